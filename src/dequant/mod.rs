@@ -1,0 +1,1 @@
+//! From packed codes and scales back to floats, on the CPU.

@@ -1,0 +1,4 @@
+//! The `.nf4pack` file format: bytes in, validated views out; a plan in, bytes out. No paths, no threads, no GPU.
+#![forbid(unsafe_code)]
+
+pub mod nf4;

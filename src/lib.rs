@@ -1,0 +1,6 @@
+//! A Hugging Face checkpoint, converted once into one 4-bit file that any program can memory-map.
+
+#[cfg(feature = "convert")]
+pub mod convert;
+pub mod dequant;
+pub mod format;

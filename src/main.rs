@@ -1,0 +1,2 @@
+//! The `nf4pack` program.
+fn main() {}
