@@ -4,3 +4,8 @@
 pub mod convert;
 pub mod dequant;
 pub mod format;
+#[cfg(feature = "mmap")]
+mod mmap;
+
+#[cfg(feature = "mmap")]
+pub use mmap::{LayerError, MappedPack, OpenError};

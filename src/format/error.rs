@@ -1,227 +1,337 @@
-//! What can be wrong with a pack. Every error is the file's fault, and says where, what was expected and what was found.
+//! What can be wrong with a pack.
 
-use super::layout::{MAJOR_VERSION, MAX_RANK};
-use super::nf4::{BLOCK_SIZES, ScaleType};
-use super::section::{ElementType, Kind};
+use thiserror::Error;
 
-/// Why bytes are not a pack that this crate reads.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+/// A part of a pack that has a place and a checksum of its own.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
-pub enum Error {
-    /// Shorter than a header.
-    #[error("file too short for a pack: expected at least {expected} bytes, found {found}")]
-    TooShort {
-        /// Bytes of a header.
-        expected: u64,
-        /// Bytes of the file.
-        found: u64,
-    },
-    /// Not a pack at all.
-    #[error("not an nf4pack file: expected the magic bytes 89 4E 46 34 0D 0A 1A 0A at offset 0, found {found:02X?}")]
-    Magic {
-        /// The file's first eight bytes.
-        found: [u8; 8],
-    },
-    /// Written by a later, incompatible version.
-    #[error("format version {found}.x is not supported (this program reads {MAJOR_VERSION}.x): use a newer nf4pack")]
-    MajorVersion {
-        /// The file's major version.
-        found: u16,
-    },
-    /// The header was damaged.
-    #[error("header damaged: CRC at offset 124 expected {expected:08x}, found {found:08x}")]
-    HeaderCrc {
-        /// CRC computed from the header's bytes.
-        expected: u32,
-        /// CRC that the header holds.
-        found: u32,
-    },
-    /// A header field has a value that version 1 does not allow.
-    #[error("header field {field} at offset {offset}: expected {expected}, found {found}")]
-    HeaderField {
-        /// The field's name in the specification.
-        field: &'static str,
-        /// The field's offset in the file.
-        offset: u64,
-        /// The one value that fits.
-        expected: u64,
-        /// The value found.
-        found: u64,
-    },
-    /// The file needs features that this crate does not have.
-    #[error("required feature bits {found:#x} are not known (known: {known:#x}): use a newer nf4pack")]
-    RequiredFeatures {
-        /// The unknown bits.
-        found: u64,
-        /// All bits that this crate knows.
-        known: u64,
-    },
-    /// Truncated, or with bytes after its end.
-    #[error("file is {found} bytes long, its header says {expected}: it is truncated or has trailing bytes")]
-    FileLength {
-        /// Length in the header.
-        expected: u64,
-        /// Length of the file.
-        found: u64,
-    },
-    /// More of something than a reader accepts.
-    #[error("too many {what}: {found}, at most {limit} are accepted")]
-    TooMany {
-        /// What there is too much of.
-        what: &'static str,
-        /// How much is accepted.
-        limit: u64,
-        /// How much the file claims.
-        found: u64,
-    },
-    /// The index was damaged.
-    #[error("index damaged: CRC expected {expected:08x}, found {found:08x}")]
-    IndexCrc {
-        /// CRC in the header.
-        expected: u32,
-        /// CRC of the bytes.
-        found: u32,
-    },
-    /// The metadata was damaged.
-    #[error("metadata damaged: CRC expected {expected:08x}, found {found:08x}")]
-    MetadataCrc {
-        /// CRC in the header.
-        expected: u32,
-        /// CRC of the bytes.
-        found: u32,
-    },
-    /// The metadata is not the JSON object that the specification asks for.
-    #[error("metadata at offset {offset} is not valid: {reason}")]
-    Metadata {
-        /// Where the metadata starts.
-        offset: u64,
-        /// What the JSON parser said, with its line and column.
-        reason: String,
-    },
-    /// One section's record does not fit.
-    #[error("section {index} ({name:?}): {fault}")]
-    Section {
-        /// The section's place in the index, from 0.
-        index: u64,
-        /// The section's name, as far as it could be read.
-        name: String,
-        /// What is wrong with it.
-        fault: SectionFault,
-    },
+pub enum Part {
+    /// The fixed header.
+    Header,
+    /// Section records and names.
+    Index,
+    /// The provenance record.
+    Metadata,
 }
 
-impl Error {
-    pub(crate) fn section(index: u64, name: &str, fault: SectionFault) -> Self {
-        Self::Section { index, name: name.to_owned(), fault }
+impl std::fmt::Display for Part {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Header => "header",
+            Self::Index => "index",
+            Self::Metadata => "metadata",
+        })
     }
 }
 
-/// What is wrong with a section's record or with its place among the others.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+/// A field of the header or of a section record.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
-#[allow(missing_docs, reason = "each field is named in its variant's message")]
-pub enum SectionFault {
-    /// A kind that may not be skipped.
-    #[error("unknown section kind {found}, not marked as optional: use a newer nf4pack")]
-    UnknownKind { found: u16 },
-    /// Flag or reserved bits that version 1 leaves at zero.
-    #[error("reserved bits are set: flags {flags:#x}, reserved {reserved:#x}, expected 0")]
-    Reserved { flags: u16, reserved: u32 },
-    /// A role that this crate does not know.
-    #[error("unknown role {found}")]
-    UnknownRole { found: u16 },
-    /// An element type that this crate does not know.
-    #[error("unknown element type {found}")]
-    UnknownElement { found: u16 },
-    /// A scale type that this crate does not know.
-    #[error("unknown scale type {found}")]
-    UnknownScaleType { found: u16 },
-    /// An element type that does not go with the kind or the scale type.
-    #[error("element type: expected {}, found {}", expected.name(), found.name())]
-    Element { expected: ElementType, found: ElementType },
-    /// A raw tensor that is not made of floats.
-    #[error("element type of a raw tensor: expected F32, F16 or BF16, found {}", found.name())]
-    RawElement { found: ElementType },
-    /// Scales where the kind has none, or none where it has.
-    #[error("scale type {found:?} does not go with kind {kind:?}")]
-    ScaleTypeForKind { kind: Kind, found: Option<ScaleType> },
-    /// A block size outside the list, or one where there are no blocks.
-    #[error("block size {found}: expected one of {BLOCK_SIZES:?} for quantised tensors, 0 for others")]
-    BlockSize { found: u32 },
-    /// A rank outside 1..=4 (files: not 1).
-    #[error("rank {found}: expected 1 to {MAX_RANK}, 1 for a file")]
-    Rank { found: u16 },
-    /// Dimensions past the rank that are not zero, or a product past 2^63.
-    #[error("shape {found:?} of rank {rank}: unused dimensions must be 0 and the product at most 2^63")]
-    Shape { found: [u64; MAX_RANK], rank: u16 },
-    /// A tensor without elements.
-    #[error("tensor has no elements")]
-    Empty,
-    /// A file that claims to belong to a layer.
-    #[error("a file must not belong to a layer, found layer {found}")]
-    FileInLayer { found: u32 },
-    /// A payload length that the shape does not give.
-    #[error("payload length: expected {expected:?} bytes for its shape, found {found}")]
-    Length { expected: Option<u64>, found: u64 },
-    /// A name that does not start where the one before ended.
-    #[error("name offset: expected {expected}, found {found}")]
-    NameOffset { expected: u64, found: u64 },
-    /// A name without a character, or a longer one than accepted.
-    #[error("name length {found}: expected 1 to {limit} bytes")]
-    NameLength { limit: u64, found: u64 },
-    /// A name that is not UTF-8, or that runs past the name table.
-    #[error("name at {offset} of the name table is cut off or not UTF-8")]
-    NameBytes { offset: u64 },
-    /// A name that another section has.
-    #[error("name is used twice")]
-    DuplicateName,
-    /// A role, layer and expert that another tensor has.
-    #[error("a second tensor has the same layer, role and expert")]
-    DuplicateRole,
-    /// A section that should stand earlier.
-    #[error("sections are out of order: this one belongs before section {}", .index - 1)]
-    Order { index: u64 },
-    /// A layer that was left out, or layers past the header's count.
-    #[error("layer: expected {expected}, found {found} (the header says {count} layers)")]
-    Layer { expected: u64, found: u64, count: u64 },
-    /// Codes without a scale table behind them.
-    #[error("codes are not followed by their scales")]
-    ScalesMissing,
-    /// Scales that do not belong to the codes before them.
-    #[error("scales do not follow codes of the same layer, role, expert, shape, block size, scale type and name")]
-    ScalesMismatch,
-    /// A payload that starts inside the one before.
-    #[error("payload overlaps what lies before it: expected offset {expected}, found {found}")]
-    Overlap { expected: u64, found: u64 },
-    /// A payload that starts at an offset that its alignment forbids.
-    #[error("payload is misaligned: expected offset {expected}, found {found}")]
-    Misaligned { expected: u64, found: u64 },
-    /// A payload that leaves a gap larger than alignment needs.
-    #[error("hole before the payload: expected offset {expected}, found {found}")]
-    Hole { expected: u64, found: u64 },
-    /// A payload that ends past the file's end.
-    #[error("payload ends past the file: offset {offset}, length {len}, file {file_len} bytes")]
-    PastEnd { offset: u64, len: u64, file_len: u64 },
+#[allow(missing_docs, reason = "each is the field of the specification with that name")]
+pub enum Field {
+    IndexOffset,
+    IndexLength,
+    SectionCount,
+    NameCount,
+    NameLength,
+    MetadataOffset,
+    MetadataLength,
+    LayerCount,
+    Kind,
+    Flags,
+    Role,
+    ElementType,
+    ScaleType,
+    Rank,
+    BlockSize,
+    Layer,
+    Expert,
+    Name,
+    Offset,
+    Length,
+    Shape,
 }
 
-/// Damage in a section's payload, found by reading it.
-#[derive(Debug, Clone, PartialEq, thiserror::Error)]
+impl std::fmt::Display for Field {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::IndexOffset => "index offset",
+            Self::IndexLength => "index length",
+            Self::SectionCount => "section count",
+            Self::NameCount => "name count",
+            Self::NameLength => "name length",
+            Self::MetadataOffset => "metadata offset",
+            Self::MetadataLength => "metadata length",
+            Self::LayerCount => "layer count",
+            Self::Kind => "kind",
+            Self::Flags => "flags",
+            Self::Role => "role",
+            Self::ElementType => "element type",
+            Self::ScaleType => "scale type",
+            Self::Rank => "rank",
+            Self::BlockSize => "block size",
+            Self::Layer => "layer",
+            Self::Expert => "expert",
+            Self::Name => "name",
+            Self::Offset => "offset",
+            Self::Length => "length",
+            Self::Shape => "shape",
+        })
+    }
+}
+
+/// Why bytes are not a valid pack. Offsets count from the start of the file; sections count from 0.
+#[derive(Debug, Clone, PartialEq, Eq, Error)]
 #[non_exhaustive]
-#[allow(missing_docs, reason = "each field is named in its variant's message")]
-pub enum PayloadFault {
-    /// Bytes changed since the pack was written.
-    #[error("payload CRC: expected {expected:08x}, found {found:08x}")]
-    Crc { expected: u32, found: u32 },
-    /// A scale that is NaN or infinite.
-    #[error("scale {index} is {found}, not a finite number")]
-    NonFiniteScale { index: u64, found: f32 },
-    /// A negative scale in a pack whose header says that it has none.
-    #[error("scale {index} is {found}, negative, and the header's negative-scales bit is not set")]
-    NegativeScale { index: u64, found: f32 },
-    /// Codes after the last weight that are not the zero code.
-    #[error("padding code {index} is {found}, expected 7")]
-    CodePadding { index: u64, found: u8 },
-    /// Bytes between sections that are not zero.
-    #[error("padding byte at offset {offset} is {found:#04x}, expected 0")]
-    Padding { offset: u64, found: u8 },
+pub enum FormatError {
+    /// The file does not reach to the end of its header, index or metadata.
+    #[error("the file ends inside its {part}: {expected} bytes needed, {found} found")]
+    TooShort {
+        /// What is cut.
+        part: Part,
+        /// Bytes that the file must have at least.
+        expected: u64,
+        /// Bytes that it has.
+        found: u64,
+    },
+    /// The first eight bytes are not those of a pack.
+    #[error("not a pack: the file starts with {found:02x?}, not {:02x?}", super::layout::MAGIC)]
+    BadMagic {
+        /// The first eight bytes.
+        found: [u8; 8],
+    },
+    /// A major version that this reader does not know.
+    #[error("format version {major}.{minor} at offset 8 is not readable here (expected {}.x)", super::layout::MAJOR_VERSION)]
+    UnsupportedVersion {
+        /// Major version of the file.
+        major: u16,
+        /// Minor version of the file.
+        minor: u16,
+    },
+    /// The file needs features that this reader does not have.
+    #[error("required features {bits:#x} at offset 16 are unknown here (known: {:#x})", super::layout::KNOWN_FEATURES)]
+    UnknownFeatures {
+        /// The unknown bits.
+        bits: u64,
+    },
+    /// The header's file length is not the file's: cut short, or bytes after the end.
+    #[error("the file has {found} bytes, its header says {expected}")]
+    FileLength {
+        /// What the header (or the last section's end) says.
+        expected: u64,
+        /// What the file has.
+        found: u64,
+    },
+    /// A checksum of the header, index or metadata does not match.
+    #[error("checksum of the {part} at offset {offset}: expected {expected:08x}, found {found:08x}")]
+    Checksum {
+        /// What is damaged.
+        part: Part,
+        /// Where it starts.
+        offset: u64,
+        /// The stored CRC-32.
+        expected: u32,
+        /// The CRC-32 of the bytes.
+        found: u32,
+    },
+    /// A reserved byte is not zero.
+    #[error("reserved byte at offset {offset}: expected 0, found {found}")]
+    Reserved {
+        /// Where it is.
+        offset: u64,
+        /// Its value.
+        found: u8,
+    },
+    /// More of something than a reader accepts.
+    #[error("{field} {found} is over the limit of {limit}")]
+    Limit {
+        /// What there is too much of.
+        field: Field,
+        /// The limit.
+        limit: u64,
+        /// What the file has.
+        found: u64,
+    },
+    /// A header field has another value than the rest of the file demands.
+    #[error("{field} in the header at offset {offset}: expected {expected}, found {found}")]
+    Header {
+        /// The field.
+        field: Field,
+        /// Where the field is.
+        offset: u64,
+        /// The only valid value.
+        expected: u64,
+        /// Its value.
+        found: u64,
+    },
+    /// A name's end lies before its start or past the table.
+    #[error("name {name} ends at byte {found} of the name table: expected {min} to {max}")]
+    NameRange {
+        /// Number of the name.
+        name: u64,
+        /// Smallest valid end.
+        min: u64,
+        /// Largest valid end.
+        max: u64,
+        /// The end that the file gives.
+        found: u64,
+    },
+    /// A name is not UTF-8.
+    #[error("name {name} is not UTF-8 (offset {offset})")]
+    NameNotUtf8 {
+        /// Number of the name.
+        name: u64,
+        /// Where the invalid bytes start.
+        offset: u64,
+    },
+    /// Two names are the same.
+    #[error("name {name} is the same as name {first}: \"{text}\"")]
+    NameDuplicate {
+        /// Number of the second one.
+        name: u64,
+        /// Number of the first one.
+        first: u64,
+        /// The name.
+        text: String,
+    },
+    /// A section field holds a number that means nothing here.
+    #[error("section {section}: unknown {field} {found} at offset {offset}")]
+    Unknown {
+        /// Number of the section.
+        section: u64,
+        /// The field.
+        field: Field,
+        /// Where the field is.
+        offset: u64,
+        /// Its value.
+        found: u64,
+    },
+    /// A section field has another value than the rest of the file demands.
+    #[error("section {section}: {field} at offset {offset}: expected {expected}, found {found}")]
+    Mismatch {
+        /// Number of the section.
+        section: u64,
+        /// The field.
+        field: Field,
+        /// Where the field is.
+        offset: u64,
+        /// The only valid value.
+        expected: u64,
+        /// Its value.
+        found: u64,
+    },
+    /// A section's shape has more bytes than 64 bits can count.
+    #[error("section {section}: the size of its shape {shape:?} overflows")]
+    ShapeOverflow {
+        /// Number of the section.
+        section: u64,
+        /// Its shape.
+        shape: [u64; 4],
+    },
+    /// A section's end is past the largest file offset.
+    #[error("section {section}: offset {offset} plus length {length} overflows")]
+    OffsetOverflow {
+        /// Number of the section.
+        section: u64,
+        /// Where it starts.
+        offset: u64,
+        /// Its length.
+        length: u64,
+    },
+    /// Sections are not in the order of the specification, or one stands twice.
+    #[error("section {section} is out of order (record at offset {offset})")]
+    Order {
+        /// Number of the section.
+        section: u64,
+        /// Where its record is.
+        offset: u64,
+    },
+    /// Codes without a scale table right behind, or a scale table without codes.
+    #[error("section {section} (record at offset {offset}): codes and scales do not stand in a pair")]
+    Unpaired {
+        /// Number of the section.
+        section: u64,
+        /// Where its record is.
+        offset: u64,
+    },
+    /// A layer below the layer count has no section.
+    #[error("layer {layer} has no section (found at the record at offset {offset})")]
+    LayerMissing {
+        /// The layer.
+        layer: u64,
+        /// Where the next layer's first record is, or the end of the records.
+        offset: u64,
+    },
+    /// The metadata is not UTF-8.
+    #[error("the metadata is not UTF-8 (offset {offset})")]
+    MetadataNotUtf8 {
+        /// Where the invalid bytes start.
+        offset: u64,
+    },
+    /// A section's payload does not have the checksum of its record.
+    #[error(
+        "section {section} ({name}, {length} bytes at offset {offset}): checksum expected {expected:08x}, found {found:08x}"
+    )]
+    PayloadChecksum {
+        /// Number of the section.
+        section: u64,
+        /// Its kind and name.
+        name: String,
+        /// Where the payload starts.
+        offset: u64,
+        /// Bytes of the payload.
+        length: u64,
+        /// The stored CRC-32.
+        expected: u32,
+        /// The CRC-32 of the payload.
+        found: u32,
+    },
+    /// A scale (or an entry of a nested table) is a NaN or an infinity.
+    #[error("section {section} ({name}, offset {offset}): scale {scale} is {found}, expected a finite number")]
+    ScaleNotFinite {
+        /// Number of the section.
+        section: u64,
+        /// Its kind and name.
+        name: String,
+        /// Where the payload starts.
+        offset: u64,
+        /// Number of the scale.
+        scale: u64,
+        /// Its value, as text, since a NaN is not equal to itself.
+        found: String,
+    },
+    /// A scale is negative, but the header does not say that scales may be.
+    #[error("section {section} ({name}, offset {offset}): scale {scale} is negative, and feature bit 0 is not set")]
+    ScaleNegative {
+        /// Number of the section.
+        section: u64,
+        /// Its kind and name.
+        name: String,
+        /// Where the payload starts.
+        offset: u64,
+        /// Number of the scale.
+        scale: u64,
+    },
+    /// The codes that pad the last block are not all 7.
+    #[error("section {section} ({name}): padding code of element {element} at offset {offset}: expected 7, found {found}")]
+    CodePadding {
+        /// Number of the section.
+        section: u64,
+        /// Its kind and name.
+        name: String,
+        /// Number of the element past the tensor's end.
+        element: u64,
+        /// Where its byte is.
+        offset: u64,
+        /// The code.
+        found: u8,
+    },
+    /// A byte between two sections is not zero.
+    #[error("padding byte at offset {offset}: expected 0, found {found}")]
+    Padding {
+        /// Where it is.
+        offset: u64,
+        /// Its value.
+        found: u8,
+    },
 }

@@ -1,143 +1,203 @@
-//! The 128-byte header (spec section 2).
+//! The fixed header (spec section 2): encode, decode, and the checks that need nothing but the header.
 
-use super::error::Error;
-use super::layout::*;
-use super::section::Fields;
+use super::checksum::crc32;
+use super::error::{Field, FormatError, Part};
+use super::layout::{
+    self, GROUP_ALIGN, HEADER_LEN, Limits, NAME_END_LEN, RECORD_LEN, SECTION_ALIGN, align_up, header as at,
+};
 
-/// Version, features and the place of everything else in a pack.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+/// The header's fields, apart from the magic, the reserved bytes and its own checksum.
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Header {
-    /// Minor version that wrote the file; its major version is always 1.
-    pub minor: u16,
-    /// Bits that a reader must know, or refuse the file.
+    /// Minor version of the file; the major version is [`layout::MAJOR_VERSION`].
+    pub minor_version: u16,
+    /// Bits that a reader must understand.
     pub required_features: u64,
     /// Bits that a reader may ignore.
     pub optional_features: u64,
-    /// Bytes of the whole file.
+    /// Length of the whole file in bytes.
     pub file_len: u64,
-    /// Bytes of the index: section records, then names.
+    /// Length of the index in bytes; it starts right behind the header.
     pub index_len: u64,
-    /// First byte of the metadata, right behind the index.
-    pub metadata_offset: u64,
-    /// Bytes of the metadata.
-    pub metadata_len: u64,
-    /// Sections of the pack.
+    /// Number of section records in the index.
     pub section_count: u64,
-    /// Layers of the pack.
-    pub layer_count: u64,
-    /// Bytes of the name table at the end of the index.
-    pub names_len: u64,
+    /// Number of names in the index.
+    pub name_count: u64,
+    /// Where the metadata starts.
+    pub metadata_offset: u64,
+    /// Length of the metadata in bytes.
+    pub metadata_len: u64,
     /// CRC-32 of the index.
     pub index_crc: u32,
     /// CRC-32 of the metadata.
     pub metadata_crc: u32,
+    /// Number of layers of the model.
+    pub layer_count: u32,
+}
+
+/// Reads the two bytes at `offset`; 0 past the end (callers have checked the length).
+pub(super) fn u16_at(bytes: &[u8], offset: usize) -> u16 {
+    bytes.get(offset..offset + 2).and_then(|b| b.try_into().ok()).map_or(0, u16::from_le_bytes)
+}
+
+/// Reads the four bytes at `offset`; 0 past the end.
+pub(super) fn u32_at(bytes: &[u8], offset: usize) -> u32 {
+    bytes.get(offset..offset + 4).and_then(|b| b.try_into().ok()).map_or(0, u32::from_le_bytes)
+}
+
+/// Reads the eight bytes at `offset`; 0 past the end.
+pub(super) fn u64_at(bytes: &[u8], offset: usize) -> u64 {
+    bytes.get(offset..offset + 8).and_then(|b| b.try_into().ok()).map_or(0, u64::from_le_bytes)
+}
+
+/// Fails on the first byte of `range` (of `bytes`, which starts at `base` in the file) that is not zero.
+pub(super) fn check_reserved(bytes: &[u8], range: std::ops::Range<usize>, base: u64) -> Result<(), FormatError> {
+    let start = range.start;
+    match bytes.get(range).unwrap_or_default().iter().position(|&b| b != 0) {
+        None => Ok(()),
+        Some(i) => Err(FormatError::Reserved { offset: base + (start + i) as u64, found: bytes[start + i] }),
+    }
 }
 
 impl Header {
-    /// Whether scale tables may hold negative scales.
-    pub fn negative_scales(&self) -> bool {
-        self.required_features & FEATURE_NEGATIVE_SCALES != 0
+    /// Encodes the header, checksum included.
+    pub fn encode(&self) -> [u8; HEADER_LEN] {
+        let mut out = [0; HEADER_LEN];
+        let mut put = |offset: usize, bytes: &[u8]| out[offset..offset + bytes.len()].copy_from_slice(bytes);
+        put(at::MAGIC, &layout::MAGIC);
+        put(at::MAJOR, &layout::MAJOR_VERSION.to_le_bytes());
+        put(at::MINOR, &self.minor_version.to_le_bytes());
+        put(at::REQUIRED, &self.required_features.to_le_bytes());
+        put(at::OPTIONAL, &self.optional_features.to_le_bytes());
+        put(at::FILE_LEN, &self.file_len.to_le_bytes());
+        put(at::INDEX_OFFSET, &(HEADER_LEN as u64).to_le_bytes());
+        put(at::INDEX_LEN, &self.index_len.to_le_bytes());
+        put(at::SECTION_COUNT, &self.section_count.to_le_bytes());
+        put(at::NAME_COUNT, &self.name_count.to_le_bytes());
+        put(at::METADATA_OFFSET, &self.metadata_offset.to_le_bytes());
+        put(at::METADATA_LEN, &self.metadata_len.to_le_bytes());
+        put(at::INDEX_CRC, &self.index_crc.to_le_bytes());
+        put(at::METADATA_CRC, &self.metadata_crc.to_le_bytes());
+        put(at::LAYER_COUNT, &self.layer_count.to_le_bytes());
+        let crc = crc32(&out[..at::CRC]);
+        out[at::CRC..].copy_from_slice(&crc.to_le_bytes());
+        out
     }
 
-    /// Reads and checks the header of a file of `found_len` bytes that starts with `bytes`.
-    pub(crate) fn decode(bytes: &[u8], found_len: u64, limits: &Limits) -> Result<Self, Error> {
-        let too_short = Error::TooShort { expected: HEADER_LEN, found: bytes.len() as u64 };
-        let bytes = bytes.get(..header::LEN).ok_or(too_short)?;
-        let fields = Fields(bytes);
-        let magic = fields.u64(header::MAGIC).to_le_bytes();
-        if magic != MAGIC {
-            return Err(Error::Magic { found: magic });
-        }
-        let major = fields.u16(header::MAJOR);
-        if major != MAJOR_VERSION {
-            return Err(Error::MajorVersion { found: major });
-        }
-        let crc = crc32fast::hash(bytes.get(..header::HEADER_CRC).unwrap_or(bytes));
-        let found = fields.u32(header::HEADER_CRC);
-        if crc != found {
-            return Err(Error::HeaderCrc { expected: crc, found });
-        }
-        let header = Self {
-            minor: fields.u16(header::MINOR),
-            required_features: fields.u64(header::REQUIRED),
-            optional_features: fields.u64(header::OPTIONAL),
-            file_len: fields.u64(header::FILE_LEN),
-            index_len: fields.u64(header::INDEX_LEN),
-            metadata_offset: fields.u64(header::METADATA_OFFSET),
-            metadata_len: fields.u64(header::METADATA_LEN),
-            section_count: fields.u64(header::SECTION_COUNT),
-            layer_count: fields.u64(header::LAYER_COUNT),
-            names_len: fields.u64(header::NAMES_LEN),
-            index_crc: fields.u32(header::INDEX_CRC),
-            metadata_crc: fields.u32(header::METADATA_CRC),
+    /// Decodes and checks the header at the start of `bytes`, for a file of `file_len` bytes.
+    ///
+    /// # Errors
+    /// Everything that the header alone can show to be wrong: magic, version, features, checksum, lengths, limits.
+    pub fn decode(bytes: &[u8], file_len: u64, limits: &Limits) -> Result<Self, FormatError> {
+        let Some(bytes) = bytes.get(..HEADER_LEN) else {
+            return Err(too_short(bytes));
         };
-        header.check(&fields, limits)?;
-        if header.file_len != found_len {
-            return Err(Error::FileLength { expected: header.file_len, found: found_len });
+        Self::check_identity(bytes)?;
+        let header = Self {
+            minor_version: u16_at(bytes, at::MINOR),
+            required_features: u64_at(bytes, at::REQUIRED),
+            optional_features: u64_at(bytes, at::OPTIONAL),
+            file_len: u64_at(bytes, at::FILE_LEN),
+            index_len: u64_at(bytes, at::INDEX_LEN),
+            section_count: u64_at(bytes, at::SECTION_COUNT),
+            name_count: u64_at(bytes, at::NAME_COUNT),
+            metadata_offset: u64_at(bytes, at::METADATA_OFFSET),
+            metadata_len: u64_at(bytes, at::METADATA_LEN),
+            index_crc: u32_at(bytes, at::INDEX_CRC),
+            metadata_crc: u32_at(bytes, at::METADATA_CRC),
+            layer_count: u32_at(bytes, at::LAYER_COUNT),
+        };
+        let unknown = header.required_features & !layout::KNOWN_FEATURES;
+        if unknown != 0 {
+            return Err(FormatError::UnknownFeatures { bits: unknown });
         }
+        check_reserved(bytes, at::RESERVED_A..at::REQUIRED, 0)?;
+        check_reserved(bytes, at::RESERVED_B..at::CRC, 0)?;
+        if header.file_len != file_len {
+            return Err(FormatError::FileLength { expected: header.file_len, found: file_len });
+        }
+        header.check_limits(limits)?;
+        header.check_positions(u64_at(bytes, at::INDEX_OFFSET))?;
         Ok(header)
     }
 
-    /// Everything that is judged from the header alone. The limits come first, so the sums after them cannot overflow.
-    fn check(&self, fields: &Fields<'_>, limits: &Limits) -> Result<(), Error> {
-        let unknown = self.required_features & !KNOWN_REQUIRED_FEATURES;
-        if unknown != 0 {
-            return Err(Error::RequiredFeatures { found: unknown, known: KNOWN_REQUIRED_FEATURES });
+    /// Magic, then version, then checksum: a later version may have another header.
+    fn check_identity(bytes: &[u8]) -> Result<(), FormatError> {
+        let magic: [u8; 8] = bytes.get(..8).and_then(|b| b.try_into().ok()).unwrap_or_default();
+        if magic != layout::MAGIC {
+            return Err(FormatError::BadMagic { found: magic });
         }
-        let names_limit = limits.sections * limits.name_len;
-        for (what, limit, found) in [
-            ("sections", limits.sections, self.section_count),
-            ("layers", limits.layers, self.layer_count),
-            ("name bytes", names_limit, self.names_len),
-            ("metadata bytes", limits.metadata_len, self.metadata_len),
+        let (major, minor) = (u16_at(bytes, at::MAJOR), u16_at(bytes, at::MINOR));
+        if major != layout::MAJOR_VERSION {
+            return Err(FormatError::UnsupportedVersion { major, minor });
+        }
+        let (expected, found) = (u32_at(bytes, at::CRC), crc32(&bytes[..at::CRC]));
+        if expected != found {
+            return Err(FormatError::Checksum { part: Part::Header, offset: 0, expected, found });
+        }
+        Ok(())
+    }
+
+    fn check_limits(&self, limits: &Limits) -> Result<(), FormatError> {
+        for (field, limit, found) in [
+            (Field::SectionCount, limits.sections, self.section_count),
+            (Field::NameCount, limits.sections, self.name_count),
+            (Field::IndexLength, limits.index_len, self.index_len),
+            (Field::MetadataLength, limits.metadata_len, self.metadata_len),
+            (Field::LayerCount, limits.layers.into(), self.layer_count.into()),
         ] {
             if found > limit {
-                return Err(Error::TooMany { what, limit, found });
-            }
-        }
-        let index_len = self.section_count * RECORD_LEN + self.names_len;
-        let reserved = header::RESERVED..header::HEADER_CRC;
-        let reserved_sum = fields.0.get(reserved).map_or(0, |bytes| bytes.iter().map(|&b| u64::from(b)).sum());
-        for (field, offset, expected, found) in [
-            ("header_len", header::HEADER_LEN, HEADER_LEN, u64::from(fields.u32(header::HEADER_LEN))),
-            ("index_offset", header::INDEX_OFFSET, HEADER_LEN, fields.u64(header::INDEX_OFFSET)),
-            ("index_len", header::INDEX_LEN, index_len, self.index_len),
-            ("metadata_offset", header::METADATA_OFFSET, HEADER_LEN + index_len, self.metadata_offset),
-            ("reserved", header::RESERVED, 0, reserved_sum),
-        ] {
-            if expected != found {
-                return Err(Error::HeaderField { field, offset: offset as u64, expected, found });
+                return Err(FormatError::Limit { field, limit, found });
             }
         }
         Ok(())
     }
 
-    /// The header's bytes, its own CRC included.
-    pub(crate) fn encode(&self) -> Vec<u8> {
-        let mut out = Vec::with_capacity(header::LEN);
-        out.extend_from_slice(&MAGIC);
-        out.extend_from_slice(&MAJOR_VERSION.to_le_bytes());
-        out.extend_from_slice(&self.minor.to_le_bytes());
-        out.extend_from_slice(&(header::LEN as u32).to_le_bytes());
-        for field in [
-            self.required_features,
-            self.optional_features,
-            self.file_len,
-            HEADER_LEN,
-            self.index_len,
-            self.metadata_offset,
-            self.metadata_len,
-            self.section_count,
-            self.layer_count,
-            self.names_len,
-        ] {
-            out.extend_from_slice(&field.to_le_bytes());
+    /// Index and metadata stand where they must, and both lie inside the file.
+    fn check_positions(&self, index_offset: u64) -> Result<(), FormatError> {
+        let header_field =
+            |field, at: usize, expected, found| FormatError::Header { field, offset: at as u64, expected, found };
+        if index_offset != HEADER_LEN as u64 {
+            return Err(header_field(Field::IndexOffset, at::INDEX_OFFSET, HEADER_LEN as u64, index_offset));
         }
-        out.extend_from_slice(&self.index_crc.to_le_bytes());
-        out.extend_from_slice(&self.metadata_crc.to_le_bytes());
-        out.resize(header::HEADER_CRC, 0);
-        let crc = crc32fast::hash(&out);
-        out.extend_from_slice(&crc.to_le_bytes());
-        out
+        // The limits keep both products small.
+        let tables = self.section_count * RECORD_LEN as u64 + self.name_count * NAME_END_LEN as u64;
+        if self.index_len < tables {
+            return Err(header_field(Field::IndexLength, at::INDEX_LEN, tables, self.index_len));
+        }
+        let index_end = HEADER_LEN as u64 + self.index_len;
+        let metadata_offset = align_up(index_end, SECTION_ALIGN).unwrap_or(u64::MAX);
+        if self.metadata_offset != metadata_offset {
+            return Err(header_field(Field::MetadataOffset, at::METADATA_OFFSET, metadata_offset, self.metadata_offset));
+        }
+        for (part, end) in [(Part::Index, index_end), (Part::Metadata, self.front_len())] {
+            if end > self.file_len {
+                return Err(FormatError::TooShort { part, expected: end, found: self.file_len });
+            }
+        }
+        Ok(())
+    }
+
+    /// Bytes from the start of the file to the end of the metadata: what must be read to open it.
+    pub fn front_len(&self) -> u64 {
+        self.metadata_offset.saturating_add(self.metadata_len)
+    }
+
+    /// Where the first section must start.
+    pub(super) fn first_section_offset(&self) -> u64 {
+        align_up(self.front_len(), GROUP_ALIGN).unwrap_or(u64::MAX)
+    }
+
+    /// Whether scales may be negative.
+    pub fn signed_scales(&self) -> bool {
+        self.required_features & layout::FEATURE_SIGNED_SCALES != 0
+    }
+}
+
+/// A file shorter than a header: named as "not a pack" where even the magic differs.
+fn too_short(bytes: &[u8]) -> FormatError {
+    match bytes.get(..8).and_then(|b| <[u8; 8]>::try_from(b).ok()) {
+        Some(found) if found != layout::MAGIC => FormatError::BadMagic { found },
+        _ => FormatError::TooShort { part: Part::Header, expected: HEADER_LEN as u64, found: bytes.len() as u64 },
     }
 }

@@ -1,99 +1,121 @@
-//! Where things lie in a pack (spec sections 2 to 4): magic, record offsets, alignment and limits.
+//! Where everything lies in a pack (spec sections 2 to 4): each offset is the previous field's end.
 
-/// First eight bytes of every pack (spec section 2): a byte that no text file has, a name, and both line endings, so that
-/// a transfer that rewrites line endings is seen at once.
-pub const MAGIC: [u8; 8] = *b"\x89NF4\r\n\x1a\n";
+/// First eight bytes of every pack. The high bit and the line ends show a transfer in text mode, as PNG's do.
+pub const MAGIC: [u8; 8] = [0x89, b'N', b'F', b'4', 0x0d, 0x0a, 0x1a, 0x0a];
 
-/// Major version that this crate reads and writes; another one is refused.
+/// Major version that this crate reads and writes; any other is refused.
 pub const MAJOR_VERSION: u16 = 1;
-/// Minor version that this crate writes; any is read.
+
+/// Minor version that this crate writes; a higher one is read, skipping what is optional.
 pub const MINOR_VERSION: u16 = 0;
 
-/// Required-feature bit 0: scale tables may hold negative scales.
-pub const FEATURE_NEGATIVE_SCALES: u64 = 1;
-/// Every required-feature bit that this crate knows.
-pub const KNOWN_REQUIRED_FEATURES: u64 = FEATURE_NEGATIVE_SCALES;
+/// Required-feature bit: scales may be negative.
+pub const FEATURE_SIGNED_SCALES: u64 = 1;
 
-/// Sections start on a multiple of this many bytes: the strictest storage-buffer offset that WebGPU allows a device to ask for.
+/// The required-feature bits that this crate understands.
+pub const KNOWN_FEATURES: u64 = FEATURE_SIGNED_SCALES;
+
+/// Section flag: a reader that does not know the section's kind may skip it.
+pub const FLAG_OPTIONAL: u16 = 1;
+
+/// Every section starts on a multiple of this, so that it can be bound as a GPU buffer at its offset.
 pub const SECTION_ALIGN: u64 = 256;
-/// The first section of a layer starts on a multiple of this many bytes (a page), so a layer can be read and mapped alone.
-pub const LAYER_ALIGN: u64 = 4096;
 
-/// Value of a record's layer or expert field that says "none".
-pub const NONE: u32 = u32::MAX;
+/// Every group (the files, the global tensors, each layer) starts on a multiple of this: a page.
+pub const GROUP_ALIGN: u64 = 4096;
 
-/// Byte offsets of the header's fields, each derived from the one before (spec section 2).
-pub(crate) mod header {
+/// Dimensions that a shape may have.
+pub const MAX_RANK: usize = 4;
+
+/// In the layer and expert fields: none.
+pub const NONE_U32: u32 = u32::MAX;
+
+/// Field offsets inside the header.
+pub(super) mod header {
     pub const MAGIC: usize = 0;
     pub const MAJOR: usize = MAGIC + 8;
     pub const MINOR: usize = MAJOR + 2;
-    pub const HEADER_LEN: usize = MINOR + 2;
-    pub const REQUIRED: usize = HEADER_LEN + 4;
+    pub const RESERVED_A: usize = MINOR + 2;
+    pub const REQUIRED: usize = RESERVED_A + 4;
     pub const OPTIONAL: usize = REQUIRED + 8;
     pub const FILE_LEN: usize = OPTIONAL + 8;
     pub const INDEX_OFFSET: usize = FILE_LEN + 8;
     pub const INDEX_LEN: usize = INDEX_OFFSET + 8;
-    pub const METADATA_OFFSET: usize = INDEX_LEN + 8;
+    pub const SECTION_COUNT: usize = INDEX_LEN + 8;
+    pub const NAME_COUNT: usize = SECTION_COUNT + 8;
+    pub const METADATA_OFFSET: usize = NAME_COUNT + 8;
     pub const METADATA_LEN: usize = METADATA_OFFSET + 8;
-    pub const SECTION_COUNT: usize = METADATA_LEN + 8;
-    pub const LAYER_COUNT: usize = SECTION_COUNT + 8;
-    pub const NAMES_LEN: usize = LAYER_COUNT + 8;
-    pub const INDEX_CRC: usize = NAMES_LEN + 8;
+    pub const INDEX_CRC: usize = METADATA_LEN + 8;
     pub const METADATA_CRC: usize = INDEX_CRC + 4;
-    pub const RESERVED: usize = METADATA_CRC + 4;
-    pub const HEADER_CRC: usize = RESERVED + 20;
-    pub const LEN: usize = HEADER_CRC + 4;
+    pub const LAYER_COUNT: usize = METADATA_CRC + 4;
+    pub const RESERVED_B: usize = LAYER_COUNT + 4;
+    pub const CRC: usize = RESERVED_B + 24;
+    pub const LEN: usize = CRC + 4;
     const _: () = assert!(LEN == 128);
 }
 
-/// Byte offsets of a section record's fields, each derived from the one before (spec section 3).
-pub(crate) mod record {
+/// Field offsets inside a section record.
+pub(super) mod record {
     pub const KIND: usize = 0;
     pub const FLAGS: usize = KIND + 2;
     pub const ROLE: usize = FLAGS + 2;
-    pub const ELEMENT: usize = ROLE + 2;
-    pub const SCALE: usize = ELEMENT + 2;
-    pub const RANK: usize = SCALE + 2;
+    pub const ELEMENT_TYPE: usize = ROLE + 2;
+    pub const SCALE_TYPE: usize = ELEMENT_TYPE + 2;
+    pub const RANK: usize = SCALE_TYPE + 2;
     pub const BLOCK_SIZE: usize = RANK + 2;
     pub const LAYER: usize = BLOCK_SIZE + 4;
     pub const EXPERT: usize = LAYER + 4;
-    pub const NAME_OFFSET: usize = EXPERT + 4;
-    pub const NAME_LEN: usize = NAME_OFFSET + 8;
-    pub const OFFSET: usize = NAME_LEN + 8;
-    pub const PAYLOAD_LEN: usize = OFFSET + 8;
-    pub const SHAPE: usize = PAYLOAD_LEN + 8;
+    pub const NAME: usize = EXPERT + 4;
+    pub const OFFSET: usize = NAME + 8;
+    pub const LENGTH: usize = OFFSET + 8;
+    pub const SHAPE: usize = LENGTH + 8;
     pub const CRC: usize = SHAPE + 8 * super::MAX_RANK;
     pub const RESERVED: usize = CRC + 4;
-    pub const LEN: usize = RESERVED + 4;
+    pub const LEN: usize = RESERVED + 12;
     const _: () = assert!(LEN == 96);
 }
 
 /// Bytes of the header.
-pub const HEADER_LEN: u64 = header::LEN as u64;
-/// Bytes of one section record.
-pub const RECORD_LEN: u64 = record::LEN as u64;
-/// Dimensions that a shape may have.
-pub const MAX_RANK: usize = 4;
+pub const HEADER_LEN: usize = header::LEN;
 
-/// What a reader accepts at most; a pack that claims more is refused before anything is allocated for it (spec section 8).
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+/// Bytes of a section record.
+pub const RECORD_LEN: usize = record::LEN;
+
+/// Bytes of one entry of the table of name ends.
+pub const NAME_END_LEN: usize = 8;
+
+/// Rounds up to a multiple of `align` (a power of two). `None` on overflow.
+pub(crate) fn align_up(value: u64, align: u64) -> Option<u64> {
+    value.checked_add(align - 1).map(|v| v & !(align - 1))
+}
+
+/// What a reader accepts at most. A file over a limit is refused before anything of its size is allocated.
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Limits {
-    /// Sections of a pack.
+    /// Sections in a file.
     pub sections: u64,
-    /// Layers of a pack.
-    pub layers: u64,
     /// Bytes of one name.
     pub name_len: u64,
+    /// Bytes of the index.
+    pub index_len: u64,
     /// Bytes of the metadata.
     pub metadata_len: u64,
+    /// Layers of a model.
+    pub layers: u32,
+    /// Experts of a layer.
+    pub experts: u32,
 }
 
-impl Limits {
-    /// The limits of format version 1.
-    pub const V1: Self = Self { sections: 1 << 20, layers: 1 << 16, name_len: 1 << 10, metadata_len: 1 << 24 };
-}
-
-/// `offset` rounded up to a multiple of `align` (a power of two); `None` on overflow.
-pub fn align_up(offset: u64, align: u64) -> Option<u64> {
-    offset.checked_add(align - 1).map(|end| end & !(align - 1))
+impl Default for Limits {
+    /// The limits of the specification (section 8).
+    fn default() -> Self {
+        Self {
+            sections: 1 << 22,
+            name_len: 1 << 12,
+            index_len: 1 << 30,
+            metadata_len: 1 << 24,
+            layers: 1 << 16,
+            experts: 1 << 16,
+        }
+    }
 }

@@ -1,377 +1,325 @@
-//! One section: a run of payload bytes and the record that describes it (spec section 3).
+//! One section record of the index (spec section 4): encode, decode, and the checks that need nothing but the record.
 
-use super::error::{Error, SectionFault};
-use super::layout::{MAX_RANK, NONE, record};
-use super::nf4::{BLOCK_SIZES, ScaleType, block_count, codes_len, scales_len};
-use super::role::Role;
+use super::error::{Field, FormatError};
+use super::header::{check_reserved, u16_at, u32_at, u64_at};
+use super::kinds::{ElementType, Role, SectionKind};
+use super::layout::{FLAG_OPTIONAL, HEADER_LEN, Limits, MAX_RANK, NONE_U32, RECORD_LEN, record as at};
+use super::nf4::{self, ScaleType};
 
-/// What a section's payload is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Kind {
-    /// Packed NF4 codes of a tensor.
-    Codes,
-    /// The scale table of the codes section just before it.
-    Scales,
-    /// A tensor as the source stored it.
-    Raw,
-    /// A file of the checkpoint, byte for byte.
-    File,
-    /// A kind of a later minor version, marked as one that a reader may skip.
-    Unknown(u16),
-}
-
-impl Kind {
-    /// The number that the file stores.
-    pub fn number(self) -> u16 {
-        match self {
-            Self::Codes => 1,
-            Self::Scales => 2,
-            Self::Raw => 3,
-            Self::File => 4,
-            Self::Unknown(number) => number,
-        }
-    }
-
-    /// Sections of a layer (or of the model) lie in this order first: files, tensors, whatever came later.
-    fn class(self) -> u8 {
-        match self {
-            Self::File => 0,
-            Self::Codes | Self::Scales | Self::Raw => 1,
-            Self::Unknown(_) => 2,
-        }
-    }
-}
-
-/// Type of the elements of a tensor or of a file.
+/// Dimensions of a tensor: one to four, each at least 1, so that the product is the number of elements.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum ElementType {
-    /// IEEE float32.
-    F32,
-    /// IEEE float16.
-    F16,
-    /// bfloat16: the upper half of a float32.
-    Bf16,
-    /// Bytes.
-    U8,
-    /// 4-bit codes, eight to a u32.
-    Nf4,
-}
-
-impl ElementType {
-    const ALL: [Self; 5] = [Self::F32, Self::F16, Self::Bf16, Self::U8, Self::Nf4];
-
-    /// The number that the file stores.
-    pub fn number(self) -> u16 {
-        match self {
-            Self::F32 => 1,
-            Self::F16 => 2,
-            Self::Bf16 => 3,
-            Self::U8 => 4,
-            Self::Nf4 => 5,
-        }
-    }
-
-    /// Bytes of one element; `None` for NF4, whose elements share bytes.
-    pub fn size(self) -> Option<u64> {
-        match self {
-            Self::F32 => Some(4),
-            Self::F16 | Self::Bf16 => Some(2),
-            Self::U8 => Some(1),
-            Self::Nf4 => None,
-        }
-    }
-
-    /// The name that safetensors uses, such as `BF16`.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::F32 => "F32",
-            Self::F16 => "F16",
-            Self::Bf16 => "BF16",
-            Self::U8 => "U8",
-            Self::Nf4 => "NF4",
-        }
-    }
-}
-
-impl ScaleType {
-    const ALL: [Self; 3] = [Self::F32, Self::Bf16, Self::Dq8];
-
-    /// The number that the file stores (0 means "no scales").
-    pub fn number(self) -> u16 {
-        match self {
-            Self::F32 => 1,
-            Self::Bf16 => 2,
-            Self::Dq8 => 3,
-        }
-    }
-
-    /// The name that the command line uses.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::F32 => "f32",
-            Self::Bf16 => "bf16",
-            Self::Dq8 => "dq8",
-        }
-    }
-
-    /// Element type of a scales section.
-    pub fn element(self) -> ElementType {
-        match self {
-            Self::F32 => ElementType::F32,
-            Self::Bf16 => ElementType::Bf16,
-            Self::Dq8 => ElementType::U8,
-        }
-    }
-}
-
-/// Dimensions of a tensor, outermost first; one to four of them.
-#[derive(Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Shape {
     dims: [u64; MAX_RANK],
     rank: u8,
 }
 
 impl Shape {
-    /// A shape of `dims`; `None` where there are none, more than four, or their product passes 2^63.
+    /// A shape of one to four dimensions, none of them zero, whose product fits 64 bits; `None` otherwise.
     pub fn new(dims: &[u64]) -> Option<Self> {
         let mut shape = Self { dims: [0; MAX_RANK], rank: u8::try_from(dims.len()).ok()? };
         shape.dims.get_mut(..dims.len())?.copy_from_slice(dims);
-        let elements = dims.iter().try_fold(1_u64, |product, &dim| product.checked_mul(dim))?;
-        (!dims.is_empty() && elements <= 1 << 63).then_some(shape)
+        let product = dims.iter().try_fold(1_u64, |n, &d| n.checked_mul(d))?;
+        (product > 0 && !dims.is_empty()).then_some(shape)
     }
 
-    /// The dimensions, outermost first.
+    /// The dimensions, slowest first.
     pub fn dims(&self) -> &[u64] {
-        self.dims.get(..usize::from(self.rank)).unwrap_or(&[])
+        self.dims.get(..usize::from(self.rank)).unwrap_or_default()
     }
 
-    /// Product of the dimensions.
+    /// The number of elements.
     pub fn elements(&self) -> u64 {
+        // `new` and `decode` have checked the product.
         self.dims().iter().product()
     }
 }
 
-impl std::fmt::Debug for Shape {
+impl std::fmt::Display for Shape {
+    /// `[rows, columns]`
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        self.dims().fmt(f)
+        let dims: Vec<String> = self.dims().iter().map(u64::to_string).collect();
+        f.pad(&format!("[{}]", dims.join(", ")))
     }
 }
 
-/// One validated section of a pack.
+/// A validated section record.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Section {
-    /// What the payload is.
-    pub kind: Kind,
+    /// What it holds; `None` for an optional kind from a later minor version, of which only the place is known.
+    pub kind: Option<SectionKind>,
     /// What the tensor is for.
     pub role: Role,
-    /// Layer that the section belongs to; `None` for what belongs to the whole model.
+    /// The layer that it belongs to; `None` for files and global tensors.
     pub layer: Option<u32>,
-    /// Which expert, where a model has one tensor per expert; `None` for a dense tensor and for a 3-D stack.
+    /// The expert that it belongs to; `None` where the layer has no experts, and for a stack of all of them.
     pub expert: Option<u32>,
     /// Element type of the payload.
-    pub element: ElementType,
-    /// How the scales are stored, for codes and scales sections.
+    pub element_type: ElementType,
+    /// How the scales of a projection are stored (codes and scales sections).
     pub scale_type: Option<ScaleType>,
-    /// Elements per block, for codes and scales sections; 0 otherwise.
+    /// Weights per block (codes and scales sections), else 0.
     pub block_size: u32,
-    /// Shape of the tensor (of the quantised tensor, for scales too); `[len]` for a file.
+    /// Shape of the tensor: of the weights, for codes as well as for their scale table.
     pub shape: Shape,
-    /// Name of the tensor or file. A scales section has its codes section's name.
-    pub name: Box<str>,
-    /// Payload's first byte, from the start of the file.
+    /// Number of its name.
+    pub name: u64,
+    /// Where the payload starts in the file.
     pub offset: u64,
-    /// Payload's bytes.
-    pub len: u64,
+    /// Length of the payload in bytes.
+    pub length: u64,
     /// CRC-32 of the payload.
     pub crc: u32,
 }
 
-/// What decides the place of a section among the others; see spec section 4.
-pub(crate) type OrderKey<'a> = (u64, u8, u16, u64, &'a str);
+/// What the order of tensors follows (spec section 5): group, role, expert.
+pub(super) type SortKey = (u32, u16, u32);
 
-/// Layer or expert as the record stores it.
-fn or_none(value: Option<u32>) -> u32 {
-    value.unwrap_or(NONE)
+fn scale_type_number(scale_type: Option<ScaleType>) -> u16 {
+    match scale_type {
+        None => 0,
+        Some(ScaleType::F32) => 1,
+        Some(ScaleType::Bf16) => 2,
+        Some(ScaleType::Dq8) => 3,
+    }
 }
 
-/// 0 for "none", so that what belongs to no layer or expert comes first.
-fn none_first(value: Option<u32>) -> u64 {
-    value.map_or(0, |v| u64::from(v) + 1)
+/// The group of a section: 0 files, 1 global tensors, 2 + i layer i.
+pub(super) fn group(kind: Option<SectionKind>, layer: Option<u32>) -> u32 {
+    match layer {
+        Some(layer) => layer.saturating_add(2),
+        None => u32::from(kind != Some(SectionKind::File)),
+    }
 }
 
 impl Section {
-    pub(crate) fn order_key(&self) -> OrderKey<'_> {
-        (none_first(self.layer), self.kind.class(), self.role as u16, none_first(self.expert), &self.name)
+    /// The key that tensors are sorted by; only those of [`Role::Other`] may share one.
+    pub(super) fn sort_key(&self) -> SortKey {
+        (group(self.kind, self.layer), self.role.number(), self.expert.unwrap_or(NONE_U32))
     }
 
-    /// Payload length that the section's type and shape ask for; `None` on overflow, or for an unknown kind.
-    pub(crate) fn expected_len(&self) -> Option<u64> {
+    /// Bytes that the payload must have by its shape and types; `None` on overflow.
+    pub(super) fn expected_length(&self) -> Option<u64> {
         let elements = self.shape.elements();
-        match (self.kind, self.scale_type) {
-            (Kind::Codes, _) => codes_len(elements, self.block_size),
-            (Kind::Scales, Some(scale_type)) => scales_len(block_count(elements, self.block_size), scale_type),
-            (Kind::Scales, None) | (Kind::Unknown(_), _) => None,
-            (Kind::Raw | Kind::File, _) => elements.checked_mul(self.element.size()?),
+        match self.element_type {
+            ElementType::Nf4 => nf4::codes_len(elements, self.block_size),
+            ElementType::ScaleTable => nf4::scales_len(nf4::block_count(elements, self.block_size), self.scale_type?),
+            ElementType::U8 => Some(elements),
+            ElementType::F32 => elements.checked_mul(4),
+            ElementType::F16 | ElementType::Bf16 => elements.checked_mul(2),
         }
     }
 
-    /// Appends the record; `name_offset` counts from the start of the name table.
-    pub(crate) fn encode(&self, name_offset: u64, out: &mut Vec<u8>) {
-        let start = out.len();
-        let flags = u16::from(matches!(self.kind, Kind::Unknown(_)));
-        for field in [
-            self.kind.number(),
-            flags,
-            self.role as u16,
-            self.element.number(),
-            self.scale_type.map_or(0, ScaleType::number),
-            u16::from(self.shape.rank),
-        ] {
-            out.extend_from_slice(&field.to_le_bytes());
+    /// Where the payload ends; cannot overflow in a validated section.
+    pub fn end(&self) -> u64 {
+        self.offset.saturating_add(self.length)
+    }
+
+    /// Whether `other` describes the same tensor in everything that a pair of codes and scales shares.
+    pub(super) fn same_tensor(&self, other: &Self) -> bool {
+        let key = |s: &Self| (s.name, s.role, s.layer, s.expert, s.shape, s.block_size, s.scale_type);
+        key(self) == key(other)
+    }
+
+    /// Encodes the record.
+    pub fn encode(&self) -> [u8; RECORD_LEN] {
+        let mut out = [0; RECORD_LEN];
+        let mut put = |offset: usize, bytes: &[u8]| out[offset..offset + bytes.len()].copy_from_slice(bytes);
+        put(at::KIND, &self.kind.map_or(0, SectionKind::number).to_le_bytes());
+        put(at::ROLE, &self.role.number().to_le_bytes());
+        put(at::ELEMENT_TYPE, &self.element_type.number().to_le_bytes());
+        put(at::SCALE_TYPE, &scale_type_number(self.scale_type).to_le_bytes());
+        put(at::RANK, &u16::from(self.shape.rank).to_le_bytes());
+        put(at::BLOCK_SIZE, &self.block_size.to_le_bytes());
+        put(at::LAYER, &self.layer.unwrap_or(NONE_U32).to_le_bytes());
+        put(at::EXPERT, &self.expert.unwrap_or(NONE_U32).to_le_bytes());
+        put(at::NAME, &self.name.to_le_bytes());
+        put(at::OFFSET, &self.offset.to_le_bytes());
+        put(at::LENGTH, &self.length.to_le_bytes());
+        for (i, dim) in self.shape.dims.iter().enumerate() {
+            put(at::SHAPE + 8 * i, &dim.to_le_bytes());
         }
-        for field in [self.block_size, or_none(self.layer), or_none(self.expert)] {
-            out.extend_from_slice(&field.to_le_bytes());
+        put(at::CRC, &self.crc.to_le_bytes());
+        out
+    }
+}
+
+/// Decodes record number `section`; what it says about its neighbours is checked by the reader.
+pub(super) fn decode(bytes: &[u8; RECORD_LEN], section: u64, limits: &Limits) -> Result<Section, FormatError> {
+    RecordReader { bytes, section, limits }.decode()
+}
+
+/// Where record number `section` starts in the file.
+pub(super) fn record_offset(section: u64) -> u64 {
+    HEADER_LEN as u64 + section * RECORD_LEN as u64
+}
+
+struct RecordReader<'a> {
+    bytes: &'a [u8; RECORD_LEN],
+    section: u64,
+    limits: &'a Limits,
+}
+
+impl RecordReader<'_> {
+    fn field_offset(&self, at: usize) -> u64 {
+        record_offset(self.section) + at as u64
+    }
+
+    fn unknown(&self, field: Field, at: usize, found: impl Into<u64>) -> FormatError {
+        FormatError::Unknown { section: self.section, field, offset: self.field_offset(at), found: found.into() }
+    }
+
+    fn expect(&self, field: Field, at: usize, expected: u64, found: u64) -> Result<(), FormatError> {
+        if expected == found {
+            return Ok(());
         }
-        for field in [name_offset, self.name.len() as u64, self.offset, self.len].iter().chain(&self.shape.dims) {
-            out.extend_from_slice(&field.to_le_bytes());
+        Err(FormatError::Mismatch { section: self.section, field, offset: self.field_offset(at), expected, found })
+    }
+
+    fn decode(&self) -> Result<Section, FormatError> {
+        check_reserved(self.bytes, at::RESERVED..RECORD_LEN, record_offset(self.section))?;
+        let kind = self.kind()?;
+        let section = match kind {
+            Some(kind) => self.known(kind)?,
+            None => self.skipped()?,
+        };
+        if section.offset.checked_add(section.length).is_none() {
+            let (offset, length) = (section.offset, section.length);
+            return Err(FormatError::OffsetOverflow { section: self.section, offset, length });
         }
-        out.extend_from_slice(&self.crc.to_le_bytes());
-        out.extend_from_slice(&0_u32.to_le_bytes());
-        debug_assert_eq!(out.len() - start, record::LEN);
+        Ok(section)
     }
-}
 
-/// Little-endian reads from one record of known length.
-pub(crate) struct Fields<'a>(pub &'a [u8]);
-
-impl Fields<'_> {
-    fn bytes<const N: usize>(&self, at: usize) -> [u8; N] {
-        self.0.get(at..at + N).and_then(|b| b.try_into().ok()).unwrap_or([0; N])
-    }
-    pub fn u16(&self, at: usize) -> u16 {
-        u16::from_le_bytes(self.bytes(at))
-    }
-    pub fn u32(&self, at: usize) -> u32 {
-        u32::from_le_bytes(self.bytes(at))
-    }
-    pub fn u64(&self, at: usize) -> u64 {
-        u64::from_le_bytes(self.bytes(at))
-    }
-}
-
-/// Decodes record `index`, checking every field that can be judged without its neighbours; `name` is resolved by the caller.
-pub(crate) fn decode(index: u64, name: &str, fields: &Fields<'_>) -> Result<Section, Error> {
-    decode_fields(name, fields).map_err(|fault| Error::section(index, name, fault))
-}
-
-fn decode_fields(name: &str, fields: &Fields<'_>) -> Result<Section, SectionFault> {
-    let some = |value| (value != NONE).then_some(value);
-    let len = fields.u64(record::PAYLOAD_LEN);
-    // Of an unknown kind only the place is read: what the other fields mean there is not known.
-    let mut section = Section {
-        kind: decode_kind(fields)?,
-        role: Role::Other,
-        layer: some(fields.u32(record::LAYER)),
-        expert: some(fields.u32(record::EXPERT)),
-        element: ElementType::U8,
-        scale_type: None,
-        block_size: 0,
-        shape: Shape { dims: [len, 0, 0, 0], rank: 1 },
-        name: name.into(),
-        offset: fields.u64(record::OFFSET),
-        len,
-        crc: fields.u32(record::CRC),
-    };
-    if !matches!(section.kind, Kind::Unknown(_)) {
-        section.role =
-            Role::try_from(fields.u16(record::ROLE)).map_err(|found| SectionFault::UnknownRole { found })?;
-        section.element = decode_element(fields)?;
-        section.scale_type = decode_scale_type(fields)?;
-        section.block_size = fields.u32(record::BLOCK_SIZE);
-        section.shape = decode_shape(fields)?;
-        check_record(&section)?;
-    }
-    Ok(section)
-}
-
-fn decode_kind(fields: &Fields<'_>) -> Result<Kind, SectionFault> {
-    const OPTIONAL: u16 = 1;
-    let (flags, reserved) = (fields.u16(record::FLAGS), fields.u32(record::RESERVED));
-    let kind = match (fields.u16(record::KIND), flags) {
-        (1, 0) => Kind::Codes,
-        (2, 0) => Kind::Scales,
-        (3, 0) => Kind::Raw,
-        (4, 0) => Kind::File,
-        (1..=4, _) => return Err(SectionFault::Reserved { flags, reserved }),
-        (found, OPTIONAL) => Kind::Unknown(found),
-        (found, _) => return Err(SectionFault::UnknownKind { found }),
-    };
-    if reserved == 0 { Ok(kind) } else { Err(SectionFault::Reserved { flags, reserved }) }
-}
-
-fn decode_element(fields: &Fields<'_>) -> Result<ElementType, SectionFault> {
-    let found = fields.u16(record::ELEMENT);
-    ElementType::ALL.into_iter().find(|e| e.number() == found).ok_or(SectionFault::UnknownElement { found })
-}
-
-fn decode_scale_type(fields: &Fields<'_>) -> Result<Option<ScaleType>, SectionFault> {
-    match fields.u16(record::SCALE) {
-        0 => Ok(None),
-        found => match ScaleType::ALL.into_iter().find(|s| s.number() == found) {
-            Some(scale_type) => Ok(Some(scale_type)),
-            None => Err(SectionFault::UnknownScaleType { found }),
-        },
-    }
-}
-
-fn decode_shape(fields: &Fields<'_>) -> Result<Shape, SectionFault> {
-    let rank = fields.u16(record::RANK);
-    let mut dims = [0; MAX_RANK];
-    for (i, dim) in dims.iter_mut().enumerate() {
-        *dim = fields.u64(record::SHAPE + 8 * i);
-    }
-    let (used, unused) =
-        dims.split_at_checked(usize::from(rank)).filter(|_| rank > 0).ok_or(SectionFault::Rank { found: rank })?;
-    match Shape::new(used) {
-        Some(shape) if unused.iter().all(|&dim| dim == 0) => Ok(shape),
-        _ => Err(SectionFault::Shape { found: dims, rank }),
-    }
-}
-
-/// Kind, element type, scale type, block size, shape and length must agree with each other.
-fn check_record(section: &Section) -> Result<(), SectionFault> {
-    let Section { kind, element, scale_type, block_size, .. } = *section;
-    let expected_element = match (kind, scale_type) {
-        (Kind::Codes, Some(_)) => ElementType::Nf4,
-        (Kind::Scales, Some(scale_type)) => scale_type.element(),
-        (Kind::File, None) => ElementType::U8,
-        (Kind::Raw, None) if matches!(element, ElementType::F32 | ElementType::F16 | ElementType::Bf16) => element,
-        (Kind::Raw, None) => return Err(SectionFault::RawElement { found: element }),
-        _ => return Err(SectionFault::ScaleTypeForKind { kind, found: scale_type }),
-    };
-    if element != expected_element {
-        return Err(SectionFault::Element { expected: expected_element, found: element });
-    }
-    let block_size_fits = match scale_type {
-        Some(_) => BLOCK_SIZES.contains(&block_size),
-        None => block_size == 0,
-    };
-    if !block_size_fits {
-        return Err(SectionFault::BlockSize { found: block_size });
-    }
-    if section.shape.elements() == 0 && kind != Kind::File {
-        return Err(SectionFault::Empty);
-    }
-    if kind == Kind::File {
-        if section.shape.dims().len() != 1 {
-            return Err(SectionFault::Rank { found: section.shape.rank.into() });
-        }
-        if let Some(found) = section.layer {
-            return Err(SectionFault::FileInLayer { found });
+    /// The kind; `None` for one that is unknown and may be skipped.
+    fn kind(&self) -> Result<Option<SectionKind>, FormatError> {
+        let (number, flags) = (u16_at(self.bytes, at::KIND), u16_at(self.bytes, at::FLAGS));
+        match SectionKind::from_number(number) {
+            Some(kind) => {
+                self.expect(Field::Flags, at::FLAGS, 0, flags.into())?;
+                Ok(Some(kind))
+            }
+            None if flags == FLAG_OPTIONAL => Ok(None),
+            None => Err(self.unknown(Field::Kind, at::KIND, number)),
         }
     }
-    match section.expected_len() {
-        Some(expected) if expected == section.len => Ok(()),
-        expected => Err(SectionFault::Length { expected, found: section.len }),
+
+    /// A section of an unknown optional kind: only its place, its layer and its checksum mean something.
+    fn skipped(&self) -> Result<Section, FormatError> {
+        let length = u64_at(self.bytes, at::LENGTH);
+        Ok(Section {
+            kind: None,
+            role: Role::Other,
+            layer: self.layer()?,
+            expert: None,
+            element_type: ElementType::U8,
+            scale_type: None,
+            block_size: 0,
+            shape: Shape::new(&[length]).ok_or_else(|| self.unknown(Field::Length, at::LENGTH, length))?,
+            name: u64_at(self.bytes, at::NAME),
+            offset: u64_at(self.bytes, at::OFFSET),
+            length,
+            crc: u32_at(self.bytes, at::CRC),
+        })
+    }
+
+    fn known(&self, kind: SectionKind) -> Result<Section, FormatError> {
+        let role = u16_at(self.bytes, at::ROLE);
+        let section = Section {
+            kind: Some(kind),
+            role: Role::from_number(role).ok_or_else(|| self.unknown(Field::Role, at::ROLE, role))?,
+            layer: self.layer()?,
+            expert: self.expert()?,
+            element_type: self.element_type(kind)?,
+            scale_type: self.scale_type(kind)?,
+            block_size: self.block_size(kind)?,
+            shape: self.shape()?,
+            name: u64_at(self.bytes, at::NAME),
+            offset: u64_at(self.bytes, at::OFFSET),
+            length: u64_at(self.bytes, at::LENGTH),
+            crc: u32_at(self.bytes, at::CRC),
+        };
+        if kind == SectionKind::File {
+            self.expect(Field::Role, at::ROLE, Role::Other.number().into(), role.into())?;
+            self.expect(Field::Layer, at::LAYER, NONE_U32.into(), section.layer.unwrap_or(NONE_U32).into())?;
+            self.expect(Field::Rank, at::RANK, 1, section.shape.dims().len() as u64)?;
+        }
+        if section.layer.is_none() {
+            self.expect(Field::Expert, at::EXPERT, NONE_U32.into(), section.expert.unwrap_or(NONE_U32).into())?;
+        }
+        let Some(expected) = section.expected_length() else {
+            return Err(FormatError::ShapeOverflow { section: self.section, shape: section.shape.dims });
+        };
+        self.expect(Field::Length, at::LENGTH, expected, section.length)?;
+        Ok(section)
+    }
+
+    fn layer(&self) -> Result<Option<u32>, FormatError> {
+        let layer = u32_at(self.bytes, at::LAYER);
+        match layer {
+            NONE_U32 => Ok(None),
+            _ if layer < self.limits.layers => Ok(Some(layer)),
+            _ => Err(FormatError::Limit { field: Field::Layer, limit: self.limits.layers.into(), found: layer.into() }),
+        }
+    }
+
+    fn expert(&self) -> Result<Option<u32>, FormatError> {
+        let expert = u32_at(self.bytes, at::EXPERT);
+        match expert {
+            NONE_U32 => Ok(None),
+            _ if expert < self.limits.experts => Ok(Some(expert)),
+            _ => Err(FormatError::Limit { field: Field::Expert, limit: self.limits.experts.into(), found: expert.into() }),
+        }
+    }
+
+    fn element_type(&self, kind: SectionKind) -> Result<ElementType, FormatError> {
+        let number = u16_at(self.bytes, at::ELEMENT_TYPE);
+        let found = ElementType::from_number(number);
+        let fits = match (kind, found) {
+            (SectionKind::Codes, Some(ElementType::Nf4))
+            | (SectionKind::Scales, Some(ElementType::ScaleTable))
+            | (SectionKind::File, Some(ElementType::U8)) => true,
+            (SectionKind::Raw, Some(element_type)) => element_type.float_type().is_some(),
+            _ => false,
+        };
+        found.filter(|_| fits).ok_or_else(|| self.unknown(Field::ElementType, at::ELEMENT_TYPE, number))
+    }
+
+    fn scale_type(&self, kind: SectionKind) -> Result<Option<ScaleType>, FormatError> {
+        let number = u16_at(self.bytes, at::SCALE_TYPE);
+        let quantised = matches!(kind, SectionKind::Codes | SectionKind::Scales);
+        match number {
+            0 if !quantised => Ok(None),
+            1 if quantised => Ok(Some(ScaleType::F32)),
+            2 if quantised => Ok(Some(ScaleType::Bf16)),
+            3 if quantised => Ok(Some(ScaleType::Dq8)),
+            _ => Err(self.unknown(Field::ScaleType, at::SCALE_TYPE, number)),
+        }
+    }
+
+    fn block_size(&self, kind: SectionKind) -> Result<u32, FormatError> {
+        let size = u32_at(self.bytes, at::BLOCK_SIZE);
+        let valid = match kind {
+            SectionKind::Codes | SectionKind::Scales => nf4::BLOCK_SIZES.contains(&size),
+            SectionKind::Raw | SectionKind::File => size == 0,
+        };
+        if valid { Ok(size) } else { Err(self.unknown(Field::BlockSize, at::BLOCK_SIZE, size)) }
+    }
+
+    fn shape(&self) -> Result<Shape, FormatError> {
+        let rank = u16_at(self.bytes, at::RANK);
+        let mut dims = [0; MAX_RANK];
+        for (i, dim) in dims.iter_mut().enumerate() {
+            *dim = u64_at(self.bytes, at::SHAPE + 8 * i);
+        }
+        if rank == 0 || usize::from(rank) > MAX_RANK {
+            return Err(self.unknown(Field::Rank, at::RANK, rank));
+        }
+        let (used, unused) = dims.split_at(rank.into());
+        if let Some(i) = used.iter().position(|&d| d == 0) {
+            return Err(self.unknown(Field::Shape, at::SHAPE + 8 * i, 0_u64));
+        }
+        for (i, &dim) in unused.iter().enumerate() {
+            self.expect(Field::Shape, at::SHAPE + 8 * (usize::from(rank) + i), 0, dim)?;
+        }
+        Shape::new(used).ok_or(FormatError::ShapeOverflow { section: self.section, shape: dims })
     }
 }

@@ -1,0 +1,145 @@
+//! What opening leaves out: checksums of payloads, scales, and padding (spec section 7). Each check is over one section (or
+//! one gap), so that callers may run them in any order and on any number of threads.
+
+use super::checksum::crc32;
+use super::error::FormatError;
+use super::index::Index;
+use super::kinds::SectionKind;
+use super::nf4::{self, Scales, ZERO_CODE};
+use super::pack::{Layer, Pack};
+use super::section::Section;
+
+/// `codes of model.layers.0.mlp.up_proj.weight`
+pub fn describe(index: &Index, section: &Section) -> String {
+    let kind = section.kind.map_or("unknown section", SectionKind::name);
+    format!("{kind} of {}", index.name(section))
+}
+
+/// Compares the checksum of a payload with the one in the section's record.
+///
+/// # Errors
+/// [`FormatError::PayloadChecksum`] where `found` is another.
+pub fn checksum(index: &Index, number: usize, section: &Section, found: u32) -> Result<(), FormatError> {
+    if section.crc == found {
+        return Ok(());
+    }
+    Err(FormatError::PayloadChecksum {
+        section: number as u64,
+        name: describe(index, section),
+        offset: section.offset,
+        length: section.length,
+        expected: section.crc,
+        found,
+    })
+}
+
+/// Checks what the payload of a section means: scales are finite, and negative only where the header allows it; the codes
+/// that pad the last block are 7. Raw tensors, files and unknown sections have nothing to check.
+///
+/// # Errors
+/// [`FormatError::ScaleNotFinite`], [`FormatError::ScaleNegative`], [`FormatError::CodePadding`].
+pub fn contents(index: &Index, number: usize, section: &Section, payload: &[u8]) -> Result<(), FormatError> {
+    match section.kind {
+        Some(SectionKind::Scales) => scales(index, number, section, payload),
+        Some(SectionKind::Codes) => code_padding(index, number, section, payload),
+        _ => Ok(()),
+    }
+}
+
+fn scales(index: &Index, number: usize, section: &Section, payload: &[u8]) -> Result<(), FormatError> {
+    let blocks = nf4::block_count(section.shape.elements(), section.block_size) as usize;
+    let table = section.scale_type.and_then(|scale_type| Scales::from_payload(payload, scale_type, blocks));
+    // A payload of the wrong length cannot come from a validated pack; with no table, nothing is finite.
+    let blocks = table.map_or(1, |t| t.len());
+    let signed = index.header().signed_scales();
+    for i in 0..blocks {
+        let scale = table.map_or(f32::NAN, |t| t.get(i));
+        if scale.is_finite() && (signed || !scale.is_sign_negative()) {
+            continue;
+        }
+        let (section_number, name, offset, scale_number) =
+            (number as u64, describe(index, section), section.offset, i as u64);
+        return Err(if scale.is_finite() {
+            FormatError::ScaleNegative { section: section_number, name, offset, scale: scale_number }
+        } else {
+            let found = scale.to_string();
+            FormatError::ScaleNotFinite { section: section_number, name, offset, scale: scale_number, found }
+        });
+    }
+    Ok(())
+}
+
+/// Whether a scales payload has a scale with the sign bit set; false for every other kind of section.
+pub fn has_negative_scale(section: &Section, payload: &[u8]) -> bool {
+    let blocks = nf4::block_count(section.shape.elements(), section.block_size) as usize;
+    let table = section.scale_type.filter(|_| section.kind == Some(SectionKind::Scales));
+    let table = table.and_then(|scale_type| Scales::from_payload(payload, scale_type, blocks));
+    table.is_some_and(|t| (0..t.len()).any(|i| t.get(i).is_sign_negative()))
+}
+
+fn code_padding(index: &Index, number: usize, section: &Section, payload: &[u8]) -> Result<(), FormatError> {
+    let padded = 2 * payload.len() as u64;
+    for element in section.shape.elements()..padded {
+        let byte = payload.get((element / 2) as usize).copied().unwrap_or(0);
+        let found = if element % 2 == 0 { byte & 15 } else { byte >> 4 };
+        if found != ZERO_CODE {
+            let (section_number, offset) = (number as u64, section.offset + element / 2);
+            let name = describe(index, section);
+            return Err(FormatError::CodePadding { section: section_number, name, element, offset, found });
+        }
+    }
+    Ok(())
+}
+
+/// The gaps between the parts of a file, which must be zero: (start, end) of each that is not empty.
+pub fn gaps(index: &Index) -> impl Iterator<Item = (u64, u64)> + '_ {
+    let header = index.header();
+    let index_end = super::layout::HEADER_LEN as u64 + header.index_len;
+    let front = [(index_end, header.metadata_offset)];
+    let ends = std::iter::once(header.front_len()).chain(index.sections().iter().map(Section::end));
+    let between = ends.zip(index.sections().iter().map(|s| s.offset));
+    front.into_iter().chain(between).filter(|(start, end)| start < end)
+}
+
+/// Checks that the bytes of a gap (which starts at `start` in the file) are zero.
+///
+/// # Errors
+/// [`FormatError::Padding`] with the first byte that is not.
+pub fn padding(start: u64, bytes: &[u8]) -> Result<(), FormatError> {
+    match bytes.iter().position(|&b| b != 0) {
+        None => Ok(()),
+        Some(i) => Err(FormatError::Padding { offset: start + i as u64, found: bytes[i] }),
+    }
+}
+
+/// Checks everything about a section of a pack in memory.
+///
+/// # Errors
+/// As [`checksum`] and [`contents`].
+pub fn section(pack: &Pack<'_>, number: usize, section: &Section) -> Result<(), FormatError> {
+    let payload = pack.payload(section);
+    checksum(pack.index(), number, section, crc32(payload))?;
+    contents(pack.index(), number, section, payload)
+}
+
+/// Checks every section and gap of a pack in memory, on the calling thread, and gives all faults in file order.
+///
+/// Programs that want it in parallel, or without mapping the payload, use `nf4pack::verify` (feature `convert`).
+pub fn all(pack: &Pack<'_>) -> Vec<FormatError> {
+    let sections = pack.index().sections().iter().enumerate().map(|(number, s)| section(pack, number, s));
+    let gaps = gaps(pack.index())
+        .map(|(start, end)| padding(start, pack.bytes().get(start as usize..end as usize).unwrap_or_default()));
+    sections.chain(gaps).filter_map(Result::err).collect()
+}
+
+impl Layer<'_> {
+    /// Checks the scales and the code padding of this layer, for a first use that need not read all codes.
+    ///
+    /// # Errors
+    /// As [`contents`].
+    pub fn check_contents(&self) -> Result<(), FormatError> {
+        let pack = self.pack();
+        let range = pack.index().layers().get(self.number() as usize).cloned().unwrap_or_default();
+        range.zip(self.sections()).try_for_each(|(n, s)| contents(pack.index(), n, s, pack.payload(s)))
+    }
+}

@@ -1,0 +1,240 @@
+//! The validated index of a pack: every rule that can be checked without reading a payload (spec sections 3 to 5).
+
+use std::cmp::Ordering;
+use std::collections::HashMap;
+use std::ops::Range;
+
+use super::checksum::crc32;
+use super::error::{Field, FormatError, Part};
+use super::header::{Header, u64_at};
+use super::kinds::{Role, SectionKind};
+use super::layout::{GROUP_ALIGN, HEADER_LEN, Limits, NAME_END_LEN, RECORD_LEN, SECTION_ALIGN, align_up, record};
+use super::section::{self, Section};
+
+/// Header, sections, names and metadata of a pack, after validation; it owns them and holds no payload.
+///
+/// Opening is O(header + index + metadata): no payload is touched, so checksums of payloads, scales and padding are left to
+/// [`super::check`].
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Index {
+    header: Header,
+    sections: Vec<Section>,
+    /// All names, one after the other; `name_ends[i]` is where name `i` ends.
+    names: String,
+    name_ends: Vec<usize>,
+    /// Range of sections of each layer.
+    layers: Vec<Range<usize>>,
+    metadata: String,
+}
+
+impl Index {
+    /// Validates `front`, the first bytes of a file of `file_len` bytes: at least [`Header::front_len`] of them (the whole
+    /// file will do), under the [default limits](Limits::default).
+    ///
+    /// # Errors
+    /// The first rule of the specification that the front breaks.
+    pub fn parse(front: &[u8], file_len: u64) -> Result<Self, FormatError> {
+        Self::parse_with(front, file_len, &Limits::default())
+    }
+
+    /// [`Index::parse`] under limits of the caller's.
+    ///
+    /// # Errors
+    /// As [`Index::parse`].
+    pub fn parse_with(front: &[u8], file_len: u64, limits: &Limits) -> Result<Self, FormatError> {
+        let header = Header::decode(front, file_len, limits)?;
+        let index = part(front, Part::Index, HEADER_LEN as u64, header.index_len, header.index_crc)?;
+        let metadata = part(front, Part::Metadata, header.metadata_offset, header.metadata_len, header.metadata_crc)?;
+        let metadata = std::str::from_utf8(metadata)
+            .map_err(|e| FormatError::MetadataNotUtf8 { offset: header.metadata_offset + e.valid_up_to() as u64 })?;
+        let (records, rest) = index.split_at(RECORD_LEN * header.section_count as usize);
+        let (names, name_ends) = parse_names(rest, &header, limits)?;
+        let sections = parse_sections(records, &header, limits)?;
+        let layers = check_layers(&sections, header.layer_count)?;
+        Ok(Self { header, sections, names, name_ends, layers, metadata: metadata.to_owned() })
+    }
+
+    /// The file's header.
+    pub fn header(&self) -> &Header {
+        &self.header
+    }
+
+    /// Every section, in file order.
+    pub fn sections(&self) -> &[Section] {
+        &self.sections
+    }
+
+    /// The name of a section of this index.
+    pub fn name(&self, section: &Section) -> &str {
+        let i = section.name as usize;
+        let start = i.checked_sub(1).and_then(|i| self.name_ends.get(i)).copied().unwrap_or(0);
+        self.name_ends.get(i).and_then(|&end| self.names.get(start..end)).unwrap_or_default()
+    }
+
+    /// The range of sections of each layer.
+    pub fn layers(&self) -> &[Range<usize>] {
+        &self.layers
+    }
+
+    /// The provenance record: JSON text (see [`super::Provenance`]).
+    pub fn metadata(&self) -> &str {
+        &self.metadata
+    }
+}
+
+/// The bytes of the index or of the metadata, after their checksum.
+fn part(front: &[u8], part: Part, offset: u64, len: u64, expected: u32) -> Result<&[u8], FormatError> {
+    let range = offset as usize..offset.saturating_add(len) as usize;
+    let Some(bytes) = front.get(range) else {
+        return Err(FormatError::TooShort { part, expected: offset.saturating_add(len), found: front.len() as u64 });
+    };
+    let found = crc32(bytes);
+    if expected != found {
+        return Err(FormatError::Checksum { part, offset, expected, found });
+    }
+    Ok(bytes)
+}
+
+/// Names and where each ends: UTF-8, unique, none empty, the last one ending with the index.
+fn parse_names(bytes: &[u8], header: &Header, limits: &Limits) -> Result<(String, Vec<usize>), FormatError> {
+    let (ends, text) = bytes.split_at(NAME_END_LEN * header.name_count as usize);
+    let text_offset = HEADER_LEN as u64 + header.index_len - text.len() as u64;
+    let mut name_ends = Vec::with_capacity(header.name_count as usize);
+    let mut first_seen = HashMap::with_capacity(header.name_count as usize);
+    let mut start = 0;
+    for name in 0..header.name_count {
+        let end = u64_at(ends, NAME_END_LEN * name as usize);
+        let (min, max) = (start as u64 + 1, text.len() as u64);
+        let Some(bytes) = text.get(start..end as usize).filter(|_| (min..=max).contains(&end)) else {
+            return Err(FormatError::NameRange { name, min, max, found: end });
+        };
+        if bytes.len() as u64 > limits.name_len {
+            let found = bytes.len() as u64;
+            return Err(FormatError::Limit { field: Field::NameLength, limit: limits.name_len, found });
+        }
+        let text = std::str::from_utf8(bytes)
+            .map_err(|e| FormatError::NameNotUtf8 { name, offset: text_offset + (start + e.valid_up_to()) as u64 })?;
+        if let Some(first) = first_seen.insert(text, name) {
+            return Err(FormatError::NameDuplicate { name, first, text: text.to_owned() });
+        }
+        start = end as usize;
+        name_ends.push(start);
+    }
+    if start != text.len() {
+        let name = header.name_count.saturating_sub(1);
+        return Err(FormatError::NameRange { name, min: text.len() as u64, max: text.len() as u64, found: start as u64 });
+    }
+    // Every name is UTF-8 by itself, so all of them together are.
+    Ok((String::from_utf8_lossy(text).into_owned(), name_ends))
+}
+
+/// Decodes all records and checks each against the ones before it: names, order, pairs, places.
+fn parse_sections(records: &[u8], header: &Header, limits: &Limits) -> Result<Vec<Section>, FormatError> {
+    let mut sections: Vec<Section> = Vec::with_capacity(header.section_count as usize);
+    let mut walk = Walk { names_used: 0, end: header.front_len(), first: header.first_section_offset() };
+    let (records, _) = records.as_chunks::<RECORD_LEN>();
+    for (number, bytes) in records.iter().enumerate() {
+        let section = section::decode(bytes, number as u64, limits)?;
+        walk.step(&section, sections.last(), number as u64)?;
+        sections.push(section);
+    }
+    let number = sections.len() as u64;
+    if sections.last().is_some_and(|s| s.kind == Some(SectionKind::Codes)) {
+        return Err(FormatError::Unpaired { section: number - 1, offset: section::record_offset(number - 1) });
+    }
+    if walk.names_used != header.name_count {
+        let offset = super::layout::header::NAME_COUNT as u64;
+        let (expected, found) = (walk.names_used, header.name_count);
+        return Err(FormatError::Header { field: Field::NameCount, offset, expected, found });
+    }
+    if walk.end != header.file_len {
+        return Err(FormatError::FileLength { expected: walk.end, found: header.file_len });
+    }
+    Ok(sections)
+}
+
+/// What a record must follow on from.
+struct Walk {
+    /// Names that records have used so far; a record uses one of them or the next.
+    names_used: u64,
+    /// Where the last section (or the metadata) ended.
+    end: u64,
+    /// Where the first section must start.
+    first: u64,
+}
+
+impl Walk {
+    fn step(&mut self, section: &Section, previous: Option<&Section>, number: u64) -> Result<(), FormatError> {
+        let record = section::record_offset(number);
+        let mismatch = |field, at: usize, expected, found| {
+            Err(FormatError::Mismatch { section: number, field, offset: record + at as u64, expected, found })
+        };
+        let after_codes = previous.filter(|p| p.kind == Some(SectionKind::Codes));
+        let paired = match (section.kind, after_codes) {
+            (Some(SectionKind::Scales), Some(codes)) => section.same_tensor(codes),
+            (Some(SectionKind::Scales), None) | (_, Some(_)) => false,
+            (_, None) => true,
+        };
+        if !paired {
+            return Err(FormatError::Unpaired { section: number, offset: record });
+        }
+        let in_order = previous.is_none_or(|p| match p.sort_key().cmp(&section.sort_key()) {
+            Ordering::Less => true,
+            Ordering::Equal => section.role == Role::Other || after_codes.is_some(),
+            Ordering::Greater => false,
+        });
+        if !in_order {
+            return Err(FormatError::Order { section: number, offset: record });
+        }
+        // One name, one tensor: only a scale table shares the name of its codes.
+        let expected_name = if after_codes.is_some() { self.names_used - 1 } else { self.names_used };
+        if section.name != expected_name {
+            return mismatch(Field::Name, record::NAME, expected_name, section.name);
+        }
+        self.names_used = expected_name + 1;
+        let expected_offset = self.next_offset(section, previous);
+        if section.offset != expected_offset {
+            return mismatch(Field::Offset, record::OFFSET, expected_offset, section.offset);
+        }
+        self.end = section.end();
+        Ok(())
+    }
+
+    /// The only place where a section can start: right behind the last one, aligned.
+    fn next_offset(&self, section: &Section, previous: Option<&Section>) -> u64 {
+        let group = |s: &Section| section::group(s.kind, s.layer);
+        let aligned = match previous {
+            None => Some(self.first),
+            Some(p) if group(p) == group(section) => align_up(self.end, SECTION_ALIGN),
+            Some(_) => align_up(self.end, GROUP_ALIGN),
+        };
+        aligned.unwrap_or(u64::MAX)
+    }
+}
+
+/// The range of sections of each layer; every layer below `layer_count` must have one.
+fn check_layers(sections: &[Section], layer_count: u32) -> Result<Vec<Range<usize>>, FormatError> {
+    let mut layers: Vec<Range<usize>> = Vec::new();
+    for (number, section) in sections.iter().enumerate() {
+        let Some(layer) = section.layer else { continue };
+        let layer = layer as usize;
+        if layer == layers.len() {
+            layers.push(number..number + 1);
+        } else if layer + 1 == layers.len() {
+            layers[layer].end = number + 1;
+        } else {
+            let offset = section::record_offset(number as u64);
+            return Err(FormatError::LayerMissing { layer: layers.len() as u64, offset });
+        }
+    }
+    if layers.len() > layer_count as usize {
+        let offset = super::layout::header::LAYER_COUNT as u64;
+        let (expected, found) = (layers.len() as u64, layer_count.into());
+        return Err(FormatError::Header { field: Field::LayerCount, offset, expected, found });
+    }
+    if layers.len() < layer_count as usize {
+        let offset = section::record_offset(sections.len() as u64);
+        return Err(FormatError::LayerMissing { layer: layers.len() as u64, offset });
+    }
+    Ok(layers)
+}
