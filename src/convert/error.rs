@@ -1,0 +1,70 @@
+//! Why a conversion failed.
+
+use std::path::PathBuf;
+
+use thiserror::Error;
+
+use super::arch::ArchError;
+use super::plan::PlanError;
+use super::source::SourceError;
+
+/// Why a conversion failed. Whatever it is, no target and no temporary file are left behind.
+#[derive(Debug, Error)]
+#[non_exhaustive]
+pub enum ConvertError {
+    /// The checkpoint cannot be read, or is not one.
+    #[error(transparent)]
+    Source(#[from] SourceError),
+    /// The checkpoint's tensors are not those that its config.json promises.
+    #[error(transparent)]
+    Arch(#[from] ArchError),
+    /// The checkpoint cannot be converted as asked.
+    #[error(transparent)]
+    Plan(#[from] PlanError),
+    /// A weight is a NaN or an infinity.
+    #[error("tensor {tensor}: the value at flat index {index} is {value}, not a finite number")]
+    NotFinite {
+        /// The tensor.
+        tensor: String,
+        /// Index into the flattened tensor.
+        index: u64,
+        /// The value.
+        value: f32,
+    },
+    /// Something stands where the pack should go.
+    #[error("{} exists already", path.display())]
+    TargetExists {
+        /// The target.
+        path: PathBuf,
+    },
+    /// The target is one of the checkpoint's own files.
+    #[error("{} is a file of the checkpoint itself", path.display())]
+    TargetIsSource {
+        /// The target.
+        path: PathBuf,
+    },
+    /// The pack would not fit.
+    #[error("{} has {available} bytes free, the pack needs {needed}", path.display())]
+    NoSpace {
+        /// The folder.
+        path: PathBuf,
+        /// Length of the pack.
+        needed: u64,
+        /// Free bytes.
+        available: u64,
+    },
+    /// The target cannot be written.
+    #[error("cannot write {}: {source}", path.display())]
+    Target {
+        /// The target.
+        path: PathBuf,
+        /// The system's error.
+        source: std::io::Error,
+    },
+    /// The caller asked to stop.
+    #[error("stopped before the end; nothing was written")]
+    Cancelled,
+    /// The worker threads could not be started.
+    #[error("cannot start the worker threads: {0}")]
+    Threads(#[from] rayon::ThreadPoolBuildError),
+}

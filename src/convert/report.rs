@@ -1,0 +1,94 @@
+//! What a conversion tells its caller, on the way and at the end.
+
+use serde::Serialize;
+
+use super::encode::Stats;
+use super::notice::Notice;
+use crate::format::Role;
+
+/// What a caller wants to know while it waits, and a way to stop the work. Calls come from any thread.
+pub trait Progress: Sync {
+    /// `done` of `total` units (weights, or bytes where a command says so) are finished.
+    fn advance(&self, done: u64, total: u64) {
+        let _ = (done, total);
+    }
+
+    /// Whether to stop: looked at many times a second.
+    fn cancelled(&self) -> bool {
+        false
+    }
+}
+
+/// No progress, no stopping.
+impl Progress for () {}
+
+/// The projections of one role.
+#[derive(Debug, Clone, Serialize)]
+pub struct RoleReport {
+    /// The role's name.
+    pub role: &'static str,
+    /// Tensors of this role.
+    pub tensors: u64,
+    /// Their weights.
+    pub weights: u64,
+    /// Bytes of their codes and scales.
+    pub bytes: u64,
+    /// Stored bits per weight.
+    pub bits_per_weight: f64,
+    /// Sum of squared errors over sum of squared weights.
+    pub relative_error: f64,
+    /// Largest absolute error of a weight.
+    pub max_abs_error: f32,
+}
+
+/// What a conversion did.
+#[derive(Debug, Clone, Serialize)]
+pub struct Report {
+    /// Bytes of the weights files read.
+    pub source_bytes: u64,
+    /// Bytes of the pack.
+    pub pack_bytes: u64,
+    /// Layers of the model.
+    pub layers: u32,
+    /// Weights that were quantised.
+    pub weights: u64,
+    /// Tensors that were stored in their own type.
+    pub raw_tensors: u64,
+    /// Their bytes.
+    pub raw_bytes: u64,
+    /// Wall-clock seconds, from opening the checkpoint to the pack's final name.
+    pub seconds: f64,
+    /// `weights / seconds`.
+    pub weights_per_second: f64,
+    /// One entry per role that was quantised, in the order of a layer.
+    pub roles: Vec<RoleReport>,
+    /// What the user should know.
+    pub notices: Vec<String>,
+}
+
+/// Sums per role while a conversion runs.
+#[derive(Debug, Default, Clone)]
+pub(super) struct RoleSums {
+    pub tensors: u64,
+    pub bytes: u64,
+    pub stats: Stats,
+}
+
+impl RoleSums {
+    pub(super) fn report(&self, role: Role) -> RoleReport {
+        let weights = self.stats.weights;
+        RoleReport {
+            role: role.name(),
+            tensors: self.tensors,
+            weights,
+            bytes: self.bytes,
+            bits_per_weight: 8.0 * self.bytes as f64 / weights.max(1) as f64,
+            relative_error: if self.stats.sum_sq > 0.0 { self.stats.sum_sq_error / self.stats.sum_sq } else { 0.0 },
+            max_abs_error: self.stats.max_abs_error,
+        }
+    }
+}
+
+pub(super) fn notice_texts(notices: &[Notice]) -> Vec<String> {
+    notices.iter().map(Notice::to_string).collect()
+}
