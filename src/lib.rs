@@ -4,3 +4,5 @@
 pub mod convert;
 pub mod dequant;
 pub mod format;
+#[cfg(feature = "convert")]
+mod io;
