@@ -4,6 +4,8 @@
 pub mod convert;
 pub mod dequant;
 pub mod format;
+#[cfg(feature = "convert")]
+mod io;
 #[cfg(feature = "mmap")]
 mod mmap;
 

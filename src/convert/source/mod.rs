@@ -1,0 +1,287 @@
+//! The only reader of safetensors checkpoints: a snapshot folder (one file, or an index with shards) or a single file.
+//!
+//! Everything in a checkpoint is taken as hostile: names, offsets, shapes and links are checked before they are used, and
+//! nothing is allocated that the file's own length does not bear out. Element bytes stay on disk until
+//! [`Checkpoint::read`] asks for them.
+
+mod error;
+mod header;
+mod json;
+mod quantised;
+mod snapshot;
+
+use std::collections::{BTreeSet, HashMap};
+use std::fs::File;
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+
+use serde_json::{Map, Value};
+
+pub use error::SourceError;
+pub use header::{Header, HeaderError, MAX_HEADER_LEN, MAX_NAME_LEN, MAX_RANK, MAX_TENSORS, parse_header};
+pub use quantised::Quantised;
+
+use self::json::Object;
+use self::snapshot::{Folder, INDEX, OpenFile, SINGLE, Weights};
+use super::notice::Notice;
+use crate::format::FloatType;
+use crate::io::{AlignedBuf, read_exact_at};
+
+/// The configuration file of a checkpoint.
+pub const CONFIG: &str = "config.json";
+/// The files that are taken from a checkpoint beside its tensors, in the order of [`Checkpoint::side_files`].
+pub const SIDE_FILES: [&str; 6] = [
+    CONFIG,
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "generation_config.json",
+    "chat_template.jinja",
+    "special_tokens_map.json",
+];
+/// Bytes that a side file may have.
+pub const MAX_SIDE_FILE_LEN: u64 = 256 << 20;
+/// Bytes that config.json may have: it is parsed as a whole, which takes many times its length.
+pub const MAX_CONFIG_LEN: u64 = 16 << 20;
+/// Bytes that an index may have; [`MAX_TENSORS`] lines of a usual length fit.
+pub const MAX_INDEX_LEN: u64 = 128 << 20;
+
+/// Bytes that are compared at a time.
+const COMPARE_LEN: usize = 1 << 20;
+
+/// One tensor of a checkpoint: little-endian elements in row-major order, without gaps.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TensorInfo {
+    /// Its name, unique in the checkpoint.
+    pub name: String,
+    /// Type of its elements.
+    pub float_type: FloatType,
+    /// Its dimensions, 1 to 4 of them, none 0.
+    pub shape: Vec<u64>,
+    /// Index into [`Checkpoint::files`].
+    pub file: usize,
+    /// Where its bytes start in that file.
+    pub offset: u64,
+    /// Its bytes: the product of the shape times the size of an element.
+    pub length: u64,
+}
+
+/// One weights file of a checkpoint, open for reading.
+#[derive(Debug)]
+pub struct SourceFile {
+    /// Its file name.
+    pub name: String,
+    /// Its path, as the user would write it.
+    pub path: PathBuf,
+    /// The open file; its cursor is not used.
+    pub file: File,
+    /// Its bytes.
+    pub length: u64,
+    /// Where its data starts: the bytes of the length field and the header.
+    pub data_start: u64,
+    /// Its tensors, in the order of their offsets: a range of [`Checkpoint::tensors`].
+    pub tensors: Range<usize>,
+}
+
+/// A checkpoint whose headers were read and checked.
+#[derive(Debug)]
+pub struct Checkpoint {
+    /// The weights files, ordered by name.
+    pub files: Vec<SourceFile>,
+    /// All tensors, ordered by file and offset.
+    pub tensors: Vec<TensorInfo>,
+    /// The object in config.json.
+    pub config: Map<String, Value>,
+    /// Name and bytes of those of [`SIDE_FILES`] that are present, in that order. The first is always config.json.
+    pub side_files: Vec<(String, Vec<u8>)>,
+    /// What the user should know.
+    pub notices: Vec<Notice>,
+}
+
+impl Checkpoint {
+    /// Opens the checkpoint at `path`: a snapshot folder or one `.safetensors` file with its config.json beside it. Where a
+    /// folder has both, `model.safetensors` wins over the index, as in transformers. `config_override` is read in place of
+    /// config.json and stored under its name.
+    ///
+    /// Links inside a folder are followed only where they stay in it, or lead into the blobs of the hub cache that the
+    /// folder is a snapshot of.
+    ///
+    /// # Errors
+    ///
+    /// A [`SourceError`] that names the file.
+    pub fn open(path: &Path, config_override: Option<&Path>) -> Result<Self, SourceError> {
+        let (folder, weights) = snapshot::locate(path)?;
+        let side_files = read_side_files(&folder, config_override)?;
+        let config_path = config_override.map_or_else(|| folder.path(CONFIG), Path::to_owned);
+        let config = side_files.first().map_or(&[][..], |(_, bytes)| bytes);
+        let config = parse_config(config, &config_path)?;
+        if let Some(source) = Quantised::by_config(&config) {
+            return Err(SourceError::Quantised { path: config_path, source });
+        }
+        let mut notices = Vec::new();
+        let (files, tensors) = match weights {
+            Weights::Single(name) => {
+                if name == SINGLE && path.is_dir() && snapshot::exists(&folder, INDEX) {
+                    notices.push(Notice::IndexIgnored);
+                }
+                let file = folder.file(&name)?.ok_or_else(|| SourceError::NotACheckpoint { path: path.to_owned() })?;
+                let (file, tensors) = read_header(file, name, 0, 0)?;
+                (vec![file], tensors)
+            }
+            Weights::Sharded => read_shards(&folder)?,
+        };
+        Ok(Self { files, tensors, config, side_files, notices })
+    }
+
+    /// Fills `buf` with the bytes of `tensor`, one of [`Checkpoint::tensors`], from byte `from` of the tensor on.
+    ///
+    /// # Errors
+    ///
+    /// [`SourceError::Io`] where the file cannot be read or has become shorter since it was opened, and where the range is
+    /// not inside the tensor.
+    pub fn read(&self, tensor: &TensorInfo, from: u64, buf: &mut [u8]) -> Result<(), SourceError> {
+        let end = from.checked_add(buf.len() as u64).filter(|&end| end <= tensor.length);
+        let file = self.files.get(tensor.file);
+        let result = match (file, end) {
+            (Some(file), Some(_)) => read_exact_at(&file.file, buf, tensor.offset + from),
+            _ => Err(std::io::ErrorKind::InvalidInput.into()),
+        };
+        result.map_err(|source| SourceError::Io { path: file.map(|file| file.path.clone()).unwrap_or_default(), source })
+    }
+
+    /// Whether two tensors have the same type, shape and bytes. Holds two buffers of 1 MiB, whatever the tensors' size.
+    ///
+    /// # Errors
+    ///
+    /// [`SourceError::Io`] where a file cannot be read.
+    pub fn same_bytes(&self, a: &TensorInfo, b: &TensorInfo) -> Result<bool, SourceError> {
+        if (a.float_type, &a.shape, a.length) != (b.float_type, &b.shape, b.length) {
+            return Ok(false);
+        }
+        let (mut left, mut right) = (AlignedBuf::new(COMPARE_LEN), AlignedBuf::new(COMPARE_LEN));
+        let mut from = 0;
+        while from < a.length {
+            let len = usize::try_from(a.length - from).unwrap_or(COMPARE_LEN).min(COMPARE_LEN);
+            let (left, right) = (left.first_mut(len), right.first_mut(len));
+            self.read(a, from, left)?;
+            self.read(b, from, right)?;
+            if left != right {
+                return Ok(false);
+            }
+            from += len as u64;
+        }
+        Ok(true)
+    }
+}
+
+/// The side files that are present, config.json first and required.
+fn read_side_files(folder: &Folder, config: Option<&Path>) -> Result<Vec<(String, Vec<u8>)>, SourceError> {
+    let mut files = Vec::with_capacity(SIDE_FILES.len());
+    for name in SIDE_FILES {
+        let (file, limit) = match config {
+            _ if name != CONFIG => (folder.file(name)?, MAX_SIDE_FILE_LEN),
+            Some(path) => (Some(OpenFile::open(path, path.to_owned())?), MAX_CONFIG_LEN),
+            None => (folder.file(name)?, MAX_CONFIG_LEN),
+        };
+        match file {
+            Some(file) => files.push((name.to_owned(), file.read(limit)?)),
+            None if name == CONFIG => return Err(SourceError::NoConfig { folder: folder.path("") }),
+            None => {}
+        }
+    }
+    Ok(files)
+}
+
+/// The object in config.json. Only its top level is searched for repeated keys: what the converter reads stands there.
+fn parse_config(bytes: &[u8], path: &Path) -> Result<Map<String, Value>, SourceError> {
+    let object: Object<Value> =
+        serde_json::from_slice(bytes).map_err(|source| SourceError::Json { path: path.to_owned(), source })?;
+    match object.repeated {
+        Some(key) => Err(SourceError::DuplicateKey { path: path.to_owned(), key }),
+        None => Ok(object.entries.into_iter().collect()),
+    }
+}
+
+/// Reads the header of one weights file; its tensors will stand from `first` on in the list of all.
+fn read_header(
+    file: OpenFile,
+    name: String,
+    index: usize,
+    first: usize,
+) -> Result<(SourceFile, Vec<TensorInfo>), SourceError> {
+    let refuse = |source| match source {
+        HeaderError::Quantised { source } => SourceError::Quantised { path: file.path.clone(), source },
+        source => SourceError::Header { path: file.path.clone(), source },
+    };
+    let field = file.read_first(file.len.min(header::LENGTH_FIELD) as usize)?;
+    let data_start = header::data_start(&field, file.len).map_err(refuse)?;
+    // At most MAX_HEADER_LEN, and no more than the file has.
+    let bytes = file.read_first(data_start as usize)?;
+    let Header { data_start, mut tensors } = parse_header(&bytes, file.len).map_err(refuse)?;
+    for tensor in &mut tensors {
+        tensor.file = index;
+    }
+    let OpenFile { path, file, len: length } = file;
+    Ok((SourceFile { name, path, file, length, data_start, tensors: first..first + tensors.len() }, tensors))
+}
+
+/// What is used of an index. Serde refuses a second `weight_map` by itself.
+#[derive(serde::Deserialize)]
+struct Index {
+    weight_map: Object<String>,
+}
+
+/// The index of a sharded checkpoint: tensor to shard.
+fn read_index(folder: &Folder) -> Result<HashMap<String, String>, SourceError> {
+    let path = folder.path(INDEX);
+    let file = folder.file(INDEX)?.ok_or_else(|| SourceError::NoWeights { folder: folder.path("") })?;
+    let Index { weight_map } = serde_json::from_slice(&file.read(MAX_INDEX_LEN)?)
+        .map_err(|source| SourceError::Json { path: path.clone(), source })?;
+    if let Some(key) = weight_map.repeated {
+        return Err(SourceError::DuplicateKey { path, key });
+    }
+    if let Some((_, shard)) = weight_map.entries.iter().find(|(_, shard)| !snapshot::is_plain_name(shard)) {
+        return Err(SourceError::ShardName { index: path, shard: shard.clone() });
+    }
+    Ok(weight_map.entries.into_iter().collect())
+}
+
+/// Reads every shard of the index and checks that the two agree.
+fn read_shards(folder: &Folder) -> Result<(Vec<SourceFile>, Vec<TensorInfo>), SourceError> {
+    let index = read_index(folder)?;
+    let shards: BTreeSet<&str> = index.values().map(String::as_str).collect();
+    let (mut files, mut tensors) = (Vec::with_capacity(shards.len()), Vec::new());
+    for (i, shard) in shards.into_iter().enumerate() {
+        let missing = || SourceError::MissingShard { index: folder.path(INDEX), shard: shard.to_owned() };
+        let file = folder.file(shard)?.ok_or_else(missing)?;
+        let (file, found) = read_header(file, shard.to_owned(), i, tensors.len())?;
+        files.push(file);
+        tensors.extend(found);
+    }
+    check_index(&index, &files, &tensors)?;
+    Ok((files, tensors))
+}
+
+/// Checks that the shards hold exactly the tensors that the index lists, each where it says.
+fn check_index(index: &HashMap<String, String>, files: &[SourceFile], tensors: &[TensorInfo]) -> Result<(), SourceError> {
+    let mut holders: HashMap<&str, &str> = HashMap::with_capacity(tensors.len());
+    for file in files {
+        for TensorInfo { name, .. } in tensors.get(file.tensors.clone()).unwrap_or_default() {
+            let (tensor, shard) = (name.clone(), file.name.clone());
+            if let Some(first) = holders.insert(name, &file.name) {
+                return Err(SourceError::DuplicateTensor { tensor, first: first.to_owned(), second: shard });
+            }
+            if !index.contains_key(name) {
+                return Err(SourceError::NotInIndex { tensor, shard });
+            }
+        }
+    }
+    // The smallest name, so that the message does not depend on the order of a hash map.
+    let misplaced = index.iter().filter(|(tensor, shard)| holders.get(tensor.as_str()) != Some(&shard.as_str())).min();
+    match misplaced {
+        Some((tensor, shard)) => Err(SourceError::NotInShard { tensor: tensor.clone(), shard: shard.clone() }),
+        None => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,284 @@
+//! Checkpoints of random weights in the shape of a real model, for benchmarks and tests where none can be downloaded.
+
+use std::collections::BTreeMap;
+use std::fs::{self, File};
+use std::io;
+use std::path::Path;
+
+use half::bf16;
+use serde_json::{Value, json};
+
+use crate::io::{AlignedBuf, sync_dir, write_all_at};
+
+/// Standard deviation of the weights: the `initializer_range` of Qwen3.
+const STD: f32 = 0.02;
+/// Bytes that are generated and written at a time.
+const CHUNK_LEN: usize = 1 << 20;
+/// Bytes of a bfloat16.
+const ELEMENT_LEN: u64 = 2;
+
+/// The sizes of a Qwen3 model, in elements; its tensors are bfloat16.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Shape {
+    /// Width of the residual stream.
+    pub hidden: u64,
+    /// Width of the feed-forward network.
+    pub intermediate: u64,
+    /// Number of layers.
+    pub layers: u64,
+    /// Query heads.
+    pub heads: u64,
+    /// Key and value heads.
+    pub kv_heads: u64,
+    /// Elements of a head.
+    pub head_dim: u64,
+    /// Tokens in the vocabulary.
+    pub vocabulary: u64,
+    /// Whether the output projection is the embedding.
+    pub tied: bool,
+}
+
+impl Shape {
+    /// The names that [`Shape::from_name`] knows.
+    pub const NAMES: [&'static str; 3] = ["tiny", "qwen3-0.6b", "qwen3-4b"];
+
+    /// The shape of a known model; `tiny` is a toy with every kind of tensor.
+    pub fn from_name(name: &str) -> Option<Self> {
+        let (hidden, intermediate, layers, heads, kv_heads, head_dim, vocabulary) = match name {
+            "tiny" => (192, 512, 4, 4, 2, 64, 2048),
+            "qwen3-0.6b" => (1024, 3072, 28, 16, 8, 128, 151_936),
+            "qwen3-4b" => (2560, 9728, 36, 32, 8, 128, 151_936),
+            _ => return None,
+        };
+        Some(Self { hidden, intermediate, layers, heads, kv_heads, head_dim, vocabulary, tied: true })
+    }
+
+    /// The config.json of a Qwen3 model of this shape.
+    pub fn config(&self) -> Value {
+        json!({
+            "architectures": ["Qwen3ForCausalLM"],
+            "attention_bias": false,
+            "attention_dropout": 0.0,
+            "head_dim": self.head_dim,
+            "hidden_act": "silu",
+            "hidden_size": self.hidden,
+            "initializer_range": 0.02,
+            "intermediate_size": self.intermediate,
+            "max_position_embeddings": 40960,
+            "model_type": "qwen3",
+            "num_attention_heads": self.heads,
+            "num_hidden_layers": self.layers,
+            "num_key_value_heads": self.kv_heads,
+            "rms_norm_eps": 1e-6,
+            "rope_scaling": null,
+            "rope_theta": 1_000_000,
+            "sliding_window": null,
+            "tie_word_embeddings": self.tied,
+            "torch_dtype": "bfloat16",
+            "use_cache": true,
+            "use_sliding_window": false,
+            "vocab_size": self.vocabulary,
+        })
+    }
+
+    /// Name and shape of every tensor, in the order of the files.
+    pub fn tensors(&self) -> Vec<(String, Vec<u64>)> {
+        let (hidden, inter, vocab) = (self.hidden, self.intermediate, self.vocabulary);
+        let (queries, keys) = (self.heads * self.head_dim, self.kv_heads * self.head_dim);
+        let mut all = vec![("model.embed_tokens.weight".to_owned(), vec![vocab, hidden])];
+        for layer in 0..self.layers {
+            let parts = [
+                ("input_layernorm", vec![hidden]),
+                ("self_attn.q_proj", vec![queries, hidden]),
+                ("self_attn.k_proj", vec![keys, hidden]),
+                ("self_attn.v_proj", vec![keys, hidden]),
+                ("self_attn.o_proj", vec![hidden, queries]),
+                ("self_attn.q_norm", vec![self.head_dim]),
+                ("self_attn.k_norm", vec![self.head_dim]),
+                ("post_attention_layernorm", vec![hidden]),
+                ("mlp.gate_proj", vec![inter, hidden]),
+                ("mlp.up_proj", vec![inter, hidden]),
+                ("mlp.down_proj", vec![hidden, inter]),
+            ];
+            all.extend(parts.map(|(part, shape)| (format!("model.layers.{layer}.{part}.weight"), shape)));
+        }
+        all.push(("model.norm.weight".to_owned(), vec![hidden]));
+        if !self.tied {
+            all.push(("lm_head.weight".to_owned(), vec![vocab, hidden]));
+        }
+        all
+    }
+}
+
+/// A tensor to be written.
+struct Tensor {
+    name: String,
+    shape: Vec<u64>,
+    /// Bytes.
+    len: u64,
+    /// Start of its random numbers, so that its values depend neither on the shards nor on the other tensors.
+    seed: u64,
+}
+
+/// Writes a snapshot of `shape` into the folder `dir`, which is made where it is missing and must otherwise be empty: one
+/// `model.safetensors`, or shards of at most `shard_bytes` of data (but at least one tensor) with an index. The same seed
+/// gives the same weights, however they are sharded: about normal, with a standard deviation of 0.02 around 0, and around 1
+/// in norms. Gives the number of bytes in weights files. Memory stays at a few MiB; all is synced to disk at the end, so
+/// that the write-back does not disturb what is measured next.
+///
+/// # Errors
+///
+/// `AlreadyExists` where `dir` is not empty; otherwise what the operating system says.
+pub fn write(dir: &Path, shape: &Shape, seed: u64, shard_bytes: Option<u64>) -> io::Result<u64> {
+    fs::create_dir_all(dir)?;
+    if fs::read_dir(dir)?.next().is_some() {
+        return Err(io::Error::new(io::ErrorKind::AlreadyExists, format!("{} is not empty", dir.display())));
+    }
+    fs::write(dir.join("config.json"), pretty(&shape.config())?)?;
+    let shards = shards(shape, seed, shard_bytes);
+    let mut written = 0;
+    let mut index = BTreeMap::new();
+    for (i, tensors) in shards.iter().enumerate() {
+        let name = match shard_bytes {
+            Some(_) => format!("model-{:05}-of-{:05}.safetensors", i + 1, shards.len()),
+            None => "model.safetensors".to_owned(),
+        };
+        written += write_file(&dir.join(&name), tensors)?;
+        index.extend(tensors.iter().map(|tensor| (&tensor.name, name.clone())));
+    }
+    if shard_bytes.is_some() {
+        let total: u64 = shards.iter().flatten().map(|tensor| tensor.len).sum();
+        let index = json!({ "metadata": { "total_size": total }, "weight_map": index });
+        fs::write(dir.join("model.safetensors.index.json"), pretty(&index)?)?;
+    }
+    sync_dir(dir)?;
+    Ok(written)
+}
+
+fn pretty(value: &Value) -> io::Result<String> {
+    Ok(serde_json::to_string_pretty(value)? + "\n")
+}
+
+/// The tensors, cut into shards.
+fn shards(shape: &Shape, seed: u64, shard_bytes: Option<u64>) -> Vec<Vec<Tensor>> {
+    let (mut shards, mut filled) = (vec![Vec::new()], 0);
+    for (i, (name, shape)) in shape.tensors().into_iter().enumerate() {
+        let len = ELEMENT_LEN * shape.iter().product::<u64>();
+        if filled > 0 && shard_bytes.is_some_and(|most| filled + len > most) {
+            shards.push(Vec::new());
+            filled = 0;
+        }
+        filled += len;
+        if let Some(shard) = shards.last_mut() {
+            shard.push(Tensor { name, shape, len, seed: mix(mix(seed) ^ i as u64) });
+        }
+    }
+    shards
+}
+
+/// Writes one safetensors file and gives its length.
+fn write_file(path: &Path, tensors: &[Tensor]) -> io::Result<u64> {
+    let mut header = BTreeMap::from([("__metadata__", json!({ "format": "pt" }))]);
+    let mut end = 0;
+    for Tensor { name, shape, len, .. } in tensors {
+        header.insert(name, json!({ "dtype": "BF16", "shape": shape, "data_offsets": [end, end + len] }));
+        end += len;
+    }
+    let mut json = serde_json::to_vec(&header)?;
+    // The data starts on a multiple of 8 bytes, as the safetensors crate has it.
+    json.resize(json.len().next_multiple_of(8), b' ');
+    let file = File::create_new(path)?;
+    write_all_at(&file, &(json.len() as u64).to_le_bytes(), 0)?;
+    write_all_at(&file, &json, 8)?;
+    let mut offset = 8 + json.len() as u64;
+    let mut buf = AlignedBuf::new(CHUNK_LEN);
+    for tensor in tensors {
+        let (end, mean) = (offset + tensor.len, if tensor.shape.len() == 1 { 1.0 } else { 0.0 });
+        let mut state = tensor.seed;
+        while offset < end {
+            let chunk = buf.first_mut(usize::try_from(end - offset).unwrap_or(CHUNK_LEN).min(CHUNK_LEN));
+            state = fill(chunk, state, mean);
+            write_all_at(&file, chunk, offset)?;
+            offset += chunk.len() as u64;
+        }
+    }
+    file.sync_data()?;
+    Ok(offset)
+}
+
+/// Step of the counter of [`mix`]: 2^64 divided by the golden ratio.
+const STEP: u64 = 0x9e37_79b9_7f4a_7c15;
+
+/// The output function of SplitMix64 (Steele, Lea, Flood, 2014): fast, and good enough for weights that nobody learns from.
+fn mix(state: u64) -> u64 {
+    let z = (state ^ (state >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    let z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    z ^ (z >> 31)
+}
+
+/// Fills `bytes` with bfloat16 values: each is the sum of four uniform 16-bit numbers, close to a normal distribution out to
+/// 3.4 standard deviations. Gives the state that goes on from there.
+fn fill(bytes: &mut [u8], mut state: u64, mean: f32) -> u64 {
+    /// Mean and standard deviation of the sum: four times (2^16 - 1) / 2, and twice 2^16 / sqrt(12).
+    const CENTRE: f32 = 131_070.0;
+    const SPREAD: f32 = 37_837.227;
+    for value in bytes.chunks_exact_mut(2) {
+        state = state.wrapping_add(STEP);
+        let bits = mix(state);
+        let sum = (bits & 0xffff) + (bits >> 16 & 0xffff) + (bits >> 32 & 0xffff) + (bits >> 48);
+        let sample = (sum as f32 - CENTRE) * (STD / SPREAD) + mean;
+        value.copy_from_slice(&bf16::from_f32(sample).to_le_bytes());
+    }
+    state
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::convert::arch::{model_types, place};
+    use crate::convert::source::Checkpoint;
+
+    #[test]
+    fn a_synthetic_checkpoint_is_a_model_and_its_weights_do_not_depend_on_the_shards() {
+        let dir = tempfile::tempdir().unwrap();
+        let (whole, sharded) = (dir.path().join("whole"), dir.path().join("sharded"));
+        let shape = Shape::from_name("tiny").unwrap();
+        let written = write(&whole, &shape, 7, None).unwrap();
+        assert_eq!(written, fs::metadata(whole.join("model.safetensors")).unwrap().len());
+        write(&sharded, &shape, 7, Some(1 << 20)).unwrap();
+        assert_eq!(write(&whole, &shape, 7, None).unwrap_err().kind(), io::ErrorKind::AlreadyExists);
+
+        let (whole, sharded) = (Checkpoint::open(&whole, None).unwrap(), Checkpoint::open(&sharded, None).unwrap());
+        assert!(sharded.files.len() > 2);
+        assert!(model_types().any(|name| name == "qwen3"));
+        assert_eq!(place(&whole.config, &whole.tensors).unwrap().tensors.len(), 4 * 11 + 2);
+        assert_eq!(whole.tensors.len(), sharded.tensors.len());
+        for tensor in &whole.tensors {
+            let other = sharded.tensors.iter().find(|other| other.name == tensor.name).unwrap();
+            let (mut a, mut b) = (vec![0; tensor.length as usize], vec![0; other.length as usize]);
+            whole.read(tensor, 0, &mut a).unwrap();
+            sharded.read(other, 0, &mut b).unwrap();
+            assert_eq!(a, b, "{}", tensor.name);
+        }
+    }
+
+    #[test]
+    fn weights_have_the_mean_and_the_standard_deviation_they_should() {
+        let mut bytes = vec![0; 2_000_000];
+        fill(&mut bytes, mix(3), 0.0);
+        let values: Vec<f64> = bytes.chunks_exact(2).map(|b| bf16::from_le_bytes(b.try_into().unwrap()).to_f64()).collect();
+        let mean = values.iter().sum::<f64>() / values.len() as f64;
+        let std = (values.iter().map(|v| (v - mean).powi(2)).sum::<f64>() / values.len() as f64).sqrt();
+        assert!(mean.abs() < 1e-4, "mean {mean}");
+        assert!((std - 0.02).abs() < 1e-4, "standard deviation {std}");
+    }
+
+    #[test]
+    fn the_projections_of_qwen3_4b_have_the_documented_size() {
+        let shape = Shape::from_name("qwen3-4b").unwrap();
+        let tensors = shape.tensors();
+        let layer = tensors.iter().filter(|(name, _)| name.starts_with("model.layers.0.") && name.contains("_proj"));
+        assert_eq!(layer.map(|(_, shape)| shape.iter().product::<u64>()).sum::<u64>(), 100_925_440);
+        assert!(Shape::NAMES.iter().all(|name| Shape::from_name(name).is_some()));
+    }
+}
