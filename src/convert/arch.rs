@@ -266,6 +266,8 @@ pub enum ArchError {
 /// What the tensors of a checkpoint are.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Model {
+    /// As config.json says it.
+    pub model_type: &'static str,
     /// Number of layers.
     pub layers: u32,
     /// Whether config.json ties the output projection to the embedding. [`Role::LmHead`] may be there all the same, and
@@ -452,7 +454,7 @@ pub fn place(config: &Map<String, Value>, tensors: &[TensorInfo]) -> Result<Mode
         Some(placed) => Ok(placed),
         None => place_other(&sizes, i, tensor),
     });
-    Ok(Model { layers: sizes.layers, tied: sizes.tied, tensors: placed.collect::<Result<_, _>>()? })
+    Ok(Model { model_type: sizes.arch.model_type, layers: sizes.layers, tied: sizes.tied, tensors: placed.collect::<Result<_, _>>()? })
 }
 
 /// The search for the parts of a model among its tensors.

@@ -1,0 +1,154 @@
+//! Checks a whole pack: every checksum, scale and padding byte, on all cores; and a pack against the checkpoint that it
+//! was made from.
+
+mod against;
+
+use std::fs::File;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Instant;
+
+use rayon::prelude::*;
+use serde::Serialize;
+use thiserror::Error;
+
+pub use against::{AgainstReport, Mismatch, TensorReport, against};
+
+use crate::convert::source::SourceError;
+use crate::convert::{Progress, arch::ArchError};
+use crate::format::{FormatError, Index, PieceCrc, Section, check, crc32};
+use crate::io::{AlignedBuf, read_exact_at};
+use crate::{MappedPack, OpenError};
+
+/// Bytes that are read and summed at a time: they stay in the second-level cache between the two.
+const PIECE_LEN: u64 = 256 << 10;
+
+/// Why a pack could not be checked (a fault that was found is not an error, but part of the report).
+#[derive(Debug, Error)]
+#[non_exhaustive]
+pub enum VerifyError {
+    /// The pack cannot be opened.
+    #[error(transparent)]
+    Open(#[from] OpenError),
+    /// The pack cannot be read.
+    #[error("cannot read {path}")]
+    Io {
+        /// The pack.
+        path: PathBuf,
+        /// The system's error.
+        source: std::io::Error,
+    },
+    /// The checkpoint to compare with cannot be read.
+    #[error(transparent)]
+    Source(#[from] SourceError),
+    /// The checkpoint to compare with is not what its config.json says.
+    #[error(transparent)]
+    Arch(#[from] ArchError),
+    /// The pack's metadata is not the provenance record of the specification.
+    #[error("the provenance record of the pack cannot be read")]
+    Provenance(#[from] serde_json::Error),
+    /// The caller asked to stop.
+    #[error("stopped before the end")]
+    Cancelled,
+    /// The worker threads could not be started.
+    #[error("cannot start the worker threads: {0}")]
+    Threads(#[from] rayon::ThreadPoolBuildError),
+}
+
+/// What [`verify`] found.
+#[derive(Debug, Clone, Serialize)]
+pub struct VerifyReport {
+    /// Bytes of the file.
+    pub bytes: u64,
+    /// Sections checked.
+    pub sections: u64,
+    /// Wall-clock seconds.
+    pub seconds: f64,
+    /// Everything that is wrong, in file order: none in a good pack.
+    #[serde(serialize_with = "as_text")]
+    pub faults: Vec<FormatError>,
+}
+
+fn as_text<S: serde::Serializer>(faults: &[FormatError], serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.collect_seq(faults.iter().map(FormatError::to_string))
+}
+
+/// A part of a section.
+#[derive(Debug, Clone, Copy)]
+struct Piece {
+    section: usize,
+    offset: u64,
+    len: u64,
+}
+
+/// Checks every checksum, every scale and every padding byte of the pack at `path`, on `threads` threads (0: one per core).
+///
+/// Payloads are read, not mapped, which is faster and keeps memory flat; only scale tables are looked at through the map.
+///
+/// # Errors
+/// Where the file cannot be read, or its header, index or metadata are invalid; damage of payloads is in the report.
+pub fn verify(path: &Path, threads: usize, progress: &dyn Progress) -> Result<VerifyReport, VerifyError> {
+    let started = Instant::now();
+    let pack = MappedPack::open(path)?;
+    let io = |source| VerifyError::Io { path: path.to_owned(), source };
+    let file = File::open(path).map_err(io)?;
+    let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build()?;
+    let faults = pool.install(|| {
+        let crcs = payload_crcs(&file, pack.pack().index(), progress).map_err(|e| e.map_or(VerifyError::Cancelled, io))?;
+        Ok::<_, VerifyError>(faults(&pack, &crcs))
+    })?;
+    let (bytes, sections) = (pack.pack().bytes().len() as u64, pack.pack().index().sections().len() as u64);
+    Ok(VerifyReport { bytes, sections, seconds: started.elapsed().as_secs_f64(), faults })
+}
+
+/// The CRC-32 of every payload; `Err(None)` where the caller asked to stop.
+fn payload_crcs(
+    file: &File,
+    index: &Index,
+    progress: &dyn Progress,
+) -> Result<Vec<u32>, Option<std::io::Error>> {
+    let pieces: Vec<Piece> = index.sections().iter().enumerate().flat_map(|(n, s)| pieces(n, s)).collect();
+    let done = AtomicU64::new(0);
+    let total = index.header().file_len;
+    let sums = pieces.par_iter().map_init(AlignedBuf::default, |buf, piece| {
+        if progress.cancelled() {
+            return Err(None);
+        }
+        let bytes = buf.first_mut(piece.len as usize);
+        read_exact_at(file, bytes, piece.offset).map_err(Some)?;
+        let crc = crc32(bytes);
+        progress.advance(done.fetch_add(piece.len, Ordering::Relaxed) + piece.len, total);
+        Ok(crc)
+    });
+    let sums: Vec<u32> = sums.collect::<Result<_, _>>()?;
+    let mut crcs = vec![PieceCrc::default(); index.sections().len()];
+    for (piece, crc) in pieces.iter().zip(sums) {
+        crcs[piece.section].push(crc, piece.len);
+    }
+    Ok(crcs.iter().map(PieceCrc::value).collect())
+}
+
+fn pieces(number: usize, section: &Section) -> impl Iterator<Item = Piece> + use<> {
+    let (start, length) = (section.offset, section.length);
+    let piece = move |i| {
+        let from = i * PIECE_LEN;
+        Piece { section: number, offset: start + from, len: (length - from).min(PIECE_LEN) }
+    };
+    (0..length.div_ceil(PIECE_LEN)).map(piece)
+}
+
+/// Everything wrong with a pack whose payloads have these checksums: per section, then the gaps.
+fn faults(mapped: &MappedPack, crcs: &[u32]) -> Vec<FormatError> {
+    let pack = mapped.pack();
+    let index = pack.index();
+    let sections = index.sections().par_iter().zip(crcs).enumerate();
+    let of_section = |(number, (section, &crc)): (usize, (&Section, &u32))| {
+        check::checksum(index, number, section, crc)?;
+        check::contents(index, number, section, pack.payload(section))
+    };
+    let mut faults: Vec<FormatError> = sections.map(of_section).filter_map(Result::err).collect();
+    let gap = |(start, end): (u64, u64)| pack.bytes().get(start as usize..end as usize).map(|bytes| (start, bytes));
+    let gaps = check::gaps(index).filter_map(gap);
+    faults.extend(gaps.filter_map(|(start, bytes)| check::padding(start, bytes).err()));
+    faults
+}

@@ -1,0 +1,388 @@
+//! A pack held against its checkpoint: every tensor is there, and no error is larger than the encoder can produce.
+
+use std::collections::{HashMap, HashSet};
+use std::path::Path;
+
+use half::{bf16, f16};
+use rayon::prelude::*;
+use serde::Serialize;
+
+use super::VerifyError;
+use crate::MappedPack;
+use crate::convert::source::{Checkpoint, TensorInfo};
+use crate::convert::{Progress, arch, encode};
+use crate::dequant;
+use crate::format::nf4::{self, MAX_UNIT_ERROR, SUPER_BLOCK, Scales};
+use crate::format::{FloatType, Pack, Projection, Provenance, RawTensor};
+use crate::io::AlignedBuf;
+
+/// Weights that are compared at a time: a multiple of every block size.
+const PIECE_WEIGHTS: u64 = 1 << 17;
+
+/// Rounding of a scale to bfloat16 moves a value by at most this part of the block's largest magnitude.
+const BF16_STEP: f32 = 1.0 / 256.0;
+
+/// A nested scale lies at most this part of its super-scale from the one that the encoder wanted: half the widest gap of
+/// the 8-bit dynamic map (0.9 / 64), and the step of the 65,536-point grid that bitsandbytes rounds through.
+const DQ8_STEP: f32 = 0.5 * 0.9 / 64.0 + 1.0 / 32768.0;
+
+/// Slack for float32 rounding, relative and absolute (the weakest block that the absmax encoder resolves).
+const SLACK: f32 = 1.0 + 1e-4;
+const TINY: f32 = 1e-38;
+
+/// What a comparison found.
+#[derive(Debug, Clone, Serialize)]
+pub struct AgainstReport {
+    /// One entry per tensor of the pack that was quantised, in file order.
+    pub tensors: Vec<TensorReport>,
+    /// Raw tensors and files that were compared byte for byte.
+    pub identical: u64,
+    /// Everything that does not fit: none where the pack is of this checkpoint.
+    pub mismatches: Vec<Mismatch>,
+}
+
+/// The error of one quantised tensor.
+#[derive(Debug, Clone, Serialize)]
+pub struct TensorReport {
+    /// Its name.
+    pub name: String,
+    /// Its role's name.
+    pub role: &'static str,
+    /// Its weights.
+    pub weights: u64,
+    /// Largest absolute error.
+    pub max_abs_error: f32,
+    /// Root of the mean squared error.
+    pub rms_error: f64,
+    /// Sum of squared errors over sum of squared weights.
+    pub relative_error: f64,
+}
+
+/// One thing that does not fit.
+#[derive(Debug, Clone, PartialEq, Serialize, thiserror::Error)]
+#[serde(tag = "kind", rename_all = "snake_case")]
+#[non_exhaustive]
+pub enum Mismatch {
+    /// The checkpoint has no such tensor or file.
+    #[error("{name} is in the pack, but not in the checkpoint")]
+    NotInCheckpoint {
+        /// Its name.
+        name: String,
+    },
+    /// The pack has no such tensor or file.
+    #[error("{name} is in the checkpoint, but not in the pack")]
+    NotInPack {
+        /// Its name.
+        name: String,
+    },
+    /// Another shape or element type.
+    #[error("{name} has another shape or type: {found:?} in the pack, {expected:?} in the checkpoint")]
+    Shape {
+        /// Its name.
+        name: String,
+        /// Shape in the checkpoint.
+        expected: Vec<u64>,
+        /// Shape in the pack.
+        found: Vec<u64>,
+    },
+    /// A raw tensor or a file has other bytes.
+    #[error("{name} differs from the checkpoint at byte {offset}")]
+    Bytes {
+        /// Its name.
+        name: String,
+        /// The first byte that differs.
+        offset: u64,
+    },
+    /// A block is farther from the source than any encoder leaves it.
+    #[error("{name}: the RMS error of block {block} is {found}, no encoder leaves more than {limit}")]
+    BlockError {
+        /// The tensor.
+        name: String,
+        /// Number of the block.
+        block: u64,
+        /// The largest error that an encoder can produce.
+        limit: f32,
+        /// The block's RMS error.
+        found: f32,
+    },
+    /// A code is not the nearest one for its scale.
+    #[error("{name}: the error of element {element} is {found}, the nearest code leaves {limit}")]
+    Code {
+        /// The tensor.
+        name: String,
+        /// Index into the flattened tensor.
+        element: u64,
+        /// The error of the nearest code.
+        limit: f32,
+        /// The error of the stored one.
+        found: f32,
+    },
+}
+
+/// Compares the pack at `path` with the checkpoint at `source`, on `threads` threads (0: one per core).
+///
+/// # Errors
+/// Where one of them cannot be read; what does not fit is in the report.
+pub fn against(
+    path: &Path,
+    source: &Path,
+    config: Option<&Path>,
+    threads: usize,
+    progress: &dyn Progress,
+) -> Result<AgainstReport, VerifyError> {
+    let mapped = MappedPack::open(path)?;
+    let provenance = Provenance::from_json(mapped.pack().index().metadata())?;
+    let checkpoint = Checkpoint::open(source, config)?;
+    let mut model = arch::place(&checkpoint.config, &checkpoint.tensors)?;
+    // What a conversion may leave out is settled anew, not believed.
+    arch::resolve_tied(&mut model, &checkpoint)?;
+    let kept: HashSet<&str> = model.tensors.iter().map(|p| checkpoint.tensors[p.tensor].name.as_str()).collect();
+    let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build()?;
+    let comparison = Comparison::new(mapped.pack(), &checkpoint, progress);
+    let mut report = pool.install(|| comparison.run())?;
+    let in_pack: HashSet<&str> = comparison.pack.projections().map(|p| p.name).chain(comparison.pack.raw_tensors().map(|t| t.name)).collect();
+    let missing = checkpoint.tensors.iter().map(|t| t.name.as_str()).filter(|name| {
+        !in_pack.contains(name) && (kept.contains(name) || !provenance.dropped.iter().any(|d| d == name))
+    });
+    report.mismatches.extend(missing.map(|name| Mismatch::NotInPack { name: name.to_owned() }));
+    Ok(report)
+}
+
+struct Comparison<'a> {
+    pack: Pack<'a>,
+    checkpoint: &'a Checkpoint,
+    by_name: HashMap<&'a str, &'a TensorInfo>,
+    progress: &'a dyn Progress,
+}
+
+/// Sums and the first mismatch of a piece of a tensor.
+#[derive(Debug, Default)]
+struct PieceResult {
+    max: f32,
+    sum_sq: f64,
+    sum_sq_error: f64,
+    mismatch: Option<Mismatch>,
+}
+
+/// Buffers of a thread.
+#[derive(Debug, Default)]
+struct Scratch {
+    bytes: AlignedBuf,
+    source: Vec<f32>,
+    decoded: Vec<f32>,
+    scales: Vec<f32>,
+    codes: Vec<u8>,
+}
+
+impl<'a> Comparison<'a> {
+    fn new(pack: Pack<'a>, checkpoint: &'a Checkpoint, progress: &'a dyn Progress) -> Self {
+        let by_name = checkpoint.tensors.iter().map(|t| (t.name.as_str(), t)).collect();
+        Self { pack, checkpoint, by_name, progress }
+    }
+
+    fn run(&self) -> Result<AgainstReport, VerifyError> {
+        let mut report = AgainstReport { tensors: Vec::new(), identical: 0, mismatches: Vec::new() };
+        let total = self.pack.projections().map(|p| p.data.elements).sum();
+        let mut done = 0;
+        for projection in self.pack.projections() {
+            let Some(tensor) = self.source_of(projection.name, projection.shape.dims(), None, &mut report) else { continue };
+            self.projection(&projection, tensor, &mut report)?;
+            done += projection.data.elements;
+            self.progress.advance(done, total);
+        }
+        for raw in self.pack.raw_tensors() {
+            let Some(tensor) = self.source_of(raw.name, raw.shape.dims(), Some(raw.float_type), &mut report) else { continue };
+            self.raw(&raw, tensor, &mut report)?;
+        }
+        self.files(&mut report);
+        Ok(report)
+    }
+
+    /// The checkpoint's tensor of this name, if it has the same shape (and type); otherwise the report says so.
+    fn source_of(&self, name: &str, dims: &[u64], float_type: Option<FloatType>, report: &mut AgainstReport) -> Option<&'a TensorInfo> {
+        let Some(&tensor) = self.by_name.get(name) else {
+            report.mismatches.push(Mismatch::NotInCheckpoint { name: name.to_owned() });
+            return None;
+        };
+        if tensor.shape != dims || float_type.is_some_and(|t| t != tensor.float_type) {
+            let (expected, found) = (tensor.shape.clone(), dims.to_vec());
+            report.mismatches.push(Mismatch::Shape { name: name.to_owned(), expected, found });
+            return None;
+        }
+        Some(tensor)
+    }
+
+    fn files(&self, report: &mut AgainstReport) {
+        for (name, bytes) in &self.checkpoint.side_files {
+            match self.pack.file(name) {
+                Some(file) => match first_difference(file.bytes, bytes) {
+                    None => report.identical += 1,
+                    Some(offset) => report.mismatches.push(Mismatch::Bytes { name: name.clone(), offset }),
+                },
+                None if bytes.is_empty() => {}
+                None => report.mismatches.push(Mismatch::NotInPack { name: name.clone() }),
+            }
+        }
+        let known = |name: &str| self.checkpoint.side_files.iter().any(|(n, _)| n == name);
+        let extra = self.pack.files().filter(|f| !known(f.name));
+        report.mismatches.extend(extra.map(|f| Mismatch::NotInCheckpoint { name: f.name.to_owned() }));
+    }
+
+    fn raw(&self, raw: &RawTensor<'_>, tensor: &TensorInfo, report: &mut AgainstReport) -> Result<(), VerifyError> {
+        let mut buf = AlignedBuf::default();
+        for (i, piece) in raw.bytes.chunks(1 << 20).enumerate() {
+            let from = (i << 20) as u64;
+            let bytes = buf.first_mut(piece.len());
+            self.checkpoint.read(tensor, from, bytes)?;
+            if let Some(offset) = first_difference(piece, bytes) {
+                report.mismatches.push(Mismatch::Bytes { name: raw.name.to_owned(), offset: from + offset });
+                return Ok(());
+            }
+        }
+        report.identical += 1;
+        Ok(())
+    }
+
+    fn projection(&self, projection: &Projection<'_>, tensor: &TensorInfo, report: &mut AgainstReport) -> Result<(), VerifyError> {
+        let pieces = projection.data.elements.div_ceil(PIECE_WEIGHTS);
+        let results: Vec<Result<PieceResult, VerifyError>> = (0..pieces)
+            .into_par_iter()
+            .map_init(Scratch::default, |scratch, i| self.piece(projection, tensor, i * PIECE_WEIGHTS, scratch))
+            .collect();
+        let mut sums = PieceResult::default();
+        for result in results {
+            let piece = result?;
+            sums.max = sums.max.max(piece.max);
+            sums.sum_sq += piece.sum_sq;
+            sums.sum_sq_error += piece.sum_sq_error;
+            sums.mismatch = sums.mismatch.or(piece.mismatch);
+        }
+        report.mismatches.extend(sums.mismatch);
+        report.tensors.push(TensorReport {
+            name: projection.name.to_owned(),
+            role: projection.role.name(),
+            weights: projection.data.elements,
+            max_abs_error: sums.max,
+            rms_error: (sums.sum_sq_error / projection.data.elements as f64).sqrt(),
+            relative_error: if sums.sum_sq > 0.0 { sums.sum_sq_error / sums.sum_sq } else { 0.0 },
+        });
+        Ok(())
+    }
+
+    fn piece(&self, projection: &Projection<'_>, tensor: &TensorInfo, first: u64, scratch: &mut Scratch) -> Result<PieceResult, VerifyError> {
+        if self.progress.cancelled() {
+            return Err(VerifyError::Cancelled);
+        }
+        let data = &projection.data;
+        let len = (data.elements - first).min(PIECE_WEIGHTS) as usize;
+        let Scratch { bytes, source, decoded, scales, codes } = scratch;
+        let bytes = bytes.first_mut(len * tensor.float_type.size());
+        self.checkpoint.read(tensor, first * tensor.float_type.size() as u64, bytes)?;
+        widen(tensor.float_type, bytes, source);
+        decoded.resize(len, 0.0);
+        if dequant::dequantize(data, first, decoded).is_err() {
+            // A validated pack always decodes; if not, the shape is what disagrees.
+            let (expected, found) = (tensor.shape.clone(), projection.shape.dims().to_vec());
+            let mismatch = Some(Mismatch::Shape { name: projection.name.to_owned(), expected, found });
+            return Ok(PieceResult { mismatch, ..PieceResult::default() });
+        }
+        let block = data.block_size as usize;
+        let first_block = first as usize / block;
+        scales.resize(len.div_ceil(block), 0.0);
+        data.scales.read(first_block, scales);
+        codes.resize(scales.len() * block / 2, 0);
+        let weights = encode::Weights { float_type: tensor.float_type, bytes };
+        encode::encode_with_scales(data.block_size, weights, scales, codes);
+        let blocks = Blocks { projection, first, source, decoded, scales, best: codes };
+        Ok(blocks.compare())
+    }
+}
+
+/// One piece of a tensor: the source, the decoded pack, and the best codes for the stored scales.
+struct Blocks<'a> {
+    projection: &'a Projection<'a>,
+    first: u64,
+    source: &'a [f32],
+    decoded: &'a [f32],
+    scales: &'a [f32],
+    best: &'a [u8],
+}
+
+impl Blocks<'_> {
+    fn compare(&self) -> PieceResult {
+        let block = self.projection.data.block_size as usize;
+        let mut result = PieceResult::default();
+        let pairs = self.source.chunks(block).zip(self.decoded.chunks(block));
+        for (i, (source, decoded)) in pairs.enumerate() {
+            let (mut absmax, mut sum_sq_error) = (0.0_f32, 0.0_f64);
+            for (&w, &v) in source.iter().zip(decoded) {
+                let error = (w - v).abs();
+                absmax = absmax.max(w.abs());
+                result.max = result.max.max(error);
+                result.sum_sq += f64::from(w) * f64::from(w);
+                sum_sq_error += f64::from(error) * f64::from(error);
+            }
+            result.sum_sq_error += sum_sq_error;
+            let rms = (sum_sq_error / source.len() as f64).sqrt() as f32;
+            let limit = self.limit(absmax, i);
+            // Written so that a NaN does not pass.
+            let within = rms <= limit;
+            if !within && result.mismatch.is_none() {
+                let (name, block) = (self.projection.name.to_owned(), self.first / block as u64 + i as u64);
+                result.mismatch = Some(Mismatch::BlockError { name, block, limit, found: rms });
+            }
+        }
+        result.mismatch = result.mismatch.take().or_else(|| self.worse_code());
+        result
+    }
+
+    /// The largest RMS error that an encoder leaves in a block: half the widest gap of the codebook, for a scale as far off
+    /// as its stored type allows. The mse encoder is never worse than absmax on any block.
+    fn limit(&self, absmax: f32, block: usize) -> f32 {
+        let scale_step = match self.projection.data.scales {
+            Scales::F32(_) => 0.0,
+            Scales::Bf16(_) => BF16_STEP * absmax,
+            Scales::Dq8 { super_scales, .. } => {
+                let number = (self.first as usize / self.projection.data.block_size as usize + block) / SUPER_BLOCK;
+                DQ8_STEP * Scales::F32(super_scales).get(number).abs()
+            }
+        };
+        (MAX_UNIT_ERROR * absmax + scale_step) * SLACK + TINY
+    }
+
+    /// The first stored code that is farther from the source than the best one for the same scale.
+    fn worse_code(&self) -> Option<Mismatch> {
+        let from = (self.first / 2) as usize;
+        let stored = self.projection.data.codes.get(from..from + self.best.len()).unwrap_or_default();
+        if stored == self.best {
+            return None;
+        }
+        let block = self.projection.data.block_size as usize;
+        self.source.iter().zip(self.decoded).enumerate().find_map(|(i, (&w, &v))| {
+            let code = (self.best[i / 2] >> (4 * (i % 2))) & 15;
+            let limit = (w - nf4::CODEBOOK[usize::from(code)] * self.scales[i / block]).abs();
+            let found = (w - v).abs();
+            let name = || self.projection.name.to_owned();
+            let worse = found > limit * SLACK + TINY;
+            worse.then(|| Mismatch::Code { name: name(), element: self.first + i as u64, limit, found })
+        })
+    }
+}
+
+fn first_difference(a: &[u8], b: &[u8]) -> Option<u64> {
+    if a == b {
+        return None;
+    }
+    let common = a.iter().zip(b).position(|(x, y)| x != y);
+    Some(common.unwrap_or(a.len().min(b.len())) as u64)
+}
+
+/// Little-endian floats as float32, exactly.
+fn widen(float_type: FloatType, bytes: &[u8], out: &mut Vec<f32>) {
+    out.clear();
+    match float_type {
+        FloatType::F32 => out.extend(bytes.as_chunks().0.iter().map(|&b| f32::from_le_bytes(b))),
+        FloatType::F16 => out.extend(bytes.as_chunks().0.iter().map(|&b| f16::from_le_bytes(b).to_f32())),
+        FloatType::Bf16 => out.extend(bytes.as_chunks().0.iter().map(|&b| bf16::from_le_bytes(b).to_f32())),
+    }
+}
