@@ -1,1 +1,3 @@
 //! From a Hugging Face checkpoint to a pack.
+
+pub mod encode;
