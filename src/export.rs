@@ -257,6 +257,10 @@ impl<'a> Job<'a> {
         let weights_files = self.write_weights(temporary.path(), &tensors, shard_len)?;
         let files = self.write_files(temporary.path())?;
         sync_dir(temporary.path()).map_err(error)?;
+        // An empty folder may stand there; not every system renames over one.
+        if target.is_dir() {
+            fs::remove_dir(target).map_err(error)?;
+        }
         fs::rename(temporary.path(), target).map_err(error)?;
         sync_dir(folder).map_err(error)?;
         Ok(ExportReport { weights_files, files, tensors: tensors.len() as u64, bytes, seconds: 0.0 })

@@ -81,6 +81,11 @@ mod windows {
     }
 }
 
+/// The folder that a path lies in.
+pub(crate) fn folder_of(path: &Path) -> &Path {
+    path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."))
+}
+
 /// Makes a rename or a new file in `folder` survive a power cut; does nothing where folders cannot be synced.
 ///
 /// # Errors

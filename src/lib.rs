@@ -3,11 +3,15 @@
 #[cfg(feature = "convert")]
 pub mod convert;
 pub mod dequant;
+#[cfg(feature = "convert")]
+pub mod export;
 pub mod format;
 #[cfg(feature = "convert")]
 mod io;
 #[cfg(feature = "mmap")]
 mod mmap;
+#[cfg(feature = "convert")]
+pub mod verify;
 
 #[cfg(feature = "mmap")]
 pub use mmap::{LayerError, MappedPack, OpenError};

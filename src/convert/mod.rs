@@ -1,5 +1,21 @@
-//! From a Hugging Face checkpoint to a pack.
+//! From a Hugging Face checkpoint to a pack: [`source`] reads the checkpoint, [`arch`] says what its tensors are, [`plan`] places
+//! them in the pack, [`encode`] makes codes of weights, and [`convert`] runs it all in bounded memory.
+
 pub mod arch;
+pub mod encode;
+mod error;
+mod hash;
 pub mod notice;
+mod options;
+mod pipeline;
+pub mod plan;
+mod report;
 pub mod source;
 pub mod synth;
+mod target;
+mod walk;
+
+pub use error::ConvertError;
+pub use options::Options;
+pub use pipeline::{Conversion, convert};
+pub use report::{Progress, Report, RoleReport};

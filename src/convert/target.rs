@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use tempfile::{Builder, NamedTempFile};
 
 use super::error::ConvertError;
-use crate::io::{sync_dir, write_all_at};
+use crate::io::{folder_of, sync_dir, write_all_at};
 
 /// A pack being written. Dropped before [`Target::finish`], it leaves nothing behind.
 #[derive(Debug)]
@@ -16,11 +16,6 @@ pub(crate) struct Target {
     path: PathBuf,
     folder: PathBuf,
     force: bool,
-}
-
-/// The folder that a path lies in.
-pub(crate) fn folder_of(path: &Path) -> &Path {
-    path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."))
 }
 
 /// A temporary file beside `path`, with the permissions that a new file gets there.
