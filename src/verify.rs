@@ -102,11 +102,7 @@ pub fn verify(path: &Path, threads: usize, progress: &dyn Progress) -> Result<Ve
 }
 
 /// The CRC-32 of every payload; `Err(None)` where the caller asked to stop.
-fn payload_crcs(
-    file: &File,
-    index: &Index,
-    progress: &dyn Progress,
-) -> Result<Vec<u32>, Option<std::io::Error>> {
+fn payload_crcs(file: &File, index: &Index, progress: &dyn Progress) -> Result<Vec<u32>, Option<std::io::Error>> {
     let pieces: Vec<Piece> = index.sections().iter().enumerate().flat_map(|(n, s)| pieces(n, s)).collect();
     let done = AtomicU64::new(0);
     let total = index.header().file_len;
@@ -130,7 +126,7 @@ fn payload_crcs(
 
 fn pieces(number: usize, section: &Section) -> impl Iterator<Item = Piece> + use<> {
     let (start, length) = (section.offset, section.length);
-    let piece = move |i| {
+    let piece = move |i: u64| {
         let from = i * PIECE_LEN;
         Piece { section: number, offset: start + from, len: (length - from).min(PIECE_LEN) }
     };

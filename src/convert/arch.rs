@@ -454,7 +454,12 @@ pub fn place(config: &Map<String, Value>, tensors: &[TensorInfo]) -> Result<Mode
         Some(placed) => Ok(placed),
         None => place_other(&sizes, i, tensor),
     });
-    Ok(Model { model_type: sizes.arch.model_type, layers: sizes.layers, tied: sizes.tied, tensors: placed.collect::<Result<_, _>>()? })
+    Ok(Model {
+        model_type: sizes.arch.model_type,
+        layers: sizes.layers,
+        tied: sizes.tied,
+        tensors: placed.collect::<Result<_, _>>()?,
+    })
 }
 
 /// The search for the parts of a model among its tensors.

@@ -43,12 +43,7 @@ pub struct Conversion {
 ///
 /// # Errors
 /// See [`ConvertError`]; after any of them there is no target (or still the old one) and no temporary file.
-pub fn convert(
-    source: &Path,
-    target: &Path,
-    options: Options,
-    progress: &dyn Progress,
-) -> Result<Report, ConvertError> {
+pub fn convert(source: &Path, target: &Path, options: Options, progress: &dyn Progress) -> Result<Report, ConvertError> {
     Conversion::prepare(source, options)?.write(target, progress)
 }
 
@@ -111,8 +106,7 @@ impl Conversion {
 
     fn report(&self, state: &State) -> Report {
         let seconds = self.started.elapsed().as_secs_f64();
-        let raw: Vec<&Section> =
-            self.plan.layout.sections().iter().filter(|s| s.kind == Some(SectionKind::Raw)).collect();
+        let raw: Vec<&Section> = self.plan.layout.sections().iter().filter(|s| s.kind == Some(SectionKind::Raw)).collect();
         Report {
             source_bytes: self.source_bytes(),
             pack_bytes: self.plan.layout.file_len(),
@@ -236,10 +230,8 @@ impl<'a> Run<'a> {
             let bytes = &*current_buf.first_mut(window.len);
             let read_next = || next.as_ref().map_or(Ok(()), |w| read_window(file, w, &mut next_buf));
             let this = &*self;
-            let ((), (read, outcomes)) = rayon::join(
-                || hash.update(bytes),
-                || rayon::join(read_next, || this.convert_window(&window, bytes)),
-            );
+            let ((), (read, outcomes)) =
+                rayon::join(|| hash.update(bytes), || rayon::join(read_next, || this.convert_window(&window, bytes)));
             for (piece, outcome) in window.pieces.iter().zip(outcomes) {
                 self.absorb(piece, outcome?)?;
             }

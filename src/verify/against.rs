@@ -140,10 +140,12 @@ pub fn against(
     let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build()?;
     let comparison = Comparison::new(mapped.pack(), &checkpoint, progress);
     let mut report = pool.install(|| comparison.run())?;
-    let in_pack: HashSet<&str> = comparison.pack.projections().map(|p| p.name).chain(comparison.pack.raw_tensors().map(|t| t.name)).collect();
-    let missing = checkpoint.tensors.iter().map(|t| t.name.as_str()).filter(|name| {
-        !in_pack.contains(name) && (kept.contains(name) || !provenance.dropped.iter().any(|d| d == name))
-    });
+    let in_pack: HashSet<&str> =
+        comparison.pack.projections().map(|p| p.name).chain(comparison.pack.raw_tensors().map(|t| t.name)).collect();
+    let missing =
+        checkpoint.tensors.iter().map(|t| t.name.as_str()).filter(|name| {
+            !in_pack.contains(name) && (kept.contains(name) || !provenance.dropped.iter().any(|d| d == name))
+        });
     report.mismatches.extend(missing.map(|name| Mismatch::NotInPack { name: name.to_owned() }));
     Ok(report)
 }
@@ -191,7 +193,9 @@ impl<'a> Comparison<'a> {
             self.progress.advance(done, total);
         }
         for raw in self.pack.raw_tensors() {
-            let Some(tensor) = self.source_of(raw.name, raw.shape.dims(), Some(raw.float_type), &mut report) else { continue };
+            let Some(tensor) = self.source_of(raw.name, raw.shape.dims(), Some(raw.float_type), &mut report) else {
+                continue;
+            };
             self.raw(&raw, tensor, &mut report)?;
         }
         self.files(&mut report);
@@ -199,7 +203,13 @@ impl<'a> Comparison<'a> {
     }
 
     /// The checkpoint's tensor of this name, if it has the same shape (and type); otherwise the report says so.
-    fn source_of(&self, name: &str, dims: &[u64], float_type: Option<FloatType>, report: &mut AgainstReport) -> Option<&'a TensorInfo> {
+    fn source_of(
+        &self,
+        name: &str,
+        dims: &[u64],
+        float_type: Option<FloatType>,
+        report: &mut AgainstReport,
+    ) -> Option<&'a TensorInfo> {
         let Some(&tensor) = self.by_name.get(name) else {
             report.mismatches.push(Mismatch::NotInCheckpoint { name: name.to_owned() });
             return None;
@@ -243,7 +253,12 @@ impl<'a> Comparison<'a> {
         Ok(())
     }
 
-    fn projection(&self, projection: &Projection<'_>, tensor: &TensorInfo, report: &mut AgainstReport) -> Result<(), VerifyError> {
+    fn projection(
+        &self,
+        projection: &Projection<'_>,
+        tensor: &TensorInfo,
+        report: &mut AgainstReport,
+    ) -> Result<(), VerifyError> {
         let pieces = projection.data.elements.div_ceil(PIECE_WEIGHTS);
         let results: Vec<Result<PieceResult, VerifyError>> = (0..pieces)
             .into_par_iter()
@@ -269,7 +284,13 @@ impl<'a> Comparison<'a> {
         Ok(())
     }
 
-    fn piece(&self, projection: &Projection<'_>, tensor: &TensorInfo, first: u64, scratch: &mut Scratch) -> Result<PieceResult, VerifyError> {
+    fn piece(
+        &self,
+        projection: &Projection<'_>,
+        tensor: &TensorInfo,
+        first: u64,
+        scratch: &mut Scratch,
+    ) -> Result<PieceResult, VerifyError> {
         if self.progress.cancelled() {
             return Err(VerifyError::Cancelled);
         }
