@@ -91,7 +91,12 @@ impl Conversion {
         let target = Target::create(path, self.plan.layout.file_len(), self.options.force)?;
         let pool = rayon::ThreadPoolBuilder::new().num_threads(self.options.threads.map_or(0, |n| n.get())).build()?;
         let state = pool.install(|| Run::new(self, &target, progress).run())?;
-        target.finish()?;
+        target.sync()?;
+        // That takes a while, and whoever asked to stop in the meantime expects no target.
+        if progress.cancelled() {
+            return Err(ConvertError::Cancelled);
+        }
+        target.publish()?;
         Ok(self.report(&state))
     }
 
@@ -107,6 +112,8 @@ impl Conversion {
     fn report(&self, state: &State) -> Report {
         let seconds = self.started.elapsed().as_secs_f64();
         let raw: Vec<&Section> = self.plan.layout.sections().iter().filter(|s| s.kind == Some(SectionKind::Raw)).collect();
+        let mut all = Stats::default();
+        state.roles.values().for_each(|sums| all.merge(&sums.stats));
         Report {
             source_bytes: self.source_bytes(),
             pack_bytes: self.plan.layout.file_len(),
@@ -116,6 +123,7 @@ impl Conversion {
             raw_bytes: raw.iter().map(|s| s.length).sum(),
             seconds,
             weights_per_second: self.plan.weights as f64 / seconds.max(f64::MIN_POSITIVE),
+            relative_error: all.relative_sq_error(),
             roles: state.roles.iter().map(|(&role, sums)| sums.report(role)).collect(),
             notices: notice_texts(&self.notices),
         }

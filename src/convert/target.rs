@@ -9,7 +9,7 @@ use tempfile::{Builder, NamedTempFile};
 use super::error::ConvertError;
 use crate::io::{folder_of, sync_dir, write_all_at};
 
-/// A pack being written. Dropped before [`Target::finish`], it leaves nothing behind.
+/// A pack being written. Dropped before [`Target::publish`], it leaves nothing behind.
 #[derive(Debug)]
 pub(crate) struct Target {
     temporary: NamedTempFile,
@@ -64,9 +64,13 @@ impl Target {
         ConvertError::Target { path: self.path.clone(), source }
     }
 
-    /// Makes the file durable and gives it its name.
-    pub(crate) fn finish(self) -> Result<(), ConvertError> {
-        self.file().sync_all().map_err(|source| self.error(source))?;
+    /// Makes the bytes durable.
+    pub(crate) fn sync(&self) -> Result<(), ConvertError> {
+        self.file().sync_all().map_err(|source| self.error(source))
+    }
+
+    /// Gives the file its name, durably; to be called after [`Target::sync`].
+    pub(crate) fn publish(self) -> Result<(), ConvertError> {
         let Self { temporary, path, folder, force } = self;
         let persisted = if force { temporary.persist(&path) } else { temporary.persist_noclobber(&path) };
         persisted.map_err(|e| match e.error.kind() {
