@@ -321,6 +321,15 @@ fn broken_json_and_repeated_keys_are_refused() {
 }
 
 #[test]
+fn an_index_of_more_tensors_than_a_pack_holds_is_refused() {
+    let entries: Vec<_> = (0..=MAX_TENSORS).map(|i| format!("\"{i}\":\"\"")).collect();
+    match sharded(&format!(r#"{{"weight_map":{{{}}}}}"#, entries.join(",")), &[]).unwrap_err() {
+        SourceError::Json { source, .. } => assert!(source.to_string().starts_with("more than 1048576 keys at line 1")),
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
 fn what_is_no_checkpoint_is_refused() {
     let single = vectors(&["a"]);
     let dir = folder(&[(SINGLE, &single), ("model.bin", b"")]);
