@@ -324,7 +324,7 @@ fn broken_json_and_repeated_keys_are_refused() {
 fn an_index_of_more_tensors_than_a_pack_holds_is_refused() {
     let entries: Vec<_> = (0..=MAX_TENSORS).map(|i| format!("\"{i}\":\"\"")).collect();
     match sharded(&format!(r#"{{"weight_map":{{{}}}}}"#, entries.join(",")), &[]).unwrap_err() {
-        SourceError::Json { source, .. } => assert!(source.to_string().starts_with("more than 1048576 keys at line 1")),
+        SourceError::Json { source, .. } => assert!(source.to_string().starts_with("more than 262144 keys at line 1")),
         other => panic!("{other:?}"),
     }
 }
