@@ -1,4 +1,4 @@
-//! What opening leaves out: checksums of payloads, scales, and padding (spec section 7). Each check is over one section (or
+//! What opening leaves out: checksums of payloads, scales, and padding (spec section 8.2). Each check is over one section (or
 //! one gap), so that callers may run them in any order and on any number of threads.
 
 use super::checksum::crc32;

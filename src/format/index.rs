@@ -84,9 +84,10 @@ impl Index {
 
 /// The bytes of the index or of the metadata, after their checksum.
 fn part(front: &[u8], part: Part, offset: u64, len: u64, expected: u32) -> Result<&[u8], FormatError> {
-    let range = offset as usize..offset.saturating_add(len) as usize;
-    let Some(bytes) = front.get(range) else {
-        return Err(FormatError::TooShort { part, expected: offset.saturating_add(len), found: front.len() as u64 });
+    let end = offset.saturating_add(len);
+    let range = usize::try_from(offset).ok().zip(usize::try_from(end).ok());
+    let Some(bytes) = range.and_then(|(start, end)| front.get(start..end)) else {
+        return Err(FormatError::TooShort { part, expected: end, found: front.len() as u64 });
     };
     let found = crc32(bytes);
     if expected != found {
