@@ -122,7 +122,8 @@ pub fn section(pack: &Pack<'_>, number: usize, section: &Section) -> Result<(), 
     contents(pack.index(), number, section, payload)
 }
 
-/// Checks every section and gap of a pack in memory, on the calling thread, and gives all faults in file order.
+/// Checks every section and gap of a pack in memory, on the calling thread, and gives all faults: first the
+/// sections' in file order, at most one of each, then the gaps'.
 ///
 /// Programs that want it in parallel, or without mapping the payload, use `nf4pack::verify` (feature `convert`).
 pub fn all(pack: &Pack<'_>) -> Vec<FormatError> {

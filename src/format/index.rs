@@ -195,7 +195,7 @@ impl Walk<'_> {
         }
         let expected = self.next_offset(section, previous);
         if section.offset != expected {
-            return Err(mismatch(number, Field::Offset, record::OFFSET, expected, section.offset));
+            return Err(section::mismatch(number, Field::Offset, record::OFFSET, expected, section.offset));
         }
         self.end = section.end();
         Ok(())
@@ -218,7 +218,7 @@ impl Walk<'_> {
         let expected = self.names_used;
         let offset = section::record_offset(number) + record::NAME as u64;
         if section.name != expected {
-            return Err(mismatch(number, Field::Name, record::NAME, expected, section.name));
+            return Err(section::mismatch(number, Field::Name, record::NAME, expected, section.name));
         }
         let Some(name) = self.names.get(section.name) else {
             return Err(FormatError::Unknown { section: number, field: Field::Name, offset, found: section.name });
@@ -243,11 +243,6 @@ impl Walk<'_> {
         };
         aligned.unwrap_or(u64::MAX)
     }
-}
-
-/// Field `field` (at byte `at`) of record `section` does not say what the records before it demand.
-fn mismatch(section: u64, field: Field, at: usize, expected: u64, found: u64) -> FormatError {
-    FormatError::Mismatch { section, field, offset: section::record_offset(section) + at as u64, expected, found }
 }
 
 /// Whether a name is a file's own, without a folder, for every system: a pack must not choose where an export writes.
