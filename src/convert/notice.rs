@@ -27,10 +27,12 @@ impl std::fmt::Display for Notice {
                  transformers does, and the index with its shards is ignored"
             }
             Self::TiedHeadDropped => {
-                "lm_head.weight is identical to model.embed_tokens.weight and tied to it (tie_word_embeddings): it is stored once"
+                "lm_head.weight is identical to model.embed_tokens.weight and tied to it (tie_word_embeddings): it is stored \
+                 once"
             }
             Self::TiedHeadDiffers => {
-                "config.json says tie_word_embeddings, but lm_head.weight differs from model.embed_tokens.weight: both are kept"
+                "config.json says tie_word_embeddings, but lm_head.weight differs from model.embed_tokens.weight: both are \
+                 kept"
             }
         })
     }

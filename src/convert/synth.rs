@@ -136,6 +136,7 @@ pub fn write(dir: &Path, shape: &Shape, seed: u64, shard_bytes: Option<u64>) -> 
     }
     fs::write(dir.join("config.json"), pretty(&shape.config())?)?;
     let shards = shards(shape, seed, shard_bytes);
+    let values = [quantiles(0.0), quantiles(1.0)];
     let mut written = 0;
     let mut index = BTreeMap::new();
     for (i, tensors) in shards.iter().enumerate() {
@@ -143,7 +144,7 @@ pub fn write(dir: &Path, shape: &Shape, seed: u64, shard_bytes: Option<u64>) -> 
             Some(_) => format!("model-{:05}-of-{:05}.safetensors", i + 1, shards.len()),
             None => "model.safetensors".to_owned(),
         };
-        written += write_file(&dir.join(&name), tensors)?;
+        written += write_file(&dir.join(&name), tensors, &values)?;
         index.extend(tensors.iter().map(|tensor| (&tensor.name, name.clone())));
     }
     if shard_bytes.is_some() {
@@ -176,8 +177,8 @@ fn shards(shape: &Shape, seed: u64, shard_bytes: Option<u64>) -> Vec<Vec<Tensor>
     shards
 }
 
-/// Writes one safetensors file and gives its length.
-fn write_file(path: &Path, tensors: &[Tensor]) -> io::Result<u64> {
+/// Writes one safetensors file, with the values for weights and for norms, and gives its length.
+fn write_file(path: &Path, tensors: &[Tensor], [weights, norms]: &[Vec<[u8; 2]>; 2]) -> io::Result<u64> {
     let mut header = BTreeMap::from([("__metadata__", json!({ "format": "pt" }))]);
     let mut end = 0;
     for Tensor { name, shape, len, .. } in tensors {
@@ -193,11 +194,12 @@ fn write_file(path: &Path, tensors: &[Tensor]) -> io::Result<u64> {
     let mut offset = 8 + json.len() as u64;
     let mut buf = AlignedBuf::new(CHUNK_LEN);
     for tensor in tensors {
-        let (end, mean) = (offset + tensor.len, if tensor.shape.len() == 1 { 1.0 } else { 0.0 });
+        let end = offset + tensor.len;
+        let values = if tensor.shape.len() == 1 { norms } else { weights };
         let mut state = tensor.seed;
         while offset < end {
             let chunk = buf.first_mut(usize::try_from(end - offset).unwrap_or(CHUNK_LEN).min(CHUNK_LEN));
-            state = fill(chunk, state, mean);
+            state = fill(chunk, state, values);
             write_all_at(&file, chunk, offset)?;
             offset += chunk.len() as u64;
         }
@@ -216,18 +218,31 @@ fn mix(state: u64) -> u64 {
     z ^ (z >> 31)
 }
 
-/// Fills `bytes` with bfloat16 values: each is the sum of four uniform 16-bit numbers, close to a normal distribution out to
-/// 3.4 standard deviations. Gives the state that goes on from there.
-fn fill(bytes: &mut [u8], mut state: u64, mean: f32) -> u64 {
-    /// Mean and standard deviation of the sum: four times (2^16 - 1) / 2, and twice 2^16 / sqrt(12).
-    const CENTRE: f32 = 131_070.0;
-    const SPREAD: f32 = 37_837.227;
-    for value in bytes.chunks_exact_mut(2) {
+/// The values that weights are drawn from, as little-endian bfloat16: the 2^16 quantiles of a normal distribution. A look-up
+/// is several times as fast as computing a normal sample, and reaches 4.3 standard deviations.
+fn quantiles(mean: f32) -> Vec<[u8; 2]> {
+    // Winitzki's approximation of the inverse error function, good to 2 parts in 1000.
+    const A: f64 = 0.147;
+    let value = |i: u32| {
+        let x = (f64::from(i) + 0.5) / 32_768.0 - 1.0;
+        let log = (1.0 - x * x).ln();
+        let half = 2.0 / (std::f64::consts::PI * A) + log / 2.0;
+        let inverse_erf = ((half * half - log / A).sqrt() - half).sqrt().copysign(x);
+        bf16::from_f32(mean + STD * (std::f64::consts::SQRT_2 * inverse_erf) as f32).to_le_bytes()
+    };
+    (0..1 << 16).map(value).collect()
+}
+
+/// Fills `bytes` with values of `quantiles`, four to a random number; gives the state that goes on from there. Chunks of a
+/// multiple of 8 bytes therefore give the same values as one long chunk.
+fn fill(bytes: &mut [u8], mut state: u64, quantiles: &[[u8; 2]]) -> u64 {
+    for group in bytes.chunks_mut(8) {
         state = state.wrapping_add(STEP);
-        let bits = mix(state);
-        let sum = (bits & 0xffff) + (bits >> 16 & 0xffff) + (bits >> 32 & 0xffff) + (bits >> 48);
-        let sample = (sum as f32 - CENTRE) * (STD / SPREAD) + mean;
-        value.copy_from_slice(&bf16::from_f32(sample).to_le_bytes());
+        let mut bits = mix(state);
+        for value in group.chunks_exact_mut(2) {
+            value.copy_from_slice(&quantiles[(bits & 0xffff) as usize]);
+            bits >>= 16;
+        }
     }
     state
 }
@@ -265,7 +280,7 @@ mod tests {
     #[test]
     fn weights_have_the_mean_and_the_standard_deviation_they_should() {
         let mut bytes = vec![0; 2_000_000];
-        fill(&mut bytes, mix(3), 0.0);
+        fill(&mut bytes, mix(3), &quantiles(0.0));
         let values: Vec<f64> = bytes.chunks_exact(2).map(|b| bf16::from_le_bytes(b.try_into().unwrap()).to_f64()).collect();
         let mean = values.iter().sum::<f64>() / values.len() as f64;
         let std = (values.iter().map(|v| (v - mean).powi(2)).sum::<f64>() / values.len() as f64).sqrt();

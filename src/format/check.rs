@@ -1,4 +1,4 @@
-//! What opening leaves out: checksums of payloads, scales, and padding (spec section 7). Each check is over one section (or
+//! What opening leaves out: checksums of payloads, scales, and padding (spec section 8.2). Each check is over one section (or
 //! one gap), so that callers may run them in any order and on any number of threads.
 
 use super::checksum::crc32;
@@ -122,7 +122,8 @@ pub fn section(pack: &Pack<'_>, number: usize, section: &Section) -> Result<(), 
     contents(pack.index(), number, section, payload)
 }
 
-/// Checks every section and gap of a pack in memory, on the calling thread, and gives all faults in file order.
+/// Checks every section and gap of a pack in memory, on the calling thread, and gives all faults: first the
+/// sections' in file order, at most one of each, then the gaps'.
 ///
 /// Programs that want it in parallel, or without mapping the payload, use `nf4pack::verify` (feature `convert`).
 pub fn all(pack: &Pack<'_>) -> Vec<FormatError> {

@@ -185,12 +185,24 @@ pub enum FormatError {
         offset: u64,
     },
     /// Two names are the same.
-    #[error("name {name} is the same as name {first}: \"{text}\"")]
+    #[error("name {name} is the same as name {first}: {text:?}")]
     NameDuplicate {
         /// Number of the second one.
         name: u64,
         /// Number of the first one.
         first: u64,
+        /// The name.
+        text: String,
+    },
+    /// An embedded file's name is not a plain file name.
+    #[error(
+        "section {section} (record field at offset {offset}): file name {text:?}, expected only A-Z a-z 0-9 . _ - and no leading dot"
+    )]
+    FileName {
+        /// Number of the section.
+        section: u64,
+        /// Where the record's name field is.
+        offset: u64,
         /// The name.
         text: String,
     },
@@ -286,7 +298,7 @@ pub enum FormatError {
         /// The CRC-32 of the payload.
         found: u32,
     },
-    /// A scale (or an entry of a nested table) is a NaN or an infinity.
+    /// A scale, as decoded, is a NaN or an infinity.
     #[error("section {section} ({name}, offset {offset}): scale {scale} is {found}, expected a finite number")]
     ScaleNotFinite {
         /// Number of the section.

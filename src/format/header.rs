@@ -160,12 +160,13 @@ impl Header {
         if index_offset != HEADER_LEN as u64 {
             return Err(header_field(Field::IndexOffset, at::INDEX_OFFSET, HEADER_LEN as u64, index_offset));
         }
-        // The limits keep both products small.
-        let tables = self.section_count * RECORD_LEN as u64 + self.name_count * NAME_END_LEN as u64;
+        // Saturating, since a caller's limits may allow any count: then `tables` is more than any index has.
+        let records = self.section_count.saturating_mul(RECORD_LEN as u64);
+        let tables = records.saturating_add(self.name_count.saturating_mul(NAME_END_LEN as u64));
         if self.index_len < tables {
             return Err(header_field(Field::IndexLength, at::INDEX_LEN, tables, self.index_len));
         }
-        let index_end = HEADER_LEN as u64 + self.index_len;
+        let index_end = (HEADER_LEN as u64).saturating_add(self.index_len);
         let metadata_offset = align_up(index_end, SECTION_ALIGN).unwrap_or(u64::MAX);
         if self.metadata_offset != metadata_offset {
             return Err(header_field(Field::MetadataOffset, at::METADATA_OFFSET, metadata_offset, self.metadata_offset));

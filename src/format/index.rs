@@ -19,9 +19,7 @@ use super::section::{self, Section};
 pub struct Index {
     header: Header,
     sections: Vec<Section>,
-    /// All names, one after the other; `name_ends[i]` is where name `i` ends.
-    names: String,
-    name_ends: Vec<usize>,
+    names: Names,
     /// Range of sections of each layer.
     layers: Vec<Range<usize>>,
     metadata: String,
@@ -48,10 +46,10 @@ impl Index {
         let metadata = std::str::from_utf8(metadata)
             .map_err(|e| FormatError::MetadataNotUtf8 { offset: header.metadata_offset + e.valid_up_to() as u64 })?;
         let (records, rest) = index.split_at(RECORD_LEN * header.section_count as usize);
-        let (names, name_ends) = parse_names(rest, &header, limits)?;
-        let sections = parse_sections(records, &header, limits)?;
+        let names = parse_names(rest, &header, limits)?;
+        let sections = parse_sections(records, &names, &header, limits)?;
         let layers = check_layers(&sections, header.layer_count)?;
-        Ok(Self { header, sections, names, name_ends, layers, metadata: metadata.to_owned() })
+        Ok(Self { header, sections, names, layers, metadata: metadata.to_owned() })
     }
 
     /// The file's header.
@@ -66,9 +64,7 @@ impl Index {
 
     /// The name of a section of this index.
     pub fn name(&self, section: &Section) -> &str {
-        let i = section.name as usize;
-        let start = i.checked_sub(1).and_then(|i| self.name_ends.get(i)).copied().unwrap_or(0);
-        self.name_ends.get(i).and_then(|&end| self.names.get(start..end)).unwrap_or_default()
+        self.names.get(section.name).unwrap_or_default()
     }
 
     /// The range of sections of each layer.
@@ -82,11 +78,30 @@ impl Index {
     }
 }
 
+/// The name table.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Names {
+    /// All names, one after the other.
+    text: String,
+    /// Where each name ends in `text`.
+    ends: Vec<usize>,
+}
+
+impl Names {
+    /// Name `number`; `None` past the last one.
+    fn get(&self, number: u64) -> Option<&str> {
+        let i = usize::try_from(number).ok()?;
+        let start = i.checked_sub(1).and_then(|i| self.ends.get(i)).copied().unwrap_or(0);
+        self.ends.get(i).and_then(|&end| self.text.get(start..end))
+    }
+}
+
 /// The bytes of the index or of the metadata, after their checksum.
 fn part(front: &[u8], part: Part, offset: u64, len: u64, expected: u32) -> Result<&[u8], FormatError> {
-    let range = offset as usize..offset.saturating_add(len) as usize;
-    let Some(bytes) = front.get(range) else {
-        return Err(FormatError::TooShort { part, expected: offset.saturating_add(len), found: front.len() as u64 });
+    let end = offset.saturating_add(len);
+    let range = usize::try_from(offset).ok().zip(usize::try_from(end).ok());
+    let Some(bytes) = range.and_then(|(start, end)| front.get(start..end)) else {
+        return Err(FormatError::TooShort { part, expected: end, found: front.len() as u64 });
     };
     let found = crc32(bytes);
     if expected != found {
@@ -96,10 +111,10 @@ fn part(front: &[u8], part: Part, offset: u64, len: u64, expected: u32) -> Resul
 }
 
 /// Names and where each ends: UTF-8, unique, none empty, the last one ending with the index.
-fn parse_names(bytes: &[u8], header: &Header, limits: &Limits) -> Result<(String, Vec<usize>), FormatError> {
+fn parse_names(bytes: &[u8], header: &Header, limits: &Limits) -> Result<Names, FormatError> {
     let (ends, text) = bytes.split_at(NAME_END_LEN * header.name_count as usize);
     let text_offset = HEADER_LEN as u64 + header.index_len - text.len() as u64;
-    let mut name_ends = Vec::with_capacity(header.name_count as usize);
+    let mut all_ends = Vec::with_capacity(header.name_count as usize);
     let mut first_seen = HashMap::with_capacity(header.name_count as usize);
     let mut start = 0;
     for name in 0..header.name_count {
@@ -118,20 +133,20 @@ fn parse_names(bytes: &[u8], header: &Header, limits: &Limits) -> Result<(String
             return Err(FormatError::NameDuplicate { name, first, text: text.to_owned() });
         }
         start = end as usize;
-        name_ends.push(start);
+        all_ends.push(start);
     }
     if start != text.len() {
         let name = header.name_count.saturating_sub(1);
         return Err(FormatError::NameRange { name, min: text.len() as u64, max: text.len() as u64, found: start as u64 });
     }
     // Every name is UTF-8 by itself, so all of them together are.
-    Ok((String::from_utf8_lossy(text).into_owned(), name_ends))
+    Ok(Names { text: String::from_utf8_lossy(text).into_owned(), ends: all_ends })
 }
 
 /// Decodes all records and checks each against the ones before it: names, order, pairs, places.
-fn parse_sections(records: &[u8], header: &Header, limits: &Limits) -> Result<Vec<Section>, FormatError> {
+fn parse_sections(records: &[u8], names: &Names, header: &Header, limits: &Limits) -> Result<Vec<Section>, FormatError> {
     let mut sections: Vec<Section> = Vec::with_capacity(header.section_count as usize);
-    let mut walk = Walk { names_used: 0, end: header.front_len(), first: header.first_section_offset() };
+    let mut walk = Walk { names, names_used: 0, end: header.front_len(), first: header.first_section_offset() };
     let (records, _) = records.as_chunks::<RECORD_LEN>();
     for (number, bytes) in records.iter().enumerate() {
         let section = section::decode(bytes, number as u64, limits)?;
@@ -154,7 +169,8 @@ fn parse_sections(records: &[u8], header: &Header, limits: &Limits) -> Result<Ve
 }
 
 /// What a record must follow on from.
-struct Walk {
+struct Walk<'a> {
+    names: &'a Names,
     /// Names that records have used so far; a record uses one of them or the next.
     names_used: u64,
     /// Where the last section (or the metadata) ended.
@@ -163,12 +179,8 @@ struct Walk {
     first: u64,
 }
 
-impl Walk {
+impl Walk<'_> {
     fn step(&mut self, section: &Section, previous: Option<&Section>, number: u64) -> Result<(), FormatError> {
-        let record = section::record_offset(number);
-        let mismatch = |field, at: usize, expected, found| {
-            Err(FormatError::Mismatch { section: number, field, offset: record + at as u64, expected, found })
-        };
         let after_codes = previous.filter(|p| p.kind == Some(SectionKind::Codes));
         let paired = match (section.kind, after_codes) {
             (Some(SectionKind::Scales), Some(codes)) => section.same_tensor(codes),
@@ -176,27 +188,48 @@ impl Walk {
             (_, None) => true,
         };
         if !paired {
-            return Err(FormatError::Unpaired { section: number, offset: record });
+            return Err(FormatError::Unpaired { section: number, offset: section::record_offset(number) });
         }
-        let in_order = previous.is_none_or(|p| match p.sort_key().cmp(&section.sort_key()) {
-            Ordering::Less => true,
-            Ordering::Equal => section.role == Role::Other || after_codes.is_some(),
-            Ordering::Greater => false,
-        });
-        if !in_order {
-            return Err(FormatError::Order { section: number, offset: record });
+        if after_codes.is_none() {
+            self.check_order_and_name(section, previous, number)?;
         }
-        // One name, one tensor: only a scale table shares the name of its codes.
-        let expected_name = if after_codes.is_some() { self.names_used - 1 } else { self.names_used };
-        if section.name != expected_name {
-            return mismatch(Field::Name, record::NAME, expected_name, section.name);
-        }
-        self.names_used = expected_name + 1;
-        let expected_offset = self.next_offset(section, previous);
-        if section.offset != expected_offset {
-            return mismatch(Field::Offset, record::OFFSET, expected_offset, section.offset);
+        let expected = self.next_offset(section, previous);
+        if section.offset != expected {
+            return Err(section::mismatch(number, Field::Offset, record::OFFSET, expected, section.offset));
         }
         self.end = section.end();
+        Ok(())
+    }
+
+    /// A tensor or file stands behind the one before it, and uses the next name. (A scale table has the place and the name
+    /// of its codes.)
+    fn check_order_and_name(
+        &mut self,
+        section: &Section,
+        previous: Option<&Section>,
+        number: u64,
+    ) -> Result<(), FormatError> {
+        let out_of_order = FormatError::Order { section: number, offset: section::record_offset(number) };
+        let order = previous.map_or(Ordering::Less, |p| p.sort_key().cmp(&section.sort_key()));
+        let may_be_equal = section.role == Role::Other;
+        if order == Ordering::Greater || (order == Ordering::Equal && !may_be_equal) {
+            return Err(out_of_order);
+        }
+        let expected = self.names_used;
+        let offset = section::record_offset(number) + record::NAME as u64;
+        if section.name != expected {
+            return Err(section::mismatch(number, Field::Name, record::NAME, expected, section.name));
+        }
+        let Some(name) = self.names.get(section.name) else {
+            return Err(FormatError::Unknown { section: number, field: Field::Name, offset, found: section.name });
+        };
+        self.names_used += 1;
+        if order == Ordering::Equal && previous.and_then(|p| self.names.get(p.name)) >= Some(name) {
+            return Err(out_of_order);
+        }
+        if section.kind == Some(SectionKind::File) && !is_plain_file_name(name) {
+            return Err(FormatError::FileName { section: number, offset, text: name.to_owned() });
+        }
         Ok(())
     }
 
@@ -210,6 +243,12 @@ impl Walk {
         };
         aligned.unwrap_or(u64::MAX)
     }
+}
+
+/// Whether a name is a file's own, without a folder, for every system: a pack must not choose where an export writes.
+fn is_plain_file_name(name: &str) -> bool {
+    let plain = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'_' | b'-');
+    name.bytes().all(plain) && !name.starts_with('.')
 }
 
 /// The range of sections of each layer; every layer below `layer_count` must have one.

@@ -107,7 +107,7 @@ pub struct Limits {
 }
 
 impl Default for Limits {
-    /// The limits of the specification (section 8).
+    /// The limits of the specification (section 9).
     fn default() -> Self {
         Self {
             sections: 1 << 22,

@@ -1,5 +1,5 @@
 //! What the bytes mean: the NF4 codebook, the block rule, the order of codes in a word, the scale tables
-//! (spec sections 5 and 6). Everything that encodes or decodes takes these meanings from here.
+//! (spec section 7). Everything that encodes or decodes takes these meanings from here.
 
 use half::bf16;
 
@@ -78,7 +78,7 @@ pub enum ScaleType {
     Dq8,
 }
 
-/// The scale table of one tensor, as it lies in the file (little-endian bytes; spec section 6).
+/// The scale table of one tensor, as it lies in the file (little-endian bytes; spec section 7.2).
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Scales<'a> {
     /// `4 * blocks` bytes.

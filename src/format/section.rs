@@ -120,7 +120,12 @@ impl Section {
         key(self) == key(other)
     }
 
-    /// Encodes the record.
+    /// The error of a section whose [`Section::expected_length`] is `None`.
+    pub(super) fn shape_overflow(&self, section: u64) -> FormatError {
+        FormatError::ShapeOverflow { section, shape: self.shape.dims }
+    }
+
+    /// Encodes the record of a section of a known kind.
     pub fn encode(&self) -> [u8; RECORD_LEN] {
         let mut out = [0; RECORD_LEN];
         let mut put = |offset: usize, bytes: &[u8]| out[offset..offset + bytes.len()].copy_from_slice(bytes);
@@ -148,9 +153,19 @@ pub(super) fn decode(bytes: &[u8; RECORD_LEN], section: u64, limits: &Limits) ->
     RecordReader { bytes, section, limits }.decode()
 }
 
+/// A number from 0 is too high for `count` of its kind; the limit that the error names is the highest valid number.
+fn over(field: Field, count: u32, found: u32) -> FormatError {
+    FormatError::Limit { field, limit: count.saturating_sub(1).into(), found: found.into() }
+}
+
 /// Where record number `section` starts in the file.
 pub(super) fn record_offset(section: u64) -> u64 {
     HEADER_LEN as u64 + section * RECORD_LEN as u64
+}
+
+/// Field `field` (at byte `at`) of record `section` does not say what the rest of the file demands.
+pub(super) fn mismatch(section: u64, field: Field, at: usize, expected: u64, found: u64) -> FormatError {
+    FormatError::Mismatch { section, field, offset: record_offset(section) + at as u64, expected, found }
 }
 
 struct RecordReader<'a> {
@@ -172,7 +187,7 @@ impl RecordReader<'_> {
         if expected == found {
             return Ok(());
         }
-        Err(FormatError::Mismatch { section: self.section, field, offset: self.field_offset(at), expected, found })
+        Err(mismatch(self.section, field, at, expected, found))
     }
 
     fn decode(&self) -> Result<Section, FormatError> {
@@ -246,7 +261,7 @@ impl RecordReader<'_> {
             self.expect(Field::Expert, at::EXPERT, NONE_U32.into(), section.expert.unwrap_or(NONE_U32).into())?;
         }
         let Some(expected) = section.expected_length() else {
-            return Err(FormatError::ShapeOverflow { section: self.section, shape: section.shape.dims });
+            return Err(section.shape_overflow(self.section));
         };
         self.expect(Field::Length, at::LENGTH, expected, section.length)?;
         Ok(section)
@@ -257,7 +272,7 @@ impl RecordReader<'_> {
         match layer {
             NONE_U32 => Ok(None),
             _ if layer < self.limits.layers => Ok(Some(layer)),
-            _ => Err(FormatError::Limit { field: Field::Layer, limit: self.limits.layers.into(), found: layer.into() }),
+            _ => Err(over(Field::Layer, self.limits.layers, layer)),
         }
     }
 
@@ -266,7 +281,7 @@ impl RecordReader<'_> {
         match expert {
             NONE_U32 => Ok(None),
             _ if expert < self.limits.experts => Ok(Some(expert)),
-            _ => Err(FormatError::Limit { field: Field::Expert, limit: self.limits.experts.into(), found: expert.into() }),
+            _ => Err(over(Field::Expert, self.limits.experts, expert)),
         }
     }
 

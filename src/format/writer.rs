@@ -2,13 +2,16 @@
 //! checksums are known. Writing the payloads is the caller's: each has its offset, so they may be written in any order.
 
 use super::checksum::crc32;
-use super::error::{FormatError, Part};
+use super::error::{Field, FormatError};
 use super::header::Header;
 use super::index::Index;
 use super::kinds::{ElementType, Role, SectionKind};
-use super::layout::{GROUP_ALIGN, HEADER_LEN, MINOR_VERSION, NAME_END_LEN, NONE_U32, RECORD_LEN, SECTION_ALIGN, align_up};
+use super::layout::{
+    FEATURE_SIGNED_SCALES, GROUP_ALIGN, HEADER_LEN, KNOWN_FEATURES, Limits, MINOR_VERSION, NAME_END_LEN, NONE_U32,
+    RECORD_LEN, SECTION_ALIGN, align_up, header as at, record,
+};
 use super::nf4::ScaleType;
-use super::section::{Section, Shape, group};
+use super::section::{self, Section, Shape, group};
 
 /// How a tensor (or file) is to be stored.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -58,8 +61,13 @@ impl Layout {
     /// [`super::Provenance`]) must have its final length already.
     ///
     /// # Errors
-    /// Whatever a reader would refuse: two entries of one name or place, a layer without sections, sizes that overflow.
+    /// Whatever a reader would refuse: metadata over the limit, two entries of one name or place, a layer without sections, sizes that overflow.
     pub fn new(mut entries: Vec<Entry>, layer_count: u32, metadata_len: u64) -> Result<Self, FormatError> {
+        let limits = Limits::default();
+        if metadata_len > limits.metadata_len {
+            let (field, limit) = (Field::MetadataLength, limits.metadata_len);
+            return Err(FormatError::Limit { field, limit, found: metadata_len });
+        }
         entries.sort_by(|a, b| entry_key(a).cmp(&entry_key(b)));
         let mut layout = Self { entries, sections: Vec::new(), metadata_len, layer_count, file_len: 0 };
         layout.sections = layout.place()?;
@@ -100,8 +108,8 @@ impl Layout {
                 let group = group(section.kind, section.layer);
                 let align = if last_group == Some(group) { SECTION_ALIGN } else { GROUP_ALIGN };
                 last_group = Some(group);
+                section.length = section.expected_length().ok_or_else(|| section.shape_overflow(number))?;
                 let overflow = FormatError::OffsetOverflow { section: number, offset: end, length: section.length };
-                section.length = section.expected_length().ok_or(overflow.clone())?;
                 section.offset = align_up(end, align).ok_or(overflow.clone())?;
                 end = section.offset.checked_add(section.length).ok_or(overflow)?;
                 sections.push(section);
@@ -131,15 +139,14 @@ impl Layout {
     /// [`super::layout::FEATURE_SIGNED_SCALES`].
     ///
     /// # Errors
-    /// [`FormatError::TooShort`] where `metadata` or `crcs` do not have the planned length.
+    /// [`FormatError::Header`] where `metadata` or `crcs` do not have the planned length, [`FormatError::UnknownFeatures`].
     pub fn front(&self, crcs: &[u32], required_features: u64, metadata: &str) -> Result<Vec<u8>, FormatError> {
-        if metadata.len() as u64 != self.metadata_len {
-            let (expected, found) = (self.metadata_len, metadata.len() as u64);
-            return Err(FormatError::TooShort { part: Part::Metadata, expected, found });
-        }
-        if crcs.len() != self.sections.len() {
-            let (expected, found) = (self.sections.len() as u64, crcs.len() as u64);
-            return Err(FormatError::TooShort { part: Part::Index, expected, found });
+        let (section_count, metadata_len) = (crcs.len() as u64, metadata.len() as u64);
+        planned(Field::SectionCount, at::SECTION_COUNT, self.sections.len() as u64, section_count)?;
+        planned(Field::MetadataLength, at::METADATA_LEN, self.metadata_len, metadata_len)?;
+        let unknown = required_features & !KNOWN_FEATURES;
+        if unknown != 0 {
+            return Err(FormatError::UnknownFeatures { bits: unknown });
         }
         let mut out = vec![0; HEADER_LEN];
         for (section, &crc) in self.sections.iter().zip(crcs) {
@@ -174,21 +181,26 @@ impl Layout {
     /// A whole pack in memory, from the payload of each section: for small packs, tests and examples.
     ///
     /// # Errors
-    /// As [`Layout::front`]; [`FormatError::TooShort`] also where a payload does not have its section's length.
+    /// As [`Layout::front`]; [`FormatError::Mismatch`] where a payload does not have its section's length.
     pub fn assemble(&self, payloads: &[&[u8]], metadata: &str) -> Result<Vec<u8>, FormatError> {
         let crcs: Vec<u32> = payloads.iter().map(|p| crc32(p)).collect();
         let signed = self.sections.iter().zip(payloads).any(|(s, p)| super::check::has_negative_scale(s, p));
-        let mut out = self.front(&crcs, u64::from(signed), metadata)?;
-        for (section, payload) in self.sections.iter().zip(payloads) {
-            if section.length != payload.len() as u64 {
-                let (expected, found) = (section.length, payload.len() as u64);
-                return Err(FormatError::TooShort { part: Part::Index, expected, found });
+        let mut out = self.front(&crcs, if signed { FEATURE_SIGNED_SCALES } else { 0 }, metadata)?;
+        for (number, (section, payload)) in self.sections.iter().zip(payloads).enumerate() {
+            let (expected, found) = (section.length, payload.len() as u64);
+            if expected != found {
+                return Err(section::mismatch(number as u64, Field::Length, record::LENGTH, expected, found));
             }
             out.resize(section.offset as usize, 0);
             out.extend_from_slice(payload);
         }
         Ok(out)
     }
+}
+
+/// What the caller hands in has the length that the layout was made for.
+fn planned(field: Field, at: usize, expected: u64, found: u64) -> Result<(), FormatError> {
+    if expected == found { Ok(()) } else { Err(FormatError::Header { field, offset: at as u64, expected, found }) }
 }
 
 /// The order of entries: group, role, expert, and for tensors that no role tells apart, the bytes of the name.

@@ -17,8 +17,9 @@ use crate::format::FloatType;
 pub const LENGTH_FIELD: u64 = 8;
 /// Bytes that a header may have: the cap of the safetensors crate.
 pub const MAX_HEADER_LEN: u64 = 100_000_000;
-/// Tensors that one file may have: as many as a pack has sections.
-pub const MAX_TENSORS: usize = 1 << 20;
+/// Tensors that one file or index may have: a quarter of a pack's sections, since a tensor may take two, and several times
+/// what the largest mixtures of experts have.
+pub const MAX_TENSORS: usize = 1 << 18;
 /// Bytes of a tensor's name, as in a pack.
 pub const MAX_NAME_LEN: usize = 1 << 10;
 /// Dimensions of a tensor, as in a pack.

@@ -4,9 +4,12 @@ use std::collections::HashSet;
 use std::fmt;
 use std::marker::PhantomData;
 
-use serde::de::{Deserialize, Deserializer, MapAccess, Visitor};
+use serde::de::{Deserialize, Deserializer, Error as _, MapAccess, Visitor};
 
-/// The entries of one object in the order of the file, and the first key that came twice.
+use super::header::MAX_TENSORS;
+
+/// The entries of one object in the order of the file, and the first key that came twice. An object of more than
+/// [`MAX_TENSORS`] keys is an error: short keys take many times their length in memory.
 pub(super) struct Object<T> {
     pub(super) entries: Vec<(String, T)>,
     pub(super) repeated: Option<String>,
@@ -33,6 +36,9 @@ impl<'de, T: Deserialize<'de>> Visitor<'de> for ObjectVisitor<T> {
         while let Some((key, value)) = map.next_entry::<String, T>()? {
             if !seen.insert(key.clone()) {
                 object.repeated.get_or_insert_with(|| key.clone());
+            }
+            if object.entries.len() == MAX_TENSORS {
+                return Err(A::Error::custom(format_args!("more than {MAX_TENSORS} keys")));
             }
             object.entries.push((key, value));
         }

@@ -184,7 +184,7 @@ fn read_side_files(folder: &Folder, config: Option<&Path>) -> Result<Vec<(String
         };
         match file {
             Some(file) => files.push((name.to_owned(), file.read(limit)?)),
-            None if name == CONFIG => return Err(SourceError::NoConfig { folder: folder.path("") }),
+            None if name == CONFIG => return Err(SourceError::NoConfig { folder: folder.shown.clone() }),
             None => {}
         }
     }
@@ -233,7 +233,7 @@ struct Index {
 /// The index of a sharded checkpoint: tensor to shard.
 fn read_index(folder: &Folder) -> Result<HashMap<String, String>, SourceError> {
     let path = folder.path(INDEX);
-    let file = folder.file(INDEX)?.ok_or_else(|| SourceError::NoWeights { folder: folder.path("") })?;
+    let file = folder.file(INDEX)?.ok_or_else(|| SourceError::NoWeights { folder: folder.shown.clone() })?;
     let Index { weight_map } = serde_json::from_slice(&file.read(MAX_INDEX_LEN)?)
         .map_err(|source| SourceError::Json { path: path.clone(), source })?;
     if let Some(key) = weight_map.repeated {

@@ -21,7 +21,7 @@ pub enum Quantised {
     },
     /// By the names of packed weights.
     #[error(
-        "{tensor:?} belongs to packed weights, as of GPTQ, AWQ or compressed-tensors: convert the unquantised original instead"
+        "{tensor:?} belongs to packed weights (GPTQ, AWQ, compressed-tensors): convert the unquantised original instead"
     )]
     Packed {
         /// The tensor.

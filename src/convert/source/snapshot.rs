@@ -25,7 +25,7 @@ pub(super) enum Weights {
 #[derive(Debug)]
 pub(super) struct Folder {
     /// As the user named it, for messages.
-    shown: PathBuf,
+    pub(super) shown: PathBuf,
     /// Without symlinks.
     root: PathBuf,
     /// Without symlinks: where the links of a hub cache lead.

@@ -1,1 +1,470 @@
+//! One rejection per error variant, and what must be accepted beside it.
 
+use std::fs;
+
+use proptest::prelude::*;
+
+use super::*;
+
+const CONFIG_JSON: &str = r#"{"model_type": "qwen3"}"#;
+
+/// The bytes of a safetensors file with this header and `data` zero bytes.
+fn file(header: &str, data: usize) -> Vec<u8> {
+    let mut bytes = (header.len() as u64).to_le_bytes().to_vec();
+    bytes.extend(header.as_bytes());
+    bytes.resize(bytes.len() + data, 0);
+    bytes
+}
+
+/// A file of F16 vectors of two elements.
+fn vectors(names: &[&str]) -> Vec<u8> {
+    let entry = |(i, name): (usize, &&str)| {
+        format!(r#""{name}":{{"dtype":"F16","shape":[2],"data_offsets":[{},{}]}}"#, 4 * i, 4 * i + 4)
+    };
+    let entries: Vec<_> = names.iter().enumerate().map(entry).collect();
+    file(&format!("{{{}}}", entries.join(",")), 4 * names.len())
+}
+
+fn parse(bytes: &[u8]) -> Result<Header, HeaderError> {
+    parse_header(bytes, bytes.len() as u64)
+}
+
+fn parse_entry(entry: &str, data: usize) -> Result<Header, HeaderError> {
+    parse(&file(&format!(r#"{{"t":{entry}}}"#), data))
+}
+
+#[test]
+fn a_header_gives_its_tensors_in_the_order_of_their_offsets() {
+    let header = r#"{"b":{"dtype":"F32","shape":[3],"data_offsets":[4,16],"note":[1]},
+        "__metadata__":{"format":"pt","dtype":"x"},"a":{"data_offsets":[0,4],"shape":[2,1],"dtype":"BF16"}}  "#;
+    let Header { data_start, tensors } = parse(&file(header, 16)).unwrap();
+    assert_eq!(data_start, 8 + header.len() as u64);
+    let info = |name: &str, float_type, shape, from, length| TensorInfo {
+        name: name.to_owned(),
+        float_type,
+        shape,
+        file: 0,
+        offset: data_start + from,
+        length,
+    };
+    assert_eq!(tensors, [info("a", FloatType::Bf16, vec![2, 1], 0, 4), info("b", FloatType::F32, vec![3], 4, 12)]);
+    // Only the bytes of the header are looked at.
+    let bytes = file(header, 16);
+    assert_eq!(parse_header(&bytes[..data_start as usize], bytes.len() as u64).unwrap().tensors, tensors);
+    assert!(parse(&file(r#"{"__metadata__":null}"#, 0)).unwrap().tensors.is_empty());
+}
+
+#[test]
+fn a_length_field_that_does_not_fit_is_refused() {
+    assert!(matches!(parse(&[1; 7]), Err(HeaderError::TooShort { found: 7 })));
+    let mut bytes = file("{}", 0);
+    bytes[..8].copy_from_slice(&(MAX_HEADER_LEN + 1).to_le_bytes());
+    assert!(matches!(parse_header(&bytes, u64::MAX), Err(HeaderError::TooLarge { found: 100_000_001, .. })));
+    bytes[..8].copy_from_slice(&3_u64.to_le_bytes());
+    assert!(matches!(parse(&bytes), Err(HeaderError::Truncated { expected: 3, found: 2 })));
+    assert!(matches!(parse_header(&bytes, 11), Err(HeaderError::Truncated { expected: 3, found: 2 })));
+}
+
+#[test]
+fn json_that_is_no_header_is_refused() {
+    for header in ["", "[]", "{", "{} x", r#"{"a":1}"#, r#"{"__metadata__":{"a":1}}"#, "\u{0}", r#"{"a":{"shape":[-1]}}"#] {
+        assert!(matches!(parse(&file(header, 0)), Err(HeaderError::Json { .. })), "{header:?}");
+    }
+    let deep = "[".repeat(10_000);
+    assert!(matches!(parse_entry(&format!(r#"{{"x":{deep}"#), 0), Err(HeaderError::Json { .. })));
+    let mut not_utf8 = file(r#"{"a":{}}"#, 0);
+    not_utf8[10] = 0xff;
+    assert!(matches!(parse(&not_utf8), Err(HeaderError::Json { .. })));
+}
+
+#[test]
+fn repeated_keys_are_refused() {
+    let twice = |error: HeaderError| match error {
+        HeaderError::DuplicateKey { key } => key,
+        other => panic!("{other:?}"),
+    };
+    assert_eq!(twice(parse(&vectors(&["a", "b", "a"])).unwrap_err()), "a");
+    // The same name, written with an escape.
+    assert_eq!(twice(parse(&vectors(&["a", "\\u0061"])).unwrap_err()), "a");
+    assert_eq!(twice(parse(&file(r#"{"__metadata__":{},"__metadata__":{}}"#, 0)).unwrap_err()), "__metadata__");
+
+    let field = |error: HeaderError| match error {
+        HeaderError::DuplicateField { entry, key } => (entry, key),
+        other => panic!("{other:?}"),
+    };
+    for (key, value) in [("dtype", r#""F16""#), ("shape", "[1]"), ("data_offsets", "[0,2]")] {
+        let entry = format!(r#"{{"dtype":"F16","shape":[1],"data_offsets":[0,2],"{key}":{value}}}"#);
+        assert_eq!(field(parse_entry(&entry, 2).unwrap_err()), ("t".to_owned(), key.to_owned()));
+    }
+    let metadata = file(r#"{"__metadata__":{"x":"1","x":"2"}}"#, 0);
+    assert_eq!(field(parse(&metadata).unwrap_err()), ("__metadata__".to_owned(), "x".to_owned()));
+}
+
+#[test]
+fn incomplete_entries_are_refused() {
+    for (entry, missing) in [
+        (r#"{"shape":[1],"data_offsets":[0,2]}"#, "dtype"),
+        (r#"{"dtype":"F16","data_offsets":[0,2]}"#, "shape"),
+        (r#"{"dtype":"F16","shape":[1]}"#, "data_offsets"),
+    ] {
+        match parse_entry(entry, 2).unwrap_err() {
+            HeaderError::MissingField { tensor, field } => assert_eq!((tensor.as_str(), field), ("t", missing)),
+            other => panic!("{other:?}"),
+        }
+    }
+}
+
+#[test]
+fn too_many_tensors_and_too_long_names_are_refused() {
+    let entries: Vec<_> = (0..=MAX_TENSORS).map(|i| format!("\"{i}\":{{}}")).collect();
+    let bytes = file(&format!("{{{}}}", entries.join(",")), 0);
+    assert!(matches!(parse(&bytes), Err(HeaderError::TooManyTensors { limit: MAX_TENSORS })));
+    assert!(parse(&vectors(&[&"x".repeat(1024)])).is_ok());
+    assert!(matches!(parse(&vectors(&[&"x".repeat(1025)])), Err(HeaderError::NameTooLong { found: 1025, .. })));
+}
+
+#[test]
+fn types_other_than_the_three_floats_are_refused_by_name() {
+    for dtype in ["F64", "I64", "BOOL", "U8", "nonsense"] {
+        let entry = format!(r#"{{"dtype":"{dtype}","shape":[1],"data_offsets":[0,8]}}"#);
+        match parse_entry(&entry, 8).unwrap_err() {
+            HeaderError::UnsupportedDtype { tensor, found } => assert_eq!((tensor.as_str(), found.as_str()), ("t", dtype)),
+            other => panic!("{other:?}"),
+        }
+    }
+}
+
+#[test]
+fn quantised_tensors_are_recognised() {
+    let found = |names: &[&str]| match parse(&vectors(names)) {
+        Err(HeaderError::Quantised { source }) => source,
+        other => panic!("{other:?}"),
+    };
+    for tensor in ["l.weight.absmax", "l.weight.quant_state.bitsandbytes__nf4"] {
+        assert_eq!(found(&["l.weight", tensor]), Quantised::Bitsandbytes { tensor: tensor.to_owned() });
+    }
+    for tensor in ["l.qweight", "l.qzeros", "l.weight_packed"] {
+        assert_eq!(found(&["l.scales", tensor]), Quantised::Packed { tensor: tensor.to_owned() });
+    }
+    for dtype in ["U8", "I8", "F8_E4M3", "F8_E5M2", "F6_E2M3", "F4"] {
+        let header = format!(r#"{{"l.weight":{{"dtype":"{dtype}","shape":[8],"data_offsets":[0,8]}}}}"#);
+        match parse(&file(&header, 8)) {
+            Err(HeaderError::Quantised { source }) => {
+                assert_eq!(source, Quantised::Narrow { tensor: "l.weight".to_owned(), dtype: dtype.to_owned() });
+            }
+            other => panic!("{other:?}"),
+        }
+    }
+    assert!(parse(&vectors(&["model.layers.0.mlp.scales"])).is_ok());
+}
+
+#[test]
+fn shapes_that_no_tensor_has_are_refused() {
+    let shaped = |shape: &str, end: u64| {
+        parse_entry(&format!(r#"{{"dtype":"F16","shape":{shape},"data_offsets":[0,{end}]}}"#), end as usize)
+    };
+    assert!(shaped("[1,1,1,1]", 2).is_ok());
+    assert!(matches!(shaped("[]", 2), Err(HeaderError::Rank { found: 0, .. })));
+    assert!(matches!(shaped("[1,1,1,1,1]", 2), Err(HeaderError::Rank { found: 5, .. })));
+    assert!(matches!(shaped("[3,0]", 0), Err(HeaderError::ZeroDimension { .. })));
+    assert!(matches!(shaped("[3]", 4), Err(HeaderError::TensorLength { expected: 6, found: 4, .. })));
+    assert!(matches!(shaped("[9223372036854775808,2]", 4), Err(HeaderError::Impossible { .. })));
+    assert!(matches!(shaped("[18446744073709551615,18446744073709551615]", 4), Err(HeaderError::Impossible { .. })));
+    let backwards = r#"{"dtype":"F16","shape":[1],"data_offsets":[4,2]}"#;
+    assert!(matches!(parse_entry(backwards, 4), Err(HeaderError::Impossible { .. })));
+    let beyond = r#"{"dtype":"F16","shape":[1],"data_offsets":[18446744073709551613,18446744073709551615]}"#;
+    assert!(matches!(parse_entry(beyond, 4), Err(HeaderError::Impossible { .. })));
+}
+
+#[test]
+fn holes_overlaps_and_wrong_file_lengths_are_refused() {
+    let two = |a: u64, b: u64, data| {
+        let entry = |n: u64| format!(r#"{{"dtype":"F16","shape":[2],"data_offsets":[{n},{}]}}"#, n + 4);
+        parse(&file(&format!(r#"{{"a":{},"b":{}}}"#, entry(a), entry(b)), data))
+    };
+    assert!(two(4, 0, 8).is_ok());
+    for (a, b) in [(0, 6), (0, 2), (0, 0), (2, 6)] {
+        assert!(matches!(two(a, b, 10), Err(HeaderError::Layout { .. })), "{a} {b}");
+    }
+    for data in [7, 9] {
+        match two(0, 4, data).unwrap_err() {
+            HeaderError::FileLength { expected, found } => assert_eq!(found as i64 - expected as i64, data as i64 - 8),
+            other => panic!("{other:?}"),
+        }
+    }
+}
+
+proptest! {
+    /// The parser is total, and what it accepts covers the file without holes.
+    #[test]
+    fn a_changed_header_never_panics(position in 0_usize..200, byte: u8, cut in 0_usize..40) {
+        let mut bytes = vectors(&["model.norm.weight", "b", "lm_head.weight"]);
+        let len = bytes.len();
+        bytes[position % len] = byte;
+        bytes.truncate(len - if byte & 1 == 0 { cut } else { 0 });
+        if let Ok(Header { data_start, tensors }) = parse(&bytes) {
+            let mut end = data_start;
+            for tensor in tensors {
+                prop_assert_eq!(tensor.offset, end);
+                end += tensor.length;
+            }
+            prop_assert_eq!(end, bytes.len() as u64);
+        }
+    }
+}
+
+/// A folder of these files.
+fn folder(files: &[(&str, &[u8])]) -> tempfile::TempDir {
+    let dir = tempfile::tempdir().unwrap();
+    for (name, bytes) in files {
+        fs::write(dir.path().join(name), bytes).unwrap();
+    }
+    dir
+}
+
+fn open(files: &[(&str, &[u8])]) -> Result<Checkpoint, SourceError> {
+    Checkpoint::open(folder(files).path(), None)
+}
+
+/// A sharded snapshot with this index.
+fn sharded(index: &str, shards: &[(&str, &[&str])]) -> Result<Checkpoint, SourceError> {
+    let dir = folder(&[(CONFIG, CONFIG_JSON.as_bytes()), (INDEX, index.as_bytes())]);
+    for (name, tensors) in shards {
+        fs::write(dir.path().join(name), vectors(tensors)).unwrap();
+    }
+    Checkpoint::open(dir.path(), None)
+}
+
+#[test]
+fn a_single_file_opens_as_a_folder_and_by_its_name() {
+    let other = r#"{"model_type": "llama"}"#.as_bytes();
+    let files = [
+        (SINGLE, &vectors(&["b", "a"])[..]),
+        ("tokenizer_config.json", b"tc"),
+        (CONFIG, CONFIG_JSON.as_bytes()),
+        ("tokenizer.json", b"t"),
+        ("chat_template.jinja", b"c"),
+        ("README.md", b"no"),
+        ("other.json", other),
+    ];
+    let dir = folder(&files);
+    for path in [dir.path().to_owned(), dir.path().join(SINGLE)] {
+        let checkpoint = Checkpoint::open(&path, None).unwrap();
+        let names: Vec<_> = checkpoint.side_files.iter().map(|(name, _)| name.as_str()).collect();
+        assert_eq!(names, [CONFIG, "tokenizer.json", "tokenizer_config.json", "chat_template.jinja"]);
+        assert_eq!(checkpoint.side_files[0].1, CONFIG_JSON.as_bytes());
+        assert_eq!(checkpoint.config["model_type"], "qwen3");
+        assert_eq!(checkpoint.tensors.iter().map(|t| t.name.as_str()).collect::<Vec<_>>(), ["b", "a"]);
+        assert_eq!((checkpoint.files[0].name.as_str(), checkpoint.files[0].tensors.clone()), (SINGLE, 0..2));
+        assert!(checkpoint.notices.is_empty());
+        let overridden = Checkpoint::open(&path, Some(&dir.path().join("other.json"))).unwrap();
+        assert_eq!(overridden.config["model_type"], "llama");
+        assert_eq!(overridden.side_files[0], (CONFIG.to_owned(), other.to_owned()));
+    }
+}
+
+#[test]
+fn the_single_file_wins_over_an_index_and_says_so() {
+    let single = vectors(&["a"]);
+    let checkpoint = open(&[(CONFIG, b"{}"), (SINGLE, &single), (INDEX, b"not even JSON")]).unwrap();
+    assert_eq!(checkpoint.notices, [Notice::IndexIgnored]);
+}
+
+#[test]
+fn shards_and_index_agree() {
+    let index = r#"{"metadata":{},"weight_map":{"a":"2.safetensors","b":"1.safetensors","c":"2.safetensors"}}"#;
+    let checkpoint = sharded(index, &[("1.safetensors", &["b"]), ("2.safetensors", &["c", "a"])]).unwrap();
+    let placed: Vec<_> = checkpoint.tensors.iter().map(|t| (t.name.as_str(), t.file)).collect();
+    assert_eq!(placed, [("b", 0), ("c", 1), ("a", 1)]);
+    assert_eq!(checkpoint.files[1].tensors, 1..3);
+    assert_eq!(checkpoint.files[1].length, vectors(&["c", "a"]).len() as u64);
+}
+
+#[test]
+fn an_index_that_disagrees_with_its_shards_is_refused() {
+    let both: &[(&str, &[&str])] = &[("1", &["a"]), ("2", &["b"])];
+    let missing = sharded(r#"{"weight_map":{"a":"1","b":"3"}}"#, both);
+    assert!(matches!(missing, Err(SourceError::MissingShard { shard, .. }) if shard == "3"));
+    let not_there = sharded(r#"{"weight_map":{"a":"1","b":"2","c":"2"}}"#, both);
+    assert!(matches!(not_there, Err(SourceError::NotInShard { tensor, shard }) if tensor == "c" && shard == "2"));
+    let swapped = sharded(r#"{"weight_map":{"a":"2","b":"1"}}"#, both);
+    assert!(matches!(swapped, Err(SourceError::NotInShard { tensor, shard }) if tensor == "a" && shard == "2"));
+    let unlisted = sharded(r#"{"weight_map":{"a":"1"}}"#, &[("1", &["a", "x"])]);
+    assert!(matches!(unlisted, Err(SourceError::NotInIndex { tensor, shard }) if tensor == "x" && shard == "1"));
+    let twice = sharded(r#"{"weight_map":{"a":"1","b":"2"}}"#, &[("1", &["a"]), ("2", &["b", "a"])]);
+    assert!(matches!(twice, Err(SourceError::DuplicateTensor { tensor, first, second })
+        if tensor == "a" && first == "1" && second == "2"));
+}
+
+#[test]
+fn shard_names_that_are_paths_are_refused() {
+    for name in ["", ".", "..", "a/b", "../x", "/etc/passwd", "a\\\\b", "C:x", "x\\u0000"] {
+        let result = sharded(&format!(r#"{{"weight_map":{{"a":"{name}"}}}}"#), &[]);
+        assert!(matches!(result, Err(SourceError::ShardName { .. })), "{name:?}: {result:?}");
+    }
+}
+
+#[test]
+fn broken_json_and_repeated_keys_are_refused() {
+    let single = vectors(&["a"]);
+    let config = |json: &[u8]| open(&[(CONFIG, json), (SINGLE, &single)]);
+    for json in [&b""[..], b"[]", b"{\"a\":}", b"\xff", b"{} {}"] {
+        assert!(matches!(config(json), Err(SourceError::Json { path, .. }) if path.ends_with(CONFIG)));
+    }
+    let repeated = config(br#"{"vocab_size":1,"b":{},"vocab_size":2}"#);
+    assert!(matches!(repeated, Err(SourceError::DuplicateKey { key, .. }) if key == "vocab_size"));
+    let repeated = sharded(r#"{"weight_map":{"a":"1","a":"2"}}"#, &[("1", &["a"]), ("2", &["a"])]);
+    assert!(matches!(repeated, Err(SourceError::DuplicateKey { path, key }) if key == "a" && path.ends_with(INDEX)));
+    for index in ["{}", r#"{"weight_map":{},"weight_map":{}}"#, r#"{"weight_map":{"a":1}}"#] {
+        assert!(matches!(sharded(index, &[]), Err(SourceError::Json { path, .. }) if path.ends_with(INDEX)), "{index}");
+    }
+}
+
+#[test]
+fn an_index_of_more_tensors_than_a_pack_holds_is_refused() {
+    let entries: Vec<_> = (0..=MAX_TENSORS).map(|i| format!("\"{i}\":\"\"")).collect();
+    match sharded(&format!(r#"{{"weight_map":{{{}}}}}"#, entries.join(",")), &[]).unwrap_err() {
+        SourceError::Json { source, .. } => assert!(source.to_string().starts_with("more than 262144 keys at line 1")),
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn what_is_no_checkpoint_is_refused() {
+    let single = vectors(&["a"]);
+    let dir = folder(&[(SINGLE, &single), ("model.bin", b"")]);
+    let open_in = |name: &str| Checkpoint::open(&dir.path().join(name), None);
+    assert!(matches!(open_in("absent"), Err(SourceError::Io { path, .. }) if path.ends_with("absent")));
+    assert!(matches!(open_in("model.bin"), Err(SourceError::NotACheckpoint { .. })));
+    assert!(matches!(open_in("."), Err(SourceError::NoConfig { .. })));
+    assert!(matches!(open_in(SINGLE), Err(SourceError::NoConfig { .. })));
+    assert!(matches!(open(&[(CONFIG, b"{}")]), Err(SourceError::NoWeights { .. })));
+    fs::create_dir(dir.path().join(CONFIG)).unwrap();
+    assert!(matches!(open_in("."), Err(SourceError::NotAFile { path }) if path.ends_with(CONFIG)));
+    let bad = open(&[(CONFIG, b"{}"), (SINGLE, b"x")]);
+    assert!(matches!(bad, Err(SourceError::Header { source: HeaderError::TooShort { found: 1 }, .. })));
+}
+
+#[test]
+fn side_files_that_are_too_large_are_refused_unread() {
+    let dir = folder(&[(SINGLE, &vectors(&["a"])), (CONFIG, b"{}"), ("tokenizer.json", b"")]);
+    let grow = |name: &str, len| fs::File::options().write(true).open(dir.path().join(name)).unwrap().set_len(len).unwrap();
+    grow("tokenizer.json", MAX_SIDE_FILE_LEN + 1);
+    let result = Checkpoint::open(dir.path(), None);
+    assert!(matches!(result, Err(SourceError::TooLarge { path, .. }) if path.ends_with("tokenizer.json")));
+    grow(CONFIG, MAX_CONFIG_LEN + 1);
+    let result = Checkpoint::open(dir.path(), None);
+    assert!(matches!(result, Err(SourceError::TooLarge { limit: MAX_CONFIG_LEN, .. })));
+}
+
+#[test]
+fn quantised_checkpoints_are_refused_by_config_or_by_tensors() {
+    let single = vectors(&["a"]);
+    let config = br#"{"quantization_config":{"quant_method":"awq"}}"#;
+    match open(&[(CONFIG, config), (SINGLE, &single)]).unwrap_err() {
+        SourceError::Quantised { path, source } => {
+            assert!(path.ends_with(CONFIG));
+            assert_eq!(source, Quantised::Config { method: "awq".to_owned() });
+        }
+        other => panic!("{other:?}"),
+    }
+    assert!(open(&[(CONFIG, br#"{"quantization_config":null}"#), (SINGLE, &single)]).is_ok());
+    let result = open(&[(CONFIG, b"{}"), (SINGLE, &vectors(&["l.qweight"]))]);
+    assert!(matches!(result, Err(SourceError::Quantised { path, .. }) if path.ends_with(SINGLE)));
+}
+
+#[test]
+fn bytes_are_compared_and_reads_stay_inside_the_tensor() {
+    let len = 3 * COMPARE_LEN / 2;
+    let entry = |i: usize, dtype, n| {
+        format!(r#""{i}":{{"dtype":"{dtype}","shape":[{n}],"data_offsets":[{},{}]}}"#, i * len, (i + 1) * len)
+    };
+    let entries = [entry(0, "F16", len / 2), entry(1, "F16", len / 2), entry(2, "F16", len / 2), entry(3, "F32", len / 4)];
+    let mut bytes = file(&format!("{{{}}}", entries.join(",")), 4 * len);
+    let last_of_third = bytes.len() - len - 1;
+    bytes[last_of_third] = 1;
+    let dir = folder(&[(CONFIG, b"{}"), (SINGLE, &bytes)]);
+    let checkpoint = Checkpoint::open(dir.path(), None).unwrap();
+    let tensors = &checkpoint.tensors;
+    assert!(checkpoint.same_bytes(&tensors[0], &tensors[1]).unwrap());
+    assert!(!checkpoint.same_bytes(&tensors[0], &tensors[2]).unwrap());
+    assert!(!checkpoint.same_bytes(&tensors[0], &tensors[3]).unwrap());
+    let mut last = [0; 2];
+    checkpoint.read(&tensors[2], len as u64 - 2, &mut last).unwrap();
+    assert_eq!(last, [0, 1]);
+    assert!(matches!(checkpoint.read(&tensors[2], len as u64 - 1, &mut last), Err(SourceError::Io { .. })));
+    assert!(checkpoint.read(&tensors[2], u64::MAX, &mut last).is_err());
+    fs::File::options().write(true).open(dir.path().join(SINGLE)).unwrap().set_len(100).unwrap();
+    assert!(matches!(checkpoint.same_bytes(&tensors[0], &tensors[1]), Err(SourceError::Io { .. })));
+}
+
+#[cfg(unix)]
+mod links {
+    use std::os::unix::fs::symlink;
+
+    use super::*;
+
+    /// A hub cache: links in the snapshot, files among the blobs. Gives the snapshot's folder.
+    fn hub(dir: &Path, blobs: &Path) -> PathBuf {
+        let model = dir.join("models--X--Y");
+        let snapshot = model.join("snapshots/abc");
+        fs::create_dir_all(&snapshot).unwrap();
+        fs::create_dir_all(blobs).unwrap();
+        for (name, blob, bytes) in [(CONFIG, "c", b"{}".to_vec()), (SINGLE, "w", vectors(&["a"]))] {
+            fs::write(blobs.join(blob), bytes).unwrap();
+            symlink(format!("../../blobs/{blob}"), snapshot.join(name)).unwrap();
+        }
+        snapshot
+    }
+
+    fn leaves(result: Result<Checkpoint, SourceError>, name: &str) {
+        assert!(matches!(&result, Err(SourceError::LinkLeavesFolder { path, .. }) if path.ends_with(name)), "{result:?}");
+    }
+
+    #[test]
+    fn those_of_a_hub_cache_are_followed() {
+        let dir = tempfile::tempdir().unwrap();
+        let snapshot = hub(dir.path(), &dir.path().join("models--X--Y/blobs"));
+        Checkpoint::open(&snapshot, None).unwrap();
+        Checkpoint::open(&snapshot.join(SINGLE), None).unwrap();
+        // The user may reach the snapshot by a link too.
+        symlink(&snapshot, dir.path().join("mine")).unwrap();
+        Checkpoint::open(&dir.path().join("mine"), None).unwrap();
+        // Beside the blobs is outside.
+        fs::write(dir.path().join("models--X--Y/secret"), b"x").unwrap();
+        symlink("../../secret", snapshot.join("tokenizer.json")).unwrap();
+        leaves(Checkpoint::open(&snapshot, None), "tokenizer.json");
+    }
+
+    #[test]
+    fn blobs_that_are_a_link_themselves_are_not_trusted() {
+        let dir = tempfile::tempdir().unwrap();
+        fs::create_dir(dir.path().join("models--X--Y")).unwrap();
+        symlink(dir.path().join("elsewhere"), dir.path().join("models--X--Y/blobs")).unwrap();
+        let snapshot = hub(dir.path(), &dir.path().join("elsewhere"));
+        leaves(Checkpoint::open(&snapshot, None), CONFIG);
+    }
+
+    #[test]
+    fn others_may_not_leave_the_folder() {
+        let outside = folder(&[(CONFIG, b"{}"), (SINGLE, &vectors(&["a"])), ("s", &vectors(&["a"]))]);
+        let to = |name: &str, from: &Path| symlink(outside.path().join(name), from.join(name)).unwrap();
+        let dir = folder(&[(SINGLE, &vectors(&["a"]))]);
+        to(CONFIG, dir.path());
+        leaves(Checkpoint::open(dir.path(), None), CONFIG);
+        // Named by the user, it is followed.
+        Checkpoint::open(dir.path(), Some(&dir.path().join(CONFIG))).unwrap();
+        let dir = folder(&[(CONFIG, b"{}")]);
+        to(SINGLE, dir.path());
+        leaves(Checkpoint::open(dir.path(), None), SINGLE);
+        let dir = folder(&[(CONFIG, b"{}"), (INDEX, br#"{"weight_map":{"a":"s"}}"#)]);
+        to("s", dir.path());
+        leaves(Checkpoint::open(dir.path(), None), "s");
+        // Inside, a link is a file like another; one that leads nowhere is an error, not an absent file.
+        let dir = folder(&[(CONFIG, b"{}"), ("w", &vectors(&["a"]))]);
+        symlink("w", dir.path().join(SINGLE)).unwrap();
+        Checkpoint::open(dir.path(), None).unwrap();
+        symlink("nowhere", dir.path().join("tokenizer.json")).unwrap();
+        assert!(matches!(Checkpoint::open(dir.path(), None), Err(SourceError::Io { .. })));
+    }
+}

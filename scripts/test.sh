@@ -1,0 +1,58 @@
+#!/usr/bin/env bash
+# Everything that CI checks, from a fresh clone on a bare Debian machine:
+# format, lints, documentation, each feature set alone, all tests, the examples, and a minute of each fuzz target.
+#   NF4PACK_FUZZ_SECONDS=N   seconds of each fuzz target (default 60; 0 leaves fuzzing out)
+set -euo pipefail
+cd "$(dirname "$0")/.."
+. scripts/setup.sh
+
+step() { printf '\n== %s\n' "$*"; }
+
+# --no-default-features with each of these must lint and test by itself.
+feature_sets=("" mmap convert cli)
+
+step "format"
+cargo fmt --check
+(cd fuzz && cargo fmt --check)
+
+for features in "${feature_sets[@]}"; do
+    step "lints with features: ${features:-none}"
+    cargo clippy --locked --all-targets --no-default-features --features "$features" -- -D warnings
+done
+
+step "documentation"
+RUSTDOCFLAGS="-D warnings" cargo doc --locked --no-deps --all-features
+
+for features in "${feature_sets[@]}"; do
+    step "tests with features: ${features:-none}"
+    cargo test --locked --no-default-features --features "$features"
+done
+
+step "other systems"
+for target in aarch64-unknown-linux-gnu x86_64-pc-windows-gnu aarch64-apple-darwin wasm32-unknown-unknown; do
+    if [ -d "$(rustc --print sysroot)/lib/rustlib/$target/lib" ]; then
+        features=cli
+        [ "$target" = wasm32-unknown-unknown ] && features=""
+        cargo check --locked --target "$target" --no-default-features --features "$features"
+    else
+        echo "SKIPPED: the standard library of $target is not installed (rustup target add $target)"
+    fi
+done
+
+step "fuzzing"
+seconds=${NF4PACK_FUZZ_SECONDS:-60}
+if [ "$seconds" = 0 ]; then
+    echo "SKIPPED: NF4PACK_FUZZ_SECONDS=0"
+elif ! cargo +nightly --version >/dev/null 2>&1; then
+    echo "no nightly toolchain: fuzzing needs one (rustup toolchain install nightly)" >&2
+    exit 1
+else
+    command -v c++ >/dev/null || install_packages g++
+    cargo fuzz --version >/dev/null 2>&1 || cargo install --locked cargo-fuzz
+    for target in parse roundtrip convert_header; do
+        step "fuzzing $target for $seconds s"
+        cargo +nightly fuzz run "$target" -- -max_total_time="$seconds" -timeout=10 -rss_limit_mb=2048 -print_final_stats=1
+    done
+fi
+
+step "all checks passed"
