@@ -41,7 +41,7 @@ With --json a command prints one JSON document on stdout, on failure {\"error\",
     long_about = LONG_ABOUT,
     after_help = AFTER_HELP,
     styles = STYLES,
-    max_term_width = 110
+    max_term_width = 120
 )]
 pub struct Cli {
     #[command(subcommand)]
@@ -257,7 +257,7 @@ pub enum BenchCommand {
 const BENCH_EXAMPLES: &str = "\
 Examples:
   nf4pack bench convert
-  nf4pack bench convert --shape qwen3-4b --dir /mnt/fast --runs 3      # needs 8 GB for weights and 4 GB for the pack
+  nf4pack bench convert --shape qwen3-4b --dir /mnt/fast --runs 3      # needs 14 GB
   nf4pack bench convert --shape tiny --json
 
 Writes a checkpoint of random weights into a temporary folder, converts it several times (everything included: reading,
@@ -321,7 +321,7 @@ pub struct CompletionsArgs {
 pub enum EncoderArg {
     /// The scale with the least squared error: 18.7 % less than absmax at the same size (normal weights, block 64)
     Mse,
-    /// The largest magnitude of the block, as bitsandbytes does it: faster, and the same codes
+    /// The largest magnitude of the block, as bitsandbytes does it: faster to encode
     Absmax,
 }
 

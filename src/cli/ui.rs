@@ -199,7 +199,7 @@ fn bar(verb: &'static str, unit: Unit) -> ProgressBar {
             let _ = write!(out, "{}", unit.rate(state.per_sec()));
         })
         .with_key("left", |state: &ProgressState, out: &mut dyn fmt::Write| {
-            let _ = if state.pos() == 0 { Ok(()) } else { write!(out, "{} left", duration(state.eta().as_secs_f64())) };
+            let _ = if state.pos() == 0 { Ok(()) } else { write!(out, "{}", left(state.eta().as_secs_f64())) };
         });
     let bar = ProgressBar::with_draw_target(Some(0), ProgressDrawTarget::stderr_with_hz(10)).with_style(style);
     // Without a tick the clock stands still while a large tensor is copied.
@@ -207,7 +207,7 @@ fn bar(verb: &'static str, unit: Unit) -> ProgressBar {
     bar
 }
 
-/// A line for every tenth of the work, and at least every [`LINE_INTERVAL`].
+/// A line for every tenth of the work, but no flood of them where it is quick and no silence where it is slow.
 #[derive(Debug)]
 pub struct Lines {
     verb: &'static str,
@@ -216,7 +216,8 @@ pub struct Lines {
     last: Mutex<(u64, Instant)>,
 }
 
-const LINE_INTERVAL: Duration = Duration::from_secs(10);
+/// The least and the most time between two lines; the end always gets one.
+const LINE_INTERVALS: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(10));
 
 impl Lines {
     fn new(verb: &'static str, unit: Unit) -> Self {
@@ -228,7 +229,10 @@ impl Lines {
         let tenth = (10 * u128::from(done) / u128::from(total.max(1))) as u64;
         let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
         let (last_tenth, at) = *last;
-        if done == 0 || tenth < last_tenth || (tenth == last_tenth && at.elapsed() < LINE_INTERVAL) {
+        let (least, most) = LINE_INTERVALS;
+        let (later, due) = (tenth > last_tenth, at.elapsed() > if tenth > last_tenth { least } else { most });
+        // Threads report out of order; a line never goes back.
+        if done == 0 || tenth < last_tenth || !(due || (later && done == total)) {
             return;
         }
         *last = (tenth, Instant::now());
@@ -238,8 +242,8 @@ impl Lines {
     fn line(&self, done: u64, total: u64, seconds: f64) -> String {
         let percent = 100.0 * done as f64 / total.max(1) as f64;
         let rate = self.unit.rate(done as f64 / seconds.max(1e-9));
-        let left = duration(seconds * total.saturating_sub(done) as f64 / done.max(1) as f64);
-        format!("{}: {percent:3.0} %  {}  {rate}  {left} left", self.verb, self.unit.progress(done, total))
+        let left = left(seconds * total.saturating_sub(done) as f64 / done.max(1) as f64);
+        format!("{}: {percent:3.0} %  {}  {rate}  {left}", self.verb, self.unit.progress(done, total))
     }
 }
 
@@ -288,19 +292,32 @@ pub fn plural(n: u64, thing: &str) -> String {
     format!("{} {thing}{}", grouped(n), if n == 1 { "" } else { "s" })
 }
 
-/// `0.31 s`, `42 s`, `2 min 05 s`, `1 h 02 min`.
+/// `3.1 ms`, `0.31 s`, `42 s`, `2 min 05 s`, `1 h 02 min`.
 pub fn duration(seconds: f64) -> String {
-    if seconds < 9.995 {
-        return format!("{seconds:.2} s");
+    match seconds {
+        s if s < 0.0995 => format!("{:.1} ms", 1e3 * s),
+        s if s < 9.995 => format!("{s:.2} s"),
+        s if s < 99.5 => format!("{s:.0} s"),
+        _ => long_duration(seconds.round() as u64),
     }
-    if seconds < 99.5 {
-        return format!("{seconds:.0} s");
-    }
-    let minutes = (seconds / 60.0) as u64;
+}
+
+fn long_duration(seconds: u64) -> String {
+    let minutes = seconds / 60;
     if minutes < 60 {
-        return format!("{minutes} min {:02.0} s", (seconds - 60.0 * minutes as f64).min(59.0));
+        format!("{minutes} min {:02} s", seconds % 60)
+    } else {
+        format!("{} h {:02} min", minutes / 60, minutes % 60)
     }
-    if minutes < 60 * 1000 { format!("{} h {:02} min", minutes / 60, minutes % 60) } else { "days".to_owned() }
+}
+
+/// An estimate of the time left: no finer than a second, and nothing where it means nothing yet.
+fn left(seconds: f64) -> String {
+    match seconds.ceil() {
+        s if s < 100.0 => format!("{s:.0} s left"),
+        s if s < 1e6 => format!("{} left", long_duration(s as u64)),
+        _ => String::new(),
+    }
 }
 
 /// A relative or absolute error: three digits, without an exponent where that is readable.
@@ -394,6 +411,7 @@ mod tests {
         assert_eq!(bytes(12.0), "12 B");
         assert_eq!(grouped(1_234_567), "1,234,567");
         assert_eq!(grouped(123), "123");
+        assert_eq!(duration(0.0031), "3.1 ms");
         assert_eq!(duration(0.314), "0.31 s");
         assert_eq!(duration(42.4), "42 s");
         assert_eq!(duration(125.0), "2 min 05 s");
@@ -419,6 +437,6 @@ mod tests {
     #[test]
     fn a_line_says_how_far_how_fast_and_how_long() {
         let lines = Lines::new("converting", Unit::Weights);
-        assert_eq!(lines.line(50, 200, 2.0), "converting:  25 %  50 of 200 weights  25 weights/s  6.00 s left");
+        assert_eq!(lines.line(50, 200, 2.0), "converting:  25 %  50 of 200 weights  25 weights/s  6 s left");
     }
 }

@@ -99,7 +99,8 @@ fn compared(text: &mut String, against: &AgainstReport) {
     let (compared, identical) = (against.tensors.len() as u64, ui::grouped(against.identical));
     let verdict = match against.mismatches.len() {
         0 => "all fit the checkpoint".to_owned(),
-        n => ui::plural(n as u64, "mismatch").replace("mismatchs", "mismatches"),
+        1 => "1 mismatch".to_owned(),
+        n => format!("{n} mismatches"),
     };
     let quantised = ui::plural(compared, "quantised tensor");
     let _ = writeln!(text, "{quantised} compared, {identical} kept tensors and files byte for byte: {verdict}");
