@@ -36,13 +36,8 @@ const FENCED: &[(&str, &[&str])] = &[
 const REEXPORTS: &[(&str, &str)] = &[("MappedPack", "mmap"), ("OpenError", "mmap"), ("LayerError", "mmap")];
 
 /// The only files with unsafe code.
-const UNSAFE: &[&str] = &[
-    "mmap.rs",
-    "convert/encode/avx2.rs",
-    "convert/encode/neon.rs",
-    "dequant/avx2.rs",
-    "dequant/neon.rs",
-];
+const UNSAFE: &[&str] =
+    &["mmap.rs", "convert/encode/avx2.rs", "convert/encode/neon.rs", "dequant/avx2.rs", "dequant/neon.rs"];
 
 /// A source file without its comments, and its path inside `src`.
 struct Source {
