@@ -120,8 +120,8 @@ impl Tables {
     #[target_feature(enable = "avx2")]
     fn new(grid: &Grid) -> Self {
         let t = &grid.thresholds;
-        let third = i32::from_le_bytes([t[1], t[5], t[9], t[13]].map(i8::cast_unsigned));
-        let fourth = i64::from_le_bytes([t[0], t[2], t[4], t[6], t[8], t[10], t[12], t[14]].map(i8::cast_unsigned));
+        let third = i32::from_le_bytes(grid.third.map(i8::cast_unsigned));
+        let fourth = i64::from_le_bytes(grid.fourth.map(i8::cast_unsigned));
         // SAFETY: sixteen magnitudes.
         let magnitudes = unsafe { _mm_loadu_si128(MAGNITUDES.as_ptr().cast()) };
         Self {

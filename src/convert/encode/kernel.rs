@@ -14,7 +14,11 @@ const MAX_BLOCK: usize = 4096;
 /// bitsandbytes divides by at least this.
 const MIN_ABSMAX: f32 = 1e-38;
 
-/// Sixteen bytes of packed codes of zero weights.
+/// Below this, 2^-100, scales are divided by. A scale that [`search`] tries is never less than 2^-14 of absmax, so above it no
+/// reciprocal overflows.
+const SMALL_ABSMAX: f32 = f32::from_bits(27 << 23);
+
+/// A byte of two codes of zero weights.
 const ZERO_CODES: u8 = nf4::ZERO_CODE << 4 | nf4::ZERO_CODE;
 
 /// The operations of a backend, on eight float32 lanes at a time. Each is exact IEEE 754 binary32 with one rounding (no fused
@@ -73,16 +77,34 @@ pub(super) struct Block {
     pub absmax: f32,
     /// A power of two near `1 / absmax`: at this unit squares of weights neither overflow nor vanish.
     pub unit: f32,
+    /// The weights in 8 bits, for [`search`].
+    pub rough: [[i8; GROUP]; MAX_BLOCK / GROUP],
 }
 
 impl Block {
     #[inline(always)]
     const fn new() -> Self {
-        Self { weights: [[0.0; GROUP]; MAX_BLOCK / GROUP], len: 0, partial: false, absmax: 0.0, unit: 1.0 }
+        let (weights, rough) = ([[0.0; GROUP]; MAX_BLOCK / GROUP], [[0; GROUP]; MAX_BLOCK / GROUP]);
+        Self { weights, len: 0, partial: false, absmax: 0.0, unit: 1.0, rough }
     }
 
+    #[inline(always)]
     pub fn groups(&self) -> &[[f32; GROUP]] {
         &self.weights[..self.len.div_ceil(GROUP)]
+    }
+
+    /// Fills [`Block::rough`] with the weights in units of `absmax / 127`.
+    #[inline(always)]
+    pub fn roughen<L: Lanes>(&mut self, l: L) {
+        let (factor, unit) = (l.splat(127.0 / (self.absmax * self.unit)), l.splat(self.unit));
+        for (group, to) in self.weights[..self.len.div_ceil(GROUP)].iter().zip(&mut self.rough) {
+            let (vectors, _) = group.as_chunks::<8>();
+            let mut scaled = [unit; 4];
+            for (vector, scaled) in vectors.iter().zip(&mut scaled) {
+                *scaled = l.mul(l.mul(l.load(vector), unit), factor);
+            }
+            l.to_i8(scaled, to);
+        }
     }
 
     /// Loads the weights from `first` on, at most `block` of them.
@@ -149,103 +171,140 @@ struct Divisor {
 }
 
 impl Divisor {
-    /// bitsandbytes multiplies by a reciprocal in full blocks and divides in partial ones. A subnormal divisor always divides, since
-    /// its reciprocal may be infinite.
-    fn new(divisor: f32, partial: bool) -> Self {
-        if divisor == 0.0 {
-            Self { by: 0.0, divide: false }
-        } else if partial || divisor.abs() < f32::MIN_POSITIVE {
-            Self { by: divisor, divide: true }
+    /// As bitsandbytes does it: a reciprocal in full blocks, division in partial ones, by 1e-38 at least.
+    fn bitsandbytes(scale: f32, block: &Block) -> Self {
+        let divisor = scale.max(MIN_ABSMAX);
+        if block.partial { Self { by: divisor, divide: true } } else { Self { by: 1.0 / divisor, divide: false } }
+    }
+
+    /// The same for ordinary scales of either sign. Where a reciprocal could overflow it divides, so that the smallest blocks keep
+    /// their signal; a zero scale brings every weight to zero.
+    fn new(scale: f32, block: &Block) -> Self {
+        if block.divides() || scale.abs() < f32::MIN_POSITIVE {
+            Self { by: if scale == 0.0 { f32::INFINITY } else { scale }, divide: true }
         } else {
-            Self { by: 1.0 / divisor, divide: false }
+            Self { by: 1.0 / scale, divide: false }
         }
     }
 }
 
-/// What a pass over a block adds up; `w` are the weights, `q` the codebook's values, sums are in units of `unit`.
-#[derive(Clone, Copy)]
-pub(super) struct Sums {
-    /// Sum of `(w - q * scale)^2 * unit^2`.
-    pub error: f32,
-    /// Largest `|w - q * scale|`, at no unit.
-    max_error: f32,
-    /// Sum of `w^2 * unit^2`.
-    ww: f32,
-    /// Sum of `q * w * unit`.
-    pub qw: f32,
-    /// Sum of `q^2`.
-    pub qq: f32,
-}
-
 impl Block {
-    /// Encodes the block for `scale`. Sums that the caller does not use cost nothing: the pass is inlined.
+    /// Whether weights are divided by a scale even where the scale's reciprocal is finite.
+    fn divides(&self) -> bool {
+        self.partial || self.absmax < SMALL_ABSMAX
+    }
+
+    /// For each scale, the least-squares refit to the values that it encodes the weights to, and how much squared error the refit
+    /// explains: `(<q,w> / <q,q>, <q,w>^2 / <q,q> * unit^2)`. Scales are near absmax in magnitude, or zero.
     #[inline(always)]
-    pub fn try_scale<L: Lanes>(&self, l: L, scale: f32) -> Sums {
-        let divisor = Divisor::new(scale, self.partial);
-        if divisor.divide {
-            self.pass::<L, true>(l, scale, divisor.by, self.unit, None)
-        } else {
-            self.pass::<L, false>(l, scale, divisor.by, self.unit, None)
+    pub fn refits<L: Lanes, const N: usize>(&self, l: L, scales: [f32; N]) -> [(f32, f32); N] {
+        let sums = if self.divides() { self.dots::<L, N, true>(l, scales) } else { self.dots::<L, N, false>(l, scales) };
+        sums.map(|(qw, qq)| if qq > 0.0 { (qw / qq / self.unit, qw * (qw / qq)) } else { (0.0, 0.0) })
+    }
+
+    /// `(<q,w> * unit, <q,q>)` for each scale.
+    #[inline(always)]
+    fn dots<L: Lanes, const N: usize, const DIVIDE: bool>(&self, l: L, scales: [f32; N]) -> [(f32, f32); N] {
+        let zero = l.splat(0.0);
+        let (mut by, mut qw, mut qq) = ([zero; N], [zero; N], [zero; N]);
+        for i in 0..N {
+            by[i] = l.splat(Divisor::new(scales[i], self).by);
         }
+        let unit = l.splat(self.unit);
+        for vector in self.vectors() {
+            let w = l.load(vector);
+            let scaled = l.mul(w, unit);
+            for i in 0..N {
+                let q = l.values(l.codes(if DIVIDE { l.div(w, by[i]) } else { l.mul(w, by[i]) }));
+                qw[i] = l.add(qw[i], l.mul(q, scaled));
+                qq[i] = l.add(qq[i], l.mul(q, q));
+            }
+        }
+        let mut out = [(0.0, 0.0); N];
+        for i in 0..N {
+            out[i] = (l.reduce_add(qw[i]), l.reduce_add(qq[i]));
+        }
+        out
+    }
+
+    /// The squared error of the block at each scale, in units of `unit^-2`. Scales as for [`Block::refits`].
+    #[inline(always)]
+    pub fn errors<L: Lanes, const N: usize>(&self, l: L, scales: [f32; N]) -> [f32; N] {
+        if self.divides() { self.sq_errors::<L, N, true>(l, scales) } else { self.sq_errors::<L, N, false>(l, scales) }
+    }
+
+    #[inline(always)]
+    fn sq_errors<L: Lanes, const N: usize, const DIVIDE: bool>(&self, l: L, scales: [f32; N]) -> [f32; N] {
+        let zero = l.splat(0.0);
+        let (mut by, mut scale, mut sum) = ([zero; N], [zero; N], [zero; N]);
+        for i in 0..N {
+            by[i] = l.splat(Divisor::new(scales[i], self).by);
+            scale[i] = l.splat(scales[i]);
+        }
+        let unit = l.splat(self.unit);
+        for vector in self.vectors() {
+            let w = l.load(vector);
+            for i in 0..N {
+                let q = l.values(l.codes(if DIVIDE { l.div(w, by[i]) } else { l.mul(w, by[i]) }));
+                let e = l.mul(l.sub(w, l.mul(q, scale[i])), unit);
+                sum[i] = l.add(sum[i], l.mul(e, e));
+            }
+        }
+        let mut out = [0.0; N];
+        for i in 0..N {
+            out[i] = l.reduce_add(sum[i]);
+        }
+        out
+    }
+
+    #[inline(always)]
+    fn vectors(&self) -> &[[f32; 8]] {
+        self.groups().as_flattened().as_chunks().0
     }
 
     /// Encodes the block for `scale` into `codes`, padding included, and counts it in `stats`.
     #[inline(always)]
     fn write<L: Lanes>(&self, l: L, scale: f32, divisor: Divisor, codes: &mut [u8], stats: &mut Stats) {
-        let unit = unit_of(self.absmax.max(scale.abs()));
         let (used, padding) = codes.split_at_mut(self.groups().len() * GROUP / 2);
         padding.fill(ZERO_CODES);
-        let sums = if divisor.divide {
-            self.pass::<L, true>(l, scale, divisor.by, unit, Some(used))
+        if divisor.divide {
+            self.write_used::<L, true>(l, scale, divisor.by, used, stats);
         } else {
-            self.pass::<L, false>(l, scale, divisor.by, unit, Some(used))
-        };
-        let square = 1.0 / (f64::from(unit) * f64::from(unit));
-        stats.merge(&Stats {
-            weights: self.len as u64,
-            sum_sq: f64::from(sums.ww) * square,
-            sum_sq_error: f64::from(sums.error) * square,
-            max_abs_error: sums.max_error,
-        });
+            self.write_used::<L, false>(l, scale, divisor.by, used, stats);
+        }
     }
 
     #[inline(always)]
-    fn pass<L: Lanes, const DIVIDE: bool>(&self, l: L, scale: f32, by: f32, unit: f32, codes: Option<&mut [u8]>) -> Sums {
-        let (scale, by, unit, zero) = (l.splat(scale), l.splat(by), l.splat(unit), l.splat(0.0));
-        let (mut error, mut max_error, mut ww, mut qw, mut qq) = (zero, zero, zero, zero, zero);
-        let mut packed = codes.map(|codes| codes.as_chunks_mut::<{ GROUP / 2 }>().0.iter_mut());
-        for group in self.groups() {
-            let (vectors, _) = group.as_chunks::<8>();
-            let mut group_codes = [l.codes(zero); 4];
-            for (vector, codes) in vectors.iter().zip(&mut group_codes) {
+    fn write_used<L: Lanes, const DIVIDE: bool>(&self, l: L, scale: f32, by: f32, codes: &mut [u8], stats: &mut Stats) {
+        let unit_f32 = unit_of(self.absmax.max(scale.abs()));
+        let (scale, by, unit, zero) = (l.splat(scale), l.splat(by), l.splat(unit_f32), l.splat(0.0));
+        let (mut error, mut max_error, mut ww) = (zero, zero, zero);
+        for (group, packed) in self.groups().iter().zip(codes.as_chunks_mut::<{ GROUP / 2 }>().0) {
+            let mut codes = [l.codes(zero); 4];
+            for (vector, codes) in group.as_chunks::<8>().0.iter().zip(&mut codes) {
                 let w = l.load(vector);
                 *codes = l.codes(if DIVIDE { l.div(w, by) } else { l.mul(w, by) });
-                let q = l.values(*codes);
-                let e = l.sub(w, l.mul(q, scale));
+                let e = l.sub(w, l.mul(l.values(*codes), scale));
                 max_error = l.largest(max_error, l.abs(e));
                 let (e, w) = (l.mul(e, unit), l.mul(w, unit));
                 error = l.add(error, l.mul(e, e));
                 ww = l.add(ww, l.mul(w, w));
-                qw = l.add(qw, l.mul(q, w));
-                qq = l.add(qq, l.mul(q, q));
             }
-            if let Some(to) = packed.as_mut().and_then(Iterator::next) {
-                *to = l.pack(group_codes);
-            }
+            *packed = l.pack(codes);
         }
-        Sums {
-            error: l.reduce_add(error),
-            max_error: l.reduce_largest(max_error),
-            ww: l.reduce_add(ww),
-            qw: l.reduce_add(qw),
-            qq: l.reduce_add(qq),
-        }
+        let square = 1.0 / (f64::from(unit_f32) * f64::from(unit_f32));
+        stats.merge(&Stats {
+            weights: self.len as u64,
+            sum_sq: f64::from(l.reduce_add(ww)) * square,
+            sum_sq_error: f64::from(l.reduce_add(error)) * square,
+            max_abs_error: l.reduce_largest(max_error),
+        });
     }
 }
 
 /// The scale of a block that is not all zeros, rounded to `precision`.
 #[inline(always)]
-fn scale_of<L: Lanes>(l: L, encoder: Encoder, precision: ScalePrecision, block: &Block) -> f32 {
+fn scale_of<L: Lanes>(l: L, encoder: Encoder, precision: ScalePrecision, block: &mut Block) -> f32 {
     match encoder {
         Encoder::Absmax => precision.round(block.absmax),
         Encoder::Mse => search::best_scale(l, precision, block),
@@ -277,12 +336,12 @@ impl Task for Encode<'_> {
                 stats.weights += block.len as u64;
                 continue;
             }
-            *scale = scale_of(l, self.encoder, self.precision, &block);
+            *scale = scale_of(l, self.encoder, self.precision, &mut block);
             let divisor = match self.encoder {
-                Encoder::Absmax => scale.max(MIN_ABSMAX),
-                Encoder::Mse => *scale,
+                Encoder::Absmax => Divisor::bitsandbytes(*scale, &block),
+                Encoder::Mse => Divisor::new(*scale, &block),
             };
-            block.write(l, *scale, Divisor::new(divisor, block.partial), codes, &mut stats);
+            block.write(l, *scale, divisor, codes, &mut stats);
         }
         Ok(stats)
     }
@@ -306,7 +365,7 @@ impl Task for ChooseScales<'_> {
             block.load(l, self.weights, i * self.block, self.block)?;
             *scale = match block.absmax {
                 0.0 => 0.0,
-                _ => scale_of(l, self.encoder, ScalePrecision::F32, &block),
+                _ => scale_of(l, self.encoder, ScalePrecision::F32, &mut block),
             };
         }
         Ok(())
@@ -331,7 +390,7 @@ impl Task for EncodeWithScales<'_> {
         for (i, (codes, &scale)) in self.codes.chunks_exact_mut(self.block / 2).zip(self.scales).enumerate() {
             // The first pass has refused what is not finite; here it would only make the statistics meaningless.
             let _ = block.load(l, self.weights, i * self.block, self.block);
-            block.write(l, scale, Divisor::new(scale, block.partial), codes, &mut stats);
+            block.write(l, scale, Divisor::new(scale, &block), codes, &mut stats);
         }
         stats
     }
@@ -348,6 +407,12 @@ impl Task for FirstNotFinite<'_> {
     #[inline(always)]
     fn run<L: Lanes>(self, l: L) -> Self::Output {
         let mut block = Block::new();
-        (0..self.weights.len()).step_by(MAX_BLOCK).find_map(|first| block.load(l, self.weights, first, MAX_BLOCK).err())
+        // A loop, since a closure would not be compiled with the target features of `L`.
+        for first in (0..self.weights.len()).step_by(MAX_BLOCK) {
+            if let Err(not_finite) = block.load(l, self.weights, first, MAX_BLOCK) {
+                return Some(not_finite);
+            }
+        }
+        None
     }
 }

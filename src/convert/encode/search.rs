@@ -18,8 +18,8 @@ const REFINED: usize = 2;
 /// Candidates of both signs.
 const CANDIDATES: usize = 2 * FRACTIONS.len();
 
-/// Groups of the largest block.
-const MAX_GROUPS: usize = 4096 / GROUP;
+/// The bits of a candidate's index.
+const INDEX: u32 = CANDIDATES.next_power_of_two() as u32 - 1;
 
 /// The codebook for weights in units of `absmax / 127`, at one candidate scale.
 #[derive(Debug)]
@@ -27,6 +27,31 @@ pub(super) struct Grid {
     /// The code of `w` is the number of these strictly below it. The seven low ones are negative, the others positive, so a value
     /// never has the sign opposite to its weight.
     pub thresholds: [i8; 15],
+    /// Thresholds 1, 5, 9 and 13, for the third step of a binary search.
+    pub third: [i8; 4],
+    /// Thresholds 0, 2, ..., 14, for its fourth step.
+    pub fourth: [i8; 8],
+}
+
+impl Grid {
+    const fn new(fraction: f32) -> Self {
+        let mut grid = Self { thresholds: [0; 15], third: [0; 4], fourth: [0; 8] };
+        let mut i = 0;
+        while i < 15 {
+            let threshold = nf4::MIDPOINTS[i] * fraction * 127.0;
+            // Rounded down, so that the integers above are those above the threshold.
+            let below = threshold as i8;
+            let below = if (below as f32) > threshold { below - 1 } else { below };
+            grid.thresholds[i] = below;
+            if i % 4 == 1 {
+                grid.third[i / 4] = below;
+            } else if i % 2 == 0 {
+                grid.fourth[i / 2] = below;
+            }
+            i += 1;
+        }
+        grid
+    }
 }
 
 /// Magnitude of the codebook's values in 127ths.
@@ -41,77 +66,50 @@ pub(super) const MAGNITUDES: [u8; 16] = {
 };
 
 const GRIDS: [Grid; FRACTIONS.len()] = {
-    let mut grids = [const { Grid { thresholds: [0; 15] } }; FRACTIONS.len()];
-    let mut g = 0;
-    while g < FRACTIONS.len() {
-        let mut i = 0;
-        while i < 15 {
-            let threshold = nf4::MIDPOINTS[i] * FRACTIONS[g] * 127.0;
-            // Rounded down, so that the integers above are those above the threshold.
-            let below = threshold as i8;
-            grids[g].thresholds[i] = if (below as f32) > threshold { below - 1 } else { below };
-            i += 1;
-        }
-        g += 1;
+    let mut grids = [const { Grid::new(1.0) }; FRACTIONS.len()];
+    let mut i = 0;
+    while i < FRACTIONS.len() {
+        grids[i] = Grid::new(FRACTIONS[i]);
+        i += 1;
     }
     grids
 };
 
 /// The best scale found for a block that is not all zeros, rounded to `precision`.
 #[inline(always)]
-pub(super) fn best_scale<L: Lanes>(l: L, precision: ScalePrecision, block: &Block) -> f32 {
-    let mut best = precision.round(block.absmax);
-    let mut smallest = block.try_scale(l, best).error;
-    for fraction in candidates(l, block) {
-        let mut scale = precision.round(block.absmax * fraction);
-        for _ in 0..2 {
-            let sums = block.try_scale(l, scale);
-            if sums.error < smallest {
-                (best, smallest) = (scale, sums.error);
-            }
-            if sums.qq > 0.0 {
-                scale = precision.round(sums.qw / sums.qq / block.unit);
-            }
-        }
-    }
-    best
+pub(super) fn best_scale<L: Lanes>(l: L, precision: ScalePrecision, block: &mut Block) -> f32 {
+    let absmax = block.absmax;
+    let [first, second] = candidates(l, block).map(|fraction| precision.round(absmax * fraction));
+    let [first, second] = block.refits(l, [first, second]);
+    let refit = precision.round(if second.1 > first.1 { second.0 } else { first.0 });
+    let absmax = precision.round(absmax);
+    let [error, absmax_error] = block.errors(l, [refit, absmax]);
+    if error < absmax_error { refit } else { absmax }
 }
 
 /// The signed fractions of absmax that promise the smallest errors, refitted in integers, best first.
 #[inline(always)]
-fn candidates<L: Lanes>(l: L, block: &Block) -> [f32; REFINED] {
-    let mut weights = [[0; GROUP]; MAX_GROUPS];
-    let factor = l.splat(127.0 / (block.absmax * block.unit));
-    let unit = l.splat(block.unit);
-    for (group, to) in block.groups().iter().zip(&mut weights) {
-        let (vectors, _) = group.as_chunks::<8>();
-        let mut scaled = [unit; 4];
-        for (vector, scaled) in vectors.iter().zip(&mut scaled) {
-            *scaled = l.mul(l.mul(l.load(vector), unit), factor);
-        }
-        l.to_i8(scaled, to);
-    }
-    let weights = &weights[..block.groups().len()];
-
+fn candidates<L: Lanes>(l: L, block: &mut Block) -> [f32; REFINED] {
+    block.roughen(l);
+    let weights = &block.rough[..block.groups().len()];
     let (mut qw, mut qq) = ([0.0; CANDIDATES], [1.0; CANDIDATES]);
     for (i, grid) in GRIDS.iter().enumerate() {
         let dots = l.dots(weights, grid);
         (qw[2 * i], qq[2 * i]) = (dots[0] as f32, dots[1] as f32);
         (qw[2 * i + 1], qq[2 * i + 1]) = (dots[2] as f32, dots[3] as f32);
     }
-    let mut gains = [0.0; CANDIDATES];
+    let mut keys = [0; CANDIDATES.next_power_of_two()];
     for i in 0..CANDIDATES {
-        gains[i] = qw[i] * qw[i] / qq[i];
+        // Gains are positive, so they order as their bits do. The low bits, worth less than the 8-bit weights are exact, name the
+        // candidate, which also settles ties.
+        keys[i] = (qw[i] * qw[i] / qq[i]).to_bits() & !INDEX | i as u32;
     }
-    std::array::from_fn(|_| {
-        let mut best = 0;
-        for i in 1..CANDIDATES {
-            if gains[i] > gains[best] {
-                best = i;
-            }
-        }
-        gains[best] = f32::NEG_INFINITY;
-        let sign = if best % 2 == 0 { 1.0 } else { -1.0 };
-        sign * qw[best] / qq[best]
-    })
+    let mut fractions = [0.0; REFINED];
+    for fraction in &mut fractions {
+        let best = keys.iter().fold(0, |best, &key| best.max(key)) & INDEX;
+        let i = best as usize;
+        keys[i] = 0;
+        *fraction = if i % 2 == 0 { qw[i] } else { -qw[i] } / qq[i];
+    }
+    fractions
 }
