@@ -1,7 +1,7 @@
 //! The algorithms, written once over eight lanes. What a backend may change is how fast the operations of [`Lanes`] are, never
 //! their results, so all backends agree bit for bit by construction.
 
-use super::search::{self, Grid};
+use super::search::{Grid, Search};
 use super::{Encoder, NotFinite, ScalePrecision, Stats, Task, Weights};
 use crate::format::{FloatType, nf4};
 
@@ -9,12 +9,15 @@ use crate::format::{FloatType, nf4};
 pub(super) const GROUP: usize = 32;
 
 /// The largest block.
-const MAX_BLOCK: usize = 4096;
+pub(super) const MAX_BLOCK: usize = 4096;
+
+/// Groups of the largest block.
+pub(super) const MAX_GROUPS: usize = MAX_BLOCK / GROUP;
 
 /// bitsandbytes divides by at least this.
 const MIN_ABSMAX: f32 = 1e-38;
 
-/// Below this, 2^-100, scales are divided by. A scale that [`search`] tries is never less than 2^-14 of absmax, so above it no
+/// Below this, 2^-100, scales are divided by. A scale that [`Search`] tries is never less than 2^-14 of absmax, so above it no
 /// reciprocal overflows.
 const SMALL_ABSMAX: f32 = f32::from_bits(27 << 23);
 
@@ -59,16 +62,16 @@ pub(super) trait Lanes: Copy {
     /// Thirty-two codes as the file packs them.
     fn pack(self, codes: [Self::C; 4]) -> [u8; 16];
 
-    /// Each lane rounded to the nearest integer, ties to even; lanes are within [-127.5, 127.5].
+    /// Each lane rounded to the nearest integer, ties to even, and held to -128..=127; lanes are within the range of i32.
     fn to_i8(self, x: [Self::F; 4], to: &mut [i8; GROUP]);
-    /// The sums that [`search`] scores a candidate by, for both signs of the scale: `[qw, qq]` of `weights`, then of
-    /// `-weights`. See [`Grid`].
-    fn dots(self, weights: &[[i8; GROUP]], grid: &Grid) -> [i32; 4];
+    /// The sums that [`Search`] ranks candidates by, for two grids, each with weights times 1 or -1:
+    /// `[<q,w>, <q,q>]` of the first, then of the second. See [`Grid`].
+    fn dots(self, weights: &[[i8; GROUP]], candidates: [(&Grid, i8); 2]) -> [i32; 4];
 }
 
 /// One block in float32, padded with zeros to whole groups. A zero gets code 7 and adds nothing to any sum.
 pub(super) struct Block {
-    weights: [[f32; GROUP]; MAX_BLOCK / GROUP],
+    weights: [[f32; GROUP]; MAX_GROUPS],
     /// Weights before the padding.
     len: usize,
     /// Whether the block is the partial last one of its tensor.
@@ -77,34 +80,18 @@ pub(super) struct Block {
     pub absmax: f32,
     /// A power of two near `1 / absmax`: at this unit squares of weights neither overflow nor vanish.
     pub unit: f32,
-    /// The weights in 8 bits, for [`search`].
-    pub rough: [[i8; GROUP]; MAX_BLOCK / GROUP],
 }
 
 impl Block {
     #[inline(always)]
     const fn new() -> Self {
-        let (weights, rough) = ([[0.0; GROUP]; MAX_BLOCK / GROUP], [[0; GROUP]; MAX_BLOCK / GROUP]);
-        Self { weights, len: 0, partial: false, absmax: 0.0, unit: 1.0, rough }
+        Self { weights: [[0.0; GROUP]; MAX_GROUPS], len: 0, partial: false, absmax: 0.0, unit: 1.0 }
     }
 
+    /// The weights and their padding.
     #[inline(always)]
     pub fn groups(&self) -> &[[f32; GROUP]] {
         &self.weights[..self.len.div_ceil(GROUP)]
-    }
-
-    /// Fills [`Block::rough`] with the weights in units of `absmax / 127`.
-    #[inline(always)]
-    pub fn roughen<L: Lanes>(&mut self, l: L) {
-        let (factor, unit) = (l.splat(127.0 / (self.absmax * self.unit)), l.splat(self.unit));
-        for (group, to) in self.weights[..self.len.div_ceil(GROUP)].iter().zip(&mut self.rough) {
-            let (vectors, _) = group.as_chunks::<8>();
-            let mut scaled = [unit; 4];
-            for (vector, scaled) in vectors.iter().zip(&mut scaled) {
-                *scaled = l.mul(l.mul(l.load(vector), unit), factor);
-            }
-            l.to_i8(scaled, to);
-        }
     }
 
     /// Loads the weights from `first` on, at most `block` of them.
@@ -194,91 +181,27 @@ impl Block {
         self.partial || self.absmax < SMALL_ABSMAX
     }
 
-    /// For each scale, the least-squares refit to the values that it encodes the weights to, and how much squared error the refit
-    /// explains: `(<q,w> / <q,q>, <q,w>^2 / <q,q> * unit^2)`. Scales are near absmax in magnitude, or zero.
+    /// Encodes the block for a scale that brings weights to the codebook by `divisor`. `codes` takes the codes of whole groups.
     #[inline(always)]
-    pub fn refits<L: Lanes, const N: usize>(&self, l: L, scales: [f32; N]) -> [(f32, f32); N] {
-        let sums = if self.divides() { self.dots::<L, N, true>(l, scales) } else { self.dots::<L, N, false>(l, scales) };
-        sums.map(|(qw, qq)| if qq > 0.0 { (qw / qq / self.unit, qw * (qw / qq)) } else { (0.0, 0.0) })
-    }
-
-    /// `(<q,w> * unit, <q,q>)` for each scale.
-    #[inline(always)]
-    fn dots<L: Lanes, const N: usize, const DIVIDE: bool>(&self, l: L, scales: [f32; N]) -> [(f32, f32); N] {
-        let zero = l.splat(0.0);
-        let (mut by, mut qw, mut qq) = ([zero; N], [zero; N], [zero; N]);
-        for i in 0..N {
-            by[i] = l.splat(Divisor::new(scales[i], self).by);
-        }
-        let unit = l.splat(self.unit);
-        for vector in self.vectors() {
-            let w = l.load(vector);
-            let scaled = l.mul(w, unit);
-            for i in 0..N {
-                let q = l.values(l.codes(if DIVIDE { l.div(w, by[i]) } else { l.mul(w, by[i]) }));
-                qw[i] = l.add(qw[i], l.mul(q, scaled));
-                qq[i] = l.add(qq[i], l.mul(q, q));
-            }
-        }
-        let mut out = [(0.0, 0.0); N];
-        for i in 0..N {
-            out[i] = (l.reduce_add(qw[i]), l.reduce_add(qq[i]));
-        }
-        out
-    }
-
-    /// The squared error of the block at each scale, in units of `unit^-2`. Scales as for [`Block::refits`].
-    #[inline(always)]
-    pub fn errors<L: Lanes, const N: usize>(&self, l: L, scales: [f32; N]) -> [f32; N] {
-        if self.divides() { self.sq_errors::<L, N, true>(l, scales) } else { self.sq_errors::<L, N, false>(l, scales) }
-    }
-
-    #[inline(always)]
-    fn sq_errors<L: Lanes, const N: usize, const DIVIDE: bool>(&self, l: L, scales: [f32; N]) -> [f32; N] {
-        let zero = l.splat(0.0);
-        let (mut by, mut scale, mut sum) = ([zero; N], [zero; N], [zero; N]);
-        for i in 0..N {
-            by[i] = l.splat(Divisor::new(scales[i], self).by);
-            scale[i] = l.splat(scales[i]);
-        }
-        let unit = l.splat(self.unit);
-        for vector in self.vectors() {
-            let w = l.load(vector);
-            for i in 0..N {
-                let q = l.values(l.codes(if DIVIDE { l.div(w, by[i]) } else { l.mul(w, by[i]) }));
-                let e = l.mul(l.sub(w, l.mul(q, scale[i])), unit);
-                sum[i] = l.add(sum[i], l.mul(e, e));
-            }
-        }
-        let mut out = [0.0; N];
-        for i in 0..N {
-            out[i] = l.reduce_add(sum[i]);
-        }
-        out
-    }
-
-    #[inline(always)]
-    fn vectors(&self) -> &[[f32; 8]] {
-        self.groups().as_flattened().as_chunks().0
-    }
-
-    /// Encodes the block for `scale` into `codes`, padding included, and counts it in `stats`.
-    #[inline(always)]
-    fn write<L: Lanes>(&self, l: L, scale: f32, divisor: Divisor, codes: &mut [u8], stats: &mut Stats) {
-        let (used, padding) = codes.split_at_mut(self.groups().len() * GROUP / 2);
-        padding.fill(ZERO_CODES);
+    fn encode<L: Lanes>(&self, l: L, scale: f32, divisor: Divisor, codes: &mut [u8]) -> Sums {
         if divisor.divide {
-            self.write_used::<L, true>(l, scale, divisor.by, used, stats);
+            self.encode_by::<L, true>(l, scale, divisor.by, codes)
         } else {
-            self.write_used::<L, false>(l, scale, divisor.by, used, stats);
+            self.encode_by::<L, false>(l, scale, divisor.by, codes)
         }
     }
 
+    /// The same for any scale.
     #[inline(always)]
-    fn write_used<L: Lanes, const DIVIDE: bool>(&self, l: L, scale: f32, by: f32, codes: &mut [u8], stats: &mut Stats) {
+    pub fn encode_at<L: Lanes>(&self, l: L, scale: f32, codes: &mut [u8]) -> Sums {
+        self.encode(l, scale, Divisor::new(scale, self), codes)
+    }
+
+    #[inline(always)]
+    fn encode_by<L: Lanes, const DIVIDE: bool>(&self, l: L, scale: f32, by: f32, codes: &mut [u8]) -> Sums {
         let unit_f32 = unit_of(self.absmax.max(scale.abs()));
         let (scale, by, unit, zero) = (l.splat(scale), l.splat(by), l.splat(unit_f32), l.splat(0.0));
-        let (mut error, mut max_error, mut ww) = (zero, zero, zero);
+        let (mut sq_error, mut max_error, mut sq) = (zero, zero, zero);
         for (group, packed) in self.groups().iter().zip(codes.as_chunks_mut::<{ GROUP / 2 }>().0) {
             let mut codes = [l.codes(zero); 4];
             for (vector, codes) in group.as_chunks::<8>().0.iter().zip(&mut codes) {
@@ -287,28 +210,39 @@ impl Block {
                 let e = l.sub(w, l.mul(l.values(*codes), scale));
                 max_error = l.largest(max_error, l.abs(e));
                 let (e, w) = (l.mul(e, unit), l.mul(w, unit));
-                error = l.add(error, l.mul(e, e));
-                ww = l.add(ww, l.mul(w, w));
+                sq_error = l.add(sq_error, l.mul(e, e));
+                sq = l.add(sq, l.mul(w, w));
             }
             *packed = l.pack(codes);
         }
         let square = 1.0 / (f64::from(unit_f32) * f64::from(unit_f32));
-        stats.merge(&Stats {
-            weights: self.len as u64,
-            sum_sq: f64::from(l.reduce_add(ww)) * square,
-            sum_sq_error: f64::from(l.reduce_add(error)) * square,
-            max_abs_error: l.reduce_largest(max_error),
-        });
+        Sums {
+            sq: f64::from(l.reduce_add(sq)) * square,
+            sq_error: f64::from(l.reduce_add(sq_error)) * square,
+            max_error: l.reduce_largest(max_error),
+        }
+    }
+
+    /// The bytes of `codes` that weights use, once those of the padding are filled.
+    #[inline(always)]
+    fn pad<'c>(&self, codes: &'c mut [u8]) -> &'c mut [u8] {
+        let (used, padding) = codes.split_at_mut(self.groups().len() * GROUP / 2);
+        padding.fill(ZERO_CODES);
+        used
+    }
+
+    fn stats(&self, sums: Sums) -> Stats {
+        let Sums { sq, sq_error, max_error } = sums;
+        Stats { weights: self.len as u64, sum_sq: sq, sum_sq_error: sq_error, max_abs_error: max_error }
     }
 }
 
-/// The scale of a block that is not all zeros, rounded to `precision`.
-#[inline(always)]
-fn scale_of<L: Lanes>(l: L, encoder: Encoder, precision: ScalePrecision, block: &mut Block) -> f32 {
-    match encoder {
-        Encoder::Absmax => precision.round(block.absmax),
-        Encoder::Mse => search::best_scale(l, precision, block),
-    }
+/// What encoding a block cost.
+#[derive(Clone, Copy)]
+pub(super) struct Sums {
+    sq: f64,
+    pub sq_error: f64,
+    max_error: f32,
 }
 
 /// [`super::encode`].
@@ -327,7 +261,7 @@ impl Task for Encode<'_> {
     #[inline(always)]
     fn run<L: Lanes>(self, l: L) -> Self::Output {
         let mut stats = Stats::default();
-        let mut block = Block::new();
+        let (mut block, mut search) = (Block::new(), Search::new());
         for (i, (codes, scale)) in self.codes.chunks_exact_mut(self.block / 2).zip(self.scales).enumerate() {
             block.load(l, self.weights, i * self.block, self.block)?;
             if block.absmax == 0.0 {
@@ -336,12 +270,20 @@ impl Task for Encode<'_> {
                 stats.weights += block.len as u64;
                 continue;
             }
-            *scale = scale_of(l, self.encoder, self.precision, &mut block);
-            let divisor = match self.encoder {
-                Encoder::Absmax => Divisor::bitsandbytes(*scale, &block),
-                Encoder::Mse => Divisor::new(*scale, &block),
+            let codes = block.pad(codes);
+            let sums = match self.encoder {
+                Encoder::Absmax => {
+                    *scale = self.precision.round(block.absmax);
+                    block.encode(l, *scale, Divisor::bitsandbytes(*scale, &block), codes)
+                }
+                Encoder::Mse => {
+                    let best = search.run(l, self.precision, &block);
+                    codes.copy_from_slice(&best.codes[..codes.len()]);
+                    *scale = best.scale;
+                    best.sums
+                }
             };
-            block.write(l, *scale, divisor, codes, &mut stats);
+            stats.merge(&block.stats(sums));
         }
         Ok(stats)
     }
@@ -360,12 +302,12 @@ impl Task for ChooseScales<'_> {
 
     #[inline(always)]
     fn run<L: Lanes>(self, l: L) -> Self::Output {
-        let mut block = Block::new();
+        let (mut block, mut search) = (Block::new(), Search::new());
         for (i, scale) in self.scales.iter_mut().enumerate() {
             block.load(l, self.weights, i * self.block, self.block)?;
-            *scale = match block.absmax {
-                0.0 => 0.0,
-                _ => scale_of(l, self.encoder, ScalePrecision::F32, &mut block),
+            *scale = match self.encoder {
+                Encoder::Mse if block.absmax > 0.0 => search.run(l, ScalePrecision::F32, &block).scale,
+                Encoder::Absmax | Encoder::Mse => block.absmax,
             };
         }
         Ok(())
@@ -390,7 +332,8 @@ impl Task for EncodeWithScales<'_> {
         for (i, (codes, &scale)) in self.codes.chunks_exact_mut(self.block / 2).zip(self.scales).enumerate() {
             // The first pass has refused what is not finite; here it would only make the statistics meaningless.
             let _ = block.load(l, self.weights, i * self.block, self.block);
-            block.write(l, scale, Divisor::new(scale, &block), codes, &mut stats);
+            let codes = block.pad(codes);
+            stats.merge(&block.stats(block.encode_at(l, scale, codes)));
         }
         stats
     }
