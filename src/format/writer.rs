@@ -66,7 +66,7 @@ impl Layout {
         let limits = Limits::default();
         if metadata_len > limits.metadata_len {
             let (field, limit) = (Field::MetadataLength, limits.metadata_len);
-            return Err(FormatError::Limit { field, limit, found: metadata_len });
+            return Err(FormatError::Limit { field, offset: at::METADATA_LEN as u64, limit, found: metadata_len });
         }
         entries.sort_by(|a, b| entry_key(a).cmp(&entry_key(b)));
         let mut layout = Self { entries, sections: Vec::new(), metadata_len, layer_count, file_len: 0 };
