@@ -1,5 +1,6 @@
 //! Helpers that several tests of the format share: small packs, and bytes of a pack changed in place.
 #![allow(dead_code, reason = "each test file uses a part of this")]
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "helpers of tests fail by panicking")]
 
 pub mod naive;
 pub mod seal;
