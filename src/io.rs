@@ -117,6 +117,11 @@ impl AlignedBuf {
         buf
     }
 
+    /// All bytes from the aligned start on.
+    pub(crate) fn filled(&self) -> &[u8] {
+        &self.bytes[self.start..]
+    }
+
     /// The first `len` bytes, to be overwritten. The buffer grows where it is shorter, and its contents are then lost.
     pub(crate) fn first_mut(&mut self, len: usize) -> &mut [u8] {
         if self.bytes.len() - self.start < len {

@@ -198,6 +198,6 @@ fn of_export(error: &ExportError) -> Option<String> {
         ExportError::NoSpace { needed, available, .. } => Some(no_space(*needed, *available)),
         ExportError::Overflow { .. } => Some("--dtype bf16 or f32 holds it".into()),
         ExportError::Target { path, source } => of_target(path, source),
-        ExportError::FileName { .. } | ExportError::Safetensors { .. } | ExportError::Cancelled => None,
+        ExportError::Safetensors { .. } | ExportError::Cancelled => None,
     }
 }

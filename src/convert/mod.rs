@@ -7,6 +7,7 @@ mod error;
 pub(crate) mod hash;
 pub mod notice;
 mod options;
+mod piece;
 mod pipeline;
 pub mod plan;
 mod report;

@@ -1,5 +1,6 @@
-//! Runs a plan: every source file is read once, front to back; while one window of it is hashed and encoded, the next one
-//! is read. Memory is two windows and one piece of output a thread, whatever the model's size.
+//! Runs a plan. Every source file is read once, front to back, in windows; while one window is hashed and encoded, the
+//! output of the one before is written and the next one is read. Memory is three windows and the output of one, whatever
+//! the model's size.
 
 use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
@@ -8,25 +9,29 @@ use std::time::Instant;
 use rayon::prelude::*;
 
 use super::arch::{self, Model};
-use super::encode::{self, NotFinite, ScalePrecision, Stats, Weights, nested};
+use super::encode::{Stats, nested};
 use super::error::ConvertError;
 use super::hash::FileHash;
 use super::notice::Notice;
 use super::options::Options;
-use super::plan::{Action, Plan};
+use super::piece::{Outcome, Payload, Work, Write};
+use super::plan::{Action, Plan, PlanError};
 use super::report::{Progress, Report, RoleSums, notice_texts};
 use super::source::{Checkpoint, SourceError, SourceFile};
-use super::target::Target;
+use super::target::{Target, Writer};
 use super::walk::{Piece, Window, tensor_pieces, windows};
 use crate::format::layout::FEATURE_SIGNED_SCALES;
 use crate::format::nf4::{ScaleType, Scales};
-use crate::format::{PieceCrc, Role, Section, SectionKind, crc32};
+use crate::format::{PieceCrc, Role, Section, SectionKind, check, crc32};
 use crate::io::{AlignedBuf, read_exact_at};
 
 /// Bytes of a window for each thread, so that there is work for all; at least [`MIN_WINDOW`], at most [`MAX_WINDOW`].
 const WINDOW_PER_THREAD: usize = 2 << 20;
 const MIN_WINDOW: usize = 4 << 20;
 const MAX_WINDOW: usize = 64 << 20;
+
+/// Pieces of a `dq8` tensor whose codes are held at a time.
+const NESTED_PIECES: usize = 64;
 
 /// A checkpoint that has been opened, checked against its config.json, and planned: all that can be known before writing.
 #[derive(Debug)]
@@ -90,13 +95,11 @@ impl Conversion {
         self.check_target(path)?;
         let target = Target::create(path, self.plan.layout.file_len(), self.options.force)?;
         let pool = rayon::ThreadPoolBuilder::new().num_threads(self.options.threads.map_or(0, |n| n.get())).build()?;
-        let state = pool.install(|| Run::new(self, &target, progress).run())?;
-        target.sync()?;
-        // That takes a while, and whoever asked to stop in the meantime expects no target.
+        let state = target.write_with(|writer| pool.install(|| Run::new(self, writer, progress).run()))?;
         if progress.cancelled() {
             return Err(ConvertError::Cancelled);
         }
-        target.publish()?;
+        target.finish()?;
         Ok(self.report(&state))
     }
 
@@ -111,7 +114,8 @@ impl Conversion {
 
     fn report(&self, state: &State) -> Report {
         let seconds = self.started.elapsed().as_secs_f64();
-        let raw: Vec<&Section> = self.plan.layout.sections().iter().filter(|s| s.kind == Some(SectionKind::Raw)).collect();
+        let sections = self.plan.layout.sections().iter();
+        let raw: Vec<&Section> = sections.filter(|s| s.kind == Some(SectionKind::Raw)).collect();
         let mut all = Stats::default();
         state.roles.values().for_each(|sums| all.merge(&sums.stats));
         Report {
@@ -131,52 +135,36 @@ impl Conversion {
 }
 
 /// What the pieces add up to. Pieces are absorbed in file order, so that nothing depends on the number of threads.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 struct State {
     crcs: Vec<PieceCrc>,
     signed: bool,
     roles: BTreeMap<Role, RoleSums>,
     /// Scales of the `dq8` tensors whose first pass is under way.
-    pending: HashMap<usize, Vec<f32>>,
+    wanted: HashMap<usize, Vec<f32>>,
     hashes: Vec<String>,
     done: u64,
 }
 
-/// Room for the output of one piece, reused by each thread.
+/// The output of a window that has been worked on, with the source bytes that parts of it repeat.
 #[derive(Debug, Default)]
-struct Scratch {
-    source: AlignedBuf,
-    codes: Vec<u8>,
-    scales: Vec<f32>,
-    table: Vec<u8>,
-}
-
-/// What became of one piece.
-#[derive(Debug)]
-enum Outcome {
-    /// Only hashed.
-    Skipped,
-    /// Copied to `section`.
-    Copied { section: usize, crc: u32, len: u64 },
-    /// Encoded; the scale table too, unless it is `dq8`.
-    Encoded { codes: usize, codes_crc: u32, codes_len: u64, table: Option<(u32, u64)>, signed: bool, stats: Stats },
-    /// First pass of a `dq8` tensor: the scales that the encoder would like.
-    Wanted { tensor: usize, scales: Vec<f32> },
+struct Pending {
+    buf: AlignedBuf,
+    window: Window,
+    writes: Vec<(Piece, Write)>,
 }
 
 struct Run<'a> {
     job: &'a Conversion,
-    target: &'a Target,
+    writer: &'a Writer<'a>,
     progress: &'a dyn Progress,
     state: State,
 }
 
 impl<'a> Run<'a> {
-    fn new(job: &'a Conversion, target: &'a Target, progress: &'a dyn Progress) -> Self {
+    fn new(job: &'a Conversion, writer: &'a Writer<'a>, progress: &'a dyn Progress) -> Self {
         let crcs = vec![PieceCrc::default(); job.plan.layout.sections().len()];
-        let (pending, hashes) = (HashMap::new(), Vec::new());
-        let state = State { crcs, signed: false, roles: BTreeMap::new(), pending, hashes, done: 0 };
-        Self { job, target, progress, state }
+        Self { job, writer, progress, state: State { crcs, ..State::default() } }
     }
 
     fn run(mut self) -> Result<State, ConvertError> {
@@ -200,7 +188,7 @@ impl<'a> Run<'a> {
             let name = &layout.entries()[section.name as usize].name;
             let file = self.job.checkpoint.side_files.iter().find(|(n, _)| n == name);
             let bytes = file.map_or(&[][..], |(_, bytes)| bytes);
-            self.target.write(bytes, section.offset)?;
+            self.writer.write(bytes, section.offset)?;
             self.state.crcs[number].push(crc32(bytes), bytes.len() as u64);
         }
         Ok(())
@@ -210,13 +198,14 @@ impl<'a> Run<'a> {
     fn write_front(&mut self) -> Result<(), ConvertError> {
         let crcs: Vec<u32> = self.state.crcs.iter().map(PieceCrc::value).collect();
         let mut provenance = self.job.plan.provenance.clone();
+        // The weights files come first in the record.
         for (record, hash) in provenance.sources.iter_mut().zip(&self.state.hashes) {
             record.sha256.clone_from(hash);
         }
-        let metadata = provenance.to_json().map_err(super::plan::PlanError::from)?;
+        let metadata = provenance.to_json().map_err(PlanError::from)?;
         let features = if self.state.signed { FEATURE_SIGNED_SCALES } else { 0 };
-        let front = self.job.plan.layout.front(&crcs, features, &metadata).map_err(super::plan::PlanError::from)?;
-        self.target.write(&front, 0)
+        let front = self.job.plan.layout.front(&crcs, features, &metadata).map_err(PlanError::from)?;
+        self.writer.write(&front, 0)
     }
 
     /// Converts every tensor of a file, and gives the file's SHA-256.
@@ -224,218 +213,149 @@ impl<'a> Run<'a> {
         let window_len = (WINDOW_PER_THREAD * rayon::current_num_threads()).clamp(MIN_WINDOW, MAX_WINDOW);
         let mut windows = windows(file, &self.job.checkpoint.tensors, window_len);
         let mut hash = FileHash::default();
+        // Three buffers go round: one is read into, one is worked on, one is written from.
+        let (mut spare, mut buf, mut previous) = (AlignedBuf::default(), AlignedBuf::default(), Pending::default());
         let mut next = windows.next();
-        let (mut current_buf, mut next_buf) = (AlignedBuf::default(), AlignedBuf::default());
-        if let Some(window) = &next {
-            read_window(file, window, &mut next_buf)?;
-        }
+        read_window(file, next.as_ref(), &mut buf)?;
         while let Some(window) = next {
             if self.progress.cancelled() {
                 return Err(ConvertError::Cancelled);
             }
-            std::mem::swap(&mut current_buf, &mut next_buf);
             next = windows.next();
-            let bytes = &*current_buf.first_mut(window.len);
-            let read_next = || next.as_ref().map_or(Ok(()), |w| read_window(file, w, &mut next_buf));
-            let this = &*self;
-            let ((), (read, outcomes)) =
-                rayon::join(|| hash.update(bytes), || rayon::join(read_next, || this.convert_window(&window, bytes)));
-            for (piece, outcome) in window.pieces.iter().zip(outcomes) {
-                self.absorb(piece, outcome?)?;
-            }
+            let bytes = &*buf.first_mut(window.len);
+            let (this, read) = (&*self, || read_window(file, next.as_ref(), &mut spare));
+            let ((), (wrote, (read, outcomes))) = rayon::join(
+                || hash.update(bytes),
+                || {
+                    rayon::join(
+                        || this.write_pending(&previous),
+                        || rayon::join(read, || this.convert_window(&window, bytes)),
+                    )
+                },
+            );
+            let writes = self.absorb_window(&window, outcomes)?;
+            wrote?;
             read?;
+            let done = std::mem::replace(&mut previous, Pending { buf, window, writes });
+            (buf, spare) = (spare, done.buf);
         }
+        self.write_pending(&previous)?;
         Ok(hash.hex())
     }
 
     /// One outcome per piece of the window.
     fn convert_window(&self, window: &Window, bytes: &[u8]) -> Vec<Result<Outcome, ConvertError>> {
         let pieces = window.pieces.par_iter();
-        pieces
-            .map_init(Scratch::default, |scratch, piece| {
-                let from = (piece.offset - window.offset) as usize;
-                self.convert_piece(piece, &bytes[from..from + piece.len], scratch)
-            })
-            .collect()
+        let of_piece = |piece: &Piece| &bytes[window.range_of(piece)];
+        pieces.map(|piece| self.work(*piece, of_piece(piece)).map_or(Ok(Outcome::default()), |w| w.run())).collect()
     }
 
-    fn convert_piece(&self, piece: &Piece, bytes: &[u8], scratch: &mut Scratch) -> Result<Outcome, ConvertError> {
-        let Some(number) = piece.tensor else { return Ok(Outcome::Skipped) };
-        let tensor = &self.job.checkpoint.tensors[number];
-        let weights = Weights { float_type: tensor.float_type, bytes };
-        let not_finite = |e: NotFinite| self.not_finite(piece, e);
-        match self.job.plan.actions[number] {
-            Action::Drop => Ok(Outcome::Skipped),
-            Action::Copy { section } => {
-                if let Some(e) = encode::first_not_finite(weights) {
-                    return Err(not_finite(e));
-                }
-                let offset = self.section(section).offset + piece.first * tensor.float_type.size() as u64;
-                self.target.write(bytes, offset)?;
-                Ok(Outcome::Copied { section, crc: crc32(bytes), len: bytes.len() as u64 })
-            }
-            Action::Quantise { codes } => {
-                let Some(precision) = precision(self.job.options.scale_type) else {
-                    let mut scales = vec![0.0; weights.len().div_ceil(self.job.options.block_size as usize)];
-                    encode::choose_scales(self.job.options.encoder, self.job.options.block_size, weights, &mut scales)
-                        .map_err(not_finite)?;
-                    return Ok(Outcome::Wanted { tensor: number, scales });
-                };
-                scratch.resize(weights.len(), self.job.options.block_size);
-                let options = &self.job.options;
-                let Scratch { codes: out, scales, .. } = scratch;
-                let stats = encode::encode(options.encoder, precision, options.block_size, weights, out, scales)
-                    .map_err(not_finite)?;
-                self.write_encoded(piece, codes, stats, precision, scratch)
-            }
-        }
+    /// The piece with its tensor; `None` for the header of the file.
+    fn work<'b>(&'b self, piece: Piece, bytes: &'b [u8]) -> Option<Work<'b>> {
+        let number = piece.tensor?;
+        let (plan, options) = (&self.job.plan, &self.job.options);
+        let (tensor, action) = (&self.job.checkpoint.tensors[number], plan.actions[number]);
+        Some(Work { plan, options, tensor, action, piece, bytes })
     }
 
-    fn section(&self, number: usize) -> &Section {
-        &self.job.plan.layout.sections()[number]
-    }
-
-    fn not_finite(&self, piece: &Piece, e: NotFinite) -> ConvertError {
-        let tensor = piece.tensor.map_or("", |n| &self.job.checkpoint.tensors[n].name).to_owned();
-        ConvertError::NotFinite { tensor, index: piece.first + e.index as u64, value: e.value }
-    }
-
-    /// Writes the codes and scales in `scratch` to their places.
-    fn write_encoded(
-        &self,
-        piece: &Piece,
-        codes: usize,
-        stats: Stats,
-        precision: ScalePrecision,
-        scratch: &mut Scratch,
-    ) -> Result<Outcome, ConvertError> {
-        scratch.table.clear();
-        match precision {
-            ScalePrecision::F32 => scratch.table.extend(scratch.scales.iter().flat_map(|s| s.to_le_bytes())),
-            // The scales are rounded already: their lower halves are zero.
-            ScalePrecision::Bf16 => scratch.table.extend(scratch.scales.iter().flat_map(|s| {
-                let [_, _, low, high] = s.to_le_bytes();
-                [low, high]
-            })),
-        }
-        let first_block = piece.first / u64::from(self.job.options.block_size);
-        let scale_len = (scratch.table.len() / scratch.scales.len().max(1)) as u64;
-        self.target.write(&scratch.table, self.section(codes + 1).offset + first_block * scale_len)?;
-        let table = Some((crc32(&scratch.table), scratch.table.len() as u64));
-        let signed = scratch.scales.iter().any(|s| s.is_sign_negative());
-        self.write_codes(piece, codes, &scratch.codes)?;
-        let (codes_crc, codes_len) = (crc32(&scratch.codes), scratch.codes.len() as u64);
-        Ok(Outcome::Encoded { codes, codes_crc, codes_len, table, signed, stats })
-    }
-
-    fn write_codes(&self, piece: &Piece, codes: usize, bytes: &[u8]) -> Result<(), ConvertError> {
-        self.target.write(bytes, self.section(codes).offset + piece.first / 2)
-    }
-
-    fn absorb(&mut self, piece: &Piece, outcome: Outcome) -> Result<(), ConvertError> {
-        match outcome {
-            Outcome::Skipped => Ok(()),
-            Outcome::Copied { section, crc, len } => {
-                self.state.crcs[section].push(crc, len);
-                Ok(())
-            }
-            Outcome::Encoded { codes, codes_crc, codes_len, table, signed, stats } => {
-                self.state.crcs[codes].push(codes_crc, codes_len);
-                if let Some((crc, len)) = table {
-                    self.state.crcs[codes + 1].push(crc, len);
-                }
-                self.state.signed |= signed;
-                self.add_stats(piece, codes, &stats);
-                Ok(())
-            }
-            Outcome::Wanted { tensor, scales } => {
-                let all = self.state.pending.entry(tensor).or_default();
-                all.extend_from_slice(&scales);
+    /// Adds the outcomes of a window to the state, and gives what is to be written.
+    fn absorb_window(
+        &mut self,
+        window: &Window,
+        outcomes: Vec<Result<Outcome, ConvertError>>,
+    ) -> Result<Vec<(Piece, Write)>, ConvertError> {
+        let mut writes = Vec::with_capacity(2 * outcomes.len());
+        for (piece, outcome) in window.pieces.iter().zip(outcomes) {
+            let mut outcome = outcome?;
+            if let (Some(scales), Some(tensor)) = (outcome.wanted.take(), piece.tensor) {
+                self.state.wanted.entry(tensor).or_default().extend(scales);
                 let info = &self.job.checkpoint.tensors[tensor];
                 if piece.offset + piece.len as u64 == info.offset + info.length {
-                    return self.finish_nested(tensor);
+                    self.finish_nested(tensor)?;
                 }
-                Ok(())
             }
+            writes.extend(self.absorb(piece, outcome).into_iter().map(|w| (*piece, w)));
         }
-    }
-
-    fn add_stats(&mut self, piece: &Piece, codes: usize, stats: &Stats) {
-        let (section, table) = (self.section(codes), self.section(codes + 1));
-        let (role, bytes) = (section.role, section.length + table.length);
-        let sums = self.state.roles.entry(role).or_default();
-        if piece.first == 0 {
-            sums.tensors += 1;
-            sums.bytes += bytes;
-        }
-        sums.stats.merge(stats);
-        self.state.done += stats.weights;
         self.progress.advance(self.state.done, self.job.plan.weights);
+        Ok(writes)
     }
 
-    /// Second pass of a `dq8` tensor: its scales are nested, and codes are chosen for the scales as they will be read.
+    fn absorb(&mut self, piece: &Piece, outcome: Outcome) -> Vec<Write> {
+        for write in &outcome.writes {
+            self.state.crcs[write.section].push(write.crc, write.len);
+        }
+        self.state.signed |= outcome.signed;
+        let action = piece.tensor.map(|n| self.job.plan.actions[n]);
+        if let (Some(stats), Some(Action::Quantise { codes })) = (&outcome.stats, action) {
+            let sections = self.job.plan.layout.sections();
+            let sums = self.state.roles.entry(sections[codes].role).or_default();
+            if piece.first == 0 {
+                sums.tensors += 1;
+                sums.bytes += sections[codes].length + sections[codes + 1].length;
+            }
+            sums.stats.merge(stats);
+            self.state.done += stats.weights;
+        }
+        outcome.writes
+    }
+
+    fn write_pending(&self, pending: &Pending) -> Result<(), ConvertError> {
+        pending.writes.iter().try_for_each(|(piece, write)| match &write.payload {
+            Payload::Piece => self.writer.write(&pending.buf.filled()[pending.window.range_of(piece)], write.offset),
+            Payload::Made(bytes) => self.writer.write(bytes, write.offset),
+        })
+    }
+
+    /// Second pass of a `dq8` tensor: its scales are nested, its pieces are read again, and codes are chosen for the scales
+    /// as they will be read.
     fn finish_nested(&mut self, tensor: usize) -> Result<(), ConvertError> {
         let Action::Quantise { codes } = self.job.plan.actions[tensor] else { return Ok(()) };
-        let wanted = self.state.pending.remove(&tensor).unwrap_or_default();
+        let wanted = self.state.wanted.remove(&tensor).unwrap_or_default();
+        let section = &self.job.plan.layout.sections()[codes + 1];
         let table = nested::nest(&wanted, self.job.options.encoder);
-        self.target.write(&table, self.section(codes + 1).offset)?;
+        self.writer.write(&table, section.offset)?;
         self.state.crcs[codes + 1].push(crc32(&table), table.len() as u64);
+        self.state.signed |= check::has_negative_scale(section, &table);
         let Some(stored) = Scales::from_payload(&table, ScaleType::Dq8, wanted.len()) else { return Ok(()) };
-        self.state.signed |= crate::format::check::has_negative_scale(self.section(codes + 1), &table);
         let pieces: Vec<Piece> = tensor_pieces(tensor, &self.job.checkpoint.tensors[tensor]).collect();
-        let this = &*self;
-        let outcomes: Vec<_> = pieces
-            .par_iter()
-            .map_init(Scratch::default, |scratch, piece| this.encode_nested(piece, tensor, codes, &stored, scratch))
-            .collect();
-        pieces.iter().zip(outcomes).try_for_each(|(piece, outcome)| self.absorb(piece, outcome?))
+        for pieces in pieces.chunks(NESTED_PIECES) {
+            if self.progress.cancelled() {
+                return Err(ConvertError::Cancelled);
+            }
+            let this = &*self;
+            let encoded =
+                pieces.par_iter().map_init(AlignedBuf::default, |buf, p| this.encode_nested(*p, codes, &stored, buf));
+            let outcomes: Vec<Result<Outcome, ConvertError>> = encoded.collect();
+            for (piece, outcome) in pieces.iter().zip(outcomes) {
+                for write in self.absorb(piece, outcome?) {
+                    if let Payload::Made(bytes) = &write.payload {
+                        self.writer.write(bytes, write.offset)?;
+                    }
+                }
+            }
+            self.progress.advance(self.state.done, self.job.plan.weights);
+        }
+        Ok(())
     }
 
     fn encode_nested(
         &self,
-        piece: &Piece,
-        tensor: usize,
+        piece: Piece,
         codes: usize,
         stored: &Scales<'_>,
-        scratch: &mut Scratch,
+        buf: &mut AlignedBuf,
     ) -> Result<Outcome, ConvertError> {
-        if self.progress.cancelled() {
-            return Err(ConvertError::Cancelled);
+        let bytes = buf.first_mut(piece.len);
+        if let Some(info) = piece.tensor.map(|n| &self.job.checkpoint.tensors[n]) {
+            self.job.checkpoint.read(info, piece.offset - info.offset, bytes)?;
         }
-        let info = &self.job.checkpoint.tensors[tensor];
-        let block_size = self.job.options.block_size;
-        let len = piece.len / info.float_type.size();
-        scratch.resize(len, block_size);
-        let bytes = scratch.source.first_mut(piece.len);
-        self.job.checkpoint.read(info, piece.offset - info.offset, bytes)?;
-        let weights = Weights { float_type: info.float_type, bytes };
-        stored.read((piece.first / u64::from(block_size)) as usize, &mut scratch.scales);
-        let stats = encode::encode_with_scales(block_size, weights, &scratch.scales, &mut scratch.codes);
-        self.write_codes(piece, codes, &scratch.codes)?;
-        let (codes_crc, codes_len) = (crc32(&scratch.codes), scratch.codes.len() as u64);
-        Ok(Outcome::Encoded { codes, codes_crc, codes_len, table: None, signed: false, stats })
+        Ok(self.work(piece, bytes).map_or_else(Outcome::default, |work| work.encode_nested(codes, stored)))
     }
 }
 
-impl Scratch {
-    /// Room for the codes and scales of `weights` weights, in whole blocks.
-    fn resize(&mut self, weights: usize, block_size: u32) {
-        let blocks = weights.div_ceil(block_size as usize);
-        self.codes.resize(blocks * block_size as usize / 2, 0);
-        self.scales.resize(blocks, 0.0);
-    }
-}
-
-/// How a scale is rounded before codes are chosen; `None` where that needs the whole tensor.
-fn precision(scale_type: ScaleType) -> Option<ScalePrecision> {
-    match scale_type {
-        ScaleType::F32 => Some(ScalePrecision::F32),
-        ScaleType::Bf16 => Some(ScalePrecision::Bf16),
-        ScaleType::Dq8 => None,
-    }
-}
-
-fn read_window(file: &SourceFile, window: &Window, buf: &mut AlignedBuf) -> Result<(), ConvertError> {
+/// Reads a window, if there is one, to the start of `buf`.
+fn read_window(file: &SourceFile, window: Option<&Window>, buf: &mut AlignedBuf) -> Result<(), ConvertError> {
+    let Some(window) = window else { return Ok(()) };
     let read = read_exact_at(&file.file, buf.first_mut(window.len), window.offset);
     read.map_err(|source| SourceError::Io { path: file.path.clone(), source }.into())
 }

@@ -5,7 +5,7 @@ use thiserror::Error;
 use super::arch::{Model, Placed};
 use super::options::Options;
 use super::source::{Checkpoint, TensorInfo};
-use crate::format::nf4::{self, BLOCK_SIZES, ScaleType};
+use crate::format::nf4::{BLOCK_SIZES, ScaleType};
 use crate::format::{Entry, FormatError, Layout, Provenance, Role, SectionKind, Shape, SourceRecord, Storage};
 
 /// What becomes of one source tensor; the numbers are those of sections of the layout.
@@ -166,7 +166,7 @@ fn provenance(checkpoint: &Checkpoint, model: &Model, options: &Options) -> Prov
         bytes: f.length,
         sha256: PENDING_HASH.to_owned(),
     });
-    let side_files = checkpoint.side_files.iter().map(|(name, bytes)| SourceRecord {
+    let small_files = checkpoint.index.iter().chain(&checkpoint.side_files).map(|(name, bytes)| SourceRecord {
         file: name.clone(),
         bytes: bytes.len() as u64,
         sha256: super::hash::sha256_hex(bytes),
@@ -181,7 +181,7 @@ fn provenance(checkpoint: &Checkpoint, model: &Model, options: &Options) -> Prov
         keep: options.keep.as_ref().map(|p| p.as_str().to_owned()),
         quantize: options.quantize.as_ref().map(|p| p.as_str().to_owned()),
         dropped: dropped.map(|(_, t)| t.name.clone()).collect(),
-        sources: weights.chain(side_files).collect(),
+        sources: weights.chain(small_files).collect(),
     }
 }
 
@@ -209,9 +209,4 @@ fn actions(checkpoint: &Checkpoint, layout: &Layout) -> Vec<Action> {
         .collect();
     let action = |t: &TensorInfo| by_name.get(t.name.as_str()).copied().unwrap_or(Action::Drop);
     checkpoint.tensors.iter().map(action).collect()
-}
-
-/// Blocks of a quantised tensor.
-pub fn blocks(elements: u64, options: &Options) -> u64 {
-    nf4::block_count(elements, options.block_size)
 }

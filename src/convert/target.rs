@@ -3,19 +3,47 @@
 use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::mpsc::{self, Sender};
 
 use tempfile::{Builder, NamedTempFile};
 
 use super::error::ConvertError;
 use crate::io::{folder_of, sync_dir, write_all_at};
 
-/// A pack being written. Dropped before [`Target::publish`], it leaves nothing behind.
+/// A pack being written. Dropped before [`Target::finish`], it leaves nothing behind.
 #[derive(Debug)]
 pub(crate) struct Target {
     temporary: NamedTempFile,
     path: PathBuf,
     folder: PathBuf,
     force: bool,
+}
+
+/// Bytes that may be written before they are sent to the disk.
+const SYNC_LEN: u64 = 64 << 20;
+
+/// The way to write a [`Target`].
+#[derive(Debug)]
+pub(crate) struct Writer<'a> {
+    target: &'a Target,
+    unsynced: AtomicU64,
+    wake: Sender<()>,
+}
+
+impl Writer<'_> {
+    /// Writes `bytes` at `offset`.
+    pub(crate) fn write(&self, bytes: &[u8], offset: u64) -> Result<(), ConvertError> {
+        write_all_at(self.target.file(), bytes, offset).map_err(|source| self.target.error(source))?;
+        let len = bytes.len() as u64;
+        let unsynced = self.unsynced.fetch_add(len, Ordering::Relaxed) + len;
+        if unsynced >= SYNC_LEN {
+            self.unsynced.store(0, Ordering::Relaxed);
+            // The thread is gone only after an error of its own, which is reported at the end.
+            let _ = self.wake.send(());
+        }
+        Ok(())
+    }
 }
 
 /// A temporary file beside `path`, with the permissions that a new file gets there.
@@ -51,9 +79,24 @@ impl Target {
         Ok(Self { temporary, path: path.to_owned(), folder, force })
     }
 
-    /// Writes `bytes` at `offset`; calls from several threads may overlap in time.
-    pub(crate) fn write(&self, bytes: &[u8], offset: u64) -> Result<(), ConvertError> {
-        write_all_at(self.file(), bytes, offset).map_err(|source| self.error(source))
+    /// Runs `work`, which writes through the [`Writer`]. Beside it a thread of its own makes the file durable as it grows, so
+    /// that little is left to wait for at the end.
+    pub(crate) fn write_with<T>(
+        &self,
+        work: impl FnOnce(&Writer<'_>) -> Result<T, ConvertError>,
+    ) -> Result<T, ConvertError> {
+        let (wake, woken) = mpsc::channel();
+        std::thread::scope(|scope| {
+            let syncing = scope.spawn(move || woken.iter().try_for_each(|()| self.file().sync_data()));
+            let writer = Writer { target: self, unsynced: AtomicU64::new(0), wake };
+            let result = work(&writer);
+            drop(writer);
+            // A write that failed in the background is reported once: it must not be lost.
+            let synced = syncing.join().unwrap_or_else(|_| Err(io::Error::other("the syncing thread stopped")));
+            let result = result?;
+            synced.map_err(|source| self.error(source))?;
+            Ok(result)
+        })
     }
 
     fn file(&self) -> &File {
@@ -64,13 +107,9 @@ impl Target {
         ConvertError::Target { path: self.path.clone(), source }
     }
 
-    /// Makes the bytes durable.
-    pub(crate) fn sync(&self) -> Result<(), ConvertError> {
-        self.file().sync_all().map_err(|source| self.error(source))
-    }
-
-    /// Gives the file its name, durably; to be called after [`Target::sync`].
-    pub(crate) fn publish(self) -> Result<(), ConvertError> {
+    /// Makes the file durable and gives it its name.
+    pub(crate) fn finish(self) -> Result<(), ConvertError> {
+        self.file().sync_all().map_err(|source| self.error(source))?;
         let Self { temporary, path, folder, force } = self;
         let persisted = if force { temporary.persist(&path) } else { temporary.persist_noclobber(&path) };
         persisted.map_err(|e| match e.error.kind() {

@@ -1,6 +1,8 @@
 //! Cuts a source file into windows that are read one after the other, and each window into pieces that are worked on in
 //! parallel. Every byte of the file is in exactly one piece, so that hashing the windows in order hashes the file.
 
+use std::ops::Range;
+
 use super::source::{SourceFile, TensorInfo};
 
 /// Weights of a piece: a multiple of every block size, small enough that a piece and its output stay in the second-level
@@ -24,11 +26,19 @@ pub(super) struct Piece {
 }
 
 /// Pieces that are read together: `len` bytes from `offset` on.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(super) struct Window {
     pub offset: u64,
     pub len: usize,
     pub pieces: Vec<Piece>,
+}
+
+impl Window {
+    /// Where one of its pieces lies among its bytes.
+    pub(super) fn range_of(&self, piece: &Piece) -> Range<usize> {
+        let from = (piece.offset - self.offset) as usize;
+        from..from + piece.len
+    }
 }
 
 /// The windows of a file, each of at most `window_len` bytes (or one piece, where that is longer).

@@ -143,10 +143,12 @@ pub enum FormatError {
         found: u8,
     },
     /// More of something than a reader accepts.
-    #[error("{field} {found} is over the limit of {limit}")]
+    #[error("{field} at offset {offset}: expected at most {limit}, found {found}")]
     Limit {
         /// What there is too much of.
         field: Field,
+        /// Where it is said.
+        offset: u64,
         /// The limit.
         limit: u64,
         /// What the file has.
@@ -207,7 +209,7 @@ pub enum FormatError {
         text: String,
     },
     /// A section field holds a number that means nothing here.
-    #[error("section {section}: unknown {field} {found} at offset {offset}")]
+    #[error("section {section}: {field} at offset {offset}: expected one that may stand there, found {found}")]
     Unknown {
         /// Number of the section.
         section: u64,
@@ -217,6 +219,16 @@ pub enum FormatError {
         offset: u64,
         /// Its value.
         found: u64,
+    },
+    /// A dimension (or the length of an optional section) is zero.
+    #[error("section {section}: {field} at offset {offset}: expected at least 1, found 0")]
+    Zero {
+        /// Number of the section.
+        section: u64,
+        /// The field.
+        field: Field,
+        /// Where the field is.
+        offset: u64,
     },
     /// A section field has another value than the rest of the file demands.
     #[error("section {section}: {field} at offset {offset}: expected {expected}, found {found}")]

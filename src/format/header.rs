@@ -139,15 +139,15 @@ impl Header {
     }
 
     fn check_limits(&self, limits: &Limits) -> Result<(), FormatError> {
-        for (field, limit, found) in [
-            (Field::SectionCount, limits.sections, self.section_count),
-            (Field::NameCount, limits.sections, self.name_count),
-            (Field::IndexLength, limits.index_len, self.index_len),
-            (Field::MetadataLength, limits.metadata_len, self.metadata_len),
-            (Field::LayerCount, limits.layers.into(), self.layer_count.into()),
+        for (field, at, limit, found) in [
+            (Field::SectionCount, at::SECTION_COUNT, limits.sections, self.section_count),
+            (Field::NameCount, at::NAME_COUNT, limits.sections, self.name_count),
+            (Field::IndexLength, at::INDEX_LEN, limits.index_len, self.index_len),
+            (Field::MetadataLength, at::METADATA_LEN, limits.metadata_len, self.metadata_len),
+            (Field::LayerCount, at::LAYER_COUNT, limits.layers.into(), self.layer_count.into()),
         ] {
             if found > limit {
-                return Err(FormatError::Limit { field, limit, found });
+                return Err(FormatError::Limit { field, offset: at as u64, limit, found });
             }
         }
         Ok(())

@@ -124,8 +124,9 @@ fn parse_names(bytes: &[u8], header: &Header, limits: &Limits) -> Result<Names, 
             return Err(FormatError::NameRange { name, min, max, found: end });
         };
         if bytes.len() as u64 > limits.name_len {
-            let found = bytes.len() as u64;
-            return Err(FormatError::Limit { field: Field::NameLength, limit: limits.name_len, found });
+            let offset = text_offset - (ends.len() - NAME_END_LEN * name as usize) as u64;
+            let (limit, found) = (limits.name_len, bytes.len() as u64);
+            return Err(FormatError::Limit { field: Field::NameLength, offset, limit, found });
         }
         let text = std::str::from_utf8(bytes)
             .map_err(|e| FormatError::NameNotUtf8 { name, offset: text_offset + (start + e.valid_up_to()) as u64 })?;

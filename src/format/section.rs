@@ -153,11 +153,6 @@ pub(super) fn decode(bytes: &[u8; RECORD_LEN], section: u64, limits: &Limits) ->
     RecordReader { bytes, section, limits }.decode()
 }
 
-/// A number from 0 is too high for `count` of its kind; the limit that the error names is the highest valid number.
-fn over(field: Field, count: u32, found: u32) -> FormatError {
-    FormatError::Limit { field, limit: count.saturating_sub(1).into(), found: found.into() }
-}
-
 /// Where record number `section` starts in the file.
 pub(super) fn record_offset(section: u64) -> u64 {
     HEADER_LEN as u64 + section * RECORD_LEN as u64
@@ -181,6 +176,16 @@ impl RecordReader<'_> {
 
     fn unknown(&self, field: Field, at: usize, found: impl Into<u64>) -> FormatError {
         FormatError::Unknown { section: self.section, field, offset: self.field_offset(at), found: found.into() }
+    }
+
+    fn zero(&self, field: Field, at: usize) -> FormatError {
+        FormatError::Zero { section: self.section, field, offset: self.field_offset(at) }
+    }
+
+    /// A number from 0 is too high for `count` of its kind; the limit that the error names is the highest valid number.
+    fn over(&self, field: Field, at: usize, count: u32, found: u32) -> FormatError {
+        let limit = count.saturating_sub(1).into();
+        FormatError::Limit { field, offset: self.field_offset(at), limit, found: found.into() }
     }
 
     fn expect(&self, field: Field, at: usize, expected: u64, found: u64) -> Result<(), FormatError> {
@@ -228,7 +233,7 @@ impl RecordReader<'_> {
             element_type: ElementType::U8,
             scale_type: None,
             block_size: 0,
-            shape: Shape::new(&[length]).ok_or_else(|| self.unknown(Field::Length, at::LENGTH, length))?,
+            shape: Shape::new(&[length]).ok_or_else(|| self.zero(Field::Length, at::LENGTH))?,
             name: u64_at(self.bytes, at::NAME),
             offset: u64_at(self.bytes, at::OFFSET),
             length,
@@ -272,7 +277,7 @@ impl RecordReader<'_> {
         match layer {
             NONE_U32 => Ok(None),
             _ if layer < self.limits.layers => Ok(Some(layer)),
-            _ => Err(over(Field::Layer, self.limits.layers, layer)),
+            _ => Err(self.over(Field::Layer, at::LAYER, self.limits.layers, layer)),
         }
     }
 
@@ -281,7 +286,7 @@ impl RecordReader<'_> {
         match expert {
             NONE_U32 => Ok(None),
             _ if expert < self.limits.experts => Ok(Some(expert)),
-            _ => Err(over(Field::Expert, self.limits.experts, expert)),
+            _ => Err(self.over(Field::Expert, at::EXPERT, self.limits.experts, expert)),
         }
     }
 
@@ -300,23 +305,26 @@ impl RecordReader<'_> {
 
     fn scale_type(&self, kind: SectionKind) -> Result<Option<ScaleType>, FormatError> {
         let number = u16_at(self.bytes, at::SCALE_TYPE);
-        let quantised = matches!(kind, SectionKind::Codes | SectionKind::Scales);
-        match number {
-            0 if !quantised => Ok(None),
-            1 if quantised => Ok(Some(ScaleType::F32)),
-            2 if quantised => Ok(Some(ScaleType::Bf16)),
-            3 if quantised => Ok(Some(ScaleType::Dq8)),
+        match (kind, number) {
+            (SectionKind::Raw | SectionKind::File, _) => {
+                self.expect(Field::ScaleType, at::SCALE_TYPE, 0, number.into())?;
+                Ok(None)
+            }
+            (_, 1) => Ok(Some(ScaleType::F32)),
+            (_, 2) => Ok(Some(ScaleType::Bf16)),
+            (_, 3) => Ok(Some(ScaleType::Dq8)),
             _ => Err(self.unknown(Field::ScaleType, at::SCALE_TYPE, number)),
         }
     }
 
     fn block_size(&self, kind: SectionKind) -> Result<u32, FormatError> {
         let size = u32_at(self.bytes, at::BLOCK_SIZE);
-        let valid = match kind {
-            SectionKind::Codes | SectionKind::Scales => nf4::BLOCK_SIZES.contains(&size),
-            SectionKind::Raw | SectionKind::File => size == 0,
-        };
-        if valid { Ok(size) } else { Err(self.unknown(Field::BlockSize, at::BLOCK_SIZE, size)) }
+        match kind {
+            SectionKind::Raw | SectionKind::File => self.expect(Field::BlockSize, at::BLOCK_SIZE, 0, size.into())?,
+            _ if nf4::BLOCK_SIZES.contains(&size) => {}
+            _ => return Err(self.unknown(Field::BlockSize, at::BLOCK_SIZE, size)),
+        }
+        Ok(size)
     }
 
     fn shape(&self) -> Result<Shape, FormatError> {
@@ -330,7 +338,7 @@ impl RecordReader<'_> {
         }
         let (used, unused) = dims.split_at(rank.into());
         if let Some(i) = used.iter().position(|&d| d == 0) {
-            return Err(self.unknown(Field::Shape, at::SHAPE + 8 * i, 0_u64));
+            return Err(self.zero(Field::Shape, at::SHAPE + 8 * i));
         }
         for (i, &dim) in unused.iter().enumerate() {
             self.expect(Field::Shape, at::SHAPE + 8 * (usize::from(rank) + i), 0, dim)?;

@@ -66,7 +66,7 @@ impl Layout {
         let limits = Limits::default();
         if metadata_len > limits.metadata_len {
             let (field, limit) = (Field::MetadataLength, limits.metadata_len);
-            return Err(FormatError::Limit { field, limit, found: metadata_len });
+            return Err(FormatError::Limit { field, offset: at::METADATA_LEN as u64, limit, found: metadata_len });
         }
         entries.sort_by(|a, b| entry_key(a).cmp(&entry_key(b)));
         let mut layout = Self { entries, sections: Vec::new(), metadata_len, layer_count, file_len: 0 };
@@ -109,9 +109,10 @@ impl Layout {
                 let align = if last_group == Some(group) { SECTION_ALIGN } else { GROUP_ALIGN };
                 last_group = Some(group);
                 section.length = section.expected_length().ok_or_else(|| section.shape_overflow(number))?;
-                let overflow = FormatError::OffsetOverflow { section: number, offset: end, length: section.length };
-                section.offset = align_up(end, align).ok_or(overflow.clone())?;
-                end = section.offset.checked_add(section.length).ok_or(overflow)?;
+                let length = section.length;
+                let overflow = |offset| FormatError::OffsetOverflow { section: number, offset, length };
+                section.offset = align_up(end, align).ok_or_else(|| overflow(end))?;
+                end = section.offset.checked_add(length).ok_or_else(|| overflow(section.offset))?;
                 sections.push(section);
             }
         }

@@ -119,16 +119,15 @@ impl Tables {
     #[inline]
     #[target_feature(enable = "avx2")]
     fn new(grid: &Grid) -> Self {
-        let t = &grid.thresholds;
-        let third = i32::from_le_bytes([t[1], t[5], t[9], t[13]].map(i8::cast_unsigned));
-        let fourth = i64::from_le_bytes([t[0], t[2], t[4], t[6], t[8], t[10], t[12], t[14]].map(i8::cast_unsigned));
+        // SAFETY: sixteen thresholds.
+        let tree = unsafe { _mm256_broadcastsi128_si256(_mm_loadu_si128(grid.0.as_ptr().cast())) };
         // SAFETY: sixteen magnitudes.
         let magnitudes = unsafe { _mm_loadu_si128(MAGNITUDES.as_ptr().cast()) };
         Self {
-            first: _mm256_set1_epi8(t[7]),
-            second: [_mm256_set1_epi8(t[3]), _mm256_set1_epi8(t[11])],
-            third: _mm256_set1_epi32(third),
-            fourth: _mm256_set1_epi64x(fourth),
+            first: _mm256_set1_epi8(grid.0[0]),
+            second: [_mm256_set1_epi8(grid.0[1]), _mm256_set1_epi8(grid.0[2])],
+            third: _mm256_srli_si256::<4>(tree),
+            fourth: _mm256_srli_si256::<8>(tree),
             magnitudes: _mm256_broadcastsi128_si256(magnitudes),
         }
     }
@@ -151,20 +150,22 @@ impl Tables {
 
 #[inline]
 #[target_feature(enable = "avx2")]
-fn dots(weights: &[[i8; GROUP]], grid: &Grid) -> __m128i {
-    let tables = Tables::new(grid);
-    let (zero, ones) = (_mm256_setzero_si256(), _mm256_set1_epi16(1));
-    let mut sums = [zero; 4];
+fn dots(weights: &[[i8; GROUP]], candidates: [(&Grid, i8); 2]) -> __m128i {
+    let [first, second] = candidates;
+    let candidates =
+        [(Tables::new(first.0), _mm256_set1_epi8(first.1)), (Tables::new(second.0), _mm256_set1_epi8(second.1))];
+    let ones = _mm256_set1_epi16(1);
+    let mut sums = [_mm256_setzero_si256(); 4];
     for group in weights {
         // SAFETY: a group has 32 bytes.
         let w = unsafe { _mm256_loadu_si256(group.as_ptr().cast()) };
         let magnitude = _mm256_abs_epi8(w);
-        for (w, i) in [(w, 0), (_mm256_sub_epi8(zero, w), 2)] {
-            let q = tables.magnitudes_of(w);
+        for (i, (tables, sign)) in candidates.iter().enumerate() {
+            let q = tables.magnitudes_of(_mm256_sign_epi8(w, *sign));
             // Two products of at most 127 * 127 fit 16 bits.
             let (qw, qq) = (_mm256_maddubs_epi16(q, magnitude), _mm256_maddubs_epi16(q, q));
-            sums[i] = _mm256_add_epi32(sums[i], _mm256_madd_epi16(qw, ones));
-            sums[i + 1] = _mm256_add_epi32(sums[i + 1], _mm256_madd_epi16(qq, ones));
+            sums[2 * i] = _mm256_add_epi32(sums[2 * i], _mm256_madd_epi16(qw, ones));
+            sums[2 * i + 1] = _mm256_add_epi32(sums[2 * i + 1], _mm256_madd_epi16(qq, ones));
         }
     }
     let sums = _mm256_hadd_epi32(_mm256_hadd_epi32(sums[0], sums[1]), _mm256_hadd_epi32(sums[2], sums[3]));
@@ -208,6 +209,7 @@ impl Lanes for Avx2 {
         values(codes: __m256i) -> __m256 = values(codes);
         pack(codes: [__m256i; 4]) -> [u8; 16] = std::mem::transmute::<__m128i, [u8; 16]>(pack(codes));
         to_i8(x: [__m256; 4], to: &mut [i8; GROUP]) -> () = _mm256_storeu_si256(to.as_mut_ptr().cast(), to_i8(x));
-        dots(weights: &[[i8; GROUP]], grid: &Grid) -> [i32; 4] = std::mem::transmute::<__m128i, [i32; 4]>(dots(weights, grid));
+        dots(weights: &[[i8; GROUP]], candidates: [(&Grid, i8); 2]) -> [i32; 4] =
+            std::mem::transmute::<__m128i, [i32; 4]>(dots(weights, candidates));
     }
 }

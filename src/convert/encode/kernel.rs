@@ -1,7 +1,7 @@
 //! The algorithms, written once over eight lanes. What a backend may change is how fast the operations of [`Lanes`] are, never
 //! their results, so all backends agree bit for bit by construction.
 
-use super::search::{self, Grid};
+use super::search::{Grid, Search};
 use super::{Encoder, NotFinite, ScalePrecision, Stats, Task, Weights};
 use crate::format::{FloatType, nf4};
 
@@ -9,12 +9,19 @@ use crate::format::{FloatType, nf4};
 pub(super) const GROUP: usize = 32;
 
 /// The largest block.
-const MAX_BLOCK: usize = 4096;
+pub(super) const MAX_BLOCK: usize = 4096;
+
+/// Groups of the largest block.
+pub(super) const MAX_GROUPS: usize = MAX_BLOCK / GROUP;
 
 /// bitsandbytes divides by at least this.
 const MIN_ABSMAX: f32 = 1e-38;
 
-/// Sixteen bytes of packed codes of zero weights.
+/// Below this, 2^-100, scales are divided by. A scale that [`Search`] tries is never less than 2^-14 of absmax, so above it no
+/// reciprocal overflows.
+const SMALL_ABSMAX: f32 = f32::from_bits(27 << 23);
+
+/// A byte of two codes of zero weights.
 const ZERO_CODES: u8 = nf4::ZERO_CODE << 4 | nf4::ZERO_CODE;
 
 /// The operations of a backend, on eight float32 lanes at a time. Each is exact IEEE 754 binary32 with one rounding (no fused
@@ -55,16 +62,16 @@ pub(super) trait Lanes: Copy {
     /// Thirty-two codes as the file packs them.
     fn pack(self, codes: [Self::C; 4]) -> [u8; 16];
 
-    /// Each lane rounded to the nearest integer, ties to even; lanes are within [-127.5, 127.5].
+    /// Each lane rounded to the nearest integer, ties to even, and held to -128..=127; lanes are within the range of i32.
     fn to_i8(self, x: [Self::F; 4], to: &mut [i8; GROUP]);
-    /// The sums that [`search`] scores a candidate by, for both signs of the scale: `[qw, qq]` of `weights`, then of
-    /// `-weights`. See [`Grid`].
-    fn dots(self, weights: &[[i8; GROUP]], grid: &Grid) -> [i32; 4];
+    /// The sums that [`Search`] ranks candidates by, for two grids, each with weights times 1 or -1:
+    /// `[<q,w>, <q,q>]` of the first, then of the second. See [`Grid`].
+    fn dots(self, weights: &[[i8; GROUP]], candidates: [(&Grid, i8); 2]) -> [i32; 4];
 }
 
 /// One block in float32, padded with zeros to whole groups. A zero gets code 7 and adds nothing to any sum.
 pub(super) struct Block {
-    weights: [[f32; GROUP]; MAX_BLOCK / GROUP],
+    weights: [[f32; GROUP]; MAX_GROUPS],
     /// Weights before the padding.
     len: usize,
     /// Whether the block is the partial last one of its tensor.
@@ -78,9 +85,11 @@ pub(super) struct Block {
 impl Block {
     #[inline(always)]
     const fn new() -> Self {
-        Self { weights: [[0.0; GROUP]; MAX_BLOCK / GROUP], len: 0, partial: false, absmax: 0.0, unit: 1.0 }
+        Self { weights: [[0.0; GROUP]; MAX_GROUPS], len: 0, partial: false, absmax: 0.0, unit: 1.0 }
     }
 
+    /// The weights and their padding.
+    #[inline(always)]
     pub fn groups(&self) -> &[[f32; GROUP]] {
         &self.weights[..self.len.div_ceil(GROUP)]
     }
@@ -149,107 +158,91 @@ struct Divisor {
 }
 
 impl Divisor {
-    /// bitsandbytes multiplies by a reciprocal in full blocks and divides in partial ones. A subnormal divisor always divides, since
-    /// its reciprocal may be infinite.
-    fn new(divisor: f32, partial: bool) -> Self {
-        if divisor == 0.0 {
-            Self { by: 0.0, divide: false }
-        } else if partial || divisor.abs() < f32::MIN_POSITIVE {
-            Self { by: divisor, divide: true }
+    /// As bitsandbytes does it: a reciprocal in full blocks, division in partial ones, by 1e-38 at least.
+    fn bitsandbytes(scale: f32, block: &Block) -> Self {
+        let divisor = scale.max(MIN_ABSMAX);
+        if block.partial { Self { by: divisor, divide: true } } else { Self { by: 1.0 / divisor, divide: false } }
+    }
+
+    /// The same for ordinary scales of either sign. Where a reciprocal could overflow it divides, so that the smallest blocks keep
+    /// their signal; a zero scale brings every weight to zero.
+    fn new(scale: f32, block: &Block) -> Self {
+        if block.divides() || scale.abs() < f32::MIN_POSITIVE {
+            Self { by: if scale == 0.0 { f32::INFINITY } else { scale }, divide: true }
         } else {
-            Self { by: 1.0 / divisor, divide: false }
+            Self { by: 1.0 / scale, divide: false }
         }
     }
-}
-
-/// What a pass over a block adds up; `w` are the weights, `q` the codebook's values, sums are in units of `unit`.
-#[derive(Clone, Copy)]
-pub(super) struct Sums {
-    /// Sum of `(w - q * scale)^2 * unit^2`.
-    pub error: f32,
-    /// Largest `|w - q * scale|`, at no unit.
-    max_error: f32,
-    /// Sum of `w^2 * unit^2`.
-    ww: f32,
-    /// Sum of `q * w * unit`.
-    pub qw: f32,
-    /// Sum of `q^2`.
-    pub qq: f32,
 }
 
 impl Block {
-    /// Encodes the block for `scale`. Sums that the caller does not use cost nothing: the pass is inlined.
+    /// Whether weights are divided by a scale even where the scale's reciprocal is finite.
+    fn divides(&self) -> bool {
+        self.partial || self.absmax < SMALL_ABSMAX
+    }
+
+    /// Encodes the block for a scale that brings weights to the codebook by `divisor`. `codes` takes the codes of whole groups.
     #[inline(always)]
-    pub fn try_scale<L: Lanes>(&self, l: L, scale: f32) -> Sums {
-        let divisor = Divisor::new(scale, self.partial);
+    fn encode<L: Lanes>(&self, l: L, scale: f32, divisor: Divisor, codes: &mut [u8]) -> Sums {
         if divisor.divide {
-            self.pass::<L, true>(l, scale, divisor.by, self.unit, None)
+            self.encode_by::<L, true>(l, scale, divisor.by, codes)
         } else {
-            self.pass::<L, false>(l, scale, divisor.by, self.unit, None)
+            self.encode_by::<L, false>(l, scale, divisor.by, codes)
         }
     }
 
-    /// Encodes the block for `scale` into `codes`, padding included, and counts it in `stats`.
+    /// The same for any scale.
     #[inline(always)]
-    fn write<L: Lanes>(&self, l: L, scale: f32, divisor: Divisor, codes: &mut [u8], stats: &mut Stats) {
-        let unit = unit_of(self.absmax.max(scale.abs()));
-        let (used, padding) = codes.split_at_mut(self.groups().len() * GROUP / 2);
-        padding.fill(ZERO_CODES);
-        let sums = if divisor.divide {
-            self.pass::<L, true>(l, scale, divisor.by, unit, Some(used))
-        } else {
-            self.pass::<L, false>(l, scale, divisor.by, unit, Some(used))
-        };
-        let square = 1.0 / (f64::from(unit) * f64::from(unit));
-        stats.merge(&Stats {
-            weights: self.len as u64,
-            sum_sq: f64::from(sums.ww) * square,
-            sum_sq_error: f64::from(sums.error) * square,
-            max_abs_error: sums.max_error,
-        });
+    pub fn encode_at<L: Lanes>(&self, l: L, scale: f32, codes: &mut [u8]) -> Sums {
+        self.encode(l, scale, Divisor::new(scale, self), codes)
     }
 
     #[inline(always)]
-    fn pass<L: Lanes, const DIVIDE: bool>(&self, l: L, scale: f32, by: f32, unit: f32, codes: Option<&mut [u8]>) -> Sums {
-        let (scale, by, unit, zero) = (l.splat(scale), l.splat(by), l.splat(unit), l.splat(0.0));
-        let (mut error, mut max_error, mut ww, mut qw, mut qq) = (zero, zero, zero, zero, zero);
-        let mut packed = codes.map(|codes| codes.as_chunks_mut::<{ GROUP / 2 }>().0.iter_mut());
-        for group in self.groups() {
-            let (vectors, _) = group.as_chunks::<8>();
-            let mut group_codes = [l.codes(zero); 4];
-            for (vector, codes) in vectors.iter().zip(&mut group_codes) {
+    fn encode_by<L: Lanes, const DIVIDE: bool>(&self, l: L, scale: f32, by: f32, codes: &mut [u8]) -> Sums {
+        let unit_f32 = unit_of(self.absmax.max(scale.abs()));
+        let (scale, by, unit, zero) = (l.splat(scale), l.splat(by), l.splat(unit_f32), l.splat(0.0));
+        let (mut sq_error, mut max_error, mut sq) = (zero, zero, zero);
+        for (group, packed) in self.groups().iter().zip(codes.as_chunks_mut::<{ GROUP / 2 }>().0) {
+            let mut codes = [l.codes(zero); 4];
+            for (vector, codes) in group.as_chunks::<8>().0.iter().zip(&mut codes) {
                 let w = l.load(vector);
                 *codes = l.codes(if DIVIDE { l.div(w, by) } else { l.mul(w, by) });
-                let q = l.values(*codes);
-                let e = l.sub(w, l.mul(q, scale));
+                let e = l.sub(w, l.mul(l.values(*codes), scale));
                 max_error = l.largest(max_error, l.abs(e));
                 let (e, w) = (l.mul(e, unit), l.mul(w, unit));
-                error = l.add(error, l.mul(e, e));
-                ww = l.add(ww, l.mul(w, w));
-                qw = l.add(qw, l.mul(q, w));
-                qq = l.add(qq, l.mul(q, q));
+                sq_error = l.add(sq_error, l.mul(e, e));
+                sq = l.add(sq, l.mul(w, w));
             }
-            if let Some(to) = packed.as_mut().and_then(Iterator::next) {
-                *to = l.pack(group_codes);
-            }
+            *packed = l.pack(codes);
         }
+        let square = 1.0 / (f64::from(unit_f32) * f64::from(unit_f32));
         Sums {
-            error: l.reduce_add(error),
+            sq: f64::from(l.reduce_add(sq)) * square,
+            sq_error: f64::from(l.reduce_add(sq_error)) * square,
             max_error: l.reduce_largest(max_error),
-            ww: l.reduce_add(ww),
-            qw: l.reduce_add(qw),
-            qq: l.reduce_add(qq),
         }
+    }
+
+    /// The bytes of `codes` that weights use, once those of the padding are filled.
+    #[inline(always)]
+    fn pad<'c>(&self, codes: &'c mut [u8]) -> &'c mut [u8] {
+        let (used, padding) = codes.split_at_mut(self.groups().len() * GROUP / 2);
+        padding.fill(ZERO_CODES);
+        used
+    }
+
+    fn stats(&self, sums: Sums) -> Stats {
+        let Sums { sq, sq_error, max_error } = sums;
+        Stats { weights: self.len as u64, sum_sq: sq, sum_sq_error: sq_error, max_abs_error: max_error }
     }
 }
 
-/// The scale of a block that is not all zeros, rounded to `precision`.
-#[inline(always)]
-fn scale_of<L: Lanes>(l: L, encoder: Encoder, precision: ScalePrecision, block: &Block) -> f32 {
-    match encoder {
-        Encoder::Absmax => precision.round(block.absmax),
-        Encoder::Mse => search::best_scale(l, precision, block),
-    }
+/// What encoding a block cost.
+#[derive(Clone, Copy)]
+pub(super) struct Sums {
+    sq: f64,
+    pub sq_error: f64,
+    max_error: f32,
 }
 
 /// [`super::encode`].
@@ -268,7 +261,7 @@ impl Task for Encode<'_> {
     #[inline(always)]
     fn run<L: Lanes>(self, l: L) -> Self::Output {
         let mut stats = Stats::default();
-        let mut block = Block::new();
+        let (mut block, mut search) = (Block::new(), Search::new());
         for (i, (codes, scale)) in self.codes.chunks_exact_mut(self.block / 2).zip(self.scales).enumerate() {
             block.load(l, self.weights, i * self.block, self.block)?;
             if block.absmax == 0.0 {
@@ -277,12 +270,20 @@ impl Task for Encode<'_> {
                 stats.weights += block.len as u64;
                 continue;
             }
-            *scale = scale_of(l, self.encoder, self.precision, &block);
-            let divisor = match self.encoder {
-                Encoder::Absmax => scale.max(MIN_ABSMAX),
-                Encoder::Mse => *scale,
+            let codes = block.pad(codes);
+            let sums = match self.encoder {
+                Encoder::Absmax => {
+                    *scale = self.precision.round(block.absmax);
+                    block.encode(l, *scale, Divisor::bitsandbytes(*scale, &block), codes)
+                }
+                Encoder::Mse => {
+                    let best = search.run(l, self.precision, &block);
+                    codes.copy_from_slice(&best.codes[..codes.len()]);
+                    *scale = best.scale;
+                    best.sums
+                }
             };
-            block.write(l, *scale, Divisor::new(divisor, block.partial), codes, &mut stats);
+            stats.merge(&block.stats(sums));
         }
         Ok(stats)
     }
@@ -301,12 +302,12 @@ impl Task for ChooseScales<'_> {
 
     #[inline(always)]
     fn run<L: Lanes>(self, l: L) -> Self::Output {
-        let mut block = Block::new();
+        let (mut block, mut search) = (Block::new(), Search::new());
         for (i, scale) in self.scales.iter_mut().enumerate() {
             block.load(l, self.weights, i * self.block, self.block)?;
-            *scale = match block.absmax {
-                0.0 => 0.0,
-                _ => scale_of(l, self.encoder, ScalePrecision::F32, &block),
+            *scale = match self.encoder {
+                Encoder::Mse if block.absmax > 0.0 => search.run(l, ScalePrecision::F32, &block).scale,
+                Encoder::Absmax | Encoder::Mse => block.absmax,
             };
         }
         Ok(())
@@ -331,7 +332,8 @@ impl Task for EncodeWithScales<'_> {
         for (i, (codes, &scale)) in self.codes.chunks_exact_mut(self.block / 2).zip(self.scales).enumerate() {
             // The first pass has refused what is not finite; here it would only make the statistics meaningless.
             let _ = block.load(l, self.weights, i * self.block, self.block);
-            block.write(l, scale, Divisor::new(scale, block.partial), codes, &mut stats);
+            let codes = block.pad(codes);
+            stats.merge(&block.stats(block.encode_at(l, scale, codes)));
         }
         stats
     }
@@ -348,6 +350,12 @@ impl Task for FirstNotFinite<'_> {
     #[inline(always)]
     fn run<L: Lanes>(self, l: L) -> Self::Output {
         let mut block = Block::new();
-        (0..self.weights.len()).step_by(MAX_BLOCK).find_map(|first| block.load(l, self.weights, first, MAX_BLOCK).err())
+        // A loop, since a closure would not be compiled with the target features of `L`.
+        for first in (0..self.weights.len()).step_by(MAX_BLOCK) {
+            if let Err(not_finite) = block.load(l, self.weights, first, MAX_BLOCK) {
+                return Some(not_finite);
+            }
+        }
+        None
     }
 }

@@ -96,7 +96,7 @@ fn pack(codes: [uint8x8_t; 4]) -> [u8; 16] {
 #[inline]
 #[target_feature(enable = "neon")]
 fn to_i8(x: float32x4x2_t) -> int8x8_t {
-    vmovn_s16(vcombine_s16(vmovn_s32(vcvtnq_s32_f32(x.0)), vmovn_s32(vcvtnq_s32_f32(x.1))))
+    vqmovn_s16(vcombine_s16(vqmovn_s32(vcvtnq_s32_f32(x.0)), vqmovn_s32(vcvtnq_s32_f32(x.1))))
 }
 
 #[inline]
@@ -112,7 +112,7 @@ fn reduce_add(x: float32x4x2_t) -> f32 {
 #[target_feature(enable = "neon")]
 fn magnitudes_of(w: int8x16_t, grid: &Grid, magnitudes: uint8x16_t) -> uint8x16_t {
     let mut codes = vdupq_n_u8(0);
-    for threshold in grid.thresholds {
+    for threshold in grid.0 {
         codes = vsubq_u8(codes, vcgtq_s8(w, vdupq_n_s8(threshold)));
     }
     vqtbl1q_u8(magnitudes, codes)
@@ -128,7 +128,7 @@ fn add_products(sum: uint32x4_t, a: uint8x16_t, b: uint8x16_t) -> uint32x4_t {
 
 #[inline]
 #[target_feature(enable = "neon")]
-fn dots(weights: &[[i8; GROUP]], grid: &Grid) -> [i32; 4] {
+fn dots(weights: &[[i8; GROUP]], candidates: [(&Grid, i8); 2]) -> [i32; 4] {
     // SAFETY: sixteen magnitudes.
     let magnitudes = unsafe { vld1q_u8(MAGNITUDES.as_ptr()) };
     let mut sums = [vdupq_n_u32(0); 4];
@@ -136,10 +136,10 @@ fn dots(weights: &[[i8; GROUP]], grid: &Grid) -> [i32; 4] {
         // SAFETY: sixteen bytes.
         let w = unsafe { vld1q_s8(half.as_ptr()) };
         let magnitude = vreinterpretq_u8_s8(vabsq_s8(w));
-        for (w, i) in [(w, 0), (vnegq_s8(w), 2)] {
-            let q = magnitudes_of(w, grid, magnitudes);
-            sums[i] = add_products(sums[i], q, magnitude);
-            sums[i + 1] = add_products(sums[i + 1], q, q);
+        for (i, (grid, sign)) in candidates.iter().enumerate() {
+            let q = magnitudes_of(vmulq_s8(w, vdupq_n_s8(*sign)), grid, magnitudes);
+            sums[2 * i] = add_products(sums[2 * i], q, magnitude);
+            sums[2 * i + 1] = add_products(sums[2 * i + 1], q, q);
         }
     }
     sums.map(|sum| vaddvq_u32(sum).cast_signed())
@@ -196,6 +196,6 @@ impl Lanes for Neon {
                 vst1_s8(to.as_mut_ptr(), to_i8(x));
             }
         };
-        dots(weights: &[[i8; GROUP]], grid: &Grid) -> [i32; 4] = dots(weights, grid);
+        dots(weights: &[[i8; GROUP]], candidates: [(&Grid, i8); 2]) -> [i32; 4] = dots(weights, candidates);
     }
 }

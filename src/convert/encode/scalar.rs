@@ -123,11 +123,12 @@ impl Lanes for Scalar {
     }
 
     #[inline(always)]
-    fn dots(self, weights: &[[i8; GROUP]], grid: &Grid) -> [i32; 4] {
+    fn dots(self, weights: &[[i8; GROUP]], candidates: [(&Grid, i8); 2]) -> [i32; 4] {
         let mut sums = [0; 4];
-        for &weight in weights.as_flattened() {
-            for (w, sums) in [weight, -weight].into_iter().zip(sums.as_chunks_mut::<2>().0) {
-                let code = grid.thresholds.iter().filter(|&&threshold| threshold < w).count();
+        for ((grid, sign), sums) in candidates.into_iter().zip(sums.as_chunks_mut::<2>().0) {
+            for &weight in weights.as_flattened() {
+                let w = sign * weight;
+                let code = grid.0.iter().filter(|&&threshold| threshold < w).count();
                 let magnitude = i32::from(MAGNITUDES[code]);
                 sums[0] += magnitude * i32::from(w.unsigned_abs());
                 sums[1] += magnitude * magnitude;

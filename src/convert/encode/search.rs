@@ -1,35 +1,49 @@
 //! The search of the `mse` encoder: which scale, of either sign, leaves the smallest squared error in a block.
 //!
 //! The error of a block is `<w,w> - <q,w>^2 / <q,q>` once its scale is refitted by least squares to the codebook's values `q` of
-//! its codes. So every candidate `absmax * g` is first ranked by `<q,w>^2 / <q,q>`, in 8-bit integers: exact, the same on every
-//! machine, and 32 weights an instruction. The best [`REFINED`] are then refitted in float32 and their exact errors compared,
-//! with that of `absmax` itself among them.
+//! its codes. So each candidate `absmax * g` is ranked by `<q,w>^2 / <q,q>`, in 8-bit integers: exact, hence the same on every
+//! machine, and 32 weights an instruction. The best [`REFINED`] are refitted, encoded and refitted again in the same integers;
+//! only then is float32 used, to compare the errors of the two, rounded as they will be stored, and of absmax itself.
+//!
+//! On the projections of two trained models, in blocks of 64, that leaves 0.4 % more error than 41 candidates, all of it in
+//! float32, and 18.7 % less than absmax.
 
 use super::ScalePrecision;
-use super::kernel::{Block, GROUP, Lanes};
+use super::kernel::{Block, GROUP, Lanes, MAX_BLOCK, MAX_GROUPS, Sums};
 use crate::format::nf4;
 
 /// Candidates as fractions of absmax, each tried with both signs.
-const FRACTIONS: [f32; 7] = [0.80, 0.84, 0.88, 0.92, 0.96, 1.0, 1.04];
+const FRACTIONS: [f32; 6] = [0.80, 0.85, 0.90, 0.95, 1.0, 1.05];
 
-/// Candidates that are refitted in float32.
+/// Candidates that are refined.
 const REFINED: usize = 2;
 
 /// Candidates of both signs.
 const CANDIDATES: usize = 2 * FRACTIONS.len();
 
-/// Groups of the largest block.
-const MAX_GROUPS: usize = 4096 / GROUP;
+/// The bits of a candidate's index.
+const INDEX: u32 = CANDIDATES.next_power_of_two() as u32 - 1;
 
-/// The codebook for weights in units of `absmax / 127`, at one candidate scale.
-#[derive(Debug)]
-pub(super) struct Grid {
-    /// The code of `w` is the number of these strictly below it. The seven low ones are negative, the others positive, so a value
-    /// never has the sign opposite to its weight.
-    pub thresholds: [i8; 15],
-}
+/// Thresholds between the codes of weights in units of `absmax / 127`, at one candidate scale: the code of `w` is the number of them
+/// strictly below it. They stand in the order of a binary search: the middle one, the two below it in the tree and a filler
+/// that no weight exceeds, the four below those, the last eight.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Grid(pub [i8; 16]);
 
-/// Magnitude of the codebook's values in 127ths.
+/// The midpoints in the order of a [`Grid`], in 127ths. The filler stays beyond 127 at any fraction of absmax that can come up.
+const TREE: [f32; 16] = {
+    const ORDER: [usize; 16] = [7, 3, 11, usize::MAX, 1, 5, 9, 13, 0, 2, 4, 6, 8, 10, 12, 14];
+    let mut tree = [0.0; 16];
+    let mut i = 0;
+    while i < 16 {
+        tree[i] = 127.0 * if ORDER[i] < 15 { nf4::MIDPOINTS[ORDER[i]] } else { 1000.0 };
+        i += 1;
+    }
+    tree
+};
+
+/// Magnitude of the codebook's values in 127ths. Those below the middle are negative, as are the weights that they encode, so
+/// products of value and weight are products of magnitudes.
 pub(super) const MAGNITUDES: [u8; 16] = {
     let mut magnitudes = [0; 16];
     let mut i = 0;
@@ -41,77 +55,120 @@ pub(super) const MAGNITUDES: [u8; 16] = {
 };
 
 const GRIDS: [Grid; FRACTIONS.len()] = {
-    let mut grids = [const { Grid { thresholds: [0; 15] } }; FRACTIONS.len()];
-    let mut g = 0;
-    while g < FRACTIONS.len() {
-        let mut i = 0;
-        while i < 15 {
-            let threshold = nf4::MIDPOINTS[i] * FRACTIONS[g] * 127.0;
+    let mut grids = [Grid([0; 16]); FRACTIONS.len()];
+    let mut i = 0;
+    while i < FRACTIONS.len() {
+        let mut k = 0;
+        while k < 16 {
+            let threshold = TREE[k] * FRACTIONS[i];
             // Rounded down, so that the integers above are those above the threshold.
             let below = threshold as i8;
-            grids[g].thresholds[i] = if (below as f32) > threshold { below - 1 } else { below };
-            i += 1;
+            grids[i].0[k] = if below as f32 > threshold { below - 1 } else { below };
+            k += 1;
         }
-        g += 1;
+        i += 1;
     }
     grids
 };
 
-/// The best scale found for a block that is not all zeros, rounded to `precision`.
-#[inline(always)]
-pub(super) fn best_scale<L: Lanes>(l: L, precision: ScalePrecision, block: &Block) -> f32 {
-    let mut best = precision.round(block.absmax);
-    let mut smallest = block.try_scale(l, best).error;
-    for fraction in candidates(l, block) {
-        let mut scale = precision.round(block.absmax * fraction);
-        for _ in 0..2 {
-            let sums = block.try_scale(l, scale);
-            if sums.error < smallest {
-                (best, smallest) = (scale, sums.error);
-            }
-            if sums.qq > 0.0 {
-                scale = precision.round(sums.qw / sums.qq / block.unit);
-            }
-        }
-    }
-    best
+/// The space that a search works in, kept from block to block.
+pub(super) struct Search {
+    /// The weights in units of `absmax / 127`.
+    weights: [[i8; GROUP]; MAX_GROUPS],
+    /// Codes of the two refined candidates and of absmax.
+    codes: [[u8; MAX_BLOCK / 2]; REFINED + 1],
 }
 
-/// The signed fractions of absmax that promise the smallest errors, refitted in integers, best first.
-#[inline(always)]
-fn candidates<L: Lanes>(l: L, block: &Block) -> [f32; REFINED] {
-    let mut weights = [[0; GROUP]; MAX_GROUPS];
-    let factor = l.splat(127.0 / (block.absmax * block.unit));
-    let unit = l.splat(block.unit);
-    for (group, to) in block.groups().iter().zip(&mut weights) {
-        let (vectors, _) = group.as_chunks::<8>();
-        let mut scaled = [unit; 4];
-        for (vector, scaled) in vectors.iter().zip(&mut scaled) {
-            *scaled = l.mul(l.mul(l.load(vector), unit), factor);
-        }
-        l.to_i8(scaled, to);
-    }
-    let weights = &weights[..block.groups().len()];
+/// A block, encoded.
+pub(super) struct Best<'a> {
+    pub scale: f32,
+    /// The codes of whole groups, and then some.
+    pub codes: &'a [u8],
+    pub sums: Sums,
+}
 
-    let (mut qw, mut qq) = ([0.0; CANDIDATES], [1.0; CANDIDATES]);
-    for (i, grid) in GRIDS.iter().enumerate() {
-        let dots = l.dots(weights, grid);
-        (qw[2 * i], qq[2 * i]) = (dots[0] as f32, dots[1] as f32);
-        (qw[2 * i + 1], qq[2 * i + 1]) = (dots[2] as f32, dots[3] as f32);
+impl Search {
+    #[inline(always)]
+    pub const fn new() -> Self {
+        Self { weights: [[0; GROUP]; MAX_GROUPS], codes: [[0; MAX_BLOCK / 2]; REFINED + 1] }
     }
-    let mut gains = [0.0; CANDIDATES];
-    for i in 0..CANDIDATES {
-        gains[i] = qw[i] * qw[i] / qq[i];
-    }
-    std::array::from_fn(|_| {
+
+    /// Encodes a block that is not all zeros at the best scale found, rounded to `precision`.
+    #[inline(always)]
+    pub fn run<L: Lanes>(&mut self, l: L, precision: ScalePrecision, block: &Block) -> Best<'_> {
+        let fractions = self.candidates(l, block);
+        let [first, second] = self.refits(l, block, fractions);
+        let scales = [1.0, first, second].map(|fraction| precision.round(block.absmax * fraction));
+        let mut sums = [block.encode_at(l, scales[0], &mut self.codes[0]); REFINED + 1];
         let mut best = 0;
-        for i in 1..CANDIDATES {
-            if gains[i] > gains[best] {
+        for i in 1..=REFINED {
+            sums[i] = block.encode_at(l, scales[i], &mut self.codes[i]);
+            if sums[i].sq_error < sums[best].sq_error {
                 best = i;
             }
         }
-        gains[best] = f32::NEG_INFINITY;
-        let sign = if best % 2 == 0 { 1.0 } else { -1.0 };
-        sign * qw[best] / qq[best]
-    })
+        Best { scale: scales[best], codes: &self.codes[best], sums: sums[best] }
+    }
+
+    /// The signed fractions of absmax that promise the smallest errors, refitted to their codes, best first.
+    #[inline(always)]
+    fn candidates<L: Lanes>(&mut self, l: L, block: &Block) -> [f32; REFINED] {
+        self.load(l, block);
+        let weights = &self.weights[..block.groups().len()];
+        let (mut qw, mut qq) = ([0.0; CANDIDATES], [1.0; CANDIDATES]);
+        for (i, grid) in GRIDS.iter().enumerate() {
+            let dots = l.dots(weights, [(grid, 1), (grid, -1)]);
+            (qw[2 * i], qq[2 * i]) = (dots[0] as f32, dots[1] as f32);
+            (qw[2 * i + 1], qq[2 * i + 1]) = (dots[2] as f32, dots[3] as f32);
+        }
+        let mut keys = [0; INDEX as usize + 1];
+        for i in 0..CANDIDATES {
+            // What a candidate explains is positive, so it orders as its bits do. The low bits, worth less than 8-bit weights can tell,
+            // name the candidate, which also settles ties.
+            keys[i] = (qw[i] * qw[i] / qq[i]).to_bits() & !INDEX | i as u32;
+        }
+        let mut fractions = [0.0; REFINED];
+        for fraction in &mut fractions {
+            let i = (keys.iter().fold(0, |best, &key| best.max(key)) & INDEX) as usize;
+            keys[i] = 0;
+            *fraction = if i % 2 == 0 { qw[i] } else { -qw[i] } / qq[i];
+        }
+        fractions
+    }
+
+    /// Each fraction, refitted to the codes that it gives.
+    #[inline(always)]
+    fn refits<L: Lanes>(&self, l: L, block: &Block, fractions: [f32; REFINED]) -> [f32; REFINED] {
+        // Less a half and rounded to the nearest is rounded down, but for ties.
+        let (half, mut thresholds) = (l.splat(0.5), [l.splat(0.0); 4]);
+        for (i, fraction) in fractions.iter().enumerate() {
+            let fraction = l.splat(fraction.abs());
+            for (k, midpoints) in TREE.as_chunks::<8>().0.iter().enumerate() {
+                thresholds[2 * i + k] = l.sub(l.mul(l.load(midpoints), fraction), half);
+            }
+        }
+        let mut grids = [0; GROUP];
+        l.to_i8(thresholds, &mut grids);
+        let (first, second) = grids.split_at(16);
+        let grids = [first, second].map(|grid| Grid(std::array::from_fn(|i| grid[i])));
+
+        let weights = &self.weights[..block.groups().len()];
+        let signs = fractions.map(|fraction| if fraction < 0.0 { -1 } else { 1 });
+        let dots = l.dots(weights, [(&grids[0], signs[0]), (&grids[1], signs[1])]);
+        // The largest weight has a code that is not zero's at any candidate scale, so no sum of squares is 0.
+        [f32::from(signs[0]) * dots[0] as f32 / dots[1] as f32, f32::from(signs[1]) * dots[2] as f32 / dots[3] as f32]
+    }
+
+    /// Rounds the weights of `block` to 8 bits.
+    #[inline(always)]
+    fn load<L: Lanes>(&mut self, l: L, block: &Block) {
+        let (factor, unit) = (l.splat(127.0 / (block.absmax * block.unit)), l.splat(block.unit));
+        for (group, to) in block.groups().iter().zip(&mut self.weights) {
+            let mut scaled = [unit; 4];
+            for (vector, scaled) in group.as_chunks::<8>().0.iter().zip(&mut scaled) {
+                *scaled = l.mul(l.mul(l.load(vector), unit), factor);
+            }
+            l.to_i8(scaled, to);
+        }
+    }
 }

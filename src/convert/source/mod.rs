@@ -93,6 +93,8 @@ pub struct Checkpoint {
     pub config: Map<String, Value>,
     /// Name and bytes of those of [`SIDE_FILES`] that are present, in that order. The first is always config.json.
     pub side_files: Vec<(String, Vec<u8>)>,
+    /// Name and bytes of the index of a sharded checkpoint; a pack needs nothing of it but its hash.
+    pub index: Option<(String, Vec<u8>)>,
     /// What the user should know.
     pub notices: Vec<Notice>,
 }
@@ -118,18 +120,22 @@ impl Checkpoint {
             return Err(SourceError::Quantised { path: config_path, source });
         }
         let mut notices = Vec::new();
-        let (files, tensors) = match weights {
+        let (index, files, tensors) = match weights {
             Weights::Single(name) => {
                 if name == SINGLE && path.is_dir() && snapshot::exists(&folder, INDEX) {
                     notices.push(Notice::IndexIgnored);
                 }
                 let file = folder.file(&name)?.ok_or_else(|| SourceError::NotACheckpoint { path: path.to_owned() })?;
                 let (file, tensors) = read_header(file, name, 0, 0)?;
-                (vec![file], tensors)
+                (None, vec![file], tensors)
             }
-            Weights::Sharded => read_shards(&folder)?,
+            Weights::Sharded => {
+                let (bytes, index) = read_index(&folder)?;
+                let (files, tensors) = read_shards(&folder, &index)?;
+                (Some((INDEX.to_owned(), bytes)), files, tensors)
+            }
         };
-        Ok(Self { files, tensors, config, side_files, notices })
+        Ok(Self { files, tensors, config, side_files, index, notices })
     }
 
     /// Fills `buf` with the bytes of `tensor`, one of [`Checkpoint::tensors`], from byte `from` of the tensor on.
@@ -231,23 +237,23 @@ struct Index {
 }
 
 /// The index of a sharded checkpoint: tensor to shard.
-fn read_index(folder: &Folder) -> Result<HashMap<String, String>, SourceError> {
+fn read_index(folder: &Folder) -> Result<(Vec<u8>, HashMap<String, String>), SourceError> {
     let path = folder.path(INDEX);
     let file = folder.file(INDEX)?.ok_or_else(|| SourceError::NoWeights { folder: folder.shown.clone() })?;
-    let Index { weight_map } = serde_json::from_slice(&file.read(MAX_INDEX_LEN)?)
-        .map_err(|source| SourceError::Json { path: path.clone(), source })?;
+    let bytes = file.read(MAX_INDEX_LEN)?;
+    let Index { weight_map } =
+        serde_json::from_slice(&bytes).map_err(|source| SourceError::Json { path: path.clone(), source })?;
     if let Some(key) = weight_map.repeated {
         return Err(SourceError::DuplicateKey { path, key });
     }
     if let Some((_, shard)) = weight_map.entries.iter().find(|(_, shard)| !snapshot::is_plain_name(shard)) {
         return Err(SourceError::ShardName { index: path, shard: shard.clone() });
     }
-    Ok(weight_map.entries.into_iter().collect())
+    Ok((bytes, weight_map.entries.into_iter().collect()))
 }
 
 /// Reads every shard of the index and checks that the two agree.
-fn read_shards(folder: &Folder) -> Result<(Vec<SourceFile>, Vec<TensorInfo>), SourceError> {
-    let index = read_index(folder)?;
+fn read_shards(folder: &Folder, index: &HashMap<String, String>) -> Result<(Vec<SourceFile>, Vec<TensorInfo>), SourceError> {
     let shards: BTreeSet<&str> = index.values().map(String::as_str).collect();
     let (mut files, mut tensors) = (Vec::with_capacity(shards.len()), Vec::new());
     for (i, shard) in shards.into_iter().enumerate() {
@@ -257,7 +263,7 @@ fn read_shards(folder: &Folder) -> Result<(Vec<SourceFile>, Vec<TensorInfo>), So
         files.push(file);
         tensors.extend(found);
     }
-    check_index(&index, &files, &tensors)?;
+    check_index(index, &files, &tensors)?;
     Ok((files, tensors))
 }
 
