@@ -325,8 +325,13 @@ pub fn error_value(value: f64) -> String {
     if value == 0.0 {
         return "0".to_owned();
     }
-    let decimals = (2.0 - value.log10().floor()).max(0.0);
-    if (1e-4..1e6).contains(&value) { format!("{value:.0$}", decimals as usize) } else { format!("{value:.2e}") }
+    // The exponent after rounding, which can be one more than that of the value.
+    let short = format!("{value:.2e}");
+    let exponent = short.split_once('e').and_then(|(_, e)| e.parse::<i32>().ok());
+    match exponent {
+        Some(e @ -4..=2) => format!("{value:.0$}", usize::try_from(2 - e).unwrap_or(0)),
+        _ => short,
+    }
 }
 
 /// Columns with two spaces between them; text is aligned to the left, numbers to the right.
@@ -421,6 +426,7 @@ mod tests {
         assert_eq!(error_value(0.0), "0");
         assert_eq!(error_value(0.007_891), "0.00789");
         assert_eq!(error_value(0.125), "0.125");
+        assert_eq!(error_value(0.9996), "1.00");
         assert_eq!(error_value(1.5e-6), "1.50e-6");
     }
 
