@@ -1,5 +1,7 @@
 //! The program as its user meets it: flags, exit codes, streams, and what is left behind.
 
+#![allow(clippy::unwrap_used, clippy::panic, reason = "tests")]
+
 use std::fs;
 use std::path::PathBuf;
 
