@@ -1,6 +1,6 @@
 //! The program as its user meets it: flags, exit codes, streams, and what is left behind.
 
-#![allow(clippy::unwrap_used, clippy::panic, reason = "tests")]
+#![allow(clippy::unwrap_used, clippy::panic, reason = "tests fail by panicking")]
 
 use std::fs;
 use std::path::PathBuf;

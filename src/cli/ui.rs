@@ -3,7 +3,7 @@
 use std::fmt::{self, Display};
 use std::io::{self, IsTerminal, Write};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
@@ -88,7 +88,7 @@ impl Ui {
             return Meter::Silent;
         }
         let stderr = io::stderr();
-        if stderr.is_terminal() { Meter::Bar(bar(verb, unit)) } else { Meter::Lines(Lines::new(verb, unit)) }
+        if stderr.is_terminal() { Meter::Bar(Bar::new(verb, unit)) } else { Meter::Lines(Lines::new(verb, unit)) }
     }
 }
 
@@ -153,7 +153,7 @@ impl Unit {
 #[derive(Debug)]
 pub enum Meter {
     Silent,
-    Bar(ProgressBar),
+    Bar(Bar),
     Lines(Lines),
 }
 
@@ -161,11 +161,7 @@ impl Progress for Meter {
     fn advance(&self, done: u64, total: u64) {
         match self {
             Self::Silent => {}
-            Self::Bar(bar) => {
-                bar.set_length(total);
-                // Threads report out of order; a bar does not go back.
-                bar.set_position(done.max(bar.position()));
-            }
+            Self::Bar(bar) => bar.advance(done, total),
             Self::Lines(lines) => lines.advance(done, total),
         }
     }
@@ -175,36 +171,85 @@ impl Progress for Meter {
     }
 }
 
-impl Drop for Meter {
-    fn drop(&mut self) {
-        if let Self::Bar(bar) = self {
-            bar.finish_and_clear();
+/// How fast it goes: the mean since the first thing was done, because what comes before that (headers, an embedding that is
+/// only copied) says nothing about the rest.
+#[derive(Debug)]
+struct Pace {
+    started: Instant,
+    first: OnceLock<(Instant, u64)>,
+}
+
+impl Pace {
+    fn new() -> Self {
+        Self { started: Instant::now(), first: OnceLock::new() }
+    }
+
+    fn note(&self, done: u64) {
+        if done > 0 {
+            self.first.get_or_init(|| (Instant::now(), done));
+        }
+    }
+
+    fn per_second(&self, done: u64) -> f64 {
+        let since = |at: Instant| at.elapsed().as_secs_f64();
+        match self.first.get() {
+            Some(&(at, first)) if done > first && since(at) > 0.2 => (done - first) as f64 / since(at),
+            _ => done as f64 / since(self.started).max(1e-9),
         }
     }
 }
 
-fn bar(verb: &'static str, unit: Unit) -> ProgressBar {
-    let template = "{verb} {wide_bar:.green/dim} {percent:>3} %  {done}  {rate}  {left}";
-    let style = ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar());
-    let style = style
-        .progress_chars("━╸─")
-        .with_key("verb", move |state: &ProgressState, out: &mut dyn fmt::Write| {
-            let all = state.len().is_some_and(|total| total > 0 && state.pos() >= total);
-            let _ = if all { write!(out, "finishing") } else { write!(out, "{verb}") };
-        })
-        .with_key("done", move |state: &ProgressState, out: &mut dyn fmt::Write| {
-            let _ = write!(out, "{}", unit.progress(state.pos(), state.len().unwrap_or(0)));
-        })
-        .with_key("rate", move |state: &ProgressState, out: &mut dyn fmt::Write| {
-            let _ = write!(out, "{}", unit.rate(state.per_sec()));
-        })
-        .with_key("left", |state: &ProgressState, out: &mut dyn fmt::Write| {
-            let _ = if state.pos() == 0 { Ok(()) } else { write!(out, "{}", left(state.eta().as_secs_f64())) };
-        });
-    let bar = ProgressBar::with_draw_target(Some(0), ProgressDrawTarget::stderr_with_hz(10)).with_style(style);
-    // Without a tick the clock stands still while a large tensor is copied.
-    bar.enable_steady_tick(Duration::from_millis(250));
-    bar
+/// A bar that redraws itself.
+#[derive(Debug)]
+pub struct Bar {
+    bar: ProgressBar,
+    pace: Arc<Pace>,
+}
+
+impl Bar {
+    fn new(verb: &'static str, unit: Unit) -> Self {
+        let template = "{verb} {wide_bar:.green/dim} {percent:>3} %  {state}";
+        let style = ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar());
+        let pace = Arc::new(Pace::new());
+        let shared = Arc::clone(&pace);
+        let style = style
+            .progress_chars("━╸─")
+            .with_key("verb", move |state: &ProgressState, out: &mut dyn fmt::Write| {
+                let all = state.len().is_some_and(|total| total > 0 && state.pos() >= total);
+                let _ = out.write_str(if all { "finishing" } else { verb });
+            })
+            .with_key("state", move |state: &ProgressState, out: &mut dyn fmt::Write| {
+                let (done, total) = (state.pos(), state.len().unwrap_or(0));
+                let _ = out.write_str(&status(unit, done, total, shared.per_second(done)));
+            });
+        let bar = ProgressBar::with_draw_target(Some(0), ProgressDrawTarget::stderr_with_hz(10)).with_style(style);
+        // Without a tick the clock stands still while a large tensor is copied.
+        bar.enable_steady_tick(Duration::from_millis(250));
+        Self { bar, pace }
+    }
+
+    fn advance(&self, done: u64, total: u64) {
+        self.pace.note(done);
+        self.bar.set_length(total);
+        // Threads report out of order; a bar does not go back.
+        self.bar.set_position(done.max(self.bar.position()));
+    }
+}
+
+impl Drop for Bar {
+    fn drop(&mut self) {
+        self.bar.finish_and_clear();
+    }
+}
+
+/// `189M of 440M weights  92.1M weights/s  3 s left`; what is not known yet is left out.
+fn status(unit: Unit, done: u64, total: u64, per_second: f64) -> String {
+    let progress = unit.progress(done, total);
+    if done == 0 {
+        return progress;
+    }
+    let left = total.saturating_sub(done) as f64 / per_second.max(1e-9);
+    format!("{progress}  {}  {}", unit.rate(per_second), time_left(left))
 }
 
 /// A line for every tenth of the work, but no flood of them where it is quick and no silence where it is slow.
@@ -212,7 +257,7 @@ fn bar(verb: &'static str, unit: Unit) -> ProgressBar {
 pub struct Lines {
     verb: &'static str,
     unit: Unit,
-    started: Instant,
+    pace: Pace,
     last: Mutex<(u64, Instant)>,
 }
 
@@ -221,11 +266,11 @@ const LINE_INTERVALS: (Duration, Duration) = (Duration::from_millis(200), Durati
 
 impl Lines {
     fn new(verb: &'static str, unit: Unit) -> Self {
-        let now = Instant::now();
-        Self { verb, unit, started: now, last: Mutex::new((0, now)) }
+        Self { verb, unit, pace: Pace::new(), last: Mutex::new((0, Instant::now())) }
     }
 
     fn advance(&self, done: u64, total: u64) {
+        self.pace.note(done);
         let tenth = (10 * u128::from(done) / u128::from(total.max(1))) as u64;
         let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
         let (last_tenth, at) = *last;
@@ -236,14 +281,12 @@ impl Lines {
             return;
         }
         *last = (tenth, Instant::now());
-        let _ = writeln!(io::stderr(), "{}", self.line(done, total, self.started.elapsed().as_secs_f64()));
+        let _ = writeln!(io::stderr(), "{}", self.line(done, total, self.pace.per_second(done)));
     }
 
-    fn line(&self, done: u64, total: u64, seconds: f64) -> String {
+    fn line(&self, done: u64, total: u64, per_second: f64) -> String {
         let percent = 100.0 * done as f64 / total.max(1) as f64;
-        let rate = self.unit.rate(done as f64 / seconds.max(1e-9));
-        let left = left(seconds * total.saturating_sub(done) as f64 / done.max(1) as f64);
-        format!("{}: {percent:3.0} %  {}  {rate}  {left}", self.verb, self.unit.progress(done, total))
+        format!("{}: {percent:3.0} %  {}", self.verb, status(self.unit, done, total, per_second))
     }
 }
 
@@ -312,7 +355,7 @@ fn long_duration(seconds: u64) -> String {
 }
 
 /// An estimate of the time left: no finer than a second, and nothing where it means nothing yet.
-fn left(seconds: f64) -> String {
+fn time_left(seconds: f64) -> String {
     match seconds.ceil() {
         s if s < 100.0 => format!("{s:.0} s left"),
         s if s < 1e6 => format!("{} left", long_duration(s as u64)),
@@ -443,6 +486,6 @@ mod tests {
     #[test]
     fn a_line_says_how_far_how_fast_and_how_long() {
         let lines = Lines::new("converting", Unit::Weights);
-        assert_eq!(lines.line(50, 200, 2.0), "converting:  25 %  50 of 200 weights  25 weights/s  6 s left");
+        assert_eq!(lines.line(50, 200, 25.0), "converting:  25 %  50 of 200 weights  25 weights/s  6 s left");
     }
 }
