@@ -1,5 +1,6 @@
 //! Whole conversions through the public API: a checkpoint in, a pack out, and everything that must hold between the two.
 #![cfg(feature = "convert")]
+#![allow(clippy::unwrap_used, clippy::panic, reason = "helpers of tests")]
 
 use std::fs;
 use std::num::NonZeroUsize;
@@ -63,7 +64,7 @@ fn absmax_with_f32_scales_is_bitsandbytes_bit_for_bit() {
     let mapped = MappedPack::open(&target).unwrap();
     let mut compared = 0;
     for projection in mapped.pack().projections() {
-        let packed = oracle.tensor(&format!("{}.packed", projection.name)).unwrap();
+        let packed = oracle.tensor(&format!("{}.packed_high_nibble_first", projection.name)).unwrap();
         let absmax = oracle.tensor(&format!("{}.absmax", projection.name)).unwrap();
         // bitsandbytes has the first element of a byte in the high nibble.
         let codes: Vec<u8> = packed.data().iter().map(|b| b.rotate_left(4)).collect();
@@ -103,8 +104,7 @@ fn check_errors(compared: &AgainstReport, report: &Report, what: &str) {
         let max = of_role.iter().fold(0.0_f32, |m, t| m.max(t.max_abs_error));
         assert_eq!(max, role.max_abs_error, "{what} {}", role.role);
         let squares: f64 = of_role.iter().map(|t| t.rms_error * t.rms_error * t.weights as f64).sum();
-        let whole: f64 =
-            of_role.iter().map(|t| t.rms_error * t.rms_error * t.weights as f64 / t.relative_error).sum();
+        let whole: f64 = of_role.iter().map(|t| t.rms_error * t.rms_error * t.weights as f64 / t.relative_error).sum();
         let relative = squares / whole;
         assert!((relative - role.relative_error).abs() <= 1e-4 * relative, "{what} {}: {relative}", role.role);
     }
@@ -126,7 +126,9 @@ fn mse_has_a_fifth_less_error_than_absmax_at_the_same_size() {
 
 #[test]
 fn the_bytes_do_not_depend_on_the_number_of_threads() {
-    for (encoder, scale_type) in [(Encoder::Mse, ScaleType::Bf16), (Encoder::Absmax, ScaleType::F32), (Encoder::Mse, ScaleType::Dq8)] {
+    for (encoder, scale_type) in
+        [(Encoder::Mse, ScaleType::Bf16), (Encoder::Absmax, ScaleType::F32), (Encoder::Mse, ScaleType::Dq8)]
+    {
         let bytes = |threads| {
             let options = Options { threads: NonZeroUsize::new(threads), ..options(encoder, scale_type, 64) };
             let (_folder, target, _) = converted(&fixture("tiny-qwen3"), options);
@@ -355,7 +357,10 @@ fn another_checkpoint_does_not_fit() {
     patch_weight(&source, "model.layers.0.mlp.up_proj.weight", 70, 0x4120);
     patch_weight(&source, "model.norm.weight", 1, 0x4120);
     let mismatches = compare(&target, &source).mismatches;
-    assert!(matches!(&mismatches[0], Mismatch::BlockError { name, block: 1, .. } if name == "model.layers.0.mlp.up_proj.weight"), "{mismatches:?}");
+    assert!(
+        matches!(&mismatches[0], Mismatch::BlockError { name, block: 1, .. } if name == "model.layers.0.mlp.up_proj.weight"),
+        "{mismatches:?}"
+    );
     assert_eq!(mismatches[1], Mismatch::Bytes { name: "model.norm.weight".to_owned(), offset: 2 });
     assert_eq!(mismatches.len(), 2);
 
@@ -363,7 +368,8 @@ fn another_checkpoint_does_not_fit() {
     let shape = synth::Shape { layers: 3, ..small_shape() };
     synth::write(&other.path().join("model"), &shape, 7, None).unwrap();
     let mismatches = compare(&target, &other.path().join("model")).mismatches;
-    let missing = mismatches.iter().filter(|m| matches!(m, Mismatch::NotInPack { name } if name.starts_with("model.layers.2.")));
+    let missing =
+        mismatches.iter().filter(|m| matches!(m, Mismatch::NotInPack { name } if name.starts_with("model.layers.2.")));
     assert_eq!(missing.count(), 11);
 }
 
@@ -400,6 +406,23 @@ fn a_code_that_is_not_the_nearest_is_found_although_its_checksum_fits() {
     assert_eq!(verify(&target, 1, &()).unwrap().faults, []);
     let mismatches = compare(&target, &source).mismatches;
     assert!(matches!(&mismatches[..], [Mismatch::Code { element: 66, .. }]), "{mismatches:?}");
+}
+
+#[test]
+fn a_scale_that_no_encoder_chooses_is_found_although_its_checksum_fits() {
+    let checkpoint = small_checkpoint(None);
+    let source = checkpoint.path().join("model");
+    let (_folder, target, _) = converted(&source, Options::default());
+    let section = {
+        let mapped = MappedPack::open(&target).unwrap();
+        let index = mapped.pack().index();
+        index.sections().iter().position(|s| index.name(s).contains("layers.0.mlp.gate_proj")).unwrap() + 1
+    };
+    // The exponent of the third scale becomes smaller by two.
+    patch_payload(&target, section, 2 * 2 + 1, |byte| byte - 1);
+    assert_eq!(verify(&target, 1, &()).unwrap().faults, []);
+    let mismatches = compare(&target, &source).mismatches;
+    assert!(matches!(&mismatches[..], [Mismatch::BlockError { block: 2, .. }]), "{mismatches:?}");
 }
 
 #[test]
@@ -469,7 +492,8 @@ fn a_layer_with_a_bad_scale_is_not_handed_out() {
     let (_folder, target, _) = converted(&checkpoint.path().join("model"), options(Encoder::Absmax, ScaleType::F32, 64));
     let section = {
         let mapped = MappedPack::open(&target).unwrap();
-        mapped.pack().index().layers()[1].clone().find(|&n| mapped.pack().index().sections()[n].block_size == 64).unwrap() + 1
+        mapped.pack().index().layers()[1].clone().find(|&n| mapped.pack().index().sections()[n].block_size == 64).unwrap()
+            + 1
     };
     patch_payload(&target, section, 3, |_| 0xff);
     let mapped = MappedPack::open(&target).unwrap();
