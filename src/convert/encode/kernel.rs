@@ -151,6 +151,11 @@ fn unit_of(magnitude: f32) -> f32 {
     f32::from_bits(254_u32.saturating_sub(exponent).max(1) << 23)
 }
 
+/// What turns a sum of squares in units of `1 / unit` back: `unit^-2`.
+fn square_of(unit: f32) -> f64 {
+    1.0 / (f64::from(unit) * f64::from(unit))
+}
+
 /// Widens `N / 8`-byte elements into `to`, pads the last group with zeros, and returns the largest magnitude: infinity or NaN if
 /// there is any.
 #[inline(always)]
@@ -249,12 +254,35 @@ impl Block<'_> {
             }
             *packed = l.pack(codes);
         }
-        let square = 1.0 / (f64::from(unit_f32) * f64::from(unit_f32));
         Sums {
-            sq: f64::from(l.reduce_add(sq)) * square,
-            sq_error: f64::from(l.reduce_add(sq_error)) * square,
+            sq: f64::from(l.reduce_add(sq)) * square_of(unit_f32),
+            sq_error: f64::from(l.reduce_add(sq_error)) * square_of(unit_f32),
             max_error: l.reduce_largest(max_error),
         }
+    }
+
+    /// The squared error that [`Block::encode_at`] would find.
+    #[inline(always)]
+    pub fn sq_error_at<L: Lanes>(&self, l: L, scale: f32) -> f64 {
+        let divisor = Divisor::new(scale, self);
+        if divisor.divide {
+            self.sq_error_by::<L, true>(l, scale, divisor.by)
+        } else {
+            self.sq_error_by::<L, false>(l, scale, divisor.by)
+        }
+    }
+
+    #[inline(always)]
+    fn sq_error_by<L: Lanes, const DIVIDE: bool>(&self, l: L, scale: f32, by: f32) -> f64 {
+        let unit_f32 = unit_of(self.absmax.max(scale.abs()));
+        let (scale, by, unit, mut sq_error) = (l.splat(scale), l.splat(by), l.splat(unit_f32), l.splat(0.0));
+        for vector in self.groups.as_flattened().as_chunks::<8>().0 {
+            let w = l.load(vector);
+            let codes = l.codes(if DIVIDE { l.div(w, by) } else { l.mul(w, by) });
+            let e = l.mul(l.sub(w, l.mul(l.values(codes), scale)), unit);
+            sq_error = l.add(sq_error, l.mul(e, e));
+        }
+        f64::from(l.reduce_add(sq_error)) * square_of(unit_f32)
     }
 
     /// The bytes of `codes` that weights use, once those of the padding are filled.

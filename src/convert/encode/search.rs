@@ -78,7 +78,7 @@ pub(super) struct Search {
     /// For each block of the tile, the best scales as fractions of absmax.
     fractions: [[f32; REFINED]; MAX_GROUPS],
     /// Codes of one block at each of its scales.
-    codes: [[u8; MAX_BLOCK / 2]; REFINED + 1],
+    codes: [[u8; MAX_BLOCK / 2]; REFINED],
 }
 
 /// A block, encoded.
@@ -95,7 +95,7 @@ impl Search {
         Self {
             weights: [[0; GROUP]; MAX_GROUPS],
             fractions: [[0.0; REFINED]; MAX_GROUPS],
-            codes: [[0; MAX_BLOCK / 2]; REFINED + 1],
+            codes: [[0; MAX_BLOCK / 2]; REFINED],
         }
     }
 
@@ -116,15 +116,20 @@ impl Search {
     /// Encodes `block`, number `i` of the tile and not all zeros, at the best of its scales and absmax, rounded to `precision`.
     #[inline(always)]
     pub fn best<L: Lanes>(&mut self, l: L, precision: ScalePrecision, block: &Block<'_>, i: usize) -> Best<'_> {
-        let [first, second] = self.fractions[i];
-        let scales = [1.0, first, second].map(|fraction| precision.round(block.absmax * fraction));
-        let mut sums = [block.encode_at(l, scales[0], &mut self.codes[0]); REFINED + 1];
+        let scales = self.fractions[i].map(|fraction| precision.round(block.absmax * fraction));
+        let mut sums = [block.encode_at(l, scales[0], &mut self.codes[0]); REFINED];
         let mut best = 0;
-        for i in 1..=REFINED {
+        for i in 1..REFINED {
             sums[i] = block.encode_at(l, scales[i], &mut self.codes[i]);
             if sums[i].sq_error < sums[best].sq_error {
                 best = i;
             }
+        }
+        let absmax = precision.round(block.absmax);
+        // One block in twenty: only then are absmax's codes worth their time.
+        if block.sq_error_at(l, absmax) <= sums[best].sq_error {
+            let sums = block.encode_at(l, absmax, &mut self.codes[0]);
+            return Best { scale: absmax, codes: &self.codes[0], sums };
         }
         Best { scale: scales[best], codes: &self.codes[best], sums: sums[best] }
     }
