@@ -307,9 +307,8 @@ pub(super) struct Sums {
     max_error: f32,
 }
 
-/// [`super::encode`].
-pub(super) struct Encode<'a> {
-    pub encoder: Encoder,
+/// [`super::encode`] with [`Encoder::Mse`] or with [`Encoder::Absmax`]; separate types, since each is compiled better on its own.
+pub(super) struct Encode<'a, const MSE: bool> {
     pub precision: ScalePrecision,
     pub block: usize,
     pub weights: Weights<'a>,
@@ -317,7 +316,7 @@ pub(super) struct Encode<'a> {
     pub scales: &'a mut [f32],
 }
 
-impl Task for Encode<'_> {
+impl<const MSE: bool> Task for Encode<'_, MSE> {
     type Output = Result<Stats, NotFinite>;
 
     #[inline(always)]
@@ -327,7 +326,7 @@ impl Task for Encode<'_> {
         let tiles = self.codes.chunks_mut(capacity * self.block / 2).zip(self.scales.chunks_mut(capacity));
         for (t, (codes, scales)) in tiles.enumerate() {
             tile.load(l, self.weights, t * capacity)?;
-            if self.encoder == Encoder::Mse {
+            if MSE {
                 search.prepare(l, &tile, scales.len());
             }
             for (i, (codes, scale)) in codes.chunks_exact_mut(self.block / 2).zip(scales).enumerate() {
@@ -339,17 +338,14 @@ impl Task for Encode<'_> {
                     stats.weights += block.len as u64;
                     continue;
                 }
-                let sums = match self.encoder {
-                    Encoder::Absmax => {
-                        *scale = self.precision.round(block.absmax);
-                        block.encode(l, *scale, Divisor::bitsandbytes(*scale, &block), codes)
-                    }
-                    Encoder::Mse => {
-                        let best = search.best(l, self.precision, &block, i);
-                        codes.copy_from_slice(&best.codes[..codes.len()]);
-                        *scale = best.scale;
-                        best.sums
-                    }
+                let sums = if MSE {
+                    let best = search.best(l, self.precision, &block, i);
+                    codes.copy_from_slice(&best.codes[..codes.len()]);
+                    *scale = best.scale;
+                    best.sums
+                } else {
+                    *scale = self.precision.round(block.absmax);
+                    block.encode(l, *scale, Divisor::bitsandbytes(*scale, &block), codes)
                 };
                 stats.merge(&block.stats(sums));
             }

@@ -5,7 +5,7 @@
 //! machine, and 32 weights an instruction. The best [`REFINED`] are refitted, encoded and refitted again in the same integers;
 //! only then is float32 used, to compare the errors of the two, rounded as they will be stored, and of absmax itself.
 //!
-//! On the projections of two trained models, in blocks of 64, that leaves 0.4 % more error than 41 candidates, all of it in
+//! On the projections of two trained models, in blocks of 64, that leaves 0.3 % more error than 41 candidates a sign, all of it in
 //! float32, and 18.7 % less than absmax.
 
 use super::ScalePrecision;
@@ -126,7 +126,7 @@ impl Search {
             }
         }
         let absmax = precision.round(block.absmax);
-        // One block in twenty: only then are absmax's codes worth their time.
+        // One block in thirty: only then are absmax's codes worth their time.
         if block.sq_error_at(l, absmax) <= sums[best].sq_error {
             let sums = block.encode_at(l, absmax, &mut self.codes[0]);
             return Best { scale: absmax, codes: &self.codes[0], sums };
@@ -168,7 +168,7 @@ fn candidates<L: Lanes>(l: L, weights: &[[i8; GROUP]]) -> [f32; REFINED] {
     [best, second].map(|key| {
         let i = (key & INDEX) as usize;
         let fraction = dots[i][0] as f32 / dots[i][1] as f32;
-        if i % 2 == 0 { fraction } else { -fraction }
+        if i.is_multiple_of(2) { fraction } else { -fraction }
     })
 }
 

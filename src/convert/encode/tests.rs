@@ -52,8 +52,12 @@ fn encode_on(
     let block = block_size as usize;
     let blocks = weights.len().div_ceil(block);
     let (mut codes, mut scales) = (vec![0xee; blocks * block / 2], vec![f32::NAN; blocks]);
-    let task = Encode { encoder, precision, block, weights, codes: &mut codes, scales: &mut scales };
-    let stats = backend.run(task).map_err(|not_finite| not_finite.index)?;
+    let (to, of) = (&mut codes, &mut scales);
+    let stats = match encoder {
+        Encoder::Absmax => backend.run(Encode::<false> { precision, block, weights, codes: to, scales: of }),
+        Encoder::Mse => backend.run(Encode::<true> { precision, block, weights, codes: to, scales: of }),
+    };
+    let stats = stats.map_err(|not_finite| not_finite.index)?;
     Ok((codes, scales.iter().map(|s| s.to_bits()).collect(), bits(stats)))
 }
 
