@@ -1,5 +1,8 @@
 //! A Hugging Face checkpoint, converted once into one 4-bit file that any program can memory-map.
 
+#[cfg(feature = "cli")]
+#[doc(hidden)]
+pub mod cli;
 #[cfg(feature = "convert")]
 pub mod convert;
 pub mod dequant;

@@ -1,2 +1,7 @@
-//! The `nf4pack` program.
-fn main() {}
+//! The `nf4pack` program: see [`nf4pack::cli`].
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    nf4pack::cli::run(std::env::args_os())
+}

@@ -4,7 +4,7 @@
 pub mod arch;
 pub mod encode;
 mod error;
-mod hash;
+pub(crate) mod hash;
 pub mod notice;
 mod options;
 mod piece;

@@ -9,7 +9,7 @@ use std::time::Instant;
 use rayon::prelude::*;
 
 use super::arch::{self, Model};
-use super::encode::nested;
+use super::encode::{Stats, nested};
 use super::error::ConvertError;
 use super::hash::FileHash;
 use super::notice::Notice;
@@ -116,6 +116,8 @@ impl Conversion {
         let seconds = self.started.elapsed().as_secs_f64();
         let sections = self.plan.layout.sections().iter();
         let raw: Vec<&Section> = sections.filter(|s| s.kind == Some(SectionKind::Raw)).collect();
+        let mut all = Stats::default();
+        state.roles.values().for_each(|sums| all.merge(&sums.stats));
         Report {
             source_bytes: self.source_bytes(),
             pack_bytes: self.plan.layout.file_len(),
@@ -125,6 +127,7 @@ impl Conversion {
             raw_bytes: raw.iter().map(|s| s.length).sum(),
             seconds,
             weights_per_second: self.plan.weights as f64 / seconds.max(f64::MIN_POSITIVE),
+            relative_error: all.relative_sq_error(),
             roles: state.roles.iter().map(|(&role, sums)| sums.report(role)).collect(),
             notices: notice_texts(&self.notices),
         }

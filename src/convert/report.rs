@@ -60,6 +60,8 @@ pub struct Report {
     pub seconds: f64,
     /// `weights / seconds`.
     pub weights_per_second: f64,
+    /// Sum of squared errors over sum of squared weights, of all that was quantised.
+    pub relative_error: f64,
     /// One entry per role that was quantised, in the order of a layer.
     pub roles: Vec<RoleReport>,
     /// What the user should know.
@@ -83,7 +85,7 @@ impl RoleSums {
             weights,
             bytes: self.bytes,
             bits_per_weight: 8.0 * self.bytes as f64 / weights.max(1) as f64,
-            relative_error: if self.stats.sum_sq > 0.0 { self.stats.sum_sq_error / self.stats.sum_sq } else { 0.0 },
+            relative_error: self.stats.relative_sq_error(),
             max_abs_error: self.stats.max_abs_error,
         }
     }

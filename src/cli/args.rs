@@ -1,0 +1,464 @@
+//! The command line as data: every option with its help. Nothing is decided here.
+
+use std::num::NonZeroUsize;
+use std::path::PathBuf;
+
+use clap::builder::styling::{AnsiColor, Styles};
+use clap::builder::{PossibleValuesParser, TypedValueParser};
+use clap::{Args, Parser, Subcommand, ValueEnum, ValueHint};
+use regex::Regex;
+
+use crate::convert::Options;
+use crate::convert::encode::Encoder;
+use crate::format::FloatType;
+use crate::format::nf4::ScaleType;
+
+const STYLES: Styles = Styles::styled()
+    .header(AnsiColor::Yellow.on_default().bold())
+    .usage(AnsiColor::Yellow.on_default().bold())
+    .literal(AnsiColor::Green.on_default())
+    .placeholder(AnsiColor::Cyan.on_default());
+
+const LONG_ABOUT: &str = "\
+One file, 4 bits: converts a Hugging Face checkpoint once into a memory-mapped NF4 pack.
+
+Quick start:
+  nf4pack convert ./Qwen3-0.6B qwen3.nf4pack                 # once
+  nf4pack verify  qwen3.nf4pack --against ./Qwen3-0.6B       # every checksum, every weight
+  nf4pack export  qwen3.nf4pack ./Qwen3-0.6B-nf4             # back to a folder that transformers loads";
+
+const AFTER_HELP: &str = "\
+Exit codes: 0 good, 1 failed (or the pack is damaged), 2 wrong usage.
+With --json a command prints one JSON document on stdout, on failure {\"error\", \"hint\"}, and everything else on stderr.
+`nf4pack COMMAND --help` explains every option, with examples.";
+
+/// The whole command line.
+#[derive(Debug, Parser)]
+#[command(
+    name = "nf4pack",
+    version,
+    about = "Converts a Hugging Face checkpoint once into a memory-mapped 4-bit file",
+    long_about = LONG_ABOUT,
+    after_help = AFTER_HELP,
+    styles = STYLES,
+    max_term_width = 120
+)]
+pub struct Cli {
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    Convert(ConvertArgs),
+    Inspect(InspectArgs),
+    Verify(VerifyArgs),
+    Export(ExportArgs),
+    Bench(BenchArgs),
+    Completions(CompletionsArgs),
+}
+
+const CONVERT_EXAMPLES: &str = "\
+Examples:
+  nf4pack convert ./Qwen3-4B qwen3-4b.nf4pack
+  nf4pack convert ./Qwen3-4B small.nf4pack --scales dq8             # 4.13 instead of 4.25 bits per weight
+  nf4pack convert ./Qwen3-4B mixed.nf4pack --keep 'layers\\.0\\.'     # the first layer stays in its own type
+  nf4pack convert ./Llama-3-8B l.nf4pack --quantize '^lm_head'      # the output projection is quantised, too
+  nf4pack convert ./Qwen3-4B out.nf4pack --dry-run                  # what would be written, and how long it is
+
+OUT appears under its name only when it is whole and on disk: stopped, failed or out of space, there is no OUT and no
+temporary file. The same checkpoint and options give the same bytes, whatever the number of threads.";
+
+/// Convert a checkpoint into a pack
+#[derive(Debug, Args)]
+#[command(after_help = CONVERT_EXAMPLES)]
+pub struct ConvertArgs {
+    /// The checkpoint: a folder with model.safetensors or its shards (a hub snapshot), or one .safetensors file
+    #[arg(value_name = "SRC", value_hint = ValueHint::AnyPath)]
+    pub source: PathBuf,
+
+    /// The pack to write
+    #[arg(value_name = "OUT.nf4pack", value_hint = ValueHint::FilePath)]
+    pub target: PathBuf,
+
+    #[command(flatten)]
+    pub quality: QualityArgs,
+
+    /// Keep projections whose name matches in their own float type; wins over --quantize
+    ///
+    /// Names are those of the checkpoint, such as model.layers.0.mlp.down_proj.weight; the expression may match any part.
+    #[arg(long, value_name = "REGEX")]
+    pub keep: Option<Regex>,
+
+    /// Quantise further tensors of two or more dimensions whose name matches
+    ///
+    /// By default the seven projections of every layer are quantised (q, k, v, o, gate, up, down); embeddings, lm_head, norms
+    /// and biases are copied as they are.
+    #[arg(long, value_name = "REGEX")]
+    pub quantize: Option<Regex>,
+
+    #[command(flatten)]
+    pub threads: ThreadsArg,
+
+    /// A config.json to use in place of the checkpoint's own
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
+    pub config: Option<PathBuf>,
+
+    /// Print what would be written, and write nothing
+    #[arg(long)]
+    pub dry_run: bool,
+
+    /// Replace OUT where it exists
+    #[arg(long)]
+    pub force: bool,
+
+    #[command(flatten)]
+    pub output: OutputArgs,
+}
+
+/// Choices that decide size and error.
+#[derive(Debug, Args)]
+pub struct QualityArgs {
+    /// How the scale of a block is chosen
+    #[arg(long, value_enum, default_value_t = EncoderArg::Mse)]
+    pub encoder: EncoderArg,
+
+    /// How scales are stored; bits per weight are at block size 64
+    #[arg(long, value_enum, default_value_t = ScalesArg::Bf16)]
+    pub scales: ScalesArg,
+
+    /// Weights that share a scale: larger blocks are smaller files with larger errors
+    #[arg(long, value_name = "N", default_value = "64", value_parser = block_size_parser())]
+    pub block_size: u32,
+}
+
+#[derive(Debug, Args)]
+pub struct ThreadsArg {
+    /// Worker threads; the result does not depend on it [default: one per core]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
+    pub threads: Option<u16>,
+}
+
+#[derive(Debug, Clone, Copy, Args)]
+pub struct OutputArgs {
+    /// Print one JSON document on stdout (numbers are exact); all else goes to stderr
+    #[arg(long)]
+    pub json: bool,
+
+    /// Print nothing but errors (and the JSON document)
+    #[arg(long)]
+    pub quiet: bool,
+}
+
+const INSPECT_EXAMPLES: &str = "\
+Examples:
+  nf4pack inspect qwen3.nf4pack
+  nf4pack inspect qwen3.nf4pack --tensors | grep down_proj
+  nf4pack inspect qwen3.nf4pack --layer 0
+  nf4pack inspect qwen3.nf4pack --json | jq .provenance
+
+Reads header, index and metadata only, whatever the size of the file; `nf4pack verify` checks the rest.";
+
+/// Show what a pack holds
+#[derive(Debug, Args)]
+#[command(after_help = INSPECT_EXAMPLES)]
+pub struct InspectArgs {
+    /// The pack
+    #[arg(value_name = "FILE", value_hint = ValueHint::FilePath)]
+    pub file: PathBuf,
+
+    /// List every tensor: role, shape, type, offset and bytes
+    #[arg(long)]
+    pub tensors: bool,
+
+    /// List the tensors of layer N only
+    #[arg(long, value_name = "N")]
+    pub layer: Option<u32>,
+
+    /// Print one JSON document on stdout (numbers are exact)
+    #[arg(long)]
+    pub json: bool,
+}
+
+const VERIFY_EXAMPLES: &str = "\
+Examples:
+  nf4pack verify qwen3.nf4pack
+  nf4pack verify qwen3.nf4pack --against ./Qwen3-0.6B
+  nf4pack verify qwen3.nf4pack --json | jq -r '.faults[]'
+
+Every checksum, scale and padding byte is read, on all cores; each damaged section is named. With --against every weight is
+decoded and held against the checkpoint: the errors are listed by tensor, and one that no encoder can have produced, a
+tensor that is missing or a byte of a copied one that differs is a mismatch. Faults and mismatches give exit code 1.";
+
+/// Check a pack, alone or against its checkpoint
+#[derive(Debug, Args)]
+#[command(after_help = VERIFY_EXAMPLES)]
+pub struct VerifyArgs {
+    /// The pack
+    #[arg(value_name = "FILE", value_hint = ValueHint::FilePath)]
+    pub file: PathBuf,
+
+    /// The checkpoint that the pack was made from
+    #[arg(long, value_name = "SRC", value_hint = ValueHint::AnyPath)]
+    pub against: Option<PathBuf>,
+
+    /// A config.json to use in place of the checkpoint's own
+    #[arg(long, value_name = "FILE", requires = "against", value_hint = ValueHint::FilePath)]
+    pub config: Option<PathBuf>,
+
+    #[command(flatten)]
+    pub threads: ThreadsArg,
+
+    #[command(flatten)]
+    pub output: OutputArgs,
+}
+
+const EXPORT_EXAMPLES: &str = "\
+Examples:
+  nf4pack export qwen3.nf4pack ./Qwen3-0.6B-nf4
+  nf4pack export qwen3.nf4pack ./exact --dtype f32
+
+The folder holds the weights as .safetensors, and the checkpoint's config and tokenizer files byte for byte:
+`AutoModelForCausalLM.from_pretrained(\"./Qwen3-0.6B-nf4\")` loads it. The pack is checked first, and the folder appears
+under its name only when it is whole.";
+
+/// Write a pack back as a folder that transformers loads
+#[derive(Debug, Args)]
+#[command(after_help = EXPORT_EXAMPLES)]
+pub struct ExportArgs {
+    /// The pack
+    #[arg(value_name = "FILE", value_hint = ValueHint::FilePath)]
+    pub file: PathBuf,
+
+    /// The folder to write: a new or an empty one
+    #[arg(value_name = "OUT_DIR", value_hint = ValueHint::DirPath)]
+    pub target: PathBuf,
+
+    /// Type of the decoded weights; tensors that were not quantised keep their own
+    #[arg(long, value_enum, default_value_t = DtypeArg::Bf16)]
+    pub dtype: DtypeArg,
+
+    #[command(flatten)]
+    pub output: OutputArgs,
+}
+
+/// Measure this machine
+#[derive(Debug, Args)]
+pub struct BenchArgs {
+    #[command(subcommand)]
+    pub what: BenchCommand,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum BenchCommand {
+    Convert(BenchConvertArgs),
+}
+
+const BENCH_EXAMPLES: &str = "\
+Examples:
+  nf4pack bench convert
+  nf4pack bench convert --shape qwen3-4b --dir /mnt/fast --runs 3      # needs 14 GB
+  nf4pack bench convert --shape tiny --json
+
+Writes a checkpoint of random weights into a temporary folder, converts it several times (everything included: reading,
+SHA-256, encoding, writing, fsync), and measures the parts alone in the same run: the encoder on one thread, the decoder
+beside memcpy, verify, SHA-256, and a plain write and fsync of as many bytes as the pack has, the floor of any converter.
+All figures are medians. The checkpoint has just been written, so that it is read from the page cache where it fits.";
+
+/// Measure conversion, and what bounds it
+#[derive(Debug, Args)]
+#[command(after_help = BENCH_EXAMPLES)]
+pub struct BenchConvertArgs {
+    /// The model whose shapes the random checkpoint has
+    #[arg(long, value_enum, default_value_t = ShapeArg::Qwen3_0_6b)]
+    pub shape: ShapeArg,
+
+    /// Only this encoder [default: both]
+    #[arg(long, value_enum)]
+    pub encoder: Option<EncoderArg>,
+
+    /// How scales are stored
+    #[arg(long, value_enum, default_value_t = ScalesArg::Bf16)]
+    pub scales: ScalesArg,
+
+    /// Weights that share a scale
+    #[arg(long, value_name = "N", default_value = "64", value_parser = block_size_parser())]
+    pub block_size: u32,
+
+    #[command(flatten)]
+    pub threads: ThreadsArg,
+
+    /// Times that each thing is measured
+    #[arg(long, value_name = "N", default_value = "5", value_parser = clap::value_parser!(u16).range(1..=1000))]
+    pub runs: u16,
+
+    /// Folder for the temporary files: its file system is what is measured [default: the system's temporary folder]
+    #[arg(long, value_name = "FOLDER", value_hint = ValueHint::DirPath)]
+    pub dir: Option<PathBuf>,
+
+    /// Print one JSON document on stdout (numbers are exact); all else goes to stderr
+    #[arg(long)]
+    pub json: bool,
+}
+
+const COMPLETIONS_EXAMPLES: &str = "\
+Examples:
+  nf4pack completions bash > ~/.local/share/bash-completion/completions/nf4pack
+  nf4pack completions zsh  > ~/.zfunc/_nf4pack
+  nf4pack completions fish > ~/.config/fish/completions/nf4pack.fish";
+
+/// Print a completion script for a shell
+#[derive(Debug, Args)]
+#[command(after_help = COMPLETIONS_EXAMPLES)]
+pub struct CompletionsArgs {
+    /// The shell
+    #[arg(value_name = "SHELL", value_enum)]
+    pub shell: clap_complete::Shell,
+}
+
+/// [`Encoder`] on the command line.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum EncoderArg {
+    /// The scale with the least squared error: 18.7 % less than absmax at the same size (normal weights, block 64)
+    Mse,
+    /// The largest magnitude of the block, as bitsandbytes does it: faster to encode
+    Absmax,
+}
+
+impl From<EncoderArg> for Encoder {
+    fn from(arg: EncoderArg) -> Self {
+        match arg {
+            EncoderArg::Mse => Self::Mse,
+            EncoderArg::Absmax => Self::Absmax,
+        }
+    }
+}
+
+/// [`ScaleType`] on the command line.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum ScalesArg {
+    /// bfloat16: 4.25 bits per weight
+    Bf16,
+    /// float32: 4.5 bits per weight
+    F32,
+    /// 8-bit, nested under float32, as double quantisation in bitsandbytes: 4.13 bits per weight
+    Dq8,
+}
+
+impl From<ScalesArg> for ScaleType {
+    fn from(arg: ScalesArg) -> Self {
+        match arg {
+            ScalesArg::Bf16 => Self::Bf16,
+            ScalesArg::F32 => Self::F32,
+            ScalesArg::Dq8 => Self::Dq8,
+        }
+    }
+}
+
+/// [`FloatType`] on the command line.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum DtypeArg {
+    /// bfloat16, the type of most checkpoints
+    Bf16,
+    /// float16; a weight beyond 65504 is an error
+    F16,
+    /// float32: exactly the decoded values
+    F32,
+}
+
+impl From<DtypeArg> for FloatType {
+    fn from(arg: DtypeArg) -> Self {
+        match arg {
+            DtypeArg::Bf16 => Self::Bf16,
+            DtypeArg::F16 => Self::F16,
+            DtypeArg::F32 => Self::F32,
+        }
+    }
+}
+
+/// The shapes of [`crate::convert::synth`] on the command line.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum ShapeArg {
+    /// 440 million weights in projections, 1.2 GB
+    #[value(name = "qwen3-0.6b")]
+    Qwen3_0_6b,
+    /// 3.6 billion weights in projections, 8.0 GB
+    #[value(name = "qwen3-4b")]
+    Qwen3_4b,
+    /// 2 million weights, 5 MB: whether it works, not how fast it is
+    Tiny,
+}
+
+impl ShapeArg {
+    /// The name that [`crate::convert::synth::Shape::from_name`] knows.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Qwen3_0_6b => "qwen3-0.6b",
+            Self::Qwen3_4b => "qwen3-4b",
+            Self::Tiny => "tiny",
+        }
+    }
+}
+
+/// The values of [`crate::format::nf4::BLOCK_SIZES`]; clap wants them as text.
+const BLOCK_SIZE_NAMES: [&str; 8] = ["32", "64", "128", "256", "512", "1024", "2048", "4096"];
+
+fn block_size_parser() -> impl TypedValueParser<Value = u32> {
+    PossibleValuesParser::new(BLOCK_SIZE_NAMES).try_map(|name| name.parse::<u32>())
+}
+
+impl ThreadsArg {
+    /// As [`Options::threads`] has it.
+    pub fn non_zero(&self) -> Option<NonZeroUsize> {
+        self.threads.and_then(|n| NonZeroUsize::new(usize::from(n)))
+    }
+
+    /// As verify has it: 0 is one per core.
+    pub fn or_zero(&self) -> usize {
+        self.threads.map_or(0, usize::from)
+    }
+}
+
+impl ConvertArgs {
+    /// The options of the library.
+    pub fn options(&self) -> Options {
+        Options {
+            encoder: self.quality.encoder.into(),
+            scale_type: self.quality.scales.into(),
+            block_size: self.quality.block_size,
+            keep: self.keep.clone(),
+            quantize: self.quantize.clone(),
+            threads: self.threads.non_zero(),
+            config: self.config.clone(),
+            force: self.force,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+    use crate::convert::synth::Shape;
+    use crate::format::nf4::BLOCK_SIZES;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn block_sizes_and_shapes_are_those_of_the_library() {
+        assert_eq!(BLOCK_SIZE_NAMES.map(|name| name.parse::<u32>().unwrap()), BLOCK_SIZES);
+        let shapes: Vec<&str> = ShapeArg::value_variants().iter().map(|shape| shape.name()).collect();
+        assert!(shapes.iter().all(|name| Shape::from_name(name).is_some()));
+        assert_eq!(shapes.len(), Shape::NAMES.len());
+    }
+
+    #[test]
+    fn the_defaults_are_those_of_the_library() {
+        let Command::Convert(args) = Cli::parse_from(["nf4pack", "convert", "in", "out"]).command else { unreachable!() };
+        assert_eq!(format!("{:?}", args.options()), format!("{:?}", Options::default()));
+    }
+}

@@ -1,0 +1,354 @@
+//! `nf4pack bench convert`: the whole command, and what bounds it, measured in one run.
+
+use std::fmt::Write as _;
+use std::fs::{self, File};
+use std::hint::black_box;
+use std::io::Write as _;
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+use anyhow::{Context, Result};
+use serde::Serialize;
+
+use super::Outcome;
+use super::args::{BenchConvertArgs, EncoderArg};
+use super::ui::{self, Meter, Table, Ui};
+use crate::convert::encode::{self, Encoder, ScalePrecision, Weights};
+use crate::convert::hash::FileHash;
+use crate::convert::plan::scale_type_name;
+use crate::convert::source::Checkpoint;
+use crate::convert::synth::{self, Shape};
+use crate::convert::{ConvertError, Options, Report, convert};
+use crate::format::nf4::ScaleType;
+use crate::format::{FloatType, Pack};
+use crate::verify::verify;
+use crate::{MappedPack, dequant};
+
+/// Weights that the parts are measured on: 64 MiB in float32, more than any cache holds.
+const PART_WEIGHTS: usize = 16 << 20;
+
+/// Bytes that are written at a time to find the floor.
+const WRITE_LEN: usize = 4 << 20;
+
+/// All figures; each is the median of the runs.
+#[derive(Serialize)]
+struct Bench {
+    shape: &'static str,
+    dir: String,
+    source_bytes: u64,
+    scales: &'static str,
+    block_size: u32,
+    threads: usize,
+    runs: u16,
+    encoders: Vec<EncoderBench>,
+    /// Bytes of float32 that one thread decodes.
+    decode_bytes_per_second: f64,
+    /// Bytes that one thread copies into the same buffer.
+    memcpy_bytes_per_second: f64,
+    verify_bytes_per_second: f64,
+    /// Of one thread: the source is hashed in order.
+    sha256_bytes_per_second: f64,
+    /// A file of the pack's length in the same folder, written and synced by one thread.
+    write_sync_bytes_per_second: f64,
+    /// Of this process, after all conversions and before anything else.
+    peak_rss_bytes: Option<u64>,
+}
+
+#[derive(Serialize)]
+struct EncoderBench {
+    encoder: &'static str,
+    weights: u64,
+    pack_bytes: u64,
+    relative_error: f64,
+    /// Of the whole command, every run.
+    seconds: Vec<f64>,
+    median_seconds: f64,
+    weights_per_second: f64,
+    /// The encoder alone, on one thread, in memory.
+    encode_weights_per_second: f64,
+}
+
+pub fn run(args: &BenchConvertArgs) -> Result<Outcome> {
+    let ui = Ui::new(args.json);
+    ui::handle_interrupts()?;
+    let dir = args.dir.clone().unwrap_or_else(std::env::temp_dir);
+    let no_folder = || format!("cannot make a folder in {} (--dir names another place)", dir.display());
+    let folder = tempfile::Builder::new().prefix("nf4pack-bench-").tempdir_in(&dir).with_context(no_folder)?;
+    let runner = Runner { args, ui, source: folder.path().join("checkpoint"), pack: folder.path().join("out.nf4pack") };
+    let bench = runner.run(&dir)?;
+    ui.result(&bench, || bench.text())?;
+    Ok(Outcome::Good)
+}
+
+struct Runner<'a> {
+    args: &'a BenchConvertArgs,
+    ui: Ui,
+    source: PathBuf,
+    pack: PathBuf,
+}
+
+impl Runner<'_> {
+    fn run(&self, dir: &Path) -> Result<Bench> {
+        let source_bytes = self.write_checkpoint()?;
+        let encoders: Vec<Encoder> = match self.args.encoder {
+            Some(one) => vec![one.into()],
+            None => vec![EncoderArg::Absmax.into(), EncoderArg::Mse.into()],
+        };
+        let reports = self.conversions(&encoders)?;
+        let peak_rss_bytes = peak_rss();
+        self.ui.stage("measuring the parts alone");
+        let weights = self.sample()?;
+        let encoders = encoders.iter().zip(reports).map(|(&encoder, reports)| self.encoder(encoder, &reports, &weights));
+        let encoders = encoders.collect::<Result<_>>()?;
+        let (decode, memcpy) = self.decode()?;
+        Ok(Bench {
+            shape: self.args.shape.name(),
+            dir: dir.display().to_string(),
+            source_bytes,
+            scales: scale_type_name(self.args.scales.into()),
+            block_size: self.args.block_size,
+            threads: self.args.threads.non_zero().map_or_else(cores, |n| n.get()),
+            runs: self.args.runs,
+            encoders,
+            decode_bytes_per_second: decode,
+            memcpy_bytes_per_second: memcpy,
+            verify_bytes_per_second: self.verify()?,
+            sha256_bytes_per_second: self.sha256(&weights)?,
+            write_sync_bytes_per_second: self.write_floor(&weights)?,
+            peak_rss_bytes,
+        })
+    }
+
+    fn write_checkpoint(&self) -> Result<u64> {
+        let shape = self.args.shape.name();
+        self.ui.stage(&format!("writing a random {shape} checkpoint to {}", self.source.display()));
+        let sizes = Shape::from_name(shape).with_context(|| format!("no shape {shape}"))?;
+        let failed = || format!("cannot write {} (--dir names another place)", self.source.display());
+        synth::write(&self.source, &sizes, 0, None).with_context(failed)
+    }
+
+    /// The reports of every run, by encoder. Encoders take turns, so that a machine that slows down treats both alike.
+    fn conversions(&self, encoders: &[Encoder]) -> Result<Vec<Vec<Report>>> {
+        let mut reports = vec![Vec::new(); encoders.len()];
+        for run in 1..=self.args.runs {
+            for (&encoder, reports) in encoders.iter().zip(&mut reports) {
+                let options = Options {
+                    encoder,
+                    scale_type: self.args.scales.into(),
+                    block_size: self.args.block_size,
+                    threads: self.args.threads.non_zero(),
+                    ..Options::default()
+                };
+                if !reports.is_empty() || self.pack.exists() {
+                    fs::remove_file(&self.pack).context("cannot remove the pack of the last run")?;
+                }
+                let report = convert(&self.source, &self.pack, options, &Meter::Silent)?;
+                let (time, rate) = (ui::duration(report.seconds), ui::count(report.weights_per_second));
+                self.ui.stage(&format!("run {run} of {}, {}: {time}, {rate} weights/s", self.args.runs, encoder.name()));
+                reports.push(report);
+            }
+        }
+        Ok(reports)
+    }
+
+    /// Weights of the checkpoint's projections, in bfloat16.
+    fn sample(&self) -> Result<Vec<u8>> {
+        let checkpoint = Checkpoint::open(&self.source, None)?;
+        let mut weights = Vec::new();
+        for tensor in checkpoint.tensors.iter().filter(|t| t.name.contains("_proj.")) {
+            let (from, len) = (weights.len(), tensor.length as usize);
+            if from + len > 2 * PART_WEIGHTS && from > 0 {
+                break;
+            }
+            weights.resize(from + len, 0);
+            checkpoint.read(tensor, 0, &mut weights[from..])?;
+        }
+        Ok(weights)
+    }
+
+    fn encoder(&self, encoder: Encoder, reports: &[Report], bytes: &[u8]) -> Result<EncoderBench> {
+        let weights = Weights { float_type: FloatType::Bf16, bytes };
+        let (block, blocks) = (self.args.block_size, weights.len().div_ceil(self.args.block_size as usize));
+        let (mut codes, mut scales) = (vec![0; blocks * block as usize / 2], vec![0.0; blocks]);
+        let encode_weights_per_second = self.rate(weights.len() as f64, || {
+            match self.args.scales.into() {
+                ScaleType::Bf16 => {
+                    encode::encode(encoder, ScalePrecision::Bf16, block, weights, &mut codes, &mut scales)?;
+                }
+                ScaleType::F32 => {
+                    encode::encode(encoder, ScalePrecision::F32, block, weights, &mut codes, &mut scales)?;
+                }
+                // Nesting the scales lies between the two; it is small, and not the encoder's.
+                ScaleType::Dq8 => {
+                    encode::choose_scales(encoder, block, weights, &mut scales)?;
+                    encode::encode_with_scales(block, weights, &scales, &mut codes);
+                }
+            }
+            black_box((&codes, &scales));
+            Ok(())
+        })?;
+        let last = reports.last().context("no runs")?;
+        let seconds: Vec<f64> = reports.iter().map(|r| r.seconds).collect();
+        let median_seconds = median(seconds.clone());
+        Ok(EncoderBench {
+            encoder: encoder.name(),
+            weights: last.weights,
+            pack_bytes: last.pack_bytes,
+            relative_error: last.relative_error,
+            seconds,
+            median_seconds,
+            weights_per_second: last.weights as f64 / median_seconds,
+            encode_weights_per_second,
+        })
+    }
+
+    /// Bytes per second of the decoder and of memcpy, both into the same buffer.
+    fn decode(&self) -> Result<(f64, f64)> {
+        let mapped = MappedPack::open(&self.pack)?;
+        let weights = mapped.pack().projections().map(|p| p.data.elements as usize).sum::<usize>().min(PART_WEIGHTS);
+        let (mut out, from) = (vec![0.0_f32; weights], vec![1.0_f32; weights]);
+        // The first time maps the file's pages in and touches the buffer's.
+        decode_into(mapped.pack(), &mut out)?;
+        let bytes = 4.0 * weights as f64;
+        let decode = self.rate(bytes, || decode_into(mapped.pack(), &mut out))?;
+        let memcpy = self.rate(bytes, || {
+            black_box(&mut out).copy_from_slice(black_box(&from));
+            Ok(())
+        })?;
+        Ok((decode, memcpy))
+    }
+
+    fn verify(&self) -> Result<f64> {
+        let bytes = fs::metadata(&self.pack)?.len() as f64;
+        self.rate(bytes, || {
+            black_box(verify(&self.pack, self.args.threads.or_zero(), &Meter::Silent)?);
+            Ok(())
+        })
+    }
+
+    fn sha256(&self, bytes: &[u8]) -> Result<f64> {
+        self.rate(bytes.len() as f64, || {
+            let mut hash = FileHash::default();
+            hash.update(bytes);
+            black_box(hash.hex());
+            Ok(())
+        })
+    }
+
+    /// Writes and syncs as many bytes as the pack has, which do not compress much.
+    fn write_floor(&self, weights: &[u8]) -> Result<f64> {
+        let len = fs::metadata(&self.pack)?.len();
+        let path = self.pack.with_extension("floor");
+        let chunk = weights.get(..WRITE_LEN).unwrap_or(weights);
+        self.rate(len as f64, || {
+            let mut file = File::create(&path)?;
+            let mut left = len;
+            while left > 0 {
+                let n = left.min(chunk.len() as u64) as usize;
+                file.write_all(&chunk[..n])?;
+                left -= n as u64;
+            }
+            Ok(file.sync_all()?)
+        })
+    }
+
+    /// `amount` by the median seconds of `work`.
+    fn rate(&self, amount: f64, mut work: impl FnMut() -> Result<()>) -> Result<f64> {
+        let mut seconds = Vec::new();
+        for _ in 0..self.args.runs {
+            if ui::interrupted() {
+                return Err(ConvertError::Cancelled.into());
+            }
+            let started = Instant::now();
+            work()?;
+            seconds.push(started.elapsed().as_secs_f64());
+        }
+        Ok(amount / median(seconds).max(1e-9))
+    }
+}
+
+/// Decodes projections until `out` is full.
+fn decode_into(pack: Pack<'_>, out: &mut [f32]) -> Result<()> {
+    let mut rest = &mut out[..];
+    for projection in pack.projections() {
+        let n = rest.len().min(projection.data.elements as usize);
+        let (now, later) = rest.split_at_mut(n);
+        dequant::dequantize(&projection.data, 0, now)?;
+        rest = later;
+    }
+    black_box(out);
+    Ok(())
+}
+
+fn median(mut values: Vec<f64>) -> f64 {
+    values.sort_by(f64::total_cmp);
+    let upper = values.len() / 2;
+    match (values.get(upper), values.len().is_multiple_of(2)) {
+        (Some(a), true) => (a + values[upper - 1]) / 2.0,
+        (Some(a), false) => *a,
+        (None, _) => 0.0,
+    }
+}
+
+fn cores() -> usize {
+    std::thread::available_parallelism().map_or(1, |n| n.get())
+}
+
+/// The most memory that this process has had, where the system tells.
+fn peak_rss() -> Option<u64> {
+    let status = fs::read_to_string("/proc/self/status").ok()?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
+    let kib: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
+    Some(1024 * kib)
+}
+
+impl Bench {
+    fn text(&self) -> String {
+        let mut table =
+            Table::new(&["encoder", ">seconds", ">min", ">max", ">weights/s", ">alone, 1 thread", ">relative error"]);
+        for e in &self.encoders {
+            let seconds = |s: f64| format!("{s:.3}");
+            let [min, max] = [f64::min, f64::max].map(|pick| e.seconds.iter().copied().reduce(pick).unwrap_or(0.0));
+            let (rate, alone) = (ui::count(e.weights_per_second), ui::count(e.encode_weights_per_second));
+            let error = ui::error_value(e.relative_error);
+            table.row([&e.encoder, &seconds(e.median_seconds), &seconds(min), &seconds(max), &rate, &alone, &error]);
+        }
+        let mut text = format!(
+            "\n{} ({}), {} scales, block size {}, {}, median of {}, in {}\n\n{table}\n",
+            self.shape,
+            ui::bytes(self.source_bytes as f64),
+            self.scales,
+            self.block_size,
+            ui::plural(self.threads as u64, "thread"),
+            ui::plural(u64::from(self.runs), "run"),
+            self.dir,
+        );
+        let mut table = Table::new(&["part", ">rate"]);
+        let parts = [
+            ("decode to f32, 1 thread", self.decode_bytes_per_second),
+            ("memcpy to the same buffer", self.memcpy_bytes_per_second),
+            ("verify", self.verify_bytes_per_second),
+            ("SHA-256, 1 thread", self.sha256_bytes_per_second),
+            ("write and fsync of the pack's length", self.write_sync_bytes_per_second),
+        ];
+        for (part, rate) in parts {
+            table.row([&part, &format!("{}/s", ui::bytes(rate))]);
+        }
+        let _ = write!(text, "{table}");
+        if let Some(peak) = self.peak_rss_bytes {
+            let _ = writeln!(text, "\npeak memory of the conversions: {}", ui::bytes(peak as f64));
+        }
+        text
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_median_of_an_even_number_lies_between_the_middle_two() {
+        assert_eq!(median(vec![3.0, 1.0, 2.0]), 2.0);
+        assert_eq!(median(vec![4.0, 1.0, 2.0, 3.0]), 2.5);
+    }
+}

@@ -1,0 +1,203 @@
+//! What went wrong, in one line, and what to do about it, in another.
+
+use std::fmt::Write;
+use std::io::ErrorKind;
+use std::path::Path;
+
+use clap::builder::styling::AnsiColor;
+use serde_json::json;
+
+use super::ui;
+use crate::OpenError;
+use crate::convert::ConvertError;
+use crate::convert::arch::ArchError;
+use crate::convert::plan::PlanError;
+use crate::convert::source::{HeaderError, SourceError};
+use crate::export::ExportError;
+use crate::format::FormatError;
+use crate::verify::VerifyError;
+
+/// Says what went wrong: on stderr for people, and on stdout where JSON was asked for.
+pub fn report(error: &anyhow::Error, json: bool) {
+    let (text, hint) = (text(error), hint(error));
+    ui::labelled("error", AnsiColor::Red, &text);
+    if let Some(hint) = &hint {
+        ui::labelled("hint", AnsiColor::Cyan, hint);
+    }
+    if json {
+        // Where stdout cannot be written, stderr has said it all.
+        let _ = ui::print(&format!("{:#}\n", json!({ "error": text, "hint": hint })));
+    }
+}
+
+/// The error and its causes, without those that a message before them has told already.
+fn text(error: &anyhow::Error) -> String {
+    error.chain().fold(String::new(), |mut text, cause| {
+        let cause = cause.to_string();
+        if text.is_empty() {
+            text = cause;
+        } else if !text.contains(&cause) {
+            let _ = write!(text, ": {cause}");
+        }
+        text
+    })
+}
+
+/// What to do about it, where there is something to do.
+fn hint(error: &anyhow::Error) -> Option<String> {
+    error.chain().find_map(|cause| {
+        if let Some(e) = cause.downcast_ref() {
+            of_convert(e)
+        } else if let Some(e) = cause.downcast_ref() {
+            of_verify(e)
+        } else if let Some(e) = cause.downcast_ref() {
+            of_export(e)
+        } else {
+            cause.downcast_ref().and_then(of_open)
+        }
+    })
+}
+
+fn of_convert(error: &ConvertError) -> Option<String> {
+    match error {
+        ConvertError::Source(e) => of_source(e),
+        ConvertError::Arch(e) => of_arch(e),
+        ConvertError::Plan(e) => of_plan(e),
+        ConvertError::NotFinite { .. } => Some(
+            "the checkpoint is damaged or diverged: compare the file's SHA-256 with the hub's and download it again".into(),
+        ),
+        ConvertError::TargetExists { .. } => Some("--force replaces it".into()),
+        ConvertError::TargetIsSource { .. } => Some("name another OUT".into()),
+        ConvertError::NoSpace { needed, available, .. } => Some(no_space(*needed, *available)),
+        ConvertError::Target { path, source } => of_target(path, source),
+        ConvertError::Threads(_) => Some("--threads N takes fewer".into()),
+        ConvertError::Cancelled => None,
+    }
+}
+
+fn of_source(error: &SourceError) -> Option<String> {
+    let hint = match error {
+        SourceError::Io { source, .. } if source.kind() == ErrorKind::NotFound => {
+            "SRC is a folder with model.safetensors or its shards, or one .safetensors file; `hf download REPO` prints the \
+             folder of a model of the hub"
+        }
+        SourceError::Io { source, .. } if source.kind() == ErrorKind::PermissionDenied => "it must be readable for you",
+        SourceError::NotACheckpoint { .. } => {
+            "only .safetensors are read: convert .bin or .gguf weights with other tools first"
+        }
+        SourceError::NoWeights { .. } => {
+            "SRC is a folder with config.json and model.safetensors, or the shards and their index"
+        }
+        SourceError::NoConfig { .. } => "the model's page has it beside the weights; --config FILE takes one from elsewhere",
+        SourceError::LinkLeavesFolder { .. } => "copy the file into the folder, or name the folder where it really is",
+        SourceError::MissingShard { .. } => "`hf download REPO` fetches what is missing and keeps what is there",
+        SourceError::Header { source: HeaderError::FileLength { .. } | HeaderError::Truncated { .. }, .. } => {
+            "the download is incomplete: remove the file and download it again"
+        }
+        SourceError::Header { source: HeaderError::Quantised { .. }, .. } | SourceError::Quantised { .. } => {
+            "quantising twice loses quality that the original still has; the model card names it as base_model"
+        }
+        SourceError::NotInShard { .. } | SourceError::NotInIndex { .. } | SourceError::DuplicateTensor { .. } => {
+            "index and shards are of different revisions: download them again into an empty folder"
+        }
+        SourceError::Json { .. } | SourceError::DuplicateKey { .. } => "download the file again",
+        _ => return None,
+    };
+    Some(hint.to_owned())
+}
+
+fn of_arch(error: &ArchError) -> Option<String> {
+    let hint = match error {
+        ArchError::UnknownModelType { .. } => {
+            "a model of one of these architectures under another name can be converted with --config FILE, a copy of \
+             config.json with that model_type"
+        }
+        ArchError::MissingKey { .. } | ArchError::BadValue { .. } | ArchError::Indivisible { .. } => {
+            "download config.json again, or name a corrected copy with --config FILE"
+        }
+        ArchError::MissingTensor { .. } => "the checkpoint is incomplete, or config.json is of another model",
+        ArchError::Shape { .. } | ArchError::ExtraLayer { .. } | ArchError::UnexpectedTensor { .. } => {
+            "config.json is of another model: --config FILE names the right one"
+        }
+        _ => return None,
+    };
+    Some(hint.to_owned())
+}
+
+fn of_plan(error: &PlanError) -> Option<String> {
+    let hint = match error {
+        PlanError::NoMatch { .. } => {
+            "the expression is matched against names such as model.layers.0.mlp.down_proj.weight; --dry-run without it \
+             shows what there is"
+        }
+        PlanError::Vector { .. } => "make the --quantize expression narrower, or exclude the tensor with --keep",
+        _ => return None,
+    };
+    Some(hint.to_owned())
+}
+
+fn of_target(path: &Path, error: &std::io::Error) -> Option<String> {
+    let folder = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    Some(match error.kind() {
+        ErrorKind::NotFound | ErrorKind::NotADirectory => {
+            format!("the folder {} must be there: create it", folder.display())
+        }
+        ErrorKind::PermissionDenied => format!("you must be allowed to write to the folder {}", folder.display()),
+        ErrorKind::ReadOnlyFilesystem => "name a place on a file system that can be written".to_owned(),
+        ErrorKind::IsADirectory => format!("OUT is a file: {}, say", path.join("model.nf4pack").display()),
+        ErrorKind::StorageFull | ErrorKind::QuotaExceeded => "free some space, or write to another file system".to_owned(),
+        ErrorKind::FileTooLarge => "the file system or `ulimit -f` allows no file of this size".to_owned(),
+        _ => return None,
+    })
+}
+
+fn no_space(needed: u64, available: u64) -> String {
+    let missing = ui::bytes(needed.saturating_sub(available) as f64);
+    format!("free {missing} more, or write to another file system")
+}
+
+fn of_open(error: &OpenError) -> Option<String> {
+    match error {
+        OpenError::Io { source, .. } if source.kind() == ErrorKind::NotFound => {
+            Some("`nf4pack convert SRC OUT.nf4pack` makes one".into())
+        }
+        OpenError::Io { source, .. } if source.kind() == ErrorKind::InvalidInput => Some("FILE is one .nf4pack file".into()),
+        OpenError::Io { .. } => None,
+        OpenError::Format { source, .. } => of_format(source).map(str::to_owned),
+    }
+}
+
+fn of_format(error: &FormatError) -> Option<&'static str> {
+    Some(match error {
+        FormatError::BadMagic { .. } => "FILE is what `nf4pack convert SRC OUT.nf4pack` writes",
+        FormatError::UnsupportedVersion { .. } | FormatError::UnknownFeatures { .. } => "a newer nf4pack reads it: update",
+        FormatError::TooShort { .. } | FormatError::FileLength { .. } => "the file was cut or extended: copy it again",
+        _ => "the file is damaged: copy it again, or convert the checkpoint again",
+    })
+}
+
+fn of_verify(error: &VerifyError) -> Option<String> {
+    match error {
+        VerifyError::Open(e) => of_open(e),
+        VerifyError::Source(e) => of_source(e),
+        VerifyError::Arch(e) => of_arch(e),
+        VerifyError::Provenance(_) => Some("--against needs a pack that `nf4pack convert` wrote".into()),
+        VerifyError::Threads(_) => Some("--threads N takes fewer".into()),
+        VerifyError::Io { .. } | VerifyError::Cancelled => None,
+    }
+}
+
+fn of_export(error: &ExportError) -> Option<String> {
+    match error {
+        ExportError::Open(e) => of_open(e),
+        ExportError::Verify(e) => of_verify(e),
+        ExportError::Damaged { path, .. } => {
+            Some(format!("`nf4pack verify {}` lists all that is damaged; convert the checkpoint again", path.display()))
+        }
+        ExportError::TargetExists { .. } => Some("name a new folder, or empty this one".into()),
+        ExportError::NoSpace { needed, available, .. } => Some(no_space(*needed, *available)),
+        ExportError::Overflow { .. } => Some("--dtype bf16 or f32 holds it".into()),
+        ExportError::Target { path, source } => of_target(path, source),
+        ExportError::Safetensors { .. } | ExportError::Cancelled => None,
+    }
+}

@@ -1,0 +1,83 @@
+//! The command line: the only part that prints, and the only one that sees clap, indicatif and anyhow.
+
+mod args;
+mod bench;
+mod completions;
+mod convert;
+mod export;
+mod failure;
+mod inspect;
+mod ui;
+mod verify;
+
+use std::ffi::OsString;
+use std::process::ExitCode;
+
+use clap::Parser;
+
+use args::{BenchCommand, Cli, Command};
+
+/// How a command ended that did what it was asked to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Outcome {
+    /// All is well.
+    Good,
+    /// What was looked at is not; the command has said so.
+    Bad,
+}
+
+impl From<bool> for Outcome {
+    fn from(good: bool) -> Self {
+        if good { Self::Good } else { Self::Bad }
+    }
+}
+
+/// Runs the program with these arguments, the first of which is its own name: 0 is success, 1 failure, 2 wrong usage.
+pub fn run(args: impl IntoIterator<Item = OsString>) -> ExitCode {
+    let cli = match Cli::try_parse_from(args) {
+        Ok(cli) => cli,
+        Err(error) => {
+            // Help goes to stdout, errors to stderr; where that is closed, nobody is there to be told.
+            let _ = error.print();
+            return ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(2));
+        }
+    };
+    let json = cli.command.json();
+    match dispatch(&cli.command) {
+        Ok(Outcome::Good) => ExitCode::SUCCESS,
+        Ok(Outcome::Bad) => ExitCode::FAILURE,
+        Err(error) => {
+            failure::report(&error, json);
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn dispatch(command: &Command) -> anyhow::Result<Outcome> {
+    match command {
+        Command::Convert(args) => convert::run(args),
+        Command::Inspect(args) => inspect::run(args),
+        Command::Verify(args) => verify::run(args),
+        Command::Export(args) => export::run(args),
+        Command::Bench(args) => match &args.what {
+            BenchCommand::Convert(args) => bench::run(args),
+        },
+        Command::Completions(args) => completions::run(args),
+    }
+}
+
+impl Command {
+    /// Whether the caller wants JSON, on failure too.
+    fn json(&self) -> bool {
+        match self {
+            Self::Convert(args) => args.output.json,
+            Self::Inspect(args) => args.json,
+            Self::Verify(args) => args.output.json,
+            Self::Export(args) => args.output.json,
+            Self::Bench(args) => match &args.what {
+                BenchCommand::Convert(args) => args.json,
+            },
+            Self::Completions(_) => false,
+        }
+    }
+}

@@ -1,0 +1,448 @@
+//! How things look: numbers, tables, progress, and the two streams. Nothing here panics where a stream is closed.
+
+use std::fmt::{self, Display};
+use std::io::{self, IsTerminal, Write};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use anyhow::Context;
+use clap::builder::styling::{AnsiColor, Style};
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressState, ProgressStyle};
+use serde::Serialize;
+
+use super::args::OutputArgs;
+use crate::convert::Progress;
+
+/// Set by Ctrl-C and SIGTERM; every command that works for long looks at it.
+static INTERRUPTED: AtomicBool = AtomicBool::new(false);
+
+/// Whether the user asked to stop.
+pub fn interrupted() -> bool {
+    INTERRUPTED.load(Ordering::Relaxed)
+}
+
+/// From here on Ctrl-C and SIGTERM end the command in order, instead of at once: what it was writing is removed.
+///
+/// # Errors
+/// Where the system does not let handlers be set.
+pub fn handle_interrupts() -> anyhow::Result<()> {
+    ctrlc::set_handler(|| INTERRUPTED.store(true, Ordering::Relaxed)).context("cannot handle Ctrl-C")
+}
+
+/// The streams of one run, and what may go there.
+#[derive(Debug, Clone, Copy)]
+pub struct Ui {
+    json: bool,
+    quiet: bool,
+}
+
+impl From<OutputArgs> for Ui {
+    fn from(args: OutputArgs) -> Self {
+        Self { json: args.json, quiet: args.quiet }
+    }
+}
+
+impl Ui {
+    /// Of a command without `--quiet`.
+    pub fn new(json: bool) -> Self {
+        Self { json, quiet: false }
+    }
+
+    /// The result, on stdout: `document` with `--json`, otherwise (unless quiet) `text`.
+    ///
+    /// # Errors
+    /// Where stdout cannot be written. A reader that has seen enough (`| head`) is no error.
+    pub fn result(self, document: &impl Serialize, text: impl FnOnce() -> String) -> anyhow::Result<()> {
+        if self.json {
+            let document = serde_json::to_string_pretty(document).context("cannot print the result as JSON")?;
+            return print(&format!("{document}\n"));
+        }
+        if self.quiet { Ok(()) } else { print(&text()) }
+    }
+
+    /// Something that the user should know.
+    pub fn note(self, text: &str) {
+        if !self.quiet {
+            labelled("note", AnsiColor::Cyan, text);
+        }
+    }
+
+    /// Something that may be wrong.
+    pub fn warning(self, text: &str) {
+        if !self.quiet {
+            labelled("warning", AnsiColor::Yellow, text);
+        }
+    }
+
+    /// Where the command is, for lack of a number that grows.
+    pub fn stage(self, text: &str) {
+        if !self.quiet {
+            let _ = writeln!(io::stderr(), "{text}");
+        }
+    }
+
+    /// Progress of a command that is `verb`-ing, counted in `unit`.
+    pub fn meter(self, verb: &'static str, unit: Unit) -> Meter {
+        if self.quiet {
+            return Meter::Silent;
+        }
+        let stderr = io::stderr();
+        if stderr.is_terminal() { Meter::Bar(bar(verb, unit)) } else { Meter::Lines(Lines::new(verb, unit)) }
+    }
+}
+
+/// Writes a result to stdout.
+///
+/// # Errors
+/// As [`Ui::result`].
+pub fn print(text: &str) -> anyhow::Result<()> {
+    let mut stdout = io::stdout().lock();
+    match stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()) {
+        Err(e) if e.kind() != io::ErrorKind::BrokenPipe => Err(e).context("cannot write to stdout"),
+        _ => Ok(()),
+    }
+}
+
+/// A line `label: text` on stderr.
+pub fn labelled(label: &str, colour: AnsiColor, text: &str) {
+    let style = if stderr_has_colour() { colour.on_default().bold() } else { Style::new() };
+    let _ = writeln!(io::stderr(), "{style}{label}:{style:#} {text}");
+}
+
+/// By <https://no-color.org>.
+fn colour_wanted() -> bool {
+    let set = |name| std::env::var_os(name).is_some_and(|value| !value.is_empty());
+    !set("NO_COLOR") && std::env::var_os("TERM").is_none_or(|term| term != "dumb")
+}
+
+fn stderr_has_colour() -> bool {
+    io::stderr().is_terminal() && colour_wanted()
+}
+
+/// What a meter counts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Unit {
+    Weights,
+    Bytes,
+}
+
+impl Unit {
+    fn amount(self, n: f64) -> String {
+        match self {
+            Self::Weights => count(n),
+            Self::Bytes => bytes(n),
+        }
+    }
+
+    fn rate(self, per_second: f64) -> String {
+        match self {
+            Self::Weights => format!("{} weights/s", count(per_second)),
+            Self::Bytes => format!("{}/s", bytes(per_second)),
+        }
+    }
+
+    /// `189M of 440M weights`
+    fn progress(self, done: u64, total: u64) -> String {
+        let suffix = if self == Self::Weights { " weights" } else { "" };
+        format!("{} of {}{suffix}", self.amount(done as f64), self.amount(total as f64))
+    }
+}
+
+/// Progress on stderr: a bar on a terminal, plain lines elsewhere.
+#[derive(Debug)]
+pub enum Meter {
+    Silent,
+    Bar(ProgressBar),
+    Lines(Lines),
+}
+
+impl Progress for Meter {
+    fn advance(&self, done: u64, total: u64) {
+        match self {
+            Self::Silent => {}
+            Self::Bar(bar) => {
+                bar.set_length(total);
+                // Threads report out of order; a bar does not go back.
+                bar.set_position(done.max(bar.position()));
+            }
+            Self::Lines(lines) => lines.advance(done, total),
+        }
+    }
+
+    fn cancelled(&self) -> bool {
+        interrupted()
+    }
+}
+
+impl Drop for Meter {
+    fn drop(&mut self) {
+        if let Self::Bar(bar) = self {
+            bar.finish_and_clear();
+        }
+    }
+}
+
+fn bar(verb: &'static str, unit: Unit) -> ProgressBar {
+    let template = "{verb} {wide_bar:.green/dim} {percent:>3} %  {done}  {rate}  {left}";
+    let style = ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar());
+    let style = style
+        .progress_chars("━╸─")
+        .with_key("verb", move |state: &ProgressState, out: &mut dyn fmt::Write| {
+            let all = state.len().is_some_and(|total| total > 0 && state.pos() >= total);
+            let _ = if all { write!(out, "finishing") } else { write!(out, "{verb}") };
+        })
+        .with_key("done", move |state: &ProgressState, out: &mut dyn fmt::Write| {
+            let _ = write!(out, "{}", unit.progress(state.pos(), state.len().unwrap_or(0)));
+        })
+        .with_key("rate", move |state: &ProgressState, out: &mut dyn fmt::Write| {
+            let _ = write!(out, "{}", unit.rate(state.per_sec()));
+        })
+        .with_key("left", |state: &ProgressState, out: &mut dyn fmt::Write| {
+            let _ = if state.pos() == 0 { Ok(()) } else { write!(out, "{}", left(state.eta().as_secs_f64())) };
+        });
+    let bar = ProgressBar::with_draw_target(Some(0), ProgressDrawTarget::stderr_with_hz(10)).with_style(style);
+    // Without a tick the clock stands still while a large tensor is copied.
+    bar.enable_steady_tick(Duration::from_millis(250));
+    bar
+}
+
+/// A line for every tenth of the work, but no flood of them where it is quick and no silence where it is slow.
+#[derive(Debug)]
+pub struct Lines {
+    verb: &'static str,
+    unit: Unit,
+    started: Instant,
+    last: Mutex<(u64, Instant)>,
+}
+
+/// The least and the most time between two lines; the end always gets one.
+const LINE_INTERVALS: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(10));
+
+impl Lines {
+    fn new(verb: &'static str, unit: Unit) -> Self {
+        let now = Instant::now();
+        Self { verb, unit, started: now, last: Mutex::new((0, now)) }
+    }
+
+    fn advance(&self, done: u64, total: u64) {
+        let tenth = (10 * u128::from(done) / u128::from(total.max(1))) as u64;
+        let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
+        let (last_tenth, at) = *last;
+        let (least, most) = LINE_INTERVALS;
+        let (later, due) = (tenth > last_tenth, at.elapsed() > if tenth > last_tenth { least } else { most });
+        // Threads report out of order; a line never goes back.
+        if done == 0 || tenth < last_tenth || !(due || (later && done == total)) {
+            return;
+        }
+        *last = (tenth, Instant::now());
+        let _ = writeln!(io::stderr(), "{}", self.line(done, total, self.started.elapsed().as_secs_f64()));
+    }
+
+    fn line(&self, done: u64, total: u64, seconds: f64) -> String {
+        let percent = 100.0 * done as f64 / total.max(1) as f64;
+        let rate = self.unit.rate(done as f64 / seconds.max(1e-9));
+        let left = left(seconds * total.saturating_sub(done) as f64 / done.max(1) as f64);
+        format!("{}: {percent:3.0} %  {}  {rate}  {left}", self.verb, self.unit.progress(done, total))
+    }
+}
+
+/// Three digits and a prefix: `999`, `1.23k`, `440M`, `3.63G`.
+fn three_digits(n: f64, prefixes: &[&str]) -> String {
+    let (mut n, mut step) = (n, 0);
+    // 999.5 would be shown as 1000.
+    while n >= 999.5 && step + 1 < prefixes.len() {
+        n /= 1000.0;
+        step += 1;
+    }
+    let digits = match n {
+        _ if step == 0 && n.fract() == 0.0 => 0,
+        n if n < 9.995 => 2,
+        n if n < 99.95 => 1,
+        _ => 0,
+    };
+    format!("{n:.digits$}{}", prefixes.get(step).unwrap_or(&""))
+}
+
+/// A number of things.
+pub fn count(n: f64) -> String {
+    three_digits(n, &["", "k", "M", "G", "T"])
+}
+
+/// A number of bytes, in powers of 1000 as storage is sold.
+pub fn bytes(n: f64) -> String {
+    three_digits(n, &[" B", " kB", " MB", " GB", " TB"])
+}
+
+/// All digits, in groups: `545,259,520`.
+pub fn grouped(n: u64) -> String {
+    let digits = n.to_string();
+    let mut out = String::with_capacity(digits.len() * 4 / 3);
+    for (i, digit) in digits.chars().enumerate() {
+        if i > 0 && (digits.len() - i).is_multiple_of(3) {
+            out.push(',');
+        }
+        out.push(digit);
+    }
+    out
+}
+
+/// `1 tensor`, `2 tensors`.
+pub fn plural(n: u64, thing: &str) -> String {
+    format!("{} {thing}{}", grouped(n), if n == 1 { "" } else { "s" })
+}
+
+/// `3.1 ms`, `0.31 s`, `42 s`, `2 min 05 s`, `1 h 02 min`.
+pub fn duration(seconds: f64) -> String {
+    match seconds {
+        s if s < 0.0995 => format!("{:.1} ms", 1e3 * s),
+        s if s < 9.995 => format!("{s:.2} s"),
+        s if s < 99.5 => format!("{s:.0} s"),
+        _ => long_duration(seconds.round() as u64),
+    }
+}
+
+fn long_duration(seconds: u64) -> String {
+    let minutes = seconds / 60;
+    if minutes < 60 {
+        format!("{minutes} min {:02} s", seconds % 60)
+    } else {
+        format!("{} h {:02} min", minutes / 60, minutes % 60)
+    }
+}
+
+/// An estimate of the time left: no finer than a second, and nothing where it means nothing yet.
+fn left(seconds: f64) -> String {
+    match seconds.ceil() {
+        s if s < 100.0 => format!("{s:.0} s left"),
+        s if s < 1e6 => format!("{} left", long_duration(s as u64)),
+        _ => String::new(),
+    }
+}
+
+/// A relative or absolute error: three digits, without an exponent where that is readable.
+pub fn error_value(value: f64) -> String {
+    if value == 0.0 {
+        return "0".to_owned();
+    }
+    // The exponent after rounding, which can be one more than that of the value.
+    let short = format!("{value:.2e}");
+    let exponent = short.split_once('e').and_then(|(_, e)| e.parse::<i32>().ok());
+    match exponent {
+        Some(e @ -4..=2) => format!("{value:.0$}", usize::try_from(2 - e).unwrap_or(0)),
+        _ => short,
+    }
+}
+
+/// Columns with two spaces between them; text is aligned to the left, numbers to the right.
+#[derive(Debug)]
+pub struct Table {
+    columns: Vec<Column>,
+    rows: Vec<Row>,
+}
+
+/// How a column is aligned.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Column {
+    Left,
+    Right,
+}
+
+#[derive(Debug)]
+enum Row {
+    Cells(Vec<String>),
+    Rule,
+}
+
+impl Table {
+    /// A table with these titles; one that starts with `>` heads a column of numbers.
+    pub fn new(titles: &[&str]) -> Self {
+        let column = |title: &&str| if title.starts_with('>') { Column::Right } else { Column::Left };
+        let cells = titles.iter().map(|title| title.trim_start_matches('>').to_owned()).collect();
+        Self { columns: titles.iter().map(column).collect(), rows: vec![Row::Cells(cells), Row::Rule] }
+    }
+
+    /// Adds a row.
+    pub fn row<const N: usize>(&mut self, cells: [&dyn Display; N]) {
+        self.rows.push(Row::Cells(cells.iter().map(ToString::to_string).collect()));
+    }
+
+    /// Adds a line, above a sum.
+    pub fn rule(&mut self) {
+        self.rows.push(Row::Rule);
+    }
+
+    fn widths(&self) -> Vec<usize> {
+        let mut widths = vec![0; self.columns.len()];
+        for row in &self.rows {
+            let Row::Cells(cells) = row else { continue };
+            widths.iter_mut().zip(cells).for_each(|(width, cell)| *width = (*width).max(cell.chars().count()));
+        }
+        widths
+    }
+}
+
+impl Display for Table {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let widths = self.widths();
+        for row in &self.rows {
+            let Row::Cells(cells) = row else {
+                writeln!(f, "{}", widths.iter().map(|&w| "─".repeat(w)).collect::<Vec<_>>().join("  "))?;
+                continue;
+            };
+            let padded = cells.iter().zip(&widths).zip(&self.columns).map(|((cell, &width), column)| match column {
+                Column::Left => format!("{cell:<width$}"),
+                Column::Right => format!("{cell:>width$}"),
+            });
+            writeln!(f, "{}", padded.collect::<Vec<_>>().join("  ").trim_end())?;
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_have_three_digits() {
+        assert_eq!(count(0.0), "0");
+        assert_eq!(count(999.0), "999");
+        assert_eq!(count(1000.0), "1.00k");
+        assert_eq!(count(440_401_920.0), "440M");
+        assert_eq!(count(58_720_256.0), "58.7M");
+        assert_eq!(count(999_600_000.0), "1.00G");
+        assert_eq!(bytes(545_259_520.0), "545 MB");
+        assert_eq!(bytes(12.0), "12 B");
+        assert_eq!(grouped(1_234_567), "1,234,567");
+        assert_eq!(grouped(123), "123");
+        assert_eq!(duration(0.0031), "3.1 ms");
+        assert_eq!(duration(0.314), "0.31 s");
+        assert_eq!(duration(42.4), "42 s");
+        assert_eq!(duration(125.0), "2 min 05 s");
+        assert_eq!(duration(3725.0), "1 h 02 min");
+        assert_eq!(plural(1, "file"), "1 file");
+        assert_eq!(plural(2000, "file"), "2,000 files");
+        assert_eq!(error_value(0.0), "0");
+        assert_eq!(error_value(0.007_891), "0.00789");
+        assert_eq!(error_value(0.125), "0.125");
+        assert_eq!(error_value(0.9996), "1.00");
+        assert_eq!(error_value(1.5e-6), "1.50e-6");
+    }
+
+    #[test]
+    fn a_table_aligns_text_and_numbers() {
+        let mut table = Table::new(&["name", ">n"]);
+        table.row([&"a", &1000]);
+        table.rule();
+        table.row([&"total", &7]);
+        let expected = "name      n\n─────  ────\na      1000\n─────  ────\ntotal     7\n";
+        assert_eq!(table.to_string(), expected);
+    }
+
+    #[test]
+    fn a_line_says_how_far_how_fast_and_how_long() {
+        let lines = Lines::new("converting", Unit::Weights);
+        assert_eq!(lines.line(50, 200, 2.0), "converting:  25 %  50 of 200 weights  25 weights/s  6 s left");
+    }
+}

@@ -1,0 +1,107 @@
+//! `nf4pack verify`.
+
+use std::fmt::Write;
+
+use clap::builder::styling::AnsiColor;
+use serde::Serialize;
+
+use super::Outcome;
+use super::args::VerifyArgs;
+use super::ui::{self, Table, Ui, Unit};
+use crate::verify::{self, AgainstReport, VerifyReport};
+
+#[derive(Serialize)]
+struct Document<'a> {
+    file: String,
+    /// Neither a fault nor a mismatch.
+    good: bool,
+    #[serde(flatten)]
+    report: &'a VerifyReport,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    against: Option<&'a AgainstReport>,
+}
+
+pub fn run(args: &VerifyArgs) -> anyhow::Result<Outcome> {
+    let ui = Ui::from(args.output);
+    ui::handle_interrupts()?;
+    let threads = args.threads.or_zero();
+    let meter = ui.meter("verifying", Unit::Bytes);
+    let report = verify::verify(&args.file, threads, &meter)?;
+    drop(meter);
+    let against = match &args.against {
+        Some(source) => {
+            let meter = ui.meter("comparing", Unit::Weights);
+            Some(verify::against(&args.file, source, args.config.as_deref(), threads, &meter)?)
+        }
+        None => None,
+    };
+    let mismatches = against.as_ref().map_or(0, |a| a.mismatches.len());
+    let good = report.faults.is_empty() && mismatches == 0;
+    let document = Document { file: args.file.display().to_string(), good, report: &report, against: against.as_ref() };
+    ui.result(&document, || document.text())?;
+    if !good {
+        complain(&document);
+    }
+    Ok(Outcome::from(good))
+}
+
+/// Says on stderr that the pack is not good; with `--quiet` that is all there is to read, so it names the first culprit.
+fn complain(document: &Document<'_>) {
+    let file = &document.file;
+    let and_more = |n: usize| if n > 1 { format!(" (and {} more)", n - 1) } else { String::new() };
+    let faults = &document.report.faults;
+    if let Some(first) = faults.first() {
+        ui::labelled("error", AnsiColor::Red, &format!("{file} is damaged: {first}{}", and_more(faults.len())));
+        ui::labelled("hint", AnsiColor::Cyan, "copy the file again, or convert the checkpoint again");
+    }
+    let mismatches = document.against.map_or(&[][..], |against| &against.mismatches);
+    if let Some(first) = mismatches.first() {
+        let more = and_more(mismatches.len());
+        ui::labelled("error", AnsiColor::Red, &format!("{file} is not of this checkpoint: {first}{more}"));
+    }
+}
+
+impl Document<'_> {
+    fn text(&self) -> String {
+        let Self { file, report, against, .. } = self;
+        let mut text = String::new();
+        if let Some(against) = against {
+            compared(&mut text, against);
+        }
+        for fault in &report.faults {
+            let _ = writeln!(text, "damaged: {fault}");
+        }
+        let (size, sections) = (ui::bytes(report.bytes as f64), ui::plural(report.sections, "section"));
+        let rate = ui::bytes(report.bytes as f64 / report.seconds.max(1e-9));
+        let time = ui::duration(report.seconds);
+        let verdict = match report.faults.len() {
+            0 => "good".to_owned(),
+            n => format!("damaged, {}", ui::plural(n as u64, "fault")),
+        };
+        let _ = writeln!(text, "{file}: {verdict} ({size}, {sections}, {time}, {rate}/s)");
+        text
+    }
+}
+
+/// The errors of each tensor, and what does not fit.
+fn compared(text: &mut String, against: &AgainstReport) {
+    let mut table = Table::new(&["tensor", ">weights", ">max error", ">RMS error", ">relative error"]);
+    for tensor in &against.tensors {
+        let weights = ui::count(tensor.weights as f64);
+        let [max, rms, relative] =
+            [f64::from(tensor.max_abs_error), tensor.rms_error, tensor.relative_error].map(ui::error_value);
+        table.row([&tensor.name, &weights, &max, &rms, &relative]);
+    }
+    let _ = writeln!(text, "{table}(relative error: squared error per squared weight)\n");
+    for mismatch in &against.mismatches {
+        let _ = writeln!(text, "mismatch: {mismatch}");
+    }
+    let (compared, identical) = (against.tensors.len() as u64, ui::grouped(against.identical));
+    let verdict = match against.mismatches.len() {
+        0 => "all fit the checkpoint".to_owned(),
+        1 => "1 mismatch".to_owned(),
+        n => format!("{n} mismatches"),
+    };
+    let quantised = ui::plural(compared, "quantised tensor");
+    let _ = writeln!(text, "{quantised} compared, {identical} kept tensors and files byte for byte: {verdict}");
+}
