@@ -458,7 +458,8 @@ fn verify_checks_scales_and_padding_as_the_parser_in_memory_does() {
     let index = Index::parse(&pristine, pristine.len() as u64).unwrap();
     let codes = index.sections().iter().position(|s| s.block_size == 4096).unwrap();
     let (last_code, gap) = (index.sections()[codes].length - 1, index.sections()[codes + 1].end());
-    let cases: [(usize, u64, fn(u8) -> u8, &str); 3] = [
+    type Case = (usize, u64, fn(u8) -> u8, &'static str);
+    let cases: [Case; 3] = [
         (codes, last_code, |b| b ^ 1, "padding code"),
         (codes + 1, 1, |b| b | 0x80, "is negative"),
         (codes + 1, 1, |_| 0x7f, "scale 0 is"),

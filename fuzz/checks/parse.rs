@@ -2,7 +2,9 @@
 //! more with length and checksums made right, so that mutations get past them.
 
 use nf4pack::format::nf4::CODEBOOK;
-use nf4pack::format::{Entry, FormatError, Index, Layout, Limits, Pack, Projection, Provenance, Section, SectionKind, Storage};
+use nf4pack::format::{
+    Entry, FormatError, Index, Layout, Limits, Pack, Projection, Provenance, Section, SectionKind, Storage,
+};
 use nf4pack::format::{check, crc32};
 
 #[path = "../../tests/common/seal.rs"]
