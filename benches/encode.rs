@@ -1,4 +1,5 @@
 //! Weights per second of the encoders, one thread, block 64, from a buffer of bf16 that does not fit the caches.
+#![allow(clippy::unwrap_used, missing_docs, reason = "a benchmark that fails should stop")]
 
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use half::bf16;

@@ -1,5 +1,6 @@
 //! Whole conversions through the public API: a checkpoint in, a pack out, and everything that must hold between the two.
 #![cfg(feature = "convert")]
+#![allow(clippy::unwrap_used, clippy::panic, reason = "helpers of tests")]
 
 use std::fs;
 use std::num::NonZeroUsize;
@@ -63,7 +64,7 @@ fn absmax_with_f32_scales_is_bitsandbytes_bit_for_bit() {
     let mapped = MappedPack::open(&target).unwrap();
     let mut compared = 0;
     for projection in mapped.pack().projections() {
-        let packed = oracle.tensor(&format!("{}.packed", projection.name)).unwrap();
+        let packed = oracle.tensor(&format!("{}.packed_high_nibble_first", projection.name)).unwrap();
         let absmax = oracle.tensor(&format!("{}.absmax", projection.name)).unwrap();
         // bitsandbytes has the first element of a byte in the high nibble.
         let codes: Vec<u8> = packed.data().iter().map(|b| b.rotate_left(4)).collect();
@@ -408,6 +409,23 @@ fn a_code_that_is_not_the_nearest_is_found_although_its_checksum_fits() {
 }
 
 #[test]
+fn a_scale_that_no_encoder_chooses_is_found_although_its_checksum_fits() {
+    let checkpoint = small_checkpoint(None);
+    let source = checkpoint.path().join("model");
+    let (_folder, target, _) = converted(&source, Options::default());
+    let section = {
+        let mapped = MappedPack::open(&target).unwrap();
+        let index = mapped.pack().index();
+        index.sections().iter().position(|s| index.name(s).contains("layers.0.mlp.gate_proj")).unwrap() + 1
+    };
+    // The exponent of the third scale becomes smaller by two.
+    patch_payload(&target, section, 2 * 2 + 1, |byte| byte - 1);
+    assert_eq!(verify(&target, 1, &()).unwrap().faults, []);
+    let mismatches = compare(&target, &source).mismatches;
+    assert!(matches!(&mismatches[..], [Mismatch::BlockError { block: 2, .. }]), "{mismatches:?}");
+}
+
+#[test]
 fn verify_names_every_damaged_section() {
     let checkpoint = small_checkpoint(None);
     let (_folder, target, _) = converted(&checkpoint.path().join("model"), Options::default());
@@ -440,7 +458,8 @@ fn verify_checks_scales_and_padding_as_the_parser_in_memory_does() {
     let index = Index::parse(&pristine, pristine.len() as u64).unwrap();
     let codes = index.sections().iter().position(|s| s.block_size == 4096).unwrap();
     let (last_code, gap) = (index.sections()[codes].length - 1, index.sections()[codes + 1].end());
-    let cases: [(usize, u64, fn(u8) -> u8, &str); 3] = [
+    type Case = (usize, u64, fn(u8) -> u8, &'static str);
+    let cases: [Case; 3] = [
         (codes, last_code, |b| b ^ 1, "padding code"),
         (codes + 1, 1, |b| b | 0x80, "is negative"),
         (codes + 1, 1, |_| 0x7f, "scale 0 is"),

@@ -29,20 +29,36 @@ impl Avx2 {
 /// The thresholds of the third step of the search, at the places that 0, -1, -2 and -3 select by their low two bits.
 const THIRD: [f32; 4] = [MIDPOINTS[1], MIDPOINTS[13], MIDPOINTS[9], MIDPOINTS[5]];
 
-/// Those of the fourth step, at the places that 0, -1, ..., -7 select by their low three bits.
-const FOURTH: [f32; 8] = {
-    let mut table = [0.0; 8];
+/// Every other entry of a table, from `first` on, at the places that 0, -1, ..., -7 select by their low three bits.
+const fn every_other(table: &[f32], first: usize) -> [f32; 8] {
+    let mut picked = [0.0; 8];
     let mut k = 0;
     while k < 8 {
-        table[(8 - k) % 8] = MIDPOINTS[2 * k];
+        picked[(8 - k) % 8] = table[first + 2 * k];
         k += 1;
     }
-    table
-};
+    picked
+}
+
+/// The thresholds of the fourth step.
+const FOURTH: [f32; 8] = every_other(&MIDPOINTS, 0);
+
+/// The values of even codes, and those of odd ones.
+const EVEN: [f32; 8] = every_other(&CODEBOOK, 0);
+const ODD: [f32; 8] = every_other(&CODEBOOK, 1);
+
+/// Eight codes as the search leaves them.
+#[derive(Clone, Copy)]
+pub(super) struct Codes {
+    /// Minus half of the code, rounded down.
+    half: __m256i,
+    /// -1 where the code is odd.
+    odd: __m256i,
+}
 
 #[inline]
 #[target_feature(enable = "avx2")]
-fn codes(s: __m256) -> __m256i {
+fn codes(s: __m256) -> Codes {
     // SAFETY: both tables have the lengths that are loaded.
     let (third, fourth) = unsafe { (_mm256_broadcast_ps(&_mm_loadu_ps(THIRD.as_ptr())), _mm256_loadu_ps(FOURTH.as_ptr())) };
     let above = |threshold| _mm256_castps_si256(_mm256_cmp_ps::<_CMP_LT_OQ>(threshold, s));
@@ -51,27 +67,28 @@ fn codes(s: __m256) -> __m256i {
     let second = _mm256_blendv_ps(_mm256_set1_ps(MIDPOINTS[3]), _mm256_set1_ps(MIDPOINTS[11]), _mm256_castsi256_ps(k1));
     let k2 = _mm256_add_epi32(_mm256_add_epi32(k1, k1), above(second));
     let k3 = _mm256_add_epi32(_mm256_add_epi32(k2, k2), above(_mm256_permutevar_ps(third, k2)));
-    let k4 = _mm256_add_epi32(_mm256_add_epi32(k3, k3), above(_mm256_permutevar8x32_ps(fourth, k3)));
-    _mm256_sub_epi32(_mm256_setzero_si256(), k4)
+    Codes { half: k3, odd: above(_mm256_permutevar8x32_ps(fourth, k3)) }
 }
 
 #[inline]
 #[target_feature(enable = "avx2")]
-fn values(codes: __m256i) -> __m256 {
-    // SAFETY: the codebook has sixteen entries.
-    let (low, high) = unsafe { (_mm256_loadu_ps(CODEBOOK.as_ptr()), _mm256_loadu_ps(CODEBOOK.as_ptr().add(8))) };
-    // A permutation looks at the low three bits of a code; the fourth, moved to the sign, picks the half.
+fn values(codes: Codes) -> __m256 {
+    // SAFETY: both tables have eight entries.
+    let (even, odd) = unsafe { (_mm256_loadu_ps(EVEN.as_ptr()), _mm256_loadu_ps(ODD.as_ptr())) };
     _mm256_blendv_ps(
-        _mm256_permutevar8x32_ps(low, codes),
-        _mm256_permutevar8x32_ps(high, codes),
-        _mm256_castsi256_ps(_mm256_slli_epi32::<28>(codes)),
+        _mm256_permutevar8x32_ps(even, codes.half),
+        _mm256_permutevar8x32_ps(odd, codes.half),
+        _mm256_castsi256_ps(codes.odd),
     )
 }
 
 #[inline]
 #[target_feature(enable = "avx2")]
-fn pack(codes: [__m256i; 4]) -> __m128i {
-    let [a, b, c, d] = codes;
+fn pack(codes: [Codes; 4]) -> __m128i {
+    let [a, b, c, d] = codes.map(|codes| {
+        let minus = _mm256_add_epi32(_mm256_add_epi32(codes.half, codes.half), codes.odd);
+        _mm256_sub_epi32(_mm256_setzero_si256(), minus)
+    });
     // Packing works within 128-bit halves, so the bytes come out in the order of the 4-element runs a0 b0 c0 d0 a1 b1 c1 d1.
     let bytes = _mm256_packus_epi16(_mm256_packs_epi32(a, b), _mm256_packs_epi32(c, d));
     let bytes = _mm256_permutevar8x32_epi32(bytes, _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7));
@@ -186,7 +203,7 @@ macro_rules! forward {
 
 impl Lanes for Avx2 {
     type F = __m256;
-    type C = __m256i;
+    type C = Codes;
 
     forward! {
         splat(x: f32) -> __m256 = _mm256_set1_ps(x);
@@ -205,9 +222,9 @@ impl Lanes for Avx2 {
             _mm256_castsi256_ps(_mm256_max_epu32(_mm256_castps_si256(a), _mm256_castps_si256(b)));
         reduce_add(x: __m256) -> f32 = reduce_add(x);
         reduce_largest(x: __m256) -> f32 = reduce_largest(x);
-        codes(s: __m256) -> __m256i = codes(s);
-        values(codes: __m256i) -> __m256 = values(codes);
-        pack(codes: [__m256i; 4]) -> [u8; 16] = std::mem::transmute::<__m128i, [u8; 16]>(pack(codes));
+        codes(s: __m256) -> Codes = codes(s);
+        values(codes: Codes) -> __m256 = values(codes);
+        pack(codes: [Codes; 4]) -> [u8; 16] = std::mem::transmute::<__m128i, [u8; 16]>(pack(codes));
         to_i8(x: [__m256; 4], to: &mut [i8; GROUP]) -> () = _mm256_storeu_si256(to.as_mut_ptr().cast(), to_i8(x));
         dots(weights: &[[i8; GROUP]], candidates: [(&Grid, i8); 2]) -> [i32; 4] =
             std::mem::transmute::<__m128i, [i32; 4]>(dots(weights, candidates));

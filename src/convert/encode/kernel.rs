@@ -69,9 +69,72 @@ pub(super) trait Lanes: Copy {
     fn dots(self, weights: &[[i8; GROUP]], candidates: [(&Grid, i8); 2]) -> [i32; 4];
 }
 
-/// One block in float32, padded with zeros to whole groups. A zero gets code 7 and adds nothing to any sum.
-pub(super) struct Block {
+/// Some blocks in float32, each padded with zeros to whole groups. A zero gets code 7 and adds nothing to any sum.
+///
+/// [`Search`] takes all of them through one step before the next: what one block waits for, another can do.
+pub(super) struct Tile {
     weights: [[f32; GROUP]; MAX_GROUPS],
+    blocks: [Extent; MAX_GROUPS],
+    /// Elements of a full block.
+    block: usize,
+}
+
+/// A block of a [`Tile`].
+#[derive(Clone, Copy)]
+struct Extent {
+    /// Weights before the padding.
+    len: usize,
+    /// The largest magnitude.
+    absmax: f32,
+}
+
+impl Tile {
+    #[inline(always)]
+    const fn new(block: usize) -> Self {
+        Self { weights: [[0.0; GROUP]; MAX_GROUPS], blocks: [Extent { len: 0, absmax: 0.0 }; MAX_GROUPS], block }
+    }
+
+    /// Full blocks that a tile has room for.
+    const fn capacity(&self) -> usize {
+        MAX_BLOCK / self.block
+    }
+
+    /// Loads blocks from block `first` of `weights` on, as many as there are and have room.
+    #[inline(always)]
+    fn load<L: Lanes>(&mut self, l: L, weights: Weights<'_>, first: usize) -> Result<(), NotFinite> {
+        let (block, size) = (self.block, weights.float_type.size());
+        for i in 0..self.capacity().min(weights.len().div_ceil(block) - first) {
+            let start = (first + i) * block;
+            let len = block.min(weights.len() - start);
+            let bytes = &weights.bytes[start * size..(start + len) * size];
+            let to = &mut self.weights[i * block / GROUP..(i + 1) * block / GROUP];
+            let absmax = match weights.float_type {
+                FloatType::Bf16 => widen(l, bytes, to, L::load_bf16),
+                FloatType::F16 => widen(l, bytes, to, L::load_f16),
+                FloatType::F32 => widen(l, bytes, to, L::load_f32),
+            };
+            if !absmax.is_finite() {
+                return Err(not_finite(weights, start));
+            }
+            self.blocks[i] = Extent { len, absmax };
+        }
+        Ok(())
+    }
+
+    /// Block `i` of those loaded.
+    #[inline(always)]
+    pub fn block(&self, i: usize) -> Block<'_> {
+        let Extent { len, absmax } = self.blocks[i];
+        let groups = i * self.block / GROUP..(i * self.block + len).div_ceil(GROUP);
+        Block { groups: &self.weights[groups], len, partial: len < self.block, absmax, unit: unit_of(absmax) }
+    }
+}
+
+/// One block of a [`Tile`].
+#[derive(Clone, Copy)]
+pub(super) struct Block<'a> {
+    /// The weights and their padding.
+    pub groups: &'a [[f32; GROUP]],
     /// Weights before the padding.
     len: usize,
     /// Whether the block is the partial last one of its tensor.
@@ -82,39 +145,15 @@ pub(super) struct Block {
     pub unit: f32,
 }
 
-impl Block {
-    #[inline(always)]
-    const fn new() -> Self {
-        Self { weights: [[0.0; GROUP]; MAX_GROUPS], len: 0, partial: false, absmax: 0.0, unit: 1.0 }
-    }
-
-    /// The weights and their padding.
-    #[inline(always)]
-    pub fn groups(&self) -> &[[f32; GROUP]] {
-        &self.weights[..self.len.div_ceil(GROUP)]
-    }
-
-    /// Loads the weights from `first` on, at most `block` of them.
-    #[inline(always)]
-    fn load<L: Lanes>(&mut self, l: L, weights: Weights<'_>, first: usize, block: usize) -> Result<(), NotFinite> {
-        let (size, len) = (weights.float_type.size(), block.min(weights.len() - first));
-        self.len = len;
-        self.partial = len < block;
-        let bytes = &weights.bytes[first * size..(first + len) * size];
-        self.absmax = match weights.float_type {
-            FloatType::Bf16 => widen(l, bytes, &mut self.weights, L::load_bf16),
-            FloatType::F16 => widen(l, bytes, &mut self.weights, L::load_f16),
-            FloatType::F32 => widen(l, bytes, &mut self.weights, L::load_f32),
-        };
-        self.unit = unit_of(self.absmax);
-        if self.absmax.is_finite() { Ok(()) } else { Err(not_finite(weights, first)) }
-    }
-}
-
 /// The power of two that brings numbers as large as `magnitude` near 1, as far as float32 has it.
 fn unit_of(magnitude: f32) -> f32 {
     let exponent = magnitude.to_bits() >> 23 & 0xff;
     f32::from_bits(254_u32.saturating_sub(exponent).max(1) << 23)
+}
+
+/// What turns a sum of squares in units of `1 / unit` back: `unit^-2`.
+fn square_of(unit: f32) -> f64 {
+    1.0 / (f64::from(unit) * f64::from(unit))
 }
 
 /// Widens `N / 8`-byte elements into `to`, pads the last group with zeros, and returns the largest magnitude: infinity or NaN if
@@ -159,14 +198,14 @@ struct Divisor {
 
 impl Divisor {
     /// As bitsandbytes does it: a reciprocal in full blocks, division in partial ones, by 1e-38 at least.
-    fn bitsandbytes(scale: f32, block: &Block) -> Self {
+    fn bitsandbytes(scale: f32, block: &Block<'_>) -> Self {
         let divisor = scale.max(MIN_ABSMAX);
         if block.partial { Self { by: divisor, divide: true } } else { Self { by: 1.0 / divisor, divide: false } }
     }
 
     /// The same for ordinary scales of either sign. Where a reciprocal could overflow it divides, so that the smallest blocks keep
     /// their signal; a zero scale brings every weight to zero.
-    fn new(scale: f32, block: &Block) -> Self {
+    fn new(scale: f32, block: &Block<'_>) -> Self {
         if block.divides() || scale.abs() < f32::MIN_POSITIVE {
             Self { by: if scale == 0.0 { f32::INFINITY } else { scale }, divide: true }
         } else {
@@ -175,7 +214,7 @@ impl Divisor {
     }
 }
 
-impl Block {
+impl Block<'_> {
     /// Whether weights are divided by a scale even where the scale's reciprocal is finite.
     fn divides(&self) -> bool {
         self.partial || self.absmax < SMALL_ABSMAX
@@ -202,7 +241,7 @@ impl Block {
         let unit_f32 = unit_of(self.absmax.max(scale.abs()));
         let (scale, by, unit, zero) = (l.splat(scale), l.splat(by), l.splat(unit_f32), l.splat(0.0));
         let (mut sq_error, mut max_error, mut sq) = (zero, zero, zero);
-        for (group, packed) in self.groups().iter().zip(codes.as_chunks_mut::<{ GROUP / 2 }>().0) {
+        for (group, packed) in self.groups.iter().zip(codes.as_chunks_mut::<{ GROUP / 2 }>().0) {
             let mut codes = [l.codes(zero); 4];
             for (vector, codes) in group.as_chunks::<8>().0.iter().zip(&mut codes) {
                 let w = l.load(vector);
@@ -215,18 +254,41 @@ impl Block {
             }
             *packed = l.pack(codes);
         }
-        let square = 1.0 / (f64::from(unit_f32) * f64::from(unit_f32));
         Sums {
-            sq: f64::from(l.reduce_add(sq)) * square,
-            sq_error: f64::from(l.reduce_add(sq_error)) * square,
+            sq: f64::from(l.reduce_add(sq)) * square_of(unit_f32),
+            sq_error: f64::from(l.reduce_add(sq_error)) * square_of(unit_f32),
             max_error: l.reduce_largest(max_error),
         }
+    }
+
+    /// The squared error that [`Block::encode_at`] would find.
+    #[inline(always)]
+    pub fn sq_error_at<L: Lanes>(&self, l: L, scale: f32) -> f64 {
+        let divisor = Divisor::new(scale, self);
+        if divisor.divide {
+            self.sq_error_by::<L, true>(l, scale, divisor.by)
+        } else {
+            self.sq_error_by::<L, false>(l, scale, divisor.by)
+        }
+    }
+
+    #[inline(always)]
+    fn sq_error_by<L: Lanes, const DIVIDE: bool>(&self, l: L, scale: f32, by: f32) -> f64 {
+        let unit_f32 = unit_of(self.absmax.max(scale.abs()));
+        let (scale, by, unit, mut sq_error) = (l.splat(scale), l.splat(by), l.splat(unit_f32), l.splat(0.0));
+        for vector in self.groups.as_flattened().as_chunks::<8>().0 {
+            let w = l.load(vector);
+            let codes = l.codes(if DIVIDE { l.div(w, by) } else { l.mul(w, by) });
+            let e = l.mul(l.sub(w, l.mul(l.values(codes), scale)), unit);
+            sq_error = l.add(sq_error, l.mul(e, e));
+        }
+        f64::from(l.reduce_add(sq_error)) * square_of(unit_f32)
     }
 
     /// The bytes of `codes` that weights use, once those of the padding are filled.
     #[inline(always)]
     fn pad<'c>(&self, codes: &'c mut [u8]) -> &'c mut [u8] {
-        let (used, padding) = codes.split_at_mut(self.groups().len() * GROUP / 2);
+        let (used, padding) = codes.split_at_mut(self.groups.len() * GROUP / 2);
         padding.fill(ZERO_CODES);
         used
     }
@@ -245,9 +307,8 @@ pub(super) struct Sums {
     max_error: f32,
 }
 
-/// [`super::encode`].
-pub(super) struct Encode<'a> {
-    pub encoder: Encoder,
+/// [`super::encode`] with [`Encoder::Mse`] or with [`Encoder::Absmax`]; separate types, since each is compiled better on its own.
+pub(super) struct Encode<'a, const MSE: bool> {
     pub precision: ScalePrecision,
     pub block: usize,
     pub weights: Weights<'a>,
@@ -255,35 +316,39 @@ pub(super) struct Encode<'a> {
     pub scales: &'a mut [f32],
 }
 
-impl Task for Encode<'_> {
+impl<const MSE: bool> Task for Encode<'_, MSE> {
     type Output = Result<Stats, NotFinite>;
 
     #[inline(always)]
     fn run<L: Lanes>(self, l: L) -> Self::Output {
-        let mut stats = Stats::default();
-        let (mut block, mut search) = (Block::new(), Search::new());
-        for (i, (codes, scale)) in self.codes.chunks_exact_mut(self.block / 2).zip(self.scales).enumerate() {
-            block.load(l, self.weights, i * self.block, self.block)?;
-            if block.absmax == 0.0 {
-                *scale = 1.0;
-                codes.fill(ZERO_CODES);
-                stats.weights += block.len as u64;
-                continue;
+        let (mut tile, mut search, mut stats) = (Tile::new(self.block), Search::new(), Stats::default());
+        let capacity = tile.capacity();
+        let tiles = self.codes.chunks_mut(capacity * self.block / 2).zip(self.scales.chunks_mut(capacity));
+        for (t, (codes, scales)) in tiles.enumerate() {
+            tile.load(l, self.weights, t * capacity)?;
+            if MSE {
+                search.prepare(l, &tile, scales.len());
             }
-            let codes = block.pad(codes);
-            let sums = match self.encoder {
-                Encoder::Absmax => {
-                    *scale = self.precision.round(block.absmax);
-                    block.encode(l, *scale, Divisor::bitsandbytes(*scale, &block), codes)
+            for (i, (codes, scale)) in codes.chunks_exact_mut(self.block / 2).zip(scales).enumerate() {
+                let block = tile.block(i);
+                let codes = block.pad(codes);
+                if block.absmax == 0.0 {
+                    *scale = 1.0;
+                    codes.fill(ZERO_CODES);
+                    stats.weights += block.len as u64;
+                    continue;
                 }
-                Encoder::Mse => {
-                    let best = search.run(l, self.precision, &block);
+                let sums = if MSE {
+                    let best = search.best(l, self.precision, &block, i);
                     codes.copy_from_slice(&best.codes[..codes.len()]);
                     *scale = best.scale;
                     best.sums
-                }
-            };
-            stats.merge(&block.stats(sums));
+                } else {
+                    *scale = self.precision.round(block.absmax);
+                    block.encode(l, *scale, Divisor::bitsandbytes(*scale, &block), codes)
+                };
+                stats.merge(&block.stats(sums));
+            }
         }
         Ok(stats)
     }
@@ -302,13 +367,20 @@ impl Task for ChooseScales<'_> {
 
     #[inline(always)]
     fn run<L: Lanes>(self, l: L) -> Self::Output {
-        let (mut block, mut search) = (Block::new(), Search::new());
-        for (i, scale) in self.scales.iter_mut().enumerate() {
-            block.load(l, self.weights, i * self.block, self.block)?;
-            *scale = match self.encoder {
-                Encoder::Mse if block.absmax > 0.0 => search.run(l, ScalePrecision::F32, &block).scale,
-                Encoder::Absmax | Encoder::Mse => block.absmax,
-            };
+        let (mut tile, mut search) = (Tile::new(self.block), Search::new());
+        let capacity = tile.capacity();
+        for (t, scales) in self.scales.chunks_mut(capacity).enumerate() {
+            tile.load(l, self.weights, t * capacity)?;
+            if self.encoder == Encoder::Mse {
+                search.prepare(l, &tile, scales.len());
+            }
+            for (i, scale) in scales.iter_mut().enumerate() {
+                let block = tile.block(i);
+                *scale = match self.encoder {
+                    Encoder::Mse if block.absmax > 0.0 => search.best(l, ScalePrecision::F32, &block, i).scale,
+                    Encoder::Absmax | Encoder::Mse => block.absmax,
+                };
+            }
         }
         Ok(())
     }
@@ -327,13 +399,17 @@ impl Task for EncodeWithScales<'_> {
 
     #[inline(always)]
     fn run<L: Lanes>(self, l: L) -> Self::Output {
-        let mut stats = Stats::default();
-        let mut block = Block::new();
-        for (i, (codes, &scale)) in self.codes.chunks_exact_mut(self.block / 2).zip(self.scales).enumerate() {
-            // The first pass has refused what is not finite; here it would only make the statistics meaningless.
-            let _ = block.load(l, self.weights, i * self.block, self.block);
-            let codes = block.pad(codes);
-            stats.merge(&block.stats(block.encode_at(l, scale, codes)));
+        let (mut tile, mut stats) = (Tile::new(self.block), Stats::default());
+        let capacity = tile.capacity();
+        let tiles = self.codes.chunks_mut(capacity * self.block / 2).zip(self.scales.chunks(capacity));
+        for (t, (codes, scales)) in tiles.enumerate() {
+            // The first pass has refused what is not finite; here it would only make codes and statistics meaningless.
+            let _ = tile.load(l, self.weights, t * capacity);
+            for (i, (codes, &scale)) in codes.chunks_exact_mut(self.block / 2).zip(scales).enumerate() {
+                let block = tile.block(i);
+                let codes = block.pad(codes);
+                stats.merge(&block.stats(block.encode_at(l, scale, codes)));
+            }
         }
         stats
     }
@@ -349,10 +425,10 @@ impl Task for FirstNotFinite<'_> {
 
     #[inline(always)]
     fn run<L: Lanes>(self, l: L) -> Self::Output {
-        let mut block = Block::new();
+        let mut tile = Tile::new(MAX_BLOCK);
         // A loop, since a closure would not be compiled with the target features of `L`.
-        for first in (0..self.weights.len()).step_by(MAX_BLOCK) {
-            if let Err(not_finite) = block.load(l, self.weights, first, MAX_BLOCK) {
+        for first in 0..self.weights.len().div_ceil(MAX_BLOCK) {
+            if let Err(not_finite) = tile.load(l, self.weights, first) {
                 return Some(not_finite);
             }
         }

@@ -158,7 +158,10 @@ pub fn encode(
     scales: &mut [f32],
 ) -> Result<Stats, NotFinite> {
     let block = checked_block(block_size, weights, scales.len(), Some(codes.len()));
-    run(Encode { encoder, precision, block, weights, codes, scales })
+    match encoder {
+        Encoder::Absmax => run(Encode::<false> { precision, block, weights, codes, scales }),
+        Encoder::Mse => run(Encode::<true> { precision, block, weights, codes, scales }),
+    }
 }
 
 /// Chooses a float32 scale per block and no codes: the first of the two passes of a nested (`dq8`) scale table.

@@ -52,8 +52,12 @@ fn encode_on(
     let block = block_size as usize;
     let blocks = weights.len().div_ceil(block);
     let (mut codes, mut scales) = (vec![0xee; blocks * block / 2], vec![f32::NAN; blocks]);
-    let task = Encode { encoder, precision, block, weights, codes: &mut codes, scales: &mut scales };
-    let stats = backend.run(task).map_err(|not_finite| not_finite.index)?;
+    let (to, of) = (&mut codes, &mut scales);
+    let stats = match encoder {
+        Encoder::Absmax => backend.run(Encode::<false> { precision, block, weights, codes: to, scales: of }),
+        Encoder::Mse => backend.run(Encode::<true> { precision, block, weights, codes: to, scales: of }),
+    };
+    let stats = stats.map_err(|not_finite| not_finite.index)?;
     Ok((codes, scales.iter().map(|s| s.to_bits()).collect(), bits(stats)))
 }
 
@@ -121,7 +125,8 @@ fn check_encoding(how: (Encoder, ScalePrecision), block_size: u32, weights: Weig
         }
     }
     assert_eq!(stats[0], weights.len() as u64);
-    let close = |got: u64, want: f64| (f64::from_bits(got) - want).abs() <= 1e-5 * want + 1e-80;
+    // What is 2^-74 of the largest weight may vanish from a sum.
+    let close = |got: u64, want: f64| (f64::from_bits(got) - want).abs() <= 1e-5 * want + 1e-40 * sq;
     assert!(close(stats[1], sq) && close(stats[2], sq_error), "{stats:?} against {sq} {sq_error}");
     assert_eq!(stats[3], u64::from(max_error.to_bits()));
 }
@@ -192,7 +197,7 @@ fn power() -> impl Strategy<Value = f32> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(if cfg!(miri) { 2 } else { 64 }))]
+    #![proptest_config(ProptestConfig::with_cases(if cfg!(miri) { 2 } else { 32 }))]
 
     #[test]
     fn backends_agree_and_are_right(
@@ -227,7 +232,7 @@ fn large_blocks() {
 
 #[test]
 fn a_not_finite_weight_is_found_at_every_position() {
-    for len in [1, 7, 8, 33, 64, 100] {
+    for len in [1, 8, 33, 100] {
         for at in 0..len {
             for bad in [f32::NAN, -f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
                 let mut values = vec![0.5; len];

@@ -1,0 +1,7 @@
+//! See `checks/parse.rs`; `tests/fuzz_regressions.rs` runs the same check over the files kept here.
+#![no_main]
+
+#[path = "../checks/parse.rs"]
+mod check;
+
+libfuzzer_sys::fuzz_target!(|bytes: &[u8]| check::run(bytes));
