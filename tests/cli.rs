@@ -556,3 +556,14 @@ fn a_pack_converts_from_one_weights_file_too() {
     place.run("convert tiny/model.safetensors file.nf4pack").success();
     assert!(place.read("folder.nf4pack") == place.read("file.nf4pack"));
 }
+
+#[test]
+fn the_bundled_model_makes_the_round_trip() {
+    let place = Place::new();
+    let source = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/tiny-qwen3");
+    place.run(&format!("convert {source} out.nf4pack")).success();
+    place.run(&format!("verify out.nf4pack --against {source}")).success();
+    place.run("inspect out.nf4pack").success().stdout(contains("tokenizer.json"));
+    place.run("export out.nf4pack back").success();
+    assert_eq!(place.read("back/tokenizer.json"), fs::read(format!("{source}/tokenizer.json")).unwrap());
+}

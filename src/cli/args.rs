@@ -23,9 +23,9 @@ const LONG_ABOUT: &str = "\
 One file, 4 bits: converts a Hugging Face checkpoint once into a memory-mapped NF4 pack.
 
 Quick start:
-  nf4pack convert ./Qwen3-0.6B qwen3.nf4pack                 # once
-  nf4pack verify  qwen3.nf4pack --against ./Qwen3-0.6B       # every checksum, every weight
-  nf4pack export  qwen3.nf4pack ./Qwen3-0.6B-nf4             # back to a folder that transformers loads";
+  nf4pack convert Qwen3-0.6B q.nf4pack            # once
+  nf4pack verify  q.nf4pack --against Qwen3-0.6B  # every checksum, every weight
+  nf4pack export  q.nf4pack Qwen3-0.6B-nf4        # a folder for transformers";
 
 const AFTER_HELP: &str = "\
 Exit codes: 0 good, 1 failed (or the pack is damaged), 2 wrong usage.
@@ -60,13 +60,13 @@ pub enum Command {
 
 const CONVERT_EXAMPLES: &str = "\
 Examples:
-  nf4pack convert ./Qwen3-4B qwen3-4b.nf4pack
-  nf4pack convert ./Qwen3-4B small.nf4pack --scales dq8             # 4.13 instead of 4.25 bits per weight
-  nf4pack convert ./Qwen3-4B mixed.nf4pack --keep 'layers\\.0\\.'     # the first layer stays in its own type
-  nf4pack convert ./Llama-3-8B l.nf4pack --quantize '^lm_head'      # the output projection is quantised, too
-  nf4pack convert ./Qwen3-4B out.nf4pack --dry-run                  # what would be written, and how long it is
+  nf4pack convert Qwen3-4B q.nf4pack
+  nf4pack convert Qwen3-4B q.nf4pack --scales dq8           # 4.13 bits, not 4.25
+  nf4pack convert Qwen3-4B q.nf4pack --keep 'layers\\.0\\.'   # layer 0 as it is
+  nf4pack convert Llama-3-8B l.nf4pack --quantize ^lm_head  # lm_head, too
+  nf4pack convert Qwen3-4B q.nf4pack --dry-run              # what, and how long
 
-OUT appears under its name only when it is whole and on disk: stopped, failed or out of space, there is no OUT and no
+OUT appears under its name only when it is whole and on disk: stopped, failed or out of space, there is no OUT and no \
 temporary file. The same checkpoint and options give the same bytes, whatever the number of threads.";
 
 /// Convert a checkpoint into a pack
@@ -186,8 +186,8 @@ Examples:
   nf4pack verify qwen3.nf4pack --against ./Qwen3-0.6B
   nf4pack verify qwen3.nf4pack --json | jq -r '.faults[]'
 
-Every checksum, scale and padding byte is read, on all cores; each damaged section is named. With --against every weight is
-decoded and held against the checkpoint: the errors are listed by tensor, and one that no encoder can have produced, a
+Every checksum, scale and padding byte is read, on all cores; each damaged section is named. With --against every weight is \
+decoded and held against the checkpoint: the errors are listed by tensor, and one that no encoder can have produced, a \
 tensor that is missing or a byte of a copied one that differs is a mismatch. Faults and mismatches give exit code 1.";
 
 /// Check a pack, alone or against its checkpoint
@@ -257,12 +257,12 @@ pub enum BenchCommand {
 const BENCH_EXAMPLES: &str = "\
 Examples:
   nf4pack bench convert
-  nf4pack bench convert --shape qwen3-4b --dir /mnt/fast --runs 3      # needs 14 GB
+  nf4pack bench convert --shape qwen3-4b --dir /mnt/fast  # needs 14 GB
   nf4pack bench convert --shape tiny --json
 
-Writes a checkpoint of random weights into a temporary folder, converts it several times (everything included: reading,
-SHA-256, encoding, writing, fsync), and measures the parts alone in the same run: the encoder on one thread, the decoder
-beside memcpy, verify, SHA-256, and a plain write and fsync of as many bytes as the pack has, the floor of any converter.
+Writes a checkpoint of random weights into a temporary folder, converts it several times (everything included: reading, \
+SHA-256, encoding, writing, fsync), and measures the parts alone in the same run: the encoder on one thread, the decoder \
+beside memcpy, verify, SHA-256, and a plain write and fsync of as many bytes as the pack has, the floor of any converter. \
 All figures are medians. The checkpoint has just been written, so that it is read from the page cache where it fits.";
 
 /// Measure conversion, and what bounds it
