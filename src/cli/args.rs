@@ -61,7 +61,7 @@ pub enum Command {
 const CONVERT_EXAMPLES: &str = "\
 Examples:
   nf4pack convert Qwen3-4B q.nf4pack
-  nf4pack convert Qwen3-4B q.nf4pack --scales dq8           # 4.13 bits, not 4.25
+  nf4pack convert Qwen3-4B q.nf4pack --scales dq8           # 4.13 bits each
   nf4pack convert Qwen3-4B q.nf4pack --keep 'layers\\.0\\.'   # layer 0 as it is
   nf4pack convert Llama-3-8B l.nf4pack --quantize ^lm_head  # lm_head, too
   nf4pack convert Qwen3-4B q.nf4pack --dry-run              # what, and how long
