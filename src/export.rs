@@ -298,14 +298,17 @@ impl<'a> Job<'a> {
         });
         // transformers refuses a file without this entry.
         let metadata = HashMap::from([("format".to_owned(), "pt".to_owned())]);
+        let error = |source| ExportError::Target { path: path.to_owned(), source };
+        // safetensors makes a file that only its owner may read; it shall have the permissions of any new file.
+        let permissions = File::create_new(path).and_then(|f| f.metadata()).map_err(error)?.permissions();
         let written = safetensors::serialize_to_file(views, Some(metadata), path);
         let state = self.state.lock().map(|mut s| s.error.take());
         if let Ok(Some(error)) = state {
             return Err(error);
         }
         written.map_err(|source| ExportError::Safetensors { path: path.to_owned(), source })?;
-        let synced = File::options().write(true).open(path).and_then(|f| f.sync_all());
-        synced.map_err(|source| ExportError::Target { path: path.to_owned(), source })
+        fs::set_permissions(path, permissions).map_err(error)?;
+        File::options().write(true).open(path).and_then(|f| f.sync_all()).map_err(error)
     }
 
     /// The bytes of a decoded tensor; all threads work on it. After an error the bytes mean nothing.

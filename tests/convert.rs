@@ -298,13 +298,18 @@ fn a_cancelled_conversion_leaves_nothing() {
 
 #[cfg(unix)]
 #[test]
-fn a_pack_has_the_permissions_of_an_ordinary_new_file() {
+fn packs_and_exports_have_the_permissions_of_ordinary_new_files() {
     use std::os::unix::fs::PermissionsExt;
     let checkpoint = small_checkpoint(None);
     let (folder, target, _) = converted(&checkpoint.path().join("model"), Options::default());
     fs::write(folder.path().join("ordinary"), "").unwrap();
     let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode();
     assert_eq!(mode(&target), mode(&folder.path().join("ordinary")));
+    let snapshot = folder.path().join("snapshot");
+    export_sharded(&target, &snapshot, FloatType::Bf16, u64::MAX, &()).unwrap();
+    for name in names_in(&snapshot) {
+        assert_eq!(mode(&snapshot.join(&name)), mode(&folder.path().join("ordinary")), "{name}");
+    }
 }
 
 /// Writes `head` (or a copy of the embedding) as lm_head.weight into a second file, with an index for both.
