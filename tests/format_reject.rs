@@ -248,15 +248,15 @@ reject! {
 
     // Names.
     name_end_before_its_start => {
-        let error = FormatError::NameRange { name: 1, offset: (NAME_ENDS + 8 * 1) as u64, min: 12, max: TEXT_LEN, found: 3 };
+        let error = FormatError::NameRange { name: 1, offset: NAME_ENDS as u64 + 8, min: 12, max: TEXT_LEN, found: 3 };
         (changed(NAME_ENDS + 8, &[3]), error)
     };
     empty_name => {
-        let error = FormatError::NameRange { name: 1, offset: (NAME_ENDS + 8 * 1) as u64, min: 12, max: TEXT_LEN, found: 11 };
+        let error = FormatError::NameRange { name: 1, offset: NAME_ENDS as u64 + 8, min: 12, max: TEXT_LEN, found: 11 };
         (changed(NAME_ENDS + 8, &[11]), error)
     };
     name_end_past_the_text => {
-        let error = FormatError::NameRange { name: 5, offset: (NAME_ENDS + 8 * 5) as u64, min: 19, max: TEXT_LEN, found: TEXT_LEN + 1 };
+        let error = FormatError::NameRange { name: 5, offset: NAME_ENDS as u64 + 40, min: 19, max: TEXT_LEN, found: TEXT_LEN + 1 };
         (changed(NAME_ENDS + 5 * 8, &[21]), error)
     };
     name_end_past_everything => {
@@ -264,7 +264,7 @@ reject! {
         (changed(NAME_ENDS, &[0xff; 8]), error)
     };
     text_behind_the_last_name => {
-        let error = FormatError::NameRange { name: 5, offset: (NAME_ENDS + 8 * 5) as u64, min: TEXT_LEN, max: TEXT_LEN, found: TEXT_LEN - 1 };
+        let error = FormatError::NameRange { name: 5, offset: NAME_ENDS as u64 + 40, min: TEXT_LEN, max: TEXT_LEN, found: TEXT_LEN - 1 };
         (changed(NAME_ENDS + 5 * 8, &[19]), error)
     };
     text_without_names => {
