@@ -248,24 +248,30 @@ reject! {
 
     // Names.
     name_end_before_its_start => {
-        let error = FormatError::NameRange { name: 1, min: 12, max: TEXT_LEN, found: 3 };
+        let error = FormatError::NameRange { name: 1, offset: NAME_ENDS as u64 + 8, min: 12, max: TEXT_LEN, found: 3 };
         (changed(NAME_ENDS + 8, &[3]), error)
     };
     empty_name => {
-        let error = FormatError::NameRange { name: 1, min: 12, max: TEXT_LEN, found: 11 };
+        let error = FormatError::NameRange { name: 1, offset: NAME_ENDS as u64 + 8, min: 12, max: TEXT_LEN, found: 11 };
         (changed(NAME_ENDS + 8, &[11]), error)
     };
     name_end_past_the_text => {
-        let error = FormatError::NameRange { name: 5, min: 19, max: TEXT_LEN, found: TEXT_LEN + 1 };
+        let error = FormatError::NameRange { name: 5, offset: NAME_ENDS as u64 + 40, min: 19, max: TEXT_LEN, found: TEXT_LEN + 1 };
         (changed(NAME_ENDS + 5 * 8, &[21]), error)
     };
     name_end_past_everything => {
-        let error = FormatError::NameRange { name: 0, min: 1, max: TEXT_LEN, found: u64::MAX };
+        let error = FormatError::NameRange { name: 0, offset: NAME_ENDS as u64, min: 1, max: TEXT_LEN, found: u64::MAX };
         (changed(NAME_ENDS, &[0xff; 8]), error)
     };
     text_behind_the_last_name => {
-        let error = FormatError::NameRange { name: 5, min: TEXT_LEN, max: TEXT_LEN, found: TEXT_LEN - 1 };
+        let error = FormatError::NameRange { name: 5, offset: NAME_ENDS as u64 + 40, min: TEXT_LEN, max: TEXT_LEN, found: TEXT_LEN - 1 };
         (changed(NAME_ENDS + 5 * 8, &[19]), error)
+    };
+    text_without_names => {
+        let mut bytes = pack(&[], 0, "{}");
+        put(&mut bytes, header::INDEX_LEN, &[3]);
+        seal(&mut bytes);
+        (bytes, FormatError::NameRange { name: 0, offset: 128, min: 3, max: 3, found: 0 })
     };
     name_not_utf8 => {
         (changed(NAME_TEXT + 14, &[0xc3]), FormatError::NameNotUtf8 { name: 3, offset: NAME_TEXT as u64 + 14 })
@@ -275,7 +281,7 @@ reject! {
         (changed(NAME_TEXT + 11, "\u{e9}".as_bytes()), FormatError::NameNotUtf8 { name: 1, offset: NAME_TEXT as u64 + 11 })
     };
     duplicate_name => {
-        (changed(NAME_TEXT + 12, b"a"), FormatError::NameDuplicate { name: 2, first: 1, text: "a".to_owned() })
+        (changed(NAME_TEXT + 12, b"a"), FormatError::NameDuplicate { name: 2, offset: NAME_TEXT as u64 + 12, first: 1, text: "a".to_owned() })
     };
     name_too_long => {
         let mut bytes = pack(&[Item::raw(&"n".repeat(4096), FloatType::F32, &[1])], 0, "{}");
@@ -507,7 +513,7 @@ reject! {
         seal(&mut bytes);
         (bytes, unpaired(SCALES))
     };
-    group_out_of_order => {
+    first_two_records_swapped => {
         let mut bytes = small_pack();
         swap_records(&mut bytes, FILE, A);
         seal(&mut bytes);

@@ -275,7 +275,10 @@ fn the_writer_makes_nothing_that_a_reader_refuses() {
     let raw = |name: &str| Item::raw(name, FloatType::F32, &[2]);
     let refused = |items: &[Item], layers| layout(items, layers, "{}").map(|_| ()).unwrap_err();
     let text = "a".to_owned();
-    assert_eq!(refused(&[raw("a"), raw("a")], 0), FormatError::NameDuplicate { name: 1, first: 0, text });
+    assert_eq!(
+        refused(&[raw("a"), raw("a")], 0),
+        FormatError::NameDuplicate { name: 1, offset: 128 + 2 * 96 + 16 + 1, first: 0, text }
+    );
     let norm = |name: &str| raw(name).role(Role::InputNorm).layer(0);
     assert_eq!(refused(&[norm("a"), norm("b")], 1), FormatError::Order { section: 1, offset: field(1, 0) as u64 });
     assert_eq!(refused(&[norm("a")], 2), FormatError::LayerMissing { layer: 1, offset: field(1, 0) as u64 });

@@ -167,10 +167,12 @@ pub enum FormatError {
         found: u64,
     },
     /// A name's end lies before its start or past the table.
-    #[error("name {name} ends at byte {found} of the name table: expected {min} to {max}")]
+    #[error("end of name {name} at offset {offset}: expected {min} to {max}, found {found}")]
     NameRange {
         /// Number of the name.
         name: u64,
+        /// Where its end is given.
+        offset: u64,
         /// Smallest valid end.
         min: u64,
         /// Largest valid end.
@@ -187,10 +189,12 @@ pub enum FormatError {
         offset: u64,
     },
     /// Two names are the same.
-    #[error("name {name} is the same as name {first}: {text:?}")]
+    #[error("name {name} (offset {offset}) is the same as name {first}: {text:?}")]
     NameDuplicate {
         /// Number of the second one.
         name: u64,
+        /// Where its text is.
+        offset: u64,
         /// Number of the first one.
         first: u64,
         /// The name.

@@ -114,6 +114,7 @@ fn part(front: &[u8], part: Part, offset: u64, len: u64, expected: u32) -> Resul
 fn parse_names(bytes: &[u8], header: &Header, limits: &Limits) -> Result<Names, FormatError> {
     let (ends, text) = bytes.split_at(NAME_END_LEN * header.name_count as usize);
     let text_offset = HEADER_LEN as u64 + header.index_len - text.len() as u64;
+    let end_offset = |name: u64| text_offset - (header.name_count - name) * NAME_END_LEN as u64;
     let mut all_ends = Vec::with_capacity(header.name_count as usize);
     let mut first_seen = HashMap::with_capacity(header.name_count as usize);
     let mut start = 0;
@@ -121,24 +122,25 @@ fn parse_names(bytes: &[u8], header: &Header, limits: &Limits) -> Result<Names, 
         let end = u64_at(ends, NAME_END_LEN * name as usize);
         let (min, max) = (start as u64 + 1, text.len() as u64);
         let Some(bytes) = text.get(start..end as usize).filter(|_| (min..=max).contains(&end)) else {
-            return Err(FormatError::NameRange { name, min, max, found: end });
+            return Err(FormatError::NameRange { name, offset: end_offset(name), min, max, found: end });
         };
         if bytes.len() as u64 > limits.name_len {
-            let offset = text_offset - (ends.len() - NAME_END_LEN * name as usize) as u64;
-            let (limit, found) = (limits.name_len, bytes.len() as u64);
+            let (offset, limit, found) = (end_offset(name), limits.name_len, bytes.len() as u64);
             return Err(FormatError::Limit { field: Field::NameLength, offset, limit, found });
         }
         let text = std::str::from_utf8(bytes)
             .map_err(|e| FormatError::NameNotUtf8 { name, offset: text_offset + (start + e.valid_up_to()) as u64 })?;
         if let Some(first) = first_seen.insert(text, name) {
-            return Err(FormatError::NameDuplicate { name, first, text: text.to_owned() });
+            let offset = text_offset + start as u64;
+            return Err(FormatError::NameDuplicate { name, offset, first, text: text.to_owned() });
         }
         start = end as usize;
         all_ends.push(start);
     }
     if start != text.len() {
-        let name = header.name_count.saturating_sub(1);
-        return Err(FormatError::NameRange { name, min: text.len() as u64, max: text.len() as u64, found: start as u64 });
+        let (name, len) = (header.name_count.saturating_sub(1), text.len() as u64);
+        let offset = end_offset(name);
+        return Err(FormatError::NameRange { name, offset, min: len, max: len, found: start as u64 });
     }
     // Every name is UTF-8 by itself, so all of them together are.
     Ok(Names { text: String::from_utf8_lossy(text).into_owned(), ends: all_ends })
