@@ -358,7 +358,8 @@ impl Blocks<'_> {
     }
 
     /// The largest RMS error that an encoder leaves in a block: half the widest gap of the codebook, for a scale as far off
-    /// as its stored type allows. The mse encoder is never worse than absmax on any block.
+    /// as its stored type allows. The mse encoder keeps to the same bound, since
+    /// absmax is one of its candidates.
     fn limit(&self, absmax: f32, block: usize) -> f32 {
         let scale_step = match self.projection.data.scales {
             Scales::F32(_) => 0.0,

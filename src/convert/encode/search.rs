@@ -2,24 +2,37 @@
 //!
 //! The error of a block is `<w,w> - <q,w>^2 / <q,q>` once its scale is refitted by least squares to the codebook's values `q` of
 //! its codes. So each candidate `absmax * g` is ranked by `<q,w>^2 / <q,q>`, in 8-bit integers: exact, hence the same on every
-//! machine, and 32 weights an instruction. The best [`REFINED`] are refitted, encoded and refitted again in the same integers;
-//! only then is float32 used, to compare the errors of the two, rounded as they will be stored, and of absmax itself.
+//! machine, and 32 weights an instruction. The best [`REFINED`] are refitted, encoded and refitted again in the same integers.
+//! Float32 encodes the better one, and compares it with absmax itself where that can win.
 //!
-//! On the projections of two trained models, in blocks of 64, that leaves 0.3 % more error than 41 candidates a sign, all of it in
-//! float32, and 18.7 % less than absmax.
+//! On the projections of two trained models, in blocks of 64, that leaves 0.5 % more error than 41 candidates a sign, all of it in
+//! float32, and 18.5 % less than absmax. `benches/RESULTS.md` has what other numbers of candidates cost and gain.
 
 use super::ScalePrecision;
 use super::kernel::{Block, GROUP, Lanes, MAX_BLOCK, MAX_GROUPS, Sums, Tile};
 use crate::format::nf4;
 
 /// Candidates as fractions of absmax, each tried with both signs.
-const FRACTIONS: [f32; 6] = [0.80, 0.85, 0.90, 0.95, 1.0, 1.05];
+const FRACTIONS: [f32; 5] = [0.82, 0.88, 0.94, 1.0, 1.06];
 
 /// Candidates that are refined.
 const REFINED: usize = 2;
 
 /// Candidates of both signs.
 const CANDIDATES: usize = 2 * FRACTIONS.len();
+
+/// Which fraction is absmax itself.
+const ABSMAX: usize = {
+    let mut i = 0;
+    while FRACTIONS[i] != 1.0 {
+        i += 1;
+    }
+    i
+};
+
+/// Where the best candidate explains more than absmax does by this part of the whole, absmax cannot be the better one. It is
+/// several times what rounding to 8 bits does to the difference.
+const CONTEST: f32 = 1.0 / 1024.0;
 
 /// The bits of a candidate's index.
 const INDEX: u32 = CANDIDATES.next_power_of_two() as u32 - 1;
@@ -75,10 +88,12 @@ const GRIDS: [Grid; FRACTIONS.len()] = {
 pub(super) struct Search {
     /// The weights of a tile in units of `absmax / 127` of their block.
     weights: [[i8; GROUP]; MAX_GROUPS],
-    /// For each block of the tile, the best scales as fractions of absmax.
-    fractions: [[f32; REFINED]; MAX_GROUPS],
-    /// Codes of one block at each of its scales.
-    codes: [[u8; MAX_BLOCK / 2]; REFINED],
+    /// For each block of the tile, the best scale as a fraction of absmax.
+    fractions: [f32; MAX_GROUPS],
+    /// For each block, whether absmax itself may be better than that.
+    contested: [bool; MAX_GROUPS],
+    /// Codes of one block.
+    codes: [u8; MAX_BLOCK / 2],
 }
 
 /// A block, encoded.
@@ -94,8 +109,9 @@ impl Search {
     pub const fn new() -> Self {
         Self {
             weights: [[0; GROUP]; MAX_GROUPS],
-            fractions: [[0.0; REFINED]; MAX_GROUPS],
-            codes: [[0; MAX_BLOCK / 2]; REFINED],
+            fractions: [0.0; MAX_GROUPS],
+            contested: [false; MAX_GROUPS],
+            codes: [0; MAX_BLOCK / 2],
         }
     }
 
@@ -107,8 +123,8 @@ impl Search {
             if block.absmax > 0.0 {
                 let weights = &mut self.weights[..block.groups.len()];
                 round_to_i8(l, &block, weights);
-                self.fractions[i] = candidates(l, weights);
-                self.fractions[i] = refits(l, weights, self.fractions[i]);
+                let (fractions, contested) = candidates(l, weights);
+                (self.fractions[i], self.contested[i]) = (refit(l, weights, fractions), contested);
             }
         }
     }
@@ -116,22 +132,14 @@ impl Search {
     /// Encodes `block`, number `i` of the tile and not all zeros, at the best of its scales and absmax, rounded to `precision`.
     #[inline(always)]
     pub fn best<L: Lanes>(&mut self, l: L, precision: ScalePrecision, block: &Block<'_>, i: usize) -> Best<'_> {
-        let scales = self.fractions[i].map(|fraction| precision.round(block.absmax * fraction));
-        let mut sums = [block.encode_at(l, scales[0], &mut self.codes[0]); REFINED];
-        let mut best = 0;
-        for i in 1..REFINED {
-            sums[i] = block.encode_at(l, scales[i], &mut self.codes[i]);
-            if sums[i].sq_error < sums[best].sq_error {
-                best = i;
-            }
-        }
-        let absmax = precision.round(block.absmax);
+        let (scale, absmax) = (precision.round(block.absmax * self.fractions[i]), precision.round(block.absmax));
+        let sums = block.encode_at(l, scale, &mut self.codes);
         // One block in thirty: only then are absmax's codes worth their time.
-        if block.sq_error_at(l, absmax) <= sums[best].sq_error {
-            let sums = block.encode_at(l, absmax, &mut self.codes[0]);
-            return Best { scale: absmax, codes: &self.codes[0], sums };
+        if self.contested[i] && block.sq_error_at(l, absmax) <= sums.sq_error {
+            let sums = block.encode_at(l, absmax, &mut self.codes);
+            return Best { scale: absmax, codes: &self.codes, sums };
         }
-        Best { scale: scales[best], codes: &self.codes[best], sums: sums[best] }
+        Best { scale, codes: &self.codes, sums }
     }
 }
 
@@ -148,9 +156,10 @@ fn round_to_i8<L: Lanes>(l: L, block: &Block<'_>, to: &mut [[i8; GROUP]]) {
     }
 }
 
-/// The signed fractions of absmax that promise the smallest errors, refitted to their codes, best first.
+/// The signed fractions of absmax that promise the smallest errors, refitted to their codes, best first; and whether absmax
+/// itself may do better.
 #[inline(always)]
-fn candidates<L: Lanes>(l: L, weights: &[[i8; GROUP]]) -> [f32; REFINED] {
+fn candidates<L: Lanes>(l: L, weights: &[[i8; GROUP]]) -> ([f32; REFINED], bool) {
     let mut dots = [[0; 4]; FRACTIONS.len()];
     for (dots, grid) in dots.iter_mut().zip(&GRIDS) {
         *dots = l.dots(weights, [(grid, 1), (grid, -1)]);
@@ -165,16 +174,20 @@ fn candidates<L: Lanes>(l: L, weights: &[[i8; GROUP]]) -> [f32; REFINED] {
         second = second.max(key.min(best));
         best = best.max(key);
     }
-    [best, second].map(|key| {
+    // Absmax is not refitted: it explains `2 <q,w> - <q,q>`.
+    let [qw, qq] = dots[2 * ABSMAX];
+    let contested = (2 * qw - qq) as f32 >= f32::from_bits(best & !INDEX) * (1.0 - CONTEST);
+    let fractions = [best, second].map(|key| {
         let i = (key & INDEX) as usize;
         let fraction = dots[i][0] as f32 / dots[i][1] as f32;
         if i.is_multiple_of(2) { fraction } else { -fraction }
-    })
+    });
+    (fractions, contested)
 }
 
-/// Each fraction of absmax, refitted to the codes that it gives.
+/// The better one of two fractions of absmax, refitted to the codes that it gives.
 #[inline(always)]
-fn refits<L: Lanes>(l: L, weights: &[[i8; GROUP]], fractions: [f32; REFINED]) -> [f32; REFINED] {
+fn refit<L: Lanes>(l: L, weights: &[[i8; GROUP]], fractions: [f32; REFINED]) -> f32 {
     // Less a half and rounded to the nearest is rounded down, but for ties.
     let (half, mut thresholds) = (l.splat(0.5), [l.splat(0.0); 4]);
     for (i, fraction) in fractions.iter().enumerate() {
@@ -190,5 +203,8 @@ fn refits<L: Lanes>(l: L, weights: &[[i8; GROUP]], fractions: [f32; REFINED]) ->
     let signs = fractions.map(|fraction| if fraction < 0.0 { -1 } else { 1 });
     let dots = l.dots(weights, [(&grids[0], signs[0]), (&grids[1], signs[1])]);
     // The largest weight has a code that is not zero's at any candidate scale, so no sum of squares is 0.
-    [f32::from(signs[0]) * dots[0] as f32 / dots[1] as f32, f32::from(signs[1]) * dots[2] as f32 / dots[3] as f32]
+    let [a, b] = [[dots[0], dots[1]], [dots[2], dots[3]]].map(|[qw, qq]| (qw as f32, qq as f32));
+    let explained = |(qw, qq): (f32, f32)| qw * qw / qq;
+    let refitted = |sign: i8, (qw, qq): (f32, f32)| f32::from(sign) * qw / qq;
+    if explained(b) > explained(a) { refitted(signs[1], b) } else { refitted(signs[0], a) }
 }
