@@ -1,6 +1,6 @@
-//! Runs a plan. Every source file is read once, front to back, in windows; while one window is hashed and encoded, the
-//! output of the one before is written and the next one is read. Memory is three windows and the output of one, whatever
-//! the model's size.
+//! Runs a plan. Every source file is read once, front to back, in windows. Each thread reads a piece of the window and encodes
+//! it while it is in that core's cache; meanwhile the window before is hashed, and its output written. Memory is two windows
+//! and their output, whatever the model's size.
 
 use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
@@ -154,6 +154,13 @@ struct Pending {
     writes: Vec<(Piece, Write)>,
 }
 
+impl Pending {
+    /// The bytes of the window.
+    fn bytes(&self) -> &[u8] {
+        self.buf.filled().get(..self.window.len).unwrap_or_default()
+    }
+}
+
 struct Run<'a> {
     job: &'a Conversion,
     writer: &'a Writer<'a>,
@@ -211,43 +218,47 @@ impl<'a> Run<'a> {
     /// Converts every tensor of a file, and gives the file's SHA-256.
     fn convert_file(&mut self, file: &SourceFile) -> Result<String, ConvertError> {
         let window_len = (WINDOW_PER_THREAD * rayon::current_num_threads()).clamp(MIN_WINDOW, MAX_WINDOW);
-        let mut windows = windows(file, &self.job.checkpoint.tensors, window_len);
+        let windows = windows(file, &self.job.checkpoint.tensors, window_len);
         let mut hash = FileHash::default();
-        // Three buffers go round: one is read into, one is worked on, one is written from.
-        let (mut spare, mut buf, mut previous) = (AlignedBuf::default(), AlignedBuf::default(), Pending::default());
-        let mut next = windows.next();
-        read_window(file, next.as_ref(), &mut buf)?;
-        while let Some(window) = next {
+        let (mut previous, mut spare) = (Pending::default(), AlignedBuf::default());
+        for window in windows {
             if self.progress.cancelled() {
                 return Err(ConvertError::Cancelled);
             }
-            next = windows.next();
-            let bytes = &*buf.first_mut(window.len);
-            let (this, read) = (&*self, || read_window(file, next.as_ref(), &mut spare));
-            let ((), (wrote, (read, outcomes))) = rayon::join(
-                || hash.update(bytes),
-                || {
-                    rayon::join(
-                        || this.write_pending(&previous),
-                        || rayon::join(read, || this.convert_window(&window, bytes)),
-                    )
-                },
+            let mut buf = spare;
+            let (this, bytes) = (&*self, buf.first_mut(window.len));
+            let ((), (wrote, outcomes)) = rayon::join(
+                || hash.update(previous.bytes()),
+                || rayon::join(|| this.write_pending(&previous), || this.convert_window(file, &window, bytes)),
             );
             let writes = self.absorb_window(&window, outcomes)?;
             wrote?;
-            read?;
-            let done = std::mem::replace(&mut previous, Pending { buf, window, writes });
-            (buf, spare) = (spare, done.buf);
+            spare = std::mem::replace(&mut previous, Pending { buf, window, writes }).buf;
         }
+        hash.update(previous.bytes());
         self.write_pending(&previous)?;
         Ok(hash.hex())
     }
 
-    /// One outcome per piece of the window.
-    fn convert_window(&self, window: &Window, bytes: &[u8]) -> Vec<Result<Outcome, ConvertError>> {
-        let pieces = window.pieces.par_iter();
-        let of_piece = |piece: &Piece| &bytes[window.range_of(piece)];
-        pieces.map(|piece| self.work(*piece, of_piece(piece)).map_or(Ok(Outcome::default()), |w| w.run())).collect()
+    /// Reads a window to `bytes`; one outcome per piece.
+    fn convert_window(
+        &self,
+        file: &SourceFile,
+        window: &Window,
+        mut bytes: &mut [u8],
+    ) -> Vec<Result<Outcome, ConvertError>> {
+        let mut pieces = Vec::with_capacity(window.pieces.len());
+        for piece in &window.pieces {
+            let (first, rest) = bytes.split_at_mut(piece.len);
+            pieces.push((*piece, first));
+            bytes = rest;
+        }
+        let convert = |(piece, bytes): (Piece, &mut [u8])| {
+            let read = read_exact_at(&file.file, bytes, piece.offset);
+            read.map_err(|source| SourceError::Io { path: file.path.clone(), source })?;
+            self.work(piece, bytes).map_or(Ok(Outcome::default()), |work| work.run())
+        };
+        pieces.into_par_iter().map(convert).collect()
     }
 
     /// The piece with its tensor; `None` for the header of the file.
@@ -301,7 +312,7 @@ impl<'a> Run<'a> {
 
     fn write_pending(&self, pending: &Pending) -> Result<(), ConvertError> {
         pending.writes.iter().try_for_each(|(piece, write)| match &write.payload {
-            Payload::Piece => self.writer.write(&pending.buf.filled()[pending.window.range_of(piece)], write.offset),
+            Payload::Piece => self.writer.write(&pending.bytes()[pending.window.range_of(piece)], write.offset),
             Payload::Made(bytes) => self.writer.write(bytes, write.offset),
         })
     }
@@ -351,11 +362,4 @@ impl<'a> Run<'a> {
         }
         Ok(self.work(piece, bytes).map_or_else(Outcome::default, |work| work.encode_nested(codes, stored)))
     }
-}
-
-/// Reads a window, if there is one, to the start of `buf`.
-fn read_window(file: &SourceFile, window: Option<&Window>, buf: &mut AlignedBuf) -> Result<(), ConvertError> {
-    let Some(window) = window else { return Ok(()) };
-    let read = read_exact_at(&file.file, buf.first_mut(window.len), window.offset);
-    read.map_err(|source| SourceError::Io { path: file.path.clone(), source }.into())
 }

@@ -85,10 +85,13 @@ fn values(codes: Codes) -> __m256 {
 #[inline]
 #[target_feature(enable = "avx2")]
 fn pack(codes: [Codes; 4]) -> __m128i {
-    let [a, b, c, d] = codes.map(|codes| {
+    // Not `codes.map`, which the compiler may leave out of line, without AVX2.
+    let code = |codes: Codes| {
         let minus = _mm256_add_epi32(_mm256_add_epi32(codes.half, codes.half), codes.odd);
         _mm256_sub_epi32(_mm256_setzero_si256(), minus)
-    });
+    };
+    let [a, b, c, d] = codes;
+    let (a, b, c, d) = (code(a), code(b), code(c), code(d));
     // Packing works within 128-bit halves, so the bytes come out in the order of the 4-element runs a0 b0 c0 d0 a1 b1 c1 d1.
     let bytes = _mm256_packus_epi16(_mm256_packs_epi32(a, b), _mm256_packs_epi32(c, d));
     let bytes = _mm256_permutevar8x32_epi32(bytes, _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7));
@@ -100,7 +103,9 @@ fn pack(codes: [Codes; 4]) -> __m128i {
 #[inline]
 #[target_feature(enable = "avx2")]
 fn to_i8(x: [__m256; 4]) -> __m256i {
-    let [a, b, c, d] = x.map(|x| _mm256_cvtps_epi32(x));
+    let [a, b, c, d] = x;
+    let (a, b) = (_mm256_cvtps_epi32(a), _mm256_cvtps_epi32(b));
+    let (c, d) = (_mm256_cvtps_epi32(c), _mm256_cvtps_epi32(d));
     let bytes = _mm256_packs_epi16(_mm256_packs_epi32(a, b), _mm256_packs_epi32(c, d));
     _mm256_permutevar8x32_epi32(bytes, _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7))
 }

@@ -177,12 +177,13 @@ fn candidates<L: Lanes>(l: L, weights: &[[i8; GROUP]]) -> ([f32; REFINED], bool)
     // Absmax is not refitted: it explains `2 <q,w> - <q,q>`.
     let [qw, qq] = dots[2 * ABSMAX];
     let contested = (2 * qw - qq) as f32 >= f32::from_bits(best & !INDEX) * (1.0 - CONTEST);
-    let fractions = [best, second].map(|key| {
+    // Not `[best, second].map`, which the compiler may leave out of line.
+    let refitted = |key: u32| {
         let i = (key & INDEX) as usize;
         let fraction = dots[i][0] as f32 / dots[i][1] as f32;
         if i.is_multiple_of(2) { fraction } else { -fraction }
-    });
-    (fractions, contested)
+    };
+    ([refitted(best), refitted(second)], contested)
 }
 
 /// The better one of two fractions of absmax, refitted to the codes that it gives.
@@ -196,14 +197,17 @@ fn refit<L: Lanes>(l: L, weights: &[[i8; GROUP]], fractions: [f32; REFINED]) -> 
             thresholds[2 * i + k] = l.sub(l.mul(l.load(midpoints), fraction), half);
         }
     }
-    let mut grids = [0; GROUP];
-    l.to_i8(thresholds, &mut grids);
-    let (first, second) = grids.split_at(16);
-    let grids = [first, second].map(|grid| Grid(std::array::from_fn(|i| grid[i])));
-    let signs = fractions.map(|fraction| if fraction < 0.0 { -1 } else { 1 });
+    let mut rounded = [0; GROUP];
+    l.to_i8(thresholds, &mut rounded);
+    let (first, second) = rounded.split_at(16);
+    let mut grids = [Grid([0; 16]); 2];
+    grids[0].0.copy_from_slice(first);
+    grids[1].0.copy_from_slice(second);
+    let sign = |fraction: f32| if fraction < 0.0 { -1 } else { 1 };
+    let signs = [sign(fractions[0]), sign(fractions[1])];
     let dots = l.dots(weights, [(&grids[0], signs[0]), (&grids[1], signs[1])]);
     // The largest weight has a code that is not zero's at any candidate scale, so no sum of squares is 0.
-    let [a, b] = [[dots[0], dots[1]], [dots[2], dots[3]]].map(|[qw, qq]| (qw as f32, qq as f32));
+    let (a, b) = ((dots[0] as f32, dots[1] as f32), (dots[2] as f32, dots[3] as f32));
     let explained = |(qw, qq): (f32, f32)| qw * qw / qq;
     let refitted = |sign: i8, (qw, qq): (f32, f32)| f32::from(sign) * qw / qq;
     if explained(b) > explained(a) { refitted(signs[1], b) } else { refitted(signs[0], a) }
