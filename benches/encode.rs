@@ -1,4 +1,5 @@
-//! Weights per second of the encoders, one thread, block 64, from a buffer of bf16 that does not fit the caches.
+//! Weights per second of the encoders, one thread, block 64, bf16: from a buffer that does not fit the caches, and from a piece as
+//! the converter takes it, which does.
 #![allow(clippy::unwrap_used, missing_docs, reason = "a benchmark that fails should stop")]
 
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
@@ -9,6 +10,8 @@ use std::hint::black_box;
 
 const WEIGHTS: usize = 16 << 20;
 const BLOCK: u32 = 64;
+/// Weights of a piece of the converter.
+const PIECE: usize = 1 << 17;
 
 /// Roughly normal weights, as little-endian bf16: the sum of four uniform numbers, from a fixed linear congruential generator.
 fn bf16_weights() -> Vec<u8> {
@@ -35,6 +38,15 @@ fn encoders(c: &mut Criterion) {
             });
         });
     }
+    let piece = Weights { float_type: FloatType::Bf16, bytes: &bytes[..2 * PIECE] };
+    group.throughput(Throughput::Elements(PIECE as u64));
+    for encoder in [Encoder::Absmax, Encoder::Mse] {
+        let (codes, scales) = (&mut codes[..PIECE / 2], &mut scales[..PIECE / BLOCK as usize]);
+        group.bench_function(format!("{}, one piece", encoder.name()), |b| {
+            b.iter(|| black_box(encode::encode(encoder, ScalePrecision::Bf16, BLOCK, piece, codes, scales)).unwrap());
+        });
+    }
+    group.throughput(Throughput::Elements(WEIGHTS as u64));
     group.bench_function("choose_scales absmax", |b| {
         b.iter(|| black_box(encode::choose_scales(Encoder::Absmax, BLOCK, weights, &mut scales)).unwrap());
     });
