@@ -1,4 +1,9 @@
 //! A Hugging Face checkpoint, converted once into one 4-bit file that any program can memory-map.
+//!
+//! - [`format`](mod@format): the bytes of a pack, validated once, then views that cannot fail.
+//! - [`MappedPack`] (feature `mmap`): a pack as a mapped file.
+//! - [`dequant`]: codes and scales to floats on the CPU.
+//! - [`convert`], [`verify`], [`export`] (feature `convert`): from a checkpoint and back, and the checks of a pack.
 
 #[cfg(feature = "cli")]
 #[doc(hidden)]
@@ -18,3 +23,8 @@ pub mod verify;
 
 #[cfg(feature = "mmap")]
 pub use mmap::{LayerError, MappedPack, OpenError};
+
+/// The README's examples, compiled.
+#[cfg(all(doctest, feature = "mmap"))]
+#[doc = include_str!("../README.md")]
+struct Readme;

@@ -89,10 +89,11 @@ impl MappedPack {
     pub fn open(path: impl AsRef<Path>) -> Result<Self, OpenError> {
         let path = path.as_ref();
         let io = |source| OpenError::Io { path: path.to_owned(), source };
-        let file = File::open(path).map_err(io)?;
-        if !file.metadata().map_err(io)?.is_file() {
+        // Asked before opening: opening a pipe waits for its writer.
+        if !std::fs::metadata(path).map_err(io)?.is_file() {
             return Err(io(std::io::Error::new(std::io::ErrorKind::InvalidInput, "not a regular file")));
         }
+        let file = File::open(path).map_err(io)?;
         // SAFETY: the map is read-only, and its bytes are only ever read as plain bytes, for which every value is valid.
         // That the file is not changed while mapped is the contract above; all that is read from it is validated, so a
         // file that breaks the contract gives wrong values or a fault, and no invalid reference.

@@ -279,6 +279,51 @@ fn a_target_is_replaced_only_by_force_and_never_a_source() {
     assert_eq!(names_in(folder.path()), ["model", "out.nf4pack"]);
 }
 
+#[test]
+fn no_file_of_the_checkpoint_is_ever_the_target() {
+    let folder = small_checkpoint(Some(20_000));
+    let source = folder.path().join("model");
+    let other_config = folder.path().join("other.json");
+    fs::copy(source.join("config.json"), &other_config).unwrap();
+    let with_config = Options { force: true, config: Some(other_config.clone()), ..Options::default() };
+    let mut targets: Vec<PathBuf> = names_in(&source).iter().map(|name| source.join(name)).collect();
+    targets.push(other_config);
+    for target in targets {
+        let before = fs::read(&target).unwrap();
+        let error = convert(&source, &target, with_config.clone(), &()).unwrap_err();
+        assert!(matches!(error, ConvertError::TargetIsSource { .. }), "{}: {error:?}", target.display());
+        assert!(fs::read(&target).unwrap() == before, "{}", target.display());
+    }
+}
+
+#[cfg(unix)]
+#[test]
+fn what_is_no_file_is_not_replaced() {
+    let folder = small_checkpoint(None);
+    let socket = folder.path().join("socket");
+    let _listener = std::os::unix::net::UnixListener::bind(&socket).unwrap();
+    let link = folder.path().join("link");
+    std::os::unix::fs::symlink(&socket, &link).unwrap();
+    for target in [&socket, &link] {
+        let options = Options { force: true, ..Options::default() };
+        let error = convert(&folder.path().join("model"), target, options, &()).unwrap_err();
+        assert!(matches!(error, ConvertError::TargetNotAFile { .. }), "{error:?}");
+        assert!(MappedPack::open(target).unwrap_err().to_string().contains("not a regular file"));
+    }
+    assert_eq!(names_in(folder.path()), ["link", "model", "socket"]);
+}
+
+#[test]
+fn a_pack_in_which_nothing_is_quantised_comes_with_a_warning() {
+    let folder = small_checkpoint(None);
+    let source = folder.path().join("model");
+    let (_folder, target, report) =
+        converted(&source, Options { keep: Some(Regex::new("").unwrap()), ..Options::default() });
+    assert_eq!(report.notices.len(), 1);
+    assert!(report.notices[0].contains("no tensor is quantised"), "{:?}", report.notices);
+    assert_eq!(compare(&target, &source).mismatches, []);
+}
+
 struct StopAtOnce;
 
 impl Progress for StopAtOnce {

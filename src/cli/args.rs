@@ -29,7 +29,8 @@ Quick start:
 
 const AFTER_HELP: &str = "\
 Exit codes: 0 good, 1 failed (or the pack is damaged), 2 wrong usage.
-With --json a command prints one JSON document on stdout, on failure {\"error\", \"hint\"}, and everything else on stderr.
+With --json a command prints one JSON document on stdout and everything else on stderr. On failure it is {\"error\", \"hint\"}; a
+pack that `verify` finds damaged is its report with \"good\": false; wrong usage prints nothing on stdout.
 `nf4pack COMMAND --help` explains every option, with examples.";
 
 /// The whole command line.
@@ -64,10 +65,10 @@ Examples:
   nf4pack convert Qwen3-4B q.nf4pack --scales dq8           # 4.13 bits each
   nf4pack convert Qwen3-4B q.nf4pack --keep 'layers\\.0\\.'   # layer 0 as it is
   nf4pack convert Llama-3-8B l.nf4pack --quantize ^lm_head  # lm_head, too
-  nf4pack convert Qwen3-4B q.nf4pack --dry-run              # what, and how long
+  nf4pack convert Qwen3-4B q.nf4pack --dry-run              # what, and how large
 
-OUT appears under its name only when it is whole and on disk: stopped, failed or out of space, there is no OUT and no \
-temporary file. The same checkpoint and options give the same bytes, whatever the number of threads.";
+OUT appears under its name only when it is whole and on disk: stopped by Ctrl-C, failed or out of space, there is no OUT and no \
+temporary file (a process that is killed outright leaves a hidden .nf4pack-*.tmp beside OUT). The same checkpoint and options give the same bytes, whatever the number of threads.";
 
 /// Convert a checkpoint into a pack
 #[derive(Debug, Args)]

@@ -68,6 +68,9 @@ fn of_convert(error: &ConvertError) -> Option<String> {
         ),
         ConvertError::TargetExists { .. } => Some("--force replaces it".into()),
         ConvertError::TargetIsSource { .. } => Some("name another OUT".into()),
+        ConvertError::TargetNotAFile { .. } => {
+            Some("OUT is a file: a pack is written in any order, so it cannot be piped".into())
+        }
         ConvertError::NoSpace { needed, available, .. } => Some(no_space(*needed, *available)),
         ConvertError::Target { path, source } => of_target(path, source),
         ConvertError::Threads(_) => Some("--threads N takes fewer".into()),
@@ -93,6 +96,15 @@ fn of_source(error: &SourceError) -> Option<String> {
         SourceError::MissingShard { .. } => "`hf download REPO` fetches what is missing and keeps what is there",
         SourceError::Header { source: HeaderError::FileLength { .. } | HeaderError::Truncated { .. }, .. } => {
             "the download is incomplete: remove the file and download it again"
+        }
+        SourceError::Header { source: HeaderError::LfsPointer, .. } => {
+            "`git lfs pull` in that folder fetches the file itself"
+        }
+        SourceError::Header { source: HeaderError::TooShort { .. } | HeaderError::TooLarge { .. }, .. } => {
+            "this is no safetensors file, or a damaged one: download it again; other formats are not read"
+        }
+        SourceError::Header { source: HeaderError::UnsupportedDtype { .. }, .. } => {
+            "the checkpoint's original, in F32, F16 or BF16, can be converted"
         }
         SourceError::Header { source: HeaderError::Quantised { .. }, .. } | SourceError::Quantised { .. } => {
             "quantising twice loses quality that the original still has; the model card names it as base_model"
@@ -127,8 +139,8 @@ fn of_arch(error: &ArchError) -> Option<String> {
 fn of_plan(error: &PlanError) -> Option<String> {
     let hint = match error {
         PlanError::NoMatch { .. } => {
-            "the expression is matched against names such as model.layers.0.mlp.down_proj.weight; --dry-run without it \
-             shows what there is"
+            "the expression is matched against names such as model.layers.0.mlp.down_proj.weight, model.embed_tokens.weight or \
+             lm_head.weight; what is no projection is kept without --keep"
         }
         PlanError::Vector { .. } => "make the --quantize expression narrower, or exclude the tensor with --keep",
         _ => return None,
@@ -162,6 +174,9 @@ fn of_open(error: &OpenError) -> Option<String> {
             Some("`nf4pack convert SRC OUT.nf4pack` makes one".into())
         }
         OpenError::Io { source, .. } if source.kind() == ErrorKind::InvalidInput => Some("FILE is one .nf4pack file".into()),
+        OpenError::Io { source, .. } if source.kind() == ErrorKind::PermissionDenied => {
+            Some("it must be readable for you".into())
+        }
         OpenError::Io { .. } => None,
         OpenError::Format { source, .. } => of_format(source).map(str::to_owned),
     }

@@ -10,6 +10,9 @@ use super::args::VerifyArgs;
 use super::ui::{self, Table, Ui, Unit};
 use crate::verify::{self, AgainstReport, VerifyReport};
 
+/// Mismatches that are printed: another model has one for every tensor.
+const SHOWN: usize = 10;
+
 #[derive(Serialize)]
 struct Document<'a> {
     file: String,
@@ -58,6 +61,7 @@ fn complain(document: &Document<'_>) {
     if let Some(first) = mismatches.first() {
         let more = and_more(mismatches.len());
         ui::labelled("error", AnsiColor::Red, &format!("{file} is not of this checkpoint: {first}{more}"));
+        ui::labelled("hint", AnsiColor::Cyan, "`nf4pack inspect` shows which files, by SHA-256, the pack was made from");
     }
 }
 
@@ -75,6 +79,9 @@ impl Document<'_> {
         let rate = ui::bytes(report.bytes as f64 / report.seconds.max(1e-9));
         let time = ui::duration(report.seconds);
         let verdict = match report.faults.len() {
+            0 if against.as_ref().is_some_and(|a| !a.mismatches.is_empty()) => {
+                "undamaged, but not of this checkpoint".to_owned()
+            }
             0 => "good".to_owned(),
             n => format!("damaged, {}", ui::plural(n as u64, "fault")),
         };
@@ -92,9 +99,14 @@ fn compared(text: &mut String, against: &AgainstReport) {
             [f64::from(tensor.max_abs_error), tensor.rms_error, tensor.relative_error].map(ui::error_value);
         table.row([&tensor.name, &weights, &max, &rms, &relative]);
     }
-    let _ = writeln!(text, "{table}(relative error: squared error per squared weight)\n");
-    for mismatch in &against.mismatches {
+    if !against.tensors.is_empty() {
+        let _ = writeln!(text, "{table}(relative error: squared error per squared weight)\n");
+    }
+    for mismatch in against.mismatches.iter().take(SHOWN) {
         let _ = writeln!(text, "mismatch: {mismatch}");
+    }
+    if against.mismatches.len() > SHOWN {
+        let _ = writeln!(text, "... and {} more (--json lists all)", against.mismatches.len() - SHOWN);
     }
     let (compared, identical) = (against.tensors.len() as u64, ui::grouped(against.identical));
     let verdict = match against.mismatches.len() {

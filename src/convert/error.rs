@@ -37,6 +37,12 @@ pub enum ConvertError {
         /// The target.
         path: PathBuf,
     },
+    /// A device, a pipe or a socket stands where the pack should go.
+    #[error("{} is not a regular file", path.display())]
+    TargetNotAFile {
+        /// The target.
+        path: PathBuf,
+    },
     /// The target is one of the checkpoint's own files.
     #[error("{} is a file of the checkpoint itself", path.display())]
     TargetIsSource {

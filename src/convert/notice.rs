@@ -8,6 +8,8 @@ pub enum Notice {
     IndexIgnored,
     /// `lm_head.weight` repeats the embedding of a tied model byte for byte, so the pack leaves it out.
     TiedHeadDropped,
+    /// The options leave nothing to quantise.
+    NothingQuantised,
     /// `lm_head.weight` differs from the embedding although config.json ties them; the pack keeps both.
     TiedHeadDiffers,
 }
@@ -15,7 +17,7 @@ pub enum Notice {
 impl Notice {
     /// Whether something may be wrong with the checkpoint, rather than only worth a word.
     pub fn is_warning(&self) -> bool {
-        matches!(self, Self::TiedHeadDiffers)
+        matches!(self, Self::TiedHeadDiffers | Self::NothingQuantised)
     }
 }
 
@@ -30,6 +32,7 @@ impl std::fmt::Display for Notice {
                 "lm_head.weight is identical to model.embed_tokens.weight and tied to it (tie_word_embeddings): it is stored \
                  once"
             }
+            Self::NothingQuantised => "no tensor is quantised: the pack holds the weights as they are",
             Self::TiedHeadDiffers => {
                 "config.json says tie_word_embeddings, but lm_head.weight differs from model.embed_tokens.weight: both are \
                  kept"

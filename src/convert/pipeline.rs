@@ -23,7 +23,7 @@ use super::walk::{Piece, Window, tensor_pieces, windows};
 use crate::format::layout::FEATURE_SIGNED_SCALES;
 use crate::format::nf4::{ScaleType, Scales};
 use crate::format::{PieceCrc, Role, Section, SectionKind, check, crc32};
-use crate::io::{AlignedBuf, read_exact_at};
+use crate::io::{AlignedBuf, folder_of, read_exact_at};
 
 /// Bytes of a window for each thread, so that there is work for all; at least [`MIN_WINDOW`], at most [`MAX_WINDOW`].
 const WINDOW_PER_THREAD: usize = 2 << 20;
@@ -64,6 +64,9 @@ impl Conversion {
         let mut notices = checkpoint.notices.clone();
         notices.extend(arch::resolve_tied(&mut model, &checkpoint)?);
         let plan = Plan::new(&checkpoint, &model, &options)?;
+        if plan.weights == 0 {
+            notices.push(Notice::NothingQuantised);
+        }
         Ok(Self { checkpoint, plan, model, options, notices, started })
     }
 
@@ -105,8 +108,12 @@ impl Conversion {
 
     fn check_target(&self, path: &Path) -> Result<(), ConvertError> {
         let Ok(target) = path.canonicalize() else { return Ok(()) };
-        let is_target = |f: &SourceFile| f.path.canonicalize().is_ok_and(|p| p == target);
-        if self.checkpoint.files.iter().any(is_target) {
+        let folder = self.checkpoint.files.first().map(|f| folder_of(&f.path));
+        let small_files = self.checkpoint.index.iter().chain(&self.checkpoint.side_files).map(|(name, _)| name);
+        let small_files = folder.into_iter().flat_map(|folder| small_files.clone().map(|name| folder.join(name)));
+        let weights = self.checkpoint.files.iter().map(|f| f.path.clone());
+        let mut sources = weights.chain(small_files).chain(self.options.config.clone());
+        if sources.any(|source| source.canonicalize().is_ok_and(|source| source == target)) {
             return Err(ConvertError::TargetIsSource { path: path.to_owned() });
         }
         Ok(())

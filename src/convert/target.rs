@@ -65,6 +65,10 @@ impl Target {
         if path.is_dir() {
             return Err(error(io::Error::from(io::ErrorKind::IsADirectory)));
         }
+        // A device or a pipe would be replaced by a file of its name.
+        if path.metadata().is_ok_and(|m| !m.is_file()) {
+            return Err(ConvertError::TargetNotAFile { path: path.to_owned() });
+        }
         if !force && path.symlink_metadata().is_ok() {
             return Err(ConvertError::TargetExists { path: path.to_owned() });
         }
@@ -117,5 +121,44 @@ impl Target {
             _ => ConvertError::Target { path: path.clone(), source: e.error },
         })?;
         sync_dir(&folder).map_err(|source| ConvertError::Target { path, source })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_failing_write_is_an_error_that_leaves_nothing() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("out");
+        let mut target = Target::create(&path, 100, false).unwrap();
+        // A file that cannot be written stands for a disk that cannot.
+        let (_, temporary) = target.temporary.into_parts();
+        target.temporary = NamedTempFile::from_parts(File::open(&temporary).unwrap(), temporary);
+        let error = target.write_with(|writer| writer.write(&[1; 10], 0)).unwrap_err();
+        assert!(matches!(&error, ConvertError::Target { path: found, .. } if *found == path), "{error:?}");
+        drop(target);
+        assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn a_target_that_appears_meanwhile_is_not_replaced() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("out");
+        let target = Target::create(&path, 10, false).unwrap();
+        std::fs::write(&path, "precious").unwrap();
+        let error = target.finish().unwrap_err();
+        assert!(matches!(error, ConvertError::TargetExists { .. }), "{error:?}");
+        assert_eq!(std::fs::read(&path).unwrap(), b"precious");
+        assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn a_pack_that_cannot_fit_is_refused_before_anything_is_written() {
+        let folder = tempfile::tempdir().unwrap();
+        let error = Target::create(&folder.path().join("out"), u64::MAX, false).unwrap_err();
+        assert!(matches!(error, ConvertError::NoSpace { needed: u64::MAX, .. }), "{error:?}");
+        assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 0);
     }
 }

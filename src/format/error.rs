@@ -95,7 +95,7 @@ pub enum FormatError {
         found: u64,
     },
     /// The first eight bytes are not those of a pack.
-    #[error("not a pack: the file starts with {found:02x?}, not {:02x?}", super::layout::MAGIC)]
+    #[error("not a pack: the file starts with \"{}\", not \"{}\"", found.escape_ascii(), super::layout::MAGIC.escape_ascii())]
     BadMagic {
         /// The first eight bytes.
         found: [u8; 8],

@@ -279,7 +279,8 @@ impl<'a> Comparison<'a> {
             weights: projection.data.elements,
             max_abs_error: sums.max,
             rms_error: (sums.sum_sq_error / projection.data.elements as f64).sqrt(),
-            relative_error: if sums.sum_sq > 0.0 { sums.sum_sq_error / sums.sum_sq } else { 0.0 },
+            // A checkpoint with a NaN gives a NaN.
+            relative_error: if sums.sum_sq == 0.0 { 0.0 } else { sums.sum_sq_error / sums.sum_sq },
         });
         Ok(())
     }

@@ -25,6 +25,9 @@ pub const MAX_NAME_LEN: usize = 1 << 10;
 /// Dimensions of a tensor, as in a pack.
 pub const MAX_RANK: usize = 4;
 
+/// How a Git LFS pointer starts; as a length it would be over any limit.
+const LFS_START: &[u8; 8] = b"version ";
+
 /// Key under which writers keep their own strings.
 const METADATA_KEY: &str = "__metadata__";
 
@@ -38,6 +41,9 @@ pub enum HeaderError {
         /// Bytes of the file.
         found: u64,
     },
+    /// The text file that stands for a large file in a repository cloned without Git LFS.
+    #[error("this is a Git LFS pointer, not the file that it stands for")]
+    LfsPointer,
     /// The header is larger than any real one.
     #[error("the header claims {found} bytes, at most {limit} are accepted")]
     TooLarge {
@@ -175,9 +181,12 @@ pub struct Header {
 ///
 /// # Errors
 ///
-/// [`HeaderError::TooShort`], [`HeaderError::TooLarge`] or [`HeaderError::Truncated`].
+/// [`HeaderError::TooShort`], [`HeaderError::LfsPointer`], [`HeaderError::TooLarge`] or [`HeaderError::Truncated`].
 pub fn data_start(first: &[u8], file_len: u64) -> Result<u64, HeaderError> {
     let field = first.first_chunk().filter(|_| file_len >= LENGTH_FIELD).ok_or(HeaderError::TooShort { found: file_len })?;
+    if field == LFS_START {
+        return Err(HeaderError::LfsPointer);
+    }
     let claimed = u64::from_le_bytes(*field);
     if claimed > MAX_HEADER_LEN {
         return Err(HeaderError::TooLarge { limit: MAX_HEADER_LEN, found: claimed });

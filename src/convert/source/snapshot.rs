@@ -129,6 +129,8 @@ pub(super) fn locate(path: &Path) -> Result<(Folder, Weights), SourceError> {
     let metadata = fs::metadata(path).map_err(|source| SourceError::Io { path: path.to_owned(), source })?;
     if metadata.is_dir() {
         let folder = Folder::open(path)?;
+        // A folder that may not be searched would look empty.
+        fs::metadata(folder.root.join(".")).map_err(|source| SourceError::Io { path: path.to_owned(), source })?;
         let weights = if exists(&folder, SINGLE) {
             Weights::Single(SINGLE.to_owned())
         } else if exists(&folder, INDEX) {

@@ -57,6 +57,8 @@ fn a_header_gives_its_tensors_in_the_order_of_their_offsets() {
 #[test]
 fn a_length_field_that_does_not_fit_is_refused() {
     assert!(matches!(parse(&[1; 7]), Err(HeaderError::TooShort { found: 7 })));
+    let pointer = b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 1\n";
+    assert!(matches!(parse(pointer), Err(HeaderError::LfsPointer)));
     let mut bytes = file("{}", 0);
     bytes[..8].copy_from_slice(&(MAX_HEADER_LEN + 1).to_le_bytes());
     assert!(matches!(parse_header(&bytes, u64::MAX), Err(HeaderError::TooLarge { found: 100_000_001, .. })));
