@@ -1,9 +1,9 @@
 //! A Hugging Face checkpoint, converted once into one 4-bit file that any program can memory-map.
 //!
 //! - [`format`](mod@format): the bytes of a pack, validated once, then views that cannot fail.
-//! - [`MappedPack`] (feature `mmap`): a pack as a mapped file.
+//! - `MappedPack` (feature `mmap`): a pack as a mapped file.
 //! - [`dequant`]: codes and scales to floats on the CPU.
-//! - [`convert`], [`verify`], [`export`] (feature `convert`): from a checkpoint and back, and the checks of a pack.
+//! - `convert`, `verify`, `export` (feature `convert`): from a checkpoint and back, and the checks of a pack.
 
 #[cfg(feature = "cli")]
 #[doc(hidden)]
