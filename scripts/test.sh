@@ -49,7 +49,7 @@ step "fuzzing"
 seconds=${NF4PACK_FUZZ_SECONDS:-60}
 if [ "$seconds" = 0 ]; then
     echo "SKIPPED: NF4PACK_FUZZ_SECONDS=0"
-elif ! cargo +nightly --version >/dev/null 2>&1; then
+elif ! cargo +nightly --version >/dev/null 2>&1 && ! rustup toolchain install nightly --profile minimal; then
     echo "no nightly toolchain: fuzzing needs one (rustup toolchain install nightly)" >&2
     exit 1
 else

@@ -15,6 +15,7 @@ use serde::Serialize;
 use thiserror::Error;
 
 use crate::convert::Progress;
+use crate::convert::source::SIDE_FILES;
 use crate::dequant;
 use crate::format::{FloatType, FormatError, Pack, Projection, RawTensor};
 use crate::io::sync_dir;
@@ -23,6 +24,9 @@ use crate::{MappedPack, OpenError};
 
 /// Bytes of tensors in one file of the snapshot, as transformers cuts them.
 pub const MAX_SHARD_LEN: u64 = 5_000_000_000;
+
+/// The name that a tensor of a safetensors file cannot have.
+const RESERVED_NAME: &str = "__metadata__";
 
 /// Weights that a thread decodes at a time.
 const PIECE_WEIGHTS: usize = 1 << 17;
@@ -68,6 +72,12 @@ pub enum ExportError {
         tensor: String,
         /// The type asked for.
         dtype: FloatType,
+    },
+    /// A tensor has the name under which safetensors files keep their own strings.
+    #[error("the pack holds a tensor named {name:?}, which a safetensors file cannot")]
+    TensorName {
+        /// The name.
+        name: String,
     },
     /// A file of the snapshot cannot be written.
     #[error("cannot write {}: {source}", path.display())]
@@ -147,8 +157,10 @@ impl Progress for Stoppable<'_> {
 }
 
 fn refuse_existing(target: &Path) -> Result<(), ExportError> {
+    // Only a folder of its own can be replaced: not a link to one, and not `.`.
+    let replaceable = |m: fs::Metadata| m.is_dir() && target.file_name().is_some();
     let empty = || fs::read_dir(target).is_ok_and(|mut entries| entries.next().is_none());
-    if target.symlink_metadata().is_ok() && !empty() {
+    if target.symlink_metadata().is_ok_and(|m| !replaceable(m) || !empty()) {
         return Err(ExportError::TargetExists { path: target.to_owned() });
     }
     Ok(())
@@ -171,7 +183,7 @@ struct Job<'a> {
 /// A tensor of the snapshot; its bytes are made when they are written.
 enum Tensor<'a> {
     Decoded(&'a Job<'a>, Projection<'a>),
-    Raw(RawTensor<'a>),
+    Raw(&'a Job<'a>, RawTensor<'a>),
 }
 
 fn dtype_of(float_type: FloatType) -> Dtype {
@@ -186,21 +198,21 @@ impl Tensor<'_> {
     fn name(&self) -> &str {
         match self {
             Self::Decoded(_, p) => p.name,
-            Self::Raw(t) => t.name,
+            Self::Raw(_, t) => t.name,
         }
     }
 
     fn float_type(&self) -> FloatType {
         match self {
             Self::Decoded(job, _) => job.dtype,
-            Self::Raw(t) => t.float_type,
+            Self::Raw(_, t) => t.float_type,
         }
     }
 
     fn dims(&self) -> &[u64] {
         match self {
             Self::Decoded(_, p) => p.shape.dims(),
-            Self::Raw(t) => t.shape.dims(),
+            Self::Raw(_, t) => t.shape.dims(),
         }
     }
 
@@ -227,7 +239,7 @@ impl View for TensorView<'_> {
     fn data(&self) -> Cow<'_, [u8]> {
         match self.tensor {
             Tensor::Decoded(job, projection) => Cow::Owned(job.decode(projection)),
-            Tensor::Raw(tensor) => Cow::Borrowed(tensor.bytes),
+            Tensor::Raw(job, tensor) => Cow::Borrowed(if job.stopped() { &[] } else { tensor.bytes }),
         }
     }
 
@@ -239,7 +251,10 @@ impl View for TensorView<'_> {
 impl<'a> Job<'a> {
     fn write(&'a self, target: &Path, shard_len: u64) -> Result<ExportReport, ExportError> {
         let decoded = self.pack.projections().map(|p| Tensor::Decoded(self, p));
-        let tensors: Vec<Tensor<'_>> = decoded.chain(self.pack.raw_tensors().map(Tensor::Raw)).collect();
+        if let Some(tensor) = self.pack.raw_tensor(RESERVED_NAME) {
+            return Err(ExportError::TensorName { name: tensor.name.to_owned() });
+        }
+        let tensors: Vec<Tensor<'_>> = decoded.chain(self.pack.raw_tensors().map(|t| Tensor::Raw(self, t))).collect();
         let bytes: u64 = tensors.iter().map(Tensor::len).sum();
         let folder = crate::io::folder_of(target);
         let error = |source| ExportError::Target { path: target.to_owned(), source };
@@ -247,6 +262,8 @@ impl<'a> Job<'a> {
         if available < bytes {
             return Err(ExportError::NoSpace { path: folder.to_owned(), needed: bytes, available });
         }
+        // Asked for now, not after the work: the folder is made durable at the end.
+        sync_dir(folder).map_err(error)?;
         let temporary = temporary_folder(folder).map_err(error)?;
         let weights_files = self.write_weights(temporary.path(), &tensors, shard_len)?;
         let files = self.write_files(temporary.path())?;
@@ -262,8 +279,8 @@ impl<'a> Job<'a> {
 
     fn write_files(&self, folder: &Path) -> Result<Vec<String>, ExportError> {
         let mut names = Vec::new();
-        for file in self.pack.files() {
-            // Names are plain: the format allows no others. One that a weights file has already is refused here.
+        // Only the files that checkpoints have: a pack of unknown origin must not bring others, code least of all.
+        for file in self.pack.files().filter(|f| SIDE_FILES.contains(&f.name)) {
             write_synced(&folder.join(file.name), file.bytes)?;
             names.push(file.name.to_owned());
         }
@@ -311,13 +328,21 @@ impl<'a> Job<'a> {
         File::options().write(true).open(path).and_then(|f| f.sync_all()).map_err(error)
     }
 
-    /// The bytes of a decoded tensor; all threads work on it. After an error the bytes mean nothing.
-    fn decode(&self, projection: &Projection<'_>) -> Vec<u8> {
-        let mut out = vec![0; projection.data.elements as usize * self.dtype.size()];
-        let failed = self.state.lock().map_or(true, |s| s.error.is_some());
-        if failed {
-            return out;
+    /// Whether to write nothing more: after an error, or where the caller asked to stop. What is written then means nothing.
+    fn stopped(&self) -> bool {
+        let Ok(mut state) = self.state.lock() else { return true };
+        if state.error.is_none() && self.progress.cancelled() {
+            state.error = Some(ExportError::Cancelled);
         }
+        state.error.is_some()
+    }
+
+    /// The bytes of a decoded tensor; all threads work on it.
+    fn decode(&self, projection: &Projection<'_>) -> Vec<u8> {
+        if self.stopped() {
+            return Vec::new();
+        }
+        let mut out = vec![0; projection.data.elements as usize * self.dtype.size()];
         let pieces = out.par_chunks_mut(PIECE_WEIGHTS * self.dtype.size()).enumerate();
         let result = pieces.try_for_each(|(i, bytes)| {
             if self.progress.cancelled() {

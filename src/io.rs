@@ -93,7 +93,11 @@ pub(crate) fn folder_of(path: &Path) -> &Path {
 /// What the operating system says when it opens or syncs the folder.
 pub(crate) fn sync_dir(folder: &Path) -> io::Result<()> {
     #[cfg(unix)]
-    return File::open(folder)?.sync_all();
+    return match File::open(folder)?.sync_all() {
+        // Some file systems have nothing to do for a folder, and say so.
+        Err(e) if matches!(e.kind(), io::ErrorKind::InvalidInput | io::ErrorKind::Unsupported) => Ok(()),
+        result => result,
+    };
     #[cfg(not(unix))]
     {
         let _ = folder;
@@ -101,13 +105,14 @@ pub(crate) fn sync_dir(folder: &Path) -> io::Result<()> {
     }
 }
 
+/// A page of bytes, on a page.
+#[derive(Debug, Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
+#[repr(C, align(4096))]
+struct Page([u8; BUFFER_ALIGN]);
+
 /// A byte buffer that starts on a page, to be reused from read to read.
 #[derive(Debug, Default)]
-pub(crate) struct AlignedBuf {
-    /// Longer than what is used by one alignment, so that an aligned start lies inside.
-    bytes: Vec<u8>,
-    start: usize,
-}
+pub(crate) struct AlignedBuf(Vec<Page>);
 
 impl AlignedBuf {
     /// A buffer that holds `len` bytes without growing; it starts as zeros.
@@ -117,19 +122,17 @@ impl AlignedBuf {
         buf
     }
 
-    /// All bytes from the aligned start on.
+    /// All bytes.
     pub(crate) fn filled(&self) -> &[u8] {
-        &self.bytes[self.start..]
+        bytemuck::cast_slice(&self.0)
     }
 
     /// The first `len` bytes, to be overwritten. The buffer grows where it is shorter, and its contents are then lost.
     pub(crate) fn first_mut(&mut self, len: usize) -> &mut [u8] {
-        if self.bytes.len() - self.start < len {
-            self.bytes = vec![0; len + BUFFER_ALIGN];
-            // `align_offset` may refuse to answer by its contract; the buffer is then slower, not wrong.
-            self.start = Some(self.bytes.as_ptr().align_offset(BUFFER_ALIGN)).filter(|&n| n <= BUFFER_ALIGN).unwrap_or(0);
+        if self.0.len() * BUFFER_ALIGN < len {
+            self.0 = vec![bytemuck::Zeroable::zeroed(); len.div_ceil(BUFFER_ALIGN)];
         }
-        &mut self.bytes[self.start..self.start + len]
+        &mut bytemuck::cast_slice_mut(&mut self.0)[..len]
     }
 }
 

@@ -44,9 +44,6 @@ pub enum VerifyError {
     /// The checkpoint to compare with is not what its config.json says.
     #[error(transparent)]
     Arch(#[from] ArchError),
-    /// The pack's metadata is not the provenance record of the specification.
-    #[error("the provenance record of the pack cannot be read")]
-    Provenance(#[from] serde_json::Error),
     /// The caller asked to stop.
     #[error("stopped before the end")]
     Cancelled,
@@ -64,7 +61,7 @@ pub struct VerifyReport {
     pub sections: u64,
     /// Wall-clock seconds.
     pub seconds: f64,
-    /// Everything that is wrong, in file order: none in a good pack.
+    /// Everything that is wrong: per section in file order, then between sections; none in a good pack.
     #[serde(serialize_with = "as_text")]
     pub faults: Vec<FormatError>,
 }

@@ -212,7 +212,7 @@ fn keep_and_quantize_choose_what_is_encoded() {
     let fails = |options| convert(&source, &target.with_extension("2"), options, &()).unwrap_err().to_string();
     assert!(fails(with(Some("no such name"), None)).contains("--keep"));
     assert!(fails(with(None, Some("no such name"))).contains("--quantize"));
-    assert!(fails(with(None, Some("model.norm"))).contains("model.norm.weight"));
+    assert!(fails(with(None, Some("model.norm"))).contains("two or more dimensions"));
     assert!(fails(options(Encoder::Mse, ScaleType::Bf16, 48)).contains("48"));
 }
 
@@ -357,7 +357,7 @@ fn packs_and_exports_have_the_permissions_of_ordinary_new_files() {
     }
 }
 
-/// Writes `head` (or a copy of the embedding) as lm_head.weight into a second file, with an index for both.
+/// Adds lm_head.weight to the weights file: a copy of the embedding, but for one bit where it `differs`.
 fn add_head(folder: &Path, differs: bool) {
     let bytes = fs::read(folder.join("model.safetensors")).unwrap();
     let tensors = SafeTensors::deserialize(&bytes).unwrap();
@@ -407,8 +407,7 @@ fn another_checkpoint_does_not_fit() {
     patch_weight(&source, "model.layers.0.mlp.up_proj.weight", 70, 0x4120);
     patch_weight(&source, "model.norm.weight", 1, 0x4120);
     let mismatches = compare(&target, &source).mismatches;
-    let in_place =
-        |m: &Mismatch| matches!(m, Mismatch::Code { name, element: 70, .. } if name == "model.layers.0.mlp.up_proj.weight");
+    let in_place = |m: &Mismatch| matches!(m, Mismatch::BlockError { name, block: 1, .. } if name == "model.layers.0.mlp.up_proj.weight");
     assert!(in_place(&mismatches[0]), "{mismatches:?}");
     assert_eq!(mismatches[1], Mismatch::Bytes { name: "model.norm.weight".to_owned(), offset: 2 });
     assert_eq!(mismatches.len(), 2);
@@ -432,11 +431,17 @@ fn patch_payload(path: &Path, section: usize, at: u64, change: impl Fn(u8) -> u8
     let crc = crc32(&bytes[start..end]).to_le_bytes();
     let record = 128 + 96 * section;
     bytes[record + 80..record + 84].copy_from_slice(&crc);
-    let index_crc = crc32(&bytes[128..128 + index.header().index_len as usize]).to_le_bytes();
+    seal_index(&mut bytes);
+    fs::write(path, bytes).unwrap();
+}
+
+/// Mends the checksums of the index and of the header.
+fn seal_index(bytes: &mut [u8]) {
+    let index_len = u64::from_le_bytes(bytes[48..56].try_into().unwrap()) as usize;
+    let index_crc = crc32(&bytes[128..128 + index_len]).to_le_bytes();
     bytes[88..92].copy_from_slice(&index_crc);
     let header_crc = crc32(&bytes[..124]).to_le_bytes();
     bytes[124..128].copy_from_slice(&header_crc);
-    fs::write(path, bytes).unwrap();
 }
 
 #[test]
@@ -449,12 +454,21 @@ fn a_code_that_is_not_the_nearest_is_found_although_its_checksum_fits() {
         let index = mapped.pack().index();
         index.sections().iter().position(|s| index.name(s).contains("layers.1.self_attn.o_proj")).unwrap()
     };
-    // Code 5 becomes 6 and 8 becomes 9: small steps, which the error of the whole block hides.
+    // The first code of a byte becomes its neighbour. Where that is a small step, the error of the whole block hides it.
     let neighbour = |byte: u8| if byte & 15 == 15 { byte - 1 } else { byte + 1 };
-    patch_payload(&target, section, 33, neighbour);
-    assert_eq!(verify(&target, 1, &()).unwrap().faults, []);
-    let mismatches = compare(&target, &source).mismatches;
-    assert!(matches!(&mismatches[..], [Mismatch::Code { element: 66, .. }]), "{mismatches:?}");
+    let pristine = fs::read(&target).unwrap();
+    let mut found = [0, 0];
+    for at in 0..96 {
+        fs::write(&target, &pristine).unwrap();
+        patch_payload(&target, section, at, neighbour);
+        assert_eq!(verify(&target, 1, &()).unwrap().faults, []);
+        match &compare(&target, &source).mismatches[..] {
+            [Mismatch::Code { element, .. }] if *element == 2 * at => found[0] += 1,
+            [Mismatch::BlockError { block, .. }] if *block == at / 32 => found[1] += 1,
+            other => panic!("byte {at}: {other:?}"),
+        }
+    }
+    assert!(found[0] > 0 && found[1] > 0, "{found:?}");
 }
 
 #[test]
@@ -472,6 +486,114 @@ fn a_scale_that_no_encoder_chooses_is_found_although_its_checksum_fits() {
     assert_eq!(verify(&target, 1, &()).unwrap().faults, []);
     let mismatches = compare(&target, &source).mismatches;
     assert!(matches!(&mismatches[..], [Mismatch::BlockError { block: 2, .. }]), "{mismatches:?}");
+}
+
+/// All codes are the nearest ones for their scales, which are a third too large: no encoder chooses such.
+#[test]
+fn scales_that_are_too_large_are_found_although_their_codes_fit() {
+    use nf4pack::convert::encode::{Weights, encode_with_scales};
+    let folder = small_checkpoint(None);
+    let source = folder.path().join("model");
+    let (_folder, target, _) = converted(&source, options(Encoder::Absmax, ScaleType::F32, 64));
+    let (codes, scales) = {
+        let mapped = MappedPack::open(&target).unwrap();
+        let projection = mapped.pack().projection("model.layers.0.mlp.up_proj.weight").unwrap();
+        let mut scales = vec![0.0; projection.data.scales.len()];
+        projection.data.scales.read(0, &mut scales);
+        scales.iter_mut().for_each(|s| *s *= 4.0 / 3.0);
+        let checkpoint = Checkpoint::open(&source, None).unwrap();
+        let tensor = checkpoint.tensors.iter().find(|t| t.name == projection.name).unwrap();
+        let mut bytes = vec![0; tensor.length as usize];
+        checkpoint.read(tensor, 0, &mut bytes).unwrap();
+        let mut codes = vec![0; projection.data.codes.len()];
+        encode_with_scales(64, Weights { float_type: tensor.float_type, bytes: &bytes }, &scales, &mut codes);
+        (codes, scales)
+    };
+    let section = {
+        let mapped = MappedPack::open(&target).unwrap();
+        let index = mapped.pack().index();
+        index.sections().iter().position(|s| index.name(s).contains("layers.0.mlp.up_proj")).unwrap()
+    };
+    let table: Vec<u8> = scales.iter().flat_map(|s| s.to_le_bytes()).collect();
+    for (section, payload) in [(section, codes), (section + 1, table)] {
+        let mut bytes = fs::read(&target).unwrap();
+        let offset = Index::parse(&bytes, bytes.len() as u64).unwrap().sections()[section].offset as usize;
+        bytes[offset..offset + payload.len()].copy_from_slice(&payload);
+        fs::write(&target, bytes).unwrap();
+        patch_payload(&target, section, 0, |byte| byte);
+    }
+    let mismatches = compare(&target, &source).mismatches;
+    assert!(matches!(&mismatches[..], [Mismatch::BlockError { .. }]), "{mismatches:?}");
+}
+
+#[test]
+fn a_tensor_in_another_place_of_the_model_is_found() {
+    let folder = small_checkpoint(None);
+    let source = folder.path().join("model");
+    let (_folder, target, _) = converted(&source, Options::default());
+    let section = {
+        let mapped = MappedPack::open(&target).unwrap();
+        let index = mapped.pack().index();
+        index.sections().iter().position(|s| index.name(s) == "model.layers.1.self_attn.k_norm.weight").unwrap()
+    };
+    // The section before it, q_norm, claims to be the bias o_bias, whose number is one less: the order still holds.
+    let mut bytes = fs::read(&target).unwrap();
+    let record = 128 + 96 * (section - 1);
+    bytes[record + 4..record + 6].copy_from_slice(&Role::OBias.number().to_le_bytes());
+    seal_index(&mut bytes);
+    fs::write(&target, bytes).unwrap();
+    let mismatches = compare(&target, &source).mismatches;
+    assert!(matches!(&mismatches[..], [Mismatch::Place { .. }]), "{mismatches:?}");
+    assert!(mismatches[0].to_string().contains("o_bias of layer 1"), "{}", mismatches[0]);
+}
+
+#[test]
+fn an_export_writes_only_what_a_checkpoint_has() {
+    use nf4pack::format::{Entry, Layout, Shape, Storage};
+    let folder = tempfile::tempdir().unwrap();
+    let shape = Shape::new(&[4]).unwrap();
+    let entry =
+        |name: &str, storage| Entry { name: name.to_owned(), role: Role::Other, layer: None, expert: None, shape, storage };
+    let write = |entries: Vec<Entry>| {
+        let path = folder.path().join("in.nf4pack");
+        let layout = Layout::new(entries, 0, 2).unwrap();
+        let payloads: Vec<Vec<u8>> = layout.sections().iter().map(|s| vec![0; s.length as usize]).collect();
+        let payloads: Vec<&[u8]> = payloads.iter().map(Vec::as_slice).collect();
+        fs::write(&path, layout.assemble(&payloads, "{}").unwrap()).unwrap();
+        path
+    };
+    let raw = Storage::Raw(FloatType::F32);
+    let pack = write(vec![entry("modeling.py", Storage::File), entry("config.json", Storage::File), entry("a", raw)]);
+    let out = folder.path().join("out");
+    export_sharded(&pack, &out, FloatType::Bf16, u64::MAX, &()).unwrap();
+    assert_eq!(names_in(&out), ["config.json", "model.safetensors"]);
+
+    let pack = write(vec![entry("__metadata__", raw)]);
+    let error = export_sharded(&pack, &folder.path().join("out2"), FloatType::Bf16, u64::MAX, &()).unwrap_err();
+    assert!(error.to_string().contains("__metadata__"), "{error}");
+    let pack = write(vec![entry("a", raw)]);
+    let error = export_sharded(&pack, &folder.path().join("out3"), FloatType::Bf16, u64::MAX, &StopAtOnce).unwrap_err();
+    assert!(error.to_string().contains("stopped"), "{error}");
+    for bad in [PathBuf::from("."), out.clone()] {
+        let error = export_sharded(&pack, &bad, FloatType::Bf16, u64::MAX, &()).unwrap_err();
+        assert!(error.to_string().contains("exists already"), "{error}");
+    }
+    assert_eq!(names_in(folder.path()), ["in.nf4pack", "out"]);
+}
+
+/// More windows and more pieces of one tensor than any buffer holds.
+#[test]
+fn the_bytes_of_a_large_tensor_do_not_depend_on_the_number_of_threads() {
+    let folder = tempfile::tempdir().unwrap();
+    let source = folder.path().join("model");
+    let shape =
+        synth::Shape { hidden: 2304, intermediate: 4000, layers: 1, heads: 1, kv_heads: 1, head_dim: 16, ..small_shape() };
+    synth::write(&source, &shape, 3, None).unwrap();
+    let bytes = |threads| {
+        let options = Options { threads: NonZeroUsize::new(threads), ..options(Encoder::Absmax, ScaleType::Dq8, 64) };
+        fs::read(converted(&source, options).1).unwrap()
+    };
+    assert!(bytes(1) == bytes(7));
 }
 
 #[test]

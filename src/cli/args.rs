@@ -320,7 +320,7 @@ pub struct CompletionsArgs {
 /// [`Encoder`] on the command line.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum EncoderArg {
-    /// The scale with the least squared error: 18.5 % less than absmax at the same size (normal weights, block 64)
+    /// The scale with the least squared error: 18.5 % less than absmax at the same size (trained weights, block 64)
     Mse,
     /// The largest magnitude of the block, as bitsandbytes does it: faster to encode
     Absmax,

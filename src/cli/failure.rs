@@ -142,7 +142,6 @@ fn of_plan(error: &PlanError) -> Option<String> {
             "the expression is matched against names such as model.layers.0.mlp.down_proj.weight, model.embed_tokens.weight or \
              lm_head.weight; what is no projection is kept without --keep"
         }
-        PlanError::Vector { .. } => "make the --quantize expression narrower, or exclude the tensor with --keep",
         _ => return None,
     };
     Some(hint.to_owned())
@@ -196,7 +195,6 @@ fn of_verify(error: &VerifyError) -> Option<String> {
         VerifyError::Open(e) => of_open(e),
         VerifyError::Source(e) => of_source(e),
         VerifyError::Arch(e) => of_arch(e),
-        VerifyError::Provenance(_) => Some("--against needs a pack that `nf4pack convert` wrote".into()),
         VerifyError::Threads(_) => Some("--threads N takes fewer".into()),
         VerifyError::Io { .. } | VerifyError::Cancelled => None,
     }
@@ -211,6 +209,7 @@ fn of_export(error: &ExportError) -> Option<String> {
         }
         ExportError::TargetExists { .. } => Some("name a new folder, or empty this one".into()),
         ExportError::NoSpace { needed, available, .. } => Some(no_space(*needed, *available)),
+        ExportError::TensorName { .. } => None,
         ExportError::Overflow { .. } => Some("--dtype bf16 or f32 holds it".into()),
         ExportError::Target { path, source } => of_target(path, source),
         ExportError::Safetensors { .. } | ExportError::Cancelled => None,

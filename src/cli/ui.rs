@@ -407,7 +407,10 @@ impl Table {
 
     /// Adds a row.
     pub fn row<const N: usize>(&mut self, cells: [&dyn Display; N]) {
-        self.rows.push(Row::Cells(cells.iter().map(ToString::to_string).collect()));
+        // Names come from files: what is printed must not steer the terminal.
+        let plain = |c: char| if c.is_control() { c.escape_default().to_string() } else { c.to_string() };
+        let cell = |cell: &&dyn Display| cell.to_string().chars().map(plain).collect();
+        self.rows.push(Row::Cells(cells.iter().map(cell).collect()));
     }
 
     /// Adds a line, above a sum.

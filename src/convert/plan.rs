@@ -58,14 +58,6 @@ pub enum PlanError {
         /// What it was held against.
         what: &'static str,
     },
-    /// Only matrices and stacks of them can be quantised.
-    #[error("tensor {tensor} with shape {shape:?} cannot be quantised: it has one dimension")]
-    Vector {
-        /// The tensor.
-        tensor: String,
-        /// Its shape.
-        shape: Vec<u64>,
-    },
     /// The pack would break the format's own rules.
     #[error("this checkpoint does not fit the format")]
     Format(#[from] FormatError),
@@ -100,16 +92,21 @@ impl Plan {
     }
 }
 
+/// Norms and biases are never quantised.
+fn is_matrix(tensor: &TensorInfo) -> bool {
+    tensor.shape.len() >= 2
+}
+
 /// Whether a tensor is quantised: a projection unless kept, or anything that `--quantize` names.
 fn is_quantised(tensor: &TensorInfo, placed: &Placed, options: &Options) -> bool {
     let matches = |pattern: &Option<regex::Regex>| pattern.as_ref().is_some_and(|p| p.is_match(&tensor.name));
-    (placed.quantise || matches(&options.quantize)) && !matches(&options.keep)
+    (placed.quantise || (is_matrix(tensor) && matches(&options.quantize))) && !matches(&options.keep)
 }
 
 fn check_patterns(checkpoint: &Checkpoint, model: &Model, options: &Options) -> Result<(), PlanError> {
     let names = |projections: bool| {
         let placed = model.tensors.iter().filter(move |p| !projections || p.quantise);
-        placed.map(|p| checkpoint.tensors[p.tensor].name.as_str())
+        placed.map(|p| &checkpoint.tensors[p.tensor]).filter(|t| is_matrix(t)).map(|t| t.name.as_str())
     };
     let keepable = options.quantize.is_none();
     let any = |pattern: &regex::Regex, projections| names(projections).any(|name| pattern.is_match(name));
@@ -118,7 +115,9 @@ fn check_patterns(checkpoint: &Checkpoint, model: &Model, options: &Options) -> 
     };
     match (&options.keep, &options.quantize) {
         (Some(keep), _) if !any(keep, keepable) => unmatched("--keep", keep, "projection"),
-        (_, Some(quantize)) if !any(quantize, false) => unmatched("--quantize", quantize, "tensor"),
+        (_, Some(quantize)) if !any(quantize, false) => {
+            unmatched("--quantize", quantize, "tensor of two or more dimensions")
+        }
         _ => Ok(()),
     }
 }
@@ -141,9 +140,6 @@ fn shape_of(dims: &[u64]) -> Result<Shape, FormatError> {
 
 fn entry(tensor: &TensorInfo, placed: &Placed, options: &Options) -> Result<Entry, PlanError> {
     let storage = if is_quantised(tensor, placed, options) {
-        if tensor.shape.len() < 2 {
-            return Err(PlanError::Vector { tensor: tensor.name.clone(), shape: tensor.shape.clone() });
-        }
         Storage::Nf4 { scale_type: options.scale_type, block_size: options.block_size }
     } else {
         Storage::Raw(tensor.float_type)

@@ -72,7 +72,12 @@ impl Target {
         if !force && path.symlink_metadata().is_ok() {
             return Err(ConvertError::TargetExists { path: path.to_owned() });
         }
+        if path.as_os_str().as_encoded_bytes().ends_with(b"/") {
+            return Err(error(io::Error::from(io::ErrorKind::IsADirectory)));
+        }
         let folder = folder_of(path).to_owned();
+        // Asked for now, not after the work: the folder is made durable at the end.
+        sync_dir(&folder).map_err(error)?;
         let available = fs4::available_space(&folder).map_err(error)?;
         if available < len {
             return Err(ConvertError::NoSpace { path: folder, needed: len, available });

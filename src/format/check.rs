@@ -12,7 +12,8 @@ use super::section::Section;
 /// `codes of model.layers.0.mlp.up_proj.weight`
 pub fn describe(index: &Index, section: &Section) -> String {
     let kind = section.kind.map_or("unknown section", SectionKind::name);
-    format!("{kind} of {}", index.name(section))
+    // Names come from the file: what is printed must not steer a terminal.
+    format!("{kind} of {}", index.name(section).escape_debug())
 }
 
 /// Compares the checksum of a payload with the one in the section's record.

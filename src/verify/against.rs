@@ -9,25 +9,24 @@ use serde::Serialize;
 
 use super::VerifyError;
 use crate::MappedPack;
+use crate::convert::arch::{Model, Placed};
 use crate::convert::source::{Checkpoint, TensorInfo};
 use crate::convert::{Progress, arch, encode};
 use crate::dequant;
-use crate::format::nf4::{self, MAX_UNIT_ERROR, SUPER_BLOCK, Scales};
-use crate::format::{FloatType, Pack, Projection, Provenance, RawTensor};
+use crate::format::nf4::{self, SUPER_BLOCK, Scales};
+use crate::format::{FloatType, Pack, Projection, Provenance, RawTensor, Role};
 use crate::io::AlignedBuf;
 
 /// Weights that are compared at a time: a multiple of every block size.
 const PIECE_WEIGHTS: u64 = 1 << 17;
 
-/// Rounding of a scale to bfloat16 moves a value by at most this part of the block's largest magnitude.
-const BF16_STEP: f32 = 1.0 / 256.0;
-
 /// A nested scale lies at most this part of its super-scale from the one that the encoder wanted: half the widest gap of
 /// the 8-bit dynamic map (0.9 / 64), and the step of the 65,536-point grid that bitsandbytes rounds through.
 const DQ8_STEP: f32 = 0.5 * 0.9 / 64.0 + 1.0 / 32768.0;
 
-/// Slack for float32 rounding, relative and absolute (the weakest block that the absmax encoder resolves).
-const SLACK: f32 = 1.0 + 1e-4;
+/// Slack for float32 rounding and for the 8-bit ranking of the mse encoder, relative and absolute (the weakest block that the
+/// absmax encoder resolves).
+const SLACK: f32 = 1.0 + 1e-2;
 const TINY: f32 = 1e-38;
 
 /// What a comparison found.
@@ -64,29 +63,39 @@ pub struct TensorReport {
 #[non_exhaustive]
 pub enum Mismatch {
     /// The checkpoint has no such tensor or file.
-    #[error("{name} is in the pack, but not in the checkpoint")]
+    #[error("{} is in the pack, but not in the checkpoint", name.escape_debug())]
     NotInCheckpoint {
         /// Its name.
         name: String,
     },
     /// The pack has no such tensor or file.
-    #[error("{name} is in the checkpoint, but not in the pack")]
+    #[error("{} is in the checkpoint, but not in the pack", name.escape_debug())]
     NotInPack {
         /// Its name.
         name: String,
     },
     /// Another shape or element type.
-    #[error("{name} has another shape or type: {found:?} in the pack, {expected:?} in the checkpoint")]
+    #[error("{} has another shape or type: {found} in the pack, {expected} in the checkpoint", name.escape_debug())]
     Shape {
         /// Its name.
         name: String,
-        /// Shape in the checkpoint.
-        expected: Vec<u64>,
-        /// Shape in the pack.
-        found: Vec<u64>,
+        /// Shape and type in the checkpoint.
+        expected: String,
+        /// Shape and type in the pack.
+        found: String,
+    },
+    /// Another place in the model: role, layer or expert.
+    #[error("{} is {found} in the pack, {expected} in the checkpoint", name.escape_debug())]
+    Place {
+        /// Its name.
+        name: String,
+        /// What it is in the checkpoint.
+        expected: String,
+        /// What the pack says.
+        found: String,
     },
     /// A raw tensor or a file has other bytes.
-    #[error("{name} differs from the checkpoint at byte {offset}")]
+    #[error("{} differs from the checkpoint at byte {offset}", name.escape_debug())]
     Bytes {
         /// Its name.
         name: String,
@@ -94,7 +103,7 @@ pub enum Mismatch {
         offset: u64,
     },
     /// A block is farther from the source than any encoder leaves it.
-    #[error("{name}: the RMS error of block {block} is {found}, no encoder leaves more than {limit}")]
+    #[error("{}: the RMS error of block {block} is {found}, no encoder leaves more than {limit}", name.escape_debug())]
     BlockError {
         /// The tensor.
         name: String,
@@ -106,7 +115,7 @@ pub enum Mismatch {
         found: f32,
     },
     /// A code is not the nearest one for its scale.
-    #[error("{name}: the error of element {element} is {found}, the nearest code leaves {limit}")]
+    #[error("{}: the error of element {element} is {found}, the nearest code leaves {limit}", name.escape_debug())]
     Code {
         /// The tensor.
         name: String,
@@ -131,29 +140,37 @@ pub fn against(
     progress: &dyn Progress,
 ) -> Result<AgainstReport, VerifyError> {
     let mapped = MappedPack::open(path)?;
-    let provenance = Provenance::from_json(mapped.pack().index().metadata())?;
+    // A pack of another program may have no such record; then nothing was dropped.
+    let provenance = Provenance::from_json(mapped.pack().index().metadata());
+    let dropped = provenance.map(|p| p.dropped).unwrap_or_default();
     let checkpoint = Checkpoint::open(source, config)?;
     let mut model = arch::place(&checkpoint.config, &checkpoint.tensors)?;
     // What a conversion may leave out is settled anew, not believed.
     arch::resolve_tied(&mut model, &checkpoint)?;
     let kept: HashSet<&str> = model.tensors.iter().map(|p| checkpoint.tensors[p.tensor].name.as_str()).collect();
     let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build()?;
-    let comparison = Comparison::new(mapped.pack(), &checkpoint, progress);
+    let comparison = Comparison::new(mapped.pack(), &checkpoint, &model, progress);
     let mut report = pool.install(|| comparison.run())?;
     let in_pack: HashSet<&str> =
         comparison.pack.projections().map(|p| p.name).chain(comparison.pack.raw_tensors().map(|t| t.name)).collect();
-    let missing =
-        checkpoint.tensors.iter().map(|t| t.name.as_str()).filter(|name| {
-            !in_pack.contains(name) && (kept.contains(name) || !provenance.dropped.iter().any(|d| d == name))
-        });
+    let missing = checkpoint
+        .tensors
+        .iter()
+        .map(|t| t.name.as_str())
+        .filter(|name| !in_pack.contains(name) && (kept.contains(name) || !dropped.iter().any(|d| d == name)));
     report.mismatches.extend(missing.map(|name| Mismatch::NotInPack { name: name.to_owned() }));
     Ok(report)
 }
+
+/// Role, layer and expert.
+type Place = (Role, Option<u32>, Option<u32>);
 
 struct Comparison<'a> {
     pack: Pack<'a>,
     checkpoint: &'a Checkpoint,
     by_name: HashMap<&'a str, &'a TensorInfo>,
+    /// Role, layer and expert of each tensor of the model.
+    places: HashMap<&'a str, Place>,
     progress: &'a dyn Progress,
 }
 
@@ -174,12 +191,16 @@ struct Scratch {
     decoded: Vec<f32>,
     scales: Vec<f32>,
     codes: Vec<u8>,
+    reference: Vec<f32>,
+    reference_codes: Vec<u8>,
 }
 
 impl<'a> Comparison<'a> {
-    fn new(pack: Pack<'a>, checkpoint: &'a Checkpoint, progress: &'a dyn Progress) -> Self {
+    fn new(pack: Pack<'a>, checkpoint: &'a Checkpoint, model: &Model, progress: &'a dyn Progress) -> Self {
         let by_name = checkpoint.tensors.iter().map(|t| (t.name.as_str(), t)).collect();
-        Self { pack, checkpoint, by_name, progress }
+        let place = |p: &Placed| (checkpoint.tensors[p.tensor].name.as_str(), (p.role, p.layer, p.expert));
+        let places = model.tensors.iter().map(place).collect();
+        Self { pack, checkpoint, by_name, places, progress }
     }
 
     fn run(&self) -> Result<AgainstReport, VerifyError> {
@@ -187,13 +208,22 @@ impl<'a> Comparison<'a> {
         let total = self.pack.projections().map(|p| p.data.elements).sum();
         let mut done = 0;
         for projection in self.pack.projections() {
-            let Some(tensor) = self.source_of(projection.name, projection.shape.dims(), None, &mut report) else { continue };
+            let place = (projection.role, projection.layer, projection.expert);
+            let Some(tensor) = self.source_of(projection.name, projection.shape.dims(), None, place, &mut report) else {
+                continue;
+            };
             self.projection(&projection, tensor, &mut report)?;
             done += projection.data.elements;
             self.progress.advance(done, total);
         }
         for raw in self.pack.raw_tensors() {
-            let Some(tensor) = self.source_of(raw.name, raw.shape.dims(), Some(raw.float_type), &mut report) else {
+            let Some(tensor) = self.source_of(
+                raw.name,
+                raw.shape.dims(),
+                Some(raw.float_type),
+                (raw.role, raw.layer, raw.expert),
+                &mut report,
+            ) else {
                 continue;
             };
             self.raw(&raw, tensor, &mut report)?;
@@ -208,6 +238,7 @@ impl<'a> Comparison<'a> {
         name: &str,
         dims: &[u64],
         float_type: Option<FloatType>,
+        place: Place,
         report: &mut AgainstReport,
     ) -> Option<&'a TensorInfo> {
         let Some(&tensor) = self.by_name.get(name) else {
@@ -215,9 +246,14 @@ impl<'a> Comparison<'a> {
             return None;
         };
         if tensor.shape != dims || float_type.is_some_and(|t| t != tensor.float_type) {
-            let (expected, found) = (tensor.shape.clone(), dims.to_vec());
+            let expected = format!("{:?} {}", tensor.shape, tensor.float_type);
+            let found = format!("{dims:?} {}", float_type.map_or("nf4", |t| t.element_type().name()));
             report.mismatches.push(Mismatch::Shape { name: name.to_owned(), expected, found });
             return None;
+        }
+        if let Some(&expected) = self.places.get(name).filter(|&&expected| expected != place) {
+            let (expected, found) = (describe_place(expected), describe_place(place));
+            report.mismatches.push(Mismatch::Place { name: name.to_owned(), expected, found });
         }
         Some(tensor)
     }
@@ -297,14 +333,14 @@ impl<'a> Comparison<'a> {
         }
         let data = &projection.data;
         let len = (data.elements - first).min(PIECE_WEIGHTS) as usize;
-        let Scratch { bytes, source, decoded, scales, codes } = scratch;
+        let Scratch { bytes, source, decoded, scales, codes, reference, reference_codes } = scratch;
         let bytes = bytes.first_mut(len * tensor.float_type.size());
         self.checkpoint.read(tensor, first * tensor.float_type.size() as u64, bytes)?;
         widen(tensor.float_type, bytes, source);
         decoded.resize(len, 0.0);
         if dequant::dequantize(data, first, decoded).is_err() {
             // A validated pack always decodes; if not, the shape is what disagrees.
-            let (expected, found) = (tensor.shape.clone(), projection.shape.dims().to_vec());
+            let (expected, found) = (format!("{:?}", tensor.shape), projection.shape.to_string());
             let mismatch = Some(Mismatch::Shape { name: projection.name.to_owned(), expected, found });
             return Ok(PieceResult { mismatch, ..PieceResult::default() });
         }
@@ -315,19 +351,40 @@ impl<'a> Comparison<'a> {
         codes.resize(scales.len() * block / 2, 0);
         let weights = encode::Weights { float_type: tensor.float_type, bytes };
         encode::encode_with_scales(data.block_size, weights, scales, codes);
-        let blocks = Blocks { projection, first, source, decoded, scales, best: codes };
+        reference.clear();
+        reference.extend(source.chunks(block).map(|weights| absmax_scale(weights, &data.scales)));
+        reference_codes.resize(codes.len(), 0);
+        encode::encode_with_scales(data.block_size, weights, reference, reference_codes);
+        let best = Encoded { scales, codes };
+        let absmax = Encoded { scales: reference, codes: reference_codes };
+        let blocks = Blocks { projection, first, source, decoded, best, absmax };
         Ok(blocks.compare())
     }
 }
 
-/// One piece of a tensor: the source, the decoded pack, and the best codes for the stored scales.
+/// Codes and scales of a piece.
+#[derive(Clone, Copy)]
+struct Encoded<'a> {
+    scales: &'a [f32],
+    codes: &'a [u8],
+}
+
+impl Encoded<'_> {
+    /// The value of element `i`.
+    fn value(&self, i: usize, block: usize) -> f32 {
+        let code = (self.codes[i / 2] >> (4 * (i % 2))) & 15;
+        nf4::CODEBOOK[usize::from(code)] * self.scales[i / block]
+    }
+}
+
+/// One piece of a tensor: the source, the decoded pack, the best codes for the stored scales, and what plain absmax would do.
 struct Blocks<'a> {
     projection: &'a Projection<'a>,
     first: u64,
     source: &'a [f32],
     decoded: &'a [f32],
-    scales: &'a [f32],
-    best: &'a [u8],
+    best: Encoded<'a>,
+    absmax: Encoded<'a>,
 }
 
 impl Blocks<'_> {
@@ -336,17 +393,16 @@ impl Blocks<'_> {
         let mut result = PieceResult::default();
         let pairs = self.source.chunks(block).zip(self.decoded.chunks(block));
         for (i, (source, decoded)) in pairs.enumerate() {
-            let (mut absmax, mut sum_sq_error) = (0.0_f32, 0.0_f64);
+            let mut sum_sq_error = 0.0_f64;
             for (&w, &v) in source.iter().zip(decoded) {
                 let error = (w - v).abs();
-                absmax = absmax.max(w.abs());
                 result.max = result.max.max(error);
                 result.sum_sq += f64::from(w) * f64::from(w);
                 sum_sq_error += f64::from(error) * f64::from(error);
             }
             result.sum_sq_error += sum_sq_error;
             let rms = (sum_sq_error / source.len() as f64).sqrt() as f32;
-            let limit = self.limit(absmax, i);
+            let limit = self.limit(source, i);
             // Written so that a NaN does not pass.
             let within = rms <= limit;
             if !within && result.mismatch.is_none() {
@@ -358,38 +414,53 @@ impl Blocks<'_> {
         result
     }
 
-    /// The largest RMS error that an encoder leaves in a block: half the widest gap of the codebook, for a scale as far off
-    /// as its stored type allows. The mse encoder keeps to the same bound, since
-    /// absmax is one of its candidates.
-    fn limit(&self, absmax: f32, block: usize) -> f32 {
+    /// The largest RMS error that an encoder leaves in a block: that of plain absmax, which the mse encoder does not exceed,
+    /// for a scale as far off as its stored type allows (no value of the codebook is above 1, so no weight is moved by more).
+    fn limit(&self, source: &[f32], number: usize) -> f32 {
+        let block = self.projection.data.block_size as usize;
+        let error = |(i, &w): (usize, &f32)| f64::from(w - self.absmax.value(number * block + i, block)).powi(2);
+        let sum_sq: f64 = source.iter().enumerate().map(error).sum();
         let scale_step = match self.projection.data.scales {
-            Scales::F32(_) => 0.0,
-            Scales::Bf16(_) => BF16_STEP * absmax,
+            Scales::F32(_) | Scales::Bf16(_) => 0.0,
             Scales::Dq8 { super_scales, .. } => {
-                let number = (self.first as usize / self.projection.data.block_size as usize + block) / SUPER_BLOCK;
+                let number = (self.first as usize / block + number) / SUPER_BLOCK;
                 DQ8_STEP * Scales::F32(super_scales).get(number).abs()
             }
         };
-        (MAX_UNIT_ERROR * absmax + scale_step) * SLACK + TINY
+        ((sum_sq / source.len() as f64).sqrt() as f32 + scale_step) * SLACK + TINY
     }
 
     /// The first stored code that is farther from the source than the best one for the same scale.
     fn worse_code(&self) -> Option<Mismatch> {
         let from = (self.first / 2) as usize;
-        let stored = self.projection.data.codes.get(from..from + self.best.len()).unwrap_or_default();
-        if stored == self.best {
+        let stored = self.projection.data.codes.get(from..from + self.best.codes.len()).unwrap_or_default();
+        if stored == self.best.codes {
             return None;
         }
         let block = self.projection.data.block_size as usize;
         self.source.iter().zip(self.decoded).enumerate().find_map(|(i, (&w, &v))| {
-            let code = (self.best[i / 2] >> (4 * (i % 2))) & 15;
-            let limit = (w - nf4::CODEBOOK[usize::from(code)] * self.scales[i / block]).abs();
+            let limit = (w - self.best.value(i, block)).abs();
             let found = (w - v).abs();
             let name = || self.projection.name.to_owned();
             let worse = found > limit * SLACK + TINY;
             worse.then(|| Mismatch::Code { name: name(), element: self.first + i as u64, limit, found })
         })
     }
+}
+
+/// The scale of plain absmax for a block, rounded as the table stores it.
+fn absmax_scale(weights: &[f32], table: &Scales<'_>) -> f32 {
+    let absmax = weights.iter().fold(0.0_f32, |m, w| m.max(w.abs()));
+    match table {
+        Scales::Bf16(_) => bf16::from_f32(absmax).to_f32().min(bf16::MAX.to_f32()),
+        Scales::F32(_) | Scales::Dq8 { .. } => absmax,
+    }
+}
+
+/// `q_proj of layer 3`
+fn describe_place((role, layer, expert): Place) -> String {
+    let of = |what, number: Option<u32>| number.map_or(String::new(), |n| format!(" of {what} {n}"));
+    format!("{role}{}{}", of("expert", expert), of("layer", layer))
 }
 
 fn first_difference(a: &[u8], b: &[u8]) -> Option<u64> {

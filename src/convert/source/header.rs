@@ -17,10 +17,10 @@ use crate::format::FloatType;
 pub const LENGTH_FIELD: u64 = 8;
 /// Bytes that a header may have: the cap of the safetensors crate.
 pub const MAX_HEADER_LEN: u64 = 100_000_000;
-/// Tensors that one file or index may have: a quarter of a pack's sections, since a tensor may take two, and several times
+/// Tensors that one file or index may have: far fewer than a pack has sections, and several times
 /// what the largest mixtures of experts have.
 pub const MAX_TENSORS: usize = 1 << 18;
-/// Bytes of a tensor's name, as in a pack.
+/// Bytes of a tensor's name; a pack would take more.
 pub const MAX_NAME_LEN: usize = 1 << 10;
 /// Dimensions of a tensor, as in a pack.
 pub const MAX_RANK: usize = 4;
