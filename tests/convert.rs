@@ -421,6 +421,13 @@ fn another_checkpoint_does_not_fit() {
     assert_eq!(missing.count(), 11);
 }
 
+/// The number of the first section of a tensor whose name contains `name`.
+fn section_of(target: &Path, name: &str) -> usize {
+    let mapped = MappedPack::open(target).unwrap();
+    let index = mapped.pack().index();
+    index.sections().iter().position(|s| index.name(s).contains(name)).unwrap()
+}
+
 /// Changes one byte of a payload and mends its checksum, so that only its meaning is wrong.
 fn patch_payload(path: &Path, section: usize, at: u64, change: impl Fn(u8) -> u8) {
     let mut bytes = fs::read(path).unwrap();
@@ -449,11 +456,7 @@ fn a_code_that_is_not_the_nearest_is_found_although_its_checksum_fits() {
     let checkpoint = small_checkpoint(None);
     let source = checkpoint.path().join("model");
     let (_folder, target, _) = converted(&source, Options::default());
-    let section = {
-        let mapped = MappedPack::open(&target).unwrap();
-        let index = mapped.pack().index();
-        index.sections().iter().position(|s| index.name(s).contains("layers.1.self_attn.o_proj")).unwrap()
-    };
+    let section = section_of(&target, "layers.1.self_attn.o_proj");
     // The first code of a byte becomes its neighbour. Where that is a small step, the error of the whole block hides it.
     let neighbour = |byte: u8| if byte & 15 == 15 { byte - 1 } else { byte + 1 };
     let pristine = fs::read(&target).unwrap();
@@ -476,11 +479,7 @@ fn a_scale_that_no_encoder_chooses_is_found_although_its_checksum_fits() {
     let checkpoint = small_checkpoint(None);
     let source = checkpoint.path().join("model");
     let (_folder, target, _) = converted(&source, Options::default());
-    let section = {
-        let mapped = MappedPack::open(&target).unwrap();
-        let index = mapped.pack().index();
-        index.sections().iter().position(|s| index.name(s).contains("layers.0.mlp.gate_proj")).unwrap() + 1
-    };
+    let section = section_of(&target, "layers.0.mlp.gate_proj") + 1;
     // The exponent of the third scale becomes smaller by two.
     patch_payload(&target, section, 2 * 2 + 1, |byte| byte - 1);
     assert_eq!(verify(&target, 1, &()).unwrap().faults, []);
@@ -509,11 +508,7 @@ fn scales_that_are_too_large_are_found_although_their_codes_fit() {
         encode_with_scales(64, Weights { float_type: tensor.float_type, bytes: &bytes }, &scales, &mut codes);
         (codes, scales)
     };
-    let section = {
-        let mapped = MappedPack::open(&target).unwrap();
-        let index = mapped.pack().index();
-        index.sections().iter().position(|s| index.name(s).contains("layers.0.mlp.up_proj")).unwrap()
-    };
+    let section = section_of(&target, "layers.0.mlp.up_proj");
     let table: Vec<u8> = scales.iter().flat_map(|s| s.to_le_bytes()).collect();
     for (section, payload) in [(section, codes), (section + 1, table)] {
         let mut bytes = fs::read(&target).unwrap();
@@ -531,11 +526,7 @@ fn a_tensor_in_another_place_of_the_model_is_found() {
     let folder = small_checkpoint(None);
     let source = folder.path().join("model");
     let (_folder, target, _) = converted(&source, Options::default());
-    let section = {
-        let mapped = MappedPack::open(&target).unwrap();
-        let index = mapped.pack().index();
-        index.sections().iter().position(|s| index.name(s) == "model.layers.1.self_attn.k_norm.weight").unwrap()
-    };
+    let section = section_of(&target, "model.layers.1.self_attn.k_norm.weight");
     // The section before it, q_norm, claims to be the bias o_bias, whose number is one less: the order still holds.
     let mut bytes = fs::read(&target).unwrap();
     let record = 128 + 96 * (section - 1);
