@@ -96,6 +96,18 @@ fn every_choice_converts_verifies_and_fits_its_source() {
     }
 }
 
+/// Trained weights have blocks of every kind: in none is an encoder worse than plain absmax, which the comparison checks.
+#[test]
+fn a_trained_model_fits_its_source_in_every_block() {
+    let source = fixture("tiny-qwen3");
+    for (scale_type, block_size) in
+        [(ScaleType::F32, 32), (ScaleType::Bf16, 32), (ScaleType::Bf16, 64), (ScaleType::Dq8, 32)]
+    {
+        let (_folder, target, _) = converted(&source, options(Encoder::Mse, scale_type, block_size));
+        assert_eq!(compare(&target, &source).mismatches, [], "{scale_type:?} {block_size}");
+    }
+}
+
 /// The converter's own error sums are those of the comparison, which decodes the file.
 fn check_errors(compared: &AgainstReport, report: &Report, what: &str) {
     for role in &report.roles {

@@ -24,9 +24,8 @@ const PIECE_WEIGHTS: u64 = 1 << 17;
 /// the 8-bit dynamic map (0.9 / 64), and the step of the 65,536-point grid that bitsandbytes rounds through.
 const DQ8_STEP: f32 = 0.5 * 0.9 / 64.0 + 1.0 / 32768.0;
 
-/// Slack for float32 rounding and for the 8-bit ranking of the mse encoder, relative and absolute (the weakest block that the
-/// absmax encoder resolves).
-const SLACK: f32 = 1.0 + 1e-2;
+/// Slack for float32 rounding, relative and absolute (the weakest block that the absmax encoder resolves).
+const SLACK: f32 = 1.0 + 1e-3;
 const TINY: f32 = 1e-38;
 
 /// What a comparison found.
@@ -414,7 +413,7 @@ impl Blocks<'_> {
         result
     }
 
-    /// The largest RMS error that an encoder leaves in a block: that of plain absmax, which the mse encoder does not exceed,
+    /// The largest RMS error that an encoder leaves in a block: that of plain absmax, which the mse encoder never exceeds,
     /// for a scale as far off as its stored type allows (no value of the codebook is above 1, so no weight is moved by more).
     fn limit(&self, source: &[f32], number: usize) -> f32 {
         let block = self.projection.data.block_size as usize;

@@ -22,7 +22,7 @@ use kernel::{ChooseScales, Encode, EncodeWithScales, FirstNotFinite, Lanes};
 pub enum Encoder {
     /// The largest magnitude in the block, as bitsandbytes does it.
     Absmax,
-    /// The scale, of either sign, with the smallest squared error that a search finds; absmax itself is one of its candidates.
+    /// The scale, of either sign, with the smallest squared error that a search finds; never worse than [`Encoder::Absmax`].
     Mse,
 }
 

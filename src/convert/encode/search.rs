@@ -3,7 +3,7 @@
 //! The error of a block is `<w,w> - <q,w>^2 / <q,q>` once its scale is refitted by least squares to the codebook's values `q` of
 //! its codes. So each candidate `absmax * g` is ranked by `<q,w>^2 / <q,q>`, in 8-bit integers: exact, hence the same on every
 //! machine, and 32 weights an instruction. The best [`REFINED`] are refitted, encoded and refitted again in the same integers.
-//! Float32 encodes the better one, and compares it with absmax itself where that can win.
+//! Float32 encodes the better one, and compares it with absmax itself, so that no block is worse than with absmax.
 //!
 //! On the projections of two trained models, in blocks of 64, that leaves 0.5 % more error than 41 candidates a sign, all of it in
 //! float32, and 18.5 % less than absmax. `benches/RESULTS.md` has what other numbers of candidates cost and gain.
@@ -20,19 +20,6 @@ const REFINED: usize = 2;
 
 /// Candidates of both signs.
 const CANDIDATES: usize = 2 * FRACTIONS.len();
-
-/// Which fraction is absmax itself.
-const ABSMAX: usize = {
-    let mut i = 0;
-    while FRACTIONS[i] != 1.0 {
-        i += 1;
-    }
-    i
-};
-
-/// Where the best candidate explains more than absmax does by this part of the whole, absmax cannot be the better one. It is
-/// several times what rounding to 8 bits does to the difference.
-const CONTEST: f32 = 1.0 / 1024.0;
 
 /// The bits of a candidate's index.
 const INDEX: u32 = CANDIDATES.next_power_of_two() as u32 - 1;
@@ -90,8 +77,6 @@ pub(super) struct Search {
     weights: [[i8; GROUP]; MAX_GROUPS],
     /// For each block of the tile, the best scale as a fraction of absmax.
     fractions: [f32; MAX_GROUPS],
-    /// For each block, whether absmax itself may be better than that.
-    contested: [bool; MAX_GROUPS],
     /// Codes of one block.
     codes: [u8; MAX_BLOCK / 2],
 }
@@ -107,12 +92,7 @@ pub(super) struct Best<'a> {
 impl Search {
     #[inline(always)]
     pub const fn new() -> Self {
-        Self {
-            weights: [[0; GROUP]; MAX_GROUPS],
-            fractions: [0.0; MAX_GROUPS],
-            contested: [false; MAX_GROUPS],
-            codes: [0; MAX_BLOCK / 2],
-        }
+        Self { weights: [[0; GROUP]; MAX_GROUPS], fractions: [0.0; MAX_GROUPS], codes: [0; MAX_BLOCK / 2] }
     }
 
     /// Finds the most promising scales of the first `blocks` blocks of `tile`, blocks of zeros left out.
@@ -123,8 +103,7 @@ impl Search {
             if block.absmax > 0.0 {
                 let weights = &mut self.weights[..block.groups.len()];
                 round_to_i8(l, &block, weights);
-                let (fractions, contested) = candidates(l, weights);
-                (self.fractions[i], self.contested[i]) = (refit(l, weights, fractions), contested);
+                self.fractions[i] = refit(l, weights, candidates(l, weights));
             }
         }
     }
@@ -135,7 +114,7 @@ impl Search {
         let (scale, absmax) = (precision.round(block.absmax * self.fractions[i]), precision.round(block.absmax));
         let sums = block.encode_at(l, scale, &mut self.codes);
         // One block in thirty: only then are absmax's codes worth their time.
-        if self.contested[i] && block.sq_error_at(l, absmax) <= sums.sq_error {
+        if block.sq_error_at(l, absmax) <= sums.sq_error {
             let sums = block.encode_at(l, absmax, &mut self.codes);
             return Best { scale: absmax, codes: &self.codes, sums };
         }
@@ -156,10 +135,9 @@ fn round_to_i8<L: Lanes>(l: L, block: &Block<'_>, to: &mut [[i8; GROUP]]) {
     }
 }
 
-/// The signed fractions of absmax that promise the smallest errors, refitted to their codes, best first; and whether absmax
-/// itself may do better.
+/// The signed fractions of absmax that promise the smallest errors, refitted to their codes, best first.
 #[inline(always)]
-fn candidates<L: Lanes>(l: L, weights: &[[i8; GROUP]]) -> ([f32; REFINED], bool) {
+fn candidates<L: Lanes>(l: L, weights: &[[i8; GROUP]]) -> [f32; REFINED] {
     let mut dots = [[0; 4]; FRACTIONS.len()];
     for (dots, grid) in dots.iter_mut().zip(&GRIDS) {
         *dots = l.dots(weights, [(grid, 1), (grid, -1)]);
@@ -174,16 +152,13 @@ fn candidates<L: Lanes>(l: L, weights: &[[i8; GROUP]]) -> ([f32; REFINED], bool)
         second = second.max(key.min(best));
         best = best.max(key);
     }
-    // Absmax is not refitted: it explains `2 <q,w> - <q,q>`.
-    let [qw, qq] = dots[2 * ABSMAX];
-    let contested = (2 * qw - qq) as f32 >= f32::from_bits(best & !INDEX) * (1.0 - CONTEST);
     // Not `[best, second].map`, which the compiler may leave out of line.
     let refitted = |key: u32| {
         let i = (key & INDEX) as usize;
         let fraction = dots[i][0] as f32 / dots[i][1] as f32;
         if i.is_multiple_of(2) { fraction } else { -fraction }
     };
-    ([refitted(best), refitted(second)], contested)
+    [refitted(best), refitted(second)]
 }
 
 /// The better one of two fractions of absmax, refitted to the codes that it gives.
