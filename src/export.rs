@@ -116,7 +116,8 @@ pub struct ExportReport {
 }
 
 /// Writes the pack at `path` as a snapshot folder `target`: quantised tensors decoded to `dtype`, raw ones in their own type
-/// byte for byte, the embedded files verbatim. The folder appears under its name once it is whole.
+/// byte for byte, those embedded files that checkpoints have ([`SIDE_FILES`]) verbatim. The folder appears under its name once
+/// it is whole.
 ///
 /// # Errors
 /// See [`ExportError`]; a pack whose payloads are damaged is refused.

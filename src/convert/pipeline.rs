@@ -106,6 +106,7 @@ impl Conversion {
         Ok(self.report(&state))
     }
 
+    /// Refuses to replace a file that the conversion reads: weights, index, small files, `--config`.
     fn check_target(&self, path: &Path) -> Result<(), ConvertError> {
         let Ok(target) = path.canonicalize() else { return Ok(()) };
         let folder = self.checkpoint.files.first().map(|f| folder_of(&f.path));
