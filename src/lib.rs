@@ -14,6 +14,8 @@ pub mod dequant;
 #[cfg(feature = "convert")]
 pub mod export;
 pub mod format;
+#[cfg(feature = "gpu")]
+pub mod gpu;
 #[cfg(feature = "convert")]
 mod io;
 #[cfg(feature = "mmap")]

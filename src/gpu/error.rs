@@ -1,0 +1,76 @@
+//! What can go wrong on a GPU, by culprit.
+
+use thiserror::Error;
+
+/// Why a GPU could not be used.
+#[derive(Debug, Clone, Error)]
+#[non_exhaustive]
+pub enum GpuError {
+    /// No adapter at all: no driver is installed, or none reaches a GPU.
+    #[error("no GPU found, not even a software one")]
+    NoAdapter,
+    /// No adapter has the name or index asked for.
+    #[error("no adapter {asked:?}; there are: {}", present.join(", "))]
+    NoSuchAdapter {
+        /// Name or index asked for.
+        asked: String,
+        /// Names of those that are there, by index.
+        present: Vec<String>,
+    },
+    /// The adapter gives no device.
+    #[error("{adapter} gives no device: {reason}")]
+    NoDevice {
+        /// The adapter's name.
+        adapter: String,
+        /// The driver's words.
+        reason: String,
+    },
+    /// More bytes than the device allows in one buffer or binding.
+    #[error("{what} takes {asked} bytes, and the device allows {limit} ({limit_name})")]
+    TooLarge {
+        /// What was to be made.
+        what: String,
+        /// Bytes it takes.
+        asked: u64,
+        /// Bytes allowed.
+        limit: u64,
+        /// Name of the limit, as WebGPU has it.
+        limit_name: &'static str,
+    },
+    /// The device has no memory left.
+    #[error("out of GPU memory: {what} takes {asked} bytes, beside {in_use} bytes in use")]
+    OutOfMemory {
+        /// What was to be made.
+        what: String,
+        /// Bytes it takes.
+        asked: u64,
+        /// Bytes that this device had handed out before.
+        in_use: u64,
+    },
+    /// A kernel needs more workgroup memory, threads or bindings than the device has.
+    #[error("kernel {kernel} needs {needed} of {limit_name}, and the device has {limit}")]
+    KernelLimit {
+        /// The kernel.
+        kernel: String,
+        /// What it needs.
+        needed: u64,
+        /// What there is.
+        limit: u64,
+        /// Name of the limit, as WebGPU has it.
+        limit_name: &'static str,
+    },
+    /// The shader or its use breaks a rule of WebGPU: a defect of this program, or of the driver.
+    #[error("{what}: {reason}")]
+    Invalid {
+        /// What was being done.
+        what: String,
+        /// wgpu's words.
+        reason: String,
+    },
+    /// The device is gone: driver reset, removed, or a submission that took too long.
+    #[error("the GPU was lost: {reason}")]
+    DeviceLost {
+        /// The driver's words.
+        reason: String,
+    },
+}

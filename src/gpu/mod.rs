@@ -1,0 +1,28 @@
+//! The device layer: adapters, buffers, kernels, dispatch, upload and readback on any GPU that wgpu reaches. It has never heard
+//! of NF4: bytes and WGSL in, bytes out.
+//!
+//! ```no_run
+//! use nf4pack::gpu::{Gpu, Options};
+//!
+//! # fn main() -> Result<(), nf4pack::gpu::GpuError> {
+//! let gpu = Gpu::open(&Options::from_env())?;
+//! println!("{}", gpu.adapter());
+//! # Ok(())
+//! # }
+//! ```
+
+mod adapter;
+mod buffer;
+mod device;
+mod dispatch;
+mod error;
+mod pipeline;
+mod readback;
+
+pub use adapter::{AdapterSummary, adapters};
+pub use buffer::BufferRange;
+pub use device::{Gpu, Options};
+pub use dispatch::{Commands, Submission};
+pub use error::GpuError;
+pub use pipeline::{Kernel, KernelSpec, Shader};
+pub use wgpu;

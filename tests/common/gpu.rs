@@ -1,0 +1,25 @@
+//! The device that GPU tests run on.
+
+use nf4pack::gpu::{Gpu, GpuError, Options};
+
+/// The device that GPU tests run on, or `None` where there is none: a loud skip, and under `NF4PACK_REQUIRE_GPU=1` a failure.
+/// `NF4PACK_ADAPTER` and `NF4PACK_CHECKED` apply; `change` may ask for other options.
+pub fn gpu_with(change: impl FnOnce(&mut Options)) -> Option<Gpu> {
+    let mut options = Options::from_env();
+    change(&mut options);
+    match Gpu::open(&options) {
+        Ok(gpu) => Some(gpu),
+        Err(GpuError::NoAdapter) if std::env::var_os("NF4PACK_REQUIRE_GPU").is_none_or(|v| v != "1") => {
+            eprintln!(
+                "SKIPPED: no GPU, not even a software one (on Debian: apt-get install mesa-vulkan-drivers libvulkan1)"
+            );
+            None
+        }
+        Err(e) => panic!("{e}"),
+    }
+}
+
+/// [`gpu_with`] without changes.
+pub fn gpu() -> Option<Gpu> {
+    gpu_with(|_| {})
+}
