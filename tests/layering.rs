@@ -11,7 +11,8 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("io", &[]),
     ("mmap", &["format"]),
     ("convert", &["format", "io"]),
-    ("dequant", &["format"]),
+    ("gpu", &[]),
+    ("dequant", &["format", "gpu"]),
     ("verify", &["format", "io", "mmap", "convert", "dequant"]),
     ("export", &["format", "io", "mmap", "convert", "dequant", "verify"]),
     ("cli", &["format", "io", "mmap", "convert", "dequant", "verify", "export"]),
@@ -24,6 +25,7 @@ const FENCED: &[(&str, &[&str])] = &[
     ("safetensors", &["convert", "export"]),
     ("sha2", &["convert"]),
     ("fs4", &["convert", "export"]),
+    ("wgpu", &["gpu"]),
     ("rayon", &["convert", "verify", "export"]),
     ("regex", &["convert", "cli"]),
     ("anyhow", &["cli"]),
@@ -37,8 +39,16 @@ const FENCED: &[(&str, &[&str])] = &[
 const REEXPORTS: &[(&str, &str)] = &[("MappedPack", "mmap"), ("OpenError", "mmap"), ("LayerError", "mmap")];
 
 /// The only files with unsafe code.
-const UNSAFE: &[&str] =
-    &["mmap.rs", "convert/encode/avx2.rs", "convert/encode/neon.rs", "dequant/avx2.rs", "dequant/neon.rs"];
+const UNSAFE: &[&str] = &[
+    "mmap.rs",
+    "convert/encode/avx2.rs",
+    "convert/encode/neon.rs",
+    "dequant/avx2.rs",
+    "dequant/kernel.rs",
+    "dequant/neon.rs",
+    "dequant/yardstick.rs",
+    "gpu/pipeline.rs",
+];
 
 /// A source file without its comments, and its path inside `src`.
 struct Source {

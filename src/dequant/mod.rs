@@ -1,13 +1,32 @@
-//! From packed codes and scales back to floats, on the CPU.
+//! From packed codes and scales back to floats: on the CPU, and on the GPU (`Dequantizer`, feature `gpu`).
 //!
 //! `value[i] = CODEBOOK[code[i]] * scale[i / block_size]`, one float32 multiply, then for 16-bit outputs one rounding to nearest even.
 //! Within a block only sixteen values occur, so they are computed once per block and the backends only look them up.
 
 mod avx2;
+#[cfg(feature = "gpu")]
+mod error;
+#[cfg(feature = "gpu")]
+mod kernel;
 mod neon;
+#[cfg(feature = "gpu")]
+mod plan;
 mod scalar;
+#[cfg(feature = "gpu")]
+mod selftest;
 #[cfg(test)]
 mod tests;
+#[cfg(feature = "gpu")]
+#[doc(hidden)]
+pub mod yardstick;
+
+#[cfg(feature = "gpu")]
+pub use error::DequantError;
+#[cfg(feature = "gpu")]
+pub use kernel::{Dequantizer, GpuWeights, KernelChoice, Output};
+#[cfg(feature = "gpu")]
+#[doc(hidden)]
+pub use kernel::{Setup, Tuning};
 
 use crate::format::nf4::{self, CODEBOOK, Projection, SUPER_BLOCK, Scales};
 use half::slice::HalfFloatSliceExt;

@@ -1,0 +1,104 @@
+// NF4 codes to floats, for any driver: bounds-checked, a thread a word, no workgroup memory, rounding in integers.
+// Bindings and parameters are those of nf4_fast.wgsl, but for `out`.
+
+struct Params {
+    words: u32,         // codes words (8 elements each) to turn into floats
+    codes_first: u32,   // the first of them in `codes`
+    block_phase: u32,   // words of its block that lie before it
+    block_shift: u32,   // log2 of the words in a block
+    scales_first: u32,  // its scale in `scales`, counted in scales
+    supers_first: u32,  // dq8: its scale, counted from the first one of `supers[0]`
+    out_first: u32,     // its first four words in `out`
+    zero: u32,          // 0, which the compiler does not know
+    codebook: array<vec4<f32>, 4>,
+}
+
+@group(0) @binding(0) var<storage, read> codes: array<u32>;         // 8 codes a word, low nibble first
+@group(0) @binding(1) var<storage, read> head: array<f32>;          // dq8: offset, then the map [256]
+@group(0) @binding(2) var<storage, read> supers: array<f32>;        // dq8: one for 256 scales
+@group(0) @binding(3) var<storage, read> scales: array<u32>;        // one f32, half (bf16) or byte (dq8) a block
+@group(0) @binding(4) var<storage, read_write> out: array<u32>;     // an f32, or two f16 or bf16
+@group(1) @binding(0) var<uniform> params: Params;
+
+override SCALES: u32 = 0u;  // 0 f32, 1 bf16, 2 dq8
+override OUTPUT: u32 = 0u;  // 0 f32, 1 f16, 2 bf16
+
+// The scale of the block `block` blocks after the first one.
+fn scale_of(block: u32) -> f32 {
+    let i = params.scales_first + block;
+    if (SCALES == 0u) {
+        return bitcast<f32>(scales[i]);
+    }
+    if (SCALES == 1u) {
+        return bitcast<f32>((scales[i / 2u] >> (16u * (i % 2u))) << 16u);
+    }
+    let code = (scales[i / 4u] >> (8u * (i % 4u))) & 255u;
+    let product = head[1u + code] * supers[(params.supers_first + block) / 256u];
+    // The format rounds the product before the sum; an unknown bit pattern in between forbids a fused multiply-add.
+    return bitcast<f32>(bitcast<u32>(product) ^ params.zero) + head[0];
+}
+
+// Bits of the nearest binary16, ties to even; infinity where that is beyond 65504.
+fn f16_bits(value: f32) -> u32 {
+    let bits = bitcast<u32>(value);
+    let sign = (bits >> 16u) & 0x8000u;
+    let magnitude = bits & 0x7fffffffu;
+    if (magnitude > 0x7f800000u) {
+        return sign | 0x7e00u;
+    }
+    if (magnitude >= 0x47800000u) {
+        return sign | 0x7c00u;
+    }
+    if (magnitude >= 0x38800000u) {
+        let rebased = magnitude - 0x38000000u;
+        return sign | ((rebased + 0xfffu + ((rebased >> 13u) & 1u)) >> 13u);
+    }
+    // A subnormal counts 2^-24s; from a shift of 25 on, less than half of one is left.
+    let shift = min(126u - (magnitude >> 23u), 25u);
+    let significand = (magnitude & 0x7fffffu) | 0x800000u;
+    let below_half = (1u << (shift - 1u)) - 1u;
+    return sign | ((significand + below_half + ((significand >> shift) & 1u)) >> shift);
+}
+
+// Bits of the nearest bfloat16, ties to even.
+fn bf16_bits(value: f32) -> u32 {
+    let bits = bitcast<u32>(value);
+    if ((bits & 0x7fffffffu) > 0x7f800000u) {
+        return (bits >> 16u) | 0x40u;
+    }
+    return (bits + 0x7fffu + ((bits >> 16u) & 1u)) >> 16u;
+}
+
+fn bits_16(value: f32) -> u32 {
+    if (OUTPUT == 1u) {
+        return f16_bits(value);
+    }
+    return bf16_bits(value);
+}
+
+fn value_of(code: u32, scale: f32) -> f32 {
+    return params.codebook[code / 4u][code % 4u] * scale;
+}
+
+@compute @workgroup_size(64)
+fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(num_workgroups) grid: vec3<u32>, @builtin(local_invocation_index) thread: u32) {
+    let word = (id.x + id.y * grid.x) * 64u + thread;
+    if (word >= params.words) {
+        return;
+    }
+    let scale = scale_of((params.block_phase + word) >> params.block_shift);
+    var rest = codes[params.codes_first + word];
+    if (OUTPUT == 0u) {
+        for (var i = 0u; i < 8u; i++) {
+            out[4u * params.out_first + 8u * word + i] = bitcast<u32>(value_of(rest & 15u, scale));
+            rest >>= 4u;
+        }
+    } else {
+        for (var i = 0u; i < 4u; i++) {
+            let low = bits_16(value_of(rest & 15u, scale));
+            let high = bits_16(value_of((rest >> 4u) & 15u, scale));
+            out[4u * params.out_first + 4u * word + i] = low | (high << 16u);
+            rest >>= 8u;
+        }
+    }
+}

@@ -1,0 +1,410 @@
+//! Codes and scales to floats on the GPU.
+//!
+//! float32 outputs are those of [`dequantize`](super::dequantize) bit for bit, and 16-bit ones are those values rounded to the
+//! nearest, ties to even, with one exception that Vulkan leaves to the driver: a float32 below 2^-126 in magnitude (a scale, or a
+//! product) may be taken for zero of its sign. No kernel uses subgroup operations, so that none depends on a subgroup's size.
+
+use std::fmt;
+use std::ops::Range;
+
+use bytemuck::{Pod, Zeroable};
+
+use super::error::DequantError;
+use super::plan::{self, Chunk, Job, Window};
+use super::selftest::{self, Verdicts};
+use crate::format::nf4::{self, CODEBOOK, CODES_PER_WORD, Projection, ScaleType, Scales};
+use crate::gpu::{BufferRange, Commands, Gpu, GpuError, Kernel, KernelSpec, Shader};
+
+/// Type of the floats that a kernel writes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Output {
+    /// 4 bytes an element.
+    F32,
+    /// binary16, two packed in a u32: element `2 * i` in the low half.
+    F16,
+    /// bfloat16, packed likewise.
+    Bf16,
+}
+
+impl Output {
+    /// All of them.
+    pub const ALL: [Self; 3] = [Self::F32, Self::F16, Self::Bf16];
+
+    /// Bytes of one element.
+    pub fn element_bytes(self) -> u64 {
+        match self {
+            Self::F32 => 4,
+            Self::F16 | Self::Bf16 => 2,
+        }
+    }
+
+    /// Bytes of one word of codes, as floats.
+    fn word_bytes(self) -> u64 {
+        self.element_bytes() * CODES_PER_WORD as u64
+    }
+
+    /// Bytes that an output of `elements` takes: kernels write whole words of codes, 8 elements each.
+    pub fn bytes(self, elements: u64) -> u64 {
+        elements.div_ceil(CODES_PER_WORD as u64).saturating_mul(self.word_bytes())
+    }
+}
+
+impl fmt::Display for Output {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::F32 => "f32",
+            Self::F16 => "f16",
+            Self::Bf16 => "bf16",
+        })
+    }
+}
+
+/// A quantised tensor in GPU memory: a [`Projection`], in buffers. Every range starts on a multiple of 256 bytes.
+#[derive(Debug, Clone)]
+pub struct GpuWeights {
+    /// The codes section, in one range, or cut over several where it passes the device's largest buffer. Every range but the last
+    /// has the same size, a multiple of 2048 bytes, and so ends at the end of a block of any size.
+    pub codes: Vec<BufferRange>,
+    /// The scales section as it lies in the file (spec section 7.2). Its size need not be a multiple of 4, but its buffer must
+    /// reach to the next one: bindings are rounded up.
+    pub scales: BufferRange,
+    /// How the scales are stored.
+    pub scale_type: ScaleType,
+    /// Elements per block, one of [`nf4::BLOCK_SIZES`].
+    pub block_size: u32,
+    /// Number of weights, without the padding of the last block.
+    pub elements: u64,
+}
+
+/// What every part of the codes but the last has a multiple of: the codes of the largest block.
+const PART_ALIGN: u64 = 2048;
+
+impl GpuWeights {
+    /// Copies one tensor to the device through the queue: for tests and small programs.
+    ///
+    /// # Errors
+    /// [`GpuError::TooLarge`] where the scales pass the largest buffer, [`GpuError::OutOfMemory`].
+    pub fn upload(gpu: &Gpu, projection: &Projection<'_>) -> Result<Self, GpuError> {
+        let part = (gpu.limits().max_buffer_size / PART_ALIGN * PART_ALIGN).max(PART_ALIGN);
+        let part = usize::try_from(part).unwrap_or(usize::MAX);
+        let buffer = |bytes: &[u8]| {
+            let buffer = gpu.storage_with("weights", bytes)?;
+            Ok(BufferRange { buffer, offset: 0, size: bytes.len() as u64 })
+        };
+        Ok(Self {
+            codes: projection.codes.chunks(part).map(buffer).collect::<Result<_, GpuError>>()?,
+            scales: buffer(&payload(&projection.scales))?,
+            scale_type: projection.scales.scale_type(),
+            block_size: projection.block_size,
+            elements: projection.elements,
+        })
+    }
+
+    /// Words in every part of the codes but the last, once all sizes are known to be right.
+    fn part_words(&self) -> Result<u64, DequantError> {
+        let wrong = |what, found, expected| Err(DequantError::Weights { what, found, expected });
+        if !nf4::BLOCK_SIZES.contains(&self.block_size) {
+            return wrong("the block size", self.block_size.into(), nf4::DEFAULT_BLOCK_SIZE.into());
+        }
+        let scales = nf4::scales_len(nf4::block_count(self.elements, self.block_size), self.scale_type);
+        if scales != Some(self.scales.size) {
+            return wrong("the size of the scales", self.scales.size, scales.unwrap_or(u64::MAX));
+        }
+        let codes = nf4::codes_len(self.elements, self.block_size);
+        let found = self.codes.iter().fold(0_u64, |sum, part| sum.saturating_add(part.size));
+        if codes != Some(found) {
+            return wrong("the size of the codes", found, codes.unwrap_or(u64::MAX));
+        }
+        let part = self.codes.first().map_or(PART_ALIGN, |part| part.size);
+        if let [parts @ .., last] = self.codes.as_slice() {
+            if let Some(uneven) = parts.iter().find(|p| p.size != part || part % PART_ALIGN != 0) {
+                return wrong("the size of a part of the codes", uneven.size, part.next_multiple_of(PART_ALIGN));
+            }
+            if last.size > part {
+                return wrong("the size of the last part of the codes", last.size, part);
+            }
+        }
+        if let Some(range) = self.codes.iter().chain([&self.scales]).find(|r| r.offset % plan::ALIGN != 0) {
+            return wrong("the offset of a range", range.offset, range.offset.next_multiple_of(plan::ALIGN));
+        }
+        Ok((part / 4).max(1))
+    }
+}
+
+/// A scale table as it lies in the file.
+fn payload(scales: &Scales<'_>) -> Vec<u8> {
+    match *scales {
+        Scales::F32(bytes) | Scales::Bf16(bytes) => bytes.to_vec(),
+        Scales::Dq8 { offset, map, super_scales, codes } => {
+            [offset.to_le_bytes().as_slice(), map, super_scales, codes].concat()
+        }
+    }
+}
+
+/// Sizes that change a fast kernel's speed, not what it writes.
+#[doc(hidden)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Tuning {
+    /// Threads in a workgroup.
+    pub workgroup: u32,
+    /// vec4s (16 bytes) that a thread writes.
+    pub items: u32,
+    /// dq8: look the map up in workgroup memory, not in its buffer.
+    pub local_map: bool,
+}
+
+impl Default for Tuning {
+    fn default() -> Self {
+        Self { workgroup: 256, items: 4, local_map: true }
+    }
+}
+
+/// What a [`Dequantizer`] is made of.
+#[doc(hidden)]
+#[derive(Debug, Clone, PartialEq)]
+pub struct Setup {
+    /// Sizes of the fast kernels.
+    pub tuning: Tuning,
+    /// The fast kernels; `None` runs the plain one for everything.
+    pub fast: Option<Shader>,
+}
+
+impl Default for Setup {
+    fn default() -> Self {
+        // SAFETY: `Dequantizer::record` checks the buffers' sizes and dispatches what `plan` cuts, whose windows hold every index
+        // that a chunk leads to; both loops end with their item counts; the tables are written before the barrier.
+        let fast = unsafe { Shader::trusted("nf4_fast", include_str!("../../shaders/nf4_fast.wgsl")) };
+        Self { tuning: Tuning::default(), fast: Some(fast) }
+    }
+}
+
+/// Which kernel serves an output, and why.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct KernelChoice {
+    /// What is written.
+    pub output: Output,
+    /// What the scales are.
+    pub scale_type: ScaleType,
+    /// Whether it is the fast kernel.
+    pub fast: bool,
+    /// Why it is not.
+    pub reason: Option<String>,
+}
+
+/// One of the two kernels that there are for everything.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Path {
+    Fast,
+    Plain,
+}
+
+/// The kernels of a device.
+#[derive(Debug, Clone)]
+pub struct Dequantizer {
+    gpu: Gpu,
+    setup: Setup,
+    verdicts: Verdicts,
+}
+
+/// Parameters of a dispatch; those of `struct Params` in the shaders.
+#[derive(Debug, Clone, Copy, Pod, Zeroable)]
+#[repr(C)]
+struct Params {
+    words: u32,
+    codes_first: u32,
+    block_phase: u32,
+    block_shift: u32,
+    scales_first: u32,
+    supers_first: u32,
+    out_first: u32,
+    zero: u32,
+    codebook: [f32; 16],
+}
+
+impl Dequantizer {
+    /// The kernels of `gpu`, each tried once against the CPU: where a fast one fails, the plain one is used.
+    ///
+    /// # Errors
+    /// [`DequantError::Unfit`] where the plain one fails, too; [`DequantError::Binding`], [`DequantError::Gpu`].
+    pub fn new(gpu: &Gpu) -> Result<Self, DequantError> {
+        Self::with(gpu, Setup::default())
+    }
+
+    /// [`Dequantizer::new`] with kernels of the caller's choice.
+    #[doc(hidden)]
+    pub fn with(gpu: &Gpu, setup: Setup) -> Result<Self, DequantError> {
+        let limit = gpu.limits().max_storage_buffer_binding_size;
+        if limit < plan::MIN_BINDING {
+            return Err(DequantError::Binding { limit, needed: plan::MIN_BINDING });
+        }
+        let mut dequantizer = Self { gpu: gpu.clone(), setup, verdicts: Verdicts::default() };
+        dequantizer.verdicts = selftest::verdicts(&dequantizer)?;
+        Ok(dequantizer)
+    }
+
+    /// Which kernel serves each output and type of scales, and why.
+    pub fn choices(&self) -> Vec<KernelChoice> {
+        let choice = |(output, scale_type)| {
+            let reason = self.verdicts.refusal(output, scale_type).map(str::to_owned);
+            KernelChoice { output, scale_type, fast: reason.is_none(), reason }
+        };
+        selftest::every_kernel().map(choice).collect()
+    }
+
+    /// The device.
+    pub(super) fn gpu(&self) -> &Gpu {
+        &self.gpu
+    }
+
+    /// Whether there are fast kernels to choose.
+    pub(super) fn has_fast(&self) -> bool {
+        self.setup.fast.is_some()
+    }
+
+    /// Records the dequantisation of the elements in `range`, whose start is a multiple of 8, into `out`, which holds at least
+    /// [`Output::bytes`] of its length. The rest of `out` is left as it is.
+    ///
+    /// # Errors
+    /// [`DequantError::Weights`], [`DequantError::Range`], [`DequantError::OutputRange`]: nothing is then recorded.
+    /// [`DequantError::Gpu`] where the kernel does not compile.
+    pub fn record(
+        &self,
+        commands: &mut Commands,
+        weights: &GpuWeights,
+        range: Range<u64>,
+        output: Output,
+        out: &BufferRange,
+    ) -> Result<(), DequantError> {
+        let refused = self.verdicts.refusal(output, weights.scale_type).is_some();
+        let path = if refused { Path::Plain } else { Path::Fast };
+        self.record_on(path, commands, weights, range, output, out)
+    }
+
+    /// [`Dequantizer::record`] with a given kernel.
+    pub(super) fn record_on(
+        &self,
+        path: Path,
+        commands: &mut Commands,
+        weights: &GpuWeights,
+        range: Range<u64>,
+        output: Output,
+        out: &BufferRange,
+    ) -> Result<(), DequantError> {
+        let job = self.job(weights, range.clone(), output)?;
+        let needed = output.bytes(range.end - range.start);
+        if out.size < needed || out.offset % plan::ALIGN != 0 {
+            return Err(DequantError::OutputRange { offset: out.offset, size: out.size, needed });
+        }
+        let (kernel, words_per_group) = self.kernel(path, output, weights.scale_type)?;
+        let cut = |range: &BufferRange, window: Window| range.slice(window.offset, window.size);
+        for chunk in job.chunks() {
+            let parts = weights.codes.len() as u64;
+            let missing = DequantError::Weights { what: "the number of parts", found: parts, expected: parts + 1 };
+            let part = weights.codes.get(chunk.part).ok_or(missing)?;
+            let bindings = [
+                cut(part, chunk.codes),
+                cut(&weights.scales, chunk.head),
+                cut(&weights.scales, chunk.supers),
+                cut(&weights.scales, chunk.scales),
+                cut(out, chunk.out),
+            ];
+            let bytes = bindings.iter().map(|b| b.size).sum();
+            let groups = self.gpu.grid(u64::from(chunk.words).div_ceil(words_per_group));
+            commands.dispatch(&kernel, &bindings, bytemuck::bytes_of(&params(&chunk, &job)), groups, bytes);
+        }
+        Ok(())
+    }
+
+    /// The work of a valid call.
+    fn job(&self, weights: &GpuWeights, range: Range<u64>, output: Output) -> Result<Job, DequantError> {
+        let part_words = weights.part_words()?;
+        let (elements, per_word) = (weights.elements, CODES_PER_WORD as u64);
+        if range.start % per_word != 0 || range.start > range.end || range.end > elements {
+            return Err(DequantError::Range { start: range.start, end: range.end, elements });
+        }
+        Ok(Job {
+            words: range.start / per_word..range.end.div_ceil(per_word),
+            block_words: u64::from(weights.block_size) / per_word,
+            blocks: nf4::block_count(elements, weights.block_size),
+            scale_type: weights.scale_type,
+            part_words,
+            out_bytes: output.word_bytes(),
+            binding: self.gpu.limits().max_storage_buffer_binding_size,
+        })
+    }
+
+    /// A kernel, and the words that one of its workgroups decodes.
+    fn kernel(&self, path: Path, output: Output, scale_type: ScaleType) -> Result<(Kernel, u64), GpuError> {
+        let scales = match scale_type {
+            ScaleType::F32 => 0.0,
+            ScaleType::Bf16 => 1.0,
+            ScaleType::Dq8 => 2.0,
+        };
+        let flag = |set: bool| f64::from(u8::from(set));
+        let Tuning { workgroup, items, local_map } = self.setup.tuning;
+        match (&self.setup.fast, path) {
+            (Some(fast), Path::Fast) => {
+                let spec = KernelSpec {
+                    shader: fast.clone(),
+                    entry: if output == Output::F32 { "to_f32" } else { "to_16" },
+                    constants: vec![
+                        ("WORKGROUP", workgroup.into()),
+                        ("ITEMS", items.into()),
+                        ("SCALES", scales),
+                        ("BF16", flag(output == Output::Bf16)),
+                        ("LOCAL_MAP", flag(local_map)),
+                    ],
+                };
+                let bytes = 16 * u64::from(workgroup) * u64::from(items);
+                Ok((self.gpu.kernel(&spec)?, bytes / output.word_bytes()))
+            }
+            _ => {
+                let spec = KernelSpec {
+                    shader: Shader::checked("nf4_plain", include_str!("../../shaders/nf4_plain.wgsl")),
+                    entry: "main",
+                    constants: vec![("SCALES", scales), ("OUTPUT", f64::from(output as u8))],
+                };
+                Ok((self.gpu.kernel(&spec)?, 64))
+            }
+        }
+    }
+
+    /// The elements in `range`, whose start is a multiple of 8, as little-endian bytes: waits for them. For tests and small
+    /// programs.
+    ///
+    /// # Errors
+    /// As [`Dequantizer::record`], and what goes wrong on the device.
+    pub fn read(&self, weights: &GpuWeights, range: Range<u64>, output: Output) -> Result<Vec<u8>, DequantError> {
+        let per_buffer = self.gpu.limits().max_buffer_size / output.word_bytes() * CODES_PER_WORD as u64;
+        let mut bytes = Vec::new();
+        let mut at = range.start;
+        loop {
+            let end = range.end.min(at.saturating_add(per_buffer.max(1)));
+            let count = end.saturating_sub(at);
+            let out = BufferRange::whole(self.gpu.storage("floats", output.bytes(count))?);
+            let mut commands = self.gpu.commands("dequantise");
+            self.record(&mut commands, weights, at..end, output, &out)?;
+            commands.submit()?;
+            let found = self.gpu.read(&out)?;
+            bytes.extend(found.into_iter().take((count * output.element_bytes()) as usize));
+            at = end;
+            if at >= range.end {
+                return Ok(bytes);
+            }
+        }
+    }
+}
+
+fn params(chunk: &Chunk, job: &Job) -> Params {
+    Params {
+        words: chunk.words,
+        codes_first: chunk.codes_first,
+        block_phase: chunk.block_phase,
+        block_shift: job.block_words.ilog2(),
+        scales_first: chunk.scales_first,
+        supers_first: chunk.supers_first,
+        out_first: chunk.out_first,
+        zero: 0,
+        codebook: CODEBOOK,
+    }
+}

@@ -1,0 +1,166 @@
+//! Every fast kernel against the CPU, once on a device.
+
+use half::{bf16, f16};
+
+use super::error::DequantError;
+use super::kernel::{Dequantizer, GpuWeights, Output, Path};
+use super::{dequantize, dequantize_bf16, dequantize_f16};
+use crate::format::nf4::{self, Projection, ScaleType, Scales};
+use crate::gpu::{BufferRange, GpuError};
+
+/// All scale types.
+const SCALE_TYPES: [ScaleType; 3] = [ScaleType::F32, ScaleType::Bf16, ScaleType::Dq8];
+/// Elements of the tensors tried: more than two workgroups and a part of one, no multiple of 8.
+const ELEMENTS: u64 = 3 * 8192 + 1003;
+/// Elements in one of their blocks; they have more scales than share a super-scale.
+const BLOCK_SIZE: u32 = 64;
+
+/// A kernel: what it writes, and what scales it reads.
+pub(super) type Which = (Output, ScaleType);
+
+/// Every kernel that there is.
+pub(super) fn every_kernel() -> impl Iterator<Item = Which> {
+    Output::ALL.into_iter().flat_map(|output| SCALE_TYPES.map(|scale_type| (output, scale_type)))
+}
+
+/// Why fast kernels are not used; those not listed are.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Verdicts(Vec<(Which, String)>);
+
+impl Verdicts {
+    /// Why the fast kernel is not used, or `None` where it is.
+    pub fn refusal(&self, output: Output, scale_type: ScaleType) -> Option<&str> {
+        self.0.iter().find(|(which, _)| *which == (output, scale_type)).map(|(_, reason)| reason.as_str())
+    }
+}
+
+/// Tries the fast kernels, and the plain one wherever they fail.
+pub(super) fn verdicts(dequantizer: &Dequantizer) -> Result<Verdicts, DequantError> {
+    let all: Vec<Which> = every_kernel().collect();
+    let refused = if dequantizer.has_fast() {
+        failures(dequantizer, Path::Fast, &all)?
+    } else {
+        all.into_iter().map(|which| (which, "the plain kernels were asked for".to_owned())).collect()
+    };
+    let plain: Vec<Which> = refused.iter().map(|(which, _)| *which).collect();
+    match failures(dequantizer, Path::Plain, &plain)?.into_iter().next() {
+        None => Ok(Verdicts(refused)),
+        Some(((output, _), reason)) => Err(DequantError::Unfit { output, reason }),
+    }
+}
+
+/// Which of these kernels do not compile or give a wrong value, and how.
+fn failures(dequantizer: &Dequantizer, path: Path, which: &[Which]) -> Result<Vec<(Which, String)>, DequantError> {
+    let gpu = dequantizer.gpu();
+    let mut commands = gpu.commands("self-test");
+    let (mut failures, mut trials) = (Vec::new(), Vec::new());
+    for &(output, scale_type) in which {
+        let sample = Sample::new(scale_type);
+        let projection = sample.projection();
+        let weights = GpuWeights::upload(gpu, &projection)?;
+        let poison = vec![0xaa; output.bytes(ELEMENTS) as usize];
+        let out = BufferRange::whole(gpu.storage_with("self-test", &poison)?);
+        match dequantizer.record_on(path, &mut commands, &weights, 0..ELEMENTS, output, &out) {
+            Ok(()) => trials.push(((output, scale_type), out, reference(&projection, output))),
+            Err(DequantError::Gpu(e @ (GpuError::Invalid { .. } | GpuError::KernelLimit { .. }))) => {
+                failures.push(((output, scale_type), e.to_string()));
+            }
+            Err(e) => return Err(e),
+        }
+    }
+    commands.submit()?;
+    for (which, out, expected) in trials {
+        let found = gpu.read(&out)?;
+        failures.extend(difference(which.0, &found, &expected).map(|reason| (which, reason)));
+    }
+    Ok(failures)
+}
+
+/// All elements of a projection, as little-endian bytes.
+fn reference(projection: &Projection<'_>, output: Output) -> Vec<u8> {
+    let len = projection.elements as usize;
+    let (mut f32s, mut f16s, mut bf16s) = (vec![0.0; len], vec![f16::ZERO; len], vec![bf16::ZERO; len]);
+    // The sample's lengths are right by construction; were they not, zeros would fail the kernel.
+    match output {
+        Output::F32 => drop(dequantize(projection, 0, &mut f32s)),
+        Output::F16 => drop(dequantize_f16(projection, 0, &mut f16s)),
+        Output::Bf16 => drop(dequantize_bf16(projection, 0, &mut bf16s)),
+    }
+    match output {
+        Output::F32 => f32s.into_iter().flat_map(f32::to_le_bytes).collect(),
+        Output::F16 => f16s.into_iter().flat_map(f16::to_le_bytes).collect(),
+        Output::Bf16 => bf16s.into_iter().flat_map(bf16::to_le_bytes).collect(),
+    }
+}
+
+/// The first element that differs, in words.
+fn difference(output: Output, found: &[u8], expected: &[u8]) -> Option<String> {
+    let size = output.element_bytes() as usize;
+    let pairs = found.chunks(size).zip(expected.chunks(size)).enumerate();
+    let hex = |bytes: &[u8]| bytes.iter().rev().map(|b| format!("{b:02x}")).collect::<String>();
+    let mut wrong = pairs.filter(|(_, (found, expected))| found != expected);
+    let (i, (found, expected)) = wrong.next()?;
+    let more = wrong.count();
+    Some(format!("element {i} is 0x{} in place of 0x{}, and {more} more are wrong", hex(found), hex(expected)))
+}
+
+/// A random tensor.
+struct Sample {
+    codes: Vec<u8>,
+    scales: Vec<u8>,
+    scale_type: ScaleType,
+}
+
+impl Sample {
+    fn new(scale_type: ScaleType) -> Self {
+        let mut random = Random(0x9e37_79b9);
+        let blocks = nf4::block_count(ELEMENTS, BLOCK_SIZE);
+        let codes = (0..blocks * u64::from(BLOCK_SIZE / 2)).map(|_| random.bits(8) as u8).collect();
+        let mut scale = || random.scale();
+        let scales = match scale_type {
+            ScaleType::F32 => (0..blocks).flat_map(|_| scale().to_le_bytes()).collect(),
+            ScaleType::Bf16 => (0..blocks).flat_map(|_| bf16::from_f32(scale()).to_le_bytes()).collect(),
+            ScaleType::Dq8 => {
+                // Offset, map and super-scales of similar size, so that a fused multiply-add shows.
+                let supers = nf4::SUPER_BLOCK as u64;
+                let mut floats = vec![random.significand()];
+                floats.extend((0..256 + blocks.div_ceil(supers)).map(|_| random.significand()));
+                let codes = (0..blocks).map(|_| random.bits(8) as u8);
+                floats.into_iter().flat_map(f32::to_le_bytes).chain(codes).collect()
+            }
+        };
+        Self { codes, scales, scale_type }
+    }
+
+    fn projection(&self) -> Projection<'_> {
+        let blocks = nf4::block_count(ELEMENTS, BLOCK_SIZE) as usize;
+        let scales = Scales::from_payload(&self.scales, self.scale_type, blocks).unwrap_or(Scales::F32(&[]));
+        Projection { codes: &self.codes, scales, block_size: BLOCK_SIZE, elements: ELEMENTS }
+    }
+}
+
+/// A linear congruential generator.
+struct Random(u32);
+
+impl Random {
+    fn bits(&mut self, count: u32) -> u32 {
+        self.0 = self.0.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+        self.0 >> (32 - count)
+    }
+
+    /// Of either sign, from 1 to 2.
+    fn significand(&mut self) -> f32 {
+        f32::from_bits(self.bits(1) << 31 | 0x3f80_0000 | self.bits(23))
+    }
+
+    /// Of either sign, from below the least f16 to above the largest; half of them lie between two neighbouring f16s, which shows
+    /// how ties are rounded.
+    fn scale(&mut self) -> f32 {
+        let sign = self.bits(1) << 31;
+        let exponent = (127 - 28 + self.bits(6) % 46) << 23;
+        let random = f32::from_bits(sign | exponent | self.bits(23));
+        let low = f16::from_f32(random).to_bits() & 0x7fff;
+        let tie = (f16::from_bits(low).to_f32() + f16::from_bits(low + 1).to_f32()) * 0.5;
+        if self.bits(1) == 0 && tie.is_finite() { f32::from_bits(sign | tie.to_bits()) } else { random }
+    }
+}
