@@ -26,5 +26,5 @@ pub use device::{Gpu, Options};
 pub use dispatch::{Commands, Submission};
 pub use error::GpuError;
 pub use pipeline::{Kernel, KernelSpec, Shader};
-pub use upload::{StagingSlice, Uploader};
+pub use upload::{StagingArea, Uploader};
 pub use wgpu;

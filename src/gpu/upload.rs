@@ -11,11 +11,35 @@ use super::device::Gpu;
 use super::dispatch::Submission;
 use super::error::GpuError;
 
-/// Memory of a mapped buffer that can be filled and not read.
-pub type StagingSlice<'a> = wgpu::WriteOnly<'a, [u8]>;
+/// Mapped memory on its way to the device. Threads may write different parts of it at the same time.
+#[derive(Debug)]
+pub struct StagingArea<'a> {
+    buffer: &'a wgpu::Buffer,
+    size: u64,
+}
 
-/// Copies that start here or are this long are what every backend takes.
-const COPY_ALIGN: u64 = wgpu::COPY_BUFFER_ALIGNMENT;
+impl StagingArea<'_> {
+    /// Writes `bytes` at `offset`, a multiple of 8; up to 3 bytes after them, to a multiple of 4, become zero.
+    ///
+    /// # Errors
+    /// [`GpuError::Invalid`] where they do not lie within the area, or another write of the same bytes is under way.
+    pub fn write(&self, offset: u64, bytes: &[u8]) -> Result<(), GpuError> {
+        let len = bytes.len();
+        let end = offset.saturating_add(len as u64).next_multiple_of(4);
+        let invalid = |reason| GpuError::Invalid { what: "a write to staging memory".to_owned(), reason };
+        if end > self.size {
+            return Err(invalid(format!("bytes {offset}..{end} of {}", self.size)));
+        }
+        let mut view = self.buffer.get_mapped_range_mut(offset..end).map_err(|e| invalid(e.to_string()))?;
+        let mut view = view.slice(..);
+        view.slice(..len).copy_from_slice(bytes);
+        view.slice(len..).fill(0);
+        Ok(())
+    }
+}
+
+/// Staging buffers are multiples of this: more than any copy or buffer asks for.
+const CHUNK_ALIGN: u64 = 256;
 
 /// Fills staging buffers and sends them off.
 #[derive(Debug)]
@@ -44,7 +68,7 @@ impl Uploader {
     /// An uploader with at most `chunks` staging buffers of `chunk` bytes (less where the device's largest buffer is smaller). They
     /// are made on first use.
     pub fn new(gpu: &Gpu, chunk: u64, chunks: usize) -> Self {
-        let chunk = chunk.min(gpu.limits().max_buffer_size).max(COPY_ALIGN) / COPY_ALIGN * COPY_ALIGN;
+        let chunk = chunk.min(gpu.limits().max_buffer_size).max(CHUNK_ALIGN) / CHUNK_ALIGN * CHUNK_ALIGN;
         Self { gpu: gpu.clone(), chunk, chunks: chunks.max(1), ring: VecDeque::new() }
     }
 
@@ -54,17 +78,17 @@ impl Uploader {
     }
 
     /// Has `fill` write the bytes of `target` (at most [`Uploader::chunk`], offset and size multiples of 4) into mapped memory,
-    /// and submits their copy. What `fill` leaves unwritten is undefined.
+    /// and submits their copy. What `fill` leaves unwritten has any value.
     ///
     /// # Errors
     /// The error of `fill` (nothing is copied then), or [`GpuError`].
     pub fn copy<E: From<GpuError>>(
         &mut self,
         target: &BufferRange,
-        fill: impl FnOnce(StagingSlice<'_>) -> Result<(), E>,
+        fill: impl FnOnce(&StagingArea<'_>) -> Result<(), E>,
     ) -> Result<(), E> {
         let mut staging = self.take(target.size)?;
-        let filled = staging.fill(target.size, fill);
+        let filled = fill(&StagingArea { buffer: &staging.buffer, size: target.size });
         if filled.is_ok() {
             staging.send(&self.gpu, target)?;
         }
@@ -105,12 +129,6 @@ impl Staging {
             MAPPED => Ok(self),
             _ => Err(GpuError::DeviceLost { reason: "a staging buffer could not be mapped again".to_owned() }),
         }
-    }
-
-    fn fill<E: From<GpuError>>(&mut self, size: u64, fill: impl FnOnce(StagingSlice<'_>) -> Result<(), E>) -> Result<(), E> {
-        let view = self.buffer.get_mapped_range_mut(..size);
-        let mut view = view.map_err(|e| GpuError::DeviceLost { reason: e.to_string() })?;
-        fill(view.slice(..))
     }
 
     /// Unmaps, submits the copy, and asks for the mapping back.
