@@ -15,7 +15,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("dequant", &["format", "gpu"]),
     ("verify", &["format", "io", "mmap", "convert", "dequant"]),
     ("export", &["format", "io", "mmap", "convert", "dequant", "verify"]),
-    ("cli", &["format", "io", "mmap", "convert", "dequant", "verify", "export"]),
+    ("cli", &["format", "io", "mmap", "convert", "gpu", "dequant", "verify", "export"]),
     ("main", &["cli"]),
 ];
 
@@ -26,7 +26,7 @@ const FENCED: &[(&str, &[&str])] = &[
     ("sha2", &["convert"]),
     ("fs4", &["convert", "export"]),
     ("wgpu", &["gpu"]),
-    ("rayon", &["convert", "verify", "export"]),
+    ("rayon", &["convert", "verify", "export", "cli"]),
     ("regex", &["convert", "cli"]),
     ("anyhow", &["cli"]),
     ("clap", &["cli"]),
