@@ -8,8 +8,11 @@ use nf4pack::gpu::wgpu::naga;
 use std::fs;
 use std::path::Path;
 
-/// File, and its constants with all the values that the host gives them.
-const FORMS: &[(&str, &[(&str, &[f64])])] = &[
+/// Constants, with the values that the host gives them.
+type Constants = &'static [(&'static str, &'static [f64])];
+
+/// Every file, and its constants.
+const FORMS: &[(&str, Constants)] = &[
     ("copy.wgsl", &[("WORKGROUP", &[64.0, 256.0]), ("ITEMS", &[1.0, 4.0])]),
     (
         "nf4_fast.wgsl",
@@ -25,7 +28,7 @@ const FORMS: &[(&str, &[(&str, &[f64])])] = &[
 ];
 
 /// Every choice of one value for each constant.
-fn combinations(constants: &[(&str, &[f64])]) -> Vec<naga::back::PipelineConstants> {
+fn combinations(constants: Constants) -> Vec<naga::back::PipelineConstants> {
     let mut all = vec![naga::back::PipelineConstants::default()];
     for (name, values) in constants {
         let extend = |chosen: &naga::back::PipelineConstants| {
