@@ -1,4 +1,5 @@
-# Sourced by the other scripts: makes sure of a C linker and of Rust, and says what to do where it cannot install them.
+# Sourced by the other scripts: makes sure of a C linker and of Rust, and on request of a Vulkan driver; says what to do where it
+# cannot install them.
 
 # Runs apt-get where there is one, as root or through sudo.
 install_packages() {
@@ -27,6 +28,27 @@ need_rust() {
             exit 1
         fi
     fi
+}
+
+# Whether the system has a Vulkan loader and a driver for it, of whatever GPU.
+has_vulkan() {
+    PATH="$PATH:/sbin:/usr/sbin" ldconfig -p 2>/dev/null | grep -q 'libvulkan\.so\.1' || return 1
+    [ -z "${VK_DRIVER_FILES:-${VK_ICD_FILENAMES:-}}" ] || return 0
+    compgen -G '/usr/share/vulkan/icd.d/*.json' >/dev/null ||
+        compgen -G '/usr/local/share/vulkan/icd.d/*.json' >/dev/null ||
+        compgen -G '/etc/vulkan/icd.d/*.json' >/dev/null
+}
+
+# For the GPU tests: Mesa's software Vulkan, where there is no driver (macOS and Windows bring their own).
+need_vulkan() {
+    [ "$(uname -s)" = Linux ] || return 0
+    ! has_vulkan || return 0
+    echo "setup: no Vulkan driver found, installing Mesa's software one" >&2
+    install_packages mesa-vulkan-drivers libvulkan1 || {
+        echo "setup: install a Vulkan driver: Debian, Ubuntu: mesa-vulkan-drivers libvulkan1; Fedora: mesa-vulkan-drivers" \
+            "vulkan-loader; Arch: vulkan-swrast vulkan-icd-loader (NF4PACK_REQUIRE_GPU=0 goes on without GPU tests)" >&2
+        exit 1
+    }
 }
 
 need_linker

@@ -1,15 +1,19 @@
 #!/usr/bin/env bash
 # Everything that CI checks, from a fresh clone on a bare Debian machine:
-# format, lints, documentation, each feature set alone, all tests, the examples, and a minute of each fuzz target.
-#   NF4PACK_FUZZ_SECONDS=N   seconds of each fuzz target (default 60; 0 leaves fuzzing out)
+# format, lints, documentation, each feature set alone, all tests (those of the GPU on Mesa's software Vulkan where there is no
+# other), the examples, and a minute of each fuzz target.
+#   NF4PACK_FUZZ_SECONDS=N    seconds of each fuzz target (default 60; 0 leaves fuzzing out)
+#   NF4PACK_REQUIRE_GPU=0     goes on without a GPU; its tests are then skipped
 set -euo pipefail
 cd "$(dirname "$0")/.."
 . scripts/setup.sh
+export NF4PACK_REQUIRE_GPU=${NF4PACK_REQUIRE_GPU:-1}
+[ "$NF4PACK_REQUIRE_GPU" = 0 ] || need_vulkan
 
 step() { printf '\n== %s\n' "$*"; }
 
 # --no-default-features with each of these must lint and test by itself.
-feature_sets=("" mmap convert cli)
+feature_sets=("" mmap convert gpu cli)
 
 step "format"
 cargo fmt --check
@@ -26,8 +30,14 @@ RUSTDOCFLAGS="-D warnings" cargo doc --locked --no-deps --all-features
 step "tests: everything"
 cargo test --locked
 
+# Every test that opens a device, once more with wgpu's runtime checks in the kernels.
+step "GPU tests: checked kernels"
+mapfile -t gpu_tests < <(grep -l 'common/gpu.rs' tests/*.rs | sed 's|^tests/\(.*\)\.rs$|--test=\1|')
+[ "${#gpu_tests[@]}" -gt 0 ]
+NF4PACK_CHECKED=1 cargo test --locked "${gpu_tests[@]}"
+
 # The same sources under fewer features: what differs is the library.
-for features in "" mmap convert; do
+for features in "" mmap convert gpu; do
     step "library tests with features: ${features:-none}"
     cargo test --locked --lib --no-default-features --features "$features"
 done

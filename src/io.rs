@@ -31,6 +31,7 @@ pub(crate) fn read_exact_at(file: &File, buf: &mut [u8], offset: u64) -> io::Res
 /// # Errors
 ///
 /// `WriteZero` where the file takes no more bytes; otherwise what the operating system says.
+#[cfg(feature = "convert")]
 pub(crate) fn write_all_at(file: &File, bytes: &[u8], offset: u64) -> io::Result<()> {
     #[cfg(unix)]
     return std::os::unix::fs::FileExt::write_all_at(file, bytes, offset);
@@ -65,6 +66,7 @@ mod windows {
         Ok(())
     }
 
+    #[cfg(feature = "convert")]
     pub(super) fn write_all_at(file: &File, mut bytes: &[u8], mut offset: u64) -> io::Result<()> {
         while !bytes.is_empty() {
             match file.seek_write(bytes, offset) {
@@ -82,6 +84,7 @@ mod windows {
 }
 
 /// The folder that a path lies in.
+#[cfg(feature = "convert")]
 pub(crate) fn folder_of(path: &Path) -> &Path {
     path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."))
 }
@@ -91,6 +94,7 @@ pub(crate) fn folder_of(path: &Path) -> &Path {
 /// # Errors
 ///
 /// What the operating system says when it opens or syncs the folder.
+#[cfg(feature = "convert")]
 pub(crate) fn sync_dir(folder: &Path) -> io::Result<()> {
     #[cfg(unix)]
     return match File::open(folder)?.sync_all() {

@@ -16,7 +16,7 @@ pub mod export;
 pub mod format;
 #[cfg(feature = "gpu")]
 pub mod gpu;
-#[cfg(feature = "convert")]
+#[cfg(any(feature = "convert", feature = "gpu"))]
 mod io;
 #[cfg(feature = "mmap")]
 mod mmap;

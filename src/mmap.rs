@@ -31,6 +31,7 @@ use crate::format::{FormatError, Index, Layer, Pack};
 /// as with any mapped file.
 #[derive(Debug)]
 pub struct MappedPack {
+    file: File,
     map: Mmap,
     index: Index,
     /// Layers whose scales have been checked.
@@ -89,11 +90,7 @@ impl MappedPack {
     pub fn open(path: impl AsRef<Path>) -> Result<Self, OpenError> {
         let path = path.as_ref();
         let io = |source| OpenError::Io { path: path.to_owned(), source };
-        // Asked before opening: opening a pipe waits for its writer.
-        if !std::fs::metadata(path).map_err(io)?.is_file() {
-            return Err(io(std::io::Error::new(std::io::ErrorKind::InvalidInput, "not a regular file")));
-        }
-        let file = File::open(path).map_err(io)?;
+        let file = open_regular(path).map_err(io)?;
         // SAFETY: the map is read-only, and its bytes are only ever read as plain bytes, for which every value is valid.
         // That the file is not changed while mapped is the contract above; all that is read from it is validated, so a
         // file that breaks the contract gives wrong values or a fault, and no invalid reference.
@@ -101,7 +98,16 @@ impl MappedPack {
         let format = |source| OpenError::Format { path: path.to_owned(), source };
         let index = Index::parse(&map, map.len() as u64).map_err(format)?;
         let checked = index.layers().iter().map(|_| AtomicBool::new(false)).collect();
-        Ok(Self { map, index, checked })
+        Ok(Self { file, map, index, checked })
+    }
+
+    /// How long the file is now. Where that is less than when it was opened, somebody cut it, and the bytes past its end must not
+    /// be touched.
+    ///
+    /// # Errors
+    /// What the system says.
+    pub fn file_len(&self) -> std::io::Result<u64> {
+        Ok(self.file.metadata()?.len())
     }
 
     /// The view of the whole pack. Its payloads are as they are in the file: see [`crate::format::check`].
@@ -124,4 +130,13 @@ impl MappedPack {
         }
         Ok(layer)
     }
+}
+
+/// Opens a regular file for reading.
+pub(crate) fn open_regular(path: &Path) -> std::io::Result<File> {
+    // Asked before opening: opening a pipe waits for its writer.
+    if !std::fs::metadata(path)?.is_file() {
+        return Err(std::io::Error::new(std::io::ErrorKind::InvalidInput, "not a regular file"));
+    }
+    File::open(path)
 }

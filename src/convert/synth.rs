@@ -1,4 +1,6 @@
-//! Checkpoints of random weights in the shape of a real model, for benchmarks and tests where none can be downloaded.
+//! Checkpoints and packs of random weights in the shape of a real model, for benchmarks and tests where none can be downloaded.
+
+mod pack;
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
@@ -9,6 +11,10 @@ use half::bf16;
 use serde_json::{Value, json};
 
 use crate::io::{AlignedBuf, sync_dir, write_all_at};
+
+pub use pack::write_pack;
+#[cfg(feature = "cli")]
+pub(crate) use pack::{random_bytes, random_scales};
 
 /// Standard deviation of the weights: the `initializer_range` of Qwen3.
 const STD: f32 = 0.02;

@@ -14,6 +14,8 @@ mod plan;
 mod scalar;
 #[cfg(feature = "gpu")]
 mod selftest;
+#[cfg(feature = "gpu")]
+pub mod stream;
 #[cfg(test)]
 mod tests;
 #[cfg(feature = "gpu")]

@@ -46,12 +46,27 @@ impl Gpu {
     /// # Errors
     /// [`GpuError::TooLarge`], [`GpuError::OutOfMemory`].
     pub fn buffer(&self, label: &str, size: u64, usage: wgpu::BufferUsages) -> Result<wgpu::Buffer, GpuError> {
+        self.make_buffer(label, size, usage, false)
+    }
+
+    /// As [`Gpu::buffer`], and mapped.
+    pub(super) fn mapped_buffer(&self, label: &str, size: u64, usage: wgpu::BufferUsages) -> Result<wgpu::Buffer, GpuError> {
+        self.make_buffer(label, size, usage, true)
+    }
+
+    fn make_buffer(
+        &self,
+        label: &str,
+        size: u64,
+        usage: wgpu::BufferUsages,
+        mapped_at_creation: bool,
+    ) -> Result<wgpu::Buffer, GpuError> {
         let size = size.max(1).next_multiple_of(16);
         let limit = self.limits().max_buffer_size;
         if size > limit {
             return Err(GpuError::TooLarge { what: label.to_owned(), asked: size, limit, limit_name: "maxBufferSize" });
         }
-        let descriptor = wgpu::BufferDescriptor { label: Some(label), size, usage, mapped_at_creation: false };
+        let descriptor = wgpu::BufferDescriptor { label: Some(label), size, usage, mapped_at_creation };
         self.guarded(label, |device| device.create_buffer(&descriptor))
     }
 

@@ -18,6 +18,7 @@ mod dispatch;
 mod error;
 mod pipeline;
 mod readback;
+mod upload;
 
 pub use adapter::{AdapterSummary, adapters};
 pub use buffer::BufferRange;
@@ -25,4 +26,5 @@ pub use device::{Gpu, Options};
 pub use dispatch::{Commands, Submission};
 pub use error::GpuError;
 pub use pipeline::{Kernel, KernelSpec, Shader};
+pub use upload::{StagingArea, Uploader};
 pub use wgpu;

@@ -1,0 +1,409 @@
+//! Layers of a pack in GPU memory, one after the other, loaded ahead of their use.
+//!
+//! Where all layers fit into the budget, each is loaded once and stays. Where they do not, a ring of slots holds those that
+//! are in use and those that come next: while the device works on one layer, the next is read from the file. There is one
+//! queue, so a slot is overwritten only after the work that was submitted before with its old layer.
+
+mod error;
+mod loader;
+mod plan;
+mod source;
+#[cfg(test)]
+mod tests;
+
+use std::path::Path;
+use std::sync::Arc;
+
+use crate::format::{FloatType, Index, Role, SectionKind, Shape};
+use crate::gpu::{BufferRange, Gpu, GpuError, wgpu};
+
+use super::kernel::GpuWeights;
+pub use error::StreamError;
+use loader::{GroupId, Loader, Reply, Request};
+use plan::Group;
+pub use plan::StreamPlan;
+use source::Source;
+
+/// Threads that fill staging memory, where the caller names no number: more gain nothing on any machine measured.
+const MOST_THREADS: usize = 8;
+
+/// How a pack is streamed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct StreamOptions {
+    /// GPU bytes that layers, globals and staging may take; `None`: what the device has, as far as it can be found out.
+    pub budget: Option<u64>,
+    /// Load the tensors of no layer (embedding, final norm, lm_head), too; they stay.
+    pub globals: bool,
+    /// Check the CRC-32 of every payload while it is loaded.
+    pub verify: bool,
+    /// Map the file; otherwise read it, which is safe also while somebody cuts it short.
+    pub map: bool,
+    /// Threads that fill staging memory; 0: one per core, at most eight.
+    pub threads: usize,
+}
+
+impl Default for StreamOptions {
+    fn default() -> Self {
+        Self { budget: None, globals: false, verify: false, map: true, threads: 0 }
+    }
+}
+
+/// The order in which layers are asked for, which is what is loaded ahead.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Direction {
+    /// 0, 1, 2, ..
+    Forward,
+    /// .., 2, 1, 0
+    Backward,
+}
+
+/// The tensors of a layer (or of none) in GPU memory.
+#[derive(Debug, Clone)]
+pub struct StreamedLayer {
+    /// The layer; `None` for the global tensors.
+    pub number: Option<u32>,
+    /// Quantised tensors, in file order.
+    pub projections: Vec<StreamedProjection>,
+    /// Raw tensors (norms, biases, routers, embeddings), in file order.
+    pub raw_tensors: Vec<StreamedTensor>,
+}
+
+/// A quantised tensor in GPU memory.
+#[derive(Debug, Clone)]
+pub struct StreamedProjection {
+    /// The tensor's name in the checkpoint.
+    pub name: String,
+    /// What it is for.
+    pub role: Role,
+    /// Its expert, if there is one tensor per expert.
+    pub expert: Option<u32>,
+    /// Shape in the checkpoint: [out, in], or [experts, ..] for a stack.
+    pub shape: Shape,
+    /// Codes and scales, ready to bind.
+    pub weights: GpuWeights,
+}
+
+/// A tensor in its own float type, in GPU memory.
+#[derive(Debug, Clone)]
+pub struct StreamedTensor {
+    /// The tensor's name in the checkpoint.
+    pub name: String,
+    /// What it is for.
+    pub role: Role,
+    /// Its expert, if any.
+    pub expert: Option<u32>,
+    /// Shape in the checkpoint.
+    pub shape: Shape,
+    /// Type of the elements.
+    pub float_type: FloatType,
+    /// Little-endian elements, row-major; in several parts, all but the last equally large, where they pass the device's largest
+    /// buffer.
+    pub parts: Vec<BufferRange>,
+}
+
+impl StreamedLayer {
+    /// The layer's quantised tensor of a role; with experts, the first one.
+    pub fn projection(&self, role: Role) -> Option<&StreamedProjection> {
+        self.projections.iter().find(|p| p.role == role)
+    }
+
+    /// The layer's raw tensor of a role.
+    pub fn raw_tensor(&self, role: Role) -> Option<&StreamedTensor> {
+        self.raw_tensors.iter().find(|t| t.role == role)
+    }
+}
+
+/// A place for a layer.
+#[derive(Debug)]
+struct Slot {
+    buffers: Vec<wgpu::Buffer>,
+    content: Content,
+}
+
+#[derive(Debug)]
+enum Content {
+    Nothing,
+    /// Asked for, with this ticket.
+    Pending(u32, u64),
+    Ready(StreamedLayer),
+    Failed(u32, StreamError),
+}
+
+impl Content {
+    /// The layer that is, will be or should be here.
+    fn layer(&self) -> Option<u32> {
+        match self {
+            Self::Nothing => None,
+            Self::Pending(number, _) | Self::Failed(number, _) => Some(*number),
+            Self::Ready(layer) => layer.number,
+        }
+    }
+}
+
+/// An open pack whose layers go through GPU memory.
+///
+/// ```no_run
+/// use nf4pack::dequant::stream::{Direction, LayerStream, StreamOptions};
+/// use nf4pack::gpu::{Gpu, Options};
+///
+/// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// let gpu = Gpu::open(&Options::from_env())?;
+/// let mut stream = LayerStream::open(&gpu, "model.nf4pack", &StreamOptions::default())?;
+/// for number in 0..stream.layer_count() {
+///     let layer = stream.layer(number, Direction::Forward)?;
+///     println!("{} projections", layer.projections.len());
+/// }
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Debug)]
+pub struct LayerStream {
+    gpu: Gpu,
+    source: Arc<Source>,
+    plan: Arc<StreamPlan>,
+    slots: Vec<Slot>,
+    globals: Option<Slot>,
+    loader: Loader,
+    /// Requests made so far.
+    tickets: u64,
+}
+
+impl LayerStream {
+    /// Opens a pack, reserves the memory of its plan, and begins to load: everything where all of it fits, else the first
+    /// layers.
+    ///
+    /// # Errors
+    /// [`StreamError::Open`], [`StreamError::Budget`], [`StreamError::Gpu`].
+    pub fn open(gpu: &Gpu, path: impl AsRef<Path>, options: &StreamOptions) -> Result<Self, StreamError> {
+        let source = Arc::new(Source::open(path.as_ref(), options.map)?);
+        let (plan, slots, globals) = reserve(gpu, source.index(), options)?;
+        let plan = Arc::new(plan);
+        let threads = match options.threads {
+            0 => std::thread::available_parallelism().map_or(1, usize::from).min(MOST_THREADS),
+            threads => threads,
+        };
+        let loader = Loader::start(gpu, source.clone(), plan.clone(), threads, options.verify)?;
+        let mut stream = Self { gpu: gpu.clone(), source, plan, slots, globals, loader, tickets: 0 };
+        if let Some(globals) = &stream.globals {
+            stream.loader.request(Request { group: GroupId::Globals, ticket: 0, buffers: globals.buffers.clone() })?;
+        }
+        for number in 0..stream.plan.slots {
+            stream.request(number, number as usize)?;
+        }
+        Ok(stream)
+    }
+
+    /// What is where.
+    pub fn plan(&self) -> &StreamPlan {
+        &self.plan
+    }
+
+    /// The pack's index.
+    pub fn index(&self) -> &Index {
+        self.source.index()
+    }
+
+    /// Layers of the pack.
+    pub fn layer_count(&self) -> u32 {
+        self.plan.layers
+    }
+
+    /// The device.
+    pub fn gpu(&self) -> &Gpu {
+        &self.gpu
+    }
+
+    /// Layer `number` in GPU memory, once it is there; those after it in `direction` are then loaded ahead.
+    ///
+    /// Work with a layer's buffers must be submitted before the next layer is asked for: from then on they may be overwritten.
+    ///
+    /// # Errors
+    /// [`StreamError::OutOfRange`]; and what went wrong while the layer was loaded. Asking again tries again.
+    pub fn layer(&mut self, number: u32, direction: Direction) -> Result<&StreamedLayer, StreamError> {
+        let count = self.plan.layers;
+        if number >= count {
+            return Err(StreamError::OutOfRange { layer: number, count });
+        }
+        let wanted = wanted(number, direction, count, self.plan.slots);
+        for &layer in &wanted {
+            self.make_room(layer, &wanted)?;
+        }
+        let slot = self.wait_for(number)?;
+        match self.slots.get(slot).map(|s| &s.content) {
+            Some(Content::Ready(layer)) => Ok(layer),
+            _ => Err(StreamError::Loader(format!("layer {number} has no slot"))),
+        }
+    }
+
+    /// The tensors of no layer; `None` where [`StreamOptions::globals`] is off.
+    ///
+    /// # Errors
+    /// What went wrong while they were loaded.
+    pub fn globals(&mut self) -> Result<Option<&StreamedLayer>, StreamError> {
+        while self.globals.as_ref().is_some_and(|slot| matches!(slot.content, Content::Nothing)) {
+            self.take_reply()?;
+        }
+        match self.globals.as_ref().map(|slot| &slot.content) {
+            Some(Content::Ready(layer)) => Ok(Some(layer)),
+            _ => Ok(None),
+        }
+    }
+
+    /// Waits until everything that was asked for is in GPU memory (where all layers are resident: all of them).
+    ///
+    /// # Errors
+    /// The first thing that went wrong.
+    pub fn wait_loaded(&mut self) -> Result<(), StreamError> {
+        self.globals()?;
+        let pending: Vec<u32> = self.slots.iter().filter_map(|slot| slot.content.layer()).collect();
+        for number in pending {
+            self.wait_for(number)?;
+        }
+        Ok(self.gpu.wait()?)
+    }
+
+    /// Has `layer` loaded unless it is there or on its way, in place of one that is not in `wanted`.
+    fn make_room(&mut self, layer: u32, wanted: &[u32]) -> Result<(), StreamError> {
+        if self.slot_of(layer).is_some() {
+            return Ok(());
+        }
+        let free = |slot: &Slot| slot.content.layer().is_none_or(|held| !wanted.contains(&held));
+        match self.slots.iter().position(free) {
+            Some(slot) => self.request(layer, slot),
+            None => Ok(()),
+        }
+    }
+
+    /// The slot that layer `number` is in or on its way to.
+    fn slot_of(&self, number: u32) -> Option<usize> {
+        self.slots.iter().position(|slot| slot.content.layer() == Some(number))
+    }
+
+    fn request(&mut self, layer: u32, slot: usize) -> Result<(), StreamError> {
+        let Some(slot) = self.slots.get_mut(slot) else { return Ok(()) };
+        self.tickets += 1;
+        slot.content = Content::Pending(layer, self.tickets);
+        let buffers = slot.buffers.clone();
+        self.loader.request(Request { group: GroupId::Layer(layer), ticket: self.tickets, buffers })
+    }
+
+    /// Takes replies until layer `number` is there, and gives its slot.
+    fn wait_for(&mut self, number: u32) -> Result<usize, StreamError> {
+        loop {
+            let Some(at) = self.slot_of(number) else {
+                return Err(StreamError::Loader(format!("layer {number} was not asked for")));
+            };
+            let content = &mut self.slots[at].content;
+            match content {
+                Content::Ready(_) => return Ok(at),
+                Content::Pending(..) => self.take_reply()?,
+                Content::Failed(..) | Content::Nothing => {
+                    return match std::mem::replace(content, Content::Nothing) {
+                        Content::Failed(_, error) => Err(error),
+                        _ => Err(StreamError::Loader(format!("layer {number} is lost"))),
+                    };
+                }
+            }
+        }
+    }
+
+    /// Takes one reply. That of a layer which was given up in the meantime says nothing any more.
+    fn take_reply(&mut self) -> Result<(), StreamError> {
+        let Reply { group, ticket, result } = self.loader.reply()?;
+        let index = self.source.index();
+        match (group, result) {
+            (GroupId::Layer(number), result) => {
+                let pending = |slot: &&mut Slot| matches!(slot.content, Content::Pending(_, held) if held == ticket);
+                let group = self.plan.groups.get(number as usize);
+                if let (Some(slot), Some(group)) = (self.slots.iter_mut().find(pending), group) {
+                    slot.content = match result {
+                        Ok(()) => Content::Ready(streamed(index, group, Some(number), &slot.buffers)),
+                        Err(error) => Content::Failed(number, error),
+                    };
+                }
+                Ok(())
+            }
+            (GroupId::Globals, Ok(())) => {
+                if let (Some(slot), Some(group)) = (&mut self.globals, &self.plan.globals) {
+                    slot.content = Content::Ready(streamed(index, group, None, &slot.buffers));
+                }
+                Ok(())
+            }
+            (GroupId::Globals, Err(error)) => {
+                self.globals = None;
+                Err(error)
+            }
+        }
+    }
+}
+
+/// The layers that should be in GPU memory: `number`, and those that follow it, as many as there are slots.
+fn wanted(number: u32, direction: Direction, count: u32, slots: u32) -> Vec<u32> {
+    let slots = slots.max(1);
+    match direction {
+        Direction::Forward => (number..count.min(number.saturating_add(slots))).collect(),
+        Direction::Backward => (number.saturating_sub(slots - 1)..=number).rev().collect(),
+    }
+}
+
+/// Plans, and makes the buffers of the plan. Without a budget it starts with what the device says it has; where the device then
+/// runs out all the same, with ever less.
+fn reserve(gpu: &Gpu, index: &Index, options: &StreamOptions) -> Result<(StreamPlan, Vec<Slot>, Option<Slot>), StreamError> {
+    let max_buffer = gpu.limits().max_buffer_size;
+    let mut budget = options.budget;
+    loop {
+        let plan = StreamPlan::new(index, max_buffer, budget, options.globals)?;
+        match make_buffers(gpu, &plan) {
+            Ok((slots, globals)) => return Ok((plan, slots, globals)),
+            Err(GpuError::OutOfMemory { .. }) if options.budget.is_none() && plan.needed_bytes > plan.minimum_bytes => {
+                budget = Some((plan.needed_bytes / 2).max(plan.minimum_bytes));
+            }
+            Err(error) => return Err(error.into()),
+        }
+    }
+}
+
+fn make_buffers(gpu: &Gpu, plan: &StreamPlan) -> Result<(Vec<Slot>, Option<Slot>), GpuError> {
+    let slot = |label: &str, sizes: Vec<u64>| {
+        let buffers = sizes.into_iter().map(|size| gpu.storage(label, size)).collect::<Result<_, _>>()?;
+        Ok::<_, GpuError>(Slot { buffers, content: Content::Nothing })
+    };
+    let globals = plan.globals.as_ref();
+    let globals = globals.map(|g| slot("global tensors", (0..g.buffers.len()).map(|i| g.buffer_len(i)).collect()));
+    let slots = (0..plan.slots as usize).map(|i| slot("layer", plan.slot_buffers(i)));
+    Ok((slots.collect::<Result<_, _>>()?, globals.transpose()?))
+}
+
+/// The tensors of a group that lies in `buffers`.
+fn streamed(index: &Index, group: &Group, number: Option<u32>, buffers: &[wgpu::Buffer]) -> StreamedLayer {
+    let sections = index.sections().get(group.sections.clone()).unwrap_or_default();
+    let mut layer = StreamedLayer { number, projections: Vec::new(), raw_tensors: Vec::new() };
+    for (i, section) in sections.iter().enumerate() {
+        let name = || index.name(section).to_owned();
+        let (role, expert, shape) = (section.role, section.expert, section.shape);
+        match section.kind {
+            Some(SectionKind::Raw) => {
+                if let Some(float_type) = section.element_type.float_type() {
+                    let parts = group.place(section, buffers);
+                    layer.raw_tensors.push(StreamedTensor { name: name(), role, expert, shape, float_type, parts });
+                }
+            }
+            // Validation made sure that every codes section stands right before its scales.
+            Some(SectionKind::Codes) => {
+                let scales = sections.get(i + 1).and_then(|s| group.place(s, buffers).into_iter().next());
+                if let (Some(scales), Some(scale_type)) = (scales, section.scale_type) {
+                    let weights = GpuWeights {
+                        codes: group.place(section, buffers),
+                        scales,
+                        scale_type,
+                        block_size: section.block_size,
+                        elements: shape.elements(),
+                    };
+                    layer.projections.push(StreamedProjection { name: name(), role, expert, shape, weights });
+                }
+            }
+            _ => {}
+        }
+    }
+    layer
+}

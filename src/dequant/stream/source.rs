@@ -1,0 +1,96 @@
+//! Where the bytes of a pack come from: the mapped file, or reads.
+
+use std::fs::File;
+use std::path::{Path, PathBuf};
+
+use crate::format::layout::HEADER_LEN;
+use crate::format::{Header, Index, Limits};
+use crate::io::{AlignedBuf, read_exact_at};
+use crate::mmap::open_regular;
+use crate::{MappedPack, OpenError};
+
+use super::error::StreamError;
+
+/// An open pack.
+#[derive(Debug)]
+pub(super) struct Source {
+    path: PathBuf,
+    bytes: Bytes,
+}
+
+#[derive(Debug)]
+enum Bytes {
+    Mapped(MappedPack),
+    Read { file: File, index: Index },
+}
+
+impl Source {
+    /// Opens a pack to map it (`map`) or to read it.
+    pub(super) fn open(path: &Path, map: bool) -> Result<Self, StreamError> {
+        let bytes = if map { Bytes::Mapped(MappedPack::open(path)?) } else { read_index(path)? };
+        Ok(Self { path: path.to_owned(), bytes })
+    }
+
+    pub(super) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    pub(super) fn index(&self) -> &Index {
+        match &self.bytes {
+            Bytes::Mapped(pack) => pack.pack().index(),
+            Bytes::Read { index, .. } => index,
+        }
+    }
+
+    /// Whether the file is as long as it was. A map must not be touched past the file's end, where an access faults; between
+    /// this look and the access there is a moment in which only reading (`--no-mmap`) is safe.
+    pub(super) fn check_len(&self) -> Result<(), StreamError> {
+        let Bytes::Mapped(pack) = &self.bytes else { return Ok(()) };
+        let found = pack.file_len().map_err(|source| self.io(source))?;
+        let expected = self.index().header().file_len;
+        if found < expected { Err(self.truncated(found)) } else { Ok(()) }
+    }
+
+    /// The bytes of the file from `offset` on, in the map or in `buf`.
+    pub(super) fn bytes<'a>(&'a self, offset: u64, len: usize, buf: &'a mut AlignedBuf) -> Result<&'a [u8], StreamError> {
+        match &self.bytes {
+            Bytes::Mapped(pack) => {
+                let start = usize::try_from(offset).unwrap_or(usize::MAX);
+                let all = pack.pack().bytes();
+                all.get(start..start.saturating_add(len)).ok_or_else(|| self.truncated(all.len() as u64))
+            }
+            Bytes::Read { file, .. } => {
+                let bytes = buf.first_mut(len);
+                read_exact_at(file, bytes, offset).map_err(|source| match file.metadata() {
+                    Ok(now) if now.len() < offset + len as u64 => self.truncated(now.len()),
+                    _ => self.io(source),
+                })?;
+                Ok(bytes)
+            }
+        }
+    }
+
+    fn truncated(&self, found: u64) -> StreamError {
+        StreamError::Truncated { path: self.path.clone(), expected: self.index().header().file_len, found }
+    }
+
+    fn io(&self, source: std::io::Error) -> StreamError {
+        StreamError::Io { path: self.path.clone(), source }
+    }
+}
+
+/// Reads and validates the front of a pack.
+fn read_index(path: &Path) -> Result<Bytes, OpenError> {
+    let io = |source| OpenError::Io { path: path.to_owned(), source };
+    let format = |source| OpenError::Format { path: path.to_owned(), source };
+    let file = open_regular(path).map_err(io)?;
+    let file_len = file.metadata().map_err(io)?.len();
+    let mut front = vec![0; file_len.min(HEADER_LEN as u64) as usize];
+    read_exact_at(&file, &mut front, 0).map_err(io)?;
+    let header = Header::decode(&front, file_len, &Limits::default()).map_err(format)?;
+    // A header that passed its checks asks for no more than the file's length and the limits of the specification.
+    front.resize(header.front_len() as usize, 0);
+    read_exact_at(&file, &mut front, 0).map_err(io)?;
+    let index = Index::parse(&front, file_len).map_err(format)?;
+    Ok(Bytes::Read { file, index })
+}

@@ -1,0 +1,147 @@
+//! Bulk upload: a ring of mapped staging buffers. While the device copies out of one, the host fills the next.
+//!
+//! `Queue::write_buffer` would be simpler, and is several times slower: it copies on one thread, through memory of its own.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU8, Ordering};
+
+use super::buffer::BufferRange;
+use super::device::Gpu;
+use super::dispatch::Submission;
+use super::error::GpuError;
+
+/// Mapped memory on its way to the device. Threads may write different parts of it at the same time.
+#[derive(Debug)]
+pub struct StagingArea<'a> {
+    buffer: &'a wgpu::Buffer,
+    size: u64,
+}
+
+impl StagingArea<'_> {
+    /// Writes `bytes` at `offset`, a multiple of 8; up to 3 bytes after them, to a multiple of 4, become zero.
+    ///
+    /// # Errors
+    /// [`GpuError::Invalid`] where they do not lie within the area, or another write of the same bytes is under way.
+    pub fn write(&self, offset: u64, bytes: &[u8]) -> Result<(), GpuError> {
+        let len = bytes.len();
+        let end = offset.saturating_add(len as u64).next_multiple_of(4);
+        let invalid = |reason| GpuError::Invalid { what: "a write to staging memory".to_owned(), reason };
+        if end > self.size {
+            return Err(invalid(format!("bytes {offset}..{end} of {}", self.size)));
+        }
+        let mut view = self.buffer.get_mapped_range_mut(offset..end).map_err(|e| invalid(e.to_string()))?;
+        let mut view = view.slice(..);
+        view.slice(..len).copy_from_slice(bytes);
+        view.slice(len..).fill(0);
+        Ok(())
+    }
+}
+
+/// Staging buffers are multiples of this: more than any copy or buffer asks for.
+const CHUNK_ALIGN: u64 = 256;
+
+/// Fills staging buffers and sends them off.
+#[derive(Debug)]
+pub struct Uploader {
+    gpu: Gpu,
+    chunk: u64,
+    chunks: usize,
+    /// Those in use, oldest first.
+    ring: VecDeque<Staging>,
+}
+
+/// A staging buffer whose last copy was submitted; it is mapped again once that is done.
+#[derive(Debug)]
+struct Staging {
+    buffer: wgpu::Buffer,
+    last: Option<Submission>,
+    mapped: Arc<AtomicU8>,
+}
+
+/// States of [`Staging::mapped`].
+const PENDING: u8 = 0;
+const MAPPED: u8 = 1;
+const FAILED: u8 = 2;
+
+impl Uploader {
+    /// An uploader with at most `chunks` staging buffers of `chunk` bytes (less where the device's largest buffer is smaller). They
+    /// are made on first use.
+    pub fn new(gpu: &Gpu, chunk: u64, chunks: usize) -> Self {
+        let chunk = chunk.min(gpu.limits().max_buffer_size).max(CHUNK_ALIGN) / CHUNK_ALIGN * CHUNK_ALIGN;
+        Self { gpu: gpu.clone(), chunk, chunks: chunks.max(1), ring: VecDeque::new() }
+    }
+
+    /// The most bytes that one [`Uploader::copy`] takes.
+    pub fn chunk(&self) -> u64 {
+        self.chunk
+    }
+
+    /// Has `fill` write the bytes of `target` (at most [`Uploader::chunk`], offset and size multiples of 4) into mapped memory,
+    /// and submits their copy. What `fill` leaves unwritten has any value.
+    ///
+    /// # Errors
+    /// The error of `fill` (nothing is copied then), or [`GpuError`].
+    pub fn copy<E: From<GpuError>>(
+        &mut self,
+        target: &BufferRange,
+        fill: impl FnOnce(&StagingArea<'_>) -> Result<(), E>,
+    ) -> Result<(), E> {
+        let mut staging = self.take(target.size)?;
+        let filled = fill(&StagingArea { buffer: &staging.buffer, size: target.size });
+        if filled.is_ok() {
+            staging.send(&self.gpu, target)?;
+        }
+        self.ring.push_back(staging);
+        filled
+    }
+
+    /// A mapped staging buffer: a new one while the ring is not full, else the oldest, once its copy is done.
+    fn take(&mut self, size: u64) -> Result<Staging, GpuError> {
+        if size > self.chunk {
+            let what = "a staged copy".to_owned();
+            return Err(GpuError::TooLarge { what, asked: size, limit: self.chunk, limit_name: "staging chunk" });
+        }
+        let oldest_is_ready = self.ring.front().is_some_and(|s| s.mapped.load(Ordering::Acquire) == MAPPED);
+        if self.ring.len() < self.chunks && !oldest_is_ready {
+            return Staging::new(&self.gpu, self.chunk);
+        }
+        match self.ring.pop_front() {
+            Some(staging) => staging.wait(&self.gpu),
+            None => Staging::new(&self.gpu, self.chunk),
+        }
+    }
+}
+
+impl Staging {
+    fn new(gpu: &Gpu, size: u64) -> Result<Self, GpuError> {
+        let buffer = gpu.mapped_buffer("staging", size, wgpu::BufferUsages::MAP_WRITE | wgpu::BufferUsages::COPY_SRC)?;
+        Ok(Self { buffer, last: None, mapped: Arc::new(AtomicU8::new(MAPPED)) })
+    }
+
+    /// Waits until the buffer is mapped.
+    fn wait(self, gpu: &Gpu) -> Result<Self, GpuError> {
+        if let Some(last) = self.last.as_ref().filter(|_| self.mapped.load(Ordering::Acquire) == PENDING) {
+            gpu.wait_for(last)?;
+        }
+        // The callback of a mapping runs at the latest in the poll that sees its copy done.
+        match self.mapped.load(Ordering::Acquire) {
+            MAPPED => Ok(self),
+            _ => Err(GpuError::DeviceLost { reason: "a staging buffer could not be mapped again".to_owned() }),
+        }
+    }
+
+    /// Unmaps, submits the copy, and asks for the mapping back.
+    fn send(&mut self, gpu: &Gpu, target: &BufferRange) -> Result<(), GpuError> {
+        self.buffer.unmap();
+        self.mapped.store(PENDING, Ordering::Release);
+        let mut commands = gpu.commands("upload");
+        commands.copy(&BufferRange { buffer: self.buffer.clone(), offset: 0, size: target.size }, target);
+        self.last = Some(commands.submit()?);
+        let mapped = self.mapped.clone();
+        self.buffer.map_async(wgpu::MapMode::Write, .., move |result| {
+            mapped.store(if result.is_ok() { MAPPED } else { FAILED }, Ordering::Release);
+        });
+        Ok(())
+    }
+}
