@@ -6,9 +6,10 @@
 mod common;
 
 use half::{bf16, f16};
-use nf4pack::dequant::{self, Dequantizer, GpuWeights, Output, Setup};
+use nf4pack::dequant::yardstick::CopyKernel;
+use nf4pack::dequant::{self, DequantError, Dequantizer, GpuWeights, Output, Setup, Tuning};
 use nf4pack::format::nf4::{self, Projection, ScaleType, Scales};
-use nf4pack::gpu::{BufferRange, Gpu};
+use nf4pack::gpu::{BufferRange, Gpu, Shader};
 use std::ops::Range;
 
 const SCALE_TYPES: [ScaleType; 3] = [ScaleType::F32, ScaleType::Bf16, ScaleType::Dq8];
@@ -20,7 +21,7 @@ struct Random(u64);
 impl Random {
     fn bits(&mut self, count: u32) -> u32 {
         self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-        ((self.0 >> 32) as u32) >> (32 - count)
+        (self.0 >> (64 - count)) as u32
     }
 
     fn below(&mut self, end: u64) -> u64 {
@@ -35,13 +36,20 @@ impl Random {
 
     /// A float half way between two neighbouring f16s or bf16s, so that code 15 (1.0) ties.
     fn tie(&mut self) -> f32 {
-        if self.bits(1) == 0 {
-            let low = self.bits(15) as u16 % 0x7bff;
-            let tie = (f16::from_bits(low).to_f32() + f16::from_bits(low + 1).to_f32()) * 0.5;
-            if self.bits(1) == 0 { tie } else { -tie }
-        } else {
-            f32::from_bits(self.float(-60..60).to_bits() & 0xffff_0000 | 0x8000)
+        match self.bits(2) {
+            0 => f32::from_bits(self.float(-60..60).to_bits() & 0xffff_0000 | 0x8000),
+            1 => {
+                // Subnormal f16s.
+                let low = self.bits(10) as f32;
+                if self.bits(1) == 0 { (low + 0.5) * 2.0_f32.powi(-24) } else { (low + 0.5) * -(2.0_f32.powi(-24)) }
+            }
+            _ => self.tie_from_1_to_2() * 2.0_f32.powi(self.bits(5) as i32 - 15),
         }
+    }
+
+    fn tie_from_1_to_2(&mut self) -> f32 {
+        let half = if self.bits(1) == 0 { self.bits(7) << 16 | 0x8000 } else { self.bits(10) << 13 | 0x1000 };
+        f32::from_bits(0x3f80_0000 | half)
     }
 
     /// A scale of any sign and size whose products are no subnormals, many of them ties; some are zero.
@@ -73,11 +81,18 @@ impl Tensor {
             ScaleType::F32 => (0..blocks).flat_map(|_| random.scale().to_le_bytes()).collect(),
             ScaleType::Bf16 => (0..blocks).flat_map(|_| bf16::from_f32(random.scale()).to_le_bytes()).collect(),
             ScaleType::Dq8 => {
-                // Offset, map and super-scales of similar size, so that a fused multiply-add shows; now and then no offset.
-                let offset = if random.bits(2) == 0 { 0.0 } else { random.float(-2..2) };
-                let floats = (0..256 + blocks.div_ceil(256)).map(|_| random.float(-2..2));
-                let floats: Vec<u8> = [offset].into_iter().chain(floats).flat_map(f32::to_le_bytes).collect();
-                floats.into_iter().chain((0..blocks).map(|_| random.bits(8) as u8)).collect()
+                let mut floats = match random.bits(2) {
+                    // Scales half way between two f16s or bf16s.
+                    0 => vec![1.5],
+                    1 => vec![0.0],
+                    // Offset, map and super-scales of similar size, so that a fused multiply-add shows.
+                    _ => vec![random.float(-2..2)],
+                };
+                let ties = floats[0] == 1.5;
+                floats.extend((0..256).map(|_| if ties { random.tie_from_1_to_2() - 1.5 } else { random.float(-2..2) }));
+                floats.extend((0..blocks.div_ceil(256)).map(|_| if ties { 1.0 } else { random.float(-2..2) }));
+                let floats = floats.into_iter().flat_map(f32::to_le_bytes);
+                floats.chain((0..blocks).map(|_| random.bits(8) as u8)).collect()
             }
         };
         Self { codes, scales, scale_type, block_size, elements }
@@ -120,8 +135,13 @@ struct Runner {
 
 impl Runner {
     fn new(gpu: Gpu) -> Self {
+        Self::tuned(gpu, Tuning::default())
+    }
+
+    fn tuned(gpu: Gpu, tuning: Tuning) -> Self {
         let plain = Setup { fast: None, ..Setup::default() };
-        let kernels = vec![Dequantizer::new(&gpu).unwrap(), Dequantizer::with(&gpu, plain).unwrap()];
+        let fast = Setup { tuning, ..Setup::default() };
+        let kernels = vec![Dequantizer::with(&gpu, fast).unwrap(), Dequantizer::with(&gpu, plain).unwrap()];
         Self { gpu, kernels }
     }
 
@@ -167,6 +187,213 @@ fn both_kernels_are_the_cpu_bit_for_bit() {
                 let tensor = Tensor::random(scale_type, block_size, elements, &mut random);
                 runner.check(&tensor, 0..elements, &Output::ALL);
             }
+        }
+    }
+}
+
+#[test]
+fn a_million_elements_and_ranges_of_them() {
+    let Some(gpu) = common::gpu() else { return };
+    let runner = Runner::new(gpu);
+    let mut random = Random(2);
+    for (scale_type, block_size) in SCALE_TYPES.into_iter().zip([64, 32, 64]) {
+        let elements = 1_000_003;
+        let tensor = Tensor::random(scale_type, block_size, elements, &mut random);
+        runner.check(&tensor, 0..elements, &Output::ALL);
+        for _ in 0..8 {
+            let start = random.below(elements) / 8 * 8;
+            runner.check(&tensor, start..start + random.below((elements - start).min(30_000)), &Output::ALL);
+        }
+    }
+}
+
+#[test]
+fn small_bindings_and_codes_in_parts() {
+    let limits = |options: &mut nf4pack::gpu::Options| {
+        options.max_binding = Some(10_000);
+        options.max_buffer = Some(131_072);
+    };
+    let Some(gpu) = common::gpu_with(limits) else { return };
+    let runner = Runner::new(gpu.clone());
+    let mut random = Random(3);
+    for (scale_type, block_size) in SCALE_TYPES.into_iter().zip([128, 32, 64]) {
+        let elements = 700_001;
+        let tensor = Tensor::random(scale_type, block_size, elements, &mut random);
+        let weights = GpuWeights::upload(&gpu, &tensor.projection()).unwrap();
+        assert_eq!(weights.codes.len(), 3);
+        for middle in [262_144, 2 * 262_144] {
+            let start = middle - random.below(10_000) / 8 * 8;
+            runner.check(&tensor, start..middle + random.below(10_000), &Output::ALL);
+        }
+        // A buffer's worth at a time.
+        let found = runner.kernels[0].read(&weights, 8..elements, Output::F16).unwrap();
+        assert!(found == tensor.reference(&(8..elements), Output::F16));
+    }
+}
+
+#[test]
+fn outputs_beyond_the_binding_limit() {
+    let Some(gpu) = common::gpu_with(|options| options.max_binding = Some(1 << 20)) else { return };
+    let runner = Runner::new(gpu);
+    let mut random = Random(4);
+    let tensor = Tensor::random(ScaleType::Dq8, 64, 1_500_007, &mut random);
+    runner.check(&tensor, 16..1_500_007, &[Output::F32]);
+}
+
+#[test]
+fn more_than_65535_workgroups() {
+    let Some(gpu) = common::gpu() else { return };
+    // The fast kernel decodes 16 words a workgroup here, the plain one 64.
+    let runner = Runner::tuned(gpu, Tuning { workgroup: 16, items: 1, local_map: false });
+    let elements = 65_536 * 64 * 8 + 3;
+    let tensor = Tensor::random(ScaleType::Bf16, 64, elements, &mut Random(5));
+    runner.check(&tensor, 0..elements, &[Output::Bf16]);
+}
+
+#[test]
+fn every_tuning_writes_the_same() {
+    let Some(gpu) = common::gpu() else { return };
+    let mut random = Random(6);
+    for (workgroup, items, local_map) in [(32, 1, true), (64, 2, false), (128, 8, false), (256, 3, true)] {
+        let runner = Runner::tuned(gpu.clone(), Tuning { workgroup, items, local_map });
+        for scale_type in SCALE_TYPES {
+            let tensor = Tensor::random(scale_type, 32, 50_021, &mut random);
+            runner.check(&tensor, 8..50_021, &Output::ALL);
+        }
+    }
+}
+
+/// What a driver may make of a float32 below 2^-126: the number, or zero of its sign.
+fn exact_or_flushed(found: u32, expected: u32, sign_bit: u32, smallest: u32) -> bool {
+    let tiny = expected & (sign_bit - 1) <= smallest;
+    found == expected || tiny && found == expected & sign_bit
+}
+
+#[test]
+fn subnormal_products_are_exact_or_zero() {
+    let Some(gpu) = common::gpu() else { return };
+    let runner = Runner::new(gpu.clone());
+    let mut random = Random(7);
+    let mut tensor = Tensor::random(ScaleType::F32, 32, 8192, &mut random);
+    tensor.scales = (0..256).flat_map(|_| random.float(-127..-118).to_le_bytes()).collect();
+    let weights = GpuWeights::upload(&gpu, &tensor.projection()).unwrap();
+    for dequantizer in &runner.kernels {
+        let found = dequantizer.read(&weights, 0..8192, Output::F32).unwrap();
+        let expected = tensor.reference(&(0..8192), Output::F32);
+        let word = |bytes: &[u8]| u32::from_le_bytes(bytes.try_into().unwrap());
+        let mut subnormals = [0, 0];
+        for (found, expected) in found.chunks(4).zip(expected.chunks(4)).map(|(f, e)| (word(f), word(e))) {
+            assert!(exact_or_flushed(found, expected, 1 << 31, 0x007f_ffff), "{found:#x} for {expected:#x}");
+            let subnormal = matches!(expected & 0x7fff_ffff, 1..=0x7f_ffff);
+            subnormals[usize::from(found == expected)] += usize::from(subnormal);
+        }
+        println!("{} subnormals flushed to zero, {} exact", subnormals[0], subnormals[1]);
+        assert!(subnormals[0] + subnormals[1] > 1000, "the sample has too few subnormals");
+        let found = dequantizer.read(&weights, 0..8192, Output::Bf16).unwrap();
+        let expected = tensor.reference(&(0..8192), Output::Bf16);
+        let half = |bytes: &[u8]| u32::from(u16::from_le_bytes(bytes.try_into().unwrap()));
+        for (found, expected) in found.chunks(2).zip(expected.chunks(2)).map(|(f, e)| (half(f), half(e))) {
+            // The largest float32 subnormals round to the least normal bf16.
+            assert!(exact_or_flushed(found, expected, 1 << 15, 0x80), "{found:#x} for {expected:#x}");
+        }
+        let found = dequantizer.read(&weights, 0..8192, Output::F16).unwrap();
+        for (i, (found, expected)) in found.chunks(2).zip(tensor.reference(&(0..8192), Output::F16).chunks(2)).enumerate() {
+            assert_eq!(found, expected, "element {i}: all of these are zero in f16");
+        }
+    }
+}
+
+/// The fast shader with one text in place of another.
+fn sabotaged(from: &str, to: &str) -> Setup {
+    let source = include_str!("../shaders/nf4_fast.wgsl");
+    assert!(source.contains(from));
+    Setup { fast: Some(Shader::checked("sabotaged", source.replace(from, to))), ..Setup::default() }
+}
+
+#[test]
+fn a_broken_fast_kernel_is_replaced_by_the_plain_one() {
+    let Some(gpu) = common::gpu() else { return };
+    let all = |_: Output, _: ScaleType| true;
+    let only = |which: Output| move |output: Output, _: ScaleType| output == which;
+    // A product with a bf16 scale is never half way between two bf16s.
+    let ties = |output: Output, scale_type: ScaleType| output == Output::Bf16 && scale_type != ScaleType::Bf16;
+    let dq8 = |_: Output, scale_type: ScaleType| scale_type == ScaleType::Dq8;
+    let cases: [(&str, &str, &dyn Fn(Output, ScaleType) -> bool); 6] = [
+        ("word & 15u]", "word & 7u]", &all),
+        ("struct Params {", "struct Params [", &all),
+        ("+ 0x7fffu + ((bits >> vec4(16u)) & vec4(1u))", "+ 0x8000u", &ties),
+        ("pack2x16float(values.xy)", "pack2x16float(values.xy * 1.0003)", &only(Output::F16)),
+        ("[params.out_first + i]", "[params.out_first + i + 1u]", &only(Output::F32)),
+        ("return bitcast<f32>(bitcast<u32>(product) ^ params.zero) + head[0]", "return product", &dq8),
+    ];
+    let mut random = Random(8);
+    for (from, to, broken) in cases {
+        let dequantizer = Dequantizer::with(&gpu, sabotaged(from, to)).unwrap();
+        let choices = dequantizer.choices();
+        assert_eq!(choices.len(), 9);
+        for choice in choices {
+            assert_eq!(choice.fast, !broken(choice.output, choice.scale_type), "{to}: {choice:?}");
+            assert_eq!(choice.fast, choice.reason.is_none());
+            let tensor = Tensor::random(choice.scale_type, 64, 1003, &mut random);
+            let weights = GpuWeights::upload(&gpu, &tensor.projection()).unwrap();
+            let found = dequantizer.read(&weights, 0..1003, choice.output).unwrap();
+            assert!(found == tensor.reference(&(0..1003), choice.output), "{to}: {choice:?}");
+        }
+    }
+}
+
+#[test]
+fn what_cannot_be_dequantised_is_an_error() {
+    let Some(gpu) = common::gpu() else { return };
+    let dequantizer = Dequantizer::new(&gpu).unwrap();
+    let tensor = Tensor::random(ScaleType::Dq8, 64, 1003, &mut Random(9));
+    let weights = GpuWeights::upload(&gpu, &tensor.projection()).unwrap();
+    assert!(dequantizer.read(&weights, 16..16, Output::F32).unwrap().is_empty());
+    for range in [1..9, 0..1004, 1008..1008, 16..8] {
+        let found = dequantizer.read(&weights, range.clone(), Output::F16);
+        assert!(matches!(found, Err(DequantError::Range { .. })), "{range:?}: {found:?}");
+    }
+    let out = BufferRange::whole(gpu.storage("out", 4096).unwrap());
+    for out in [out.slice(0, 2015), out.slice(16, 2016)] {
+        let mut commands = gpu.commands("test");
+        let found = dequantizer.record(&mut commands, &weights, 0..1003, Output::F16, &out);
+        assert!(matches!(found, Err(DequantError::OutputRange { needed: 2016, .. })), "{found:?}");
+    }
+    let shorter = |range: &BufferRange| range.slice(0, range.size - 4);
+    let parts = |sizes: &[u64]| sizes.iter().map(|&size| weights.codes[0].slice(0, size)).collect::<Vec<_>>();
+    for bad in [
+        GpuWeights { block_size: 48, ..weights.clone() },
+        GpuWeights { elements: 2000, ..weights.clone() },
+        GpuWeights { elements: u64::MAX, ..weights.clone() },
+        GpuWeights { scale_type: ScaleType::F32, ..weights.clone() },
+        GpuWeights { scales: shorter(&weights.scales), ..weights.clone() },
+        GpuWeights { scales: weights.scales.slice(4, weights.scales.size), ..weights.clone() },
+        GpuWeights { codes: vec![shorter(&weights.codes[0])], ..weights.clone() },
+        GpuWeights { codes: parts(&[256, 256]), ..weights.clone() },
+        GpuWeights { codes: parts(&[0, 512]), ..weights.clone() },
+        GpuWeights { codes: vec![], ..weights.clone() },
+    ] {
+        let found = dequantizer.read(&bad, 0..8, Output::F32);
+        assert!(matches!(found, Err(DequantError::Weights { .. })), "{bad:?}: {found:?}");
+    }
+}
+
+#[test]
+fn the_yardstick_copies() {
+    for max_binding in [None, Some(4096 + 16)] {
+        let Some(gpu) = common::gpu_with(|options| options.max_binding = max_binding) else { return };
+        let mut random = Random(10);
+        for (size, workgroup, items) in [(16, 256, 4), (16 * 1024, 256, 4), (16 * 1024 + 4096, 64, 1), (200_016, 32, 3)] {
+            let bytes: Vec<u8> = (0..size).map(|_| random.bits(8) as u8).collect();
+            let from = BufferRange::whole(gpu.storage_with("from", &bytes).unwrap());
+            let to = BufferRange::whole(gpu.storage_with("to", &vec![POISON; size + 32]).unwrap());
+            let copy = CopyKernel::new(&gpu, Tuning { workgroup, items, local_map: true }).unwrap();
+            let mut commands = gpu.commands("copy");
+            copy.record(&mut commands, &from, &to);
+            commands.submit().unwrap();
+            let found = gpu.read(&to).unwrap();
+            assert!(found[..size] == bytes, "{size} bytes");
+            assert!(found[size..].iter().all(|&b| b == POISON), "{size} bytes: written outside");
         }
     }
 }

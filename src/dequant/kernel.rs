@@ -117,14 +117,14 @@ impl GpuWeights {
         }
         let part = self.codes.first().map_or(PART_ALIGN, |part| part.size);
         if let [parts @ .., last] = self.codes.as_slice() {
-            if let Some(uneven) = parts.iter().find(|p| p.size != part || part % PART_ALIGN != 0) {
+            if let Some(uneven) = parts.iter().find(|p| p.size != part || !part.is_multiple_of(PART_ALIGN)) {
                 return wrong("the size of a part of the codes", uneven.size, part.next_multiple_of(PART_ALIGN));
             }
             if last.size > part {
                 return wrong("the size of the last part of the codes", last.size, part);
             }
         }
-        if let Some(range) = self.codes.iter().chain([&self.scales]).find(|r| r.offset % plan::ALIGN != 0) {
+        if let Some(range) = self.codes.iter().chain([&self.scales]).find(|r| !r.offset.is_multiple_of(plan::ALIGN)) {
             return wrong("the offset of a range", range.offset, range.offset.next_multiple_of(plan::ALIGN));
         }
         Ok((part / 4).max(1))
@@ -292,7 +292,7 @@ impl Dequantizer {
     ) -> Result<(), DequantError> {
         let job = self.job(weights, range.clone(), output)?;
         let needed = output.bytes(range.end - range.start);
-        if out.size < needed || out.offset % plan::ALIGN != 0 {
+        if out.size < needed || !out.offset.is_multiple_of(plan::ALIGN) {
             return Err(DequantError::OutputRange { offset: out.offset, size: out.size, needed });
         }
         let (kernel, words_per_group) = self.kernel(path, output, weights.scale_type)?;
@@ -319,7 +319,7 @@ impl Dequantizer {
     fn job(&self, weights: &GpuWeights, range: Range<u64>, output: Output) -> Result<Job, DequantError> {
         let part_words = weights.part_words()?;
         let (elements, per_word) = (weights.elements, CODES_PER_WORD as u64);
-        if range.start % per_word != 0 || range.start > range.end || range.end > elements {
+        if !range.start.is_multiple_of(per_word) || range.start > range.end || range.end > elements {
             return Err(DequantError::Range { start: range.start, end: range.end, elements });
         }
         Ok(Job {

@@ -161,3 +161,145 @@ impl Job {
         }
     }
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, clippy::panic, reason = "tests fail by panicking")]
+mod tests {
+    use super::*;
+    use crate::format::nf4::{BLOCK_SIZES, block_count, codes_len, scales_len};
+
+    const SCALE_TYPES: [ScaleType; 3] = [ScaleType::F32, ScaleType::Bf16, ScaleType::Dq8];
+
+    fn job(elements: u64, block_size: u32, scale_type: ScaleType, out_bytes: u64, part: u64, binding: u64) -> Job {
+        Job {
+            words: 0..elements.div_ceil(8),
+            block_words: u64::from(block_size) / 8,
+            blocks: block_count(elements, block_size),
+            scale_type,
+            part_words: part / 4,
+            out_bytes,
+            binding,
+        }
+    }
+
+    /// Where in the scales section the scale and the super-scale of a word are: first bytes, and lengths.
+    fn scale_bytes(job: &Job, word: u64) -> [(u64, u64); 2] {
+        let block = word / job.block_words;
+        match job.scale_type {
+            ScaleType::F32 => [(4 * block, 4), (0, 4)],
+            ScaleType::Bf16 => [(2 * block, 2), (0, 4)],
+            ScaleType::Dq8 => [(1028 + 4 * job.blocks.div_ceil(256) + block, 1), (1028 + block / 256 * 4, 4)],
+        }
+    }
+
+    /// What the shaders read for word `i` of a chunk, by their own formulas in 32 bits: the byte in the part of the codes, in
+    /// the scales section (scale, super-scale), and in the output; each within its window.
+    fn shader_bytes(job: &Job, chunk: &Chunk, i: u32) -> (u64, [u64; 2], u64) {
+        let within = |window: Window, byte: u64, len: u64| {
+            assert!(byte + len <= window.size, "byte {byte} of {window:?}");
+            window.offset + byte
+        };
+        let code = 4 * u64::from(chunk.codes_first.checked_add(i).unwrap());
+        let block = chunk.block_phase.checked_add(i).unwrap() >> job.block_words.ilog2();
+        let scale = chunk.scales_first.checked_add(block).unwrap();
+        let (bytes, group) = match job.scale_type {
+            ScaleType::F32 => (4, 256),
+            ScaleType::Bf16 => (2, 256),
+            ScaleType::Dq8 => (1, 256),
+        };
+        // The shader reads the whole u32 around a scale.
+        within(chunk.scales, u64::from(scale) * bytes / 4 * 4, 4);
+        let super_scale = match job.scale_type {
+            ScaleType::Dq8 => within(chunk.supers, u64::from(chunk.supers_first.checked_add(block).unwrap() / group) * 4, 4),
+            _ => 0,
+        };
+        let vec4s = (job.out_bytes / 16) as u32;
+        let out = 16 * u64::from(chunk.out_first.checked_add(i.checked_mul(vec4s).unwrap()).unwrap());
+        (
+            within(chunk.codes, code, 4),
+            [within(chunk.scales, u64::from(scale) * bytes, bytes), super_scale],
+            within(chunk.out, out, job.out_bytes),
+        )
+    }
+
+    /// Holds every chunk against the tensor: all words once, in order; windows aligned, in their sections, in the limit; the
+    /// first, second, middle and last word of each chunk where they have to be.
+    fn check(job: &Job, codes_bytes: u64, scales_bytes: u64) -> usize {
+        let mut next = job.words.start;
+        let mut count = 0;
+        for chunk in job.chunks() {
+            let windows = [chunk.codes, chunk.head, chunk.supers, chunk.scales, chunk.out];
+            assert!(windows.iter().all(|w| w.offset % ALIGN == 0 && w.size % 4 == 0), "{chunk:?}");
+            assert!(windows.iter().all(|w| w.size > 0 && w.size <= job.binding), "{chunk:?} of {job:?}");
+            for tables in [chunk.head, chunk.supers, chunk.scales] {
+                assert!(tables.offset + tables.size <= scales_bytes.next_multiple_of(4), "{chunk:?}");
+            }
+            let part_start = chunk.part as u64 * job.part_words * 4;
+            let part_bytes = (codes_bytes - part_start).min(4 * job.part_words);
+            assert!(chunk.codes.offset + chunk.codes.size <= part_bytes, "{chunk:?}");
+            assert_eq!(chunk.out.offset + chunk.out.size, job.out_bytes * (next + u64::from(chunk.words) - job.words.start));
+            for i in [0, 1, chunk.words / 2, chunk.words - 1].into_iter().filter(|&i| i < chunk.words) {
+                let word = next + u64::from(i);
+                let (code, [scale, super_scale], out) = shader_bytes(job, &chunk, i);
+                assert_eq!(part_start + code, 4 * word);
+                assert_eq!([scale, super_scale], scale_bytes(job, word).map(|(at, _)| at), "word {word} of {job:?}");
+                assert_eq!(out, job.out_bytes * (word - job.words.start));
+            }
+            next += u64::from(chunk.words);
+            count += 1;
+        }
+        assert_eq!(next, job.words.end);
+        count
+    }
+
+    #[test]
+    fn tensors_above_2_to_the_32_elements() {
+        for elements in [(1 << 33) - 3, (1_u64 << 33) + 12_345] {
+            for (block_size, scale_type) in BLOCK_SIZES.into_iter().flat_map(|b| SCALE_TYPES.map(|s| (b, s))) {
+                for (out_bytes, binding, part) in [
+                    (32, 128 << 20, 1 << 40),
+                    (16, 128 << 20, (1 << 31) / 2048 * 2048),
+                    (32, (2 << 30) - 4, (2 << 30) - 2048),
+                    (16, (2 << 30) - 4, 1 << 30),
+                    (16, (4 << 30) - 4, 4 << 30),
+                ] {
+                    let codes = codes_len(elements, block_size).unwrap();
+                    let scales = scales_len(block_count(elements, block_size), scale_type).unwrap();
+                    let job = job(elements, block_size, scale_type, out_bytes, part, binding);
+                    let count = check(&job, codes, scales) as u64;
+                    let least = (elements.div_ceil(8) * out_bytes).div_ceil(binding);
+                    assert!(count >= least && count <= least + elements / 2 / part + 9, "{count} chunks of {least}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn small_bindings_parts_and_ranges_that_start_anywhere() {
+        let mut state = 1_u64;
+        let mut random = |end: u64| {
+            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            (state >> 33) % end
+        };
+        let mut chunks = 0;
+        for _ in 0..4000 {
+            let block_size = BLOCK_SIZES[random(8) as usize];
+            let scale_type = SCALE_TYPES[random(3) as usize];
+            let elements = 1 + random(100_000);
+            let (out_bytes, part) = (16 << random(2), 2048 * (1 + random(20)));
+            let mut job = job(elements, block_size, scale_type, out_bytes, part, MIN_BINDING + random(40_000));
+            let start = random(job.words.end + 1);
+            job.words = start..start + random(job.words.end - start + 1);
+            let codes = codes_len(elements, block_size).unwrap();
+            let scales = scales_len(block_count(elements, block_size), scale_type).unwrap();
+            chunks += check(&job, codes, scales);
+        }
+        assert!(chunks > 10_000, "{chunks}");
+    }
+
+    #[test]
+    fn nothing_is_no_dispatch() {
+        let job = Job { words: 5..5, ..job(100, 64, ScaleType::Dq8, 32, 2048, MIN_BINDING) };
+        assert_eq!(job.chunks().count(), 0);
+    }
+}

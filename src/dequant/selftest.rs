@@ -121,10 +121,12 @@ impl Sample {
             ScaleType::F32 => (0..blocks).flat_map(|_| scale().to_le_bytes()).collect(),
             ScaleType::Bf16 => (0..blocks).flat_map(|_| bf16::from_f32(scale()).to_le_bytes()).collect(),
             ScaleType::Dq8 => {
-                // Offset, map and super-scales of similar size, so that a fused multiply-add shows.
-                let supers = nf4::SUPER_BLOCK as u64;
-                let mut floats = vec![random.significand()];
-                floats.extend((0..256 + blocks.div_ceil(supers)).map(|_| random.significand()));
+                // The first super-scale is of the map's and the offset's size, so that a fused multiply-add shows; with the
+                // second one, half of the map gives scales between two f16s or bf16s.
+                let mut floats = vec![1.5];
+                floats.extend((0..128).map(|_| random.tie_from_1_to_2() - 1.5));
+                floats.extend((0..128).map(|_| random.significand()));
+                floats.extend([random.significand(), 1.0]);
                 let codes = (0..blocks).map(|_| random.bits(8) as u8);
                 floats.into_iter().flat_map(f32::to_le_bytes).chain(codes).collect()
             }
@@ -139,13 +141,13 @@ impl Sample {
     }
 }
 
-/// A linear congruential generator.
-struct Random(u32);
+/// A linear congruential generator, of which only high bits are used.
+struct Random(u64);
 
 impl Random {
     fn bits(&mut self, count: u32) -> u32 {
-        self.0 = self.0.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
-        self.0 >> (32 - count)
+        self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (self.0 >> (64 - count)) as u32
     }
 
     /// Of either sign, from 1 to 2.
@@ -153,14 +155,28 @@ impl Random {
         f32::from_bits(self.bits(1) << 31 | 0x3f80_0000 | self.bits(23))
     }
 
-    /// Of either sign, from below the least f16 to above the largest; half of them lie between two neighbouring f16s, which shows
-    /// how ties are rounded.
+    /// Half way between two neighbouring f16s or bf16s.
+    fn tie_from_1_to_2(&mut self) -> f32 {
+        let half = if self.bits(1) == 0 { self.bits(7) << 16 | 0x8000 } else { self.bits(10) << 13 | 0x1000 };
+        f32::from_bits(0x3f80_0000 | half)
+    }
+
+    /// Of either sign, from below the least f16 to above the largest; half of them lie between two neighbouring f16s or bf16s,
+    /// which shows how ties are rounded.
     fn scale(&mut self) -> f32 {
         let sign = self.bits(1) << 31;
         let exponent = (127 - 28 + self.bits(6) % 46) << 23;
         let random = f32::from_bits(sign | exponent | self.bits(23));
-        let low = f16::from_f32(random).to_bits() & 0x7fff;
-        let tie = (f16::from_bits(low).to_f32() + f16::from_bits(low + 1).to_f32()) * 0.5;
-        if self.bits(1) == 0 && tie.is_finite() { f32::from_bits(sign | tie.to_bits()) } else { random }
+        match self.bits(2) {
+            0 => f32::from_bits(random.to_bits() & 0xffff_0000 | 0x8000),
+            1 => {
+                let low = f16::from_f32(random).to_bits() & 0x7fff;
+                // Between the largest f16 and infinity there is no midpoint.
+                let low = low.min(0x7bfe);
+                let tie = (f16::from_bits(low).to_f32() + f16::from_bits(low + 1).to_f32()) * 0.5;
+                f32::from_bits(sign | tie.to_bits())
+            }
+            _ => random,
+        }
     }
 }
