@@ -258,8 +258,8 @@ Examples:
 
 Lists the GPUs that Vulkan, Metal or DX12 reach, opens one (the best, or the one that --adapter or NF4PACK_ADAPTER names), \
 tries every kernel on it against the CPU, and measures uploading and decoding for a moment; `nf4pack bench` measures at \
-length. For a pack it says whether all layers fit into the GPU's memory, or how many at a time are streamed through it. With \
-NF4PACK_PROFILE=1 the time of every kernel is printed at the end.";
+length. For a pack it says whether all layers fit into the GPU's memory, or how many at a time are streamed through it; exit code 1 \
+says that not even two do. With NF4PACK_PROFILE=1 the time of every kernel is printed at the end.";
 
 /// Show what GPUs there are, whether they work, and how a pack will run
 #[derive(Debug, Args)]

@@ -28,7 +28,7 @@ pub fn run(args: &DoctorArgs) -> Result<Outcome> {
     ui::handle_interrupts()?;
     let document = device::with(&args.adapter, ui, |gpu| Document::new(args, ui, gpu))?;
     ui.result(&document, || document.text())?;
-    Ok(Outcome::Good)
+    Ok(Outcome::from(document.pack.is_none_or(|pack| pack.plan.is_some())))
 }
 
 #[derive(Serialize)]
