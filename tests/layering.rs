@@ -11,10 +11,11 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("io", &[]),
     ("mmap", &["format"]),
     ("convert", &["format", "io"]),
-    ("dequant", &["format"]),
+    ("gpu", &[]),
+    ("dequant", &["format", "gpu", "io", "mmap"]),
     ("verify", &["format", "io", "mmap", "convert", "dequant"]),
     ("export", &["format", "io", "mmap", "convert", "dequant", "verify"]),
-    ("cli", &["format", "io", "mmap", "convert", "dequant", "verify", "export"]),
+    ("cli", &["format", "io", "mmap", "convert", "dequant", "gpu", "verify", "export"]),
     ("main", &["cli"]),
 ];
 
@@ -24,7 +25,11 @@ const FENCED: &[(&str, &[&str])] = &[
     ("safetensors", &["convert", "export"]),
     ("sha2", &["convert"]),
     ("fs4", &["convert", "export"]),
-    ("rayon", &["convert", "verify", "export"]),
+    ("rayon", &["convert", "dequant", "gpu", "verify", "export"]),
+    ("ash", &["gpu"]),
+    ("dirs", &["gpu"]),
+    ("pollster", &["gpu"]),
+    ("wgpu", &["gpu", "dequant"]),
     ("regex", &["convert", "cli"]),
     ("anyhow", &["cli"]),
     ("clap", &["cli"]),
@@ -37,8 +42,15 @@ const FENCED: &[(&str, &[&str])] = &[
 const REEXPORTS: &[(&str, &str)] = &[("MappedPack", "mmap"), ("OpenError", "mmap"), ("LayerError", "mmap")];
 
 /// The only files with unsafe code.
-const UNSAFE: &[&str] =
-    &["mmap.rs", "convert/encode/avx2.rs", "convert/encode/neon.rs", "dequant/avx2.rs", "dequant/neon.rs"];
+const UNSAFE: &[&str] = &[
+    "mmap.rs",
+    "convert/encode/avx2.rs",
+    "convert/encode/neon.rs",
+    "dequant/avx2.rs",
+    "dequant/neon.rs",
+    "gpu/memory.rs",
+    "gpu/pipeline.rs",
+];
 
 /// A source file without its comments, and its path inside `src`.
 struct Source {
@@ -162,6 +174,8 @@ fn the_rules_catch_what_they_forbid() {
     assert_eq!(check("dequant/x.rs", "let x = crate::cli::run();"), 1);
     assert_eq!(check("dequant/x.rs", "use safetensors::View;"), 1);
     assert_eq!(check("format/x.rs", "use rayon::prelude::*;"), 1);
+    assert_eq!(check("gpu/x.rs", "use crate::format::nf4;"), 1);
+    assert_eq!(check("cli/x.rs", "use wgpu::Limits;"), 1);
     assert_eq!(check("novel/x.rs", ""), 1);
     assert_eq!(check("format/x.rs", "// crate::convert\nuse crate::format::nf4;"), 0);
     assert_eq!(check("convert/x.rs", "use safetensors::tensor::Metadata; use crate::{format::nf4, io};"), 0);

@@ -69,8 +69,7 @@ impl Gpu {
     /// [`GpuError::TooLarge`], [`GpuError::OutOfMemory`].
     pub fn buffer(&self, label: &str, size: u64, usage: wgpu::BufferUsages) -> Result<wgpu::Buffer, GpuError> {
         let limit = self.limits().max_buffer_size;
-        let too_large =
-            || GpuError::TooLarge { what: label.to_owned(), asked: size, limit, limit_name: "maxBufferSize" };
+        let too_large = || GpuError::TooLarge { what: label.to_owned(), asked: size, limit, limit_name: "maxBufferSize" };
         let size = size.max(1).checked_next_multiple_of(16).filter(|&size| size <= limit).ok_or_else(too_large)?;
         let descriptor = wgpu::BufferDescriptor { label: Some(label), size, usage, mapped_at_creation: false };
         self.guarded(label, size, |device| device.create_buffer(&descriptor))

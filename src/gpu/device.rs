@@ -202,12 +202,7 @@ impl Gpu {
     }
 
     /// Runs `work`, which takes `bytes` of the device's memory, and turns wgpu's errors and panics in it into ours.
-    pub(super) fn guarded<T>(
-        &self,
-        what: &str,
-        bytes: u64,
-        work: impl FnOnce(&wgpu::Device) -> T,
-    ) -> Result<T, GpuError> {
+    pub(super) fn guarded<T>(&self, what: &str, bytes: u64, work: impl FnOnce(&wgpu::Device) -> T) -> Result<T, GpuError> {
         self.lost()?;
         let device = &self.0.device;
         // Scopes are per thread, and wgpu calls back on the thread that erred: what other threads do stays out of these.
@@ -247,9 +242,7 @@ fn caught<T>(work: impl FnOnce() -> T) -> Result<T, String> {
 
 fn from_wgpu(what: &str, bytes: u64, in_use: impl FnOnce() -> Option<u64>, error: &wgpu::Error) -> GpuError {
     match error {
-        wgpu::Error::OutOfMemory { .. } => {
-            GpuError::OutOfMemory { what: what.to_owned(), asked: bytes, in_use: in_use() }
-        }
+        wgpu::Error::OutOfMemory { .. } => GpuError::OutOfMemory { what: what.to_owned(), asked: bytes, in_use: in_use() },
         other => GpuError::invalid(what, other.to_string()),
     }
 }
@@ -273,4 +266,30 @@ fn catch_faults(device: &wgpu::Device, fault: &Arc<Mutex<Option<GpuError>>>) {
         let reason = format!("{reason:?} {message}").trim_end().to_lowercase();
         keep(&lost, GpuError::DeviceLost { reason });
     });
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn errors_of_wgpu_keep_what_was_asked_and_why() {
+        let source = || Box::new(std::fmt::Error);
+        let error = from_wgpu("weights", 64, || Some(7), &wgpu::Error::OutOfMemory { source: source() });
+        assert_eq!(error.to_string(), "out of GPU memory: weights takes 64 bytes, beside 7 bytes in use");
+        let error = from_wgpu("weights", 64, || None, &wgpu::Error::OutOfMemory { source: source() });
+        assert_eq!(error.to_string(), "out of GPU memory: weights takes 64 bytes");
+        let invalid = wgpu::Error::Validation { source: source(), description: "too odd".to_owned() };
+        assert_eq!(from_wgpu("weights", 64, || None, &invalid).to_string(), "weights: too odd");
+        let internal = wgpu::Error::Internal { source: source(), description: "too new".to_owned() };
+        assert_eq!(from_wgpu("weights", 64, || None, &internal).to_string(), "weights: too new");
+    }
+
+    #[test]
+    fn panics_become_errors() {
+        assert_eq!(caught(|| 7), Ok(7));
+        assert_eq!(caught(|| -> u8 { panic!("a literal") }), Err("a literal".to_owned()));
+        let number = 8;
+        assert_eq!(caught(|| -> u8 { panic!("number {number}") }), Err("number 8".to_owned()));
+    }
 }
