@@ -1,8 +1,26 @@
 //! Which GPUs there are, and which one is used.
 
 use std::fmt;
+use std::sync::OnceLock;
 
 use super::error::GpuError;
+
+/// What brings a driver, for those who have none ([`GpuError::NoAdapter`]).
+pub const DRIVER_HINT: &str = if cfg!(any(target_os = "macos", target_os = "ios")) {
+    "Metal comes with the system: is this a virtual machine without a GPU?"
+} else if cfg!(windows) {
+    "install the graphics driver of the GPU's maker, which brings Direct3D 12 and Vulkan"
+} else {
+    "install a Vulkan driver. Debian, Ubuntu: mesa-vulkan-drivers libvulkan1; Fedora: mesa-vulkan-drivers vulkan-loader; \
+     Arch: vulkan-icd-loader and vulkan-radeon, vulkan-intel or vulkan-swrast; NVIDIA: the driver's GL package, which has \
+     nvidia_icd.json (libnvidia-gl-VERSION, nvidia-utils; in containers NVIDIA_DRIVER_CAPABILITIES=all). Mesa's drivers \
+     include a software one, which needs no GPU"
+};
+
+/// Kinds of adapters, best first.
+const KINDS: [&str; 5] = ["discrete", "integrated", "virtual", "other", "software"];
+/// Backends, best first: two of them may list the same GPU.
+const BACKENDS: [&str; 3] = ["vulkan", "metal", "dx12"];
 
 /// An adapter, as people choose it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -27,30 +45,64 @@ impl fmt::Display for AdapterSummary {
 
 /// Every adapter, best first: discrete, then integrated, virtual, software.
 pub fn adapters() -> Vec<AdapterSummary> {
-    ranked().iter().enumerate().map(|(index, adapter)| summary(index, &adapter.get_info())).collect()
+    ranked().into_iter().map(|(summary, _)| summary).collect()
 }
 
-/// Adapters of [`adapters`], in that order.
-fn ranked() -> Vec<wgpu::Adapter> {
-    let backends = wgpu::Backends::VULKAN | wgpu::Backends::METAL | wgpu::Backends::DX12;
-    let descriptor = wgpu::InstanceDescriptor { backends, ..wgpu::InstanceDescriptor::new_without_display_handle() };
-    let instance = wgpu::Instance::new(descriptor);
-    let mut adapters = pollster::block_on(instance.enumerate_adapters(backends));
-    adapters.sort_by_key(|adapter| rank(adapter.get_info().device_type));
-    adapters
+/// The adapter that `asked` names, or the best one.
+pub(super) fn find(asked: Option<&str>) -> Result<(AdapterSummary, wgpu::Adapter), GpuError> {
+    let (summaries, adapters): (Vec<_>, Vec<_>) = ranked().into_iter().unzip();
+    let chosen = choose(&summaries, asked)?;
+    adapters.into_iter().nth(chosen.index).map(|adapter| (chosen.clone(), adapter)).ok_or(GpuError::NoAdapter)
 }
 
-fn rank(kind: wgpu::DeviceType) -> u8 {
-    match kind {
-        wgpu::DeviceType::DiscreteGpu => 0,
-        wgpu::DeviceType::IntegratedGpu => 1,
-        wgpu::DeviceType::VirtualGpu => 2,
-        wgpu::DeviceType::Other => 3,
-        wgpu::DeviceType::Cpu => 4,
+/// The summary that `asked` names: by its index, else by a part of its name in any case; of several, and without a name, the best.
+fn choose<'a>(ranked: &'a [AdapterSummary], asked: Option<&str>) -> Result<&'a AdapterSummary, GpuError> {
+    let best = ranked.first().ok_or(GpuError::NoAdapter)?;
+    let Some(asked) = asked else { return Ok(best) };
+    let by_index = asked.trim().parse().ok().and_then(|index: usize| ranked.get(index));
+    let part = asked.trim().to_lowercase();
+    let by_name = || ranked.iter().find(|s| s.name.to_lowercase().contains(&part));
+    by_index.or_else(by_name).ok_or_else(|| GpuError::NoSuchAdapter {
+        asked: asked.to_owned(),
+        present: ranked.iter().map(|s| format!("{} {}", s.index, s.name)).collect(),
+    })
+}
+
+const SEARCHED: wgpu::Backends = wgpu::Backends::VULKAN.union(wgpu::Backends::METAL).union(wgpu::Backends::DX12);
+
+fn ranked() -> Vec<(AdapterSummary, wgpu::Adapter)> {
+    let adapters = pollster::block_on(instance().enumerate_adapters(SEARCHED));
+    let mut found: Vec<_> = adapters.into_iter().map(|adapter| (summary(&adapter.get_info()), adapter)).collect();
+    found.sort_by_key(|(summary, _)| rank(summary));
+    for (index, (summary, _)) in found.iter_mut().enumerate() {
+        summary.index = index;
     }
+    found
 }
 
-fn summary(index: usize, info: &wgpu::AdapterInfo) -> AdapterSummary {
+/// One instance for the process: each one loads all drivers anew, and some of them write to stderr when they are loaded.
+fn instance() -> &'static wgpu::Instance {
+    static INSTANCE: OnceLock<wgpu::Instance> = OnceLock::new();
+    INSTANCE.get_or_init(|| {
+        wgpu::Instance::new(wgpu::InstanceDescriptor {
+            backends: SEARCHED,
+            // Above 95 % of what the system grants, an allocation fails here and not in a driver that has begun to swap.
+            memory_budget_thresholds: wgpu::MemoryBudgetThresholds {
+                for_resource_creation: Some(95),
+                for_device_loss: None,
+            },
+            ..wgpu::InstanceDescriptor::new_without_display_handle()
+        })
+    })
+}
+
+/// Smaller is better; equals keep the driver's order.
+fn rank(summary: &AdapterSummary) -> (usize, usize) {
+    let place = |list: &[&str], name: &str| list.iter().position(|&n| n == name).unwrap_or(list.len());
+    (place(&KINDS, summary.kind), place(&BACKENDS, &summary.backend))
+}
+
+fn summary(info: &wgpu::AdapterInfo) -> AdapterSummary {
     let kind = match info.device_type {
         wgpu::DeviceType::DiscreteGpu => "discrete",
         wgpu::DeviceType::IntegratedGpu => "integrated",
@@ -59,26 +111,75 @@ fn summary(index: usize, info: &wgpu::AdapterInfo) -> AdapterSummary {
         wgpu::DeviceType::Other => "other",
     };
     let driver = format!("{} {}", info.driver, info.driver_info).trim().to_owned();
-    AdapterSummary { index, name: info.name.clone(), kind, backend: info.backend.to_string(), driver }
+    AdapterSummary { index: 0, name: info.name.clone(), kind, backend: info.backend.to_string(), driver }
 }
 
-/// The adapter that `asked` names (by index, or by a part of its name in any case), or the best one.
-pub(super) fn choose(asked: Option<&str>) -> Result<(AdapterSummary, wgpu::Adapter), GpuError> {
-    let adapters = ranked();
-    let summaries: Vec<_> = adapters.iter().enumerate().map(|(i, a)| summary(i, &a.get_info())).collect();
-    let chosen = match asked {
-        None => summaries.first(),
-        Some(asked) => match asked.parse::<usize>() {
-            Ok(index) => summaries.get(index),
-            Err(_) => summaries.iter().find(|s| s.name.to_lowercase().contains(&asked.to_lowercase())),
-        },
-    };
-    match (chosen, asked) {
-        (Some(chosen), _) => Ok((chosen.clone(), adapters[chosen.index].clone())),
-        (None, Some(asked)) if !summaries.is_empty() => {
-            let present = summaries.iter().map(|s| format!("{} {}", s.index, s.name)).collect();
-            Err(GpuError::NoSuchAdapter { asked: asked.to_owned(), present })
-        }
-        _ => Err(GpuError::NoAdapter),
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn list(adapters: &[(&str, &'static str, &str)]) -> Vec<AdapterSummary> {
+        let summary = |&(name, kind, backend): &(&str, &'static str, &str)| AdapterSummary {
+            index: 0,
+            name: name.to_owned(),
+            kind,
+            backend: backend.to_owned(),
+            driver: String::new(),
+        };
+        let mut found: Vec<_> = adapters.iter().map(summary).collect();
+        found.sort_by_key(rank);
+        found.iter_mut().enumerate().for_each(|(index, summary)| summary.index = index);
+        found
+    }
+
+    fn three() -> Vec<AdapterSummary> {
+        list(&[
+            ("llvmpipe (LLVM 15)", "software", "vulkan"),
+            ("Intel UHD", "integrated", "dx12"),
+            ("Intel UHD", "integrated", "vulkan"),
+            ("GeForce RTX 4090", "discrete", "dx12"),
+            ("GeForce RTX 3060", "discrete", "vulkan"),
+            ("Virtio", "virtual", "vulkan"),
+            ("GeForce RTX 4090", "discrete", "vulkan"),
+        ])
+    }
+
+    #[test]
+    fn the_best_kind_comes_first_then_the_best_backend_then_the_drivers_order() {
+        let found = three();
+        let names: Vec<_> = found.iter().map(|s| (s.name.as_str(), s.backend.as_str())).collect();
+        let wanted = [
+            ("GeForce RTX 3060", "vulkan"),
+            ("GeForce RTX 4090", "vulkan"),
+            ("GeForce RTX 4090", "dx12"),
+            ("Intel UHD", "vulkan"),
+            ("Intel UHD", "dx12"),
+            ("Virtio", "vulkan"),
+            ("llvmpipe (LLVM 15)", "vulkan"),
+        ];
+        assert_eq!(names, wanted);
+        assert_eq!(choose(&found, None).unwrap().index, 0);
+    }
+
+    #[test]
+    fn an_adapter_is_found_by_index_or_part_of_its_name() {
+        let found = three();
+        let index = |asked| choose(&found, Some(asked)).map(|s| s.index).ok();
+        assert_eq!(index("6"), Some(6));
+        assert_eq!(index("LLVMpipe"), Some(6));
+        assert_eq!(index("geforce"), Some(0), "of several the best");
+        assert_eq!(index("4090"), Some(1), "a number that is no index is a part of a name");
+        assert_eq!(index("uhd"), Some(3), "the better backend of a GPU that two list");
+        assert_eq!(index("radeon"), None);
+        assert_eq!(index("7"), None);
+    }
+
+    #[test]
+    fn errors_say_what_is_there() {
+        let found = list(&[("Intel UHD", "integrated", "vulkan"), ("llvmpipe", "software", "vulkan")]);
+        let text = choose(&found, Some("9")).unwrap_err().to_string();
+        assert_eq!(text, r#"no adapter "9"; there are: 0 Intel UHD, 1 llvmpipe"#);
+        assert!(matches!(choose(&[], Some("0")), Err(GpuError::NoAdapter)));
+        assert!(matches!(choose(&[], None), Err(GpuError::NoAdapter)));
     }
 }

@@ -1,5 +1,7 @@
 //! Buffers within the device's limits, and ranges of them.
 
+use std::borrow::Cow;
+
 use super::device::Gpu;
 use super::error::GpuError;
 
@@ -20,9 +22,29 @@ impl BufferRange {
         Self { offset: 0, size: buffer.size(), buffer }
     }
 
-    /// The part of this range that starts `offset` bytes into it.
+    /// The part of this range that starts `offset` bytes into it. One that passes the buffer's end is refused where it is used.
     pub fn slice(&self, offset: u64, size: u64) -> Self {
-        Self { buffer: self.buffer.clone(), offset: self.offset + offset, size }
+        Self { buffer: self.buffer.clone(), offset: self.offset.saturating_add(offset), size }
+    }
+
+    /// Holds the range against its buffer, and offset and size against the multiples given.
+    pub(super) fn check(&self, what: impl Fn() -> String, offset: u64, size: u64) -> Result<(), GpuError> {
+        let fail = |reason| Err(GpuError::invalid(what(), reason));
+        if self.offset.checked_add(self.size).is_none_or(|end| end > self.buffer.size()) {
+            return fail(format!(
+                "{} bytes from {} on pass the end of a buffer of {}",
+                self.size,
+                self.offset,
+                self.buffer.size()
+            ));
+        }
+        if !self.offset.is_multiple_of(offset) {
+            return fail(format!("starts at byte {}, which is no multiple of {offset}", self.offset));
+        }
+        if !self.size.is_multiple_of(size) {
+            return fail(format!("has {} bytes, which is no multiple of {size}", self.size));
+        }
+        Ok(())
     }
 
     pub(super) fn binding(&self) -> wgpu::BindingResource<'_> {
@@ -61,13 +83,11 @@ impl Gpu {
         usage: wgpu::BufferUsages,
         mapped_at_creation: bool,
     ) -> Result<wgpu::Buffer, GpuError> {
-        let size = size.max(1).next_multiple_of(16);
         let limit = self.limits().max_buffer_size;
-        if size > limit {
-            return Err(GpuError::TooLarge { what: label.to_owned(), asked: size, limit, limit_name: "maxBufferSize" });
-        }
+        let too_large = || GpuError::TooLarge { what: label.to_owned(), asked: size, limit, limit_name: "maxBufferSize" };
+        let size = size.max(1).checked_next_multiple_of(16).filter(|&size| size <= limit).ok_or_else(too_large)?;
         let descriptor = wgpu::BufferDescriptor { label: Some(label), size, usage, mapped_at_creation };
-        self.guarded(label, |device| device.create_buffer(&descriptor))
+        self.guarded(label, size, |device| device.create_buffer(&descriptor))
     }
 
     /// A storage buffer with these bytes (for small ones: tables, parameters, tests).
@@ -76,9 +96,11 @@ impl Gpu {
     /// As [`Gpu::storage`].
     pub fn storage_with(&self, label: &str, bytes: &[u8]) -> Result<wgpu::Buffer, GpuError> {
         let buffer = self.storage(label, bytes.len() as u64)?;
-        let mut padded = bytes.to_vec();
-        padded.resize(bytes.len().next_multiple_of(4), 0);
-        self.guarded(label, |_| self.queue().write_buffer(&buffer, 0, &padded))?;
+        let mut padded = Cow::Borrowed(bytes);
+        if !bytes.len().is_multiple_of(4) {
+            padded.to_mut().resize(bytes.len().next_multiple_of(4), 0);
+        }
+        self.guarded(label, 0, |_| self.queue().write_buffer(&buffer, 0, &padded))?;
         Ok(buffer)
     }
 }

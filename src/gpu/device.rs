@@ -1,10 +1,21 @@
 //! An open device: limits, errors, waiting.
 
+use std::any::Any;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use super::adapter::{self, AdapterSummary};
+use super::cache::{self, Cache};
 use super::error::GpuError;
 use super::pipeline::Registry;
+use super::timing::Profiler;
+
+/// A wait polls this long at a time: wgpu holds a lock that others may need as long as it waits.
+const STEP: Duration = Duration::from_millis(200);
+/// A submission that takes longer has hung.
+pub(super) const PATIENCE: Duration = Duration::from_secs(600);
 
 /// How a device is opened.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -19,16 +30,20 @@ pub struct Options {
     pub max_binding: Option<u64>,
     /// Bytes that one buffer may have, likewise.
     pub max_buffer: Option<u64>,
+    /// Folder where compiled kernels and other records are kept between runs; `None` keeps nothing.
+    pub cache: Option<PathBuf>,
 }
 
 impl Options {
-    /// What the environment asks for: `NF4PACK_ADAPTER`, `NF4PACK_CHECKED=1`, `NF4PACK_PROFILE=1`.
+    /// What the environment asks for: `NF4PACK_ADAPTER`, `NF4PACK_CHECKED=1`, `NF4PACK_PROFILE=1`, `NF4PACK_CACHE_DIR` (empty:
+    /// no cache; unset: the user's folder for caches).
     pub fn from_env() -> Self {
         let set = |name| std::env::var_os(name).is_some_and(|v| v == "1");
         Self {
             adapter: std::env::var("NF4PACK_ADAPTER").ok().filter(|v| !v.is_empty()),
             checked: set("NF4PACK_CHECKED"),
             profile: set("NF4PACK_PROFILE"),
+            cache: cache::default_folder(),
             ..Self::default()
         }
     }
@@ -46,7 +61,9 @@ pub(super) struct Inner {
     pub(super) info: wgpu::AdapterInfo,
     pub(super) limits: wgpu::Limits,
     pub(super) checked: bool,
+    pub(super) cache: Cache,
     pub(super) registry: Registry,
+    pub(super) profiler: Option<Profiler>,
     fault: Arc<Mutex<Option<GpuError>>>,
 }
 
@@ -54,16 +71,21 @@ impl Gpu {
     /// Opens the adapter that `options` names, with the adapter's own limits.
     ///
     /// # Errors
-    /// [`GpuError::NoAdapter`], [`GpuError::NoSuchAdapter`], [`GpuError::NoDevice`].
+    /// [`GpuError::NoAdapter`], [`GpuError::NoSuchAdapter`], [`GpuError::NoDevice`]; [`GpuError::NoFeature`] where kernels are to be
+    /// timed on a device without timestamps.
     pub fn open(options: &Options) -> Result<Self, GpuError> {
-        let (summary, adapter) = adapter::choose(options.adapter.as_deref())?;
+        let (summary, adapter) = adapter::find(options.adapter.as_deref())?;
         let mut limits = adapter.limits();
         limits.max_storage_buffer_binding_size =
             limits.max_storage_buffer_binding_size.min(options.max_binding.unwrap_or(u64::MAX));
         limits.max_buffer_size = limits.max_buffer_size.min(options.max_buffer.unwrap_or(u64::MAX));
+        let features = adapter.features() & wanted_features();
+        if options.profile && !features.contains(wgpu::Features::TIMESTAMP_QUERY) {
+            return Err(GpuError::NoFeature { what: "timing kernels", feature: "TIMESTAMP_QUERY" });
+        }
         let descriptor = wgpu::DeviceDescriptor {
             label: Some("nf4pack"),
-            required_features: adapter.features() & wanted_features(),
+            required_features: features,
             required_limits: limits,
             ..Default::default()
         };
@@ -72,12 +94,16 @@ impl Gpu {
             opened.map_err(|e| GpuError::NoDevice { adapter: summary.to_string(), reason: e.to_string() })?;
         let fault = Arc::new(Mutex::new(None));
         catch_faults(&device, &fault);
+        let info = adapter.get_info();
+        let cache = Cache::new(options.cache.as_deref(), &info);
         Ok(Self(Arc::new(Inner {
             limits: device.limits(),
-            registry: Registry::default(),
+            registry: Registry::new(&device, &cache),
             adapter: summary,
-            info: adapter.get_info(),
+            info,
             checked: options.checked,
+            profiler: options.profile.then(Profiler::default),
+            cache,
             device,
             queue,
             fault,
@@ -99,9 +125,24 @@ impl Gpu {
         self.0.device.features()
     }
 
+    /// Names of the features in use, as wgpu has them.
+    pub fn feature_names(&self) -> Vec<&'static str> {
+        self.features().iter_names().map(|(name, _)| name).collect()
+    }
+
     /// Smallest and largest subgroup that a kernel may be run with.
     pub fn subgroup_sizes(&self) -> (u32, u32) {
         (self.0.info.subgroup_min_size, self.0.info.subgroup_max_size)
+    }
+
+    /// Whether trusted kernels, too, run with wgpu's runtime checks.
+    pub fn is_checked(&self) -> bool {
+        self.0.checked
+    }
+
+    /// Bytes of device memory that live buffers of this device take, where the backend tells.
+    pub fn bytes_in_use(&self) -> Option<u64> {
+        self.0.device.generate_allocator_report().map(|report| report.total_allocated_bytes)
     }
 
     /// The wgpu device, for programs with kernels of their own.
@@ -119,9 +160,25 @@ impl Gpu {
     /// # Errors
     /// What went wrong on the device since the last call.
     pub fn wait(&self) -> Result<(), GpuError> {
-        let polled = self.0.device.poll(wgpu::PollType::wait_indefinitely());
-        self.fault()?;
-        polled.map(drop).map_err(|e| GpuError::DeviceLost { reason: e.to_string() })
+        self.wait_until(None)
+    }
+
+    /// Waits for a submission, or for all of them.
+    pub(super) fn wait_until(&self, submission: Option<&wgpu::SubmissionIndex>) -> Result<(), GpuError> {
+        let started = Instant::now();
+        loop {
+            // A lost device is not polled: wgpu panics where a wait fails.
+            self.fault()?;
+            let wait = wgpu::PollType::Wait { submission_index: submission.cloned(), timeout: Some(STEP) };
+            let polled = caught(|| self.0.device.poll(wait));
+            self.fault()?;
+            match polled.map_err(|reason| GpuError::DeviceLost { reason })? {
+                Ok(_) => return Ok(()),
+                Err(wgpu::PollError::Timeout) if started.elapsed() < PATIENCE => {}
+                Err(wgpu::PollError::Timeout) => return Err(GpuError::Timeout { seconds: PATIENCE.as_secs() }),
+                Err(e) => return Err(GpuError::invalid("waiting", e.to_string())),
+            }
+        }
     }
 
     /// An error that no call returned: one of the driver's, or the loss of the device (which stays).
@@ -129,34 +186,64 @@ impl Gpu {
     /// # Errors
     /// That error.
     pub fn fault(&self) -> Result<(), GpuError> {
-        let mut fault = self.0.fault.lock().unwrap_or_else(PoisonError::into_inner);
-        match fault.as_ref() {
-            None => Ok(()),
+        self.lost()?;
+        self.fault_slot().take().map_or(Ok(()), Err)
+    }
+
+    fn lost(&self) -> Result<(), GpuError> {
+        match &*self.fault_slot() {
             Some(lost @ GpuError::DeviceLost { .. }) => Err(lost.clone()),
-            Some(_) => fault.take().map_or(Ok(()), Err),
+            _ => Ok(()),
         }
     }
 
-    /// Runs `work` and turns wgpu's errors in it into ours.
-    pub(super) fn guarded<T>(&self, what: &str, work: impl FnOnce(&wgpu::Device) -> T) -> Result<T, GpuError> {
+    fn fault_slot(&self) -> std::sync::MutexGuard<'_, Option<GpuError>> {
+        self.0.fault.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Runs `work`, which takes `bytes` of the device's memory, and turns wgpu's errors and panics in it into ours.
+    pub(super) fn guarded<T>(&self, what: &str, bytes: u64, work: impl FnOnce(&wgpu::Device) -> T) -> Result<T, GpuError> {
+        self.lost()?;
         let device = &self.0.device;
+        // Scopes are per thread, and wgpu calls back on the thread that erred: what other threads do stays out of these.
         let invalid = device.push_error_scope(wgpu::ErrorFilter::Validation);
         let internal = device.push_error_scope(wgpu::ErrorFilter::Internal);
         let memory = device.push_error_scope(wgpu::ErrorFilter::OutOfMemory);
-        let result = work(device);
+        let result = caught(|| work(device));
         let errors = [memory.pop(), internal.pop(), invalid.pop()].map(pollster::block_on);
-        self.fault()?;
+        // The loss of a device is told by a callback only, which a poll runs.
+        let _ = caught(|| device.poll(wgpu::PollType::Poll));
+        self.lost()?;
         match errors.into_iter().flatten().next() {
-            None => Ok(result),
-            Some(e) => Err(from_wgpu(what, &e)),
+            Some(e) => Err(from_wgpu(what, bytes, || self.bytes_in_use(), &e)),
+            None => result.map_err(|reason| GpuError::invalid(what, reason)),
         }
     }
 }
 
-fn from_wgpu(what: &str, error: &wgpu::Error) -> GpuError {
+impl Drop for Inner {
+    fn drop(&mut self) {
+        let lost = matches!(&*self.fault.lock().unwrap_or_else(PoisonError::into_inner), Some(GpuError::DeviceLost { .. }));
+        if !lost {
+            self.registry.save(&self.cache);
+        }
+    }
+}
+
+/// Runs `work`; the message of a panic is the error. wgpu's only way to say that a wait failed is to panic, and its shader writers
+/// do so on WGSL that they do not handle. It takes no lock of ours along.
+fn caught<T>(work: impl FnOnce() -> T) -> Result<T, String> {
+    let message = |panic: Box<dyn Any + Send>| match panic.downcast::<String>() {
+        Ok(message) => *message,
+        Err(panic) => panic.downcast_ref::<&str>().copied().unwrap_or("a panic without a message").to_owned(),
+    };
+    catch_unwind(AssertUnwindSafe(work)).map_err(message)
+}
+
+fn from_wgpu(what: &str, bytes: u64, in_use: impl FnOnce() -> Option<u64>, error: &wgpu::Error) -> GpuError {
     match error {
-        wgpu::Error::OutOfMemory { .. } => GpuError::OutOfMemory { what: what.to_owned(), asked: 0, in_use: 0 },
-        other => GpuError::Invalid { what: what.to_owned(), reason: other.to_string() },
+        wgpu::Error::OutOfMemory { .. } => GpuError::OutOfMemory { what: what.to_owned(), asked: bytes, in_use: in_use() },
+        other => GpuError::invalid(what, other.to_string()),
     }
 }
 
@@ -174,8 +261,35 @@ fn catch_faults(device: &wgpu::Device, fault: &Arc<Mutex<Option<GpuError>>>) {
         }
     };
     let (uncaptured, lost) = (fault.clone(), fault.clone());
-    device.on_uncaptured_error(Arc::new(move |e| keep(&uncaptured, from_wgpu("GPU work", &e))));
+    device.on_uncaptured_error(Arc::new(move |e| keep(&uncaptured, from_wgpu("GPU work", 0, || None, &e))));
     device.set_device_lost_callback(move |reason, message| {
-        keep(&lost, GpuError::DeviceLost { reason: format!("{reason:?}: {message}") });
+        let reason = format!("{reason:?} {message}").trim_end().to_lowercase();
+        keep(&lost, GpuError::DeviceLost { reason });
     });
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn errors_of_wgpu_keep_what_was_asked_and_why() {
+        let source = || Box::new(std::fmt::Error);
+        let error = from_wgpu("weights", 64, || Some(7), &wgpu::Error::OutOfMemory { source: source() });
+        assert_eq!(error.to_string(), "out of GPU memory: weights takes 64 bytes, beside 7 bytes in use");
+        let error = from_wgpu("weights", 64, || None, &wgpu::Error::OutOfMemory { source: source() });
+        assert_eq!(error.to_string(), "out of GPU memory: weights takes 64 bytes");
+        let invalid = wgpu::Error::Validation { source: source(), description: "too odd".to_owned() };
+        assert_eq!(from_wgpu("weights", 64, || None, &invalid).to_string(), "weights: too odd");
+        let internal = wgpu::Error::Internal { source: source(), description: "too new".to_owned() };
+        assert_eq!(from_wgpu("weights", 64, || None, &internal).to_string(), "weights: too new");
+    }
+
+    #[test]
+    fn panics_become_errors() {
+        assert_eq!(caught(|| 7), Ok(7));
+        assert_eq!(caught(|| -> u8 { panic!("a literal") }), Err("a literal".to_owned()));
+        let number = 8;
+        assert_eq!(caught(|| -> u8 { panic!("number {number}") }), Err("number 8".to_owned()));
+    }
 }

@@ -1,14 +1,18 @@
 //! Commands: recorded one after the other, submitted at once.
 
+use std::time::Instant;
+
 use super::buffer::BufferRange;
 use super::device::Gpu;
 use super::error::GpuError;
+use super::needs::{BUFFERS_GROUP, Bound, PARAMS_GROUP};
 use super::pipeline::Kernel;
+use super::timing::{Stamps, Timed};
 
-/// Where the parameters of a dispatch are bound: a uniform buffer of their own group.
-const PARAMS_GROUP: u32 = 1;
 /// Parameters start on multiples of this (WebGPU's largest `minUniformBufferOffsetAlignment`).
 const PARAMS_ALIGN: usize = 256;
+/// More workgroups in one dimension would pass u32 in the kernel's number of a workgroup.
+const MOST_COLUMNS: u32 = 65_535;
 
 /// A list of GPU work. Each command sees what the ones before it wrote.
 #[derive(Debug)]
@@ -27,14 +31,14 @@ enum Work {
 }
 
 #[derive(Debug)]
-struct Dispatch {
-    kernel: Kernel,
+pub(super) struct Dispatch {
+    pub(super) kernel: Kernel,
     bindings: Vec<BufferRange>,
     /// Start and size in `Commands::params`.
     params: (u64, u64),
     groups: [u32; 3],
     /// Bytes that it must at least move, for the profiler.
-    bytes: u64,
+    pub(super) bytes: u64,
 }
 
 /// Work that was handed to the device.
@@ -48,9 +52,10 @@ impl Gpu {
     }
 
     /// A grid of at least `groups` workgroups, in two dimensions where one would pass the device's limit: the kernel's number is
-    /// `workgroup_id.x + workgroup_id.y * num_workgroups.x`, and it must ignore numbers past the end.
+    /// `workgroup_id.x + workgroup_id.y * num_workgroups.x`, and it must ignore numbers past the end. More than two dimensions hold
+    /// (2^32 - 2^17 + 1 on common devices) give a grid that [`Commands::submit`] refuses.
     pub fn grid(&self, groups: u64) -> [u32; 3] {
-        let most = u64::from(self.limits().max_compute_workgroups_per_dimension);
+        let most = u64::from(self.limits().max_compute_workgroups_per_dimension.min(MOST_COLUMNS));
         let rows = groups.div_ceil(most).max(1);
         let columns = groups.div_ceil(rows);
         [u32::try_from(columns).unwrap_or(u32::MAX), u32::try_from(rows).unwrap_or(u32::MAX), 1]
@@ -61,16 +66,24 @@ impl Gpu {
     /// # Errors
     /// What went wrong on the device.
     pub fn wait_for(&self, submission: &Submission) -> Result<(), GpuError> {
-        let wait = wgpu::PollType::Wait { submission_index: Some(submission.0.clone()), timeout: None };
-        let polled = self.device().poll(wait);
-        self.fault()?;
-        polled.map(drop).map_err(|e| GpuError::DeviceLost { reason: e.to_string() })
+        self.wait_until(Some(&submission.0))
+    }
+
+    fn uniform(&self, bytes: &[u8]) -> Result<Option<wgpu::Buffer>, GpuError> {
+        if bytes.is_empty() {
+            return Ok(None);
+        }
+        let usage = wgpu::BufferUsages::UNIFORM | wgpu::BufferUsages::COPY_DST;
+        let buffer = self.buffer("parameters", bytes.len() as u64, usage)?;
+        self.guarded("parameters", 0, |_| self.queue().write_buffer(&buffer, 0, bytes))?;
+        Ok(Some(buffer))
     }
 }
 
 impl Commands {
-    /// Runs `kernel` on `groups` workgroups. `bindings` are its bindings of group 0, in order; `params` are its uniform parameters
-    /// at `@group(1) @binding(0)`, a multiple of 16 bytes. `bytes` is what it must at least move, for the profiler.
+    /// Runs `kernel` on `groups` workgroups. `bindings[i]` is its `@group(0) @binding(i)`; those that the entry point does not use
+    /// are left out. `params` are its uniform parameters at `@group(1) @binding(0)`, a multiple of 16 bytes. `bytes` is what it
+    /// must at least move, for the profiler.
     pub fn dispatch(
         &mut self,
         kernel: &Kernel,
@@ -98,7 +111,7 @@ impl Commands {
         self
     }
 
-    /// Sets a range to zero.
+    /// Sets a range to zero: offset and size are multiples of 4.
     pub fn clear(&mut self, range: &BufferRange) -> &mut Self {
         self.work.push(Work::Clear(range.clone()));
         self
@@ -107,58 +120,173 @@ impl Commands {
     /// Hands all of it to the device.
     ///
     /// # Errors
-    /// [`GpuError::Invalid`], [`GpuError::OutOfMemory`], [`GpuError::DeviceLost`].
+    /// [`GpuError::Invalid`], [`GpuError::TooLarge`], [`GpuError::KernelLimit`], [`GpuError::OutOfMemory`],
+    /// [`GpuError::DeviceLost`].
     pub fn submit(self) -> Result<Submission, GpuError> {
-        let gpu = self.gpu.clone();
-        let params = gpu.uniform(&self.params)?;
-        gpu.guarded(self.label, |device| {
+        let stamps = self.gpu.0.profiler.is_some().then(|| self.stamps(true)).transpose()?.flatten();
+        self.hand_over(stamps.as_ref())
+    }
+
+    /// Hands all of it to the device, and takes the time from before the first to after the last dispatch.
+    ///
+    /// # Errors
+    /// As [`Commands::submit`].
+    pub fn submit_timed(self) -> Result<Timed, GpuError> {
+        let stamps = self.stamps(self.gpu.0.profiler.is_some())?;
+        let started = Instant::now();
+        let submission = self.hand_over(stamps.as_ref())?;
+        Ok(Timed::new(submission, stamps, started))
+    }
+
+    /// Work that shares a pass (dispatches one after the other, unless each is timed), or that is no dispatch.
+    fn runs(&self, each: bool) -> impl Iterator<Item = &[Work]> {
+        let dispatch = |work: &Work| matches!(work, Work::Dispatch(_));
+        self.work.chunk_by(move |a, b| !each && dispatch(a) && dispatch(b))
+    }
+
+    fn stamps(&self, each: bool) -> Result<Option<Stamps>, GpuError> {
+        let passes = self.runs(each).filter(|run| matches!(run, [Work::Dispatch(_), ..])).count();
+        Stamps::new(&self.gpu, passes, each)
+    }
+
+    fn hand_over(&self, stamps: Option<&Stamps>) -> Result<Submission, GpuError> {
+        self.work.iter().try_for_each(|work| work.check(&self.gpu, self.label))?;
+        let params = self.gpu.uniform(&self.params)?;
+        let submission = self.gpu.guarded(self.label, 0, |device| {
             let mut encoder = device.create_command_encoder(&wgpu::CommandEncoderDescriptor { label: Some(self.label) });
-            for work in &self.work {
-                match work {
-                    Work::Dispatch(dispatch) => dispatch.encode(device, &mut encoder, &params),
-                    Work::Copy { from, to } => {
+            let mut pass = 0;
+            for run in self.runs(stamps.is_some_and(Stamps::of_each)) {
+                match run {
+                    [Work::Copy { from, to }] => {
                         encoder.copy_buffer_to_buffer(&from.buffer, from.offset, &to.buffer, to.offset, Some(from.size));
                     }
-                    Work::Clear(range) => encoder.clear_buffer(&range.buffer, range.offset, Some(range.size)),
+                    [Work::Clear(range)] => encoder.clear_buffer(&range.buffer, range.offset, Some(range.size)),
+                    dispatches => {
+                        let timestamp_writes = stamps.and_then(|stamps| stamps.writes(pass));
+                        let label = Some(self.label);
+                        let descriptor = wgpu::ComputePassDescriptor { label, timestamp_writes };
+                        let mut encoding = encoder.begin_compute_pass(&descriptor);
+                        dispatches.iter().for_each(|work| work.encode(device, &mut encoding, params.as_ref()));
+                        pass += 1;
+                    }
                 }
             }
-            Submission(gpu.queue().submit([encoder.finish()]))
-        })
+            if let Some(stamps) = stamps {
+                stamps.resolve(&mut encoder);
+            }
+            Submission(self.gpu.queue().submit([encoder.finish()]))
+        })?;
+        if let (Some(profiler), Some(stamps)) = (&self.gpu.0.profiler, stamps) {
+            profiler.add(&self.gpu, stamps, self.work.iter().filter_map(Work::as_dispatch))?;
+        }
+        Ok(submission)
     }
 }
 
-impl Gpu {
-    fn uniform(&self, bytes: &[u8]) -> Result<wgpu::Buffer, GpuError> {
-        let usage = wgpu::BufferUsages::UNIFORM | wgpu::BufferUsages::COPY_DST;
-        let buffer = self.buffer("parameters", bytes.len() as u64, usage)?;
-        self.queue().write_buffer(&buffer, 0, bytes);
-        Ok(buffer)
+impl Work {
+    fn as_dispatch(&self) -> Option<&Dispatch> {
+        match self {
+            Self::Dispatch(dispatch) => Some(dispatch),
+            Self::Copy { .. } | Self::Clear(_) => None,
+        }
+    }
+
+    fn check(&self, gpu: &Gpu, label: &str) -> Result<(), GpuError> {
+        match self {
+            Self::Dispatch(dispatch) => dispatch.check(gpu.limits()),
+            Self::Copy { from, to } => {
+                from.check(|| format!("{label}: source of a copy"), 4, 4)?;
+                to.check(|| format!("{label}: target of a copy"), 4, 4)?;
+                let sizes = || format!("a copy of {} bytes to {}", from.size, to.size);
+                if from.size == to.size { Ok(()) } else { Err(GpuError::invalid(label, sizes())) }
+            }
+            Self::Clear(range) => range.check(|| format!("{label}: range to clear"), 4, 4),
+        }
+    }
+
+    fn encode(&self, device: &wgpu::Device, pass: &mut wgpu::ComputePass<'_>, params: Option<&wgpu::Buffer>) {
+        if let Self::Dispatch(dispatch) = self {
+            dispatch.encode(device, pass, params);
+        }
     }
 }
 
 impl Dispatch {
-    fn encode(&self, device: &wgpu::Device, encoder: &mut wgpu::CommandEncoder, params: &wgpu::Buffer) {
-        let entry = |(i, range): (usize, &BufferRange)| (i as u32, range.clone());
-        let bindings: Vec<_> = self.bindings.iter().enumerate().map(entry).collect();
-        let entries: Vec<_> =
-            bindings.iter().map(|(i, range)| wgpu::BindGroupEntry { binding: *i, resource: range.binding() }).collect();
-        let group = |index, entries: &[wgpu::BindGroupEntry<'_>]| {
-            let layout = self.kernel.pipeline.get_bind_group_layout(index);
-            device.create_bind_group(&wgpu::BindGroupDescriptor { label: None, layout: &layout, entries })
+    /// All that can be told without the driver, so that the error names kernel and binding.
+    fn check(&self, limits: &wgpu::Limits) -> Result<(), GpuError> {
+        let kernel = self.kernel.name();
+        let needs = &self.kernel.0.needs;
+        let invalid = |reason: String| Err(GpuError::invalid(format!("kernel {kernel}"), reason));
+        if self.bindings.len() > needs.declared {
+            return invalid(format!("{} bindings are given, and it has {}", self.bindings.len(), needs.declared));
+        }
+        for bound in &needs.buffers {
+            match self.bindings.get(bound.binding as usize) {
+                Some(range) => bound.check(kernel, range, limits)?,
+                None => return invalid(format!("binding {} is not given", bound.binding)),
+            }
+        }
+        let least = needs.params.as_ref().map_or(0, |bound| bound.min_size);
+        let given = self.params.1;
+        if given < least || !given.is_multiple_of(16) || (given > 0 && needs.params.is_none()) {
+            return invalid(format!("{given} bytes of parameters are given, and it takes {least}"));
+        }
+        let limit = limits.max_uniform_buffer_binding_size;
+        if given > limit {
+            let what = format!("parameters of kernel {kernel}");
+            return Err(GpuError::TooLarge { what, asked: given, limit, limit_name: "maxUniformBufferBindingSize" });
+        }
+        let limit = limits.max_compute_workgroups_per_dimension;
+        match self.groups.into_iter().find(|&groups| groups > limit) {
+            None => Ok(()),
+            Some(groups) => Err(GpuError::KernelLimit {
+                kernel: kernel.to_owned(),
+                needed: groups.into(),
+                limit: limit.into(),
+                limit_name: "maxComputeWorkgroupsPerDimension",
+            }),
+        }
+    }
+
+    fn encode(&self, device: &wgpu::Device, pass: &mut wgpu::ComputePass<'_>, params: Option<&wgpu::Buffer>) {
+        let kernel = &self.kernel.0;
+        pass.set_pipeline(&kernel.pipeline);
+        let mut bind = |index, layout: &wgpu::BindGroupLayout, entries: &[wgpu::BindGroupEntry<'_>]| {
+            let descriptor = wgpu::BindGroupDescriptor { label: Some(&kernel.name), layout, entries };
+            pass.set_bind_group(index, &device.create_bind_group(&descriptor), &[]);
         };
-        let buffers = group(0, &entries);
-        let range = BufferRange { buffer: params.clone(), offset: self.params.0, size: self.params.1 };
-        let uniform =
-            (range.size > 0).then(|| group(PARAMS_GROUP, &[wgpu::BindGroupEntry { binding: 0, resource: range.binding() }]));
-        let mut pass = encoder
-            .begin_compute_pass(&wgpu::ComputePassDescriptor { label: Some(&self.kernel.name), timestamp_writes: None });
-        pass.set_pipeline(&self.kernel.pipeline);
-        pass.set_bind_group(0, &buffers, &[]);
-        if let Some(uniform) = &uniform {
-            pass.set_bind_group(PARAMS_GROUP, uniform, &[]);
+        if let Some(layout) = &kernel.buffers {
+            let entry = |bound: &Bound| {
+                let range = self.bindings.get(bound.binding as usize)?;
+                Some(wgpu::BindGroupEntry { binding: bound.binding, resource: range.binding() })
+            };
+            bind(BUFFERS_GROUP, layout, &kernel.needs.buffers.iter().filter_map(entry).collect::<Vec<_>>());
+        }
+        if let (Some(layout), Some(buffer)) = (&kernel.params, params) {
+            let range = BufferRange { buffer: buffer.clone(), offset: self.params.0, size: self.params.1 };
+            bind(PARAMS_GROUP, layout, &[wgpu::BindGroupEntry { binding: 0, resource: range.binding() }]);
         }
         let [x, y, z] = self.groups;
-        let _ = self.bytes;
         pass.dispatch_workgroups(x, y, z);
+    }
+}
+
+impl Bound {
+    fn check(&self, kernel: &str, range: &BufferRange, limits: &wgpu::Limits) -> Result<(), GpuError> {
+        let what = || format!("kernel {kernel}, binding {}", self.binding);
+        let (align, limit, limit_name) = if self.uniform {
+            let align = limits.min_uniform_buffer_offset_alignment;
+            (align, limits.max_uniform_buffer_binding_size, "maxUniformBufferBindingSize")
+        } else {
+            let align = limits.min_storage_buffer_offset_alignment;
+            (align, limits.max_storage_buffer_binding_size, "maxStorageBufferBindingSize")
+        };
+        if range.size > limit {
+            return Err(GpuError::TooLarge { what: what(), asked: range.size, limit, limit_name });
+        }
+        if range.size < self.min_size {
+            return Err(GpuError::invalid(what(), format!("has {} bytes, and {} are needed", range.size, self.min_size)));
+        }
+        range.check(what, align.into(), 4)
     }
 }

@@ -6,7 +6,7 @@ use thiserror::Error;
 #[derive(Debug, Clone, Error)]
 #[non_exhaustive]
 pub enum GpuError {
-    /// No adapter at all: no driver is installed, or none reaches a GPU.
+    /// No adapter at all: no driver is installed, or none reaches a GPU ([`DRIVER_HINT`](super::DRIVER_HINT)).
     #[error("no GPU found, not even a software one")]
     NoAdapter,
     /// No adapter has the name or index asked for.
@@ -25,6 +25,14 @@ pub enum GpuError {
         /// The driver's words.
         reason: String,
     },
+    /// The device lacks a feature that was asked for.
+    #[error("{what} needs {feature}, which the device does not have")]
+    NoFeature {
+        /// What was to be done.
+        what: &'static str,
+        /// The feature, as wgpu names it.
+        feature: &'static str,
+    },
     /// More bytes than the device allows in one buffer or binding.
     #[error("{what} takes {asked} bytes, and the device allows {limit} ({limit_name})")]
     TooLarge {
@@ -38,16 +46,16 @@ pub enum GpuError {
         limit_name: &'static str,
     },
     /// The device has no memory left.
-    #[error("out of GPU memory: {what} takes {asked} bytes, beside {in_use} bytes in use")]
+    #[error("out of GPU memory: {what} takes {asked} bytes{}", beside(*in_use))]
     OutOfMemory {
         /// What was to be made.
         what: String,
-        /// Bytes it takes.
+        /// Bytes it takes (0 for what has no size of its own, such as a list of commands).
         asked: u64,
-        /// Bytes that this device had handed out before.
-        in_use: u64,
+        /// Bytes that this device had handed out before, where the backend tells.
+        in_use: Option<u64>,
     },
-    /// A kernel needs more workgroup memory, threads or bindings than the device has.
+    /// A kernel needs more workgroup memory, threads, groups or bindings than the device has.
     #[error("kernel {kernel} needs {needed} of {limit_name}, and the device has {limit}")]
     KernelLimit {
         /// The kernel.
@@ -64,7 +72,7 @@ pub enum GpuError {
     Invalid {
         /// What was being done.
         what: String,
-        /// wgpu's words.
+        /// wgpu's words, or ours.
         reason: String,
     },
     /// The device is gone: driver reset, removed, or a submission that took too long.
@@ -73,4 +81,20 @@ pub enum GpuError {
         /// The driver's words.
         reason: String,
     },
+    /// The device has not finished in a time that no sensible work takes.
+    #[error("the GPU has not finished after {seconds} s")]
+    Timeout {
+        /// Seconds waited.
+        seconds: u64,
+    },
+}
+
+fn beside(in_use: Option<u64>) -> String {
+    in_use.map_or_else(String::new, |bytes| format!(", beside {bytes} bytes in use"))
+}
+
+impl GpuError {
+    pub(super) fn invalid(what: impl Into<String>, reason: impl Into<String>) -> Self {
+        Self::Invalid { what: what.into(), reason: reason.into() }
+    }
 }

@@ -13,18 +13,24 @@
 
 mod adapter;
 mod buffer;
+mod cache;
 mod device;
 mod dispatch;
 mod error;
+mod memory;
+mod needs;
 mod pipeline;
 mod readback;
+mod timing;
 mod upload;
 
-pub use adapter::{AdapterSummary, adapters};
+pub use adapter::{AdapterSummary, DRIVER_HINT, adapters};
 pub use buffer::BufferRange;
 pub use device::{Gpu, Options};
 pub use dispatch::{Commands, Submission};
 pub use error::GpuError;
+pub use memory::DeviceMemory;
 pub use pipeline::{Kernel, KernelSpec, Shader};
+pub use timing::{KernelTime, ProfileTable, Timed};
 pub use upload::{StagingArea, Uploader};
 pub use wgpu;

@@ -2,10 +2,16 @@
 
 use std::borrow::Cow;
 use std::collections::HashMap;
-use std::sync::{Mutex, PoisonError};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 
+use super::cache::Cache;
 use super::device::Gpu;
 use super::error::GpuError;
+use super::needs::{BUFFERS_GROUP, Needs, PARAMS_GROUP};
+
+/// Name of the driver's compiled kernels among the records of a device.
+const CACHED: &str = "pipelines";
 
 /// WGSL, and whether it runs without wgpu's runtime checks.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -29,6 +35,10 @@ impl Shader {
     pub unsafe fn trusted(name: impl Into<Cow<'static, str>>, source: impl Into<Cow<'static, str>>) -> Self {
         Self { name: name.into(), source: source.into(), trusted: true }
     }
+
+    pub(super) fn source(&self) -> &str {
+        &self.source
+    }
 }
 
 /// What makes a kernel: a shader, its entry point, its constants.
@@ -51,14 +61,66 @@ struct Key {
 
 /// A compiled kernel. Clones are the same kernel.
 #[derive(Debug, Clone)]
-pub struct Kernel {
+pub struct Kernel(pub(super) Arc<Compiled>);
+
+#[derive(Debug)]
+pub(super) struct Compiled {
     pub(super) name: String,
     pub(super) pipeline: wgpu::ComputePipeline,
+    pub(super) needs: Needs,
+    pub(super) buffers: Option<wgpu::BindGroupLayout>,
+    pub(super) params: Option<wgpu::BindGroupLayout>,
+}
+
+impl Kernel {
+    /// `shader:entry`.
+    pub fn name(&self) -> &str {
+        &self.0.name
+    }
+
+    /// Threads of a workgroup, in three dimensions.
+    pub fn workgroup_size(&self) -> [u32; 3] {
+        self.0.needs.workgroup_size
+    }
 }
 
 /// The kernels that were compiled on a device.
-#[derive(Debug, Default)]
-pub(super) struct Registry(Mutex<HashMap<Key, Kernel>>);
+#[derive(Debug)]
+pub(super) struct Registry {
+    kernels: Mutex<HashMap<Key, Kernel>>,
+    cache: Option<wgpu::PipelineCache>,
+    /// Kernels were compiled since the cache was read.
+    grown: AtomicBool,
+}
+
+impl Registry {
+    pub(super) fn new(device: &wgpu::Device, cache: &Cache) -> Self {
+        let offered = device.features().contains(wgpu::Features::PIPELINE_CACHE);
+        let cache = offered.then(|| pipeline_cache(device, cache.load(CACHED).as_deref())).flatten();
+        Self { kernels: Mutex::default(), cache, grown: AtomicBool::new(false) }
+    }
+
+    /// Keeps what the driver compiled for the next run.
+    pub(super) fn save(&self, cache: &Cache) {
+        if self.grown.load(Ordering::Relaxed) {
+            let compiled = self.cache.as_ref().and_then(wgpu::PipelineCache::get_data);
+            let _ = compiled.map(|bytes| cache.store(CACHED, &bytes));
+        }
+    }
+}
+
+/// The driver's cache with what an earlier run left in it; where wgpu refuses that, an empty one.
+fn pipeline_cache(device: &wgpu::Device, data: Option<&[u8]>) -> Option<wgpu::PipelineCache> {
+    let descriptor = wgpu::PipelineCacheDescriptor { label: Some("nf4pack"), data, fallback: true };
+    let errors = device.push_error_scope(wgpu::ErrorFilter::Validation);
+    // SAFETY: `Registry::save` wrote the data from `get_data`, and `Cache` gives it back only under the checksum, adapter and driver
+    // it was written with; wgpu holds its header against adapter and driver once more.
+    let cache = unsafe { device.create_pipeline_cache(&descriptor) };
+    match pollster::block_on(errors.pop()) {
+        None => Some(cache),
+        Some(_) => data.and_then(|_| pipeline_cache(device, None)),
+    }
+}
 
 impl Gpu {
     /// Compiles a kernel, or finds it where it was compiled before.
@@ -68,30 +130,34 @@ impl Gpu {
     pub fn kernel(&self, spec: &KernelSpec) -> Result<Kernel, GpuError> {
         let constants = spec.constants.iter().map(|&(name, value)| (name, value.to_bits())).collect();
         let key = Key { shader: spec.shader.clone(), entry: spec.entry, constants };
-        let mut kernels = self.0.registry.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut kernels = self.0.registry.kernels.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(kernel) = kernels.get(&key) {
             return Ok(kernel.clone());
         }
-        let kernel = self.compile(spec)?;
+        let name = format!("{}:{}", spec.shader.name, spec.entry);
+        let needs = Needs::of(&name, spec)?;
+        needs.check(&name, self.limits())?;
+        let kernel = Kernel(Arc::new(self.compile(name, needs, spec)?));
+        self.0.registry.grown.store(true, Ordering::Relaxed);
         kernels.insert(key, kernel.clone());
         Ok(kernel)
     }
 
-    fn compile(&self, spec: &KernelSpec) -> Result<Kernel, GpuError> {
-        let name = format!("{}:{}", spec.shader.name, spec.entry);
+    fn compile(&self, name: String, needs: Needs, spec: &KernelSpec) -> Result<Compiled, GpuError> {
         let descriptor = wgpu::ShaderModuleDescriptor {
             label: Some(&name),
             source: wgpu::ShaderSource::Wgsl(Cow::Borrowed(&spec.shader.source)),
         };
         let unchecked = spec.shader.trusted && !self.0.checked;
-        let pipeline = self.guarded(&name, |device| {
+        let what = format!("kernel {name}");
+        let (pipeline, buffers, params) = self.guarded(&what, 0, |device| {
             let module = if unchecked {
                 // SAFETY: the shader was made by `Shader::trusted`, whose caller has proven its accesses.
                 unsafe { device.create_shader_module_trusted(descriptor, wgpu::ShaderRuntimeChecks::unchecked()) }
             } else {
                 device.create_shader_module(descriptor)
             };
-            device.create_compute_pipeline(&wgpu::ComputePipelineDescriptor {
+            let pipeline = device.create_compute_pipeline(&wgpu::ComputePipelineDescriptor {
                 label: Some(&name),
                 layout: None,
                 module: &module,
@@ -100,9 +166,13 @@ impl Gpu {
                     constants: &spec.constants,
                     zero_initialize_workgroup_memory: !unchecked,
                 },
-                cache: None,
-            })
+                cache: self.0.registry.cache.as_ref(),
+            });
+            let layout = |used: bool, group| used.then(|| pipeline.get_bind_group_layout(group));
+            let buffers = layout(!needs.buffers.is_empty(), BUFFERS_GROUP);
+            let params = layout(needs.params.is_some(), PARAMS_GROUP);
+            (pipeline, buffers, params)
         })?;
-        Ok(Kernel { name, pipeline })
+        Ok(Compiled { name, pipeline, needs, buffers, params })
     }
 }

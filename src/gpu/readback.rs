@@ -3,26 +3,66 @@
 use std::sync::mpsc;
 
 use super::buffer::BufferRange;
-use super::device::Gpu;
+use super::device::{Gpu, PATIENCE};
 use super::error::GpuError;
+
+/// Bytes that are read at once.
+const CHUNK: u64 = 64 << 20;
 
 impl Gpu {
     /// The bytes of a range (offset and size multiples of 4), once all that was submitted before is done.
     ///
     /// # Errors
-    /// What went wrong on the device.
+    /// [`GpuError::Invalid`] for a range of another kind, and what went wrong on the device.
     pub fn read(&self, range: &BufferRange) -> Result<Vec<u8>, GpuError> {
+        range.check(|| "readback".to_owned(), 4, 4)?;
+        let mut bytes = vec![0; usize::try_from(range.size).map_err(|e| GpuError::invalid("readback", e.to_string()))?];
+        self.read_into(range, &mut bytes)?;
+        Ok(bytes)
+    }
+
+    /// [`Gpu::read`] into memory of the caller's, as long as the range.
+    ///
+    /// # Errors
+    /// As [`Gpu::read`].
+    pub fn read_into(&self, range: &BufferRange, bytes: &mut [u8]) -> Result<(), GpuError> {
+        range.check(|| "readback".to_owned(), 4, 4)?;
+        if bytes.len() as u64 != range.size {
+            let reason = format!("{} bytes into memory for {}", range.size, bytes.len());
+            return Err(GpuError::invalid("readback", reason));
+        }
+        if bytes.is_empty() {
+            return Ok(());
+        }
+        let chunk = range.size.min(CHUNK).min(self.limits().max_buffer_size / 16 * 16);
         let usage = wgpu::BufferUsages::MAP_READ | wgpu::BufferUsages::COPY_DST;
-        let staging = self.buffer("readback", range.size, usage)?;
+        let staging = BufferRange::whole(self.buffer("readback", chunk, usage)?);
+        let mut offset = 0;
+        for part in bytes.chunks_mut(chunk as usize) {
+            let size = part.len() as u64;
+            self.read_part(&range.slice(offset, size), &staging.slice(0, size), part)?;
+            offset += size;
+        }
+        Ok(())
+    }
+
+    fn read_part(&self, range: &BufferRange, staging: &BufferRange, bytes: &mut [u8]) -> Result<(), GpuError> {
         let mut commands = self.commands("readback");
-        commands.copy(range, &BufferRange { buffer: staging.clone(), offset: 0, size: range.size });
+        commands.copy(range, staging);
         let submission = commands.submit()?;
         let (sender, receiver) = mpsc::channel();
-        staging.map_async(wgpu::MapMode::Read, .., move |result| drop(sender.send(result)));
+        self.guarded("readback", 0, |_| {
+            staging.buffer.map_async(wgpu::MapMode::Read, ..staging.size, move |result| drop(sender.send(result)));
+        })?;
         self.wait_for(&submission)?;
-        let lost = |reason: String| GpuError::DeviceLost { reason };
-        receiver.recv().map_err(|e| lost(e.to_string()))?.map_err(|e| lost(e.to_string()))?;
-        let view = staging.get_mapped_range(..range.size).map_err(|e| lost(format!("{e:?}")))?;
-        Ok(view.to_vec())
+        // Another thread may have polled first, and be about to call back; a lost device drops the sender.
+        let mapped = receiver.recv_timeout(PATIENCE).map_err(|e| e.to_string()).and_then(|r| r.map_err(|e| e.to_string()));
+        let failed = |reason: String| self.fault().err().unwrap_or_else(|| GpuError::invalid("readback", reason));
+        mapped.map_err(failed)?;
+        let view = staging.buffer.get_mapped_range(..staging.size).map_err(|e| failed(e.to_string()))?;
+        bytes.copy_from_slice(&view);
+        drop(view);
+        staging.buffer.unmap();
+        Ok(())
     }
 }

@@ -1,18 +1,16 @@
 //! The device that GPU tests run on.
 
-use nf4pack::gpu::{Gpu, GpuError, Options};
+use nf4pack::gpu::{DRIVER_HINT, Gpu, GpuError, Options};
 
 /// The device that GPU tests run on, or `None` where there is none: a loud skip, and under `NF4PACK_REQUIRE_GPU=1` a failure.
-/// `NF4PACK_ADAPTER` and `NF4PACK_CHECKED` apply; `change` may ask for other options.
+/// `NF4PACK_ADAPTER` and `NF4PACK_CHECKED` apply; `change` may ask for other options. Nothing is kept between runs.
 pub fn gpu_with(change: impl FnOnce(&mut Options)) -> Option<Gpu> {
-    let mut options = Options::from_env();
+    let mut options = Options { cache: None, ..Options::from_env() };
     change(&mut options);
     match Gpu::open(&options) {
         Ok(gpu) => Some(gpu),
         Err(GpuError::NoAdapter) if std::env::var_os("NF4PACK_REQUIRE_GPU").is_none_or(|v| v != "1") => {
-            eprintln!(
-                "SKIPPED: no GPU, not even a software one (on Debian: apt-get install mesa-vulkan-drivers libvulkan1)"
-            );
+            eprintln!("SKIPPED: no GPU, not even a software one ({DRIVER_HINT})");
             None
         }
         Err(e) => panic!("{e}"),
@@ -20,6 +18,7 @@ pub fn gpu_with(change: impl FnOnce(&mut Options)) -> Option<Gpu> {
 }
 
 /// [`gpu_with`] without changes.
+#[allow(dead_code, reason = "some tests open every device with options of their own")]
 pub fn gpu() -> Option<Gpu> {
     gpu_with(|_| {})
 }

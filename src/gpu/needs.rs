@@ -1,0 +1,111 @@
+//! What a kernel needs of a device and of its bindings, read from its WGSL before the driver sees it: naga does not hold the
+//! workgroup memory against the device's limit, and drivers have hung on too much of it.
+
+use wgpu::naga::back::pipeline_constants::process_overrides;
+use wgpu::naga::proc::Layouter;
+use wgpu::naga::valid::{Capabilities, ModuleInfo, ValidationFlags, Validator};
+use wgpu::naga::{AddressSpace, Module, ShaderStage, front::wgsl};
+
+use super::error::GpuError;
+use super::pipeline::KernelSpec;
+
+/// Group of the buffers, and group of the uniform parameters at binding 0.
+pub(super) const BUFFERS_GROUP: u32 = 0;
+pub(super) const PARAMS_GROUP: u32 = 1;
+
+/// What one entry point, with its constants, needs.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(super) struct Needs {
+    pub(super) workgroup_size: [u32; 3],
+    pub(super) workgroup_bytes: u64,
+    /// The bindings of group 0 that it uses.
+    pub(super) buffers: Vec<Bound>,
+    /// Bindings of group 0 that its module declares: one more than the highest.
+    pub(super) declared: usize,
+    /// The uniform parameters, at group 1, binding 0.
+    pub(super) params: Option<Bound>,
+}
+
+/// A buffer that a kernel uses.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Bound {
+    pub(super) binding: u32,
+    /// Bytes that it must have (of an array without a length: one element).
+    pub(super) min_size: u64,
+    pub(super) uniform: bool,
+}
+
+impl Needs {
+    /// Reads a kernel's WGSL.
+    pub(super) fn of(kernel: &str, spec: &KernelSpec) -> Result<Self, GpuError> {
+        let invalid = |reason: String| GpuError::invalid(format!("kernel {kernel}"), reason);
+        let source = spec.shader.source();
+        let module = wgsl::parse_str(source).map_err(|e| invalid(e.emit_to_string(source)))?;
+        let info = Validator::new(ValidationFlags::all(), Capabilities::all())
+            .validate(&module)
+            .map_err(|e| invalid(e.emit_to_string(source)))?;
+        let entry = Some((ShaderStage::Compute, spec.entry));
+        if !module.entry_points.iter().any(|e| (e.stage, e.name.as_str()) == (ShaderStage::Compute, spec.entry)) {
+            return Err(invalid(format!("there is no compute entry point {}", spec.entry)));
+        }
+        let constants = spec.constants.iter().map(|&(name, value)| (name.to_owned(), value)).collect();
+        let declared = bindings(&module, BUFFERS_GROUP).max().map_or(0, |highest| highest as usize + 1);
+        let (module, info) = process_overrides(&module, &info, entry, &constants).map_err(|e| invalid(e.to_string()))?;
+        Self::of_entry(&module, &info, spec.entry, declared).map_err(invalid)
+    }
+
+    fn of_entry(module: &Module, info: &ModuleInfo, name: &str, declared: usize) -> Result<Self, String> {
+        let mut layouter = Layouter::default();
+        layouter.update(module.to_ctx()).map_err(|e| e.to_string())?;
+        let entries = &mut module.entry_points.iter().enumerate();
+        let (at, entry) = entries.find(|(_, e)| e.name == name).ok_or("the entry point is lost")?;
+        let mut needs = Self { workgroup_size: entry.workgroup_size, declared, ..Self::default() };
+        let used = info.get_entry_point(at);
+        for (_, variable) in module.global_variables.iter().filter(|(handle, _)| !used[*handle].is_empty()) {
+            let size = u64::from(layouter[variable.ty].size);
+            if variable.space == AddressSpace::WorkGroup {
+                // WebGPU counts each variable in units of 16 bytes.
+                needs.workgroup_bytes += size.next_multiple_of(16);
+            }
+            let Some(at) = &variable.binding else { continue };
+            let uniform = variable.space == AddressSpace::Uniform;
+            let bound = Bound { binding: at.binding, min_size: size, uniform };
+            let buffer = uniform || matches!(variable.space, AddressSpace::Storage { .. });
+            match (at.group, at.binding) {
+                (BUFFERS_GROUP, _) if buffer => needs.buffers.push(bound),
+                (PARAMS_GROUP, 0) if uniform => needs.params = Some(bound),
+                (group, binding) => return Err(format!("no dispatch binds @group({group}) @binding({binding})")),
+            }
+        }
+        needs.buffers.sort_by_key(|bound| bound.binding);
+        Ok(needs)
+    }
+
+    /// Holds the needs against the limits of a device.
+    pub(super) fn check(&self, kernel: &str, limits: &wgpu::Limits) -> Result<(), GpuError> {
+        let [x, y, z] = self.workgroup_size.map(u64::from);
+        let storage = self.buffers.iter().filter(|bound| !bound.uniform).count() as u64;
+        let table = [
+            (self.workgroup_bytes, limits.max_compute_workgroup_storage_size, "maxComputeWorkgroupStorageSize"),
+            (x, limits.max_compute_workgroup_size_x, "maxComputeWorkgroupSizeX"),
+            (y, limits.max_compute_workgroup_size_y, "maxComputeWorkgroupSizeY"),
+            (z, limits.max_compute_workgroup_size_z, "maxComputeWorkgroupSizeZ"),
+            (
+                x.saturating_mul(y).saturating_mul(z),
+                limits.max_compute_invocations_per_workgroup,
+                "maxComputeInvocationsPerWorkgroup",
+            ),
+            (storage, limits.max_storage_buffers_per_shader_stage, "maxStorageBuffersPerShaderStage"),
+        ];
+        match table.into_iter().find(|&(needed, limit, _)| needed > u64::from(limit)) {
+            None => Ok(()),
+            Some((needed, limit, limit_name)) => {
+                Err(GpuError::KernelLimit { kernel: kernel.to_owned(), needed, limit: limit.into(), limit_name })
+            }
+        }
+    }
+}
+
+fn bindings(module: &Module, group: u32) -> impl Iterator<Item = u32> {
+    module.global_variables.iter().filter_map(move |(_, v)| v.binding.filter(|b| b.group == group)).map(|b| b.binding)
+}
