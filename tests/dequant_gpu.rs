@@ -76,7 +76,8 @@ struct Tensor {
 impl Tensor {
     fn random(scale_type: ScaleType, block_size: u32, elements: u64, random: &mut Random) -> Self {
         let blocks = nf4::block_count(elements, block_size);
-        let codes = (0..nf4::codes_len(elements, block_size).unwrap()).map(|_| random.bits(8) as u8).collect();
+        let words = nf4::codes_len(elements, block_size).unwrap() / 4;
+        let codes = (0..words).flat_map(|_| random.bits(32).to_le_bytes()).collect();
         let scales = match scale_type {
             ScaleType::F32 => (0..blocks).flat_map(|_| random.scale().to_le_bytes()).collect(),
             ScaleType::Bf16 => (0..blocks).flat_map(|_| bf16::from_f32(random.scale()).to_le_bytes()).collect(),

@@ -49,7 +49,7 @@ fn triple(gpu: &Gpu, commands: &mut Commands, out: &BufferRange, add: u32) {
     let count = (out.size / 4) as u32;
     let params = [count, add, 0, 0].map(u32::to_le_bytes).concat();
     let triple = kernel(gpu, "triple", TRIPLE);
-    commands.dispatch(&triple, &[out.clone()], &params, gpu.grid(u64::from(count).div_ceil(2)), out.size);
+    commands.dispatch(&triple, std::slice::from_ref(out), &params, gpu.grid(u64::from(count).div_ceil(2)), out.size);
 }
 
 fn words(gpu: &Gpu, range: &BufferRange) -> Vec<u32> {
@@ -107,7 +107,7 @@ fn grids_cover_what_is_asked_and_too_large_ones_are_refused() {
     let out = poisoned(&gpu, 4);
     for groups in [most * (most + 1) * 2, u64::MAX] {
         let mut commands = gpu.commands("too many");
-        commands.dispatch(&kernel(&gpu, "triple", TRIPLE), &[out.clone()], &[0; 16], gpu.grid(groups), 0);
+        commands.dispatch(&kernel(&gpu, "triple", TRIPLE), std::slice::from_ref(&out), &[0; 16], gpu.grid(groups), 0);
         match commands.submit() {
             Err(GpuError::KernelLimit { kernel, limit_name: "maxComputeWorkgroupsPerDimension", .. }) => {
                 assert_eq!(kernel, "triple:main");
@@ -283,7 +283,7 @@ fn parameters_are_held_against_the_kernel() {
     let out = poisoned(&gpu, 4);
     for params in [0, 4, 20] {
         let mut commands = gpu.commands("parameters");
-        commands.dispatch(&kernel(&gpu, "triple", TRIPLE), &[out.clone()], &vec![0; params], [1, 1, 1], 0);
+        commands.dispatch(&kernel(&gpu, "triple", TRIPLE), std::slice::from_ref(&out), &vec![0; params], [1, 1, 1], 0);
         assert!(matches!(commands.submit(), Err(GpuError::Invalid { .. })), "{params} bytes");
     }
     assert_usable(&gpu);
@@ -467,6 +467,27 @@ fn bindings_that_an_entry_point_does_not_use_are_left_out() {
     commands.dispatch(&kernel(&gpu, "left_out", source), &[unused, out.clone()], &[], [1, 1, 1], 0);
     commands.submit().unwrap();
     assert_eq!(words(&gpu, &out), [0, 1, 2, 3, 4, 5, 6, 7]);
+}
+
+#[test]
+fn trusted_kernels_are_checked_where_the_options_ask_for_it() {
+    let source = "
+        @group(0) @binding(0) var<storage, read_write> out: array<u32>;
+        @compute @workgroup_size(64) fn main(@builtin(global_invocation_id) id: vec3<u32>) { out[id.x] = id.x; }";
+    for (checked, groups) in [(false, 1), (true, 1), (true, 3)] {
+        let Some(gpu) = common::gpu_with(|options| options.checked = checked) else { return };
+        assert_eq!(gpu.is_checked(), checked);
+        // SAFETY: what passes the end of the bound range is run with checks only, and there is no loop.
+        let shader = unsafe { Shader::trusted("trusted", source) };
+        let kernel = gpu.kernel(&KernelSpec { shader, entry: "main", constants: vec![] }).unwrap();
+        let out = poisoned(&gpu, 192);
+        let mut commands = gpu.commands("trusted");
+        commands.dispatch(&kernel, &[out.slice(0, 256)], &[], [groups, 1, 1], 256);
+        commands.submit().unwrap();
+        let found = words(&gpu, &out);
+        assert!(found[..63].iter().copied().eq(0..63), "{found:?}");
+        assert!(found[64..].iter().all(|&word| word == 0xaaaa_aaaa), "written past the end: {found:?}");
+    }
 }
 
 #[test]

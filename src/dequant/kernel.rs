@@ -2,7 +2,7 @@
 //!
 //! float32 outputs are those of [`dequantize`](super::dequantize) bit for bit, and 16-bit ones are those values rounded to the
 //! nearest, ties to even, with one exception that Vulkan leaves to the driver: a float32 below 2^-126 in magnitude (a scale, or a
-//! product) may be taken for zero of its sign. No kernel uses subgroup operations, so that none depends on a subgroup's size.
+//! product) may be taken for zero of its sign. Mesa's software Vulkan keeps them. No kernel uses subgroup operations, so that none depends on a subgroup's size.
 
 use std::fmt;
 use std::ops::Range;
@@ -262,7 +262,7 @@ impl Dequantizer {
     }
 
     /// Records the dequantisation of the elements in `range`, whose start is a multiple of 8, into `out`, which holds at least
-    /// [`Output::bytes`] of its length. The rest of `out` is left as it is.
+    /// [`Output::bytes`] of its length and lies in another buffer than the weights. The rest of `out` is left as it is.
     ///
     /// # Errors
     /// [`DequantError::Weights`], [`DequantError::Range`], [`DequantError::OutputRange`]: nothing is then recorded.

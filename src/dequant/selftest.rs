@@ -42,6 +42,9 @@ pub(super) fn verdicts(dequantizer: &Dequantizer) -> Result<Verdicts, DequantErr
     } else {
         all.into_iter().map(|which| (which, "the plain kernels were asked for".to_owned())).collect()
     };
+    if refused.is_empty() {
+        return Ok(Verdicts(refused));
+    }
     let plain: Vec<Which> = refused.iter().map(|(which, _)| *which).collect();
     match failures(dequantizer, Path::Plain, &plain)?.into_iter().next() {
         None => Ok(Verdicts(refused)),

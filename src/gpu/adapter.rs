@@ -1,6 +1,7 @@
 //! Which GPUs there are, and which one is used.
 
 use std::fmt;
+use std::sync::OnceLock;
 
 use super::error::GpuError;
 
@@ -67,23 +68,32 @@ fn choose<'a>(ranked: &'a [AdapterSummary], asked: Option<&str>) -> Result<&'a A
     })
 }
 
+const SEARCHED: wgpu::Backends = wgpu::Backends::VULKAN.union(wgpu::Backends::METAL).union(wgpu::Backends::DX12);
+
 fn ranked() -> Vec<(AdapterSummary, wgpu::Adapter)> {
-    let backends = wgpu::Backends::VULKAN | wgpu::Backends::METAL | wgpu::Backends::DX12;
-    // Above 95 % of what the system grants, an allocation fails here and not in a driver that has begun to swap.
-    let memory_budget_thresholds = wgpu::MemoryBudgetThresholds { for_resource_creation: Some(95), for_device_loss: None };
-    let descriptor = wgpu::InstanceDescriptor {
-        backends,
-        memory_budget_thresholds,
-        ..wgpu::InstanceDescriptor::new_without_display_handle()
-    };
-    let instance = wgpu::Instance::new(descriptor);
-    let adapters = pollster::block_on(instance.enumerate_adapters(backends));
+    let adapters = pollster::block_on(instance().enumerate_adapters(SEARCHED));
     let mut found: Vec<_> = adapters.into_iter().map(|adapter| (summary(&adapter.get_info()), adapter)).collect();
     found.sort_by_key(|(summary, _)| rank(summary));
     for (index, (summary, _)) in found.iter_mut().enumerate() {
         summary.index = index;
     }
     found
+}
+
+/// One instance for the process: each one loads all drivers anew, and some of them write to stderr when they are loaded.
+fn instance() -> &'static wgpu::Instance {
+    static INSTANCE: OnceLock<wgpu::Instance> = OnceLock::new();
+    INSTANCE.get_or_init(|| {
+        wgpu::Instance::new(wgpu::InstanceDescriptor {
+            backends: SEARCHED,
+            // Above 95 % of what the system grants, an allocation fails here and not in a driver that has begun to swap.
+            memory_budget_thresholds: wgpu::MemoryBudgetThresholds {
+                for_resource_creation: Some(95),
+                for_device_loss: None,
+            },
+            ..wgpu::InstanceDescriptor::new_without_display_handle()
+        })
+    })
 }
 
 /// Smaller is better; equals keep the driver's order.

@@ -267,3 +267,29 @@ fn catch_faults(device: &wgpu::Device, fault: &Arc<Mutex<Option<GpuError>>>) {
         keep(&lost, GpuError::DeviceLost { reason });
     });
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn errors_of_wgpu_keep_what_was_asked_and_why() {
+        let source = || Box::new(std::fmt::Error);
+        let error = from_wgpu("weights", 64, || Some(7), &wgpu::Error::OutOfMemory { source: source() });
+        assert_eq!(error.to_string(), "out of GPU memory: weights takes 64 bytes, beside 7 bytes in use");
+        let error = from_wgpu("weights", 64, || None, &wgpu::Error::OutOfMemory { source: source() });
+        assert_eq!(error.to_string(), "out of GPU memory: weights takes 64 bytes");
+        let invalid = wgpu::Error::Validation { source: source(), description: "too odd".to_owned() };
+        assert_eq!(from_wgpu("weights", 64, || None, &invalid).to_string(), "weights: too odd");
+        let internal = wgpu::Error::Internal { source: source(), description: "too new".to_owned() };
+        assert_eq!(from_wgpu("weights", 64, || None, &internal).to_string(), "weights: too new");
+    }
+
+    #[test]
+    fn panics_become_errors() {
+        assert_eq!(caught(|| 7), Ok(7));
+        assert_eq!(caught(|| -> u8 { panic!("a literal") }), Err("a literal".to_owned()));
+        let number = 8;
+        assert_eq!(caught(|| -> u8 { panic!("number {number}") }), Err("number 8".to_owned()));
+    }
+}

@@ -50,8 +50,7 @@ impl Needs {
         }
         let constants = spec.constants.iter().map(|&(name, value)| (name.to_owned(), value)).collect();
         let declared = bindings(&module, BUFFERS_GROUP).max().map_or(0, |highest| highest as usize + 1);
-        let (module, info) =
-            process_overrides(&module, &info, entry, &constants).map_err(|e| invalid(e.to_string()))?;
+        let (module, info) = process_overrides(&module, &info, entry, &constants).map_err(|e| invalid(e.to_string()))?;
         Self::of_entry(&module, &info, spec.entry, declared).map_err(invalid)
     }
 

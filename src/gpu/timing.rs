@@ -226,3 +226,20 @@ impl Gpu {
         Ok(ProfileTable(rows))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_table_has_a_row_per_kernel_and_their_total() {
+        let row = |kernel: &str, calls, seconds, bytes| KernelTime { kernel: kernel.to_owned(), calls, seconds, bytes };
+        let table = ProfileTable(vec![row("dequant:f16", 36, 0.0125, 50_000_000_000), row("copy", 2, 0.0, 0)]);
+        let text = "\
+kernel           calls           ms      GB/s
+dequant:f16         36       12.500    4000.0
+copy                 2        0.000       0.0
+total               38       12.500    4000.0";
+        assert_eq!(table.to_string(), text);
+    }
+}
