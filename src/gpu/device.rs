@@ -140,7 +140,7 @@ impl Gpu {
         self.0.checked
     }
 
-    /// Bytes of device memory that live buffers of this device take, where the backend tells.
+    /// Bytes of memory that live buffers of this device (and wgpu's own) take, where the backend tells.
     pub fn bytes_in_use(&self) -> Option<u64> {
         self.0.device.generate_allocator_report().map(|report| report.total_allocated_bytes)
     }
