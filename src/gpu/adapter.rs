@@ -17,6 +17,9 @@ pub const DRIVER_HINT: &str = if cfg!(any(target_os = "macos", target_os = "ios"
      include a software one, which needs no GPU"
 };
 
+/// Percent of the memory that the system grants above which an allocation fails here, and not in a driver that has begun to swap.
+pub(super) const MEMORY_PERCENT: u8 = 95;
+
 /// Kinds of adapters, best first.
 const KINDS: [&str; 5] = ["discrete", "integrated", "virtual", "other", "software"];
 /// Backends, best first: two of them may list the same GPU.
@@ -86,9 +89,8 @@ fn instance() -> &'static wgpu::Instance {
     INSTANCE.get_or_init(|| {
         wgpu::Instance::new(wgpu::InstanceDescriptor {
             backends: SEARCHED,
-            // Above 95 % of what the system grants, an allocation fails here and not in a driver that has begun to swap.
             memory_budget_thresholds: wgpu::MemoryBudgetThresholds {
-                for_resource_creation: Some(95),
+                for_resource_creation: Some(MEMORY_PERCENT),
                 for_device_loss: None,
             },
             ..wgpu::InstanceDescriptor::new_without_display_handle()

@@ -7,7 +7,7 @@ use super::device::Gpu;
 pub struct DeviceMemory {
     /// All of its own memory (of an integrated or software GPU: what it may take of the machine's).
     pub total: u64,
-    /// What this program may still take, as the driver estimates it.
+    /// What buffers of this program may still take, as the driver estimates it.
     pub available: Option<u64>,
 }
 
@@ -43,7 +43,8 @@ fn memory(device: &wgpu::Device) -> Option<DeviceMemory> {
     }
     let (heap, total) = largest(&properties.memory_properties)?;
     let (granted, used) = (budget.heap_budget.get(heap)?, budget.heap_usage.get(heap)?);
-    Some(DeviceMemory { total, available: Some(granted.saturating_sub(*used)) })
+    let usable = granted / 100 * u64::from(super::adapter::MEMORY_PERCENT);
+    Some(DeviceMemory { total, available: Some(usable.saturating_sub(*used)) })
 }
 
 #[cfg(any(windows, target_os = "linux", target_os = "android", target_os = "freebsd"))]

@@ -104,7 +104,8 @@ impl Registry {
     pub(super) fn save(&self, cache: &Cache) {
         if self.grown.load(Ordering::Relaxed) {
             let compiled = self.cache.as_ref().and_then(wgpu::PipelineCache::get_data);
-            let _ = compiled.map(|bytes| cache.store(CACHED, &bytes));
+            let new = compiled.filter(|bytes| cache.load(CACHED).as_ref() != Some(bytes));
+            let _ = new.map(|bytes| cache.store(CACHED, &bytes));
         }
     }
 }
