@@ -398,3 +398,29 @@ fn the_yardstick_copies() {
         }
     }
 }
+
+#[test]
+fn verdicts_are_kept_between_runs() {
+    let folder = tempfile::tempdir().unwrap();
+    let Some(gpu) = common::gpu_with(|options| options.cache = Some(folder.path().to_owned())) else { return };
+    let records = || {
+        let names = std::fs::read_dir(folder.path())
+            .unwrap()
+            .flat_map(|adapter| std::fs::read_dir(adapter.unwrap().path()).unwrap());
+        let names = names.map(|file| file.unwrap().file_name().into_string().unwrap());
+        names.filter(|name| name.starts_with("self-test-")).collect::<Vec<_>>()
+    };
+    let fast = Dequantizer::new(&gpu).unwrap();
+    let [name] = records().try_into().unwrap();
+    // A planted verdict shows that it is read, and not found out once more.
+    gpu.cache_record(&name, br#"[[0,"planted"]]"#);
+    let recalled = Dequantizer::new(&gpu).unwrap().choices();
+    assert_eq!(recalled[0].reason.as_deref(), Some("planted"));
+    assert_eq!(recalled[1..], fast.choices()[1..]);
+    // What cannot be understood is found out once more; other kernels have a record of their own.
+    gpu.cache_record(&name, b"{}");
+    assert_eq!(Dequantizer::new(&gpu).unwrap().choices(), fast.choices());
+    let broken = Dequantizer::with(&gpu, sabotaged("word & 15u]", "word & 7u]")).unwrap();
+    assert!(broken.choices().iter().all(|c| !c.fast));
+    assert_eq!(records().len(), 2);
+}

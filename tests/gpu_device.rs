@@ -537,6 +537,38 @@ fn a_lost_device_is_an_error_everywhere_and_nothing_hangs() {
 }
 
 #[test]
+fn a_device_that_is_lost_while_it_works_is_an_error_too() {
+    type Call = fn(&Gpu, &BufferRange) -> Result<(), GpuError>;
+    let calls: [Call; 4] = [
+        |gpu, _| gpu.wait(),
+        |gpu, out| gpu.read(out).map(drop),
+        |gpu, out| {
+            let mut commands = gpu.commands("late");
+            triple(gpu, &mut commands, out, 5);
+            commands.submit().and_then(|submission| gpu.wait_for(&submission))
+        },
+        |gpu, out| {
+            let mut commands = gpu.commands("late");
+            commands.clear(out);
+            commands.submit_timed().and_then(|timed| timed.elapsed(gpu)).map(drop)
+        },
+    ];
+    for (i, call) in calls.into_iter().enumerate() {
+        let Some(gpu) = common::gpu() else { return };
+        let out = poisoned(&gpu, 1 << 20);
+        let mut commands = gpu.commands("work");
+        for _ in 0..20 {
+            triple(&gpu, &mut commands, &out, 5);
+        }
+        commands.submit().unwrap();
+        gpu.device().destroy();
+        let result = call(&gpu, &out);
+        assert!(matches!(result, Err(GpuError::DeviceLost { .. })), "call {i}: {result:?}");
+        assert!(matches!(gpu.fault(), Err(GpuError::DeviceLost { .. })));
+    }
+}
+
+#[test]
 fn profiles_count_calls_bytes_and_time() {
     let Some(gpu) = common::gpu_with(|options| options.profile = true) else { return };
     assert!(gpu.profile().unwrap().0.is_empty());

@@ -2,7 +2,9 @@
 //!
 //! float32 outputs are those of [`dequantize`](super::dequantize) bit for bit, and 16-bit ones are those values rounded to the
 //! nearest, ties to even, with one exception that Vulkan leaves to the driver: a float32 below 2^-126 in magnitude (a scale, or a
-//! product) may be taken for zero of its sign. Mesa's software Vulkan keeps them. No kernel uses subgroup operations, so that none depends on a subgroup's size.
+//! product) may be taken for zero of its sign. Mesa's software Vulkan keeps them.
+//!
+//! No kernel uses subgroup operations, so that none depends on a subgroup's size.
 
 use std::fmt;
 use std::ops::Range;
@@ -143,7 +145,7 @@ fn payload(scales: &Scales<'_>) -> Vec<u8> {
 
 /// Sizes that change a fast kernel's speed, not what it writes.
 #[doc(hidden)]
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Tuning {
     /// Threads in a workgroup.
     pub workgroup: u32,
@@ -161,7 +163,7 @@ impl Default for Tuning {
 
 /// What a [`Dequantizer`] is made of.
 #[doc(hidden)]
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Setup {
     /// Sizes of the fast kernels.
     pub tuning: Tuning,
@@ -222,7 +224,8 @@ struct Params {
 }
 
 impl Dequantizer {
-    /// The kernels of `gpu`, each tried once against the CPU: where a fast one fails, the plain one is used.
+    /// The kernels of `gpu`, each tried once against the CPU: where a fast one fails, the plain one is used. What was found is
+    /// kept for later runs on the same adapter and driver ([`Options::cache`](crate::gpu::Options::cache)).
     ///
     /// # Errors
     /// [`DequantError::Unfit`] where the plain one fails, too; [`DequantError::Binding`], [`DequantError::Gpu`].
@@ -238,7 +241,7 @@ impl Dequantizer {
             return Err(DequantError::Binding { limit, needed: plan::MIN_BINDING });
         }
         let mut dequantizer = Self { gpu: gpu.clone(), setup, verdicts: Verdicts::default() };
-        dequantizer.verdicts = selftest::verdicts(&dequantizer)?;
+        dequantizer.verdicts = selftest::recall_or_run(&dequantizer)?;
         Ok(dequantizer)
     }
 
@@ -256,9 +259,9 @@ impl Dequantizer {
         &self.gpu
     }
 
-    /// Whether there are fast kernels to choose.
-    pub(super) fn has_fast(&self) -> bool {
-        self.setup.fast.is_some()
+    /// What the kernels are made of.
+    pub(super) fn setup(&self) -> &Setup {
+        &self.setup
     }
 
     /// Records the dequantisation of the elements in `range`, whose start is a multiple of 8, into `out`, which holds at least

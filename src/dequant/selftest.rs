@@ -1,5 +1,7 @@
 //! Every fast kernel against the CPU, once on a device.
 
+use std::hash::{DefaultHasher, Hash, Hasher};
+
 use half::{bf16, f16};
 
 use super::error::DequantError;
@@ -34,10 +36,39 @@ impl Verdicts {
     }
 }
 
+impl Verdicts {
+    /// As JSON: numbers of kernels in [`every_kernel`], and reasons.
+    fn to_record(&self) -> Vec<u8> {
+        let number = |which: &Which| every_kernel().position(|w| w == *which);
+        let rows: Vec<_> = self.0.iter().map(|(which, reason)| (number(which), reason)).collect();
+        serde_json::to_vec(&rows).unwrap_or_default()
+    }
+
+    /// `None` where `record` is not one of [`Verdicts::to_record`].
+    fn from_record(record: &[u8]) -> Option<Self> {
+        let rows: Vec<(usize, String)> = serde_json::from_slice(record).ok()?;
+        rows.into_iter().map(|(number, reason)| Some((every_kernel().nth(number)?, reason))).collect::<Option<_>>().map(Self)
+    }
+}
+
+/// What an earlier run on this adapter and driver found out about these very kernels, or finds it out.
+pub(super) fn recall_or_run(dequantizer: &Dequantizer) -> Result<Verdicts, DequantError> {
+    let gpu = dequantizer.gpu();
+    let mut kernels = DefaultHasher::new();
+    (dequantizer.setup(), gpu.is_checked()).hash(&mut kernels);
+    let name = format!("self-test-{:016x}", kernels.finish());
+    if let Some(known) = gpu.cached_record(&name).as_deref().and_then(Verdicts::from_record) {
+        return Ok(known);
+    }
+    let found = verdicts(dequantizer)?;
+    gpu.cache_record(&name, &found.to_record());
+    Ok(found)
+}
+
 /// Tries the fast kernels, and the plain one wherever they fail.
-pub(super) fn verdicts(dequantizer: &Dequantizer) -> Result<Verdicts, DequantError> {
+fn verdicts(dequantizer: &Dequantizer) -> Result<Verdicts, DequantError> {
     let all: Vec<Which> = every_kernel().collect();
-    let refused = if dequantizer.has_fast() {
+    let refused = if dequantizer.setup().fast.is_some() {
         failures(dequantizer, Path::Fast, &all)?
     } else {
         all.into_iter().map(|which| (which, "the plain kernels were asked for".to_owned())).collect()
@@ -180,6 +211,42 @@ impl Random {
                 f32::from_bits(sign | tie.to_bits())
             }
             _ => random,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn verdicts_come_back_from_their_record() {
+        for refused in [
+            vec![],
+            vec![((Output::F16, ScaleType::Dq8), "no".to_owned()), ((Output::F32, ScaleType::F32), "\"".to_owned())],
+        ] {
+            let record = Verdicts(refused.clone()).to_record();
+            assert_eq!(Verdicts::from_record(&record).unwrap().0, refused);
+        }
+        for bad in ["", "[[9,\"\"]]", "[[null,\"\"]]", "[[0]]"] {
+            assert!(Verdicts::from_record(bad.as_bytes()).is_none(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn samples_are_whole_and_differences_are_found() {
+        for scale_type in SCALE_TYPES {
+            let sample = Sample::new(scale_type);
+            assert_eq!(sample.projection().scales.len() as u64, nf4::block_count(ELEMENTS, BLOCK_SIZE));
+            for output in Output::ALL {
+                let expected = reference(&sample.projection(), output);
+                assert_eq!(expected.len() as u64, ELEMENTS * output.element_bytes());
+                assert!(expected.iter().filter(|&&byte| byte != 0).count() > expected.len() / 2);
+                assert_eq!(difference(output, &expected, &expected), None);
+                let mut wrong = expected.clone();
+                *wrong.last_mut().unwrap() ^= 1;
+                assert!(difference(output, &wrong, &expected).unwrap().starts_with(&format!("element {} ", ELEMENTS - 1)));
+            }
         }
     }
 }

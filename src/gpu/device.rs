@@ -165,19 +165,35 @@ impl Gpu {
 
     /// Waits for a submission, or for all of them.
     pub(super) fn wait_until(&self, submission: Option<&wgpu::SubmissionIndex>) -> Result<(), GpuError> {
+        self.fault()?;
+        self.poll_until(submission)?;
+        self.fault()
+    }
+
+    fn poll_until(&self, submission: Option<&wgpu::SubmissionIndex>) -> Result<(), GpuError> {
         let started = Instant::now();
         loop {
             // A lost device is not polled: wgpu panics where a wait fails.
-            self.fault()?;
+            self.lost()?;
             let wait = wgpu::PollType::Wait { submission_index: submission.cloned(), timeout: Some(STEP) };
             let polled = caught(|| self.0.device.poll(wait));
-            self.fault()?;
+            self.lost()?;
             match polled.map_err(|reason| GpuError::DeviceLost { reason })? {
                 Ok(_) => return Ok(()),
                 Err(wgpu::PollError::Timeout) if started.elapsed() < PATIENCE => {}
                 Err(wgpu::PollError::Timeout) => return Err(GpuError::Timeout { seconds: PATIENCE.as_secs() }),
-                Err(e) => return Err(GpuError::invalid("waiting", e.to_string())),
+                Err(e @ wgpu::PollError::WrongSubmissionIndex(..)) => {
+                    return Err(self.lost_or(GpuError::invalid("waiting", e.to_string())));
+                }
             }
+        }
+    }
+
+    /// The loss of the device, if that is what is behind `error`. It is told only once the queue has run dry.
+    fn lost_or(&self, error: GpuError) -> GpuError {
+        match self.poll_until(None) {
+            Err(lost @ GpuError::DeviceLost { .. }) => lost,
+            _ => error,
         }
     }
 
@@ -214,10 +230,14 @@ impl Gpu {
         // The loss of a device is told by a callback only, which a poll runs.
         let _ = caught(|| device.poll(wgpu::PollType::Poll));
         self.lost()?;
-        match errors.into_iter().flatten().next() {
-            Some(e) => Err(from_wgpu(what, bytes, || self.bytes_in_use(), &e)),
-            None => result.map_err(|reason| GpuError::invalid(what, reason)),
-        }
+        let error = match errors.into_iter().flatten().next() {
+            Some(e) => from_wgpu(what, bytes, || self.bytes_in_use(), &e),
+            None => match result {
+                Ok(result) => return Ok(result),
+                Err(reason) => GpuError::invalid(what, reason),
+            },
+        };
+        Err(self.lost_or(error))
     }
 }
 

@@ -109,3 +109,72 @@ impl Needs {
 fn bindings(module: &Module, group: u32) -> impl Iterator<Item = u32> {
     module.global_variables.iter().filter_map(move |(_, v)| v.binding.filter(|b| b.group == group)).map(|b| b.binding)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::gpu::Shader;
+
+    const SOURCE: &str = "
+        struct Params { count: u32, scale: f32, pad: vec2<u32> }
+        override TILE: u32 = 4;
+        var<workgroup> tile: array<vec4<f32>, TILE * 2>;
+        var<workgroup> flag: atomic<u32>;
+        var<workgroup> other: array<u32, 5>;
+        @group(0) @binding(3) var<storage, read_write> out: array<vec4<f32>>;
+        @group(0) @binding(1) var<uniform> table: array<vec4<f32>, 16>;
+        @group(0) @binding(0) var<storage, read> codes: array<u32>;
+        @group(1) @binding(0) var<uniform> params: Params;
+        fn helper(i: u32) { tile[i] = vec4(params.scale); }
+        @compute @workgroup_size(TILE, 2) fn tiled(@builtin(local_invocation_index) i: u32) {
+            helper(i);
+            atomicAdd(&flag, codes[i]);
+            workgroupBarrier();
+            out[i] = tile[i] + table[i % 16];
+        }
+        @compute @workgroup_size(5) fn plain(@builtin(local_invocation_index) i: u32) { other[i] = i; }";
+
+    fn needs(entry: &'static str, constants: Vec<(&'static str, f64)>) -> Result<Needs, GpuError> {
+        Needs::of("test", &KernelSpec { shader: Shader::checked("test", SOURCE), entry, constants })
+    }
+
+    #[test]
+    fn an_entry_point_needs_what_it_reaches() {
+        let bound = |binding, min_size, uniform| Bound { binding, min_size, uniform };
+        let tiled = |tile| Needs {
+            workgroup_size: [tile, 2, 1],
+            workgroup_bytes: u64::from(tile) * 32 + 16,
+            buffers: vec![bound(0, 4, false), bound(1, 256, true), bound(3, 16, false)],
+            declared: 4,
+            params: Some(bound(0, 16, true)),
+        };
+        assert_eq!(needs("tiled", vec![]).unwrap(), tiled(4));
+        assert_eq!(needs("tiled", vec![("TILE", 7.0)]).unwrap(), tiled(7));
+        let plain = Needs { workgroup_size: [5, 1, 1], workgroup_bytes: 32, declared: 4, ..Needs::default() };
+        assert_eq!(needs("plain", vec![]).unwrap(), plain);
+        assert!(matches!(needs("absent", vec![]), Err(GpuError::Invalid { .. })));
+        assert!(matches!(needs("plain", vec![("TILES", 7.0)]), Err(GpuError::Invalid { .. })));
+    }
+
+    #[test]
+    fn each_limit_is_named() {
+        let limits = wgpu::Limits::default();
+        let check = |workgroup_size, workgroup_bytes, buffers: u32| {
+            let bound = |binding| Bound { binding, min_size: 4, uniform: false };
+            let buffers = (0..buffers).map(bound).collect();
+            match (Needs { workgroup_size, workgroup_bytes, buffers, ..Needs::default() }).check("test", &limits) {
+                Ok(()) => "",
+                Err(GpuError::KernelLimit { limit_name, .. }) => limit_name,
+                Err(e) => panic!("{e}"),
+            }
+        };
+        assert_eq!(check([256, 1, 1], 16384, 8), "");
+        assert_eq!(check([1, 1, 1], 16400, 0), "maxComputeWorkgroupStorageSize");
+        assert_eq!(check([257, 1, 1], 0, 0), "maxComputeWorkgroupSizeX");
+        assert_eq!(check([1, 257, 1], 0, 0), "maxComputeWorkgroupSizeY");
+        assert_eq!(check([1, 1, 65], 0, 0), "maxComputeWorkgroupSizeZ");
+        assert_eq!(check([128, 1, 4], 0, 0), "maxComputeInvocationsPerWorkgroup");
+        assert_eq!(check([u32::MAX; 3], 0, 0), "maxComputeWorkgroupSizeX");
+        assert_eq!(check([1, 1, 1], 0, 9), "maxStorageBuffersPerShaderStage");
+    }
+}

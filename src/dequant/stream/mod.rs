@@ -346,11 +346,12 @@ fn wanted(number: u32, direction: Direction, count: u32, slots: u32) -> Vec<u32>
     }
 }
 
-/// Plans, and makes the buffers of the plan. Without a budget it starts with what the device says it has; where the device then
-/// runs out all the same, with ever less.
+/// Plans, and makes the buffers of the plan. Without a budget it starts with what the device says it has, less a tenth for what the
+/// caller needs besides; where the device then runs out all the same, it goes on with ever less.
 fn reserve(gpu: &Gpu, index: &Index, options: &StreamOptions) -> Result<(StreamPlan, Vec<Slot>, Option<Slot>), StreamError> {
     let max_buffer = gpu.limits().max_buffer_size;
-    let mut budget = options.budget;
+    let available = || gpu.memory().and_then(|memory| memory.available).map(|bytes| bytes / 10 * 9);
+    let mut budget = options.budget.or_else(available);
     loop {
         let plan = StreamPlan::new(index, max_buffer, budget, options.globals)?;
         match make_buffers(gpu, &plan) {
