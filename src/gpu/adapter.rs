@@ -5,8 +5,13 @@ use std::sync::OnceLock;
 
 use super::error::GpuError;
 
+/// A program without a dynamic loader cannot load the libraries that drivers are; where it tries, glibc crashes.
+const IS_STATIC: bool = cfg!(all(target_os = "linux", target_feature = "crt-static"));
+
 /// What brings a driver, for those who have none ([`GpuError::NoAdapter`]).
-pub const DRIVER_HINT: &str = if cfg!(any(target_os = "macos", target_os = "ios")) {
+pub const DRIVER_HINT: &str = if IS_STATIC {
+    "this program is linked statically, and drivers are libraries: build it without crt-static"
+} else if cfg!(any(target_os = "macos", target_os = "ios")) {
     "Metal comes with the system: is this a virtual machine without a GPU?"
 } else if cfg!(windows) {
     "install the graphics driver of the GPU's maker, which brings Direct3D 12 and Vulkan"
@@ -74,6 +79,9 @@ fn choose<'a>(ranked: &'a [AdapterSummary], asked: Option<&str>) -> Result<&'a A
 const SEARCHED: wgpu::Backends = wgpu::Backends::VULKAN.union(wgpu::Backends::METAL).union(wgpu::Backends::DX12);
 
 fn ranked() -> Vec<(AdapterSummary, wgpu::Adapter)> {
+    if IS_STATIC {
+        return Vec::new();
+    }
     let adapters = pollster::block_on(instance().enumerate_adapters(SEARCHED));
     let mut found: Vec<_> = adapters.into_iter().map(|adapter| (summary(&adapter.get_info()), adapter)).collect();
     found.sort_by_key(|(summary, _)| rank(summary));
