@@ -311,6 +311,9 @@ fn sabotaged(from: &str, to: &str) -> Setup {
     Setup { fast: Some(Shader::checked("sabotaged", source.replace(from, to))), ..Setup::default() }
 }
 
+/// Whether the kernel of an output and a scale type is broken.
+type Broken<'a> = &'a dyn Fn(Output, ScaleType) -> bool;
+
 #[test]
 fn a_broken_fast_kernel_is_replaced_by_the_plain_one() {
     let Some(gpu) = common::gpu() else { return };
@@ -319,7 +322,7 @@ fn a_broken_fast_kernel_is_replaced_by_the_plain_one() {
     // A product with a bf16 scale is never half way between two bf16s.
     let ties = |output: Output, scale_type: ScaleType| output == Output::Bf16 && scale_type != ScaleType::Bf16;
     let dq8 = |_: Output, scale_type: ScaleType| scale_type == ScaleType::Dq8;
-    let cases: [(&str, &str, &dyn Fn(Output, ScaleType) -> bool); 6] = [
+    let cases: [(&str, &str, Broken<'_>); 6] = [
         ("word & 15u]", "word & 7u]", &all),
         ("struct Params {", "struct Params [", &all),
         ("+ 0x7fffu + ((bits >> vec4(16u)) & vec4(1u))", "+ 0x8000u", &ties),
@@ -350,7 +353,7 @@ fn what_cannot_be_dequantised_is_an_error() {
     let tensor = Tensor::random(ScaleType::Dq8, 64, 1003, &mut Random(9));
     let weights = GpuWeights::upload(&gpu, &tensor.projection()).unwrap();
     assert!(dequantizer.read(&weights, 16..16, Output::F32).unwrap().is_empty());
-    for range in [1..9, 0..1004, 1008..1008, 16..8] {
+    for range in [1..9, 0..1004, 1008..1008, Range { start: 16, end: 8 }] {
         let found = dequantizer.read(&weights, range.clone(), Output::F16);
         assert!(matches!(found, Err(DequantError::Range { .. })), "{range:?}: {found:?}");
     }
