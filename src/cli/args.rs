@@ -269,7 +269,7 @@ pub struct DoctorArgs {
     #[arg(value_name = "PACK", value_hint = ValueHint::FilePath)]
     pub pack: Option<PathBuf>,
 
-    /// GPU memory to plan with, such as 8GiB or 500MB [default: what the device has left]
+    /// GPU memory to plan with, such as 8GiB or 500MB [default: nine tenths of what the device has left]
     #[arg(long, value_name = "SIZE", requires = "pack", value_parser = parse_size)]
     pub budget: Option<u64>,
 

@@ -14,7 +14,7 @@ use super::device::{self, AdapterEntry, is_software};
 use super::ui::{self, Table, Ui};
 use crate::MappedPack;
 use crate::convert::plan::scale_type_name;
-use crate::dequant::stream::{StreamError, StreamPlan};
+use crate::dequant::stream::{StreamError, StreamPlan, default_budget};
 use crate::dequant::{Dequantizer, KernelChoice, Output};
 use crate::format::SectionKind;
 use crate::format::nf4::{DEFAULT_BLOCK_SIZE, ScaleType};
@@ -112,7 +112,7 @@ impl Document {
     fn new(args: &DoctorArgs, ui: Ui, gpu: &Gpu) -> Result<Self> {
         let memory = gpu.memory();
         let memory = Memory { total: memory.map(|m| m.total), available: memory.and_then(|m| m.available) };
-        let budget = args.budget.or(memory.available).or(memory.total);
+        let budget = args.budget.or_else(|| default_budget(gpu));
         // Before anything is measured: what it shows is damaged packs and wrong names.
         let pack = args.pack.as_deref().map(|file| PackEntry::new(file, gpu, budget)).transpose()?;
         let kernels = Dequantizer::new(gpu)?;

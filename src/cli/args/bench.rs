@@ -79,15 +79,15 @@ Examples:
 Random codes and scales are made in the GPU's memory and decoded to every float type from every type of scales. Each run \
 hands the device many calls at once and divides its time by their number; what is printed is the median of the runs. \
 GB/s counts the bytes that must move: codes and scales once, the output once. In the same run, turn by turn, \
-a kernel that only copies is timed, and the driver's own copy (whose bytes count twice, read and written): no \
-kernel moves bytes faster, so that `of copy` says how good a kernel is on any device. Where a tensor would stay in a \
-cache, several take turns.";
+a kernel that only copies is timed, and the driver's own copy (whose bytes count twice, read and written): a \
+kernel hardly moves bytes faster, so that `of copy` says how good it is on any device. Where a tensor would stay in a \
+cache, several take turns; as these do not wait for one another, their calls may overlap.";
 
 /// Measure the kernels that decode, beside a copy
 #[derive(Debug, Args)]
 #[command(after_help = DEQUANT_EXAMPLES)]
 pub struct BenchDequantArgs {
-    /// A matrix, or the projections of a layer of qwen3-0.6b, qwen3-4b or tiny [default: 32768x16384, on software 1024x1024]
+    /// A matrix, or the projections of a layer of qwen3-0.6b, qwen3-4b or tiny [default: 32768x16384, where the GPU is not discrete less]
     #[arg(long, value_name = "MODEL|RxC", value_parser = parse_matrices)]
     pub shape: Option<Matrices>,
 
@@ -146,7 +146,7 @@ pub struct BenchStreamArgs {
     #[arg(long, value_enum)]
     pub shape: Option<ShapeArg>,
 
-    /// GPU memory for the first measurement, such as 8GiB [default: what the device has]
+    /// GPU memory for the first measurement, such as 8GiB [default: nine tenths of what the device has left]
     #[arg(long, value_name = "SIZE", value_parser = parse_size)]
     pub budget: Option<u64>,
 
@@ -236,13 +236,13 @@ fn projections(shape: &Shape) -> Vec<[u64; 2]> {
 /// The shapes of [`crate::convert::synth`] on the command line.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum ShapeArg {
-    /// 440 million weights in projections, 1.2 GB
+    /// 440 million weights in projections; as a checkpoint 1.2 GB
     #[value(name = "qwen3-0.6b")]
     Qwen3_0_6b,
-    /// 3.6 billion weights in projections, 8.0 GB
+    /// 3.6 billion weights in projections; as a checkpoint 8.0 GB
     #[value(name = "qwen3-4b")]
     Qwen3_4b,
-    /// 2 million weights, 5 MB: whether it works, not how fast it is
+    /// 2 million weights; as a checkpoint 5 MB: whether it works, not how fast it is
     Tiny,
 }
 
