@@ -326,7 +326,7 @@ fn a_broken_fast_kernel_is_replaced_by_the_plain_one() {
         ("struct Params {", "struct Params [", &all),
         ("+ 0x7fffu + ((bits >> vec4(16u)) & vec4(1u))", "+ 0x8000u", &ties),
         ("pack2x16float(values.xy)", "pack2x16float(values.xy * 1.0003)", &only(Output::F16)),
-        ("[params.out_first + i]", "[params.out_first + i + 1u]", &only(Output::F32)),
+        ("out[params.out_first + i] = bitcast", "out[params.out_first + i + 1u] = bitcast", &only(Output::F32)),
         ("return bitcast<f32>(bitcast<u32>(product) ^ params.zero) + head[0]", "return product", &dq8),
     ];
     let mut random = Random(8);

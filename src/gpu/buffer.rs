@@ -87,7 +87,7 @@ impl Gpu {
         let too_large = || GpuError::TooLarge { what: label.to_owned(), asked: size, limit, limit_name: "maxBufferSize" };
         let size = size.max(1).checked_next_multiple_of(16).filter(|&size| size <= limit).ok_or_else(too_large)?;
         let descriptor = wgpu::BufferDescriptor { label: Some(label), size, usage, mapped_at_creation };
-        self.guarded(label, size, |device| device.create_buffer(&descriptor))
+        self.guarded_taking(size, label, |device| device.create_buffer(&descriptor))
     }
 
     /// A storage buffer with these bytes (for small ones: tables, parameters, tests).
@@ -100,7 +100,7 @@ impl Gpu {
         if !bytes.len().is_multiple_of(4) {
             padded.to_mut().resize(bytes.len().next_multiple_of(4), 0);
         }
-        self.guarded(label, 0, |_| self.queue().write_buffer(&buffer, 0, &padded))?;
+        self.guarded(label, |_| self.queue().write_buffer(&buffer, 0, &padded))?;
         Ok(buffer)
     }
 }

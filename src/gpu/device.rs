@@ -217,8 +217,18 @@ impl Gpu {
         self.0.fault.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Runs `work`, which takes `bytes` of the device's memory, and turns wgpu's errors and panics in it into ours.
-    pub(super) fn guarded<T>(&self, what: &str, bytes: u64, work: impl FnOnce(&wgpu::Device) -> T) -> Result<T, GpuError> {
+    /// Runs `work` and turns wgpu's errors and panics in it into ours.
+    pub(super) fn guarded<T>(&self, what: &str, work: impl FnOnce(&wgpu::Device) -> T) -> Result<T, GpuError> {
+        self.guarded_taking(0, what, work)
+    }
+
+    /// [`Gpu::guarded`] for work that takes `bytes` of the device's memory.
+    pub(super) fn guarded_taking<T>(
+        &self,
+        bytes: u64,
+        what: &str,
+        work: impl FnOnce(&wgpu::Device) -> T,
+    ) -> Result<T, GpuError> {
         self.lost()?;
         let device = &self.0.device;
         // Scopes are per thread, and wgpu calls back on the thread that erred: what other threads do stays out of these.
@@ -299,6 +309,8 @@ mod tests {
         assert_eq!(error.to_string(), "out of GPU memory: weights takes 64 bytes, beside 7 bytes in use");
         let error = from_wgpu("weights", 64, || None, &wgpu::Error::OutOfMemory { source: source() });
         assert_eq!(error.to_string(), "out of GPU memory: weights takes 64 bytes");
+        let error = from_wgpu("commands", 0, || None, &wgpu::Error::OutOfMemory { source: source() });
+        assert_eq!(error.to_string(), "out of GPU memory: commands");
         let invalid = wgpu::Error::Validation { source: source(), description: "too odd".to_owned() };
         assert_eq!(from_wgpu("weights", 64, || None, &invalid).to_string(), "weights: too odd");
         let internal = wgpu::Error::Internal { source: source(), description: "too new".to_owned() };

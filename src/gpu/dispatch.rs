@@ -75,7 +75,7 @@ impl Gpu {
         }
         let usage = wgpu::BufferUsages::UNIFORM | wgpu::BufferUsages::COPY_DST;
         let buffer = self.buffer("parameters", bytes.len() as u64, usage)?;
-        self.guarded("parameters", 0, |_| self.queue().write_buffer(&buffer, 0, bytes))?;
+        self.guarded("parameters", |_| self.queue().write_buffer(&buffer, 0, bytes))?;
         Ok(Some(buffer))
     }
 }
@@ -152,7 +152,7 @@ impl Commands {
     fn hand_over(&self, stamps: Option<&Stamps>) -> Result<Submission, GpuError> {
         self.work.iter().try_for_each(|work| work.check(&self.gpu, self.label))?;
         let params = self.gpu.uniform(&self.params)?;
-        let submission = self.gpu.guarded(self.label, 0, |device| {
+        let submission = self.gpu.guarded(self.label, |device| {
             let mut encoder = device.create_command_encoder(&wgpu::CommandEncoderDescriptor { label: Some(self.label) });
             let mut pass = 0;
             for run in self.runs(stamps.is_some_and(Stamps::of_each)) {

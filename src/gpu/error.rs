@@ -46,7 +46,7 @@ pub enum GpuError {
         limit_name: &'static str,
     },
     /// The device has no memory left.
-    #[error("out of GPU memory: {what} takes {asked} bytes{}", beside(*in_use))]
+    #[error("out of GPU memory: {what}{}", sizes(*asked, *in_use))]
     OutOfMemory {
         /// What was to be made.
         what: String,
@@ -89,8 +89,9 @@ pub enum GpuError {
     },
 }
 
-fn beside(in_use: Option<u64>) -> String {
-    in_use.map_or_else(String::new, |bytes| format!(", beside {bytes} bytes in use"))
+fn sizes(asked: u64, in_use: Option<u64>) -> String {
+    let takes = if asked > 0 { format!(" takes {asked} bytes") } else { String::new() };
+    in_use.map_or(takes.clone(), |bytes| format!("{takes}, beside {bytes} bytes in use"))
 }
 
 impl GpuError {

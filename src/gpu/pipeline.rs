@@ -151,7 +151,7 @@ impl Gpu {
         };
         let unchecked = spec.shader.trusted && !self.0.checked;
         let what = format!("kernel {name}");
-        let (pipeline, buffers, params) = self.guarded(&what, 0, |device| {
+        let (pipeline, buffers, params) = self.guarded(&what, |device| {
             let module = if unchecked {
                 // SAFETY: the shader was made by `Shader::trusted`, whose caller has proven its accesses.
                 unsafe { device.create_shader_module_trusted(descriptor, wgpu::ShaderRuntimeChecks::unchecked()) }

@@ -51,7 +51,7 @@ impl Gpu {
         commands.copy(range, staging);
         let submission = commands.submit()?;
         let (sender, receiver) = mpsc::channel();
-        self.guarded("readback", 0, |_| {
+        self.guarded("readback", |_| {
             staging.buffer.map_async(wgpu::MapMode::Read, ..staging.size, move |result| drop(sender.send(result)));
         })?;
         self.wait_for(&submission)?;

@@ -36,7 +36,7 @@ impl Stamps {
         let usage = wgpu::BufferUsages::QUERY_RESOLVE | wgpu::BufferUsages::COPY_SRC;
         let resolved = BufferRange::whole(gpu.buffer("timestamps", bytes, usage)?).slice(0, bytes);
         let counts = (0..queries).step_by(SET).map(|start| SET.min(queries - start) as u32);
-        let sets = gpu.guarded("timestamps", bytes, |device| {
+        let sets = gpu.guarded_taking(bytes, "timestamps", |device| {
             let set = |count| {
                 let ty = wgpu::QueryType::Timestamp;
                 (device.create_query_set(&wgpu::QuerySetDescriptor { label: Some("timestamps"), ty, count }), count)
