@@ -20,11 +20,10 @@ struct Params {
 @group(0) @binding(4) var<storage, read_write> out: array<vec4<u32>>;   // 4 f32, or 8 f16 or bf16
 @group(1) @binding(0) var<uniform> params: Params;
 
-override WORKGROUP: u32 = 256u;
-override ITEMS: u32 = 4u;           // vec4s that a thread writes, WORKGROUP apart
+override WORKGROUP: u32 = 64u;
 override SCALES: u32 = 0u;          // 0 f32, 1 bf16, 2 dq8
 override BF16: bool = false;        // `to_16` writes bf16 in place of f16
-override LOCAL_MAP: bool = true;    // dq8: the map is looked up in workgroup memory
+const ITEMS = 4u;                   // vec4s that a thread writes, WORKGROUP apart
 
 // Workgroup memory, because a dynamically indexed constant would be spilled to memory by every thread.
 var<workgroup> codebook: array<f32, 16>;
@@ -34,7 +33,7 @@ fn fill_tables(thread: u32) {
     for (var i = thread; i < 16u; i += WORKGROUP) {
         codebook[i] = params.codebook[i >> 2u][i & 3u];
     }
-    if (SCALES == 2u && LOCAL_MAP) {
+    if (SCALES == 2u) {
         for (var i = thread; i < 256u; i += WORKGROUP) {
             map[i] = head[1u + i];
         }
@@ -53,15 +52,20 @@ fn scale_of(block: u32) -> f32 {
         return bitcast<f32>(select(pair << 16u, pair & 0xffff0000u, (i & 1u) == 1u));
     }
     let code = (scales[i >> 2u] >> (8u * (i & 3u))) & 255u;
-    var unit: f32;
-    if (LOCAL_MAP) { unit = map[code]; } else { unit = head[1u + code]; }
-    let product = unit * supers[(params.supers_first + block) >> 8u];
+    let product = map[code] * supers[(params.supers_first + block) >> 8u];
     // The format rounds the product before the sum; an unknown bit pattern in between forbids a fused multiply-add.
     return bitcast<f32>(bitcast<u32>(product) ^ params.zero) + head[0];
 }
 
-fn scale_of_word(word: u32) -> f32 {
-    return scale_of((params.block_phase + word) >> params.block_shift);
+// The scales of the words.
+fn scales_of(words: vec4<u32>) -> vec4<f32> {
+    let blocks = (params.block_phase + words) >> vec4(params.block_shift);
+    return vec4(scale_of(blocks.x), scale_of(blocks.y), scale_of(blocks.z), scale_of(blocks.w));
+}
+
+fn codes_of(words: vec4<u32>) -> vec4<u32> {
+    let i = params.codes_first + words;
+    return vec4(codes[i.x], codes[i.y], codes[i.z], codes[i.w]);
 }
 
 // The four lowest codes of `word`.
@@ -70,9 +74,10 @@ fn four(word: u32, scale: f32) -> vec4<f32> {
     return values * scale;
 }
 
-// The first item of a thread; its others follow WORKGROUP apart.
-fn first_item(group: u32, thread: u32) -> u32 {
-    return group * (WORKGROUP * ITEMS) + thread;
+// The items of a thread. All of their codes and scales are loaded before anything is written: a loop that writes each item before
+// it loads the next is 4 % slower.
+fn items_of(group: u32, thread: u32) -> vec4<u32> {
+    return group * (WORKGROUP * ITEMS) + thread + vec4(0u, WORKGROUP, 2u * WORKGROUP, 3u * WORKGROUP);
 }
 
 fn is_whole(group: u32, count: u32) -> bool {
@@ -80,55 +85,74 @@ fn is_whole(group: u32, count: u32) -> bool {
 }
 
 // Item `i` is half a word, so that neighbouring threads write neighbouring vec4s.
-fn write_f32(i: u32) {
-    let word = i >> 1u;
-    let half = codes[params.codes_first + word] >> (16u * (i & 1u));
-    out[params.out_first + i] = bitcast<vec4<u32>>(four(half, scale_of_word(word)));
+fn write_f32(i: u32, word: u32, scale: f32) {
+    out[params.out_first + i] = bitcast<vec4<u32>>(four(word >> (16u * (i & 1u)), scale));
 }
 
 @compute @workgroup_size(WORKGROUP)
 fn to_f32(@builtin(workgroup_id) id: vec3<u32>, @builtin(num_workgroups) grid: vec3<u32>, @builtin(local_invocation_index) thread: u32) {
     fill_tables(thread);
     let group = id.x + id.y * grid.x;
-    let first = first_item(group, thread);
     let count = 2u * params.words;
+    let i = items_of(group, thread);
     if (is_whole(group, count)) {
-        for (var k = 0u; k < ITEMS; k++) { write_f32(first + k * WORKGROUP); }
+        let words = codes_of(i >> vec4(1u));
+        let scale = scales_of(i >> vec4(1u));
+        write_f32(i.x, words.x, scale.x);
+        write_f32(i.y, words.y, scale.y);
+        write_f32(i.z, words.z, scale.z);
+        write_f32(i.w, words.w, scale.w);
     } else {
-        for (var i = first; i < min(count, (group + 1u) * (WORKGROUP * ITEMS)); i += WORKGROUP) { write_f32(i); }
+        for (var k = i.x; k < min(count, i.w + 1u); k += WORKGROUP) {
+            let word = k >> 1u;
+            write_f32(k, codes[params.codes_first + word], scale_of((params.block_phase + word) >> params.block_shift));
+        }
     }
 }
 
-// Each to the nearest bf16, ties to even, in the high half.
+// Each to the nearest bf16, ties to even, in the high half. Finite values only.
 fn round_bf16(values: vec4<f32>) -> vec4<u32> {
     let bits = bitcast<vec4<u32>>(values);
-    let rounded = bits + 0x7fffu + ((bits >> vec4(16u)) & vec4(1u));
-    return select(rounded, bits | vec4(0x400000u), (bits & vec4(0x7fffffffu)) > vec4(0x7f800000u));
+    return bits + 0x7fffu + ((bits >> vec4(16u)) & vec4(1u));
 }
 
-fn pack_16(values: vec4<f32>) -> vec2<u32> {
+// The high half of each, kept a NaN where it is one.
+fn keep_nan(values: vec4<f32>) -> vec4<u32> {
+    let bits = bitcast<vec4<u32>>(values);
+    return select(bits, bits | vec4(0x400000u), (bits & vec4(0x7fffffffu)) > vec4(0x7f800000u));
+}
+
+fn pack_16(values: vec4<f32>, finite: bool) -> vec2<u32> {
     if (BF16) {
-        let high = round_bf16(values);
+        var high: vec4<u32>;
+        if (finite) { high = round_bf16(values); } else { high = keep_nan(values); }
         return (high.xz >> vec2(16u)) | (high.yw & vec2(0xffff0000u));
     }
     return vec2(pack2x16float(values.xy), pack2x16float(values.zw));
 }
 
-fn write_16(word: u32) {
-    let eight = codes[params.codes_first + word];
-    let scale = scale_of_word(word);
-    out[params.out_first + word] = vec4(pack_16(four(eight, scale)), pack_16(four(eight >> 16u, scale)));
+fn write_16(i: u32, word: u32, scale: f32) {
+    // No weight is larger than its scale, so only a scale that is no number leads to one that is none.
+    let finite = (bitcast<u32>(scale) & 0x7f800000u) != 0x7f800000u;
+    out[params.out_first + i] = vec4(pack_16(four(word, scale), finite), pack_16(four(word >> 16u, scale), finite));
 }
 
 @compute @workgroup_size(WORKGROUP)
 fn to_16(@builtin(workgroup_id) id: vec3<u32>, @builtin(num_workgroups) grid: vec3<u32>, @builtin(local_invocation_index) thread: u32) {
     fill_tables(thread);
     let group = id.x + id.y * grid.x;
-    let first = first_item(group, thread);
     let count = params.words;
+    let i = items_of(group, thread);
     if (is_whole(group, count)) {
-        for (var k = 0u; k < ITEMS; k++) { write_16(first + k * WORKGROUP); }
+        let words = codes_of(i);
+        let scale = scales_of(i);
+        write_16(i.x, words.x, scale.x);
+        write_16(i.y, words.y, scale.y);
+        write_16(i.z, words.z, scale.z);
+        write_16(i.w, words.w, scale.w);
     } else {
-        for (var i = first; i < min(count, (group + 1u) * (WORKGROUP * ITEMS)); i += WORKGROUP) { write_16(i); }
+        for (var k = i.x; k < min(count, i.w + 1u); k += WORKGROUP) {
+            write_16(k, codes[params.codes_first + k], scale_of((params.block_phase + k) >> params.block_shift));
+        }
     }
 }

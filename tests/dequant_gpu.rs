@@ -7,7 +7,7 @@ mod common;
 
 use half::{bf16, f16};
 use nf4pack::dequant::yardstick::CopyKernel;
-use nf4pack::dequant::{self, DequantError, Dequantizer, GpuWeights, Output, Setup, Tuning};
+use nf4pack::dequant::{self, DequantError, Dequantizer, GpuWeights, Output, Setup};
 use nf4pack::format::nf4::{self, Projection, ScaleType, Scales};
 use nf4pack::gpu::{BufferRange, Gpu, Shader};
 use std::ops::Range;
@@ -136,12 +136,11 @@ struct Runner {
 
 impl Runner {
     fn new(gpu: Gpu) -> Self {
-        Self::tuned(gpu, Tuning::default())
+        Self::with(gpu, Setup::default())
     }
 
-    fn tuned(gpu: Gpu, tuning: Tuning) -> Self {
+    fn with(gpu: Gpu, fast: Setup) -> Self {
         let plain = Setup { fast: None, ..Setup::default() };
-        let fast = Setup { tuning, ..Setup::default() };
         let kernels = vec![Dequantizer::with(&gpu, fast).unwrap(), Dequantizer::with(&gpu, plain).unwrap()];
         Self { gpu, kernels }
     }
@@ -244,19 +243,19 @@ fn outputs_beyond_the_binding_limit() {
 #[test]
 fn more_than_65535_workgroups() {
     let Some(gpu) = common::gpu() else { return };
-    // The fast kernel decodes 16 words a workgroup here, the plain one 64.
-    let runner = Runner::tuned(gpu, Tuning { workgroup: 16, items: 1, local_map: false });
+    // Both kernels decode 64 words a workgroup here.
+    let runner = Runner::with(gpu, Setup { workgroup: 16, ..Setup::default() });
     let elements = 65_536 * 64 * 8 + 3;
     let tensor = Tensor::random(ScaleType::Bf16, 64, elements, &mut Random(5));
     runner.check(&tensor, 0..elements, &[Output::Bf16]);
 }
 
 #[test]
-fn every_tuning_writes_the_same() {
+fn every_workgroup_writes_the_same() {
     let Some(gpu) = common::gpu() else { return };
     let mut random = Random(6);
-    for (workgroup, items, local_map) in [(32, 1, true), (64, 2, false), (128, 8, false), (256, 3, true)] {
-        let runner = Runner::tuned(gpu.clone(), Tuning { workgroup, items, local_map });
+    for workgroup in [1, 32, 100, 256] {
+        let runner = Runner::with(gpu.clone(), Setup { workgroup, ..Setup::default() });
         for scale_type in SCALE_TYPES {
             let tensor = Tensor::random(scale_type, 32, 50_021, &mut random);
             runner.check(&tensor, 8..50_021, &Output::ALL);
@@ -327,7 +326,7 @@ fn a_broken_fast_kernel_is_replaced_by_the_plain_one() {
         ("struct Params {", "struct Params [", &all),
         ("+ 0x7fffu + ((bits >> vec4(16u)) & vec4(1u))", "+ 0x8000u", &ties),
         ("pack2x16float(values.xy)", "pack2x16float(values.xy * 1.0003)", &only(Output::F16)),
-        ("[params.out_first + i]", "[params.out_first + i + 1u]", &only(Output::F32)),
+        ("out[params.out_first + i] = bitcast", "out[params.out_first + i + 1u] = bitcast", &only(Output::F32)),
         ("return bitcast<f32>(bitcast<u32>(product) ^ params.zero) + head[0]", "return product", &dq8),
     ];
     let mut random = Random(8);
@@ -387,11 +386,11 @@ fn the_yardstick_copies() {
     for max_binding in [None, Some(4096 + 16)] {
         let Some(gpu) = common::gpu_with(|options| options.max_binding = max_binding) else { return };
         let mut random = Random(10);
-        for (size, workgroup, items) in [(16, 256, 4), (16 * 1024, 256, 4), (16 * 1024 + 4096, 64, 1), (200_016, 32, 3)] {
+        for size in [16, 4096, 16 * 1024, 16 * 1024 + 4096, 200_016] {
             let bytes: Vec<u8> = (0..size).map(|_| random.bits(8) as u8).collect();
             let from = BufferRange::whole(gpu.storage_with("from", &bytes).unwrap());
             let to = BufferRange::whole(gpu.storage_with("to", &vec![POISON; size + 32]).unwrap());
-            let copy = CopyKernel::new(&gpu, Tuning { workgroup, items, local_map: true }).unwrap();
+            let copy = CopyKernel::new(&gpu).unwrap();
             let mut commands = gpu.commands("copy");
             copy.record(&mut commands, &from, &to);
             commands.submit().unwrap();

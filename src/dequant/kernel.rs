@@ -143,30 +143,16 @@ fn payload(scales: &Scales<'_>) -> Vec<u8> {
     }
 }
 
-/// Sizes that change a fast kernel's speed, not what it writes.
-#[doc(hidden)]
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub struct Tuning {
-    /// Threads in a workgroup.
-    pub workgroup: u32,
-    /// vec4s (16 bytes) that a thread writes.
-    pub items: u32,
-    /// dq8: look the map up in workgroup memory, not in its buffer.
-    pub local_map: bool,
-}
-
-impl Default for Tuning {
-    fn default() -> Self {
-        Self { workgroup: 256, items: 4, local_map: true }
-    }
-}
+/// Bytes that a thread of a fast kernel writes at a time, and how often it does.
+const ITEM_BYTES: u64 = 16;
+const ITEMS: u64 = 4;
 
 /// What a [`Dequantizer`] is made of.
 #[doc(hidden)]
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Setup {
-    /// Sizes of the fast kernels.
-    pub tuning: Tuning,
+    /// Threads in a workgroup of the fast kernels: of 64, 128 and 256 the first was fastest.
+    pub workgroup: u32,
     /// The fast kernels; `None` runs the plain one for everything.
     pub fast: Option<Shader>,
 }
@@ -176,7 +162,7 @@ impl Default for Setup {
         // SAFETY: `Dequantizer::record` checks the buffers' sizes and dispatches what `plan` cuts, whose windows hold every index
         // that a chunk leads to; both loops end with their item counts; the tables are written before the barrier.
         let fast = unsafe { Shader::trusted("nf4_fast", include_str!("../../shaders/nf4_fast.wgsl")) };
-        Self { tuning: Tuning::default(), fast: Some(fast) }
+        Self { workgroup: 64, fast: Some(fast) }
     }
 }
 
@@ -344,7 +330,7 @@ impl Dequantizer {
             ScaleType::Dq8 => 2.0,
         };
         let flag = |set: bool| f64::from(u8::from(set));
-        let Tuning { workgroup, items, local_map } = self.setup.tuning;
+        let workgroup = self.setup.workgroup;
         match (&self.setup.fast, path) {
             (Some(fast), Path::Fast) => {
                 let spec = KernelSpec {
@@ -352,13 +338,11 @@ impl Dequantizer {
                     entry: if output == Output::F32 { "to_f32" } else { "to_16" },
                     constants: vec![
                         ("WORKGROUP", workgroup.into()),
-                        ("ITEMS", items.into()),
                         ("SCALES", scales),
                         ("BF16", flag(output == Output::Bf16)),
-                        ("LOCAL_MAP", flag(local_map)),
                     ],
                 };
-                let bytes = 16 * u64::from(workgroup) * u64::from(items);
+                let bytes = ITEM_BYTES * ITEMS * u64::from(workgroup);
                 Ok((self.gpu.kernel(&spec)?, bytes / output.word_bytes()))
             }
             _ => {

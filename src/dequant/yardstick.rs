@@ -2,7 +2,6 @@
 
 use bytemuck::{Pod, Zeroable};
 
-use super::kernel::Tuning;
 use crate::gpu::{BufferRange, Commands, Gpu, GpuError, Kernel, KernelSpec, Shader};
 
 /// A kernel that copies.
@@ -10,8 +9,10 @@ use crate::gpu::{BufferRange, Commands, Gpu, GpuError, Kernel, KernelSpec, Shade
 pub struct CopyKernel {
     gpu: Gpu,
     kernel: Kernel,
-    bytes_per_group: u64,
 }
+
+/// What a workgroup of the shader copies: 256 threads, 16 bytes each.
+const BYTES_PER_GROUP: u64 = 16 * 256;
 
 /// `struct Params` of the shader.
 #[derive(Debug, Clone, Copy, Pod, Zeroable)]
@@ -22,18 +23,15 @@ struct Params {
 }
 
 impl CopyKernel {
-    /// The kernel of `gpu`, with threads and vec4s a thread as `tuning` has them.
+    /// The kernel of `gpu`.
     ///
     /// # Errors
     /// [`GpuError::Invalid`], [`GpuError::KernelLimit`].
-    pub fn new(gpu: &Gpu, tuning: Tuning) -> Result<Self, GpuError> {
-        // SAFETY: `record` binds as many vec4s as it passes in `count`; the loops end with their item counts; there is no
-        // workgroup memory.
+    pub fn new(gpu: &Gpu) -> Result<Self, GpuError> {
+        // SAFETY: `record` binds as many vec4s as it passes in `count`; there are no loops and no workgroup memory.
         let shader = unsafe { Shader::trusted("copy", include_str!("../../shaders/copy.wgsl")) };
-        let constants = vec![("WORKGROUP", tuning.workgroup.into()), ("ITEMS", tuning.items.into())];
-        let kernel = gpu.kernel(&KernelSpec { shader, entry: "main", constants })?;
-        let bytes_per_group = 16 * u64::from(tuning.workgroup) * u64::from(tuning.items);
-        Ok(Self { gpu: gpu.clone(), kernel, bytes_per_group })
+        let kernel = gpu.kernel(&KernelSpec { shader, entry: "main", constants: Vec::new() })?;
+        Ok(Self { gpu: gpu.clone(), kernel })
     }
 
     /// Records the copy of `from` to `to`: as many whole 16 bytes as both have, in pieces that can be bound.
@@ -44,7 +42,7 @@ impl CopyKernel {
         while at < total && piece > 0 {
             let size = piece.min(total - at);
             let params = Params { count: (size / 16) as u32, pad: [0; 3] };
-            let groups = self.gpu.grid(size.div_ceil(self.bytes_per_group));
+            let groups = self.gpu.grid(size.div_ceil(BYTES_PER_GROUP));
             let bindings = [from.slice(at, size), to.slice(at, size)];
             commands.dispatch(&self.kernel, &bindings, bytemuck::bytes_of(&params), groups, 2 * size);
             at += size;

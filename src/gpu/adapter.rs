@@ -53,14 +53,13 @@ impl fmt::Display for AdapterSummary {
 
 /// Every adapter, best first: discrete, then integrated, virtual, software.
 pub fn adapters() -> Vec<AdapterSummary> {
-    ranked().into_iter().map(|(summary, _)| summary).collect()
+    ranked().iter().map(|(summary, _)| summary.clone()).collect()
 }
 
 /// The adapter that `asked` names, or the best one.
 pub(super) fn find(asked: Option<&str>) -> Result<(AdapterSummary, wgpu::Adapter), GpuError> {
-    let (summaries, adapters): (Vec<_>, Vec<_>) = ranked().into_iter().unzip();
-    let chosen = choose(&summaries, asked)?;
-    adapters.into_iter().nth(chosen.index).map(|adapter| (chosen.clone(), adapter)).ok_or(GpuError::NoAdapter)
+    let chosen = choose(&adapters(), asked)?.index;
+    ranked().get(chosen).cloned().ok_or(GpuError::NoAdapter)
 }
 
 /// The summary that `asked` names: by its index, else by a part of its name in any case; of several, and without a name, the best.
@@ -76,34 +75,32 @@ fn choose<'a>(ranked: &'a [AdapterSummary], asked: Option<&str>) -> Result<&'a A
     })
 }
 
-const SEARCHED: wgpu::Backends = wgpu::Backends::VULKAN.union(wgpu::Backends::METAL).union(wgpu::Backends::DX12);
+/// Searched once: every search loads all drivers anew, and some of them write to stderr each time.
+fn ranked() -> &'static [(AdapterSummary, wgpu::Adapter)] {
+    static FOUND: OnceLock<Vec<(AdapterSummary, wgpu::Adapter)>> = OnceLock::new();
+    FOUND.get_or_init(search)
+}
 
-fn ranked() -> Vec<(AdapterSummary, wgpu::Adapter)> {
+fn search() -> Vec<(AdapterSummary, wgpu::Adapter)> {
     if IS_STATIC {
         return Vec::new();
     }
-    let adapters = pollster::block_on(instance().enumerate_adapters(SEARCHED));
+    let backends = wgpu::Backends::VULKAN | wgpu::Backends::METAL | wgpu::Backends::DX12;
+    let memory_budget_thresholds =
+        wgpu::MemoryBudgetThresholds { for_resource_creation: Some(MEMORY_PERCENT), for_device_loss: None };
+    // Adapters and devices keep the instance alive.
+    let instance = wgpu::Instance::new(wgpu::InstanceDescriptor {
+        backends,
+        memory_budget_thresholds,
+        ..wgpu::InstanceDescriptor::new_without_display_handle()
+    });
+    let adapters = pollster::block_on(instance.enumerate_adapters(backends));
     let mut found: Vec<_> = adapters.into_iter().map(|adapter| (summary(&adapter.get_info()), adapter)).collect();
     found.sort_by_key(|(summary, _)| rank(summary));
     for (index, (summary, _)) in found.iter_mut().enumerate() {
         summary.index = index;
     }
     found
-}
-
-/// One instance for the process: each one loads all drivers anew, and some of them write to stderr when they are loaded.
-fn instance() -> &'static wgpu::Instance {
-    static INSTANCE: OnceLock<wgpu::Instance> = OnceLock::new();
-    INSTANCE.get_or_init(|| {
-        wgpu::Instance::new(wgpu::InstanceDescriptor {
-            backends: SEARCHED,
-            memory_budget_thresholds: wgpu::MemoryBudgetThresholds {
-                for_resource_creation: Some(MEMORY_PERCENT),
-                for_device_loss: None,
-            },
-            ..wgpu::InstanceDescriptor::new_without_display_handle()
-        })
-    })
 }
 
 /// Smaller is better; equals keep the driver's order.
