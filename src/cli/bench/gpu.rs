@@ -8,7 +8,7 @@ use crate::cli::device::Load;
 use crate::convert::plan::scale_type_name;
 use crate::convert::synth::{random_bytes, random_scales};
 use crate::dequant::yardstick::CopyKernel;
-use crate::dequant::{Dequantizer, GpuWeights, KernelChoice, Output, Tuning};
+use crate::dequant::{Dequantizer, GpuWeights, KernelChoice, Output};
 use crate::format::nf4::{Projection, SUPER_BLOCK, ScaleType, Scales, block_count, codes_len, scales_len};
 use crate::gpu::{BufferRange, Commands, Gpu, GpuError};
 
@@ -109,7 +109,7 @@ impl Copy {
     fn new(gpu: &Gpu, bytes: u64) -> Result<Self> {
         let size = bytes.min(gpu.limits().max_buffer_size) / 256 * 256;
         let buffer = |label| Ok::<_, GpuError>(BufferRange::whole(gpu.storage(label, size)?));
-        Ok(Self { kernel: CopyKernel::new(gpu, Tuning::default())?, from: buffer("source")?, to: buffer("target")? })
+        Ok(Self { kernel: CopyKernel::new(gpu)?, from: buffer("source")?, to: buffer("target")? })
     }
 
     fn bytes(&self) -> u64 {
