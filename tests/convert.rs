@@ -739,6 +739,43 @@ fn an_exported_absmax_pack_converts_to_the_same_pack_again() {
     }
 }
 
+#[test]
+fn a_synthetic_pack_is_good_and_depends_on_the_seed_alone() {
+    let folder = tempfile::tempdir().unwrap();
+    let [a, b, c] = ["a", "b", "c"].map(|name| folder.path().join(name));
+    let shape = synth::Shape::from_name("tiny").unwrap();
+    let len = synth::write_pack(&a, &shape, 1, &()).unwrap();
+    synth::write_pack(&b, &shape, 1, &()).unwrap();
+    synth::write_pack(&c, &shape, 2, &()).unwrap();
+    let read = |path| fs::read(path).unwrap();
+    assert!(read(&a) == read(&b) && read(&a) != read(&c));
+    assert_eq!(synth::write_pack(&a, &shape, 1, &()).unwrap_err().kind(), std::io::ErrorKind::AlreadyExists);
+    let odd = synth::Shape { hidden: 47, ..small_shape() };
+    let within_a_block = synth::write_pack(&folder.path().join("d"), &odd, 1, &()).unwrap_err();
+    assert_eq!(within_a_block.kind(), std::io::ErrorKind::InvalidInput);
+
+    let report = verify(&a, 1, &()).unwrap();
+    assert_eq!((report.bytes, report.faults), (len, vec![]));
+    let mapped = MappedPack::open(&a).unwrap();
+    let weights: u64 = shape.tensors().iter().filter(|(n, _)| n.contains("_proj")).map(|(_, s)| s[0] * s[1]).sum();
+    assert_eq!(mapped.pack().projections().map(|p| p.data.elements).sum::<u64>(), weights);
+    assert_eq!((mapped.pack().layer_count(), mapped.pack().raw_tensors().count()), (4, 4 * 4));
+}
+
+#[test]
+fn a_synthetic_pack_stops_when_it_is_told_to() {
+    struct Stop;
+    impl Progress for Stop {
+        fn cancelled(&self) -> bool {
+            true
+        }
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let shape = synth::Shape::from_name("tiny").unwrap();
+    let stopped = synth::write_pack(&folder.path().join("a"), &shape, 1, &Stop).unwrap_err();
+    assert_eq!(stopped.kind(), std::io::ErrorKind::Interrupted);
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(24))]
 

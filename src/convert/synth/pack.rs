@@ -117,31 +117,3 @@ fn masked(bytes: &mut [u8], mut state: u64, mask: u64, set: u64) -> u64 {
     }
     state
 }
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::MappedPack;
-    use crate::verify::verify;
-
-    #[test]
-    fn a_synthetic_pack_is_good_and_depends_on_the_seed_alone() {
-        let dir = tempfile::tempdir().unwrap();
-        let [a, b, c] = ["a", "b", "c"].map(|name| dir.path().join(name));
-        let shape = Shape::from_name("tiny").unwrap();
-        let len = write_pack(&a, &shape, 1, &()).unwrap();
-        write_pack(&b, &shape, 1, &()).unwrap();
-        write_pack(&c, &shape, 2, &()).unwrap();
-        let read = |path| std::fs::read(path).unwrap();
-        assert!(read(&a) == read(&b) && read(&a) != read(&c));
-        assert_eq!(write_pack(&a, &shape, 1, &()).unwrap_err().kind(), io::ErrorKind::AlreadyExists);
-
-        let report = verify(&a, 1, &()).unwrap();
-        assert_eq!((report.bytes, report.faults), (len, Vec::new()));
-        let pack = MappedPack::open(&a).unwrap();
-        let projections = pack.pack().projections();
-        let weights: u64 = shape.tensors().iter().filter(|(n, _)| n.contains("_proj")).map(|(_, s)| s[0] * s[1]).sum();
-        assert_eq!(projections.map(|p| p.data.elements).sum::<u64>(), weights);
-        assert_eq!((pack.pack().layer_count(), pack.pack().index().sections().len()), (4, 4 * (2 * 7 + 4)));
-    }
-}
