@@ -82,7 +82,7 @@ pub struct Task<'a> {
 impl<'a> Task<'a> {
     /// Of about so many bytes.
     pub fn new(gpu: &'a Gpu, bytes: u64) -> Result<Self> {
-        // Copies are multiples of 4; a target that is smaller than the source is written over and over.
+        // Copies are multiples of 4. A target that is smaller than the source, whole chunks then, is written over and over.
         let bytes = bytes.next_multiple_of(16);
         let mut source = vec![0; usize::try_from(bytes)?];
         random_bytes(&mut source, bytes);
@@ -113,8 +113,8 @@ impl<'a> Task<'a> {
     fn upload(&self, uploader: &mut Uploader, pool: &ThreadPool) -> Result<()> {
         for (i, chunk) in self.source.chunks(uploader.chunk() as usize).enumerate() {
             let offset = i as u64 * uploader.chunk() % self.target.size;
-            let part = self.target.slice(offset, (chunk.len() as u64).min(self.target.size - offset));
-            uploader.copy(&part, |area| pool.install(|| fill(area, &chunk[..part.size as usize])))?;
+            let part = self.target.slice(offset, chunk.len() as u64);
+            uploader.copy(&part, |area| pool.install(|| fill(area, chunk)))?;
         }
         Ok(self.gpu.wait()?)
     }
