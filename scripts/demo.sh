@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# From a fresh clone to a verified pack: builds nf4pack, converts the bundled model, shows the pack, verifies it.
+# From a fresh clone to a verified pack: builds nf4pack, converts the bundled model, shows the pack, verifies it, and looks for a GPU.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 . scripts/setup.sh
@@ -15,4 +15,5 @@ run() {
 run convert "$source" "$pack" --force
 run inspect "$pack"
 run verify "$pack" --against "$source"
+run doctor "$pack" || echo "(All but doctor and the GPU's benchmarks work without a GPU.)"
 printf '\nThe pack is %s; the program is target/release/nf4pack (try --help).\n' "$pack"

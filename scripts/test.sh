@@ -30,6 +30,10 @@ RUSTDOCFLAGS="-D warnings" cargo doc --locked --no-deps --all-features
 step "tests: everything"
 cargo test --locked
 
+step "examples"
+cargo run --locked --example read_tensor -- tests/fixtures/golden/v1.0-full.nf4pack
+cargo run --locked --example stream_layer -- tests/fixtures/golden/v1.0-full.nf4pack
+
 # Every test that opens a device, once more with wgpu's runtime checks in the kernels.
 step "GPU tests: checked kernels"
 mapfile -t gpu_tests < <(grep -l 'common/gpu.rs' tests/*.rs | sed 's|^tests/\(.*\)\.rs$|--test=\1|')

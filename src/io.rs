@@ -2,6 +2,7 @@
 
 use std::fs::File;
 use std::io;
+#[cfg(feature = "convert")]
 use std::path::Path;
 
 /// Alignment of an [`AlignedBuf`]: a page. A read into a buffer that starts 16 bytes past a page, where a large allocation
@@ -120,6 +121,7 @@ pub(crate) struct AlignedBuf(Vec<Page>);
 
 impl AlignedBuf {
     /// A buffer that holds `len` bytes without growing; it starts as zeros.
+    #[cfg(feature = "convert")]
     pub(crate) fn new(len: usize) -> Self {
         let mut buf = Self::default();
         buf.first_mut(len);
@@ -127,6 +129,7 @@ impl AlignedBuf {
     }
 
     /// All bytes.
+    #[cfg(feature = "convert")]
     pub(crate) fn filled(&self) -> &[u8] {
         bytemuck::cast_slice(&self.0)
     }
@@ -140,7 +143,7 @@ impl AlignedBuf {
     }
 }
 
-#[cfg(test)]
+#[cfg(all(test, feature = "convert"))]
 mod tests {
     use super::*;
 

@@ -100,10 +100,10 @@ fn contains(text: &str) -> impl Predicate<str> {
 #[test]
 fn help_and_version_name_every_command_and_option() {
     nf4pack().arg("--version").assert().success().stdout(concat!("nf4pack ", env!("CARGO_PKG_VERSION"), "\n"));
-    let commands = ["convert", "inspect", "verify", "export", "bench", "completions"];
+    let commands = ["convert", "inspect", "verify", "export", "doctor", "bench", "completions"];
     let help = nf4pack().arg("--help").assert().success();
     commands.iter().fold(help, |help, command| help.stdout(contains(command))).stdout(contains("Quick start"));
-    let options: [(&[&str], &str); 4] = [
+    let options: [(&[&str], &str); 8] = [
         (
             &["convert"],
             "--encoder --scales --block-size --keep --quantize --threads --config --dry-run --force --json --quiet",
@@ -111,6 +111,10 @@ fn help_and_version_name_every_command_and_option() {
         (&["inspect"], "--tensors --layer --json"),
         (&["verify"], "--against --config --threads --json --quiet"),
         (&["bench", "convert"], "--shape --encoder --scales --block-size --threads --runs --dir --json"),
+        (&["doctor"], "--budget --adapter --json NF4PACK_ADAPTER NF4PACK_PROFILE"),
+        (&["bench", "dequant"], "--shape --block-size --adapter --runs --json 9728x2560"),
+        (&["bench", "upload"], "--bytes --threads --adapter --runs --json"),
+        (&["bench", "stream"], "--shape --budget --no-mmap --verify-on-load --threads --dir --adapter --runs --json"),
     ];
     for (command, options) in options {
         let help = nf4pack().args(command).arg("--help").assert().success().stdout(contains("Examples:"));
@@ -249,6 +253,13 @@ fn wrong_usage_is_exit_code_2_and_nothing_on_stdout() {
         "verify tiny --config tiny/config.json",
         "export out.nf4pack back --dtype f64",
         "bench convert --runs 0",
+        "bench dequant --shape 0x64",
+        "bench dequant --shape llama",
+        "bench upload --bytes many",
+        "bench upload --threads 0",
+        "bench stream --budget -1",
+        "bench stream --shape 9x9",
+        "doctor --budget 8GiB",
         "bench",
         "completions csh",
         "frobnicate",

@@ -25,7 +25,7 @@ const FENCED: &[(&str, &[&str])] = &[
     ("safetensors", &["convert", "export"]),
     ("sha2", &["convert"]),
     ("fs4", &["convert", "export"]),
-    ("rayon", &["convert", "dequant", "verify", "export"]),
+    ("rayon", &["convert", "dequant", "verify", "export", "cli"]),
     ("ash", &["gpu"]),
     ("dirs", &["gpu"]),
     ("pollster", &["gpu"]),

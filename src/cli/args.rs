@@ -1,5 +1,7 @@
 //! The command line as data: every option with its help. Nothing is decided here.
 
+mod bench;
+
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
 
@@ -12,6 +14,8 @@ use crate::convert::Options;
 use crate::convert::encode::Encoder;
 use crate::format::FloatType;
 use crate::format::nf4::ScaleType;
+use crate::gpu;
+pub use bench::*;
 
 const STYLES: Styles = Styles::styled()
     .header(AnsiColor::Yellow.on_default().bold())
@@ -25,7 +29,8 @@ One file, 4 bits: converts a Hugging Face checkpoint once into a memory-mapped N
 Quick start:
   nf4pack convert Qwen3-0.6B q.nf4pack            # once
   nf4pack verify  q.nf4pack --against Qwen3-0.6B  # every checksum, every weight
-  nf4pack export  q.nf4pack Qwen3-0.6B-nf4        # a folder for transformers";
+  nf4pack export  q.nf4pack Qwen3-0.6B-nf4        # a folder for transformers
+  nf4pack doctor  q.nf4pack                       # how it will run on this machine's GPU";
 
 const AFTER_HELP: &str = "\
 Exit codes: 0 good, 1 failed (or the pack is damaged), 2 wrong usage.
@@ -55,6 +60,7 @@ pub enum Command {
     Inspect(InspectArgs),
     Verify(VerifyArgs),
     Export(ExportArgs),
+    Doctor(DoctorArgs),
     Bench(BenchArgs),
     Completions(CompletionsArgs),
 }
@@ -243,63 +249,76 @@ pub struct ExportArgs {
     pub output: OutputArgs,
 }
 
-/// Measure this machine
-#[derive(Debug, Args)]
-pub struct BenchArgs {
-    #[command(subcommand)]
-    pub what: BenchCommand,
-}
-
-#[derive(Debug, Subcommand)]
-pub enum BenchCommand {
-    Convert(BenchConvertArgs),
-}
-
-const BENCH_EXAMPLES: &str = "\
+const DOCTOR_EXAMPLES: &str = "\
 Examples:
-  nf4pack bench convert
-  nf4pack bench convert --shape qwen3-4b --dir /mnt/fast  # needs 14 GB
-  nf4pack bench convert --shape tiny --json
+  nf4pack doctor
+  nf4pack doctor qwen3.nf4pack
+  nf4pack doctor qwen3.nf4pack --budget 8GiB   # on a smaller GPU
+  nf4pack doctor --adapter llvmpipe --json
 
-Writes a checkpoint of random weights into a temporary folder, converts it several times (everything included: reading, \
-SHA-256, encoding, writing, fsync), and measures the parts alone in the same run: the encoder on one thread, the decoder \
-beside memcpy, verify, SHA-256, and a plain write and fsync of as many bytes as the pack has, the floor of any converter. \
-All figures are medians. The checkpoint has just been written, so that it is read from the page cache where it fits.";
+Lists the GPUs that Vulkan, Metal or DX12 reach, opens one (the best, or the one that --adapter or NF4PACK_ADAPTER names), \
+tries every kernel on it against the CPU, and measures uploading and decoding for a moment; `nf4pack bench` measures at \
+length. For a pack it says whether all layers fit into the GPU's memory, or how many at a time are streamed through it; exit code 1 \
+says that not even two do. With NF4PACK_PROFILE=1 the time of every kernel is printed at the end.";
 
-/// Measure conversion, and what bounds it
+/// Show what GPUs there are, whether they work, and how a pack will run
 #[derive(Debug, Args)]
-#[command(after_help = BENCH_EXAMPLES)]
-pub struct BenchConvertArgs {
-    /// The model whose shapes the random checkpoint has
-    #[arg(long, value_enum, default_value_t = ShapeArg::Qwen3_0_6b)]
-    pub shape: ShapeArg,
+#[command(after_help = DOCTOR_EXAMPLES)]
+pub struct DoctorArgs {
+    /// A pack to plan for
+    #[arg(value_name = "PACK", value_hint = ValueHint::FilePath)]
+    pub pack: Option<PathBuf>,
 
-    /// Only this encoder [default: both]
-    #[arg(long, value_enum)]
-    pub encoder: Option<EncoderArg>,
-
-    /// How scales are stored
-    #[arg(long, value_enum, default_value_t = ScalesArg::Bf16)]
-    pub scales: ScalesArg,
-
-    /// Weights that share a scale
-    #[arg(long, value_name = "N", default_value = "64", value_parser = block_size_parser())]
-    pub block_size: u32,
+    /// GPU memory to plan with, such as 8GiB or 500MB [default: nine tenths of what the device has left]
+    #[arg(long, value_name = "SIZE", requires = "pack", value_parser = parse_size)]
+    pub budget: Option<u64>,
 
     #[command(flatten)]
-    pub threads: ThreadsArg,
+    pub adapter: AdapterArg,
 
-    /// Times that each thing is measured
-    #[arg(long, value_name = "N", default_value = "5", value_parser = clap::value_parser!(u16).range(1..=1000))]
-    pub runs: u16,
-
-    /// Folder for the temporary files: its file system is what is measured [default: the system's temporary folder]
-    #[arg(long, value_name = "FOLDER", value_hint = ValueHint::DirPath)]
-    pub dir: Option<PathBuf>,
-
-    /// Print one JSON document on stdout (numbers are exact); all else goes to stderr
+    /// Print one JSON document on stdout (numbers are exact)
     #[arg(long)]
     pub json: bool,
+}
+
+#[derive(Debug, Args)]
+pub struct AdapterArg {
+    /// The GPU: its number in `nf4pack doctor`, or a part of its name [default: NF4PACK_ADAPTER, or the best]
+    #[arg(long, value_name = "NAME|INDEX")]
+    pub adapter: Option<String>,
+}
+
+impl AdapterArg {
+    /// As [`gpu::Gpu::open`] has it; the environment fills in what is not said here.
+    pub fn options(&self) -> gpu::Options {
+        let env = gpu::Options::from_env();
+        gpu::Options { adapter: self.adapter.clone().or(env.adapter), ..env }
+    }
+}
+
+/// Units of [`parse_size`]; a longer one stands before one that it ends in.
+const SIZE_UNITS: [(&str, u64); 9] = [
+    ("KiB", 1 << 10),
+    ("MiB", 1 << 20),
+    ("GiB", 1 << 30),
+    ("TiB", 1 << 40),
+    ("kB", 1000),
+    ("MB", 1_000_000),
+    ("GB", 1_000_000_000),
+    ("TB", 1_000_000_000_000),
+    ("B", 1),
+];
+
+/// `8GiB`, `1.5 GB`, `4096`: a number of bytes.
+fn parse_size(text: &str) -> Result<u64, String> {
+    let lower = text.trim().to_lowercase();
+    let with_unit = |(unit, bytes): &(&str, u64)| Some((lower.strip_suffix(&unit.to_lowercase())?, *bytes));
+    let (number, unit) = SIZE_UNITS.iter().find_map(with_unit).unwrap_or((&lower, 1));
+    let bytes = number.trim().parse::<f64>().map(|number| number * unit as f64);
+    match bytes {
+        Ok(bytes) if (1.0..1e18).contains(&bytes) => Ok(bytes as u64),
+        _ => Err("a size is a number of bytes with or without a unit: 8GiB, 500MB, 4096".to_owned()),
+    }
 }
 
 const COMPLETIONS_EXAMPLES: &str = "\
@@ -377,30 +396,6 @@ impl From<DtypeArg> for FloatType {
     }
 }
 
-/// The shapes of [`crate::convert::synth`] on the command line.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub enum ShapeArg {
-    /// 440 million weights in projections, 1.2 GB
-    #[value(name = "qwen3-0.6b")]
-    Qwen3_0_6b,
-    /// 3.6 billion weights in projections, 8.0 GB
-    #[value(name = "qwen3-4b")]
-    Qwen3_4b,
-    /// 2 million weights, 5 MB: whether it works, not how fast it is
-    Tiny,
-}
-
-impl ShapeArg {
-    /// The name that [`crate::convert::synth::Shape::from_name`] knows.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Qwen3_0_6b => "qwen3-0.6b",
-            Self::Qwen3_4b => "qwen3-4b",
-            Self::Tiny => "tiny",
-        }
-    }
-}
-
 /// The values of [`crate::format::nf4::BLOCK_SIZES`]; clap wants them as text.
 const BLOCK_SIZE_NAMES: [&str; 8] = ["32", "64", "128", "256", "512", "1024", "2048", "4096"];
 
@@ -441,7 +436,6 @@ mod tests {
     use clap::CommandFactory;
 
     use super::*;
-    use crate::convert::synth::Shape;
     use crate::format::nf4::BLOCK_SIZES;
 
     #[test]
@@ -450,11 +444,18 @@ mod tests {
     }
 
     #[test]
-    fn block_sizes_and_shapes_are_those_of_the_library() {
+    fn block_sizes_are_those_of_the_library() {
         assert_eq!(BLOCK_SIZE_NAMES.map(|name| name.parse::<u32>().unwrap()), BLOCK_SIZES);
-        let shapes: Vec<&str> = ShapeArg::value_variants().iter().map(|shape| shape.name()).collect();
-        assert!(shapes.iter().all(|name| Shape::from_name(name).is_some()));
-        assert_eq!(shapes.len(), Shape::NAMES.len());
+    }
+
+    #[test]
+    fn sizes_have_units() {
+        for (text, bytes) in [("8GiB", 8 << 30), ("1.5 gb", 1_500_000_000), ("4096", 4096), ("7B", 7), ("2kib", 2048)] {
+            assert_eq!(parse_size(text), Ok(bytes), "{text}");
+        }
+        for wrong in ["", "GiB", "8 apples", "-1", "0", "nan", "inf", "1e30", "8GiBB"] {
+            assert!(parse_size(wrong).is_err(), "{wrong}");
+        }
     }
 
     #[test]

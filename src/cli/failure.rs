@@ -13,8 +13,11 @@ use crate::convert::ConvertError;
 use crate::convert::arch::ArchError;
 use crate::convert::plan::PlanError;
 use crate::convert::source::{HeaderError, SourceError};
+use crate::dequant::DequantError;
+use crate::dequant::stream::StreamError;
 use crate::export::ExportError;
 use crate::format::FormatError;
+use crate::gpu::{DRIVER_HINT, GpuError};
 use crate::verify::VerifyError;
 
 /// Says what went wrong: on stderr for people, and on stdout where JSON was asked for.
@@ -52,6 +55,12 @@ fn hint(error: &anyhow::Error) -> Option<String> {
             of_verify(e)
         } else if let Some(e) = cause.downcast_ref() {
             of_export(e)
+        } else if let Some(e) = cause.downcast_ref() {
+            of_gpu(e)
+        } else if let Some(e) = cause.downcast_ref() {
+            of_dequant(e)
+        } else if let Some(e) = cause.downcast_ref() {
+            of_stream(e)
         } else {
             cause.downcast_ref().and_then(of_open)
         }
@@ -213,5 +222,43 @@ fn of_export(error: &ExportError) -> Option<String> {
         ExportError::Overflow { .. } => Some("--dtype bf16 or f32 holds it".into()),
         ExportError::Target { path, source } => of_target(path, source),
         ExportError::Safetensors { .. } | ExportError::Cancelled => None,
+    }
+}
+
+fn of_gpu(error: &GpuError) -> Option<String> {
+    let hint = match error {
+        GpuError::NoAdapter => DRIVER_HINT,
+        GpuError::NoSuchAdapter { .. } => "--adapter and NF4PACK_ADAPTER take such a number, or a part of a name",
+        GpuError::NoDevice { .. } => "update its driver, or name another GPU with --adapter (`nf4pack doctor` lists them)",
+        GpuError::TooLarge { .. } => "a smaller --shape fits; so may another GPU (--adapter)",
+        GpuError::OutOfMemory { .. } => {
+            "end other programs that use the GPU, or take a smaller --shape or --budget, or another GPU (--adapter)"
+        }
+        GpuError::DeviceLost { .. } => "the driver was reset, or the GPU removed: update the driver, then try again",
+        _ => return None,
+    };
+    Some(hint.to_owned())
+}
+
+fn of_dequant(error: &DequantError) -> Option<String> {
+    match error {
+        DequantError::Gpu(e) => of_gpu(e),
+        DequantError::Unfit { .. } => {
+            Some("no kernel works on this GPU: update its driver, or name another with --adapter".into())
+        }
+        _ => None,
+    }
+}
+
+fn of_stream(error: &StreamError) -> Option<String> {
+    match error {
+        StreamError::Open(e) => of_open(e),
+        StreamError::Gpu(e) => of_gpu(e),
+        StreamError::Budget { needed, .. } => Some(format!("--budget {needed} is the least that works")),
+        StreamError::Damaged { path, .. } => {
+            Some(format!("`nf4pack verify {}` lists all that is damaged; convert the checkpoint again", path.display()))
+        }
+        StreamError::Truncated { .. } => Some("copy the file again, and leave it alone while it is in use".into()),
+        _ => None,
     }
 }

@@ -1,9 +1,11 @@
-//! The command line: the only part that prints, and the only one that sees clap, indicatif and anyhow.
+//! The command line: the only part that prints, and the only one that sees clap, indicatif and anyhow. It never names wgpu.
 
 mod args;
 mod bench;
 mod completions;
 mod convert;
+mod device;
+mod doctor;
 mod export;
 mod failure;
 mod inspect;
@@ -59,8 +61,12 @@ fn dispatch(command: &Command) -> anyhow::Result<Outcome> {
         Command::Inspect(args) => inspect::run(args),
         Command::Verify(args) => verify::run(args),
         Command::Export(args) => export::run(args),
+        Command::Doctor(args) => doctor::run(args),
         Command::Bench(args) => match &args.what {
-            BenchCommand::Convert(args) => bench::run(args),
+            BenchCommand::Convert(args) => bench::convert::run(args),
+            BenchCommand::Dequant(args) => bench::dequant::run(args),
+            BenchCommand::Upload(args) => bench::upload::run(args),
+            BenchCommand::Stream(args) => bench::stream::run(args),
         },
         Command::Completions(args) => completions::run(args),
     }
@@ -74,9 +80,8 @@ impl Command {
             Self::Inspect(args) => args.json,
             Self::Verify(args) => args.output.json,
             Self::Export(args) => args.output.json,
-            Self::Bench(args) => match &args.what {
-                BenchCommand::Convert(args) => args.json,
-            },
+            Self::Doctor(args) => args.json,
+            Self::Bench(args) => args.what.json(),
             Self::Completions(_) => false,
         }
     }

@@ -5,8 +5,13 @@ use std::sync::OnceLock;
 
 use super::error::GpuError;
 
+/// A program without a dynamic loader cannot load the libraries that drivers are; where it tries, glibc crashes.
+const IS_STATIC: bool = cfg!(all(target_os = "linux", target_feature = "crt-static"));
+
 /// What brings a driver, for those who have none ([`GpuError::NoAdapter`]).
-pub const DRIVER_HINT: &str = if cfg!(any(target_os = "macos", target_os = "ios")) {
+pub const DRIVER_HINT: &str = if IS_STATIC {
+    "this program is linked statically, and drivers are libraries: build it without crt-static"
+} else if cfg!(any(target_os = "macos", target_os = "ios")) {
     "Metal comes with the system: is this a virtual machine without a GPU?"
 } else if cfg!(windows) {
     "install the graphics driver of the GPU's maker, which brings Direct3D 12 and Vulkan"
@@ -77,6 +82,9 @@ fn ranked() -> &'static [(AdapterSummary, wgpu::Adapter)] {
 }
 
 fn search() -> Vec<(AdapterSummary, wgpu::Adapter)> {
+    if IS_STATIC {
+        return Vec::new();
+    }
     let backends = wgpu::Backends::VULKAN | wgpu::Backends::METAL | wgpu::Backends::DX12;
     let memory_budget_thresholds =
         wgpu::MemoryBudgetThresholds { for_resource_creation: Some(MEMORY_PERCENT), for_device_loss: None };

@@ -30,7 +30,7 @@ const MOST_THREADS: usize = 8;
 /// How a pack is streamed.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct StreamOptions {
-    /// GPU bytes that layers, globals and staging may take; `None`: what the device has, as far as it can be found out.
+    /// GPU bytes that layers, globals and staging may take; `None`: [`default_budget`].
     pub budget: Option<u64>,
     /// Load the tensors of no layer (embedding, final norm, lm_head), too; they stay.
     pub globals: bool,
@@ -346,12 +346,17 @@ fn wanted(number: u32, direction: Direction, count: u32, slots: u32) -> Vec<u32>
     }
 }
 
-/// Plans, and makes the buffers of the plan. Without a budget it starts with what the device says it has, less a tenth for what the
-/// caller needs besides; where the device then runs out all the same, it goes on with ever less.
+/// The bytes that a stream without a budget plans with: what the device can still give (or, where it does not tell, has in all), less
+/// a tenth for what the caller needs besides. `None` where nothing is known.
+pub fn default_budget(gpu: &Gpu) -> Option<u64> {
+    gpu.memory().map(|memory| memory.available.unwrap_or(memory.total) / 10 * 9)
+}
+
+/// Plans, and makes the buffers of the plan. Without a budget it starts with [`default_budget`]; where the device then runs out all the
+/// same, it goes on with ever less.
 fn reserve(gpu: &Gpu, index: &Index, options: &StreamOptions) -> Result<(StreamPlan, Vec<Slot>, Option<Slot>), StreamError> {
     let max_buffer = gpu.limits().max_buffer_size;
-    let available = || gpu.memory().and_then(|memory| memory.available).map(|bytes| bytes / 10 * 9);
-    let mut budget = options.budget.or_else(available);
+    let mut budget = options.budget.or_else(|| default_budget(gpu));
     loop {
         let plan = StreamPlan::new(index, max_buffer, budget, options.globals)?;
         match make_buffers(gpu, &plan) {

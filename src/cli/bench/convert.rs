@@ -10,15 +10,16 @@ use std::time::Instant;
 use anyhow::{Context, Result};
 use serde::Serialize;
 
-use super::Outcome;
-use super::args::{BenchConvertArgs, EncoderArg};
-use super::ui::{self, Meter, Table, Ui};
+use super::{cores, median, not_interrupted};
+use crate::cli::Outcome;
+use crate::cli::args::{BenchConvertArgs, EncoderArg};
+use crate::cli::ui::{self, Meter, Table, Ui};
 use crate::convert::encode::{self, Encoder, ScalePrecision, Weights};
 use crate::convert::hash::FileHash;
 use crate::convert::plan::scale_type_name;
 use crate::convert::source::Checkpoint;
 use crate::convert::synth::{self, Shape};
-use crate::convert::{ConvertError, Options, Report, convert};
+use crate::convert::{Options, Report, convert};
 use crate::format::nf4::ScaleType;
 use crate::format::{FloatType, Pack};
 use crate::verify::verify;
@@ -256,9 +257,7 @@ impl Runner<'_> {
     fn rate(&self, amount: f64, mut work: impl FnMut() -> Result<()>) -> Result<f64> {
         let mut seconds = Vec::new();
         for _ in 0..self.args.runs {
-            if ui::interrupted() {
-                return Err(ConvertError::Cancelled.into());
-            }
+            not_interrupted()?;
             let started = Instant::now();
             work()?;
             seconds.push(started.elapsed().as_secs_f64());
@@ -278,20 +277,6 @@ fn decode_into(pack: Pack<'_>, out: &mut [f32]) -> Result<()> {
     }
     black_box(out);
     Ok(())
-}
-
-fn median(mut values: Vec<f64>) -> f64 {
-    values.sort_by(f64::total_cmp);
-    let upper = values.len() / 2;
-    match (values.get(upper), values.len().is_multiple_of(2)) {
-        (Some(a), true) => (a + values[upper - 1]) / 2.0,
-        (Some(a), false) => *a,
-        (None, _) => 0.0,
-    }
-}
-
-fn cores() -> usize {
-    std::thread::available_parallelism().map_or(1, |n| n.get())
 }
 
 /// The most memory that this process has had, where the system tells.
@@ -339,16 +324,5 @@ impl Bench {
             let _ = writeln!(text, "\npeak memory of the conversions: {}", ui::bytes(peak as f64));
         }
         text
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_median_of_an_even_number_lies_between_the_middle_two() {
-        assert_eq!(median(vec![3.0, 1.0, 2.0]), 2.0);
-        assert_eq!(median(vec![4.0, 1.0, 2.0, 3.0]), 2.5);
     }
 }

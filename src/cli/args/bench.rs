@@ -1,0 +1,280 @@
+//! `nf4pack bench` as data.
+
+use std::path::PathBuf;
+
+use clap::{Args, Subcommand, ValueEnum, ValueHint};
+
+use super::{AdapterArg, EncoderArg, ScalesArg, ThreadsArg, block_size_parser, parse_size};
+use crate::convert::synth::Shape;
+
+/// Measure this machine
+#[derive(Debug, Args)]
+pub struct BenchArgs {
+    #[command(subcommand)]
+    pub what: BenchCommand,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum BenchCommand {
+    Convert(BenchConvertArgs),
+    Dequant(BenchDequantArgs),
+    Upload(BenchUploadArgs),
+    Stream(BenchStreamArgs),
+}
+
+const CONVERT_EXAMPLES: &str = "\
+Examples:
+  nf4pack bench convert
+  nf4pack bench convert --shape qwen3-4b --dir /mnt/fast  # needs 14 GB
+  nf4pack bench convert --shape tiny --json
+
+Writes a checkpoint of random weights into a temporary folder, converts it several times (everything included: reading, \
+SHA-256, encoding, writing, fsync), and measures the parts alone in the same run: the encoder on one thread, the decoder \
+beside memcpy, verify, SHA-256, and a plain write and fsync of as many bytes as the pack has, the floor of any converter. \
+All figures are medians. The checkpoint has just been written, so that it is read from the page cache where it fits.";
+
+/// Measure conversion, and what bounds it
+#[derive(Debug, Args)]
+#[command(after_help = CONVERT_EXAMPLES)]
+pub struct BenchConvertArgs {
+    /// The model whose shapes the random checkpoint has
+    #[arg(long, value_enum, default_value_t = ShapeArg::Qwen3_0_6b)]
+    pub shape: ShapeArg,
+
+    /// Only this encoder [default: both]
+    #[arg(long, value_enum)]
+    pub encoder: Option<EncoderArg>,
+
+    /// How scales are stored
+    #[arg(long, value_enum, default_value_t = ScalesArg::Bf16)]
+    pub scales: ScalesArg,
+
+    /// Weights that share a scale
+    #[arg(long, value_name = "N", default_value = "64", value_parser = block_size_parser())]
+    pub block_size: u32,
+
+    #[command(flatten)]
+    pub threads: ThreadsArg,
+
+    /// Times that each thing is measured
+    #[arg(long, value_name = "N", default_value = "5", value_parser = clap::value_parser!(u16).range(1..=1000))]
+    pub runs: u16,
+
+    /// Folder for the temporary files: its file system is what is measured [default: the system's temporary folder]
+    #[arg(long, value_name = "FOLDER", value_hint = ValueHint::DirPath)]
+    pub dir: Option<PathBuf>,
+
+    /// Print one JSON document on stdout (numbers are exact); all else goes to stderr
+    #[arg(long)]
+    pub json: bool,
+}
+
+const DEQUANT_EXAMPLES: &str = "\
+Examples:
+  nf4pack bench dequant
+  nf4pack bench dequant --shape 9728x2560     # one projection
+  nf4pack bench dequant --shape qwen3-4b      # the seven projections of a layer
+  nf4pack bench dequant --adapter llvmpipe --json
+
+Random codes and scales are made in the GPU's memory and decoded to every float type from every type of scales. Each run \
+hands the device many calls at once and divides its time by their number; what is printed is the median of the runs. \
+GB/s counts the bytes that must move: codes and scales once, the output once. In the same run, turn by turn, \
+a kernel that only copies is timed, and the driver's own copy (whose bytes count twice, read and written): a \
+kernel hardly moves bytes faster, so that `of copy` says how good it is on any device. Where a tensor would stay in a \
+cache, several take turns; as these do not wait for one another, their calls may overlap.";
+
+/// Measure the kernels that decode, beside a copy
+#[derive(Debug, Args)]
+#[command(after_help = DEQUANT_EXAMPLES)]
+pub struct BenchDequantArgs {
+    /// A matrix, or the projections of a layer of qwen3-0.6b, qwen3-4b or tiny [default: 32768x16384, where the GPU is not discrete less]
+    #[arg(long, value_name = "MODEL|RxC", value_parser = parse_matrices)]
+    pub shape: Option<Matrices>,
+
+    /// Weights that share a scale
+    #[arg(long, value_name = "N", default_value = "64", value_parser = block_size_parser())]
+    pub block_size: u32,
+
+    #[command(flatten)]
+    pub common: GpuBenchArgs,
+}
+
+const UPLOAD_EXAMPLES: &str = "\
+Examples:
+  nf4pack bench upload
+  nf4pack bench upload --bytes 4GiB --threads 8
+  nf4pack bench upload --json
+
+Random bytes go from memory to the GPU as the layers of a pack do: threads fill mapped staging buffers, which the device \
+copies out of meanwhile. Beside it stands memcpy by as many threads, from the same memory into memory: where that is \
+no faster, the machine's memory is the limit. All figures are medians.";
+
+/// Measure the way from memory to the GPU, beside memcpy
+#[derive(Debug, Args)]
+#[command(after_help = UPLOAD_EXAMPLES)]
+pub struct BenchUploadArgs {
+    /// Bytes of a run, such as 512MB or 2GiB [default: 1GiB, on software 64MiB]
+    #[arg(long, value_name = "SIZE", value_parser = parse_size)]
+    pub bytes: Option<u64>,
+
+    /// Only with this many threads [default: 1, 2, 4 and 8]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
+    pub threads: Option<u16>,
+
+    #[command(flatten)]
+    pub common: GpuBenchArgs,
+}
+
+const STREAM_EXAMPLES: &str = "\
+Examples:
+  nf4pack bench stream                                 # needs 1.9 GB, on software 1 MB
+  nf4pack bench stream --shape qwen3-0.6b --dir /mnt/fast
+  nf4pack bench stream --shape qwen3-4b --budget 1GiB
+  nf4pack bench stream --no-mmap --verify-on-load
+
+Writes a pack of random codes with the layers of a model into a temporary folder, then measures: from opening the file to \
+all layers in GPU memory (the device is open already), and a pass over all layers forward and backward under the smallest \
+budget, a ring of two layers. Both are measured with the file mapped and read, with and without checksums; \
+--no-mmap and --verify-on-load leave the other half out. The file has just been written, so that it comes from the page cache \
+where it fits. All figures are medians.";
+
+/// Measure how fast the layers of a pack get to the GPU
+#[derive(Debug, Args)]
+#[command(after_help = STREAM_EXAMPLES)]
+pub struct BenchStreamArgs {
+    /// The model whose layers the random pack has [default: qwen3-4b, on software tiny]
+    #[arg(long, value_enum)]
+    pub shape: Option<ShapeArg>,
+
+    /// GPU memory for the first measurement, such as 8GiB [default: nine tenths of what the device has left]
+    #[arg(long, value_name = "SIZE", value_parser = parse_size)]
+    pub budget: Option<u64>,
+
+    /// Only read the file, do not map it
+    #[arg(long)]
+    pub no_mmap: bool,
+
+    /// Only with the checksum of every payload checked in passing
+    #[arg(long)]
+    pub verify_on_load: bool,
+
+    /// Threads that fill staging memory [default: one per core, at most 8]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
+    pub threads: Option<u16>,
+
+    /// Folder for the temporary pack [default: the system's temporary folder]
+    #[arg(long, value_name = "FOLDER", value_hint = ValueHint::DirPath)]
+    pub dir: Option<PathBuf>,
+
+    #[command(flatten)]
+    pub common: GpuBenchArgs,
+}
+
+/// What all benchmarks of the GPU take.
+#[derive(Debug, Args)]
+pub struct GpuBenchArgs {
+    #[command(flatten)]
+    pub adapter: AdapterArg,
+
+    /// Times that each thing is measured
+    #[arg(long, value_name = "N", default_value = "10", value_parser = clap::value_parser!(u16).range(1..=1000))]
+    pub runs: u16,
+
+    /// Print one JSON document on stdout (numbers are exact); all else goes to stderr
+    #[arg(long)]
+    pub json: bool,
+}
+
+impl BenchCommand {
+    /// Whether the caller wants JSON.
+    pub fn json(&self) -> bool {
+        match self {
+            Self::Convert(args) => args.json,
+            Self::Dequant(args) => args.common.json,
+            Self::Upload(args) => args.common.json,
+            Self::Stream(args) => args.common.json,
+        }
+    }
+}
+
+/// Matrices [rows, columns] that are decoded one after the other.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Matrices {
+    /// As it was asked for.
+    pub name: String,
+    /// Rows and columns of each.
+    pub shapes: Vec<[u64; 2]>,
+}
+
+/// Weights that a benchmark may have: more would pass any device's memory.
+const MOST_WEIGHTS: u64 = 1 << 36;
+
+/// `9728x2560`, or a model whose layer it is.
+pub fn parse_matrices(text: &str) -> Result<Matrices, String> {
+    let shapes = match Shape::from_name(text) {
+        Some(shape) => projections(&shape),
+        None => vec![matrix(text).ok_or_else(|| {
+            format!("neither rows and columns, such as 9728x2560, nor one of {}", Shape::NAMES.join(", "))
+        })?],
+    };
+    Ok(Matrices { name: text.to_owned(), shapes })
+}
+
+fn matrix(text: &str) -> Option<[u64; 2]> {
+    let (rows, columns) = text.split_once('x')?;
+    let (rows, columns) = (rows.parse().ok()?, columns.parse().ok()?);
+    u64::checked_mul(rows, columns).filter(|weights| (1..=MOST_WEIGHTS).contains(weights)).map(|_| [rows, columns])
+}
+
+/// The projections of one layer.
+fn projections(shape: &Shape) -> Vec<[u64; 2]> {
+    let of_layer = |name: &str| name.starts_with("model.layers.0.") && name.contains("_proj.");
+    let tensors = shape.tensors().into_iter().filter(|(name, _)| of_layer(name));
+    tensors.filter_map(|(_, shape)| shape.try_into().ok()).collect()
+}
+
+/// The shapes of [`crate::convert::synth`] on the command line.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum ShapeArg {
+    /// 440 million weights in projections; as a checkpoint 1.2 GB
+    #[value(name = "qwen3-0.6b")]
+    Qwen3_0_6b,
+    /// 3.6 billion weights in projections; as a checkpoint 8.0 GB
+    #[value(name = "qwen3-4b")]
+    Qwen3_4b,
+    /// 2 million weights; as a checkpoint 5 MB: whether it works, not how fast it is
+    Tiny,
+}
+
+impl ShapeArg {
+    /// The name that [`crate::convert::synth::Shape::from_name`] knows.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Qwen3_0_6b => "qwen3-0.6b",
+            Self::Qwen3_4b => "qwen3-4b",
+            Self::Tiny => "tiny",
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn shapes_are_matrices_or_layers() {
+        assert_eq!(parse_matrices("9728x2560").unwrap().shapes, [[9728, 2560]]);
+        let layer = parse_matrices("qwen3-4b").unwrap().shapes;
+        assert_eq!((layer.len(), layer.iter().map(|[r, c]| r * c).sum::<u64>()), (7, 100_925_440));
+        for wrong in ["", "x", "0x4", "4x", "-1x4", "9999999999x9999999999", "1000000x1000000", "llama", "1x2x3"] {
+            assert!(parse_matrices(wrong).is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn shapes_are_those_of_the_library() {
+        let shapes: Vec<&str> = ShapeArg::value_variants().iter().map(|shape| shape.name()).collect();
+        assert!(shapes.iter().all(|name| Shape::from_name(name).is_some()));
+        assert_eq!(shapes.len(), Shape::NAMES.len());
+    }
+}

@@ -1,0 +1,202 @@
+//! Tensors of random codes in a device's memory, and a copy to hold their decoding against.
+
+use anyhow::Result;
+use serde::Serialize;
+
+use super::{median, not_interrupted};
+use crate::cli::device::Load;
+use crate::convert::plan::scale_type_name;
+use crate::convert::synth::{random_bytes, random_scales};
+use crate::dequant::yardstick::CopyKernel;
+use crate::dequant::{Dequantizer, GpuWeights, KernelChoice, Output};
+use crate::format::nf4::{Projection, SUPER_BLOCK, ScaleType, Scales, block_count, codes_len, scales_len};
+use crate::gpu::{BufferRange, Commands, Gpu, GpuError};
+
+/// Sets at most: tiny tensors are not worth more.
+const MOST_SETS: u64 = 128;
+
+/// What a kernel takes.
+#[derive(Debug, Serialize)]
+pub struct KernelFigures {
+    pub output: String,
+    pub scales: &'static str,
+    /// Whether it is the fast kernel; `nf4pack doctor` says why not.
+    pub fast: bool,
+    /// Codes and scales read once, output written once.
+    pub bytes: u64,
+    /// Of all tensors, each decoded once.
+    pub median_seconds: f64,
+    pub min_seconds: f64,
+    pub bytes_per_second: f64,
+    pub weights_per_second: f64,
+    /// Of the copying kernel's bytes per second.
+    pub of_copy: f64,
+}
+
+/// Copies within the device's memory; bytes are counted twice, read and written.
+#[derive(Debug, Serialize)]
+pub struct CopyFigures {
+    pub buffer_bytes: u64,
+    pub kernel_bytes_per_second: f64,
+    pub driver_bytes_per_second: f64,
+}
+
+#[derive(Debug, Serialize)]
+pub struct Figures {
+    /// Sets of tensors that take turns, so that none stays in a cache.
+    pub sets: usize,
+    /// `timestamps` of the device, or the `clock` where it has none.
+    pub timed_by: &'static str,
+    pub copy: CopyFigures,
+    pub kernels: Vec<KernelFigures>,
+}
+
+/// One tensor under each type of scales, and room for its floats.
+struct Tensor {
+    weights: Vec<GpuWeights>,
+    out: BufferRange,
+}
+
+impl Tensor {
+    fn new(gpu: &Gpu, elements: u64, block_size: u32) -> Result<Self> {
+        let (blocks, mut state) = (block_count(elements, block_size), elements);
+        let mut codes = vec![0; codes_len(elements, block_size).unwrap_or(0) as usize];
+        state = random_bytes(&mut codes, state);
+        let table = random_table(ScaleType::F32, blocks, &mut state);
+        let projection = Projection { codes: &codes, scales: Scales::F32(&table), block_size, elements };
+        let mut weights = vec![GpuWeights::upload(gpu, &projection)?];
+        for scale_type in [ScaleType::Bf16, ScaleType::Dq8] {
+            let table = random_table(scale_type, blocks, &mut state);
+            let scales = BufferRange::whole(gpu.storage_with("scales", &table)?).slice(0, table.len() as u64);
+            weights.push(GpuWeights { scales, scale_type, ..weights[0].clone() });
+        }
+        let out = BufferRange::whole(gpu.storage("floats", Output::F32.bytes(elements))?);
+        Ok(Self { weights, out })
+    }
+
+    fn under(&self, scale_type: ScaleType) -> Option<&GpuWeights> {
+        self.weights.iter().find(|w| w.scale_type == scale_type)
+    }
+}
+
+/// A table of `blocks` scales.
+fn random_table(scale_type: ScaleType, blocks: u64, state: &mut u64) -> Vec<u8> {
+    let mut table = vec![0; scales_len(blocks, scale_type).unwrap_or(0) as usize];
+    let floats = match scale_type {
+        ScaleType::F32 | ScaleType::Bf16 => table.len(),
+        ScaleType::Dq8 => Scales::DQ8_FIXED_LEN + 4 * (blocks as usize).div_ceil(SUPER_BLOCK),
+    };
+    let (floats, codes) = table.split_at_mut(floats);
+    *state = random_bytes(codes, random_scales(floats, *state));
+    table
+}
+
+/// Bytes that decoding must move: codes and scales in, floats out.
+fn bytes_of(elements: u64, block_size: u32, choice: &KernelChoice) -> u64 {
+    let scales = scales_len(block_count(elements, block_size), choice.scale_type);
+    let codes = codes_len(elements, block_size);
+    codes.unwrap_or(0) + scales.unwrap_or(0) + elements * choice.output.element_bytes()
+}
+
+/// Two buffers to copy between.
+struct Copy {
+    kernel: CopyKernel,
+    from: BufferRange,
+    to: BufferRange,
+}
+
+impl Copy {
+    fn new(gpu: &Gpu, bytes: u64) -> Result<Self> {
+        let size = bytes.min(gpu.limits().max_buffer_size) / 256 * 256;
+        let buffer = |label| Ok::<_, GpuError>(BufferRange::whole(gpu.storage(label, size)?));
+        Ok(Self { kernel: CopyKernel::new(gpu)?, from: buffer("source")?, to: buffer("target")? })
+    }
+
+    fn bytes(&self) -> u64 {
+        2 * self.from.size
+    }
+}
+
+/// What to measure.
+pub struct Task<'a> {
+    /// Weights of each tensor.
+    pub tensors: &'a [u64],
+    pub block_size: u32,
+    pub runs: u16,
+    /// More bytes than a cache of the device holds: tensors that are together smaller take turns with others, and as many are
+    /// copied.
+    pub beyond_caches: u64,
+    /// Which kernels.
+    pub wanted: fn(&KernelChoice) -> bool,
+}
+
+impl Task<'_> {
+    /// Measures the kernels and the copy. They take turns, so that a device that grows warm and slow treats them alike.
+    pub fn measure(&self, gpu: &Gpu, kernels: &Dequantizer) -> Result<Figures> {
+        let choices: Vec<KernelChoice> = kernels.choices().into_iter().filter(self.wanted).collect();
+        let sets = self.sets(gpu)?;
+        let copy = Copy::new(gpu, self.beyond_caches)?;
+        let mut loads = vec![
+            Load::new(gpu, "copy kernel", |commands, _| {
+                copy.kernel.record(commands, &copy.from, &copy.to);
+                Ok(())
+            })?,
+            Load::new(gpu, "driver copy", |commands, _| {
+                commands.copy(&copy.from, &copy.to);
+                Ok(())
+            })?,
+        ];
+        for choice in &choices {
+            let decode = |commands: &mut Commands, call: u32| {
+                let set = sets.get(call as usize % sets.len().max(1)).map_or(&[][..], Vec::as_slice);
+                set.iter().try_for_each(|tensor| match tensor.under(choice.scale_type) {
+                    Some(weights) => kernels.record(commands, weights, 0..weights.elements, choice.output, &tensor.out),
+                    None => Ok(()),
+                })
+            };
+            loads.push(Load::new(gpu, "dequantise", decode)?);
+        }
+        for _ in 0..self.runs {
+            for load in &mut loads {
+                not_interrupted()?;
+                load.run(gpu)?;
+            }
+        }
+        Ok(self.figures(sets.len(), copy.bytes(), &choices, &loads))
+    }
+
+    /// As many sets as it takes to pass the caches.
+    fn sets(&self, gpu: &Gpu) -> Result<Vec<Vec<Tensor>>> {
+        let smallest: u64 = self.tensors.iter().map(|n| n / 2 + Output::F16.bytes(*n)).sum();
+        let count = self.beyond_caches.div_ceil(smallest.max(1)).min(MOST_SETS);
+        let set = |_| self.tensors.iter().map(|&elements| Tensor::new(gpu, elements, self.block_size)).collect();
+        (0..count).map(set).collect()
+    }
+
+    fn figures(&self, sets: usize, copied: u64, choices: &[KernelChoice], loads: &[Load<'_>]) -> Figures {
+        let seconds: Vec<f64> = loads.iter().map(|load| median(load.seconds.clone()).max(1e-12)).collect();
+        let copy = CopyFigures {
+            buffer_bytes: copied / 2,
+            kernel_bytes_per_second: copied as f64 / seconds[0],
+            driver_bytes_per_second: copied as f64 / seconds[1],
+        };
+        let figures = |((choice, load), &median_seconds): ((&KernelChoice, &Load<'_>), &f64)| {
+            let bytes = self.tensors.iter().map(|&n| bytes_of(n, self.block_size, choice)).sum::<u64>();
+            let bytes_per_second = bytes as f64 / median_seconds;
+            KernelFigures {
+                output: choice.output.to_string(),
+                scales: scale_type_name(choice.scale_type),
+                fast: choice.fast,
+                bytes,
+                median_seconds,
+                min_seconds: load.seconds.iter().copied().fold(f64::INFINITY, f64::min),
+                bytes_per_second,
+                weights_per_second: self.tensors.iter().sum::<u64>() as f64 / median_seconds,
+                of_copy: bytes_per_second / copy.kernel_bytes_per_second,
+            }
+        };
+        let kernels = choices.iter().zip(&loads[2..]).zip(&seconds[2..]).map(figures).collect();
+        let by_timestamps = loads[2..].iter().all(|load| load.by_timestamps);
+        Figures { sets, timed_by: if by_timestamps { "timestamps" } else { "clock" }, copy, kernels }
+    }
+}

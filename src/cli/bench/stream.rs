@@ -1,0 +1,177 @@
+//! `nf4pack bench stream`.
+
+use std::path::Path;
+
+use anyhow::{Context, Result};
+use serde::Serialize;
+
+use super::dequant::gigabytes;
+use super::{median, not_interrupted, seconds};
+use crate::MappedPack;
+use crate::cli::Outcome;
+use crate::cli::args::{BenchStreamArgs, ShapeArg};
+use crate::cli::device::{self, AdapterEntry, is_software};
+use crate::cli::ui::{self, Table, Ui, Unit};
+use crate::convert::ConvertError;
+use crate::convert::synth::{self, Shape};
+use crate::dequant::stream::{Direction, LayerStream, StreamOptions, StreamPlan};
+use crate::gpu::Gpu;
+
+#[derive(Serialize)]
+struct Bench {
+    adapter: AdapterEntry,
+    shape: &'static str,
+    dir: String,
+    pack_bytes: u64,
+    layers: u32,
+    /// Bytes of GPU memory that all layers take.
+    layers_bytes: u64,
+    /// 0 is one per core, at most eight.
+    threads: u16,
+    runs: u16,
+    measurements: Vec<Measurement>,
+}
+
+/// One way of loading, measured.
+#[derive(Serialize)]
+struct Measurement {
+    /// `mapped` or `read`.
+    source: &'static str,
+    /// Whether the checksum of every payload was checked.
+    verified: bool,
+    /// Layers in GPU memory at a time.
+    slots: u32,
+    resident: bool,
+    /// GPU bytes that the plan takes, staging included.
+    needed_bytes: u64,
+    /// What went to the GPU: each layer once where all stay; else forward and backward.
+    bytes: u64,
+    /// From opening the file to the last byte in the GPU's memory; every run.
+    seconds: Vec<f64>,
+    median_seconds: f64,
+    bytes_per_second: f64,
+}
+
+pub fn run(args: &BenchStreamArgs) -> Result<Outcome> {
+    let ui = Ui::new(args.common.json);
+    ui::handle_interrupts()?;
+    let bench = device::with(&args.common.adapter, ui, |gpu| measure(args, ui, gpu))?;
+    ui.result(&bench, || bench.text())?;
+    Ok(Outcome::Good)
+}
+
+fn measure(args: &BenchStreamArgs, ui: Ui, gpu: &Gpu) -> Result<Bench> {
+    let shape = args.shape.unwrap_or(if is_software(gpu) { ShapeArg::Tiny } else { ShapeArg::Qwen3_4b }).name();
+    let dir = args.dir.clone().unwrap_or_else(std::env::temp_dir);
+    let no_folder = || format!("cannot make a folder in {} (--dir names another place)", dir.display());
+    let folder = tempfile::Builder::new().prefix("nf4pack-bench-").tempdir_in(&dir).with_context(no_folder)?;
+    let pack = folder.path().join("layers.nf4pack");
+    let pack_bytes = write_pack(&pack, shape, ui)?;
+    ui.stage(&format!("streaming {} to {}", ui::bytes(pack_bytes as f64), gpu.adapter()));
+    let plan = StreamPlan::new(MappedPack::open(&pack)?.pack().index(), gpu.limits().max_buffer_size, None, false)?;
+    let mut measurements = Vec::new();
+    for map in [true, false].into_iter().filter(|&map| !(map && args.no_mmap)) {
+        for verify in [false, true].into_iter().filter(|&verify| verify || !args.verify_on_load) {
+            for budget in [args.budget, Some(plan.minimum_bytes)] {
+                let threads = args.threads.map_or(0, usize::from);
+                let options = StreamOptions { budget, verify, map, threads, ..StreamOptions::default() };
+                measurements.push(Measurement::new(gpu, &pack, &options, args.common.runs)?);
+            }
+        }
+    }
+    Ok(Bench {
+        adapter: gpu.adapter().into(),
+        shape,
+        dir: dir.display().to_string(),
+        pack_bytes,
+        layers: plan.layers,
+        layers_bytes: plan.weights_bytes,
+        threads: args.threads.unwrap_or(0),
+        runs: args.common.runs,
+        measurements,
+    })
+}
+
+fn write_pack(path: &Path, shape: &str, ui: Ui) -> Result<u64> {
+    ui.stage(&format!("writing a random pack of the layers of {shape} to {}", path.display()));
+    let sizes = Shape::from_name(shape).with_context(|| format!("no shape {shape}"))?;
+    let meter = ui.meter("writing", Unit::Bytes);
+    match synth::write_pack(path, &sizes, 0, &meter) {
+        Err(_) if ui::interrupted() => Err(ConvertError::Cancelled.into()),
+        result => result.with_context(|| format!("cannot write {} (--dir names another place)", path.display())),
+    }
+}
+
+impl Measurement {
+    /// The first time is not counted.
+    fn new(gpu: &Gpu, pack: &Path, options: &StreamOptions, runs: u16) -> Result<Self> {
+        let (mut all, mut last) = (Vec::new(), None);
+        for _ in 0..=runs {
+            not_interrupted()?;
+            all.push(seconds(|| {
+                last = Some(load(gpu, pack, options)?);
+                Ok(())
+            })?);
+        }
+        let plan = last.context("no runs")?;
+        let seconds = all.split_off(1);
+        let median_seconds = median(seconds.clone());
+        // On the way back, those that are still there are not loaded again.
+        let loads = if plan.resident { plan.layers } else { 2 * plan.layers - plan.slots };
+        let bytes = plan.weights_bytes / u64::from(plan.layers.max(1)) * u64::from(loads);
+        Ok(Self {
+            source: if options.map { "mapped" } else { "read" },
+            verified: options.verify,
+            slots: plan.slots,
+            resident: plan.resident,
+            needed_bytes: plan.needed_bytes,
+            bytes,
+            seconds,
+            median_seconds,
+            bytes_per_second: bytes as f64 / median_seconds.max(1e-9),
+        })
+    }
+}
+
+/// Opens a pack and loads all of it; where not all layers stay, passes over them forward and backward.
+fn load(gpu: &Gpu, pack: &Path, options: &StreamOptions) -> Result<StreamPlan> {
+    let mut stream = LayerStream::open(gpu, pack, options)?;
+    if !stream.plan().resident {
+        for number in 0..stream.layer_count() {
+            stream.layer(number, Direction::Forward)?;
+        }
+        for number in (0..stream.layer_count()).rev() {
+            stream.layer(number, Direction::Backward)?;
+        }
+    }
+    stream.wait_loaded()?;
+    Ok(stream.plan().clone())
+}
+
+impl Bench {
+    fn text(&self) -> String {
+        let titles = ["file", "checksums", "layers in memory", ">GPU memory", ">moved", ">seconds", ">min", ">GB/s"];
+        let mut table = Table::new(&titles);
+        for m in &self.measurements {
+            let checked = if m.verified { "checked" } else { "-" };
+            let slots = if m.resident { "all".to_owned() } else { format!("ring of {}, there and back", m.slots) };
+            let (memory, moved) = (ui::bytes(m.needed_bytes as f64), ui::bytes(m.bytes as f64));
+            let min = m.seconds.iter().copied().fold(f64::INFINITY, f64::min);
+            let [median, min] = [m.median_seconds, min].map(|seconds| format!("{seconds:.4}"));
+            table.row([&m.source, &checked, &slots, &memory, &moved, &median, &min, &gigabytes(m.bytes_per_second)]);
+        }
+        let threads = match self.threads {
+            0 => "a thread per core, at most 8".to_owned(),
+            n => ui::plural(u64::from(n), "thread"),
+        };
+        format!(
+            "\n{}\n{}: {} of {}, {threads}, median of {}, in {}\n\n{table}",
+            self.adapter,
+            self.shape,
+            ui::plural(u64::from(self.layers), "layer"),
+            ui::bytes(self.layers_bytes as f64 / f64::from(self.layers.max(1))),
+            ui::plural(u64::from(self.runs), "run"),
+            self.dir,
+        )
+    }
+}

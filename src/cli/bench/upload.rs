@@ -1,0 +1,151 @@
+//! `nf4pack bench upload`.
+
+use anyhow::Result;
+use rayon::prelude::*;
+use rayon::{ThreadPool, ThreadPoolBuilder};
+use serde::Serialize;
+
+use super::dequant::gigabytes;
+use super::{cores, median, not_interrupted, seconds};
+use crate::cli::Outcome;
+use crate::cli::args::BenchUploadArgs;
+use crate::cli::device::{self, AdapterEntry, is_software};
+use crate::cli::ui::{self, Table, Ui};
+use crate::convert::synth::random_bytes;
+use crate::gpu::{BufferRange, Gpu, GpuError, StagingArea, Uploader};
+
+/// Threads that are tried.
+const THREADS: [u16; 4] = [1, 2, 4, 8];
+/// A run's bytes: more than caches hold.
+const BYTES: u64 = 1 << 30;
+const SOFTWARE_BYTES: u64 = 64 << 20;
+/// Staging buffers, as a layer stream has them.
+const CHUNK: u64 = 16 << 20;
+const CHUNKS: usize = 4;
+/// What a thread copies at a time.
+const PIECE: usize = 256 << 10;
+
+#[derive(Serialize)]
+struct Bench {
+    adapter: AdapterEntry,
+    bytes: u64,
+    staging_buffers: usize,
+    staging_buffer_bytes: u64,
+    runs: u16,
+    cores: usize,
+    threads: Vec<UploadFigures>,
+}
+
+/// What so many threads reach.
+#[derive(Debug, Serialize)]
+pub struct UploadFigures {
+    pub threads: u16,
+    /// Every run, until the last byte is in the device's memory.
+    seconds: Vec<f64>,
+    pub bytes_per_second: f64,
+    /// From the same memory into memory, by as many threads; bytes are counted once.
+    pub memcpy_bytes_per_second: f64,
+}
+
+pub fn run(args: &BenchUploadArgs) -> Result<Outcome> {
+    let ui = Ui::new(args.common.json);
+    ui::handle_interrupts()?;
+    let bench = device::with(&args.common.adapter, ui, |gpu| measure(args, ui, gpu))?;
+    ui.result(&bench, || bench.text())?;
+    Ok(Outcome::Good)
+}
+
+fn measure(args: &BenchUploadArgs, ui: Ui, gpu: &Gpu) -> Result<Bench> {
+    let bytes = args.bytes.unwrap_or(if is_software(gpu) { SOFTWARE_BYTES } else { BYTES });
+    ui.stage(&format!("uploading {} to {}", ui::bytes(bytes as f64), gpu.adapter()));
+    let task = Task::new(gpu, bytes)?;
+    let counts = args.threads.map_or(THREADS.to_vec(), |one| vec![one]);
+    let threads = counts.into_iter().map(|threads| task.measure(threads, args.common.runs)).collect::<Result<_>>()?;
+    Ok(Bench {
+        adapter: gpu.adapter().into(),
+        bytes: task.source.len() as u64,
+        staging_buffers: CHUNKS,
+        staging_buffer_bytes: CHUNK.min(gpu.limits().max_buffer_size),
+        runs: args.common.runs,
+        cores: cores(),
+        threads,
+    })
+}
+
+/// What is uploaded, and where to.
+pub struct Task<'a> {
+    gpu: &'a Gpu,
+    source: Vec<u8>,
+    target: BufferRange,
+}
+
+impl<'a> Task<'a> {
+    /// Of about so many bytes.
+    pub fn new(gpu: &'a Gpu, bytes: u64) -> Result<Self> {
+        // Copies are multiples of 4; a target that is smaller than the source is written over and over.
+        let bytes = bytes.next_multiple_of(16);
+        let mut source = vec![0; usize::try_from(bytes)?];
+        random_bytes(&mut source, bytes);
+        let target = bytes.min(gpu.limits().max_buffer_size / CHUNK.max(1) * CHUNK);
+        Ok(Self { gpu, source, target: BufferRange::whole(gpu.storage("target", target)?) })
+    }
+
+    /// Uploads and copies by `threads` threads, in turn; the first time is not counted.
+    pub fn measure(&self, threads: u16, runs: u16) -> Result<UploadFigures> {
+        let pool = ThreadPoolBuilder::new().num_threads(threads.into()).build()?;
+        let mut uploader = Uploader::new(self.gpu, CHUNK, CHUNKS);
+        let mut memory = vec![0; self.source.len()];
+        let (mut uploads, mut copies) = (Vec::new(), Vec::new());
+        for _ in 0..=runs {
+            not_interrupted()?;
+            uploads.push(seconds(|| self.upload(&mut uploader, &pool))?);
+            copies.push(seconds(|| {
+                copy(&pool, &self.source, &mut memory);
+                Ok(())
+            })?);
+        }
+        let seconds = uploads.split_off(1);
+        let rate = |seconds| self.source.len() as f64 / median(seconds).max(1e-9);
+        let memcpy_bytes_per_second = rate(copies.split_off(1));
+        Ok(UploadFigures { threads, bytes_per_second: rate(seconds.clone()), seconds, memcpy_bytes_per_second })
+    }
+
+    fn upload(&self, uploader: &mut Uploader, pool: &ThreadPool) -> Result<()> {
+        for (i, chunk) in self.source.chunks(uploader.chunk() as usize).enumerate() {
+            let offset = i as u64 * uploader.chunk() % self.target.size;
+            let part = self.target.slice(offset, (chunk.len() as u64).min(self.target.size - offset));
+            uploader.copy(&part, |area| pool.install(|| fill(area, &chunk[..part.size as usize])))?;
+        }
+        Ok(self.gpu.wait()?)
+    }
+}
+
+fn fill(area: &StagingArea<'_>, bytes: &[u8]) -> Result<(), GpuError> {
+    let pieces = bytes.par_chunks(PIECE).enumerate();
+    pieces.try_for_each(|(i, piece)| area.write((i * PIECE) as u64, piece))
+}
+
+fn copy(pool: &ThreadPool, from: &[u8], to: &mut [u8]) {
+    pool.install(|| to.par_chunks_mut(PIECE).zip(from.par_chunks(PIECE)).for_each(|(to, from)| to.copy_from_slice(from)));
+}
+
+impl Bench {
+    fn text(&self) -> String {
+        let mut table = Table::new(&[">threads", ">ms", ">GB/s", ">memcpy GB/s", ">of memcpy"]);
+        for t in &self.threads {
+            let millis = format!("{:.1}", 1e3 * median(t.seconds.clone()));
+            let (upload, memcpy) = (gigabytes(t.bytes_per_second), gigabytes(t.memcpy_bytes_per_second));
+            let share = super::dequant::percent(t.bytes_per_second / t.memcpy_bytes_per_second);
+            table.row([&t.threads, &millis, &upload, &memcpy, &share]);
+        }
+        format!(
+            "\n{}\n{} from memory through {} of {}, {}, median of {}\n\n{table}",
+            self.adapter,
+            ui::bytes(self.bytes as f64),
+            ui::plural(self.staging_buffers as u64, "staging buffer"),
+            ui::bytes(self.staging_buffer_bytes as f64),
+            ui::plural(self.cores as u64, "core"),
+            ui::plural(u64::from(self.runs), "run"),
+        )
+    }
+}

@@ -1,0 +1,98 @@
+//! What the commands of the GPU share: opening it, describing it, timing work on it.
+
+use std::fmt;
+
+use anyhow::Result;
+use serde::Serialize;
+
+use super::args::AdapterArg;
+use super::ui::Ui;
+use crate::dequant::DequantError;
+use crate::gpu::{AdapterSummary, Commands, Gpu};
+
+/// An adapter in JSON.
+#[derive(Debug, Serialize)]
+pub struct AdapterEntry {
+    pub index: usize,
+    pub name: String,
+    pub kind: &'static str,
+    pub backend: String,
+    pub driver: String,
+}
+
+impl From<&AdapterSummary> for AdapterEntry {
+    fn from(a: &AdapterSummary) -> Self {
+        let (name, backend, driver) = (a.name.clone(), a.backend.clone(), a.driver.clone());
+        Self { index: a.index, name, kind: a.kind, backend, driver }
+    }
+}
+
+impl fmt::Display for AdapterEntry {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} ({}, {}, {})", self.name, self.kind, self.backend, self.driver)
+    }
+}
+
+/// Runs `work` with the GPU that was asked for; with `NF4PACK_PROFILE=1` the time of every kernel is printed at the end.
+pub fn with<T>(args: &AdapterArg, ui: Ui, work: impl FnOnce(&Gpu) -> Result<T>) -> Result<T> {
+    let gpu = Gpu::open(&args.options())?;
+    let result = work(&gpu)?;
+    let profile = gpu.profile()?;
+    if !profile.0.is_empty() {
+        ui.stage(&format!("\n{profile}"));
+    }
+    Ok(result)
+}
+
+/// Whether the CPU does the GPU's work: what is measured is then small.
+pub fn is_software(gpu: &Gpu) -> bool {
+    gpu.adapter().kind == "software"
+}
+
+/// Seconds of a submission that is long enough for its overhead not to matter, and short enough for every driver's watchdog.
+const SUBMISSION_SECONDS: f64 = 0.02;
+/// Calls in a submission at most: each takes memory of the driver's.
+const MOST_CALLS: u32 = 256;
+
+/// Records the call with this number.
+type Record<'a> = dyn Fn(&mut Commands, u32) -> Result<(), DequantError> + 'a;
+
+/// Work that is timed again and again.
+pub struct Load<'a> {
+    label: &'static str,
+    record: Box<Record<'a>>,
+    calls: u32,
+    /// Of one call: one figure a run.
+    pub seconds: Vec<f64>,
+    /// Whether the device took the time, not the clock.
+    pub by_timestamps: bool,
+}
+
+impl<'a> Load<'a> {
+    /// `record` records one call, whose number it gets. It is called once to warm up, and to see how many calls fill a submission.
+    pub fn new(
+        gpu: &Gpu,
+        label: &'static str,
+        record: impl Fn(&mut Commands, u32) -> Result<(), DequantError> + 'a,
+    ) -> Result<Self> {
+        let mut load = Self { label, record: Box::new(record), calls: 1, seconds: Vec::new(), by_timestamps: false };
+        // The first call also compiles; the second tells the time.
+        for _ in 0..2 {
+            load.run(gpu)?;
+        }
+        let once = load.seconds.pop().unwrap_or(SUBMISSION_SECONDS);
+        load.calls = ((SUBMISSION_SECONDS / once.max(1e-9)) as u32).clamp(1, MOST_CALLS);
+        load.seconds.clear();
+        Ok(load)
+    }
+
+    /// One run more: many calls, one submission.
+    pub fn run(&mut self, gpu: &Gpu) -> Result<()> {
+        let mut commands = gpu.commands(self.label);
+        (0..self.calls).try_for_each(|call| (self.record)(&mut commands, call))?;
+        let timed = commands.submit_timed()?;
+        self.seconds.push(timed.elapsed(gpu)?.as_secs_f64() / f64::from(self.calls));
+        self.by_timestamps = timed.by_timestamps;
+        Ok(())
+    }
+}

@@ -1,0 +1,300 @@
+//! `nf4pack doctor`.
+
+use std::fmt::Write as _;
+use std::path::Path;
+
+use anyhow::Result;
+use serde::Serialize;
+
+use super::Outcome;
+use super::args::DoctorArgs;
+use super::bench::dequant::{gigabytes, percent};
+use super::bench::{gpu as decode, not_interrupted, upload};
+use super::device::{self, AdapterEntry, is_software};
+use super::ui::{self, Table, Ui};
+use crate::MappedPack;
+use crate::convert::plan::scale_type_name;
+use crate::dequant::stream::{StreamError, StreamPlan, default_budget};
+use crate::dequant::{Dequantizer, KernelChoice, Output};
+use crate::format::SectionKind;
+use crate::format::nf4::{DEFAULT_BLOCK_SIZE, ScaleType};
+use crate::gpu::{self, Gpu};
+
+/// Times that each thing is measured: a moment, not a benchmark.
+const RUNS: u16 = 3;
+
+pub fn run(args: &DoctorArgs) -> Result<Outcome> {
+    let ui = Ui::new(args.json);
+    ui::handle_interrupts()?;
+    let document = device::with(&args.adapter, ui, |gpu| Document::new(args, ui, gpu))?;
+    ui.result(&document, || document.text())?;
+    Ok(Outcome::from(document.pack.is_none_or(|pack| pack.plan.is_some())))
+}
+
+#[derive(Serialize)]
+struct Document {
+    adapters: Vec<AdapterEntry>,
+    /// The one that is used, by its index.
+    adapter: usize,
+    limits: Limits,
+    memory: Memory,
+    features: Vec<&'static str>,
+    /// Whether kernels run with wgpu's runtime checks (`NF4PACK_CHECKED=1`).
+    checked: bool,
+    kernels: Vec<KernelEntry>,
+    /// Nothing where measuring failed.
+    speed: Option<Speed>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pack: Option<PackEntry>,
+}
+
+#[derive(Serialize)]
+struct Limits {
+    buffer_bytes: u64,
+    binding_bytes: u64,
+    workgroup_bytes: u32,
+    workgroup_threads: u32,
+    smallest_subgroup: u32,
+    largest_subgroup: u32,
+}
+
+/// Bytes of the device's memory, where its driver tells.
+#[derive(Serialize)]
+struct Memory {
+    total: Option<u64>,
+    available: Option<u64>,
+}
+
+#[derive(Serialize)]
+struct KernelEntry {
+    output: String,
+    scales: &'static str,
+    fast: bool,
+    /// Why it is not the fast one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    reason: Option<String>,
+}
+
+#[derive(Serialize)]
+struct Speed {
+    upload: upload::UploadFigures,
+    dequant: decode::Figures,
+}
+
+#[derive(Serialize)]
+struct PackEntry {
+    file: String,
+    layers: u32,
+    /// GPU bytes of all layers, and of the largest.
+    layers_bytes: u64,
+    largest_layer_bytes: u64,
+    /// File bytes of the tensors of no layer: embedding, final norm, lm_head.
+    globals_bytes: u64,
+    /// GPU memory that was planned with, if any is known.
+    budget_bytes: Option<u64>,
+    /// What it takes to keep all layers, and to stream them through a ring of two; staging included.
+    resident_bytes: u64,
+    smallest_bytes: u64,
+    /// How it will run; nothing where the budget is too small for that.
+    plan: Option<PlanEntry>,
+}
+
+#[derive(Serialize)]
+struct PlanEntry {
+    resident: bool,
+    /// Layers in GPU memory at a time.
+    slots: u32,
+    staging_bytes: u64,
+    needed_bytes: u64,
+}
+
+impl Document {
+    fn new(args: &DoctorArgs, ui: Ui, gpu: &Gpu) -> Result<Self> {
+        let memory = gpu.memory();
+        let memory = Memory { total: memory.map(|m| m.total), available: memory.and_then(|m| m.available) };
+        let budget = args.budget.or_else(|| default_budget(gpu));
+        // Before anything is measured: what it shows is damaged packs and wrong names.
+        let pack = args.pack.as_deref().map(|file| PackEntry::new(file, gpu, budget)).transpose()?;
+        let kernels = Dequantizer::new(gpu)?;
+        let (smallest_subgroup, largest_subgroup) = gpu.subgroup_sizes();
+        Ok(Self {
+            adapters: gpu::adapters().iter().map(AdapterEntry::from).collect(),
+            adapter: gpu.adapter().index,
+            limits: Limits {
+                buffer_bytes: gpu.limits().max_buffer_size,
+                binding_bytes: gpu.limits().max_storage_buffer_binding_size,
+                workgroup_bytes: gpu.limits().max_compute_workgroup_storage_size,
+                workgroup_threads: gpu.limits().max_compute_invocations_per_workgroup,
+                smallest_subgroup,
+                largest_subgroup,
+            },
+            memory,
+            features: gpu.feature_names(),
+            checked: gpu.is_checked(),
+            kernels: kernels.choices().into_iter().map(KernelEntry::from).collect(),
+            speed: Speed::new(gpu, &kernels).map(Some).or_else(|e| no_speed(ui, e))?,
+            pack,
+        })
+    }
+
+    fn text(&self) -> String {
+        let mut text = String::new();
+        let mut table = Table::new(&["", ">#", "GPU", "kind", "backend", "driver"]);
+        for a in &self.adapters {
+            let mark = if a.index == self.adapter { "*" } else { "" };
+            table.row([&mark, &a.index, &a.name, &a.kind, &a.backend, &a.driver]);
+        }
+        let _ = writeln!(text, "{table}(* the one in use; --adapter or NF4PACK_ADAPTER names another)\n");
+        self.device(&mut text);
+        self.kernels(&mut text);
+        if let Some(speed) = &self.speed {
+            speed.text(&mut text);
+        }
+        if let Some(pack) = &self.pack {
+            pack.text(&mut text);
+        }
+        text
+    }
+
+    fn device(&self, text: &mut String) {
+        let binary = |bytes: u64| ui::bytes(bytes as f64);
+        let memory = match (self.memory.total, self.memory.available) {
+            (Some(total), Some(available)) => format!("{}, {} of it free", binary(total), binary(available)),
+            (Some(total), None) => binary(total),
+            _ => "the driver does not tell".to_owned(),
+        };
+        let Limits { buffer_bytes, binding_bytes, workgroup_bytes, workgroup_threads, .. } = self.limits;
+        let (smallest, largest) = (self.limits.smallest_subgroup, self.limits.largest_subgroup);
+        let subgroups = if smallest == largest { smallest.to_string() } else { format!("{smallest} to {largest}") };
+        let rows = [
+            ("memory", memory),
+            ("largest buffer", format!("{}; bound at once: {}", binary(buffer_bytes), binary(binding_bytes))),
+            (
+                "workgroups",
+                format!("{workgroup_threads} threads, {workgroup_bytes} bytes of memory; subgroups of {subgroups}"),
+            ),
+            ("features", if self.features.is_empty() { "none".to_owned() } else { self.features.join(", ") }),
+            (
+                "checks",
+                if self.checked { "on in all kernels (NF4PACK_CHECKED=1)" } else { "off in fast kernels" }.to_owned(),
+            ),
+        ];
+        for (name, value) in rows {
+            let _ = writeln!(text, "{name:<15} {value}");
+        }
+    }
+
+    fn kernels(&self, text: &mut String) {
+        let mut table = Table::new(&["kernels", "f32 scales", "bf16 scales", "dq8 scales"]);
+        let of = |output: Output, scales| {
+            let output = output.to_string();
+            let found = self.kernels.iter().find(|k| k.output == output && k.scales == scale_type_name(scales));
+            if found.is_some_and(|k| k.fast) { "fast" } else { "plain" }
+        };
+        for output in Output::ALL {
+            let [f32, bf16, dq8] = [ScaleType::F32, ScaleType::Bf16, ScaleType::Dq8].map(|scales| of(output, scales));
+            table.row([&format!("to {output}"), &f32, &bf16, &dq8]);
+        }
+        let slow: Vec<&KernelEntry> = self.kernels.iter().filter(|k| !k.fast).collect();
+        let verdict = match slow.len() {
+            0 => "all equal the CPU's values".to_owned(),
+            n => format!("{n} fast ones failed, the plain ones equal the CPU's values"),
+        };
+        let _ = writeln!(text, "\n{table}(self-test on this device: {verdict})");
+        for k in slow {
+            let reason = k.reason.as_deref().unwrap_or("no reason is known");
+            let _ = writeln!(text, "{} from {} scales: {reason}", k.output, k.scales);
+        }
+    }
+}
+
+impl From<KernelChoice> for KernelEntry {
+    fn from(k: KernelChoice) -> Self {
+        let (output, scales) = (k.output.to_string(), scale_type_name(k.scale_type));
+        Self { output, scales, fast: k.fast, reason: k.reason }
+    }
+}
+
+/// A device that is busy with something else may have no memory for measurements; all else is still worth showing.
+fn no_speed(ui: Ui, error: anyhow::Error) -> Result<Option<Speed>> {
+    not_interrupted()?;
+    ui.warning(&format!("the speed is not measured: {error}"));
+    Ok(None)
+}
+
+impl Speed {
+    fn new(gpu: &Gpu, kernels: &Dequantizer) -> Result<Self> {
+        let sizes = if is_software(gpu) { (16 << 20, 1 << 20, 8 << 20) } else { (256 << 20, 1 << 26, 256 << 20) };
+        let (upload_bytes, weights, beyond_caches) = sizes;
+        let threads = super::bench::cores().min(8) as u16;
+        let upload = upload::Task::new(gpu, upload_bytes)?.measure(threads, RUNS)?;
+        let wanted = |k: &KernelChoice| k.scale_type == ScaleType::Bf16;
+        let task = decode::Task { tensors: &[weights], block_size: DEFAULT_BLOCK_SIZE, runs: RUNS, beyond_caches, wanted };
+        Ok(Self { upload, dequant: task.measure(gpu, kernels)? })
+    }
+
+    fn text(&self, text: &mut String) {
+        let mut table = Table::new(&["speed, at a glance", ">GB/s", "beside"]);
+        let memcpy = format!("memcpy {} GB/s", gigabytes(self.upload.memcpy_bytes_per_second));
+        let threads = ui::plural(self.upload.threads.into(), "thread");
+        table.row([&format!("upload, {threads}"), &gigabytes(self.upload.bytes_per_second), &memcpy]);
+        let copy = format!("copy {} GB/s", gigabytes(self.dequant.copy.kernel_bytes_per_second));
+        for k in &self.dequant.kernels {
+            let name = format!("decode to {}, {} scales", k.output, k.scales);
+            table.row([&name, &gigabytes(k.bytes_per_second), &format!("{copy}: {}", percent(k.of_copy))]);
+        }
+        let _ = write!(text, "\n{table}");
+    }
+}
+
+impl PackEntry {
+    fn new(file: &Path, gpu: &Gpu, budget: Option<u64>) -> Result<Self> {
+        let mapped = MappedPack::open(file)?;
+        let index = mapped.pack().index();
+        let max_buffer = gpu.limits().max_buffer_size;
+        let whole = StreamPlan::new(index, max_buffer, None, false)?;
+        let plan = match StreamPlan::new(index, max_buffer, budget, false) {
+            Ok(plan) => Some(PlanEntry::from(&plan)),
+            Err(StreamError::Budget { .. }) => None,
+            Err(e) => return Err(e.into()),
+        };
+        let global = index.sections().iter().filter(|s| s.layer.is_none() && s.kind.is_some_and(|k| k != SectionKind::File));
+        Ok(Self {
+            file: file.display().to_string(),
+            layers: whole.layers,
+            layers_bytes: whole.weights_bytes,
+            largest_layer_bytes: whole.layer_bytes,
+            globals_bytes: global.map(|s| s.length).sum(),
+            budget_bytes: budget,
+            resident_bytes: whole.needed_bytes,
+            smallest_bytes: whole.minimum_bytes,
+            plan,
+        })
+    }
+
+    fn text(&self, text: &mut String) {
+        let bytes = |n: u64| ui::bytes(n as f64);
+        let (layers, all) = (ui::plural(u64::from(self.layers), "layer"), bytes(self.layers_bytes));
+        let (largest, globals) = (bytes(self.largest_layer_bytes), bytes(self.globals_bytes));
+        let _ = writeln!(text, "\n{}: {layers}, {all}, the largest {largest}; tensors of no layer: {globals}", self.file);
+        let within = self.budget_bytes.map_or("memory of unknown size".to_owned(), bytes);
+        let verdict = match &self.plan {
+            Some(plan) if plan.resident => format!("all layers stay in {within}, taking {}", bytes(plan.needed_bytes)),
+            Some(plan) => {
+                let (slots, needed) = (plan.slots, bytes(plan.needed_bytes));
+                format!("{within} hold {slots} of {layers} at a time ({needed}); the others are streamed through them")
+            }
+            None => format!("does not run in {within}"),
+        };
+        let _ = writeln!(text, "{:<15} {verdict}", "layers");
+        let (resident, smallest) = (bytes(self.resident_bytes), bytes(self.smallest_bytes));
+        let _ = writeln!(text, "{:<15} {resident} for all layers, {smallest} at least (a ring of two)", "needs");
+    }
+}
+
+impl From<&StreamPlan> for PlanEntry {
+    fn from(plan: &StreamPlan) -> Self {
+        let StreamPlan { resident, slots, staging_bytes, needed_bytes, .. } = *plan;
+        Self { resident, slots, staging_bytes, needed_bytes }
+    }
+}

@@ -1,0 +1,228 @@
+//! The commands of the GPU as their user meets them, with a GPU and without.
+
+#![allow(clippy::unwrap_used, clippy::panic, reason = "tests fail by panicking")]
+
+#[path = "common/gpu.rs"]
+mod common;
+
+use std::fs;
+use std::path::Path;
+
+use assert_cmd::Command;
+use assert_cmd::assert::Assert;
+use nf4pack::convert::synth::{Shape, write_pack};
+use predicates::prelude::*;
+use serde_json::Value;
+use tempfile::TempDir;
+
+/// Of all scale types and outputs.
+const KERNELS: usize = 9;
+
+/// The program in `folder`, with these arguments, split at spaces. It keeps nothing between runs.
+fn command(folder: &Path, arguments: &str) -> Command {
+    let mut command = assert_cmd::cargo::cargo_bin_cmd!("nf4pack");
+    command.current_dir(folder).env("NF4PACK_CACHE_DIR", "").env_remove("NF4PACK_PROFILE").args(arguments.split(' '));
+    command
+}
+
+fn run(folder: &Path, arguments: &str) -> Assert {
+    command(folder, arguments).assert()
+}
+
+/// Runs it with `--json`, and parses all of stdout.
+fn json(folder: &Path, arguments: &str, code: i32) -> Value {
+    parse(&run(folder, &format!("{arguments} --json")).code(code))
+}
+
+fn parse(assert: &Assert) -> Value {
+    let stdout = &assert.get_output().stdout;
+    serde_json::from_slice(stdout).unwrap_or_else(|e| panic!("{e} in {:?}", String::from_utf8_lossy(stdout)))
+}
+
+/// A folder with a pack of four layers.
+fn place() -> TempDir {
+    let folder = tempfile::tempdir().unwrap();
+    write_pack(&folder.path().join("tiny.nf4pack"), &Shape::from_name("tiny").unwrap(), 7, &()).unwrap();
+    folder
+}
+
+fn names(folder: &Path) -> Vec<String> {
+    fs::read_dir(folder).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap()).collect()
+}
+
+fn positive(value: &Value) -> bool {
+    value.as_f64().is_some_and(|v| v.is_finite() && v > 0.0)
+}
+
+fn contains(text: &str) -> impl Predicate<str> {
+    predicate::str::contains(text)
+}
+
+#[test]
+fn doctor_tells_of_the_gpu_and_of_the_kernels() {
+    let Some(gpu) = common::gpu() else { return };
+    let folder = place();
+    let document = json(folder.path(), "doctor", 0);
+    let used = document["adapter"].as_u64().unwrap() as usize;
+    assert_eq!(document["adapters"][used]["name"], gpu.adapter().name);
+    assert_eq!(document["adapters"][used]["driver"], gpu.adapter().driver);
+    assert_eq!(document["limits"]["binding_bytes"], gpu.limits().max_storage_buffer_binding_size);
+    assert_eq!(document["limits"]["smallest_subgroup"], gpu.subgroup_sizes().0);
+    assert_eq!(document["memory"]["total"].as_u64(), gpu.memory().map(|m| m.total));
+    assert_eq!(document["checked"], gpu.is_checked());
+    let kernels = document["kernels"].as_array().unwrap();
+    assert_eq!(kernels.len(), KERNELS);
+    assert!(kernels.iter().all(|k| (k["fast"] == true) == k.get("reason").is_none()), "a plain kernel has a reason");
+    let speed = &document["speed"];
+    assert!(positive(&speed["upload"]["bytes_per_second"]) && positive(&speed["upload"]["memcpy_bytes_per_second"]));
+    assert!(positive(&speed["dequant"]["copy"]["kernel_bytes_per_second"]));
+    assert_eq!(speed["dequant"]["kernels"].as_array().unwrap().len(), 3);
+    assert!(document.get("pack").is_none());
+
+    let assert = run(folder.path(), "doctor").success().stdout(contains(&gpu.adapter().name));
+    ["largest buffer", "features", "self-test", "upload", "decode to f16"]
+        .iter()
+        .fold(assert, |assert, word| assert.stdout(contains(word)));
+}
+
+#[test]
+fn doctor_plans_for_a_pack_and_a_budget() {
+    let Some(_) = common::gpu() else { return };
+    let folder = place();
+    let pack = json(folder.path(), "doctor tiny.nf4pack", 0)["pack"].clone();
+    assert_eq!((pack["layers"].as_u64(), pack["globals_bytes"].as_u64()), (Some(4), Some(0)));
+    assert_eq!((&pack["plan"]["resident"], &pack["plan"]["slots"]), (&Value::from(true), &Value::from(4)));
+    let (resident, smallest) = (pack["resident_bytes"].as_u64().unwrap(), pack["smallest_bytes"].as_u64().unwrap());
+    assert!(smallest < resident && pack["largest_layer_bytes"].as_u64().unwrap() < smallest);
+    assert_eq!(pack["plan"]["needed_bytes"], resident);
+
+    let plan =
+        |budget: u64, code| json(folder.path(), &format!("doctor tiny.nf4pack --budget {budget}"), code)["pack"].clone();
+    let ring = plan(smallest, 0);
+    assert_eq!((&ring["plan"]["resident"], &ring["plan"]["slots"]), (&Value::from(false), &Value::from(2)));
+    assert_eq!(ring["budget_bytes"], smallest);
+    assert_eq!(plan(smallest - 1, 1)["plan"], Value::Null);
+
+    run(folder.path(), "doctor tiny.nf4pack --budget 1GiB").success().stdout(contains("all layers stay in 1.07 GB"));
+    let assert = run(folder.path(), &format!("doctor tiny.nf4pack --budget {smallest}")).success();
+    assert.stdout(contains("2 of 4 layers at a time"));
+    run(folder.path(), "doctor tiny.nf4pack --budget 4096").code(1).stdout(contains("does not run in 4.10 kB"));
+    run(folder.path(), "doctor none.nf4pack").code(1).stderr(contains("hint: `nf4pack convert"));
+}
+
+#[test]
+fn bench_dequant_counts_the_bytes_that_must_move() {
+    let Some(gpu) = common::gpu() else { return };
+    let folder = place();
+    let report = json(folder.path(), "bench dequant --shape 96x64 --runs 2", 0);
+    assert_eq!(report["adapter"]["name"], gpu.adapter().name);
+    assert_eq!((report["weights"].as_u64(), report["runs"].as_u64()), (Some(96 * 64), Some(2)));
+    assert!(report["sets"].as_u64().unwrap() > 1, "what fits a cache takes turns");
+    let kernels = report["kernels"].as_array().unwrap();
+    assert_eq!(kernels.len(), KERNELS);
+    for k in kernels {
+        let scales = match k["scales"].as_str().unwrap() {
+            "f32" => 4 * 96,
+            "bf16" => 2 * 96,
+            _ => 4 + 4 * 256 + 4 + 96,
+        };
+        let element = if k["output"] == "f32" { 4 } else { 2 };
+        assert_eq!(k["bytes"].as_u64(), Some(96 * 64 / 2 + scales + 96 * 64 * element), "{k}");
+        let fields = ["median_seconds", "min_seconds", "bytes_per_second", "weights_per_second", "of_copy"];
+        assert!(fields.iter().all(|field| positive(&k[field])), "{k}");
+    }
+    assert!(positive(&report["copy"]["kernel_bytes_per_second"]) && positive(&report["copy"]["driver_bytes_per_second"]));
+
+    let assert = run(folder.path(), "bench dequant --shape tiny --runs 1 --block-size 32").success();
+    let assert = assert.stdout(contains("7 tensors, block size 32, median of 1 run")).stdout(contains("of copy"));
+    assert.stdout(contains("weights/s")).stdout(contains("dq8"));
+}
+
+#[test]
+fn the_profile_of_the_kernels_goes_to_stderr() {
+    let Some(_) = common::gpu() else { return };
+    let folder = place();
+    let mut command = command(folder.path(), "bench dequant --shape 96x64 --runs 1 --json");
+    let assert = command.env("NF4PACK_PROFILE", "1").assert().success();
+    parse(&assert);
+    assert.stderr(contains("copy:main")).stderr(contains("nf4_fast:to_16")).stderr(contains("total"));
+}
+
+#[test]
+fn bench_upload_stands_beside_memcpy() {
+    let Some(_) = common::gpu() else { return };
+    let folder = place();
+    let report = json(folder.path(), "bench upload --bytes 3MB --runs 2", 0);
+    assert_eq!(report["bytes"], 3_000_000);
+    let threads = report["threads"].as_array().unwrap();
+    assert_eq!(threads.iter().map(|t| t["threads"].as_u64().unwrap()).collect::<Vec<_>>(), [1, 2, 4, 8]);
+    for t in threads {
+        assert_eq!(t["seconds"].as_array().unwrap().len(), 2);
+        assert!(positive(&t["bytes_per_second"]) && positive(&t["memcpy_bytes_per_second"]), "{t}");
+    }
+    let assert = run(folder.path(), "bench upload --bytes 20MiB --threads 3 --runs 1").success();
+    assert.stdout(contains("memcpy GB/s")).stdout(contains("\n      3  "));
+}
+
+#[test]
+fn bench_stream_measures_every_way_and_cleans_up() {
+    let Some(_) = common::gpu() else { return };
+    let folder = place();
+    let report = json(folder.path(), "bench stream --shape tiny --runs 2 --dir . --threads 2", 0);
+    assert_eq!((report["layers"].as_u64(), report["threads"].as_u64()), (Some(4), Some(2)));
+    let layers_bytes = report["layers_bytes"].as_u64().unwrap();
+    let ways = report["measurements"].as_array().unwrap();
+    assert_eq!(ways.len(), 8);
+    for (i, way) in ways.iter().enumerate() {
+        assert_eq!(way["source"], if i < 4 { "mapped" } else { "read" });
+        assert_eq!(way["verified"], i % 4 >= 2);
+        assert_eq!(
+            (&way["resident"], &way["slots"]),
+            (&Value::from(i % 2 == 0), &Value::from(if i % 2 == 0 { 4 } else { 2 }))
+        );
+        // Four layers once; or four forward, and two of them again on the way back.
+        assert_eq!(way["bytes"], if i % 2 == 0 { layers_bytes } else { layers_bytes / 4 * 6 });
+        assert!(way["seconds"].as_array().unwrap().len() == 2 && positive(&way["bytes_per_second"]), "{way}");
+    }
+    let narrowed = json(folder.path(), "bench stream --shape tiny --runs 1 --dir . --no-mmap --verify-on-load", 0);
+    let ways = narrowed["measurements"].as_array().unwrap();
+    assert!(ways.len() == 2 && ways.iter().all(|way| way["source"] == "read" && way["verified"] == true));
+
+    let assert = run(folder.path(), "bench stream --shape tiny --runs 1 --dir .").success();
+    assert.stdout(contains("ring of 2, there and back")).stdout(contains("4 layers of 237 kB"));
+    let assert = run(folder.path(), "bench stream --shape tiny --dir . --budget 4kB").code(1);
+    assert.stderr(contains("a budget of 4000 bytes is too small")).stderr(contains("hint: --budget "));
+    run(folder.path(), "bench stream --shape tiny --dir nowhere").code(1).stderr(contains("--dir"));
+    assert_eq!(names(folder.path()), ["tiny.nf4pack"]);
+}
+
+#[test]
+fn an_adapter_that_is_not_there_is_an_error_that_lists_those_that_are() {
+    let Some(gpu) = common::gpu() else { return };
+    let folder = place();
+    for arguments in ["doctor", "bench dequant", "bench upload", "bench stream --shape tiny"] {
+        let assert = run(folder.path(), &format!("{arguments} --adapter no-such-gpu")).code(1).stdout("");
+        assert.stderr(contains(&gpu.adapter().name)).stderr(contains("hint: --adapter"));
+        let document = json(folder.path(), &format!("{arguments} --adapter 99"), 1);
+        assert!(document["error"].as_str().unwrap().contains(r#"no adapter "99""#), "{document}");
+    }
+}
+
+/// Without a driver: exit code 1, and what to install.
+#[test]
+#[cfg(target_os = "linux")]
+fn without_a_driver_every_command_says_what_to_install() {
+    let folder = place();
+    for arguments in ["doctor", "doctor tiny.nf4pack", "bench dequant", "bench upload", "bench stream --shape tiny"] {
+        let without_driver = |arguments: &str| {
+            let mut command = command(folder.path(), arguments);
+            command.env("VK_DRIVER_FILES", "/nonexistent").env("VK_ICD_FILENAMES", "/nonexistent").assert().code(1)
+        };
+        let assert = without_driver(arguments).stdout("").stderr(contains("error: no GPU found"));
+        assert.stderr(contains("hint: ")).stderr(contains("mesa-vulkan-drivers"));
+        let document = parse(&without_driver(&format!("{arguments} --json")));
+        assert!(document["error"].as_str().unwrap().starts_with("no GPU found"), "{document}");
+        assert!(document["hint"].as_str().unwrap().contains("mesa-vulkan-drivers"), "{document}");
+    }
+    assert_eq!(names(folder.path()), ["tiny.nf4pack"]);
+}
