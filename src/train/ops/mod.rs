@@ -3,6 +3,9 @@
 //! Operations record into a list of commands; nothing is read back. Each checks on the host that its tensors hold what its kernels
 //! index, which is what lets those run without runtime checks.
 
+#[cfg(test)]
+pub(crate) mod testing;
+
 use crate::gpu::{BufferRange, Gpu, GpuError};
 
 use super::error::TrainError;
