@@ -20,6 +20,8 @@ pub mod gpu;
 mod io;
 #[cfg(feature = "mmap")]
 mod mmap;
+#[cfg(feature = "train")]
+pub mod train;
 #[cfg(feature = "convert")]
 pub mod verify;
 

@@ -13,9 +13,10 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("convert", &["format", "io"]),
     ("gpu", &[]),
     ("dequant", &["format", "gpu", "io", "mmap"]),
+    ("train", &["format", "dequant", "gpu"]),
     ("verify", &["format", "io", "mmap", "convert", "dequant"]),
     ("export", &["format", "io", "mmap", "convert", "dequant", "verify"]),
-    ("cli", &["format", "io", "mmap", "convert", "dequant", "gpu", "verify", "export"]),
+    ("cli", &["format", "io", "mmap", "convert", "dequant", "gpu", "train", "verify", "export"]),
     ("main", &["cli"]),
 ];
 
@@ -29,7 +30,7 @@ const FENCED: &[(&str, &[&str])] = &[
     ("ash", &["gpu"]),
     ("dirs", &["gpu"]),
     ("pollster", &["gpu"]),
-    ("wgpu", &["gpu", "dequant"]),
+    ("wgpu", &["gpu", "dequant", "train"]),
     ("regex", &["convert", "cli"]),
     ("anyhow", &["cli"]),
     ("clap", &["cli"]),

@@ -1,0 +1,26 @@
+//! Why a model cannot be trained.
+
+use thiserror::Error;
+
+use crate::gpu::GpuError;
+
+/// Why a model could not be trained or run.
+#[derive(Debug, Error)]
+#[non_exhaustive]
+pub enum TrainError {
+    /// The GPU could not do it.
+    #[error(transparent)]
+    Gpu(#[from] GpuError),
+    /// An operation was given tensors whose sizes do not fit together: a defect of this program.
+    #[error("{operation}: {what} is {found}, and must be {expected}")]
+    Shape {
+        /// The operation.
+        operation: &'static str,
+        /// What does not fit.
+        what: &'static str,
+        /// What it must be.
+        expected: u64,
+        /// What it is.
+        found: u64,
+    },
+}

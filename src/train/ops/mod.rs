@@ -1,0 +1,78 @@
+//! The operations of a transformer, each with its forward and backward kernels: float32, row-major, on the GPU.
+//!
+//! Operations record into a list of commands; nothing is read back. Each checks on the host that its tensors hold what its kernels
+//! index, which is what lets those run without runtime checks.
+
+#[cfg(test)]
+pub(crate) mod testing;
+
+use crate::gpu::{BufferRange, Gpu, GpuError};
+
+use super::error::TrainError;
+
+/// A float32 matrix in GPU memory, row-major, without padding between rows.
+#[derive(Debug, Clone)]
+pub struct Mat {
+    /// Its bytes, `4 * rows * cols` of them at least.
+    pub range: BufferRange,
+    /// Rows: tokens, or outputs of a weight.
+    pub rows: u32,
+    /// Columns: features.
+    pub cols: u32,
+}
+
+impl Mat {
+    /// An uninitialised matrix in a buffer of its own.
+    ///
+    /// # Errors
+    /// [`GpuError::TooLarge`], [`GpuError::OutOfMemory`].
+    pub fn new(gpu: &Gpu, label: &str, rows: u32, cols: u32) -> Result<Self, GpuError> {
+        let bytes = 4 * u64::from(rows) * u64::from(cols);
+        let buffer = gpu.storage(label, bytes)?;
+        Ok(Self { range: BufferRange { buffer, offset: 0, size: bytes }, rows, cols })
+    }
+
+    /// A matrix with these elements.
+    ///
+    /// # Errors
+    /// [`TrainError::Shape`] where there are not `rows * cols` of them; [`TrainError::Gpu`].
+    pub fn from_slice(gpu: &Gpu, label: &str, rows: u32, cols: u32, elements: &[f32]) -> Result<Self, TrainError> {
+        let expected = u64::from(rows) * u64::from(cols);
+        let found = elements.len() as u64;
+        if found != expected {
+            return Err(TrainError::Shape { operation: "upload", what: "the number of elements", expected, found });
+        }
+        let buffer = gpu.storage_with(label, bytemuck::cast_slice(elements))?;
+        Ok(Self { range: BufferRange { buffer, offset: 0, size: 4 * expected }, rows, cols })
+    }
+
+    /// The elements, once everything that was submitted is done.
+    ///
+    /// # Errors
+    /// What went wrong on the device.
+    pub fn read(&self, gpu: &Gpu) -> Result<Vec<f32>, GpuError> {
+        let mut elements = vec![0.0; self.rows as usize * self.cols as usize];
+        gpu.read_into(&self.range, bytemuck::cast_slice_mut(&mut elements))?;
+        Ok(elements)
+    }
+
+    /// Holds the matrix against the shape that an operation asks for.
+    pub(super) fn check(&self, operation: &'static str, rows: u32, cols: u32) -> Result<(), TrainError> {
+        let shape = |what, expected: u64, found: u64| match found == expected {
+            true => Ok(()),
+            false => Err(TrainError::Shape { operation, what, expected, found }),
+        };
+        shape("the number of rows", rows.into(), self.rows.into())?;
+        shape("the number of columns", cols.into(), self.cols.into())?;
+        let bytes = 4 * u64::from(rows) * u64::from(cols);
+        if self.range.size < bytes {
+            return Err(TrainError::Shape {
+                operation,
+                what: "the size of the buffer",
+                expected: bytes,
+                found: self.range.size,
+            });
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,69 @@
+//! What the tests of all operations share.
+#![allow(clippy::unwrap_used, clippy::panic, reason = "helpers of tests fail by panicking")]
+
+use crate::gpu::{Gpu, GpuError, Options};
+
+use super::Mat;
+
+/// The device, or `None` where there is none: a loud skip, and under `NF4PACK_REQUIRE_GPU=1` a failure.
+pub(crate) fn gpu() -> Option<Gpu> {
+    match Gpu::open(&Options { cache: None, ..Options::from_env() }) {
+        Ok(gpu) => Some(gpu),
+        Err(GpuError::NoAdapter) if std::env::var_os("NF4PACK_REQUIRE_GPU").is_none_or(|v| v != "1") => {
+            eprintln!("SKIPPED: no GPU, not even a software one");
+            None
+        }
+        Err(e) => panic!("{e}"),
+    }
+}
+
+/// Uniform numbers in [-1, 1), the same for the same seed.
+pub(crate) fn random(seed: u64, count: usize) -> Vec<f32> {
+    let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
+    let next = || {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        (state >> 40) as f32 / (1_u64 << 23) as f32 - 1.0
+    };
+    std::iter::repeat_with(next).take(count).collect()
+}
+
+/// A matrix of random numbers, and the numbers.
+pub(crate) fn random_mat(gpu: &Gpu, seed: u64, rows: u32, cols: u32) -> (Mat, Vec<f32>) {
+    let elements = random(seed, (rows * cols) as usize);
+    (Mat::from_slice(gpu, "random", rows, cols, &elements).unwrap(), elements)
+}
+
+/// A matrix full of NaN, so that what a kernel does not write is seen.
+pub(crate) fn poisoned(gpu: &Gpu, rows: u32, cols: u32) -> Mat {
+    Mat::from_slice(gpu, "poisoned", rows, cols, &vec![f32::NAN; (rows * cols) as usize]).unwrap()
+}
+
+/// |found - expected| / |expected|, which must be at most `bound`; NaN never is.
+#[track_caller]
+pub(crate) fn assert_close(what: &str, found: &[f32], expected: &[f32], bound: f64) {
+    assert_eq!(found.len(), expected.len(), "{what}");
+    let square = |x: f64| x * x;
+    let difference: f64 = found.iter().zip(expected).map(|(&f, &e)| square(f64::from(f) - f64::from(e))).sum();
+    let norm: f64 = expected.iter().map(|&e| square(f64::from(e))).sum();
+    let error = (difference / norm.max(1e-30)).sqrt();
+    assert!(error <= bound, "{what}: relative error {error:e}, bound {bound:e}");
+}
+
+/// Holds an analytic gradient against central differences of `loss` (in f64) in every element of `at`.
+#[track_caller]
+pub(crate) fn assert_gradient(what: &str, at: &[f64], gradient: &[f64], bound: f64, loss: impl Fn(&[f64]) -> f64) {
+    let step = 1e-5;
+    let mut point = at.to_vec();
+    for i in 0..at.len() {
+        point[i] = at[i] + step;
+        let above = loss(&point);
+        point[i] = at[i] - step;
+        let below = loss(&point);
+        point[i] = at[i];
+        let expected = (above - below) / (2.0 * step);
+        let error = (gradient[i] - expected).abs() / expected.abs().max(1e-3);
+        assert!(error <= bound, "{what}: element {i} is {}, by differences {expected}", gradient[i]);
+    }
+}
