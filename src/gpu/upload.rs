@@ -121,14 +121,16 @@ impl Staging {
 
     /// Waits until the buffer is mapped.
     fn wait(self, gpu: &Gpu) -> Result<Self, GpuError> {
-        if let Some(last) = self.last.as_ref().filter(|_| self.mapped.load(Ordering::Acquire) == PENDING) {
-            gpu.wait_for(last)?;
+        let lost = || GpuError::DeviceLost { reason: "a staging buffer could not be mapped again".to_owned() };
+        while self.mapped.load(Ordering::Acquire) == PENDING {
+            match &self.last {
+                Some(last) => gpu.wait_for(last)?,
+                None => return Err(lost()),
+            }
+            // The copy is done; the callback may still be on its way, in another thread that polls.
+            std::thread::yield_now();
         }
-        // The callback of a mapping runs at the latest in the poll that sees its copy done.
-        match self.mapped.load(Ordering::Acquire) {
-            MAPPED => Ok(self),
-            _ => Err(GpuError::DeviceLost { reason: "a staging buffer could not be mapped again".to_owned() }),
-        }
+        if self.mapped.load(Ordering::Acquire) == MAPPED { Ok(self) } else { Err(lost()) }
     }
 
     /// Unmaps, submits the copy, and asks for the mapping back.

@@ -150,7 +150,6 @@ impl Worker {
             GroupId::Layer(number) => plan.groups.get(number as usize),
         };
         let Some(group) = group else { return Ok(()) };
-        self.check_contents(group)?;
         let mut crcs = vec![PieceCrc::default(); group.sections.len()];
         for (file, buffer) in group.buffers.iter().zip(&request.buffers) {
             for chunk in cut(file.clone(), self.uploader.chunk()) {
@@ -166,10 +165,12 @@ impl Worker {
                 self.send(group, &chunk, &target, &mut crcs)?;
             }
         }
+        self.checked.get_mut(group.sections.clone()).into_iter().for_each(|checked| checked.fill(true));
         self.check_crcs(group, &crcs)
     }
 
-    /// Uploads one chunk; the checksums of its pieces go to `crcs`, by section of the group.
+    /// Uploads one chunk; the checksums of its pieces go to `crcs`, by section of the group. The contents of sections that start in the
+    /// chunk are checked on the way, the first time they are loaded.
     fn send(
         &mut self,
         group: &Group,
@@ -177,7 +178,11 @@ impl Worker {
         target: &BufferRange,
         crcs: &mut [PieceCrc],
     ) -> Result<(), StreamError> {
-        let pieces = pieces(self.source.index(), group, chunk);
+        let index = self.source.index();
+        let pieces = pieces(index, group, chunk);
+        let starts_here = |n: &usize| index.sections().get(*n).is_some_and(|s| chunk.contains(&s.offset));
+        let unchecked = |n: &usize| self.checked.get(*n) == Some(&false);
+        let to_check: Vec<usize> = group.sections.clone().filter(starts_here).filter(unchecked).collect();
         let Self { uploader, pool, source, scratch, verify, .. } = self;
         let one = |piece: &Piece, area: &StagingArea<'_>| {
             let thread = rayon::current_thread_index().unwrap_or(0) % scratch.len();
@@ -189,8 +194,11 @@ impl Worker {
         };
         let mut sums = Vec::new();
         uploader.copy(target, |area| {
-            sums = pool.install(|| pieces.par_iter().map(|piece| one(piece, area)).collect::<Result<_, _>>())?;
-            Ok::<_, StreamError>(())
+            let copy = || pieces.par_iter().map(|piece| one(piece, area)).collect::<Result<Vec<u32>, _>>();
+            let check = || to_check.par_iter().try_for_each(|&number| check_contents(source, number));
+            let (copied, checked) = pool.install(|| rayon::join(copy, check));
+            sums = copied?;
+            checked
         })?;
         for (piece, crc) in pieces.iter().zip(sums) {
             if let Some(sum) = crcs.get_mut(piece.section - group.sections.start) {
@@ -207,34 +215,19 @@ impl Worker {
         }
         let index = self.source.index();
         group.sections.clone().zip(crcs).try_for_each(|(number, crc)| match index.sections().get(number) {
-            Some(section) => check::checksum(index, number, section, crc.value()).map_err(|e| self.damaged(e)),
+            Some(section) => check::checksum(index, number, section, crc.value()).map_err(|e| self.source.damaged(e)),
             None => Ok(()),
         })
     }
+}
 
-    /// Checks scales and code padding of the group, once: what a kernel reads must be what the specification allows.
-    fn check_contents(&mut self, group: &Group) -> Result<(), StreamError> {
-        let source = &*self.source;
-        let unchecked: Vec<usize> = group.sections.clone().filter(|&n| self.checked.get(n) == Some(&false)).collect();
-        source.check_len()?;
-        let one = |number: &usize| match source.index().sections().get(*number) {
-            Some(section) if has_contents(section) => {
-                let mut buf = AlignedBuf::default();
-                let payload = source.bytes(section.offset, section.length as usize, &mut buf)?;
-                check::contents(source.index(), *number, section, payload).map_err(|e| self.damaged(e))
-            }
-            _ => Ok(()),
-        };
-        self.pool.install(|| unchecked.par_iter().try_for_each(one))?;
-        for number in unchecked {
-            self.checked[number] = true;
-        }
-        Ok(())
-    }
-
-    fn damaged(&self, source: crate::format::FormatError) -> StreamError {
-        StreamError::Damaged { path: self.source.path().to_owned(), source }
-    }
+/// Checks scales and code padding of a section: what a kernel reads must be what the specification allows.
+fn check_contents(source: &Source, number: usize) -> Result<(), StreamError> {
+    let index = source.index();
+    let Some(section) = index.sections().get(number).filter(|s| has_contents(s)) else { return Ok(()) };
+    let mut buf = AlignedBuf::default();
+    let payload = source.bytes(section.offset, section.length as usize, &mut buf)?;
+    check::contents(index, number, section, payload).map_err(|e| source.damaged(e))
 }
 
 /// Whether [`check::contents`] has anything to look at: scales, and codes with padding.

@@ -120,6 +120,13 @@ struct Slot {
     content: Content,
 }
 
+impl Slot {
+    fn new(gpu: &Gpu, label: &str, sizes: impl Iterator<Item = u64>) -> Result<Self, GpuError> {
+        let buffers = sizes.map(|size| gpu.storage(label, size)).collect::<Result<_, _>>()?;
+        Ok(Self { buffers, content: Content::Nothing })
+    }
+}
+
 #[derive(Debug)]
 enum Content {
     Nothing,
@@ -176,18 +183,41 @@ impl LayerStream {
     /// [`StreamError::Open`], [`StreamError::Budget`], [`StreamError::Gpu`].
     pub fn open(gpu: &Gpu, path: impl AsRef<Path>, options: &StreamOptions) -> Result<Self, StreamError> {
         let source = Arc::new(Source::open(path.as_ref(), options.map)?);
-        let (plan, slots, globals) = reserve(gpu, source.index(), options)?;
+        let max_buffer = gpu.limits().max_buffer_size;
+        let mut budget = options.budget.or_else(|| default_budget(gpu));
+        loop {
+            let plan = StreamPlan::new(source.index(), max_buffer, budget, options.globals)?;
+            let smaller = (plan.needed_bytes / 2).max(plan.minimum_bytes);
+            match Self::start(gpu, source.clone(), plan, options) {
+                // Without a budget it was a guess: what the device does not have, it may have half of.
+                Err(StreamError::Gpu(GpuError::OutOfMemory { .. }))
+                    if options.budget.is_none() && budget.is_none_or(|tried| smaller < tried) =>
+                {
+                    budget = Some(smaller);
+                }
+                result => return result,
+            }
+        }
+    }
+
+    /// Reserves the memory of a plan. The loader works on each slot while the next one is made.
+    fn start(gpu: &Gpu, source: Arc<Source>, plan: StreamPlan, options: &StreamOptions) -> Result<Self, StreamError> {
         let plan = Arc::new(plan);
         let threads = match options.threads {
             0 => std::thread::available_parallelism().map_or(1, usize::from).min(MOST_THREADS),
             threads => threads,
         };
         let loader = Loader::start(gpu, source.clone(), plan.clone(), threads, options.verify)?;
-        let mut stream = Self { gpu: gpu.clone(), source, plan, slots, globals, loader, tickets: 0 };
-        if let Some(globals) = &stream.globals {
+        let mut stream = Self { gpu: gpu.clone(), source, plan, slots: Vec::new(), globals: None, loader, tickets: 0 };
+        if let Some(group) = &stream.plan.globals {
+            let sizes = (0..group.buffers.len()).map(|i| group.buffer_len(i));
+            let globals = Slot::new(gpu, "global tensors", sizes)?;
             stream.loader.request(Request { group: GroupId::Globals, ticket: 0, buffers: globals.buffers.clone() })?;
+            stream.globals = Some(globals);
         }
         for number in 0..stream.plan.slots {
+            let sizes = stream.plan.slot_buffers(number as usize);
+            stream.slots.push(Slot::new(gpu, "layer", sizes.into_iter())?);
             stream.request(number, number as usize)?;
         }
         Ok(stream)
@@ -350,34 +380,6 @@ fn wanted(number: u32, direction: Direction, count: u32, slots: u32) -> Vec<u32>
 /// a tenth for what the caller needs besides. `None` where nothing is known.
 pub fn default_budget(gpu: &Gpu) -> Option<u64> {
     gpu.memory().map(|memory| memory.available.unwrap_or(memory.total) / 10 * 9)
-}
-
-/// Plans, and makes the buffers of the plan. Without a budget it starts with [`default_budget`]; where the device then runs out all the
-/// same, it goes on with ever less.
-fn reserve(gpu: &Gpu, index: &Index, options: &StreamOptions) -> Result<(StreamPlan, Vec<Slot>, Option<Slot>), StreamError> {
-    let max_buffer = gpu.limits().max_buffer_size;
-    let mut budget = options.budget.or_else(|| default_budget(gpu));
-    loop {
-        let plan = StreamPlan::new(index, max_buffer, budget, options.globals)?;
-        match make_buffers(gpu, &plan) {
-            Ok((slots, globals)) => return Ok((plan, slots, globals)),
-            Err(GpuError::OutOfMemory { .. }) if options.budget.is_none() && plan.needed_bytes > plan.minimum_bytes => {
-                budget = Some((plan.needed_bytes / 2).max(plan.minimum_bytes));
-            }
-            Err(error) => return Err(error.into()),
-        }
-    }
-}
-
-fn make_buffers(gpu: &Gpu, plan: &StreamPlan) -> Result<(Vec<Slot>, Option<Slot>), GpuError> {
-    let slot = |label: &str, sizes: Vec<u64>| {
-        let buffers = sizes.into_iter().map(|size| gpu.storage(label, size)).collect::<Result<_, _>>()?;
-        Ok::<_, GpuError>(Slot { buffers, content: Content::Nothing })
-    };
-    let globals = plan.globals.as_ref();
-    let globals = globals.map(|g| slot("global tensors", (0..g.buffers.len()).map(|i| g.buffer_len(i)).collect()));
-    let slots = (0..plan.slots as usize).map(|i| slot("layer", plan.slot_buffers(i)));
-    Ok((slots.collect::<Result<_, _>>()?, globals.transpose()?))
 }
 
 /// The tensors of a group that lies in `buffers`.

@@ -1,6 +1,6 @@
 //! What goes where in GPU memory, and whether it fits: pure arithmetic over an index.
 
-use std::ops::Range;
+use std::ops::{Range, RangeInclusive};
 
 use crate::format::{Index, Section, SectionKind, check};
 use crate::gpu::{BufferRange, GpuError, wgpu};
@@ -12,11 +12,12 @@ const SLACK: u64 = 16;
 /// A section that is cut over several buffers is cut at multiples of this: whole blocks of codes of any block size, and a
 /// binding may start there.
 const CUT_ALIGN: u64 = 4096;
-/// Staging buffers: two of this size are the least.
-const SMALLEST_CHUNK: u64 = 1 << 20;
-const LARGEST_CHUNK: u64 = 16 << 20;
+/// Staging is cut into this many buffers of these sizes (or more of the largest): while the device copies out of some, the host fills
+/// others.
+const CHUNKS: u64 = 4;
+const CHUNK: RangeInclusive<u64> = 2 << 20..=16 << 20;
 /// Staging memory is as large as a layer, within these: then one can be read in full while the device works on the one before.
-const STAGING: std::ops::RangeInclusive<u64> = 64 << 20..=256 << 20;
+const STAGING: RangeInclusive<u64> = 64 << 20..=256 << 20;
 /// A ring of fewer layers would have nowhere to load the next one.
 const LEAST_SLOTS: u32 = 2;
 
@@ -126,19 +127,20 @@ impl StreamPlan {
         let least = layers.min(LEAST_SLOTS);
         // A ring whose slots all have the largest layer's size may take more than the layers themselves.
         let ring = |slots: u32| (u64::from(slots) * layer_bytes).min(weights_bytes);
-        let minimum_bytes = ring(least) + globals_bytes + 2 * SMALLEST_CHUNK.min(max_buffer);
+        let least_staging = CHUNKS * CHUNK.start().min(&max_buffer);
+        let minimum_bytes = ring(least) + globals_bytes + least_staging;
         let budget = budget.unwrap_or(u64::MAX);
         if minimum_bytes > budget {
             return Err(StreamError::Budget { budget, needed: minimum_bytes, layer: layer_bytes, globals: globals_bytes });
         }
         let spare = budget - (ring(least) + globals_bytes);
-        let whole = weights_bytes.max(globals_bytes).max(2 * SMALLEST_CHUNK);
+        let whole = weights_bytes.max(globals_bytes).max(least_staging);
         let staging_bytes = layer_bytes.clamp(*STAGING.start(), *STAGING.end()).min(spare).min(whole);
         let for_layers = budget - globals_bytes - staging_bytes;
         let slots =
             if weights_bytes <= for_layers { layers } else { (for_layers / layer_bytes.max(1)).min(layers.into()) as u32 };
         let needed_bytes = ring(slots) + globals_bytes + staging_bytes;
-        let chunk = (staging_bytes / 4).clamp(SMALLEST_CHUNK, LARGEST_CHUNK).min(max_buffer);
+        let chunk = (staging_bytes / CHUNKS).clamp(*CHUNK.start(), *CHUNK.end()).min(max_buffer);
         Ok(Self {
             resident: slots == layers,
             slots,
@@ -158,7 +160,7 @@ impl StreamPlan {
 
     /// Staging buffers of [`StreamPlan::chunk`] bytes.
     pub(super) fn chunks(&self) -> usize {
-        (self.staging_bytes / self.chunk.max(1)).max(2) as usize
+        (self.staging_bytes / self.chunk.max(1)) as usize
     }
 
     /// Sizes of the buffers of slot `slot`: those of its layer where all are resident, else those that any layer fits in.

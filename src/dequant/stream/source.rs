@@ -4,7 +4,7 @@ use std::fs::File;
 use std::path::{Path, PathBuf};
 
 use crate::format::layout::HEADER_LEN;
-use crate::format::{Header, Index, Limits};
+use crate::format::{FormatError, Header, Index, Limits};
 use crate::io::{AlignedBuf, read_exact_at};
 use crate::mmap::open_regular;
 use crate::{MappedPack, OpenError};
@@ -29,10 +29,6 @@ impl Source {
     pub(super) fn open(path: &Path, map: bool) -> Result<Self, StreamError> {
         let bytes = if map { Bytes::Mapped(MappedPack::open(path)?) } else { read_index(path)? };
         Ok(Self { path: path.to_owned(), bytes })
-    }
-
-    pub(super) fn path(&self) -> &Path {
-        &self.path
     }
 
     pub(super) fn index(&self) -> &Index {
@@ -68,6 +64,10 @@ impl Source {
                 Ok(bytes)
             }
         }
+    }
+
+    pub(super) fn damaged(&self, source: FormatError) -> StreamError {
+        StreamError::Damaged { path: self.path.clone(), source }
     }
 
     fn truncated(&self, found: u64) -> StreamError {
