@@ -133,8 +133,8 @@ Examples:
   nf4pack bench stream --no-mmap --verify-on-load
 
 Writes a pack of random codes with the layers of a model into a temporary folder, then measures: from opening the file to \
-all layers in GPU memory (the device is open already), and a pass over all layers forward and backward under the smallest \
-budget, a ring of two layers. Both are measured with the file mapped and read, with and without checksums; \
+all layers in GPU memory (the device is open already), and a pass over all layers forward and backward out of an open stream with a \
+ring of two layers. Both are measured with the file mapped and read, with and without checksums; \
 --no-mmap and --verify-on-load leave the other half out. The file has just been written, so that it comes from the page cache \
 where it fits. All figures are medians.";
 

@@ -1,6 +1,7 @@
 //! `nf4pack bench stream`.
 
 use std::path::Path;
+use std::time::Instant;
 
 use anyhow::{Context, Result};
 use serde::Serialize;
@@ -72,7 +73,7 @@ fn measure(args: &BenchStreamArgs, ui: Ui, gpu: &Gpu) -> Result<Bench> {
     let mut measurements = Vec::new();
     for map in [true, false].into_iter().filter(|&map| !(map && args.no_mmap)) {
         for verify in [false, true].into_iter().filter(|&verify| verify || !args.verify_on_load) {
-            for budget in [args.budget, Some(plan.minimum_bytes)] {
+            for budget in [args.budget, Some(2 * plan.layer_bytes + plan.staging_bytes)] {
                 let threads = args.threads.map_or(0, usize::from);
                 let options = StreamOptions { budget, verify, map, threads, ..StreamOptions::default() };
                 measurements.push(Measurement::new(gpu, &pack, &options, args.common.runs)?);
@@ -105,19 +106,26 @@ fn write_pack(path: &Path, shape: &str, ui: Ui) -> Result<u64> {
 impl Measurement {
     /// The first time is not counted.
     fn new(gpu: &Gpu, pack: &Path, options: &StreamOptions, runs: u16) -> Result<Self> {
-        let (mut all, mut last) = (Vec::new(), None);
+        let mut stream = LayerStream::open(gpu, pack, options)?;
+        let plan = stream.plan().clone();
+        let mut all = Vec::new();
         for _ in 0..=runs {
             not_interrupted()?;
-            all.push(seconds(|| {
-                last = Some(load(gpu, pack, options)?);
-                Ok(())
-            })?);
+            all.push(if plan.resident {
+                // Closing the one before is not part of it.
+                drop(stream);
+                let started = Instant::now();
+                stream = LayerStream::open(gpu, pack, options)?;
+                stream.wait_loaded()?;
+                started.elapsed().as_secs_f64()
+            } else {
+                seconds(|| there_and_back(&mut stream))?
+            });
         }
-        let plan = last.context("no runs")?;
         let seconds = all.split_off(1);
         let median_seconds = median(seconds.clone());
-        // On the way back, those that are still there are not loaded again.
-        let loads = if plan.resident { plan.layers } else { 2 * plan.layers - plan.slots };
+        // Those that are still there when a pass turns around are not loaded again.
+        let loads = if plan.resident { plan.layers } else { 2 * (plan.layers - plan.slots) };
         let bytes = plan.weights_bytes / u64::from(plan.layers.max(1)) * u64::from(loads);
         Ok(Self {
             source: if options.map { "mapped" } else { "read" },
@@ -133,19 +141,15 @@ impl Measurement {
     }
 }
 
-/// Opens a pack and loads all of it; where not all layers stay, passes over them forward and backward.
-fn load(gpu: &Gpu, pack: &Path, options: &StreamOptions) -> Result<StreamPlan> {
-    let mut stream = LayerStream::open(gpu, pack, options)?;
-    if !stream.plan().resident {
-        for number in 0..stream.layer_count() {
-            stream.layer(number, Direction::Forward)?;
-        }
-        for number in (0..stream.layer_count()).rev() {
-            stream.layer(number, Direction::Backward)?;
-        }
+/// A pass over all layers forward, and one backward.
+fn there_and_back(stream: &mut LayerStream) -> Result<()> {
+    for number in 0..stream.layer_count() {
+        stream.layer(number, Direction::Forward)?;
     }
-    stream.wait_loaded()?;
-    Ok(stream.plan().clone())
+    for number in (0..stream.layer_count()).rev() {
+        stream.layer(number, Direction::Backward)?;
+    }
+    Ok(stream.wait_loaded()?)
 }
 
 impl Bench {
