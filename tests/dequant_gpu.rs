@@ -7,9 +7,9 @@ mod common;
 
 use half::{bf16, f16};
 use nf4pack::dequant::yardstick::CopyKernel;
-use nf4pack::dequant::{self, DequantError, Dequantizer, GpuWeights, Output, Setup};
+use nf4pack::dequant::{self, DequantError, Dequantizer, Fast, GpuWeights, Output, Setup};
 use nf4pack::format::nf4::{self, Projection, ScaleType, Scales};
-use nf4pack::gpu::{BufferRange, Gpu, Shader};
+use nf4pack::gpu::{BufferRange, Gpu};
 use std::ops::Range;
 
 const SCALE_TYPES: [ScaleType; 3] = [ScaleType::F32, ScaleType::Bf16, ScaleType::Dq8];
@@ -140,7 +140,7 @@ impl Runner {
     }
 
     fn with(gpu: Gpu, fast: Setup) -> Self {
-        let plain = Setup { fast: None, ..Setup::default() };
+        let plain = Setup { fast: Fast::Off, ..Setup::default() };
         let kernels = vec![Dequantizer::with(&gpu, fast).unwrap(), Dequantizer::with(&gpu, plain).unwrap()];
         Self { gpu, kernels }
     }
@@ -182,7 +182,7 @@ fn both_kernels_are_the_cpu_bit_for_bit() {
     assert!(runner.kernels[1].choices().iter().all(|c| !c.fast && c.reason.is_some()));
     let mut random = Random(1);
     for scale_type in SCALE_TYPES {
-        for block_size in [32, 64, 256, 4096] {
+        for block_size in nf4::BLOCK_SIZES {
             for elements in [1, 7, 8, 9, 31, 33, 63, 65, 4097, 20_011] {
                 let tensor = Tensor::random(scale_type, block_size, elements, &mut random);
                 runner.check(&tensor, 0..elements, &Output::ALL);
@@ -307,7 +307,7 @@ fn subnormal_products_are_exact_or_zero() {
 fn sabotaged(from: &str, to: &str) -> Setup {
     let source = include_str!("../shaders/nf4_fast.wgsl");
     assert!(source.contains(from));
-    Setup { fast: Some(Shader::checked("sabotaged", source.replace(from, to))), ..Setup::default() }
+    Setup { fast: Fast::Other(source.replace(from, to)), ..Setup::default() }
 }
 
 /// Whether the kernel of an output and a scale type is broken.

@@ -277,6 +277,41 @@ fn a_scale_that_is_no_number_is_found_without_verify() {
     }
 }
 
+/// Damage of the global tensors is told where they are asked for, again and again, and layers go on.
+#[test]
+fn damaged_globals_do_not_hurt_the_layers() {
+    let Some(gpu) = common::gpu() else { return };
+    let pack = small_pack(ScaleType::Bf16);
+    let mapped = MappedPack::open(&pack.path).unwrap();
+    let sections = mapped.pack().index().sections();
+    let raw = sections.iter().find(|s| s.layer.is_none() && s.kind == Some(SectionKind::Raw)).unwrap().clone();
+    let found = mapped.pack().payload(&raw)[7];
+    drop(mapped);
+    damage(&pack.path, raw.offset + 7, !found);
+    let options = StreamOptions { verify: true, globals: true, ..Default::default() };
+    let mut stream = LayerStream::open(&gpu, &pack.path, &options).unwrap();
+    for _ in 0..2 {
+        assert_eq!(stream.layer(3, Forward).unwrap().number, Some(3));
+        let error = stream.globals().unwrap_err();
+        assert!(matches!(error, StreamError::Damaged { source: FormatError::PayloadChecksum { .. }, .. }), "{error}");
+    }
+    assert!(stream.wait_loaded().is_err());
+    damage(&pack.path, raw.offset + 7, found);
+    assert!(stream.globals().is_ok_and(|globals| globals.is_some_and(|g| g.raw_tensors.len() == 3)));
+    stream.wait_loaded().unwrap();
+}
+
+/// A stream that is dropped while it loads stops at once, and the device stays good for others.
+#[test]
+fn a_stream_may_be_dropped_while_it_loads() {
+    let Some(gpu) = common::gpu() else { return };
+    let pack = small_pack(ScaleType::Bf16);
+    for _ in 0..5 {
+        drop(LayerStream::open(&gpu, &pack.path, &StreamOptions::default()).unwrap());
+    }
+    stream_and_compare(&gpu, &pack.path, &StreamOptions::default());
+}
+
 #[test]
 fn what_is_no_pack_is_refused_however_it_is_opened() {
     let Some(gpu) = common::gpu() else { return };

@@ -147,24 +147,49 @@ fn payload(scales: &Scales<'_>) -> Vec<u8> {
 const ITEM_BYTES: u64 = 16;
 const ITEMS: u64 = 4;
 
-/// What a [`Dequantizer`] is made of.
+/// What a [`Dequantizer`] is made of: only tests choose.
 #[doc(hidden)]
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Setup {
     /// Threads in a workgroup of the fast kernels: of 64, 128 and 256 the first was fastest.
     pub workgroup: u32,
-    /// The fast kernels; `None` runs the plain one for everything.
-    pub fast: Option<Shader>,
+    /// The fast kernels.
+    pub fast: Fast,
+}
+
+/// Which fast kernels there are.
+#[doc(hidden)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub enum Fast {
+    /// Those of this crate, without runtime checks.
+    Own,
+    /// None: the plain kernel does everything.
+    Off,
+    /// Other WGSL, with runtime checks.
+    Other(String),
 }
 
 impl Default for Setup {
     fn default() -> Self {
-        // SAFETY: `Dequantizer::record` checks the buffers' sizes and dispatches what `plan` cuts, whose windows hold every index
-        // that a chunk leads to; both loops end with their item counts; the tables are written before the barrier.
-        let fast = unsafe { Shader::trusted("nf4_fast", include_str!("../../shaders/nf4_fast.wgsl")) };
-        Self { workgroup: 64, fast: Some(fast) }
+        Self { workgroup: 64, fast: Fast::Own }
     }
 }
+
+impl Fast {
+    fn shader(&self) -> Option<Shader> {
+        match self {
+            // SAFETY: `Dequantizer::record` checks the buffers' sizes and dispatches what `plan` cuts, whose windows hold every
+            // index that a chunk leads to; the loops end with their item counts; the tables are written before the barrier. The
+            // shader does not leave this module.
+            Self::Own => Some(unsafe { Shader::trusted("nf4_fast", FAST_SOURCE) }),
+            Self::Off => None,
+            Self::Other(source) => Some(Shader::checked("nf4_fast", source.clone())),
+        }
+    }
+}
+
+const FAST_SOURCE: &str = include_str!("../../shaders/nf4_fast.wgsl");
+const PLAIN_SOURCE: &str = include_str!("../../shaders/nf4_plain.wgsl");
 
 /// Which kernel serves an output, and why.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -250,6 +275,11 @@ impl Dequantizer {
         &self.setup
     }
 
+    /// All that decides what a self-test finds.
+    pub(super) fn sources(&self) -> impl std::hash::Hash + '_ {
+        (&self.setup, FAST_SOURCE, PLAIN_SOURCE)
+    }
+
     /// Records the dequantisation of the elements in `range`, whose start is a multiple of 8, into `out`, which holds at least
     /// [`Output::bytes`] of its length and lies in another buffer than the weights. The rest of `out` is left as it is.
     ///
@@ -331,10 +361,10 @@ impl Dequantizer {
         };
         let flag = |set: bool| f64::from(u8::from(set));
         let workgroup = self.setup.workgroup;
-        match (&self.setup.fast, path) {
+        match (self.setup.fast.shader(), path) {
             (Some(fast), Path::Fast) => {
                 let spec = KernelSpec {
-                    shader: fast.clone(),
+                    shader: fast,
                     entry: if output == Output::F32 { "to_f32" } else { "to_16" },
                     constants: vec![
                         ("WORKGROUP", workgroup.into()),
@@ -347,7 +377,7 @@ impl Dequantizer {
             }
             _ => {
                 let spec = KernelSpec {
-                    shader: Shader::checked("nf4_plain", include_str!("../../shaders/nf4_plain.wgsl")),
+                    shader: Shader::checked("nf4_plain", PLAIN_SOURCE),
                     entry: "main",
                     constants: vec![("SCALES", scales), ("OUTPUT", f64::from(output as u8))],
                 };
@@ -373,7 +403,8 @@ impl Dequantizer {
             self.record(&mut commands, weights, at..end, output, &out)?;
             commands.submit()?;
             let found = self.gpu.read(&out)?;
-            bytes.extend(found.into_iter().take((count * output.element_bytes()) as usize));
+            let wanted = (count * output.element_bytes()) as usize;
+            bytes.extend_from_slice(found.get(..wanted).unwrap_or(&found));
             at = end;
             if at >= range.end {
                 return Ok(bytes);

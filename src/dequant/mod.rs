@@ -25,10 +25,10 @@ pub mod yardstick;
 #[cfg(feature = "gpu")]
 pub use error::DequantError;
 #[cfg(feature = "gpu")]
-#[doc(hidden)]
-pub use kernel::Setup;
-#[cfg(feature = "gpu")]
 pub use kernel::{Dequantizer, GpuWeights, KernelChoice, Output};
+#[cfg(feature = "gpu")]
+#[doc(hidden)]
+pub use kernel::{Fast, Setup};
 
 use crate::format::nf4::{self, CODEBOOK, Projection, SUPER_BLOCK, Scales};
 use half::slice::HalfFloatSliceExt;

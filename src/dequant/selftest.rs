@@ -5,7 +5,7 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 use half::{bf16, f16};
 
 use super::error::DequantError;
-use super::kernel::{Dequantizer, GpuWeights, Output, Path};
+use super::kernel::{Dequantizer, Fast, GpuWeights, Output, Path};
 use super::{dequantize, dequantize_bf16, dequantize_f16};
 use crate::format::nf4::{self, Projection, ScaleType, Scales};
 use crate::gpu::{BufferRange, GpuError};
@@ -55,7 +55,7 @@ impl Verdicts {
 pub(super) fn recall_or_run(dequantizer: &Dequantizer) -> Result<Verdicts, DequantError> {
     let gpu = dequantizer.gpu();
     let mut kernels = DefaultHasher::new();
-    (dequantizer.setup(), gpu.is_checked()).hash(&mut kernels);
+    (dequantizer.sources(), gpu.is_checked()).hash(&mut kernels);
     let name = format!("self-test-{:016x}", kernels.finish());
     if let Some(known) = gpu.cached_record(&name).as_deref().and_then(Verdicts::from_record) {
         return Ok(known);
@@ -68,7 +68,7 @@ pub(super) fn recall_or_run(dequantizer: &Dequantizer) -> Result<Verdicts, Dequa
 /// Tries the fast kernels, and the plain one wherever they fail.
 fn verdicts(dequantizer: &Dequantizer) -> Result<Verdicts, DequantError> {
     let all: Vec<Which> = every_kernel().collect();
-    let refused = if dequantizer.setup().fast.is_some() {
+    let refused = if dequantizer.setup().fast != Fast::Off {
         failures(dequantizer, Path::Fast, &all)?
     } else {
         all.into_iter().map(|which| (which, "the plain kernels were asked for".to_owned())).collect()

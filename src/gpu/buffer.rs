@@ -100,7 +100,7 @@ impl Gpu {
         if !bytes.len().is_multiple_of(4) {
             padded.to_mut().resize(bytes.len().next_multiple_of(4), 0);
         }
-        self.guarded(label, |_| self.queue().write_buffer(&buffer, 0, &padded))?;
+        self.guarded_taking(padded.len() as u64, label, |_| self.queue().write_buffer(&buffer, 0, &padded))?;
         Ok(buffer)
     }
 }

@@ -25,11 +25,11 @@ impl StagingArea<'_> {
     /// [`GpuError::Invalid`] where they do not lie within the area, or another write of the same bytes is under way.
     pub fn write(&self, offset: u64, bytes: &[u8]) -> Result<(), GpuError> {
         let len = bytes.len();
-        let end = offset.saturating_add(len as u64).next_multiple_of(4);
         let invalid = |reason| GpuError::Invalid { what: "a write to staging memory".to_owned(), reason };
-        if end > self.size {
-            return Err(invalid(format!("bytes {offset}..{end} of {}", self.size)));
-        }
+        let end = offset.checked_add(len as u64).and_then(|end| end.checked_next_multiple_of(4));
+        let Some(end) = end.filter(|&end| end <= self.size) else {
+            return Err(invalid(format!("{len} bytes at {offset} of {}", self.size)));
+        };
         let mut view = self.buffer.get_mapped_range_mut(offset..end).map_err(|e| invalid(e.to_string()))?;
         let mut view = view.slice(..);
         view.slice(..len).copy_from_slice(bytes);
@@ -104,7 +104,11 @@ impl Uploader {
         }
         let oldest_is_ready = self.ring.front().is_some_and(|s| s.mapped.load(Ordering::Acquire) == MAPPED);
         if self.ring.len() < self.chunks && !oldest_is_ready {
-            return Staging::new(&self.gpu, self.chunk);
+            match Staging::new(&self.gpu, self.chunk) {
+                // Memory that both sides see is scarce on some cards: a shorter ring does, too.
+                Err(GpuError::OutOfMemory { .. }) if !self.ring.is_empty() => self.chunks = self.ring.len(),
+                made => return made,
+            }
         }
         match self.ring.pop_front() {
             Some(staging) => staging.wait(&self.gpu),

@@ -1,5 +1,5 @@
-//! The thread that fills slots: it reads a layer in pieces on several threads, checks what is to be checked while the bytes are
-//! in the cache, and sends them off in staging buffers.
+//! The thread that fills slots: it reads a layer in pieces on several threads, sums them while they are in the cache where that is asked
+//! for, checks scales beside, and sends all of it off in staging buffers.
 
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, Ordering};

@@ -133,7 +133,8 @@ enum Content {
     /// Asked for, with this ticket.
     Pending(u32, u64),
     Ready(StreamedLayer),
-    Failed(u32, StreamError),
+    /// What went wrong with the layer (or, where there is none, the global tensors) that should be here.
+    Failed(Option<u32>, StreamError),
 }
 
 impl Content {
@@ -141,7 +142,8 @@ impl Content {
     fn layer(&self) -> Option<u32> {
         match self {
             Self::Nothing => None,
-            Self::Pending(number, _) | Self::Failed(number, _) => Some(*number),
+            Self::Pending(number, _) => Some(*number),
+            Self::Failed(number, _) => *number,
             Self::Ready(layer) => layer.number,
         }
     }
@@ -194,6 +196,8 @@ impl LayerStream {
                     if options.budget.is_none() && budget.is_none_or(|tried| smaller < tried) =>
                 {
                     budget = Some(smaller);
+                    // What the failed attempt has submitted still holds its memory.
+                    gpu.wait()?;
                 }
                 result => return result,
             }
@@ -268,13 +272,21 @@ impl LayerStream {
     /// The tensors of no layer; `None` where [`StreamOptions::globals`] is off.
     ///
     /// # Errors
-    /// What went wrong while they were loaded.
+    /// What went wrong while they were loaded. Asking again tries again.
     pub fn globals(&mut self) -> Result<Option<&StreamedLayer>, StreamError> {
         while self.globals.as_ref().is_some_and(|slot| matches!(slot.content, Content::Nothing)) {
             self.take_reply()?;
         }
-        match self.globals.as_ref().map(|slot| &slot.content) {
-            Some(Content::Ready(layer)) => Ok(Some(layer)),
+        let Some(slot) = &mut self.globals else { return Ok(None) };
+        if let Content::Failed(..) = slot.content {
+            let buffers = slot.buffers.clone();
+            self.loader.request(Request { group: GroupId::Globals, ticket: 0, buffers })?;
+            if let Content::Failed(_, error) = std::mem::replace(&mut slot.content, Content::Nothing) {
+                return Err(error);
+            }
+        }
+        match &slot.content {
+            Content::Ready(layer) => Ok(Some(layer)),
             _ => Ok(None),
         }
     }
@@ -348,20 +360,19 @@ impl LayerStream {
                 if let (Some(slot), Some(group)) = (self.slots.iter_mut().find(pending), group) {
                     slot.content = match result {
                         Ok(()) => Content::Ready(streamed(index, group, Some(number), &slot.buffers)),
-                        Err(error) => Content::Failed(number, error),
+                        Err(error) => Content::Failed(Some(number), error),
                     };
                 }
                 Ok(())
             }
-            (GroupId::Globals, Ok(())) => {
+            (GroupId::Globals, result) => {
                 if let (Some(slot), Some(group)) = (&mut self.globals, &self.plan.globals) {
-                    slot.content = Content::Ready(streamed(index, group, None, &slot.buffers));
+                    slot.content = match result {
+                        Ok(()) => Content::Ready(streamed(index, group, None, &slot.buffers)),
+                        Err(error) => Content::Failed(None, error),
+                    };
                 }
                 Ok(())
-            }
-            (GroupId::Globals, Err(error)) => {
-                self.globals = None;
-                Err(error)
             }
         }
     }
