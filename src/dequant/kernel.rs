@@ -103,7 +103,7 @@ impl GpuWeights {
     }
 
     /// Words in every part of the codes but the last, once all sizes are known to be right.
-    fn part_words(&self) -> Result<u64, DequantError> {
+    pub(super) fn part_words(&self) -> Result<u64, DequantError> {
         let wrong = |what, found, expected| Err(DequantError::Weights { what, found, expected });
         if !nf4::BLOCK_SIZES.contains(&self.block_size) {
             return wrong("the block size", self.block_size.into(), nf4::DEFAULT_BLOCK_SIZE.into());
@@ -161,7 +161,12 @@ impl Default for Setup {
     fn default() -> Self {
         // SAFETY: `Dequantizer::record` checks the buffers' sizes and dispatches what `plan` cuts, whose windows hold every index
         // that a chunk leads to; both loops end with their item counts; the tables are written before the barrier.
-        let fast = unsafe { Shader::trusted("nf4_fast", include_str!("../../shaders/nf4_fast.wgsl")) };
+        let fast = unsafe {
+            Shader::trusted(
+                "nf4_fast",
+                concat!(include_str!("../../shaders/nf4_tables.wgsl"), include_str!("../../shaders/nf4_fast.wgsl")),
+            )
+        };
         Self { workgroup: 64, fast: Some(fast) }
     }
 }
@@ -324,11 +329,7 @@ impl Dequantizer {
 
     /// A kernel, and the words that one of its workgroups decodes.
     fn kernel(&self, path: Path, output: Output, scale_type: ScaleType) -> Result<(Kernel, u64), GpuError> {
-        let scales = match scale_type {
-            ScaleType::F32 => 0.0,
-            ScaleType::Bf16 => 1.0,
-            ScaleType::Dq8 => 2.0,
-        };
+        let scales = scales_constant(scale_type);
         let flag = |set: bool| f64::from(u8::from(set));
         let workgroup = self.setup.workgroup;
         match (&self.setup.fast, path) {
@@ -379,6 +380,15 @@ impl Dequantizer {
                 return Ok(bytes);
             }
         }
+    }
+}
+
+/// The shaders' `SCALES`.
+pub(crate) fn scales_constant(scale_type: ScaleType) -> f64 {
+    match scale_type {
+        ScaleType::F32 => 0.0,
+        ScaleType::Bf16 => 1.0,
+        ScaleType::Dq8 => 2.0,
     }
 }
 
