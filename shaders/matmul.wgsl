@@ -1,5 +1,5 @@
-// A product of matrices, out[m, n] = scale * a[m, k] b[k, n] (+ bias) (+ out): one half of every such kernel. The other half has
-// `fill_b`, which knows how b is stored. Float32, a tile of 8 TY x 8 TX to a workgroup, 8 x 8 to a thread. Runs unchecked:
+// A product of matrices, out[m, n] = scale * a[m, k] b[k, n] (+ bias) (+ out): one half of every such kernel. The other half knows how
+// b is stored: `prepare_b`, `fill_b`, and `columns_of`, the columns of a four in `tile_b`. Float32, a tile of 8 TY x 8 TX to a workgroup, 8 x 8 to a thread. Runs unchecked:
 // `train::ops::matmul` proves on the host that every index is in its binding.
 
 struct Params {
@@ -51,6 +51,11 @@ var<workgroup> tile_b: array<vec4<f32>, B_FOURS>;
 // Rows of the thread's 8 x 8 sums, two vec4 each. Every index into it is a constant, so that it lies in registers.
 var<private> sums: array<vec4<f32>, 16>;
 
+// The rows (or columns) of a four: those of neighbouring fours are neighbours, so that threads read and write neighbours in memory.
+fn spread(four: u32, threads: u32) -> vec4<u32> {
+    return vec4(four % threads + 4u * threads * (four / threads)) + threads * vec4(0u, 1u, 2u, 3u);
+}
+
 // Terms `first..first + TK` of the rows from `row` on. Rows past the last are copies of it, which lead to sums that nobody stores;
 // terms past `end` are zero.
 fn fill_a(row: u32, first: u32, end: u32, thread: u32) {
@@ -59,7 +64,7 @@ fn fill_a(row: u32, first: u32, end: u32, thread: u32) {
         let four = select(i % (2u * TY), i / TK, A_BY_TERM);
         var values = vec4<f32>();
         if (first + term < end) {
-            let rows = min(vec4(row + 4u * four) + vec4(0u, 1u, 2u, 3u), vec4(params.m - 1u));
+            let rows = min(row + spread(four, TY), vec4(params.m - 1u));
             let at = params.a_first + rows * params.a_row + (first + term) * params.a_term;
             values = vec4(a[at.x], a[at.y], a[at.z], a[at.w]);
         }
@@ -93,26 +98,29 @@ fn add_term(term: u32, x: u32, y: u32) {
     sums[15] += a1.w * b1;
 }
 
-fn store(first: u32, column: u32, sum: f32) {
-    if (column < params.n) {
-        var value = params.scale * sum;
-        if (params.has_bias == 1u) { value += bias[params.bias_first + column]; }
-        if (params.add == 1u) { value += out[first + column]; }
-        out[first + column] = value;
+fn bias_of(columns: vec4<u32>) -> vec4<f32> {
+    if (params.has_bias == 0u) {
+        return vec4<f32>();
     }
+    let at = params.bias_first + min(columns, vec4(params.n - 1u));
+    return vec4(bias[at.x], bias[at.y], bias[at.z], bias[at.w]);
 }
 
-fn store_row(chunk: u32, row: u32, column: u32, left: vec4<f32>, right: vec4<f32>) {
+fn store(at: u32, value: f32) {
+    if (params.add == 1u) { out[at] += value; } else { out[at] = value; }
+}
+
+fn store_four(first: u32, columns: vec4<u32>, values: vec4<f32>) {
+    if (columns.x < params.n) { store(first + columns.x, values.x); }
+    if (columns.y < params.n) { store(first + columns.y, values.y); }
+    if (columns.z < params.n) { store(first + columns.z, values.z); }
+    if (columns.w < params.n) { store(first + columns.w, values.w); }
+}
+
+fn store_row(start: u32, row: u32, left: vec4<u32>, right: vec4<u32>, left_values: vec4<f32>, right_values: vec4<f32>) {
     if (row < params.m) {
-        let first = params.out_first + chunk * params.out_chunk + row * params.out_row;
-        store(first, column, left.x);
-        store(first, column + 1u, left.y);
-        store(first, column + 2u, left.z);
-        store(first, column + 3u, left.w);
-        store(first, column + 4u * TX, right.x);
-        store(first, column + 4u * TX + 1u, right.y);
-        store(first, column + 4u * TX + 2u, right.z);
-        store(first, column + 4u * TX + 3u, right.w);
+        store_four(start + row * params.out_row, left, left_values);
+        store_four(start + row * params.out_row, right, right_values);
     }
 }
 
@@ -141,14 +149,18 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(num_workgroups) grid: vec
         }
         workgroupBarrier();
     }
-    let left = column + 4u * x;
-    let top = row + 4u * y;
-    store_row(chunk, top, left, sums[0], sums[1]);
-    store_row(chunk, top + 1u, left, sums[2], sums[3]);
-    store_row(chunk, top + 2u, left, sums[4], sums[5]);
-    store_row(chunk, top + 3u, left, sums[6], sums[7]);
-    store_row(chunk, top + 4u * TY, left, sums[8], sums[9]);
-    store_row(chunk, top + 4u * TY + 1u, left, sums[10], sums[11]);
-    store_row(chunk, top + 4u * TY + 2u, left, sums[12], sums[13]);
-    store_row(chunk, top + 4u * TY + 3u, left, sums[14], sums[15]);
+    let left = column + columns_of(x);
+    let right = column + columns_of(x + TX);
+    let bias_left = bias_of(left);
+    let bias_right = bias_of(right);
+    let start = params.out_first + chunk * params.out_chunk;
+    let top = row + y;
+    store_row(start, top, left, right, params.scale * sums[0] + bias_left, params.scale * sums[1] + bias_right);
+    store_row(start, top + TY, left, right, params.scale * sums[2] + bias_left, params.scale * sums[3] + bias_right);
+    store_row(start, top + 2u * TY, left, right, params.scale * sums[4] + bias_left, params.scale * sums[5] + bias_right);
+    store_row(start, top + 3u * TY, left, right, params.scale * sums[6] + bias_left, params.scale * sums[7] + bias_right);
+    store_row(start, top + 4u * TY, left, right, params.scale * sums[8] + bias_left, params.scale * sums[9] + bias_right);
+    store_row(start, top + 5u * TY, left, right, params.scale * sums[10] + bias_left, params.scale * sums[11] + bias_right);
+    store_row(start, top + 6u * TY, left, right, params.scale * sums[12] + bias_left, params.scale * sums[13] + bias_right);
+    store_row(start, top + 7u * TY, left, right, params.scale * sums[14] + bias_left, params.scale * sums[15] + bias_right);
 }

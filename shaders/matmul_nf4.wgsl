@@ -28,9 +28,17 @@ fn look_up(words: vec4<u32>) -> vec4<f32> {
     return vec4(codebook[i.x], codebook[i.y], codebook[i.z], codebook[i.w]);
 }
 
-// Four columns from `column` on, or the last one in place of those past it.
-fn columns_from(column: u32) -> vec4<u32> {
-    return min(vec4(column) + vec4(0u, 1u, 2u, 3u), vec4(params.n - 1u));
+// Where half a word is decoded at once, a four has neighbours.
+fn columns_of(four: u32) -> vec4<u32> {
+    if (WHOLE && !B_BY_TERM) {
+        return vec4(4u * four) + vec4(0u, 1u, 2u, 3u);
+    }
+    return spread(four, TX);
+}
+
+// Where the columns of a four start; for those past the last, where the last starts.
+fn starts_of(column: u32, four: u32) -> vec4<u32> {
+    return min(column + columns_of(four), vec4(params.n - 1u)) * params.b_column;
 }
 
 // Rows of any length: each element by itself.
@@ -40,7 +48,7 @@ fn fill_any(column: u32, first: u32, end: u32, thread: u32) {
         let four = i / TK;
         var values = vec4<f32>();
         if (first + term < end) {
-            let at = columns_from(column + 4u * four) * params.b_column + (first + term) * params.b_term;
+            let at = starts_of(column, four) + (first + term) * params.b_term;
             values = vec4(weight_at(at.x), weight_at(at.y), weight_at(at.z), weight_at(at.w));
         }
         tile_b[term * (2u * TX + 1u) + four] = values;
@@ -55,7 +63,7 @@ fn fill_by_term(column: u32, first: u32, end: u32, thread: u32) {
         var even = vec4<f32>();
         var odd = vec4<f32>();
         if (first + term < end) {
-            let at = columns_from(column + 4u * four) * params.b_column + first + term;
+            let at = starts_of(column, four) + first + term;
             let words = vec4(codes_at(at.x), codes_at(at.y), codes_at(at.z), codes_at(at.w));
             let scale = vec4(scale_at(at.x), scale_at(at.y), scale_at(at.z), scale_at(at.w));
             even = look_up(words) * scale;

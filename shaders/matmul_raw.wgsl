@@ -18,6 +18,10 @@ fn float_at(at: u32) -> f32 {
 
 fn prepare_b(thread: u32) {}
 
+fn columns_of(four: u32) -> vec4<u32> {
+    return spread(four, TX);
+}
+
 // As `fill_a`, with columns for rows.
 fn fill_b(column: u32, first: u32, end: u32, thread: u32) {
     for (var i = thread; i < TK * 2u * TX; i += TX * TY) {
@@ -25,7 +29,7 @@ fn fill_b(column: u32, first: u32, end: u32, thread: u32) {
         let four = select(i % (2u * TX), i / TK, B_BY_TERM);
         var values = vec4<f32>();
         if (first + term < end) {
-            let columns = min(vec4(column + 4u * four) + vec4(0u, 1u, 2u, 3u), vec4(params.n - 1u));
+            let columns = min(column + columns_of(four), vec4(params.n - 1u));
             let at = params.b_first + columns * params.b_column + (first + term) * params.b_term;
             values = vec4(float_at(at.x), float_at(at.y), float_at(at.z), float_at(at.w));
         }

@@ -1,7 +1,8 @@
 //! Products of matrices: dense ones, and those with frozen weights, whose tiles are decoded inside the kernel.
 //!
 //! Float32, in an order that depends on the sizes only: the same product gives the same bits each time. Matrices that pass the
-//! device's largest binding are cut, the left operand and the result by rows, weights by rectangles.
+//! device's largest binding are cut: the left operand and the result by rows, weights by rectangles, and both operands of `tn` along
+//! the sums. A dense right operand of `nt` and `nn`, the result of `tn`, and every single row have to fit.
 
 mod kernels;
 #[cfg(test)]

@@ -76,8 +76,9 @@ impl Tile {
     fn of(product: &Product) -> Self {
         let sums = |tile: &Self| tile.groups(product.m, product.n) * u64::from(tile.x * tile.y);
         match product.b {
-            Right::Nf4 { .. } => TILES[0],
-            Right::Raw { .. } => TILES.into_iter().min_by_key(sums).unwrap_or(TILES[0]),
+            Right::Raw { float_type: FloatType::F32, .. } => TILES.into_iter().min_by_key(sums).unwrap_or(TILES[0]),
+            // Frozen weights are large.
+            _ => TILES[0],
         }
     }
 }
