@@ -282,7 +282,8 @@ impl Kernels {
             b_term: product.b_strides.1,
             out_first: product.out.first,
             out_row: product.out.row,
-            out_chunk: product.m * product.n,
+            // Used with several chunks only, all of which are in the scratch memory.
+            out_chunk: product.m.wrapping_mul(product.n),
             bias_first,
             has_bias: product.bias.is_some().into(),
             add: product.add.into(),

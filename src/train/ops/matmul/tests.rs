@@ -308,3 +308,34 @@ fn operands_that_do_not_fit_together_are_refused() {
     let wrong = Weight::new(Elements::Nf4(nf4.nf4.as_ref().unwrap()), 3, 3);
     misfit(matmul.backward(&mut commands, &mat(2, 3), &wrong, false, &mat(2, 3)));
 }
+
+/// Prints TFLOP/s of one shape: run by hand on a real GPU, with `--release -- --ignored --nocapture`.
+#[test]
+#[ignore = "a measurement"]
+fn speed() {
+    let Some(gpu) = gpu() else { return };
+    let matmul = Matmul::new(gpu).unwrap();
+    for (m, outputs, inputs) in
+        [512, 2048, 8192].into_iter().flat_map(|m| [(m, 9728, 2560), (m, 2560, 9728), (m, 1024, 2560)])
+    {
+        let frozen = Frozen::nf4(gpu, outputs, inputs, 64, ScaleType::Dq8);
+        let ((x, _), (y, _)) = (random_mat(gpu, 1, m, inputs), random_mat(gpu, 2, m, outputs));
+        let ((u, _), (lora, _)) = (random_mat(gpu, 3, m, 16), random_mat(gpu, 4, 16, inputs));
+        let weight = frozen.weight();
+        let measure = |name: &str, n: u32, k: u32, record: &dyn Fn(&mut Commands)| {
+            let seconds = (0..4).map(|_| {
+                let mut commands = gpu.commands("speed");
+                record(&mut commands);
+                commands.submit_timed().unwrap().elapsed(gpu).unwrap().as_secs_f64()
+            });
+            let best = seconds.fold(f64::INFINITY, f64::min);
+            let flops = 2.0 * f64::from(m) * f64::from(n) * f64::from(k);
+            println!("{name} {m} x {n} x {k}: {:.2} ms, {:.2} TFLOP/s", 1e3 * best, flops / best / 1e12);
+        };
+        measure("x W^T", outputs, inputs, &|c| matmul.forward(c, &x, &weight, None, false, &y).unwrap());
+        measure("dy W", inputs, outputs, &|c| matmul.backward(c, &y, &weight, false, &x).unwrap());
+        measure("x A^T", 16, inputs, &|c| matmul.nt(c, &x, &lora, 1.0, false, &u).unwrap());
+        measure("u A", inputs, 16, &|c| matmul.nn(c, &u, &lora, 1.0, true, &x).unwrap());
+        measure("u^T x", inputs, 16, &|c| matmul.tn(c, &u, &x, 1.0, true, &lora).unwrap());
+    }
+}
