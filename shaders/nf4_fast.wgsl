@@ -1,4 +1,5 @@
-// NF4 codes to floats at the speed of memory. Runs unchecked: `dequant::plan` proves on the host that every index is in its binding.
+// NF4 codes to floats at the speed of memory; the other half is nf4_tables.wgsl. Runs unchecked: `dequant::plan` proves on the host
+// that every index is in its binding.
 // No subgroup operations: nothing here depends on the size of a subgroup.
 
 struct Params {
@@ -13,49 +14,12 @@ struct Params {
     codebook: array<vec4<f32>, 4>,
 }
 
-@group(0) @binding(0) var<storage, read> codes: array<u32>;             // 8 codes a word, low nibble first
-@group(0) @binding(1) var<storage, read> head: array<f32>;              // dq8: offset, then the map [256]
-@group(0) @binding(2) var<storage, read> supers: array<f32>;            // dq8: one for 256 scales
-@group(0) @binding(3) var<storage, read> scales: array<u32>;            // one f32, half (bf16) or byte (dq8) a block
 @group(0) @binding(4) var<storage, read_write> out: array<vec4<u32>>;   // 4 f32, or 8 f16 or bf16
 @group(1) @binding(0) var<uniform> params: Params;
 
 override WORKGROUP: u32 = 64u;
-override SCALES: u32 = 0u;          // 0 f32, 1 bf16, 2 dq8
 override BF16: bool = false;        // `to_16` writes bf16 in place of f16
 const ITEMS = 4u;                   // vec4s that a thread writes, WORKGROUP apart
-
-// Workgroup memory, because a dynamically indexed constant would be spilled to memory by every thread.
-var<workgroup> codebook: array<f32, 16>;
-var<workgroup> map: array<f32, 256>;
-
-fn fill_tables(thread: u32) {
-    for (var i = thread; i < 16u; i += WORKGROUP) {
-        codebook[i] = params.codebook[i >> 2u][i & 3u];
-    }
-    if (SCALES == 2u) {
-        for (var i = thread; i < 256u; i += WORKGROUP) {
-            map[i] = head[1u + i];
-        }
-    }
-    workgroupBarrier();
-}
-
-// The scale of the block `block` blocks after the first one.
-fn scale_of(block: u32) -> f32 {
-    let i = params.scales_first + block;
-    if (SCALES == 0u) {
-        return bitcast<f32>(scales[i]);
-    }
-    if (SCALES == 1u) {
-        let pair = scales[i >> 1u];
-        return bitcast<f32>(select(pair << 16u, pair & 0xffff0000u, (i & 1u) == 1u));
-    }
-    let code = (scales[i >> 2u] >> (8u * (i & 3u))) & 255u;
-    let product = map[code] * supers[(params.supers_first + block) >> 8u];
-    // The format rounds the product before the sum; an unknown bit pattern in between forbids a fused multiply-add.
-    return bitcast<f32>(bitcast<u32>(product) ^ params.zero) + head[0];
-}
 
 // The scales of the words.
 fn scales_of(words: vec4<u32>) -> vec4<f32> {
@@ -91,7 +55,7 @@ fn write_f32(i: u32, word: u32, scale: f32) {
 
 @compute @workgroup_size(WORKGROUP)
 fn to_f32(@builtin(workgroup_id) id: vec3<u32>, @builtin(num_workgroups) grid: vec3<u32>, @builtin(local_invocation_index) thread: u32) {
-    fill_tables(thread);
+    fill_tables(thread, WORKGROUP);
     let group = id.x + id.y * grid.x;
     let count = 2u * params.words;
     let i = items_of(group, thread);
@@ -139,7 +103,7 @@ fn write_16(i: u32, word: u32, scale: f32) {
 
 @compute @workgroup_size(WORKGROUP)
 fn to_16(@builtin(workgroup_id) id: vec3<u32>, @builtin(num_workgroups) grid: vec3<u32>, @builtin(local_invocation_index) thread: u32) {
-    fill_tables(thread);
+    fill_tables(thread, WORKGROUP);
     let group = id.x + id.y * grid.x;
     let count = params.words;
     let i = items_of(group, thread);

@@ -5,17 +5,47 @@
 use naga::back::pipeline_constants::process_overrides;
 use naga::valid::{Capabilities, ValidationFlags, Validator};
 use nf4pack::gpu::wgpu::naga;
+use std::collections::BTreeSet;
 use std::fs;
 use std::path::Path;
 
 /// Constants, with the values that the host gives them.
 type Constants = &'static [(&'static str, &'static [f64])];
 
-/// Every file, and its constants.
-const FORMS: &[(&str, Constants)] = &[
-    ("copy.wgsl", &[]),
-    ("nf4_fast.wgsl", &[("WORKGROUP", &[64.0, 256.0]), ("SCALES", &[0.0, 1.0, 2.0]), ("BF16", &[0.0, 1.0])]),
-    ("nf4_plain.wgsl", &[("SCALES", &[0.0, 1.0, 2.0]), ("OUTPUT", &[0.0, 1.0, 2.0])]),
+const EITHER: &[f64] = &[0.0, 1.0];
+const TYPES: &[f64] = &[0.0, 1.0, 2.0];
+
+/// The files of every shader, and its constants.
+const FORMS: &[(&[&str], Constants)] = &[
+    (&["copy.wgsl"], &[]),
+    (&["nf4_tables.wgsl", "nf4_fast.wgsl"], &[("WORKGROUP", &[64.0, 256.0]), ("SCALES", TYPES), ("BF16", EITHER)]),
+    (&["nf4_plain.wgsl"], &[("SCALES", TYPES), ("OUTPUT", TYPES)]),
+    (
+        &["matmul.wgsl", "matmul_raw.wgsl"],
+        &[
+            ("TX", &[4.0, 8.0, 16.0]),
+            ("TY", &[4.0, 16.0]),
+            ("A_FOURS", &[528.0]),
+            ("B_FOURS", &[528.0]),
+            ("A_BY_TERM", EITHER),
+            ("B_BY_TERM", EITHER),
+            ("FLOATS", TYPES),
+        ],
+    ),
+    (
+        &["matmul.wgsl", "nf4_tables.wgsl", "matmul_nf4.wgsl"],
+        &[
+            ("TX", &[8.0]),
+            ("TY", &[16.0]),
+            ("A_FOURS", &[528.0]),
+            ("B_FOURS", &[272.0]),
+            ("A_BY_TERM", &[1.0]),
+            ("B_BY_TERM", EITHER),
+            ("WHOLE", EITHER),
+            ("SCALES", TYPES),
+        ],
+    ),
+    (&["matmul_sum.wgsl"], &[]),
 ];
 
 /// Every choice of one value for each constant.
@@ -43,13 +73,14 @@ fn validator() -> Validator {
 #[test]
 fn every_shader_is_valid_in_every_form() {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("shaders");
-    let mut found: Vec<String> =
+    let found: BTreeSet<String> =
         fs::read_dir(&folder).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
-    found.sort();
-    assert_eq!(found, FORMS.iter().map(|(file, _)| *file).collect::<Vec<_>>(), "list the forms of every shader");
+    let listed = FORMS.iter().flat_map(|(files, _)| *files).map(|&file| file.to_owned()).collect();
+    assert_eq!(found, listed, "list the forms of every shader");
     let mut compiled = 0;
-    for (file, constants) in FORMS {
-        let source = fs::read_to_string(folder.join(file)).unwrap();
+    for (files, constants) in FORMS {
+        let file = files.join(" + ");
+        let source: String = files.iter().map(|file| fs::read_to_string(folder.join(file)).unwrap()).collect();
         let module =
             naga::front::wgsl::parse_str(&source).unwrap_or_else(|e| panic!("{file}: {}", e.emit_to_string(&source)));
         let info = validator().validate(&module).unwrap_or_else(|e| panic!("{file}: {}", e.emit_to_string(&source)));
@@ -63,5 +94,5 @@ fn every_shader_is_valid_in_every_form() {
             }
         }
     }
-    assert_eq!(compiled, 4 + 2 * 48 + 9);
+    assert_eq!(compiled, 1 + 2 * 12 + 9 + 72 + 12 + 1);
 }

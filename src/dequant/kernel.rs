@@ -103,7 +103,7 @@ impl GpuWeights {
     }
 
     /// Words in every part of the codes but the last, once all sizes are known to be right.
-    fn part_words(&self) -> Result<u64, DequantError> {
+    pub(super) fn part_words(&self) -> Result<u64, DequantError> {
         let wrong = |what, found, expected| Err(DequantError::Weights { what, found, expected });
         if !nf4::BLOCK_SIZES.contains(&self.block_size) {
             return wrong("the block size", self.block_size.into(), nf4::DEFAULT_BLOCK_SIZE.into());
@@ -188,7 +188,8 @@ impl Fast {
     }
 }
 
-const FAST_SOURCE: &str = include_str!("../../shaders/nf4_fast.wgsl");
+const FAST_SOURCE: &str =
+    concat!(include_str!("../../shaders/nf4_tables.wgsl"), include_str!("../../shaders/nf4_fast.wgsl"));
 const PLAIN_SOURCE: &str = include_str!("../../shaders/nf4_plain.wgsl");
 
 /// Which kernel serves an output, and why.
@@ -354,11 +355,7 @@ impl Dequantizer {
 
     /// A kernel, and the words that one of its workgroups decodes.
     fn kernel(&self, path: Path, output: Output, scale_type: ScaleType) -> Result<(Kernel, u64), GpuError> {
-        let scales = match scale_type {
-            ScaleType::F32 => 0.0,
-            ScaleType::Bf16 => 1.0,
-            ScaleType::Dq8 => 2.0,
-        };
+        let scales = scales_constant(scale_type);
         let flag = |set: bool| f64::from(u8::from(set));
         let workgroup = self.setup.workgroup;
         match (self.setup.fast.shader(), path) {
@@ -410,6 +407,15 @@ impl Dequantizer {
                 return Ok(bytes);
             }
         }
+    }
+}
+
+/// The shaders' `SCALES`.
+pub(crate) fn scales_constant(scale_type: ScaleType) -> f64 {
+    match scale_type {
+        ScaleType::F32 => 0.0,
+        ScaleType::Bf16 => 1.0,
+        ScaleType::Dq8 => 2.0,
     }
 }
 

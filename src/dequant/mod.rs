@@ -10,6 +10,8 @@ mod error;
 mod kernel;
 mod neon;
 #[cfg(feature = "gpu")]
+pub(crate) mod operand;
+#[cfg(feature = "gpu")]
 mod plan;
 mod scalar;
 #[cfg(feature = "gpu")]

@@ -7,7 +7,7 @@ use crate::format::nf4::{SUPER_BLOCK, ScaleType, Scales};
 use std::ops::Range;
 
 /// Bytes that bindings start on multiples of: WebGPU's largest `minStorageBufferOffsetAlignment`.
-pub(super) const ALIGN: u64 = 256;
+pub(crate) const ALIGN: u64 = 256;
 /// Words of codes that one dispatch decodes at most: the indices of 2^30 elements are far from the end of 32 bits.
 const MAX_WORDS: u64 = 1 << 27;
 /// The smallest binding limit that is served: the fixed part of a `dq8` table and a few words of everything else.
@@ -99,7 +99,8 @@ impl Job {
         })
     }
 
-    fn chunk(&self, words: Range<u64>) -> Chunk {
+    /// The dispatch that decodes `words`, which lie in one part.
+    pub fn chunk(&self, words: Range<u64>) -> Chunk {
         let part = words.start / self.part_words;
         let part_start = part * self.part_words;
         let (codes, before_codes) = window(4 * (words.start - part_start), 4 * (words.end - part_start));

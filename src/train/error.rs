@@ -2,6 +2,7 @@
 
 use thiserror::Error;
 
+use crate::dequant::DequantError;
 use crate::gpu::GpuError;
 
 /// Why a model could not be trained or run.
@@ -11,6 +12,9 @@ pub enum TrainError {
     /// The GPU could not do it.
     #[error(transparent)]
     Gpu(#[from] GpuError),
+    /// Quantised weights are not what they have to be.
+    #[error(transparent)]
+    Weights(#[from] DequantError),
     /// An operation was given tensors whose sizes do not fit together: a defect of this program.
     #[error("{operation}: {what} is {found}, and must be {expected}")]
     Shape {

@@ -3,6 +3,7 @@
 //! Operations record into a list of commands; nothing is read back. Each checks on the host that its tensors hold what its kernels
 //! index, which is what lets those run without runtime checks.
 
+pub mod matmul;
 #[cfg(test)]
 pub(crate) mod testing;
 

@@ -1,0 +1,166 @@
+// A product of matrices, out[m, n] = scale * a[m, k] b[k, n] (+ bias) (+ out): one half of every such kernel. The other half knows how
+// b is stored: `prepare_b`, `fill_b`, and `columns_of`, the columns of a four in `tile_b`. Float32, a tile of 8 TY x 8 TX to a workgroup, 8 x 8 to a thread. Runs unchecked:
+// `train::ops::matmul` proves on the host that every index is in its binding.
+
+struct Params {
+    m: u32,
+    n: u32,
+    k: u32,
+    chunk: u32,         // terms of each sum that a workgroup adds up: a multiple of TK
+    groups: u32,        // workgroups that have work
+    a_first: u32,       // element of a[0, 0]
+    a_row: u32,         // elements from a[i, t] to a[i + 1, t]
+    a_term: u32,        // elements from a[i, t] to a[i, t + 1]
+    b_first: u32,       // element of b[0, 0]; likewise
+    b_column: u32,
+    b_term: u32,
+    out_first: u32,     // element of out[0, 0]; likewise
+    out_row: u32,
+    out_chunk: u32,     // elements from the sums of one chunk to those of the next
+    bias_first: u32,
+    has_bias: u32,
+    add: u32,           // 1 where the product is added to what `out` holds
+    scale: f32,
+    block_first: u32,   // nf4: elements of its block that lie before b[0, 0]
+    block_bits: u32,    // nf4: log2 of the elements in a block
+    scales_first: u32,  // nf4: see nf4_tables.wgsl
+    supers_first: u32,
+    zero: u32,
+    pad: u32,
+    codebook: array<vec4<f32>, 4>,
+}
+
+// Bindings 0 to 3 are b's.
+@group(0) @binding(4) var<storage, read> a: array<f32>;
+@group(0) @binding(5) var<storage, read> bias: array<f32>;
+@group(0) @binding(6) var<storage, read_write> out: array<f32>;
+@group(1) @binding(0) var<uniform> params: Params;
+
+override TX: u32 = 8u;              // threads of a workgroup along n
+override TY: u32 = 16u;             // and along m
+override A_BY_TERM: bool = true;    // neighbours in memory are terms of one row of a, else rows of one term
+override A_FOURS: u32 = 528u;       // TK * (2 TY + 1)
+override B_FOURS: u32 = 272u;       // TK * (2 TX + 1)
+const TK = 16u;                     // terms that are held in workgroup memory
+
+// By term, then by fours of rows or columns. The one more keeps threads that write the same four of successive terms off each
+// other's banks.
+var<workgroup> tile_a: array<vec4<f32>, A_FOURS>;
+var<workgroup> tile_b: array<vec4<f32>, B_FOURS>;
+
+// Rows of the thread's 8 x 8 sums, two vec4 each. Every index into it is a constant, so that it lies in registers.
+var<private> sums: array<vec4<f32>, 16>;
+
+// The rows (or columns) of a four: those of neighbouring fours are neighbours, so that threads read and write neighbours in memory.
+fn spread(four: u32, threads: u32) -> vec4<u32> {
+    return vec4(four % threads + 4u * threads * (four / threads)) + threads * vec4(0u, 1u, 2u, 3u);
+}
+
+// Terms `first..first + TK` of the rows from `row` on. Rows past the last are copies of it, which lead to sums that nobody stores;
+// terms past `end` are zero.
+fn fill_a(row: u32, first: u32, end: u32, thread: u32) {
+    for (var i = thread; i < TK * 2u * TY; i += TX * TY) {
+        let term = select(i / (2u * TY), i % TK, A_BY_TERM);
+        let four = select(i % (2u * TY), i / TK, A_BY_TERM);
+        var values = vec4<f32>();
+        if (first + term < end) {
+            let rows = min(row + spread(four, TY), vec4(params.m - 1u));
+            let at = params.a_first + rows * params.a_row + (first + term) * params.a_term;
+            values = vec4(a[at.x], a[at.y], a[at.z], a[at.w]);
+        }
+        tile_a[term * (2u * TY + 1u) + four] = values;
+    }
+}
+
+// Adds the products of one term.
+fn add_term(term: u32, x: u32, y: u32) {
+    let row = term * (2u * TY + 1u) + y;
+    let column = term * (2u * TX + 1u) + x;
+    let a0 = tile_a[row];
+    let a1 = tile_a[row + TY];
+    let b0 = tile_b[column];
+    let b1 = tile_b[column + TX];
+    sums[0] += a0.x * b0;
+    sums[1] += a0.x * b1;
+    sums[2] += a0.y * b0;
+    sums[3] += a0.y * b1;
+    sums[4] += a0.z * b0;
+    sums[5] += a0.z * b1;
+    sums[6] += a0.w * b0;
+    sums[7] += a0.w * b1;
+    sums[8] += a1.x * b0;
+    sums[9] += a1.x * b1;
+    sums[10] += a1.y * b0;
+    sums[11] += a1.y * b1;
+    sums[12] += a1.z * b0;
+    sums[13] += a1.z * b1;
+    sums[14] += a1.w * b0;
+    sums[15] += a1.w * b1;
+}
+
+fn bias_of(columns: vec4<u32>) -> vec4<f32> {
+    if (params.has_bias == 0u) {
+        return vec4<f32>();
+    }
+    let at = params.bias_first + min(columns, vec4(params.n - 1u));
+    return vec4(bias[at.x], bias[at.y], bias[at.z], bias[at.w]);
+}
+
+fn store(at: u32, value: f32) {
+    if (params.add == 1u) { out[at] += value; } else { out[at] = value; }
+}
+
+fn store_four(first: u32, columns: vec4<u32>, values: vec4<f32>) {
+    if (columns.x < params.n) { store(first + columns.x, values.x); }
+    if (columns.y < params.n) { store(first + columns.y, values.y); }
+    if (columns.z < params.n) { store(first + columns.z, values.z); }
+    if (columns.w < params.n) { store(first + columns.w, values.w); }
+}
+
+fn store_row(start: u32, row: u32, left: vec4<u32>, right: vec4<u32>, left_values: vec4<f32>, right_values: vec4<f32>) {
+    if (row < params.m) {
+        store_four(start + row * params.out_row, left, left_values);
+        store_four(start + row * params.out_row, right, right_values);
+    }
+}
+
+@compute @workgroup_size(TX, TY)
+fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(num_workgroups) grid: vec3<u32>, @builtin(local_invocation_index) thread: u32) {
+    let group = id.x + id.y * grid.x;
+    if (group >= params.groups) {
+        return;
+    }
+    prepare_b(thread);
+    // Neighbouring workgroups share rows of a, and all of b is small enough for a cache.
+    let columns = (params.n + 8u * TX - 1u) / (8u * TX);
+    let rows = (params.m + 8u * TY - 1u) / (8u * TY);
+    let column = (group % columns) * 8u * TX;
+    let row = (group / columns % rows) * 8u * TY;
+    let chunk = group / columns / rows;
+    let end = min(params.k, (chunk + 1u) * params.chunk);
+    let x = thread % TX;
+    let y = thread / TX;
+    for (var first = chunk * params.chunk; first < end; first += TK) {
+        fill_a(row, first, end, thread);
+        fill_b(column, first, end, thread);
+        workgroupBarrier();
+        for (var term = 0u; term < TK; term++) {
+            add_term(term, x, y);
+        }
+        workgroupBarrier();
+    }
+    let left = column + columns_of(x);
+    let right = column + columns_of(x + TX);
+    let bias_left = bias_of(left);
+    let bias_right = bias_of(right);
+    let start = params.out_first + chunk * params.out_chunk;
+    let top = row + y;
+    store_row(start, top, left, right, params.scale * sums[0] + bias_left, params.scale * sums[1] + bias_right);
+    store_row(start, top + TY, left, right, params.scale * sums[2] + bias_left, params.scale * sums[3] + bias_right);
+    store_row(start, top + 2u * TY, left, right, params.scale * sums[4] + bias_left, params.scale * sums[5] + bias_right);
+    store_row(start, top + 3u * TY, left, right, params.scale * sums[6] + bias_left, params.scale * sums[7] + bias_right);
+    store_row(start, top + 4u * TY, left, right, params.scale * sums[8] + bias_left, params.scale * sums[9] + bias_right);
+    store_row(start, top + 5u * TY, left, right, params.scale * sums[10] + bias_left, params.scale * sums[11] + bias_right);
+    store_row(start, top + 6u * TY, left, right, params.scale * sums[12] + bias_left, params.scale * sums[13] + bias_right);
+    store_row(start, top + 7u * TY, left, right, params.scale * sums[14] + bias_left, params.scale * sums[15] + bias_right);
+}

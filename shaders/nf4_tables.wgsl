@@ -1,0 +1,42 @@
+// NF4 weights and their tables: one half of every fast kernel that decodes them. The other half has `params`, with the fields that
+// are used here.
+
+@group(0) @binding(0) var<storage, read> codes: array<u32>;     // 8 codes a word, low nibble first
+@group(0) @binding(1) var<storage, read> head: array<f32>;      // dq8: offset, then the map [256]
+@group(0) @binding(2) var<storage, read> supers: array<f32>;    // dq8: one for 256 scales
+@group(0) @binding(3) var<storage, read> scales: array<u32>;    // one f32, half (bf16) or byte (dq8) a block
+
+override SCALES: u32 = 0u;  // 0 f32, 1 bf16, 2 dq8
+
+// Workgroup memory, because a dynamically indexed constant would be spilled to memory by every thread.
+var<workgroup> codebook: array<f32, 16>;
+var<workgroup> map: array<f32, 256>;
+
+// For all `threads` threads of the workgroup.
+fn fill_tables(thread: u32, threads: u32) {
+    for (var i = thread; i < 16u; i += threads) {
+        codebook[i] = params.codebook[i >> 2u][i & 3u];
+    }
+    if (SCALES == 2u) {
+        for (var i = thread; i < 256u; i += threads) {
+            map[i] = head[1u + i];
+        }
+    }
+    workgroupBarrier();
+}
+
+// The scale of the block `block` blocks after the first one.
+fn scale_of(block: u32) -> f32 {
+    let i = params.scales_first + block;
+    if (SCALES == 0u) {
+        return bitcast<f32>(scales[i]);
+    }
+    if (SCALES == 1u) {
+        let pair = scales[i >> 1u];
+        return bitcast<f32>(select(pair << 16u, pair & 0xffff0000u, (i & 1u) == 1u));
+    }
+    let code = (scales[i >> 2u] >> (8u * (i & 3u))) & 255u;
+    let product = map[code] * supers[(params.supers_first + block) >> 8u];
+    // The format rounds the product before the sum; an unknown bit pattern in between forbids a fused multiply-add.
+    return bitcast<f32>(bitcast<u32>(product) ^ params.zero) + head[0];
+}
