@@ -22,22 +22,20 @@ struct Params {
 @group(1) @binding(0) var<uniform> params: Params;
 
 override HEAD: u32 = 32u;     // vec4s of a head: at most TX * MOST_PARTS
-override TX: u32 = 8u;        // threads along columns, each with 4 of them
-override TY: u32 = 16u;       // threads along rows, each with 4 of them
-override DEPTH: u32 = 8u;     // vec4s of a head in workgroup memory at a time, where rows meet columns
-override VALUES: u32 = 8u;    // columns in workgroup memory at a time, where they are added up: a divisor of COLUMNS, a multiple of 4
+override TX: u32 = 8u;        // threads along columns, each with 4 of them; also the vec4s of a head that are multiplied at a time
+override TY: u32 = 16u;       // threads along rows, each with 4 of them: a multiple of TX, and a divisor of 4 * TX
+override VALUES: u32 = 8u;    // columns that are added up at a time: a divisor of COLUMNS, a multiple of 4
 override ROWS: u32 = 4u * TY;
 override COLUMNS: u32 = 4u * TX;
 override PARTS: u32 = (HEAD + TX - 1u) / TX;   // vec4s of an output row that a thread has
-// Odd strides, so that neighbouring rows lie in different banks.
-override ROW_STRIDE: u32 = max(DEPTH, TX) + 1u;
-override COLUMN_STRIDE: u32 = DEPTH + 1u;
+override WIDTH: u32 = PARTS * TX;
+override STRIDE: u32 = TX + 1u;                // odd, so that neighbouring rows lie in different banks
 const MOST_PARTS = 8u;
 const LOWEST = -1e38;         // below every score, and far enough from infinity
 
-var<workgroup> row_tile: array<vec4<f32>, ROWS * ROW_STRIDE>;     // a part of the rows, or the weights of the columns
-var<workgroup> column_tile: array<vec4<f32>, max(COLUMNS * COLUMN_STRIDE, VALUES * PARTS * TX)>;
-var<workgroup> partial: array<f32, ROWS * TX>;                    // what each thread has of a row
+var<workgroup> row_tile: array<vec4<f32>, ROWS * STRIDE>;     // a part of the rows, or the weights of the columns
+var<workgroup> column_tile: array<vec4<f32>, COLUMNS * STRIDE>;   // a part of the columns: VALUES * WIDTH is not more
+var<workgroup> partial: array<f32, ROWS * TX>;                // what each thread has of a row
 
 // Tokens of one head: element `i` of token `t` is at `t * stride + offset + i`.
 struct Run {
@@ -81,33 +79,48 @@ fn column_of(run: Run, token: u32, column: u32, second: bool) -> vec4<f32> {
     return column_a[i];
 }
 
-// Slot TX * j + x has column 4 * x + j: neighbouring threads read neighbouring slots, and yet each has 4 columns in a row.
-fn fill_tiles(rows: Run, columns: Run, depth: u32, second: bool, thread: u32) {
-    for (var i = thread; i < ROWS * DEPTH; i += TX * TY) {
-        let slot = i / DEPTH;
-        row_tile[slot * ROW_STRIDE + i % DEPTH] = row_of(rows, rows.first + slot, depth + i % DEPTH, second);
+// What a thread carries to workgroup memory. It is read while the part before it is multiplied, to hide the way from memory.
+struct Carried {
+    rows: Tile,
+    columns: Tile,
+}
+
+fn carry(rows: Run, columns: Run, depth: u32, second: bool, at: vec2<u32>) -> Carried {
+    var carried: Carried;
+    for (var i = 0u; i < 4u; i++) {
+        carried.rows[i] = row_of(rows, rows.first + at.y + TY * i, depth + at.x, second);
     }
-    for (var i = thread; i < COLUMNS * DEPTH; i += TX * TY) {
-        let slot = i / DEPTH;
-        let token = columns.first + 4u * (slot % TX) + slot / TX;
-        column_tile[slot * COLUMN_STRIDE + i % DEPTH] = column_of(columns, token, depth + i % DEPTH, second);
+    for (var i = 0u; i < COLUMNS / TY; i++) {
+        // Slot TX * j + x has column 4 * x + j: neighbouring threads read neighbouring slots, and yet each has 4 columns in a row.
+        let slot = at.y + TY * i;
+        carried.columns[i] = column_of(columns, columns.first + 4u * (slot % TX) + slot / TX, depth + at.x, second);
     }
+    return carried;
 }
 
 // The products of the thread's rows and columns: of row_b and column_b, or of row_a and column_a.
 fn products(rows: Run, columns: Run, second: bool, at: vec2<u32>) -> Tile {
     var sums = Tile();
-    for (var depth = 0u; depth < HEAD; depth += DEPTH) {
+    var carried = carry(rows, columns, 0u, second, at);
+    for (var depth = 0u; depth < HEAD; depth += TX) {
         workgroupBarrier();
-        fill_tiles(rows, columns, depth, second, at.x + TX * at.y);
+        for (var i = 0u; i < 4u; i++) {
+            row_tile[(at.y + TY * i) * STRIDE + at.x] = carried.rows[i];
+        }
+        for (var i = 0u; i < COLUMNS / TY; i++) {
+            column_tile[(at.y + TY * i) * STRIDE + at.x] = carried.columns[i];
+        }
         workgroupBarrier();
-        for (var d = 0u; d < DEPTH; d++) {
-            let b0 = column_tile[at.x * COLUMN_STRIDE + d];
-            let b1 = column_tile[(at.x + TX) * COLUMN_STRIDE + d];
-            let b2 = column_tile[(at.x + 2u * TX) * COLUMN_STRIDE + d];
-            let b3 = column_tile[(at.x + 3u * TX) * COLUMN_STRIDE + d];
+        if (depth + TX < HEAD) {
+            carried = carry(rows, columns, depth + TX, second, at);
+        }
+        for (var d = 0u; d < TX; d++) {
+            let b0 = column_tile[at.x * STRIDE + d];
+            let b1 = column_tile[(at.x + TX) * STRIDE + d];
+            let b2 = column_tile[(at.x + 2u * TX) * STRIDE + d];
+            let b3 = column_tile[(at.x + 3u * TX) * STRIDE + d];
             for (var i = 0u; i < 4u; i++) {
-                let a = row_tile[(at.y + TY * i) * ROW_STRIDE + d];
+                let a = row_tile[(at.y + TY * i) * STRIDE + d];
                 sums[i] += a.x * vec4(b0.x, b1.x, b2.x, b3.x);
                 sums[i] += a.y * vec4(b0.y, b1.y, b2.y, b3.y);
                 sums[i] += a.z * vec4(b0.z, b1.z, b2.z, b3.z);
@@ -118,26 +131,39 @@ fn products(rows: Run, columns: Run, second: bool, at: vec2<u32>) -> Tile {
     return sums;
 }
 
+// The thread's share of VALUES columns, all WIDTH vec4s of them.
+fn carry_values(columns: Run, first: u32, second: bool, at: vec2<u32>) -> Tile {
+    var carried: Tile;
+    for (var i = 0u; i < COLUMNS / TY; i++) {
+        let slot = at.x + TX * (at.y + TY * i);
+        carried[i] = column_of(columns, columns.first + first + slot / WIDTH, slot % WIDTH, second);
+    }
+    return carried;
+}
+
 // Adds the columns (of column_b, or column_a), with the weights that lie in the row tile, to the sums of the thread's rows.
 fn add_weighted(sums: ptr<function, Sums>, columns: Run, second: bool, at: vec2<u32>) {
-    let width = PARTS * TX;
+    var carried = carry_values(columns, 0u, second, at);
     for (var first = 0u; first < COLUMNS; first += VALUES) {
         workgroupBarrier();
-        for (var i = at.x + TX * at.y; i < VALUES * width; i += TX * TY) {
-            column_tile[i] = column_of(columns, columns.first + first + i / width, i % width, second);
+        for (var i = 0u; i < COLUMNS / TY; i++) {
+            column_tile[at.x + TX * (at.y + TY * i)] = carried[i];
         }
         workgroupBarrier();
+        if (first + VALUES < COLUMNS) {
+            carried = carry_values(columns, first + VALUES, second, at);
+        }
         for (var k = 0u; k < VALUES; k += 4u) {
             var weights: Tile;
             for (var i = 0u; i < 4u; i++) {
-                weights[i] = row_tile[(at.y + TY * i) * ROW_STRIDE + (first + k) / 4u];
+                weights[i] = row_tile[(at.y + TY * i) * STRIDE + (first + k) / 4u];
             }
             for (var part = 0u; part < PARTS; part++) {
-                let value = k * width + part * TX + at.x;
+                let value = k * WIDTH + part * TX + at.x;
                 let v0 = column_tile[value];
-                let v1 = column_tile[value + width];
-                let v2 = column_tile[value + 2u * width];
-                let v3 = column_tile[value + 3u * width];
+                let v1 = column_tile[value + WIDTH];
+                let v2 = column_tile[value + 2u * WIDTH];
+                let v3 = column_tile[value + 3u * WIDTH];
                 for (var i = 0u; i < 4u; i++) {
                     var sum = (*sums)[4u * part + i];
                     sum += weights[i].x * v0;
@@ -221,7 +247,7 @@ fn forward(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) gri
             // Before a row's first key all is LOWEST, and exp(0) is not 0.
             let weights = select(exp(scores[i] - top), vec4<f32>(), scores[i] == vec4(LOWEST));
             let shrink = exp(highest[i] - top);
-            row_tile[row * ROW_STRIDE + at.x] = weights;
+            row_tile[row * STRIDE + at.x] = weights;
             total[i] = total[i] * shrink + (weights.x + weights.y) + (weights.z + weights.w);
             highest[i] = top;
             for (var part = 0u; part < PARTS; part++) {
@@ -290,7 +316,7 @@ fn query_gradient(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgrou
             let row = at.y + TY * i;
             let seen = sees(rows.first + row, start[i], columns, at);
             let weights = exp(select(vec4(LOWEST), scores[i] * params.scale - row_lse[i], seen));
-            row_tile[row * ROW_STRIDE + at.x] = weights * (slopes[i] - row_delta[i]);
+            row_tile[row * STRIDE + at.x] = weights * (slopes[i] - row_delta[i]);
         }
         add_weighted(&sums, columns, false, at);
     }
@@ -342,7 +368,7 @@ fn value_gradient(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invoca
             workgroupBarrier();
             for (var i = 0u; i < 4u; i++) {
                 let row = at.y + TY * i;
-                row_tile[row * ROW_STRIDE + at.x] = weights_of(rows.first + row, scores[i], queries, columns, at);
+                row_tile[row * STRIDE + at.x] = weights_of(rows.first + row, scores[i], queries, columns, at);
             }
             add_weighted(&sums, columns, true, at);
         }
@@ -369,7 +395,7 @@ fn key_gradient(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocati
             for (var i = 0u; i < 4u; i++) {
                 let row = at.y + TY * i;
                 let weights = weights_of(rows.first + row, scores[i], queries, columns, at);
-                row_tile[row * ROW_STRIDE + at.x] = weights * (slopes[i] - column_delta);
+                row_tile[row * STRIDE + at.x] = weights * (slopes[i] - column_delta);
             }
             add_weighted(&sums, columns, false, at);
         }

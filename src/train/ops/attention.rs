@@ -28,27 +28,24 @@ pub struct AttentionShape {
 struct Tiling {
     /// Threads along the columns of a tile.
     columns: u32,
-    /// Threads along its rows.
+    /// Threads along its rows: a multiple of `columns`, and a divisor of 4 times as many.
     rows: u32,
-    /// vec4s of a head in workgroup memory at a time.
-    depth: u32,
 }
 
 impl Tiling {
     /// 15,872 bytes of workgroup memory, of the 16,384 that every device has.
-    const DEFAULT: Self = Self { columns: 8, rows: 16, depth: 8 };
+    const DEFAULT: Self = Self { columns: 8, rows: 16 };
 
     /// Tokens of a block of rows.
     fn block(self) -> u32 {
         4 * self.rows
     }
 
-    /// Columns whose values fit where the columns of a product lay: a power of two, 4 at least.
+    /// Columns whose values the threads carry at once, as many vec4s as of a product's columns: a power of two, 4 at least.
     fn values(self, head_vecs: u32) -> u32 {
-        let width = head_vecs.next_multiple_of(self.columns);
-        let room = 4 * self.columns * (self.depth + 1) / width;
-        let power = 1 << room.max(4).ilog2();
-        power.min(4 * self.columns)
+        let block = 4 * self.columns;
+        let room = block * self.columns / head_vecs.next_multiple_of(self.columns);
+        (1 << room.max(4).ilog2()).min(block)
     }
 }
 
@@ -99,7 +96,6 @@ impl Attention {
                 ("HEAD", f64::from(head_dim / 4)),
                 ("TX", tiling.columns.into()),
                 ("TY", tiling.rows.into()),
-                ("DEPTH", tiling.depth.into()),
                 ("VALUES", tiling.values(head_dim / 4).into()),
             ];
             gpu.kernel(&KernelSpec { shader: shader.clone(), entry, constants })
@@ -271,8 +267,16 @@ impl Roles<'_> {
 mod tests {
     #![allow(clippy::unwrap_used, clippy::panic, reason = "tests fail by panicking")]
 
+    use std::sync::OnceLock;
+
     use super::super::testing::{assert_close, assert_gradient, gpu, poisoned, random};
     use super::*;
+
+    /// One device for all tests: software drivers take seconds to compile the kernels.
+    fn device() -> Option<Gpu> {
+        static DEVICE: OnceLock<Option<Gpu>> = OnceLock::new();
+        DEVICE.get_or_init(gpu).clone()
+    }
 
     /// Inputs, and the gradient of the output.
     #[derive(Clone)]
@@ -381,7 +385,7 @@ mod tests {
 
     #[test]
     fn outputs_and_gradients_are_the_reference_s() {
-        let Some(gpu) = gpu() else { return };
+        let Some(gpu) = device() else { return };
         for (head_dim, heads, kv_heads, lengths) in [
             (64, 4, 4, &[1][..]),
             (64, 4, 2, &[5]),
@@ -398,7 +402,7 @@ mod tests {
 
     #[test]
     fn heads_of_any_size_fit() {
-        let Some(gpu) = gpu() else { return };
+        let Some(gpu) = device() else { return };
         for head_dim in [4, 96, 256] {
             let inputs = inputs(head_dim, 2, 1, &[3, 67]);
             assert_matches(&run(&gpu, &inputs), &inputs);
@@ -407,7 +411,7 @@ mod tests {
 
     #[test]
     fn scores_whose_exponential_overflows_are_exact() {
-        let Some(gpu) = gpu() else { return };
+        let Some(gpu) = device() else { return };
         let mut inputs = inputs(64, 2, 1, &[40, 30]);
         // Small integers: no rounding in the scores, which reach several hundreds.
         inputs.q.iter_mut().for_each(|x| *x = 8.0 * x.round());
@@ -433,14 +437,14 @@ mod tests {
 
     #[test]
     fn the_same_inputs_give_the_same_bits() {
-        let Some(gpu) = gpu() else { return };
+        let Some(gpu) = device() else { return };
         let inputs = inputs(64, 4, 2, &[7, 90, 33]);
         assert!(run(&gpu, &inputs) == run(&gpu, &inputs));
     }
 
     #[test]
     fn a_sample_changes_nothing_in_the_others() {
-        let Some(gpu) = gpu() else { return };
+        let Some(gpu) = device() else { return };
         let inputs = inputs(64, 4, 2, &[40, 37, 53]);
         let mut changed = inputs.clone();
         let tokens = 40..77;
@@ -466,7 +470,7 @@ mod tests {
 
     #[test]
     fn what_does_not_fit_is_refused() {
-        let Some(gpu) = gpu() else { return };
+        let Some(gpu) = device() else { return };
         for head_dim in [0, 6, 260] {
             assert!(matches!(Attention::new(&gpu, head_dim), Err(TrainError::Shape { .. })), "{head_dim}");
         }
