@@ -23,7 +23,7 @@ struct Params {
 
 override HEAD: u32 = 32u;     // vec4s of a head: at most TX * MOST_PARTS
 override TX: u32 = 8u;        // threads along columns, each with 4 of them; also the vec4s of a head that are multiplied at a time
-override TY: u32 = 16u;       // threads along rows, each with 4 of them: a multiple of TX, and a divisor of 4 * TX
+override TY: u32 = 16u;       // threads along rows, each with 4 of them: at least TX, and a divisor of 4 * TX
 override VALUES: u32 = 8u;    // columns that are added up at a time: a divisor of COLUMNS, a multiple of 4
 override ROWS: u32 = 4u * TY;
 override COLUMNS: u32 = 4u * TX;
@@ -389,8 +389,8 @@ fn key_gradient(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocati
             let scores = products(rows, columns, false, at);
             let slopes = products(rows, columns, true, at);
             let queries = queries_of(columns, head, at);
-            let i = indices_of(columns, head, at);
-            let column_delta = vec4(delta[i.x], delta[i.y], delta[i.z], delta[i.w]);
+            let query = indices_of(columns, head, at);
+            let column_delta = vec4(delta[query.x], delta[query.y], delta[query.z], delta[query.w]);
             workgroupBarrier();
             for (var i = 0u; i < 4u; i++) {
                 let row = at.y + TY * i;

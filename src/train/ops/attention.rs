@@ -28,7 +28,7 @@ pub struct AttentionShape {
 struct Tiling {
     /// Threads along the columns of a tile.
     columns: u32,
-    /// Threads along its rows: a multiple of `columns`, and a divisor of 4 times as many.
+    /// Threads along its rows: at least `columns`, and a divisor of 4 times `columns`.
     rows: u32,
 }
 
@@ -86,7 +86,10 @@ impl Attention {
     pub fn new(gpu: &Gpu, head_dim: u32) -> Result<Self, TrainError> {
         let expected = head_dim.clamp(4, MOST_HEAD_DIM).next_multiple_of(4);
         same("the size of a head", expected.into(), head_dim.into())?;
-        let tiling = Tiling::DEFAULT;
+        Self::with(gpu, head_dim, Tiling::DEFAULT)
+    }
+
+    fn with(gpu: &Gpu, head_dim: u32, tiling: Tiling) -> Result<Self, TrainError> {
         // SAFETY: `forward` and `backward` hold every tensor against `AttentionShape`, and the kernels index by tokens and heads
         // below its counts; what `starts` holds only ends loops early, and all of them end at `tokens`; workgroup memory is
         // written, with a barrier after it, before it is read.
@@ -132,8 +135,9 @@ impl Attention {
         lse: &Mat,
     ) -> Result<(), TrainError> {
         self.check(shape, &[q, out], &[k, v], &[lse], starts)?;
-        let bindings = Roles { rows: [q, q], columns: [k, v], starts, lse, delta: lse, out, row_sums: lse };
-        self.dispatch(commands, &self.forward, shape, shape.heads, &bindings);
+        // The kernel's module names a second tensor of rows, which it does not read, and `delta`, which it has not.
+        let roles = Roles { rows: [q, q], columns: [k, v], starts, lse, delta: lse, out, row_sums: lse };
+        self.dispatch(commands, &self.forward, shape, shape.heads, &roles);
         Ok(())
     }
 
@@ -317,6 +321,10 @@ mod tests {
     }
 
     fn run(gpu: &Gpu, inputs: &Inputs) -> Outputs {
+        run_on(&Attention::new(gpu, inputs.shape.head_dim).unwrap(), gpu, inputs)
+    }
+
+    fn run_on(attention: &Attention, gpu: &Gpu, inputs: &Inputs) -> Outputs {
         let &AttentionShape { tokens, heads, kv_heads, head_dim, .. } = &inputs.shape;
         let mat = |heads, elements| Mat::from_slice(gpu, "input", tokens, heads * head_dim, elements).unwrap();
         let empty = |cols| poisoned(gpu, tokens, cols);
@@ -325,7 +333,6 @@ mod tests {
         let starts = BufferRange::whole(gpu.storage_with("starts", bytemuck::cast_slice(&inputs.starts)).unwrap());
         let (out, lse, delta) = (empty(heads * head_dim), empty(heads), empty(heads));
         let (dq, dk, dv) = (empty(heads * head_dim), empty(kv_heads * head_dim), empty(kv_heads * head_dim));
-        let attention = Attention::new(gpu, head_dim).unwrap();
         let mut commands = gpu.commands("attention");
         attention.forward(&mut commands, &inputs.shape, &q, &k, &v, &starts, &out, &lse).unwrap();
         let shape = &inputs.shape;
@@ -406,6 +413,16 @@ mod tests {
         for head_dim in [4, 96, 256] {
             let inputs = inputs(head_dim, 2, 1, &[3, 67]);
             assert_matches(&run(&gpu, &inputs), &inputs);
+        }
+    }
+
+    #[test]
+    fn tiles_of_any_size_fit() {
+        let Some(gpu) = device() else { return };
+        let inputs = inputs(20, 2, 1, &[3, 133]);
+        for (columns, rows) in [(4, 8), (8, 8)] {
+            let attention = Attention::with(&gpu, 20, Tiling { columns, rows }).unwrap();
+            assert_matches(&run_on(&attention, &gpu, &inputs), &inputs);
         }
     }
 
