@@ -54,6 +54,8 @@ const UNSAFE: &[&str] = &[
     "gpu/memory.rs",
     "gpu/pipeline.rs",
     "train/ops/matmul/kernels.rs",
+    "train/ops/attention.rs",
+    "train/ops/rotary.rs",
 ];
 
 /// A source file without its comments, and its path inside `src`.

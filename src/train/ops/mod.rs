@@ -3,9 +3,14 @@
 //! Operations record into a list of commands; nothing is read back. Each checks on the host that its tensors hold what its kernels
 //! index, which is what lets those run without runtime checks.
 
+mod attention;
 pub mod matmul;
+mod rotary;
 #[cfg(test)]
 pub(crate) mod testing;
+
+pub use attention::{Attention, AttentionShape};
+pub use rotary::{RopeScaling, Rotary, RotaryTable, Yarn, inverse_frequencies};
 
 use crate::gpu::{BufferRange, Gpu, GpuError};
 

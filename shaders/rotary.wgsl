@@ -1,0 +1,39 @@
+// Rotates each pair (i, i + half) of every head by the angle of its token's position: cosine and sine come from a table. Runs
+// unchecked: `train::ops::rotary` proves on the host that every tensor holds what is indexed here.
+
+struct Params {
+    pairs: u32,       // in all: tokens * heads * half
+    heads: u32,
+    half: u32,        // pairs in a head
+    positions: u32,   // rows of the table
+    sign: f32,        // 1, or -1 to rotate back
+    pad_0: u32,
+    pad_1: u32,
+    pad_2: u32,
+}
+
+@group(0) @binding(0) var<storage, read_write> x: array<f32>;       // [tokens, heads, 2 * half]
+@group(0) @binding(1) var<storage, read> starts: array<u32>;        // first token of each token's sample
+@group(0) @binding(2) var<storage, read> table: array<vec2<f32>>;   // [positions, half]: cosine, sine
+@group(1) @binding(0) var<uniform> params: Params;
+
+const WORKGROUP = 256u;
+
+@compute @workgroup_size(WORKGROUP)
+fn rotate(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) grid: vec3<u32>, @builtin(local_invocation_index) thread: u32) {
+    let pair = (group.x + group.y * grid.x) * WORKGROUP + thread;
+    if (pair >= params.pairs) {
+        return;
+    }
+    let head = pair / params.half;
+    let i = pair % params.half;
+    let token = head / params.heads;
+    // The host cannot see `starts`: whatever it holds, the table is not left.
+    let position = min(token - starts[token], params.positions - 1u);
+    let turn = table[position * params.half + i] * vec2(1.0, params.sign);
+    let at = head * 2u * params.half + i;
+    let a = x[at];
+    let b = x[at + params.half];
+    x[at] = a * turn.x - b * turn.y;
+    x[at + params.half] = b * turn.x + a * turn.y;
+}
