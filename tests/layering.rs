@@ -53,6 +53,14 @@ const UNSAFE: &[&str] = &[
     "dequant/yardstick.rs",
     "gpu/memory.rs",
     "gpu/pipeline.rs",
+    "train/ops/add.rs",
+    "train/ops/dropout.rs",
+    "train/ops/embedding.rs",
+    "train/ops/finite.rs",
+    "train/ops/loss.rs",
+    "train/ops/optimizer.rs",
+    "train/ops/rms_norm.rs",
+    "train/ops/swiglu.rs",
 ];
 
 /// A source file without its comments, and its path inside `src`.

@@ -13,9 +13,17 @@ type Constants = &'static [(&'static str, &'static [f64])];
 
 /// Every file, and its constants.
 const FORMS: &[(&str, Constants)] = &[
+    ("add.wgsl", &[]),
     ("copy.wgsl", &[]),
+    ("dropout.wgsl", &[]),
+    ("finite.wgsl", &[]),
+    ("gather.wgsl", &[("TYPE", &[0.0, 1.0, 2.0])]),
+    ("loss.wgsl", &[]),
     ("nf4_fast.wgsl", &[("WORKGROUP", &[64.0, 256.0]), ("SCALES", &[0.0, 1.0, 2.0]), ("BF16", &[0.0, 1.0])]),
     ("nf4_plain.wgsl", &[("SCALES", &[0.0, 1.0, 2.0]), ("OUTPUT", &[0.0, 1.0, 2.0])]),
+    ("optimizer.wgsl", &[]),
+    ("rms_norm.wgsl", &[("LANES", &[32.0, 256.0])]),
+    ("swiglu.wgsl", &[]),
 ];
 
 /// Every choice of one value for each constant.
@@ -63,5 +71,7 @@ fn every_shader_is_valid_in_every_form() {
             }
         }
     }
-    assert_eq!(compiled, 4 + 2 * 48 + 9);
+    let dequant = 3 + 2 * 48 + 9;
+    let train = 2 + 2 + 3 + 3 + 3 + 4 + 2;
+    assert_eq!(compiled, dequant + train);
 }

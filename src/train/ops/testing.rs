@@ -7,7 +7,14 @@ use super::Mat;
 
 /// The device, or `None` where there is none: a loud skip, and under `NF4PACK_REQUIRE_GPU=1` a failure.
 pub(crate) fn gpu() -> Option<Gpu> {
-    match Gpu::open(&Options { cache: None, ..Options::from_env() }) {
+    gpu_with(|_| {})
+}
+
+/// As [`gpu`], with other options.
+pub(crate) fn gpu_with(change: impl FnOnce(&mut Options)) -> Option<Gpu> {
+    let mut options = Options { cache: None, ..Options::from_env() };
+    change(&mut options);
+    match Gpu::open(&options) {
         Ok(gpu) => Some(gpu),
         Err(GpuError::NoAdapter) if std::env::var_os("NF4PACK_REQUIRE_GPU").is_none_or(|v| v != "1") => {
             eprintln!("SKIPPED: no GPU, not even a software one");
@@ -38,6 +45,16 @@ pub(crate) fn random_mat(gpu: &Gpu, seed: u64, rows: u32, cols: u32) -> (Mat, Ve
 /// A matrix full of NaN, so that what a kernel does not write is seen.
 pub(crate) fn poisoned(gpu: &Gpu, rows: u32, cols: u32) -> Mat {
     Mat::from_slice(gpu, "poisoned", rows, cols, &vec![f32::NAN; (rows * cols) as usize]).unwrap()
+}
+
+/// In f64, as references compute.
+pub(crate) fn wide(narrow: &[f32]) -> Vec<f64> {
+    narrow.iter().map(|&x| x.into()).collect()
+}
+
+/// Back to f32, as kernels give it.
+pub(crate) fn narrow(wide: &[f64]) -> Vec<f32> {
+    wide.iter().map(|&x| x as f32).collect()
 }
 
 /// |found - expected| / |expected|, which must be at most `bound`; NaN never is.
