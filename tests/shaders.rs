@@ -71,7 +71,7 @@ fn every_shader_is_valid_in_every_form() {
             }
         }
     }
-    let dequant = 3 + 2 * 48 + 9;
-    let train = 2 + 2 + 3 + 3 + 3 + 4 + 2;
+    let dequant = 1 + 2 * 12 + 9;
+    let train = 1 + 1 + 2 + 3 + 3 + 3 + 2 * 2 + 2;
     assert_eq!(compiled, dequant + train);
 }
