@@ -65,7 +65,7 @@ impl Add {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::train::ops::testing::{assert_close, gpu, gpu_with, random_mat};
+    use crate::train::ops::testing::{assert_close, assert_untouched, gpu, gpu_with, random_mat};
 
     fn check(gpu: &Gpu, rows: u32, cols: u32, scale: f32) {
         let add = Add::new(gpu).unwrap();
@@ -75,6 +75,7 @@ mod tests {
         commands.submit().unwrap();
         let expected: Vec<f32> =
             xs.iter().zip(&ys).map(|(&x, &y)| (f64::from(y) + f64::from(scale) * f64::from(x)) as f32).collect();
+        assert_untouched(gpu, &y);
         assert_close("y", &y.read(gpu).unwrap(), &expected, 1e-7);
     }
 

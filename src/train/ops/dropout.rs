@@ -114,7 +114,7 @@ fn rate(p: f32) -> Result<(u32, f32), TrainError> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::train::ops::testing::{gpu, gpu_with, poisoned, random_mat};
+    use crate::train::ops::testing::{assert_untouched, gpu, gpu_with, poisoned, random_mat};
 
     fn mix(x: u32) -> u32 {
         let x = (x ^ x >> 16).wrapping_mul(0x21f0_aaad);
@@ -142,6 +142,7 @@ mod tests {
         dropout.record(&mut commands, p, KEY, &x, &y, false).unwrap();
         dropout.record(&mut commands, p, KEY, &x, &sum, true).unwrap();
         commands.submit().unwrap();
+        assert_untouched(gpu, &y);
         let expected = reference(p, KEY, &xs);
         assert!(y.read(gpu).unwrap() == expected, "bit for bit");
         let found = sum.read(gpu).unwrap();

@@ -191,7 +191,7 @@ mod tests {
     use half::{bf16, f16};
 
     use super::*;
-    use crate::train::ops::testing::{gpu, gpu_with, poisoned, random};
+    use crate::train::ops::testing::{assert_untouched, gpu, gpu_with, poisoned, random};
 
     const TYPES: [FloatType; 3] = [FloatType::F32, FloatType::F16, FloatType::Bf16];
 
@@ -231,6 +231,7 @@ mod tests {
             let tensor = RawTensor { float_type, parts: &parts, rows, cols };
             Gather::new(gpu).unwrap().embed(&mut commands, &tensor, &range, &out).unwrap();
             commands.submit().unwrap();
+            assert_untouched(gpu, &out);
             let row = |&id: &u32| values[(id * cols) as usize..((id + 1) * cols) as usize].to_vec();
             let expected: Vec<f32> = ids.iter().flat_map(row).collect();
             assert!(out.read(gpu).unwrap() == expected, "{float_type:?}, {rows} x {cols}, {tokens} tokens, parts of {part}");

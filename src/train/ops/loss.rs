@@ -165,7 +165,9 @@ fn inverse(normalizer: u64) -> Result<f32, TrainError> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::train::ops::testing::{assert_close, assert_gradient, gpu, gpu_with, narrow, poisoned, random, wide};
+    use crate::train::ops::testing::{
+        assert_close, assert_gradient, assert_untouched, gpu, gpu_with, mat, narrow, poisoned, random, wide,
+    };
 
     /// Losses of the tokens.
     fn reference(logits: &[f64], labels: &[u32]) -> Vec<f64> {
@@ -191,13 +193,9 @@ mod tests {
 
     /// Labels over the vocabulary, every third token untrained.
     fn labels(seed: u64, tokens: usize, vocab: u32) -> Vec<u32> {
-        let label = |(i, x): (usize, f32)| if i % 3 == 1 { UNTRAINED } else { ((x + 1.0) / 2.0 * vocab as f32) as u32 };
-        random(seed, tokens)
-            .into_iter()
-            .enumerate()
-            .map(label)
-            .map(|l| if l == UNTRAINED { l } else { l.min(vocab - 1) })
-            .collect()
+        let any = |x: f32| (((x + 1.0) / 2.0 * vocab as f32) as u32).min(vocab - 1);
+        let label = |(i, x)| if i % 3 == 1 { UNTRAINED } else { any(x) };
+        random(seed, tokens).into_iter().enumerate().map(label).collect()
     }
 
     struct Outcome {
@@ -218,11 +216,11 @@ mod tests {
         let tokens = labels.len() as u32;
         let vocab = logits.len() / labels.len();
         let label_range = BufferRange::whole(gpu.storage_with("labels", bytemuck::cast_slice(labels)).unwrap());
-        let (state, total) = (poisoned(gpu, tokens, 4), Mat::from_slice(gpu, "total", 1, 1, &[1.0]).unwrap());
+        let (state, total) = (poisoned(gpu, tokens, 4), mat(gpu, 1, 1, &[1.0]));
         let starts = || (0..vocab).step_by(width);
         let chunk = |from: usize| {
             let to = (from + width).min(vocab);
-            Mat::from_slice(gpu, "logits", tokens, (to - from) as u32, &columns(logits, vocab, from, to)).unwrap()
+            mat(gpu, tokens, (to - from) as u32, &columns(logits, vocab, from, to))
         };
         let chunks: Vec<Mat> = starts().map(chunk).collect();
         let mut commands = gpu.commands("loss");
@@ -234,6 +232,7 @@ mod tests {
             loss.gradient(&mut commands, logits, first as u32, &label_range, &state, normalizer).unwrap();
         }
         commands.submit().unwrap();
+        chunks.iter().chain([&state, &total]).for_each(|mat| assert_untouched(gpu, mat));
         let slopes: Vec<(Vec<f32>, usize)> = chunks.iter().map(|c| (c.read(gpu).unwrap(), c.cols as usize)).collect();
         let row = |i: usize| slopes.iter().flat_map(move |(slopes, cols)| slopes[i * cols..(i + 1) * cols].to_vec());
         Outcome {

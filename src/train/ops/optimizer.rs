@@ -198,7 +198,7 @@ impl AdamW {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::train::ops::testing::{assert_close, gpu, gpu_with, narrow, random, random_mat, wide};
+    use crate::train::ops::testing::{assert_close, assert_untouched, gpu, gpu_with, mat, narrow, random, random_mat, wide};
 
     const STEP: AdamWStep =
         AdamWStep { step: 1, learning_rate: 3e-2, betas: [0.9, 0.999], epsilon: 1e-8, weight_decay: 0.1, clip: Some(1.0) };
@@ -235,7 +235,7 @@ mod tests {
 
     fn state(gpu: &Gpu, count: u32) -> (AdamWState, Reference) {
         let (parameters, p) = random_mat(gpu, 1, 1, count);
-        let zeros = || Mat::from_slice(gpu, "moment", 1, count, &vec![0.0; count as usize]).unwrap();
+        let zeros = || mat(gpu, 1, count, &vec![0.0; count as usize]);
         let gradient = zeros();
         let zero = vec![0.0; count as usize];
         (
@@ -245,7 +245,7 @@ mod tests {
     }
 
     fn set_gradient(gpu: &Gpu, state: &mut AdamWState, gradient: &[f32]) {
-        state.gradient = Mat::from_slice(gpu, "gradient", 1, state.parameters.cols, gradient).unwrap();
+        state.gradient = mat(gpu, 1, state.parameters.cols, gradient);
     }
 
     /// Steps whose gradients differ a thousandfold, so that some are clipped and some are not.
@@ -267,6 +267,7 @@ mod tests {
             assert_close("clip", &[report.clip], &[clip(&step, &gradient) as f32], 1e-6);
             assert_eq!(report.applied, 1.0);
         }
+        [&state.parameters, &state.mean, &state.square].into_iter().for_each(|mat| assert_untouched(gpu, mat));
         assert_close("p", &state.parameters.read(gpu).unwrap(), &narrow(&reference.p), 1e-6);
         assert_close("m", &state.mean.read(gpu).unwrap(), &narrow(&reference.m), 1e-6);
         assert_close("v", &state.square.read(gpu).unwrap(), &narrow(&reference.v), 1e-6);

@@ -122,7 +122,7 @@ impl RmsNorm {
 mod tests {
     use super::*;
     use crate::train::ops::testing::{
-        assert_close, assert_gradient, gpu, gpu_with, narrow, poisoned, random, random_mat, wide,
+        assert_close, assert_gradient, assert_untouched, gpu, gpu_with, narrow, poisoned, random, random_mat, wide,
     };
 
     const EPSILON: f32 = 1e-3;
@@ -159,6 +159,7 @@ mod tests {
         norm.backward(&mut commands, &x, &gamma, EPSILON, &dy, &dx, false).unwrap();
         norm.backward(&mut commands, &x, &gamma, EPSILON, &dy, &sum, true).unwrap();
         commands.submit().unwrap();
+        [&y, &dx, &sum].into_iter().for_each(|mat| assert_untouched(gpu, mat));
         let [xs, gammas, dys] = [xs, gammas, dys].map(|v| wide(&v));
         let expected = reference_backward(&xs, &gammas, &dys);
         assert_close("y", &y.read(gpu).unwrap(), &narrow(&reference(&xs, &gammas)), 1e-6);
@@ -190,6 +191,24 @@ mod tests {
         let Some(gpu) = gpu_with(|options| options.max_binding = Some(1 << 17)) else { return };
         check(&gpu, 77, 5, 101);
         check(&gpu, 301, 1, 300);
+    }
+
+    #[test]
+    fn the_same_bits_every_time() {
+        let Some(gpu) = gpu() else { return };
+        let norm = RmsNorm::new(&gpu).unwrap();
+        let ((x, _), (dy, _)) = (random_mat(&gpu, 1, 65, 1200), random_mat(&gpu, 2, 65, 1200));
+        for width in [100, 1200] {
+            let (gamma, _) = random_mat(&gpu, 3, 1, width);
+            let gradient = || {
+                let dx = poisoned(&gpu, 65, 1200);
+                let mut commands = gpu.commands("norm");
+                norm.backward(&mut commands, &x, &gamma, EPSILON, &dy, &dx, false).unwrap();
+                commands.submit().unwrap();
+                dx.read(&gpu).unwrap()
+            };
+            assert!(gradient() == gradient(), "rows of {width}");
+        }
     }
 
     #[test]

@@ -73,7 +73,7 @@ impl SwiGlu {
 mod tests {
     use super::*;
     use crate::train::ops::testing::{
-        assert_close, assert_gradient, gpu, gpu_with, narrow, poisoned, random, random_mat, wide,
+        assert_close, assert_gradient, assert_untouched, gpu, gpu_with, mat, narrow, poisoned, random, random_mat, wide,
     };
 
     fn sigmoid(x: f64) -> f64 {
@@ -98,13 +98,14 @@ mod tests {
         let swiglu = SwiGlu::new(gpu).unwrap();
         let (_, mut gates) = random_mat(gpu, 1, rows, cols);
         gates.iter_mut().for_each(|x| *x *= spread);
-        let gate = Mat::from_slice(gpu, "gate", rows, cols, &gates).unwrap();
+        let gate = mat(gpu, rows, cols, &gates);
         let ((up, ups), (dh, dhs)) = (random_mat(gpu, 2, rows, cols), random_mat(gpu, 3, rows, cols));
         let h = poisoned(gpu, rows, cols);
         let mut commands = gpu.commands("swiglu");
         swiglu.forward(&mut commands, &gate, &up, &h).unwrap();
         swiglu.backward(&mut commands, &gate, &up, &dh).unwrap();
         commands.submit().unwrap();
+        [&h, &gate, &up].into_iter().for_each(|mat| assert_untouched(gpu, mat));
         let (gates, ups, dhs) = (wide(&gates), wide(&ups), wide(&dhs));
         let (d_gate, d_up) = reference_backward(&gates, &ups, &dhs);
         assert_close("h", &h.read(gpu).unwrap(), &narrow(&reference(&gates, &ups)), 1e-6);
