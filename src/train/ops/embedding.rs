@@ -4,6 +4,7 @@ use bytemuck::{Pod, Zeroable};
 
 use super::pieces::{Piece, ROWS, pieces};
 use super::{Mat, TrainError};
+use crate::dequant::stream::StreamedTensor;
 use crate::format::FloatType;
 use crate::gpu::{BufferRange, Commands, Gpu, GpuError, Kernel, KernelSpec, Shader};
 
@@ -16,7 +17,7 @@ const ALIGN: u64 = 256;
 /// The longest row.
 const WIDEST: u64 = 1 << 29;
 
-/// A tensor [rows, cols] in GPU memory: what [`StreamedTensor`](crate::dequant::stream::StreamedTensor) is for two dimensions.
+/// A tensor [rows, cols] in GPU memory.
 #[derive(Debug, Clone, Copy)]
 pub struct RawTensor<'a> {
     /// Type of the elements.
@@ -39,7 +40,27 @@ struct Window {
     range: BufferRange,
 }
 
-impl RawTensor<'_> {
+impl<'a> RawTensor<'a> {
+    /// A tensor of one dimension (a single row) or two, as the layer stream has it.
+    ///
+    /// # Errors
+    /// [`TrainError::Shape`] for one of more dimensions, or with one past 2^32.
+    pub fn of(tensor: &'a StreamedTensor) -> Result<Self, TrainError> {
+        let dim = |dim: u64| {
+            let (expected, what) = (u32::MAX.into(), "a dimension of the tensor");
+            u32::try_from(dim).map_err(|_| TrainError::Shape { operation: "gather", what, expected, found: dim })
+        };
+        let (rows, cols) = match *tensor.shape.dims() {
+            [cols] => (1, dim(cols)?),
+            [rows, cols] => (dim(rows)?, dim(cols)?),
+            ref dims => {
+                let (what, found) = ("the number of dimensions", dims.len() as u64);
+                return Err(TrainError::Shape { operation: "gather", what, expected: 2, found });
+            }
+        };
+        Ok(Self { float_type: tensor.float_type, parts: &tensor.parts, rows, cols })
+    }
+
     /// The tensor in windows that can be bound.
     fn windows(&self, limit: u64) -> Result<Vec<Window>, TrainError> {
         let shape = |what, expected, found| TrainError::Shape { operation: "gather", what, expected, found };
@@ -191,6 +212,7 @@ mod tests {
     use half::{bf16, f16};
 
     use super::*;
+    use crate::format::{Role, Shape};
     use crate::train::ops::testing::{assert_untouched, gpu, gpu_with, poisoned, random};
 
     const TYPES: [FloatType; 3] = [FloatType::F32, FloatType::F16, FloatType::Bf16];
@@ -312,6 +334,27 @@ mod tests {
             let found = converted(&gpu, float_type, &bytes.concat(), count.into());
             assert_eq!(found, values.into_iter().map(f32::to_bits).collect::<Vec<_>>());
         }
+    }
+
+    #[test]
+    fn streamed_tensors_have_one_dimension_or_two() {
+        let dims_of = |dims: &[u64]| {
+            let shape = Shape::new(dims).unwrap();
+            let float_type = FloatType::F16;
+            let tensor = StreamedTensor {
+                name: String::new(),
+                role: Role::InputNorm,
+                expert: None,
+                shape,
+                float_type,
+                parts: Vec::new(),
+            };
+            RawTensor::of(&tensor).map(|raw| [raw.rows, raw.cols]).map_err(|e| e.to_string())
+        };
+        assert_eq!(dims_of(&[7]), Ok([1, 7]));
+        assert_eq!(dims_of(&[7, 5]), Ok([7, 5]));
+        assert!(dims_of(&[7, 5, 3]).unwrap_err().contains("the number of dimensions is 3"));
+        assert!(dims_of(&[1 << 32]).unwrap_err().contains("a dimension of the tensor is 4294967296"));
     }
 
     #[test]
