@@ -183,7 +183,7 @@ mod tests {
     #[test]
     fn more_rows_than_a_dimension_has_groups() {
         let Some(gpu) = gpu() else { return };
-        check(&gpu, 66_000, 8, 1);
+        check(&gpu, 65_537, 8, 1);
     }
 
     #[test]
