@@ -56,6 +56,14 @@ const UNSAFE: &[&str] = &[
     "train/ops/matmul/kernels.rs",
     "train/ops/attention.rs",
     "train/ops/rotary.rs",
+    "train/ops/add.rs",
+    "train/ops/dropout.rs",
+    "train/ops/embedding.rs",
+    "train/ops/finite.rs",
+    "train/ops/loss.rs",
+    "train/ops/optimizer.rs",
+    "train/ops/rms_norm.rs",
+    "train/ops/swiglu.rs",
 ];
 
 /// A source file without its comments, and its path inside `src`.

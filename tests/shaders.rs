@@ -51,6 +51,14 @@ const FORMS: &[(&[&str], Constants)] = &[
         &[("HEAD", &[1.0, 16.0, 20.0, 32.0, 64.0]), ("TX", &[8.0]), ("TY", &[16.0]), ("VALUES", &[4.0, 16.0])],
     ),
     (&["rotary.wgsl"], &[]),
+    (&["add.wgsl"], &[]),
+    (&["dropout.wgsl"], &[]),
+    (&["finite.wgsl"], &[]),
+    (&["gather.wgsl"], &[("TYPE", TYPES)]),
+    (&["loss.wgsl"], &[]),
+    (&["optimizer.wgsl"], &[]),
+    (&["rms_norm.wgsl"], &[("LANES", &[32.0, 256.0])]),
+    (&["swiglu.wgsl"], &[]),
 ];
 
 /// Every choice of one value for each constant.
@@ -106,5 +114,9 @@ fn every_shader_is_valid_in_every_form() {
             }
         }
     }
-    assert_eq!(compiled, 5 * 10 + 1 + 1 + 2 * 12 + 9 + 72 + 12 + 1);
+    let dequant = 1 + 2 * 12 + 9;
+    let products = 72 + 12 + 1;
+    let attention = 5 * 10 + 1;
+    let others = 1 + 1 + 2 + 3 + 3 + 3 + 2 * 2 + 2;
+    assert_eq!(compiled, dequant + products + attention + others);
 }

@@ -27,4 +27,16 @@ pub enum TrainError {
         /// What it is.
         found: u64,
     },
+    /// An operation was given a number that it cannot work with.
+    #[error("{operation}: {what} is {found}, and must be {expected}")]
+    Value {
+        /// The operation.
+        operation: &'static str,
+        /// What the number is for.
+        what: &'static str,
+        /// What it must be.
+        expected: &'static str,
+        /// What it is.
+        found: f64,
+    },
 }

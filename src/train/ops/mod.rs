@@ -11,6 +11,26 @@ pub(crate) mod testing;
 
 pub use attention::{Attention, AttentionShape};
 pub use rotary::{RopeScaling, Rotary, RotaryTable, Yarn, inverse_frequencies};
+mod add;
+mod dropout;
+mod embedding;
+mod finite;
+mod loss;
+mod optimizer;
+mod pieces;
+mod rms_norm;
+mod swiglu;
+#[cfg(test)]
+pub(crate) mod testing;
+
+pub use add::Add;
+pub use dropout::{Dropout, DropoutKey};
+pub use embedding::{Gather, RawTensor};
+pub use finite::{FiniteCheck, NonFinite};
+pub use loss::{ChunkedLoss, UNTRAINED};
+pub use optimizer::{AdamW, AdamWState, AdamWStep, StepReport};
+pub use rms_norm::RmsNorm;
+pub use swiglu::SwiGlu;
 
 use crate::gpu::{BufferRange, Gpu, GpuError};
 
@@ -60,6 +80,11 @@ impl Mat {
         let mut elements = vec![0.0; self.rows as usize * self.cols as usize];
         gpu.read_into(&self.range, bytemuck::cast_slice_mut(&mut elements))?;
         Ok(elements)
+    }
+
+    /// Number of elements.
+    pub fn elements(&self) -> u64 {
+        u64::from(self.rows) * u64::from(self.cols)
     }
 
     /// Holds the matrix against the shape that an operation asks for.

@@ -7,7 +7,14 @@ use super::Mat;
 
 /// The device, or `None` where there is none: a loud skip, and under `NF4PACK_REQUIRE_GPU=1` a failure.
 pub(crate) fn gpu() -> Option<Gpu> {
-    match Gpu::open(&Options { cache: None, ..Options::from_env() }) {
+    gpu_with(|_| {})
+}
+
+/// As [`gpu`], with other options.
+pub(crate) fn gpu_with(change: impl FnOnce(&mut Options)) -> Option<Gpu> {
+    let mut options = Options { cache: None, ..Options::from_env() };
+    change(&mut options);
+    match Gpu::open(&options) {
         Ok(gpu) => Some(gpu),
         Err(GpuError::NoAdapter) if std::env::var_os("NF4PACK_REQUIRE_GPU").is_none_or(|v| v != "1") => {
             eprintln!("SKIPPED: no GPU, not even a software one");
@@ -29,15 +36,43 @@ pub(crate) fn random(seed: u64, count: usize) -> Vec<f32> {
     std::iter::repeat_with(next).take(count).collect()
 }
 
+/// Floats that follow a matrix of [`mat`] in its buffer.
+const GUARD: usize = 64;
+
+/// A matrix with these elements, followed by NaN in its buffer.
+pub(crate) fn mat(gpu: &Gpu, rows: u32, cols: u32, elements: &[f32]) -> Mat {
+    let guarded = [elements, &[f32::NAN; GUARD]].concat();
+    let whole = Mat::from_slice(gpu, "guarded", 1, guarded.len() as u32, &guarded).unwrap();
+    Mat { range: whole.range.slice(0, 4 * elements.len() as u64), rows, cols }
+}
+
+/// Nothing was written past the end of a matrix of [`mat`].
+#[track_caller]
+pub(crate) fn assert_untouched(gpu: &Gpu, mat: &Mat) {
+    let guard = Mat { range: mat.range.slice(mat.range.size, 4 * GUARD as u64), rows: 1, cols: GUARD as u32 };
+    let found = guard.read(gpu).unwrap();
+    assert!(found.iter().all(|x| x.to_bits() == f32::NAN.to_bits()), "past the end: {found:?}");
+}
+
 /// A matrix of random numbers, and the numbers.
 pub(crate) fn random_mat(gpu: &Gpu, seed: u64, rows: u32, cols: u32) -> (Mat, Vec<f32>) {
     let elements = random(seed, (rows * cols) as usize);
-    (Mat::from_slice(gpu, "random", rows, cols, &elements).unwrap(), elements)
+    (mat(gpu, rows, cols, &elements), elements)
 }
 
 /// A matrix full of NaN, so that what a kernel does not write is seen.
 pub(crate) fn poisoned(gpu: &Gpu, rows: u32, cols: u32) -> Mat {
-    Mat::from_slice(gpu, "poisoned", rows, cols, &vec![f32::NAN; (rows * cols) as usize]).unwrap()
+    mat(gpu, rows, cols, &vec![f32::NAN; (rows * cols) as usize])
+}
+
+/// In f64, as references compute.
+pub(crate) fn wide(narrow: &[f32]) -> Vec<f64> {
+    narrow.iter().map(|&x| x.into()).collect()
+}
+
+/// Back to f32, as kernels give it.
+pub(crate) fn narrow(wide: &[f64]) -> Vec<f32> {
+    wide.iter().map(|&x| x as f32).collect()
 }
 
 /// |found - expected| / |expected|, which must be at most `bound`; NaN never is.
