@@ -2,10 +2,12 @@
 
 pub mod adapter;
 pub mod config;
+pub mod data;
 mod error;
 mod folder;
 pub mod lora;
 pub mod ops;
 pub mod random;
+pub mod schedule;
 
 pub use error::TrainError;
