@@ -4,6 +4,7 @@ use super::formats::{self, Content};
 use super::spans::{Marked, conversation};
 use super::tokenizer::Tokenizer;
 use super::{DataError, Form};
+use crate::train::random::{Generator, Stream};
 
 /// The prompt of Stanford's Alpaca, for models without a chat template.
 const ALPACA: &str =
@@ -101,6 +102,19 @@ impl Dataset {
             return Err(DataError::Empty);
         }
         Ok(Self { form: None, samples, cut: Cut::default() })
+    }
+
+    /// Takes a share of the samples out, to evaluate on: at random, one at least if the share is above zero, and never the last
+    /// one. Both parts keep the order of the file.
+    #[must_use]
+    pub fn hold_out(&mut self, share: f64, seed: u64) -> Self {
+        let count = self.samples.len();
+        let held_out = ((share * count as f64).ceil() as usize).min(count.saturating_sub(1));
+        let mut chosen: Vec<bool> = (0..count).map(|i| i < held_out).collect();
+        Generator::new(seed, Stream::Split).shuffle(&mut chosen);
+        let mut chosen = chosen.into_iter();
+        let samples = self.samples.extract_if(.., |_| chosen.next().unwrap_or(false)).collect();
+        Self { form: self.form, samples, cut: Cut::default() }
     }
 
     /// Tokens of all samples.

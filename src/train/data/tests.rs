@@ -139,7 +139,7 @@ fn templates_without_a_generation_prompt_work() {
 fn a_turn_that_nothing_but_a_line_end_closes_learns_that() {
     let template = "{% for m in messages %}{{ m.role + ': ' + m.content + '\\n' }}{% endfor %}{% if add_generation_prompt %}{{ 'assistant: ' }}{% endif %}";
     let line = r#"{"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}, {"role": "user", "content": "c"}]}"#;
-    assert_eq!(shown(&tokenizer(Some(template)), line), "user: a\nassistant: ⟦b\n⟧user: c");
+    assert_eq!(shown(&tokenizer(Some(template)), line), "user: a\nassistant:⟦ b\n⟧user: c", "a token of both is learned");
 }
 
 #[test]
@@ -213,6 +213,29 @@ fn plain_text_is_cut_into_windows() {
     assert_eq!(dataset.trained_tokens(), dataset.tokens() - dataset.samples.len() as u64);
     assert!(matches!(Dataset::from_text(b"", &tokenizer, 16), Err(DataError::Empty)));
     assert!(matches!(Dataset::from_text(b"ab\xff", &tokenizer, 16), Err(DataError::Utf8 { byte: 2 })));
+}
+
+#[test]
+fn a_share_of_the_samples_can_be_held_out() {
+    let tokenizer = tokenizer(None);
+    let lines: String = (0..40).map(|i| format!("{{\"text\": \"{i} words\"}}\n")).collect();
+    let split = |share, seed| {
+        let mut rest = load(&tokenizer, &lines).unwrap();
+        let held_out = rest.hold_out(share, seed);
+        let lines = |dataset: &Dataset| dataset.samples.iter().map(|sample| sample.line).collect::<Vec<_>>();
+        (lines(&rest), lines(&held_out))
+    };
+    let (rest, held_out) = split(0.1, 5);
+    assert_eq!((rest.len(), held_out.len()), (36, 4));
+    assert!(rest.is_sorted() && held_out.is_sorted());
+    let mut all = [rest, held_out.clone()].concat();
+    all.sort_unstable();
+    assert_eq!(all, (1..=40).collect::<Vec<_>>());
+    assert_eq!(split(0.1, 5).1, held_out);
+    assert_ne!(split(0.1, 6).1, held_out);
+    assert!(split(0.0, 5).1.is_empty());
+    assert_eq!(split(0.001, 5).1.len(), 1, "a share asks for one sample at least");
+    assert_eq!(split(1.0, 5).0.len(), 1, "one sample is left to train on");
 }
 
 #[test]
