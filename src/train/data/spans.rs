@@ -119,9 +119,10 @@ fn last_line(message: Option<&Value>) -> String {
 }
 
 /// The end of a turn in `text`, which has it in another form than `until`, where it is the last one: both end in `words` and in what
-/// the template writes after them.
+/// the template writes after them, or in the same line where nothing is said.
 fn end_as_in(until: &str, text: &str, start: usize, words: &str) -> Option<usize> {
-    let last = until.rfind(words).filter(|_| !words.is_empty())?;
+    let last_line = || until.trim_end().rfind('\n').map_or(0, |end| end + 1);
+    let last = until.rfind(words).filter(|_| !words.is_empty()).unwrap_or_else(last_line);
     let ending = until.get(last..)?;
     let found = text.get(start..)?.find(ending)?;
     Some(start + found + ending.len())
@@ -131,7 +132,8 @@ fn end_as_in(until: &str, text: &str, start: usize, words: &str) -> Option<usize
 fn end_of_turn(text: &str, start: usize, end: usize, words: &str) -> usize {
     let turn = text.get(start..end).unwrap_or_default();
     let trimmed = turn.trim_end();
-    let ended = trimmed.len() > turn.rfind(words).map_or(0, |at| at + words.len());
+    let said = turn.rfind(words).filter(|_| !words.is_empty()).map_or(0, |at| at + words.len());
+    let ended = trimmed.len() > said;
     if ended { start + trimmed.len() } else { end }
 }
 

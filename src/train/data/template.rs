@@ -35,7 +35,7 @@ impl ChatTemplate {
         environment.add_filter("tojson", to_json);
         environment.add_function("raise_exception", raise_exception);
         environment.add_function("strftime_now", move |format: &str| strftime(now, format));
-        environment.add_template_owned(NAME, without_generation_tags(source))?;
+        environment.add_template_owned(NAME, without_generation_tags(&joined_lines(source)))?;
         Ok(Self { environment, special_tokens })
     }
 
@@ -62,6 +62,38 @@ fn without_generation_tags(source: &str) -> String {
         Err(_) => source.to_owned(),
     };
     tag(&tag(source, "generation", "if true"), "endgeneration", "endif")
+}
+
+/// Python leaves out a backslash and a line end in the middle of a string; minijinja keeps both.
+fn joined_lines(source: &str) -> String {
+    enum Inside {
+        Text,
+        Comment,
+        Tag,
+        String(char),
+    }
+    let mut joined = String::with_capacity(source.len());
+    let mut inside = Inside::Text;
+    let mut chars = source.chars().peekable();
+    while let Some(c) = chars.next() {
+        let mut pair = true;
+        match (&inside, c, chars.peek()) {
+            (Inside::Text, '{', Some('{' | '%')) => inside = Inside::Tag,
+            (Inside::Text, '{', Some('#')) => inside = Inside::Comment,
+            (Inside::Comment, '#', Some('}')) | (Inside::Tag, '}' | '%', Some('}')) => inside = Inside::Text,
+            (Inside::String(_), '\\', Some('\n')) => {
+                chars.next();
+                continue;
+            }
+            (Inside::String(_), '\\', Some(_)) => {}
+            (Inside::Tag, '"' | '\'', _) => (inside, pair) = (Inside::String(c), false),
+            (Inside::String(quote), _, _) if *quote == c => (inside, pair) = (Inside::Tag, false),
+            _ => pair = false,
+        }
+        joined.push(c);
+        joined.extend(chars.next_if(|_| pair));
+    }
+    joined
 }
 
 fn raise_exception(message: String) -> Result<Value, Error> {
@@ -149,6 +181,12 @@ mod tests {
         for (template, expected) in cases {
             assert_eq!(render(template, ONE).unwrap(), expected, "{template}");
         }
+    }
+
+    #[test]
+    fn strings_may_go_on_in_the_next_line() {
+        let template = "a\\\n{# don't #}{{ 'b\\\nc\\n\\\'' + \"\\\n\" }}\\\nd{% if '%}\\\n' %}e{% endif %}";
+        assert_eq!(render(template, ONE).unwrap(), "a\\\nbc\n'\\\nde");
     }
 
     #[test]

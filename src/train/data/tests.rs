@@ -118,6 +118,16 @@ fn turns_that_lose_their_thoughts_are_found() {
 }
 
 #[test]
+fn turns_that_call_tools_and_say_nothing_are_found() {
+    let template = THINKING.replace("c + '<|im_end|>", "c + (m.tool_calls | tojson if m.tool_calls else '') + '<|im_end|>");
+    let line = r#"{"messages": [{"role": "user", "content": "Rain?"}, {"role": "assistant", "content": "",
+        "tool_calls": [{"name": "look", "at": "sky"}]}, {"role": "tool", "content": "no"}, {"role": "assistant", "content": "No."}]}"#;
+    let expected = "<|im_start|>user\nRain?<|im_end|>\n<|im_start|>assistant\n⟦[{\"name\": \"look\", \"at\": \"sky\"}]<|im_end|>⟧\n\
+        <|im_start|>tool\nno<|im_end|>\n<|im_start|>assistant\n⟦<think>\n\n</think>\n\nNo.<|im_end|>⟧";
+    assert_eq!(shown(&tokenizer(Some(&template)), &line.replace('\n', " ")), expected);
+}
+
+#[test]
 fn a_thought_begun_by_the_generation_prompt_counts_as_said() {
     let template = THINKING
         .replace("{{- '<|im_start|>assistant\\n' }}{%- endif %}", "{{- '<|im_start|>assistant\\n<think>\\n' }}{%- endif %}");
