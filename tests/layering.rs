@@ -26,7 +26,7 @@ const FENCED: &[(&str, &[&str])] = &[
     ("safetensors", &["convert", "export", "train"]),
     ("sha2", &["convert"]),
     ("fs4", &["convert", "export"]),
-    ("rayon", &["convert", "dequant", "verify", "export", "cli"]),
+    ("rayon", &["convert", "dequant", "train", "verify", "export", "cli"]),
     ("ash", &["gpu"]),
     ("dirs", &["gpu"]),
     ("pollster", &["gpu"]),

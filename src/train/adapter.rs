@@ -164,7 +164,8 @@ impl Adapter {
         Ok(Self { config, base, layout, vector })
     }
 
-    /// Writes the adapter as PEFT would, and `more` files (name, bytes) beside it: see [`publish`](super::folder).
+    /// Writes the adapter as PEFT would, and `more` files (name, bytes) beside it. Everything is durable under another name before
+    /// anything in `folder` changes; what else is there stays.
     ///
     /// # Errors
     /// [`AdapterError::Length`], [`AdapterError::Write`].

@@ -84,7 +84,7 @@ impl Room {
     }
 }
 
-/// The batch of some rows, each filled up to `length`.
+/// The batch of some rows that [`rows`] made for the same `length`, each filled up to it.
 pub fn batch(samples: &[Sample], rows: &[Vec<usize>], length: u32) -> Batch {
     let size = rows.len() * length as usize;
     let mut batch = Batch {

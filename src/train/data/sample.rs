@@ -1,5 +1,7 @@
 //! Records to samples: tokens, and which of them are to be learned.
 
+use rayon::prelude::*;
+
 use super::formats::{self, Content};
 use super::spans::{Marked, conversation};
 use super::tokenizer::Tokenizer;
@@ -75,8 +77,11 @@ impl Dataset {
     pub fn from_json_lines(bytes: &[u8], tokenizer: &Tokenizer, options: Options) -> Result<Self, DataError> {
         let (form, records) = formats::parse(bytes)?;
         let mut dataset = Self { form: Some(form), samples: Vec::with_capacity(records.len()), cut: Cut::default() };
-        for (line, content) in records {
-            let sample = encode(tokenizer, line, content, options.train_on)?;
+        let encode = |(line, content)| encode(tokenizer, line, content, options.train_on);
+        let encoded: Vec<Result<Sample, DataError>> = records.into_par_iter().map(encode).collect();
+        for sample in encoded {
+            let sample = sample?;
+            let line = sample.line;
             let length = sample.tokens.len() as u64;
             let sample = dataset.cut(sample, options.max_length);
             if sample.trained_tokens() == 0 {
@@ -141,8 +146,10 @@ impl Dataset {
 
 fn encode(tokenizer: &Tokenizer, line: u64, content: Content, train_on: TrainOn) -> Result<Sample, DataError> {
     let (marked, in_template) = match content {
-        Content::Text(text) => (Marked::all(text), false),
-        Content::Completion { prompt, completion } => (Marked::end(prompt, &completion), false),
+        Content::Text(text) => (Marked::from_byte(text, 0), false),
+        Content::Completion { prompt, completion } => {
+            (Marked::from_byte(format!("{prompt}{completion}"), prompt.len()), false)
+        }
         Content::Chat { messages, tools } => (conversation(tokenizer, line, &messages, &tools)?, true),
         Content::Instruction { system, instruction, output } if tokenizer.has_template() => {
             let messages = instruction_messages(system.as_deref(), &instruction, &output);
@@ -151,7 +158,7 @@ fn encode(tokenizer: &Tokenizer, line: u64, content: Content, train_on: TrainOn)
         Content::Instruction { system, instruction, output } => {
             let system = system.as_deref().unwrap_or(ALPACA);
             let prompt = format!("{system}\n\n### Instruction:\n{instruction}\n\n### Response:\n");
-            (Marked::end(prompt, &output), false)
+            (Marked::from_byte(format!("{prompt}{output}"), prompt.len()), false)
         }
     };
     // A template writes the special tokens itself.

@@ -17,17 +17,9 @@ pub(super) struct Marked {
 }
 
 impl Marked {
-    /// All of it.
-    pub(super) fn all(text: String) -> Self {
-        let trained = vec![0..text.len()];
-        Self { text, trained }
-    }
-
-    /// What follows the prompt.
-    pub(super) fn end(prompt: String, completion: &str) -> Self {
-        let start = prompt.len();
-        let text = prompt + completion;
-        let trained = vec![start..text.len()];
+    /// All that follows the first `start` bytes.
+    pub(super) fn from_byte(text: String, start: usize) -> Self {
+        let trained = std::iter::once(start..text.len()).collect();
         Self { text, trained }
     }
 
