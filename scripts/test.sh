@@ -13,7 +13,7 @@ export NF4PACK_REQUIRE_GPU=${NF4PACK_REQUIRE_GPU:-1}
 step() { printf '\n== %s\n' "$*"; }
 
 # --no-default-features with each of these must lint and test by itself.
-feature_sets=("" mmap convert gpu cli)
+feature_sets=("" mmap convert gpu train cli)
 
 step "format"
 cargo fmt --check
@@ -41,7 +41,7 @@ mapfile -t gpu_tests < <(grep -l 'common/gpu.rs' tests/*.rs | sed 's|^tests/\(.*
 NF4PACK_CHECKED=1 cargo test --locked "${gpu_tests[@]}"
 
 # The same sources under fewer features: what differs is the library.
-for features in "" mmap convert gpu; do
+for features in "" mmap convert gpu train; do
     step "library tests with features: ${features:-none}"
     cargo test --locked --lib --no-default-features --features "$features"
 done

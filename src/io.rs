@@ -2,7 +2,7 @@
 
 use std::fs::File;
 use std::io;
-#[cfg(feature = "convert")]
+#[cfg(any(feature = "convert", feature = "train"))]
 use std::path::Path;
 
 /// Alignment of an [`AlignedBuf`]: a page. A read into a buffer that starts 16 bytes past a page, where a large allocation
@@ -85,7 +85,7 @@ mod windows {
 }
 
 /// The folder that a path lies in.
-#[cfg(feature = "convert")]
+#[cfg(any(feature = "convert", feature = "train"))]
 pub(crate) fn folder_of(path: &Path) -> &Path {
     path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."))
 }
@@ -95,7 +95,7 @@ pub(crate) fn folder_of(path: &Path) -> &Path {
 /// # Errors
 ///
 /// What the operating system says when it opens or syncs the folder.
-#[cfg(feature = "convert")]
+#[cfg(any(feature = "convert", feature = "train"))]
 pub(crate) fn sync_dir(folder: &Path) -> io::Result<()> {
     #[cfg(unix)]
     return match File::open(folder)?.sync_all() {

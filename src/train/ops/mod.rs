@@ -3,33 +3,30 @@
 //! Operations record into a list of commands; nothing is read back. Each checks on the host that its tensors hold what its kernels
 //! index, which is what lets those run without runtime checks.
 
-mod attention;
-pub mod matmul;
-mod rotary;
-#[cfg(test)]
-pub(crate) mod testing;
-
-pub use attention::{Attention, AttentionShape};
-pub use rotary::{RopeScaling, Rotary, RotaryTable, Yarn, inverse_frequencies};
 mod add;
+mod attention;
 mod dropout;
 mod embedding;
 mod finite;
 mod loss;
+pub mod matmul;
 mod optimizer;
 mod pieces;
 mod rms_norm;
+mod rotary;
 mod swiglu;
 #[cfg(test)]
 pub(crate) mod testing;
 
 pub use add::Add;
+pub use attention::{Attention, AttentionShape};
 pub use dropout::{Dropout, DropoutKey};
 pub use embedding::{Gather, RawTensor};
 pub use finite::{FiniteCheck, NonFinite};
 pub use loss::{ChunkedLoss, UNTRAINED};
 pub use optimizer::{AdamW, AdamWState, AdamWStep, StepReport};
 pub use rms_norm::RmsNorm;
+pub use rotary::{RopeScaling, Rotary, RotaryTable, Yarn, inverse_frequencies};
 pub use swiglu::SwiGlu;
 
 use crate::gpu::{BufferRange, Gpu, GpuError};

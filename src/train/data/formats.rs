@@ -1,0 +1,230 @@
+//! JSON Lines: what a line says, in one of the forms that people have.
+
+use minijinja::Value;
+use minijinja::value::ValueKind;
+
+use super::DataError;
+
+/// What a record of a file says.
+#[derive(Debug, Clone)]
+pub(super) enum Content {
+    /// Plain text, all of it to be learned.
+    Text(String),
+    /// What follows a prompt is to be learned.
+    Completion { prompt: String, completion: String },
+    /// The answer to an instruction is to be learned.
+    Instruction { system: Option<String>, instruction: String, output: String },
+    /// What the assistant says is to be learned. Messages are maps with `role` and `content`, and what else a template may read.
+    Chat { messages: Vec<Value>, tools: Value },
+}
+
+/// The forms, by the keys that they have.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Form {
+    /// `text`.
+    Text,
+    /// `prompt`, `completion`.
+    Completion,
+    /// `messages`, each with `role` and `content`.
+    Messages,
+    /// `instruction`, `output`, and perhaps `input`, `system`.
+    Instruction,
+    /// `conversations`, each with `from` and `value`.
+    ShareGpt,
+}
+
+impl Form {
+    const ALL: [Self; 5] = [Self::Messages, Self::ShareGpt, Self::Completion, Self::Instruction, Self::Text];
+
+    /// The keys that a record of this form has at least.
+    pub fn keys(self) -> &'static [&'static str] {
+        match self {
+            Self::Text => &["text"],
+            Self::Completion => &["prompt", "completion"],
+            Self::Messages => &["messages"],
+            Self::Instruction => &["instruction", "output"],
+            Self::ShareGpt => &["conversations"],
+        }
+    }
+}
+
+/// The records of a file with their line numbers, from 1. The first record tells the form of all.
+pub(super) fn parse(bytes: &[u8]) -> Result<(Form, Vec<(u64, Content)>), DataError> {
+    let bytes = bytes.strip_prefix(b"\xef\xbb\xbf").unwrap_or(bytes);
+    if bytes.trim_ascii_start().starts_with(b"[") {
+        return Err(DataError::Array);
+    }
+    let mut form = None;
+    let mut records = Vec::new();
+    for (line, text) in (1..).zip(bytes.split(|&b| b == b'\n')) {
+        if text.trim_ascii().is_empty() {
+            continue;
+        }
+        let value: Value = serde_json::from_slice(text).map_err(|source| DataError::Json { line, source })?;
+        if value.kind() != ValueKind::Map {
+            return Err(DataError::NotAnObject { line });
+        }
+        let record = Record { line, value: &value };
+        let form = match form {
+            Some(form) => form,
+            None => *form.insert(record.form()?),
+        };
+        records.push((line, record.content(form)?));
+    }
+    form.map(|form| (form, records)).ok_or(DataError::Empty)
+}
+
+struct Record<'a> {
+    line: u64,
+    value: &'a Value,
+}
+
+impl Record<'_> {
+    fn form(&self) -> Result<Form, DataError> {
+        let has = |form: &Form| form.keys().iter().all(|key| !get(self.value, key).is_undefined());
+        Form::ALL.into_iter().find(has).ok_or(DataError::UnknownForm { line: self.line })
+    }
+
+    fn content(&self, form: Form) -> Result<Content, DataError> {
+        Ok(match form {
+            Form::Text => Content::Text(self.string(self.value, "text")?),
+            Form::Completion => Content::Completion {
+                prompt: self.string(self.value, "prompt")?,
+                completion: self.string(self.value, "completion")?,
+            },
+            Form::Instruction => {
+                let mut instruction = self.string(self.value, "instruction")?;
+                let input = self.optional_string("input")?;
+                if let Some(input) = input.filter(|input| !input.is_empty()) {
+                    instruction = format!("{instruction}\n\n{input}");
+                }
+                let system = self.optional_string("system")?.filter(|system| !system.is_empty());
+                Content::Instruction { system, instruction, output: self.string(self.value, "output")? }
+            }
+            Form::Messages => self.chat("messages", |message| self.message(message))?,
+            Form::ShareGpt => self.chat("conversations", |turn| self.turn(turn))?,
+        })
+    }
+
+    fn bad(&self, key: &str, expected: &'static str) -> DataError {
+        DataError::Value { line: self.line, key: key.to_owned(), expected }
+    }
+
+    fn string(&self, of: &Value, key: &str) -> Result<String, DataError> {
+        get(of, key).as_str().map(str::to_owned).ok_or_else(|| self.bad(key, "a string"))
+    }
+
+    fn optional_string(&self, key: &str) -> Result<Option<String>, DataError> {
+        let value = get(self.value, key);
+        if value.is_undefined() || value.is_none() { Ok(None) } else { self.string(self.value, key).map(Some) }
+    }
+
+    fn chat(&self, key: &'static str, message: impl Fn(Value) -> Result<Value, DataError>) -> Result<Content, DataError> {
+        let list = get(self.value, key);
+        let bad = || self.bad(key, "a list of messages");
+        if list.kind() != ValueKind::Seq {
+            return Err(bad());
+        }
+        let messages: Vec<Value> = list.try_iter().map_err(|_| bad())?.map(message).collect::<Result<_, _>>()?;
+        if messages.is_empty() {
+            return Err(bad());
+        }
+        let tools = get(self.value, "tools");
+        Ok(Content::Chat { messages, tools: if tools.is_undefined() { Value::from(()) } else { tools } })
+    }
+
+    /// A message as templates read it: all that it has.
+    fn message(&self, message: Value) -> Result<Value, DataError> {
+        self.string(&message, "role")?;
+        Ok(message)
+    }
+
+    /// A message of ShareGPT's form.
+    fn turn(&self, turn: Value) -> Result<Value, DataError> {
+        if get(&turn, "from").is_undefined() {
+            return self.message(turn);
+        }
+        let from = self.string(&turn, "from")?;
+        let role = match from.as_str() {
+            "human" | "user" => "user",
+            "gpt" | "assistant" => "assistant",
+            "system" => "system",
+            "tool" | "observation" => "tool",
+            _ => return Err(self.bad("from", "one of human, user, gpt, assistant, system, tool, observation")),
+        };
+        Ok(Value::from_pairs([("role", Value::from(role)), ("content", self.string(&turn, "value")?.into())]))
+    }
+}
+
+/// A key of a map; undefined where there is none.
+pub(super) fn get(map: &Value, key: &str) -> Value {
+    map.get_attr(key).unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn contents(text: &str) -> (Form, Vec<(u64, Content)>) {
+        parse(text.as_bytes()).unwrap()
+    }
+
+    fn roles_and_contents(content: &Content) -> Vec<(String, String)> {
+        let Content::Chat { messages, .. } = content else { panic!("{content:?}") };
+        messages.iter().map(|m| (get(m, "role").to_string(), get(m, "content").to_string())).collect()
+    }
+
+    #[test]
+    fn every_form_is_detected() {
+        let (form, records) = contents(r#"{"text": "a", "id": 3}"#);
+        assert_eq!(form, Form::Text);
+        assert!(matches!(&records[..], [(1, Content::Text(t))] if t == "a"));
+        let (form, records) = contents(r#"{"prompt": "a", "completion": "b"}"#);
+        assert_eq!(form, Form::Completion);
+        assert!(matches!(&records[0].1, Content::Completion { prompt, completion } if prompt == "a" && completion == "b"));
+        let (form, records) = contents(r#"{"instruction": "a", "input": "b", "output": "c", "text": "all of it"}"#);
+        assert_eq!(form, Form::Instruction);
+        assert!(
+            matches!(&records[0].1, Content::Instruction { system: None, instruction, output } if instruction == "a\n\nb" && output == "c")
+        );
+        let (form, records) = contents(r#"{"messages": [{"role": "user", "content": "a"}]}"#);
+        assert_eq!(form, Form::Messages);
+        assert_eq!(roles_and_contents(&records[0].1), [("user".to_owned(), "a".to_owned())]);
+        let (form, records) =
+            contents(r#"{"conversations": [{"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}]}"#);
+        assert_eq!(form, Form::ShareGpt);
+        let expected = [("user", "a"), ("assistant", "b")].map(|(r, c)| (r.to_owned(), c.to_owned()));
+        assert_eq!(roles_and_contents(&records[0].1), expected);
+    }
+
+    #[test]
+    fn windows_line_ends_marks_blank_lines_and_unicode() {
+        let (_, records) = contents("\u{feff}{\"text\": \"é\u{2028}漢\"}\r\n\r\n  \r\n{\"text\": \"\\ud83e\\udd80\"}");
+        let texts: Vec<_> = records.iter().map(|(line, c)| (*line, format!("{c:?}"))).collect();
+        assert_eq!(texts, [(1, "Text(\"é\\u{2028}漢\")".to_owned()), (4, "Text(\"🦀\")".to_owned())]);
+    }
+
+    #[test]
+    fn broken_lines_are_named() {
+        let error = |text: &[u8]| parse(text).unwrap_err();
+        let good = r#"{"text": "a"}"#;
+        let after = |line: &str| error(format!("{good}\n\n{line}\n{good}").as_bytes());
+        assert!(matches!(after("{\"text\": \"a\""), DataError::Json { line: 3, .. }));
+        assert!(matches!(after("3"), DataError::NotAnObject { line: 3 }));
+        assert!(matches!(after("{\"texts\": \"a\"}"), DataError::Value { line: 3, .. }));
+        assert!(matches!(after("{\"text\": 1}"), DataError::Value { line: 3, .. }));
+        assert!(matches!(error(b"{\"text\": \"\xff\"}"), DataError::Json { line: 1, .. }));
+        assert!(matches!(error(b"{\"a\": 1}"), DataError::UnknownForm { line: 1 }));
+        assert!(matches!(error(b""), DataError::Empty));
+        assert!(matches!(error(b"\r\n \n"), DataError::Empty));
+        assert!(matches!(error(b" [{\"text\": \"a\"}]"), DataError::Array));
+        for bad in ["[]", "3", "[{\"content\": \"a\"}]", "[3]"] {
+            assert!(
+                matches!(error(format!("{{\"messages\": {bad}}}").as_bytes()), DataError::Value { line: 1, .. }),
+                "{bad}"
+            );
+        }
+        let turn = br#"{"conversations": [{"from": "alien", "value": "a"}]}"#;
+        assert!(matches!(error(turn), DataError::Value { key, .. } if key == "from"));
+    }
+}

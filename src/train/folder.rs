@@ -1,0 +1,120 @@
+//! Folders whose files appear whole, or not at all.
+
+use std::fs::{self, File};
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+
+use crate::io::{folder_of, sync_dir};
+
+/// Writes `files`, names and bytes, into the folder `target`. All of it is durable under another name before anything under
+/// `target` changes: a new folder (missing ones above it are made, too) then appears whole; in one with entries, each file
+/// replaces its earlier version, in the order given, and everything else stays.
+///
+/// # Errors
+/// What the operating system says; `target` is then as it was, or has some files replaced.
+pub(crate) fn publish(target: &Path, files: &[(&str, &[u8])]) -> io::Result<()> {
+    // A link is followed: its folder may lie on another file system, where no rename reaches.
+    let target = if target.exists() { target.canonicalize()? } else { target.to_owned() };
+    let parent = folder_of(&target);
+    fs::create_dir_all(parent)?;
+    let temporary = temporary_folder(parent)?;
+    for (name, bytes) in files {
+        let mut file = File::create_new(temporary.path().join(name))?;
+        file.write_all(bytes)?;
+        file.sync_all()?;
+    }
+    sync_dir(temporary.path())?;
+    if has_entries(&target)? {
+        for (name, _) in files {
+            fs::rename(temporary.path().join(name), target.join(name))?;
+        }
+        sync_dir(&target)
+    } else {
+        replace_empty(temporary, &target)?;
+        sync_dir(parent)
+    }
+}
+
+fn has_entries(target: &Path) -> io::Result<bool> {
+    match fs::read_dir(target) {
+        Ok(mut entries) => Ok(entries.next().is_some()),
+        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(false),
+        Err(e) => Err(e),
+    }
+}
+
+/// Gives `temporary` the name of a folder that is empty or not there.
+fn replace_empty(temporary: tempfile::TempDir, target: &Path) -> io::Result<()> {
+    // Not every system renames over an empty folder.
+    if target.is_dir() {
+        fs::remove_dir(target)?;
+    }
+    fs::rename(temporary.path(), target)?;
+    // Its name is gone: there is nothing left to remove.
+    let _: PathBuf = temporary.keep();
+    Ok(())
+}
+
+fn temporary_folder(parent: &Path) -> io::Result<tempfile::TempDir> {
+    let mut builder = tempfile::Builder::new();
+    builder.prefix(".nf4pack-").suffix(".tmp");
+    #[cfg(unix)]
+    builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o777));
+    builder.tempdir_in(parent)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn names(folder: &Path) -> Vec<String> {
+        let mut names: Vec<_> =
+            fs::read_dir(folder).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap()).collect();
+        names.sort();
+        names
+    }
+
+    #[test]
+    fn a_folder_appears_with_those_above_it() {
+        let root = tempfile::tempdir().unwrap();
+        let target = root.path().join("a/b/out");
+        publish(&target, &[("x", b"1"), ("y", b"2")]).unwrap();
+        assert_eq!(names(&target), ["x", "y"]);
+        assert_eq!(fs::read(target.join("y")).unwrap(), b"2");
+        assert_eq!(names(&root.path().join("a/b")), ["out"], "nothing else is left");
+    }
+
+    #[test]
+    fn an_earlier_version_is_replaced_and_other_files_stay() {
+        let root = tempfile::tempdir().unwrap();
+        let target = root.path().join("out");
+        fs::create_dir(&target).unwrap();
+        publish(&target, &[("x", b"1")]).unwrap();
+        fs::write(target.join("notes"), "mine").unwrap();
+        publish(&target, &[("x", b"2"), ("y", b"3")]).unwrap();
+        assert_eq!(names(&target), ["notes", "x", "y"]);
+        assert_eq!(fs::read(target.join("x")).unwrap(), b"2");
+        assert_eq!(names(root.path()), ["out"]);
+    }
+
+    #[test]
+    fn a_file_in_the_way_is_an_error_and_stays() {
+        let root = tempfile::tempdir().unwrap();
+        let target = root.path().join("out");
+        fs::write(&target, "precious").unwrap();
+        publish(&target, &[("x", b"1")]).unwrap_err();
+        assert_eq!(fs::read(&target).unwrap(), b"precious");
+        assert_eq!(names(root.path()), ["out"]);
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn a_link_to_a_folder_stays_a_link() {
+        let root = tempfile::tempdir().unwrap();
+        fs::create_dir(root.path().join("real")).unwrap();
+        std::os::unix::fs::symlink("real", root.path().join("out")).unwrap();
+        publish(&root.path().join("out"), &[("x", b"1")]).unwrap();
+        assert_eq!(fs::read(root.path().join("real/x")).unwrap(), b"1");
+        assert!(root.path().join("out").is_symlink());
+    }
+}
