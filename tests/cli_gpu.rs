@@ -107,7 +107,27 @@ fn doctor_plans_for_a_pack_and_a_budget() {
     let assert = run(folder.path(), &format!("doctor tiny.nf4pack --budget {smallest}")).success();
     assert.stdout(contains("2 of 4 layers at a time"));
     run(folder.path(), "doctor tiny.nf4pack --budget 4096").code(1).stdout(contains("does not run in 4.10 kB"));
-    run(folder.path(), "doctor none.nf4pack").code(1).stderr(contains("hint: `nf4pack convert"));
+}
+
+#[test]
+fn doctor_shows_what_it_knows_where_something_fails() {
+    let Some(gpu) = common::gpu() else { return };
+    let folder = place();
+    let assert = run(folder.path(), "doctor --adapter no-such-gpu").code(1).stderr(contains("hint: --adapter"));
+    let assert = assert.stderr(contains("error: no adapter")).stdout(contains(&gpu.adapter().name));
+    assert.stdout(contains("none is in use")).stdout(contains("largest buffer").not());
+    let document = json(folder.path(), "doctor --adapter no-such-gpu", 1);
+    assert_eq!(document["adapters"][gpu.adapter().index]["name"], gpu.adapter().name);
+    assert!(document["hint"].is_string() && document.get("adapter").is_none(), "{document}");
+    assert_eq!((document["kernels"].as_array().map(Vec::len), &document["speed"]), (Some(0), &Value::Null));
+
+    // The device is open by then.
+    let assert = run(folder.path(), "doctor none.nf4pack").code(1).stderr(contains("hint: `nf4pack convert"));
+    let assert = assert.stderr(contains("error: none.nf4pack")).stdout(contains("* the one in use"));
+    assert.stdout(contains("largest buffer")).stdout(contains("decode to").not());
+    let document = json(folder.path(), "doctor none.nf4pack", 1);
+    assert_eq!(document["adapter"].as_u64(), Some(gpu.adapter().index as u64));
+    assert!(document["error"].as_str().unwrap().contains("none.nf4pack") && document["limits"].is_object(), "{document}");
 }
 
 #[test]
@@ -201,7 +221,9 @@ fn an_adapter_that_is_not_there_is_an_error_that_lists_those_that_are() {
     let Some(gpu) = common::gpu() else { return };
     let folder = place();
     for arguments in ["doctor", "bench dequant", "bench upload", "bench stream --shape tiny"] {
-        let assert = run(folder.path(), &format!("{arguments} --adapter no-such-gpu")).code(1).stdout("");
+        let assert = run(folder.path(), &format!("{arguments} --adapter no-such-gpu")).code(1);
+        // What doctor has found out is on stdout.
+        let assert = if arguments == "doctor" { assert } else { assert.stdout("") };
         assert.stderr(contains(&gpu.adapter().name)).stderr(contains("hint: --adapter"));
         let document = json(folder.path(), &format!("{arguments} --adapter 99"), 1);
         assert!(document["error"].as_str().unwrap().contains(r#"no adapter "99""#), "{document}");
