@@ -182,6 +182,14 @@ fn bench_upload_stands_beside_memcpy() {
     }
     let assert = run(folder.path(), "bench upload --bytes 20MiB --threads 3 --runs 1").success();
     assert.stdout(contains("memcpy GB/s")).stdout(contains("\n      3  "));
+
+    // Half a byte a weight, and a bfloat16 for each 64: of a matrix, and of the projections of all layers.
+    let bytes =
+        |shape| json(folder.path(), &format!("bench upload --shape {shape} --threads 1 --runs 1"), 0)["bytes"].clone();
+    assert_eq!(bytes("512x384"), 512 * 384 / 2 + 512 * 384 / 64 * 2);
+    let layer = 192 * (2 * 256 + 2 * 128) + 3 * 192 * 512;
+    assert_eq!(bytes("tiny"), 4 * (layer / 2 + layer / 64 * 2));
+    run(folder.path(), "bench upload --shape tiny --bytes 1MB").code(2);
 }
 
 #[test]
@@ -203,17 +211,36 @@ fn bench_stream_measures_every_way_and_cleans_up() {
         // Four layers once; or two forward and two back, since the other two are still there.
         assert_eq!(way["bytes"], layers_bytes / 4 * 4);
         assert!(way["seconds"].as_array().unwrap().len() == 2 && positive(&way["bytes_per_second"]), "{way}");
+        let of_upload = way["bytes_per_second"].as_f64().unwrap() / report["upload"]["bytes_per_second"].as_f64().unwrap();
+        assert!((way["of_upload"].as_f64().unwrap() / of_upload - 1.0).abs() < 1e-9, "{way}");
     }
+    assert_eq!(report["upload"]["threads"], 2);
+    assert!(positive(&report["upload"]["memcpy_bytes_per_second"]));
     let narrowed = json(folder.path(), "bench stream --shape tiny --runs 1 --dir . --no-mmap --verify-on-load", 0);
     let ways = narrowed["measurements"].as_array().unwrap();
     assert!(ways.len() == 2 && ways.iter().all(|way| way["source"] == "read" && way["verified"] == true));
 
     let assert = run(folder.path(), "bench stream --shape tiny --runs 1 --dir .").success();
-    assert.stdout(contains("ring of 2, there and back")).stdout(contains("4 layers of 237 kB"));
+    let assert = assert.stdout(contains("ring of 2, there and back")).stdout(contains("4 layers of 237 kB"));
+    assert.stdout(contains("of upload")).stdout(contains("upload from memory in the same run"));
     let assert = run(folder.path(), "bench stream --shape tiny --dir . --budget 4kB").code(1);
     assert.stderr(contains("a budget of 4000 bytes is too small")).stderr(contains("hint: --budget "));
     run(folder.path(), "bench stream --shape tiny --dir nowhere").code(1).stderr(contains("--dir"));
     assert_eq!(names(folder.path()), ["tiny.nf4pack"]);
+}
+
+#[test]
+fn bench_stream_takes_a_matrix() {
+    let Some(_) = common::gpu() else { return };
+    let folder = tempfile::tempdir().unwrap();
+    let report = json(folder.path(), "bench stream --shape 256x128 --runs 1 --dir . --threads 1 --no-mmap", 0);
+    assert_eq!((&report["shape"], report["layers"].as_u64()), (&Value::from("256x128"), Some(8)));
+    // In the GPU's memory, sections are padded.
+    let (bytes, payload) = (report["layers_bytes"].as_u64().unwrap(), 8 * (256 * 128 / 2 + 256 * 128 / 64 * 2));
+    assert!((payload..payload + 8 * 512).contains(&bytes), "{bytes} of {payload}");
+    assert_eq!(report["measurements"].as_array().unwrap().len(), 4);
+    run(folder.path(), "bench stream --shape 3x5 --dir .").code(2).stderr(contains("no multiple of 64 weights"));
+    assert_eq!(names(folder.path()), [""; 0]);
 }
 
 #[test]
