@@ -32,13 +32,17 @@ cargo test --locked
 
 step "examples"
 cargo run --locked --example read_tensor -- tests/fixtures/golden/v1.0-full.nf4pack
-cargo run --locked --example stream_layer -- tests/fixtures/golden/v1.0-full.nf4pack
+if [ "$NF4PACK_REQUIRE_GPU" = 0 ]; then
+    echo "SKIPPED: stream_layer needs a GPU (NF4PACK_REQUIRE_GPU=0)"
+else
+    cargo run --locked --example stream_layer -- tests/fixtures/golden/v1.0-full.nf4pack
+fi
 
-# Every test that opens a device, once more with wgpu's runtime checks in the kernels.
+# Every test that opens a device, those within the library too, once more with wgpu's runtime checks in the kernels.
 step "GPU tests: checked kernels"
 mapfile -t gpu_tests < <(grep -l 'common/gpu.rs' tests/*.rs | sed 's|^tests/\(.*\)\.rs$|--test=\1|')
 [ "${#gpu_tests[@]}" -gt 0 ]
-NF4PACK_CHECKED=1 cargo test --locked "${gpu_tests[@]}"
+NF4PACK_CHECKED=1 cargo test --locked --lib "${gpu_tests[@]}"
 
 # The same sources under fewer features: what differs is the library.
 for features in "" mmap convert gpu train; do

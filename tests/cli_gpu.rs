@@ -107,7 +107,27 @@ fn doctor_plans_for_a_pack_and_a_budget() {
     let assert = run(folder.path(), &format!("doctor tiny.nf4pack --budget {smallest}")).success();
     assert.stdout(contains("2 of 4 layers at a time"));
     run(folder.path(), "doctor tiny.nf4pack --budget 4096").code(1).stdout(contains("does not run in 4.10 kB"));
-    run(folder.path(), "doctor none.nf4pack").code(1).stderr(contains("hint: `nf4pack convert"));
+}
+
+#[test]
+fn doctor_shows_what_it_knows_where_something_fails() {
+    let Some(gpu) = common::gpu() else { return };
+    let folder = place();
+    let assert = run(folder.path(), "doctor --adapter no-such-gpu").code(1).stderr(contains("hint: --adapter"));
+    let assert = assert.stderr(contains("error: no adapter")).stdout(contains(&gpu.adapter().name));
+    assert.stdout(contains("none is in use")).stdout(contains("largest buffer").not());
+    let document = json(folder.path(), "doctor --adapter no-such-gpu", 1);
+    assert_eq!(document["adapters"][gpu.adapter().index]["name"], gpu.adapter().name);
+    assert!(document["hint"].is_string() && document.get("adapter").is_none(), "{document}");
+    assert_eq!((document["kernels"].as_array().map(Vec::len), &document["speed"]), (Some(0), &Value::Null));
+
+    // The device is open by then.
+    let assert = run(folder.path(), "doctor none.nf4pack").code(1).stderr(contains("hint: `nf4pack convert"));
+    let assert = assert.stderr(contains("error: none.nf4pack")).stdout(contains("* the one in use"));
+    assert.stdout(contains("largest buffer")).stdout(contains("decode to").not());
+    let document = json(folder.path(), "doctor none.nf4pack", 1);
+    assert_eq!(document["adapter"].as_u64(), Some(gpu.adapter().index as u64));
+    assert!(document["error"].as_str().unwrap().contains("none.nf4pack") && document["limits"].is_object(), "{document}");
 }
 
 #[test]
@@ -162,6 +182,14 @@ fn bench_upload_stands_beside_memcpy() {
     }
     let assert = run(folder.path(), "bench upload --bytes 20MiB --threads 3 --runs 1").success();
     assert.stdout(contains("memcpy GB/s")).stdout(contains("\n      3  "));
+
+    // Half a byte a weight, and a bfloat16 for each 64: of a matrix, and of the projections of all layers.
+    let bytes =
+        |shape| json(folder.path(), &format!("bench upload --shape {shape} --threads 1 --runs 1"), 0)["bytes"].clone();
+    assert_eq!(bytes("512x384"), 512 * 384 / 2 + 512 * 384 / 64 * 2);
+    let layer = 192 * (2 * 256 + 2 * 128) + 3 * 192 * 512;
+    assert_eq!(bytes("tiny"), 4 * (layer / 2 + layer / 64 * 2));
+    run(folder.path(), "bench upload --shape tiny --bytes 1MB").code(2);
 }
 
 #[test]
@@ -183,13 +211,18 @@ fn bench_stream_measures_every_way_and_cleans_up() {
         // Four layers once; or two forward and two back, since the other two are still there.
         assert_eq!(way["bytes"], layers_bytes / 4 * 4);
         assert!(way["seconds"].as_array().unwrap().len() == 2 && positive(&way["bytes_per_second"]), "{way}");
+        let of_upload = way["bytes_per_second"].as_f64().unwrap() / report["upload"]["bytes_per_second"].as_f64().unwrap();
+        assert!((way["of_upload"].as_f64().unwrap() / of_upload - 1.0).abs() < 1e-9, "{way}");
     }
+    assert_eq!(report["upload"]["threads"], 2);
+    assert!(positive(&report["upload"]["memcpy_bytes_per_second"]));
     let narrowed = json(folder.path(), "bench stream --shape tiny --runs 1 --dir . --no-mmap --verify-on-load", 0);
     let ways = narrowed["measurements"].as_array().unwrap();
     assert!(ways.len() == 2 && ways.iter().all(|way| way["source"] == "read" && way["verified"] == true));
 
     let assert = run(folder.path(), "bench stream --shape tiny --runs 1 --dir .").success();
-    assert.stdout(contains("ring of 2, there and back")).stdout(contains("4 layers of 237 kB"));
+    let assert = assert.stdout(contains("ring of 2, there and back")).stdout(contains("4 layers of 237 kB"));
+    assert.stdout(contains("of upload")).stdout(contains("upload from memory in the same run"));
     let assert = run(folder.path(), "bench stream --shape tiny --dir . --budget 4kB").code(1);
     assert.stderr(contains("a budget of 4000 bytes is too small")).stderr(contains("hint: --budget "));
     run(folder.path(), "bench stream --shape tiny --dir nowhere").code(1).stderr(contains("--dir"));
@@ -197,11 +230,27 @@ fn bench_stream_measures_every_way_and_cleans_up() {
 }
 
 #[test]
+fn bench_stream_takes_a_matrix() {
+    let Some(_) = common::gpu() else { return };
+    let folder = tempfile::tempdir().unwrap();
+    let report = json(folder.path(), "bench stream --shape 256x128 --runs 1 --dir . --threads 1 --no-mmap", 0);
+    assert_eq!((&report["shape"], report["layers"].as_u64()), (&Value::from("256x128"), Some(8)));
+    // In the GPU's memory, sections are padded.
+    let (bytes, payload) = (report["layers_bytes"].as_u64().unwrap(), 8 * (256 * 128 / 2 + 256 * 128 / 64 * 2));
+    assert!((payload..payload + 8 * 512).contains(&bytes), "{bytes} of {payload}");
+    assert_eq!(report["measurements"].as_array().unwrap().len(), 4);
+    run(folder.path(), "bench stream --shape 3x5 --dir .").code(2).stderr(contains("no multiple of 64 weights"));
+    assert_eq!(names(folder.path()), [""; 0]);
+}
+
+#[test]
 fn an_adapter_that_is_not_there_is_an_error_that_lists_those_that_are() {
     let Some(gpu) = common::gpu() else { return };
     let folder = place();
     for arguments in ["doctor", "bench dequant", "bench upload", "bench stream --shape tiny"] {
-        let assert = run(folder.path(), &format!("{arguments} --adapter no-such-gpu")).code(1).stdout("");
+        let assert = run(folder.path(), &format!("{arguments} --adapter no-such-gpu")).code(1);
+        // What doctor has found out is on stdout.
+        let assert = if arguments == "doctor" { assert } else { assert.stdout("") };
         assert.stderr(contains(&gpu.adapter().name)).stderr(contains("hint: --adapter"));
         let document = json(folder.path(), &format!("{arguments} --adapter 99"), 1);
         assert!(document["error"].as_str().unwrap().contains(r#"no adapter "99""#), "{document}");

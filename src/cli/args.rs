@@ -34,8 +34,9 @@ Quick start:
 
 const AFTER_HELP: &str = "\
 Exit codes: 0 good, 1 failed (or the pack is damaged), 2 wrong usage.
-With --json a command prints one JSON document on stdout and everything else on stderr. On failure it is {\"error\", \"hint\"}; a
-pack that `verify` finds damaged is its report with \"good\": false; wrong usage prints nothing on stdout.
+With --json a command prints one JSON document on stdout and everything else on stderr. On failure it is {\"error\", \"hint\"}
+(of doctor with all that it has found out); a pack that `verify` finds damaged is its report
+with \"good\": false; wrong usage prints nothing on stdout.
 `nf4pack COMMAND --help` explains every option, with examples.";
 
 /// The whole command line.
@@ -259,7 +260,8 @@ Examples:
 Lists the GPUs that Vulkan, Metal or DX12 reach, opens one (the best, or the one that --adapter or NF4PACK_ADAPTER names), \
 tries every kernel on it against the CPU, and measures uploading and decoding for a moment; `nf4pack bench` measures at \
 length. For a pack it says whether all layers fit into the GPU's memory, or how many at a time are streamed through it; exit code 1 \
-says that not even two do. With NF4PACK_PROFILE=1 the time of every kernel is printed at the end.";
+says that not even two do. Where something fails, exit code 1 too, what is known is shown nevertheless. \
+With NF4PACK_PROFILE=1 the time of every kernel is printed at the end.";
 
 /// Show what GPUs there are, whether they work, and how a pack will run
 #[derive(Debug, Args)]

@@ -3,7 +3,7 @@
 use std::fmt::Write as _;
 use std::path::Path;
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use serde::Serialize;
 
 use super::Outcome;
@@ -11,6 +11,7 @@ use super::args::DoctorArgs;
 use super::bench::dequant::{gigabytes, percent};
 use super::bench::{gpu as decode, not_interrupted, upload};
 use super::device::{self, AdapterEntry, is_software};
+use super::failure::Failure;
 use super::ui::{self, Table, Ui};
 use crate::MappedPack;
 use crate::convert::plan::scale_type_name;
@@ -26,26 +27,49 @@ const RUNS: u16 = 3;
 pub fn run(args: &DoctorArgs) -> Result<Outcome> {
     let ui = Ui::new(args.json);
     ui::handle_interrupts()?;
-    let document = device::with(&args.adapter, ui, |gpu| Document::new(args, ui, gpu))?;
+    let adapters = gpu::adapters().iter().map(AdapterEntry::from).collect();
+    let mut document = Document { adapters, ..Document::default() };
+    // Where something fails, all that is known is shown nevertheless: that is when it is needed.
+    if let Err(error) = device::with(&args.adapter, ui, |gpu| document.examine(args, gpu)) {
+        not_interrupted()?;
+        document.failure = Some(Failure::from(&error));
+    }
     ui.result(&document, || document.text())?;
-    Ok(Outcome::from(document.pack.is_none_or(|pack| pack.plan.is_some())))
+    if let Some(failure) = &document.failure {
+        failure.tell();
+    }
+    let runs = document.pack.is_none_or(|pack| pack.plan.is_some());
+    Ok(Outcome::from(document.failure.is_none() && runs))
 }
 
-#[derive(Serialize)]
+/// What has been found out so far.
+#[derive(Default, Serialize)]
 struct Document {
     adapters: Vec<AdapterEntry>,
-    /// The one that is used, by its index.
+    /// Nothing where none could be opened.
+    #[serde(flatten)]
+    device: Option<Device>,
+    /// Empty where they could not be tried, or give wrong values.
+    kernels: Vec<KernelEntry>,
+    /// Nothing where it was not measured.
+    speed: Option<Speed>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pack: Option<PackEntry>,
+    /// What ended the examination early.
+    #[serde(flatten)]
+    failure: Option<Failure>,
+}
+
+/// The device in use.
+#[derive(Serialize)]
+struct Device {
+    /// Its adapter's index.
     adapter: usize,
     limits: Limits,
     memory: Memory,
     features: Vec<&'static str>,
     /// Whether kernels run with wgpu's runtime checks (`NF4PACK_CHECKED=1`).
     checked: bool,
-    kernels: Vec<KernelEntry>,
-    /// Nothing where measuring failed.
-    speed: Option<Speed>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pack: Option<PackEntry>,
 }
 
 #[derive(Serialize)]
@@ -109,44 +133,28 @@ struct PlanEntry {
 }
 
 impl Document {
-    fn new(args: &DoctorArgs, ui: Ui, gpu: &Gpu) -> Result<Self> {
-        let memory = gpu.memory();
-        let memory = Memory { total: memory.map(|m| m.total), available: memory.and_then(|m| m.available) };
+    fn examine(&mut self, args: &DoctorArgs, gpu: &Gpu) -> Result<()> {
+        self.device = Some(Device::new(gpu));
         let budget = args.budget.or_else(|| default_budget(gpu));
         // Before anything is measured: what it shows is damaged packs and wrong names.
-        let pack = args.pack.as_deref().map(|file| PackEntry::new(file, gpu, budget)).transpose()?;
+        self.pack = args.pack.as_deref().map(|file| PackEntry::new(file, gpu, budget)).transpose()?;
         let kernels = Dequantizer::new(gpu)?;
-        let (smallest_subgroup, largest_subgroup) = gpu.subgroup_sizes();
-        Ok(Self {
-            adapters: gpu::adapters().iter().map(AdapterEntry::from).collect(),
-            adapter: gpu.adapter().index,
-            limits: Limits {
-                buffer_bytes: gpu.limits().max_buffer_size,
-                binding_bytes: gpu.limits().max_storage_buffer_binding_size,
-                workgroup_bytes: gpu.limits().max_compute_workgroup_storage_size,
-                workgroup_threads: gpu.limits().max_compute_invocations_per_workgroup,
-                smallest_subgroup,
-                largest_subgroup,
-            },
-            memory,
-            features: gpu.feature_names(),
-            checked: gpu.is_checked(),
-            kernels: kernels.choices().into_iter().map(KernelEntry::from).collect(),
-            speed: Speed::new(gpu, &kernels).map(Some).or_else(|e| no_speed(ui, e))?,
-            pack,
-        })
+        self.kernels = kernels.choices().into_iter().map(KernelEntry::from).collect();
+        self.speed = Some(Speed::new(gpu, &kernels).context("the speed cannot be measured")?);
+        Ok(())
     }
 
     fn text(&self) -> String {
         let mut text = String::new();
-        let mut table = Table::new(&["", ">#", "GPU", "kind", "backend", "driver"]);
-        for a in &self.adapters {
-            let mark = if a.index == self.adapter { "*" } else { "" };
-            table.row([&mark, &a.index, &a.name, &a.kind, &a.backend, &a.driver]);
+        if !self.adapters.is_empty() {
+            self.adapters(&mut text);
         }
-        let _ = writeln!(text, "{table}(* the one in use; --adapter or NF4PACK_ADAPTER names another)\n");
-        self.device(&mut text);
-        self.kernels(&mut text);
+        if let Some(device) = &self.device {
+            device.text(&mut text);
+        }
+        if !self.kernels.is_empty() {
+            self.kernels(&mut text);
+        }
         if let Some(speed) = &self.speed {
             speed.text(&mut text);
         }
@@ -156,32 +164,18 @@ impl Document {
         text
     }
 
-    fn device(&self, text: &mut String) {
-        let binary = |bytes: u64| ui::bytes(bytes as f64);
-        let memory = match (self.memory.total, self.memory.available) {
-            (Some(total), Some(available)) => format!("{}, {} of it free", binary(total), binary(available)),
-            (Some(total), None) => binary(total),
-            _ => "the driver does not tell".to_owned(),
-        };
-        let Limits { buffer_bytes, binding_bytes, workgroup_bytes, workgroup_threads, .. } = self.limits;
-        let (smallest, largest) = (self.limits.smallest_subgroup, self.limits.largest_subgroup);
-        let subgroups = if smallest == largest { smallest.to_string() } else { format!("{smallest} to {largest}") };
-        let rows = [
-            ("memory", memory),
-            ("largest buffer", format!("{}; bound at once: {}", binary(buffer_bytes), binary(binding_bytes))),
-            (
-                "workgroups",
-                format!("{workgroup_threads} threads, {workgroup_bytes} bytes of memory; subgroups of {subgroups}"),
-            ),
-            ("features", if self.features.is_empty() { "none".to_owned() } else { self.features.join(", ") }),
-            (
-                "checks",
-                if self.checked { "on in all kernels (NF4PACK_CHECKED=1)" } else { "off in fast kernels" }.to_owned(),
-            ),
-        ];
-        for (name, value) in rows {
-            let _ = writeln!(text, "{name:<15} {value}");
+    fn adapters(&self, text: &mut String) {
+        let used = self.device.as_ref().map(|device| device.adapter);
+        let mut table = Table::new(&["", ">#", "GPU", "kind", "backend", "driver"]);
+        for a in &self.adapters {
+            let mark = if used == Some(a.index) { "*" } else { "" };
+            table.row([&mark, &a.index, &a.name, &a.kind, &a.backend, &a.driver]);
         }
+        let note = match used {
+            Some(_) => "* the one in use; --adapter or NF4PACK_ADAPTER names another",
+            None => "none is in use; --adapter or NF4PACK_ADAPTER names one",
+        };
+        let _ = writeln!(text, "{table}({note})");
     }
 
     fn kernels(&self, text: &mut String) {
@@ -208,18 +202,61 @@ impl Document {
     }
 }
 
+impl Device {
+    fn new(gpu: &Gpu) -> Self {
+        let memory = gpu.memory();
+        let (smallest_subgroup, largest_subgroup) = gpu.subgroup_sizes();
+        Self {
+            adapter: gpu.adapter().index,
+            limits: Limits {
+                buffer_bytes: gpu.limits().max_buffer_size,
+                binding_bytes: gpu.limits().max_storage_buffer_binding_size,
+                workgroup_bytes: gpu.limits().max_compute_workgroup_storage_size,
+                workgroup_threads: gpu.limits().max_compute_invocations_per_workgroup,
+                smallest_subgroup,
+                largest_subgroup,
+            },
+            memory: Memory { total: memory.map(|m| m.total), available: memory.and_then(|m| m.available) },
+            features: gpu.feature_names(),
+            checked: gpu.is_checked(),
+        }
+    }
+
+    fn text(&self, text: &mut String) {
+        let binary = |bytes: u64| ui::bytes(bytes as f64);
+        let memory = match (self.memory.total, self.memory.available) {
+            (Some(total), Some(available)) => format!("{}, {} of it free", binary(total), binary(available)),
+            (Some(total), None) => binary(total),
+            _ => "the driver does not tell".to_owned(),
+        };
+        let Limits { buffer_bytes, binding_bytes, workgroup_bytes, workgroup_threads, .. } = self.limits;
+        let (smallest, largest) = (self.limits.smallest_subgroup, self.limits.largest_subgroup);
+        let subgroups = if smallest == largest { smallest.to_string() } else { format!("{smallest} to {largest}") };
+        let rows = [
+            ("memory", memory),
+            ("largest buffer", format!("{}; bound at once: {}", binary(buffer_bytes), binary(binding_bytes))),
+            (
+                "workgroups",
+                format!("{workgroup_threads} threads, {workgroup_bytes} bytes of memory; subgroups of {subgroups}"),
+            ),
+            ("features", if self.features.is_empty() { "none".to_owned() } else { self.features.join(", ") }),
+            (
+                "checks",
+                if self.checked { "on in all kernels (NF4PACK_CHECKED=1)" } else { "off in fast kernels" }.to_owned(),
+            ),
+        ];
+        text.push('\n');
+        for (name, value) in rows {
+            let _ = writeln!(text, "{name:<15} {value}");
+        }
+    }
+}
+
 impl From<KernelChoice> for KernelEntry {
     fn from(k: KernelChoice) -> Self {
         let (output, scales) = (k.output.to_string(), scale_type_name(k.scale_type));
         Self { output, scales, fast: k.fast, reason: k.reason }
     }
-}
-
-/// A device that is busy with something else may have no memory for measurements; all else is still worth showing.
-fn no_speed(ui: Ui, error: anyhow::Error) -> Result<Option<Speed>> {
-    not_interrupted()?;
-    ui.warning(&format!("the speed is not measured: {error}"));
-    Ok(None)
 }
 
 impl Speed {

@@ -5,6 +5,7 @@ use std::io::ErrorKind;
 use std::path::Path;
 
 use clap::builder::styling::AnsiColor;
+use serde::Serialize;
 use serde_json::json;
 
 use super::ui;
@@ -17,19 +18,39 @@ use crate::dequant::DequantError;
 use crate::dequant::stream::StreamError;
 use crate::export::ExportError;
 use crate::format::FormatError;
-use crate::gpu::{DRIVER_HINT, GpuError};
+use crate::gpu::{self, DRIVER_HINT, GpuError};
 use crate::verify::VerifyError;
+
+/// A failure as people and JSON are told.
+#[derive(Debug, Serialize)]
+pub struct Failure {
+    error: String,
+    hint: Option<String>,
+}
+
+impl From<&anyhow::Error> for Failure {
+    fn from(error: &anyhow::Error) -> Self {
+        Self { error: text(error), hint: hint(error) }
+    }
+}
+
+impl Failure {
+    /// On stderr.
+    pub fn tell(&self) {
+        ui::labelled("error", AnsiColor::Red, &self.error);
+        if let Some(hint) = &self.hint {
+            ui::labelled("hint", AnsiColor::Cyan, hint);
+        }
+    }
+}
 
 /// Says what went wrong: on stderr for people, and on stdout where JSON was asked for.
 pub fn report(error: &anyhow::Error, json: bool) {
-    let (text, hint) = (text(error), hint(error));
-    ui::labelled("error", AnsiColor::Red, &text);
-    if let Some(hint) = &hint {
-        ui::labelled("hint", AnsiColor::Cyan, hint);
-    }
+    let failure = Failure::from(error);
+    failure.tell();
     if json {
         // Where stdout cannot be written, stderr has said it all.
-        let _ = ui::print(&format!("{:#}\n", json!({ "error": text, "hint": hint })));
+        let _ = ui::print(&format!("{:#}\n", json!({ "error": failure.error, "hint": failure.hint })));
     }
 }
 
@@ -229,7 +250,7 @@ fn of_gpu(error: &GpuError) -> Option<String> {
     let hint = match error {
         GpuError::NoAdapter => DRIVER_HINT,
         GpuError::NoSuchAdapter { .. } => "--adapter and NF4PACK_ADAPTER take such a number, or a part of a name",
-        GpuError::NoDevice { .. } => "update its driver, or name another GPU with --adapter (`nf4pack doctor` lists them)",
+        GpuError::NoDevice { .. } => return Some(no_device()),
         GpuError::TooLarge { .. } => "a smaller --shape fits; so may another GPU (--adapter)",
         GpuError::OutOfMemory { .. } => {
             "end other programs that use the GPU, or take a smaller --shape or --budget, or another GPU (--adapter)"
@@ -238,6 +259,16 @@ fn of_gpu(error: &GpuError) -> Option<String> {
         _ => return None,
     };
     Some(hint.to_owned())
+}
+
+/// Names the GPUs there are: the best one may be the one that does not work.
+fn no_device() -> String {
+    let names: Vec<String> = gpu::adapters().iter().map(|a| format!("{} {}", a.index, a.name)).collect();
+    if names.len() < 2 {
+        "update its driver; no other GPU was found".to_owned()
+    } else {
+        format!("update its driver, or name another GPU with --adapter; there are: {}", names.join(", "))
+    }
 }
 
 fn of_dequant(error: &DequantError) -> Option<String> {

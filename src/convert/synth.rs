@@ -14,7 +14,7 @@ use crate::io::{AlignedBuf, sync_dir, write_all_at};
 
 pub use pack::write_pack;
 #[cfg(feature = "cli")]
-pub(crate) use pack::{random_bytes, random_scales};
+pub(crate) use pack::{random_bytes, random_scales, write_matrices};
 
 /// Standard deviation of the weights: the `initializer_range` of Qwen3.
 const STD: f32 = 0.02;

@@ -6,6 +6,7 @@ use clap::{Args, Subcommand, ValueEnum, ValueHint};
 
 use super::{AdapterArg, EncoderArg, ScalesArg, ThreadsArg, block_size_parser, parse_size};
 use crate::convert::synth::Shape;
+use crate::format::nf4::DEFAULT_BLOCK_SIZE;
 
 /// Measure this machine
 #[derive(Debug, Args)]
@@ -103,6 +104,7 @@ const UPLOAD_EXAMPLES: &str = "\
 Examples:
   nf4pack bench upload
   nf4pack bench upload --bytes 4GiB --threads 8
+  nf4pack bench upload --shape qwen3-4b       # as many bytes as its layers
   nf4pack bench upload --json
 
 Random bytes go from memory to the GPU as the layers of a pack do: threads fill mapped staging buffers, which the device \
@@ -117,6 +119,10 @@ pub struct BenchUploadArgs {
     #[arg(long, value_name = "SIZE", value_parser = parse_size)]
     pub bytes: Option<u64>,
 
+    /// As many bytes as the projections of all layers of qwen3-0.6b, qwen3-4b or tiny take, or a matrix, in place of --bytes
+    #[arg(long, value_name = "MODEL|RxC", value_parser = parse_matrices, conflicts_with = "bytes")]
+    pub shape: Option<Matrices>,
+
     /// Only with this many threads [default: 1, 2, 4 and 8]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
     pub threads: Option<u16>,
@@ -130,21 +136,24 @@ Examples:
   nf4pack bench stream                                 # needs 1.9 GB, on software 1 MB
   nf4pack bench stream --shape qwen3-0.6b --dir /mnt/fast
   nf4pack bench stream --shape qwen3-4b --budget 1GiB
+  nf4pack bench stream --shape 9728x2560               # 8 layers of one projection
   nf4pack bench stream --no-mmap --verify-on-load
 
 Writes a pack of random codes with the layers of a model into a temporary folder, then measures: from opening the file to \
 all layers in GPU memory (the device is open already), and a pass over all layers forward and backward out of an open stream with a \
 ring of two layers. Both are measured with the file mapped and read, with and without checksums; \
---no-mmap and --verify-on-load leave the other half out. The file has just been written, so that it comes from the page cache \
+--no-mmap and --verify-on-load leave the other half out. In the same run, as many threads upload from memory, without a file, and \
+copy in memory: `of upload` says what the file costs. The file has just been written, so that it comes from the page cache \
 where it fits. All figures are medians.";
 
 /// Measure how fast the layers of a pack get to the GPU
 #[derive(Debug, Args)]
 #[command(after_help = STREAM_EXAMPLES)]
 pub struct BenchStreamArgs {
-    /// The model whose layers the random pack has [default: qwen3-4b, on software tiny]
-    #[arg(long, value_enum)]
-    pub shape: Option<ShapeArg>,
+    /// The model whose layers the random pack has (qwen3-0.6b, qwen3-4b or tiny), or a matrix, which each of 8 layers then
+    /// has [default: qwen3-4b, on software tiny]
+    #[arg(long, value_name = "MODEL|RxC", value_parser = parse_whole_blocks)]
+    pub shape: Option<Matrices>,
 
     /// GPU memory for the first measurement, such as 8GiB [default: nine tenths of what the device has left]
     #[arg(long, value_name = "SIZE", value_parser = parse_size)]
@@ -218,6 +227,13 @@ pub fn parse_matrices(text: &str) -> Result<Matrices, String> {
         })?],
     };
     Ok(Matrices { name: text.to_owned(), shapes })
+}
+
+/// [`parse_matrices`] for packs of random codes, which have no padding.
+fn parse_whole_blocks(text: &str) -> Result<Matrices, String> {
+    let block = u64::from(DEFAULT_BLOCK_SIZE);
+    let whole = |m: &Matrices| m.shapes.iter().all(|[rows, columns]| (rows * columns).is_multiple_of(block));
+    parse_matrices(text).and_then(|m| if whole(&m) { Ok(m) } else { Err(format!("no multiple of {block} weights")) })
 }
 
 fn matrix(text: &str) -> Option<[u64; 2]> {

@@ -6,11 +6,11 @@ use std::time::Instant;
 use anyhow::{Context, Result};
 use serde::Serialize;
 
-use super::dequant::gigabytes;
-use super::{median, not_interrupted, seconds};
+use super::dequant::{gigabytes, percent};
+use super::{cores, median, not_interrupted, seconds, upload};
 use crate::MappedPack;
 use crate::cli::Outcome;
-use crate::cli::args::{BenchStreamArgs, ShapeArg};
+use crate::cli::args::{BenchStreamArgs, Matrices, ShapeArg, parse_matrices};
 use crate::cli::device::{self, AdapterEntry, is_software};
 use crate::cli::ui::{self, Table, Ui, Unit};
 use crate::convert::ConvertError;
@@ -18,10 +18,13 @@ use crate::convert::synth::{self, Shape};
 use crate::dequant::stream::{Direction, LayerStream, StreamOptions, StreamPlan};
 use crate::gpu::Gpu;
 
+/// Layers of a pack of one matrix each: a ring of two has to turn.
+const MATRICES: u32 = 8;
+
 #[derive(Serialize)]
 struct Bench {
     adapter: AdapterEntry,
-    shape: &'static str,
+    shape: String,
     dir: String,
     pack_bytes: u64,
     layers: u32,
@@ -30,6 +33,8 @@ struct Bench {
     /// 0 is one per core, at most eight.
     threads: u16,
     runs: u16,
+    /// From memory to the GPU without a file, by as many threads: the yardstick.
+    upload: upload::UploadFigures,
     measurements: Vec<Measurement>,
 }
 
@@ -51,6 +56,8 @@ struct Measurement {
     seconds: Vec<f64>,
     median_seconds: f64,
     bytes_per_second: f64,
+    /// Of the bytes per second of an upload from memory.
+    of_upload: f64,
 }
 
 pub fn run(args: &BenchStreamArgs) -> Result<Outcome> {
@@ -62,12 +69,13 @@ pub fn run(args: &BenchStreamArgs) -> Result<Outcome> {
 }
 
 fn measure(args: &BenchStreamArgs, ui: Ui, gpu: &Gpu) -> Result<Bench> {
-    let shape = args.shape.unwrap_or(if is_software(gpu) { ShapeArg::Tiny } else { ShapeArg::Qwen3_4b }).name();
+    let default = if is_software(gpu) { ShapeArg::Tiny } else { ShapeArg::Qwen3_4b };
+    let shape = args.shape.clone().map_or_else(|| parse_matrices(default.name()), Ok).map_err(anyhow::Error::msg)?;
     let dir = args.dir.clone().unwrap_or_else(std::env::temp_dir);
     let no_folder = || format!("cannot make a folder in {} (--dir names another place)", dir.display());
     let folder = tempfile::Builder::new().prefix("nf4pack-bench-").tempdir_in(&dir).with_context(no_folder)?;
     let pack = folder.path().join("layers.nf4pack");
-    let pack_bytes = write_pack(&pack, shape, ui)?;
+    let pack_bytes = write_pack(&pack, &shape, ui)?;
     ui.stage(&format!("streaming {} to {}", ui::bytes(pack_bytes as f64), gpu.adapter()));
     let plan = StreamPlan::new(MappedPack::open(&pack)?.pack().index(), gpu.limits().max_buffer_size, None, false)?;
     let mut measurements = Vec::new();
@@ -80,24 +88,43 @@ fn measure(args: &BenchStreamArgs, ui: Ui, gpu: &Gpu) -> Result<Bench> {
             }
         }
     }
+    let upload = from_memory(args, gpu)?;
+    for m in &mut measurements {
+        m.of_upload = m.bytes_per_second / upload.bytes_per_second;
+    }
     Ok(Bench {
         adapter: gpu.adapter().into(),
-        shape,
+        shape: shape.name,
         dir: dir.display().to_string(),
         pack_bytes,
         layers: plan.layers,
         layers_bytes: plan.weights_bytes,
         threads: args.threads.unwrap_or(0),
         runs: args.common.runs,
+        upload,
         measurements,
     })
 }
 
-fn write_pack(path: &Path, shape: &str, ui: Ui) -> Result<u64> {
-    ui.stage(&format!("writing a random pack of the layers of {shape} to {}", path.display()));
-    let sizes = Shape::from_name(shape).with_context(|| format!("no shape {shape}"))?;
+/// What uploading takes where no file is read. After all else, so that the memory it takes is not missing from a budget.
+fn from_memory(args: &BenchStreamArgs, gpu: &Gpu) -> Result<upload::UploadFigures> {
+    let bytes = if is_software(gpu) { upload::SOFTWARE_BYTES } else { upload::BYTES };
+    let bytes = bytes.min(args.budget.unwrap_or(u64::MAX));
+    let threads = args.threads.unwrap_or(cores().min(8) as u16);
+    upload::Task::new(gpu, bytes)?.measure(threads, args.common.runs)
+}
+
+fn write_pack(path: &Path, shape: &Matrices, ui: Ui) -> Result<u64> {
+    ui.stage(&format!("writing a random pack of the layers of {} to {}", shape.name, path.display()));
     let meter = ui.meter("writing", Unit::Bytes);
-    match synth::write_pack(path, &sizes, 0, &meter) {
+    let written = match (Shape::from_name(&shape.name), shape.shapes.first()) {
+        (None, Some(&matrix)) => synth::write_matrices(path, matrix, MATRICES, 0, &meter),
+        (sizes, _) => {
+            let sizes = sizes.with_context(|| format!("no shape {}", shape.name))?;
+            synth::write_pack(path, &sizes, 0, &meter)
+        }
+    };
+    match written {
         Err(_) if ui::interrupted() => Err(ConvertError::Cancelled.into()),
         result => result.with_context(|| format!("cannot write {} (--dir names another place)", path.display())),
     }
@@ -137,6 +164,7 @@ impl Measurement {
             seconds,
             median_seconds,
             bytes_per_second: bytes as f64 / median_seconds.max(1e-9),
+            of_upload: 0.0,
         })
     }
 }
@@ -154,7 +182,8 @@ fn there_and_back(stream: &mut LayerStream) -> Result<()> {
 
 impl Bench {
     fn text(&self) -> String {
-        let titles = ["file", "checksums", "layers in memory", ">GPU memory", ">moved", ">seconds", ">min", ">GB/s"];
+        let titles =
+            ["file", "checksums", "layers in memory", ">GPU memory", ">moved", ">seconds", ">min", ">GB/s", ">of upload"];
         let mut table = Table::new(&titles);
         for m in &self.measurements {
             let checked = if m.verified { "checked" } else { "-" };
@@ -162,14 +191,18 @@ impl Bench {
             let (memory, moved) = (ui::bytes(m.needed_bytes as f64), ui::bytes(m.bytes as f64));
             let min = m.seconds.iter().copied().fold(f64::INFINITY, f64::min);
             let [median, min] = [m.median_seconds, min].map(|seconds| format!("{seconds:.4}"));
-            table.row([&m.source, &checked, &slots, &memory, &moved, &median, &min, &gigabytes(m.bytes_per_second)]);
+            let (rate, share) = (gigabytes(m.bytes_per_second), percent(m.of_upload));
+            table.row([&m.source, &checked, &slots, &memory, &moved, &median, &min, &rate, &share]);
         }
         let threads = match self.threads {
             0 => "a thread per core, at most 8".to_owned(),
             n => ui::plural(u64::from(n), "thread"),
         };
+        let yardstick = ui::plural(self.upload.threads.into(), "thread");
+        let [upload, memcpy] = [self.upload.bytes_per_second, self.upload.memcpy_bytes_per_second].map(gigabytes);
         format!(
-            "\n{}\n{}: {} of {}, {threads}, median of {}, in {}\n\n{table}",
+            "\n{}\n{}: {} of {}, {threads}, median of {}, in {}\n\n{table}(upload from memory in the same run, {yardstick}: \
+             {upload} GB/s; memcpy: {memcpy} GB/s)\n",
             self.adapter,
             self.shape,
             ui::plural(u64::from(self.layers), "layer"),

@@ -8,17 +8,18 @@ use serde::Serialize;
 use super::dequant::gigabytes;
 use super::{cores, median, not_interrupted, seconds};
 use crate::cli::Outcome;
-use crate::cli::args::BenchUploadArgs;
+use crate::cli::args::{BenchUploadArgs, Matrices};
 use crate::cli::device::{self, AdapterEntry, is_software};
 use crate::cli::ui::{self, Table, Ui};
-use crate::convert::synth::random_bytes;
+use crate::convert::synth::{Shape, random_bytes};
+use crate::format::nf4::{DEFAULT_BLOCK_SIZE, ScaleType, block_count, codes_len, scales_len};
 use crate::gpu::{BufferRange, Gpu, GpuError, StagingArea, Uploader};
 
 /// Threads that are tried.
 const THREADS: [u16; 4] = [1, 2, 4, 8];
 /// A run's bytes: more than caches hold.
-const BYTES: u64 = 1 << 30;
-const SOFTWARE_BYTES: u64 = 64 << 20;
+pub const BYTES: u64 = 1 << 30;
+pub const SOFTWARE_BYTES: u64 = 64 << 20;
 /// Staging buffers, as a layer stream has them.
 const CHUNK: u64 = 16 << 20;
 const CHUNKS: usize = 4;
@@ -56,7 +57,8 @@ pub fn run(args: &BenchUploadArgs) -> Result<Outcome> {
 }
 
 fn measure(args: &BenchUploadArgs, ui: Ui, gpu: &Gpu) -> Result<Bench> {
-    let bytes = args.bytes.unwrap_or(if is_software(gpu) { SOFTWARE_BYTES } else { BYTES });
+    let asked = args.bytes.or_else(|| args.shape.as_ref().map(nf4_bytes));
+    let bytes = asked.unwrap_or(if is_software(gpu) { SOFTWARE_BYTES } else { BYTES });
     ui.stage(&format!("uploading {} to {}", ui::bytes(bytes as f64), gpu.adapter()));
     let task = Task::new(gpu, bytes)?;
     let counts = args.threads.map_or(THREADS.to_vec(), |one| vec![one]);
@@ -70,6 +72,17 @@ fn measure(args: &BenchUploadArgs, ui: Ui, gpu: &Gpu) -> Result<Bench> {
         cores: cores(),
         threads,
     })
+}
+
+/// Codes and bfloat16 scales of a matrix, or of the projections of all layers of a model.
+fn nf4_bytes(matrices: &Matrices) -> u64 {
+    let layers = Shape::from_name(&matrices.name).map_or(1, |shape| shape.layers);
+    let of = |[rows, columns]: &[u64; 2]| {
+        let (weights, block_size) = (rows * columns, DEFAULT_BLOCK_SIZE);
+        let scales = scales_len(block_count(weights, block_size), ScaleType::Bf16);
+        codes_len(weights, block_size).unwrap_or(0) + scales.unwrap_or(0)
+    };
+    layers * matrices.shapes.iter().map(of).sum::<u64>()
 }
 
 /// What is uploaded, and where to.

@@ -26,7 +26,34 @@ const STORAGE: Storage = Storage::Nf4 { scale_type: ScaleType::Bf16, block_size:
 /// `Interrupted` where `progress` says so; `InvalidInput` where `shape` is none of a model, or a projection ends within a block;
 /// otherwise what the operating system says.
 pub fn write_pack(path: &Path, shape: &Shape, seed: u64, progress: &impl Progress) -> io::Result<u64> {
-    let layout = Layout::new(entries(shape)?, shape.layers as u32, metadata()?.len() as u64).map_err(io::Error::other)?;
+    write_entries(path, entries(shape)?, shape.layers as u32, seed, progress)
+}
+
+/// [`write_pack`] with one projection of `rows` times `columns` in each of `layers` layers.
+#[cfg(feature = "cli")]
+pub(crate) fn write_matrices(
+    path: &Path,
+    [rows, columns]: [u64; 2],
+    layers: u32,
+    seed: u64,
+    progress: &impl Progress,
+) -> io::Result<u64> {
+    let whole_blocks = rows.checked_mul(columns).is_some_and(|n| n.is_multiple_of(DEFAULT_BLOCK_SIZE.into()));
+    let shape = crate::format::Shape::new(&[rows, columns]).filter(|_| whole_blocks);
+    let shape = shape.ok_or_else(|| io::Error::new(io::ErrorKind::InvalidInput, "the matrix has no whole blocks"))?;
+    let entry = |layer| Entry {
+        name: format!("model.layers.{layer}.mlp.down_proj.weight"),
+        role: crate::format::Role::DownProj,
+        layer: Some(layer),
+        expert: None,
+        shape,
+        storage: STORAGE,
+    };
+    write_entries(path, (0..layers).map(entry).collect(), layers, seed, progress)
+}
+
+fn write_entries(path: &Path, entries: Vec<Entry>, layers: u32, seed: u64, progress: &impl Progress) -> io::Result<u64> {
+    let layout = Layout::new(entries, layers, metadata()?.len() as u64).map_err(io::Error::other)?;
     let (file, done) = (File::create_new(path)?, AtomicU64::new(0));
     progress.advance(0, layout.file_len());
     let write = |(i, section): (usize, &Section)| {
