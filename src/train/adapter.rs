@@ -164,8 +164,8 @@ impl Adapter {
         Ok(Self { config, base, layout, vector })
     }
 
-    /// Writes the adapter as PEFT would, and `more` files (name, bytes) beside it. Everything is durable under another name before
-    /// anything in `folder` changes; what else is there stays.
+    /// Writes the adapter as PEFT would, and `more` files (name, bytes) beside it. Everything is durable under another name
+    /// before anything in `folder` changes; what else is there stays.
     ///
     /// # Errors
     /// [`AdapterError::Length`], [`AdapterError::Write`].
@@ -226,8 +226,8 @@ fn module(layer: u32, role: Role) -> String {
     format!("model.layers.{layer}.{block}.{role}")
 }
 
-/// The name that [`matrices`] gives a tensor: without the prefix, with `model.` before the layers, without the adapter's name,
-/// as different versions of PEFT and adapters of the model without its head have them.
+/// The name that [`matrices`] gives a tensor: without the prefix, with `model.` before the layers, without the adapter's
+/// name, as different versions of PEFT and adapters of the model without its head have them.
 fn canonical(name: &str) -> String {
     let name = name.strip_prefix(PREFIX).unwrap_or(name).replace(".default.weight", ".weight");
     if name.starts_with("layers.") { format!("model.{name}") } else { name }

@@ -1,5 +1,5 @@
-//! What a pack's own config.json says about its model. A missing key takes the default of that very class in transformers, where
-//! it has one that is not the number of one certain model; every other missing key is an error.
+//! What a pack's own config.json says about its model. A missing key takes the default of that very class in transformers,
+//! where it has one that is not the number of one certain model; every other missing key is an error.
 
 mod keys;
 mod rope;
@@ -70,7 +70,8 @@ pub enum ConfigError {
     },
     /// Some layers see only the last tokens, which is not supported; up to that many tokens they see all.
     #[error(
-        "the model attends to the last {window} tokens only (sliding_window), and samples may have {length}: use a maximum length of {window} at most"
+        "the model attends to the last {window} tokens only (sliding_window), and samples may have {length}: \
+                 use a maximum length of {window} at most"
     )]
     SlidingWindow {
         /// Tokens that those layers see.

@@ -14,7 +14,8 @@ pub(super) enum Content {
     Completion { prompt: String, completion: String },
     /// The answer to an instruction is to be learned.
     Instruction { system: Option<String>, instruction: String, output: String },
-    /// What the assistant says is to be learned. Messages are maps with `role` and `content`, and what else a template may read.
+    /// What the assistant says is to be learned. Messages are maps with `role` and `content`, and what else a template may
+    /// read.
     Chat { messages: Vec<Value>, tools: Value },
 }
 

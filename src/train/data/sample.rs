@@ -109,8 +109,8 @@ impl Dataset {
         Ok(Self { form: None, samples, cut: Cut::default() })
     }
 
-    /// Takes a share of the samples out, to evaluate on: at random, one at least if the share is above zero, and never the last
-    /// one. Both parts keep the order of the file.
+    /// Takes a share of the samples out, to evaluate on: at random, one at least if the share is above zero, and never the
+    /// last one. Both parts keep the order of the file.
     #[must_use]
     pub fn hold_out(&mut self, share: f64, seed: u64) -> Self {
         let count = self.samples.len();

@@ -23,8 +23,8 @@ impl Marked {
         Self { text, trained }
     }
 
-    /// Whether a token that stands for these bytes is to be learned: some of them are. A token's spaces may not count as its own,
-    /// so that nothing but its end is certain.
+    /// Whether a token that stands for these bytes is to be learned: some of them are. A token's spaces may not count as its
+    /// own, so that nothing but its end is certain.
     pub(super) fn is_trained(&self, token: &Range<usize>) -> bool {
         let start = token.start.min(token.end.saturating_sub(1));
         self.trained.iter().any(|span| token.end > span.start && start < span.end)
@@ -33,8 +33,8 @@ impl Marked {
 
 /// A conversation as the chat template writes it, with what the assistant says marked, up to the token that ends its turn.
 ///
-/// Most templates do not tell which words are the assistant's. Where a turn starts is known from the conversation before it, rendered
-/// with the generation prompt; where it ends, from the conversation up to it.
+/// Most templates do not tell which words are the assistant's. Where a turn starts is known from the conversation before it,
+/// rendered with the generation prompt; where it ends, from the conversation up to it.
 pub(super) fn conversation(
     tokenizer: &Tokenizer,
     line: u64,
@@ -110,8 +110,8 @@ fn last_line(message: Option<&Value>) -> String {
     text.trim().lines().last().unwrap_or_default().trim().to_owned()
 }
 
-/// The end of a turn in `text`, which has it in another form than `until`, where it is the last one: both end in `words` and in what
-/// the template writes after them, or in the same line where nothing is said.
+/// The end of a turn in `text`, which has it in another form than `until`, where it is the last one: both end in `words` and
+/// in what the template writes after them, or in the same line where nothing is said.
 fn end_as_in(until: &str, text: &str, start: usize, words: &str) -> Option<usize> {
     let last_line = || until.trim_end().rfind('\n').map_or(0, |end| end + 1);
     let last = until.rfind(words).filter(|_| !words.is_empty()).unwrap_or_else(last_line);

@@ -21,8 +21,8 @@ pub(super) struct ChatTemplate {
 }
 
 impl ChatTemplate {
-    /// Compiles a template. `special_tokens` are its variables `bos_token`, `eos_token` and so on; `now`, in seconds since the
-    /// Unix epoch, is what `strftime_now` tells (in UTC).
+    /// Compiles a template. `special_tokens` are its variables `bos_token`, `eos_token` and so on; `now`, in seconds since
+    /// the Unix epoch, is what `strftime_now` tells (in UTC).
     ///
     /// # Errors
     /// Where the template is broken.
@@ -55,7 +55,8 @@ impl ChatTemplate {
     }
 }
 
-/// The tags that mark the assistant's words for transformers print nothing themselves: they become blocks that are always taken.
+/// The tags that mark the assistant's words for transformers print nothing themselves: they become blocks that are always
+/// taken.
 fn without_generation_tags(source: &str) -> String {
     let tag = |source: &str, name: &str, instead: &str| match Regex::new(&format!(r"\{{%([-+]?)\s*{name}\s*([-+]?)%\}}")) {
         Ok(tag) => tag.replace_all(source, format!("{{%$1 {instead} $2%}}")).into_owned(),

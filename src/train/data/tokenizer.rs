@@ -46,8 +46,8 @@ pub(super) struct Encoded {
 }
 
 impl Tokenizer {
-    /// Reads a pack's files. `now`, in seconds since the Unix epoch, is the date that some chat templates show to the model: one
-    /// that is kept over a resumed training.
+    /// Reads a pack's files. `now`, in seconds since the Unix epoch, is the date that some chat templates show to the model:
+    /// one that is kept over a resumed training.
     ///
     /// # Errors
     /// [`DataError::Tokenizer`], [`DataError::TokenizerConfig`], [`DataError::Template`].
