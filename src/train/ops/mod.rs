@@ -26,7 +26,7 @@ pub use finite::{FiniteCheck, NonFinite};
 pub use loss::{ChunkedLoss, UNTRAINED};
 pub use optimizer::{AdamW, AdamWState, AdamWStep, StepReport};
 pub use rms_norm::RmsNorm;
-pub use rotary::{RopeScaling, Rotary, RotaryTable, Yarn, inverse_frequencies};
+pub use rotary::{Rotary, RotaryTable, inverse_frequencies};
 pub use swiglu::SwiGlu;
 
 use crate::gpu::{BufferRange, Gpu, GpuError};

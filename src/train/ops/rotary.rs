@@ -4,58 +4,8 @@ use bytemuck::{Pod, Zeroable};
 
 use super::Mat;
 use crate::gpu::{BufferRange, Commands, Gpu, Kernel, KernelSpec, Shader};
+use crate::train::config::RopeScaling;
 use crate::train::error::TrainError;
-
-/// How the frequencies of a model are stretched for contexts longer than it was first trained on: `rope_type` of its config.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub enum RopeScaling {
-    /// `default`: not at all.
-    Default,
-    /// `linear`: all by one factor.
-    Linear {
-        /// By what all frequencies are divided.
-        factor: f64,
-    },
-    /// `dynamic`: the base grows with sequences longer than `max_position_embeddings`.
-    Dynamic {
-        /// How fast it grows.
-        factor: f64,
-    },
-    /// `llama3`: low frequencies by a factor, high ones not, a blend in between.
-    Llama3 {
-        /// By what low frequencies are divided.
-        factor: f64,
-        /// Wavelengths beyond the original context over this are low frequencies.
-        low_freq_factor: f64,
-        /// Wavelengths below the original context over this are high frequencies.
-        high_freq_factor: f64,
-        /// Tokens of the context that the model was first trained on.
-        original_max_position_embeddings: u32,
-    },
-    /// `yarn`: a blend by the number of rotations within the original context.
-    Yarn(Yarn),
-}
-
-/// What `rope_type` `yarn` asks for.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Yarn {
-    /// By what the frequencies of few rotations are divided.
-    pub factor: f64,
-    /// Rotations from which on a frequency is kept: 32 where the config has none.
-    pub beta_fast: f64,
-    /// Rotations up to which a frequency is divided: 1 where the config has none.
-    pub beta_slow: f64,
-    /// Tokens of the context that the model was first trained on.
-    pub original_max_position_embeddings: u32,
-    /// What cosines and sines are multiplied by, where the config says so.
-    pub attention_factor: Option<f64>,
-    /// With `mscale_all_dim` the source of that factor, where the config has no `attention_factor`.
-    pub mscale: Option<f64>,
-    /// See `mscale`.
-    pub mscale_all_dim: Option<f64>,
-    /// Whether the bounds of the blend are rounded to whole pairs: true where the config has none.
-    pub truncate: bool,
-}
 
 /// The frequencies of a model's rotary embedding.
 #[derive(Debug, Clone, PartialEq)]
@@ -95,20 +45,14 @@ impl RotaryTable {
 ///
 /// `theta` is the config's `rope_theta`; `rotary_dim` the elements of a head, an even number above 2; `sequence_length` the tokens of
 /// the longest sequence, which matters to [`RopeScaling::Dynamic`] alone.
-pub fn inverse_frequencies(
-    theta: f64,
-    rotary_dim: u32,
-    scaling: &RopeScaling,
-    max_position_embeddings: u32,
-    sequence_length: u32,
-) -> RotaryTable {
+pub fn inverse_frequencies(theta: f64, rotary_dim: u32, scaling: &RopeScaling, sequence_length: u32) -> RotaryTable {
     let mut attention_factor = 1.0;
     let mut inv_freq: Vec<f32> = periods(theta, rotary_dim).map(|period| 1.0 / period).collect();
     match *scaling {
         RopeScaling::Default => {}
         RopeScaling::Linear { factor } => inv_freq.iter_mut().for_each(|f| *f /= factor as f32),
-        RopeScaling::Dynamic { factor } => {
-            let (dim, most) = (f64::from(rotary_dim), f64::from(max_position_embeddings));
+        RopeScaling::Dynamic { factor, max_position_embeddings: most } => {
+            let dim = f64::from(rotary_dim);
             let stretch = factor * f64::from(sequence_length).max(most) / most - (factor - 1.0);
             let theta = theta * stretch.powf(dim / (dim - 2.0));
             inv_freq = periods(theta, rotary_dim).map(|period| 1.0 / period).collect();
@@ -122,9 +66,9 @@ pub fn inverse_frequencies(
                 *f = (1.0 - kept) * *f / factor as f32 + kept * *f;
             }
         }
-        RopeScaling::Yarn(yarn) => {
-            inv_freq = yarn.inv_freq(theta, rotary_dim);
-            attention_factor = yarn.attention_factor();
+        RopeScaling::Yarn { factor, attention_factor: given, mscale, mscale_all_dim, .. } => {
+            inv_freq = yarn_frequencies(theta, rotary_dim, scaling);
+            attention_factor = given.unwrap_or_else(|| yarn_attention_factor(factor, mscale, mscale_all_dim));
         }
     }
     RotaryTable { inv_freq, attention_factor: attention_factor as f32 }
@@ -139,39 +83,37 @@ fn periods(theta: f64, dim: u32) -> impl Iterator<Item = f32> {
     (0..dim / 2).map(period)
 }
 
-impl Yarn {
-    fn inv_freq(&self, theta: f64, dim: u32) -> Vec<f32> {
-        let (low, high) = self.bounds(theta, dim);
-        let blend = |(i, period): (u32, f32)| {
-            let kept = 1.0 - ((i as f32 - low as f32) / (high - low) as f32).clamp(0.0, 1.0);
-            1.0 / (self.factor as f32 * period) * (1.0 - kept) + 1.0 / period * kept
-        };
-        (0..).zip(periods(theta, dim)).map(blend).collect()
+/// A blend between the frequencies and those divided by the factor; empty for every other scaling.
+fn yarn_frequencies(theta: f64, dim: u32, scaling: &RopeScaling) -> Vec<f32> {
+    let RopeScaling::Yarn { factor, original_max_position_embeddings, beta_fast, beta_slow, truncate, .. } = *scaling else {
+        return Vec::new();
+    };
+    let pair = |rotations: f64| {
+        let turns = original_max_position_embeddings / (rotations * std::f64::consts::TAU);
+        f64::from(dim) * turns.ln() / (2.0 * theta.ln())
+    };
+    // The pairs between which frequencies are blended.
+    let (mut low, mut high) = (pair(beta_fast.unwrap_or(32.0)), pair(beta_slow.unwrap_or(1.0)));
+    if truncate {
+        (low, high) = (low.floor(), high.ceil());
     }
+    let (low, high) = (low.max(0.0), high.min(f64::from(dim) - 1.0));
+    // Equal bounds would divide by zero.
+    let high = if low == high { high + 0.001 } else { high };
+    let blend = |(i, period): (u32, f32)| {
+        let kept = 1.0 - ((i as f32 - low as f32) / (high - low) as f32).clamp(0.0, 1.0);
+        1.0 / (factor as f32 * period) * (1.0 - kept) + 1.0 / period * kept
+    };
+    (0..).zip(periods(theta, dim)).map(blend).collect()
+}
 
-    /// The pairs between which frequencies are blended.
-    fn bounds(&self, theta: f64, dim: u32) -> (f64, f64) {
-        let pair = |rotations: f64| {
-            let context = f64::from(self.original_max_position_embeddings);
-            f64::from(dim) * (context / (rotations * std::f64::consts::TAU)).ln() / (2.0 * theta.ln())
-        };
-        let (mut low, mut high) = (pair(self.beta_fast), pair(self.beta_slow));
-        if self.truncate {
-            (low, high) = (low.floor(), high.ceil());
-        }
-        let (low, high) = (low.max(0.0), high.min(f64::from(dim) - 1.0));
-        // Equal bounds would divide by zero.
-        (low, if low == high { high + 0.001 } else { high })
-    }
-
-    fn attention_factor(&self) -> f64 {
-        let of = |mscale: f64| if self.factor <= 1.0 { 1.0 } else { 0.1 * mscale * self.factor.ln() + 1.0 };
-        let given = |mscale: Option<f64>| mscale.filter(|&m| m != 0.0);
-        let from_mscale = match (given(self.mscale), given(self.mscale_all_dim)) {
-            (Some(mscale), Some(all_dim)) => of(mscale) / of(all_dim),
-            _ => of(1.0),
-        };
-        self.attention_factor.unwrap_or(from_mscale)
+/// What cosines and sines are multiplied by, where the config does not say so.
+fn yarn_attention_factor(factor: f64, mscale: Option<f64>, mscale_all_dim: Option<f64>) -> f64 {
+    let of = |mscale: f64| if factor <= 1.0 { 1.0 } else { 0.1 * mscale * factor.ln() + 1.0 };
+    let given = |mscale: Option<f64>| mscale.filter(|&m| m != 0.0);
+    match (given(mscale), given(mscale_all_dim)) {
+        (Some(mscale), Some(all_dim)) => of(mscale) / of(all_dim),
+        _ => of(1.0),
     }
 }
 
@@ -281,16 +223,30 @@ mod tests {
     use super::super::testing::{assert_close, gpu, random_mat};
     use super::*;
 
-    const YARN: Yarn = Yarn {
-        factor: 4.0,
-        beta_fast: 32.0,
-        beta_slow: 1.0,
-        original_max_position_embeddings: 32768,
-        attention_factor: None,
-        mscale: None,
-        mscale_all_dim: None,
-        truncate: true,
-    };
+    fn yarn(factor: f64, original_max_position_embeddings: f64, truncate: bool) -> RopeScaling {
+        yarn_with(factor, original_max_position_embeddings, truncate, None, None)
+    }
+
+    fn yarn_with(
+        factor: f64,
+        original_max_position_embeddings: f64,
+        truncate: bool,
+        attention_factor: Option<f64>,
+        mscales: Option<(f64, f64)>,
+    ) -> RopeScaling {
+        let (mscale, mscale_all_dim) = (mscales.map(|m| m.0), mscales.map(|m| m.1));
+        let (beta_fast, beta_slow) = (None, None);
+        RopeScaling::Yarn {
+            factor,
+            original_max_position_embeddings,
+            attention_factor,
+            beta_fast,
+            beta_slow,
+            mscale,
+            mscale_all_dim,
+            truncate,
+        }
+    }
 
     /// Holds frequencies against what transformers 5.24.0 with torch 2.15.0 gave on a CPU: `ROPE_INIT_FUNCTIONS[rope_type](config,
     /// "cpu", seq_len)`, and `compute_default_rope_parameters` of Llama, of a `LlamaConfig` with these values. Torch's power may be
@@ -306,21 +262,21 @@ mod tests {
 
     #[test]
     fn default_and_linear_frequencies_are_those_of_transformers() {
-        let found = inverse_frequencies(1e6, 16, &RopeScaling::Default, 4096, 1);
+        let found = inverse_frequencies(1e6, 16, &RopeScaling::Default, 1);
         let expected = [1.0, 0.17782794, 0.03162278, 0.0056234132, 0.001, 0.00017782794, 3.1622774e-5, 5.6234135e-6];
         assert_frequencies(&found, 1.0, &expected);
-        let found = inverse_frequencies(1e4, 16, &RopeScaling::Linear { factor: 2.5 }, 4096, 1);
+        let found = inverse_frequencies(1e4, 16, &RopeScaling::Linear { factor: 2.5 }, 1);
         let expected = [0.4, 0.1264911, 0.04, 0.012649111, 0.0039999997, 0.0012649111, 0.00040000002, 0.00012649111];
         assert_frequencies(&found, 1.0, &expected);
     }
 
     #[test]
     fn dynamic_frequencies_are_those_of_transformers() {
-        let scaling = RopeScaling::Dynamic { factor: 4.0 };
+        let scaling = RopeScaling::Dynamic { factor: 4.0, max_position_embeddings: 2048.0 };
         let short = [1.0, 0.31622776, 0.1, 0.03162278, 0.01, 0.0031622779, 0.001, 0.0003162278];
-        assert_frequencies(&inverse_frequencies(1e4, 16, &scaling, 2048, 100), 1.0, &short);
+        assert_frequencies(&inverse_frequencies(1e4, 16, &scaling, 100), 1.0, &short);
         let long = [1.0, 0.2406493, 0.057912078, 0.013936501, 0.0033538092, 0.00080709177, 0.00019422606, 4.6740366e-5];
-        assert_frequencies(&inverse_frequencies(1e4, 16, &scaling, 2048, 5000), 1.0, &long);
+        assert_frequencies(&inverse_frequencies(1e4, 16, &scaling, 5000), 1.0, &long);
     }
 
     #[test]
@@ -329,10 +285,10 @@ mod tests {
             factor,
             low_freq_factor: 1.0,
             high_freq_factor: 4.0,
-            original_max_position_embeddings: 8192,
+            original_max_position_embeddings: 8192.0,
         };
         let expected = [1.0, 0.19392276, 0.03760603, 0.007292665, 0.000524846, 3.4281024e-5, 6.6478697e-6, 1.2891732e-6];
-        assert_frequencies(&inverse_frequencies(5e5, 16, &scaling(8.0), 131_072, 1), 1.0, &expected);
+        assert_frequencies(&inverse_frequencies(5e5, 16, &scaling(8.0), 1), 1.0, &expected);
         #[rustfmt::skip]
         let expected = [
             1.0, 0.6636013, 0.44036663, 0.29222783, 0.19392276, 0.12868738, 0.0853971, 0.05666962, 0.03760603, 0.024955409,
@@ -340,18 +296,18 @@ mod tests {
             1.9461639e-5, 1.29147675e-5, 8.570256e-6, 5.6872323e-6, 3.7740544e-6, 2.5044671e-6, 1.6619674e-6, 1.1028836e-6,
             7.3187493e-7, 4.856731e-7, 3.222933e-7, 2.1387423e-7, 1.419272e-7, 9.4183065e-8,
         ];
-        assert_frequencies(&inverse_frequencies(5e5, 64, &scaling(32.0), 131_072, 1), 1.0, &expected);
+        assert_frequencies(&inverse_frequencies(5e5, 64, &scaling(32.0), 1), 1.0, &expected);
     }
 
     #[test]
     fn yarn_frequencies_are_those_of_transformers() {
-        let found = |theta, dim, yarn| inverse_frequencies(theta, dim, &RopeScaling::Yarn(yarn), 131_072, 1);
+        let found = |theta, dim, yarn: RopeScaling| inverse_frequencies(theta, dim, &yarn, 1);
         #[rustfmt::skip]
         let expected = [
             1.0, 0.4216965, 0.17782794, 0.074989416, 0.03162278, 0.013335215, 0.0047799014, 0.0016599617, 0.00055, 0.00016867858,
             4.4456985e-5, 1.8747356e-5, 7.905694e-6, 3.3338035e-6, 1.4058534e-6, 5.9284343e-7,
         ];
-        assert_frequencies(&found(1e6, 32, YARN), 1.138629436111989, &expected);
+        assert_frequencies(&found(1e6, 32, yarn(4.0, 32768.0, true)), 1.138629436111989, &expected);
         #[rustfmt::skip]
         let expected = [
             1.0, 0.6890443, 0.47478205, 0.32714587, 0.225418, 0.15532298, 0.107024424, 0.073744565, 0.050813273, 0.031705696,
@@ -359,24 +315,23 @@ mod tests {
             3.830881e-5, 2.6396468e-5, 1.8188337e-5, 1.253257e-5, 8.635496e-6, 5.9502395e-6, 4.0999785e-6, 2.8250668e-6,
             1.9465963e-6, 1.341291e-6, 9.2420896e-7, 6.368209e-7, 4.3879785e-7, 3.0235114e-7,
         ];
-        let exact = Yarn { factor: 32.0, truncate: false, original_max_position_embeddings: 4096, ..YARN };
+        let exact = yarn(32.0, 4096.0, false);
         assert_frequencies(&found(15e4, 64, exact), 1.3465735902799727, &expected);
         #[rustfmt::skip]
         let expected = [
             1.0, 0.56234133, 0.31622776, 0.17782794, 0.1, 0.05623413, 0.027218176, 0.012829017, 0.0058214283, 0.0024903687,
             0.00095997716, 0.0002921459, 2.5e-5, 1.40585325e-5, 7.9056945e-6, 4.4456983e-6,
         ];
-        let deep = Yarn { factor: 40.0, original_max_position_embeddings: 4096, ..YARN };
-        let mscale = Yarn { mscale: Some(1.0), mscale_all_dim: Some(0.707), ..deep };
+        let mscale = yarn_with(40.0, 4096.0, true, None, Some((1.0, 0.707)));
         assert_frequencies(&found(1e4, 32, mscale), 1.0857263992561355, &expected);
         let expected = [1.0, 0.31622776, 0.1, 0.023914725, 0.0051249997, 0.0008498622, 2.5e-5, 7.9056945e-6];
-        assert_frequencies(&found(1e4, 16, Yarn { attention_factor: Some(1.25), ..deep }), 1.25, &expected);
+        assert_frequencies(&found(1e4, 16, yarn_with(40.0, 4096.0, true, Some(1.25), None)), 1.25, &expected);
     }
 
     /// Against torch 2.15.0 in float32: `(torch.tensor([p]) * inv_freq).cos()` and `.sin()`.
     #[test]
     fn angles_are_those_of_torch_at_the_end_of_a_long_context() {
-        let table = inverse_frequencies(1e6, 8, &RopeScaling::Default, 131_072, 1);
+        let table = inverse_frequencies(1e6, 8, &RopeScaling::Default, 1);
         let angles = table.angles(131_072);
         let row = |position: usize| &angles[8 * position..8 * (position + 1)];
         let interleave = |cosines: [f32; 4], sines: [f32; 4]| cosines.into_iter().zip(sines).flat_map(|(c, s)| [c, s]);
@@ -423,7 +378,7 @@ mod tests {
                 .flat_map(|(n, first)| vec![first; n as usize])
                 .collect();
             let range = BufferRange::whole(gpu.storage_with("starts", bytemuck::cast_slice(&starts)).unwrap());
-            let table = inverse_frequencies(1e4, head_dim, &RopeScaling::Yarn(YARN), 4096, 1);
+            let table = inverse_frequencies(1e4, head_dim, &yarn(4.0, 32768.0, true), 1);
             let angles = table.upload(&gpu, *lengths.iter().max().unwrap()).unwrap();
             let (x, elements) = random_mat(&gpu, u64::from(tokens), tokens, heads * head_dim);
             let mut commands = gpu.commands("rotary");
@@ -444,7 +399,7 @@ mod tests {
     /// The product of the gradient with any direction is that of the rotated-back gradient with it: backward is the transpose.
     #[test]
     fn backward_is_the_transpose_of_forward() {
-        let table = inverse_frequencies(1e4, 8, &RopeScaling::Yarn(YARN), 4096, 1);
+        let table = inverse_frequencies(1e4, 8, &yarn(4.0, 32768.0, true), 1);
         let starts = [0, 0, 2, 2, 2];
         let (x, dy) = (super::super::testing::random(1, 80), super::super::testing::random(2, 80));
         let dot = |a: &[f32], b: &[f32]| a.iter().zip(b).map(|(&a, &b)| f64::from(a) * f64::from(b)).sum::<f64>();
