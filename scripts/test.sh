@@ -44,8 +44,8 @@ mapfile -t gpu_tests < <(grep -l 'common/gpu.rs' tests/*.rs | sed 's|^tests/\(.*
 [ "${#gpu_tests[@]}" -gt 0 ]
 NF4PACK_CHECKED=1 cargo test --locked --lib "${gpu_tests[@]}"
 
-# The same sources under fewer features: what differs is the library.
-for features in "" mmap convert gpu train; do
+# The same sources under fewer features: what differs is the library. Those of `gpu` and `train` differ in nothing that a test sees.
+for features in "" mmap convert; do
     step "library tests with features: ${features:-none}"
     cargo test --locked --lib --no-default-features --features "$features"
 done
