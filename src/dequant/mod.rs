@@ -9,7 +9,7 @@ mod error;
 #[cfg(feature = "gpu")]
 mod kernel;
 mod neon;
-#[cfg(feature = "gpu")]
+#[cfg(feature = "train")]
 pub(crate) mod operand;
 #[cfg(feature = "gpu")]
 mod plan;
