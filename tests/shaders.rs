@@ -84,7 +84,7 @@ fn validator() -> Validator {
 }
 
 /// The constants of a shader that the host gives: not those that are computed from others, nor sizes of arrays, which have no name.
-fn given(module: &naga::Module) -> Vec<&str> {
+fn given(module: &naga::Module) -> BTreeSet<&str> {
     let literal = |init| matches!(module.global_expressions[init], naga::Expression::Literal(_));
     let given = module.overrides.iter().filter(|(_, constant)| constant.init.is_some_and(literal));
     given.filter_map(|(_, constant)| constant.name.as_deref()).collect()
@@ -104,7 +104,7 @@ fn every_shader_is_valid_in_every_form() {
         let module =
             naga::front::wgsl::parse_str(&source).unwrap_or_else(|e| panic!("{file}: {}", e.emit_to_string(&source)));
         let info = validator().validate(&module).unwrap_or_else(|e| panic!("{file}: {}", e.emit_to_string(&source)));
-        assert_eq!(given(&module), constants.iter().map(|(name, _)| *name).collect::<Vec<_>>(), "{file}");
+        assert_eq!(given(&module), constants.iter().map(|(name, _)| *name).collect::<BTreeSet<_>>(), "{file}");
         for chosen in combinations(constants) {
             for entry in &module.entry_points {
                 let entry = Some((entry.stage, entry.name.as_str()));
