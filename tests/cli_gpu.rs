@@ -106,7 +106,17 @@ fn doctor_plans_for_a_pack_and_a_budget() {
     run(folder.path(), "doctor tiny.nf4pack --budget 1GiB").success().stdout(contains("all layers stay in 1.07 GB"));
     let assert = run(folder.path(), &format!("doctor tiny.nf4pack --budget {smallest}")).success();
     assert.stdout(contains("2 of 4 layers at a time"));
-    run(folder.path(), "doctor tiny.nf4pack --budget 4096").code(1).stdout(contains("does not run in 4.10 kB"));
+    let assert = run(folder.path(), "doctor tiny.nf4pack --budget 4096").code(1);
+    assert
+        .stdout(contains("does not run in 4.10 kB").and(contains(&format!("--budget {smallest}"))))
+        .stderr(contains("a budget of 4096 bytes is too small"))
+        .stderr(contains(&format!("hint: --budget {smallest}")));
+    let failed = json(folder.path(), "doctor tiny.nf4pack --budget 4096", 1);
+    assert!(
+        failed["error"].is_string()
+            && failed["hint"].is_string()
+            && failed["kernels"].as_array().is_some_and(|k| k.len() == 9)
+    );
 }
 
 #[test]

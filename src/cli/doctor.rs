@@ -34,12 +34,14 @@ pub fn run(args: &DoctorArgs) -> Result<Outcome> {
         not_interrupted()?;
         document.failure = Some(Failure::from(&error));
     }
+    if let (None, Some(pack)) = (&document.failure, document.pack.as_ref().filter(|pack| pack.plan.is_none())) {
+        document.failure = Some(Failure::from(&pack.too_small().into()));
+    }
     ui.result(&document, || document.text())?;
     if let Some(failure) = &document.failure {
         failure.tell();
     }
-    let runs = document.pack.is_none_or(|pack| pack.plan.is_some());
-    Ok(Outcome::from(document.failure.is_none() && runs))
+    Ok(Outcome::from(document.failure.is_none()))
 }
 
 /// What has been found out so far.
@@ -309,6 +311,12 @@ impl PackEntry {
         })
     }
 
+    /// Why there is no plan.
+    fn too_small(&self) -> StreamError {
+        let (budget, needed) = (self.budget_bytes.unwrap_or_default(), self.smallest_bytes);
+        StreamError::Budget { budget, needed, layer: self.largest_layer_bytes, globals: 0 }
+    }
+
     fn text(&self, text: &mut String) {
         let bytes = |n: u64| ui::bytes(n as f64);
         let (layers, all) = (ui::plural(u64::from(self.layers), "layer"), bytes(self.layers_bytes));
@@ -325,7 +333,13 @@ impl PackEntry {
         };
         let _ = writeln!(text, "{:<15} {verdict}", "layers");
         let (resident, smallest) = (bytes(self.resident_bytes), bytes(self.smallest_bytes));
-        let _ = writeln!(text, "{:<15} {resident} for all layers, {smallest} at least (a ring of two)", "needs");
+        let (all, least) = (self.resident_bytes, self.smallest_bytes);
+        let _ = writeln!(
+            text,
+            "{:<15} {resident} for all layers (--budget {all}), {smallest} for a ring of two (--budget {least});",
+            "needs"
+        );
+        let _ = writeln!(text, "{:<15} with buffers to upload through, and without the tensors of no layer", "");
     }
 }
 
