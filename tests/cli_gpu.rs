@@ -199,6 +199,7 @@ fn bench_upload_stands_beside_memcpy() {
     assert_eq!(bytes("512x384"), 512 * 384 / 2 + 512 * 384 / 64 * 2);
     let layer = 192 * (2 * 256 + 2 * 128) + 3 * 192 * 512;
     assert_eq!(bytes("tiny"), 4 * (layer / 2 + layer / 64 * 2));
+    run(folder.path(), "bench upload --bytes 1000TB").code(1).stderr(contains("more than this machine's memory"));
     run(folder.path(), "bench upload --shape tiny --bytes 1MB").code(2);
 }
 

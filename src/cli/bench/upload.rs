@@ -1,6 +1,6 @@
 //! `nf4pack bench upload`.
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use rayon::prelude::*;
 use rayon::{ThreadPool, ThreadPoolBuilder};
 use serde::Serialize;
@@ -97,7 +97,7 @@ impl<'a> Task<'a> {
     pub fn new(gpu: &'a Gpu, bytes: u64) -> Result<Self> {
         // Copies are multiples of 4. A target that is smaller than the source, whole chunks then, is written over and over.
         let bytes = bytes.next_multiple_of(16);
-        let mut source = vec![0; usize::try_from(bytes)?];
+        let mut source = zeros(bytes)?;
         random_bytes(&mut source, bytes);
         let target = bytes.min(gpu.limits().max_buffer_size / CHUNK.max(1) * CHUNK);
         Ok(Self { gpu, source, target: BufferRange::whole(gpu.storage("target", target)?) })
@@ -107,7 +107,7 @@ impl<'a> Task<'a> {
     pub fn measure(&self, threads: u16, runs: u16) -> Result<UploadFigures> {
         let pool = ThreadPoolBuilder::new().num_threads(threads.into()).build()?;
         let mut uploader = Uploader::new(self.gpu, CHUNK, CHUNKS);
-        let mut memory = vec![0; self.source.len()];
+        let mut memory = zeros(self.source.len() as u64)?;
         let (mut uploads, mut copies) = (Vec::new(), Vec::new());
         for _ in 0..=runs {
             not_interrupted()?;
@@ -161,4 +161,14 @@ impl Bench {
             ui::plural(u64::from(self.runs), "run"),
         )
     }
+}
+
+/// Memory for `bytes` bytes, where the machine has it.
+fn zeros(bytes: u64) -> Result<Vec<u8>> {
+    let missing = || format!("{} are more than this machine's memory (--bytes names fewer)", ui::bytes(bytes as f64));
+    let len = usize::try_from(bytes).with_context(missing)?;
+    let mut memory = Vec::new();
+    memory.try_reserve_exact(len).with_context(missing)?;
+    memory.resize(len, 0);
+    Ok(memory)
 }
