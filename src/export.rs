@@ -3,7 +3,7 @@
 use std::borrow::Cow;
 use std::collections::{BTreeMap, HashMap};
 use std::fs::{self, File};
-use std::io::{self, Write};
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 use std::time::Instant;
@@ -18,7 +18,7 @@ use crate::convert::Progress;
 use crate::convert::source::SIDE_FILES;
 use crate::dequant;
 use crate::format::{FloatType, FormatError, Pack, Projection, RawTensor};
-use crate::io::sync_dir;
+use crate::io::{publish_folder, sync_dir, temporary_folder};
 use crate::verify::{VerifyError, verify};
 use crate::{MappedPack, OpenError};
 
@@ -269,12 +269,7 @@ impl<'a> Job<'a> {
         let weights_files = self.write_weights(temporary.path(), &tensors, shard_len)?;
         let files = self.write_files(temporary.path())?;
         sync_dir(temporary.path()).map_err(error)?;
-        // An empty folder may stand there; not every system renames over one.
-        if target.is_dir() {
-            fs::remove_dir(target).map_err(error)?;
-        }
-        fs::rename(temporary.path(), target).map_err(error)?;
-        sync_dir(folder).map_err(error)?;
+        publish_folder(temporary, target).map_err(error)?;
         Ok(ExportReport { weights_files, files, tensors: tensors.len() as u64, bytes, seconds: 0.0 })
     }
 
@@ -411,19 +406,6 @@ fn shards<'a, 'b>(tensors: &'a [Tensor<'b>], shard_len: u64) -> Vec<Vec<&'a Tens
     shards
 }
 
-fn temporary_folder(parent: &Path) -> io::Result<tempfile::TempDir> {
-    let mut builder = tempfile::Builder::new();
-    builder.prefix(".nf4pack-").suffix(".tmp");
-    #[cfg(unix)]
-    builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o777));
-    builder.tempdir_in(parent)
-}
-
 fn write_synced(path: &Path, bytes: &[u8]) -> Result<(), ExportError> {
-    let write = || {
-        let mut file = File::create_new(path)?;
-        file.write_all(bytes)?;
-        file.sync_all()
-    };
-    write().map_err(|source| ExportError::Target { path: path.to_owned(), source })
+    crate::io::write_synced(path, bytes).map_err(|source| ExportError::Target { path: path.to_owned(), source })
 }

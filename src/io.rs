@@ -110,6 +110,49 @@ pub(crate) fn sync_dir(folder: &Path) -> io::Result<()> {
     }
 }
 
+/// Makes the new file `path` with these bytes, durable.
+///
+/// # Errors
+///
+/// `AlreadyExists` where there is one; otherwise what the operating system says.
+#[cfg(any(feature = "convert", feature = "train"))]
+pub(crate) fn write_synced(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    let mut file = File::create_new(path)?;
+    io::Write::write_all(&mut file, bytes)?;
+    file.sync_all()
+}
+
+/// A hidden folder in `parent`, with the permissions that a new folder gets there; it vanishes unless it is published.
+///
+/// # Errors
+///
+/// What the operating system says.
+#[cfg(any(feature = "convert", feature = "train"))]
+pub(crate) fn temporary_folder(parent: &Path) -> io::Result<tempfile::TempDir> {
+    let mut builder = tempfile::Builder::new();
+    builder.prefix(".nf4pack-").suffix(".tmp");
+    #[cfg(unix)]
+    builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o777));
+    builder.tempdir_in(parent)
+}
+
+/// Gives `temporary`, which lies beside it, the name of a folder that is empty or not there, and makes that durable.
+///
+/// # Errors
+///
+/// What the operating system says.
+#[cfg(any(feature = "convert", feature = "train"))]
+pub(crate) fn publish_folder(temporary: tempfile::TempDir, target: &Path) -> io::Result<()> {
+    // Not every system renames over an empty folder.
+    if target.is_dir() {
+        std::fs::remove_dir(target)?;
+    }
+    std::fs::rename(temporary.path(), target)?;
+    // Its name is gone: there is nothing left to remove.
+    let _ = temporary.keep();
+    sync_dir(folder_of(target))
+}
+
 /// A page of bytes, on a page.
 #[derive(Debug, Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
 #[repr(C, align(4096))]

@@ -1,10 +1,10 @@
 //! Folders whose files appear whole, or not at all.
 
-use std::fs::{self, File};
-use std::io::{self, Write};
-use std::path::{Path, PathBuf};
+use std::fs;
+use std::io;
+use std::path::Path;
 
-use crate::io::{folder_of, sync_dir};
+use crate::io::{folder_of, publish_folder, sync_dir, temporary_folder, write_synced};
 
 /// Writes `files`, names and bytes, into the folder `target`. All of it is durable under another name before anything under
 /// `target` changes: a new folder (missing ones above it are made, too) then appears whole; in one with entries, each file
@@ -19,9 +19,7 @@ pub(crate) fn publish(target: &Path, files: &[(&str, &[u8])]) -> io::Result<()> 
     fs::create_dir_all(parent)?;
     let temporary = temporary_folder(parent)?;
     for (name, bytes) in files {
-        let mut file = File::create_new(temporary.path().join(name))?;
-        file.write_all(bytes)?;
-        file.sync_all()?;
+        write_synced(&temporary.path().join(name), bytes)?;
     }
     sync_dir(temporary.path())?;
     if has_entries(&target)? {
@@ -30,8 +28,7 @@ pub(crate) fn publish(target: &Path, files: &[(&str, &[u8])]) -> io::Result<()> 
         }
         sync_dir(&target)
     } else {
-        replace_empty(temporary, &target)?;
-        sync_dir(parent)
+        publish_folder(temporary, &target)
     }
 }
 
@@ -41,26 +38,6 @@ fn has_entries(target: &Path) -> io::Result<bool> {
         Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(false),
         Err(e) => Err(e),
     }
-}
-
-/// Gives `temporary` the name of a folder that is empty or not there.
-fn replace_empty(temporary: tempfile::TempDir, target: &Path) -> io::Result<()> {
-    // Not every system renames over an empty folder.
-    if target.is_dir() {
-        fs::remove_dir(target)?;
-    }
-    fs::rename(temporary.path(), target)?;
-    // Its name is gone: there is nothing left to remove.
-    let _: PathBuf = temporary.keep();
-    Ok(())
-}
-
-fn temporary_folder(parent: &Path) -> io::Result<tempfile::TempDir> {
-    let mut builder = tempfile::Builder::new();
-    builder.prefix(".nf4pack-").suffix(".tmp");
-    #[cfg(unix)]
-    builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o777));
-    builder.tempdir_in(parent)
 }
 
 #[cfg(test)]

@@ -10,7 +10,7 @@ use std::time::Instant;
 use anyhow::{Context, Result};
 use serde::Serialize;
 
-use super::{cores, median, not_interrupted};
+use super::{cores, median, not_interrupted, temporary_folder};
 use crate::cli::Outcome;
 use crate::cli::args::{BenchConvertArgs, EncoderArg};
 use crate::cli::ui::{self, Meter, Table, Ui};
@@ -73,8 +73,7 @@ pub fn run(args: &BenchConvertArgs) -> Result<Outcome> {
     let ui = Ui::new(args.json);
     ui::handle_interrupts()?;
     let dir = args.dir.clone().unwrap_or_else(std::env::temp_dir);
-    let no_folder = || format!("cannot make a folder in {} (--dir names another place)", dir.display());
-    let folder = tempfile::Builder::new().prefix("nf4pack-bench-").tempdir_in(&dir).with_context(no_folder)?;
+    let folder = temporary_folder(&dir)?;
     let runner = Runner { args, ui, source: folder.path().join("checkpoint"), pack: folder.path().join("out.nf4pack") };
     let bench = runner.run(&dir)?;
     ui.result(&bench, || bench.text())?;

@@ -91,11 +91,15 @@ fn random_table(scale_type: ScaleType, blocks: u64, state: &mut u64) -> Vec<u8> 
     table
 }
 
+/// Bytes of codes and scales.
+pub fn stored_bytes(elements: u64, block_size: u32, scale_type: ScaleType) -> u64 {
+    let scales = scales_len(block_count(elements, block_size), scale_type);
+    codes_len(elements, block_size).unwrap_or(0) + scales.unwrap_or(0)
+}
+
 /// Bytes that decoding must move: codes and scales in, floats out.
 fn bytes_of(elements: u64, block_size: u32, choice: &KernelChoice) -> u64 {
-    let scales = scales_len(block_count(elements, block_size), choice.scale_type);
-    let codes = codes_len(elements, block_size);
-    codes.unwrap_or(0) + scales.unwrap_or(0) + elements * choice.output.element_bytes()
+    stored_bytes(elements, block_size, choice.scale_type) + elements * choice.output.element_bytes()
 }
 
 /// Two buffers to copy between.

@@ -6,9 +6,11 @@ pub mod gpu;
 pub mod stream;
 pub mod upload;
 
+use std::path::Path;
 use std::time::Instant;
 
-use anyhow::Result;
+use anyhow::{Context, Result};
+use tempfile::TempDir;
 
 use super::ui;
 use crate::convert::ConvertError;
@@ -31,6 +33,12 @@ pub fn cores() -> usize {
 /// Ends the benchmark where Ctrl-C was pressed.
 pub fn not_interrupted() -> Result<()> {
     if ui::interrupted() { Err(ConvertError::Cancelled.into()) } else { Ok(()) }
+}
+
+/// A folder in `dir` that is gone at the end.
+fn temporary_folder(dir: &Path) -> Result<TempDir> {
+    let failed = || format!("cannot make a folder in {} (--dir names another place)", dir.display());
+    tempfile::Builder::new().prefix("nf4pack-bench-").tempdir_in(dir).with_context(failed)
 }
 
 /// Seconds that `work` takes.

@@ -7,7 +7,7 @@ use anyhow::{Context, Result};
 use serde::Serialize;
 
 use super::dequant::{gigabytes, percent};
-use super::{cores, median, not_interrupted, seconds, upload};
+use super::{cores, median, not_interrupted, seconds, temporary_folder, upload};
 use crate::MappedPack;
 use crate::cli::Outcome;
 use crate::cli::args::{BenchStreamArgs, Matrices, ShapeArg, parse_matrices};
@@ -72,8 +72,7 @@ fn measure(args: &BenchStreamArgs, ui: Ui, gpu: &Gpu) -> Result<Bench> {
     let default = if is_software(gpu) { ShapeArg::Tiny } else { ShapeArg::Qwen3_4b };
     let shape = args.shape.clone().map_or_else(|| parse_matrices(default.name()), Ok).map_err(anyhow::Error::msg)?;
     let dir = args.dir.clone().unwrap_or_else(std::env::temp_dir);
-    let no_folder = || format!("cannot make a folder in {} (--dir names another place)", dir.display());
-    let folder = tempfile::Builder::new().prefix("nf4pack-bench-").tempdir_in(&dir).with_context(no_folder)?;
+    let folder = temporary_folder(&dir)?;
     let pack = folder.path().join("layers.nf4pack");
     let pack_bytes = write_pack(&pack, &shape, ui)?;
     ui.stage(&format!("streaming {} to {}", ui::bytes(pack_bytes as f64), gpu.adapter()));

@@ -6,13 +6,14 @@ use rayon::{ThreadPool, ThreadPoolBuilder};
 use serde::Serialize;
 
 use super::dequant::gigabytes;
+use super::gpu::stored_bytes;
 use super::{cores, median, not_interrupted, seconds};
 use crate::cli::Outcome;
 use crate::cli::args::{BenchUploadArgs, Matrices};
 use crate::cli::device::{self, AdapterEntry, is_software};
 use crate::cli::ui::{self, Table, Ui};
 use crate::convert::synth::{Shape, random_bytes};
-use crate::format::nf4::{DEFAULT_BLOCK_SIZE, ScaleType, block_count, codes_len, scales_len};
+use crate::format::nf4::{DEFAULT_BLOCK_SIZE, ScaleType};
 use crate::gpu::{BufferRange, Gpu, GpuError, StagingArea, Uploader};
 
 /// Threads that are tried.
@@ -77,11 +78,7 @@ fn measure(args: &BenchUploadArgs, ui: Ui, gpu: &Gpu) -> Result<Bench> {
 /// Codes and bfloat16 scales of a matrix, or of the projections of all layers of a model.
 fn nf4_bytes(matrices: &Matrices) -> u64 {
     let layers = Shape::from_name(&matrices.name).map_or(1, |shape| shape.layers);
-    let of = |[rows, columns]: &[u64; 2]| {
-        let (weights, block_size) = (rows * columns, DEFAULT_BLOCK_SIZE);
-        let scales = scales_len(block_count(weights, block_size), ScaleType::Bf16);
-        codes_len(weights, block_size).unwrap_or(0) + scales.unwrap_or(0)
-    };
+    let of = |[rows, columns]: &[u64; 2]| stored_bytes(rows * columns, DEFAULT_BLOCK_SIZE, ScaleType::Bf16);
     layers * matrices.shapes.iter().map(of).sum::<u64>()
 }
 
