@@ -130,10 +130,10 @@ impl Slot {
 #[derive(Debug)]
 enum Content {
     Nothing,
-    /// Asked for, with this ticket.
-    Pending(u32, u64),
+    /// The layer (or, where there is none, the global tensors) that was asked for, with this ticket.
+    Pending(Option<u32>, u64),
     Ready(StreamedLayer),
-    /// What went wrong with the layer (or, where there is none, the global tensors) that should be here.
+    /// What went wrong with what should be here.
     Failed(Option<u32>, StreamError),
 }
 
@@ -142,9 +142,17 @@ impl Content {
     fn layer(&self) -> Option<u32> {
         match self {
             Self::Nothing => None,
-            Self::Pending(number, _) => Some(*number),
-            Self::Failed(number, _) => *number,
+            Self::Pending(number, _) | Self::Failed(number, _) => *number,
             Self::Ready(layer) => layer.number,
+        }
+    }
+
+    /// What went wrong, told once: then nothing is here.
+    fn take_error(&mut self) -> Option<StreamError> {
+        let failed = matches!(self, Self::Failed(..));
+        match failed.then(|| std::mem::replace(self, Self::Nothing)) {
+            Some(Self::Failed(_, error)) => Some(error),
+            _ => None,
         }
     }
 }
@@ -215,9 +223,8 @@ impl LayerStream {
         let mut stream = Self { gpu: gpu.clone(), source, plan, slots: Vec::new(), globals: None, loader, tickets: 0 };
         if let Some(group) = &stream.plan.globals {
             let sizes = (0..group.buffers.len()).map(|i| group.buffer_len(i));
-            let globals = Slot::new(gpu, "global tensors", sizes)?;
-            stream.loader.request(Request { group: GroupId::Globals, ticket: 0, buffers: globals.buffers.clone() })?;
-            stream.globals = Some(globals);
+            stream.globals = Some(Slot::new(gpu, "global tensors", sizes)?);
+            stream.request_globals()?;
         }
         for number in 0..stream.plan.slots {
             let sizes = stream.plan.slot_buffers(number as usize);
@@ -274,16 +281,16 @@ impl LayerStream {
     /// # Errors
     /// What went wrong while they were loaded. Asking again tries again.
     pub fn globals(&mut self) -> Result<Option<&StreamedLayer>, StreamError> {
-        while self.globals.as_ref().is_some_and(|slot| matches!(slot.content, Content::Nothing)) {
+        let is = |stream: &Self, wanted: fn(&Content) -> bool| stream.globals.as_ref().is_some_and(|s| wanted(&s.content));
+        if is(self, |content| matches!(content, Content::Nothing)) {
+            self.request_globals()?;
+        }
+        while is(self, |content| matches!(content, Content::Pending(..))) {
             self.take_reply()?;
         }
         let Some(slot) = &mut self.globals else { return Ok(None) };
-        if let Content::Failed(..) = slot.content {
-            let buffers = slot.buffers.clone();
-            self.loader.request(Request { group: GroupId::Globals, ticket: 0, buffers })?;
-            if let Content::Failed(_, error) = std::mem::replace(&mut slot.content, Content::Nothing) {
-                return Err(error);
-            }
+        if let Some(error) = slot.content.take_error() {
+            return Err(error);
         }
         match &slot.content {
             Content::Ready(layer) => Ok(Some(layer)),
@@ -324,9 +331,17 @@ impl LayerStream {
     fn request(&mut self, layer: u32, slot: usize) -> Result<(), StreamError> {
         let Some(slot) = self.slots.get_mut(slot) else { return Ok(()) };
         self.tickets += 1;
-        slot.content = Content::Pending(layer, self.tickets);
+        slot.content = Content::Pending(Some(layer), self.tickets);
         let buffers = slot.buffers.clone();
         self.loader.request(Request { group: GroupId::Layer(layer), ticket: self.tickets, buffers })
+    }
+
+    fn request_globals(&mut self) -> Result<(), StreamError> {
+        let Some(slot) = &mut self.globals else { return Ok(()) };
+        self.tickets += 1;
+        slot.content = Content::Pending(None, self.tickets);
+        let buffers = slot.buffers.clone();
+        self.loader.request(Request { group: GroupId::Globals, ticket: self.tickets, buffers })
     }
 
     /// Takes replies until layer `number` is there, and gives its slot.
@@ -340,10 +355,8 @@ impl LayerStream {
                 Content::Ready(_) => return Ok(at),
                 Content::Pending(..) => self.take_reply()?,
                 Content::Failed(..) | Content::Nothing => {
-                    return match std::mem::replace(content, Content::Nothing) {
-                        Content::Failed(_, error) => Err(error),
-                        _ => Err(StreamError::Loader(format!("layer {number} is lost"))),
-                    };
+                    let lost = || StreamError::Loader(format!("layer {number} is lost"));
+                    return Err(content.take_error().unwrap_or_else(lost));
                 }
             }
         }
@@ -352,29 +365,19 @@ impl LayerStream {
     /// Takes one reply. That of a layer which was given up in the meantime says nothing any more.
     fn take_reply(&mut self) -> Result<(), StreamError> {
         let Reply { group, ticket, result } = self.loader.reply()?;
-        let index = self.source.index();
-        match (group, result) {
-            (GroupId::Layer(number), result) => {
-                let pending = |slot: &&mut Slot| matches!(slot.content, Content::Pending(_, held) if held == ticket);
-                let group = self.plan.groups.get(number as usize);
-                if let (Some(slot), Some(group)) = (self.slots.iter_mut().find(pending), group) {
-                    slot.content = match result {
-                        Ok(()) => Content::Ready(streamed(index, group, Some(number), &slot.buffers)),
-                        Err(error) => Content::Failed(Some(number), error),
-                    };
-                }
-                Ok(())
-            }
-            (GroupId::Globals, result) => {
-                if let (Some(slot), Some(group)) = (&mut self.globals, &self.plan.globals) {
-                    slot.content = match result {
-                        Ok(()) => Content::Ready(streamed(index, group, None, &slot.buffers)),
-                        Err(error) => Content::Failed(None, error),
-                    };
-                }
-                Ok(())
-            }
+        let (number, group) = match group {
+            GroupId::Layer(number) => (Some(number), self.plan.groups.get(number as usize)),
+            GroupId::Globals => (None, self.plan.globals.as_ref()),
+        };
+        let pending = |slot: &&mut Slot| matches!(slot.content, Content::Pending(_, held) if held == ticket);
+        let slot = self.slots.iter_mut().chain(&mut self.globals).find(pending);
+        if let (Some(slot), Some(group)) = (slot, group) {
+            slot.content = match result {
+                Ok(()) => Content::Ready(streamed(self.source.index(), group, number, &slot.buffers)),
+                Err(error) => Content::Failed(number, error),
+            };
         }
+        Ok(())
     }
 }
 
