@@ -1,6 +1,7 @@
 //! Fine-tuning: LoRA adapters on a frozen pack, on any GPU.
 
 pub mod adapter;
+pub mod checkpoint;
 pub mod config;
 pub mod data;
 mod error;
@@ -9,5 +10,6 @@ pub mod lora;
 pub mod ops;
 pub mod random;
 pub mod schedule;
+pub mod settings;
 
 pub use error::TrainError;
