@@ -1,6 +1,8 @@
 //! The command line as data: every option with its help. Nothing is decided here.
 
 mod bench;
+mod eval;
+mod train;
 
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
@@ -16,6 +18,8 @@ use crate::format::FloatType;
 use crate::format::nf4::ScaleType;
 use crate::gpu;
 pub use bench::*;
+pub use eval::EvalArgs;
+pub use train::TrainArgs;
 
 const STYLES: Styles = Styles::styled()
     .header(AnsiColor::Yellow.on_default().bold())
@@ -61,6 +65,8 @@ pub enum Command {
     Inspect(InspectArgs),
     Verify(VerifyArgs),
     Export(ExportArgs),
+    Train(Box<TrainArgs>),
+    Eval(EvalArgs),
     Doctor(DoctorArgs),
     Bench(BenchArgs),
     Completions(CompletionsArgs),

@@ -19,6 +19,7 @@ use crate::dequant::stream::StreamError;
 use crate::export::ExportError;
 use crate::format::FormatError;
 use crate::gpu::{self, DRIVER_HINT, GpuError};
+use crate::train::checkpoint::{CheckpointError, Difference};
 use crate::verify::VerifyError;
 
 /// A failure as people and JSON are told.
@@ -82,6 +83,10 @@ fn hint(error: &anyhow::Error) -> Option<String> {
             of_dequant(e)
         } else if let Some(e) = cause.downcast_ref() {
             of_stream(e)
+        } else if let Some(e) = cause.downcast_ref() {
+            of_checkpoint(e)
+        } else if let Some(e) = cause.downcast_ref() {
+            of_difference(e)
         } else {
             cause.downcast_ref().and_then(of_open)
         }
@@ -279,6 +284,26 @@ fn of_dequant(error: &DequantError) -> Option<String> {
         }
         _ => None,
     }
+}
+
+fn of_checkpoint(error: &CheckpointError) -> Option<String> {
+    let hint = match error {
+        CheckpointError::Read { .. }
+        | CheckpointError::Json { .. }
+        | CheckpointError::Safetensors { .. }
+        | CheckpointError::Tensor { .. }
+        | CheckpointError::Checksum { .. } => "--resume=CHECKPOINT names another one, such as OUT/checkpoint-100",
+        CheckpointError::Format { .. } => "the version of nf4pack that wrote it reads it",
+        _ => return None,
+    };
+    Some(hint.to_owned())
+}
+
+fn of_difference(difference: &Difference) -> Option<String> {
+    let name = &difference.setting;
+    Some(format!(
+        "give {name} as it was (OUT/nf4pack-train.toml has all settings: --config), or train anew into another --out"
+    ))
 }
 
 fn of_stream(error: &StreamError) -> Option<String> {
