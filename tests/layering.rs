@@ -42,6 +42,7 @@ const FENCED: &[(&str, &[&str])] = &[
     ("clap_complete", &["cli"]),
     ("ctrlc", &["cli"]),
     ("indicatif", &["cli"]),
+    ("toml", &["cli"]),
 ];
 
 /// What the crate root re-exports, and the module that it is of.

@@ -19,6 +19,7 @@ use crate::dequant::stream::StreamError;
 use crate::export::ExportError;
 use crate::format::FormatError;
 use crate::gpu::{self, DRIVER_HINT, GpuError};
+use crate::train::checkpoint::{CheckpointError, Difference};
 use crate::verify::VerifyError;
 
 /// A failure as people and JSON are told.
@@ -82,6 +83,10 @@ fn hint(error: &anyhow::Error) -> Option<String> {
             of_dequant(e)
         } else if let Some(e) = cause.downcast_ref() {
             of_stream(e)
+        } else if let Some(e) = cause.downcast_ref() {
+            of_checkpoint(e)
+        } else if let Some(e) = cause.downcast_ref() {
+            of_difference(e)
         } else {
             cause.downcast_ref().and_then(of_open)
         }
@@ -249,11 +254,11 @@ fn of_export(error: &ExportError) -> Option<String> {
 fn of_gpu(error: &GpuError) -> Option<String> {
     let hint = match error {
         GpuError::NoAdapter => DRIVER_HINT,
-        GpuError::NoSuchAdapter { .. } => "--adapter and NF4PACK_ADAPTER take such a number, or a part of a name",
+        GpuError::NoSuchAdapter { .. } => "--gpu and NF4PACK_ADAPTER take such a number, or a part of a name",
         GpuError::NoDevice { .. } => return Some(no_device()),
-        GpuError::TooLarge { .. } => "a smaller --shape fits; so may another GPU (--adapter)",
+        GpuError::TooLarge { .. } => "a smaller --shape fits; so may another GPU (--gpu)",
         GpuError::OutOfMemory { .. } => {
-            "end other programs that use the GPU, or take a smaller --shape or --budget, or another GPU (--adapter)"
+            "end other programs that use the GPU, or take a smaller --shape or --budget, or another GPU (--gpu)"
         }
         GpuError::DeviceLost { .. } => "the driver was reset, or the GPU removed: update the driver, then try again",
         _ => return None,
@@ -267,7 +272,7 @@ fn no_device() -> String {
     if names.len() < 2 {
         "update its driver; no other GPU was found".to_owned()
     } else {
-        format!("update its driver, or name another GPU with --adapter; there are: {}", names.join(", "))
+        format!("update its driver, or name another GPU with --gpu; there are: {}", names.join(", "))
     }
 }
 
@@ -275,10 +280,30 @@ fn of_dequant(error: &DequantError) -> Option<String> {
     match error {
         DequantError::Gpu(e) => of_gpu(e),
         DequantError::Unfit { .. } => {
-            Some("no kernel works on this GPU: update its driver, or name another with --adapter".into())
+            Some("no kernel works on this GPU: update its driver, or name another with --gpu".into())
         }
         _ => None,
     }
+}
+
+fn of_checkpoint(error: &CheckpointError) -> Option<String> {
+    let hint = match error {
+        CheckpointError::Read { .. }
+        | CheckpointError::Json { .. }
+        | CheckpointError::Safetensors { .. }
+        | CheckpointError::Tensor { .. }
+        | CheckpointError::Checksum { .. } => "--resume=CHECKPOINT names another one, such as OUT/checkpoint-100",
+        CheckpointError::Format { .. } => "the version of nf4pack that wrote it reads it",
+        _ => return None,
+    };
+    Some(hint.to_owned())
+}
+
+fn of_difference(difference: &Difference) -> Option<String> {
+    let name = &difference.setting;
+    Some(format!(
+        "give {name} as it was (OUT/nf4pack-train.toml has all settings: --config), or train anew into another --out"
+    ))
 }
 
 fn of_stream(error: &StreamError) -> Option<String> {

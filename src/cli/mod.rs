@@ -6,9 +6,11 @@ mod completions;
 mod convert;
 mod device;
 mod doctor;
+mod eval;
 mod export;
 mod failure;
 mod inspect;
+mod train;
 mod ui;
 mod verify;
 
@@ -61,6 +63,8 @@ fn dispatch(command: &Command) -> anyhow::Result<Outcome> {
         Command::Inspect(args) => inspect::run(args),
         Command::Verify(args) => verify::run(args),
         Command::Export(args) => export::run(args),
+        Command::Train(args) => train::run(args),
+        Command::Eval(args) => eval::run(args),
         Command::Doctor(args) => doctor::run(args),
         Command::Bench(args) => match &args.what {
             BenchCommand::Convert(args) => bench::convert::run(args),
@@ -80,6 +84,8 @@ impl Command {
             Self::Inspect(args) => args.json,
             Self::Verify(args) => args.output.json,
             Self::Export(args) => args.output.json,
+            Self::Train(args) => args.json,
+            Self::Eval(args) => args.json,
             Self::Doctor(args) => args.json,
             Self::Bench(args) => args.what.json(),
             Self::Completions(_) => false,

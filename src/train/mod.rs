@@ -1,6 +1,7 @@
 //! Fine-tuning: LoRA adapters on a frozen pack, on any GPU.
 
 pub mod adapter;
+pub mod checkpoint;
 pub mod config;
 pub mod data;
 mod error;
@@ -14,6 +15,7 @@ pub mod ops;
 pub mod random;
 pub mod schedule;
 pub mod session;
+pub mod settings;
 pub mod step;
 pub mod workspace;
 
