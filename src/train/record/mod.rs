@@ -167,13 +167,13 @@ impl Recorder {
                 kept.push(b'\n');
             }
         }
-        Self::start(folder, &kept, step)
+        Self::start(folder, &kept, step.saturating_add(1))
     }
 
-    fn start(folder: &Path, metrics: &[u8], step: u64) -> Result<Self, RecordError> {
+    fn start(folder: &Path, metrics: &[u8], first_step: u64) -> Result<Self, RecordError> {
         publish(folder, &[(METRICS, metrics)]).map_err(|source| RecordError::Write { path: folder.to_owned(), source })?;
         let metrics = Appender::open(folder.join(METRICS))?;
-        Ok(Self { metrics, events: EventFile::create(folder, step)? })
+        Ok(Self { metrics, events: EventFile::create(folder, first_step)? })
     }
 
     /// Appends a record to both files. It is with the operating system when this returns.

@@ -15,13 +15,13 @@ const PREFIX: &str = "events.out.tfevents.";
 pub(super) struct EventFile(Appender);
 
 impl EventFile {
-    /// A new file after all others of the folder. What they have after step `step` is not shown any more.
-    pub(super) fn create(folder: &Path, step: u64) -> Result<Self, RecordError> {
+    /// A new file after all others of the folder. What those have of step `first_step` and later is not shown any more.
+    pub(super) fn create(folder: &Path, first_step: u64) -> Result<Self, RecordError> {
         let name =
             next_name(folder, wall_time() as u64).map_err(|source| RecordError::Read { path: folder.to_owned(), source })?;
         let mut file = Self(Appender::open(folder.join(name))?);
         file.0.append(&frame(&event(wall_time(), 0, &version())))?;
-        file.0.append(&frame(&event(wall_time(), step + 1, &session_start())))?;
+        file.0.append(&frame(&event(wall_time(), first_step, &session_start())))?;
         Ok(file)
     }
 
