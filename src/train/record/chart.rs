@@ -88,7 +88,11 @@ impl Chart<'_> {
         )
     }
 
+    /// The names of the curves, where there are several.
     fn legend(&self) -> String {
+        if self.curves.len() == 1 && self.limit.is_none() {
+            return String::new();
+        }
         let key = |class: &str, name: &str| format!("<span class=\"key {class}\">{name}</span>");
         let mut keys: Vec<String> = self.curves.iter().map(|c| key(c.look.class(), &c.name)).collect();
         keys.extend(self.limit.iter().map(|(_, name)| key("limit", name)));

@@ -140,7 +140,7 @@ impl<'a> Run<'a> {
 
     fn charts(&self) -> String {
         let limit = self.steps.last().map(|s| f64::from(s.clip)).filter(|clip| drawable(*clip) && *clip > 0.0);
-        let limit = limit.map(|clip| (clip, format!("Clipped to {}", significant(clip))));
+        let limit = limit.map(|clip| (clip, format!("Clipped to {}", clip as f32)));
         let chart = |title, unit, from_zero, curves| Chart { title, unit, from_zero, curves, limit: None };
         let rate = self.curve("Learning rate", Look::Strong, self.column(|s| s.lr));
         let norms = self.smoothed(self.column(|s| s.grad_norm.into()));

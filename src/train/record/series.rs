@@ -78,26 +78,35 @@ pub(super) struct Scale {
 
 impl Scale {
     /// A scale from a nice number to a nice one around the values that can be drawn; around 0, too, where that is wanted.
-    /// Positive values more than two orders of magnitude apart get a logarithmic one.
+    /// Positive values that are far apart get a logarithmic one.
     pub(super) fn around(values: impl Iterator<Item = f64>, from_zero: bool) -> Self {
         let empty = (f64::INFINITY, f64::NEG_INFINITY);
         let (low, high) = values.filter(|x| drawable(*x)).fold(empty, |(l, h), x| (l.min(x), h.max(x)));
         if low > high {
             return Self::linear(0.0, 1.0, 4.0);
         }
-        if low > f64::from(f32::MIN_POSITIVE) && high / low > 100.0 {
+        if low > f64::from(f32::MIN_POSITIVE) && high / low > 50.0 {
             return Self::decades(low, high);
         }
         let (low, high) = if from_zero { (low.min(0.0), high.max(0.0)) } else { (low, high) };
-        // One value has no extent.
-        let pad = if high - low > 1e-9 * high.abs().max(low.abs()) { 0.0 } else { (0.1 * high.abs()).max(1e-9) };
+        let size = high.abs().max(low.abs());
+        let pad = match high - low {
+            // One value has no extent.
+            extent if extent <= 1e-9 * size => 0.1 * size,
+            _ => 0.0,
+        };
+        let pad = if size == 0.0 { 1.0 } else { pad };
         let low = if from_zero && low == 0.0 { low } else { low - pad };
         Self::linear(low, high + pad, 5.0)
     }
 
     /// A scale of steps from the first to the last, not wider.
     pub(super) fn steps(first: u64, last: u64) -> Self {
-        let (low, high) = (first as f64, if last > first { last as f64 } else { first as f64 + 1.0 });
+        let (low, high) = (first as f64, last as f64);
+        if low >= high {
+            let pad = (1e-9 * low).max(1.0);
+            return Self { low: low - pad, high: low + pad, logarithmic: false, ticks: vec![low] };
+        }
         let step = nice((high - low) / 5.0).max(1.0);
         let count = ((high / step).floor() - (low / step).ceil()) as u32;
         let from = (low / step).ceil();
