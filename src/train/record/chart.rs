@@ -83,8 +83,8 @@ impl Chart<'_> {
         let (legend, labels, drawing) = (self.legend(), axes(&x, &y), self.drawing(&x, &y));
         let (absent, data) = (self.absent(), self.data(&x, &y));
         format!(
-            "<figure class=\"chart\" data-curves='{data}'>\n<figcaption>{caption}{legend}</figcaption>\n\
-             <div class=\"plot\">{labels}{drawing}</div>\n<p class=\"xname\">Step</p>{absent}\n</figure>\n"
+            "<figure class=\"chart\" data-curves='{data}'>\n<figcaption>{caption}{legend}{absent}</figcaption>\n\
+             <div class=\"plot\">{labels}{drawing}</div>\n<p class=\"xname\">Step</p>\n</figure>\n"
         )
     }
 

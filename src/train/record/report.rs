@@ -28,27 +28,21 @@ pub struct Sample {
     pub completion: String,
 }
 
-const CSS: &str = include_str!("report.css");
-const SCRIPT: &str = include_str!("report.js");
-/// Enforced by the browser: whatever a text says, nothing is fetched.
-const POLICY: &str = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; img-src data:";
-
-/// The report as the text of one HTML file, below 1 MB of curves for any number of records. Texts are escaped.
+/// The report as the text of one HTML file, below 1 MB of curves for any number of records. Texts are escaped, and whatever
+/// they say, the policy in the file keeps a browser from fetching anything.
 pub fn report(report: &Report) -> String {
     let run = Run::new(&report.records);
-    let title = escape(&report.title);
-    let (summary, figures, charts) = (run.summary(), run.figures(), run.charts());
-    let tables = [table("Settings", &report.settings), table("Run", &report.facts)].concat();
-    let sample = report.sample.as_ref().map(sample).unwrap_or_default();
-    let version = env!("CARGO_PKG_VERSION");
     format!(
-        "<!DOCTYPE html>\n<html lang=\"en\">\n<head>\n<meta charset=\"utf-8\">\n\
-         <meta http-equiv=\"Content-Security-Policy\" content=\"{POLICY}\">\n\
-         <meta name=\"viewport\" content=\"width=device-width, initial-scale=1\">\n<link rel=\"icon\" href=\"data:,\">\n\
-         <title>{title}</title>\n<style>\n{CSS}</style>\n</head>\n<body>\n<header>\n<h1>{title}</h1>\n\
-         <p class=\"summary\">{summary}</p>\n{figures}</header>\n<main>\n<h2>Course of training</h2>\n\
-         <div class=\"charts\">\n{charts}</div>\n{sample}<div class=\"tables\">\n{tables}</div>\n</main>\n\
-         <footer>nf4pack {version}</footer>\n<script>\n{SCRIPT}</script>\n</body>\n</html>\n"
+        include_str!("report.html"),
+        title = escape(&report.title),
+        css = include_str!("report.css"),
+        summary = run.summary(),
+        figures = run.figures(),
+        charts = run.charts(),
+        sample = report.sample.as_ref().map(sample).unwrap_or_default(),
+        tables = table("Settings", &report.settings) + &table("Run", &report.facts),
+        version = env!("CARGO_PKG_VERSION"),
+        script = include_str!("report.js"),
     )
 }
 
@@ -132,9 +126,11 @@ impl<'a> Run<'a> {
             _ if window == 1 => {
                 figures.push(("Training loss", format!("{first} → {end}"), "first and last step".to_owned()))
             }
-            _ => {
-                figures.push(("Training loss", format!("{first} → {end}"), format!("first step, mean of the last {window}")))
-            }
+            _ => figures.push((
+                "Training loss",
+                format!("{first} → {end}"),
+                format!("first step, mean of the last {}", grouped(window as f64, 0)),
+            )),
         }
     }
 
@@ -175,7 +171,7 @@ impl<'a> Run<'a> {
             return vec![self.curve("Each step", Look::Strong, values)];
         }
         let mean = smooth(&values, window);
-        let name = format!("Mean of {window} steps");
+        let name = format!("Mean of {} steps", grouped(window as f64, 0));
         vec![self.curve("Each step", Look::Faint, values), self.curve(&name, Look::Strong, mean)]
     }
 }

@@ -206,7 +206,7 @@ fn crc32c_bitwise(bytes: &[u8]) -> u32 {
 
 fn checked_crc(bytes: &mut &[u8], of: &[u8]) {
     let crc = crc32c_bitwise(of);
-    let masked = (crc >> 15 | crc << 17).wrapping_add(0xa282_ead8);
+    let masked = crc.rotate_right(15).wrapping_add(0xa282_ead8);
     assert_eq!(u32::from_le_bytes(split(bytes)), masked);
 }
 

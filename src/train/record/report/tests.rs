@@ -54,7 +54,7 @@ fn assert_xml(text: &str) {
             other => panic!("{other:?}"),
         }
         rest = &rest[found[0].len()..];
-        assert!(rest.is_empty() != !open.is_empty(), "something after the end, or no end: {rest:.80}");
+        assert!(rest.is_empty() == open.is_empty(), "something after the end, or no end: {rest:.80}");
     }
 }
 
@@ -74,9 +74,12 @@ fn points(path: &str) -> Vec<(f64, f64)> {
     points
 }
 
-/// Checks all of a report but its words; the paths of its drawings: class and points.
+/// The paths of a drawing: class and points.
+type Drawing = Vec<(String, Vec<(f64, f64)>)>;
+
+/// Checks all of a report but its words; its drawings.
 #[track_caller]
-fn drawings(html: &str) -> Vec<Vec<(String, Vec<(f64, f64)>)>> {
+fn drawings(html: &str) -> Vec<Drawing> {
     let drawings = parts(html, "<svg", "</svg>");
     assert_eq!(drawings.len(), 4);
     assert!(!html.contains("NaN") && !html.contains(">inf"), "a number that is none");
@@ -90,7 +93,7 @@ fn drawings(html: &str) -> Vec<Vec<(String, Vec<(f64, f64)>)>> {
     drawings.iter().map(paths).collect()
 }
 
-fn of_class<'a>(drawing: &'a [(String, Vec<(f64, f64)>)], class: &str) -> &'a [(f64, f64)] {
+fn of_class<'a>(drawing: &'a Drawing, class: &str) -> &'a [(f64, f64)] {
     drawing.iter().find(|(c, _)| c == class).map_or(&[], |(_, points)| points)
 }
 
