@@ -130,7 +130,7 @@ impl Chart<'_> {
         let count = absent.len();
         let steps = if count == 1 { "step has a value" } else { "steps have values" };
         format!(
-            "<p class=\"absent\">{count} {steps} that cannot be drawn (not a finite number); the first is step {first}.</p>"
+            "<span class=\"absent\">{count} {steps} that cannot be drawn (not a finite number); the first is step {first}.</span>"
         )
     }
 
