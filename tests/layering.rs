@@ -32,6 +32,7 @@ const FENCED: &[(&str, &[&str])] = &[
     ("pollster", &["gpu"]),
     ("wgpu", &["gpu", "dequant", "train"]),
     ("regex", &["convert", "cli", "train"]),
+    ("crc32c", &["train"]),
     ("jiff", &["train"]),
     ("minijinja", &["train"]),
     ("minijinja_contrib", &["train"]),

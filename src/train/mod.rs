@@ -13,6 +13,7 @@ pub mod lora;
 pub mod model;
 pub mod ops;
 pub mod random;
+pub mod record;
 pub mod schedule;
 pub mod session;
 pub mod settings;
