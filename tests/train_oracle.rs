@@ -48,14 +48,8 @@ fn numbers(value: &Value) -> Vec<f64> {
 
 /// Rows of the oracle's batch as a batch of ours: their labels stand at the token itself, ours at the one before.
 fn batch(oracle: &Value, number: usize, rows: &[usize]) -> Batch {
-    let mut batch = Batch {
-        rows: rows.len() as u32,
-        length: LENGTH as u32,
-        tokens: Vec::new(),
-        labels: Vec::new(),
-        starts: Vec::new(),
-        trained: 0,
-    };
+    let mut batch =
+        Batch { rows: rows.len() as u32, tokens: Vec::new(), labels: Vec::new(), starts: Vec::new(), trained: 0 };
     for (i, &row) in rows.iter().enumerate() {
         let labels = numbers(&oracle["labels"][number][row]);
         batch.tokens.extend(numbers(&oracle["batches"][number][row]).iter().map(|&id| id as u32));
@@ -210,20 +204,20 @@ fn the_gradients_of_the_first_step_are_those_of_peft() {
     assert_eq!(compared, expected.len());
 }
 
-/// The oracle's 20 steps.
-fn train(fixture: &Fixture, ring: bool) -> (Vec<StepResult>, Vec<f32>) {
+/// The oracle's first steps.
+fn train(fixture: &Fixture, ring: bool, steps: usize) -> (Vec<StepResult>, Vec<f32>) {
     let oracle = oracle();
     let mut trainer = fixture.trainer(&fixture.adapter("adapter_init"), ring, 2);
-    let steps = (0..20).map(|step| trainer.step(&[batch(&oracle, step % 4, &[0, 1])], 1e-3).unwrap()).collect();
+    let steps = (0..steps).map(|step| trainer.step(&[batch(&oracle, step % 4, &[0, 1])], 1e-3).unwrap()).collect();
     let [parameters, ..] = trainer.read().unwrap();
     (steps, parameters)
 }
 
 #[test]
-fn twenty_steps_have_the_losses_and_the_adapter_of_peft_also_through_a_ring() {
+fn twenty_steps_have_the_losses_and_the_adapter_of_peft() {
     let Some(fixture) = Fixture::new() else { return };
     let oracle = oracle();
-    let (steps, parameters) = train(&fixture, false);
+    let (steps, parameters) = train(&fixture, false, 20);
     let (losses, norms) = (numbers(&oracle["losses"]), numbers(&oracle["grad_norms_before_clip"]));
     assert_eq!(losses.len(), steps.len());
     for (step, ((found, loss), norm)) in steps.iter().zip(losses).zip(norms).enumerate() {
@@ -237,8 +231,14 @@ fn twenty_steps_have_the_losses_and_the_adapter_of_peft_also_through_a_ring() {
             assert!(error <= 1e-2, "layer {layer}, {role}: {error}");
         }
     }
-    let (through_ring, of_ring) = train(&fixture, true);
-    assert_eq!(through_ring, steps, "a ring of two changes nothing");
+}
+
+#[test]
+fn a_ring_of_two_layers_changes_no_bit() {
+    let Some(fixture) = Fixture::new() else { return };
+    let (resident, parameters) = train(&fixture, false, 2);
+    let (through_ring, of_ring) = train(&fixture, true, 2);
+    assert_eq!(through_ring, resident);
     assert!(of_ring.iter().zip(&parameters).all(|(a, b)| a.to_bits() == b.to_bits()));
 }
 

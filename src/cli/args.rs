@@ -19,7 +19,7 @@ use crate::format::nf4::ScaleType;
 use crate::gpu;
 pub use bench::*;
 pub use eval::EvalArgs;
-pub use train::TrainArgs;
+pub use train::{TrainArgs, TrainOptions};
 
 const STYLES: Styles = Styles::styled()
     .header(AnsiColor::Yellow.on_default().bold())

@@ -125,6 +125,7 @@ fn stderr_has_colour() -> bool {
 pub enum Unit {
     Weights,
     Bytes,
+    Rows,
 }
 
 impl Unit {
@@ -132,6 +133,7 @@ impl Unit {
         match self {
             Self::Weights => count(n),
             Self::Bytes => bytes(n),
+            Self::Rows => grouped(n as u64),
         }
     }
 
@@ -139,12 +141,17 @@ impl Unit {
         match self {
             Self::Weights => format!("{} weights/s", count(per_second)),
             Self::Bytes => format!("{}/s", bytes(per_second)),
+            Self::Rows => format!("{per_second:.1} rows/s"),
         }
     }
 
     /// `189M of 440M weights`
     fn progress(self, done: u64, total: u64) -> String {
-        let suffix = if self == Self::Weights { " weights" } else { "" };
+        let suffix = match self {
+            Self::Weights => " weights",
+            Self::Bytes => "",
+            Self::Rows => " rows",
+        };
         format!("{} of {}{suffix}", self.amount(done as f64), self.amount(total as f64))
     }
 }

@@ -1,6 +1,6 @@
 //! A model, an adapter and the memory to run them on batches.
 
-use super::data::{Batch, UNTRAINED};
+use super::data::{Batch, Sample, UNTRAINED, batch, rows};
 use super::error::TrainError;
 use super::gpu_adapter::GpuAdapter;
 use super::model::Model;
@@ -33,6 +33,33 @@ impl Session {
         Ok(loss.first().copied().unwrap_or(f32::NAN))
     }
 
+    /// The mean loss over the trained tokens of all samples, and their number. Samples are packed into rows of `length` tokens, as many
+    /// at a time as the memory has room for. `progress` hears how many of all rows are done, and ends the work where it says `false`.
+    ///
+    /// # Errors
+    /// As [`Session::loss`].
+    pub fn mean_loss(
+        &mut self,
+        samples: &[Sample],
+        length: u32,
+        mut progress: impl FnMut(u64, u64) -> bool,
+    ) -> Result<Option<(f64, u64)>, TrainError> {
+        let order: Vec<usize> = (0..samples.len()).collect();
+        let rows = rows(samples, &order, length);
+        let at_a_time = (self.memory.sizes().tokens / length.max(1)).max(1) as usize;
+        let (mut sum, mut tokens, mut done) = (0.0, 0, 0);
+        for some in rows.chunks(at_a_time) {
+            let batch = batch(samples, some);
+            sum += f64::from(self.loss(&batch)?) * batch.trained as f64;
+            tokens += batch.trained;
+            done += some.len() as u64;
+            if !progress(done, rows.len() as u64) {
+                return Ok(None);
+            }
+        }
+        Ok(Some((sum / tokens.max(1) as f64, tokens)))
+    }
+
     /// The logits of every token of one sample, [tokens, vocabulary], row-major.
     ///
     /// # Errors
@@ -59,5 +86,5 @@ impl Session {
 fn sample(tokens: &[u32]) -> Batch {
     let length = tokens.len();
     let (labels, starts) = (vec![UNTRAINED; length], vec![0; length]);
-    Batch { rows: 1, length: length as u32, tokens: tokens.to_vec(), labels, starts, trained: 0 }
+    Batch { rows: 1, tokens: tokens.to_vec(), labels, starts, trained: 0 }
 }
