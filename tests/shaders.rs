@@ -50,6 +50,7 @@ const FORMS: &[(&[&str], Constants)] = &[
         &["attention.wgsl"],
         &[("HEAD", &[1.0, 16.0, 20.0, 32.0, 64.0]), ("TX", &[8.0]), ("TY", &[16.0]), ("VALUES", &[4.0, 16.0])],
     ),
+    (&["cached_attention.wgsl"], &[("HEAD", &[1.0, 5.0, 32.0, 64.0])]),
     (&["rotary.wgsl"], &[]),
     (&["add.wgsl"], &[]),
     (&["dropout.wgsl"], &[]),
@@ -116,7 +117,7 @@ fn every_shader_is_valid_in_every_form() {
     }
     let dequant = 1 + 2 * 12 + 9;
     let products = 72 + 12 + 1;
-    let attention = 5 * 10 + 1;
+    let attention = 5 * 10 + 4 * 2 + 2;
     let others = 1 + 1 + 2 + 3 + 3 + 3 + 2 * 2 + 2;
     assert_eq!(compiled, dequant + products + attention + others);
 }
