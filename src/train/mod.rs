@@ -8,6 +8,7 @@ mod folder;
 pub mod lora;
 pub mod ops;
 pub mod random;
+pub mod sampling;
 pub mod schedule;
 
 pub use error::TrainError;
