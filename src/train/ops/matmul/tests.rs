@@ -235,6 +235,39 @@ fn raw_weights_of_every_type_and_odd_sizes() {
     }
 }
 
+/// Few rows have kernels of their own: rows of whole words and others, columns few and many, blocks and types of every kind.
+#[test]
+fn a_few_rows() {
+    let Some(gpu) = gpu() else { return };
+    let (types, scales) =
+        ([FloatType::F32, FloatType::F16, FloatType::Bf16], [ScaleType::F32, ScaleType::Bf16, ScaleType::Dq8]);
+    let sizes =
+        [(1, 7, 5), (1, 600, 1032), (2, 17, 4104), (3, 530, 77), (4, 3, 8), (5, 64, 129), (7, 515, 64), (8, 9, 2051)];
+    for (i, (m, outputs, inputs)) in sizes.into_iter().enumerate() {
+        let (float_type, scale_type, block_size) = (types[i % 3], scales[i / 2 % 3], [32, 64, 128, 4096][i % 4]);
+        let what = format!("{m} x {outputs} x {inputs}");
+        let nf4 = Frozen::nf4(gpu, outputs, inputs, block_size, scale_type);
+        nf4.check(gpu, &format!("{scale_type:?} in blocks of {block_size}, {what}"), m, 0..outputs);
+        Frozen::raw(gpu, outputs, inputs, float_type, 1 << 22).check(gpu, &format!("{float_type:?}, {what}"), m, 0..outputs);
+    }
+}
+
+#[test]
+fn the_same_few_rows_give_the_same_bits() {
+    let Some(gpu) = gpu() else { return };
+    let matmul = Matmul::new(gpu).unwrap();
+    let frozen = Frozen::nf4(gpu, 100, 2051, 64, ScaleType::Dq8);
+    let (x, _) = random_mat(gpu, 1, 3, 2051);
+    let product = || {
+        let y = poisoned(gpu, 3, 100);
+        let mut commands = gpu.commands("few rows");
+        matmul.forward(&mut commands, &x, &frozen.weight(), None, false, &y).unwrap();
+        commands.submit().unwrap();
+        y.read(gpu).unwrap()
+    };
+    assert!(product() == product());
+}
+
 #[test]
 fn some_rows_of_a_weight() {
     let Some(gpu) = gpu() else { return };
@@ -316,7 +349,7 @@ fn speed() {
     let Some(gpu) = gpu() else { return };
     let matmul = Matmul::new(gpu).unwrap();
     for (m, outputs, inputs) in
-        [512, 2048, 8192].into_iter().flat_map(|m| [(m, 9728, 2560), (m, 2560, 9728), (m, 1024, 2560)])
+        [1, 512, 2048, 8192].into_iter().flat_map(|m| [(m, 9728, 2560), (m, 2560, 9728), (m, 1024, 2560)])
     {
         let frozen = Frozen::nf4(gpu, outputs, inputs, 64, ScaleType::Dq8);
         let ((x, _), (y, _)) = (random_mat(gpu, 1, m, inputs), random_mat(gpu, 2, m, outputs));
