@@ -349,7 +349,7 @@ fn speed() {
     let Some(gpu) = gpu() else { return };
     let matmul = Matmul::new(gpu).unwrap();
     for (m, outputs, inputs) in
-        [1, 512, 2048, 8192].into_iter().flat_map(|m| [(m, 9728, 2560), (m, 2560, 9728), (m, 1024, 2560)])
+        [512, 2048, 8192].into_iter().flat_map(|m| [(m, 9728, 2560), (m, 2560, 9728), (m, 1024, 2560)])
     {
         let frozen = Frozen::nf4(gpu, outputs, inputs, 64, ScaleType::Dq8);
         let ((x, _), (y, _)) = (random_mat(gpu, 1, m, inputs), random_mat(gpu, 2, m, outputs));
@@ -370,5 +370,31 @@ fn speed() {
         measure("x A^T", 16, inputs, &|c| matmul.nt(c, &x, &lora, 1.0, false, &u).unwrap());
         measure("u A", inputs, 16, &|c| matmul.nn(c, &u, &lora, 1.0, true, &x).unwrap());
         measure("u^T x", inputs, 16, &|c| matmul.tn(c, &u, &x, 1.0, true, &lora).unwrap());
+    }
+}
+
+/// Prints how fast weights are read for a few rows: run by hand on a real GPU, with `--release -- --ignored --nocapture`.
+#[test]
+#[ignore = "a measurement"]
+fn speed_of_few_rows() {
+    let Some(gpu) = gpu() else { return };
+    let matmul = Matmul::new(gpu).unwrap();
+    for (outputs, inputs) in [(9728, 2560), (2560, 9728), (4096, 2560), (1024, 2560), (16, 2560), (16, 9728), (2560, 16)] {
+        let forms = [
+            ("nf4", Frozen::nf4(gpu, outputs, inputs, 64, ScaleType::Dq8), 0.516),
+            ("bf16", Frozen::raw(gpu, outputs, inputs, FloatType::Bf16, 1 << 30), 2.0),
+            ("f32", Frozen::raw(gpu, outputs, inputs, FloatType::F32, 1 << 30), 4.0),
+        ];
+        for ((name, frozen, bytes), m) in forms.iter().flat_map(|form| [1, 4, 8].map(|m| (form, m))) {
+            let ((x, _), (y, _)) = (random_mat(gpu, 1, m, inputs), random_mat(gpu, 2, m, outputs));
+            let seconds = (0..5).map(|_| {
+                let mut commands = gpu.commands("speed");
+                (0..50).for_each(|_| matmul.forward(&mut commands, &x, &frozen.weight(), None, false, &y).unwrap());
+                commands.submit_timed().unwrap().elapsed(gpu).unwrap().as_secs_f64() / 50.0
+            });
+            let best = seconds.fold(f64::INFINITY, f64::min);
+            let rate = bytes * f64::from(outputs) * f64::from(inputs) / best;
+            println!("{name} {m} x {outputs} x {inputs}: {:.1} us, {:.0} GB/s", 1e6 * best, rate / 1e9);
+        }
     }
 }
