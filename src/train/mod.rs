@@ -5,10 +5,17 @@ pub mod config;
 pub mod data;
 mod error;
 mod folder;
+pub mod gpu_adapter;
+mod layer;
+mod linear;
 pub mod lora;
+pub mod model;
 pub mod ops;
 pub mod random;
 pub mod sampling;
 pub mod schedule;
+pub mod session;
+pub mod step;
+pub mod workspace;
 
-pub use error::TrainError;
+pub use error::{NonFiniteAt, TrainError};

@@ -81,6 +81,11 @@ impl Mat {
         Ok(elements)
     }
 
+    /// The first `rows * cols` elements of the same memory, as a matrix of this shape.
+    pub(super) fn narrow(&self, rows: u32, cols: u32) -> Self {
+        Self { range: self.range.slice(0, 4 * u64::from(rows) * u64::from(cols)), rows, cols }
+    }
+
     /// Number of elements.
     pub fn elements(&self) -> u64 {
         u64::from(self.rows) * u64::from(self.cols)

@@ -1,0 +1,63 @@
+//! A model, an adapter and the memory to run them on batches.
+
+use super::data::{Batch, UNTRAINED};
+use super::error::TrainError;
+use super::gpu_adapter::GpuAdapter;
+use super::model::Model;
+use super::workspace::Memory;
+
+/// What it takes to run a model.
+#[derive(Debug)]
+pub struct Session {
+    /// The model.
+    pub model: Model,
+    /// The adapter, if any; it must be one of this model's.
+    pub adapter: Option<GpuAdapter>,
+    /// What passes work in; as many tokens as a batch may have.
+    pub memory: Memory,
+}
+
+impl Session {
+    /// The mean loss over the trained tokens of a batch: negative log-likelihood, in nats a token.
+    ///
+    /// # Errors
+    /// [`TrainError::Value`] where no token is trained; what went wrong on the device.
+    pub fn loss(&mut self, batch: &Batch) -> Result<f32, TrainError> {
+        let (work, on_gpu) = self.model.begin(&self.memory, batch)?;
+        let mut commands = self.model.gpu().commands("loss");
+        commands.clear(&work.loss.range);
+        commands.submit()?;
+        self.model.forward(&work, &on_gpu, self.adapter.as_ref(), None)?;
+        self.model.loss(&work, &on_gpu, batch.trained)?;
+        let loss = work.loss.read(self.model.gpu())?;
+        Ok(loss.first().copied().unwrap_or(f32::NAN))
+    }
+
+    /// The logits of every token of one sample, [tokens, vocabulary], row-major.
+    ///
+    /// # Errors
+    /// What went wrong on the device.
+    pub fn logits(&mut self, tokens: &[u32]) -> Result<Vec<f32>, TrainError> {
+        let (work, batch) = self.model.begin(&self.memory, &sample(tokens))?;
+        self.model.forward(&work, &batch, self.adapter.as_ref(), None)?;
+        self.model.logits(&work)
+    }
+
+    /// The residual stream before each layer, and after the last one, [tokens, hidden] each, of one sample. All of them only where the
+    /// memory is one for training, which keeps them.
+    ///
+    /// # Errors
+    /// What went wrong on the device.
+    pub fn hidden_states(&mut self, tokens: &[u32]) -> Result<Vec<Vec<f32>>, TrainError> {
+        let (work, batch) = self.model.begin(&self.memory, &sample(tokens))?;
+        self.model.forward(&work, &batch, self.adapter.as_ref(), None)?;
+        work.residual.iter().map(|x| Ok(x.read(self.model.gpu())?)).collect()
+    }
+}
+
+/// A batch of one sample from which nothing is learned.
+fn sample(tokens: &[u32]) -> Batch {
+    let length = tokens.len();
+    let (labels, starts) = (vec![UNTRAINED; length], vec![0; length]);
+    Batch { rows: 1, length: length as u32, tokens: tokens.to_vec(), labels, starts, trained: 0 }
+}
