@@ -19,6 +19,9 @@ use crate::dequant::stream::StreamError;
 use crate::export::ExportError;
 use crate::format::FormatError;
 use crate::gpu::{self, DRIVER_HINT, GpuError};
+use crate::train::TrainError;
+use crate::train::data::DataError;
+use crate::train::generate::GenerateError;
 use crate::verify::VerifyError;
 
 /// A failure as people and JSON are told.
@@ -82,6 +85,12 @@ fn hint(error: &anyhow::Error) -> Option<String> {
             of_dequant(e)
         } else if let Some(e) = cause.downcast_ref() {
             of_stream(e)
+        } else if let Some(e) = cause.downcast_ref() {
+            of_generate(e)
+        } else if let Some(e) = cause.downcast_ref() {
+            of_train(e)
+        } else if let Some(e) = cause.downcast_ref() {
+            of_data(e)
         } else {
             cause.downcast_ref().and_then(of_open)
         }
@@ -290,6 +299,35 @@ fn of_stream(error: &StreamError) -> Option<String> {
             Some(format!("`nf4pack verify {}` lists all that is damaged; convert the checkpoint again", path.display()))
         }
         StreamError::Truncated { .. } => Some("copy the file again, and leave it alone while it is in use".into()),
+        _ => None,
+    }
+}
+
+fn of_generate(error: &GenerateError) -> Option<String> {
+    match error {
+        GenerateError::Budget { needed, .. } => {
+            Some(format!("--vram-budget {needed} is the least that works; a smaller --context takes less"))
+        }
+        GenerateError::NoPrompt => Some("this model starts no text by itself: --prompt TEXT has to".into()),
+        GenerateError::TooLong { .. } => Some("--context N remembers more".into()),
+        GenerateError::Train(e) => of_train(e),
+        GenerateError::Sampling(_) => None,
+    }
+}
+
+fn of_train(error: &TrainError) -> Option<String> {
+    match error {
+        TrainError::Gpu(e) => of_gpu(e),
+        TrainError::Weights(e) => of_dequant(e),
+        TrainError::Stream(e) => of_stream(e),
+        TrainError::Data(e) => of_data(e),
+        _ => None,
+    }
+}
+
+fn of_data(error: &DataError) -> Option<String> {
+    match error {
+        DataError::NoChatTemplate => Some("--prompt goes on with a text as it stands".into()),
         _ => None,
     }
 }

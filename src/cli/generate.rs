@@ -4,7 +4,7 @@ use std::io::{self, BufRead, IsTerminal};
 use std::ops::ControlFlow;
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result};
 use serde::Serialize;
@@ -13,8 +13,12 @@ use super::Outcome;
 use super::args::GenerateArgs;
 use super::device;
 use super::ui::{self, Ui};
+use crate::dequant::stream::PackSource;
+use crate::train::adapter::Adapter;
+use crate::train::config::ModelConfig;
 use crate::train::data::{Message, Tokenizer};
-use crate::train::generate::{Generated, Session};
+use crate::train::generate::{Generated, TextGenerator};
+use crate::train::model::{read_config, read_tokenizer};
 use crate::train::sampling::{Sampler, SamplerOptions};
 
 /// Tokens that a chat remembers where nobody says how many.
@@ -27,13 +31,16 @@ pub fn run(args: &GenerateArgs) -> Result<Outcome> {
     ui::handle_interrupts()?;
     // What cannot be is said before a model is loaded.
     let sampler = Sampler::new(SamplerOptions::from(&args.sampling))?;
+    let pack = PackSource::open(&args.pack, true)?;
+    let config = read_config(&pack)?;
+    let tokenizer = read_tokenizer(&pack, &config, now())?;
+    let adapter = args.adapter.as_ref().map(|folder| Adapter::read(folder, &config)).transpose()?;
+    let prompt = args.prompt.as_ref().map(|text| tokenizer.encode(text, true)).transpose()?;
+    let context = args.context.unwrap_or_else(|| context(prompt.as_deref(), args.max_tokens, &config));
     device::with(&args.gpu, ui, |gpu| {
-        let (model, tokenizer) = open(gpu, args)?;
-        let prompt = args.prompt.as_ref().map(|text| tokenizer.encode(text, true)).transpose()?;
-        let needed = prompt.as_ref().map_or(CHAT_CONTEXT, |tokens| tokens.len() as u32 + args.max_tokens);
-        let most = model.config().max_position_embeddings;
-        let session = Session::new(model, tokenizer.eos(), args.context.unwrap_or(needed.min(most)))?;
-        let mut speaker = Speaker { session, tokenizer, sampler, max_tokens: args.max_tokens, ui };
+        let (eos, budget) = (tokenizer.eos(), args.vram_budget);
+        let generator = TextGenerator::open(gpu, pack, adapter.as_ref(), eos, context, budget)?;
+        let mut speaker = Speaker { generator, tokenizer: &tokenizer, sampler, max_tokens: args.max_tokens, ui };
         match prompt {
             Some(prompt) => speaker.go_on(&prompt),
             None => speaker.chat(args.system.as_deref()),
@@ -42,10 +49,23 @@ pub fn run(args: &GenerateArgs) -> Result<Outcome> {
     Ok(Outcome::Good)
 }
 
+/// Tokens to remember where nobody says how many: all of a prompt, and within what the model was made for.
+fn context(prompt: Option<&[u32]>, max_tokens: u32, model: &ModelConfig) -> u32 {
+    let most = model.sliding_window.unwrap_or(u32::MAX).min(model.max_position_embeddings);
+    let Some(prompt) = prompt else { return CHAT_CONTEXT.min(most) };
+    let tokens = u32::try_from(prompt.len()).unwrap_or(u32::MAX);
+    tokens.saturating_add(max_tokens).min(most)
+}
+
+/// Seconds since 1970, for templates that tell the date.
+fn now() -> i64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs().cast_signed())
+}
+
 /// A model that speaks.
-struct Speaker {
-    session: Session,
-    tokenizer: Tokenizer,
+struct Speaker<'a> {
+    generator: TextGenerator,
+    tokenizer: &'a Tokenizer,
     sampler: Sampler,
     max_tokens: u32,
     ui: Ui,
@@ -63,7 +83,7 @@ struct Document<'a> {
     tokens_per_second: f64,
 }
 
-impl Speaker {
+impl Speaker<'_> {
     /// Goes on with a text.
     fn go_on(&mut self, prompt: &[u32]) -> Result<()> {
         let (text, generated) = self.answer(prompt, prompt)?;
@@ -114,7 +134,7 @@ impl Speaker {
             text.push_str(piece);
             ui.stream(piece)
         };
-        let generated = self.session.answer(prompt, self.max_tokens, &mut self.sampler, |token| -> Result<_> {
+        let generated = self.generator.answer(prompt, self.max_tokens, &mut self.sampler, |token| -> Result<_> {
             show(&stream.push(token)?)?;
             Ok(if ui::interrupted() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) })
         })?;

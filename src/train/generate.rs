@@ -6,11 +6,15 @@ use std::time::Instant;
 use thiserror::Error;
 
 use super::TrainError;
-use super::config::ModelConfig;
-use super::model::Model;
-use super::ops::Mat;
+use super::adapter::Adapter;
+use super::gpu_adapter::GpuAdapter;
+use super::kv_cache::KvCache;
+use super::model::{Model, read_config};
 use super::sampling::{Sampler, SamplingError};
-use crate::gpu::{Commands, Gpu, GpuError};
+use super::session::Session;
+use super::workspace::{Memory, Sizes, WorkspaceBytes};
+use crate::dequant::stream::{PackSource, StreamError, StreamOptions, StreamPlan, default_budget};
+use crate::gpu::Gpu;
 
 /// Tokens of a prompt that go through the model together.
 const CHUNK: u32 = 256;
@@ -25,6 +29,19 @@ pub enum GenerateError {
     /// No token can be chosen.
     #[error(transparent)]
     Sampling(#[from] SamplingError),
+    /// Not enough GPU memory was allowed.
+    #[error(
+        "a budget of {budget} bytes is too small: two layers, what belongs to none, the keys and values of {capacity} tokens, and \
+         working memory take {needed}"
+    )]
+    Budget {
+        /// Bytes allowed.
+        budget: u64,
+        /// Bytes needed.
+        needed: u64,
+        /// Tokens that are remembered.
+        capacity: u32,
+    },
     /// A prompt without tokens: there is nothing to go on with.
     #[error("the prompt has no tokens")]
     NoPrompt,
@@ -85,44 +102,10 @@ impl Generated {
     }
 }
 
-/// The keys (rotated) and values of the tokens of one text, of every layer: [capacity, kv_heads * head_dim] each, in float32.
+/// Goes on with texts.
 #[derive(Debug)]
-pub struct KvCache {
-    layers: Vec<[Mat; 2]>,
-    capacity: u32,
-}
-
-impl KvCache {
-    /// Memory for `capacity` tokens.
-    ///
-    /// # Errors
-    /// [`GpuError::TooLarge`], [`GpuError::OutOfMemory`].
-    pub fn new(gpu: &Gpu, model: &ModelConfig, capacity: u32) -> Result<Self, GpuError> {
-        let mat = |name| Mat::new(gpu, name, capacity, model.keys());
-        let layers = (0..model.layers).map(|_| Ok([mat("cached keys")?, mat("cached values")?]));
-        Ok(Self { layers: layers.collect::<Result<_, GpuError>>()?, capacity })
-    }
-
-    /// Bytes of a cache.
-    pub fn bytes(model: &ModelConfig, capacity: u32) -> u64 {
-        2 * 4 * u64::from(model.layers) * u64::from(model.keys()) * u64::from(capacity)
-    }
-
-    /// Tokens that it has room for.
-    pub fn capacity(&self) -> u32 {
-        self.capacity
-    }
-
-    /// Keys and values of a layer.
-    pub(super) fn layer(&self, number: u32) -> Option<&[Mat; 2]> {
-        self.layers.get(number as usize)
-    }
-}
-
-/// A text that a model goes on with.
-#[derive(Debug)]
-pub struct Session {
-    model: Model,
+pub struct TextGenerator {
+    session: Session,
     cache: KvCache,
     /// The tokens in the cache.
     cached: Vec<u32>,
@@ -130,13 +113,45 @@ pub struct Session {
     ends: Vec<u32>,
 }
 
-impl Session {
-    /// The model's last layer makes no part of a text end but its own end tokens, and `eos`, that of the tokenizer.
+impl TextGenerator {
+    /// Opens the model of a pack, with an adapter or without, for texts of `capacity` tokens, prompt included; they end with one of the
+    /// model's end tokens or with `eos`, that of the tokenizer. `budget` are the bytes of GPU memory that all of it may take; `None`:
+    /// what the device has. Layers that do not fit are streamed.
     ///
     /// # Errors
-    /// [`TrainError::Config`] where `capacity` passes what the model's layers see; [`TrainError::Gpu`].
-    pub fn new(model: Model, eos: Option<u32>, capacity: u32) -> Result<Self, TrainError> {
-        todo!()
+    /// [`GenerateError::Budget`]; [`TrainError::Config`] where `capacity` passes what the model's layers see; what is wrong with pack
+    /// or adapter, and what the device cannot.
+    pub fn open(
+        gpu: &Gpu,
+        pack: PackSource,
+        adapter: Option<&Adapter>,
+        eos: Option<u32>,
+        capacity: u32,
+        budget: Option<u64>,
+    ) -> Result<Self, GenerateError> {
+        let config = read_config(&pack)?;
+        let rank = adapter.map_or(0, |adapter| adapter.layout.rank());
+        let sizes = Sizes { tokens: CHUNK.min(capacity.max(1)), rank, dropout: false, training: false };
+        let parameters = adapter.map_or(0, |adapter| 4 * adapter.layout.parameters());
+        let beside = KvCache::bytes(&config, capacity) + WorkspaceBytes::of(&config, sizes).total() + parameters;
+        let weights = budget.or_else(|| default_budget(gpu)).map(|budget| budget.saturating_sub(beside));
+        let options = StreamOptions { budget: weights, ..StreamOptions::default() };
+        let model = Model::new(gpu, pack, capacity, &options).map_err(|error| match error {
+            TrainError::Stream(StreamError::Budget { budget, needed, .. }) => {
+                GenerateError::Budget { budget: budget + beside, needed: needed + beside, capacity }
+            }
+            error => error.into(),
+        })?;
+        let adapter = adapter.map(|a| GpuAdapter::new(gpu, &a.config, &a.layout, &a.vector, false)).transpose()?;
+        let memory = Memory::new(gpu, &config, sizes).map_err(TrainError::from)?;
+        let cache = KvCache::new(gpu, &config, capacity)?;
+        let ends = config.eos_token_ids.iter().copied().chain(eos).collect();
+        Ok(Self { session: Session { model, adapter, memory }, cache, cached: Vec::new(), ends })
+    }
+
+    /// How the layers go through GPU memory.
+    pub fn plan(&self) -> &StreamPlan {
+        self.session.model.plan()
     }
 
     /// Goes on after `prompt`, all of the text so far, with `max_tokens` tokens at most; of what earlier calls have left in the cache,
@@ -189,16 +204,16 @@ impl Session {
         self.cached.truncate(same);
         let new = text.get(same..).unwrap_or_default();
         let mut logits = Err(GenerateError::NoPrompt);
-        for chunk in new.chunks(CHUNK as usize) {
+        for chunk in new.chunks(self.session.memory.sizes().tokens.max(1) as usize) {
             logits = Ok(self.advance(chunk)?);
         }
         Ok((logits?, new.len() as u64))
     }
 
-    /// Brings at most [`CHUNK`] further tokens, for which there is room, into the cache; the logits of the next one.
+    /// Brings further tokens, for which there is room, into the cache; the logits of the next one.
     fn advance(&mut self, tokens: &[u32]) -> Result<Vec<f32>, GenerateError> {
         let past = self.cached.len() as u32;
-        let logits = self.model.next_logits(tokens, past, &self.cache)?;
+        let logits = self.session.next_logits(tokens, &self.cache, past)?;
         self.cached.extend_from_slice(tokens);
         Ok(logits)
     }

@@ -57,7 +57,7 @@ pub struct GenerateArgs {
     #[command(flatten)]
     pub sampling: SamplingArgs,
 
-    /// GPU memory that weights may take, such as 8GiB: layers that do not fit are streamed [default: what the device has]
+    /// GPU memory to take at most, such as 8GiB: layers that do not fit are streamed [default: nine tenths of what the device has left]
     #[arg(long, value_name = "SIZE", value_parser = parse_size)]
     pub vram_budget: Option<u64>,
 
