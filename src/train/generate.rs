@@ -183,10 +183,13 @@ impl TextGenerator {
             if show(token)?.is_break() {
                 break Ending::Stopped;
             }
-            if self.cached.len() as u64 >= self.cache.capacity().into() {
-                break Ending::ContextFull;
+            // Nobody asks what follows the last token.
+            if (tokens.len() as u64) < max_tokens.into() {
+                if self.cached.len() as u64 >= self.cache.capacity().into() {
+                    break Ending::ContextFull;
+                }
+                logits = self.advance(&[token])?;
             }
-            logits = self.advance(&[token])?;
         };
         let seconds = start.elapsed().as_secs_f64();
         Ok(Generated { tokens, prompt_tokens, ending, prompt_seconds, seconds })
