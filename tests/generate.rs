@@ -129,7 +129,7 @@ fn a_ring_of_two_layers_is_as_good_as_all() {
     let fixture = Fixture::new();
     let adapter = fixture.adapter();
     let refused = TextGenerator::open(&gpu, fixture.pack(), Some(&adapter), None, CAPACITY, Some(1)).unwrap_err();
-    let GenerateError::Budget { needed, capacity: CAPACITY, .. } = refused else { panic!("{refused}") };
+    let GenerateError::Budget { budget: 1, needed, capacity: CAPACITY } = refused else { panic!("{refused}") };
     let mut ring = fixture.generator(&gpu, Some(&adapter), Some(needed));
     assert_eq!(ring.plan().slots, 2);
     let mut resident = fixture.generator(&gpu, Some(&adapter), None);

@@ -134,11 +134,12 @@ impl TextGenerator {
         let sizes = Sizes { tokens: CHUNK.min(capacity.max(1)), rank, dropout: false, training: false };
         let parameters = adapter.map_or(0, |adapter| 4 * adapter.layout.parameters());
         let beside = KvCache::bytes(&config, capacity) + WorkspaceBytes::of(&config, sizes).total() + parameters;
-        let weights = budget.or_else(|| default_budget(gpu)).map(|budget| budget.saturating_sub(beside));
+        let budget = budget.or_else(|| default_budget(gpu));
+        let weights = budget.map(|budget| budget.saturating_sub(beside));
         let options = StreamOptions { budget: weights, ..StreamOptions::default() };
         let model = Model::new(gpu, pack, capacity, &options).map_err(|error| match error {
-            TrainError::Stream(StreamError::Budget { budget, needed, .. }) => {
-                GenerateError::Budget { budget: budget + beside, needed: needed + beside, capacity }
+            TrainError::Stream(StreamError::Budget { needed, .. }) => {
+                GenerateError::Budget { budget: budget.unwrap_or_default(), needed: needed + beside, capacity }
             }
             error => error.into(),
         })?;
