@@ -62,6 +62,7 @@ const UNSAFE: &[&str] = &[
     "gpu/pipeline.rs",
     "train/ops/matmul/kernels.rs",
     "train/ops/attention.rs",
+    "train/ops/cached_attention.rs",
     "train/ops/rotary.rs",
     "train/ops/add.rs",
     "train/ops/dropout.rs",

@@ -2,6 +2,7 @@
 
 mod bench;
 mod eval;
+mod generate;
 mod train;
 
 use std::num::NonZeroUsize;
@@ -19,6 +20,7 @@ use crate::format::nf4::ScaleType;
 use crate::gpu;
 pub use bench::*;
 pub use eval::EvalArgs;
+pub use generate::GenerateArgs;
 pub use train::{TrainArgs, TrainOptions};
 
 const STYLES: Styles = Styles::styled()
@@ -67,6 +69,7 @@ pub enum Command {
     Export(ExportArgs),
     Train(Box<TrainArgs>),
     Eval(EvalArgs),
+    Generate(Box<GenerateArgs>),
     Doctor(DoctorArgs),
     Bench(BenchArgs),
     Completions(CompletionsArgs),

@@ -9,6 +9,7 @@ mod doctor;
 mod eval;
 mod export;
 mod failure;
+mod generate;
 mod inspect;
 mod train;
 mod ui;
@@ -65,6 +66,7 @@ fn dispatch(command: &Command) -> anyhow::Result<Outcome> {
         Command::Export(args) => export::run(args),
         Command::Train(args) => train::run(args),
         Command::Eval(args) => eval::run(args),
+        Command::Generate(args) => generate::run(args),
         Command::Doctor(args) => doctor::run(args),
         Command::Bench(args) => match &args.what {
             BenchCommand::Convert(args) => bench::convert::run(args),
@@ -86,6 +88,7 @@ impl Command {
             Self::Export(args) => args.output.json,
             Self::Train(args) => args.json,
             Self::Eval(args) => args.json,
+            Self::Generate(args) => args.json,
             Self::Doctor(args) => args.json,
             Self::Bench(args) => args.what.json(),
             Self::Completions(_) => false,

@@ -22,6 +22,11 @@ pub fn interrupted() -> bool {
     INTERRUPTED.load(Ordering::Relaxed)
 }
 
+/// Whether the user asked to stop, which is then dealt with.
+pub fn take_interrupt() -> bool {
+    INTERRUPTED.swap(false, Ordering::Relaxed)
+}
+
 /// From here on Ctrl-C and SIGTERM end the command in order, instead of at once: what it was writing is removed.
 ///
 /// # Errors
@@ -59,6 +64,14 @@ impl Ui {
             return print(&format!("{document}\n"));
         }
         if self.quiet { Ok(()) } else { print(&text()) }
+    }
+
+    /// A piece of a result that is shown as it comes; with `--json` all of it follows at the end.
+    ///
+    /// # Errors
+    /// As [`Ui::result`].
+    pub fn stream(self, piece: &str) -> anyhow::Result<()> {
+        if self.json || piece.is_empty() { Ok(()) } else { print(piece) }
     }
 
     /// Something that the user should know.
@@ -102,6 +115,12 @@ pub fn print(text: &str) -> anyhow::Result<()> {
         Err(e) if e.kind() != io::ErrorKind::BrokenPipe => Err(e).context("cannot write to stdout"),
         _ => Ok(()),
     }
+}
+
+/// Asks for a line.
+pub fn prompt(sign: &str) {
+    let mut stderr = io::stderr();
+    let _ = write!(stderr, "{sign}").and_then(|()| stderr.flush());
 }
 
 /// A line `label: text` on stderr.

@@ -24,6 +24,7 @@ const BIASES: [Role; 7] = [Role::QBias, Role::KBias, Role::VBias, Role::OBias, R
 #[derive(Debug)]
 pub(super) struct Layer<'a> {
     pass: &'a Pass<'a>,
+    number: u32,
     q: Linear<'a>,
     k: Linear<'a>,
     v: Linear<'a>,
@@ -45,7 +46,7 @@ impl<'a> Layer<'a> {
             Ok(Linear { weight: projection(layer, role, pass.model)?, bias, lora })
         };
         let [q, k, v, o, gate, up, down] = [0, 1, 2, 3, 4, 5, 6].map(linear);
-        Ok(Self { pass, q: q?, k: k?, v: v?, o: o?, gate: gate?, up: up?, down: down? })
+        Ok(Self { pass, number, q: q?, k: k?, v: v?, o: o?, gate: gate?, up: up?, down: down? })
     }
 
     /// Records the layer: `x` and `out` [tokens, hidden].
@@ -80,7 +81,7 @@ impl<'a> Layer<'a> {
     /// `middle` of `x`.
     fn attention_block(&self, commands: &mut Commands, x: &Mat) -> Result<(), TrainError> {
         let Pass { kernels, model, work, .. } = self.pass;
-        let Workspace { normed, queries, keys, values, attended, middle, .. } = work;
+        let Workspace { normed, queries, keys, values, middle, .. } = work;
         kernels.norm.forward(commands, x, &work.constants.attention_norm, model.rms_norm_eps as f32, normed)?;
         let raw_queries = work.raw_queries.as_ref().unwrap_or(queries);
         let raw_keys = work.raw_keys.as_ref().unwrap_or(keys);
@@ -88,13 +89,27 @@ impl<'a> Layer<'a> {
         self.k.forward(kernels, commands, work, normed, false, raw_keys)?;
         self.v.forward(kernels, commands, work, normed, false, values)?;
         self.norm_heads(commands)?;
-        let Pass { rotary, batch, .. } = self.pass;
-        kernels.rotary.forward(commands, queries, model.heads, &batch.starts, rotary)?;
-        kernels.rotary.forward(commands, keys, model.kv_heads, &batch.starts, rotary)?;
-        let shape = attention_shape(model, queries.rows);
-        kernels.attention.forward(commands, &shape, queries, keys, values, &batch.starts, attended, &work.lse)?;
+        self.attend(commands)?;
         commands.copy(&x.range, &middle.range);
-        self.o.forward(kernels, commands, work, attended, true, middle)
+        self.o.forward(kernels, commands, work, &work.attended, true, middle)
+    }
+
+    /// `attended` of queries and keys, which are rotated, and values: within each sample, or over a cache.
+    fn attend(&self, commands: &mut Commands) -> Result<(), TrainError> {
+        let Pass { kernels, model, work, rotary, batch, past, .. } = self.pass;
+        let Workspace { queries, keys, values, attended, lse, .. } = work;
+        let both = [(queries, model.heads), (keys, model.kv_heads)];
+        if let Some(past) = past {
+            for (x, heads) in both {
+                kernels.rotary.forward_from(commands, x, heads, past.tokens, rotary)?;
+            }
+            return past.attend(commands, model, self.number, [queries, keys, values], attended);
+        }
+        for (x, heads) in both {
+            kernels.rotary.forward(commands, x, heads, &batch.starts, rotary)?;
+        }
+        let shape = attention_shape(model, queries.rows);
+        kernels.attention.forward(commands, &shape, queries, keys, values, &batch.starts, attended, lse)
     }
 
     /// The norms of queries and keys, where the model has them.
@@ -193,8 +208,12 @@ impl<'a> Layer<'a> {
 
 fn attention_shape(model: &ModelConfig, tokens: u32) -> AttentionShape {
     let &ModelConfig { heads, kv_heads, head_dim, .. } = model;
-    let scale = (1.0 / f64::from(head_dim).sqrt()) as f32;
-    AttentionShape { tokens, heads, kv_heads, head_dim, scale }
+    AttentionShape { tokens, heads, kv_heads, head_dim, scale: attention_scale(model) }
+}
+
+/// What the products of queries and keys are multiplied by.
+pub(super) fn attention_scale(model: &ModelConfig) -> f32 {
+    (1.0 / f64::from(model.head_dim).sqrt()) as f32
 }
 
 /// Norms and biases to float32.

@@ -4,6 +4,7 @@ use super::config::ModelConfig;
 use super::data::{Batch, Tokenizer, TokenizerFiles};
 use super::error::{NonFiniteAt, TrainError};
 use super::gpu_adapter::{GpuAdapter, Mask};
+use super::kv_cache::Past;
 use super::layer::{Layer, raw_tensor, weight};
 use super::ops::matmul::{Matmul, Weight};
 use super::ops::{
@@ -53,6 +54,8 @@ pub(super) struct Pass<'a> {
     pub batch: &'a GpuBatch,
     pub adapter: Option<&'a GpuAdapter>,
     pub mask: Option<Mask>,
+    /// What the batch, one sample, goes on from.
+    pub past: Option<Past<'a>>,
 }
 
 /// A batch in GPU memory: a u32 for each token.
@@ -177,9 +180,21 @@ impl Model {
         adapter: Option<&GpuAdapter>,
         mask: Option<Mask>,
     ) -> Result<(), TrainError> {
+        self.forward_after(None, work, batch, adapter, mask)
+    }
+
+    /// As [`Model::forward`], for a batch of one sample that goes on from `past`, where there is one.
+    pub(super) fn forward_after(
+        &mut self,
+        past: Option<Past<'_>>,
+        work: &Workspace<Mat>,
+        batch: &GpuBatch,
+        adapter: Option<&GpuAdapter>,
+        mask: Option<Mask>,
+    ) -> Result<(), TrainError> {
         self.embed(work, batch)?;
         let Self { gpu, config, stream, rotary, kernels, .. } = self;
-        let pass = Pass { kernels, model: config, rotary, work, batch, adapter, mask };
+        let pass = Pass { kernels, model: config, rotary, work, batch, adapter, mask, past };
         for number in 0..config.layers {
             let streamed = stream.layer(number, Direction::Forward)?;
             let mut commands = gpu.commands("layer forward");
@@ -208,7 +223,7 @@ impl Model {
         mask: Option<Mask>,
     ) -> Result<(), TrainError> {
         let Self { gpu, config, stream, rotary, kernels, .. } = self;
-        let pass = Pass { kernels, model: config, rotary, work, batch, adapter: Some(adapter), mask };
+        let pass = Pass { kernels, model: config, rotary, work, batch, adapter: Some(adapter), mask, past: None };
         for number in (0..config.layers).rev() {
             let streamed = stream.layer(number, Direction::Backward)?;
             let x = work.before(number)?;
@@ -295,6 +310,22 @@ impl Model {
     /// The logits of every token after [`Model::forward`], [tokens, vocabulary] row-major.
     pub(super) fn logits(&self, work: &Workspace<Mat>) -> Result<Vec<f32>, TrainError> {
         self.norm(work)?;
+        self.project(work)
+    }
+
+    /// The logits of the last token alone. `last` is the workspace of one token in the same memory as `work`.
+    pub(super) fn last_logits(&self, work: &Workspace<Mat>, last: &Workspace<Mat>) -> Result<Vec<f32>, TrainError> {
+        let (x, epsilon) = (work.before(self.config.layers)?, self.config.rms_norm_eps as f32);
+        let row = last.middle.range.size;
+        let mut commands = self.gpu.commands("final norm");
+        commands.copy(&x.range.slice(u64::from(x.rows.saturating_sub(1)) * row, row), &last.middle.range);
+        self.kernels.norm.forward(&mut commands, &last.middle, &self.final_norm, epsilon, &last.normed)?;
+        commands.submit()?;
+        self.project(last)
+    }
+
+    /// The logits of `work.normed`.
+    fn project(&self, work: &Workspace<Mat>) -> Result<Vec<f32>, TrainError> {
         let (vocab, tokens) = (self.config.vocab as usize, work.normed.rows as usize);
         let mut all = vec![0.0; vocab * tokens];
         let head = self.head()?;

@@ -350,6 +350,10 @@ impl Run {
         let started = Instant::now();
         let before = self.state.seconds;
         let mut end = End::Complete;
+        if self.state.step == 0 {
+            // What the model can without having learned: what all later losses are held against.
+            self.evaluate(before, started, &mut observe)?;
+        }
         while self.state.step < self.state.total_steps {
             let (record, epoch_ends) = self.step(before, started)?;
             let last = self.state.step == self.state.total_steps;

@@ -3,6 +3,7 @@
 use super::data::{Batch, Sample, UNTRAINED, batch, rows};
 use super::error::TrainError;
 use super::gpu_adapter::GpuAdapter;
+use super::kv_cache::{KvCache, Past};
 use super::model::Model;
 use super::workspace::Memory;
 
@@ -68,6 +69,19 @@ impl Session {
         let (work, batch) = self.model.begin(&self.memory, &sample(tokens))?;
         self.model.forward(&work, &batch, self.adapter.as_ref(), None)?;
         self.model.logits(&work)
+    }
+
+    /// The logits of the token after `tokens`, of which there is one at least, and which follow the first `past` tokens of the text in
+    /// `cache`: their keys and values are then there, too.
+    ///
+    /// # Errors
+    /// [`TrainError::Shape`] where the cache or the memory has no room for them; what went wrong on the device.
+    pub(super) fn next_logits(&mut self, tokens: &[u32], cache: &KvCache, past: u32) -> Result<Vec<f32>, TrainError> {
+        let (work, batch) = self.model.begin(&self.memory, &sample(tokens))?;
+        let past = Some(Past { cache, tokens: past });
+        self.model.forward_after(past, &work, &batch, self.adapter.as_ref(), None)?;
+        let last = self.memory.workspace(self.model.config(), 1)?;
+        self.model.last_logits(&work, &last)
     }
 
     /// The residual stream before each layer, and after the last one, [tokens, hidden] each, of one sample. All of them only where the

@@ -5,6 +5,7 @@
 
 mod add;
 mod attention;
+mod cached_attention;
 mod dropout;
 mod embedding;
 mod finite;
@@ -20,6 +21,7 @@ pub(crate) mod testing;
 
 pub use add::Add;
 pub use attention::{Attention, AttentionShape};
+pub use cached_attention::{CachedAttention, CachedAttentionShape};
 pub use dropout::{Dropout, DropoutKey};
 pub use embedding::{Gather, RawTensor};
 pub use finite::{FiniteCheck, NonFinite};
