@@ -13,7 +13,7 @@ use nf4pack::dequant::stream::PackSource;
 use nf4pack::format::Role;
 use nf4pack::gpu::Gpu;
 use nf4pack::train::adapter::WEIGHTS;
-use nf4pack::train::plan::PlanError;
+use nf4pack::train::plan::MemoryError;
 use nf4pack::train::record::{METRICS, Record, read_metrics};
 use nf4pack::train::run::{DataFile, End, Event, Prepared, Run, RunError, Task};
 use nf4pack::train::schedule::{Shape, Warmup};
@@ -171,13 +171,13 @@ fn memory_is_planned_and_what_does_not_fit_says_what_would() {
     let too_many =
         Settings { micro_batch: MicroBatch::Rows(roomy.micro_batch), vram_budget: Some(tight.total()), ..settings.clone() };
     match plan(&too_many) {
-        Err(RunError::Plan(PlanError::Budget { remedy: Some(remedy), needed, .. })) => {
+        Err(RunError::Plan(MemoryError::Budget { remedy: Some(remedy), needed, .. })) => {
             assert!(remedy.starts_with("--micro-batch ") && needed > tight.total(), "{remedy}");
         }
         other => panic!("{other:?}"),
     }
     match plan(&Settings { vram_budget: Some(1000), ..settings }) {
-        Err(RunError::Plan(PlanError::Budget { remedy: None, budget: 1000, needed })) => assert!(needed > 1000),
+        Err(RunError::Plan(MemoryError::Budget { remedy: None, budget: 1000, needed })) => assert!(needed > 1000),
         other => panic!("{other:?}"),
     }
     assert!(!out.exists(), "planning writes nothing");

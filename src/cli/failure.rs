@@ -23,7 +23,7 @@ use crate::train::TrainError;
 use crate::train::checkpoint::{CheckpointError, Difference};
 use crate::train::data::DataError;
 use crate::train::generate::GenerateError;
-use crate::train::plan::PlanError;
+use crate::train::plan::MemoryError;
 use crate::train::run::RunError;
 use crate::verify::VerifyError;
 
@@ -317,13 +317,13 @@ fn of_run(error: &RunError) -> Option<String> {
     }
 }
 
-fn of_memory(error: &PlanError) -> Option<String> {
+fn of_memory(error: &MemoryError) -> Option<String> {
     match error {
-        PlanError::Budget { remedy: None, .. } => {
+        MemoryError::Budget { remedy: None, .. } => {
             Some("no smaller batch fits either: a larger --vram-budget, or a GPU with more memory (--gpu)".into())
         }
-        PlanError::Budget { .. } => Some("so may a larger --vram-budget, where the GPU has it".into()),
-        PlanError::Stream(e) => of_stream(e),
+        MemoryError::Budget { .. } => Some("so may a larger --vram-budget, where the GPU has it".into()),
+        MemoryError::Stream(e) => of_stream(e),
     }
 }
 

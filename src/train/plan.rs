@@ -15,7 +15,7 @@ pub const MOST_AUTO_ROWS: u32 = 8;
 /// Why a run does not fit.
 #[derive(Debug, Error)]
 #[non_exhaustive]
-pub enum PlanError {
+pub enum MemoryError {
     /// More memory than there is.
     #[error("the run takes {needed} bytes of GPU memory, and {budget} are there{}", remedy.as_ref().map(|r| format!("; {r} would fit")).unwrap_or_default())]
     Budget {
@@ -79,8 +79,8 @@ impl MemoryPlan {
     /// Plans a run: the rows asked for, or as many as fit, all layers resident if any rows allow that, else in a ring.
     ///
     /// # Errors
-    /// [`PlanError::Budget`] with a flag that helps.
-    pub fn new(demand: &Demand<'_>, micro_batch: MicroBatch) -> Result<Self, PlanError> {
+    /// [`MemoryError::Budget`] with a flag that helps.
+    pub fn new(demand: &Demand<'_>, micro_batch: MicroBatch) -> Result<Self, MemoryError> {
         let candidates = match micro_batch {
             MicroBatch::Rows(rows) => rows..=rows,
             MicroBatch::Auto => 1..=demand.rows.clamp(1, MOST_AUTO_ROWS.into()) as u32,
@@ -90,14 +90,14 @@ impl MemoryPlan {
             match Self::of(demand, rows) {
                 Ok(plan) if plan.stream.resident => return Ok(plan),
                 Ok(plan) => in_a_ring = in_a_ring.or(Some(plan)),
-                Err(PlanError::Budget { .. }) => {}
+                Err(MemoryError::Budget { .. }) => {}
                 Err(error) => return Err(error),
             }
         }
         in_a_ring.ok_or_else(|| demand.does_not_fit(micro_batch))
     }
 
-    fn of(demand: &Demand<'_>, rows: u32) -> Result<Self, PlanError> {
+    fn of(demand: &Demand<'_>, rows: u32) -> Result<Self, MemoryError> {
         let Demand { model, budget, length, training, .. } = *demand;
         let tokens = rows.saturating_mul(length);
         let sizes = Sizes { tokens, rank: demand.rank, dropout: demand.dropout, training };
@@ -110,7 +110,7 @@ impl MemoryPlan {
         let stream = match StreamPlan::new(demand.index, demand.max_buffer, left, true) {
             Err(StreamError::Budget { needed, .. }) => {
                 let budget = budget.unwrap_or(u64::MAX);
-                return Err(PlanError::Budget { budget, needed: needed + besides, remedy: None });
+                return Err(MemoryError::Budget { budget, needed: needed + besides, remedy: None });
             }
             result => result?,
         };
@@ -140,14 +140,14 @@ impl MemoryPlan {
 
 impl Demand<'_> {
     /// What would fit: fewer rows, then shorter ones.
-    fn does_not_fit(&self, micro_batch: MicroBatch) -> PlanError {
+    fn does_not_fit(&self, micro_batch: MicroBatch) -> MemoryError {
         let rows = match micro_batch {
             MicroBatch::Rows(rows) => rows,
             MicroBatch::Auto => 1,
         };
         let needed = |demand: &Self, rows| match MemoryPlan::of(demand, rows) {
             Ok(_) => None,
-            Err(PlanError::Budget { needed, .. }) => Some(needed),
+            Err(MemoryError::Budget { needed, .. }) => Some(needed),
             Err(_) => Some(u64::MAX),
         };
         let fewer = (1..rows).rev().find(|&rows| needed(self, rows).is_none()).map(|rows| format!("--micro-batch {rows}"));
@@ -158,6 +158,6 @@ impl Demand<'_> {
             halves.into_iter().find(fits).map(|length| format!("--max-length {length}{one}"))
         };
         let budget = self.budget.unwrap_or(u64::MAX);
-        PlanError::Budget { budget, needed: needed(self, rows).unwrap_or(0), remedy: fewer.or_else(shorter) }
+        MemoryError::Budget { budget, needed: needed(self, rows).unwrap_or(0), remedy: fewer.or_else(shorter) }
     }
 }

@@ -13,7 +13,7 @@ use super::error::TrainError;
 use super::folder::publish;
 use super::gpu_adapter::GpuAdapter;
 use super::model::{Model, read_config, read_tokenizer};
-use super::plan::{Demand, MemoryPlan, PlanError};
+use super::plan::{Demand, MemoryError, MemoryPlan};
 use super::record::{EvalRecord, Record, RecordError, Recorder, Report, StepRecord};
 use super::schedule::Schedule;
 use super::settings::{MicroBatch, Settings, SettingsError};
@@ -34,7 +34,7 @@ pub enum RunError {
     Train(#[from] TrainError),
     /// The memory does not suffice.
     #[error(transparent)]
-    Plan(#[from] PlanError),
+    Plan(#[from] MemoryError),
     /// A checkpoint cannot be read or written.
     #[error(transparent)]
     Checkpoint(#[from] CheckpointError),
