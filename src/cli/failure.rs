@@ -16,7 +16,7 @@ use crate::convert::plan::PlanError;
 use crate::convert::source::{HeaderError, SourceError};
 use crate::dequant::DequantError;
 use crate::dequant::stream::StreamError;
-use crate::export::ExportError;
+use crate::export::{ExportError, WriteError};
 use crate::format::FormatError;
 use crate::gpu::{self, DRIVER_HINT, GpuError};
 use crate::verify::VerifyError;
@@ -225,6 +225,9 @@ fn of_verify(error: &VerifyError) -> Option<String> {
         VerifyError::Open(e) => of_open(e),
         VerifyError::Source(e) => of_source(e),
         VerifyError::Arch(e) => of_arch(e),
+        VerifyError::Damaged { path, .. } => {
+            Some(format!("`nf4pack verify {}` lists all that is damaged; convert the checkpoint again", path.display()))
+        }
         VerifyError::Threads(_) => Some("--threads N takes fewer".into()),
         VerifyError::Io { .. } | VerifyError::Cancelled => None,
     }
@@ -232,17 +235,18 @@ fn of_verify(error: &VerifyError) -> Option<String> {
 
 fn of_export(error: &ExportError) -> Option<String> {
     match error {
-        ExportError::Open(e) => of_open(e),
         ExportError::Verify(e) => of_verify(e),
-        ExportError::Damaged { path, .. } => {
-            Some(format!("`nf4pack verify {}` lists all that is damaged; convert the checkpoint again", path.display()))
-        }
-        ExportError::TargetExists { .. } => Some("name a new folder, or empty this one".into()),
-        ExportError::NoSpace { needed, available, .. } => Some(no_space(*needed, *available)),
-        ExportError::TensorName { .. } => None,
         ExportError::Overflow { .. } => Some("--dtype bf16 or f32 holds it".into()),
-        ExportError::Target { path, source } => of_target(path, source),
-        ExportError::Safetensors { .. } | ExportError::Cancelled => None,
+        ExportError::Write(e) => of_write(e),
+    }
+}
+
+fn of_write(error: &WriteError) -> Option<String> {
+    match error {
+        WriteError::TargetExists { .. } => Some("name a new folder, or empty this one".into()),
+        WriteError::NoSpace { needed, available, .. } => Some(no_space(*needed, *available)),
+        WriteError::Target { path, source } => of_target(path, source),
+        WriteError::TensorName { .. } | WriteError::Safetensors { .. } | WriteError::Cancelled => None,
     }
 }
 
