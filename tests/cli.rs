@@ -111,10 +111,10 @@ fn help_and_version_name_every_command_and_option() {
         (&["inspect"], "--tensors --layer --json"),
         (&["verify"], "--against --config --threads --json --quiet"),
         (&["bench", "convert"], "--shape --encoder --scales --block-size --threads --runs --dir --json"),
-        (&["doctor"], "--budget --adapter --json NF4PACK_ADAPTER NF4PACK_PROFILE"),
-        (&["bench", "dequant"], "--shape --block-size --adapter --runs --json 9728x2560"),
-        (&["bench", "upload"], "--bytes --threads --adapter --runs --json"),
-        (&["bench", "stream"], "--shape --budget --no-mmap --verify-on-load --threads --dir --adapter --runs --json"),
+        (&["doctor"], "--budget --gpu --json NF4PACK_ADAPTER NF4PACK_PROFILE"),
+        (&["bench", "dequant"], "--shape --block-size --gpu --runs --json 9728x2560"),
+        (&["bench", "upload"], "--bytes --threads --gpu --runs --json"),
+        (&["bench", "stream"], "--shape --budget --no-mmap --verify-on-load --threads --dir --gpu --runs --json"),
     ];
     for (command, options) in options {
         let help = nf4pack().args(command).arg("--help").assert().success().stdout(contains("Examples:"));

@@ -123,10 +123,10 @@ fn doctor_plans_for_a_pack_and_a_budget() {
 fn doctor_shows_what_it_knows_where_something_fails() {
     let Some(gpu) = common::gpu() else { return };
     let folder = place();
-    let assert = run(folder.path(), "doctor --adapter no-such-gpu").code(1).stderr(contains("hint: --adapter"));
-    let assert = assert.stderr(contains("error: no adapter")).stdout(contains(&gpu.adapter().name));
+    let assert = run(folder.path(), "doctor --gpu no-such-gpu").code(1).stderr(contains("hint: --gpu"));
+    let assert = assert.stderr(contains("error: no GPU")).stdout(contains(&gpu.adapter().name));
     assert.stdout(contains("none is in use")).stdout(contains("largest buffer").not());
-    let document = json(folder.path(), "doctor --adapter no-such-gpu", 1);
+    let document = json(folder.path(), "doctor --gpu no-such-gpu", 1);
     assert_eq!(document["adapters"][gpu.adapter().index]["name"], gpu.adapter().name);
     assert!(document["hint"].is_string() && document.get("adapter").is_none(), "{document}");
     assert_eq!((document["kernels"].as_array().map(Vec::len), &document["speed"]), (Some(0), &Value::Null));
@@ -255,16 +255,16 @@ fn bench_stream_takes_a_matrix() {
 }
 
 #[test]
-fn an_adapter_that_is_not_there_is_an_error_that_lists_those_that_are() {
+fn a_gpu_that_is_not_there_is_an_error_that_lists_those_that_are() {
     let Some(gpu) = common::gpu() else { return };
     let folder = place();
     for arguments in ["doctor", "bench dequant", "bench upload", "bench stream --shape tiny"] {
-        let assert = run(folder.path(), &format!("{arguments} --adapter no-such-gpu")).code(1);
+        let assert = run(folder.path(), &format!("{arguments} --gpu no-such-gpu")).code(1);
         // What doctor has found out is on stdout.
         let assert = if arguments == "doctor" { assert } else { assert.stdout("") };
-        assert.stderr(contains(&gpu.adapter().name)).stderr(contains("hint: --adapter"));
-        let document = json(folder.path(), &format!("{arguments} --adapter 99"), 1);
-        assert!(document["error"].as_str().unwrap().contains(r#"no adapter "99""#), "{document}");
+        assert.stderr(contains(&gpu.adapter().name)).stderr(contains("hint: --gpu"));
+        let document = json(folder.path(), &format!("{arguments} --gpu 99"), 1);
+        assert!(document["error"].as_str().unwrap().contains(r#"no GPU "99""#), "{document}");
     }
 }
 

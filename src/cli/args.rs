@@ -255,9 +255,9 @@ Examples:
   nf4pack doctor
   nf4pack doctor qwen3.nf4pack
   nf4pack doctor qwen3.nf4pack --budget 8GiB   # on a smaller GPU
-  nf4pack doctor --adapter llvmpipe --json
+  nf4pack doctor --gpu llvmpipe --json
 
-Lists the GPUs that Vulkan, Metal or DX12 reach, opens one (the best, or the one that --adapter or NF4PACK_ADAPTER names), \
+Lists the GPUs that Vulkan, Metal or DX12 reach, opens one (the best, or the one that --gpu or NF4PACK_ADAPTER names), \
 tries every kernel on it against the CPU, and measures uploading and decoding for a moment; `nf4pack bench` measures at \
 length. For a pack it says whether all layers fit into the GPU's memory, or how many at a time are streamed through it; exit code 1 \
 says that not even two do. Where something fails, exit code 1 too, what is known is shown nevertheless. \
@@ -276,7 +276,7 @@ pub struct DoctorArgs {
     pub budget: Option<u64>,
 
     #[command(flatten)]
-    pub adapter: AdapterArg,
+    pub gpu: GpuArg,
 
     /// Print one JSON document on stdout (numbers are exact)
     #[arg(long)]
@@ -284,17 +284,17 @@ pub struct DoctorArgs {
 }
 
 #[derive(Debug, Args)]
-pub struct AdapterArg {
+pub struct GpuArg {
     /// The GPU: its number in `nf4pack doctor`, or a part of its name [default: NF4PACK_ADAPTER, or the best]
-    #[arg(long, value_name = "NAME|INDEX")]
-    pub adapter: Option<String>,
+    #[arg(long, value_name = "NUMBER|NAME")]
+    pub gpu: Option<String>,
 }
 
-impl AdapterArg {
+impl GpuArg {
     /// As [`gpu::Gpu::open`] has it; the environment fills in what is not said here.
     pub fn options(&self) -> gpu::Options {
         let env = gpu::Options::from_env();
-        gpu::Options { adapter: self.adapter.clone().or(env.adapter), ..env }
+        gpu::Options { adapter: self.gpu.clone().or(env.adapter), ..env }
     }
 }
 

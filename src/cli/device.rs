@@ -5,7 +5,7 @@ use std::fmt;
 use anyhow::Result;
 use serde::Serialize;
 
-use super::args::AdapterArg;
+use super::args::GpuArg;
 use super::ui::Ui;
 use crate::dequant::DequantError;
 use crate::gpu::{AdapterSummary, Commands, Gpu};
@@ -35,7 +35,7 @@ impl fmt::Display for AdapterEntry {
 
 /// Runs `work` with the GPU that was asked for; with `NF4PACK_PROFILE=1` the time of every kernel is printed at the end, also where
 /// the work failed.
-pub fn with<T>(args: &AdapterArg, ui: Ui, work: impl FnOnce(&Gpu) -> Result<T>) -> Result<T> {
+pub fn with<T>(args: &GpuArg, ui: Ui, work: impl FnOnce(&Gpu) -> Result<T>) -> Result<T> {
     let gpu = Gpu::open(&args.options())?;
     let result = work(&gpu);
     match gpu.profile() {

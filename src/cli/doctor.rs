@@ -30,7 +30,7 @@ pub fn run(args: &DoctorArgs) -> Result<Outcome> {
     let adapters = gpu::adapters().iter().map(AdapterEntry::from).collect();
     let mut document = Document { adapters, ..Document::default() };
     // Where something fails, all that is known is shown nevertheless: that is when it is needed.
-    if let Err(error) = device::with(&args.adapter, ui, |gpu| document.examine(args, gpu)) {
+    if let Err(error) = device::with(&args.gpu, ui, |gpu| document.examine(args, gpu)) {
         not_interrupted()?;
         document.failure = Some(Failure::from(&error));
     }
@@ -174,8 +174,8 @@ impl Document {
             table.row([&mark, &a.index, &a.name, &a.kind, &a.backend, &a.driver]);
         }
         let note = match used {
-            Some(_) => "* the one in use; --adapter or NF4PACK_ADAPTER names another",
-            None => "none is in use; --adapter or NF4PACK_ADAPTER names one",
+            Some(_) => "* the one in use; --gpu or NF4PACK_ADAPTER names another",
+            None => "none is in use; --gpu or NF4PACK_ADAPTER names one",
         };
         let _ = writeln!(text, "{table}({note})");
     }

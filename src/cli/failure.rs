@@ -253,11 +253,11 @@ fn of_write(error: &WriteError) -> Option<String> {
 fn of_gpu(error: &GpuError) -> Option<String> {
     let hint = match error {
         GpuError::NoAdapter => DRIVER_HINT,
-        GpuError::NoSuchAdapter { .. } => "--adapter and NF4PACK_ADAPTER take such a number, or a part of a name",
+        GpuError::NoSuchAdapter { .. } => "--gpu and NF4PACK_ADAPTER take such a number, or a part of a name",
         GpuError::NoDevice { .. } => return Some(no_device()),
-        GpuError::TooLarge { .. } => "a smaller --shape fits; so may another GPU (--adapter)",
+        GpuError::TooLarge { .. } => "a smaller --shape fits; so may another GPU (--gpu)",
         GpuError::OutOfMemory { .. } => {
-            "end other programs that use the GPU, or take a smaller --shape or --budget, or another GPU (--adapter)"
+            "end other programs that use the GPU, or take a smaller --shape or --budget, or another GPU (--gpu)"
         }
         GpuError::DeviceLost { .. } => "the driver was reset, or the GPU removed: update the driver, then try again",
         _ => return None,
@@ -271,7 +271,7 @@ fn no_device() -> String {
     if names.len() < 2 {
         "update its driver; no other GPU was found".to_owned()
     } else {
-        format!("update its driver, or name another GPU with --adapter; there are: {}", names.join(", "))
+        format!("update its driver, or name another GPU with --gpu; there are: {}", names.join(", "))
     }
 }
 
@@ -279,7 +279,7 @@ fn of_dequant(error: &DequantError) -> Option<String> {
     match error {
         DequantError::Gpu(e) => of_gpu(e),
         DequantError::Unfit { .. } => {
-            Some("no kernel works on this GPU: update its driver, or name another with --adapter".into())
+            Some("no kernel works on this GPU: update its driver, or name another with --gpu".into())
         }
         _ => None,
     }

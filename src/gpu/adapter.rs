@@ -33,7 +33,7 @@ const BACKENDS: [&str; 3] = ["vulkan", "metal", "dx12"];
 /// An adapter, as people choose it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct AdapterSummary {
-    /// Its place in [`adapters`], which `--adapter` takes.
+    /// Its place in [`adapters`], which `--gpu` takes.
     pub index: usize,
     /// The driver's name of it.
     pub name: String,
@@ -185,7 +185,7 @@ mod tests {
     fn errors_say_what_is_there() {
         let found = list(&[("Intel UHD", "integrated", "vulkan"), ("llvmpipe", "software", "vulkan")]);
         let text = choose(&found, Some("9")).unwrap_err().to_string();
-        assert_eq!(text, r#"no adapter "9"; there are: 0 Intel UHD, 1 llvmpipe"#);
+        assert_eq!(text, r#"no GPU "9"; there are: 0 Intel UHD, 1 llvmpipe"#);
         assert!(matches!(choose(&[], Some("0")), Err(GpuError::NoAdapter)));
         assert!(matches!(choose(&[], None), Err(GpuError::NoAdapter)));
     }

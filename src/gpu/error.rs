@@ -10,7 +10,7 @@ pub enum GpuError {
     #[error("no GPU found, not even a software one")]
     NoAdapter,
     /// No adapter has the name or index asked for.
-    #[error("no adapter {asked:?}; there are: {}", present.join(", "))]
+    #[error("no GPU {asked:?}; there are: {}", present.join(", "))]
     NoSuchAdapter {
         /// Name or index asked for.
         asked: String,

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Subcommand, ValueEnum, ValueHint};
 
-use super::{AdapterArg, EncoderArg, ScalesArg, ThreadsArg, block_size_parser, parse_size};
+use super::{EncoderArg, GpuArg, ScalesArg, ThreadsArg, block_size_parser, parse_size};
 use crate::convert::synth::Shape;
 use crate::format::nf4::DEFAULT_BLOCK_SIZE;
 
@@ -75,7 +75,7 @@ Examples:
   nf4pack bench dequant
   nf4pack bench dequant --shape 9728x2560     # one projection
   nf4pack bench dequant --shape qwen3-4b      # the seven projections of a layer
-  nf4pack bench dequant --adapter llvmpipe --json
+  nf4pack bench dequant --gpu llvmpipe --json
 
 Random codes and scales are made in the GPU's memory and decoded to every float type from every type of scales. Each run \
 hands the device many calls at once and divides its time by their number; what is printed is the median of the runs. \
@@ -183,7 +183,7 @@ pub struct BenchStreamArgs {
 #[derive(Debug, Args)]
 pub struct GpuBenchArgs {
     #[command(flatten)]
-    pub adapter: AdapterArg,
+    pub gpu: GpuArg,
 
     /// Times that each thing is measured
     #[arg(long, value_name = "N", default_value = "10", value_parser = clap::value_parser!(u16).range(1..=1000))]

@@ -63,7 +63,7 @@ struct Measurement {
 pub fn run(args: &BenchStreamArgs) -> Result<Outcome> {
     let ui = Ui::new(args.common.json);
     ui::handle_interrupts()?;
-    let bench = device::with(&args.common.adapter, ui, |gpu| measure(args, ui, gpu))?;
+    let bench = device::with(&args.common.gpu, ui, |gpu| measure(args, ui, gpu))?;
     ui.result(&bench, || bench.text())?;
     Ok(Outcome::Good)
 }

@@ -52,7 +52,7 @@ pub struct UploadFigures {
 pub fn run(args: &BenchUploadArgs) -> Result<Outcome> {
     let ui = Ui::new(args.common.json);
     ui::handle_interrupts()?;
-    let bench = device::with(&args.common.adapter, ui, |gpu| measure(args, ui, gpu))?;
+    let bench = device::with(&args.common.gpu, ui, |gpu| measure(args, ui, gpu))?;
     ui.result(&bench, || bench.text())?;
     Ok(Outcome::Good)
 }
