@@ -1,6 +1,7 @@
 //! The command line as data: every option with its help. Nothing is decided here.
 
 mod bench;
+mod merge;
 
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
@@ -16,6 +17,7 @@ use crate::format::FloatType;
 use crate::format::nf4::ScaleType;
 use crate::gpu;
 pub use bench::*;
+pub use merge::MergeArgs;
 
 const STYLES: Styles = Styles::styled()
     .header(AnsiColor::Yellow.on_default().bold())
@@ -61,6 +63,7 @@ pub enum Command {
     Inspect(InspectArgs),
     Verify(VerifyArgs),
     Export(ExportArgs),
+    Merge(MergeArgs),
     Doctor(DoctorArgs),
     Bench(BenchArgs),
     Completions(CompletionsArgs),

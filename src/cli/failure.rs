@@ -19,6 +19,8 @@ use crate::dequant::stream::StreamError;
 use crate::export::{ExportError, WriteError};
 use crate::format::FormatError;
 use crate::gpu::{self, DRIVER_HINT, GpuError};
+use crate::merge::MergeError;
+use crate::train::adapter::AdapterError;
 use crate::verify::VerifyError;
 
 /// A failure as people and JSON are told.
@@ -76,6 +78,8 @@ fn hint(error: &anyhow::Error) -> Option<String> {
             of_verify(e)
         } else if let Some(e) = cause.downcast_ref() {
             of_export(e)
+        } else if let Some(e) = cause.downcast_ref() {
+            of_merge(e)
         } else if let Some(e) = cause.downcast_ref() {
             of_gpu(e)
         } else if let Some(e) = cause.downcast_ref() {
@@ -239,6 +243,34 @@ fn of_export(error: &ExportError) -> Option<String> {
         ExportError::Overflow { .. } => Some("--dtype bf16 or f32 holds it".into()),
         ExportError::Write(e) => of_write(e),
     }
+}
+
+fn of_merge(error: &MergeError) -> Option<String> {
+    match error {
+        MergeError::Verify(e) => of_verify(e),
+        MergeError::Source(e) => of_source(e),
+        MergeError::Write(e) => of_write(e),
+        MergeError::Adapter(e) => of_adapter(e),
+        MergeError::OtherBase { .. } => Some(
+            "`nf4pack inspect` shows which files, by SHA-256, the pack was made from; --base dequant needs none of them"
+                .into(),
+        ),
+        MergeError::NotFinite { .. } => Some("the adapter diverged, or the base is damaged".into()),
+        _ => None,
+    }
+}
+
+fn of_adapter(error: &AdapterError) -> Option<String> {
+    let hint = match error {
+        AdapterError::Read { source, .. } if source.kind() == ErrorKind::NotFound => {
+            "an adapter is a folder with adapter_model.safetensors and adapter_config.json, as `nf4pack train` and PEFT write it"
+        }
+        AdapterError::MissingTensor { .. } | AdapterError::UnexpectedTensor { .. } | AdapterError::Shape { .. } => {
+            "the adapter is for another model: its base_model_name_or_path names the one"
+        }
+        _ => return None,
+    };
+    Some(hint.to_owned())
 }
 
 fn of_write(error: &WriteError) -> Option<String> {

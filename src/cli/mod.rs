@@ -9,6 +9,7 @@ mod doctor;
 mod export;
 mod failure;
 mod inspect;
+mod merge;
 mod ui;
 mod verify;
 
@@ -61,6 +62,7 @@ fn dispatch(command: &Command) -> anyhow::Result<Outcome> {
         Command::Inspect(args) => inspect::run(args),
         Command::Verify(args) => verify::run(args),
         Command::Export(args) => export::run(args),
+        Command::Merge(args) => merge::run(args),
         Command::Doctor(args) => doctor::run(args),
         Command::Bench(args) => match &args.what {
             BenchCommand::Convert(args) => bench::convert::run(args),
@@ -80,6 +82,7 @@ impl Command {
             Self::Inspect(args) => args.json,
             Self::Verify(args) => args.output.json,
             Self::Export(args) => args.output.json,
+            Self::Merge(args) => args.output.json,
             Self::Doctor(args) => args.json,
             Self::Bench(args) => args.what.json(),
             Self::Completions(_) => false,
