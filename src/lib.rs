@@ -18,6 +18,8 @@ pub mod format;
 pub mod gpu;
 #[cfg(any(feature = "convert", feature = "gpu"))]
 mod io;
+#[cfg(all(feature = "convert", feature = "train"))]
+pub mod merge;
 #[cfg(feature = "mmap")]
 mod mmap;
 #[cfg(feature = "train")]

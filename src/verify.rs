@@ -12,6 +12,7 @@ use rayon::prelude::*;
 use serde::Serialize;
 use thiserror::Error;
 
+pub(crate) use against::widen;
 pub use against::{AgainstReport, Mismatch, TensorReport, against};
 
 use crate::convert::source::SourceError;
@@ -30,6 +31,14 @@ pub enum VerifyError {
     /// The pack cannot be opened.
     #[error(transparent)]
     Open(#[from] OpenError),
+    /// The pack is damaged, and the caller asked for a sound one.
+    #[error("{} is damaged: {first}", path.display())]
+    Damaged {
+        /// The pack.
+        path: PathBuf,
+        /// The first fault.
+        first: FormatError,
+    },
     /// The pack cannot be read.
     #[error("cannot read {path}")]
     Io {
@@ -96,6 +105,27 @@ pub fn verify(path: &Path, threads: usize, progress: &dyn Progress) -> Result<Ve
     })?;
     let (bytes, sections) = (pack.pack().bytes().len() as u64, pack.pack().index().sections().len() as u64);
     Ok(VerifyReport { bytes, sections, seconds: started.elapsed().as_secs_f64(), faults })
+}
+
+/// Opens a pack of which every checksum, scale and padding byte is right. Of `progress` only the wish to stop is heeded.
+///
+/// # Errors
+/// As [`verify`], and [`VerifyError::Damaged`].
+pub(crate) fn open_sound(path: &Path, progress: &dyn Progress) -> Result<MappedPack, VerifyError> {
+    let report = verify(path, 0, &Stoppable(progress))?;
+    match report.faults.into_iter().next() {
+        Some(first) => Err(VerifyError::Damaged { path: path.to_owned(), first }),
+        None => Ok(MappedPack::open(path)?),
+    }
+}
+
+/// Passes on the wish to stop, and keeps the progress of the check to itself.
+struct Stoppable<'a>(&'a dyn Progress);
+
+impl Progress for Stoppable<'_> {
+    fn cancelled(&self) -> bool {
+        self.0.cancelled()
+    }
 }
 
 /// The CRC-32 of every payload; `Err(None)` where the caller asked to stop.

@@ -684,13 +684,13 @@ fn an_export_is_a_checkpoint_with_the_decoded_weights() {
     for (dtype, shard_len) in [(FloatType::F32, u64::MAX), (FloatType::Bf16, 1_000_000), (FloatType::F16, u64::MAX)] {
         let out = folder.path().join(format!("{dtype}"));
         let report = export_sharded(&target, &out, dtype, shard_len, &()).unwrap();
-        assert_eq!(report.weights_files.len() > 1, shard_len != u64::MAX);
+        assert_eq!(report.written.weights_files.len() > 1, shard_len != u64::MAX);
         for name in ["config.json", "tokenizer.json", "tokenizer_config.json", "generation_config.json"] {
             assert!(fs::read(out.join(name)).unwrap() == fs::read(source.join(name)).unwrap(), "{name}");
         }
         let checkpoint = Checkpoint::open(&out, None).unwrap();
         let mapped = MappedPack::open(&target).unwrap();
-        assert_eq!(checkpoint.tensors.len() as u64, report.tensors);
+        assert_eq!(checkpoint.tensors.len() as u64, report.written.tensors);
         for projection in mapped.pack().projections() {
             let info = checkpoint.tensors.iter().find(|t| t.name == projection.name).unwrap();
             assert_eq!((info.float_type, &info.shape[..]), (dtype, projection.shape.dims()));

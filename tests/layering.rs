@@ -16,7 +16,8 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("train", &["format", "dequant", "gpu", "io"]),
     ("verify", &["format", "io", "mmap", "convert", "dequant"]),
     ("export", &["format", "io", "mmap", "convert", "dequant", "verify"]),
-    ("cli", &["format", "io", "mmap", "convert", "dequant", "gpu", "train", "verify", "export"]),
+    ("merge", &["format", "io", "convert", "dequant", "train", "verify", "export"]),
+    ("cli", &["format", "io", "mmap", "convert", "dequant", "gpu", "train", "verify", "export", "merge"]),
     ("main", &["cli"]),
 ];
 
@@ -26,7 +27,7 @@ const FENCED: &[(&str, &[&str])] = &[
     ("safetensors", &["convert", "export", "train"]),
     ("sha2", &["convert"]),
     ("fs4", &["convert", "export"]),
-    ("rayon", &["convert", "dequant", "train", "verify", "export", "cli"]),
+    ("rayon", &["convert", "dequant", "train", "verify", "export", "merge", "cli"]),
     ("ash", &["gpu"]),
     ("dirs", &["gpu"]),
     ("pollster", &["gpu"]),

@@ -3,6 +3,7 @@
 mod bench;
 mod eval;
 mod generate;
+mod merge;
 mod train;
 
 use std::num::NonZeroUsize;
@@ -21,6 +22,7 @@ use crate::gpu;
 pub use bench::*;
 pub use eval::EvalArgs;
 pub use generate::GenerateArgs;
+pub use merge::MergeArgs;
 pub use train::{TrainArgs, TrainOptions};
 
 const STYLES: Styles = Styles::styled()
@@ -70,6 +72,7 @@ pub enum Command {
     Train(Box<TrainArgs>),
     Eval(EvalArgs),
     Generate(Box<GenerateArgs>),
+    Merge(MergeArgs),
     Doctor(DoctorArgs),
     Bench(BenchArgs),
     Completions(CompletionsArgs),

@@ -16,10 +16,12 @@ use crate::convert::plan::PlanError;
 use crate::convert::source::{HeaderError, SourceError};
 use crate::dequant::DequantError;
 use crate::dequant::stream::StreamError;
-use crate::export::ExportError;
+use crate::export::{ExportError, WriteError};
 use crate::format::FormatError;
 use crate::gpu::{self, DRIVER_HINT, GpuError};
+use crate::merge::MergeError;
 use crate::train::TrainError;
+use crate::train::adapter::AdapterError;
 use crate::train::checkpoint::{CheckpointError, Difference};
 use crate::train::data::DataError;
 use crate::train::generate::GenerateError;
@@ -82,6 +84,8 @@ fn hint(error: &anyhow::Error) -> Option<String> {
             of_verify(e)
         } else if let Some(e) = cause.downcast_ref() {
             of_export(e)
+        } else if let Some(e) = cause.downcast_ref() {
+            of_merge(e)
         } else if let Some(e) = cause.downcast_ref() {
             of_gpu(e)
         } else if let Some(e) = cause.downcast_ref() {
@@ -245,6 +249,9 @@ fn of_verify(error: &VerifyError) -> Option<String> {
         VerifyError::Open(e) => of_open(e),
         VerifyError::Source(e) => of_source(e),
         VerifyError::Arch(e) => of_arch(e),
+        VerifyError::Damaged { path, .. } => {
+            Some(format!("`nf4pack verify {}` lists all that is damaged; convert the checkpoint again", path.display()))
+        }
         VerifyError::Threads(_) => Some("--threads N takes fewer".into()),
         VerifyError::Io { .. } | VerifyError::Cancelled => None,
     }
@@ -252,17 +259,46 @@ fn of_verify(error: &VerifyError) -> Option<String> {
 
 fn of_export(error: &ExportError) -> Option<String> {
     match error {
-        ExportError::Open(e) => of_open(e),
         ExportError::Verify(e) => of_verify(e),
-        ExportError::Damaged { path, .. } => {
-            Some(format!("`nf4pack verify {}` lists all that is damaged; convert the checkpoint again", path.display()))
-        }
-        ExportError::TargetExists { .. } => Some("name a new folder, or empty this one".into()),
-        ExportError::NoSpace { needed, available, .. } => Some(no_space(*needed, *available)),
-        ExportError::TensorName { .. } => None,
         ExportError::Overflow { .. } => Some("--dtype bf16 or f32 holds it".into()),
-        ExportError::Target { path, source } => of_target(path, source),
-        ExportError::Safetensors { .. } | ExportError::Cancelled => None,
+        ExportError::Write(e) => of_write(e),
+    }
+}
+
+fn of_merge(error: &MergeError) -> Option<String> {
+    match error {
+        MergeError::Verify(e) => of_verify(e),
+        MergeError::Source(e) => of_source(e),
+        MergeError::Write(e) => of_write(e),
+        MergeError::Adapter(e) => of_adapter(e),
+        MergeError::OtherBase { .. } => Some(
+            "`nf4pack inspect` shows which files, by SHA-256, the pack was made from; --base dequant needs none of them"
+                .into(),
+        ),
+        MergeError::NotFinite { .. } => Some("the adapter diverged, or the base is damaged".into()),
+        _ => None,
+    }
+}
+
+fn of_adapter(error: &AdapterError) -> Option<String> {
+    let hint = match error {
+        AdapterError::Read { source, .. } if source.kind() == ErrorKind::NotFound => {
+            "an adapter is a folder with adapter_model.safetensors and adapter_config.json, as `nf4pack train` and PEFT write it"
+        }
+        AdapterError::MissingTensor { .. } | AdapterError::UnexpectedTensor { .. } | AdapterError::Shape { .. } => {
+            "the adapter is for another model: its base_model_name_or_path names the one"
+        }
+        _ => return None,
+    };
+    Some(hint.to_owned())
+}
+
+fn of_write(error: &WriteError) -> Option<String> {
+    match error {
+        WriteError::TargetExists { .. } => Some("name a new folder, or empty this one".into()),
+        WriteError::NoSpace { needed, available, .. } => Some(no_space(*needed, *available)),
+        WriteError::Target { path, source } => of_target(path, source),
+        WriteError::TensorName { .. } | WriteError::Safetensors { .. } | WriteError::Cancelled => None,
     }
 }
 

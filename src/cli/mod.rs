@@ -11,6 +11,7 @@ mod export;
 mod failure;
 mod generate;
 mod inspect;
+mod merge;
 mod train;
 mod ui;
 mod verify;
@@ -67,12 +68,14 @@ fn dispatch(command: &Command) -> anyhow::Result<Outcome> {
         Command::Train(args) => train::run(args),
         Command::Eval(args) => eval::run(args),
         Command::Generate(args) => generate::run(args),
+        Command::Merge(args) => merge::run(args),
         Command::Doctor(args) => doctor::run(args),
         Command::Bench(args) => match &args.what {
             BenchCommand::Convert(args) => bench::convert::run(args),
             BenchCommand::Dequant(args) => bench::dequant::run(args),
             BenchCommand::Upload(args) => bench::upload::run(args),
             BenchCommand::Stream(args) => bench::stream::run(args),
+            BenchCommand::Train(args) => bench::train::run(args),
         },
         Command::Completions(args) => completions::run(args),
     }
@@ -89,6 +92,7 @@ impl Command {
             Self::Train(args) => args.json,
             Self::Eval(args) => args.json,
             Self::Generate(args) => args.json,
+            Self::Merge(args) => args.output.json,
             Self::Doctor(args) => args.json,
             Self::Bench(args) => args.what.json(),
             Self::Completions(_) => false,

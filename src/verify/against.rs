@@ -471,7 +471,7 @@ fn first_difference(a: &[u8], b: &[u8]) -> Option<u64> {
 }
 
 /// Little-endian floats as float32, exactly.
-fn widen(float_type: FloatType, bytes: &[u8], out: &mut Vec<f32>) {
+pub(crate) fn widen(float_type: FloatType, bytes: &[u8], out: &mut Vec<f32>) {
     out.clear();
     match float_type {
         FloatType::F32 => out.extend(bytes.as_chunks().0.iter().map(|&b| f32::from_le_bytes(b))),

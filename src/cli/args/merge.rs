@@ -1,0 +1,56 @@
+//! `nf4pack merge`.
+
+use std::path::{Path, PathBuf};
+
+use clap::{Args, ValueHint};
+
+use super::OutputArgs;
+use crate::merge::Base;
+
+const EXAMPLES: &str = "\
+Examples:
+  nf4pack merge q.nf4pack --adapter my-adapter --base ./Qwen3-0.6B --out ./tuned
+  nf4pack merge q.nf4pack --adapter my-adapter --base dequant --out ./tuned
+
+DIR gets the model's weights in bfloat16 with the adapter added, and the pack's config and tokenizer files: transformers loads it \
+without PEFT, and `nf4pack convert` makes a pack of it. With --base SNAPSHOT the change goes into the weights that the pack was made \
+from, which are the better ones; with --base dequant into the pack's 4-bit values, which are the ones that it was trained on. How much \
+of the change bfloat16 is too coarse for is said at the end. DIR appears under its name only when it is whole.";
+
+/// Add an adapter to the weights, and write them as a folder that transformers loads
+#[derive(Debug, Args)]
+#[command(after_help = EXAMPLES)]
+pub struct MergeArgs {
+    /// The pack that the adapter was trained on
+    #[arg(value_name = "PACK", value_hint = ValueHint::FilePath)]
+    pub file: PathBuf,
+
+    /// The adapter's folder, by this program or by PEFT
+    #[arg(long, value_name = "DIR", value_hint = ValueHint::DirPath)]
+    pub adapter: PathBuf,
+
+    /// What it is added to: the checkpoint that the pack was made from, or `dequant`, the pack's own weights
+    #[arg(long, value_name = "SNAPSHOT|dequant", value_hint = ValueHint::AnyPath)]
+    pub base: PathBuf,
+
+    /// The folder to write: a new or an empty one
+    #[arg(long, value_name = "DIR", value_hint = ValueHint::DirPath)]
+    pub out: PathBuf,
+
+    /// A config.json to read in place of the one in SNAPSHOT
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
+    pub config: Option<PathBuf>,
+
+    #[command(flatten)]
+    pub output: OutputArgs,
+}
+
+impl MergeArgs {
+    /// A folder of that name is `./dequant`.
+    pub fn base(&self) -> Base<'_> {
+        if self.base == Path::new("dequant") {
+            return Base::Dequantised;
+        }
+        Base::Checkpoint { path: &self.base, config: self.config.as_deref() }
+    }
+}

@@ -1,0 +1,69 @@
+//! `nf4pack merge`.
+
+use serde::Serialize;
+
+use super::Outcome;
+use super::args::MergeArgs;
+use super::export::amounts;
+use super::ui::{self, Ui, Unit};
+use crate::export::MAX_SHARD_LEN;
+use crate::merge::{Base, MergeReport, Sources, merge};
+
+#[derive(Serialize)]
+struct Document<'a> {
+    target: String,
+    base: String,
+    #[serde(flatten)]
+    report: &'a MergeReport,
+}
+
+pub fn run(args: &MergeArgs) -> anyhow::Result<Outcome> {
+    let ui = Ui::from(args.output);
+    ui::handle_interrupts()?;
+    let sources = Sources { pack: &args.file, adapter: &args.adapter, base: args.base() };
+    let meter = ui.meter("merging", Unit::Weights);
+    let report = merge(&sources, &args.out, MAX_SHARD_LEN, &meter)?;
+    drop(meter);
+    warn(ui, sources.base, &report);
+    let document =
+        Document { target: args.out.display().to_string(), base: args.base.display().to_string(), report: &report };
+    ui.result(&document, || document.text())?;
+    Ok(Outcome::Good)
+}
+
+/// What may be wrong with the snapshot.
+fn warn(ui: Ui, base: Base<'_>, report: &MergeReport) {
+    if let (Base::Checkpoint { path, .. }, [first, more @ ..]) = (base, report.other_files.as_slice()) {
+        let more = if more.is_empty() { String::new() } else { format!(" (and {} more)", more.len()) };
+        let path = path.display();
+        ui.warning(&format!("{first}{more} of {path} is not, by SHA-256, a file that the pack was made from"));
+    }
+    match (report.rounding_error, &report.worst) {
+        (None, _) => ui.warning("the adapter changes nothing: its B is zero"),
+        (Some(error), Some(worst)) if error >= MergeReport::WORRYING => ui.warning(&format!(
+            "bfloat16 is too coarse for this adapter: rounding took {:.0} % of its change ({:.0} % of {}); use the adapter itself",
+            100.0 * error,
+            100.0 * worst.relative_error,
+            worst.tensor
+        )),
+        _ => {}
+    }
+}
+
+impl Document<'_> {
+    fn text(&self) -> String {
+        let Self { target, report, .. } = self;
+        let (tensors, merged) = (ui::plural(report.written.tensors, "tensor"), ui::grouped(report.merged));
+        let amounts = amounts(&report.written, report.seconds);
+        let rounding = match (report.rounding_error, &report.worst) {
+            (Some(error), Some(worst)) => format!(
+                "rounding to bf16: {:.2} % of the change, at worst {:.2} % ({})\n",
+                100.0 * error,
+                100.0 * worst.relative_error,
+                worst.tensor
+            ),
+            _ => String::new(),
+        };
+        format!("{target}: {tensors} in bf16, {merged} of them merged: {amounts}\n{rounding}")
+    }
+}

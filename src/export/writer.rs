@@ -1,0 +1,286 @@
+//! A snapshot folder, written tensor by tensor: what export and merge share.
+
+use std::borrow::Cow;
+use std::cell::RefCell;
+use std::collections::{BTreeMap, HashMap};
+use std::fs::{self, File};
+use std::io;
+use std::path::{Path, PathBuf};
+
+use safetensors::{Dtype, SafeTensorError, View};
+use serde::Serialize;
+use thiserror::Error;
+
+use crate::convert::Progress;
+use crate::convert::source::SIDE_FILES;
+use crate::format::{FloatType, Pack};
+use crate::io::{publish_folder, sync_dir, temporary_folder};
+
+/// Bytes of tensors in one file of the snapshot, as transformers cuts them.
+pub const MAX_SHARD_LEN: u64 = 5_000_000_000;
+
+/// The name that a tensor of a safetensors file cannot have.
+const RESERVED_NAME: &str = "__metadata__";
+
+/// Why a snapshot folder could not be written. Nothing is left behind.
+#[derive(Debug, Error)]
+#[non_exhaustive]
+pub enum WriteError {
+    /// Something stands where the snapshot should go.
+    #[error("{} exists already and is not an empty folder", path.display())]
+    TargetExists {
+        /// The target.
+        path: PathBuf,
+    },
+    /// The snapshot would not fit.
+    #[error("{} has {available} bytes free, the snapshot needs {needed}", path.display())]
+    NoSpace {
+        /// The folder.
+        path: PathBuf,
+        /// Bytes of all files.
+        needed: u64,
+        /// Free bytes.
+        available: u64,
+    },
+    /// A tensor has the name under which safetensors files keep their own strings.
+    #[error("there is a tensor named {name:?}, which a safetensors file cannot have")]
+    TensorName {
+        /// The name.
+        name: String,
+    },
+    /// A file of the snapshot cannot be written.
+    #[error("cannot write {}: {source}", path.display())]
+    Target {
+        /// The file.
+        path: PathBuf,
+        /// The system's error.
+        source: io::Error,
+    },
+    /// A weights file cannot be written.
+    #[error("cannot write {}: {source}", path.display())]
+    Safetensors {
+        /// The file.
+        path: PathBuf,
+        /// The library's error.
+        source: SafeTensorError,
+    },
+    /// The caller asked to stop.
+    #[error("stopped before the end; nothing was written")]
+    Cancelled,
+}
+
+/// What was written.
+#[derive(Debug, Clone, Serialize)]
+pub struct Written {
+    /// The weights files.
+    pub weights_files: Vec<String>,
+    /// The other files.
+    pub files: Vec<String>,
+    /// Tensors written.
+    pub tensors: u64,
+    /// Bytes of all tensors.
+    pub bytes: u64,
+}
+
+/// Makes the little-endian elements of a tensor.
+pub(crate) type Make<'a, E> = Box<dyn Fn() -> Result<Cow<'a, [u8]>, E> + 'a>;
+
+/// A tensor of a snapshot; its bytes are made when they are written.
+pub(crate) struct Tensor<'a, E> {
+    pub(crate) name: &'a str,
+    pub(crate) float_type: FloatType,
+    pub(crate) dims: &'a [u64],
+    pub(crate) make: Make<'a, E>,
+}
+
+impl<E> Tensor<'_, E> {
+    fn elements(&self) -> u64 {
+        self.dims.iter().product()
+    }
+
+    fn len(&self) -> u64 {
+        self.elements() * self.float_type.size() as u64
+    }
+}
+
+/// An error where `target` is anything but an empty folder or nothing.
+pub(crate) fn refuse_existing(target: &Path) -> Result<(), WriteError> {
+    // Only a folder of its own can be replaced: not a link to one, and not `.`.
+    let replaceable = |m: fs::Metadata| m.is_dir() && target.file_name().is_some();
+    let empty = || fs::read_dir(target).is_ok_and(|mut entries| entries.next().is_none());
+    if target.symlink_metadata().is_ok_and(|m| !replaceable(m) || !empty()) {
+        return Err(WriteError::TargetExists { path: target.to_owned() });
+    }
+    Ok(())
+}
+
+/// Writes `tensors` and those files of `pack` that checkpoints have ([`SIDE_FILES`]) as the folder `target`, which appears under
+/// its name once it is whole. A weights file has at most `shard_len` bytes of tensors (or one tensor, where that is longer). One
+/// tensor at a time is in memory. Progress is counted in weights.
+///
+/// # Errors
+/// A [`WriteError`], or what a tensor's `make` says.
+pub(crate) fn write<E: From<WriteError>>(
+    target: &Path,
+    pack: Pack<'_>,
+    tensors: &[Tensor<'_, E>],
+    shard_len: u64,
+    progress: &dyn Progress,
+) -> Result<Written, E> {
+    if let Some(tensor) = tensors.iter().find(|t| t.name == RESERVED_NAME) {
+        return Err(WriteError::TensorName { name: tensor.name.to_owned() }.into());
+    }
+    let bytes: u64 = tensors.iter().map(Tensor::len).sum();
+    let folder = crate::io::folder_of(target);
+    let error = |source| WriteError::Target { path: target.to_owned(), source };
+    let available = fs4::available_space(folder).map_err(error)?;
+    if available < bytes {
+        return Err(WriteError::NoSpace { path: folder.to_owned(), needed: bytes, available }.into());
+    }
+    // Asked for now, not after the work: the folder is made durable at the end.
+    sync_dir(folder).map_err(error)?;
+    let temporary = temporary_folder(folder).map_err(error)?;
+    let total = tensors.iter().map(Tensor::elements).sum();
+    let job = Job { progress, total, state: RefCell::new(State { done: 0, error: None }) };
+    let weights_files = job.write_weights(temporary.path(), tensors, shard_len)?;
+    let files = write_files(temporary.path(), pack)?;
+    sync_dir(temporary.path()).map_err(error)?;
+    publish_folder(temporary, target).map_err(error)?;
+    Ok(Written { weights_files, files, tensors: tensors.len() as u64, bytes })
+}
+
+fn write_files(folder: &Path, pack: Pack<'_>) -> Result<Vec<String>, WriteError> {
+    let mut names = Vec::new();
+    // Only the files that checkpoints have: a pack of unknown origin must not bring others, code least of all.
+    for file in pack.files().filter(|f| SIDE_FILES.contains(&f.name)) {
+        write_synced(&folder.join(file.name), file.bytes)?;
+        names.push(file.name.to_owned());
+    }
+    Ok(names)
+}
+
+/// What went wrong or was done while safetensors asked for one tensor after the other: its interface has no errors.
+struct State<E> {
+    done: u64,
+    error: Option<E>,
+}
+
+struct Job<'a, E> {
+    progress: &'a dyn Progress,
+    /// Weights of all tensors.
+    total: u64,
+    state: RefCell<State<E>>,
+}
+
+/// What safetensors asks a tensor for.
+struct TensorView<'a, 'b, E> {
+    job: &'a Job<'a, E>,
+    tensor: &'a Tensor<'b, E>,
+    shape: Vec<usize>,
+}
+
+impl<E: From<WriteError>> View for TensorView<'_, '_, E> {
+    fn dtype(&self) -> Dtype {
+        match self.tensor.float_type {
+            FloatType::F32 => Dtype::F32,
+            FloatType::F16 => Dtype::F16,
+            FloatType::Bf16 => Dtype::BF16,
+        }
+    }
+
+    fn shape(&self) -> &[usize] {
+        &self.shape
+    }
+
+    fn data(&self) -> Cow<'_, [u8]> {
+        self.job.make(self.tensor)
+    }
+
+    fn data_len(&self) -> usize {
+        self.tensor.len() as usize
+    }
+}
+
+impl<E: From<WriteError>> Job<'_, E> {
+    /// The tensor's bytes; none after an error, or where the caller asked to stop: what is written then means nothing.
+    fn make<'t>(&self, tensor: &'t Tensor<'_, E>) -> Cow<'t, [u8]> {
+        let mut state = self.state.borrow_mut();
+        if state.error.is_some() {
+            return Cow::Borrowed(&[]);
+        }
+        let made = if self.progress.cancelled() { Err(WriteError::Cancelled.into()) } else { (tensor.make)() };
+        match made {
+            Ok(bytes) => {
+                state.done += tensor.elements();
+                self.progress.advance(state.done, self.total);
+                bytes
+            }
+            Err(error) => {
+                state.error = Some(error);
+                Cow::Borrowed(&[])
+            }
+        }
+    }
+
+    /// One file, or shards and their index.
+    fn write_weights(&self, folder: &Path, tensors: &[Tensor<'_, E>], shard_len: u64) -> Result<Vec<String>, E> {
+        let shards = shards(tensors, shard_len);
+        let count = shards.len();
+        let name = |i: usize| match count {
+            0 | 1 => "model.safetensors".to_owned(),
+            _ => format!("model-{:05}-of-{count:05}.safetensors", i + 1),
+        };
+        let mut weight_map = BTreeMap::new();
+        for (i, shard) in shards.iter().enumerate() {
+            self.write_shard(&folder.join(name(i)), shard)?;
+            weight_map.extend(shard.iter().map(|t| (t.name.to_owned(), name(i))));
+        }
+        if count > 1 {
+            let total_size: u64 = tensors.iter().map(Tensor::len).sum();
+            let index = serde_json::json!({ "metadata": { "total_size": total_size }, "weight_map": weight_map });
+            write_synced(&folder.join("model.safetensors.index.json"), format!("{index:#}\n").as_bytes())?;
+        }
+        Ok((0..count).map(name).collect())
+    }
+
+    fn write_shard(&self, path: &Path, shard: &[&Tensor<'_, E>]) -> Result<(), E> {
+        let views = shard.iter().map(|&tensor| {
+            let shape = tensor.dims.iter().map(|&d| d as usize).collect();
+            (tensor.name, TensorView { job: self, tensor, shape })
+        });
+        // transformers refuses a file without this entry.
+        let metadata = HashMap::from([("format".to_owned(), "pt".to_owned())]);
+        let error = |source| WriteError::Target { path: path.to_owned(), source };
+        // safetensors makes a file that only its owner may read; it shall have the permissions of any new file.
+        let permissions = File::create_new(path).and_then(|f| f.metadata()).map_err(error)?.permissions();
+        let written = safetensors::serialize_to_file(views, Some(metadata), path);
+        if let Some(error) = self.state.borrow_mut().error.take() {
+            return Err(error);
+        }
+        written.map_err(|source| WriteError::Safetensors { path: path.to_owned(), source })?;
+        fs::set_permissions(path, permissions).map_err(error)?;
+        File::options().write(true).open(path).and_then(|f| f.sync_all()).map_err(error)?;
+        Ok(())
+    }
+}
+
+/// Cuts tensors, in their order, into runs of at most `shard_len` bytes.
+fn shards<'a, 'b, E>(tensors: &'a [Tensor<'b, E>], shard_len: u64) -> Vec<Vec<&'a Tensor<'b, E>>> {
+    let mut shards: Vec<Vec<&Tensor<'_, E>>> = Vec::new();
+    let mut len = 0;
+    for tensor in tensors {
+        match shards.last_mut() {
+            Some(shard) if len + tensor.len() <= shard_len => shard.push(tensor),
+            _ => {
+                shards.push(vec![tensor]);
+                len = 0;
+            }
+        }
+        len += tensor.len();
+    }
+    shards
+}
+
+fn write_synced(path: &Path, bytes: &[u8]) -> Result<(), WriteError> {
+    crate::io::write_synced(path, bytes).map_err(|source| WriteError::Target { path: path.to_owned(), source })
+}

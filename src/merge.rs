@@ -1,0 +1,219 @@
+//! An adapter merged into the weights: a snapshot folder in bfloat16 that needs no adapter any more.
+//!
+//! For every adapted projection W' = W + scale * B A (Hu et al., "LoRA", section 4.1), computed in float64 and rounded to
+//! bfloat16 once, to nearest, ties to even.
+
+mod base;
+mod sum;
+
+use std::borrow::Cow;
+use std::cell::RefCell;
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+use serde::Serialize;
+use thiserror::Error;
+
+use crate::convert::Progress;
+use crate::convert::source::{CONFIG, SourceError};
+use crate::export::writer::{self, Tensor};
+use crate::export::{WriteError, Written};
+use crate::format::{FloatType, Pack, Role};
+use crate::train::adapter::{Adapter, AdapterError};
+use crate::train::config::{ConfigError, ModelConfig};
+use crate::verify::{Mismatch, VerifyError, open_sound};
+use base::BaseTensor;
+use sum::{Change, Delta};
+
+/// Why an adapter could not be merged. Nothing is left behind.
+#[derive(Debug, Error)]
+#[non_exhaustive]
+pub enum MergeError {
+    /// The pack cannot be opened or checked, or is damaged.
+    #[error(transparent)]
+    Verify(#[from] VerifyError),
+    /// The pack holds no configuration, so that nothing says what model it is.
+    #[error("{} holds no {CONFIG}", path.display())]
+    NoConfig {
+        /// The pack.
+        path: PathBuf,
+    },
+    /// The pack's model is not one that adapters are for.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// The adapter cannot be read, or is one for another model.
+    #[error(transparent)]
+    Adapter(#[from] AdapterError),
+    /// The base cannot be read.
+    #[error(transparent)]
+    Source(#[from] SourceError),
+    /// The base is not the checkpoint that the pack was made from.
+    #[error("{} is not the checkpoint that the pack was made from: {mismatch}", path.display())]
+    OtherBase {
+        /// The base.
+        path: PathBuf,
+        /// The first thing that does not fit.
+        mismatch: Mismatch,
+    },
+    /// The pack lacks a projection that the adapter changes, or has it in another shape.
+    #[error("the adapter changes {role} of layer {layer}, and the pack has no such matrix of {outputs} x {inputs}")]
+    NoProjection {
+        /// The layer.
+        layer: u32,
+        /// The projection.
+        role: Role,
+        /// Rows that it should have.
+        outputs: u32,
+        /// Columns that it should have.
+        inputs: u32,
+    },
+    /// A weight that is no number, or too large for bfloat16.
+    #[error("tensor {tensor}: the value at flat index {index} is {value}, which is no finite bfloat16")]
+    NotFinite {
+        /// The tensor.
+        tensor: String,
+        /// Index into the flattened tensor.
+        index: u64,
+        /// The value before it was rounded.
+        value: f64,
+    },
+    /// The snapshot cannot be written.
+    #[error(transparent)]
+    Write(#[from] WriteError),
+}
+
+/// The weights that an adapter is added to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Base<'a> {
+    /// The pack's own, decoded: what the adapter was trained on.
+    Dequantised,
+    /// Those of the checkpoint that the pack was made from.
+    Checkpoint {
+        /// A snapshot folder, or one safetensors file.
+        path: &'a Path,
+        /// A config.json to use in place of the checkpoint's.
+        config: Option<&'a Path>,
+    },
+}
+
+/// What is merged.
+#[derive(Debug, Clone, Copy)]
+pub struct Sources<'a> {
+    /// The pack.
+    pub pack: &'a Path,
+    /// The adapter's folder.
+    pub adapter: &'a Path,
+    /// What the adapter is added to.
+    pub base: Base<'a>,
+}
+
+/// How much of the change a rounding took away again.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Rounding {
+    /// The tensor.
+    pub tensor: String,
+    /// Norm of (bfloat16(W') - W') over norm of (W' - W).
+    pub relative_error: f64,
+}
+
+/// What a merge did.
+#[derive(Debug, Clone, Serialize)]
+pub struct MergeReport {
+    /// The snapshot.
+    #[serde(flatten)]
+    pub written: Written,
+    /// Tensors that the adapter changed.
+    pub merged: u64,
+    /// The factor on B A.
+    pub scale: f64,
+    /// Norm of the rounding error over norm of the change, over all merged tensors; `None` where nothing changes (B is zero).
+    pub rounding_error: Option<f64>,
+    /// The tensor of which rounding took the largest part; none where nothing changes.
+    pub worst: Option<Rounding>,
+    /// Files of the base that are not, by SHA-256, the ones that the pack was made from.
+    pub other_files: Vec<String>,
+    /// Wall-clock seconds.
+    pub seconds: f64,
+}
+
+impl MergeReport {
+    /// [`MergeReport::rounding_error`] from which on a good part of the tune is lost.
+    pub const WORRYING: f64 = 0.5;
+}
+
+/// Merges `sources` into a snapshot folder `target`, in weights files of at most `shard_len` bytes of tensors each (or one
+/// tensor, where that is longer); see [`crate::export::MAX_SHARD_LEN`]. All tensors are bfloat16; what the adapter does not
+/// change is byte for byte the base's where that is bfloat16. The pack's config.json, tokenizer and so on come with them. The
+/// folder appears under its name once it is whole. One tensor at a time is in memory.
+///
+/// # Errors
+/// See [`MergeError`].
+pub fn merge(
+    sources: &Sources<'_>,
+    target: &Path,
+    shard_len: u64,
+    progress: &dyn Progress,
+) -> Result<MergeReport, MergeError> {
+    let started = Instant::now();
+    writer::refuse_existing(target)?;
+    let mapped = open_sound(sources.pack, progress)?;
+    let pack = mapped.pack();
+    let adapter = Adapter::read(sources.adapter, &model(pack, sources.pack)?)?;
+    base::check_projections(pack, &adapter.layout)?;
+    let opened = match sources.base {
+        Base::Dequantised => None,
+        Base::Checkpoint { path, config } => Some(base::open(path, config, pack)?),
+    };
+    let other_files = opened.as_ref().map_or(Ok(Vec::new()), |c| base::other_files(c, pack, progress))?;
+    let base = base::tensors(pack, opened.as_ref());
+    let changes = RefCell::new(Vec::new());
+    let tensors: Vec<Tensor<'_, MergeError>> = base.iter().map(|t| tensor(t, &adapter, &changes, progress)).collect();
+    let written = writer::write(target, pack, &tensors, shard_len, progress)?;
+    let changes = changes.take();
+    Ok(MergeReport {
+        written,
+        merged: changes.len() as u64,
+        scale: adapter.config.scale(),
+        rounding_error: total(&changes).rounding_error(),
+        worst: worst(&changes),
+        other_files,
+        seconds: started.elapsed().as_secs_f64(),
+    })
+}
+
+/// What the pack's own files say about its model.
+fn model(pack: Pack<'_>, path: &Path) -> Result<ModelConfig, MergeError> {
+    let config = pack.file(CONFIG).ok_or_else(|| MergeError::NoConfig { path: path.to_owned() })?;
+    Ok(ModelConfig::parse(config.bytes, pack.file("generation_config.json").map(|f| f.bytes))?)
+}
+
+/// The tensor of the snapshot that becomes of `base`.
+fn tensor<'a>(
+    base: &'a BaseTensor<'a>,
+    adapter: &'a Adapter,
+    changes: &'a RefCell<Vec<(&'a str, Change)>>,
+    progress: &'a dyn Progress,
+) -> Tensor<'a, MergeError> {
+    let make = move || {
+        let delta = Delta::of(adapter, base);
+        if let (None, Some(bytes)) = (&delta, base.bfloat16()?) {
+            return Ok(bytes);
+        }
+        let (bytes, change) = sum::add(base, delta.as_ref(), progress)?;
+        if delta.is_some() {
+            changes.borrow_mut().push((base.name, change));
+        }
+        Ok(Cow::Owned(bytes))
+    };
+    Tensor { name: base.name, float_type: FloatType::Bf16, dims: base.dims, make: Box::new(make) }
+}
+
+fn total(changes: &[(&str, Change)]) -> Change {
+    changes.iter().fold(Change::default(), |sum, (_, change)| sum + *change)
+}
+
+fn worst(changes: &[(&str, Change)]) -> Option<Rounding> {
+    let errors = changes.iter().filter_map(|(name, change)| Some((name, change.rounding_error()?)));
+    let (tensor, relative_error) = errors.max_by(|a, b| a.1.total_cmp(&b.1))?;
+    Some(Rounding { tensor: (*tensor).to_owned(), relative_error })
+}

@@ -1,0 +1,192 @@
+//! The weights that an adapter is added to: a pack's, or its checkpoint's.
+
+use std::borrow::Cow;
+use std::collections::HashMap;
+use std::path::Path;
+
+use rayon::prelude::*;
+
+use super::MergeError;
+use crate::convert::Progress;
+use crate::convert::hash::FileHash;
+use crate::convert::source::{Checkpoint, SourceError, SourceFile, TensorInfo};
+use crate::dequant;
+use crate::export::WriteError;
+use crate::format::{FloatType, Pack, Projection, Provenance, RawTensor, Role};
+use crate::io::{AlignedBuf, read_exact_at};
+use crate::train::lora::AdapterLayout;
+use crate::verify::{Mismatch, widen};
+
+/// Bytes that are hashed at a time.
+const HASH_LEN: usize = 1 << 20;
+
+/// A tensor of the base, and what it is in the model.
+pub(super) struct BaseTensor<'a> {
+    pub(super) name: &'a str,
+    pub(super) dims: &'a [u64],
+    pub(super) role: Role,
+    pub(super) layer: Option<u32>,
+    weights: Weights<'a>,
+}
+
+enum Weights<'a> {
+    Quantised(Projection<'a>),
+    Raw(RawTensor<'a>),
+    File(&'a Checkpoint, &'a TensorInfo),
+}
+
+impl<'a> BaseTensor<'a> {
+    fn quantised(projection: Projection<'a>) -> Self {
+        let Projection { name, role, layer, shape, .. } = projection;
+        Self { name, dims: shape.dims(), role, layer, weights: Weights::Quantised(projection) }
+    }
+
+    fn raw(tensor: RawTensor<'a>) -> Self {
+        let RawTensor { name, role, layer, shape, .. } = tensor;
+        Self { name, dims: shape.dims(), role, layer, weights: Weights::Raw(tensor) }
+    }
+
+    /// Number of weights.
+    pub(super) fn elements(&self) -> u64 {
+        self.dims.iter().product()
+    }
+
+    /// The bytes of a tensor that is bfloat16 already.
+    pub(super) fn bfloat16(&self) -> Result<Option<Cow<'a, [u8]>>, SourceError> {
+        match self.weights {
+            Weights::Raw(tensor) if tensor.float_type == FloatType::Bf16 => Ok(Some(Cow::Borrowed(tensor.bytes))),
+            Weights::File(checkpoint, tensor) if tensor.float_type == FloatType::Bf16 => {
+                let mut bytes = vec![0; tensor.length as usize];
+                checkpoint.read(tensor, 0, &mut bytes)?;
+                Ok(Some(Cow::Owned(bytes)))
+            }
+            _ => Ok(None),
+        }
+    }
+
+    /// Weights `first..first + len`, which exist, in float32, exactly.
+    pub(super) fn read(&self, first: u64, len: usize) -> Result<Vec<f32>, MergeError> {
+        let mut out = Vec::new();
+        match self.weights {
+            Weights::Quantised(projection) => {
+                out.resize(len, 0.0);
+                // A validated pack always decodes: the only error is a range outside the tensor.
+                let no_number = |_| MergeError::NotFinite { tensor: self.name.to_owned(), index: first, value: f64::NAN };
+                dequant::dequantize(&projection.data, first, &mut out).map_err(no_number)?;
+            }
+            Weights::Raw(tensor) => {
+                let size = tensor.float_type.size();
+                let bytes = tensor.bytes.get(first as usize * size..(first as usize + len) * size);
+                widen(tensor.float_type, bytes.unwrap_or_default(), &mut out);
+            }
+            Weights::File(checkpoint, tensor) => {
+                let size = tensor.float_type.size();
+                let mut bytes = vec![0; len * size];
+                checkpoint.read(tensor, first * size as u64, &mut bytes)?;
+                widen(tensor.float_type, &bytes, &mut out);
+            }
+        }
+        Ok(out)
+    }
+}
+
+/// All tensors of a pack, in file order.
+fn of_pack(pack: Pack<'_>) -> impl Iterator<Item = BaseTensor<'_>> {
+    pack.projections().map(BaseTensor::quantised).chain(pack.raw_tensors().map(BaseTensor::raw))
+}
+
+/// The tensors of the snapshot: the pack's or, where there is one, those of its checkpoint.
+pub(super) fn tensors<'a>(pack: Pack<'a>, checkpoint: Option<&'a Checkpoint>) -> Vec<BaseTensor<'a>> {
+    let Some(checkpoint) = checkpoint else { return of_pack(pack).collect() };
+    let places: HashMap<&str, (Role, Option<u32>)> = of_pack(pack).map(|t| (t.name, (t.role, t.layer))).collect();
+    let tensor = |tensor: &'a TensorInfo| {
+        let (role, layer) = places.get(tensor.name.as_str()).copied().unwrap_or((Role::Other, None));
+        let weights = Weights::File(checkpoint, tensor);
+        BaseTensor { name: &tensor.name, dims: &tensor.shape, role, layer, weights }
+    };
+    checkpoint.tensors.iter().map(tensor).collect()
+}
+
+/// Checks that the pack has every projection that an adapter of this layout changes.
+///
+/// # Errors
+/// [`MergeError::NoProjection`].
+pub(super) fn check_projections(pack: Pack<'_>, layout: &AdapterLayout) -> Result<(), MergeError> {
+    let found: HashMap<(Option<u32>, Role), &[u64]> = of_pack(pack).map(|t| ((t.layer, t.role), t.dims)).collect();
+    for (layer, role, place) in layout.places() {
+        let (outputs, inputs) = (place.outputs, place.inputs);
+        if found.get(&(Some(layer), role)) != Some(&[u64::from(outputs), u64::from(inputs)].as_slice()) {
+            return Err(MergeError::NoProjection { layer, role, outputs, inputs });
+        }
+    }
+    Ok(())
+}
+
+/// Opens the checkpoint that `pack` was made from.
+///
+/// # Errors
+/// Where it cannot be read, or has other tensors than the pack.
+pub(super) fn open(path: &Path, config: Option<&Path>, pack: Pack<'_>) -> Result<Checkpoint, MergeError> {
+    let checkpoint = Checkpoint::open(path, config)?;
+    match mismatch(&checkpoint, pack) {
+        Some(mismatch) => Err(MergeError::OtherBase { path: path.to_owned(), mismatch }),
+        None => Ok(checkpoint),
+    }
+}
+
+/// The first tensor that only one of the two has, or that differs in shape.
+fn mismatch(checkpoint: &Checkpoint, pack: Pack<'_>) -> Option<Mismatch> {
+    let mut missing: HashMap<&str, &[u64]> = of_pack(pack).map(|t| (t.name, t.dims)).collect();
+    let dropped = Provenance::from_json(pack.index().metadata()).map(|p| p.dropped).unwrap_or_default();
+    for TensorInfo { name, shape, .. } in &checkpoint.tensors {
+        match missing.remove(name.as_str()) {
+            Some(dims) if dims != shape => {
+                let (expected, found) = (format!("{shape:?}"), format!("{dims:?}"));
+                return Some(Mismatch::Shape { name: name.clone(), expected, found });
+            }
+            None if !dropped.contains(name) => return Some(Mismatch::NotInPack { name: name.clone() }),
+            _ => {}
+        }
+    }
+    // The smallest name, so that the message does not depend on the order of a hash map.
+    missing.into_keys().min().map(|name| Mismatch::NotInCheckpoint { name: name.to_owned() })
+}
+
+/// The weights files that are not, by length and SHA-256, among those that the pack was made from. A pack of another program may
+/// have no such record; then that is all of them.
+///
+/// # Errors
+/// Where a file cannot be read, and [`WriteError::Cancelled`].
+pub(super) fn other_files(
+    checkpoint: &Checkpoint,
+    pack: Pack<'_>,
+    progress: &dyn Progress,
+) -> Result<Vec<String>, MergeError> {
+    let sources = Provenance::from_json(pack.index().metadata()).map(|p| p.sources).unwrap_or_default();
+    let differs = |file: &SourceFile| {
+        let same_length = sources.iter().find(|s| s.file == file.name && s.bytes == file.length);
+        let Some(source) = same_length else { return Ok(true) };
+        Ok::<_, MergeError>(sha256(file, progress)? != source.sha256)
+    };
+    let results: Vec<bool> = checkpoint.files.par_iter().map(differs).collect::<Result<_, _>>()?;
+    let names = checkpoint.files.iter().zip(results).filter(|(_, differs)| *differs);
+    Ok(names.map(|(file, _)| file.name.clone()).collect())
+}
+
+fn sha256(file: &SourceFile, progress: &dyn Progress) -> Result<String, MergeError> {
+    let mut hash = FileHash::default();
+    let mut buf = AlignedBuf::new(HASH_LEN);
+    let mut from = 0;
+    while from < file.length {
+        if progress.cancelled() {
+            return Err(WriteError::Cancelled.into());
+        }
+        let len = (file.length - from).min(HASH_LEN as u64);
+        let bytes = buf.first_mut(len as usize);
+        let error = |source| SourceError::Io { path: file.path.clone(), source };
+        read_exact_at(&file.file, bytes, from).map_err(error)?;
+        hash.update(bytes);
+        from += len;
+    }
+    Ok(hash.hex())
+}
