@@ -145,7 +145,7 @@ fn random_batch(args: &BenchTrainArgs, generator: &mut Generator, vocab: u32) ->
     let seq = args.seq as usize;
     let count = args.batch as usize * seq;
     let tokens: Vec<u32> = (0..count).map(|_| generator.below(vocab as usize) as u32).collect();
-    let label = |i: usize| if (i + 1) % seq == 0 { UNTRAINED } else { tokens[i + 1] };
+    let label = |i: usize| if (i + 1).is_multiple_of(seq) { UNTRAINED } else { tokens[i + 1] };
     let labels: Vec<u32> = (0..count).map(label).collect();
     let starts = (0..count).map(|i| (i / seq * seq) as u32).collect();
     let trained = u64::from(args.batch) * u64::from(args.seq - 1);
