@@ -39,7 +39,7 @@ has_vulkan() {
         compgen -G '/etc/vulkan/icd.d/*.json' >/dev/null
 }
 
-# For the GPU tests: Mesa's software Vulkan, where there is no driver (macOS and Windows bring their own).
+# For what runs on a GPU: Mesa's software Vulkan, where there is no driver (macOS and Windows bring their own).
 need_vulkan() {
     [ "$(uname -s)" = Linux ] || return 0
     ! has_vulkan || return 0

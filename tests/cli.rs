@@ -103,7 +103,7 @@ fn help_and_version_name_every_command_and_option() {
     let commands = ["convert", "inspect", "verify", "export", "train", "eval", "doctor", "bench", "completions"];
     let help = nf4pack().arg("--help").assert().success();
     commands.iter().fold(help, |help, command| help.stdout(contains(command))).stdout(contains("Quick start"));
-    let options: [(&[&str], &str); 10] = [
+    let options: [(&[&str], &str); 11] = [
         (
             &["convert"],
             "--encoder --scales --block-size --keep --quantize --threads --config --dry-run --force --json --quiet",
@@ -122,6 +122,7 @@ fn help_and_version_name_every_command_and_option() {
         (&["bench", "dequant"], "--shape --block-size --gpu --runs --json 9728x2560"),
         (&["bench", "upload"], "--bytes --threads --gpu --runs --json"),
         (&["bench", "stream"], "--shape --budget --no-mmap --verify-on-load --threads --dir --gpu --runs --json"),
+        (&["bench", "train"], "--shape --batch --seq --rank --dir --gpu --runs --json NF4PACK_PROFILE"),
     ];
     for (command, options) in options {
         let help = nf4pack().args(command).arg("--help").assert().success().stdout(contains("Examples:"));

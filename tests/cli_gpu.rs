@@ -255,10 +255,59 @@ fn bench_stream_takes_a_matrix() {
 }
 
 #[test]
+fn bench_train_takes_the_memory_it_plans_and_cleans_up() {
+    let Some(gpu) = common::gpu() else { return };
+    let folder = place();
+    let report = json(folder.path(), "bench train --shape tiny --batch 2 --seq 24 --rank 4 --runs 2 --dir .", 0);
+    assert_eq!(
+        (&report["adapter"]["name"], &report["shape"]),
+        (&Value::from(gpu.adapter().name.as_str()), &Value::from("tiny"))
+    );
+    assert_eq!(["batch", "seq", "rank"].map(|field| report[field].as_u64().unwrap()), [2, 24, 4]);
+    let seconds: Vec<f64> = report["seconds"].as_array().unwrap().iter().map(|s| s.as_f64().unwrap()).collect();
+    assert!(seconds.len() == 2 && seconds.iter().all(|&s| s > 0.0), "{seconds:?}");
+    let (median, rate) = (report["median_seconds"].as_f64().unwrap(), report["tokens_per_second"].as_f64().unwrap());
+    assert!((median / seconds.iter().sum::<f64>() * 2.0 - 1.0).abs() < 1e-9, "{median} of {seconds:?}");
+    assert!((rate * median / 48.0 - 1.0).abs() < 1e-9, "{rate}");
+    let phases = report["phase_seconds"].as_array().unwrap();
+    assert!(phases.len() == 4 && phases.iter().all(positive), "{phases:?}");
+
+    let part = |name: &str| {
+        let mut parts = report["planned"].as_array().unwrap().iter();
+        parts.find(|part| part[0] == name).and_then(|part| part[1].as_u64()).unwrap_or_else(|| panic!("no {name}"))
+    };
+    let bytes: u64 = report["planned"].as_array().unwrap().iter().map(|part| part[1].as_u64().unwrap()).sum();
+    assert_eq!((report["planned_bytes"].as_u64(), &report["resident"]), (Some(bytes), &Value::from(true)));
+    // Rows and columns of the seven projections: 4 floats of each at rank 4, for parameters, gradient and two moments.
+    let sides = (192 + 256) + 2 * (192 + 128) + (256 + 192) + 3 * (192 + 512);
+    assert_eq!(part("adapter, gradient, moments"), 4 * 4 * 4 * 4 * sides);
+    assert_eq!(part("activations kept"), 4 * 5 * 48 * 192);
+    if let Some(used) = report["used_bytes"].as_u64() {
+        // Staging buffers are made as they are needed; what small buffers take is not planned.
+        assert!((bytes - part("staging")..bytes + (1 << 20)).contains(&used), "{used} of {bytes}");
+        assert!(report["reserved_bytes"].as_u64().unwrap() >= used);
+    }
+    assert_eq!(names(folder.path()), ["tiny.nf4pack"]);
+}
+
+#[test]
+fn bench_train_names_its_own_flags_where_it_does_not_fit() {
+    let Some(_) = common::gpu().filter(|gpu| gpu.memory().is_some()) else { return };
+    let folder = place();
+    // Terabytes of activations.
+    let assert = run(folder.path(), "bench train --shape tiny --batch 1024 --seq 131072 --rank 4096 --dir .").code(1);
+    let assert = assert.stdout("").stderr(contains("bytes of GPU memory")).stderr(contains("--batch").or(contains("--seq")));
+    assert.stderr(contains("--micro-batch").or(contains("--max-length")).or(contains("--vram-budget")).not());
+    let assert = run(folder.path(), "bench train --shape tiny --dir nowhere").code(1);
+    assert.stderr(contains("--dir names another place"));
+    assert_eq!(names(folder.path()), ["tiny.nf4pack"]);
+}
+
+#[test]
 fn a_gpu_that_is_not_there_is_an_error_that_lists_those_that_are() {
     let Some(gpu) = common::gpu() else { return };
     let folder = place();
-    for arguments in ["doctor", "bench dequant", "bench upload", "bench stream --shape tiny"] {
+    for arguments in ["doctor", "bench dequant", "bench upload", "bench stream --shape tiny", "bench train --shape tiny"] {
         let assert = run(folder.path(), &format!("{arguments} --gpu no-such-gpu")).code(1);
         // What doctor has found out is on stdout.
         let assert = if arguments == "doctor" { assert } else { assert.stdout("") };
@@ -273,7 +322,8 @@ fn a_gpu_that_is_not_there_is_an_error_that_lists_those_that_are() {
 #[cfg(target_os = "linux")]
 fn without_a_driver_every_command_says_what_to_install() {
     let folder = place();
-    for arguments in ["doctor", "doctor tiny.nf4pack", "bench dequant", "bench upload", "bench stream --shape tiny"] {
+    let benches = ["bench dequant", "bench upload", "bench stream --shape tiny", "bench train --shape tiny"];
+    for arguments in ["doctor", "doctor tiny.nf4pack"].into_iter().chain(benches) {
         let without_driver = |arguments: &str| {
             let mut command = command(folder.path(), arguments);
             command.env("VK_DRIVER_FILES", "/nonexistent").env("VK_ICD_FILENAMES", "/nonexistent").assert().code(1)

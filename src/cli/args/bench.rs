@@ -188,7 +188,8 @@ Examples:
 
 Writes a checkpoint of random weights, converts it, and trains an adapter on all seven projections of every layer with random tokens, \
 all of them learned: forward, loss, backward with every layer recomputed, AdamW. One step warms up and is not counted; one more waits \
-for the device after each phase and gives the times of the phases.";
+for the device after each phase and gives the times of the phases. With NF4PACK_PROFILE=1 every dispatch gets a pass of its own: \
+the steps then take longer, so that only the shares of the kernels count.";
 
 /// Measure training: tokens a second, time a phase, GPU memory as planned and as allocated
 #[derive(Debug, Args)]
