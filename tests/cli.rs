@@ -100,7 +100,8 @@ fn contains(text: &str) -> impl Predicate<str> {
 #[test]
 fn help_and_version_name_every_command_and_option() {
     nf4pack().arg("--version").assert().success().stdout(concat!("nf4pack ", env!("CARGO_PKG_VERSION"), "\n"));
-    let commands = ["convert", "inspect", "verify", "export", "train", "eval", "doctor", "bench", "completions"];
+    let commands =
+        ["convert", "inspect", "verify", "export", "train", "eval", "generate", "merge", "doctor", "bench", "completions"];
     let help = nf4pack().arg("--help").assert().success();
     commands.iter().fold(help, |help, command| help.stdout(contains(command))).stdout(contains("Quick start"));
     let options: [(&[&str], &str); 11] = [

@@ -81,3 +81,19 @@ fn what_cannot_be_trained_is_told_before_anything_is_written() {
     train("missing.jsonl").stderr(predicate::str::contains("cannot read missing.jsonl"));
     assert!(!folder.join("out").exists());
 }
+
+#[test]
+fn a_missing_adapter_or_checkpoint_is_named_with_what_to_do() {
+    let place = place();
+    let folder = place.path();
+    let eval = command(folder, &["eval", PACK, "--data", "chat.jsonl", "--adapter", "none"]).assert().code(1);
+    let what = "an adapter is a folder with adapter_model.safetensors and adapter_config.json";
+    eval.stderr(predicate::str::contains("cannot read none").and(predicate::str::contains(what)));
+    let train =
+        |resume: &str| command(folder, &["train", PACK, "--data", "chat.jsonl", "--out", "out", resume]).assert().code(1);
+    train("--resume").stderr(
+        predicate::str::contains("out has no checkpoint to go on from").and(predicate::str::contains("--save-every")),
+    );
+    train("--resume=none")
+        .stderr(predicate::str::contains("cannot read none").and(predicate::str::contains("--resume=CHECKPOINT")));
+}

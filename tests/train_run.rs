@@ -172,7 +172,7 @@ fn memory_is_planned_and_what_does_not_fit_says_what_would() {
         Settings { micro_batch: MicroBatch::Rows(roomy.micro_batch), vram_budget: Some(tight.total()), ..settings.clone() };
     match plan(&too_many) {
         Err(RunError::Plan(MemoryError::Budget { remedy: Some(remedy), needed, .. })) => {
-            assert!(remedy.starts_with("--micro-batch ") && needed > tight.total(), "{remedy}");
+            assert!(remedy.to_string().starts_with("--micro-batch ") && needed > tight.total(), "{remedy}");
         }
         other => panic!("{other:?}"),
     }

@@ -11,16 +11,15 @@ use super::device::{self, AdapterEntry};
 use super::train::{data_file, read, tell_data, tell_plan};
 use super::ui::{self, Ui, Unit};
 use crate::convert::{ConvertError, Progress as _};
-use crate::dequant::stream::{PackSource, StreamOptions, default_budget};
+use crate::dequant::stream::{PackSource, default_budget};
 use crate::gpu::Gpu;
 use crate::train::adapter::Adapter;
 use crate::train::config::ModelConfig;
 use crate::train::data::{Dataset, Options};
 use crate::train::gpu_adapter::GpuAdapter;
-use crate::train::model::{Model, read_config, read_tokenizer};
+use crate::train::model::{read_config, read_tokenizer};
 use crate::train::plan::{Demand, MemoryPlan};
 use crate::train::session::Session;
-use crate::train::workspace::{Memory, Sizes};
 
 #[derive(Serialize)]
 struct Evaluation {
@@ -45,6 +44,7 @@ pub fn run(args: &EvalArgs) -> Result<Outcome> {
     let model = read_config(&pack)?;
     model.check_length(args.max_length).map_err(crate::train::TrainError::from)?;
     let adapter = args.adapter.as_deref().map(|folder| Adapter::read(folder, &model)).transpose()?;
+    // Of templates that tell the date: the same one every day, so that losses can be compared.
     let tokenizer = read_tokenizer(&pack, &model, 0)?;
     let options = Options { train_on: args.train_on.into(), max_length: args.max_length };
     let data = data_file(&args.data, &bytes).samples(&tokenizer, options)?;
@@ -64,14 +64,13 @@ fn evaluate(
     data: &Dataset,
 ) -> Result<Evaluation> {
     let length = args.max_length.min(u32::try_from(data.tokens()).unwrap_or(u32::MAX)).max(1);
-    let rank = adapter.map_or(0, |adapter| adapter.config.rank);
     let demand = Demand {
         index: pack.index(),
         model: config,
         max_buffer: gpu.limits().max_buffer_size,
         budget: args.vram_budget.map(|size| size.0).or_else(|| default_budget(gpu)),
         adapter: adapter.map_or(0, |adapter| adapter.layout.len() as u64),
-        rank,
+        rank: adapter.map_or(0, |adapter| adapter.config.rank),
         dropout: false,
         training: false,
         length,
@@ -79,10 +78,7 @@ fn evaluate(
     };
     let plan = MemoryPlan::new(&demand, args.micro_batch())?;
     tell_plan(ui, &plan);
-    let stream = StreamOptions { budget: Some(plan.stream.needed_bytes), ..StreamOptions::default() };
-    let model = Model::new(gpu, pack, length, &stream)?;
-    let sizes = Sizes { tokens: plan.micro_batch.saturating_mul(length), rank, dropout: false, training: false };
-    let memory = Memory::new(gpu, config, sizes)?;
+    let (model, memory) = plan.reserve(gpu, pack)?;
     let upload = |adapter: &Adapter| GpuAdapter::new(gpu, &adapter.config, &adapter.layout, &adapter.vector, false);
     let mut session = Session { model, adapter: adapter.map(upload).transpose()?, memory };
     let meter = ui.meter("evaluating", Unit::Rows);

@@ -106,6 +106,8 @@ fn hint(error: &anyhow::Error) -> Option<String> {
             of_train(e)
         } else if let Some(e) = cause.downcast_ref() {
             of_data(e)
+        } else if let Some(e) = cause.downcast_ref() {
+            of_adapter(e)
         } else {
             cause.downcast_ref().and_then(of_open)
         }
@@ -288,6 +290,7 @@ fn of_adapter(error: &AdapterError) -> Option<String> {
         AdapterError::MissingTensor { .. } | AdapterError::UnexpectedTensor { .. } | AdapterError::Shape { .. } => {
             "the adapter is for another model: its base_model_name_or_path names the one"
         }
+        AdapterError::Write { path, source } => return of_target(path, source),
         _ => return None,
     };
     Some(hint.to_owned())
@@ -365,7 +368,9 @@ fn of_memory(error: &MemoryError) -> Option<String> {
 
 fn of_checkpoint(error: &CheckpointError) -> Option<String> {
     let hint = match error {
+        CheckpointError::Adapter { source: AdapterError::Write { path, source }, .. } => return of_target(path, source),
         CheckpointError::Read { .. }
+        | CheckpointError::Adapter { .. }
         | CheckpointError::Json { .. }
         | CheckpointError::Safetensors { .. }
         | CheckpointError::Tensor { .. }
@@ -414,6 +419,7 @@ fn of_train(error: &TrainError) -> Option<String> {
         TrainError::Weights(e) => of_dequant(e),
         TrainError::Stream(e) => of_stream(e),
         TrainError::Data(e) => of_data(e),
+        TrainError::Adapter(e) => of_adapter(e),
         _ => None,
     }
 }

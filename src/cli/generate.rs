@@ -4,7 +4,7 @@ use std::io::{self, BufRead, IsTerminal};
 use std::ops::ControlFlow;
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
 use std::thread;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use anyhow::{Context, Result};
 use serde::Serialize;
@@ -33,7 +33,7 @@ pub fn run(args: &GenerateArgs) -> Result<Outcome> {
     let sampler = Sampler::new(SamplerOptions::from(&args.sampling))?;
     let pack = PackSource::open(&args.pack, true)?;
     let config = read_config(&pack)?;
-    let tokenizer = read_tokenizer(&pack, &config, now())?;
+    let tokenizer = read_tokenizer(&pack, &config, ui::now())?;
     let adapter = args.adapter.as_ref().map(|folder| Adapter::read(folder, &config)).transpose()?;
     let prompt = args.prompt.as_ref().map(|text| tokenizer.encode(text, true)).transpose()?;
     let context = args.context.unwrap_or_else(|| context(prompt.as_deref(), args.max_tokens, &config));
@@ -55,11 +55,6 @@ fn context(prompt: Option<&[u32]>, max_tokens: u32, model: &ModelConfig) -> u32 
     let Some(prompt) = prompt else { return CHAT_CONTEXT.min(most) };
     let tokens = u32::try_from(prompt.len()).unwrap_or(u32::MAX);
     tokens.saturating_add(max_tokens).min(most)
-}
-
-/// Seconds since 1970, for templates that tell the date.
-fn now() -> i64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs().cast_signed())
 }
 
 /// A model that speaks.

@@ -3,7 +3,7 @@
 use std::fs;
 use std::io::{self, IsTerminal};
 use std::path::Path;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use anyhow::{Context, Result};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
@@ -28,7 +28,7 @@ const SETTINGS_FILE: &str = "nf4pack-train.toml";
 struct Summary {
     out: String,
     report: String,
-    end: &'static str,
+    end: End,
     steps: u64,
     total_steps: u64,
     seconds: f64,
@@ -55,7 +55,6 @@ pub fn run(args: &TrainArgs) -> Result<Outcome> {
     let toml = options.to_toml()?;
     let files = [(SETTINGS_FILE, toml.as_bytes())];
     let out = if args.show_batch { Path::new("") } else { options.out()? };
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs() as i64);
     let task = Task {
         settings: &settings,
         data: data_file(options.data()?, &data),
@@ -63,7 +62,7 @@ pub fn run(args: &TrainArgs) -> Result<Outcome> {
         out,
         base: &base,
         files: &files,
-        now,
+        now: ui::now(),
     };
     let resume = match &args.resume {
         None => None,
@@ -79,9 +78,8 @@ pub fn run(args: &TrainArgs) -> Result<Outcome> {
         return show(&prepared, &settings);
     }
     let summary = device::with(&args.gpu, ui, |gpu| train(ui, gpu, prepared, &task, &options))?;
-    let stopped = summary.end == "stopped";
     ui.result(&summary, || summary.text())?;
-    Ok(Outcome::from(!stopped))
+    Ok(Outcome::from(summary.end != End::Stopped))
 }
 
 /// The bytes of a file of samples.
@@ -228,11 +226,7 @@ impl Summary {
         Self {
             out: task.out.display().to_string(),
             report: task.out.join("report.html").display().to_string(),
-            end: match end {
-                End::Complete => "complete",
-                End::EarlyStop => "early stop",
-                End::Stopped => "stopped",
-            },
+            end,
             steps: done,
             total_steps,
             seconds: run.seconds(),
@@ -252,9 +246,9 @@ impl Summary {
         let loss = |loss: Option<f32>| loss.map_or_else(|| "-".to_owned(), |loss| format!("{loss:.4}"));
         let held_out = self.held_out_loss.map_or_else(String::new, |loss| format!(", held-out loss {loss:.4}"));
         let ended = match self.end {
-            "stopped" => "stopped; --resume goes on".to_owned(),
-            "early stop" => "ended early: the held-out loss did not fall any more".to_owned(),
-            _ => "done".to_owned(),
+            End::Stopped => "stopped; --resume goes on",
+            End::EarlyStop => "ended early: the held-out loss did not fall any more",
+            End::Complete => "done",
         };
         format!(
             "\n{ended}: {} of {} steps in {}, loss {} -> {}{held_out}\nadapter  {}\nreport   {}\n",

@@ -50,19 +50,6 @@ impl GpuAdapter {
         Ok(Self { layout: layout.clone(), scale, dropout, parameters, gradient })
     }
 
-    /// Where the matrices stand.
-    pub fn layout(&self) -> &AdapterLayout {
-        &self.layout
-    }
-
-    /// All parameters, once what was submitted is done.
-    ///
-    /// # Errors
-    /// What went wrong on the device.
-    pub fn read(&self, gpu: &Gpu) -> Result<Vec<f32>, TrainError> {
-        Ok(self.parameters.read(gpu)?)
-    }
-
     /// The adapter of a projection, if it has one. Inputs are dropped where there is a `mask`.
     pub(super) fn lora(&self, layer: u32, role: Role, mask: Option<Mask>) -> Option<Lora> {
         let place = self.layout.place(layer, role)?;

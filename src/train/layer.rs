@@ -258,10 +258,8 @@ fn check_shape(layer: &StreamedLayer, role: Role, found: &[u64], expected: &[u64
 /// A projection of the layer, quantised or kept as floats.
 fn projection<'a>(layer: &'a StreamedLayer, role: Role, model: &ModelConfig) -> Result<Weight<'a>, TrainError> {
     let missing = TrainError::MissingTensor { layer: layer.number, role };
-    match projection_shape(model, role) {
-        Some((inputs, outputs)) => weight(layer, role, outputs, inputs),
-        None => Err(missing),
-    }
+    let (inputs, outputs) = projection_shape(model, role).ok_or(missing)?;
+    weight(layer, role, outputs, inputs)
 }
 
 /// A weight [outputs, inputs], quantised or kept as floats.

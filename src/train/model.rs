@@ -13,7 +13,7 @@ use super::ops::{
 use super::workspace::{Backward, Memory, Workspace};
 use crate::dequant::stream::{Direction, LayerStream, PackSource, StreamOptions, StreamPlan, StreamedLayer};
 use crate::format::Role;
-use crate::gpu::{BufferRange, Gpu};
+use crate::gpu::{BufferRange, Commands, Gpu};
 
 /// The operations of a device.
 #[derive(Debug)]
@@ -254,19 +254,36 @@ impl Model {
         Ok(())
     }
 
-    /// Submits `then` for each chunk of the vocabulary with its logits, [tokens, columns], the first of which is that of the token
-    /// given; then its rows of the output projection.
+    /// The vocabulary in chunks: the first token of each, its rows of the output projection, and where its logits [tokens, columns] go.
+    fn chunks(&self, work: &Workspace<Mat>) -> Result<impl Iterator<Item = (u32, Weight<'_>, Mat)>, TrainError> {
+        let (head, vocab, logits) = (self.head()?, self.config.vocab, work.logits.clone());
+        let chunk = move |first| {
+            let columns = logits.cols.min(vocab - first);
+            (first, head.rows(first..first + columns), logits.narrow(logits.rows, columns))
+        };
+        Ok((0..vocab).step_by(work.logits.cols.max(1) as usize).map(chunk))
+    }
+
+    /// Records the logits of a chunk: those of `work.normed`.
+    fn record_logits(
+        &self,
+        commands: &mut Commands,
+        work: &Workspace<Mat>,
+        rows: &Weight<'_>,
+        logits: &Mat,
+    ) -> Result<(), TrainError> {
+        self.kernels.matmul.forward(commands, &work.normed, rows, None, false, logits)
+    }
+
+    /// Submits the logits of each chunk of the vocabulary, and `then` behind them.
     fn for_chunks(
         &self,
         work: &Workspace<Mat>,
-        mut then: impl FnMut(&mut crate::gpu::Commands, &Mat, u32, &Weight<'_>) -> Result<(), TrainError>,
+        mut then: impl FnMut(&mut Commands, &Mat, u32, &Weight<'_>) -> Result<(), TrainError>,
     ) -> Result<(), TrainError> {
-        let head = self.head()?;
-        for first in (0..self.config.vocab).step_by(work.logits.cols.max(1) as usize) {
-            let columns = work.logits.cols.min(self.config.vocab - first);
-            let (rows, logits) = (head.rows(first..first + columns), work.logits.narrow(work.logits.rows, columns));
+        for (first, rows, logits) in self.chunks(work)? {
             let mut commands = self.gpu.commands("logits");
-            self.kernels.matmul.forward(&mut commands, &work.normed, &rows, None, false, &logits)?;
+            self.record_logits(&mut commands, work, &rows, &logits)?;
             then(&mut commands, &logits, first, &rows)?;
             commands.submit()?;
         }
@@ -328,16 +345,12 @@ impl Model {
     fn project(&self, work: &Workspace<Mat>) -> Result<Vec<f32>, TrainError> {
         let (vocab, tokens) = (self.config.vocab as usize, work.normed.rows as usize);
         let mut all = vec![0.0; vocab * tokens];
-        let head = self.head()?;
-        for first in (0..self.config.vocab).step_by(work.logits.cols.max(1) as usize) {
-            let columns = work.logits.cols.min(self.config.vocab - first);
-            let logits = work.logits.narrow(work.logits.rows, columns);
+        for (first, rows, logits) in self.chunks(work)? {
             let mut commands = self.gpu.commands("logits");
-            let rows = head.rows(first..first + columns);
-            self.kernels.matmul.forward(&mut commands, &work.normed, &rows, None, false, &logits)?;
+            self.record_logits(&mut commands, work, &rows, &logits)?;
             commands.submit()?;
             let chunk = logits.read(&self.gpu)?;
-            for (row, part) in all.chunks_mut(vocab).zip(chunk.chunks(columns as usize)) {
+            for (row, part) in all.chunks_mut(vocab).zip(chunk.chunks(logits.cols as usize)) {
                 let target = row.iter_mut().skip(first as usize);
                 target.zip(part).for_each(|(to, &from)| *to = from);
             }

@@ -1,13 +1,18 @@
 //! How much GPU memory a run takes, told before any of it is taken.
 
+use std::fmt;
+
 use thiserror::Error;
 
 use super::config::ModelConfig;
+use super::error::TrainError;
+use super::model::Model;
 use super::ops::matmul::Matmul;
 use super::settings::MicroBatch;
-use super::workspace::{Sizes, WorkspaceBytes};
-use crate::dequant::stream::{StreamError, StreamPlan};
+use super::workspace::{Memory, Sizes, WorkspaceBytes};
+use crate::dequant::stream::{PackSource, StreamError, StreamOptions, StreamPlan};
 use crate::format::Index;
+use crate::gpu::Gpu;
 
 /// `--micro-batch auto` takes no more rows than this: a step of more would be few steps an epoch.
 pub const MOST_AUTO_ROWS: u32 = 8;
@@ -17,18 +22,39 @@ pub const MOST_AUTO_ROWS: u32 = 8;
 #[non_exhaustive]
 pub enum MemoryError {
     /// More memory than there is.
-    #[error("the run takes {needed} bytes of GPU memory, and {budget} are there{}", remedy.as_ref().map(|r| format!("; {r} would fit")).unwrap_or_default())]
+    #[error("the run takes {needed} bytes of GPU memory, and {budget} are there{}", remedy.map(|r| format!("; {r} would fit")).unwrap_or_default())]
     Budget {
         /// Bytes allowed.
         budget: u64,
         /// Bytes of the smallest plan with these settings.
         needed: u64,
-        /// The flag with which it fits, if there is one.
-        remedy: Option<String>,
+        /// With what it fits, if there is such a thing.
+        remedy: Option<Remedy>,
     },
     /// The pack's layers cannot be placed on this device.
     #[error(transparent)]
     Stream(#[from] StreamError),
+}
+
+/// What makes a run fit; as a text, in the flags of `nf4pack train`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Remedy {
+    /// So many rows at a time.
+    Rows(u32),
+    /// Rows of so many tokens, as many at a time as were asked for.
+    Length(u32),
+    /// Rows of so many tokens, one at a time.
+    LengthOfOne(u32),
+}
+
+impl fmt::Display for Remedy {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Rows(rows) => write!(f, "--micro-batch {rows}"),
+            Self::Length(length) => write!(f, "--max-length {length}"),
+            Self::LengthOfOne(length) => write!(f, "--max-length {length} --micro-batch 1"),
+        }
+    }
 }
 
 /// What a run is planned from.
@@ -63,7 +89,11 @@ pub struct MemoryPlan {
     pub stream: StreamPlan,
     /// Rows of a forward pass.
     pub micro_batch: u32,
-    /// Activations and logits.
+    /// Tokens of a row.
+    pub length: u32,
+    /// What passes work in.
+    pub sizes: Sizes,
+    /// Bytes of that: activations and logits.
     pub workspace: WorkspaceBytes,
     /// Parameters of the adapter.
     pub adapter: u64,
@@ -104,7 +134,7 @@ impl MemoryPlan {
         let workspace = WorkspaceBytes::of(model, sizes);
         let adapter = 4 * demand.adapter;
         let optimizer = if training { 3 * adapter } else { 0 };
-        let scratch = Matmul::SCRATCH_BYTES + 4 * u64::from(length) * u64::from(model.head_dim);
+        let scratch = scratch_bytes(model, length);
         let besides = workspace.total() + adapter + optimizer + scratch;
         let left = budget.map(|budget| budget.saturating_sub(besides));
         let stream = match StreamPlan::new(demand.index, demand.max_buffer, left, true) {
@@ -114,7 +144,18 @@ impl MemoryPlan {
             }
             result => result?,
         };
-        Ok(Self { stream, micro_batch: rows, workspace, adapter, optimizer, scratch, budget })
+        Ok(Self { stream, micro_batch: rows, length, sizes, workspace, adapter, optimizer, scratch, budget })
+    }
+
+    /// Opens the model, and reserves what passes work in.
+    ///
+    /// # Errors
+    /// As [`Model::new`] and [`Memory::new`].
+    pub fn reserve(&self, gpu: &Gpu, pack: PackSource) -> Result<(Model, Memory), TrainError> {
+        let stream = StreamOptions { budget: Some(self.stream.needed_bytes), ..StreamOptions::default() };
+        let model = Model::new(gpu, pack, self.length, &stream)?;
+        let memory = Memory::new(gpu, model.config(), self.sizes)?;
+        Ok((model, memory))
     }
 
     /// Bytes of it all.
@@ -138,6 +179,11 @@ impl MemoryPlan {
     }
 }
 
+/// Bytes that a model takes besides its weights, for samples of `length` tokens: sums of products, angles of the rotary embedding.
+pub(super) fn scratch_bytes(model: &ModelConfig, length: u32) -> u64 {
+    Matmul::SCRATCH_BYTES + 4 * u64::from(length) * u64::from(model.head_dim)
+}
+
 impl Demand<'_> {
     /// What would fit: fewer rows, then shorter ones.
     fn does_not_fit(&self, micro_batch: MicroBatch) -> MemoryError {
@@ -150,12 +196,11 @@ impl Demand<'_> {
             Err(MemoryError::Budget { needed, .. }) => Some(needed),
             Err(_) => Some(u64::MAX),
         };
-        let fewer = (1..rows).rev().find(|&rows| needed(self, rows).is_none()).map(|rows| format!("--micro-batch {rows}"));
+        let fewer = (1..rows).rev().find(|&rows| needed(self, rows).is_none()).map(Remedy::Rows);
         let shorter = || {
             let halves = std::iter::successors(Some(self.length / 2), |length| Some(length / 2)).take_while(|&n| n > 1);
             let fits = |&length: &u32| needed(&Self { length, ..*self }, 1).is_none();
-            let one = if rows > 1 { " --micro-batch 1" } else { "" };
-            halves.into_iter().find(fits).map(|length| format!("--max-length {length}{one}"))
+            halves.into_iter().find(fits).map(if rows > 1 { Remedy::LengthOfOne } else { Remedy::Length })
         };
         let budget = self.budget.unwrap_or(u64::MAX);
         MemoryError::Budget { budget, needed: needed(self, rows).unwrap_or(0), remedy: fewer.or_else(shorter) }

@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
+use serde::Serialize;
 use thiserror::Error;
 
 use super::adapter::Adapter;
@@ -12,14 +13,13 @@ use super::data::{Batch, DataError, Dataset, Options, Tokenizer, batch, epoch_or
 use super::error::TrainError;
 use super::folder::publish;
 use super::gpu_adapter::GpuAdapter;
-use super::model::{Model, read_config, read_tokenizer};
+use super::model::{read_config, read_tokenizer};
 use super::plan::{Demand, MemoryError, MemoryPlan};
 use super::record::{EvalRecord, Record, RecordError, Recorder, Report, StepRecord};
 use super::schedule::Schedule;
 use super::settings::{MicroBatch, Settings, SettingsError};
 use super::step::{Hyperparameters, Trainer};
-use super::workspace::{Memory, Sizes};
-use crate::dequant::stream::{PackSource, StreamOptions, default_budget};
+use crate::dequant::stream::{PackSource, default_budget};
 use crate::gpu::Gpu;
 
 /// Why a run could not begin, or did not reach its end.
@@ -135,11 +135,13 @@ pub enum Event<'a> {
 }
 
 /// Why a run ended.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
 pub enum End {
     /// All steps are done.
     Complete,
     /// No evaluation was better for as many as were allowed.
+    #[serde(rename = "early stop")]
     EarlyStop,
     /// The caller asked for it; it can be resumed.
     Stopped,
@@ -166,7 +168,6 @@ pub struct Run {
     /// All records, those before a resumption too.
     pub records: Vec<Record>,
     last_checkpoint: Option<PathBuf>,
-    row_length: u32,
 }
 
 /// A pack and the data for it, tokenised: what can be known without a GPU.
@@ -295,7 +296,6 @@ impl Run {
                 total_steps,
             },
         );
-        let row_length = prepared.row_length(&settings);
         let Prepared { pack, model, data, held_out, checkpoint, now, .. } = prepared;
         let out = task.out.to_owned();
         let resumed = checkpoint.is_some();
@@ -321,9 +321,12 @@ impl Run {
             }
             false => (Recorder::create(&out)?, Vec::new()),
         };
-        let trainer = trainer(gpu, pack, &settings, &adapter, &plan, row_length, &state, moments)?;
+        let mut trainer = trainer(gpu, pack, &settings, &adapter, &plan)?;
+        if let Some((mean, square)) = moments {
+            trainer.restore(&mean, &square, state.step, state.micro_batches)?;
+        }
         let schedule = Schedule::new(settings.schedule, settings.lr, settings.warmup, total_steps);
-        let rows = epoch_rows(&data, &settings, row_length, state.epoch);
+        let rows = epoch_rows(&data, &settings, plan.length, state.epoch);
         Ok(Self {
             settings,
             out,
@@ -338,7 +341,6 @@ impl Run {
             recorder,
             records,
             last_checkpoint,
-            row_length,
         })
     }
 
@@ -423,6 +425,7 @@ impl Run {
         self.state.trained_tokens += trained_tokens;
         self.state.seconds = before + started.elapsed().as_secs_f64();
         (_, self.state.micro_batches) = self.trainer.counts();
+        let allocated = self.trainer.session().model.gpu().allocated();
         let record = StepRecord {
             step: self.state.step,
             epoch: f64::from(self.state.epoch) + self.state.row as f64 / self.rows.len().max(1) as f64,
@@ -433,7 +436,7 @@ impl Run {
             trained_tokens,
             tokens,
             tokens_per_second: tokens as f64 / began.elapsed().as_secs_f64().max(1e-9),
-            gpu_bytes: self.plan.total(),
+            gpu_bytes: allocated.map_or(self.plan.total(), |allocated| allocated.reserved),
             seconds: self.state.seconds,
         };
         self.recorder.record(&Record::Step(record))?;
@@ -446,7 +449,7 @@ impl Run {
         if self.state.row as usize >= self.rows.len() {
             self.state.epoch += 1;
             self.state.row = 0;
-            self.rows = epoch_rows(&self.data, &self.settings, self.row_length, self.state.epoch);
+            self.rows = epoch_rows(&self.data, &self.settings, self.plan.length, self.state.epoch);
         }
         let rows = self.rows.get(self.state.row as usize..).unwrap_or_default();
         let micro_batches = rows.chunks(self.plan.micro_batch.max(1) as usize).take(self.settings.accumulate as usize);
@@ -463,7 +466,7 @@ impl Run {
         observe: &mut impl FnMut(Event<'_>) -> bool,
     ) -> Result<bool, RunError> {
         let Some(held_out) = &self.held_out else { return Ok(false) };
-        let found = self.trainer.session().mean_loss(&held_out.samples, self.row_length, |_, _| true)?;
+        let found = self.trainer.session().mean_loss(&held_out.samples, self.plan.length, |_, _| true)?;
         let Some((loss, tokens)) = found else { return Ok(false) };
         let seconds = before + started.elapsed().as_secs_f64();
         let record = EvalRecord { step: self.state.step, loss, perplexity: loss.exp(), tokens, seconds };
@@ -508,22 +511,15 @@ fn new_state(total_steps: u64, now: i64, fingerprint: Fingerprint) -> State {
     }
 }
 
-#[expect(clippy::too_many_arguments, reason = "what a trainer is put together from, once")]
+/// The trainer of a new run, its moments at zero.
 fn trainer(
     gpu: &Gpu,
     pack: PackSource,
     settings: &Settings,
     adapter: &Adapter,
     plan: &MemoryPlan,
-    row_length: u32,
-    state: &State,
-    moments: Option<(Vec<f32>, Vec<f32>)>,
-) -> Result<Trainer, RunError> {
-    let stream = StreamOptions { budget: Some(plan.stream.needed_bytes), ..StreamOptions::default() };
-    let model = Model::new(gpu, pack, row_length, &stream)?;
-    let tokens = plan.micro_batch.saturating_mul(row_length);
-    let sizes = Sizes { tokens, rank: settings.rank, dropout: settings.dropout > 0.0, training: true };
-    let memory = Memory::new(gpu, model.config(), sizes).map_err(TrainError::from)?;
+) -> Result<Trainer, TrainError> {
+    let (model, memory) = plan.reserve(gpu, pack)?;
     let on_gpu = GpuAdapter::new(gpu, &adapter.config, &adapter.layout, &adapter.vector, true)?;
     let hyperparameters = Hyperparameters {
         weight_decay: settings.weight_decay,
@@ -531,9 +527,5 @@ fn trainer(
         seed: settings.seed,
         ..Hyperparameters::default()
     };
-    let mut trainer = Trainer::new(model, on_gpu, memory, hyperparameters)?;
-    if let Some((mean, square)) = moments {
-        trainer.restore(&mean, &square, state.step, state.micro_batches)?;
-    }
-    Ok(trainer)
+    Trainer::new(model, on_gpu, memory, hyperparameters)
 }

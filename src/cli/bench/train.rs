@@ -14,17 +14,16 @@ use crate::cli::ui::{self, Table, Ui, Unit};
 use crate::convert::encode::Encoder;
 use crate::convert::synth::{self, Shape};
 use crate::convert::{self, Options};
-use crate::dequant::stream::{PackSource, StreamOptions, default_budget};
+use crate::dequant::stream::{PackSource, default_budget};
 use crate::gpu::Gpu;
 use crate::train::data::{Batch, UNTRAINED};
 use crate::train::gpu_adapter::GpuAdapter;
 use crate::train::lora::{AdapterLayout, LoraConfig, TARGETS};
-use crate::train::model::{Model, read_config};
-use crate::train::plan::{Demand, MemoryPlan};
+use crate::train::model::read_config;
+use crate::train::plan::{Demand, MemoryError, MemoryPlan, Remedy};
 use crate::train::random::{Generator, Stream};
 use crate::train::settings::MicroBatch;
 use crate::train::step::{Hyperparameters, Phase, Trainer};
-use crate::train::workspace::{Memory, Sizes};
 
 /// Does not matter to the time.
 const LEARNING_RATE: f64 = 1e-4;
@@ -130,14 +129,22 @@ fn trainer(args: &BenchTrainArgs, gpu: &Gpu, pack: &Path) -> Result<(Trainer, Me
         length: args.seq,
         rows: args.batch.into(),
     };
-    let plan = MemoryPlan::new(&demand, MicroBatch::Rows(args.batch))?;
-    let stream = StreamOptions { budget: Some(plan.stream.needed_bytes), ..StreamOptions::default() };
-    let model = Model::new(gpu, source, args.seq, &stream)?;
-    let tokens = args.batch.saturating_mul(args.seq);
-    let memory = Memory::new(gpu, &config, Sizes { tokens, rank, dropout: false, training: true })?;
+    let plan = MemoryPlan::new(&demand, MicroBatch::Rows(args.batch)).map_err(in_own_flags)?;
+    let (model, memory) = plan.reserve(gpu, source)?;
     let adapter = GpuAdapter::new(gpu, &lora, &layout, &layout.initial(0), true)?;
     let hyperparameters = Hyperparameters { clip: Some(1.0), ..Hyperparameters::default() };
     Ok((Trainer::new(model, adapter, memory, hyperparameters)?, plan, config.vocab))
+}
+
+/// A plan says in the flags of `nf4pack train` what would fit; here they have other names, and there is no budget to raise.
+fn in_own_flags(error: MemoryError) -> anyhow::Error {
+    let MemoryError::Budget { budget, needed, remedy } = error else { return error.into() };
+    let remedy = remedy.map_or_else(String::new, |remedy| match remedy {
+        Remedy::Rows(rows) => format!("; --batch {rows} would fit"),
+        Remedy::Length(length) => format!("; --seq {length} would fit"),
+        Remedy::LengthOfOne(length) => format!("; --seq {length} --batch 1 would fit"),
+    });
+    anyhow::anyhow!("the run takes {needed} bytes of GPU memory, and {budget} are there{remedy}")
 }
 
 /// Samples of random tokens, all of which are learned.

@@ -35,11 +35,6 @@ impl PackSource {
         Ok(Self { path: path.to_owned(), bytes })
     }
 
-    /// The file.
-    pub fn path(&self) -> &Path {
-        &self.path
-    }
-
     /// The pack's index.
     pub fn index(&self) -> &Index {
         match &self.bytes {

@@ -2,7 +2,7 @@
 
 use bytemuck::{Pod, Zeroable};
 
-use super::Mat;
+use super::{Mat, same};
 use crate::gpu::{BufferRange, Commands, Gpu, Kernel, KernelSpec, Shader};
 use crate::train::error::TrainError;
 
@@ -84,8 +84,7 @@ impl Attention {
     /// # Errors
     /// [`TrainError::Shape`] for any other size; [`TrainError::Gpu`] where a kernel does not compile.
     pub fn new(gpu: &Gpu, head_dim: u32) -> Result<Self, TrainError> {
-        let expected = head_dim.clamp(4, MOST_HEAD_DIM).next_multiple_of(4);
-        same("the size of a head", expected.into(), head_dim.into())?;
+        check_head_dim(OPERATION, head_dim)?;
         Self::with(gpu, head_dim, Tiling::DEFAULT)
     }
 
@@ -184,15 +183,14 @@ impl Attention {
         starts: &BufferRange,
     ) -> Result<(), TrainError> {
         let &AttentionShape { tokens, heads, kv_heads, head_dim, .. } = shape;
-        same("the size of a head", self.head_dim.into(), head_dim.into())?;
-        let groups = heads.checked_rem(kv_heads).map_or(1, |rest| u64::from(rest) + u64::from(heads == 0));
-        same("heads left over by kv_heads", 0, groups)?;
+        same(OPERATION, "the size of a head", self.head_dim.into(), head_dim.into())?;
+        check_heads(OPERATION, heads, kv_heads)?;
         let columns = |heads: u32| heads.saturating_mul(head_dim);
         of_queries.iter().try_for_each(|mat| mat.check(OPERATION, tokens, columns(heads)))?;
         of_keys.iter().try_for_each(|mat| mat.check(OPERATION, tokens, columns(kv_heads)))?;
         of_rows.iter().try_for_each(|mat| mat.check(OPERATION, tokens, heads))?;
         let bytes = 4 * u64::from(tokens);
-        same("the size of the samples' starts", bytes, starts.size.min(bytes))
+        same(OPERATION, "the size of the samples' starts", bytes, starts.size.min(bytes))
     }
 
     /// One of the kernels that walk over blocks: a workgroup for every block of rows of every head.
@@ -218,11 +216,16 @@ impl Attention {
 
 const OPERATION: &str = "attention";
 
-fn same(what: &'static str, expected: u64, found: u64) -> Result<(), TrainError> {
-    match found == expected {
-        true => Ok(()),
-        false => Err(TrainError::Shape { operation: OPERATION, what, expected, found }),
-    }
+/// Holds the size of a head against what the kernels of attention take: a multiple of 4, at most 256.
+pub(super) fn check_head_dim(operation: &'static str, head_dim: u32) -> Result<(), TrainError> {
+    let expected = head_dim.clamp(4, MOST_HEAD_DIM).next_multiple_of(4);
+    same(operation, "the size of a head", expected.into(), head_dim.into())
+}
+
+/// Holds the numbers of heads against each other: those of queries are a multiple of those of keys, and none is zero.
+pub(super) fn check_heads(operation: &'static str, heads: u32, kv_heads: u32) -> Result<(), TrainError> {
+    let left_over = heads.checked_rem(kv_heads).map_or(1, |rest| u64::from(rest) + u64::from(heads == 0));
+    same(operation, "heads left over by kv_heads", 0, left_over)
 }
 
 fn params(shape: &AttentionShape) -> Params {

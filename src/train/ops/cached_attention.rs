@@ -2,7 +2,8 @@
 
 use bytemuck::{Pod, Zeroable};
 
-use super::Mat;
+use super::attention::{check_head_dim, check_heads};
+use super::{Mat, same};
 use crate::gpu::{BufferRange, Commands, Gpu, Kernel, KernelSpec, Shader};
 use crate::train::error::TrainError;
 
@@ -52,8 +53,6 @@ struct Params {
 }
 
 const OPERATION: &str = "cached attention";
-/// The largest head, as that of [`Attention`](super::Attention).
-const MOST_HEAD_DIM: u32 = 256;
 /// Threads of a workgroup, and the keys that they look at together: the shader's.
 const WORKGROUP: u32 = 128;
 /// Workgroups from which on keys are not cut: a few for every core of a large GPU.
@@ -65,8 +64,7 @@ impl CachedAttention {
     /// # Errors
     /// [`TrainError::Shape`] for any other size; [`TrainError::Gpu`] where a kernel does not compile or there is no memory.
     pub fn new(gpu: &Gpu, head_dim: u32) -> Result<Self, TrainError> {
-        let expected = head_dim.clamp(4, MOST_HEAD_DIM).next_multiple_of(4);
-        same("the size of a head", expected.into(), head_dim.into())?;
+        check_head_dim(OPERATION, head_dim)?;
         // SAFETY: `forward` holds every tensor against `CachedAttentionShape`, and the kernels index by tokens, heads and keys below
         // its counts; `parts` holds all runs, because only fewer than `ENOUGH_GROUPS` rows are cut, into as many parts at most; loops
         // end at those counts; workgroup memory is written, with a barrier after it, before it is read.
@@ -124,14 +122,13 @@ impl CachedAttention {
 
     fn check(&self, shape: &CachedAttentionShape, q: &Mat, k: &Mat, v: &Mat, out: &Mat) -> Result<(), TrainError> {
         let &CachedAttentionShape { tokens, past, heads, kv_heads, head_dim, .. } = shape;
-        same("the size of a head", self.head_dim.into(), head_dim.into())?;
-        let groups = heads.checked_rem(kv_heads).map_or(1, |rest| u64::from(rest) + u64::from(heads == 0));
-        same("heads left over by kv_heads", 0, groups)?;
+        same(OPERATION, "the size of a head", self.head_dim.into(), head_dim.into())?;
+        check_heads(OPERATION, heads, kv_heads)?;
         let columns = |heads: u32| heads.saturating_mul(head_dim);
         [q, out].into_iter().try_for_each(|mat| mat.check(OPERATION, tokens, columns(heads)))?;
         [k, v].into_iter().try_for_each(|mat| mat.check(OPERATION, k.rows, columns(kv_heads)))?;
         let keys = u64::from(past) + u64::from(tokens);
-        same("the rows of the cache that are asked for", keys.min(k.rows.into()), keys)
+        same(OPERATION, "the rows of the cache that are asked for", keys.min(k.rows.into()), keys)
     }
 }
 
@@ -141,13 +138,6 @@ fn runs(keys: u32, rows: u64) -> (u32, u32) {
     let most = (ENOUGH_GROUPS / rows).max(1) as u32;
     let run = keys.div_ceil(most).next_multiple_of(WORKGROUP);
     (keys.div_ceil(run), run)
-}
-
-fn same(what: &'static str, expected: u64, found: u64) -> Result<(), TrainError> {
-    match found == expected {
-        true => Ok(()),
-        false => Err(TrainError::Shape { operation: OPERATION, what, expected, found }),
-    }
 }
 
 #[cfg(test)]

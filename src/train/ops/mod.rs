@@ -35,6 +35,14 @@ use crate::gpu::{BufferRange, Gpu, GpuError};
 
 use super::error::TrainError;
 
+/// Holds what an operation was given against what it must be.
+fn same(operation: &'static str, what: &'static str, expected: u64, found: u64) -> Result<(), TrainError> {
+    match found == expected {
+        true => Ok(()),
+        false => Err(TrainError::Shape { operation, what, expected, found }),
+    }
+}
+
 /// A float32 matrix in GPU memory, row-major, without padding between rows.
 #[derive(Debug, Clone)]
 pub struct Mat {
@@ -93,12 +101,8 @@ impl Mat {
 
     /// Holds the matrix against the shape that an operation asks for.
     pub(super) fn check(&self, operation: &'static str, rows: u32, cols: u32) -> Result<(), TrainError> {
-        let shape = |what, expected: u64, found: u64| match found == expected {
-            true => Ok(()),
-            false => Err(TrainError::Shape { operation, what, expected, found }),
-        };
-        shape("the number of rows", rows.into(), self.rows.into())?;
-        shape("the number of columns", cols.into(), self.cols.into())?;
+        same(operation, "the number of rows", rows.into(), self.rows.into())?;
+        same(operation, "the number of columns", cols.into(), self.cols.into())?;
         let bytes = 4 * u64::from(rows) * u64::from(cols);
         if self.range.size < bytes {
             return Err(TrainError::Shape {

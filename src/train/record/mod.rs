@@ -78,7 +78,7 @@ pub struct StepRecord {
     /// All tokens, by the time of the step.
     #[serde(deserialize_with = "nan_or_f64")]
     pub tokens_per_second: f64,
-    /// Bytes of the GPU's memory in use.
+    /// Bytes of the GPU's memory that the run takes: as allocated, or as planned where the backend does not tell.
     pub gpu_bytes: u64,
     /// Seconds since the training began, those before it was resumed included.
     #[serde(deserialize_with = "nan_or_f64")]
