@@ -1,7 +1,9 @@
 //! One layer of the decoder, forward and backward:
 //!
-//!     middle = x + o_proj(attention(rotate(norm(q_proj(n))), rotate(norm(k_proj(n))), v_proj(n)))   with n = norm(x)
-//!     out    = middle + down_proj(silu(gate_proj(m)) * up_proj(m))                                  with m = norm(middle)
+//! ```text
+//! middle = x + o_proj(attention(rotate(norm(q_proj(n))), rotate(norm(k_proj(n))), v_proj(n)))   with n = norm(x)
+//! out    = middle + down_proj(silu(gate_proj(m)) * up_proj(m))                                  with m = norm(middle)
+//! ```
 //!
 //! The norms of queries and keys are Qwen3's alone.
 
