@@ -1,40 +1,7 @@
-// A product of matrices, out[m, n] = scale * a[m, k] b[k, n] (+ bias) (+ out): one half of every such kernel. The other half knows how
-// b is stored: `prepare_b`, `fill_b`, and `columns_of`, the columns of a four in `tile_b`. Float32, a tile of 8 TY x 8 TX to a workgroup, 8 x 8 to a thread. Runs unchecked:
-// `train::ops::matmul` proves on the host that every index is in its binding.
-
-struct Params {
-    m: u32,
-    n: u32,
-    k: u32,
-    chunk: u32,         // terms of each sum that a workgroup adds up: a multiple of TK
-    groups: u32,        // workgroups that have work
-    a_first: u32,       // element of a[0, 0]
-    a_row: u32,         // elements from a[i, t] to a[i + 1, t]
-    a_term: u32,        // elements from a[i, t] to a[i, t + 1]
-    b_first: u32,       // element of b[0, 0]; likewise
-    b_column: u32,
-    b_term: u32,
-    out_first: u32,     // element of out[0, 0]; likewise
-    out_row: u32,
-    out_chunk: u32,     // elements from the sums of one chunk to those of the next
-    bias_first: u32,
-    has_bias: u32,
-    add: u32,           // 1 where the product is added to what `out` holds
-    scale: f32,
-    block_first: u32,   // nf4: elements of its block that lie before b[0, 0]
-    block_bits: u32,    // nf4: log2 of the elements in a block
-    scales_first: u32,  // nf4: see nf4_tables.wgsl
-    supers_first: u32,
-    zero: u32,
-    pad: u32,
-    codebook: array<vec4<f32>, 4>,
-}
-
-// Bindings 0 to 3 are b's.
-@group(0) @binding(4) var<storage, read> a: array<f32>;
-@group(0) @binding(5) var<storage, read> bias: array<f32>;
-@group(0) @binding(6) var<storage, read_write> out: array<f32>;
-@group(1) @binding(0) var<uniform> params: Params;
+// A product of matrices, out[m, n] = scale * a[m, k] b[k, n] (+ bias) (+ out): one half of every such kernel; matmul_params.wgsl belongs
+// to it. The other half knows how b is stored: `prepare_b`, `fill_b`, and `columns_of`, the columns of a four in `tile_b`. Float32, a
+// tile of 8 TY x 8 TX to a workgroup, 8 x 8 to a thread. Runs unchecked: `train::ops::matmul` proves on the host that every index is in
+// its binding.
 
 override TX: u32 = 8u;              // threads of a workgroup along n
 override TY: u32 = 16u;             // and along m

@@ -7,9 +7,9 @@ struct Params {
     half: u32,        // pairs in a head
     positions: u32,   // rows of the table
     sign: f32,        // 1, or -1 to rotate back
+    first: u32,       // rotate_from: position of the first token
     pad_0: u32,
     pad_1: u32,
-    pad_2: u32,
 }
 
 @group(0) @binding(0) var<storage, read_write> x: array<f32>;       // [tokens, heads, 2 * half]
@@ -19,21 +19,37 @@ struct Params {
 
 const WORKGROUP = 256u;
 
-@compute @workgroup_size(WORKGROUP)
-fn rotate(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) grid: vec3<u32>, @builtin(local_invocation_index) thread: u32) {
-    let pair = (group.x + group.y * grid.x) * WORKGROUP + thread;
-    if (pair >= params.pairs) {
-        return;
-    }
-    let head = pair / params.half;
+// Turns a pair by the angle of a position, which the table has.
+fn turn(pair: u32, position: u32) {
     let i = pair % params.half;
-    let token = head / params.heads;
-    // The host cannot see `starts`: whatever it holds, the table is not left.
-    let position = min(token - starts[token], params.positions - 1u);
     let turn = table[position * params.half + i] * vec2(1.0, params.sign);
-    let at = head * 2u * params.half + i;
+    let at = pair / params.half * 2u * params.half + i;
     let a = x[at];
     let b = x[at + params.half];
     x[at] = a * turn.x - b * turn.y;
     x[at + params.half] = b * turn.x + a * turn.y;
+}
+
+fn token_of(pair: u32) -> u32 {
+    return pair / params.half / params.heads;
+}
+
+// Tokens of samples that lie one after the other.
+@compute @workgroup_size(WORKGROUP)
+fn rotate(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) grid: vec3<u32>, @builtin(local_invocation_index) thread: u32) {
+    let pair = (group.x + group.y * grid.x) * WORKGROUP + thread;
+    if (pair < params.pairs) {
+        let token = token_of(pair);
+        // The host cannot see `starts`: whatever it holds, the table is not left.
+        turn(pair, min(token - starts[token], params.positions - 1u));
+    }
+}
+
+// Tokens of one sample, from position `first` on.
+@compute @workgroup_size(WORKGROUP)
+fn rotate_from(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) grid: vec3<u32>, @builtin(local_invocation_index) thread: u32) {
+    let pair = (group.x + group.y * grid.x) * WORKGROUP + thread;
+    if (pair < params.pairs) {
+        turn(pair, params.first + token_of(pair));
+    }
 }

@@ -100,10 +100,10 @@ fn contains(text: &str) -> impl Predicate<str> {
 #[test]
 fn help_and_version_name_every_command_and_option() {
     nf4pack().arg("--version").assert().success().stdout(concat!("nf4pack ", env!("CARGO_PKG_VERSION"), "\n"));
-    let commands = ["convert", "inspect", "verify", "export", "doctor", "bench", "completions"];
+    let commands = ["convert", "inspect", "verify", "export", "train", "eval", "doctor", "bench", "completions"];
     let help = nf4pack().arg("--help").assert().success();
     commands.iter().fold(help, |help, command| help.stdout(contains(command))).stdout(contains("Quick start"));
-    let options: [(&[&str], &str); 8] = [
+    let options: [(&[&str], &str); 10] = [
         (
             &["convert"],
             "--encoder --scales --block-size --keep --quantize --threads --config --dry-run --force --json --quiet",
@@ -112,6 +112,13 @@ fn help_and_version_name_every_command_and_option() {
         (&["verify"], "--against --config --threads --json --quiet"),
         (&["bench", "convert"], "--shape --encoder --scales --block-size --threads --runs --dir --json"),
         (&["doctor"], "--budget --gpu --json NF4PACK_ADAPTER NF4PACK_PROFILE"),
+        (
+            &["train"],
+            "--data --out --rank --alpha --dropout --targets --rslora --lr --schedule --warmup --epochs --steps --micro-batch \
+             --accumulate --max-length --clip --weight-decay --seed --train-on --eval-data --eval-split --eval-every \
+             --early-stop --save-every --keep --resume --vram-budget --config --show-batch --gpu --json Adapter: Optimiser:",
+        ),
+        (&["eval"], "--adapter --data --train-on --max-length --micro-batch --vram-budget --gpu --json perplexity"),
         (&["bench", "dequant"], "--shape --block-size --gpu --runs --json 9728x2560"),
         (&["bench", "upload"], "--bytes --threads --gpu --runs --json"),
         (&["bench", "stream"], "--shape --budget --no-mmap --verify-on-load --threads --dir --gpu --runs --json"),

@@ -33,6 +33,7 @@ const FENCED: &[(&str, &[&str])] = &[
     ("pollster", &["gpu"]),
     ("wgpu", &["gpu", "dequant", "train"]),
     ("regex", &["convert", "cli", "train"]),
+    ("crc32c", &["train"]),
     ("jiff", &["train"]),
     ("minijinja", &["train"]),
     ("minijinja_contrib", &["train"]),
@@ -43,6 +44,7 @@ const FENCED: &[(&str, &[&str])] = &[
     ("clap_complete", &["cli"]),
     ("ctrlc", &["cli"]),
     ("indicatif", &["cli"]),
+    ("toml", &["cli"]),
 ];
 
 /// What the crate root re-exports, and the module that it is of.
@@ -61,6 +63,7 @@ const UNSAFE: &[&str] = &[
     "gpu/pipeline.rs",
     "train/ops/matmul/kernels.rs",
     "train/ops/attention.rs",
+    "train/ops/cached_attention.rs",
     "train/ops/rotary.rs",
     "train/ops/add.rs",
     "train/ops/dropout.rs",

@@ -21,7 +21,7 @@ const FORMS: &[(&[&str], Constants)] = &[
     (&["nf4_tables.wgsl", "nf4_fast.wgsl"], &[("WORKGROUP", &[64.0, 256.0]), ("SCALES", TYPES), ("BF16", EITHER)]),
     (&["nf4_plain.wgsl"], &[("SCALES", TYPES), ("OUTPUT", TYPES)]),
     (
-        &["matmul.wgsl", "matmul_raw.wgsl"],
+        &["matmul_params.wgsl", "matmul.wgsl", "matmul_floats.wgsl", "matmul_raw.wgsl"],
         &[
             ("TX", &[4.0, 8.0, 16.0]),
             ("TY", &[4.0, 16.0]),
@@ -33,7 +33,7 @@ const FORMS: &[(&[&str], Constants)] = &[
         ],
     ),
     (
-        &["matmul.wgsl", "nf4_tables.wgsl", "matmul_nf4.wgsl"],
+        &["matmul_params.wgsl", "matmul.wgsl", "nf4_tables.wgsl", "matmul_nf4.wgsl"],
         &[
             ("TX", &[8.0]),
             ("TY", &[16.0]),
@@ -45,11 +45,34 @@ const FORMS: &[(&[&str], Constants)] = &[
             ("SCALES", TYPES),
         ],
     ),
+    (
+        &["matmul_params.wgsl", "matmul_rows.wgsl", "matmul_floats.wgsl", "matmul_rows_raw.wgsl"],
+        &[
+            ("M", &[1.0, 2.0, 4.0, 8.0]),
+            ("LANES", &[32.0, 256.0]),
+            ("COLUMNS", &[1.0]),
+            ("PARTIAL", &[2048.0]),
+            ("WHOLE", EITHER),
+            ("FLOATS", TYPES),
+        ],
+    ),
+    (
+        &["matmul_params.wgsl", "matmul_rows.wgsl", "nf4_tables.wgsl", "matmul_rows_nf4.wgsl"],
+        &[
+            ("M", &[1.0, 2.0, 4.0, 8.0]),
+            ("LANES", &[32.0, 256.0]),
+            ("COLUMNS", &[1.0]),
+            ("PARTIAL", &[2048.0]),
+            ("WHOLE", EITHER),
+            ("SCALES", TYPES),
+        ],
+    ),
     (&["matmul_sum.wgsl"], &[]),
     (
         &["attention.wgsl"],
         &[("HEAD", &[1.0, 16.0, 20.0, 32.0, 64.0]), ("TX", &[8.0]), ("TY", &[16.0]), ("VALUES", &[4.0, 16.0])],
     ),
+    (&["cached_attention.wgsl"], &[("HEAD", &[1.0, 5.0, 32.0, 64.0])]),
     (&["rotary.wgsl"], &[]),
     (&["add.wgsl"], &[]),
     (&["dropout.wgsl"], &[]),
@@ -115,8 +138,8 @@ fn every_shader_is_valid_in_every_form() {
         }
     }
     let dequant = 1 + 2 * 12 + 9;
-    let products = 72 + 12 + 1;
-    let attention = 5 * 10 + 1;
+    let products = 72 + 12 + 2 * 48 + 1;
+    let attention = 5 * 10 + 4 * 2 + 2;
     let others = 1 + 1 + 2 + 3 + 3 + 3 + 2 * 2 + 2;
     assert_eq!(compiled, dequant + products + attention + others);
 }

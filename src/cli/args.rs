@@ -1,7 +1,10 @@
 //! The command line as data: every option with its help. Nothing is decided here.
 
 mod bench;
+mod eval;
+mod generate;
 mod merge;
+mod train;
 
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
@@ -17,7 +20,10 @@ use crate::format::FloatType;
 use crate::format::nf4::ScaleType;
 use crate::gpu;
 pub use bench::*;
+pub use eval::EvalArgs;
+pub use generate::GenerateArgs;
 pub use merge::MergeArgs;
+pub use train::{TrainArgs, TrainOptions};
 
 const STYLES: Styles = Styles::styled()
     .header(AnsiColor::Yellow.on_default().bold())
@@ -64,6 +70,9 @@ pub enum Command {
     Verify(VerifyArgs),
     Export(ExportArgs),
     Merge(MergeArgs),
+    Train(Box<TrainArgs>),
+    Eval(EvalArgs),
+    Generate(Box<GenerateArgs>),
     Doctor(DoctorArgs),
     Bench(BenchArgs),
     Completions(CompletionsArgs),

@@ -20,7 +20,13 @@ use crate::export::{ExportError, WriteError};
 use crate::format::FormatError;
 use crate::gpu::{self, DRIVER_HINT, GpuError};
 use crate::merge::MergeError;
+use crate::train::TrainError;
 use crate::train::adapter::AdapterError;
+use crate::train::checkpoint::{CheckpointError, Difference};
+use crate::train::data::DataError;
+use crate::train::generate::GenerateError;
+use crate::train::plan::MemoryError;
+use crate::train::run::RunError;
 use crate::verify::VerifyError;
 
 /// A failure as people and JSON are told.
@@ -86,6 +92,20 @@ fn hint(error: &anyhow::Error) -> Option<String> {
             of_dequant(e)
         } else if let Some(e) = cause.downcast_ref() {
             of_stream(e)
+        } else if let Some(e) = cause.downcast_ref() {
+            of_run(e)
+        } else if let Some(e) = cause.downcast_ref() {
+            of_memory(e)
+        } else if let Some(e) = cause.downcast_ref() {
+            of_checkpoint(e)
+        } else if let Some(e) = cause.downcast_ref() {
+            of_difference(e)
+        } else if let Some(e) = cause.downcast_ref() {
+            of_generate(e)
+        } else if let Some(e) = cause.downcast_ref() {
+            of_train(e)
+        } else if let Some(e) = cause.downcast_ref() {
+            of_data(e)
         } else {
             cause.downcast_ref().and_then(of_open)
         }
@@ -317,6 +337,52 @@ fn of_dequant(error: &DequantError) -> Option<String> {
     }
 }
 
+fn of_run(error: &RunError) -> Option<String> {
+    match error {
+        RunError::Train(e) => of_train(e),
+        RunError::Plan(e) => of_memory(e),
+        RunError::Checkpoint(e) => of_checkpoint(e),
+        RunError::OtherRun { source, .. } => of_difference(source),
+        RunError::Occupied { .. } => Some("--resume goes on with it; a new run takes another --out".into()),
+        RunError::NoCheckpoint { .. } => Some("a run has one after --save-every steps, or an epoch".into()),
+        RunError::Diverged { checkpoint: None, .. } => Some("a smaller --lr, or a longer --warmup, often helps".into()),
+        RunError::Diverged { .. } => {
+            Some("train anew with a smaller --lr; the checkpoint itself is an adapter that works".into())
+        }
+        _ => None,
+    }
+}
+
+fn of_memory(error: &MemoryError) -> Option<String> {
+    match error {
+        MemoryError::Budget { remedy: None, .. } => {
+            Some("no smaller batch fits either: a larger --vram-budget, or a GPU with more memory (--gpu)".into())
+        }
+        MemoryError::Budget { .. } => Some("so may a larger --vram-budget, where the GPU has it".into()),
+        MemoryError::Stream(e) => of_stream(e),
+    }
+}
+
+fn of_checkpoint(error: &CheckpointError) -> Option<String> {
+    let hint = match error {
+        CheckpointError::Read { .. }
+        | CheckpointError::Json { .. }
+        | CheckpointError::Safetensors { .. }
+        | CheckpointError::Tensor { .. }
+        | CheckpointError::Checksum { .. } => "--resume=CHECKPOINT names another one, such as OUT/checkpoint-100",
+        CheckpointError::Format { .. } => "the version of nf4pack that wrote it reads it",
+        _ => return None,
+    };
+    Some(hint.to_owned())
+}
+
+fn of_difference(difference: &Difference) -> Option<String> {
+    let name = &difference.setting;
+    Some(format!(
+        "give {name} as it was (OUT/nf4pack-train.toml has all settings: --config), or train anew into another --out"
+    ))
+}
+
 fn of_stream(error: &StreamError) -> Option<String> {
     match error {
         StreamError::Open(e) => of_open(e),
@@ -326,6 +392,35 @@ fn of_stream(error: &StreamError) -> Option<String> {
             Some(format!("`nf4pack verify {}` lists all that is damaged; convert the checkpoint again", path.display()))
         }
         StreamError::Truncated { .. } => Some("copy the file again, and leave it alone while it is in use".into()),
+        _ => None,
+    }
+}
+
+fn of_generate(error: &GenerateError) -> Option<String> {
+    match error {
+        GenerateError::Budget { needed, .. } => {
+            Some(format!("--vram-budget {needed} is the least that works; a smaller --context takes less"))
+        }
+        GenerateError::NoPrompt => Some("this model starts no text by itself: --prompt TEXT has to".into()),
+        GenerateError::TooLong { .. } => Some("--context N remembers more".into()),
+        GenerateError::Train(e) => of_train(e),
+        GenerateError::Sampling(_) => None,
+    }
+}
+
+fn of_train(error: &TrainError) -> Option<String> {
+    match error {
+        TrainError::Gpu(e) => of_gpu(e),
+        TrainError::Weights(e) => of_dequant(e),
+        TrainError::Stream(e) => of_stream(e),
+        TrainError::Data(e) => of_data(e),
+        _ => None,
+    }
+}
+
+fn of_data(error: &DataError) -> Option<String> {
+    match error {
+        DataError::NoChatTemplate => Some("--prompt goes on with a text as it stands".into()),
         _ => None,
     }
 }

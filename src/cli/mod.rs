@@ -6,10 +6,13 @@ mod completions;
 mod convert;
 mod device;
 mod doctor;
+mod eval;
 mod export;
 mod failure;
+mod generate;
 mod inspect;
 mod merge;
+mod train;
 mod ui;
 mod verify;
 
@@ -63,6 +66,9 @@ fn dispatch(command: &Command) -> anyhow::Result<Outcome> {
         Command::Verify(args) => verify::run(args),
         Command::Export(args) => export::run(args),
         Command::Merge(args) => merge::run(args),
+        Command::Train(args) => train::run(args),
+        Command::Eval(args) => eval::run(args),
+        Command::Generate(args) => generate::run(args),
         Command::Doctor(args) => doctor::run(args),
         Command::Bench(args) => match &args.what {
             BenchCommand::Convert(args) => bench::convert::run(args),
@@ -83,6 +89,9 @@ impl Command {
             Self::Verify(args) => args.output.json,
             Self::Export(args) => args.output.json,
             Self::Merge(args) => args.output.json,
+            Self::Train(args) => args.json,
+            Self::Eval(args) => args.json,
+            Self::Generate(args) => args.json,
             Self::Doctor(args) => args.json,
             Self::Bench(args) => args.what.json(),
             Self::Completions(_) => false,

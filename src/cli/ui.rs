@@ -22,6 +22,11 @@ pub fn interrupted() -> bool {
     INTERRUPTED.load(Ordering::Relaxed)
 }
 
+/// Whether the user asked to stop, which is then dealt with.
+pub fn take_interrupt() -> bool {
+    INTERRUPTED.swap(false, Ordering::Relaxed)
+}
+
 /// From here on Ctrl-C and SIGTERM end the command in order, instead of at once: what it was writing is removed.
 ///
 /// # Errors
@@ -59,6 +64,14 @@ impl Ui {
             return print(&format!("{document}\n"));
         }
         if self.quiet { Ok(()) } else { print(&text()) }
+    }
+
+    /// A piece of a result that is shown as it comes; with `--json` all of it follows at the end.
+    ///
+    /// # Errors
+    /// As [`Ui::result`].
+    pub fn stream(self, piece: &str) -> anyhow::Result<()> {
+        if self.json || piece.is_empty() { Ok(()) } else { print(piece) }
     }
 
     /// Something that the user should know.
@@ -104,6 +117,12 @@ pub fn print(text: &str) -> anyhow::Result<()> {
     }
 }
 
+/// Asks for a line.
+pub fn prompt(sign: &str) {
+    let mut stderr = io::stderr();
+    let _ = write!(stderr, "{sign}").and_then(|()| stderr.flush());
+}
+
 /// A line `label: text` on stderr.
 pub fn labelled(label: &str, colour: AnsiColor, text: &str) {
     let style = if stderr_has_colour() { colour.on_default().bold() } else { Style::new() };
@@ -125,6 +144,7 @@ fn stderr_has_colour() -> bool {
 pub enum Unit {
     Weights,
     Bytes,
+    Rows,
 }
 
 impl Unit {
@@ -132,6 +152,7 @@ impl Unit {
         match self {
             Self::Weights => count(n),
             Self::Bytes => bytes(n),
+            Self::Rows => grouped(n as u64),
         }
     }
 
@@ -139,12 +160,17 @@ impl Unit {
         match self {
             Self::Weights => format!("{} weights/s", count(per_second)),
             Self::Bytes => format!("{}/s", bytes(per_second)),
+            Self::Rows => format!("{per_second:.1} rows/s"),
         }
     }
 
     /// `189M of 440M weights`
     fn progress(self, done: u64, total: u64) -> String {
-        let suffix = if self == Self::Weights { " weights" } else { "" };
+        let suffix = match self {
+            Self::Weights => " weights",
+            Self::Bytes => "",
+            Self::Rows => " rows",
+        };
         format!("{} of {}{suffix}", self.amount(done as f64), self.amount(total as f64))
     }
 }

@@ -181,31 +181,49 @@ impl Adapter {
     }
 
     fn safetensors(&self) -> Result<Vec<u8>, AdapterError> {
-        let bytes: Vec<u8> = self.vector.iter().flat_map(|x| x.to_le_bytes()).collect();
-        let mut views = Vec::new();
-        for matrix in matrices(&self.layout) {
-            let data = bytes.get(4 * matrix.range.start..4 * matrix.range.end).unwrap_or_default();
-            let shape = matrix.shape.map(|n| n as usize).to_vec();
-            views.push((format!("{PREFIX}{}", matrix.name), TensorView::new(Dtype::F32, shape, data)?));
-        }
-        // transformers refuses a file without this entry.
-        let metadata = [("format".to_owned(), "pt".to_owned())].into();
-        Ok(safetensors::serialize(views, Some(metadata))?)
+        let bytes = le_bytes(&self.vector);
+        let tensors = matrices(&self.layout).map(|matrix| Ok((matrix.peft_name(), matrix.view(&bytes)?)));
+        serialize(tensors.collect::<Result<_, SafeTensorError>>()?).map_err(AdapterError::from)
     }
+}
+
+/// The floats as safetensors has them.
+pub(super) fn le_bytes(vector: &[f32]) -> Vec<u8> {
+    vector.iter().flat_map(|x| x.to_le_bytes()).collect()
+}
+
+/// A safetensors file that transformers reads: it refuses one without this metadata.
+pub(super) fn serialize(tensors: Vec<(String, TensorView<'_>)>) -> Result<Vec<u8>, SafeTensorError> {
+    safetensors::serialize(tensors, Some([("format".to_owned(), "pt".to_owned())].into()))
 }
 
 /// What PEFT puts before the names of the model.
 const PREFIX: &str = "base_model.model.";
 
 /// One matrix of an adapter.
-struct Matrix {
+pub(super) struct Matrix {
     /// Its name without [`PREFIX`].
     name: String,
-    shape: [u32; 2],
-    range: Range<usize>,
+    /// Rows, columns.
+    pub(super) shape: [u32; 2],
+    /// Its floats in the adapter's vector.
+    pub(super) range: Range<usize>,
 }
 
-fn matrices(layout: &AdapterLayout) -> impl Iterator<Item = Matrix> {
+impl Matrix {
+    /// Its name in PEFT's files.
+    pub(super) fn peft_name(&self) -> String {
+        format!("{PREFIX}{}", self.name)
+    }
+
+    /// Its part of a vector of the adapter's layout, which `bytes` are.
+    pub(super) fn view<'a>(&self, bytes: &'a [u8]) -> Result<TensorView<'a>, SafeTensorError> {
+        let data = bytes.get(4 * self.range.start..4 * self.range.end).unwrap_or_default();
+        TensorView::new(Dtype::F32, self.shape.map(|n| n as usize).to_vec(), data)
+    }
+}
+
+pub(super) fn matrices(layout: &AdapterLayout) -> impl Iterator<Item = Matrix> {
     layout.places().flat_map(|(layer, role, place)| {
         let module = module(layer, role);
         let (a, b) = ([layout.rank(), place.inputs], [place.outputs, layout.rank()]);
@@ -244,7 +262,7 @@ fn read_vector(bytes: &[u8], layout: &AdapterLayout) -> Result<Vec<f32>, Adapter
     }
     let mut vector = vec![0.0; layout.len()];
     for matrix in matrices(layout) {
-        let missing = || AdapterError::MissingTensor { tensor: format!("{PREFIX}{}", matrix.name) };
+        let missing = || AdapterError::MissingTensor { tensor: matrix.peft_name() };
         let (name, view) = tensors.remove(&matrix.name).ok_or_else(missing)?;
         let expected = matrix.shape.map(u64::from).to_vec();
         let found: Vec<u64> = view.shape().iter().map(|&n| n as u64).collect();

@@ -2,7 +2,13 @@
 
 use thiserror::Error;
 
+use super::adapter::AdapterError;
+use super::config::ConfigError;
+use super::data::DataError;
+use super::lora::LoraError;
 use crate::dequant::DequantError;
+use crate::dequant::stream::StreamError;
+use crate::format::Role;
 use crate::gpu::GpuError;
 
 /// Why a model could not be trained or run.
@@ -15,6 +21,57 @@ pub enum TrainError {
     /// Quantised weights are not what they have to be.
     #[error(transparent)]
     Weights(#[from] DequantError),
+    /// The pack cannot be streamed.
+    #[error(transparent)]
+    Stream(#[from] StreamError),
+    /// The pack's config.json describes no model that can be run.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// There can be no such adapter.
+    #[error(transparent)]
+    Lora(#[from] LoraError),
+    /// The adapter cannot be read or written.
+    #[error(transparent)]
+    Adapter(#[from] AdapterError),
+    /// The data cannot be trained on.
+    #[error(transparent)]
+    Data(#[from] DataError),
+    /// The pack lacks a file that a model needs.
+    #[error("the pack has no {name}")]
+    MissingFile {
+        /// Its name.
+        name: &'static str,
+    },
+    /// The pack lacks a tensor that its config.json asks for.
+    #[error("{} has no {role}", place(*.layer))]
+    MissingTensor {
+        /// The layer; `None` where the tensor is of no layer.
+        layer: Option<u32>,
+        /// What the tensor is for.
+        role: Role,
+    },
+    /// A tensor of the pack has another shape than its config.json says.
+    #[error("{}: {role} has the shape {found:?}, by config.json it should have {expected:?}", place(*.layer))]
+    TensorShape {
+        /// The layer; `None` where the tensor is of no layer.
+        layer: Option<u32>,
+        /// What the tensor is for.
+        role: Role,
+        /// By config.json.
+        expected: Vec<u64>,
+        /// In the pack.
+        found: Vec<u64>,
+    },
+    /// Numbers that are not finite, so that nothing can be learned from them.
+    #[error("step {step}: {what} is not finite; {}", origin(*.layer))]
+    NotFinite {
+        /// The step, from 1.
+        step: u64,
+        /// The loss, or the norm of the gradient.
+        what: &'static str,
+        /// Where the first number that is not finite came out of.
+        layer: Option<NonFiniteAt>,
+    },
     /// An operation was given tensors whose sizes do not fit together: a defect of this program.
     #[error("{operation}: {what} is {found}, and must be {expected}")]
     Shape {
@@ -39,4 +96,25 @@ pub enum TrainError {
         /// What it is.
         found: f64,
     },
+}
+
+/// Where in a forward pass the first number arose that is not finite.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum NonFiniteAt {
+    /// Already in the embeddings.
+    Embedding,
+    /// In the output of this layer.
+    Layer(u32),
+}
+
+fn place(layer: Option<u32>) -> String {
+    layer.map_or_else(|| "the pack".to_owned(), |number| format!("layer {number} of the pack"))
+}
+
+fn origin(at: Option<NonFiniteAt>) -> String {
+    match at {
+        Some(NonFiniteAt::Embedding) => "it comes from the embeddings".to_owned(),
+        Some(NonFiniteAt::Layer(number)) => format!("it arose first in layer {number}"),
+        None => "all layers' outputs are finite: it arose in the loss or in the gradients".to_owned(),
+    }
 }

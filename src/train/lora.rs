@@ -76,7 +76,7 @@ impl LoraConfig {
 
     /// # Errors
     /// A [`LoraError`] that names the setting.
-    fn check(&self) -> Result<(), LoraError> {
+    pub fn check(&self) -> Result<(), LoraError> {
         if self.rank == 0 {
             return Err(LoraError::Rank);
         }

@@ -20,6 +20,8 @@ pub enum Stream {
     },
     /// The choice of samples that are held out.
     Split,
+    /// The choice of the next token of a text.
+    Sampling,
 }
 
 impl Stream {
@@ -29,6 +31,7 @@ impl Stream {
             Self::Init { layer, module } => number(1, layer, module),
             Self::Order { epoch } => number(2, epoch, 0),
             Self::Split => number(3, 0, 0),
+            Self::Sampling => number(4, 0, 0),
         }
     }
 }
@@ -80,9 +83,10 @@ mod tests {
             seen.extend((0..7).map(|module| first(1, init(layer, module))));
         }
         seen.extend([first(2, init(0, 0)), first(1, Stream::Order { epoch: 0 }), first(1, Stream::Order { epoch: 1 })]);
+        seen.extend([first(1, Stream::Split), first(1, Stream::Sampling)]);
         seen.sort_by(f32::total_cmp);
         seen.dedup();
-        assert_eq!(seen.len(), 31);
+        assert_eq!(seen.len(), 33);
     }
 
     #[test]

@@ -14,7 +14,7 @@ use crate::io::AlignedBuf;
 
 use super::error::StreamError;
 use super::plan::{Group, StreamPlan};
-use super::source::Source;
+use super::source::PackSource;
 
 /// Bytes that are read, summed and copied at a time: they stay in the second-level cache between the three.
 const PIECE_LEN: u64 = 256 << 10;
@@ -57,7 +57,7 @@ pub(super) struct Loader {
 impl Loader {
     pub(super) fn start(
         gpu: &Gpu,
-        source: Arc<Source>,
+        source: Arc<PackSource>,
         plan: Arc<StreamPlan>,
         threads: usize,
         verify: bool,
@@ -121,7 +121,7 @@ impl Drop for Loader {
 /// The loader's side of it.
 #[derive(Debug)]
 struct Worker {
-    source: Arc<Source>,
+    source: Arc<PackSource>,
     plan: Arc<StreamPlan>,
     uploader: Uploader,
     pool: rayon::ThreadPool,
@@ -222,7 +222,7 @@ impl Worker {
 }
 
 /// Checks scales and code padding of a section: what a kernel reads must be what the specification allows.
-fn check_contents(source: &Source, number: usize) -> Result<(), StreamError> {
+fn check_contents(source: &PackSource, number: usize) -> Result<(), StreamError> {
     let index = source.index();
     let Some(section) = index.sections().get(number).filter(|s| has_contents(s)) else { return Ok(()) };
     let mut buf = AlignedBuf::default();

@@ -22,7 +22,7 @@ pub use error::StreamError;
 use loader::{GroupId, Loader, Reply, Request};
 use plan::Group;
 pub use plan::StreamPlan;
-use source::Source;
+pub use source::PackSource;
 
 /// Threads that fill staging memory, where the caller names no number: more gain nothing on any machine measured.
 const MOST_THREADS: usize = 8;
@@ -176,7 +176,7 @@ impl Content {
 #[derive(Debug)]
 pub struct LayerStream {
     gpu: Gpu,
-    source: Arc<Source>,
+    source: Arc<PackSource>,
     plan: Arc<StreamPlan>,
     slots: Vec<Slot>,
     globals: Option<Slot>,
@@ -192,7 +192,15 @@ impl LayerStream {
     /// # Errors
     /// [`StreamError::Open`], [`StreamError::Budget`], [`StreamError::Gpu`].
     pub fn open(gpu: &Gpu, path: impl AsRef<Path>, options: &StreamOptions) -> Result<Self, StreamError> {
-        let source = Arc::new(Source::open(path.as_ref(), options.map)?);
+        Self::of(gpu, PackSource::open(path, options.map)?, options)
+    }
+
+    /// As [`LayerStream::open`], of a pack that is open; [`StreamOptions::map`] plays no part.
+    ///
+    /// # Errors
+    /// [`StreamError::Budget`], [`StreamError::Gpu`].
+    pub fn of(gpu: &Gpu, source: PackSource, options: &StreamOptions) -> Result<Self, StreamError> {
+        let source = Arc::new(source);
         let max_buffer = gpu.limits().max_buffer_size;
         let mut budget = options.budget.or_else(|| default_budget(gpu));
         loop {
@@ -213,7 +221,7 @@ impl LayerStream {
     }
 
     /// Reserves the memory of a plan. The loader works on each slot while the next one is made.
-    fn start(gpu: &Gpu, source: Arc<Source>, plan: StreamPlan, options: &StreamOptions) -> Result<Self, StreamError> {
+    fn start(gpu: &Gpu, source: Arc<PackSource>, plan: StreamPlan, options: &StreamOptions) -> Result<Self, StreamError> {
         let plan = Arc::new(plan);
         let threads = match options.threads {
             0 => std::thread::available_parallelism().map_or(1, usize::from).min(MOST_THREADS),

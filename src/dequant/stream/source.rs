@@ -4,16 +4,16 @@ use std::fs::File;
 use std::path::{Path, PathBuf};
 
 use crate::format::layout::HEADER_LEN;
-use crate::format::{FormatError, Header, Index, Limits};
+use crate::format::{FormatError, Header, Index, Limits, Section, SectionKind, check, crc32};
 use crate::io::{AlignedBuf, read_exact_at};
 use crate::mmap::open_regular;
 use crate::{MappedPack, OpenError};
 
 use super::error::StreamError;
 
-/// An open pack.
+/// An open pack, whose layers are not in GPU memory yet.
 #[derive(Debug)]
-pub(super) struct Source {
+pub struct PackSource {
     path: PathBuf,
     bytes: Bytes,
 }
@@ -24,18 +24,45 @@ enum Bytes {
     Read { file: File, index: Index },
 }
 
-impl Source {
-    /// Opens a pack to map it (`map`) or to read it.
-    pub(super) fn open(path: &Path, map: bool) -> Result<Self, StreamError> {
+impl PackSource {
+    /// Opens a pack to map it (`map`) or to read it, which is safe also while somebody cuts it short.
+    ///
+    /// # Errors
+    /// [`StreamError::Open`].
+    pub fn open(path: impl AsRef<Path>, map: bool) -> Result<Self, StreamError> {
+        let path = path.as_ref();
         let bytes = if map { Bytes::Mapped(MappedPack::open(path)?) } else { read_index(path)? };
         Ok(Self { path: path.to_owned(), bytes })
     }
 
-    pub(super) fn index(&self) -> &Index {
+    /// The file.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// The pack's index.
+    pub fn index(&self) -> &Index {
         match &self.bytes {
             Bytes::Mapped(pack) => pack.pack().index(),
             Bytes::Read { index, .. } => index,
         }
+    }
+
+    /// The bytes of an embedded file (config.json, tokenizer.json, ..), or `None` where the pack has none of that name.
+    ///
+    /// # Errors
+    /// [`StreamError::Truncated`], [`StreamError::Io`]; [`StreamError::Damaged`] where its checksum does not match.
+    pub fn file(&self, name: &str) -> Result<Option<Vec<u8>>, StreamError> {
+        let index = self.index();
+        let is = |section: &Section| section.kind == Some(SectionKind::File) && index.name(section) == name;
+        let Some((number, section)) = index.sections().iter().enumerate().find(|(_, section)| is(section)) else {
+            return Ok(None);
+        };
+        self.check_len()?;
+        let len = usize::try_from(section.length).unwrap_or(usize::MAX);
+        let bytes = self.bytes(section.offset, len, &mut AlignedBuf::default())?.to_vec();
+        check::checksum(index, number, section, crc32(&bytes)).map_err(|e| self.damaged(e))?;
+        Ok(Some(bytes))
     }
 
     /// Whether the file is as long as it was. A map must not be touched past the file's end, where an access faults; between

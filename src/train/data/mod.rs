@@ -5,6 +5,7 @@ mod pack;
 mod sample;
 mod show;
 mod spans;
+mod stream;
 mod template;
 mod tokenizer;
 
@@ -14,7 +15,8 @@ pub use formats::Form;
 pub use pack::{Batch, UNTRAINED, batch, epoch_order, rows};
 pub use sample::{Cut, Dataset, Options, Sample, TrainOn};
 pub use show::show_batch;
-pub use tokenizer::{Tokenizer, TokenizerFiles};
+pub use stream::TokenStream;
+pub use tokenizer::{Message, Tokenizer, TokenizerFiles};
 
 /// Why data cannot be trained on. Lines count from 1.
 #[derive(Debug, Error)]
@@ -88,6 +90,12 @@ pub enum DataError {
         /// What it says.
         source: minijinja::Error,
     },
+    /// A conversation to go on with, and a model without a chat template.
+    #[error("the model has no chat template")]
+    NoChatTemplate,
+    /// The chat template refuses a conversation to go on with.
+    #[error("the chat template refuses the conversation: {}", with_detail(.0))]
+    Chat(minijinja::Error),
     /// Where the words of the assistant stand in the text cannot be told.
     #[error(
         "line {line}: the chat template changes what stands before message {message}, so that what the assistant says cannot be \

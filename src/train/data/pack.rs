@@ -6,18 +6,17 @@ use crate::train::random::{Generator, Stream};
 /// The label of a token whose successor is not learned.
 pub const UNTRAINED: u32 = u32::MAX;
 
-/// Tokens of some rows, one row after the other. All vectors have `rows * length` elements.
+/// Tokens of some rows, one row after the other, without any in between: a token sees its own sample alone, so that a row only says
+/// how many tokens there may be. All vectors have an element for each token.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Batch {
     /// Rows.
     pub rows: u32,
-    /// Tokens of each row.
-    pub length: u32,
-    /// The tokens; rows are filled up with token 0.
+    /// The tokens.
     pub tokens: Vec<u32>,
     /// One a token: the next token of the same sample, or [`UNTRAINED`].
     pub labels: Vec<u32>,
-    /// One a token: where in this batch its sample starts. What a row is filled up with are samples of one token each.
+    /// One a token: where in this batch its sample starts.
     pub starts: Vec<u32>,
     /// Labels other than [`UNTRAINED`].
     pub trained: u64,
@@ -84,21 +83,11 @@ impl Room {
     }
 }
 
-/// The batch of some rows that [`rows`] made for the same `length`, each filled up to it.
-pub fn batch(samples: &[Sample], rows: &[Vec<usize>], length: u32) -> Batch {
-    let size = rows.len() * length as usize;
-    let mut batch = Batch {
-        rows: rows.len() as u32,
-        length,
-        tokens: Vec::with_capacity(size),
-        labels: Vec::with_capacity(size),
-        starts: Vec::with_capacity(size),
-        trained: 0,
-    };
-    for (row, end) in rows.iter().zip((1..).map(|row: usize| row * length as usize)) {
-        row.iter().filter_map(|&i| samples.get(i)).for_each(|sample| batch.push(sample));
-        batch.fill_up(end);
-    }
+/// The batch of some rows that [`rows`] made.
+pub fn batch(samples: &[Sample], rows: &[Vec<usize>]) -> Batch {
+    let mut batch =
+        Batch { rows: rows.len() as u32, tokens: Vec::new(), labels: Vec::new(), starts: Vec::new(), trained: 0 };
+    rows.iter().flatten().filter_map(|&i| samples.get(i)).for_each(|sample| batch.push(sample));
     batch
 }
 
@@ -112,12 +101,6 @@ impl Batch {
         self.tokens.extend(&sample.tokens);
         self.starts.resize(self.tokens.len(), start);
         self.trained += sample.trained_tokens();
-    }
-
-    fn fill_up(&mut self, end: usize) {
-        self.starts.extend(self.tokens.len() as u32..end as u32);
-        self.tokens.resize(end, 0);
-        self.labels.resize(end, UNTRAINED);
     }
 }
 
@@ -137,12 +120,12 @@ mod tests {
     #[test]
     fn labels_are_shifted_and_stay_in_their_sample() {
         let samples = [sample(10, &[true, false, true]), sample(20, &[false, true])];
-        let batch = batch(&samples, &[vec![0, 1], vec![1]], 6);
-        assert_eq!((batch.rows, batch.length, batch.trained), (2, 6, 3));
-        assert_eq!(batch.tokens, [10, 11, 12, 20, 21, 0, 20, 21, 0, 0, 0, 0]);
+        let batch = batch(&samples, &[vec![0, 1], vec![1]]);
+        assert_eq!((batch.rows, batch.trained), (2, 4));
+        assert_eq!(batch.tokens, [10, 11, 12, 20, 21, 20, 21]);
         let u = UNTRAINED;
-        assert_eq!(batch.labels, [u, 12, u, 21, u, u, 21, u, u, u, u, u]);
-        assert_eq!(batch.starts, [0, 0, 0, 3, 3, 5, 6, 6, 8, 9, 10, 11]);
+        assert_eq!(batch.labels, [u, 12, u, 21, u, 21, u]);
+        assert_eq!(batch.starts, [0, 0, 0, 3, 3, 5, 5]);
     }
 
     #[test]

@@ -14,29 +14,29 @@ const MARKS: [&str; 2] = ["⟦", "⟧"];
 /// [`DataError::Encode`].
 pub fn show_batch(batch: &Batch, tokenizer: &Tokenizer) -> Result<String, DataError> {
     let mut text = String::new();
-    for (start, end) in samples(batch) {
+    for (number, (start, end)) in samples(batch).into_iter().enumerate() {
         let tokens = batch.tokens.get(start..end).unwrap_or_default();
         let labels = batch.labels.get(start..end).unwrap_or_default();
         let before = labels.iter().map(|&label| label != UNTRAINED);
         // The label of a token is its successor.
         let trained: Vec<bool> = std::iter::once(false).chain(before).take(tokens.len()).collect();
         let count = trained.iter().filter(|&&t| t).count();
-        let (row, column) = (start / batch.length.max(1) as usize, start % batch.length.max(1) as usize);
-        let _ = writeln!(text, "row {row}, from token {column}: {} tokens, {count} of them learned", tokens.len());
+        let _ = writeln!(text, "sample {}: {} tokens, {count} of them learned", number + 1, tokens.len());
         text += &marked(tokens, &trained, tokenizer)?;
         text += "\n\n";
     }
     Ok(text)
 }
 
-/// Start and end of each sample of more than one token: single ones only fill up the rows.
+/// Start and end of each sample.
 fn samples(batch: &Batch) -> Vec<(usize, usize)> {
-    let ranges = batch.starts.chunk_by(|a, b| a == b).scan(0, |end, chunk| {
+    let chunks = batch.starts.chunk_by(|a, b| a == b);
+    let ranges = chunks.scan(0, |end, chunk| {
         let start = *end;
         *end += chunk.len();
         Some((start, *end))
     });
-    ranges.filter(|(start, end)| end - start > 1).collect()
+    ranges.collect()
 }
 
 fn marked(tokens: &[u32], trained: &[bool], tokenizer: &Tokenizer) -> Result<String, DataError> {

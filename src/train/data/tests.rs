@@ -35,7 +35,7 @@ fn load(tokenizer: &Tokenizer, line: &str) -> Result<Dataset, DataError> {
 #[track_caller]
 fn shown(tokenizer: &Tokenizer, line: &str) -> String {
     let dataset = load(tokenizer, line).unwrap();
-    let batch = batch(&dataset.samples, &[vec![0]], dataset.samples[0].tokens.len() as u32);
+    let batch = batch(&dataset.samples, &[vec![0]]);
     let shown = show_batch(&batch, tokenizer).unwrap();
     shown.split_once('\n').unwrap().1.trim_end_matches('\n').to_owned()
 }
@@ -263,8 +263,9 @@ fn packed_batches_hold_every_sample_once() {
     let lines: String = (0..40).map(|i| format!("{{\"text\": \"{}\"}}\n", "word ".repeat(1 + i * 7 % 23))).collect();
     let dataset = load(&tokenizer, &lines).unwrap();
     let rows = rows(&dataset.samples, &epoch_order(40, 1, 0), 64);
-    let batch = batch(&dataset.samples, &rows, 64);
-    assert_eq!(batch.tokens.len(), rows.len() * 64);
+    let batch = batch(&dataset.samples, &rows);
+    assert_eq!(batch.tokens.len() as u64, dataset.tokens());
+    assert_eq!(batch.rows as usize, rows.len());
     assert_eq!(batch.trained, dataset.trained_tokens());
     assert_eq!(batch.labels.iter().filter(|&&label| label != UNTRAINED).count() as u64, batch.trained);
     let mut seen: Vec<usize> = rows.concat();
@@ -272,10 +273,91 @@ fn packed_batches_hold_every_sample_once() {
     assert_eq!(seen, (0..40).collect::<Vec<_>>());
     for t in 0..batch.tokens.len() {
         let start = batch.starts[t] as usize;
-        assert!(start <= t && start / 64 == t / 64 && batch.starts[start] as usize == start, "token {t}");
+        assert!(start <= t && t - start < 64 && batch.starts[start] as usize == start, "token {t}");
         if batch.labels[t] != UNTRAINED {
             assert_eq!(batch.labels[t], batch.tokens[t + 1]);
             assert_eq!(batch.starts[t], batch.starts[t + 1]);
         }
     }
+}
+
+fn say(role: &'static str, content: &str) -> Message {
+    Message { role, content: content.to_owned() }
+}
+
+#[test]
+fn a_conversation_goes_on_with_the_assistant() {
+    let messages = [say("system", "Be kind."), say("user", "Hi"), say("assistant", "Ho"), say("user", "<Bye>")];
+    let tokenizer = tokenizer(None);
+    let tokens = tokenizer.chat_prompt(&messages).unwrap();
+    let expected = "<|im_start|>system\nBe kind.<|im_end|>\n<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\nHo<|im_end|>\n\
+        <|im_start|>user\n<Bye><|im_end|>\n<|im_start|>assistant\n";
+    assert_eq!(tokenizer.decode(&tokens).unwrap(), expected);
+    // What the assistant then says is what it was trained to say there.
+    let trained = load(&tokenizer, &chat()).unwrap();
+    let asked = tokenizer.chat_prompt(&[say("system", "Be kind."), say("user", "Hi")]).unwrap();
+    assert!(trained.samples[0].tokens.starts_with(&asked));
+    assert!(trained.samples[0].trained[asked.len()] && !trained.samples[0].trained[asked.len() - 1]);
+}
+
+#[test]
+fn conversations_may_be_refused() {
+    let refused = without_template().chat_prompt(&[say("user", "Hi")]).unwrap_err();
+    assert!(matches!(refused, DataError::NoChatTemplate), "{refused}");
+    let refused = tokenizer(Some("{{ raise_exception('no') }}")).chat_prompt(&[say("user", "Hi")]).unwrap_err();
+    assert!(matches!(refused, DataError::Chat(_)) && refused.to_string().contains("no"), "{refused}");
+}
+
+/// The pieces that a stream gives for tokens, without those that are empty.
+fn pieces(tokenizer: &Tokenizer, before: &[u32], tokens: &[u32]) -> Vec<String> {
+    let mut stream = tokenizer.stream(before);
+    let mut pieces: Vec<String> = tokens.iter().map(|&token| stream.push(token).unwrap()).collect();
+    pieces.push(stream.finish().unwrap());
+    pieces.retain(|piece| !piece.is_empty());
+    pieces
+}
+
+#[test]
+fn streamed_text_is_the_text_and_never_a_part_of_a_character() {
+    let tokenizer = tokenizer(None);
+    for text in ["Once upon a time", "  two é漢🦀 and 👩‍🚀\n\n  end ", "", "a\u{fffd}b", "\u{fffd}"] {
+        let tokens = tokenizer.encode(text, false).unwrap();
+        let pieces = pieces(&tokenizer, &[], &tokens);
+        assert_eq!(pieces.concat(), text);
+        assert!(text.contains('\u{fffd}') || pieces.iter().all(|piece| !piece.contains('\u{fffd}')), "{pieces:?}");
+    }
+    let tokens = tokenizer.encode("🦀", false).unwrap();
+    assert!(tokens.len() > 1, "several tokens make this character");
+    assert_eq!(pieces(&tokenizer, &[], &tokens), ["🦀"]);
+    assert_eq!(pieces(&tokenizer, &[], &tokens[..tokens.len() - 1]), ["\u{fffd}"], "told at the end");
+    let wrong = [&tokens[..tokens.len() - 1], &tokenizer.encode("ok", false).unwrap()].concat();
+    assert_eq!(pieces(&tokenizer, &[], &wrong).concat(), "\u{fffd}ok");
+}
+
+#[test]
+fn streams_leave_special_tokens_out_and_go_on_after_a_prompt() {
+    let tokenizer = tokenizer(None);
+    let [hi, there] = ["Hi", " there"].map(|text| tokenizer.encode(text, false).unwrap());
+    let end = tokenizer.eos().unwrap();
+    assert_eq!(pieces(&tokenizer, &hi, &[there.clone(), vec![end]].concat()).concat(), " there");
+    assert_eq!(pieces(&tokenizer, &[], &[vec![end], hi, vec![end, end], there].concat()).concat(), "Hi there");
+    // Tokens that the tokenizer does not know are padding of the model.
+    assert!(pieces(&tokenizer, &[], &[100_000]).is_empty());
+}
+
+/// As Llama 2 has it: a space is a part of the word after it, lost at the start of a text; bytes are tokens of their own.
+#[test]
+fn streams_keep_spaces_between_words_and_join_bytes() {
+    let json = br#"{"version": "1.0", "truncation": null, "padding": null, "added_tokens": [], "normalizer": null, "pre_tokenizer": null,
+        "post_processor": null, "decoder": {"type": "Sequence", "decoders": [
+            {"type": "Replace", "pattern": {"String": "\u2581"}, "content": " "}, {"type": "ByteFallback"}, {"type": "Fuse"},
+            {"type": "Strip", "content": " ", "start": 1, "stop": 0}]},
+        "model": {"type": "BPE", "dropout": null, "unk_token": null, "continuing_subword_prefix": null, "end_of_word_suffix": null,
+            "fuse_unk": false, "byte_fallback": true, "ignore_merges": false,
+            "vocab": {"\u2581one": 0, "\u2581two": 1, "<0xE6>": 2, "<0xBC>": 3, "<0xA2>": 4, "<0x41>": 5}, "merges": []}}"#;
+    let tokenizer = Tokenizer::new(TokenizerFiles { tokenizer: json, ..TokenizerFiles::default() }, &model(), 0).unwrap();
+    assert_eq!(pieces(&tokenizer, &[], &[0, 1, 1]), ["one", " two", " two"]);
+    assert_eq!(pieces(&tokenizer, &[0], &[1, 0]), [" two", " one"]);
+    assert_eq!(pieces(&tokenizer, &[], &[1, 2, 3, 4, 2, 3, 4, 0]), ["two", "漢", "漢", " one"]);
+    assert_eq!(pieces(&tokenizer, &[], &[5, 2, 0]).concat(), "A\u{fffd}\u{fffd} one");
 }

@@ -23,6 +23,15 @@ pub struct TokenizerFiles<'a> {
     pub chat_template: Option<&'a [u8]>,
 }
 
+/// One turn of a conversation.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Message {
+    /// Who speaks: `system`, `user` or `assistant`.
+    pub role: &'static str,
+    /// What is said.
+    pub content: String,
+}
+
 /// Text to tokens and back.
 pub struct Tokenizer {
     inner: tokenizers::Tokenizer,
@@ -109,6 +118,25 @@ impl Tokenizer {
     /// [`DataError::Encode`].
     pub fn decode(&self, tokens: &[u32]) -> Result<String, DataError> {
         self.inner.decode(tokens, false).map_err(DataError::Encode)
+    }
+
+    /// The text of tokens without special ones.
+    pub(super) fn decode_words(&self, tokens: &[u32]) -> Result<String, DataError> {
+        self.inner.decode(tokens, true).map_err(DataError::Encode)
+    }
+
+    /// Tokens of a conversation up to where the assistant's answer starts.
+    ///
+    /// # Errors
+    /// [`DataError::NoChatTemplate`]; [`DataError::Chat`], for many templates refuse orders of roles; [`DataError::Encode`],
+    /// [`DataError::TokenId`].
+    pub fn chat_prompt(&self, messages: &[Message]) -> Result<Vec<u32>, DataError> {
+        let template = self.template.as_ref().ok_or(DataError::NoChatTemplate)?;
+        let value = |m: &Message| minijinja::Value::from_pairs([("role", m.role), ("content", m.content.as_str())]);
+        let messages: Vec<_> = messages.iter().map(value).collect();
+        let text = template.render(&messages, &().into(), true).map_err(DataError::Chat)?;
+        // A template writes the special tokens itself.
+        self.encode(&text, false)
     }
 }
 

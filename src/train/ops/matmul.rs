@@ -5,6 +5,7 @@
 //! the sums. A dense right operand of `nt` and `nn`, the result of `tn`, and every single row have to fit.
 
 mod kernels;
+mod rows;
 #[cfg(test)]
 mod tests;
 mod weight;

@@ -5,6 +5,7 @@
 
 mod add;
 mod attention;
+mod cached_attention;
 mod dropout;
 mod embedding;
 mod finite;
@@ -20,6 +21,7 @@ pub(crate) mod testing;
 
 pub use add::Add;
 pub use attention::{Attention, AttentionShape};
+pub use cached_attention::{CachedAttention, CachedAttentionShape};
 pub use dropout::{Dropout, DropoutKey};
 pub use embedding::{Gather, RawTensor};
 pub use finite::{FiniteCheck, NonFinite};
@@ -77,6 +79,11 @@ impl Mat {
         let mut elements = vec![0.0; self.rows as usize * self.cols as usize];
         gpu.read_into(&self.range, bytemuck::cast_slice_mut(&mut elements))?;
         Ok(elements)
+    }
+
+    /// The first `rows * cols` elements of the same memory, as a matrix of this shape.
+    pub(super) fn narrow(&self, rows: u32, cols: u32) -> Self {
+        Self { range: self.range.slice(0, 4 * u64::from(rows) * u64::from(cols)), rows, cols }
     }
 
     /// Number of elements.

@@ -121,7 +121,8 @@ fn yarn_attention_factor(factor: f64, mscale: Option<f64>, mscale_all_dim: Optio
 #[derive(Debug, Clone)]
 pub struct Rotary {
     gpu: Gpu,
-    kernel: Kernel,
+    rotate: Kernel,
+    rotate_from: Kernel,
 }
 
 /// Parameters of a dispatch; those of `struct Params` in the shader.
@@ -133,20 +134,22 @@ struct Params {
     half: u32,
     positions: u32,
     sign: f32,
-    pad: [u32; 3],
+    first: u32,
+    pad: [u32; 2],
 }
 
 impl Rotary {
-    /// The kernel.
+    /// The kernels.
     ///
     /// # Errors
     /// [`TrainError::Gpu`] where it does not compile.
     pub fn new(gpu: &Gpu) -> Result<Self, TrainError> {
-        // SAFETY: `rotate` holds `x`, `starts` and `table` against each other's sizes; the kernel leaves pairs past the last one
-        // alone, and clamps the position to the table's rows. It has no loop and no workgroup memory.
+        // SAFETY: `forward`, `backward` and `forward_from` hold `x`, `starts` and `table` against each other's sizes; the kernels
+        // leave pairs past the last one alone; `rotate` clamps the position to the table's rows, and those of `rotate_from` are
+        // among them. There is no loop and no workgroup memory.
         let shader = unsafe { Shader::trusted("rotary", include_str!("../../../shaders/rotary.wgsl")) };
-        let kernel = gpu.kernel(&KernelSpec { shader, entry: "rotate", constants: Vec::new() })?;
-        Ok(Self { gpu: gpu.clone(), kernel })
+        let kernel = |entry| gpu.kernel(&KernelSpec { shader: shader.clone(), entry, constants: Vec::new() });
+        Ok(Self { gpu: gpu.clone(), rotate: kernel("rotate")?, rotate_from: kernel("rotate_from")? })
     }
 
     /// Rotates the heads of `x`, [tokens, heads * head_dim], in place, each token by the angles of its position in its sample.
@@ -183,6 +186,29 @@ impl Rotary {
         self.rotate(commands, dx, heads, starts, table, -1.0)
     }
 
+    /// As [`Rotary::forward`], with tokens of one sample of which the first is at position `first`: `table` has a row for each position.
+    ///
+    /// # Errors
+    /// As [`Rotary::forward`].
+    pub fn forward_from(
+        &self,
+        commands: &mut Commands,
+        x: &Mat,
+        heads: u32,
+        first: u32,
+        table: &Mat,
+    ) -> Result<(), TrainError> {
+        let params = Params { first, ..params(x, heads, table, 1.0)? };
+        let end = u64::from(first) + u64::from(x.rows);
+        if end > table.rows.into() {
+            let (what, found) = ("the number of positions", table.rows.into());
+            return Err(TrainError::Shape { operation: OPERATION, what, expected: end, found });
+        }
+        // The starts, which this kernel has no use for, are left out.
+        self.dispatch(commands, &self.rotate_from, &params, x, &table.range, table);
+        Ok(())
+    }
+
     fn rotate(
         &self,
         commands: &mut Commands,
@@ -192,24 +218,41 @@ impl Rotary {
         table: &Mat,
         sign: f32,
     ) -> Result<(), TrainError> {
-        let (half, positions) = (table.cols / 2, table.rows);
-        x.check(OPERATION, x.rows, heads.saturating_mul(2 * half))?;
-        table.check(OPERATION, positions.max(1), (2 * half).max(2))?;
+        let params = params(x, heads, table, sign)?;
         let expected = 4 * u64::from(x.rows);
         if starts.size < expected {
             let what = "the size of the samples' starts";
             return Err(TrainError::Shape { operation: OPERATION, what, expected, found: starts.size });
         }
-        // In u32, because x is within the limit of a binding.
-        let pairs = x.rows.saturating_mul(heads).saturating_mul(half);
-        if pairs > 0 {
-            let params = Params { pairs, heads, half, positions, sign, pad: [0; 3] };
-            let groups = self.gpu.grid(u64::from(pairs.div_ceil(WORKGROUP)));
-            let bindings = [x.range.clone(), starts.clone(), table.range.clone()];
-            commands.dispatch(&self.kernel, &bindings, bytemuck::bytes_of(&params), groups, 16 * u64::from(pairs));
-        }
+        self.dispatch(commands, &self.rotate, &params, x, starts, table);
         Ok(())
     }
+
+    fn dispatch(
+        &self,
+        commands: &mut Commands,
+        kernel: &Kernel,
+        params: &Params,
+        x: &Mat,
+        starts: &BufferRange,
+        table: &Mat,
+    ) {
+        if params.pairs > 0 {
+            let groups = self.gpu.grid(u64::from(params.pairs.div_ceil(WORKGROUP)));
+            let bindings = [x.range.clone(), starts.clone(), table.range.clone()];
+            commands.dispatch(kernel, &bindings, bytemuck::bytes_of(params), groups, 16 * u64::from(params.pairs));
+        }
+    }
+}
+
+/// The parameters, once `x` and `table` are known to fit together.
+fn params(x: &Mat, heads: u32, table: &Mat, sign: f32) -> Result<Params, TrainError> {
+    let (half, positions) = (table.cols / 2, table.rows);
+    x.check(OPERATION, x.rows, heads.saturating_mul(2 * half))?;
+    table.check(OPERATION, positions.max(1), (2 * half).max(2))?;
+    // In u32, because x is within the limit of a binding.
+    let pairs = x.rows.saturating_mul(heads).saturating_mul(half);
+    Ok(Params { pairs, heads, half, positions, sign, first: 0, pad: [0; 2] })
 }
 
 const OPERATION: &str = "rotary";
@@ -396,6 +439,25 @@ mod tests {
         }
     }
 
+    #[test]
+    fn tokens_in_the_middle_of_a_sample() {
+        let Some(gpu) = gpu() else { return };
+        let rotary = Rotary::new(&gpu).unwrap();
+        for (head_dim, heads, first, tokens) in [(64, 4, 0, 3), (80, 1, 1, 1), (6, 3, 1000, 130), (128, 2, 4095, 1)] {
+            let table = inverse_frequencies(1e4, head_dim, &yarn(4.0, 32768.0, true), 1);
+            let angles = table.upload(&gpu, first + tokens).unwrap();
+            let (x, elements) = random_mat(&gpu, u64::from(first), tokens, heads * head_dim);
+            let mut commands = gpu.commands("rotary");
+            rotary.forward_from(&mut commands, &x, heads, first, &angles).unwrap();
+            commands.submit().unwrap();
+            // The tokens before them are there, too, in the reference.
+            let before = vec![0.0; (first * heads * head_dim) as usize];
+            let starts = vec![0; (first + tokens) as usize];
+            let expected = reference(&[before.clone(), elements].concat(), heads as usize, &starts, &table, 1.0);
+            assert_close(&format!("from {first}"), &x.read(&gpu).unwrap(), &expected[before.len()..], 1e-6);
+        }
+    }
+
     /// The product of the gradient with any direction is that of the rotated-back gradient with it: backward is the transpose.
     #[test]
     fn backward_is_the_transpose_of_forward() {
@@ -423,5 +485,10 @@ mod tests {
         assert!(refused(&mat(5, 128), 2, 16, &mat(5, 64)));
         assert!(refused(&mat(5, 126), 2, 20, &mat(5, 63)));
         assert!(refused(&mat(5, 128), 2, 20, &Mat { rows: 0, ..mat(5, 64) }));
+        let from = |first| rotary.forward_from(&mut gpu.commands("test"), &mat(5, 128), 2, first, &mat(9, 64));
+        assert!(from(4).is_ok());
+        for first in [5, u32::MAX] {
+            assert!(matches!(from(first), Err(TrainError::Shape { expected, .. }) if expected == u64::from(first) + 5));
+        }
     }
 }

@@ -5,6 +5,7 @@ use std::sync::{Mutex, PoisonError};
 
 use bytemuck::{Pod, Zeroable};
 
+use super::rows::FewRows;
 use crate::dequant::operand::{Operand, scales_constant};
 use crate::format::FloatType;
 use crate::format::nf4::{CODEBOOK, ScaleType};
@@ -67,6 +68,11 @@ struct Tile {
 const TILES: [Tile; 3] = [Tile { x: 8, y: 16 }, Tile { x: 4, y: 16 }, Tile { x: 16, y: 4 }];
 
 impl Tile {
+    fn constants(self) -> Vec<(&'static str, f64)> {
+        let fours = |threads: u32| (TERMS * (2 * threads + 1)).into();
+        vec![("TX", self.x.into()), ("TY", self.y.into()), ("A_FOURS", fours(self.y)), ("B_FOURS", fours(self.x))]
+    }
+
     /// Workgroups that cover a matrix.
     fn groups(self, m: u32, n: u32) -> u64 {
         u64::from(m.div_ceil(8 * self.y)) * u64::from(n.div_ceil(8 * self.x))
@@ -86,10 +92,15 @@ impl Tile {
 /// What makes a kernel.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 struct Variant {
-    tile: Tile,
-    a_by_term: bool,
-    b_by_term: bool,
+    form: Form,
     b: RightKind,
+}
+
+/// How a product is cut.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+enum Form {
+    Tiles { tile: Tile, a_by_term: bool, b_by_term: bool },
+    Rows(FewRows),
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -104,23 +115,32 @@ impl Variant {
             Right::Nf4 { scale_type, whole_words, .. } => RightKind::Nf4 { scale_type, whole_words },
             Right::Raw { float_type, .. } => RightKind::Raw(float_type),
         };
-        Self { tile: Tile::of(product), a_by_term: product.a.column == 1, b_by_term: product.b_strides.1 == 1, b }
+        let tiles = || Form::Tiles {
+            tile: Tile::of(product),
+            a_by_term: product.a.column == 1,
+            b_by_term: product.b_strides.1 == 1,
+        };
+        Self { form: FewRows::of(product).map_or_else(tiles, Form::Rows), b }
     }
 
     fn spec(self) -> KernelSpec {
-        let flag = |set: bool| f64::from(u8::from(set));
-        let mut constants = vec![
-            ("TX", self.tile.x.into()),
-            ("TY", self.tile.y.into()),
-            ("A_FOURS", (TERMS * (2 * self.tile.y + 1)).into()),
-            ("B_FOURS", (TERMS * (2 * self.tile.x + 1)).into()),
-            ("A_BY_TERM", flag(self.a_by_term)),
-            ("B_BY_TERM", flag(self.b_by_term)),
-        ];
+        let (mut constants, by_rows) = match self.form {
+            Form::Rows(rows) => (rows.constants(), true),
+            Form::Tiles { tile, a_by_term, b_by_term } => {
+                let mut constants = tile.constants();
+                constants.extend([("A_BY_TERM", flag(a_by_term)), ("B_BY_TERM", flag(b_by_term))]);
+                (constants, false)
+            }
+        };
         let (name, source) = match self.b {
             RightKind::Nf4 { scale_type, whole_words } => {
-                constants.extend([("SCALES", scales_constant(scale_type)), ("WHOLE", flag(whole_words))]);
-                ("matmul_nf4", NF4)
+                constants.push(("SCALES", scales_constant(scale_type)));
+                if by_rows {
+                    ("matmul_rows_nf4", ROWS_NF4)
+                } else {
+                    constants.push(("WHOLE", flag(whole_words)));
+                    ("matmul_nf4", NF4)
+                }
             }
             RightKind::Raw(float_type) => {
                 let floats = match float_type {
@@ -129,26 +149,27 @@ impl Variant {
                     FloatType::Bf16 => 2.0,
                 };
                 constants.push(("FLOATS", floats));
-                ("matmul_raw", RAW)
+                if by_rows { ("matmul_rows_raw", ROWS_RAW) } else { ("matmul_raw", RAW) }
             }
         };
-        // SAFETY: `record` gets products whose views and operands hold all of their rows, columns and terms; the shader keeps row,
-        // column and term of every access below their numbers. Its loops count up to constants or to `k`, and each barrier stands
-        // between the writes and the reads of a tile.
+        // SAFETY: `record` gets products whose views and operands hold all of their rows, columns and terms; the shaders keep row,
+        // column and term of every access below their numbers. Their loops count up to constants or to `k`, and each barrier stands
+        // between the writes and the reads of workgroup memory.
         let shader = unsafe { Shader::trusted(name, source) };
         KernelSpec { shader, entry: "main", constants }
     }
 }
 
-const RAW: &str =
-    concat!(include_str!("../../../../shaders/matmul.wgsl"), include_str!("../../../../shaders/matmul_raw.wgsl"));
-const NF4: &str = concat!(
-    include_str!("../../../../shaders/matmul.wgsl"),
-    include_str!("../../../../shaders/nf4_tables.wgsl"),
-    include_str!("../../../../shaders/matmul_nf4.wgsl")
-);
+macro_rules! shaders {
+    ($($file:literal),*) => { concat!($(include_str!(concat!("../../../../shaders/", $file, ".wgsl"))),*) };
+}
 
-/// `struct Params` of matmul.wgsl.
+const RAW: &str = shaders!("matmul_params", "matmul", "matmul_floats", "matmul_raw");
+const NF4: &str = shaders!("matmul_params", "matmul", "nf4_tables", "matmul_nf4");
+const ROWS_RAW: &str = shaders!("matmul_params", "matmul_rows", "matmul_floats", "matmul_rows_raw");
+const ROWS_NF4: &str = shaders!("matmul_params", "matmul_rows", "nf4_tables", "matmul_rows_nf4");
+
+/// `struct Params` of matmul_params.wgsl.
 #[derive(Debug, Clone, Copy, Pod, Zeroable)]
 #[repr(C)]
 struct Params {
@@ -193,6 +214,10 @@ struct SumParams {
     add: u32,
     scale: f32,
     pad: [u32; 3],
+}
+
+pub(super) fn flag(set: bool) -> f64 {
+    u8::from(set).into()
 }
 
 /// The kernels of a device, compiled as they are asked for, and the memory for the sums of chunks.
@@ -243,27 +268,25 @@ impl Kernels {
     pub fn record(&self, commands: &mut Commands, product: &Product) -> Result<(), GpuError> {
         let variant = Variant::of(product);
         let kernel = self.kernel(variant)?;
-        let (chunk, chunks) = self.chunks(product, variant.tile);
+        let (groups, chunk, chunks) = match variant.form {
+            Form::Rows(rows) => (rows.groups(product.n), product.k, 1),
+            Form::Tiles { tile, .. } => {
+                let (chunk, chunks) = self.chunks(product, tile);
+                (tile.groups(product.m, product.n) * u64::from(chunks), chunk, chunks)
+            }
+        };
         if chunks == 1 {
-            self.multiply(commands, &kernel, variant.tile, product, (chunk, chunks));
+            self.multiply(commands, &kernel, product, groups, chunk);
         } else {
             let out = View { range: self.scratch.clone(), first: 0, row: product.n, column: 1 };
             let parts = Product { out, scale: 1.0, add: false, bias: None, ..product.clone() };
-            self.multiply(commands, &kernel, variant.tile, &parts, (chunk, chunks));
+            self.multiply(commands, &kernel, &parts, groups, chunk);
             self.sum(commands, product, chunks);
         }
         Ok(())
     }
 
-    fn multiply(
-        &self,
-        commands: &mut Commands,
-        kernel: &Kernel,
-        tile: Tile,
-        product: &Product,
-        (chunk, chunks): (u32, u32),
-    ) {
-        let groups = tile.groups(product.m, product.n) * u64::from(chunks);
+    fn multiply(&self, commands: &mut Commands, kernel: &Kernel, product: &Product, groups: u64, chunk: u32) {
         let a = &product.a;
         let [b0, b1, b2, b3] = product.b.bindings();
         let (bias, bias_first) = product.bias.clone().unwrap_or_else(|| (a.range.clone(), 0));
@@ -318,6 +341,14 @@ impl Kernels {
 }
 
 impl Right {
+    /// The number of its first element in what is bound.
+    pub fn first(&self) -> u32 {
+        match self {
+            Self::Nf4 { operand, .. } => operand.first,
+            Self::Raw { first, .. } => *first,
+        }
+    }
+
     fn bindings(&self) -> [BufferRange; 4] {
         match self {
             Self::Nf4 { operand, .. } => operand.bindings.clone(),
@@ -330,14 +361,14 @@ impl Right {
     fn params(&self) -> Params {
         match self {
             Self::Nf4 { operand, .. } => Params {
-                b_first: operand.first,
+                b_first: self.first(),
                 block_first: operand.block_first,
                 block_bits: operand.block_bits,
                 scales_first: operand.scales_first,
                 supers_first: operand.supers_first,
                 ..Params::zeroed()
             },
-            Self::Raw { first, .. } => Params { b_first: *first, ..Params::zeroed() },
+            Self::Raw { .. } => Params { b_first: self.first(), ..Params::zeroed() },
         }
     }
 }

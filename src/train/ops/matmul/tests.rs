@@ -235,6 +235,39 @@ fn raw_weights_of_every_type_and_odd_sizes() {
     }
 }
 
+/// Few rows have kernels of their own: rows of whole words and others, columns few and many, blocks and types of every kind.
+#[test]
+fn a_few_rows() {
+    let Some(gpu) = gpu() else { return };
+    let (types, scales) =
+        ([FloatType::F32, FloatType::F16, FloatType::Bf16], [ScaleType::F32, ScaleType::Bf16, ScaleType::Dq8]);
+    let sizes =
+        [(1, 7, 5), (1, 600, 1032), (2, 17, 4104), (3, 530, 77), (4, 3, 8), (5, 64, 129), (7, 515, 64), (8, 9, 2051)];
+    for (i, (m, outputs, inputs)) in sizes.into_iter().enumerate() {
+        let (float_type, scale_type, block_size) = (types[i % 3], scales[i / 2 % 3], [32, 64, 128, 4096][i % 4]);
+        let what = format!("{m} x {outputs} x {inputs}");
+        let nf4 = Frozen::nf4(gpu, outputs, inputs, block_size, scale_type);
+        nf4.check(gpu, &format!("{scale_type:?} in blocks of {block_size}, {what}"), m, 0..outputs);
+        Frozen::raw(gpu, outputs, inputs, float_type, 1 << 22).check(gpu, &format!("{float_type:?}, {what}"), m, 0..outputs);
+    }
+}
+
+#[test]
+fn the_same_few_rows_give_the_same_bits() {
+    let Some(gpu) = gpu() else { return };
+    let matmul = Matmul::new(gpu).unwrap();
+    let frozen = Frozen::nf4(gpu, 100, 2051, 64, ScaleType::Dq8);
+    let (x, _) = random_mat(gpu, 1, 3, 2051);
+    let product = || {
+        let y = poisoned(gpu, 3, 100);
+        let mut commands = gpu.commands("few rows");
+        matmul.forward(&mut commands, &x, &frozen.weight(), None, false, &y).unwrap();
+        commands.submit().unwrap();
+        y.read(gpu).unwrap()
+    };
+    assert!(product() == product());
+}
+
 #[test]
 fn some_rows_of_a_weight() {
     let Some(gpu) = gpu() else { return };
@@ -337,5 +370,31 @@ fn speed() {
         measure("x A^T", 16, inputs, &|c| matmul.nt(c, &x, &lora, 1.0, false, &u).unwrap());
         measure("u A", inputs, 16, &|c| matmul.nn(c, &u, &lora, 1.0, true, &x).unwrap());
         measure("u^T x", inputs, 16, &|c| matmul.tn(c, &u, &x, 1.0, true, &lora).unwrap());
+    }
+}
+
+/// Prints how fast weights are read for a few rows: run by hand on a real GPU, with `--release -- --ignored --nocapture`.
+#[test]
+#[ignore = "a measurement"]
+fn speed_of_few_rows() {
+    let Some(gpu) = gpu() else { return };
+    let matmul = Matmul::new(gpu).unwrap();
+    for (outputs, inputs) in [(9728, 2560), (2560, 9728), (4096, 2560), (1024, 2560), (16, 2560), (16, 9728), (2560, 16)] {
+        let forms = [
+            ("nf4", Frozen::nf4(gpu, outputs, inputs, 64, ScaleType::Dq8), 0.516),
+            ("bf16", Frozen::raw(gpu, outputs, inputs, FloatType::Bf16, 1 << 30), 2.0),
+            ("f32", Frozen::raw(gpu, outputs, inputs, FloatType::F32, 1 << 30), 4.0),
+        ];
+        for ((name, frozen, bytes), m) in forms.iter().flat_map(|form| [1, 4, 8].map(|m| (form, m))) {
+            let ((x, _), (y, _)) = (random_mat(gpu, 1, m, inputs), random_mat(gpu, 2, m, outputs));
+            let seconds = (0..5).map(|_| {
+                let mut commands = gpu.commands("speed");
+                (0..50).for_each(|_| matmul.forward(&mut commands, &x, &frozen.weight(), None, false, &y).unwrap());
+                commands.submit_timed().unwrap().elapsed(gpu).unwrap().as_secs_f64() / 50.0
+            });
+            let best = seconds.fold(f64::INFINITY, f64::min);
+            let rate = bytes * f64::from(outputs) * f64::from(inputs) / best;
+            println!("{name} {m} x {outputs} x {inputs}: {:.1} us, {:.0} GB/s", 1e6 * best, rate / 1e9);
+        }
     }
 }

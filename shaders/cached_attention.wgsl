@@ -1,0 +1,163 @@
+// Attention of new tokens over a cache of keys and values ("flash-decoding"): a workgroup takes one head of one token and a run of the
+// keys, with an online softmax; `combine` joins the runs. Runs unchecked: `train::ops::cached_attention` proves on the host that every
+// tensor holds what is indexed here.
+
+struct Params {
+    tokens: u32,     // new ones
+    past: u32,       // in the cache before them
+    heads: u32,      // query heads, a multiple of kv_heads
+    kv_heads: u32,
+    splits: u32,     // runs of keys
+    run: u32,        // keys of a run, a multiple of KEYS
+    scale: f32,      // of the scores
+    pad: u32,
+}
+
+@group(0) @binding(0) var<storage, read> q: array<vec4<f32>>;          // [tokens, heads, HEAD]
+@group(0) @binding(1) var<storage, read> k: array<vec4<f32>>;          // [past + tokens, kv_heads, HEAD]
+@group(0) @binding(2) var<storage, read> v: array<vec4<f32>>;
+@group(0) @binding(3) var<storage, read_write> out: array<vec4<f32>>;  // [tokens, heads, HEAD]
+@group(0) @binding(4) var<storage, read_write> parts: array<vec4<f32>>;   // [splits, tokens, heads, HEAD + 1]: sums, then what a Part has
+@group(1) @binding(0) var<uniform> params: Params;
+
+override HEAD: u32 = 32u;   // vec4s of a head, at most WORKGROUP
+const WORKGROUP = 128u;
+const KEYS = WORKGROUP;     // keys that are looked at together
+const LANES = 8u;           // threads that share a key
+const STRIDE = LANES + 1u;  // odd, so that neighbouring keys lie in different banks
+const LOWEST = -1e38;       // below every score, and far enough from infinity
+
+var<workgroup> query: array<vec4<f32>, HEAD>;
+var<workgroup> products: array<f32, KEYS * STRIDE>;
+var<workgroup> weights: array<f32, KEYS>;           // or scores
+var<workgroup> highs: array<f32, KEYS / LANES>;     // highest of LANES scores each
+var<workgroup> sums: array<vec4<f32>, WORKGROUP>;
+var<workgroup> totals: array<f32, WORKGROUP>;
+
+// Where a head of a token's keys and values starts.
+fn row_of(key: u32, head: u32) -> u32 {
+    return (key * params.kv_heads + head / (params.heads / params.kv_heads)) * HEAD;
+}
+
+// The score of key `first + thread`, or LOWEST from `end` on.
+fn score_of(first: u32, end: u32, head: u32, thread: u32) -> f32 {
+    for (var i = thread / LANES; i < KEYS; i += WORKGROUP / LANES) {
+        var product = 0.0;
+        if (first + i < end) {
+            let row = row_of(first + i, head);
+            for (var column = thread % LANES; column < HEAD; column += LANES) {
+                product += dot(query[column], k[row + column]);
+            }
+        }
+        products[i * STRIDE + thread % LANES] = product;
+    }
+    workgroupBarrier();
+    var score = 0.0;
+    for (var lane = 0u; lane < LANES; lane++) {
+        score += products[thread * STRIDE + lane];
+    }
+    return select(LOWEST, score * params.scale, first + thread < end);
+}
+
+// The highest of all threads' scores, and `top`.
+fn highest_of(score: f32, top: f32, thread: u32) -> f32 {
+    weights[thread] = score;
+    workgroupBarrier();
+    if (thread < KEYS / LANES) {
+        var high = weights[thread * LANES];
+        for (var i = 1u; i < LANES; i++) {
+            high = max(high, weights[thread * LANES + i]);
+        }
+        highs[thread] = high;
+    }
+    workgroupBarrier();
+    var highest = top;
+    for (var i = 0u; i < KEYS / LANES; i++) {
+        highest = max(highest, highs[i]);
+    }
+    return highest;
+}
+
+@compute @workgroup_size(WORKGROUP)
+fn attend(@builtin(workgroup_id) id: vec3<u32>, @builtin(num_workgroups) grid: vec3<u32>, @builtin(local_invocation_index) thread: u32) {
+    let rows = params.tokens * params.heads;
+    let group = id.x + id.y * grid.x;
+    if (group >= rows * params.splits) {
+        return;
+    }
+    let row = group % rows;
+    let head = row % params.heads;
+    let split = group / rows;
+    let end = min(params.past + row / params.heads + 1u, (split + 1u) * params.run);
+    for (var column = thread; column < HEAD; column += WORKGROUP) {
+        query[column] = q[row * HEAD + column];
+    }
+    // For the values, threads share out the columns, and what is left of them the keys.
+    let column = thread % HEAD;
+    let share = thread / HEAD;
+    let shares = WORKGROUP / HEAD;
+    var sum = vec4<f32>();
+    var top = LOWEST;
+    var total = 0.0;    // of the thread's own keys
+    for (var first = split * params.run; first < end; first += KEYS) {
+        workgroupBarrier();
+        let score = score_of(first, end, head, thread);
+        let highest = highest_of(score, top, thread);
+        let weight = exp(score - highest);
+        let shrink = exp(top - highest);
+        weights[thread] = weight;
+        total = total * shrink + weight;
+        top = highest;
+        workgroupBarrier();
+        sum *= shrink;
+        let count = min(KEYS, end - first);
+        for (var i = share; i < count && share < shares; i += shares) {
+            sum += weights[i] * v[row_of(first + i, head) + column];
+        }
+    }
+    sums[thread] = sum;
+    totals[thread] = total;
+    workgroupBarrier();
+    if (share > 0u) {
+        return;
+    }
+    for (var i = 1u; i < shares; i++) {
+        sum += sums[i * HEAD + column];
+    }
+    total = 0.0;
+    for (var i = 0u; i < WORKGROUP; i++) {
+        total += totals[i];
+    }
+    if (params.splits == 1u) {
+        out[row * HEAD + column] = sum / total;
+        return;
+    }
+    parts[group * (HEAD + 1u) + column] = sum;
+    if (column == 0u) {
+        parts[group * (HEAD + 1u) + HEAD] = vec4(top, total, 0.0, 0.0);
+    }
+}
+
+// A thread has one vec4 of the output. A run that lies past a token's keys has LOWEST and sums of 0; the first run has one key at least.
+@compute @workgroup_size(WORKGROUP)
+fn combine(@builtin(workgroup_id) id: vec3<u32>, @builtin(num_workgroups) grid: vec3<u32>, @builtin(local_invocation_index) thread: u32) {
+    let rows = params.tokens * params.heads;
+    let i = (id.x + id.y * grid.x) * WORKGROUP + thread;
+    if (i >= rows * HEAD) {
+        return;
+    }
+    let row = i / HEAD;
+    var top = LOWEST;
+    for (var split = 0u; split < params.splits; split++) {
+        top = max(top, parts[(split * rows + row) * (HEAD + 1u) + HEAD].x);
+    }
+    var sum = vec4<f32>();
+    var total = 0.0;
+    for (var split = 0u; split < params.splits; split++) {
+        let part = (split * rows + row) * (HEAD + 1u);
+        let weight = exp(parts[part + HEAD].x - top);
+        sum += weight * parts[part + i % HEAD];
+        total += weight * parts[part + HEAD].y;
+    }
+    out[i] = sum / total;
+}

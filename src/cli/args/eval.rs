@@ -1,0 +1,66 @@
+//! `nf4pack eval` as data.
+
+use std::path::PathBuf;
+
+use clap::{Args, ValueHint};
+
+use super::GpuArg;
+use super::train::values::{MicroBatchArg, SizeArg, TrainOnArg};
+use crate::train::settings::MicroBatch;
+
+const EXAMPLES: &str = "\
+Examples:
+  nf4pack eval qwen3.nf4pack --data test.jsonl                     # the base
+  nf4pack eval qwen3.nf4pack --data test.jsonl --adapter adapter   # what training made of it
+  nf4pack eval qwen3.nf4pack --data book.txt --max-length 4096
+
+Loss is the mean of -log p over the tokens that --train-on names, perplexity is exp(loss). FILE is JSON Lines in the forms \
+of `nf4pack train`, or any other text, which is cut into pieces of --max-length tokens. Two models are compared fairly \
+with the same FILE, --max-length and --train-on.";
+
+/// Measure how well a pack, with or without an adapter, predicts a text
+#[derive(Debug, Args)]
+#[command(after_help = EXAMPLES)]
+pub struct EvalArgs {
+    /// The pack
+    #[arg(value_name = "PACK", value_hint = ValueHint::FilePath)]
+    pub pack: PathBuf,
+
+    /// A LoRA adapter: a folder that `nf4pack train` or PEFT wrote, or a checkpoint in one
+    #[arg(long, value_name = "DIR", value_hint = ValueHint::DirPath)]
+    pub adapter: Option<PathBuf>,
+
+    /// What to predict: JSON Lines, or plain text
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
+    pub data: PathBuf,
+
+    /// What counts of a sample
+    #[arg(long, value_enum, default_value_t = TrainOnArg::Completions)]
+    pub train_on: TrainOnArg,
+
+    /// Tokens of a row; longer samples are cut, and counted
+    #[arg(long, value_name = "TOKENS", default_value_t = 2048, value_parser = clap::value_parser!(u32).range(2..))]
+    pub max_length: u32,
+
+    /// Rows of a forward pass; auto is as many as fit [default: auto]
+    #[arg(long, value_name = "N|auto")]
+    pub micro_batch: Option<MicroBatchArg>,
+
+    /// GPU memory to keep within, such as 6GiB [default: nine tenths of what the device has left]
+    #[arg(long, value_name = "SIZE")]
+    pub vram_budget: Option<SizeArg>,
+
+    #[command(flatten)]
+    pub gpu: GpuArg,
+
+    /// Print one JSON document on stdout (numbers are exact); all else goes to stderr
+    #[arg(long)]
+    pub json: bool,
+}
+
+impl EvalArgs {
+    /// As [`Settings::micro_batch`](crate::train::settings::Settings::micro_batch) has it.
+    pub fn micro_batch(&self) -> MicroBatch {
+        self.micro_batch.map_or(MicroBatch::Auto, |rows| rows.0)
+    }
+}

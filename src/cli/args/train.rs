@@ -1,0 +1,333 @@
+//! `nf4pack train` as data: flags, and the same names in a TOML file.
+
+pub mod values;
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, bail};
+use clap::{Args, ValueHint};
+use serde::{Deserialize, Serialize};
+
+use super::GpuArg;
+use crate::train::settings::Settings;
+use values::{MicroBatchArg, ScheduleArg, SizeArg, TargetsArg, TrainOnArg, WarmupArg, as_flag};
+
+const EXAMPLES: &str = "\
+Examples:
+  nf4pack train q.nf4pack --data chat.jsonl --show-batch                # what would be learned
+  nf4pack train q.nf4pack --data chat.jsonl --out adapter
+  nf4pack train q.nf4pack --data chat.jsonl --out adapter --resume      # goes on after Ctrl-C
+  nf4pack train q.nf4pack --data chat.jsonl --out adapter --epochs 9 --eval-split 0.1 --early-stop 2
+  nf4pack train q.nf4pack --config adapter/nf4pack-train.toml --lr 1e-4 # flags win over the file
+
+FILE is JSON Lines, one sample a line: {\"messages\": [{\"role\", \"content\"}]}, {\"prompt\", \"completion\"}, {\"text\"}, \
+{\"instruction\", \"input\", \"output\"} or {\"conversations\"}. Samples are packed into rows of --max-length tokens, and none sees \
+another. An optimiser step learns from --micro-batch times --accumulate rows.
+
+DIR gets an adapter that PEFT and `nf4pack generate --adapter` load, checkpoints, metrics.jsonl, TensorBoard's events, \
+report.html, and nf4pack-train.toml, the settings as --config takes them. Such a file has the flags' names, and paths that start in the \
+current folder:
+  data = \"chat.jsonl\"
+  lr = 1e-4
+  targets = [\"q_proj\", \"v_proj\"]";
+
+/// Train a LoRA adapter on a pack
+#[derive(Debug, Args)]
+#[command(after_help = EXAMPLES)]
+pub struct TrainArgs {
+    /// The pack; its weights stay as they are
+    #[arg(value_name = "PACK", value_hint = ValueHint::FilePath)]
+    pub pack: PathBuf,
+
+    #[command(flatten)]
+    pub options: TrainOptions,
+
+    /// A TOML file with any of the flags that take a value; flags win over it
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
+    pub config: Option<PathBuf>,
+
+    /// Go on from the newest checkpoint of --out, or from this one, with the same settings: to the same losses, bit for bit
+    #[arg(long, value_name = "CHECKPOINT", num_args = 0..=1, require_equals = true, value_hint = ValueHint::DirPath)]
+    pub resume: Option<Option<PathBuf>>,
+
+    /// Print the first batch with what is learned marked, and train nothing
+    #[arg(long)]
+    pub show_batch: bool,
+
+    #[command(flatten)]
+    pub gpu: GpuArg,
+
+    /// Print one JSON document on stdout (numbers are exact); all else goes to stderr
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// What both the command line and a TOML file may say. `None`: nothing was said.
+#[derive(Debug, Clone, Default, PartialEq, Args, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields, default)]
+pub struct TrainOptions {
+    /// What to learn from: JSON Lines
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath, required_unless_present = "config")]
+    pub data: Option<PathBuf>,
+    /// The folder for the adapter; made where it is not there
+    #[arg(long, value_name = "DIR", value_hint = ValueHint::DirPath, required_unless_present_any = ["config", "show_batch"])]
+    pub out: Option<PathBuf>,
+
+    /// Rank of the adapter: a higher one can learn more, and takes more memory [default: 16]
+    #[arg(long, value_name = "N", help_heading = "Adapter")]
+    pub rank: Option<u32>,
+    /// The adapter's scale is alpha / rank [default: 32]
+    #[arg(long, value_name = "X", help_heading = "Adapter")]
+    pub alpha: Option<f64>,
+    /// Share of the adapter's inputs that is dropped in training, against overfitting [default: 0]
+    #[arg(long, value_name = "SHARE", help_heading = "Adapter")]
+    pub dropout: Option<f64>,
+    /// Adapted projections: all-linear, or names with commas between them, such as q_proj,v_proj [default: all-linear]
+    #[arg(long, value_name = "NAMES", help_heading = "Adapter")]
+    #[serde(deserialize_with = "as_flag")]
+    pub targets: Option<TargetsArg>,
+    /// The scale is alpha / sqrt(rank), for high ranks
+    #[arg(
+        long,
+        value_name = "BOOL",
+        num_args = 0..=1,
+        require_equals = true,
+        default_missing_value = "true",
+        hide_possible_values = true,
+        help_heading = "Adapter"
+    )]
+    pub rslora: Option<bool>,
+
+    /// The highest learning rate [default: 0.0002]
+    #[arg(long, value_name = "X", help_heading = "Optimiser")]
+    pub lr: Option<f64>,
+    /// What the learning rate does after the warm-up [default: cosine]
+    #[arg(long, value_enum, help_heading = "Optimiser")]
+    pub schedule: Option<ScheduleArg>,
+    /// How long the learning rate rises: a share of all steps below 1, or a number of steps [default: 0.03]
+    #[arg(long, value_name = "SHARE|STEPS", help_heading = "Optimiser")]
+    #[serde(deserialize_with = "as_flag")]
+    pub warmup: Option<WarmupArg>,
+    /// Gradients whose norm is larger are scaled down to it; 0 leaves them as they are [default: 1]
+    #[arg(long, value_name = "NORM", help_heading = "Optimiser")]
+    pub clip: Option<f64>,
+    /// AdamW's decay of the weights [default: 0]
+    #[arg(long, value_name = "X", help_heading = "Optimiser")]
+    pub weight_decay: Option<f64>,
+    /// Every random number depends on it: the adapter's start, the order of the samples, dropout, the split [default: 0]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(..=i64::MAX as u64), help_heading = "Optimiser")]
+    pub seed: Option<u64>,
+
+    /// Times that all samples are seen [default: 1]
+    #[arg(long, value_name = "N", help_heading = "Length and batches")]
+    pub epochs: Option<u32>,
+    /// Optimiser steps, in place of --epochs
+    #[arg(long, value_name = "N", help_heading = "Length and batches")]
+    pub steps: Option<u64>,
+    /// Rows of a forward pass: more are faster and take more memory; auto is as many as fit [default: auto]
+    #[arg(long, value_name = "N|auto", help_heading = "Length and batches")]
+    #[serde(deserialize_with = "as_flag")]
+    pub micro_batch: Option<MicroBatchArg>,
+    /// Forward passes of an optimiser step: a larger batch in the same memory [default: 1]
+    #[arg(long, value_name = "N", help_heading = "Length and batches")]
+    pub accumulate: Option<u32>,
+    /// Tokens of a row; longer samples are cut, and counted [default: 2048]
+    #[arg(long, value_name = "TOKENS", help_heading = "Length and batches")]
+    pub max_length: Option<u32>,
+    /// What is learned of a sample [default: completions]
+    #[arg(long, value_enum, help_heading = "Length and batches")]
+    pub train_on: Option<TrainOnArg>,
+    /// GPU memory to keep within, such as 6GiB [default: nine tenths of what the device has left]
+    #[arg(long, value_name = "SIZE", help_heading = "Length and batches")]
+    #[serde(deserialize_with = "as_flag")]
+    pub vram_budget: Option<SizeArg>,
+
+    /// What to evaluate on, in the forms of --data
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath, help_heading = "Evaluation and checkpoints")]
+    pub eval_data: Option<PathBuf>,
+    /// Share of --data that is held out to evaluate on, in place of --eval-data [default: 0]
+    #[arg(long, value_name = "SHARE", help_heading = "Evaluation and checkpoints")]
+    pub eval_split: Option<f64>,
+    /// Optimiser steps between two evaluations [default: once an epoch]
+    #[arg(long, value_name = "STEPS", help_heading = "Evaluation and checkpoints")]
+    pub eval_every: Option<u64>,
+    /// End after so many evaluations in a row without a lower loss [default: do not]
+    #[arg(long, value_name = "N", help_heading = "Evaluation and checkpoints")]
+    pub early_stop: Option<u32>,
+    /// Optimiser steps between two checkpoints [default: once an epoch]
+    #[arg(long, value_name = "STEPS", help_heading = "Evaluation and checkpoints")]
+    pub save_every: Option<u64>,
+    /// Checkpoints that are kept, the newest [default: 2]
+    #[arg(long, value_name = "N", help_heading = "Evaluation and checkpoints")]
+    pub keep: Option<u32>,
+}
+
+impl TrainArgs {
+    /// The flags, and what the file of `--config` says where they say nothing.
+    ///
+    /// # Errors
+    /// A file that cannot be read, or that has other names or values.
+    pub fn merged(&self) -> Result<TrainOptions> {
+        let flags = self.options.clone();
+        match &self.config {
+            Some(path) => Ok(flags.or(TrainOptions::read(path)?)),
+            None => Ok(flags),
+        }
+    }
+}
+
+impl TrainOptions {
+    /// # Errors
+    /// See [`TrainArgs::merged`].
+    fn read(path: &Path) -> Result<Self> {
+        let text = fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
+        toml::from_str(&text).with_context(|| format!("{} is not a file for --config", path.display()))
+    }
+
+    /// What `self` says; where it says nothing, what `other` does.
+    fn or(self, other: Self) -> Self {
+        Self {
+            data: self.data.or(other.data),
+            out: self.out.or(other.out),
+            rank: self.rank.or(other.rank),
+            alpha: self.alpha.or(other.alpha),
+            dropout: self.dropout.or(other.dropout),
+            targets: self.targets.or(other.targets),
+            rslora: self.rslora.or(other.rslora),
+            lr: self.lr.or(other.lr),
+            schedule: self.schedule.or(other.schedule),
+            warmup: self.warmup.or(other.warmup),
+            clip: self.clip.or(other.clip),
+            weight_decay: self.weight_decay.or(other.weight_decay),
+            seed: self.seed.or(other.seed),
+            epochs: self.epochs.or(other.epochs),
+            // A length that is asked for wins over any other length.
+            steps: self.steps.or(other.steps.filter(|_| self.epochs.is_none())),
+            micro_batch: self.micro_batch.or(other.micro_batch),
+            accumulate: self.accumulate.or(other.accumulate),
+            max_length: self.max_length.or(other.max_length),
+            train_on: self.train_on.or(other.train_on),
+            vram_budget: self.vram_budget.or(other.vram_budget),
+            eval_data: self.eval_data.or(other.eval_data),
+            eval_split: self.eval_split.or(other.eval_split),
+            eval_every: self.eval_every.or(other.eval_every),
+            early_stop: self.early_stop.or(other.early_stop),
+            save_every: self.save_every.or(other.save_every),
+            keep: self.keep.or(other.keep),
+        }
+    }
+
+    /// The file to learn from.
+    ///
+    /// # Errors
+    /// Where neither a flag nor the file of `--config` names it.
+    pub fn data(&self) -> Result<&Path> {
+        self.data.as_deref().context("neither --data nor the file of --config says what to learn from")
+    }
+
+    /// The folder for the adapter.
+    ///
+    /// # Errors
+    /// As [`TrainOptions::data`].
+    pub fn out(&self) -> Result<&Path> {
+        self.out.as_deref().context("neither --out nor the file of --config says where the adapter goes")
+    }
+
+    /// The settings, with the library's defaults for what nobody has said.
+    ///
+    /// # Errors
+    /// Settings that cannot be, or that have no effect, by the name of their flag.
+    pub fn settings(&self) -> Result<Settings> {
+        let default = Settings::default();
+        let settings = Settings {
+            rank: self.rank.unwrap_or(default.rank),
+            alpha: self.alpha.unwrap_or(default.alpha),
+            dropout: self.dropout.unwrap_or(default.dropout),
+            targets: self.targets.clone().map_or(default.targets, |targets| targets.0),
+            rslora: self.rslora.unwrap_or(default.rslora),
+            lr: self.lr.unwrap_or(default.lr),
+            schedule: self.schedule.map_or(default.schedule, Into::into),
+            warmup: self.warmup.map_or(default.warmup, |warmup| warmup.0),
+            epochs: self.epochs.unwrap_or(default.epochs),
+            steps: self.steps.or(default.steps),
+            micro_batch: self.micro_batch.map_or(default.micro_batch, |rows| rows.0),
+            accumulate: self.accumulate.unwrap_or(default.accumulate),
+            max_length: self.max_length.unwrap_or(default.max_length),
+            clip: self.clip.map_or(default.clip, |norm| (norm != 0.0).then_some(norm)),
+            weight_decay: self.weight_decay.unwrap_or(default.weight_decay),
+            seed: self.seed.unwrap_or(default.seed),
+            train_on: self.train_on.map_or(default.train_on, Into::into),
+            eval_split: self.eval_split.unwrap_or(default.eval_split),
+            eval_every: self.eval_every.or(default.eval_every),
+            early_stop: self.early_stop.or(default.early_stop),
+            save_every: self.save_every.or(default.save_every),
+            keep: self.keep.unwrap_or(default.keep),
+            vram_budget: self.vram_budget.map(|size| size.0).or(default.vram_budget),
+        };
+        settings.check()?;
+        self.check_evaluation(&settings)?;
+        Ok(settings)
+    }
+
+    fn check_evaluation(&self, settings: &Settings) -> Result<()> {
+        let splits = settings.eval_split > 0.0;
+        if splits && self.eval_data.is_some() {
+            bail!(
+                "--eval-data and --eval-split are both given: one of them says what to evaluate on (--eval-split 0 is none)"
+            );
+        }
+        if splits || self.eval_data.is_some() {
+            return Ok(());
+        }
+        let given = [("--eval-every", settings.eval_every.is_some()), ("--early-stop", settings.early_stop.is_some())];
+        match given.into_iter().find(|(_, given)| *given) {
+            Some((flag, _)) => bail!("{flag} needs something to evaluate on: --eval-data FILE, or --eval-split SHARE"),
+            None => Ok(()),
+        }
+    }
+
+    /// A file for `--config` that says all that these options and the library's defaults do.
+    ///
+    /// # Errors
+    /// Paths that are not text.
+    pub fn to_toml(&self) -> Result<String> {
+        let all = self.clone().or(Self::from(&self.settings()?));
+        let text = toml::to_string(&all).context("the settings cannot be written as TOML")?;
+        Ok(format!("# What this adapter was trained with. nf4pack train PACK --config FILE takes it.\n{text}"))
+    }
+}
+
+impl From<&Settings> for TrainOptions {
+    fn from(settings: &Settings) -> Self {
+        Self {
+            rank: Some(settings.rank),
+            alpha: Some(settings.alpha),
+            dropout: Some(settings.dropout),
+            targets: Some(TargetsArg(settings.targets.clone())),
+            rslora: Some(settings.rslora),
+            lr: Some(settings.lr),
+            schedule: Some(settings.schedule.into()),
+            warmup: Some(WarmupArg(settings.warmup)),
+            clip: Some(settings.clip.unwrap_or(0.0)),
+            weight_decay: Some(settings.weight_decay),
+            seed: Some(settings.seed),
+            epochs: Some(settings.epochs),
+            steps: settings.steps,
+            micro_batch: Some(MicroBatchArg(settings.micro_batch)),
+            accumulate: Some(settings.accumulate),
+            max_length: Some(settings.max_length),
+            train_on: Some(settings.train_on.into()),
+            vram_budget: settings.vram_budget.map(SizeArg),
+            eval_split: Some(settings.eval_split),
+            eval_every: settings.eval_every,
+            early_stop: settings.early_stop,
+            save_every: settings.save_every,
+            keep: Some(settings.keep),
+            ..Self::default()
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

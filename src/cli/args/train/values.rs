@@ -1,0 +1,201 @@
+//! Values that are more than a number: read from the text of a flag, or from what a TOML file has in its place.
+
+use std::fmt;
+use std::str::FromStr;
+
+use clap::ValueEnum;
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+use super::super::parse_size;
+use crate::format::Role;
+use crate::train::data::TrainOn;
+use crate::train::lora::TARGETS;
+use crate::train::schedule::{Shape, Warmup};
+use crate::train::settings::MicroBatch;
+
+/// All seven projections.
+const ALL_LINEAR: &str = "all-linear";
+
+/// The adapted projections.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TargetsArg(pub Vec<Role>);
+
+impl FromStr for TargetsArg {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        if text == ALL_LINEAR {
+            return Ok(Self(TARGETS.to_vec()));
+        }
+        let role = |name: &str| {
+            let name = name.trim();
+            TARGETS.into_iter().find(|role| role.name() == name).ok_or_else(|| {
+                let names = TARGETS.map(Role::name).join(", ");
+                format!("{name:?} is no target: {ALL_LINEAR}, or some of {names}, with commas between them")
+            })
+        };
+        text.split(',').map(role).collect::<Result<_, _>>().map(Self)
+    }
+}
+
+impl Serialize for TargetsArg {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        if self.0 == TARGETS {
+            return serializer.serialize_str(ALL_LINEAR);
+        }
+        serializer.collect_seq(self.0.iter().map(|role| role.name()))
+    }
+}
+
+/// [`Warmup`]: below 1 a share, a whole number steps.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct WarmupArg(pub Warmup);
+
+impl FromStr for WarmupArg {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        if let Ok(steps) = text.parse() {
+            return Ok(Self(Warmup::Steps(steps)));
+        }
+        match text.parse() {
+            Ok(share) if (0.0..1.0).contains(&share) => Ok(Self(Warmup::Fraction(share))),
+            _ => Err("a share of all steps below 1, such as 0.03, or a number of steps".to_owned()),
+        }
+    }
+}
+
+impl Serialize for WarmupArg {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        match self.0 {
+            Warmup::Steps(steps) => serializer.serialize_u64(steps),
+            Warmup::Fraction(share) => serializer.serialize_f64(share),
+        }
+    }
+}
+
+/// [`MicroBatch`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct MicroBatchArg(pub MicroBatch);
+
+impl FromStr for MicroBatchArg {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text.parse() {
+            Ok(rows) => Ok(Self(MicroBatch::Rows(rows))),
+            _ if text == "auto" => Ok(Self(MicroBatch::Auto)),
+            _ => Err("auto, or a number of rows".to_owned()),
+        }
+    }
+}
+
+impl Serialize for MicroBatchArg {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        match self.0 {
+            MicroBatch::Auto => serializer.serialize_str("auto"),
+            MicroBatch::Rows(rows) => serializer.serialize_u32(rows),
+        }
+    }
+}
+
+/// A number of bytes, with or without a unit.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(transparent)]
+pub struct SizeArg(pub u64);
+
+impl FromStr for SizeArg {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        parse_size(text).map(Self)
+    }
+}
+
+/// [`Shape`] on the command line.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum ScheduleArg {
+    /// The peak, to the end
+    Constant,
+    /// A line from the peak to zero
+    Linear,
+    /// Half a wave of the cosine, from the peak to zero
+    Cosine,
+}
+
+impl From<ScheduleArg> for Shape {
+    fn from(arg: ScheduleArg) -> Self {
+        match arg {
+            ScheduleArg::Constant => Self::Constant,
+            ScheduleArg::Linear => Self::Linear,
+            ScheduleArg::Cosine => Self::Cosine,
+        }
+    }
+}
+
+impl From<Shape> for ScheduleArg {
+    fn from(shape: Shape) -> Self {
+        match shape {
+            Shape::Constant => Self::Constant,
+            Shape::Linear => Self::Linear,
+            Shape::Cosine => Self::Cosine,
+        }
+    }
+}
+
+/// [`TrainOn`] on the command line.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum TrainOnArg {
+    /// Completions and what the assistant says; all of a plain text
+    Completions,
+    /// Every token
+    All,
+}
+
+impl From<TrainOnArg> for TrainOn {
+    fn from(arg: TrainOnArg) -> Self {
+        match arg {
+            TrainOnArg::Completions => Self::Completions,
+            TrainOnArg::All => Self::All,
+        }
+    }
+}
+
+impl From<TrainOn> for TrainOnArg {
+    fn from(train_on: TrainOn) -> Self {
+        match train_on {
+            TrainOn::Completions => Self::Completions,
+            TrainOn::All => Self::All,
+        }
+    }
+}
+
+/// A value of a TOML file that a flag's text may stand for.
+#[derive(Deserialize)]
+#[serde(untagged, expecting = "a text, a number or a list of texts")]
+enum Loose {
+    Whole(i64),
+    Number(f64),
+    Text(String),
+    List(Vec<String>),
+}
+
+impl fmt::Display for Loose {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Whole(number) => number.fmt(f),
+            // With a point: 0.0 is a share, and 0 a number of steps.
+            Self::Number(number) => write!(f, "{number:?}"),
+            Self::Text(text) => f.write_str(text),
+            Self::List(list) => f.write_str(&list.join(",")),
+        }
+    }
+}
+
+/// Reads a TOML value as the flag's text is read.
+pub fn as_flag<'de, D: Deserializer<'de>, T: FromStr<Err = String>>(deserializer: D) -> Result<Option<T>, D::Error> {
+    let text = Loose::deserialize(deserializer)?.to_string();
+    text.parse().map(Some).map_err(serde::de::Error::custom)
+}

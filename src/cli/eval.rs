@@ -1,0 +1,120 @@
+//! `nf4pack eval`.
+
+use std::path::Path;
+
+use anyhow::Result;
+use serde::Serialize;
+
+use super::Outcome;
+use super::args::EvalArgs;
+use super::device::{self, AdapterEntry};
+use super::train::{data_file, read, tell_data, tell_plan};
+use super::ui::{self, Ui, Unit};
+use crate::convert::{ConvertError, Progress as _};
+use crate::dequant::stream::{PackSource, StreamOptions, default_budget};
+use crate::gpu::Gpu;
+use crate::train::adapter::Adapter;
+use crate::train::config::ModelConfig;
+use crate::train::data::{Dataset, Options};
+use crate::train::gpu_adapter::GpuAdapter;
+use crate::train::model::{Model, read_config, read_tokenizer};
+use crate::train::plan::{Demand, MemoryPlan};
+use crate::train::session::Session;
+use crate::train::workspace::{Memory, Sizes};
+
+#[derive(Serialize)]
+struct Evaluation {
+    pack: String,
+    adapter: Option<String>,
+    data: String,
+    samples: u64,
+    /// Tokens that were predicted.
+    tokens: u64,
+    /// Mean negative log-likelihood, in nats a token.
+    loss: f64,
+    perplexity: f64,
+    seconds: f64,
+    gpu: AdapterEntry,
+}
+
+pub fn run(args: &EvalArgs) -> Result<Outcome> {
+    let ui = Ui::new(args.json);
+    ui::handle_interrupts()?;
+    let bytes = read(&args.data)?;
+    let pack = PackSource::open(&args.pack, true)?;
+    let model = read_config(&pack)?;
+    model.check_length(args.max_length).map_err(crate::train::TrainError::from)?;
+    let adapter = args.adapter.as_deref().map(|folder| Adapter::read(folder, &model)).transpose()?;
+    let tokenizer = read_tokenizer(&pack, &model, 0)?;
+    let options = Options { train_on: args.train_on.into(), max_length: args.max_length };
+    let data = data_file(&args.data, &bytes).samples(&tokenizer, options)?;
+    tell_data(ui, "data", &data);
+    let evaluation = device::with(&args.gpu, ui, |gpu| evaluate(args, ui, gpu, pack, &model, adapter.as_ref(), &data))?;
+    ui.result(&evaluation, || evaluation.text())?;
+    Ok(Outcome::Good)
+}
+
+fn evaluate(
+    args: &EvalArgs,
+    ui: Ui,
+    gpu: &Gpu,
+    pack: PackSource,
+    config: &ModelConfig,
+    adapter: Option<&Adapter>,
+    data: &Dataset,
+) -> Result<Evaluation> {
+    let length = args.max_length.min(u32::try_from(data.tokens()).unwrap_or(u32::MAX)).max(1);
+    let rank = adapter.map_or(0, |adapter| adapter.config.rank);
+    let demand = Demand {
+        index: pack.index(),
+        model: config,
+        max_buffer: gpu.limits().max_buffer_size,
+        budget: args.vram_budget.map(|size| size.0).or_else(|| default_budget(gpu)),
+        adapter: adapter.map_or(0, |adapter| adapter.layout.len() as u64),
+        rank,
+        dropout: false,
+        training: false,
+        length,
+        rows: data.tokens().div_ceil(length.into()),
+    };
+    let plan = MemoryPlan::new(&demand, args.micro_batch())?;
+    tell_plan(ui, &plan);
+    let stream = StreamOptions { budget: Some(plan.stream.needed_bytes), ..StreamOptions::default() };
+    let model = Model::new(gpu, pack, length, &stream)?;
+    let sizes = Sizes { tokens: plan.micro_batch.saturating_mul(length), rank, dropout: false, training: false };
+    let memory = Memory::new(gpu, config, sizes)?;
+    let upload = |adapter: &Adapter| GpuAdapter::new(gpu, &adapter.config, &adapter.layout, &adapter.vector, false);
+    let mut session = Session { model, adapter: adapter.map(upload).transpose()?, memory };
+    let meter = ui.meter("evaluating", Unit::Rows);
+    let started = std::time::Instant::now();
+    let found = session.mean_loss(&data.samples, length, |done, total| {
+        meter.advance(done, total);
+        !ui::interrupted()
+    })?;
+    let (loss, tokens) = found.ok_or(ConvertError::Cancelled)?;
+    let text = |path: &Path| path.display().to_string();
+    Ok(Evaluation {
+        pack: text(&args.pack),
+        adapter: args.adapter.as_deref().map(text),
+        data: text(&args.data),
+        samples: data.samples.len() as u64,
+        tokens,
+        loss,
+        perplexity: loss.exp(),
+        seconds: started.elapsed().as_secs_f64(),
+        gpu: gpu.adapter().into(),
+    })
+}
+
+impl Evaluation {
+    fn text(&self) -> String {
+        format!(
+            "loss {:.4} nats a token, perplexity {:.3}, over {} predicted tokens of {} in {}\n",
+            self.loss,
+            self.perplexity,
+            ui::grouped(self.tokens),
+            ui::plural(self.samples, "sample"),
+            ui::duration(self.seconds)
+        )
+    }
+}

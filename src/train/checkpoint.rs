@@ -1,0 +1,340 @@
+//! Checkpoints: all that a run needs to go on as if it had never stopped, bit for bit on the same device. Random numbers need
+//! no bytes of their own: each is a function of the seed, of what it is for, and of a counter ([`random`](super::random);
+//! [`DropoutKey`](super::ops::DropoutKey)), and [`State`] has all the counters.
+//!
+//! A checkpoint is a folder `checkpoint-STEP` of the output folder: an adapter that PEFT loads, the optimiser's moments, and
+//! the state.
+
+mod fingerprint;
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use safetensors::{Dtype, SafeTensorError, SafeTensors};
+use serde::{Deserialize, Serialize};
+use thiserror::Error;
+
+use super::adapter::{self, Adapter, AdapterError, Matrix, le_bytes, matrices};
+use super::config::ModelConfig;
+use super::lora::AdapterLayout;
+use crate::format::{PieceCrc, crc32};
+use crate::io::temporary_folder;
+pub use fingerprint::{Difference, Fingerprint, Inputs, data_identity, pack_identity};
+
+/// The file of the optimiser's moments: two tensors for each of the adapter's, under its name and a suffix.
+pub const OPTIMIZER: &str = "optimizer.safetensors";
+/// The file of the state.
+pub const STATE: &str = "trainer_state.json";
+
+/// What comes before the step in the name of a checkpoint's folder.
+const FOLDER_PREFIX: &str = "checkpoint-";
+/// Suffixes of the moments' names; AdamW's words in PyTorch.
+const MOMENTS: [&str; 2] = ["exp_avg", "exp_avg_sq"];
+/// What [`STATE`] is: a change of its meaning is another number.
+const FORMAT: u32 = 1;
+
+/// Why a checkpoint could not be written, found or read.
+#[derive(Debug, Error)]
+#[non_exhaustive]
+pub enum CheckpointError {
+    /// A file or folder cannot be read.
+    #[error("cannot read {}: {source}", path.display())]
+    Read {
+        /// The file or folder.
+        path: PathBuf,
+        /// The system's error.
+        source: io::Error,
+    },
+    /// An old checkpoint cannot be removed.
+    #[error("cannot remove the old checkpoint {}: {source}", path.display())]
+    Remove {
+        /// The folder.
+        path: PathBuf,
+        /// The system's error.
+        source: io::Error,
+    },
+    /// The adapter of a checkpoint cannot be read or written.
+    #[error("the checkpoint {}: {source}", path.display())]
+    Adapter {
+        /// The folder.
+        path: PathBuf,
+        /// What is wrong.
+        source: AdapterError,
+    },
+    /// The state is not what this program writes.
+    #[error("{} is damaged: {source}", path.display())]
+    Json {
+        /// The file.
+        path: PathBuf,
+        /// Where it is broken.
+        source: serde_json::Error,
+    },
+    /// The moments are not a safetensors file.
+    #[error("{} is damaged: {source}", path.display())]
+    Safetensors {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        source: SafeTensorError,
+    },
+    /// A state of another version of this program.
+    #[error("{}: the format is {found}, this version reads {expected}", path.display())]
+    Format {
+        /// The file.
+        path: PathBuf,
+        /// What this version reads.
+        expected: u32,
+        /// What it is.
+        found: u32,
+    },
+    /// A tensor of the moments that is not what the adapter has.
+    #[error("{}: tensor {tensor:?} should be {expected}, found {found}", path.display())]
+    Tensor {
+        /// The file.
+        path: PathBuf,
+        /// Its name.
+        tensor: String,
+        /// Type and shape that it should have.
+        expected: String,
+        /// What it has.
+        found: String,
+    },
+    /// Files that are damaged, or not of one checkpoint.
+    #[error("{} is damaged: its numbers have the checksum {found:08x}, written were {expected:08x}", path.display())]
+    Checksum {
+        /// The folder.
+        path: PathBuf,
+        /// By the state.
+        expected: u32,
+        /// Of the adapter and the moments.
+        found: u32,
+    },
+    /// Moments that are not of the adapter's layout: a defect of this program.
+    #[error("the optimiser has moments of {found} floats, the adapter has {expected}")]
+    Length {
+        /// In the adapter.
+        expected: u64,
+        /// In the moments.
+        found: u64,
+    },
+}
+
+/// Where a run is.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct State {
+    /// Optimiser steps that are done.
+    pub step: u64,
+    /// Optimiser steps of the whole run.
+    pub total_steps: u64,
+    /// The epoch, from 0.
+    pub epoch: u32,
+    /// Rows of that epoch that are used.
+    pub row: u64,
+    /// Forward passes of training that are done: the counter of dropout's masks.
+    pub micro_batches: u64,
+    /// Tokens that were learned from, repetitions counted.
+    pub trained_tokens: u64,
+    /// Seconds that were trained.
+    pub seconds: f64,
+    /// The date that chat templates are told, in seconds since 1970: it is in the tokens.
+    pub now: i64,
+    /// The least loss of an evaluation so far.
+    pub best_eval: Option<f64>,
+    /// Evaluations since then.
+    pub evals_without_gain: u32,
+    /// What must be the same for the run to be the same.
+    pub fingerprint: Fingerprint,
+}
+
+/// What [`STATE`] holds.
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct StateFile<S> {
+    /// Before the rest, so that another version's state is known as such.
+    format: u32,
+    /// CRC-32 of the adapter's matrices, then of both moments': it ties the files together.
+    checksum: u32,
+    state: S,
+}
+
+/// A run that can go on.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Checkpoint {
+    /// The adapter.
+    pub adapter: Adapter,
+    /// AdamW's mean of the gradients, in the adapter's layout.
+    pub mean: Vec<f32>,
+    /// AdamW's mean of their squares, in the adapter's layout.
+    pub square: Vec<f32>,
+    /// Where the run is.
+    pub state: State,
+}
+
+impl Checkpoint {
+    /// Writes the folder `checkpoint-STEP` in `out`, and returns its path. It appears whole, or not at all.
+    ///
+    /// # Errors
+    /// [`CheckpointError::Length`], [`CheckpointError::Adapter`].
+    pub fn write(&self, out: &Path) -> Result<PathBuf, CheckpointError> {
+        let folder = out.join(format!("{FOLDER_PREFIX}{}", self.state.step));
+        let layout = &self.adapter.layout;
+        let expected = layout.len() as u64;
+        if let Some(found) = [&self.mean, &self.square].map(|m| m.len() as u64).into_iter().find(|&len| len != expected) {
+            return Err(CheckpointError::Length { expected, found });
+        }
+        let moments = [&self.mean, &self.square].map(|moment| le_bytes(moment));
+        let failed = |source| CheckpointError::Adapter { path: folder.clone(), source };
+        let optimizer = optimizer_file(layout, &moments).map_err(|e| failed(e.into()))?;
+        let file = StateFile { format: FORMAT, checksum: self.checksum(), state: &self.state };
+        let json = |source| CheckpointError::Json { path: folder.join(STATE), source };
+        let state = serde_json::to_vec_pretty(&file).map_err(json)?;
+        let more = [(OPTIMIZER, optimizer.as_slice()), (STATE, state.as_slice())];
+        self.adapter.write(&folder, &more).map_err(failed)?;
+        Ok(folder)
+    }
+
+    /// Reads a folder that [`Checkpoint::write`] wrote, for `model`.
+    ///
+    /// # Errors
+    /// See [`CheckpointError`]; files of different checkpoints, and any damage to the numbers, are errors.
+    pub fn read(folder: &Path, model: &ModelConfig) -> Result<Self, CheckpointError> {
+        let file = read_state(folder)?;
+        let of_adapter = |source| CheckpointError::Adapter { path: folder.to_owned(), source };
+        let adapter = Adapter::read(folder, model).map_err(of_adapter)?;
+        let path = folder.join(OPTIMIZER);
+        let [mean, square] = read_moments(&path, &read(&path)?, &adapter.layout)?;
+        let checkpoint = Self { adapter, mean, square, state: file.state };
+        let (expected, found) = (file.checksum, checkpoint.checksum());
+        if found != expected {
+            return Err(CheckpointError::Checksum { path: folder.to_owned(), expected, found });
+        }
+        Ok(checkpoint)
+    }
+
+    /// The checkpoint of `out` with the most steps; `None` where there is none, or no such folder.
+    ///
+    /// # Errors
+    /// [`CheckpointError::Read`].
+    pub fn latest(out: &Path) -> Result<Option<PathBuf>, CheckpointError> {
+        Ok(list(out)?.pop())
+    }
+
+    /// Removes the oldest checkpoints of `out` until `keep` are left; the newest always stays, and so does everything that is
+    /// not such a folder. Each vanishes at once.
+    ///
+    /// # Errors
+    /// [`CheckpointError::Read`], [`CheckpointError::Remove`].
+    pub fn prune(out: &Path, keep: u32) -> Result<(), CheckpointError> {
+        let checkpoints = list(out)?;
+        let old = checkpoints.len().saturating_sub(keep.max(1) as usize);
+        for path in checkpoints.into_iter().take(old) {
+            remove(out, &path).map_err(|source| CheckpointError::Remove { path, source })?;
+        }
+        Ok(())
+    }
+
+    fn checksum(&self) -> u32 {
+        let mut crc = PieceCrc::default();
+        for vector in [&self.adapter.vector, &self.mean, &self.square] {
+            for matrix in matrices(&self.adapter.layout) {
+                let bytes = le_bytes(vector.get(matrix.range).unwrap_or_default());
+                crc.push(crc32(&bytes), bytes.len() as u64);
+            }
+        }
+        crc.value()
+    }
+}
+
+fn read(path: &Path) -> Result<Vec<u8>, CheckpointError> {
+    fs::read(path).map_err(|source| CheckpointError::Read { path: path.to_owned(), source })
+}
+
+fn read_state(folder: &Path) -> Result<StateFile<State>, CheckpointError> {
+    let path = folder.join(STATE);
+    let bytes = read(&path)?;
+    let json = |source| CheckpointError::Json { path: path.clone(), source };
+    // Of another format, only that number is understood.
+    let found = serde_json::from_slice::<StateFile<serde_json::Value>>(&bytes).map_err(json)?.format;
+    if found != FORMAT {
+        return Err(CheckpointError::Format { path, expected: FORMAT, found });
+    }
+    serde_json::from_slice(&bytes).map_err(json)
+}
+
+/// The moments' name of a matrix.
+fn moment_name(matrix: &Matrix, moment: &str) -> String {
+    format!("{}.{moment}", matrix.peft_name())
+}
+
+/// `moments` are the bytes of two vectors in the adapter's layout.
+fn optimizer_file(layout: &AdapterLayout, moments: &[Vec<u8>; 2]) -> Result<Vec<u8>, SafeTensorError> {
+    let mut tensors = Vec::new();
+    for (moment, bytes) in MOMENTS.iter().zip(moments) {
+        for matrix in matrices(layout) {
+            tensors.push((moment_name(&matrix, moment), matrix.view(bytes)?));
+        }
+    }
+    adapter::serialize(tensors)
+}
+
+fn read_moments(path: &Path, bytes: &[u8], layout: &AdapterLayout) -> Result<[Vec<f32>; 2], CheckpointError> {
+    let damaged = |source| CheckpointError::Safetensors { path: path.to_owned(), source };
+    let file = SafeTensors::deserialize(bytes).map_err(damaged)?;
+    let mut moments = [vec![0.0; layout.len()], vec![0.0; layout.len()]];
+    for (moment, vector) in MOMENTS.iter().zip(&mut moments) {
+        for matrix in matrices(layout) {
+            let tensor = moment_name(&matrix, moment);
+            let view = file.tensor(&tensor).map_err(damaged)?;
+            let shape = matrix.shape.map(|n| n as usize);
+            if view.dtype() != Dtype::F32 || view.shape() != shape {
+                let expected = format!("F32 of {shape:?}");
+                let found = format!("{:?} of {:?}", view.dtype(), view.shape());
+                return Err(CheckpointError::Tensor { path: path.to_owned(), tensor, expected, found });
+            }
+            let floats = view.data().as_chunks::<4>().0.iter().map(|&b| f32::from_le_bytes(b));
+            vector.get_mut(matrix.range).unwrap_or_default().iter_mut().zip(floats).for_each(|(x, value)| *x = value);
+        }
+    }
+    Ok(moments)
+}
+
+/// The checkpoints of `out`, the oldest first.
+fn list(out: &Path) -> Result<Vec<PathBuf>, CheckpointError> {
+    let failed = |source| CheckpointError::Read { path: out.to_owned(), source };
+    let entries = match fs::read_dir(out) {
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        entries => entries.map_err(failed)?,
+    };
+    let mut found = Vec::new();
+    for entry in entries {
+        let entry = entry.map_err(failed)?;
+        let step = entry.file_name().to_str().and_then(step_of);
+        // Trainers of others name their folders like this, too.
+        found.extend(step.filter(|_| is_ours(&entry)).map(|step| (step, entry.path())));
+    }
+    found.sort();
+    Ok(found.into_iter().map(|(_, path)| path).collect())
+}
+
+/// The step of a folder's name, in the one way in which [`Checkpoint::write`] spells it.
+fn step_of(name: &str) -> Option<u64> {
+    let step = name.strip_prefix(FOLDER_PREFIX)?;
+    step.parse().ok().filter(|number: &u64| number.to_string() == step)
+}
+
+/// Whether it is a folder, not a link to one, with what PEFT and transformers write none of.
+fn is_ours(entry: &fs::DirEntry) -> bool {
+    entry.file_type().is_ok_and(|kind| kind.is_dir()) && entry.path().join(OPTIMIZER).is_file()
+}
+
+/// Takes the folder's name away first: no checkpoint is ever seen in part.
+fn remove(out: &Path, checkpoint: &Path) -> io::Result<()> {
+    let temporary = temporary_folder(out)?;
+    fs::rename(checkpoint, temporary.path().join("removed"))?;
+    temporary.close()
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,134 @@
+//! What must be the same for a run that goes on to be the same run.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+use thiserror::Error;
+
+use crate::format::{Index, crc32};
+use crate::train::data::TrainOn;
+use crate::train::schedule::{Shape, Warmup};
+use crate::train::settings::Settings;
+
+/// Why a run cannot go on from a checkpoint: it would be another run.
+#[derive(Debug, Clone, PartialEq, Eq, Error)]
+#[error("{setting} is {found} now, and was {expected} in the run of the checkpoint")]
+pub struct Difference {
+    /// The flag or argument.
+    pub setting: String,
+    /// What the checkpoint has.
+    pub expected: String,
+    /// What was asked for.
+    pub found: String,
+}
+
+/// What settings alone do not tell of a run.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Inputs {
+    /// [`pack_identity`].
+    pub pack: String,
+    /// [`data_identity`].
+    pub data: String,
+    /// [`data_identity`] of a file for evaluation.
+    pub eval_data: Option<String>,
+    /// Rows of a forward pass, also where the settings leave them open.
+    pub micro_batch: u32,
+    /// Optimiser steps of the whole run.
+    pub total_steps: u64,
+}
+
+/// Names and values of all that decides the numbers of a run. Names are those of flags and arguments; numbers are written so that
+/// no two have the same text.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct Fingerprint(BTreeMap<String, String>);
+
+impl Fingerprint {
+    /// Of a run with these settings.
+    pub fn new(settings: &Settings, inputs: &Inputs) -> Self {
+        let s = settings;
+        // In the order of a layer, as they are trained: how they were asked for makes no difference.
+        let mut targets = s.targets.clone();
+        targets.sort_unstable();
+        targets.dedup();
+        let mut entries = vec![
+            ("PACK", inputs.pack.clone()),
+            ("--data", inputs.data.clone()),
+            ("--eval-data", inputs.eval_data.clone().unwrap_or_else(|| ABSENT.to_owned())),
+            ("--rank", s.rank.to_string()),
+            ("--alpha", s.alpha.to_string()),
+            ("--dropout", s.dropout.to_string()),
+            ("--targets", targets.iter().map(|role| role.name()).collect::<Vec<_>>().join(",")),
+            ("--rslora", s.rslora.to_string()),
+            ("--lr", s.lr.to_string()),
+            ("--schedule", shape_name(s.schedule).to_owned()),
+            ("--warmup", warmup_name(s.warmup)),
+            ("--micro-batch", inputs.micro_batch.to_string()),
+            ("--accumulate", s.accumulate.to_string()),
+            ("--max-length", s.max_length.to_string()),
+            ("--clip", s.clip.unwrap_or_default().to_string()),
+            ("--weight-decay", s.weight_decay.to_string()),
+            ("--seed", s.seed.to_string()),
+            ("--train-on", train_on_name(s.train_on).to_owned()),
+            ("--eval-split", s.eval_split.to_string()),
+        ];
+        // Where the learning rate does not depend on it, a run may be made longer.
+        if s.schedule != Shape::Constant || matches!(s.warmup, Warmup::Fraction(_)) {
+            entries.push(("--steps", inputs.total_steps.to_string()));
+        }
+        Self(entries.into_iter().map(|(name, value)| (name.to_owned(), value)).collect())
+    }
+
+    /// Rows of a forward pass; `None` where the fingerprint is damaged. `--micro-batch auto` goes on with it, whatever fits now.
+    pub fn micro_batch(&self) -> Option<u32> {
+        self.0.get("--micro-batch")?.parse().ok()
+    }
+
+    /// Holds what is asked for against what the checkpoint has, which is `self`.
+    ///
+    /// # Errors
+    /// The first setting, by name, that is not the same.
+    pub fn check(&self, asked: &Self) -> Result<(), Difference> {
+        let value = |of: &Self, name: &String| of.0.get(name).map_or(ABSENT, String::as_str).to_owned();
+        let differs = |name: &&String| self.0.get(*name) != asked.0.get(*name);
+        match self.0.keys().chain(asked.0.keys()).filter(differs).min() {
+            None => Ok(()),
+            Some(name) => Err(Difference { setting: name.clone(), expected: value(self, name), found: value(asked, name) }),
+        }
+    }
+}
+
+/// The value of a setting that is not there.
+const ABSENT: &str = "none";
+
+/// Tells packs apart: the index has the checksum of every section.
+pub fn pack_identity(index: &Index) -> String {
+    format!("{:08x}-{:08x}", index.header().index_crc, index.header().metadata_crc)
+}
+
+/// Tells files of data apart: CRC-32 and length.
+pub fn data_identity(bytes: &[u8]) -> String {
+    format!("{:08x} ({} bytes)", crc32(bytes), bytes.len())
+}
+
+fn shape_name(shape: Shape) -> &'static str {
+    match shape {
+        Shape::Constant => "constant",
+        Shape::Linear => "linear",
+        Shape::Cosine => "cosine",
+    }
+}
+
+fn warmup_name(warmup: Warmup) -> String {
+    match warmup {
+        Warmup::Steps(steps) => format!("{steps} steps"),
+        Warmup::Fraction(share) => format!("a share of {share}"),
+    }
+}
+
+fn train_on_name(train_on: TrainOn) -> &'static str {
+    match train_on {
+        TrainOn::Completions => "completions",
+        TrainOn::All => "all",
+    }
+}

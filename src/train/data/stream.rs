@@ -1,0 +1,60 @@
+//! Tokens to text as they come, a whole character at a time.
+
+use super::{DataError, Tokenizer};
+
+/// What stands for bytes that are no UTF-8, also for those of a character that is not whole yet.
+const REPLACEMENT: char = char::REPLACEMENT_CHARACTER;
+
+/// Turns tokens into text one by one: what is shown is never taken back.
+///
+/// Tokens are decoded together with those of the text before them, since a decoder may treat the first token of a text differently
+/// (a space before it is lost), and since a character may be spread over several tokens.
+#[derive(Debug)]
+pub struct TokenStream<'a> {
+    tokenizer: &'a Tokenizer,
+    /// The tokens of the text that was shown last, and behind them those of which nothing was shown.
+    tokens: Vec<u32>,
+    /// How many of them were shown.
+    shown: usize,
+}
+
+impl Tokenizer {
+    /// A stream of text that goes on after `before`, the tokens of a text that nobody is shown again; empty where a text starts.
+    pub fn stream(&self, before: &[u32]) -> TokenStream<'_> {
+        TokenStream { tokenizer: self, tokens: before.to_vec(), shown: before.len() }
+    }
+}
+
+impl TokenStream<'_> {
+    /// The text that a token adds, without special tokens; nothing where it ends within a character.
+    ///
+    /// # Errors
+    /// [`DataError::Encode`].
+    pub fn push(&mut self, token: u32) -> Result<String, DataError> {
+        self.tokens.push(token);
+        let text = self.tokenizer.decode_words(&self.tokens)?;
+        if text.ends_with(REPLACEMENT) { Ok(String::new()) } else { self.show(&text) }
+    }
+
+    /// What is left at the end: a character that never became whole is shown as U+FFFD.
+    ///
+    /// # Errors
+    /// [`DataError::Encode`].
+    pub fn finish(&mut self) -> Result<String, DataError> {
+        let text = self.tokenizer.decode_words(&self.tokens)?;
+        self.show(&text)
+    }
+
+    /// What `text`, that of all tokens, has more than that of those that were shown.
+    fn show(&mut self, text: &str) -> Result<String, DataError> {
+        let shown = self.tokenizer.decode_words(self.tokens.get(..self.shown).unwrap_or_default())?;
+        let same = text.chars().zip(shown.chars()).take_while(|(a, b)| a == b);
+        let new: String = text.chars().skip(same.count()).collect();
+        // A token without text, such as a special one, is no context for the one after it.
+        if !new.is_empty() {
+            self.tokens.drain(..self.shown);
+            self.shown = self.tokens.len();
+        }
+        Ok(new)
+    }
+}

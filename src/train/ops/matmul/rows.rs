@@ -1,0 +1,48 @@
+//! How a product of a few rows is cut: tiles would be empty for the most part, and the weights are what takes the time.
+
+use super::kernels::{Product, flag};
+
+/// The most rows that are computed together.
+const MOST_ROWS: u32 = 8;
+/// Threads of a workgroup.
+const WORKGROUP: u32 = 256;
+/// Columns below which each takes a whole workgroup: else most of a GPU were idle.
+const FEW_COLUMNS: u32 = 512;
+/// Threads of a column where there are many.
+const LANES: u32 = 32;
+
+/// What makes a kernel of matmul_rows.wgsl, apart from the type of its right operand.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(super) struct FewRows {
+    /// A power of two.
+    rows: u32,
+    lanes: u32,
+    /// Every column of the right operand starts and ends with an eight of elements.
+    whole: bool,
+}
+
+impl FewRows {
+    /// The form of a product that has few rows, and whose terms are neighbours in both operands.
+    pub fn of(product: &Product) -> Option<Self> {
+        let (column, term) = product.b_strides;
+        let fits = product.m <= MOST_ROWS && term == 1 && product.a.column == 1 && product.k > 0;
+        let whole = [product.b.first(), column, product.k].iter().all(|at| at.is_multiple_of(8));
+        let lanes = if product.n < FEW_COLUMNS { WORKGROUP } else { LANES };
+        fits.then_some(Self { rows: product.m.next_power_of_two(), lanes, whole })
+    }
+
+    /// Workgroups that cover so many columns.
+    pub fn groups(self, columns: u32) -> u64 {
+        columns.div_ceil(WORKGROUP / self.lanes).into()
+    }
+
+    pub fn constants(self) -> Vec<(&'static str, f64)> {
+        vec![
+            ("M", self.rows.into()),
+            ("LANES", self.lanes.into()),
+            ("COLUMNS", (WORKGROUP / self.lanes).into()),
+            ("WHOLE", flag(self.whole)),
+            ("PARTIAL", (self.rows * WORKGROUP).into()),
+        ]
+    }
+}

@@ -1,0 +1,163 @@
+//! How much GPU memory a run takes, told before any of it is taken.
+
+use thiserror::Error;
+
+use super::config::ModelConfig;
+use super::ops::matmul::Matmul;
+use super::settings::MicroBatch;
+use super::workspace::{Sizes, WorkspaceBytes};
+use crate::dequant::stream::{StreamError, StreamPlan};
+use crate::format::Index;
+
+/// `--micro-batch auto` takes no more rows than this: a step of more would be few steps an epoch.
+pub const MOST_AUTO_ROWS: u32 = 8;
+
+/// Why a run does not fit.
+#[derive(Debug, Error)]
+#[non_exhaustive]
+pub enum MemoryError {
+    /// More memory than there is.
+    #[error("the run takes {needed} bytes of GPU memory, and {budget} are there{}", remedy.as_ref().map(|r| format!("; {r} would fit")).unwrap_or_default())]
+    Budget {
+        /// Bytes allowed.
+        budget: u64,
+        /// Bytes of the smallest plan with these settings.
+        needed: u64,
+        /// The flag with which it fits, if there is one.
+        remedy: Option<String>,
+    },
+    /// The pack's layers cannot be placed on this device.
+    #[error(transparent)]
+    Stream(#[from] StreamError),
+}
+
+/// What a run is planned from.
+#[derive(Debug, Clone, Copy)]
+pub struct Demand<'a> {
+    /// The pack's index.
+    pub index: &'a Index,
+    /// Its model.
+    pub model: &'a ModelConfig,
+    /// The device's largest buffer.
+    pub max_buffer: u64,
+    /// Bytes allowed; `None`: as many as it takes.
+    pub budget: Option<u64>,
+    /// Floats of the adapter; 0 without one.
+    pub adapter: u64,
+    /// Rank of the adapter; 0 without one.
+    pub rank: u32,
+    /// Whether inputs are dropped.
+    pub dropout: bool,
+    /// Whether gradients are taken.
+    pub training: bool,
+    /// Tokens of a row.
+    pub length: u32,
+    /// Rows that there are: more at a time are of no use.
+    pub rows: u64,
+}
+
+/// The memory of a run, in bytes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct MemoryPlan {
+    /// How the layers go through it.
+    pub stream: StreamPlan,
+    /// Rows of a forward pass.
+    pub micro_batch: u32,
+    /// Activations and logits.
+    pub workspace: WorkspaceBytes,
+    /// Parameters of the adapter.
+    pub adapter: u64,
+    /// Gradient and moments.
+    pub optimizer: u64,
+    /// Sums of products, angles of the rotary embedding.
+    pub scratch: u64,
+    /// Bytes allowed.
+    pub budget: Option<u64>,
+}
+
+impl MemoryPlan {
+    /// Plans a run: the rows asked for, or as many as fit, all layers resident if any rows allow that, else in a ring.
+    ///
+    /// # Errors
+    /// [`MemoryError::Budget`] with a flag that helps.
+    pub fn new(demand: &Demand<'_>, micro_batch: MicroBatch) -> Result<Self, MemoryError> {
+        let candidates = match micro_batch {
+            MicroBatch::Rows(rows) => rows..=rows,
+            MicroBatch::Auto => 1..=demand.rows.clamp(1, MOST_AUTO_ROWS.into()) as u32,
+        };
+        let mut in_a_ring = None;
+        for rows in candidates.rev() {
+            match Self::of(demand, rows) {
+                Ok(plan) if plan.stream.resident => return Ok(plan),
+                Ok(plan) => in_a_ring = in_a_ring.or(Some(plan)),
+                Err(MemoryError::Budget { .. }) => {}
+                Err(error) => return Err(error),
+            }
+        }
+        in_a_ring.ok_or_else(|| demand.does_not_fit(micro_batch))
+    }
+
+    fn of(demand: &Demand<'_>, rows: u32) -> Result<Self, MemoryError> {
+        let Demand { model, budget, length, training, .. } = *demand;
+        let tokens = rows.saturating_mul(length);
+        let sizes = Sizes { tokens, rank: demand.rank, dropout: demand.dropout, training };
+        let workspace = WorkspaceBytes::of(model, sizes);
+        let adapter = 4 * demand.adapter;
+        let optimizer = if training { 3 * adapter } else { 0 };
+        let scratch = Matmul::SCRATCH_BYTES + 4 * u64::from(length) * u64::from(model.head_dim);
+        let besides = workspace.total() + adapter + optimizer + scratch;
+        let left = budget.map(|budget| budget.saturating_sub(besides));
+        let stream = match StreamPlan::new(demand.index, demand.max_buffer, left, true) {
+            Err(StreamError::Budget { needed, .. }) => {
+                let budget = budget.unwrap_or(u64::MAX);
+                return Err(MemoryError::Budget { budget, needed: needed + besides, remedy: None });
+            }
+            result => result?,
+        };
+        Ok(Self { stream, micro_batch: rows, workspace, adapter, optimizer, scratch, budget })
+    }
+
+    /// Bytes of it all.
+    pub fn total(&self) -> u64 {
+        self.stream.needed_bytes + self.workspace.total() + self.adapter + self.optimizer + self.scratch
+    }
+
+    /// What takes how many bytes, for people.
+    pub fn parts(&self) -> [(&'static str, u64); 8] {
+        let weights = self.stream.needed_bytes - self.stream.staging_bytes - self.stream.globals_bytes;
+        [
+            ("weights of layers", weights),
+            ("embedding and head", self.stream.globals_bytes),
+            ("staging", self.stream.staging_bytes),
+            ("activations kept", self.workspace.checkpoints),
+            ("activations of a layer", self.workspace.layer),
+            ("logits", self.workspace.loss),
+            ("adapter, gradient, moments", self.adapter + self.optimizer),
+            ("scratch", self.scratch),
+        ]
+    }
+}
+
+impl Demand<'_> {
+    /// What would fit: fewer rows, then shorter ones.
+    fn does_not_fit(&self, micro_batch: MicroBatch) -> MemoryError {
+        let rows = match micro_batch {
+            MicroBatch::Rows(rows) => rows,
+            MicroBatch::Auto => 1,
+        };
+        let needed = |demand: &Self, rows| match MemoryPlan::of(demand, rows) {
+            Ok(_) => None,
+            Err(MemoryError::Budget { needed, .. }) => Some(needed),
+            Err(_) => Some(u64::MAX),
+        };
+        let fewer = (1..rows).rev().find(|&rows| needed(self, rows).is_none()).map(|rows| format!("--micro-batch {rows}"));
+        let shorter = || {
+            let halves = std::iter::successors(Some(self.length / 2), |length| Some(length / 2)).take_while(|&n| n > 1);
+            let fits = |&length: &u32| needed(&Self { length, ..*self }, 1).is_none();
+            let one = if rows > 1 { " --micro-batch 1" } else { "" };
+            halves.into_iter().find(fits).map(|length| format!("--max-length {length}{one}"))
+        };
+        let budget = self.budget.unwrap_or(u64::MAX);
+        MemoryError::Budget { budget, needed: needed(self, rows).unwrap_or(0), remedy: fewer.or_else(shorter) }
+    }
+}

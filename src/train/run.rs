@@ -1,0 +1,539 @@
+//! A training from its first step to its last: data, steps, evaluations, checkpoints, records.
+
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+use thiserror::Error;
+
+use super::adapter::Adapter;
+use super::checkpoint::{Checkpoint, CheckpointError, Difference, Fingerprint, Inputs, State, data_identity, pack_identity};
+use super::config::ModelConfig;
+use super::data::{Batch, DataError, Dataset, Options, Tokenizer, batch, epoch_order, rows};
+use super::error::TrainError;
+use super::folder::publish;
+use super::gpu_adapter::GpuAdapter;
+use super::model::{Model, read_config, read_tokenizer};
+use super::plan::{Demand, MemoryError, MemoryPlan};
+use super::record::{EvalRecord, Record, RecordError, Recorder, Report, StepRecord};
+use super::schedule::Schedule;
+use super::settings::{MicroBatch, Settings, SettingsError};
+use super::step::{Hyperparameters, Trainer};
+use super::workspace::{Memory, Sizes};
+use crate::dequant::stream::{PackSource, StreamOptions, default_budget};
+use crate::gpu::Gpu;
+
+/// Why a run could not begin, or did not reach its end.
+#[derive(Debug, Error)]
+#[non_exhaustive]
+pub enum RunError {
+    /// Settings that cannot be.
+    #[error(transparent)]
+    Settings(#[from] SettingsError),
+    /// The model, the data or the device.
+    #[error(transparent)]
+    Train(#[from] TrainError),
+    /// The memory does not suffice.
+    #[error(transparent)]
+    Plan(#[from] MemoryError),
+    /// A checkpoint cannot be read or written.
+    #[error(transparent)]
+    Checkpoint(#[from] CheckpointError),
+    /// What is resumed was started with other settings.
+    #[error("cannot go on from {}: {source}", checkpoint.display())]
+    OtherRun {
+        /// The checkpoint.
+        checkpoint: PathBuf,
+        /// What differs.
+        source: Difference,
+    },
+    /// A new run would mix with one that is there.
+    #[error("{} has checkpoints of an earlier run", out.display())]
+    Occupied {
+        /// The folder.
+        out: PathBuf,
+    },
+    /// Nothing to resume.
+    #[error("{} has no checkpoint to go on from", out.display())]
+    NoCheckpoint {
+        /// The folder.
+        out: PathBuf,
+    },
+    /// Records cannot be written.
+    #[error(transparent)]
+    Record(#[from] RecordError),
+    /// A loss or a gradient that is not finite.
+    #[error("{source}{}", last_good(.checkpoint.as_deref()))]
+    Diverged {
+        /// Where.
+        source: TrainError,
+        /// The last checkpoint before.
+        checkpoint: Option<PathBuf>,
+    },
+}
+
+fn last_good(checkpoint: Option<&Path>) -> String {
+    checkpoint.map_or_else(String::new, |path| format!("; the last good checkpoint is {}", path.display()))
+}
+
+impl From<DataError> for RunError {
+    fn from(error: DataError) -> Self {
+        Self::Train(error.into())
+    }
+}
+
+/// Bytes of a file of samples.
+#[derive(Debug, Clone, Copy)]
+pub struct DataFile<'a> {
+    /// Its contents.
+    pub bytes: &'a [u8],
+    /// Whether each line is a JSON object; otherwise all of it is one text.
+    pub json_lines: bool,
+}
+
+impl DataFile<'_> {
+    /// The samples of the file.
+    ///
+    /// # Errors
+    /// See [`DataError`].
+    pub fn samples(&self, tokenizer: &Tokenizer, options: Options) -> Result<Dataset, DataError> {
+        match self.json_lines {
+            true => Dataset::from_json_lines(self.bytes, tokenizer, options),
+            false => Dataset::from_text(self.bytes, tokenizer, options.max_length),
+        }
+    }
+}
+
+/// What a run is made of.
+#[derive(Debug, Clone, Copy)]
+pub struct Task<'a> {
+    /// The settings.
+    pub settings: &'a Settings,
+    /// What is learned.
+    pub data: DataFile<'a>,
+    /// What is evaluated on, if it is not a part of the data.
+    pub eval_data: Option<DataFile<'a>>,
+    /// The folder of adapter, checkpoints and records.
+    pub out: &'a Path,
+    /// Name or path of the base, for the adapter's settings.
+    pub base: &'a str,
+    /// Further files for the folder: names and bytes.
+    pub files: &'a [(&'a str, &'a [u8])],
+    /// The date that chat templates show, in seconds since the Unix epoch; a resumed run keeps its own.
+    pub now: i64,
+}
+
+/// What a run tells while it goes on.
+#[derive(Debug)]
+#[non_exhaustive]
+pub enum Event<'a> {
+    /// A step is done, of so many.
+    Step(&'a StepRecord, u64),
+    /// The held-out samples were evaluated.
+    Eval(&'a EvalRecord),
+    /// A checkpoint was written.
+    Saved(&'a Path),
+}
+
+/// Why a run ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum End {
+    /// All steps are done.
+    Complete,
+    /// No evaluation was better for as many as were allowed.
+    EarlyStop,
+    /// The caller asked for it; it can be resumed.
+    Stopped,
+}
+
+/// A training that is ready to go on.
+#[derive(Debug)]
+pub struct Run {
+    settings: Settings,
+    out: PathBuf,
+    /// What is learned.
+    pub data: Dataset,
+    /// What is evaluated on.
+    pub held_out: Option<Dataset>,
+    /// The memory that it takes.
+    pub plan: MemoryPlan,
+    trainer: Trainer,
+    adapter: Adapter,
+    schedule: Schedule,
+    state: State,
+    /// Rows of the epoch that [`State::epoch`] is in.
+    rows: Vec<Vec<usize>>,
+    recorder: Recorder,
+    /// All records, those before a resumption too.
+    pub records: Vec<Record>,
+    last_checkpoint: Option<PathBuf>,
+    row_length: u32,
+}
+
+/// A pack and the data for it, tokenised: what can be known without a GPU.
+#[derive(Debug)]
+pub struct Prepared {
+    /// The pack.
+    pub pack: PackSource,
+    /// Its model.
+    pub model: ModelConfig,
+    /// Its tokenizer.
+    pub tokenizer: Tokenizer,
+    /// What is learned.
+    pub data: Dataset,
+    /// What is evaluated on.
+    pub held_out: Option<Dataset>,
+    checkpoint: Option<(PathBuf, Checkpoint)>,
+    now: i64,
+}
+
+impl Prepared {
+    /// Reads pack and data. `resume` is the checkpoint to go on from.
+    ///
+    /// # Errors
+    /// What is wrong with settings, pack, data or checkpoint.
+    pub fn new(pack: PackSource, task: &Task<'_>, resume: Option<&Path>) -> Result<Self, RunError> {
+        let settings = task.settings;
+        settings.check()?;
+        let model = read_config(&pack)?;
+        model.check_length(settings.max_length).map_err(TrainError::from)?;
+        let checkpoint =
+            resume.map(|path| Ok::<_, RunError>((path.to_owned(), Checkpoint::read(path, &model)?))).transpose()?;
+        let now = checkpoint.as_ref().map_or(task.now, |(_, checkpoint)| checkpoint.state.now);
+        let tokenizer = read_tokenizer(&pack, &model, now)?;
+        let options = Options { train_on: settings.train_on, max_length: settings.max_length };
+        let mut data = task.data.samples(&tokenizer, options)?;
+        let held_out = match task.eval_data {
+            Some(file) => Some(file.samples(&tokenizer, options)?),
+            None if settings.eval_split > 0.0 => Some(data.hold_out(settings.eval_split, settings.seed)),
+            None => None,
+        };
+        let held_out = held_out.filter(|held_out| !held_out.samples.is_empty());
+        Ok(Self { pack, model, tokenizer, data, held_out, checkpoint, now })
+    }
+
+    /// Tokens of a row: no more than there are.
+    fn row_length(&self, settings: &Settings) -> u32 {
+        let most = |data: &Dataset| u32::try_from(data.tokens()).unwrap_or(u32::MAX);
+        let most = most(&self.data).max(self.held_out.as_ref().map_or(0, most));
+        settings.max_length.min(most.max(1))
+    }
+
+    /// The first batch, as the run will see it.
+    pub fn first_batch(&self, settings: &Settings, rows_at_a_time: u32) -> Batch {
+        let rows = self.epoch(settings, 0);
+        let first: Vec<Vec<usize>> = rows.into_iter().take(rows_at_a_time as usize).collect();
+        batch(&self.data.samples, &first)
+    }
+
+    fn epoch(&self, settings: &Settings, epoch: u32) -> Vec<Vec<usize>> {
+        epoch_rows(&self.data, settings, self.row_length(settings), epoch)
+    }
+
+    /// The steps of a run with so many rows at a time.
+    fn total_steps(&self, settings: &Settings, micro_batch: u32) -> u64 {
+        let rows_a_step = u64::from(micro_batch) * u64::from(settings.accumulate);
+        let of_epoch = |epoch| (self.epoch(settings, epoch).len() as u64).div_ceil(rows_a_step);
+        settings.steps.unwrap_or_else(|| (0..settings.epochs).map(of_epoch).sum())
+    }
+
+    /// Plans the memory of the run on a device.
+    ///
+    /// # Errors
+    /// [`RunError::Plan`], [`TrainError::Lora`].
+    pub fn plan(&self, gpu: &Gpu, settings: &Settings) -> Result<MemoryPlan, RunError> {
+        let lora = settings.lora();
+        let layout = super::lora::AdapterLayout::new(&lora, &self.model).map_err(TrainError::from)?;
+        let demand = Demand {
+            index: self.pack.index(),
+            model: &self.model,
+            max_buffer: gpu.limits().max_buffer_size,
+            budget: settings.vram_budget.or_else(|| default_budget(gpu)),
+            adapter: layout.len() as u64,
+            rank: lora.rank,
+            dropout: lora.dropout > 0.0,
+            training: true,
+            length: self.row_length(settings),
+            rows: self.epoch(settings, 0).len() as u64,
+        };
+        let resumed = self.checkpoint.as_ref().and_then(|(_, checkpoint)| checkpoint.state.fingerprint.micro_batch());
+        let micro_batch = match (settings.micro_batch, resumed) {
+            (MicroBatch::Auto, Some(rows)) => MicroBatch::Rows(rows),
+            (micro_batch, _) => micro_batch,
+        };
+        Ok(MemoryPlan::new(&demand, micro_batch)?)
+    }
+}
+
+fn epoch_rows(data: &Dataset, settings: &Settings, row_length: u32, epoch: u32) -> Vec<Vec<usize>> {
+    rows(&data.samples, &epoch_order(data.samples.len(), settings.seed, epoch), row_length)
+}
+
+impl Run {
+    /// The checkpoint that `out` can be resumed from.
+    ///
+    /// # Errors
+    /// [`RunError::NoCheckpoint`], [`RunError::Checkpoint`].
+    pub fn latest(out: &Path) -> Result<PathBuf, RunError> {
+        Checkpoint::latest(out)?.ok_or_else(|| RunError::NoCheckpoint { out: out.to_owned() })
+    }
+
+    /// Writes the adapter as it is before the first step, so that a folder that cannot be written is known before the training, then
+    /// loads the model.
+    ///
+    /// # Errors
+    /// See [`RunError`].
+    pub fn start(gpu: &Gpu, prepared: Prepared, task: &Task<'_>, plan: MemoryPlan) -> Result<Self, RunError> {
+        let settings = task.settings.clone();
+        let total_steps = prepared.total_steps(&settings, plan.micro_batch);
+        let fingerprint = Fingerprint::new(
+            &settings,
+            &Inputs {
+                pack: pack_identity(prepared.pack.index()),
+                data: data_identity(task.data.bytes),
+                eval_data: task.eval_data.map(|file| data_identity(file.bytes)),
+                micro_batch: plan.micro_batch,
+                total_steps,
+            },
+        );
+        let row_length = prepared.row_length(&settings);
+        let Prepared { pack, model, data, held_out, checkpoint, now, .. } = prepared;
+        let out = task.out.to_owned();
+        let resumed = checkpoint.is_some();
+        let (adapter, state, moments, last_checkpoint) = match checkpoint {
+            Some((path, checkpoint)) => {
+                let differs = |source| RunError::OtherRun { checkpoint: path.clone(), source };
+                checkpoint.state.fingerprint.check(&fingerprint).map_err(differs)?;
+                let Checkpoint { adapter, mean, square, state } = checkpoint;
+                (adapter, State { total_steps, fingerprint, ..state }, Some((mean, square)), Some(path))
+            }
+            None if Checkpoint::latest(&out)?.is_some() => return Err(RunError::Occupied { out }),
+            None => {
+                let base = Some(task.base.to_owned());
+                let adapter = Adapter::new(settings.lora(), base, &model, settings.seed).map_err(TrainError::from)?;
+                (adapter, new_state(total_steps, now, fingerprint), None, None)
+            }
+        };
+        adapter.write(&out, task.files).map_err(TrainError::from)?;
+        let (recorder, records) = match resumed {
+            true => {
+                let recorder = Recorder::resume(&out, state.step)?;
+                (recorder, super::record::read_metrics(&out.join(super::record::METRICS))?)
+            }
+            false => (Recorder::create(&out)?, Vec::new()),
+        };
+        let trainer = trainer(gpu, pack, &settings, &adapter, &plan, row_length, &state, moments)?;
+        let schedule = Schedule::new(settings.schedule, settings.lr, settings.warmup, total_steps);
+        let rows = epoch_rows(&data, &settings, row_length, state.epoch);
+        Ok(Self {
+            settings,
+            out,
+            data,
+            held_out,
+            plan,
+            trainer,
+            adapter,
+            schedule,
+            state,
+            rows,
+            recorder,
+            records,
+            last_checkpoint,
+            row_length,
+        })
+    }
+
+    /// Runs to the end, or until `observe` answers `false` after a step. In the end the adapter is in its folder.
+    ///
+    /// # Errors
+    /// See [`RunError`]; what was saved before stays.
+    pub fn train(&mut self, mut observe: impl FnMut(Event<'_>) -> bool) -> Result<End, RunError> {
+        let started = Instant::now();
+        let before = self.state.seconds;
+        let mut end = End::Complete;
+        if self.state.step == 0 {
+            // What the model can without having learned: what all later losses are held against.
+            self.evaluate(before, started, &mut observe)?;
+        }
+        while self.state.step < self.state.total_steps {
+            let (record, epoch_ends) = self.step(before, started)?;
+            let last = self.state.step == self.state.total_steps;
+            let wanted = observe(Event::Step(&record, self.state.total_steps));
+            if self.is_due(self.settings.eval_every, epoch_ends, last) && self.evaluate(before, started, &mut observe)? {
+                end = End::EarlyStop;
+            }
+            if !wanted {
+                end = End::Stopped;
+            }
+            if end != End::Complete || self.is_due(self.settings.save_every, epoch_ends, last) {
+                self.save(&mut observe)?;
+            }
+            if end != End::Complete {
+                break;
+            }
+        }
+        self.adapter.write(&self.out, &[]).map_err(TrainError::from)?;
+        Ok(end)
+    }
+
+    /// Steps that are done, and of how many.
+    pub fn steps(&self) -> (u64, u64) {
+        (self.state.step, self.state.total_steps)
+    }
+
+    /// Seconds that the run took, earlier parts of a resumed one included.
+    pub fn seconds(&self) -> f64 {
+        self.state.seconds
+    }
+
+    /// Tokens that were learned from, repeated ones counted again.
+    pub fn trained_tokens(&self) -> u64 {
+        self.state.trained_tokens
+    }
+
+    /// Writes `report.html` beside the adapter.
+    ///
+    /// # Errors
+    /// [`RunError::Record`].
+    pub fn write_report(&self, report: &Report) -> Result<PathBuf, RunError> {
+        const NAME: &str = "report.html";
+        let path = self.out.join(NAME);
+        let text = super::record::report(report);
+        let written = publish(&self.out, &[(NAME, text.as_bytes())]);
+        written.map_err(|source| RecordError::Write { path: path.clone(), source })?;
+        Ok(path)
+    }
+
+    /// Every so many steps or at the end of an epoch, and at the end of all.
+    fn is_due(&self, every: Option<u64>, epoch_ends: bool, last: bool) -> bool {
+        last || every.map_or(epoch_ends, |every| self.state.step.is_multiple_of(every.max(1)))
+    }
+
+    fn step(&mut self, before: f64, started: Instant) -> Result<(StepRecord, bool), RunError> {
+        let began = Instant::now();
+        let batches = self.next_batches();
+        let lr = self.schedule.learning_rate(self.state.step);
+        let checkpoint = self.last_checkpoint.clone();
+        let result = self.trainer.step(&batches, lr).map_err(|source| match source {
+            TrainError::NotFinite { .. } => RunError::Diverged { source, checkpoint },
+            source => source.into(),
+        })?;
+        let sum = |of: fn(&Batch) -> u64| batches.iter().map(of).sum::<u64>();
+        let (tokens, trained_tokens) = (sum(|batch| batch.tokens.len() as u64), sum(|batch| batch.trained));
+        self.state.step += 1;
+        self.state.trained_tokens += trained_tokens;
+        self.state.seconds = before + started.elapsed().as_secs_f64();
+        (_, self.state.micro_batches) = self.trainer.counts();
+        let record = StepRecord {
+            step: self.state.step,
+            epoch: f64::from(self.state.epoch) + self.state.row as f64 / self.rows.len().max(1) as f64,
+            loss: result.loss,
+            lr,
+            grad_norm: result.grad_norm,
+            clip: result.clip,
+            trained_tokens,
+            tokens,
+            tokens_per_second: tokens as f64 / began.elapsed().as_secs_f64().max(1e-9),
+            gpu_bytes: self.plan.total(),
+            seconds: self.state.seconds,
+        };
+        self.recorder.record(&Record::Step(record))?;
+        self.records.push(Record::Step(record));
+        Ok((record, self.state.row as usize >= self.rows.len()))
+    }
+
+    /// The batches of the next step: an epoch's last step may have fewer.
+    fn next_batches(&mut self) -> Vec<Batch> {
+        if self.state.row as usize >= self.rows.len() {
+            self.state.epoch += 1;
+            self.state.row = 0;
+            self.rows = epoch_rows(&self.data, &self.settings, self.row_length, self.state.epoch);
+        }
+        let rows = self.rows.get(self.state.row as usize..).unwrap_or_default();
+        let micro_batches = rows.chunks(self.plan.micro_batch.max(1) as usize).take(self.settings.accumulate as usize);
+        let batches: Vec<Batch> = micro_batches.map(|rows| batch(&self.data.samples, rows)).collect();
+        self.state.row += batches.iter().map(|batch| u64::from(batch.rows)).sum::<u64>();
+        batches
+    }
+
+    /// Evaluates; whether the run is to stop early.
+    fn evaluate(
+        &mut self,
+        before: f64,
+        started: Instant,
+        observe: &mut impl FnMut(Event<'_>) -> bool,
+    ) -> Result<bool, RunError> {
+        let Some(held_out) = &self.held_out else { return Ok(false) };
+        let found = self.trainer.session().mean_loss(&held_out.samples, self.row_length, |_, _| true)?;
+        let Some((loss, tokens)) = found else { return Ok(false) };
+        let seconds = before + started.elapsed().as_secs_f64();
+        let record = EvalRecord { step: self.state.step, loss, perplexity: loss.exp(), tokens, seconds };
+        self.recorder.record(&Record::Eval(record))?;
+        self.records.push(Record::Eval(record));
+        observe(Event::Eval(&record));
+        if self.state.best_eval.is_none_or(|best| loss < best) {
+            self.state.best_eval = Some(loss);
+            self.state.evals_without_gain = 0;
+        } else {
+            self.state.evals_without_gain += 1;
+        }
+        Ok(self.settings.early_stop.is_some_and(|most| self.state.evals_without_gain >= most))
+    }
+
+    /// Writes a checkpoint, then removes old ones.
+    fn save(&mut self, observe: &mut impl FnMut(Event<'_>) -> bool) -> Result<(), RunError> {
+        let [vector, mean, square] = self.trainer.read()?;
+        self.adapter.vector = vector;
+        let checkpoint = Checkpoint { adapter: self.adapter.clone(), mean, square, state: self.state.clone() };
+        let path = checkpoint.write(&self.out)?;
+        Checkpoint::prune(&self.out, self.settings.keep)?;
+        observe(Event::Saved(&path));
+        self.last_checkpoint = Some(path);
+        Ok(())
+    }
+}
+
+fn new_state(total_steps: u64, now: i64, fingerprint: Fingerprint) -> State {
+    State {
+        step: 0,
+        total_steps,
+        epoch: 0,
+        row: 0,
+        micro_batches: 0,
+        trained_tokens: 0,
+        seconds: 0.0,
+        now,
+        best_eval: None,
+        evals_without_gain: 0,
+        fingerprint,
+    }
+}
+
+#[expect(clippy::too_many_arguments, reason = "what a trainer is put together from, once")]
+fn trainer(
+    gpu: &Gpu,
+    pack: PackSource,
+    settings: &Settings,
+    adapter: &Adapter,
+    plan: &MemoryPlan,
+    row_length: u32,
+    state: &State,
+    moments: Option<(Vec<f32>, Vec<f32>)>,
+) -> Result<Trainer, RunError> {
+    let stream = StreamOptions { budget: Some(plan.stream.needed_bytes), ..StreamOptions::default() };
+    let model = Model::new(gpu, pack, row_length, &stream)?;
+    let tokens = plan.micro_batch.saturating_mul(row_length);
+    let sizes = Sizes { tokens, rank: settings.rank, dropout: settings.dropout > 0.0, training: true };
+    let memory = Memory::new(gpu, model.config(), sizes).map_err(TrainError::from)?;
+    let on_gpu = GpuAdapter::new(gpu, &adapter.config, &adapter.layout, &adapter.vector, true)?;
+    let hyperparameters = Hyperparameters {
+        weight_decay: settings.weight_decay,
+        clip: settings.clip,
+        seed: settings.seed,
+        ..Hyperparameters::default()
+    };
+    let mut trainer = Trainer::new(model, on_gpu, memory, hyperparameters)?;
+    if let Some((mean, square)) = moments {
+        trainer.restore(&mean, &square, state.step, state.micro_batches)?;
+    }
+    Ok(trainer)
+}

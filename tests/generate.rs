@@ -1,0 +1,186 @@
+//! Text by a cache of keys and values against text by running all of it through the model for each token.
+#![cfg(all(feature = "train", feature = "convert"))]
+#![allow(clippy::unwrap_used, clippy::panic, reason = "tests fail by panicking")]
+
+#[path = "common/gpu.rs"]
+mod common;
+
+use std::ops::ControlFlow;
+use std::path::{Path, PathBuf};
+
+use nf4pack::convert::{Options, convert};
+use nf4pack::dequant::stream::{PackSource, StreamOptions};
+use nf4pack::gpu::Gpu;
+use nf4pack::train::adapter::Adapter;
+use nf4pack::train::data::Tokenizer;
+use nf4pack::train::generate::{Ending, GenerateError, TextGenerator};
+use nf4pack::train::gpu_adapter::GpuAdapter;
+use nf4pack::train::model::{Model, read_config, read_tokenizer};
+use nf4pack::train::sampling::{Sampler, SamplerOptions};
+use nf4pack::train::session::Session;
+use nf4pack::train::workspace::{Memory, Sizes};
+use tempfile::TempDir;
+
+/// Tokens that a text may have.
+const CAPACITY: u32 = 400;
+
+/// The fixture as a pack.
+struct Fixture {
+    _folder: TempDir,
+    path: PathBuf,
+}
+
+impl Fixture {
+    fn new() -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("tiny.nf4pack");
+        convert(Path::new("tests/fixtures/tiny-qwen3"), &path, Options::default(), &()).unwrap();
+        Self { _folder: folder, path }
+    }
+
+    fn pack(&self) -> PackSource {
+        PackSource::open(&self.path, true).unwrap()
+    }
+
+    fn tokenizer(&self) -> Tokenizer {
+        read_tokenizer(&self.pack(), &read_config(&self.pack()).unwrap(), 0).unwrap()
+    }
+
+    /// One whose adapter does something.
+    fn adapter(&self) -> Adapter {
+        let model = read_config(&self.pack()).unwrap();
+        Adapter::read(Path::new("tests/fixtures/oracle/adapter_final"), &model).unwrap()
+    }
+
+    fn generator(&self, gpu: &Gpu, adapter: Option<&Adapter>, budget: Option<u64>) -> TextGenerator {
+        TextGenerator::open(gpu, self.pack(), adapter, self.tokenizer().eos(), CAPACITY, budget).unwrap()
+    }
+
+    /// The model without a cache.
+    fn session(&self, gpu: &Gpu, adapter: Option<&Adapter>) -> Session {
+        let model = Model::new(gpu, self.pack(), CAPACITY, &StreamOptions::default()).unwrap();
+        let rank = adapter.map_or(0, |a| a.layout.rank());
+        let sizes = Sizes { tokens: CAPACITY, rank, dropout: false, training: false };
+        let memory = Memory::new(gpu, model.config(), sizes).unwrap();
+        let adapter = adapter.map(|a| GpuAdapter::new(gpu, &a.config, &a.layout, &a.vector, false).unwrap());
+        Session { model, adapter, memory }
+    }
+}
+
+/// The likeliest tokens after `prompt`, each from all logits of the text so far.
+fn recomputed(session: &mut Session, prompt: &[u32], most: usize) -> Vec<u32> {
+    let (vocab, ends) = (session.model.config().vocab as usize, session.model.config().eos_token_ids.clone());
+    let mut text = prompt.to_vec();
+    let mut sampler = Sampler::new(SamplerOptions::GREEDY).unwrap();
+    while text.len() < prompt.len() + most {
+        let logits = session.logits(&text).unwrap();
+        let next = sampler.sample(&logits[logits.len() - vocab..]).unwrap();
+        if ends.contains(&next) {
+            break;
+        }
+        text.push(next);
+    }
+    text.split_off(prompt.len())
+}
+
+/// The likeliest tokens after `prompt`, and why they end.
+fn greedy(generator: &mut TextGenerator, prompt: &[u32], most: u32) -> Result<(Vec<u32>, Ending), GenerateError> {
+    let mut sampler = Sampler::new(SamplerOptions::GREEDY).unwrap();
+    let mut shown = Vec::new();
+    let generated = generator.answer(prompt, most, &mut sampler, |token| -> Result<_, GenerateError> {
+        shown.push(token);
+        Ok(ControlFlow::Continue(()))
+    })?;
+    assert_eq!(shown, generated.tokens);
+    Ok((generated.tokens, generated.ending))
+}
+
+/// A short one, one in the middle of a word, and one that is read in two pieces.
+fn prompts(tokenizer: &Tokenizer) -> Vec<Vec<u32>> {
+    let encode = |text: &str| tokenizer.encode(text, true).unwrap();
+    let mut long = encode(&"Once upon a time there was a little bear who liked honey. ".repeat(40));
+    long.truncate(300);
+    assert_eq!(long.len(), 300);
+    vec![encode("a"), encode("Once upon a ti"), long]
+}
+
+/// A model that goes on, and the same model without a cache, which must go on alike.
+fn assert_agree(fixture: &Fixture, gpu: &Gpu, adapter: Option<&Adapter>, prompts: &[Vec<u32>]) {
+    let mut generator = fixture.generator(gpu, adapter, None);
+    let mut session = fixture.session(gpu, adapter);
+    for prompt in prompts {
+        let expected = recomputed(&mut session, prompt, 12);
+        assert_eq!(expected.len(), 12, "it should not end early");
+        assert_eq!(greedy(&mut generator, prompt, 12).unwrap(), (expected, Ending::MaxTokens), "after {}", prompt.len());
+    }
+}
+
+#[test]
+fn the_cache_changes_nothing() {
+    let Some(gpu) = common::gpu() else { return };
+    let fixture = Fixture::new();
+    assert_agree(&fixture, &gpu, None, &prompts(&fixture.tokenizer()));
+    assert_agree(&fixture, &gpu, Some(&fixture.adapter()), &prompts(&fixture.tokenizer()));
+}
+
+#[test]
+fn a_ring_of_two_layers_is_as_good_as_all() {
+    let Some(gpu) = common::gpu() else { return };
+    let fixture = Fixture::new();
+    let adapter = fixture.adapter();
+    let refused = TextGenerator::open(&gpu, fixture.pack(), Some(&adapter), None, CAPACITY, Some(1)).unwrap_err();
+    let GenerateError::Budget { budget: 1, needed, capacity: CAPACITY } = refused else { panic!("{refused}") };
+    let mut ring = fixture.generator(&gpu, Some(&adapter), Some(needed));
+    assert_eq!(ring.plan().slots, 2);
+    let mut resident = fixture.generator(&gpu, Some(&adapter), None);
+    assert_eq!(resident.plan().slots, 4);
+    for prompt in prompts(&fixture.tokenizer()) {
+        assert_eq!(greedy(&mut ring, &prompt, 12).unwrap(), greedy(&mut resident, &prompt, 12).unwrap());
+    }
+}
+
+#[test]
+fn a_conversation_uses_what_it_has_in_the_cache() {
+    let Some(gpu) = common::gpu() else { return };
+    let fixture = Fixture::new();
+    let (mut generator, mut session) = (fixture.generator(&gpu, None, None), fixture.session(&gpu, None));
+    let first = fixture.tokenizer().encode("Once upon a ti", true).unwrap();
+    let (answer, _) = greedy(&mut generator, &first, 8).unwrap();
+    assert_eq!(answer.len(), 8);
+    // It goes on from the answer, of which the last token was not read yet; then from another one, and again from the first.
+    let second = [first.clone(), answer, vec![17, 18, 19]].concat();
+    let other = [first.clone(), vec![40, 41]].concat();
+    let mut sampler = Sampler::new(SamplerOptions::GREEDY).unwrap();
+    for (prompt, new) in [(&second, 4), (&other, 2), (&second, 11), (&second, 1), (&first, 1)] {
+        let go_on = |_| -> Result<_, GenerateError> { Ok(ControlFlow::Continue(())) };
+        let found = generator.answer(prompt, 1, &mut sampler, go_on).unwrap();
+        assert_eq!(found.tokens, recomputed(&mut session, prompt, 1));
+        assert_eq!(found.prompt_tokens, new, "of {}", prompt.len());
+    }
+}
+
+#[test]
+fn texts_end_and_do_not_pass_the_cache() {
+    let Some(gpu) = common::gpu() else { return };
+    let fixture = Fixture::new();
+    let [_, prompt, long] = prompts(&fixture.tokenizer()).try_into().unwrap();
+    let open = |eos, capacity| TextGenerator::open(&gpu, fixture.pack(), None, eos, capacity, None).unwrap();
+    let mut generator = open(None, CAPACITY);
+    let (all, ending) = greedy(&mut generator, &prompt, 12).unwrap();
+    assert_eq!((all.len(), ending), (12, Ending::MaxTokens));
+    assert_eq!(greedy(&mut generator, &prompt, 0).unwrap(), (vec![], Ending::MaxTokens));
+    assert!(matches!(greedy(&mut generator, &[], 1), Err(GenerateError::NoPrompt)));
+    let mut sampler = Sampler::new(SamplerOptions::GREEDY).unwrap();
+    let stop = |_| -> Result<_, GenerateError> { Ok(ControlFlow::Break(())) };
+    let stopped = generator.answer(&prompt, 12, &mut sampler, stop).unwrap();
+    assert_eq!((stopped.tokens, stopped.ending), (all[..1].to_vec(), Ending::Stopped));
+    // The token after a full cache is known, but not what follows it; an end token of the tokenizer ends a text, too.
+    let capacity = prompt.len() as u32 + 4;
+    let mut small = open(Some(all[5]), capacity);
+    let end = all.iter().position(|&token| token == all[5]).unwrap();
+    let expected = if end < 5 { (all[..end].to_vec(), Ending::EndToken) } else { (all[..5].to_vec(), Ending::ContextFull) };
+    assert_eq!(greedy(&mut small, &prompt, 12).unwrap(), expected);
+    assert_eq!(greedy(&mut small, &[&prompt[..], &all[..4]].concat(), 12).unwrap().1, expected.1);
+    let too_long = greedy(&mut small, &long, 1).unwrap_err();
+    assert!(matches!(too_long, GenerateError::TooLong { tokens: 300, capacity: found } if found == capacity), "{too_long}");
+}

@@ -1,0 +1,184 @@
+//! Whole trainings of tiny-qwen3: what is learned, resumed, refused and planned.
+#![cfg(all(feature = "train", feature = "convert"))]
+#![allow(clippy::unwrap_used, clippy::panic, reason = "tests fail by panicking")]
+
+#[path = "common/gpu.rs"]
+mod common;
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use nf4pack::convert;
+use nf4pack::dequant::stream::PackSource;
+use nf4pack::format::Role;
+use nf4pack::gpu::Gpu;
+use nf4pack::train::adapter::WEIGHTS;
+use nf4pack::train::plan::MemoryError;
+use nf4pack::train::record::{METRICS, Record, read_metrics};
+use nf4pack::train::run::{DataFile, End, Event, Prepared, Run, RunError, Task};
+use nf4pack::train::schedule::{Shape, Warmup};
+use nf4pack::train::settings::{MicroBatch, Settings};
+
+/// A pack of tiny-qwen3, and a folder for runs.
+struct Fixture {
+    gpu: Gpu,
+    folder: tempfile::TempDir,
+    data: Vec<u8>,
+}
+
+impl Fixture {
+    fn new() -> Option<Self> {
+        let gpu = common::gpu()?;
+        let folder = tempfile::tempdir().unwrap();
+        let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/tiny-qwen3");
+        convert::convert(&source, &folder.path().join("tiny.nf4pack"), convert::Options::default(), &()).unwrap();
+        let line = |i: u32| format!("{{\"prompt\": \"Q{i}: \", \"completion\": \"zebra {} quartz {}\"}}\n", i % 3, i % 5);
+        let data = (0..24).map(line).collect::<String>().into_bytes();
+        Some(Self { gpu, folder, data })
+    }
+
+    fn out(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+
+    fn task<'a>(&'a self, settings: &'a Settings, out: &'a Path) -> Task<'a> {
+        let data = DataFile { bytes: &self.data, json_lines: true };
+        Task { settings, data, eval_data: None, out, base: "tiny", files: &[("settings.toml", b"x = 1")], now: 0 }
+    }
+
+    fn start(&self, settings: &Settings, out: &Path, resume: Option<&Path>) -> Result<Run, RunError> {
+        let task = self.task(settings, out);
+        let pack = PackSource::open(self.out("tiny.nf4pack"), true).unwrap();
+        let prepared = Prepared::new(pack, &task, resume)?;
+        let plan = prepared.plan(&self.gpu, settings)?;
+        Run::start(&self.gpu, prepared, &task, plan)
+    }
+}
+
+/// Two rows of few tokens a step, so that software Vulkan is quick.
+fn settings() -> Settings {
+    Settings {
+        rank: 4,
+        lr: 4e-3,
+        schedule: Shape::Constant,
+        warmup: Warmup::Steps(0),
+        micro_batch: MicroBatch::Rows(1),
+        accumulate: 2,
+        max_length: 32,
+        ..Settings::default()
+    }
+}
+
+fn losses(out: &Path) -> Vec<u32> {
+    let records = read_metrics(&out.join(METRICS)).unwrap();
+    let loss = |record: &Record| if let Record::Step(step) = record { Some(step.loss.to_bits()) } else { None };
+    records.iter().filter_map(loss).collect()
+}
+
+#[test]
+fn training_lowers_the_held_out_loss() {
+    let Some(fixture) = Fixture::new() else { return };
+    let out = fixture.out("learned");
+    let settings = Settings { steps: Some(8), eval_split: 0.25, eval_every: Some(8), ..settings() };
+    let mut run = fixture.start(&settings, &out, None).unwrap();
+    // What a wrong path would have failed on is there before the first step.
+    let before = fs::read(out.join(WEIGHTS)).unwrap();
+    assert_eq!(fs::read(out.join("settings.toml")).unwrap(), b"x = 1");
+    assert_eq!(run.train(|_| true).unwrap(), End::Complete);
+    let eval = |record: &Record| if let Record::Eval(eval) = record { Some((eval.step, eval.loss)) } else { None };
+    let evals: Vec<(u64, f64)> = run.records.iter().filter_map(eval).collect();
+    let [(0, first), (8, last)] = evals[..] else { panic!("{evals:?}") };
+    assert!(last < first - 1.0, "held-out loss {first} before, {last} after");
+    assert_ne!(fs::read(out.join(WEIGHTS)).unwrap(), before);
+}
+
+#[test]
+fn a_resumed_run_is_the_uninterrupted_one_bit_for_bit() {
+    let Some(fixture) = Fixture::new() else { return };
+    let [whole, parts] = ["whole", "parts"].map(|name| fixture.out(name));
+    // Over the end of an epoch of 3 steps, with dropped inputs, moments and a schedule to go on with.
+    let settings = Settings {
+        steps: Some(5),
+        dropout: 0.1,
+        schedule: Shape::Cosine,
+        targets: vec![Role::QProj, Role::DownProj],
+        ..settings()
+    };
+    fixture.start(&settings, &whole, None).unwrap().train(|_| true).unwrap();
+    let mut run = fixture.start(&settings, &parts, None).unwrap();
+    let mut saved = Vec::new();
+    let end = run.train(|event| match event {
+        Event::Step(step, _) => step.step < 2,
+        Event::Saved(path) => {
+            saved.push(path.to_owned());
+            true
+        }
+        _ => true,
+    });
+    assert_eq!((end.unwrap(), saved.len()), (End::Stopped, 1));
+    drop(run);
+    assert!(matches!(fixture.start(&settings, &parts, None), Err(RunError::Occupied { .. })));
+    let other = Settings { lr: 1e-3, ..settings.clone() };
+    let checkpoint = Run::latest(&parts).unwrap();
+    assert_eq!(checkpoint, saved[0]);
+    match fixture.start(&other, &parts, Some(&checkpoint)) {
+        Err(RunError::OtherRun { source, .. }) => assert_eq!(source.setting, "--lr"),
+        other => panic!("{other:?}"),
+    }
+    let mut run = fixture.start(&settings, &parts, Some(&checkpoint)).unwrap();
+    assert_eq!(run.steps(), (2, 5));
+    assert_eq!(run.train(|_| true).unwrap(), End::Complete);
+    assert_eq!(losses(&parts), losses(&whole));
+    assert_eq!(losses(&whole).len(), 5);
+    assert_eq!(fs::read(parts.join(WEIGHTS)).unwrap(), fs::read(whole.join(WEIGHTS)).unwrap());
+    let optimizer = |out: &Path| fs::read(out.join("checkpoint-5/optimizer.safetensors")).unwrap();
+    assert_eq!(optimizer(&parts), optimizer(&whole));
+}
+
+#[test]
+fn a_loss_that_is_not_finite_names_the_layer_and_the_last_checkpoint() {
+    let Some(fixture) = Fixture::new() else { return };
+    let out = fixture.out("diverged");
+    let settings = Settings { steps: Some(4), lr: 1e30, save_every: Some(1), ..settings() };
+    match fixture.start(&settings, &out, None).unwrap().train(|_| true) {
+        Err(error @ RunError::Diverged { .. }) => {
+            let text = error.to_string();
+            assert!(text.contains("step 2: the loss is not finite; it arose first in layer 0"), "{text}");
+            assert!(text.contains("the last good checkpoint is") && text.ends_with("checkpoint-1"), "{text}");
+        }
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn memory_is_planned_and_what_does_not_fit_says_what_would() {
+    let Some(fixture) = Fixture::new() else { return };
+    let out = fixture.out("planned");
+    let plan = |settings: &Settings| {
+        let pack = PackSource::open(fixture.out("tiny.nf4pack"), true).unwrap();
+        Prepared::new(pack, &fixture.task(settings, &out), None).unwrap().plan(&fixture.gpu, settings)
+    };
+    let settings = Settings { micro_batch: MicroBatch::Auto, max_length: 64, ..settings() };
+    let roomy = plan(&settings).unwrap();
+    assert!(roomy.micro_batch > 1 && roomy.stream.resident, "{roomy:?}");
+    let parts: u64 = roomy.parts().iter().map(|(_, bytes)| bytes).sum();
+    assert_eq!(parts, roomy.total());
+    let one = plan(&Settings { micro_batch: MicroBatch::Rows(1), ..settings.clone() }).unwrap();
+    // Less than the most rows take, and enough for one.
+    let budget = one.total() + (roomy.total() - one.total()) / 2;
+    let tight = plan(&Settings { vram_budget: Some(budget), ..settings.clone() }).unwrap();
+    assert!((1..roomy.micro_batch).contains(&tight.micro_batch) && tight.total() <= budget, "{tight:?}");
+    let too_many =
+        Settings { micro_batch: MicroBatch::Rows(roomy.micro_batch), vram_budget: Some(tight.total()), ..settings.clone() };
+    match plan(&too_many) {
+        Err(RunError::Plan(MemoryError::Budget { remedy: Some(remedy), needed, .. })) => {
+            assert!(remedy.starts_with("--micro-batch ") && needed > tight.total(), "{remedy}");
+        }
+        other => panic!("{other:?}"),
+    }
+    match plan(&Settings { vram_budget: Some(1000), ..settings }) {
+        Err(RunError::Plan(MemoryError::Budget { remedy: None, budget: 1000, needed })) => assert!(needed > 1000),
+        other => panic!("{other:?}"),
+    }
+    assert!(!out.exists(), "planning writes nothing");
+}
