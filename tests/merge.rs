@@ -437,7 +437,7 @@ fn failures_of_the_command_say_what_to_do() {
     fs::create_dir(place.path("full")).unwrap();
     fs::write(place.path("full/notes"), "mine").unwrap();
     fs::create_dir(place.path("empty")).unwrap();
-    place.checkpoint("other", |tensors| drop(tensors.get_mut(DOWN).unwrap().1.reverse()));
+    place.checkpoint("other", |tensors| tensors.get_mut(DOWN).unwrap().1.reverse());
     let before = place.names();
     for (arguments, error, hint) in [
         ("tiny.nf4pack --adapter ADAPTER --base TINY --out full", "full exists already", "new folder"),

@@ -221,7 +221,8 @@ fn eval_line(eval: &EvalRecord) -> String {
 impl Summary {
     fn new(gpu: &Gpu, task: &Task<'_>, run: &Run, end: End) -> Self {
         let steps: Vec<&StepRecord> = run.records.iter().filter_map(step_of).collect();
-        let evals = run.records.iter().filter_map(|record| if let Record::Eval(eval) = record { Some(eval) } else { None });
+        let mut evals =
+            run.records.iter().filter_map(|record| if let Record::Eval(eval) = record { Some(eval) } else { None });
         let speeds: Vec<f64> = steps.iter().map(|step| step.tokens_per_second).collect();
         let (done, total_steps) = run.steps();
         Self {
@@ -238,7 +239,7 @@ impl Summary {
             trained_tokens: run.trained_tokens(),
             first_loss: steps.first().map(|step| step.loss),
             last_loss: steps.last().map(|step| step.loss),
-            held_out_loss: evals.last().map(|eval| eval.loss),
+            held_out_loss: evals.next_back().map(|eval| eval.loss),
             tokens_per_second: (!speeds.is_empty()).then(|| super::bench::median(speeds)),
             micro_batch: run.plan.micro_batch,
             gpu_bytes: run.plan.total(),

@@ -11,7 +11,22 @@ pub struct DeviceMemory {
     pub available: Option<u64>,
 }
 
+/// Memory that a device's buffers take, in bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct AllocatedMemory {
+    /// What buffers use.
+    pub used: u64,
+    /// What was taken of the driver for them, in larger blocks.
+    pub reserved: u64,
+}
+
 impl Gpu {
+    /// What this program's buffers take now, or `None` where the backend does not tell.
+    pub fn allocated(&self) -> Option<AllocatedMemory> {
+        let report = self.device().generate_allocator_report()?;
+        Some(AllocatedMemory { used: report.total_allocated_bytes, reserved: report.total_reserved_bytes })
+    }
+
     /// The device's own memory, or `None` where the backend does not tell (all but Vulkan).
     pub fn memory(&self) -> Option<DeviceMemory> {
         memory(self.device())

@@ -29,7 +29,7 @@ pub use buffer::BufferRange;
 pub use device::{Gpu, Options};
 pub use dispatch::{Commands, Submission};
 pub use error::GpuError;
-pub use memory::DeviceMemory;
+pub use memory::{AllocatedMemory, DeviceMemory};
 pub use pipeline::{Kernel, KernelSpec, Shader};
 pub use timing::{KernelTime, ProfileTable, Timed};
 pub use upload::{StagingArea, Uploader};

@@ -65,7 +65,7 @@ pub enum RunError {
     #[error("{source}{}", last_good(.checkpoint.as_deref()))]
     Diverged {
         /// Where.
-        source: TrainError,
+        source: Box<TrainError>,
         /// The last checkpoint before.
         checkpoint: Option<PathBuf>,
     },
@@ -414,7 +414,7 @@ impl Run {
         let lr = self.schedule.learning_rate(self.state.step);
         let checkpoint = self.last_checkpoint.clone();
         let result = self.trainer.step(&batches, lr).map_err(|source| match source {
-            TrainError::NotFinite { .. } => RunError::Diverged { source, checkpoint },
+            TrainError::NotFinite { .. } => RunError::Diverged { source: Box::new(source), checkpoint },
             source => source.into(),
         })?;
         let sum = |of: fn(&Batch) -> u64| batches.iter().map(of).sum::<u64>();

@@ -40,6 +40,22 @@ pub struct StepResult {
     pub clip: f32,
 }
 
+/// A part of a step.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Phase {
+    /// Embedding and layers.
+    Forward,
+    /// Head, loss, and their gradient.
+    Loss,
+    /// Layers, recomputed and backward.
+    Backward,
+    /// AdamW.
+    Optimizer,
+}
+
+/// Hears which phase of a step was submitted.
+type Observer<'a> = &'a mut dyn FnMut(Phase) -> Result<(), TrainError>;
+
 /// An adapter in training.
 #[derive(Debug)]
 pub struct Trainer {
@@ -83,12 +99,26 @@ impl Trainer {
     /// # Errors
     /// [`TrainError::NotFinite`] with the layer; what went wrong on the device.
     pub fn step(&mut self, batches: &[Batch], learning_rate: f64) -> Result<StepResult, TrainError> {
+        self.observed_step(batches, learning_rate, &mut |_| Ok(()))
+    }
+
+    /// As [`Trainer::step`]; `observe` is called after each phase was submitted (for each micro-batch), to take times.
+    ///
+    /// # Errors
+    /// As [`Trainer::step`].
+    pub fn observed_step(
+        &mut self,
+        batches: &[Batch],
+        learning_rate: f64,
+        observe: Observer<'_>,
+    ) -> Result<StepResult, TrainError> {
         let trained = batches.iter().map(|batch| batch.trained).sum();
         self.clear()?;
         for batch in batches {
-            self.accumulate(batch, trained)?;
+            self.accumulate(batch, trained, observe)?;
         }
         self.update(learning_rate)?;
+        observe(Phase::Optimizer)?;
         let result = self.result()?;
         if !result.loss.is_finite() || !result.grad_norm.is_finite() {
             return Err(self.explain(batches, result));
@@ -106,15 +136,18 @@ impl Trainer {
     }
 
     /// Adds the gradient of a micro-batch.
-    fn accumulate(&mut self, batch: &Batch, trained: u64) -> Result<(), TrainError> {
+    fn accumulate(&mut self, batch: &Batch, trained: u64, observe: Observer<'_>) -> Result<(), TrainError> {
         let Session { model, adapter, memory } = &mut self.session;
         let mask = Some(Mask { seed: self.hyperparameters.seed, micro_batch: self.micro_batches });
         let (work, batch) = model.begin(memory, batch)?;
         model.forward(&work, &batch, adapter.as_ref(), mask)?;
+        observe(Phase::Forward)?;
         model.loss(&work, &batch, trained)?;
         if let (Some(gradients), Some(adapter)) = (&work.backward, adapter) {
             model.loss_gradient(&work, gradients, &batch, trained)?;
+            observe(Phase::Loss)?;
             model.backward(&work, &batch, adapter, mask)?;
+            observe(Phase::Backward)?;
         }
         self.micro_batches += 1;
         Ok(())

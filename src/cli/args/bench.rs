@@ -21,6 +21,7 @@ pub enum BenchCommand {
     Dequant(BenchDequantArgs),
     Upload(BenchUploadArgs),
     Stream(BenchStreamArgs),
+    Train(BenchTrainArgs),
 }
 
 const CONVERT_EXAMPLES: &str = "\
@@ -179,6 +180,44 @@ pub struct BenchStreamArgs {
     pub common: GpuBenchArgs,
 }
 
+const TRAIN_EXAMPLES: &str = "\
+Examples:
+  nf4pack bench train --shape qwen3-0.6b --batch 4 --seq 512
+  nf4pack bench train --shape qwen3-4b --seq 2048 --dir /dev/shm  # needs 11 GB there
+  NF4PACK_PROFILE=1 nf4pack bench train --runs 1                  # with the time of every kernel
+
+Writes a checkpoint of random weights, converts it, and trains an adapter on all seven projections of every layer with random tokens, \
+all of them learned: forward, loss, backward with every layer recomputed, AdamW. One step warms up and is not counted; one more waits \
+for the device after each phase and gives the times of the phases.";
+
+/// Measure training: tokens a second, time a phase, GPU memory as planned and as allocated
+#[derive(Debug, Args)]
+#[command(after_help = TRAIN_EXAMPLES)]
+pub struct BenchTrainArgs {
+    /// The model whose shapes the random weights have [default: qwen3-0.6b, on software tiny]
+    #[arg(long, value_enum)]
+    pub shape: Option<ShapeArg>,
+
+    /// Samples of a step, all in one forward pass
+    #[arg(long, value_name = "B", default_value = "1", value_parser = clap::value_parser!(u32).range(1..=1024))]
+    pub batch: u32,
+
+    /// Tokens of a sample
+    #[arg(long, value_name = "S", default_value = "512", value_parser = clap::value_parser!(u32).range(2..=131_072))]
+    pub seq: u32,
+
+    /// Rank of the adapter
+    #[arg(long, default_value = "16", value_parser = clap::value_parser!(u32).range(1..=4096))]
+    pub rank: u32,
+
+    /// Folder for the temporary checkpoint and pack [default: the system's temporary folder]
+    #[arg(long, value_name = "FOLDER", value_hint = ValueHint::DirPath)]
+    pub dir: Option<PathBuf>,
+
+    #[command(flatten)]
+    pub common: GpuBenchArgs,
+}
+
 /// What all benchmarks of the GPU take.
 #[derive(Debug, Args)]
 pub struct GpuBenchArgs {
@@ -202,6 +241,7 @@ impl BenchCommand {
             Self::Dequant(args) => args.common.json,
             Self::Upload(args) => args.common.json,
             Self::Stream(args) => args.common.json,
+            Self::Train(args) => args.common.json,
         }
     }
 }

@@ -4,6 +4,7 @@ pub mod convert;
 pub mod dequant;
 pub mod gpu;
 pub mod stream;
+pub mod train;
 pub mod upload;
 
 use std::path::Path;
