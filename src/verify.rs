@@ -12,6 +12,7 @@ use rayon::prelude::*;
 use serde::Serialize;
 use thiserror::Error;
 
+#[cfg(feature = "train")]
 pub(crate) use against::widen;
 pub use against::{AgainstReport, Mismatch, TensorReport, against};
 

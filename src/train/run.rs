@@ -429,7 +429,7 @@ impl Run {
             loss: result.loss,
             lr,
             grad_norm: result.grad_norm,
-            clip: result.clip,
+            clip: self.settings.clip.unwrap_or_default() as f32,
             trained_tokens,
             tokens,
             tokens_per_second: tokens as f64 / began.elapsed().as_secs_f64().max(1e-9),

@@ -1,0 +1,37 @@
+//! Writes the logits of a text's tokens, [tokens, vocabulary] as little-endian float32, so that another program can be held against
+//! this one: `logits PACK ADAPTER|none IDS OUT`, where IDS is a file of token numbers between blanks.
+
+use std::error::Error;
+use std::fs;
+use std::path::Path;
+
+use nf4pack::dequant::stream::{PackSource, StreamOptions};
+use nf4pack::gpu::{Gpu, Options};
+use nf4pack::train::adapter::Adapter;
+use nf4pack::train::gpu_adapter::GpuAdapter;
+use nf4pack::train::model::Model;
+use nf4pack::train::session::Session;
+use nf4pack::train::workspace::{Memory, Sizes};
+
+fn main() -> Result<(), Box<dyn Error>> {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let [pack, adapter, ids, out] = arguments.as_slice() else {
+        return Err("usage: logits PACK ADAPTER|none IDS OUT".into());
+    };
+    let tokens = fs::read_to_string(ids)?.split_whitespace().map(str::parse).collect::<Result<Vec<u32>, _>>()?;
+    let count = u32::try_from(tokens.len())?;
+    let gpu = Gpu::open(&Options::from_env())?;
+    let model = Model::new(&gpu, PackSource::open(pack, true)?, count, &StreamOptions::default())?;
+    let adapter = match adapter.as_str() {
+        "none" => None,
+        folder => Some(Adapter::read(Path::new(folder), model.config())?),
+    };
+    let rank = adapter.as_ref().map_or(0, |adapter| adapter.config.rank);
+    let memory = Memory::new(&gpu, model.config(), Sizes { tokens: count, rank, dropout: false, training: false })?;
+    let upload = |a: &Adapter| GpuAdapter::new(&gpu, &a.config, &a.layout, &a.vector, false);
+    let adapter = adapter.as_ref().map(upload).transpose()?;
+    let logits = Session { model, adapter, memory }.logits(&tokens)?;
+    fs::write(out, logits.iter().flat_map(|x| x.to_le_bytes()).collect::<Vec<u8>>())?;
+    println!("{count} x {} logits", logits.len() / tokens.len().max(1));
+    Ok(())
+}

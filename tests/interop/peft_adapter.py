@@ -1,0 +1,43 @@
+"""Loads an adapter that `nf4pack train` wrote with PEFT on the exported base, and compares logits with nf4pack's own.
+
+    nf4pack export PACK BASE --dtype f32
+    python tests/interop/peft_adapter.py ids BASE TEXT ids.txt          # the tokens of a text file
+    cargo run --release --example logits -- PACK ADAPTER ids.txt logits.f32
+    python tests/interop/peft_adapter.py compare BASE ADAPTER ids.txt logits.f32
+
+Exit code 0 where the largest difference is at most 2e-4, else 1.
+"""
+
+import sys
+from pathlib import Path
+
+import torch
+from peft import PeftModel
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+BOUND = 2e-4
+TOKENS = 256
+
+
+def ids(base, text, out):
+    tokens = AutoTokenizer.from_pretrained(base)(Path(text).read_text())["input_ids"][:TOKENS]
+    Path(out).write_text(" ".join(map(str, tokens)))
+
+
+def compare(base, adapter, ids_file, logits_file):
+    tokens = torch.tensor([[int(i) for i in Path(ids_file).read_text().split()]])
+    model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32, attn_implementation="eager")
+    with torch.no_grad():
+        plain = model(tokens).logits[0]
+        tuned = PeftModel.from_pretrained(model, adapter).eval()(tokens).logits[0]
+    ours = torch.frombuffer(bytearray(Path(logits_file).read_bytes()), dtype=torch.float32).view(tuned.shape)
+    change = (tuned - plain).abs().max().item()
+    difference = (tuned - ours).abs().max().item()
+    print(f"{tokens.numel()} tokens: the adapter changes logits by up to {change:.4f}; nf4pack and PEFT differ by up to {difference:.2e}")
+    # An adapter that changes nothing would prove nothing.
+    return 0 if difference <= BOUND < change else 1
+
+
+if __name__ == "__main__":
+    command, *arguments = sys.argv[1:]
+    sys.exit({"ids": ids, "compare": compare}[command](*arguments))
