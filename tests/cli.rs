@@ -100,16 +100,17 @@ fn contains(text: &str) -> impl Predicate<str> {
 #[test]
 fn help_and_version_name_every_command_and_option() {
     nf4pack().arg("--version").assert().success().stdout(concat!("nf4pack ", env!("CARGO_PKG_VERSION"), "\n"));
-    let commands = ["convert", "inspect", "verify", "export", "train", "eval", "doctor", "bench", "completions"];
+    let commands = ["convert", "inspect", "verify", "export", "merge", "train", "eval", "doctor", "bench", "completions"];
     let help = nf4pack().arg("--help").assert().success();
     commands.iter().fold(help, |help, command| help.stdout(contains(command))).stdout(contains("Quick start"));
-    let options: [(&[&str], &str); 10] = [
+    let options: [(&[&str], &str); 11] = [
         (
             &["convert"],
             "--encoder --scales --block-size --keep --quantize --threads --config --dry-run --force --json --quiet",
         ),
         (&["inspect"], "--tensors --layer --json"),
         (&["verify"], "--against --config --threads --json --quiet"),
+        (&["merge"], "--adapter --base --out --config --sample --no-compare --gpu --json --quiet"),
         (&["bench", "convert"], "--shape --encoder --scales --block-size --threads --runs --dir --json"),
         (&["doctor"], "--budget --gpu --json NF4PACK_ADAPTER NF4PACK_PROFILE"),
         (

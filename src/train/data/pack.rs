@@ -121,7 +121,7 @@ mod tests {
     fn labels_are_shifted_and_stay_in_their_sample() {
         let samples = [sample(10, &[true, false, true]), sample(20, &[false, true])];
         let batch = batch(&samples, &[vec![0, 1], vec![1]]);
-        assert_eq!((batch.rows, batch.trained), (2, 4));
+        assert_eq!((batch.rows, batch.trained), (2, 3));
         assert_eq!(batch.tokens, [10, 11, 12, 20, 21, 20, 21]);
         let u = UNTRAINED;
         assert_eq!(batch.labels, [u, 12, u, 21, u, 21, u]);
