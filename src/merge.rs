@@ -4,6 +4,7 @@
 //! bfloat16 once, to nearest, ties to even.
 
 mod base;
+mod compare;
 mod sum;
 
 use std::borrow::Cow;
@@ -23,6 +24,7 @@ use crate::train::adapter::{Adapter, AdapterError};
 use crate::train::config::{ConfigError, ModelConfig};
 use crate::verify::{Mismatch, VerifyError, open_sound};
 use base::BaseTensor;
+pub use compare::{CompareError, Comparison, compare};
 use sum::{Change, Delta};
 
 /// Why an adapter could not be merged. Nothing is left behind.

@@ -104,13 +104,14 @@ fn help_and_version_name_every_command_and_option() {
         ["convert", "inspect", "verify", "export", "train", "eval", "generate", "merge", "doctor", "bench", "completions"];
     let help = nf4pack().arg("--help").assert().success();
     commands.iter().fold(help, |help, command| help.stdout(contains(command))).stdout(contains("Quick start"));
-    let options: [(&[&str], &str); 11] = [
+    let options: [(&[&str], &str); 12] = [
         (
             &["convert"],
             "--encoder --scales --block-size --keep --quantize --threads --config --dry-run --force --json --quiet",
         ),
         (&["inspect"], "--tensors --layer --json"),
         (&["verify"], "--against --config --threads --json --quiet"),
+        (&["merge"], "--adapter --base --out --config --sample --no-compare --gpu --json --quiet"),
         (&["bench", "convert"], "--shape --encoder --scales --block-size --threads --runs --dir --json"),
         (&["doctor"], "--budget --gpu --json NF4PACK_ADAPTER NF4PACK_PROFILE"),
         (

@@ -16,7 +16,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("train", &["format", "dequant", "gpu", "io"]),
     ("verify", &["format", "io", "mmap", "convert", "dequant"]),
     ("export", &["format", "io", "mmap", "convert", "dequant", "verify"]),
-    ("merge", &["format", "io", "convert", "dequant", "train", "verify", "export"]),
+    ("merge", &["format", "io", "convert", "dequant", "gpu", "train", "verify", "export"]),
     ("cli", &["format", "io", "mmap", "convert", "dequant", "gpu", "train", "verify", "export", "merge"]),
     ("main", &["cli"]),
 ];
@@ -32,7 +32,7 @@ const FENCED: &[(&str, &[&str])] = &[
     ("dirs", &["gpu"]),
     ("pollster", &["gpu"]),
     ("wgpu", &["gpu", "dequant", "train"]),
-    ("regex", &["convert", "cli", "train"]),
+    ("regex", &["convert", "cli", "train", "merge"]),
     ("crc32c", &["train"]),
     ("jiff", &["train"]),
     ("minijinja", &["train"]),

@@ -3,6 +3,8 @@
 #![allow(clippy::unwrap_used, clippy::panic, reason = "tests fail by panicking")]
 
 mod common;
+#[path = "common/gpu.rs"]
+mod gpu;
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -12,8 +14,9 @@ use half::{bf16, f16};
 use nf4pack::MappedPack;
 use nf4pack::convert::source::Checkpoint;
 use nf4pack::convert::{Conversion, Options, Progress};
+use nf4pack::export::export;
 use nf4pack::format::FloatType;
-use nf4pack::merge::{Base, MergeError, MergeReport, Sources, merge};
+use nf4pack::merge::{Base, MergeError, MergeReport, Sources, compare, merge};
 use predicates::prelude::*;
 use safetensors::tensor::TensorView;
 use safetensors::{Dtype, SafeTensors};
@@ -82,6 +85,15 @@ impl Place {
         fs::write(folder.join("adapter_config.json"), config.to_string()).unwrap();
         write_tensors(&folder.join("adapter_model.safetensors"), &tensors);
         folder
+    }
+
+    /// The final adapter with every B zero.
+    fn untrained(&self) -> PathBuf {
+        self.adapter("untrained", |_, tensors| {
+            for (_, (_, _, bytes)) in tensors.iter_mut().filter(|(name, _)| name.contains("lora_B")) {
+                bytes.fill(0);
+            }
+        })
     }
 }
 
@@ -254,17 +266,10 @@ fn scales_targets_types_and_names_of_peft_s_adapters() {
     }
 }
 
-/// An adapter whose B is zero.
-fn untrained(place: &Place) -> std::path::PathBuf {
-    place.adapter("untrained", |_, tensors| {
-        tensors.iter_mut().filter(|(name, _)| name.contains("lora_B")).for_each(|(_, tensor)| tensor.2.fill(0));
-    })
-}
-
 #[test]
 fn an_adapter_before_training_changes_nothing_and_that_is_said() {
     let place = Place::new();
-    let report = place.merge(&untrained(&place), tiny(), "out").unwrap();
+    let report = place.merge(&place.untrained(), tiny(), "out").unwrap();
     assert_eq!((report.rounding_error, report.worst), (None, None));
     let before = read_tensors(&Path::new(TINY).join("model.safetensors"));
     assert!(read_tensors(&place.path("out/model.safetensors")) == before);
@@ -308,8 +313,9 @@ fn all_of_the_snapshot_is_bfloat16_and_sharded_as_asked() {
     // The pack's own raw tensors, too.
     let dequantised = Sources { base: Base::Dequantised, ..sources };
     merge(&dequantised, &place.path("own"), u64::MAX, &()).unwrap();
-    let (_, norm) = (0, read_tensors(&place.path("own/model.safetensors"))["model.norm.weight"].clone());
-    assert_eq!((norm.0, &norm.2[..2]), (Dtype::BF16, &[0x81, 0x3f][..]));
+    let own = read_tensors(&place.path("own/model.safetensors"));
+    let (dtype, _, norm) = &own["model.norm.weight"];
+    assert_eq!((*dtype, &norm[..2]), (Dtype::BF16, &[0x81, 0x3f][..]));
 }
 
 #[test]
@@ -415,20 +421,22 @@ fn contains(text: &str) -> impl Predicate<str> {
 #[test]
 fn the_command_merges_says_so_and_reports_in_json() {
     let place = Place::new();
-    let merged = run(&place, "tiny.nf4pack --adapter ADAPTER --base TINY --out out").success();
+    let merged = run(&place, "tiny.nf4pack --adapter ADAPTER --base TINY --out out --no-compare").success();
     let merged = merged.stdout(contains("out: 46 tensors in bf16, 28 of them merged")).stdout(contains("rounding to bf16"));
     merged.stderr(contains("merging: 100 %"));
-    let json = run(&place, "tiny.nf4pack --adapter ADAPTER --base dequant --out own --json --quiet").success().stderr("");
+    let json = run(&place, "tiny.nf4pack --adapter ADAPTER --base dequant --out own --json --quiet --no-compare")
+        .success()
+        .stderr("");
     let report: Value = serde_json::from_slice(&json.get_output().stdout).unwrap();
     assert_eq!((&report["target"], &report["base"]), (&json!("own"), &json!("dequant")));
     assert_eq!((&report["merged"], &report["tensors"], &report["scale"]), (&json!(28), &json!(46), &json!(2.0)));
     assert!(report["rounding_error"].as_f64().unwrap() > 0.0);
-    let untrained = untrained(&place);
-    run(&place, &format!("tiny.nf4pack --adapter {} --base dequant --out same", untrained.display()))
+    place.untrained();
+    run(&place, "tiny.nf4pack --adapter untrained --base dequant --out same --no-compare")
         .success()
         .stderr(contains("changes nothing"));
     place.checkpoint("edited", |tensors| tensors.get_mut(DOWN).unwrap().2[0] ^= 1);
-    let warned = run(&place, "tiny.nf4pack --adapter ADAPTER --base edited --out new").success();
+    let warned = run(&place, "tiny.nf4pack --adapter ADAPTER --base edited --out new --no-compare").success();
     warned.stderr(contains("warning: model.safetensors of edited is not, by SHA-256,"));
 }
 
@@ -436,7 +444,7 @@ fn the_command_merges_says_so_and_reports_in_json() {
 fn an_adapter_too_small_for_bfloat16_is_warned_about() {
     let place = Place::new();
     place.adapter("weak", |config, _| config["lora_alpha"] = json!(0.001));
-    let warned = run(&place, "tiny.nf4pack --adapter weak --base TINY --out out").success();
+    let warned = run(&place, "tiny.nf4pack --adapter weak --base TINY --out out --no-compare").success();
     warned.stderr(contains("bfloat16 is too coarse for this adapter: rounding took"));
 }
 
@@ -467,4 +475,47 @@ fn failures_of_the_command_say_what_to_do() {
     assert_eq!(fs::read(place.path("full/notes")).unwrap(), b"mine");
     run(&place, "tiny.nf4pack --adapter ADAPTER --out out").code(2).stdout("");
     run(&place, "--help").success().stdout(contains("Examples:"));
+}
+
+const SAMPLE: &str = "The quick brown fox jumps over the lazy dog.";
+
+#[test]
+fn merged_weights_give_the_logits_of_pack_and_adapter() {
+    let Some(gpu) = gpu::gpu() else { return };
+    let place = Place::new();
+    let pack = place.path("tiny.nf4pack");
+    let sources = Sources { pack: &pack, adapter: Path::new(ADAPTER), base: Base::Dequantised };
+    merge(&sources, &place.path("own"), u64::MAX, &()).unwrap();
+    merge(&Sources { base: tiny(), ..sources }, &place.path("original"), u64::MAX, &()).unwrap();
+    export(&pack, &place.path("without"), FloatType::Bf16, &()).unwrap();
+    let against = |name: &str| {
+        let found = compare(&gpu, &sources, &place.path(name), SAMPLE, &()).unwrap();
+        assert!(found.tokens > 5 && found.rms_logit > 0.1 && found.max_difference >= found.rms_difference, "{found:?}");
+        found.rms_difference / found.rms_logit
+    };
+    let [own, original, without] = ["own", "original", "without"].map(against);
+    // Rounding to bfloat16 costs little, 4 bits more; without the adapter it is another model.
+    assert!(own > 0.0 && own < 0.01 && own < original && 3.0 * own < without, "{own} {original} {without}");
+    assert_eq!(place.names(), ["original", "own", "tiny.nf4pack", "without"]);
+    let empty = compare(&gpu, &sources, &place.path("own"), "", &()).unwrap_err();
+    assert!(empty.to_string().contains("no tokens"), "{empty}");
+}
+
+#[test]
+fn the_command_compares_logits_where_there_is_a_gpu() {
+    let place = Place::new();
+    let merged = run(&place, "tiny.nf4pack --adapter ADAPTER --base dequant --out own --sample word --json").success();
+    let report: Value = serde_json::from_slice(&merged.get_output().stdout).unwrap();
+    if gpu::gpu().is_none() {
+        assert_eq!(report["comparison"], Value::Null);
+        merged.stderr(contains("logits were not compared: there is no GPU"));
+    } else {
+        assert!(report["comparison"]["max_difference"].as_f64().unwrap() > 0.0);
+        run(&place, "tiny.nf4pack --adapter ADAPTER --base dequant --out text")
+            .success()
+            .stdout(contains("logits: at most"));
+    }
+    assert!(place.path("own/model.safetensors").is_file());
+    let other = run(&place, "tiny.nf4pack --adapter ADAPTER --base dequant --out other --gpu nonesuch").success();
+    other.stderr(contains("logits were not compared"));
 }

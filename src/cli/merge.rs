@@ -4,10 +4,12 @@ use serde::Serialize;
 
 use super::Outcome;
 use super::args::MergeArgs;
+use super::device;
 use super::export::amounts;
 use super::ui::{self, Ui, Unit};
 use crate::export::MAX_SHARD_LEN;
-use crate::merge::{Base, MergeReport, Sources, merge};
+use crate::gpu::GpuError;
+use crate::merge::{Base, Comparison, MergeReport, Sources, compare, merge};
 
 #[derive(Serialize)]
 struct Document<'a> {
@@ -15,6 +17,8 @@ struct Document<'a> {
     base: String,
     #[serde(flatten)]
     report: &'a MergeReport,
+    /// Of logits.
+    comparison: Option<Comparison>,
 }
 
 pub fn run(args: &MergeArgs) -> anyhow::Result<Outcome> {
@@ -25,10 +29,27 @@ pub fn run(args: &MergeArgs) -> anyhow::Result<Outcome> {
     let report = merge(&sources, &args.out, MAX_SHARD_LEN, &meter)?;
     drop(meter);
     warn(ui, sources.base, &report);
-    let document =
-        Document { target: args.out.display().to_string(), base: args.base.display().to_string(), report: &report };
+    let comparison = if args.no_compare { None } else { comparison(args, ui, &sources) };
+    let (target, base) = (args.out.display().to_string(), args.base.display().to_string());
+    let document = Document { target, base, report: &report, comparison };
     ui.result(&document, || document.text())?;
     Ok(Outcome::Good)
+}
+
+/// Compares logits. The snapshot is there already: what goes wrong here is told, and no failure of the command.
+fn comparison(args: &MergeArgs, ui: Ui, sources: &Sources<'_>) -> Option<Comparison> {
+    let compared = device::with(&args.gpu, ui, |gpu| {
+        let meter = ui.meter("comparing", Unit::Weights);
+        Ok(compare(gpu, sources, &args.out, &args.sample, &meter)?)
+    });
+    match compared {
+        Ok(comparison) => return Some(comparison),
+        Err(e) if matches!(e.downcast_ref(), Some(GpuError::NoAdapter)) => {
+            ui.note("logits were not compared: there is no GPU");
+        }
+        Err(e) => ui.warning(&format!("the snapshot is written, but logits were not compared: {e:#}")),
+    }
+    None
 }
 
 /// What may be wrong with the snapshot.
@@ -64,6 +85,16 @@ impl Document<'_> {
             ),
             _ => String::new(),
         };
-        format!("{target}: {tensors} in bf16, {merged} of them merged: {amounts}\n{rounding}")
+        let logits = self.comparison.as_ref().map_or_else(String::new, |c| {
+            format!(
+                "logits: at most {:.4} apart (RMS {:.4} of {:.4}) over {}, another likeliest token after {} of them\n",
+                c.max_difference,
+                c.rms_difference,
+                c.rms_logit,
+                ui::plural(c.tokens, "token"),
+                c.other_words
+            )
+        });
+        format!("{target}: {tensors} in bf16, {merged} of them merged: {amounts}\n{rounding}{logits}")
     }
 }

@@ -5,7 +5,11 @@
     cargo run --release --example logits -- PACK ADAPTER ids.txt logits.f32
     python tests/interop/peft_adapter.py compare BASE ADAPTER ids.txt logits.f32
 
-Exit code 0 where the largest difference is at most 2e-4, else 1.
+Exit code 0 where the largest difference is at most 2e-4, else 1. What `nf4pack merge` wrote may differ by bfloat16's rounding, at most
+1 % RMS:
+
+    nf4pack merge PACK --adapter ADAPTER --base dequant --out MERGED
+    python tests/interop/peft_adapter.py merged MERGED ids.txt logits.f32
 """
 
 import sys
@@ -16,6 +20,7 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 BOUND = 2e-4
+MERGED_BOUND = 0.01
 TOKENS = 256
 
 
@@ -24,13 +29,21 @@ def ids(base, text, out):
     Path(out).write_text(" ".join(map(str, tokens)))
 
 
-def compare(base, adapter, ids_file, logits_file):
+def load(folder, ids_file):
     tokens = torch.tensor([[int(i) for i in Path(ids_file).read_text().split()]])
-    model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32, attn_implementation="eager")
+    return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager").eval(), tokens
+
+
+def read_logits(file, shape):
+    return torch.frombuffer(bytearray(Path(file).read_bytes()), dtype=torch.float32).view(shape)
+
+
+def compare(base, adapter, ids_file, logits_file):
+    model, tokens = load(base, ids_file)
     with torch.no_grad():
         plain = model(tokens).logits[0]
         tuned = PeftModel.from_pretrained(model, adapter).eval()(tokens).logits[0]
-    ours = torch.frombuffer(bytearray(Path(logits_file).read_bytes()), dtype=torch.float32).view(tuned.shape)
+    ours = read_logits(logits_file, tuned.shape)
     change = (tuned - plain).abs().max().item()
     difference = (tuned - ours).abs().max().item()
     print(f"{tokens.numel()} tokens: the adapter changes logits by up to {change:.4f}; nf4pack and PEFT differ by up to {difference:.2e}")
@@ -38,6 +51,17 @@ def compare(base, adapter, ids_file, logits_file):
     return 0 if difference <= BOUND < change else 1
 
 
+def merged(folder, ids_file, logits_file):
+    model, tokens = load(folder, ids_file)
+    with torch.no_grad():
+        found = model(tokens).logits[0]
+    ours = read_logits(logits_file, found.shape)
+    rms = lambda x: x.square().mean().sqrt().item()
+    relative = rms(found - ours) / rms(ours)
+    print(f"{tokens.numel()} tokens: merged and adapted logits differ by {relative:.2e} RMS, up to {(found - ours).abs().max().item():.4f}")
+    return 0 if relative <= MERGED_BOUND else 1
+
+
 if __name__ == "__main__":
     command, *arguments = sys.argv[1:]
-    sys.exit({"ids": ids, "compare": compare}[command](*arguments))
+    sys.exit({"ids": ids, "compare": compare, "merged": merged}[command](*arguments))

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use clap::{Args, ValueHint};
 
-use super::OutputArgs;
+use super::{GpuArg, OutputArgs};
 use crate::merge::Base;
 
 const EXAMPLES: &str = "\
@@ -15,7 +15,11 @@ Examples:
 DIR gets the model's weights in bfloat16 with the adapter added, and the pack's config and tokenizer files: transformers loads it \
 without PEFT, and `nf4pack convert` makes a pack of it. With --base SNAPSHOT the change goes into the weights that the pack was made \
 from, which are the better ones; with --base dequant into the pack's 4-bit values, which are the ones that it was trained on. How much \
-of the change bfloat16 is too coarse for is said at the end. DIR appears under its name only when it is whole.";
+of the change bfloat16 is too coarse for is said at the end. DIR appears under its name only when it is whole. Then the logits of a \
+sample by the pack with its adapter and by the merged weights are compared on the GPU; with --base SNAPSHOT they differ by what 4 bits \
+cost, too.";
+
+const SAMPLE: &str = "The quick brown fox jumps over the lazy dog, and the dog asks why.";
 
 /// Add an adapter to the weights, and write them as a folder that transformers loads
 #[derive(Debug, Args)]
@@ -40,6 +44,17 @@ pub struct MergeArgs {
     /// A config.json to read in place of the one in SNAPSHOT
     #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
     pub config: Option<PathBuf>,
+
+    /// The text whose logits before and after are compared (its first 128 tokens)
+    #[arg(long, value_name = "TEXT", default_value = SAMPLE)]
+    pub sample: String,
+
+    /// Compare no logits: it takes a GPU and, for a while, the space of the snapshot again
+    #[arg(long, conflicts_with = "sample")]
+    pub no_compare: bool,
+
+    #[command(flatten)]
+    pub gpu: GpuArg,
 
     #[command(flatten)]
     pub output: OutputArgs,

@@ -1,0 +1,159 @@
+//! What a merge does to the model's answers: the logits of a text by the pack with its adapter, and by the merged weights.
+
+use std::path::Path;
+
+use regex::Regex;
+use serde::Serialize;
+use thiserror::Error;
+
+use super::Sources;
+use crate::convert::{Conversion, ConvertError, Options, Progress};
+use crate::dequant::stream::{PackSource, StreamError, default_budget};
+use crate::export::WriteError;
+use crate::gpu::Gpu;
+use crate::train::TrainError;
+use crate::train::adapter::Adapter;
+use crate::train::gpu_adapter::GpuAdapter;
+use crate::train::model::{read_config, read_tokenizer};
+use crate::train::plan::{Demand, MemoryError, MemoryPlan};
+use crate::train::session::Session;
+use crate::train::settings::MicroBatch;
+
+/// Tokens of a sample that are looked at.
+const MOST_TOKENS: usize = 128;
+
+/// Why logits could not be compared.
+#[derive(Debug, Error)]
+#[non_exhaustive]
+pub enum CompareError {
+    /// A model, its pack, its tokenizer or the adapter.
+    #[error(transparent)]
+    Train(#[from] TrainError),
+    /// The device's memory.
+    #[error(transparent)]
+    Memory(#[from] MemoryError),
+    /// The pack of the merged weights.
+    #[error(transparent)]
+    Convert(#[from] ConvertError),
+    /// The folder of that pack.
+    #[error(transparent)]
+    Write(#[from] WriteError),
+    /// The pattern that keeps all tensors as they are: a defect of this program.
+    #[error(transparent)]
+    Pattern(#[from] regex::Error),
+    /// A sample without tokens.
+    #[error("the sample has no tokens")]
+    Empty,
+}
+
+impl From<StreamError> for CompareError {
+    fn from(error: StreamError) -> Self {
+        Self::Train(error.into())
+    }
+}
+
+/// How far the logits of two models are apart, over all tokens of the sample and all words.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Comparison {
+    /// Tokens of the sample, of which at most the first 128 are looked at.
+    pub tokens: u64,
+    /// The largest absolute difference of two logits.
+    pub max_difference: f64,
+    /// Root of the mean squared difference.
+    pub rms_difference: f64,
+    /// Root of the mean square of the logits before the merge: what the differences are to be held against.
+    pub rms_logit: f64,
+    /// Tokens after which both models think another word the likeliest.
+    pub other_words: u64,
+}
+
+/// Compares the logits of `sample` by the pack of `sources` with its adapter, which is what was trained, and by `merged`, the snapshot
+/// that was written of them. A pack of the snapshot, all of it in bfloat16, stands beside it for as long as this takes.
+///
+/// # Errors
+/// See [`CompareError`].
+pub fn compare(
+    gpu: &Gpu,
+    sources: &Sources<'_>,
+    merged: &Path,
+    sample: &str,
+    progress: &dyn Progress,
+) -> Result<Comparison, CompareError> {
+    let folder = crate::io::folder_of(merged);
+    let error = |source| WriteError::Target { path: folder.to_owned(), source };
+    let temporary = crate::io::temporary_folder(folder).map_err(error)?;
+    let path = temporary.path().join("merged.nf4pack");
+    let options = Options { keep: Some(Regex::new(".")?), ..Options::default() };
+    Conversion::prepare(merged, options)?.write(&path, progress)?;
+
+    let pack = PackSource::open(sources.pack, true)?;
+    let config = read_config(&pack)?;
+    let adapter = Adapter::read(sources.adapter, &config).map_err(TrainError::from)?;
+    let mut tokens = read_tokenizer(&pack, &config, 0)?.encode(sample, true).map_err(TrainError::from)?;
+    tokens.truncate(MOST_TOKENS.min(config.max_position_embeddings as usize));
+    if tokens.is_empty() {
+        return Err(CompareError::Empty);
+    }
+    let before = logits(gpu, pack, Some(&adapter), &tokens)?;
+    let after = logits(gpu, PackSource::open(&path, true)?, None, &tokens)?;
+    Ok(Comparison::of(&before, &after, config.vocab as usize))
+}
+
+/// The logits of every token, [tokens, vocabulary].
+fn logits(gpu: &Gpu, pack: PackSource, adapter: Option<&Adapter>, tokens: &[u32]) -> Result<Vec<f32>, CompareError> {
+    let config = read_config(&pack)?;
+    let (length, rank) = (tokens.len() as u32, adapter.map_or(0, |adapter| adapter.config.rank));
+    let demand = Demand {
+        index: pack.index(),
+        model: &config,
+        max_buffer: gpu.limits().max_buffer_size,
+        budget: default_budget(gpu),
+        adapter: adapter.map_or(0, |adapter| adapter.layout.len() as u64),
+        rank,
+        dropout: false,
+        training: false,
+        length,
+        rows: 1,
+    };
+    let plan = MemoryPlan::new(&demand, MicroBatch::Rows(1))?;
+    let (model, memory) = plan.reserve(gpu, pack)?;
+    let upload = |adapter: &Adapter| GpuAdapter::new(gpu, &adapter.config, &adapter.layout, &adapter.vector, false);
+    let mut session = Session { model, adapter: adapter.map(upload).transpose()?, memory };
+    Ok(session.logits(tokens)?)
+}
+
+impl Comparison {
+    fn of(before: &[f32], after: &[f32], vocabulary: usize) -> Self {
+        let differences = || before.iter().zip(after).map(|(&a, &b)| f64::from(b) - f64::from(a));
+        let rms = |squares: f64| (squares / before.len().max(1) as f64).sqrt();
+        let rows = before.chunks(vocabulary).zip(after.chunks(vocabulary));
+        Self {
+            tokens: (before.len() / vocabulary) as u64,
+            // A NaN stays one.
+            max_difference: differences()
+                .fold(0.0, |max: f64, d| if max.is_nan() || d.abs() <= max { max } else { d.abs() }),
+            rms_difference: rms(differences().map(|d| d * d).sum()),
+            rms_logit: rms(before.iter().map(|&x| f64::from(x).powi(2)).sum()),
+            other_words: rows.filter(|(a, b)| likeliest(a) != likeliest(b)).count() as u64,
+        }
+    }
+}
+
+fn likeliest(logits: &[f32]) -> Option<usize> {
+    logits.iter().enumerate().max_by(|a, b| a.1.total_cmp(b.1)).map(|(word, _)| word)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn differences_of_logits() {
+        let found = Comparison::of(&[1.0, 3.0, -2.0, 0.0], &[1.0, 2.0, -2.0, -4.0], 2);
+        let rms = |squares: f64| (squares / 4.0).sqrt();
+        let expected =
+            Comparison { tokens: 2, max_difference: 4.0, rms_difference: rms(17.0), rms_logit: rms(14.0), other_words: 1 };
+        assert_eq!(found, expected);
+        assert!(Comparison::of(&[f32::NAN, 0.0], &[0.0, 5.0], 2).max_difference.is_nan());
+    }
+}
