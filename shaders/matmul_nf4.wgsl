@@ -18,10 +18,6 @@ fn codes_at(offset: u32) -> u32 {
     return codes[at >> 3u] >> (4u * (at & 7u));
 }
 
-fn weight_at(offset: u32) -> f32 {
-    return codebook[codes_at(offset) & 15u] * scale_at(offset);
-}
-
 // Values of the lowest code of each word.
 fn look_up(words: vec4<u32>) -> vec4<f32> {
     let i = words & vec4(15u);
@@ -41,60 +37,88 @@ fn starts_of(column: u32, four: u32) -> vec4<u32> {
     return min(column + columns_of(four), vec4(params.n - 1u)) * params.b_column;
 }
 
+// Codes and scales of the fours that this thread has fetched, two at most (TY is 16); they are decoded when they are placed, once they
+// have come.
+var<private> next_codes: array<vec4<u32>, 2>;
+var<private> next_scales: array<vec4<f32>, 2>;
+
+// The words and scales of four columns.
+fn fetch_four(j: u32, at: vec4<u32>) {
+    next_codes[j] = vec4(codes_at(at.x), codes_at(at.y), codes_at(at.z), codes_at(at.w));
+    next_scales[j] = vec4(scale_at(at.x), scale_at(at.y), scale_at(at.z), scale_at(at.w));
+}
+
 // Rows of any length: each element by itself.
-fn fill_any(column: u32, first: u32, end: u32, thread: u32) {
-    for (var i = thread; i < TK * 2u * TX; i += TX * TY) {
-        let term = i % TK;
-        let four = i / TK;
-        var values = vec4<f32>();
-        if (first + term < end) {
-            let at = starts_of(column, four) + (first + term) * params.b_term;
-            values = vec4(weight_at(at.x), weight_at(at.y), weight_at(at.z), weight_at(at.w));
+fn fetch_any(column: u32, first: u32, end: u32, thread: u32) {
+    for (var j = 0u; j < 2u * TK / TY; j++) {
+        let place = place_of(j, thread, 2u * TX, true);
+        next_scales[j] = vec4<f32>();
+        if (first + place.x < end) {
+            fetch_four(j, starts_of(column, place.y) + (first + place.x) * params.b_term);
         }
-        tile_b[term * (2u * TX + 1u) + four] = values;
+    }
+}
+
+fn place_any(thread: u32) {
+    for (var j = 0u; j < 2u * TK / TY; j++) {
+        let place = place_of(j, thread, 2u * TX, true);
+        tile_b[place.x * (2u * TX + 1u) + place.y] = look_up(next_codes[j]) * next_scales[j];
     }
 }
 
 // Two terms of four columns: two codes out of each of four words.
-fn fill_by_term(column: u32, first: u32, end: u32, thread: u32) {
-    for (var i = thread; i < TK * TX; i += TX * TY) {
-        let term = 2u * (i % (TK / 2u));
-        let four = i / (TK / 2u);
-        var even = vec4<f32>();
-        var odd = vec4<f32>();
-        if (first + term < end) {
-            let at = starts_of(column, four) + first + term;
-            let words = vec4(codes_at(at.x), codes_at(at.y), codes_at(at.z), codes_at(at.w));
-            let scale = vec4(scale_at(at.x), scale_at(at.y), scale_at(at.z), scale_at(at.w));
-            even = look_up(words) * scale;
-            odd = look_up(words >> vec4(4u)) * scale;
-        }
-        tile_b[term * (2u * TX + 1u) + four] = even;
-        tile_b[(term + 1u) * (2u * TX + 1u) + four] = odd;
+fn fetch_by_term(column: u32, first: u32, end: u32, thread: u32) {
+    let term = first + 2u * (thread % (TK / 2u));
+    next_scales[0] = vec4<f32>();
+    if (term < end) {
+        fetch_four(0u, starts_of(column, thread / (TK / 2u)) + term);
     }
+}
+
+fn place_by_term(thread: u32) {
+    let at = 2u * (thread % (TK / 2u)) * (2u * TX + 1u) + thread / (TK / 2u);
+    tile_b[at] = look_up(next_codes[0]) * next_scales[0];
+    tile_b[at + 2u * TX + 1u] = look_up(next_codes[0] >> vec4(4u)) * next_scales[0];
 }
 
 // Four columns of a term: half a word.
-fn fill_by_column(column: u32, first: u32, end: u32, thread: u32) {
-    for (var i = thread; i < TK * 2u * TX; i += TX * TY) {
-        let term = i / (2u * TX);
-        let four = i % (2u * TX);
-        var values = vec4<f32>();
-        if (first + term < end) {
-            let at = min(column + 4u * four, params.n - 4u) + (first + term) * params.b_term;
-            values = look_up(vec4(codes_at(at)) >> vec4(0u, 4u, 8u, 12u)) * scale_at(at);
+fn fetch_by_column(column: u32, first: u32, end: u32, thread: u32) {
+    for (var j = 0u; j < 2u * TK / TY; j++) {
+        let place = place_of(j, thread, 2u * TX, false);
+        next_scales[j].x = 0.0;
+        if (first + place.x < end) {
+            let at = min(column + 4u * place.y, params.n - 4u) + (first + place.x) * params.b_term;
+            next_codes[j].x = codes_at(at);
+            next_scales[j].x = scale_at(at);
         }
-        tile_b[term * (2u * TX + 1u) + four] = values;
     }
 }
 
-// As `fill_a`, with columns for rows.
-fn fill_b(column: u32, first: u32, end: u32, thread: u32) {
+fn place_by_column(thread: u32) {
+    for (var j = 0u; j < 2u * TK / TY; j++) {
+        let place = place_of(j, thread, 2u * TX, false);
+        let words = vec4(next_codes[j].x) >> vec4(0u, 4u, 8u, 12u);
+        tile_b[place.x * (2u * TX + 1u) + place.y] = look_up(words) * next_scales[j].x;
+    }
+}
+
+// As `fetch_a`, with columns for rows.
+fn fetch_b(column: u32, first: u32, end: u32, thread: u32) {
     if (!WHOLE) {
-        fill_any(column, first, end, thread);
+        fetch_any(column, first, end, thread);
     } else if (B_BY_TERM) {
-        fill_by_term(column, first, end, thread);
+        fetch_by_term(column, first, end, thread);
     } else {
-        fill_by_column(column, first, end, thread);
+        fetch_by_column(column, first, end, thread);
+    }
+}
+
+fn place_b(thread: u32) {
+    if (!WHOLE) {
+        place_any(thread);
+    } else if (B_BY_TERM) {
+        place_by_term(thread);
+    } else {
+        place_by_column(thread);
     }
 }

@@ -6,17 +6,26 @@ fn columns_of(four: u32) -> vec4<u32> {
     return spread(four, TX);
 }
 
-// As `fill_a`, with columns for rows.
-fn fill_b(column: u32, first: u32, end: u32, thread: u32) {
-    for (var i = thread; i < TK * 2u * TX; i += TX * TY) {
-        let term = select(i / (2u * TX), i % TK, B_BY_TERM);
-        let four = select(i % (2u * TX), i / TK, B_BY_TERM);
-        var values = vec4<f32>();
-        if (first + term < end) {
-            let columns = min(column + columns_of(four), vec4(params.n - 1u));
-            let at = params.b_first + columns * params.b_column + (first + term) * params.b_term;
-            values = vec4(float_at(at.x), float_at(at.y), float_at(at.z), float_at(at.w));
+// As `next_a`: 2 TK / TY of them (TY is 4 at least).
+var<private> next_b: array<vec4<f32>, 8>;
+
+// As `fetch_a`, with columns for rows.
+fn fetch_b(column: u32, first: u32, end: u32, thread: u32) {
+    for (var j = 0u; j < 2u * TK / TY; j++) {
+        let place = place_of(j, thread, 2u * TX, B_BY_TERM);
+        let term = first + place.x;
+        next_b[j] = vec4<f32>();
+        if (term < end) {
+            let columns = min(column + columns_of(place.y), vec4(params.n - 1u));
+            let at = params.b_first + columns * params.b_column + term * params.b_term;
+            next_b[j] = vec4(float_at(at.x), float_at(at.y), float_at(at.z), float_at(at.w));
         }
-        tile_b[term * (2u * TX + 1u) + four] = values;
+    }
+}
+
+fn place_b(thread: u32) {
+    for (var j = 0u; j < 2u * TK / TY; j++) {
+        let place = place_of(j, thread, 2u * TX, B_BY_TERM);
+        tile_b[place.x * (2u * TX + 1u) + place.y] = next_b[j];
     }
 }

@@ -13,12 +13,13 @@ use crate::gpu::{BufferRange, Commands, Gpu, GpuError, Kernel, KernelSpec, Shade
 
 /// Terms that the kernels hold in workgroup memory; `TK` in the shader.
 const TERMS: u32 = 16;
-/// Workgroups from which on a product is not cut along its sums: a few for every core of a large GPU.
-const ENOUGH_GROUPS: u64 = 512;
+/// Workgroups from which on a product is not cut along its sums: so many for every core of a large GPU that the last ones, which leave
+/// some cores idle, are a small part.
+const ENOUGH_GROUPS: u64 = 2048;
 /// Terms that are worth a workgroup.
 const LEAST_TERMS: u32 = 256;
 /// Bytes for the sums of the chunks of one product.
-pub(super) const SCRATCH_BYTES: u64 = 16 << 20;
+pub(super) const SCRATCH_BYTES: u64 = 64 << 20;
 /// Threads in a workgroup of the kernel that adds the chunks up.
 const SUM_WORKGROUP: u64 = 256;
 
