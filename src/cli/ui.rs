@@ -2,6 +2,7 @@
 
 use std::fmt::{self, Display};
 use std::io::{self, IsTerminal, Write};
+use std::ops::ControlFlow;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
@@ -13,6 +14,12 @@ use serde::Serialize;
 
 use super::args::OutputArgs;
 use crate::convert::Progress;
+pub use crate::train::record::{duration, median};
+
+/// Ctrl-C ended the work: what could be saved is saved, what was half done is removed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("stopped before the end")]
+pub struct Cancelled;
 
 /// Set by Ctrl-C and SIGTERM; every command that works for long looks at it.
 static INTERRUPTED: AtomicBool = AtomicBool::new(false);
@@ -27,12 +34,27 @@ pub fn take_interrupt() -> bool {
     INTERRUPTED.swap(false, Ordering::Relaxed)
 }
 
-/// From here on Ctrl-C and SIGTERM end the command in order, instead of at once: what it was writing is removed.
+/// Ends the command where the user asked to stop.
+///
+/// # Errors
+/// [`Cancelled`].
+pub fn not_interrupted() -> Result<(), Cancelled> {
+    if interrupted() { Err(Cancelled) } else { Ok(()) }
+}
+
+/// From here on Ctrl-C and SIGTERM ask the command to end in order: it saves what it can, and removes what it was writing. Who asks
+/// again before that has happened does not want to wait: the program ends at once.
 ///
 /// # Errors
 /// Where the system does not let handlers be set.
 pub fn handle_interrupts() -> anyhow::Result<()> {
-    ctrlc::set_handler(|| INTERRUPTED.store(true, Ordering::Relaxed)).context("cannot handle Ctrl-C")
+    let asked = || {
+        if INTERRUPTED.swap(true, Ordering::Relaxed) {
+            let _ = writeln!(io::stderr(), "\nended at once; temporary files may be left");
+            std::process::exit(1);
+        }
+    };
+    ctrlc::set_handler(asked).context("cannot handle Ctrl-C")
 }
 
 /// Seconds since 1970, for templates that tell the date.
@@ -71,12 +93,13 @@ impl Ui {
         if self.quiet { Ok(()) } else { print(&text()) }
     }
 
-    /// A piece of a result that is shown as it comes; with `--json` all of it follows at the end.
+    /// A piece of a result that is shown as it comes; with `--json` all of it follows at the end. [`ControlFlow::Break`] where the
+    /// reader has seen enough.
     ///
     /// # Errors
     /// As [`Ui::result`].
-    pub fn stream(self, piece: &str) -> anyhow::Result<()> {
-        if self.json || piece.is_empty() { Ok(()) } else { print(piece) }
+    pub fn stream(self, piece: &str) -> anyhow::Result<ControlFlow<()>> {
+        if self.json || piece.is_empty() { Ok(ControlFlow::Continue(())) } else { write(piece) }
     }
 
     /// Something that the user should know.
@@ -102,11 +125,16 @@ impl Ui {
 
     /// Progress of a command that is `verb`-ing, counted in `unit`.
     pub fn meter(self, verb: &'static str, unit: Unit) -> Meter {
+        self.meter_from(verb, unit, 0)
+    }
+
+    /// Progress of what goes on after its first `done` units, which say nothing about how fast it is now.
+    pub fn meter_from(self, verb: &'static str, unit: Unit, done: u64) -> Meter {
         if self.quiet {
             return Meter::Silent;
         }
-        let stderr = io::stderr();
-        if stderr.is_terminal() { Meter::Bar(Bar::new(verb, unit)) } else { Meter::Lines(Lines::new(verb, unit)) }
+        let (terminal, pace) = (io::stderr().is_terminal(), Pace::after(done));
+        if terminal { Meter::Bar(Bar::new(verb, unit, pace)) } else { Meter::Lines(Lines::new(verb, unit, pace)) }
     }
 }
 
@@ -115,10 +143,16 @@ impl Ui {
 /// # Errors
 /// As [`Ui::result`].
 pub fn print(text: &str) -> anyhow::Result<()> {
+    write(text).map(|_| ())
+}
+
+/// [`print`], and whether anyone still reads.
+fn write(text: &str) -> anyhow::Result<ControlFlow<()>> {
     let mut stdout = io::stdout().lock();
     match stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()) {
-        Err(e) if e.kind() != io::ErrorKind::BrokenPipe => Err(e).context("cannot write to stdout"),
-        _ => Ok(()),
+        Ok(()) => Ok(ControlFlow::Continue(())),
+        Err(e) if e.kind() == io::ErrorKind::BrokenPipe => Ok(ControlFlow::Break(())),
+        Err(e) => Err(e).context("cannot write to stdout"),
     }
 }
 
@@ -150,6 +184,7 @@ pub enum Unit {
     Weights,
     Bytes,
     Rows,
+    Steps,
 }
 
 impl Unit {
@@ -157,15 +192,17 @@ impl Unit {
         match self {
             Self::Weights => count(n),
             Self::Bytes => bytes(n),
-            Self::Rows => grouped(n as u64),
+            Self::Rows | Self::Steps => grouped(n as u64),
         }
     }
 
-    fn rate(self, per_second: f64) -> String {
+    /// `None` where something else says how fast it goes.
+    fn rate(self, per_second: f64) -> Option<String> {
         match self {
-            Self::Weights => format!("{} weights/s", count(per_second)),
-            Self::Bytes => format!("{}/s", bytes(per_second)),
-            Self::Rows => format!("{per_second:.1} rows/s"),
+            Self::Weights => Some(format!("{} weights/s", count(per_second))),
+            Self::Bytes => Some(format!("{}/s", bytes(per_second))),
+            Self::Rows => Some(format!("{per_second:.1} rows/s")),
+            Self::Steps => None,
         }
     }
 
@@ -175,6 +212,7 @@ impl Unit {
             Self::Weights => " weights",
             Self::Bytes => "",
             Self::Rows => " rows",
+            Self::Steps => " steps",
         };
         format!("{} of {}{suffix}", self.amount(done as f64), self.amount(total as f64))
     }
@@ -188,13 +226,32 @@ pub enum Meter {
     Lines(Lines),
 }
 
-impl Progress for Meter {
-    fn advance(&self, done: u64, total: u64) {
+impl Meter {
+    /// As [`Progress::advance`], with something to say about what was done last.
+    pub fn tell(&self, done: u64, total: u64, text: &str) {
         match self {
             Self::Silent => {}
-            Self::Bar(bar) => bar.advance(done, total),
-            Self::Lines(lines) => lines.advance(done, total),
+            Self::Bar(bar) => bar.advance(done, total, text),
+            Self::Lines(lines) => lines.advance(done, total, text),
         }
+    }
+
+    /// A line of its own, which stays.
+    pub fn line(&self, text: &str) {
+        let line = || {
+            let _ = writeln!(io::stderr(), "{text}");
+        };
+        match self {
+            Self::Silent => {}
+            Self::Bar(bar) => bar.bar.suspend(line),
+            Self::Lines(_) => line(),
+        }
+    }
+}
+
+impl Progress for Meter {
+    fn advance(&self, done: u64, total: u64) {
+        self.tell(done, total, "");
     }
 
     fn cancelled(&self) -> bool {
@@ -203,20 +260,22 @@ impl Progress for Meter {
 }
 
 /// How fast it goes: the mean since the first thing was done, because what comes before that (headers, an embedding that is
-/// only copied) says nothing about the rest.
+/// only copied, kernels that are compiled) says nothing about the rest.
 #[derive(Debug)]
 struct Pace {
     started: Instant,
+    /// What was done before.
+    before: u64,
     first: OnceLock<(Instant, u64)>,
 }
 
 impl Pace {
-    fn new() -> Self {
-        Self { started: Instant::now(), first: OnceLock::new() }
+    fn after(before: u64) -> Self {
+        Self { started: Instant::now(), before, first: OnceLock::new() }
     }
 
     fn note(&self, done: u64) {
-        if done > 0 {
+        if done > self.before {
             self.first.get_or_init(|| (Instant::now(), done));
         }
     }
@@ -225,8 +284,20 @@ impl Pace {
         let since = |at: Instant| at.elapsed().as_secs_f64();
         match self.first.get() {
             Some(&(at, first)) if done > first && since(at) > 0.2 => (done - first) as f64 / since(at),
-            _ => done as f64 / since(self.started).max(1e-9),
+            _ => done.saturating_sub(self.before) as f64 / since(self.started).max(1e-9),
         }
+    }
+
+    /// `43 %  189M of 440M weights  92.1M weights/s  3 s left`; what is not known yet is left out.
+    fn status(&self, unit: Unit, done: u64, total: u64) -> String {
+        let percent = 100.0 * done as f64 / total.max(1) as f64;
+        let progress = format!("{percent:3.0} %  {}", unit.progress(done, total));
+        if done <= self.before {
+            return progress;
+        }
+        let per_second = self.per_second(done);
+        let left = time_left(total.saturating_sub(done) as f64 / per_second.max(1e-9));
+        [Some(progress), unit.rate(per_second), left].into_iter().flatten().collect::<Vec<_>>().join("  ")
     }
 }
 
@@ -238,10 +309,10 @@ pub struct Bar {
 }
 
 impl Bar {
-    fn new(verb: &'static str, unit: Unit) -> Self {
-        let template = "{verb} {wide_bar:.green/dim} {percent:>3} %  {state}";
+    fn new(verb: &'static str, unit: Unit, pace: Pace) -> Self {
+        let template = "{verb} {wide_bar:.green/dim} {state}  {msg}";
         let style = ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar());
-        let pace = Arc::new(Pace::new());
+        let pace = Arc::new(pace);
         let shared = Arc::clone(&pace);
         let style = style
             .progress_chars("━╸─")
@@ -250,20 +321,23 @@ impl Bar {
                 let _ = out.write_str(if all { "finishing" } else { verb });
             })
             .with_key("state", move |state: &ProgressState, out: &mut dyn fmt::Write| {
-                let (done, total) = (state.pos(), state.len().unwrap_or(0));
-                let _ = out.write_str(&status(unit, done, total, shared.per_second(done)));
+                let _ = out.write_str(&shared.status(unit, state.pos(), state.len().unwrap_or(0)));
             });
         let bar = ProgressBar::with_draw_target(Some(0), ProgressDrawTarget::stderr_with_hz(10)).with_style(style);
+        bar.set_position(pace.before);
         // Without a tick the clock stands still while a large tensor is copied.
         bar.enable_steady_tick(Duration::from_millis(250));
         Self { bar, pace }
     }
 
-    fn advance(&self, done: u64, total: u64) {
+    fn advance(&self, done: u64, total: u64, text: &str) {
         self.pace.note(done);
         self.bar.set_length(total);
         // Threads report out of order; a bar does not go back.
         self.bar.set_position(done.max(self.bar.position()));
+        if !text.is_empty() {
+            self.bar.set_message(text.to_owned());
+        }
     }
 }
 
@@ -271,16 +345,6 @@ impl Drop for Bar {
     fn drop(&mut self) {
         self.bar.finish_and_clear();
     }
-}
-
-/// `189M of 440M weights  92.1M weights/s  3 s left`; what is not known yet is left out.
-fn status(unit: Unit, done: u64, total: u64, per_second: f64) -> String {
-    let progress = unit.progress(done, total);
-    if done == 0 {
-        return progress;
-    }
-    let left = total.saturating_sub(done) as f64 / per_second.max(1e-9);
-    format!("{progress}  {}  {}", unit.rate(per_second), time_left(left))
 }
 
 /// A line for every tenth of the work, but no flood of them where it is quick and no silence where it is slow.
@@ -296,12 +360,18 @@ pub struct Lines {
 const LINE_INTERVALS: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(10));
 
 impl Lines {
-    fn new(verb: &'static str, unit: Unit) -> Self {
-        Self { verb, unit, pace: Pace::new(), last: Mutex::new((0, Instant::now())) }
+    fn new(verb: &'static str, unit: Unit, pace: Pace) -> Self {
+        Self { verb, unit, pace, last: Mutex::new((0, Instant::now())) }
     }
 
-    fn advance(&self, done: u64, total: u64) {
+    fn advance(&self, done: u64, total: u64, text: &str) {
         self.pace.note(done);
+        if self.is_due(done, total) {
+            let _ = writeln!(io::stderr(), "{}", self.line(done, total, text));
+        }
+    }
+
+    fn is_due(&self, done: u64, total: u64) -> bool {
         let tenth = (10 * u128::from(done) / u128::from(total.max(1))) as u64;
         let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
         let (last_tenth, at) = *last;
@@ -309,15 +379,16 @@ impl Lines {
         let (later, due) = (tenth > last_tenth, at.elapsed() > if tenth > last_tenth { least } else { most });
         // Threads report out of order; a line never goes back.
         if done == 0 || tenth < last_tenth || !(due || (later && done == total)) {
-            return;
+            return false;
         }
         *last = (tenth, Instant::now());
-        let _ = writeln!(io::stderr(), "{}", self.line(done, total, self.pace.per_second(done)));
+        true
     }
 
-    fn line(&self, done: u64, total: u64, per_second: f64) -> String {
-        let percent = 100.0 * done as f64 / total.max(1) as f64;
-        format!("{}: {percent:3.0} %  {}", self.verb, status(self.unit, done, total, per_second))
+    fn line(&self, done: u64, total: u64, text: &str) -> String {
+        let status = self.pace.status(self.unit, done, total);
+        let gap = if text.is_empty() { "" } else { "  " };
+        format!("{}: {status}{gap}{text}", self.verb)
     }
 }
 
@@ -366,31 +437,12 @@ pub fn plural(n: u64, thing: &str) -> String {
     format!("{} {thing}{}", grouped(n), if n == 1 { "" } else { "s" })
 }
 
-/// `3.1 ms`, `0.31 s`, `42 s`, `2 min 05 s`, `1 h 02 min`.
-pub fn duration(seconds: f64) -> String {
-    match seconds {
-        s if s < 0.0995 => format!("{:.1} ms", 1e3 * s),
-        s if s < 9.995 => format!("{s:.2} s"),
-        s if s < 99.5 => format!("{s:.0} s"),
-        _ => long_duration(seconds.round() as u64),
-    }
-}
-
-fn long_duration(seconds: u64) -> String {
-    let minutes = seconds / 60;
-    if minutes < 60 {
-        format!("{minutes} min {:02} s", seconds % 60)
-    } else {
-        format!("{} h {:02} min", minutes / 60, minutes % 60)
-    }
-}
-
 /// An estimate of the time left: no finer than a second, and nothing where it means nothing yet.
-fn time_left(seconds: f64) -> String {
+fn time_left(seconds: f64) -> Option<String> {
     match seconds.ceil() {
-        s if s < 100.0 => format!("{s:.0} s left"),
-        s if s < 1e6 => format!("{} left", long_duration(s as u64)),
-        _ => String::new(),
+        s if s < 100.0 => Some(format!("{s:.0} s left")),
+        s if s < 1e6 => Some(format!("{} left", duration(s))),
+        _ => None,
     }
 }
 
@@ -493,11 +545,6 @@ mod tests {
         assert_eq!(bytes(12.0), "12 B");
         assert_eq!(grouped(1_234_567), "1,234,567");
         assert_eq!(grouped(123), "123");
-        assert_eq!(duration(0.0031), "3.1 ms");
-        assert_eq!(duration(0.314), "0.31 s");
-        assert_eq!(duration(42.4), "42 s");
-        assert_eq!(duration(125.0), "2 min 05 s");
-        assert_eq!(duration(3725.0), "1 h 02 min");
         assert_eq!(plural(1, "file"), "1 file");
         assert_eq!(plural(2000, "file"), "2,000 files");
         assert_eq!(error_value(0.0), "0");
@@ -517,9 +564,43 @@ mod tests {
         assert_eq!(table.to_string(), expected);
     }
 
+    /// A pace whose first unit was done so long ago.
+    fn pace(before: u64, first: (u64, u64)) -> Pace {
+        let ago = |seconds| Instant::now().checked_sub(Duration::from_secs(seconds)).unwrap();
+        Pace { started: ago(1000), before, first: OnceLock::from((ago(first.0), first.1)) }
+    }
+
     #[test]
     fn a_line_says_how_far_how_fast_and_how_long() {
-        let lines = Lines::new("converting", Unit::Weights);
-        assert_eq!(lines.line(50, 200, 25.0), "converting:  25 %  50 of 200 weights  25 weights/s  6 s left");
+        let lines = Lines::new("converting", Unit::Weights, pace(0, (2, 0)));
+        assert_eq!(lines.line(50, 200, ""), "converting:  25 %  50 of 200 weights  25 weights/s  6 s left");
+        let lines = Lines::new("training", Unit::Steps, pace(0, (20, 1)));
+        assert_eq!(lines.line(5, 20, "loss 2.5"), "training:  25 %  5 of 20 steps  75 s left  loss 2.5");
+    }
+
+    #[test]
+    fn what_was_done_before_says_nothing_about_the_pace() {
+        // 100 of 150 are old; of the new ones, 10 took 100 seconds.
+        let resumed = pace(100, (100, 101));
+        assert_eq!(resumed.status(Unit::Steps, 111, 150), " 74 %  111 of 150 steps  6 min 30 s left");
+        assert_eq!(resumed.status(Unit::Steps, 100, 150), " 67 %  100 of 150 steps");
+    }
+
+    #[test]
+    fn lines_come_at_each_tenth_and_no_silence_is_long() {
+        let lines = Lines::new("training", Unit::Steps, Pace::after(0));
+        let since = |tenth: u64, seconds: f64| {
+            let at = Instant::now().checked_sub(Duration::from_secs_f64(seconds)).unwrap();
+            *lines.last.lock().unwrap() = (tenth, at);
+        };
+        let due = |seconds, done| {
+            since(0, seconds);
+            lines.is_due(done, 1000)
+        };
+        assert!(!due(9.0, 99), "no tenth yet");
+        assert!(due(10.1, 99), "but ten seconds");
+        assert!(due(0.3, 100) && !due(0.1, 100), "a tenth, unless it was quick");
+        assert!(due(0.0, 1000), "the end");
+        assert!(!due(100.0, 0), "nothing is done");
     }
 }
