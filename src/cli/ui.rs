@@ -280,25 +280,24 @@ impl Pace {
         }
     }
 
-    fn per_second(&self, done: u64) -> f64 {
+    /// `None` where nothing was done yet.
+    fn per_second(&self, done: u64) -> Option<f64> {
         let since = |at: Instant| at.elapsed().as_secs_f64();
         match self.first.get() {
-            Some(&(at, first)) if done > first && since(at) > 0.2 => (done - first) as f64 / since(at),
-            _ => done.saturating_sub(self.before) as f64 / since(self.started).max(1e-9),
+            _ if done <= self.before => None,
+            Some(&(at, first)) if done > first && since(at) > 0.2 => Some((done - first) as f64 / since(at)),
+            _ => Some((done - self.before) as f64 / since(self.started).max(1e-9)),
         }
     }
+}
 
-    /// `43 %  189M of 440M weights  92.1M weights/s  3 s left`; what is not known yet is left out.
-    fn status(&self, unit: Unit, done: u64, total: u64) -> String {
-        let percent = 100.0 * done as f64 / total.max(1) as f64;
-        let progress = format!("{percent:3.0} %  {}", unit.progress(done, total));
-        if done <= self.before {
-            return progress;
-        }
-        let per_second = self.per_second(done);
-        let left = time_left(total.saturating_sub(done) as f64 / per_second.max(1e-9));
-        [Some(progress), unit.rate(per_second), left].into_iter().flatten().collect::<Vec<_>>().join("  ")
-    }
+/// ` 43 %  189M of 440M weights  92.1M weights/s  3 s left`; what is not known yet is left out.
+fn status(unit: Unit, done: u64, total: u64, per_second: Option<f64>) -> String {
+    let percent = 100.0 * done as f64 / total.max(1) as f64;
+    let progress = format!("{percent:3.0} %  {}", unit.progress(done, total));
+    let rate = per_second.and_then(|per_second| unit.rate(per_second));
+    let left = per_second.and_then(|per_second| time_left(total.saturating_sub(done) as f64 / per_second.max(1e-9)));
+    [Some(progress), rate, left].into_iter().flatten().collect::<Vec<_>>().join("  ")
 }
 
 /// A bar that redraws itself.
@@ -321,7 +320,8 @@ impl Bar {
                 let _ = out.write_str(if all { "finishing" } else { verb });
             })
             .with_key("state", move |state: &ProgressState, out: &mut dyn fmt::Write| {
-                let _ = out.write_str(&shared.status(unit, state.pos(), state.len().unwrap_or(0)));
+                let (done, total) = (state.pos(), state.len().unwrap_or(0));
+                let _ = out.write_str(&status(unit, done, total, shared.per_second(done)));
             });
         let bar = ProgressBar::with_draw_target(Some(0), ProgressDrawTarget::stderr_with_hz(10)).with_style(style);
         bar.set_position(pace.before);
@@ -367,7 +367,7 @@ impl Lines {
     fn advance(&self, done: u64, total: u64, text: &str) {
         self.pace.note(done);
         if self.is_due(done, total) {
-            let _ = writeln!(io::stderr(), "{}", self.line(done, total, text));
+            let _ = writeln!(io::stderr(), "{}", self.line(done, total, self.pace.per_second(done), text));
         }
     }
 
@@ -385,8 +385,8 @@ impl Lines {
         true
     }
 
-    fn line(&self, done: u64, total: u64, text: &str) -> String {
-        let status = self.pace.status(self.unit, done, total);
+    fn line(&self, done: u64, total: u64, per_second: Option<f64>, text: &str) -> String {
+        let status = status(self.unit, done, total, per_second);
         let gap = if text.is_empty() { "" } else { "  " };
         format!("{}: {status}{gap}{text}", self.verb)
     }
@@ -564,26 +564,26 @@ mod tests {
         assert_eq!(table.to_string(), expected);
     }
 
-    /// A pace whose first unit was done so long ago.
-    fn pace(before: u64, first: (u64, u64)) -> Pace {
-        let ago = |seconds| Instant::now().checked_sub(Duration::from_secs(seconds)).unwrap();
-        Pace { started: ago(1000), before, first: OnceLock::from((ago(first.0), first.1)) }
-    }
-
     #[test]
     fn a_line_says_how_far_how_fast_and_how_long() {
-        let lines = Lines::new("converting", Unit::Weights, pace(0, (2, 0)));
-        assert_eq!(lines.line(50, 200, ""), "converting:  25 %  50 of 200 weights  25 weights/s  6 s left");
-        let lines = Lines::new("training", Unit::Steps, pace(0, (20, 1)));
-        assert_eq!(lines.line(5, 20, "loss 2.5"), "training:  25 %  5 of 20 steps  75 s left  loss 2.5");
+        let lines = |verb, unit| Lines::new(verb, unit, Pace::after(0));
+        let line = lines("converting", Unit::Weights).line(50, 200, Some(25.0), "");
+        assert_eq!(line, "converting:  25 %  50 of 200 weights  25 weights/s  6 s left");
+        let line = lines("training", Unit::Steps).line(5, 20, Some(0.2), "loss 2.5");
+        assert_eq!(line, "training:  25 %  5 of 20 steps  75 s left  loss 2.5");
+        assert_eq!(lines("training", Unit::Steps).line(0, 20, None, ""), "training:   0 %  0 of 20 steps");
     }
 
     #[test]
     fn what_was_done_before_says_nothing_about_the_pace() {
-        // 100 of 150 are old; of the new ones, 10 took 100 seconds.
-        let resumed = pace(100, (100, 101));
-        assert_eq!(resumed.status(Unit::Steps, 111, 150), " 74 %  111 of 150 steps  6 min 30 s left");
-        assert_eq!(resumed.status(Unit::Steps, 100, 150), " 67 %  100 of 150 steps");
+        let ago = |seconds| Instant::now().checked_sub(Duration::from_secs(seconds)).unwrap();
+        // 100 steps are old, the next one compiled kernels, and the 10 after it took 200 seconds.
+        let resumed = Pace { started: ago(1000), before: 100, first: OnceLock::from((ago(200), 101)) };
+        assert_eq!(resumed.per_second(100), None);
+        let rate = resumed.per_second(111).unwrap();
+        assert!((rate / (10.0 / 200.0) - 1.0).abs() < 0.05, "{rate}");
+        let first = resumed.per_second(101).unwrap();
+        assert!((first / (1.0 / 1000.0) - 1.0).abs() < 0.05, "{first}");
     }
 
     #[test]

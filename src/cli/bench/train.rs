@@ -45,8 +45,9 @@ struct Bench {
     planned: Vec<(&'static str, u64)>,
     /// Whether all layers stay in GPU memory.
     resident: bool,
-    /// The most bytes that buffers used, and that were taken of the driver for them, where the backend tells: all buffers but those of
-    /// a batch stay from the first step to the last, and a batch's are there in each phase of a step, at whose end this is read.
+    /// The most bytes that buffers used, and that were taken of the driver for them, where the backend tells. It is the peak: what is
+    /// made before the first step stays to the last, and what a step makes (a batch, parameters of kernels) is freed only when the device
+    /// has worked it off, while this is read when the phases of a step are submitted, and not worked off yet. All steps are alike.
     used_bytes: Option<u64>,
     reserved_bytes: Option<u64>,
 }
@@ -61,12 +62,6 @@ struct Phases {
     backward: f64,
     /// AdamW.
     optimizer: f64,
-}
-
-/// The larger of both, each.
-fn most(a: Option<AllocatedMemory>, b: Option<AllocatedMemory>) -> Option<AllocatedMemory> {
-    let (Some(a), Some(b)) = (a, b) else { return a.or(b) };
-    Some(AllocatedMemory { used: a.used.max(b.used), reserved: a.reserved.max(b.reserved) })
 }
 
 pub fn run(args: &BenchTrainArgs) -> Result<Outcome> {
@@ -87,17 +82,17 @@ fn measure(args: &BenchTrainArgs, ui: Ui, gpu: &Gpu) -> Result<Bench> {
     let mut generator = Generator::new(0, Stream::Split);
     let batch = random_batch(args, &mut generator, vocab);
     ui.stage(&format!("training on {}", gpu.adapter()));
+    // It compiles the kernels, and its time is not counted.
+    let allocated = peak(&mut trainer, gpu, &batch)?;
     let mut seconds = Vec::new();
-    for _ in 0..=args.common.runs {
+    for _ in 0..args.common.runs {
         ui::not_interrupted()?;
         let started = Instant::now();
         trainer.step(std::slice::from_ref(&batch), LEARNING_RATE)?;
         seconds.push(started.elapsed().as_secs_f64());
     }
-    // The first one compiled the kernels.
-    let seconds = seconds.split_off(1);
     let median_seconds = median(&seconds);
-    let (ms_per_phase, allocated) = phases(&mut trainer, gpu, &batch)?;
+    let ms_per_phase = phases(&mut trainer, gpu, &batch)?;
     Ok(Bench {
         gpu: gpu.adapter().into(),
         shape,
@@ -174,9 +169,22 @@ fn random_batch(args: &BenchTrainArgs, generator: &mut Generator, vocab: u32) ->
     Batch { rows: args.batch, tokens, labels, starts, trained }
 }
 
-/// Times the phases of a step, and sees what memory it takes.
-fn phases(trainer: &mut Trainer, gpu: &Gpu, batch: &Batch) -> Result<(Phases, Option<AllocatedMemory>)> {
-    let (mut phases, mut allocated) = (Phases::default(), None);
+/// The most memory that is taken in a step.
+fn peak(trainer: &mut Trainer, gpu: &Gpu, batch: &Batch) -> Result<Option<AllocatedMemory>> {
+    let mut peak: Option<AllocatedMemory> = None;
+    trainer.observed_step(std::slice::from_ref(batch), LEARNING_RATE, &mut |_| {
+        if let Some(AllocatedMemory { used, reserved }) = gpu.allocated() {
+            let before = peak.unwrap_or(AllocatedMemory { used, reserved });
+            peak = Some(AllocatedMemory { used: used.max(before.used), reserved: reserved.max(before.reserved) });
+        }
+        Ok(())
+    })?;
+    Ok(peak)
+}
+
+/// Times the phases of a step.
+fn phases(trainer: &mut Trainer, gpu: &Gpu, batch: &Batch) -> Result<Phases> {
+    let mut phases = Phases::default();
     gpu.wait()?;
     let mut last = Instant::now();
     trainer.observed_step(std::slice::from_ref(batch), LEARNING_RATE, &mut |phase| {
@@ -188,11 +196,10 @@ fn phases(trainer: &mut Trainer, gpu: &Gpu, batch: &Batch) -> Result<(Phases, Op
             Phase::Optimizer => &mut phases.optimizer,
         };
         *ms += 1e3 * last.elapsed().as_secs_f64();
-        allocated = most(allocated, gpu.allocated());
         last = Instant::now();
         Ok(())
     })?;
-    Ok((phases, allocated))
+    Ok(phases)
 }
 
 impl Bench {

@@ -126,7 +126,7 @@ fn the_final_numbers_are_there() {
         "3.000 → 1.500<small>first and last step",
         "1.500<small>at step 4; best 1.250 at step 2",
         "4.482<small>over 4,321 tokens",
-        "1,237<small>median",
+        "1,236<small>median",
         "8.00 s<small>",
         "3.00 GiB<small>",
     ] {
