@@ -5,13 +5,12 @@ use std::error::Error;
 use std::fs;
 use std::path::Path;
 
-use nf4pack::dequant::stream::{PackSource, StreamOptions};
+use nf4pack::dequant::stream::PackSource;
 use nf4pack::gpu::{Gpu, Options};
 use nf4pack::train::adapter::Adapter;
-use nf4pack::train::gpu_adapter::GpuAdapter;
-use nf4pack::train::model::Model;
+use nf4pack::train::model::read_config;
+use nf4pack::train::open::Passes;
 use nf4pack::train::session::Session;
-use nf4pack::train::workspace::{Memory, Sizes};
 
 fn main() -> Result<(), Box<dyn Error>> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
@@ -21,16 +20,14 @@ fn main() -> Result<(), Box<dyn Error>> {
     let tokens = fs::read_to_string(ids)?.split_whitespace().map(str::parse).collect::<Result<Vec<u32>, _>>()?;
     let count = u32::try_from(tokens.len())?;
     let gpu = Gpu::open(&Options::from_env())?;
-    let model = Model::new(&gpu, PackSource::open(pack, true)?, count, &StreamOptions::default())?;
+    let pack = PackSource::open(pack, true)?;
+    let model = read_config(&pack)?;
     let adapter = match adapter.as_str() {
         "none" => None,
-        folder => Some(Adapter::read(Path::new(folder), model.config())?),
+        folder => Some(Adapter::read(Path::new(folder), &model)?),
     };
-    let rank = adapter.as_ref().map_or(0, |adapter| adapter.config.rank);
-    let memory = Memory::new(&gpu, model.config(), Sizes { tokens: count, rank, dropout: false, training: false })?;
-    let upload = |a: &Adapter| GpuAdapter::new(&gpu, &a.config, &a.layout, &a.vector, false);
-    let adapter = adapter.as_ref().map(upload).transpose()?;
-    let logits = Session { model, adapter, memory }.logits(&tokens)?;
+    let plan = Passes::of_one(count).plan(&gpu, &pack, &model, adapter.as_ref())?;
+    let logits = Session::open(&gpu, pack, adapter.as_ref(), &plan)?.logits(&tokens)?;
     fs::write(out, logits.iter().flat_map(|x| x.to_le_bytes()).collect::<Vec<u8>>())?;
     println!("{count} x {} logits", logits.len() / tokens.len().max(1));
     Ok(())

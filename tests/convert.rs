@@ -30,7 +30,7 @@ fn small_shape() -> synth::Shape {
 
 fn small_checkpoint(shard_len: Option<u64>) -> TempDir {
     let folder = tempfile::tempdir().unwrap();
-    synth::write(&folder.path().join("model"), &small_shape(), 7, shard_len).unwrap();
+    synth::write(&folder.path().join("model"), &small_shape(), 7, shard_len, &()).unwrap();
     folder
 }
 
@@ -426,7 +426,7 @@ fn another_checkpoint_does_not_fit() {
 
     let other = tempfile::tempdir().unwrap();
     let shape = synth::Shape { layers: 3, ..small_shape() };
-    synth::write(&other.path().join("model"), &shape, 7, None).unwrap();
+    synth::write(&other.path().join("model"), &shape, 7, None, &()).unwrap();
     let mismatches = compare(&target, &other.path().join("model")).mismatches;
     let missing =
         mismatches.iter().filter(|m| matches!(m, Mismatch::NotInPack { name } if name.starts_with("model.layers.2.")));
@@ -591,7 +591,7 @@ fn the_bytes_of_a_large_tensor_do_not_depend_on_the_number_of_threads() {
     let source = folder.path().join("model");
     let shape =
         synth::Shape { hidden: 2304, intermediate: 4000, layers: 1, heads: 1, kv_heads: 1, head_dim: 16, ..small_shape() };
-    synth::write(&source, &shape, 3, None).unwrap();
+    synth::write(&source, &shape, 3, None, &()).unwrap();
     let bytes = |threads| {
         let options = Options { threads: NonZeroUsize::new(threads), ..options(Encoder::Absmax, ScaleType::Dq8, 64) };
         fs::read(converted(&source, options).1).unwrap()
@@ -788,7 +788,7 @@ proptest! {
         let shape = synth::Shape { hidden, intermediate, layers, heads, kv_heads: heads, head_dim, vocabulary, tied };
         let folder = tempfile::tempdir().unwrap();
         let source = folder.path().join("model");
-        synth::write(&source, &shape, seed, None).unwrap();
+        synth::write(&source, &shape, seed, None, &()).unwrap();
         let scale_type = [ScaleType::F32, ScaleType::Bf16, ScaleType::Dq8][scale];
         let encoder = if mse { Encoder::Mse } else { Encoder::Absmax };
         let target = folder.path().join("out.nf4pack");

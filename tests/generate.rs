@@ -9,16 +9,15 @@ use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 
 use nf4pack::convert::{Options, convert};
-use nf4pack::dequant::stream::{PackSource, StreamOptions};
+use nf4pack::dequant::stream::PackSource;
 use nf4pack::gpu::Gpu;
 use nf4pack::train::adapter::Adapter;
 use nf4pack::train::data::Tokenizer;
-use nf4pack::train::generate::{Ending, GenerateError, TextGenerator};
-use nf4pack::train::gpu_adapter::GpuAdapter;
-use nf4pack::train::model::{Model, read_config, read_tokenizer};
+use nf4pack::train::generate::{Ending, Event, GenerateError, TextGenerator};
+use nf4pack::train::model::{read_config, read_tokenizer};
+use nf4pack::train::open::Passes;
 use nf4pack::train::sampling::{Sampler, SamplerOptions};
 use nf4pack::train::session::Session;
-use nf4pack::train::workspace::{Memory, Sizes};
 use tempfile::TempDir;
 
 /// Tokens that a text may have.
@@ -58,12 +57,9 @@ impl Fixture {
 
     /// The model without a cache.
     fn session(&self, gpu: &Gpu, adapter: Option<&Adapter>) -> Session {
-        let model = Model::new(gpu, self.pack(), CAPACITY, &StreamOptions::default()).unwrap();
-        let rank = adapter.map_or(0, |a| a.layout.rank());
-        let sizes = Sizes { tokens: CAPACITY, rank, dropout: false, training: false };
-        let memory = Memory::new(gpu, model.config(), sizes).unwrap();
-        let adapter = adapter.map(|a| GpuAdapter::new(gpu, &a.config, &a.layout, &a.vector, false).unwrap());
-        Session { model, adapter, memory }
+        let model = read_config(&self.pack()).unwrap();
+        let plan = Passes::of_one(CAPACITY).plan(gpu, &self.pack(), &model, adapter).unwrap();
+        Session::open(gpu, self.pack(), adapter, &plan).unwrap()
     }
 }
 
@@ -87,8 +83,10 @@ fn recomputed(session: &mut Session, prompt: &[u32], most: usize) -> Vec<u32> {
 fn greedy(generator: &mut TextGenerator, prompt: &[u32], most: u32) -> Result<(Vec<u32>, Ending), GenerateError> {
     let mut sampler = Sampler::new(SamplerOptions::GREEDY).unwrap();
     let mut shown = Vec::new();
-    let generated = generator.answer(prompt, most, &mut sampler, |token| -> Result<_, GenerateError> {
-        shown.push(token);
+    let generated = generator.answer(prompt, most, &mut sampler, |event| -> Result<_, GenerateError> {
+        if let Event::Token(token) = event {
+            shown.push(token);
+        }
         Ok(ControlFlow::Continue(()))
     })?;
     assert_eq!(shown, generated.tokens);
@@ -174,6 +172,20 @@ fn texts_end_and_do_not_pass_the_cache() {
     let stop = |_| -> Result<_, GenerateError> { Ok(ControlFlow::Break(())) };
     let stopped = generator.answer(&prompt, 12, &mut sampler, stop).unwrap();
     assert_eq!((stopped.tokens, stopped.ending), (all[..1].to_vec(), Ending::Stopped));
+    // A long prompt is read in pieces, and can be stopped between them; what was read need not be read again.
+    let mut heard = Vec::new();
+    let stop_early = |event| -> Result<_, GenerateError> {
+        heard.push(event);
+        Ok(ControlFlow::Break(()))
+    };
+    let stopped = generator.answer(&long, 12, &mut sampler, stop_early).unwrap();
+    assert_eq!((stopped.tokens.len(), stopped.ending, stopped.prompt_tokens), (0, Ending::Stopped, 256));
+    assert_eq!((heard, stopped.tokens_per_second()), (vec![Event::Read(256)], None));
+    let rest = generator.answer(&long, 3, &mut sampler, |_| -> Result<_, GenerateError> { Ok(ControlFlow::Continue(())) });
+    let rest = rest.unwrap();
+    // It begins with the same five tokens as the prompt before it.
+    assert_eq!((rest.prompt_tokens, rest.tokens.len(), rest.passes), (300 - 5 - 256, 3, 2));
+    assert!(rest.tokens_per_second().unwrap() > 0.0 && rest.prompt_tokens_per_second().unwrap() > 0.0);
     // The token after a full cache is known, but not what follows it; an end token of the tokenizer ends a text, too.
     let capacity = prompt.len() as u32 + 4;
     let mut small = open(Some(all[5]), capacity);
@@ -182,5 +194,8 @@ fn texts_end_and_do_not_pass_the_cache() {
     assert_eq!(greedy(&mut small, &prompt, 12).unwrap(), expected);
     assert_eq!(greedy(&mut small, &[&prompt[..], &all[..4]].concat(), 12).unwrap().1, expected.1);
     let too_long = greedy(&mut small, &long, 1).unwrap_err();
-    assert!(matches!(too_long, GenerateError::TooLong { tokens: 300, capacity: found } if found == capacity), "{too_long}");
+    assert!(
+        matches!(too_long, GenerateError::TooLong { tokens: 300, capacity: found, most: 1024 } if found == capacity),
+        "{too_long}"
+    );
 }

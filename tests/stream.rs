@@ -45,7 +45,7 @@ fn synthetic_pack(hidden: u64, intermediate: u64, scale_type: ScaleType) -> Test
     let folder = tempfile::tempdir().unwrap();
     let shape =
         synth::Shape { hidden, intermediate, layers: 4, heads: 2, kv_heads: 1, head_dim: 36, vocabulary: 90, tied: false };
-    synth::write(&folder.path().join("model"), &shape, 3, None).unwrap();
+    synth::write(&folder.path().join("model"), &shape, 3, None, &()).unwrap();
     pack_of(&folder.path().join("model"), scale_type)
 }
 

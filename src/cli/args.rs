@@ -23,7 +23,7 @@ pub use bench::*;
 pub use eval::EvalArgs;
 pub use generate::GenerateArgs;
 pub use merge::MergeArgs;
-pub use train::{TrainArgs, TrainOptions};
+pub use train::TrainArgs;
 
 const STYLES: Styles = Styles::styled()
     .header(AnsiColor::Yellow.on_default().bold())

@@ -9,7 +9,7 @@ use serde::Serialize;
 use super::Outcome;
 use super::args::DoctorArgs;
 use super::bench::dequant::{gigabytes, percent};
-use super::bench::{gpu as decode, not_interrupted, upload};
+use super::bench::{gpu as decode, upload};
 use super::device::{self, AdapterEntry, is_software};
 use super::failure::Failure;
 use super::ui::{self, Table, Ui};
@@ -31,7 +31,7 @@ pub fn run(args: &DoctorArgs) -> Result<Outcome> {
     let mut document = Document { adapters, ..Document::default() };
     // Where something fails, all that is known is shown nevertheless: that is when it is needed.
     if let Err(error) = device::with(&args.gpu, ui, |gpu| document.examine(args, gpu)) {
-        not_interrupted()?;
+        ui::not_interrupted()?;
         document.failure = Some(Failure::from(&error));
     }
     if let (None, Some(pack)) = (&document.failure, document.pack.as_ref().filter(|pack| pack.plan.is_none())) {

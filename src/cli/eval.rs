@@ -6,19 +6,19 @@ use anyhow::Result;
 use serde::Serialize;
 
 use super::Outcome;
+use super::adapter;
 use super::args::EvalArgs;
 use super::device::{self, AdapterEntry};
 use super::train::{data_file, read, tell_data, tell_plan};
-use super::ui::{self, Ui, Unit};
-use crate::convert::{ConvertError, Progress as _};
-use crate::dequant::stream::{PackSource, default_budget};
+use super::ui::{self, Cancelled, Ui, Unit};
+use crate::convert::Progress as _;
+use crate::dequant::stream::PackSource;
 use crate::gpu::Gpu;
 use crate::train::adapter::Adapter;
 use crate::train::config::ModelConfig;
 use crate::train::data::{Dataset, Options};
-use crate::train::gpu_adapter::GpuAdapter;
 use crate::train::model::{read_config, read_tokenizer};
-use crate::train::plan::{Demand, MemoryPlan};
+use crate::train::open::Passes;
 use crate::train::session::Session;
 
 #[derive(Serialize)]
@@ -43,7 +43,7 @@ pub fn run(args: &EvalArgs) -> Result<Outcome> {
     let pack = PackSource::open(&args.pack, true)?;
     let model = read_config(&pack)?;
     model.check_length(args.max_length).map_err(crate::train::TrainError::from)?;
-    let adapter = args.adapter.as_deref().map(|folder| Adapter::read(folder, &model)).transpose()?;
+    let adapter = adapter::read(args.adapter.as_deref(), &model, ui)?;
     // Of templates that tell the date: the same one every day, so that losses can be compared.
     let tokenizer = read_tokenizer(&pack, &model, 0)?;
     let options = Options { train_on: args.train_on.into(), max_length: args.max_length };
@@ -64,30 +64,22 @@ fn evaluate(
     data: &Dataset,
 ) -> Result<Evaluation> {
     let length = args.max_length.min(u32::try_from(data.tokens()).unwrap_or(u32::MAX)).max(1);
-    let demand = Demand {
-        index: pack.index(),
-        model: config,
-        max_buffer: gpu.limits().max_buffer_size,
-        budget: args.vram_budget.map(|size| size.0).or_else(|| default_budget(gpu)),
-        adapter: adapter.map_or(0, |adapter| adapter.layout.len() as u64),
-        rank: adapter.map_or(0, |adapter| adapter.config.rank),
-        dropout: false,
-        training: false,
-        length,
+    let passes = Passes {
         rows: data.tokens().div_ceil(length.into()),
+        micro_batch: args.micro_batch(),
+        budget: args.vram_budget.map(|size| size.0),
+        ..Passes::of_one(length)
     };
-    let plan = MemoryPlan::new(&demand, args.micro_batch())?;
+    let plan = passes.plan(gpu, &pack, config, adapter)?;
     tell_plan(ui, &plan);
-    let (model, memory) = plan.reserve(gpu, pack)?;
-    let upload = |adapter: &Adapter| GpuAdapter::new(gpu, &adapter.config, &adapter.layout, &adapter.vector, false);
-    let mut session = Session { model, adapter: adapter.map(upload).transpose()?, memory };
+    let mut session = Session::open(gpu, pack, adapter, &plan)?;
     let meter = ui.meter("evaluating", Unit::Rows);
     let started = std::time::Instant::now();
     let found = session.mean_loss(&data.samples, length, |done, total| {
         meter.advance(done, total);
         !ui::interrupted()
     })?;
-    let (loss, tokens) = found.ok_or(ConvertError::Cancelled)?;
+    let (loss, tokens) = found.ok_or(Cancelled)?;
     let text = |path: &Path| path.display().to_string();
     Ok(Evaluation {
         pack: text(&args.pack),

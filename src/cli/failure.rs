@@ -407,7 +407,8 @@ fn of_generate(error: &GenerateError) -> Option<String> {
             Some(format!("--vram-budget {needed} is the least that works; a smaller --context takes less"))
         }
         GenerateError::NoPrompt => Some("this model starts no text by itself: --prompt TEXT has to".into()),
-        GenerateError::TooLong { .. } => Some("--context N remembers more".into()),
+        GenerateError::TooLong { capacity, most, .. } if capacity < most => Some("--context N remembers more".into()),
+        GenerateError::TooLong { most, .. } => Some(format!("the model was made for {most} tokens: a shorter prompt fits")),
         GenerateError::Train(e) => of_train(e),
         GenerateError::Sampling(_) => None,
     }

@@ -1,30 +1,29 @@
 //! `nf4pack generate`.
 
-use std::io::{self, BufRead, IsTerminal};
-use std::ops::ControlFlow;
-use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
-use std::thread;
-use std::time::Duration;
+mod chat;
 
-use anyhow::{Context, Result};
+use std::cell::Cell;
+use std::io::{self, IsTerminal};
+use std::ops::ControlFlow;
+
+use anyhow::Result;
 use serde::Serialize;
 
 use super::Outcome;
+use super::adapter;
 use super::args::GenerateArgs;
 use super::device;
 use super::ui::{self, Ui};
 use crate::dequant::stream::PackSource;
-use crate::train::adapter::Adapter;
 use crate::train::config::ModelConfig;
-use crate::train::data::{Message, Tokenizer};
-use crate::train::generate::{Generated, TextGenerator};
+use crate::train::data::Tokenizer;
+use crate::train::generate::{Ending, Event, GenerateError, Generated, TextGenerator, most_tokens};
 use crate::train::model::{read_config, read_tokenizer};
 use crate::train::sampling::{Sampler, SamplerOptions};
+use chat::Conversation;
 
 /// Tokens that a chat remembers where nobody says how many.
 const CHAT_CONTEXT: u32 = 4096;
-/// How often a wait for a line looks for Ctrl-C.
-const PATIENCE: Duration = Duration::from_millis(50);
 
 pub fn run(args: &GenerateArgs) -> Result<Outcome> {
     let ui = Ui::new(args.json);
@@ -34,24 +33,23 @@ pub fn run(args: &GenerateArgs) -> Result<Outcome> {
     let pack = PackSource::open(&args.pack, true)?;
     let config = read_config(&pack)?;
     let tokenizer = read_tokenizer(&pack, &config, ui::now())?;
-    let adapter = args.adapter.as_ref().map(|folder| Adapter::read(folder, &config)).transpose()?;
+    let adapter = adapter::read(args.adapter.as_deref(), &config, ui)?;
     let prompt = args.prompt.as_ref().map(|text| tokenizer.encode(text, true)).transpose()?;
     let context = args.context.unwrap_or_else(|| context(prompt.as_deref(), args.max_tokens, &config));
     device::with(&args.gpu, ui, |gpu| {
         let (eos, budget) = (tokenizer.eos(), args.vram_budget);
         let generator = TextGenerator::open(gpu, pack, adapter.as_ref(), eos, context, budget)?;
-        let mut speaker = Speaker { generator, tokenizer: &tokenizer, sampler, max_tokens: args.max_tokens, ui };
+        let mut speaker = Speaker { generator, tokenizer: &tokenizer, sampler, context, max_tokens: args.max_tokens, ui };
         match prompt {
             Some(prompt) => speaker.go_on(&prompt),
             None => speaker.chat(args.system.as_deref()),
         }
-    })?;
-    Ok(Outcome::Good)
+    })
 }
 
 /// Tokens to remember where nobody says how many: all of a prompt, and within what the model was made for.
 fn context(prompt: Option<&[u32]>, max_tokens: u32, model: &ModelConfig) -> u32 {
-    let most = model.sliding_window.unwrap_or(u32::MAX).min(model.max_position_embeddings);
+    let most = most_tokens(model);
     let Some(prompt) = prompt else { return CHAT_CONTEXT.min(most) };
     let tokens = u32::try_from(prompt.len()).unwrap_or(u32::MAX);
     tokens.saturating_add(max_tokens).min(most)
@@ -62,8 +60,25 @@ struct Speaker<'a> {
     generator: TextGenerator,
     tokenizer: &'a Tokenizer,
     sampler: Sampler,
+    /// Tokens that are remembered.
+    context: u32,
     max_tokens: u32,
     ui: Ui,
+}
+
+/// What the model said.
+struct Answer {
+    text: String,
+    generated: Generated,
+    /// Whether the one who reads has seen enough (`| head`).
+    unread: bool,
+}
+
+impl Answer {
+    /// Whether Ctrl-C ended it.
+    fn interrupted(&self) -> bool {
+        self.generated.ending == Ending::Stopped && !self.unread
+    }
 }
 
 /// What was generated, as JSON.
@@ -74,100 +89,116 @@ struct Document<'a> {
     prompt_tokens: u64,
     ending: &'static str,
     prompt_seconds: f64,
+    /// `None` where nothing was to be read.
+    prompt_tokens_per_second: Option<f64>,
     seconds: f64,
-    tokens_per_second: f64,
+    /// Of the tokens after the first; `None` where there are none.
+    tokens_per_second: Option<f64>,
 }
 
 impl Speaker<'_> {
     /// Goes on with a text.
-    fn go_on(&mut self, prompt: &[u32]) -> Result<()> {
-        let (text, generated) = self.answer(prompt, prompt)?;
+    fn go_on(&mut self, prompt: &[u32]) -> Result<Outcome> {
+        let answer = self.answer(prompt, prompt)?;
+        let generated = &answer.generated;
         let document = Document {
-            text: &text,
+            text: &answer.text,
             tokens: &generated.tokens,
             prompt_tokens: generated.prompt_tokens,
             ending: generated.ending.name(),
             prompt_seconds: generated.prompt_seconds,
+            prompt_tokens_per_second: generated.prompt_tokens_per_second(),
             seconds: generated.seconds,
             tokens_per_second: generated.tokens_per_second(),
         };
         // As text it was shown already.
         self.ui.result(&document, || "\n".to_owned())?;
-        self.summary(&generated);
-        Ok(())
+        self.summary(generated);
+        Ok(Outcome::from(!answer.interrupted()))
     }
 
     /// Answers line by line.
-    fn chat(&mut self, system: Option<&str>) -> Result<()> {
-        let say = |role, content: &str| Message { role, content: content.to_owned() };
-        let mut messages: Vec<Message> = system.map(|system| say("system", system)).into_iter().collect();
-        let typed = io::stdin().is_terminal();
-        let lines = lines();
-        while let Some(line) = next_line(&lines, typed)? {
+    fn chat(&mut self, system: Option<&str>) -> Result<Outcome> {
+        let mut conversation = Conversation::new(system);
+        let (typed, lines) = (io::stdin().is_terminal(), chat::lines());
+        let mut all_answered = true;
+        while let Some(line) = chat::next_line(&lines, typed)? {
             if line.trim().is_empty() {
                 continue;
             }
-            messages.push(say("user", &line));
-            let prompt = self.tokenizer.chat_prompt(&messages)?;
-            let (text, generated) = self.answer(&prompt, &[])?;
-            ui::print("\n")?;
-            self.summary(&generated);
-            messages.push(say("assistant", &text));
+            conversation.ask(&line);
+            let answer = match self.reply(&mut conversation) {
+                Err(error) if is_too_long(&error) => {
+                    self.ui.warning(&format!("{error}: the question is left out"));
+                    conversation.take_back();
+                    all_answered = false;
+                    continue;
+                }
+                answer => answer?,
+            };
+            if answer.unread || self.ui.stream("\n")?.is_break() {
+                return Ok(Outcome::Good);
+            }
+            self.summary(&answer.generated);
+            match answer.text.is_empty() {
+                true => conversation.take_back(),
+                false => conversation.answer(&answer.text),
+            }
             // Ctrl-C ends an answer, and all of it where nobody is there to ask on.
-            if ui::take_interrupt() && !typed {
+            if !typed && ui::interrupted() {
                 break;
             }
+            ui::take_interrupt();
         }
-        Ok(())
+        Ok(Outcome::from(all_answered && (typed || !ui::interrupted())))
+    }
+
+    /// Answers the last question, with what room there is for the turns before.
+    fn reply(&mut self, conversation: &mut Conversation) -> Result<Answer> {
+        let room = self.max_tokens.min(self.context / 4);
+        let most = self.context.saturating_sub(room) as usize;
+        let (prompt, dropped) = conversation.fit(most, |messages| self.tokenizer.chat_prompt(messages))?;
+        if dropped > 0 {
+            let (turns, tokens) = (ui::plural(dropped as u64, "turn"), ui::grouped(self.context.into()));
+            self.ui.note(&format!("forgot the oldest {turns} of the chat: {tokens} tokens are remembered"));
+        }
+        self.answer(&prompt, &[])
     }
 
     /// Generates after `prompt`, and shows it as it comes, unless JSON is to follow. `shown` is what the text goes on from.
-    fn answer(&mut self, prompt: &[u32], shown: &[u32]) -> Result<(String, Generated)> {
+    fn answer(&mut self, prompt: &[u32], shown: &[u32]) -> Result<Answer> {
         let mut stream = self.tokenizer.stream(shown);
-        let (mut text, ui) = (String::new(), self.ui);
-        let mut show = |piece: &str| {
+        let (mut text, unread, ui) = (String::new(), Cell::new(false), self.ui);
+        let mut show = |piece: &str| -> Result<()> {
             text.push_str(piece);
-            ui.stream(piece)
+            unread.set(unread.get() | ui.stream(piece)?.is_break());
+            Ok(())
         };
-        let generated = self.generator.answer(prompt, self.max_tokens, &mut self.sampler, |token| -> Result<_> {
-            show(&stream.push(token)?)?;
-            Ok(if ui::interrupted() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) })
+        let generated = self.generator.answer(prompt, self.max_tokens, &mut self.sampler, |event| -> Result<_> {
+            if let Event::Token(token) = event {
+                show(&stream.push(token)?)?;
+            }
+            Ok(if unread.get() || ui::interrupted() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) })
         })?;
         show(&stream.finish()?)?;
-        Ok((text, generated))
+        Ok(Answer { text, generated, unread: unread.get() })
     }
 
     fn summary(&self, generated: &Generated) {
-        let (read, made) = (generated.prompt_tokens, generated.tokens.len() as u64);
-        let (prompt, seconds) = (ui::duration(generated.prompt_seconds), ui::duration(generated.seconds));
-        let rate = generated.tokens_per_second();
+        let rate = |rate: Option<f64>| rate.map_or_else(String::new, |rate| format!(", {rate:.1} tokens/s"));
+        let part = |what, tokens, seconds| format!("{}{what} in {}", ui::plural(tokens, "token"), ui::duration(seconds));
         self.ui.stage(&format!(
-            "{} in {seconds}, {rate:.1} tokens/s ({}); {} of prompt in {prompt}",
-            ui::plural(made, "token"),
+            "{}{} ({}); {}{}",
+            part("", generated.tokens.len() as u64, generated.seconds),
+            rate(generated.tokens_per_second()),
             generated.ending.name(),
-            ui::plural(read, "token"),
+            part(" of prompt", generated.prompt_tokens, generated.prompt_seconds),
+            rate(generated.prompt_tokens_per_second()),
         ));
     }
 }
 
-/// The lines of stdin, read beside what waits for them, since nothing ends a read.
-fn lines() -> Receiver<io::Result<String>> {
-    let (sender, receiver) = mpsc::channel();
-    thread::spawn(move || io::stdin().lock().lines().try_for_each(|line| sender.send(line)));
-    receiver
-}
-
-/// The next line; `None` at their end and at Ctrl-C.
-fn next_line(lines: &Receiver<io::Result<String>>, typed: bool) -> Result<Option<String>> {
-    if typed {
-        ui::prompt("> ");
-    }
-    loop {
-        match lines.recv_timeout(PATIENCE) {
-            Ok(line) => return line.map(Some).context("cannot read stdin"),
-            Err(RecvTimeoutError::Timeout) if ui::interrupted() => return Ok(None),
-            Err(RecvTimeoutError::Timeout) => {}
-            Err(RecvTimeoutError::Disconnected) => return Ok(None),
-        }
-    }
+/// Whether a prompt passes what is remembered.
+fn is_too_long(error: &anyhow::Error) -> bool {
+    matches!(error.downcast_ref(), Some(GenerateError::TooLong { .. }))
 }

@@ -3,6 +3,7 @@
 use serde::Serialize;
 
 use super::Outcome;
+use super::adapter::CHANGES_NOTHING;
 use super::args::MergeArgs;
 use super::device;
 use super::export::amounts;
@@ -33,7 +34,8 @@ pub fn run(args: &MergeArgs) -> anyhow::Result<Outcome> {
     let (target, base) = (args.out.display().to_string(), args.base.display().to_string());
     let document = Document { target, base, report: &report, comparison };
     ui.result(&document, || document.text())?;
-    Ok(Outcome::Good)
+    // The snapshot is whole, but not all that was asked for was done.
+    Ok(Outcome::from(!ui::interrupted()))
 }
 
 /// Compares logits. The snapshot is there already: what goes wrong here is told, and no failure of the command.
@@ -44,6 +46,7 @@ fn comparison(args: &MergeArgs, ui: Ui, sources: &Sources<'_>) -> Option<Compari
     });
     match compared {
         Ok(comparison) => return Some(comparison),
+        Err(_) if ui::interrupted() => ui.note("the snapshot is written; logits were not compared, as you asked to stop"),
         Err(e) if matches!(e.downcast_ref(), Some(GpuError::NoAdapter)) => {
             ui.note("logits were not compared: there is no GPU");
         }
@@ -60,7 +63,7 @@ fn warn(ui: Ui, base: Base<'_>, report: &MergeReport) {
         ui.warning(&format!("{first}{more} of {path} is not, by SHA-256, a file that the pack was made from"));
     }
     match (report.rounding_error, &report.worst) {
-        (None, _) => ui.warning("the adapter changes nothing: its B is zero"),
+        (None, _) => ui.warning(CHANGES_NOTHING),
         (Some(error), Some(worst)) if error >= MergeReport::WORRYING => ui.warning(&format!(
             "bfloat16 is too coarse for this adapter: rounding took {:.0} % of its change ({:.0} % of {}); use the adapter itself",
             100.0 * error,

@@ -1,5 +1,6 @@
 //! The command line: the only part that prints, and the only one that sees clap, indicatif and anyhow. It never names wgpu.
 
+mod adapter;
 mod args;
 mod bench;
 mod completions;

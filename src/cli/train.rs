@@ -1,18 +1,15 @@
 //! `nf4pack train`.
 
 use std::fs;
-use std::io::{self, IsTerminal};
 use std::path::Path;
-use std::time::Duration;
 
 use anyhow::{Context, Result};
-use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde::Serialize;
 
 use super::Outcome;
-use super::args::{TrainArgs, TrainOptions};
+use super::args::TrainArgs;
 use super::device::{self, AdapterEntry};
-use super::ui::{self, Table, Ui};
+use super::ui::{self, Meter, Table, Ui, Unit};
 use crate::dequant::stream::PackSource;
 use crate::gpu::Gpu;
 use crate::train::data::{Dataset, show_batch};
@@ -77,7 +74,7 @@ pub fn run(args: &TrainArgs) -> Result<Outcome> {
     if args.show_batch {
         return show(&prepared, &settings);
     }
-    let summary = device::with(&args.gpu, ui, |gpu| train(ui, gpu, prepared, &task, &options))?;
+    let summary = device::with(&args.gpu, ui, |gpu| train(ui, gpu, prepared, &task))?;
     ui.result(&summary, || summary.text())?;
     Ok(Outcome::from(summary.end != End::Stopped))
 }
@@ -129,22 +126,18 @@ pub fn tell_plan(ui: Ui, plan: &MemoryPlan) {
     ui.stage(&format!("\n{table}\n{} a forward pass; {layers}", ui::plural(plan.micro_batch.into(), "row")));
 }
 
-fn train(ui: Ui, gpu: &Gpu, prepared: Prepared, task: &Task<'_>, options: &TrainOptions) -> Result<Summary> {
+fn train(ui: Ui, gpu: &Gpu, prepared: Prepared, task: &Task<'_>) -> Result<Summary> {
     let plan = prepared.plan(gpu, task.settings)?;
     tell_plan(ui, &plan);
     let tokenized = format!("{} samples, {} tokens", prepared.data.samples.len(), ui::grouped(prepared.data.tokens()));
     let mut run = Run::start(gpu, prepared, task, plan)?;
-    let (done, total) = run.steps();
-    let progress = Progress::new(done, total);
+    let meter = ui.meter_from("training", Unit::Steps, run.steps().0);
     let end = run.train(|event| {
-        progress.tell(ui, &event);
+        tell(&meter, &event);
         !ui::interrupted()
     })?;
-    progress.bar.finish_and_clear();
+    drop(meter);
     let summary = Summary::new(gpu, task, &run, end);
-    let toml = options.to_toml()?;
-    let settings = toml.lines().filter_map(|line| line.split_once(" = "));
-    let settings = settings.map(|(name, value)| (name.to_owned(), value.trim_matches('"').to_owned())).collect();
     let facts = [
         ("model", task.base.to_owned()),
         ("device", AdapterEntry::from(gpu.adapter()).to_string()),
@@ -156,59 +149,22 @@ fn train(ui: Ui, gpu: &Gpu, prepared: Prepared, task: &Task<'_>, options: &Train
     ];
     run.write_report(&Report {
         title: format!("LoRA adapter on {}", task.base),
-        settings,
+        settings: task.settings.clone(),
         facts: facts.map(|(name, value)| (name.to_owned(), value)).into(),
         records: run.records.clone(),
-        sample: None,
     })?;
     Ok(summary)
 }
 
 /// How far the training is.
-struct Progress {
-    bar: ProgressBar,
-    terminal: bool,
-    /// Steps between two lines where there is no terminal.
-    every: u64,
-}
-
-impl Progress {
-    fn new(done: u64, total: u64) -> Self {
-        let terminal = io::stderr().is_terminal();
-        let style = ProgressStyle::with_template("{pos}/{len} {wide_bar:.green/dim} {msg}  {eta} left")
-            .unwrap_or_else(|_| ProgressStyle::default_bar())
-            .progress_chars("━╸─");
-        let target = if terminal { ProgressDrawTarget::stderr_with_hz(10) } else { ProgressDrawTarget::hidden() };
-        let bar = ProgressBar::with_draw_target(Some(total), target).with_style(style).with_position(done);
-        bar.enable_steady_tick(Duration::from_millis(250));
-        Self { bar, terminal, every: (total / 20).max(1) }
-    }
-
-    fn tell(&self, ui: Ui, event: &Event<'_>) {
-        match event {
-            Event::Step(step, total) => self.step(ui, step, *total),
-            Event::Eval(eval) => self.line(ui, &eval_line(eval)),
-            Event::Saved(path) => self.line(ui, &format!("saved {}", path.display())),
+fn tell(meter: &Meter, event: &Event<'_>) {
+    match event {
+        Event::Step(step, total) => {
+            let text = format!("loss {:.4}  lr {:.2e}  {:.0} tokens/s", step.loss, step.lr, step.tokens_per_second);
+            meter.tell(step.step, *total, &text);
         }
-    }
-
-    fn step(&self, ui: Ui, step: &StepRecord, total: u64) {
-        let text = format!(
-            "loss {:.4}  lr {:.2e}  {:.0} tokens/s  {}",
-            step.loss,
-            step.lr,
-            step.tokens_per_second,
-            ui::bytes(step.gpu_bytes as f64)
-        );
-        self.bar.set_position(step.step);
-        if !self.terminal && (step.step == 1 || step.step == total || step.step.is_multiple_of(self.every)) {
-            ui.stage(&format!("step {}/{total}  {text}", step.step));
-        }
-        self.bar.set_message(text);
-    }
-
-    fn line(&self, ui: Ui, text: &str) {
-        self.bar.suspend(|| ui.stage(text));
+        Event::Eval(eval) => meter.line(&eval_line(eval)),
+        Event::Saved(path) => meter.line(&format!("saved {}", path.display())),
     }
 }
 
@@ -234,7 +190,7 @@ impl Summary {
             first_loss: steps.first().map(|step| step.loss),
             last_loss: steps.last().map(|step| step.loss),
             held_out_loss: evals.next_back().map(|eval| eval.loss),
-            tokens_per_second: (!speeds.is_empty()).then(|| super::bench::median(speeds)),
+            tokens_per_second: ui::median(&speeds),
             micro_batch: run.plan.micro_batch,
             gpu_bytes: run.plan.total(),
             resident: run.plan.stream.resident,

@@ -1,18 +1,25 @@
 //! How things look: numbers, tables, progress, and the two streams. Nothing here panics where a stream is closed.
 
+mod meter;
+
 use std::fmt::{self, Display};
 use std::io::{self, IsTerminal, Write};
+use std::ops::ControlFlow;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use anyhow::Context;
 use clap::builder::styling::{AnsiColor, Style};
-use indicatif::{ProgressBar, ProgressDrawTarget, ProgressState, ProgressStyle};
 use serde::Serialize;
 
 use super::args::OutputArgs;
-use crate::convert::Progress;
+pub use crate::train::record::{duration, median};
+pub use meter::{Meter, Unit};
+
+/// Ctrl-C ended the work: what could be saved is saved, what was half done is removed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("stopped before the end")]
+pub struct Cancelled;
 
 /// Set by Ctrl-C and SIGTERM; every command that works for long looks at it.
 static INTERRUPTED: AtomicBool = AtomicBool::new(false);
@@ -27,12 +34,27 @@ pub fn take_interrupt() -> bool {
     INTERRUPTED.swap(false, Ordering::Relaxed)
 }
 
-/// From here on Ctrl-C and SIGTERM end the command in order, instead of at once: what it was writing is removed.
+/// Ends the command where the user asked to stop.
+///
+/// # Errors
+/// [`Cancelled`].
+pub fn not_interrupted() -> Result<(), Cancelled> {
+    if interrupted() { Err(Cancelled) } else { Ok(()) }
+}
+
+/// From here on Ctrl-C and SIGTERM ask the command to end in order: it saves what it can, and removes what it was writing. Who asks
+/// again before that has happened does not want to wait: the program ends at once.
 ///
 /// # Errors
 /// Where the system does not let handlers be set.
 pub fn handle_interrupts() -> anyhow::Result<()> {
-    ctrlc::set_handler(|| INTERRUPTED.store(true, Ordering::Relaxed)).context("cannot handle Ctrl-C")
+    let asked = || {
+        if INTERRUPTED.swap(true, Ordering::Relaxed) {
+            let _ = writeln!(io::stderr(), "\nended at once; temporary files may be left");
+            std::process::exit(1);
+        }
+    };
+    ctrlc::set_handler(asked).context("cannot handle Ctrl-C")
 }
 
 /// Seconds since 1970, for templates that tell the date.
@@ -71,12 +93,13 @@ impl Ui {
         if self.quiet { Ok(()) } else { print(&text()) }
     }
 
-    /// A piece of a result that is shown as it comes; with `--json` all of it follows at the end.
+    /// A piece of a result that is shown as it comes; with `--json` all of it follows at the end. [`ControlFlow::Break`] where the
+    /// reader has seen enough.
     ///
     /// # Errors
     /// As [`Ui::result`].
-    pub fn stream(self, piece: &str) -> anyhow::Result<()> {
-        if self.json || piece.is_empty() { Ok(()) } else { print(piece) }
+    pub fn stream(self, piece: &str) -> anyhow::Result<ControlFlow<()>> {
+        if self.json || piece.is_empty() { Ok(ControlFlow::Continue(())) } else { write(piece) }
     }
 
     /// Something that the user should know.
@@ -102,11 +125,12 @@ impl Ui {
 
     /// Progress of a command that is `verb`-ing, counted in `unit`.
     pub fn meter(self, verb: &'static str, unit: Unit) -> Meter {
-        if self.quiet {
-            return Meter::Silent;
-        }
-        let stderr = io::stderr();
-        if stderr.is_terminal() { Meter::Bar(Bar::new(verb, unit)) } else { Meter::Lines(Lines::new(verb, unit)) }
+        self.meter_from(verb, unit, 0)
+    }
+
+    /// Progress of what goes on after its first `done` units, which say nothing about how fast it is now.
+    pub fn meter_from(self, verb: &'static str, unit: Unit, done: u64) -> Meter {
+        if self.quiet { Meter::Silent } else { Meter::new(verb, unit, done, io::stderr().is_terminal()) }
     }
 }
 
@@ -115,10 +139,16 @@ impl Ui {
 /// # Errors
 /// As [`Ui::result`].
 pub fn print(text: &str) -> anyhow::Result<()> {
+    write(text).map(|_| ())
+}
+
+/// [`print`], and whether anyone still reads.
+fn write(text: &str) -> anyhow::Result<ControlFlow<()>> {
     let mut stdout = io::stdout().lock();
     match stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()) {
-        Err(e) if e.kind() != io::ErrorKind::BrokenPipe => Err(e).context("cannot write to stdout"),
-        _ => Ok(()),
+        Ok(()) => Ok(ControlFlow::Continue(())),
+        Err(e) if e.kind() == io::ErrorKind::BrokenPipe => Ok(ControlFlow::Break(())),
+        Err(e) => Err(e).context("cannot write to stdout"),
     }
 }
 
@@ -142,183 +172,6 @@ fn colour_wanted() -> bool {
 
 fn stderr_has_colour() -> bool {
     io::stderr().is_terminal() && colour_wanted()
-}
-
-/// What a meter counts.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Unit {
-    Weights,
-    Bytes,
-    Rows,
-}
-
-impl Unit {
-    fn amount(self, n: f64) -> String {
-        match self {
-            Self::Weights => count(n),
-            Self::Bytes => bytes(n),
-            Self::Rows => grouped(n as u64),
-        }
-    }
-
-    fn rate(self, per_second: f64) -> String {
-        match self {
-            Self::Weights => format!("{} weights/s", count(per_second)),
-            Self::Bytes => format!("{}/s", bytes(per_second)),
-            Self::Rows => format!("{per_second:.1} rows/s"),
-        }
-    }
-
-    /// `189M of 440M weights`
-    fn progress(self, done: u64, total: u64) -> String {
-        let suffix = match self {
-            Self::Weights => " weights",
-            Self::Bytes => "",
-            Self::Rows => " rows",
-        };
-        format!("{} of {}{suffix}", self.amount(done as f64), self.amount(total as f64))
-    }
-}
-
-/// Progress on stderr: a bar on a terminal, plain lines elsewhere.
-#[derive(Debug)]
-pub enum Meter {
-    Silent,
-    Bar(Bar),
-    Lines(Lines),
-}
-
-impl Progress for Meter {
-    fn advance(&self, done: u64, total: u64) {
-        match self {
-            Self::Silent => {}
-            Self::Bar(bar) => bar.advance(done, total),
-            Self::Lines(lines) => lines.advance(done, total),
-        }
-    }
-
-    fn cancelled(&self) -> bool {
-        interrupted()
-    }
-}
-
-/// How fast it goes: the mean since the first thing was done, because what comes before that (headers, an embedding that is
-/// only copied) says nothing about the rest.
-#[derive(Debug)]
-struct Pace {
-    started: Instant,
-    first: OnceLock<(Instant, u64)>,
-}
-
-impl Pace {
-    fn new() -> Self {
-        Self { started: Instant::now(), first: OnceLock::new() }
-    }
-
-    fn note(&self, done: u64) {
-        if done > 0 {
-            self.first.get_or_init(|| (Instant::now(), done));
-        }
-    }
-
-    fn per_second(&self, done: u64) -> f64 {
-        let since = |at: Instant| at.elapsed().as_secs_f64();
-        match self.first.get() {
-            Some(&(at, first)) if done > first && since(at) > 0.2 => (done - first) as f64 / since(at),
-            _ => done as f64 / since(self.started).max(1e-9),
-        }
-    }
-}
-
-/// A bar that redraws itself.
-#[derive(Debug)]
-pub struct Bar {
-    bar: ProgressBar,
-    pace: Arc<Pace>,
-}
-
-impl Bar {
-    fn new(verb: &'static str, unit: Unit) -> Self {
-        let template = "{verb} {wide_bar:.green/dim} {percent:>3} %  {state}";
-        let style = ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar());
-        let pace = Arc::new(Pace::new());
-        let shared = Arc::clone(&pace);
-        let style = style
-            .progress_chars("━╸─")
-            .with_key("verb", move |state: &ProgressState, out: &mut dyn fmt::Write| {
-                let all = state.len().is_some_and(|total| total > 0 && state.pos() >= total);
-                let _ = out.write_str(if all { "finishing" } else { verb });
-            })
-            .with_key("state", move |state: &ProgressState, out: &mut dyn fmt::Write| {
-                let (done, total) = (state.pos(), state.len().unwrap_or(0));
-                let _ = out.write_str(&status(unit, done, total, shared.per_second(done)));
-            });
-        let bar = ProgressBar::with_draw_target(Some(0), ProgressDrawTarget::stderr_with_hz(10)).with_style(style);
-        // Without a tick the clock stands still while a large tensor is copied.
-        bar.enable_steady_tick(Duration::from_millis(250));
-        Self { bar, pace }
-    }
-
-    fn advance(&self, done: u64, total: u64) {
-        self.pace.note(done);
-        self.bar.set_length(total);
-        // Threads report out of order; a bar does not go back.
-        self.bar.set_position(done.max(self.bar.position()));
-    }
-}
-
-impl Drop for Bar {
-    fn drop(&mut self) {
-        self.bar.finish_and_clear();
-    }
-}
-
-/// `189M of 440M weights  92.1M weights/s  3 s left`; what is not known yet is left out.
-fn status(unit: Unit, done: u64, total: u64, per_second: f64) -> String {
-    let progress = unit.progress(done, total);
-    if done == 0 {
-        return progress;
-    }
-    let left = total.saturating_sub(done) as f64 / per_second.max(1e-9);
-    format!("{progress}  {}  {}", unit.rate(per_second), time_left(left))
-}
-
-/// A line for every tenth of the work, but no flood of them where it is quick and no silence where it is slow.
-#[derive(Debug)]
-pub struct Lines {
-    verb: &'static str,
-    unit: Unit,
-    pace: Pace,
-    last: Mutex<(u64, Instant)>,
-}
-
-/// The least and the most time between two lines; the end always gets one.
-const LINE_INTERVALS: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(10));
-
-impl Lines {
-    fn new(verb: &'static str, unit: Unit) -> Self {
-        Self { verb, unit, pace: Pace::new(), last: Mutex::new((0, Instant::now())) }
-    }
-
-    fn advance(&self, done: u64, total: u64) {
-        self.pace.note(done);
-        let tenth = (10 * u128::from(done) / u128::from(total.max(1))) as u64;
-        let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
-        let (last_tenth, at) = *last;
-        let (least, most) = LINE_INTERVALS;
-        let (later, due) = (tenth > last_tenth, at.elapsed() > if tenth > last_tenth { least } else { most });
-        // Threads report out of order; a line never goes back.
-        if done == 0 || tenth < last_tenth || !(due || (later && done == total)) {
-            return;
-        }
-        *last = (tenth, Instant::now());
-        let _ = writeln!(io::stderr(), "{}", self.line(done, total, self.pace.per_second(done)));
-    }
-
-    fn line(&self, done: u64, total: u64, per_second: f64) -> String {
-        let percent = 100.0 * done as f64 / total.max(1) as f64;
-        format!("{}: {percent:3.0} %  {}", self.verb, status(self.unit, done, total, per_second))
-    }
 }
 
 /// Three digits and a prefix: `999`, `1.23k`, `440M`, `3.63G`.
@@ -364,34 +217,6 @@ pub fn grouped(n: u64) -> String {
 /// `1 tensor`, `2 tensors`.
 pub fn plural(n: u64, thing: &str) -> String {
     format!("{} {thing}{}", grouped(n), if n == 1 { "" } else { "s" })
-}
-
-/// `3.1 ms`, `0.31 s`, `42 s`, `2 min 05 s`, `1 h 02 min`.
-pub fn duration(seconds: f64) -> String {
-    match seconds {
-        s if s < 0.0995 => format!("{:.1} ms", 1e3 * s),
-        s if s < 9.995 => format!("{s:.2} s"),
-        s if s < 99.5 => format!("{s:.0} s"),
-        _ => long_duration(seconds.round() as u64),
-    }
-}
-
-fn long_duration(seconds: u64) -> String {
-    let minutes = seconds / 60;
-    if minutes < 60 {
-        format!("{minutes} min {:02} s", seconds % 60)
-    } else {
-        format!("{} h {:02} min", minutes / 60, minutes % 60)
-    }
-}
-
-/// An estimate of the time left: no finer than a second, and nothing where it means nothing yet.
-fn time_left(seconds: f64) -> String {
-    match seconds.ceil() {
-        s if s < 100.0 => format!("{s:.0} s left"),
-        s if s < 1e6 => format!("{} left", long_duration(s as u64)),
-        _ => String::new(),
-    }
 }
 
 /// A relative or absolute error: three digits, without an exponent where that is readable.
@@ -493,11 +318,6 @@ mod tests {
         assert_eq!(bytes(12.0), "12 B");
         assert_eq!(grouped(1_234_567), "1,234,567");
         assert_eq!(grouped(123), "123");
-        assert_eq!(duration(0.0031), "3.1 ms");
-        assert_eq!(duration(0.314), "0.31 s");
-        assert_eq!(duration(42.4), "42 s");
-        assert_eq!(duration(125.0), "2 min 05 s");
-        assert_eq!(duration(3725.0), "1 h 02 min");
         assert_eq!(plural(1, "file"), "1 file");
         assert_eq!(plural(2000, "file"), "2,000 files");
         assert_eq!(error_value(0.0), "0");
@@ -515,11 +335,5 @@ mod tests {
         table.row([&"total", &7]);
         let expected = "name      n\n─────  ────\na      1000\n─────  ────\ntotal     7\n";
         assert_eq!(table.to_string(), expected);
-    }
-
-    #[test]
-    fn a_line_says_how_far_how_fast_and_how_long() {
-        let lines = Lines::new("converting", Unit::Weights);
-        assert_eq!(lines.line(50, 200, 25.0), "converting:  25 %  50 of 200 weights  25 weights/s  6 s left");
     }
 }

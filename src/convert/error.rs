@@ -68,7 +68,7 @@ pub enum ConvertError {
         source: std::io::Error,
     },
     /// The caller asked to stop.
-    #[error("stopped before the end; nothing was written")]
+    #[error("stopped before the end")]
     Cancelled,
     /// The worker threads could not be started.
     #[error("cannot start the worker threads: {0}")]

@@ -2,6 +2,7 @@
 
 mod pack;
 
+use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io;
@@ -10,6 +11,7 @@ use std::path::Path;
 use half::bf16;
 use serde_json::{Value, json};
 
+use super::report::Progress;
 use crate::io::{AlignedBuf, sync_dir, write_all_at};
 
 pub use pack::write_pack;
@@ -134,14 +136,21 @@ struct Tensor {
 ///
 /// # Errors
 ///
-/// `AlreadyExists` where `dir` is not empty; otherwise what the operating system says.
-pub fn write(dir: &Path, shape: &Shape, seed: u64, shard_bytes: Option<u64>) -> io::Result<u64> {
+/// `AlreadyExists` where `dir` is not empty; `Interrupted` where `progress`, which counts bytes of weights, says so; otherwise what
+/// the operating system says.
+pub fn write(dir: &Path, shape: &Shape, seed: u64, shard_bytes: Option<u64>, progress: &impl Progress) -> io::Result<u64> {
     fs::create_dir_all(dir)?;
     if fs::read_dir(dir)?.next().is_some() {
         return Err(io::Error::new(io::ErrorKind::AlreadyExists, format!("{} is not empty", dir.display())));
     }
     fs::write(dir.join("config.json"), pretty(&shape.config())?)?;
     let shards = shards(shape, seed, shard_bytes);
+    let (total, done) = (shards.iter().flatten().map(|tensor| tensor.len).sum(), Cell::new(0));
+    let advance = |bytes: u64| {
+        done.set(done.get() + bytes);
+        progress.advance(done.get(), total);
+        if progress.cancelled() { Err(io::ErrorKind::Interrupted.into()) } else { Ok(()) }
+    };
     let values = [quantiles(0.0), quantiles(1.0)];
     let mut written = 0;
     let mut index = BTreeMap::new();
@@ -150,11 +159,10 @@ pub fn write(dir: &Path, shape: &Shape, seed: u64, shard_bytes: Option<u64>) -> 
             Some(_) => format!("model-{:05}-of-{:05}.safetensors", i + 1, shards.len()),
             None => "model.safetensors".to_owned(),
         };
-        written += write_file(&dir.join(&name), tensors, &values)?;
+        written += write_file(&dir.join(&name), tensors, &values, &advance)?;
         index.extend(tensors.iter().map(|tensor| (&tensor.name, name.clone())));
     }
     if shard_bytes.is_some() {
-        let total: u64 = shards.iter().flatten().map(|tensor| tensor.len).sum();
         let index = json!({ "metadata": { "total_size": total }, "weight_map": index });
         fs::write(dir.join("model.safetensors.index.json"), pretty(&index)?)?;
     }
@@ -183,8 +191,13 @@ fn shards(shape: &Shape, seed: u64, shard_bytes: Option<u64>) -> Vec<Vec<Tensor>
     shards
 }
 
-/// Writes one safetensors file, with the values for weights and for norms, and gives its length.
-fn write_file(path: &Path, tensors: &[Tensor], [weights, norms]: &[Vec<[u8; 2]>; 2]) -> io::Result<u64> {
+/// Writes one safetensors file, with the values for weights and for norms, and gives its length; `advance` hears of each run of bytes.
+fn write_file(
+    path: &Path,
+    tensors: &[Tensor],
+    [weights, norms]: &[Vec<[u8; 2]>; 2],
+    advance: &dyn Fn(u64) -> io::Result<()>,
+) -> io::Result<u64> {
     let mut header = BTreeMap::from([("__metadata__", json!({ "format": "pt" }))]);
     let mut end = 0;
     for Tensor { name, shape, len, .. } in tensors {
@@ -208,6 +221,7 @@ fn write_file(path: &Path, tensors: &[Tensor], [weights, norms]: &[Vec<[u8; 2]>;
             state = fill(chunk, state, values);
             write_all_at(&file, chunk, offset)?;
             offset += chunk.len() as u64;
+            advance(chunk.len() as u64)?;
         }
     }
     file.sync_data()?;
@@ -264,10 +278,10 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let (whole, sharded) = (dir.path().join("whole"), dir.path().join("sharded"));
         let shape = Shape::from_name("tiny").unwrap();
-        let written = write(&whole, &shape, 7, None).unwrap();
+        let written = write(&whole, &shape, 7, None, &()).unwrap();
         assert_eq!(written, fs::metadata(whole.join("model.safetensors")).unwrap().len());
-        write(&sharded, &shape, 7, Some(1 << 20)).unwrap();
-        assert_eq!(write(&whole, &shape, 7, None).unwrap_err().kind(), io::ErrorKind::AlreadyExists);
+        write(&sharded, &shape, 7, Some(1 << 20), &()).unwrap();
+        assert_eq!(write(&whole, &shape, 7, None, &()).unwrap_err().kind(), io::ErrorKind::AlreadyExists);
 
         let (whole, sharded) = (Checkpoint::open(&whole, None).unwrap(), Checkpoint::open(&sharded, None).unwrap());
         assert!(sharded.files.len() > 2);
@@ -281,6 +295,30 @@ mod tests {
             sharded.read(other, 0, &mut b).unwrap();
             assert_eq!(a, b, "{}", tensor.name);
         }
+    }
+
+    #[test]
+    fn writing_tells_how_far_it_is_and_can_be_stopped() {
+        /// Says to stop at half of the bytes.
+        #[derive(Default)]
+        struct Half(std::sync::Mutex<Vec<(u64, u64)>>);
+        impl Progress for Half {
+            fn advance(&self, done: u64, total: u64) {
+                self.0.lock().unwrap().push((done, total));
+            }
+            fn cancelled(&self) -> bool {
+                self.0.lock().unwrap().last().is_some_and(|&(done, total)| 2 * done > total)
+            }
+        }
+        let dir = tempfile::tempdir().unwrap();
+        let half = Half::default();
+        let stopped = write(&dir.path().join("half"), &Shape::from_name("tiny").unwrap(), 7, None, &half).unwrap_err();
+        assert_eq!(stopped.kind(), io::ErrorKind::Interrupted);
+        let told = half.0.into_inner().unwrap();
+        let bytes: u64 =
+            Shape::from_name("tiny").unwrap().tensors().iter().map(|(_, s)| 2 * s.iter().product::<u64>()).sum();
+        assert!(told.is_sorted() && told.iter().all(|&(_, total)| total == bytes), "{told:?}");
+        assert!(told.last().unwrap().0 < bytes, "the rest was not written");
     }
 
     #[test]

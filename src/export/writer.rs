@@ -65,7 +65,7 @@ pub enum WriteError {
         source: SafeTensorError,
     },
     /// The caller asked to stop.
-    #[error("stopped before the end; nothing was written")]
+    #[error("stopped before the end")]
     Cancelled,
 }
 

@@ -8,16 +8,15 @@ use thiserror::Error;
 
 use super::Sources;
 use crate::convert::{Conversion, ConvertError, Options, Progress};
-use crate::dequant::stream::{PackSource, StreamError, default_budget};
+use crate::dequant::stream::{PackSource, StreamError};
 use crate::export::WriteError;
 use crate::gpu::Gpu;
 use crate::train::TrainError;
 use crate::train::adapter::Adapter;
-use crate::train::gpu_adapter::GpuAdapter;
 use crate::train::model::{read_config, read_tokenizer};
-use crate::train::plan::{Demand, MemoryError, MemoryPlan};
+use crate::train::open::Passes;
+use crate::train::plan::MemoryError;
 use crate::train::session::Session;
-use crate::train::settings::MicroBatch;
 
 /// Tokens of a sample that are looked at.
 const MOST_TOKENS: usize = 128;
@@ -63,7 +62,7 @@ pub struct Comparison {
     pub rms_difference: f64,
     /// Root of the mean square of the logits before the merge: what the differences are to be held against.
     pub rms_logit: f64,
-    /// Tokens after which both models think another word the likeliest.
+    /// Tokens after which the two models differ in the likeliest word.
     pub other_words: u64,
 }
 
@@ -95,31 +94,17 @@ pub fn compare(
         return Err(CompareError::Empty);
     }
     let before = logits(gpu, pack, Some(&adapter), &tokens)?;
+    if progress.cancelled() {
+        return Err(ConvertError::Cancelled.into());
+    }
     let after = logits(gpu, PackSource::open(&path, true)?, None, &tokens)?;
     Ok(Comparison::of(&before, &after, config.vocab as usize))
 }
 
 /// The logits of every token, [tokens, vocabulary].
 fn logits(gpu: &Gpu, pack: PackSource, adapter: Option<&Adapter>, tokens: &[u32]) -> Result<Vec<f32>, CompareError> {
-    let config = read_config(&pack)?;
-    let (length, rank) = (tokens.len() as u32, adapter.map_or(0, |adapter| adapter.config.rank));
-    let demand = Demand {
-        index: pack.index(),
-        model: &config,
-        max_buffer: gpu.limits().max_buffer_size,
-        budget: default_budget(gpu),
-        adapter: adapter.map_or(0, |adapter| adapter.layout.len() as u64),
-        rank,
-        dropout: false,
-        training: false,
-        length,
-        rows: 1,
-    };
-    let plan = MemoryPlan::new(&demand, MicroBatch::Rows(1))?;
-    let (model, memory) = plan.reserve(gpu, pack)?;
-    let upload = |adapter: &Adapter| GpuAdapter::new(gpu, &adapter.config, &adapter.layout, &adapter.vector, false);
-    let mut session = Session { model, adapter: adapter.map(upload).transpose()?, memory };
-    Ok(session.logits(tokens)?)
+    let plan = Passes::of_one(tokens.len() as u32).plan(gpu, &pack, &read_config(&pack)?, adapter)?;
+    Ok(Session::open(gpu, pack, adapter, &plan)?.logits(tokens)?)
 }
 
 impl Comparison {

@@ -164,6 +164,12 @@ impl Adapter {
         Ok(Self { config, base, layout, vector })
     }
 
+    /// Whether it leaves the model as it is: every B is zero, as before training.
+    pub fn changes_nothing(&self) -> bool {
+        let zero = |range: Range<usize>| self.vector.get(range).unwrap_or_default().iter().all(|&x| x == 0.0);
+        self.layout.places().all(|(_, _, place)| zero(place.b))
+    }
+
     /// Writes the adapter as PEFT would, and `more` files (name, bytes) beside it. Everything is durable under another name
     /// before anything in `folder` changes; what else is there stays.
     ///

@@ -7,14 +7,14 @@ use thiserror::Error;
 
 use super::TrainError;
 use super::adapter::Adapter;
-use super::gpu_adapter::GpuAdapter;
+use super::config::ModelConfig;
 use super::kv_cache::KvCache;
-use super::model::{Model, read_config};
-use super::plan::scratch_bytes;
+use super::model::read_config;
+use super::open::Passes;
+use super::plan::MemoryError;
 use super::sampling::{Sampler, SamplingError};
 use super::session::Session;
-use super::workspace::{Memory, Sizes, WorkspaceBytes};
-use crate::dequant::stream::{PackSource, StreamError, StreamOptions, StreamPlan, default_budget};
+use crate::dequant::stream::{PackSource, StreamPlan};
 use crate::gpu::Gpu;
 
 /// Tokens of a prompt that go through the model together.
@@ -53,7 +53,23 @@ pub enum GenerateError {
         tokens: u64,
         /// Those that the cache holds.
         capacity: u32,
+        /// Those that the model was made for: see [`most_tokens`].
+        most: u32,
     },
+}
+
+/// The longest text that a model was made for, in tokens.
+pub fn most_tokens(model: &ModelConfig) -> u32 {
+    model.sliding_window.unwrap_or(u32::MAX).min(model.max_position_embeddings)
+}
+
+/// What [`TextGenerator::answer`] tells while it goes on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Event {
+    /// So many tokens of the prompt are read, not all of them.
+    Read(u64),
+    /// The next token of the text.
+    Token(u32),
 }
 
 /// Why a text ended.
@@ -92,15 +108,26 @@ pub struct Generated {
     pub ending: Ending,
     /// Seconds for the prompt, up to the choice of the first token.
     pub prompt_seconds: f64,
-    /// Seconds for the text.
+    /// Tokens of the text that went through the model, for the next one. The first token is the prompt's work.
+    pub passes: u64,
+    /// Seconds for them, and for the choice of each token.
     pub seconds: f64,
 }
 
 impl Generated {
-    /// How fast the text came.
-    pub fn tokens_per_second(&self) -> f64 {
-        self.tokens.len() as f64 / self.seconds.max(1e-9)
+    /// How fast the prompt was read; `None` where none of it was.
+    pub fn prompt_tokens_per_second(&self) -> Option<f64> {
+        rate(self.prompt_tokens, self.prompt_seconds)
     }
+
+    /// How fast the text came after its first token; `None` where there was no more.
+    pub fn tokens_per_second(&self) -> Option<f64> {
+        rate(self.passes, self.seconds)
+    }
+}
+
+fn rate(count: u64, seconds: f64) -> Option<f64> {
+    (count > 0).then(|| count as f64 / seconds.max(1e-9))
 }
 
 /// Goes on with texts.
@@ -131,25 +158,16 @@ impl TextGenerator {
         budget: Option<u64>,
     ) -> Result<Self, GenerateError> {
         let config = read_config(&pack)?;
-        let rank = adapter.map_or(0, |adapter| adapter.layout.rank());
-        let sizes = Sizes { tokens: CHUNK.min(capacity.max(1)), rank, dropout: false, training: false };
-        let parameters = adapter.map_or(0, |adapter| 4 * adapter.layout.len() as u64);
-        let working = WorkspaceBytes::of(&config, sizes).total() + scratch_bytes(&config, capacity);
-        let beside = KvCache::bytes(&config, capacity) + working + parameters;
-        let budget = budget.or_else(|| default_budget(gpu));
-        let weights = budget.map(|budget| budget.saturating_sub(beside));
-        let options = StreamOptions { budget: weights, ..StreamOptions::default() };
-        let model = Model::new(gpu, pack, capacity, &options).map_err(|error| match error {
-            TrainError::Stream(StreamError::Budget { needed, .. }) => {
-                GenerateError::Budget { budget: budget.unwrap_or_default(), needed: needed + beside, capacity }
-            }
-            error => error.into(),
+        let beside = KvCache::bytes(&config, capacity);
+        let passes = Passes { positions: capacity, beside, budget, ..Passes::of_one(CHUNK.min(capacity.max(1))) };
+        let plan = passes.plan(gpu, &pack, &config, adapter).map_err(|error| match error {
+            MemoryError::Budget { budget, needed, .. } => GenerateError::Budget { budget, needed, capacity },
+            MemoryError::Stream(error) => TrainError::from(error).into(),
         })?;
-        let adapter = adapter.map(|a| GpuAdapter::new(gpu, &a.config, &a.layout, &a.vector, false)).transpose()?;
-        let memory = Memory::new(gpu, &config, sizes).map_err(TrainError::from)?;
+        let session = Session::open(gpu, pack, adapter, &plan)?;
         let cache = KvCache::new(gpu, &config, capacity)?;
         let ends = config.eos_token_ids.iter().copied().chain(eos).collect();
-        Ok(Self { session: Session { model, adapter, memory }, cache, cached: Vec::new(), ends })
+        Ok(Self { session, cache, cached: Vec::new(), ends })
     }
 
     /// How the layers go through GPU memory.
@@ -158,62 +176,87 @@ impl TextGenerator {
     }
 
     /// Goes on after `prompt`, all of the text so far, with `max_tokens` tokens at most; of what earlier calls have left in the cache,
-    /// the start that is the same is used again. `show` gets every token and says whether to go on.
+    /// the start that is the same is used again. `observe` hears of each piece of a long prompt and gets every token, and says whether to
+    /// go on.
     ///
     /// # Errors
-    /// [`GenerateError`], and what `show` gives.
+    /// [`GenerateError`], and what `observe` gives.
     pub fn answer<E: From<GenerateError>>(
         &mut self,
         prompt: &[u32],
         max_tokens: u32,
         sampler: &mut Sampler,
-        mut show: impl FnMut(u32) -> Result<ControlFlow<()>, E>,
+        mut observe: impl FnMut(Event) -> Result<ControlFlow<()>, E>,
     ) -> Result<Generated, E> {
         let start = Instant::now();
-        let (mut logits, prompt_tokens) = self.read(prompt)?;
+        let (logits, prompt_tokens) = self.read(prompt, &mut observe)?;
         let prompt_seconds = start.elapsed().as_secs_f64();
+        let (tokens, ending) = (Vec::new(), Ending::Stopped);
+        let mut text = Generated { tokens, prompt_tokens, ending, prompt_seconds, passes: 0, seconds: 0.0 };
         let start = Instant::now();
-        let mut tokens = Vec::new();
-        let ending = loop {
-            if tokens.len() as u64 >= max_tokens.into() {
-                break Ending::MaxTokens;
+        if let Some(logits) = logits {
+            text.ending = self.go_on(logits, max_tokens, sampler, &mut observe, &mut text)?;
+        }
+        text.seconds = start.elapsed().as_secs_f64();
+        Ok(text)
+    }
+
+    /// Adds tokens to `text`, the first one by `logits`; why that ended.
+    fn go_on<E: From<GenerateError>>(
+        &mut self,
+        mut logits: Vec<f32>,
+        max_tokens: u32,
+        sampler: &mut Sampler,
+        observe: &mut impl FnMut(Event) -> Result<ControlFlow<()>, E>,
+        text: &mut Generated,
+    ) -> Result<Ending, E> {
+        loop {
+            if text.tokens.len() as u64 >= max_tokens.into() {
+                return Ok(Ending::MaxTokens);
             }
             let token = sampler.sample(&logits).map_err(GenerateError::from)?;
             if self.ends.contains(&token) {
-                break Ending::EndToken;
+                return Ok(Ending::EndToken);
             }
-            tokens.push(token);
-            if show(token)?.is_break() {
-                break Ending::Stopped;
+            text.tokens.push(token);
+            if observe(Event::Token(token))?.is_break() {
+                return Ok(Ending::Stopped);
             }
             // Nobody asks what follows the last token.
-            if (tokens.len() as u64) < max_tokens.into() {
+            if (text.tokens.len() as u64) < max_tokens.into() {
                 if self.cached.len() as u64 >= self.cache.capacity().into() {
-                    break Ending::ContextFull;
+                    return Ok(Ending::ContextFull);
                 }
                 logits = self.advance(&[token])?;
+                text.passes += 1;
             }
-        };
-        let seconds = start.elapsed().as_secs_f64();
-        Ok(Generated { tokens, prompt_tokens, ending, prompt_seconds, seconds })
+        }
     }
 
-    /// Brings a text into the cache; the logits of its next token, and how many tokens were new.
-    fn read(&mut self, text: &[u32]) -> Result<(Vec<f32>, u64), GenerateError> {
+    /// Brings a text into the cache; the logits of its next token, unless it was stopped, and how many tokens were new.
+    fn read<E: From<GenerateError>>(
+        &mut self,
+        text: &[u32],
+        observe: &mut impl FnMut(Event) -> Result<ControlFlow<()>, E>,
+    ) -> Result<(Option<Vec<f32>>, u64), E> {
         let (tokens, capacity) = (text.len() as u64, self.cache.capacity());
         if tokens > capacity.into() {
-            return Err(GenerateError::TooLong { tokens, capacity });
+            let most = most_tokens(self.session.model.config());
+            return Err(GenerateError::TooLong { tokens, capacity, most }.into());
         }
         // The last token is read again: its logits are not kept.
-        let before_last = text.get(..text.len().saturating_sub(1)).unwrap_or_default();
+        let (_, before_last) = text.split_last().ok_or(GenerateError::NoPrompt)?;
         let same = before_last.iter().zip(&self.cached).take_while(|(a, b)| a == b).count();
         self.cached.truncate(same);
-        let new = text.get(same..).unwrap_or_default();
-        let mut logits = Err(GenerateError::NoPrompt);
-        for chunk in new.chunks(self.session.memory.sizes().tokens.max(1) as usize) {
-            logits = Ok(self.advance(chunk)?);
+        let mut logits = None;
+        while let Some(rest) = text.get(self.cached.len()..).filter(|rest| !rest.is_empty()) {
+            if self.cached.len() > same && observe(Event::Read((self.cached.len() - same) as u64))?.is_break() {
+                return Ok((None, (self.cached.len() - same) as u64));
+            }
+            let chunk = rest.len().min(self.session.memory.sizes().tokens.max(1) as usize);
+            logits = Some(self.advance(rest.get(..chunk).unwrap_or_default())?);
         }
-        Ok((logits?, new.len() as u64))
+        Ok((logits, (text.len() - same) as u64))
     }
 
     /// Brings further tokens, for which there is room, into the cache; the logits of the next one.

@@ -2,7 +2,7 @@
 
 use super::error::TrainError;
 use super::linear::Lora;
-use super::lora::{AdapterLayout, LoraConfig, TARGETS};
+use super::lora::{AdapterLayout, LoraConfig, TARGETS, target_index};
 use super::ops::{DropoutKey, Mat};
 use crate::format::Role;
 use crate::gpu::Gpu;
@@ -59,8 +59,7 @@ impl GpuAdapter {
             let b = vector.range.slice(4 * place.b.start as u64, 4 * place.b.len() as u64);
             [Mat { range: a, rows: rank, cols: place.inputs }, Mat { range: b, rows: place.outputs, cols: rank }]
         };
-        let module = TARGETS.iter().zip(0..).find(|(target, _)| **target == role).map_or(0, |(_, i)| i);
-        let module = layer * TARGETS.len() as u32 + module;
+        let module = layer * TARGETS.len() as u32 + target_index(role);
         let key = |Mask { seed, micro_batch }| DropoutKey { seed, step: micro_batch, module };
         let [a, b] = matrices(&self.parameters);
         let dropout = mask.filter(|_| self.dropout > 0.0).map(|mask| (self.dropout, key(mask)));

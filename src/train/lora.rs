@@ -94,6 +94,11 @@ impl LoraConfig {
     }
 }
 
+/// Where a role stands in [`TARGETS`], of which it is one.
+pub(super) fn target_index(role: Role) -> u32 {
+    TARGETS.iter().zip(0..).find(|(target, _)| **target == role).map_or(0, |(_, index)| index)
+}
+
 /// Inputs and outputs of a projection; `None` for a role that is not one of [`TARGETS`].
 pub fn projection_shape(model: &ModelConfig, role: Role) -> Option<(u32, u32)> {
     match role {
@@ -206,8 +211,7 @@ impl AdapterLayout {
     pub fn initial(&self, seed: u64) -> Vec<f32> {
         let mut vector = vec![0.0; self.len()];
         for (layer, role, place) in self.places() {
-            let module = TARGETS.iter().zip(0..).find(|(r, _)| **r == role).map_or(0, |(_, i)| i);
-            let mut generator = Generator::new(seed, Stream::Init { layer, module });
+            let mut generator = Generator::new(seed, Stream::Init { layer, module: target_index(role) });
             let bound = 1.0 / f64::from(place.inputs).sqrt();
             for x in vector.get_mut(place.a).unwrap_or_default() {
                 *x = (f64::from(generator.uniform() * 2.0 - 1.0) * bound) as f32;

@@ -13,6 +13,7 @@ mod layer;
 mod linear;
 pub mod lora;
 pub mod model;
+pub mod open;
 pub mod ops;
 pub mod plan;
 pub mod random;

@@ -180,8 +180,13 @@ impl MemoryPlan {
 }
 
 /// Bytes that a model takes besides its weights, for samples of `length` tokens: sums of products, angles of the rotary embedding.
-pub(super) fn scratch_bytes(model: &ModelConfig, length: u32) -> u64 {
-    Matmul::SCRATCH_BYTES + 4 * u64::from(length) * u64::from(model.head_dim)
+fn scratch_bytes(model: &ModelConfig, length: u32) -> u64 {
+    Matmul::SCRATCH_BYTES + rotary_bytes(model, length)
+}
+
+/// Bytes of the angles of the rotary embedding, for texts of `length` tokens.
+pub(super) fn rotary_bytes(model: &ModelConfig, length: u32) -> u64 {
+    4 * u64::from(length) * u64::from(model.head_dim)
 }
 
 impl Demand<'_> {

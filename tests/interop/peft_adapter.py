@@ -12,6 +12,7 @@ Exit code 0 where the largest difference is at most 2e-4, else 1. What `nf4pack 
     python tests/interop/peft_adapter.py merged MERGED ids.txt logits.f32
 """
 
+import argparse
 import sys
 from pathlib import Path
 
@@ -62,6 +63,22 @@ def merged(folder, ids_file, logits_file):
     return 0 if relative <= MERGED_BOUND else 1
 
 
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    def command(function, help, *arguments):
+        subparser = commands.add_parser(function.__name__, help=help)
+        for argument in arguments:
+            subparser.add_argument(argument)
+        subparser.set_defaults(function=function)
+
+    command(ids, "writes the tokens of a text file", "base", "text", "out")
+    command(compare, "PEFT's logits against nf4pack's", "base", "adapter", "ids_file", "logits_file")
+    command(merged, "a merged snapshot's logits against those of the adapter", "folder", "ids_file", "logits_file")
+    arguments = vars(parser.parse_args())
+    return arguments.pop("function")(**arguments)
+
+
 if __name__ == "__main__":
-    command, *arguments = sys.argv[1:]
-    sys.exit({"ids": ids, "compare": compare, "merged": merged}[command](*arguments))
+    sys.exit(main())

@@ -16,7 +16,7 @@ Examples:
   nf4pack generate qwen3.nf4pack --prompt 'Once' --json | jq -r .text
 
 --prompt goes on with a text as it stands; --chat asks with the model's chat template, a line of stdin for each turn, and remembers \
-the turns before. Text goes to stdout as it comes, how fast it came to stderr. Ctrl-C ends an answer; where \
+the turns before; the oldest are forgotten where --context is full. Text goes to stdout as it comes, how fast it came to stderr. Ctrl-C ends an answer; where \
 questions are typed, the next one may follow, and another Ctrl-C (or Ctrl-D) ends the program.
 
 Without --temperature, --top-k, --top-p and --seed the likeliest token is always chosen: the same prompt gives the same text. The \

@@ -10,7 +10,7 @@ use std::time::Instant;
 use anyhow::{Context, Result};
 use serde::Serialize;
 
-use super::{cores, median, not_interrupted, temporary_folder};
+use super::{cores, median, temporary_folder, write_checkpoint};
 use crate::cli::Outcome;
 use crate::cli::args::{BenchConvertArgs, EncoderArg};
 use crate::cli::ui::{self, Meter, Table, Ui};
@@ -18,7 +18,6 @@ use crate::convert::encode::{self, Encoder, ScalePrecision, Weights};
 use crate::convert::hash::FileHash;
 use crate::convert::plan::scale_type_name;
 use crate::convert::source::Checkpoint;
-use crate::convert::synth::{self, Shape};
 use crate::convert::{Options, Report, convert};
 use crate::format::nf4::ScaleType;
 use crate::format::{FloatType, Pack};
@@ -89,7 +88,7 @@ struct Runner<'a> {
 
 impl Runner<'_> {
     fn run(&self, dir: &Path) -> Result<Bench> {
-        let source_bytes = self.write_checkpoint()?;
+        let source_bytes = write_checkpoint(&self.source, self.args.shape.name(), self.ui)?;
         let encoders: Vec<Encoder> = match self.args.encoder {
             Some(one) => vec![one.into()],
             None => vec![EncoderArg::Absmax.into(), EncoderArg::Mse.into()],
@@ -117,14 +116,6 @@ impl Runner<'_> {
             write_sync_bytes_per_second: self.write_floor(&weights)?,
             peak_rss_bytes,
         })
-    }
-
-    fn write_checkpoint(&self) -> Result<u64> {
-        let shape = self.args.shape.name();
-        self.ui.stage(&format!("writing a random {shape} checkpoint to {}", self.source.display()));
-        let sizes = Shape::from_name(shape).with_context(|| format!("no shape {shape}"))?;
-        let failed = || format!("cannot write {} (--dir names another place)", self.source.display());
-        synth::write(&self.source, &sizes, 0, None).with_context(failed)
     }
 
     /// The reports of every run, by encoder. Encoders take turns, so that a machine that slows down treats both alike.
@@ -189,7 +180,7 @@ impl Runner<'_> {
         })?;
         let last = reports.last().context("no runs")?;
         let seconds: Vec<f64> = reports.iter().map(|r| r.seconds).collect();
-        let median_seconds = median(seconds.clone());
+        let median_seconds = median(&seconds);
         Ok(EncoderBench {
             encoder: encoder.name(),
             weights: last.weights,
@@ -244,6 +235,7 @@ impl Runner<'_> {
             let mut file = File::create(&path)?;
             let mut left = len;
             while left > 0 {
+                ui::not_interrupted()?;
                 let n = left.min(chunk.len() as u64) as usize;
                 file.write_all(&chunk[..n])?;
                 left -= n as u64;
@@ -256,12 +248,12 @@ impl Runner<'_> {
     fn rate(&self, amount: f64, mut work: impl FnMut() -> Result<()>) -> Result<f64> {
         let mut seconds = Vec::new();
         for _ in 0..self.args.runs {
-            not_interrupted()?;
+            ui::not_interrupted()?;
             let started = Instant::now();
             work()?;
             seconds.push(started.elapsed().as_secs_f64());
         }
-        Ok(amount / median(seconds).max(1e-9))
+        Ok(amount / median(&seconds).max(1e-9))
     }
 }
 

@@ -26,7 +26,7 @@ const SMALL: &str = "1024x1024";
 
 #[derive(Serialize)]
 struct Bench {
-    adapter: AdapterEntry,
+    gpu: AdapterEntry,
     shape: String,
     /// Rows and columns of each tensor.
     tensors: Vec<[u64; 2]>,
@@ -59,8 +59,8 @@ fn measure(args: &BenchDequantArgs, ui: Ui, gpu: &Gpu) -> Result<Bench> {
     let beyond_caches = if device::is_software(gpu) { BEYOND_CPU_CACHES } else { BEYOND_CACHES };
     let task = Task { tensors: &tensors, block_size, runs, beyond_caches, wanted: |_| true };
     let figures = task.measure(gpu, &Dequantizer::new(gpu)?)?;
-    let (adapter, weights, checked) = (gpu.adapter().into(), tensors.iter().sum(), gpu.is_checked());
-    Ok(Bench { adapter, shape: name, tensors: shapes, weights, block_size, runs, checked, figures })
+    let (weights, checked) = (tensors.iter().sum(), gpu.is_checked());
+    Ok(Bench { gpu: gpu.adapter().into(), shape: name, tensors: shapes, weights, block_size, runs, checked, figures })
 }
 
 fn default_shape(gpu: &Gpu) -> &'static str {
@@ -89,7 +89,7 @@ impl Bench {
             let of_copy = percent(rate / copy.kernel_bytes_per_second);
             table.row([&"copy", &size, &what, &micros, &"", &gigabytes(rate), &"", &of_copy]);
         }
-        let mut text = format!("\n{}\n{}, {} weights", self.adapter, self.shape, ui::count(self.weights as f64));
+        let mut text = format!("\n{}\n{}, {} weights", self.gpu, self.shape, ui::count(self.weights as f64));
         let (tensors, runs) = (self.tensors.len() as u64, ui::plural(u64::from(self.runs), "run"));
         let _ = write!(text, " in {}, block size {}, median of {runs}", ui::plural(tensors, "tensor"), self.block_size);
         let by = if figures.timed_by == "clock" { "the clock (no timestamps)" } else { "the device's timestamps" };

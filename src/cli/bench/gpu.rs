@@ -3,8 +3,9 @@
 use anyhow::Result;
 use serde::Serialize;
 
-use super::{median, not_interrupted};
+use super::median;
 use crate::cli::device::Load;
+use crate::cli::ui;
 use crate::convert::plan::scale_type_name;
 use crate::convert::synth::{random_bytes, random_scales};
 use crate::dequant::yardstick::CopyKernel;
@@ -162,7 +163,7 @@ impl Task<'_> {
         }
         for _ in 0..self.runs {
             for load in &mut loads {
-                not_interrupted()?;
+                ui::not_interrupted()?;
                 load.run(gpu)?;
             }
         }
@@ -178,7 +179,7 @@ impl Task<'_> {
     }
 
     fn figures(&self, sets: usize, copied: u64, choices: &[KernelChoice], loads: &[Load<'_>]) -> Figures {
-        let seconds: Vec<f64> = loads.iter().map(|load| median(load.seconds.clone()).max(1e-12)).collect();
+        let seconds: Vec<f64> = loads.iter().map(|load| median(&load.seconds).max(1e-12)).collect();
         let copy = CopyFigures {
             buffer_bytes: copied / 2,
             kernel_bytes_per_second: copied as f64 / seconds[0],

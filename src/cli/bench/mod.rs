@@ -7,33 +7,18 @@ pub mod stream;
 pub mod train;
 pub mod upload;
 
+use std::io;
 use std::path::Path;
 use std::time::Instant;
 
 use anyhow::{Context, Result};
 use tempfile::TempDir;
 
-use super::ui;
-use crate::convert::ConvertError;
-
-/// The middle one, or the mean of the middle two.
-pub fn median(mut values: Vec<f64>) -> f64 {
-    values.sort_by(f64::total_cmp);
-    let upper = values.len() / 2;
-    match (values.get(upper), values.len().is_multiple_of(2)) {
-        (Some(a), true) => (a + values[upper - 1]) / 2.0,
-        (Some(a), false) => *a,
-        (None, _) => 0.0,
-    }
-}
+use super::ui::{self, Cancelled, Ui, Unit};
+use crate::convert::synth::{self, Shape};
 
 pub fn cores() -> usize {
     std::thread::available_parallelism().map_or(1, |n| n.get())
-}
-
-/// Ends the benchmark where Ctrl-C was pressed.
-pub fn not_interrupted() -> Result<()> {
-    if ui::interrupted() { Err(ConvertError::Cancelled.into()) } else { Ok(()) }
 }
 
 /// A folder in `dir` that is gone at the end.
@@ -49,13 +34,23 @@ fn seconds(work: impl FnOnce() -> Result<()>) -> Result<f64> {
     Ok(started.elapsed().as_secs_f64())
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
+/// The checkpoint of a model of random weights, in `folder`, which must not exist; its bytes.
+fn write_checkpoint(folder: &Path, shape: &str, ui: Ui) -> Result<u64> {
+    let sizes = Shape::from_name(shape).with_context(|| format!("no shape {shape}"))?;
+    ui.stage(&format!("writing random weights in the shape of {shape} to {}", folder.display()));
+    let written = synth::write(folder, &sizes, 0, None, &ui.meter("writing", Unit::Bytes));
+    told_or_cancelled(written, folder)
+}
 
-    #[test]
-    fn the_median_of_an_even_number_lies_between_the_middle_two() {
-        assert_eq!(median(vec![3.0, 1.0, 2.0]), 2.0);
-        assert_eq!(median(vec![4.0, 1.0, 2.0, 3.0]), 2.5);
+/// What became of writing to `path`.
+fn told_or_cancelled(written: io::Result<u64>, path: &Path) -> Result<u64> {
+    match written {
+        Err(_) if ui::interrupted() => Err(Cancelled.into()),
+        result => result.with_context(|| format!("cannot write {} (--dir names another place)", path.display())),
     }
+}
+
+/// The median of the runs, of which there is one at least.
+fn median(seconds: &[f64]) -> f64 {
+    ui::median(seconds).unwrap_or_default()
 }

@@ -7,13 +7,12 @@ use anyhow::{Context, Result};
 use serde::Serialize;
 
 use super::dequant::{gigabytes, percent};
-use super::{cores, median, not_interrupted, seconds, temporary_folder, upload};
+use super::{cores, median, seconds, temporary_folder, told_or_cancelled, upload};
 use crate::MappedPack;
 use crate::cli::Outcome;
 use crate::cli::args::{BenchStreamArgs, Matrices, ShapeArg, parse_matrices};
 use crate::cli::device::{self, AdapterEntry, is_software};
 use crate::cli::ui::{self, Table, Ui, Unit};
-use crate::convert::ConvertError;
 use crate::convert::synth::{self, Shape};
 use crate::dequant::stream::{Direction, LayerStream, StreamOptions, StreamPlan};
 use crate::gpu::Gpu;
@@ -23,7 +22,7 @@ const MATRICES: u32 = 8;
 
 #[derive(Serialize)]
 struct Bench {
-    adapter: AdapterEntry,
+    gpu: AdapterEntry,
     shape: String,
     dir: String,
     pack_bytes: u64,
@@ -92,7 +91,7 @@ fn measure(args: &BenchStreamArgs, ui: Ui, gpu: &Gpu) -> Result<Bench> {
         m.of_upload = m.bytes_per_second / upload.bytes_per_second;
     }
     Ok(Bench {
-        adapter: gpu.adapter().into(),
+        gpu: gpu.adapter().into(),
         shape: shape.name,
         dir: dir.display().to_string(),
         pack_bytes,
@@ -123,10 +122,7 @@ fn write_pack(path: &Path, shape: &Matrices, ui: Ui) -> Result<u64> {
             synth::write_pack(path, &sizes, 0, &meter)
         }
     };
-    match written {
-        Err(_) if ui::interrupted() => Err(ConvertError::Cancelled.into()),
-        result => result.with_context(|| format!("cannot write {} (--dir names another place)", path.display())),
-    }
+    told_or_cancelled(written, path)
 }
 
 impl Measurement {
@@ -136,7 +132,7 @@ impl Measurement {
         let plan = stream.plan().clone();
         let mut all = Vec::new();
         for _ in 0..=runs {
-            not_interrupted()?;
+            ui::not_interrupted()?;
             all.push(if plan.resident {
                 // Closing the one before is not part of it.
                 drop(stream);
@@ -149,7 +145,7 @@ impl Measurement {
             });
         }
         let seconds = all.split_off(1);
-        let median_seconds = median(seconds.clone());
+        let median_seconds = median(&seconds);
         // Those that are still there when a pass turns around are not loaded again.
         let loads = if plan.resident { plan.layers } else { 2 * (plan.layers - plan.slots) };
         let bytes = plan.weights_bytes / u64::from(plan.layers.max(1)) * u64::from(loads);
@@ -202,7 +198,7 @@ impl Bench {
         format!(
             "\n{}\n{}: {} of {}, {threads}, median of {}, in {}\n\n{table}(upload from memory in the same run, {yardstick}: \
              {upload} GB/s; memcpy: {memcpy} GB/s)\n",
-            self.adapter,
+            self.gpu,
             self.shape,
             ui::plural(u64::from(self.layers), "layer"),
             ui::bytes(self.layers_bytes as f64 / f64::from(self.layers.max(1))),

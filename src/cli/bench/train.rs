@@ -3,19 +3,18 @@
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-use anyhow::{Context, Result};
+use anyhow::{Context as _, Result};
 use serde::Serialize;
 
-use super::{median, not_interrupted, temporary_folder};
+use super::{median, temporary_folder, write_checkpoint};
 use crate::cli::Outcome;
 use crate::cli::args::{BenchTrainArgs, ShapeArg};
 use crate::cli::device::{self, AdapterEntry, is_software};
 use crate::cli::ui::{self, Table, Ui, Unit};
 use crate::convert::encode::Encoder;
-use crate::convert::synth::{self, Shape};
 use crate::convert::{self, Options};
 use crate::dequant::stream::{PackSource, default_budget};
-use crate::gpu::Gpu;
+use crate::gpu::{AllocatedMemory, Gpu};
 use crate::train::data::{Batch, UNTRAINED};
 use crate::train::gpu_adapter::GpuAdapter;
 use crate::train::lora::{AdapterLayout, LoraConfig, TARGETS};
@@ -30,7 +29,7 @@ const LEARNING_RATE: f64 = 1e-4;
 
 #[derive(Serialize)]
 struct Bench {
-    adapter: AdapterEntry,
+    gpu: AdapterEntry,
     shape: &'static str,
     batch: u32,
     seq: u32,
@@ -39,16 +38,30 @@ struct Bench {
     seconds: Vec<f64>,
     median_seconds: f64,
     tokens_per_second: f64,
-    /// Of a step more, in which the device was waited for after each phase: forward, loss, backward, optimizer.
-    phase_seconds: [f64; 4],
+    /// Of a step more, in which the device was waited for after each phase.
+    ms_per_phase: Phases,
     /// Bytes of GPU memory by the plan, and what for.
     planned_bytes: u64,
     planned: Vec<(&'static str, u64)>,
     /// Whether all layers stay in GPU memory.
     resident: bool,
-    /// Bytes that buffers use after the last step, and what was taken of the driver for them, where the backend tells.
+    /// The most bytes that buffers used, and that were taken of the driver for them, where the backend tells. It is the peak: what is
+    /// made before the first step stays to the last, and what a step makes (a batch, parameters of kernels) is freed only when the device
+    /// has worked it off, while this is read when the phases of a step are submitted, and not worked off yet. All steps are alike.
     used_bytes: Option<u64>,
     reserved_bytes: Option<u64>,
+}
+
+/// Milliseconds of each phase of a step.
+#[derive(Default, Serialize)]
+struct Phases {
+    forward: f64,
+    /// Head, loss, and their gradient.
+    loss: f64,
+    /// With the layers' recomputation.
+    backward: f64,
+    /// AdamW.
+    optimizer: f64,
 }
 
 pub fn run(args: &BenchTrainArgs) -> Result<Outcome> {
@@ -69,20 +82,19 @@ fn measure(args: &BenchTrainArgs, ui: Ui, gpu: &Gpu) -> Result<Bench> {
     let mut generator = Generator::new(0, Stream::Split);
     let batch = random_batch(args, &mut generator, vocab);
     ui.stage(&format!("training on {}", gpu.adapter()));
+    // It compiles the kernels, and its time is not counted.
+    let allocated = peak(&mut trainer, gpu, &batch)?;
     let mut seconds = Vec::new();
-    for _ in 0..=args.common.runs {
-        not_interrupted()?;
+    for _ in 0..args.common.runs {
+        ui::not_interrupted()?;
         let started = Instant::now();
         trainer.step(std::slice::from_ref(&batch), LEARNING_RATE)?;
         seconds.push(started.elapsed().as_secs_f64());
     }
-    // The first one compiled the kernels.
-    let seconds = seconds.split_off(1);
-    let median_seconds = median(seconds.clone());
-    let phase_seconds = phases(&mut trainer, gpu, &batch)?;
-    let allocated = gpu.allocated();
+    let median_seconds = median(&seconds);
+    let ms_per_phase = phases(&mut trainer, gpu, &batch)?;
     Ok(Bench {
-        adapter: gpu.adapter().into(),
+        gpu: gpu.adapter().into(),
         shape,
         batch: args.batch,
         seq: args.seq,
@@ -90,7 +102,7 @@ fn measure(args: &BenchTrainArgs, ui: Ui, gpu: &Gpu) -> Result<Bench> {
         median_seconds,
         tokens_per_second: batch.tokens.len() as f64 / median_seconds.max(1e-9),
         seconds,
-        phase_seconds,
+        ms_per_phase,
         planned_bytes: plan.total(),
         planned: plan.parts().into(),
         resident: plan.stream.resident,
@@ -101,10 +113,8 @@ fn measure(args: &BenchTrainArgs, ui: Ui, gpu: &Gpu) -> Result<Bench> {
 
 /// A pack of random weights.
 fn write_pack(folder: &Path, shape: &str, ui: Ui) -> Result<PathBuf> {
-    let sizes = Shape::from_name(shape).with_context(|| format!("no shape {shape}"))?;
     let (checkpoint, pack) = (folder.join("checkpoint"), folder.join("model.nf4pack"));
-    ui.stage(&format!("writing random weights in the shape of {shape} to {}", folder.display()));
-    synth::write(&checkpoint, &sizes, 0, None).context("cannot write the weights (--dir names another place)")?;
+    write_checkpoint(&checkpoint, shape, ui)?;
     let options = Options { encoder: Encoder::Absmax, ..Options::default() };
     convert::convert(&checkpoint, &pack, options, &ui.meter("converting", Unit::Weights))?;
     std::fs::remove_dir_all(&checkpoint).context("cannot remove the weights")?;
@@ -159,33 +169,51 @@ fn random_batch(args: &BenchTrainArgs, generator: &mut Generator, vocab: u32) ->
     Batch { rows: args.batch, tokens, labels, starts, trained }
 }
 
-/// Seconds of each phase of a step.
-fn phases(trainer: &mut Trainer, gpu: &Gpu, batch: &Batch) -> Result<[f64; 4]> {
-    let mut seconds = [0.0; 4];
+/// The most memory that is taken in a step.
+fn peak(trainer: &mut Trainer, gpu: &Gpu, batch: &Batch) -> Result<Option<AllocatedMemory>> {
+    let mut peak: Option<AllocatedMemory> = None;
+    trainer.observed_step(std::slice::from_ref(batch), LEARNING_RATE, &mut |_| {
+        if let Some(AllocatedMemory { used, reserved }) = gpu.allocated() {
+            let before = peak.unwrap_or(AllocatedMemory { used, reserved });
+            peak = Some(AllocatedMemory { used: used.max(before.used), reserved: reserved.max(before.reserved) });
+        }
+        Ok(())
+    })?;
+    Ok(peak)
+}
+
+/// Times the phases of a step.
+fn phases(trainer: &mut Trainer, gpu: &Gpu, batch: &Batch) -> Result<Phases> {
+    let mut phases = Phases::default();
     gpu.wait()?;
     let mut last = Instant::now();
     trainer.observed_step(std::slice::from_ref(batch), LEARNING_RATE, &mut |phase| {
         gpu.wait()?;
-        let at = match phase {
-            Phase::Forward => 0,
-            Phase::Loss => 1,
-            Phase::Backward => 2,
-            Phase::Optimizer => 3,
+        let ms = match phase {
+            Phase::Forward => &mut phases.forward,
+            Phase::Loss => &mut phases.loss,
+            Phase::Backward => &mut phases.backward,
+            Phase::Optimizer => &mut phases.optimizer,
         };
-        seconds[at] += last.elapsed().as_secs_f64();
+        *ms += 1e3 * last.elapsed().as_secs_f64();
         last = Instant::now();
         Ok(())
     })?;
-    Ok(seconds)
+    Ok(phases)
 }
 
 impl Bench {
     fn text(&self) -> String {
         let mut phases = Table::new(&["phase", ">ms"]);
-        for (phase, seconds) in
-            ["forward", "loss and its gradient", "backward, recomputing", "AdamW"].iter().zip(self.phase_seconds)
-        {
-            phases.row([phase, &format!("{:.1}", 1e3 * seconds)]);
+        let Phases { forward, loss, backward, optimizer } = &self.ms_per_phase;
+        let rows = [
+            ("forward", forward),
+            ("loss and its gradient", loss),
+            ("backward, recomputing", backward),
+            ("AdamW", optimizer),
+        ];
+        for (phase, ms) in rows {
+            phases.row([&phase, &format!("{ms:.1}")]);
         }
         let mut memory = Table::new(&["GPU memory", ">"]);
         for (what, bytes) in &self.planned {
@@ -199,7 +227,7 @@ impl Bench {
         }
         format!(
             "\n{}\n{}, {} x {} tokens, rank {}: {:.0} tokens/s, {:.1} ms a step (median of {})\n\n{phases}\n{memory}",
-            self.adapter,
+            self.gpu,
             self.shape,
             self.batch,
             self.seq,

@@ -7,7 +7,7 @@ use serde::Serialize;
 
 use super::dequant::gigabytes;
 use super::gpu::stored_bytes;
-use super::{cores, median, not_interrupted, seconds};
+use super::{cores, median, seconds};
 use crate::cli::Outcome;
 use crate::cli::args::{BenchUploadArgs, Matrices};
 use crate::cli::device::{self, AdapterEntry, is_software};
@@ -29,7 +29,7 @@ const PIECE: usize = 256 << 10;
 
 #[derive(Serialize)]
 struct Bench {
-    adapter: AdapterEntry,
+    gpu: AdapterEntry,
     bytes: u64,
     staging_buffers: usize,
     staging_buffer_bytes: u64,
@@ -65,7 +65,7 @@ fn measure(args: &BenchUploadArgs, ui: Ui, gpu: &Gpu) -> Result<Bench> {
     let counts = args.threads.map_or(THREADS.to_vec(), |one| vec![one]);
     let threads = counts.into_iter().map(|threads| task.measure(threads, args.common.runs)).collect::<Result<_>>()?;
     Ok(Bench {
-        adapter: gpu.adapter().into(),
+        gpu: gpu.adapter().into(),
         bytes: task.source.len() as u64,
         staging_buffers: CHUNKS,
         staging_buffer_bytes: CHUNK.min(gpu.limits().max_buffer_size),
@@ -107,7 +107,7 @@ impl<'a> Task<'a> {
         let mut memory = zeros(self.source.len() as u64)?;
         let (mut uploads, mut copies) = (Vec::new(), Vec::new());
         for _ in 0..=runs {
-            not_interrupted()?;
+            ui::not_interrupted()?;
             uploads.push(seconds(|| self.upload(&mut uploader, &pool))?);
             copies.push(seconds(|| {
                 copy(&pool, &self.source, &mut memory);
@@ -115,9 +115,9 @@ impl<'a> Task<'a> {
             })?);
         }
         let seconds = uploads.split_off(1);
-        let rate = |seconds| self.source.len() as f64 / median(seconds).max(1e-9);
-        let memcpy_bytes_per_second = rate(copies.split_off(1));
-        Ok(UploadFigures { threads, bytes_per_second: rate(seconds.clone()), seconds, memcpy_bytes_per_second })
+        let rate = |seconds: &[f64]| self.source.len() as f64 / median(seconds).max(1e-9);
+        let memcpy_bytes_per_second = rate(&copies.split_off(1));
+        Ok(UploadFigures { threads, bytes_per_second: rate(&seconds), seconds, memcpy_bytes_per_second })
     }
 
     fn upload(&self, uploader: &mut Uploader, pool: &ThreadPool) -> Result<()> {
@@ -143,14 +143,14 @@ impl Bench {
     fn text(&self) -> String {
         let mut table = Table::new(&[">threads", ">ms", ">GB/s", ">memcpy GB/s", ">of memcpy"]);
         for t in &self.threads {
-            let millis = format!("{:.1}", 1e3 * median(t.seconds.clone()));
+            let millis = format!("{:.1}", 1e3 * median(&t.seconds));
             let (upload, memcpy) = (gigabytes(t.bytes_per_second), gigabytes(t.memcpy_bytes_per_second));
             let share = super::dequant::percent(t.bytes_per_second / t.memcpy_bytes_per_second);
             table.row([&t.threads, &millis, &upload, &memcpy, &share]);
         }
         format!(
             "\n{}\n{} from memory through {} of {}, {}, median of {}\n\n{table}",
-            self.adapter,
+            self.gpu,
             ui::bytes(self.bytes as f64),
             ui::plural(self.staging_buffers as u64, "staging buffer"),
             ui::bytes(self.staging_buffer_bytes as f64),

@@ -13,7 +13,8 @@ use serde::{Deserialize, Deserializer, Serialize};
 use thiserror::Error;
 
 use super::folder::publish;
-pub use report::{Report, Sample, report};
+pub use report::{Report, duration, report};
+pub use series::median;
 use tensorboard::EventFile;
 
 /// The file of all records, one JSON object a line.

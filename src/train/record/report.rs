@@ -1,31 +1,24 @@
 //! The report: one file of HTML that asks nothing of a network, and needs no script but to read values out.
 
+mod settings;
+
 use super::chart::{Chart, Curve, Look, grouped, significant};
 use super::series::{drawable, last_mean, median, smooth, window};
 use super::{EvalRecord, Record, StepRecord};
+use crate::train::settings::Settings;
+use settings::rows;
 
 /// What a report says.
 #[derive(Debug, Clone, Default)]
 pub struct Report {
     /// Its title.
     pub title: String,
-    /// Names and values of the settings, in order.
-    pub settings: Vec<(String, String)>,
+    /// What the training was told.
+    pub settings: Settings,
     /// Names and values of what else is known, in order: model, device, data, memory.
     pub facts: Vec<(String, String)>,
     /// All records, in order.
     pub records: Vec<Record>,
-    /// What the trained model writes, if it was asked.
-    pub sample: Option<Sample>,
-}
-
-/// Text that the trained model wrote.
-#[derive(Debug, Clone)]
-pub struct Sample {
-    /// What it was given.
-    pub prompt: String,
-    /// What it wrote.
-    pub completion: String,
 }
 
 /// The report as the text of one HTML file, below 1 MB of curves for any number of records. Texts are escaped, and whatever
@@ -39,8 +32,7 @@ pub fn report(report: &Report) -> String {
         summary = run.summary(),
         figures = run.figures(),
         charts = run.charts(),
-        sample = report.sample.as_ref().map(sample).unwrap_or_default(),
-        tables = table("Settings", &report.settings) + &table("Run", &report.facts),
+        tables = table("Settings", &rows(&report.settings)) + &table("Run", &report.facts),
         version = env!("CARGO_PKG_VERSION"),
         script = include_str!("report.js"),
     )
@@ -187,11 +179,6 @@ fn table(name: &str, rows: &[(String, String)]) -> String {
     format!("<section>\n<h2>{name}</h2>\n<table>\n{rows}</table>\n</section>\n")
 }
 
-fn sample(sample: &Sample) -> String {
-    let (prompt, completion) = (escape(&sample.prompt), escape(&sample.completion));
-    format!("<h2>Sample</h2>\n<p class=\"sample\"><span class=\"prompt\">{prompt}</span>{completion}</p>\n")
-}
-
 /// Text for an element or an attribute of HTML.
 fn escape(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
@@ -208,15 +195,20 @@ fn escape(text: &str) -> String {
     out
 }
 
-fn duration(seconds: f64) -> String {
-    if !drawable(seconds) || seconds < 0.0 {
-        return "unknown".to_owned();
-    }
-    let whole = seconds.round() as u64;
-    match (whole / 3600, whole / 60 % 60, whole % 60) {
-        (0, 0, _) => format!("{seconds:.1} s"),
-        (0, minutes, seconds) => format!("{minutes} min {seconds} s"),
-        (hours, minutes, _) => format!("{} h {minutes} min", grouped(hours as f64, 0)),
+/// `3.1 ms`, `0.31 s`, `42 s`, `2 min 05 s`, `1 h 02 min`; `unknown` where it is no time.
+pub fn duration(seconds: f64) -> String {
+    match seconds {
+        s if !s.is_finite() || s < 0.0 => "unknown".to_owned(),
+        s if s < 0.0995 => format!("{:.1} ms", 1e3 * s),
+        s if s < 9.995 => format!("{s:.2} s"),
+        s if s < 99.5 => format!("{s:.0} s"),
+        s => {
+            let whole = s.round() as u64;
+            match whole / 3600 {
+                0 => format!("{} min {:02} s", whole / 60, whole % 60),
+                hours => format!("{} h {:02} min", grouped(hours as f64, 0), whole / 60 % 60),
+            }
+        }
     }
 }
 

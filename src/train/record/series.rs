@@ -58,11 +58,12 @@ pub(super) fn last_mean(values: &[f64], window: usize) -> Option<f64> {
     (!last.is_empty()).then(|| last.iter().sum::<f64>() / last.len() as f64)
 }
 
-/// The middle one of the values that can be drawn.
-pub(super) fn median(values: &[f64]) -> Option<f64> {
-    let mut sorted: Vec<f64> = values.iter().copied().filter(|x| drawable(*x)).collect();
+/// The middle one of the values that are finite, or the mean of the middle two; `None` where there is none.
+pub fn median(values: &[f64]) -> Option<f64> {
+    let mut sorted: Vec<f64> = values.iter().copied().filter(|x| x.is_finite()).collect();
     sorted.sort_by(f64::total_cmp);
-    sorted.get(sorted.len() / 2).copied()
+    let (lower, upper) = (sorted.len().saturating_sub(1) / 2, sorted.len() / 2);
+    Some(f64::midpoint(*sorted.get(lower)?, *sorted.get(upper)?))
 }
 
 /// Where values lie on an axis, and which of them are labelled.
@@ -180,6 +181,7 @@ mod tests {
         assert_eq!(last_mean(&[9.0, 1.0, f64::NAN, 3.0], 2), Some(2.0));
         assert_eq!((last_mean(&[f64::NAN], 2), median(&[])), (None, None));
         assert_eq!(median(&[5.0, f64::NAN, 1.0, 2.0]), Some(2.0));
+        assert_eq!((median(&[4.0, 1.0, 2.0, 3.0]), median(&[7.0])), (Some(2.5), Some(7.0)));
         assert!([0, 19, 20, 1_000, 1_000_000].iter().all(|&n| window(n) % 2 == 1 && window(n) <= 1001));
     }
 

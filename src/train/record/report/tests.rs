@@ -126,16 +126,51 @@ fn the_final_numbers_are_there() {
         "3.000 → 1.500<small>first and last step",
         "1.500<small>at step 4; best 1.250 at step 2",
         "4.482<small>over 4,321 tokens",
-        "1,237<small>median",
-        "8.0 s<small>",
+        "1,236<small>median",
+        "8.00 s<small>",
         "3.00 GiB<small>",
     ] {
         assert!(html.contains(text), "{text}");
     }
-    assert_eq!(
-        [59.44, 61.0, 3_600.0, 9e6, f64::NAN].map(duration),
-        ["59.4 s", "1 min 1 s", "1 h 0 min", "2,500 h 0 min", "unknown"]
-    );
+}
+
+#[test]
+fn durations_are_no_finer_than_they_need() {
+    let read = [0.0031, 0.314, 42.4, 125.0, 3725.0, 9e6, f64::NAN, -1.0].map(duration);
+    assert_eq!(read, ["3.1 ms", "0.31 s", "42 s", "2 min 05 s", "1 h 02 min", "2,500 h 00 min", "unknown", "unknown"]);
+}
+
+#[test]
+fn the_settings_are_those_of_the_run() {
+    let rows = |settings: &Settings| rows(settings).into_iter().collect::<std::collections::BTreeMap<_, _>>();
+    let default = rows(&Settings::default());
+    let value = |rows: &std::collections::BTreeMap<String, String>, name: &str| rows.get(name).cloned();
+    let expected = [
+        ("rank", "16"),
+        ("targets", "all-linear"),
+        ("lr", "0.0002"),
+        ("schedule", "cosine"),
+        ("warmup", "0.03 of all steps"),
+        ("epochs", "1"),
+        ("micro-batch", "auto"),
+        ("clip", "1"),
+        ("train-on", "completions"),
+        ("eval-every", "epoch"),
+    ];
+    for (name, expected) in expected {
+        assert_eq!(value(&default, name).as_deref(), Some(expected), "{name}");
+    }
+    assert!(["steps", "early-stop", "vram-budget"].iter().all(|name| !default.contains_key(*name)));
+    let steps = rows(&Settings {
+        steps: Some(70),
+        targets: vec![crate::format::Role::QProj, crate::format::Role::VProj],
+        warmup: crate::train::schedule::Warmup::Steps(5),
+        clip: None,
+        ..Settings::default()
+    });
+    let found = ["steps", "epochs", "targets", "warmup", "clip"].map(|name| value(&steps, name));
+    assert_eq!(found, [Some("70".into()), None, Some("q_proj, v_proj".into()), Some("5 steps".into()), Some("off".into())]);
+    assert!(render(falling(2)).contains("<th scope=\"row\">rank</th><td>16</td>"));
 }
 
 #[test]
@@ -186,13 +221,12 @@ fn numbers_that_are_none_are_gaps_and_are_told() {
 #[test]
 fn texts_are_escaped() {
     let evil = "</title></script><script>alert('1')</script>\"&<img src=x>".to_owned();
-    let pairs = vec![(evil.clone(), evil.clone())];
-    let sample = Some(Sample { prompt: evil.clone(), completion: evil.clone() });
-    let html = report(&Report { title: evil, settings: pairs.clone(), facts: pairs, records: falling(2), sample });
+    let facts = vec![(evil.clone(), evil.clone())];
+    let html = report(&Report { title: evil, facts, records: falling(2), ..Report::default() });
     assert_eq!(html.matches("<script").count(), 1, "our own");
     assert_eq!(html.matches("<img").count(), 0);
     let escaped = "&lt;/title&gt;&lt;/script&gt;&lt;script&gt;alert(&#39;1&#39;)&lt;/script&gt;&quot;&amp;&lt;img src=x&gt;";
-    assert_eq!(html.matches(escaped).count(), 8, "title and heading, two tables, sample");
+    assert_eq!(html.matches(escaped).count(), 4, "title and heading, name and value of a fact");
     drawings(&html);
 }
 

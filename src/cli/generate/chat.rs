@@ -1,0 +1,120 @@
+//! A conversation: what was said, and the lines that are still to come.
+
+use std::io::{self, BufRead};
+use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
+use std::thread;
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+
+use crate::cli::ui;
+use crate::train::data::Message;
+
+/// How often a wait for a line looks for Ctrl-C.
+const PATIENCE: Duration = Duration::from_millis(50);
+
+/// What was said, as far as it is remembered: a system prompt, if there is one, then questions, each with its answer.
+#[derive(Debug, Default)]
+pub struct Conversation {
+    messages: Vec<Message>,
+    /// Messages that are never dropped.
+    kept: usize,
+}
+
+impl Conversation {
+    pub fn new(system: Option<&str>) -> Self {
+        let messages: Vec<Message> = system.map(|system| message("system", system)).into_iter().collect();
+        Self { kept: messages.len(), messages }
+    }
+
+    pub fn ask(&mut self, question: &str) {
+        self.messages.push(message("user", question));
+    }
+
+    pub fn answer(&mut self, answer: &str) {
+        self.messages.push(message("assistant", answer));
+    }
+
+    /// Forgets the last question, which has no answer.
+    pub fn take_back(&mut self) {
+        self.messages.pop();
+    }
+
+    /// The tokens of it all, by `tokens_of`, without the oldest questions and answers where there would be more than `most`; how many
+    /// of these were dropped. The last question always stays.
+    pub fn fit<E>(
+        &mut self,
+        most: usize,
+        tokens_of: impl Fn(&[Message]) -> Result<Vec<u32>, E>,
+    ) -> Result<(Vec<u32>, usize), E> {
+        let mut dropped = 0;
+        loop {
+            let tokens = tokens_of(&self.messages)?;
+            if tokens.len() <= most || self.messages.len() <= self.kept + 1 {
+                return Ok((tokens, dropped));
+            }
+            self.messages.drain(self.kept..self.kept + 2);
+            dropped += 1;
+        }
+    }
+}
+
+fn message(role: &'static str, content: &str) -> Message {
+    Message { role, content: content.to_owned() }
+}
+
+/// The lines of stdin, read beside what waits for them, since nothing ends a read.
+pub fn lines() -> Receiver<io::Result<String>> {
+    let (sender, receiver) = mpsc::channel();
+    thread::spawn(move || io::stdin().lock().lines().try_for_each(|line| sender.send(line)));
+    receiver
+}
+
+/// The next line; `None` at their end and at Ctrl-C.
+pub fn next_line(lines: &Receiver<io::Result<String>>, typed: bool) -> Result<Option<String>> {
+    if typed {
+        ui::prompt("> ");
+    }
+    loop {
+        match lines.recv_timeout(PATIENCE) {
+            Ok(line) => return line.map(Some).context("cannot read stdin"),
+            Err(RecvTimeoutError::Timeout) if ui::interrupted() => return Ok(None),
+            Err(RecvTimeoutError::Timeout) => {}
+            Err(RecvTimeoutError::Disconnected) => return Ok(None),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A token for each byte.
+    fn tokens(messages: &[Message]) -> Result<Vec<u32>, ()> {
+        Ok(messages.iter().flat_map(|m| m.content.bytes().map(u32::from)).collect())
+    }
+
+    fn texts(conversation: &Conversation) -> Vec<&str> {
+        conversation.messages.iter().map(|m| m.content.as_str()).collect()
+    }
+
+    #[test]
+    fn the_oldest_turns_go_first_and_the_system_prompt_stays() {
+        let mut conversation = Conversation::new(Some("sys"));
+        for i in 0..3 {
+            conversation.ask(&format!("question {i}"));
+            conversation.answer(&format!("answer {i}"));
+        }
+        conversation.ask("last");
+        let (all, dropped) = conversation.fit(1000, tokens).unwrap();
+        assert_eq!((all.len(), dropped), (3 + 3 * 18 + 4, 0));
+        let (fitting, dropped) = conversation.fit(3 + 18 + 4, tokens).unwrap();
+        assert_eq!((fitting.len(), dropped), (25, 2));
+        assert_eq!(texts(&conversation), ["sys", "question 2", "answer 2", "last"]);
+        // What remains is the least that there can be, even if it is too much.
+        let (least, dropped) = conversation.fit(2, tokens).unwrap();
+        assert_eq!((least.len(), dropped, texts(&conversation)), (7, 1, vec!["sys", "last"]));
+        conversation.take_back();
+        assert_eq!(texts(&conversation), ["sys"]);
+    }
+}
