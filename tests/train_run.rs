@@ -13,6 +13,7 @@ use nf4pack::dequant::stream::PackSource;
 use nf4pack::format::Role;
 use nf4pack::gpu::Gpu;
 use nf4pack::train::adapter::WEIGHTS;
+use nf4pack::train::checkpoint::Checkpoint;
 use nf4pack::train::plan::MemoryError;
 use nf4pack::train::record::{METRICS, Record, read_metrics};
 use nf4pack::train::run::{DataFile, End, Event, Prepared, Run, RunError, Task};
@@ -139,15 +140,91 @@ fn a_resumed_run_is_the_uninterrupted_one_bit_for_bit() {
 fn a_loss_that_is_not_finite_names_the_layer_and_the_last_checkpoint() {
     let Some(fixture) = Fixture::new() else { return };
     let out = fixture.out("diverged");
-    let settings = Settings { steps: Some(4), lr: 1e30, save_every: Some(1), ..settings() };
-    match fixture.start(&settings, &out, None).unwrap().train(|_| true) {
-        Err(error @ RunError::Diverged { .. }) => {
-            let text = error.to_string();
-            assert!(text.contains("step 2: the loss is not finite; it arose first in layer 0"), "{text}");
-            assert!(text.contains("the last good checkpoint is") && text.ends_with("checkpoint-1"), "{text}");
-        }
+    // The first step of a warm-up changes nothing, the second one everything.
+    let settings = Settings { steps: Some(4), lr: 1e30, warmup: Warmup::Steps(2), ..settings() };
+    let diverged = |settings: &Settings, out: &Path, expected: &str| match fixture
+        .start(settings, out, None)
+        .unwrap()
+        .train(|_| true)
+    {
+        Err(error @ RunError::Diverged { .. }) => assert!(error.to_string().contains(expected), "{error}"),
         other => panic!("{other:?}"),
+    };
+    diverged(&settings, &out, "step 3: the loss is not finite; it arose first in layer 0");
+    assert_eq!(Checkpoint::latest(&out).unwrap(), None);
+    // A checkpoint that could not be gone on from is not written, and never the last good one.
+    let (out, settings) = (fixture.out("saved"), Settings { save_every: Some(1), keep: 1, ..settings });
+    diverged(&settings, &out, "step 2: the loss after the step is not finite; it arose first in layer 0");
+    let checkpoint = out.join("checkpoint-1");
+    assert_eq!(Checkpoint::latest(&out).unwrap(), Some(checkpoint.clone()));
+    let again = fixture.start(&settings, &out, Some(&checkpoint)).unwrap().train(|_| true).unwrap_err().to_string();
+    assert!(again.contains("the last good checkpoint is") && again.ends_with("checkpoint-1"), "{again}");
+}
+
+#[test]
+fn nothing_of_another_run_is_replaced() {
+    let Some(fixture) = Fixture::new() else { return };
+    let [out, other] = ["one", "two"].map(|name| fixture.out(name));
+    let settings = Settings { steps: Some(3), save_every: Some(1), keep: 2, ..settings() };
+    let names = |out: &Path| {
+        let mut names: Vec<String> =
+            fs::read_dir(out).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap()).collect();
+        names.retain(|name| name.contains("checkpoint"));
+        names.sort();
+        names
+    };
+    fixture.start(&settings, &out, None).unwrap().train(|_| true).unwrap();
+    assert_eq!(names(&out), ["checkpoint-2", "checkpoint-3"]);
+    let two = out.join("checkpoint-2");
+    assert!(matches!(fixture.start(&settings, &other, Some(&two)), Err(RunError::Elsewhere { .. })));
+    assert!(!other.exists());
+    // What an older checkpoint goes on to does not hide behind a newer one, which stays under another name.
+    let mut run = fixture.start(&settings, &out, Some(&two)).unwrap();
+    assert_eq!(run.set_aside, [out.join("aside-1-checkpoint-3")]);
+    assert_eq!((run.train(|_| true).unwrap(), losses(&out).len()), (End::Complete, 3));
+    assert_eq!(names(&out), ["aside-1-checkpoint-3", "checkpoint-2", "checkpoint-3"]);
+    let optimizer = |name: &str| fs::read(out.join(name).join("optimizer.safetensors")).unwrap();
+    assert_eq!(optimizer("aside-1-checkpoint-3"), optimizer("checkpoint-3"));
+    for name in names(&out) {
+        fs::remove_dir_all(out.join(name)).unwrap();
     }
+    let adapter = fs::read(out.join(WEIGHTS)).unwrap();
+    assert!(matches!(fixture.start(&settings, &out, None), Err(RunError::Occupied { found: "the adapter", .. })));
+    assert_eq!((fs::read(out.join(WEIGHTS)).unwrap(), losses(&out).len()), (adapter, 3));
+}
+
+#[test]
+fn an_early_stop_leaves_the_best_adapter_and_a_stopped_evaluation_is_made_up_for() {
+    let Some(fixture) = Fixture::new() else { return };
+    let out = fixture.out("early");
+    // So fast that it soon gets worse.
+    let settings =
+        Settings { steps: Some(9), lr: 0.3, eval_split: 0.25, eval_every: Some(1), early_stop: Some(2), ..settings() };
+    let mut run = fixture.start(&settings, &out, None).unwrap();
+    let mut evaluated = 0;
+    let end = run.train(|event| {
+        evaluated += u32::from(matches!(event, Event::Eval(_)));
+        !(evaluated == 1 && matches!(event, Event::Evaluating(..)))
+    });
+    assert_eq!((end.unwrap(), evaluated, run.steps().0), (End::Stopped, 1, 1));
+    drop(run);
+    let mut run = fixture.start(&settings, &out, Some(&Run::latest(&out).unwrap())).unwrap();
+    assert_eq!(run.train(|_| true).unwrap(), End::EarlyStop);
+    let evals: Vec<(u64, f64)> =
+        run.records.iter().filter_map(|r| if let Record::Eval(e) = r { Some((e.step, e.loss)) } else { None }).collect();
+    let steps = run.steps().0;
+    assert_eq!(evals.iter().map(|eval| eval.0).collect::<Vec<_>>(), (0..=steps).collect::<Vec<_>>());
+    let best = evals.iter().min_by(|a, b| a.1.total_cmp(&b.1)).unwrap().0;
+    assert_eq!((run.adapter_step(), steps), (best, best + 2));
+    assert!(steps < 9, "{evals:?}");
+    // The adapter is the best one's: with it, the held-out loss is that of then.
+    drop(run);
+    let mut again = fixture.start(&settings, &out, Some(&Run::latest(&out).unwrap())).unwrap();
+    let adapter = fs::read(out.join(WEIGHTS)).unwrap();
+    assert_eq!((again.train(|_| true).unwrap(), again.steps().0), (End::EarlyStop, steps));
+    assert_eq!(fs::read(out.join(WEIGHTS)).unwrap(), adapter);
+    let last = fs::read(out.join(format!("checkpoint-{steps}")).join(WEIGHTS)).unwrap();
+    assert_ne!(adapter, last);
 }
 
 #[test]

@@ -346,7 +346,11 @@ fn of_run(error: &RunError) -> Option<String> {
         RunError::Plan(e) => of_memory(e),
         RunError::Checkpoint(e) => of_checkpoint(e),
         RunError::OtherRun { source, .. } => of_difference(source),
-        RunError::Occupied { .. } => Some("--resume goes on with it; a new run takes another --out".into()),
+        RunError::Occupied { found: "checkpoints", .. } => {
+            Some("--resume goes on with it; a new run takes another --out".into())
+        }
+        RunError::Occupied { .. } => Some("a new run takes another --out, or the folder has to go".into()),
+        RunError::Elsewhere { .. } => Some("--out names the folder that the checkpoint is in".into()),
         RunError::NoCheckpoint { .. } => Some("a run has one after --save-every steps, or an epoch".into()),
         RunError::Diverged { checkpoint: None, .. } => Some("a smaller --lr, or a longer --warmup, often helps".into()),
         RunError::Diverged { .. } => {

@@ -15,7 +15,7 @@ use crate::gpu::Gpu;
 use crate::train::data::{Dataset, show_batch};
 use crate::train::plan::MemoryPlan;
 use crate::train::record::{EvalRecord, Record, Report, StepRecord};
-use crate::train::run::{DataFile, End, Event, Prepared, Run, Task};
+use crate::train::run::{DataFile, End, Event, Prepared, Run, Task, check_folder};
 use crate::train::settings::{MicroBatch, Settings};
 
 /// The settings that were used, in the adapter's folder.
@@ -30,6 +30,8 @@ struct Summary {
     total_steps: u64,
     seconds: f64,
     trained_tokens: u64,
+    /// The step whose adapter is in the folder: the last one or, with an early stop, the best one.
+    adapter_step: u64,
     first_loss: Option<f32>,
     last_loss: Option<f32>,
     held_out_loss: Option<f64>,
@@ -66,6 +68,9 @@ pub fn run(args: &TrainArgs) -> Result<Outcome> {
         Some(Some(checkpoint)) => Some(checkpoint.clone()),
         Some(None) => Some(Run::latest(out)?),
     };
+    if !args.show_batch {
+        check_folder(out, resume.as_deref())?;
+    }
     let prepared = Prepared::new(pack, &task, resume.as_deref())?;
     tell_data(ui, "training data", &prepared.data);
     if let Some(held_out) = &prepared.held_out {
@@ -131,6 +136,9 @@ fn train(ui: Ui, gpu: &Gpu, prepared: Prepared, task: &Task<'_>) -> Result<Summa
     tell_plan(ui, &plan);
     let tokenized = format!("{} samples, {} tokens", prepared.data.samples.len(), ui::grouped(prepared.data.tokens()));
     let mut run = Run::start(gpu, prepared, task, plan)?;
+    for path in &run.set_aside {
+        ui.note(&format!("a later checkpoint is {} now", path.display()));
+    }
     let meter = ui.meter_from("training", Unit::Steps, run.steps().0);
     let end = run.train(|event| {
         tell(&meter, &event);
@@ -160,9 +168,12 @@ fn train(ui: Ui, gpu: &Gpu, prepared: Prepared, task: &Task<'_>) -> Result<Summa
 fn tell(meter: &Meter, event: &Event<'_>) {
     match event {
         Event::Step(step, total) => {
-            let text = format!("loss {:.4}  lr {:.2e}  {:.0} tokens/s", step.loss, step.lr, step.tokens_per_second);
+            let (loss, lr, speed, memory) = (step.loss, step.lr, step.tokens_per_second, ui::bytes(step.gpu_bytes as f64));
+            let text = format!("loss {loss:.4}  lr {lr:.2e}  {speed:.0} tokens/s  {memory}");
             meter.tell(step.step, *total, &text);
         }
+        // Heard for the sake of Ctrl-C.
+        Event::Evaluating(..) => {}
         Event::Eval(eval) => meter.line(&eval_line(eval)),
         Event::Saved(path) => meter.line(&format!("saved {}", path.display())),
     }
@@ -187,6 +198,7 @@ impl Summary {
             total_steps,
             seconds: run.seconds(),
             trained_tokens: run.trained_tokens(),
+            adapter_step: run.adapter_step(),
             first_loss: steps.first().map(|step| step.loss),
             last_loss: steps.last().map(|step| step.loss),
             held_out_loss: evals.next_back().map(|eval| eval.loss),
@@ -207,13 +219,14 @@ impl Summary {
             End::Complete => "done",
         };
         format!(
-            "\n{ended}: {} of {} steps in {}, loss {} -> {}{held_out}\nadapter  {}\nreport   {}\n",
+            "\n{ended}: {} of {} steps in {}, loss {} -> {}{held_out}\nadapter  {} (of step {})\nreport   {}\n",
             self.steps,
             self.total_steps,
             ui::duration(self.seconds),
             loss(self.first_loss),
             loss(self.last_loss),
             self.out,
+            self.adapter_step,
             self.report,
         )
     }

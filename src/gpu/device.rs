@@ -1,6 +1,7 @@
 //! An open device: limits, errors, waiting.
 
 use std::any::Any;
+use std::collections::VecDeque;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -14,8 +15,11 @@ use super::timing::Profiler;
 
 /// A wait polls this long at a time: wgpu holds a lock that others may need as long as it waits.
 const STEP: Duration = Duration::from_millis(200);
-/// A submission that takes longer has hung.
+/// Submissions that take longer have hung: as many as may be under way, each of a layer at most.
 pub(super) const PATIENCE: Duration = Duration::from_secs(600);
+/// Submissions under way at a time: enough to keep a device busy, and so few that waiting for the last of them is not waiting for a
+/// whole training step of minutes.
+const UNDER_WAY: usize = 16;
 
 /// How a device is opened.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -65,6 +69,7 @@ pub(super) struct Inner {
     pub(super) registry: Registry,
     pub(super) profiler: Option<Profiler>,
     fault: Arc<Mutex<Option<GpuError>>>,
+    under_way: Mutex<VecDeque<wgpu::SubmissionIndex>>,
 }
 
 impl Gpu {
@@ -103,6 +108,7 @@ impl Gpu {
             info,
             checked: options.checked,
             profiler: options.profile.then(Profiler::default),
+            under_way: Mutex::default(),
             cache,
             device,
             queue,
@@ -168,6 +174,16 @@ impl Gpu {
         self.fault()?;
         self.poll_until(submission)?;
         self.fault()
+    }
+
+    /// Counts a submission as under way; where there are many, waits for the oldest.
+    pub(super) fn pace(&self, submission: &wgpu::SubmissionIndex) -> Result<(), GpuError> {
+        let oldest = {
+            let mut under_way = self.0.under_way.lock().unwrap_or_else(PoisonError::into_inner);
+            under_way.push_back(submission.clone());
+            if under_way.len() > UNDER_WAY { under_way.pop_front() } else { None }
+        };
+        oldest.map_or(Ok(()), |oldest| self.poll_until(Some(&oldest)))
     }
 
     fn poll_until(&self, submission: Option<&wgpu::SubmissionIndex>) -> Result<(), GpuError> {

@@ -176,6 +176,7 @@ impl Commands {
             }
             Submission(self.gpu.queue().submit([encoder.finish()]))
         })?;
+        self.gpu.pace(&submission.0)?;
         if let (Some(profiler), Some(stamps)) = (&self.gpu.0.profiler, stamps) {
             profiler.add(&self.gpu, stamps, self.work.iter().filter_map(Work::as_dispatch))?;
         }

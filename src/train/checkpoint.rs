@@ -29,10 +29,12 @@ pub const STATE: &str = "trainer_state.json";
 
 /// What comes before the step in the name of a checkpoint's folder.
 const FOLDER_PREFIX: &str = "checkpoint-";
+/// What comes before the name of a checkpoint that the run went back behind.
+const ASIDE_PREFIX: &str = "aside-";
 /// Suffixes of the moments' names; AdamW's words in PyTorch.
 const MOMENTS: [&str; 2] = ["exp_avg", "exp_avg_sq"];
 /// What [`STATE`] is: a change of its meaning is another number.
-const FORMAT: u32 = 1;
+const FORMAT: u32 = 2;
 
 /// Why a checkpoint could not be written, found or read.
 #[derive(Debug, Error)]
@@ -142,8 +144,12 @@ pub struct State {
     pub now: i64,
     /// The least loss of an evaluation so far.
     pub best_eval: Option<f64>,
+    /// The step of that evaluation.
+    pub best_step: u64,
     /// Evaluations since then.
     pub evals_without_gain: u32,
+    /// Whether this step's evaluation is still to be made.
+    pub eval_due: bool,
     /// What must be the same for the run to be the same.
     pub fingerprint: Fingerprint,
 }
@@ -233,6 +239,26 @@ impl Checkpoint {
             remove(out, &path).map_err(|source| CheckpointError::Remove { path, source })?;
         }
         Ok(())
+    }
+
+    /// Renames the checkpoints of `out` after `step`, which a run that goes on from there does not have: `aside-1-checkpoint-STEP`, or
+    /// the next number that is free. Returns the new names.
+    ///
+    /// # Errors
+    /// [`CheckpointError::Read`], [`CheckpointError::Remove`].
+    pub fn set_aside(out: &Path, step: u64) -> Result<Vec<PathBuf>, CheckpointError> {
+        let later =
+            |path: &PathBuf| path.file_name().and_then(|name| step_of(name.to_str()?)).is_some_and(|found| found > step);
+        let rename = |path: PathBuf| {
+            let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+            let free = |number: u32| Some(out.join(format!("{ASIDE_PREFIX}{number}-{name}"))).filter(|path| !path.exists());
+            let target = (1..=u32::MAX).find_map(free).unwrap_or_default();
+            match fs::rename(&path, &target) {
+                Ok(()) => Ok(target),
+                Err(source) => Err(CheckpointError::Remove { path, source }),
+            }
+        };
+        list(out)?.into_iter().filter(later).map(rename).collect()
     }
 
     fn checksum(&self) -> u32 {

@@ -7,37 +7,30 @@ use std::path::Path;
 use crate::io::{folder_of, publish_folder, sync_dir, temporary_folder, write_synced};
 
 /// Writes `files`, names and bytes, into the folder `target`. All of it is durable under another name before anything under
-/// `target` changes: a new folder (missing ones above it are made, too) then appears whole; in one with entries, each file
+/// `target` changes: a new folder (missing ones above it are made, too) then appears whole; in one that is there, each file
 /// replaces its earlier version, in the order given, and everything else stays.
 ///
 /// # Errors
 /// What the operating system says; `target` is then as it was, or has some files replaced.
 pub(crate) fn publish(target: &Path, files: &[(&str, &[u8])]) -> io::Result<()> {
-    // A link is followed: its folder may lie on another file system, where no rename reaches.
-    let target = if target.exists() { target.canonicalize()? } else { target.to_owned() };
-    let parent = folder_of(&target);
-    fs::create_dir_all(parent)?;
-    let temporary = temporary_folder(parent)?;
+    // A folder that is there may be a link or a file system of its own, as a container's volume is: no rename reaches it from beside it.
+    let there = fs::symlink_metadata(target).is_ok();
+    let place = if there { target } else { folder_of(target) };
+    if !there {
+        fs::create_dir_all(place)?;
+    }
+    let temporary = temporary_folder(place)?;
     for (name, bytes) in files {
         write_synced(&temporary.path().join(name), bytes)?;
     }
     sync_dir(temporary.path())?;
-    if has_entries(&target)? {
-        for (name, _) in files {
-            fs::rename(temporary.path().join(name), target.join(name))?;
-        }
-        sync_dir(&target)
-    } else {
-        publish_folder(temporary, &target)
+    if !there {
+        return publish_folder(temporary, target);
     }
-}
-
-fn has_entries(target: &Path) -> io::Result<bool> {
-    match fs::read_dir(target) {
-        Ok(mut entries) => Ok(entries.next().is_some()),
-        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(false),
-        Err(e) => Err(e),
+    for (name, _) in files {
+        fs::rename(temporary.path().join(name), target.join(name))?;
     }
+    sync_dir(target)
 }
 
 #[cfg(test)]
@@ -49,6 +42,14 @@ mod tests {
             fs::read_dir(folder).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap()).collect();
         names.sort();
         names
+    }
+
+    /// What tells a folder from another one that took its name.
+    fn number(path: &Path) -> u64 {
+        #[cfg(unix)]
+        return std::os::unix::fs::MetadataExt::ino(&fs::metadata(path).unwrap());
+        #[cfg(not(unix))]
+        return path.exists().into();
     }
 
     #[test]
@@ -66,7 +67,9 @@ mod tests {
         let root = tempfile::tempdir().unwrap();
         let target = root.path().join("out");
         fs::create_dir(&target).unwrap();
+        let before = number(&target);
         publish(&target, &[("x", b"1")]).unwrap();
+        assert_eq!(number(&target), before, "the folder may be a file system of its own: it stays what it is");
         fs::write(target.join("notes"), "mine").unwrap();
         publish(&target, &[("x", b"2"), ("y", b"3")]).unwrap();
         assert_eq!(names(&target), ["notes", "x", "y"]);

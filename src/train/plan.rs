@@ -201,7 +201,14 @@ impl Demand<'_> {
             Err(MemoryError::Budget { needed, .. }) => Some(needed),
             Err(_) => Some(u64::MAX),
         };
-        let fewer = (1..rows).rev().find(|&rows| needed(self, rows).is_none()).map(Remedy::Rows);
+        // More rows take more; of more than there are nobody has any use.
+        let fits = |rows: u32| needed(self, rows).is_none();
+        let (mut fewer, mut too_many) = (0, rows.min(u32::try_from(self.rows).unwrap_or(u32::MAX).saturating_add(1)));
+        while too_many - fewer > 1 {
+            let middle = fewer + (too_many - fewer) / 2;
+            if fits(middle) { fewer = middle } else { too_many = middle }
+        }
+        let fewer = (fewer > 0).then_some(Remedy::Rows(fewer));
         let shorter = || {
             let halves = std::iter::successors(Some(self.length / 2), |length| Some(length / 2)).take_while(|&n| n > 1);
             let fits = |&length: &u32| needed(&Self { length, ..*self }, 1).is_none();

@@ -6,7 +6,7 @@ use std::time::Instant;
 use serde::Serialize;
 use thiserror::Error;
 
-use super::adapter::Adapter;
+use super::adapter::{Adapter, WEIGHTS};
 use super::checkpoint::{Checkpoint, CheckpointError, Difference, Fingerprint, Inputs, State, data_identity, pack_identity};
 use super::config::ModelConfig;
 use super::data::{Batch, DataError, Dataset, Options, Tokenizer, batch, epoch_order, rows};
@@ -15,7 +15,7 @@ use super::folder::publish;
 use super::gpu_adapter::GpuAdapter;
 use super::model::{read_config, read_tokenizer};
 use super::plan::{Demand, MemoryError, MemoryPlan};
-use super::record::{EvalRecord, Record, RecordError, Recorder, Report, StepRecord};
+use super::record::{EvalRecord, METRICS, Record, RecordError, Recorder, Report, StepRecord};
 use super::schedule::Schedule;
 use super::settings::{MicroBatch, Settings, SettingsError};
 use super::step::{Hyperparameters, Trainer};
@@ -46,9 +46,19 @@ pub enum RunError {
         /// What differs.
         source: Difference,
     },
-    /// A new run would mix with one that is there.
-    #[error("{} has checkpoints of an earlier run", out.display())]
+    /// A new run would replace what is there.
+    #[error("{} has {found} of an earlier run", out.display())]
     Occupied {
+        /// The folder.
+        out: PathBuf,
+        /// What it has.
+        found: &'static str,
+    },
+    /// A checkpoint of another run.
+    #[error("{} is not in {}, where the run that goes on is", checkpoint.display(), out.display())]
+    Elsewhere {
+        /// The checkpoint.
+        checkpoint: PathBuf,
         /// The folder.
         out: PathBuf,
     },
@@ -128,6 +138,8 @@ pub struct Task<'a> {
 pub enum Event<'a> {
     /// A step is done, of so many.
     Step(&'a StepRecord, u64),
+    /// So many rows of the held-out samples, of all, are evaluated.
+    Evaluating(u64, u64),
     /// The held-out samples were evaluated.
     Eval(&'a EvalRecord),
     /// A checkpoint was written.
@@ -167,7 +179,13 @@ pub struct Run {
     recorder: Recorder,
     /// All records, those before a resumption too.
     pub records: Vec<Record>,
+    /// Later checkpoints than the one that the run goes on from, by the names that they have now.
+    pub set_aside: Vec<PathBuf>,
     last_checkpoint: Option<PathBuf>,
+    /// Seconds of earlier parts of the run, and when this one began.
+    clock: (f64, Instant),
+    /// A batch of the last step.
+    last_batch: Option<Batch>,
 }
 
 /// A pack and the data for it, tokenised: what can be known without a GPU.
@@ -237,6 +255,18 @@ impl Prepared {
         settings.steps.unwrap_or_else(|| (0..settings.epochs).map(of_epoch).sum())
     }
 
+    /// What a checkpoint of the run must have been made with.
+    fn fingerprint(&self, task: &Task<'_>, micro_batch: u32) -> Fingerprint {
+        let inputs = Inputs {
+            pack: pack_identity(self.pack.index()),
+            data: data_identity(task.data.bytes),
+            eval_data: task.eval_data.map(|file| data_identity(file.bytes)),
+            micro_batch,
+            total_steps: self.total_steps(task.settings, micro_batch),
+        };
+        Fingerprint::new(task.settings, &inputs)
+    }
+
     /// Plans the memory of the run on a device.
     ///
     /// # Errors
@@ -261,7 +291,34 @@ impl Prepared {
             (MicroBatch::Auto, Some(rows)) => MicroBatch::Rows(rows),
             (micro_batch, _) => micro_batch,
         };
-        Ok(MemoryPlan::new(&demand, micro_batch)?)
+        MemoryPlan::new(&demand, micro_batch).map_err(|error| match error {
+            // A run that goes on keeps its rows.
+            MemoryError::Budget { budget, needed, .. } if resumed.is_some() => {
+                MemoryError::Budget { budget, needed, remedy: None }.into()
+            }
+            error => error.into(),
+        })
+    }
+}
+
+/// Holds the folder of a run against what it is to begin, or to go on with: nothing that is there is replaced.
+///
+/// # Errors
+/// [`RunError::Occupied`], [`RunError::Elsewhere`], [`RunError::Checkpoint`].
+pub fn check_folder(out: &Path, resume: Option<&Path>) -> Result<(), RunError> {
+    let same = |a: &Path, b: &Path| a.canonicalize().ok().zip(b.canonicalize().ok()).is_some_and(|(a, b)| a == b);
+    match resume {
+        Some(checkpoint) if same(crate::io::folder_of(checkpoint), out) => Ok(()),
+        Some(checkpoint) => Err(RunError::Elsewhere { checkpoint: checkpoint.to_owned(), out: out.to_owned() }),
+        None => {
+            let found = match Checkpoint::latest(out)? {
+                Some(_) => Some("checkpoints"),
+                None if out.join(WEIGHTS).exists() => Some("the adapter"),
+                None if out.join(METRICS).exists() => Some("the records"),
+                None => None,
+            };
+            found.map_or(Ok(()), |found| Err(RunError::Occupied { out: out.to_owned(), found }))
+        }
     }
 }
 
@@ -278,27 +335,18 @@ impl Run {
         Checkpoint::latest(out)?.ok_or_else(|| RunError::NoCheckpoint { out: out.to_owned() })
     }
 
-    /// Writes the adapter as it is before the first step, so that a folder that cannot be written is known before the training, then
-    /// loads the model.
+    /// Loads the model, then writes the adapter as it is before the first step, so that a folder that cannot be written is known before
+    /// the training. Checkpoints after the one that is resumed are renamed.
     ///
     /// # Errors
     /// See [`RunError`].
     pub fn start(gpu: &Gpu, prepared: Prepared, task: &Task<'_>, plan: MemoryPlan) -> Result<Self, RunError> {
+        check_folder(task.out, prepared.checkpoint.as_ref().map(|(path, _)| path.as_path()))?;
         let settings = task.settings.clone();
+        let fingerprint = prepared.fingerprint(task, plan.micro_batch);
         let total_steps = prepared.total_steps(&settings, plan.micro_batch);
-        let fingerprint = Fingerprint::new(
-            &settings,
-            &Inputs {
-                pack: pack_identity(prepared.pack.index()),
-                data: data_identity(task.data.bytes),
-                eval_data: task.eval_data.map(|file| data_identity(file.bytes)),
-                micro_batch: plan.micro_batch,
-                total_steps,
-            },
-        );
         let Prepared { pack, model, data, held_out, checkpoint, now, .. } = prepared;
         let out = task.out.to_owned();
-        let resumed = checkpoint.is_some();
         let (adapter, state, moments, last_checkpoint) = match checkpoint {
             Some((path, checkpoint)) => {
                 let differs = |source| RunError::OtherRun { checkpoint: path.clone(), source };
@@ -306,27 +354,31 @@ impl Run {
                 let Checkpoint { adapter, mean, square, state } = checkpoint;
                 (adapter, State { total_steps, fingerprint, ..state }, Some((mean, square)), Some(path))
             }
-            None if Checkpoint::latest(&out)?.is_some() => return Err(RunError::Occupied { out }),
             None => {
                 let base = Some(task.base.to_owned());
                 let adapter = Adapter::new(settings.lora(), base, &model, settings.seed).map_err(TrainError::from)?;
                 (adapter, new_state(total_steps, now, fingerprint), None, None)
             }
         };
-        adapter.write(&out, task.files).map_err(TrainError::from)?;
-        let (recorder, records) = match resumed {
-            true => {
-                let recorder = Recorder::resume(&out, state.step)?;
-                (recorder, super::record::read_metrics(&out.join(super::record::METRICS))?)
-            }
-            false => (Recorder::create(&out)?, Vec::new()),
-        };
         let mut trainer = trainer(gpu, pack, &settings, &adapter, &plan)?;
-        if let Some((mean, square)) = moments {
-            trainer.restore(&mean, &square, state.step, state.micro_batches)?;
+        if let Some((mean, square)) = &moments {
+            trainer.restore(mean, square, state.step, state.micro_batches)?;
         }
+        let resumed = moments.is_some();
+        let set_aside = if resumed { Checkpoint::set_aside(&out, state.step)? } else { Vec::new() };
+        // With an early stop, the best adapter is there, which need not be that of the checkpoint.
+        let keeps = resumed && settings.early_stop.is_some();
+        if !keeps {
+            adapter.write(&out, task.files).map_err(TrainError::from)?;
+        }
+        let (recorder, records) = if resumed {
+            Recorder::resume(&out, state.step, state.eval_due)?
+        } else {
+            (Recorder::create(&out)?, Vec::new())
+        };
         let schedule = Schedule::new(settings.schedule, settings.lr, settings.warmup, total_steps);
         let rows = epoch_rows(&data, &settings, plan.length, state.epoch);
+        let clock = (state.seconds, Instant::now());
         Ok(Self {
             settings,
             out,
@@ -340,41 +392,65 @@ impl Run {
             rows,
             recorder,
             records,
+            set_aside,
             last_checkpoint,
+            clock,
+            last_batch: None,
         })
     }
 
-    /// Runs to the end, or until `observe` answers `false` after a step. In the end the adapter is in its folder.
+    /// Runs to the end, or until `observe` answers `false`. In the end the last adapter is in its folder or, with an early stop, the
+    /// best one.
     ///
     /// # Errors
     /// See [`RunError`]; what was saved before stays.
     pub fn train(&mut self, mut observe: impl FnMut(Event<'_>) -> bool) -> Result<End, RunError> {
-        let started = Instant::now();
-        let before = self.state.seconds;
-        let mut end = End::Complete;
+        self.clock = (self.state.seconds, Instant::now());
         if self.state.step == 0 {
             // What the model can without having learned: what all later losses are held against.
-            self.evaluate(before, started, &mut observe)?;
+            self.state.eval_due = self.held_out.is_some();
         }
-        while self.state.step < self.state.total_steps {
-            let (record, epoch_ends) = self.step(before, started)?;
+        let mut wanted = self.evaluate(&mut observe)?;
+        while wanted && self.state.step < self.state.total_steps && !self.stops_early() {
+            let (record, epoch_ends) = self.step()?;
             let last = self.state.step == self.state.total_steps;
-            let wanted = observe(Event::Step(&record, self.state.total_steps));
-            if self.is_due(self.settings.eval_every, epoch_ends, last) && self.evaluate(before, started, &mut observe)? {
-                end = End::EarlyStop;
+            wanted = observe(Event::Step(&record, self.state.total_steps));
+            self.state.eval_due = self.held_out.is_some() && self.is_due(self.settings.eval_every, epoch_ends, last);
+            // Before the evaluation: nothing that happens there loses what was learned.
+            if !wanted || self.is_due(self.settings.save_every, epoch_ends, last) {
+                wanted &= self.save(&mut observe)?;
             }
-            if !wanted {
-                end = End::Stopped;
-            }
-            if end != End::Complete || self.is_due(self.settings.save_every, epoch_ends, last) {
-                self.save(&mut observe)?;
-            }
-            if end != End::Complete {
-                break;
+            if wanted {
+                wanted = self.evaluate(&mut observe)?;
             }
         }
-        self.adapter.write(&self.out, &[]).map_err(TrainError::from)?;
+        self.end(&mut observe)
+    }
+
+    /// Saves what was not, and says why the run ended.
+    fn end(&mut self, observe: &mut impl FnMut(Event<'_>) -> bool) -> Result<End, RunError> {
+        let end = match self.stops_early() {
+            true => End::EarlyStop,
+            false if self.state.step == self.state.total_steps && !self.state.eval_due => End::Complete,
+            false => End::Stopped,
+        };
+        // Of the state of an evaluation, too: a run that is resumed does not make it again.
+        self.save(observe)?;
         Ok(end)
+    }
+
+    /// Whether as many evaluations as are allowed were no better than the best one.
+    fn stops_early(&self) -> bool {
+        self.settings.early_stop.is_some_and(|most| self.state.evals_without_gain >= most)
+    }
+
+    /// The step whose adapter is in the folder.
+    pub fn adapter_step(&self) -> u64 {
+        if self.keeps_best() { self.state.best_step } else { self.state.step }
+    }
+
+    fn keeps_best(&self) -> bool {
+        self.settings.early_stop.is_some() && self.held_out.is_some()
     }
 
     /// Steps that are done, and of how many.
@@ -410,20 +486,16 @@ impl Run {
         last || every.map_or(epoch_ends, |every| self.state.step.is_multiple_of(every.max(1)))
     }
 
-    fn step(&mut self, before: f64, started: Instant) -> Result<(StepRecord, bool), RunError> {
+    fn step(&mut self) -> Result<(StepRecord, bool), RunError> {
         let began = Instant::now();
         let batches = self.next_batches();
         let lr = self.schedule.learning_rate(self.state.step);
-        let checkpoint = self.last_checkpoint.clone();
-        let result = self.trainer.step(&batches, lr).map_err(|source| match source {
-            TrainError::NotFinite { .. } => RunError::Diverged { source: Box::new(source), checkpoint },
-            source => source.into(),
-        })?;
+        let result = self.trainer.step(&batches, lr).map_err(|source| self.failed(source))?;
         let sum = |of: fn(&Batch) -> u64| batches.iter().map(of).sum::<u64>();
         let (tokens, trained_tokens) = (sum(|batch| batch.tokens.len() as u64), sum(|batch| batch.trained));
         self.state.step += 1;
         self.state.trained_tokens += trained_tokens;
-        self.state.seconds = before + started.elapsed().as_secs_f64();
+        self.state.seconds = self.seconds_now();
         (_, self.state.micro_batches) = self.trainer.counts();
         let allocated = self.trainer.session().model.gpu().allocated();
         let record = StepRecord {
@@ -441,6 +513,7 @@ impl Run {
         };
         self.recorder.record(&Record::Step(record))?;
         self.records.push(Record::Step(record));
+        self.last_batch = batches.into_iter().next_back();
         Ok((record, self.state.row as usize >= self.rows.len()))
     }
 
@@ -458,40 +531,73 @@ impl Run {
         batches
     }
 
-    /// Evaluates; whether the run is to stop early.
-    fn evaluate(
-        &mut self,
-        before: f64,
-        started: Instant,
-        observe: &mut impl FnMut(Event<'_>) -> bool,
-    ) -> Result<bool, RunError> {
-        let Some(held_out) = &self.held_out else { return Ok(false) };
-        let found = self.trainer.session().mean_loss(&held_out.samples, self.plan.length, |_, _| true)?;
+    fn seconds_now(&self) -> f64 {
+        self.clock.0 + self.clock.1.elapsed().as_secs_f64()
+    }
+
+    fn failed(&self, source: TrainError) -> RunError {
+        match source {
+            TrainError::NotFinite { .. } => {
+                RunError::Diverged { source: Box::new(source), checkpoint: self.last_checkpoint.clone() }
+            }
+            source => source.into(),
+        }
+    }
+
+    /// Evaluates where that is due and there is something to evaluate on; whether the run is to go on. Where the caller does not want it
+    /// to, the evaluation stays due.
+    fn evaluate(&mut self, observe: &mut impl FnMut(Event<'_>) -> bool) -> Result<bool, RunError> {
+        let Some(held_out) = self.held_out.as_ref().filter(|_| self.state.eval_due) else { return Ok(true) };
+        let progress = |done, total| observe(Event::Evaluating(done, total));
+        let found = self.trainer.session().mean_loss(&held_out.samples, self.plan.length, progress)?;
         let Some((loss, tokens)) = found else { return Ok(false) };
-        let seconds = before + started.elapsed().as_secs_f64();
-        let record = EvalRecord { step: self.state.step, loss, perplexity: loss.exp(), tokens, seconds };
+        if !loss.is_finite() {
+            let (what, layer) = ("the held-out loss", None);
+            return Err(self.failed(TrainError::NotFinite { step: self.state.step, what, layer }));
+        }
+        self.state.eval_due = false;
+        self.state.seconds = self.seconds_now();
+        let record = EvalRecord { step: self.state.step, loss, perplexity: loss.exp(), tokens, seconds: self.state.seconds };
         self.recorder.record(&Record::Eval(record))?;
         self.records.push(Record::Eval(record));
-        observe(Event::Eval(&record));
         if self.state.best_eval.is_none_or(|best| loss < best) {
-            self.state.best_eval = Some(loss);
+            (self.state.best_eval, self.state.best_step) = (Some(loss), self.state.step);
             self.state.evals_without_gain = 0;
+            if self.keeps_best() {
+                self.publish()?;
+            }
         } else {
             self.state.evals_without_gain += 1;
         }
-        Ok(self.settings.early_stop.is_some_and(|most| self.state.evals_without_gain >= most))
+        Ok(observe(Event::Eval(&record)))
     }
 
-    /// Writes a checkpoint, then removes old ones.
-    fn save(&mut self, observe: &mut impl FnMut(Event<'_>) -> bool) -> Result<(), RunError> {
+    /// Writes the present adapter into the folder of the run.
+    fn publish(&mut self) -> Result<(), RunError> {
+        let [vector, ..] = self.trainer.read()?;
+        self.adapter.vector = vector;
+        self.adapter.write(&self.out, &[]).map_err(TrainError::from)?;
+        Ok(())
+    }
+
+    /// Writes a checkpoint and, unless the best adapter is kept there, the adapter of the run, then removes old checkpoints; whether the
+    /// run is to go on.
+    fn save(&mut self, observe: &mut impl FnMut(Event<'_>) -> bool) -> Result<bool, RunError> {
+        if let Some(batch) = &self.last_batch {
+            // No checkpoint is one that cannot be gone on from.
+            self.trainer.check(batch).map_err(|source| self.failed(source))?;
+        }
         let [vector, mean, square] = self.trainer.read()?;
         self.adapter.vector = vector;
         let checkpoint = Checkpoint { adapter: self.adapter.clone(), mean, square, state: self.state.clone() };
         let path = checkpoint.write(&self.out)?;
+        if !self.keeps_best() {
+            self.adapter.write(&self.out, &[]).map_err(TrainError::from)?;
+        }
         Checkpoint::prune(&self.out, self.settings.keep)?;
-        observe(Event::Saved(&path));
-        self.last_checkpoint = Some(path);
-        Ok(())
+        let again = self.last_checkpoint.as_ref() == Some(&path);
+        self.last_checkpoint = Some(path.clone());
+        Ok(again || observe(Event::Saved(&path)))
     }
 }
 
@@ -506,7 +612,9 @@ fn new_state(total_steps: u64, now: i64, fingerprint: Fingerprint) -> State {
         seconds: 0.0,
         now,
         best_eval: None,
+        best_step: 0,
         evals_without_gain: 0,
+        eval_due: false,
         fingerprint,
     }
 }

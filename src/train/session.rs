@@ -1,7 +1,7 @@
 //! A model, an adapter and the memory to run them on batches.
 
 use super::data::{Batch, Sample, UNTRAINED, batch, rows};
-use super::error::TrainError;
+use super::error::{NonFiniteAt, TrainError};
 use super::gpu_adapter::GpuAdapter;
 use super::kv_cache::{KvCache, Past};
 use super::model::Model;
@@ -32,6 +32,13 @@ impl Session {
         self.model.loss(&work, &on_gpu, batch.trained)?;
         let loss = work.loss.read(self.model.gpu())?;
         Ok(loss.first().copied().unwrap_or(f32::NAN))
+    }
+
+    /// The first layer of a batch whose output is not finite.
+    pub(super) fn first_non_finite(&mut self, batch: &Batch) -> Result<Option<NonFiniteAt>, TrainError> {
+        let (work, on_gpu) = self.model.begin(&self.memory, batch)?;
+        self.model.forward(&work, &on_gpu, self.adapter.as_ref(), None)?;
+        self.model.first_non_finite(&work)
     }
 
     /// The mean loss over the trained tokens of all samples, and their number. Samples are packed into rows of `length` tokens, as many

@@ -191,6 +191,18 @@ impl Trainer {
         TrainError::NotFinite { step: self.steps + 1, what, layer: None }
     }
 
+    /// Looks whether the parameters still give a finite loss: a step is judged by the loss before it.
+    ///
+    /// # Errors
+    /// [`TrainError::NotFinite`] with the layer; what went wrong on the device.
+    pub fn check(&mut self, batch: &Batch) -> Result<(), TrainError> {
+        if self.session.loss(batch)?.is_finite() {
+            return Ok(());
+        }
+        let layer = self.session.first_non_finite(batch)?;
+        Err(TrainError::NotFinite { step: self.steps, what: "the loss after the step", layer })
+    }
+
     /// The model with its adapter, to evaluate.
     pub fn session(&mut self) -> &mut Session {
         &mut self.session

@@ -44,7 +44,9 @@ fn checkpoint(step: u64) -> Checkpoint {
         seconds: 0.1 + 0.2,
         now: -1,
         best_eval: Some(f64::from_bits(0x3ff1_2345_6789_abcd)),
+        best_step: 3,
         evals_without_gain: 2,
+        eval_due: true,
         fingerprint: Fingerprint::new(&settings, &inputs()),
     };
     Checkpoint { adapter, mean, square, state }
@@ -179,7 +181,7 @@ fn a_state_that_is_not_understood() {
     assert!(json(&with_state(|s| s["state"]["more"] = 1.into())));
     assert!(json(&with_state(|s| *s = Value::Null)));
     let newer = with_state(|s| {
-        s["format"] = 2.into();
+        s["format"] = 1.into();
         s["state"] = Value::Null;
     });
     assert!(matches!(newer, CheckpointError::Format { expected: 1, found: 2, .. }), "{newer}");

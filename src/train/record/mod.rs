@@ -149,26 +149,28 @@ impl Recorder {
         Self::start(folder, &[], 0)
     }
 
-    /// Goes on with a training whose first `step` steps count: what was recorded after them is dropped, all of it or, if this
-    /// fails, nothing, and so is a last line that was not finished.
+    /// Goes on with a training whose first `step` steps count, and returns its records: what was recorded after them, and that step's
+    /// evaluation where it is due again, is dropped, all of it or, if this fails, nothing, and so is a last line that was not finished.
     ///
     /// # Errors
     /// A folder that cannot be read or written; a line that is no record.
-    pub fn resume(folder: &Path, step: u64) -> Result<Self, RecordError> {
+    pub fn resume(folder: &Path, step: u64, eval_due: bool) -> Result<(Self, Vec<Record>), RecordError> {
         let path = folder.join(METRICS);
         let text = match fs::read(&path) {
             Ok(text) => text,
             Err(e) if e.kind() == io::ErrorKind::NotFound => Vec::new(),
             Err(source) => return Err(RecordError::Read { path, source }),
         };
-        let mut kept = Vec::new();
+        let (mut kept, mut records) = (Vec::new(), Vec::new());
         for (record, line) in parse(&path, &text)? {
-            if record.step() <= step {
+            let again = eval_due && matches!(record, Record::Eval(_)) && record.step() == step;
+            if record.step() <= step && !again {
                 kept.extend_from_slice(line);
                 kept.push(b'\n');
+                records.push(record);
             }
         }
-        Self::start(folder, &kept, step.saturating_add(1))
+        Ok((Self::start(folder, &kept, step.saturating_add(1))?, records))
     }
 
     fn start(folder: &Path, metrics: &[u8], first_step: u64) -> Result<Self, RecordError> {

@@ -92,7 +92,7 @@ fn resuming_drops_what_came_later_and_half_a_line() {
     fs::write(&path, metrics(root.path()) + "{\"kind\":\"step\",\"st").unwrap();
     assert_eq!(read_metrics(&path).unwrap(), records, "half a line is no record");
 
-    let mut resumed = Recorder::resume(root.path(), 2).unwrap();
+    let (mut resumed, _) = Recorder::resume(root.path(), 2, false).unwrap();
     assert_eq!(metrics(root.path()), kept, "byte for byte");
     record_all(&mut resumed, &[step(3, 0.5)]);
     assert_eq!(read_metrics(&path).unwrap(), [records[0], records[1], records[2], step(3, 0.5)]);
@@ -106,14 +106,14 @@ fn a_whole_record_without_a_line_feed_is_kept() {
     record_all(&mut Recorder::create(root.path()).unwrap(), &[step(1, 3.0), step(2, 2.0)]);
     let path = root.path().join(METRICS);
     fs::write(&path, metrics(root.path()).trim_end()).unwrap();
-    record_all(&mut Recorder::resume(root.path(), 2).unwrap(), &[step(3, 1.0)]);
+    record_all(&mut Recorder::resume(root.path(), 2, false).unwrap().0, &[step(3, 1.0)]);
     assert_eq!(read_metrics(&path).unwrap(), [step(1, 3.0), step(2, 2.0), step(3, 1.0)]);
 }
 
 #[test]
 fn resuming_without_records_begins_them() {
     let root = tempfile::tempdir().unwrap();
-    record_all(&mut Recorder::resume(root.path(), 7).unwrap(), &[step(8, 1.0)]);
+    record_all(&mut Recorder::resume(root.path(), 7, false).unwrap().0, &[step(8, 1.0)]);
     assert_eq!(read_metrics(&root.path().join(METRICS)).unwrap(), [step(8, 1.0)]);
 }
 
@@ -134,7 +134,7 @@ fn a_broken_line_is_named_and_nothing_is_changed() {
     let path = root.path().join(METRICS);
     let broken = metrics(root.path()).replacen('\n', "\n{}\n", 1);
     fs::write(&path, &broken).unwrap();
-    for error in [Recorder::resume(root.path(), 1).unwrap_err(), read_metrics(&path).unwrap_err()] {
+    for error in [Recorder::resume(root.path(), 1, false).unwrap_err(), read_metrics(&path).unwrap_err()] {
         assert!(matches!(error, RecordError::Json { line: 2, .. }), "{error}");
     }
     assert_eq!(metrics(root.path()), broken);
@@ -146,7 +146,7 @@ fn folders_that_cannot_be_are_errors() {
     let file = root.path().join("file");
     fs::write(&file, "precious").unwrap();
     assert!(matches!(Recorder::create(&file), Err(RecordError::Write { .. })));
-    assert!(matches!(Recorder::resume(&file, 1), Err(RecordError::Read { .. } | RecordError::Write { .. })));
+    assert!(matches!(Recorder::resume(&file, 1, false), Err(RecordError::Read { .. } | RecordError::Write { .. })));
     assert!(matches!(read_metrics(&root.path().join("none")), Err(RecordError::Read { .. })));
     assert_eq!(fs::read(&file).unwrap(), b"precious");
 }
@@ -174,7 +174,7 @@ fn a_later_event_file_has_a_later_name_and_voids_what_it_repeats() {
     let future = root.path().join("events.out.tfevents.9999999000.other.7");
     fs::write(&future, b"").unwrap();
     record_all(&mut Recorder::create(root.path()).unwrap(), &[step(1, 2.0)]);
-    record_all(&mut Recorder::resume(root.path(), 41).unwrap(), &[step(42, 2.0)]);
+    record_all(&mut Recorder::resume(root.path(), 41, false).unwrap().0, &[step(42, 2.0)]);
     let files = event_files(root.path());
     assert_eq!(files.len(), 3);
     assert_eq!(files[0], future, "sorts before the others");
