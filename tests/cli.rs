@@ -103,7 +103,10 @@ fn help_and_version_name_every_command_and_option() {
     let commands =
         ["convert", "inspect", "verify", "export", "train", "eval", "generate", "merge", "doctor", "bench", "completions"];
     let help = nf4pack().arg("--help").assert().success();
-    commands.iter().fold(help, |help, command| help.stdout(contains(command))).stdout(contains("Quick start"));
+    let help = commands.iter().fold(help, |help, command| help.stdout(contains(command)));
+    let start = ["Quick start", "nf4pack train   q.nf4pack --data", "nf4pack generate q.nf4pack --adapter"];
+    start.iter().fold(help, |help, line| help.stdout(contains(line)));
+    nf4pack().arg("-h").assert().success().stdout(contains("trains LoRA adapters"));
     let options: [(&[&str], &str); 12] = [
         (
             &["convert"],
@@ -118,7 +121,7 @@ fn help_and_version_name_every_command_and_option() {
             &["train"],
             "--data --out --rank --alpha --dropout --targets --rslora --lr --schedule --warmup --epochs --steps --micro-batch \
              --accumulate --max-length --clip --weight-decay --seed --train-on --eval-data --eval-split --eval-every \
-             --early-stop --save-every --keep --resume --vram-budget --config --show-batch --gpu --json Adapter: Optimiser:",
+             --early-stop --save-every --keep --resume --vram-budget --base-model --config --show-batch --gpu --json Adapter: Optimiser:",
         ),
         (&["eval"], "--adapter --data --train-on --max-length --micro-batch --vram-budget --gpu --json perplexity"),
         (&["bench", "dequant"], "--shape --block-size --gpu --runs --json 9728x2560"),
@@ -271,6 +274,30 @@ fn wrong_usage_is_exit_code_2_and_nothing_on_stdout() {
         "bench stream --shape 9x9",
         "doctor --budget 8GiB",
         "bench",
+        "train q.nf4pack --out o",
+        "train q.nf4pack --data d --out o --rank 0",
+        "train q.nf4pack --data d --out o --dropout 1",
+        "train q.nf4pack --data d --out o --max-length 1",
+        "train q.nf4pack --data d --out o --micro-batch 0",
+        "train q.nf4pack --data d --out o --targets lm_head",
+        "train q.nf4pack --data d --out o --early-stop 2",
+        "train q.nf4pack --data d --out o --eval-data e --eval-split 0.1",
+        "train q.nf4pack --data d --out o --epochs 0 --json",
+        "eval q.nf4pack",
+        "eval q.nf4pack --data d --max-length 1",
+        "eval q.nf4pack --data d --micro-batch 0",
+        "eval q.nf4pack --data d --vram-budget some",
+        "generate q.nf4pack",
+        "generate q.nf4pack --prompt a --chat",
+        "generate q.nf4pack --prompt a --top-p 7",
+        "generate q.nf4pack --prompt a --top-p most",
+        "generate q.nf4pack --prompt a --temperature nan",
+        "generate q.nf4pack --prompt a --top-k 0",
+        "generate q.nf4pack --prompt a --max-tokens 0",
+        "generate q.nf4pack --chat --json",
+        "merge q.nf4pack --adapter a --out o",
+        "merge q.nf4pack --adapter a --base dequant",
+        "merge q.nf4pack --adapter a --base dequant --out o --no-compare --sample text",
         "completions csh",
         "frobnicate",
         "convert tiny out.nf4pack --keep ( --json",

@@ -44,8 +44,12 @@ fn train_resume_eval_and_generate() {
     fs::write(folder.join("run.toml"), "rank = 2\ntargets = \"q_proj\"\nsteps = 1\nschedule = \"constant\"\nwarmup = 0\n")
         .unwrap();
     let train = ["train", PACK, "--data", "chat.jsonl", "--out", "out", "--config", "run.toml", "--micro-batch", "1"];
+    let train = [&train[..], &["--base-model", "Qwen/Qwen3-0.6B"]].concat();
     let done = json(folder, &train);
     assert_eq!((&done["end"], &done["steps"]), (&"complete".into(), &1.into()));
+    assert!(done["planned_bytes"].as_u64() > Some(0) && done["gpu"]["name"].is_string(), "{done}");
+    let adapter: Value = serde_json::from_slice(&fs::read(folder.join("out/adapter_config.json")).unwrap()).unwrap();
+    assert_eq!(adapter["base_model_name_or_path"], "Qwen/Qwen3-0.6B");
     for name in ["adapter_model.safetensors", "adapter_config.json", "metrics.jsonl", "nf4pack-train.toml", "report.html"] {
         assert!(folder.join("out").join(name).is_file(), "{name}");
     }
@@ -55,6 +59,13 @@ fn train_resume_eval_and_generate() {
     let more = json(folder, &[&train[..], &["--steps", "2", "--resume"]].concat());
     assert_eq!((&more["end"], &more["steps"]), (&"complete".into(), &2.into()));
     assert_eq!(fs::read_to_string(folder.join("out/metrics.jsonl")).unwrap().lines().count(), 2);
+    let text = fs::read_to_string(folder.join("run.toml")).unwrap().replace("steps = 1", "steps = 3\nresume = true");
+    fs::write(folder.join("run.toml"), text).unwrap();
+    let few = command(folder, &train).assert().success().stdout(predicate::str::contains("done: 3 of 3 steps"));
+    few.stderr(
+        predicate::str::contains("warning: 3 steps of the optimiser may be too few")
+            .and(predicate::str::contains("--epochs")),
+    );
     let eval = |adapter: &[&str]| json(folder, &[&["eval", PACK, "--data", "chat.jsonl"], adapter].concat());
     let loss = |eval: &Value| eval["loss"].as_f64().unwrap();
     let (base, tuned) = (eval(&[]), eval(&["--adapter", "out"]));
@@ -69,6 +80,85 @@ fn show_batch_marks_what_is_learned_and_needs_no_gpu() {
     let place = place();
     let shown = command(place.path(), &["train", PACK, "--data", "chat.jsonl", "--show-batch"]).assert().success();
     shown.stdout(predicate::str::contains("⟦ two").and(predicate::str::contains("2 + 2 =⟦ four")));
+    let document = json(place.path(), &["train", PACK, "--data", "chat.jsonl", "--show-batch"]);
+    let samples = document["samples"].as_array().unwrap();
+    let parts: Vec<&Value> = samples.iter().flat_map(|sample| sample["parts"].as_array().unwrap()).collect();
+    let learned =
+        |text: &str| parts.iter().find(|part| part["text"].as_str().unwrap().starts_with(text)).unwrap()["learned"].clone();
+    assert_eq!((samples.len(), learned("2 + 2 ="), learned(" four")), (2, false.into(), true.into()));
+}
+
+#[test]
+fn a_mark_of_windows_before_the_first_line_changes_nothing() {
+    let place = place();
+    let folder = place.path();
+    let text = fs::read(folder.join("chat.jsonl")).unwrap();
+    fs::write(folder.join("marked.jsonl"), [b"\xef\xbb\xbf", &text[..]].concat()).unwrap();
+    let show = |data: &str| command(folder, &["train", PACK, "--data", data, "--show-batch"]).assert();
+    let marked =
+        show("marked.jsonl").success().stderr(predicate::str::contains("training data: 2 samples of prompt/completion, "));
+    assert_eq!(marked.get_output().stdout, show("chat.jsonl").success().get_output().stdout);
+    fs::write(folder.join("stray.jsonl"), [b"'", &text[..]].concat()).unwrap();
+    let what =
+        predicate::str::contains("stray.jsonl: line 1 is not JSON").and(predicate::str::contains("hint: each line is one"));
+    show("stray.jsonl").code(1).stderr(what);
+    fs::write(folder.join("plain.txt"), text).unwrap();
+    show("plain.txt").success().stderr(predicate::str::contains("1 sample of plain text"));
+}
+
+#[test]
+fn what_is_longer_than_the_model_was_made_for_is_cut_or_told() {
+    let place = place();
+    let folder = place.path();
+    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/tiny-qwen3");
+    let mut config: Value = serde_json::from_slice(&fs::read(source.join("config.json")).unwrap()).unwrap();
+    config["max_position_embeddings"] = 8.into();
+    fs::write(folder.join("config.json"), config.to_string()).unwrap();
+    let convert = ["convert", source.to_str().unwrap(), "short.nf4pack", "--config", "config.json"];
+    command(folder, &convert).assert().success();
+    fs::write(folder.join("long.jsonl"), format!("{{\"text\": \"{}\"}}\n", "word ".repeat(40))).unwrap();
+    let show = ["train", "short.nf4pack", "--data", "long.jsonl", "--show-batch"];
+    let cut = command(folder, &show).assert().success();
+    cut.stderr(
+        predicate::str::contains("were longer than --max-length").and(predicate::str::contains("max_position").not()),
+    );
+    let told = command(folder, &[&show[..], &["--max-length", "64"]].concat()).assert().success();
+    told.stderr(predicate::str::contains("warning: 1 sample longer than the 8 tokens that the model was made for"));
+}
+
+#[test]
+fn settings_that_cannot_be_are_wrong_usage_also_in_a_file() {
+    let place = place();
+    let folder = place.path();
+    let train = |toml: &str| {
+        fs::write(folder.join("run.toml"), toml).unwrap();
+        command(folder, &["train", PACK, "--config", "run.toml", "--json"]).assert().stdout("")
+    };
+    train("data = 'chat.jsonl'\nout = 'out'\nrank = 0").code(2).stderr(predicate::str::contains("run.toml: --rank"));
+    train("ranks = 1").code(2).stderr(predicate::str::contains("run.toml is not a file for --config"));
+    train("out = 'out'").code(2).stderr(predicate::str::contains("--data"));
+    let missing = command(folder, &["train", PACK, "--config", "none.toml"]).assert().code(1);
+    missing.stderr(predicate::str::contains("cannot read none.toml"));
+    assert!(!folder.join("out").exists());
+}
+
+#[test]
+fn a_run_that_fails_has_a_report_all_the_same() {
+    if common::gpu().is_none() {
+        return;
+    }
+    let place = place();
+    let folder = place.path();
+    let train =
+        ["train", PACK, "--data", "chat.jsonl", "--out", "out", "--targets", "q_proj", "--rank", "2", "--steps", "3"];
+    let failed =
+        command(folder, &[&train[..], &["--lr", "1e30", "--schedule", "constant", "--warmup", "0"]].concat()).assert();
+    failed.code(1).stderr(predicate::str::contains("is not finite").and(predicate::str::contains("hint: a smaller --lr")));
+    let report = fs::read_to_string(folder.join("out/report.html")).unwrap();
+    assert!(report.contains("failed: step 2: the loss is not finite"), "{report}");
+    fs::write(folder.join("file"), "").unwrap();
+    let onto = command(folder, &["train", PACK, "--data", "chat.jsonl", "--out", "file"]).assert().code(1);
+    onto.stderr(predicate::str::contains("hint: --out names a folder").and(predicate::str::contains("--resume").not()));
 }
 
 #[test]
@@ -77,7 +167,23 @@ fn what_cannot_be_trained_is_told_before_anything_is_written() {
     let folder = place.path();
     fs::write(folder.join("empty.jsonl"), "{\"prompt\": \"a\", \"completion\": 7}\n").unwrap();
     let train = |data: &str| command(folder, &["train", PACK, "--data", data, "--out", "out"]).assert().code(1);
-    train("empty.jsonl").stderr(predicate::str::contains("line 1: \"completion\" should be"));
+    train("empty.jsonl").stderr(predicate::str::contains("empty.jsonl: line 1: \"completion\" should be"));
+    let more = |more: [&str; 2]| {
+        command(folder, &[&["train", PACK, "--data", "chat.jsonl", "--out", "out"], &more[..]].concat()).assert().code(1)
+    };
+    more(["--eval-data", "empty.jsonl"]).stderr(predicate::str::contains("error: empty.jsonl: line 1: "));
+    more(["--max-length", "2"]).stderr(
+        predicate::str::contains("chat.jsonl: line 1 has no token").and(predicate::str::contains("hint: --max-length ")),
+    );
+    fs::write(folder.join("wide.txt"), b"\xff\xfeO\0n\0").unwrap();
+    more(["--eval-data", "wide.txt"]).stderr(
+        predicate::str::contains("error: wide.txt: the text is not UTF-8")
+            .and(predicate::str::contains("hint: save the file as UTF-8")),
+    );
+    fs::write(folder.join("short.txt"), "Once upon a time.").unwrap();
+    let one =
+        command(folder, &["train", PACK, "--data", "short.txt", "--out", "out", "--eval-split", "0.5"]).assert().code(1);
+    one.stderr(predicate::str::contains("nothing can be held out").and(predicate::str::contains("hint: --eval-data FILE")));
     train("missing.jsonl").stderr(predicate::str::contains("cannot read missing.jsonl"));
     assert!(!folder.join("out").exists());
 }

@@ -14,9 +14,10 @@ use nf4pack::format::Role;
 use nf4pack::gpu::Gpu;
 use nf4pack::train::adapter::WEIGHTS;
 use nf4pack::train::checkpoint::Checkpoint;
+use nf4pack::train::data::DataFile;
 use nf4pack::train::plan::MemoryError;
 use nf4pack::train::record::{METRICS, Record, read_metrics};
-use nf4pack::train::run::{DataFile, End, Event, Prepared, Run, RunError, Task};
+use nf4pack::train::run::{End, Event, Prepared, Run, RunError, Task};
 use nf4pack::train::schedule::{Shape, Warmup};
 use nf4pack::train::settings::{MicroBatch, Settings};
 
@@ -43,14 +44,14 @@ impl Fixture {
     }
 
     fn task<'a>(&'a self, settings: &'a Settings, out: &'a Path) -> Task<'a> {
-        let data = DataFile { bytes: &self.data, json_lines: true };
+        let data = DataFile::new(Path::new("chat.jsonl"), &self.data);
         Task { settings, data, eval_data: None, out, base: "tiny", files: &[("settings.toml", b"x = 1")], now: 0 }
     }
 
     fn start(&self, settings: &Settings, out: &Path, resume: Option<&Path>) -> Result<Run, RunError> {
         let task = self.task(settings, out);
         let pack = PackSource::open(self.out("tiny.nf4pack"), true).unwrap();
-        let prepared = Prepared::new(pack, &task, resume)?;
+        let prepared = Prepared::new(pack, &task, resume, &mut |_, _| true)?;
         let plan = prepared.plan(&self.gpu, settings)?;
         Run::start(&self.gpu, prepared, &task, plan)
     }
@@ -233,7 +234,7 @@ fn memory_is_planned_and_what_does_not_fit_says_what_would() {
     let out = fixture.out("planned");
     let plan = |settings: &Settings| {
         let pack = PackSource::open(fixture.out("tiny.nf4pack"), true).unwrap();
-        Prepared::new(pack, &fixture.task(settings, &out), None).unwrap().plan(&fixture.gpu, settings)
+        Prepared::new(pack, &fixture.task(settings, &out), None, &mut |_, _| true).unwrap().plan(&fixture.gpu, settings)
     };
     let settings = Settings { micro_batch: MicroBatch::Auto, max_length: 64, ..settings() };
     let roomy = plan(&settings).unwrap();

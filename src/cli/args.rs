@@ -13,6 +13,7 @@ use clap::builder::styling::{AnsiColor, Styles};
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::{Args, Parser, Subcommand, ValueEnum, ValueHint};
 use regex::Regex;
+use thiserror::Error;
 
 use crate::convert::Options;
 use crate::convert::encode::Encoder;
@@ -24,6 +25,7 @@ pub use eval::EvalArgs;
 pub use generate::GenerateArgs;
 pub use merge::MergeArgs;
 pub use train::TrainArgs;
+pub use train::values::ResumeArg;
 
 const STYLES: Styles = Styles::styled()
     .header(AnsiColor::Yellow.on_default().bold())
@@ -32,13 +34,16 @@ const STYLES: Styles = Styles::styled()
     .placeholder(AnsiColor::Cyan.on_default());
 
 const LONG_ABOUT: &str = "\
-One file, 4 bits: converts a Hugging Face checkpoint once into a memory-mapped NF4 pack.
+One file, 4 bits: converts a Hugging Face checkpoint once into a memory-mapped NF4 pack, trains LoRA adapters on it on any GPU \
+that Vulkan, Metal or DX12 reach, and generates with them.
 
 Quick start:
   nf4pack convert Qwen3-0.6B q.nf4pack            # once
   nf4pack verify  q.nf4pack --against Qwen3-0.6B  # every checksum, every weight
-  nf4pack export  q.nf4pack Qwen3-0.6B-nf4        # a folder for transformers
-  nf4pack doctor  q.nf4pack                       # how it will run on this machine's GPU";
+  nf4pack doctor  q.nf4pack                       # how it will run on this machine's GPU
+  nf4pack train   q.nf4pack --data chat.jsonl --out adapter     # an adapter that PEFT loads, too
+  nf4pack generate q.nf4pack --adapter adapter --chat           # talk to what was trained
+  nf4pack export  q.nf4pack Qwen3-0.6B-nf4        # a folder for transformers";
 
 const AFTER_HELP: &str = "\
 Exit codes: 0 good, 1 failed (or the pack is damaged), 2 wrong usage.
@@ -47,12 +52,17 @@ With --json a command prints one JSON document on stdout and everything else on 
 with \"good\": false; wrong usage prints nothing on stdout.
 `nf4pack COMMAND --help` explains every option, with examples.";
 
+/// Wrong usage that only shows when options, or a file of them, are looked at as a whole; the exit code is that of what clap finds.
+#[derive(Debug, Clone, PartialEq, Eq, Error)]
+#[error("{0}")]
+pub struct Usage(pub String);
+
 /// The whole command line.
 #[derive(Debug, Parser)]
 #[command(
     name = "nf4pack",
     version,
-    about = "Converts a Hugging Face checkpoint once into a memory-mapped 4-bit file",
+    about = "Converts a Hugging Face checkpoint once into a memory-mapped 4-bit file, and trains LoRA adapters on it",
     long_about = LONG_ABOUT,
     after_help = AFTER_HELP,
     styles = STYLES,

@@ -11,7 +11,7 @@ use super::args::DoctorArgs;
 use super::bench::dequant::{gigabytes, percent};
 use super::bench::{gpu as decode, upload};
 use super::device::{self, AdapterEntry, is_software};
-use super::failure::Failure;
+use super::failure::{Advice, Failure};
 use super::ui::{self, Table, Ui};
 use crate::MappedPack;
 use crate::convert::plan::scale_type_name;
@@ -32,10 +32,10 @@ pub fn run(args: &DoctorArgs) -> Result<Outcome> {
     // Where something fails, all that is known is shown nevertheless: that is when it is needed.
     if let Err(error) = device::with(&args.gpu, ui, |gpu| document.examine(args, gpu)) {
         ui::not_interrupted()?;
-        document.failure = Some(Failure::from(&error));
+        document.failure = Some(Failure::new(&error, Advice::DOCTOR));
     }
     if let (None, Some(pack)) = (&document.failure, document.pack.as_ref().filter(|pack| pack.plan.is_none())) {
-        document.failure = Some(Failure::from(&pack.too_small().into()));
+        document.failure = Some(Failure::new(&pack.too_small().into(), Advice::DOCTOR));
     }
     ui.result(&document, || document.text())?;
     if let Some(failure) = &document.failure {

@@ -9,14 +9,14 @@ use super::Outcome;
 use super::adapter;
 use super::args::EvalArgs;
 use super::device::{self, AdapterEntry};
-use super::train::{data_file, read, tell_data, tell_plan};
+use super::train::{read, tell_data, tell_plan};
 use super::ui::{self, Cancelled, Ui, Unit};
 use crate::convert::Progress as _;
 use crate::dequant::stream::PackSource;
 use crate::gpu::Gpu;
 use crate::train::adapter::Adapter;
 use crate::train::config::ModelConfig;
-use crate::train::data::{Dataset, Options};
+use crate::train::data::{DataFile, Dataset, Options};
 use crate::train::model::{read_config, read_tokenizer};
 use crate::train::open::Passes;
 use crate::train::session::Session;
@@ -47,8 +47,13 @@ pub fn run(args: &EvalArgs) -> Result<Outcome> {
     // Of templates that tell the date: the same one every day, so that losses can be compared.
     let tokenizer = read_tokenizer(&pack, &model, 0)?;
     let options = Options { train_on: args.train_on.into(), max_length: args.max_length };
-    let data = data_file(&args.data, &bytes).samples(&tokenizer, options)?;
-    tell_data(ui, "data", &data);
+    let meter = ui.meter("reading", Unit::Rows);
+    let data = DataFile::new(&args.data, &bytes).samples(&tokenizer, options, &mut |done, total| {
+        meter.advance(done, total);
+        !ui::interrupted()
+    })?;
+    drop(meter);
+    tell_data(ui, "data", &data, &model);
     let evaluation = device::with(&args.gpu, ui, |gpu| evaluate(args, ui, gpu, pack, &model, adapter.as_ref(), &data))?;
     ui.result(&evaluation, || evaluation.text())?;
     Ok(Outcome::Good)

@@ -3,11 +3,13 @@
 use std::fmt::Write;
 use std::io::ErrorKind;
 use std::path::Path;
+use std::process::ExitCode;
 
 use clap::builder::styling::AnsiColor;
 use serde::Serialize;
 use serde_json::json;
 
+use super::args::{BenchCommand, Command, Usage};
 use super::ui;
 use crate::OpenError;
 use crate::convert::ConvertError;
@@ -22,10 +24,11 @@ use crate::gpu::{self, DRIVER_HINT, GpuError};
 use crate::merge::MergeError;
 use crate::train::TrainError;
 use crate::train::adapter::AdapterError;
-use crate::train::checkpoint::{CheckpointError, Difference};
+use crate::train::checkpoint::{CheckpointError, Difference, OPTIMIZER, STATE};
 use crate::train::data::DataError;
 use crate::train::generate::GenerateError;
 use crate::train::plan::MemoryError;
+use crate::train::record::RecordError;
 use crate::train::run::RunError;
 use crate::verify::VerifyError;
 
@@ -36,13 +39,72 @@ pub struct Failure {
     hint: Option<String>,
 }
 
-impl From<&anyhow::Error> for Failure {
-    fn from(error: &anyhow::Error) -> Self {
-        Self { error: text(error), hint: hint(error) }
+/// What the flags of a command can do about a GPU that is too small, or gone.
+#[derive(Debug, Clone, Copy)]
+pub struct Advice {
+    /// With less of these it works in smaller pieces.
+    smaller: &'static [&'static str],
+    /// The most memory that it takes.
+    budget: Option<&'static str>,
+    /// What to do when the GPU is there again.
+    again: &'static str,
+}
+
+impl Advice {
+    const NONE: Self = Self { smaller: &[], budget: None, again: "try again" };
+    /// Of `nf4pack doctor`.
+    pub const DOCTOR: Self = Self { budget: Some("--budget"), ..Self::NONE };
+
+    fn of(command: &Command) -> Self {
+        let smaller = |smaller| Self { smaller, ..Self::NONE };
+        let vram = |smaller| Self { smaller, budget: Some("--vram-budget"), ..Self::NONE };
+        match command {
+            Command::Train(_) => {
+                let again = "--resume goes on from the newest checkpoint";
+                Self { again, ..vram(&["--micro-batch", "--max-length"]) }
+            }
+            Command::Eval(_) => vram(&["--micro-batch", "--max-length"]),
+            Command::Generate(_) => vram(&["--context"]),
+            Command::Doctor(_) => Self::DOCTOR,
+            Command::Bench(args) => match &args.what {
+                BenchCommand::Convert(_) => Self::NONE,
+                BenchCommand::Dequant(_) => smaller(&["--shape"]),
+                BenchCommand::Upload(_) => smaller(&["--bytes"]),
+                BenchCommand::Stream(_) => Self { budget: Some("--budget"), ..smaller(&["--shape"]) },
+                BenchCommand::Train(_) => smaller(&["--shape", "--batch", "--seq"]),
+            },
+            _ => Self::NONE,
+        }
+    }
+
+    fn too_large(self) -> String {
+        match self.smaller {
+            [] => "another GPU may take it (--gpu)".to_owned(),
+            smaller => format!("a smaller {} may fit; so may another GPU (--gpu)", either(smaller)),
+        }
+    }
+
+    fn out_of_memory(self) -> String {
+        let flags: Vec<&str> = self.smaller.iter().copied().chain(self.budget).collect();
+        let smaller = if flags.is_empty() { String::new() } else { format!("take a smaller {}, or ", either(&flags)) };
+        format!("end other programs that use the GPU, or {smaller}name another GPU (--gpu)")
+    }
+}
+
+/// `a`, `a or b`, `a, b or c`.
+fn either(flags: &[&str]) -> String {
+    match flags {
+        [most @ .., last] if !most.is_empty() => format!("{} or {last}", most.join(", ")),
+        flags => flags.concat(),
     }
 }
 
 impl Failure {
+    /// Of a command that can be given this advice.
+    pub fn new(error: &anyhow::Error, advice: Advice) -> Self {
+        Self { error: text(error), hint: hint(error, advice) }
+    }
+
     /// On stderr.
     pub fn tell(&self) {
         ui::labelled("error", AnsiColor::Red, &self.error);
@@ -52,14 +114,18 @@ impl Failure {
     }
 }
 
-/// Says what went wrong: on stderr for people, and on stdout where JSON was asked for.
-pub fn report(error: &anyhow::Error, json: bool) {
-    let failure = Failure::from(error);
+/// Says what went wrong: on stderr for people, and on stdout where JSON was asked for, unless the usage was wrong.
+pub fn report(error: &anyhow::Error, command: &Command) -> ExitCode {
+    let failure = Failure::new(error, Advice::of(command));
     failure.tell();
-    if json {
+    if error.is::<Usage>() {
+        return ExitCode::from(2);
+    }
+    if command.json() {
         // Where stdout cannot be written, stderr has said it all.
         let _ = ui::print(&format!("{:#}\n", json!({ "error": failure.error, "hint": failure.hint })));
     }
+    ExitCode::FAILURE
 }
 
 /// The error and its causes, without those that a message before them has told already.
@@ -76,7 +142,7 @@ fn text(error: &anyhow::Error) -> String {
 }
 
 /// What to do about it, where there is something to do.
-fn hint(error: &anyhow::Error) -> Option<String> {
+fn hint(error: &anyhow::Error, advice: Advice) -> Option<String> {
     error.chain().find_map(|cause| {
         if let Some(e) = cause.downcast_ref() {
             of_convert(e)
@@ -87,23 +153,23 @@ fn hint(error: &anyhow::Error) -> Option<String> {
         } else if let Some(e) = cause.downcast_ref() {
             of_merge(e)
         } else if let Some(e) = cause.downcast_ref() {
-            of_gpu(e)
+            of_gpu(e, advice)
         } else if let Some(e) = cause.downcast_ref() {
-            of_dequant(e)
+            of_dequant(e, advice)
         } else if let Some(e) = cause.downcast_ref() {
-            of_stream(e)
+            of_stream(e, advice)
         } else if let Some(e) = cause.downcast_ref() {
-            of_run(e)
+            of_run(e, advice)
         } else if let Some(e) = cause.downcast_ref() {
-            of_memory(e)
+            of_memory(e, advice)
         } else if let Some(e) = cause.downcast_ref() {
             of_checkpoint(e)
         } else if let Some(e) = cause.downcast_ref() {
             of_difference(e)
         } else if let Some(e) = cause.downcast_ref() {
-            of_generate(e)
+            of_generate(e, advice)
         } else if let Some(e) = cause.downcast_ref() {
-            of_train(e)
+            of_train(e, advice)
         } else if let Some(e) = cause.downcast_ref() {
             of_data(e)
         } else if let Some(e) = cause.downcast_ref() {
@@ -305,16 +371,19 @@ fn of_write(error: &WriteError) -> Option<String> {
     }
 }
 
-fn of_gpu(error: &GpuError) -> Option<String> {
+fn of_gpu(error: &GpuError, advice: Advice) -> Option<String> {
     let hint = match error {
         GpuError::NoAdapter => DRIVER_HINT,
         GpuError::NoSuchAdapter { .. } => "--gpu and NF4PACK_ADAPTER take such a number, or a part of a name",
         GpuError::NoDevice { .. } => return Some(no_device()),
-        GpuError::TooLarge { .. } => "a smaller --shape fits; so may another GPU (--gpu)",
-        GpuError::OutOfMemory { .. } => {
-            "end other programs that use the GPU, or take a smaller --shape or --budget, or another GPU (--gpu)"
+        GpuError::TooLarge { .. } => return Some(advice.too_large()),
+        GpuError::OutOfMemory { .. } => return Some(advice.out_of_memory()),
+        GpuError::DeviceLost { .. } => {
+            return Some(format!("the driver was reset, or the GPU removed: update the driver; {}", advice.again));
         }
-        GpuError::DeviceLost { .. } => "the driver was reset, or the GPU removed: update the driver, then try again",
+        GpuError::Timeout { .. } => {
+            return Some(format!("other programs use the GPU, or its driver hangs: update it; {}", advice.again));
+        }
         _ => return None,
     };
     Some(hint.to_owned())
@@ -330,9 +399,9 @@ fn no_device() -> String {
     }
 }
 
-fn of_dequant(error: &DequantError) -> Option<String> {
+fn of_dequant(error: &DequantError, advice: Advice) -> Option<String> {
     match error {
-        DequantError::Gpu(e) => of_gpu(e),
+        DequantError::Gpu(e) => of_gpu(e, advice),
         DequantError::Unfit { .. } => {
             Some("no kernel works on this GPU: update its driver, or name another with --gpu".into())
         }
@@ -340,10 +409,10 @@ fn of_dequant(error: &DequantError) -> Option<String> {
     }
 }
 
-fn of_run(error: &RunError) -> Option<String> {
+fn of_run(error: &RunError, advice: Advice) -> Option<String> {
     match error {
-        RunError::Train(e) => of_train(e),
-        RunError::Plan(e) => of_memory(e),
+        RunError::Train(e) => of_train(e, advice),
+        RunError::Plan(e) => of_memory(e, advice),
         RunError::Checkpoint(e) => of_checkpoint(e),
         RunError::OtherRun { source, .. } => of_difference(source),
         RunError::Occupied { found: "checkpoints", .. } => {
@@ -351,6 +420,7 @@ fn of_run(error: &RunError) -> Option<String> {
         }
         RunError::Occupied { .. } => Some("a new run takes another --out, or the folder has to go".into()),
         RunError::Elsewhere { .. } => Some("--out names the folder that the checkpoint is in".into()),
+        RunError::Record(e) => of_record(e),
         RunError::NoCheckpoint { .. } => Some("a run has one after --save-every steps, or an epoch".into()),
         RunError::Diverged { checkpoint: None, .. } => Some("a smaller --lr, or a longer --warmup, often helps".into()),
         RunError::Diverged { .. } => {
@@ -360,18 +430,22 @@ fn of_run(error: &RunError) -> Option<String> {
     }
 }
 
-fn of_memory(error: &MemoryError) -> Option<String> {
+fn of_memory(error: &MemoryError, advice: Advice) -> Option<String> {
     match error {
         MemoryError::Budget { remedy: None, .. } => {
             Some("no smaller batch fits either: a larger --vram-budget, or a GPU with more memory (--gpu)".into())
         }
         MemoryError::Budget { .. } => Some("so may a larger --vram-budget, where the GPU has it".into()),
-        MemoryError::Stream(e) => of_stream(e),
+        MemoryError::Stream(e) => of_stream(e, advice),
     }
 }
 
 fn of_checkpoint(error: &CheckpointError) -> Option<String> {
+    let in_checkpoint = |path: &Path| path.file_name().is_some_and(|name| name == STATE || name == OPTIMIZER);
     let hint = match error {
+        CheckpointError::Read { path, .. } if !in_checkpoint(path) => {
+            "--out names a folder, and you must be allowed to read it"
+        }
         CheckpointError::Adapter { source: AdapterError::Write { path, source }, .. } => return of_target(path, source),
         CheckpointError::Read { .. }
         | CheckpointError::Adapter { .. }
@@ -386,17 +460,42 @@ fn of_checkpoint(error: &CheckpointError) -> Option<String> {
 }
 
 fn of_difference(difference: &Difference) -> Option<String> {
-    let name = &difference.setting;
-    Some(format!(
-        "give {name} as it was (OUT/nf4pack-train.toml has all settings: --config), or train anew into another --out"
-    ))
+    let as_it_was = match difference.setting.as_str() {
+        "PACK" => "name the pack that the run was started with".to_owned(),
+        file @ ("--data" | "--eval-data") => format!("the file of {file} must have the bytes that it had"),
+        "--steps" => {
+            "the learning rate depends on the number of steps, which follows from --epochs or --steps, and from the data \
+                      and --max-length: give them as they were (a run may be made longer if it was started with --schedule \
+                      constant, and --warmup as a number of steps)"
+                .to_owned()
+        }
+        name => format!("give {name} as it was (OUT/nf4pack-train.toml has all settings: --config)"),
+    };
+    Some(format!("{as_it_was}, or train anew into another --out"))
 }
 
-fn of_stream(error: &StreamError) -> Option<String> {
+fn of_record(error: &RecordError) -> Option<String> {
+    match error {
+        RecordError::Write { source, .. } if source.kind() == ErrorKind::IsADirectory => {
+            Some("a file belongs there: move the folder away".to_owned())
+        }
+        RecordError::Write { path, source } => {
+            of_target(path, source).map(|hint| format!("{hint}; --resume then goes on from the newest checkpoint"))
+        }
+        RecordError::Read { .. } | RecordError::Json { .. } => {
+            Some("move the file away: --resume then goes on without the records before".to_owned())
+        }
+    }
+}
+
+fn of_stream(error: &StreamError, advice: Advice) -> Option<String> {
     match error {
         StreamError::Open(e) => of_open(e),
-        StreamError::Gpu(e) => of_gpu(e),
-        StreamError::Budget { needed, .. } => Some(format!("--budget {needed} is the least that works")),
+        StreamError::Gpu(e) => of_gpu(e, advice),
+        StreamError::Budget { needed, .. } => Some(match advice.budget {
+            Some(flag) => format!("{flag} {needed} is the least that works"),
+            None => format!("a GPU with {needed} bytes free is the least that works (--gpu)"),
+        }),
         StreamError::Damaged { path, .. } => {
             Some(format!("`nf4pack verify {}` lists all that is damaged; convert the checkpoint again", path.display()))
         }
@@ -405,7 +504,7 @@ fn of_stream(error: &StreamError) -> Option<String> {
     }
 }
 
-fn of_generate(error: &GenerateError) -> Option<String> {
+fn of_generate(error: &GenerateError, advice: Advice) -> Option<String> {
     match error {
         GenerateError::Budget { needed, .. } => {
             Some(format!("--vram-budget {needed} is the least that works; a smaller --context takes less"))
@@ -413,16 +512,16 @@ fn of_generate(error: &GenerateError) -> Option<String> {
         GenerateError::NoPrompt => Some("this model starts no text by itself: --prompt TEXT has to".into()),
         GenerateError::TooLong { capacity, most, .. } if capacity < most => Some("--context N remembers more".into()),
         GenerateError::TooLong { most, .. } => Some(format!("the model was made for {most} tokens: a shorter prompt fits")),
-        GenerateError::Train(e) => of_train(e),
+        GenerateError::Train(e) => of_train(e, advice),
         GenerateError::Sampling(_) => None,
     }
 }
 
-fn of_train(error: &TrainError) -> Option<String> {
+fn of_train(error: &TrainError, advice: Advice) -> Option<String> {
     match error {
-        TrainError::Gpu(e) => of_gpu(e),
-        TrainError::Weights(e) => of_dequant(e),
-        TrainError::Stream(e) => of_stream(e),
+        TrainError::Gpu(e) => of_gpu(e, advice),
+        TrainError::Weights(e) => of_dequant(e, advice),
+        TrainError::Stream(e) => of_stream(e, advice),
         TrainError::Data(e) => of_data(e),
         TrainError::Adapter(e) => of_adapter(e),
         _ => None,
@@ -430,8 +529,28 @@ fn of_train(error: &TrainError) -> Option<String> {
 }
 
 fn of_data(error: &DataError) -> Option<String> {
-    match error {
-        DataError::NoChatTemplate => Some("--prompt goes on with a text as it stands".into()),
-        _ => None,
-    }
+    let hint = match error {
+        DataError::File { source, .. } => return of_data(source),
+        DataError::NoChatTemplate => "--prompt goes on with a text as it stands",
+        DataError::Utf8 { .. } => "save the file as UTF-8 (`iconv -f UTF-16 -t UTF-8` makes it from UTF-16)",
+        DataError::Json { .. } | DataError::NotAnObject { .. } => {
+            "each line is one JSON object, in UTF-8; plain text belongs into a file whose name ends in .txt"
+        }
+        DataError::NoTemplate { .. } => {
+            "prompts and completions need no chat template: {\"prompt\": ..., \"completion\": ...}"
+        }
+        DataError::Spans { .. } => "--train-on all learns every token, and conversations with one answer work, too",
+        DataError::NothingTrained { length, max_length, .. } if *length > u64::from(*max_length) => {
+            return Some(format!("--max-length {length} takes all of it; without this line the file may do as it is"));
+        }
+        DataError::NothingTrained { .. } => "remove the line, or let --train-on all learn every token",
+        DataError::NothingHeldOut => {
+            "--eval-data FILE has samples of its own; a smaller --max-length cuts a plain text into more of them"
+        }
+        _ => return None,
+    };
+    Some(hint.to_owned())
 }
+
+#[cfg(test)]
+mod tests;

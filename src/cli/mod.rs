@@ -49,14 +49,10 @@ pub fn run(args: impl IntoIterator<Item = OsString>) -> ExitCode {
             return ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(2));
         }
     };
-    let json = cli.command.json();
     match dispatch(&cli.command) {
         Ok(Outcome::Good) => ExitCode::SUCCESS,
         Ok(Outcome::Bad) => ExitCode::FAILURE,
-        Err(error) => {
-            failure::report(&error, json);
-            ExitCode::FAILURE
-        }
+        Err(error) => failure::report(&error, &cli.command),
     }
 }
 

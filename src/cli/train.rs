@@ -7,19 +7,25 @@ use anyhow::{Context, Result};
 use serde::Serialize;
 
 use super::Outcome;
-use super::args::TrainArgs;
+use super::args::{ResumeArg, TrainArgs};
 use super::device::{self, AdapterEntry};
 use super::ui::{self, Meter, Table, Ui, Unit};
+use crate::convert::Progress as _;
 use crate::dequant::stream::PackSource;
 use crate::gpu::Gpu;
-use crate::train::data::{Dataset, show_batch};
+use crate::train::config::ModelConfig;
+use crate::train::data::{DataFile, Dataset, Form, ShownSample, show_batch};
+use crate::train::model::read_config;
 use crate::train::plan::MemoryPlan;
 use crate::train::record::{EvalRecord, Record, Report, StepRecord};
-use crate::train::run::{DataFile, End, Event, Prepared, Run, Task, check_folder};
+use crate::train::run::{End, Event, Prepared, Run, RunError, Task, check_folder};
+use crate::train::schedule::Warmup;
 use crate::train::settings::{MicroBatch, Settings};
 
 /// The settings that were used, in the adapter's folder.
 const SETTINGS_FILE: &str = "nf4pack-train.toml";
+/// With fewer steps than these a run hardly learns, and a user should know what makes more.
+const FEW_STEPS: u64 = 10;
 
 #[derive(Serialize)]
 struct Summary {
@@ -37,47 +43,63 @@ struct Summary {
     held_out_loss: Option<f64>,
     tokens_per_second: Option<f64>,
     micro_batch: u32,
-    gpu_bytes: u64,
+    /// Bytes of GPU memory by the plan, and as taken of the driver, where the backend tells.
+    planned_bytes: u64,
+    reserved_bytes: Option<u64>,
     resident: bool,
-    adapter: AdapterEntry,
+    gpu: AdapterEntry,
+}
+
+/// What `--show-batch --json` prints.
+#[derive(Serialize)]
+struct Shown {
+    samples: Vec<ShownSample>,
 }
 
 pub fn run(args: &TrainArgs) -> Result<Outcome> {
     let ui = Ui::new(args.json);
     ui::handle_interrupts()?;
     let options = args.merged()?;
-    let settings = options.settings()?;
-    let data = read(options.data()?)?;
+    let data_path = options.data()?;
+    let out = if args.show_batch { Path::new("") } else { options.out()? };
+    let data = read(data_path)?;
     let eval_data = options.eval_data.as_deref().map(read).transpose()?;
     let pack = PackSource::open(&args.pack, true)?;
-    let base = args.pack.file_stem().unwrap_or_default().to_string_lossy().into_owned();
+    let options = options.clone().for_model(&read_config(&pack)?);
+    let settings = options.settings()?;
+    let stem = || args.pack.file_stem().unwrap_or_default().to_string_lossy().into_owned();
+    let base = options.base_model.clone().unwrap_or_else(stem);
     let toml = options.to_toml()?;
     let files = [(SETTINGS_FILE, toml.as_bytes())];
-    let out = if args.show_batch { Path::new("") } else { options.out()? };
     let task = Task {
         settings: &settings,
-        data: data_file(options.data()?, &data),
-        eval_data: options.eval_data.as_deref().zip(eval_data.as_deref()).map(|(path, bytes)| data_file(path, bytes)),
+        data: DataFile::new(data_path, &data),
+        eval_data: options.eval_data.as_deref().zip(eval_data.as_deref()).map(|(path, bytes)| DataFile::new(path, bytes)),
         out,
         base: &base,
         files: &files,
         now: ui::now(),
     };
-    let resume = match &args.resume {
-        None => None,
-        Some(Some(checkpoint)) => Some(checkpoint.clone()),
-        Some(None) => Some(Run::latest(out)?),
+    let resume = match &options.resume {
+        None | Some(ResumeArg::No) => None,
+        Some(ResumeArg::Checkpoint(checkpoint)) => Some(checkpoint.clone()),
+        Some(ResumeArg::Newest) => Some(Run::latest(out)?),
     };
     if !args.show_batch {
         check_folder(out, resume.as_deref())?;
     }
-    let prepared = Prepared::new(pack, &task, resume.as_deref())?;
-    tell_data(ui, "training data", &prepared.data);
+    let meter = ui.meter("reading", Unit::Rows);
+    let prepared = Prepared::new(pack, &task, resume.as_deref(), &mut |done, total| {
+        meter.advance(done, total);
+        !ui::interrupted()
+    })?;
+    drop(meter);
+    tell_data(ui, "training data", &prepared.data, &prepared.model);
     if let Some(held_out) = &prepared.held_out {
-        tell_data(ui, "held out", held_out);
+        tell_data(ui, "held out", held_out, &prepared.model);
     }
     if args.show_batch {
-        return show(&prepared, &settings);
+        return show(ui, &prepared, &settings);
     }
     let summary = device::with(&args.gpu, ui, |gpu| train(ui, gpu, prepared, &task))?;
     ui.result(&summary, || summary.text())?;
@@ -89,31 +111,48 @@ pub fn read(path: &Path) -> Result<Vec<u8>> {
     fs::read(path).with_context(|| format!("cannot read {}", path.display()))
 }
 
-/// JSON Lines, unless the name says that it is plain text, or it does not begin like JSON.
-pub fn data_file<'a>(path: &Path, bytes: &'a [u8]) -> DataFile<'a> {
-    let named_text = path.extension().is_some_and(|e| e.eq_ignore_ascii_case("txt") || e.eq_ignore_ascii_case("md"));
-    let first = bytes.iter().find(|byte| !byte.is_ascii_whitespace());
-    DataFile { bytes, json_lines: !named_text && first.is_none_or(|byte| b"{[".contains(byte)) }
-}
-
-/// How much there is, and what was cut.
-pub fn tell_data(ui: Ui, what: &str, data: &Dataset) {
-    let [samples, tokens, trained] = [data.samples.len() as u64, data.tokens(), data.trained_tokens()].map(ui::grouped);
-    ui.stage(&format!("{what}: {samples} samples, {tokens} tokens, {trained} of them learned"));
+/// What there is and how much of it, what was cut, and what is longer than the model was made for.
+pub fn tell_data(ui: Ui, what: &str, data: &Dataset, model: &ModelConfig) {
+    let [tokens, trained] = [data.tokens(), data.trained_tokens()].map(ui::grouped);
+    let samples = ui::plural(data.samples.len() as u64, "sample");
+    ui.stage(&format!("{what}: {samples} of {}, {tokens} tokens, {trained} of them learned", form_name(data.form)));
+    let most = model.max_position_embeddings;
+    let longer = data.samples.iter().filter(|sample| sample.tokens.len() > most as usize).count() as u64;
+    if longer > 0 {
+        ui.warning(&format!(
+            "{} longer than the {most} tokens that the model was made for (max_position_embeddings); --max-length {most} cuts",
+            ui::plural(longer, "sample")
+        ));
+    }
     if data.cut.samples > 0 {
         let [samples, tokens] = [data.cut.samples, data.cut.tokens].map(ui::grouped);
         ui.warning(&format!("{samples} samples were longer than --max-length and lost {tokens} tokens at their ends"));
     }
 }
 
-fn show(prepared: &Prepared, settings: &Settings) -> Result<Outcome> {
+/// A form by its keys.
+fn form_name(form: Option<Form>) -> String {
+    form.map_or_else(|| "plain text".to_owned(), |form| form.keys().join("/"))
+}
+
+fn show(ui: Ui, prepared: &Prepared, settings: &Settings) -> Result<Outcome> {
     let rows = match settings.micro_batch {
         MicroBatch::Auto => 1,
         MicroBatch::Rows(rows) => rows,
     };
-    let text = show_batch(&prepared.first_batch(settings, rows), &prepared.tokenizer)?;
-    ui::print(&text)?;
+    let shown = Shown { samples: show_batch(&prepared.first_batch(settings, rows), &prepared.tokenizer)? };
+    ui.result(&shown, || shown.text())?;
     Ok(Outcome::Good)
+}
+
+impl Shown {
+    fn text(&self) -> String {
+        let sample = |(number, sample): (usize, &ShownSample)| {
+            let ShownSample { tokens, learned, .. } = sample;
+            format!("sample {number}: {tokens} tokens, {learned} of them learned\n{sample}\n\n")
+        };
+        (1..).zip(&self.samples).map(sample).collect()
+    }
 }
 
 /// What takes how much memory.
@@ -134,26 +173,61 @@ pub fn tell_plan(ui: Ui, plan: &MemoryPlan) {
 fn train(ui: Ui, gpu: &Gpu, prepared: Prepared, task: &Task<'_>) -> Result<Summary> {
     let plan = prepared.plan(gpu, task.settings)?;
     tell_plan(ui, &plan);
-    let tokenized = format!("{} samples, {} tokens", prepared.data.samples.len(), ui::grouped(prepared.data.tokens()));
     let mut run = Run::start(gpu, prepared, task, plan)?;
     for path in &run.set_aside {
         ui.note(&format!("a later checkpoint is {} now", path.display()));
     }
-    let meter = ui.meter_from("training", Unit::Steps, run.steps().0);
+    let (done, total) = run.steps();
+    warn_of_length(ui, task.settings, total);
+    let meter = ui.meter_from("training", Unit::Steps, done);
     let end = run.train(|event| {
         tell(&meter, &event);
         !ui::interrupted()
-    })?;
+    });
     drop(meter);
-    let summary = Summary::new(gpu, task, &run, end);
+    let written = write_report(gpu, &run, task, &end);
+    // How the training ended is worth more than the report on it.
+    let end = end?;
+    written?;
+    Ok(Summary::new(gpu, task, &run, end))
+}
+
+/// A run that is over before it has learned much.
+fn warn_of_length(ui: Ui, settings: &Settings, total: u64) {
+    if total < FEW_STEPS {
+        ui.warning(&format!(
+            "{} of the optimiser may be too few: a smaller --micro-batch, --accumulate or --max-length makes more, and so does a \
+             larger --epochs or --steps",
+            ui::plural(total, "step")
+        ));
+    }
+    match settings.warmup {
+        Warmup::Steps(warmup) if warmup >= total => ui.warning(&format!(
+            "the learning rate rises for {} and the run has {total}: it never reaches --lr (a smaller --warmup, or more steps)",
+            ui::plural(warmup, "step")
+        )),
+        _ => {}
+    }
+}
+
+/// Whatever the end of the run: that of one that failed shows why.
+fn write_report(gpu: &Gpu, run: &Run, task: &Task<'_>, end: &Result<End, RunError>) -> Result<()> {
+    let ended = end.as_ref().map_or_else(|error| format!("failed: {error}"), |end| end_name(*end).to_owned());
+    let data = format!(
+        "{} of {}, {} tokens",
+        ui::plural(run.data.samples.len() as u64, "sample"),
+        form_name(run.data.form),
+        ui::grouped(run.data.tokens())
+    );
     let facts = [
         ("model", task.base.to_owned()),
         ("device", AdapterEntry::from(gpu.adapter()).to_string()),
-        ("data", tokenized),
+        ("data", data),
         ("rows of a forward pass", run.plan.micro_batch.to_string()),
         ("GPU memory, planned", ui::bytes(run.plan.total() as f64)),
         ("time", ui::duration(run.seconds())),
         ("tokens learned from", ui::grouped(run.trained_tokens())),
+        ("end", ended),
     ];
     run.write_report(&Report {
         title: format!("LoRA adapter on {}", task.base),
@@ -161,7 +235,15 @@ fn train(ui: Ui, gpu: &Gpu, prepared: Prepared, task: &Task<'_>) -> Result<Summa
         facts: facts.map(|(name, value)| (name.to_owned(), value)).into(),
         records: run.records.clone(),
     })?;
-    Ok(summary)
+    Ok(())
+}
+
+fn end_name(end: End) -> &'static str {
+    match end {
+        End::Stopped => "stopped; --resume goes on",
+        End::EarlyStop => "ended early: the held-out loss did not fall any more",
+        End::Complete => "done",
+    }
 }
 
 /// How far the training is.
@@ -204,20 +286,17 @@ impl Summary {
             held_out_loss: evals.next_back().map(|eval| eval.loss),
             tokens_per_second: ui::median(&speeds),
             micro_batch: run.plan.micro_batch,
-            gpu_bytes: run.plan.total(),
+            planned_bytes: run.plan.total(),
+            reserved_bytes: gpu.allocated().map(|allocated| allocated.reserved),
             resident: run.plan.stream.resident,
-            adapter: gpu.adapter().into(),
+            gpu: gpu.adapter().into(),
         }
     }
 
     fn text(&self) -> String {
         let loss = |loss: Option<f32>| loss.map_or_else(|| "-".to_owned(), |loss| format!("{loss:.4}"));
         let held_out = self.held_out_loss.map_or_else(String::new, |loss| format!(", held-out loss {loss:.4}"));
-        let ended = match self.end {
-            End::Stopped => "stopped; --resume goes on",
-            End::EarlyStop => "ended early: the held-out loss did not fall any more",
-            End::Complete => "done",
-        };
+        let ended = end_name(self.end);
         format!(
             "\n{ended}: {} of {} steps in {}, loss {} -> {}{held_out}\nadapter  {} (of step {})\nreport   {}\n",
             self.steps,

@@ -231,6 +231,11 @@ impl ModelConfig {
         }
     }
 
+    /// Tokens of a text at most for which the model was made, and which all of its layers see.
+    pub fn longest(&self) -> u32 {
+        self.sliding_window.unwrap_or(u32::MAX).min(self.max_position_embeddings)
+    }
+
     /// Rows of the query projection.
     pub fn queries(&self) -> u32 {
         self.heads * self.head_dim

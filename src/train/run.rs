@@ -9,7 +9,7 @@ use thiserror::Error;
 use super::adapter::{Adapter, WEIGHTS};
 use super::checkpoint::{Checkpoint, CheckpointError, Difference, Fingerprint, Inputs, State, data_identity, pack_identity};
 use super::config::ModelConfig;
-use super::data::{Batch, DataError, Dataset, Options, Tokenizer, batch, epoch_order, rows};
+use super::data::{Batch, DataError, DataFile, Dataset, Options, Tokenizer, batch, epoch_order, rows};
 use super::error::TrainError;
 use super::folder::publish;
 use super::gpu_adapter::GpuAdapter;
@@ -88,28 +88,6 @@ fn last_good(checkpoint: Option<&Path>) -> String {
 impl From<DataError> for RunError {
     fn from(error: DataError) -> Self {
         Self::Train(error.into())
-    }
-}
-
-/// Bytes of a file of samples.
-#[derive(Debug, Clone, Copy)]
-pub struct DataFile<'a> {
-    /// Its contents.
-    pub bytes: &'a [u8],
-    /// Whether each line is a JSON object; otherwise all of it is one text.
-    pub json_lines: bool,
-}
-
-impl DataFile<'_> {
-    /// The samples of the file.
-    ///
-    /// # Errors
-    /// See [`DataError`].
-    pub fn samples(&self, tokenizer: &Tokenizer, options: Options) -> Result<Dataset, DataError> {
-        match self.json_lines {
-            true => Dataset::from_json_lines(self.bytes, tokenizer, options),
-            false => Dataset::from_text(self.bytes, tokenizer, options.max_length),
-        }
     }
 }
 
@@ -206,11 +184,16 @@ pub struct Prepared {
 }
 
 impl Prepared {
-    /// Reads pack and data. `resume` is the checkpoint to go on from.
+    /// Reads pack and data. `resume` is the checkpoint to go on from; `progress` is that of [`DataFile::samples`].
     ///
     /// # Errors
     /// What is wrong with settings, pack, data or checkpoint.
-    pub fn new(pack: PackSource, task: &Task<'_>, resume: Option<&Path>) -> Result<Self, RunError> {
+    pub fn new(
+        pack: PackSource,
+        task: &Task<'_>,
+        resume: Option<&Path>,
+        progress: &mut dyn FnMut(u64, u64) -> bool,
+    ) -> Result<Self, RunError> {
         let settings = task.settings;
         settings.check()?;
         let model = read_config(&pack)?;
@@ -220,13 +203,12 @@ impl Prepared {
         let now = checkpoint.as_ref().map_or(task.now, |(_, checkpoint)| checkpoint.state.now);
         let tokenizer = read_tokenizer(&pack, &model, now)?;
         let options = Options { train_on: settings.train_on, max_length: settings.max_length };
-        let mut data = task.data.samples(&tokenizer, options)?;
+        let mut data = task.data.samples(&tokenizer, options, progress)?;
         let held_out = match task.eval_data {
-            Some(file) => Some(file.samples(&tokenizer, options)?),
-            None if settings.eval_split > 0.0 => Some(data.hold_out(settings.eval_split, settings.seed)),
+            Some(file) => Some(file.samples(&tokenizer, options, progress)?),
+            None if settings.eval_split > 0.0 => Some(data.hold_out(settings.eval_split, settings.seed)?),
             None => None,
         };
-        let held_out = held_out.filter(|held_out| !held_out.samples.is_empty());
         Ok(Self { pack, model, tokenizer, data, held_out, checkpoint, now })
     }
 

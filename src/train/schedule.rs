@@ -18,7 +18,7 @@ pub enum Shape {
 pub enum Warmup {
     /// So many steps.
     Steps(u64),
-    /// This share of all steps, rounded up.
+    /// This share of all steps, rounded up, and never all of them: the learning rate of the first step is zero.
     Fraction(f64),
 }
 
@@ -36,7 +36,7 @@ impl Schedule {
     pub fn new(shape: Shape, peak: f64, warmup: Warmup, steps: u64) -> Self {
         let warmup = match warmup {
             Warmup::Steps(warmup) => warmup,
-            Warmup::Fraction(share) => (share * steps as f64).ceil() as u64,
+            Warmup::Fraction(share) => ((share * steps as f64).ceil() as u64).min(steps.saturating_sub(1)),
         };
         Self { shape, peak, warmup, steps }
     }
@@ -96,6 +96,9 @@ mod tests {
         assert_eq!(warmup(0.03, 100), 3);
         assert_eq!(warmup(0.03, 101), 4);
         assert_eq!(warmup(0.0, 100), 0);
+        assert_eq!([0, 1, 2, 3].map(|steps| warmup(0.03, steps)), [0, 0, 1, 1]);
+        assert_eq!(warmup(0.99, 2), 1);
+        assert_eq!(Schedule::new(Shape::Cosine, 3.0, Warmup::Fraction(0.03), 1).learning_rate(0), 3.0, "it learns");
     }
 
     #[test]

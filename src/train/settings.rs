@@ -145,7 +145,12 @@ impl Settings {
         }
         demand("--accumulate", AT_LEAST_1, self.accumulate, |n| n > 0)?;
         demand("--max-length", "2 at least: the first token of a sample is not predicted", self.max_length, |n| n > 1)?;
-        demand_if("--clip", "0, which leaves gradients as they are, or a number above it", self.clip, positive)?;
+        demand_if(
+            "--clip",
+            "a number above 0 (`None`, or 0 on the command line, leaves gradients as they are)",
+            self.clip,
+            positive,
+        )?;
         demand("--weight-decay", "a number from 0 on", self.weight_decay, |x| x.is_finite() && x >= 0.0)?;
         demand("--eval-split", SHARE, self.eval_split, share)?;
         demand("--keep", AT_LEAST_1, self.keep, |n| n > 0)?;
@@ -212,7 +217,7 @@ mod tests {
     #[test]
     fn a_value_that_cannot_be_is_named() {
         type Change = fn(&mut Settings);
-        let wrong: [(&str, Change); 25] = [
+        let wrong: [(&str, Change); 26] = [
             ("--rank", |s| s.rank = 0),
             ("--alpha", |s| s.alpha = f64::INFINITY),
             ("--dropout", |s| s.dropout = 1.0),
@@ -229,6 +234,7 @@ mod tests {
             ("--accumulate", |s| s.accumulate = 0),
             ("--max-length", |s| s.max_length = 1),
             ("--clip", |s| s.clip = Some(-1.0)),
+            ("--clip", |s| s.clip = Some(0.0)),
             ("--clip", |s| s.clip = Some(f64::NAN)),
             ("--weight-decay", |s| s.weight_decay = -0.1),
             ("--weight-decay", |s| s.weight_decay = f64::INFINITY),

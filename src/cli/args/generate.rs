@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use clap::{ArgGroup, Args, ValueHint};
 
 use super::{GpuArg, parse_size};
-use crate::train::sampling::SamplerOptions;
+use crate::train::sampling::{Sampler, SamplerOptions};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -74,7 +74,7 @@ pub struct GenerateArgs {
 pub struct SamplingArgs {
     /// What the model's scores are divided by: less than 1 is safer, more is wilder, 0 is always the likeliest token [default: 0; 1
     /// with --top-k, --top-p or --seed]
-    #[arg(long, value_name = "T")]
+    #[arg(long, value_name = "T", value_parser = temperature)]
     pub temperature: Option<f64>,
 
     /// Choose among the K likeliest tokens only [default: among all]
@@ -82,12 +82,27 @@ pub struct SamplingArgs {
     pub top_k: Option<u32>,
 
     /// Choose among the likeliest tokens only that together have this probability [default: 1]
-    #[arg(long, value_name = "P")]
+    #[arg(long, value_name = "P", value_parser = top_p)]
     pub top_p: Option<f64>,
 
     /// The seed of the choice: the same seed gives the same text [default: 0]
     #[arg(long, value_name = "N")]
     pub seed: Option<u64>,
+}
+
+fn temperature(text: &str) -> Result<f64, String> {
+    sampled_with(text, |temperature| SamplerOptions { temperature, ..SamplerOptions::GREEDY })
+}
+
+fn top_p(text: &str) -> Result<f64, String> {
+    sampled_with(text, |top_p| SamplerOptions { top_p, ..SamplerOptions::GREEDY })
+}
+
+/// A number that a sampler takes as one of its options.
+fn sampled_with(text: &str, options: fn(f64) -> SamplerOptions) -> Result<f64, String> {
+    let number = text.parse().map_err(|_| "it should be a number".to_owned())?;
+    Sampler::new(options(number)).map_err(|e| e.to_string())?;
+    Ok(number)
 }
 
 impl From<&SamplingArgs> for SamplerOptions {

@@ -5,13 +5,15 @@ pub mod values;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
+use clap::builder::{PathBufValueParser, TypedValueParser};
 use clap::{Args, ValueHint};
 use serde::{Deserialize, Serialize};
 
-use super::GpuArg;
+use super::{GpuArg, Usage};
+use crate::train::config::ModelConfig;
 use crate::train::settings::Settings;
-use values::{MicroBatchArg, ScheduleArg, SizeArg, TargetsArg, TrainOnArg, WarmupArg, as_flag};
+use values::{MicroBatchArg, ResumeArg, ScheduleArg, SizeArg, TargetsArg, TrainOnArg, WarmupArg, as_flag};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -43,13 +45,9 @@ pub struct TrainArgs {
     #[command(flatten)]
     pub options: TrainOptions,
 
-    /// A TOML file with any of the flags that take a value; flags win over it
+    /// A TOML file with any of the flags but --config, --show-batch, --gpu and --json; flags win over it
     #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
     pub config: Option<PathBuf>,
-
-    /// Go on from the newest checkpoint of --out, or from this one, with the same settings: to the same losses, bit for bit
-    #[arg(long, value_name = "CHECKPOINT", num_args = 0..=1, require_equals = true, value_hint = ValueHint::DirPath)]
-    pub resume: Option<Option<PathBuf>>,
 
     /// Print the first batch with what is learned marked, and train nothing
     #[arg(long)]
@@ -73,7 +71,23 @@ pub struct TrainOptions {
     /// The folder for the adapter; made where it is not there
     #[arg(long, value_name = "DIR", value_hint = ValueHint::DirPath, required_unless_present_any = ["config", "show_batch"])]
     pub out: Option<PathBuf>,
+    /// Go on from the newest checkpoint of --out, or from this one, with the same settings: to the same losses, bit for bit
+    #[arg(
+        long,
+        value_name = "CHECKPOINT",
+        num_args = 0..=1,
+        require_equals = true,
+        default_missing_value = "true",
+        value_parser = PathBufValueParser::new().map(ResumeArg::from),
+        value_hint = ValueHint::DirPath
+    )]
+    // What was used once is no order to go on with it.
+    #[serde(skip_serializing)]
+    pub resume: Option<ResumeArg>,
 
+    /// What PEFT shall load the adapter on: the model's name on the hub, or its folder [default: the pack's name]
+    #[arg(long, value_name = "NAME", help_heading = "Adapter")]
+    pub base_model: Option<String>,
     /// Rank of the adapter: a higher one can learn more, and takes more memory [default: 16]
     #[arg(long, value_name = "N", help_heading = "Adapter")]
     pub rank: Option<u32>,
@@ -132,7 +146,7 @@ pub struct TrainOptions {
     /// Forward passes of an optimiser step: a larger batch in the same memory [default: 1]
     #[arg(long, value_name = "N", help_heading = "Length and batches")]
     pub accumulate: Option<u32>,
-    /// Tokens of a row; longer samples are cut, and counted [default: 2048]
+    /// Tokens of a row; longer samples are cut, and counted [default: 2048, or what the model was made for where that is less]
     #[arg(long, value_name = "TOKENS", help_heading = "Length and batches")]
     pub max_length: Option<u32>,
     /// What is learned of a sample [default: completions]
@@ -167,12 +181,19 @@ impl TrainArgs {
     /// The flags, and what the file of `--config` says where they say nothing.
     ///
     /// # Errors
-    /// A file that cannot be read, or that has other names or values.
+    /// A file that cannot be read; [`Usage`] for other names or values, with the file's name where they are in it.
     pub fn merged(&self) -> Result<TrainOptions> {
         let flags = self.options.clone();
-        match &self.config {
-            Some(path) => Ok(flags.or(TrainOptions::read(path)?)),
-            None => Ok(flags),
+        let Some(path) = &self.config else {
+            flags.settings()?;
+            return Ok(flags);
+        };
+        let of_flags = flags.settings().err();
+        let merged = flags.or(TrainOptions::read(path)?);
+        match merged.settings().err() {
+            None => Ok(merged),
+            Some(error) if of_flags.as_ref() == Some(&error) => Err(error.into()),
+            Some(error) => Err(Usage(format!("{}: {error}", path.display())).into()),
         }
     }
 }
@@ -182,7 +203,8 @@ impl TrainOptions {
     /// See [`TrainArgs::merged`].
     fn read(path: &Path) -> Result<Self> {
         let text = fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
-        toml::from_str(&text).with_context(|| format!("{} is not a file for --config", path.display()))
+        let wrong = |e: toml::de::Error| Usage(format!("{} is not a file for --config: {e}", path.display()));
+        Ok(toml::from_str(&text).map_err(wrong)?)
     }
 
     /// What `self` says; where it says nothing, what `other` does.
@@ -190,6 +212,8 @@ impl TrainOptions {
         Self {
             data: self.data.or(other.data),
             out: self.out.or(other.out),
+            resume: self.resume.or(other.resume),
+            base_model: self.base_model.or(other.base_model),
             rank: self.rank.or(other.rank),
             alpha: self.alpha.or(other.alpha),
             dropout: self.dropout.or(other.dropout),
@@ -222,23 +246,32 @@ impl TrainOptions {
     ///
     /// # Errors
     /// Where neither a flag nor the file of `--config` names it.
-    pub fn data(&self) -> Result<&Path> {
-        self.data.as_deref().context("neither --data nor the file of --config says what to learn from")
+    pub fn data(&self) -> Result<&Path, Usage> {
+        let missing = || Usage("neither --data nor the file of --config says what to learn from".to_owned());
+        self.data.as_deref().ok_or_else(missing)
     }
 
     /// The folder for the adapter.
     ///
     /// # Errors
     /// As [`TrainOptions::data`].
-    pub fn out(&self) -> Result<&Path> {
-        self.out.as_deref().context("neither --out nor the file of --config says where the adapter goes")
+    pub fn out(&self) -> Result<&Path, Usage> {
+        let missing = || Usage("neither --out nor the file of --config says where the adapter goes".to_owned());
+        self.out.as_deref().ok_or_else(missing)
+    }
+
+    /// With the default length for this model, where none was asked for: what it was made for is not exceeded unawares.
+    #[must_use]
+    pub fn for_model(self, model: &ModelConfig) -> Self {
+        let max_length = self.max_length.or(Some(Settings::default().max_length.min(model.longest())));
+        Self { max_length, ..self }
     }
 
     /// The settings, with the library's defaults for what nobody has said.
     ///
     /// # Errors
     /// Settings that cannot be, or that have no effect, by the name of their flag.
-    pub fn settings(&self) -> Result<Settings> {
+    pub fn settings(&self) -> Result<Settings, Usage> {
         let default = Settings::default();
         let settings = Settings {
             rank: self.rank.unwrap_or(default.rank),
@@ -265,24 +298,26 @@ impl TrainOptions {
             keep: self.keep.unwrap_or(default.keep),
             vram_budget: self.vram_budget.map(|size| size.0).or(default.vram_budget),
         };
-        settings.check()?;
+        settings.check().map_err(|error| Usage(error.to_string()))?;
         self.check_evaluation(&settings)?;
         Ok(settings)
     }
 
-    fn check_evaluation(&self, settings: &Settings) -> Result<()> {
+    fn check_evaluation(&self, settings: &Settings) -> Result<(), Usage> {
         let splits = settings.eval_split > 0.0;
         if splits && self.eval_data.is_some() {
-            bail!(
-                "--eval-data and --eval-split are both given: one of them says what to evaluate on (--eval-split 0 is none)"
-            );
+            let both =
+                "--eval-data and --eval-split are both given: one of them says what to evaluate on (--eval-split 0 is none)";
+            return Err(Usage(both.to_owned()));
         }
         if splits || self.eval_data.is_some() {
             return Ok(());
         }
         let given = [("--eval-every", settings.eval_every.is_some()), ("--early-stop", settings.early_stop.is_some())];
         match given.into_iter().find(|(_, given)| *given) {
-            Some((flag, _)) => bail!("{flag} needs something to evaluate on: --eval-data FILE, or --eval-split SHARE"),
+            Some((flag, _)) => {
+                Err(Usage(format!("{flag} needs something to evaluate on: --eval-data FILE, or --eval-split SHARE")))
+            }
             None => Ok(()),
         }
     }

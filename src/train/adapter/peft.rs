@@ -131,8 +131,9 @@ fn taken(model: &ModelConfig, takes: impl Fn(&str) -> bool) -> Result<Vec<Role>,
 /// What all versions of PEFT with rsLoRA read; later ones fill in the rest with their defaults.
 pub(super) fn render(config: &LoraConfig, base: Option<&str>) -> String {
     let targets: Vec<&str> = TARGETS.iter().filter(|r| config.targets.contains(r)).map(|r| r.name()).collect();
-    // PEFT declares a whole number, and takes any.
-    let alpha = if config.alpha.fract() == 0.0 { json!(config.alpha as u64) } else { json!(config.alpha) };
+    // PEFT declares a whole number, and takes any; above 2^53 not all have a place in an f64.
+    let whole = config.alpha.fract() == 0.0 && (0.0..9_007_199_254_740_992.0).contains(&config.alpha);
+    let alpha = if whole { json!(config.alpha as u64) } else { json!(config.alpha) };
     let value = json!({
         "alpha_pattern": {},
         "auto_mapping": null,

@@ -107,6 +107,18 @@ fn settings_are_those_of_peft_with_its_defaults() {
 }
 
 #[test]
+fn alphas_are_written_as_they_are() {
+    for (alpha, expected) in [(16.0, json!(16)), (0.5, json!(0.5)), (1e300, json!(1e300)), (2e19, json!(2e19))] {
+        let config = LoraConfig { rank: 4, alpha, dropout: 0.0, targets: vec![Role::QProj], rslora: false };
+        let folder = tempfile::tempdir().unwrap();
+        Adapter::new(config, None, &model(), 1).unwrap().write(folder.path(), &[]).unwrap();
+        let written: Value = serde_json::from_slice(&fs::read(folder.path().join(CONFIG)).unwrap()).unwrap();
+        assert_eq!(written["lora_alpha"], expected);
+        assert_eq!(Adapter::read(folder.path(), &model()).unwrap().config.alpha, alpha);
+    }
+}
+
+#[test]
 fn halves_are_read() {
     let number = 0.156_25_f32;
     for (dtype, bytes) in

@@ -49,9 +49,14 @@ impl Form {
     }
 }
 
+/// The bytes without the mark of UTF-8 that some programs of Windows put before a text.
+pub(super) fn without_mark(bytes: &[u8]) -> &[u8] {
+    bytes.strip_prefix(b"\xef\xbb\xbf").unwrap_or(bytes)
+}
+
 /// The records of a file with their line numbers, from 1. The first record tells the form of all.
 pub(super) fn parse(bytes: &[u8]) -> Result<(Form, Vec<(u64, Content)>), DataError> {
-    let bytes = bytes.strip_prefix(b"\xef\xbb\xbf").unwrap_or(bytes);
+    let bytes = without_mark(bytes);
     if bytes.trim_ascii_start().starts_with(b"[") {
         return Err(DataError::Array);
     }

@@ -1,5 +1,6 @@
 //! Training data: files of people's forms, to tokens with a mark on those to be learned, to packed batches.
 
+mod file;
 mod formats;
 mod pack;
 mod sample;
@@ -9,12 +10,15 @@ mod stream;
 mod template;
 mod tokenizer;
 
+use std::path::PathBuf;
+
 use thiserror::Error;
 
+pub use file::DataFile;
 pub use formats::Form;
 pub use pack::{Batch, UNTRAINED, batch, epoch_order, rows};
 pub use sample::{Cut, Dataset, Options, Sample, TrainOn};
-pub use show::show_batch;
+pub use show::{Part, ShownSample, show_batch};
 pub use stream::TokenStream;
 pub use tokenizer::{Message, Tokenizer, TokenizerFiles};
 
@@ -22,6 +26,17 @@ pub use tokenizer::{Message, Tokenizer, TokenizerFiles};
 #[derive(Debug, Error)]
 #[non_exhaustive]
 pub enum DataError {
+    /// What is wrong with a file.
+    #[error("{}: {source}", path.display())]
+    File {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        source: Box<DataError>,
+    },
+    /// The caller asked to stop.
+    #[error("stopped while the data was read; nothing was written")]
+    Cancelled,
     /// Nothing but blank lines.
     #[error("the file has no samples")]
     Empty,
@@ -99,7 +114,7 @@ pub enum DataError {
     /// Where the words of the assistant stand in the text cannot be told.
     #[error(
         "line {line}: the chat template changes what stands before message {message}, so that what the assistant says cannot be \
-         told from the rest; use --train-on all, or conversations with one answer"
+         told from the rest"
     )]
     Spans {
         /// The line.
@@ -118,6 +133,9 @@ pub enum DataError {
         /// Tokens of the model.
         vocab: u32,
     },
+    /// A share of the samples is to be held out, and there are not two.
+    #[error("nothing can be held out for evaluation: the data is one sample")]
+    NothingHeldOut,
     /// A sample from which nothing can be learned.
     #[error("line {line} has no token to be learned{}:\n{text}", cut_reason(*.length, *.max_length))]
     NothingTrained {

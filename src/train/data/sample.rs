@@ -2,7 +2,7 @@
 
 use rayon::prelude::*;
 
-use super::formats::{self, Content};
+use super::formats::{self, Content, without_mark};
 use super::spans::{Marked, conversation};
 use super::tokenizer::Tokenizer;
 use super::{DataError, Form};
@@ -11,6 +11,9 @@ use crate::train::random::{Generator, Stream};
 /// The prompt of Stanford's Alpaca, for models without a chat template.
 const ALPACA: &str =
     "Below is an instruction that describes a task. Write a response that appropriately completes the request.";
+
+/// Records that are tokenised between two looks at whether to go on: enough for all cores, and done in a moment.
+const AT_A_TIME: usize = 512;
 
 /// What is learned.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -70,25 +73,29 @@ pub struct Dataset {
 }
 
 impl Dataset {
-    /// Reads a JSON Lines file.
+    /// Reads a JSON Lines file. `progress` hears how many of all records are tokenised, and ends the work where it says `false`.
     ///
     /// # Errors
-    /// A [`DataError`] with the line; [`DataError::NothingTrained`] for the first sample from which nothing can be learned.
-    pub fn from_json_lines(bytes: &[u8], tokenizer: &Tokenizer, options: Options) -> Result<Self, DataError> {
+    /// A [`DataError`] with the line; [`DataError::NothingTrained`] for the first sample from which nothing can be learned;
+    /// [`DataError::Cancelled`].
+    pub fn from_json_lines(
+        bytes: &[u8],
+        tokenizer: &Tokenizer,
+        options: Options,
+        progress: &mut dyn FnMut(u64, u64) -> bool,
+    ) -> Result<Self, DataError> {
         let (form, records) = formats::parse(bytes)?;
+        let total = records.len() as u64;
         let mut dataset = Self { form: Some(form), samples: Vec::with_capacity(records.len()), cut: Cut::default() };
         let encode = |(line, content)| encode(tokenizer, line, content, options.train_on);
-        let encoded: Vec<Result<Sample, DataError>> = records.into_par_iter().map(encode).collect();
-        for sample in encoded {
-            let sample = sample?;
-            let line = sample.line;
-            let length = sample.tokens.len() as u64;
-            let sample = dataset.cut(sample, options.max_length);
-            if sample.trained_tokens() == 0 {
-                let text = tokenizer.decode(&sample.tokens)?;
-                return Err(DataError::NothingTrained { line, length, max_length: options.max_length, text });
+        let mut records = records.into_iter();
+        while records.len() > 0 {
+            let some: Vec<_> = records.by_ref().take(AT_A_TIME).collect();
+            let encoded: Vec<Result<Sample, DataError>> = some.into_par_iter().map(encode).collect();
+            encoded.into_iter().try_for_each(|sample| dataset.push(sample?, tokenizer, options.max_length))?;
+            if !progress(dataset.samples.len() as u64, total) {
+                return Err(DataError::Cancelled);
             }
-            dataset.samples.push(sample);
         }
         Ok(dataset)
     }
@@ -98,7 +105,7 @@ impl Dataset {
     /// # Errors
     /// [`DataError::Utf8`]; [`DataError::Empty`] where there are not two tokens.
     pub fn from_text(bytes: &[u8], tokenizer: &Tokenizer, max_length: u32) -> Result<Self, DataError> {
-        let text = std::str::from_utf8(bytes).map_err(|e| DataError::Utf8 { byte: e.valid_up_to() as u64 })?;
+        let text = std::str::from_utf8(without_mark(bytes)).map_err(|e| DataError::Utf8 { byte: e.valid_up_to() as u64 })?;
         let tokens = tokenizer.encode(text, true)?;
         let windows = tokens.chunks(max_length.max(1) as usize).filter(|window| window.len() > 1);
         let sample = |tokens: &[u32]| Sample { line: 1, tokens: tokens.to_vec(), trained: vec![true; tokens.len()] };
@@ -109,17 +116,22 @@ impl Dataset {
         Ok(Self { form: None, samples, cut: Cut::default() })
     }
 
-    /// Takes a share of the samples out, to evaluate on: at random, one at least if the share is above zero, and never the
-    /// last one. Both parts keep the order of the file.
-    #[must_use]
-    pub fn hold_out(&mut self, share: f64, seed: u64) -> Self {
+    /// Takes a share of the samples out, to evaluate on: at random, one at least, and never the last one. Both parts keep the
+    /// order of the file.
+    ///
+    /// # Errors
+    /// [`DataError::NothingHeldOut`] where there are not two samples.
+    pub fn hold_out(&mut self, share: f64, seed: u64) -> Result<Self, DataError> {
         let count = self.samples.len();
-        let held_out = ((share * count as f64).ceil() as usize).min(count.saturating_sub(1));
+        if count < 2 {
+            return Err(DataError::NothingHeldOut);
+        }
+        let held_out = ((share * count as f64).ceil() as usize).clamp(1, count - 1);
         let mut chosen: Vec<bool> = (0..count).map(|i| i < held_out).collect();
         Generator::new(seed, Stream::Split).shuffle(&mut chosen);
         let mut chosen = chosen.into_iter();
         let samples = self.samples.extract_if(.., |_| chosen.next().unwrap_or(false)).collect();
-        Self { form: self.form, samples, cut: Cut::default() }
+        Ok(Self { form: self.form, samples, cut: Cut::default() })
     }
 
     /// Tokens of all samples.
@@ -130,6 +142,18 @@ impl Dataset {
     /// Tokens to be predicted.
     pub fn trained_tokens(&self) -> u64 {
         self.samples.iter().map(Sample::trained_tokens).sum()
+    }
+
+    /// Adds a sample, cut to its maximum length.
+    fn push(&mut self, sample: Sample, tokenizer: &Tokenizer, max_length: u32) -> Result<(), DataError> {
+        let (line, length) = (sample.line, sample.tokens.len() as u64);
+        let sample = self.cut(sample, max_length);
+        if sample.trained_tokens() == 0 {
+            let text = tokenizer.decode(&sample.tokens)?;
+            return Err(DataError::NothingTrained { line, length, max_length, text });
+        }
+        self.samples.push(sample);
+        Ok(())
     }
 
     fn cut(&mut self, mut sample: Sample, max_length: u32) -> Sample {
@@ -150,10 +174,10 @@ fn encode(tokenizer: &Tokenizer, line: u64, content: Content, train_on: TrainOn)
         Content::Completion { prompt, completion } => {
             (Marked::from_byte(format!("{prompt}{completion}"), prompt.len()), false)
         }
-        Content::Chat { messages, tools } => (conversation(tokenizer, line, &messages, &tools)?, true),
+        Content::Chat { messages, tools } => (conversation(tokenizer, line, &messages, &tools, train_on)?, true),
         Content::Instruction { system, instruction, output } if tokenizer.has_template() => {
             let messages = instruction_messages(system.as_deref(), &instruction, &output);
-            (conversation(tokenizer, line, &messages, &().into())?, true)
+            (conversation(tokenizer, line, &messages, &().into(), train_on)?, true)
         }
         Content::Instruction { system, instruction, output } => {
             let system = system.as_deref().unwrap_or(ALPACA);

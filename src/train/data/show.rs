@@ -1,6 +1,8 @@
 //! A batch as people can read it.
 
-use std::fmt::Write as _;
+use std::fmt;
+
+use serde::Serialize;
 
 use super::pack::{Batch, UNTRAINED};
 use super::{DataError, Tokenizer};
@@ -8,24 +10,53 @@ use super::{DataError, Tokenizer};
 /// What stands around text that is learned.
 const MARKS: [&str; 2] = ["⟦", "⟧"];
 
-/// The samples of a batch, decoded: text that is learned stands in ⟦ ⟧.
+/// A sample of a batch, decoded; as a text, what is learned stands in ⟦ ⟧.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct ShownSample {
+    /// Its tokens.
+    pub tokens: u64,
+    /// Those that are learned.
+    pub learned: u64,
+    /// The sample from its start to its end.
+    pub parts: Vec<Part>,
+}
+
+/// Successive tokens that are all learned, or none of them.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Part {
+    /// Whether they are learned.
+    pub learned: bool,
+    /// Their text.
+    pub text: String,
+    /// The tokens.
+    pub tokens: Vec<u32>,
+}
+
+impl fmt::Display for ShownSample {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let [start, end] = MARKS;
+        self.parts.iter().try_for_each(|part| match part.learned {
+            true => write!(f, "{start}{}{end}", part.text),
+            false => f.write_str(&part.text),
+        })
+    }
+}
+
+/// The samples of a batch, decoded.
 ///
 /// # Errors
 /// [`DataError::Encode`].
-pub fn show_batch(batch: &Batch, tokenizer: &Tokenizer) -> Result<String, DataError> {
-    let mut text = String::new();
-    for (number, (start, end)) in samples(batch).into_iter().enumerate() {
+pub fn show_batch(batch: &Batch, tokenizer: &Tokenizer) -> Result<Vec<ShownSample>, DataError> {
+    let show = |(start, end)| {
         let tokens = batch.tokens.get(start..end).unwrap_or_default();
         let labels = batch.labels.get(start..end).unwrap_or_default();
         let before = labels.iter().map(|&label| label != UNTRAINED);
         // The label of a token is its successor.
-        let trained: Vec<bool> = std::iter::once(false).chain(before).take(tokens.len()).collect();
-        let count = trained.iter().filter(|&&t| t).count();
-        let _ = writeln!(text, "sample {}: {} tokens, {count} of them learned", number + 1, tokens.len());
-        text += &marked(tokens, &trained, tokenizer)?;
-        text += "\n\n";
-    }
-    Ok(text)
+        let learned: Vec<bool> = std::iter::once(false).chain(before).take(tokens.len()).collect();
+        let count = learned.iter().filter(|&&learned| learned).count() as u64;
+        Ok(ShownSample { tokens: tokens.len() as u64, learned: count, parts: parts(tokens, &learned, tokenizer)? })
+    };
+    samples(batch).into_iter().map(show).collect()
 }
 
 /// Start and end of each sample.
@@ -39,17 +70,12 @@ fn samples(batch: &Batch) -> Vec<(usize, usize)> {
     ranges.collect()
 }
 
-fn marked(tokens: &[u32], trained: &[bool], tokenizer: &Tokenizer) -> Result<String, DataError> {
-    let mut text = String::new();
+fn parts(tokens: &[u32], learned: &[bool], tokenizer: &Tokenizer) -> Result<Vec<Part>, DataError> {
     let mut rest = tokens;
-    for run in trained.chunk_by(|a, b| a == b) {
+    let part = |run: &[bool]| {
         let (now, later) = rest.split_at_checked(run.len()).unwrap_or((rest, &[]));
         rest = later;
-        let decoded = tokenizer.decode(now)?;
-        match run.first() {
-            Some(true) => text.extend([MARKS[0], &decoded, MARKS[1]]),
-            _ => text += &decoded,
-        }
-    }
-    Ok(text)
+        Ok(Part { learned: run.first() == Some(&true), text: tokenizer.decode(now)?, tokens: now.to_vec() })
+    };
+    learned.chunk_by(|a, b| a == b).map(part).collect()
 }

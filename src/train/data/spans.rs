@@ -4,10 +4,10 @@ use std::ops::Range;
 
 use minijinja::Value;
 
-use super::DataError;
 use super::formats::get;
 use super::template::ChatTemplate;
 use super::tokenizer::Tokenizer;
+use super::{DataError, TrainOn};
 
 /// A text, and its bytes that are to be learned: ranges in order.
 #[derive(Debug, PartialEq)]
@@ -34,16 +34,20 @@ impl Marked {
 /// A conversation as the chat template writes it, with what the assistant says marked, up to the token that ends its turn.
 ///
 /// Most templates do not tell which words are the assistant's. Where a turn starts is known from the conversation before it,
-/// rendered with the generation prompt; where it ends, from the conversation up to it.
+/// rendered with the generation prompt; where it ends, from the conversation up to it. Where all is learned, none of this matters.
 pub(super) fn conversation(
     tokenizer: &Tokenizer,
     line: u64,
     messages: &[Value],
     tools: &Value,
+    train_on: TrainOn,
 ) -> Result<Marked, DataError> {
     let template = tokenizer.template.as_ref().ok_or(DataError::NoTemplate { line })?;
     let rendering = Rendering { template, line, messages, tools };
     let text = rendering.first(messages.len(), false)?;
+    if train_on == TrainOn::All {
+        return Ok(Marked::from_byte(text, 0));
+    }
     let mut trained = Vec::new();
     for message in (0..messages.len()).filter(|&i| messages.get(i).is_some_and(is_assistant)) {
         let span = rendering.turn(&text, message)?.ok_or(DataError::Spans { line, message })?;
@@ -66,7 +70,10 @@ struct Rendering<'a> {
 impl Rendering<'_> {
     /// The first `count` messages.
     fn first(&self, count: usize, add_generation_prompt: bool) -> Result<String, DataError> {
-        let messages = self.messages.get(..count).unwrap_or_default();
+        self.render(self.messages.get(..count).unwrap_or_default(), add_generation_prompt)
+    }
+
+    fn render(&self, messages: &[Value], add_generation_prompt: bool) -> Result<String, DataError> {
         let rendered = self.template.render(messages, self.tools, add_generation_prompt);
         rendered.map_err(|source| DataError::Render { line: self.line, source })
     }
@@ -77,13 +84,12 @@ impl Rendering<'_> {
         let until = self.first(turn + 1, false)?;
         let words = last_line(self.messages.get(turn));
         let end = if text.starts_with(&until) { Some(until.len()) } else { end_as_in(&until, text, start, &words) };
-        Ok(end.map(|end| start..end_of_turn(text, start, end, &words)))
+        Ok(end.map(|end| start..end_of_turn(text, start, end.max(start), &words)))
     }
 
     fn start(&self, text: &str, turn: usize) -> Result<Option<usize>, DataError> {
-        // Many templates refuse a conversation without messages; the header of a first turn then counts as said.
         if turn == 0 {
-            return Ok(Some(0));
+            return self.start_of_first(text).map(Some);
         }
         let prompt = self.first(turn, true)?;
         if text.starts_with(&prompt) {
@@ -93,6 +99,24 @@ impl Rendering<'_> {
         let before = self.first(turn, false)?;
         Ok(text.starts_with(&before).then(|| common_prefix(text, &prompt)).filter(|&start| start >= before.len()))
     }
+
+    /// Where the words of the first message begin, which many templates cannot render anything before: where the conversation
+    /// becomes another one if that message says something else. Of two other words, one at least begins with another letter.
+    fn start_of_first(&self, text: &str) -> Result<usize, DataError> {
+        let Some((first, rest)) = self.messages.split_first() else { return Ok(0) };
+        let same = |words| {
+            let messages: Vec<Value> = [&[saying(first, words)], rest].concat();
+            Ok(common_prefix(text, &self.render(&messages, false)?))
+        };
+        Ok(same("a")?.min(same("b")?))
+    }
+}
+
+/// The message with other words.
+fn saying(message: &Value, words: &str) -> Value {
+    let keys = message.try_iter().into_iter().flatten();
+    let pairs = keys.map(|key| (key.clone(), message.get_item(&key).unwrap_or_default()));
+    Value::from_pairs(pairs.chain([(Value::from("content"), Value::from(words))]))
 }
 
 /// The last line of what a message says, which every template keeps.

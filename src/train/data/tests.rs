@@ -1,5 +1,7 @@
 //! Files to samples to batches, with the fixture's tokenizer and with templates as models have them.
 
+use std::path::Path;
+
 use super::*;
 use crate::train::config::ModelConfig;
 
@@ -28,7 +30,11 @@ fn without_template() -> Tokenizer {
 const OPTIONS: Options = Options { train_on: TrainOn::Completions, max_length: 1000 };
 
 fn load(tokenizer: &Tokenizer, line: &str) -> Result<Dataset, DataError> {
-    Dataset::from_json_lines(line.as_bytes(), tokenizer, OPTIONS)
+    load_as(tokenizer, line, OPTIONS)
+}
+
+fn load_as(tokenizer: &Tokenizer, line: &str, options: Options) -> Result<Dataset, DataError> {
+    Dataset::from_json_lines(line.as_bytes(), tokenizer, options, &mut |_, _| true)
 }
 
 /// The text of a sample, with ⟦ ⟧ around what is learned.
@@ -37,7 +43,7 @@ fn shown(tokenizer: &Tokenizer, line: &str) -> String {
     let dataset = load(tokenizer, line).unwrap();
     let batch = batch(&dataset.samples, &[vec![0]]);
     let shown = show_batch(&batch, tokenizer).unwrap();
-    shown.split_once('\n').unwrap().1.trim_end_matches('\n').to_owned()
+    shown[0].to_string().trim_end_matches('\n').to_owned()
 }
 
 const CHAT: &str = r#"{"messages": [{"role": "system", "content": "Be kind."}, {"role": "user", "content": "Hi"},
@@ -62,9 +68,17 @@ fn the_assistant_s_words_and_the_end_of_its_turn_are_learned() {
 #[test]
 fn everything_is_learned_on_demand() {
     let options = Options { train_on: TrainOn::All, ..OPTIONS };
-    let dataset = Dataset::from_json_lines(chat().as_bytes(), &tokenizer(None), options).unwrap();
+    let dataset = load_as(&tokenizer(None), &chat(), options).unwrap();
+    assert_eq!(dataset.trained_tokens(), dataset.tokens() - 1);
+    // Also by a template that does not tell whose words are whose.
+    let confusing = tokenizer(Some(CONFUSING));
+    assert!(matches!(load(&confusing, &chat()), Err(DataError::Spans { .. })));
+    let dataset = load_as(&confusing, &chat(), options).unwrap();
     assert_eq!(dataset.trained_tokens(), dataset.tokens() - 1);
 }
+
+/// Tells the number of messages first, so that no conversation begins as a longer one does.
+const CONFUSING: &str = "{{ messages | length }}{% for m in messages %}{{ m.content }}{% endfor %}";
 
 #[test]
 fn texts_and_completions_end_with_the_end_token() {
@@ -136,6 +150,27 @@ fn a_thought_begun_by_the_generation_prompt_counts_as_said() {
     assert!(text.ends_with("<|im_start|>assistant\n<think>\n⟦\n</think>\n\nSo long.<|im_end|>⟧"), "{text}");
 }
 
+/// In the manner of Qwen2.5: a conversation without a system prompt gets one.
+const INSERTING: &str = "{%- if messages[0]['role'] == 'system' %}{{- '<|im_start|>system\\n' + messages[0]['content'] + '<|im_end|>\\n' }}\
+    {%- else %}{{- '<|im_start|>system\\nYou are Qwen.<|im_end|>\\n' }}{%- endif %}{%- for m in messages %}\
+    {%- if m.role != 'system' or not loop.first %}{{- '<|im_start|>' + m.role + '\\n' + m.content + '<|im_end|>\\n' }}{%- endif %}\
+    {%- endfor %}{%- if add_generation_prompt %}{{- '<|im_start|>assistant\\n' }}{%- endif %}";
+
+#[test]
+fn what_a_template_puts_before_the_first_words_is_not_learned() {
+    let tokenizer = tokenizer(Some(INSERTING));
+    for words in ["And so it goes.", "a", "b", "  above <b> all ", ""] {
+        let says = |role, content| format!("{{\"role\": \"{role}\", \"content\": \"{content}\"}}");
+        let line = |messages: &[String]| format!("{{\"messages\": [{}]}}", messages.join(", "));
+        let turns = [says("assistant", words), says("user", "Go on"), says("assistant", "No.")];
+        let inserted = "<|im_start|>system\nYou are Qwen.<|im_end|>\n<|im_start|>assistant\n";
+        let first = format!("{inserted}⟦{words}<|im_end|>⟧");
+        assert_eq!(shown(&tokenizer, &line(&turns[..1])), first);
+        let rest = "\n<|im_start|>user\nGo on<|im_end|>\n<|im_start|>assistant\n⟦No.<|im_end|>⟧";
+        assert_eq!(shown(&tokenizer, &line(&turns)), format!("{first}{rest}"));
+    }
+}
+
 #[test]
 fn templates_without_a_generation_prompt_work() {
     // In the manner of Mistral.
@@ -158,8 +193,7 @@ fn templates_that_refuse_or_confuse_are_errors_with_the_line() {
     let error = load(&tokenizer(Some(refuse)), &chat()).unwrap_err();
     assert!(matches!(error, DataError::Render { line: 1, .. }));
     assert!(error.to_string().contains("roles must alternate"), "{error}");
-    let count = "{{ messages | length }}{% for m in messages %}{{ m.content }}{% endfor %}";
-    let error = load(&tokenizer(Some(count)), &chat()).unwrap_err();
+    let error = load(&tokenizer(Some(CONFUSING)), &chat()).unwrap_err();
     assert!(matches!(error, DataError::Spans { line: 1, message: 2 }), "{error}");
     let json = read("tokenizer.json");
     let files = TokenizerFiles { tokenizer: &json, config: None, chat_template: Some(b"{% if %}") };
@@ -183,7 +217,7 @@ fn what_is_over_the_length_is_cut_and_counted() {
     let tokenizer = tokenizer(None);
     let lines = "{\"text\": \"one two three four five six seven eight nine ten\"}\n{\"text\": \"one\"}\n";
     let whole = load(&tokenizer, lines).unwrap();
-    let dataset = Dataset::from_json_lines(lines.as_bytes(), &tokenizer, Options { max_length: 5, ..OPTIONS }).unwrap();
+    let dataset = load_as(&tokenizer, lines, Options { max_length: 5, ..OPTIONS }).unwrap();
     assert_eq!(dataset.cut, Cut { samples: 1, tokens: whole.samples[0].tokens.len() as u64 - 5 });
     assert_eq!(dataset.samples[0].tokens, whole.samples[0].tokens[..5]);
     assert_eq!(dataset.samples[1], whole.samples[1]);
@@ -199,7 +233,7 @@ fn a_sample_with_nothing_to_learn_is_shown() {
     assert!(error.to_string().starts_with("line 2 has no token to be learned:\n<|im_start|>user"), "{error}");
 
     let options = Options { max_length: 8, ..OPTIONS };
-    let error = Dataset::from_json_lines(chat().as_bytes(), &tokenizer, options).unwrap_err();
+    let error = load_as(&tokenizer, &chat(), options).unwrap_err();
     assert!(error.to_string().contains("within the maximum length of 8: it has"), "{error}");
 }
 
@@ -221,6 +255,7 @@ fn plain_text_is_cut_into_windows() {
     let all: Vec<u32> = dataset.samples.iter().flat_map(|sample| sample.tokens.clone()).collect();
     assert_eq!(tokenizer.decode(&all).unwrap(), text);
     assert_eq!(dataset.trained_tokens(), dataset.tokens() - dataset.samples.len() as u64);
+    assert_eq!(Dataset::from_text(format!("\u{feff}{text}").as_bytes(), &tokenizer, 16).unwrap(), dataset);
     assert!(matches!(Dataset::from_text(b"", &tokenizer, 16), Err(DataError::Empty)));
     assert!(matches!(Dataset::from_text(b"ab\xff", &tokenizer, 16), Err(DataError::Utf8 { byte: 2 })));
 }
@@ -231,7 +266,7 @@ fn a_share_of_the_samples_can_be_held_out() {
     let lines: String = (0..40).map(|i| format!("{{\"text\": \"{i} words\"}}\n")).collect();
     let split = |share, seed| {
         let mut rest = load(&tokenizer, &lines).unwrap();
-        let held_out = rest.hold_out(share, seed);
+        let held_out = rest.hold_out(share, seed).unwrap();
         let lines = |dataset: &Dataset| dataset.samples.iter().map(|sample| sample.line).collect::<Vec<_>>();
         (lines(&rest), lines(&held_out))
     };
@@ -243,9 +278,11 @@ fn a_share_of_the_samples_can_be_held_out() {
     assert_eq!(all, (1..=40).collect::<Vec<_>>());
     assert_eq!(split(0.1, 5).1, held_out);
     assert_ne!(split(0.1, 6).1, held_out);
-    assert!(split(0.0, 5).1.is_empty());
     assert_eq!(split(0.001, 5).1.len(), 1, "a share asks for one sample at least");
     assert_eq!(split(1.0, 5).0.len(), 1, "one sample is left to train on");
+    let mut one = load(&tokenizer, lines.lines().next().unwrap()).unwrap();
+    assert!(matches!(one.hold_out(0.5, 5), Err(DataError::NothingHeldOut)));
+    assert_eq!(one.samples.len(), 1);
 }
 
 #[test]
@@ -360,4 +397,58 @@ fn streams_keep_spaces_between_words_and_join_bytes() {
     assert_eq!(pieces(&tokenizer, &[0], &[1, 0]), [" two", " one"]);
     assert_eq!(pieces(&tokenizer, &[], &[1, 2, 3, 4, 2, 3, 4, 0]), ["two", "漢", "漢", " one"]);
     assert_eq!(pieces(&tokenizer, &[], &[5, 2, 0]).concat(), "A\u{fffd}\u{fffd} one");
+}
+
+#[test]
+fn files_are_what_their_names_say_or_else_what_they_begin_with() {
+    let json_lines = |name: &str, bytes: &[u8]| DataFile::new(Path::new(name), bytes).json_lines;
+    for bytes in [&b"{\"text\": \"a\"}"[..], b"Once", b"\xef\xbb\xbf{", b"\xff\xfe{\0", b""] {
+        assert!(["a.jsonl", "a.JSON", "b/a.ndjson"].iter().all(|name| json_lines(name, bytes)), "{bytes:?}");
+        assert!(!json_lines("a.txt", bytes) && !json_lines("a.jsonl.md", bytes));
+    }
+    for (bytes, expected) in
+        [(&b"\xef\xbb\xbf {"[..], true), (b"\n[", true), (b"Once", false), (b"\xef\xbb\xbfOnce", false), (b"", true)]
+    {
+        assert_eq!(json_lines("data", bytes), expected, "{bytes:?}");
+    }
+}
+
+#[test]
+fn errors_of_files_name_them() {
+    let tokenizer = tokenizer(None);
+    let error = |name: &str, bytes: &[u8]| {
+        DataFile::new(Path::new(name), bytes).samples(&tokenizer, OPTIONS, &mut |_, _| true).unwrap_err().to_string()
+    };
+    assert!(error("b/a.jsonl", b"x{\"text\": \"a\"}").starts_with("b/a.jsonl: line 1 is not JSON: "));
+    assert_eq!(error("a.txt", b"ab\xff"), "a.txt: the text is not UTF-8 from byte 2 on");
+}
+
+#[test]
+fn reading_tells_how_far_it_is_and_stops_when_told() {
+    let tokenizer = tokenizer(None);
+    let lines = "{\"text\": \"word\"}\n".repeat(1100);
+    let mut heard = Vec::new();
+    let file = DataFile::new(Path::new("a.jsonl"), lines.as_bytes());
+    let mut listen = |done, total| {
+        heard.push((done, total));
+        true
+    };
+    assert_eq!(file.samples(&tokenizer, OPTIONS, &mut listen).unwrap().samples.len(), 1100);
+    assert_eq!(heard, [(512, 1100), (1024, 1100), (1100, 1100)]);
+    let stopped = file.samples(&tokenizer, OPTIONS, &mut |_, _| false);
+    assert!(matches!(stopped, Err(DataError::Cancelled)), "{stopped:?}");
+}
+
+#[test]
+fn a_shown_batch_has_every_token_in_a_part() {
+    let tokenizer = tokenizer(None);
+    let dataset = load(&tokenizer, &format!("{}\n{}", chat(), chat())).unwrap();
+    let shown = show_batch(&batch(&dataset.samples, &[vec![0, 1]]), &tokenizer).unwrap();
+    assert_eq!(shown.len(), 2);
+    for (shown, sample) in shown.iter().zip(&dataset.samples) {
+        assert_eq!(shown.parts.iter().flat_map(|part| part.tokens.clone()).collect::<Vec<_>>(), sample.tokens);
+        assert_eq!((shown.tokens, shown.learned), (sample.tokens.len() as u64, sample.trained_tokens()));
+        let learned: usize = shown.parts.iter().filter(|part| part.learned).map(|part| part.tokens.len()).sum();
+        assert_eq!(learned as u64, shown.learned);
+    }
 }

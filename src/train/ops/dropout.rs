@@ -161,6 +161,14 @@ mod tests {
     }
 
     #[test]
+    fn keys_are_fixed() {
+        // A value that changes breaks every `--resume` and every published run.
+        assert_eq!(DropoutKey { seed: 0, step: 0, module: 0 }.words(), [0x38fc_be91, 0x2382_75bc]);
+        assert_eq!(KEY.words(), [0xd465_5539, 0xf55e_4254]);
+        assert_eq!(DropoutKey { seed: u64::MAX, step: 1 << 40, module: 251 }.words(), [0x022b_4165, 0x5c5b_c05a]);
+    }
+
+    #[test]
     fn pieces_share_one_mask() {
         let Some(gpu) = gpu_with(|options| options.max_binding = Some(2048)) else { return };
         check(&gpu, 77, 101, 0.3);

@@ -130,12 +130,49 @@ fn epochs_that_are_asked_for_win_over_steps_of_the_file() {
     assert_eq!(steps(""), Some(50));
 }
 
+#[test]
+fn the_default_length_is_within_what_the_model_was_made_for() {
+    let config = fs::read("tests/fixtures/tiny-qwen3/config.json").unwrap();
+    let model = ModelConfig::parse(&config, None).unwrap();
+    let length = |text: &str, max_position_embeddings, sliding_window| {
+        let model = ModelConfig { max_position_embeddings, sliding_window, ..model.clone() };
+        file(text).unwrap().for_model(&model).settings().unwrap().max_length
+    };
+    assert_eq!(length("", 40_960, None), 2048);
+    assert_eq!(length("", 512, None), 512);
+    assert_eq!(length("", 40_960, Some(256)), 256);
+    assert_eq!(length("max-length = 4096", 512, None), 4096);
+}
+
+#[test]
+fn what_the_file_gets_wrong_is_told_with_its_name() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("a.toml");
+    let error = |text: &str, flags: &str| {
+        fs::write(&path, text).unwrap();
+        let error = parse(&format!("--config {} {flags}", path.display())).unwrap().merged().unwrap_err();
+        error.downcast::<Usage>().unwrap().0
+    };
+    let name = path.display();
+    assert!(error("rank = 0", "").starts_with(&format!("{name}: --rank: ")), "{}", error("rank = 0", ""));
+    assert!(error("rank = 0", "--lr 0").starts_with(&format!("{name}: --rank: ")), "the first that is wrong is the file's");
+    assert!(error("lr = 1", "--rank 0").starts_with("--rank: "));
+    assert!(error("ranks = 1", "").starts_with(&format!("{name} is not a file for --config")));
+    assert!(error("rank = 0", "--rank 2 --early-stop 3").starts_with("--early-stop needs"), "flags win");
+}
+
 /// A field that [`TrainOptions::or`] forgets, or takes from another one, shows here.
 #[test]
 fn every_option_is_taken_from_either_side() {
-    let all = flags(&format!("{ALL_FLAGS} --eval-data e"));
-    let other =
-        TrainOptions { data: Some("x".into()), eval_data: Some("y".into()), ..TrainOptions::from(&Settings::default()) };
+    let all = flags(&format!("{ALL_FLAGS} --eval-data e --resume --base-model Qwen/Qwen3-0.6B"));
+    let other = TrainOptions {
+        data: Some("x".into()),
+        out: Some("z".into()),
+        eval_data: Some("y".into()),
+        resume: Some(ResumeArg::No),
+        base_model: Some("b".to_owned()),
+        ..TrainOptions::from(&Settings::default())
+    };
     assert_eq!(TrainOptions::default().or(all.clone()), all);
     assert_eq!(all.clone().or(TrainOptions::default()), all);
     assert_eq!(all.clone().or(other), all);
@@ -174,10 +211,17 @@ fn values_of_several_forms() {
 
 #[test]
 fn resume_takes_a_folder_or_none() {
-    let resume = |flags: &str| parse(&format!("--data d --out o {flags}")).unwrap().resume;
+    let resume = |flags: &str| self::flags(flags).resume;
     assert_eq!(resume(""), None);
-    assert_eq!(resume("--resume"), Some(None));
-    assert_eq!(resume("--resume=o/checkpoint-3"), Some(Some("o/checkpoint-3".into())));
+    assert_eq!(resume("--resume"), Some(ResumeArg::Newest));
+    assert_eq!(resume("--resume=o/checkpoint-3"), Some(ResumeArg::Checkpoint("o/checkpoint-3".into())));
+    assert_eq!(resume("--resume=false"), Some(ResumeArg::No));
+    let of_file = |text: &str| file(text).unwrap().resume;
+    assert_eq!(of_file("resume = true"), Some(ResumeArg::Newest));
+    assert_eq!(of_file("resume = false"), Some(ResumeArg::No));
+    assert_eq!(of_file("resume = \"o/checkpoint-3\""), Some(ResumeArg::Checkpoint("o/checkpoint-3".into())));
+    assert_eq!(flags("--resume=false").or(file("resume = true").unwrap()).resume, Some(ResumeArg::No));
+    assert!(!flags("--resume").to_toml().unwrap().contains("resume"), "what is saved starts a run");
     assert!(parse("--data d --out o --resume o/checkpoint-3").unwrap_err().contains("o/checkpoint-3"), "not a second PACK");
 }
 
@@ -190,6 +234,7 @@ fn flags_that_cannot_be_read() {
         ("--data d --out o --targets=", "\"\" is no target"),
         ("--data d --out o --warmup 1.5", "a share of all steps below 1"),
         ("--data d --out o --micro-batch all", "auto, or a number of rows"),
+        ("--data d --out o --micro-batch 0", "auto, or a number of rows from 1 on"),
         ("--data d --out o --schedule sine", "[possible values: constant, linear, cosine]"),
         ("--data d --out o --vram-budget 6apples", "8GiB, 500MB"),
         ("--data d --out o --rank -1", "-1"),
@@ -206,7 +251,8 @@ fn files_that_cannot_be_read() {
     for (text, said) in [
         ("ranks = 8", ["unknown field `ranks`", "`rank`", "`micro-batch`"]),
         ("max_length = 8", ["unknown field `max_length`", "`max-length`", "line 1"]),
-        ("resume = true", ["unknown field `resume`", "line 1", ""]),
+        ("resume = 3", ["line 1", "resume = 3", "true, false or the path of a checkpoint"]),
+        ("gpu = 1", ["unknown field `gpu`", "line 1", "`resume`"]),
         ("lr = \"fast\"", ["line 1", "lr", "expected f64"]),
         ("\nrank = 1.5", ["line 2", "rank = 1.5", "u32"]),
         ("targets = [\"q_proj\", \"lm_head\"]", ["line 1", "\"lm_head\" is no target", "all-linear"]),

@@ -1,6 +1,7 @@
 //! Values that are more than a number: read from the text of a flag, or from what a TOML file has in its place.
 
 use std::fmt;
+use std::path::PathBuf;
 use std::str::FromStr;
 
 use clap::ValueEnum;
@@ -83,9 +84,9 @@ impl FromStr for MicroBatchArg {
 
     fn from_str(text: &str) -> Result<Self, String> {
         match text.parse() {
-            Ok(rows) => Ok(Self(MicroBatch::Rows(rows))),
+            Ok(rows) if rows > 0 => Ok(Self(MicroBatch::Rows(rows))),
             _ if text == "auto" => Ok(Self(MicroBatch::Auto)),
-            _ => Err("auto, or a number of rows".to_owned()),
+            _ => Err("auto, or a number of rows from 1 on".to_owned()),
         }
     }
 }
@@ -95,6 +96,46 @@ impl Serialize for MicroBatchArg {
         match self.0 {
             MicroBatch::Auto => serializer.serialize_str("auto"),
             MicroBatch::Rows(rows) => serializer.serialize_u32(rows),
+        }
+    }
+}
+
+/// Where a run goes on from.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(from = "FlagOrPath")]
+pub enum ResumeArg {
+    /// From nowhere: it is a new one.
+    No,
+    /// From the newest checkpoint of its folder.
+    Newest,
+    /// From this checkpoint.
+    Checkpoint(PathBuf),
+}
+
+impl From<PathBuf> for ResumeArg {
+    fn from(path: PathBuf) -> Self {
+        match path.to_str() {
+            Some("true") => Self::Newest,
+            Some("false") => Self::No,
+            _ => Self::Checkpoint(path),
+        }
+    }
+}
+
+/// [`ResumeArg`] in a TOML file.
+#[derive(Deserialize)]
+#[serde(untagged, expecting = "true, false or the path of a checkpoint")]
+enum FlagOrPath {
+    Flag(bool),
+    Path(PathBuf),
+}
+
+impl From<FlagOrPath> for ResumeArg {
+    fn from(value: FlagOrPath) -> Self {
+        match value {
+            FlagOrPath::Flag(true) => Self::Newest,
+            FlagOrPath::Flag(false) => Self::No,
+            FlagOrPath::Path(path) => path.into(),
         }
     }
 }

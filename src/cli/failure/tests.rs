@@ -1,0 +1,83 @@
+//! Hints: for which command, and whether it has the flags that they name.
+
+use clap::{CommandFactory, Parser};
+
+use super::*;
+use crate::cli::args::Cli;
+
+/// The hint of a command, and of its line on the command line.
+fn hint_of(line: &str, error: impl Into<anyhow::Error>) -> String {
+    let command = Cli::parse_from(["nf4pack"].into_iter().chain(line.split(' '))).command;
+    Failure::new(&error.into(), Advice::of(&command)).hint.unwrap()
+}
+
+fn out_of_memory() -> GpuError {
+    GpuError::OutOfMemory { what: "weights".to_owned(), asked: 1, in_use: None }
+}
+
+fn too_large() -> GpuError {
+    GpuError::TooLarge { what: "weights".to_owned(), asked: 2, limit: 1, limit_name: "max_buffer_size" }
+}
+
+const COMMANDS: [&str; 9] = [
+    "train p --data d --out o",
+    "eval p --data d",
+    "generate p --chat",
+    "merge p --adapter a --base dequant --out o",
+    "doctor",
+    "bench dequant",
+    "bench upload",
+    "bench stream",
+    "bench train",
+];
+
+#[test]
+fn flags_that_are_advised_are_those_of_the_command() {
+    for line in COMMANDS {
+        let mut command = Cli::command();
+        for name in line.split(' ').take(if line.starts_with("bench") { 2 } else { 1 }) {
+            command = command.find_subcommand(name).unwrap().clone();
+        }
+        let has = |flag: &str| command.get_arguments().any(|argument| argument.get_long() == Some(flag));
+        let budget = || StreamError::Budget { budget: 1, needed: 7, layer: 3, globals: 1 };
+        for error in [out_of_memory().into(), too_large().into(), anyhow::Error::from(budget())] {
+            let hint = hint_of(line, error);
+            let flags: Vec<&str> = hint.split([' ', ',', '(', ')']).filter_map(|word| word.strip_prefix("--")).collect();
+            assert!(!flags.is_empty() && flags.iter().all(|flag| has(flag)), "{line}: {hint}");
+        }
+    }
+    assert!(hint_of(COMMANDS[0], out_of_memory()).contains("a smaller --micro-batch, --max-length or --vram-budget"));
+}
+
+#[test]
+fn a_training_that_lost_its_device_can_be_resumed_and_no_other_command() {
+    for line in COMMANDS {
+        for error in [GpuError::DeviceLost { reason: "reset".to_owned() }, GpuError::Timeout { seconds: 60 }] {
+            assert_eq!(hint_of(line, error).contains("--resume goes on"), line.starts_with("train"), "{line}");
+        }
+    }
+}
+
+#[test]
+fn what_differs_from_the_run_of_a_checkpoint_is_told_with_a_way_back() {
+    let differs = |setting: &str| {
+        let [setting, expected, found] = [setting, "1", "2"].map(str::to_owned);
+        let source = Difference { setting, expected, found };
+        hint_of(COMMANDS[0], RunError::OtherRun { checkpoint: "out/checkpoint-1".into(), source })
+    };
+    assert!(differs("--steps").contains("--epochs or --steps") && differs("--steps").contains("learning rate"));
+    assert!(!differs("PACK").contains("toml") && differs("PACK").contains("name the pack"));
+    assert!(differs("--data").contains("the file of --data"));
+    assert!(differs("--lr").contains("give --lr as it was (OUT/nf4pack-train.toml"));
+}
+
+#[test]
+fn records_that_fail_leave_a_way_on() {
+    let full = std::io::Error::from(ErrorKind::StorageFull);
+    let error = RunError::Record(RecordError::Write { path: "out/metrics.jsonl".into(), source: full });
+    let hint = hint_of(COMMANDS[0], error);
+    assert!(hint.contains("free some space") && hint.contains("--resume"), "{hint}");
+    let source = serde_json::from_str::<u8>("x").unwrap_err();
+    let error = RunError::Record(RecordError::Json { path: "out/metrics.jsonl".into(), line: 3, source });
+    assert!(hint_of(COMMANDS[0], error).contains("move the file away"));
+}
