@@ -290,7 +290,8 @@ impl Prepared {
 pub fn check_folder(out: &Path, resume: Option<&Path>) -> Result<(), RunError> {
     let same = |a: &Path, b: &Path| a.canonicalize().ok().zip(b.canonicalize().ok()).is_some_and(|(a, b)| a == b);
     match resume {
-        Some(checkpoint) if same(crate::io::folder_of(checkpoint), out) => Ok(()),
+        // One that is not there is told when it is read.
+        Some(checkpoint) if !checkpoint.exists() || same(crate::io::folder_of(checkpoint), out) => Ok(()),
         Some(checkpoint) => Err(RunError::Elsewhere { checkpoint: checkpoint.to_owned(), out: out.to_owned() }),
         None => {
             let found = match Checkpoint::latest(out)? {

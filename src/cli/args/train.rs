@@ -166,7 +166,7 @@ pub struct TrainOptions {
     /// Optimiser steps between two evaluations [default: once an epoch]
     #[arg(long, value_name = "STEPS", help_heading = "Evaluation and checkpoints")]
     pub eval_every: Option<u64>,
-    /// End after so many evaluations in a row without a lower loss [default: do not]
+    /// End after so many evaluations in a row without a lower loss; the best adapter then stays in DIR [default: do not]
     #[arg(long, value_name = "N", help_heading = "Evaluation and checkpoints")]
     pub early_stop: Option<u32>,
     /// Optimiser steps between two checkpoints [default: once an epoch]
