@@ -149,11 +149,10 @@ fn a_run_that_fails_has_a_report_all_the_same() {
     }
     let place = place();
     let folder = place.path();
-    let train =
-        ["train", PACK, "--data", "chat.jsonl", "--out", "out", "--targets", "q_proj", "--rank", "2", "--steps", "3"];
+    let train = ["train", PACK, "--data", "chat.jsonl", "--out", "out", "--rank", "2", "--steps", "3"];
     let failed =
         command(folder, &[&train[..], &["--lr", "1e30", "--schedule", "constant", "--warmup", "0"]].concat()).assert();
-    failed.code(1).stderr(predicate::str::contains("is not finite").and(predicate::str::contains("hint: a smaller --lr")));
+    failed.code(1).stderr(predicate::str::contains("is not finite").and(predicate::str::contains("a smaller --lr")));
     let report = fs::read_to_string(folder.join("out/report.html")).unwrap();
     assert!(report.contains("failed: step 2: the loss is not finite"), "{report}");
     fs::write(folder.join("file"), "").unwrap();
