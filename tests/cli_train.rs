@@ -154,7 +154,7 @@ fn a_run_that_fails_has_a_report_all_the_same() {
         command(folder, &[&train[..], &["--lr", "1e30", "--schedule", "constant", "--warmup", "0"]].concat()).assert();
     failed.code(1).stderr(predicate::str::contains("is not finite").and(predicate::str::contains("a smaller --lr")));
     let report = fs::read_to_string(folder.join("out/report.html")).unwrap();
-    assert!(report.contains("failed: step 2: the loss is not finite"), "{report}");
+    assert!(report.contains("failed: step 1: the loss after the step is not finite"), "{report}");
     fs::write(folder.join("file"), "").unwrap();
     let onto = command(folder, &["train", PACK, "--data", "chat.jsonl", "--out", "file"]).assert().code(1);
     onto.stderr(predicate::str::contains("hint: --out names a folder").and(predicate::str::contains("--resume").not()));
