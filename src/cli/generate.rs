@@ -17,7 +17,7 @@ use super::ui::{self, Ui};
 use crate::dequant::stream::PackSource;
 use crate::train::config::ModelConfig;
 use crate::train::data::Tokenizer;
-use crate::train::generate::{Ending, Event, GenerateError, Generated, TextGenerator, most_tokens};
+use crate::train::generate::{Ending, Event, GenerateError, Generated, TextGenerator};
 use crate::train::model::{read_config, read_tokenizer};
 use crate::train::sampling::{Sampler, SamplerOptions};
 use chat::Conversation;
@@ -49,7 +49,7 @@ pub fn run(args: &GenerateArgs) -> Result<Outcome> {
 
 /// Tokens to remember where nobody says how many: all of a prompt, and within what the model was made for.
 fn context(prompt: Option<&[u32]>, max_tokens: u32, model: &ModelConfig) -> u32 {
-    let most = most_tokens(model);
+    let most = model.longest();
     let Some(prompt) = prompt else { return CHAT_CONTEXT.min(most) };
     let tokens = u32::try_from(prompt.len()).unwrap_or(u32::MAX);
     tokens.saturating_add(max_tokens).min(most)

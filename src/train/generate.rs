@@ -7,7 +7,6 @@ use thiserror::Error;
 
 use super::TrainError;
 use super::adapter::Adapter;
-use super::config::ModelConfig;
 use super::kv_cache::KvCache;
 use super::model::read_config;
 use super::open::Passes;
@@ -53,14 +52,9 @@ pub enum GenerateError {
         tokens: u64,
         /// Those that the cache holds.
         capacity: u32,
-        /// Those that the model was made for: see [`most_tokens`].
+        /// Those that the model was made for: see `ModelConfig::longest`.
         most: u32,
     },
-}
-
-/// The longest text that a model was made for, in tokens.
-pub fn most_tokens(model: &ModelConfig) -> u32 {
-    model.sliding_window.unwrap_or(u32::MAX).min(model.max_position_embeddings)
 }
 
 /// What [`TextGenerator::answer`] tells while it goes on.
@@ -241,7 +235,7 @@ impl TextGenerator {
     ) -> Result<(Option<Vec<f32>>, u64), E> {
         let (tokens, capacity) = (text.len() as u64, self.cache.capacity());
         if tokens > capacity.into() {
-            let most = most_tokens(self.session.model.config());
+            let most = self.session.model.config().longest();
             return Err(GenerateError::TooLong { tokens, capacity, most }.into());
         }
         // The last token is read again: its logits are not kept.
