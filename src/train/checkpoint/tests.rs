@@ -181,10 +181,10 @@ fn a_state_that_is_not_understood() {
     assert!(json(&with_state(|s| s["state"]["more"] = 1.into())));
     assert!(json(&with_state(|s| *s = Value::Null)));
     let newer = with_state(|s| {
-        s["format"] = 1.into();
+        s["format"] = 3.into();
         s["state"] = Value::Null;
     });
-    assert!(matches!(newer, CheckpointError::Format { expected: 1, found: 2, .. }), "{newer}");
+    assert!(matches!(newer, CheckpointError::Format { expected: 2, found: 3, .. }), "{newer}");
 }
 
 #[test]
