@@ -20,9 +20,12 @@ run verify "$pack" --against "$source"
 (need_vulkan) || true
 if run doctor "$pack"; then
     rm -rf target/demo/adapter
-    run train "$pack" --data tests/fixtures/corpus/train.txt --eval-data tests/fixtures/corpus/valid.txt --out target/demo/adapter \
-        --steps 20 --micro-batch 1 --max-length 128 --lr 1e-3
-    run generate "$pack" --adapter target/demo/adapter --prompt "This error occurs when" --max-tokens 24
+    run train "$pack" --data tests/fixtures/chat.jsonl --out target/demo/adapter \
+        --epochs 20 --micro-batch 8 --max-length 64 --lr 1e-2 --save-every 10
+    # Without the adapter, and with it.
+    question="What is a shader?"
+    run generate "$pack" --chat --max-tokens 16 <<< "$question"
+    run generate "$pack" --adapter target/demo/adapter --chat --max-tokens 16 <<< "$question"
 else
     echo "(Conversion, verify, export and merge work without a GPU; training needs one. Debian: apt-get install mesa-vulkan-drivers libvulkan1)"
 fi
