@@ -453,6 +453,9 @@ fn of_checkpoint(error: &CheckpointError) -> Option<String> {
         | CheckpointError::Safetensors { .. }
         | CheckpointError::Tensor { .. }
         | CheckpointError::Checksum { .. } => "--resume=CHECKPOINT names another one, such as OUT/checkpoint-100",
+        CheckpointError::SetAside { .. } | CheckpointError::Remove { .. } => {
+            "you must be allowed to write in the folder of --out"
+        }
         CheckpointError::Format { .. } => "the version of nf4pack that wrote it reads it",
         _ => return None,
     };

@@ -56,6 +56,14 @@ pub enum CheckpointError {
         /// The system's error.
         source: io::Error,
     },
+    /// A checkpoint that the run goes back behind cannot get another name.
+    #[error("cannot rename the later checkpoint {}: {source}", path.display())]
+    SetAside {
+        /// The folder.
+        path: PathBuf,
+        /// The system's error.
+        source: io::Error,
+    },
     /// The adapter of a checkpoint cannot be read or written.
     #[error("the checkpoint {}: {source}", path.display())]
     Adapter {
@@ -245,7 +253,7 @@ impl Checkpoint {
     /// the next number that is free. Returns the new names.
     ///
     /// # Errors
-    /// [`CheckpointError::Read`], [`CheckpointError::Remove`].
+    /// [`CheckpointError::Read`], [`CheckpointError::SetAside`].
     pub fn set_aside(out: &Path, step: u64) -> Result<Vec<PathBuf>, CheckpointError> {
         let later =
             |path: &PathBuf| path.file_name().and_then(|name| step_of(name.to_str()?)).is_some_and(|found| found > step);
@@ -255,7 +263,7 @@ impl Checkpoint {
             let target = (1..=u32::MAX).find_map(free).unwrap_or_default();
             match fs::rename(&path, &target) {
                 Ok(()) => Ok(target),
-                Err(source) => Err(CheckpointError::Remove { path, source }),
+                Err(source) => Err(CheckpointError::SetAside { path, source }),
             }
         };
         list(out)?.into_iter().filter(later).map(rename).collect()

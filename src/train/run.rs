@@ -160,6 +160,8 @@ pub struct Run {
     /// Later checkpoints than the one that the run goes on from, by the names that they have now.
     pub set_aside: Vec<PathBuf>,
     last_checkpoint: Option<PathBuf>,
+    /// The state in it, if this part of the run has written it.
+    saved: Option<State>,
     /// Seconds of earlier parts of the run, and when this one began.
     clock: (f64, Instant),
     /// A batch of the last step.
@@ -238,13 +240,13 @@ impl Prepared {
     }
 
     /// What a checkpoint of the run must have been made with.
-    fn fingerprint(&self, task: &Task<'_>, micro_batch: u32) -> Fingerprint {
+    fn fingerprint(&self, task: &Task<'_>, micro_batch: u32, total_steps: u64) -> Fingerprint {
         let inputs = Inputs {
             pack: pack_identity(self.pack.index()),
             data: data_identity(task.data.bytes),
             eval_data: task.eval_data.map(|file| data_identity(file.bytes)),
             micro_batch,
-            total_steps: self.total_steps(task.settings, micro_batch),
+            total_steps,
         };
         Fingerprint::new(task.settings, &inputs)
     }
@@ -326,8 +328,8 @@ impl Run {
     pub fn start(gpu: &Gpu, prepared: Prepared, task: &Task<'_>, plan: MemoryPlan) -> Result<Self, RunError> {
         check_folder(task.out, prepared.checkpoint.as_ref().map(|(path, _)| path.as_path()))?;
         let settings = task.settings.clone();
-        let fingerprint = prepared.fingerprint(task, plan.micro_batch);
         let total_steps = prepared.total_steps(&settings, plan.micro_batch);
+        let fingerprint = prepared.fingerprint(task, plan.micro_batch, total_steps);
         let Prepared { pack, model, data, held_out, checkpoint, now, .. } = prepared;
         let out = task.out.to_owned();
         let (adapter, state, moments, last_checkpoint) = match checkpoint {
@@ -377,6 +379,7 @@ impl Run {
             records,
             set_aside,
             last_checkpoint,
+            saved: None,
             clock,
             last_batch: None,
         })
@@ -417,8 +420,10 @@ impl Run {
             false if self.state.step == self.state.total_steps && !self.state.eval_due => End::Complete,
             false => End::Stopped,
         };
-        // Of the state of an evaluation, too: a run that is resumed does not make it again.
-        self.save(observe)?;
+        // What an evaluation after the last checkpoint has changed, too: a run that is resumed does not make it again.
+        if self.saved.as_ref() != Some(&self.state) {
+            self.save(observe)?;
+        }
         Ok(end)
     }
 
@@ -580,6 +585,7 @@ impl Run {
         Checkpoint::prune(&self.out, self.settings.keep)?;
         let again = self.last_checkpoint.as_ref() == Some(&path);
         self.last_checkpoint = Some(path.clone());
+        self.saved = Some(checkpoint.state);
         Ok(again || observe(Event::Saved(&path)))
     }
 }

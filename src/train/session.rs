@@ -2,7 +2,7 @@
 
 use super::data::{Batch, Sample, UNTRAINED, batch, rows};
 use super::error::{NonFiniteAt, TrainError};
-use super::gpu_adapter::GpuAdapter;
+use super::gpu_adapter::{GpuAdapter, Mask};
 use super::kv_cache::{KvCache, Past};
 use super::model::Model;
 use super::workspace::Memory;
@@ -34,10 +34,10 @@ impl Session {
         Ok(loss.first().copied().unwrap_or(f32::NAN))
     }
 
-    /// The first layer of a batch whose output is not finite.
-    pub(super) fn first_non_finite(&mut self, batch: &Batch) -> Result<Option<NonFiniteAt>, TrainError> {
+    /// The first layer whose output of a batch is not finite.
+    pub(super) fn first_non_finite(&mut self, batch: &Batch, mask: Option<Mask>) -> Result<Option<NonFiniteAt>, TrainError> {
         let (work, on_gpu) = self.model.begin(&self.memory, batch)?;
-        self.model.forward(&work, &on_gpu, self.adapter.as_ref(), None)?;
+        self.model.forward(&work, &on_gpu, self.adapter.as_ref(), mask)?;
         self.model.first_non_finite(&work)
     }
 

@@ -175,14 +175,9 @@ impl Trainer {
     fn explain(&mut self, batches: &[Batch], result: StepResult) -> TrainError {
         let what = if result.loss.is_finite() { "the norm of the gradient" } else { "the loss" };
         let first = self.micro_batches.saturating_sub(batches.len() as u64);
-        let Session { model, adapter, memory } = &mut self.session;
         for (batch, micro_batch) in batches.iter().zip(first..) {
             let mask = Some(Mask { seed: self.hyperparameters.seed, micro_batch });
-            let found = model.begin(memory, batch).and_then(|(work, batch)| {
-                model.forward(&work, &batch, adapter.as_ref(), mask)?;
-                model.first_non_finite(&work)
-            });
-            match found {
+            match self.session.first_non_finite(batch, mask) {
                 Ok(None) => {}
                 Ok(layer) => return TrainError::NotFinite { step: self.steps + 1, what, layer },
                 Err(error) => return error,
@@ -199,7 +194,7 @@ impl Trainer {
         if self.session.loss(batch)?.is_finite() {
             return Ok(());
         }
-        let layer = self.session.first_non_finite(batch)?;
+        let layer = self.session.first_non_finite(batch, None)?;
         Err(TrainError::NotFinite { step: self.steps, what: "the loss after the step", layer })
     }
 

@@ -72,6 +72,18 @@ fn what_differs_from_the_run_of_a_checkpoint_is_told_with_a_way_back() {
 }
 
 #[test]
+fn a_folder_that_is_taken_is_told_with_a_way_out() {
+    let occupied = |found| hint_of(COMMANDS[0], RunError::Occupied { out: "out".into(), found });
+    assert!(occupied("checkpoints").contains("--resume goes on"));
+    assert!(!occupied("the adapter").contains("--resume") && occupied("the records").contains("another --out"));
+    let elsewhere = RunError::Elsewhere { checkpoint: "a/checkpoint-1".into(), out: "b".into() };
+    assert!(hint_of(COMMANDS[0], elsewhere).contains("--out names the folder"));
+    let source = std::io::Error::from(ErrorKind::PermissionDenied);
+    let error = RunError::Checkpoint(CheckpointError::SetAside { path: "out/checkpoint-3".into(), source });
+    assert!(error.to_string().contains("rename") && hint_of(COMMANDS[0], error).contains("--out"));
+}
+
+#[test]
 fn records_that_fail_leave_a_way_on() {
     let full = std::io::Error::from(ErrorKind::StorageFull);
     let error = RunError::Record(RecordError::Write { path: "out/metrics.jsonl".into(), source: full });
