@@ -314,8 +314,8 @@ fn errors_say_what_to_do_on_stderr_and_in_json() {
     place.run("convert tiny out.nf4pack --quiet").success();
     fs::create_dir(place.path("empty")).unwrap();
     for (arguments, error, hint) in [
-        ("convert none x.nf4pack", "cannot read none: No such file", "SRC is a folder"),
-        ("convert empty x.nf4pack", "empty has neither model.safetensors", "SRC is a folder"),
+        ("convert none x.nf4pack", "cannot read none: No such file", "a checkpoint is a folder"),
+        ("convert empty x.nf4pack", "empty has neither model.safetensors", "a checkpoint is a folder"),
         ("convert tiny/config.json x.nf4pack", "neither a folder nor a .safetensors file", ".safetensors"),
         ("convert tiny nowhere/x.nf4pack", "cannot write nowhere/x.nf4pack", "the folder nowhere must be there"),
         ("convert tiny empty", "cannot write empty: is a directory", "empty/model.nf4pack"),
@@ -323,7 +323,7 @@ fn errors_say_what_to_do_on_stderr_and_in_json() {
         ("convert tiny out.nf4pack", "out.nf4pack exists already", "--force"),
         ("verify none", "none: No such file", "nf4pack convert"),
         ("verify empty", "empty: not a regular file", "FILE is one"),
-        ("verify out.nf4pack --against none", "cannot read none", "SRC is a folder"),
+        ("verify out.nf4pack --against none", "cannot read none", "a checkpoint is a folder"),
         ("inspect tiny/config.json", "not a pack", "nf4pack convert"),
         ("export out.nf4pack tiny", "tiny exists already", "new folder"),
         ("export none back", "none: No such file", "nf4pack convert"),

@@ -3,13 +3,15 @@
 
 #[path = "common/gpu.rs"]
 mod common;
+#[path = "common/program.rs"]
+mod program;
 
 use std::fs;
 use std::path::Path;
 
-use assert_cmd::Command;
 use assert_cmd::assert::Assert;
 use predicates::prelude::*;
+use program::command;
 use safetensors::SafeTensors;
 use safetensors::tensor::TensorView;
 use serde_json::Value;
@@ -19,13 +21,6 @@ const TINY: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/tiny-qwe
 /// One that does something.
 const TRAINED: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/oracle/adapter_final");
 const PROMPT: &str = "Once upon a ti";
-
-/// The program in `folder`. It keeps nothing between runs.
-fn command(folder: &Path, arguments: &[&str]) -> Command {
-    let mut command = assert_cmd::cargo::cargo_bin_cmd!("nf4pack");
-    command.current_dir(folder).env("NF4PACK_CACHE_DIR", "").env_remove("NF4PACK_PROFILE").args(arguments);
-    command
-}
 
 fn json(folder: &Path, arguments: &[&str]) -> Value {
     let assert = command(folder, &[&["generate", PACK, "--json"], arguments].concat()).assert().success();

@@ -4,6 +4,8 @@
 
 #[path = "common/gpu.rs"]
 mod common;
+#[path = "common/program.rs"]
+mod program;
 
 use std::fs;
 use std::path::Path;
@@ -18,11 +20,9 @@ use tempfile::TempDir;
 /// Of all scale types and outputs.
 const KERNELS: usize = 9;
 
-/// The program in `folder`, with these arguments, split at spaces. It keeps nothing between runs.
+/// The program in `folder`, with these arguments, split at spaces.
 fn command(folder: &Path, arguments: &str) -> Command {
-    let mut command = assert_cmd::cargo::cargo_bin_cmd!("nf4pack");
-    command.current_dir(folder).env("NF4PACK_CACHE_DIR", "").env_remove("NF4PACK_PROFILE").args(arguments.split(' '));
-    command
+    program::command(folder, &arguments.split(' ').collect::<Vec<_>>())
 }
 
 fn run(folder: &Path, arguments: &str) -> Assert {

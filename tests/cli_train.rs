@@ -3,21 +3,17 @@
 
 #[path = "common/gpu.rs"]
 mod common;
+#[path = "common/program.rs"]
+mod program;
 
 use std::fs;
 use std::path::Path;
 
-use assert_cmd::Command;
 use predicates::prelude::*;
+use program::command;
 use serde_json::Value;
 
 const PACK: &str = "tiny.nf4pack";
-
-fn command(folder: &Path, arguments: &[&str]) -> Command {
-    let mut command = assert_cmd::cargo::cargo_bin_cmd!("nf4pack");
-    command.current_dir(folder).env("NF4PACK_CACHE_DIR", "").env_remove("NF4PACK_PROFILE").args(arguments);
-    command
-}
 
 fn json(folder: &Path, arguments: &[&str]) -> Value {
     let assert = command(folder, arguments).arg("--json").assert().success();
@@ -184,6 +180,8 @@ fn what_cannot_be_trained_is_told_before_anything_is_written() {
         command(folder, &["train", PACK, "--data", "short.txt", "--out", "out", "--eval-split", "0.5"]).assert().code(1);
     one.stderr(predicate::str::contains("nothing can be held out").and(predicate::str::contains("hint: --eval-data FILE")));
     train("missing.jsonl").stderr(predicate::str::contains("cannot read missing.jsonl"));
+    let usage = ["train", PACK, "--data", "chat.jsonl", "--out", "out", "--lr", "-1"];
+    command(folder, &usage).assert().code(2).stderr(predicate::str::contains("--lr should be"));
     assert!(!folder.join("out").exists());
 }
 
@@ -201,4 +199,44 @@ fn a_missing_adapter_or_checkpoint_is_named_with_what_to_do() {
     );
     train("--resume=none")
         .stderr(predicate::str::contains("cannot read none").and(predicate::str::contains("--resume=CHECKPOINT")));
+}
+
+/// What needs a process that lives on while it is looked at.
+#[cfg(unix)]
+mod alive {
+    use std::process::{Command, Stdio};
+    use std::time::{Duration, Instant};
+
+    use super::*;
+
+    /// Longer than any machine takes for a step.
+    const PATIENCE: Duration = Duration::from_secs(300);
+
+    #[test]
+    fn ctrl_c_saves_the_step_that_it_is_in() {
+        if common::gpu().is_none() {
+            return;
+        }
+        let place = place();
+        let mut child = Command::new(env!("CARGO_BIN_EXE_nf4pack"));
+        child.current_dir(place.path()).env("NF4PACK_CACHE_DIR", "").env_remove("NF4PACK_PROFILE");
+        child.args(["train", PACK, "--data", "chat.jsonl", "--out", "out", "--steps", "100000", "--rank", "1"]);
+        let child = child.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        let metrics = place.path().join("out/metrics.jsonl");
+        let steps = || fs::read_to_string(&metrics).unwrap_or_default().lines().count();
+        let began = Instant::now();
+        while steps() == 0 {
+            assert!(began.elapsed() < PATIENCE, "no step after {PATIENCE:?}");
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        let status = Command::new("sh").arg("-c").arg(format!("kill -INT {}", child.id())).status().unwrap();
+        assert!(status.success());
+        let output = child.wait_with_output().unwrap();
+        let [stdout, stderr] = [output.stdout, output.stderr].map(|bytes| String::from_utf8(bytes).unwrap());
+        assert_eq!(output.status.code(), Some(1), "{stderr}");
+        let heard = stderr.find("stopping: a step that has begun is finished first").unwrap();
+        let saved = stderr.find(&format!("saved out/checkpoint-{}\n", steps())).unwrap_or_else(|| panic!("{stderr}"));
+        assert!(heard < saved, "{stderr}");
+        assert!(stdout.contains(&format!("stopped; --resume goes on: {} of 100,000 steps", steps())), "{stdout}");
+    }
 }

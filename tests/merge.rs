@@ -424,6 +424,9 @@ fn the_command_merges_says_so_and_reports_in_json() {
     let merged = run(&place, "tiny.nf4pack --adapter ADAPTER --base TINY --out out --no-compare").success();
     let merged = merged.stdout(contains("out: 46 tensors in bf16, 28 of them merged")).stdout(contains("rounding to bf16"));
     merged.stderr(contains("merging: 100 %"));
+    run(&place, "tiny.nf4pack --adapter ADAPTER --base dequant --config c.json --out own --no-compare")
+        .code(2)
+        .stderr(contains("--config belongs to --base SNAPSHOT"));
     let json = run(&place, "tiny.nf4pack --adapter ADAPTER --base dequant --out own --json --quiet --no-compare")
         .success()
         .stderr("");

@@ -17,7 +17,7 @@ use nf4pack::train::checkpoint::Checkpoint;
 use nf4pack::train::data::DataFile;
 use nf4pack::train::plan::MemoryError;
 use nf4pack::train::record::{METRICS, Record, read_metrics};
-use nf4pack::train::run::{End, Event, Prepared, Run, RunError, Task};
+use nf4pack::train::run::{End, Event, Leftover, Prepared, Run, RunError, Task};
 use nf4pack::train::schedule::{Shape, Warmup};
 use nf4pack::train::settings::{MicroBatch, Settings};
 
@@ -45,7 +45,7 @@ impl Fixture {
 
     fn task<'a>(&'a self, settings: &'a Settings, out: &'a Path) -> Task<'a> {
         let data = DataFile::new(Path::new("chat.jsonl"), &self.data);
-        Task { settings, data, eval_data: None, out, base: "tiny", files: &[("settings.toml", b"x = 1")], now: 0 }
+        Task { settings, data, eval_data: None, out, base: Some("tiny"), files: &[("settings.toml", b"x = 1")], now: 0 }
     }
 
     fn start(&self, settings: &Settings, out: &Path, resume: Option<&Path>) -> Result<Run, RunError> {
@@ -190,7 +190,7 @@ fn nothing_of_another_run_is_replaced() {
         fs::remove_dir_all(out.join(name)).unwrap();
     }
     let adapter = fs::read(out.join(WEIGHTS)).unwrap();
-    assert!(matches!(fixture.start(&settings, &out, None), Err(RunError::Occupied { found: "the adapter", .. })));
+    assert!(matches!(fixture.start(&settings, &out, None), Err(RunError::Occupied { found: Leftover::Adapter, .. })));
     assert_eq!((fs::read(out.join(WEIGHTS)).unwrap(), losses(&out).len()), (adapter, 3));
 }
 

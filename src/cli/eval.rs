@@ -42,11 +42,12 @@ pub fn run(args: &EvalArgs) -> Result<Outcome> {
     let bytes = read(&args.data)?;
     let pack = PackSource::open(&args.pack, true)?;
     let model = read_config(&pack)?;
-    model.check_length(args.max_length).map_err(crate::train::TrainError::from)?;
+    let max_length = args.max_length(&model);
+    model.check_length(max_length).map_err(crate::train::TrainError::from)?;
     let adapter = adapter::read(args.adapter.as_deref(), &model, ui)?;
     // Of templates that tell the date: the same one every day, so that losses can be compared.
     let tokenizer = read_tokenizer(&pack, &model, 0)?;
-    let options = Options { train_on: args.train_on.into(), max_length: args.max_length };
+    let options = Options { train_on: args.train_on.into(), max_length };
     let meter = ui.meter("reading", Unit::Rows);
     let data = DataFile::new(&args.data, &bytes).samples(&tokenizer, options, &mut |done, total| {
         meter.advance(done, total);
@@ -68,7 +69,7 @@ fn evaluate(
     adapter: Option<&Adapter>,
     data: &Dataset,
 ) -> Result<Evaluation> {
-    let length = args.max_length.min(u32::try_from(data.tokens()).unwrap_or(u32::MAX)).max(1);
+    let length = args.max_length(config).min(u32::try_from(data.tokens()).unwrap_or(u32::MAX)).max(1);
     let passes = Passes {
         rows: data.tokens().div_ceil(length.into()),
         micro_batch: args.micro_batch(),

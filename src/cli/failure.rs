@@ -29,7 +29,7 @@ use crate::train::data::DataError;
 use crate::train::generate::GenerateError;
 use crate::train::plan::MemoryError;
 use crate::train::record::RecordError;
-use crate::train::run::RunError;
+use crate::train::run::{Leftover, RunError};
 use crate::verify::VerifyError;
 
 /// A failure as people and JSON are told.
@@ -203,15 +203,15 @@ fn of_convert(error: &ConvertError) -> Option<String> {
 fn of_source(error: &SourceError) -> Option<String> {
     let hint = match error {
         SourceError::Io { source, .. } if source.kind() == ErrorKind::NotFound => {
-            "SRC is a folder with model.safetensors or its shards, or one .safetensors file; `hf download REPO` prints the \
-             folder of a model of the hub"
+            "a checkpoint is a folder with model.safetensors or its shards, or one .safetensors file; `hf download REPO` prints \
+             the folder of a model of the hub"
         }
         SourceError::Io { source, .. } if source.kind() == ErrorKind::PermissionDenied => "it must be readable for you",
         SourceError::NotACheckpoint { .. } => {
             "only .safetensors are read: convert .bin or .gguf weights with other tools first"
         }
         SourceError::NoWeights { .. } => {
-            "SRC is a folder with config.json and model.safetensors, or the shards and their index"
+            "a checkpoint is a folder with config.json and model.safetensors, or the shards and their index"
         }
         SourceError::NoConfig { .. } => "the model's page has it beside the weights; --config FILE takes one from elsewhere",
         SourceError::LinkLeavesFolder { .. } => "copy the file into the folder, or name the folder where it really is",
@@ -415,7 +415,7 @@ fn of_run(error: &RunError, advice: Advice) -> Option<String> {
         RunError::Plan(e) => of_memory(e, advice),
         RunError::Checkpoint(e) => of_checkpoint(e),
         RunError::OtherRun { source, .. } => of_difference(source),
-        RunError::Occupied { found: "checkpoints", .. } => {
+        RunError::Occupied { found: Leftover::Checkpoints, .. } => {
             Some("--resume goes on with it; a new run takes another --out".into())
         }
         RunError::Occupied { .. } => Some("a new run takes another --out, or the folder has to go".into()),
@@ -432,12 +432,21 @@ fn of_run(error: &RunError, advice: Advice) -> Option<String> {
 
 fn of_memory(error: &MemoryError, advice: Advice) -> Option<String> {
     match error {
-        MemoryError::Budget { remedy: None, .. } => {
-            Some("no smaller batch fits either: a larger --vram-budget, or a GPU with more memory (--gpu)".into())
+        MemoryError::Budget { remedy: None, needed, .. } => Some(format!(
+            "--vram-budget {} or more, where the GPU has it, or a GPU with more memory (--gpu)",
+            at_least(*needed)
+        )),
+        MemoryError::Budget { needed, .. } => {
+            Some(format!("so would --vram-budget {} or more, where the GPU has it", at_least(*needed)))
         }
-        MemoryError::Budget { .. } => Some("so may a larger --vram-budget, where the GPU has it".into()),
+        MemoryError::Matrix { .. } => Some("no budget changes that; another GPU may take it (--gpu)".into()),
         MemoryError::Stream(e) => of_stream(e, advice),
     }
+}
+
+/// Bytes for people who give them to a flag: no fewer.
+fn at_least(bytes: u64) -> String {
+    format!("{}MB", bytes.div_ceil(1_000_000))
 }
 
 fn of_checkpoint(error: &CheckpointError) -> Option<String> {

@@ -25,7 +25,7 @@ struct Document<'a> {
 pub fn run(args: &MergeArgs) -> anyhow::Result<Outcome> {
     let ui = Ui::from(args.output);
     ui::handle_interrupts()?;
-    let sources = Sources { pack: &args.file, adapter: &args.adapter, base: args.base() };
+    let sources = Sources { pack: &args.file, adapter: &args.adapter, base: args.base()? };
     let meter = ui.meter("merging", Unit::Weights);
     let report = merge(&sources, &args.out, MAX_SHARD_LEN, &meter)?;
     drop(meter);

@@ -58,7 +58,9 @@ struct Shown {
 
 pub fn run(args: &TrainArgs) -> Result<Outcome> {
     let ui = Ui::new(args.json);
-    ui::handle_interrupts()?;
+    ui::handle_interrupts_with(move || {
+        ui.stage("\nstopping: a step that has begun is finished first, then all is saved; Ctrl-C again ends at once");
+    })?;
     let options = args.merged()?;
     let data_path = options.data()?;
     let out = if args.show_batch { Path::new("") } else { options.out()? };
@@ -67,23 +69,24 @@ pub fn run(args: &TrainArgs) -> Result<Outcome> {
     let pack = PackSource::open(&args.pack, true)?;
     let options = options.clone().for_model(&read_config(&pack)?);
     let settings = options.settings()?;
-    let stem = || args.pack.file_stem().unwrap_or_default().to_string_lossy().into_owned();
-    let base = options.base_model.clone().unwrap_or_else(stem);
     let toml = options.to_toml()?;
     let files = [(SETTINGS_FILE, toml.as_bytes())];
+    let resume = match &options.resume {
+        None | Some(ResumeArg::No) => None,
+        Some(ResumeArg::Checkpoint(checkpoint)) => Some(checkpoint.clone()),
+        Some(ResumeArg::Newest) => Some(Run::latest(out)?),
+    };
+    let stem = || args.pack.file_stem().unwrap_or_default().to_string_lossy().into_owned();
+    // What goes on keeps its name.
+    let base = options.base_model.clone().or_else(|| resume.is_none().then(stem));
     let task = Task {
         settings: &settings,
         data: DataFile::new(data_path, &data),
         eval_data: options.eval_data.as_deref().zip(eval_data.as_deref()).map(|(path, bytes)| DataFile::new(path, bytes)),
         out,
-        base: &base,
+        base: base.as_deref(),
         files: &files,
         now: ui::now(),
-    };
-    let resume = match &options.resume {
-        None | Some(ResumeArg::No) => None,
-        Some(ResumeArg::Checkpoint(checkpoint)) => Some(checkpoint.clone()),
-        Some(ResumeArg::Newest) => Some(Run::latest(out)?),
     };
     if !args.show_batch {
         check_folder(out, resume.as_deref())?;
@@ -219,8 +222,9 @@ fn write_report(gpu: &Gpu, run: &Run, task: &Task<'_>, end: &Result<End, RunErro
         form_name(run.data.form),
         ui::grouped(run.data.tokens())
     );
+    let model = run.base().unwrap_or("a pack");
     let facts = [
-        ("model", task.base.to_owned()),
+        ("model", model.to_owned()),
         ("device", AdapterEntry::from(gpu.adapter()).to_string()),
         ("data", data),
         ("rows of a forward pass", run.plan.micro_batch.to_string()),
@@ -230,7 +234,7 @@ fn write_report(gpu: &Gpu, run: &Run, task: &Task<'_>, end: &Result<End, RunErro
         ("end", ended),
     ];
     run.write_report(&Report {
-        title: format!("LoRA adapter on {}", task.base),
+        title: format!("LoRA adapter on {model}"),
         settings: task.settings.clone(),
         facts: facts.map(|(name, value)| (name.to_owned(), value)).into(),
         records: run.records.clone(),

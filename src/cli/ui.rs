@@ -48,11 +48,20 @@ pub fn not_interrupted() -> Result<(), Cancelled> {
 /// # Errors
 /// Where the system does not let handlers be set.
 pub fn handle_interrupts() -> anyhow::Result<()> {
-    let asked = || {
+    handle_interrupts_with(|| {})
+}
+
+/// As [`handle_interrupts`]; `told` says at once that it was heard, where the end may take a while.
+///
+/// # Errors
+/// As [`handle_interrupts`].
+pub fn handle_interrupts_with(told: impl Fn() + Send + 'static) -> anyhow::Result<()> {
+    let asked = move || {
         if INTERRUPTED.swap(true, Ordering::Relaxed) {
             let _ = writeln!(io::stderr(), "\nended at once; temporary files may be left");
             std::process::exit(1);
         }
+        told();
     };
     ctrlc::set_handler(asked).context("cannot handle Ctrl-C")
 }

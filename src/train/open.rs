@@ -51,6 +51,7 @@ impl Passes {
             index: pack.index(),
             model,
             max_buffer: gpu.limits().max_buffer_size,
+            max_binding: gpu.limits().max_storage_buffer_binding_size,
             budget: budget.map(|budget| budget.saturating_sub(beside)),
             adapter: adapter.map_or(0, |adapter| adapter.layout.len() as u64),
             rank: adapter.map_or(0, |adapter| adapter.config.rank),

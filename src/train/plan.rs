@@ -31,6 +31,16 @@ pub enum MemoryError {
         /// With what it fits, if there is such a thing.
         remedy: Option<Remedy>,
     },
+    /// A matrix that is too large for one buffer, or for one binding of a kernel.
+    #[error("the run has a matrix of {needed} bytes, and the GPU takes {most} at once{}", remedy.map(|r| format!("; {r} would fit")).unwrap_or_default())]
+    Matrix {
+        /// Bytes that the device takes.
+        most: u64,
+        /// Bytes of the largest matrix with these settings.
+        needed: u64,
+        /// With what it fits, if there is such a thing.
+        remedy: Option<Remedy>,
+    },
     /// The pack's layers cannot be placed on this device.
     #[error(transparent)]
     Stream(#[from] StreamError),
@@ -45,15 +55,25 @@ pub enum Remedy {
     Length(u32),
     /// Rows of so many tokens, one at a time.
     LengthOfOne(u32),
+    /// An adapter of this rank.
+    Rank(u32),
+}
+
+impl Remedy {
+    /// The flags that say so, of a command with these names for the rows at a time and their length.
+    pub fn in_flags(self, rows_flag: &str, length_flag: &str) -> String {
+        match self {
+            Self::Rows(rows) => format!("{rows_flag} {rows}"),
+            Self::Length(length) => format!("{length_flag} {length}"),
+            Self::LengthOfOne(length) => format!("{length_flag} {length} {rows_flag} 1"),
+            Self::Rank(rank) => format!("--rank {rank}"),
+        }
+    }
 }
 
 impl fmt::Display for Remedy {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Rows(rows) => write!(f, "--micro-batch {rows}"),
-            Self::Length(length) => write!(f, "--max-length {length}"),
-            Self::LengthOfOne(length) => write!(f, "--max-length {length} --micro-batch 1"),
-        }
+        f.write_str(&self.in_flags("--micro-batch", "--max-length"))
     }
 }
 
@@ -66,6 +86,8 @@ pub struct Demand<'a> {
     pub model: &'a ModelConfig,
     /// The device's largest buffer.
     pub max_buffer: u64,
+    /// As much of a buffer as the device lets a kernel see.
+    pub max_binding: u64,
     /// Bytes allowed; `None`: as many as it takes.
     pub budget: Option<u64>,
     /// Floats of the adapter; 0 without one.
@@ -111,20 +133,14 @@ impl MemoryPlan {
     /// # Errors
     /// [`MemoryError::Budget`] with a flag that helps.
     pub fn new(demand: &Demand<'_>, micro_batch: MicroBatch) -> Result<Self, MemoryError> {
-        let candidates = match micro_batch {
-            MicroBatch::Rows(rows) => rows..=rows,
-            MicroBatch::Auto => 1..=demand.rows.clamp(1, MOST_AUTO_ROWS.into()) as u32,
+        let (least, most) = match micro_batch {
+            MicroBatch::Rows(rows) => (rows, rows),
+            MicroBatch::Auto => (1, demand.rows.clamp(1, MOST_AUTO_ROWS.into()) as u32),
         };
-        let mut in_a_ring = None;
-        for rows in candidates.rev() {
-            match Self::of(demand, rows) {
-                Ok(plan) if plan.stream.resident => return Ok(plan),
-                Ok(plan) => in_a_ring = in_a_ring.or(Some(plan)),
-                Err(MemoryError::Budget { .. }) => {}
-                Err(error) => return Err(error),
-            }
-        }
-        in_a_ring.ok_or_else(|| demand.does_not_fit(micro_batch))
+        let fewest = Self::of(demand, least).map_err(|error| error.with(demand.remedy(least)))?;
+        let more: Vec<Self> = (least + 1..=most).rev().filter_map(|rows| Self::of(demand, rows).ok()).collect();
+        let resident = more.iter().chain([&fewest]).find(|plan| plan.stream.resident);
+        Ok(resident.or(more.first()).unwrap_or(&fewest).clone())
     }
 
     fn of(demand: &Demand<'_>, rows: u32) -> Result<Self, MemoryError> {
@@ -132,6 +148,10 @@ impl MemoryPlan {
         let tokens = rows.saturating_mul(length);
         let sizes = Sizes { tokens, rank: demand.rank, dropout: demand.dropout, training };
         let workspace = WorkspaceBytes::of(model, sizes);
+        let most = demand.max_binding.min(demand.max_buffer);
+        if workspace.largest > most {
+            return Err(MemoryError::Matrix { most, needed: workspace.largest, remedy: None });
+        }
         let adapter = 4 * demand.adapter;
         let optimizer = if training { 3 * adapter } else { 0 };
         let scratch = scratch_bytes(model, length);
@@ -189,32 +209,64 @@ pub(super) fn rotary_bytes(model: &ModelConfig, length: u32) -> u64 {
     4 * u64::from(length) * u64::from(model.head_dim)
 }
 
+impl MemoryError {
+    /// What would fit, if there is such a thing.
+    pub fn remedy(&self) -> Option<Remedy> {
+        match *self {
+            Self::Budget { remedy, .. } | Self::Matrix { remedy, .. } => remedy,
+            Self::Stream(_) => None,
+        }
+    }
+
+    /// The same, with this as what would fit.
+    #[must_use]
+    pub fn with(self, remedy: Option<Remedy>) -> Self {
+        match self {
+            Self::Budget { budget, needed, .. } => Self::Budget { budget, needed, remedy },
+            Self::Matrix { most, needed, .. } => Self::Matrix { most, needed, remedy },
+            error => error,
+        }
+    }
+}
+
 impl Demand<'_> {
-    /// What would fit: fewer rows, then shorter ones.
-    fn does_not_fit(&self, micro_batch: MicroBatch) -> MemoryError {
-        let rows = match micro_batch {
-            MicroBatch::Rows(rows) => rows,
-            MicroBatch::Auto => 1,
-        };
-        let needed = |demand: &Self, rows| match MemoryPlan::of(demand, rows) {
-            Ok(_) => None,
-            Err(MemoryError::Budget { needed, .. }) => Some(needed),
-            Err(_) => Some(u64::MAX),
-        };
-        // More rows take more; of more than there are nobody has any use.
-        let fits = |rows: u32| needed(self, rows).is_none();
+    /// What would fit where `rows` do not: fewer of them, then shorter ones, then a lower rank.
+    fn remedy(&self, rows: u32) -> Option<Remedy> {
+        self.fewer_rows(rows).or_else(|| self.shorter_rows(rows)).or_else(|| self.lower_rank(rows))
+    }
+
+    fn fits(&self, rows: u32) -> bool {
+        MemoryPlan::of(self, rows).is_ok()
+    }
+
+    /// More rows take more; of more than there are nobody has any use.
+    fn fewer_rows(&self, rows: u32) -> Option<Remedy> {
         let (mut fewer, mut too_many) = (0, rows.min(u32::try_from(self.rows).unwrap_or(u32::MAX).saturating_add(1)));
         while too_many - fewer > 1 {
             let middle = fewer + (too_many - fewer) / 2;
-            if fits(middle) { fewer = middle } else { too_many = middle }
+            if self.fits(middle) { fewer = middle } else { too_many = middle }
         }
-        let fewer = (fewer > 0).then_some(Remedy::Rows(fewer));
-        let shorter = || {
-            let halves = std::iter::successors(Some(self.length / 2), |length| Some(length / 2)).take_while(|&n| n > 1);
-            let fits = |&length: &u32| needed(&Self { length, ..*self }, 1).is_none();
-            halves.into_iter().find(fits).map(if rows > 1 { Remedy::LengthOfOne } else { Remedy::Length })
-        };
-        let budget = self.budget.unwrap_or(u64::MAX);
-        MemoryError::Budget { budget, needed: needed(self, rows).unwrap_or(0), remedy: fewer.or_else(shorter) }
+        (fewer > 0).then_some(Remedy::Rows(fewer))
+    }
+
+    fn shorter_rows(&self, rows: u32) -> Option<Remedy> {
+        let shorter = halves(self.length).filter(|&length| length > 1);
+        let fits = |&length: &u32| Self { length, ..*self }.fits(1);
+        { shorter }.find(fits).map(if rows > 1 { Remedy::LengthOfOne } else { Remedy::Length })
+    }
+
+    fn lower_rank(&self, rows: u32) -> Option<Remedy> {
+        // The adapter's matrices have `rank` rows or columns each.
+        let of_rank = u64::from(self.rank).max(1);
+        let fits = |&rank: &u32| Self { rank, adapter: self.adapter / of_rank * u64::from(rank), ..*self }.fits(rows);
+        halves(self.rank).find(fits).map(Remedy::Rank)
     }
 }
+
+/// Half of it, half of that, and so on, down to 1.
+fn halves(n: u32) -> impl Iterator<Item = u32> {
+    std::iter::successors(Some(n / 2), |n| Some(n / 2)).take_while(|&n| n > 0)
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,5 +1,6 @@
 //! A training from its first step to its last: data, steps, evaluations, checkpoints, records.
 
+use std::fmt;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
@@ -52,7 +53,7 @@ pub enum RunError {
         /// The folder.
         out: PathBuf,
         /// What it has.
-        found: &'static str,
+        found: Leftover,
     },
     /// A checkpoint of another run.
     #[error("{} is not in {}, where the run that goes on is", checkpoint.display(), out.display())]
@@ -81,6 +82,27 @@ pub enum RunError {
     },
 }
 
+/// What an earlier run has left in a folder.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Leftover {
+    /// Checkpoints: it can go on.
+    Checkpoints,
+    /// An adapter without checkpoints.
+    Adapter,
+    /// Nothing but records.
+    Records,
+}
+
+impl fmt::Display for Leftover {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Checkpoints => "checkpoints",
+            Self::Adapter => "the adapter",
+            Self::Records => "the records",
+        })
+    }
+}
+
 fn last_good(checkpoint: Option<&Path>) -> String {
     checkpoint.map_or_else(String::new, |path| format!("; the last good checkpoint is {}", path.display()))
 }
@@ -102,8 +124,8 @@ pub struct Task<'a> {
     pub eval_data: Option<DataFile<'a>>,
     /// The folder of adapter, checkpoints and records.
     pub out: &'a Path,
-    /// Name or path of the base, for the adapter's settings.
-    pub base: &'a str,
+    /// Name or path of the base, for the adapter's settings; `None`: that of the checkpoint.
+    pub base: Option<&'a str>,
     /// Further files for the folder: names and bytes.
     pub files: &'a [(&'a str, &'a [u8])],
     /// The date that chat templates show, in seconds since the Unix epoch; a resumed run keeps its own.
@@ -262,6 +284,7 @@ impl Prepared {
             index: self.pack.index(),
             model: &self.model,
             max_buffer: gpu.limits().max_buffer_size,
+            max_binding: gpu.limits().max_storage_buffer_binding_size,
             budget: settings.vram_budget.or_else(|| default_budget(gpu)),
             adapter: layout.len() as u64,
             rank: lora.rank,
@@ -275,13 +298,9 @@ impl Prepared {
             (MicroBatch::Auto, Some(rows)) => MicroBatch::Rows(rows),
             (micro_batch, _) => micro_batch,
         };
-        MemoryPlan::new(&demand, micro_batch).map_err(|error| match error {
-            // A run that goes on keeps its rows.
-            MemoryError::Budget { budget, needed, .. } if resumed.is_some() => {
-                MemoryError::Budget { budget, needed, remedy: None }.into()
-            }
-            error => error.into(),
-        })
+        let planned = MemoryPlan::new(&demand, micro_batch);
+        // A run that goes on keeps its rows, their length and its rank.
+        Ok(planned.map_err(|error| if resumed.is_some() { error.with(None) } else { error })?)
     }
 }
 
@@ -297,9 +316,9 @@ pub fn check_folder(out: &Path, resume: Option<&Path>) -> Result<(), RunError> {
         Some(checkpoint) => Err(RunError::Elsewhere { checkpoint: checkpoint.to_owned(), out: out.to_owned() }),
         None => {
             let found = match Checkpoint::latest(out)? {
-                Some(_) => Some("checkpoints"),
-                None if out.join(WEIGHTS).exists() => Some("the adapter"),
-                None if out.join(METRICS).exists() => Some("the records"),
+                Some(_) => Some(Leftover::Checkpoints),
+                None if out.join(WEIGHTS).exists() => Some(Leftover::Adapter),
+                None if out.join(METRICS).exists() => Some(Leftover::Records),
                 None => None,
             };
             found.map_or(Ok(()), |found| Err(RunError::Occupied { out: out.to_owned(), found }))
@@ -336,11 +355,12 @@ impl Run {
             Some((path, checkpoint)) => {
                 let differs = |source| RunError::OtherRun { checkpoint: path.clone(), source };
                 checkpoint.state.fingerprint.check(&fingerprint).map_err(differs)?;
-                let Checkpoint { adapter, mean, square, state } = checkpoint;
+                let Checkpoint { mut adapter, mean, square, state } = checkpoint;
+                adapter.base = task.base.map(str::to_owned).or(adapter.base);
                 (adapter, State { total_steps, fingerprint, ..state }, Some((mean, square)), Some(path))
             }
             None => {
-                let base = Some(task.base.to_owned());
+                let base = task.base.map(str::to_owned);
                 let adapter = Adapter::new(settings.lora(), base, &model, settings.seed).map_err(TrainError::from)?;
                 (adapter, new_state(total_steps, now, fingerprint), None, None)
             }
@@ -439,6 +459,11 @@ impl Run {
 
     fn keeps_best(&self) -> bool {
         self.settings.early_stop.is_some() && self.held_out.is_some()
+    }
+
+    /// Name or path of the base, as the adapter has it.
+    pub fn base(&self) -> Option<&str> {
+        self.adapter.base.as_deref()
     }
 
     /// Steps that are done, and of how many.

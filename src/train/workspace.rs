@@ -203,6 +203,8 @@ pub struct WorkspaceBytes {
     pub layer: u64,
     /// Logits and losses.
     pub loss: u64,
+    /// The largest matrix of all.
+    pub largest: u64,
 }
 
 impl WorkspaceBytes {
@@ -211,6 +213,7 @@ impl WorkspaceBytes {
         let mut bytes = Self::default();
         let count = |purpose, _: &'static str, rows: u32, cols: u32| {
             let size = buffer_bytes(rows, cols);
+            bytes.largest = bytes.largest.max(size);
             match purpose {
                 Use::Checkpoints => bytes.checkpoints += size,
                 Use::Layer => bytes.layer += size,

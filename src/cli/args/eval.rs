@@ -5,7 +5,9 @@ use std::path::PathBuf;
 use clap::{Args, ValueHint};
 
 use super::GpuArg;
+use super::train::default_max_length;
 use super::train::values::{MicroBatchArg, SizeArg, TrainOnArg};
+use crate::train::config::ModelConfig;
 use crate::train::settings::MicroBatch;
 
 const EXAMPLES: &str = "\
@@ -38,9 +40,9 @@ pub struct EvalArgs {
     #[arg(long, value_enum, default_value_t = TrainOnArg::Completions)]
     pub train_on: TrainOnArg,
 
-    /// Tokens of a row; longer samples are cut, and counted
-    #[arg(long, value_name = "TOKENS", default_value_t = 2048, value_parser = clap::value_parser!(u32).range(2..))]
-    pub max_length: u32,
+    /// Tokens of a row; longer samples are cut, and counted [default: 2048, or what the model was made for where that is less]
+    #[arg(long, value_name = "TOKENS", value_parser = clap::value_parser!(u32).range(2..))]
+    pub max_length: Option<u32>,
 
     /// Rows of a forward pass; auto is as many as fit [default: auto]
     #[arg(long, value_name = "N|auto")]
@@ -59,6 +61,11 @@ pub struct EvalArgs {
 }
 
 impl EvalArgs {
+    /// As `nf4pack train` has it.
+    pub fn max_length(&self, model: &ModelConfig) -> u32 {
+        self.max_length.unwrap_or_else(|| default_max_length(model))
+    }
+
     /// As [`Settings::micro_batch`](crate::train::settings::Settings::micro_batch) has it.
     pub fn micro_batch(&self) -> MicroBatch {
         self.micro_batch.map_or(MicroBatch::Auto, |rows| rows.0)

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use clap::{Args, ValueHint};
 
-use super::{GpuArg, OutputArgs};
+use super::{GpuArg, OutputArgs, Usage};
 use crate::merge::Base;
 
 const EXAMPLES: &str = "\
@@ -62,10 +62,16 @@ pub struct MergeArgs {
 
 impl MergeArgs {
     /// A folder of that name is `./dequant`.
-    pub fn base(&self) -> Base<'_> {
-        if self.base == Path::new("dequant") {
-            return Base::Dequantised;
+    ///
+    /// # Errors
+    /// `--config` for the pack's own weights, whose config.json is in the pack.
+    pub fn base(&self) -> Result<Base<'_>, Usage> {
+        match &self.config {
+            config if self.base != Path::new("dequant") => {
+                Ok(Base::Checkpoint { path: &self.base, config: config.as_deref() })
+            }
+            None => Ok(Base::Dequantised),
+            Some(_) => Err(Usage("--config belongs to --base SNAPSHOT: with --base dequant nothing reads it".to_owned())),
         }
-        Base::Checkpoint { path: &self.base, config: self.config.as_deref() }
     }
 }

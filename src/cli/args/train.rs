@@ -92,10 +92,10 @@ pub struct TrainOptions {
     #[arg(long, value_name = "N", help_heading = "Adapter")]
     pub rank: Option<u32>,
     /// The adapter's scale is alpha / rank [default: 32]
-    #[arg(long, value_name = "X", help_heading = "Adapter")]
+    #[arg(long, allow_negative_numbers = true, value_name = "X", help_heading = "Adapter")]
     pub alpha: Option<f64>,
     /// Share of the adapter's inputs that is dropped in training, against overfitting [default: 0]
-    #[arg(long, value_name = "SHARE", help_heading = "Adapter")]
+    #[arg(long, allow_negative_numbers = true, value_name = "SHARE", help_heading = "Adapter")]
     pub dropout: Option<f64>,
     /// Adapted projections: all-linear, or names with commas between them, such as q_proj,v_proj [default: all-linear]
     #[arg(long, value_name = "NAMES", help_heading = "Adapter")]
@@ -114,7 +114,7 @@ pub struct TrainOptions {
     pub rslora: Option<bool>,
 
     /// The highest learning rate [default: 0.0002]
-    #[arg(long, value_name = "X", help_heading = "Optimiser")]
+    #[arg(long, allow_negative_numbers = true, value_name = "X", help_heading = "Optimiser")]
     pub lr: Option<f64>,
     /// What the learning rate does after the warm-up [default: cosine]
     #[arg(long, value_enum, help_heading = "Optimiser")]
@@ -124,10 +124,10 @@ pub struct TrainOptions {
     #[serde(deserialize_with = "as_flag")]
     pub warmup: Option<WarmupArg>,
     /// Gradients whose norm is larger are scaled down to it; 0 leaves them as they are [default: 1]
-    #[arg(long, value_name = "NORM", help_heading = "Optimiser")]
+    #[arg(long, allow_negative_numbers = true, value_name = "NORM", help_heading = "Optimiser")]
     pub clip: Option<f64>,
     /// AdamW's decay of the weights [default: 0]
-    #[arg(long, value_name = "X", help_heading = "Optimiser")]
+    #[arg(long, allow_negative_numbers = true, value_name = "X", help_heading = "Optimiser")]
     pub weight_decay: Option<f64>,
     /// Every random number depends on it: the adapter's start, the order of the samples, dropout, the split [default: 0]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(..=i64::MAX as u64), help_heading = "Optimiser")]
@@ -161,7 +161,7 @@ pub struct TrainOptions {
     #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath, help_heading = "Evaluation and checkpoints")]
     pub eval_data: Option<PathBuf>,
     /// Share of --data that is held out to evaluate on, in place of --eval-data [default: 0]
-    #[arg(long, value_name = "SHARE", help_heading = "Evaluation and checkpoints")]
+    #[arg(long, allow_negative_numbers = true, value_name = "SHARE", help_heading = "Evaluation and checkpoints")]
     pub eval_split: Option<f64>,
     /// Optimiser steps between two evaluations [default: once an epoch]
     #[arg(long, value_name = "STEPS", help_heading = "Evaluation and checkpoints")]
@@ -260,11 +260,10 @@ impl TrainOptions {
         self.out.as_deref().ok_or_else(missing)
     }
 
-    /// With the default length for this model, where none was asked for: what it was made for is not exceeded unawares.
+    /// With the default length for this model, where none was asked for.
     #[must_use]
     pub fn for_model(self, model: &ModelConfig) -> Self {
-        let max_length = self.max_length.or(Some(Settings::default().max_length.min(model.longest())));
-        Self { max_length, ..self }
+        Self { max_length: self.max_length.or(Some(default_max_length(model))), ..self }
     }
 
     /// The settings, with the library's defaults for what nobody has said.
@@ -331,6 +330,11 @@ impl TrainOptions {
         let text = toml::to_string(&all).context("the settings cannot be written as TOML")?;
         Ok(format!("# What this adapter was trained with. nf4pack train PACK --config FILE takes it.\n{text}"))
     }
+}
+
+/// Tokens of a row, where none were asked for: what the model was made for is not exceeded unawares.
+pub fn default_max_length(model: &ModelConfig) -> u32 {
+    Settings::default().max_length.min(model.longest())
 }
 
 impl From<&Settings> for TrainOptions {

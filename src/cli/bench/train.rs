@@ -19,7 +19,7 @@ use crate::train::data::{Batch, UNTRAINED};
 use crate::train::gpu_adapter::GpuAdapter;
 use crate::train::lora::{AdapterLayout, LoraConfig, TARGETS};
 use crate::train::model::read_config;
-use crate::train::plan::{Demand, MemoryError, MemoryPlan, Remedy};
+use crate::train::plan::{Demand, MemoryError, MemoryPlan};
 use crate::train::random::{Generator, Stream};
 use crate::train::settings::MicroBatch;
 use crate::train::step::{Hyperparameters, Phase, Trainer};
@@ -131,6 +131,7 @@ fn trainer(args: &BenchTrainArgs, gpu: &Gpu, pack: &Path) -> Result<(Trainer, Me
         index: source.index(),
         model: &config,
         max_buffer: gpu.limits().max_buffer_size,
+        max_binding: gpu.limits().max_storage_buffer_binding_size,
         budget: default_budget(gpu),
         adapter: layout.len() as u64,
         rank,
@@ -148,13 +149,8 @@ fn trainer(args: &BenchTrainArgs, gpu: &Gpu, pack: &Path) -> Result<(Trainer, Me
 
 /// A plan says in the flags of `nf4pack train` what would fit; here they have other names, and there is no budget to raise.
 fn in_own_flags(error: MemoryError) -> anyhow::Error {
-    let MemoryError::Budget { budget, needed, remedy } = error else { return error.into() };
-    let remedy = remedy.map_or_else(String::new, |remedy| match remedy {
-        Remedy::Rows(rows) => format!("; --batch {rows} would fit"),
-        Remedy::Length(length) => format!("; --seq {length} would fit"),
-        Remedy::LengthOfOne(length) => format!("; --seq {length} --batch 1 would fit"),
-    });
-    anyhow::anyhow!("the run takes {needed} bytes of GPU memory, and {budget} are there{remedy}")
+    let remedy = error.remedy().map(|remedy| format!("; {} would fit", remedy.in_flags("--batch", "--seq")));
+    anyhow::anyhow!("{}{}", error.with(None), remedy.unwrap_or_default())
 }
 
 /// Samples of random tokens, all of which are learned.

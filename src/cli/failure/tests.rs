@@ -74,8 +74,8 @@ fn what_differs_from_the_run_of_a_checkpoint_is_told_with_a_way_back() {
 #[test]
 fn a_folder_that_is_taken_is_told_with_a_way_out() {
     let occupied = |found| hint_of(COMMANDS[0], RunError::Occupied { out: "out".into(), found });
-    assert!(occupied("checkpoints").contains("--resume goes on"));
-    assert!(!occupied("the adapter").contains("--resume") && occupied("the records").contains("another --out"));
+    assert!(occupied(Leftover::Checkpoints).contains("--resume goes on"));
+    assert!(!occupied(Leftover::Adapter).contains("--resume") && occupied(Leftover::Records).contains("another --out"));
     let elsewhere = RunError::Elsewhere { checkpoint: "a/checkpoint-1".into(), out: "b".into() };
     assert!(hint_of(COMMANDS[0], elsewhere).contains("--out names the folder"));
     let source = std::io::Error::from(ErrorKind::PermissionDenied);
