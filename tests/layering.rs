@@ -65,7 +65,6 @@ const UNSAFE: &[&str] = &[
     "train/ops/attention.rs",
     "train/ops/cached_attention.rs",
     "train/ops/rotary.rs",
-    "train/ops/add.rs",
     "train/ops/dropout.rs",
     "train/ops/embedding.rs",
     "train/ops/finite.rs",

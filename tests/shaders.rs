@@ -74,7 +74,6 @@ const FORMS: &[(&[&str], Constants)] = &[
     ),
     (&["cached_attention.wgsl"], &[("HEAD", &[1.0, 5.0, 32.0, 64.0])]),
     (&["rotary.wgsl"], &[]),
-    (&["add.wgsl"], &[]),
     (&["dropout.wgsl"], &[]),
     (&["finite.wgsl"], &[]),
     (&["gather.wgsl"], &[("TYPE", TYPES)]),

@@ -9,6 +9,7 @@ mod common;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
+use half::bf16;
 use nf4pack::convert::{self, encode::Encoder};
 use nf4pack::dequant::stream::{PackSource, StreamOptions, StreamPlan};
 use nf4pack::format::Role;
@@ -18,9 +19,11 @@ use nf4pack::train::adapter::Adapter;
 use nf4pack::train::config::ModelConfig;
 use nf4pack::train::data::{Batch, UNTRAINED};
 use nf4pack::train::gpu_adapter::GpuAdapter;
+use nf4pack::train::lora::{LoraConfig, TARGETS};
 use nf4pack::train::model::{Model, read_config};
 use nf4pack::train::session::Session;
-use nf4pack::train::step::{Hyperparameters, StepResult, Trainer};
+use nf4pack::train::step::StepResult;
+use nf4pack::train::trainer::{Hyperparameters, Trainer};
 use nf4pack::train::workspace::{Memory, Sizes};
 use safetensors::SafeTensors;
 use serde_json::Value;
@@ -113,9 +116,8 @@ impl Fixture {
 
 fn most(found: &[f32], expected: &[f32]) -> f32 {
     assert_eq!(found.len(), expected.len());
-    let differences = found.iter().zip(expected).map(|(a, b)| (a - b).abs());
-    // NaN is no difference that passes.
-    differences.fold(0.0, |most, d| if d <= most { most } else { d })
+    assert!(found.iter().all(|x| x.is_finite()), "not all are finite");
+    found.iter().zip(expected).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max)
 }
 
 fn relative(found: &[f32], expected: &[f32]) -> f64 {
@@ -124,6 +126,20 @@ fn relative(found: &[f32], expected: &[f32]) -> f64 {
     let difference: f64 = found.iter().zip(expected).map(|(&a, &b)| square(f64::from(a) - f64::from(b))).sum();
     let norm: f64 = expected.iter().map(|&b| square(b.into())).sum();
     (difference / norm).sqrt()
+}
+
+/// The final norm of tiny-qwen3, in float64.
+fn final_norm(config: &ModelConfig, x: &[f32]) -> Vec<f32> {
+    let bytes = std::fs::read(fixture("tiny-qwen3/model.safetensors")).unwrap();
+    let weights = SafeTensors::deserialize(&bytes).unwrap();
+    let gamma = weights.tensor("model.norm.weight").unwrap().data().as_chunks::<2>().0;
+    let gamma: Vec<f64> = gamma.iter().map(|&b| bf16::from_le_bytes(b).to_f64()).collect();
+    let norm = |row: &[f32]| {
+        let square = row.iter().map(|&x| f64::from(x).powi(2)).sum::<f64>() / row.len() as f64;
+        let scale = 1.0 / (square + config.rms_norm_eps).sqrt();
+        row.iter().zip(&gamma).map(|(&x, gamma)| (f64::from(x) * scale * gamma) as f32).collect::<Vec<_>>()
+    };
+    x.chunks(gamma.len()).flat_map(norm).collect()
 }
 
 /// Both rows of the oracle's first batch.
@@ -140,8 +156,10 @@ fn hidden_states_and_logits_are_those_of_transformers() {
     for (row, tokens) in first_rows(&oracle).iter().enumerate() {
         let states = session.hidden_states(tokens).unwrap();
         assert_eq!(states.len(), fixture.config.layers as usize + 1);
-        // transformers has the last one after the final norm: the logits tell.
-        for (number, state) in states.iter().enumerate().take(fixture.config.layers as usize) {
+        for (number, state) in states.iter().enumerate() {
+            // transformers has the last one after the final norm.
+            let last = number == fixture.config.layers as usize;
+            let state = if last { &final_norm(&fixture.config, state) } else { state };
             let all = &expected[&format!("hidden.{number}")];
             let difference = most(state, &all[row * LENGTH * hidden..][..LENGTH * hidden]);
             assert!(difference <= 2e-4, "row {row}, hidden state {number}: {difference}");
@@ -267,4 +285,58 @@ fn accumulated_micro_batches_are_one_batch() {
     assert!((whole.loss - accumulated.loss).abs() <= 1e-5, "{} and {}", whole.loss, accumulated.loss);
     let error = relative(&found, &expected);
     assert!(error <= 1e-5, "{error}");
+}
+
+/// The oracle drops nothing: here the loss itself says what the gradient is, with dropped inputs, and at a rank that is no power of two.
+#[test]
+fn gradients_with_dropped_inputs_are_those_of_finite_differences() {
+    let Some(fixture) = Fixture::new() else { return };
+    let batch = batch(&oracle(), 0, &[0]);
+    let dropout = |p| LoraConfig { rank: 5, dropout: p, ..fixture.adapter("adapter_init").config };
+    let mut adapter = Adapter::new(dropout(0.3), None, &fixture.config, 3).unwrap();
+    // Where B is zero, A has no gradient.
+    let last = fixture.adapter("adapter_final");
+    for (layer, role, place) in adapter.layout.places().collect::<Vec<_>>() {
+        let trained = &last.vector[last.layout.place(layer, role).unwrap().b];
+        adapter.vector[place.b].iter_mut().zip(trained).for_each(|(b, &trained)| *b = 3.0 * trained);
+    }
+    let step = |adapter: &Adapter| {
+        let mut trainer = fixture.trainer(adapter, false, 1);
+        let loss = trainer.step(std::slice::from_ref(&batch), 0.0).unwrap().loss;
+        (f64::from(loss), trainer.gradient().unwrap())
+    };
+    let (loss, gradient) = step(&adapter);
+    let (undropped, _) = step(&Adapter { config: dropout(0.0), ..adapter.clone() });
+    assert!((loss - undropped).abs() > 1e-3, "inputs are dropped: {loss} and {undropped}");
+    for role in TARGETS {
+        // Along the gradient of one projection, in all layers: the loss changes by its norm.
+        let mut direction = vec![0.0; gradient.len()];
+        for (_, _, place) in adapter.layout.places().filter(|(_, found, _)| *found == role) {
+            for range in [place.a, place.b] {
+                direction[range.clone()].copy_from_slice(&gradient[range]);
+            }
+        }
+        let norm = direction.iter().map(|&g| f64::from(g).powi(2)).sum::<f64>().sqrt();
+        let moved = |length: f64| {
+            let by = (length / norm) as f32;
+            let vector = adapter.vector.iter().zip(&direction).map(|(x, d)| x + by * d).collect();
+            step(&Adapter { vector, ..adapter.clone() }).0
+        };
+        let length = 0.004;
+        let slope = (moved(length) - moved(-length)) / (2.0 * length);
+        assert!((slope / norm - 1.0).abs() <= 1e-2, "{role}: {slope} by differences, {norm} by the gradient");
+    }
+}
+
+#[test]
+fn a_gradient_that_is_not_finite_names_its_layer() {
+    let Some(fixture) = Fixture::new() else { return };
+    let mut adapter = fixture.adapter("adapter_init");
+    let place = adapter.layout.place(1, Role::VProj).unwrap();
+    // Nothing times something huge, forward; something huge, backward.
+    adapter.vector[place.a].fill(0.0);
+    adapter.vector[place.b].fill(3e38);
+    let error = fixture.trainer(&adapter, false, 1).step(&[batch(&oracle(), 0, &[0])], 1e-3).unwrap_err().to_string();
+    assert!(error.starts_with("step 1: the norm of the gradient is not finite; "), "{error}");
+    assert!(error.ends_with("it arose first in the gradients of layer 1"), "{error}");
 }

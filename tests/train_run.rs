@@ -12,12 +12,13 @@ use nf4pack::convert;
 use nf4pack::dequant::stream::PackSource;
 use nf4pack::format::Role;
 use nf4pack::gpu::Gpu;
-use nf4pack::train::adapter::WEIGHTS;
+use nf4pack::train::adapter::{Adapter, WEIGHTS};
 use nf4pack::train::checkpoint::Checkpoint;
+use nf4pack::train::config::ModelConfig;
 use nf4pack::train::data::DataFile;
 use nf4pack::train::plan::MemoryError;
 use nf4pack::train::record::{METRICS, Record, read_metrics};
-use nf4pack::train::run::{End, Event, Leftover, Prepared, Run, RunError, Task};
+use nf4pack::train::run::{End, Event, Leftover, Prepared, Run, RunError, Task, check_folder};
 use nf4pack::train::schedule::{Shape, Warmup};
 use nf4pack::train::settings::{MicroBatch, Settings};
 
@@ -25,6 +26,7 @@ use nf4pack::train::settings::{MicroBatch, Settings};
 struct Fixture {
     gpu: Gpu,
     folder: tempfile::TempDir,
+    name: &'static str,
     data: Vec<u8>,
 }
 
@@ -36,7 +38,13 @@ impl Fixture {
         convert::convert(&source, &folder.path().join("tiny.nf4pack"), convert::Options::default(), &()).unwrap();
         let line = |i: u32| format!("{{\"prompt\": \"Q{i}: \", \"completion\": \"zebra {} quartz {}\"}}\n", i % 3, i % 5);
         let data = (0..24).map(line).collect::<String>().into_bytes();
-        Some(Self { gpu, folder, data })
+        Some(Self { gpu, folder, name: "chat.jsonl", data })
+    }
+
+    /// With a text to learn from, cut into samples.
+    fn of_text() -> Option<Self> {
+        let text = include_bytes!("../spec/nf4pack-format.md");
+        Some(Self { name: "text.md", data: text[..3000].to_vec(), ..Self::new()? })
     }
 
     fn out(&self, name: &str) -> PathBuf {
@@ -44,7 +52,7 @@ impl Fixture {
     }
 
     fn task<'a>(&'a self, settings: &'a Settings, out: &'a Path) -> Task<'a> {
-        let data = DataFile::new(Path::new("chat.jsonl"), &self.data);
+        let data = DataFile::new(Path::new(self.name), &self.data);
         Task { settings, data, eval_data: None, out, base: Some("tiny"), files: &[("settings.toml", b"x = 1")], now: 0 }
     }
 
@@ -78,8 +86,8 @@ fn losses(out: &Path) -> Vec<u32> {
 }
 
 #[test]
-fn training_lowers_the_held_out_loss() {
-    let Some(fixture) = Fixture::new() else { return };
+fn training_on_a_text_lowers_the_held_out_loss() {
+    let Some(fixture) = Fixture::of_text() else { return };
     let out = fixture.out("learned");
     let settings = Settings { steps: Some(8), eval_split: 0.25, eval_every: Some(8), ..settings() };
     let mut run = fixture.start(&settings, &out, None).unwrap();
@@ -90,7 +98,9 @@ fn training_lowers_the_held_out_loss() {
     let eval = |record: &Record| if let Record::Eval(eval) = record { Some((eval.step, eval.loss)) } else { None };
     let evals: Vec<(u64, f64)> = run.records.iter().filter_map(eval).collect();
     let [(0, first), (8, last)] = evals[..] else { panic!("{evals:?}") };
-    assert!(last < first - 1.0, "held-out loss {first} before, {last} after");
+    assert!(last < first - 0.5, "held-out loss {first} before, {last} after");
+    let [learned, held_out] = [&run.data, run.held_out.as_ref().unwrap()].map(|data| &data.samples);
+    assert!(held_out.len() > 3 && held_out.iter().all(|sample| learned.iter().all(|other| other.tokens != sample.tokens)));
     assert_ne!(fs::read(out.join(WEIGHTS)).unwrap(), before);
 }
 
@@ -153,6 +163,9 @@ fn a_loss_that_is_not_finite_names_the_layer_and_the_last_checkpoint() {
     };
     diverged(&settings, &out, "step 3: the loss is not finite; it arose first in layer 0");
     assert_eq!(Checkpoint::latest(&out).unwrap(), None);
+    // Nothing was learned that another run in the folder could replace.
+    let evaluated = Settings { eval_split: 0.25, eval_every: Some(1), ..settings.clone() };
+    diverged(&evaluated, &out, "step 2: the held-out loss is not finite; it arose first in layer 0");
     // A checkpoint that could not be gone on from is not written, and never the last good one.
     let (out, settings) = (fixture.out("saved"), Settings { save_every: Some(1), keep: 1, ..settings });
     diverged(&settings, &out, "step 2: the loss after the step is not finite; it arose first in layer 0");
@@ -236,6 +249,12 @@ fn an_early_stop_leaves_the_best_adapter_and_a_stopped_evaluation_is_made_up_for
     let checkpoint = |step: u64| fs::read(out.join(format!("checkpoint-{step}")).join(WEIGHTS)).unwrap();
     assert_eq!(adapter, checkpoint(best));
     assert_ne!(adapter, checkpoint(steps));
+    // Without the best one, the search for it begins anew, at the one that is there.
+    drop(again);
+    fs::remove_file(out.join(WEIGHTS)).unwrap();
+    let mut anew = fixture.start(&settings, &out, Some(&Run::latest(&out).unwrap())).unwrap();
+    assert_eq!(fs::read(out.join(WEIGHTS)).unwrap(), checkpoint(steps));
+    assert_eq!((anew.train(|event| !matches!(event, Event::Eval(_))).unwrap(), anew.adapter_step()), (End::Stopped, steps));
 }
 
 #[test]
@@ -269,4 +288,38 @@ fn memory_is_planned_and_what_does_not_fit_says_what_would() {
         other => panic!("{other:?}"),
     }
     assert!(!out.exists(), "planning writes nothing");
+}
+
+#[test]
+fn what_is_in_a_folder_is_told_by_its_kind() {
+    let folder = tempfile::tempdir().unwrap();
+    let config = include_bytes!("fixtures/tiny-qwen3/config.json");
+    let model = ModelConfig::parse(config, None).unwrap();
+    let found = |name: &str, resume: Option<&Path>| match check_folder(&folder.path().join(name), resume, &model) {
+        Ok(()) => None,
+        Err(RunError::Occupied { found, .. }) => Some(found),
+        Err(error) => panic!("{error}"),
+    };
+    let put = |path: &str| {
+        let path = folder.path().join(path);
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        fs::write(path, "{}").unwrap();
+    };
+    assert_eq!(found("none", None), None);
+    put("records/metrics.jsonl");
+    assert_eq!(found("records", None), Some(Leftover::Records));
+    put("settings/adapter_config.json");
+    assert_eq!(found("settings", None), Some(Leftover::Adapter));
+    let settings = Settings { rank: 2, ..settings() };
+    let mut adapter = Adapter::new(settings.lora(), None, &model, 1).unwrap();
+    adapter.write(&folder.path().join("untrained"), &[]).unwrap();
+    put("untrained/metrics.jsonl");
+    assert_eq!(found("untrained", None), None);
+    adapter.vector.fill(0.5);
+    adapter.write(&folder.path().join("trained"), &[]).unwrap();
+    assert_eq!(found("trained", None), Some(Leftover::Adapter));
+    put("of-others/checkpoint-500/trainer_state.json");
+    put("of-others/checkpoint-last/optimizer.pt");
+    assert_eq!(found("of-others", None), Some(Leftover::OfOthers));
+    assert_eq!(found("of-others", Some(Path::new("of-others/checkpoint-1"))), Some(Leftover::OfOthers));
 }

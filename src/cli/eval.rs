@@ -71,6 +71,7 @@ fn evaluate(
 ) -> Result<Evaluation> {
     let length = args.max_length(config).min(u32::try_from(data.tokens()).unwrap_or(u32::MAX)).max(1);
     let passes = Passes {
+        positions: data.longest(),
         rows: data.tokens().div_ceil(length.into()),
         micro_batch: args.micro_batch(),
         budget: args.vram_budget.map(|size| size.0),

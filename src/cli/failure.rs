@@ -418,6 +418,9 @@ fn of_run(error: &RunError, advice: Advice) -> Option<String> {
         RunError::Occupied { found: Leftover::Checkpoints, .. } => {
             Some("--resume goes on with it; a new run takes another --out".into())
         }
+        RunError::Occupied { found: Leftover::OfOthers, .. } => {
+            Some("--out names another folder, or they are moved away: a run would replace them".into())
+        }
         RunError::Occupied { .. } => Some("a new run takes another --out, or the folder has to go".into()),
         RunError::Elsewhere { .. } => Some("--out names the folder that the checkpoint is in".into()),
         RunError::Record(e) => of_record(e),
@@ -439,7 +442,8 @@ fn of_memory(error: &MemoryError, advice: Advice) -> Option<String> {
         MemoryError::Budget { needed, .. } => {
             Some(format!("so would --vram-budget {} or more, where the GPU has it", at_least(*needed)))
         }
-        MemoryError::Matrix { .. } => Some("no budget changes that; another GPU may take it (--gpu)".into()),
+        MemoryError::Matrix { remedy: None, .. } => Some(advice.too_large()),
+        MemoryError::Matrix { .. } => Some("another GPU may take it as it is (--gpu)".into()),
         MemoryError::Stream(e) => of_stream(e, advice),
     }
 }
@@ -521,6 +525,7 @@ fn of_generate(error: &GenerateError, advice: Advice) -> Option<String> {
         GenerateError::Budget { needed, .. } => {
             Some(format!("--vram-budget {needed} is the least that works; a smaller --context takes less"))
         }
+        GenerateError::Memory(e) => of_memory(e, advice),
         GenerateError::NoPrompt => Some("this model starts no text by itself: --prompt TEXT has to".into()),
         GenerateError::TooLong { capacity, most, .. } if capacity < most => Some("--context N remembers more".into()),
         GenerateError::TooLong { most, .. } => Some(format!("the model was made for {most} tokens: a shorter prompt fits")),

@@ -40,6 +40,7 @@ struct Summary {
     adapter_step: u64,
     first_loss: Option<f32>,
     last_loss: Option<f32>,
+    /// Of that adapter.
     held_out_loss: Option<f64>,
     tokens_per_second: Option<f64>,
     micro_batch: u32,
@@ -67,11 +68,14 @@ pub fn run(args: &TrainArgs) -> Result<Outcome> {
     let data = read(data_path)?;
     let eval_data = options.eval_data.as_deref().map(read).transpose()?;
     let pack = PackSource::open(&args.pack, true)?;
-    let options = options.clone().for_model(&read_config(&pack)?);
+    let model = read_config(&pack)?;
+    let options = options.clone().for_model(&model);
     let settings = options.settings()?;
     let toml = options.to_toml()?;
     let files = [(SETTINGS_FILE, toml.as_bytes())];
     let resume = match &options.resume {
+        // What is only shown goes on with nothing.
+        _ if args.show_batch => None,
         None | Some(ResumeArg::No) => None,
         Some(ResumeArg::Checkpoint(checkpoint)) => Some(checkpoint.clone()),
         Some(ResumeArg::Newest) => Some(Run::latest(out)?),
@@ -89,7 +93,7 @@ pub fn run(args: &TrainArgs) -> Result<Outcome> {
         now: ui::now(),
     };
     if !args.show_batch {
-        check_folder(out, resume.as_deref())?;
+        check_folder(out, resume.as_deref(), &model)?;
     }
     let meter = ui.meter("reading", Unit::Rows);
     let prepared = Prepared::new(pack, &task, resume.as_deref(), &mut |done, total| {
@@ -176,6 +180,9 @@ pub fn tell_plan(ui: Ui, plan: &MemoryPlan) {
 fn train(ui: Ui, gpu: &Gpu, prepared: Prepared, task: &Task<'_>) -> Result<Summary> {
     let plan = prepared.plan(gpu, task.settings)?;
     tell_plan(ui, &plan);
+    if plan.budget.is_none() && task.settings.micro_batch == MicroBatch::Auto {
+        ui.note("how much memory this GPU has is not known: --vram-budget SIZE lets --micro-batch auto take more rows");
+    }
     let mut run = Run::start(gpu, prepared, task, plan)?;
     for path in &run.set_aside {
         ui.note(&format!("a later checkpoint is {} now", path.display()));
@@ -272,8 +279,7 @@ fn eval_line(eval: &EvalRecord) -> String {
 impl Summary {
     fn new(gpu: &Gpu, task: &Task<'_>, run: &Run, end: End) -> Self {
         let steps: Vec<&StepRecord> = run.records.iter().filter_map(step_of).collect();
-        let mut evals =
-            run.records.iter().filter_map(|record| if let Record::Eval(eval) = record { Some(eval) } else { None });
+        let evals = run.records.iter().filter_map(|record| if let Record::Eval(eval) = record { Some(eval) } else { None });
         let speeds: Vec<f64> = steps.iter().map(|step| step.tokens_per_second).collect();
         let (done, total_steps) = run.steps();
         Self {
@@ -287,7 +293,7 @@ impl Summary {
             adapter_step: run.adapter_step(),
             first_loss: steps.first().map(|step| step.loss),
             last_loss: steps.last().map(|step| step.loss),
-            held_out_loss: evals.next_back().map(|eval| eval.loss),
+            held_out_loss: evals.filter(|eval| eval.step <= run.adapter_step()).last().map(|eval| eval.loss),
             tokens_per_second: ui::median(&speeds),
             micro_batch: run.plan.micro_batch,
             planned_bytes: run.plan.total(),

@@ -34,6 +34,8 @@ pub struct Options {
     pub max_binding: Option<u64>,
     /// Bytes that one buffer may have, likewise.
     pub max_buffer: Option<u64>,
+    /// Workgroups that a dispatch may have in one dimension, likewise.
+    pub max_groups: Option<u32>,
     /// Folder where compiled kernels and other records are kept between runs; `None` keeps nothing.
     pub cache: Option<PathBuf>,
 }
@@ -84,6 +86,8 @@ impl Gpu {
         limits.max_storage_buffer_binding_size =
             limits.max_storage_buffer_binding_size.min(options.max_binding.unwrap_or(u64::MAX));
         limits.max_buffer_size = limits.max_buffer_size.min(options.max_buffer.unwrap_or(u64::MAX));
+        limits.max_compute_workgroups_per_dimension =
+            limits.max_compute_workgroups_per_dimension.min(options.max_groups.unwrap_or(u32::MAX));
         let features = adapter.features() & wanted_features();
         if options.profile && !features.contains(wgpu::Features::TIMESTAMP_QUERY) {
             return Err(GpuError::NoFeature { what: "timing kernels", feature: "TIMESTAMP_QUERY" });

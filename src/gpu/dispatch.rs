@@ -14,6 +14,10 @@ const PARAMS_ALIGN: usize = 256;
 /// More workgroups in one dimension would pass u32 in the kernel's number of a workgroup.
 const MOST_COLUMNS: u32 = 65_535;
 
+/// Floating-point operations after which a list is handed over before it is whole: a second for a small integrated GPU, where Windows
+/// resets a device that is busy with one for two.
+const ENOUGH_OPERATIONS: u64 = 1 << 38;
+
 /// A list of GPU work. Each command sees what the ones before it wrote.
 #[derive(Debug)]
 pub struct Commands {
@@ -21,6 +25,8 @@ pub struct Commands {
     label: &'static str,
     work: Vec<Work>,
     params: Vec<u8>,
+    /// Floating-point operations in it, as far as they were told.
+    operations: u64,
 }
 
 #[derive(Debug)]
@@ -48,7 +54,7 @@ pub struct Submission(wgpu::SubmissionIndex);
 impl Gpu {
     /// An empty list of commands.
     pub fn commands(&self, label: &'static str) -> Commands {
-        Commands { gpu: self.clone(), label, work: Vec::new(), params: Vec::new() }
+        Commands { gpu: self.clone(), label, work: Vec::new(), params: Vec::new(), operations: 0 }
     }
 
     /// A grid of at least `groups` workgroups, in two dimensions where one would pass the device's limit: the kernel's number is
@@ -115,6 +121,19 @@ impl Commands {
     pub fn clear(&mut self, range: &BufferRange) -> &mut Self {
         self.work.push(Work::Clear(range.clone()));
         self
+    }
+
+    /// Tells that the list has so many floating-point operations more. One that has many is handed to the device here, and begins anew.
+    ///
+    /// # Errors
+    /// As [`Commands::submit`].
+    pub fn worked(&mut self, operations: u64) -> Result<(), GpuError> {
+        self.operations = self.operations.saturating_add(operations);
+        if self.operations >= ENOUGH_OPERATIONS {
+            let begun = self.gpu.commands(self.label);
+            std::mem::replace(self, begun).submit()?;
+        }
+        Ok(())
     }
 
     /// Hands all of it to the device.

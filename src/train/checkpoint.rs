@@ -34,7 +34,7 @@ const ASIDE_PREFIX: &str = "aside-";
 /// Suffixes of the moments' names; AdamW's words in PyTorch.
 const MOMENTS: [&str; 2] = ["exp_avg", "exp_avg_sq"];
 /// What [`STATE`] is: a change of its meaning is another number.
-const FORMAT: u32 = 2;
+const FORMAT: u32 = 3;
 
 /// Why a checkpoint could not be written, found or read.
 #[derive(Debug, Error)]
@@ -154,12 +154,42 @@ pub struct State {
     pub best_eval: Option<f64>,
     /// The step of that evaluation.
     pub best_step: u64,
+    /// CRC-32 of that step's adapter, where it was put into the folder of the run.
+    pub best_adapter: Option<u32>,
     /// Evaluations since then.
     pub evals_without_gain: u32,
     /// Whether this step's evaluation is still to be made.
     pub eval_due: bool,
     /// What must be the same for the run to be the same.
     pub fingerprint: Fingerprint,
+}
+
+impl State {
+    /// Before the first step.
+    pub fn new(total_steps: u64, now: i64, fingerprint: Fingerprint) -> Self {
+        Self {
+            step: 0,
+            total_steps,
+            epoch: 0,
+            row: 0,
+            micro_batches: 0,
+            trained_tokens: 0,
+            seconds: 0.0,
+            now,
+            best_eval: None,
+            best_step: 0,
+            best_adapter: None,
+            evals_without_gain: 0,
+            eval_due: false,
+            fingerprint,
+        }
+    }
+
+    /// Takes the present adapter for the best one, whatever was better: it is to be evaluated.
+    pub fn forget_best(&mut self) {
+        (self.best_eval, self.best_step, self.best_adapter) = (None, self.step, None);
+        (self.evals_without_gain, self.eval_due) = (0, true);
+    }
 }
 
 /// What [`STATE`] holds.
@@ -171,6 +201,12 @@ struct StateFile<S> {
     /// CRC-32 of the adapter's matrices, then of both moments': it ties the files together.
     checksum: u32,
     state: S,
+}
+
+/// What every format of [`STATE`] has.
+#[derive(Deserialize)]
+struct AnyState {
+    format: u32,
 }
 
 /// A run that can go on.
@@ -235,6 +271,14 @@ impl Checkpoint {
         Ok(list(out)?.pop())
     }
 
+    /// Whether `out` has folders or files that are named as checkpoints are, and are none of this program's.
+    ///
+    /// # Errors
+    /// [`CheckpointError::Read`].
+    pub fn of_others(out: &Path) -> Result<bool, CheckpointError> {
+        Ok(named(out)?.iter().any(|(_, entry)| !is_ours(entry)))
+    }
+
     /// Removes the oldest checkpoints of `out` until `keep` are left; the newest always stays, and so does everything that is
     /// not such a folder. Each vanishes at once.
     ///
@@ -270,15 +314,25 @@ impl Checkpoint {
     }
 
     fn checksum(&self) -> u32 {
-        let mut crc = PieceCrc::default();
-        for vector in [&self.adapter.vector, &self.mean, &self.square] {
-            for matrix in matrices(&self.adapter.layout) {
-                let bytes = le_bytes(vector.get(matrix.range).unwrap_or_default());
-                crc.push(crc32(&bytes), bytes.len() as u64);
-            }
-        }
-        crc.value()
+        checksum(&self.adapter.layout, &[&self.adapter.vector, &self.mean, &self.square])
     }
+}
+
+/// CRC-32 of the matrices of an adapter.
+pub fn adapter_checksum(adapter: &Adapter) -> u32 {
+    checksum(&adapter.layout, &[&adapter.vector])
+}
+
+/// CRC-32 of matrices in this layout, those of one vector behind those of the other.
+fn checksum(layout: &AdapterLayout, vectors: &[&[f32]]) -> u32 {
+    let mut crc = PieceCrc::default();
+    for vector in vectors {
+        for matrix in matrices(layout) {
+            let bytes = le_bytes(vector.get(matrix.range).unwrap_or_default());
+            crc.push(crc32(&bytes), bytes.len() as u64);
+        }
+    }
+    crc.value()
 }
 
 fn read(path: &Path) -> Result<Vec<u8>, CheckpointError> {
@@ -290,7 +344,7 @@ fn read_state(folder: &Path) -> Result<StateFile<State>, CheckpointError> {
     let bytes = read(&path)?;
     let json = |source| CheckpointError::Json { path: path.clone(), source };
     // Of another format, only that number is understood.
-    let found = serde_json::from_slice::<StateFile<serde_json::Value>>(&bytes).map_err(json)?.format;
+    let found = serde_json::from_slice::<AnyState>(&bytes).map_err(json)?.format;
     if found != FORMAT {
         return Err(CheckpointError::Format { path, expected: FORMAT, found });
     }
@@ -334,8 +388,13 @@ fn read_moments(path: &Path, bytes: &[u8], layout: &AdapterLayout) -> Result<[Ve
     Ok(moments)
 }
 
-/// The checkpoints of `out`, the oldest first.
+/// The checkpoints of `out`, the oldest first. Trainers of others name their folders like this, too.
 fn list(out: &Path) -> Result<Vec<PathBuf>, CheckpointError> {
+    Ok(named(out)?.into_iter().filter(|(_, entry)| is_ours(entry)).map(|(_, entry)| entry.path()).collect())
+}
+
+/// What in `out` has the name of a checkpoint, by its step.
+fn named(out: &Path) -> Result<Vec<(u64, fs::DirEntry)>, CheckpointError> {
     let failed = |source| CheckpointError::Read { path: out.to_owned(), source };
     let entries = match fs::read_dir(out) {
         Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
@@ -345,11 +404,10 @@ fn list(out: &Path) -> Result<Vec<PathBuf>, CheckpointError> {
     for entry in entries {
         let entry = entry.map_err(failed)?;
         let step = entry.file_name().to_str().and_then(step_of);
-        // Trainers of others name their folders like this, too.
-        found.extend(step.filter(|_| is_ours(&entry)).map(|step| (step, entry.path())));
+        found.extend(step.map(|step| (step, entry)));
     }
-    found.sort();
-    Ok(found.into_iter().map(|(_, path)| path).collect())
+    found.sort_by_key(|(step, _)| *step);
+    Ok(found)
 }
 
 /// The step of a folder's name, in the one way in which [`Checkpoint::write`] spells it.

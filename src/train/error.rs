@@ -63,10 +63,10 @@ pub enum TrainError {
         found: Vec<u64>,
     },
     /// Numbers that are not finite, so that nothing can be learned from them.
-    #[error("step {step}: {what} is not finite; {}", origin(*.layer))]
+    #[error("{}{what} is not finite; {}", of_step(*.step), origin(*.layer))]
     NotFinite {
-        /// The step, from 1.
-        step: u64,
+        /// The step, from 1; `None` where nothing was trained.
+        step: Option<u64>,
         /// The loss, or the norm of the gradient.
         what: &'static str,
         /// Where the first number that is not finite came out of.
@@ -98,23 +98,32 @@ pub enum TrainError {
     },
 }
 
-/// Where in a forward pass the first number arose that is not finite.
+/// Where in a pass the first number arose that is not finite.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum NonFiniteAt {
     /// Already in the embeddings.
     Embedding,
     /// In the output of this layer.
     Layer(u32),
+    /// In the gradients of this layer; all outputs are finite.
+    Gradient(u32),
 }
 
 fn place(layer: Option<u32>) -> String {
     layer.map_or_else(|| "the pack".to_owned(), |number| format!("layer {number} of the pack"))
 }
 
+fn of_step(step: Option<u64>) -> String {
+    step.map_or_else(String::new, |step| format!("step {step}: "))
+}
+
 fn origin(at: Option<NonFiniteAt>) -> String {
     match at {
         Some(NonFiniteAt::Embedding) => "it comes from the embeddings".to_owned(),
         Some(NonFiniteAt::Layer(number)) => format!("it arose first in layer {number}"),
-        None => "all layers' outputs are finite: it arose in the loss or in the gradients".to_owned(),
+        Some(NonFiniteAt::Gradient(number)) => {
+            format!("all layers' outputs are finite: it arose first in the gradients of layer {number}")
+        }
+        None => "the outputs of all layers are finite".to_owned(),
     }
 }

@@ -42,6 +42,9 @@ pub enum GenerateError {
         /// Tokens that are remembered.
         capacity: u32,
     },
+    /// The device takes no matrix of that size, or no layers of this pack.
+    #[error(transparent)]
+    Memory(#[from] MemoryError),
     /// A prompt without tokens: there is nothing to go on with.
     #[error("the prompt has no tokens")]
     NoPrompt,
@@ -152,11 +155,15 @@ impl TextGenerator {
         budget: Option<u64>,
     ) -> Result<Self, GenerateError> {
         let config = read_config(&pack)?;
+        let (needed, most) = (KvCache::matrix_bytes(&config, capacity), gpu.limits().max_storage_buffer_binding_size);
+        if needed > most {
+            return Err(MemoryError::Matrix { most, needed, remedy: None }.into());
+        }
         let beside = KvCache::bytes(&config, capacity);
         let passes = Passes { positions: capacity, beside, budget, ..Passes::of_one(CHUNK.min(capacity.max(1))) };
         let plan = passes.plan(gpu, &pack, &config, adapter).map_err(|error| match error {
             MemoryError::Budget { budget, needed, .. } => GenerateError::Budget { budget, needed, capacity },
-            MemoryError::Stream(error) => TrainError::from(error).into(),
+            error => error.into(),
         })?;
         let session = Session::open(gpu, pack, adapter, &plan)?;
         let cache = KvCache::new(gpu, &config, capacity)?;

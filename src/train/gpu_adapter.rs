@@ -19,7 +19,7 @@ pub struct Mask {
 /// An adapter in GPU memory.
 #[derive(Debug)]
 pub struct GpuAdapter {
-    layout: AdapterLayout,
+    pub(super) layout: AdapterLayout,
     scale: f32,
     dropout: f32,
     /// [1, layout.len()].

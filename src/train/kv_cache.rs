@@ -36,8 +36,12 @@ impl KvCache {
 
     /// GPU memory of a cache for `capacity` tokens.
     pub fn bytes(model: &ModelConfig, capacity: u32) -> u64 {
-        let row = 2 * 4 * u64::from(model.layers) * u64::from(model.keys());
-        row * u64::from(capacity) + CachedAttention::scratch_bytes(model.head_dim)
+        2 * u64::from(model.layers) * Self::matrix_bytes(model, capacity) + CachedAttention::scratch_bytes(model.head_dim)
+    }
+
+    /// Of those, the keys or the values of one layer: what a kernel sees at once.
+    pub fn matrix_bytes(model: &ModelConfig, capacity: u32) -> u64 {
+        4 * u64::from(model.keys()) * u64::from(capacity)
     }
 
     /// Tokens that it has room for.

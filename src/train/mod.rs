@@ -24,6 +24,7 @@ pub mod schedule;
 pub mod session;
 pub mod settings;
 pub mod step;
+pub mod trainer;
 pub mod workspace;
 
 pub use error::{NonFiniteAt, TrainError};

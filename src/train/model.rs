@@ -1,7 +1,7 @@
 //! A decoder on the GPU: embedding, the layers of a pack as they are streamed, the head and its loss.
 
 use super::config::ModelConfig;
-use super::data::{Batch, Tokenizer, TokenizerFiles};
+use super::data::{Batch, Tokenizer, TokenizerFiles, UNTRAINED};
 use super::error::{NonFiniteAt, TrainError};
 use super::gpu_adapter::{GpuAdapter, Mask};
 use super::kv_cache::Past;
@@ -150,10 +150,11 @@ impl Model {
         self.stream.plan()
     }
 
-    /// Holds tokens against the vocabulary and the rotary table.
+    /// Holds tokens and labels against the vocabulary, and samples against the rotary table.
     fn check(&self, batch: &Batch) -> Result<(), TrainError> {
         let vocab = self.config.vocab;
-        if let Some(&id) = batch.tokens.iter().find(|&&id| id >= vocab) {
+        let labels = batch.labels.iter().filter(|&&label| label != UNTRAINED);
+        if let Some(&id) = batch.tokens.iter().chain(labels).find(|&&id| id >= vocab) {
             return Err(super::data::DataError::TokenId { id, vocab }.into());
         }
         let length = |(token, &start): (usize, &u32)| (token as u32).saturating_sub(start) + 1;
@@ -227,12 +228,9 @@ impl Model {
         for number in (0..config.layers).rev() {
             let streamed = stream.layer(number, Direction::Backward)?;
             let x = work.before(number)?;
-            // Two submissions: some systems reset a device that is busy for seconds.
-            let mut commands = gpu.commands("layer recomputed");
+            let mut commands = gpu.commands("layer backward");
             let layer = Layer::new(&pass, &mut commands, streamed)?;
             layer.recompute(&mut commands, x)?;
-            commands.submit()?;
-            let mut commands = gpu.commands("layer backward");
             layer.backward(&mut commands, x)?;
             commands.submit()?;
         }

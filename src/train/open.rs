@@ -4,7 +4,7 @@ use super::adapter::Adapter;
 use super::config::ModelConfig;
 use super::error::TrainError;
 use super::gpu_adapter::GpuAdapter;
-use super::plan::{Demand, MemoryError, MemoryPlan, rotary_bytes};
+use super::plan::{Demand, MemoryError, MemoryPlan};
 use super::session::Session;
 use super::settings::MicroBatch;
 use crate::dequant::stream::{PackSource, default_budget};
@@ -19,7 +19,7 @@ pub struct Passes {
     pub rows: u64,
     /// Rows of a forward pass.
     pub micro_batch: MicroBatch,
-    /// Tokens of the longest text: more than a row has where a text goes through the model piece by piece.
+    /// Tokens of the longest text: fewer than a row has, or more where a text goes through the model piece by piece.
     pub positions: u32,
     /// Bytes that something else takes of the budget.
     pub beside: u64,
@@ -36,7 +36,7 @@ impl Passes {
     /// Plans the memory for `model`, that of `pack`, with an adapter or without.
     ///
     /// # Errors
-    /// [`MemoryError::Budget`], in which all bytes count; [`MemoryError::Stream`].
+    /// As [`MemoryPlan::new`].
     pub fn plan(
         &self,
         gpu: &Gpu,
@@ -44,29 +44,22 @@ impl Passes {
         model: &ModelConfig,
         adapter: Option<&Adapter>,
     ) -> Result<MemoryPlan, MemoryError> {
-        let positions = self.positions.max(self.length);
-        let angles = rotary_bytes(model, positions) - rotary_bytes(model, self.length);
-        let (budget, beside) = (self.budget.or_else(|| default_budget(gpu)), self.beside + angles);
         let demand = Demand {
             index: pack.index(),
             model,
             max_buffer: gpu.limits().max_buffer_size,
             max_binding: gpu.limits().max_storage_buffer_binding_size,
-            budget: budget.map(|budget| budget.saturating_sub(beside)),
+            budget: self.budget.or_else(|| default_budget(gpu)),
             adapter: adapter.map_or(0, |adapter| adapter.layout.len() as u64),
             rank: adapter.map_or(0, |adapter| adapter.config.rank),
             dropout: false,
             training: false,
             length: self.length,
+            positions: self.positions,
             rows: self.rows,
+            beside: self.beside,
         };
-        let plan = MemoryPlan::new(&demand, self.micro_batch).map_err(|error| match error {
-            MemoryError::Budget { needed, remedy, .. } => {
-                MemoryError::Budget { budget: budget.unwrap_or(u64::MAX), needed: needed.saturating_add(beside), remedy }
-            }
-            error => error,
-        })?;
-        Ok(MemoryPlan { length: positions, scratch: plan.scratch + beside, budget, ..plan })
+        MemoryPlan::new(&demand, self.micro_batch)
     }
 }
 

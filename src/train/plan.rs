@@ -88,7 +88,7 @@ pub struct Demand<'a> {
     pub max_buffer: u64,
     /// As much of a buffer as the device lets a kernel see.
     pub max_binding: u64,
-    /// Bytes allowed; `None`: as many as it takes.
+    /// Bytes allowed; `None`: as many as it takes, of which nobody knows whether they are there.
     pub budget: Option<u64>,
     /// Floats of the adapter; 0 without one.
     pub adapter: u64,
@@ -100,8 +100,12 @@ pub struct Demand<'a> {
     pub training: bool,
     /// Tokens of a row.
     pub length: u32,
+    /// Tokens of the longest text: of a sample in a row, or of one that goes through the model piece by piece.
+    pub positions: u32,
     /// Rows that there are: more at a time are of no use.
     pub rows: u64,
+    /// Bytes that something else takes.
+    pub beside: u64,
 }
 
 /// The memory of a run, in bytes.
@@ -113,6 +117,8 @@ pub struct MemoryPlan {
     pub micro_batch: u32,
     /// Tokens of a row.
     pub length: u32,
+    /// Tokens of the longest text.
+    pub positions: u32,
     /// What passes work in.
     pub sizes: Sizes,
     /// Bytes of that: activations and logits.
@@ -121,20 +127,23 @@ pub struct MemoryPlan {
     pub adapter: u64,
     /// Gradient and moments.
     pub optimizer: u64,
-    /// Sums of products, angles of the rotary embedding.
+    /// Sums of products, angles of the rotary embedding, and what something else takes.
     pub scratch: u64,
     /// Bytes allowed.
     pub budget: Option<u64>,
 }
 
 impl MemoryPlan {
-    /// Plans a run: the rows asked for, or as many as fit, all layers resident if any rows allow that, else in a ring.
+    /// Plans a run: the rows asked for, or as many as fit ([`MOST_AUTO_ROWS`] at most, and one where no budget is known), all layers
+    /// resident if any rows allow that, else in a ring.
     ///
     /// # Errors
     /// [`MemoryError::Budget`] with a flag that helps.
     pub fn new(demand: &Demand<'_>, micro_batch: MicroBatch) -> Result<Self, MemoryError> {
         let (least, most) = match micro_batch {
             MicroBatch::Rows(rows) => (rows, rows),
+            // What is not known is not used up.
+            MicroBatch::Auto if demand.budget.is_none() => (1, 1),
             MicroBatch::Auto => (1, demand.rows.clamp(1, MOST_AUTO_ROWS.into()) as u32),
         };
         let fewest = Self::of(demand, least).map_err(|error| error.with(demand.remedy(least)))?;
@@ -154,7 +163,7 @@ impl MemoryPlan {
         }
         let adapter = 4 * demand.adapter;
         let optimizer = if training { 3 * adapter } else { 0 };
-        let scratch = scratch_bytes(model, length);
+        let scratch = Matmul::SCRATCH_BYTES + rotary_bytes(model, demand.positions) + demand.beside;
         let besides = workspace.total() + adapter + optimizer + scratch;
         let left = budget.map(|budget| budget.saturating_sub(besides));
         let stream = match StreamPlan::new(demand.index, demand.max_buffer, left, true) {
@@ -164,7 +173,8 @@ impl MemoryPlan {
             }
             result => result?,
         };
-        Ok(Self { stream, micro_batch: rows, length, sizes, workspace, adapter, optimizer, scratch, budget })
+        let positions = demand.positions;
+        Ok(Self { stream, micro_batch: rows, length, positions, sizes, workspace, adapter, optimizer, scratch, budget })
     }
 
     /// Opens the model, and reserves what passes work in.
@@ -173,7 +183,7 @@ impl MemoryPlan {
     /// As [`Model::new`] and [`Memory::new`].
     pub fn reserve(&self, gpu: &Gpu, pack: PackSource) -> Result<(Model, Memory), TrainError> {
         let stream = StreamOptions { budget: Some(self.stream.needed_bytes), ..StreamOptions::default() };
-        let model = Model::new(gpu, pack, self.length, &stream)?;
+        let model = Model::new(gpu, pack, self.positions, &stream)?;
         let memory = Memory::new(gpu, model.config(), self.sizes)?;
         Ok((model, memory))
     }
@@ -199,13 +209,8 @@ impl MemoryPlan {
     }
 }
 
-/// Bytes that a model takes besides its weights, for samples of `length` tokens: sums of products, angles of the rotary embedding.
-fn scratch_bytes(model: &ModelConfig, length: u32) -> u64 {
-    Matmul::SCRATCH_BYTES + rotary_bytes(model, length)
-}
-
 /// Bytes of the angles of the rotary embedding, for texts of `length` tokens.
-pub(super) fn rotary_bytes(model: &ModelConfig, length: u32) -> u64 {
+fn rotary_bytes(model: &ModelConfig, length: u32) -> u64 {
     4 * u64::from(length) * u64::from(model.head_dim)
 }
 
@@ -251,7 +256,7 @@ impl Demand<'_> {
 
     fn shorter_rows(&self, rows: u32) -> Option<Remedy> {
         let shorter = halves(self.length).filter(|&length| length > 1);
-        let fits = |&length: &u32| Self { length, ..*self }.fits(1);
+        let fits = |&length: &u32| Self { length, positions: self.positions.min(length), ..*self }.fits(1);
         { shorter }.find(fits).map(if rows > 1 { Remedy::LengthOfOne } else { Remedy::Length })
     }
 

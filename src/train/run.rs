@@ -1,136 +1,32 @@
 //! A training from its first step to its last: data, steps, evaluations, checkpoints, records.
 
-use std::fmt;
+mod error;
+mod prepare;
+mod start;
+
 use std::path::{Path, PathBuf};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use serde::Serialize;
-use thiserror::Error;
 
-use super::adapter::{Adapter, WEIGHTS};
-use super::checkpoint::{Checkpoint, CheckpointError, Difference, Fingerprint, Inputs, State, data_identity, pack_identity};
-use super::config::ModelConfig;
-use super::data::{Batch, DataError, DataFile, Dataset, Options, Tokenizer, batch, epoch_order, rows};
+use super::adapter::Adapter;
+use super::checkpoint::{Checkpoint, State, adapter_checksum};
+use super::data::{Batch, Dataset, batch};
 use super::error::TrainError;
 use super::folder::publish;
-use super::gpu_adapter::GpuAdapter;
-use super::model::{read_config, read_tokenizer};
-use super::plan::{Demand, MemoryError, MemoryPlan};
-use super::record::{EvalRecord, METRICS, Record, RecordError, Recorder, Report, StepRecord};
+use super::plan::MemoryPlan;
+use super::record::{EvalRecord, Record, RecordError, Recorder, Report, StepRecord};
 use super::schedule::Schedule;
-use super::settings::{MicroBatch, Settings, SettingsError};
-use super::step::{Hyperparameters, Trainer};
-use crate::dequant::stream::{PackSource, default_budget};
+use super::settings::Settings;
+use super::trainer::Trainer;
 use crate::gpu::Gpu;
+pub use error::{Leftover, RunError};
+use prepare::epoch_rows;
+pub use prepare::{Prepared, Task, check_folder};
+use start::Start;
 
-/// Why a run could not begin, or did not reach its end.
-#[derive(Debug, Error)]
-#[non_exhaustive]
-pub enum RunError {
-    /// Settings that cannot be.
-    #[error(transparent)]
-    Settings(#[from] SettingsError),
-    /// The model, the data or the device.
-    #[error(transparent)]
-    Train(#[from] TrainError),
-    /// The memory does not suffice.
-    #[error(transparent)]
-    Plan(#[from] MemoryError),
-    /// A checkpoint cannot be read or written.
-    #[error(transparent)]
-    Checkpoint(#[from] CheckpointError),
-    /// What is resumed was started with other settings.
-    #[error("cannot go on from {}: {source}", checkpoint.display())]
-    OtherRun {
-        /// The checkpoint.
-        checkpoint: PathBuf,
-        /// What differs.
-        source: Difference,
-    },
-    /// A new run would replace what is there.
-    #[error("{} has {found} of an earlier run", out.display())]
-    Occupied {
-        /// The folder.
-        out: PathBuf,
-        /// What it has.
-        found: Leftover,
-    },
-    /// A checkpoint of another run.
-    #[error("{} is not in {}, where the run that goes on is", checkpoint.display(), out.display())]
-    Elsewhere {
-        /// The checkpoint.
-        checkpoint: PathBuf,
-        /// The folder.
-        out: PathBuf,
-    },
-    /// Nothing to resume.
-    #[error("{} has no checkpoint to go on from", out.display())]
-    NoCheckpoint {
-        /// The folder.
-        out: PathBuf,
-    },
-    /// Records cannot be written.
-    #[error(transparent)]
-    Record(#[from] RecordError),
-    /// A loss or a gradient that is not finite.
-    #[error("{source}{}", last_good(.checkpoint.as_deref()))]
-    Diverged {
-        /// Where.
-        source: Box<TrainError>,
-        /// The last checkpoint before.
-        checkpoint: Option<PathBuf>,
-    },
-}
-
-/// What an earlier run has left in a folder.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Leftover {
-    /// Checkpoints: it can go on.
-    Checkpoints,
-    /// An adapter without checkpoints.
-    Adapter,
-    /// Nothing but records.
-    Records,
-}
-
-impl fmt::Display for Leftover {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Checkpoints => "checkpoints",
-            Self::Adapter => "the adapter",
-            Self::Records => "the records",
-        })
-    }
-}
-
-fn last_good(checkpoint: Option<&Path>) -> String {
-    checkpoint.map_or_else(String::new, |path| format!("; the last good checkpoint is {}", path.display()))
-}
-
-impl From<DataError> for RunError {
-    fn from(error: DataError) -> Self {
-        Self::Train(error.into())
-    }
-}
-
-/// What a run is made of.
-#[derive(Debug, Clone, Copy)]
-pub struct Task<'a> {
-    /// The settings.
-    pub settings: &'a Settings,
-    /// What is learned.
-    pub data: DataFile<'a>,
-    /// What is evaluated on, if it is not a part of the data.
-    pub eval_data: Option<DataFile<'a>>,
-    /// The folder of adapter, checkpoints and records.
-    pub out: &'a Path,
-    /// Name or path of the base, for the adapter's settings; `None`: that of the checkpoint.
-    pub base: Option<&'a str>,
-    /// Further files for the folder: names and bytes.
-    pub files: &'a [(&'a str, &'a [u8])],
-    /// The date that chat templates show, in seconds since the Unix epoch; a resumed run keeps its own.
-    pub now: i64,
-}
+/// After so long, what was learned is saved even where no epoch has ended.
+const SAVE_AFTER: Duration = Duration::from_secs(600);
 
 /// What a run tells while it goes on.
 #[derive(Debug)]
@@ -148,12 +44,11 @@ pub enum Event<'a> {
 
 /// Why a run ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "lowercase")]
+#[serde(rename_all = "kebab-case")]
 pub enum End {
     /// All steps are done.
     Complete,
     /// No evaluation was better for as many as were allowed.
-    #[serde(rename = "early stop")]
     EarlyStop,
     /// The caller asked for it; it can be resumed.
     Stopped,
@@ -184,150 +79,12 @@ pub struct Run {
     last_checkpoint: Option<PathBuf>,
     /// The state in it, if this part of the run has written it.
     saved: Option<State>,
+    /// When that was, or when this part of the run began.
+    saved_at: Instant,
     /// Seconds of earlier parts of the run, and when this one began.
     clock: (f64, Instant),
     /// A batch of the last step.
     last_batch: Option<Batch>,
-}
-
-/// A pack and the data for it, tokenised: what can be known without a GPU.
-#[derive(Debug)]
-pub struct Prepared {
-    /// The pack.
-    pub pack: PackSource,
-    /// Its model.
-    pub model: ModelConfig,
-    /// Its tokenizer.
-    pub tokenizer: Tokenizer,
-    /// What is learned.
-    pub data: Dataset,
-    /// What is evaluated on.
-    pub held_out: Option<Dataset>,
-    checkpoint: Option<(PathBuf, Checkpoint)>,
-    now: i64,
-}
-
-impl Prepared {
-    /// Reads pack and data. `resume` is the checkpoint to go on from; `progress` is that of [`DataFile::samples`].
-    ///
-    /// # Errors
-    /// What is wrong with settings, pack, data or checkpoint.
-    pub fn new(
-        pack: PackSource,
-        task: &Task<'_>,
-        resume: Option<&Path>,
-        progress: &mut dyn FnMut(u64, u64) -> bool,
-    ) -> Result<Self, RunError> {
-        let settings = task.settings;
-        settings.check()?;
-        let model = read_config(&pack)?;
-        model.check_length(settings.max_length).map_err(TrainError::from)?;
-        let checkpoint =
-            resume.map(|path| Ok::<_, RunError>((path.to_owned(), Checkpoint::read(path, &model)?))).transpose()?;
-        let now = checkpoint.as_ref().map_or(task.now, |(_, checkpoint)| checkpoint.state.now);
-        let tokenizer = read_tokenizer(&pack, &model, now)?;
-        let options = Options { train_on: settings.train_on, max_length: settings.max_length };
-        let mut data = task.data.samples(&tokenizer, options, progress)?;
-        let held_out = match task.eval_data {
-            Some(file) => Some(file.samples(&tokenizer, options, progress)?),
-            None if settings.eval_split > 0.0 => Some(data.hold_out(settings.eval_split, settings.seed)?),
-            None => None,
-        };
-        Ok(Self { pack, model, tokenizer, data, held_out, checkpoint, now })
-    }
-
-    /// Tokens of a row: no more than there are.
-    fn row_length(&self, settings: &Settings) -> u32 {
-        let most = |data: &Dataset| u32::try_from(data.tokens()).unwrap_or(u32::MAX);
-        let most = most(&self.data).max(self.held_out.as_ref().map_or(0, most));
-        settings.max_length.min(most.max(1))
-    }
-
-    /// The first batch, as the run will see it.
-    pub fn first_batch(&self, settings: &Settings, rows_at_a_time: u32) -> Batch {
-        let rows = self.epoch(settings, 0);
-        let first: Vec<Vec<usize>> = rows.into_iter().take(rows_at_a_time as usize).collect();
-        batch(&self.data.samples, &first)
-    }
-
-    fn epoch(&self, settings: &Settings, epoch: u32) -> Vec<Vec<usize>> {
-        epoch_rows(&self.data, settings, self.row_length(settings), epoch)
-    }
-
-    /// The steps of a run with so many rows at a time.
-    fn total_steps(&self, settings: &Settings, micro_batch: u32) -> u64 {
-        let rows_a_step = u64::from(micro_batch) * u64::from(settings.accumulate);
-        let of_epoch = |epoch| (self.epoch(settings, epoch).len() as u64).div_ceil(rows_a_step);
-        settings.steps.unwrap_or_else(|| (0..settings.epochs).map(of_epoch).sum())
-    }
-
-    /// What a checkpoint of the run must have been made with.
-    fn fingerprint(&self, task: &Task<'_>, micro_batch: u32, total_steps: u64) -> Fingerprint {
-        let inputs = Inputs {
-            pack: pack_identity(self.pack.index()),
-            data: data_identity(task.data.bytes),
-            eval_data: task.eval_data.map(|file| data_identity(file.bytes)),
-            micro_batch,
-            total_steps,
-        };
-        Fingerprint::new(task.settings, &inputs)
-    }
-
-    /// Plans the memory of the run on a device.
-    ///
-    /// # Errors
-    /// [`RunError::Plan`], [`TrainError::Lora`].
-    pub fn plan(&self, gpu: &Gpu, settings: &Settings) -> Result<MemoryPlan, RunError> {
-        let lora = settings.lora();
-        let layout = super::lora::AdapterLayout::new(&lora, &self.model).map_err(TrainError::from)?;
-        let demand = Demand {
-            index: self.pack.index(),
-            model: &self.model,
-            max_buffer: gpu.limits().max_buffer_size,
-            max_binding: gpu.limits().max_storage_buffer_binding_size,
-            budget: settings.vram_budget.or_else(|| default_budget(gpu)),
-            adapter: layout.len() as u64,
-            rank: lora.rank,
-            dropout: lora.dropout > 0.0,
-            training: true,
-            length: self.row_length(settings),
-            rows: self.epoch(settings, 0).len() as u64,
-        };
-        let resumed = self.checkpoint.as_ref().and_then(|(_, checkpoint)| checkpoint.state.fingerprint.micro_batch());
-        let micro_batch = match (settings.micro_batch, resumed) {
-            (MicroBatch::Auto, Some(rows)) => MicroBatch::Rows(rows),
-            (micro_batch, _) => micro_batch,
-        };
-        let planned = MemoryPlan::new(&demand, micro_batch);
-        // A run that goes on keeps its rows, their length and its rank.
-        Ok(planned.map_err(|error| if resumed.is_some() { error.with(None) } else { error })?)
-    }
-}
-
-/// Holds the folder of a run against what it is to begin, or to go on with: nothing that is there is replaced.
-///
-/// # Errors
-/// [`RunError::Occupied`], [`RunError::Elsewhere`], [`RunError::Checkpoint`].
-pub fn check_folder(out: &Path, resume: Option<&Path>) -> Result<(), RunError> {
-    let same = |a: &Path, b: &Path| a.canonicalize().ok().zip(b.canonicalize().ok()).is_some_and(|(a, b)| a == b);
-    match resume {
-        // One that is not there is told when it is read.
-        Some(checkpoint) if !checkpoint.exists() || same(crate::io::folder_of(checkpoint), out) => Ok(()),
-        Some(checkpoint) => Err(RunError::Elsewhere { checkpoint: checkpoint.to_owned(), out: out.to_owned() }),
-        None => {
-            let found = match Checkpoint::latest(out)? {
-                Some(_) => Some(Leftover::Checkpoints),
-                None if out.join(WEIGHTS).exists() => Some(Leftover::Adapter),
-                None if out.join(METRICS).exists() => Some(Leftover::Records),
-                None => None,
-            };
-            found.map_or(Ok(()), |found| Err(RunError::Occupied { out: out.to_owned(), found }))
-        }
-    }
-}
-
-fn epoch_rows(data: &Dataset, settings: &Settings, row_length: u32, epoch: u32) -> Vec<Vec<usize>> {
-    rows(&data.samples, &epoch_order(data.samples.len(), settings.seed, epoch), row_length)
 }
 
 impl Run {
@@ -345,42 +102,22 @@ impl Run {
     /// # Errors
     /// See [`RunError`].
     pub fn start(gpu: &Gpu, prepared: Prepared, task: &Task<'_>, plan: MemoryPlan) -> Result<Self, RunError> {
-        check_folder(task.out, prepared.checkpoint.as_ref().map(|(path, _)| path.as_path()))?;
+        check_folder(task.out, prepared.checkpoint.as_ref().map(|(path, _)| path.as_path()), &prepared.model)?;
         let settings = task.settings.clone();
         let total_steps = prepared.total_steps(&settings, plan.micro_batch);
         let fingerprint = prepared.fingerprint(task, plan.micro_batch, total_steps);
         let Prepared { pack, model, data, held_out, checkpoint, now, .. } = prepared;
+        let mut begun = match checkpoint {
+            Some((path, checkpoint)) => Start::resumed(task, path, checkpoint, total_steps, fingerprint)?,
+            None => Start::fresh(task, &model, State::new(total_steps, now, fingerprint))?,
+        };
+        let trainer = begun.trainer(gpu, pack, &settings, &plan)?;
         let out = task.out.to_owned();
-        let (adapter, state, moments, last_checkpoint) = match checkpoint {
-            Some((path, checkpoint)) => {
-                let differs = |source| RunError::OtherRun { checkpoint: path.clone(), source };
-                checkpoint.state.fingerprint.check(&fingerprint).map_err(differs)?;
-                let Checkpoint { mut adapter, mean, square, state } = checkpoint;
-                adapter.base = task.base.map(str::to_owned).or(adapter.base);
-                (adapter, State { total_steps, fingerprint, ..state }, Some((mean, square)), Some(path))
-            }
-            None => {
-                let base = task.base.map(str::to_owned);
-                let adapter = Adapter::new(settings.lora(), base, &model, settings.seed).map_err(TrainError::from)?;
-                (adapter, new_state(total_steps, now, fingerprint), None, None)
-            }
-        };
-        let mut trainer = trainer(gpu, pack, &settings, &adapter, &plan)?;
-        if let Some((mean, square)) = &moments {
-            trainer.restore(mean, square, state.step, state.micro_batches)?;
-        }
-        let resumed = moments.is_some();
-        let set_aside = if resumed { Checkpoint::set_aside(&out, state.step)? } else { Vec::new() };
-        // With an early stop, the best adapter is there, which need not be that of the checkpoint.
-        let keeps = resumed && settings.early_stop.is_some();
-        if !keeps {
-            adapter.write(&out, task.files).map_err(TrainError::from)?;
-        }
-        let (recorder, records) = if resumed {
-            Recorder::resume(&out, state.step, state.eval_due)?
-        } else {
-            (Recorder::create(&out)?, Vec::new())
-        };
+        let set_aside = if begun.is_fresh() { Vec::new() } else { Checkpoint::set_aside(&out, begun.state.step)? };
+        let keeps_best = settings.early_stop.is_some() && held_out.is_some();
+        begun.write_adapter(task, &model, keeps_best)?;
+        let (recorder, records) = begun.records(&out)?;
+        let Start { adapter, state, checkpoint: last_checkpoint, .. } = begun;
         let schedule = Schedule::new(settings.schedule, settings.lr, settings.warmup, total_steps);
         let rows = epoch_rows(&data, &settings, plan.length, state.epoch);
         let clock = (state.seconds, Instant::now());
@@ -400,6 +137,7 @@ impl Run {
             set_aside,
             last_checkpoint,
             saved: None,
+            saved_at: Instant::now(),
             clock,
             last_batch: None,
         })
@@ -419,11 +157,12 @@ impl Run {
         let mut wanted = self.evaluate(&mut observe)?;
         while wanted && self.state.step < self.state.total_steps && !self.stops_early() {
             let (record, epoch_ends) = self.step()?;
-            let last = self.state.step == self.state.total_steps;
+            let last = self.state.step >= self.state.total_steps;
             wanted = observe(Event::Step(&record, self.state.total_steps));
-            self.state.eval_due = self.held_out.is_some() && self.is_due(self.settings.eval_every, epoch_ends, last);
+            self.state.eval_due = self.held_out.is_some() && (last || self.is_due(self.settings.eval_every, epoch_ends));
             // Before the evaluation: nothing that happens there loses what was learned.
-            if !wanted || self.is_due(self.settings.save_every, epoch_ends, last) {
+            let in_time = self.settings.save_every.is_none() && self.saved_at.elapsed() >= SAVE_AFTER;
+            if !wanted || last || in_time || self.is_due(self.settings.save_every, epoch_ends) {
                 wanted &= self.save(&mut observe)?;
             }
             if wanted {
@@ -437,7 +176,7 @@ impl Run {
     fn end(&mut self, observe: &mut impl FnMut(Event<'_>) -> bool) -> Result<End, RunError> {
         let end = match self.stops_early() {
             true => End::EarlyStop,
-            false if self.state.step == self.state.total_steps && !self.state.eval_due => End::Complete,
+            false if self.state.step >= self.state.total_steps && !self.state.eval_due => End::Complete,
             false => End::Stopped,
         };
         // What an evaluation after the last checkpoint has changed, too: a run that is resumed does not make it again.
@@ -494,9 +233,9 @@ impl Run {
         Ok(path)
     }
 
-    /// Every so many steps or at the end of an epoch, and at the end of all.
-    fn is_due(&self, every: Option<u64>, epoch_ends: bool, last: bool) -> bool {
-        last || every.map_or(epoch_ends, |every| self.state.step.is_multiple_of(every.max(1)))
+    /// Every so many steps, or at the end of an epoch.
+    fn is_due(&self, every: Option<u64>, epoch_ends: bool) -> bool {
+        every.map_or(epoch_ends, |every| self.state.step.is_multiple_of(every.max(1)))
     }
 
     fn step(&mut self) -> Result<(StepRecord, bool), RunError> {
@@ -562,12 +301,14 @@ impl Run {
     fn evaluate(&mut self, observe: &mut impl FnMut(Event<'_>) -> bool) -> Result<bool, RunError> {
         let Some(held_out) = self.held_out.as_ref().filter(|_| self.state.eval_due) else { return Ok(true) };
         let progress = |done, total| observe(Event::Evaluating(done, total));
-        let found = self.trainer.session().mean_loss(&held_out.samples, self.plan.length, progress)?;
+        let found = self.trainer.session().mean_loss(&held_out.samples, self.plan.length, progress);
+        let found = found.map_err(|error| match error {
+            TrainError::NotFinite { layer, .. } => {
+                self.failed(TrainError::NotFinite { step: Some(self.state.step), what: "the held-out loss", layer })
+            }
+            error => error.into(),
+        })?;
         let Some((loss, tokens)) = found else { return Ok(false) };
-        if !loss.is_finite() {
-            let (what, layer) = ("the held-out loss", None);
-            return Err(self.failed(TrainError::NotFinite { step: self.state.step, what, layer }));
-        }
         self.state.eval_due = false;
         self.state.seconds = self.seconds_now();
         let record = EvalRecord { step: self.state.step, loss, perplexity: loss.exp(), tokens, seconds: self.state.seconds };
@@ -578,6 +319,7 @@ impl Run {
             self.state.evals_without_gain = 0;
             if self.keeps_best() {
                 self.publish()?;
+                self.state.best_adapter = Some(adapter_checksum(&self.adapter));
             }
         } else {
             self.state.evals_without_gain += 1;
@@ -610,44 +352,7 @@ impl Run {
         Checkpoint::prune(&self.out, self.settings.keep)?;
         let again = self.last_checkpoint.as_ref() == Some(&path);
         self.last_checkpoint = Some(path.clone());
-        self.saved = Some(checkpoint.state);
+        (self.saved, self.saved_at) = (Some(checkpoint.state), Instant::now());
         Ok(again || observe(Event::Saved(&path)))
     }
-}
-
-fn new_state(total_steps: u64, now: i64, fingerprint: Fingerprint) -> State {
-    State {
-        step: 0,
-        total_steps,
-        epoch: 0,
-        row: 0,
-        micro_batches: 0,
-        trained_tokens: 0,
-        seconds: 0.0,
-        now,
-        best_eval: None,
-        best_step: 0,
-        evals_without_gain: 0,
-        eval_due: false,
-        fingerprint,
-    }
-}
-
-/// The trainer of a new run, its moments at zero.
-fn trainer(
-    gpu: &Gpu,
-    pack: PackSource,
-    settings: &Settings,
-    adapter: &Adapter,
-    plan: &MemoryPlan,
-) -> Result<Trainer, TrainError> {
-    let (model, memory) = plan.reserve(gpu, pack)?;
-    let on_gpu = GpuAdapter::new(gpu, &adapter.config, &adapter.layout, &adapter.vector, true)?;
-    let hyperparameters = Hyperparameters {
-        weight_decay: settings.weight_decay,
-        clip: settings.clip,
-        seed: settings.seed,
-        ..Hyperparameters::default()
-    };
-    Trainer::new(model, on_gpu, memory, hyperparameters)
 }

@@ -45,7 +45,7 @@ impl Session {
     /// at a time as the memory has room for. `progress` hears how many of all rows are done, and ends the work where it says `false`.
     ///
     /// # Errors
-    /// As [`Session::loss`].
+    /// As [`Session::loss`]; [`TrainError::NotFinite`].
     pub fn mean_loss(
         &mut self,
         samples: &[Sample],
@@ -58,7 +58,12 @@ impl Session {
         let (mut sum, mut tokens, mut done) = (0.0, 0, 0);
         for some in rows.chunks(at_a_time) {
             let batch = batch(samples, some);
-            sum += f64::from(self.loss(&batch)?) * batch.trained as f64;
+            let loss = self.loss(&batch)?;
+            if !loss.is_finite() {
+                let layer = self.first_non_finite(&batch, None)?;
+                return Err(TrainError::NotFinite { step: None, what: "the loss", layer });
+            }
+            sum += f64::from(loss) * batch.trained as f64;
             tokens += batch.trained;
             done += some.len() as u64;
             if !progress(done, rows.len() as u64) {

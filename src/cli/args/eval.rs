@@ -44,7 +44,7 @@ pub struct EvalArgs {
     #[arg(long, value_name = "TOKENS", value_parser = clap::value_parser!(u32).range(2..))]
     pub max_length: Option<u32>,
 
-    /// Rows of a forward pass; auto is as many as fit [default: auto]
+    /// Rows of a forward pass; auto is as many as fit, 8 at most [default: auto]
     #[arg(long, value_name = "N|auto")]
     pub micro_batch: Option<MicroBatchArg>,
 

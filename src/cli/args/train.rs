@@ -65,7 +65,7 @@ pub struct TrainArgs {
 #[derive(Debug, Clone, Default, PartialEq, Args, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields, default)]
 pub struct TrainOptions {
-    /// What to learn from: JSON Lines
+    /// What to learn from: JSON Lines, or plain text (.txt, .md)
     #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath, required_unless_present = "config")]
     pub data: Option<PathBuf>,
     /// The folder for the adapter; made where it is not there
@@ -139,7 +139,7 @@ pub struct TrainOptions {
     /// Optimiser steps, in place of --epochs
     #[arg(long, value_name = "N", help_heading = "Length and batches")]
     pub steps: Option<u64>,
-    /// Rows of a forward pass: more are faster and take more memory; auto is as many as fit [default: auto]
+    /// Rows of a forward pass: more are faster and take more memory; auto is as many as fit, 8 at most [default: auto]
     #[arg(long, value_name = "N|auto", help_heading = "Length and batches")]
     #[serde(deserialize_with = "as_flag")]
     pub micro_batch: Option<MicroBatchArg>,
@@ -169,7 +169,7 @@ pub struct TrainOptions {
     /// End after so many evaluations in a row without a lower loss; the best adapter then stays in DIR [default: do not]
     #[arg(long, value_name = "N", help_heading = "Evaluation and checkpoints")]
     pub early_stop: Option<u32>,
-    /// Optimiser steps between two checkpoints [default: once an epoch]
+    /// Optimiser steps between two checkpoints [default: once an epoch, and every ten minutes]
     #[arg(long, value_name = "STEPS", help_heading = "Evaluation and checkpoints")]
     pub save_every: Option<u64>,
     /// Checkpoints that are kept, the newest [default: 2]

@@ -22,7 +22,8 @@ use crate::train::model::read_config;
 use crate::train::plan::{Demand, MemoryError, MemoryPlan};
 use crate::train::random::{Generator, Stream};
 use crate::train::settings::MicroBatch;
-use crate::train::step::{Hyperparameters, Phase, Trainer};
+use crate::train::step::Phase;
+use crate::train::trainer::{Hyperparameters, Trainer};
 
 /// Does not matter to the time.
 const LEARNING_RATE: f64 = 1e-4;
@@ -138,7 +139,9 @@ fn trainer(args: &BenchTrainArgs, gpu: &Gpu, pack: &Path) -> Result<(Trainer, Me
         dropout: false,
         training: true,
         length: args.seq,
+        positions: args.seq,
         rows: args.batch.into(),
+        beside: 0,
     };
     let plan = MemoryPlan::new(&demand, MicroBatch::Rows(args.batch)).map_err(in_own_flags)?;
     let (model, memory) = plan.reserve(gpu, source)?;

@@ -45,6 +45,7 @@ fn checkpoint(step: u64) -> Checkpoint {
         now: -1,
         best_eval: Some(f64::from_bits(0x3ff1_2345_6789_abcd)),
         best_step: 3,
+        best_adapter: Some(0x1234_5678),
         evals_without_gain: 2,
         eval_due: true,
         fingerprint: Fingerprint::new(&settings, &inputs()),

@@ -139,6 +139,12 @@ impl Dataset {
         self.samples.iter().map(|sample| sample.tokens.len() as u64).sum()
     }
 
+    /// Tokens of the longest sample.
+    pub fn longest(&self) -> u32 {
+        let longest = self.samples.iter().map(|sample| sample.tokens.len()).max().unwrap_or_default();
+        u32::try_from(longest).unwrap_or(u32::MAX)
+    }
+
     /// Tokens to be predicted.
     pub fn trained_tokens(&self) -> u64 {
         self.samples.iter().map(Sample::trained_tokens).sum()

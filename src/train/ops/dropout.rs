@@ -169,6 +169,12 @@ mod tests {
     }
 
     #[test]
+    fn more_groups_than_a_dimension_has() {
+        let Some(gpu) = gpu_with(|options| options.max_groups = Some(3)) else { return };
+        check(&gpu, 77, 101, 0.3);
+    }
+
+    #[test]
     fn pieces_share_one_mask() {
         let Some(gpu) = gpu_with(|options| options.max_binding = Some(2048)) else { return };
         check(&gpu, 77, 101, 0.3);

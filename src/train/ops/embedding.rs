@@ -269,6 +269,12 @@ mod tests {
     }
 
     #[test]
+    fn more_groups_than_a_dimension_has() {
+        let Some(gpu) = gpu_with(|options| options.max_groups = Some(3)) else { return };
+        check(&gpu, [33, 101], 77, 1 << 30);
+    }
+
+    #[test]
     fn parts_and_bindings_may_cut_rows() {
         let Some(gpu) = gpu() else { return };
         for part in [256, 260, 1024, 4000] {

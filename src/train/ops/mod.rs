@@ -3,7 +3,6 @@
 //! Operations record into a list of commands; nothing is read back. Each checks on the host that its tensors hold what its kernels
 //! index, which is what lets those run without runtime checks.
 
-mod add;
 mod attention;
 mod cached_attention;
 mod dropout;
@@ -19,7 +18,6 @@ mod swiglu;
 #[cfg(test)]
 pub(crate) mod testing;
 
-pub use add::Add;
 pub use attention::{Attention, AttentionShape};
 pub use cached_attention::{CachedAttention, CachedAttentionShape};
 pub use dropout::{Dropout, DropoutKey};

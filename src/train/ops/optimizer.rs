@@ -283,10 +283,12 @@ mod tests {
     }
 
     #[test]
-    fn many_parameters_and_pieces_that_can_be_bound() {
+    fn many_parameters_pieces_that_can_be_bound_and_grids_of_two_dimensions() {
         let Some(gpu) = gpu() else { return };
         check(&gpu, 1_000_001, 1, STEP);
         let Some(gpu) = gpu_with(|options| options.max_binding = Some(200_000)) else { return };
+        check(&gpu, 100_001, 2, STEP);
+        let Some(gpu) = gpu_with(|options| options.max_groups = Some(3)) else { return };
         check(&gpu, 100_001, 2, STEP);
     }
 

@@ -136,6 +136,12 @@ mod tests {
     }
 
     #[test]
+    fn more_groups_than_a_dimension_has() {
+        let Some(gpu) = gpu_with(|options| options.max_groups = Some(3)) else { return };
+        check(&gpu, 77, 101, 8.0);
+    }
+
+    #[test]
     fn the_reference_is_the_gradient() {
         let [gate, up, dh] = [1, 2, 3].map(|seed| wide(&random(seed, 20)));
         let (d_gate, d_up) = reference_backward(&gate, &up, &dh);

@@ -22,7 +22,9 @@ fn demand<'a>(index: &'a Index, model: &'a ModelConfig) -> Demand<'a> {
         dropout: false,
         training: true,
         length: 64,
+        positions: 64,
         rows: 100,
+        beside: 0,
     }
 }
 
@@ -38,11 +40,13 @@ fn refused(demand: &Demand<'_>, rows: MicroBatch) -> MemoryError {
 fn no_matrix_is_larger_than_a_binding_or_a_buffer() {
     let index = Index::parse(PACK, PACK.len() as u64).unwrap();
     let model = ModelConfig::parse(CONFIG, None).unwrap();
-    let unlimited = demand(&index, &model);
+    let unlimited = Demand { budget: Some(u64::MAX), ..demand(&index, &model) };
     // The widest matrix of a row: what is between the feed-forward products, or a chunk of logits.
     let row = plan(&unlimited, MicroBatch::Rows(1)).workspace.largest;
     let widest = model.intermediate.max(model.queries()).max(model.vocab);
     assert_eq!(row, 4 * 64 * u64::from(widest));
+    assert_eq!(plan(&unlimited, MicroBatch::Auto).micro_batch, MOST_AUTO_ROWS);
+    assert_eq!(plan(&Demand { budget: None, ..unlimited }, MicroBatch::Auto).micro_batch, 1);
     let [by_binding, by_buffer] =
         [Demand { max_binding: 5 * row, ..unlimited }, Demand { max_buffer: 5 * row, ..unlimited }];
     for limited in [by_binding, by_buffer] {

@@ -299,6 +299,19 @@ fn small_buffers_and_bindings() {
 
 /// The loss is the sum of all products of y with fixed numbers, so that these are dy.
 #[test]
+fn more_groups_than_a_dimension_has() {
+    if gpu().is_none() {
+        return;
+    }
+    let gpu = &Gpu::open(&Options { cache: None, max_groups: Some(3), ..Options::from_env() }).unwrap();
+    // Tiles, chunks of sums and what adds them up; few rows.
+    check_dense(gpu, (150, 170, 20));
+    check_dense(gpu, (40, 70, 1100));
+    Frozen::nf4(gpu, 330, 520, 64, ScaleType::Bf16).check(gpu, "nf4", 70, 0..330);
+    Frozen::nf4(gpu, 330, 520, 64, ScaleType::Bf16).check(gpu, "nf4, few rows", 3, 0..330);
+}
+
+#[test]
 fn backward_is_the_gradient_of_forward() {
     let Some(gpu) = gpu() else { return };
     let (m, outputs, inputs) = (2, 5, 9);

@@ -1,0 +1,106 @@
+//! Why a run does not begin, or ends early.
+
+use std::fmt;
+use std::path::{Path, PathBuf};
+
+use thiserror::Error;
+
+use super::super::checkpoint::{CheckpointError, Difference};
+use super::super::data::DataError;
+use super::super::error::TrainError;
+use super::super::plan::MemoryError;
+use super::super::record::RecordError;
+use super::super::settings::SettingsError;
+
+/// Why a run could not begin, or did not reach its end.
+#[derive(Debug, Error)]
+#[non_exhaustive]
+pub enum RunError {
+    /// Settings that cannot be.
+    #[error(transparent)]
+    Settings(#[from] SettingsError),
+    /// The model, the data or the device.
+    #[error(transparent)]
+    Train(#[from] TrainError),
+    /// The memory does not suffice.
+    #[error(transparent)]
+    Plan(#[from] MemoryError),
+    /// A checkpoint cannot be read or written.
+    #[error(transparent)]
+    Checkpoint(#[from] CheckpointError),
+    /// What is resumed was started with other settings.
+    #[error("cannot go on from {}: {source}", checkpoint.display())]
+    OtherRun {
+        /// The checkpoint.
+        checkpoint: PathBuf,
+        /// What differs.
+        source: Difference,
+    },
+    /// A new run would replace what is there.
+    #[error("{} has {found}", out.display())]
+    Occupied {
+        /// The folder.
+        out: PathBuf,
+        /// What it has.
+        found: Leftover,
+    },
+    /// A checkpoint of another run.
+    #[error("{} is not in {}, where the run that goes on is", checkpoint.display(), out.display())]
+    Elsewhere {
+        /// The checkpoint.
+        checkpoint: PathBuf,
+        /// The folder.
+        out: PathBuf,
+    },
+    /// Nothing to resume.
+    #[error("{} has no checkpoint to go on from", out.display())]
+    NoCheckpoint {
+        /// The folder.
+        out: PathBuf,
+    },
+    /// Records cannot be written.
+    #[error(transparent)]
+    Record(#[from] RecordError),
+    /// A loss or a gradient that is not finite.
+    #[error("{source}{}", last_good(.checkpoint.as_deref()))]
+    Diverged {
+        /// Where.
+        source: Box<TrainError>,
+        /// The last checkpoint before.
+        checkpoint: Option<PathBuf>,
+    },
+}
+
+/// What is in a folder already.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Leftover {
+    /// Checkpoints of a run: it can go on.
+    Checkpoints,
+    /// An adapter that was trained, without checkpoints.
+    Adapter,
+    /// Nothing but records.
+    Records,
+    /// Checkpoints of another program, where ours would go.
+    OfOthers,
+}
+
+impl fmt::Display for Leftover {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Checkpoints => "checkpoints of an earlier run",
+            Self::Adapter => "the adapter of an earlier run",
+            Self::Records => "the records of an earlier run",
+            Self::OfOthers => "checkpoints of another program",
+        })
+    }
+}
+
+fn last_good(checkpoint: Option<&Path>) -> String {
+    checkpoint.map_or_else(String::new, |path| format!("; the last good checkpoint is {}", path.display()))
+}
+
+impl From<DataError> for RunError {
+    fn from(error: DataError) -> Self {
+        Self::Train(error.into())
+    }
+}

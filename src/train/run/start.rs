@@ -1,0 +1,100 @@
+//! Where a run starts: at nothing, or at a checkpoint.
+
+use std::path::{Path, PathBuf};
+
+use super::super::adapter::Adapter;
+use super::super::checkpoint::{Checkpoint, Fingerprint, State, adapter_checksum};
+use super::super::config::ModelConfig;
+use super::super::error::TrainError;
+use super::super::gpu_adapter::GpuAdapter;
+use super::super::plan::MemoryPlan;
+use super::super::record::{Record, Recorder};
+use super::super::settings::Settings;
+use super::super::trainer::{Hyperparameters, Trainer};
+use super::{RunError, Task};
+use crate::dequant::stream::PackSource;
+use crate::gpu::Gpu;
+
+/// What a run starts with.
+pub(super) struct Start {
+    pub adapter: Adapter,
+    pub state: State,
+    /// The checkpoint that it goes on from.
+    pub checkpoint: Option<PathBuf>,
+    /// The moments in it.
+    moments: Option<[Vec<f32>; 2]>,
+}
+
+impl Start {
+    /// At an adapter that changes nothing.
+    pub fn fresh(task: &Task<'_>, model: &ModelConfig, state: State) -> Result<Self, RunError> {
+        let (lora, base) = (task.settings.lora(), task.base.map(str::to_owned));
+        let adapter = Adapter::new(lora, base, model, task.settings.seed).map_err(TrainError::from)?;
+        Ok(Self { adapter, state, checkpoint: None, moments: None })
+    }
+
+    /// At a checkpoint, which must be one of the same run.
+    pub fn resumed(
+        task: &Task<'_>,
+        path: PathBuf,
+        checkpoint: Checkpoint,
+        total_steps: u64,
+        fingerprint: Fingerprint,
+    ) -> Result<Self, RunError> {
+        let differs = |source| RunError::OtherRun { checkpoint: path.clone(), source };
+        checkpoint.state.fingerprint.check(&fingerprint).map_err(differs)?;
+        let Checkpoint { mut adapter, mean, square, state } = checkpoint;
+        adapter.base = task.base.map(str::to_owned).or(adapter.base);
+        let state = State { total_steps, fingerprint, ..state };
+        Ok(Self { adapter, state, checkpoint: Some(path), moments: Some([mean, square]) })
+    }
+
+    pub fn is_fresh(&self) -> bool {
+        self.checkpoint.is_none()
+    }
+
+    /// The trainer, with the moments where there are some.
+    pub fn trainer(
+        &self,
+        gpu: &Gpu,
+        pack: PackSource,
+        settings: &Settings,
+        plan: &MemoryPlan,
+    ) -> Result<Trainer, TrainError> {
+        let (model, memory) = plan.reserve(gpu, pack)?;
+        let Adapter { config, layout, vector, .. } = &self.adapter;
+        let on_gpu = GpuAdapter::new(gpu, config, layout, vector, true)?;
+        let &Settings { weight_decay, clip, seed, .. } = settings;
+        let hyperparameters = Hyperparameters { weight_decay, clip, seed, ..Hyperparameters::default() };
+        let mut trainer = Trainer::new(model, on_gpu, memory, hyperparameters)?;
+        if let Some([mean, square]) = &self.moments {
+            trainer.restore(mean, square, self.state.step, self.state.micro_batches)?;
+        }
+        Ok(trainer)
+    }
+
+    /// Writes what is in the folder of the run before its first step: with an early stop the best adapter so far, which is there
+    /// already. Where it is not, the search for the best one begins anew.
+    pub fn write_adapter(&mut self, task: &Task<'_>, model: &ModelConfig, keeps_best: bool) -> Result<(), RunError> {
+        let is_best = |adapter: &Adapter| self.state.best_adapter == Some(adapter_checksum(adapter));
+        let best = Adapter::read(task.out, model).ok().filter(|adapter| keeps_best && is_best(adapter));
+        let adapter = match best {
+            Some(best) => Adapter { base: self.adapter.base.clone(), ..best },
+            None => {
+                if keeps_best {
+                    self.state.forget_best();
+                }
+                self.adapter.clone()
+            }
+        };
+        Ok(adapter.write(task.out, task.files).map_err(TrainError::from)?)
+    }
+
+    /// The records of the run, and what writes more of them.
+    pub fn records(&self, out: &Path) -> Result<(Recorder, Vec<Record>), RunError> {
+        match self.checkpoint {
+            Some(_) => Ok(Recorder::resume(out, self.state.step, self.state.eval_due)?),
+            None => Ok((Recorder::create(out)?, Vec::new())),
+        }
+    }
+}
