@@ -170,7 +170,7 @@ mod tests {
 
     #[test]
     fn more_groups_than_a_dimension_has() {
-        let Some(gpu) = gpu_with(|options| options.max_groups = Some(3)) else { return };
+        let Some(gpu) = gpu_with(|options| options.max_groups = Some(7)) else { return };
         check(&gpu, 77, 101, 0.3);
     }
 

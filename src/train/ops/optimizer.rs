@@ -288,7 +288,7 @@ mod tests {
         check(&gpu, 1_000_001, 1, STEP);
         let Some(gpu) = gpu_with(|options| options.max_binding = Some(200_000)) else { return };
         check(&gpu, 100_001, 2, STEP);
-        let Some(gpu) = gpu_with(|options| options.max_groups = Some(3)) else { return };
+        let Some(gpu) = gpu_with(|options| options.max_groups = Some(23)) else { return };
         check(&gpu, 100_001, 2, STEP);
     }
 

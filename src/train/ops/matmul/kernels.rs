@@ -68,9 +68,6 @@ struct Tile {
 /// The first serves; the others waste less where a side is short, as the rank of an adapter is.
 const TILES: [Tile; 3] = [Tile { x: 8, y: 16 }, Tile { x: 4, y: 16 }, Tile { x: 16, y: 4 }];
 
-/// Up to so many rows, tiles of few rows waste less than they decode twice.
-const FEW_TILE_ROWS: u32 = 64;
-
 impl Tile {
     fn constants(self) -> Vec<(&'static str, f64)> {
         let fours = |threads: u32| (TERMS * (2 * threads + 1)).into();
@@ -87,8 +84,7 @@ impl Tile {
         let sums = |tile: &Self| tile.groups(product.m, product.n) * u64::from(tile.x * tile.y);
         match product.b {
             Right::Raw { float_type: FloatType::F32, .. } => TILES.into_iter().min_by_key(sums).unwrap_or(TILES[0]),
-            // Frozen weights are decoded once a tile, which is worth some idle threads, but not most of them.
-            _ if product.m <= FEW_TILE_ROWS => TILES[2],
+            // Frozen weights are large.
             _ => TILES[0],
         }
     }

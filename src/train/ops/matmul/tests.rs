@@ -303,7 +303,7 @@ fn more_groups_than_a_dimension_has() {
     if gpu().is_none() {
         return;
     }
-    let gpu = &Gpu::open(&Options { cache: None, max_groups: Some(3), ..Options::from_env() }).unwrap();
+    let gpu = &Gpu::open(&Options { cache: None, max_groups: Some(12), ..Options::from_env() }).unwrap();
     // Tiles, chunks of sums and what adds them up; few rows.
     check_dense(gpu, (150, 170, 20));
     check_dense(gpu, (40, 70, 1100));
