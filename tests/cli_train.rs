@@ -237,6 +237,6 @@ mod alive {
         let heard = stderr.find("stopping: a step that has begun is finished first").unwrap();
         let saved = stderr.find(&format!("saved out/checkpoint-{}\n", steps())).unwrap_or_else(|| panic!("{stderr}"));
         assert!(heard < saved, "{stderr}");
-        assert!(stdout.contains(&format!("stopped; --resume goes on: {} of 100,000 steps", steps())), "{stdout}");
+        assert!(stdout.contains(&format!("stopped; --resume goes on: {} of 100000 steps", steps())), "{stdout}");
     }
 }
