@@ -87,7 +87,7 @@ struct Record<'a> {
 
 impl Record<'_> {
     fn form(&self) -> Result<Form, DataError> {
-        let has = |form: &Form| form.keys().iter().all(|key| !get(self.value, key).is_undefined());
+        let has = |form: &Form| form.keys().iter().all(|key| given(self.value, key).is_some());
         Form::ALL.into_iter().find(has).ok_or(DataError::UnknownForm { line: self.line })
     }
 
@@ -121,8 +121,7 @@ impl Record<'_> {
     }
 
     fn optional_string(&self, key: &str) -> Result<Option<String>, DataError> {
-        let value = get(self.value, key);
-        if value.is_undefined() || value.is_none() { Ok(None) } else { self.string(self.value, key).map(Some) }
+        given(self.value, key).map(|_| self.string(self.value, key)).transpose()
     }
 
     fn chat(&self, key: &'static str, message: impl Fn(Value) -> Result<Value, DataError>) -> Result<Content, DataError> {
@@ -147,7 +146,7 @@ impl Record<'_> {
 
     /// A message of ShareGPT's form.
     fn turn(&self, turn: Value) -> Result<Value, DataError> {
-        if get(&turn, "from").is_undefined() {
+        if given(&turn, "from").is_none() {
             return self.message(turn);
         }
         let from = self.string(&turn, "from")?;
@@ -165,6 +164,11 @@ impl Record<'_> {
 /// A key of a map; undefined where there is none.
 pub(super) fn get(map: &Value, key: &str) -> Value {
     map.get_attr(key).unwrap_or_default()
+}
+
+/// A key of a map that is there and not null: what writes tables as JSON has every column in every line.
+fn given(map: &Value, key: &str) -> Option<Value> {
+    Some(get(map, key)).filter(|value| !value.is_undefined() && !value.is_none())
 }
 
 #[cfg(test)]
@@ -201,6 +205,21 @@ mod tests {
         assert_eq!(form, Form::ShareGpt);
         let expected = [("user", "a"), ("assistant", "b")].map(|(r, c)| (r.to_owned(), c.to_owned()));
         assert_eq!(roles_and_contents(&records[0].1), expected);
+    }
+
+    #[test]
+    fn a_null_is_as_good_as_no_key() {
+        let (form, records) = contents(
+            "{\"messages\": null, \"conversations\": null, \"text\": \"a\", \"prompt\": null, \"completion\": \"b\"}",
+        );
+        assert!(matches!((form, &records[0].1), (Form::Text, Content::Text(text)) if text == "a"));
+        let turn = r#"{"from": null, "value": null, "role": "user", "content": "a"}"#;
+        let (form, records) = contents(&format!(r#"{{"messages": null, "conversations": [{turn}]}}"#));
+        assert_eq!(form, Form::ShareGpt);
+        assert_eq!(roles_and_contents(&records[0].1), [("user".to_owned(), "a".to_owned())]);
+        assert!(matches!(parse(br#"{"text": null}"#), Err(DataError::UnknownForm { line: 1 })));
+        let later = parse(b"{\"text\": \"a\"}\n{\"text\": null, \"messages\": []}").unwrap_err();
+        assert!(matches!(&later, DataError::Value { line: 2, key, .. } if key == "text"), "{later}");
     }
 
     #[test]
