@@ -288,6 +288,8 @@ fn all_of_the_snapshot_is_bfloat16_and_sharded_as_asked() {
         // Just above the middle between 1 and the next bfloat16.
         bytes[..4].copy_from_slice(&(1.0_f32 + 0.003_906_25 + 1e-6).to_le_bytes());
     });
+    let config = fs::read_to_string(base.join("config.json")).unwrap();
+    fs::write(base.join("config.json"), config.replace("bfloat16", "float32")).unwrap();
     place.convert(&base, "wide.nf4pack");
     let adapter = read_tensors(&Path::new(ADAPTER).join("adapter_model.safetensors"));
     let pack = place.path("wide.nf4pack");
@@ -316,6 +318,11 @@ fn all_of_the_snapshot_is_bfloat16_and_sharded_as_asked() {
     let own = read_tensors(&place.path("own/model.safetensors"));
     let (dtype, _, norm) = &own["model.norm.weight"];
     assert_eq!((*dtype, &norm[..2]), (Dtype::BF16, &[0x81, 0x3f][..]));
+    // And config.json says so, in place of the checkpoint's type.
+    assert!(config.contains("\"torch_dtype\": \"bfloat16\""));
+    for out in ["whole", "own"] {
+        assert_eq!(fs::read_to_string(place.path(out).join("config.json")).unwrap(), config, "{out}");
+    }
 }
 
 #[test]
