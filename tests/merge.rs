@@ -534,9 +534,10 @@ fn the_command_compares_logits_where_there_is_a_gpu() {
         merged.stderr(contains("logits were not compared: there is no GPU"));
     } else {
         assert!(report["comparison"]["max_difference"].as_f64().unwrap() > 0.0);
+        assert!(report["comparison"]["top1_changed"].is_u64(), "{report}");
         run(&place, "tiny.nf4pack --adapter ADAPTER --base dequant --out text")
             .success()
-            .stdout(contains("logits: at most"));
+            .stdout(contains("logits: at most").and(contains("top-1 token changed after ")));
     }
     assert!(place.path("own/model.safetensors").is_file());
     let other = run(&place, "tiny.nf4pack --adapter ADAPTER --base dequant --out other --gpu nonesuch").success();
