@@ -16,12 +16,14 @@ use serde::Serialize;
 use thiserror::Error;
 
 use crate::convert::Progress;
-use crate::convert::source::{CONFIG, SourceError};
+use crate::convert::source::SourceError;
+use crate::dequant::stream::PackSource;
 use crate::export::writer::{self, Tensor};
 use crate::export::{WriteError, Written};
-use crate::format::{FloatType, Pack, Role};
+use crate::format::{FloatType, Role};
+use crate::train::TrainError;
 use crate::train::adapter::{Adapter, AdapterError};
-use crate::train::config::{ConfigError, ModelConfig};
+use crate::train::model::read_config;
 use crate::verify::{Mismatch, VerifyError, open_sound};
 use base::BaseTensor;
 pub use compare::{CompareError, Comparison, compare};
@@ -34,15 +36,9 @@ pub enum MergeError {
     /// The pack cannot be opened or checked, or is damaged.
     #[error(transparent)]
     Verify(#[from] VerifyError),
-    /// The pack holds no configuration, so that nothing says what model it is.
-    #[error("{} holds no {CONFIG}", path.display())]
-    NoConfig {
-        /// The pack.
-        path: PathBuf,
-    },
-    /// The pack's model is not one that adapters are for.
+    /// The pack does not say what model it is, or that is not one that adapters are for.
     #[error(transparent)]
-    Config(#[from] ConfigError),
+    Train(#[from] TrainError),
     /// The adapter cannot be read, or is one for another model.
     #[error(transparent)]
     Adapter(#[from] AdapterError),
@@ -145,7 +141,7 @@ impl MergeReport {
 
 /// Merges `sources` into a snapshot folder `target`, in weights files of at most `shard_len` bytes of tensors each (or one
 /// tensor, where that is longer); see [`crate::export::MAX_SHARD_LEN`]. All tensors are bfloat16; what the adapter does not
-/// change is byte for byte the base's where that is bfloat16. The pack's config.json, tokenizer and so on come with them. The
+/// change is byte for byte the base's where that is bfloat16. The pack's config.json (its dtype made bfloat16), tokenizer and so on come with them. The
 /// folder appears under its name once it is whole. One tensor at a time is in memory.
 ///
 /// # Errors
@@ -160,7 +156,8 @@ pub fn merge(
     writer::refuse_existing(target)?;
     let mapped = open_sound(sources.pack, progress)?;
     let pack = mapped.pack();
-    let adapter = Adapter::read(sources.adapter, &model(pack, sources.pack)?)?;
+    let model = read_config(&PackSource::open(sources.pack, true).map_err(TrainError::from)?)?;
+    let adapter = Adapter::read(sources.adapter, &model)?;
     base::check_projections(pack, &adapter.layout)?;
     let opened = match sources.base {
         Base::Dequantised => None,
@@ -181,12 +178,6 @@ pub fn merge(
         other_files,
         seconds: started.elapsed().as_secs_f64(),
     })
-}
-
-/// What the pack's own files say about its model.
-fn model(pack: Pack<'_>, path: &Path) -> Result<ModelConfig, MergeError> {
-    let config = pack.file(CONFIG).ok_or_else(|| MergeError::NoConfig { path: path.to_owned() })?;
-    Ok(ModelConfig::parse(config.bytes, pack.file("generation_config.json").map(|f| f.bytes))?)
 }
 
 /// The tensor of the snapshot that becomes of `base`.

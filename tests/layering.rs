@@ -32,7 +32,7 @@ const FENCED: &[(&str, &[&str])] = &[
     ("dirs", &["gpu"]),
     ("pollster", &["gpu"]),
     ("wgpu", &["gpu", "dequant", "train"]),
-    ("regex", &["convert", "cli", "train", "merge"]),
+    ("regex", &["convert", "cli", "train", "merge", "export"]),
     ("crc32c", &["train"]),
     ("jiff", &["train"]),
     ("minijinja", &["train"]),

@@ -288,6 +288,8 @@ fn all_of_the_snapshot_is_bfloat16_and_sharded_as_asked() {
         // Just above the middle between 1 and the next bfloat16.
         bytes[..4].copy_from_slice(&(1.0_f32 + 0.003_906_25 + 1e-6).to_le_bytes());
     });
+    let config = fs::read_to_string(base.join("config.json")).unwrap();
+    fs::write(base.join("config.json"), config.replace("bfloat16", "float32")).unwrap();
     place.convert(&base, "wide.nf4pack");
     let adapter = read_tensors(&Path::new(ADAPTER).join("adapter_model.safetensors"));
     let pack = place.path("wide.nf4pack");
@@ -316,6 +318,24 @@ fn all_of_the_snapshot_is_bfloat16_and_sharded_as_asked() {
     let own = read_tensors(&place.path("own/model.safetensors"));
     let (dtype, _, norm) = &own["model.norm.weight"];
     assert_eq!((*dtype, &norm[..2]), (Dtype::BF16, &[0x81, 0x3f][..]));
+    // And config.json says so, in place of the checkpoint's type.
+    assert!(config.contains("\"torch_dtype\": \"bfloat16\""));
+    for out in ["whole", "own"] {
+        assert_eq!(fs::read_to_string(place.path(out).join("config.json")).unwrap(), config, "{out}");
+    }
+}
+
+#[test]
+fn a_model_that_nothing_can_be_trained_on_is_refused() {
+    let place = Place::new();
+    let source = place.checkpoint("gelu", |_| ());
+    let config = fs::read_to_string(source.join("config.json")).unwrap();
+    fs::write(source.join("config.json"), config.replace("\"silu\"", "\"gelu\"")).unwrap();
+    fs::remove_file(place.path("tiny.nf4pack")).unwrap();
+    place.convert(&source, "tiny.nf4pack");
+    let error = place.merge(Path::new(ADAPTER), Base::Dequantised, "out").unwrap_err();
+    assert!(matches!(&error, MergeError::Train(_)) && error.to_string().contains("hidden_act"), "{error}");
+    assert_eq!(place.names(), ["gelu", "tiny.nf4pack"]);
 }
 
 #[test]
@@ -514,9 +534,10 @@ fn the_command_compares_logits_where_there_is_a_gpu() {
         merged.stderr(contains("logits were not compared: there is no GPU"));
     } else {
         assert!(report["comparison"]["max_difference"].as_f64().unwrap() > 0.0);
+        assert!(report["comparison"]["top1_changed"].is_u64(), "{report}");
         run(&place, "tiny.nf4pack --adapter ADAPTER --base dequant --out text")
             .success()
-            .stdout(contains("logits: at most"));
+            .stdout(contains("logits: at most").and(contains("top-1 token changed after ")));
     }
     assert!(place.path("own/model.safetensors").is_file());
     let other = run(&place, "tiny.nf4pack --adapter ADAPTER --base dequant --out other --gpu nonesuch").success();

@@ -248,9 +248,9 @@ Examples:
   nf4pack export qwen3.nf4pack ./Qwen3-0.6B-nf4
   nf4pack export qwen3.nf4pack ./exact --dtype f32
 
-The folder holds the weights as .safetensors, and the checkpoint's config and tokenizer files byte for byte:
-`AutoModelForCausalLM.from_pretrained(\"./Qwen3-0.6B-nf4\")` loads it. The pack is checked first, and the folder appears
-under its name only when it is whole.";
+The folder holds the weights as .safetensors, and the checkpoint's config and tokenizer files byte for byte, but that
+config.json's dtype is the one that holds all weights: `AutoModelForCausalLM.from_pretrained(\"./Qwen3-0.6B-nf4\")` loads
+them in it. The pack is checked first, and the folder appears under its name only when it is whole.";
 
 /// Write a pack back as a folder that transformers loads
 #[derive(Debug, Args)]

@@ -54,7 +54,7 @@ pub fn run(args: &EvalArgs) -> Result<Outcome> {
         !ui::interrupted()
     })?;
     drop(meter);
-    tell_data(ui, "data", &data, &model);
+    tell_data(ui, "data", "predicted", &data, &model);
     let evaluation = device::with(&args.gpu, ui, |gpu| evaluate(args, ui, gpu, pack, &model, adapter.as_ref(), &data))?;
     ui.result(&evaluation, || evaluation.text())?;
     Ok(Outcome::Good)

@@ -156,8 +156,8 @@ impl Speaker<'_> {
     /// Answers the last question, with what room there is for the turns before.
     fn reply(&mut self, conversation: &mut Conversation) -> Result<Answer> {
         let room = self.max_tokens.min(self.context / 4);
-        let most = self.context.saturating_sub(room) as usize;
-        let (prompt, dropped) = conversation.fit(most, |messages| self.tokenizer.chat_prompt(messages))?;
+        let [most, limit] = [self.context.saturating_sub(room), self.context].map(|tokens| tokens as usize);
+        let (prompt, dropped) = conversation.fit(most, limit, |messages| self.tokenizer.chat_prompt(messages))?;
         if dropped > 0 {
             let (turns, tokens) = (ui::plural(dropped as u64, "turn"), ui::grouped(self.context.into()));
             self.ui.note(&format!("forgot the oldest {turns} of the chat: {tokens} tokens are remembered"));

@@ -90,12 +90,12 @@ impl Document<'_> {
         };
         let logits = self.comparison.as_ref().map_or_else(String::new, |c| {
             format!(
-                "logits: at most {:.4} apart (RMS {:.4} of {:.4}) over {}, another likeliest token after {} of them\n",
+                "logits: at most {:.4} apart (RMS {:.4} of {:.4}) over {}, top-1 token changed after {} of them\n",
                 c.max_difference,
                 c.rms_difference,
                 c.rms_logit,
                 ui::plural(c.tokens, "token"),
-                c.other_words
+                c.top1_changed
             )
         });
         format!("{target}: {tensors} in bf16, {merged} of them merged: {amounts}\n{rounding}{logits}")

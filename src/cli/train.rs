@@ -101,9 +101,9 @@ pub fn run(args: &TrainArgs) -> Result<Outcome> {
         !ui::interrupted()
     })?;
     drop(meter);
-    tell_data(ui, "training data", &prepared.data, &prepared.model);
+    tell_data(ui, "training data", "learned", &prepared.data, &prepared.model);
     if let Some(held_out) = &prepared.held_out {
-        tell_data(ui, "held out", held_out, &prepared.model);
+        tell_data(ui, "held out", "predicted", held_out, &prepared.model);
     }
     if args.show_batch {
         return show(ui, &prepared, &settings);
@@ -118,11 +118,12 @@ pub fn read(path: &Path) -> Result<Vec<u8>> {
     fs::read(path).with_context(|| format!("cannot read {}", path.display()))
 }
 
-/// What there is and how much of it, what was cut, and what is longer than the model was made for.
-pub fn tell_data(ui: Ui, what: &str, data: &Dataset, model: &ModelConfig) {
+/// What there is and how much of it, what was cut, and what is longer than the model was made for. `used` says what becomes of the tokens
+/// that count: they are learned, or only predicted.
+pub fn tell_data(ui: Ui, what: &str, used: &str, data: &Dataset, model: &ModelConfig) {
     let [tokens, trained] = [data.tokens(), data.trained_tokens()].map(ui::grouped);
     let samples = ui::plural(data.samples.len() as u64, "sample");
-    ui.stage(&format!("{what}: {samples} of {}, {tokens} tokens, {trained} of them learned", form_name(data.form)));
+    ui.stage(&format!("{what}: {samples} of {}, {tokens} tokens, {trained} of them {used}", form_name(data.form)));
     let most = model.max_position_embeddings;
     let longer = data.samples.iter().filter(|sample| sample.tokens.len() > most as usize).count() as u64;
     if longer > 0 {
@@ -132,8 +133,8 @@ pub fn tell_data(ui: Ui, what: &str, data: &Dataset, model: &ModelConfig) {
         ));
     }
     if data.cut.samples > 0 {
-        let [samples, tokens] = [data.cut.samples, data.cut.tokens].map(ui::grouped);
-        ui.warning(&format!("{samples} samples were longer than --max-length and lost {tokens} tokens at their ends"));
+        let (samples, tokens) = (ui::plural(data.cut.samples, "sample"), ui::plural(data.cut.tokens, "token"));
+        ui.warning(&format!("samples that were longer than --max-length are cut: {samples}, by {tokens} in all"));
     }
 }
 

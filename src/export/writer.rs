@@ -11,8 +11,9 @@ use safetensors::{Dtype, SafeTensorError, View};
 use serde::Serialize;
 use thiserror::Error;
 
+use super::config;
 use crate::convert::Progress;
-use crate::convert::source::SIDE_FILES;
+use crate::convert::source::{CONFIG, SIDE_FILES};
 use crate::format::{FloatType, Pack};
 use crate::io::{publish_folder, sync_dir, temporary_folder};
 
@@ -115,7 +116,7 @@ pub(crate) fn refuse_existing(target: &Path) -> Result<(), WriteError> {
 }
 
 /// Writes `tensors` and those files of `pack` that checkpoints have ([`SIDE_FILES`]) as the folder `target`, which appears under
-/// its name once it is whole. A weights file has at most `shard_len` bytes of tensors (or one tensor, where that is longer). One
+/// its name once it is whole; its config.json names the type that holds all of the tensors. A weights file has at most `shard_len` bytes of tensors (or one tensor, where that is longer). One
 /// tensor at a time is in memory. Progress is counted in weights.
 ///
 /// # Errors
@@ -143,17 +144,21 @@ pub(crate) fn write<E: From<WriteError>>(
     let total = tensors.iter().map(Tensor::elements).sum();
     let job = Job { progress, total, state: RefCell::new(State { done: 0, error: None }) };
     let weights_files = job.write_weights(temporary.path(), tensors, shard_len)?;
-    let files = write_files(temporary.path(), pack)?;
+    let files = write_files(temporary.path(), pack, config::common(tensors.iter().map(|t| t.float_type)))?;
     sync_dir(temporary.path()).map_err(error)?;
     publish_folder(temporary, target).map_err(error)?;
     Ok(Written { weights_files, files, tensors: tensors.len() as u64, bytes })
 }
 
-fn write_files(folder: &Path, pack: Pack<'_>) -> Result<Vec<String>, WriteError> {
+fn write_files(folder: &Path, pack: Pack<'_>, float_type: Option<FloatType>) -> Result<Vec<String>, WriteError> {
     let mut names = Vec::new();
     // Only the files that checkpoints have: a pack of unknown origin must not bring others, code least of all.
     for file in pack.files().filter(|f| SIDE_FILES.contains(&f.name)) {
-        write_synced(&folder.join(file.name), file.bytes)?;
+        let path = folder.join(file.name);
+        match float_type.filter(|_| file.name == CONFIG) {
+            Some(float_type) => write_synced(&path, &config::with_type(file.bytes, float_type))?,
+            None => write_synced(&path, file.bytes)?,
+        }
         names.push(file.name.to_owned());
     }
     Ok(names)

@@ -51,7 +51,7 @@ impl From<StreamError> for CompareError {
     }
 }
 
-/// How far the logits of two models are apart, over all tokens of the sample and all words.
+/// How far the logits of two models are apart, over all tokens of the sample and all of the vocabulary.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Comparison {
     /// Tokens of the sample, of which at most the first 128 are looked at.
@@ -62,8 +62,8 @@ pub struct Comparison {
     pub rms_difference: f64,
     /// Root of the mean square of the logits before the merge: what the differences are to be held against.
     pub rms_logit: f64,
-    /// Tokens after which the two models differ in the likeliest word.
-    pub other_words: u64,
+    /// Tokens after which another token is the top-1: the one with the largest logit.
+    pub top1_changed: u64,
 }
 
 /// Compares the logits of `sample` by the pack of `sources` with its adapter, which is what was trained, and by `merged`, the snapshot
@@ -119,13 +119,13 @@ impl Comparison {
                 .fold(0.0, |max: f64, d| if max.is_nan() || d.abs() <= max { max } else { d.abs() }),
             rms_difference: rms(differences().map(|d| d * d).sum()),
             rms_logit: rms(before.iter().map(|&x| f64::from(x).powi(2)).sum()),
-            other_words: rows.filter(|(a, b)| likeliest(a) != likeliest(b)).count() as u64,
+            top1_changed: rows.filter(|(a, b)| top1(a) != top1(b)).count() as u64,
         }
     }
 }
 
-fn likeliest(logits: &[f32]) -> Option<usize> {
-    logits.iter().enumerate().max_by(|a, b| a.1.total_cmp(b.1)).map(|(word, _)| word)
+fn top1(logits: &[f32]) -> Option<usize> {
+    logits.iter().enumerate().max_by(|a, b| a.1.total_cmp(b.1)).map(|(token, _)| token)
 }
 
 #[cfg(test)]
@@ -137,7 +137,7 @@ mod tests {
         let found = Comparison::of(&[1.0, 3.0, -2.0, 0.0], &[1.0, 2.0, -2.0, -4.0], 2);
         let rms = |squares: f64| (squares / 4.0).sqrt();
         let expected =
-            Comparison { tokens: 2, max_difference: 4.0, rms_difference: rms(17.0), rms_logit: rms(14.0), other_words: 1 };
+            Comparison { tokens: 2, max_difference: 4.0, rms_difference: rms(17.0), rms_logit: rms(14.0), top1_changed: 1 };
         assert_eq!(found, expected);
         assert!(Comparison::of(&[f32::NAN, 0.0], &[0.0, 5.0], 2).max_difference.is_nan());
     }

@@ -115,11 +115,11 @@ impl ModelType {
         }
     }
 
-    /// `bos_token_id` and `eos_token_id` where config.json has no such key.
-    fn default_ends(self) -> (Option<u32>, &'static [u32]) {
+    /// `eos_token_id` where config.json has no such key.
+    fn default_eos(self) -> &'static [u32] {
         match self {
-            Self::Llama | Self::Mistral => (Some(1), &[2]),
-            Self::Qwen2 | Self::Qwen3 => (None, &[]),
+            Self::Llama | Self::Mistral => &[2],
+            Self::Qwen2 | Self::Qwen3 => &[],
         }
     }
 }
@@ -161,12 +161,8 @@ pub struct ModelConfig {
     pub sliding_window: Option<u32>,
     /// Positions that the model was made for.
     pub max_position_embeddings: u32,
-    /// Token before a text, if the model has one.
-    pub bos_token_id: Option<u32>,
     /// Tokens that end a text; those of generation_config.json where it names some.
     pub eos_token_ids: Vec<u32>,
-    /// Padding token, if the model has one.
-    pub pad_token_id: Option<u32>,
 }
 
 impl ModelConfig {
@@ -186,7 +182,7 @@ impl ModelConfig {
         let max_position_embeddings =
             keys.optional_size("max_position_embeddings")?.unwrap_or(model_type.default_max_positions());
         let attention_bias = keys.flag("attention_bias", false)?;
-        let mut parsed = Self {
+        Ok(Self {
             model_type,
             hidden,
             intermediate: keys.size("intermediate_size")?,
@@ -208,16 +204,8 @@ impl ModelConfig {
             mlp_bias: model_type == ModelType::Llama && keys.flag("mlp_bias", false)?,
             sliding_window: sliding_window(&keys, layers)?,
             max_position_embeddings,
-            bos_token_id: None,
-            eos_token_ids: Vec::new(),
-            pad_token_id: None,
-        };
-        parsed.read_token_ids(&keys)?;
-        if let Some(bytes) = generation_config {
-            let generation = object("generation_config.json", bytes)?;
-            parsed.override_token_ids(&Keys::new("generation_config.json", &generation, model_type))?;
-        }
-        Ok(parsed)
+            eos_token_ids: eos_token_ids(&keys, generation_config)?,
+        })
     }
 
     /// Holds the longest sample against the model's sliding window.
@@ -245,24 +233,16 @@ impl ModelConfig {
     pub fn keys(&self) -> u32 {
         self.kv_heads * self.head_dim
     }
+}
 
-    fn read_token_ids(&mut self, keys: &Keys<'_>) -> Result<(), ConfigError> {
-        let (bos, eos) = self.model_type.default_ends();
-        self.bos_token_id = keys.token_ids("bos_token_id")?.map_or(bos, |ids| ids.first().copied());
-        self.eos_token_ids = keys.token_ids("eos_token_id")?.unwrap_or_else(|| eos.to_vec());
-        self.pad_token_id = keys.token_ids("pad_token_id")?.and_then(|ids| ids.first().copied());
-        Ok(())
-    }
-
-    fn override_token_ids(&mut self, keys: &Keys<'_>) -> Result<(), ConfigError> {
-        let first = |key| Ok(keys.token_ids(key)?.and_then(|ids| ids.first().copied()));
-        self.bos_token_id = first("bos_token_id")?.or(self.bos_token_id);
-        self.pad_token_id = first("pad_token_id")?.or(self.pad_token_id);
-        if let Some(ids) = keys.token_ids("eos_token_id")?.filter(|ids| !ids.is_empty()) {
-            self.eos_token_ids = ids;
-        }
-        Ok(())
-    }
+/// Those of generation_config.json, if it names some, or else those of config.json, which is checked all the same.
+fn eos_token_ids(keys: &Keys<'_>, generation_config: Option<&[u8]>) -> Result<Vec<u32>, ConfigError> {
+    const KEY: &str = "eos_token_id";
+    let ids = keys.token_ids(KEY)?.unwrap_or_else(|| keys.model_type.default_eos().to_vec());
+    let Some(bytes) = generation_config else { return Ok(ids) };
+    let generation = object("generation_config.json", bytes)?;
+    let named = Keys::new("generation_config.json", &generation, keys.model_type).token_ids(KEY)?;
+    Ok(named.filter(|named| !named.is_empty()).unwrap_or(ids))
 }
 
 fn object(file: &'static str, bytes: &[u8]) -> Result<Map<String, Value>, ConfigError> {

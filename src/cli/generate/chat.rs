@@ -41,19 +41,25 @@ impl Conversation {
     }
 
     /// The tokens of it all, by `tokens_of`, without the oldest questions and answers where there would be more than `most`; how many
-    /// of these were dropped. The last question always stays.
+    /// of these were forgotten. The last question always stays; where even that is more than `limit`, nothing is forgotten for it.
     pub fn fit<E>(
         &mut self,
         most: usize,
+        limit: usize,
         tokens_of: impl Fn(&[Message]) -> Result<Vec<u32>, E>,
     ) -> Result<(Vec<u32>, usize), E> {
+        let (kept, turns) = self.messages.split_at(self.kept);
         let mut dropped = 0;
         loop {
-            let tokens = tokens_of(&self.messages)?;
-            if tokens.len() <= most || self.messages.len() <= self.kept + 1 {
+            let tokens = tokens_of(&[kept, turns.get(2 * dropped..).unwrap_or_default()].concat())?;
+            let least = turns.len() <= 2 * dropped + 1;
+            if least && tokens.len() > limit {
+                return Ok((tokens, 0));
+            }
+            if least || tokens.len() <= most {
+                self.messages.drain(self.kept..self.kept + 2 * dropped);
                 return Ok((tokens, dropped));
             }
-            self.messages.drain(self.kept..self.kept + 2);
             dropped += 1;
         }
     }
@@ -106,15 +112,27 @@ mod tests {
             conversation.answer(&format!("answer {i}"));
         }
         conversation.ask("last");
-        let (all, dropped) = conversation.fit(1000, tokens).unwrap();
+        let (all, dropped) = conversation.fit(1000, 1000, tokens).unwrap();
         assert_eq!((all.len(), dropped), (3 + 3 * 18 + 4, 0));
-        let (fitting, dropped) = conversation.fit(3 + 18 + 4, tokens).unwrap();
+        let (fitting, dropped) = conversation.fit(3 + 18 + 4, 1000, tokens).unwrap();
         assert_eq!((fitting.len(), dropped), (25, 2));
         assert_eq!(texts(&conversation), ["sys", "question 2", "answer 2", "last"]);
-        // What remains is the least that there can be, even if it is too much.
-        let (least, dropped) = conversation.fit(2, tokens).unwrap();
+        // What remains is the least that there can be, even if it leaves less room than there should be.
+        let (least, dropped) = conversation.fit(2, 7, tokens).unwrap();
         assert_eq!((least.len(), dropped, texts(&conversation)), (7, 1, vec!["sys", "last"]));
         conversation.take_back();
         assert_eq!(texts(&conversation), ["sys"]);
+    }
+
+    #[test]
+    fn a_question_that_never_fits_costs_nothing() {
+        let mut conversation = Conversation::new(Some("sys"));
+        conversation.ask("question");
+        conversation.answer("answer");
+        conversation.ask("far too long");
+        let (refused, dropped) = conversation.fit(10, 3 + 12 - 1, tokens).unwrap();
+        assert_eq!((refused.len(), dropped), (3 + 12, 0));
+        conversation.take_back();
+        assert_eq!(texts(&conversation), ["sys", "question", "answer"]);
     }
 }

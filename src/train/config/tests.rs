@@ -57,9 +57,7 @@ fn the_fixture_is_read() {
         mlp_bias: false,
         sliding_window: None,
         max_position_embeddings: 1024,
-        bos_token_id: None,
         eos_token_ids: vec![2, 0],
-        pad_token_id: Some(0),
     };
     assert_eq!(parsed, expected);
     assert_eq!((parsed.queries(), parsed.keys()), (256, 128));
@@ -73,10 +71,8 @@ fn defaults_are_those_of_the_class() {
         assert_eq!(parsed.max_position_embeddings, positions, "{model_type}");
         assert_eq!(parsed.rope, Rope { theta: 10_000.0, scaling: RopeScaling::Default });
         assert!(!parsed.tie_word_embeddings);
-        assert_eq!(parsed.pad_token_id, None);
     }
-    assert_eq!((of("llama").bos_token_id, of("llama").eos_token_ids), (Some(1), vec![2]));
-    assert_eq!((of("qwen2").bos_token_id, of("qwen2").eos_token_ids), (None, vec![]));
+    assert_eq!((of("llama").eos_token_ids, of("qwen2").eos_token_ids), (vec![2], vec![]));
     assert_eq!(of("mistral").sliding_window, Some(4096));
     let llama = parse(&without("llama", "num_key_value_heads")).unwrap();
     assert_eq!((llama.kv_heads, llama.head_dim), (4, 6));
@@ -167,12 +163,13 @@ fn sliding_windows_count_where_a_layer_has_one() {
 
 #[test]
 fn token_ids_may_be_lists_and_generation_config_wins() {
-    let config = with("llama", &json!({ "eos_token_id": [5, 6], "bos_token_id": 4, "pad_token_id": -1 })).to_string();
-    let parse = |generation| ModelConfig::parse(config.as_bytes(), generation).unwrap();
-    let ids = |c: ModelConfig| (c.bos_token_id, c.eos_token_ids, c.pad_token_id);
-    assert_eq!(ids(parse(None)), (Some(4), vec![5, 6], None));
-    assert_eq!(ids(parse(Some(br#"{"eos_token_id": 9, "pad_token_id": 3}"#))), (Some(4), vec![9], Some(3)));
-    assert_eq!(ids(parse(Some(b"{}"))), (Some(4), vec![5, 6], None));
+    let config = with("llama", &json!({ "eos_token_id": [5, 6] })).to_string();
+    let ids = |generation| ModelConfig::parse(config.as_bytes(), generation).unwrap().eos_token_ids;
+    assert_eq!(ids(None), [5, 6]);
+    assert_eq!(ids(Some(br#"{"eos_token_id": 9}"#)), [9]);
+    for none in ["{}", r#"{"eos_token_id": null}"#, r#"{"eos_token_id": -1}"#] {
+        assert_eq!(ids(Some(none.as_bytes())), [5, 6], "{none}");
+    }
 }
 
 #[test]

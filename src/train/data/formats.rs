@@ -26,11 +26,11 @@ pub enum Form {
     Text,
     /// `prompt`, `completion`.
     Completion,
-    /// `messages`, each with `role` and `content`.
+    /// `messages`, each with `role` and `content`, and perhaps `system`, `tools`.
     Messages,
     /// `instruction`, `output`, and perhaps `input`, `system`.
     Instruction,
-    /// `conversations`, each with `from` and `value`.
+    /// `conversations`, each with `from` and `value`, and perhaps `system`, `tools`.
     ShareGpt,
 }
 
@@ -87,7 +87,7 @@ struct Record<'a> {
 
 impl Record<'_> {
     fn form(&self) -> Result<Form, DataError> {
-        let has = |form: &Form| form.keys().iter().all(|key| !get(self.value, key).is_undefined());
+        let has = |form: &Form| form.keys().iter().all(|key| given(self.value, key).is_some());
         Form::ALL.into_iter().find(has).ok_or(DataError::UnknownForm { line: self.line })
     }
 
@@ -104,8 +104,7 @@ impl Record<'_> {
                 if let Some(input) = input.filter(|input| !input.is_empty()) {
                     instruction = format!("{instruction}\n\n{input}");
                 }
-                let system = self.optional_string("system")?.filter(|system| !system.is_empty());
-                Content::Instruction { system, instruction, output: self.string(self.value, "output")? }
+                Content::Instruction { system: self.system()?, instruction, output: self.string(self.value, "output")? }
             }
             Form::Messages => self.chat("messages", |message| self.message(message))?,
             Form::ShareGpt => self.chat("conversations", |turn| self.turn(turn))?,
@@ -121,8 +120,7 @@ impl Record<'_> {
     }
 
     fn optional_string(&self, key: &str) -> Result<Option<String>, DataError> {
-        let value = get(self.value, key);
-        if value.is_undefined() || value.is_none() { Ok(None) } else { self.string(self.value, key).map(Some) }
+        given(self.value, key).map(|_| self.string(self.value, key)).transpose()
     }
 
     fn chat(&self, key: &'static str, message: impl Fn(Value) -> Result<Value, DataError>) -> Result<Content, DataError> {
@@ -131,12 +129,34 @@ impl Record<'_> {
         if list.kind() != ValueKind::Seq {
             return Err(bad());
         }
-        let messages: Vec<Value> = list.try_iter().map_err(|_| bad())?.map(message).collect::<Result<_, _>>()?;
-        if messages.is_empty() {
-            return Err(bad());
+        let mut messages: Vec<Value> = list.try_iter().map_err(|_| bad())?.map(message).collect::<Result<_, _>>()?;
+        let Some(first) = messages.first() else { return Err(bad()) };
+        let has_system = get(first, "role").as_str() == Some("system");
+        if let Some(system) = self.system()?.filter(|_| !has_system) {
+            messages.insert(0, Value::from_pairs([("role", "system"), ("content", &system)]));
         }
-        let tools = get(self.value, "tools");
-        Ok(Content::Chat { messages, tools: if tools.is_undefined() { Value::from(()) } else { tools } })
+        Ok(Content::Chat { messages, tools: self.tools()? })
+    }
+
+    /// What stands beside a conversation or an instruction, to be said before it.
+    fn system(&self) -> Result<Option<String>, DataError> {
+        Ok(self.optional_string("system")?.filter(|system| !system.is_empty()))
+    }
+
+    /// The tools that a conversation may call: a list or, where a table has no room for one, its JSON; null where there are none.
+    fn tools(&self) -> Result<Value, DataError> {
+        let bad = || self.bad("tools", "a list of tools, or its JSON as a string");
+        let given = get(self.value, "tools");
+        let tools = match given.as_str().map(str::trim) {
+            Some("") => Value::from(()),
+            Some(json) => serde_json::from_str(json).map_err(|_| bad())?,
+            None => given,
+        };
+        match tools.kind() {
+            ValueKind::Seq => Ok(tools),
+            ValueKind::None | ValueKind::Undefined => Ok(Value::from(())),
+            _ => Err(bad()),
+        }
     }
 
     /// A message as templates read it: all that it has.
@@ -147,7 +167,7 @@ impl Record<'_> {
 
     /// A message of ShareGPT's form.
     fn turn(&self, turn: Value) -> Result<Value, DataError> {
-        if get(&turn, "from").is_undefined() {
+        if given(&turn, "from").is_none() {
             return self.message(turn);
         }
         let from = self.string(&turn, "from")?;
@@ -165,6 +185,11 @@ impl Record<'_> {
 /// A key of a map; undefined where there is none.
 pub(super) fn get(map: &Value, key: &str) -> Value {
     map.get_attr(key).unwrap_or_default()
+}
+
+/// A key of a map that is there and not null: what writes tables as JSON has every column in every line.
+fn given(map: &Value, key: &str) -> Option<Value> {
+    Some(get(map, key)).filter(|value| !value.is_undefined() && !value.is_none())
 }
 
 #[cfg(test)]
@@ -201,6 +226,61 @@ mod tests {
         assert_eq!(form, Form::ShareGpt);
         let expected = [("user", "a"), ("assistant", "b")].map(|(r, c)| (r.to_owned(), c.to_owned()));
         assert_eq!(roles_and_contents(&records[0].1), expected);
+    }
+
+    #[test]
+    fn a_null_is_as_good_as_no_key() {
+        let (form, records) = contents(
+            "{\"messages\": null, \"conversations\": null, \"text\": \"a\", \"prompt\": null, \"completion\": \"b\"}",
+        );
+        assert!(matches!((form, &records[0].1), (Form::Text, Content::Text(text)) if text == "a"));
+        let turn = r#"{"from": null, "value": null, "role": "user", "content": "a"}"#;
+        let (form, records) = contents(&format!(r#"{{"messages": null, "conversations": [{turn}]}}"#));
+        assert_eq!(form, Form::ShareGpt);
+        assert_eq!(roles_and_contents(&records[0].1), [("user".to_owned(), "a".to_owned())]);
+        assert!(matches!(parse(br#"{"text": null}"#), Err(DataError::UnknownForm { line: 1 })));
+        let later = parse(b"{\"text\": \"a\"}\n{\"text\": null, \"messages\": []}").unwrap_err();
+        assert!(matches!(&later, DataError::Value { line: 2, key, .. } if key == "text"), "{later}");
+    }
+
+    #[test]
+    fn a_system_prompt_may_stand_beside_a_conversation() {
+        let of = |line: &str| roles_and_contents(&contents(line).1[0].1);
+        let says =
+            |pairs: &[(&str, &str)]| pairs.iter().map(|(r, c)| ((*r).to_owned(), (*c).to_owned())).collect::<Vec<_>>();
+        let turns = r#""conversations": [{"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}]"#;
+        let with = |system: &str| of(&format!(r#"{{{turns}, "system": {system}}}"#));
+        assert_eq!(with(r#""Be kind.""#), says(&[("system", "Be kind."), ("user", "a"), ("assistant", "b")]));
+        for none in ["null", r#""""#] {
+            assert_eq!(with(none), says(&[("user", "a"), ("assistant", "b")]), "{none}");
+        }
+        let own =
+            of(r#"{"conversations": [{"from": "system", "value": "own"}, {"from": "gpt", "value": "b"}], "system": "S"}"#);
+        assert_eq!(own, says(&[("system", "own"), ("assistant", "b")]));
+        let messages = of(r#"{"system": "S", "messages": [{"role": "user", "content": "a"}]}"#);
+        assert_eq!(messages, says(&[("system", "S"), ("user", "a")]));
+        let error = parse(format!(r#"{{{turns}, "system": ["S"]}}"#).as_bytes()).unwrap_err();
+        assert!(matches!(&error, DataError::Value { line: 1, key, .. } if key == "system"), "{error}");
+    }
+
+    #[test]
+    fn tools_may_be_json_in_a_string() {
+        let line = |tools: &str| format!(r#"{{"conversations": [{{"from": "gpt", "value": "b"}}], "tools": {tools}}}"#);
+        let tools = |json: &str| match &contents(&line(json)).1[0].1 {
+            Content::Chat { tools, .. } => tools.clone(),
+            other => panic!("{other:?}"),
+        };
+        let list = r#"[{"name": "look", "at": "sky"}]"#;
+        assert_eq!(tools(&format!("{list:?}")), tools(list));
+        let in_order = "[{'name': 'look', 'at': 'sky'}]";
+        assert_eq!(tools(&format!("{list:?}")).to_string(), in_order);
+        for none in ["null", r#""""#, r#"" ""#, r#""null""#] {
+            assert!(tools(none).is_none(), "{none}");
+        }
+        for bad in ["3", "{}", r#""look""#, r#""{}""#] {
+            let error = parse(line(bad).as_bytes()).unwrap_err();
+            assert!(matches!(&error, DataError::Value { line: 1, key, .. } if key == "tools"), "{bad}: {error}");
+        }
     }
 
     #[test]

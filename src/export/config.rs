@@ -1,0 +1,62 @@
+//! The type of the weights that config.json names: transformers 5 loads all of them in that one.
+
+use regex::bytes::Regex;
+
+use crate::format::FloatType;
+
+/// The keys of the type: transformers 5 reads the one, or else the other, which is older. What stands before a key keeps strings that
+/// look like one out.
+const KEYS: &str = r#"([{,]\s*"(?:torch_)?dtype"\s*:\s*)"[^"\\]*""#;
+
+/// The smallest type that holds all values of all `types`: f16 has not the range of bf16, nor that the digits of f16.
+pub(super) fn common(types: impl IntoIterator<Item = FloatType>) -> Option<FloatType> {
+    types.into_iter().reduce(|a, b| if a == b { a } else { FloatType::F32 })
+}
+
+/// A config.json that names `float_type` wherever it names a type, and is otherwise the same in every byte. Where it names none,
+/// transformers looks at the weights.
+pub(super) fn with_type(config: &[u8], float_type: FloatType) -> Vec<u8> {
+    let name = match float_type {
+        FloatType::F32 => "float32",
+        FloatType::F16 => "float16",
+        FloatType::Bf16 => "bfloat16",
+    };
+    match Regex::new(KEYS) {
+        Ok(keys) => keys.replace_all(config, format!("${{1}}\"{name}\"").as_bytes()).into_owned(),
+        Err(_) => config.to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_common_type_holds_all() {
+        use FloatType::{Bf16, F16, F32};
+        assert_eq!(common([]), None);
+        for (types, expected) in [([Bf16, Bf16], Bf16), ([F16, F16], F16), ([F16, Bf16], F32), ([Bf16, F32], F32)] {
+            assert_eq!(common(types), Some(expected), "{types:?}");
+        }
+    }
+
+    #[test]
+    fn nothing_but_the_type_changes() {
+        let of = |config: &str| String::from_utf8(with_type(config.as_bytes(), FloatType::Bf16)).unwrap();
+        let old = "{\n  \"z\": 1.0,\n  \"torch_dtype\": \"float16\",\n  \"a\": [\"dtype\", 1e-06]\n}\n";
+        assert_eq!(of(old), old.replace("float16", "bfloat16"));
+        assert_eq!(
+            of(r#"{"dtype":"float32","torch_dtype" : "float32"}"#),
+            r#"{"dtype":"bfloat16","torch_dtype" : "bfloat16"}"#
+        );
+        for same in [
+            r#"{"a": 1}"#,
+            r#"{"dtype": null}"#,
+            r#"{"compute_dtype": "float16", "dtypes": "float16"}"#,
+            r#"{"a": "{\"dtype\": \"float16\"}", "b": ",\"dtype\":\"float16\""}"#,
+            "not JSON",
+        ] {
+            assert_eq!(of(same), same);
+        }
+    }
+}
