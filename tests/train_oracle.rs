@@ -5,127 +5,41 @@
 
 #[path = "common/gpu.rs"]
 mod common;
+#[path = "common/oracle.rs"]
+mod shared;
 
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
 
 use half::bf16;
-use nf4pack::convert::{self, encode::Encoder};
-use nf4pack::dequant::stream::{PackSource, StreamOptions, StreamPlan};
 use nf4pack::format::Role;
-use nf4pack::format::nf4::ScaleType;
-use nf4pack::gpu::Gpu;
 use nf4pack::train::adapter::Adapter;
 use nf4pack::train::config::ModelConfig;
-use nf4pack::train::data::{Batch, UNTRAINED};
-use nf4pack::train::gpu_adapter::GpuAdapter;
+use nf4pack::train::data::Batch;
 use nf4pack::train::lora::{LoraConfig, TARGETS};
-use nf4pack::train::model::{Model, read_config};
 use nf4pack::train::session::Session;
 use nf4pack::train::step::StepResult;
-use nf4pack::train::trainer::{Hyperparameters, Trainer};
-use nf4pack::train::workspace::{Memory, Sizes};
 use safetensors::SafeTensors;
 use serde_json::Value;
+use shared::{Fixture, assert_gradients, assert_near, fixture, json, numbers, relative};
 
 const LENGTH: usize = 48;
 
-fn fixture(name: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures").join(name)
-}
-
 fn floats(file: &str) -> BTreeMap<String, Vec<f32>> {
-    let bytes = std::fs::read(fixture("oracle").join(file)).unwrap();
-    let decode = |data: &[u8]| data.as_chunks::<4>().0.iter().map(|&b| f32::from_le_bytes(b)).collect();
-    let tensors = SafeTensors::deserialize(&bytes).unwrap();
-    tensors.iter().map(|(name, view)| (name.to_owned(), decode(view.data()))).collect()
+    shared::floats(&fixture("oracle").join(file))
 }
 
 fn oracle() -> Value {
-    serde_json::from_slice(&std::fs::read(fixture("oracle/oracle.json")).unwrap()).unwrap()
+    json(&fixture("oracle/oracle.json"))
 }
 
-fn numbers(value: &Value) -> Vec<f64> {
-    value.as_array().unwrap().iter().map(|n| n.as_f64().unwrap()).collect()
-}
-
-/// Rows of the oracle's batch as a batch of ours: their labels stand at the token itself, ours at the one before.
+/// Rows of the oracle's batch.
 fn batch(oracle: &Value, number: usize, rows: &[usize]) -> Batch {
-    let mut batch =
-        Batch { rows: rows.len() as u32, tokens: Vec::new(), labels: Vec::new(), starts: Vec::new(), trained: 0 };
-    for (i, &row) in rows.iter().enumerate() {
-        let labels = numbers(&oracle["labels"][number][row]);
-        batch.tokens.extend(numbers(&oracle["batches"][number][row]).iter().map(|&id| id as u32));
-        let shifted = labels.iter().skip(1).chain([&-100.0]).map(|&n| if n < 0.0 { UNTRAINED } else { n as u32 });
-        batch.labels.extend(shifted);
-        batch.starts.extend([(i * LENGTH) as u32; LENGTH]);
-    }
-    batch.trained = batch.labels.iter().filter(|&&label| label != UNTRAINED).count() as u64;
-    batch
+    shared::batch(rows.iter().map(|&row| [&oracle["batches"][number][row], &oracle["labels"][number][row]]))
 }
 
 /// tiny-qwen3 with the oracle's weights.
-struct Fixture {
-    gpu: Gpu,
-    pack: PathBuf,
-    config: ModelConfig,
-    _folder: tempfile::TempDir,
-}
-
-impl Fixture {
-    fn new() -> Option<Self> {
-        let gpu = common::gpu()?;
-        let folder = tempfile::tempdir().unwrap();
-        let pack = folder.path().join("tiny.nf4pack");
-        let options =
-            convert::Options { encoder: Encoder::Absmax, scale_type: ScaleType::F32, ..convert::Options::default() };
-        convert::convert(&fixture("tiny-qwen3"), &pack, options, &()).unwrap();
-        let config = read_config(&PackSource::open(&pack, true).unwrap()).unwrap();
-        Some(Self { gpu, pack, config, _folder: folder })
-    }
-
-    fn model(&self, ring: bool) -> Model {
-        let source = PackSource::open(&self.pack, true).unwrap();
-        let least = StreamPlan::new(source.index(), u64::MAX, None, true).unwrap().minimum_bytes;
-        let options = StreamOptions { budget: ring.then_some(least), ..StreamOptions::default() };
-        let model = Model::new(&self.gpu, source, LENGTH as u32, &options).unwrap();
-        assert_eq!(model.plan().resident, !ring);
-        model
-    }
-
-    fn memory(&self, rows: usize) -> Memory {
-        let sizes = Sizes { tokens: (rows * LENGTH) as u32, rank: 8, dropout: true, training: true };
-        Memory::new(&self.gpu, &self.config, sizes).unwrap()
-    }
-
-    fn adapter(&self, name: &str) -> Adapter {
-        Adapter::read(&fixture("oracle").join(name), &self.config).unwrap()
-    }
-
-    fn session(&self, adapter: Option<&Adapter>, ring: bool) -> Session {
-        let adapter = adapter.map(|a| GpuAdapter::new(&self.gpu, &a.config, &a.layout, &a.vector, false).unwrap());
-        Session { model: self.model(ring), adapter, memory: self.memory(2) }
-    }
-
-    fn trainer(&self, adapter: &Adapter, ring: bool, rows: usize) -> Trainer {
-        let on_gpu = GpuAdapter::new(&self.gpu, &adapter.config, &adapter.layout, &adapter.vector, true).unwrap();
-        let hyperparameters = Hyperparameters { weight_decay: 0.01, clip: Some(1.0), ..Hyperparameters::default() };
-        Trainer::new(self.model(ring), on_gpu, self.memory(rows), hyperparameters).unwrap()
-    }
-}
-
-fn most(found: &[f32], expected: &[f32]) -> f32 {
-    assert_eq!(found.len(), expected.len());
-    assert!(found.iter().all(|x| x.is_finite()), "not all are finite");
-    found.iter().zip(expected).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max)
-}
-
-fn relative(found: &[f32], expected: &[f32]) -> f64 {
-    assert_eq!(found.len(), expected.len());
-    let square = |x: f64| x * x;
-    let difference: f64 = found.iter().zip(expected).map(|(&a, &b)| square(f64::from(a) - f64::from(b))).sum();
-    let norm: f64 = expected.iter().map(|&b| square(b.into())).sum();
-    (difference / norm).sqrt()
+fn tiny_qwen3() -> Option<Fixture> {
+    Some(Fixture::new(common::shared_gpu()?, &fixture("tiny-qwen3"), fixture("oracle"), LENGTH, 8))
 }
 
 /// The final norm of tiny-qwen3, in float64.
@@ -144,12 +58,12 @@ fn final_norm(config: &ModelConfig, x: &[f32]) -> Vec<f32> {
 
 /// Both rows of the oracle's first batch.
 fn first_rows(oracle: &Value) -> [Vec<u32>; 2] {
-    [0, 1].map(|row| numbers(&oracle["batches"][0][row]).iter().map(|&id| id as u32).collect())
+    [0, 1].map(|row| shared::tokens(&oracle["batches"][0][row]))
 }
 
 #[test]
 fn hidden_states_and_logits_are_those_of_transformers() {
-    let Some(fixture) = Fixture::new() else { return };
+    let Some(fixture) = tiny_qwen3() else { return };
     let (oracle, expected) = (oracle(), floats("forward_no_lora.safetensors"));
     let hidden = fixture.config.hidden as usize;
     let mut session = fixture.session(None, false);
@@ -161,13 +75,15 @@ fn hidden_states_and_logits_are_those_of_transformers() {
             let last = number == fixture.config.layers as usize;
             let state = if last { &final_norm(&fixture.config, state) } else { state };
             let all = &expected[&format!("hidden.{number}")];
-            let difference = most(state, &all[row * LENGTH * hidden..][..LENGTH * hidden]);
-            assert!(difference <= 2e-4, "row {row}, hidden state {number}: {difference}");
+            assert_near(
+                &format!("row {row}, hidden state {number}"),
+                state,
+                &all[row * LENGTH * hidden..][..LENGTH * hidden],
+            );
         }
         let vocab = fixture.config.vocab as usize;
         let logits = session.logits(tokens).unwrap();
-        let difference = most(&logits, &expected["logits"][row * LENGTH * vocab..][..LENGTH * vocab]);
-        assert!(difference <= 2e-4, "row {row}, logits: {difference}");
+        assert_near(&format!("row {row}, logits"), &logits, &expected["logits"][row * LENGTH * vocab..][..LENGTH * vocab]);
     }
     let loss = session.loss(&batch(&oracle, 0, &[0, 1])).unwrap();
     assert!((loss - expected["loss"][0]).abs() <= 1e-4, "{loss}, expected {}", expected["loss"][0]);
@@ -175,31 +91,31 @@ fn hidden_states_and_logits_are_those_of_transformers() {
 
 #[test]
 fn logits_with_an_adapter_are_those_of_peft() {
-    let Some(fixture) = Fixture::new() else { return };
+    let Some(fixture) = tiny_qwen3() else { return };
     let expected = &floats("forward_lora_init.safetensors")["logits"];
     let mut session = fixture.session(Some(&fixture.adapter("adapter_init")), false);
     let vocab = fixture.config.vocab as usize;
     for (row, tokens) in first_rows(&oracle()).iter().enumerate() {
-        let difference = most(&session.logits(tokens).unwrap(), &expected[row * LENGTH * vocab..][..LENGTH * vocab]);
-        assert!(difference <= 2e-4, "row {row}: {difference}");
+        let logits = session.logits(tokens).unwrap();
+        assert_near(&format!("row {row}"), &logits, &expected[row * LENGTH * vocab..][..LENGTH * vocab]);
     }
 }
 
 #[test]
 fn an_adapter_whose_b_is_zero_changes_no_bit() {
-    let Some(fixture) = Fixture::new() else { return };
+    let Some(fixture) = tiny_qwen3() else { return };
     let config = fixture.adapter("adapter_init").config;
     let fresh = Adapter::new(config, None, &fixture.config, 7).unwrap();
     assert!(fresh.vector.iter().any(|&x| x != 0.0));
     let tokens = &first_rows(&oracle())[0];
     let with = fixture.session(Some(&fresh), false).logits(tokens).unwrap();
     let without = fixture.session(None, false).logits(tokens).unwrap();
-    assert!(with.iter().zip(&without).all(|(a, b)| a == b), "{}", most(&with, &without));
+    assert!(with.iter().zip(&without).all(|(a, b)| a == b));
 }
 
 #[test]
 fn the_gradients_of_the_first_step_are_those_of_peft() {
-    let Some(fixture) = Fixture::new() else { return };
+    let Some(fixture) = tiny_qwen3() else { return };
     let (oracle, expected) = (oracle(), floats("grads_step0.safetensors"));
     let adapter = fixture.adapter("adapter_init");
     let mut trainer = fixture.trainer(&adapter, false, 2);
@@ -207,19 +123,7 @@ fn the_gradients_of_the_first_step_are_those_of_peft() {
     let norm = oracle["grad_norms_before_clip"][0].as_f64().unwrap();
     assert!((f64::from(result.grad_norm) / norm - 1.0).abs() <= 1e-3, "{}, expected {norm}", result.grad_norm);
     let gradient = trainer.gradient().unwrap();
-    let mut compared = 0;
-    for (layer, role, place) in adapter.layout.places() {
-        let block = if [Role::GateProj, Role::UpProj, Role::DownProj].contains(&role) { "mlp" } else { "self_attn" };
-        for (matrix, range) in [("A", place.a), ("B", place.b)] {
-            let name = format!("base_model.model.model.layers.{layer}.{block}.{role}.lora_{matrix}.weight");
-            let found = &gradient[range];
-            assert!(found.iter().any(|&g| g != 0.0), "{name} has no gradient");
-            let error = relative(found, &expected[&name]);
-            assert!(error <= 1e-3, "{name}: {error}");
-            compared += 1;
-        }
-    }
-    assert_eq!(compared, expected.len());
+    assert_gradients(&adapter.layout, &gradient, &expected);
 }
 
 /// The oracle's first steps.
@@ -233,7 +137,7 @@ fn train(fixture: &Fixture, ring: bool, steps: usize) -> (Vec<StepResult>, Vec<f
 
 #[test]
 fn twenty_steps_have_the_losses_and_the_adapter_of_peft() {
-    let Some(fixture) = Fixture::new() else { return };
+    let Some(fixture) = tiny_qwen3() else { return };
     let oracle = oracle();
     let (steps, parameters) = train(&fixture, false, 20);
     let (losses, norms) = (numbers(&oracle["losses"]), numbers(&oracle["grad_norms_before_clip"]));
@@ -253,7 +157,7 @@ fn twenty_steps_have_the_losses_and_the_adapter_of_peft() {
 
 #[test]
 fn a_ring_of_two_layers_changes_no_bit() {
-    let Some(fixture) = Fixture::new() else { return };
+    let Some(fixture) = tiny_qwen3() else { return };
     let (resident, parameters) = train(&fixture, false, 2);
     let (through_ring, of_ring) = train(&fixture, true, 2);
     assert_eq!(through_ring, resident);
@@ -262,7 +166,7 @@ fn a_ring_of_two_layers_changes_no_bit() {
 
 #[test]
 fn accumulated_micro_batches_are_one_batch() {
-    let Some(fixture) = Fixture::new() else { return };
+    let Some(fixture) = tiny_qwen3() else { return };
     let oracle = oracle();
     let adapter = fixture.adapter("adapter_init");
     let gradient = |batches: &[Batch], rows| {
@@ -290,7 +194,7 @@ fn accumulated_micro_batches_are_one_batch() {
 /// The oracle drops nothing: here the loss itself says what the gradient is, with dropped inputs, and at a rank that is no power of two.
 #[test]
 fn gradients_with_dropped_inputs_are_those_of_finite_differences() {
-    let Some(fixture) = Fixture::new() else { return };
+    let Some(fixture) = tiny_qwen3() else { return };
     let batch = batch(&oracle(), 0, &[0]);
     let dropout = |p| LoraConfig { rank: 5, dropout: p, ..fixture.adapter("adapter_init").config };
     let mut adapter = Adapter::new(dropout(0.3), None, &fixture.config, 3).unwrap();
@@ -300,10 +204,15 @@ fn gradients_with_dropped_inputs_are_those_of_finite_differences() {
         let trained = &last.vector[last.layout.place(layer, role).unwrap().b];
         adapter.vector[place.b].iter_mut().zip(trained).for_each(|(b, &trained)| *b = 3.0 * trained);
     }
-    let step = |adapter: &Adapter| {
-        let mut trainer = fixture.trainer(adapter, false, 1);
+    let mut parts = Some((fixture.model(false), fixture.memory(1)));
+    let mut step = |adapter: &Adapter| {
+        let (model, memory) = parts.take().unwrap();
+        let mut trainer = fixture.trainer_of(adapter, model, memory);
         let loss = trainer.step(std::slice::from_ref(&batch), 0.0).unwrap().loss;
-        (f64::from(loss), trainer.gradient().unwrap())
+        let gradient = trainer.gradient().unwrap();
+        let Session { model, memory, .. } = trainer.into_session();
+        parts = Some((model, memory));
+        (f64::from(loss), gradient)
     };
     let (loss, gradient) = step(&adapter);
     let (undropped, _) = step(&Adapter { config: dropout(0.0), ..adapter.clone() });
@@ -317,7 +226,7 @@ fn gradients_with_dropped_inputs_are_those_of_finite_differences() {
             }
         }
         let norm = direction.iter().map(|&g| f64::from(g).powi(2)).sum::<f64>().sqrt();
-        let moved = |length: f64| {
+        let mut moved = |length: f64| {
             let by = (length / norm) as f32;
             let vector = adapter.vector.iter().zip(&direction).map(|(x, d)| x + by * d).collect();
             step(&Adapter { vector, ..adapter.clone() }).0
@@ -330,7 +239,7 @@ fn gradients_with_dropped_inputs_are_those_of_finite_differences() {
 
 #[test]
 fn a_gradient_that_is_not_finite_names_its_layer() {
-    let Some(fixture) = Fixture::new() else { return };
+    let Some(fixture) = tiny_qwen3() else { return };
     let mut adapter = fixture.adapter("adapter_init");
     let place = adapter.layout.place(1, Role::VProj).unwrap();
     // Nothing times something huge, forward; something huge, backward.

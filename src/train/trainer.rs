@@ -114,6 +114,11 @@ impl Trainer {
         &mut self.session
     }
 
+    /// The model with its adapter, when there is nothing more to learn.
+    pub fn into_session(self) -> Session {
+        self.session
+    }
+
     /// Steps that are done, and micro-batches.
     pub fn counts(&self) -> (u64, u64) {
         (self.steps, self.micro_batches)

@@ -1,5 +1,7 @@
 //! The device that GPU tests run on.
 
+use std::sync::OnceLock;
+
 use nf4pack::gpu::{DRIVER_HINT, Gpu, GpuError, Options};
 
 /// The device that GPU tests run on, or `None` where there is none: a loud skip, and under `NF4PACK_REQUIRE_GPU=1` a failure.
@@ -21,4 +23,11 @@ pub fn gpu_with(change: impl FnOnce(&mut Options)) -> Option<Gpu> {
 #[allow(dead_code, reason = "some tests open every device with options of their own")]
 pub fn gpu() -> Option<Gpu> {
     gpu_with(|_| {})
+}
+
+/// [`gpu`], the same one for all tests of a file: software drivers take seconds to compile a model's kernels.
+#[allow(dead_code, reason = "some tests need a device of their own")]
+pub fn shared_gpu() -> Option<Gpu> {
+    static GPU: OnceLock<Option<Gpu>> = OnceLock::new();
+    GPU.get_or_init(gpu).clone()
 }

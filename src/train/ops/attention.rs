@@ -276,7 +276,7 @@ mod tests {
 
     use std::sync::OnceLock;
 
-    use super::super::testing::{assert_close, assert_gradient, gpu, poisoned, random};
+    use super::super::testing::{assert_close, assert_gradient, assert_untouched, gpu, poisoned, random, wide};
     use super::*;
 
     /// One device for all tests: software drivers take seconds to compile the kernels.
@@ -341,6 +341,7 @@ mod tests {
         let shape = &inputs.shape;
         attention.backward(&mut commands, shape, &q, &k, &v, &starts, &out, &lse, &d_out, &delta, &dq, &dk, &dv).unwrap();
         commands.submit().unwrap();
+        [&out, &lse, &delta, &dq, &dk, &dv].into_iter().for_each(|mat| assert_untouched(gpu, mat));
         let read = |mat: &Mat| mat.read(gpu).unwrap();
         Outputs { out: read(&out), lse: read(&lse), dq: read(&dq), dk: read(&dk), dv: read(&dv) }
     }
@@ -375,10 +376,6 @@ mod tests {
         [out, lse, dq, dk, dv]
     }
 
-    fn wide(elements: &[f32]) -> Vec<f64> {
-        elements.iter().copied().map(f64::from).collect()
-    }
-
     fn assert_matches(found: &Outputs, inputs: &Inputs) {
         let Inputs { shape, starts, q, k, v, d_out } = inputs;
         let expected = reference(shape, starts, &wide(q), &wide(k), &wide(v), &wide(d_out));
@@ -400,6 +397,8 @@ mod tests {
             (64, 4, 4, &[1][..]),
             (64, 4, 2, &[5]),
             (64, 4, 1, &[7, 90, 33]),
+            (64, 6, 2, &[33, 1, 70]),
+            (32, 7, 1, &[5, 66, 2]),
             (80, 2, 2, &[33]),
             (80, 4, 2, &[130]),
             (128, 4, 2, &[1, 33, 64, 5, 27]),

@@ -227,6 +227,8 @@ mod tests {
             (64, 4, 2, 0, 7),
             (64, 4, 1, 127, 1),
             (64, 2, 1, 126, 5),
+            (64, 6, 2, 130, 3),
+            (32, 7, 1, 77, 9),
             (80, 4, 2, 128, 1),
             (80, 6, 3, 301, 3),
             (128, 4, 1, 1000, 1),
@@ -296,6 +298,7 @@ mod tests {
         let attention = Attention::new(&gpu, head_dim).unwrap();
         attention.forward(&mut commands, &shape, &q, &k, &v, &starts, &out, &lse).unwrap();
         commands.submit().unwrap();
+        [&out, &lse].into_iter().for_each(|mat| assert_untouched(&gpu, mat));
         assert_close("cached", &run(&gpu, &inputs, 0), &out.read(&gpu).unwrap(), 1e-6);
     }
 

@@ -263,7 +263,7 @@ const WORKGROUP: u32 = 256;
 mod tests {
     #![allow(clippy::unwrap_used, clippy::panic, reason = "tests fail by panicking")]
 
-    use super::super::testing::{assert_close, gpu, random_mat};
+    use super::super::testing::{assert_close, assert_gradient, assert_untouched, gpu, narrow, random, random_mat, wide};
     use super::*;
 
     fn yarn(factor: f64, original_max_position_embeddings: f64, truncate: bool) -> RopeScaling {
@@ -391,7 +391,7 @@ mod tests {
     }
 
     /// The rotation in f64, of elements [tokens, heads * dim] with the table's own cosines and sines.
-    fn reference(x: &[f32], heads: usize, starts: &[u32], table: &RotaryTable, sign: f64) -> Vec<f32> {
+    fn reference(x: &[f64], heads: usize, starts: &[u32], table: &RotaryTable, sign: f64) -> Vec<f64> {
         let half = table.inv_freq.len();
         let mut rotated = vec![0.0; x.len()];
         for (at, head) in x.chunks(2 * half).enumerate() {
@@ -399,9 +399,9 @@ mod tests {
             let position = token as f32 - starts[token] as f32;
             for (i, &frequency) in table.inv_freq.iter().enumerate() {
                 let (sine, cosine) = (sign * f64::from(position * frequency)).sin_cos();
-                let (a, b, factor) = (f64::from(head[i]), f64::from(head[i + half]), f64::from(table.attention_factor));
-                rotated[2 * half * at + i] = (factor * (a * cosine - b * sine)) as f32;
-                rotated[2 * half * at + i + half] = (factor * (b * cosine + a * sine)) as f32;
+                let (a, b, factor) = (head[i], head[i + half], f64::from(table.attention_factor));
+                rotated[2 * half * at + i] = factor * (a * cosine - b * sine);
+                rotated[2 * half * at + i + half] = factor * (b * cosine + a * sine);
             }
         }
         rotated
@@ -427,14 +427,16 @@ mod tests {
             let mut commands = gpu.commands("rotary");
             rotary.forward(&mut commands, &x, heads, &range, &angles).unwrap();
             commands.submit().unwrap();
-            let expected = reference(&elements, heads as usize, &starts, &table, 1.0);
+            assert_untouched(&gpu, &x);
+            let expected = narrow(&reference(&wide(&elements), heads as usize, &starts, &table, 1.0));
             assert_close(&format!("forward {head_dim}"), &x.read(&gpu).unwrap(), &expected, 1e-6);
 
             let (dx, elements) = random_mat(&gpu, 7 + u64::from(tokens), tokens, heads * head_dim);
             let mut commands = gpu.commands("rotary");
             rotary.backward(&mut commands, &dx, heads, &range, &angles).unwrap();
             commands.submit().unwrap();
-            let expected = reference(&elements, heads as usize, &starts, &table, -1.0);
+            assert_untouched(&gpu, &dx);
+            let expected = narrow(&reference(&wide(&elements), heads as usize, &starts, &table, -1.0));
             assert_close(&format!("backward {head_dim}"), &dx.read(&gpu).unwrap(), &expected, 1e-6);
         }
     }
@@ -450,24 +452,34 @@ mod tests {
             let mut commands = gpu.commands("rotary");
             rotary.forward_from(&mut commands, &x, heads, first, &angles).unwrap();
             commands.submit().unwrap();
+            assert_untouched(&gpu, &x);
             // The tokens before them are there, too, in the reference.
             let before = vec![0.0; (first * heads * head_dim) as usize];
             let starts = vec![0; (first + tokens) as usize];
-            let expected = reference(&[before.clone(), elements].concat(), heads as usize, &starts, &table, 1.0);
-            assert_close(&format!("from {first}"), &x.read(&gpu).unwrap(), &expected[before.len()..], 1e-6);
+            let expected = reference(&[before.clone(), wide(&elements)].concat(), heads as usize, &starts, &table, 1.0);
+            assert_close(&format!("from {first}"), &x.read(&gpu).unwrap(), &narrow(&expected[before.len()..]), 1e-6);
         }
     }
 
-    /// The product of the gradient with any direction is that of the rotated-back gradient with it: backward is the transpose.
+    /// The loss is the sum of all products of the rotated elements with fixed numbers, so that these are the gradient to be rotated
+    /// back.
     #[test]
-    fn backward_is_the_transpose_of_forward() {
+    fn backward_is_the_gradient_of_forward() {
+        let Some(gpu) = gpu() else { return };
         let table = inverse_frequencies(1e4, 8, &yarn(4.0, 32768.0, true), 1);
         let starts = [0, 0, 2, 2, 2];
-        let (x, dy) = (super::super::testing::random(1, 80), super::super::testing::random(2, 80));
-        let dot = |a: &[f32], b: &[f32]| a.iter().zip(b).map(|(&a, &b)| f64::from(a) * f64::from(b)).sum::<f64>();
-        let forward = dot(&reference(&x, 2, &starts, &table, 1.0), &dy);
-        let backward = dot(&x, &reference(&dy, 2, &starts, &table, -1.0));
-        assert!((forward - backward).abs() <= 1e-5 * forward.abs(), "{forward} {backward}");
+        let range = BufferRange::whole(gpu.storage_with("starts", bytemuck::cast_slice(&starts)).unwrap());
+        let (dx, dy) = random_mat(&gpu, 2, 5, 16);
+        let mut commands = gpu.commands("gradient");
+        let angles = table.upload(&gpu, 3).unwrap();
+        Rotary::new(&gpu).unwrap().backward(&mut commands, &dx, 2, &range, &angles).unwrap();
+        commands.submit().unwrap();
+        let gradient = wide(&dx.read(&gpu).unwrap());
+        let loss = |x: &[f64]| {
+            let y = reference(x, 2, &starts, &table, 1.0);
+            y.iter().zip(&dy).map(|(y, &dy)| y * f64::from(dy)).sum()
+        };
+        assert_gradient("dx", &wide(&random(1, 80)), &gradient, 1e-5, loss);
     }
 
     #[test]

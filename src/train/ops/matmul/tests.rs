@@ -9,7 +9,7 @@ use super::*;
 use crate::dequant::{GpuWeights, dequantize};
 use crate::format::nf4::{self, Projection, ScaleType, Scales};
 use crate::gpu::{BufferRange, Options};
-use crate::train::ops::testing::{self, assert_close, assert_gradient, poisoned, random, random_mat};
+use crate::train::ops::testing::{self, assert_close, assert_gradient, assert_untouched, poisoned, random, random_mat};
 
 const BOUND: f64 = 1e-5;
 const SIZES: [u32; 5] = [1, 3, 17, 65, 130];
@@ -123,6 +123,7 @@ impl Frozen {
         matmul.backward(&mut commands, &dy, &weight, false, &dx).unwrap();
         matmul.backward(&mut commands, &dy, &weight, true, &dx_added).unwrap();
         commands.submit().unwrap();
+        [&y, &y_added, &dx, &dx_added].into_iter().for_each(|mat| assert_untouched(gpu, mat));
         let inputs = self.inputs as usize;
         let expected = reference(m, n, self.inputs, |i, j, t| f64::from(xs[i * inputs + t]) * self.value(first + j, t));
         let added = |i: usize, sum: &f64| sum + f64::from(y_old[i]) + f64::from(biases[i % n as usize]);
@@ -171,6 +172,7 @@ fn check_dense(gpu: &Gpu, (m, n, k): (u32, u32, u32)) {
         product(&matmul, &mut commands, &a, &b, 1.0, false, &out).unwrap();
         product(&matmul, &mut commands, &a, &b, -0.75, true, &added).unwrap();
         commands.submit().unwrap();
+        [&out, &added].into_iter().for_each(|mat| assert_untouched(gpu, mat));
         let sizes = (m as usize, n as usize, k as usize);
         let term = |i, j, t| f64::from(a_values[a_at(i, t, sizes)]) * f64::from(b_values[b_at(j, t, sizes)]);
         let expected = reference(m, n, k, term);
@@ -200,6 +202,7 @@ fn long_sums_are_cut_and_give_the_same_bits_each_time() {
         let mut commands = gpu.commands("a cut product");
         matmul.nt(&mut commands, &a, &b, 1.0, false, &out).unwrap();
         commands.submit().unwrap();
+        assert_untouched(gpu, &out);
         out.read(gpu).unwrap().into_iter().map(f32::to_bits).collect::<Vec<_>>()
     };
     assert_eq!(bits(), bits());
@@ -263,6 +266,7 @@ fn the_same_few_rows_give_the_same_bits() {
         let mut commands = gpu.commands("few rows");
         matmul.forward(&mut commands, &x, &frozen.weight(), None, false, &y).unwrap();
         commands.submit().unwrap();
+        assert_untouched(gpu, &y);
         y.read(gpu).unwrap()
     };
     assert!(product() == product());
@@ -321,6 +325,7 @@ fn backward_is_the_gradient_of_forward() {
     let mut commands = gpu.commands("gradient");
     Matmul::new(gpu).unwrap().backward(&mut commands, &dy, &frozen.weight(), false, &dx).unwrap();
     commands.submit().unwrap();
+    assert_untouched(gpu, &dx);
     let gradient: Vec<f64> = dx.read(gpu).unwrap().into_iter().map(f64::from).collect();
     let at: Vec<f64> = random(1, (m * inputs) as usize).into_iter().map(f64::from).collect();
     let loss = |x: &[f64]| {

@@ -1,0 +1,187 @@
+"""Writes tests/fixtures/architectures: tiny random models of each supported architecture, and what transformers and PEFT make of them
+in float32.
+
+    python tests/interop/architectures.py
+
+Of every model NAME there is then
+    NAME/config.json             as the table below has it: transformers and nf4pack read the same keys
+    NAME/model.safetensors       projections that NF4 holds exactly, so that a pack with absmax scales in float32 has the same weights
+    NAME/adapter                 a PEFT adapter of all projections whose B is not zero
+    NAME/expected.json           a row of tokens, its labels, and the loss of the model with the adapter
+    NAME/expected.safetensors    hidden states and logits without the adapter, and the gradients of that loss
+"""
+
+import argparse
+import json
+import shutil
+from pathlib import Path
+
+import torch
+from peft import LoraConfig, get_peft_model
+from safetensors.torch import save_file
+from transformers import AutoConfig, AutoModelForCausalLM
+
+FIXTURES = Path(__file__).parent.parent / "fixtures" / "architectures"
+TOKENS = 24
+BLOCK = 64
+# The bits of NF4's 16 values in float32.
+CODEBOOK = [
+    0xBF800000, 0xBF3239B1, 0xBF066B30, 0xBECA32A0, 0xBE91A24D, 0xBE3D353F, 0xBDBA7871, 0x00000000,
+    0x3DA2FAFF, 0x3E24CAE3, 0x3E7C04DD, 0x3EAD033A, 0x3EE1A4B8, 0x3F1007AB, 0x3F3913B3, 0x3F800000,
+]  # fmt: skip
+PROJECTIONS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+
+COMMON = {"hidden_act": "silu", "num_hidden_layers": 2, "rms_norm_eps": 1e-5, "max_position_embeddings": 256}
+# Lengths of first trainings are so short that each scaling has something to do within the row.
+MODELS = {
+    # Every bias there is, heads that do not add up to the hidden size.
+    "llama": {
+        "model_type": "llama",
+        "vocab_size": 96,
+        "hidden_size": 60,
+        "intermediate_size": 96,
+        "num_attention_heads": 6,
+        "num_key_value_heads": 2,
+        "head_dim": 16,
+        "attention_bias": True,
+        "mlp_bias": True,
+        "tie_word_embeddings": False,
+        "rope_parameters": {
+            "rope_type": "llama3",
+            "rope_theta": 10000.0,
+            "factor": 8.0,
+            "low_freq_factor": 1.0,
+            "high_freq_factor": 4.0,
+            "original_max_position_embeddings": 32,
+        },
+    },
+    # No bias, a size of heads that follows from the others, a window that just holds the row.
+    "mistral": {
+        "model_type": "mistral",
+        "vocab_size": 160,
+        "hidden_size": 64,
+        "intermediate_size": 96,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 1,
+        "sliding_window": TOKENS,
+        "tie_word_embeddings": False,
+        "rope_parameters": {"rope_type": "linear", "rope_theta": 10000.0, "factor": 4.0},
+    },
+    # Biases of queries, keys and values, a tied head, last blocks that are not full; the keys of configurations before transformers 5.
+    "qwen2": {
+        "model_type": "qwen2",
+        "vocab_size": 96,
+        "hidden_size": 84,
+        "intermediate_size": 96,
+        "num_attention_heads": 7,
+        "num_key_value_heads": 1,
+        "tie_word_embeddings": True,
+        "use_sliding_window": False,
+        "max_position_embeddings": 64,
+        "rope_theta": 100.0,
+        "rope_scaling": {"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16},
+    },
+    # Biases before norms per head, as many keys as queries, a theta that has grown: the row is longer than the model was made for.
+    "qwen3": {
+        "model_type": "qwen3",
+        "vocab_size": 96,
+        "hidden_size": 48,
+        "intermediate_size": 80,
+        "num_attention_heads": 3,
+        "num_key_value_heads": 3,
+        "head_dim": 20,
+        "attention_bias": True,
+        "tie_word_embeddings": False,
+        "use_sliding_window": False,
+        "max_position_embeddings": TOKENS // 2,
+        "rope_parameters": {"rope_type": "dynamic", "rope_theta": 10000.0, "factor": 4.0},
+    },
+}
+
+
+def exact_in_nf4(shape):
+    """A matrix of NF4's values times a scale a block. The first value of each block is 1 or -1, so that its absmax is the scale."""
+    rows, inputs = shape
+    blocks = -(-rows * inputs // BLOCK)
+    codes = torch.randint(16, (blocks, BLOCK))
+    codes[:, 0] = 15 * torch.randint(2, (blocks,))
+    values = torch.tensor(CODEBOOK, dtype=torch.int64).to(torch.int32).view(torch.float32)
+    scales = (0.5 + torch.rand(blocks, 1)) * 2 / inputs**0.5
+    return (values[codes] * scales).flatten()[: rows * inputs].reshape(shape)
+
+
+def random_weight(name, shape):
+    if name.split(".")[-2] in PROJECTIONS and len(shape) == 2:
+        return exact_in_nf4(shape)
+    if "norm" in name:
+        return 1 + 0.3 * torch.randn(shape)
+    return 0.5 * torch.randn(shape)
+
+
+def write_model(folder, config):
+    (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+    model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder))
+    tied = {"lm_head.weight"} if config["tie_word_embeddings"] else set()
+    weights = {name: random_weight(name, w.shape) for name, w in model.state_dict().items() if name not in tied}
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+
+
+def without_adapter(model, tokens):
+    """Hidden states before each layer and after the last one, and logits."""
+    # transformers gives the last one after the final norm.
+    last = []
+    hook = model.model.norm.register_forward_pre_hook(lambda _, inputs: last.append(inputs[0]))
+    with torch.no_grad():
+        out = model(tokens, output_hidden_states=True)
+    hook.remove()
+    states = [*out.hidden_states[:-1], *last]
+    return {f"hidden.{i}": state[0] for i, state in enumerate(states)} | {"logits": out.logits[0]}
+
+
+def with_adapter(model, name, folder, tokens, labels):
+    """Writes an adapter; the loss with it, and its gradients."""
+    config = LoraConfig(r=4, lora_alpha=8, target_modules=PROJECTIONS, task_type="CAUSAL_LM")
+    model = get_peft_model(model, config)
+    parameters = {n.replace(".default", ""): p for n, p in model.named_parameters() if p.requires_grad}
+    for parameter in (p for n, p in parameters.items() if "lora_B" in n):
+        torch.nn.init.normal_(parameter, std=0.1)
+    # Not where it lies on this machine.
+    config.base_model_name_or_path = name
+    model.save_pretrained(folder, save_embedding_layers=False)
+    (folder / "README.md").unlink()
+    # A set, in another order each time.
+    settings = json.loads((folder / "adapter_config.json").read_text())
+    settings["target_modules"].sort()
+    (folder / "adapter_config.json").write_text(json.dumps(settings, indent=2) + "\n")
+    loss = model(tokens, labels=labels).loss
+    loss.backward()
+    return loss.item(), {n: p.grad for n, p in parameters.items()}
+
+
+def write_fixture(name, config):
+    torch.manual_seed(list(MODELS).index(name))
+    folder = FIXTURES / name
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    write_model(folder, config)
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager").eval()
+    tokens = torch.randint(config["vocab_size"], (1, TOKENS))
+    labels = tokens.masked_fill(torch.rand(1, TOKENS) < 0.3, -100)
+    expected = without_adapter(model, tokens)
+    loss, gradients = with_adapter(model, name, folder / "adapter", tokens, labels)
+    tensors = {n: t.contiguous() for n, t in (expected | gradients).items()}
+    save_file(tensors, folder / "expected.safetensors")
+    row = {"tokens": tokens[0].tolist(), "labels": labels[0].tolist(), "loss": loss}
+    (folder / "expected.json").write_text(json.dumps(row) + "\n")
+    size = sum(f.stat().st_size for f in folder.rglob("*") if f.is_file())
+    print(f"{name}: loss {loss:.4f}, logits up to {expected['logits'].abs().max():.1f}, {size // 1000} kB")
+
+
+def main():
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
+    for name, config in MODELS.items():
+        write_fixture(name, COMMON | config)
+
+
+if __name__ == "__main__":
+    main()
