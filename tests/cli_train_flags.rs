@@ -86,7 +86,7 @@ fn every_flag_of_a_training_has_its_effect() {
     assert!(done["planned_bytes"].as_u64().unwrap() <= 100_000_000, "{done}");
     assert_eq!(
         (&done["end"], &done["steps"], &done["adapter_step"]),
-        (&json!("early stop"), &json!(2), &json!(0)),
+        (&json!("early-stop"), &json!(2), &json!(0)),
         "{done}"
     );
     let config = read_json(&out.join("adapter_config.json"));
