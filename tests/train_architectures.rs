@@ -2,7 +2,7 @@
 //! interop/architectures.py writes them. Between them they have every bias, tied and untied heads, several numbers of heads for each
 //! key, and every scaling of the rotary embedding.
 #![cfg(all(feature = "train", feature = "convert"))]
-#![allow(clippy::unwrap_used, reason = "tests fail by panicking")]
+#![allow(clippy::unwrap_used, clippy::panic, reason = "tests fail by panicking")]
 
 #[path = "common/gpu.rs"]
 mod common;

@@ -38,10 +38,12 @@ pub(crate) fn random(seed: u64, count: usize) -> Vec<f32> {
 
 /// Floats that follow a matrix of [`mat`] in its buffer.
 const GUARD: usize = 64;
+/// What they are: a signalling NaN. Whatever computes with it gives a quiet one, so that an operation in place is seen there, too.
+const GUARD_BITS: u32 = 0x7fa0_0000;
 
 /// A matrix with these elements, followed by NaN in its buffer.
 pub(crate) fn mat(gpu: &Gpu, rows: u32, cols: u32, elements: &[f32]) -> Mat {
-    let guarded = [elements, &[f32::NAN; GUARD]].concat();
+    let guarded = [elements, &[f32::from_bits(GUARD_BITS); GUARD]].concat();
     let whole = Mat::from_slice(gpu, "guarded", 1, guarded.len() as u32, &guarded).unwrap();
     Mat { range: whole.range.slice(0, 4 * elements.len() as u64), rows, cols }
 }
@@ -51,7 +53,7 @@ pub(crate) fn mat(gpu: &Gpu, rows: u32, cols: u32, elements: &[f32]) -> Mat {
 pub(crate) fn assert_untouched(gpu: &Gpu, mat: &Mat) {
     let guard = Mat { range: mat.range.slice(mat.range.size, 4 * GUARD as u64), rows: 1, cols: GUARD as u32 };
     let found = guard.read(gpu).unwrap();
-    assert!(found.iter().all(|x| x.to_bits() == f32::NAN.to_bits()), "past the end: {found:?}");
+    assert!(found.iter().all(|x| x.to_bits() == GUARD_BITS), "past the end: {found:?}");
 }
 
 /// A matrix of random numbers, and the numbers.
