@@ -37,10 +37,10 @@ fn starts_of(column: u32, four: u32) -> vec4<u32> {
     return min(column + columns_of(four), vec4(params.n - 1u)) * params.b_column;
 }
 
-// Codes and scales of the fours that this thread has fetched, two at most (TY is 16); they are decoded when they are placed, once they
-// have come.
-var<private> next_codes: array<vec4<u32>, 2>;
-var<private> next_scales: array<vec4<f32>, 2>;
+// Codes and scales of the fours that this thread has fetched, 2 TK / TY of them (TY is 4 at least); they are decoded when they are placed,
+// once they have come.
+var<private> next_codes: array<vec4<u32>, 8>;
+var<private> next_scales: array<vec4<f32>, 8>;
 
 // The words and scales of four columns.
 fn fetch_four(j: u32, at: vec4<u32>) {
@@ -68,17 +68,23 @@ fn place_any(thread: u32) {
 
 // Two terms of four columns: two codes out of each of four words.
 fn fetch_by_term(column: u32, first: u32, end: u32, thread: u32) {
-    let term = first + 2u * (thread % (TK / 2u));
-    next_scales[0] = vec4<f32>();
-    if (term < end) {
-        fetch_four(0u, starts_of(column, thread / (TK / 2u)) + term);
+    for (var j = 0u; j < TK / TY; j++) {
+        let i = thread + j * TX * TY;
+        let term = first + 2u * (i % (TK / 2u));
+        next_scales[j] = vec4<f32>();
+        if (term < end) {
+            fetch_four(j, starts_of(column, i / (TK / 2u)) + term);
+        }
     }
 }
 
 fn place_by_term(thread: u32) {
-    let at = 2u * (thread % (TK / 2u)) * (2u * TX + 1u) + thread / (TK / 2u);
-    tile_b[at] = look_up(next_codes[0]) * next_scales[0];
-    tile_b[at + 2u * TX + 1u] = look_up(next_codes[0] >> vec4(4u)) * next_scales[0];
+    for (var j = 0u; j < TK / TY; j++) {
+        let i = thread + j * TX * TY;
+        let at = 2u * (i % (TK / 2u)) * (2u * TX + 1u) + i / (TK / 2u);
+        tile_b[at] = look_up(next_codes[j]) * next_scales[j];
+        tile_b[at + 2u * TX + 1u] = look_up(next_codes[j] >> vec4(4u)) * next_scales[j];
+    }
 }
 
 // Four columns of a term: half a word.

@@ -70,11 +70,11 @@ fn a_lower_rank_is_the_last_remedy() {
     let large = Demand { length: 2, ..demand(&index, &model) };
     let needed = plan(&large, MicroBatch::Rows(1)).total();
     // Parameter, gradient and two moments of five ranks.
-    let budget = Some(needed - 5 * 16 * OF_RANK);
-    let error = refused(&Demand { budget, ..large }, MicroBatch::Rows(1));
+    let budget = needed - 5 * 16 * OF_RANK;
+    let error = refused(&Demand { budget: Some(budget), ..large }, MicroBatch::Rows(1));
     assert_eq!(error.remedy(), Some(Remedy::Rank(8)), "{error}");
-    let smaller = Demand { budget, rank: 8, adapter: 8 * OF_RANK, ..large };
-    assert!(plan(&smaller, MicroBatch::Rows(1)).total() <= budget.unwrap());
+    let smaller = Demand { budget: Some(budget), rank: 8, adapter: 8 * OF_RANK, ..large };
+    assert!(plan(&smaller, MicroBatch::Rows(1)).total() <= budget);
     let error = refused(&Demand { budget: Some(1), ..large }, MicroBatch::Rows(1));
     assert_eq!(error.remedy(), None, "{error}");
 }

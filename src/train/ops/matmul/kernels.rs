@@ -68,6 +68,9 @@ struct Tile {
 /// The first serves; the others waste less where a side is short, as the rank of an adapter is.
 const TILES: [Tile; 3] = [Tile { x: 8, y: 16 }, Tile { x: 4, y: 16 }, Tile { x: 16, y: 4 }];
 
+/// Up to so many rows of the left operand, the tile of few rows leaves fewer threads without work.
+const FEW_TILE_ROWS: u32 = 64;
+
 impl Tile {
     fn constants(self) -> Vec<(&'static str, f64)> {
         let fours = |threads: u32| (TERMS * (2 * threads + 1)).into();
@@ -84,7 +87,8 @@ impl Tile {
         let sums = |tile: &Self| tile.groups(product.m, product.n) * u64::from(tile.x * tile.y);
         match product.b {
             Right::Raw { float_type: FloatType::F32, .. } => TILES.into_iter().min_by_key(sums).unwrap_or(TILES[0]),
-            // Frozen weights are large.
+            // Frozen weights are large, and are decoded for each tile of rows.
+            _ if product.m <= FEW_TILE_ROWS => TILES[2],
             _ => TILES[0],
         }
     }
