@@ -424,7 +424,9 @@ fn of_run(error: &RunError, advice: Advice) -> Option<String> {
         RunError::Occupied { .. } => Some("a new run takes another --out, or the folder has to go".into()),
         RunError::Elsewhere { .. } => Some("--out names the folder that the checkpoint is in".into()),
         RunError::Record(e) => of_record(e),
-        RunError::NoCheckpoint { .. } => Some("a run has one after --save-every steps, or an epoch".into()),
+        RunError::NoCheckpoint { .. } => {
+            Some("a run has one after --save-every steps, an epoch or ten minutes; without --resume it starts anew".into())
+        }
         RunError::Diverged { checkpoint: None, .. } => Some("a smaller --lr, or a longer --warmup, often helps".into()),
         RunError::Diverged { .. } => {
             Some("train anew with a smaller --lr; the checkpoint itself is an adapter that works".into())

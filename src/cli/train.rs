@@ -124,11 +124,11 @@ pub fn tell_data(ui: Ui, what: &str, used: &str, data: &Dataset, model: &ModelCo
     let [tokens, trained] = [data.tokens(), data.trained_tokens()].map(ui::grouped);
     let samples = ui::plural(data.samples.len() as u64, "sample");
     ui.stage(&format!("{what}: {samples} of {}, {tokens} tokens, {trained} of them {used}", form_name(data.form)));
-    let most = model.max_position_embeddings;
+    let most = model.longest();
     let longer = data.samples.iter().filter(|sample| sample.tokens.len() > most as usize).count() as u64;
     if longer > 0 {
         ui.warning(&format!(
-            "{} longer than the {most} tokens that the model was made for (max_position_embeddings); --max-length {most} cuts",
+            "{} longer than the {most} tokens that the model was made for; --max-length {most} cuts",
             ui::plural(longer, "sample")
         ));
     }

@@ -139,7 +139,7 @@ impl Settings {
         if let Warmup::Fraction(warmup) = self.warmup {
             demand("--warmup", "a share from 0 on and below 1, or a number of steps", warmup, share)?;
         }
-        demand("--epochs", AT_LEAST_1, self.epochs, |n| n > 0)?;
+        demand("--epochs", "from 1 to 10000, which are all ordered beforehand", self.epochs, |n| (1..=10_000).contains(&n))?;
         if let MicroBatch::Rows(rows) = self.micro_batch {
             demand("--micro-batch", "auto, or 1 at least", rows, |n| n > 0)?;
         }
@@ -225,6 +225,7 @@ mod tests {
             ("--targets", |s| s.targets.push(Role::LmHead)),
             ("--lr", |s| s.lr = 0.0),
             ("--lr", |s| s.lr = f64::NAN),
+            ("--epochs", |s| s.epochs = 10_001),
             ("--lr", |s| s.lr = f64::INFINITY),
             ("--warmup", |s| s.warmup = Warmup::Fraction(1.0)),
             ("--warmup", |s| s.warmup = Warmup::Fraction(-0.1)),
