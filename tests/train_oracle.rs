@@ -197,7 +197,7 @@ fn gradients_with_dropped_inputs_are_those_of_finite_differences() {
     let Some(fixture) = tiny_qwen3() else { return };
     let mut batch = batch(&oracle(), 0, &[0]);
     // Half of the row is enough.
-    [&mut batch.tokens, &mut batch.labels, &mut batch.starts].map(|row| row.truncate(LENGTH / 2));
+    [&mut batch.tokens, &mut batch.labels, &mut batch.starts].into_iter().for_each(|row| row.truncate(LENGTH / 2));
     batch.trained = batch.labels.iter().filter(|&&label| label != UNTRAINED).count() as u64;
     let dropout = |p| LoraConfig { rank: 5, dropout: p, ..fixture.adapter("adapter_init").config };
     let mut adapter = Adapter::new(dropout(0.3), None, &fixture.config, 3).unwrap();

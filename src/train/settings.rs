@@ -217,7 +217,7 @@ mod tests {
     #[test]
     fn a_value_that_cannot_be_is_named() {
         type Change = fn(&mut Settings);
-        let wrong: [(&str, Change); 26] = [
+        let wrong: [(&str, Change); 27] = [
             ("--rank", |s| s.rank = 0),
             ("--alpha", |s| s.alpha = f64::INFINITY),
             ("--dropout", |s| s.dropout = 1.0),
