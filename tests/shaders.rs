@@ -35,10 +35,10 @@ const FORMS: &[(&[&str], Constants)] = &[
     (
         &["matmul_params.wgsl", "matmul.wgsl", "nf4_tables.wgsl", "matmul_nf4.wgsl"],
         &[
-            ("TX", &[8.0]),
-            ("TY", &[16.0]),
+            ("TX", &[8.0, 16.0]),
+            ("TY", &[4.0, 16.0]),
             ("A_FOURS", &[528.0]),
-            ("B_FOURS", &[272.0]),
+            ("B_FOURS", &[528.0]),
             ("A_BY_TERM", &[1.0]),
             ("B_BY_TERM", EITHER),
             ("WHOLE", EITHER),
@@ -137,8 +137,8 @@ fn every_shader_is_valid_in_every_form() {
         }
     }
     let dequant = 1 + 2 * 12 + 9;
-    let products = 72 + 12 + 2 * 48 + 1;
+    let products = 72 + 48 + 2 * 48 + 1;
     let attention = 5 * 10 + 4 * 2 + 2;
-    let others = 1 + 1 + 2 + 3 + 3 + 3 + 2 * 2 + 2;
+    let others = 1 + 2 + 3 + 3 + 3 + 2 * 2 + 2;
     assert_eq!(compiled, dequant + products + attention + others);
 }
