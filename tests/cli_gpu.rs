@@ -323,7 +323,8 @@ fn bench_train_names_its_own_flags_where_it_does_not_fit() {
     let folder = place();
     // A matrix of terabytes.
     let assert = run(folder.path(), "bench train --shape tiny --batch 1024 --seq 131072 --rank 4096 --dir .").code(1);
-    let assert = assert.stdout("").stderr(contains("the run has a matrix of")).stderr(contains("--batch").or(contains("--seq")));
+    let assert =
+        assert.stdout("").stderr(contains("the run has a matrix of")).stderr(contains("--batch").or(contains("--seq")));
     assert.stderr(contains("--micro-batch").or(contains("--max-length")).or(contains("--vram-budget")).not());
     let assert = run(folder.path(), "bench train --shape tiny --dir nowhere").code(1);
     assert.stderr(contains("--dir names another place"));
