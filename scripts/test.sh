@@ -75,10 +75,27 @@ elif ! cargo +nightly --version >/dev/null 2>&1 && ! rustup toolchain install ni
 else
     command -v c++ >/dev/null || install_packages g++
     cargo fuzz --version >/dev/null 2>&1 || cargo install --locked cargo-fuzz
-    for target in parse roundtrip convert_header; do
-        step "fuzzing $target for $seconds s"
-        cargo +nightly fuzz run "$target" -- -max_total_time="$seconds" -timeout=10 -rss_limit_mb=2048 -print_final_stats=1
+    cargo +nightly fuzz build
+    # At the same time: each is one thread.
+    targets=(parse roundtrip convert_header)
+    logs=$(mktemp -d)
+    runs=()
+    for target in "${targets[@]}"; do
+        cargo +nightly fuzz run "$target" -- -max_total_time="$seconds" -timeout=10 -rss_limit_mb=2048 -print_final_stats=1 \
+            >"$logs/$target" 2>&1 &
+        runs+=("$!")
     done
+    failed=()
+    for i in "${!targets[@]}"; do
+        step "fuzzing ${targets[i]} for $seconds s"
+        wait "${runs[i]}" || failed+=("${targets[i]}")
+        tail -n 40 "$logs/${targets[i]}"
+    done
+    rm -r "$logs"
+    if [ "${#failed[@]}" -gt 0 ]; then
+        echo "fuzzing found something: ${failed[*]}" >&2
+        exit 1
+    fi
 fi
 
 step "all checks passed"

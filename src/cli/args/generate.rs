@@ -74,7 +74,7 @@ pub struct GenerateArgs {
 pub struct SamplingArgs {
     /// What the model's scores are divided by: less than 1 is safer, more is wilder, 0 is always the likeliest token [default: 0; 1
     /// with --top-k, --top-p or --seed]
-    #[arg(long, value_name = "T", value_parser = temperature)]
+    #[arg(long, allow_negative_numbers = true, value_name = "T", value_parser = temperature)]
     pub temperature: Option<f64>,
 
     /// Choose among the K likeliest tokens only [default: among all]
@@ -82,7 +82,7 @@ pub struct SamplingArgs {
     pub top_k: Option<u32>,
 
     /// Choose among the likeliest tokens only that together have this probability [default: 1]
-    #[arg(long, value_name = "P", value_parser = top_p)]
+    #[arg(long, allow_negative_numbers = true, value_name = "P", value_parser = top_p)]
     pub top_p: Option<f64>,
 
     /// The seed of the choice: the same seed gives the same text [default: 0]

@@ -21,7 +21,7 @@ Examples:
   nf4pack train q.nf4pack --data chat.jsonl --out adapter
   nf4pack train q.nf4pack --data chat.jsonl --out adapter --resume      # goes on after Ctrl-C
   nf4pack train q.nf4pack --data chat.jsonl --out adapter --epochs 9 --eval-split 0.1 --early-stop 2
-  nf4pack train q.nf4pack --config adapter/nf4pack-train.toml --lr 1e-4 # flags win over the file
+  nf4pack train q.nf4pack --config adapter/nf4pack-train.toml --lr 1e-4 --out other    # flags win over the file
 
 FILE is JSON Lines, one sample a line: {\"messages\": [{\"role\", \"content\"}]}, {\"prompt\", \"completion\"}, {\"text\"}, \
 {\"instruction\", \"input\", \"output\"} or {\"conversations\"}. Samples are packed into rows of --max-length tokens, and none sees \
@@ -120,7 +120,7 @@ pub struct TrainOptions {
     #[arg(long, value_enum, help_heading = "Optimiser")]
     pub schedule: Option<ScheduleArg>,
     /// How long the learning rate rises: a share of all steps below 1, or a number of steps [default: 0.03]
-    #[arg(long, value_name = "SHARE|STEPS", help_heading = "Optimiser")]
+    #[arg(long, allow_negative_numbers = true, value_name = "SHARE|STEPS", help_heading = "Optimiser")]
     #[serde(deserialize_with = "as_flag")]
     pub warmup: Option<WarmupArg>,
     /// Gradients whose norm is larger are scaled down to it; 0 leaves them as they are [default: 1]
@@ -152,7 +152,8 @@ pub struct TrainOptions {
     /// What is learned of a sample [default: completions]
     #[arg(long, value_enum, help_heading = "Length and batches")]
     pub train_on: Option<TrainOnArg>,
-    /// GPU memory to keep within, such as 6GiB [default: nine tenths of what the device has left]
+    /// GPU memory to plan within, such as 6GiB; drivers hand it out in blocks, which are a little more [default: nine tenths of what the
+    /// device has left]
     #[arg(long, value_name = "SIZE", help_heading = "Length and batches")]
     #[serde(deserialize_with = "as_flag")]
     pub vram_budget: Option<SizeArg>,

@@ -72,13 +72,18 @@ pub(super) fn parse(bytes: &[u8]) -> Result<(Form, Vec<(u64, Content)>), DataErr
         }
         let record = Record { line, value: &value };
         let form = match form {
-            Some(form) => form,
+            Some(form) if record.has(form) => form,
+            Some(form) => return Err(DataError::OtherForm { line, form }),
             None => *form.insert(record.form()?),
         };
         records.push((line, record.content(form)?));
     }
     form.map(|form| (form, records)).ok_or(DataError::Empty)
 }
+
+/// Roles of the chat templates of supported models.
+const ROLES: [&str; 8] = ["system", "developer", "user", "assistant", "tool", "function", "ipython", "observation"];
+const ROLES_EXPECTED: &str = "one of system, developer, user, assistant, tool, function, ipython, observation";
 
 struct Record<'a> {
     line: u64,
@@ -87,8 +92,13 @@ struct Record<'a> {
 
 impl Record<'_> {
     fn form(&self) -> Result<Form, DataError> {
-        let has = |form: &Form| form.keys().iter().all(|key| given(self.value, key).is_some());
-        Form::ALL.into_iter().find(has).ok_or(DataError::UnknownForm { line: self.line })
+        let keys = || self.value.try_iter().into_iter().flatten().map(|key| key.to_string()).collect();
+        let form = Form::ALL.into_iter().find(|&form| self.has(form));
+        form.ok_or_else(|| DataError::UnknownForm { line: self.line, found: keys() })
+    }
+
+    fn has(&self, form: Form) -> bool {
+        form.keys().iter().all(|key| given(self.value, key).is_some())
     }
 
     fn content(&self, form: Form) -> Result<Content, DataError> {
@@ -161,7 +171,14 @@ impl Record<'_> {
 
     /// A message as templates read it: all that it has.
     fn message(&self, message: Value) -> Result<Value, DataError> {
-        self.string(&message, "role")?;
+        let role = self.string(&message, "role")?;
+        // Templates render any role, and what a misspelt one says would be learned by nobody.
+        if !ROLES.contains(&role.as_str()) {
+            return Err(self.bad("role", ROLES_EXPECTED));
+        }
+        if given(&message, "content").is_none() && given(&message, "tool_calls").is_none() {
+            return Err(self.bad("content", "what the message says"));
+        }
         Ok(message)
     }
 
@@ -238,9 +255,21 @@ mod tests {
         let (form, records) = contents(&format!(r#"{{"messages": null, "conversations": [{turn}]}}"#));
         assert_eq!(form, Form::ShareGpt);
         assert_eq!(roles_and_contents(&records[0].1), [("user".to_owned(), "a".to_owned())]);
-        assert!(matches!(parse(br#"{"text": null}"#), Err(DataError::UnknownForm { line: 1 })));
+        assert!(matches!(parse(br#"{"text": null}"#), Err(DataError::UnknownForm { line: 1, .. })));
         let later = parse(b"{\"text\": \"a\"}\n{\"text\": null, \"messages\": []}").unwrap_err();
-        assert!(matches!(&later, DataError::Value { line: 2, key, .. } if key == "text"), "{later}");
+        assert_eq!(later.to_string(), "line 2 has no text: every line has the form of the first one");
+    }
+
+    #[test]
+    fn what_is_misspelt_is_named() {
+        let error = |text: &str| parse(text.as_bytes()).unwrap_err().to_string();
+        assert!(error(r#"{"Text": "a", "id": 1}"#).ends_with("; it has Text, id"));
+        let messages = |message: &str| error(&format!("{{\"messages\": [{message}]}}"));
+        assert!(
+            messages(r#"{"role": "asistant", "content": "a"}"#).starts_with("line 1: \"role\" should be one of system, ")
+        );
+        assert_eq!(messages(r#"{"role": "user", "text": "a"}"#), "line 1: \"content\" should be what the message says");
+        assert!(parse(br#"{"messages": [{"role": "assistant", "tool_calls": [], "content": null}]}"#).is_ok());
     }
 
     #[test]
@@ -297,10 +326,10 @@ mod tests {
         let after = |line: &str| error(format!("{good}\n\n{line}\n{good}").as_bytes());
         assert!(matches!(after("{\"text\": \"a\""), DataError::Json { line: 3, .. }));
         assert!(matches!(after("3"), DataError::NotAnObject { line: 3 }));
-        assert!(matches!(after("{\"texts\": \"a\"}"), DataError::Value { line: 3, .. }));
+        assert!(matches!(after("{\"texts\": \"a\"}"), DataError::OtherForm { line: 3, form: Form::Text }));
         assert!(matches!(after("{\"text\": 1}"), DataError::Value { line: 3, .. }));
         assert!(matches!(error(b"{\"text\": \"\xff\"}"), DataError::Json { line: 1, .. }));
-        assert!(matches!(error(b"{\"a\": 1}"), DataError::UnknownForm { line: 1 }));
+        assert!(matches!(error(b"{\"a\": 1}"), DataError::UnknownForm { line: 1, .. }));
         assert!(matches!(error(b""), DataError::Empty));
         assert!(matches!(error(b"\r\n \n"), DataError::Empty));
         assert!(matches!(error(b" [{\"text\": \"a\"}]"), DataError::Array));

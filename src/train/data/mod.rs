@@ -60,11 +60,21 @@ pub enum DataError {
     /// A first line without the keys of a known form.
     #[error(
         "line {line} has the keys of no known form: \"text\"; \"prompt\", \"completion\"; \"messages\"; \"instruction\", \
-         \"output\"; \"conversations\""
+         \"output\"; \"conversations\"; it has {}", found.join(", ")
     )]
     UnknownForm {
         /// The line.
         line: u64,
+        /// Its keys.
+        found: Vec<String>,
+    },
+    /// A later line of another form.
+    #[error("line {line} has no {}: every line has the form of the first one", form.keys().join("/"))]
+    OtherForm {
+        /// The line.
+        line: u64,
+        /// That of the first one.
+        form: Form,
     },
     /// A value that is not what the form of the file has there.
     #[error("line {line}: {key:?} should be {expected}")]
