@@ -39,7 +39,7 @@ else
 fi
 
 # Every test that opens a device, those within the library too, once more with wgpu's runtime checks in the kernels; but for whole
-# trainings and generated texts, which take long and run kernels that the others check.
+# trainings, generated texts and gradients by many losses, which take long and run kernels that the others check.
 step "GPU tests: checked kernels"
 mapfile -t gpu_tests < <(grep -l 'common/gpu.rs' tests/*.rs | grep -v -e train_run -e cli_train -e generate | sed 's|^tests/\(.*\)\.rs$|--test=\1|')
 [ "${#gpu_tests[@]}" -gt 0 ]

@@ -141,8 +141,8 @@ impl MergeReport {
 
 /// Merges `sources` into a snapshot folder `target`, in weights files of at most `shard_len` bytes of tensors each (or one
 /// tensor, where that is longer); see [`crate::export::MAX_SHARD_LEN`]. All tensors are bfloat16; what the adapter does not
-/// change is byte for byte the base's where that is bfloat16. The pack's config.json (its dtype made bfloat16), tokenizer and so on come with them. The
-/// folder appears under its name once it is whole. One tensor at a time is in memory.
+/// change is byte for byte the base's where that is bfloat16. The pack's config.json (its dtype made bfloat16), tokenizer and so on
+/// come with them. The folder appears under its name once it is whole. One tensor at a time is in memory.
 ///
 /// # Errors
 /// See [`MergeError`].

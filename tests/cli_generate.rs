@@ -11,20 +11,17 @@ use std::path::Path;
 
 use assert_cmd::assert::Assert;
 use predicates::prelude::*;
-use program::command;
+use program::{PACK, TINY, command, place};
 use safetensors::SafeTensors;
 use safetensors::tensor::TensorView;
 use serde_json::Value;
 
-const PACK: &str = "tiny.nf4pack";
-const TINY: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/tiny-qwen3");
 /// One that does something.
 const TRAINED: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/oracle/adapter_final");
 const PROMPT: &str = "Once upon a ti";
 
 fn json(folder: &Path, arguments: &[&str]) -> Value {
-    let assert = command(folder, &[&["generate", PACK, "--json"], arguments].concat()).assert().success();
-    serde_json::from_slice(&assert.get_output().stdout).unwrap()
+    program::json(folder, &[&["generate", PACK], arguments].concat())
 }
 
 fn stdout(assert: &Assert) -> String {
@@ -33,13 +30,6 @@ fn stdout(assert: &Assert) -> String {
 
 fn contains(text: &str) -> impl Predicate<str> {
     predicate::str::contains(text)
-}
-
-/// A folder with a pack of the bundled model.
-fn place() -> tempfile::TempDir {
-    let folder = tempfile::tempdir().unwrap();
-    command(folder.path(), &["convert", TINY, PACK]).assert().success();
-    folder
 }
 
 #[test]

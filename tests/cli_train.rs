@@ -10,21 +10,12 @@ use std::fs;
 use std::path::Path;
 
 use predicates::prelude::*;
-use program::command;
+use program::{PACK, command, json};
 use serde_json::Value;
-
-const PACK: &str = "tiny.nf4pack";
-
-fn json(folder: &Path, arguments: &[&str]) -> Value {
-    let assert = command(folder, arguments).arg("--json").assert().success();
-    serde_json::from_slice(&assert.get_output().stdout).unwrap()
-}
 
 /// A folder with a pack of tiny-qwen3 and data for it.
 fn place() -> tempfile::TempDir {
-    let folder = tempfile::tempdir().unwrap();
-    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/tiny-qwen3");
-    command(folder.path(), &["convert", source.to_str().unwrap(), PACK]).assert().success();
+    let folder = program::place();
     let chat = "{\"prompt\": \"2 + 2 =\", \"completion\": \" four\"}\n{\"prompt\": \"1 + 1 =\", \"completion\": \" two\"}\n";
     fs::write(folder.path().join("chat.jsonl"), chat).unwrap();
     folder

@@ -10,23 +10,8 @@ use std::fs;
 use std::path::Path;
 
 use predicates::prelude::*;
-use program::command;
+use program::{PACK, command, place};
 use serde_json::{Value, json};
-
-const PACK: &str = "tiny.nf4pack";
-
-/// A folder with a pack of tiny-qwen3.
-fn place() -> tempfile::TempDir {
-    let folder = tempfile::tempdir().unwrap();
-    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/tiny-qwen3");
-    command(folder.path(), &["convert", source.to_str().unwrap(), PACK]).assert().success();
-    folder
-}
-
-fn run(folder: &Path, arguments: &[&str]) -> Value {
-    let assert = command(folder, arguments).arg("--json").assert().success();
-    serde_json::from_slice(&assert.get_output().stdout).unwrap()
-}
 
 fn read_json(path: &Path) -> Value {
     serde_json::from_slice(&fs::read(path).unwrap()).unwrap()
@@ -82,7 +67,7 @@ fn every_flag_of_a_training_has_its_effect() {
     let small = command(folder, &train(&small)).assert().code(1);
     small.stderr(predicate::str::contains("64000000 are there").and(predicate::str::contains("hint: --vram-budget")));
 
-    let done = run(folder, &train(FLAGS));
+    let done = program::json(folder, &train(FLAGS));
     assert!(done["planned_bytes"].as_u64().unwrap() <= 100_000_000, "{done}");
     assert_eq!(
         (&done["end"], &done["steps"], &done["adapter_step"]),
@@ -129,7 +114,7 @@ fn an_evaluation_counts_what_it_is_told_to() {
     let folder = place.path();
     let write = |name: &str, text: &str| fs::write(folder.join(name), text).unwrap();
     let eval = |data: &str, more: &[&str]| {
-        let found = run(folder, &[&["eval", PACK, "--data", data], more].concat());
+        let found = program::json(folder, &[&["eval", PACK, "--data", data], more].concat());
         let [tokens, samples] = ["tokens", "samples"].map(|key| found[key].as_u64().unwrap());
         (found["loss"].as_f64().unwrap(), tokens, samples)
     };

@@ -120,6 +120,14 @@ fn grids_cover_what_is_asked_and_too_large_ones_are_refused() {
 
 #[test]
 fn commands_see_what_the_ones_before_them_wrote() {
+    // In one submission, and in a hundred and one, the last of which has no dispatch; behind it the list is cut once more.
+    for operations in [0, u64::MAX] {
+        check_chain(operations);
+    }
+}
+
+/// A list of which each dispatch has so many operations.
+fn check_chain(operations: u64) {
     let Some(gpu) = common::gpu() else { return };
     let next = kernel(&gpu, "next", NEXT);
     let count = 70_001;
@@ -128,10 +136,13 @@ fn commands_see_what_the_ones_before_them_wrote() {
     let mut commands = gpu.commands("chain");
     commands.clear(&a);
     for _ in 0..50 {
-        commands.dispatch(&next, &[a.clone(), b.clone()], &[], groups, 8 * u64::from(count));
-        commands.dispatch(&next, &[b.clone(), a.clone()], &[], groups, 8 * u64::from(count));
+        for (from, to) in [(&a, &b), (&b, &a)] {
+            commands.dispatch(&next, &[from.clone(), to.clone()], &[], groups, 8 * u64::from(count));
+            commands.tell_operations(operations);
+        }
     }
     commands.copy(&a, &b);
+    commands.tell_operations(operations);
     let timed = commands.submit_timed().unwrap();
     assert!(words(&gpu, &b).iter().all(|&word| word == 100));
     let elapsed = timed.elapsed(&gpu).unwrap();

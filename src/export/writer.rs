@@ -116,8 +116,8 @@ pub(crate) fn refuse_existing(target: &Path) -> Result<(), WriteError> {
 }
 
 /// Writes `tensors` and those files of `pack` that checkpoints have ([`SIDE_FILES`]) as the folder `target`, which appears under
-/// its name once it is whole; its config.json names the type that holds all of the tensors. A weights file has at most `shard_len` bytes of tensors (or one tensor, where that is longer). One
-/// tensor at a time is in memory. Progress is counted in weights.
+/// its name once it is whole; its config.json names the type that holds all of the tensors. A weights file has at most `shard_len`
+/// bytes of tensors (or one tensor, where that is longer). One tensor at a time is in memory. Progress is counted in weights.
 ///
 /// # Errors
 /// A [`WriteError`], or what a tensor's `make` says.

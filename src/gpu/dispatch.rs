@@ -14,8 +14,8 @@ const PARAMS_ALIGN: usize = 256;
 /// More workgroups in one dimension would pass u32 in the kernel's number of a workgroup.
 const MOST_COLUMNS: u32 = 65_535;
 
-/// Floating-point operations after which a list is handed over before it is whole: a second for a small integrated GPU, where Windows
-/// resets a device that is busy with one for two.
+/// Floating-point operations after which the rest of a list is handed over by itself: a second for a small integrated GPU, where
+/// Windows resets a device that is busy with one submission for two.
 const ENOUGH_OPERATIONS: u64 = 1 << 38;
 
 /// A list of GPU work. Each command sees what the ones before it wrote.
@@ -25,8 +25,10 @@ pub struct Commands {
     label: &'static str,
     work: Vec<Work>,
     params: Vec<u8>,
-    /// Floating-point operations in it, as far as they were told.
+    /// Floating-point operations since the last cut, as far as they were told.
     operations: u64,
+    /// Where the list is cut into submissions.
+    cuts: Vec<usize>,
 }
 
 #[derive(Debug)]
@@ -54,7 +56,7 @@ pub struct Submission(wgpu::SubmissionIndex);
 impl Gpu {
     /// An empty list of commands.
     pub fn commands(&self, label: &'static str) -> Commands {
-        Commands { gpu: self.clone(), label, work: Vec::new(), params: Vec::new(), operations: 0 }
+        Commands { gpu: self.clone(), label, work: Vec::new(), params: Vec::new(), operations: 0, cuts: Vec::new() }
     }
 
     /// A grid of at least `groups` workgroups, in two dimensions where one would pass the device's limit: the kernel's number is
@@ -123,17 +125,13 @@ impl Commands {
         self
     }
 
-    /// Tells that the list has so many floating-point operations more. One that has many is handed to the device here, and begins anew.
-    ///
-    /// # Errors
-    /// As [`Commands::submit`].
-    pub fn worked(&mut self, operations: u64) -> Result<(), GpuError> {
+    /// Tells how many floating-point operations the last dispatches have: a list of many goes to the device in more than one submission.
+    pub fn tell_operations(&mut self, operations: u64) {
         self.operations = self.operations.saturating_add(operations);
         if self.operations >= ENOUGH_OPERATIONS {
-            let begun = self.gpu.commands(self.label);
-            std::mem::replace(self, begun).submit()?;
+            self.cuts.push(self.work.len());
+            self.operations = 0;
         }
-        Ok(())
     }
 
     /// Hands all of it to the device.
@@ -157,50 +155,79 @@ impl Commands {
         Ok(Timed::new(submission, stamps, started))
     }
 
-    /// Work that shares a pass (dispatches one after the other, unless each is timed), or that is no dispatch.
-    fn runs(&self, each: bool) -> impl Iterator<Item = &[Work]> {
-        let dispatch = |work: &Work| matches!(work, Work::Dispatch(_));
-        self.work.chunk_by(move |a, b| !each && dispatch(a) && dispatch(b))
+    /// The work of each submission; of an empty list, one without any.
+    fn parts(&self) -> impl Iterator<Item = &[Work]> {
+        let starts = [0].into_iter().chain(self.cuts.iter().copied());
+        let ends = self.cuts.iter().copied().chain([self.work.len()]);
+        let parts = starts.zip(ends).map(|(start, end)| self.work.get(start..end).unwrap_or_default());
+        parts.enumerate().filter(|(number, part)| *number == 0 || !part.is_empty()).map(|(_, part)| part)
     }
 
     fn stamps(&self, each: bool) -> Result<Option<Stamps>, GpuError> {
-        let passes = self.runs(each).filter(|run| matches!(run, [Work::Dispatch(_), ..])).count();
+        let passes =
+            self.parts().flat_map(|part| runs(part, each)).filter(|run| matches!(run, [Work::Dispatch(_), ..])).count();
         Stamps::new(&self.gpu, passes, each)
     }
 
     fn hand_over(&self, stamps: Option<&Stamps>) -> Result<Submission, GpuError> {
         self.work.iter().try_for_each(|work| work.check(&self.gpu, self.label))?;
         let params = self.gpu.uniform(&self.params)?;
-        let submission = self.gpu.guarded(self.label, |device| {
+        let (mut parts, mut pass) = (self.parts(), 0);
+        let mut part = parts.next().unwrap_or_default();
+        let submission = loop {
+            let next = parts.next();
+            let submission = self.submit_part(part, params.as_ref(), stamps, &mut pass, next.is_none())?;
+            self.gpu.pace(&submission.0)?;
+            match next {
+                Some(next) => part = next,
+                None => break submission,
+            }
+        };
+        if let (Some(profiler), Some(stamps)) = (&self.gpu.0.profiler, stamps) {
+            profiler.add(&self.gpu, stamps, self.work.iter().filter_map(Work::as_dispatch))?;
+        }
+        Ok(submission)
+    }
+
+    /// Submits a part of the list, whose passes are counted on from `pass`; the `last` one reads the stamps, which are of the whole list.
+    fn submit_part(
+        &self,
+        part: &[Work],
+        params: Option<&wgpu::Buffer>,
+        stamps: Option<&Stamps>,
+        pass: &mut usize,
+        last: bool,
+    ) -> Result<Submission, GpuError> {
+        self.gpu.guarded(self.label, |device| {
             let mut encoder = device.create_command_encoder(&wgpu::CommandEncoderDescriptor { label: Some(self.label) });
-            let mut pass = 0;
-            for run in self.runs(stamps.is_some_and(Stamps::of_each)) {
+            for run in runs(part, stamps.is_some_and(Stamps::of_each)) {
                 match run {
                     [Work::Copy { from, to }] => {
                         encoder.copy_buffer_to_buffer(&from.buffer, from.offset, &to.buffer, to.offset, Some(from.size));
                     }
                     [Work::Clear(range)] => encoder.clear_buffer(&range.buffer, range.offset, Some(range.size)),
                     dispatches => {
-                        let timestamp_writes = stamps.and_then(|stamps| stamps.writes(pass));
+                        let timestamp_writes = stamps.and_then(|stamps| stamps.writes(*pass));
                         let label = Some(self.label);
                         let descriptor = wgpu::ComputePassDescriptor { label, timestamp_writes };
                         let mut encoding = encoder.begin_compute_pass(&descriptor);
-                        dispatches.iter().for_each(|work| work.encode(device, &mut encoding, params.as_ref()));
-                        pass += 1;
+                        dispatches.iter().for_each(|work| work.encode(device, &mut encoding, params));
+                        *pass += 1;
                     }
                 }
             }
-            if let Some(stamps) = stamps {
+            if let Some(stamps) = stamps.filter(|_| last) {
                 stamps.resolve(&mut encoder);
             }
             Submission(self.gpu.queue().submit([encoder.finish()]))
-        })?;
-        self.gpu.pace(&submission.0)?;
-        if let (Some(profiler), Some(stamps)) = (&self.gpu.0.profiler, stamps) {
-            profiler.add(&self.gpu, stamps, self.work.iter().filter_map(Work::as_dispatch))?;
-        }
-        Ok(submission)
+        })
     }
+}
+
+/// Work that shares a pass (dispatches one after the other, unless each is timed), or that is no dispatch.
+fn runs(work: &[Work], each: bool) -> impl Iterator<Item = &[Work]> {
+    let dispatch = |work: &Work| matches!(work, Work::Dispatch(_));
+    work.chunk_by(move |a, b| !each && dispatch(a) && dispatch(b))
 }
 
 impl Work {

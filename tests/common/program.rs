@@ -1,12 +1,32 @@
 //! The program as its users start it.
+#![allow(dead_code, reason = "each test file uses a part of this")]
+#![allow(clippy::unwrap_used, reason = "helpers of tests fail by panicking")]
 
 use std::path::Path;
 
 use assert_cmd::Command;
+use serde_json::Value;
+
+/// The bundled model, and its pack in a [`place`].
+pub const TINY: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/tiny-qwen3");
+pub const PACK: &str = "tiny.nf4pack";
 
 /// The program in `folder`. It keeps nothing between runs.
 pub fn command(folder: &Path, arguments: &[&str]) -> Command {
     let mut command = assert_cmd::cargo::cargo_bin_cmd!("nf4pack");
     command.current_dir(folder).env("NF4PACK_CACHE_DIR", "").env_remove("NF4PACK_PROFILE").args(arguments);
     command
+}
+
+/// Runs it with `--json`: what it prints.
+pub fn json(folder: &Path, arguments: &[&str]) -> Value {
+    let assert = command(folder, arguments).arg("--json").assert().success();
+    serde_json::from_slice(&assert.get_output().stdout).unwrap()
+}
+
+/// A folder with a pack of the bundled model.
+pub fn place() -> tempfile::TempDir {
+    let folder = tempfile::tempdir().unwrap();
+    command(folder.path(), &["convert", TINY, PACK]).assert().success();
+    folder
 }

@@ -4,6 +4,7 @@ use clap::{CommandFactory, Parser};
 
 use super::*;
 use crate::cli::args::Cli;
+use crate::train::plan::Remedy;
 
 /// The hint of a command, and of its line on the command line.
 fn hint_of(line: &str, error: impl Into<anyhow::Error>) -> String {
@@ -76,6 +77,7 @@ fn a_folder_that_is_taken_is_told_with_a_way_out() {
     let occupied = |found| hint_of(COMMANDS[0], RunError::Occupied { out: "out".into(), found });
     assert!(occupied(Leftover::Checkpoints).contains("--resume goes on"));
     assert!(!occupied(Leftover::Adapter).contains("--resume") && occupied(Leftover::Records).contains("another --out"));
+    assert!(occupied(Leftover::OfOthers).contains("--out names another folder"));
     let elsewhere = RunError::Elsewhere { checkpoint: "a/checkpoint-1".into(), out: "b".into() };
     assert!(hint_of(COMMANDS[0], elsewhere).contains("--out names the folder"));
     let source = std::io::Error::from(ErrorKind::PermissionDenied);
@@ -92,4 +94,15 @@ fn records_that_fail_leave_a_way_on() {
     let source = serde_json::from_str::<u8>("x").unwrap_err();
     let error = RunError::Record(RecordError::Json { path: "out/metrics.jsonl".into(), line: 3, source });
     assert!(hint_of(COMMANDS[0], error).contains("move the file away"));
+}
+
+#[test]
+fn a_run_that_does_not_fit_is_told_what_would() {
+    let budget = |remedy| MemoryError::Budget { budget: 1, needed: 7_000_001, remedy };
+    assert!(hint_of(COMMANDS[0], budget(None)).starts_with("--vram-budget 8MB or more"));
+    assert!(hint_of(COMMANDS[0], budget(Some(Remedy::Rank(8)))).starts_with("so would --vram-budget 8MB or more"));
+    let matrix = |remedy| MemoryError::Matrix { most: 1, needed: 2, remedy };
+    assert!(hint_of(COMMANDS[0], matrix(Some(Remedy::Rows(1)))).contains("another GPU"));
+    assert!(hint_of(COMMANDS[0], matrix(None)).contains("a smaller --micro-batch or --max-length"));
+    assert!(hint_of("generate p --chat", GenerateError::Memory(matrix(None))).contains("a smaller --context"));
 }

@@ -77,16 +77,13 @@ impl Start {
     /// already. Where it is not, the search for the best one begins anew.
     pub fn write_adapter(&mut self, task: &Task<'_>, model: &ModelConfig, keeps_best: bool) -> Result<(), RunError> {
         let is_best = |adapter: &Adapter| self.state.best_adapter == Some(adapter_checksum(adapter));
-        let best = Adapter::read(task.out, model).ok().filter(|adapter| keeps_best && is_best(adapter));
-        let adapter = match best {
-            Some(best) => Adapter { base: self.adapter.base.clone(), ..best },
-            None => {
-                if keeps_best {
-                    self.state.forget_best();
-                }
-                self.adapter.clone()
-            }
-        };
+        let best = || Adapter::read(task.out, model).ok().filter(is_best);
+        let best = if keeps_best { best() } else { None };
+        if keeps_best && best.is_none() {
+            self.state.forget_best();
+        }
+        let best = best.map(|best| Adapter { base: self.adapter.base.clone(), ..best });
+        let adapter = best.as_ref().unwrap_or(&self.adapter);
         Ok(adapter.write(task.out, task.files).map_err(TrainError::from)?)
     }
 

@@ -288,7 +288,8 @@ impl Kernels {
             self.multiply(commands, &kernel, &parts, groups, chunk);
             self.sum(commands, product, chunks);
         }
-        commands.worked(2 * u64::from(product.m) * u64::from(product.n) * u64::from(product.k))
+        commands.tell_operations(2 * u64::from(product.m) * u64::from(product.n) * u64::from(product.k));
+        Ok(())
     }
 
     fn multiply(&self, commands: &mut Commands, kernel: &Kernel, product: &Product, groups: u64, chunk: u32) {
