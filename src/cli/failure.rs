@@ -1,5 +1,7 @@
 //! What went wrong, in one line, and what to do about it, in another.
 
+mod codes;
+
 use std::fmt::Write;
 use std::io::ErrorKind;
 use std::path::Path;
@@ -35,6 +37,7 @@ use crate::verify::VerifyError;
 /// A failure as people and JSON are told.
 #[derive(Debug, Serialize)]
 pub struct Failure {
+    code: &'static str,
     error: String,
     hint: Option<String>,
 }
@@ -102,7 +105,7 @@ fn either(flags: &[&str]) -> String {
 impl Failure {
     /// Of a command that can be given this advice.
     pub fn new(error: &anyhow::Error, advice: Advice) -> Self {
-        Self { error: text(error), hint: hint(error, advice) }
+        Self { code: codes::code(error), error: text(error), hint: hint(error, advice) }
     }
 
     /// On stderr.
@@ -123,7 +126,7 @@ pub fn report(error: &anyhow::Error, command: &Command) -> ExitCode {
     }
     if command.json() {
         // Where stdout cannot be written, stderr has said it all.
-        let _ = ui::print(&format!("{:#}\n", json!({ "error": failure.error, "hint": failure.hint })));
+        let _ = ui::print(&format!("{:#}\n", json!(failure)));
     }
     ExitCode::FAILURE
 }
