@@ -168,6 +168,7 @@ codes! {
         BadValue "config-bad-value"
         Indivisible "config-indivisible"
         Overflow "config-overflow"
+        TooManyLayers "config-too-many-layers"
         SlidingWindow "config-sliding-window"
     }
     PlanError {
@@ -387,7 +388,7 @@ mod tests {
     const DOCUMENT: &str = include_str!("../../../docs/error-codes.md");
 
     /// Codes of what several parts refuse in the same way.
-    const SHARED: [&str; 11] = [
+    const SHARED: [&str; 12] = [
         "cancelled",
         "no-threads",
         "no-space",
@@ -399,6 +400,7 @@ mod tests {
         "config-bad-value",
         "config-indivisible",
         "config-overflow",
+        "config-too-many-layers",
     ];
 
     #[test]
