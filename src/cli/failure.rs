@@ -384,6 +384,9 @@ fn of_gpu(error: &GpuError, advice: Advice) -> Option<String> {
         GpuError::DeviceLost { .. } => {
             return Some(format!("the driver was reset, or the GPU removed: update the driver; {}", advice.again));
         }
+        GpuError::NotMapped { .. } => {
+            return Some(format!("other programs may use all memory that host and GPU share: end them; {}", advice.again));
+        }
         GpuError::Timeout { .. } => {
             return Some(format!("other programs use the GPU, or its driver hangs: update it; {}", advice.again));
         }

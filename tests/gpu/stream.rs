@@ -12,10 +12,10 @@ use nf4pack::MappedPack;
 use nf4pack::convert::encode::Encoder;
 use nf4pack::convert::{Options, convert, synth};
 use nf4pack::dequant::stream::{Direction, LayerStream, StreamError, StreamOptions, StreamPlan, StreamedLayer};
-use nf4pack::dequant::{Dequantizer, Output, dequantize};
+use nf4pack::dequant::{DequantError, Dequantizer, Output, dequantize};
 use nf4pack::format::nf4::ScaleType;
 use nf4pack::format::{FormatError, Pack, SectionKind};
-use nf4pack::gpu::Gpu;
+use nf4pack::gpu::{Gpu, GpuError};
 use tempfile::TempDir;
 
 use Direction::{Backward, Forward};
@@ -190,6 +190,53 @@ fn layers_in_any_order_out_of_a_small_ring() {
         let layer = stream.layer(number, direction).unwrap();
         assert_eq!(layer.number, Some(number));
         assert!(compare(&gpu, &kernels, layer, &expected) > 7);
+    }
+}
+
+/// A layer may be cloned and kept: work with it is refused once its slot was given to another layer.
+#[test]
+fn work_with_a_layer_whose_slot_was_given_away_is_refused() {
+    let Some(gpu) = common::gpu() else { return };
+    let pack = small_pack(ScaleType::Bf16);
+    let kernels = Dequantizer::new(&gpu).unwrap();
+    for (budget, resident) in [(ring_of_two(&gpu, &pack.path), false), (None, true)] {
+        let options = StreamOptions { budget, ..Default::default() };
+        let mut stream = LayerStream::open(&gpu, &pack.path, &options).unwrap();
+        assert_eq!(stream.plan().resident, resident);
+        let kept = stream.layer(0, Forward).unwrap().clone();
+        let codes = kept.projections[0].weights.codes[0].clone();
+        let range = nf4pack::gpu::BufferRange { size: 256, ..codes };
+        let out = nf4pack::gpu::BufferRange::whole(gpu.storage("out", 256).unwrap());
+        let recorded = || {
+            let mut commands = gpu.commands("kept");
+            commands.copy(&range, &out);
+            commands
+        };
+        let (early, late, timed) = (recorded(), recorded(), recorded());
+        early.submit().unwrap();
+        let expected = gpu.read(&out).unwrap();
+        // The other slot is filled: layer 0 is still there.
+        stream.layer(1, Forward).unwrap();
+        gpu.read(&range).unwrap();
+        stream.layer(2, Forward).unwrap();
+        let decoded = kernels.read(&kept.projections[0].weights, 0..8, Output::F32);
+        if resident {
+            late.submit().unwrap();
+            timed.submit_timed().unwrap();
+            assert_eq!(gpu.read(&range).unwrap(), expected);
+            decoded.unwrap();
+        } else {
+            assert!(matches!(late.submit(), Err(GpuError::Overwritten { .. })));
+            assert!(matches!(timed.submit_timed(), Err(GpuError::Overwritten { .. })));
+            assert!(matches!(gpu.read(&range), Err(GpuError::Overwritten { .. })));
+            assert!(matches!(decoded, Err(DequantError::Gpu(GpuError::Overwritten { .. }))));
+            assert!(matches!(recorded().submit(), Err(GpuError::Overwritten { .. })), "recorded late, too");
+            // The same layer, asked for again, is another lease.
+            let again = stream.layer(0, Forward).unwrap().projections[0].weights.codes[0].clone();
+            let again = gpu.read(&nf4pack::gpu::BufferRange { size: 256, ..again }).unwrap();
+            assert_eq!(again, expected);
+            assert!(matches!(gpu.read(&range), Err(GpuError::Overwritten { .. })));
+        }
     }
 }
 

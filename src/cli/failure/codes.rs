@@ -253,6 +253,8 @@ codes! {
         OutOfMemory "gpu-out-of-memory"
         KernelLimit "gpu-kernel-limit"
         Invalid "gpu-invalid"
+        NotMapped "gpu-not-mapped"
+        Overwritten "gpu-overwritten"
         DeviceLost "gpu-lost"
         Timeout "gpu-timeout"
     }
