@@ -43,7 +43,7 @@ fi
 step "GPU tests: checked kernels"
 mapfile -t gpu_tests < <(grep -l 'common/gpu.rs' tests/*.rs | grep -v -e train_run -e cli_train -e generate | sed 's|^tests/\(.*\)\.rs$|--test=\1|')
 [ "${#gpu_tests[@]}" -gt 0 ]
-NF4PACK_CHECKED=1 cargo test --locked --lib -- gpu:: dequant:: train::ops::
+NF4PACK_CHECKED=1 cargo test --locked --lib -- gpu:: dequant:: ops::
 NF4PACK_CHECKED=1 cargo test --locked "${gpu_tests[@]}" -- --skip twenty_steps --skip finite_differences
 
 # The same sources under fewer features: what differs is the library. Those of `gpu` and `train` differ in nothing that a test sees.
