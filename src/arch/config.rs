@@ -48,6 +48,14 @@ pub enum ConfigError {
         /// What it is.
         found: Value,
     },
+    /// More layers than a pack can number.
+    #[error("config.json: num_hidden_layers is {found}, at most {limit} are supported")]
+    TooManyLayers {
+        /// Layers supported.
+        limit: u32,
+        /// Layers in config.json.
+        found: u32,
+    },
     /// A number of heads that does not divide what it has to.
     #[error("config.json: {divisor_key} = {divisor} does not divide {key} = {value}")]
     Indivisible {
@@ -124,6 +132,23 @@ impl ModelType {
     }
 }
 
+/// Layers that a model may have: as many as a pack can number.
+pub const MAX_LAYERS: u32 = 1 << 16;
+
+/// What the attention of one layer does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct LayerAttention {
+    /// A token attends to itself and the `window - 1` tokens before it; to all before it where this is `None`.
+    pub window: Option<u32>,
+    /// Whether queries and keys are rotated by their positions.
+    pub rotary: bool,
+}
+
+impl LayerAttention {
+    /// All tokens before, rotated.
+    pub const FULL: Self = Self { window: None, rotary: true };
+}
+
 /// A decoder-only transformer.
 #[derive(Debug, Clone, PartialEq)]
 pub struct ModelConfig {
@@ -157,7 +182,18 @@ pub struct ModelConfig {
     pub o_bias: bool,
     /// Whether the feed-forward projections have biases.
     pub mlp_bias: bool,
-    /// Tokens that some layers see at most; `None` where all layers see all.
+    /// What each embedding is multiplied by.
+    pub embedding_multiplier: f64,
+    /// What the output of attention and of the feed-forward network is multiplied by before it is added to the residual.
+    pub residual_multiplier: f64,
+    /// What the product of a query and a key is multiplied by before the softmax; usually `1 / sqrt(head_dim)`.
+    pub attention_multiplier: f64,
+    /// What the logits are divided by.
+    pub logits_scaling: f64,
+    /// The attention of each layer, in order; read it through [`ModelConfig::attention`].
+    pub layer_attention: Vec<LayerAttention>,
+    /// Tokens that some layers see at most; `None` where all layers see all. The kernels have no windows yet, so that longer
+    /// samples are refused: see [`ModelConfig::check_length`].
     pub sliding_window: Option<u32>,
     /// Positions that the model was made for.
     pub max_position_embeddings: u32,
@@ -178,7 +214,8 @@ impl ModelConfig {
         let (hidden, heads) = (keys.size("hidden_size")?, keys.size("num_attention_heads")?);
         let kv_heads = kv_heads(&keys, heads)?;
         let head_dim = head_dim(&keys, hidden, heads)?;
-        let layers = keys.size("num_hidden_layers")?;
+        let layers = layers(&keys)?;
+        let sliding_window = sliding_window(&keys, layers)?;
         let max_position_embeddings =
             keys.optional_size("max_position_embeddings")?.unwrap_or(model_type.default_max_positions());
         let attention_bias = keys.flag("attention_bias", false)?;
@@ -202,7 +239,12 @@ impl ModelConfig {
             },
             o_bias: matches!(model_type, ModelType::Llama | ModelType::Qwen3) && attention_bias,
             mlp_bias: model_type == ModelType::Llama && keys.flag("mlp_bias", false)?,
-            sliding_window: sliding_window(&keys, layers)?,
+            embedding_multiplier: 1.0,
+            residual_multiplier: 1.0,
+            attention_multiplier: 1.0 / f64::from(head_dim).sqrt(),
+            logits_scaling: 1.0,
+            layer_attention: layer_attention(&keys, layers, sliding_window)?,
+            sliding_window,
             max_position_embeddings,
             eos_token_ids: eos_token_ids(&keys, generation_config)?,
         })
@@ -222,6 +264,11 @@ impl ModelConfig {
     /// Tokens of a text at most for which the model was made, and which all of its layers see.
     pub fn longest(&self) -> u32 {
         self.sliding_window.unwrap_or(u32::MAX).min(self.max_position_embeddings)
+    }
+
+    /// What the attention of `layer` does.
+    pub fn attention(&self, layer: u32) -> LayerAttention {
+        self.layer_attention.get(layer as usize).copied().unwrap_or(LayerAttention::FULL)
     }
 
     /// Rows of the query projection.
@@ -257,6 +304,11 @@ fn model_type(config: &Map<String, Value>) -> Result<ModelType, ConfigError> {
     ModelType::ALL.into_iter().find(named).ok_or_else(unknown)
 }
 
+fn layers(keys: &Keys<'_>) -> Result<u32, ConfigError> {
+    let layers = keys.size("num_hidden_layers")?;
+    if layers > MAX_LAYERS { Err(ConfigError::TooManyLayers { limit: MAX_LAYERS, found: layers }) } else { Ok(layers) }
+}
+
 fn kv_heads(keys: &Keys<'_>, heads: u32) -> Result<u32, ConfigError> {
     let kv_heads = match keys.get("num_key_value_heads") {
         // A null means this in every class; a missing key only in Llama's, the others' default is one certain model's.
@@ -286,7 +338,7 @@ fn divide(key: &'static str, value: u32, divisor_key: &'static str, divisor: u32
     quotient.ok_or(ConfigError::Indivisible { key, value, divisor_key, divisor })
 }
 
-/// The window of those layers that have one.
+/// The window of those layers that have one; `None` where no layer has.
 fn sliding_window(keys: &Keys<'_>, layers: u32) -> Result<Option<u32>, ConfigError> {
     const DEFAULT: u32 = 4096;
     let window = || match keys.get("sliding_window") {
@@ -297,23 +349,39 @@ fn sliding_window(keys: &Keys<'_>, layers: u32) -> Result<Option<u32>, ConfigErr
         ModelType::Llama => Ok(None),
         ModelType::Mistral => window(),
         ModelType::Qwen2 | ModelType::Qwen3 => {
-            let slides = keys.flag("use_sliding_window", false)? && any_layer_slides(keys, layers)?;
+            let slides = keys.flag("use_sliding_window", false)? && sliding_layers(keys, layers)?.contains(&true);
             if slides { window() } else { Ok(None) }
         }
     }
 }
 
-/// By `layer_types`, or else from layer `max_window_layers` on.
-fn any_layer_slides(keys: &Keys<'_>, layers: u32) -> Result<bool, ConfigError> {
+/// The attention of each layer, where the layers that slide see `window` tokens.
+fn layer_attention(keys: &Keys<'_>, layers: u32, window: Option<u32>) -> Result<Vec<LayerAttention>, ConfigError> {
+    let of = |slides: bool| LayerAttention { window: window.filter(|_| slides), rotary: true };
+    match keys.model_type {
+        ModelType::Llama => Ok(vec![LayerAttention::FULL; layers as usize]),
+        ModelType::Mistral => Ok(vec![of(true); layers as usize]),
+        ModelType::Qwen2 | ModelType::Qwen3 => Ok(sliding_layers(keys, layers)?.into_iter().map(of).collect()),
+    }
+}
+
+/// Which layers have a window: by `layer_types`, or else from layer `max_window_layers` on.
+fn sliding_layers(keys: &Keys<'_>, layers: u32) -> Result<Vec<bool>, ConfigError> {
     const DEFAULT_MAX_WINDOW_LAYERS: u32 = 28;
     match keys.get("layer_types") {
         None | Some(Value::Null) => {
             let first = keys.optional_count("max_window_layers")?.unwrap_or(DEFAULT_MAX_WINDOW_LAYERS);
-            Ok(first < layers)
+            Ok((0..layers).map(|layer| layer >= first).collect())
         }
         Some(types) => {
-            let listed = types.as_array().ok_or_else(|| keys.bad("layer_types", "a list", types))?;
-            Ok(listed.iter().any(|t| t.as_str() != Some("full_attention")))
+            let bad = || keys.bad("layer_types", "one of full_attention, sliding_attention for each layer", types);
+            let listed = types.as_array().filter(|listed| listed.len() == layers as usize).ok_or_else(bad)?;
+            let slides = |name: &Value| match name.as_str() {
+                Some("full_attention") => Ok(false),
+                Some("sliding_attention") => Ok(true),
+                _ => Err(bad()),
+            };
+            listed.iter().map(slides).collect()
         }
     }
 }

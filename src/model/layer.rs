@@ -210,7 +210,7 @@ fn attention_shape(model: &ModelConfig, tokens: u32) -> AttentionShape {
 
 /// What the products of queries and keys are multiplied by.
 pub(super) fn attention_scale(model: &ModelConfig) -> f32 {
-    (1.0 / f64::from(model.head_dim).sqrt()) as f32
+    model.attention_multiplier as f32
 }
 
 /// Norms and biases to float32.

@@ -55,6 +55,11 @@ fn the_fixture_is_read() {
         qkv_bias: false,
         o_bias: false,
         mlp_bias: false,
+        embedding_multiplier: 1.0,
+        residual_multiplier: 1.0,
+        attention_multiplier: 0.125,
+        logits_scaling: 1.0,
+        layer_attention: vec![LayerAttention::FULL; 4],
         sliding_window: None,
         max_position_embeddings: 1024,
         eos_token_ids: vec![2, 0],
@@ -155,6 +160,20 @@ fn sliding_windows_count_where_a_layer_has_one() {
     let types = json!({ "use_sliding_window": true, "layer_types": ["full_attention", "sliding_attention"] });
     assert_eq!(window("qwen3", types), Some(4096));
 
+    let windows = |model_type, more: Value| {
+        let parsed = parse(&with(model_type, &more)).unwrap();
+        [0, 1].map(|layer| parsed.attention(layer).window)
+    };
+    assert_eq!(windows("mistral", json!({ "sliding_window": 7 })), [Some(7); 2]);
+    let first = json!({ "sliding_window": 7, "use_sliding_window": true, "max_window_layers": 1 });
+    assert_eq!(windows("qwen2", first), [None, Some(7)]);
+    let types = json!({ "use_sliding_window": true, "layer_types": ["sliding_attention", "full_attention"] });
+    assert_eq!(windows("qwen3", types), [Some(4096), None]);
+    for types in [json!(["full_attention"]), json!(["full_attention", "chunked_attention"]), json!("full_attention")] {
+        let error = parse(&with("qwen3", &json!({ "use_sliding_window": true, "layer_types": types }))).unwrap_err();
+        assert!(matches!(&error, ConfigError::BadValue { key, .. } if key == "layer_types"), "{error}");
+    }
+
     let parsed = parse(&with("mistral", &json!({ "sliding_window": 7 }))).unwrap();
     parsed.check_length(7).unwrap();
     let error = parsed.check_length(8).unwrap_err();
@@ -224,6 +243,8 @@ fn models_that_cannot_be() {
     assert!(matches!(error, ConfigError::Indivisible { value: 4, divisor: 3, .. }), "{error}");
     let error = parse(&with("llama", &json!({ "head_dim": 1_u32 << 31 }))).unwrap_err();
     assert!(matches!(error, ConfigError::Overflow { heads: 4, .. }), "{error}");
+    let error = parse(&with("llama", &json!({ "num_hidden_layers": 1_u64 << 31 }))).unwrap_err();
+    assert!(matches!(error, ConfigError::TooManyLayers { limit: MAX_LAYERS, .. }), "{error}");
     let error = parse(&config("gpt2")).unwrap_err();
     assert!(matches!(&error, ConfigError::ModelType { found } if found == "gpt2"), "{error}");
     let error = ModelConfig::parse(b"[]", None).unwrap_err();
