@@ -1,6 +1,4 @@
 //! A checkpoint whose weights NF4 holds exactly, run by the library, and what others computed with the same weights.
-#![allow(dead_code, reason = "each test file uses a part of this")]
-#![allow(clippy::unwrap_used, reason = "helpers of tests fail by panicking")]
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};

@@ -1,5 +1,4 @@
 //! The encoders against bitsandbytes' own output, bit for bit. `tests/fixtures/bnb/nf4_vectors.json` describes the vectors.
-#![cfg(feature = "convert")]
 #![allow(clippy::unwrap_used, clippy::panic, reason = "helpers of tests are tests")]
 
 use nf4pack::convert::encode::{self, Encoder, ScalePrecision, Stats, Weights, nested};

@@ -1,9 +1,7 @@
 //! Text by a cache of keys and values against text by running all of it through the model for each token.
-#![cfg(all(feature = "train", feature = "convert"))]
 #![allow(clippy::unwrap_used, clippy::panic, reason = "tests fail by panicking")]
 
-#[path = "common/gpu.rs"]
-mod common;
+use crate::common;
 
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};

@@ -1,19 +1,16 @@
 //! Models of every supported architecture against transformers and PEFT in float32: fixtures/architectures, as
 //! interop/architectures.py writes them. Between them they have every bias, tied and untied heads, several numbers of heads for each
 //! key, and every scaling of the rotary embedding.
-#![cfg(all(feature = "train", feature = "convert"))]
 #![allow(clippy::unwrap_used, clippy::panic, reason = "tests fail by panicking")]
 
-#[path = "common/gpu.rs"]
-mod common;
-#[path = "common/oracle.rs"]
-mod shared;
+use crate::common;
+use crate::common::oracle;
 
 use std::path::Path;
 
+use crate::common::oracle::{Fixture, assert_gradients, assert_near, fixture, floats, json};
 use nf4pack::MappedPack;
 use nf4pack::dequant::dequantize;
-use shared::{Fixture, assert_gradients, assert_near, fixture, floats, json};
 
 const LENGTH: usize = 24;
 const RANK: u32 = 4;
@@ -41,7 +38,7 @@ fn check(name: &str) {
     let model = Fixture::new(gpu, &folder, folder.clone(), LENGTH, RANK);
     assert_exact(&model.pack, &folder.join("model.safetensors"), model.config.layers);
     let (row, expected) = (json(&folder.join("expected.json")), floats(&folder.join("expected.safetensors")));
-    let tokens = shared::tokens(&row["tokens"]);
+    let tokens = oracle::tokens(&row["tokens"]);
     assert_eq!(tokens.len(), LENGTH);
 
     let mut session = model.session(None, false);
@@ -54,7 +51,7 @@ fn check(name: &str) {
 
     let adapter = model.adapter("adapter");
     let mut trainer = model.trainer_of(&adapter, session.model, session.memory);
-    let step = trainer.step(&[shared::batch([[&row["tokens"], &row["labels"]]])], 1e-3).unwrap();
+    let step = trainer.step(&[oracle::batch([[&row["tokens"], &row["labels"]]])], 1e-3).unwrap();
     let loss = row["loss"].as_f64().unwrap();
     assert!((f64::from(step.loss) - loss).abs() <= 1e-4, "loss {}, expected {loss}", step.loss);
     assert_gradients(&adapter.layout, &trainer.gradient().unwrap(), &expected);

@@ -1,5 +1,4 @@
 //! Every shader, parsed and validated in every form that it is compiled in: no GPU is needed.
-#![cfg(feature = "gpu")]
 #![allow(clippy::unwrap_used, clippy::panic, reason = "tests fail by panicking")]
 
 use naga::back::pipeline_constants::process_overrides;

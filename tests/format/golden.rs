@@ -2,13 +2,11 @@
 //!
 //! The frozen figures were computed by a third reader (in Python, from the specification). A file here never changes;
 //! a new minor version gets files of its own, made with
-//! `cargo test --test format_golden -- --ignored write_missing_golden_files`.
+//! `cargo test --test format golden -- --ignored write_missing_golden_files`.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests fail by panicking")]
 
-mod common;
-
-use common::naive;
-use common::{Item, bf16_scales, decode, dq8_scales, f32_scales, faults, pack};
+use crate::common::naive;
+use crate::common::{Item, bf16_scales, decode, dq8_scales, f32_scales, faults, pack};
 use nf4pack::format::nf4::ScaleType;
 use nf4pack::format::{FloatType, Index, Pack, Provenance, Role, crc32};
 

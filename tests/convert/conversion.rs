@@ -1,5 +1,4 @@
 //! Whole conversions through the public API: a checkpoint in, a pack out, and everything that must hold between the two.
-#![cfg(feature = "convert")]
 #![allow(clippy::unwrap_used, clippy::panic, reason = "helpers of tests")]
 
 use std::fs;

@@ -2,10 +2,10 @@
 //! again where they are not what the test is about, and exactly one error comes back, with the fields that it must have.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests fail by panicking")]
 
-mod common;
-
-use common::seal::{seal, seal_payloads};
-use common::{Item, bf16_scales, dq8_scales, f32_scales, faults, field, get_u64, header, pack, put, record, small_pack};
+use crate::common::seal::{seal, seal_payloads};
+use crate::common::{
+    self, Item, bf16_scales, dq8_scales, f32_scales, faults, field, get_u64, header, pack, put, record, small_pack,
+};
 use nf4pack::format::nf4::ScaleType;
 use nf4pack::format::{Field, FloatType, FormatError, Index, Limits, Part, Role};
 
@@ -765,7 +765,7 @@ fn an_unused_dq8_map_entry_is_not_restricted() {
 
 /// The variants of [`FormatError`], read from its source, since the enum is `non_exhaustive`.
 fn variants() -> Vec<&'static str> {
-    let source = include_str!("../src/format/error.rs");
+    let source = include_str!("../../src/format/error.rs");
     let body = source.split("pub enum FormatError {").nth(1).expect("the enum").split("\n}\n").next().unwrap();
     let names = body.lines().filter_map(|line| line.strip_prefix("    ")?.strip_suffix(" {"));
     names.filter(|name| name.chars().all(char::is_alphanumeric)).collect()

@@ -2,10 +2,8 @@
 
 #![allow(clippy::unwrap_used, clippy::panic, reason = "tests fail by panicking")]
 
-#[path = "common/gpu.rs"]
-mod common;
-#[path = "common/program.rs"]
-mod program;
+use crate::common;
+use crate::common::program;
 
 use std::fs;
 use std::path::Path;

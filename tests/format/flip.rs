@@ -2,9 +2,7 @@
 //! the full check.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests fail by panicking")]
 
-mod common;
-
-use common::{Item, bf16_scales, dq8_scales, f32_scales, faults, pack, small_pack};
+use crate::common::{Item, bf16_scales, dq8_scales, f32_scales, faults, pack, small_pack};
 use nf4pack::format::nf4::ScaleType;
 use nf4pack::format::{FormatError, Role};
 

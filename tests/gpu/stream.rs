@@ -1,9 +1,7 @@
 //! Layers on the GPU against the same layers decoded on the CPU: every element, in every order and under every budget.
-#![cfg(all(feature = "gpu", feature = "convert"))]
 #![allow(clippy::unwrap_used, clippy::panic, reason = "tests fail by panicking")]
 
-#[path = "common/gpu.rs"]
-mod common;
+use crate::common;
 
 use std::collections::HashMap;
 use std::fs::{self, File, OpenOptions};

@@ -1,16 +1,14 @@
 //! From a checkpoint to a text by a trained adapter, as a user goes.
 #![allow(clippy::unwrap_used, clippy::panic, reason = "tests fail by panicking")]
 
-#[path = "common/gpu.rs"]
-mod common;
-#[path = "common/program.rs"]
-mod program;
+use crate::common;
+use crate::common::program;
 
 use std::fs;
 use std::path::Path;
 
+use crate::common::program::{PACK, command, json};
 use predicates::prelude::*;
-use program::{PACK, command, json};
 use serde_json::Value;
 
 /// A folder with a pack of tiny-qwen3 and data for it.

@@ -3,11 +3,11 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests fail by panicking")]
 
 #[cfg(feature = "convert")]
-#[path = "../fuzz/checks/convert_header.rs"]
+#[path = "../../fuzz/checks/convert_header.rs"]
 mod convert_header;
-#[path = "../fuzz/checks/parse.rs"]
+#[path = "../../fuzz/checks/parse.rs"]
 mod parse;
-#[path = "../fuzz/checks/roundtrip.rs"]
+#[path = "../../fuzz/checks/roundtrip.rs"]
 mod roundtrip;
 
 use std::path::Path;

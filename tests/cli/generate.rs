@@ -1,17 +1,15 @@
 //! `nf4pack generate` as its user meets it: on the bundled model, few tokens at a time.
 #![allow(clippy::unwrap_used, clippy::panic, reason = "tests fail by panicking")]
 
-#[path = "common/gpu.rs"]
-mod common;
-#[path = "common/program.rs"]
-mod program;
+use crate::common;
+use crate::common::program;
 
 use std::fs;
 use std::path::Path;
 
+use crate::common::program::{PACK, TINY, command, place};
 use assert_cmd::assert::Assert;
 use predicates::prelude::*;
-use program::{PACK, TINY, command, place};
 use safetensors::SafeTensors;
 use safetensors::tensor::TensorView;
 use serde_json::Value;

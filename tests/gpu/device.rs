@@ -1,9 +1,7 @@
 //! The device layer on whatever GPU there is.
-#![cfg(feature = "gpu")]
 #![allow(clippy::unwrap_used, clippy::panic, reason = "tests fail by panicking")]
 
-#[path = "common/gpu.rs"]
-mod common;
+use crate::common;
 
 use std::fs;
 use std::path::PathBuf;

@@ -1,9 +1,7 @@
 //! Whole trainings of tiny-qwen3: what is learned, resumed, refused and planned.
-#![cfg(all(feature = "train", feature = "convert"))]
 #![allow(clippy::unwrap_used, clippy::panic, reason = "tests fail by panicking")]
 
-#[path = "common/gpu.rs"]
-mod common;
+use crate::common;
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -44,7 +42,7 @@ impl Fixture {
 
     /// With a text to learn from, cut into samples.
     fn of_text() -> Option<Self> {
-        let text = include_bytes!("../LICENSE-APACHE");
+        let text = include_bytes!("../../LICENSE-APACHE");
         Some(Self { name: "text.txt", data: text[..3000].to_vec(), ..Self::new()? })
     }
 
@@ -294,7 +292,7 @@ fn memory_is_planned_and_what_does_not_fit_says_what_would() {
 #[test]
 fn what_is_in_a_folder_is_told_by_its_kind() {
     let folder = tempfile::tempdir().unwrap();
-    let config = include_bytes!("fixtures/tiny-qwen3/config.json");
+    let config = include_bytes!("../fixtures/tiny-qwen3/config.json");
     let model = ModelConfig::parse(config, None).unwrap();
     let found = |name: &str, resume: Option<&Path>| match check_folder(&folder.path().join(name), resume, &model) {
         Ok(()) => None,

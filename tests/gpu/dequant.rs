@@ -1,9 +1,7 @@
 //! Both kernels against the CPU, in every output, scale type and block size.
-#![cfg(feature = "gpu")]
 #![allow(clippy::unwrap_used, clippy::panic, reason = "tests fail by panicking")]
 
-#[path = "common/gpu.rs"]
-mod common;
+use crate::common;
 
 use half::{bf16, f16};
 use nf4pack::dequant::yardstick::CopyKernel;
@@ -305,7 +303,7 @@ fn subnormal_products_are_exact_or_zero() {
 
 /// The fast shader with one text in place of another.
 fn sabotaged(from: &str, to: &str) -> Setup {
-    let source = concat!(include_str!("../shaders/nf4_tables.wgsl"), include_str!("../shaders/nf4_fast.wgsl"));
+    let source = concat!(include_str!("../../shaders/nf4_tables.wgsl"), include_str!("../../shaders/nf4_fast.wgsl"));
     assert!(source.contains(from));
     Setup { fast: Fast::Other(source.replace(from, to)), ..Setup::default() }
 }

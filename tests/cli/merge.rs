@@ -1,10 +1,7 @@
 //! Adapters merged into weights, held against float64 arithmetic and against files that PEFT wrote.
-#![cfg(feature = "cli")]
 #![allow(clippy::unwrap_used, clippy::panic, reason = "tests fail by panicking")]
 
-mod common;
-#[path = "common/gpu.rs"]
-mod gpu;
+use crate::common;
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -504,7 +501,7 @@ const SAMPLE: &str = "The quick brown fox jumps over the lazy dog.";
 
 #[test]
 fn merged_weights_give_the_logits_of_pack_and_adapter() {
-    let Some(gpu) = gpu::gpu() else { return };
+    let Some(gpu) = common::gpu() else { return };
     let place = Place::new();
     let pack = place.path("tiny.nf4pack");
     let sources = Sources { pack: &pack, adapter: Path::new(ADAPTER), base: Base::Dequantised };
@@ -529,7 +526,7 @@ fn the_command_compares_logits_where_there_is_a_gpu() {
     let place = Place::new();
     let merged = run(&place, "tiny.nf4pack --adapter ADAPTER --base dequant --out own --sample word --json").success();
     let report: Value = serde_json::from_slice(&merged.get_output().stdout).unwrap();
-    if gpu::gpu().is_none() {
+    if common::gpu().is_none() {
         assert_eq!(report["comparison"], Value::Null);
         merged.stderr(contains("logits were not compared: there is no GPU"));
     } else {

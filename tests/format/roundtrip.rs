@@ -1,10 +1,8 @@
 //! Any tensors in, the same tensors out; and packs from later minor versions are read by the rules of this one.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests fail by panicking")]
 
-mod common;
-
-use common::seal::{seal, seal_payloads};
-use common::{Item, decode, faults, field, header, layout, naive, pack, put, record};
+use crate::common::seal::{seal, seal_payloads};
+use crate::common::{self, Item, decode, faults, field, header, layout, naive, pack, put, record};
 use nf4pack::format::nf4::{BLOCK_SIZES, ScaleType, block_count, scales_len};
 use nf4pack::format::{Field, FloatType, FormatError, Index, Layout, Pack, Role, SectionKind};
 use proptest::prelude::*;

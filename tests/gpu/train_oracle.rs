@@ -1,15 +1,13 @@
 //! The model and its training step against transformers, PEFT and bitsandbytes in float32 on tiny-qwen3: fixtures/oracle, whose
 //! weights are those of a pack with absmax scales in float32, bit for bit.
-#![cfg(all(feature = "train", feature = "convert"))]
 #![allow(clippy::unwrap_used, clippy::panic, reason = "tests fail by panicking")]
 
-#[path = "common/gpu.rs"]
-mod common;
-#[path = "common/oracle.rs"]
-mod shared;
+use crate::common;
+use crate::common::oracle;
 
 use std::collections::BTreeMap;
 
+use crate::common::oracle::{Fixture, assert_gradients, assert_near, fixture, json, numbers, relative};
 use half::bf16;
 use nf4pack::arch::config::ModelConfig;
 use nf4pack::data::{Batch, UNTRAINED};
@@ -20,12 +18,11 @@ use nf4pack::model::session::Session;
 use nf4pack::train::step::StepResult;
 use safetensors::SafeTensors;
 use serde_json::Value;
-use shared::{Fixture, assert_gradients, assert_near, fixture, json, numbers, relative};
 
 const LENGTH: usize = 48;
 
 fn floats(file: &str) -> BTreeMap<String, Vec<f32>> {
-    shared::floats(&fixture("oracle").join(file))
+    oracle::floats(&fixture("oracle").join(file))
 }
 
 fn oracle() -> Value {
@@ -34,7 +31,7 @@ fn oracle() -> Value {
 
 /// Rows of the oracle's batch.
 fn batch(oracle: &Value, number: usize, rows: &[usize]) -> Batch {
-    shared::batch(rows.iter().map(|&row| [&oracle["batches"][number][row], &oracle["labels"][number][row]]))
+    oracle::batch(rows.iter().map(|&row| [&oracle["batches"][number][row], &oracle["labels"][number][row]]))
 }
 
 /// tiny-qwen3 with the oracle's weights.
@@ -58,7 +55,7 @@ fn final_norm(config: &ModelConfig, x: &[f32]) -> Vec<f32> {
 
 /// Both rows of the oracle's first batch.
 fn first_rows(oracle: &Value) -> [Vec<u32>; 2] {
-    [0, 1].map(|row| shared::tokens(&oracle["batches"][0][row]))
+    [0, 1].map(|row| oracle::tokens(&oracle["batches"][0][row]))
 }
 
 #[test]

@@ -1,16 +1,14 @@
 //! What the flags of `train` and `eval` leave behind.
 #![allow(clippy::unwrap_used, clippy::panic, reason = "tests fail by panicking")]
 
-#[path = "common/gpu.rs"]
-mod common;
-#[path = "common/program.rs"]
-mod program;
+use crate::common;
+use crate::common::program;
 
 use std::fs;
 use std::path::Path;
 
+use crate::common::program::{PACK, command, place};
 use predicates::prelude::*;
-use program::{PACK, command, place};
 use serde_json::{Value, json};
 
 fn read_json(path: &Path) -> Value {
