@@ -1,7 +1,7 @@
 // A product of matrices, out[m, n] = scale * a[m, k] b[k, n] (+ bias) (+ out): one half of every such kernel; matmul_params.wgsl belongs
 // to it. The other half knows how b is stored: `prepare_b`, `fetch_b`, `place_b`, and `columns_of`, the columns of a four in `tile_b`.
 // Float32, a tile of 8 TY x 8 TX to a workgroup, 8 x 8 to a thread. The next terms of a tile are fetched into registers while the
-// present ones are multiplied, so that nobody waits for memory. Runs unchecked: `train::ops::matmul` proves on the host that every index
+// present ones are multiplied, so that nobody waits for memory. Runs unchecked: `ops::matmul` proves on the host that every index
 // is in its binding.
 
 override TX: u32 = 8u;              // threads of a workgroup along n
