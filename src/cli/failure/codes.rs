@@ -7,28 +7,29 @@ use std::error::Error;
 
 use super::super::args::Usage;
 use super::super::ui::Cancelled;
+use crate::arch::config::ConfigError;
 use crate::convert::ConvertError;
 use crate::convert::arch::ArchError;
 use crate::convert::encode::NotFinite;
 use crate::convert::plan::PlanError;
 use crate::convert::source::{HeaderError, Quantised, SourceError};
+use crate::data::DataError;
 use crate::dequant::stream::StreamError;
 use crate::dequant::{DequantError, OutOfRange};
 use crate::export::{ExportError, WriteError};
 use crate::format::FormatError;
 use crate::gpu::GpuError;
+use crate::lora::adapter::AdapterError;
+use crate::lora::config::LoraError;
 use crate::merge::{CompareError, MergeError};
-use crate::train::TrainError;
-use crate::train::adapter::AdapterError;
+use crate::model::ModelError;
+use crate::model::generate::GenerateError;
+use crate::model::generate::sampling::SamplingError;
+use crate::model::plan::MemoryError;
+use crate::ops::OpError;
 use crate::train::checkpoint::{CheckpointError, Difference};
-use crate::train::config::ConfigError;
-use crate::train::data::DataError;
-use crate::train::generate::GenerateError;
-use crate::train::lora::LoraError;
-use crate::train::plan::MemoryError;
 use crate::train::record::RecordError;
 use crate::train::run::RunError;
-use crate::train::sampling::SamplingError;
 use crate::train::settings::SettingsError;
 use crate::verify::VerifyError;
 use crate::{LayerError, OpenError};
@@ -275,14 +276,17 @@ codes! {
         Io "stream-unreadable"
         Loader "stream-loader"
     }
-    TrainError {
-        .0 of Gpu, Weights, Stream, Config, Lora, Adapter, Data;
+    OpError {
+        .0 of Gpu, Weights;
+        Shape "op-shape"
+        Value "op-value"
+    }
+    ModelError {
+        .0 of Op, Stream, Config, Lora, Adapter, Data;
         MissingFile "pack-missing-file"
         MissingTensor "pack-missing-tensor"
         TensorShape "pack-tensor-shape"
         NotFinite "not-finite"
-        Shape "op-shape"
-        Value "op-value"
     }
     DataError {
         .source of File;
