@@ -194,26 +194,62 @@ impl Model {
         adapter: Option<&GpuAdapter>,
         mask: Option<Mask>,
     ) -> Result<(), ModelError> {
-        self.embed(work, batch)?;
+        self.forward_observed(past, work, batch, adapter, mask, &|_, _, _| Ok(()))
+    }
+
+    /// As [`Model::forward_after`]; `record` adds to the commands of each residual stream, before layer 0, 1, .. and after the last,
+    /// as soon as it is there. Without training, the next but one takes its place.
+    fn forward_observed(
+        &mut self,
+        past: Option<Past<'_>>,
+        work: &Workspace<Mat>,
+        batch: &GpuBatch,
+        adapter: Option<&GpuAdapter>,
+        mask: Option<Mask>,
+        record: &dyn Fn(&mut Commands, &Mat, u32) -> Result<(), ModelError>,
+    ) -> Result<(), ModelError> {
+        let mut commands = self.gpu.commands("embedding");
+        self.embed(&mut commands, work, batch)?;
+        record(&mut commands, work.before(0)?, 0)?;
+        commands.submit()?;
         let Self { gpu, config, stream, rotary, kernels, .. } = self;
         let pass = Pass { kernels, model: config, rotary, work, batch, adapter, mask, past };
         for number in 0..config.layers {
             let streamed = stream.layer(number, Direction::Forward)?;
             let mut commands = gpu.commands("layer forward");
             let layer = Layer::new(&pass, &mut commands, streamed)?;
-            layer.forward(&mut commands, work.before(number)?, work.before(number + 1)?)?;
+            let out = work.before(number + 1)?;
+            layer.forward(&mut commands, work.before(number)?, out)?;
+            record(&mut commands, out, number + 1)?;
             commands.submit()?;
         }
         Ok(())
     }
 
-    fn embed(&self, work: &Workspace<Mat>, batch: &GpuBatch) -> Result<(), ModelError> {
+    /// Runs a batch forward once more, as [`Model::forward_after`] does, to find where the first number arises that is not finite;
+    /// `None` where all are.
+    pub(super) fn first_non_finite(
+        &mut self,
+        past: Option<Past<'_>>,
+        work: &Workspace<Mat>,
+        batch: &GpuBatch,
+        adapter: Option<&GpuAdapter>,
+        mask: Option<Mask>,
+    ) -> Result<Option<NonFiniteAt>, ModelError> {
+        let check = FiniteCheck::new(&self.gpu, self.config.layers + 1)?;
+        let look = |commands: &mut Commands, x: &Mat, number| Ok(check.record(commands, x, number)?);
+        self.forward_observed(past, work, batch, adapter, mask, &look)?;
+        let first = check.read()?.iter().position(Option::is_some);
+        Ok(first.map(|at| match at {
+            0 => NonFiniteAt::Embedding,
+            layer => NonFiniteAt::Layer(layer as u32 - 1),
+        }))
+    }
+
+    fn embed(&self, commands: &mut Commands, work: &Workspace<Mat>, batch: &GpuBatch) -> Result<(), ModelError> {
         let shape = [self.config.vocab.into(), self.config.hidden.into()];
         let table = raw_tensor(&self.globals, Role::Embedding, &shape)?;
-        let mut commands = self.gpu.commands("embedding");
-        self.kernels.gather.embed(&mut commands, &RawTensor::of(table)?, &batch.ids, work.before(0)?)?;
-        commands.submit()?;
-        Ok(())
+        Ok(self.kernels.gather.embed(commands, &RawTensor::of(table)?, &batch.ids, work.before(0)?)?)
     }
 
     /// Submits all layers backward, the last one first, after [`Model::forward`] and [`Model::loss_gradient`].
@@ -355,22 +391,6 @@ impl Model {
             }
         }
         Ok(all)
-    }
-
-    /// Where the first number that is not finite arose in the forward pass whose residual streams are in `work`; `None` where all
-    /// are finite.
-    pub(crate) fn first_non_finite(&self, work: &Workspace<Mat>) -> Result<Option<NonFiniteAt>, ModelError> {
-        let check = FiniteCheck::new(&self.gpu, self.config.layers + 1)?;
-        for number in 0..=self.config.layers {
-            let mut commands = self.gpu.commands("search");
-            check.record(&mut commands, work.before(number)?, number)?;
-            commands.submit()?;
-        }
-        let first = check.read()?.iter().position(Option::is_some);
-        Ok(first.map(|at| match at {
-            0 => NonFiniteAt::Embedding,
-            layer => NonFiniteAt::Layer(layer as u32 - 1),
-        }))
     }
 }
 
