@@ -1,5 +1,38 @@
-//! The memory that a pass through the model works in. One function says what there is; it is run to count the bytes, to reserve
-//! them, and to see them as matrices of as many rows as a batch has tokens.
+//! The memory that a pass through the model works in. One function lists its matrices. It runs
+//! three times: to count the bytes, to reserve them, and to view them as matrices with a row for
+//! each token of a batch.
+//!
+//! Which step of layer `i` reads and writes which matrix (`d.x` is `backward.x`, a gradient):
+//!
+//! ```text
+//! forward, and again before backward
+//!   attention norm        residual[i]                  -> normed
+//!   q_proj, k_proj        normed                       -> raw_queries, raw_keys, where heads have a norm;
+//!                                                         else queries, keys
+//!   norms of the heads    raw_queries, raw_keys        -> queries, keys
+//!   v_proj                normed                       -> values
+//!   rotary                queries, keys                -> the same, in place
+//!   attention             queries, keys, values        -> attended, lse
+//!   o_proj                residual[i] + attended       -> middle
+//!   feed-forward norm     middle                       -> normed
+//!   gate_proj, up_proj    normed                       -> gate, up
+//!   SwiGLU                gate, up                     -> activated
+//!   down_proj             middle + activated           -> residual[i + 1], in the forward pass alone
+//! backward: d.residual holds the gradient of the layer's output
+//!   down_proj             d.residual                   -> activated, which becomes its own gradient
+//!   SwiGLU                activated                    -> gate, up, which become their own gradients
+//!   gate_proj, up_proj    gate, up                     -> d.normed
+//!   feed-forward norm     middle, d.normed             -> d.residual, on top: the gradient of middle
+//!   o_proj                d.residual                   -> d.attended
+//!   attention             d.attended, attended, lse    -> d.delta, d.queries, d.keys, d.values
+//!   rotary                d.queries, d.keys            -> the same, in place
+//!   norms of the heads    d.queries, d.keys            -> queries, keys, which become gradients
+//!   attention norm        residual[i]                  -> normed, once more
+//!   q_, k_, v_proj        those gradients              -> d.normed
+//!   attention norm        d.normed                     -> d.residual, on top: the gradient of residual[i]
+//! ```
+//!
+//! Every projection uses `low_rank` and `dropped` as scratch and writes them before it reads them.
 
 use crate::arch::config::ModelConfig;
 use crate::gpu::{BufferRange, Gpu, GpuError};

@@ -1,4 +1,9 @@
-//! Causal grouped-query attention, with an online softmax: memory grows with the tokens, not with their square.
+//! Causal grouped-query attention with an online softmax: memory grows with the tokens, not with
+//! their square. Forward and backward follow FlashAttention-2 (Dao 2023, "FlashAttention-2: Faster
+//! Attention with Better Parallelism and Work Partitioning"): a tile of queries meets one tile of
+//! keys after the other and keeps the running maximum and sum of each row; the backward pass
+//! computes the probabilities again from the stored log-sum-exp (`lse`) and from `delta`, the sums
+//! of output times its gradient.
 
 use bytemuck::{Pod, Zeroable};
 

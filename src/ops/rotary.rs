@@ -1,4 +1,8 @@
-//! Rotary position embedding in the rotate-half layout, with every kind of scaling that Llama, Mistral and Qwen use.
+//! Rotary position embedding (Su et al. 2021, "RoFormer: Enhanced Transformer with Rotary Position
+//! Embedding") in the rotate-half layout of transformers. Scalings: linear (Chen et al. 2023,
+//! "Extending Context Window of Large Language Models via Positional Interpolation"), dynamic NTK,
+//! llama3, and YaRN (Peng et al. 2023, "YaRN: Efficient Context Window Extension of Large Language
+//! Models").
 
 use bytemuck::{Pod, Zeroable};
 
