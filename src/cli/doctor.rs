@@ -288,7 +288,7 @@ impl Speed {
 
 impl PackEntry {
     fn new(file: &Path, gpu: &Gpu, budget: Option<u64>) -> Result<Self> {
-        let mapped = MappedPack::open(file)?;
+        let mapped = MappedPack::open_unchanged(file)?;
         let index = mapped.pack().index();
         let max_buffer = gpu.limits().max_buffer_size;
         let whole = StreamPlan::new(index, max_buffer, None, false)?;

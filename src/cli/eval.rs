@@ -40,7 +40,7 @@ pub fn run(args: &EvalArgs) -> Result<Outcome> {
     let ui = Ui::new(args.json);
     ui::handle_interrupts()?;
     let bytes = read(&args.data)?;
-    let pack = PackSource::open(&args.pack, true)?;
+    let pack = PackSource::map_unchanged(&args.pack)?;
     let model = read_config(&pack)?;
     let max_length = args.max_length(&model);
     model.check_length(max_length).map_err(crate::model::ModelError::from)?;

@@ -71,7 +71,7 @@ pub fn run(args: &TrainArgs) -> Result<Outcome> {
     let out = if args.show_batch { Path::new("") } else { options.out()? };
     let data = read(data_path)?;
     let eval_data = options.eval_data.as_deref().map(read).transpose()?;
-    let pack = PackSource::open(&args.pack, true)?;
+    let pack = PackSource::map_unchanged(&args.pack)?;
     let model = read_config(&pack)?;
     let options = options.clone().for_model(&model);
     let settings = options.settings()?;

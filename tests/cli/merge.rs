@@ -173,7 +173,7 @@ fn expected(base: &Tensors, adapter: &Tensors, rank: usize, scale: f64) -> (BTre
 
 /// The decoded tensors of a pack, as its checkpoint would have them.
 fn decoded(pack: &Path) -> Tensors {
-    let mapped = MappedPack::open(pack).unwrap();
+    let mapped = MappedPack::read(pack).unwrap();
     let shape = |dims: &[u64]| dims.iter().map(|&d| d as usize).collect();
     let quantised = mapped.pack().projections().map(|p| {
         let bytes = common::decode(&p.data).iter().flat_map(|v| v.to_le_bytes()).collect();

@@ -38,7 +38,7 @@ impl Fixture {
     }
 
     fn pack(&self) -> PackSource {
-        PackSource::open(&self.path, true).unwrap()
+        PackSource::open(&self.path).unwrap()
     }
 
     fn tokenizer(&self) -> Tokenizer {

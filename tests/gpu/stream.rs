@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use nf4pack::MappedPack;
 use nf4pack::convert::encode::Encoder;
 use nf4pack::convert::{Options, convert, synth};
-use nf4pack::dequant::stream::{Direction, LayerStream, StreamError, StreamOptions, StreamPlan, StreamedLayer};
+use nf4pack::dequant::stream::{Direction, LayerStream, PackSource, StreamError, StreamOptions, StreamPlan, StreamedLayer};
 use nf4pack::dequant::{DequantError, Dequantizer, Output, dequantize};
 use nf4pack::format::nf4::ScaleType;
 use nf4pack::format::{FormatError, Pack, SectionKind};
@@ -78,17 +78,30 @@ fn compare(gpu: &Gpu, kernels: &Dequantizer, layer: &StreamedLayer, expected: &H
 
 /// The budget of the smallest plan: a ring of two layers.
 fn ring_of_two(gpu: &Gpu, path: &Path) -> Option<u64> {
-    let pack = MappedPack::open(path).unwrap();
+    let pack = MappedPack::read(path).unwrap();
     let plan = StreamPlan::new(pack.pack().index(), gpu.limits().max_buffer_size, None, false).unwrap();
     Some(plan.minimum_bytes)
 }
 
-/// Streams forward and backward, twice, and compares everything each time.
+/// The pack, to be mapped or read.
+fn source(path: &Path, map: bool) -> Result<PackSource, StreamError> {
+    if !map {
+        return PackSource::open(path);
+    }
+    // SAFETY: packs of these tests are changed by the test alone, between two uses; what a cut file gives is an error, or ends it.
+    Ok(PackSource::of_mapped(path, unsafe { MappedPack::open(path) }?))
+}
+
 fn stream_and_compare(gpu: &Gpu, path: &Path, options: &StreamOptions) -> StreamPlan {
-    let mapped = MappedPack::open(path).unwrap();
+    stream_and_compare_of(gpu, path, false, options)
+}
+
+/// Streams forward and backward, twice, and compares everything each time.
+fn stream_and_compare_of(gpu: &Gpu, path: &Path, map: bool, options: &StreamOptions) -> StreamPlan {
+    let mapped = MappedPack::read(path).unwrap();
     let expected = decoded(mapped.pack());
     let kernels = Dequantizer::new(gpu).unwrap();
-    let mut stream = LayerStream::open(gpu, path, options).unwrap();
+    let mut stream = LayerStream::of(gpu, source(path, map).unwrap(), options).unwrap();
     let layers = stream.layer_count();
     let mut compared = 0;
     for _ in 0..2 {
@@ -146,12 +159,8 @@ fn every_kind_of_scales_and_every_way_to_read() {
         let pack = small_pack(scale_type);
         for (verify, map, threads) in [(false, true, 1), (true, true, 3), (false, false, 2), (true, false, 1)] {
             for budget in [None, ring_of_two(&gpu, &pack.path)] {
-                let options = StreamOptions { budget, globals: true, verify, map, threads };
-                if budget.is_some() {
-                    stream_and_compare(&gpu, &pack.path, &StreamOptions { globals: false, ..options });
-                } else {
-                    stream_and_compare(&gpu, &pack.path, &options);
-                }
+                let options = StreamOptions { budget, globals: budget.is_none(), verify, threads };
+                stream_and_compare_of(&gpu, &pack.path, map, &options);
             }
         }
     }
@@ -176,7 +185,7 @@ fn layers_are_cut_where_buffers_and_bindings_are_small() {
 fn layers_in_any_order_out_of_a_small_ring() {
     let Some(gpu) = common::gpu() else { return };
     let pack = small_pack(ScaleType::Bf16);
-    let mapped = MappedPack::open(&pack.path).unwrap();
+    let mapped = MappedPack::read(&pack.path).unwrap();
     let expected = decoded(mapped.pack());
     let kernels = Dequantizer::new(&gpu).unwrap();
     let least = ring_of_two(&gpu, &pack.path).unwrap();
@@ -258,9 +267,9 @@ fn a_file_that_is_cut_under_the_reader_is_an_error() {
     let Some(gpu) = common::gpu() else { return };
     for map in [true, false] {
         let pack = pack_of(&fixture(), ScaleType::Bf16);
-        let last = MappedPack::open(&pack.path).unwrap().layer(3).unwrap().file_range();
-        let options = StreamOptions { budget: ring_of_two(&gpu, &pack.path), map, ..Default::default() };
-        let mut stream = LayerStream::open(&gpu, &pack.path, &options).unwrap();
+        let last = MappedPack::read(&pack.path).unwrap().layer(3).unwrap().file_range();
+        let options = StreamOptions { budget: ring_of_two(&gpu, &pack.path), ..Default::default() };
+        let mut stream = LayerStream::of(&gpu, source(&pack.path, map).unwrap(), &options).unwrap();
         stream.layer(0, Backward).unwrap();
         OpenOptions::new().write(true).open(&pack.path).unwrap().set_len(last.start + 100).unwrap();
         let error = stream.layer(3, Backward).unwrap_err();
@@ -281,15 +290,15 @@ fn damage(path: &Path, offset: u64, byte: u8) {
 fn damaged_codes_are_found_with_verify_and_only_then() {
     let Some(gpu) = common::gpu() else { return };
     let pack = small_pack(ScaleType::Bf16);
-    let mapped = MappedPack::open(&pack.path).unwrap();
+    let mapped = MappedPack::read(&pack.path).unwrap();
     let sections = mapped.pack().index().sections();
     let codes = sections.iter().find(|s| s.layer == Some(2) && s.kind == Some(SectionKind::Codes)).unwrap().clone();
     let found = mapped.pack().payload(&codes)[40];
     drop(mapped);
     damage(&pack.path, codes.offset + 40, !found);
     for map in [true, false] {
-        let options = StreamOptions { verify: true, map, ..Default::default() };
-        let mut stream = LayerStream::open(&gpu, &pack.path, &options).unwrap();
+        let options = StreamOptions { verify: true, ..Default::default() };
+        let mut stream = LayerStream::of(&gpu, source(&pack.path, map).unwrap(), &options).unwrap();
         stream.layer(1, Forward).unwrap();
         let error = stream.layer(2, Forward).unwrap_err();
         let StreamError::Damaged { source: FormatError::PayloadChecksum { offset, .. }, .. } = error else {
@@ -297,7 +306,7 @@ fn damaged_codes_are_found_with_verify_and_only_then() {
         };
         assert_eq!(offset, codes.offset);
         stream.layer(3, Forward).unwrap();
-        let mut stream = LayerStream::open(&gpu, &pack.path, &StreamOptions { map, ..Default::default() }).unwrap();
+        let mut stream = LayerStream::of(&gpu, source(&pack.path, map).unwrap(), &StreamOptions::default()).unwrap();
         stream.layer(2, Forward).unwrap();
     }
 }
@@ -306,14 +315,14 @@ fn damaged_codes_are_found_with_verify_and_only_then() {
 fn a_scale_that_is_no_number_is_found_without_verify() {
     let Some(gpu) = common::gpu() else { return };
     let pack = small_pack(ScaleType::F32);
-    let mapped = MappedPack::open(&pack.path).unwrap();
+    let mapped = MappedPack::read(&pack.path).unwrap();
     let sections = mapped.pack().index().sections();
     let scales = sections.iter().find(|s| s.layer == Some(1) && s.kind == Some(SectionKind::Scales)).unwrap().clone();
     drop(mapped);
     damage(&pack.path, scales.offset + 3, 0x7f);
     damage(&pack.path, scales.offset + 2, 0xff);
     for map in [true, false] {
-        let mut stream = LayerStream::open(&gpu, &pack.path, &StreamOptions { map, ..Default::default() }).unwrap();
+        let mut stream = LayerStream::of(&gpu, source(&pack.path, map).unwrap(), &StreamOptions::default()).unwrap();
         stream.layer(0, Forward).unwrap();
         let error = stream.layer(1, Forward).unwrap_err();
         assert!(matches!(error, StreamError::Damaged { source: FormatError::ScaleNotFinite { .. }, .. }), "{error}");
@@ -325,7 +334,7 @@ fn a_scale_that_is_no_number_is_found_without_verify() {
 fn damaged_globals_do_not_hurt_the_layers() {
     let Some(gpu) = common::gpu() else { return };
     let pack = small_pack(ScaleType::Bf16);
-    let mapped = MappedPack::open(&pack.path).unwrap();
+    let mapped = MappedPack::read(&pack.path).unwrap();
     let sections = mapped.pack().index().sections();
     let raw = sections.iter().find(|s| s.layer.is_none() && s.kind == Some(SectionKind::Raw)).unwrap().clone();
     let found = mapped.pack().payload(&raw)[7];
@@ -363,8 +372,7 @@ fn what_is_no_pack_is_refused_however_it_is_opened() {
     for content in [&b""[..], b"short", &[0x89; 4096]] {
         fs::write(&path, content).unwrap();
         for map in [true, false] {
-            let options = StreamOptions { map, ..Default::default() };
-            assert!(matches!(LayerStream::open(&gpu, &path, &options), Err(StreamError::Open(_))), "map {map}");
+            assert!(matches!(source(&path, map), Err(StreamError::Open(_))), "map {map}");
         }
     }
     let missing = LayerStream::open(&gpu, folder.path().join("nothing"), &StreamOptions::default());

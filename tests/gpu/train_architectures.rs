@@ -17,7 +17,7 @@ const RANK: u32 = 4;
 
 /// The seven projections of each layer are quantised, and decode to the checkpoint's bits.
 fn assert_exact(pack: &Path, checkpoint: &Path, layers: u32) {
-    let (mapped, weights) = (MappedPack::open(pack).unwrap(), floats(checkpoint));
+    let (mapped, weights) = (MappedPack::read(pack).unwrap(), floats(checkpoint));
     let mut compared = 0;
     for projection in mapped.pack().projections() {
         let mut decoded = vec![0.0; projection.data.elements as usize];

@@ -57,7 +57,7 @@ impl Fixture {
 
     fn start(&self, settings: &Settings, out: &Path, resume: Option<&Path>) -> Result<Run, RunError> {
         let task = self.task(settings, out);
-        let pack = PackSource::open(self.out("tiny.nf4pack"), true).unwrap();
+        let pack = PackSource::open(self.out("tiny.nf4pack")).unwrap();
         let prepared = Prepared::new(pack, &task, resume, &mut |_, _| true)?;
         let plan = prepared.plan(&self.gpu, settings)?;
         Run::start(&self.gpu, prepared, &task, plan)
@@ -302,7 +302,7 @@ fn memory_is_planned_and_what_does_not_fit_says_what_would() {
     let Some(fixture) = Fixture::new() else { return };
     let out = fixture.out("planned");
     let plan = |settings: &Settings| {
-        let pack = PackSource::open(fixture.out("tiny.nf4pack"), true).unwrap();
+        let pack = PackSource::open(fixture.out("tiny.nf4pack")).unwrap();
         Prepared::new(pack, &fixture.task(settings, &out), None, &mut |_, _| true).unwrap().plan(&fixture.gpu, settings)
     };
     let settings = Settings { micro_batch: MicroBatch::Auto, max_length: 64, ..settings() };

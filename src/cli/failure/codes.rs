@@ -212,7 +212,7 @@ codes! {
         Io "pack-unreadable"
     }
     LayerError {
-        .source of Format;
+        .source of Format, Globals;
         OutOfRange "layer-out-of-range"
     }
     VerifyError {

@@ -37,15 +37,13 @@ pub struct StreamOptions {
     pub globals: bool,
     /// Check the CRC-32 of every payload while it is loaded.
     pub verify: bool,
-    /// Map the file; otherwise read it, which is safe also while somebody cuts it short.
-    pub map: bool,
     /// Threads that fill staging memory; 0: one per core, at most eight.
     pub threads: usize,
 }
 
 impl Default for StreamOptions {
     fn default() -> Self {
-        Self { budget: None, globals: false, verify: false, map: true, threads: 0 }
+        Self { budget: None, globals: false, verify: false, threads: 0 }
     }
 }
 
@@ -202,16 +200,16 @@ pub struct LayerStream {
 }
 
 impl LayerStream {
-    /// Opens a pack, reserves the memory of its plan, and begins to load: everything where all of it fits, else the first
+    /// Opens a pack to read it, reserves the memory of its plan, and begins to load: everything where all of it fits, else the first
     /// layers.
     ///
     /// # Errors
     /// [`StreamError::Open`], [`StreamError::Budget`], [`StreamError::Gpu`].
     pub fn open(gpu: &Gpu, path: impl AsRef<Path>, options: &StreamOptions) -> Result<Self, StreamError> {
-        Self::of(gpu, PackSource::open(path, options.map)?, options)
+        Self::of(gpu, PackSource::open(path)?, options)
     }
 
-    /// As [`LayerStream::open`], of a pack that is open; [`StreamOptions::map`] plays no part.
+    /// As [`LayerStream::open`], of a pack that is open, mapped or to be read.
     ///
     /// # Errors
     /// [`StreamError::Budget`], [`StreamError::Gpu`].
