@@ -98,17 +98,19 @@ impl<'a> Layer<'a> {
 
     /// `attended` of queries and keys, which are rotated, and values: within each sample, or over a cache.
     fn attend(&self, commands: &mut Commands) -> Result<(), OpError> {
-        let Pass { kernels, model, work, rotary, batch, past, .. } = self.pass;
+        let Pass { kernels, model, work, batch, past, .. } = self.pass;
         let Workspace { queries, keys, values, attended, lse, .. } = work;
         let both = [(queries, model.heads), (keys, model.kv_heads)];
         if let Some(past) = past {
+            let (angles, first) = self.pass.angles_after(past.tokens);
             for (x, heads) in both {
-                kernels.rotary.forward_from(commands, x, heads, past.tokens, rotary)?;
+                kernels.rotary.forward_from(commands, x, heads, first, angles)?;
             }
             return past.attend(commands, model, self.number, [queries, keys, values], attended);
         }
+        let (angles, starts) = self.pass.angles();
         for (x, heads) in both {
-            kernels.rotary.forward(commands, x, heads, &batch.starts, rotary)?;
+            kernels.rotary.forward(commands, x, heads, starts, angles)?;
         }
         let shape = attention_shape(model, queries.rows);
         kernels.attention.forward(commands, &shape, queries, keys, values, &batch.starts, attended, lse)
@@ -171,8 +173,9 @@ impl<'a> Layer<'a> {
             &gradients.keys,
             &gradients.values,
         )?;
-        kernels.rotary.backward(commands, &gradients.queries, model.heads, &batch.starts, self.pass.rotary)?;
-        kernels.rotary.backward(commands, &gradients.keys, model.kv_heads, &batch.starts, self.pass.rotary)?;
+        let (angles, starts) = self.pass.angles();
+        kernels.rotary.backward(commands, &gradients.queries, model.heads, starts, angles)?;
+        kernels.rotary.backward(commands, &gradients.keys, model.kv_heads, starts, angles)?;
         let [d_queries, d_keys] = self.norm_heads_backward(commands, gradients)?;
         // The feed-forward's norm stands there.
         kernels.norm.forward(commands, x, gamma, epsilon, &work.normed)?;

@@ -83,13 +83,20 @@ impl Session {
     }
 
     /// The logits of the token after `tokens`, of which there is one at least, and which follow the first `past` tokens of the text in
-    /// `cache`: their keys and values are then there, too.
+    /// `cache`: their keys and values are then there, too. `length` are the tokens of the text that is read, those after `tokens`
+    /// included: where the angles of the rotary embedding depend on it, all of a prompt is rotated by the prompt's length.
     ///
     /// # Errors
     /// [`OpError::Shape`](crate::ops::OpError::Shape) where the cache or the memory has no room for them;
     /// [`ModelError::NotFinite`]; what went wrong on the device.
-    pub(crate) fn next_logits(&mut self, tokens: &[u32], cache: &KvCache, past: u32) -> Result<Vec<f32>, ModelError> {
-        let (work, batch) = self.model.begin(&self.memory, &sample(tokens))?;
+    pub(crate) fn next_logits(
+        &mut self,
+        tokens: &[u32],
+        cache: &KvCache,
+        past: u32,
+        length: u32,
+    ) -> Result<Vec<f32>, ModelError> {
+        let (work, batch) = self.model.begin_after(&self.memory, &sample(tokens), past, length)?;
         let past = || Some(Past { cache, tokens: past });
         self.model.forward_after(past(), &work, &batch, self.adapter.as_ref(), None)?;
         let last = self.memory.workspace(self.model.config(), 1)?;
