@@ -11,15 +11,15 @@ use super::args::EvalArgs;
 use super::device::{self, AdapterEntry};
 use super::train::{read, tell_data, tell_plan};
 use super::ui::{self, Cancelled, Ui, Unit};
+use crate::arch::config::ModelConfig;
 use crate::convert::Progress as _;
+use crate::data::{DataFile, Dataset, Options};
 use crate::dequant::stream::PackSource;
 use crate::gpu::Gpu;
-use crate::train::adapter::Adapter;
-use crate::train::config::ModelConfig;
-use crate::train::data::{DataFile, Dataset, Options};
-use crate::train::model::{read_config, read_tokenizer};
-use crate::train::open::Passes;
-use crate::train::session::Session;
+use crate::lora::adapter::Adapter;
+use crate::model::decoder::{read_config, read_tokenizer};
+use crate::model::open::Passes;
+use crate::model::session::Session;
 
 #[derive(Serialize)]
 struct Evaluation {
