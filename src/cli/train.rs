@@ -128,7 +128,7 @@ pub fn tell_data(ui: Ui, what: &str, used: &str, data: &Dataset, model: &ModelCo
     let [tokens, trained] = [data.tokens(), data.trained_tokens()].map(ui::grouped);
     let samples = ui::plural(data.samples.len() as u64, "sample");
     ui.stage(&format!("{what}: {samples} of {}, {tokens} tokens, {trained} of them {used}", form_name(data.form)));
-    let most = model.longest();
+    let most = model.max_position_embeddings;
     let longer = data.samples.iter().filter(|sample| sample.tokens.len() > most as usize).count() as u64;
     if longer > 0 {
         ui.warning(&format!(
@@ -205,9 +205,12 @@ fn train(ui: Ui, gpu: &Gpu, prepared: Prepared, task: &Task<'_>) -> Result<Summa
     });
     drop(meter);
     let lost = run.lost_records();
-    let lost = lost.into_iter().map(|(file, count)| format!("{file} could not be written: it lacks {}", ui::plural(count, "record")));
+    let lost = lost
+        .into_iter()
+        .map(|(file, count)| format!("{file} could not be written: it lacks {}", ui::plural(count, "record")));
     // How the training ended is worth more than the report on it.
-    let (report, failed) = write_report(gpu, &run, task, &end).map_or_else(|e| (None, Some(e.to_string())), |path| (Some(path), None));
+    let (report, failed) =
+        write_report(gpu, &run, task, &end).map_or_else(|e| (None, Some(e.to_string())), |path| (Some(path), None));
     for warning in lost.chain(failed) {
         ui.warning(&warning);
         warnings.push(warning);
@@ -290,14 +293,7 @@ fn eval_line(eval: &EvalRecord) -> String {
 }
 
 impl Summary {
-    fn new(
-        gpu: &Gpu,
-        task: &Task<'_>,
-        run: &Run,
-        end: End,
-        report: Option<PathBuf>,
-        warnings: Vec<String>,
-    ) -> Self {
+    fn new(gpu: &Gpu, task: &Task<'_>, run: &Run, end: End, report: Option<PathBuf>, warnings: Vec<String>) -> Self {
         let steps: Vec<&StepRecord> = run.records.iter().filter_map(step_of).collect();
         let evals = run.records.iter().filter_map(|record| if let Record::Eval(eval) = record { Some(eval) } else { None });
         let speeds: Vec<f64> = steps.iter().map(|step| step.tokens_per_second).collect();

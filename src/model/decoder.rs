@@ -12,7 +12,7 @@ use crate::model::layer::{Layer, raw_tensor, weight};
 use crate::model::workspace::{Backward, Memory, Workspace};
 use crate::ops::matmul::{Matmul, Weight};
 use crate::ops::{
-    Attention, ChunkedLoss, Dropout, FiniteCheck, Gather, Mat, OpError, RawTensor, RmsNorm, Rotary, SwiGlu,
+    Attention, ChunkedLoss, Dropout, FiniteCheck, Gather, Mat, OpError, RawTensor, RmsNorm, Rotary, Scale, SwiGlu,
     inverse_frequencies,
 };
 
@@ -20,6 +20,7 @@ use crate::ops::{
 #[derive(Debug)]
 pub(super) struct Kernels {
     pub gather: Gather,
+    pub scale: Scale,
     pub norm: RmsNorm,
     pub rotary: Rotary,
     pub attention: Attention,
@@ -33,6 +34,7 @@ impl Kernels {
     fn new(gpu: &Gpu, model: &ModelConfig) -> Result<Self, ModelError> {
         Ok(Self {
             gather: Gather::new(gpu)?,
+            scale: Scale::new(gpu)?,
             norm: RmsNorm::new(gpu)?,
             rotary: Rotary::new(gpu)?,
             attention: Attention::new(gpu, model.head_dim)?,
@@ -172,10 +174,9 @@ impl Model {
     /// Opens the model of a pack for samples of at most `max_length` tokens. `options.globals` plays no part: they are loaded.
     ///
     /// # Errors
-    /// What is wrong with the pack; [`ModelError::Config`] for a length that the model does not have; what the device cannot.
+    /// What is wrong with the pack; what the device cannot.
     pub fn new(gpu: &Gpu, pack: PackSource, max_length: u32, options: &StreamOptions) -> Result<Self, ModelError> {
         let config = read_config(&pack)?;
-        config.check_length(max_length)?;
         let rope = &config.rope;
         // Where the angles depend on a text's length, these are those of short texts: see `OwnAngles`.
         let table = inverse_frequencies(rope.theta, config.head_dim, &rope.scaling, 1);
@@ -328,7 +329,10 @@ impl Model {
     fn embed(&self, commands: &mut Commands, work: &Workspace<Mat>, batch: &GpuBatch) -> Result<(), ModelError> {
         let shape = [self.config.vocab.into(), self.config.hidden.into()];
         let table = raw_tensor(&self.globals, Role::Embedding, &shape)?;
-        Ok(self.kernels.gather.embed(commands, &RawTensor::of(table)?, &batch.ids, work.before(0)?)?)
+        let x = work.before(0)?;
+        self.kernels.gather.embed(commands, &RawTensor::of(table)?, &batch.ids, x)?;
+        self.kernels.scale.record(commands, self.config.embedding_multiplier as f32, x)?;
+        Ok(())
     }
 
     /// Submits all layers backward, the last one first, after [`Model::forward`] and [`Model::loss_gradient`].
@@ -353,10 +357,11 @@ impl Model {
         Ok(())
     }
 
-    /// The output projection: `lm_head`, or the embedding where they are tied.
+    /// The output projection: `lm_head`, or the embedding where they are tied. Its products have the scaling of the logits.
     fn head(&self) -> Result<Weight<'_>, ModelError> {
         let role = if self.config.tie_word_embeddings { Role::Embedding } else { Role::LmHead };
-        weight(&self.globals, role, self.config.vocab, self.config.hidden)
+        let head = weight(&self.globals, role, self.config.vocab, self.config.hidden)?;
+        Ok(head.times((1.0 / self.config.logits_scaling) as f32))
     }
 
     /// Submits the last norm: `x` [tokens, hidden] to `work.normed`.

@@ -302,12 +302,7 @@ impl Checkpoint {
     }
 
     /// [`Checkpoint::prune`] with a way to remove a folder.
-    fn prune_with(
-        out: &Path,
-        step: u64,
-        keep: u32,
-        remove_all: impl Fn(&Path) -> io::Result<()>,
-    ) -> Vec<CheckpointError> {
+    fn prune_with(out: &Path, step: u64, keep: u32, remove_all: impl Fn(&Path) -> io::Result<()>) -> Vec<CheckpointError> {
         let mut failed = Vec::new();
         let mut check = |path: PathBuf, removed: io::Result<()>| {
             failed.extend(removed.err().map(|source| CheckpointError::Remove { path, source }));

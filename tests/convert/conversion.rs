@@ -5,7 +5,6 @@ use std::fs;
 use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 
-use nf4pack::{LayerError, MappedPack};
 use nf4pack::convert::encode::Encoder;
 use nf4pack::convert::source::Checkpoint;
 use nf4pack::convert::{ConvertError, Options, Progress, Report, convert, synth};
@@ -13,6 +12,7 @@ use nf4pack::export::export_sharded;
 use nf4pack::format::nf4::{BLOCK_SIZES, ScaleType, Scales};
 use nf4pack::format::{FloatType, FormatError, Index, Pack, Provenance, Role, crc32};
 use nf4pack::verify::{AgainstReport, Mismatch, against, verify};
+use nf4pack::{LayerError, MappedPack};
 use proptest::prelude::*;
 use regex::Regex;
 use safetensors::SafeTensors;

@@ -170,7 +170,6 @@ codes! {
         Indivisible "config-indivisible"
         Overflow "config-overflow"
         TooManyLayers "config-too-many-layers"
-        SlidingWindow "config-sliding-window"
     }
     PlanError {
         .0 of Format;
@@ -429,7 +428,10 @@ mod tests {
         let known: BTreeSet<&str> = ALL.iter().copied().collect();
         let missing: Vec<_> = known.difference(&unique).collect();
         let unknown: Vec<_> = unique.difference(&known).collect();
-        assert!(missing.is_empty() && unknown.is_empty(), "docs/error-codes.md lacks {missing:?}, and has {unknown:?} besides");
+        assert!(
+            missing.is_empty() && unknown.is_empty(),
+            "docs/error-codes.md lacks {missing:?}, and has {unknown:?} besides"
+        );
     }
 
     #[test]
