@@ -137,7 +137,7 @@ impl MappedPack {
 
     /// [`MappedPack::open`] for the functions of this crate that work on a pack of a given name: their documentation passes the
     /// promise on.
-    #[cfg(feature = "mmap")]
+    #[cfg(any(feature = "convert", feature = "train"))]
     pub(crate) fn open_unchanged(path: impl AsRef<Path>) -> Result<Self, OpenError> {
         // SAFETY: by the documentation of the callers, the file is not changed while they work.
         unsafe { Self::open(path) }
@@ -188,7 +188,9 @@ impl MappedPack {
         let pack = self.pack();
         let Some(projection) = pack.projection(name) else { return Ok(None) };
         match projection.layer {
-            Some(number) => drop(self.layer(number)?),
+            Some(number) => {
+                self.layer(number)?;
+            }
             None => {
                 let check = || check::global_contents(&pack);
                 self.check_once(self.index.layers().len(), check).map_err(|source| LayerError::Globals { source })?;

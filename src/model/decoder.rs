@@ -105,7 +105,7 @@ impl OwnAngles {
 /// The position of each token in its sample, and the tokens of that.
 fn positions(batch: &Batch) -> Vec<(u32, u32)> {
     let samples = batch.starts.chunk_by(|a, b| a == b);
-    samples.flat_map(|sample| (0..sample.len() as u32).map(|position| (position, sample.len() as u32))).collect()
+    samples.flat_map(|sample| (0..sample.len() as u32).map(move |position| (position, sample.len() as u32))).collect()
 }
 
 impl Pass<'_> {
@@ -317,7 +317,9 @@ impl Model {
         mask: Option<Mask>,
     ) -> Result<Option<NonFiniteAt>, ModelError> {
         let check = FiniteCheck::new(&self.gpu, self.config.layers + 1)?;
-        let look = |commands: &mut Commands, x: &Mat, number| Ok(check.record(commands, x, number)?);
+        let look = |commands: &mut Commands, x: &Mat, number: u32| -> Result<(), ModelError> {
+            Ok(check.record(commands, x, number)?)
+        };
         self.forward_observed(past, work, batch, adapter, mask, &look)?;
         let first = check.read()?.iter().position(Option::is_some);
         Ok(first.map(|at| match at {

@@ -47,7 +47,10 @@ fn assert_golden(name: &str, found: &str) {
     if found != expected {
         let changed = found.lines().zip(expected.lines()).find(|(a, b)| a != b);
         let (found, expected) = changed.unwrap_or(("(one text is the start of the other)", ""));
-        panic!("{} differs:\n  found    {found}\n  expected {expected}\nNF4PACK_GOLDEN=update writes it anew", path.display());
+        panic!(
+            "{} differs:\n  found    {found}\n  expected {expected}\nNF4PACK_GOLDEN=update writes it anew",
+            path.display()
+        );
     }
 }
 

@@ -486,7 +486,8 @@ fn failures_of_the_command_say_what_to_do() {
     ] {
         let failed = run(&place, arguments).code(1).stdout("");
         failed.stderr(predicate::str::starts_with("error: ")).stderr(contains("\nhint: ")).stderr(contains(hint));
-        let document: Value = serde_json::from_slice(&run(&place, &format!("{arguments} --json")).get_output().stdout).unwrap();
+        let document: Value =
+            serde_json::from_slice(&run(&place, &format!("{arguments} --json")).get_output().stdout).unwrap();
         assert_eq!(document["code"], error, "{arguments}");
     }
     assert_eq!(place.names(), before);
