@@ -137,7 +137,7 @@ impl MappedPack {
 
     /// [`MappedPack::open`] for the functions of this crate that work on a pack of a given name: their documentation passes the
     /// promise on.
-    #[cfg(any(feature = "convert", feature = "train"))]
+    #[cfg(feature = "convert")]
     pub(crate) fn open_unchanged(path: impl AsRef<Path>) -> Result<Self, OpenError> {
         // SAFETY: by the documentation of the callers, the file is not changed while they work.
         unsafe { Self::open(path) }

@@ -43,7 +43,7 @@ impl PackSource {
     ///
     /// # Errors
     /// [`StreamError::Open`].
-    #[cfg(feature = "train")]
+    #[cfg(all(feature = "convert", feature = "train"))]
     pub(crate) fn map_unchanged(path: impl AsRef<Path>) -> Result<Self, StreamError> {
         let path = path.as_ref();
         Ok(Self::of_mapped(path, MappedPack::open_unchanged(path)?))
