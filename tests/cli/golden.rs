@@ -40,6 +40,7 @@ const COMMANDS: [&str; 16] = [
 fn assert_golden(name: &str, found: &str) {
     let path = Path::new(FOLDER).join(format!("{name}.txt"));
     if std::env::var_os("NF4PACK_GOLDEN").is_some_and(|value| value == "update") {
+        fs::create_dir_all(FOLDER).unwrap();
         fs::write(&path, found).unwrap();
         return;
     }
