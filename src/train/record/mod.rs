@@ -239,7 +239,7 @@ fn open(folder: &Path, kind: Kind) -> Result<Appender, RecordError> {
         Kind::OldMetrics { step, eval_due } => read_kept(folder, step, eval_due)?.0,
     };
     let path = folder.join(METRICS);
-    match publish(folder, &[(METRICS, &kept)]) {
+    match publish(folder, &[(METRICS, kept.as_slice())]) {
         Ok(()) => Appender::open(path),
         Err(source) => Err(RecordError::Write { path, source }),
     }

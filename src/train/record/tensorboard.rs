@@ -14,9 +14,13 @@ const PREFIX: &str = "events.out.tfevents.";
 pub(super) fn create(folder: &Path, first_step: u64) -> Result<Appender, RecordError> {
     let name = next_name(folder, wall_time() as u64);
     let name = name.map_err(|source| RecordError::Read { path: folder.to_owned(), source })?;
-    let mut file = Appender::open(folder.join(name))?;
+    let path = folder.join(name);
+    let mut file = Appender::open(path.clone())?;
     let start = frame(&event(wall_time(), first_step, &session_start()));
-    file.append(&[frame(&event(wall_time(), 0, &version())), start].concat())?;
+    file.append(&[frame(&event(wall_time(), 0, &version())), start].concat()).inspect_err(|_| {
+        // It is tried again, under another name.
+        let _ = fs::remove_file(&path);
+    })?;
     Ok(file)
 }
 
