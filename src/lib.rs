@@ -6,6 +6,8 @@
 //! - `train` (feature `train`): LoRA adapters on a pack, on any GPU.
 //! - `convert`, `verify`, `export` (feature `convert`): from a checkpoint and back, and the checks of a pack.
 
+#[cfg(any(feature = "convert", feature = "train"))]
+pub mod arch;
 #[cfg(feature = "cli")]
 #[doc(hidden)]
 pub mod cli;

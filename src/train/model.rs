@@ -239,7 +239,7 @@ impl Model {
 
     /// The output projection: `lm_head`, or the embedding where they are tied.
     fn head(&self) -> Result<Weight<'_>, TrainError> {
-        let role = if self.config.tie_word_embeddings { Role::Embedding } else { Role::LmHead };
+        let role = if self.config.tied { Role::Embedding } else { Role::LmHead };
         weight(&self.globals, role, self.config.vocab, self.config.hidden)
     }
 

@@ -1,0 +1,375 @@
+//! What config.json says about a model. A missing key takes the default of that very class in transformers 5.24, where it has one
+//! that is not the number of one certain model; every other missing key is an error.
+
+mod attention;
+pub(super) mod keys;
+mod rope;
+
+use serde_json::{Map, Value};
+use thiserror::Error;
+
+use super::family::{Absent, Bias, Dim, Family, Part, Scope, When, model_types};
+use crate::format::Role;
+pub use attention::LayerAttention;
+use keys::Keys;
+pub use rope::{Rope, RopeScaling};
+
+/// Layers that a model may have: as many as a pack can number.
+pub const MAX_LAYERS: u32 = 1 << 16;
+
+/// Why a configuration does not describe a model that is supported.
+#[derive(Debug, Error)]
+#[non_exhaustive]
+pub enum ConfigError {
+    /// Not a JSON object.
+    #[error("{file} is not a JSON object: {source}")]
+    Json {
+        /// config.json or generation_config.json.
+        file: &'static str,
+        /// Where it is broken.
+        source: serde_json::Error,
+    },
+    /// An architecture that is not supported.
+    #[error("model_type {found:?} is not supported; supported are {}", model_types().collect::<Vec<_>>().join(", "))]
+    ModelType {
+        /// What config.json says, or its `text_config`.
+        found: String,
+    },
+    /// A key without which the model is not described.
+    #[error("config.json has no {key:?}, which {model_type} models need")]
+    MissingKey {
+        /// The model type; "all" for the key `model_type` itself.
+        model_type: &'static str,
+        /// The key; with a dot inside an object such as `rope_parameters`.
+        key: String,
+    },
+    /// A key with a value that cannot be, or that is not supported.
+    #[error("{file}: {key:?} should be {expected}, found {found}")]
+    BadValue {
+        /// config.json or generation_config.json.
+        file: &'static str,
+        /// The key; with a dot inside an object such as `rope_parameters`.
+        key: String,
+        /// What it should be.
+        expected: &'static str,
+        /// What it is.
+        found: Value,
+    },
+    /// More layers than a pack can number.
+    #[error("config.json: num_hidden_layers is {found}, at most {limit} are supported")]
+    TooManyLayers {
+        /// Layers supported.
+        limit: u32,
+        /// Layers in config.json.
+        found: u32,
+    },
+    /// A number of heads that does not divide what it has to.
+    #[error("config.json: {divisor_key} = {divisor} does not divide {key} = {value}")]
+    Indivisible {
+        /// The key whose value is divided.
+        key: &'static str,
+        /// Its value.
+        value: u32,
+        /// The key of the divisor.
+        divisor_key: &'static str,
+        /// Its value.
+        divisor: u32,
+    },
+    /// Heads times head size does not fit in 32 bits.
+    #[error("config.json: {heads} heads of {head_dim} elements are too many")]
+    Overflow {
+        /// Number of heads.
+        heads: u32,
+        /// Elements of a head.
+        head_dim: u32,
+    },
+    /// Some layers see only the last tokens, which is not supported; up to that many tokens they see all.
+    #[error(
+        "the model attends to the last {window} tokens only (sliding_window), and samples may have {length}: \
+                 use a maximum length of {window} at most"
+    )]
+    SlidingWindow {
+        /// Tokens that those layers see.
+        window: u32,
+        /// Tokens of the longest sample.
+        length: u32,
+    },
+}
+
+/// A decoder-only transformer.
+#[derive(Debug, Clone, PartialEq)]
+pub struct ModelConfig {
+    /// What its `model_type` stands for.
+    pub family: &'static Family,
+    /// Features of the residual stream.
+    pub hidden: u32,
+    /// Features inside the feed-forward network.
+    pub intermediate: u32,
+    /// Number of layers; at most [`MAX_LAYERS`].
+    pub layers: u32,
+    /// Query heads.
+    pub heads: u32,
+    /// Key and value heads; divides `heads`.
+    pub kv_heads: u32,
+    /// Features of a head; even. `heads * head_dim` need not be `hidden`.
+    pub head_dim: u32,
+    /// Rows of the embedding.
+    pub vocab: u32,
+    /// What RMSNorm adds to the mean square.
+    pub rms_norm_eps: f64,
+    /// The rotary embedding of the layers that have one.
+    pub rope: Rope,
+    /// Whether a checkpoint may lack the output projection, because the embedding takes its place. In a pack it is there or not:
+    /// this says nothing about it.
+    pub tied: bool,
+    /// Whether queries and keys are normalised per head.
+    pub q_k_norm: bool,
+    /// Whether the query, key and value projections have biases.
+    pub qkv_bias: bool,
+    /// Whether attention's output projection has a bias.
+    pub o_bias: bool,
+    /// Whether the feed-forward projections have biases.
+    pub mlp_bias: bool,
+    /// What each embedding is multiplied by.
+    pub embedding_multiplier: f64,
+    /// What the output of attention and of the feed-forward network is multiplied by before it is added to the residual.
+    pub residual_multiplier: f64,
+    /// What the product of a query and a key is multiplied by before the softmax; usually `1 / sqrt(head_dim)`.
+    pub attention_multiplier: f64,
+    /// What the logits are divided by.
+    pub logits_scaling: f64,
+    /// The attention of each layer, in order; read it through [`ModelConfig::attention`].
+    pub layer_attention: Vec<LayerAttention>,
+    /// Tokens that some layers see at most; `None` where all layers see all. The kernels have no windows yet, so that longer
+    /// samples are refused: see [`ModelConfig::check_length`].
+    pub sliding_window: Option<u32>,
+    /// Positions that the model was made for.
+    pub max_position_embeddings: u32,
+    /// Tokens that end a text; those of generation_config.json where it names some.
+    pub eos_token_ids: Vec<u32>,
+    /// Keys of the rotary embedding's parameters that have no effect. transformers warns of them, too.
+    pub ignored_keys: Vec<String>,
+}
+
+impl ModelConfig {
+    /// Reads config.json and, if there is one, generation_config.json.
+    ///
+    /// # Errors
+    /// A [`ConfigError`] that names the key.
+    pub fn parse(config_json: &[u8], generation_config: Option<&[u8]>) -> Result<Self, ConfigError> {
+        let config = object("config.json", config_json)?;
+        let generation = generation_config.map(|bytes| object(GENERATION_CONFIG, bytes)).transpose()?;
+        Self::read(&config, generation.as_ref())
+    }
+
+    /// Reads the object of config.json and, if there is one, that of generation_config.json. Where config.json is that of a model
+    /// of text and images, its `text_config` counts.
+    ///
+    /// # Errors
+    /// A [`ConfigError`] that names the key.
+    pub fn read(config: &Map<String, Value>, generation: Option<&Map<String, Value>>) -> Result<Self, ConfigError> {
+        let outer = Keys::new("config.json", config);
+        let nested = outer.inner("text_config")?;
+        let mut keys = nested.unwrap_or_else(|| outer.clone());
+        let family = family(&keys)?;
+        keys.model_type = family.model_type;
+        let keys = &keys;
+        let silu = family.activation.names();
+        keys.one_of("hidden_act", silu.first().copied().unwrap_or_default(), silu, "\"silu\", or its other name \"swish\"")?;
+        let (hidden, heads) = (keys.size("hidden_size")?, keys.size("num_attention_heads")?);
+        let head_dim = head_dim(keys, family, hidden, heads)?;
+        let layers = layers(keys)?;
+        let max_positions = keys.optional_size("max_position_embeddings")?.unwrap_or(family.max_positions);
+        let layer_attention = LayerAttention::read(keys, family, layers)?;
+        let mut ignored_keys = Vec::new();
+        Ok(Self {
+            family,
+            hidden,
+            intermediate: keys.size("intermediate_size")?,
+            layers,
+            heads,
+            kv_heads: kv_heads(keys, family, heads)?,
+            head_dim,
+            vocab: keys.size("vocab_size")?,
+            rms_norm_eps: keys.number(family.norm.epsilon, "a number from 0 on", |eps| eps >= 0.0)?,
+            rope: Rope::read(keys, family.theta, max_positions, &mut ignored_keys)?,
+            // Models of text and images say it outside, inside or in both places.
+            tied: keys.flag(TIED, family.tied)? || outer.flag(TIED, false)?,
+            q_k_norm: family.q_k_norm,
+            qkv_bias: bias(keys, family.qkv_bias)?,
+            o_bias: bias(keys, family.o_bias)?,
+            mlp_bias: bias(keys, family.mlp_bias)?,
+            embedding_multiplier: scale(keys, family.scales.embedding)?.unwrap_or(1.0),
+            residual_multiplier: scale(keys, family.scales.residual)?.unwrap_or(1.0),
+            attention_multiplier: scale(keys, family.scales.attention)?.unwrap_or(1.0 / f64::from(head_dim).sqrt()),
+            logits_scaling: scale(keys, family.scales.logits)?.unwrap_or(1.0),
+            sliding_window: layer_attention.iter().filter_map(|layer| layer.window).min(),
+            layer_attention,
+            max_position_embeddings: max_positions,
+            eos_token_ids: eos_token_ids(keys, &outer, family, generation)?,
+            ignored_keys,
+        })
+    }
+
+    /// Holds the longest sample against the model's sliding window.
+    ///
+    /// # Errors
+    /// [`ConfigError::SlidingWindow`].
+    pub fn check_length(&self, length: u32) -> Result<(), ConfigError> {
+        match self.sliding_window {
+            Some(window) if window < length => Err(ConfigError::SlidingWindow { window, length }),
+            _ => Ok(()),
+        }
+    }
+
+    /// Tokens of a text at most for which the model was made, and which all of its layers see.
+    pub fn longest(&self) -> u32 {
+        self.sliding_window.unwrap_or(u32::MAX).min(self.max_position_embeddings)
+    }
+
+    /// What the attention of `layer` does.
+    pub fn attention(&self, layer: u32) -> LayerAttention {
+        self.layer_attention.get(layer as usize).copied().unwrap_or(LayerAttention::FULL)
+    }
+
+    /// Rows of the query projection.
+    pub fn queries(&self) -> u32 {
+        self.heads * self.head_dim
+    }
+
+    /// Rows of the key and of the value projection.
+    pub fn keys(&self) -> u32 {
+        self.kv_heads * self.head_dim
+    }
+
+    /// Whether such a model has a part. The output projection of a tied one may be there all the same.
+    pub fn has(&self, part: &Part) -> bool {
+        match part.when {
+            When::Always => true,
+            When::QkNorm => self.q_k_norm,
+            When::QkvBias => self.qkv_bias,
+            When::OBias => self.o_bias,
+            When::MlpBias => self.mlp_bias,
+            When::Head => !self.tied,
+        }
+    }
+
+    /// The shape of a part.
+    pub fn shape(&self, part: &Part) -> Vec<u64> {
+        let size = |dim: &Dim| match dim {
+            Dim::Hidden => self.hidden,
+            Dim::Intermediate => self.intermediate,
+            Dim::Vocabulary => self.vocab,
+            Dim::Head => self.head_dim,
+            Dim::Queries => self.queries(),
+            Dim::Keys => self.keys(),
+        };
+        part.shape.iter().map(|dim| size(dim).into()).collect()
+    }
+
+    /// Inputs and outputs of a projection; `None` for a role that is none, or not in this model.
+    pub fn projection(&self, role: Role) -> Option<(u32, u32)> {
+        let part = self.family.part(role).filter(|part| self.has(part))?;
+        let [outputs, inputs] = self.shape(part).try_into().ok()?;
+        Some((u32::try_from(inputs).ok()?, u32::try_from(outputs).ok()?))
+    }
+
+    /// Every part of the model with its layer: the parts before the layers, the layers, the rest.
+    pub fn parts(&self) -> impl Iterator<Item = (&'static Part, Option<u32>)> {
+        let parts = self.family.parts;
+        let in_layer = |part: &Part| part.scope == Scope::Layer;
+        let (before, after) = parts.split_at(parts.iter().position(in_layer).unwrap_or(parts.len()));
+        let once = move |parts: &'static [Part]| {
+            parts.iter().filter(move |part| !in_layer(part) && self.has(part)).map(|part| (part, None))
+        };
+        let of_layer = move |layer| {
+            parts.iter().filter(move |part| in_layer(part) && self.has(part)).map(move |part| (part, Some(layer)))
+        };
+        once(before).chain((0..self.layers).flat_map(of_layer)).chain(once(after))
+    }
+}
+
+const TIED: &str = "tie_word_embeddings";
+const GENERATION_CONFIG: &str = "generation_config.json";
+
+fn object(file: &'static str, bytes: &[u8]) -> Result<Map<String, Value>, ConfigError> {
+    serde_json::from_slice(bytes).map_err(|source| ConfigError::Json { file, source })
+}
+
+fn family(keys: &Keys<'_>) -> Result<&'static Family, ConfigError> {
+    const KEY: &str = "model_type";
+    let found = keys.get(KEY).ok_or_else(|| keys.missing(KEY))?;
+    let found = found.as_str().ok_or_else(|| keys.bad(KEY, "a string", found))?;
+    Family::find(found).ok_or_else(|| ConfigError::ModelType { found: found.to_owned() })
+}
+
+fn layers(keys: &Keys<'_>) -> Result<u32, ConfigError> {
+    // Layers that differ in size: transformers' heterogeneous models.
+    if let Some(found) = keys.given("per_layer_config") {
+        return Err(keys.bad("per_layer_config", "absent: all layers of a pack have the same sizes", found));
+    }
+    let layers = keys.size("num_hidden_layers")?;
+    if layers > MAX_LAYERS { Err(ConfigError::TooManyLayers { limit: MAX_LAYERS, found: layers }) } else { Ok(layers) }
+}
+
+fn kv_heads(keys: &Keys<'_>, family: &Family, heads: u32) -> Result<u32, ConfigError> {
+    const KEY: &str = "num_key_value_heads";
+    let kv_heads = match keys.get(KEY) {
+        // A null means this in every class.
+        Some(Value::Null) => heads,
+        None if family.kv_heads == Absent::Derived => heads,
+        _ => keys.size(KEY)?,
+    };
+    divide("num_attention_heads", heads, KEY, kv_heads)?;
+    Ok(kv_heads)
+}
+
+fn head_dim(keys: &Keys<'_>, family: &Family, hidden: u32, heads: u32) -> Result<u32, ConfigError> {
+    const KEY: &str = "head_dim";
+    let derived = || divide("hidden_size", hidden, "num_attention_heads", heads);
+    let head_dim = match (keys.get(KEY), family.head_dim) {
+        (None, Absent::Derived) | (Some(Value::Null), Absent::Derived | Absent::Required) => derived()?,
+        _ => keys.size(KEY)?,
+    };
+    if !head_dim.is_multiple_of(2) {
+        return Err(keys.bad(KEY, "even: the rotary embedding turns pairs", &head_dim.into()));
+    }
+    heads.checked_mul(head_dim).ok_or(ConfigError::Overflow { heads, head_dim })?;
+    Ok(head_dim)
+}
+
+fn divide(key: &'static str, value: u32, divisor_key: &'static str, divisor: u32) -> Result<u32, ConfigError> {
+    let quotient = value.checked_div(divisor).filter(|_| value.is_multiple_of(divisor));
+    quotient.ok_or(ConfigError::Indivisible { key, value, divisor_key, divisor })
+}
+
+fn bias(keys: &Keys<'_>, bias: Bias) -> Result<bool, ConfigError> {
+    match bias {
+        Bias::Never => Ok(false),
+        Bias::Always => Ok(true),
+        Bias::Key(key, default) => keys.flag(key, default),
+    }
+}
+
+/// The scalar under `key`, 1 where it is absent; `None` where the family has no such key.
+fn scale(keys: &Keys<'_>, key: Option<&'static str>) -> Result<Option<f64>, ConfigError> {
+    let Some(key) = key else { return Ok(None) };
+    Ok(Some(keys.number_if_present(key, "a number above 0", |x| x > 0.0)?.unwrap_or(1.0)))
+}
+
+/// Those of generation_config.json, if it names some, or else those of config.json, which is checked all the same.
+fn eos_token_ids(
+    keys: &Keys<'_>,
+    outer: &Keys<'_>,
+    family: &Family,
+    generation: Option<&Map<String, Value>>,
+) -> Result<Vec<u32>, ConfigError> {
+    const KEY: &str = "eos_token_id";
+    let ids = keys.token_ids(KEY)?.or(outer.token_ids(KEY)?).unwrap_or_else(|| family.eos.to_vec());
+    let Some(generation) = generation else { return Ok(ids) };
+    let named = Keys::new(GENERATION_CONFIG, generation).token_ids(KEY)?;
+    Ok(named.filter(|named| !named.is_empty()).unwrap_or(ids))
+}
+
+#[cfg(test)]
+mod tests;
