@@ -38,13 +38,11 @@ else
     cargo run --locked --example stream_layer -- tests/fixtures/golden/v1.0-full.nf4pack
 fi
 
-# Every test that opens a device, those within the library too, once more with wgpu's runtime checks in the kernels; but for whole
-# trainings, generated texts and gradients by many losses, which take long and run kernels that the others check.
+# The tests of the kernels (decoding, gathers, operations), once more with wgpu's runtime checks in them. The runs without are the ones
+# that leave workgroup memory uninitialised.
 step "GPU tests: checked kernels"
-mapfile -t gpu_tests < <(grep -l 'common/gpu.rs' tests/*.rs | grep -v -e train_run -e cli_train -e generate | sed 's|^tests/\(.*\)\.rs$|--test=\1|')
-[ "${#gpu_tests[@]}" -gt 0 ]
-NF4PACK_CHECKED=1 cargo test --locked --lib -- gpu:: dequant:: train::ops::
-NF4PACK_CHECKED=1 cargo test --locked "${gpu_tests[@]}" -- --skip twenty_steps --skip finite_differences
+NF4PACK_CHECKED=1 cargo test --locked --lib -- gpu:: dequant:: ops::
+NF4PACK_CHECKED=1 cargo test --locked --test gpu -- dequant:: device::
 
 # The same sources under fewer features: what differs is the library. Those of `gpu` and `train` differ in nothing that a test sees.
 for features in "" mmap convert; do
@@ -52,7 +50,7 @@ for features in "" mmap convert; do
     cargo test --locked --lib --no-default-features --features "$features"
 done
 step "format tests with features: none"
-cargo test --locked --no-default-features --test 'format_*' --test fuzz_regressions --test layering
+cargo test --locked --no-default-features --test format
 
 step "other systems"
 for target in aarch64-unknown-linux-gnu x86_64-pc-windows-gnu aarch64-apple-darwin wasm32-unknown-unknown; do

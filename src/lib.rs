@@ -13,6 +13,8 @@ pub mod arch;
 pub mod cli;
 #[cfg(feature = "convert")]
 pub mod convert;
+#[cfg(feature = "train")]
+pub mod data;
 pub mod dequant;
 #[cfg(feature = "convert")]
 pub mod export;
@@ -21,10 +23,18 @@ pub mod format;
 pub mod gpu;
 #[cfg(any(feature = "convert", feature = "gpu"))]
 mod io;
+#[cfg(feature = "train")]
+pub mod lora;
 #[cfg(all(feature = "convert", feature = "train"))]
 pub mod merge;
 #[cfg(feature = "mmap")]
 mod mmap;
+#[cfg(feature = "train")]
+pub mod model;
+#[cfg(feature = "train")]
+pub mod ops;
+#[cfg(feature = "train")]
+pub mod random;
 #[cfg(feature = "train")]
 pub mod train;
 #[cfg(feature = "convert")]

@@ -20,13 +20,11 @@ pub fn gpu_with(change: impl FnOnce(&mut Options)) -> Option<Gpu> {
 }
 
 /// [`gpu_with`] without changes.
-#[allow(dead_code, reason = "some tests open every device with options of their own")]
 pub fn gpu() -> Option<Gpu> {
     gpu_with(|_| {})
 }
 
 /// [`gpu`], the same one for all tests of a file: software drivers take seconds to compile a model's kernels.
-#[allow(dead_code, reason = "some tests need a device of their own")]
 pub fn shared_gpu() -> Option<Gpu> {
     static GPU: OnceLock<Option<Gpu>> = OnceLock::new();
     GPU.get_or_init(gpu).clone()

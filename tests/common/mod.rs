@@ -1,9 +1,19 @@
-//! Helpers that several tests of the format share: small packs, and bytes of a pack changed in place.
-#![allow(dead_code, reason = "each test file uses a part of this")]
+//! Helpers that the test binaries share: devices, models whose results others computed, the program, small packs, and
+//! bytes of a pack changed in place.
+#![allow(dead_code, unused_imports, reason = "each test binary uses a part of this")]
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "helpers of tests fail by panicking")]
 
+#[cfg(feature = "gpu")]
+mod gpu;
 pub mod naive;
+#[cfg(all(feature = "train", feature = "convert"))]
+pub mod oracle;
+#[cfg(feature = "cli")]
+pub mod program;
 pub mod seal;
+
+#[cfg(feature = "gpu")]
+pub use gpu::{gpu, gpu_with, shared_gpu};
 
 use nf4pack::format::nf4::{ScaleType, Scales, block_count};
 use nf4pack::format::{Entry, FloatType, FormatError, Index, Layout, Pack, Role, Shape, Storage, check};

@@ -1,3 +1,0 @@
-//! See [`crate::arch::config`].
-
-pub use crate::arch::config::*;

@@ -1,0 +1,10 @@
+//! The program as its users start it, and what only it puts together.
+
+mod commands;
+#[path = "../common/mod.rs"]
+mod common;
+mod generate;
+mod gpu;
+mod merge;
+mod train;
+mod train_flags;

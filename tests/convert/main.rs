@@ -1,0 +1,4 @@
+//! Checkpoints as packs and back.
+
+mod conversion;
+mod encode_vectors;

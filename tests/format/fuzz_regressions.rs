@@ -1,0 +1,44 @@
+//! The checks of the fuzz targets, over the committed seeds and over everything that a target has ever failed on, on any
+//! toolchain.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests fail by panicking")]
+
+#[cfg(feature = "convert")]
+#[path = "../../fuzz/checks/convert_header.rs"]
+mod convert_header;
+#[path = "../../fuzz/checks/parse.rs"]
+mod parse;
+#[path = "../../fuzz/checks/roundtrip.rs"]
+mod roundtrip;
+
+use std::path::Path;
+
+/// Runs the check over the target's files; gives how many there were.
+fn replay(target: &str, check: impl Fn(&[u8])) -> usize {
+    let fuzz = Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz");
+    let folders = [fuzz.join("corpus").join(target), fuzz.join("regressions").join(target)];
+    let mut count = 0;
+    for entry in folders.iter().flat_map(|folder| std::fs::read_dir(folder).unwrap()) {
+        let path = entry.unwrap().path();
+        // Shown where the test fails.
+        println!("{}", path.display());
+        check(&std::fs::read(&path).unwrap());
+        count += 1;
+    }
+    count
+}
+
+#[test]
+fn parse() {
+    assert!(replay("parse", parse::run) >= 5);
+}
+
+#[test]
+fn roundtrip() {
+    assert!(replay("roundtrip", roundtrip::run) >= 3);
+}
+
+#[cfg(feature = "convert")]
+#[test]
+fn convert_header() {
+    assert!(replay("convert_header", convert_header::run) >= 3);
+}

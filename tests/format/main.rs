@@ -1,0 +1,11 @@
+//! The format: golden packs, what is refused, what changed bytes do, round trips, what fuzzing found; and the rules of
+//! the sources and of these tests.
+
+#[path = "../common/mod.rs"]
+mod common;
+mod flip;
+mod fuzz_regressions;
+mod golden;
+mod layering;
+mod reject;
+mod roundtrip;

@@ -1,0 +1,202 @@
+//! Text by a cache of keys and values against text by running all of it through the model for each token.
+#![allow(clippy::unwrap_used, clippy::panic, reason = "tests fail by panicking")]
+
+use crate::common;
+
+use std::ops::ControlFlow;
+use std::path::{Path, PathBuf};
+
+use nf4pack::convert::{Options, convert};
+use nf4pack::data::Tokenizer;
+use nf4pack::dequant::stream::PackSource;
+use nf4pack::gpu::Gpu;
+use nf4pack::lora::adapter::Adapter;
+use nf4pack::model::decoder::{read_config, read_tokenizer};
+use nf4pack::model::generate::sampling::{Sampler, SamplerOptions};
+use nf4pack::model::generate::{Ending, Event, GenerateError, TextGenerator};
+use nf4pack::model::open::Passes;
+use nf4pack::model::session::Session;
+use tempfile::TempDir;
+
+/// Tokens that a text may have.
+const CAPACITY: u32 = 400;
+
+/// The fixture as a pack.
+struct Fixture {
+    _folder: TempDir,
+    path: PathBuf,
+}
+
+impl Fixture {
+    fn new() -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("tiny.nf4pack");
+        convert(Path::new("tests/fixtures/tiny-qwen3"), &path, Options::default(), &()).unwrap();
+        Self { _folder: folder, path }
+    }
+
+    fn pack(&self) -> PackSource {
+        PackSource::open(&self.path, true).unwrap()
+    }
+
+    fn tokenizer(&self) -> Tokenizer {
+        read_tokenizer(&self.pack(), &read_config(&self.pack()).unwrap(), 0).unwrap()
+    }
+
+    /// One whose adapter does something.
+    fn adapter(&self) -> Adapter {
+        let model = read_config(&self.pack()).unwrap();
+        Adapter::read(Path::new("tests/fixtures/oracle/adapter_final"), &model).unwrap()
+    }
+
+    fn generator(&self, gpu: &Gpu, adapter: Option<&Adapter>, budget: Option<u64>) -> TextGenerator {
+        TextGenerator::open(gpu, self.pack(), adapter, self.tokenizer().eos(), CAPACITY, budget).unwrap()
+    }
+
+    /// The model without a cache.
+    fn session(&self, gpu: &Gpu, adapter: Option<&Adapter>) -> Session {
+        let model = read_config(&self.pack()).unwrap();
+        let plan = Passes::of_one(CAPACITY).plan(gpu, &self.pack(), &model, adapter).unwrap();
+        Session::open(gpu, self.pack(), adapter, &plan).unwrap()
+    }
+}
+
+/// The likeliest tokens after `prompt`, each from all logits of the text so far.
+fn recomputed(session: &mut Session, prompt: &[u32], most: usize) -> Vec<u32> {
+    let (vocab, ends) = (session.model.config().vocab as usize, session.model.config().eos_token_ids.clone());
+    let mut text = prompt.to_vec();
+    let mut sampler = Sampler::new(SamplerOptions::GREEDY).unwrap();
+    while text.len() < prompt.len() + most {
+        let logits = session.logits(&text).unwrap();
+        let next = sampler.sample(&logits[logits.len() - vocab..]).unwrap();
+        if ends.contains(&next) {
+            break;
+        }
+        text.push(next);
+    }
+    text.split_off(prompt.len())
+}
+
+/// The likeliest tokens after `prompt`, and why they end.
+fn greedy(generator: &mut TextGenerator, prompt: &[u32], most: u32) -> Result<(Vec<u32>, Ending), GenerateError> {
+    let mut sampler = Sampler::new(SamplerOptions::GREEDY).unwrap();
+    let mut shown = Vec::new();
+    let generated = generator.answer(prompt, most, &mut sampler, |event| -> Result<_, GenerateError> {
+        if let Event::Token(token) = event {
+            shown.push(token);
+        }
+        Ok(ControlFlow::Continue(()))
+    })?;
+    assert_eq!(shown, generated.tokens);
+    Ok((generated.tokens, generated.ending))
+}
+
+/// A short one, one in the middle of a word, and one that is read in two pieces.
+fn prompts(tokenizer: &Tokenizer) -> Vec<Vec<u32>> {
+    let encode = |text: &str| tokenizer.encode(text, true).unwrap();
+    let mut long = encode(&"Once upon a time there was a little bear who liked honey. ".repeat(40));
+    long.truncate(300);
+    assert_eq!(long.len(), 300);
+    vec![encode("a"), encode("Once upon a ti"), long]
+}
+
+/// A model that goes on, and the same model without a cache, which must go on alike.
+fn assert_agree(fixture: &Fixture, gpu: &Gpu, adapter: Option<&Adapter>, prompts: &[Vec<u32>]) {
+    let mut generator = fixture.generator(gpu, adapter, None);
+    let mut session = fixture.session(gpu, adapter);
+    for prompt in prompts {
+        // All of a long text anew for each token takes long.
+        let most = if prompt.len() > 100 { 2 } else { 12 };
+        let expected = recomputed(&mut session, prompt, most);
+        assert_eq!(expected.len(), most, "it should not end early");
+        let found = greedy(&mut generator, prompt, most as u32).unwrap();
+        assert_eq!(found, (expected, Ending::MaxTokens), "after {}", prompt.len());
+    }
+}
+
+#[test]
+fn the_cache_changes_nothing() {
+    let Some(gpu) = common::shared_gpu() else { return };
+    let fixture = Fixture::new();
+    assert_agree(&fixture, &gpu, None, &prompts(&fixture.tokenizer()));
+    assert_agree(&fixture, &gpu, Some(&fixture.adapter()), &prompts(&fixture.tokenizer())[..2]);
+}
+
+#[test]
+fn a_ring_of_two_layers_is_as_good_as_all() {
+    let Some(gpu) = common::shared_gpu() else { return };
+    let fixture = Fixture::new();
+    let adapter = fixture.adapter();
+    let refused = TextGenerator::open(&gpu, fixture.pack(), Some(&adapter), None, CAPACITY, Some(1)).unwrap_err();
+    let GenerateError::Budget { budget: 1, needed, capacity: CAPACITY } = refused else { panic!("{refused}") };
+    let mut ring = fixture.generator(&gpu, Some(&adapter), Some(needed));
+    assert_eq!(ring.plan().slots, 2);
+    let mut resident = fixture.generator(&gpu, Some(&adapter), None);
+    assert_eq!(resident.plan().slots, 4);
+    for prompt in prompts(&fixture.tokenizer()) {
+        assert_eq!(greedy(&mut ring, &prompt, 6).unwrap(), greedy(&mut resident, &prompt, 6).unwrap());
+    }
+}
+
+#[test]
+fn a_conversation_uses_what_it_has_in_the_cache() {
+    let Some(gpu) = common::shared_gpu() else { return };
+    let fixture = Fixture::new();
+    let (mut generator, mut session) = (fixture.generator(&gpu, None, None), fixture.session(&gpu, None));
+    let first = fixture.tokenizer().encode("Once upon a ti", true).unwrap();
+    let (answer, _) = greedy(&mut generator, &first, 8).unwrap();
+    assert_eq!(answer.len(), 8);
+    // It goes on from the answer, of which the last token was not read yet; then from another one, and again from the first.
+    let second = [first.clone(), answer, vec![17, 18, 19]].concat();
+    let other = [first.clone(), vec![40, 41]].concat();
+    let mut sampler = Sampler::new(SamplerOptions::GREEDY).unwrap();
+    for (prompt, new) in [(&second, 4), (&other, 2), (&second, 11), (&second, 1), (&first, 1)] {
+        let go_on = |_| -> Result<_, GenerateError> { Ok(ControlFlow::Continue(())) };
+        let found = generator.answer(prompt, 1, &mut sampler, go_on).unwrap();
+        assert_eq!(found.tokens, recomputed(&mut session, prompt, 1));
+        assert_eq!(found.prompt_tokens, new, "of {}", prompt.len());
+    }
+}
+
+#[test]
+fn texts_end_and_do_not_pass_the_cache() {
+    let Some(gpu) = common::shared_gpu() else { return };
+    let fixture = Fixture::new();
+    let [_, prompt, long] = prompts(&fixture.tokenizer()).try_into().unwrap();
+    let open = |eos, capacity| TextGenerator::open(&gpu, fixture.pack(), None, eos, capacity, None).unwrap();
+    let mut generator = open(None, CAPACITY);
+    let (all, ending) = greedy(&mut generator, &prompt, 12).unwrap();
+    assert_eq!((all.len(), ending), (12, Ending::MaxTokens));
+    assert_eq!(greedy(&mut generator, &prompt, 0).unwrap(), (vec![], Ending::MaxTokens));
+    assert!(matches!(greedy(&mut generator, &[], 1), Err(GenerateError::NoPrompt)));
+    let mut sampler = Sampler::new(SamplerOptions::GREEDY).unwrap();
+    let stop = |_| -> Result<_, GenerateError> { Ok(ControlFlow::Break(())) };
+    let stopped = generator.answer(&prompt, 12, &mut sampler, stop).unwrap();
+    assert_eq!((stopped.tokens, stopped.ending), (all[..1].to_vec(), Ending::Stopped));
+    // A long prompt is read in pieces, and can be stopped between them; what was read need not be read again.
+    let mut heard = Vec::new();
+    let stop_early = |event| -> Result<_, GenerateError> {
+        heard.push(event);
+        Ok(ControlFlow::Break(()))
+    };
+    let stopped = generator.answer(&long, 12, &mut sampler, stop_early).unwrap();
+    assert_eq!((stopped.tokens.len(), stopped.ending, stopped.prompt_tokens), (0, Ending::Stopped, 256));
+    assert_eq!((heard, stopped.tokens_per_second()), (vec![Event::Read(256)], None));
+    let rest = generator.answer(&long, 3, &mut sampler, |_| -> Result<_, GenerateError> { Ok(ControlFlow::Continue(())) });
+    let rest = rest.unwrap();
+    // It begins with the same five tokens as the prompt before it.
+    assert_eq!((rest.prompt_tokens, rest.tokens.len(), rest.passes), (300 - 5 - 256, 3, 2));
+    assert!(rest.tokens_per_second().unwrap() > 0.0 && rest.prompt_tokens_per_second().unwrap() > 0.0);
+    // The token after a full cache is known, but not what follows it; an end token of the tokenizer ends a text, too.
+    let capacity = prompt.len() as u32 + 4;
+    let mut small = open(Some(all[5]), capacity);
+    let end = all.iter().position(|&token| token == all[5]).unwrap();
+    let expected = if end < 5 { (all[..end].to_vec(), Ending::EndToken) } else { (all[..5].to_vec(), Ending::ContextFull) };
+    assert_eq!(greedy(&mut small, &prompt, 12).unwrap(), expected);
+    assert_eq!(greedy(&mut small, &[&prompt[..], &all[..4]].concat(), 12).unwrap().1, expected.1);
+    let too_long = greedy(&mut small, &long, 1).unwrap_err();
+    assert!(
+        matches!(too_long, GenerateError::TooLong { tokens: 300, capacity: found, most: 1024 } if found == capacity),
+        "{too_long}"
+    );
+}

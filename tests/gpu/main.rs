@@ -1,0 +1,17 @@
+//! What runs on a GPU, and its shaders.
+
+#[path = "../common/mod.rs"]
+mod common;
+mod dequant;
+mod device;
+#[cfg(all(feature = "train", feature = "convert"))]
+mod generate;
+mod shaders;
+#[cfg(feature = "convert")]
+mod stream;
+#[cfg(all(feature = "train", feature = "convert"))]
+mod train_architectures;
+#[cfg(all(feature = "train", feature = "convert"))]
+mod train_oracle;
+#[cfg(all(feature = "train", feature = "convert"))]
+mod train_run;

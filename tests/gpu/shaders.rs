@@ -1,0 +1,143 @@
+//! Every shader, parsed and validated in every form that it is compiled in: no GPU is needed.
+#![allow(clippy::unwrap_used, clippy::panic, reason = "tests fail by panicking")]
+
+use naga::back::pipeline_constants::process_overrides;
+use naga::valid::{Capabilities, ValidationFlags, Validator};
+use nf4pack::gpu::wgpu::naga;
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::Path;
+
+/// Constants, with the values that the host gives them.
+type Constants = &'static [(&'static str, &'static [f64])];
+
+const EITHER: &[f64] = &[0.0, 1.0];
+const TYPES: &[f64] = &[0.0, 1.0, 2.0];
+
+/// The files of every shader, and its constants.
+const FORMS: &[(&[&str], Constants)] = &[
+    (&["copy.wgsl"], &[]),
+    (&["nf4_tables.wgsl", "nf4_fast.wgsl"], &[("WORKGROUP", &[64.0, 256.0]), ("SCALES", TYPES), ("BF16", EITHER)]),
+    (&["nf4_plain.wgsl"], &[("SCALES", TYPES), ("OUTPUT", TYPES)]),
+    (
+        &["matmul_params.wgsl", "matmul.wgsl", "matmul_floats.wgsl", "matmul_raw.wgsl"],
+        &[
+            ("TX", &[4.0, 8.0, 16.0]),
+            ("TY", &[4.0, 16.0]),
+            ("A_FOURS", &[528.0]),
+            ("B_FOURS", &[528.0]),
+            ("A_BY_TERM", EITHER),
+            ("B_BY_TERM", EITHER),
+            ("FLOATS", TYPES),
+        ],
+    ),
+    (
+        &["matmul_params.wgsl", "matmul.wgsl", "nf4_tables.wgsl", "matmul_nf4.wgsl"],
+        &[
+            ("TX", &[8.0, 16.0]),
+            ("TY", &[4.0, 16.0]),
+            ("A_FOURS", &[528.0]),
+            ("B_FOURS", &[528.0]),
+            ("A_BY_TERM", &[1.0]),
+            ("B_BY_TERM", EITHER),
+            ("WHOLE", EITHER),
+            ("SCALES", TYPES),
+        ],
+    ),
+    (
+        &["matmul_params.wgsl", "matmul_rows.wgsl", "matmul_floats.wgsl", "matmul_rows_raw.wgsl"],
+        &[
+            ("M", &[1.0, 2.0, 4.0, 8.0]),
+            ("LANES", &[32.0, 256.0]),
+            ("COLUMNS", &[1.0]),
+            ("PARTIAL", &[2048.0]),
+            ("WHOLE", EITHER),
+            ("FLOATS", TYPES),
+        ],
+    ),
+    (
+        &["matmul_params.wgsl", "matmul_rows.wgsl", "nf4_tables.wgsl", "matmul_rows_nf4.wgsl"],
+        &[
+            ("M", &[1.0, 2.0, 4.0, 8.0]),
+            ("LANES", &[32.0, 256.0]),
+            ("COLUMNS", &[1.0]),
+            ("PARTIAL", &[2048.0]),
+            ("WHOLE", EITHER),
+            ("SCALES", TYPES),
+        ],
+    ),
+    (&["matmul_sum.wgsl"], &[]),
+    (
+        &["attention.wgsl"],
+        &[("HEAD", &[1.0, 16.0, 20.0, 32.0, 64.0]), ("TX", &[8.0]), ("TY", &[16.0]), ("VALUES", &[4.0, 16.0])],
+    ),
+    (&["cached_attention.wgsl"], &[("HEAD", &[1.0, 5.0, 32.0, 64.0])]),
+    (&["rotary.wgsl"], &[]),
+    (&["dropout.wgsl"], &[]),
+    (&["finite.wgsl"], &[]),
+    (&["gather.wgsl"], &[("TYPE", TYPES)]),
+    (&["loss.wgsl"], &[]),
+    (&["optimizer.wgsl"], &[]),
+    (&["rms_norm.wgsl"], &[("LANES", &[32.0, 256.0])]),
+    (&["swiglu.wgsl"], &[]),
+];
+
+/// Every choice of one value for each constant.
+fn combinations(constants: Constants) -> Vec<naga::back::PipelineConstants> {
+    let mut all = vec![naga::back::PipelineConstants::default()];
+    for (name, values) in constants {
+        let extend = |chosen: &naga::back::PipelineConstants| {
+            let with = |&value: &f64| {
+                let mut chosen = chosen.clone();
+                chosen.insert((*name).to_owned(), value);
+                chosen
+            };
+            values.iter().map(with).collect::<Vec<_>>()
+        };
+        all = all.iter().flat_map(extend).collect();
+    }
+    all
+}
+
+/// One for what every Vulkan, Metal and DX12 device has: `pack2x16float` beside plain WGSL.
+fn validator() -> Validator {
+    Validator::new(ValidationFlags::all(), Capabilities::SHADER_FLOAT16_IN_FLOAT32)
+}
+
+/// The constants of a shader that the host gives: not those that are computed from others, nor sizes of arrays, which have no name.
+fn given(module: &naga::Module) -> BTreeSet<&str> {
+    let literal = |init| matches!(module.global_expressions[init], naga::Expression::Literal(_));
+    let given = module.overrides.iter().filter(|(_, constant)| constant.init.is_some_and(literal));
+    given.filter_map(|(_, constant)| constant.name.as_deref()).collect()
+}
+
+#[test]
+fn every_shader_is_valid_in_every_form() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("shaders");
+    let found: BTreeSet<String> =
+        fs::read_dir(&folder).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+    let listed = FORMS.iter().flat_map(|(files, _)| *files).map(|&file| file.to_owned()).collect();
+    assert_eq!(found, listed, "list the forms of every shader");
+    let mut compiled = 0;
+    for (files, constants) in FORMS {
+        let file = files.join(" + ");
+        let source: String = files.iter().map(|file| fs::read_to_string(folder.join(file)).unwrap()).collect();
+        let module =
+            naga::front::wgsl::parse_str(&source).unwrap_or_else(|e| panic!("{file}: {}", e.emit_to_string(&source)));
+        let info = validator().validate(&module).unwrap_or_else(|e| panic!("{file}: {}", e.emit_to_string(&source)));
+        assert_eq!(given(&module), constants.iter().map(|(name, _)| *name).collect::<BTreeSet<_>>(), "{file}");
+        for chosen in combinations(constants) {
+            for entry in &module.entry_points {
+                let entry = Some((entry.stage, entry.name.as_str()));
+                let (module, _) = process_overrides(&module, &info, entry, &chosen).unwrap();
+                validator().validate(&module).unwrap_or_else(|e| panic!("{file} with {chosen:?}: {e:?}"));
+                compiled += 1;
+            }
+        }
+    }
+    let dequant = 1 + 2 * 12 + 9;
+    let products = 72 + 48 + 2 * 48 + 1;
+    let attention = 5 * 10 + 4 * 2 + 2;
+    let others = 1 + 2 + 3 + 3 + 3 + 2 * 2 + 2;
+    assert_eq!(compiled, dequant + products + attention + others);
+}

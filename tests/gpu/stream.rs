@@ -1,0 +1,327 @@
+//! Layers on the GPU against the same layers decoded on the CPU: every element, in every order and under every budget.
+#![allow(clippy::unwrap_used, clippy::panic, reason = "tests fail by panicking")]
+
+use crate::common;
+
+use std::collections::HashMap;
+use std::fs::{self, File, OpenOptions};
+use std::io::{Seek, SeekFrom, Write};
+use std::path::{Path, PathBuf};
+
+use nf4pack::MappedPack;
+use nf4pack::convert::encode::Encoder;
+use nf4pack::convert::{Options, convert, synth};
+use nf4pack::dequant::stream::{Direction, LayerStream, StreamError, StreamOptions, StreamPlan, StreamedLayer};
+use nf4pack::dequant::{Dequantizer, Output, dequantize};
+use nf4pack::format::nf4::ScaleType;
+use nf4pack::format::{FormatError, Pack, SectionKind};
+use nf4pack::gpu::Gpu;
+use tempfile::TempDir;
+
+use Direction::{Backward, Forward};
+
+/// A pack and the folder that it lies in.
+struct TestPack {
+    _folder: TempDir,
+    path: PathBuf,
+}
+
+fn pack_of(source: &Path, scale_type: ScaleType) -> TestPack {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("model.nf4pack");
+    let options = Options { encoder: Encoder::Absmax, scale_type, ..Options::default() };
+    convert(source, &path, options, &()).unwrap();
+    TestPack { _folder: folder, path }
+}
+
+/// Four layers of a Qwen3 whose sizes are multiples of little.
+fn small_pack(scale_type: ScaleType) -> TestPack {
+    synthetic_pack(72, 200, scale_type)
+}
+
+fn synthetic_pack(hidden: u64, intermediate: u64, scale_type: ScaleType) -> TestPack {
+    let folder = tempfile::tempdir().unwrap();
+    let shape =
+        synth::Shape { hidden, intermediate, layers: 4, heads: 2, kv_heads: 1, head_dim: 36, vocabulary: 90, tied: false };
+    synth::write(&folder.path().join("model"), &shape, 3, None, &()).unwrap();
+    pack_of(&folder.path().join("model"), scale_type)
+}
+
+/// What a pack holds, by name: quantised tensors as the CPU decodes them, raw ones as they lie in the file.
+fn decoded(pack: Pack<'_>) -> HashMap<String, Vec<u8>> {
+    let floats = pack.projections().map(|p| {
+        let mut out = vec![f32::NAN; p.data.elements as usize];
+        dequantize(&p.data, 0, &mut out).unwrap();
+        (p.name.to_owned(), out.iter().flat_map(|x| x.to_le_bytes()).collect())
+    });
+    floats.chain(pack.raw_tensors().map(|t| (t.name.to_owned(), t.bytes.to_vec()))).collect()
+}
+
+/// How many tensors of a layer are, bit for bit, what the CPU says.
+fn compare(gpu: &Gpu, kernels: &Dequantizer, layer: &StreamedLayer, expected: &HashMap<String, Vec<u8>>) -> usize {
+    for projection in &layer.projections {
+        let found = kernels.read(&projection.weights, 0..projection.weights.elements, Output::F32).unwrap();
+        assert!(found == expected[&projection.name], "{} differs", projection.name);
+    }
+    for tensor in &layer.raw_tensors {
+        let part = |part| {
+            let mut range = nf4pack::gpu::BufferRange::clone(part);
+            let size = range.size as usize;
+            range.size = range.size.next_multiple_of(4);
+            gpu.read(&range).unwrap()[..size].to_vec()
+        };
+        let found: Vec<u8> = tensor.parts.iter().flat_map(part).collect();
+        assert!(found == expected[&tensor.name], "{} differs", tensor.name);
+    }
+    layer.projections.len() + layer.raw_tensors.len()
+}
+
+/// The budget of the smallest plan: a ring of two layers.
+fn ring_of_two(gpu: &Gpu, path: &Path) -> Option<u64> {
+    let pack = MappedPack::open(path).unwrap();
+    let plan = StreamPlan::new(pack.pack().index(), gpu.limits().max_buffer_size, None, false).unwrap();
+    Some(plan.minimum_bytes)
+}
+
+/// Streams forward and backward, twice, and compares everything each time.
+fn stream_and_compare(gpu: &Gpu, path: &Path, options: &StreamOptions) -> StreamPlan {
+    let mapped = MappedPack::open(path).unwrap();
+    let expected = decoded(mapped.pack());
+    let kernels = Dequantizer::new(gpu).unwrap();
+    let mut stream = LayerStream::open(gpu, path, options).unwrap();
+    let layers = stream.layer_count();
+    let mut compared = 0;
+    for _ in 0..2 {
+        for number in 0..layers {
+            compared += compare(gpu, &kernels, stream.layer(number, Forward).unwrap(), &expected);
+        }
+        for number in (0..layers).rev() {
+            compared += compare(gpu, &kernels, stream.layer(number, Backward).unwrap(), &expected);
+        }
+    }
+    let of_layers = |s: &&nf4pack::format::Section| s.layer.is_some() && s.kind != Some(SectionKind::Scales);
+    let tensors = mapped.pack().index().sections().iter().filter(of_layers).count();
+    assert_eq!(compared, 4 * tensors);
+    if options.globals {
+        let globals = stream.globals().unwrap().unwrap();
+        assert_eq!(compare(gpu, &kernels, globals, &expected), expected.len() - tensors);
+    }
+    stream.plan().clone()
+}
+
+fn fixture() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/tiny-qwen3")
+}
+
+#[test]
+fn tiny_qwen3_resident_and_in_a_ring_of_two() {
+    let Some(gpu) = common::gpu() else { return };
+    let pack = pack_of(&fixture(), ScaleType::Bf16);
+    let plan = stream_and_compare(&gpu, &pack.path, &StreamOptions { globals: true, ..Default::default() });
+    assert!(plan.resident);
+    let budget = ring_of_two(&gpu, &pack.path);
+    let plan = stream_and_compare(&gpu, &pack.path, &StreamOptions { budget, ..Default::default() });
+    assert_eq!((plan.resident, plan.slots), (false, 2));
+}
+
+/// A larger trained model, where the folder that holds it lies beside the project.
+#[test]
+fn small_qwen3_resident_and_in_a_ring_of_two() {
+    let Some(gpu) = common::gpu() else { return };
+    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("../shared/models/small-qwen3");
+    if !source.is_dir() {
+        eprintln!("SKIPPED: {} is not there", source.display());
+        return;
+    }
+    let pack = pack_of(&source, ScaleType::F32);
+    assert!(stream_and_compare(&gpu, &pack.path, &StreamOptions::default()).resident);
+    let budget = ring_of_two(&gpu, &pack.path);
+    assert_eq!(stream_and_compare(&gpu, &pack.path, &StreamOptions { budget, ..Default::default() }).slots, 2);
+}
+
+#[test]
+fn every_kind_of_scales_and_every_way_to_read() {
+    let Some(gpu) = common::gpu() else { return };
+    for scale_type in [ScaleType::F32, ScaleType::Bf16, ScaleType::Dq8] {
+        let pack = small_pack(scale_type);
+        for (verify, map, threads) in [(false, true, 1), (true, true, 3), (false, false, 2), (true, false, 1)] {
+            for budget in [None, ring_of_two(&gpu, &pack.path)] {
+                let options = StreamOptions { budget, globals: true, verify, map, threads };
+                if budget.is_some() {
+                    stream_and_compare(&gpu, &pack.path, &StreamOptions { globals: false, ..options });
+                } else {
+                    stream_and_compare(&gpu, &pack.path, &options);
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn layers_are_cut_where_buffers_and_bindings_are_small() {
+    let small = |options: &mut nf4pack::gpu::Options| {
+        options.max_buffer = Some(120 << 10);
+        options.max_binding = Some(30 << 10);
+    };
+    let Some(gpu) = common::gpu_with(small) else { return };
+    let pack = synthetic_pack(510, 1110, ScaleType::F32);
+    let mut stream = LayerStream::open(&gpu, &pack.path, &StreamOptions::default()).unwrap();
+    let layer = stream.layer(0, Forward).unwrap();
+    assert!(layer.projections.iter().any(|p| p.weights.codes.len() == 3));
+    drop(stream);
+    stream_and_compare(&gpu, &pack.path, &StreamOptions { globals: true, ..Default::default() });
+}
+
+#[test]
+fn layers_in_any_order_out_of_a_small_ring() {
+    let Some(gpu) = common::gpu() else { return };
+    let pack = small_pack(ScaleType::Bf16);
+    let mapped = MappedPack::open(&pack.path).unwrap();
+    let expected = decoded(mapped.pack());
+    let kernels = Dequantizer::new(&gpu).unwrap();
+    let least = ring_of_two(&gpu, &pack.path).unwrap();
+    let mut stream =
+        LayerStream::open(&gpu, &pack.path, &StreamOptions { budget: Some(least), ..Default::default() }).unwrap();
+    let mut random = 12345_u32;
+    for _ in 0..60 {
+        random = random.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+        let number = (random >> 16) % stream.layer_count();
+        let direction = if random & (1 << 15) == 0 { Forward } else { Backward };
+        let layer = stream.layer(number, direction).unwrap();
+        assert_eq!(layer.number, Some(number));
+        assert!(compare(&gpu, &kernels, layer, &expected) > 7);
+    }
+}
+
+#[test]
+fn a_layer_past_the_end_and_a_budget_too_small_are_errors() {
+    let Some(gpu) = common::gpu() else { return };
+    let pack = small_pack(ScaleType::Bf16);
+    let mut stream = LayerStream::open(&gpu, &pack.path, &StreamOptions::default()).unwrap();
+    let error = stream.layer(4, Forward).unwrap_err();
+    assert!(matches!(error, StreamError::OutOfRange { layer: 4, count: 4 }), "{error}");
+    let least = ring_of_two(&gpu, &pack.path).unwrap();
+    let options = StreamOptions { budget: Some(least - 1), ..Default::default() };
+    let error = LayerStream::open(&gpu, &pack.path, &options).unwrap_err();
+    assert!(matches!(error, StreamError::Budget { needed, .. } if needed == least), "{error}");
+    assert!(error.to_string().contains(&least.to_string()));
+}
+
+/// A file that is cut while layers are still to come: an error, whether it is mapped or read.
+#[test]
+fn a_file_that_is_cut_under_the_reader_is_an_error() {
+    let Some(gpu) = common::gpu() else { return };
+    for map in [true, false] {
+        let pack = pack_of(&fixture(), ScaleType::Bf16);
+        let last = MappedPack::open(&pack.path).unwrap().layer(3).unwrap().file_range();
+        let options = StreamOptions { budget: ring_of_two(&gpu, &pack.path), map, ..Default::default() };
+        let mut stream = LayerStream::open(&gpu, &pack.path, &options).unwrap();
+        stream.layer(0, Backward).unwrap();
+        OpenOptions::new().write(true).open(&pack.path).unwrap().set_len(last.start + 100).unwrap();
+        let error = stream.layer(3, Backward).unwrap_err();
+        assert!(matches!(error, StreamError::Truncated { found, .. } if found == last.start + 100), "map {map}: {error}");
+        // The loader is still there, and says so again.
+        assert!(matches!(stream.layer(3, Backward), Err(StreamError::Truncated { .. })));
+    }
+}
+
+/// Overwrites one byte of a file.
+fn damage(path: &Path, offset: u64, byte: u8) {
+    let mut file: File = OpenOptions::new().write(true).open(path).unwrap();
+    file.seek(SeekFrom::Start(offset)).unwrap();
+    file.write_all(&[byte]).unwrap();
+}
+
+#[test]
+fn damaged_codes_are_found_with_verify_and_only_then() {
+    let Some(gpu) = common::gpu() else { return };
+    let pack = small_pack(ScaleType::Bf16);
+    let mapped = MappedPack::open(&pack.path).unwrap();
+    let sections = mapped.pack().index().sections();
+    let codes = sections.iter().find(|s| s.layer == Some(2) && s.kind == Some(SectionKind::Codes)).unwrap().clone();
+    let found = mapped.pack().payload(&codes)[40];
+    drop(mapped);
+    damage(&pack.path, codes.offset + 40, !found);
+    for map in [true, false] {
+        let options = StreamOptions { verify: true, map, ..Default::default() };
+        let mut stream = LayerStream::open(&gpu, &pack.path, &options).unwrap();
+        stream.layer(1, Forward).unwrap();
+        let error = stream.layer(2, Forward).unwrap_err();
+        let StreamError::Damaged { source: FormatError::PayloadChecksum { offset, .. }, .. } = error else {
+            panic!("{error}")
+        };
+        assert_eq!(offset, codes.offset);
+        stream.layer(3, Forward).unwrap();
+        let mut stream = LayerStream::open(&gpu, &pack.path, &StreamOptions { map, ..Default::default() }).unwrap();
+        stream.layer(2, Forward).unwrap();
+    }
+}
+
+#[test]
+fn a_scale_that_is_no_number_is_found_without_verify() {
+    let Some(gpu) = common::gpu() else { return };
+    let pack = small_pack(ScaleType::F32);
+    let mapped = MappedPack::open(&pack.path).unwrap();
+    let sections = mapped.pack().index().sections();
+    let scales = sections.iter().find(|s| s.layer == Some(1) && s.kind == Some(SectionKind::Scales)).unwrap().clone();
+    drop(mapped);
+    damage(&pack.path, scales.offset + 3, 0x7f);
+    damage(&pack.path, scales.offset + 2, 0xff);
+    for map in [true, false] {
+        let mut stream = LayerStream::open(&gpu, &pack.path, &StreamOptions { map, ..Default::default() }).unwrap();
+        stream.layer(0, Forward).unwrap();
+        let error = stream.layer(1, Forward).unwrap_err();
+        assert!(matches!(error, StreamError::Damaged { source: FormatError::ScaleNotFinite { .. }, .. }), "{error}");
+    }
+}
+
+/// Damage of the global tensors is told where they are asked for, again and again, and layers go on.
+#[test]
+fn damaged_globals_do_not_hurt_the_layers() {
+    let Some(gpu) = common::gpu() else { return };
+    let pack = small_pack(ScaleType::Bf16);
+    let mapped = MappedPack::open(&pack.path).unwrap();
+    let sections = mapped.pack().index().sections();
+    let raw = sections.iter().find(|s| s.layer.is_none() && s.kind == Some(SectionKind::Raw)).unwrap().clone();
+    let found = mapped.pack().payload(&raw)[7];
+    drop(mapped);
+    damage(&pack.path, raw.offset + 7, !found);
+    let options = StreamOptions { verify: true, globals: true, ..Default::default() };
+    let mut stream = LayerStream::open(&gpu, &pack.path, &options).unwrap();
+    for _ in 0..2 {
+        assert_eq!(stream.layer(3, Forward).unwrap().number, Some(3));
+        let error = stream.globals().unwrap_err();
+        assert!(matches!(error, StreamError::Damaged { source: FormatError::PayloadChecksum { .. }, .. }), "{error}");
+    }
+    assert!(stream.wait_loaded().is_err());
+    damage(&pack.path, raw.offset + 7, found);
+    assert!(stream.globals().is_ok_and(|globals| globals.is_some_and(|g| g.raw_tensors.len() == 3)));
+    stream.wait_loaded().unwrap();
+}
+
+/// A stream that is dropped while it loads stops at once, and the device stays good for others.
+#[test]
+fn a_stream_may_be_dropped_while_it_loads() {
+    let Some(gpu) = common::gpu() else { return };
+    let pack = small_pack(ScaleType::Bf16);
+    for _ in 0..5 {
+        drop(LayerStream::open(&gpu, &pack.path, &StreamOptions::default()).unwrap());
+    }
+    stream_and_compare(&gpu, &pack.path, &StreamOptions::default());
+}
+
+#[test]
+fn what_is_no_pack_is_refused_however_it_is_opened() {
+    let Some(gpu) = common::gpu() else { return };
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("x.nf4pack");
+    for content in [&b""[..], b"short", &[0x89; 4096]] {
+        fs::write(&path, content).unwrap();
+        for map in [true, false] {
+            let options = StreamOptions { map, ..Default::default() };
+            assert!(matches!(LayerStream::open(&gpu, &path, &options), Err(StreamError::Open(_))), "map {map}");
+        }
+    }
+    let missing = LayerStream::open(&gpu, folder.path().join("nothing"), &StreamOptions::default());
+    assert!(matches!(missing, Err(StreamError::Open(_))));
+}

@@ -1,0 +1,78 @@
+//! Models of every supported architecture against transformers and PEFT in float32: fixtures/architectures, as
+//! interop/architectures.py writes them. Between them they have every bias, tied and untied heads, several numbers of heads for each
+//! key, and every scaling of the rotary embedding.
+#![allow(clippy::unwrap_used, clippy::panic, reason = "tests fail by panicking")]
+
+use crate::common;
+use crate::common::oracle;
+
+use std::path::Path;
+
+use crate::common::oracle::{Fixture, assert_gradients, assert_near, fixture, floats, json};
+use nf4pack::MappedPack;
+use nf4pack::dequant::dequantize;
+
+const LENGTH: usize = 24;
+const RANK: u32 = 4;
+
+/// The seven projections of each layer are quantised, and decode to the checkpoint's bits.
+fn assert_exact(pack: &Path, checkpoint: &Path, layers: u32) {
+    let (mapped, weights) = (MappedPack::open(pack).unwrap(), floats(checkpoint));
+    let mut compared = 0;
+    for projection in mapped.pack().projections() {
+        let mut decoded = vec![0.0; projection.data.elements as usize];
+        dequantize(&projection.data, 0, &mut decoded).unwrap();
+        let differ = |(a, b): (&f32, &f32)| a.to_bits() != b.to_bits();
+        let expected = &weights[projection.name];
+        assert_eq!(decoded.len(), expected.len());
+        assert!(!decoded.iter().zip(expected).any(differ), "{} is not what the checkpoint has", projection.name);
+        compared += 1;
+    }
+    assert_eq!(compared, 7 * layers);
+}
+
+/// Converts a model, and holds all that it computes against what is expected of it.
+fn check(name: &str) {
+    let Some(gpu) = common::shared_gpu() else { return };
+    let folder = fixture("architectures").join(name);
+    let model = Fixture::new(gpu, &folder, folder.clone(), LENGTH, RANK);
+    assert_exact(&model.pack, &folder.join("model.safetensors"), model.config.layers);
+    let (row, expected) = (json(&folder.join("expected.json")), floats(&folder.join("expected.safetensors")));
+    let tokens = oracle::tokens(&row["tokens"]);
+    assert_eq!(tokens.len(), LENGTH);
+
+    let mut session = model.session(None, false);
+    let states = session.hidden_states(&tokens).unwrap();
+    assert_eq!(states.len(), model.config.layers as usize + 1);
+    for (number, state) in states.iter().enumerate() {
+        assert_near(&format!("hidden state {number}"), state, &expected[&format!("hidden.{number}")]);
+    }
+    assert_near("logits", &session.logits(&tokens).unwrap(), &expected["logits"]);
+
+    let adapter = model.adapter("adapter");
+    let mut trainer = model.trainer_of(&adapter, session.model, session.memory);
+    let step = trainer.step(&[oracle::batch([[&row["tokens"], &row["labels"]]])], 1e-3).unwrap();
+    let loss = row["loss"].as_f64().unwrap();
+    assert!((f64::from(step.loss) - loss).abs() <= 1e-4, "loss {}, expected {loss}", step.loss);
+    assert_gradients(&adapter.layout, &trainer.gradient().unwrap(), &expected);
+}
+
+#[test]
+fn llama_with_all_biases_an_untied_head_and_llama3_scaling() {
+    check("llama");
+}
+
+#[test]
+fn mistral_with_a_window_an_untied_head_and_linear_scaling() {
+    check("mistral");
+}
+
+#[test]
+fn qwen2_with_biases_a_tied_head_and_yarn_scaling() {
+    check("qwen2");
+}
+
+#[test]
+fn qwen3_with_biases_an_untied_head_and_dynamic_scaling() {
+    check("qwen3");
+}

@@ -1,0 +1,251 @@
+//! The model and its training step against transformers, PEFT and bitsandbytes in float32 on tiny-qwen3: fixtures/oracle, whose
+//! weights are those of a pack with absmax scales in float32, bit for bit.
+#![allow(clippy::unwrap_used, clippy::panic, reason = "tests fail by panicking")]
+
+use crate::common;
+use crate::common::oracle;
+
+use std::collections::BTreeMap;
+
+use crate::common::oracle::{Fixture, assert_gradients, assert_near, fixture, json, numbers, relative};
+use half::bf16;
+use nf4pack::arch::config::ModelConfig;
+use nf4pack::data::{Batch, UNTRAINED};
+use nf4pack::format::Role;
+use nf4pack::lora::adapter::Adapter;
+use nf4pack::lora::config::{LoraConfig, TARGETS};
+use nf4pack::model::session::Session;
+use nf4pack::train::step::StepResult;
+use safetensors::SafeTensors;
+use serde_json::Value;
+
+const LENGTH: usize = 48;
+
+fn floats(file: &str) -> BTreeMap<String, Vec<f32>> {
+    oracle::floats(&fixture("oracle").join(file))
+}
+
+fn oracle() -> Value {
+    json(&fixture("oracle/oracle.json"))
+}
+
+/// Rows of the oracle's batch.
+fn batch(oracle: &Value, number: usize, rows: &[usize]) -> Batch {
+    oracle::batch(rows.iter().map(|&row| [&oracle["batches"][number][row], &oracle["labels"][number][row]]))
+}
+
+/// tiny-qwen3 with the oracle's weights.
+fn tiny_qwen3() -> Option<Fixture> {
+    Some(Fixture::new(common::shared_gpu()?, &fixture("tiny-qwen3"), fixture("oracle"), LENGTH, 8))
+}
+
+/// The final norm of tiny-qwen3, in float64.
+fn final_norm(config: &ModelConfig, x: &[f32]) -> Vec<f32> {
+    let bytes = std::fs::read(fixture("tiny-qwen3/model.safetensors")).unwrap();
+    let weights = SafeTensors::deserialize(&bytes).unwrap();
+    let gamma = weights.tensor("model.norm.weight").unwrap().data().as_chunks::<2>().0;
+    let gamma: Vec<f64> = gamma.iter().map(|&b| bf16::from_le_bytes(b).to_f64()).collect();
+    let norm = |row: &[f32]| {
+        let square = row.iter().map(|&x| f64::from(x).powi(2)).sum::<f64>() / row.len() as f64;
+        let scale = 1.0 / (square + config.rms_norm_eps).sqrt();
+        row.iter().zip(&gamma).map(|(&x, gamma)| (f64::from(x) * scale * gamma) as f32).collect::<Vec<_>>()
+    };
+    x.chunks(gamma.len()).flat_map(norm).collect()
+}
+
+/// Both rows of the oracle's first batch.
+fn first_rows(oracle: &Value) -> [Vec<u32>; 2] {
+    [0, 1].map(|row| oracle::tokens(&oracle["batches"][0][row]))
+}
+
+#[test]
+fn hidden_states_and_logits_are_those_of_transformers() {
+    let Some(fixture) = tiny_qwen3() else { return };
+    let (oracle, expected) = (oracle(), floats("forward_no_lora.safetensors"));
+    let hidden = fixture.config.hidden as usize;
+    let mut session = fixture.session(None, false);
+    for (row, tokens) in first_rows(&oracle).iter().enumerate() {
+        let states = session.hidden_states(tokens).unwrap();
+        assert_eq!(states.len(), fixture.config.layers as usize + 1);
+        for (number, state) in states.iter().enumerate() {
+            // transformers has the last one after the final norm.
+            let last = number == fixture.config.layers as usize;
+            let state = if last { &final_norm(&fixture.config, state) } else { state };
+            let all = &expected[&format!("hidden.{number}")];
+            assert_near(
+                &format!("row {row}, hidden state {number}"),
+                state,
+                &all[row * LENGTH * hidden..][..LENGTH * hidden],
+            );
+        }
+        let vocab = fixture.config.vocab as usize;
+        let logits = session.logits(tokens).unwrap();
+        assert_near(&format!("row {row}, logits"), &logits, &expected["logits"][row * LENGTH * vocab..][..LENGTH * vocab]);
+    }
+    let loss = session.loss(&batch(&oracle, 0, &[0, 1])).unwrap();
+    assert!((loss - expected["loss"][0]).abs() <= 1e-4, "{loss}, expected {}", expected["loss"][0]);
+}
+
+#[test]
+fn logits_with_an_adapter_are_those_of_peft() {
+    let Some(fixture) = tiny_qwen3() else { return };
+    let expected = &floats("forward_lora_init.safetensors")["logits"];
+    let mut session = fixture.session(Some(&fixture.adapter("adapter_init")), false);
+    let vocab = fixture.config.vocab as usize;
+    for (row, tokens) in first_rows(&oracle()).iter().enumerate() {
+        let logits = session.logits(tokens).unwrap();
+        assert_near(&format!("row {row}"), &logits, &expected[row * LENGTH * vocab..][..LENGTH * vocab]);
+    }
+}
+
+#[test]
+fn an_adapter_whose_b_is_zero_changes_no_bit() {
+    let Some(fixture) = tiny_qwen3() else { return };
+    let config = fixture.adapter("adapter_init").config;
+    let fresh = Adapter::new(config, None, &fixture.config, 7).unwrap();
+    assert!(fresh.vector.iter().any(|&x| x != 0.0));
+    let tokens = &first_rows(&oracle())[0];
+    let with = fixture.session(Some(&fresh), false).logits(tokens).unwrap();
+    let without = fixture.session(None, false).logits(tokens).unwrap();
+    assert!(with.iter().zip(&without).all(|(a, b)| a == b));
+}
+
+#[test]
+fn the_gradients_of_the_first_step_are_those_of_peft() {
+    let Some(fixture) = tiny_qwen3() else { return };
+    let (oracle, expected) = (oracle(), floats("grads_step0.safetensors"));
+    let adapter = fixture.adapter("adapter_init");
+    let mut trainer = fixture.trainer(&adapter, false, 2);
+    let result = trainer.step(&[batch(&oracle, 0, &[0, 1])], 1e-3).unwrap();
+    let norm = oracle["grad_norms_before_clip"][0].as_f64().unwrap();
+    assert!((f64::from(result.grad_norm) / norm - 1.0).abs() <= 1e-3, "{}, expected {norm}", result.grad_norm);
+    let gradient = trainer.gradient().unwrap();
+    assert_gradients(&adapter.layout, &gradient, &expected);
+}
+
+/// The oracle's first steps.
+fn train(fixture: &Fixture, ring: bool, steps: usize) -> (Vec<StepResult>, Vec<f32>) {
+    let oracle = oracle();
+    let mut trainer = fixture.trainer(&fixture.adapter("adapter_init"), ring, 2);
+    let steps = (0..steps).map(|step| trainer.step(&[batch(&oracle, step % 4, &[0, 1])], 1e-3).unwrap()).collect();
+    let [parameters, ..] = trainer.read().unwrap();
+    (steps, parameters)
+}
+
+#[test]
+fn twenty_steps_have_the_losses_and_the_adapter_of_peft() {
+    let Some(fixture) = tiny_qwen3() else { return };
+    let oracle = oracle();
+    let (steps, parameters) = train(&fixture, false, 20);
+    let (losses, norms) = (numbers(&oracle["losses"]), numbers(&oracle["grad_norms_before_clip"]));
+    assert_eq!(losses.len(), steps.len());
+    for (step, ((found, loss), norm)) in steps.iter().zip(losses).zip(norms).enumerate() {
+        assert!((f64::from(found.loss) - loss).abs() <= 1e-3, "step {step}: loss {}, expected {loss}", found.loss);
+        assert!((f64::from(found.grad_norm) / norm - 1.0).abs() <= 1e-2, "step {step}: norm {}", found.grad_norm);
+    }
+    let last = fixture.adapter("adapter_final");
+    for (layer, role, place) in last.layout.places() {
+        for range in [place.a, place.b] {
+            let error = relative(&parameters[range.clone()], &last.vector[range]);
+            assert!(error <= 1e-2, "layer {layer}, {role}: {error}");
+        }
+    }
+}
+
+#[test]
+fn a_ring_of_two_layers_changes_no_bit() {
+    let Some(fixture) = tiny_qwen3() else { return };
+    let (resident, parameters) = train(&fixture, false, 2);
+    let (through_ring, of_ring) = train(&fixture, true, 2);
+    assert_eq!(through_ring, resident);
+    assert!(of_ring.iter().zip(&parameters).all(|(a, b)| a.to_bits() == b.to_bits()));
+}
+
+#[test]
+fn accumulated_micro_batches_are_one_batch() {
+    let Some(fixture) = tiny_qwen3() else { return };
+    let oracle = oracle();
+    let adapter = fixture.adapter("adapter_init");
+    let gradient = |batches: &[Batch], rows| {
+        let mut trainer = fixture.trainer(&adapter, false, rows);
+        let result = trainer.step(batches, 1e-3).unwrap();
+        (result, trainer.gradient().unwrap())
+    };
+    // Different numbers of trained tokens in each, so that a mean of means would be wrong.
+    let rows = [(0, 0), (0, 1), (1, 0), (1, 1)];
+    let mut one = batch(&oracle, 0, &[0, 1]);
+    let other = batch(&oracle, 1, &[0, 1]);
+    one.rows += 2;
+    one.starts.extend(other.starts.iter().map(|start| start + 2 * LENGTH as u32));
+    one.tokens.extend(other.tokens);
+    one.labels.extend(other.labels);
+    one.trained += other.trained;
+    let (whole, expected) = gradient(&[one], 4);
+    let parts: Vec<Batch> = rows.iter().map(|&(number, row)| batch(&oracle, number, &[row])).collect();
+    let (accumulated, found) = gradient(&parts, 1);
+    assert!((whole.loss - accumulated.loss).abs() <= 1e-5, "{} and {}", whole.loss, accumulated.loss);
+    let error = relative(&found, &expected);
+    assert!(error <= 1e-5, "{error}");
+}
+
+/// The oracle drops nothing: here the loss itself says what the gradient is, with dropped inputs, and at a rank that is no power of two.
+#[test]
+fn gradients_with_dropped_inputs_are_those_of_finite_differences() {
+    let Some(fixture) = tiny_qwen3() else { return };
+    let mut batch = batch(&oracle(), 0, &[0]);
+    // Half of the row is enough.
+    [&mut batch.tokens, &mut batch.labels, &mut batch.starts].into_iter().for_each(|row| row.truncate(LENGTH / 2));
+    batch.trained = batch.labels.iter().filter(|&&label| label != UNTRAINED).count() as u64;
+    let dropout = |p| LoraConfig { rank: 5, dropout: p, ..fixture.adapter("adapter_init").config };
+    let mut adapter = Adapter::new(dropout(0.3), None, &fixture.config, 3).unwrap();
+    // Where B is zero, A has no gradient.
+    let last = fixture.adapter("adapter_final");
+    for (layer, role, place) in adapter.layout.places().collect::<Vec<_>>() {
+        let trained = &last.vector[last.layout.place(layer, role).unwrap().b];
+        adapter.vector[place.b].iter_mut().zip(trained).for_each(|(b, &trained)| *b = 3.0 * trained);
+    }
+    let mut parts = Some((fixture.model(false), fixture.memory(1)));
+    let mut step = |adapter: &Adapter| {
+        let (model, memory) = parts.take().unwrap();
+        let mut trainer = fixture.trainer_of(adapter, model, memory);
+        let loss = trainer.step(std::slice::from_ref(&batch), 0.0).unwrap().loss;
+        let gradient = trainer.gradient().unwrap();
+        let Session { model, memory, .. } = trainer.into_session();
+        parts = Some((model, memory));
+        (f64::from(loss), gradient)
+    };
+    let (loss, gradient) = step(&adapter);
+    let (undropped, _) = step(&Adapter { config: dropout(0.0), ..adapter.clone() });
+    assert!((loss - undropped).abs() > 1e-3, "inputs are dropped: {loss} and {undropped}");
+    for role in TARGETS {
+        // Along the gradient of one projection, in all layers: the loss changes by its norm.
+        let mut direction = vec![0.0; gradient.len()];
+        for (_, _, place) in adapter.layout.places().filter(|(_, found, _)| *found == role) {
+            for range in [place.a, place.b] {
+                direction[range.clone()].copy_from_slice(&gradient[range]);
+            }
+        }
+        let norm = direction.iter().map(|&g| f64::from(g).powi(2)).sum::<f64>().sqrt();
+        let mut moved = |length: f64| {
+            let by = (length / norm) as f32;
+            let vector = adapter.vector.iter().zip(&direction).map(|(x, d)| x + by * d).collect();
+            step(&Adapter { vector, ..adapter.clone() }).0
+        };
+        let length = 0.004;
+        let slope = (moved(length) - moved(-length)) / (2.0 * length);
+        assert!((slope / norm - 1.0).abs() <= 1e-2, "{role}: {slope} by differences, {norm} by the gradient");
+    }
+}
+
+#[test]
+fn a_gradient_that_is_not_finite_names_its_layer() {
+    let Some(fixture) = tiny_qwen3() else { return };
+    let mut adapter = fixture.adapter("adapter_init");
+    let place = adapter.layout.place(1, Role::VProj).unwrap();
+    // Nothing times something huge, forward; something huge, backward.
+    adapter.vector[place.a].fill(0.0);
+    adapter.vector[place.b].fill(3e38);
+    let error = fixture.trainer(&adapter, false, 1).step(&[batch(&oracle(), 0, &[0])], 1e-3).unwrap_err().to_string();
+    assert!(error.starts_with("step 1: the norm of the gradient is not finite; "), "{error}");
+    assert!(error.ends_with("it arose first in the gradients of layer 1"), "{error}");
+}

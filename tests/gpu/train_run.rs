@@ -1,0 +1,324 @@
+//! Whole trainings of tiny-qwen3: what is learned, resumed, refused and planned.
+#![allow(clippy::unwrap_used, clippy::panic, reason = "tests fail by panicking")]
+
+use crate::common;
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use nf4pack::arch::config::ModelConfig;
+use nf4pack::convert;
+use nf4pack::data::DataFile;
+use nf4pack::dequant::stream::PackSource;
+use nf4pack::format::Role;
+use nf4pack::gpu::Gpu;
+use nf4pack::lora::adapter::{Adapter, WEIGHTS};
+use nf4pack::model::plan::MemoryError;
+use nf4pack::model::plan::MicroBatch;
+use nf4pack::train::checkpoint::Checkpoint;
+use nf4pack::train::record::{METRICS, Record, read_metrics};
+use nf4pack::train::run::{End, Event, Leftover, Prepared, Run, RunError, Task, check_folder};
+use nf4pack::train::schedule::{Shape, Warmup};
+use nf4pack::train::settings::Settings;
+
+/// A pack of tiny-qwen3, and a folder for runs.
+struct Fixture {
+    gpu: Gpu,
+    folder: tempfile::TempDir,
+    name: &'static str,
+    data: Vec<u8>,
+}
+
+impl Fixture {
+    fn new() -> Option<Self> {
+        let gpu = common::shared_gpu()?;
+        let folder = tempfile::tempdir().unwrap();
+        let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/tiny-qwen3");
+        convert::convert(&source, &folder.path().join("tiny.nf4pack"), convert::Options::default(), &()).unwrap();
+        let line = |i: u32| format!("{{\"prompt\": \"Q{i}: \", \"completion\": \"zebra {} quartz {}\"}}\n", i % 3, i % 5);
+        let data = (0..24).map(line).collect::<String>().into_bytes();
+        Some(Self { gpu, folder, name: "chat.jsonl", data })
+    }
+
+    /// With a text to learn from, cut into samples.
+    fn of_text() -> Option<Self> {
+        let text = include_bytes!("../../LICENSE-APACHE");
+        Some(Self { name: "text.txt", data: text[..3000].to_vec(), ..Self::new()? })
+    }
+
+    fn out(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+
+    fn task<'a>(&'a self, settings: &'a Settings, out: &'a Path) -> Task<'a> {
+        let data = DataFile::new(Path::new(self.name), &self.data);
+        Task { settings, data, eval_data: None, out, base: Some("tiny"), files: &[("settings.toml", b"x = 1")], now: 0 }
+    }
+
+    fn start(&self, settings: &Settings, out: &Path, resume: Option<&Path>) -> Result<Run, RunError> {
+        let task = self.task(settings, out);
+        let pack = PackSource::open(self.out("tiny.nf4pack"), true).unwrap();
+        let prepared = Prepared::new(pack, &task, resume, &mut |_, _| true)?;
+        let plan = prepared.plan(&self.gpu, settings)?;
+        Run::start(&self.gpu, prepared, &task, plan)
+    }
+}
+
+/// Two rows of few tokens a step, so that software Vulkan is quick.
+fn settings() -> Settings {
+    Settings {
+        rank: 4,
+        lr: 4e-3,
+        schedule: Shape::Constant,
+        warmup: Warmup::Steps(0),
+        micro_batch: MicroBatch::Rows(1),
+        accumulate: 2,
+        max_length: 32,
+        ..Settings::default()
+    }
+}
+
+fn losses(out: &Path) -> Vec<u32> {
+    let records = read_metrics(&out.join(METRICS)).unwrap();
+    let loss = |record: &Record| if let Record::Step(step) = record { Some(step.loss.to_bits()) } else { None };
+    records.iter().filter_map(loss).collect()
+}
+
+#[test]
+fn training_on_a_text_lowers_the_held_out_loss() {
+    let Some(fixture) = Fixture::of_text() else { return };
+    let out = fixture.out("learned");
+    let settings = Settings { steps: Some(8), lr: 2e-3, eval_split: 0.2, eval_every: Some(8), ..settings() };
+    let mut run = fixture.start(&settings, &out, None).unwrap();
+    // What a wrong path would have failed on is there before the first step.
+    let before = fs::read(out.join(WEIGHTS)).unwrap();
+    assert_eq!(fs::read(out.join("settings.toml")).unwrap(), b"x = 1");
+    assert_eq!(run.train(|_| true).unwrap(), End::Complete);
+    let eval = |record: &Record| if let Record::Eval(eval) = record { Some((eval.step, eval.loss)) } else { None };
+    let evals: Vec<(u64, f64)> = run.records.iter().filter_map(eval).collect();
+    let [(0, first), (8, last)] = evals[..] else { panic!("{evals:?}") };
+    assert!(last < first - 0.4, "held-out loss {first} before, {last} after");
+    let [learned, held_out] = [&run.data, run.held_out.as_ref().unwrap()].map(|data| &data.samples);
+    assert!(held_out.len() > 3 && held_out.iter().all(|sample| learned.iter().all(|other| other.tokens != sample.tokens)));
+    assert_ne!(fs::read(out.join(WEIGHTS)).unwrap(), before);
+}
+
+#[test]
+fn a_resumed_run_is_the_uninterrupted_one_bit_for_bit() {
+    let Some(fixture) = Fixture::new() else { return };
+    let [whole, parts] = ["whole", "parts"].map(|name| fixture.out(name));
+    // Over the end of an epoch of 3 steps, with dropped inputs, moments and a schedule to go on with.
+    let settings = Settings {
+        steps: Some(5),
+        dropout: 0.1,
+        schedule: Shape::Cosine,
+        targets: vec![Role::QProj, Role::DownProj],
+        ..settings()
+    };
+    fixture.start(&settings, &whole, None).unwrap().train(|_| true).unwrap();
+    let mut run = fixture.start(&settings, &parts, None).unwrap();
+    let mut saved = Vec::new();
+    let end = run.train(|event| match event {
+        Event::Step(step, _) => step.step < 2,
+        Event::Saved(path) => {
+            saved.push(path.to_owned());
+            true
+        }
+        _ => true,
+    });
+    assert_eq!((end.unwrap(), saved.len()), (End::Stopped, 1));
+    drop(run);
+    assert!(matches!(fixture.start(&settings, &parts, None), Err(RunError::Occupied { .. })));
+    let other = Settings { lr: 1e-3, ..settings.clone() };
+    let checkpoint = Run::latest(&parts).unwrap();
+    assert_eq!(checkpoint, saved[0]);
+    match fixture.start(&other, &parts, Some(&checkpoint)) {
+        Err(RunError::OtherRun { source, .. }) => assert_eq!(source.setting, "--lr"),
+        other => panic!("{other:?}"),
+    }
+    let mut run = fixture.start(&settings, &parts, Some(&checkpoint)).unwrap();
+    assert_eq!(run.steps(), (2, 5));
+    assert_eq!(run.train(|_| true).unwrap(), End::Complete);
+    assert_eq!(losses(&parts), losses(&whole));
+    assert_eq!(losses(&whole).len(), 5);
+    assert_eq!(fs::read(parts.join(WEIGHTS)).unwrap(), fs::read(whole.join(WEIGHTS)).unwrap());
+    let optimizer = |out: &Path| fs::read(out.join("checkpoint-5/optimizer.safetensors")).unwrap();
+    assert_eq!(optimizer(&parts), optimizer(&whole));
+}
+
+#[test]
+fn a_loss_that_is_not_finite_names_the_layer_and_the_last_checkpoint() {
+    let Some(fixture) = Fixture::new() else { return };
+    let out = fixture.out("diverged");
+    // The first step of a warm-up changes nothing, the second one everything.
+    let settings = Settings { steps: Some(4), lr: 1e30, warmup: Warmup::Steps(2), ..settings() };
+    let diverged = |settings: &Settings, out: &Path, expected: &str| match fixture
+        .start(settings, out, None)
+        .unwrap()
+        .train(|_| true)
+    {
+        Err(error @ RunError::Diverged { .. }) => assert!(error.to_string().contains(expected), "{error}"),
+        other => panic!("{other:?}"),
+    };
+    diverged(&settings, &out, "step 3: the loss is not finite; it arose first in layer 0");
+    assert_eq!(Checkpoint::latest(&out).unwrap(), None);
+    // Nothing was learned that another run in the folder could replace.
+    let evaluated = Settings { eval_split: 0.25, eval_every: Some(1), ..settings.clone() };
+    diverged(&evaluated, &out, "step 2: the held-out loss is not finite; it arose first in layer 0");
+    // A checkpoint that could not be gone on from is not written, and never the last good one.
+    let (out, settings) = (fixture.out("saved"), Settings { save_every: Some(1), keep: 1, ..settings });
+    diverged(&settings, &out, "step 2: the loss after the step is not finite; it arose first in layer 0");
+    let checkpoint = out.join("checkpoint-1");
+    assert_eq!(Checkpoint::latest(&out).unwrap(), Some(checkpoint.clone()));
+    let again = fixture.start(&settings, &out, Some(&checkpoint)).unwrap().train(|_| true).unwrap_err().to_string();
+    assert!(again.contains("the last good checkpoint is") && again.ends_with("checkpoint-1"), "{again}");
+}
+
+#[test]
+fn nothing_of_another_run_is_replaced() {
+    let Some(fixture) = Fixture::new() else { return };
+    let [out, other] = ["one", "two"].map(|name| fixture.out(name));
+    let settings = Settings { steps: Some(3), save_every: Some(1), keep: 2, ..settings() };
+    let names = |out: &Path| {
+        let mut names: Vec<String> =
+            fs::read_dir(out).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap()).collect();
+        names.retain(|name| name.contains("checkpoint"));
+        names.sort();
+        names
+    };
+    fixture.start(&settings, &out, None).unwrap().train(|_| true).unwrap();
+    assert_eq!(names(&out), ["checkpoint-2", "checkpoint-3"]);
+    let two = out.join("checkpoint-2");
+    assert!(matches!(fixture.start(&settings, &other, Some(&two)), Err(RunError::Elsewhere { .. })));
+    assert!(!other.exists());
+    // What an older checkpoint goes on to does not hide behind a newer one, which stays under another name.
+    let mut run = fixture.start(&settings, &out, Some(&two)).unwrap();
+    assert_eq!(run.set_aside, [out.join("aside-1-checkpoint-3")]);
+    assert_eq!((run.train(|_| true).unwrap(), losses(&out).len()), (End::Complete, 3));
+    assert_eq!(names(&out), ["aside-1-checkpoint-3", "checkpoint-2", "checkpoint-3"]);
+    let optimizer = |name: &str| fs::read(out.join(name).join("optimizer.safetensors")).unwrap();
+    assert_eq!(optimizer("aside-1-checkpoint-3"), optimizer("checkpoint-3"));
+    for name in names(&out) {
+        fs::remove_dir_all(out.join(name)).unwrap();
+    }
+    let adapter = fs::read(out.join(WEIGHTS)).unwrap();
+    assert!(matches!(fixture.start(&settings, &out, None), Err(RunError::Occupied { found: Leftover::Adapter, .. })));
+    assert_eq!((fs::read(out.join(WEIGHTS)).unwrap(), losses(&out).len()), (adapter, 3));
+}
+
+#[test]
+fn an_early_stop_leaves_the_best_adapter_and_a_stopped_evaluation_is_made_up_for() {
+    let Some(fixture) = Fixture::new() else { return };
+    let out = fixture.out("early");
+    // A rate that rises until what was learned gets worse.
+    let settings = Settings {
+        steps: Some(12),
+        lr: 0.24,
+        warmup: Warmup::Steps(12),
+        eval_split: 0.25,
+        eval_every: Some(1),
+        early_stop: Some(2),
+        save_every: Some(1),
+        keep: 12,
+        ..settings()
+    };
+    let mut run = fixture.start(&settings, &out, None).unwrap();
+    let mut evaluated = 0;
+    let end = run.train(|event| {
+        evaluated += u32::from(matches!(event, Event::Eval(_)));
+        !(evaluated == 1 && matches!(event, Event::Evaluating(..)))
+    });
+    assert_eq!((end.unwrap(), evaluated, run.steps().0), (End::Stopped, 1, 1));
+    drop(run);
+    let mut run = fixture.start(&settings, &out, Some(&Run::latest(&out).unwrap())).unwrap();
+    assert_eq!(run.train(|_| true).unwrap(), End::EarlyStop);
+    let evals: Vec<(u64, f64)> =
+        run.records.iter().filter_map(|r| if let Record::Eval(e) = r { Some((e.step, e.loss)) } else { None }).collect();
+    let steps = run.steps().0;
+    assert_eq!(evals.iter().map(|eval| eval.0).collect::<Vec<_>>(), (0..=steps).collect::<Vec<_>>());
+    let best = evals.iter().min_by(|a, b| a.1.total_cmp(&b.1)).unwrap().0;
+    assert_eq!((run.adapter_step(), steps), (best, best + 2));
+    assert!(steps < 12, "{evals:?}");
+    assert!(best > 0, "{evals:?}");
+    drop(run);
+    let mut again = fixture.start(&settings, &out, Some(&Run::latest(&out).unwrap())).unwrap();
+    let adapter = fs::read(out.join(WEIGHTS)).unwrap();
+    assert_eq!((again.train(|_| true).unwrap(), again.steps().0), (End::EarlyStop, steps));
+    assert_eq!(fs::read(out.join(WEIGHTS)).unwrap(), adapter);
+    let checkpoint = |step: u64| fs::read(out.join(format!("checkpoint-{step}")).join(WEIGHTS)).unwrap();
+    assert_eq!(adapter, checkpoint(best));
+    assert_ne!(adapter, checkpoint(steps));
+    // Without the best one, the search for it begins anew, at the one that is there.
+    drop(again);
+    fs::remove_file(out.join(WEIGHTS)).unwrap();
+    let mut anew = fixture.start(&settings, &out, Some(&Run::latest(&out).unwrap())).unwrap();
+    assert_eq!(fs::read(out.join(WEIGHTS)).unwrap(), checkpoint(steps));
+    assert_eq!((anew.train(|event| !matches!(event, Event::Eval(_))).unwrap(), anew.adapter_step()), (End::Stopped, steps));
+}
+
+#[test]
+fn memory_is_planned_and_what_does_not_fit_says_what_would() {
+    let Some(fixture) = Fixture::new() else { return };
+    let out = fixture.out("planned");
+    let plan = |settings: &Settings| {
+        let pack = PackSource::open(fixture.out("tiny.nf4pack"), true).unwrap();
+        Prepared::new(pack, &fixture.task(settings, &out), None, &mut |_, _| true).unwrap().plan(&fixture.gpu, settings)
+    };
+    let settings = Settings { micro_batch: MicroBatch::Auto, max_length: 64, ..settings() };
+    let roomy = plan(&settings).unwrap();
+    assert!(roomy.micro_batch > 1 && roomy.stream.resident, "{roomy:?}");
+    let parts: u64 = roomy.parts().iter().map(|(_, bytes)| bytes).sum();
+    assert_eq!(parts, roomy.total());
+    let one = plan(&Settings { micro_batch: MicroBatch::Rows(1), ..settings.clone() }).unwrap();
+    // Less than the most rows take, and enough for one.
+    let budget = one.total() + (roomy.total() - one.total()) / 2;
+    let tight = plan(&Settings { vram_budget: Some(budget), ..settings.clone() }).unwrap();
+    assert!((1..roomy.micro_batch).contains(&tight.micro_batch) && tight.total() <= budget, "{tight:?}");
+    let too_many =
+        Settings { micro_batch: MicroBatch::Rows(roomy.micro_batch), vram_budget: Some(tight.total()), ..settings.clone() };
+    match plan(&too_many) {
+        Err(RunError::Plan(MemoryError::Budget { remedy: Some(remedy), needed, .. })) => {
+            assert!(remedy.to_string().starts_with("--micro-batch ") && needed > tight.total(), "{remedy}");
+        }
+        other => panic!("{other:?}"),
+    }
+    match plan(&Settings { vram_budget: Some(1000), ..settings }) {
+        Err(RunError::Plan(MemoryError::Budget { remedy: None, budget: 1000, needed })) => assert!(needed > 1000),
+        other => panic!("{other:?}"),
+    }
+    assert!(!out.exists(), "planning writes nothing");
+}
+
+#[test]
+fn what_is_in_a_folder_is_told_by_its_kind() {
+    let folder = tempfile::tempdir().unwrap();
+    let config = include_bytes!("../fixtures/tiny-qwen3/config.json");
+    let model = ModelConfig::parse(config, None).unwrap();
+    let found = |name: &str, resume: Option<&Path>| match check_folder(&folder.path().join(name), resume, &model) {
+        Ok(()) => None,
+        Err(RunError::Occupied { found, .. }) => Some(found),
+        Err(error) => panic!("{error}"),
+    };
+    let put = |path: &str| {
+        let path = folder.path().join(path);
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        fs::write(path, "{}").unwrap();
+    };
+    assert_eq!(found("none", None), None);
+    put("records/metrics.jsonl");
+    assert_eq!(found("records", None), Some(Leftover::Records));
+    put("settings/adapter_config.json");
+    assert_eq!(found("settings", None), Some(Leftover::Adapter));
+    let settings = Settings { rank: 2, ..settings() };
+    let mut adapter = Adapter::new(settings.lora(), None, &model, 1).unwrap();
+    adapter.write(&folder.path().join("untrained"), &[]).unwrap();
+    put("untrained/metrics.jsonl");
+    assert_eq!(found("untrained", None), None);
+    adapter.vector.fill(0.5);
+    adapter.write(&folder.path().join("trained"), &[]).unwrap();
+    assert_eq!(found("trained", None), Some(Leftover::Adapter));
+    put("of-others/checkpoint-500/trainer_state.json");
+    put("of-others/checkpoint-last/optimizer.pt");
+    assert_eq!(found("of-others", None), Some(Leftover::OfOthers));
+    assert_eq!(found("of-others", Some(Path::new("of-others/checkpoint-1"))), Some(Leftover::OfOthers));
+}
