@@ -83,17 +83,6 @@ pub enum ConfigError {
         /// Elements of a head.
         head_dim: u32,
     },
-    /// Some layers see only the last tokens, which is not supported; up to that many tokens they see all.
-    #[error(
-        "the model attends to the last {window} tokens only (sliding_window), and samples may have {length}: \
-                 use a maximum length of {window} at most"
-    )]
-    SlidingWindow {
-        /// Tokens that those layers see.
-        window: u32,
-        /// Tokens of the longest sample.
-        length: u32,
-    },
 }
 
 /// A decoder-only transformer.
@@ -140,9 +129,6 @@ pub struct ModelConfig {
     pub logits_scaling: f64,
     /// The attention of each layer, in order; read it through [`ModelConfig::attention`].
     pub layer_attention: Vec<LayerAttention>,
-    /// Tokens that some layers see at most; `None` where all layers see all. The kernels have no windows yet, so that longer
-    /// samples are refused: see [`ModelConfig::check_length`].
-    pub sliding_window: Option<u32>,
     /// Positions that the model was made for.
     pub max_position_embeddings: u32,
     /// Tokens that end a text; those of generation_config.json where it names some.
@@ -203,28 +189,11 @@ impl ModelConfig {
             residual_multiplier: scale(keys, family.scales.residual)?.unwrap_or(1.0),
             attention_multiplier: scale(keys, family.scales.attention)?.unwrap_or(1.0 / f64::from(head_dim).sqrt()),
             logits_scaling: scale(keys, family.scales.logits)?.unwrap_or(1.0),
-            sliding_window: layer_attention.iter().filter_map(|layer| layer.window).min(),
             layer_attention,
             max_position_embeddings: max_positions,
             eos_token_ids: eos_token_ids(keys, &outer, family, generation)?,
             ignored_keys,
         })
-    }
-
-    /// Holds the longest sample against the model's sliding window.
-    ///
-    /// # Errors
-    /// [`ConfigError::SlidingWindow`].
-    pub fn check_length(&self, length: u32) -> Result<(), ConfigError> {
-        match self.sliding_window {
-            Some(window) if window < length => Err(ConfigError::SlidingWindow { window, length }),
-            _ => Ok(()),
-        }
-    }
-
-    /// Tokens of a text at most for which the model was made, and which all of its layers see.
-    pub fn longest(&self) -> u32 {
-        self.sliding_window.unwrap_or(u32::MAX).min(self.max_position_embeddings)
     }
 
     /// What the attention of `layer` does.

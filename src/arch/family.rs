@@ -5,7 +5,7 @@ use super::families;
 use crate::format::Role;
 
 /// One `model_type`, by its configuration and modelling files in transformers 5.24.
-#[derive(Debug, PartialEq)]
+#[derive(Debug)]
 pub struct Family {
     /// As config.json says it.
     pub model_type: &'static str,
@@ -265,6 +265,15 @@ const PARTS: [Part; 21] = [
 /// The projections of a layer: they are quantised, and LoRA may adapt them. Their order is that of an adapter's layer.
 pub const PROJECTIONS: [Role; 7] =
     [Role::QProj, Role::KProj, Role::VProj, Role::OProj, Role::GateProj, Role::UpProj, Role::DownProj];
+
+/// Families are the same where their model types are.
+impl PartialEq for Family {
+    fn eq(&self, other: &Self) -> bool {
+        self.model_type == other.model_type
+    }
+}
+
+impl Eq for Family {}
 
 impl Family {
     /// Every family, in the order in which messages list them.

@@ -129,7 +129,11 @@ mod tests {
         for names in [
             ["model.embed_tokens.weight", "model.layers.0.mlp.up_proj.weight", "lm_head.weight"],
             ["model.language_model.embed_tokens.weight", "model.visual.module.weight", "lm_head.weight"],
-            ["language_model.model.layers.3.input_layernorm.weight", "vision_tower.layers.0.x", "language_model.lm_head.weight"],
+            [
+                "language_model.model.layers.3.input_layernorm.weight",
+                "vision_tower.layers.0.x",
+                "language_model.lm_head.weight",
+            ],
         ] {
             let naming = naming(&names);
             assert!(naming.is_plain(), "{naming:?}");

@@ -12,8 +12,8 @@ use serde_json::json;
 use super::args::{BenchCommand, Command, Usage};
 use super::ui;
 use crate::OpenError;
-use crate::convert::ConvertError;
 use crate::arch::{ArchError, ConfigError};
+use crate::convert::ConvertError;
 use crate::convert::plan::PlanError;
 use crate::convert::source::{HeaderError, SourceError};
 use crate::data::DataError;
@@ -248,7 +248,6 @@ fn of_arch(error: &ArchError) -> Option<String> {
         ArchError::Shape { .. } | ArchError::ExtraLayer { .. } | ArchError::UnexpectedTensor { .. } => {
             "config.json is of another model: --config FILE names the right one"
         }
-        _ => return None,
     };
     Some(hint.to_owned())
 }

@@ -33,9 +33,7 @@ fn check_stray(model: &Model, stray: &Stray, tensor: &TensorInfo) -> Result<(), 
     let tensor = tensor.name.clone();
     match stray.why {
         StrayKind::BeyondLayers => Err(ArchError::ExtraLayer { tensor, layers: model.config.layers }),
-        StrayKind::NotInThisModel => {
-            Err(ArchError::UnexpectedTensor { tensor, model_type: model.config.family.model_type })
-        }
+        StrayKind::NotInThisModel => Err(ArchError::UnexpectedTensor { tensor, model_type: model.config.family.model_type }),
         StrayKind::Unknown if looks_like_a_projection => {
             Err(ArchError::UnexpectedTensor { tensor, model_type: model.config.family.model_type })
         }

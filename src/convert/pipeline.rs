@@ -68,7 +68,8 @@ impl Conversion {
         if !model.config.ignored_keys.is_empty() {
             notices.push(Notice::IgnoredKeys { keys: model.config.ignored_keys.clone() });
         }
-        notices.extend(model.config.check_runnable().err().map(|obstacle| Notice::NotRunnable { why: obstacle.to_string() }));
+        notices
+            .extend(model.config.check_runnable().err().map(|obstacle| Notice::NotRunnable { why: obstacle.to_string() }));
         if plan.weights == 0 {
             notices.push(Notice::NothingQuantised);
         }

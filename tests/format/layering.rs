@@ -22,10 +22,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("train", &["arch", "data", "dequant", "format", "gpu", "io", "lora", "model", "ops", "random"]),
     ("verify", &["arch", "format", "io", "mmap", "convert", "dequant"]),
     ("export", &["format", "io", "mmap", "convert", "dequant", "verify"]),
-    (
-        "merge",
-        &["arch", "format", "io", "convert", "data", "dequant", "gpu", "lora", "model", "verify", "export"],
-    ),
+    ("merge", &["arch", "format", "io", "convert", "data", "dequant", "gpu", "lora", "model", "verify", "export"]),
     (
         "cli",
         &[

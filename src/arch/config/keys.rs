@@ -100,13 +100,7 @@ impl<'a> Keys<'a> {
         self.get(key).map(|found| self.finite(key, found, expected, valid)).transpose()
     }
 
-    fn finite(
-        &self,
-        key: &str,
-        found: &Value,
-        expected: &'static str,
-        valid: fn(f64) -> bool,
-    ) -> Result<f64, ConfigError> {
+    fn finite(&self, key: &str, found: &Value, expected: &'static str, valid: fn(f64) -> bool) -> Result<f64, ConfigError> {
         let number = found.as_f64().filter(|&x| x.is_finite() && valid(x));
         number.ok_or_else(|| self.bad(key, expected, found))
     }

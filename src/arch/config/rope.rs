@@ -135,9 +135,7 @@ fn scaling_of(
     let factor = || parameters.number("factor", "a number from 1 on", |x| x >= 1.0);
     Ok(match kind {
         "linear" => (RopeScaling::Linear { factor: factor()? }, &["factor"]),
-        "dynamic" => {
-            (RopeScaling::Dynamic { factor: factor()?, max_position_embeddings: max_positions }, &["factor"])
-        }
+        "dynamic" => (RopeScaling::Dynamic { factor: factor()?, max_position_embeddings: max_positions }, &["factor"]),
         "llama3" => {
             let original = original_positions(config, parameters)?.unwrap_or(max_positions);
             (llama3(parameters, factor()?, original)?, &LLAMA3_KEYS)

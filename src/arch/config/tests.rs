@@ -61,7 +61,6 @@ fn the_fixture_is_read() {
         attention_multiplier: 0.125,
         logits_scaling: 1.0,
         layer_attention: vec![LayerAttention::FULL; 4],
-        sliding_window: None,
         max_position_embeddings: 1024,
         eos_token_ids: vec![2, 0],
         ignored_keys: vec![],
@@ -80,7 +79,7 @@ fn defaults_are_those_of_the_class() {
         assert!(!parsed.tied);
     }
     assert_eq!((of("llama").eos_token_ids, of("qwen2").eos_token_ids), (vec![2], vec![]));
-    assert_eq!(of("mistral").sliding_window, Some(4096));
+    assert_eq!(of("mistral").attention(0).window, Some(4096));
     let llama = parse(&without("llama", "num_key_value_heads")).unwrap();
     assert_eq!((llama.kv_heads, llama.head_dim), (4, 6));
     assert_eq!(parse(&without("llama", "head_dim")).unwrap().head_dim, 2);
@@ -251,7 +250,10 @@ fn seed_oss_has_biases_unless_it_says_otherwise() {
         (parsed.qkv_bias, parsed.o_bias, parsed.mlp_bias)
     };
     assert_eq!(biases(json!({})), (true, false, false));
-    assert_eq!(biases(json!({ "attention_bias": false, "attention_out_bias": true, "mlp_bias": true })), (false, true, true));
+    assert_eq!(
+        biases(json!({ "attention_bias": false, "attention_out_bias": true, "mlp_bias": true })),
+        (false, true, true)
+    );
     assert_eq!(parse(&with("seed_oss", &json!({ "head_dim": null }))).unwrap().head_dim, 2);
     let error = parse(&without("seed_oss", "head_dim")).unwrap_err();
     assert!(matches!(&error, ConfigError::MissingKey { key, .. } if key == "head_dim"), "{error}");
@@ -310,22 +312,16 @@ fn the_parts_of_a_model_have_its_shapes() {
 
 #[test]
 fn sliding_windows_count_where_a_layer_has_one() {
-    let window = |model_type, more: Value| parse(&with(model_type, &more)).unwrap().sliding_window;
-    assert_eq!(window("mistral", json!({ "sliding_window": null })), None);
-    assert_eq!(window("mistral", json!({ "sliding_window": 7 })), Some(7));
-    assert_eq!(window("llama", json!({ "sliding_window": 7 })), None);
-    assert_eq!(window("qwen2", json!({ "sliding_window": 7, "use_sliding_window": false })), None);
-    assert_eq!(window("qwen2", json!({ "sliding_window": 7, "use_sliding_window": true })), None);
-    assert_eq!(window("qwen2", json!({ "sliding_window": 7, "use_sliding_window": true, "max_window_layers": 1 })), Some(7));
-    let types = json!({ "use_sliding_window": true, "layer_types": ["full_attention", "sliding_attention"] });
-    assert_eq!(window("qwen3", types), Some(4096));
     assert_eq!(parse(&with("qwen3", &json!({ "hidden_act": "swish" }))).unwrap(), parse(&config("qwen3")).unwrap());
-
     let windows = |model_type, more: Value| {
         let parsed = parse(&with(model_type, &more)).unwrap();
         [0, 1].map(|layer| parsed.attention(layer).window)
     };
     assert_eq!(windows("mistral", json!({ "sliding_window": 7 })), [Some(7); 2]);
+    assert_eq!(windows("mistral", json!({ "sliding_window": null })), [None; 2]);
+    assert_eq!(windows("llama", json!({ "sliding_window": 7 })), [None; 2]);
+    assert_eq!(windows("qwen2", json!({ "sliding_window": 7, "use_sliding_window": false })), [None; 2]);
+    assert_eq!(windows("qwen2", json!({ "sliding_window": 7, "use_sliding_window": true })), [None; 2]);
     let first = json!({ "sliding_window": 7, "use_sliding_window": true, "max_window_layers": 1 });
     assert_eq!(windows("qwen2", first), [None, Some(7)]);
     let types = json!({ "use_sliding_window": true, "layer_types": ["sliding_attention", "full_attention"] });
@@ -340,11 +336,6 @@ fn sliding_windows_count_where_a_layer_has_one() {
     assert!(matches!(&error, ConfigError::BadValue { key, .. } if key == "layer_types"), "{error}");
     let older = json!({ "layer_types": ["attention", "attention"] });
     assert_eq!(windows("qwen2", older), [None; 2]);
-
-    let parsed = parse(&with("mistral", &json!({ "sliding_window": 7 }))).unwrap();
-    parsed.check_length(7).unwrap();
-    let error = parsed.check_length(8).unwrap_err();
-    assert!(matches!(error, ConfigError::SlidingWindow { window: 7, length: 8 }), "{error}");
 }
 
 #[test]
@@ -392,7 +383,10 @@ fn values_that_cannot_be_name_their_key() {
         (json!({ "rope_scaling": { "type": "longrope" } }), "rope_scaling.type"),
         (json!({ "rope_parameters": { "rope_type": "mrope" } }), "rope_parameters.rope_type"),
         (json!({ "rope_scaling": { "type": "linear", "factor": 0.5 } }), "rope_scaling.factor"),
-        (json!({ "partial_rotary_factor": 0.5, "rope_scaling": { "type": "linear", "factor": 2 } }), "partial_rotary_factor"),
+        (
+            json!({ "partial_rotary_factor": 0.5, "rope_scaling": { "type": "linear", "factor": 2 } }),
+            "partial_rotary_factor",
+        ),
         (json!({ "rope_parameters": { "rope_theta": null } }), "rope_parameters.rope_theta"),
         (json!({ "rope_theta": null }), "rope_theta"),
         (json!({ "rope_parameters": { "full_attention": { "rope_theta": 1e6 } } }), "rope_parameters.full_attention"),

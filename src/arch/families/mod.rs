@@ -11,5 +11,12 @@ mod smollm3;
 use super::family::Family;
 
 /// All of them, by name.
-pub(super) const ALL: &[&Family] =
-    &[&granite::FAMILY, &llama::FAMILY, &mistral::FAMILY, &qwen2::FAMILY, &qwen3::FAMILY, &seed_oss::FAMILY, &smollm3::FAMILY];
+pub(super) const ALL: &[&Family] = &[
+    &granite::FAMILY,
+    &llama::FAMILY,
+    &mistral::FAMILY,
+    &qwen2::FAMILY,
+    &qwen3::FAMILY,
+    &seed_oss::FAMILY,
+    &smollm3::FAMILY,
+];

@@ -179,7 +179,8 @@ fn values_that_cannot_be_are_refused() {
         ("rms_norm_eps", json!("1e-6")),
     ] {
         let result = place(&with("qwen3", key, value.clone()), &qwen3());
-        let bad = |e| matches!(e, ArchError::Config(ConfigError::BadValue { key: k, found, .. }) if k == key && found == value);
+        let bad =
+            |e| matches!(e, ArchError::Config(ConfigError::BadValue { key: k, found, .. }) if k == key && found == value);
         assert!(result.is_err_and(bad), "{key}");
     }
 }

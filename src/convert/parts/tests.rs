@@ -53,4 +53,3 @@ fn a_tied_head_is_dropped_only_where_it_repeats_the_embedding() {
     tied.tensors.retain(|placed| placed.role != Role::LmHead);
     assert_eq!(resolve_tied(&mut tied, &checkpoint).unwrap(), None);
 }
-
