@@ -366,6 +366,20 @@ impl Run {
         Ok(observe(Event::Eval(&record)))
     }
 
+    /// Removes old checkpoints, and renames those of later steps that the start of the run could not. What fails is tried again
+    /// after the next checkpoint.
+    fn tidy(&mut self) {
+        let step = self.state.step;
+        self.warn(Checkpoint::prune(&self.out, step, self.settings.keep));
+        match Checkpoint::set_aside(&self.out, step) {
+            Ok((renamed, stuck)) => {
+                self.set_aside.extend(renamed);
+                self.warn(stuck);
+            }
+            Err(error) => self.warn([error]),
+        }
+    }
+
     /// Writes the present adapter into the folder of the run.
     fn publish(&mut self) -> Result<(), RunError> {
         let [vector, ..] = self.trainer.read()?;
@@ -388,21 +402,17 @@ impl Run {
         if !self.keeps_best() {
             self.adapter.write(&self.out, &[]).map_err(ModelError::from)?;
         }
-        let step = self.state.step;
-        self.warn(Checkpoint::prune(&self.out, step, self.settings.keep));
-        let (renamed, stuck) = Checkpoint::set_aside(&self.out, step)?;
-        self.set_aside.extend(renamed);
-        self.warn(stuck);
         let path = match written {
             Ok(path) => path,
-            // An old folder has the name and cannot be moved: the run is worth more than this checkpoint.
-            Err(error) if Checkpoint::is_there(&self.out, step) => {
+            // An old folder has the name and cannot be moved: the run is worth more than this checkpoint, and those before it stay.
+            Err(error) if Checkpoint::is_there(&self.out, self.state.step) => {
                 self.warn([error]);
                 self.saved_at = Instant::now();
                 return Ok(true);
             }
             Err(error) => return Err(error.into()),
         };
+        self.tidy();
         let again = self.last_checkpoint.as_ref() == Some(&path);
         self.last_checkpoint = Some(path.clone());
         (self.saved, self.saved_at) = (Some(checkpoint.state), Instant::now());
