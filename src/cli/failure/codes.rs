@@ -7,9 +7,8 @@ use std::error::Error;
 
 use super::super::args::Usage;
 use super::super::ui::Cancelled;
-use crate::arch::config::ConfigError;
+use crate::arch::{ArchError, ConfigError};
 use crate::convert::ConvertError;
-use crate::convert::arch::ArchError;
 use crate::convert::encode::NotFinite;
 use crate::convert::plan::PlanError;
 use crate::convert::source::{HeaderError, Quantised, SourceError};
@@ -151,12 +150,7 @@ codes! {
         Narrow "quantised-narrow"
     }
     ArchError {
-        UnknownModelType "config-model-type"
-        MissingKey "config-missing-key"
-        BadValue "config-bad-value"
-        TooManyLayers "config-too-many-layers"
-        Indivisible "config-indivisible"
-        Overflow "config-overflow"
+        .0 of Config;
         MissingTensor "model-missing-tensor"
         Shape "model-tensor-shape"
         ExtraLayer "model-extra-layer"
@@ -277,6 +271,7 @@ codes! {
     }
     OpError {
         .0 of Gpu, Weights;
+        Unfit "op-unfit"
         Shape "op-shape"
         Value "op-value"
     }
@@ -393,20 +388,8 @@ mod tests {
     const DOCUMENT: &str = include_str!("../../../docs/error-codes.md");
 
     /// Codes of what several parts refuse in the same way.
-    const SHARED: [&str; 12] = [
-        "cancelled",
-        "no-threads",
-        "no-space",
-        "target-unwritable",
-        "gpu-budget",
-        "layer-out-of-range",
-        "config-model-type",
-        "config-missing-key",
-        "config-bad-value",
-        "config-indivisible",
-        "config-overflow",
-        "config-too-many-layers",
-    ];
+    const SHARED: [&str; 6] =
+        ["cancelled", "no-threads", "no-space", "target-unwritable", "gpu-budget", "layer-out-of-range"];
 
     #[test]
     fn a_code_belongs_to_one_error() {
