@@ -7,7 +7,7 @@ use std::error::Error;
 
 use super::super::args::Usage;
 use super::super::ui::Cancelled;
-use crate::arch::{ArchError, ConfigError};
+use crate::arch::{ArchError, ConfigError, Obstacle};
 use crate::convert::ConvertError;
 use crate::convert::encode::NotFinite;
 use crate::convert::plan::PlanError;
@@ -165,6 +165,16 @@ codes! {
         Overflow "config-overflow"
         TooManyLayers "config-too-many-layers"
     }
+    Obstacle {
+        .0 of Config;
+        HeadDim "run-head-dim"
+        Norm "run-norm"
+        NoConfig "run-no-config"
+        MissingFile "run-missing-file"
+        BadFile "run-bad-file"
+        Missing "run-missing-tensor"
+        Shape "run-tensor-shape"
+    }
     PlanError {
         .0 of Format;
         BlockSize "plan-block-size"
@@ -276,7 +286,7 @@ codes! {
         Value "op-value"
     }
     ModelError {
-        .0 of Op, Stream, Config, Lora, Adapter, Data;
+        .0 of Op, Stream, Config, Lora, Adapter, Data, Obstacle;
         MissingFile "pack-missing-file"
         MissingTensor "pack-missing-tensor"
         TensorShape "pack-tensor-shape"
