@@ -117,7 +117,7 @@ fn outputs_with_a_gpu_are_golden() {
     let run = |line: &str| {
         let text = stdout(folder.path(), &line.split(' ').collect::<Vec<_>>());
         let text = text.replace(&adapter.to_string(), "GPU");
-        let text = replace(&text, r"(?m)^[ *] +\d .*$", "  GPU");
+        let text = replace(&text, r"(?m)^[ *]  \d  [A-Za-z].*$", "  GPU");
         unnumbered(&replace(&text, r"(?m)^features .*$", "features"))
     };
     let rows = "--data data.jsonl --micro-batch 1 --max-length 16";

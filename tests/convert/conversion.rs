@@ -728,7 +728,7 @@ fn a_tensor_of_no_layer_with_a_bad_scale_is_not_handed_out() {
         assert!(pack.projection(&of_a_layer).unwrap().is_some());
         for _ in 0..2 {
             let error = pack.projection(name).unwrap_err();
-            assert!(matches!(error, LayerError::Globals { source: FormatError::ScaleNotFinite { .. } }), "{error}");
+            assert!(matches!(error, LayerError::Globals { source: FormatError::ScaleNegative { .. } }), "{error}");
         }
     }
 }
