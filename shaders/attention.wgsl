@@ -1,7 +1,7 @@
 // Causal grouped-query attention with an online softmax: no matrix of tokens x tokens is ever in memory. A workgroup takes a block of
 // ROWS tokens of one head and walks over blocks of COLUMNS tokens of another. Rows are queries and columns keys in `forward` and
 // `query_gradient`; rows are keys and columns queries in `value_gradient` and `key_gradient`, so that no two workgroups add to the
-// same element. Runs unchecked: `train::ops::attention` proves on the host that every tensor holds what is indexed here.
+// same element. Runs unchecked: `ops::attention` proves on the host that every tensor holds what is indexed here.
 
 struct Params {
     tokens: u32,

@@ -1,5 +1,5 @@
 // Attention of new tokens over a cache of keys and values ("flash-decoding"): a workgroup takes one head of one token and a run of the
-// keys, with an online softmax; `combine` joins the runs. Runs unchecked: `train::ops::cached_attention` proves on the host that every
+// keys, with an online softmax; `combine` joins the runs. Runs unchecked: `ops::cached_attention` proves on the host that every
 // tensor holds what is indexed here.
 
 struct Params {

@@ -1,9 +1,19 @@
 // A product of matrices, out[m, n] = scale * a[m, k] b[k, n] (+ bias) (+ out): one half of every such kernel; matmul_params.wgsl belongs
 // to it. The other half knows how b is stored: `prepare_b`, `fetch_b`, `place_b`, and `columns_of`, the columns of a four in `tile_b`.
 // Float32, a tile of 8 TY x 8 TX to a workgroup, 8 x 8 to a thread. The next terms of a tile are fetched into registers while the
-// present ones are multiplied, so that nobody waits for memory. Runs unchecked: `train::ops::matmul` proves on the host that every index
+// present ones are multiplied, so that nobody waits for memory. Runs unchecked: `ops::matmul` proves on the host that every index
 // is in its binding.
 
+// The tile of a workgroup, for TX = 8 and TY = 16; thread (x, y) has the sums marked #:
+//
+//            column  x    x+TX   x+2TX  ...  x+7TX       A vec4 of tile_a holds one term of four rows
+//       row          |     |      |            |         y, y+TY, y+2TY, y+3TY; the vec4 TY places later
+//       y        ----#-----#------#--- ... ----#---      holds rows y+4TY .. y+7TY. tile_b likewise by
+//       y+TY     ----#-----#------#--- ... ----#---      columns (`columns_of` says which, where a codec
+//       ...                                              keeps neighbours together). So neighbouring
+//       y+7TY    ----#-----#------#--- ... ----#---      threads read neighbouring vec4s: no bank conflict.
+//
+// One term: two vec4s of a times two vec4s of b are 8 x 8 products, 16 vec4 multiply-adds into `sums`.
 override TX: u32 = 8u;              // threads of a workgroup along n
 override TY: u32 = 16u;             // and along m
 override A_BY_TERM: bool = true;    // neighbours in memory are terms of one row of a, else rows of one term

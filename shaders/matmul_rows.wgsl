@@ -1,6 +1,6 @@
 // A product of a few rows, out[m, n] = scale * a[m, k] b[k, n] (+ bias) (+ out) with m <= M, where the terms of a column of b are
 // neighbours: one half of every such kernel; matmul_params.wgsl belongs to it. The other half knows how b is stored: `prepare_b` and `load_b`. LANES threads share a
-// column and read b once, an eight at a time. Runs unchecked: `train::ops::matmul` proves on the host that every index is in its binding.
+// column and read b once, an eight at a time. Runs unchecked: `ops::matmul` proves on the host that every index is in its binding.
 
 override M: u32 = 1u;           // rows: 1, 2, 4 or 8
 override LANES: u32 = 32u;      // threads of a column, a power of two

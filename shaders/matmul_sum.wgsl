@@ -1,5 +1,5 @@
 // Sums over the chunks of a product of matrices, in a fixed order: out = scale * sum (+ bias) (+ out). Runs unchecked:
-// `train::ops::matmul` proves on the host that every index is in its binding.
+// `ops::matmul` proves on the host that every index is in its binding.
 
 struct Params {
     count: u32,         // elements of the product

@@ -1,5 +1,5 @@
 // Rotates each pair (i, i + half) of every head by the angle of its token's position: cosine and sine come from a table. Runs
-// unchecked: `train::ops::rotary` proves on the host that every tensor holds what is indexed here.
+// unchecked: `ops::rotary` proves on the host that every tensor holds what is indexed here.
 
 struct Params {
     pairs: u32,       // in all: tokens * heads * half

@@ -5,6 +5,9 @@ use std::io;
 #[cfg(any(feature = "convert", feature = "train"))]
 use std::path::Path;
 
+#[cfg(feature = "train")]
+pub(crate) mod folder;
+
 /// Alignment of an [`AlignedBuf`]: a page. A read into a buffer that starts 16 bytes past a page, where a large allocation
 /// usually lands, runs at a fifth of the speed.
 pub(crate) const BUFFER_ALIGN: usize = 4096;

@@ -6,11 +6,15 @@
 //! - `train` (feature `train`): LoRA adapters on a pack, on any GPU.
 //! - `convert`, `verify`, `export` (feature `convert`): from a checkpoint and back, and the checks of a pack.
 
+#[cfg(feature = "train")]
+pub mod arch;
 #[cfg(feature = "cli")]
 #[doc(hidden)]
 pub mod cli;
 #[cfg(feature = "convert")]
 pub mod convert;
+#[cfg(feature = "train")]
+pub mod data;
 pub mod dequant;
 #[cfg(feature = "convert")]
 pub mod export;
@@ -19,10 +23,18 @@ pub mod format;
 pub mod gpu;
 #[cfg(any(feature = "convert", feature = "gpu"))]
 mod io;
+#[cfg(feature = "train")]
+pub mod lora;
 #[cfg(all(feature = "convert", feature = "train"))]
 pub mod merge;
 #[cfg(feature = "mmap")]
 mod mmap;
+#[cfg(feature = "train")]
+pub mod model;
+#[cfg(feature = "train")]
+pub mod ops;
+#[cfg(feature = "train")]
+pub mod random;
 #[cfg(feature = "train")]
 pub mod train;
 #[cfg(feature = "convert")]

@@ -21,9 +21,9 @@ use crate::dequant::stream::PackSource;
 use crate::export::writer::{self, Tensor};
 use crate::export::{WriteError, Written};
 use crate::format::{FloatType, Role};
-use crate::train::TrainError;
-use crate::train::adapter::{Adapter, AdapterError};
-use crate::train::model::read_config;
+use crate::lora::adapter::{Adapter, AdapterError};
+use crate::model::ModelError;
+use crate::model::decoder::read_config;
 use crate::verify::{Mismatch, VerifyError, open_sound};
 use base::BaseTensor;
 pub use compare::{CompareError, Comparison, compare};
@@ -38,7 +38,7 @@ pub enum MergeError {
     Verify(#[from] VerifyError),
     /// The pack does not say what model it is, or that is not one that adapters are for.
     #[error(transparent)]
-    Train(#[from] TrainError),
+    Train(#[from] ModelError),
     /// The adapter cannot be read, or is one for another model.
     #[error(transparent)]
     Adapter(#[from] AdapterError),
@@ -156,7 +156,7 @@ pub fn merge(
     writer::refuse_existing(target)?;
     let mapped = open_sound(sources.pack, progress)?;
     let pack = mapped.pack();
-    let model = read_config(&PackSource::open(sources.pack, true).map_err(TrainError::from)?)?;
+    let model = read_config(&PackSource::open(sources.pack, true).map_err(ModelError::from)?)?;
     let adapter = Adapter::read(sources.adapter, &model)?;
     base::check_projections(pack, &adapter.layout)?;
     let opened = match sources.base {

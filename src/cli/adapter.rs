@@ -3,8 +3,8 @@
 use std::path::Path;
 
 use super::ui::Ui;
-use crate::train::adapter::{Adapter, AdapterError};
-use crate::train::config::ModelConfig;
+use crate::arch::config::ModelConfig;
+use crate::lora::adapter::{Adapter, AdapterError};
 
 /// Of an adapter that was not trained.
 pub const CHANGES_NOTHING: &str = "the adapter changes nothing: its B is zero";

@@ -11,15 +11,15 @@ use super::args::EvalArgs;
 use super::device::{self, AdapterEntry};
 use super::train::{read, tell_data, tell_plan};
 use super::ui::{self, Cancelled, Ui, Unit};
+use crate::arch::config::ModelConfig;
 use crate::convert::Progress as _;
+use crate::data::{DataFile, Dataset, Options};
 use crate::dequant::stream::PackSource;
 use crate::gpu::Gpu;
-use crate::train::adapter::Adapter;
-use crate::train::config::ModelConfig;
-use crate::train::data::{DataFile, Dataset, Options};
-use crate::train::model::{read_config, read_tokenizer};
-use crate::train::open::Passes;
-use crate::train::session::Session;
+use crate::lora::adapter::Adapter;
+use crate::model::decoder::{read_config, read_tokenizer};
+use crate::model::open::Passes;
+use crate::model::session::Session;
 
 #[derive(Serialize)]
 struct Evaluation {
@@ -43,7 +43,7 @@ pub fn run(args: &EvalArgs) -> Result<Outcome> {
     let pack = PackSource::open(&args.pack, true)?;
     let model = read_config(&pack)?;
     let max_length = args.max_length(&model);
-    model.check_length(max_length).map_err(crate::train::TrainError::from)?;
+    model.check_length(max_length).map_err(crate::model::ModelError::from)?;
     let adapter = adapter::read(args.adapter.as_deref(), &model, ui)?;
     // Of templates that tell the date: the same one every day, so that losses can be compared.
     let tokenizer = read_tokenizer(&pack, &model, 0)?;

@@ -16,18 +16,19 @@ use crate::convert::ConvertError;
 use crate::convert::arch::ArchError;
 use crate::convert::plan::PlanError;
 use crate::convert::source::{HeaderError, SourceError};
+use crate::data::DataError;
 use crate::dequant::DequantError;
 use crate::dequant::stream::StreamError;
 use crate::export::{ExportError, WriteError};
 use crate::format::FormatError;
 use crate::gpu::{self, DRIVER_HINT, GpuError};
+use crate::lora::adapter::AdapterError;
 use crate::merge::MergeError;
-use crate::train::TrainError;
-use crate::train::adapter::AdapterError;
+use crate::model::ModelError;
+use crate::model::generate::GenerateError;
+use crate::model::plan::MemoryError;
+use crate::ops::OpError;
 use crate::train::checkpoint::{CheckpointError, Difference, OPTIMIZER, STATE};
-use crate::train::data::DataError;
-use crate::train::generate::GenerateError;
-use crate::train::plan::MemoryError;
 use crate::train::record::RecordError;
 use crate::train::run::{Leftover, RunError};
 use crate::verify::VerifyError;
@@ -536,13 +537,13 @@ fn of_generate(error: &GenerateError, advice: Advice) -> Option<String> {
     }
 }
 
-fn of_train(error: &TrainError, advice: Advice) -> Option<String> {
+fn of_train(error: &ModelError, advice: Advice) -> Option<String> {
     match error {
-        TrainError::Gpu(e) => of_gpu(e, advice),
-        TrainError::Weights(e) => of_dequant(e, advice),
-        TrainError::Stream(e) => of_stream(e, advice),
-        TrainError::Data(e) => of_data(e),
-        TrainError::Adapter(e) => of_adapter(e),
+        ModelError::Op(OpError::Gpu(e)) => of_gpu(e, advice),
+        ModelError::Op(OpError::Weights(e)) => of_dequant(e, advice),
+        ModelError::Stream(e) => of_stream(e, advice),
+        ModelError::Data(e) => of_data(e),
+        ModelError::Adapter(e) => of_adapter(e),
         _ => None,
     }
 }

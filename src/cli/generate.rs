@@ -14,12 +14,12 @@ use super::adapter;
 use super::args::GenerateArgs;
 use super::device;
 use super::ui::{self, Ui};
+use crate::arch::config::ModelConfig;
+use crate::data::Tokenizer;
 use crate::dequant::stream::PackSource;
-use crate::train::config::ModelConfig;
-use crate::train::data::Tokenizer;
-use crate::train::generate::{Ending, Event, GenerateError, Generated, TextGenerator};
-use crate::train::model::{read_config, read_tokenizer};
-use crate::train::sampling::{Sampler, SamplerOptions};
+use crate::model::decoder::{read_config, read_tokenizer};
+use crate::model::generate::sampling::{Sampler, SamplerOptions};
+use crate::model::generate::{Ending, Event, GenerateError, Generated, TextGenerator};
 use chat::Conversation;
 
 /// Tokens that a chat remembers where nobody says how many.

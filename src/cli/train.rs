@@ -10,17 +10,18 @@ use super::Outcome;
 use super::args::{ResumeArg, TrainArgs};
 use super::device::{self, AdapterEntry};
 use super::ui::{self, Meter, Table, Ui, Unit};
+use crate::arch::config::ModelConfig;
 use crate::convert::Progress as _;
+use crate::data::{DataFile, Dataset, Form, ShownSample, show_batch};
 use crate::dequant::stream::PackSource;
 use crate::gpu::Gpu;
-use crate::train::config::ModelConfig;
-use crate::train::data::{DataFile, Dataset, Form, ShownSample, show_batch};
-use crate::train::model::read_config;
-use crate::train::plan::MemoryPlan;
+use crate::model::decoder::read_config;
+use crate::model::plan::MemoryPlan;
+use crate::model::plan::MicroBatch;
 use crate::train::record::{EvalRecord, Record, Report, StepRecord};
 use crate::train::run::{End, Event, Prepared, Run, RunError, Task, check_folder};
 use crate::train::schedule::Warmup;
-use crate::train::settings::{MicroBatch, Settings};
+use crate::train::settings::Settings;
 
 /// The settings that were used, in the adapter's folder.
 const SETTINGS_FILE: &str = "nf4pack-train.toml";

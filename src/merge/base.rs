@@ -14,7 +14,7 @@ use crate::dequant;
 use crate::export::WriteError;
 use crate::format::{FloatType, Pack, Projection, Provenance, RawTensor, Role};
 use crate::io::{AlignedBuf, read_exact_at};
-use crate::train::lora::AdapterLayout;
+use crate::lora::config::AdapterLayout;
 use crate::verify::{Mismatch, widen};
 
 /// Bytes that are hashed at a time.

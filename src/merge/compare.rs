@@ -11,12 +11,12 @@ use crate::convert::{Conversion, ConvertError, Options, Progress};
 use crate::dequant::stream::{PackSource, StreamError};
 use crate::export::WriteError;
 use crate::gpu::Gpu;
-use crate::train::TrainError;
-use crate::train::adapter::Adapter;
-use crate::train::model::{read_config, read_tokenizer};
-use crate::train::open::Passes;
-use crate::train::plan::MemoryError;
-use crate::train::session::Session;
+use crate::lora::adapter::Adapter;
+use crate::model::ModelError;
+use crate::model::decoder::{read_config, read_tokenizer};
+use crate::model::open::Passes;
+use crate::model::plan::MemoryError;
+use crate::model::session::Session;
 
 /// Tokens of a sample that are looked at.
 const MOST_TOKENS: usize = 128;
@@ -27,7 +27,7 @@ const MOST_TOKENS: usize = 128;
 pub enum CompareError {
     /// A model, its pack, its tokenizer or the adapter.
     #[error(transparent)]
-    Train(#[from] TrainError),
+    Train(#[from] ModelError),
     /// The device's memory.
     #[error(transparent)]
     Memory(#[from] MemoryError),
@@ -87,8 +87,8 @@ pub fn compare(
 
     let pack = PackSource::open(sources.pack, true)?;
     let config = read_config(&pack)?;
-    let adapter = Adapter::read(sources.adapter, &config).map_err(TrainError::from)?;
-    let mut tokens = read_tokenizer(&pack, &config, 0)?.encode(sample, true).map_err(TrainError::from)?;
+    let adapter = Adapter::read(sources.adapter, &config).map_err(ModelError::from)?;
+    let mut tokens = read_tokenizer(&pack, &config, 0)?.encode(sample, true).map_err(ModelError::from)?;
     tokens.truncate(MOST_TOKENS.min(config.longest() as usize));
     if tokens.is_empty() {
         return Err(CompareError::Empty);

@@ -9,7 +9,7 @@ use super::MergeError;
 use super::base::BaseTensor;
 use crate::convert::Progress;
 use crate::export::WriteError;
-use crate::train::adapter::Adapter;
+use crate::lora::adapter::Adapter;
 
 /// Weights that a thread works on at a time, at least a row.
 const PIECE_WEIGHTS: usize = 1 << 17;

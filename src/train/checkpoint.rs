@@ -1,6 +1,6 @@
 //! Checkpoints: all that a run needs to go on as if it had never stopped, bit for bit on the same device. Random numbers need
 //! no bytes of their own: each is a function of the seed, of what it is for, and of a counter ([`random`](super::random);
-//! [`DropoutKey`](super::ops::DropoutKey)), and [`State`] has all the counters.
+//! [`DropoutKey`](crate::ops::DropoutKey)), and [`State`] has all the counters.
 //!
 //! A checkpoint is a folder `checkpoint-STEP` of the output folder: an adapter that PEFT loads, the optimiser's moments, and
 //! the state.
@@ -15,11 +15,11 @@ use safetensors::{Dtype, SafeTensorError, SafeTensors};
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
-use super::adapter::{self, Adapter, AdapterError, Matrix, le_bytes, matrices};
-use super::config::ModelConfig;
-use super::lora::AdapterLayout;
+use crate::arch::config::ModelConfig;
 use crate::format::{PieceCrc, crc32};
 use crate::io::temporary_folder;
+use crate::lora::adapter::{self, Adapter, AdapterError, Matrix, le_bytes, matrices};
+use crate::lora::config::AdapterLayout;
 pub use fingerprint::{Difference, Fingerprint, Inputs, data_identity, pack_identity};
 
 /// The file of the optimiser's moments: two tensors for each of the adapter's, under its name and a suffix.

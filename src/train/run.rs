@@ -9,17 +9,17 @@ use std::time::{Duration, Instant};
 
 use serde::Serialize;
 
-use super::adapter::Adapter;
-use super::checkpoint::{Checkpoint, State, adapter_checksum};
-use super::data::{Batch, Dataset, batch};
-use super::error::TrainError;
-use super::folder::publish;
-use super::plan::MemoryPlan;
-use super::record::{EvalRecord, Record, RecordError, Recorder, Report, StepRecord};
-use super::schedule::Schedule;
-use super::settings::Settings;
-use super::trainer::Trainer;
+use crate::data::{Batch, Dataset, batch};
 use crate::gpu::Gpu;
+use crate::io::folder::publish;
+use crate::lora::adapter::Adapter;
+use crate::model::error::ModelError;
+use crate::model::plan::MemoryPlan;
+use crate::train::checkpoint::{Checkpoint, State, adapter_checksum};
+use crate::train::record::{EvalRecord, Record, RecordError, Recorder, Report, StepRecord};
+use crate::train::schedule::Schedule;
+use crate::train::settings::Settings;
+use crate::train::trainer::Trainer;
 pub use error::{Leftover, RunError};
 use prepare::epoch_rows;
 pub use prepare::{Prepared, Task, check_folder};
@@ -227,7 +227,7 @@ impl Run {
     pub fn write_report(&self, report: &Report) -> Result<PathBuf, RunError> {
         const NAME: &str = "report.html";
         let path = self.out.join(NAME);
-        let text = super::record::report(report);
+        let text = crate::train::record::report(report);
         let written = publish(&self.out, &[(NAME, text.as_bytes())]);
         written.map_err(|source| RecordError::Write { path: path.clone(), source })?;
         Ok(path)
@@ -287,9 +287,9 @@ impl Run {
         self.clock.0 + self.clock.1.elapsed().as_secs_f64()
     }
 
-    fn failed(&self, source: TrainError) -> RunError {
+    fn failed(&self, source: ModelError) -> RunError {
         match source {
-            TrainError::NotFinite { .. } => {
+            ModelError::NotFinite { .. } => {
                 RunError::Diverged { source: Box::new(source), checkpoint: self.last_checkpoint.clone() }
             }
             source => source.into(),
@@ -303,8 +303,8 @@ impl Run {
         let progress = |done, total| observe(Event::Evaluating(done, total));
         let found = self.trainer.session().mean_loss(&held_out.samples, self.plan.length, progress);
         let found = found.map_err(|error| match error {
-            TrainError::NotFinite { layer, .. } => {
-                self.failed(TrainError::NotFinite { step: Some(self.state.step), what: "the held-out loss", layer })
+            ModelError::NotFinite { layer, .. } => {
+                self.failed(ModelError::NotFinite { step: Some(self.state.step), what: "the held-out loss", layer })
             }
             error => error.into(),
         })?;
@@ -331,7 +331,7 @@ impl Run {
     fn publish(&mut self) -> Result<(), RunError> {
         let [vector, ..] = self.trainer.read()?;
         self.adapter.vector = vector;
-        self.adapter.write(&self.out, &[]).map_err(TrainError::from)?;
+        self.adapter.write(&self.out, &[]).map_err(ModelError::from)?;
         Ok(())
     }
 
@@ -347,7 +347,7 @@ impl Run {
         let checkpoint = Checkpoint { adapter: self.adapter.clone(), mean, square, state: self.state.clone() };
         let path = checkpoint.write(&self.out)?;
         if !self.keeps_best() {
-            self.adapter.write(&self.out, &[]).map_err(TrainError::from)?;
+            self.adapter.write(&self.out, &[]).map_err(ModelError::from)?;
         }
         Checkpoint::prune(&self.out, self.settings.keep)?;
         let again = self.last_checkpoint.as_ref() == Some(&path);

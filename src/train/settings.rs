@@ -4,10 +4,11 @@ use std::fmt::Display;
 
 use thiserror::Error;
 
-use super::data::TrainOn;
-use super::lora::{LoraConfig, LoraError, TARGETS};
-use super::schedule::{Shape, Warmup};
+use crate::data::TrainOn;
 use crate::format::Role;
+use crate::lora::config::{LoraConfig, LoraError, TARGETS};
+use crate::model::plan::MicroBatch;
+use crate::train::schedule::{Shape, Warmup};
 
 /// Why nothing can be trained with these settings. Flags are named as on the command line.
 #[derive(Debug, Clone, PartialEq, Error)]
@@ -31,16 +32,6 @@ pub enum SettingsError {
         /// Why.
         source: LoraError,
     },
-}
-
-/// Rows of a forward pass.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum MicroBatch {
-    /// As many as fit into the GPU's memory.
-    #[default]
-    Auto,
-    /// So many.
-    Rows(u32),
 }
 
 /// The settings of a training. [`Settings::default`] has what people expect of a LoRA trainer.

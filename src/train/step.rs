@@ -1,19 +1,19 @@
 //! The training step.
 
-use super::data::Batch;
-use super::error::TrainError;
-use super::gpu_adapter::Mask;
-use super::ops::AdamWStep;
-use super::session::Session;
-use super::trainer::{Hyperparameters, Trainer};
+use crate::data::Batch;
+use crate::lora::gpu::Mask;
+use crate::model::error::ModelError;
+use crate::model::session::Session;
+use crate::ops::AdamWStep;
+use crate::train::trainer::{Hyperparameters, Trainer};
 
 impl Trainer {
     /// A step: the gradient of the mean loss over all trained tokens of `batches`, one batch after the other, then AdamW. Where the loss
     /// or the gradient is not finite, the parameters stay as they are.
     ///
     /// # Errors
-    /// [`TrainError::NotFinite`] with the layer; what went wrong on the device.
-    pub fn step(&mut self, batches: &[Batch], learning_rate: f64) -> Result<StepResult, TrainError> {
+    /// [`ModelError::NotFinite`] with the layer; what went wrong on the device.
+    pub fn step(&mut self, batches: &[Batch], learning_rate: f64) -> Result<StepResult, ModelError> {
         self.observed_step(batches, learning_rate, &mut |_| Ok(()))
     }
 
@@ -26,7 +26,7 @@ impl Trainer {
         batches: &[Batch],
         learning_rate: f64,
         observe: Observer<'_>,
-    ) -> Result<StepResult, TrainError> {
+    ) -> Result<StepResult, ModelError> {
         let trained = batches.iter().map(|batch| batch.trained).sum();
         self.clear()?;
         for batch in batches {
@@ -42,7 +42,7 @@ impl Trainer {
         Ok(result)
     }
 
-    fn clear(&self) -> Result<(), TrainError> {
+    fn clear(&self) -> Result<(), ModelError> {
         let mut commands = self.session.model.gpu().commands("clear");
         commands.clear(&self.state.gradient.range);
         commands.clear(&self.session.memory.workspace(self.session.model.config(), 0)?.loss.range);
@@ -51,7 +51,7 @@ impl Trainer {
     }
 
     /// Adds the gradient of a micro-batch.
-    fn accumulate(&mut self, batch: &Batch, trained: u64, observe: Observer<'_>) -> Result<(), TrainError> {
+    fn accumulate(&mut self, batch: &Batch, trained: u64, observe: Observer<'_>) -> Result<(), ModelError> {
         let Session { model, adapter, memory } = &mut self.session;
         let mask = Some(Mask { seed: self.hyperparameters.seed, micro_batch: self.micro_batches });
         let (work, batch) = model.begin(memory, batch)?;
@@ -68,7 +68,7 @@ impl Trainer {
         Ok(())
     }
 
-    fn update(&self, learning_rate: f64) -> Result<(), TrainError> {
+    fn update(&self, learning_rate: f64) -> Result<(), ModelError> {
         let Hyperparameters { betas, epsilon, weight_decay, clip, .. } = self.hyperparameters;
         let step = AdamWStep { step: self.steps + 1, learning_rate, betas, epsilon, weight_decay, clip };
         let mut commands = self.session.model.gpu().commands("optimizer");
@@ -78,7 +78,7 @@ impl Trainer {
     }
 
     /// All that comes back from the device.
-    fn result(&self) -> Result<StepResult, TrainError> {
+    fn result(&self) -> Result<StepResult, ModelError> {
         let Session { model, memory, .. } = &self.session;
         let report = self.optimizer.read_report()?;
         let loss = memory.workspace(model.config(), 0)?.loss.read(model.gpu())?;
@@ -112,4 +112,4 @@ pub enum Phase {
 }
 
 /// Hears which phase of a step was submitted.
-type Observer<'a> = &'a mut dyn FnMut(Phase) -> Result<(), TrainError>;
+type Observer<'a> = &'a mut dyn FnMut(Phase) -> Result<(), ModelError>;

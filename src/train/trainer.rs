@@ -2,14 +2,14 @@
 
 use std::ops::Range;
 
-use super::data::Batch;
-use super::error::{NonFiniteAt, TrainError};
-use super::gpu_adapter::{GpuAdapter, Mask};
-use super::model::Model;
-use super::ops::{AdamW, AdamWState, Mat};
-use super::session::Session;
-use super::step::StepResult;
-use super::workspace::Memory;
+use crate::data::Batch;
+use crate::lora::gpu::{GpuAdapter, Mask};
+use crate::model::decoder::Model;
+use crate::model::error::{ModelError, NonFiniteAt};
+use crate::model::session::Session;
+use crate::model::workspace::Memory;
+use crate::ops::{AdamW, AdamWState, Mat, OpError};
+use crate::train::step::StepResult;
 
 /// What does not change from step to step.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -49,15 +49,15 @@ impl Trainer {
     /// Puts `adapter`, which must have room for its gradient, on `model`; moments start at zero.
     ///
     /// # Errors
-    /// [`TrainError::Shape`] where the adapter or the memory has no room for gradients; [`TrainError::Gpu`].
+    /// [`ModelError::Shape`] where the adapter or the memory has no room for gradients; [`ModelError::Gpu`].
     pub fn new(
         model: Model,
         adapter: GpuAdapter,
         memory: Memory,
         hyperparameters: Hyperparameters,
-    ) -> Result<Self, TrainError> {
+    ) -> Result<Self, ModelError> {
         let (expected, found, what) = (1, 0, "the room for gradients");
-        let no_room = || TrainError::Shape { operation: "training", what, expected, found };
+        let no_room = || OpError::Shape { operation: "training", what, expected, found };
         let gradient = adapter.gradient.clone().filter(|_| memory.sizes().training).ok_or_else(no_room)?;
         let gpu = model.gpu();
         let count = gradient.cols;
@@ -70,7 +70,7 @@ impl Trainer {
     }
 
     /// Runs the batches forward once more, to say where the first number arose that is not finite.
-    pub(super) fn explain(&mut self, batches: &[Batch], result: StepResult) -> TrainError {
+    pub(super) fn explain(&mut self, batches: &[Batch], result: StepResult) -> ModelError {
         let (step, what) =
             (Some(self.steps + 1), if result.loss.is_finite() { "the norm of the gradient" } else { "the loss" });
         let first = self.micro_batches.saturating_sub(batches.len() as u64);
@@ -78,18 +78,18 @@ impl Trainer {
             let mask = Some(Mask { seed: self.hyperparameters.seed, micro_batch });
             match self.session.first_non_finite(batch, mask) {
                 Ok(None) => {}
-                Ok(layer) => return TrainError::NotFinite { step, what, layer },
+                Ok(layer) => return ModelError::NotFinite { step, what, layer },
                 Err(error) => return error,
             }
         }
         match self.non_finite_gradient() {
-            Ok(layer) => TrainError::NotFinite { step, what, layer },
+            Ok(layer) => ModelError::NotFinite { step, what, layer },
             Err(error) => error,
         }
     }
 
     /// The last layer whose gradient is not finite: the first one on the way back.
-    fn non_finite_gradient(&self) -> Result<Option<NonFiniteAt>, TrainError> {
+    fn non_finite_gradient(&self) -> Result<Option<NonFiniteAt>, ModelError> {
         let gradient = self.gradient()?;
         let finite = |range| gradient.get::<Range<usize>>(range).unwrap_or_default().iter().all(|x| x.is_finite());
         let places = self.session.adapter.iter().flat_map(|adapter| adapter.layout.places());
@@ -100,13 +100,13 @@ impl Trainer {
     /// Looks whether the parameters still give a finite loss: a step is judged by the loss before it.
     ///
     /// # Errors
-    /// [`TrainError::NotFinite`] with the layer; what went wrong on the device.
-    pub fn check(&mut self, batch: &Batch) -> Result<(), TrainError> {
+    /// [`ModelError::NotFinite`] with the layer; what went wrong on the device.
+    pub fn check(&mut self, batch: &Batch) -> Result<(), ModelError> {
         if self.session.loss(batch)?.is_finite() {
             return Ok(());
         }
         let layer = self.session.first_non_finite(batch, None)?;
-        Err(TrainError::NotFinite { step: Some(self.steps), what: "the loss after the step", layer })
+        Err(ModelError::NotFinite { step: Some(self.steps), what: "the loss after the step", layer })
     }
 
     /// The model with its adapter, to evaluate.
@@ -128,7 +128,7 @@ impl Trainer {
     ///
     /// # Errors
     /// What went wrong on the device.
-    pub fn gradient(&self) -> Result<Vec<f32>, TrainError> {
+    pub fn gradient(&self) -> Result<Vec<f32>, ModelError> {
         Ok(self.state.gradient.read(self.session.model.gpu())?)
     }
 
@@ -136,7 +136,7 @@ impl Trainer {
     ///
     /// # Errors
     /// What went wrong on the device.
-    pub fn read(&self) -> Result<[Vec<f32>; 3], TrainError> {
+    pub fn read(&self) -> Result<[Vec<f32>; 3], ModelError> {
         let AdamWState { parameters, mean, square, .. } = &self.state;
         let gpu = self.session.model.gpu();
         Ok([parameters.read(gpu)?, mean.read(gpu)?, square.read(gpu)?])
@@ -146,8 +146,8 @@ impl Trainer {
     /// [`Trainer::new`].
     ///
     /// # Errors
-    /// [`TrainError::Shape`], [`TrainError::Gpu`].
-    pub fn restore(&mut self, mean: &[f32], square: &[f32], steps: u64, micro_batches: u64) -> Result<(), TrainError> {
+    /// [`ModelError::Shape`], [`ModelError::Gpu`].
+    pub fn restore(&mut self, mean: &[f32], square: &[f32], steps: u64, micro_batches: u64) -> Result<(), ModelError> {
         let gpu = self.session.model.gpu();
         let count = self.state.gradient.cols;
         self.state.mean = Mat::from_slice(gpu, "first moments", 1, count, mean)?;

@@ -3,20 +3,20 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
+use nf4pack::arch::config::ModelConfig;
 use nf4pack::convert::{self, encode::Encoder};
+use nf4pack::data::{Batch, UNTRAINED};
 use nf4pack::dequant::stream::{PackSource, StreamOptions, StreamPlan};
 use nf4pack::format::Role;
 use nf4pack::format::nf4::ScaleType;
 use nf4pack::gpu::Gpu;
-use nf4pack::train::adapter::Adapter;
-use nf4pack::train::config::ModelConfig;
-use nf4pack::train::data::{Batch, UNTRAINED};
-use nf4pack::train::gpu_adapter::GpuAdapter;
-use nf4pack::train::lora::AdapterLayout;
-use nf4pack::train::model::{Model, read_config};
-use nf4pack::train::session::Session;
+use nf4pack::lora::adapter::Adapter;
+use nf4pack::lora::config::AdapterLayout;
+use nf4pack::lora::gpu::GpuAdapter;
+use nf4pack::model::decoder::{Model, read_config};
+use nf4pack::model::session::Session;
+use nf4pack::model::workspace::{Memory, Sizes};
 use nf4pack::train::trainer::{Hyperparameters, Trainer};
-use nf4pack::train::workspace::{Memory, Sizes};
 use safetensors::SafeTensors;
 use serde_json::Value;
 

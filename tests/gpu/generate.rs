@@ -7,15 +7,15 @@ use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 
 use nf4pack::convert::{Options, convert};
+use nf4pack::data::Tokenizer;
 use nf4pack::dequant::stream::PackSource;
 use nf4pack::gpu::Gpu;
-use nf4pack::train::adapter::Adapter;
-use nf4pack::train::data::Tokenizer;
-use nf4pack::train::generate::{Ending, Event, GenerateError, TextGenerator};
-use nf4pack::train::model::{read_config, read_tokenizer};
-use nf4pack::train::open::Passes;
-use nf4pack::train::sampling::{Sampler, SamplerOptions};
-use nf4pack::train::session::Session;
+use nf4pack::lora::adapter::Adapter;
+use nf4pack::model::decoder::{read_config, read_tokenizer};
+use nf4pack::model::generate::sampling::{Sampler, SamplerOptions};
+use nf4pack::model::generate::{Ending, Event, GenerateError, TextGenerator};
+use nf4pack::model::open::Passes;
+use nf4pack::model::session::Session;
 use tempfile::TempDir;
 
 /// Tokens that a text may have.

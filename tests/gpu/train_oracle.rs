@@ -9,12 +9,12 @@ use std::collections::BTreeMap;
 
 use crate::common::oracle::{Fixture, assert_gradients, assert_near, fixture, json, numbers, relative};
 use half::bf16;
+use nf4pack::arch::config::ModelConfig;
+use nf4pack::data::{Batch, UNTRAINED};
 use nf4pack::format::Role;
-use nf4pack::train::adapter::Adapter;
-use nf4pack::train::config::ModelConfig;
-use nf4pack::train::data::{Batch, UNTRAINED};
-use nf4pack::train::lora::{LoraConfig, TARGETS};
-use nf4pack::train::session::Session;
+use nf4pack::lora::adapter::Adapter;
+use nf4pack::lora::config::{LoraConfig, TARGETS};
+use nf4pack::model::session::Session;
 use nf4pack::train::step::StepResult;
 use safetensors::SafeTensors;
 use serde_json::Value;

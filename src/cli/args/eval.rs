@@ -7,8 +7,8 @@ use clap::{Args, ValueHint};
 use super::GpuArg;
 use super::train::default_max_length;
 use super::train::values::{MicroBatchArg, SizeArg, TrainOnArg};
-use crate::train::config::ModelConfig;
-use crate::train::settings::MicroBatch;
+use crate::arch::config::ModelConfig;
+use crate::model::plan::MicroBatch;
 
 const EXAMPLES: &str = "\
 Examples:

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use clap::{ArgGroup, Args, ValueHint};
 
 use super::{GpuArg, parse_size};
-use crate::train::sampling::{Sampler, SamplerOptions};
+use crate::model::generate::sampling::{Sampler, SamplerOptions};
 
 const EXAMPLES: &str = "\
 Examples:

@@ -11,7 +11,7 @@ use clap::{Args, ValueHint};
 use serde::{Deserialize, Serialize};
 
 use super::{GpuArg, Usage};
-use crate::train::config::ModelConfig;
+use crate::arch::config::ModelConfig;
 use crate::train::settings::Settings;
 use values::{MicroBatchArg, ResumeArg, ScheduleArg, SizeArg, TargetsArg, TrainOnArg, WarmupArg, as_flag};
 

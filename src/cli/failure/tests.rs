@@ -4,7 +4,7 @@ use clap::{CommandFactory, Parser};
 
 use super::*;
 use crate::cli::args::Cli;
-use crate::train::plan::Remedy;
+use crate::model::plan::Remedy;
 
 /// The hint of a command, and of its line on the command line.
 fn hint_of(line: &str, error: impl Into<anyhow::Error>) -> String {

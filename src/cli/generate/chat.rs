@@ -8,7 +8,7 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 
 use crate::cli::ui;
-use crate::train::data::Message;
+use crate::data::Message;
 
 /// How often a wait for a line looks for Ctrl-C.
 const PATIENCE: Duration = Duration::from_millis(50);

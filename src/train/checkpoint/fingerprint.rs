@@ -5,8 +5,8 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
+use crate::data::TrainOn;
 use crate::format::{Index, crc32};
-use crate::train::data::TrainOn;
 use crate::train::schedule::{Shape, Warmup};
 use crate::train::settings::Settings;
 

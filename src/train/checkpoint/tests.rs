@@ -5,8 +5,8 @@ use std::collections::BTreeMap;
 use serde_json::Value;
 
 use super::*;
-use crate::train::adapter::{CONFIG, WEIGHTS};
-use crate::train::random::{Generator, Stream};
+use crate::lora::adapter::{CONFIG, WEIGHTS};
+use crate::random::{Generator, Stream};
 use crate::train::schedule::{Shape, Warmup};
 use crate::train::settings::Settings;
 
@@ -317,7 +317,7 @@ fn another_run_is_told_by_the_first_setting_that_differs() {
     assert_eq!(setting(|s| s.clip = None), "--clip");
     assert_eq!(setting(|s| s.weight_decay = 0.01), "--weight-decay");
     assert_eq!(setting(|s| s.seed = 1), "--seed");
-    assert_eq!(setting(|s| s.train_on = crate::train::data::TrainOn::All), "--train-on");
+    assert_eq!(setting(|s| s.train_on = crate::data::TrainOn::All), "--train-on");
     assert_eq!(setting(|s| s.eval_split = 0.1), "--eval-split");
     let of = |inputs: Inputs| difference(&settings, &inputs).unwrap_err();
     assert_eq!(of(Inputs { pack: "x".into(), ..inputs() }), "PACK");

@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Deserializer, Serialize};
 use thiserror::Error;
 
-use super::folder::publish;
+use crate::io::folder::publish;
 pub use report::{Report, duration, report};
 pub use series::median;
 use tensorboard::EventFile;

@@ -5,12 +5,12 @@ use std::path::{Path, PathBuf};
 
 use thiserror::Error;
 
-use super::super::checkpoint::{CheckpointError, Difference};
-use super::super::data::DataError;
-use super::super::error::TrainError;
-use super::super::plan::MemoryError;
-use super::super::record::RecordError;
-use super::super::settings::SettingsError;
+use crate::data::DataError;
+use crate::model::error::ModelError;
+use crate::model::plan::MemoryError;
+use crate::train::checkpoint::{CheckpointError, Difference};
+use crate::train::record::RecordError;
+use crate::train::settings::SettingsError;
 
 /// Why a run could not begin, or did not reach its end.
 #[derive(Debug, Error)]
@@ -21,7 +21,7 @@ pub enum RunError {
     Settings(#[from] SettingsError),
     /// The model, the data or the device.
     #[error(transparent)]
-    Train(#[from] TrainError),
+    Train(#[from] ModelError),
     /// The memory does not suffice.
     #[error(transparent)]
     Plan(#[from] MemoryError),
@@ -65,7 +65,7 @@ pub enum RunError {
     #[error("{source}{}", last_good(.checkpoint.as_deref()))]
     Diverged {
         /// Where.
-        source: Box<TrainError>,
+        source: Box<ModelError>,
         /// The last checkpoint before.
         checkpoint: Option<PathBuf>,
     },

@@ -2,19 +2,20 @@
 
 use std::path::{Path, PathBuf};
 
-use super::super::adapter::{self, Adapter};
-use super::super::checkpoint::{Checkpoint, Fingerprint, Inputs, data_identity, pack_identity};
-use super::super::config::ModelConfig;
-use super::super::data::{Batch, DataFile, Dataset, Options, Tokenizer, batch, epoch_order, rows};
-use super::super::error::TrainError;
-use super::super::lora::AdapterLayout;
-use super::super::model::{read_config, read_tokenizer};
-use super::super::plan::{Demand, MemoryPlan};
-use super::super::record::METRICS;
-use super::super::settings::{MicroBatch, Settings};
 use super::{Leftover, RunError};
+use crate::arch::config::ModelConfig;
+use crate::data::{Batch, DataFile, Dataset, Options, Tokenizer, batch, epoch_order, rows};
 use crate::dequant::stream::{PackSource, default_budget};
 use crate::gpu::Gpu;
+use crate::lora::adapter::{self, Adapter};
+use crate::lora::config::AdapterLayout;
+use crate::model::decoder::{read_config, read_tokenizer};
+use crate::model::error::ModelError;
+use crate::model::plan::MicroBatch;
+use crate::model::plan::{Demand, MemoryPlan};
+use crate::train::checkpoint::{Checkpoint, Fingerprint, Inputs, data_identity, pack_identity};
+use crate::train::record::METRICS;
+use crate::train::settings::Settings;
 
 /// What a run is made of.
 #[derive(Debug, Clone, Copy)]
@@ -66,7 +67,7 @@ impl Prepared {
         let settings = task.settings;
         settings.check()?;
         let model = read_config(&pack)?;
-        model.check_length(settings.max_length).map_err(TrainError::from)?;
+        model.check_length(settings.max_length).map_err(ModelError::from)?;
         let checkpoint =
             resume.map(|path| Ok::<_, RunError>((path.to_owned(), Checkpoint::read(path, &model)?))).transpose()?;
         let now = checkpoint.as_ref().map_or(task.now, |(_, checkpoint)| checkpoint.state.now);
@@ -126,10 +127,10 @@ impl Prepared {
     /// Plans the memory of the run on a device.
     ///
     /// # Errors
-    /// [`RunError::Plan`], [`TrainError::Lora`].
+    /// [`RunError::Plan`], [`ModelError::Lora`].
     pub fn plan(&self, gpu: &Gpu, settings: &Settings) -> Result<MemoryPlan, RunError> {
         let lora = settings.lora();
-        let layout = AdapterLayout::new(&lora, &self.model).map_err(TrainError::from)?;
+        let layout = AdapterLayout::new(&lora, &self.model).map_err(ModelError::from)?;
         let demand = Demand {
             index: self.pack.index(),
             model: &self.model,

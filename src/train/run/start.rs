@@ -2,18 +2,18 @@
 
 use std::path::{Path, PathBuf};
 
-use super::super::adapter::Adapter;
-use super::super::checkpoint::{Checkpoint, Fingerprint, State, adapter_checksum};
-use super::super::config::ModelConfig;
-use super::super::error::TrainError;
-use super::super::gpu_adapter::GpuAdapter;
-use super::super::plan::MemoryPlan;
-use super::super::record::{Record, Recorder};
-use super::super::settings::Settings;
-use super::super::trainer::{Hyperparameters, Trainer};
 use super::{RunError, Task};
+use crate::arch::config::ModelConfig;
 use crate::dequant::stream::PackSource;
 use crate::gpu::Gpu;
+use crate::lora::adapter::Adapter;
+use crate::lora::gpu::GpuAdapter;
+use crate::model::error::ModelError;
+use crate::model::plan::MemoryPlan;
+use crate::train::checkpoint::{Checkpoint, Fingerprint, State, adapter_checksum};
+use crate::train::record::{Record, Recorder};
+use crate::train::settings::Settings;
+use crate::train::trainer::{Hyperparameters, Trainer};
 
 /// What a run starts with.
 pub(super) struct Start {
@@ -29,7 +29,7 @@ impl Start {
     /// At an adapter that changes nothing.
     pub fn fresh(task: &Task<'_>, model: &ModelConfig, state: State) -> Result<Self, RunError> {
         let (lora, base) = (task.settings.lora(), task.base.map(str::to_owned));
-        let adapter = Adapter::new(lora, base, model, task.settings.seed).map_err(TrainError::from)?;
+        let adapter = Adapter::new(lora, base, model, task.settings.seed).map_err(ModelError::from)?;
         Ok(Self { adapter, state, checkpoint: None, moments: None })
     }
 
@@ -60,7 +60,7 @@ impl Start {
         pack: PackSource,
         settings: &Settings,
         plan: &MemoryPlan,
-    ) -> Result<Trainer, TrainError> {
+    ) -> Result<Trainer, ModelError> {
         let (model, memory) = plan.reserve(gpu, pack)?;
         let Adapter { config, layout, vector, .. } = &self.adapter;
         let on_gpu = GpuAdapter::new(gpu, config, layout, vector, true)?;
@@ -84,7 +84,7 @@ impl Start {
         }
         let best = best.map(|best| Adapter { base: self.adapter.base.clone(), ..best });
         let adapter = best.as_ref().unwrap_or(&self.adapter);
-        Ok(adapter.write(task.out, task.files).map_err(TrainError::from)?)
+        Ok(adapter.write(task.out, task.files).map_err(ModelError::from)?)
     }
 
     /// The records of the run, and what writes more of them.

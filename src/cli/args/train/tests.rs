@@ -4,10 +4,10 @@ use clap::Parser;
 
 use super::super::{Cli, Command};
 use super::*;
+use crate::data::TrainOn;
 use crate::format::Role;
-use crate::train::data::TrainOn;
+use crate::model::plan::MicroBatch;
 use crate::train::schedule::{Shape, Warmup};
-use crate::train::settings::MicroBatch;
 
 fn parse(flags: &str) -> Result<Box<TrainArgs>, String> {
     let words = ["nf4pack", "train", "q.nf4pack"].into_iter().chain(flags.split_whitespace());

@@ -8,11 +8,11 @@ use clap::ValueEnum;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use super::super::parse_size;
+use crate::data::TrainOn;
 use crate::format::Role;
-use crate::train::data::TrainOn;
-use crate::train::lora::TARGETS;
+use crate::lora::config::TARGETS;
+use crate::model::plan::MicroBatch;
 use crate::train::schedule::{Shape, Warmup};
-use crate::train::settings::MicroBatch;
 
 /// All seven projections.
 const ALL_LINEAR: &str = "all-linear";

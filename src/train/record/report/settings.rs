@@ -1,9 +1,10 @@
 //! What a training was told, as names and values: the names are those of the flags.
 
-use crate::train::data::TrainOn;
-use crate::train::lora::TARGETS;
+use crate::data::TrainOn;
+use crate::lora::config::TARGETS;
+use crate::model::plan::MicroBatch;
 use crate::train::schedule::{Shape, Warmup};
-use crate::train::settings::{MicroBatch, Settings};
+use crate::train::settings::Settings;
 
 /// All settings but those that play no part.
 pub(super) fn rows(settings: &Settings) -> Vec<(String, String)> {

@@ -1,0 +1,3 @@
+//! What a model is: the sizes and settings of its config.json.
+
+pub mod config;

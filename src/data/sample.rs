@@ -1,0 +1,215 @@
+//! Records to samples: tokens, and which of them are to be learned.
+
+use rayon::prelude::*;
+
+use super::formats::{self, Content, without_mark};
+use super::spans::{Marked, conversation};
+use super::tokenizer::Tokenizer;
+use super::{DataError, Form};
+use crate::random::{Generator, Stream};
+
+/// The prompt of Stanford's Alpaca, for models without a chat template.
+const ALPACA: &str =
+    "Below is an instruction that describes a task. Write a response that appropriately completes the request.";
+
+/// Records that are tokenised between two looks at whether to go on: enough for all cores, and done in a moment.
+const AT_A_TIME: usize = 512;
+
+/// What is learned.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum TrainOn {
+    /// Completions and the words of the assistant; all of a plain text.
+    #[default]
+    Completions,
+    /// Every token.
+    All,
+}
+
+/// How samples are made.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Options {
+    /// What is learned.
+    pub train_on: TrainOn,
+    /// Tokens of a sample at most; what is over is cut at the end.
+    pub max_length: u32,
+}
+
+/// One text.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Sample {
+    /// Its line in the file, from 1.
+    pub line: u64,
+    /// Its tokens.
+    pub tokens: Vec<u32>,
+    /// One a token: whether it is to be predicted. The first token never is: nothing stands before it.
+    pub trained: Vec<bool>,
+}
+
+impl Sample {
+    /// Tokens to be predicted.
+    pub fn trained_tokens(&self) -> u64 {
+        self.trained.iter().skip(1).filter(|&&t| t).count() as u64
+    }
+}
+
+/// What the maximum length took.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Cut {
+    /// Samples that were longer.
+    pub samples: u64,
+    /// Their tokens that are gone.
+    pub tokens: u64,
+}
+
+/// The samples of a file.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Dataset {
+    /// The form of the file; `None` for plain text.
+    pub form: Option<Form>,
+    /// The samples, in the order of the file.
+    pub samples: Vec<Sample>,
+    /// What the maximum length took.
+    pub cut: Cut,
+}
+
+impl Dataset {
+    /// Reads a JSON Lines file. `progress` hears how many of all records are tokenised, and ends the work where it says `false`.
+    ///
+    /// # Errors
+    /// A [`DataError`] with the line; [`DataError::NothingTrained`] for the first sample from which nothing can be learned;
+    /// [`DataError::Cancelled`].
+    pub fn from_json_lines(
+        bytes: &[u8],
+        tokenizer: &Tokenizer,
+        options: Options,
+        progress: &mut dyn FnMut(u64, u64) -> bool,
+    ) -> Result<Self, DataError> {
+        let (form, records) = formats::parse(bytes)?;
+        let total = records.len() as u64;
+        let mut dataset = Self { form: Some(form), samples: Vec::with_capacity(records.len()), cut: Cut::default() };
+        let encode = |(line, content)| encode(tokenizer, line, content, options.train_on);
+        let mut records = records.into_iter();
+        while records.len() > 0 {
+            let some: Vec<_> = records.by_ref().take(AT_A_TIME).collect();
+            let encoded: Vec<Result<Sample, DataError>> = some.into_par_iter().map(encode).collect();
+            encoded.into_iter().try_for_each(|sample| dataset.push(sample?, tokenizer, options.max_length))?;
+            if !progress(dataset.samples.len() as u64, total) {
+                return Err(DataError::Cancelled);
+            }
+        }
+        Ok(dataset)
+    }
+
+    /// Cuts one plain text into samples of `max_length` tokens; every token is learned.
+    ///
+    /// # Errors
+    /// [`DataError::Utf8`]; [`DataError::Empty`] where there are not two tokens.
+    pub fn from_text(bytes: &[u8], tokenizer: &Tokenizer, max_length: u32) -> Result<Self, DataError> {
+        let text = std::str::from_utf8(without_mark(bytes)).map_err(|e| DataError::Utf8 { byte: e.valid_up_to() as u64 })?;
+        let tokens = tokenizer.encode(text, true)?;
+        let windows = tokens.chunks(max_length.max(1) as usize).filter(|window| window.len() > 1);
+        let sample = |tokens: &[u32]| Sample { line: 1, tokens: tokens.to_vec(), trained: vec![true; tokens.len()] };
+        let samples: Vec<Sample> = windows.map(sample).collect();
+        if samples.is_empty() {
+            return Err(DataError::Empty);
+        }
+        Ok(Self { form: None, samples, cut: Cut::default() })
+    }
+
+    /// Takes a share of the samples out, to evaluate on: at random, one at least, and never the last one. Both parts keep the
+    /// order of the file.
+    ///
+    /// # Errors
+    /// [`DataError::NothingHeldOut`] where there are not two samples.
+    pub fn hold_out(&mut self, share: f64, seed: u64) -> Result<Self, DataError> {
+        let count = self.samples.len();
+        if count < 2 {
+            return Err(DataError::NothingHeldOut);
+        }
+        let held_out = ((share * count as f64).ceil() as usize).clamp(1, count - 1);
+        let mut chosen: Vec<bool> = (0..count).map(|i| i < held_out).collect();
+        Generator::new(seed, Stream::Split).shuffle(&mut chosen);
+        let mut chosen = chosen.into_iter();
+        let samples = self.samples.extract_if(.., |_| chosen.next().unwrap_or(false)).collect();
+        Ok(Self { form: self.form, samples, cut: Cut::default() })
+    }
+
+    /// Tokens of all samples.
+    pub fn tokens(&self) -> u64 {
+        self.samples.iter().map(|sample| sample.tokens.len() as u64).sum()
+    }
+
+    /// Tokens of the longest sample.
+    pub fn longest(&self) -> u32 {
+        let longest = self.samples.iter().map(|sample| sample.tokens.len()).max().unwrap_or_default();
+        u32::try_from(longest).unwrap_or(u32::MAX)
+    }
+
+    /// Tokens to be predicted.
+    pub fn trained_tokens(&self) -> u64 {
+        self.samples.iter().map(Sample::trained_tokens).sum()
+    }
+
+    /// Adds a sample, cut to its maximum length.
+    fn push(&mut self, sample: Sample, tokenizer: &Tokenizer, max_length: u32) -> Result<(), DataError> {
+        let (line, length) = (sample.line, sample.tokens.len() as u64);
+        let sample = self.cut(sample, max_length);
+        if sample.trained_tokens() == 0 {
+            let text = tokenizer.decode(&sample.tokens)?;
+            return Err(DataError::NothingTrained { line, length, max_length, text });
+        }
+        self.samples.push(sample);
+        Ok(())
+    }
+
+    fn cut(&mut self, mut sample: Sample, max_length: u32) -> Sample {
+        let over = sample.tokens.len().saturating_sub(max_length as usize);
+        if over > 0 {
+            sample.tokens.truncate(max_length as usize);
+            sample.trained.truncate(max_length as usize);
+            self.cut.samples += 1;
+            self.cut.tokens += over as u64;
+        }
+        sample
+    }
+}
+
+fn encode(tokenizer: &Tokenizer, line: u64, content: Content, train_on: TrainOn) -> Result<Sample, DataError> {
+    let (marked, in_template) = match content {
+        Content::Text(text) => (Marked::from_byte(text, 0), false),
+        Content::Completion { prompt, completion } => {
+            (Marked::from_byte(format!("{prompt}{completion}"), prompt.len()), false)
+        }
+        Content::Chat { messages, tools } => (conversation(tokenizer, line, &messages, &tools, train_on)?, true),
+        Content::Instruction { system, instruction, output } if tokenizer.has_template() => {
+            let messages = instruction_messages(system.as_deref(), &instruction, &output);
+            (conversation(tokenizer, line, &messages, &().into(), train_on)?, true)
+        }
+        Content::Instruction { system, instruction, output } => {
+            let system = system.as_deref().unwrap_or(ALPACA);
+            let prompt = format!("{system}\n\n### Instruction:\n{instruction}\n\n### Response:\n");
+            (Marked::from_byte(format!("{prompt}{output}"), prompt.len()), false)
+        }
+    };
+    // A template writes the special tokens itself.
+    let encoded = tokenizer.encode_spans(&marked.text, !in_template)?;
+    let mut tokens = encoded.tokens;
+    let mut trained: Vec<bool> = encoded.spans.iter().map(|span| marked.is_trained(span)).collect();
+    let eos = tokenizer.eos().filter(|eos| !in_template && tokens.last() != Some(eos));
+    tokens.extend(eos);
+    if !in_template && tokens.last().copied() == tokenizer.eos() {
+        // Whoever put it there: a model that does not learn where to end goes on forever.
+        trained.resize(tokens.len(), true);
+        trained.last_mut().into_iter().for_each(|last| *last = true);
+    }
+    if train_on == TrainOn::All {
+        trained.fill(true);
+    }
+    Ok(Sample { line, tokens, trained })
+}
+
+fn instruction_messages(system: Option<&str>, instruction: &str, output: &str) -> Vec<minijinja::Value> {
+    let message = |role: &str, content: &str| minijinja::Value::from_pairs([("role", role), ("content", content)]);
+    let system = system.map(|system| message("system", system));
+    system.into_iter().chain([message("user", instruction), message("assistant", output)]).collect()
+}

@@ -1,0 +1,454 @@
+//! Files to samples to batches, with the fixture's tokenizer and with templates as models have them.
+
+use std::path::Path;
+
+use super::*;
+use crate::arch::config::ModelConfig;
+
+const FOLDER: &str = "tests/fixtures/tiny-qwen3";
+
+fn read(name: &str) -> Vec<u8> {
+    std::fs::read(format!("{FOLDER}/{name}")).unwrap()
+}
+
+fn model() -> ModelConfig {
+    ModelConfig::parse(&read("config.json"), None).unwrap()
+}
+
+/// The fixture's tokenizer, with another chat template if one is given.
+fn tokenizer(template: Option<&str>) -> Tokenizer {
+    let (json, config) = (read("tokenizer.json"), read("tokenizer_config.json"));
+    let files = TokenizerFiles { tokenizer: &json, config: Some(&config), chat_template: template.map(str::as_bytes) };
+    Tokenizer::new(files, &model(), 0).unwrap()
+}
+
+fn without_template() -> Tokenizer {
+    let json = read("tokenizer.json");
+    Tokenizer::new(TokenizerFiles { tokenizer: &json, ..TokenizerFiles::default() }, &model(), 0).unwrap()
+}
+
+const OPTIONS: Options = Options { train_on: TrainOn::Completions, max_length: 1000 };
+
+fn load(tokenizer: &Tokenizer, line: &str) -> Result<Dataset, DataError> {
+    load_as(tokenizer, line, OPTIONS)
+}
+
+fn load_as(tokenizer: &Tokenizer, line: &str, options: Options) -> Result<Dataset, DataError> {
+    Dataset::from_json_lines(line.as_bytes(), tokenizer, options, &mut |_, _| true)
+}
+
+/// The text of a sample, with ⟦ ⟧ around what is learned.
+#[track_caller]
+fn shown(tokenizer: &Tokenizer, line: &str) -> String {
+    let dataset = load(tokenizer, line).unwrap();
+    let batch = batch(&dataset.samples, &[vec![0]]);
+    let shown = show_batch(&batch, tokenizer).unwrap();
+    shown[0].to_string().trim_end_matches('\n').to_owned()
+}
+
+const CHAT: &str = r#"{"messages": [{"role": "system", "content": "Be kind."}, {"role": "user", "content": "Hi"},
+    {"role": "assistant", "content": "Hello, friend!"}, {"role": "user", "content": "Bye"}, {"role": "assistant", "content": "So long."}]}"#;
+
+fn chat() -> String {
+    CHAT.replace('\n', " ")
+}
+
+#[test]
+fn the_assistant_s_words_and_the_end_of_its_turn_are_learned() {
+    let expected = "<|im_start|>system\nBe kind.<|im_end|>\n<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n\
+        ⟦Hello, friend!<|im_end|>⟧\n<|im_start|>user\nBye<|im_end|>\n<|im_start|>assistant\n⟦So long.<|im_end|>⟧\n";
+    assert_eq!(shown(&tokenizer(None), &chat()), expected.trim_end());
+    let dataset = load(&tokenizer(None), &chat()).unwrap();
+    let sample = &dataset.samples[0];
+    let ends: Vec<_> =
+        sample.tokens.iter().zip(&sample.trained).filter(|(token, _)| **token == 2).map(|(_, t)| *t).collect();
+    assert_eq!(ends, [false, false, true, false, true], "<|im_end|> of the assistant's turns alone");
+}
+
+#[test]
+fn everything_is_learned_on_demand() {
+    let options = Options { train_on: TrainOn::All, ..OPTIONS };
+    let dataset = load_as(&tokenizer(None), &chat(), options).unwrap();
+    assert_eq!(dataset.trained_tokens(), dataset.tokens() - 1);
+    // Also by a template that does not tell whose words are whose.
+    let confusing = tokenizer(Some(CONFUSING));
+    assert!(matches!(load(&confusing, &chat()), Err(DataError::Spans { .. })));
+    let dataset = load_as(&confusing, &chat(), options).unwrap();
+    assert_eq!(dataset.trained_tokens(), dataset.tokens() - 1);
+}
+
+/// Tells the number of messages first, so that no conversation begins as a longer one does.
+const CONFUSING: &str = "{{ messages | length }}{% for m in messages %}{{ m.content }}{% endfor %}";
+
+#[test]
+fn texts_and_completions_end_with_the_end_token() {
+    for tokenizer in [tokenizer(None), without_template()] {
+        let (eos, end) = (tokenizer.eos().unwrap(), "<|im_end|>");
+        assert_eq!(eos, 2);
+        let text = shown(&tokenizer, r#"{"text": "Once upon a time"}"#);
+        assert!(text.ends_with(&format!("{end}⟧")), "{text}");
+        assert_eq!(text.replace(['⟦', '⟧'], ""), format!("Once upon a time{end}"));
+        let text = shown(&tokenizer, r#"{"prompt": "Q: 1+1?\nA:", "completion": " two é漢🦀"}"#);
+        assert_eq!(text, format!("Q: 1+1?\nA:⟦ two é漢🦀{end}⟧"));
+        let dataset = load(&tokenizer, r#"{"text": "already ended<|im_end|>"}"#).unwrap();
+        assert_eq!(dataset.samples[0].tokens.iter().filter(|&&token| token == eos).count(), 1);
+    }
+}
+
+#[test]
+fn instructions_use_the_template_or_alpaca_s_prompt() {
+    let line = r#"{"instruction": "Add.", "input": "1 2", "output": "3"}"#;
+    let expected = "<|im_start|>user\nAdd.\n\n1 2<|im_end|>\n<|im_start|>assistant\n⟦3<|im_end|>⟧";
+    assert_eq!(shown(&tokenizer(None), line), expected);
+    let text = shown(&without_template(), line);
+    assert!(text.ends_with("### Instruction:\nAdd.\n\n1 2\n\n### Response:\n⟦3<|im_end|>⟧"), "{text}");
+    let line = r#"{"system": "S", "instruction": "I", "output": "O"}"#;
+    assert!(shown(&tokenizer(None), line).starts_with("<|im_start|>system\nS<|im_end|>"));
+}
+
+#[test]
+fn sharegpt_is_a_conversation() {
+    let line = r#"{"conversations": [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Ho"}]}"#;
+    assert_eq!(shown(&tokenizer(None), line), "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n⟦Ho<|im_end|>⟧");
+    let error = load(&without_template(), line).unwrap_err();
+    assert!(matches!(error, DataError::NoTemplate { line: 1 }), "{error}");
+}
+
+/// In the manner of Qwen3: the last turn of the assistant begins with a thought, even an empty one; earlier ones lose it.
+const THINKING: &str = "{%- for m in messages %}{%- if m.role == 'assistant' %}{%- set c = m.content.split('</think>')[-1].lstrip('\\n') %}\
+    {{- '<|im_start|>assistant\\n' }}{%- if loop.last %}{{- '<think>\\n\\n</think>\\n\\n' }}{%- endif %}{{- c + '<|im_end|>\\n' }}\
+    {%- else %}{{- '<|im_start|>' + m.role + '\\n' + m.content + '<|im_end|>\\n' }}{%- endif %}{%- endfor %}\
+    {%- if add_generation_prompt %}{{- '<|im_start|>assistant\\n' }}{%- endif %}";
+
+#[test]
+fn turns_that_lose_their_thoughts_are_found() {
+    let expected = "<|im_start|>assistant\n⟦Hello, friend!<|im_end|>⟧\n<|im_start|>user\nBye<|im_end|>\n<|im_start|>assistant\n\
+        ⟦<think>\n\n</think>\n\nSo long.<|im_end|>⟧";
+    let text = shown(&tokenizer(Some(THINKING)), &chat());
+    assert!(text.ends_with(expected), "{text}");
+    let thought = chat().replace("Hello, friend!", "<think>\\nHm.\\n</think>\\n\\nHello, friend!");
+    let text = shown(&tokenizer(Some(THINKING)), &thought);
+    assert!(text.ends_with(expected), "{text}");
+}
+
+#[test]
+fn turns_that_call_tools_and_say_nothing_are_found() {
+    let template = THINKING.replace("c + '<|im_end|>", "c + (m.tool_calls | tojson if m.tool_calls else '') + '<|im_end|>");
+    let line = r#"{"messages": [{"role": "user", "content": "Rain?"}, {"role": "assistant", "content": "",
+        "tool_calls": [{"name": "look", "at": "sky"}]}, {"role": "tool", "content": "no"}, {"role": "assistant", "content": "No."}]}"#;
+    let expected = "<|im_start|>user\nRain?<|im_end|>\n<|im_start|>assistant\n⟦[{\"name\": \"look\", \"at\": \"sky\"}]<|im_end|>⟧\n\
+        <|im_start|>tool\nno<|im_end|>\n<|im_start|>assistant\n⟦<think>\n\n</think>\n\nNo.<|im_end|>⟧";
+    assert_eq!(shown(&tokenizer(Some(&template)), &line.replace('\n', " ")), expected);
+}
+
+#[test]
+fn a_thought_begun_by_the_generation_prompt_counts_as_said() {
+    let template = THINKING
+        .replace("{{- '<|im_start|>assistant\\n' }}{%- endif %}", "{{- '<|im_start|>assistant\\n<think>\\n' }}{%- endif %}");
+    let text = shown(&tokenizer(Some(&template)), &chat());
+    assert!(text.contains("<|im_start|>assistant\n⟦Hello, friend!<|im_end|>⟧"), "{text}");
+    assert!(text.ends_with("<|im_start|>assistant\n<think>\n⟦\n</think>\n\nSo long.<|im_end|>⟧"), "{text}");
+}
+
+/// In the manner of Qwen2.5: a conversation without a system prompt gets one.
+const INSERTING: &str = "{%- if messages[0]['role'] == 'system' %}{{- '<|im_start|>system\\n' + messages[0]['content'] + '<|im_end|>\\n' }}\
+    {%- else %}{{- '<|im_start|>system\\nYou are Qwen.<|im_end|>\\n' }}{%- endif %}{%- for m in messages %}\
+    {%- if m.role != 'system' or not loop.first %}{{- '<|im_start|>' + m.role + '\\n' + m.content + '<|im_end|>\\n' }}{%- endif %}\
+    {%- endfor %}{%- if add_generation_prompt %}{{- '<|im_start|>assistant\\n' }}{%- endif %}";
+
+#[test]
+fn what_a_template_puts_before_the_first_words_is_not_learned() {
+    let tokenizer = tokenizer(Some(INSERTING));
+    for words in ["And so it goes.", "a", "b", "  above <b> all ", ""] {
+        let says = |role, content| format!("{{\"role\": \"{role}\", \"content\": \"{content}\"}}");
+        let line = |messages: &[String]| format!("{{\"messages\": [{}]}}", messages.join(", "));
+        let turns = [says("assistant", words), says("user", "Go on"), says("assistant", "No.")];
+        let inserted = "<|im_start|>system\nYou are Qwen.<|im_end|>\n<|im_start|>assistant\n";
+        let first = format!("{inserted}⟦{words}<|im_end|>⟧");
+        assert_eq!(shown(&tokenizer, &line(&turns[..1])), first);
+        let rest = "\n<|im_start|>user\nGo on<|im_end|>\n<|im_start|>assistant\n⟦No.<|im_end|>⟧";
+        assert_eq!(shown(&tokenizer, &line(&turns)), format!("{first}{rest}"));
+    }
+}
+
+#[test]
+fn templates_without_a_generation_prompt_work() {
+    // In the manner of Mistral.
+    let template = "{% for m in messages %}{% if m['role'] == 'user' %}{{ '[INST] ' + m['content'] + ' [/INST]' }}\
+        {% elif m['role'] == 'assistant' %}{{ m['content'] + eos_token }}{% endif %}{% endfor %}";
+    let text = shown(&tokenizer(Some(template)), &chat());
+    assert_eq!(text, "[INST] Hi [/INST]⟦Hello, friend!<|im_end|>⟧[INST] Bye [/INST]⟦So long.<|im_end|>⟧");
+}
+
+#[test]
+fn a_turn_that_nothing_but_a_line_end_closes_learns_that() {
+    let template = "{% for m in messages %}{{ m.role + ': ' + m.content + '\\n' }}{% endfor %}{% if add_generation_prompt %}{{ 'assistant: ' }}{% endif %}";
+    let line = r#"{"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}, {"role": "user", "content": "c"}]}"#;
+    assert_eq!(shown(&tokenizer(Some(template)), line), "user: a\nassistant:⟦ b\n⟧user: c", "a token of both is learned");
+}
+
+#[test]
+fn templates_that_refuse_or_confuse_are_errors_with_the_line() {
+    let refuse = "{{ raise_exception('roles must alternate') }}";
+    let error = load(&tokenizer(Some(refuse)), &chat()).unwrap_err();
+    assert!(matches!(error, DataError::Render { line: 1, .. }));
+    assert!(error.to_string().contains("roles must alternate"), "{error}");
+    let error = load(&tokenizer(Some(CONFUSING)), &chat()).unwrap_err();
+    assert!(matches!(error, DataError::Spans { line: 1, message: 2 }), "{error}");
+    let json = read("tokenizer.json");
+    let files = TokenizerFiles { tokenizer: &json, config: None, chat_template: Some(b"{% if %}") };
+    assert!(matches!(Tokenizer::new(files, &model(), 0), Err(DataError::Template(_))));
+}
+
+#[test]
+fn templates_may_be_listed_and_tokens_be_objects() {
+    let json = read("tokenizer.json");
+    let config = br#"{"eos_token": {"content": "<|endoftext|>"}, "chat_template": [{"name": "tool_use", "template": "x"},
+        {"name": "default", "template": "{{ messages[0].content }}{{ eos_token }}"}]}"#;
+    let files = TokenizerFiles { tokenizer: &json, config: Some(config), chat_template: None };
+    let tokenizer = Tokenizer::new(files, &model(), 0).unwrap();
+    assert_eq!(tokenizer.eos(), Some(0));
+    let line = r#"{"messages": [{"role": "assistant", "content": "a"}]}"#;
+    assert_eq!(shown(&tokenizer, line), "a⟦<|endoftext|>⟧", "the first token has nothing before it");
+}
+
+#[test]
+fn what_is_over_the_length_is_cut_and_counted() {
+    let tokenizer = tokenizer(None);
+    let lines = "{\"text\": \"one two three four five six seven eight nine ten\"}\n{\"text\": \"one\"}\n";
+    let whole = load(&tokenizer, lines).unwrap();
+    let dataset = load_as(&tokenizer, lines, Options { max_length: 5, ..OPTIONS }).unwrap();
+    assert_eq!(dataset.cut, Cut { samples: 1, tokens: whole.samples[0].tokens.len() as u64 - 5 });
+    assert_eq!(dataset.samples[0].tokens, whole.samples[0].tokens[..5]);
+    assert_eq!(dataset.samples[1], whole.samples[1]);
+    assert_eq!(whole.cut, Cut::default());
+}
+
+#[test]
+fn a_sample_with_nothing_to_learn_is_shown() {
+    let tokenizer = tokenizer(None);
+    let line = r#"{"messages": [{"role": "user", "content": "only a question"}]}"#;
+    let error = load(&tokenizer, &format!("{}\n{line}", chat())).unwrap_err();
+    assert!(matches!(&error, DataError::NothingTrained { line: 2, text, .. } if text.contains("only a question")));
+    assert!(error.to_string().starts_with("line 2 has no token to be learned:\n<|im_start|>user"), "{error}");
+
+    let options = Options { max_length: 8, ..OPTIONS };
+    let error = load_as(&tokenizer, &chat(), options).unwrap_err();
+    assert!(error.to_string().contains("within the maximum length of 8: it has"), "{error}");
+}
+
+#[test]
+fn tokens_that_the_model_does_not_have_are_refused() {
+    let json = read("tokenizer.json");
+    let small = ModelConfig { vocab: 300, ..model() };
+    let tokenizer = Tokenizer::new(TokenizerFiles { tokenizer: &json, ..TokenizerFiles::default() }, &small, 0).unwrap();
+    let error = load(&tokenizer, r#"{"text": "Once upon a time there was a little house"}"#).unwrap_err();
+    assert!(matches!(error, DataError::TokenId { vocab: 300, id: 300.. }), "{error}");
+}
+
+#[test]
+fn plain_text_is_cut_into_windows() {
+    let tokenizer = tokenizer(None);
+    let text = "It was a dark and stormy night; the rain fell in torrents. ".repeat(9);
+    let dataset = Dataset::from_text(text.as_bytes(), &tokenizer, 16).unwrap();
+    assert!(dataset.samples.iter().rev().skip(1).all(|sample| sample.tokens.len() == 16));
+    let all: Vec<u32> = dataset.samples.iter().flat_map(|sample| sample.tokens.clone()).collect();
+    assert_eq!(tokenizer.decode(&all).unwrap(), text);
+    assert_eq!(dataset.trained_tokens(), dataset.tokens() - dataset.samples.len() as u64);
+    assert_eq!(Dataset::from_text(format!("\u{feff}{text}").as_bytes(), &tokenizer, 16).unwrap(), dataset);
+    assert!(matches!(Dataset::from_text(b"", &tokenizer, 16), Err(DataError::Empty)));
+    assert!(matches!(Dataset::from_text(b"ab\xff", &tokenizer, 16), Err(DataError::Utf8 { byte: 2 })));
+}
+
+#[test]
+fn a_share_of_the_samples_can_be_held_out() {
+    let tokenizer = tokenizer(None);
+    let lines: String = (0..40).map(|i| format!("{{\"text\": \"{i} words\"}}\n")).collect();
+    let split = |share, seed| {
+        let mut rest = load(&tokenizer, &lines).unwrap();
+        let held_out = rest.hold_out(share, seed).unwrap();
+        let lines = |dataset: &Dataset| dataset.samples.iter().map(|sample| sample.line).collect::<Vec<_>>();
+        (lines(&rest), lines(&held_out))
+    };
+    let (rest, held_out) = split(0.1, 5);
+    assert_eq!((rest.len(), held_out.len()), (36, 4));
+    assert!(rest.is_sorted() && held_out.is_sorted());
+    let mut all = [rest, held_out.clone()].concat();
+    all.sort_unstable();
+    assert_eq!(all, (1..=40).collect::<Vec<_>>());
+    assert_eq!(split(0.1, 5).1, held_out);
+    assert_ne!(split(0.1, 6).1, held_out);
+    assert_eq!(split(0.001, 5).1.len(), 1, "a share asks for one sample at least");
+    assert_eq!(split(1.0, 5).0.len(), 1, "one sample is left to train on");
+    let mut one = load(&tokenizer, lines.lines().next().unwrap()).unwrap();
+    assert!(matches!(one.hold_out(0.5, 5), Err(DataError::NothingHeldOut)));
+    assert_eq!(one.samples.len(), 1);
+}
+
+#[test]
+fn files_that_are_no_tokenizer() {
+    let json = read("tokenizer.json");
+    let new = |files| Tokenizer::new(files, &model(), 0).unwrap_err();
+    assert!(matches!(new(TokenizerFiles::default()), DataError::Tokenizer(_)));
+    let files = TokenizerFiles { tokenizer: &json, config: Some(b"[]"), chat_template: None };
+    assert!(matches!(new(files), DataError::TokenizerConfig(_)));
+}
+
+#[test]
+fn packed_batches_hold_every_sample_once() {
+    let tokenizer = tokenizer(None);
+    let lines: String = (0..40).map(|i| format!("{{\"text\": \"{}\"}}\n", "word ".repeat(1 + i * 7 % 23))).collect();
+    let dataset = load(&tokenizer, &lines).unwrap();
+    let rows = rows(&dataset.samples, &epoch_order(40, 1, 0), 64);
+    let batch = batch(&dataset.samples, &rows);
+    assert_eq!(batch.tokens.len() as u64, dataset.tokens());
+    assert_eq!(batch.rows as usize, rows.len());
+    assert_eq!(batch.trained, dataset.trained_tokens());
+    assert_eq!(batch.labels.iter().filter(|&&label| label != UNTRAINED).count() as u64, batch.trained);
+    let mut seen: Vec<usize> = rows.concat();
+    seen.sort_unstable();
+    assert_eq!(seen, (0..40).collect::<Vec<_>>());
+    for t in 0..batch.tokens.len() {
+        let start = batch.starts[t] as usize;
+        assert!(start <= t && t - start < 64 && batch.starts[start] as usize == start, "token {t}");
+        if batch.labels[t] != UNTRAINED {
+            assert_eq!(batch.labels[t], batch.tokens[t + 1]);
+            assert_eq!(batch.starts[t], batch.starts[t + 1]);
+        }
+    }
+}
+
+fn say(role: &'static str, content: &str) -> Message {
+    Message { role, content: content.to_owned() }
+}
+
+#[test]
+fn a_conversation_goes_on_with_the_assistant() {
+    let messages = [say("system", "Be kind."), say("user", "Hi"), say("assistant", "Ho"), say("user", "<Bye>")];
+    let tokenizer = tokenizer(None);
+    let tokens = tokenizer.chat_prompt(&messages).unwrap();
+    let expected = "<|im_start|>system\nBe kind.<|im_end|>\n<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\nHo<|im_end|>\n\
+        <|im_start|>user\n<Bye><|im_end|>\n<|im_start|>assistant\n";
+    assert_eq!(tokenizer.decode(&tokens).unwrap(), expected);
+    // What the assistant then says is what it was trained to say there.
+    let trained = load(&tokenizer, &chat()).unwrap();
+    let asked = tokenizer.chat_prompt(&[say("system", "Be kind."), say("user", "Hi")]).unwrap();
+    assert!(trained.samples[0].tokens.starts_with(&asked));
+    assert!(trained.samples[0].trained[asked.len()] && !trained.samples[0].trained[asked.len() - 1]);
+}
+
+#[test]
+fn conversations_may_be_refused() {
+    let refused = without_template().chat_prompt(&[say("user", "Hi")]).unwrap_err();
+    assert!(matches!(refused, DataError::NoChatTemplate), "{refused}");
+    let refused = tokenizer(Some("{{ raise_exception('no') }}")).chat_prompt(&[say("user", "Hi")]).unwrap_err();
+    assert!(matches!(refused, DataError::Chat(_)) && refused.to_string().contains("no"), "{refused}");
+}
+
+/// The pieces that a stream gives for tokens, without those that are empty.
+fn pieces(tokenizer: &Tokenizer, before: &[u32], tokens: &[u32]) -> Vec<String> {
+    let mut stream = tokenizer.stream(before);
+    let mut pieces: Vec<String> = tokens.iter().map(|&token| stream.push(token).unwrap()).collect();
+    pieces.push(stream.finish().unwrap());
+    pieces.retain(|piece| !piece.is_empty());
+    pieces
+}
+
+#[test]
+fn streamed_text_is_the_text_and_never_a_part_of_a_character() {
+    let tokenizer = tokenizer(None);
+    for text in ["Once upon a time", "  two é漢🦀 and 👩‍🚀\n\n  end ", "", "a\u{fffd}b", "\u{fffd}"] {
+        let tokens = tokenizer.encode(text, false).unwrap();
+        let pieces = pieces(&tokenizer, &[], &tokens);
+        assert_eq!(pieces.concat(), text);
+        assert!(text.contains('\u{fffd}') || pieces.iter().all(|piece| !piece.contains('\u{fffd}')), "{pieces:?}");
+    }
+    let tokens = tokenizer.encode("🦀", false).unwrap();
+    assert!(tokens.len() > 1, "several tokens make this character");
+    assert_eq!(pieces(&tokenizer, &[], &tokens), ["🦀"]);
+    assert_eq!(pieces(&tokenizer, &[], &tokens[..tokens.len() - 1]), ["\u{fffd}"], "told at the end");
+    let wrong = [&tokens[..tokens.len() - 1], &tokenizer.encode("ok", false).unwrap()].concat();
+    assert_eq!(pieces(&tokenizer, &[], &wrong).concat(), "\u{fffd}ok");
+}
+
+#[test]
+fn streams_leave_special_tokens_out_and_go_on_after_a_prompt() {
+    let tokenizer = tokenizer(None);
+    let [hi, there] = ["Hi", " there"].map(|text| tokenizer.encode(text, false).unwrap());
+    let end = tokenizer.eos().unwrap();
+    assert_eq!(pieces(&tokenizer, &hi, &[there.clone(), vec![end]].concat()).concat(), " there");
+    assert_eq!(pieces(&tokenizer, &[], &[vec![end], hi, vec![end, end], there].concat()).concat(), "Hi there");
+    // Tokens that the tokenizer does not know are padding of the model.
+    assert!(pieces(&tokenizer, &[], &[100_000]).is_empty());
+}
+
+/// As Llama 2 has it: a space is a part of the word after it, lost at the start of a text; bytes are tokens of their own.
+#[test]
+fn streams_keep_spaces_between_words_and_join_bytes() {
+    let json = br#"{"version": "1.0", "truncation": null, "padding": null, "added_tokens": [], "normalizer": null, "pre_tokenizer": null,
+        "post_processor": null, "decoder": {"type": "Sequence", "decoders": [
+            {"type": "Replace", "pattern": {"String": "\u2581"}, "content": " "}, {"type": "ByteFallback"}, {"type": "Fuse"},
+            {"type": "Strip", "content": " ", "start": 1, "stop": 0}]},
+        "model": {"type": "BPE", "dropout": null, "unk_token": null, "continuing_subword_prefix": null, "end_of_word_suffix": null,
+            "fuse_unk": false, "byte_fallback": true, "ignore_merges": false,
+            "vocab": {"\u2581one": 0, "\u2581two": 1, "<0xE6>": 2, "<0xBC>": 3, "<0xA2>": 4, "<0x41>": 5}, "merges": []}}"#;
+    let tokenizer = Tokenizer::new(TokenizerFiles { tokenizer: json, ..TokenizerFiles::default() }, &model(), 0).unwrap();
+    assert_eq!(pieces(&tokenizer, &[], &[0, 1, 1]), ["one", " two", " two"]);
+    assert_eq!(pieces(&tokenizer, &[0], &[1, 0]), [" two", " one"]);
+    assert_eq!(pieces(&tokenizer, &[], &[1, 2, 3, 4, 2, 3, 4, 0]), ["two", "漢", "漢", " one"]);
+    assert_eq!(pieces(&tokenizer, &[], &[5, 2, 0]).concat(), "A\u{fffd}\u{fffd} one");
+}
+
+#[test]
+fn files_are_what_their_names_say_or_else_what_they_begin_with() {
+    let json_lines = |name: &str, bytes: &[u8]| DataFile::new(Path::new(name), bytes).json_lines;
+    for bytes in [&b"{\"text\": \"a\"}"[..], b"Once", b"\xef\xbb\xbf{", b"\xff\xfe{\0", b""] {
+        assert!(["a.jsonl", "a.JSON", "b/a.ndjson"].iter().all(|name| json_lines(name, bytes)), "{bytes:?}");
+        assert!(!json_lines("a.txt", bytes) && !json_lines("a.jsonl.md", bytes));
+    }
+    for (bytes, expected) in
+        [(&b"\xef\xbb\xbf {"[..], true), (b"\n[", true), (b"Once", false), (b"\xef\xbb\xbfOnce", false), (b"", true)]
+    {
+        assert_eq!(json_lines("data", bytes), expected, "{bytes:?}");
+    }
+}
+
+#[test]
+fn errors_of_files_name_them() {
+    let tokenizer = tokenizer(None);
+    let error = |name: &str, bytes: &[u8]| {
+        DataFile::new(Path::new(name), bytes).samples(&tokenizer, OPTIONS, &mut |_, _| true).unwrap_err().to_string()
+    };
+    assert!(error("b/a.jsonl", b"x{\"text\": \"a\"}").starts_with("b/a.jsonl: line 1 is not JSON: "));
+    assert_eq!(error("a.txt", b"ab\xff"), "a.txt: the text is not UTF-8 from byte 2 on");
+}
+
+#[test]
+fn reading_tells_how_far_it_is_and_stops_when_told() {
+    let tokenizer = tokenizer(None);
+    let lines = "{\"text\": \"word\"}\n".repeat(1100);
+    let mut heard = Vec::new();
+    let file = DataFile::new(Path::new("a.jsonl"), lines.as_bytes());
+    let mut listen = |done, total| {
+        heard.push((done, total));
+        true
+    };
+    assert_eq!(file.samples(&tokenizer, OPTIONS, &mut listen).unwrap().samples.len(), 1100);
+    assert_eq!(heard, [(512, 1100), (1024, 1100), (1100, 1100)]);
+    let stopped = file.samples(&tokenizer, OPTIONS, &mut |_, _| false);
+    assert!(matches!(stopped, Err(DataError::Cancelled)), "{stopped:?}");
+}
+
+#[test]
+fn a_shown_batch_has_every_token_in_a_part() {
+    let tokenizer = tokenizer(None);
+    let dataset = load(&tokenizer, &format!("{}\n{}", chat(), chat())).unwrap();
+    let shown = show_batch(&batch(&dataset.samples, &[vec![0, 1]]), &tokenizer).unwrap();
+    assert_eq!(shown.len(), 2);
+    for (shown, sample) in shown.iter().zip(&dataset.samples) {
+        assert_eq!(shown.parts.iter().flat_map(|part| part.tokens.clone()).collect::<Vec<_>>(), sample.tokens);
+        assert_eq!((shown.tokens, shown.learned), (sample.tokens.len() as u64, sample.trained_tokens()));
+        let learned: usize = shown.parts.iter().filter(|part| part.learned).map(|part| part.tokens.len()).sum();
+        assert_eq!(learned as u64, shown.learned);
+    }
+}

@@ -1,0 +1,319 @@
+//! LoRA: y = W x + scale * B (A x), with A [rank, inputs] and B [outputs, rank] beside each adapted projection. All matrices
+//! of an adapter stand in one vector, so that the optimiser sees one tensor.
+
+use std::ops::Range;
+
+use thiserror::Error;
+
+use crate::arch::config::ModelConfig;
+use crate::format::Role;
+use crate::random::{Generator, Stream};
+
+/// The projections that can be adapted, in the order in which they stand in a layer of an adapter.
+pub const TARGETS: [Role; 7] =
+    [Role::QProj, Role::KProj, Role::VProj, Role::OProj, Role::GateProj, Role::UpProj, Role::DownProj];
+
+/// A matrix starts on a multiple of this many floats, 256 bytes: where a range of a GPU buffer may start.
+const ALIGN: usize = 64;
+
+/// Why there can be no such adapter.
+#[derive(Debug, Clone, PartialEq, Error)]
+#[non_exhaustive]
+pub enum LoraError {
+    /// A rank of zero.
+    #[error("the rank of an adapter is 1 at least")]
+    Rank,
+    /// A scale that is no positive number.
+    #[error("alpha should be a number above 0, found {found}")]
+    Alpha {
+        /// The alpha.
+        found: f64,
+    },
+    /// A dropout that leaves nothing, or less.
+    #[error("dropout should be from 0 on and below 1, found {found}")]
+    Dropout {
+        /// The dropout.
+        found: f64,
+    },
+    /// Nothing to train.
+    #[error("an adapter needs at least one target")]
+    NoTarget,
+    /// A target that is not one of [`TARGETS`].
+    #[error("{found} cannot be adapted; targets are q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj, down_proj")]
+    Target {
+        /// The role.
+        found: Role,
+    },
+    /// More floats than memory can address.
+    #[error("an adapter of rank {rank} is too large")]
+    TooLarge {
+        /// The rank.
+        rank: u32,
+    },
+}
+
+/// The settings of an adapter.
+#[derive(Debug, Clone, PartialEq)]
+pub struct LoraConfig {
+    /// Rows of A, columns of B.
+    pub rank: u32,
+    /// What the scale is made of.
+    pub alpha: f64,
+    /// Share of an adapter's inputs that training drops.
+    pub dropout: f64,
+    /// The adapted projections, some of [`TARGETS`], in any order.
+    pub targets: Vec<Role>,
+    /// Whether the scale is alpha / sqrt(rank) and not alpha / rank.
+    pub rslora: bool,
+}
+
+impl LoraConfig {
+    /// The factor on B (A x).
+    pub fn scale(&self) -> f64 {
+        let rank = f64::from(self.rank);
+        self.alpha / if self.rslora { rank.sqrt() } else { rank }
+    }
+
+    /// # Errors
+    /// A [`LoraError`] that names the setting.
+    pub fn check(&self) -> Result<(), LoraError> {
+        if self.rank == 0 {
+            return Err(LoraError::Rank);
+        }
+        if !(self.alpha.is_finite() && self.alpha > 0.0) {
+            return Err(LoraError::Alpha { found: self.alpha });
+        }
+        if !(0.0..1.0).contains(&self.dropout) {
+            return Err(LoraError::Dropout { found: self.dropout });
+        }
+        match self.targets.iter().find(|role| !TARGETS.contains(role)) {
+            Some(&found) => Err(LoraError::Target { found }),
+            None if self.targets.is_empty() => Err(LoraError::NoTarget),
+            None => Ok(()),
+        }
+    }
+}
+
+/// Where a role stands in [`TARGETS`], of which it is one.
+pub(crate) fn target_index(role: Role) -> u32 {
+    TARGETS.iter().zip(0..).find(|(target, _)| **target == role).map_or(0, |(_, index)| index)
+}
+
+/// Inputs and outputs of a projection; `None` for a role that is not one of [`TARGETS`].
+pub fn projection_shape(model: &ModelConfig, role: Role) -> Option<(u32, u32)> {
+    match role {
+        Role::QProj => Some((model.hidden, model.queries())),
+        Role::KProj | Role::VProj => Some((model.hidden, model.keys())),
+        Role::OProj => Some((model.queries(), model.hidden)),
+        Role::GateProj | Role::UpProj => Some((model.hidden, model.intermediate)),
+        Role::DownProj => Some((model.intermediate, model.hidden)),
+        _ => None,
+    }
+}
+
+/// Where the two matrices of one projection stand in the vector of an adapter.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Place {
+    /// A, [rank, inputs], row-major: floats of the vector, from a multiple of 64 on.
+    pub a: Range<usize>,
+    /// B, [outputs, rank], row-major: floats of the vector, from a multiple of 64 on.
+    pub b: Range<usize>,
+    /// Columns of A.
+    pub inputs: u32,
+    /// Rows of B.
+    pub outputs: u32,
+}
+
+/// Where everything stands in the vector of an adapter: by layer, then in the order of [`TARGETS`], A before B. What lies
+/// between the matrices is zero.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct AdapterLayout {
+    rank: u32,
+    layers: u32,
+    layer_len: usize,
+    /// Places in layer 0.
+    places: Vec<(Role, Place)>,
+}
+
+impl AdapterLayout {
+    /// The layout of an adapter of `model`.
+    ///
+    /// # Errors
+    /// A setting of `config` that cannot be.
+    pub fn new(config: &LoraConfig, model: &ModelConfig) -> Result<Self, LoraError> {
+        config.check()?;
+        let too_large = || LoraError::TooLarge { rank: config.rank };
+        let mut places = Vec::new();
+        let mut layer_len = 0_usize;
+        let mut take = |rows: u32, cols: u32| {
+            let start = layer_len;
+            let end = (rows as usize).checked_mul(cols as usize).and_then(|len| start.checked_add(len))?;
+            layer_len = end.checked_next_multiple_of(ALIGN)?;
+            Some(start..end)
+        };
+        for role in TARGETS.into_iter().filter(|role| config.targets.contains(role)) {
+            let Some((inputs, outputs)) = projection_shape(model, role) else { continue };
+            let a = take(config.rank, inputs).ok_or_else(too_large)?;
+            let b = take(outputs, config.rank).ok_or_else(too_large)?;
+            places.push((role, Place { a, b, inputs, outputs }));
+        }
+        layer_len.checked_mul(4).and_then(|len| len.checked_mul(model.layers as usize)).ok_or_else(too_large)?;
+        Ok(Self { rank: config.rank, layers: model.layers, layer_len, places })
+    }
+
+    /// Floats of the vector; a multiple of 64.
+    pub fn len(&self) -> usize {
+        self.layer_len * self.layers as usize
+    }
+
+    /// Whether the model has no layers.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Rows of every A, columns of every B.
+    pub fn rank(&self) -> u32 {
+        self.rank
+    }
+
+    /// Layers of the model.
+    pub fn layers(&self) -> u32 {
+        self.layers
+    }
+
+    /// The adapted projections of each layer, in the order in which they stand there.
+    pub fn roles(&self) -> impl Iterator<Item = Role> {
+        self.places.iter().map(|&(role, _)| role)
+    }
+
+    /// Parameters that are trained: the floats of all matrices.
+    pub fn parameters(&self) -> u64 {
+        let of = |(_, place): &(Role, Place)| (place.a.len() + place.b.len()) as u64;
+        self.places.iter().map(of).sum::<u64>() * u64::from(self.layers)
+    }
+
+    /// The place of a projection's matrices; `None` where it is not adapted.
+    pub fn place(&self, layer: u32, role: Role) -> Option<Place> {
+        let (_, first) = self.places.iter().find(|(r, _)| *r == role).filter(|_| layer < self.layers)?;
+        let offset = layer as usize * self.layer_len;
+        let shift = |range: &Range<usize>| range.start + offset..range.end + offset;
+        Some(Place { a: shift(&first.a), b: shift(&first.b), ..*first })
+    }
+
+    /// All places: layer by layer, in the order of the vector.
+    pub fn places(&self) -> impl Iterator<Item = (u32, Role, Place)> {
+        let of_layer = move |layer| self.roles().filter_map(move |role| Some((layer, role, self.place(layer, role)?)));
+        (0..self.layers).flat_map(of_layer)
+    }
+
+    /// The vector before training: A uniform in [-1/sqrt(inputs), 1/sqrt(inputs)), each module from a stream of its own, and
+    /// B zero, so that the model is what it was.
+    pub fn initial(&self, seed: u64) -> Vec<f32> {
+        let mut vector = vec![0.0; self.len()];
+        for (layer, role, place) in self.places() {
+            let mut generator = Generator::new(seed, Stream::Init { layer, module: target_index(role) });
+            let bound = 1.0 / f64::from(place.inputs).sqrt();
+            for x in vector.get_mut(place.a).unwrap_or_default() {
+                *x = (f64::from(generator.uniform() * 2.0 - 1.0) * bound) as f32;
+            }
+        }
+        vector
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn model() -> ModelConfig {
+        ModelConfig::parse(&std::fs::read("tests/fixtures/tiny-qwen3/config.json").unwrap(), None).unwrap()
+    }
+
+    fn lora(targets: &[Role]) -> LoraConfig {
+        LoraConfig { rank: 3, alpha: 16.0, dropout: 0.0, targets: targets.to_vec(), rslora: false }
+    }
+
+    #[test]
+    fn scales() {
+        let config = LoraConfig { rank: 16, ..lora(&TARGETS) };
+        assert_eq!(config.scale(), 1.0);
+        assert_eq!(LoraConfig { rslora: true, ..config }.scale(), 4.0);
+    }
+
+    #[test]
+    fn matrices_are_aligned_in_order_and_do_not_overlap() {
+        let layout = AdapterLayout::new(&lora(&TARGETS), &model()).unwrap();
+        let mut end = 0;
+        let mut parameters = 0;
+        for (layer, role, place) in layout.places() {
+            assert_eq!(projection_shape(&model(), role), Some((place.inputs, place.outputs)));
+            for (range, len) in [(place.a, 3 * place.inputs), (place.b, 3 * place.outputs)] {
+                assert!(range.start.is_multiple_of(64) && range.start >= end && range.start < end + 64, "{layer} {role}");
+                assert_eq!(range.len(), len as usize);
+                parameters += range.len() as u64;
+                end = range.end;
+            }
+        }
+        assert!(layout.len() >= end && layout.len().is_multiple_of(64));
+        assert_eq!(layout.parameters(), parameters);
+        assert_eq!(layout.places().count(), 28);
+        assert_eq!(layout.place(1, Role::KProj).unwrap().outputs, 128);
+        assert_eq!(layout.place(1, Role::OProj).unwrap().inputs, 256);
+    }
+
+    #[test]
+    fn only_targets_have_a_place_whatever_their_order() {
+        let layout = AdapterLayout::new(&lora(&[Role::UpProj, Role::QProj, Role::UpProj]), &model()).unwrap();
+        assert_eq!(layout.roles().collect::<Vec<_>>(), [Role::QProj, Role::UpProj]);
+        assert_eq!(layout.place(0, Role::KProj), None);
+        assert_eq!(layout.place(4, Role::QProj), None);
+        assert_eq!(layout.place(0, Role::QProj).unwrap().a, 0..3 * 192);
+    }
+
+    #[test]
+    fn a_is_uniform_and_differs_between_modules_and_b_is_zero() {
+        let layout = AdapterLayout::new(&lora(&TARGETS), &model()).unwrap();
+        let vector = layout.initial(42);
+        assert_eq!(vector, layout.initial(42));
+        assert_ne!(vector, layout.initial(43));
+        let mut starts = Vec::new();
+        for (_, _, place) in layout.places() {
+            let a = &vector[place.a];
+            let bound = 1.0 / (place.inputs as f32).sqrt();
+            assert!(a.iter().all(|x| x.abs() <= bound));
+            let variance = a.iter().map(|x| x * x).sum::<f32>() / a.len() as f32;
+            let expected = bound * bound / 3.0;
+            assert!((variance / expected - 1.0).abs() < 0.15, "{variance} {expected}");
+            assert!(vector[place.b].iter().all(|&x| x == 0.0));
+            starts.push(a[0].to_bits());
+        }
+        starts.sort_unstable();
+        starts.dedup();
+        assert_eq!(starts.len(), 28);
+        let occupied: usize = layout.places().map(|(_, _, p)| vector[p.a].iter().filter(|&&x| x != 0.0).count()).sum();
+        assert_eq!(vector.iter().filter(|&&x| x != 0.0).count(), occupied, "padding is zero");
+    }
+
+    #[test]
+    fn a_module_s_start_does_not_depend_on_the_other_targets() {
+        let of = |targets: &[Role]| {
+            let layout = AdapterLayout::new(&lora(targets), &model()).unwrap();
+            layout.initial(5)[layout.place(2, Role::VProj).unwrap().a].to_vec()
+        };
+        assert_eq!(of(&TARGETS), of(&[Role::VProj]));
+    }
+
+    #[test]
+    fn settings_that_cannot_be() {
+        let error = |config| AdapterLayout::new(&config, &model()).unwrap_err();
+        let good = lora(&TARGETS);
+        assert_eq!(error(LoraConfig { rank: 0, ..good.clone() }), LoraError::Rank);
+        assert_eq!(error(LoraConfig { alpha: 0.0, ..good.clone() }), LoraError::Alpha { found: 0.0 });
+        assert_eq!(error(LoraConfig { dropout: 1.0, ..good.clone() }), LoraError::Dropout { found: 1.0 });
+        assert_eq!(error(lora(&[])), LoraError::NoTarget);
+        assert_eq!(error(lora(&[Role::LmHead])), LoraError::Target { found: Role::LmHead });
+        let huge = ModelConfig { layers: u32::MAX, hidden: u32::MAX, ..model() };
+        let config = LoraConfig { rank: u32::MAX, ..good };
+        assert_eq!(AdapterLayout::new(&config, &huge), Err(LoraError::TooLarge { rank: u32::MAX }));
+    }
+}

@@ -1,0 +1,387 @@
+//! A decoder on the GPU: embedding, the layers of a pack as they are streamed, the head and its loss.
+
+use crate::arch::config::ModelConfig;
+use crate::data::{Batch, Tokenizer, TokenizerFiles, UNTRAINED};
+use crate::dequant::stream::{Direction, LayerStream, PackSource, StreamOptions, StreamPlan, StreamedLayer};
+use crate::format::Role;
+use crate::gpu::{BufferRange, Commands, Gpu};
+use crate::lora::gpu::{GpuAdapter, Mask};
+use crate::model::error::{ModelError, NonFiniteAt};
+use crate::model::kv_cache::Past;
+use crate::model::layer::{Layer, raw_tensor, weight};
+use crate::model::workspace::{Backward, Memory, Workspace};
+use crate::ops::matmul::{Matmul, Weight};
+use crate::ops::{
+    Attention, ChunkedLoss, Dropout, FiniteCheck, Gather, Mat, OpError, RawTensor, RmsNorm, Rotary, SwiGlu,
+    inverse_frequencies,
+};
+
+/// The operations of a device.
+#[derive(Debug)]
+pub(super) struct Kernels {
+    pub gather: Gather,
+    pub norm: RmsNorm,
+    pub rotary: Rotary,
+    pub attention: Attention,
+    pub swiglu: SwiGlu,
+    pub dropout: Dropout,
+    pub matmul: Matmul,
+    pub loss: ChunkedLoss,
+}
+
+impl Kernels {
+    fn new(gpu: &Gpu, model: &ModelConfig) -> Result<Self, ModelError> {
+        Ok(Self {
+            gather: Gather::new(gpu)?,
+            norm: RmsNorm::new(gpu)?,
+            rotary: Rotary::new(gpu)?,
+            attention: Attention::new(gpu, model.head_dim)?,
+            swiglu: SwiGlu::new(gpu)?,
+            dropout: Dropout::new(gpu)?,
+            matmul: Matmul::new(gpu)?,
+            loss: ChunkedLoss::new(gpu)?,
+        })
+    }
+}
+
+/// What the layers of a pass share.
+#[derive(Debug)]
+pub(super) struct Pass<'a> {
+    pub kernels: &'a Kernels,
+    pub model: &'a ModelConfig,
+    /// Cosines and sines of every position.
+    pub rotary: &'a Mat,
+    pub work: &'a Workspace<Mat>,
+    pub batch: &'a GpuBatch,
+    pub adapter: Option<&'a GpuAdapter>,
+    pub mask: Option<Mask>,
+    /// What the batch, one sample, goes on from.
+    pub past: Option<Past<'a>>,
+}
+
+/// A batch in GPU memory: a u32 for each token.
+#[derive(Debug)]
+pub(crate) struct GpuBatch {
+    pub ids: BufferRange,
+    /// The next token, or [`UNTRAINED`](crate::ops::UNTRAINED).
+    pub labels: BufferRange,
+    /// The first token of its sample.
+    pub starts: BufferRange,
+}
+
+impl GpuBatch {
+    fn new(gpu: &Gpu, batch: &Batch) -> Result<Self, ModelError> {
+        let upload = |label, words: &[u32]| {
+            let buffer = gpu.storage_with(label, bytemuck::cast_slice(words))?;
+            Ok::<_, ModelError>(BufferRange { buffer, offset: 0, size: 4 * words.len() as u64 })
+        };
+        let (ids, labels, starts) = (&batch.tokens, &batch.labels, &batch.starts);
+        Ok(Self { ids: upload("tokens", ids)?, labels: upload("labels", labels)?, starts: upload("starts", starts)? })
+    }
+}
+
+/// Reads a pack's own config.json.
+///
+/// # Errors
+/// [`ModelError::Stream`], [`ModelError::MissingFile`], [`ModelError::Config`].
+pub fn read_config(pack: &PackSource) -> Result<ModelConfig, ModelError> {
+    let config = pack.file("config.json")?.ok_or(ModelError::MissingFile { name: "config.json" })?;
+    Ok(ModelConfig::parse(&config, pack.file("generation_config.json")?.as_deref())?)
+}
+
+/// Reads a pack's own tokenizer; `now` as in [`Tokenizer::new`].
+///
+/// # Errors
+/// [`ModelError::Stream`], [`ModelError::MissingFile`], [`ModelError::Data`].
+pub fn read_tokenizer(pack: &PackSource, model: &ModelConfig, now: i64) -> Result<Tokenizer, ModelError> {
+    let tokenizer = pack.file("tokenizer.json")?.ok_or(ModelError::MissingFile { name: "tokenizer.json" })?;
+    let (config, chat_template) = (pack.file("tokenizer_config.json")?, pack.file("chat_template.jinja")?);
+    let files = TokenizerFiles { tokenizer: &tokenizer, config: config.as_deref(), chat_template: chat_template.as_deref() };
+    Ok(Tokenizer::new(files, model, now)?)
+}
+
+/// A model whose layers are in GPU memory, or come there as they are needed.
+#[derive(Debug)]
+pub struct Model {
+    gpu: Gpu,
+    config: ModelConfig,
+    stream: LayerStream,
+    globals: StreamedLayer,
+    final_norm: Mat,
+    rotary: Mat,
+    kernels: Kernels,
+}
+
+impl Model {
+    /// Opens the model of a pack for samples of at most `max_length` tokens. `options.globals` plays no part: they are loaded.
+    ///
+    /// # Errors
+    /// What is wrong with the pack; [`ModelError::Config`] for a length that the model does not have; what the device cannot.
+    pub fn new(gpu: &Gpu, pack: PackSource, max_length: u32, options: &StreamOptions) -> Result<Self, ModelError> {
+        let config = read_config(&pack)?;
+        config.check_length(max_length)?;
+        let rope = &config.rope;
+        let table = inverse_frequencies(rope.theta, config.head_dim, &rope.scaling, max_length);
+        let rotary = table.upload(gpu, max_length.max(1))?;
+        let kernels = Kernels::new(gpu, &config)?;
+        let options = StreamOptions { globals: true, ..options.clone() };
+        let mut stream = LayerStream::of(gpu, pack, &options)?;
+        let missing = ModelError::MissingTensor { layer: None, role: Role::Embedding };
+        let globals = stream.globals()?.cloned().ok_or(missing)?;
+        let final_norm = Mat::new(gpu, "final norm", 1, config.hidden)?;
+        let tensor = raw_tensor(&globals, Role::FinalNorm, &[config.hidden.into()])?;
+        let mut commands = gpu.commands("final norm");
+        kernels.gather.to_f32(&mut commands, &RawTensor::of(tensor)?, &final_norm)?;
+        commands.submit()?;
+        Ok(Self { gpu: gpu.clone(), config, stream, globals, final_norm, rotary, kernels })
+    }
+
+    /// The device.
+    pub fn gpu(&self) -> &Gpu {
+        &self.gpu
+    }
+
+    /// What the pack's config.json says.
+    pub fn config(&self) -> &ModelConfig {
+        &self.config
+    }
+
+    /// How the layers go through GPU memory.
+    pub fn plan(&self) -> &StreamPlan {
+        self.stream.plan()
+    }
+
+    /// Holds tokens and labels against the vocabulary, and samples against the rotary table.
+    fn check(&self, batch: &Batch) -> Result<(), ModelError> {
+        let vocab = self.config.vocab;
+        let labels = batch.labels.iter().filter(|&&label| label != UNTRAINED);
+        if let Some(&id) = batch.tokens.iter().chain(labels).find(|&&id| id >= vocab) {
+            return Err(crate::data::DataError::TokenId { id, vocab }.into());
+        }
+        let length = |(token, &start): (usize, &u32)| (token as u32).saturating_sub(start) + 1;
+        let longest = batch.starts.iter().enumerate().map(length).max().unwrap_or(0);
+        if longest > self.rotary.rows {
+            let (expected, what) = (self.rotary.rows.into(), "the tokens of a sample");
+            return Err(OpError::Shape { operation: "a pass", what, expected, found: longest.into() }.into());
+        }
+        Ok(())
+    }
+
+    /// A batch on its way through the model: its tensors, and the memory they take.
+    pub(crate) fn begin(&self, memory: &Memory, batch: &Batch) -> Result<(Workspace<Mat>, GpuBatch), ModelError> {
+        self.check(batch)?;
+        let tokens = u32::try_from(batch.tokens.len()).unwrap_or(u32::MAX);
+        Ok((memory.workspace(&self.config, tokens)?, GpuBatch::new(&self.gpu, batch)?))
+    }
+
+    /// Submits the embedding and all layers: the residual stream of each is then in `work`.
+    pub(crate) fn forward(
+        &mut self,
+        work: &Workspace<Mat>,
+        batch: &GpuBatch,
+        adapter: Option<&GpuAdapter>,
+        mask: Option<Mask>,
+    ) -> Result<(), ModelError> {
+        self.forward_after(None, work, batch, adapter, mask)
+    }
+
+    /// As [`Model::forward`], for a batch of one sample that goes on from `past`, where there is one.
+    pub(super) fn forward_after(
+        &mut self,
+        past: Option<Past<'_>>,
+        work: &Workspace<Mat>,
+        batch: &GpuBatch,
+        adapter: Option<&GpuAdapter>,
+        mask: Option<Mask>,
+    ) -> Result<(), ModelError> {
+        self.embed(work, batch)?;
+        let Self { gpu, config, stream, rotary, kernels, .. } = self;
+        let pass = Pass { kernels, model: config, rotary, work, batch, adapter, mask, past };
+        for number in 0..config.layers {
+            let streamed = stream.layer(number, Direction::Forward)?;
+            let mut commands = gpu.commands("layer forward");
+            let layer = Layer::new(&pass, &mut commands, streamed)?;
+            layer.forward(&mut commands, work.before(number)?, work.before(number + 1)?)?;
+            commands.submit()?;
+        }
+        Ok(())
+    }
+
+    fn embed(&self, work: &Workspace<Mat>, batch: &GpuBatch) -> Result<(), ModelError> {
+        let shape = [self.config.vocab.into(), self.config.hidden.into()];
+        let table = raw_tensor(&self.globals, Role::Embedding, &shape)?;
+        let mut commands = self.gpu.commands("embedding");
+        self.kernels.gather.embed(&mut commands, &RawTensor::of(table)?, &batch.ids, work.before(0)?)?;
+        commands.submit()?;
+        Ok(())
+    }
+
+    /// Submits all layers backward, the last one first, after [`Model::forward`] and [`Model::loss_gradient`].
+    pub(crate) fn backward(
+        &mut self,
+        work: &Workspace<Mat>,
+        batch: &GpuBatch,
+        adapter: &GpuAdapter,
+        mask: Option<Mask>,
+    ) -> Result<(), ModelError> {
+        let Self { gpu, config, stream, rotary, kernels, .. } = self;
+        let pass = Pass { kernels, model: config, rotary, work, batch, adapter: Some(adapter), mask, past: None };
+        for number in (0..config.layers).rev() {
+            let streamed = stream.layer(number, Direction::Backward)?;
+            let x = work.before(number)?;
+            let mut commands = gpu.commands("layer backward");
+            let layer = Layer::new(&pass, &mut commands, streamed)?;
+            layer.recompute(&mut commands, x)?;
+            layer.backward(&mut commands, x)?;
+            commands.submit()?;
+        }
+        Ok(())
+    }
+
+    /// The output projection: `lm_head`, or the embedding where they are tied.
+    fn head(&self) -> Result<Weight<'_>, ModelError> {
+        let role = if self.config.tie_word_embeddings { Role::Embedding } else { Role::LmHead };
+        weight(&self.globals, role, self.config.vocab, self.config.hidden)
+    }
+
+    /// Submits the last norm: `x` [tokens, hidden] to `work.normed`.
+    fn norm(&self, work: &Workspace<Mat>) -> Result<(), ModelError> {
+        let (x, epsilon) = (work.before(self.config.layers)?, self.config.rms_norm_eps as f32);
+        let mut commands = self.gpu.commands("final norm");
+        self.kernels.norm.forward(&mut commands, x, &self.final_norm, epsilon, &work.normed)?;
+        commands.submit()?;
+        Ok(())
+    }
+
+    /// The vocabulary in chunks: the first token of each, its rows of the output projection, and where its logits [tokens, columns] go.
+    fn chunks(&self, work: &Workspace<Mat>) -> Result<impl Iterator<Item = (u32, Weight<'_>, Mat)>, ModelError> {
+        let (head, vocab, logits) = (self.head()?, self.config.vocab, work.logits.clone());
+        let chunk = move |first| {
+            let columns = logits.cols.min(vocab - first);
+            (first, head.rows(first..first + columns), logits.narrow(logits.rows, columns))
+        };
+        Ok((0..vocab).step_by(work.logits.cols.max(1) as usize).map(chunk))
+    }
+
+    /// Records the logits of a chunk: those of `work.normed`.
+    fn record_logits(
+        &self,
+        commands: &mut Commands,
+        work: &Workspace<Mat>,
+        rows: &Weight<'_>,
+        logits: &Mat,
+    ) -> Result<(), ModelError> {
+        Ok(self.kernels.matmul.forward(commands, &work.normed, rows, None, false, logits)?)
+    }
+
+    /// Submits the logits of each chunk of the vocabulary, and `then` behind them.
+    fn for_chunks(
+        &self,
+        work: &Workspace<Mat>,
+        mut then: impl FnMut(&mut Commands, &Mat, u32, &Weight<'_>) -> Result<(), ModelError>,
+    ) -> Result<(), ModelError> {
+        for (first, rows, logits) in self.chunks(work)? {
+            let mut commands = self.gpu.commands("logits");
+            self.record_logits(&mut commands, work, &rows, &logits)?;
+            then(&mut commands, &logits, first, &rows)?;
+            commands.submit()?;
+        }
+        Ok(())
+    }
+
+    /// Submits the loss of a batch after [`Model::forward`]: the sum over its trained tokens, divided by `normalizer`, is added to
+    /// `work.loss`.
+    pub(crate) fn loss(&self, work: &Workspace<Mat>, batch: &GpuBatch, normalizer: u64) -> Result<(), ModelError> {
+        self.norm(work)?;
+        let loss = &self.kernels.loss;
+        self.for_chunks(work, |commands, logits, first, _| {
+            Ok(loss.accumulate(commands, logits, first, &batch.labels, &work.loss_state)?)
+        })?;
+        let mut commands = self.gpu.commands("loss");
+        loss.finish(&mut commands, &work.loss_state, normalizer, &work.loss)?;
+        commands.submit()?;
+        Ok(())
+    }
+
+    /// Submits the gradient of the loss after [`Model::loss`]: that of the residual stream after the last layer is then in `work`.
+    pub(crate) fn loss_gradient(
+        &self,
+        work: &Workspace<Mat>,
+        gradients: &Backward<Mat>,
+        batch: &GpuBatch,
+        normalizer: u64,
+    ) -> Result<(), ModelError> {
+        let Kernels { loss, matmul, norm, .. } = &self.kernels;
+        self.for_chunks(work, |commands, logits, first, rows| {
+            loss.gradient(commands, logits, first, &batch.labels, &work.loss_state, normalizer)?;
+            Ok(matmul.backward(commands, logits, rows, first > 0, &gradients.normed)?)
+        })?;
+        let (x, epsilon) = (work.before(self.config.layers)?, self.config.rms_norm_eps as f32);
+        let mut commands = self.gpu.commands("final norm backward");
+        norm.backward(&mut commands, x, &self.final_norm, epsilon, &gradients.normed, &gradients.residual, false)?;
+        commands.submit()?;
+        Ok(())
+    }
+
+    /// The logits of every token after [`Model::forward`], [tokens, vocabulary] row-major.
+    pub(crate) fn logits(&self, work: &Workspace<Mat>) -> Result<Vec<f32>, ModelError> {
+        self.norm(work)?;
+        self.project(work)
+    }
+
+    /// The logits of the last token alone. `last` is the workspace of one token in the same memory as `work`.
+    pub(crate) fn last_logits(&self, work: &Workspace<Mat>, last: &Workspace<Mat>) -> Result<Vec<f32>, ModelError> {
+        let (x, epsilon) = (work.before(self.config.layers)?, self.config.rms_norm_eps as f32);
+        let row = last.middle.range.size;
+        let mut commands = self.gpu.commands("final norm");
+        commands.copy(&x.range.slice(u64::from(x.rows.saturating_sub(1)) * row, row), &last.middle.range);
+        self.kernels.norm.forward(&mut commands, &last.middle, &self.final_norm, epsilon, &last.normed)?;
+        commands.submit()?;
+        self.project(last)
+    }
+
+    /// The logits of `work.normed`.
+    fn project(&self, work: &Workspace<Mat>) -> Result<Vec<f32>, ModelError> {
+        let (vocab, tokens) = (self.config.vocab as usize, work.normed.rows as usize);
+        let mut all = vec![0.0; vocab * tokens];
+        for (first, rows, logits) in self.chunks(work)? {
+            let mut commands = self.gpu.commands("logits");
+            self.record_logits(&mut commands, work, &rows, &logits)?;
+            commands.submit()?;
+            let chunk = logits.read(&self.gpu)?;
+            for (row, part) in all.chunks_mut(vocab).zip(chunk.chunks(logits.cols as usize)) {
+                let target = row.iter_mut().skip(first as usize);
+                target.zip(part).for_each(|(to, &from)| *to = from);
+            }
+        }
+        Ok(all)
+    }
+
+    /// Where the first number that is not finite arose in the forward pass whose residual streams are in `work`; `None` where all
+    /// are finite.
+    pub(crate) fn first_non_finite(&self, work: &Workspace<Mat>) -> Result<Option<NonFiniteAt>, ModelError> {
+        let check = FiniteCheck::new(&self.gpu, self.config.layers + 1)?;
+        for number in 0..=self.config.layers {
+            let mut commands = self.gpu.commands("search");
+            check.record(&mut commands, work.before(number)?, number)?;
+            commands.submit()?;
+        }
+        let first = check.read()?.iter().position(Option::is_some);
+        Ok(first.map(|at| match at {
+            0 => NonFiniteAt::Embedding,
+            layer => NonFiniteAt::Layer(layer as u32 - 1),
+        }))
+    }
+}
+
+impl Workspace<Mat> {
+    /// The residual stream before layer `number`, counted on to the number of layers.
+    fn before(&self, number: u32) -> Result<&Mat, ModelError> {
+        let count = self.residual.len();
+        // Without training, two take turns.
+        let at = if self.backward.is_some() { number as usize } else { number as usize % count.max(1) };
+        let (expected, found) = (u64::from(number) + 1, count as u64);
+        let missing = OpError::Shape { operation: "a pass", what: "the number of residual streams", expected, found };
+        self.residual.get(at).ok_or_else(|| missing.into())
+    }
+}

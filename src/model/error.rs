@@ -1,0 +1,115 @@
+//! Why a model cannot be trained or run.
+
+use thiserror::Error;
+
+use crate::arch::config::ConfigError;
+use crate::data::DataError;
+use crate::dequant::DequantError;
+use crate::dequant::stream::StreamError;
+use crate::format::Role;
+use crate::gpu::GpuError;
+use crate::lora::adapter::AdapterError;
+use crate::lora::config::LoraError;
+use crate::ops::error::OpError;
+
+/// Why a model could not be trained or run.
+#[derive(Debug, Error)]
+#[non_exhaustive]
+pub enum ModelError {
+    /// An operation of the model could not be recorded or run.
+    #[error(transparent)]
+    Op(#[from] OpError),
+    /// The pack cannot be streamed.
+    #[error(transparent)]
+    Stream(#[from] StreamError),
+    /// The pack's config.json describes no model that can be run.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// There can be no such adapter.
+    #[error(transparent)]
+    Lora(#[from] LoraError),
+    /// The adapter cannot be read or written.
+    #[error(transparent)]
+    Adapter(#[from] AdapterError),
+    /// The data cannot be trained on.
+    #[error(transparent)]
+    Data(#[from] DataError),
+    /// The pack lacks a file that a model needs.
+    #[error("the pack has no {name}")]
+    MissingFile {
+        /// Its name.
+        name: &'static str,
+    },
+    /// The pack lacks a tensor that its config.json asks for.
+    #[error("{} has no {role}", place(*.layer))]
+    MissingTensor {
+        /// The layer; `None` where the tensor is of no layer.
+        layer: Option<u32>,
+        /// What the tensor is for.
+        role: Role,
+    },
+    /// A tensor of the pack has another shape than its config.json says.
+    #[error("{}: {role} has the shape {found:?}, by config.json it should have {expected:?}", place(*.layer))]
+    TensorShape {
+        /// The layer; `None` where the tensor is of no layer.
+        layer: Option<u32>,
+        /// What the tensor is for.
+        role: Role,
+        /// By config.json.
+        expected: Vec<u64>,
+        /// In the pack.
+        found: Vec<u64>,
+    },
+    /// Numbers that are not finite, so that nothing can be learned from them.
+    #[error("{}{what} is not finite; {}", of_step(*.step), origin(*.layer))]
+    NotFinite {
+        /// The step, from 1; `None` where nothing was trained.
+        step: Option<u64>,
+        /// The loss, or the norm of the gradient.
+        what: &'static str,
+        /// Where the first number that is not finite came out of.
+        layer: Option<NonFiniteAt>,
+    },
+}
+
+impl From<GpuError> for ModelError {
+    fn from(error: GpuError) -> Self {
+        Self::Op(error.into())
+    }
+}
+
+impl From<DequantError> for ModelError {
+    fn from(error: DequantError) -> Self {
+        Self::Op(error.into())
+    }
+}
+
+/// Where in a pass the first number arose that is not finite.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum NonFiniteAt {
+    /// Already in the embeddings.
+    Embedding,
+    /// In the output of this layer.
+    Layer(u32),
+    /// In the gradients of this layer; all outputs are finite.
+    Gradient(u32),
+}
+
+fn place(layer: Option<u32>) -> String {
+    layer.map_or_else(|| "the pack".to_owned(), |number| format!("layer {number} of the pack"))
+}
+
+fn of_step(step: Option<u64>) -> String {
+    step.map_or_else(String::new, |step| format!("step {step}: "))
+}
+
+fn origin(at: Option<NonFiniteAt>) -> String {
+    match at {
+        Some(NonFiniteAt::Embedding) => "it comes from the embeddings".to_owned(),
+        Some(NonFiniteAt::Layer(number)) => format!("it arose first in layer {number}"),
+        Some(NonFiniteAt::Gradient(number)) => {
+            format!("all layers' outputs are finite: it arose first in the gradients of layer {number}")
+        }
+        None => "the outputs of all layers are finite".to_owned(),
+    }
+}

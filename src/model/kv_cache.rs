@@ -1,0 +1,91 @@
+//! What a model keeps of a text to go on with it.
+
+use crate::arch::config::ModelConfig;
+use crate::gpu::{BufferRange, Commands, Gpu};
+use crate::model::layer::attention_scale;
+use crate::ops::{CachedAttention, CachedAttentionShape, Mat, OpError};
+
+/// The keys (rotated) and values of one text's tokens, in float32, and the attention over them.
+#[derive(Debug)]
+pub struct KvCache {
+    /// Of each layer: [capacity, kv_heads * head_dim] each.
+    layers: Vec<[Mat; 2]>,
+    capacity: u32,
+    attention: CachedAttention,
+}
+
+/// A cache that holds the tokens before those of a pass.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Past<'a> {
+    pub cache: &'a KvCache,
+    pub tokens: u32,
+}
+
+impl KvCache {
+    /// Memory for `capacity` tokens.
+    ///
+    /// # Errors
+    /// [`OpError::Gpu`].
+    pub fn new(gpu: &Gpu, model: &ModelConfig, capacity: u32) -> Result<Self, OpError> {
+        let mat = |name| Mat::new(gpu, name, capacity, model.keys());
+        let layers = (0..model.layers).map(|_| Ok([mat("cached keys")?, mat("cached values")?]));
+        let attention = CachedAttention::new(gpu, model.head_dim)?;
+        Ok(Self { layers: layers.collect::<Result<_, OpError>>()?, capacity, attention })
+    }
+
+    /// GPU memory of a cache for `capacity` tokens.
+    pub fn bytes(model: &ModelConfig, capacity: u32) -> u64 {
+        2 * u64::from(model.layers) * Self::matrix_bytes(model, capacity) + CachedAttention::scratch_bytes(model.head_dim)
+    }
+
+    /// Of those, the keys or the values of one layer: what a kernel sees at once.
+    pub fn matrix_bytes(model: &ModelConfig, capacity: u32) -> u64 {
+        4 * u64::from(model.keys()) * u64::from(capacity)
+    }
+
+    /// Tokens that it has room for.
+    pub fn capacity(&self) -> u32 {
+        self.capacity
+    }
+}
+
+impl Past<'_> {
+    /// Records layer `number`'s attention of new tokens, whose keys and values go into the cache behind those of the tokens before them.
+    /// `q` and `out` [tokens, heads * head_dim], `k` and `v` [tokens, kv_heads * head_dim]; `q` and `k` are rotated.
+    pub fn attend(
+        &self,
+        commands: &mut Commands,
+        model: &ModelConfig,
+        number: u32,
+        [q, k, v]: [&Mat; 3],
+        out: &Mat,
+    ) -> Result<(), OpError> {
+        let Self { cache, tokens: past } = *self;
+        let &ModelConfig { heads, kv_heads, head_dim, layers, .. } = model;
+        let shape = |what, expected: u32, found: u64| OpError::Shape {
+            operation: "cached keys and values",
+            what,
+            expected: expected.into(),
+            found,
+        };
+        let found = cache.layers.len() as u64;
+        let [keys, values] =
+            cache.layers.get(number as usize).ok_or_else(|| shape("the number of layers", layers, found))?;
+        let end = u64::from(past) + u64::from(k.rows);
+        if end > cache.capacity.into() {
+            return Err(shape("the number of tokens", cache.capacity, end));
+        }
+        for (new, all) in [(k, keys), (v, values)] {
+            commands.copy(&new.range, &rows(all, past, new.rows));
+        }
+        let scale = attention_scale(model);
+        let shape = CachedAttentionShape { tokens: q.rows, past, heads, kv_heads, head_dim, scale };
+        cache.attention.forward(commands, &shape, q, keys, values, out)
+    }
+}
+
+/// Some rows of a matrix.
+fn rows(mat: &Mat, first: u32, count: u32) -> BufferRange {
+    let row = 4 * u64::from(mat.cols);
+    mat.range.slice(u64::from(first) * row, u64::from(count) * row)
+}

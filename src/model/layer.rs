@@ -1,0 +1,276 @@
+//! One layer of the decoder, forward and backward:
+//!
+//! ```text
+//! middle = x + o_proj(attention(rotate(norm(q_proj(n))), rotate(norm(k_proj(n))), v_proj(n)))   with n = norm(x)
+//! out    = middle + down_proj(silu(gate_proj(m)) * up_proj(m))                                  with m = norm(middle)
+//! ```
+//!
+//! The norms of queries and keys are Qwen3's alone.
+
+use crate::arch::config::ModelConfig;
+use crate::dequant::stream::{StreamedLayer, StreamedTensor};
+use crate::format::Role;
+use crate::gpu::Commands;
+use crate::lora::config::{TARGETS, projection_shape};
+use crate::model::decoder::Pass;
+use crate::model::error::ModelError;
+use crate::model::linear::Linear;
+use crate::model::workspace::{Backward, Workspace};
+use crate::ops::matmul::{Elements, Weight};
+use crate::ops::{AttentionShape, Mat, OpError, RawTensor};
+
+/// The bias of each of [`TARGETS`].
+const BIASES: [Role; 7] = [Role::QBias, Role::KBias, Role::VBias, Role::OBias, Role::GateBias, Role::UpBias, Role::DownBias];
+
+/// A layer that is in GPU memory, ready for a pass.
+#[derive(Debug)]
+pub(super) struct Layer<'a> {
+    pass: &'a Pass<'a>,
+    number: u32,
+    q: Linear<'a>,
+    k: Linear<'a>,
+    v: Linear<'a>,
+    o: Linear<'a>,
+    gate: Linear<'a>,
+    up: Linear<'a>,
+    down: Linear<'a>,
+}
+
+impl<'a> Layer<'a> {
+    /// Holds the layer's tensors against the model's sizes, and records the conversion of its norms and biases.
+    pub fn new(pass: &'a Pass<'a>, commands: &mut Commands, layer: &'a StreamedLayer) -> Result<Self, ModelError> {
+        record_constants(pass, commands, layer)?;
+        let number = layer.number.unwrap_or_default();
+        let linear = |index: usize| -> Result<Linear<'a>, ModelError> {
+            let role = TARGETS[index];
+            let bias = pass.work.constants.biases[index].as_ref();
+            let lora = pass.adapter.and_then(|adapter| adapter.lora(number, role, pass.mask));
+            Ok(Linear { weight: projection(layer, role, pass.model)?, bias, lora })
+        };
+        let [q, k, v, o, gate, up, down] = [0, 1, 2, 3, 4, 5, 6].map(linear);
+        Ok(Self { pass, number, q: q?, k: k?, v: v?, o: o?, gate: gate?, up: up?, down: down? })
+    }
+
+    /// Records the layer: `x` and `out` [tokens, hidden].
+    pub fn forward(&self, commands: &mut Commands, x: &Mat, out: &Mat) -> Result<(), OpError> {
+        let Pass { kernels, work, .. } = self.pass;
+        self.attention_block(commands, x)?;
+        self.feed_forward(commands)?;
+        commands.copy(&work.middle.range, &out.range);
+        self.down.forward(kernels, commands, work, &work.activated, true, out)
+    }
+
+    /// Records the layer once more, up to where its gradients need it: `x` is what it got.
+    pub fn recompute(&self, commands: &mut Commands, x: &Mat) -> Result<(), OpError> {
+        self.attention_block(commands, x)?;
+        self.feed_forward(commands)
+    }
+
+    /// Records the gradients, after [`Layer::recompute`]: that of the output becomes that of `x`, in place, in the workspace.
+    pub fn backward(&self, commands: &mut Commands, x: &Mat) -> Result<(), OpError> {
+        let Some(gradients) = &self.pass.work.backward else {
+            return Err(OpError::Shape {
+                operation: "backward",
+                what: "the workspaces with gradients",
+                expected: 1,
+                found: 0,
+            });
+        };
+        self.feed_forward_backward(commands, gradients)?;
+        self.attention_block_backward(commands, x, gradients)
+    }
+
+    /// `middle` of `x`.
+    fn attention_block(&self, commands: &mut Commands, x: &Mat) -> Result<(), OpError> {
+        let Pass { kernels, model, work, .. } = self.pass;
+        let Workspace { normed, queries, keys, values, middle, .. } = work;
+        kernels.norm.forward(commands, x, &work.constants.attention_norm, model.rms_norm_eps as f32, normed)?;
+        let raw_queries = work.raw_queries.as_ref().unwrap_or(queries);
+        let raw_keys = work.raw_keys.as_ref().unwrap_or(keys);
+        self.q.forward(kernels, commands, work, normed, false, raw_queries)?;
+        self.k.forward(kernels, commands, work, normed, false, raw_keys)?;
+        self.v.forward(kernels, commands, work, normed, false, values)?;
+        self.norm_heads(commands)?;
+        self.attend(commands)?;
+        commands.copy(&x.range, &middle.range);
+        self.o.forward(kernels, commands, work, &work.attended, true, middle)
+    }
+
+    /// `attended` of queries and keys, which are rotated, and values: within each sample, or over a cache.
+    fn attend(&self, commands: &mut Commands) -> Result<(), OpError> {
+        let Pass { kernels, model, work, rotary, batch, past, .. } = self.pass;
+        let Workspace { queries, keys, values, attended, lse, .. } = work;
+        let both = [(queries, model.heads), (keys, model.kv_heads)];
+        if let Some(past) = past {
+            for (x, heads) in both {
+                kernels.rotary.forward_from(commands, x, heads, past.tokens, rotary)?;
+            }
+            return past.attend(commands, model, self.number, [queries, keys, values], attended);
+        }
+        for (x, heads) in both {
+            kernels.rotary.forward(commands, x, heads, &batch.starts, rotary)?;
+        }
+        let shape = attention_shape(model, queries.rows);
+        kernels.attention.forward(commands, &shape, queries, keys, values, &batch.starts, attended, lse)
+    }
+
+    /// The norms of queries and keys, where the model has them.
+    fn norm_heads(&self, commands: &mut Commands) -> Result<(), OpError> {
+        let Pass { kernels, model, work, .. } = self.pass;
+        let epsilon = model.rms_norm_eps as f32;
+        if let (Some(raw), Some(gamma)) = (&work.raw_queries, &work.constants.query_norm) {
+            kernels.norm.forward(commands, raw, gamma, epsilon, &work.queries)?;
+        }
+        if let (Some(raw), Some(gamma)) = (&work.raw_keys, &work.constants.key_norm) {
+            kernels.norm.forward(commands, raw, gamma, epsilon, &work.keys)?;
+        }
+        Ok(())
+    }
+
+    /// `activated` of `middle`.
+    fn feed_forward(&self, commands: &mut Commands) -> Result<(), OpError> {
+        let Pass { kernels, model, work, .. } = self.pass;
+        let Workspace { normed, middle, gate, up, activated, constants, .. } = work;
+        kernels.norm.forward(commands, middle, &constants.feed_forward_norm, model.rms_norm_eps as f32, normed)?;
+        self.gate.forward(kernels, commands, work, normed, false, gate)?;
+        self.up.forward(kernels, commands, work, normed, false, up)?;
+        kernels.swiglu.forward(commands, gate, up, activated)
+    }
+
+    /// The gradient of the output becomes that of `middle`.
+    fn feed_forward_backward(&self, commands: &mut Commands, gradients: &Backward<Mat>) -> Result<(), OpError> {
+        let Pass { kernels, model, work, .. } = self.pass;
+        let Workspace { normed, middle, gate, up, activated, constants, .. } = work;
+        self.down.backward(kernels, commands, work, [activated, &gradients.residual, activated], false)?;
+        kernels.swiglu.backward(commands, gate, up, activated)?;
+        self.gate.backward(kernels, commands, work, [normed, gate, &gradients.normed], false)?;
+        self.up.backward(kernels, commands, work, [normed, up, &gradients.normed], true)?;
+        let (gamma, epsilon) = (&constants.feed_forward_norm, model.rms_norm_eps as f32);
+        kernels.norm.backward(commands, middle, gamma, epsilon, &gradients.normed, &gradients.residual, true)
+    }
+
+    /// The gradient of `middle` becomes that of `x`.
+    fn attention_block_backward(&self, commands: &mut Commands, x: &Mat, gradients: &Backward<Mat>) -> Result<(), OpError> {
+        let Pass { kernels, model, work, batch, .. } = self.pass;
+        let (gamma, epsilon) = (&work.constants.attention_norm, model.rms_norm_eps as f32);
+        self.o.backward(kernels, commands, work, [&work.attended, &gradients.residual, &gradients.attended], false)?;
+        let Workspace { queries, keys, values, .. } = work;
+        let shape = attention_shape(model, x.rows);
+        kernels.attention.backward(
+            commands,
+            &shape,
+            queries,
+            keys,
+            values,
+            &batch.starts,
+            &work.attended,
+            &work.lse,
+            &gradients.attended,
+            &gradients.delta,
+            &gradients.queries,
+            &gradients.keys,
+            &gradients.values,
+        )?;
+        kernels.rotary.backward(commands, &gradients.queries, model.heads, &batch.starts, self.pass.rotary)?;
+        kernels.rotary.backward(commands, &gradients.keys, model.kv_heads, &batch.starts, self.pass.rotary)?;
+        let [d_queries, d_keys] = self.norm_heads_backward(commands, gradients)?;
+        // The feed-forward's norm stands there.
+        kernels.norm.forward(commands, x, gamma, epsilon, &work.normed)?;
+        self.q.backward(kernels, commands, work, [&work.normed, d_queries, &gradients.normed], false)?;
+        self.k.backward(kernels, commands, work, [&work.normed, d_keys, &gradients.normed], true)?;
+        self.v.backward(kernels, commands, work, [&work.normed, &gradients.values, &gradients.normed], true)?;
+        kernels.norm.backward(commands, x, gamma, epsilon, &gradients.normed, &gradients.residual, true)
+    }
+
+    /// The gradients of what the norms per head got. They go where queries and keys stand, which are not needed any more.
+    fn norm_heads_backward<'b>(
+        &'b self,
+        commands: &mut Commands,
+        gradients: &'b Backward<Mat>,
+    ) -> Result<[&'b Mat; 2], OpError> {
+        let Pass { kernels, model, work, .. } = self.pass;
+        let epsilon = model.rms_norm_eps as f32;
+        let mut found = [&gradients.queries, &gradients.keys];
+        if let (Some(raw), Some(gamma)) = (&work.raw_queries, &work.constants.query_norm) {
+            kernels.norm.backward(commands, raw, gamma, epsilon, &gradients.queries, &work.queries, false)?;
+            found[0] = &work.queries;
+        }
+        if let (Some(raw), Some(gamma)) = (&work.raw_keys, &work.constants.key_norm) {
+            kernels.norm.backward(commands, raw, gamma, epsilon, &gradients.keys, &work.keys, false)?;
+            found[1] = &work.keys;
+        }
+        Ok(found)
+    }
+}
+
+fn attention_shape(model: &ModelConfig, tokens: u32) -> AttentionShape {
+    let &ModelConfig { heads, kv_heads, head_dim, .. } = model;
+    AttentionShape { tokens, heads, kv_heads, head_dim, scale: attention_scale(model) }
+}
+
+/// What the products of queries and keys are multiplied by.
+pub(super) fn attention_scale(model: &ModelConfig) -> f32 {
+    model.attention_multiplier as f32
+}
+
+/// Norms and biases to float32.
+fn record_constants(pass: &Pass<'_>, commands: &mut Commands, layer: &StreamedLayer) -> Result<(), ModelError> {
+    let constants = &pass.work.constants;
+    let norms = [
+        (Role::InputNorm, Some(&constants.attention_norm)),
+        (Role::PostAttentionNorm, Some(&constants.feed_forward_norm)),
+        (Role::QNorm, constants.query_norm.as_ref()),
+        (Role::KNorm, constants.key_norm.as_ref()),
+    ];
+    let biases = BIASES.into_iter().zip(constants.biases.iter().map(Option::as_ref));
+    for (role, target) in norms.into_iter().chain(biases) {
+        let Some(target) = target else { continue };
+        let tensor = raw_tensor(layer, role, &[target.cols.into()])?;
+        pass.kernels.gather.to_f32(commands, &RawTensor::of(tensor)?, target)?;
+    }
+    Ok(())
+}
+
+/// A raw tensor of this shape.
+pub(super) fn raw_tensor<'a>(
+    layer: &'a StreamedLayer,
+    role: Role,
+    expected: &[u64],
+) -> Result<&'a StreamedTensor, ModelError> {
+    let tensor = layer.raw_tensor(role).ok_or(ModelError::MissingTensor { layer: layer.number, role })?;
+    check_shape(layer, role, tensor.shape.dims(), expected)?;
+    Ok(tensor)
+}
+
+fn check_shape(layer: &StreamedLayer, role: Role, found: &[u64], expected: &[u64]) -> Result<(), ModelError> {
+    match found == expected {
+        true => Ok(()),
+        false => {
+            let (layer, expected, found) = (layer.number, expected.to_vec(), found.to_vec());
+            Err(ModelError::TensorShape { layer, role, expected, found })
+        }
+    }
+}
+
+/// A projection of the layer, quantised or kept as floats.
+fn projection<'a>(layer: &'a StreamedLayer, role: Role, model: &ModelConfig) -> Result<Weight<'a>, ModelError> {
+    let missing = ModelError::MissingTensor { layer: layer.number, role };
+    let (inputs, outputs) = projection_shape(model, role).ok_or(missing)?;
+    weight(layer, role, outputs, inputs)
+}
+
+/// A weight [outputs, inputs], quantised or kept as floats.
+pub(super) fn weight<'a>(layer: &'a StreamedLayer, role: Role, outputs: u32, inputs: u32) -> Result<Weight<'a>, ModelError> {
+    let expected = [outputs.into(), inputs.into()];
+    let elements = match layer.projection(role) {
+        Some(quantised) => {
+            check_shape(layer, role, quantised.shape.dims(), &expected)?;
+            Elements::Nf4(&quantised.weights)
+        }
+        None => {
+            let tensor = raw_tensor(layer, role, &expected)?;
+            Elements::Raw { float_type: tensor.float_type, parts: &tensor.parts }
+        }
+    };
+    Ok(Weight::new(elements, outputs, inputs))
+}

@@ -1,0 +1,87 @@
+//! A frozen projection with its adapter: y = x W^T (+ bias) + scale * (drop(x) A^T) B^T.
+
+use crate::gpu::Commands;
+use crate::lora::gpu::Lora;
+use crate::model::decoder::Kernels;
+use crate::model::workspace::Workspace;
+use crate::ops::matmul::Weight;
+use crate::ops::{Mat, OpError};
+
+/// A projection of one layer.
+#[derive(Debug)]
+pub(super) struct Linear<'a> {
+    /// Frozen, [outputs, inputs].
+    pub weight: Weight<'a>,
+    /// Frozen, [1, outputs].
+    pub bias: Option<&'a Mat>,
+    pub lora: Option<Lora>,
+}
+
+impl Linear<'_> {
+    /// Records y = x W^T (+ bias) + scale * (drop(x) A^T) B^T, on top of what `y` holds where `add`. `x` [tokens, inputs], `y`
+    /// [tokens, outputs].
+    pub fn forward(
+        &self,
+        kernels: &Kernels,
+        commands: &mut Commands,
+        work: &Workspace<Mat>,
+        x: &Mat,
+        add: bool,
+        y: &Mat,
+    ) -> Result<(), OpError> {
+        kernels.matmul.forward(commands, x, &self.weight, self.bias, add, y)?;
+        let Some(lora) = &self.lora else { return Ok(()) };
+        let low_rank = lora.low_rank(&work.low_rank, x.rows);
+        let x = lora.dropped(kernels, commands, &work.dropped, x)?;
+        kernels.matmul.nt(commands, &x, &lora.a, 1.0, false, &low_rank)?;
+        kernels.matmul.nt(commands, &low_rank, &lora.b, lora.scale, true, y)
+    }
+
+    /// Records the gradients for `dy` [tokens, outputs]: dx = dy W + drop'(du A) with du = scale * dy B, on top of what `dx` holds
+    /// where `add`; dA += du^T drop(x), dB += scale * dy^T (drop(x) A^T). `x` is what went into [`Linear::forward`] and may be `dx`
+    /// itself, since it is read before that is written.
+    pub fn backward(
+        &self,
+        kernels: &Kernels,
+        commands: &mut Commands,
+        work: &Workspace<Mat>,
+        [x, dy, dx]: [&Mat; 3],
+        add: bool,
+    ) -> Result<(), OpError> {
+        let Some(lora) = &self.lora else { return kernels.matmul.backward(commands, dy, &self.weight, add, dx) };
+        let matmul = &kernels.matmul;
+        let low_rank = lora.low_rank(&work.low_rank, x.rows);
+        matmul.nn(commands, dy, &lora.b, lora.scale, false, &low_rank)?;
+        if let (Some([da, db]), Some(scratch)) = (&lora.gradient, &work.backward) {
+            let forward = lora.low_rank(&scratch.low_rank, x.rows);
+            let x = lora.dropped(kernels, commands, &work.dropped, x)?;
+            matmul.nt(commands, &x, &lora.a, 1.0, false, &forward)?;
+            matmul.tn(commands, dy, &forward, lora.scale, true, db)?;
+            matmul.tn(commands, &low_rank, &x, 1.0, true, da)?;
+        }
+        matmul.backward(commands, dy, &self.weight, add, dx)?;
+        match lora.dropout {
+            None => matmul.nn(commands, &low_rank, &lora.a, 1.0, true, dx),
+            Some((p, key)) => {
+                let dropped = work.dropped.narrow(dx.rows, dx.cols);
+                matmul.nn(commands, &low_rank, &lora.a, 1.0, false, &dropped)?;
+                kernels.dropout.record(commands, p, key, &dropped, dx, true)
+            }
+        }
+    }
+}
+
+impl Lora {
+    /// The first columns of a scratch matrix, as many as the rank.
+    fn low_rank(&self, scratch: &Mat, rows: u32) -> Mat {
+        scratch.narrow(rows, self.a.rows)
+    }
+
+    /// The inputs that are left.
+    fn dropped(&self, kernels: &Kernels, commands: &mut Commands, scratch: &Mat, x: &Mat) -> Result<Mat, OpError> {
+        let Some((p, key)) = self.dropout else { return Ok(x.clone()) };
+        let dropped = scratch.narrow(x.rows, x.cols);
+        kernels.dropout.record(commands, p, key, x, &dropped, false)?;
+        Ok(dropped)
+    }
+}

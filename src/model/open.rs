@@ -1,0 +1,76 @@
+//! A model opened to be run, not trained: for losses, logits and texts.
+
+use crate::arch::config::ModelConfig;
+use crate::dequant::stream::{PackSource, default_budget};
+use crate::gpu::Gpu;
+use crate::lora::adapter::Adapter;
+use crate::lora::gpu::GpuAdapter;
+use crate::model::error::ModelError;
+use crate::model::plan::MicroBatch;
+use crate::model::plan::{Demand, MemoryError, MemoryPlan};
+use crate::model::session::Session;
+
+/// What a model is opened for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Passes {
+    /// Tokens of a row.
+    pub length: u32,
+    /// Rows that there are.
+    pub rows: u64,
+    /// Rows of a forward pass.
+    pub micro_batch: MicroBatch,
+    /// Tokens of the longest text: fewer than a row has, or more where a text goes through the model piece by piece.
+    pub positions: u32,
+    /// Bytes that something else takes of the budget.
+    pub beside: u64,
+    /// Bytes of GPU memory that all of it may take; `None`: what the device has left.
+    pub budget: Option<u64>,
+}
+
+impl Passes {
+    /// One row of so many tokens, in all the memory that there is.
+    pub fn of_one(length: u32) -> Self {
+        Self { length, rows: 1, micro_batch: MicroBatch::Rows(1), positions: length, beside: 0, budget: None }
+    }
+
+    /// Plans the memory for `model`, that of `pack`, with an adapter or without.
+    ///
+    /// # Errors
+    /// As [`MemoryPlan::new`].
+    pub fn plan(
+        &self,
+        gpu: &Gpu,
+        pack: &PackSource,
+        model: &ModelConfig,
+        adapter: Option<&Adapter>,
+    ) -> Result<MemoryPlan, MemoryError> {
+        let demand = Demand {
+            index: pack.index(),
+            model,
+            max_buffer: gpu.limits().max_buffer_size,
+            max_binding: gpu.limits().max_storage_buffer_binding_size,
+            budget: self.budget.or_else(|| default_budget(gpu)),
+            adapter: adapter.map_or(0, |adapter| adapter.layout.len() as u64),
+            rank: adapter.map_or(0, |adapter| adapter.config.rank),
+            dropout: false,
+            training: false,
+            length: self.length,
+            positions: self.positions,
+            rows: self.rows,
+            beside: self.beside,
+        };
+        MemoryPlan::new(&demand, self.micro_batch)
+    }
+}
+
+impl Session {
+    /// Opens the model of `pack` as [`Passes::plan`] has planned it, with the same adapter.
+    ///
+    /// # Errors
+    /// As [`MemoryPlan::reserve`] and [`GpuAdapter::new`].
+    pub fn open(gpu: &Gpu, pack: PackSource, adapter: Option<&Adapter>, plan: &MemoryPlan) -> Result<Self, ModelError> {
+        let (model, memory) = plan.reserve(gpu, pack)?;
+        let upload = |a: &Adapter| GpuAdapter::new(gpu, &a.config, &a.layout, &a.vector, false);
+        Ok(Self { model, adapter: adapter.map(upload).transpose()?, memory })
+    }
+}

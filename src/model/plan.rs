@@ -1,0 +1,286 @@
+//! How much GPU memory a run takes, told before any of it is taken.
+
+use std::fmt;
+
+use thiserror::Error;
+
+use crate::arch::config::ModelConfig;
+use crate::dequant::stream::{PackSource, StreamError, StreamOptions, StreamPlan};
+use crate::format::Index;
+use crate::gpu::Gpu;
+use crate::model::decoder::Model;
+use crate::model::error::ModelError;
+use crate::model::workspace::{Memory, Sizes, WorkspaceBytes};
+use crate::ops::matmul::Matmul;
+
+/// Rows of a forward pass.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum MicroBatch {
+    /// As many as fit into the GPU's memory.
+    #[default]
+    Auto,
+    /// So many.
+    Rows(u32),
+}
+
+/// `--micro-batch auto` takes no more rows than this: a step of more would be few steps an epoch.
+pub const MOST_AUTO_ROWS: u32 = 8;
+
+/// Why a run does not fit.
+#[derive(Debug, Error)]
+#[non_exhaustive]
+pub enum MemoryError {
+    /// More memory than there is.
+    #[error("the run takes {needed} bytes of GPU memory, and {budget} are there{}", remedy.map(|r| format!("; {r} would fit")).unwrap_or_default())]
+    Budget {
+        /// Bytes allowed.
+        budget: u64,
+        /// Bytes of the smallest plan with these settings.
+        needed: u64,
+        /// With what it fits, if there is such a thing.
+        remedy: Option<Remedy>,
+    },
+    /// A matrix that is too large for one buffer, or for one binding of a kernel.
+    #[error("the run has a matrix of {needed} bytes, and the GPU takes {most} at once{}", remedy.map(|r| format!("; {r} would fit")).unwrap_or_default())]
+    Matrix {
+        /// Bytes that the device takes.
+        most: u64,
+        /// Bytes of the largest matrix with these settings.
+        needed: u64,
+        /// With what it fits, if there is such a thing.
+        remedy: Option<Remedy>,
+    },
+    /// The pack's layers cannot be placed on this device.
+    #[error(transparent)]
+    Stream(#[from] StreamError),
+}
+
+/// What makes a run fit; as a text, in the flags of `nf4pack train`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Remedy {
+    /// So many rows at a time.
+    Rows(u32),
+    /// Rows of so many tokens, as many at a time as were asked for.
+    Length(u32),
+    /// Rows of so many tokens, one at a time.
+    LengthOfOne(u32),
+    /// An adapter of this rank.
+    Rank(u32),
+}
+
+impl Remedy {
+    /// The flags that say so, of a command with these names for the rows at a time and their length.
+    pub fn in_flags(self, rows_flag: &str, length_flag: &str) -> String {
+        match self {
+            Self::Rows(rows) => format!("{rows_flag} {rows}"),
+            Self::Length(length) => format!("{length_flag} {length}"),
+            Self::LengthOfOne(length) => format!("{length_flag} {length} {rows_flag} 1"),
+            Self::Rank(rank) => format!("--rank {rank}"),
+        }
+    }
+}
+
+impl fmt::Display for Remedy {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.in_flags("--micro-batch", "--max-length"))
+    }
+}
+
+/// What a run is planned from.
+#[derive(Debug, Clone, Copy)]
+pub struct Demand<'a> {
+    /// The pack's index.
+    pub index: &'a Index,
+    /// Its model.
+    pub model: &'a ModelConfig,
+    /// The device's largest buffer.
+    pub max_buffer: u64,
+    /// As much of a buffer as the device lets a kernel see.
+    pub max_binding: u64,
+    /// Bytes allowed; `None`: as many as it takes, of which nobody knows whether they are there.
+    pub budget: Option<u64>,
+    /// Floats of the adapter; 0 without one.
+    pub adapter: u64,
+    /// Rank of the adapter; 0 without one.
+    pub rank: u32,
+    /// Whether inputs are dropped.
+    pub dropout: bool,
+    /// Whether gradients are taken.
+    pub training: bool,
+    /// Tokens of a row.
+    pub length: u32,
+    /// Tokens of the longest text: of a sample in a row, or of one that goes through the model piece by piece.
+    pub positions: u32,
+    /// Rows that there are: more at a time are of no use.
+    pub rows: u64,
+    /// Bytes that something else takes.
+    pub beside: u64,
+}
+
+/// The memory of a run, in bytes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct MemoryPlan {
+    /// How the layers go through it.
+    pub stream: StreamPlan,
+    /// Rows of a forward pass.
+    pub micro_batch: u32,
+    /// Tokens of a row.
+    pub length: u32,
+    /// Tokens of the longest text.
+    pub positions: u32,
+    /// What passes work in.
+    pub sizes: Sizes,
+    /// Bytes of that: activations and logits.
+    pub workspace: WorkspaceBytes,
+    /// Parameters of the adapter.
+    pub adapter: u64,
+    /// Gradient and moments.
+    pub optimizer: u64,
+    /// Sums of products, angles of the rotary embedding, and what something else takes.
+    pub scratch: u64,
+    /// Bytes allowed.
+    pub budget: Option<u64>,
+}
+
+impl MemoryPlan {
+    /// Plans a run: the rows asked for, or as many as fit ([`MOST_AUTO_ROWS`] at most, and one where no budget is known), all layers
+    /// resident if any rows allow that, else in a ring.
+    ///
+    /// # Errors
+    /// [`MemoryError::Budget`] with a flag that helps.
+    pub fn new(demand: &Demand<'_>, micro_batch: MicroBatch) -> Result<Self, MemoryError> {
+        let (least, most) = match micro_batch {
+            MicroBatch::Rows(rows) => (rows, rows),
+            // What is not known is not used up.
+            MicroBatch::Auto if demand.budget.is_none() => (1, 1),
+            MicroBatch::Auto => (1, demand.rows.clamp(1, MOST_AUTO_ROWS.into()) as u32),
+        };
+        let fewest = Self::of(demand, least).map_err(|error| error.with(demand.remedy(least)))?;
+        let more: Vec<Self> = (least + 1..=most).rev().filter_map(|rows| Self::of(demand, rows).ok()).collect();
+        let resident = more.iter().chain([&fewest]).find(|plan| plan.stream.resident);
+        Ok(resident.or(more.first()).unwrap_or(&fewest).clone())
+    }
+
+    fn of(demand: &Demand<'_>, rows: u32) -> Result<Self, MemoryError> {
+        let Demand { model, budget, length, training, .. } = *demand;
+        let tokens = rows.saturating_mul(length);
+        let sizes = Sizes { tokens, rank: demand.rank, dropout: demand.dropout, training };
+        let workspace = WorkspaceBytes::of(model, sizes);
+        let most = demand.max_binding.min(demand.max_buffer);
+        if workspace.largest > most {
+            return Err(MemoryError::Matrix { most, needed: workspace.largest, remedy: None });
+        }
+        let adapter = 4 * demand.adapter;
+        let optimizer = if training { 3 * adapter } else { 0 };
+        let scratch = Matmul::SCRATCH_BYTES + rotary_bytes(model, demand.positions) + demand.beside;
+        let besides = workspace.total() + adapter + optimizer + scratch;
+        let left = budget.map(|budget| budget.saturating_sub(besides));
+        let stream = match StreamPlan::new(demand.index, demand.max_buffer, left, true) {
+            Err(StreamError::Budget { needed, .. }) => {
+                let budget = budget.unwrap_or(u64::MAX);
+                return Err(MemoryError::Budget { budget, needed: needed + besides, remedy: None });
+            }
+            result => result?,
+        };
+        let positions = demand.positions;
+        Ok(Self { stream, micro_batch: rows, length, positions, sizes, workspace, adapter, optimizer, scratch, budget })
+    }
+
+    /// Opens the model, and reserves what passes work in.
+    ///
+    /// # Errors
+    /// As [`Model::new`] and [`Memory::new`].
+    pub fn reserve(&self, gpu: &Gpu, pack: PackSource) -> Result<(Model, Memory), ModelError> {
+        let stream = StreamOptions { budget: Some(self.stream.needed_bytes), ..StreamOptions::default() };
+        let model = Model::new(gpu, pack, self.positions, &stream)?;
+        let memory = Memory::new(gpu, model.config(), self.sizes)?;
+        Ok((model, memory))
+    }
+
+    /// Bytes of it all.
+    pub fn total(&self) -> u64 {
+        self.stream.needed_bytes + self.workspace.total() + self.adapter + self.optimizer + self.scratch
+    }
+
+    /// What takes how many bytes, for people.
+    pub fn parts(&self) -> [(&'static str, u64); 8] {
+        let weights = self.stream.needed_bytes - self.stream.staging_bytes - self.stream.globals_bytes;
+        [
+            ("weights of layers", weights),
+            ("embedding and head", self.stream.globals_bytes),
+            ("staging", self.stream.staging_bytes),
+            ("activations kept", self.workspace.checkpoints),
+            ("activations of a layer", self.workspace.layer),
+            ("logits", self.workspace.loss),
+            ("adapter, gradient, moments", self.adapter + self.optimizer),
+            ("scratch", self.scratch),
+        ]
+    }
+}
+
+/// Bytes of the angles of the rotary embedding, for texts of `length` tokens.
+fn rotary_bytes(model: &ModelConfig, length: u32) -> u64 {
+    4 * u64::from(length) * u64::from(model.head_dim)
+}
+
+impl MemoryError {
+    /// What would fit, if there is such a thing.
+    pub fn remedy(&self) -> Option<Remedy> {
+        match *self {
+            Self::Budget { remedy, .. } | Self::Matrix { remedy, .. } => remedy,
+            Self::Stream(_) => None,
+        }
+    }
+
+    /// The same, with this as what would fit.
+    #[must_use]
+    pub fn with(self, remedy: Option<Remedy>) -> Self {
+        match self {
+            Self::Budget { budget, needed, .. } => Self::Budget { budget, needed, remedy },
+            Self::Matrix { most, needed, .. } => Self::Matrix { most, needed, remedy },
+            error => error,
+        }
+    }
+}
+
+impl Demand<'_> {
+    /// What would fit where `rows` do not: fewer of them, then shorter ones, then a lower rank.
+    fn remedy(&self, rows: u32) -> Option<Remedy> {
+        self.fewer_rows(rows).or_else(|| self.shorter_rows(rows)).or_else(|| self.lower_rank(rows))
+    }
+
+    fn fits(&self, rows: u32) -> bool {
+        MemoryPlan::of(self, rows).is_ok()
+    }
+
+    /// More rows take more; of more than there are nobody has any use.
+    fn fewer_rows(&self, rows: u32) -> Option<Remedy> {
+        let (mut fewer, mut too_many) = (0, rows.min(u32::try_from(self.rows).unwrap_or(u32::MAX).saturating_add(1)));
+        while too_many - fewer > 1 {
+            let middle = fewer + (too_many - fewer) / 2;
+            if self.fits(middle) { fewer = middle } else { too_many = middle }
+        }
+        (fewer > 0).then_some(Remedy::Rows(fewer))
+    }
+
+    fn shorter_rows(&self, rows: u32) -> Option<Remedy> {
+        let shorter = halves(self.length).filter(|&length| length > 1);
+        let fits = |&length: &u32| Self { length, positions: self.positions.min(length), ..*self }.fits(1);
+        { shorter }.find(fits).map(if rows > 1 { Remedy::LengthOfOne } else { Remedy::Length })
+    }
+
+    fn lower_rank(&self, rows: u32) -> Option<Remedy> {
+        // The adapter's matrices have `rank` rows or columns each.
+        let of_rank = u64::from(self.rank).max(1);
+        let fits = |&rank: &u32| Self { rank, adapter: self.adapter / of_rank * u64::from(rank), ..*self }.fits(rows);
+        halves(self.rank).find(fits).map(Remedy::Rank)
+    }
+}
+
+/// Half of it, half of that, and so on, down to 1.
+fn halves(n: u32) -> impl Iterator<Item = u32> {
+    std::iter::successors(Some(n / 2), |n| Some(n / 2)).take_while(|&n| n > 0)
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,116 @@
+//! A model, an adapter and the memory to run them on batches.
+
+use crate::data::{Batch, Sample, UNTRAINED, batch, rows};
+use crate::lora::gpu::{GpuAdapter, Mask};
+use crate::model::decoder::Model;
+use crate::model::error::{ModelError, NonFiniteAt};
+use crate::model::kv_cache::{KvCache, Past};
+use crate::model::workspace::Memory;
+
+/// What it takes to run a model.
+#[derive(Debug)]
+pub struct Session {
+    /// The model.
+    pub model: Model,
+    /// The adapter, if any; it must be one of this model's.
+    pub adapter: Option<GpuAdapter>,
+    /// What passes work in; as many tokens as a batch may have.
+    pub memory: Memory,
+}
+
+impl Session {
+    /// The mean loss over the trained tokens of a batch: negative log-likelihood, in nats a token.
+    ///
+    /// # Errors
+    /// [`ModelError::Value`] where no token is trained; what went wrong on the device.
+    pub fn loss(&mut self, batch: &Batch) -> Result<f32, ModelError> {
+        let (work, on_gpu) = self.model.begin(&self.memory, batch)?;
+        let mut commands = self.model.gpu().commands("loss");
+        commands.clear(&work.loss.range);
+        commands.submit()?;
+        self.model.forward(&work, &on_gpu, self.adapter.as_ref(), None)?;
+        self.model.loss(&work, &on_gpu, batch.trained)?;
+        let loss = work.loss.read(self.model.gpu())?;
+        Ok(loss.first().copied().unwrap_or(f32::NAN))
+    }
+
+    /// The first layer whose output of a batch is not finite.
+    pub(crate) fn first_non_finite(&mut self, batch: &Batch, mask: Option<Mask>) -> Result<Option<NonFiniteAt>, ModelError> {
+        let (work, on_gpu) = self.model.begin(&self.memory, batch)?;
+        self.model.forward(&work, &on_gpu, self.adapter.as_ref(), mask)?;
+        self.model.first_non_finite(&work)
+    }
+
+    /// The mean loss over the trained tokens of all samples, and their number. Samples are packed into rows of `length` tokens, as many
+    /// at a time as the memory has room for. `progress` hears how many of all rows are done, and ends the work where it says `false`.
+    ///
+    /// # Errors
+    /// As [`Session::loss`]; [`ModelError::NotFinite`].
+    pub fn mean_loss(
+        &mut self,
+        samples: &[Sample],
+        length: u32,
+        mut progress: impl FnMut(u64, u64) -> bool,
+    ) -> Result<Option<(f64, u64)>, ModelError> {
+        let order: Vec<usize> = (0..samples.len()).collect();
+        let rows = rows(samples, &order, length);
+        let at_a_time = (self.memory.sizes().tokens / length.max(1)).max(1) as usize;
+        let (mut sum, mut tokens, mut done) = (0.0, 0, 0);
+        for some in rows.chunks(at_a_time) {
+            let batch = batch(samples, some);
+            let loss = self.loss(&batch)?;
+            if !loss.is_finite() {
+                let layer = self.first_non_finite(&batch, None)?;
+                return Err(ModelError::NotFinite { step: None, what: "the loss", layer });
+            }
+            sum += f64::from(loss) * batch.trained as f64;
+            tokens += batch.trained;
+            done += some.len() as u64;
+            if !progress(done, rows.len() as u64) {
+                return Ok(None);
+            }
+        }
+        Ok(Some((sum / tokens.max(1) as f64, tokens)))
+    }
+
+    /// The logits of every token of one sample, [tokens, vocabulary], row-major.
+    ///
+    /// # Errors
+    /// What went wrong on the device.
+    pub fn logits(&mut self, tokens: &[u32]) -> Result<Vec<f32>, ModelError> {
+        let (work, batch) = self.model.begin(&self.memory, &sample(tokens))?;
+        self.model.forward(&work, &batch, self.adapter.as_ref(), None)?;
+        self.model.logits(&work)
+    }
+
+    /// The logits of the token after `tokens`, of which there is one at least, and which follow the first `past` tokens of the text in
+    /// `cache`: their keys and values are then there, too.
+    ///
+    /// # Errors
+    /// [`ModelError::Shape`] where the cache or the memory has no room for them; what went wrong on the device.
+    pub(crate) fn next_logits(&mut self, tokens: &[u32], cache: &KvCache, past: u32) -> Result<Vec<f32>, ModelError> {
+        let (work, batch) = self.model.begin(&self.memory, &sample(tokens))?;
+        let past = Some(Past { cache, tokens: past });
+        self.model.forward_after(past, &work, &batch, self.adapter.as_ref(), None)?;
+        let last = self.memory.workspace(self.model.config(), 1)?;
+        self.model.last_logits(&work, &last)
+    }
+
+    /// The residual stream before each layer, and after the last one, [tokens, hidden] each, of one sample. All of them only where the
+    /// memory is one for training, which keeps them.
+    ///
+    /// # Errors
+    /// What went wrong on the device.
+    pub fn hidden_states(&mut self, tokens: &[u32]) -> Result<Vec<Vec<f32>>, ModelError> {
+        let (work, batch) = self.model.begin(&self.memory, &sample(tokens))?;
+        self.model.forward(&work, &batch, self.adapter.as_ref(), None)?;
+        work.residual.iter().map(|x| Ok(x.read(self.model.gpu())?)).collect()
+    }
+}
+
+/// A batch of one sample from which nothing is learned.
+fn sample(tokens: &[u32]) -> Batch {
+    let length = tokens.len();
+    let (labels, starts) = (vec![UNTRAINED; length], vec![0; length]);
+    Batch { rows: 1, tokens: tokens.to_vec(), labels, starts, trained: 0 }
+}

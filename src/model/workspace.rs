@@ -1,0 +1,327 @@
+//! The memory that a pass through the model works in. One function lists its matrices. It runs
+//! three times: to count the bytes, to reserve them, and to view them as matrices with a row for
+//! each token of a batch.
+//!
+//! Which step of layer `i` reads and writes which matrix (`d.x` is `backward.x`, a gradient):
+//!
+//! ```text
+//! forward, and again before backward
+//!   attention norm        residual[i]                  -> normed
+//!   q_proj, k_proj        normed                       -> raw_queries, raw_keys, where heads have a norm;
+//!                                                         else queries, keys
+//!   norms of the heads    raw_queries, raw_keys        -> queries, keys
+//!   v_proj                normed                       -> values
+//!   rotary                queries, keys                -> the same, in place
+//!   attention             queries, keys, values        -> attended, lse
+//!   o_proj                residual[i] + attended       -> middle
+//!   feed-forward norm     middle                       -> normed
+//!   gate_proj, up_proj    normed                       -> gate, up
+//!   SwiGLU                gate, up                     -> activated
+//!   down_proj             middle + activated           -> residual[i + 1], in the forward pass alone
+//! backward: d.residual holds the gradient of the layer's output
+//!   down_proj             d.residual                   -> activated, which becomes its own gradient
+//!   SwiGLU                activated                    -> gate, up, which become their own gradients
+//!   gate_proj, up_proj    gate, up                     -> d.normed
+//!   feed-forward norm     middle, d.normed             -> d.residual, on top: the gradient of middle
+//!   o_proj                d.residual                   -> d.attended
+//!   attention             d.attended, attended, lse    -> d.delta, d.queries, d.keys, d.values
+//!   rotary                d.queries, d.keys            -> the same, in place
+//!   norms of the heads    d.queries, d.keys            -> queries, keys, which become gradients
+//!   attention norm        residual[i]                  -> normed, once more
+//!   q_, k_, v_proj        those gradients              -> d.normed
+//!   attention norm        d.normed                     -> d.residual, on top: the gradient of residual[i]
+//! ```
+//!
+//! Every projection uses `low_rank` and `dropped` as scratch and writes them before it reads them.
+
+use crate::arch::config::ModelConfig;
+use crate::gpu::{BufferRange, Gpu, GpuError};
+use crate::ops::{Mat, OpError};
+
+/// Bytes of logits at a time, at most: a small share of a large model's activations, and enough columns to keep a large GPU busy.
+const LOGITS_BYTES: u64 = 128 << 20;
+/// The columns of logits at a time are a multiple of this, where it fits.
+const CHUNK_ALIGN: u32 = 256;
+
+/// What a workspace is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Sizes {
+    /// Tokens of a micro-batch at most.
+    pub tokens: u32,
+    /// Rank of the adapter; 0 without one.
+    pub rank: u32,
+    /// Whether inputs are dropped.
+    pub dropout: bool,
+    /// Whether gradients are taken.
+    pub training: bool,
+}
+
+/// What memory is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Use {
+    /// Kept of each layer from the forward to the backward pass.
+    Checkpoints,
+    /// Of the layer that is worked on.
+    Layer,
+    /// Logits and losses.
+    Loss,
+}
+
+/// Matrices of `tokens` rows each, but for the constants.
+#[derive(Debug)]
+pub(crate) struct Workspace<M> {
+    /// The residual stream before each layer and after the last one; without training, two that take turns.
+    pub residual: Vec<M>,
+    /// What a norm gives: hidden.
+    pub normed: M,
+    /// heads * head_dim, before the norm per head; only where the model has one.
+    pub raw_queries: Option<M>,
+    /// kv_heads * head_dim, likewise.
+    pub raw_keys: Option<M>,
+    /// heads * head_dim.
+    pub queries: M,
+    /// kv_heads * head_dim.
+    pub keys: M,
+    /// kv_heads * head_dim.
+    pub values: M,
+    /// heads * head_dim.
+    pub attended: M,
+    /// Logarithm of each softmax's denominator: heads.
+    pub lse: M,
+    /// The residual stream between attention and feed-forward: hidden.
+    pub middle: M,
+    /// Intermediate.
+    pub gate: M,
+    /// Intermediate.
+    pub up: M,
+    /// silu(gate) * up, later its gradient: intermediate.
+    pub activated: M,
+    /// x A^T, or its gradient: rank.
+    pub low_rank: M,
+    /// The inputs of an adapter that are left: the widest input; a column where nothing is dropped.
+    pub dropped: M,
+    pub backward: Option<Backward<M>>,
+    /// Logits of a chunk of the vocabulary.
+    pub logits: M,
+    /// 4.
+    pub loss_state: M,
+    /// [1, 1]: the mean loss of what was trained so far.
+    pub loss: M,
+    pub constants: Constants<M>,
+}
+
+/// Gradients, named as what they are of.
+#[derive(Debug)]
+pub(crate) struct Backward<M> {
+    pub residual: M,
+    pub normed: M,
+    pub attended: M,
+    pub queries: M,
+    pub keys: M,
+    pub values: M,
+    /// Sums of attended * its gradient: heads.
+    pub delta: M,
+    /// x A^T once more: rank.
+    pub low_rank: M,
+}
+
+/// Norms and biases of a layer, as float32: one row each.
+#[derive(Debug)]
+pub(crate) struct Constants<M> {
+    pub attention_norm: M,
+    pub feed_forward_norm: M,
+    pub query_norm: Option<M>,
+    pub key_norm: Option<M>,
+    /// Of the projections in the order of `lora::TARGETS`.
+    pub biases: [Option<M>; 7],
+}
+
+impl<M> Workspace<M> {
+    /// All matrices, each made by `new` from its use, name, rows and columns, always in the same order.
+    fn build<E>(
+        model: &ModelConfig,
+        sizes: Sizes,
+        chunk: u32,
+        mut new: impl FnMut(Use, &'static str, u32, u32) -> Result<M, E>,
+    ) -> Result<Self, E> {
+        let &ModelConfig { hidden, intermediate, heads, head_dim, layers, .. } = model;
+        let (queries, keys, tokens) = (model.queries(), model.keys(), sizes.tokens);
+        let streams = if sizes.training { layers + 1 } else { 2 };
+        let residual =
+            (0..streams).map(|_| new(Use::Checkpoints, "residual stream", tokens, hidden)).collect::<Result<_, E>>()?;
+        let mut layer = |name, cols: u32| new(Use::Layer, name, tokens, cols);
+        let normed = layer("normed", hidden)?;
+        let [raw_queries, raw_keys] = match model.q_k_norm {
+            true => [Some(layer("raw queries", queries)?), Some(layer("raw keys", keys)?)],
+            false => [None, None],
+        };
+        let widest = if sizes.dropout { intermediate.max(queries).max(hidden) } else { 1 };
+        let rank = sizes.rank.max(1);
+        Ok(Self {
+            residual,
+            normed,
+            raw_queries,
+            raw_keys,
+            queries: layer("queries", queries)?,
+            keys: layer("keys", keys)?,
+            values: layer("values", keys)?,
+            attended: layer("attended", queries)?,
+            lse: layer("softmax denominators", heads)?,
+            middle: layer("middle of the residual stream", hidden)?,
+            gate: layer("gate", intermediate)?,
+            up: layer("up", intermediate)?,
+            activated: layer("activated", intermediate)?,
+            low_rank: layer("low rank", rank)?,
+            dropped: layer("dropped", widest)?,
+            backward: match sizes.training {
+                false => None,
+                true => Some(Backward {
+                    residual: layer("gradient of the residual stream", hidden)?,
+                    normed: layer("gradient of normed", hidden)?,
+                    attended: layer("gradient of attended", queries)?,
+                    queries: layer("gradient of queries", queries)?,
+                    keys: layer("gradient of keys", keys)?,
+                    values: layer("gradient of values", keys)?,
+                    delta: layer("row products", heads)?,
+                    low_rank: layer("low rank", rank)?,
+                }),
+            },
+            logits: new(Use::Loss, "logits", tokens, chunk)?,
+            loss_state: new(Use::Loss, "losses", tokens, 4)?,
+            loss: new(Use::Loss, "loss", 1, 1)?,
+            constants: Constants::build(model, head_dim, new)?,
+        })
+    }
+}
+
+impl<M> Constants<M> {
+    fn build<E>(
+        model: &ModelConfig,
+        head_dim: u32,
+        mut new: impl FnMut(Use, &'static str, u32, u32) -> Result<M, E>,
+    ) -> Result<Self, E> {
+        let (hidden, intermediate, queries, keys) = (model.hidden, model.intermediate, model.queries(), model.keys());
+        let mut row = |wanted: bool, name, cols| match wanted {
+            true => new(Use::Layer, name, 1, cols).map(Some),
+            false => Ok(None),
+        };
+        let [query_norm, key_norm] =
+            [row(model.q_k_norm, "query norm", head_dim)?, row(model.q_k_norm, "key norm", head_dim)?];
+        let biases = [
+            row(model.qkv_bias, "bias", queries)?,
+            row(model.qkv_bias, "bias", keys)?,
+            row(model.qkv_bias, "bias", keys)?,
+            row(model.o_bias, "bias", hidden)?,
+            row(model.mlp_bias, "bias", intermediate)?,
+            row(model.mlp_bias, "bias", intermediate)?,
+            row(model.mlp_bias, "bias", hidden)?,
+        ];
+        Ok(Self {
+            attention_norm: new(Use::Layer, "attention norm", 1, hidden)?,
+            feed_forward_norm: new(Use::Layer, "feed-forward norm", 1, hidden)?,
+            query_norm,
+            key_norm,
+            biases,
+        })
+    }
+}
+
+/// Bytes of a workspace.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct WorkspaceBytes {
+    /// The residual stream, kept of each layer.
+    pub checkpoints: u64,
+    /// Activations of one layer, and their gradients.
+    pub layer: u64,
+    /// Logits and losses.
+    pub loss: u64,
+    /// The largest matrix of all.
+    pub largest: u64,
+}
+
+impl WorkspaceBytes {
+    /// What [`Memory::new`] reserves.
+    pub fn of(model: &ModelConfig, sizes: Sizes) -> Self {
+        let mut bytes = Self::default();
+        let count = |purpose, _: &'static str, rows: u32, cols: u32| {
+            let size = buffer_bytes(rows, cols);
+            bytes.largest = bytes.largest.max(size);
+            match purpose {
+                Use::Checkpoints => bytes.checkpoints += size,
+                Use::Layer => bytes.layer += size,
+                Use::Loss => bytes.loss += size,
+            }
+            Ok::<_, std::convert::Infallible>(())
+        };
+        let Ok(_) = Workspace::build(model, sizes, chunk(model, sizes.tokens), count);
+        bytes
+    }
+
+    /// All of it.
+    pub fn total(&self) -> u64 {
+        self.checkpoints + self.layer + self.loss
+    }
+}
+
+/// Buffers are a multiple of 16 bytes.
+fn buffer_bytes(rows: u32, cols: u32) -> u64 {
+    (4 * u64::from(rows) * u64::from(cols)).max(1).next_multiple_of(16)
+}
+
+/// Columns of logits at a time.
+fn chunk(model: &ModelConfig, tokens: u32) -> u32 {
+    let most = (LOGITS_BYTES / (4 * u64::from(tokens.max(1)))).min(u64::from(model.vocab)) as u32;
+    let aligned = most / CHUNK_ALIGN * CHUNK_ALIGN;
+    if aligned == 0 || most == model.vocab { most.max(1) } else { aligned }
+}
+
+/// Reserved memory of a workspace.
+#[derive(Debug)]
+pub struct Memory {
+    sizes: Sizes,
+    chunk: u32,
+    buffers: Vec<BufferRange>,
+}
+
+impl Memory {
+    /// Reserves what passes of at most `sizes.tokens` tokens work in.
+    ///
+    /// # Errors
+    /// [`GpuError::TooLarge`], [`GpuError::OutOfMemory`].
+    pub fn new(gpu: &Gpu, model: &ModelConfig, sizes: Sizes) -> Result<Self, GpuError> {
+        let chunk = chunk(model, sizes.tokens);
+        let mut buffers = Vec::new();
+        let reserve = |_, name: &'static str, rows: u32, cols: u32| {
+            buffers.push(Mat::new(gpu, name, rows, cols)?.range);
+            Ok(())
+        };
+        Workspace::build(model, sizes, chunk, reserve)?;
+        Ok(Self { sizes, chunk, buffers })
+    }
+
+    /// What it was made for.
+    pub fn sizes(&self) -> Sizes {
+        self.sizes
+    }
+
+    /// The matrices for so many tokens.
+    ///
+    /// # Errors
+    /// [`OpError::Shape`] where they are more than the memory was made for.
+    pub(crate) fn workspace(&self, model: &ModelConfig, tokens: u32) -> Result<Workspace<Mat>, OpError> {
+        let too_small = |found: u32| {
+            let (expected, what) = (self.sizes.tokens.into(), "the number of tokens");
+            OpError::Shape { operation: "a pass", what, expected, found: found.into() }
+        };
+        if tokens > self.sizes.tokens {
+            return Err(too_small(tokens));
+        }
+        let mut buffers = self.buffers.iter();
+        let view = |_, _: &'static str, rows: u32, cols: u32| {
+            let size = 4 * u64::from(rows) * u64::from(cols);
+            // The same order as when they were reserved, and no more rows.
+            buffers.next().map(|range| Mat { range: range.slice(0, size), rows, cols }).ok_or_else(|| too_small(rows))
+        };
+        Workspace::build(model, Sizes { tokens, ..self.sizes }, self.chunk, view)
+    }
+}

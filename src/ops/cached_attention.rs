@@ -1,0 +1,335 @@
+//! Attention of new tokens over a cache of keys and values, as generation needs it: no backward.
+
+use bytemuck::{Pod, Zeroable};
+
+use super::attention::{check_head_dim, check_heads};
+use super::{Mat, same};
+use crate::gpu::{BufferRange, Commands, Gpu, Kernel, KernelSpec, Shader};
+use crate::ops::error::OpError;
+
+/// The sizes of one attention over a cache.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct CachedAttentionShape {
+    /// New tokens, whose keys and values are in the cache already.
+    pub tokens: u32,
+    /// Tokens in the cache before them: the new token of number `i` sees the first `past + i + 1` rows.
+    pub past: u32,
+    /// Query heads, a multiple of `kv_heads`.
+    pub heads: u32,
+    /// Key and value heads: query head `h` uses the one of number `h / (heads / kv_heads)`.
+    pub kv_heads: u32,
+    /// Elements of a head.
+    pub head_dim: u32,
+    /// What the products of queries and keys are multiplied by: 1 / sqrt(head_dim).
+    pub scale: f32,
+}
+
+/// Attention of one sequence's new tokens over all of its tokens.
+///
+/// Keys are cut into runs where the tokens' heads alone would leave a GPU idle ("flash-decoding", Dao et al. 2023). How many depends on
+/// the sizes only: the same inputs give the same bits.
+#[derive(Debug, Clone)]
+pub struct CachedAttention {
+    gpu: Gpu,
+    head_dim: u32,
+    /// What the runs give, until it is joined.
+    parts: BufferRange,
+    attend: Kernel,
+    combine: Kernel,
+}
+
+/// `struct Params` of the shader.
+#[derive(Debug, Clone, Copy, Pod, Zeroable)]
+#[repr(C)]
+struct Params {
+    tokens: u32,
+    past: u32,
+    heads: u32,
+    kv_heads: u32,
+    splits: u32,
+    run: u32,
+    scale: f32,
+    pad: u32,
+}
+
+const OPERATION: &str = "cached attention";
+/// Threads of a workgroup, and the keys that they look at together: the shader's.
+const WORKGROUP: u32 = 128;
+/// Workgroups from which on keys are not cut: a few for every core of a large GPU.
+const ENOUGH_GROUPS: u64 = 512;
+
+impl CachedAttention {
+    /// The kernels for heads of `head_dim` elements: a multiple of 4, at most 256.
+    ///
+    /// # Errors
+    /// [`OpError::Shape`] for any other size; [`OpError::Gpu`] where a kernel does not compile or there is no memory.
+    pub fn new(gpu: &Gpu, head_dim: u32) -> Result<Self, OpError> {
+        check_head_dim(OPERATION, head_dim)?;
+        // SAFETY: `forward` holds every tensor against `CachedAttentionShape`, and the kernels index by tokens, heads and keys below
+        // its counts; `parts` holds all runs, because only fewer than `ENOUGH_GROUPS` rows are cut, into as many parts at most; loops
+        // end at those counts; workgroup memory is written, with a barrier after it, before it is read.
+        let shader = unsafe { Shader::trusted("cached_attention", include_str!("../../shaders/cached_attention.wgsl")) };
+        let kernel = |entry| {
+            gpu.kernel(&KernelSpec { shader: shader.clone(), entry, constants: vec![("HEAD", (head_dim / 4).into())] })
+        };
+        let parts = BufferRange::whole(gpu.storage("runs of keys", Self::scratch_bytes(head_dim))?);
+        Ok(Self { gpu: gpu.clone(), head_dim, parts, attend: kernel("attend")?, combine: kernel("combine")? })
+    }
+
+    /// GPU memory that the operation takes for itself.
+    pub fn scratch_bytes(head_dim: u32) -> u64 {
+        // The sums of a head, their highest score and their total, in whole vec4s.
+        ENOUGH_GROUPS * 4 * (u64::from(head_dim) + 4)
+    }
+
+    /// `out = softmax(scale * q k^T) v`, over the keys that each token sees.
+    ///
+    /// `q` (rotated) and `out` are [tokens, heads * head_dim]; `k` (rotated) and `v` are [capacity, kv_heads * head_dim], of which the
+    /// first `past + tokens` rows are looked at. `out` lies in a buffer of its own.
+    ///
+    /// # Errors
+    /// [`OpError::Shape`]: nothing is then recorded.
+    pub fn forward(
+        &self,
+        commands: &mut Commands,
+        shape: &CachedAttentionShape,
+        q: &Mat,
+        k: &Mat,
+        v: &Mat,
+        out: &Mat,
+    ) -> Result<(), OpError> {
+        self.check(shape, q, k, v, out)?;
+        let &CachedAttentionShape { tokens, past, heads, kv_heads, head_dim, scale } = shape;
+        let rows = u64::from(tokens) * u64::from(heads);
+        if rows == 0 {
+            return Ok(());
+        }
+        let keys = past + tokens;
+        let (splits, run) = runs(keys, rows);
+        let seen = |mat: &Mat| mat.range.slice(0, 4 * u64::from(keys) * u64::from(mat.cols));
+        let bindings = [q.range.clone(), seen(k), seen(v), out.range.clone(), self.parts.clone()];
+        let params = Params { tokens, past, heads, kv_heads, splits, run, scale, pad: 0 };
+        let bytes = 2 * out.range.size + 2 * 4 * u64::from(keys) * u64::from(k.cols);
+        let groups = self.gpu.grid(rows * u64::from(splits));
+        commands.dispatch(&self.attend, &bindings, bytemuck::bytes_of(&params), groups, bytes);
+        if splits > 1 {
+            let groups = self.gpu.grid((rows * u64::from(head_dim / 4)).div_ceil(WORKGROUP.into()));
+            let bytes = out.range.size * u64::from(splits + 1);
+            commands.dispatch(&self.combine, &bindings, bytemuck::bytes_of(&params), groups, bytes);
+        }
+        Ok(())
+    }
+
+    fn check(&self, shape: &CachedAttentionShape, q: &Mat, k: &Mat, v: &Mat, out: &Mat) -> Result<(), OpError> {
+        let &CachedAttentionShape { tokens, past, heads, kv_heads, head_dim, .. } = shape;
+        same(OPERATION, "the size of a head", self.head_dim.into(), head_dim.into())?;
+        check_heads(OPERATION, heads, kv_heads)?;
+        let columns = |heads: u32| heads.saturating_mul(head_dim);
+        [q, out].into_iter().try_for_each(|mat| mat.check(OPERATION, tokens, columns(heads)))?;
+        [k, v].into_iter().try_for_each(|mat| mat.check(OPERATION, k.rows, columns(kv_heads)))?;
+        let keys = u64::from(past) + u64::from(tokens);
+        same(OPERATION, "the rows of the cache that are asked for", keys.min(k.rows.into()), keys)
+    }
+}
+
+/// How many runs `keys` are cut into for so many rows (tokens' heads), and the keys of a run.
+fn runs(keys: u32, rows: u64) -> (u32, u32) {
+    // At most `ENOUGH_GROUPS`.
+    let most = (ENOUGH_GROUPS / rows).max(1) as u32;
+    let run = keys.div_ceil(most).next_multiple_of(WORKGROUP);
+    (keys.div_ceil(run), run)
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, clippy::panic, reason = "tests fail by panicking")]
+
+    use std::sync::OnceLock;
+
+    use super::super::testing::{assert_close, assert_untouched, gpu, mat, poisoned, random};
+    use super::super::{Attention, AttentionShape};
+    use super::*;
+
+    /// One device for all tests: software drivers take seconds to compile the kernels.
+    fn device() -> Option<Gpu> {
+        static DEVICE: OnceLock<Option<Gpu>> = OnceLock::new();
+        DEVICE.get_or_init(gpu).clone()
+    }
+
+    struct Inputs {
+        shape: CachedAttentionShape,
+        q: Vec<f32>,
+        /// Rows that are in use.
+        k: Vec<f32>,
+        v: Vec<f32>,
+    }
+
+    fn inputs(head_dim: u32, heads: u32, kv_heads: u32, past: u32, tokens: u32) -> Inputs {
+        let shape = CachedAttentionShape { tokens, past, heads, kv_heads, head_dim, scale: 1.0 / (head_dim as f32).sqrt() };
+        let seed = u64::from(past) << 20 | u64::from(tokens) << 10 | u64::from(head_dim + heads + kv_heads);
+        let keys = ((past + tokens) * kv_heads * head_dim) as usize;
+        // Scores between -5 and 5 or so.
+        let q = random(seed + 1, (tokens * heads * head_dim) as usize).into_iter().map(|x| 4.0 * x).collect();
+        Inputs { shape, q, k: random(seed + 2, keys), v: random(seed + 3, keys) }
+    }
+
+    /// With a cache that has `spare` rows of NaN at its end.
+    fn run(gpu: &Gpu, inputs: &Inputs, spare: u32) -> Vec<f32> {
+        let &CachedAttentionShape { tokens, past, heads, kv_heads, head_dim, .. } = &inputs.shape;
+        let capacity = past + tokens + spare;
+        let cache = |elements: &[f32]| {
+            let rest = vec![f32::NAN; (spare * kv_heads * head_dim) as usize];
+            mat(gpu, capacity, kv_heads * head_dim, &[elements, &rest].concat())
+        };
+        let (q, k, v) = (mat(gpu, tokens, heads * head_dim, &inputs.q), cache(&inputs.k), cache(&inputs.v));
+        let out = poisoned(gpu, tokens, heads * head_dim);
+        let mut commands = gpu.commands("cached attention");
+        CachedAttention::new(gpu, head_dim).unwrap().forward(&mut commands, &inputs.shape, &q, &k, &v, &out).unwrap();
+        commands.submit().unwrap();
+        assert_untouched(gpu, &out);
+        out.read(gpu).unwrap()
+    }
+
+    /// In f64, one row of one head at a time.
+    fn reference(inputs: &Inputs) -> Vec<f32> {
+        let CachedAttentionShape { past, heads, kv_heads, head_dim, scale, .. } = inputs.shape;
+        let (heads, kv_heads, dim) = (heads as usize, kv_heads as usize, head_dim as usize);
+        let row_of = |elements: &[f32], t: usize, head: usize| -> Vec<f64> {
+            let first = (t * kv_heads + head / (heads / kv_heads)) * dim;
+            elements[first..first + dim].iter().map(|&x| x.into()).collect()
+        };
+        let one = |(row, q): (usize, &[f32])| {
+            let seen = 0..past as usize + row / heads + 1;
+            let dot = |k: Vec<f64>| q.iter().zip(k).map(|(&q, k)| f64::from(q) * k).sum::<f64>();
+            let scores: Vec<f64> = seen.clone().map(|t| f64::from(scale) * dot(row_of(&inputs.k, t, row % heads))).collect();
+            let highest = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+            let total: f64 = scores.iter().map(|s| (s - highest).exp()).sum();
+            let mut out = vec![0.0; dim];
+            for (t, score) in seen.zip(scores) {
+                let weight = (score - highest).exp() / total;
+                out.iter_mut().zip(row_of(&inputs.v, t, row % heads)).for_each(|(o, v)| *o += weight * v);
+            }
+            out.into_iter().map(|x| x as f32).collect::<Vec<_>>()
+        };
+        inputs.q.chunks(dim).enumerate().flat_map(one).collect()
+    }
+
+    fn check(gpu: &Gpu, inputs: &Inputs) {
+        let what = format!("{:?}", inputs.shape);
+        assert_close(&what, &run(gpu, inputs, 3), &reference(inputs), 1e-5);
+    }
+
+    #[test]
+    fn new_tokens_see_the_cache_and_those_before_them() {
+        let Some(gpu) = device() else { return };
+        for (head_dim, heads, kv_heads, past, tokens) in [
+            (64, 4, 4, 0, 1),
+            (64, 4, 2, 0, 7),
+            (64, 4, 1, 127, 1),
+            (64, 2, 1, 126, 5),
+            (64, 6, 2, 130, 3),
+            (32, 7, 1, 77, 9),
+            (80, 4, 2, 128, 1),
+            (80, 6, 3, 301, 3),
+            (128, 4, 1, 1000, 1),
+            // Runs that the first token does not see, and tokens enough for one run.
+            (128, 2, 1, 120, 20),
+            (64, 8, 2, 300, 65),
+        ] {
+            check(&gpu, &inputs(head_dim, heads, kv_heads, past, tokens));
+        }
+    }
+
+    #[test]
+    fn heads_of_any_size_fit() {
+        let Some(gpu) = device() else { return };
+        for head_dim in [4, 20, 252, 256] {
+            check(&gpu, &inputs(head_dim, 2, 1, 200, 3));
+        }
+    }
+
+    #[test]
+    fn long_caches_are_cut_into_runs() {
+        let Some(gpu) = device() else { return };
+        check(&gpu, &inputs(16, 1, 1, 99_999, 1));
+        check(&gpu, &inputs(64, 4, 2, 5000, 2));
+    }
+
+    #[test]
+    fn more_workgroups_than_one_dimension_has() {
+        let Some(gpu) = device() else { return };
+        check(&gpu, &inputs(4, 300, 1, 0, 220));
+    }
+
+    #[test]
+    fn scores_whose_exponential_overflows_are_exact() {
+        let Some(gpu) = device() else { return };
+        let mut inputs = inputs(64, 2, 1, 500, 2);
+        // Small integers: no rounding in the scores, which reach several hundreds, of either sign.
+        inputs.q.iter_mut().for_each(|x| *x = 8.0 * x.round());
+        inputs.k.iter_mut().for_each(|x| *x = (4.0 * *x).round());
+        check(&gpu, &inputs);
+    }
+
+    #[test]
+    fn runs_hold_every_key_and_their_parts_fit() {
+        for keys in [1, 127, 128, 129, 4000, 131_072, u32::MAX - 200] {
+            for rows in [1, 3, 32, 511, 512, 513, 1 << 40] {
+                let (splits, run) = runs(keys, rows);
+                assert!(u64::from(splits) * u64::from(run) >= keys.into() && run.is_multiple_of(WORKGROUP));
+                assert!((splits - 1) * run < keys, "an empty run");
+                assert!(splits == 1 || u64::from(splits) * rows <= ENOUGH_GROUPS, "{keys} {rows}");
+            }
+        }
+    }
+
+    /// Without a past it is the attention that models are trained with.
+    #[test]
+    fn it_agrees_with_the_attention_of_training() {
+        let Some(gpu) = device() else { return };
+        let inputs = inputs(64, 4, 2, 0, 70);
+        let CachedAttentionShape { tokens, heads, kv_heads, head_dim, scale, .. } = inputs.shape;
+        let shape = AttentionShape { tokens, heads, kv_heads, head_dim, scale };
+        let (q, k) = (mat(&gpu, tokens, heads * head_dim, &inputs.q), mat(&gpu, tokens, kv_heads * head_dim, &inputs.k));
+        let v = mat(&gpu, tokens, kv_heads * head_dim, &inputs.v);
+        let starts = BufferRange::whole(gpu.storage_with("starts", &vec![0; 4 * tokens as usize]).unwrap());
+        let (out, lse) = (poisoned(&gpu, tokens, heads * head_dim), poisoned(&gpu, tokens, heads));
+        let mut commands = gpu.commands("attention");
+        let attention = Attention::new(&gpu, head_dim).unwrap();
+        attention.forward(&mut commands, &shape, &q, &k, &v, &starts, &out, &lse).unwrap();
+        commands.submit().unwrap();
+        [&out, &lse].into_iter().for_each(|mat| assert_untouched(&gpu, mat));
+        assert_close("cached", &run(&gpu, &inputs, 0), &out.read(&gpu).unwrap(), 1e-6);
+    }
+
+    #[test]
+    fn the_same_inputs_give_the_same_bits() {
+        let Some(gpu) = device() else { return };
+        let inputs = inputs(64, 4, 2, 3000, 1);
+        assert!(run(&gpu, &inputs, 1) == run(&gpu, &inputs, 70));
+    }
+
+    #[test]
+    fn what_does_not_fit_is_refused() {
+        let Some(gpu) = device() else { return };
+        for head_dim in [0, 6, 260] {
+            assert!(matches!(CachedAttention::new(&gpu, head_dim), Err(OpError::Shape { .. })), "{head_dim}");
+        }
+        let attention = CachedAttention::new(&gpu, 64).unwrap();
+        let [wide, cache] = [(5, 256), (9, 128)].map(|(rows, cols)| Mat::new(&gpu, "test", rows, cols).unwrap());
+        let shape = CachedAttentionShape { tokens: 5, past: 4, heads: 4, kv_heads: 2, head_dim: 64, scale: 0.125 };
+        let refused = |shape: CachedAttentionShape, k: &Mat, v: &Mat| {
+            let result = attention.forward(&mut gpu.commands("test"), &shape, &wide, k, v, &wide);
+            matches!(result, Err(OpError::Shape { .. }))
+        };
+        assert!(!refused(shape, &cache, &cache));
+        assert!(refused(shape, &wide, &cache));
+        assert!(refused(shape, &cache, &wide));
+        assert!(refused(CachedAttentionShape { past: 5, ..shape }, &cache, &cache));
+        assert!(refused(CachedAttentionShape { past: u32::MAX, ..shape }, &cache, &cache));
+        assert!(refused(CachedAttentionShape { tokens: 6, ..shape }, &cache, &cache));
+        for (heads, kv_heads) in [(0, 2), (4, 0), (4, 3)] {
+            assert!(refused(CachedAttentionShape { heads, kv_heads, ..shape }, &cache, &cache), "{heads} {kv_heads}");
+        }
+    }
+}

@@ -1,0 +1,380 @@
+//! One dispatch: which kernel, how it is cut into workgroups, its parameters.
+
+use std::collections::HashMap;
+use std::sync::{Mutex, PoisonError};
+
+use bytemuck::{Pod, Zeroable};
+
+use super::rows::FewRows;
+use crate::dequant::operand::{Operand, scales_constant};
+use crate::format::FloatType;
+use crate::format::nf4::{CODEBOOK, ScaleType};
+use crate::gpu::{BufferRange, Commands, Gpu, GpuError, Kernel, KernelSpec, Shader};
+
+/// Terms that the kernels hold in workgroup memory; `TK` in the shader.
+const TERMS: u32 = 16;
+/// Workgroups from which on a product is not cut along its sums: so many for every core of a large GPU that the last ones, which leave
+/// some cores idle, are a small part.
+const ENOUGH_GROUPS: u64 = 2048;
+/// Terms that are worth a workgroup.
+const LEAST_TERMS: u32 = 256;
+/// Bytes for the sums of the chunks of one product.
+pub(super) const SCRATCH_BYTES: u64 = 64 << 20;
+/// Threads in a workgroup of the kernel that adds the chunks up.
+const SUM_WORKGROUP: u64 = 256;
+
+/// The part of a matrix in float32 that is bound: element (i, j) is at `first + i * row + j * column`.
+#[derive(Debug, Clone)]
+pub(super) struct View {
+    pub range: BufferRange,
+    pub first: u32,
+    pub row: u32,
+    pub column: u32,
+}
+
+/// The right operand as it is stored; its first element is that of the product's.
+#[derive(Debug, Clone)]
+pub(super) enum Right {
+    Nf4 { operand: Operand, scale_type: ScaleType, whole_words: bool },
+    Raw { range: BufferRange, first: u32, float_type: FloatType },
+}
+
+/// `out[m, n] = scale * a[m, k] b[k, n] (+ bias) (+ out)`, none of them empty.
+#[derive(Debug, Clone)]
+pub(super) struct Product {
+    pub m: u32,
+    pub n: u32,
+    pub k: u32,
+    /// [m, k]; one of its strides is 1.
+    pub a: View,
+    pub b: Right,
+    /// Elements from a column of b to the next, and from a term to the next; one of them is 1.
+    pub b_strides: (u32, u32),
+    /// [m, n]; its `column` is 1.
+    pub out: View,
+    pub scale: f32,
+    pub add: bool,
+    /// Its range, and the element for the first column.
+    pub bias: Option<(BufferRange, u32)>,
+}
+
+/// Threads of a workgroup along n and m: each has 8 x 8 sums.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+struct Tile {
+    x: u32,
+    y: u32,
+}
+
+/// The first serves; the others waste less where a side is short, as the rank of an adapter is.
+const TILES: [Tile; 3] = [Tile { x: 8, y: 16 }, Tile { x: 4, y: 16 }, Tile { x: 16, y: 4 }];
+
+/// Up to so many rows of the left operand, the tile of few rows leaves fewer threads without work.
+const FEW_TILE_ROWS: u32 = 64;
+
+impl Tile {
+    fn constants(self) -> Vec<(&'static str, f64)> {
+        let fours = |threads: u32| (TERMS * (2 * threads + 1)).into();
+        vec![("TX", self.x.into()), ("TY", self.y.into()), ("A_FOURS", fours(self.y)), ("B_FOURS", fours(self.x))]
+    }
+
+    /// Workgroups that cover a matrix.
+    fn groups(self, m: u32, n: u32) -> u64 {
+        u64::from(m.div_ceil(8 * self.y)) * u64::from(n.div_ceil(8 * self.x))
+    }
+
+    /// The tile that computes the fewest sums that nobody needs.
+    fn of(product: &Product) -> Self {
+        let sums = |tile: &Self| tile.groups(product.m, product.n) * u64::from(tile.x * tile.y);
+        match product.b {
+            Right::Raw { float_type: FloatType::F32, .. } => TILES.into_iter().min_by_key(sums).unwrap_or(TILES[0]),
+            // Frozen weights are large, and are decoded for each tile of rows.
+            _ if product.m <= FEW_TILE_ROWS => TILES[2],
+            _ => TILES[0],
+        }
+    }
+}
+
+/// What makes a kernel.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+struct Variant {
+    form: Form,
+    b: RightKind,
+}
+
+/// How a product is cut.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+enum Form {
+    Tiles { tile: Tile, a_by_term: bool, b_by_term: bool },
+    Rows(FewRows),
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+enum RightKind {
+    Nf4 { scale_type: ScaleType, whole_words: bool },
+    Raw(FloatType),
+}
+
+impl Variant {
+    fn of(product: &Product) -> Self {
+        let b = match product.b {
+            Right::Nf4 { scale_type, whole_words, .. } => RightKind::Nf4 { scale_type, whole_words },
+            Right::Raw { float_type, .. } => RightKind::Raw(float_type),
+        };
+        let tiles = || Form::Tiles {
+            tile: Tile::of(product),
+            a_by_term: product.a.column == 1,
+            b_by_term: product.b_strides.1 == 1,
+        };
+        Self { form: FewRows::of(product).map_or_else(tiles, Form::Rows), b }
+    }
+
+    fn spec(self) -> KernelSpec {
+        let (mut constants, by_rows) = match self.form {
+            Form::Rows(rows) => (rows.constants(), true),
+            Form::Tiles { tile, a_by_term, b_by_term } => {
+                let mut constants = tile.constants();
+                constants.extend([("A_BY_TERM", flag(a_by_term)), ("B_BY_TERM", flag(b_by_term))]);
+                (constants, false)
+            }
+        };
+        let (name, source) = match self.b {
+            RightKind::Nf4 { scale_type, whole_words } => {
+                constants.push(("SCALES", scales_constant(scale_type)));
+                if by_rows {
+                    ("matmul_rows_nf4", ROWS_NF4)
+                } else {
+                    constants.push(("WHOLE", flag(whole_words)));
+                    ("matmul_nf4", NF4)
+                }
+            }
+            RightKind::Raw(float_type) => {
+                let floats = match float_type {
+                    FloatType::F32 => 0.0,
+                    FloatType::F16 => 1.0,
+                    FloatType::Bf16 => 2.0,
+                };
+                constants.push(("FLOATS", floats));
+                if by_rows { ("matmul_rows_raw", ROWS_RAW) } else { ("matmul_raw", RAW) }
+            }
+        };
+        // SAFETY: `record` gets products whose views and operands hold all of their rows, columns and terms; the shaders keep row,
+        // column and term of every access below their numbers. Their loops count up to constants or to `k`, and each barrier stands
+        // between the writes and the reads of workgroup memory.
+        let shader = unsafe { Shader::trusted(name, source) };
+        KernelSpec { shader, entry: "main", constants }
+    }
+}
+
+macro_rules! shaders {
+    ($($file:literal),*) => { concat!($(include_str!(concat!("../../../shaders/", $file, ".wgsl"))),*) };
+}
+
+const RAW: &str = shaders!("matmul_params", "matmul", "matmul_floats", "matmul_raw");
+const NF4: &str = shaders!("matmul_params", "matmul", "nf4_tables", "matmul_nf4");
+const ROWS_RAW: &str = shaders!("matmul_params", "matmul_rows", "matmul_floats", "matmul_rows_raw");
+const ROWS_NF4: &str = shaders!("matmul_params", "matmul_rows", "nf4_tables", "matmul_rows_nf4");
+
+/// `struct Params` of matmul_params.wgsl.
+#[derive(Debug, Clone, Copy, Pod, Zeroable)]
+#[repr(C)]
+struct Params {
+    m: u32,
+    n: u32,
+    k: u32,
+    chunk: u32,
+    groups: u32,
+    a_first: u32,
+    a_row: u32,
+    a_term: u32,
+    b_first: u32,
+    b_column: u32,
+    b_term: u32,
+    out_first: u32,
+    out_row: u32,
+    out_chunk: u32,
+    bias_first: u32,
+    has_bias: u32,
+    add: u32,
+    scale: f32,
+    block_first: u32,
+    block_bits: u32,
+    scales_first: u32,
+    supers_first: u32,
+    zero: u32,
+    pad: u32,
+    codebook: [f32; 16],
+}
+
+/// `struct Params` of matmul_sum.wgsl.
+#[derive(Debug, Clone, Copy, Pod, Zeroable)]
+#[repr(C)]
+struct SumParams {
+    count: u32,
+    chunks: u32,
+    n: u32,
+    out_first: u32,
+    out_row: u32,
+    bias_first: u32,
+    has_bias: u32,
+    add: u32,
+    scale: f32,
+    pad: [u32; 3],
+}
+
+pub(super) fn flag(set: bool) -> f64 {
+    u8::from(set).into()
+}
+
+/// The kernels of a device, compiled as they are asked for, and the memory for the sums of chunks.
+#[derive(Debug)]
+pub(super) struct Kernels {
+    gpu: Gpu,
+    scratch: BufferRange,
+    compiled: Mutex<HashMap<Variant, Kernel>>,
+    sum: Kernel,
+}
+
+impl Kernels {
+    pub fn new(gpu: &Gpu) -> Result<Self, GpuError> {
+        let limits = gpu.limits();
+        let bytes = SCRATCH_BYTES.min(limits.max_storage_buffer_binding_size).min(limits.max_buffer_size) / 16 * 16;
+        let scratch = BufferRange::whole(gpu.storage("sums of chunks", bytes)?);
+        // SAFETY: `sum` passes a count for which `parts` holds all chunks and `out` all rows; the loop counts the chunks.
+        let shader = unsafe { Shader::trusted("matmul_sum", include_str!("../../../shaders/matmul_sum.wgsl")) };
+        let sum = gpu.kernel(&KernelSpec { shader, entry: "main", constants: Vec::new() })?;
+        Ok(Self { gpu: gpu.clone(), scratch, compiled: Mutex::default(), sum })
+    }
+
+    pub fn gpu(&self) -> &Gpu {
+        &self.gpu
+    }
+
+    fn kernel(&self, variant: Variant) -> Result<Kernel, GpuError> {
+        let mut compiled = self.compiled.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(kernel) = compiled.get(&variant) {
+            return Ok(kernel.clone());
+        }
+        let kernel = self.gpu.kernel(&variant.spec())?;
+        compiled.insert(variant, kernel.clone());
+        Ok(kernel)
+    }
+
+    /// Terms that a workgroup adds up, and the number of such chunks. They depend on the sizes only, so that the same product is
+    /// always summed in the same order.
+    fn chunks(&self, product: &Product, tile: Tile) -> (u32, u32) {
+        let by_groups = ENOUGH_GROUPS / tile.groups(product.m, product.n);
+        let by_memory = self.scratch.size / (4 * u64::from(product.m) * u64::from(product.n));
+        let by_terms = product.k.div_ceil(LEAST_TERMS);
+        let most = u64::from(by_terms).min(by_groups).min(by_memory).max(1) as u32;
+        let chunk = product.k.div_ceil(most).next_multiple_of(TERMS);
+        (chunk, product.k.div_ceil(chunk))
+    }
+
+    pub fn record(&self, commands: &mut Commands, product: &Product) -> Result<(), GpuError> {
+        let variant = Variant::of(product);
+        let kernel = self.kernel(variant)?;
+        let (groups, chunk, chunks) = match variant.form {
+            Form::Rows(rows) => (rows.groups(product.n), product.k, 1),
+            Form::Tiles { tile, .. } => {
+                let (chunk, chunks) = self.chunks(product, tile);
+                (tile.groups(product.m, product.n) * u64::from(chunks), chunk, chunks)
+            }
+        };
+        if chunks == 1 {
+            self.multiply(commands, &kernel, product, groups, chunk);
+        } else {
+            let out = View { range: self.scratch.clone(), first: 0, row: product.n, column: 1 };
+            let parts = Product { out, scale: 1.0, add: false, bias: None, ..product.clone() };
+            self.multiply(commands, &kernel, &parts, groups, chunk);
+            self.sum(commands, product, chunks);
+        }
+        commands.tell_operations(2 * u64::from(product.m) * u64::from(product.n) * u64::from(product.k));
+        Ok(())
+    }
+
+    fn multiply(&self, commands: &mut Commands, kernel: &Kernel, product: &Product, groups: u64, chunk: u32) {
+        let a = &product.a;
+        let [b0, b1, b2, b3] = product.b.bindings();
+        let (bias, bias_first) = product.bias.clone().unwrap_or_else(|| (a.range.clone(), 0));
+        let bindings = [b0, b1, b2, b3, a.range.clone(), bias, product.out.range.clone()];
+        let bytes = bindings.iter().enumerate().filter(|(i, _)| *i != 5).map(|(_, b)| b.size).sum();
+        let params = Params {
+            m: product.m,
+            n: product.n,
+            k: product.k,
+            chunk,
+            groups: u32::try_from(groups).unwrap_or(u32::MAX),
+            a_first: a.first,
+            a_row: a.row,
+            a_term: a.column,
+            b_column: product.b_strides.0,
+            b_term: product.b_strides.1,
+            out_first: product.out.first,
+            out_row: product.out.row,
+            // Used with several chunks only, all of which are in the scratch memory.
+            out_chunk: product.m.wrapping_mul(product.n),
+            bias_first,
+            has_bias: product.bias.is_some().into(),
+            add: product.add.into(),
+            scale: product.scale,
+            codebook: CODEBOOK,
+            ..product.b.params()
+        };
+        commands.dispatch(kernel, &bindings, bytemuck::bytes_of(&params), self.gpu.grid(groups), bytes);
+    }
+
+    fn sum(&self, commands: &mut Commands, product: &Product, chunks: u32) {
+        let count = product.m * product.n;
+        let out = &product.out;
+        let (bias, bias_first) = product.bias.clone().unwrap_or_else(|| (self.scratch.clone(), 0));
+        let parts = self.scratch.slice(0, 4 * u64::from(count) * u64::from(chunks));
+        let bytes = parts.size + 4 * u64::from(count);
+        let params = SumParams {
+            count,
+            chunks,
+            n: product.n,
+            out_first: out.first,
+            out_row: out.row,
+            bias_first,
+            has_bias: product.bias.is_some().into(),
+            add: product.add.into(),
+            scale: product.scale,
+            pad: [0; 3],
+        };
+        let groups = self.gpu.grid(u64::from(count).div_ceil(SUM_WORKGROUP));
+        commands.dispatch(&self.sum, &[parts, bias, out.range.clone()], bytemuck::bytes_of(&params), groups, bytes);
+    }
+}
+
+impl Right {
+    /// The number of its first element in what is bound.
+    pub fn first(&self) -> u32 {
+        match self {
+            Self::Nf4 { operand, .. } => operand.first,
+            Self::Raw { first, .. } => *first,
+        }
+    }
+
+    fn bindings(&self) -> [BufferRange; 4] {
+        match self {
+            Self::Nf4 { operand, .. } => operand.bindings.clone(),
+            // Those that raw floats have no use for are left out.
+            Self::Raw { range, .. } => [range.clone(), range.clone(), range.clone(), range.clone()],
+        }
+    }
+
+    /// The parameters that depend on it alone.
+    fn params(&self) -> Params {
+        match self {
+            Self::Nf4 { operand, .. } => Params {
+                b_first: self.first(),
+                block_first: operand.block_first,
+                block_bits: operand.block_bits,
+                scales_first: operand.scales_first,
+                supers_first: operand.supers_first,
+                ..Params::zeroed()
+            },
+            Self::Raw { .. } => Params { b_first: self.first(), ..Params::zeroed() },
+        }
+    }
+}

@@ -1,0 +1,198 @@
+//! Frozen weights, and the rectangles of them that can be bound.
+
+use std::ops::Range;
+
+use super::kernels::Right;
+use crate::dequant::GpuWeights;
+use crate::dequant::operand::ALIGN;
+use crate::format::FloatType;
+use crate::gpu::BufferRange;
+use crate::ops::error::OpError;
+
+/// A frozen weight, [outputs, inputs], row-major, or some of its rows.
+#[derive(Debug, Clone)]
+pub struct Weight<'a> {
+    elements: Elements<'a>,
+    outputs: u32,
+    inputs: u32,
+    rows: Range<u32>,
+}
+
+/// How the elements of a weight are stored.
+#[derive(Debug, Clone, Copy)]
+pub enum Elements<'a> {
+    /// As codes and scales.
+    Nf4(&'a GpuWeights),
+    /// As floats, never copied to others.
+    Raw {
+        /// Their type.
+        float_type: FloatType,
+        /// All of them, little-endian; all parts but the last equally large.
+        parts: &'a [BufferRange],
+    },
+}
+
+/// Some rows and columns of a weight, which lie in one part; either whole rows or a piece of one.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Rectangle {
+    pub rows: Range<u32>,
+    pub columns: Range<u32>,
+}
+
+impl<'a> Weight<'a> {
+    /// All rows of a weight.
+    pub fn new(elements: Elements<'a>, outputs: u32, inputs: u32) -> Self {
+        Self { elements, outputs, inputs, rows: 0..outputs }
+    }
+
+    /// The rows (outputs) in `rows` alone, counted from the first of this weight's.
+    #[must_use]
+    pub fn rows(&self, rows: Range<u32>) -> Self {
+        let from = self.rows.start;
+        Self { rows: from.saturating_add(rows.start)..from.saturating_add(rows.end), ..self.clone() }
+    }
+
+    /// Number of rows.
+    pub fn outputs(&self) -> u32 {
+        self.rows.end.saturating_sub(self.rows.start)
+    }
+
+    /// Number of columns.
+    pub fn inputs(&self) -> u32 {
+        self.inputs
+    }
+
+    /// What the products bind one after the other, rows counted from the first of this weight's, each with its elements.
+    ///
+    /// # Errors
+    /// [`OpError::Shape`] and [`OpError::Weights`] where the buffers do not hold the weight.
+    pub(super) fn pieces(&self, operation: &'static str, binding: u64) -> Result<Vec<(Rectangle, Right)>, OpError> {
+        let (part, most) = self.part_and_most(operation, binding)?;
+        let inputs = u64::from(self.inputs);
+        rectangles(&self.rows, self.inputs, part, most)
+            .map(|rectangle| {
+                let first = u64::from(rectangle.rows.start) * inputs + u64::from(rectangle.columns.start);
+                let last = u64::from(rectangle.rows.end - 1) * inputs + u64::from(rectangle.columns.end);
+                let right = self.right(first..last, part)?;
+                let from = self.rows.start;
+                Ok((Rectangle { rows: rectangle.rows.start - from..rectangle.rows.end - from, ..rectangle }, right))
+            })
+            .collect()
+    }
+
+    /// Elements in every part but the last, and the most that can be bound, once the buffers are known to hold the weight.
+    fn part_and_most(&self, operation: &'static str, binding: u64) -> Result<(u64, u64), OpError> {
+        let shape = |what, expected: u64, found: u64| Err(OpError::Shape { operation, what, expected, found });
+        let elements = u64::from(self.outputs) * u64::from(self.inputs);
+        if self.rows.start > self.rows.end || self.rows.end > self.outputs {
+            return shape("the end of the rows", self.outputs.into(), self.rows.end.into());
+        }
+        match self.elements {
+            Elements::Nf4(weights) if weights.elements != elements => {
+                shape("the number of weights", elements, weights.elements)
+            }
+            Elements::Nf4(weights) => Ok((weights.part_elements()?, GpuWeights::operand_elements(binding))),
+            Elements::Raw { float_type, parts } => {
+                let size = float_type.size() as u64;
+                let part = parts.first().map_or(0, |part| part.size) / size;
+                let needed = |i: usize| elements.saturating_sub(part.saturating_mul(i as u64)).min(part) * size;
+                if let Some((i, wrong)) = parts.iter().enumerate().find(|&(i, range)| range.size < needed(i)) {
+                    return shape("the size of a part of the weights", needed(i), wrong.size);
+                }
+                let held = part.saturating_mul(parts.len() as u64);
+                if held < elements {
+                    return shape("the number of weights", elements, held);
+                }
+                Ok((part.max(1), (binding.saturating_sub(ALIGN) / size).clamp(8, 1 << 30) / 8 * 8))
+            }
+        }
+    }
+
+    /// The elements in `range`, which lie in one part.
+    fn right(&self, range: Range<u64>, part: u64) -> Result<Right, OpError> {
+        match self.elements {
+            Elements::Nf4(weights) => {
+                let whole_words = [u64::from(self.inputs), range.start, range.end].iter().all(|at| at.is_multiple_of(8));
+                let operand = weights.operand(range)?;
+                Ok(Right::Nf4 { operand, scale_type: weights.scale_type, whole_words })
+            }
+            Elements::Raw { float_type, parts } => {
+                let missing = || OpError::Shape {
+                    operation: "a weight",
+                    what: "the number of parts",
+                    expected: range.start / part + 1,
+                    found: parts.len() as u64,
+                };
+                let within = parts.get((range.start / part) as usize).ok_or_else(missing)?;
+                let (start, end) = (range.start % part, range.start % part + (range.end - range.start));
+                let (range, first) = bound(within, start, end, float_type.size() as u64);
+                Ok(Right::Raw { range, first, float_type })
+            }
+        }
+    }
+}
+
+/// The range that holds elements `start..end` of `size` bytes in whole words, from where it can be bound, and the first element's
+/// number in it.
+pub(super) fn bound(range: &BufferRange, start: u64, end: u64, size: u64) -> (BufferRange, u32) {
+    let from = start * size / ALIGN * ALIGN;
+    let first = (start - from / size) as u32;
+    (range.slice(from, (end * size).next_multiple_of(4) - from), first)
+}
+
+/// The rows cut where a part ends and where `most` elements are exceeded.
+fn rectangles(rows: &Range<u32>, columns: u32, part: u64, most: u64) -> impl Iterator<Item = Rectangle> {
+    let width = u64::from(columns);
+    let (mut at, end) = (u64::from(rows.start) * width, u64::from(rows.end) * width);
+    std::iter::from_fn(move || {
+        if at >= end {
+            return None;
+        }
+        let limit = end.min((at / part + 1).saturating_mul(part)).min(at + most);
+        // Both are below the number of rows or columns, or equal to it.
+        let (row, column) = ((at / width) as u32, (at % width) as u32);
+        let whole = ((limit - at) / width) as u32;
+        if column == 0 && whole > 0 {
+            at += u64::from(whole) * width;
+            return Some(Rectangle { rows: row..row + whole, columns: 0..columns });
+        }
+        let count = (limit - at).min(width - u64::from(column)) as u32;
+        at += u64::from(count);
+        Some(Rectangle { rows: row..row + 1, columns: column..column + count })
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rectangles_cover_every_element_once_in_order() {
+        for (columns, rows, part, most) in [
+            (7, 3..11, 1000, 1000),
+            (7, 0..9, 10, 64),
+            (7, 1..9, 64, 5),
+            (100, 0..4, 24, 1000),
+            (1, 0..70, 64, 8),
+            (8, 2..2, 9, 9),
+        ] {
+            let mut next = u64::from(rows.start) * columns;
+            for Rectangle { rows, columns: c } in rectangles(&rows, columns as u32, part, most) {
+                let start = u64::from(rows.start) * columns + u64::from(c.start);
+                let end = u64::from(rows.end - 1) * columns + u64::from(c.end);
+                assert_eq!(start, next);
+                assert!(end > start && end - start <= most, "{rows:?} {c:?}");
+                assert_eq!(start / part, (end - 1) / part);
+                assert!(rows.len() == 1 || (u64::from(c.start), u64::from(c.end)) == (0, columns));
+                next = end;
+            }
+            assert_eq!(next, u64::from(rows.end) * columns);
+        }
+    }
+
+    #[test]
+    fn rows_of_rows() {
+        let weight = Weight::new(Elements::Raw { float_type: FloatType::F32, parts: &[] }, 100, 3).rows(10..50).rows(5..9);
+        assert_eq!((weight.rows.clone(), weight.outputs()), (15..19, 4));
+    }
+}

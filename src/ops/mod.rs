@@ -1,0 +1,116 @@
+//! The operations of a transformer, each with its forward and backward kernels: float32, row-major, on the GPU.
+//!
+//! Operations record into a list of commands; nothing is read back. Each checks on the host that its tensors hold what its kernels
+//! index, which is what lets those run without runtime checks.
+
+mod attention;
+mod cached_attention;
+mod dropout;
+mod embedding;
+pub mod error;
+mod finite;
+mod loss;
+pub mod matmul;
+mod optimizer;
+mod pieces;
+mod rms_norm;
+mod rotary;
+mod swiglu;
+#[cfg(test)]
+pub(crate) mod testing;
+
+pub use attention::{Attention, AttentionShape};
+pub use cached_attention::{CachedAttention, CachedAttentionShape};
+pub use dropout::{Dropout, DropoutKey};
+pub use embedding::{Gather, RawTensor};
+pub use finite::{FiniteCheck, NonFinite};
+pub use loss::{ChunkedLoss, UNTRAINED};
+pub use optimizer::{AdamW, AdamWState, AdamWStep, StepReport};
+pub use rms_norm::RmsNorm;
+pub use rotary::{Rotary, RotaryTable, inverse_frequencies};
+pub use swiglu::SwiGlu;
+
+use crate::gpu::{BufferRange, Gpu, GpuError};
+
+pub use error::OpError;
+
+/// Holds what an operation was given against what it must be.
+fn same(operation: &'static str, what: &'static str, expected: u64, found: u64) -> Result<(), OpError> {
+    match found == expected {
+        true => Ok(()),
+        false => Err(OpError::Shape { operation, what, expected, found }),
+    }
+}
+
+/// A float32 matrix in GPU memory, row-major, without padding between rows.
+#[derive(Debug, Clone)]
+pub struct Mat {
+    /// Its bytes, `4 * rows * cols` of them at least.
+    pub range: BufferRange,
+    /// Rows: tokens, or outputs of a weight.
+    pub rows: u32,
+    /// Columns: features.
+    pub cols: u32,
+}
+
+impl Mat {
+    /// An uninitialised matrix in a buffer of its own.
+    ///
+    /// # Errors
+    /// [`GpuError::TooLarge`], [`GpuError::OutOfMemory`].
+    pub fn new(gpu: &Gpu, label: &str, rows: u32, cols: u32) -> Result<Self, GpuError> {
+        let bytes = 4 * u64::from(rows) * u64::from(cols);
+        let buffer = gpu.storage(label, bytes)?;
+        Ok(Self { range: BufferRange { buffer, offset: 0, size: bytes }, rows, cols })
+    }
+
+    /// A matrix with these elements.
+    ///
+    /// # Errors
+    /// [`OpError::Shape`] where there are not `rows * cols` of them; [`OpError::Gpu`].
+    pub fn from_slice(gpu: &Gpu, label: &str, rows: u32, cols: u32, elements: &[f32]) -> Result<Self, OpError> {
+        let expected = u64::from(rows) * u64::from(cols);
+        let found = elements.len() as u64;
+        if found != expected {
+            return Err(OpError::Shape { operation: "upload", what: "the number of elements", expected, found });
+        }
+        let buffer = gpu.storage_with(label, bytemuck::cast_slice(elements))?;
+        Ok(Self { range: BufferRange { buffer, offset: 0, size: 4 * expected }, rows, cols })
+    }
+
+    /// The elements, once everything that was submitted is done.
+    ///
+    /// # Errors
+    /// What went wrong on the device.
+    pub fn read(&self, gpu: &Gpu) -> Result<Vec<f32>, GpuError> {
+        let mut elements = vec![0.0; self.rows as usize * self.cols as usize];
+        gpu.read_into(&self.range, bytemuck::cast_slice_mut(&mut elements))?;
+        Ok(elements)
+    }
+
+    /// The first `rows * cols` elements of the same memory, as a matrix of this shape.
+    pub(super) fn narrow(&self, rows: u32, cols: u32) -> Self {
+        Self { range: self.range.slice(0, 4 * u64::from(rows) * u64::from(cols)), rows, cols }
+    }
+
+    /// Number of elements.
+    pub fn elements(&self) -> u64 {
+        u64::from(self.rows) * u64::from(self.cols)
+    }
+
+    /// Holds the matrix against the shape that an operation asks for.
+    pub(super) fn check(&self, operation: &'static str, rows: u32, cols: u32) -> Result<(), OpError> {
+        same(operation, "the number of rows", rows.into(), self.rows.into())?;
+        same(operation, "the number of columns", cols.into(), self.cols.into())?;
+        let bytes = 4 * u64::from(rows) * u64::from(cols);
+        if self.range.size < bytes {
+            return Err(OpError::Shape {
+                operation,
+                what: "the size of the buffer",
+                expected: bytes,
+                found: self.range.size,
+            });
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,510 @@
+//! Rotary position embedding (Su et al. 2021, "RoFormer: Enhanced Transformer with Rotary Position
+//! Embedding") in the rotate-half layout of transformers. Scalings: linear (Chen et al. 2023,
+//! "Extending Context Window of Large Language Models via Positional Interpolation"), dynamic NTK,
+//! llama3, and YaRN (Peng et al. 2023, "YaRN: Efficient Context Window Extension of Large Language
+//! Models").
+
+use bytemuck::{Pod, Zeroable};
+
+use super::Mat;
+use crate::arch::config::RopeScaling;
+use crate::gpu::{BufferRange, Commands, Gpu, Kernel, KernelSpec, Shader};
+use crate::ops::error::OpError;
+
+/// The frequencies of a model's rotary embedding.
+#[derive(Debug, Clone, PartialEq)]
+pub struct RotaryTable {
+    /// Angle per position of each pair of elements: half the size of a head.
+    pub inv_freq: Vec<f32>,
+    /// What cosines and sines are multiplied by.
+    pub attention_factor: f32,
+}
+
+impl RotaryTable {
+    /// Cosine and sine, each times the attention factor, of every pair at each of the first `positions` positions: the rows of the
+    /// table that [`Rotary`] takes.
+    ///
+    /// An angle is the float32 product that the models' own code forms. Its cosine comes from here and not from the kernel, because
+    /// WGSL promises no accuracy for angles beyond pi.
+    pub fn angles(&self, positions: u32) -> Vec<f32> {
+        let turn = |(position, frequency): (u32, f32)| {
+            let (sine, cosine) = f64::from(position as f32 * frequency).sin_cos();
+            [cosine as f32 * self.attention_factor, sine as f32 * self.attention_factor]
+        };
+        let row = |position| self.inv_freq.iter().map(move |&frequency| (position, frequency));
+        (0..positions).flat_map(row).flat_map(turn).collect()
+    }
+
+    /// [`RotaryTable::angles`] on the device: a matrix of `positions` rows and as many columns as a head has elements.
+    ///
+    /// # Errors
+    /// [`OpError::Gpu`] where it does not fit.
+    pub fn upload(&self, gpu: &Gpu, positions: u32) -> Result<Mat, OpError> {
+        let cols = u32::try_from(2 * self.inv_freq.len()).unwrap_or(u32::MAX);
+        Mat::from_slice(gpu, "rotary angles", positions, cols, &self.angles(positions))
+    }
+}
+
+/// The frequencies of a model: `modeling_rope_utils.py` of transformers 5, in the same float32 steps.
+///
+/// `theta` is the config's `rope_theta`; `rotary_dim` the elements of a head, an even number above 2; `sequence_length` the tokens of
+/// the longest sequence, which matters to [`RopeScaling::Dynamic`] alone.
+pub fn inverse_frequencies(theta: f64, rotary_dim: u32, scaling: &RopeScaling, sequence_length: u32) -> RotaryTable {
+    let mut attention_factor = 1.0;
+    let mut inv_freq: Vec<f32> = periods(theta, rotary_dim).map(|period| 1.0 / period).collect();
+    match *scaling {
+        RopeScaling::Default => {}
+        RopeScaling::Linear { factor } => inv_freq.iter_mut().for_each(|f| *f /= factor as f32),
+        RopeScaling::Dynamic { factor, max_position_embeddings: most } => {
+            let dim = f64::from(rotary_dim);
+            let stretch = factor * f64::from(sequence_length).max(most) / most - (factor - 1.0);
+            let theta = theta * stretch.powf(dim / (dim - 2.0));
+            inv_freq = periods(theta, rotary_dim).map(|period| 1.0 / period).collect();
+        }
+        RopeScaling::Llama3 { factor, low_freq_factor, high_freq_factor, original_max_position_embeddings } => {
+            let (low, high) = (low_freq_factor as f32, high_freq_factor as f32);
+            for f in &mut inv_freq {
+                let wavelength = std::f32::consts::TAU / *f;
+                let rotations = original_max_position_embeddings as f32 / wavelength;
+                let kept = ((rotations - low) / (high - low)).clamp(0.0, 1.0);
+                *f = (1.0 - kept) * *f / factor as f32 + kept * *f;
+            }
+        }
+        RopeScaling::Yarn { factor, attention_factor: given, mscale, mscale_all_dim, .. } => {
+            inv_freq = yarn_frequencies(theta, rotary_dim, scaling);
+            attention_factor = given.unwrap_or_else(|| yarn_attention_factor(factor, mscale, mscale_all_dim));
+        }
+    }
+    RotaryTable { inv_freq, attention_factor: attention_factor as f32 }
+}
+
+/// theta^(2i / dim): the period of each pair, over 2 pi.
+fn periods(theta: f64, dim: u32) -> impl Iterator<Item = f32> {
+    let period = move |i: u32| {
+        let exponent = (2 * i) as f32 / dim as f32;
+        f64::from(theta as f32).powf(exponent.into()) as f32
+    };
+    (0..dim / 2).map(period)
+}
+
+/// A blend between the frequencies and those divided by the factor; empty for every other scaling.
+fn yarn_frequencies(theta: f64, dim: u32, scaling: &RopeScaling) -> Vec<f32> {
+    let RopeScaling::Yarn { factor, original_max_position_embeddings, beta_fast, beta_slow, truncate, .. } = *scaling else {
+        return Vec::new();
+    };
+    let pair = |rotations: f64| {
+        let turns = original_max_position_embeddings / (rotations * std::f64::consts::TAU);
+        f64::from(dim) * turns.ln() / (2.0 * theta.ln())
+    };
+    // The pairs between which frequencies are blended.
+    let (mut low, mut high) = (pair(beta_fast.unwrap_or(32.0)), pair(beta_slow.unwrap_or(1.0)));
+    if truncate {
+        (low, high) = (low.floor(), high.ceil());
+    }
+    let (low, high) = (low.max(0.0), high.min(f64::from(dim) - 1.0));
+    // Equal bounds would divide by zero.
+    let high = if low == high { high + 0.001 } else { high };
+    let blend = |(i, period): (u32, f32)| {
+        let kept = 1.0 - ((i as f32 - low as f32) / (high - low) as f32).clamp(0.0, 1.0);
+        1.0 / (factor as f32 * period) * (1.0 - kept) + 1.0 / period * kept
+    };
+    (0..).zip(periods(theta, dim)).map(blend).collect()
+}
+
+/// What cosines and sines are multiplied by, where the config does not say so.
+fn yarn_attention_factor(factor: f64, mscale: Option<f64>, mscale_all_dim: Option<f64>) -> f64 {
+    let of = |mscale: f64| if factor <= 1.0 { 1.0 } else { 0.1 * mscale * factor.ln() + 1.0 };
+    let given = |mscale: Option<f64>| mscale.filter(|&m| m != 0.0);
+    match (given(mscale), given(mscale_all_dim)) {
+        (Some(mscale), Some(all_dim)) => of(mscale) / of(all_dim),
+        _ => of(1.0),
+    }
+}
+
+/// The rotary embedding, forward and backward.
+#[derive(Debug, Clone)]
+pub struct Rotary {
+    gpu: Gpu,
+    rotate: Kernel,
+    rotate_from: Kernel,
+}
+
+/// Parameters of a dispatch; those of `struct Params` in the shader.
+#[derive(Debug, Clone, Copy, Pod, Zeroable)]
+#[repr(C)]
+struct Params {
+    pairs: u32,
+    heads: u32,
+    half: u32,
+    positions: u32,
+    sign: f32,
+    first: u32,
+    pad: [u32; 2],
+}
+
+impl Rotary {
+    /// The kernels.
+    ///
+    /// # Errors
+    /// [`OpError::Gpu`] where it does not compile.
+    pub fn new(gpu: &Gpu) -> Result<Self, OpError> {
+        // SAFETY: `forward`, `backward` and `forward_from` hold `x`, `starts` and `table` against each other's sizes; the kernels
+        // leave pairs past the last one alone; `rotate` clamps the position to the table's rows, and those of `rotate_from` are
+        // among them. There is no loop and no workgroup memory.
+        let shader = unsafe { Shader::trusted("rotary", include_str!("../../shaders/rotary.wgsl")) };
+        let kernel = |entry| gpu.kernel(&KernelSpec { shader: shader.clone(), entry, constants: Vec::new() });
+        Ok(Self { gpu: gpu.clone(), rotate: kernel("rotate")?, rotate_from: kernel("rotate_from")? })
+    }
+
+    /// Rotates the heads of `x`, [tokens, heads * head_dim], in place, each token by the angles of its position in its sample.
+    ///
+    /// `table` is that of [`RotaryTable::upload`]: its columns are the size of a head, and its rows must be at least the tokens of
+    /// the longest sample. `starts` has a u32 a token: the first token of its sample. All three lie in buffers of their own.
+    ///
+    /// # Errors
+    /// [`OpError::Shape`]: nothing is then recorded.
+    pub fn forward(
+        &self,
+        commands: &mut Commands,
+        x: &Mat,
+        heads: u32,
+        starts: &BufferRange,
+        table: &Mat,
+    ) -> Result<(), OpError> {
+        self.rotate(commands, x, heads, starts, table, 1.0)
+    }
+
+    /// Turns the gradient of what [`Rotary::forward`] wrote into that of what it read, in place: the rotation by the negative angle
+    /// (times the attention factor, too).
+    ///
+    /// # Errors
+    /// As [`Rotary::forward`].
+    pub fn backward(
+        &self,
+        commands: &mut Commands,
+        dx: &Mat,
+        heads: u32,
+        starts: &BufferRange,
+        table: &Mat,
+    ) -> Result<(), OpError> {
+        self.rotate(commands, dx, heads, starts, table, -1.0)
+    }
+
+    /// As [`Rotary::forward`], with tokens of one sample of which the first is at position `first`: `table` has a row for each position.
+    ///
+    /// # Errors
+    /// As [`Rotary::forward`].
+    pub fn forward_from(
+        &self,
+        commands: &mut Commands,
+        x: &Mat,
+        heads: u32,
+        first: u32,
+        table: &Mat,
+    ) -> Result<(), OpError> {
+        let params = Params { first, ..params(x, heads, table, 1.0)? };
+        let end = u64::from(first) + u64::from(x.rows);
+        if end > table.rows.into() {
+            let (what, found) = ("the number of positions", table.rows.into());
+            return Err(OpError::Shape { operation: OPERATION, what, expected: end, found });
+        }
+        // The starts, which this kernel has no use for, are left out.
+        self.dispatch(commands, &self.rotate_from, &params, x, &table.range, table);
+        Ok(())
+    }
+
+    fn rotate(
+        &self,
+        commands: &mut Commands,
+        x: &Mat,
+        heads: u32,
+        starts: &BufferRange,
+        table: &Mat,
+        sign: f32,
+    ) -> Result<(), OpError> {
+        let params = params(x, heads, table, sign)?;
+        let expected = 4 * u64::from(x.rows);
+        if starts.size < expected {
+            let what = "the size of the samples' starts";
+            return Err(OpError::Shape { operation: OPERATION, what, expected, found: starts.size });
+        }
+        self.dispatch(commands, &self.rotate, &params, x, starts, table);
+        Ok(())
+    }
+
+    fn dispatch(
+        &self,
+        commands: &mut Commands,
+        kernel: &Kernel,
+        params: &Params,
+        x: &Mat,
+        starts: &BufferRange,
+        table: &Mat,
+    ) {
+        if params.pairs > 0 {
+            let groups = self.gpu.grid(u64::from(params.pairs.div_ceil(WORKGROUP)));
+            let bindings = [x.range.clone(), starts.clone(), table.range.clone()];
+            commands.dispatch(kernel, &bindings, bytemuck::bytes_of(params), groups, 16 * u64::from(params.pairs));
+        }
+    }
+}
+
+/// The parameters, once `x` and `table` are known to fit together.
+fn params(x: &Mat, heads: u32, table: &Mat, sign: f32) -> Result<Params, OpError> {
+    let (half, positions) = (table.cols / 2, table.rows);
+    x.check(OPERATION, x.rows, heads.saturating_mul(2 * half))?;
+    table.check(OPERATION, positions.max(1), (2 * half).max(2))?;
+    // In u32, because x is within the limit of a binding.
+    let pairs = x.rows.saturating_mul(heads).saturating_mul(half);
+    Ok(Params { pairs, heads, half, positions, sign, first: 0, pad: [0; 2] })
+}
+
+const OPERATION: &str = "rotary";
+/// Threads of a workgroup: the shader's.
+const WORKGROUP: u32 = 256;
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, clippy::panic, reason = "tests fail by panicking")]
+
+    use super::super::testing::{assert_close, assert_gradient, assert_untouched, gpu, narrow, random, random_mat, wide};
+    use super::*;
+
+    fn yarn(factor: f64, original_max_position_embeddings: f64, truncate: bool) -> RopeScaling {
+        yarn_with(factor, original_max_position_embeddings, truncate, None, None)
+    }
+
+    fn yarn_with(
+        factor: f64,
+        original_max_position_embeddings: f64,
+        truncate: bool,
+        attention_factor: Option<f64>,
+        mscales: Option<(f64, f64)>,
+    ) -> RopeScaling {
+        let (mscale, mscale_all_dim) = (mscales.map(|m| m.0), mscales.map(|m| m.1));
+        let (beta_fast, beta_slow) = (None, None);
+        RopeScaling::Yarn {
+            factor,
+            original_max_position_embeddings,
+            attention_factor,
+            beta_fast,
+            beta_slow,
+            mscale,
+            mscale_all_dim,
+            truncate,
+        }
+    }
+
+    /// Holds frequencies against what transformers 5.24.0 with torch 2.15.0 gave on a CPU: `ROPE_INIT_FUNCTIONS[rope_type](config,
+    /// "cpu", seq_len)`, and `compute_default_rope_parameters` of Llama, of a `LlamaConfig` with these values. Torch's power may be
+    /// one unit off in the last place.
+    #[track_caller]
+    fn assert_frequencies(found: &RotaryTable, attention_factor: f64, expected: &[f32]) {
+        assert_eq!(found.attention_factor, attention_factor as f32);
+        assert_eq!(found.inv_freq.len(), expected.len());
+        for (i, (found, expected)) in found.inv_freq.iter().zip(expected).enumerate() {
+            assert!(found.to_bits().abs_diff(expected.to_bits()) <= 1, "pair {i}: {found:e}, and torch has {expected:e}");
+        }
+    }
+
+    #[test]
+    fn default_and_linear_frequencies_are_those_of_transformers() {
+        let found = inverse_frequencies(1e6, 16, &RopeScaling::Default, 1);
+        let expected = [1.0, 0.17782794, 0.03162278, 0.0056234132, 0.001, 0.00017782794, 3.1622774e-5, 5.6234135e-6];
+        assert_frequencies(&found, 1.0, &expected);
+        let found = inverse_frequencies(1e4, 16, &RopeScaling::Linear { factor: 2.5 }, 1);
+        let expected = [0.4, 0.1264911, 0.04, 0.012649111, 0.0039999997, 0.0012649111, 0.00040000002, 0.00012649111];
+        assert_frequencies(&found, 1.0, &expected);
+    }
+
+    #[test]
+    fn dynamic_frequencies_are_those_of_transformers() {
+        let scaling = RopeScaling::Dynamic { factor: 4.0, max_position_embeddings: 2048.0 };
+        let short = [1.0, 0.31622776, 0.1, 0.03162278, 0.01, 0.0031622779, 0.001, 0.0003162278];
+        assert_frequencies(&inverse_frequencies(1e4, 16, &scaling, 100), 1.0, &short);
+        let long = [1.0, 0.2406493, 0.057912078, 0.013936501, 0.0033538092, 0.00080709177, 0.00019422606, 4.6740366e-5];
+        assert_frequencies(&inverse_frequencies(1e4, 16, &scaling, 5000), 1.0, &long);
+    }
+
+    #[test]
+    fn llama3_frequencies_are_those_of_transformers() {
+        let scaling = |factor| RopeScaling::Llama3 {
+            factor,
+            low_freq_factor: 1.0,
+            high_freq_factor: 4.0,
+            original_max_position_embeddings: 8192.0,
+        };
+        let expected = [1.0, 0.19392276, 0.03760603, 0.007292665, 0.000524846, 3.4281024e-5, 6.6478697e-6, 1.2891732e-6];
+        assert_frequencies(&inverse_frequencies(5e5, 16, &scaling(8.0), 1), 1.0, &expected);
+        #[rustfmt::skip]
+        let expected = [
+            1.0, 0.6636013, 0.44036663, 0.29222783, 0.19392276, 0.12868738, 0.0853971, 0.05666962, 0.03760603, 0.024955409,
+            0.01656044, 0.010989529, 0.007292665, 0.0048394212, 0.003211446, 0.001290548, 0.0004295567, 9.708286e-5,
+            1.9461639e-5, 1.29147675e-5, 8.570256e-6, 5.6872323e-6, 3.7740544e-6, 2.5044671e-6, 1.6619674e-6, 1.1028836e-6,
+            7.3187493e-7, 4.856731e-7, 3.222933e-7, 2.1387423e-7, 1.419272e-7, 9.4183065e-8,
+        ];
+        assert_frequencies(&inverse_frequencies(5e5, 64, &scaling(32.0), 1), 1.0, &expected);
+    }
+
+    #[test]
+    fn yarn_frequencies_are_those_of_transformers() {
+        let found = |theta, dim, yarn: RopeScaling| inverse_frequencies(theta, dim, &yarn, 1);
+        #[rustfmt::skip]
+        let expected = [
+            1.0, 0.4216965, 0.17782794, 0.074989416, 0.03162278, 0.013335215, 0.0047799014, 0.0016599617, 0.00055, 0.00016867858,
+            4.4456985e-5, 1.8747356e-5, 7.905694e-6, 3.3338035e-6, 1.4058534e-6, 5.9284343e-7,
+        ];
+        assert_frequencies(&found(1e6, 32, yarn(4.0, 32768.0, true)), 1.138629436111989, &expected);
+        #[rustfmt::skip]
+        let expected = [
+            1.0, 0.6890443, 0.47478205, 0.32714587, 0.225418, 0.15532298, 0.107024424, 0.073744565, 0.050813273, 0.031705696,
+            0.019335, 0.011592049, 0.0067949593, 0.003860359, 0.0020937927, 0.0010526022, 0.00045648392, 0.0001293187,
+            3.830881e-5, 2.6396468e-5, 1.8188337e-5, 1.253257e-5, 8.635496e-6, 5.9502395e-6, 4.0999785e-6, 2.8250668e-6,
+            1.9465963e-6, 1.341291e-6, 9.2420896e-7, 6.368209e-7, 4.3879785e-7, 3.0235114e-7,
+        ];
+        let exact = yarn(32.0, 4096.0, false);
+        assert_frequencies(&found(15e4, 64, exact), 1.3465735902799727, &expected);
+        #[rustfmt::skip]
+        let expected = [
+            1.0, 0.56234133, 0.31622776, 0.17782794, 0.1, 0.05623413, 0.027218176, 0.012829017, 0.0058214283, 0.0024903687,
+            0.00095997716, 0.0002921459, 2.5e-5, 1.40585325e-5, 7.9056945e-6, 4.4456983e-6,
+        ];
+        let mscale = yarn_with(40.0, 4096.0, true, None, Some((1.0, 0.707)));
+        assert_frequencies(&found(1e4, 32, mscale), 1.0857263992561355, &expected);
+        let expected = [1.0, 0.31622776, 0.1, 0.023914725, 0.0051249997, 0.0008498622, 2.5e-5, 7.9056945e-6];
+        assert_frequencies(&found(1e4, 16, yarn_with(40.0, 4096.0, true, Some(1.25), None)), 1.25, &expected);
+    }
+
+    /// Against torch 2.15.0 in float32: `(torch.tensor([p]) * inv_freq).cos()` and `.sin()`.
+    #[test]
+    fn angles_are_those_of_torch_at_the_end_of_a_long_context() {
+        let table = inverse_frequencies(1e6, 8, &RopeScaling::Default, 1);
+        let angles = table.angles(131_072);
+        let row = |position: usize| &angles[8 * position..8 * (position + 1)];
+        let interleave = |cosines: [f32; 4], sines: [f32; 4]| cosines.into_iter().zip(sines).flat_map(|(c, s)| [c, s]);
+        for (position, cosines, sines) in [
+            (0, [1.0; 4], [0.0; 4]),
+            (1, [0.54030234, 0.99950004, 0.9999995, 1.0], [0.84147096, 0.031617507, 0.0009999999, 3.1622774e-5]),
+            (1000, [0.56237906, 0.9786824, 0.54030234, 0.99950004], [0.82687956, 0.20537944, 0.84147096, 0.031617504]),
+            (131_071, [-0.8179835, -0.4815346, 0.6403117, -0.5375764], [-0.5752417, -0.87642705, -0.76811516, -0.84321505]),
+        ] {
+            for (found, expected) in row(position).iter().zip(interleave(cosines, sines)) {
+                assert!((found - expected).abs() <= 1e-7, "position {position}: {found}, and torch has {expected}");
+            }
+        }
+    }
+
+    /// The rotation in f64, of elements [tokens, heads * dim] with the table's own cosines and sines.
+    fn reference(x: &[f64], heads: usize, starts: &[u32], table: &RotaryTable, sign: f64) -> Vec<f64> {
+        let half = table.inv_freq.len();
+        let mut rotated = vec![0.0; x.len()];
+        for (at, head) in x.chunks(2 * half).enumerate() {
+            let token = at / heads;
+            let position = token as f32 - starts[token] as f32;
+            for (i, &frequency) in table.inv_freq.iter().enumerate() {
+                let (sine, cosine) = (sign * f64::from(position * frequency)).sin_cos();
+                let (a, b, factor) = (head[i], head[i + half], f64::from(table.attention_factor));
+                rotated[2 * half * at + i] = factor * (a * cosine - b * sine);
+                rotated[2 * half * at + i + half] = factor * (b * cosine + a * sine);
+            }
+        }
+        rotated
+    }
+
+    #[test]
+    fn heads_are_rotated_and_gradients_rotated_back() {
+        let Some(gpu) = gpu() else { return };
+        let rotary = Rotary::new(&gpu).unwrap();
+        for (head_dim, heads, lengths) in
+            [(64, 4, &[1][..]), (64, 1, &[3, 2]), (80, 2, &[33]), (128, 3, &[1, 90, 39]), (6, 5, &[130])]
+        {
+            let tokens: u32 = lengths.iter().sum();
+            let starts: Vec<u32> = lengths
+                .iter()
+                .scan(0, |end, &n| Some((n, std::mem::replace(end, *end + n))))
+                .flat_map(|(n, first)| vec![first; n as usize])
+                .collect();
+            let range = BufferRange::whole(gpu.storage_with("starts", bytemuck::cast_slice(&starts)).unwrap());
+            let table = inverse_frequencies(1e4, head_dim, &yarn(4.0, 32768.0, true), 1);
+            let angles = table.upload(&gpu, *lengths.iter().max().unwrap()).unwrap();
+            let (x, elements) = random_mat(&gpu, u64::from(tokens), tokens, heads * head_dim);
+            let mut commands = gpu.commands("rotary");
+            rotary.forward(&mut commands, &x, heads, &range, &angles).unwrap();
+            commands.submit().unwrap();
+            assert_untouched(&gpu, &x);
+            let expected = narrow(&reference(&wide(&elements), heads as usize, &starts, &table, 1.0));
+            assert_close(&format!("forward {head_dim}"), &x.read(&gpu).unwrap(), &expected, 1e-6);
+
+            let (dx, elements) = random_mat(&gpu, 7 + u64::from(tokens), tokens, heads * head_dim);
+            let mut commands = gpu.commands("rotary");
+            rotary.backward(&mut commands, &dx, heads, &range, &angles).unwrap();
+            commands.submit().unwrap();
+            assert_untouched(&gpu, &dx);
+            let expected = narrow(&reference(&wide(&elements), heads as usize, &starts, &table, -1.0));
+            assert_close(&format!("backward {head_dim}"), &dx.read(&gpu).unwrap(), &expected, 1e-6);
+        }
+    }
+
+    #[test]
+    fn tokens_in_the_middle_of_a_sample() {
+        let Some(gpu) = gpu() else { return };
+        let rotary = Rotary::new(&gpu).unwrap();
+        for (head_dim, heads, first, tokens) in [(64, 4, 0, 3), (80, 1, 1, 1), (6, 3, 1000, 130), (128, 2, 4095, 1)] {
+            let table = inverse_frequencies(1e4, head_dim, &yarn(4.0, 32768.0, true), 1);
+            let angles = table.upload(&gpu, first + tokens).unwrap();
+            let (x, elements) = random_mat(&gpu, u64::from(first), tokens, heads * head_dim);
+            let mut commands = gpu.commands("rotary");
+            rotary.forward_from(&mut commands, &x, heads, first, &angles).unwrap();
+            commands.submit().unwrap();
+            assert_untouched(&gpu, &x);
+            // The tokens before them are there, too, in the reference.
+            let before = vec![0.0; (first * heads * head_dim) as usize];
+            let starts = vec![0; (first + tokens) as usize];
+            let expected = reference(&[before.clone(), wide(&elements)].concat(), heads as usize, &starts, &table, 1.0);
+            assert_close(&format!("from {first}"), &x.read(&gpu).unwrap(), &narrow(&expected[before.len()..]), 1e-6);
+        }
+    }
+
+    /// The loss is the sum of all products of the rotated elements with fixed numbers, so that these are the gradient to be rotated
+    /// back.
+    #[test]
+    fn backward_is_the_gradient_of_forward() {
+        let Some(gpu) = gpu() else { return };
+        let table = inverse_frequencies(1e4, 8, &yarn(4.0, 32768.0, true), 1);
+        let starts = [0, 0, 2, 2, 2];
+        let range = BufferRange::whole(gpu.storage_with("starts", bytemuck::cast_slice(&starts)).unwrap());
+        let (dx, dy) = random_mat(&gpu, 2, 5, 16);
+        let mut commands = gpu.commands("gradient");
+        let angles = table.upload(&gpu, 3).unwrap();
+        Rotary::new(&gpu).unwrap().backward(&mut commands, &dx, 2, &range, &angles).unwrap();
+        commands.submit().unwrap();
+        let gradient = wide(&dx.read(&gpu).unwrap());
+        let loss = |x: &[f64]| {
+            let y = reference(x, 2, &starts, &table, 1.0);
+            y.iter().zip(&dy).map(|(y, &dy)| y * f64::from(dy)).sum()
+        };
+        assert_gradient("dx", &wide(&random(1, 80)), &gradient, 1e-5, loss);
+    }
+
+    #[test]
+    fn what_does_not_fit_is_refused() {
+        let Some(gpu) = gpu() else { return };
+        let rotary = Rotary::new(&gpu).unwrap();
+        let mat = |rows, cols| Mat::new(&gpu, "test", rows, cols).unwrap();
+        let range = |bytes| BufferRange { buffer: gpu.storage("starts", 32).unwrap(), offset: 0, size: bytes };
+        let refused = |x: &Mat, heads, starts: u64, table: &Mat| {
+            let result = rotary.forward(&mut gpu.commands("test"), x, heads, &range(starts), table);
+            matches!(result, Err(OpError::Shape { .. }))
+        };
+        assert!(!refused(&mat(5, 128), 2, 20, &mat(5, 64)));
+        assert!(refused(&mat(5, 128), 3, 20, &mat(5, 64)));
+        assert!(refused(&mat(5, 128), 2, 16, &mat(5, 64)));
+        assert!(refused(&mat(5, 126), 2, 20, &mat(5, 63)));
+        assert!(refused(&mat(5, 128), 2, 20, &Mat { rows: 0, ..mat(5, 64) }));
+        let from = |first| rotary.forward_from(&mut gpu.commands("test"), &mat(5, 128), 2, first, &mat(9, 64));
+        assert!(from(4).is_ok());
+        for first in [5, u32::MAX] {
+            assert!(matches!(from(first), Err(OpError::Shape { expected, .. }) if expected == u64::from(first) + 5));
+        }
+    }
+}

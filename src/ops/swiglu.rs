@@ -1,0 +1,152 @@
+//! The gated activation of the MLP: h = silu(gate) * up (Shazeer 2020, "GLU Variants Improve Transformer").
+
+use bytemuck::{Pod, Zeroable};
+
+use super::pieces::{ROWS, pieces};
+use super::{Mat, OpError};
+use crate::gpu::{Commands, Gpu, GpuError, Kernel, KernelSpec, Shader};
+
+/// Threads of a workgroup, an element each.
+const WORKGROUP: u64 = 256;
+
+/// h = silu(gate) * up, where silu(x) = x * sigmoid(x).
+#[derive(Debug, Clone)]
+pub struct SwiGlu {
+    gpu: Gpu,
+    forward: Kernel,
+    backward: Kernel,
+}
+
+/// `struct Params` of the shader.
+#[derive(Debug, Clone, Copy, Pod, Zeroable)]
+#[repr(C)]
+struct Params {
+    count: u32,
+    pad: [u32; 3],
+}
+
+impl SwiGlu {
+    /// The kernels of `gpu`.
+    ///
+    /// # Errors
+    /// [`GpuError::Invalid`], [`GpuError::KernelLimit`].
+    pub fn new(gpu: &Gpu) -> Result<Self, GpuError> {
+        // SAFETY: `dispatch` binds as many floats everywhere as it passes in `count`; there are no loops and no workgroup memory.
+        let shader = unsafe { Shader::trusted("swiglu", include_str!("../../shaders/swiglu.wgsl")) };
+        let kernel = |entry| gpu.kernel(&KernelSpec { shader: shader.clone(), entry, constants: Vec::new() });
+        Ok(Self { gpu: gpu.clone(), forward: kernel("forward")?, backward: kernel("backward")? })
+    }
+
+    /// Records h = silu(gate) * up; all three are [tokens, intermediate], and `h` lies in another buffer.
+    ///
+    /// # Errors
+    /// [`OpError::Shape`].
+    pub fn forward(&self, commands: &mut Commands, gate: &Mat, up: &Mat, h: &Mat) -> Result<(), OpError> {
+        // `h` is the fourth binding; the third is not used.
+        self.dispatch(commands, &self.forward, [gate, up, h, h], 12)
+    }
+
+    /// Records the gradients, in place: `gate` becomes d_gate = dh * up * s * (1 + gate * (1 - s)) with s = sigmoid(gate), and `up`
+    /// becomes d_up = dh * silu(gate). All three are [tokens, intermediate]; `dh` lies in another buffer.
+    ///
+    /// # Errors
+    /// [`OpError::Shape`].
+    pub fn backward(&self, commands: &mut Commands, gate: &Mat, up: &Mat, dh: &Mat) -> Result<(), OpError> {
+        self.dispatch(commands, &self.backward, [gate, up, dh, dh], 20)
+    }
+
+    /// `moved` counts the bytes that an element takes to read and write.
+    fn dispatch(&self, commands: &mut Commands, kernel: &Kernel, mats: [&Mat; 4], moved: u64) -> Result<(), OpError> {
+        let [first, ..] = mats;
+        mats.iter().try_for_each(|mat| mat.check("SwiGLU", first.rows, first.cols))?;
+        for piece in pieces(&self.gpu, first.elements(), 4, ROWS)? {
+            let params = Params { count: piece.count, pad: [0; 3] };
+            let bindings = mats.map(|mat| piece.of(&mat.range, 4));
+            let groups = self.gpu.grid(u64::from(piece.count).div_ceil(WORKGROUP));
+            commands.dispatch(kernel, &bindings, bytemuck::bytes_of(&params), groups, moved * u64::from(piece.count));
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ops::testing::{
+        assert_close, assert_gradient, assert_untouched, gpu, gpu_with, mat, narrow, poisoned, random, random_mat, wide,
+    };
+
+    fn sigmoid(x: f64) -> f64 {
+        1.0 / (1.0 + (-x).exp())
+    }
+
+    fn reference(gate: &[f64], up: &[f64]) -> Vec<f64> {
+        gate.iter().zip(up).map(|(&x, &up)| x * sigmoid(x) * up).collect()
+    }
+
+    /// Gradients of gate and of up.
+    fn reference_backward(gate: &[f64], up: &[f64], dh: &[f64]) -> (Vec<f64>, Vec<f64>) {
+        let one = |((&x, &up), &dh): ((&f64, &f64), &f64)| {
+            let s = sigmoid(x);
+            (dh * up * s * (1.0 + x * (1.0 - s)), dh * x * s)
+        };
+        gate.iter().zip(up).zip(dh).map(one).unzip()
+    }
+
+    /// Runs both directions; `spread` widens the range of the gates.
+    fn check(gpu: &Gpu, rows: u32, cols: u32, spread: f32) {
+        let swiglu = SwiGlu::new(gpu).unwrap();
+        let (_, mut gates) = random_mat(gpu, 1, rows, cols);
+        gates.iter_mut().for_each(|x| *x *= spread);
+        let gate = mat(gpu, rows, cols, &gates);
+        let ((up, ups), (dh, dhs)) = (random_mat(gpu, 2, rows, cols), random_mat(gpu, 3, rows, cols));
+        let h = poisoned(gpu, rows, cols);
+        let mut commands = gpu.commands("swiglu");
+        swiglu.forward(&mut commands, &gate, &up, &h).unwrap();
+        swiglu.backward(&mut commands, &gate, &up, &dh).unwrap();
+        commands.submit().unwrap();
+        [&h, &gate, &up].into_iter().for_each(|mat| assert_untouched(gpu, mat));
+        let (gates, ups, dhs) = (wide(&gates), wide(&ups), wide(&dhs));
+        let (d_gate, d_up) = reference_backward(&gates, &ups, &dhs);
+        assert_close("h", &h.read(gpu).unwrap(), &narrow(&reference(&gates, &ups)), 1e-6);
+        assert_close("d_gate", &gate.read(gpu).unwrap(), &narrow(&d_gate), 1e-6);
+        assert_close("d_up", &up.read(gpu).unwrap(), &narrow(&d_up), 1e-6);
+    }
+
+    #[test]
+    fn forward_and_backward() {
+        let Some(gpu) = gpu() else { return };
+        for (rows, cols) in [(1, 1), (7, 65), (3, 1000), (70_000, 3)] {
+            check(&gpu, rows, cols, 8.0);
+        }
+    }
+
+    #[test]
+    fn large_gates_neither_overflow_nor_vanish() {
+        let Some(gpu) = gpu() else { return };
+        check(&gpu, 7, 65, 1e4);
+        check(&gpu, 7, 65, 1e-4);
+        check(&gpu, 7, 65, 1e30);
+    }
+
+    #[test]
+    fn pieces_that_can_be_bound() {
+        let Some(gpu) = gpu_with(|options| options.max_binding = Some(2048)) else { return };
+        check(&gpu, 77, 101, 8.0);
+    }
+
+    #[test]
+    fn more_groups_than_a_dimension_has() {
+        let Some(gpu) = gpu_with(|options| options.max_groups = Some(7)) else { return };
+        check(&gpu, 77, 101, 8.0);
+    }
+
+    #[test]
+    fn the_reference_is_the_gradient() {
+        let [gate, up, dh] = [1, 2, 3].map(|seed| wide(&random(seed, 20)));
+        let (d_gate, d_up) = reference_backward(&gate, &up, &dh);
+        let loss = |h: Vec<f64>| h.iter().zip(&dh).map(|(h, dh)| h * dh).sum();
+        assert_gradient("d_gate", &gate, &d_gate, 1e-6, |gate| loss(reference(gate, &up)));
+        assert_gradient("d_up", &up, &d_up, 1e-6, |up| loss(reference(&gate, up)));
+    }
+}
