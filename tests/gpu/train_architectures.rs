@@ -33,7 +33,7 @@ fn assert_exact(pack: &Path, checkpoint: &Path, layers: u32) {
 
 /// Converts a model, and holds all that it computes against what is expected of it.
 fn check(name: &str) {
-    let Some(gpu) = common::shared_gpu() else { return };
+    let Some(gpu) = common::gpu() else { return };
     let folder = fixture("architectures").join(name);
     let model = Fixture::new(gpu, &folder, folder.clone(), LENGTH, RANK);
     assert_exact(&model.pack, &folder.join("model.safetensors"), model.config.layers);
