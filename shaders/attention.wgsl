@@ -8,13 +8,17 @@ struct Params {
     heads: u32,      // query heads, a multiple of kv_heads
     kv_heads: u32,
     scale: f32,      // of the scores
+    window: u32,     // tokens that a token sees at most, itself among them
+    pad0: u32,
+    pad1: u32,
+    pad2: u32,
 }
 
 @group(0) @binding(0) var<storage, read> row_a: array<vec4<f32>>;      // q, or k where rows are keys; delta: out
 @group(0) @binding(1) var<storage, read> row_b: array<vec4<f32>>;      // d_out, or v where rows are keys
 @group(0) @binding(2) var<storage, read> column_a: array<vec4<f32>>;   // k, or q
 @group(0) @binding(3) var<storage, read> column_b: array<vec4<f32>>;   // v, or d_out
-@group(0) @binding(4) var<storage, read> starts: array<u32>;           // first token of each token's sample
+@group(0) @binding(4) var<storage, read> starts: array<u32>;           // first token of each token's sample: `start_of` reads it
 @group(0) @binding(5) var<storage, read> lse: array<f32>;              // [tokens, heads]
 @group(0) @binding(6) var<storage, read> delta: array<f32>;            // [tokens, heads]
 @group(0) @binding(7) var<storage, read_write> out: array<vec4<f32>>;  // out, or the gradient of the rows
@@ -190,10 +194,11 @@ fn store(sums: ptr<function, Sums>, factors: vec4<f32>, rows: Run, at: vec2<u32>
     }
 }
 
-// A token past the end has a start that no token reaches.
+// The first token that a token sees: the start of its sample or of its window. It never falls from one token to the next. A token past
+// the end has a start that no token reaches.
 fn start_of(token: u32) -> u32 {
     if (token < params.tokens) {
-        return starts[token];
+        return max(starts[token], token + 1u - min(token + 1u, params.window));
     }
     return 0xffffffffu;
 }
@@ -203,9 +208,9 @@ fn query_block(group: vec3<u32>, grid: vec3<u32>) -> Run {
     return query_run((grid.y - 1u - group.y) * ROWS, group.x);
 }
 
-// The keys of a block of queries: from the start of the first one's sample.
+// The keys of a block of queries: from the first one that its first query sees.
 fn keys_of(queries: Run, head: u32) -> Run {
-    return key_run(starts[queries.first], head / (params.heads / params.kv_heads));
+    return key_run(start_of(queries.first), head / (params.heads / params.kv_heads));
 }
 
 fn starts_of_rows(rows: Run, at: vec2<u32>) -> vec4<u32> {
@@ -348,7 +353,7 @@ fn weights_of(key: u32, scores: vec4<f32>, queries: Queries, columns: Run, at: v
     return exp(select(vec4(LOWEST), scores * params.scale - queries.lse, seen));
 }
 
-// Whether a block of queries from `query` on has any that sees a key before `end`: samples lie one after the other.
+// Whether a block of queries from `query` on has any that sees a key before `end`: if any does, the first one does.
 fn reaches(query: u32, end: u32) -> bool {
     return start_of(query) < end;
 }

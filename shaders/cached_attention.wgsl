@@ -10,7 +10,11 @@ struct Params {
     splits: u32,     // runs of keys
     run: u32,        // keys of a run, a multiple of KEYS
     scale: f32,      // of the scores
-    pad: u32,
+    window: u32,     // keys that a token sees at most, its own among them
+    first: u32,      // first key that any of the tokens sees: runs are counted from there
+    pad0: u32,
+    pad1: u32,
+    pad2: u32,
 }
 
 @group(0) @binding(0) var<storage, read> q: array<vec4<f32>>;          // [tokens, heads, HEAD]
@@ -88,7 +92,9 @@ fn attend(@builtin(workgroup_id) id: vec3<u32>, @builtin(num_workgroups) grid: v
     let row = group % rows;
     let head = row % params.heads;
     let split = group / rows;
-    let end = min(params.past + row / params.heads + 1u, (split + 1u) * params.run);
+    let seen = params.past + row / params.heads + 1u;    // keys up to the token's own
+    let end = min(seen, params.first + (split + 1u) * params.run);
+    let start = max(seen - min(seen, params.window), params.first + split * params.run);
     for (var column = thread; column < HEAD; column += WORKGROUP) {
         query[column] = q[row * HEAD + column];
     }
@@ -99,7 +105,7 @@ fn attend(@builtin(workgroup_id) id: vec3<u32>, @builtin(num_workgroups) grid: v
     var sum = vec4<f32>();
     var top = LOWEST;
     var total = 0.0;    // of the thread's own keys
-    for (var first = split * params.run; first < end; first += KEYS) {
+    for (var first = start; first < end; first += KEYS) {
         workgroupBarrier();
         let score = score_of(first, end, head, thread);
         let highest = highest_of(score, top, thread);
@@ -138,7 +144,8 @@ fn attend(@builtin(workgroup_id) id: vec3<u32>, @builtin(num_workgroups) grid: v
     }
 }
 
-// A thread has one vec4 of the output. A run that lies past a token's keys has LOWEST and sums of 0; the first run has one key at least.
+// A thread has one vec4 of the output. A run without any key that the token sees has LOWEST and sums of 0; the run with the token's own
+// key has one.
 @compute @workgroup_size(WORKGROUP)
 fn combine(@builtin(workgroup_id) id: vec3<u32>, @builtin(num_workgroups) grid: vec3<u32>, @builtin(local_invocation_index) thread: u32) {
     let rows = params.tokens * params.heads;

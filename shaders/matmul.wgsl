@@ -1,4 +1,4 @@
-// A product of matrices, out[m, n] = scale * a[m, k] b[k, n] (+ bias) (+ out): one half of every such kernel; matmul_params.wgsl belongs
+// A product of matrices, out[m, n] = scale * (a[m, k] b[k, n] (+ bias)) (+ out): one half of every such kernel; matmul_params.wgsl belongs
 // to it. The other half knows how b is stored: `prepare_b`, `fetch_b`, `place_b`, and `columns_of`, the columns of a four in `tile_b`.
 // Float32, a tile of 8 TY x 8 TX to a workgroup, 8 x 8 to a thread. The next terms of a tile are fetched into registers while the
 // present ones are multiplied, so that nobody waits for memory. Runs unchecked: `ops::matmul` proves on the host that every index
@@ -172,12 +172,12 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(num_workgroups) grid: vec
     let bias_right = bias_of(right);
     let start = params.out_first + chunk * params.out_chunk;
     let top = row + y;
-    store_row(start, top, left, right, params.scale * sums[0] + bias_left, params.scale * sums[1] + bias_right);
-    store_row(start, top + TY, left, right, params.scale * sums[2] + bias_left, params.scale * sums[3] + bias_right);
-    store_row(start, top + 2u * TY, left, right, params.scale * sums[4] + bias_left, params.scale * sums[5] + bias_right);
-    store_row(start, top + 3u * TY, left, right, params.scale * sums[6] + bias_left, params.scale * sums[7] + bias_right);
-    store_row(start, top + 4u * TY, left, right, params.scale * sums[8] + bias_left, params.scale * sums[9] + bias_right);
-    store_row(start, top + 5u * TY, left, right, params.scale * sums[10] + bias_left, params.scale * sums[11] + bias_right);
-    store_row(start, top + 6u * TY, left, right, params.scale * sums[12] + bias_left, params.scale * sums[13] + bias_right);
-    store_row(start, top + 7u * TY, left, right, params.scale * sums[14] + bias_left, params.scale * sums[15] + bias_right);
+    store_row(start, top, left, right, params.scale * (sums[0] + bias_left), params.scale * (sums[1] + bias_right));
+    store_row(start, top + TY, left, right, params.scale * (sums[2] + bias_left), params.scale * (sums[3] + bias_right));
+    store_row(start, top + 2u * TY, left, right, params.scale * (sums[4] + bias_left), params.scale * (sums[5] + bias_right));
+    store_row(start, top + 3u * TY, left, right, params.scale * (sums[6] + bias_left), params.scale * (sums[7] + bias_right));
+    store_row(start, top + 4u * TY, left, right, params.scale * (sums[8] + bias_left), params.scale * (sums[9] + bias_right));
+    store_row(start, top + 5u * TY, left, right, params.scale * (sums[10] + bias_left), params.scale * (sums[11] + bias_right));
+    store_row(start, top + 6u * TY, left, right, params.scale * (sums[12] + bias_left), params.scale * (sums[13] + bias_right));
+    store_row(start, top + 7u * TY, left, right, params.scale * (sums[14] + bias_left), params.scale * (sums[15] + bias_right));
 }

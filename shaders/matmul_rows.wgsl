@@ -1,4 +1,4 @@
-// A product of a few rows, out[m, n] = scale * a[m, k] b[k, n] (+ bias) (+ out) with m <= M, where the terms of a column of b are
+// A product of a few rows, out[m, n] = scale * (a[m, k] b[k, n] (+ bias)) (+ out) with m <= M, where the terms of a column of b are
 // neighbours: one half of every such kernel; matmul_params.wgsl belongs to it. The other half knows how b is stored: `prepare_b` and `load_b`. LANES threads share a
 // column and read b once, an eight at a time. Runs unchecked: `ops::matmul` proves on the host that every index is in its binding.
 
@@ -69,8 +69,9 @@ fn keep(row: u32, thread: u32, sum: f32) {
 }
 
 fn store(row: u32, column: u32, sum: f32) {
-    var value = params.scale * sum;
+    var value = sum;
     if (params.has_bias == 1u) { value += bias[params.bias_first + column]; }
+    value *= params.scale;
     let at = params.out_first + row * params.out_row + column;
     if (params.add == 1u) { value += out[at]; }
     out[at] = value;

@@ -1,4 +1,4 @@
-// Sums over the chunks of a product of matrices, in a fixed order: out = scale * sum (+ bias) (+ out). Runs unchecked:
+// Sums over the chunks of a product of matrices, in a fixed order: out = scale * (sum (+ bias)) (+ out). Runs unchecked:
 // `ops::matmul` proves on the host that every index is in its binding.
 
 struct Params {
@@ -35,8 +35,9 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(num_workgroups) grid: vec
     }
     let column = i % params.n;
     let at = params.out_first + i / params.n * params.out_row + column;
-    var value = params.scale * sum;
+    var value = sum;
     if (params.has_bias == 1u) { value += bias[params.bias_first + column]; }
+    value *= params.scale;
     if (params.add == 1u) { value += out[at]; }
     out[at] = value;
 }

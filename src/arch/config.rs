@@ -76,17 +76,6 @@ pub enum ConfigError {
         /// Elements of a head.
         head_dim: u32,
     },
-    /// Some layers see only the last tokens, which is not supported; up to that many tokens they see all.
-    #[error(
-        "the model attends to the last {window} tokens only (sliding_window), and samples may have {length}: \
-                 use a maximum length of {window} at most"
-    )]
-    SlidingWindow {
-        /// Tokens that those layers see.
-        window: u32,
-        /// Tokens of the longest sample.
-        length: u32,
-    },
 }
 
 /// The architectures that are supported.
@@ -192,9 +181,6 @@ pub struct ModelConfig {
     pub logits_scaling: f64,
     /// The attention of each layer, in order; read it through [`ModelConfig::attention`].
     pub layer_attention: Vec<LayerAttention>,
-    /// Tokens that some layers see at most; `None` where all layers see all. The kernels have no windows yet, so that longer
-    /// samples are refused: see [`ModelConfig::check_length`].
-    pub sliding_window: Option<u32>,
     /// Positions that the model was made for.
     pub max_position_embeddings: u32,
     /// Tokens that end a text; those of generation_config.json where it names some.
@@ -244,26 +230,9 @@ impl ModelConfig {
             attention_multiplier: 1.0 / f64::from(head_dim).sqrt(),
             logits_scaling: 1.0,
             layer_attention: layer_attention(&keys, layers, sliding_window)?,
-            sliding_window,
             max_position_embeddings,
             eos_token_ids: eos_token_ids(&keys, generation_config)?,
         })
-    }
-
-    /// Holds the longest sample against the model's sliding window.
-    ///
-    /// # Errors
-    /// [`ConfigError::SlidingWindow`].
-    pub fn check_length(&self, length: u32) -> Result<(), ConfigError> {
-        match self.sliding_window {
-            Some(window) if window < length => Err(ConfigError::SlidingWindow { window, length }),
-            _ => Ok(()),
-        }
-    }
-
-    /// Tokens of a text at most for which the model was made, and which all of its layers see.
-    pub fn longest(&self) -> u32 {
-        self.sliding_window.unwrap_or(u32::MAX).min(self.max_position_embeddings)
     }
 
     /// What the attention of `layer` does.

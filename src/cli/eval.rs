@@ -43,7 +43,6 @@ pub fn run(args: &EvalArgs) -> Result<Outcome> {
     let pack = PackSource::open(&args.pack, true)?;
     let model = read_config(&pack)?;
     let max_length = args.max_length(&model);
-    model.check_length(max_length).map_err(crate::model::ModelError::from)?;
     let adapter = adapter::read(args.adapter.as_deref(), &model, ui)?;
     // Of templates that tell the date: the same one every day, so that losses can be compared.
     let tokenizer = read_tokenizer(&pack, &model, 0)?;

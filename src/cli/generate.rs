@@ -49,7 +49,7 @@ pub fn run(args: &GenerateArgs) -> Result<Outcome> {
 
 /// Tokens to remember where nobody says how many: all of a prompt, and within what the model was made for.
 fn context(prompt: Option<&[u32]>, max_tokens: u32, model: &ModelConfig) -> u32 {
-    let most = model.longest();
+    let most = model.max_position_embeddings;
     let Some(prompt) = prompt else { return CHAT_CONTEXT.min(most) };
     let tokens = u32::try_from(prompt.len()).unwrap_or(u32::MAX);
     tokens.saturating_add(max_tokens).min(most)

@@ -125,7 +125,7 @@ pub fn tell_data(ui: Ui, what: &str, used: &str, data: &Dataset, model: &ModelCo
     let [tokens, trained] = [data.tokens(), data.trained_tokens()].map(ui::grouped);
     let samples = ui::plural(data.samples.len() as u64, "sample");
     ui.stage(&format!("{what}: {samples} of {}, {tokens} tokens, {trained} of them {used}", form_name(data.form)));
-    let most = model.longest();
+    let most = model.max_position_embeddings;
     let longer = data.samples.iter().filter(|sample| sample.tokens.len() > most as usize).count() as u64;
     if longer > 0 {
         ui.warning(&format!(

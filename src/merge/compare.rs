@@ -89,7 +89,7 @@ pub fn compare(
     let config = read_config(&pack)?;
     let adapter = Adapter::read(sources.adapter, &config).map_err(ModelError::from)?;
     let mut tokens = read_tokenizer(&pack, &config, 0)?.encode(sample, true).map_err(ModelError::from)?;
-    tokens.truncate(MOST_TOKENS.min(config.longest() as usize));
+    tokens.truncate(MOST_TOKENS.min(config.max_position_embeddings as usize));
     if tokens.is_empty() {
         return Err(CompareError::Empty);
     }

@@ -12,7 +12,7 @@ use crate::model::layer::{Layer, raw_tensor, weight};
 use crate::model::workspace::{Backward, Memory, Workspace};
 use crate::ops::matmul::{Matmul, Weight};
 use crate::ops::{
-    Attention, ChunkedLoss, Dropout, FiniteCheck, Gather, Mat, OpError, RawTensor, RmsNorm, Rotary, SwiGlu,
+    Attention, ChunkedLoss, Dropout, FiniteCheck, Gather, Mat, OpError, RawTensor, RmsNorm, Rotary, Scale, SwiGlu,
     inverse_frequencies,
 };
 
@@ -20,6 +20,7 @@ use crate::ops::{
 #[derive(Debug)]
 pub(super) struct Kernels {
     pub gather: Gather,
+    pub scale: Scale,
     pub norm: RmsNorm,
     pub rotary: Rotary,
     pub attention: Attention,
@@ -33,6 +34,7 @@ impl Kernels {
     fn new(gpu: &Gpu, model: &ModelConfig) -> Result<Self, ModelError> {
         Ok(Self {
             gather: Gather::new(gpu)?,
+            scale: Scale::new(gpu)?,
             norm: RmsNorm::new(gpu)?,
             rotary: Rotary::new(gpu)?,
             attention: Attention::new(gpu, model.head_dim)?,
@@ -116,10 +118,9 @@ impl Model {
     /// Opens the model of a pack for samples of at most `max_length` tokens. `options.globals` plays no part: they are loaded.
     ///
     /// # Errors
-    /// What is wrong with the pack; [`ModelError::Config`] for a length that the model does not have; what the device cannot.
+    /// What is wrong with the pack; what the device cannot.
     pub fn new(gpu: &Gpu, pack: PackSource, max_length: u32, options: &StreamOptions) -> Result<Self, ModelError> {
         let config = read_config(&pack)?;
-        config.check_length(max_length)?;
         let rope = &config.rope;
         let table = inverse_frequencies(rope.theta, config.head_dim, &rope.scaling, max_length);
         let rotary = table.upload(gpu, max_length.max(1))?;
@@ -211,7 +212,9 @@ impl Model {
         let shape = [self.config.vocab.into(), self.config.hidden.into()];
         let table = raw_tensor(&self.globals, Role::Embedding, &shape)?;
         let mut commands = self.gpu.commands("embedding");
-        self.kernels.gather.embed(&mut commands, &RawTensor::of(table)?, &batch.ids, work.before(0)?)?;
+        let x = work.before(0)?;
+        self.kernels.gather.embed(&mut commands, &RawTensor::of(table)?, &batch.ids, x)?;
+        self.kernels.scale.record(&mut commands, self.config.embedding_multiplier as f32, x)?;
         commands.submit()?;
         Ok(())
     }
@@ -238,10 +241,11 @@ impl Model {
         Ok(())
     }
 
-    /// The output projection: `lm_head`, or the embedding where they are tied.
+    /// The output projection: `lm_head`, or the embedding where they are tied. Its products have the scaling of the logits.
     fn head(&self) -> Result<Weight<'_>, ModelError> {
         let role = if self.config.tie_word_embeddings { Role::Embedding } else { Role::LmHead };
-        weight(&self.globals, role, self.config.vocab, self.config.hidden)
+        let head = weight(&self.globals, role, self.config.vocab, self.config.hidden)?;
+        Ok(head.times((1.0 / self.config.logits_scaling) as f32))
     }
 
     /// Submits the last norm: `x` [tokens, hidden] to `work.normed`.

@@ -1,13 +1,14 @@
 //! One layer of the decoder, forward and backward:
 //!
 //! ```text
-//! middle = x + o_proj(attention(rotate(norm(q_proj(n))), rotate(norm(k_proj(n))), v_proj(n)))   with n = norm(x)
-//! out    = middle + down_proj(silu(gate_proj(m)) * up_proj(m))                                  with m = norm(middle)
+//! middle = x + r * o_proj(attention(rotate(norm(q_proj(n))), rotate(norm(k_proj(n))), v_proj(n)))   with n = norm(x)
+//! out    = middle + r * down_proj(silu(gate_proj(m)) * up_proj(m))                                  with m = norm(middle)
 //! ```
 //!
-//! The norms of queries and keys are Qwen3's alone.
+//! The norms of queries and keys are Qwen3's alone. Some layers of some models do not rotate, or attend to the last tokens alone. The
+//! factor r (`residual_multiplier`) is 1 but in Granite: the products with the weights have it, and so have their gradients.
 
-use crate::arch::config::ModelConfig;
+use crate::arch::config::{LayerAttention, ModelConfig};
 use crate::dequant::stream::{StreamedLayer, StreamedTensor};
 use crate::format::Role;
 use crate::gpu::Commands;
@@ -27,6 +28,7 @@ const BIASES: [Role; 7] = [Role::QBias, Role::KBias, Role::VBias, Role::OBias, R
 pub(super) struct Layer<'a> {
     pass: &'a Pass<'a>,
     number: u32,
+    attention: LayerAttention,
     q: Linear<'a>,
     k: Linear<'a>,
     v: Linear<'a>,
@@ -45,10 +47,13 @@ impl<'a> Layer<'a> {
             let role = TARGETS[index];
             let bias = pass.work.constants.biases[index].as_ref();
             let lora = pass.adapter.and_then(|adapter| adapter.lora(number, role, pass.mask));
-            Ok(Linear { weight: projection(layer, role, pass.model)?, bias, lora })
+            let factor = output_factor(pass.model, role);
+            let weight = projection(layer, role, pass.model)?.times(factor);
+            Ok(Linear { weight, bias, lora: lora.map(|lora| lora.times(factor)) })
         };
         let [q, k, v, o, gate, up, down] = [0, 1, 2, 3, 4, 5, 6].map(linear);
-        Ok(Self { pass, number, q: q?, k: k?, v: v?, o: o?, gate: gate?, up: up?, down: down? })
+        let attention = pass.model.attention(number);
+        Ok(Self { pass, number, attention, q: q?, k: k?, v: v?, o: o?, gate: gate?, up: up?, down: down? })
     }
 
     /// Records the layer: `x` and `out` [tokens, hidden].
@@ -98,20 +103,32 @@ impl<'a> Layer<'a> {
 
     /// `attended` of queries and keys, which are rotated, and values: within each sample, or over a cache.
     fn attend(&self, commands: &mut Commands) -> Result<(), OpError> {
-        let Pass { kernels, model, work, rotary, batch, past, .. } = self.pass;
+        let Pass { kernels, model, work, batch, past, .. } = self.pass;
         let Workspace { queries, keys, values, attended, lse, .. } = work;
-        let both = [(queries, model.heads), (keys, model.kv_heads)];
+        if self.attention.rotary {
+            self.rotate(commands, queries, model.heads)?;
+            self.rotate(commands, keys, model.kv_heads)?;
+        }
         if let Some(past) = past {
-            for (x, heads) in both {
-                kernels.rotary.forward_from(commands, x, heads, past.tokens, rotary)?;
-            }
             return past.attend(commands, model, self.number, [queries, keys, values], attended);
         }
-        for (x, heads) in both {
-            kernels.rotary.forward(commands, x, heads, &batch.starts, rotary)?;
-        }
-        let shape = attention_shape(model, queries.rows);
+        let shape = self.attention_shape(queries.rows);
         kernels.attention.forward(commands, &shape, queries, keys, values, &batch.starts, attended, lse)
+    }
+
+    /// Queries or keys, rotated by the positions of their tokens.
+    fn rotate(&self, commands: &mut Commands, x: &Mat, heads: u32) -> Result<(), OpError> {
+        let Pass { kernels, rotary, batch, past, .. } = self.pass;
+        match past {
+            Some(past) => kernels.rotary.forward_from(commands, x, heads, past.tokens, rotary),
+            None => kernels.rotary.forward(commands, x, heads, &batch.starts, rotary),
+        }
+    }
+
+    fn attention_shape(&self, tokens: u32) -> AttentionShape {
+        let &ModelConfig { heads, kv_heads, head_dim, .. } = self.pass.model;
+        let (scale, window) = (attention_scale(self.pass.model), self.attention.window);
+        AttentionShape { tokens, heads, kv_heads, head_dim, scale, window }
     }
 
     /// The norms of queries and keys, where the model has them.
@@ -155,7 +172,7 @@ impl<'a> Layer<'a> {
         let (gamma, epsilon) = (&work.constants.attention_norm, model.rms_norm_eps as f32);
         self.o.backward(kernels, commands, work, [&work.attended, &gradients.residual, &gradients.attended], false)?;
         let Workspace { queries, keys, values, .. } = work;
-        let shape = attention_shape(model, x.rows);
+        let shape = self.attention_shape(x.rows);
         kernels.attention.backward(
             commands,
             &shape,
@@ -171,8 +188,10 @@ impl<'a> Layer<'a> {
             &gradients.keys,
             &gradients.values,
         )?;
-        kernels.rotary.backward(commands, &gradients.queries, model.heads, &batch.starts, self.pass.rotary)?;
-        kernels.rotary.backward(commands, &gradients.keys, model.kv_heads, &batch.starts, self.pass.rotary)?;
+        if self.attention.rotary {
+            kernels.rotary.backward(commands, &gradients.queries, model.heads, &batch.starts, self.pass.rotary)?;
+            kernels.rotary.backward(commands, &gradients.keys, model.kv_heads, &batch.starts, self.pass.rotary)?;
+        }
         let [d_queries, d_keys] = self.norm_heads_backward(commands, gradients)?;
         // The feed-forward's norm stands there.
         kernels.norm.forward(commands, x, gamma, epsilon, &work.normed)?;
@@ -203,9 +222,12 @@ impl<'a> Layer<'a> {
     }
 }
 
-fn attention_shape(model: &ModelConfig, tokens: u32) -> AttentionShape {
-    let &ModelConfig { heads, kv_heads, head_dim, .. } = model;
-    AttentionShape { tokens, heads, kv_heads, head_dim, scale: attention_scale(model) }
+/// What the output of a projection is multiplied by.
+fn output_factor(model: &ModelConfig, role: Role) -> f32 {
+    match role {
+        Role::OProj | Role::DownProj => model.residual_multiplier as f32,
+        _ => 1.0,
+    }
 }
 
 /// What the products of queries and keys are multiplied by.

@@ -1,4 +1,4 @@
-//! A frozen projection with its adapter: y = x W^T (+ bias) + scale * (drop(x) A^T) B^T.
+//! A frozen projection with its adapter: y = factor * (x W^T (+ bias)) + scale * (drop(x) A^T) B^T.
 
 use crate::gpu::Commands;
 use crate::lora::gpu::Lora;
@@ -10,7 +10,7 @@ use crate::ops::{Mat, OpError};
 /// A projection of one layer.
 #[derive(Debug)]
 pub(super) struct Linear<'a> {
-    /// Frozen, [outputs, inputs].
+    /// Frozen, [outputs, inputs]; it has the factor on its products.
     pub weight: Weight<'a>,
     /// Frozen, [1, outputs].
     pub bias: Option<&'a Mat>,
@@ -18,8 +18,8 @@ pub(super) struct Linear<'a> {
 }
 
 impl Linear<'_> {
-    /// Records y = x W^T (+ bias) + scale * (drop(x) A^T) B^T, on top of what `y` holds where `add`. `x` [tokens, inputs], `y`
-    /// [tokens, outputs].
+    /// Records y = factor * (x W^T (+ bias)) + scale * (drop(x) A^T) B^T, on top of what `y` holds where `add`. `x` [tokens, inputs],
+    /// `y` [tokens, outputs].
     pub fn forward(
         &self,
         kernels: &Kernels,
@@ -37,7 +37,7 @@ impl Linear<'_> {
         kernels.matmul.nt(commands, &low_rank, &lora.b, lora.scale, true, y)
     }
 
-    /// Records the gradients for `dy` [tokens, outputs]: dx = dy W + drop'(du A) with du = scale * dy B, on top of what `dx` holds
+    /// Records the gradients for `dy` [tokens, outputs]: dx = factor * dy W + drop'(du A) with du = scale * dy B, on top of what `dx` holds
     /// where `add`; dA += du^T drop(x), dB += scale * dy^T (drop(x) A^T). `x` is what went into [`Linear::forward`] and may be `dx`
     /// itself, since it is read before that is written.
     pub fn backward(
@@ -72,6 +72,11 @@ impl Linear<'_> {
 }
 
 impl Lora {
+    /// The same adapter with a factor on what it adds.
+    pub fn times(self, factor: f32) -> Self {
+        Self { scale: self.scale * factor, ..self }
+    }
+
     /// The first columns of a scratch matrix, as many as the rank.
     fn low_rank(&self, scratch: &Mat, rows: u32) -> Mat {
         scratch.narrow(rows, self.a.rows)

@@ -13,7 +13,8 @@ use crate::ops::error::OpError;
 
 /// The sizes of one attention.
 ///
-/// Tokens lie one after the other, sample behind sample; a token sees those of its own sample up to itself.
+/// Tokens lie one after the other, sample behind sample; a token sees those of its own sample up to itself, and of them only the last
+/// `window` where there is a window.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct AttentionShape {
     /// Tokens, of all samples.
@@ -24,8 +25,10 @@ pub struct AttentionShape {
     pub kv_heads: u32,
     /// Elements of a head.
     pub head_dim: u32,
-    /// What the products of queries and keys are multiplied by: 1 / sqrt(head_dim).
+    /// What the products of queries and keys are multiplied by: 1 / sqrt(head_dim) in most models.
     pub scale: f32,
+    /// Tokens that a token sees at most, itself among them; `None`: all of its sample up to itself.
+    pub window: Option<u32>,
 }
 
 /// How a workgroup's work is cut; constants of the shader. A thread has 4 rows and 4 columns of a tile.
@@ -81,6 +84,8 @@ struct Params {
     heads: u32,
     kv_heads: u32,
     scale: f32,
+    window: u32,
+    pad: [u32; 3],
 }
 
 impl Attention {
@@ -187,9 +192,10 @@ impl Attention {
         of_rows: &[&Mat],
         starts: &BufferRange,
     ) -> Result<(), OpError> {
-        let &AttentionShape { tokens, heads, kv_heads, head_dim, .. } = shape;
+        let &AttentionShape { tokens, heads, kv_heads, head_dim, window, .. } = shape;
         same(OPERATION, "the size of a head", self.head_dim.into(), head_dim.into())?;
         check_heads(OPERATION, heads, kv_heads)?;
+        check_window(OPERATION, window)?;
         let columns = |heads: u32| heads.saturating_mul(head_dim);
         of_queries.iter().try_for_each(|mat| mat.check(OPERATION, tokens, columns(heads)))?;
         of_keys.iter().try_for_each(|mat| mat.check(OPERATION, tokens, columns(kv_heads)))?;
@@ -233,8 +239,18 @@ pub(super) fn check_heads(operation: &'static str, heads: u32, kv_heads: u32) ->
     same(operation, "heads left over by kv_heads", 0, left_over)
 }
 
+/// Refuses a window in which a token does not see itself.
+pub(super) fn check_window(operation: &'static str, window: Option<u32>) -> Result<(), OpError> {
+    let window = window.unwrap_or(NO_WINDOW);
+    same(operation, "the tokens of a window", window.max(1).into(), window.into())
+}
+
+/// The window of the kernels that holds every token.
+pub(super) const NO_WINDOW: u32 = u32::MAX;
+
 fn params(shape: &AttentionShape) -> Params {
-    Params { tokens: shape.tokens, heads: shape.heads, kv_heads: shape.kv_heads, scale: shape.scale }
+    let &AttentionShape { tokens, heads, kv_heads, scale, window, .. } = shape;
+    Params { tokens, heads, kv_heads, scale, window: window.unwrap_or(NO_WINDOW), pad: [0; 3] }
 }
 
 /// Which tensor is what to a kernel: the bindings of the shader, in their order.
@@ -311,6 +327,11 @@ mod tests {
         dv: Vec<f32>,
     }
 
+    /// The same with a window.
+    fn windowed(inputs: Inputs, window: u32) -> Inputs {
+        Inputs { shape: AttentionShape { window: Some(window), ..inputs.shape }, ..inputs }
+    }
+
     /// Samples of these lengths.
     fn inputs(head_dim: u32, heads: u32, kv_heads: u32, lengths: &[u32]) -> Inputs {
         let tokens: u32 = lengths.iter().sum();
@@ -319,7 +340,7 @@ mod tests {
             starts.resize(starts.len() + length as usize, starts.len() as u32);
         }
         let scale = 1.0 / (head_dim as f32).sqrt();
-        let shape = AttentionShape { tokens, heads, kv_heads, head_dim, scale };
+        let shape = AttentionShape { tokens, heads, kv_heads, head_dim, scale, window: None };
         let seed = u64::from(tokens) << 16 | u64::from(head_dim * heads + kv_heads);
         let (wide, narrow) = ((tokens * heads * head_dim) as usize, (tokens * kv_heads * head_dim) as usize);
         // Scores between -5 and 5 or so.
@@ -364,7 +385,8 @@ mod tests {
                 let first = (t * kv_heads + row % heads / (heads / kv_heads)) * dim;
                 first..first + dim
             };
-            let seen = start as usize..token + 1;
+            let window = shape.window.map_or(usize::MAX, |window| window as usize);
+            let seen = (start as usize).max((token + 1).saturating_sub(window))..token + 1;
             let scores: Vec<f64> = seen.clone().map(|t| f64::from(shape.scale) * dot(&q[own.clone()], &k[key(t)])).collect();
             let highest = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
             lse.push(highest + scores.iter().map(|s| (s - highest).exp()).sum::<f64>().ln());
@@ -414,6 +436,57 @@ mod tests {
         }
     }
 
+    /// Windows of one token, of less than a tile, of several, at the edge of a tile, and of more than a sample has.
+    #[test]
+    fn windows_end_what_a_token_sees() {
+        let Some(gpu) = device() else { return };
+        for (head_dim, heads, kv_heads, lengths, windows) in [
+            (64, 4, 2, &[5][..], &[1, 3][..]),
+            (64, 4, 1, &[7, 90, 33], &[1, 2, 33, 34]),
+            (64, 6, 2, &[300, 1, 70], &[31, 32, 33, 63, 64, 65, 129, 256]),
+            (80, 4, 2, &[133], &[7, 100, 132, 133, 134]),
+            (128, 4, 1, &[70, 130], &[5, 97]),
+        ] {
+            for &window in windows {
+                let inputs = windowed(inputs(head_dim, heads, kv_heads, lengths), window);
+                assert_matches(&run(&gpu, &inputs), &inputs);
+            }
+        }
+    }
+
+    /// A window that holds the longest sample gives the bits that no window gives.
+    #[test]
+    fn a_wide_window_changes_nothing() {
+        let Some(gpu) = device() else { return };
+        let inputs = inputs(64, 4, 2, &[7, 90, 33]);
+        let expected = run(&gpu, &inputs);
+        for window in [90, 91, u32::MAX] {
+            assert!(run(&gpu, &windowed(inputs.clone(), window)) == expected, "{window}");
+        }
+    }
+
+    /// Of a long sample a narrow window leaves most tiles out: what lies there is not read, be it NaN.
+    #[test]
+    fn tiles_outside_of_the_window_are_left_out() {
+        let Some(gpu) = device() else { return };
+        let inputs = windowed(inputs(64, 2, 1, &[400]), 40);
+        let expected = run(&gpu, &inputs);
+        // A block of queries begins at 320, and sees keys from 281 on.
+        let mut late = inputs.clone();
+        late.k[..280 * 64].fill(f32::NAN);
+        late.v[..280 * 64].fill(f32::NAN);
+        let found = run(&gpu, &late);
+        assert!(found.out[320 * 128..] == expected.out[320 * 128..]);
+        assert!(found.dq[320 * 128..] == expected.dq[320 * 128..]);
+        // The first block of keys ends at 64, and is seen by queries up to 102: the tile with the last of them ends at 128.
+        let mut early = inputs;
+        early.q[128 * 128..].fill(f32::NAN);
+        early.d_out[128 * 128..].fill(f32::NAN);
+        let found = run(&gpu, &early);
+        assert!(found.dk[..64 * 64] == expected.dk[..64 * 64]);
+        assert!(found.dv[..64 * 64] == expected.dv[..64 * 64]);
+    }
+
     #[test]
     fn heads_of_any_size_fit() {
         let Some(gpu) = device() else { return };
@@ -428,7 +501,9 @@ mod tests {
         let Some(gpu) = device() else { return };
         let inputs = inputs(20, 2, 1, &[3, 133]);
         let attention = Attention::with(&gpu, 20, Tiling { columns: 4, rows: 8 }).unwrap();
-        assert_matches(&run_on(&attention, &gpu, &inputs), &inputs);
+        for inputs in [windowed(inputs.clone(), 21), inputs] {
+            assert_matches(&run_on(&attention, &gpu, &inputs), &inputs);
+        }
     }
 
     #[test]
@@ -445,7 +520,7 @@ mod tests {
 
     #[test]
     fn the_reference_s_gradients_are_its_differences() {
-        let Inputs { shape, starts, q, k, v, d_out } = inputs(4, 2, 1, &[2, 3]);
+        let Inputs { shape, starts, q, k, v, d_out } = windowed(inputs(4, 2, 1, &[2, 3]), 2);
         let (q, k, v, d_out) = (wide(&q), wide(&k), wide(&v), wide(&d_out));
         let [_, _, dq, dk, dv] = reference(&shape, &starts, &q, &k, &v, &d_out);
         let loss = |q: &[f64], k: &[f64], v: &[f64]| {
@@ -499,7 +574,7 @@ mod tests {
         let attention = Attention::new(&gpu, 64).unwrap();
         let [wide, narrow, sums] = [256, 128, 4].map(|cols| Mat::new(&gpu, "test", 5, cols).unwrap());
         let range = |bytes| BufferRange { buffer: gpu.storage("starts", 32).unwrap(), offset: 0, size: bytes };
-        let shape = AttentionShape { tokens: 5, heads: 4, kv_heads: 2, head_dim: 64, scale: 0.125 };
+        let shape = AttentionShape { tokens: 5, heads: 4, kv_heads: 2, head_dim: 64, scale: 0.125, window: Some(1) };
         let forward = |shape: AttentionShape, k: &Mat, lse: &Mat, starts: u64| {
             let mut commands = gpu.commands("test");
             let result = attention.forward(&mut commands, &shape, &wide, k, &narrow, &range(starts), &wide, lse);
@@ -511,6 +586,7 @@ mod tests {
         assert!(forward(shape, &narrow, &sums, 16));
         assert!(forward(AttentionShape { tokens: 6, ..shape }, &narrow, &sums, 32));
         assert!(forward(AttentionShape { head_dim: 128, ..shape }, &narrow, &sums, 20));
+        assert!(forward(AttentionShape { window: Some(0), ..shape }, &narrow, &sums, 20));
         for (heads, kv_heads) in [(0, 2), (4, 0), (4, 3)] {
             assert!(forward(AttentionShape { heads, kv_heads, ..shape }, &narrow, &sums, 20), "{heads} {kv_heads}");
         }

@@ -2,7 +2,7 @@
 
 use bytemuck::{Pod, Zeroable};
 
-use super::attention::{check_head_dim, check_heads};
+use super::attention::{NO_WINDOW, check_head_dim, check_heads, check_window};
 use super::{Mat, same};
 use crate::gpu::{BufferRange, Commands, Gpu, Kernel, KernelSpec, Shader};
 use crate::ops::error::OpError;
@@ -12,7 +12,8 @@ use crate::ops::error::OpError;
 pub struct CachedAttentionShape {
     /// New tokens, whose keys and values are in the cache already.
     pub tokens: u32,
-    /// Tokens in the cache before them: the new token of number `i` sees the first `past + i + 1` rows.
+    /// Tokens in the cache before them: the new token of number `i` sees the first `past + i + 1` rows, and of them only the last
+    /// `window` where there is a window.
     pub past: u32,
     /// Query heads, a multiple of `kv_heads`.
     pub heads: u32,
@@ -20,8 +21,10 @@ pub struct CachedAttentionShape {
     pub kv_heads: u32,
     /// Elements of a head.
     pub head_dim: u32,
-    /// What the products of queries and keys are multiplied by: 1 / sqrt(head_dim).
+    /// What the products of queries and keys are multiplied by: 1 / sqrt(head_dim) in most models.
     pub scale: f32,
+    /// Tokens that a token sees at most, itself among them; `None`: all up to itself.
+    pub window: Option<u32>,
 }
 
 /// Attention of one sequence's new tokens over all of its tokens.
@@ -49,7 +52,9 @@ struct Params {
     splits: u32,
     run: u32,
     scale: f32,
-    pad: u32,
+    window: u32,
+    first: u32,
+    pad: [u32; 3],
 }
 
 const OPERATION: &str = "cached attention";
@@ -66,8 +71,9 @@ impl CachedAttention {
     pub fn new(gpu: &Gpu, head_dim: u32) -> Result<Self, OpError> {
         check_head_dim(OPERATION, head_dim)?;
         // SAFETY: `forward` holds every tensor against `CachedAttentionShape`, and the kernels index by tokens, heads and keys below
-        // its counts; `parts` holds all runs, because only fewer than `ENOUGH_GROUPS` rows are cut, into as many parts at most; loops
-        // end at those counts; workgroup memory is written, with a barrier after it, before it is read.
+        // its counts, keys from `first` on, which is below `past + tokens`; `parts` holds all runs, because only fewer than
+        // `ENOUGH_GROUPS` rows are cut, into as many parts at most; loops end at those counts; workgroup memory is written, with a
+        // barrier after it, before it is read.
         let shader = unsafe { Shader::trusted("cached_attention", include_str!("../../shaders/cached_attention.wgsl")) };
         let kernel = |entry| {
             gpu.kernel(&KernelSpec { shader: shader.clone(), entry, constants: vec![("HEAD", (head_dim / 4).into())] })
@@ -99,17 +105,19 @@ impl CachedAttention {
         out: &Mat,
     ) -> Result<(), OpError> {
         self.check(shape, q, k, v, out)?;
-        let &CachedAttentionShape { tokens, past, heads, kv_heads, head_dim, scale } = shape;
+        let &CachedAttentionShape { tokens, past, heads, kv_heads, head_dim, scale, window } = shape;
         let rows = u64::from(tokens) * u64::from(heads);
         if rows == 0 {
             return Ok(());
         }
         let keys = past + tokens;
-        let (splits, run) = runs(keys, rows);
+        let window = window.unwrap_or(NO_WINDOW);
+        let first = (past + 1).saturating_sub(window);
+        let (splits, run) = runs(keys - first, rows);
         let seen = |mat: &Mat| mat.range.slice(0, 4 * u64::from(keys) * u64::from(mat.cols));
         let bindings = [q.range.clone(), seen(k), seen(v), out.range.clone(), self.parts.clone()];
-        let params = Params { tokens, past, heads, kv_heads, splits, run, scale, pad: 0 };
-        let bytes = 2 * out.range.size + 2 * 4 * u64::from(keys) * u64::from(k.cols);
+        let params = Params { tokens, past, heads, kv_heads, splits, run, scale, window, first, pad: [0; 3] };
+        let bytes = 2 * out.range.size + 2 * 4 * u64::from(keys - first) * u64::from(k.cols);
         let groups = self.gpu.grid(rows * u64::from(splits));
         commands.dispatch(&self.attend, &bindings, bytemuck::bytes_of(&params), groups, bytes);
         if splits > 1 {
@@ -121,9 +129,10 @@ impl CachedAttention {
     }
 
     fn check(&self, shape: &CachedAttentionShape, q: &Mat, k: &Mat, v: &Mat, out: &Mat) -> Result<(), OpError> {
-        let &CachedAttentionShape { tokens, past, heads, kv_heads, head_dim, .. } = shape;
+        let &CachedAttentionShape { tokens, past, heads, kv_heads, head_dim, window, .. } = shape;
         same(OPERATION, "the size of a head", self.head_dim.into(), head_dim.into())?;
         check_heads(OPERATION, heads, kv_heads)?;
+        check_window(OPERATION, window)?;
         let columns = |heads: u32| heads.saturating_mul(head_dim);
         [q, out].into_iter().try_for_each(|mat| mat.check(OPERATION, tokens, columns(heads)))?;
         [k, v].into_iter().try_for_each(|mat| mat.check(OPERATION, k.rows, columns(kv_heads)))?;
@@ -165,7 +174,8 @@ mod tests {
     }
 
     fn inputs(head_dim: u32, heads: u32, kv_heads: u32, past: u32, tokens: u32) -> Inputs {
-        let shape = CachedAttentionShape { tokens, past, heads, kv_heads, head_dim, scale: 1.0 / (head_dim as f32).sqrt() };
+        let scale = 1.0 / (head_dim as f32).sqrt();
+        let shape = CachedAttentionShape { tokens, past, heads, kv_heads, head_dim, scale, window: None };
         let seed = u64::from(past) << 20 | u64::from(tokens) << 10 | u64::from(head_dim + heads + kv_heads);
         let keys = ((past + tokens) * kv_heads * head_dim) as usize;
         // Scores between -5 and 5 or so.
@@ -192,14 +202,16 @@ mod tests {
 
     /// In f64, one row of one head at a time.
     fn reference(inputs: &Inputs) -> Vec<f32> {
-        let CachedAttentionShape { past, heads, kv_heads, head_dim, scale, .. } = inputs.shape;
+        let CachedAttentionShape { past, heads, kv_heads, head_dim, scale, window, .. } = inputs.shape;
+        let window = window.map_or(usize::MAX, |window| window as usize);
         let (heads, kv_heads, dim) = (heads as usize, kv_heads as usize, head_dim as usize);
         let row_of = |elements: &[f32], t: usize, head: usize| -> Vec<f64> {
             let first = (t * kv_heads + head / (heads / kv_heads)) * dim;
             elements[first..first + dim].iter().map(|&x| x.into()).collect()
         };
         let one = |(row, q): (usize, &[f32])| {
-            let seen = 0..past as usize + row / heads + 1;
+            let end = past as usize + row / heads + 1;
+            let seen = end.saturating_sub(window)..end;
             let dot = |k: Vec<f64>| q.iter().zip(k).map(|(&q, k)| f64::from(q) * k).sum::<f64>();
             let scores: Vec<f64> = seen.clone().map(|t| f64::from(scale) * dot(row_of(&inputs.k, t, row % heads))).collect();
             let highest = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
@@ -238,6 +250,41 @@ mod tests {
         ] {
             check(&gpu, &inputs(head_dim, heads, kv_heads, past, tokens));
         }
+    }
+
+    /// A token sees the last keys alone: windows of one key, within a run, over several, and longer than the text.
+    #[test]
+    fn windows_end_what_a_token_sees() {
+        let Some(gpu) = device() else { return };
+        for (head_dim, heads, kv_heads, past, tokens, windows) in [
+            (64, 4, 2, 0, 1, &[1, 2][..]),
+            (64, 4, 2, 0, 7, &[1, 3, 6, 7, 8]),
+            (64, 4, 1, 127, 1, &[1, 64, 127, 128, 129]),
+            (80, 6, 3, 301, 3, &[1, 5, 128, 130, 300, 303, 304]),
+            (128, 4, 1, 1000, 1, &[100, 513]),
+            // Runs that begin before the window of the last token, or end before that of the first.
+            (128, 2, 1, 120, 200, &[9, 127, 140]),
+            (64, 8, 2, 300, 65, &[33, 256, 365, u32::MAX]),
+        ] {
+            for &window in windows {
+                let mut inputs = inputs(head_dim, heads, kv_heads, past, tokens);
+                inputs.shape.window = Some(window);
+                check(&gpu, &inputs);
+            }
+        }
+    }
+
+    /// Keys before every token's window are not read, be they NaN: a cache may have forgotten them.
+    #[test]
+    fn keys_before_the_window_are_not_read() {
+        let Some(gpu) = device() else { return };
+        let mut inputs = inputs(64, 4, 2, 3000, 2);
+        inputs.shape.window = Some(700);
+        let expected = run(&gpu, &inputs, 1);
+        let before = (3001 - 700) * 128;
+        inputs.k[..before].fill(f32::NAN);
+        inputs.v[..before].fill(f32::NAN);
+        assert!(run(&gpu, &inputs, 1) == expected);
     }
 
     #[test]
@@ -287,9 +334,10 @@ mod tests {
     #[test]
     fn it_agrees_with_the_attention_of_training() {
         let Some(gpu) = device() else { return };
-        let inputs = inputs(64, 4, 2, 0, 70);
-        let CachedAttentionShape { tokens, heads, kv_heads, head_dim, scale, .. } = inputs.shape;
-        let shape = AttentionShape { tokens, heads, kv_heads, head_dim, scale };
+        let mut inputs = inputs(64, 4, 2, 0, 70);
+        inputs.shape.window = Some(50);
+        let CachedAttentionShape { tokens, heads, kv_heads, head_dim, scale, window, .. } = inputs.shape;
+        let shape = AttentionShape { tokens, heads, kv_heads, head_dim, scale, window };
         let (q, k) = (mat(&gpu, tokens, heads * head_dim, &inputs.q), mat(&gpu, tokens, kv_heads * head_dim, &inputs.k));
         let v = mat(&gpu, tokens, kv_heads * head_dim, &inputs.v);
         let starts = BufferRange::whole(gpu.storage_with("starts", &vec![0; 4 * tokens as usize]).unwrap());
@@ -317,7 +365,8 @@ mod tests {
         }
         let attention = CachedAttention::new(&gpu, 64).unwrap();
         let [wide, cache] = [(5, 256), (9, 128)].map(|(rows, cols)| Mat::new(&gpu, "test", rows, cols).unwrap());
-        let shape = CachedAttentionShape { tokens: 5, past: 4, heads: 4, kv_heads: 2, head_dim: 64, scale: 0.125 };
+        let (scale, window) = (0.125, Some(1));
+        let shape = CachedAttentionShape { tokens: 5, past: 4, heads: 4, kv_heads: 2, head_dim: 64, scale, window };
         let refused = |shape: CachedAttentionShape, k: &Mat, v: &Mat| {
             let result = attention.forward(&mut gpu.commands("test"), &shape, &wide, k, v, &wide);
             matches!(result, Err(OpError::Shape { .. }))
@@ -328,6 +377,7 @@ mod tests {
         assert!(refused(CachedAttentionShape { past: 5, ..shape }, &cache, &cache));
         assert!(refused(CachedAttentionShape { past: u32::MAX, ..shape }, &cache, &cache));
         assert!(refused(CachedAttentionShape { tokens: 6, ..shape }, &cache, &cache));
+        assert!(refused(CachedAttentionShape { window: Some(0), ..shape }, &cache, &cache));
         for (heads, kv_heads) in [(0, 2), (4, 0), (4, 3)] {
             assert!(refused(CachedAttentionShape { heads, kv_heads, ..shape }, &cache, &cache), "{heads} {kv_heads}");
         }

@@ -82,7 +82,8 @@ impl Matmul {
         Ok(())
     }
 
-    /// `y[m, outputs] = x[m, inputs] w^T (+ bias[1, outputs])`, added to what `y` holds where `add`.
+    /// `y[m, outputs] = factor * (x[m, inputs] w^T (+ bias[1, outputs]))` with the factor of [`Weight::times`], added to what `y` holds
+    /// where `add`.
     ///
     /// # Errors
     /// [`OpError::Shape`], [`OpError::Weights`], [`OpError::Gpu`]; nothing of use is then recorded.
@@ -110,7 +111,7 @@ impl Matmul {
                 b,
                 b_strides: (w.inputs(), 1),
                 out: View::of(y).shifted(rows.start),
-                scale: 1.0,
+                scale: w.factor(),
                 add: add || !starts,
                 bias: bias.filter(|_| starts).map(|bias| (bias.range.clone(), rows.start)),
             };
@@ -119,7 +120,7 @@ impl Matmul {
         Ok(())
     }
 
-    /// `dx[m, inputs] = dy[m, outputs] w`, added to what `dx` holds where `add`.
+    /// `dx[m, inputs] = factor * dy[m, outputs] w` with the factor of [`Weight::times`], added to what `dx` holds where `add`.
     ///
     /// # Errors
     /// As [`Matmul::forward`].
@@ -141,7 +142,7 @@ impl Matmul {
                 b,
                 b_strides: (1, w.inputs()),
                 out: View::of(dx).shifted(columns.start),
-                scale: 1.0,
+                scale: w.factor(),
                 add: add || many,
                 bias: None,
             };

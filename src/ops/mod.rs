@@ -15,6 +15,7 @@ mod optimizer;
 mod pieces;
 mod rms_norm;
 mod rotary;
+mod scale;
 mod swiglu;
 #[cfg(test)]
 pub(crate) mod testing;
@@ -28,6 +29,7 @@ pub use loss::{ChunkedLoss, UNTRAINED};
 pub use optimizer::{AdamW, AdamWState, AdamWStep, StepReport};
 pub use rms_norm::RmsNorm;
 pub use rotary::{Rotary, RotaryTable, inverse_frequencies};
+pub use scale::Scale;
 pub use swiglu::SwiGlu;
 
 use crate::gpu::{BufferRange, Gpu, GpuError};

@@ -21,18 +21,24 @@ use tempfile::TempDir;
 /// Tokens that a text may have.
 const CAPACITY: u32 = 400;
 
-/// The fixture as a pack.
+/// A fixture as a pack, and an adapter that does something.
 struct Fixture {
     _folder: TempDir,
     path: PathBuf,
+    adapter: PathBuf,
 }
 
 impl Fixture {
     fn new() -> Self {
-        let folder = tempfile::tempdir().unwrap();
+        Self::of("tiny-qwen3", "oracle/adapter_final")
+    }
+
+    /// Of a checkpoint and an adapter among the fixtures.
+    fn of(checkpoint: &str, adapter: &str) -> Self {
+        let (fixtures, folder) = (Path::new("tests/fixtures"), tempfile::tempdir().unwrap());
         let path = folder.path().join("tiny.nf4pack");
-        convert(Path::new("tests/fixtures/tiny-qwen3"), &path, Options::default(), &()).unwrap();
-        Self { _folder: folder, path }
+        convert(&fixtures.join(checkpoint), &path, Options::default(), &()).unwrap();
+        Self { _folder: folder, path, adapter: fixtures.join(adapter) }
     }
 
     fn pack(&self) -> PackSource {
@@ -43,14 +49,14 @@ impl Fixture {
         read_tokenizer(&self.pack(), &read_config(&self.pack()).unwrap(), 0).unwrap()
     }
 
-    /// One whose adapter does something.
     fn adapter(&self) -> Adapter {
-        let model = read_config(&self.pack()).unwrap();
-        Adapter::read(Path::new("tests/fixtures/oracle/adapter_final"), &model).unwrap()
+        Adapter::read(&self.adapter, &read_config(&self.pack()).unwrap()).unwrap()
     }
 
     fn generator(&self, gpu: &Gpu, adapter: Option<&Adapter>, budget: Option<u64>) -> TextGenerator {
-        TextGenerator::open(gpu, self.pack(), adapter, self.tokenizer().eos(), CAPACITY, budget).unwrap()
+        // The small models of tests/fixtures/architectures have no tokenizer.
+        let eos = self.pack().file("tokenizer.json").unwrap().and_then(|_| self.tokenizer().eos());
+        TextGenerator::open(gpu, self.pack(), adapter, eos, CAPACITY, budget).unwrap()
     }
 
     /// The model without a cache.
@@ -120,6 +126,18 @@ fn the_cache_changes_nothing() {
     let fixture = Fixture::new();
     assert_agree(&fixture, &gpu, None, &prompts(&fixture.tokenizer()));
     assert_agree(&fixture, &gpu, Some(&fixture.adapter()), &prompts(&fixture.tokenizer())[..2]);
+}
+
+/// Windows of all layers and of some.
+#[test]
+fn the_cache_changes_nothing_where_layers_differ() {
+    let Some(gpu) = common::shared_gpu() else { return };
+    for name in ["mistral", "qwen2_windows"] {
+        let fixture = Fixture::of(&format!("architectures/{name}"), &format!("architectures/{name}/adapter"));
+        // A prompt shorter than each window, a longer one, and one that is read in two pieces.
+        let prompts = [3, 40, 300].map(|length| (0..length).map(|i| (17 + 31 * i + i * i / 3) % 96).collect());
+        assert_agree(&fixture, &gpu, Some(&fixture.adapter()), &prompts);
+    }
 }
 
 #[test]

@@ -73,6 +73,7 @@ const FORMS: &[(&[&str], Constants)] = &[
     ),
     (&["cached_attention.wgsl"], &[("HEAD", &[1.0, 5.0, 32.0, 64.0])]),
     (&["rotary.wgsl"], &[]),
+    (&["scale.wgsl"], &[]),
     (&["dropout.wgsl"], &[]),
     (&["finite.wgsl"], &[]),
     (&["gather.wgsl"], &[("TYPE", TYPES)]),
@@ -138,6 +139,6 @@ fn every_shader_is_valid_in_every_form() {
     let dequant = 1 + 2 * 12 + 9;
     let products = 72 + 48 + 2 * 48 + 1;
     let attention = 5 * 10 + 4 * 2 + 2;
-    let others = 1 + 2 + 3 + 3 + 3 + 2 * 2 + 2;
+    let others = 1 + 1 + 2 + 3 + 3 + 3 + 2 * 2 + 2;
     assert_eq!(compiled, dequant + products + attention + others);
 }

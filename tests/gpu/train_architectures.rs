@@ -1,6 +1,6 @@
 //! Models of every supported architecture against transformers and PEFT in float32: fixtures/architectures, as
 //! interop/architectures.py writes them. Between them they have every bias, tied and untied heads, several numbers of heads for each
-//! key, and every scaling of the rotary embedding.
+//! key, every scaling of the rotary embedding, and windows of all layers and of some.
 #![allow(clippy::unwrap_used, clippy::panic, reason = "tests fail by panicking")]
 
 use crate::common;
@@ -8,9 +8,11 @@ use crate::common::oracle;
 
 use std::path::Path;
 
-use crate::common::oracle::{Fixture, assert_gradients, assert_near, fixture, floats, json};
+use crate::common::oracle::{Fixture, assert_gradients, assert_near, fixture, floats, json, relative};
 use nf4pack::MappedPack;
 use nf4pack::dequant::dequantize;
+use nf4pack::train::trainer::Trainer;
+use serde_json::Value;
 
 const LENGTH: usize = 24;
 const RANK: u32 = 4;
@@ -29,6 +31,23 @@ fn assert_exact(pack: &Path, checkpoint: &Path, layers: u32) {
         compared += 1;
     }
     assert_eq!(compared, 7 * layers);
+}
+
+/// A row and its end, packed into one batch, give the loss and the gradient that they give one after the other.
+fn assert_packed_as_alone(trainer: &mut Trainer, row: &Value) {
+    // From the middle of a window on.
+    let end = |key: &str| serde_json::json!(row[key].as_array().unwrap()[5..]);
+    let (tokens, labels) = (end("tokens"), end("labels"));
+    let samples = [[&row["tokens"], &row["labels"]], [&tokens, &labels]];
+    let mut run = |batches: &[_]| {
+        let step = trainer.step(batches, 0.0).unwrap();
+        (step.loss, trainer.gradient().unwrap())
+    };
+    let (loss, gradient) = run(&samples.map(|sample| oracle::batch([sample])));
+    let (packed_loss, packed_gradient) = run(&[oracle::batch(samples)]);
+    assert!((packed_loss - loss).abs() <= 1e-5, "packed: loss {packed_loss}, alone {loss}");
+    let error = relative(&packed_gradient, &gradient);
+    assert!(error <= 1e-5, "the gradients of packed samples are {error} off");
 }
 
 /// Converts a model, and holds all that it computes against what is expected of it.
@@ -51,6 +70,7 @@ fn check(name: &str) {
 
     let adapter = model.adapter("adapter");
     let mut trainer = model.trainer_of(&adapter, session.model, session.memory);
+    assert_packed_as_alone(&mut trainer, &row);
     let step = trainer.step(&[oracle::batch([[&row["tokens"], &row["labels"]]])], 1e-3).unwrap();
     let loss = row["loss"].as_f64().unwrap();
     assert!((f64::from(step.loss) - loss).abs() <= 1e-4, "loss {}, expected {loss}", step.loss);
@@ -63,7 +83,7 @@ fn llama_with_all_biases_an_untied_head_and_llama3_scaling() {
 }
 
 #[test]
-fn mistral_with_a_window_an_untied_head_and_linear_scaling() {
+fn mistral_with_windows_an_untied_head_and_linear_scaling() {
     check("mistral");
 }
 
@@ -75,4 +95,9 @@ fn qwen2_with_biases_a_tied_head_and_yarn_scaling() {
 #[test]
 fn qwen3_with_biases_an_untied_head_and_dynamic_scaling() {
     check("qwen3");
+}
+
+#[test]
+fn qwen2_with_windows_from_a_layer_on() {
+    check("qwen2_windows");
 }

@@ -1,7 +1,8 @@
 """Writes tests/fixtures/architectures: tiny random models of each supported architecture, and what transformers and PEFT make of them
 in float32.
 
-    python tests/interop/architectures.py
+    python tests/interop/architectures.py             # all of them
+    python tests/interop/architectures.py granite     # some of them
 
 Of every model NAME there is then
     NAME/config.json             as the table below has it: transformers and nf4pack read the same keys
@@ -32,6 +33,8 @@ CODEBOOK = [
 PROJECTIONS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 
 COMMON = {"hidden_act": "silu", "num_hidden_layers": 2, "rms_norm_eps": 1e-5, "max_position_embeddings": 256}
+# SmolLM3's defaults are past these vocabularies.
+NO_SPECIAL_TOKENS = {"bos_token_id": None, "eos_token_id": None, "pad_token_id": None}
 # Lengths of first trainings are so short that each scaling has something to do within the row.
 MODELS = {
     # Every bias there is, heads that do not add up to the hidden size.
@@ -55,7 +58,7 @@ MODELS = {
             "original_max_position_embeddings": 32,
         },
     },
-    # No bias, a size of heads that follows from the others, a window that just holds the row.
+    # No bias, a size of heads that follows from the others, a window of all layers that is shorter than the row.
     "mistral": {
         "model_type": "mistral",
         "vocab_size": 160,
@@ -63,7 +66,8 @@ MODELS = {
         "intermediate_size": 96,
         "num_attention_heads": 4,
         "num_key_value_heads": 1,
-        "sliding_window": TOKENS,
+        "sliding_window": 7,
+        "eos_token_id": None,
         "tie_word_embeddings": False,
         "rope_parameters": {"rope_type": "linear", "rope_theta": 10000.0, "factor": 4.0},
     },
@@ -96,6 +100,119 @@ MODELS = {
         "max_position_embeddings": TOKENS // 2,
         "rope_parameters": {"rope_type": "dynamic", "rope_theta": 10000.0, "factor": 4.0},
     },
+    # All four factors, biases of the projections whose outputs are scaled, a tied head.
+    "granite": {
+        "model_type": "granite",
+        "vocab_size": 96,
+        "hidden_size": 48,
+        "intermediate_size": 80,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "attention_bias": True,
+        "mlp_bias": True,
+        "tie_word_embeddings": True,
+        "embedding_multiplier": 3.0,
+        "attention_multiplier": 0.11,
+        "residual_multiplier": 0.22,
+        "logits_scaling": 1.7,
+        "eos_token_id": None,
+        "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0},
+    },
+    # A layer without rotary embedding between others, by the default interval of 4; a head that is tied by default.
+    "smollm3": {
+        "model_type": "smollm3",
+        **NO_SPECIAL_TOKENS,
+        "vocab_size": 96,
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 1,
+        "num_hidden_layers": 5,
+        "rope_parameters": {"rope_type": "default", "rope_theta": 50000.0},
+    },
+    # Rotary embedding and windows layer by layer: the layers without rotary embedding are those with a window.
+    "smollm3_windows": {
+        "model_type": "smollm3",
+        **NO_SPECIAL_TOKENS,
+        "vocab_size": 96,
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 2,
+        "num_hidden_layers": 3,
+        "attention_bias": True,
+        "mlp_bias": True,
+        "no_rope_layers": [0, 1, 0],
+        "use_sliding_window": True,
+        "sliding_window": 9,
+        "tie_word_embeddings": False,
+        "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0},
+    },
+    # Biases of queries, keys and values by default, none of attention's output, and those of the feed-forward network.
+    "seed_oss": {
+        "model_type": "seed_oss",
+        "vocab_size": 96,
+        "hidden_size": 40,
+        "intermediate_size": 72,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "head_dim": 16,
+        "mlp_bias": True,
+        "tie_word_embeddings": False,
+        "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0},
+    },
+    # A bias of attention's output alone, which in other families has the same key as the others.
+    "seed_oss_out_bias": {
+        "model_type": "seed_oss",
+        "vocab_size": 96,
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 1,
+        "head_dim": 20,
+        "attention_bias": False,
+        "attention_out_bias": True,
+        "tie_word_embeddings": True,
+        "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0},
+    },
+    # A window from a layer on.
+    "qwen2_windows": {
+        "model_type": "qwen2",
+        "vocab_size": 96,
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 1,
+        "num_hidden_layers": 3,
+        "use_sliding_window": True,
+        "sliding_window": 5,
+        "max_window_layers": 1,
+        "tie_word_embeddings": False,
+        "rope_theta": 10000.0,
+    },
+    # Windows by `layer_types`. Beside it, `rope_scaling` counts and not `rope_parameters`, as where a user adds what a model card says.
+    "qwen3_windows": {
+        "model_type": "qwen3",
+        "vocab_size": 96,
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 1,
+        "head_dim": 16,
+        "num_hidden_layers": 3,
+        "use_sliding_window": True,
+        "sliding_window": 12,
+        "max_position_embeddings": 64,
+        "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
+        "tie_word_embeddings": False,
+        "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0},
+        "rope_scaling": {
+            "rope_type": "yarn",
+            "rope_theta": 1000.0,
+            "factor": 4.0,
+            "original_max_position_embeddings": 16,
+        },
+    },
 }
 
 
@@ -121,7 +238,7 @@ def random_weight(name, shape):
 def write_model(folder, config):
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
     model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder))
-    tied = {"lm_head.weight"} if config["tie_word_embeddings"] else set()
+    tied = {"lm_head.weight"} if model.config.tie_word_embeddings else set()
     weights = {name: random_weight(name, w.shape) for name, w in model.state_dict().items() if name not in tied}
     save_file(weights, folder / "model.safetensors", {"format": "pt"})
 
@@ -178,9 +295,10 @@ def write_fixture(name, config):
 
 
 def main():
-    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
-    for name, config in MODELS.items():
-        write_fixture(name, COMMON | config)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("names", nargs="*", default=list(MODELS), metavar="NAME", help="a model; all where none is given")
+    for name in parser.parse_args().names:
+        write_fixture(name, COMMON | MODELS[name])
 
 
 if __name__ == "__main__":

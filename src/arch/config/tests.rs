@@ -60,7 +60,6 @@ fn the_fixture_is_read() {
         attention_multiplier: 0.125,
         logits_scaling: 1.0,
         layer_attention: vec![LayerAttention::FULL; 4],
-        sliding_window: None,
         max_position_embeddings: 1024,
         eos_token_ids: vec![2, 0],
     };
@@ -78,7 +77,7 @@ fn defaults_are_those_of_the_class() {
         assert!(!parsed.tie_word_embeddings);
     }
     assert_eq!((of("llama").eos_token_ids, of("qwen2").eos_token_ids), (vec![2], vec![]));
-    assert_eq!(of("mistral").sliding_window, Some(4096));
+    assert_eq!(of("mistral").attention(0).window, Some(4096));
     let llama = parse(&without("llama", "num_key_value_heads")).unwrap();
     assert_eq!((llama.kv_heads, llama.head_dim), (4, 6));
     assert_eq!(parse(&without("llama", "head_dim")).unwrap().head_dim, 2);
@@ -150,21 +149,15 @@ fn newer_configurations_keep_everything_in_rope_parameters() {
 
 #[test]
 fn sliding_windows_count_where_a_layer_has_one() {
-    let window = |model_type, more: Value| parse(&with(model_type, &more)).unwrap().sliding_window;
-    assert_eq!(window("mistral", json!({ "sliding_window": null })), None);
-    assert_eq!(window("mistral", json!({ "sliding_window": 7 })), Some(7));
-    assert_eq!(window("llama", json!({ "sliding_window": 7 })), None);
-    assert_eq!(window("qwen2", json!({ "sliding_window": 7, "use_sliding_window": false })), None);
-    assert_eq!(window("qwen2", json!({ "sliding_window": 7, "use_sliding_window": true })), None);
-    assert_eq!(window("qwen2", json!({ "sliding_window": 7, "use_sliding_window": true, "max_window_layers": 1 })), Some(7));
-    let types = json!({ "use_sliding_window": true, "layer_types": ["full_attention", "sliding_attention"] });
-    assert_eq!(window("qwen3", types), Some(4096));
-
     let windows = |model_type, more: Value| {
         let parsed = parse(&with(model_type, &more)).unwrap();
         [0, 1].map(|layer| parsed.attention(layer).window)
     };
     assert_eq!(windows("mistral", json!({ "sliding_window": 7 })), [Some(7); 2]);
+    assert_eq!(windows("mistral", json!({ "sliding_window": null })), [None; 2]);
+    assert_eq!(windows("llama", json!({ "sliding_window": 7 })), [None; 2]);
+    assert_eq!(windows("qwen2", json!({ "sliding_window": 7, "use_sliding_window": false })), [None; 2]);
+    assert_eq!(windows("qwen2", json!({ "sliding_window": 7, "use_sliding_window": true })), [None; 2]);
     let first = json!({ "sliding_window": 7, "use_sliding_window": true, "max_window_layers": 1 });
     assert_eq!(windows("qwen2", first), [None, Some(7)]);
     let types = json!({ "use_sliding_window": true, "layer_types": ["sliding_attention", "full_attention"] });
@@ -173,11 +166,6 @@ fn sliding_windows_count_where_a_layer_has_one() {
         let error = parse(&with("qwen3", &json!({ "use_sliding_window": true, "layer_types": types }))).unwrap_err();
         assert!(matches!(&error, ConfigError::BadValue { key, .. } if key == "layer_types"), "{error}");
     }
-
-    let parsed = parse(&with("mistral", &json!({ "sliding_window": 7 }))).unwrap();
-    parsed.check_length(7).unwrap();
-    let error = parsed.check_length(8).unwrap_err();
-    assert!(matches!(error, ConfigError::SlidingWindow { window: 7, length: 8 }), "{error}");
 }
 
 #[test]

@@ -335,7 +335,7 @@ impl TrainOptions {
 
 /// Tokens of a row, where none were asked for: what the model was made for is not exceeded unawares.
 pub fn default_max_length(model: &ModelConfig) -> u32 {
-    Settings::default().max_length.min(model.longest())
+    Settings::default().max_length.min(model.max_position_embeddings)
 }
 
 impl From<&Settings> for TrainOptions {

@@ -57,7 +57,7 @@ pub enum GenerateError {
         tokens: u64,
         /// Those that the cache holds.
         capacity: u32,
-        /// Those that the model was made for: see `ModelConfig::longest`.
+        /// Those that the model was made for.
         most: u32,
     },
 }
@@ -146,8 +146,7 @@ impl TextGenerator {
     /// what the device has. Layers that do not fit are streamed.
     ///
     /// # Errors
-    /// [`GenerateError::Budget`]; [`ModelError::Config`] where `capacity` passes what the model's layers see; what is wrong with pack
-    /// or adapter, and what the device cannot.
+    /// [`GenerateError::Budget`]; what is wrong with pack or adapter, and what the device cannot.
     pub fn open(
         gpu: &Gpu,
         pack: PackSource,
@@ -244,7 +243,7 @@ impl TextGenerator {
     ) -> Result<(Option<Vec<f32>>, u64), E> {
         let (tokens, capacity) = (text.len() as u64, self.cache.capacity());
         if tokens > capacity.into() {
-            let most = self.session.model.config().longest();
+            let most = self.session.model.config().max_position_embeddings;
             return Err(GenerateError::TooLong { tokens, capacity, most }.into());
         }
         // The last token is read again: its logits are not kept.

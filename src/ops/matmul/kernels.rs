@@ -39,7 +39,7 @@ pub(super) enum Right {
     Raw { range: BufferRange, first: u32, float_type: FloatType },
 }
 
-/// `out[m, n] = scale * a[m, k] b[k, n] (+ bias) (+ out)`, none of them empty.
+/// `out[m, n] = scale * (a[m, k] b[k, n] (+ bias)) (+ out)`, none of them empty.
 #[derive(Debug, Clone)]
 pub(super) struct Product {
     pub m: u32,

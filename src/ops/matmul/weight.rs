@@ -16,6 +16,7 @@ pub struct Weight<'a> {
     outputs: u32,
     inputs: u32,
     rows: Range<u32>,
+    factor: f32,
 }
 
 /// How the elements of a weight are stored.
@@ -42,7 +43,18 @@ pub(super) struct Rectangle {
 impl<'a> Weight<'a> {
     /// All rows of a weight.
     pub fn new(elements: Elements<'a>, outputs: u32, inputs: u32) -> Self {
-        Self { elements, outputs, inputs, rows: 0..outputs }
+        Self { elements, outputs, inputs, rows: 0..outputs, factor: 1.0 }
+    }
+
+    /// The same weight with a factor on its products, forward and backward, and on the bias of the forward one.
+    #[must_use]
+    pub fn times(self, factor: f32) -> Self {
+        Self { factor, ..self }
+    }
+
+    /// The factor on its products.
+    pub fn factor(&self) -> f32 {
+        self.factor
     }
 
     /// The rows (outputs) in `rows` alone, counted from the first of this weight's.

@@ -134,14 +134,13 @@ fn epochs_that_are_asked_for_win_over_steps_of_the_file() {
 fn the_default_length_is_within_what_the_model_was_made_for() {
     let config = fs::read("tests/fixtures/tiny-qwen3/config.json").unwrap();
     let model = ModelConfig::parse(&config, None).unwrap();
-    let length = |text: &str, max_position_embeddings, sliding_window| {
-        let model = ModelConfig { max_position_embeddings, sliding_window, ..model.clone() };
+    let length = |text: &str, max_position_embeddings| {
+        let model = ModelConfig { max_position_embeddings, ..model.clone() };
         file(text).unwrap().for_model(&model).settings().unwrap().max_length
     };
-    assert_eq!(length("", 40_960, None), 2048);
-    assert_eq!(length("", 512, None), 512);
-    assert_eq!(length("", 40_960, Some(256)), 256);
-    assert_eq!(length("max-length = 4096", 512, None), 4096);
+    assert_eq!(length("", 40_960), 2048);
+    assert_eq!(length("", 512), 512);
+    assert_eq!(length("max-length = 4096", 512), 4096);
 }
 
 #[test]
