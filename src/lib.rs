@@ -6,7 +6,7 @@
 //! - `train` (feature `train`): LoRA adapters on a pack, on any GPU.
 //! - `convert`, `verify`, `export` (feature `convert`): from a checkpoint and back, and the checks of a pack.
 
-#[cfg(feature = "train")]
+#[cfg(any(feature = "convert", feature = "train"))]
 pub mod arch;
 #[cfg(feature = "cli")]
 #[doc(hidden)]

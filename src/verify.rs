@@ -16,8 +16,9 @@ use thiserror::Error;
 pub(crate) use against::widen;
 pub use against::{AgainstReport, Mismatch, TensorReport, against};
 
+use crate::arch::ArchError;
+use crate::convert::Progress;
 use crate::convert::source::SourceError;
-use crate::convert::{Progress, arch::ArchError};
 use crate::format::{FormatError, Index, PieceCrc, Section, check, crc32};
 use crate::io::{AlignedBuf, read_exact_at};
 use crate::{MappedPack, OpenError};

@@ -1,16 +1,23 @@
-//! What a pack's own config.json says about its model. A missing key takes the default of that very class in transformers,
-//! where it has one that is not the number of one certain model; every other missing key is an error.
+//! What config.json says about a model. A missing key takes the default of that very class in transformers 5.24, where it has one
+//! that is not the number of one certain model; every other missing key is an error.
 
-mod keys;
+mod attention;
+pub(super) mod keys;
 mod rope;
 
 use serde_json::{Map, Value};
 use thiserror::Error;
 
+use super::family::{Absent, Bias, Dim, Family, Part, Scope, When, model_types};
+use crate::format::Role;
+pub use attention::LayerAttention;
 use keys::Keys;
 pub use rope::{Rope, RopeScaling};
 
-/// Why a configuration does not describe a model that can be run.
+/// Layers that a model may have: as many as a pack can number.
+pub const MAX_LAYERS: u32 = 1 << 16;
+
+/// Why a configuration does not describe a model that is supported.
 #[derive(Debug, Error)]
 #[non_exhaustive]
 pub enum ConfigError {
@@ -23,9 +30,9 @@ pub enum ConfigError {
         source: serde_json::Error,
     },
     /// An architecture that is not supported.
-    #[error("model_type {found:?} is not supported; supported are llama, mistral, qwen2, qwen3")]
+    #[error("model_type {found:?} is not supported; supported are {}", model_types().collect::<Vec<_>>().join(", "))]
     ModelType {
-        /// What config.json says.
+        /// What config.json says, or its `text_config`.
         found: String,
     },
     /// A key without which the model is not described.
@@ -33,7 +40,7 @@ pub enum ConfigError {
     MissingKey {
         /// The model type; "all" for the key `model_type` itself.
         model_type: &'static str,
-        /// The key; with a dot inside `rope_scaling` or `rope_parameters`.
+        /// The key; with a dot inside an object such as `rope_parameters`.
         key: String,
     },
     /// A key with a value that cannot be, or that is not supported.
@@ -41,7 +48,7 @@ pub enum ConfigError {
     BadValue {
         /// config.json or generation_config.json.
         file: &'static str,
-        /// The key; with a dot inside `rope_scaling` or `rope_parameters`.
+        /// The key; with a dot inside an object such as `rope_parameters`.
         key: String,
         /// What it should be.
         expected: &'static str,
@@ -78,76 +85,16 @@ pub enum ConfigError {
     },
 }
 
-/// The architectures that are supported.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum ModelType {
-    /// Llama.
-    Llama,
-    /// Mistral.
-    Mistral,
-    /// Qwen2 and Qwen2.5.
-    Qwen2,
-    /// Qwen3.
-    Qwen3,
-}
-
-impl ModelType {
-    const ALL: [Self; 4] = [Self::Llama, Self::Mistral, Self::Qwen2, Self::Qwen3];
-
-    /// As config.json says it.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Llama => "llama",
-            Self::Mistral => "mistral",
-            Self::Qwen2 => "qwen2",
-            Self::Qwen3 => "qwen3",
-        }
-    }
-
-    fn default_max_positions(self) -> u32 {
-        match self {
-            Self::Llama => 2048,
-            Self::Mistral => 131_072,
-            Self::Qwen2 | Self::Qwen3 => 32_768,
-        }
-    }
-
-    /// `eos_token_id` where config.json has no such key.
-    fn default_eos(self) -> &'static [u32] {
-        match self {
-            Self::Llama | Self::Mistral => &[2],
-            Self::Qwen2 | Self::Qwen3 => &[],
-        }
-    }
-}
-
-/// Layers that a model may have: as many as a pack can number.
-pub const MAX_LAYERS: u32 = 1 << 16;
-
-/// What the attention of one layer does.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct LayerAttention {
-    /// A token attends to itself and the `window - 1` tokens before it; to all before it where this is `None`.
-    pub window: Option<u32>,
-    /// Whether queries and keys are rotated by their positions.
-    pub rotary: bool,
-}
-
-impl LayerAttention {
-    /// All tokens before, rotated.
-    pub const FULL: Self = Self { window: None, rotary: true };
-}
-
 /// A decoder-only transformer.
 #[derive(Debug, Clone, PartialEq)]
 pub struct ModelConfig {
-    /// The architecture.
-    pub model_type: ModelType,
+    /// What its `model_type` stands for.
+    pub family: &'static Family,
     /// Features of the residual stream.
     pub hidden: u32,
     /// Features inside the feed-forward network.
     pub intermediate: u32,
-    /// Number of layers.
+    /// Number of layers; at most [`MAX_LAYERS`].
     pub layers: u32,
     /// Query heads.
     pub heads: u32,
@@ -159,10 +106,11 @@ pub struct ModelConfig {
     pub vocab: u32,
     /// What RMSNorm adds to the mean square.
     pub rms_norm_eps: f64,
-    /// The rotary embedding.
+    /// The rotary embedding of the layers that have one.
     pub rope: Rope,
-    /// Whether the output projection is the embedding.
-    pub tie_word_embeddings: bool,
+    /// Whether a checkpoint may lack the output projection, because the embedding takes its place. In a pack it is there or not:
+    /// this says nothing about it.
+    pub tied: bool,
     /// Whether queries and keys are normalised per head.
     pub q_k_norm: bool,
     /// Whether the query, key and value projections have biases.
@@ -185,6 +133,8 @@ pub struct ModelConfig {
     pub max_position_embeddings: u32,
     /// Tokens that end a text; those of generation_config.json where it names some.
     pub eos_token_ids: Vec<u32>,
+    /// Keys of the rotary embedding's parameters that have no effect. transformers warns of them, too.
+    pub ignored_keys: Vec<String>,
 }
 
 impl ModelConfig {
@@ -194,44 +144,55 @@ impl ModelConfig {
     /// A [`ConfigError`] that names the key.
     pub fn parse(config_json: &[u8], generation_config: Option<&[u8]>) -> Result<Self, ConfigError> {
         let config = object("config.json", config_json)?;
-        let model_type = model_type(&config)?;
-        let keys = Keys::new("config.json", &config, model_type);
-        keys.one_of("hidden_act", "silu", &["silu"], "\"silu\"")?;
+        let generation = generation_config.map(|bytes| object(GENERATION_CONFIG, bytes)).transpose()?;
+        Self::read(&config, generation.as_ref())
+    }
+
+    /// Reads the object of config.json and, if there is one, that of generation_config.json. Where config.json is that of a model
+    /// of text and images, its `text_config` counts.
+    ///
+    /// # Errors
+    /// A [`ConfigError`] that names the key.
+    pub fn read(config: &Map<String, Value>, generation: Option<&Map<String, Value>>) -> Result<Self, ConfigError> {
+        let outer = Keys::new("config.json", config);
+        let nested = outer.inner("text_config")?;
+        let mut keys = nested.unwrap_or_else(|| outer.clone());
+        let family = family(&keys)?;
+        keys.model_type = family.model_type;
+        let keys = &keys;
+        let silu = family.activation.names();
+        keys.one_of("hidden_act", silu.first().copied().unwrap_or_default(), silu, "\"silu\", or its other name \"swish\"")?;
         let (hidden, heads) = (keys.size("hidden_size")?, keys.size("num_attention_heads")?);
-        let kv_heads = kv_heads(&keys, heads)?;
-        let head_dim = head_dim(&keys, hidden, heads)?;
-        let layers = layers(&keys)?;
-        let sliding_window = sliding_window(&keys, layers)?;
-        let max_position_embeddings =
-            keys.optional_size("max_position_embeddings")?.unwrap_or(model_type.default_max_positions());
-        let attention_bias = keys.flag("attention_bias", false)?;
+        let head_dim = head_dim(keys, family, hidden, heads)?;
+        let layers = layers(keys)?;
+        let max_positions = keys.optional_size("max_position_embeddings")?.unwrap_or(family.max_positions);
+        let layer_attention = LayerAttention::read(keys, family, layers)?;
+        let mut ignored_keys = Vec::new();
         Ok(Self {
-            model_type,
+            family,
             hidden,
             intermediate: keys.size("intermediate_size")?,
             layers,
             heads,
-            kv_heads,
+            kv_heads: kv_heads(keys, family, heads)?,
             head_dim,
             vocab: keys.size("vocab_size")?,
-            rms_norm_eps: keys.number("rms_norm_eps", "a number from 0 on", |eps| eps >= 0.0)?,
-            rope: Rope::read(&keys, max_position_embeddings)?,
-            tie_word_embeddings: keys.flag("tie_word_embeddings", false)?,
-            q_k_norm: model_type == ModelType::Qwen3,
-            qkv_bias: match model_type {
-                ModelType::Llama | ModelType::Qwen3 => attention_bias,
-                ModelType::Mistral => false,
-                ModelType::Qwen2 => true,
-            },
-            o_bias: matches!(model_type, ModelType::Llama | ModelType::Qwen3) && attention_bias,
-            mlp_bias: model_type == ModelType::Llama && keys.flag("mlp_bias", false)?,
-            embedding_multiplier: 1.0,
-            residual_multiplier: 1.0,
-            attention_multiplier: 1.0 / f64::from(head_dim).sqrt(),
-            logits_scaling: 1.0,
-            layer_attention: layer_attention(&keys, layers, sliding_window)?,
-            max_position_embeddings,
-            eos_token_ids: eos_token_ids(&keys, generation_config)?,
+            rms_norm_eps: keys.number(family.norm.epsilon, "a number from 0 on", |eps| eps >= 0.0)?,
+            rope: Rope::read(keys, family.theta, max_positions, &mut ignored_keys)?,
+            // Models of text and images say it outside, inside or in both places.
+            tied: keys.flag(TIED, family.tied)? || outer.flag(TIED, false)?,
+            q_k_norm: family.q_k_norm,
+            qkv_bias: bias(keys, family.qkv_bias)?,
+            o_bias: bias(keys, family.o_bias)?,
+            mlp_bias: bias(keys, family.mlp_bias)?,
+            embedding_multiplier: scale(keys, family.scales.embedding)?.unwrap_or(1.0),
+            residual_multiplier: scale(keys, family.scales.residual)?.unwrap_or(1.0),
+            attention_multiplier: scale(keys, family.scales.attention)?.unwrap_or(1.0 / f64::from(head_dim).sqrt()),
+            logits_scaling: scale(keys, family.scales.logits)?.unwrap_or(1.0),
+            layer_attention,
+            max_position_embeddings: max_positions,
+            eos_token_ids: eos_token_ids(keys, &outer, family, generation)?,
+            ignored_keys,
         })
     }
 
@@ -249,54 +210,98 @@ impl ModelConfig {
     pub fn keys(&self) -> u32 {
         self.kv_heads * self.head_dim
     }
+
+    /// Whether such a model has a part. The output projection of a tied one may be there all the same.
+    pub fn has(&self, part: &Part) -> bool {
+        match part.when {
+            When::Always => true,
+            When::QkNorm => self.q_k_norm,
+            When::QkvBias => self.qkv_bias,
+            When::OBias => self.o_bias,
+            When::MlpBias => self.mlp_bias,
+            When::Head => !self.tied,
+        }
+    }
+
+    /// The shape of a part.
+    pub fn shape(&self, part: &Part) -> Vec<u64> {
+        let size = |dim: &Dim| match dim {
+            Dim::Hidden => self.hidden,
+            Dim::Intermediate => self.intermediate,
+            Dim::Vocabulary => self.vocab,
+            Dim::Head => self.head_dim,
+            Dim::Queries => self.queries(),
+            Dim::Keys => self.keys(),
+        };
+        part.shape.iter().map(|dim| size(dim).into()).collect()
+    }
+
+    /// Inputs and outputs of a projection; `None` for a role that is none, or not in this model.
+    pub fn projection(&self, role: Role) -> Option<(u32, u32)> {
+        let part = self.family.part(role).filter(|part| self.has(part))?;
+        let [outputs, inputs] = self.shape(part).try_into().ok()?;
+        Some((u32::try_from(inputs).ok()?, u32::try_from(outputs).ok()?))
+    }
+
+    /// Every part of the model with its layer: the parts before the layers, the layers, the rest.
+    pub fn parts(&self) -> impl Iterator<Item = (&'static Part, Option<u32>)> {
+        let parts = self.family.parts;
+        let in_layer = |part: &Part| part.scope == Scope::Layer;
+        let (before, after) = parts.split_at(parts.iter().position(in_layer).unwrap_or(parts.len()));
+        let once = move |parts: &'static [Part]| {
+            parts.iter().filter(move |part| !in_layer(part) && self.has(part)).map(|part| (part, None))
+        };
+        let of_layer = move |layer| {
+            parts.iter().filter(move |part| in_layer(part) && self.has(part)).map(move |part| (part, Some(layer)))
+        };
+        once(before).chain((0..self.layers).flat_map(of_layer)).chain(once(after))
+    }
 }
 
-/// Those of generation_config.json, if it names some, or else those of config.json, which is checked all the same.
-fn eos_token_ids(keys: &Keys<'_>, generation_config: Option<&[u8]>) -> Result<Vec<u32>, ConfigError> {
-    const KEY: &str = "eos_token_id";
-    let ids = keys.token_ids(KEY)?.unwrap_or_else(|| keys.model_type.default_eos().to_vec());
-    let Some(bytes) = generation_config else { return Ok(ids) };
-    let generation = object("generation_config.json", bytes)?;
-    let named = Keys::new("generation_config.json", &generation, keys.model_type).token_ids(KEY)?;
-    Ok(named.filter(|named| !named.is_empty()).unwrap_or(ids))
-}
+const TIED: &str = "tie_word_embeddings";
+const GENERATION_CONFIG: &str = "generation_config.json";
 
 fn object(file: &'static str, bytes: &[u8]) -> Result<Map<String, Value>, ConfigError> {
     serde_json::from_slice(bytes).map_err(|source| ConfigError::Json { file, source })
 }
 
-fn model_type(config: &Map<String, Value>) -> Result<ModelType, ConfigError> {
-    let found =
-        config.get("model_type").ok_or(ConfigError::MissingKey { model_type: "all", key: "model_type".to_owned() })?;
-    let named = |&t: &ModelType| found.as_str() == Some(t.name());
-    let unknown = || ConfigError::ModelType { found: found.as_str().map_or_else(|| found.to_string(), str::to_owned) };
-    ModelType::ALL.into_iter().find(named).ok_or_else(unknown)
+fn family(keys: &Keys<'_>) -> Result<&'static Family, ConfigError> {
+    const KEY: &str = "model_type";
+    let found = keys.get(KEY).ok_or_else(|| keys.missing(KEY))?;
+    let found = found.as_str().ok_or_else(|| keys.bad(KEY, "a string", found))?;
+    Family::find(found).ok_or_else(|| ConfigError::ModelType { found: found.to_owned() })
 }
 
 fn layers(keys: &Keys<'_>) -> Result<u32, ConfigError> {
+    // Layers that differ in size: transformers' heterogeneous models.
+    if let Some(found) = keys.given("per_layer_config") {
+        return Err(keys.bad("per_layer_config", "absent: all layers of a pack have the same sizes", found));
+    }
     let layers = keys.size("num_hidden_layers")?;
     if layers > MAX_LAYERS { Err(ConfigError::TooManyLayers { limit: MAX_LAYERS, found: layers }) } else { Ok(layers) }
 }
 
-fn kv_heads(keys: &Keys<'_>, heads: u32) -> Result<u32, ConfigError> {
-    let kv_heads = match keys.get("num_key_value_heads") {
-        // A null means this in every class; a missing key only in Llama's, the others' default is one certain model's.
+fn kv_heads(keys: &Keys<'_>, family: &Family, heads: u32) -> Result<u32, ConfigError> {
+    const KEY: &str = "num_key_value_heads";
+    let kv_heads = match keys.get(KEY) {
+        // A null means this in every class.
         Some(Value::Null) => heads,
-        None if keys.model_type == ModelType::Llama => heads,
-        _ => keys.size("num_key_value_heads")?,
+        None if family.kv_heads == Absent::Derived => heads,
+        _ => keys.size(KEY)?,
     };
-    divide("num_attention_heads", heads, "num_key_value_heads", kv_heads)?;
+    divide("num_attention_heads", heads, KEY, kv_heads)?;
     Ok(kv_heads)
 }
 
-fn head_dim(keys: &Keys<'_>, hidden: u32, heads: u32) -> Result<u32, ConfigError> {
-    let head_dim = match keys.optional_size("head_dim")? {
-        Some(head_dim) => head_dim,
-        None if keys.model_type == ModelType::Qwen3 => return Err(keys.missing("head_dim")),
-        None => divide("hidden_size", hidden, "num_attention_heads", heads)?,
+fn head_dim(keys: &Keys<'_>, family: &Family, hidden: u32, heads: u32) -> Result<u32, ConfigError> {
+    const KEY: &str = "head_dim";
+    let derived = || divide("hidden_size", hidden, "num_attention_heads", heads);
+    let head_dim = match (keys.get(KEY), family.head_dim) {
+        (None, Absent::Derived) | (Some(Value::Null), Absent::Derived | Absent::Required) => derived()?,
+        _ => keys.size(KEY)?,
     };
     if !head_dim.is_multiple_of(2) {
-        return Err(keys.bad("head_dim", "even: the rotary embedding turns pairs", &head_dim.into()));
+        return Err(keys.bad(KEY, "even: the rotary embedding turns pairs", &head_dim.into()));
     }
     heads.checked_mul(head_dim).ok_or(ConfigError::Overflow { heads, head_dim })?;
     Ok(head_dim)
@@ -307,52 +312,32 @@ fn divide(key: &'static str, value: u32, divisor_key: &'static str, divisor: u32
     quotient.ok_or(ConfigError::Indivisible { key, value, divisor_key, divisor })
 }
 
-/// The window of those layers that have one; `None` where no layer has.
-fn sliding_window(keys: &Keys<'_>, layers: u32) -> Result<Option<u32>, ConfigError> {
-    const DEFAULT: u32 = 4096;
-    let window = || match keys.get("sliding_window") {
-        None => Ok(Some(DEFAULT)),
-        Some(_) => keys.optional_size("sliding_window"),
-    };
-    match keys.model_type {
-        ModelType::Llama => Ok(None),
-        ModelType::Mistral => window(),
-        ModelType::Qwen2 | ModelType::Qwen3 => {
-            let slides = keys.flag("use_sliding_window", false)? && sliding_layers(keys, layers)?.contains(&true);
-            if slides { window() } else { Ok(None) }
-        }
+fn bias(keys: &Keys<'_>, bias: Bias) -> Result<bool, ConfigError> {
+    match bias {
+        Bias::Never => Ok(false),
+        Bias::Always => Ok(true),
+        Bias::Key(key, default) => keys.flag(key, default),
     }
 }
 
-/// The attention of each layer, where the layers that slide see `window` tokens.
-fn layer_attention(keys: &Keys<'_>, layers: u32, window: Option<u32>) -> Result<Vec<LayerAttention>, ConfigError> {
-    let of = |slides: bool| LayerAttention { window: window.filter(|_| slides), rotary: true };
-    match keys.model_type {
-        ModelType::Llama => Ok(vec![LayerAttention::FULL; layers as usize]),
-        ModelType::Mistral => Ok(vec![of(true); layers as usize]),
-        ModelType::Qwen2 | ModelType::Qwen3 => Ok(sliding_layers(keys, layers)?.into_iter().map(of).collect()),
-    }
+/// The scalar under `key`, 1 where it is absent; `None` where the family has no such key.
+fn scale(keys: &Keys<'_>, key: Option<&'static str>) -> Result<Option<f64>, ConfigError> {
+    let Some(key) = key else { return Ok(None) };
+    Ok(Some(keys.number_if_present(key, "a number above 0", |x| x > 0.0)?.unwrap_or(1.0)))
 }
 
-/// Which layers have a window: by `layer_types`, or else from layer `max_window_layers` on.
-fn sliding_layers(keys: &Keys<'_>, layers: u32) -> Result<Vec<bool>, ConfigError> {
-    const DEFAULT_MAX_WINDOW_LAYERS: u32 = 28;
-    match keys.get("layer_types") {
-        None | Some(Value::Null) => {
-            let first = keys.optional_count("max_window_layers")?.unwrap_or(DEFAULT_MAX_WINDOW_LAYERS);
-            Ok((0..layers).map(|layer| layer >= first).collect())
-        }
-        Some(types) => {
-            let bad = || keys.bad("layer_types", "one of full_attention, sliding_attention for each layer", types);
-            let listed = types.as_array().filter(|listed| listed.len() == layers as usize).ok_or_else(bad)?;
-            let slides = |name: &Value| match name.as_str() {
-                Some("full_attention") => Ok(false),
-                Some("sliding_attention") => Ok(true),
-                _ => Err(bad()),
-            };
-            listed.iter().map(slides).collect()
-        }
-    }
+/// Those of generation_config.json, if it names some, or else those of config.json, which is checked all the same.
+fn eos_token_ids(
+    keys: &Keys<'_>,
+    outer: &Keys<'_>,
+    family: &Family,
+    generation: Option<&Map<String, Value>>,
+) -> Result<Vec<u32>, ConfigError> {
+    const KEY: &str = "eos_token_id";
+    let ids = keys.token_ids(KEY)?.or(outer.token_ids(KEY)?).unwrap_or_else(|| family.eos.to_vec());
+    let Some(generation) = generation else { return Ok(ids) };
+    let named = Keys::new(GENERATION_CONFIG, generation).token_ids(KEY)?;
+    Ok(named.filter(|named| !named.is_empty()).unwrap_or(ids))
 }
 
 #[cfg(test)]

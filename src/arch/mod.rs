@@ -1,3 +1,24 @@
-//! What a model is: the sizes and settings of its config.json.
+//! Families of models. Everything that is to be known of a model is here, once, as data: which tensors it has and under which
+//! names, what the keys of config.json mean, and what its layers do. A family is one file of [`families`](Family::ALL); the
+//! readers of that data are shared:
+//!
+//! ```text
+//! families/ -> family    one model_type: tensors, keys, defaults
+//!              config    config.json -> ModelConfig: the sizes of one model, and what each of its layers does
+//!              names     the names of a checkpoint -> the names that transformers writes
+//!              place     config.json, names and shapes -> which tensor is which part of the model
+//!              obstacle  why a model that can be packed cannot be run
+//! ```
 
 pub mod config;
+mod families;
+pub mod family;
+mod names;
+mod obstacle;
+mod place;
+
+pub use config::{ConfigError, LayerAttention, MAX_LAYERS, ModelConfig, Rope, RopeScaling};
+pub use family::{Family, PROJECTIONS, model_types};
+pub use names::{Naming, Prefix};
+pub use obstacle::{Obstacle, check_pack_runnable};
+pub use place::{ArchError, Model, Placed, Stray, StrayKind, TensorShape, place};

@@ -12,8 +12,8 @@ use serde_json::json;
 use super::args::{BenchCommand, Command, Usage};
 use super::ui;
 use crate::OpenError;
+use crate::arch::{ArchError, ConfigError};
 use crate::convert::ConvertError;
-use crate::convert::arch::ArchError;
 use crate::convert::plan::PlanError;
 use crate::convert::source::{HeaderError, SourceError};
 use crate::data::DataError;
@@ -243,16 +243,23 @@ fn of_source(error: &SourceError) -> Option<String> {
 
 fn of_arch(error: &ArchError) -> Option<String> {
     let hint = match error {
-        ArchError::UnknownModelType { .. } => {
-            "a model of one of these architectures under another name can be converted with --config FILE, a copy of \
-             config.json with that model_type"
-        }
-        ArchError::MissingKey { .. } | ArchError::BadValue { .. } | ArchError::Indivisible { .. } => {
-            "download config.json again, or name a corrected copy with --config FILE"
-        }
+        ArchError::Config(e) => return of_config(e),
         ArchError::MissingTensor { .. } => "the checkpoint is incomplete, or config.json is of another model",
         ArchError::Shape { .. } | ArchError::ExtraLayer { .. } | ArchError::UnexpectedTensor { .. } => {
             "config.json is of another model: --config FILE names the right one"
+        }
+    };
+    Some(hint.to_owned())
+}
+
+fn of_config(error: &ConfigError) -> Option<String> {
+    let hint = match error {
+        ConfigError::ModelType { .. } => {
+            "a model of one of these architectures under another name can be converted with --config FILE, a copy of \
+             config.json with that model_type"
+        }
+        ConfigError::MissingKey { .. } | ConfigError::BadValue { .. } | ConfigError::Indivisible { .. } => {
+            "download config.json again, or convert with a corrected copy: --config FILE"
         }
         _ => return None,
     };
@@ -544,6 +551,7 @@ fn of_train(error: &ModelError, advice: Advice) -> Option<String> {
         ModelError::Stream(e) => of_stream(e, advice),
         ModelError::Data(e) => of_data(e),
         ModelError::Adapter(e) => of_adapter(e),
+        ModelError::Config(e) => of_config(e),
         _ => None,
     }
 }

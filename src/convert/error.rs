@@ -4,9 +4,9 @@ use std::path::PathBuf;
 
 use thiserror::Error;
 
-use super::arch::ArchError;
 use super::plan::PlanError;
 use super::source::SourceError;
+use crate::arch::ArchError;
 
 /// Why a conversion failed. Whatever it is, no target and no temporary file are left behind.
 #[derive(Debug, Error)]

@@ -1,12 +1,12 @@
-//! From a Hugging Face checkpoint to a pack: [`source`] reads the checkpoint, [`arch`] says what its tensors are, [`plan`] places
+//! From a Hugging Face checkpoint to a pack: [`source`] reads the checkpoint, [`parts`] says what its tensors are, [`plan`] places
 //! them in the pack, [`encode`] makes codes of weights, and [`convert`] runs it all in bounded memory.
 
-pub mod arch;
 pub mod encode;
 mod error;
 pub(crate) mod hash;
 pub mod notice;
 mod options;
+pub mod parts;
 mod piece;
 mod pipeline;
 pub mod plan;

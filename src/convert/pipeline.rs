@@ -8,18 +8,19 @@ use std::time::Instant;
 
 use rayon::prelude::*;
 
-use super::arch::{self, Model};
 use super::encode::{Stats, nested};
 use super::error::ConvertError;
 use super::hash::FileHash;
 use super::notice::Notice;
 use super::options::Options;
+use super::parts;
 use super::piece::{Outcome, Payload, Work, Write};
 use super::plan::{Action, Plan, PlanError};
 use super::report::{Progress, Report, RoleSums, notice_texts};
 use super::source::{Checkpoint, SourceError, SourceFile};
 use super::target::{Target, Writer};
 use super::walk::{Piece, Window, tensor_pieces, windows};
+use crate::arch::Model;
 use crate::format::layout::FEATURE_SIGNED_SCALES;
 use crate::format::nf4::{ScaleType, Scales};
 use crate::format::{PieceCrc, Role, Section, SectionKind, check, crc32};
@@ -60,10 +61,15 @@ impl Conversion {
     pub fn prepare(source: &Path, options: Options) -> Result<Self, ConvertError> {
         let started = Instant::now();
         let checkpoint = Checkpoint::open(source, options.config.as_deref())?;
-        let mut model = arch::place(&checkpoint.config, &checkpoint.tensors)?;
+        let mut model = parts::place(&checkpoint)?;
         let mut notices = checkpoint.notices.clone();
-        notices.extend(arch::resolve_tied(&mut model, &checkpoint)?);
+        notices.extend(parts::resolve_tied(&mut model, &checkpoint)?);
         let plan = Plan::new(&checkpoint, &model, &options)?;
+        if !model.config.ignored_keys.is_empty() {
+            notices.push(Notice::IgnoredKeys { keys: model.config.ignored_keys.clone() });
+        }
+        notices
+            .extend(model.config.check_runnable().err().map(|obstacle| Notice::NotRunnable { why: obstacle.to_string() }));
         if plan.weights == 0 {
             notices.push(Notice::NothingQuantised);
         }
@@ -129,7 +135,7 @@ impl Conversion {
         Report {
             source_bytes: self.source_bytes(),
             pack_bytes: self.plan.layout.file_len(),
-            layers: self.model.layers,
+            layers: self.model.config.layers,
             weights: self.plan.weights,
             raw_tensors: raw.len() as u64,
             raw_bytes: raw.iter().map(|s| s.length).sum(),

@@ -2,9 +2,9 @@
 
 use thiserror::Error;
 
-use super::arch::{Model, Placed};
 use super::options::Options;
 use super::source::{Checkpoint, TensorInfo};
+use crate::arch::{Model, Placed};
 use crate::format::nf4::{BLOCK_SIZES, ScaleType};
 use crate::format::{Entry, FormatError, Layout, Provenance, Role, SectionKind, Shape, SourceRecord, Storage};
 
@@ -84,7 +84,7 @@ impl Plan {
             entries.push(entry(&checkpoint.tensors[placed.tensor], placed, options)?);
         }
         let provenance = provenance(checkpoint, model, options);
-        let layout = Layout::new(entries, model.layers, provenance.to_json()?.len() as u64)?;
+        let layout = Layout::new(entries, model.config.layers, provenance.to_json()?.len() as u64)?;
         let actions = actions(checkpoint, &layout);
         let quantised = layout.sections().iter().filter(|s| s.kind == Some(SectionKind::Codes));
         let weights = quantised.map(|s| s.shape.elements()).sum();
@@ -169,8 +169,8 @@ fn provenance(checkpoint: &Checkpoint, model: &Model, options: &Options) -> Prov
     });
     Provenance {
         tool: concat!("nf4pack ", env!("CARGO_PKG_VERSION")).to_owned(),
-        model_type: model.model_type.to_owned(),
-        tied_embeddings: model.tied,
+        model_type: model.config.family.model_type.to_owned(),
+        tied_embeddings: model.config.tied,
         encoder: options.encoder.name().to_owned(),
         scales: scale_type_name(options.scale_type).to_owned(),
         block_size: options.block_size,

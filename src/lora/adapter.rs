@@ -15,6 +15,8 @@ use serde_json::Value;
 use thiserror::Error;
 
 use crate::arch::config::ModelConfig;
+use crate::arch::family::Scope;
+use crate::arch::{Family, Prefix};
 use crate::format::Role;
 use crate::io::folder::publish;
 use crate::lora::config::{AdapterLayout, LoraConfig, LoraError};
@@ -231,7 +233,7 @@ impl Matrix {
 
 pub(crate) fn matrices(layout: &AdapterLayout) -> impl Iterator<Item = Matrix> {
     layout.places().flat_map(|(layer, role, place)| {
-        let module = module(layer, role);
+        let module = module(layout.family(), layer, role);
         let (a, b) = ([layout.rank(), place.inputs], [place.outputs, layout.rank()]);
         [("lora_A", a, place.a), ("lora_B", b, place.b)].map(|(which, shape, range)| Matrix {
             name: format!("{module}.{which}.weight"),
@@ -242,12 +244,10 @@ pub(crate) fn matrices(layout: &AdapterLayout) -> impl Iterator<Item = Matrix> {
 }
 
 /// The name of a projection in the model.
-fn module(layer: u32, role: Role) -> String {
-    let block = match role {
-        Role::QProj | Role::KProj | Role::VProj | Role::OProj => "self_attn",
-        _ => "mlp",
-    };
-    format!("model.layers.{layer}.{block}.{role}")
+fn module(family: &Family, layer: u32, role: Role) -> String {
+    let tensor = family.part(role).map_or(role.name(), |part| part.name);
+    let module = tensor.strip_suffix(".weight").unwrap_or(tensor);
+    Prefix::PLAIN.name(Scope::Layer, Some(layer), module)
 }
 
 /// The name that [`matrices`] gives a tensor: without the prefix, with `model.` before the layers, without the adapter's

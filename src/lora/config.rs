@@ -6,12 +6,12 @@ use std::ops::Range;
 use thiserror::Error;
 
 use crate::arch::config::ModelConfig;
+use crate::arch::{Family, PROJECTIONS};
 use crate::format::Role;
 use crate::random::{Generator, Stream};
 
 /// The projections that can be adapted, in the order in which they stand in a layer of an adapter.
-pub const TARGETS: [Role; 7] =
-    [Role::QProj, Role::KProj, Role::VProj, Role::OProj, Role::GateProj, Role::UpProj, Role::DownProj];
+pub const TARGETS: [Role; 7] = PROJECTIONS;
 
 /// A matrix starts on a multiple of this many floats, 256 bytes: where a range of a GPU buffer may start.
 const ALIGN: usize = 64;
@@ -101,14 +101,7 @@ pub(crate) fn target_index(role: Role) -> u32 {
 
 /// Inputs and outputs of a projection; `None` for a role that is not one of [`TARGETS`].
 pub fn projection_shape(model: &ModelConfig, role: Role) -> Option<(u32, u32)> {
-    match role {
-        Role::QProj => Some((model.hidden, model.queries())),
-        Role::KProj | Role::VProj => Some((model.hidden, model.keys())),
-        Role::OProj => Some((model.queries(), model.hidden)),
-        Role::GateProj | Role::UpProj => Some((model.hidden, model.intermediate)),
-        Role::DownProj => Some((model.intermediate, model.hidden)),
-        _ => None,
-    }
+    model.projection(role).filter(|_| TARGETS.contains(&role))
 }
 
 /// Where the two matrices of one projection stand in the vector of an adapter.
@@ -128,6 +121,7 @@ pub struct Place {
 /// between the matrices is zero.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct AdapterLayout {
+    family: &'static Family,
     rank: u32,
     layers: u32,
     layer_len: usize,
@@ -158,7 +152,7 @@ impl AdapterLayout {
             places.push((role, Place { a, b, inputs, outputs }));
         }
         layer_len.checked_mul(4).and_then(|len| len.checked_mul(model.layers as usize)).ok_or_else(too_large)?;
-        Ok(Self { rank: config.rank, layers: model.layers, layer_len, places })
+        Ok(Self { family: model.family, rank: config.rank, layers: model.layers, layer_len, places })
     }
 
     /// Floats of the vector; a multiple of 64.
@@ -169,6 +163,11 @@ impl AdapterLayout {
     /// Whether the model has no layers.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
+    }
+
+    /// The model's family.
+    pub fn family(&self) -> &'static Family {
+        self.family
     }
 
     /// Rows of every A, columns of every B.

@@ -85,10 +85,12 @@ impl GpuBatch {
 /// Reads a pack's own config.json.
 ///
 /// # Errors
-/// [`ModelError::Stream`], [`ModelError::MissingFile`], [`ModelError::Config`].
+/// [`ModelError::Stream`], [`ModelError::MissingFile`], [`ModelError::Config`], and [`ModelError::Obstacle`] where no kernel fits.
 pub fn read_config(pack: &PackSource) -> Result<ModelConfig, ModelError> {
     let config = pack.file("config.json")?.ok_or(ModelError::MissingFile { name: "config.json" })?;
-    Ok(ModelConfig::parse(&config, pack.file("generation_config.json")?.as_deref())?)
+    let model = ModelConfig::parse(&config, pack.file("generation_config.json")?.as_deref())?;
+    model.check_runnable()?;
+    Ok(model)
 }
 
 /// Reads a pack's own tokenizer; `now` as in [`Tokenizer::new`].
@@ -243,7 +245,7 @@ impl Model {
 
     /// The output projection: `lm_head`, or the embedding where they are tied. Its products have the scaling of the logits.
     fn head(&self) -> Result<Weight<'_>, ModelError> {
-        let role = if self.config.tie_word_embeddings { Role::Embedding } else { Role::LmHead };
+        let role = if self.config.tied { Role::Embedding } else { Role::LmHead };
         let head = weight(&self.globals, role, self.config.vocab, self.config.hidden)?;
         Ok(head.times((1.0 / self.config.logits_scaling) as f32))
     }

@@ -2,6 +2,7 @@
 
 use thiserror::Error;
 
+use crate::arch::Obstacle;
 use crate::arch::config::ConfigError;
 use crate::data::DataError;
 use crate::dequant::DequantError;
@@ -25,6 +26,9 @@ pub enum ModelError {
     /// The pack's config.json describes no model that can be run.
     #[error(transparent)]
     Config(#[from] ConfigError),
+    /// The kernels cannot run such a model.
+    #[error("this model cannot be run: {0}")]
+    Obstacle(#[from] Obstacle),
     /// There can be no such adapter.
     #[error(transparent)]
     Lora(#[from] LoraError),

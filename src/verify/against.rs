@@ -9,9 +9,9 @@ use serde::Serialize;
 
 use super::VerifyError;
 use crate::MappedPack;
-use crate::convert::arch::{Model, Placed};
+use crate::arch::{Model, Placed};
 use crate::convert::source::{Checkpoint, TensorInfo};
-use crate::convert::{Progress, arch, encode};
+use crate::convert::{Progress, encode, parts};
 use crate::dequant;
 use crate::format::nf4::{self, SUPER_BLOCK, Scales};
 use crate::format::{FloatType, Pack, Projection, Provenance, RawTensor, Role};
@@ -143,9 +143,9 @@ pub fn against(
     let provenance = Provenance::from_json(mapped.pack().index().metadata());
     let dropped = provenance.map(|p| p.dropped).unwrap_or_default();
     let checkpoint = Checkpoint::open(source, config)?;
-    let mut model = arch::place(&checkpoint.config, &checkpoint.tensors)?;
+    let mut model = parts::place(&checkpoint)?;
     // What a conversion may leave out is settled anew, not believed.
-    arch::resolve_tied(&mut model, &checkpoint)?;
+    parts::resolve_tied(&mut model, &checkpoint)?;
     let kept: HashSet<&str> = model.tensors.iter().map(|p| checkpoint.tensors[p.tensor].name.as_str()).collect();
     let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build()?;
     let comparison = Comparison::new(mapped.pack(), &checkpoint, &model, progress);

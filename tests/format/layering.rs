@@ -11,7 +11,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("format", &[]),
     ("io", &[]),
     ("mmap", &["format"]),
-    ("convert", &["format", "io"]),
+    ("convert", &["arch", "format", "io"]),
     ("gpu", &[]),
     ("dequant", &["format", "gpu", "io", "mmap"]),
     ("random", &[]),
@@ -21,7 +21,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("lora", &["arch", "format", "gpu", "io", "ops", "random"]),
     ("model", &["arch", "data", "dequant", "format", "gpu", "lora", "ops", "random"]),
     ("train", &["arch", "data", "dequant", "format", "gpu", "io", "lora", "model", "ops", "random"]),
-    ("verify", &["format", "io", "mmap", "convert", "dequant"]),
+    ("verify", &["arch", "format", "io", "mmap", "convert", "dequant"]),
     ("export", &["format", "io", "mmap", "convert", "dequant", "verify"]),
     ("merge", &["arch", "format", "io", "convert", "data", "dequant", "gpu", "lora", "model", "verify", "export"]),
     (

@@ -1,93 +1,132 @@
-//! Typed access to the keys of a JSON object.
+//! The one reader of JSON configurations: typed access to the keys of an object.
 
 use serde_json::{Map, Value};
 
-use super::{ConfigError, ModelType};
+use super::ConfigError;
 
 /// A JSON object of a configuration file, or one inside it.
+#[derive(Debug, Clone)]
 pub(super) struct Keys<'a> {
     file: &'static str,
     /// What stands before a key in messages: empty, or the key of this object and a dot.
     prefix: String,
     object: &'a Map<String, Value>,
-    pub(super) model_type: ModelType,
+    /// The model type, for messages about missing keys; "all" while it is not known.
+    pub model_type: &'static str,
 }
 
 impl<'a> Keys<'a> {
-    pub(super) fn new(file: &'static str, object: &'a Map<String, Value>, model_type: ModelType) -> Self {
-        Self { file, prefix: String::new(), object, model_type }
+    pub fn new(file: &'static str, object: &'a Map<String, Value>) -> Self {
+        Self { file, prefix: String::new(), object, model_type: "all" }
     }
 
     /// The object under `key`; `None` where it is absent or null.
-    pub(super) fn inner(&self, key: &str) -> Result<Option<Self>, ConfigError> {
+    pub fn inner(&self, key: &str) -> Result<Option<Self>, ConfigError> {
         let Some(found) = self.given(key) else { return Ok(None) };
         let object = found.as_object().ok_or_else(|| self.bad(key, "an object", found))?;
-        Ok(Some(Self { prefix: format!("{}{key}.", self.prefix), object, ..*self }))
+        Ok(Some(Self { prefix: self.full(key) + ".", object, ..*self }))
     }
 
-    pub(super) fn get(&self, key: &str) -> Option<&'a Value> {
+    /// All keys and values.
+    pub fn entries(&self) -> impl Iterator<Item = (&'a str, &'a Value)> {
+        self.object.iter().map(|(key, value)| (key.as_str(), value))
+    }
+
+    /// A key as messages name it.
+    pub fn full(&self, key: &str) -> String {
+        format!("{}{key}", self.prefix)
+    }
+
+    pub fn get(&self, key: &str) -> Option<&'a Value> {
         self.object.get(key)
     }
 
     /// The value of a key that is there and not null.
-    pub(super) fn given(&self, key: &str) -> Option<&'a Value> {
+    pub fn given(&self, key: &str) -> Option<&'a Value> {
         self.get(key).filter(|value| !value.is_null())
     }
 
-    pub(super) fn missing(&self, key: &str) -> ConfigError {
-        ConfigError::MissingKey { model_type: self.model_type.name(), key: format!("{}{key}", self.prefix) }
+    pub fn missing(&self, key: &str) -> ConfigError {
+        ConfigError::MissingKey { model_type: self.model_type, key: self.full(key) }
     }
 
-    pub(super) fn bad(&self, key: &str, expected: &'static str, found: &Value) -> ConfigError {
-        ConfigError::BadValue { file: self.file, key: format!("{}{key}", self.prefix), expected, found: found.clone() }
+    pub fn bad(&self, key: &str, expected: &'static str, found: &Value) -> ConfigError {
+        ConfigError::BadValue { file: self.file, key: self.full(key), expected, found: found.clone() }
     }
 
     /// A whole number from 1 on.
-    pub(super) fn size(&self, key: &str) -> Result<u32, ConfigError> {
+    pub fn size(&self, key: &str) -> Result<u32, ConfigError> {
         let found = self.get(key).ok_or_else(|| self.missing(key))?;
-        self.whole(key, found, 1, "a whole number from 1 on")
+        self.whole(key, found, 1, SIZE)
     }
 
     /// A whole number from 1 on, or `None` where the key is absent or null.
-    pub(super) fn optional_size(&self, key: &str) -> Result<Option<u32>, ConfigError> {
-        self.given(key).map(|found| self.whole(key, found, 1, "a whole number from 1 on")).transpose()
+    pub fn optional_size(&self, key: &str) -> Result<Option<u32>, ConfigError> {
+        self.given(key).map(|found| self.whole(key, found, 1, SIZE)).transpose()
     }
 
     /// A whole number, or `None` where the key is absent or null.
-    pub(super) fn optional_count(&self, key: &str) -> Result<Option<u32>, ConfigError> {
-        self.given(key).map(|found| self.whole(key, found, 0, "a whole number from 0 on")).transpose()
+    pub fn optional_count(&self, key: &str) -> Result<Option<u32>, ConfigError> {
+        self.given(key).map(|found| self.whole(key, found, 0, "a whole number from 0 to 4294967295")).transpose()
     }
 
-    fn whole(&self, key: &str, found: &Value, least: u32, expected: &'static str) -> Result<u32, ConfigError> {
-        let number = found.as_u64().and_then(|n| u32::try_from(n).ok()).filter(|&n| n >= least);
+    fn whole(&self, key: &str, found: &Value, min: u32, expected: &'static str) -> Result<u32, ConfigError> {
+        let number = found.as_u64().and_then(|n| u32::try_from(n).ok()).filter(|&n| n >= min);
         number.ok_or_else(|| self.bad(key, expected, found))
     }
 
     /// A finite number that `valid` accepts.
-    pub(super) fn number(&self, key: &str, expected: &'static str, valid: fn(f64) -> bool) -> Result<f64, ConfigError> {
+    pub fn number(&self, key: &str, expected: &'static str, valid: fn(f64) -> bool) -> Result<f64, ConfigError> {
         self.optional_number(key, expected, valid)?.ok_or_else(|| self.missing(key))
     }
 
     /// A finite number that `valid` accepts, or `None` where the key is absent or null.
-    pub(super) fn optional_number(
+    pub fn optional_number(
         &self,
         key: &str,
         expected: &'static str,
         valid: fn(f64) -> bool,
     ) -> Result<Option<f64>, ConfigError> {
-        let Some(found) = self.given(key) else { return Ok(None) };
+        self.given(key).map(|found| self.finite(key, found, expected, valid)).transpose()
+    }
+
+    /// A finite number that `valid` accepts, or `None` where the key is absent; a null is an error.
+    pub fn number_if_present(
+        &self,
+        key: &str,
+        expected: &'static str,
+        valid: fn(f64) -> bool,
+    ) -> Result<Option<f64>, ConfigError> {
+        self.get(key).map(|found| self.finite(key, found, expected, valid)).transpose()
+    }
+
+    fn finite(&self, key: &str, found: &Value, expected: &'static str, valid: fn(f64) -> bool) -> Result<f64, ConfigError> {
         let number = found.as_f64().filter(|&x| x.is_finite() && valid(x));
-        number.map(Some).ok_or_else(|| self.bad(key, expected, found))
+        number.ok_or_else(|| self.bad(key, expected, found))
     }
 
     /// A boolean, or `default` where the key is absent.
-    pub(super) fn flag(&self, key: &str, default: bool) -> Result<bool, ConfigError> {
+    pub fn flag(&self, key: &str, default: bool) -> Result<bool, ConfigError> {
         let bad = |found| self.bad(key, "true or false", found);
         self.get(key).map_or(Ok(default), |found| found.as_bool().ok_or_else(|| bad(found)))
     }
 
+    /// A list with `len` elements or more, each of which `element` reads; `None` where the key is absent or null.
+    pub fn list<T>(
+        &self,
+        key: &str,
+        len: usize,
+        expected: &'static str,
+        element: impl Fn(&Value) -> Option<T>,
+    ) -> Result<Option<Vec<T>>, ConfigError> {
+        let Some(found) = self.given(key) else { return Ok(None) };
+        let read = |list: &Vec<Value>| list.iter().map(&element).collect::<Option<Vec<T>>>();
+        let list = found.as_array().filter(|list| list.len() >= len).and_then(read);
+        list.map(Some).ok_or_else(|| self.bad(key, expected, found))
+    }
+
     /// One of the strings of `known`; `default` where the key is absent.
-    pub(super) fn one_of(
+    pub fn one_of(
         &self,
         key: &str,
         default: &'static str,
@@ -100,7 +139,7 @@ impl<'a> Keys<'a> {
     }
 
     /// A token id or a list of them; `None` where the key is absent, an empty list where it is null.
-    pub(super) fn token_ids(&self, key: &str) -> Result<Option<Vec<u32>>, ConfigError> {
+    pub fn token_ids(&self, key: &str) -> Result<Option<Vec<u32>>, ConfigError> {
         let expected = "a token id or a list of token ids";
         let Some(found) = self.get(key) else { return Ok(None) };
         let ids = match found {
@@ -113,3 +152,5 @@ impl<'a> Keys<'a> {
         ids.map(Some)
     }
 }
+
+const SIZE: &str = "a whole number from 1 to 4294967295";

@@ -3,9 +3,6 @@
 use super::ConfigError;
 use super::keys::Keys;
 
-/// The base wavelength where config.json has none, in all the classes that are supported.
-const DEFAULT_THETA: f64 = 10_000.0;
-
 /// A rotary embedding of all features of a head.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Rope {
@@ -65,40 +62,101 @@ pub enum RopeScaling {
 }
 
 impl Rope {
-    /// Reads the configuration of a model that was made for `max_positions`.
-    pub(super) fn read(config: &Keys<'_>, max_positions: u32) -> Result<Self, ConfigError> {
-        let parameters = match config.inner("rope_parameters")? {
-            Some(parameters) => Some(parameters),
-            None => config.inner("rope_scaling")?,
-        };
-        let theta = |keys: &Keys<'_>| keys.optional_number("rope_theta", "a number above 1", |x| x > 1.0);
+    /// Reads the configuration of a model that was made for `max_positions`, as `convert_rope_params_to_dict` of transformers
+    /// 5.24 does: `rope_scaling`, unless it is empty, or else `rope_parameters`. `default_theta` is that of the class. Keys that
+    /// the scaling does not use are added to `ignored`.
+    pub(super) fn read(
+        config: &Keys<'_>,
+        default_theta: f64,
+        max_positions: u32,
+        ignored: &mut Vec<String>,
+    ) -> Result<Self, ConfigError> {
+        let not_empty = |key: &str| Ok::<_, ConfigError>(config.inner(key)?.filter(|keys| keys.entries().next().is_some()));
+        let (scaling, parameters) = (not_empty("rope_scaling")?, not_empty("rope_parameters")?);
+        if scaling.is_some() && parameters.is_some() && config.get("rope_scaling") != config.get("rope_parameters") {
+            ignored.push(config.full("rope_parameters"));
+        }
+        let parameters = scaling.or(parameters);
+        let theta = |keys: &Keys<'_>| keys.number_if_present("rope_theta", "a number above 1", |x| x > 1.0);
         let own_theta = parameters.as_ref().map_or(Ok(None), theta)?;
-        let theta = own_theta.or(theta(config)?).unwrap_or(DEFAULT_THETA);
-        whole_head(config)?;
-        let Some(parameters) = parameters else { return Ok(Self { theta, scaling: RopeScaling::Default }) };
-        whole_head(&parameters)?;
-        Ok(Self { theta, scaling: scaling(config, &parameters, f64::from(max_positions))? })
+        let theta = own_theta.or(theta(config)?).unwrap_or(default_theta);
+        let Some(parameters) = parameters else {
+            whole_head(config, RopeScaling::Default, ignored)?;
+            return Ok(Self { theta, scaling: RopeScaling::Default });
+        };
+        one_for_all_layers(&parameters)?;
+        let (scaling, used) = scaling_of(config, &parameters, f64::from(max_positions))?;
+        whole_head(config, scaling, ignored)?;
+        whole_head(&parameters, scaling, ignored)?;
+        let unused = parameters.entries().filter(|(key, _)| !COMMON_KEYS.contains(key) && !used.contains(key));
+        ignored.extend(unused.map(|(key, _)| parameters.full(key)));
+        Ok(Self { theta, scaling })
     }
 }
 
-/// The classes that are supported turn every feature of a head.
-fn whole_head(keys: &Keys<'_>) -> Result<(), ConfigError> {
-    keys.optional_number("partial_rotary_factor", "1: partly turned heads are not supported", |x| x == 1.0).map(|_| ())
+/// What every scaling reads.
+const COMMON_KEYS: [&str; 4] = ["rope_theta", "rope_type", "type", "partial_rotary_factor"];
+
+/// The classes that are supported have one rotary embedding, with parameters that are no objects. Newer ones have one for each
+/// kind of layer.
+fn one_for_all_layers(parameters: &Keys<'_>) -> Result<(), ConfigError> {
+    match parameters.entries().find(|(_, value)| value.is_object()) {
+        Some((key, value)) => {
+            Err(parameters.bad(key, "absent: all layers of these models have the same rotary embedding", value))
+        }
+        None => Ok(()),
+    }
 }
 
-fn scaling(config: &Keys<'_>, parameters: &Keys<'_>, max_positions: f64) -> Result<RopeScaling, ConfigError> {
+/// The classes that are supported turn every feature of a head. Without scaling they do not look at this key; with one,
+/// transformers computes angles for a part of the head, and then fails.
+fn whole_head(keys: &Keys<'_>, scaling: RopeScaling, ignored: &mut Vec<String>) -> Result<(), ConfigError> {
+    const KEY: &str = "partial_rotary_factor";
+    match keys.given(KEY) {
+        None => Ok(()),
+        Some(value) if value.as_f64() == Some(1.0) => Ok(()),
+        Some(_) if scaling == RopeScaling::Default => {
+            ignored.push(keys.full(KEY));
+            Ok(())
+        }
+        Some(value) => Err(keys.bad(KEY, "1: these models turn whole heads", value)),
+    }
+}
+
+/// The scaling, and the keys of `parameters` that it reads.
+fn scaling_of(
+    config: &Keys<'_>,
+    parameters: &Keys<'_>,
+    max_positions: f64,
+) -> Result<(RopeScaling, &'static [&'static str]), ConfigError> {
     const KNOWN: [&str; 5] = ["default", "linear", "dynamic", "llama3", "yarn"];
     let key = if parameters.get("rope_type").is_some() { "rope_type" } else { "type" };
     let kind = parameters.one_of(key, "default", &KNOWN, "one of default, linear, dynamic, llama3, yarn")?;
     let factor = || parameters.number("factor", "a number from 1 on", |x| x >= 1.0);
     Ok(match kind {
-        "linear" => RopeScaling::Linear { factor: factor()? },
-        "dynamic" => RopeScaling::Dynamic { factor: factor()?, max_position_embeddings: max_positions },
-        "llama3" => llama3(parameters, factor()?, original_positions(config, parameters)?.unwrap_or(max_positions))?,
-        "yarn" => yarn(config, parameters, max_positions)?,
-        _ => RopeScaling::Default,
+        "linear" => (RopeScaling::Linear { factor: factor()? }, &["factor"]),
+        "dynamic" => (RopeScaling::Dynamic { factor: factor()?, max_position_embeddings: max_positions }, &["factor"]),
+        "llama3" => {
+            let original = original_positions(config, parameters)?.unwrap_or(max_positions);
+            (llama3(parameters, factor()?, original)?, &LLAMA3_KEYS)
+        }
+        "yarn" => (yarn(config, parameters, max_positions)?, &YARN_KEYS),
+        _ => (RopeScaling::Default, &[]),
     })
 }
+
+const LLAMA3_KEYS: [&str; 4] = ["factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"];
+
+const YARN_KEYS: [&str; 8] = [
+    "factor",
+    "original_max_position_embeddings",
+    "attention_factor",
+    "beta_fast",
+    "beta_slow",
+    "mscale",
+    "mscale_all_dim",
+    "truncate",
+];
 
 /// Length of the first training; where it stands outside, that counts.
 fn original_positions(config: &Keys<'_>, parameters: &Keys<'_>) -> Result<Option<f64>, ConfigError> {

@@ -3,6 +3,7 @@
 use serde_json::json;
 
 use super::*;
+use crate::arch::Obstacle;
 
 fn config(model_type: &str) -> Value {
     json!({
@@ -40,7 +41,7 @@ fn the_fixture_is_read() {
     let read = |name: &str| std::fs::read(format!("{folder}/{name}")).unwrap();
     let parsed = ModelConfig::parse(&read("config.json"), Some(&read("generation_config.json"))).unwrap();
     let expected = ModelConfig {
-        model_type: ModelType::Qwen3,
+        family: Family::find("qwen3").unwrap(),
         hidden: 192,
         intermediate: 512,
         layers: 4,
@@ -50,7 +51,7 @@ fn the_fixture_is_read() {
         vocab: 2048,
         rms_norm_eps: 1e-6,
         rope: Rope { theta: 1e6, scaling: RopeScaling::Default },
-        tie_word_embeddings: true,
+        tied: true,
         q_k_norm: true,
         qkv_bias: false,
         o_bias: false,
@@ -62,6 +63,7 @@ fn the_fixture_is_read() {
         layer_attention: vec![LayerAttention::FULL; 4],
         max_position_embeddings: 1024,
         eos_token_ids: vec![2, 0],
+        ignored_keys: vec![],
     };
     assert_eq!(parsed, expected);
     assert_eq!((parsed.queries(), parsed.keys()), (256, 128));
@@ -74,7 +76,7 @@ fn defaults_are_those_of_the_class() {
         let parsed = of(model_type);
         assert_eq!(parsed.max_position_embeddings, positions, "{model_type}");
         assert_eq!(parsed.rope, Rope { theta: 10_000.0, scaling: RopeScaling::Default });
-        assert!(!parsed.tie_word_embeddings);
+        assert!(!parsed.tied);
     }
     assert_eq!((of("llama").eos_token_ids, of("qwen2").eos_token_ids), (vec![2], vec![]));
     assert_eq!(of("mistral").attention(0).window, Some(4096));
@@ -147,8 +149,170 @@ fn newer_configurations_keep_everything_in_rope_parameters() {
     assert_eq!(parsed.rope, Rope { theta: 5e5, scaling: RopeScaling::Default });
 }
 
+/// As `AutoConfig` and the rotary embedding of transformers 5.24 read the same.
+#[test]
+fn rope_scaling_wins_over_rope_parameters_unless_it_is_empty() {
+    let yarn = json!({ "rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16 });
+    let saved = json!({ "rope_type": "default", "rope_theta": 1e6 });
+    let rope = |more: Value| {
+        let parsed = parse(&with("qwen3", &more)).unwrap();
+        let yarn = matches!(parsed.rope.scaling, RopeScaling::Yarn { factor: 4.0, .. });
+        (parsed.rope.theta, yarn, parsed.ignored_keys)
+    };
+    let ignored = |keys: &[&str]| keys.iter().map(|&key| key.to_owned()).collect::<Vec<_>>();
+    let both = |scaling: &Value, saved: &Value| json!({ "rope_scaling": scaling, "rope_parameters": saved });
+    // Its theta is its own, or that of the top level, or the default: not that of the other key.
+    assert_eq!(rope(both(&yarn, &saved)), (1e4, true, ignored(&["rope_parameters"])));
+    let mut more = both(&yarn, &saved);
+    more["rope_theta"] = json!(5e5);
+    assert_eq!(rope(more.clone()), (5e5, true, ignored(&["rope_parameters"])));
+    more["rope_scaling"]["rope_theta"] = json!(2e5);
+    assert_eq!(rope(more), (2e5, true, ignored(&["rope_parameters"])));
+    for empty in [json!({}), json!(null)] {
+        assert_eq!(rope(both(&yarn, &empty)), (1e4, true, vec![]));
+        assert_eq!(rope(both(&empty, &saved)), (1e6, false, vec![]));
+        assert_eq!(rope(both(&empty, &yarn)), (1e4, true, vec![]));
+        assert_eq!(rope(both(&empty, &empty)), (1e4, false, vec![]));
+    }
+    assert_eq!(rope(both(&yarn, &yarn)), (1e4, true, vec![]));
+}
+
+#[test]
+fn keys_of_the_rotary_embedding_that_have_no_effect_are_listed() {
+    let ignored = |more: Value| parse(&with("llama", &more)).unwrap().ignored_keys;
+    let yarn = json!({ "type": "yarn", "rope_type": "yarn", "factor": 2.0, "beta_fast": 16, "finetuned": true });
+    assert_eq!(ignored(json!({ "rope_scaling": yarn })), ["rope_scaling.finetuned"]);
+    let plain = json!({ "rope_type": "default", "factor": 2.0, "mrope_section": [1, 2] });
+    assert_eq!(ignored(json!({ "rope_parameters": plain })), ["rope_parameters.factor", "rope_parameters.mrope_section"]);
+    assert_eq!(ignored(json!({ "partial_rotary_factor": 0.5 })), ["partial_rotary_factor"]);
+    assert_eq!(ignored(json!({ "partial_rotary_factor": 1.0, "rope_scaling": { "rope_type": "default" } })), [""; 0]);
+}
+
+#[test]
+fn granite_has_four_scalars() {
+    let scalars = |more: Value| {
+        let parsed = parse(&with("granite", &more)).unwrap();
+        [parsed.embedding_multiplier, parsed.residual_multiplier, parsed.attention_multiplier, parsed.logits_scaling]
+    };
+    let all = json!({ "embedding_multiplier": 12, "residual_multiplier": 0.22, "attention_multiplier": 0.015625,
+        "logits_scaling": 8.0 });
+    assert_eq!(scalars(all), [12.0, 0.22, 0.015625, 8.0]);
+    // That of attention, too, is 1 and not that of the size of a head.
+    assert_eq!(scalars(json!({})), [1.0; 4]);
+    let llama = parse(&with("llama", &json!({ "embedding_multiplier": 12, "logits_scaling": 8.0 }))).unwrap();
+    assert_eq!((llama.embedding_multiplier, llama.logits_scaling), (1.0, 1.0));
+    for key in ["embedding_multiplier", "residual_multiplier", "attention_multiplier", "logits_scaling"] {
+        for value in [json!(0), json!(null), json!("1")] {
+            let error = parse(&with("granite", &json!({ key: value }))).unwrap_err();
+            assert!(matches!(&error, ConfigError::BadValue { key: found, .. } if found == key), "{error}");
+        }
+    }
+}
+
+#[test]
+fn smollm3_has_layers_without_a_rotary_embedding() {
+    let layers = |more: Value| {
+        let mut config = with("smollm3", &json!({ "num_hidden_layers": 4 }));
+        more.as_object().unwrap().iter().for_each(|(key, value)| config[key] = value.clone());
+        let parsed = parse(&config)?;
+        Ok::<_, ConfigError>([0, 1, 2, 3].map(|i| (parsed.attention(i).rotary, parsed.attention(i).window)))
+    };
+    let of = |rotary: [bool; 4], windows: [Option<u32>; 4]| [0, 1, 2, 3].map(|i| (rotary[i], windows[i]));
+    let (fourth, none) = ([true, true, true, false], [None; 4]);
+    assert_eq!(layers(json!({})).unwrap(), of(fourth, none));
+    assert_eq!(layers(json!({ "no_rope_layer_interval": 2 })).unwrap(), of([true, false, true, false], none));
+    let listed = json!({ "no_rope_layers": [0, 1, 1, 0, 1], "no_rope_layer_interval": 2 });
+    assert_eq!(layers(listed).unwrap(), of([false, true, true, false], none));
+    let slides = json!({ "sliding_window": 7, "use_sliding_window": true });
+    assert_eq!(layers(slides).unwrap(), of(fourth, [None, None, None, Some(7)]));
+    assert_eq!(layers(json!({ "sliding_window": 7 })).unwrap(), of(fourth, none));
+    // The mask follows `layer_types`, whatever `use_sliding_window` says.
+    let types = json!(["sliding_attention", "full_attention", "full_attention", "full_attention"]);
+    let listed = json!({ "sliding_window": 7, "layer_types": types });
+    assert_eq!(layers(listed).unwrap(), of(fourth, [Some(7), None, None, None]));
+    for (more, key) in [
+        (json!({ "layer_types": types }), "layer_types"),
+        (json!({ "no_rope_layers": [1, 0] }), "no_rope_layers"),
+        (json!({ "no_rope_layers": [1, 0, 1, "x"] }), "no_rope_layers"),
+        (json!({ "no_rope_layer_interval": 0 }), "no_rope_layer_interval"),
+    ] {
+        let error = layers(more).unwrap_err();
+        assert!(matches!(&error, ConfigError::BadValue { key: found, .. } if found == key), "{error}");
+    }
+    let parsed = parse(&with("smollm3", &json!({}))).unwrap();
+    assert_eq!((parsed.tied, parsed.rope.theta, parsed.eos_token_ids), (true, 2e6, vec![128_001]));
+}
+
+#[test]
+fn seed_oss_has_biases_unless_it_says_otherwise() {
+    let biases = |more: Value| {
+        let parsed = parse(&with("seed_oss", &more)).unwrap();
+        (parsed.qkv_bias, parsed.o_bias, parsed.mlp_bias)
+    };
+    assert_eq!(biases(json!({})), (true, false, false));
+    assert_eq!(
+        biases(json!({ "attention_bias": false, "attention_out_bias": true, "mlp_bias": true })),
+        (false, true, true)
+    );
+    assert_eq!(parse(&with("seed_oss", &json!({ "head_dim": null }))).unwrap().head_dim, 2);
+    let error = parse(&without("seed_oss", "head_dim")).unwrap_err();
+    assert!(matches!(&error, ConfigError::MissingKey { key, .. } if key == "head_dim"), "{error}");
+}
+
+#[test]
+fn the_configuration_of_a_model_of_text_and_images_is_nested() {
+    let mut nested = json!({ "model_type": "mistral3", "tie_word_embeddings": true, "eos_token_id": 7 });
+    nested["text_config"] = config("qwen3");
+    nested["text_config"]["rope_parameters"] = json!({ "rope_type": "linear", "factor": 2.0, "rope_theta": 5e5 });
+    let parsed = parse(&nested).unwrap();
+    assert_eq!((parsed.family.model_type, parsed.tied, parsed.eos_token_ids), ("qwen3", true, vec![7]));
+    assert_eq!(parsed.rope, Rope { theta: 5e5, scaling: RopeScaling::Linear { factor: 2.0 } });
+    nested["text_config"]["hidden_size"] = json!(0);
+    let error = parse(&nested).unwrap_err();
+    assert!(matches!(&error, ConfigError::BadValue { key, .. } if key == "text_config.hidden_size"), "{error}");
+}
+
+#[test]
+fn what_the_kernels_cannot_run_is_known_beforehand() {
+    let of = |head_dim: u32| parse(&with("llama", &json!({ "head_dim": head_dim }))).unwrap().check_runnable();
+    assert!(matches!(of(10), Err(Obstacle::HeadDim { found: 10 })));
+    assert!(matches!(of(260), Err(Obstacle::HeadDim { found: 260 })));
+    assert!(of(256).is_ok());
+    let text = of(10).unwrap_err().to_string();
+    assert_eq!(text, "a head has 10 features: the kernels need a multiple of 4, and at most 256");
+}
+
+#[test]
+fn the_parts_of_a_model_have_its_shapes() {
+    let parsed = parse(&with("seed_oss", &json!({ "num_hidden_layers": 1 }))).unwrap();
+    let name = |(part, layer): (&Part, Option<u32>)| (part.name, layer, parsed.shape(part));
+    let parts: Vec<_> = parsed.parts().map(name).collect();
+    let layer = |name, shape: &[u64]| (name, Some(0), shape.to_vec());
+    let expected = [
+        ("embed_tokens.weight", None, vec![10, 8]),
+        layer("input_layernorm.weight", &[8]),
+        layer("self_attn.q_proj.weight", &[24, 8]),
+        layer("self_attn.k_proj.weight", &[12, 8]),
+        layer("self_attn.v_proj.weight", &[12, 8]),
+        layer("self_attn.o_proj.weight", &[8, 24]),
+        layer("self_attn.q_proj.bias", &[24]),
+        layer("self_attn.k_proj.bias", &[12]),
+        layer("self_attn.v_proj.bias", &[12]),
+        layer("post_attention_layernorm.weight", &[8]),
+        layer("mlp.gate_proj.weight", &[12, 8]),
+        layer("mlp.up_proj.weight", &[12, 8]),
+        layer("mlp.down_proj.weight", &[8, 12]),
+        ("norm.weight", None, vec![8]),
+        ("lm_head.weight", None, vec![10, 8]),
+    ];
+    assert_eq!(parts, expected);
+    assert_eq!(parsed.projection(Role::KProj), Some((8, 12)));
+    assert_eq!(parsed.projection(Role::OBias), None);
+}
+
 #[test]
 fn sliding_windows_count_where_a_layer_has_one() {
+    assert_eq!(parse(&with("qwen3", &json!({ "hidden_act": "swish" }))).unwrap(), parse(&config("qwen3")).unwrap());
     let windows = |model_type, more: Value| {
         let parsed = parse(&with(model_type, &more)).unwrap();
         [0, 1].map(|layer| parsed.attention(layer).window)
@@ -166,6 +330,12 @@ fn sliding_windows_count_where_a_layer_has_one() {
         let error = parse(&with("qwen3", &json!({ "use_sliding_window": true, "layer_types": types }))).unwrap_err();
         assert!(matches!(&error, ConfigError::BadValue { key, .. } if key == "layer_types"), "{error}");
     }
+
+    let sliding = json!({ "layer_types": ["sliding_attention", "full_attention"] });
+    let error = parse(&with("qwen2", &sliding)).unwrap_err();
+    assert!(matches!(&error, ConfigError::BadValue { key, .. } if key == "layer_types"), "{error}");
+    let older = json!({ "layer_types": ["attention", "attention"] });
+    assert_eq!(windows("qwen2", older), [None; 2]);
 }
 
 #[test]
@@ -203,6 +373,8 @@ fn values_that_cannot_be_name_their_key() {
         (json!({ "vocab_size": 1_u64 << 32 }), "vocab_size"),
         (json!({ "rms_norm_eps": -1.0 }), "rms_norm_eps"),
         (json!({ "hidden_act": "gelu" }), "hidden_act"),
+        (json!({ "hidden_act": "swiglu" }), "hidden_act"),
+        (json!({ "hidden_act": null }), "hidden_act"),
         (json!({ "head_dim": 7 }), "head_dim"),
         (json!({ "tie_word_embeddings": 1 }), "tie_word_embeddings"),
         (json!({ "eos_token_id": "x" }), "eos_token_id"),
@@ -211,7 +383,15 @@ fn values_that_cannot_be_name_their_key() {
         (json!({ "rope_scaling": { "type": "longrope" } }), "rope_scaling.type"),
         (json!({ "rope_parameters": { "rope_type": "mrope" } }), "rope_parameters.rope_type"),
         (json!({ "rope_scaling": { "type": "linear", "factor": 0.5 } }), "rope_scaling.factor"),
-        (json!({ "partial_rotary_factor": 0.5 }), "partial_rotary_factor"),
+        (
+            json!({ "partial_rotary_factor": 0.5, "rope_scaling": { "type": "linear", "factor": 2 } }),
+            "partial_rotary_factor",
+        ),
+        (json!({ "rope_parameters": { "rope_theta": null } }), "rope_parameters.rope_theta"),
+        (json!({ "rope_theta": null }), "rope_theta"),
+        (json!({ "rope_parameters": { "full_attention": { "rope_theta": 1e6 } } }), "rope_parameters.full_attention"),
+        (json!({ "per_layer_config": { "1": { "intermediate_size": 4 } } }), "per_layer_config"),
+        (json!({ "text_config": 3 }), "text_config"),
         (
             json!({ "rope_scaling": { "type": "llama3", "factor": 2, "low_freq_factor": 4, "high_freq_factor": 4 } }),
             "rope_scaling.high_freq_factor",

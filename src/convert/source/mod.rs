@@ -24,6 +24,7 @@ pub use quantised::Quantised;
 use self::json::Object;
 use self::snapshot::{Folder, INDEX, OpenFile, SINGLE, Weights};
 use super::notice::Notice;
+use crate::arch::Naming;
 use crate::format::FloatType;
 use crate::io::{AlignedBuf, read_exact_at};
 
@@ -135,7 +136,28 @@ impl Checkpoint {
                 (Some((INDEX.to_owned(), bytes)), files, tensors)
             }
         };
-        Ok(Self { files, tensors, config, side_files, index, notices })
+        let mut checkpoint = Self { files, tensors, config, side_files, index, notices };
+        checkpoint.rename()?;
+        Ok(checkpoint)
+    }
+
+    /// Gives every tensor the name that transformers would have written: see [`Naming`].
+    fn rename(&mut self) -> Result<(), SourceError> {
+        let naming = Naming::of(self.tensors.iter().map(|tensor| tensor.name.as_str()));
+        if naming.is_plain() {
+            return Ok(());
+        }
+        let mut holders = HashMap::with_capacity(self.tensors.len());
+        for tensor in &mut self.tensors {
+            tensor.name = naming.stored(&tensor.name);
+            if let Some(first) = holders.insert(tensor.name.clone(), tensor.file) {
+                let file = |index: usize| self.files.get(index).map(|file| file.name.clone()).unwrap_or_default();
+                let (tensor, first, second) = (tensor.name.clone(), file(first), file(tensor.file));
+                return Err(SourceError::DuplicateTensor { tensor, first, second });
+            }
+        }
+        self.notices.push(Notice::Renamed { naming });
+        Ok(())
     }
 
     /// Fills `buf` with the bytes of `tensor`, one of [`Checkpoint::tensors`], from byte `from` of the tensor on.

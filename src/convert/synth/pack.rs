@@ -8,7 +8,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use rayon::prelude::*;
 
 use super::{CHUNK_LEN, ELEMENT_LEN, STEP, Shape, mix};
-use crate::convert::arch;
+use crate::arch;
+use crate::convert::parts;
 use crate::convert::report::Progress;
 use crate::convert::source::TensorInfo;
 use crate::format::nf4::{DEFAULT_BLOCK_SIZE, ScaleType};
@@ -93,7 +94,8 @@ fn entries(shape: &Shape) -> io::Result<Vec<Entry>> {
     let tensors: Vec<TensorInfo> = shape.tensors().into_iter().map(tensor).collect();
     let config = shape.config();
     let config = config.as_object().ok_or_else(|| invalid("no configuration".to_owned()))?;
-    let model = arch::place(config, &tensors).map_err(|e| invalid(e.to_string()))?;
+    let shapes: Vec<_> = tensors.iter().map(parts::shape).collect();
+    let model = arch::place(config, &shapes).map_err(|e| invalid(e.to_string()))?;
     let entry = |placed: &arch::Placed| {
         let tensor = &tensors[placed.tensor];
         let whole_blocks = tensor.shape.iter().product::<u64>().is_multiple_of(DEFAULT_BLOCK_SIZE.into());

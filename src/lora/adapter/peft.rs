@@ -118,7 +118,7 @@ fn targets(found: &Value, model: &ModelConfig) -> Result<Vec<Role>, AdapterError
 fn taken(model: &ModelConfig, takes: impl Fn(&str) -> bool) -> Result<Vec<Role>, AdapterError> {
     let mut targets = Vec::new();
     for role in TARGETS {
-        let layers = (0..model.layers).filter(|&layer| takes(&module(layer, role))).count();
+        let layers = (0..model.layers).filter(|&layer| takes(&module(model.family, layer, role))).count();
         match layers {
             0 => {}
             n if n == model.layers as usize => targets.push(role),

@@ -1,0 +1,296 @@
+//! What sets one `model_type` apart, as data. Everything that reads a model takes it from here: the converter names, roles and
+//! shapes, the trainer its sizes, LoRA its targets. Adding a family is described in CONTRIBUTING.md.
+
+use super::families;
+use crate::format::Role;
+
+/// One `model_type`, by its configuration and modelling files in transformers 5.24.
+#[derive(Debug)]
+pub struct Family {
+    /// As config.json says it.
+    pub model_type: &'static str,
+    /// Its class in transformers, which `architectures` of config.json names.
+    pub class: &'static str,
+    /// Every tensor that a model may have, in the order of its layers.
+    pub parts: &'static [Part],
+    /// The norms: where they stand is in `parts`.
+    pub norm: Norm,
+    /// Whether queries and keys have an RMSNorm per head.
+    pub q_k_norm: bool,
+    /// Biases of the query, key and value projections.
+    pub qkv_bias: Bias,
+    /// Bias of attention's output projection.
+    pub o_bias: Bias,
+    /// Biases of the feed-forward projections.
+    pub mlp_bias: Bias,
+    /// Between the feed-forward projections.
+    pub activation: Activation,
+    /// What a missing `num_key_value_heads` means.
+    pub kv_heads: Absent,
+    /// What a missing `head_dim` means.
+    pub head_dim: Absent,
+    /// Which layers have a sliding window.
+    pub windows: Windows,
+    /// Which layers have a rotary embedding.
+    pub rotary: Rotary,
+    /// The base wavelength of the rotary embedding without `rope_theta`.
+    pub theta: f64,
+    /// The scalars.
+    pub scales: Scales,
+    /// `tie_word_embeddings` where config.json does not say.
+    pub tied: bool,
+    /// `max_position_embeddings` where config.json does not say.
+    pub max_positions: u32,
+    /// `eos_token_id` where config.json does not say.
+    pub eos: &'static [u32],
+}
+
+/// What most decoders do; a family's file states what differs. Its names belong to no model.
+pub const DECODER: Family = Family {
+    model_type: "",
+    class: "",
+    parts: &PARTS,
+    norm: Norm { weight: NormWeight::Plain, epsilon: "rms_norm_eps" },
+    q_k_norm: false,
+    qkv_bias: Bias::Never,
+    o_bias: Bias::Never,
+    mlp_bias: Bias::Never,
+    activation: Activation::Silu,
+    kv_heads: Absent::Required,
+    head_dim: Absent::Derived,
+    windows: Windows::None,
+    rotary: Rotary::EveryLayer,
+    theta: 10_000.0,
+    scales: Scales { embedding: None, residual: None, attention: None, logits: None },
+    tied: false,
+    max_positions: 2048,
+    eos: &[],
+};
+
+/// The norms of a family.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Norm {
+    /// What the normalised features are multiplied by.
+    pub weight: NormWeight,
+    /// The key of what is added to the mean square.
+    pub epsilon: &'static str,
+}
+
+/// What RMSNorm multiplies the normalised features by.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum NormWeight {
+    /// The stored weight.
+    Plain,
+    /// One more than the stored weight. No kernel does it yet: see [`super::Obstacle`].
+    OnePlus,
+}
+
+/// Whether projections have a bias.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Bias {
+    /// They have none.
+    Never,
+    /// They have one.
+    Always,
+    /// As this key of config.json says, or the default.
+    Key(&'static str, bool),
+}
+
+/// The function between the feed-forward projections.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Activation {
+    /// `silu(gate) * up`.
+    Silu,
+}
+
+impl Activation {
+    /// The values of `hidden_act` that mean it; the first one is the default.
+    pub fn names(self) -> &'static [&'static str] {
+        match self {
+            Self::Silu => &["silu", "swish"],
+        }
+    }
+}
+
+/// What a missing size means.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Absent {
+    /// Nothing: the default of the class is the number of one certain model. A null means what [`Absent::Derived`] does.
+    Required,
+    /// Nothing, and neither does a null.
+    Given,
+    /// It follows from other sizes.
+    Derived,
+}
+
+/// Which layers have a sliding window, and its length.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Windows {
+    /// None has.
+    None,
+    /// All have one of `sliding_window` tokens, unless that is null.
+    EveryLayer {
+        /// `sliding_window` where config.json does not say.
+        default: u32,
+    },
+    /// Those that `layer_types` names, if `use_sliding_window`; without that list those from `max_window_layers` on.
+    Listed {
+        /// `sliding_window` where config.json does not say.
+        default: u32,
+        /// `max_window_layers` where config.json does not say.
+        first: u32,
+    },
+    /// Those that `layer_types` names; without that list, if `use_sliding_window`, those without a rotary embedding.
+    WithoutRotary,
+}
+
+/// Which layers rotate queries and keys by their positions.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Rotary {
+    /// All.
+    EveryLayer,
+    /// Those with a 1 in `no_rope_layers`; without that list all but each `no_rope_layer_interval`-th.
+    Listed {
+        /// `no_rope_layer_interval` where config.json does not say.
+        interval: u32,
+    },
+}
+
+/// The keys of config.json that hold a family's scalars; each is 1 where it is missing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Scales {
+    /// What embeddings are multiplied by.
+    pub embedding: Option<&'static str>,
+    /// What the output of attention and of the feed-forward network is multiplied by.
+    pub residual: Option<&'static str>,
+    /// What scores are multiplied by; `1 / sqrt(head_dim)` without a key.
+    pub attention: Option<&'static str>,
+    /// What logits are divided by.
+    pub logits: Option<&'static str>,
+}
+
+/// A tensor that a model may have.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Part {
+    /// Its name, without what stands before it: see [`Scope`].
+    pub name: &'static str,
+    /// What it is.
+    pub role: Role,
+    /// Its shape; weights are `[outputs, inputs]`.
+    pub shape: &'static [Dim],
+    /// Where it stands. A mixture of experts will need a scope for what each expert has.
+    pub scope: Scope,
+    /// Which models have it.
+    pub when: When,
+}
+
+/// How often a model has a part, and what stands before its name.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Scope {
+    /// Once, outside the decoder: nothing, in the simplest case.
+    Model,
+    /// Once, in the decoder: `model.`.
+    Decoder,
+    /// In each layer: `model.layers.N.`.
+    Layer,
+}
+
+/// One dimension of a tensor, by its meaning.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Dim {
+    /// `hidden_size`.
+    Hidden,
+    /// `intermediate_size`.
+    Intermediate,
+    /// `vocab_size`.
+    Vocabulary,
+    /// `head_dim`.
+    Head,
+    /// `num_attention_heads * head_dim`.
+    Queries,
+    /// `num_key_value_heads * head_dim`.
+    Keys,
+}
+
+/// Which models have a part.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum When {
+    /// All.
+    Always,
+    /// Those with [`Family::q_k_norm`].
+    QkNorm,
+    /// Those with [`Family::qkv_bias`].
+    QkvBias,
+    /// Those with [`Family::o_bias`].
+    OBias,
+    /// Those with [`Family::mlp_bias`].
+    MlpBias,
+    /// All that do not take the embedding for it; where config.json ties the two, it may be there all the same.
+    Head,
+}
+
+const fn part(scope: Scope, name: &'static str, role: Role, shape: &'static [Dim], when: When) -> Part {
+    Part { name, role, shape, scope, when }
+}
+
+const fn layer(name: &'static str, role: Role, shape: &'static [Dim], when: When) -> Part {
+    part(Scope::Layer, name, role, shape, when)
+}
+
+/// The tensors of [`DECODER`].
+const PARTS: [Part; 21] = [
+    part(Scope::Decoder, "embed_tokens.weight", Role::Embedding, &[Dim::Vocabulary, Dim::Hidden], When::Always),
+    layer("input_layernorm.weight", Role::InputNorm, &[Dim::Hidden], When::Always),
+    layer("self_attn.q_proj.weight", Role::QProj, &[Dim::Queries, Dim::Hidden], When::Always),
+    layer("self_attn.k_proj.weight", Role::KProj, &[Dim::Keys, Dim::Hidden], When::Always),
+    layer("self_attn.v_proj.weight", Role::VProj, &[Dim::Keys, Dim::Hidden], When::Always),
+    layer("self_attn.o_proj.weight", Role::OProj, &[Dim::Hidden, Dim::Queries], When::Always),
+    layer("self_attn.q_proj.bias", Role::QBias, &[Dim::Queries], When::QkvBias),
+    layer("self_attn.k_proj.bias", Role::KBias, &[Dim::Keys], When::QkvBias),
+    layer("self_attn.v_proj.bias", Role::VBias, &[Dim::Keys], When::QkvBias),
+    layer("self_attn.o_proj.bias", Role::OBias, &[Dim::Hidden], When::OBias),
+    layer("self_attn.q_norm.weight", Role::QNorm, &[Dim::Head], When::QkNorm),
+    layer("self_attn.k_norm.weight", Role::KNorm, &[Dim::Head], When::QkNorm),
+    layer("post_attention_layernorm.weight", Role::PostAttentionNorm, &[Dim::Hidden], When::Always),
+    layer("mlp.gate_proj.weight", Role::GateProj, &[Dim::Intermediate, Dim::Hidden], When::Always),
+    layer("mlp.up_proj.weight", Role::UpProj, &[Dim::Intermediate, Dim::Hidden], When::Always),
+    layer("mlp.down_proj.weight", Role::DownProj, &[Dim::Hidden, Dim::Intermediate], When::Always),
+    layer("mlp.gate_proj.bias", Role::GateBias, &[Dim::Intermediate], When::MlpBias),
+    layer("mlp.up_proj.bias", Role::UpBias, &[Dim::Intermediate], When::MlpBias),
+    layer("mlp.down_proj.bias", Role::DownBias, &[Dim::Hidden], When::MlpBias),
+    part(Scope::Decoder, "norm.weight", Role::FinalNorm, &[Dim::Hidden], When::Always),
+    part(Scope::Model, "lm_head.weight", Role::LmHead, &[Dim::Vocabulary, Dim::Hidden], When::Head),
+];
+
+/// The projections of a layer: they are quantised, and LoRA may adapt them. Their order is that of an adapter's layer.
+pub const PROJECTIONS: [Role; 7] =
+    [Role::QProj, Role::KProj, Role::VProj, Role::OProj, Role::GateProj, Role::UpProj, Role::DownProj];
+
+/// Families are the same where their model types are.
+impl PartialEq for Family {
+    fn eq(&self, other: &Self) -> bool {
+        self.model_type == other.model_type
+    }
+}
+
+impl Eq for Family {}
+
+impl Family {
+    /// Every family, in the order in which messages list them.
+    pub const ALL: &'static [&'static Self] = families::ALL;
+
+    /// The family of a `model_type`.
+    pub fn find(model_type: &str) -> Option<&'static Self> {
+        Self::ALL.iter().copied().find(|family| family.model_type == model_type)
+    }
+
+    /// The part with this role.
+    pub fn part(&self, role: Role) -> Option<&'static Part> {
+        self.parts.iter().find(|part| part.role == role)
+    }
+}
+
+/// The `model_type`s that are supported.
+pub fn model_types() -> impl Iterator<Item = &'static str> {
+    Family::ALL.iter().map(|family| family.model_type)
+}

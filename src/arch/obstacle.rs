@@ -1,0 +1,94 @@
+//! Why a model that can be packed cannot be run: said by `convert`, `verify` and `doctor`, not only by `train`.
+
+use thiserror::Error;
+
+use super::config::{ConfigError, ModelConfig};
+use super::family::NormWeight;
+use crate::format::{Pack, Role};
+
+/// The largest head of the attention's kernels.
+pub const MAX_HEAD_DIM: u32 = 256;
+
+/// Why a model or its pack cannot be trained, evaluated or generated from.
+#[derive(Debug, Error)]
+#[non_exhaustive]
+pub enum Obstacle {
+    /// The kernels have no such heads.
+    #[error("a head has {found} features: the kernels need a multiple of 4, and at most {MAX_HEAD_DIM}")]
+    HeadDim {
+        /// Features of a head.
+        found: u32,
+    },
+    /// The kernels have no such norm.
+    #[error("the norms of {model_type} models multiply by 1 + weight, which no kernel does")]
+    Norm {
+        /// The model type.
+        model_type: &'static str,
+    },
+    /// A pack without a description of its model.
+    #[error("the pack has no config.json")]
+    NoConfig,
+    /// A pack whose config.json describes no model that is supported.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// A pack that lacks a tensor of its model.
+    #[error("the pack has no {role}{}", .layer.map_or_else(String::new, |layer| format!(" in layer {layer}")))]
+    Missing {
+        /// The layer; `None` for what a model has once.
+        layer: Option<u32>,
+        /// What is missing.
+        role: Role,
+    },
+    /// A pack with a tensor that does not fit its config.json.
+    #[error("the {role}{} has the shape {found:?}, by config.json it should have {expected:?}", .layer.map_or_else(String::new, |layer| format!(" of layer {layer}")))]
+    Shape {
+        /// The layer; `None` for what a model has once.
+        layer: Option<u32>,
+        /// What it is.
+        role: Role,
+        /// Shape by config.json.
+        expected: Vec<u64>,
+        /// Shape in the pack.
+        found: Vec<u64>,
+    },
+}
+
+impl ModelConfig {
+    /// Whether the kernels can run such a model.
+    ///
+    /// # Errors
+    /// The [`Obstacle`] that they meet first.
+    pub fn check_runnable(&self) -> Result<(), Obstacle> {
+        if !self.head_dim.is_multiple_of(4) || self.head_dim > MAX_HEAD_DIM {
+            return Err(Obstacle::HeadDim { found: self.head_dim });
+        }
+        match self.family.norm.weight {
+            NormWeight::Plain => Ok(()),
+            NormWeight::OnePlus => Err(Obstacle::Norm { model_type: self.family.model_type }),
+        }
+    }
+}
+
+/// Whether a pack can be trained, evaluated and generated from, as far as its index says.
+///
+/// # Errors
+/// The first [`Obstacle`].
+pub fn check_pack_runnable(pack: &Pack<'_>) -> Result<(), Obstacle> {
+    let file = |name: &str| pack.files().find(|file| file.name == name).map(|file| file.bytes);
+    let config = ModelConfig::parse(file("config.json").ok_or(Obstacle::NoConfig)?, file("generation_config.json"))?;
+    config.check_runnable()?;
+    let quantised = pack.projections().map(|t| ((t.layer, t.role), t.shape));
+    let raw = pack.raw_tensors().map(|t| ((t.layer, t.role), t.shape));
+    let shapes: std::collections::HashMap<_, _> = quantised.chain(raw).collect();
+    for (part, layer) in config.parts() {
+        let (role, expected) = (part.role, config.shape(part));
+        match shapes.get(&(layer, role)) {
+            Some(found) if found.dims() == expected => {}
+            Some(found) => return Err(Obstacle::Shape { layer, role, expected, found: found.dims().to_vec() }),
+            // Where a pack has none, the embedding takes its place.
+            None if role == Role::LmHead => {}
+            None => return Err(Obstacle::Missing { layer, role }),
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,204 @@
+//! Which tensor of a checkpoint is which part of the model: config.json gives the sizes, and the names and shapes of the tensors
+//! must fit them.
+
+use std::collections::HashMap;
+
+use serde_json::{Map, Value};
+use thiserror::Error;
+
+use super::config::{ConfigError, ModelConfig};
+use super::family::{PROJECTIONS, Part, Scope, When};
+use super::names::{Prefix, layer_of};
+use crate::format::Role;
+
+/// Name and shape of a tensor of a checkpoint. Names are those of [`Naming::stored`](super::Naming::stored).
+#[derive(Debug, Clone, Copy)]
+pub struct TensorShape<'a> {
+    /// Its name.
+    pub name: &'a str,
+    /// Its shape.
+    pub shape: &'a [u64],
+}
+
+/// Why config.json and the tensors are not a model.
+#[derive(Debug, Error)]
+#[non_exhaustive]
+pub enum ArchError {
+    /// config.json describes no model that is supported.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// A part of the model is not in the checkpoint.
+    #[error("tensor {tensor:?} is missing in the checkpoint")]
+    MissingTensor {
+        /// The name that it should have.
+        tensor: String,
+    },
+    /// A tensor whose shape is not the one that config.json makes it have.
+    #[error("tensor {tensor:?} has the shape {found:?}, by config.json it should have {expected:?}")]
+    Shape {
+        /// The tensor.
+        tensor: String,
+        /// Shape by config.json.
+        expected: Vec<u64>,
+        /// Shape in the checkpoint.
+        found: Vec<u64>,
+    },
+    /// A tensor of a layer that the model does not have.
+    #[error("tensor {tensor:?} belongs to a layer beyond the {layers} of config.json")]
+    ExtraLayer {
+        /// The tensor.
+        tensor: String,
+        /// Layers by config.json.
+        layers: u32,
+    },
+    /// A projection, bias or norm that such a model does not have.
+    #[error("tensor {tensor:?} has no place in a {model_type} model with this config.json")]
+    UnexpectedTensor {
+        /// The tensor.
+        tensor: String,
+        /// The model type.
+        model_type: &'static str,
+    },
+}
+
+/// What the tensors of a checkpoint are.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Model {
+    /// What config.json says.
+    pub config: ModelConfig,
+    /// What stands before the names of its parts.
+    pub prefix: Prefix,
+    /// The tensors that are a part of the model, in the order of the checkpoint. Of the parts only [`Role::LmHead`] may be absent,
+    /// where config.json ties it to the embedding.
+    pub tensors: Vec<Placed>,
+    /// The tensors that are no part of the model, in the order of the checkpoint. None of them is an error here: what becomes of
+    /// them is for the caller to decide and to say.
+    pub strays: Vec<Stray>,
+}
+
+/// One tensor and its place in the model.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Placed {
+    /// Index into the checkpoint's tensors.
+    pub tensor: usize,
+    /// What it is; [`Role::Other`] where the architecture does not name it.
+    pub role: Role,
+    /// Its layer.
+    pub layer: Option<u32>,
+    /// Its expert in a mixture of experts; no supported family has any yet.
+    pub expert: Option<u32>,
+    /// Whether it is one of [`PROJECTIONS`], which are quantised.
+    pub quantise: bool,
+}
+
+/// A tensor that is no part of the model.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Stray {
+    /// Index into the checkpoint's tensors.
+    pub tensor: usize,
+    /// The layer of the model that its name gives.
+    pub layer: Option<u32>,
+    /// Why it is none.
+    pub why: StrayKind,
+}
+
+/// Why a tensor is no part of the model.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum StrayKind {
+    /// It has the name of a part in a layer beyond those of config.json: layers for multi-token prediction stand there, or
+    /// config.json is of a smaller model.
+    BeyondLayers,
+    /// It has the name of a part that the family has, but not with this config.json: a bias, say.
+    NotInThisModel,
+    /// No family names it: a buffer, a vision tower, heads for other tasks.
+    Unknown,
+}
+
+/// Finds the place of every tensor, by names and shapes alone.
+///
+/// # Errors
+/// An [`ArchError`] that names the key or the tensor: a part that is missing, or that has another shape.
+pub fn place(config: &Map<String, Value>, tensors: &[TensorShape<'_>]) -> Result<Model, ArchError> {
+    let config = ModelConfig::read(config, None)?;
+    let prefix = Prefix::of(tensors.iter().map(|tensor| tensor.name));
+    let mut places = Places {
+        config: &config,
+        prefix,
+        tensors,
+        by_name: tensors.iter().enumerate().map(|(i, tensor)| (tensor.name, i)).collect(),
+        placed: vec![None; tensors.len()],
+    };
+    for (part, layer) in config.parts() {
+        places.take(part, layer)?;
+    }
+    // The one part that may be there although it need not.
+    for part in config.family.parts.iter().filter(|part| part.when == When::Head && config.tied) {
+        places.take_if_present(part, None)?;
+    }
+    let placed = places.placed;
+    let none = placed.iter().enumerate().filter(|(_, placed)| placed.is_none());
+    let strays = none.filter_map(|(i, _)| Some(stray(&config, prefix, i, tensors.get(i)?.name))).collect();
+    Ok(Model { prefix, tensors: placed.into_iter().flatten().collect(), strays, config })
+}
+
+/// The search for the parts of a model among its tensors.
+struct Places<'a> {
+    config: &'a ModelConfig,
+    prefix: Prefix,
+    tensors: &'a [TensorShape<'a>],
+    by_name: HashMap<&'a str, usize>,
+    /// One a tensor: its place, once found.
+    placed: Vec<Option<Placed>>,
+}
+
+impl Places<'_> {
+    /// Finds the tensor of `part`, checks its shape and notes its place.
+    fn take(&mut self, part: &Part, layer: Option<u32>) -> Result<(), ArchError> {
+        match self.take_if_present(part, layer)? {
+            true => Ok(()),
+            false => Err(ArchError::MissingTensor { tensor: self.prefix.name(part.scope, layer, part.name) }),
+        }
+    }
+
+    /// The same; `false` where there is no such tensor.
+    fn take_if_present(&mut self, part: &Part, layer: Option<u32>) -> Result<bool, ArchError> {
+        let name = self.prefix.name(part.scope, layer, part.name);
+        let found = self.by_name.get(name.as_str()).and_then(|&i| Some((i, self.tensors.get(i)?)));
+        let Some((i, tensor)) = found else { return Ok(false) };
+        let expected = self.config.shape(part);
+        if tensor.shape != expected {
+            return Err(ArchError::Shape { tensor: name, expected, found: tensor.shape.to_vec() });
+        }
+        if let Some(slot) = self.placed.get_mut(i) {
+            let quantise = PROJECTIONS.contains(&part.role);
+            *slot = Some(Placed { tensor: i, role: part.role, layer, expert: None, quantise });
+        }
+        Ok(true)
+    }
+}
+
+fn stray(config: &ModelConfig, prefix: Prefix, tensor: usize, name: &str) -> Stray {
+    let parts = config.family.parts.iter();
+    let layer = name.strip_prefix(prefix.decoder).and_then(layer_of);
+    let why = match layer {
+        Some((layer, _)) if layer >= u64::from(config.layers) => StrayKind::BeyondLayers,
+        Some((_, rest)) if parts.clone().any(|part| part.scope == Scope::Layer && part.name == rest) => {
+            StrayKind::NotInThisModel
+        }
+        _ => StrayKind::Unknown,
+    };
+    let layer = layer.and_then(|(layer, _)| u32::try_from(layer).ok()).filter(|&layer| layer < config.layers);
+    Stray { tensor, layer, why }
+}
+
+impl Model {
+    /// Takes strays among the tensors, as [`Role::Other`].
+    pub fn keep(&mut self, strays: impl IntoIterator<Item = Stray>) {
+        let other = |Stray { tensor, layer, .. }| Placed { tensor, role: Role::Other, layer, expert: None, quantise: false };
+        self.tensors.extend(strays.into_iter().map(other));
+        self.tensors.sort_unstable_by_key(|placed| placed.tensor);
+    }
+}
+
+#[cfg(test)]
+mod tests;
