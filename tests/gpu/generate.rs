@@ -131,7 +131,7 @@ fn the_cache_changes_nothing() {
 /// Windows of all layers and of some.
 #[test]
 fn the_cache_changes_nothing_where_layers_differ() {
-    let Some(gpu) = common::shared_gpu() else { return };
+    let Some(gpu) = common::gpu() else { return };
     for name in ["mistral", "qwen2_windows"] {
         let fixture = Fixture::of(&format!("architectures/{name}"), &format!("architectures/{name}/adapter"));
         // A prompt shorter than each window, a longer one, and one that is read in two pieces.
