@@ -133,7 +133,7 @@ fn the_cache_changes_nothing() {
 /// Of the residual streams of a model that is only run, two share the memory: the layer is named all the same.
 #[test]
 fn what_is_not_finite_is_named_by_its_layer_without_training() {
-    let Some(gpu) = common::shared_gpu() else { return };
+    let Some(gpu) = common::gpu() else { return };
     let fixture = Fixture::new();
     let prompt = fixture.tokenizer().encode("Once upon a time", true).unwrap();
     let trained = vec![true; prompt.len()];

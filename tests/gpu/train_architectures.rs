@@ -177,7 +177,7 @@ fn packed(texts: &[&[u32]]) -> Batch {
 /// generated, which grow out of that length.
 #[test]
 fn dynamic_scaling_is_by_the_length_of_each_text() {
-    let Some(gpu) = common::shared_gpu() else { return };
+    let Some(gpu) = common::gpu() else { return };
     let folder = fixture("architectures/qwen3");
     let model = Fixture::new(gpu.clone(), &folder, folder.clone(), 64, RANK);
     let (row, expected) = (json(&folder.join("expected.json")), json(&folder.join("lengths.json")));
