@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use memmap2::Mmap;
 use thiserror::Error;
 
-use crate::format::{FormatError, Index, Layer, Pack, Projection, check};
+use crate::format::{FormatError, Index, Layer, Pack, QuantizedTensor, check};
 
 /// An open pack: mapped, or read into memory. Opening validates header, index and metadata; where the file is mapped, no payload is
 /// read.
@@ -21,7 +21,7 @@ use crate::format::{FormatError, Index, Layer, Pack, Projection, check};
 /// // SAFETY: nobody changes or cuts the file while it is mapped.
 /// let pack = unsafe { MappedPack::open("model.nf4pack") }?;
 /// let layer = pack.layer(0)?;
-/// let up = layer.projection(Role::UpProj).ok_or("no up_proj")?;
+/// let up = layer.quantized_tensor(Role::UpProj).ok_or("no up_proj")?;
 /// let mut weights = vec![0.0; up.data.elements as usize];
 /// nf4pack::dequant::dequantize(&up.data, 0, &mut weights)?;
 /// # Ok(())
@@ -184,10 +184,10 @@ impl MappedPack {
     ///
     /// # Errors
     /// [`LayerError::Format`], [`LayerError::Globals`].
-    pub fn projection(&self, name: &str) -> Result<Option<Projection<'_>>, LayerError> {
+    pub fn quantized_tensor(&self, name: &str) -> Result<Option<QuantizedTensor<'_>>, LayerError> {
         let pack = self.pack();
-        let Some(projection) = pack.projection(name) else { return Ok(None) };
-        match projection.layer {
+        let Some(tensor) = pack.quantized_tensor(name) else { return Ok(None) };
+        match tensor.layer {
             Some(number) => {
                 self.layer(number)?;
             }
@@ -196,7 +196,7 @@ impl MappedPack {
                 self.check_once(self.index.layers().len(), check).map_err(|source| LayerError::Globals { source })?;
             }
         }
-        Ok(Some(projection))
+        Ok(Some(tensor))
     }
 
     /// Runs a check unless it has found nothing before.

@@ -58,7 +58,7 @@ fn synthetic_pack(hidden: u64, intermediate: u64, scale_type: ScaleType) -> Test
 
 /// What a pack holds, by name: quantised tensors as the CPU decodes them, raw ones as they lie in the file.
 fn decoded(pack: Pack<'_>) -> HashMap<String, Vec<u8>> {
-    let floats = pack.projections().map(|p| {
+    let floats = pack.quantized_tensors().map(|p| {
         let mut out = vec![f32::NAN; p.data.elements as usize];
         dequantize(&p.data, 0, &mut out).unwrap();
         (p.name.to_owned(), out.iter().flat_map(|x| x.to_le_bytes()).collect())
@@ -68,7 +68,7 @@ fn decoded(pack: Pack<'_>) -> HashMap<String, Vec<u8>> {
 
 /// How many tensors of a layer are, bit for bit, what the CPU says.
 fn compare(gpu: &Gpu, kernels: &Dequantizer, layer: &StreamedLayer, expected: &HashMap<String, Vec<u8>>) -> usize {
-    for projection in &layer.projections {
+    for projection in &layer.quantized_tensors {
         let found = kernels.read(&projection.weights, 0..projection.weights.elements, Output::F32).unwrap();
         assert!(found == expected[&projection.name], "{} differs", projection.name);
     }
@@ -82,7 +82,7 @@ fn compare(gpu: &Gpu, kernels: &Dequantizer, layer: &StreamedLayer, expected: &H
         let found: Vec<u8> = tensor.parts.iter().flat_map(part).collect();
         assert!(found == expected[&tensor.name], "{} differs", tensor.name);
     }
-    layer.projections.len() + layer.raw_tensors.len()
+    layer.quantized_tensors.len() + layer.raw_tensors.len()
 }
 
 /// The budget of the smallest plan: a ring of two layers.
@@ -184,7 +184,7 @@ fn layers_are_cut_where_buffers_and_bindings_are_small() {
     let pack = synthetic_pack(510, 1110, ScaleType::F32);
     let mut stream = LayerStream::open(&gpu, &pack.path, &StreamOptions::default()).unwrap();
     let layer = stream.layer(0, Forward).unwrap();
-    assert!(layer.projections.iter().any(|p| p.weights.codes.len() == 3));
+    assert!(layer.quantized_tensors.iter().any(|p| p.weights.codes.len() == 3));
     drop(stream);
     stream_and_compare(
         &gpu,
@@ -224,7 +224,7 @@ fn work_with_a_layer_whose_slot_was_given_away_is_refused() {
         let mut stream = LayerStream::open(&gpu, &pack.path, &options).unwrap();
         assert_eq!(stream.plan().resident, resident);
         let kept = stream.layer(0, Forward).unwrap().clone();
-        let codes = kept.projections[0].weights.codes[0].clone();
+        let codes = kept.quantized_tensors[0].weights.codes[0].clone();
         let range = nf4pack::gpu::BufferRange { size: 256, ..codes };
         let out = nf4pack::gpu::BufferRange::whole(gpu.storage("out", 256).unwrap());
         let recorded = || {
@@ -237,7 +237,7 @@ fn work_with_a_layer_whose_slot_was_given_away_is_refused() {
         let expected = gpu.read(&out).unwrap();
         // In a ring of two, layer 2 is loaded ahead, in place of layer 0.
         stream.layer(1, Forward).unwrap();
-        let decoded = kernels.read(&kept.projections[0].weights, 0..8, Output::F32);
+        let decoded = kernels.read(&kept.quantized_tensors[0].weights, 0..8, Output::F32);
         if resident {
             late.submit().unwrap();
             timed.submit_timed().unwrap();
@@ -250,7 +250,7 @@ fn work_with_a_layer_whose_slot_was_given_away_is_refused() {
             assert!(matches!(decoded, Err(DequantError::Gpu(GpuError::Overwritten { .. }))));
             assert!(matches!(recorded().submit(), Err(GpuError::Overwritten { .. })), "recorded late, too");
             // The same layer, asked for again, is another lease.
-            let again = stream.layer(0, Forward).unwrap().projections[0].weights.codes[0].clone();
+            let again = stream.layer(0, Forward).unwrap().quantized_tensors[0].weights.codes[0].clone();
             let again = gpu.read(&nf4pack::gpu::BufferRange { size: 256, ..again }).unwrap();
             assert_eq!(again, expected);
             assert!(matches!(gpu.read(&range), Err(GpuError::Overwritten { .. })));
