@@ -7,7 +7,9 @@ use serde::Serialize;
 
 use super::Outcome;
 use super::args::VerifyArgs;
+use super::failure;
 use super::ui::{self, Table, Ui, Unit};
+use crate::MappedPack;
 use crate::verify::{self, AgainstReport, VerifyReport};
 
 /// Mismatches that are printed: another model has one for every tensor.
@@ -22,6 +24,8 @@ struct Document<'a> {
     report: &'a VerifyReport,
     #[serde(skip_serializing_if = "Option::is_none")]
     against: Option<&'a AgainstReport>,
+    /// Why train, eval and generate would refuse the pack; empty where it is damaged, too.
+    cannot_run: &'a [String],
 }
 
 pub fn run(args: &VerifyArgs) -> anyhow::Result<Outcome> {
@@ -40,8 +44,15 @@ pub fn run(args: &VerifyArgs) -> anyhow::Result<Outcome> {
     };
     let mismatches = against.as_ref().map_or(0, |a| a.mismatches.len());
     let good = report.faults.is_empty() && mismatches == 0;
-    let document = Document { file: args.file.display().to_string(), good, report: &report, against: against.as_ref() };
+    let mut cannot_run = Vec::new();
+    if report.faults.is_empty() {
+        let mapped = MappedPack::open(&args.file)?;
+        cannot_run = failure::cannot_run_pack(&args.file, mapped.pack());
+    }
+    let file = args.file.display().to_string();
+    let document = Document { file, good, report: &report, against: against.as_ref(), cannot_run: &cannot_run };
     ui.result(&document, || document.text())?;
+    cannot_run.iter().for_each(|reason| ui.note(reason));
     if !good {
         complain(&document);
     }
