@@ -155,11 +155,11 @@ fn what_is_not_finite_is_named_by_its_layer_without_training() {
     }
 }
 
-/// Windows of all layers and of some.
+/// Windows of all layers and of some, layers without rotary embedding, factors.
 #[test]
 fn the_cache_changes_nothing_where_layers_differ() {
     let Some(gpu) = common::gpu() else { return };
-    for name in ["mistral", "qwen2_windows"] {
+    for name in ["mistral", "qwen2_windows", "smollm3", "smollm3_windows", "granite"] {
         let fixture = Fixture::of(&format!("architectures/{name}"), &format!("architectures/{name}/adapter"));
         // A prompt shorter than each window, a longer one, and one that is read in two pieces.
         let prompts = [3, 40, 300].map(|length| (0..length).map(|i| (17 + 31 * i + i * i / 3) % 96).collect());

@@ -1,6 +1,6 @@
 //! Models of every supported architecture against transformers and PEFT in float32: fixtures/architectures, as
 //! interop/architectures.py writes them. Between them they have every bias, tied and untied heads, several numbers of heads for each
-//! key, every scaling of the rotary embedding, and windows of all layers and of some.
+//! key, every scaling of the rotary embedding and layers without one, windows of all layers and of some, and every factor.
 #![allow(clippy::unwrap_used, clippy::panic, reason = "tests fail by panicking")]
 
 use crate::common;
@@ -217,4 +217,34 @@ fn dynamic_scaling_is_by_the_length_of_each_text() {
 #[test]
 fn qwen2_with_windows_from_a_layer_on() {
     check("qwen2_windows");
+}
+
+#[test]
+fn qwen3_with_windows_by_layer_types_and_rope_scaling_before_rope_parameters() {
+    check("qwen3_windows");
+}
+
+#[test]
+fn granite_with_its_four_factors_all_biases_and_a_tied_head() {
+    check("granite");
+}
+
+#[test]
+fn smollm3_without_rotary_embedding_in_every_fourth_layer() {
+    check("smollm3");
+}
+
+#[test]
+fn smollm3_with_windows_where_no_rotary_embedding_is() {
+    check("smollm3_windows");
+}
+
+#[test]
+fn seed_oss_with_biases_of_queries_keys_values_and_feed_forward() {
+    check("seed_oss");
+}
+
+#[test]
+fn seed_oss_with_a_bias_of_the_output_of_attention() {
+    check("seed_oss_out_bias");
 }
