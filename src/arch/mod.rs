@@ -10,9 +10,9 @@
 //!              obstacle  why a model that can be packed cannot be run
 //! ```
 
-pub mod config;
+pub(crate) mod config;
 mod families;
-pub mod family;
+pub(crate) mod family;
 mod names;
 mod obstacle;
 mod place;

@@ -19,9 +19,9 @@ use nf4pack::export::export;
 use nf4pack::format::FloatType;
 use nf4pack::format::nf4::ScaleType;
 use nf4pack::gpu::Gpu;
-use nf4pack::model::generate::sampling::{Sampler, SamplerOptions};
-use nf4pack::model::generate::{GenerateError, TextGenerator};
-use nf4pack::train::trainer::Trainer;
+use nf4pack::model::{GenerateError, TextGenerator};
+use nf4pack::model::{Sampler, SamplerOptions};
+use nf4pack::train::Trainer;
 use regex::Regex;
 use serde_json::Value;
 
