@@ -14,6 +14,7 @@ use super::device::{self, AdapterEntry, is_software};
 use super::failure::{Advice, Failure};
 use super::ui::{self, Table, Ui};
 use crate::MappedPack;
+use crate::arch::check_pack_runnable;
 use crate::convert::plan::scale_type_name;
 use crate::dequant::stream::{StreamError, StreamPlan, default_budget};
 use crate::dequant::{Dequantizer, KernelChoice, Output};
@@ -123,6 +124,9 @@ struct PackEntry {
     smallest_bytes: u64,
     /// How it will run; nothing where the budget is too small for that.
     plan: Option<PlanEntry>,
+    /// Why it can be streamed, but not trained or generated from.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    not_runnable: Option<String>,
 }
 
 #[derive(Serialize)]
@@ -308,6 +312,7 @@ impl PackEntry {
             resident_bytes: whole.needed_bytes,
             smallest_bytes: whole.minimum_bytes,
             plan,
+            not_runnable: check_pack_runnable(&mapped.pack()).err().map(|obstacle| obstacle.to_string()),
         })
     }
 
@@ -340,6 +345,9 @@ impl PackEntry {
             "needs"
         );
         let _ = writeln!(text, "{:<15} with buffers to upload through, and without the tensors of no layer", "");
+        if let Some(why) = &self.not_runnable {
+            let _ = writeln!(text, "{:<15} it cannot be trained or generated from: {why}", "");
+        }
     }
 }
 

@@ -1,6 +1,7 @@
 //! `nf4pack verify`.
 
 use std::fmt::Write;
+use std::path::Path;
 
 use clap::builder::styling::AnsiColor;
 use serde::Serialize;
@@ -8,6 +9,8 @@ use serde::Serialize;
 use super::Outcome;
 use super::args::VerifyArgs;
 use super::ui::{self, Table, Ui, Unit};
+use crate::MappedPack;
+use crate::arch::check_pack_runnable;
 use crate::verify::{self, AgainstReport, VerifyReport};
 
 /// Mismatches that are printed: another model has one for every tensor.
@@ -18,6 +21,9 @@ struct Document<'a> {
     file: String,
     /// Neither a fault nor a mismatch.
     good: bool,
+    /// Why the pack, good as it is, cannot be trained or generated from.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    not_runnable: Option<String>,
     #[serde(flatten)]
     report: &'a VerifyReport,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -40,12 +46,24 @@ pub fn run(args: &VerifyArgs) -> anyhow::Result<Outcome> {
     };
     let mismatches = against.as_ref().map_or(0, |a| a.mismatches.len());
     let good = report.faults.is_empty() && mismatches == 0;
-    let document = Document { file: args.file.display().to_string(), good, report: &report, against: against.as_ref() };
+    // A damaged pack has other troubles.
+    let not_runnable = if report.faults.is_empty() { obstacle(&args.file)? } else { None };
+    if let Some(why) = &not_runnable {
+        ui.warning(&format!("the pack cannot be trained or generated from: {why}"));
+    }
+    let (file, against) = (args.file.display().to_string(), against.as_ref());
+    let document = Document { file, good, not_runnable, report: &report, against };
     ui.result(&document, || document.text())?;
     if !good {
         complain(&document);
     }
     Ok(Outcome::from(good))
+}
+
+/// Why the pack cannot be run.
+fn obstacle(file: &Path) -> anyhow::Result<Option<String>> {
+    let mapped = MappedPack::open(file)?;
+    Ok(check_pack_runnable(&mapped.pack()).err().map(|obstacle| obstacle.to_string()))
 }
 
 /// Says on stderr that the pack is not good; with `--quiet` that is all there is to read, so it names the first culprit.

@@ -101,3 +101,33 @@ fn qwen3_with_biases_an_untied_head_and_dynamic_scaling() {
 fn qwen2_with_windows_from_a_layer_on() {
     check("qwen2_windows");
 }
+
+#[test]
+fn qwen3_with_windows_of_listed_layers() {
+    check("qwen3_windows");
+}
+
+#[test]
+fn granite_with_four_scalars() {
+    check("granite");
+}
+
+#[test]
+fn smollm3_with_a_layer_without_rotary_embedding() {
+    check("smollm3");
+}
+
+#[test]
+fn smollm3_with_windows() {
+    check("smollm3_windows");
+}
+
+#[test]
+fn seed_oss_with_biases_of_queries_keys_and_values() {
+    check("seed_oss");
+}
+
+#[test]
+fn seed_oss_with_a_bias_of_the_output() {
+    check("seed_oss_out_bias");
+}
