@@ -1,6 +1,7 @@
-// Rows of a table of 16-bit or 32-bit floats, as float32. The table comes in windows that may begin and end within a row; each
-// element is written by the dispatch whose window holds it. Runs unchecked: the host has proven that `table` holds `count` elements
-// from `skip` on, at most 2^30, `ids` one id a token, and `out` `tokens * width` words.
+// Rows of a table, as float32: one half of every such kernel. The other half knows how the table is stored: `prepare` and `element`.
+// The table comes in windows that may begin and end within a row; each element is written by the dispatch whose window holds it. Runs
+// unchecked: the host has proven that the window holds `count` elements, at most 2^30, `ids` one id a token, and `out`
+// `tokens * width` words.
 
 struct Params {
     tokens: u32,
@@ -10,38 +11,29 @@ struct Params {
     first_row: u32,     // row and column of the window's first element
     first_column: u32,
     poison: u32,        // whether this window is the first, which writes NaN for ids past the table
-    pad: u32,
+    first: u32,         // the window's first element, in what is bound
+    block_first: u32,   // quantised: elements of its block that lie before that
+    block_bits: u32,    // quantised: log2 of the elements in a block
+    scales_first: u32,  // quantised: see the codec
+    supers_first: u32,
+    zero: u32,
+    pad0: u32,
+    pad1: u32,
+    pad2: u32,
+    codebook: array<vec4<f32>, 4>,
 }
 
-@group(0) @binding(0) var<storage, read> ids: array<u32>;           // [tokens]
-@group(0) @binding(1) var<storage, read> table: array<u32>;         // one or two elements a word
-@group(0) @binding(2) var<storage, read_write> out: array<u32>;     // [tokens, width], the bits of float32
+// Bindings 0 to 3 are the table's.
+@group(0) @binding(4) var<storage, read> ids: array<u32>;           // [tokens]
+@group(0) @binding(5) var<storage, read_write> out: array<u32>;     // [tokens, width], the bits of float32
 @group(1) @binding(0) var<uniform> params: Params;
-
-override TYPE: u32 = 0u;    // 0 f32, 1 f16, 2 bf16
 
 const WORKGROUP = 256u;
 const NAN = 0x7fc00000u;
 
-// Every binary16 is a binary32, also those too small for a normal binary16.
-fn from_f16(half: u32) -> u32 {
-    let sign = (half & 0x8000u) << 16u;
-    let exponent = (half >> 10u) & 31u;
-    let significand = half & 0x3ffu;
-    if (exponent == 0u) { return sign | bitcast<u32>(f32(significand) * 0x1p-24f); }
-    if (exponent == 31u) { return sign | 0x7f800000u | (significand << 13u); }
-    return sign | ((exponent + 112u) << 23u) | (significand << 13u);
-}
-
-fn element(i: u32) -> u32 {
-    if (TYPE == 0u) { return table[i]; }
-    let half = (table[i / 2u] >> (16u * (i % 2u))) & 0xffffu;
-    if (TYPE == 1u) { return from_f16(half); }
-    return half << 16u;
-}
-
 @compute @workgroup_size(WORKGROUP)
 fn gather(@builtin(workgroup_id) id: vec3<u32>, @builtin(num_workgroups) grid: vec3<u32>, @builtin(local_invocation_index) thread: u32) {
+    prepare(thread);
     let i = (id.x + id.y * grid.x) * WORKGROUP + thread;
     if (i >= params.tokens * params.width) { return; }
     let row = ids[i / params.width];

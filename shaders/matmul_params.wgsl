@@ -19,9 +19,9 @@ struct Params {
     has_bias: u32,
     add: u32,           // 1 where the product is added to what `out` holds
     scale: f32,
-    block_first: u32,   // nf4: elements of its block that lie before b[0, 0]
-    block_bits: u32,    // nf4: log2 of the elements in a block
-    scales_first: u32,  // nf4: see nf4_tables.wgsl
+    block_first: u32,   // quantised: elements of its block that lie before b[0, 0]
+    block_bits: u32,    // quantised: log2 of the elements in a block
+    scales_first: u32,  // quantised: see the codec
     supers_first: u32,
     zero: u32,
     pad: u32,

@@ -1,4 +1,4 @@
-// NF4 codes to floats at the speed of memory; the other half is nf4_tables.wgsl. Runs unchecked: `dequant::plan` proves on the host
+// NF4 codes to floats at the speed of memory; the other half is codec_nf4.wgsl. Runs unchecked: `dequant::plan` proves on the host
 // that every index is in its binding.
 // No subgroup operations: nothing here depends on the size of a subgroup.
 

@@ -1,5 +1,5 @@
 // The norm of a gradient, and a step of AdamW. Runs unchecked: the host has proven that `gradient`, `parameters`, `mean` and `square`
-// hold `count` floats, and `partials` one for each block of all pieces.
+// hold `count` floats, `partials` one for each block of all pieces, and `loss` one.
 
 struct Params {
     count: u32,             // elements; in `norm`: blocks
@@ -19,16 +19,17 @@ struct Params {
 struct Report {
     norm: f32,
     clip: f32,      // what gradients are multiplied by
-    applied: f32,   // 1, or 0 where the norm is not finite
+    applied: f32,   // 1, or 0 where the norm or the loss is not finite
     pad: f32,
 }
 
 @group(0) @binding(0) var<storage, read> gradient: array<f32>;
 @group(0) @binding(1) var<storage, read_write> partials: array<f32>;
 @group(0) @binding(2) var<storage, read_write> report: Report;
-@group(0) @binding(3) var<storage, read_write> parameters: array<f32>;
-@group(0) @binding(4) var<storage, read_write> mean: array<f32>;
-@group(0) @binding(5) var<storage, read_write> square: array<f32>;
+@group(0) @binding(3) var<storage, read> loss: array<f32>;
+@group(0) @binding(4) var<storage, read_write> parameters: array<f32>;
+@group(0) @binding(5) var<storage, read_write> mean: array<f32>;
+@group(0) @binding(6) var<storage, read_write> square: array<f32>;
 @group(1) @binding(0) var<uniform> params: Params;
 
 const WORKGROUP = 256u;
@@ -74,7 +75,7 @@ fn norm(@builtin(local_invocation_index) thread: u32) {
         let limit = total + 1e-6;
         var clip = 1.0;
         if (params.largest_norm < limit) { clip = params.largest_norm / limit; }
-        report = Report(total, clip, select(0.0, 1.0, is_finite(sum)), 0.0);
+        report = Report(total, clip, select(0.0, 1.0, is_finite(sum) && is_finite(loss[0])), 0.0);
     }
 }
 

@@ -53,8 +53,8 @@ pub struct ExportReport {
 }
 
 /// Writes the pack at `path` as a snapshot folder `target`: quantised tensors decoded to `dtype`, raw ones in their own type
-/// byte for byte, those embedded files that checkpoints have ([`crate::convert::source::SIDE_FILES`]) verbatim but for the type that
-/// config.json names: one that holds all tensors. The folder appears under its name once it is whole.
+/// byte for byte, those embedded files that checkpoints have ([`crate::convert::source::SIDE_FILES`]) verbatim but for
+/// config.json, which names a type that holds all tensors and does not call an output projection tied that the pack has. The folder appears under its name once it is whole.
 ///
 /// # Errors
 /// See [`ExportError`]; a pack whose payloads are damaged is refused.

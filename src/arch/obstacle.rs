@@ -1,5 +1,6 @@
 //! Why a model that can be packed cannot be run: said by `convert`, `verify` and `doctor`, not only by `train`.
 
+use serde::de::IgnoredAny;
 use thiserror::Error;
 
 use super::config::{ConfigError, ModelConfig};
@@ -31,6 +32,20 @@ pub enum Obstacle {
     /// A pack whose config.json describes no model that is supported.
     #[error(transparent)]
     Config(#[from] ConfigError),
+    /// A pack without a file that texts need.
+    #[error("the pack has no {name}")]
+    MissingFile {
+        /// Its name.
+        name: &'static str,
+    },
+    /// A file that does not say what it should.
+    #[error("{name} {reason}")]
+    BadFile {
+        /// Its name.
+        name: &'static str,
+        /// What is wrong with it.
+        reason: String,
+    },
     /// A pack that lacks a tensor of its model.
     #[error("the pack has no {role}{}", .layer.map_or_else(String::new, |layer| format!(" in layer {layer}")))]
     Missing {
@@ -69,6 +84,26 @@ impl ModelConfig {
     }
 }
 
+/// How a file begins that Git LFS has left in the place of another.
+const LFS_POINTER: &[u8] = b"version https://git-lfs";
+
+/// What is wrong with the files that texts need, as far as that shows without a tokenizer; `file` gives the bytes of one.
+pub fn check_files_runnable<'a>(file: impl Fn(&str) -> Option<&'a [u8]>) -> Vec<Obstacle> {
+    const NEEDED: &str = "tokenizer.json";
+    let bad = |name: &'static str| not_json(file(name)?).map(|reason| Obstacle::BadFile { name, reason });
+    let missing = file(NEEDED).is_none().then_some(Obstacle::MissingFile { name: NEEDED });
+    let files = [NEEDED, "tokenizer_config.json", "special_tokens_map.json"];
+    missing.into_iter().chain(files.into_iter().filter_map(bad)).collect()
+}
+
+/// Why bytes are not JSON.
+fn not_json(bytes: &[u8]) -> Option<String> {
+    if bytes.starts_with(LFS_POINTER) {
+        return Some("is a pointer of Git LFS, not the file itself: `git lfs pull` fetches it".to_owned());
+    }
+    serde_json::from_slice::<IgnoredAny>(bytes).err().map(|error| format!("is not JSON: {error}"))
+}
+
 /// Whether a pack can be trained, evaluated and generated from, as far as its index says.
 ///
 /// # Errors
@@ -80,7 +115,10 @@ pub fn check_pack_runnable(pack: &Pack<'_>) -> Result<(), Obstacle> {
     let quantised = pack.projections().map(|t| ((t.layer, t.role), t.shape));
     let raw = pack.raw_tensors().map(|t| ((t.layer, t.role), t.shape));
     let shapes: std::collections::HashMap<_, _> = quantised.chain(raw).collect();
-    for (part, layer) in config.parts() {
+    // A stored output projection counts, whatever config.json says.
+    let head = config.family.parts.iter().find(|part| part.role == Role::LmHead && config.tied);
+    let head = head.filter(|_| pack.has(Role::LmHead)).map(|part| (part, None));
+    for (part, layer) in config.parts().chain(head) {
         let (role, expected) = (part.role, config.shape(part));
         match shapes.get(&(layer, role)) {
             Some(found) if found.dims() == expected => {}
@@ -151,5 +189,20 @@ mod tests {
         model.check_runnable().unwrap();
         let error = ModelConfig { family: &GEMMA, ..model }.check_runnable().unwrap_err();
         assert!(matches!(error, Obstacle::Norm { model_type: "gemma" }), "{error}");
+    }
+
+    fn of_files(files: &[(&str, &str)]) -> Vec<String> {
+        let file = |name: &str| files.iter().find(|(n, _)| *n == name).map(|(_, text)| text.as_bytes());
+        check_files_runnable(file).iter().map(Obstacle::to_string).collect()
+    }
+
+    #[test]
+    fn files_that_are_not_there_or_are_not_what_they_should_be_are_named() {
+        assert_eq!(of_files(&[("tokenizer.json", "{}")]), [""; 0]);
+        assert_eq!(of_files(&[]), ["the pack has no tokenizer.json"]);
+        let pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 7\n";
+        let found = of_files(&[("tokenizer.json", pointer), ("tokenizer_config.json", "{")]);
+        assert!(found[0].starts_with("tokenizer.json is a pointer of Git LFS"), "{found:?}");
+        assert!(found[1].starts_with("tokenizer_config.json is not JSON: EOF"), "{found:?}");
     }
 }

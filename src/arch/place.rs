@@ -128,12 +128,14 @@ pub fn place(config: &Map<String, Value>, tensors: &[TensorShape<'_>]) -> Result
         by_name: tensors.iter().enumerate().map(|(i, tensor)| (tensor.name, i)).collect(),
         placed: vec![None; tensors.len()],
     };
+    // The one part that may be there although it need not. Where the embedding is not there, it is the embedding, too: transformers
+    // ties either of the two to the other.
+    let head = config.family.parts.iter().find(|part| part.when == When::Head && config.tied);
     for (part, layer) in config.parts() {
-        places.take(part, layer)?;
-    }
-    // The one part that may be there although it need not.
-    for part in config.family.parts.iter().filter(|part| part.when == When::Head && config.tied) {
-        places.take_if_present(part, None)?;
+        match head.filter(|_| part.role == Role::Embedding) {
+            Some(head) => places.take_tied(part, head)?,
+            None => places.take(part, layer)?,
+        }
     }
     let placed = places.placed;
     let none = placed.iter().enumerate().filter(|(_, placed)| placed.is_none());
@@ -158,6 +160,21 @@ impl Places<'_> {
             true => Ok(()),
             false => Err(ArchError::MissingTensor { tensor: self.prefix.name(part.scope, layer, part.name) }),
         }
+    }
+
+    /// Takes the embedding and the output projection of a tied model, of which one may be missing: what is there is the embedding.
+    fn take_tied(&mut self, embedding: &Part, head: &Part) -> Result<(), ArchError> {
+        let has_head = self.take_if_present(head, None)?;
+        if has_head && !self.is_present(embedding) {
+            let is_head = |placed: &&mut Placed| placed.role == head.role;
+            self.placed.iter_mut().flatten().filter(is_head).for_each(|placed| placed.role = embedding.role);
+            return Ok(());
+        }
+        self.take(embedding, None)
+    }
+
+    fn is_present(&self, part: &Part) -> bool {
+        self.by_name.contains_key(self.prefix.name(part.scope, None, part.name).as_str())
     }
 
     /// The same; `false` where there is no such tensor.

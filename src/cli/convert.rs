@@ -8,6 +8,7 @@ use serde::Serialize;
 
 use super::Outcome;
 use super::args::ConvertArgs;
+use super::failure;
 use super::ui::{self, Table, Ui, Unit};
 use crate::convert::notice::Notice;
 use crate::convert::{Conversion, Report};
@@ -20,8 +21,12 @@ pub fn run(args: &ConvertArgs) -> anyhow::Result<Outcome> {
     for notice in conversion.notices() {
         if notice.is_warning() { ui.warning(&notice.to_string()) } else { ui.note(&notice.to_string()) }
     }
+    // A notice of its own.
+    let not_runnable = conversion.notices().iter().any(|notice| matches!(notice, Notice::NotRunnable { .. }));
+    let mut cannot_run = failure::bad_files(|name| conversion.file(name));
+    cannot_run.iter().for_each(|reason| ui.warning(reason));
     if args.dry_run {
-        let preview = Preview::new(args, &conversion);
+        let preview = Preview { cannot_run, ..Preview::new(args, &conversion) };
         if preview.target_exists && !args.force {
             ui.warning(&format!("{} exists already: without --force it would not be replaced", args.target.display()));
         }
@@ -31,7 +36,11 @@ pub fn run(args: &ConvertArgs) -> anyhow::Result<Outcome> {
     let meter = ui.meter("converting", Unit::Weights);
     let report = conversion.write(&args.target, &meter)?;
     drop(meter);
-    let document = Document { target: args.target.display().to_string(), report: &report };
+    if cannot_run.is_empty() && !not_runnable {
+        cannot_run.extend(failure::cannot_load(&args.target));
+        cannot_run.iter().for_each(|reason| ui.warning(reason));
+    }
+    let document = Document { target: args.target.display().to_string(), report: &report, cannot_run };
     ui.result(&document, || summary(&args.target, conversion.model().config.family.model_type, &report))?;
     Ok(Outcome::Good)
 }
@@ -41,6 +50,8 @@ struct Document<'a> {
     target: String,
     #[serde(flatten)]
     report: &'a Report,
+    /// Why train, eval and generate would refuse the pack, but for what a notice says.
+    cannot_run: Vec<String>,
 }
 
 fn summary(target: &Path, model_type: &str, report: &Report) -> String {
@@ -84,6 +95,8 @@ struct Preview {
     files: u64,
     file_bytes: u64,
     notices: Vec<String>,
+    /// Why train, eval and generate would refuse the pack, but for what a notice says.
+    cannot_run: Vec<String>,
 }
 
 #[derive(Debug, Default, Serialize)]
@@ -113,6 +126,7 @@ impl Preview {
             files: of_kind(SectionKind::File).count() as u64,
             file_bytes: of_kind(SectionKind::File).map(|s| s.length).sum(),
             notices: conversion.notices().iter().map(Notice::to_string).collect(),
+            cannot_run: Vec::new(),
         }
     }
 

@@ -11,10 +11,9 @@ use super::args::DoctorArgs;
 use super::bench::dequant::{gigabytes, percent};
 use super::bench::{gpu as decode, upload};
 use super::device::{self, AdapterEntry, is_software};
-use super::failure::{Advice, Failure};
+use super::failure::{self, Advice, Failure};
 use super::ui::{self, Table, Ui};
 use crate::MappedPack;
-use crate::arch::check_pack_runnable;
 use crate::convert::plan::scale_type_name;
 use crate::dequant::stream::{StreamError, StreamPlan, default_budget};
 use crate::dequant::{Dequantizer, KernelChoice, Output};
@@ -124,9 +123,8 @@ struct PackEntry {
     smallest_bytes: u64,
     /// How it will run; nothing where the budget is too small for that.
     plan: Option<PlanEntry>,
-    /// Why it can be streamed, but not trained or generated from.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    not_runnable: Option<String>,
+    /// Why train, eval and generate would refuse it.
+    cannot_run: Vec<String>,
 }
 
 #[derive(Serialize)]
@@ -293,7 +291,8 @@ impl Speed {
 impl PackEntry {
     fn new(file: &Path, gpu: &Gpu, budget: Option<u64>) -> Result<Self> {
         let mapped = MappedPack::open(file)?;
-        let index = mapped.pack().index();
+        let pack = mapped.pack();
+        let index = pack.index();
         let max_buffer = gpu.limits().max_buffer_size;
         let whole = StreamPlan::new(index, max_buffer, None, false)?;
         let plan = match StreamPlan::new(index, max_buffer, budget, false) {
@@ -312,7 +311,7 @@ impl PackEntry {
             resident_bytes: whole.needed_bytes,
             smallest_bytes: whole.minimum_bytes,
             plan,
-            not_runnable: check_pack_runnable(&mapped.pack()).err().map(|obstacle| obstacle.to_string()),
+            cannot_run: failure::cannot_run_pack(file, pack),
         })
     }
 
@@ -345,8 +344,8 @@ impl PackEntry {
             "needs"
         );
         let _ = writeln!(text, "{:<15} with buffers to upload through, and without the tensors of no layer", "");
-        if let Some(why) = &self.not_runnable {
-            let _ = writeln!(text, "{:<15} it cannot be trained or generated from: {why}", "");
+        for (i, reason) in self.cannot_run.iter().enumerate() {
+            let _ = writeln!(text, "{:<15} {reason}", if i == 0 { "does not run" } else { "" });
         }
     }
 }

@@ -12,19 +12,20 @@ use serde_json::json;
 use super::args::{BenchCommand, Command, Usage};
 use super::ui;
 use crate::OpenError;
-use crate::arch::{ArchError, ConfigError};
+use crate::arch::{ArchError, ConfigError, ModelConfig, check_files_runnable, check_pack_runnable};
 use crate::convert::ConvertError;
 use crate::convert::plan::PlanError;
 use crate::convert::source::{HeaderError, SourceError};
 use crate::data::DataError;
 use crate::dequant::DequantError;
-use crate::dequant::stream::StreamError;
+use crate::dequant::stream::{PackSource, StreamError};
 use crate::export::{ExportError, WriteError};
-use crate::format::FormatError;
+use crate::format::{FormatError, Pack};
 use crate::gpu::{self, DRIVER_HINT, GpuError};
 use crate::lora::adapter::AdapterError;
 use crate::merge::MergeError;
 use crate::model::ModelError;
+use crate::model::decoder::{read_config, read_tokenizer};
 use crate::model::generate::GenerateError;
 use crate::model::plan::MemoryError;
 use crate::ops::OpError;
@@ -407,12 +408,36 @@ fn no_device() -> String {
     }
 }
 
+/// Why the embedded files of a pack do not do to train, evaluate and generate, a sentence each; `file` gives the bytes of one.
+pub fn bad_files<'a>(file: impl Fn(&str) -> Option<&'a [u8]>) -> Vec<String> {
+    check_files_runnable(file).iter().map(unusable).collect()
+}
+
+/// Why the model of the pack at `path` cannot be run, a sentence each: by its index, by its files, and by whether its tokenizer loads.
+pub fn cannot_run_pack(path: &Path, pack: Pack<'_>) -> Vec<String> {
+    let mut found: Vec<String> = check_pack_runnable(&pack).err().iter().map(unusable).collect();
+    found.extend(bad_files(|name| pack.file(name).map(|file| file.bytes)));
+    if found.is_empty() { cannot_load(path).into_iter().collect() } else { found }
+}
+
+/// Why the tokenizer of the pack at `path`, in which nothing else is wrong, does not load.
+pub fn cannot_load(path: &Path) -> Option<String> {
+    let source = PackSource::open(path, true).ok()?;
+    let load = |model: ModelConfig| read_tokenizer(&source, &model, 0).map(drop);
+    read_config(&source).and_then(load).err().map(|error| unusable(&error))
+}
+
+fn unusable(reason: &impl std::fmt::Display) -> String {
+    format!("train, eval and generate cannot use this pack: {reason}")
+}
+
+/// Where kernels give wrong values.
+const UNFIT: &str = "the kernels do not work on this GPU: update its driver, or name another with --gpu";
+
 fn of_dequant(error: &DequantError, advice: Advice) -> Option<String> {
     match error {
         DequantError::Gpu(e) => of_gpu(e, advice),
-        DequantError::Unfit { .. } => {
-            Some("no kernel works on this GPU: update its driver, or name another with --gpu".into())
-        }
+        DequantError::Unfit { .. } => Some(UNFIT.into()),
         _ => None,
     }
 }
@@ -548,6 +573,7 @@ fn of_train(error: &ModelError, advice: Advice) -> Option<String> {
     match error {
         ModelError::Op(OpError::Gpu(e)) => of_gpu(e, advice),
         ModelError::Op(OpError::Weights(e)) => of_dequant(e, advice),
+        ModelError::Op(OpError::Unfit { .. }) => Some(UNFIT.into()),
         ModelError::Stream(e) => of_stream(e, advice),
         ModelError::Data(e) => of_data(e),
         ModelError::Adapter(e) => of_adapter(e),

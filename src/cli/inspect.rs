@@ -13,7 +13,7 @@ use super::ui::{self, Table, Ui};
 use crate::arch::Family;
 use crate::convert::plan::scale_type_name;
 use crate::format::layout::{FEATURE_SIGNED_SCALES, MAJOR_VERSION};
-use crate::format::{Pack, Provenance, Section, SectionKind};
+use crate::format::{Pack, Provenance, Role, Section, SectionKind};
 use crate::{LayerError, MappedPack};
 
 pub fn run(args: &InspectArgs) -> Result<Outcome> {
@@ -175,7 +175,8 @@ impl<'a> Document<'a> {
         let (layers, sections) = (ui::plural(u64::from(self.layers), "layer"), ui::plural(self.sections, "section"));
         let _ = writeln!(text, "{} bytes, {layers}, {sections}\n", ui::grouped(self.bytes));
         if let Some(provenance) = &self.provenance {
-            origin(text, provenance);
+            let tied = self.roles.iter().all(|sizes| sizes.role != Role::LmHead.name());
+            origin(text, provenance, tied);
         }
         let mut table = Table::new(&["role", "stored as", ">tensors", ">elements", ">bytes"]);
         for role in &self.roles {
@@ -199,9 +200,9 @@ impl<'a> Document<'a> {
     }
 }
 
-/// Where the pack comes from.
-fn origin(text: &mut String, p: &Provenance) {
-    let tied = if p.tied_embeddings { ", lm_head tied to the embedding" } else { "" };
+/// Where the pack comes from; `tied` where it has no lm_head, which is what decides.
+fn origin(text: &mut String, p: &Provenance, tied: bool) {
+    let tied = if tied { ", lm_head tied to the embedding" } else { "" };
     let class = Family::find(&p.model_type).map_or("no family that this version runs", |family| family.class);
     let _ = writeln!(text, "model        {} ({class}){tied}", p.model_type);
     let _ =

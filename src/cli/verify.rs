@@ -1,16 +1,15 @@
 //! `nf4pack verify`.
 
 use std::fmt::Write;
-use std::path::Path;
 
 use clap::builder::styling::AnsiColor;
 use serde::Serialize;
 
 use super::Outcome;
 use super::args::VerifyArgs;
+use super::failure;
 use super::ui::{self, Table, Ui, Unit};
 use crate::MappedPack;
-use crate::arch::check_pack_runnable;
 use crate::verify::{self, AgainstReport, VerifyReport};
 
 /// Mismatches that are printed: another model has one for every tensor.
@@ -21,13 +20,12 @@ struct Document<'a> {
     file: String,
     /// Neither a fault nor a mismatch.
     good: bool,
-    /// Why the pack, good as it is, cannot be trained or generated from.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    not_runnable: Option<String>,
     #[serde(flatten)]
     report: &'a VerifyReport,
     #[serde(skip_serializing_if = "Option::is_none")]
     against: Option<&'a AgainstReport>,
+    /// Why train, eval and generate would refuse the pack; empty where it is damaged, too.
+    cannot_run: &'a [String],
 }
 
 pub fn run(args: &VerifyArgs) -> anyhow::Result<Outcome> {
@@ -46,24 +44,19 @@ pub fn run(args: &VerifyArgs) -> anyhow::Result<Outcome> {
     };
     let mismatches = against.as_ref().map_or(0, |a| a.mismatches.len());
     let good = report.faults.is_empty() && mismatches == 0;
-    // A damaged pack has other troubles.
-    let not_runnable = if report.faults.is_empty() { obstacle(&args.file)? } else { None };
-    if let Some(why) = &not_runnable {
-        ui.warning(&format!("the pack cannot be trained or generated from: {why}"));
+    let mut cannot_run = Vec::new();
+    if report.faults.is_empty() {
+        let mapped = MappedPack::open(&args.file)?;
+        cannot_run = failure::cannot_run_pack(&args.file, mapped.pack());
     }
-    let (file, against) = (args.file.display().to_string(), against.as_ref());
-    let document = Document { file, good, not_runnable, report: &report, against };
+    let file = args.file.display().to_string();
+    let document = Document { file, good, report: &report, against: against.as_ref(), cannot_run: &cannot_run };
     ui.result(&document, || document.text())?;
+    cannot_run.iter().for_each(|reason| ui.note(reason));
     if !good {
         complain(&document);
     }
     Ok(Outcome::from(good))
-}
-
-/// Why the pack cannot be run.
-fn obstacle(file: &Path) -> anyhow::Result<Option<String>> {
-    let mapped = MappedPack::open(file)?;
-    Ok(check_pack_runnable(&mapped.pack()).err().map(|obstacle| obstacle.to_string()))
 }
 
 /// Says on stderr that the pack is not good; with `--quiet` that is all there is to read, so it names the first culprit.

@@ -8,7 +8,7 @@ use crate::arch::Naming;
 pub enum Notice {
     /// The folder holds both weight layouts; the single file is read, as transformers does.
     IndexIgnored,
-    /// `lm_head.weight` repeats the embedding of a tied model byte for byte, so the pack leaves it out.
+    /// `lm_head.weight` has the values of a tied model's embedding, so the pack leaves it out.
     TiedHeadDropped,
     /// The options leave nothing to quantise.
     NothingQuantised,
@@ -56,13 +56,13 @@ impl std::fmt::Display for Notice {
                  transformers does, and the index with its shards is ignored"
             }
             Self::TiedHeadDropped => {
-                "lm_head.weight is identical to model.embed_tokens.weight and tied to it (tie_word_embeddings): it is stored \
-                 once"
+                "lm_head.weight has the values of model.embed_tokens.weight and is tied to it (tie_word_embeddings): they \
+                 are stored once"
             }
             Self::NothingQuantised => "no tensor is quantised: the pack holds the weights as they are",
             Self::TiedHeadDiffers => {
                 "config.json says tie_word_embeddings, but lm_head.weight differs from model.embed_tokens.weight: both are \
-                 kept"
+                 kept, and lm_head.weight gives the logits, as in transformers 5"
             }
         };
         f.write_str(text)

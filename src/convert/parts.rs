@@ -41,8 +41,9 @@ fn check_stray(model: &Model, stray: &Stray, tensor: &TensorInfo) -> Result<(), 
     }
 }
 
-/// Settles what becomes of an output projection that config.json ties to the embedding: one that repeats the embedding is
-/// dropped from `model`, one that differs stays. Reads both tensors.
+/// Settles what becomes of an output projection that config.json ties to the embedding. One that has the embedding's
+/// values, in any float type, is dropped from `model`; one that differs stays, and the model is not tied. Reads both
+/// tensors.
 ///
 /// # Errors
 ///
@@ -55,7 +56,9 @@ pub fn resolve_tied(model: &mut Model, checkpoint: &Checkpoint) -> Result<Option
     let (true, Some(embedding), Some(head)) = (model.config.tied, tensor(Role::Embedding), tensor(Role::LmHead)) else {
         return Ok(None);
     };
-    if !checkpoint.same_bytes(embedding, head)? {
+    if !checkpoint.same_values(embedding, head)? {
+        // The stored projection counts, as in transformers 5.
+        model.config.tied = false;
         return Ok(Some(Notice::TiedHeadDiffers));
     }
     model.tensors.retain(|placed| placed.role != Role::LmHead);

@@ -86,6 +86,12 @@ impl Conversion {
         &self.model
     }
 
+    /// The bytes of a file of the checkpoint that the pack will hold; an empty one has no place in it.
+    pub fn file(&self, name: &str) -> Option<&[u8]> {
+        let mut files = self.checkpoint.side_files.iter().filter(|(_, bytes)| !bytes.is_empty());
+        files.find(|(file, _)| file == name).map(|(_, bytes)| bytes.as_slice())
+    }
+
     /// What the user should know.
     pub fn notices(&self) -> &[Notice] {
         &self.notices

@@ -188,8 +188,7 @@ impl Fast {
     }
 }
 
-const FAST_SOURCE: &str =
-    concat!(include_str!("../../shaders/nf4_tables.wgsl"), include_str!("../../shaders/nf4_fast.wgsl"));
+const FAST_SOURCE: &str = concat!(include_str!("../../shaders/codec_nf4.wgsl"), include_str!("../../shaders/nf4_fast.wgsl"));
 const PLAIN_SOURCE: &str = include_str!("../../shaders/nf4_plain.wgsl");
 
 /// Which kernel serves an output, and why.
@@ -411,7 +410,7 @@ impl Dequantizer {
 }
 
 /// The shaders' `SCALES`.
-pub(crate) fn scales_constant(scale_type: ScaleType) -> f64 {
+pub(super) fn scales_constant(scale_type: ScaleType) -> f64 {
     match scale_type {
         ScaleType::F32 => 0.0,
         ScaleType::Bf16 => 1.0,

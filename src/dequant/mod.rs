@@ -13,6 +13,8 @@ mod neon;
 pub(crate) mod operand;
 #[cfg(feature = "gpu")]
 mod plan;
+#[cfg(feature = "gpu")]
+pub(crate) mod sample;
 mod scalar;
 #[cfg(feature = "gpu")]
 mod selftest;

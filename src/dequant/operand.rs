@@ -1,16 +1,65 @@
-//! Quantised weights as an operand of kernels that decode them as they go.
+//! Quantised weights as an operand of kernels that decode them as they go, and the codecs that do it.
 
 use std::ops::Range;
 
+use super::dequantize;
 use super::error::DequantError;
 use super::kernel::GpuWeights;
-pub(crate) use super::kernel::scales_constant;
+use super::kernel::scales_constant;
 pub(crate) use super::plan::ALIGN;
 use super::plan::{Job, Window};
-use crate::format::nf4::{self, CODES_PER_WORD};
-use crate::gpu::BufferRange;
+use super::sample::Sample;
+use crate::format::nf4::{self, CODEBOOK, CODES_PER_WORD, ScaleType};
+use crate::gpu::{BufferRange, Gpu, GpuError};
 
-/// A run of weights that can be bound, and where in its bindings they are: what nf4_tables.wgsl works on.
+/// Elements in a block of the weights that kernels are tried on: they have many blocks, few as they are.
+const SAMPLE_BLOCK: u32 = 32;
+
+/// How kernels decode quantised weights. Another codec is another file of the same four functions (codec_nf4.wgsl names
+/// them), and an arm here.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(crate) enum Codec {
+    /// NF4, with scales of this type.
+    Nf4(ScaleType),
+}
+
+impl Codec {
+    /// The functions in WGSL: a part of every kernel that decodes.
+    pub fn source(self) -> &'static str {
+        match self {
+            Self::Nf4(_) => include_str!("../../shaders/codec_nf4.wgsl"),
+        }
+    }
+
+    /// The constants of those functions.
+    pub fn constants(self) -> [(&'static str, f64); 1] {
+        match self {
+            Self::Nf4(scale_type) => [("SCALES", scales_constant(scale_type))],
+        }
+    }
+
+    /// The value of each code, before it is scaled: `params.codebook`.
+    pub fn codebook(self) -> [f32; 16] {
+        match self {
+            Self::Nf4(_) => CODEBOOK,
+        }
+    }
+
+    /// Random weights for a trial in GPU memory, and as the CPU decodes them.
+    pub fn sample(self, gpu: &Gpu, elements: u64) -> Result<(GpuWeights, Vec<f32>), GpuError> {
+        match self {
+            Self::Nf4(scale_type) => {
+                let sample = Sample::even(scale_type, elements, SAMPLE_BLOCK);
+                let mut values = vec![f32::NAN; elements as usize];
+                // The sample's lengths are right by construction; were they not, NaN would fail the kernel.
+                let _ = dequantize(&sample.projection(), 0, &mut values);
+                Ok((GpuWeights::upload(gpu, &sample.projection())?, values))
+            }
+        }
+    }
+}
+
+/// A run of weights that can be bound, and where in its bindings they are: what a [`Codec`] works on.
 #[derive(Debug, Clone)]
 pub(crate) struct Operand {
     /// Codes, head, super-scales and scales: bindings 0 to 3.
@@ -28,6 +77,11 @@ pub(crate) struct Operand {
 }
 
 impl GpuWeights {
+    /// How they are decoded.
+    pub(crate) fn codec(&self) -> Codec {
+        Codec::Nf4(self.scale_type)
+    }
+
     /// Elements in every part of the codes but the last, a multiple of 4096.
     ///
     /// # Errors

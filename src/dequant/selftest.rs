@@ -1,13 +1,12 @@
 //! Every fast kernel against the CPU, once on a device.
 
-use std::hash::{DefaultHasher, Hash, Hasher};
-
 use half::{bf16, f16};
 
 use super::error::DequantError;
 use super::kernel::{Dequantizer, Fast, GpuWeights, Output, Path};
+use super::sample::Sample;
 use super::{dequantize, dequantize_bf16, dequantize_f16};
-use crate::format::nf4::{self, Projection, ScaleType, Scales};
+use crate::format::nf4::{Projection, ScaleType};
 use crate::gpu::{BufferRange, GpuError};
 
 /// All scale types.
@@ -53,16 +52,8 @@ impl Verdicts {
 
 /// What an earlier run on this adapter and driver found out about these very kernels, or finds it out.
 pub(super) fn recall_or_run(dequantizer: &Dequantizer) -> Result<Verdicts, DequantError> {
-    let gpu = dequantizer.gpu();
-    let mut kernels = DefaultHasher::new();
-    (dequantizer.sources(), gpu.is_checked()).hash(&mut kernels);
-    let name = format!("self-test-{:016x}", kernels.finish());
-    if let Some(known) = gpu.cached_record(&name).as_deref().and_then(Verdicts::from_record) {
-        return Ok(known);
-    }
-    let found = verdicts(dequantizer)?;
-    gpu.cache_record(&name, &found.to_record());
-    Ok(found)
+    let find = || verdicts(dequantizer);
+    dequantizer.gpu().recall_or_find(dequantizer.sources(), Verdicts::from_record, Verdicts::to_record, find)
 }
 
 /// Tries the fast kernels, and the plain one wherever they fail.
@@ -89,7 +80,7 @@ fn failures(dequantizer: &Dequantizer, path: Path, which: &[Which]) -> Result<Ve
     let mut commands = gpu.commands("self-test");
     let (mut failures, mut trials) = (Vec::new(), Vec::new());
     for &(output, scale_type) in which {
-        let sample = Sample::new(scale_type);
+        let sample = Sample::new(scale_type, ELEMENTS, BLOCK_SIZE);
         let projection = sample.projection();
         let weights = GpuWeights::upload(gpu, &projection)?;
         let poison = vec![0xaa; output.bytes(ELEMENTS) as usize];
@@ -138,86 +129,10 @@ fn difference(output: Output, found: &[u8], expected: &[u8]) -> Option<String> {
     Some(format!("element {i} is 0x{} in place of 0x{}, and {more} more are wrong", hex(found), hex(expected)))
 }
 
-/// A random tensor.
-struct Sample {
-    codes: Vec<u8>,
-    scales: Vec<u8>,
-    scale_type: ScaleType,
-}
-
-impl Sample {
-    fn new(scale_type: ScaleType) -> Self {
-        let mut random = Random(0x9e37_79b9);
-        let blocks = nf4::block_count(ELEMENTS, BLOCK_SIZE);
-        let codes = (0..blocks * u64::from(BLOCK_SIZE / 2)).map(|_| random.bits(8) as u8).collect();
-        let mut scale = || random.scale();
-        let scales = match scale_type {
-            ScaleType::F32 => (0..blocks).flat_map(|_| scale().to_le_bytes()).collect(),
-            ScaleType::Bf16 => (0..blocks).flat_map(|_| bf16::from_f32(scale()).to_le_bytes()).collect(),
-            ScaleType::Dq8 => {
-                // The first super-scale is of the map's and the offset's size, so that a fused multiply-add shows; with the
-                // second one, half of the map gives scales between two f16s or bf16s.
-                let mut floats = vec![1.5];
-                floats.extend((0..128).map(|_| random.tie_from_1_to_2() - 1.5));
-                floats.extend((0..128).map(|_| random.significand()));
-                floats.extend([random.significand(), 1.0]);
-                let codes = (0..blocks).map(|_| random.bits(8) as u8);
-                floats.into_iter().flat_map(f32::to_le_bytes).chain(codes).collect()
-            }
-        };
-        Self { codes, scales, scale_type }
-    }
-
-    fn projection(&self) -> Projection<'_> {
-        let blocks = nf4::block_count(ELEMENTS, BLOCK_SIZE) as usize;
-        let scales = Scales::from_payload(&self.scales, self.scale_type, blocks).unwrap_or(Scales::F32(&[]));
-        Projection { codes: &self.codes, scales, block_size: BLOCK_SIZE, elements: ELEMENTS }
-    }
-}
-
-/// A linear congruential generator, of which only high bits are used.
-struct Random(u64);
-
-impl Random {
-    fn bits(&mut self, count: u32) -> u32 {
-        self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-        (self.0 >> (64 - count)) as u32
-    }
-
-    /// Of either sign, from 1 to 2.
-    fn significand(&mut self) -> f32 {
-        f32::from_bits(self.bits(1) << 31 | 0x3f80_0000 | self.bits(23))
-    }
-
-    /// Half way between two neighbouring f16s or bf16s.
-    fn tie_from_1_to_2(&mut self) -> f32 {
-        let half = if self.bits(1) == 0 { self.bits(7) << 16 | 0x8000 } else { self.bits(10) << 13 | 0x1000 };
-        f32::from_bits(0x3f80_0000 | half)
-    }
-
-    /// Of either sign, from below the least f16 to above the largest; half of them lie between two neighbouring f16s or bf16s,
-    /// which shows how ties are rounded.
-    fn scale(&mut self) -> f32 {
-        let sign = self.bits(1) << 31;
-        let exponent = (127 - 28 + self.bits(6) % 46) << 23;
-        let random = f32::from_bits(sign | exponent | self.bits(23));
-        match self.bits(2) {
-            0 => f32::from_bits(random.to_bits() & 0xffff_0000 | 0x8000),
-            1 => {
-                let low = f16::from_f32(random).to_bits() & 0x7fff;
-                // Between the largest f16 and infinity there is no midpoint.
-                let low = low.min(0x7bfe);
-                let tie = (f16::from_bits(low).to_f32() + f16::from_bits(low + 1).to_f32()) * 0.5;
-                f32::from_bits(sign | tie.to_bits())
-            }
-            _ => random,
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::format::nf4;
 
     #[test]
     fn verdicts_come_back_from_their_record() {
@@ -236,7 +151,7 @@ mod tests {
     #[test]
     fn samples_are_whole_and_differences_are_found() {
         for scale_type in SCALE_TYPES {
-            let sample = Sample::new(scale_type);
+            let sample = Sample::new(scale_type, ELEMENTS, BLOCK_SIZE);
             assert_eq!(sample.projection().scales.len() as u64, nf4::block_count(ELEMENTS, BLOCK_SIZE));
             for output in Output::ALL {
                 let expected = reference(&sample.projection(), output);

@@ -1,4 +1,5 @@
-//! The type of the weights that config.json names: transformers 5 loads all of them in that one.
+//! What config.json says of the weights: their type, in which transformers 5 loads all of them, and whether the output
+//! projection is the embedding.
 
 use regex::bytes::Regex;
 
@@ -7,6 +8,9 @@ use crate::format::FloatType;
 /// The keys of the type: transformers 5 reads the one, or else the other, which is older. What stands before a key keeps strings that
 /// look like one out.
 const KEYS: &str = r#"([{,]\s*"(?:torch_)?dtype"\s*:\s*)"[^"\\]*""#;
+
+/// Whether the output projection is the embedding.
+const TIED: &str = r#"([{,]\s*"tie_word_embeddings"\s*:\s*)(?:true|false)"#;
 
 /// The smallest type that holds all values of all `types`: f16 has not the range of bf16, nor that the digits of f16.
 pub(super) fn common(types: impl IntoIterator<Item = FloatType>) -> Option<FloatType> {
@@ -21,8 +25,19 @@ pub(super) fn with_type(config: &[u8], float_type: FloatType) -> Vec<u8> {
         FloatType::F16 => "float16",
         FloatType::Bf16 => "bfloat16",
     };
-    match Regex::new(KEYS) {
-        Ok(keys) => keys.replace_all(config, format!("${{1}}\"{name}\"").as_bytes()).into_owned(),
+    replace(config, KEYS, &format!("\"{name}\""))
+}
+
+/// A config.json that says `tied` wherever it says whether the output projection is the embedding, and is otherwise the
+/// same in every byte.
+pub(super) fn with_tied(config: &[u8], tied: bool) -> Vec<u8> {
+    replace(config, TIED, if tied { "true" } else { "false" })
+}
+
+/// `value` in place of what follows the first group of `pattern`.
+fn replace(config: &[u8], pattern: &str, value: &str) -> Vec<u8> {
+    match Regex::new(pattern) {
+        Ok(keys) => keys.replace_all(config, format!("${{1}}{value}").as_bytes()).into_owned(),
         Err(_) => config.to_owned(),
     }
 }
@@ -38,6 +53,19 @@ mod tests {
         for (types, expected) in [([Bf16, Bf16], Bf16), ([F16, F16], F16), ([F16, Bf16], F32), ([Bf16, F32], F32)] {
             assert_eq!(common(types), Some(expected), "{types:?}");
         }
+    }
+
+    #[test]
+    fn nothing_but_the_tie_changes() {
+        let of = |config: &str, tied| String::from_utf8(with_tied(config.as_bytes(), tied)).unwrap();
+        let config =
+            r#"{"a": "tie_word_embeddings: true", "tie_word_embeddings" : true, "t": {"tie_word_embeddings":true}}"#;
+        assert_eq!(of(config, true), config);
+        let untied =
+            r#"{"a": "tie_word_embeddings: true", "tie_word_embeddings" : false, "t": {"tie_word_embeddings":false}}"#;
+        assert_eq!(of(config, false), untied);
+        assert_eq!(of(untied, true), config);
+        assert_eq!(of("{}", false), "{}");
     }
 
     #[test]

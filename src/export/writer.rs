@@ -14,7 +14,7 @@ use thiserror::Error;
 use super::config;
 use crate::convert::Progress;
 use crate::convert::source::{CONFIG, SIDE_FILES};
-use crate::format::{FloatType, Pack};
+use crate::format::{FloatType, Pack, Role};
 use crate::io::{publish_folder, sync_dir, temporary_folder};
 
 /// Bytes of tensors in one file of the snapshot, as transformers cuts them.
@@ -116,7 +116,8 @@ pub(crate) fn refuse_existing(target: &Path) -> Result<(), WriteError> {
 }
 
 /// Writes `tensors` and those files of `pack` that checkpoints have ([`SIDE_FILES`]) as the folder `target`, which appears under
-/// its name once it is whole; its config.json names the type that holds all of the tensors. A weights file has at most `shard_len`
+/// its name once it is whole; its config.json names the type that holds all of the tensors, and says whether the pack has
+/// an output projection of its own. A weights file has at most `shard_len`
 /// bytes of tensors (or one tensor, where that is longer). One tensor at a time is in memory. Progress is counted in weights.
 ///
 /// # Errors
@@ -152,13 +153,15 @@ pub(crate) fn write<E: From<WriteError>>(
 
 fn write_files(folder: &Path, pack: Pack<'_>, float_type: Option<FloatType>) -> Result<Vec<String>, WriteError> {
     let mut names = Vec::new();
+    let tied = !pack.has(Role::LmHead);
     // Only the files that checkpoints have: a pack of unknown origin must not bring others, code least of all.
     for file in pack.files().filter(|f| SIDE_FILES.contains(&f.name)) {
-        let path = folder.join(file.name);
-        match float_type.filter(|_| file.name == CONFIG) {
-            Some(float_type) => write_synced(&path, &config::with_type(file.bytes, float_type))?,
-            None => write_synced(&path, file.bytes)?,
+        let mut bytes = Cow::Borrowed(file.bytes);
+        if file.name == CONFIG {
+            bytes = config::with_tied(&bytes, tied).into();
+            bytes = float_type.map_or(bytes.clone(), |float_type| config::with_type(&bytes, float_type).into());
         }
+        write_synced(&folder.join(file.name), &bytes)?;
         names.push(file.name.to_owned());
     }
     Ok(names)

@@ -163,6 +163,14 @@ impl<'a> Pack<'a> {
         self.raw_tensors().find(|t| t.name == name)
     }
 
+    /// Whether a tensor of no layer has this role, in whatever way it is stored.
+    pub fn has(self, role: Role) -> bool {
+        let is = |s: &Section| {
+            s.role == role && s.layer.is_none() && matches!(s.kind, Some(SectionKind::Codes | SectionKind::Raw))
+        };
+        self.index.sections().iter().any(is)
+    }
+
     fn projections_in(self, range: Range<usize>) -> impl Iterator<Item = Projection<'a>> + use<'a> {
         // Validation made sure that every codes section stands right before its scales.
         let pairs = self.index.sections().get(range).unwrap_or_default().windows(2);

@@ -12,6 +12,7 @@ use super::cache::{self, Cache};
 use super::error::GpuError;
 use super::pipeline::Registry;
 use super::timing::Profiler;
+use super::verdict::Known;
 
 /// A wait polls this long at a time: wgpu holds a lock that others may need as long as it waits.
 const STEP: Duration = Duration::from_millis(200);
@@ -68,6 +69,7 @@ pub(super) struct Inner {
     pub(super) limits: wgpu::Limits,
     pub(super) checked: bool,
     pub(super) cache: Cache,
+    pub(super) known: Known,
     pub(super) registry: Registry,
     pub(super) profiler: Option<Profiler>,
     fault: Arc<Mutex<Option<GpuError>>>,
@@ -113,6 +115,7 @@ impl Gpu {
             checked: options.checked,
             profiler: options.profile.then(Profiler::default),
             under_way: Mutex::default(),
+            known: Known::default(),
             cache,
             device,
             queue,

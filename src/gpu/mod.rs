@@ -23,6 +23,7 @@ mod pipeline;
 mod readback;
 mod timing;
 mod upload;
+mod verdict;
 
 pub use adapter::{AdapterSummary, DRIVER_HINT, adapters};
 pub use buffer::BufferRange;

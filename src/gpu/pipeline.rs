@@ -52,6 +52,22 @@ pub struct KernelSpec {
     pub constants: Vec<(&'static str, f64)>,
 }
 
+impl std::hash::Hash for KernelSpec {
+    fn hash<H: std::hash::Hasher>(&self, state: &mut H) {
+        (&self.shader, self.entry).hash(state);
+        self.constants.iter().for_each(|(name, value)| (name, value.to_bits()).hash(state));
+    }
+}
+
+#[cfg(test)]
+impl KernelSpec {
+    /// The same with other text in the place of some of its shader's, and runtime checks.
+    pub(crate) fn patched(self, from: &str, to: &str) -> Self {
+        let source = self.shader.source.replace(from, to);
+        Self { shader: Shader::checked(self.shader.name, source), ..self }
+    }
+}
+
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 struct Key {
     shader: Shader,

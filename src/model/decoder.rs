@@ -8,12 +8,11 @@ use crate::gpu::{BufferRange, Commands, Gpu};
 use crate::lora::gpu::{GpuAdapter, Mask};
 use crate::model::error::{ModelError, NonFiniteAt};
 use crate::model::kv_cache::Past;
-use crate::model::layer::{Layer, raw_tensor, weight};
+use crate::model::layer::{Layer, elements, weight};
 use crate::model::workspace::{Backward, Memory, Workspace};
 use crate::ops::matmul::{Matmul, Weight};
 use crate::ops::{
-    Attention, ChunkedLoss, Dropout, FiniteCheck, Gather, Mat, OpError, RawTensor, RmsNorm, Rotary, Scale, SwiGlu,
-    inverse_frequencies,
+    Attention, ChunkedLoss, Dropout, FiniteCheck, Gather, Mat, OpError, RmsNorm, Rotary, Scale, SwiGlu, inverse_frequencies,
 };
 
 /// The operations of a device.
@@ -131,9 +130,8 @@ impl Model {
         let missing = ModelError::MissingTensor { layer: None, role: Role::Embedding };
         let globals = stream.globals()?.cloned().ok_or(missing)?;
         let final_norm = Mat::new(gpu, "final norm", 1, config.hidden)?;
-        let tensor = raw_tensor(&globals, Role::FinalNorm, &[config.hidden.into()])?;
         let mut commands = gpu.commands("final norm");
-        kernels.gather.to_f32(&mut commands, &RawTensor::of(tensor)?, &final_norm)?;
+        kernels.gather.to_f32(&mut commands, elements(&globals, Role::FinalNorm, &[config.hidden.into()])?, &final_norm)?;
         commands.submit()?;
         Ok(Self { gpu: gpu.clone(), config, stream, globals, final_norm, rotary, kernels })
     }
@@ -210,11 +208,10 @@ impl Model {
     }
 
     fn embed(&self, work: &Workspace<Mat>, batch: &GpuBatch) -> Result<(), ModelError> {
-        let shape = [self.config.vocab.into(), self.config.hidden.into()];
-        let table = raw_tensor(&self.globals, Role::Embedding, &shape)?;
+        let table = weight(&self.globals, Role::Embedding, self.config.vocab, self.config.hidden)?;
         let mut commands = self.gpu.commands("embedding");
         let x = work.before(0)?;
-        self.kernels.gather.embed(&mut commands, &RawTensor::of(table)?, &batch.ids, x)?;
+        self.kernels.gather.embed(&mut commands, &table, &batch.ids, x)?;
         self.kernels.scale.record(&mut commands, self.config.embedding_multiplier as f32, x)?;
         commands.submit()?;
         Ok(())
@@ -242,9 +239,10 @@ impl Model {
         Ok(())
     }
 
-    /// The output projection: `lm_head`, or the embedding where they are tied. Its products have the scaling of the logits.
+    /// The output projection: a stored `lm_head`, else the embedding (spec section 4). What config.json says of it plays no part. Its
+    /// products have the scaling of the logits.
     fn head(&self) -> Result<Weight<'_>, ModelError> {
-        let role = if self.config.tied { Role::Embedding } else { Role::LmHead };
+        let role = if self.globals.has(Role::LmHead) { Role::LmHead } else { Role::Embedding };
         let head = weight(&self.globals, role, self.config.vocab, self.config.hidden)?;
         Ok(head.times((1.0 / self.config.logits_scaling) as f32))
     }

@@ -9,7 +9,7 @@
 //! factor r (`residual_multiplier`) is 1 but in Granite: the products with the weights have it, and so have their gradients.
 
 use crate::arch::config::{LayerAttention, ModelConfig};
-use crate::dequant::stream::{StreamedLayer, StreamedTensor};
+use crate::dequant::stream::StreamedLayer;
 use crate::format::Role;
 use crate::gpu::Commands;
 use crate::lora::config::{TARGETS, projection_shape};
@@ -18,7 +18,7 @@ use crate::model::error::ModelError;
 use crate::model::linear::Linear;
 use crate::model::workspace::{Backward, Workspace};
 use crate::ops::matmul::{Elements, Weight};
-use crate::ops::{AttentionShape, Mat, OpError, RawTensor};
+use crate::ops::{AttentionShape, Mat, OpError};
 
 /// The bias of each of [`TARGETS`].
 const BIASES: [Role; 7] = [Role::QBias, Role::KBias, Role::VBias, Role::OBias, Role::GateBias, Role::UpBias, Role::DownBias];
@@ -247,21 +247,20 @@ fn record_constants(pass: &Pass<'_>, commands: &mut Commands, layer: &StreamedLa
     let biases = BIASES.into_iter().zip(constants.biases.iter().map(Option::as_ref));
     for (role, target) in norms.into_iter().chain(biases) {
         let Some(target) = target else { continue };
-        let tensor = raw_tensor(layer, role, &[target.cols.into()])?;
-        pass.kernels.gather.to_f32(commands, &RawTensor::of(tensor)?, target)?;
+        pass.kernels.gather.to_f32(commands, elements(layer, role, &[target.cols.into()])?, target)?;
     }
     Ok(())
 }
 
-/// A raw tensor of this shape.
-pub(super) fn raw_tensor<'a>(
-    layer: &'a StreamedLayer,
-    role: Role,
-    expected: &[u64],
-) -> Result<&'a StreamedTensor, ModelError> {
+/// The elements of a tensor of this shape, quantised or kept as floats.
+pub(super) fn elements<'a>(layer: &'a StreamedLayer, role: Role, expected: &[u64]) -> Result<Elements<'a>, ModelError> {
+    if let Some(quantised) = layer.projection(role) {
+        check_shape(layer, role, quantised.shape.dims(), expected)?;
+        return Ok(Elements::Quantized(&quantised.weights));
+    }
     let tensor = layer.raw_tensor(role).ok_or(ModelError::MissingTensor { layer: layer.number, role })?;
     check_shape(layer, role, tensor.shape.dims(), expected)?;
-    Ok(tensor)
+    Ok(Elements::Raw { float_type: tensor.float_type, parts: &tensor.parts })
 }
 
 fn check_shape(layer: &StreamedLayer, role: Role, found: &[u64], expected: &[u64]) -> Result<(), ModelError> {
@@ -283,16 +282,6 @@ fn projection<'a>(layer: &'a StreamedLayer, role: Role, model: &ModelConfig) -> 
 
 /// A weight [outputs, inputs], quantised or kept as floats.
 pub(super) fn weight<'a>(layer: &'a StreamedLayer, role: Role, outputs: u32, inputs: u32) -> Result<Weight<'a>, ModelError> {
-    let expected = [outputs.into(), inputs.into()];
-    let elements = match layer.projection(role) {
-        Some(quantised) => {
-            check_shape(layer, role, quantised.shape.dims(), &expected)?;
-            Elements::Nf4(&quantised.weights)
-        }
-        None => {
-            let tensor = raw_tensor(layer, role, &expected)?;
-            Elements::Raw { float_type: tensor.float_type, parts: &tensor.parts }
-        }
-    };
+    let elements = elements(layer, role, &[outputs.into(), inputs.into()])?;
     Ok(Weight::new(elements, outputs, inputs))
 }

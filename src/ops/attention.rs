@@ -59,6 +59,7 @@ impl Tiling {
 
 /// The largest head: the shader's `4 * MOST_PARTS` elements for each thread along the columns.
 const MOST_HEAD_DIM: u32 = 32 * Tiling::DEFAULT.columns;
+const _: () = assert!(MOST_HEAD_DIM == crate::arch::MAX_HEAD_DIM, "packs are judged by it");
 
 /// Causal attention with query heads that share key and value heads, forward and backward.
 ///

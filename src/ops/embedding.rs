@@ -1,96 +1,70 @@
-//! Frozen tensors in their own float type: rows of an embedding table, and small ones (norms, biases) whole, as float32.
+//! Rows of frozen tensors as float32: of an embedding table, and small tensors (norms, biases) whole. The kernels decode quantised
+//! ones as they go.
+
+use std::borrow::Cow;
 
 use bytemuck::{Pod, Zeroable};
 
+use super::matmul::weight::{Elements, Rectangle, Right, Weight, floats_constant};
 use super::pieces::{Piece, ROWS, pieces};
+use super::trial::{Tried, difference, stored};
 use super::{Mat, OpError};
-use crate::dequant::stream::StreamedTensor;
+use crate::dequant::operand::Codec;
+use crate::dequant::sample::Random;
 use crate::format::FloatType;
 use crate::gpu::{BufferRange, Commands, Gpu, GpuError, Kernel, KernelSpec, Shader};
 
 /// Threads of a workgroup, an element each.
 const WORKGROUP: u64 = 256;
-/// Elements in one window of a table: keeps indices within 32 bits.
-const WINDOW: u64 = 1 << 30;
-/// Bytes that bindings start on multiples of.
-const ALIGN: u64 = 256;
 /// The longest row.
 const WIDEST: u64 = 1 << 29;
 
-/// A tensor [rows, cols] in GPU memory.
-#[derive(Debug, Clone, Copy)]
-pub struct RawTensor<'a> {
-    /// Type of the elements.
-    pub float_type: FloatType,
-    /// Little-endian elements, row-major, cut anywhere between two elements. A part starts on a multiple of 256 bytes, and its
-    /// buffer reaches to the next multiple of 4 after its end.
-    pub parts: &'a [BufferRange],
-    /// Rows: the vocabulary.
-    pub rows: u32,
-    /// Elements of a row.
-    pub cols: u32,
+/// How a table is stored, which makes a kernel.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+enum Kind {
+    Quantized(Codec),
+    Raw(FloatType),
 }
 
-/// Consecutive elements of a tensor, in one binding.
-#[derive(Debug, Clone)]
-struct Window {
-    /// The first element, within the tensor.
-    first: u64,
-    count: u64,
-    range: BufferRange,
-}
-
-impl<'a> RawTensor<'a> {
-    /// A tensor of one dimension (a single row) or two, as the layer stream has it.
-    ///
-    /// # Errors
-    /// [`OpError::Shape`] for one of more dimensions, or with one past 2^32.
-    pub fn of(tensor: &'a StreamedTensor) -> Result<Self, OpError> {
-        let dim = |dim: u64| {
-            let (expected, what) = (u32::MAX.into(), "a dimension of the tensor");
-            u32::try_from(dim).map_err(|_| OpError::Shape { operation: "gather", what, expected, found: dim })
-        };
-        let (rows, cols) = match *tensor.shape.dims() {
-            [cols] => (1, dim(cols)?),
-            [rows, cols] => (dim(rows)?, dim(cols)?),
-            ref dims => {
-                let (what, found) = ("the number of dimensions", dims.len() as u64);
-                return Err(OpError::Shape { operation: "gather", what, expected: 2, found });
-            }
-        };
-        Ok(Self { float_type: tensor.float_type, parts: &tensor.parts, rows, cols })
-    }
-
-    /// The tensor in windows that can be bound.
-    fn windows(&self, limit: u64) -> Result<Vec<Window>, OpError> {
-        let shape = |what, expected, found| OpError::Shape { operation: "gather", what, expected, found };
-        let size = self.float_type.size() as u64;
-        let most = (limit / ALIGN * ALIGN).min(WINDOW * size);
-        let mut windows = Vec::new();
-        let mut first = 0;
-        for part in self.parts {
-            if !part.size.is_multiple_of(size) {
-                return Err(shape("the size of a part", part.size.next_multiple_of(size), part.size));
-            }
-            let mut at = 0;
-            while at < part.size && most > 0 {
-                let bytes = most.min(part.size - at);
-                let range = part.slice(at, bytes.next_multiple_of(4));
-                windows.push(Window { first, count: bytes / size, range });
-                first += bytes / size;
-                at += bytes;
-            }
+impl Kind {
+    fn of(window: &Right) -> Self {
+        match window {
+            Right::Quantized { codec, .. } => Self::Quantized(*codec),
+            Right::Raw { float_type, .. } => Self::Raw(*float_type),
         }
-        let elements = u64::from(self.rows) * u64::from(self.cols);
-        if first == elements { Ok(windows) } else { Err(shape("the number of elements", elements, first)) }
+    }
+
+    fn spec(self) -> KernelSpec {
+        let (name, source, constants) = match self {
+            Self::Quantized(codec) => {
+                let source = [GATHER, codec.source(), QUANTIZED].concat();
+                ("gather_quantized", Cow::Owned(source), codec.constants().to_vec())
+            }
+            Self::Raw(float_type) => ("gather_raw", RAW.into(), vec![("FLOATS", floats_constant(float_type))]),
+        };
+        // SAFETY: `dispatch` binds a window with all of its elements, at most 2^30, an id for every token of a piece, and their rows
+        // of at most 2^29 floats together. The only loop fills the tables of a codec, before the barrier that precedes their use.
+        let shader = unsafe { Shader::trusted(name, source) };
+        KernelSpec { shader, entry: "gather", constants }
     }
 }
 
-/// Copies what is asked of a frozen tensor to float32, exactly.
-#[derive(Debug, Clone)]
+macro_rules! shader {
+    ($file:literal) => {
+        include_str!(concat!("../../shaders/", $file, ".wgsl"))
+    };
+}
+
+const RAW: &str = concat!(shader!("gather"), shader!("gather_raw"));
+/// What stands before and after a codec.
+const GATHER: &str = shader!("gather");
+const QUANTIZED: &str = shader!("gather_quantized");
+
+/// Copies what is asked of a frozen tensor to float32: exactly, or as the CPU decodes it.
+#[derive(Debug)]
 pub struct Gather {
     gpu: Gpu,
-    kernels: [Kernel; 3],
+    kernels: Tried<Kind>,
     /// The id 0.
     zero: BufferRange,
 }
@@ -106,24 +80,28 @@ struct Params {
     first_row: u32,
     first_column: u32,
     poison: u32,
-    pad: u32,
+    first: u32,
+    block_first: u32,
+    block_bits: u32,
+    scales_first: u32,
+    supers_first: u32,
+    zero: u32,
+    pad: [u32; 3],
+    codebook: [f32; 16],
 }
 
 impl Gather {
     /// The kernels of `gpu`.
     ///
     /// # Errors
-    /// [`GpuError::Invalid`], [`GpuError::KernelLimit`], [`GpuError::OutOfMemory`].
+    /// [`GpuError::OutOfMemory`].
     pub fn new(gpu: &Gpu) -> Result<Self, GpuError> {
-        // SAFETY: `dispatch` binds a window with all of its elements, at most 2^30, an id for every token of a piece, and their rows
-        // of at most 2^29 floats together; there are no loops and no workgroup memory.
-        let shader = unsafe { Shader::trusted("gather", include_str!("../../shaders/gather.wgsl")) };
-        let kernel = |float_type: u32| {
-            let constants = vec![("TYPE", float_type.into())];
-            gpu.kernel(&KernelSpec { shader: shader.clone(), entry: "gather", constants })
-        };
+        Self::with(gpu, Tried::new(gpu))
+    }
+
+    fn with(gpu: &Gpu, kernels: Tried<Kind>) -> Result<Self, GpuError> {
         let zero = BufferRange { buffer: gpu.storage_with("id", &[0; 4])?, offset: 0, size: 4 };
-        Ok(Self { gpu: gpu.clone(), kernels: [kernel(0)?, kernel(1)?, kernel(2)?], zero })
+        Ok(Self { gpu: gpu.clone(), kernels, zero })
     }
 
     /// Records the embedding of tokens: row `ids[t]` of `table` [vocabulary, hidden] to row t of `out` [tokens, hidden]. `ids` holds a
@@ -131,103 +109,161 @@ impl Gather {
     /// the table gives a row of NaN, so that the error is not lost.
     ///
     /// # Errors
-    /// [`OpError::Shape`].
-    pub fn embed(
-        &self,
-        commands: &mut Commands,
-        table: &RawTensor<'_>,
-        ids: &BufferRange,
-        out: &Mat,
-    ) -> Result<(), OpError> {
+    /// [`OpError::Shape`], [`OpError::Weights`]; [`OpError::Unfit`] where the kernel gives wrong values on this device.
+    pub fn embed(&self, commands: &mut Commands, table: &Weight<'_>, ids: &BufferRange, out: &Mat) -> Result<(), OpError> {
         let expected = 4 * u64::from(out.rows);
         if ids.size < expected {
             let (what, found) = ("the size of the ids", ids.size);
             return Err(OpError::Shape { operation: "gather", what, expected, found });
         }
-        out.check("gather", out.rows, table.cols)?;
+        out.check("gather", out.rows, table.inputs())?;
         self.dispatch(commands, table, ids, out)
     }
 
-    /// Records the copy of a whole tensor to `out`, which has as many elements: norms, biases.
+    /// Records the copy of a whole tensor, taken as one row, to `out`, which has as many elements: norms, biases.
     ///
     /// # Errors
-    /// [`OpError::Shape`].
-    pub fn to_f32(&self, commands: &mut Commands, tensor: &RawTensor<'_>, out: &Mat) -> Result<(), OpError> {
-        let elements = u64::from(tensor.rows) * u64::from(tensor.cols);
-        let cols = u32::try_from(elements).unwrap_or(u32::MAX);
-        let flat = Mat { range: out.range.clone(), rows: 1, cols: out.rows.saturating_mul(out.cols) };
+    /// As [`Gather::embed`].
+    pub fn to_f32(&self, commands: &mut Commands, elements: Elements<'_>, out: &Mat) -> Result<(), OpError> {
+        let cols = u32::try_from(out.elements()).unwrap_or(u32::MAX);
+        let flat = Mat { range: out.range.clone(), rows: 1, cols };
         flat.check("gather", 1, cols)?;
-        self.dispatch(commands, &RawTensor { rows: 1, cols, ..*tensor }, &self.zero, &flat)
+        self.dispatch(commands, &Weight::new(elements, 1, cols), &self.zero, &flat)
     }
 
-    fn dispatch(&self, commands: &mut Commands, table: &RawTensor<'_>, ids: &BufferRange, out: &Mat) -> Result<(), OpError> {
-        let width = u64::from(table.cols);
+    fn dispatch(&self, commands: &mut Commands, table: &Weight<'_>, ids: &BufferRange, out: &Mat) -> Result<(), OpError> {
+        let width = u64::from(table.inputs());
         if width > WIDEST {
             return Err(OpError::Shape { operation: "gather", what: "the row's length", expected: WIDEST, found: width });
         }
-        let [f32, f16, bf16] = &self.kernels;
-        let kernel = match table.float_type {
-            FloatType::F32 => f32,
-            FloatType::F16 => f16,
-            FloatType::Bf16 => bf16,
-        };
-        let windows = table.windows(self.gpu.limits().max_storage_buffer_binding_size)?;
+        let windows = table.pieces("gather", self.gpu.limits().max_storage_buffer_binding_size)?;
         for piece in pieces(&self.gpu, out.rows.into(), 4 * width, ROWS)? {
-            for window in &windows {
+            for (number, (rectangle, window)) in windows.iter().enumerate() {
+                let kind = Kind::of(window);
+                let kernel = self.kernels.get(kind, || kind.spec(), |kernel| self.trial(kind, kernel))?;
                 let out = piece.of(&out.range, 4 * width);
-                let params = params(table, piece, window);
+                let params = Params { poison: (number == 0).into(), ..Params::of(table, piece, rectangle, window) };
                 let (bytes, groups) = (2 * out.size, self.gpu.grid((out.size / 4).div_ceil(WORKGROUP)));
-                let bindings = [piece.of(ids, 4), window.range.clone(), out];
-                commands.dispatch(kernel, &bindings, bytemuck::bytes_of(&params), groups, bytes);
+                let [b0, b1, b2, b3] = window.bindings();
+                let bindings = [b0, b1, b2, b3, piece.of(ids, 4), out];
+                commands.dispatch(&kernel, &bindings, bytemuck::bytes_of(&params), groups, bytes);
             }
         }
         Ok(())
     }
+
+    /// How the rows that a kernel gathers from a small table differ from the CPU's, if they do. One id is past the table.
+    fn trial(&self, kind: Kind, kernel: &Kernel) -> Result<Option<String>, OpError> {
+        const SIZE: [u32; 2] = [401, 21];
+        let [rows, cols] = SIZE;
+        let (quantized, parts, values);
+        let elements = match kind {
+            Kind::Quantized(codec) => {
+                (quantized, values) = codec.sample(&self.gpu, u64::from(rows * cols))?;
+                Elements::Quantized(&quantized)
+            }
+            Kind::Raw(float_type) => {
+                let mut random = Random::default();
+                let floats: Vec<f32> = (0..rows * cols).map(|_| random.uniform()).collect();
+                let (bytes, widened) = stored(float_type, &floats);
+                values = widened.into_owned();
+                let buffer = self.gpu.storage_with("trial", &bytes)?;
+                parts = [BufferRange { buffer, offset: 0, size: bytes.len() as u64 }];
+                Elements::Raw { float_type, parts: &parts }
+            }
+        };
+        let ids: Vec<u32> = (0..24).map(|i| if i == 7 { rows } else { (i * 173 + 400) % rows }).collect();
+        let out = Mat::new(&self.gpu, "trial", ids.len() as u32, cols)?;
+        let ids_range = BufferRange::whole(self.gpu.storage_with("trial", bytemuck::cast_slice(&ids))?);
+        let mut commands = self.gpu.commands("a trial of a gather");
+        let table = Weight::new(elements, rows, cols);
+        let piece = Piece { first: 0, count: out.rows };
+        for (rectangle, window) in table.pieces("a trial", self.gpu.limits().max_storage_buffer_binding_size)? {
+            let params = Params { poison: 1, ..Params::of(&table, piece, &rectangle, &window) };
+            let [b0, b1, b2, b3] = window.bindings();
+            let bindings = [b0, b1, b2, b3, ids_range.clone(), out.range.clone()];
+            let groups = self.gpu.grid(out.elements().div_ceil(WORKGROUP));
+            commands.dispatch(kernel, &bindings, bytemuck::bytes_of(&params), groups, out.range.size);
+        }
+        commands.submit()?;
+        let element = |&id: &u32, column: u32| values.get((id * cols + column) as usize).map_or(f64::NAN, |&x| x.into());
+        let expected = ids.iter().flat_map(|id| (0..cols).map(move |column| (element(id, column), 0.0)));
+        Ok(difference(&out.read(&self.gpu)?, expected))
+    }
 }
 
-fn params(table: &RawTensor<'_>, piece: Piece, window: &Window) -> Params {
-    let width = u64::from(table.cols).max(1);
-    Params {
-        tokens: piece.count,
-        width: table.cols,
-        rows: table.rows,
-        // At most 2^30.
-        count: window.count as u32,
-        // Below the table's rows and width.
-        first_row: (window.first / width) as u32,
-        first_column: (window.first % width) as u32,
-        poison: (window.first == 0).into(),
-        pad: 0,
+impl Params {
+    /// The rows of `piece` from what `window` holds of `table`.
+    fn of(table: &Weight<'_>, piece: Piece, rectangle: &Rectangle, window: &Right) -> Self {
+        let Rectangle { rows, columns } = rectangle;
+        let count = (rows.end - rows.start).saturating_mul(columns.end - columns.start);
+        let common = Self {
+            tokens: piece.count,
+            width: table.inputs(),
+            rows: table.outputs(),
+            // At most 2^30, since that is the most that can be bound.
+            count,
+            first_row: rows.start,
+            first_column: columns.start,
+            first: window.first(),
+            ..Self::zeroed()
+        };
+        match window {
+            Right::Quantized { operand, codec, .. } => Self {
+                block_first: operand.block_first,
+                block_bits: operand.block_bits,
+                scales_first: operand.scales_first,
+                supers_first: operand.supers_first,
+                codebook: codec.codebook(),
+                ..common
+            },
+            Right::Raw { .. } => common,
+        }
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use half::{bf16, f16};
+    use half::f16;
 
     use super::*;
-    use crate::format::{Role, Shape};
+    use crate::dequant::{GpuWeights, dequantize};
+    use crate::format::nf4::{self, Projection, ScaleType, Scales};
     use crate::ops::testing::{assert_untouched, gpu, gpu_with, poisoned, random};
 
     const TYPES: [FloatType; 3] = [FloatType::F32, FloatType::F16, FloatType::Bf16];
 
-    /// A value as the type stores it, and as float32 again.
-    fn stored(float_type: FloatType, x: f32) -> (Vec<u8>, f32) {
-        match float_type {
-            FloatType::F32 => (x.to_le_bytes().to_vec(), x),
-            FloatType::F16 => (f16::from_f32(x).to_le_bytes().to_vec(), f16::from_f32(x).to_f32()),
-            FloatType::Bf16 => (bf16::from_f32(x).to_le_bytes().to_vec(), bf16::from_f32(x).to_f32()),
-        }
-    }
+    const SCALES: [ScaleType; 3] = [ScaleType::F32, ScaleType::Bf16, ScaleType::Dq8];
 
     /// A table in parts of `part` bytes, and its values.
     fn table(gpu: &Gpu, float_type: FloatType, values: &[f32], part: usize) -> (Vec<BufferRange>, Vec<f32>) {
-        let (bytes, values): (Vec<_>, Vec<_>) = values.iter().map(|&x| stored(float_type, x)).unzip();
+        let (bytes, values) = stored(float_type, values);
         let range = |bytes: &[u8]| {
             let buffer = gpu.storage_with("table", bytes).unwrap();
             BufferRange { buffer, offset: 0, size: bytes.len() as u64 }
         };
-        (bytes.concat().chunks(part).map(range).collect(), values)
+        (bytes.chunks(part).map(range).collect(), values.into_owned())
+    }
+
+    /// A quantised table, and its values as the CPU decodes them.
+    fn quantized(gpu: &Gpu, elements: u32, block_size: u32, scale_type: ScaleType) -> (GpuWeights, Vec<f32>) {
+        let blocks = nf4::block_count(elements.into(), block_size);
+        let codes_len = nf4::codes_len(elements.into(), block_size).unwrap() as usize;
+        let codes: Vec<u8> = random(7, codes_len).into_iter().map(|x| (x.abs() * 255.9) as u8).collect();
+        let floats = |seed, count: u64| random(seed, count as usize).into_iter().flat_map(f32::to_le_bytes);
+        let payload: Vec<u8> = match scale_type {
+            ScaleType::F32 => floats(8, blocks).collect(),
+            ScaleType::Bf16 => stored(FloatType::Bf16, &random(8, blocks as usize)).0,
+            ScaleType::Dq8 => {
+                let codes = random(9, blocks as usize).into_iter().map(|x| (x.abs() * 255.9) as u8);
+                floats(10, 1 + 256 + blocks.div_ceil(256)).chain(codes).collect()
+            }
+        };
+        let scales = Scales::from_payload(&payload, scale_type, blocks as usize).unwrap();
+        let projection = Projection { codes: &codes, scales, block_size, elements: elements.into() };
+        let mut values = vec![0.0; elements as usize];
+        dequantize(&projection, 0, &mut values).unwrap();
+        (GpuWeights::upload(gpu, &projection).unwrap(), values)
     }
 
     fn ids(rows: u32, tokens: u32) -> Vec<u32> {
@@ -237,20 +273,34 @@ mod tests {
         ids
     }
 
-    fn check(gpu: &Gpu, [rows, cols]: [u32; 2], tokens: u32, part: usize) {
+    /// Holds the rows of `elements` against `values`, bit for bit.
+    fn check_rows(gpu: &Gpu, what: &str, elements: Elements<'_>, values: &[f32], [rows, cols]: [u32; 2], tokens: u32) {
+        let ids = ids(rows, tokens);
+        let range = BufferRange::whole(gpu.storage_with("ids", bytemuck::cast_slice(&ids)).unwrap());
+        let out = poisoned(gpu, tokens, cols);
+        let mut commands = gpu.commands("embed");
+        let table = Weight::new(elements, rows, cols);
+        Gather::new(gpu).unwrap().embed(&mut commands, &table, &range, &out).unwrap();
+        commands.submit().unwrap();
+        assert_untouched(gpu, &out);
+        let row = |&id: &u32| values[(id * cols) as usize..((id + 1) * cols) as usize].to_vec();
+        let expected: Vec<f32> = ids.iter().flat_map(row).collect();
+        assert!(out.read(gpu).unwrap() == expected, "{what}, {rows} x {cols}, {tokens} tokens");
+    }
+
+    fn check(gpu: &Gpu, shape: [u32; 2], tokens: u32, part: usize) {
         for float_type in TYPES {
-            let (parts, values) = table(gpu, float_type, &random(1, (rows * cols) as usize), part);
-            let ids = ids(rows, tokens);
-            let range = BufferRange::whole(gpu.storage_with("ids", bytemuck::cast_slice(&ids)).unwrap());
-            let out = poisoned(gpu, tokens, cols);
-            let mut commands = gpu.commands("embed");
-            let tensor = RawTensor { float_type, parts: &parts, rows, cols };
-            Gather::new(gpu).unwrap().embed(&mut commands, &tensor, &range, &out).unwrap();
-            commands.submit().unwrap();
-            assert_untouched(gpu, &out);
-            let row = |&id: &u32| values[(id * cols) as usize..((id + 1) * cols) as usize].to_vec();
-            let expected: Vec<f32> = ids.iter().flat_map(row).collect();
-            assert!(out.read(gpu).unwrap() == expected, "{float_type:?}, {rows} x {cols}, {tokens} tokens, parts of {part}");
+            let (parts, values) = table(gpu, float_type, &random(1, (shape[0] * shape[1]) as usize), part);
+            let what = format!("{float_type:?} in parts of {part}");
+            check_rows(gpu, &what, Elements::Raw { float_type, parts: &parts }, &values, shape, tokens);
+        }
+    }
+
+    fn check_quantized(gpu: &Gpu, shape: [u32; 2], tokens: u32, block_size: u32) {
+        for scale_type in SCALES {
+            let (weights, values) = quantized(gpu, shape[0] * shape[1], block_size, scale_type);
+            let what = format!("{scale_type:?} in blocks of {block_size}");
+            check_rows(gpu, &what, Elements::Quantized(&weights), &values, shape, tokens);
         }
     }
 
@@ -259,6 +309,52 @@ mod tests {
         let Some(gpu) = gpu() else { return };
         for (shape, tokens) in [([1, 1], 1), ([7, 65], 9), ([1000, 3], 65), ([33, 1000], 7), ([9, 3], 70_000)] {
             check(&gpu, shape, tokens, 1 << 30);
+        }
+    }
+
+    #[test]
+    fn embeds_quantised_tables_of_every_kind() {
+        let Some(gpu) = gpu() else { return };
+        let shapes = [([1, 1], 1), ([7, 65], 9), ([1000, 37], 65), ([33, 1000], 7), ([9, 3], 70_000), ([520, 64], 33)];
+        for (i, (shape, tokens)) in shapes.into_iter().enumerate() {
+            check_quantized(&gpu, shape, tokens, nf4::BLOCK_SIZES[i]);
+        }
+    }
+
+    #[test]
+    fn quantised_tables_of_many_parts_windows_and_groups() {
+        let limits = |options: &mut crate::gpu::Options| {
+            options.max_binding = Some(1 << 14);
+            options.max_buffer = Some(1 << 15);
+            options.max_groups = Some(7);
+        };
+        let Some(gpu) = gpu_with(limits) else { return };
+        // Windows and parts end within rows.
+        check_quantized(&gpu, [301, 777], 5, 32);
+        check_quantized(&gpu, [3000, 40], 129, 4096);
+    }
+
+    #[test]
+    fn a_wrong_kernel_is_named_before_its_first_use() {
+        let Some(gpu) = gpu() else { return };
+        let refusal = |elements: Elements<'_>, patch: [&'static str; 2]| {
+            let gather = Gather::with(&gpu, Tried::patched(&gpu, patch)).unwrap();
+            let out = Mat::new(&gpu, "out", 1, 64).unwrap();
+            let error = gather.to_f32(&mut gpu.commands("a wrong kernel"), elements, &out).unwrap_err();
+            assert!(matches!(error, OpError::Unfit { .. }), "{error}");
+            error.to_string()
+        };
+        let device = gpu.adapter().to_string();
+        for float_type in TYPES {
+            let (parts, _) = table(&gpu, float_type, &random(1, 64), 1 << 20);
+            let text =
+                refusal(Elements::Raw { float_type, parts: &parts }, ["let i = params.first + at", "let i = at + at"]);
+            assert!(text.contains("gather_raw:gather") && text.contains(&device), "{text}");
+        }
+        for scale_type in SCALES {
+            let (weights, _) = quantized(&gpu, 64, 32, scale_type);
+            let text = refusal(Elements::Quantized(&weights), ["4u * (at & 7u)", "4u * (at & 3u)"]);
+            assert!(text.contains("gather_quantized:gather") && text.contains(&device), "{text}");
         }
     }
 
@@ -288,9 +384,27 @@ mod tests {
             let range = BufferRange::whole(gpu.storage_with("ids", bytemuck::cast_slice(&[2, wrong, 0])).unwrap());
             let out = Mat::from_slice(&gpu, "out", 3, 200, &[5.0; 600]).unwrap();
             let mut commands = gpu.commands("embed");
-            let tensor = RawTensor { float_type: FloatType::Bf16, parts: &parts, rows: 3, cols: 200 };
+            let tensor = Weight::new(Elements::Raw { float_type: FloatType::Bf16, parts: &parts }, 3, 200);
             Gather::new(&gpu).unwrap().embed(&mut commands, &tensor, &range, &out).unwrap();
             commands.submit().unwrap();
+            let found = out.read(&gpu).unwrap();
+            assert_eq!((&found[..200], &found[400..]), (&values[400..], &values[..200]));
+            assert!(found[200..400].iter().all(|x| x.is_nan()));
+        }
+    }
+
+    #[test]
+    fn an_id_past_a_quantised_table_gives_nan_and_nothing_else() {
+        let Some(gpu) = gpu() else { return };
+        let (weights, values) = quantized(&gpu, 3 * 200, 32, ScaleType::Dq8);
+        for wrong in [3, u32::MAX] {
+            let range = BufferRange::whole(gpu.storage_with("ids", bytemuck::cast_slice(&[2, wrong, 0])).unwrap());
+            let out = poisoned(&gpu, 3, 200);
+            let mut commands = gpu.commands("embed");
+            let table = Weight::new(Elements::Quantized(&weights), 3, 200);
+            Gather::new(&gpu).unwrap().embed(&mut commands, &table, &range, &out).unwrap();
+            commands.submit().unwrap();
+            assert_untouched(&gpu, &out);
             let found = out.read(&gpu).unwrap();
             assert_eq!((&found[..200], &found[400..]), (&values[400..], &values[..200]));
             assert!(found[200..400].iter().all(|x| x.is_nan()));
@@ -303,8 +417,8 @@ mod tests {
         let parts = [BufferRange { buffer, offset: 0, size: bytes.len() as u64 }];
         let out = poisoned(gpu, 1, elements);
         let mut commands = gpu.commands("to_f32");
-        let tensor = RawTensor { float_type, parts: &parts, rows: elements, cols: 1 };
-        Gather::new(gpu).unwrap().to_f32(&mut commands, &tensor, &out).unwrap();
+        let tensor = Elements::Raw { float_type, parts: &parts };
+        Gather::new(gpu).unwrap().to_f32(&mut commands, tensor, &out).unwrap();
         commands.submit().unwrap();
         out.read(gpu).unwrap().into_iter().map(f32::to_bits).collect()
     }
@@ -329,32 +443,11 @@ mod tests {
     fn odd_sizes_are_converted_whole() {
         let Some(gpu) = gpu() else { return };
         for (float_type, count) in TYPES.into_iter().flat_map(|t| [1_u16, 7, 65, 1001].map(|n| (t, n))) {
-            let (bytes, values): (Vec<_>, Vec<_>) =
-                random(1, count.into()).into_iter().map(|x| stored(float_type, x)).unzip();
-            let found = converted(&gpu, float_type, &bytes.concat(), count.into());
-            assert_eq!(found, values.into_iter().map(f32::to_bits).collect::<Vec<_>>());
+            let floats = random(1, count.into());
+            let (bytes, values) = stored(float_type, &floats);
+            let found = converted(&gpu, float_type, &bytes, count.into());
+            assert_eq!(found, values.iter().map(|x| x.to_bits()).collect::<Vec<_>>());
         }
-    }
-
-    #[test]
-    fn streamed_tensors_have_one_dimension_or_two() {
-        let dims_of = |dims: &[u64]| {
-            let shape = Shape::new(dims).unwrap();
-            let float_type = FloatType::F16;
-            let tensor = StreamedTensor {
-                name: String::new(),
-                role: Role::InputNorm,
-                expert: None,
-                shape,
-                float_type,
-                parts: Vec::new(),
-            };
-            RawTensor::of(&tensor).map(|raw| [raw.rows, raw.cols]).map_err(|e| e.to_string())
-        };
-        assert_eq!(dims_of(&[7]), Ok([1, 7]));
-        assert_eq!(dims_of(&[7, 5]), Ok([7, 5]));
-        assert!(dims_of(&[7, 5, 3]).unwrap_err().contains("the number of dimensions is 3"));
-        assert!(dims_of(&[1 << 32]).unwrap_err().contains("a dimension of the tensor is 4294967296"));
     }
 
     #[test]
@@ -362,20 +455,24 @@ mod tests {
         let Some(gpu) = gpu() else { return };
         let gather = Gather::new(&gpu).unwrap();
         let (parts, _) = table(&gpu, FloatType::Bf16, &random(1, 12), 1 << 20);
-        let tensor = RawTensor { float_type: FloatType::Bf16, parts: &parts, rows: 3, cols: 4 };
+        let raw = |float_type, parts| Elements::Raw { float_type, parts };
+        let bf16 = raw(FloatType::Bf16, &parts);
         let ids = BufferRange::whole(gpu.storage("ids", 16).unwrap());
         let mut commands = gpu.commands("embed");
-        let mut refused = |tensor: RawTensor<'_>, ids: &BufferRange, cols| {
-            let result = gather.embed(&mut commands, &tensor, ids, &poisoned(&gpu, 4, cols));
+        let mut refused = |elements, rows, ids: &BufferRange, cols| {
+            let table = Weight::new(elements, rows, 4);
+            let result = gather.embed(&mut commands, &table, ids, &poisoned(&gpu, 4, cols));
             assert!(matches!(result, Err(OpError::Shape { operation: "gather", .. })), "{result:?}");
         };
-        refused(RawTensor { rows: 4, ..tensor }, &ids, 4);
-        refused(RawTensor { float_type: FloatType::F32, ..tensor }, &ids, 4);
-        refused(tensor, &ids.slice(0, 12), 4);
-        refused(tensor, &ids, 5);
-        let odd = [BufferRange { size: 23, ..parts[0].clone() }];
-        refused(RawTensor { parts: &odd, ..tensor }, &ids, 4);
-        let result = gather.to_f32(&mut commands, &tensor, &poisoned(&gpu, 1, 11));
-        assert!(matches!(result, Err(OpError::Shape { expected: 12, found: 11, .. })), "{result:?}");
+        refused(bf16, 4, &ids, 4);
+        refused(raw(FloatType::F32, &parts), 3, &ids, 4);
+        refused(bf16, 3, &ids.slice(0, 12), 4);
+        refused(bf16, 3, &ids, 5);
+        let short = [BufferRange { size: 22, ..parts[0].clone() }];
+        refused(raw(FloatType::Bf16, &short), 3, &ids, 4);
+        let (weights, _) = quantized(&gpu, 12, 32, ScaleType::F32);
+        refused(Elements::Quantized(&weights), 4, &ids, 4);
+        let result = gather.to_f32(&mut commands, bf16, &poisoned(&gpu, 1, 13));
+        assert!(matches!(result, Err(OpError::Shape { expected: 13, .. })), "{result:?}");
     }
 }

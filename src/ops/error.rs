@@ -15,6 +15,16 @@ pub enum OpError {
     /// Quantised weights are not what they have to be.
     #[error(transparent)]
     Weights(#[from] DequantError),
+    /// A kernel gives wrong values here: the device's driver cannot be trusted to train or run a model.
+    #[error("kernel {kernel} gives wrong values on {device}: {reason}")]
+    Unfit {
+        /// The kernel, and the constants that it was compiled with.
+        kernel: String,
+        /// The device and its driver.
+        device: String,
+        /// How its values differ from the CPU's.
+        reason: String,
+    },
     /// An operation was given tensors whose sizes do not fit together: a defect of this program.
     #[error("{operation}: {what} is {found}, and must be {expected}")]
     Shape {

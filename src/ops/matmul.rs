@@ -1,5 +1,7 @@
 //! Products of matrices: dense ones, and those with frozen weights, whose tiles are decoded inside the kernel.
 //!
+//! Each kernel is tried against the CPU before its first use on a device.
+//!
 //! Float32, in an order that depends on the sizes only: the same product gives the same bits each time. Matrices that pass the
 //! device's largest binding are cut: the left operand and the result by rows, weights by rectangles, and both operands of `tn` along
 //! the sums. A dense right operand of `nt` and `nn`, the result of `tn`, and every single row have to fit.
@@ -8,13 +10,14 @@ mod kernels;
 mod rows;
 #[cfg(test)]
 mod tests;
-mod weight;
+mod trial;
+pub(in crate::ops) mod weight;
 
 use std::ops::Range;
 
-use kernels::{Kernels, Product, Right, View};
-use weight::bound;
+use kernels::{Kernels, Product, View};
 pub use weight::{Elements, Weight};
+use weight::{Right, bound};
 
 use super::Mat;
 use crate::dequant::operand::ALIGN;
@@ -72,6 +75,10 @@ impl Matmul {
         a.check("a^T b", b.rows, out.rows)?;
         b.check("a^T b", b.rows, out.cols)?;
         out.check("a^T b", out.rows, out.cols)?;
+        if b.rows == 0 {
+            let product = dense(View::of(a), (b, 0..0), (1, b.cols), out);
+            return self.record(commands, &Product { scale, add, ..product });
+        }
         let most = self.rows_within_binding(a.cols.max(b.cols));
         for first in (0..b.rows).step_by(most as usize) {
             let k = most.min(b.rows - first);
@@ -99,6 +106,11 @@ impl Matmul {
         x.check("x W^T", x.rows, w.inputs())?;
         y.check("x W^T", x.rows, w.outputs())?;
         bias.map_or(Ok(()), |bias| bias.check("x W^T", 1, w.outputs()))?;
+        if w.inputs() == 0 {
+            let product = dense(View::of(x), (x, 0..0), (0, 1), y);
+            let bias = bias.map(|bias| (bias.range.clone(), 0));
+            return self.record(commands, &Product { scale: w.factor(), add, bias, ..product });
+        }
         for (rectangle, b) in w.pieces("x W^T", self.binding())? {
             let (rows, columns) = (&rectangle.rows, &rectangle.columns);
             // The rest of a row that was cut adds to what its start gave.

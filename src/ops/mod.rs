@@ -19,11 +19,12 @@ mod scale;
 mod swiglu;
 #[cfg(test)]
 pub(crate) mod testing;
+mod trial;
 
 pub use attention::{Attention, AttentionShape};
 pub use cached_attention::{CachedAttention, CachedAttentionShape};
 pub use dropout::{Dropout, DropoutKey};
-pub use embedding::{Gather, RawTensor};
+pub use embedding::Gather;
 pub use finite::{FiniteCheck, NonFinite};
 pub use loss::{ChunkedLoss, UNTRAINED};
 pub use optimizer::{AdamW, AdamWState, AdamWStep, StepReport};
@@ -56,7 +57,7 @@ pub struct Mat {
 }
 
 impl Mat {
-    /// An uninitialised matrix in a buffer of its own.
+    /// A matrix of zeros in a buffer of its own: WebGPU clears the memory of new buffers before their first use.
     ///
     /// # Errors
     /// [`GpuError::TooLarge`], [`GpuError::OutOfMemory`].
@@ -114,5 +115,25 @@ impl Mat {
             });
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::testing::gpu;
+    use super::*;
+
+    #[test]
+    fn a_new_matrix_is_zero_in_memory_that_was_used_before() {
+        let Some(gpu) = gpu() else { return };
+        let (rows, cols) = (257, 129);
+        for _ in 0..4 {
+            let used = Mat::from_slice(&gpu, "used", rows, cols, &vec![f32::NAN; (rows * cols) as usize]).unwrap();
+            assert!(used.read(&gpu).unwrap().iter().all(|x| x.is_nan()));
+            drop(used);
+            gpu.wait().unwrap();
+            let new = Mat::new(&gpu, "new", rows, cols).unwrap();
+            assert!(new.read(&gpu).unwrap().iter().all(|x| x.to_bits() == 0));
+        }
     }
 }

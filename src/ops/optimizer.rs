@@ -12,13 +12,15 @@ const WORKGROUP: u64 = 256;
 /// Elements whose squares a workgroup sums: the order of the sum depends on nothing but the number of elements.
 const BLOCK: u64 = 16_384;
 
-/// What AdamW works on: four matrices [1, count], in buffers of their own.
+/// What AdamW works on: a loss [1, 1], and four matrices [1, count], in buffers of their own.
 #[derive(Debug, Clone)]
 pub struct AdamWState {
     /// The parameters, updated in place.
     pub parameters: Mat,
     /// Their gradient, left as it is.
     pub gradient: Mat,
+    /// What the gradient is of, left as it is. A step is applied only where it is finite.
+    pub loss: Mat,
     /// First moment (`exp_avg`), 0 at the start.
     pub mean: Mat,
     /// Second moment (`exp_avg_sq`), 0 at the start.
@@ -50,7 +52,7 @@ pub struct StepReport {
     pub norm: f32,
     /// What the gradient was multiplied by.
     pub clip: f32,
-    /// 1 where parameters and moments were updated, 0 where the norm is not finite and all stayed as they were.
+    /// 1 where parameters and moments were updated, 0 where the norm or the loss is not finite and all stayed as they were.
     pub applied: f32,
     /// 0.
     pub pad: f32,
@@ -136,7 +138,7 @@ impl AdamW {
     /// - m = beta1 * m + (1 - beta1) * g, v = beta2 * v + (1 - beta2) * g^2,
     /// - p = p * (1 - lr * decay) - lr / (1 - beta1^t) * m / (sqrt(v) / sqrt(1 - beta2^t) + epsilon).
     ///
-    /// Where the norm is not finite, nothing changes, and the report says so.
+    /// Where the norm or the loss is not finite, nothing changes, and the report says so.
     ///
     /// # Errors
     /// [`OpError::Shape`]; [`OpError::Value`] where the number of the step is 0, or the clip is no positive number.
@@ -148,15 +150,17 @@ impl AdamW {
         if let Some(clip) = step.clip.filter(|clip| !(clip.is_finite() && *clip > 0.0)) {
             return Err(value("the largest norm", "above 0", clip));
         }
-        let AdamWState { parameters, gradient, mean, square } = state;
+        let AdamWState { parameters, gradient, loss, mean, square } = state;
         [parameters, gradient, mean, square].iter().try_for_each(|mat| mat.check("AdamW", 1, self.count))?;
+        loss.check("AdamW", 1, 1)?;
         let pieces: Vec<Piece> = pieces(&self.gpu, self.count.into(), 4, BLOCK)?.collect();
         let params = Params::from(step);
-        self.record_norm(commands, gradient, &pieces, params);
+        self.record_norm(commands, state, &pieces, params);
         for piece in pieces {
             let [gradient, parameters, mean, square] =
                 [gradient, parameters, mean, square].map(|mat| piece.of(&mat.range, 4));
-            let bindings = [gradient, self.partials.clone(), self.report.clone(), parameters, mean, square];
+            let (partials, report, loss) = (self.partials.clone(), self.report.clone(), loss.range.clone());
+            let bindings = [gradient, partials, report, loss, parameters, mean, square];
             let count = u64::from(piece.count);
             let params = Params { count: piece.count, ..params };
             let groups = self.gpu.grid(count.div_ceil(WORKGROUP));
@@ -165,17 +169,18 @@ impl AdamW {
         Ok(())
     }
 
-    fn record_norm(&self, commands: &mut Commands, gradient: &Mat, pieces: &[Piece], params: Params) {
-        let bindings = |gradient| [gradient, self.partials.clone(), self.report.clone()];
+    fn record_norm(&self, commands: &mut Commands, state: &AdamWState, pieces: &[Piece], params: Params) {
         for piece in pieces {
-            let gradient = piece.of(&gradient.range, 4);
+            let gradient = piece.of(&state.gradient.range, 4);
             let bytes = gradient.size;
             let params = Params { count: piece.count, first: (piece.first / BLOCK) as u32, ..params };
             let groups = self.gpu.grid(u64::from(piece.count).div_ceil(BLOCK));
-            commands.dispatch(&self.squares, &bindings(gradient)[..2], bytemuck::bytes_of(&params), groups, bytes);
+            let bindings = [gradient, self.partials.clone()];
+            commands.dispatch(&self.squares, &bindings, bytemuck::bytes_of(&params), groups, bytes);
         }
         let params = Params { count: (self.partials.size / 4) as u32, ..params };
-        let bindings = bindings(gradient.range.clone());
+        let [gradient, loss] = [&state.gradient, &state.loss].map(|mat| mat.range.clone());
+        let bindings = [gradient, self.partials.clone(), self.report.clone(), loss];
         commands.dispatch(&self.norm, &bindings, bytemuck::bytes_of(&params), [1, 1, 1], self.partials.size);
     }
 
@@ -239,7 +244,7 @@ mod tests {
         let gradient = zeros();
         let zero = vec![0.0; count as usize];
         (
-            AdamWState { parameters, gradient, mean: zeros(), square: zeros() },
+            AdamWState { parameters, gradient, loss: mat(gpu, 1, 1, &[2.5]), mean: zeros(), square: zeros() },
             Reference { p: wide(&p), m: zero.clone(), v: zero },
         )
     }
@@ -322,6 +327,25 @@ mod tests {
             commands.submit().unwrap();
             let report = adamw.read_report().unwrap();
             assert!(!report.norm.is_finite() && report.applied == 0.0, "{poison}: {report:?}");
+            assert_eq!(state.parameters.read(&gpu).unwrap(), narrow(&reference.p));
+            assert_eq!(state.mean.read(&gpu).unwrap(), vec![0.0; 1000]);
+            assert_eq!(state.square.read(&gpu).unwrap(), vec![0.0; 1000]);
+        }
+    }
+
+    #[test]
+    fn a_loss_that_is_not_finite_changes_nothing_although_the_gradient_is() {
+        let Some(gpu) = gpu() else { return };
+        for loss in [f32::INFINITY, f32::NEG_INFINITY, f32::NAN] {
+            let adamw = AdamW::new(&gpu, 1000).unwrap();
+            let (mut state, reference) = state(&gpu, 1000);
+            set_gradient(&gpu, &mut state, &random(9, 1000));
+            state.loss = mat(&gpu, 1, 1, &[loss]);
+            let mut commands = gpu.commands("adamw");
+            adamw.record(&mut commands, &state, &STEP).unwrap();
+            commands.submit().unwrap();
+            let report = adamw.read_report().unwrap();
+            assert!(report.norm.is_finite() && report.applied == 0.0, "{loss}: {report:?}");
             assert_eq!(state.parameters.read(&gpu).unwrap(), narrow(&reference.p));
             assert_eq!(state.mean.read(&gpu).unwrap(), vec![0.0; 1000]);
             assert_eq!(state.square.read(&gpu).unwrap(), vec![0.0; 1000]);

@@ -45,7 +45,7 @@ impl Trainer {
     fn clear(&self) -> Result<(), ModelError> {
         let mut commands = self.session.model.gpu().commands("clear");
         commands.clear(&self.state.gradient.range);
-        commands.clear(&self.session.memory.workspace(self.session.model.config(), 0)?.loss.range);
+        commands.clear(&self.state.loss.range);
         commands.submit()?;
         Ok(())
     }
@@ -79,9 +79,8 @@ impl Trainer {
 
     /// All that comes back from the device.
     fn result(&self) -> Result<StepResult, ModelError> {
-        let Session { model, memory, .. } = &self.session;
         let report = self.optimizer.read_report()?;
-        let loss = memory.workspace(model.config(), 0)?.loss.read(model.gpu())?;
+        let loss = self.state.loss.read(self.session.model.gpu())?;
         let loss = loss.first().copied().unwrap_or(f32::NAN);
         Ok(StepResult { loss, grad_norm: report.norm, clip: report.clip })
     }

@@ -62,9 +62,9 @@ impl Trainer {
         let gpu = model.gpu();
         let count = gradient.cols;
         let optimizer = AdamW::new(gpu, count)?;
-        // New buffers are zero.
+        let loss = memory.workspace(model.config(), 0)?.loss;
         let (mean, square) = (Mat::new(gpu, "first moments", 1, count)?, Mat::new(gpu, "second moments", 1, count)?);
-        let state = AdamWState { parameters: adapter.parameters.clone(), gradient, mean, square };
+        let state = AdamWState { parameters: adapter.parameters.clone(), gradient, loss, mean, square };
         let session = Session { model, adapter: Some(adapter), memory };
         Ok(Self { session, optimizer, state, hyperparameters, steps: 0, micro_batches: 0 })
     }

@@ -220,13 +220,41 @@ fn scales_and_block_sizes_give_the_bits_that_the_help_says() {
 #[test]
 fn a_dry_run_says_all_and_writes_nothing() {
     let place = Place::new();
-    let assert = place.run("convert tiny out.nf4pack --dry-run").success().stderr("");
+    // The checkpoint has no tokenizer, and nothing else is wrong with it.
+    let warning = "warning: train, eval and generate cannot use this pack: the pack has no tokenizer.json\n";
+    let assert = place.run("convert tiny out.nf4pack --dry-run").success().stderr(warning);
     assert.stdout(contains("down_proj")).stdout(contains("kept as is")).stdout(contains("nothing was written"));
     let preview = place.json("convert tiny out.nf4pack --dry-run", 0);
     assert_eq!(place.names(), ["tiny"]);
     place.run("convert tiny out.nf4pack").success();
     assert_eq!(preview["pack_bytes"], fs::metadata(place.path("out.nf4pack")).unwrap().len());
     place.run("convert tiny out.nf4pack --dry-run").success().stderr(contains("warning: out.nf4pack exists already"));
+}
+
+#[test]
+fn what_keeps_a_pack_from_being_run_is_told_at_once() {
+    let place = Place::new();
+    place.checkpoint("odd", &Shape { head_dim: 10, ..TINY }, 7, None);
+    let pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n";
+    fs::write(place.path("odd").join("tokenizer.json"), pointer).unwrap();
+    let told = |assert: Assert| {
+        let text = stderr(&assert);
+        assert!(text.contains("a head has 10 features"), "{text}");
+        assert!(text.contains("cannot use this pack: tokenizer.json is a pointer of Git LFS"), "{text}");
+    };
+    told(place.run("convert odd out.nf4pack").success());
+    told(place.run("verify out.nf4pack").success());
+    let reasons = |command| place.json(command, 0)["cannot_run"].as_array().unwrap().len();
+    assert_eq!(reasons("verify out.nf4pack"), 2);
+    // The other one is a notice.
+    assert_eq!([reasons("convert odd again.nf4pack"), reasons("convert odd other.nf4pack --dry-run")], [1, 1]);
+
+    // JSON, and no tokenizer.
+    fs::write(place.path("tiny").join("tokenizer.json"), "{}").unwrap();
+    for command in ["convert tiny empty.nf4pack", "verify empty.nf4pack"] {
+        let text = stderr(&place.run(command).success());
+        assert!(text.contains("cannot use this pack: ") && text.contains("tokenizer"), "{text}");
+    }
 }
 
 #[test]

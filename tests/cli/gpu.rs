@@ -101,7 +101,11 @@ fn doctor_plans_for_a_pack_and_a_budget() {
     assert_eq!(ring["budget_bytes"], smallest);
     assert_eq!(plan(smallest - 1, 1)["plan"], Value::Null);
 
-    run(folder.path(), "doctor tiny.nf4pack --budget 1GiB").success().stdout(contains("all layers stay in 1.07 GB"));
+    // Made of layers alone.
+    let reasons = pack["cannot_run"].as_array().unwrap();
+    assert!(reasons.iter().any(|reason| reason.as_str().unwrap().contains("the pack has no config.json")), "{reasons:?}");
+    let assert = run(folder.path(), "doctor tiny.nf4pack --budget 1GiB").success();
+    assert.stdout(contains("all layers stay in 1.07 GB")).stdout(contains("the pack has no tokenizer.json"));
     let assert = run(folder.path(), &format!("doctor tiny.nf4pack --budget {smallest}")).success();
     assert.stdout(contains("2 of 4 layers at a time"));
     let assert = run(folder.path(), "doctor tiny.nf4pack --budget 4096").code(1);

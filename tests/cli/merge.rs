@@ -273,6 +273,26 @@ fn an_adapter_before_training_changes_nothing_and_that_is_said() {
 }
 
 #[test]
+fn a_stored_head_of_a_model_that_config_json_calls_tied_is_merged_as_it_is() {
+    let place = Place::new();
+    let base = place.checkpoint("headed", |tensors| {
+        let (dtype, shape, mut bytes) = tensors["model.embed_tokens.weight"].clone();
+        bytes.rotate_left(2);
+        tensors.insert("lm_head.weight".to_owned(), (dtype, shape, bytes));
+    });
+    let pack = place.path("headed.nf4pack");
+    place.convert(&base, "headed.nf4pack");
+    let head = read_tensors(&base.join("model.safetensors")).remove("lm_head.weight");
+    for (from, out) in [(Base::Dequantised, "a"), (Base::Checkpoint { path: &base, config: None }, "b")] {
+        let sources = Sources { pack: &pack, adapter: Path::new(ADAPTER), base: from };
+        merge(&sources, &place.path(out), u64::MAX, &()).unwrap();
+        assert!(read_tensors(&place.path(out).join("model.safetensors")).remove("lm_head.weight") == head);
+        let config: Value = serde_json::from_slice(&fs::read(place.path(out).join("config.json")).unwrap()).unwrap();
+        assert_eq!(config["tie_word_embeddings"], json!(false));
+    }
+}
+
+#[test]
 fn all_of_the_snapshot_is_bfloat16_and_sharded_as_asked() {
     let place = Place::new();
     let base = place.checkpoint("wide", |tensors| {

@@ -60,6 +60,36 @@ fn train_resume_eval_and_generate() {
     command(folder, &generate).assert().success();
 }
 
+/// The embedding of the bundled model is its head, too.
+#[test]
+fn a_quantised_embedding_is_trained_evaluated_generated_from_merged_and_exported() {
+    if common::gpu().is_none() {
+        return;
+    }
+    let place = place();
+    let folder = place.path();
+    let four_bits = ["convert", program::TINY, "four.nf4pack", "--quantize", "embed", "--scales", "dq8"];
+    command(folder, &four_bits).assert().success().stderr(predicate::str::contains("cannot").not());
+    command(folder, &["verify", "four.nf4pack"]).assert().success().stderr(predicate::str::contains("note").not());
+    command(folder, &["doctor", "four.nf4pack"]).assert().success().stdout(predicate::str::contains("does not run").not());
+    let train = ["train", "four.nf4pack", "--data", "chat.jsonl", "--out", "out", "--rank", "2", "--steps", "1"];
+    let done = json(folder, &[&train[..], &["--micro-batch", "1", "--schedule", "constant"]].concat());
+    assert_eq!(done["steps"], 1);
+    // What is exported is decoded by the CPU, and kept as it is.
+    command(folder, &["export", "four.nf4pack", "decoded", "--dtype", "f32"]).assert().success();
+    command(folder, &["convert", "decoded", "decoded.nf4pack", "--keep", "."]).assert().success();
+    let loss = |pack| json(folder, &["eval", pack, "--data", "chat.jsonl"])["loss"].as_f64().unwrap();
+    let (found, expected) = (loss("four.nf4pack"), loss("decoded.nf4pack"));
+    assert!((found - expected).abs() <= 1e-5, "{found}, decoded beforehand {expected}");
+    assert!((found - loss(PACK)).abs() > 1e-5, "four bits make a difference");
+    command(folder, &["generate", "four.nf4pack", "--adapter", "out", "--prompt", "2 +", "--max-tokens", "2"])
+        .assert()
+        .success();
+    command(folder, &["merge", "four.nf4pack", "--adapter", "out", "--base", "dequant", "--out", "merged"])
+        .assert()
+        .success();
+}
+
 #[test]
 fn show_batch_marks_what_is_learned_and_needs_no_gpu() {
     let place = place();

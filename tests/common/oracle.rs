@@ -76,10 +76,22 @@ pub struct Fixture {
 impl Fixture {
     /// For rows of `length` tokens, and adapters of rank `rank`.
     pub fn new(gpu: Gpu, checkpoint: &Path, folder: PathBuf, length: usize, rank: u32) -> Self {
-        let scratch = tempfile::tempdir().unwrap();
-        let pack = scratch.path().join("model.nf4pack");
         let options =
             convert::Options { encoder: Encoder::Absmax, scale_type: ScaleType::F32, ..convert::Options::default() };
+        Self::converted(gpu, checkpoint, folder, length, rank, options)
+    }
+
+    /// As [`Fixture::new`], with other options of the conversion.
+    pub fn converted(
+        gpu: Gpu,
+        checkpoint: &Path,
+        folder: PathBuf,
+        length: usize,
+        rank: u32,
+        options: convert::Options,
+    ) -> Self {
+        let scratch = tempfile::tempdir().unwrap();
+        let pack = scratch.path().join("model.nf4pack");
         convert::convert(checkpoint, &pack, options, &()).unwrap();
         let config = read_config(&PackSource::open(&pack, true).unwrap()).unwrap();
         Self { gpu, folder, pack, config, length: length as u32, rank, _scratch: scratch }

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 
 use nf4pack::MappedPack;
 use nf4pack::convert::encode::Encoder;
+use nf4pack::convert::notice::Notice;
 use nf4pack::convert::source::Checkpoint;
 use nf4pack::convert::{ConvertError, Options, Progress, Report, convert, synth};
 use nf4pack::export::export_sharded;
@@ -395,6 +396,36 @@ fn a_tied_head_is_stored_once_and_a_differing_one_is_kept() {
         assert_eq!(report.notices.len(), 1);
         let provenance = Provenance::from_json(mapped.pack().index().metadata()).unwrap();
         assert_eq!(provenance.dropped, if differs { vec![] } else { vec!["lm_head.weight".to_owned()] });
+        assert_eq!(provenance.tied_embeddings, !differs);
+        assert_eq!(compare(&target, &source).mismatches, []);
+        // A snapshot with a projection of its own must not say that it is the embedding.
+        let snapshot = target.with_extension("snapshot");
+        export_sharded(&target, &snapshot, FloatType::Bf16, u64::MAX, &()).unwrap();
+        let [before, after] = [&source, &snapshot].map(|folder| fs::read_to_string(folder.join("config.json")).unwrap());
+        let tied = |said: bool| format!("\"tie_word_embeddings\": {said}");
+        assert!(before.contains(&tied(true)), "{before}");
+        assert_eq!(after, before.replace(&tied(true), &tied(!differs)));
+    }
+}
+
+#[test]
+fn a_tied_head_of_another_float_type_is_the_same_where_its_values_are() {
+    for (change, kept) in [(0.0, false), (1e-3, true)] {
+        let folder = small_checkpoint(None);
+        let source = folder.path().join("model");
+        let bytes = fs::read(source.join("model.safetensors")).unwrap();
+        let tensors = SafeTensors::deserialize(&bytes).unwrap();
+        let embedding = tensors.tensor("model.embed_tokens.weight").unwrap();
+        let values = embedding.data().as_chunks::<2>().0.iter().map(|&b| half::bf16::from_le_bytes(b).to_f32() + change);
+        let head: Vec<u8> = values.flat_map(f32::to_le_bytes).collect();
+        let shape = embedding.shape().to_vec();
+        let view = safetensors::tensor::TensorView::new(safetensors::Dtype::F32, shape, &head).unwrap();
+        let all = tensors.iter().chain([("lm_head.weight", view)]);
+        fs::write(source.join("model.safetensors"), safetensors::serialize(all, None).unwrap()).unwrap();
+        let (_folder, target, report) = converted(&source, Options::default());
+        let expected = if kept { Notice::TiedHeadDiffers } else { Notice::TiedHeadDropped };
+        assert_eq!(report.notices, [expected.to_string()]);
+        assert_eq!(MappedPack::open(&target).unwrap().pack().has(Role::LmHead), kept);
         assert_eq!(compare(&target, &source).mismatches, []);
     }
 }

@@ -303,7 +303,7 @@ fn subnormal_products_are_exact_or_zero() {
 
 /// The fast shader with one text in place of another.
 fn sabotaged(from: &str, to: &str) -> Setup {
-    let source = concat!(include_str!("../../shaders/nf4_tables.wgsl"), include_str!("../../shaders/nf4_fast.wgsl"));
+    let source = concat!(include_str!("../../shaders/codec_nf4.wgsl"), include_str!("../../shaders/nf4_fast.wgsl"));
     assert!(source.contains(from));
     Setup { fast: Fast::Other(source.replace(from, to)), ..Setup::default() }
 }

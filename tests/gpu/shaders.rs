@@ -17,7 +17,7 @@ const TYPES: &[f64] = &[0.0, 1.0, 2.0];
 /// The files of every shader, and its constants.
 const FORMS: &[(&[&str], Constants)] = &[
     (&["copy.wgsl"], &[]),
-    (&["nf4_tables.wgsl", "nf4_fast.wgsl"], &[("WORKGROUP", &[64.0, 256.0]), ("SCALES", TYPES), ("BF16", EITHER)]),
+    (&["codec_nf4.wgsl", "nf4_fast.wgsl"], &[("WORKGROUP", &[64.0, 256.0]), ("SCALES", TYPES), ("BF16", EITHER)]),
     (&["nf4_plain.wgsl"], &[("SCALES", TYPES), ("OUTPUT", TYPES)]),
     (
         &["matmul_params.wgsl", "matmul.wgsl", "matmul_floats.wgsl", "matmul_raw.wgsl"],
@@ -32,7 +32,7 @@ const FORMS: &[(&[&str], Constants)] = &[
         ],
     ),
     (
-        &["matmul_params.wgsl", "matmul.wgsl", "nf4_tables.wgsl", "matmul_nf4.wgsl"],
+        &["matmul_params.wgsl", "matmul.wgsl", "codec_nf4.wgsl", "matmul_quantized.wgsl"],
         &[
             ("TX", &[8.0, 16.0]),
             ("TY", &[4.0, 16.0]),
@@ -56,7 +56,7 @@ const FORMS: &[(&[&str], Constants)] = &[
         ],
     ),
     (
-        &["matmul_params.wgsl", "matmul_rows.wgsl", "nf4_tables.wgsl", "matmul_rows_nf4.wgsl"],
+        &["matmul_params.wgsl", "matmul_rows.wgsl", "codec_nf4.wgsl", "matmul_rows_quantized.wgsl"],
         &[
             ("M", &[1.0, 2.0, 4.0, 8.0]),
             ("LANES", &[32.0, 256.0]),
@@ -76,7 +76,8 @@ const FORMS: &[(&[&str], Constants)] = &[
     (&["scale.wgsl"], &[]),
     (&["dropout.wgsl"], &[]),
     (&["finite.wgsl"], &[]),
-    (&["gather.wgsl"], &[("TYPE", TYPES)]),
+    (&["gather.wgsl", "gather_raw.wgsl"], &[("FLOATS", TYPES)]),
+    (&["gather.wgsl", "codec_nf4.wgsl", "gather_quantized.wgsl"], &[("SCALES", TYPES)]),
     (&["loss.wgsl"], &[]),
     (&["optimizer.wgsl"], &[]),
     (&["rms_norm.wgsl"], &[("LANES", &[32.0, 256.0])]),
@@ -139,6 +140,6 @@ fn every_shader_is_valid_in_every_form() {
     let dequant = 1 + 2 * 12 + 9;
     let products = 72 + 48 + 2 * 48 + 1;
     let attention = 5 * 10 + 4 * 2 + 2;
-    let others = 1 + 1 + 2 + 3 + 3 + 3 + 2 * 2 + 2;
+    let others = 1 + 1 + 2 + 2 * 3 + 3 + 3 + 2 * 2 + 2;
     assert_eq!(compiled, dequant + products + attention + others);
 }

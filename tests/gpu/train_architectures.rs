@@ -6,12 +6,19 @@
 use crate::common;
 use crate::common::oracle;
 
+use std::fs;
 use std::path::Path;
 
 use crate::common::oracle::{Fixture, assert_gradients, assert_near, fixture, floats, json, relative};
 use nf4pack::MappedPack;
+use nf4pack::convert::Options;
 use nf4pack::dequant::dequantize;
+use nf4pack::export::export;
+use nf4pack::format::FloatType;
+use nf4pack::format::nf4::ScaleType;
+use nf4pack::gpu::Gpu;
 use nf4pack::train::trainer::Trainer;
+use regex::Regex;
 use serde_json::Value;
 
 const LENGTH: usize = 24;
@@ -53,8 +60,11 @@ fn assert_packed_as_alone(trainer: &mut Trainer, row: &Value) {
 /// Converts a model, and holds all that it computes against what is expected of it.
 fn check(name: &str) {
     let Some(gpu) = common::shared_gpu() else { return };
-    let folder = fixture("architectures").join(name);
-    let model = Fixture::new(gpu, &folder, folder.clone(), LENGTH, RANK);
+    check_folder(gpu, &fixture("architectures").join(name));
+}
+
+fn check_folder(gpu: Gpu, folder: &Path) {
+    let model = Fixture::new(gpu, folder, folder.to_owned(), LENGTH, RANK);
     assert_exact(&model.pack, &folder.join("model.safetensors"), model.config.layers);
     let (row, expected) = (json(&folder.join("expected.json")), floats(&folder.join("expected.safetensors")));
     let tokens = oracle::tokens(&row["tokens"]);
@@ -75,6 +85,55 @@ fn check(name: &str) {
     let loss = row["loss"].as_f64().unwrap();
     assert!((f64::from(step.loss) - loss).abs() <= 1e-4, "loss {}, expected {loss}", step.loss);
     assert_gradients(&adapter.layout, &trainer.gradient().unwrap(), &expected);
+}
+
+/// A stored output projection gives logits and gradients, whatever config.json says of it.
+#[test]
+fn a_stored_head_counts_where_config_json_calls_it_tied() {
+    let Some(gpu) = common::shared_gpu() else { return };
+    let (from, folder) = (fixture("architectures").join("llama"), tempfile::tempdir().unwrap());
+    let copy = folder.path().join("llama");
+    fs::create_dir_all(copy.join("adapter")).unwrap();
+    let adapter = ["adapter/adapter_model.safetensors", "adapter/adapter_config.json"];
+    for name in ["model.safetensors", "expected.safetensors", "expected.json"].into_iter().chain(adapter) {
+        fs::copy(from.join(name), copy.join(name)).unwrap();
+    }
+    let config = fs::read_to_string(from.join("config.json")).unwrap();
+    let tied = config.replace("\"tie_word_embeddings\": false", "\"tie_word_embeddings\": true");
+    assert_ne!(tied, config);
+    fs::write(copy.join("config.json"), tied).unwrap();
+    check_folder(gpu, &copy);
+}
+
+/// Embedding and head in 4 bits, decoded in the kernels, against the same values decoded by the CPU and kept as floats.
+#[test]
+fn a_quantised_embedding_computes_what_its_decoded_values_do() {
+    let Some(gpu) = common::shared_gpu() else { return };
+    // The head of the one is tied, that of the other is not.
+    for (name, scale_type) in [("qwen2", ScaleType::Dq8), ("llama", ScaleType::Bf16)] {
+        let (folder, scratch) = (fixture("architectures").join(name), tempfile::tempdir().unwrap());
+        let quantize = Some(Regex::new("embed_tokens|lm_head").unwrap());
+        let options = Options { quantize, scale_type, ..Options::default() };
+        let four_bits = Fixture::converted(gpu.clone(), &folder, folder.clone(), LENGTH, RANK, options);
+        let decoded = scratch.path().join("decoded");
+        export(&four_bits.pack, &decoded, FloatType::F32, &()).unwrap();
+        let options = Options { keep: Some(Regex::new(".").unwrap()), ..Options::default() };
+        let floats = Fixture::converted(gpu.clone(), &decoded, folder.clone(), LENGTH, RANK, options);
+        let row = json(&folder.join("expected.json"));
+        let (tokens, batch) = (oracle::tokens(&row["tokens"]), oracle::batch([[&row["tokens"], &row["labels"]]]));
+        let run = |fixture: &Fixture| {
+            let mut session = fixture.session(None, false);
+            let logits = session.logits(&tokens).unwrap();
+            let adapter = fixture.adapter("adapter");
+            let mut trainer = fixture.trainer_of(&adapter, session.model, session.memory);
+            let loss = trainer.step(std::slice::from_ref(&batch), 1e-3).unwrap().loss;
+            (logits, loss, trainer.gradient().unwrap())
+        };
+        let (found, expected) = (run(&four_bits), run(&floats));
+        assert_near(&format!("{name}: logits"), &found.0, &expected.0);
+        assert!((found.1 - expected.1).abs() <= 1e-5, "{name}: loss {}, expected {}", found.1, expected.1);
+        assert!(oracle::relative(&found.2, &expected.2) <= 1e-4, "{name}: gradient");
+    }
 }
 
 #[test]

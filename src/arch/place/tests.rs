@@ -286,3 +286,17 @@ fn an_untied_model_needs_an_output_projection() {
     let result = place(&with("qwen3", "tie_word_embeddings", json!(false)), &qwen3());
     assert!(matches!(result, Err(ArchError::MissingTensor { tensor }) if tensor == "lm_head.weight"));
 }
+
+/// transformers ties the one that is missing to the one that is there.
+#[test]
+fn the_only_matrix_of_a_tied_vocabulary_is_the_embedding_whatever_its_name() {
+    let mut tensors = tensors(&[&QK_NORM]);
+    tensors.iter_mut().filter(|t| t.name.contains("embed_tokens")).for_each(|t| t.name = "lm_head.weight".to_owned());
+    let model = place(&config("qwen3"), &tensors).unwrap();
+    let of =
+        |role| model.tensors.iter().filter(|placed| placed.role == role).map(|placed| placed.tensor).collect::<Vec<_>>();
+    let at = tensors.iter().position(|t| t.name == "lm_head.weight").unwrap();
+    assert_eq!((of(Role::Embedding), of(Role::LmHead)), (vec![at], vec![]));
+    let untied = place(&with("qwen3", "tie_word_embeddings", json!(false)), &tensors);
+    assert!(matches!(untied, Err(ArchError::MissingTensor { tensor }) if tensor == "model.embed_tokens.weight"));
+}

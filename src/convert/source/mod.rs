@@ -15,6 +15,7 @@ use std::fs::File;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
+use half::f16;
 use serde_json::{Map, Value};
 
 pub use error::SourceError;
@@ -176,29 +177,44 @@ impl Checkpoint {
         result.map_err(|source| SourceError::Io { path: file.map(|file| file.path.clone()).unwrap_or_default(), source })
     }
 
-    /// Whether two tensors have the same type, shape and bytes. Holds two buffers of 1 MiB, whatever the tensors' size.
+    /// Whether two tensors have the same shape and, each in float32, the same values. Both are read in pieces, up to
+    /// the first difference.
     ///
     /// # Errors
     ///
-    /// [`SourceError::Io`] where a file cannot be read.
-    pub fn same_bytes(&self, a: &TensorInfo, b: &TensorInfo) -> Result<bool, SourceError> {
-        if (a.float_type, &a.shape, a.length) != (b.float_type, &b.shape, b.length) {
+    /// [`SourceError::Io`].
+    pub fn same_values(&self, a: &TensorInfo, b: &TensorInfo) -> Result<bool, SourceError> {
+        if a.shape != b.shape {
             return Ok(false);
         }
+        let same_type = a.float_type == b.float_type;
+        let [left_size, right_size] = [a, b].map(|tensor| tensor.float_type.size());
         let (mut left, mut right) = (AlignedBuf::new(COMPARE_LEN), AlignedBuf::new(COMPARE_LEN));
+        let (elements, most) = (a.length / left_size as u64, COMPARE_LEN / left_size.max(right_size));
         let mut from = 0;
-        while from < a.length {
-            let len = usize::try_from(a.length - from).unwrap_or(COMPARE_LEN).min(COMPARE_LEN);
-            let (left, right) = (left.first_mut(len), right.first_mut(len));
-            self.read(a, from, left)?;
-            self.read(b, from, right)?;
-            if left != right {
+        while from < elements {
+            let count = usize::try_from(elements - from).unwrap_or(most).min(most);
+            let (left, right) = (left.first_mut(count * left_size), right.first_mut(count * right_size));
+            self.read(a, from * left_size as u64, left)?;
+            self.read(b, from * right_size as u64, right)?;
+            let same = if same_type { left == right } else { widened(a, left).eq(widened(b, right)) };
+            if !same {
                 return Ok(false);
             }
-            from += len as u64;
+            from += count as u64;
         }
         Ok(true)
     }
+}
+
+/// The bits of a tensor's elements in float32, which holds every value of the other types.
+fn widened<'a>(tensor: &TensorInfo, bytes: &'a [u8]) -> impl Iterator<Item = u32> + use<'a> {
+    let (float_type, size) = (tensor.float_type, tensor.float_type.size());
+    bytes.chunks_exact(size).map(move |element| match (float_type, element) {
+        (FloatType::F16, &[low, high]) => f16::from_le_bytes([low, high]).to_f32().to_bits(),
+        (FloatType::Bf16, &[low, high]) => u32::from(u16::from_le_bytes([low, high])) << 16,
+        (_, element) => element.try_into().map_or(0, u32::from_le_bytes),
+    })
 }
 
 /// The side files that are present, config.json first and required.

@@ -376,7 +376,7 @@ fn quantised_checkpoints_are_refused_by_config_or_by_tensors() {
 }
 
 #[test]
-fn bytes_are_compared_and_reads_stay_inside_the_tensor() {
+fn values_are_compared_and_reads_stay_inside_the_tensor() {
     let len = 3 * COMPARE_LEN / 2;
     let entry = |i: usize, dtype, n| {
         format!(r#""{i}":{{"dtype":"{dtype}","shape":[{n}],"data_offsets":[{},{}]}}"#, i * len, (i + 1) * len)
@@ -388,16 +388,16 @@ fn bytes_are_compared_and_reads_stay_inside_the_tensor() {
     let dir = folder(&[(CONFIG, b"{}"), (SINGLE, &bytes)]);
     let checkpoint = Checkpoint::open(dir.path(), None).unwrap();
     let tensors = &checkpoint.tensors;
-    assert!(checkpoint.same_bytes(&tensors[0], &tensors[1]).unwrap());
-    assert!(!checkpoint.same_bytes(&tensors[0], &tensors[2]).unwrap());
-    assert!(!checkpoint.same_bytes(&tensors[0], &tensors[3]).unwrap());
+    assert!(checkpoint.same_values(&tensors[0], &tensors[1]).unwrap());
+    assert!(!checkpoint.same_values(&tensors[0], &tensors[2]).unwrap());
+    assert!(!checkpoint.same_values(&tensors[0], &tensors[3]).unwrap());
     let mut last = [0; 2];
     checkpoint.read(&tensors[2], len as u64 - 2, &mut last).unwrap();
     assert_eq!(last, [0, 1]);
     assert!(matches!(checkpoint.read(&tensors[2], len as u64 - 1, &mut last), Err(SourceError::Io { .. })));
     assert!(checkpoint.read(&tensors[2], u64::MAX, &mut last).is_err());
     fs::File::options().write(true).open(dir.path().join(SINGLE)).unwrap().set_len(100).unwrap();
-    assert!(matches!(checkpoint.same_bytes(&tensors[0], &tensors[1]), Err(SourceError::Io { .. })));
+    assert!(matches!(checkpoint.same_values(&tensors[0], &tensors[1]), Err(SourceError::Io { .. })));
 }
 
 #[cfg(unix)]
@@ -469,4 +469,45 @@ mod links {
         symlink("nowhere", dir.path().join("tokenizer.json")).unwrap();
         assert!(matches!(Checkpoint::open(dir.path(), None), Err(SourceError::Io { .. })));
     }
+}
+
+/// A checkpoint of two tensors of `shape`, with these types and bytes.
+fn two_tensors(tensors: [(&str, &[u8]); 2], elements: usize) -> (Checkpoint, tempfile::TempDir) {
+    let mut at = 0;
+    let entry = |(i, (dtype, bytes)): (usize, (&str, &[u8]))| {
+        let (start, end) = (at, at + bytes.len());
+        at = end;
+        format!(r#""{i}":{{"dtype":"{dtype}","shape":[{elements}],"data_offsets":[{start},{end}]}}"#)
+    };
+    let entries: Vec<String> = tensors.into_iter().enumerate().map(entry).collect();
+    let json = format!("{{{}}}", entries.join(","));
+    let mut bytes = (json.len() as u64).to_le_bytes().to_vec();
+    bytes.extend(json.bytes());
+    tensors.iter().for_each(|(_, values)| bytes.extend(*values));
+    let dir = folder(&[(CONFIG, b"{}"), (SINGLE, &bytes)]);
+    (Checkpoint::open(dir.path(), None).unwrap(), dir)
+}
+
+#[test]
+fn values_are_the_same_in_any_float_type_that_holds_them() {
+    use half::{bf16, f16};
+    // More than one piece of either type. Every value is one of all three types.
+    let count = COMPARE_LEN / 3;
+    let values: Vec<f32> = (0..count).map(|i| (i % 251) as f32 / 64.0 - 2.0).collect();
+    let f32s = |values: &[f32]| values.iter().flat_map(|x| x.to_le_bytes()).collect::<Vec<u8>>();
+    let f16s: Vec<u8> = values.iter().flat_map(|&x| f16::from_f32(x).to_le_bytes()).collect();
+    let bf16s: Vec<u8> = values.iter().flat_map(|&x| bf16::from_f32(x).to_le_bytes()).collect();
+    let same = |tensors: [(&str, &[u8]); 2]| {
+        let (checkpoint, _dir) = two_tensors(tensors, count);
+        checkpoint.same_values(&checkpoint.tensors[0], &checkpoint.tensors[1]).unwrap()
+    };
+    let wide = f32s(&values);
+    assert!(same([("BF16", &bf16s), ("F32", &wide)]));
+    assert!(same([("F32", &wide), ("F16", &f16s)]));
+    assert!(same([("F16", &f16s), ("BF16", &bf16s)]));
+    let mut other = values.clone();
+    *other.last_mut().unwrap() += 1e-6;
+    let other = f32s(&other);
+    assert!(!same([("BF16", &bf16s), ("F32", &other)]));
+    assert!(!same([("F16", &bf16s), ("BF16", &bf16s)]));
 }

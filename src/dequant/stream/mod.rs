@@ -107,6 +107,11 @@ impl StreamedLayer {
         self.projections.iter().find(|p| p.role == role)
     }
 
+    /// Whether the layer has a tensor of a role, however it is stored.
+    pub fn has(&self, role: Role) -> bool {
+        self.projection(role).is_some() || self.raw_tensor(role).is_some()
+    }
+
     /// The layer's raw tensor of a role.
     pub fn raw_tensor(&self, role: Role) -> Option<&StreamedTensor> {
         self.raw_tensors.iter().find(|t| t.role == role)

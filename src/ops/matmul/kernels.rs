@@ -1,18 +1,20 @@
 //! One dispatch: which kernel, how it is cut into workgroups, its parameters.
 
-use std::collections::HashMap;
-use std::sync::{Mutex, PoisonError};
+use std::borrow::Cow;
 
 use bytemuck::{Pod, Zeroable};
 
 use super::rows::FewRows;
-use crate::dequant::operand::{Operand, scales_constant};
+use super::trial;
+use super::weight::{Right, floats_constant};
+use crate::dequant::operand::Codec;
 use crate::format::FloatType;
-use crate::format::nf4::{CODEBOOK, ScaleType};
 use crate::gpu::{BufferRange, Commands, Gpu, GpuError, Kernel, KernelSpec, Shader};
+use crate::ops::OpError;
+use crate::ops::trial::Tried;
 
 /// Terms that the kernels hold in workgroup memory; `TK` in the shader.
-const TERMS: u32 = 16;
+pub(super) const TERMS: u32 = 16;
 /// Workgroups from which on a product is not cut along its sums: so many for every core of a large GPU that the last ones, which leave
 /// some cores idle, are a small part.
 const ENOUGH_GROUPS: u64 = 2048;
@@ -32,14 +34,7 @@ pub(super) struct View {
     pub column: u32,
 }
 
-/// The right operand as it is stored; its first element is that of the product's.
-#[derive(Debug, Clone)]
-pub(super) enum Right {
-    Nf4 { operand: Operand, scale_type: ScaleType, whole_words: bool },
-    Raw { range: BufferRange, first: u32, float_type: FloatType },
-}
-
-/// `out[m, n] = scale * (a[m, k] b[k, n] (+ bias)) (+ out)`, none of them empty.
+/// `out[m, n] = scale * (a[m, k] b[k, n] (+ bias)) (+ out)`, where neither `m` nor `n` is 0.
 #[derive(Debug, Clone)]
 pub(super) struct Product {
     pub m: u32,
@@ -47,6 +42,7 @@ pub(super) struct Product {
     pub k: u32,
     /// [m, k]; one of its strides is 1.
     pub a: View,
+    /// Its first element is that of the product's.
     pub b: Right,
     /// Elements from a column of b to the next, and from a term to the next; one of them is 1.
     pub b_strides: (u32, u32),
@@ -60,9 +56,9 @@ pub(super) struct Product {
 
 /// Threads of a workgroup along n and m: each has 8 x 8 sums.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-struct Tile {
-    x: u32,
-    y: u32,
+pub(super) struct Tile {
+    pub x: u32,
+    pub y: u32,
 }
 
 /// The first serves; the others waste less where a side is short, as the rank of an adapter is.
@@ -78,7 +74,7 @@ impl Tile {
     }
 
     /// Workgroups that cover a matrix.
-    fn groups(self, m: u32, n: u32) -> u64 {
+    pub fn groups(self, m: u32, n: u32) -> u64 {
         u64::from(m.div_ceil(8 * self.y)) * u64::from(n.div_ceil(8 * self.x))
     }
 
@@ -96,28 +92,28 @@ impl Tile {
 
 /// What makes a kernel.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-struct Variant {
-    form: Form,
-    b: RightKind,
+pub(super) struct Variant {
+    pub form: Form,
+    pub b: RightKind,
 }
 
 /// How a product is cut.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-enum Form {
+pub(super) enum Form {
     Tiles { tile: Tile, a_by_term: bool, b_by_term: bool },
     Rows(FewRows),
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-enum RightKind {
-    Nf4 { scale_type: ScaleType, whole_words: bool },
+pub(super) enum RightKind {
+    Quantized { codec: Codec, whole_words: bool },
     Raw(FloatType),
 }
 
 impl Variant {
     fn of(product: &Product) -> Self {
         let b = match product.b {
-            Right::Nf4 { scale_type, whole_words, .. } => RightKind::Nf4 { scale_type, whole_words },
+            Right::Quantized { codec, whole_words, .. } => RightKind::Quantized { codec, whole_words },
             Right::Raw { float_type, .. } => RightKind::Raw(float_type),
         };
         let tiles = || Form::Tiles {
@@ -138,23 +134,18 @@ impl Variant {
             }
         };
         let (name, source) = match self.b {
-            RightKind::Nf4 { scale_type, whole_words } => {
-                constants.push(("SCALES", scales_constant(scale_type)));
-                if by_rows {
-                    ("matmul_rows_nf4", ROWS_NF4)
-                } else {
+            RightKind::Quantized { codec, whole_words } => {
+                constants.extend(codec.constants());
+                let [start, end] = if by_rows { [ROWS, ROWS_QUANTIZED] } else { [TILED, QUANTIZED] };
+                if !by_rows {
                     constants.push(("WHOLE", flag(whole_words)));
-                    ("matmul_nf4", NF4)
                 }
+                let name = if by_rows { "matmul_rows_quantized" } else { "matmul_quantized" };
+                (name, Cow::Owned([start, codec.source(), end].concat()))
             }
             RightKind::Raw(float_type) => {
-                let floats = match float_type {
-                    FloatType::F32 => 0.0,
-                    FloatType::F16 => 1.0,
-                    FloatType::Bf16 => 2.0,
-                };
-                constants.push(("FLOATS", floats));
-                if by_rows { ("matmul_rows_raw", ROWS_RAW) } else { ("matmul_raw", RAW) }
+                constants.push(("FLOATS", floats_constant(float_type)));
+                if by_rows { ("matmul_rows_raw", ROWS_RAW.into()) } else { ("matmul_raw", RAW.into()) }
             }
         };
         // SAFETY: `record` gets products whose views and operands hold all of their rows, columns and terms; the shaders keep row,
@@ -170,9 +161,12 @@ macro_rules! shaders {
 }
 
 const RAW: &str = shaders!("matmul_params", "matmul", "matmul_floats", "matmul_raw");
-const NF4: &str = shaders!("matmul_params", "matmul", "nf4_tables", "matmul_nf4");
 const ROWS_RAW: &str = shaders!("matmul_params", "matmul_rows", "matmul_floats", "matmul_rows_raw");
-const ROWS_NF4: &str = shaders!("matmul_params", "matmul_rows", "nf4_tables", "matmul_rows_nf4");
+/// What stands before and after a codec.
+const TILED: &str = shaders!("matmul_params", "matmul");
+const QUANTIZED: &str = shaders!("matmul_quantized");
+const ROWS: &str = shaders!("matmul_params", "matmul_rows");
+const ROWS_QUANTIZED: &str = shaders!("matmul_rows_quantized");
 
 /// `struct Params` of matmul_params.wgsl.
 #[derive(Debug, Clone, Copy, Pod, Zeroable)]
@@ -225,38 +219,47 @@ pub(super) fn flag(set: bool) -> f64 {
     u8::from(set).into()
 }
 
-/// The kernels of a device, compiled as they are asked for, and the memory for the sums of chunks.
+/// The kernels of a device, compiled and tried as they are asked for, and the memory for the sums of chunks.
 #[derive(Debug)]
 pub(super) struct Kernels {
     gpu: Gpu,
     scratch: BufferRange,
-    compiled: Mutex<HashMap<Variant, Kernel>>,
-    sum: Kernel,
+    products: Tried<Variant>,
+    sum: Tried<()>,
 }
 
 impl Kernels {
     pub fn new(gpu: &Gpu) -> Result<Self, GpuError> {
+        Self::with(gpu, Tried::new(gpu), Tried::new(gpu))
+    }
+
+    pub fn with(gpu: &Gpu, products: Tried<Variant>, sum: Tried<()>) -> Result<Self, GpuError> {
         let limits = gpu.limits();
         let bytes = SCRATCH_BYTES.min(limits.max_storage_buffer_binding_size).min(limits.max_buffer_size) / 16 * 16;
         let scratch = BufferRange::whole(gpu.storage("sums of chunks", bytes)?);
-        // SAFETY: `sum` passes a count for which `parts` holds all chunks and `out` all rows; the loop counts the chunks.
-        let shader = unsafe { Shader::trusted("matmul_sum", include_str!("../../../shaders/matmul_sum.wgsl")) };
-        let sum = gpu.kernel(&KernelSpec { shader, entry: "main", constants: Vec::new() })?;
-        Ok(Self { gpu: gpu.clone(), scratch, compiled: Mutex::default(), sum })
+        Ok(Self { gpu: gpu.clone(), scratch, products, sum })
     }
 
     pub fn gpu(&self) -> &Gpu {
         &self.gpu
     }
 
-    fn kernel(&self, variant: Variant) -> Result<Kernel, GpuError> {
-        let mut compiled = self.compiled.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(kernel) = compiled.get(&variant) {
-            return Ok(kernel.clone());
-        }
-        let kernel = self.gpu.kernel(&variant.spec())?;
-        compiled.insert(variant, kernel.clone());
-        Ok(kernel)
+    /// Where chunks have their sums.
+    pub fn scratch(&self) -> &BufferRange {
+        &self.scratch
+    }
+
+    fn kernel(&self, variant: Variant) -> Result<Kernel, OpError> {
+        self.products.get(variant, || variant.spec(), |kernel| trial::of_product(self, variant, kernel))
+    }
+
+    fn sum_kernel(&self) -> Result<Kernel, OpError> {
+        let spec = || {
+            // SAFETY: `sum` passes a count for which `parts` holds all chunks and `out` all rows; the loop counts the chunks.
+            let shader = unsafe { Shader::trusted("matmul_sum", shaders!("matmul_sum")) };
+            KernelSpec { shader, entry: "main", constants: Vec::new() }
+        };
+        self.sum.get((), spec, |kernel| trial::of_sum(self, kernel))
     }
 
     /// Terms that a workgroup adds up, and the number of such chunks. They depend on the sizes only, so that the same product is
@@ -270,7 +273,12 @@ impl Kernels {
         (chunk, product.k.div_ceil(chunk))
     }
 
-    pub fn record(&self, commands: &mut Commands, product: &Product) -> Result<(), GpuError> {
+    pub fn record(&self, commands: &mut Commands, product: &Product) -> Result<(), OpError> {
+        if product.k == 0 {
+            // A sum of no chunks.
+            self.sum(commands, &self.sum_kernel()?, product, 0);
+            return Ok(());
+        }
         let variant = Variant::of(product);
         let kernel = self.kernel(variant)?;
         let (groups, chunk, chunks) = match variant.form {
@@ -286,13 +294,14 @@ impl Kernels {
             let out = View { range: self.scratch.clone(), first: 0, row: product.n, column: 1 };
             let parts = Product { out, scale: 1.0, add: false, bias: None, ..product.clone() };
             self.multiply(commands, &kernel, &parts, groups, chunk);
-            self.sum(commands, product, chunks);
+            self.sum(commands, &self.sum_kernel()?, product, chunks);
         }
         commands.tell_operations(2 * u64::from(product.m) * u64::from(product.n) * u64::from(product.k));
         Ok(())
     }
 
-    fn multiply(&self, commands: &mut Commands, kernel: &Kernel, product: &Product, groups: u64, chunk: u32) {
+    /// The sums of `chunk` terms each, in one dispatch.
+    pub fn multiply(&self, commands: &mut Commands, kernel: &Kernel, product: &Product, groups: u64, chunk: u32) {
         let a = &product.a;
         let [b0, b1, b2, b3] = product.b.bindings();
         let (bias, bias_first) = product.bias.clone().unwrap_or_else(|| (a.range.clone(), 0));
@@ -317,17 +326,18 @@ impl Kernels {
             has_bias: product.bias.is_some().into(),
             add: product.add.into(),
             scale: product.scale,
-            codebook: CODEBOOK,
-            ..product.b.params()
+            ..Params::of(&product.b)
         };
         commands.dispatch(kernel, &bindings, bytemuck::bytes_of(&params), self.gpu.grid(groups), bytes);
     }
 
-    fn sum(&self, commands: &mut Commands, product: &Product, chunks: u32) {
+    /// The sum of `chunks` products in the scratch memory.
+    pub fn sum(&self, commands: &mut Commands, kernel: &Kernel, product: &Product, chunks: u32) {
         let count = product.m * product.n;
         let out = &product.out;
         let (bias, bias_first) = product.bias.clone().unwrap_or_else(|| (self.scratch.clone(), 0));
-        let parts = self.scratch.slice(0, 4 * u64::from(count) * u64::from(chunks));
+        // A binding is not empty.
+        let parts = self.scratch.slice(0, 4 * u64::from(count) * u64::from(chunks.max(1)));
         let bytes = parts.size + 4 * u64::from(count);
         let params = SumParams {
             count,
@@ -342,39 +352,24 @@ impl Kernels {
             pad: [0; 3],
         };
         let groups = self.gpu.grid(u64::from(count).div_ceil(SUM_WORKGROUP));
-        commands.dispatch(&self.sum, &[parts, bias, out.range.clone()], bytemuck::bytes_of(&params), groups, bytes);
+        commands.dispatch(kernel, &[parts, bias, out.range.clone()], bytemuck::bytes_of(&params), groups, bytes);
     }
 }
 
-impl Right {
-    /// The number of its first element in what is bound.
-    pub fn first(&self) -> u32 {
-        match self {
-            Self::Nf4 { operand, .. } => operand.first,
-            Self::Raw { first, .. } => *first,
-        }
-    }
-
-    fn bindings(&self) -> [BufferRange; 4] {
-        match self {
-            Self::Nf4 { operand, .. } => operand.bindings.clone(),
-            // Those that raw floats have no use for are left out.
-            Self::Raw { range, .. } => [range.clone(), range.clone(), range.clone(), range.clone()],
-        }
-    }
-
-    /// The parameters that depend on it alone.
-    fn params(&self) -> Params {
-        match self {
-            Self::Nf4 { operand, .. } => Params {
-                b_first: self.first(),
+impl Params {
+    /// What depends on the right operand alone.
+    fn of(b: &Right) -> Self {
+        match b {
+            Right::Quantized { operand, codec, .. } => Self {
+                b_first: b.first(),
                 block_first: operand.block_first,
                 block_bits: operand.block_bits,
                 scales_first: operand.scales_first,
                 supers_first: operand.supers_first,
-                ..Params::zeroed()
+                codebook: codec.codebook(),
+                ..Self::zeroed()
             },
-            Self::Raw { .. } => Params { b_first: self.first(), ..Params::zeroed() },
+            Right::Raw { .. } => Self { b_first: b.first(), ..Self::zeroed() },
         }
     }
 }

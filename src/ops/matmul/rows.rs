@@ -15,10 +15,11 @@ const LANES: u32 = 32;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(super) struct FewRows {
     /// A power of two.
-    rows: u32,
-    lanes: u32,
+    pub rows: u32,
+    /// Threads that share a column.
+    pub lanes: u32,
     /// Every column of the right operand starts and ends with an eight of elements.
-    whole: bool,
+    pub whole: bool,
 }
 
 impl FewRows {
@@ -31,16 +32,21 @@ impl FewRows {
         fits.then_some(Self { rows: product.m.next_power_of_two(), lanes, whole })
     }
 
+    /// Columns of a workgroup.
+    pub fn columns(self) -> u32 {
+        WORKGROUP / self.lanes
+    }
+
     /// Workgroups that cover so many columns.
     pub fn groups(self, columns: u32) -> u64 {
-        columns.div_ceil(WORKGROUP / self.lanes).into()
+        columns.div_ceil(self.columns()).into()
     }
 
     pub fn constants(self) -> Vec<(&'static str, f64)> {
         vec![
             ("M", self.rows.into()),
             ("LANES", self.lanes.into()),
-            ("COLUMNS", (WORKGROUP / self.lanes).into()),
+            ("COLUMNS", self.columns().into()),
             ("WHOLE", flag(self.whole)),
             ("PARTIAL", (self.rows * WORKGROUP).into()),
         ]

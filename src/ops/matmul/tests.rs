@@ -95,7 +95,7 @@ impl Frozen {
 
     fn weight(&self) -> Weight<'_> {
         let elements = match (&self.nf4, &self.raw) {
-            (Some(weights), _) => Elements::Nf4(weights),
+            (Some(weights), _) => Elements::Quantized(weights),
             (_, Some((float_type, parts))) => Elements::Raw { float_type: *float_type, parts },
             _ => panic!("no weight"),
         };
@@ -192,6 +192,35 @@ fn check_dense(gpu: &Gpu, (m, n, k): (u32, u32, u32)) {
 fn dense_products_of_odd_sizes() {
     let Some(gpu) = gpu() else { return };
     shapes().for_each(|shape| check_dense(gpu, shape));
+}
+
+/// A sum of no terms is 0, and adding it changes nothing.
+#[test]
+fn products_without_terms_columns_or_rows() {
+    let Some(gpu) = gpu() else { return };
+    for shape in [(5, 7, 0), (1, 300, 0), (130, 66, 0), (0, 7, 5), (5, 0, 7), (0, 0, 0)] {
+        check_dense(gpu, shape);
+    }
+    let matmul = Matmul::new(gpu).unwrap();
+    for (m, outputs, inputs) in [(5, 7, 0), (40, 3, 0), (5, 0, 7)] {
+        let weight = Weight::new(Elements::Raw { float_type: FloatType::Bf16, parts: &[] }, outputs, inputs);
+        let ((x, _), (dy, _)) = (random_mat(gpu, 1, m, inputs), random_mat(gpu, 2, m, outputs));
+        let (bias, biases) = random_mat(gpu, 3, 1, outputs);
+        let ((y_added, y_old), (dx_added, dx_old)) = (random_mat(gpu, 4, m, outputs), random_mat(gpu, 5, m, inputs));
+        let (y, dx) = (poisoned(gpu, m, outputs), poisoned(gpu, m, inputs));
+        let mut commands = gpu.commands("products without terms");
+        matmul.forward(&mut commands, &x, &weight, None, false, &y).unwrap();
+        matmul.forward(&mut commands, &x, &weight, Some(&bias), true, &y_added).unwrap();
+        matmul.backward(&mut commands, &dy, &weight, false, &dx).unwrap();
+        matmul.backward(&mut commands, &dy, &weight, true, &dx_added).unwrap();
+        commands.submit().unwrap();
+        [&y, &y_added, &dx, &dx_added].into_iter().for_each(|mat| assert_untouched(gpu, mat));
+        assert_eq!(y.read(gpu).unwrap(), vec![0.0; (m * outputs) as usize]);
+        let added = y_old.iter().zip(biases.iter().cycle()).map(|(y, bias)| y + bias).collect::<Vec<f32>>();
+        assert_eq!(y_added.read(gpu).unwrap(), added);
+        assert_eq!(dx.read(gpu).unwrap(), vec![0.0; (m * inputs) as usize]);
+        assert_eq!(dx_added.read(gpu).unwrap(), dx_old);
+    }
 }
 
 #[test]
@@ -361,7 +390,7 @@ fn operands_that_do_not_fit_together_are_refused() {
     let short = Weight::new(Elements::Raw { float_type: FloatType::Bf16, parts }, 5, 3);
     misfit(matmul.backward(&mut commands, &mat(2, 5), &short, false, &mat(2, 3)));
     let nf4 = Frozen::nf4(gpu, 4, 3, 64, ScaleType::F32);
-    let wrong = Weight::new(Elements::Nf4(nf4.nf4.as_ref().unwrap()), 3, 3);
+    let wrong = Weight::new(Elements::Quantized(nf4.nf4.as_ref().unwrap()), 3, 3);
     misfit(matmul.backward(&mut commands, &mat(2, 3), &wrong, false, &mat(2, 3)));
 }
 

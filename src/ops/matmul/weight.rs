@@ -1,10 +1,9 @@
-//! Frozen weights, and the rectangles of them that can be bound.
+//! Frozen weights, and the rectangles of them that can be bound: for products, and for rows that are gathered.
 
 use std::ops::Range;
 
-use super::kernels::Right;
 use crate::dequant::GpuWeights;
-use crate::dequant::operand::ALIGN;
+use crate::dequant::operand::{ALIGN, Codec, Operand};
 use crate::format::FloatType;
 use crate::gpu::BufferRange;
 use crate::ops::error::OpError;
@@ -22,8 +21,8 @@ pub struct Weight<'a> {
 /// How the elements of a weight are stored.
 #[derive(Debug, Clone, Copy)]
 pub enum Elements<'a> {
-    /// As codes and scales.
-    Nf4(&'a GpuWeights),
+    /// As codes and scales, which kernels decode as they go.
+    Quantized(&'a GpuWeights),
     /// As floats, never copied to others.
     Raw {
         /// Their type.
@@ -35,9 +34,44 @@ pub enum Elements<'a> {
 
 /// Some rows and columns of a weight, which lie in one part; either whole rows or a piece of one.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Rectangle {
+pub(in crate::ops) struct Rectangle {
     pub rows: Range<u32>,
     pub columns: Range<u32>,
+}
+
+/// The elements of a rectangle as they are bound: the right operand of a product, or a window of a table.
+#[derive(Debug, Clone)]
+pub(in crate::ops) enum Right {
+    Quantized { operand: Operand, codec: Codec, whole_words: bool },
+    Raw { range: BufferRange, first: u32, float_type: FloatType },
+}
+
+impl Right {
+    /// The number of its first element in what is bound.
+    pub fn first(&self) -> u32 {
+        match self {
+            Self::Quantized { operand, .. } => operand.first,
+            Self::Raw { first, .. } => *first,
+        }
+    }
+
+    /// What is bound at 0 to 3.
+    pub fn bindings(&self) -> [BufferRange; 4] {
+        match self {
+            Self::Quantized { operand, .. } => operand.bindings.clone(),
+            // Those that raw floats have no use for are left out.
+            Self::Raw { range, .. } => [range.clone(), range.clone(), range.clone(), range.clone()],
+        }
+    }
+}
+
+/// The shaders' `FLOATS`.
+pub(in crate::ops) fn floats_constant(float_type: FloatType) -> f64 {
+    match float_type {
+        FloatType::F32 => 0.0,
+        FloatType::F16 => 1.0,
+        FloatType::Bf16 => 2.0,
+    }
 }
 
 impl<'a> Weight<'a> {
@@ -74,11 +108,11 @@ impl<'a> Weight<'a> {
         self.inputs
     }
 
-    /// What the products bind one after the other, rows counted from the first of this weight's, each with its elements.
+    /// What is bound one after the other, rows counted from the first of this weight's, each with its elements.
     ///
     /// # Errors
     /// [`OpError::Shape`] and [`OpError::Weights`] where the buffers do not hold the weight.
-    pub(super) fn pieces(&self, operation: &'static str, binding: u64) -> Result<Vec<(Rectangle, Right)>, OpError> {
+    pub(in crate::ops) fn pieces(&self, operation: &'static str, binding: u64) -> Result<Vec<(Rectangle, Right)>, OpError> {
         let (part, most) = self.part_and_most(operation, binding)?;
         let inputs = u64::from(self.inputs);
         rectangles(&self.rows, self.inputs, part, most)
@@ -100,10 +134,10 @@ impl<'a> Weight<'a> {
             return shape("the end of the rows", self.outputs.into(), self.rows.end.into());
         }
         match self.elements {
-            Elements::Nf4(weights) if weights.elements != elements => {
+            Elements::Quantized(weights) if weights.elements != elements => {
                 shape("the number of weights", elements, weights.elements)
             }
-            Elements::Nf4(weights) => Ok((weights.part_elements()?, GpuWeights::operand_elements(binding))),
+            Elements::Quantized(weights) => Ok((weights.part_elements()?, GpuWeights::operand_elements(binding))),
             Elements::Raw { float_type, parts } => {
                 let size = float_type.size() as u64;
                 let part = parts.first().map_or(0, |part| part.size) / size;
@@ -123,10 +157,10 @@ impl<'a> Weight<'a> {
     /// The elements in `range`, which lie in one part.
     fn right(&self, range: Range<u64>, part: u64) -> Result<Right, OpError> {
         match self.elements {
-            Elements::Nf4(weights) => {
+            Elements::Quantized(weights) => {
                 let whole_words = [u64::from(self.inputs), range.start, range.end].iter().all(|at| at.is_multiple_of(8));
                 let operand = weights.operand(range)?;
-                Ok(Right::Nf4 { operand, scale_type: weights.scale_type, whole_words })
+                Ok(Right::Quantized { operand, codec: weights.codec(), whole_words })
             }
             Elements::Raw { float_type, parts } => {
                 let missing = || OpError::Shape {

@@ -1,5 +1,11 @@
-// NF4 weights and their tables: one half of every fast kernel that decodes them. The other half has `params`, with the fields that
-// are used here.
+// The codec NF4: how a kernel reads quantised weights. A codec has these four functions, and the bindings 0 to 3:
+//
+//     fill_tables(thread, threads)    fills the tables in workgroup memory; every thread calls it first
+//     codes_at(at)                    the codes from element `at` of what is bound: as many as its word still has
+//     look_up(words)                  the value of the lowest code of each word, not scaled
+//     scale_of(block)                 the scale of the block `block` blocks after the first one
+//
+// A part of every fast kernel that decodes. The rest has `params`, with the fields that are used here.
 
 @group(0) @binding(0) var<storage, read> codes: array<u32>;     // 8 codes a word, low nibble first
 @group(0) @binding(1) var<storage, read> head: array<f32>;      // dq8: offset, then the map [256]
@@ -25,7 +31,16 @@ fn fill_tables(thread: u32, threads: u32) {
     workgroupBarrier();
 }
 
-// The scale of the block `block` blocks after the first one.
+// The first code is in the lowest bits.
+fn codes_at(at: u32) -> u32 {
+    return codes[at >> 3u] >> (4u * (at & 7u));
+}
+
+fn look_up(words: vec4<u32>) -> vec4<f32> {
+    let i = words & vec4(15u);
+    return vec4(codebook[i.x], codebook[i.y], codebook[i.z], codebook[i.w]);
+}
+
 fn scale_of(block: u32) -> f32 {
     let i = params.scales_first + block;
     if (SCALES == 0u) {

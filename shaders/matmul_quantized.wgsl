@@ -1,4 +1,5 @@
-// The right operand of matmul.wgsl as NF4 weights; nf4_tables.wgsl belongs to it. `b_first` counts from the first element of `codes`.
+// The right operand of matmul.wgsl as quantised weights; a codec belongs to it, such as codec_nf4.wgsl. `b_first` counts from the first
+// element of `codes`.
 
 override B_BY_TERM: bool = true;    // neighbours in memory are terms of one column of b, else columns of one term
 override WHOLE: bool = true;        // every row of the weights starts with a word of codes
@@ -10,18 +11,6 @@ fn prepare_b(thread: u32) {
 // The scale of the element that lies `offset` elements after b[0, 0].
 fn scale_at(offset: u32) -> f32 {
     return scale_of((params.block_first + offset) >> params.block_bits);
-}
-
-// The codes from that element on, the first in the lowest bits: as many as its word still has.
-fn codes_at(offset: u32) -> u32 {
-    let at = params.b_first + offset;
-    return codes[at >> 3u] >> (4u * (at & 7u));
-}
-
-// Values of the lowest code of each word.
-fn look_up(words: vec4<u32>) -> vec4<f32> {
-    let i = words & vec4(15u);
-    return vec4(codebook[i.x], codebook[i.y], codebook[i.z], codebook[i.w]);
 }
 
 // Where half a word is decoded at once, a four has neighbours.
@@ -44,7 +33,8 @@ var<private> next_scales: array<vec4<f32>, 8>;
 
 // The words and scales of four columns.
 fn fetch_four(j: u32, at: vec4<u32>) {
-    next_codes[j] = vec4(codes_at(at.x), codes_at(at.y), codes_at(at.z), codes_at(at.w));
+    let i = params.b_first + at;
+    next_codes[j] = vec4(codes_at(i.x), codes_at(i.y), codes_at(i.z), codes_at(i.w));
     next_scales[j] = vec4(scale_at(at.x), scale_at(at.y), scale_at(at.z), scale_at(at.w));
 }
 
@@ -94,7 +84,7 @@ fn fetch_by_column(column: u32, first: u32, end: u32, thread: u32) {
         next_scales[j].x = 0.0;
         if (first + place.x < end) {
             let at = min(column + 4u * place.y, params.n - 4u) + (first + place.x) * params.b_term;
-            next_codes[j].x = codes_at(at);
+            next_codes[j].x = codes_at(params.b_first + at);
             next_scales[j].x = scale_at(at);
         }
     }

@@ -1,0 +1,234 @@
+//! One small product of each kernel against sums in float64, before the kernel is used: several tiles, the last of them not full,
+//! weights from the middle of a tensor, a bias, and something to add to.
+
+use super::kernels::{Form, Kernels, Product, RightKind, TERMS, Variant, View};
+use super::weight::{Elements, Right, Weight};
+use crate::dequant::sample::Random;
+use crate::format::FloatType;
+use crate::gpu::{BufferRange, Gpu, Kernel};
+use crate::ops::trial::{difference, stored};
+use crate::ops::{Mat, OpError};
+
+/// Elements of the weight that lie before its rows here, at least: more than share a super-scale.
+const BEFORE: u32 = 8192;
+/// The error of a sum, as a part of the sum of its terms' magnitudes.
+const TOLERANCE: f64 = 1e-5;
+const SCALE: f32 = 0.75;
+
+/// A matrix whose elements are known here, too.
+struct Known {
+    mat: Mat,
+    values: Vec<f32>,
+}
+
+impl Known {
+    fn new(gpu: &Gpu, random: &mut Random, rows: u32, cols: u32) -> Result<Self, OpError> {
+        let values: Vec<f32> = (0..rows * cols).map(|_| random.uniform()).collect();
+        Ok(Self { mat: Mat::from_slice(gpu, "trial", rows, cols, &values)?, values })
+    }
+
+    fn at(&self, row: u32, column: u32) -> f64 {
+        self.values.get((row * self.mat.cols + column) as usize).copied().unwrap_or(f32::NAN).into()
+    }
+}
+
+/// The sizes of a trial.
+#[derive(Debug, Clone, Copy)]
+struct Sizes {
+    m: u32,
+    n: u32,
+    k: u32,
+    /// Whether terms lie in the rows of the weight, else in its columns.
+    by_term: bool,
+}
+
+impl Sizes {
+    fn of(variant: Variant) -> Self {
+        let whole_words = matches!(variant.b, RightKind::Quantized { whole_words: true, .. });
+        match variant.form {
+            Form::Rows(rows) => {
+                let k = 8 * rows.lanes + if rows.whole { 16 } else { 21 };
+                Self { m: rows.rows, n: 2 * rows.columns() + 1, k, by_term: true }
+            }
+            Form::Tiles { tile, b_by_term, .. } => {
+                // Whole words take rows of them.
+                let (row, other) = if whole_words { (8, 5) } else { (5, 5) };
+                let (n, k) = if b_by_term { (other, row) } else { (row, other) };
+                Self { m: 8 * tile.y + 3, n: 8 * tile.x + n, k: 2 * TERMS + k, by_term: b_by_term }
+            }
+        }
+    }
+
+    /// Rows and columns of the weight.
+    fn weight(self) -> (u32, u32) {
+        if self.by_term { (self.n, self.k) } else { (self.k, self.n) }
+    }
+}
+
+/// The right operand of a trial, and the values of its rows.
+fn right(gpu: &Gpu, random: &mut Random, kind: RightKind, sizes: Sizes) -> Result<(Right, Vec<f32>), OpError> {
+    let (rows, inputs) = sizes.weight();
+    let before = BEFORE / inputs + 1;
+    let elements = (before + rows) * inputs;
+    let (quantized, parts, values);
+    let elements = match kind {
+        RightKind::Quantized { codec, .. } => {
+            (quantized, values) = codec.sample(gpu, elements.into())?;
+            Elements::Quantized(&quantized)
+        }
+        RightKind::Raw(float_type) => {
+            let floats: Vec<f32> = (0..elements).map(|_| random.uniform()).collect();
+            let (bytes, widened) = stored(float_type, &floats);
+            values = widened.into_owned();
+            let buffer = gpu.storage_with("trial", &bytes)?;
+            parts = [BufferRange { buffer, offset: 0, size: bytes.len() as u64 }];
+            Elements::Raw { float_type, parts: &parts }
+        }
+    };
+    let weight = Weight::new(elements, before + rows, inputs).rows(before..before + rows);
+    let binding = gpu.limits().max_storage_buffer_binding_size;
+    let (_, right) = weight.pieces("a trial", binding)?.into_iter().next().ok_or(OpError::Shape {
+        operation: "a trial",
+        what: "the number of pieces",
+        expected: 1,
+        found: 0,
+    })?;
+    Ok((right, values.get((before * inputs) as usize..).unwrap_or_default().to_vec()))
+}
+
+/// How a kernel's product differs from the CPU's, if it does.
+pub(super) fn of_product(kernels: &Kernels, variant: Variant, kernel: &Kernel) -> Result<Option<String>, OpError> {
+    let (gpu, sizes, mut random) = (kernels.gpu(), Sizes::of(variant), Random::default());
+    let Sizes { m, n, k, by_term } = sizes;
+    let (b, b_values) = right(gpu, &mut random, variant.b, sizes)?;
+    let a_by_term = !matches!(variant.form, Form::Tiles { a_by_term: false, .. });
+    let (a_rows, a_cols) = if a_by_term { (m, k) } else { (k, m) };
+    let a = Known::new(gpu, &mut random, a_rows, a_cols)?;
+    let (bias, out) = (Known::new(gpu, &mut random, 1, n)?, Known::new(gpu, &mut random, m, n)?);
+    let strides = |by_term, cols| if by_term { (cols, 1) } else { (1, cols) };
+    let (row, column) = strides(a_by_term, a_cols);
+    let product = Product {
+        m,
+        n,
+        k,
+        a: View { range: a.mat.range.clone(), first: 0, row, column },
+        b,
+        b_strides: strides(by_term, sizes.weight().1),
+        out: View { range: out.mat.range.clone(), first: 0, row: n, column: 1 },
+        scale: SCALE,
+        add: true,
+        bias: Some((bias.mat.range.clone(), 0)),
+    };
+    let groups = match variant.form {
+        Form::Rows(rows) => rows.groups(n),
+        Form::Tiles { tile, .. } => tile.groups(m, n),
+    };
+    let mut commands = gpu.commands("a trial of a product");
+    kernels.multiply(&mut commands, kernel, &product, groups, k.next_multiple_of(TERMS));
+    commands.submit()?;
+    let term = |i: u32, j: u32, t: u32| {
+        let left = if a_by_term { a.at(i, t) } else { a.at(t, i) };
+        let at = if by_term { j * k + t } else { t * n + j };
+        left * b_values.get(at as usize).copied().map_or(f64::NAN, f64::from)
+    };
+    let expected = (0..m * n).map(|at| {
+        let (i, j) = (at / n, at % n);
+        let (sum, size) = (0..k).map(|t| term(i, j, t)).fold((0.0, 1.0), |(sum, size), x| (sum + x, size + x.abs()));
+        (f64::from(SCALE) * (sum + bias.at(0, j)) + out.at(i, j), TOLERANCE * size)
+    });
+    Ok(difference(&out.mat.read(gpu)?, expected))
+}
+
+/// How the sum of three chunks differs from the CPU's, if it does.
+pub(super) fn of_sum(kernels: &Kernels, kernel: &Kernel) -> Result<Option<String>, OpError> {
+    const CHUNKS: u32 = 3;
+    let (gpu, mut random, m, n) = (kernels.gpu(), Random::default(), 13, 43);
+    let parts = Known::new(gpu, &mut random, CHUNKS * m, n)?;
+    let (bias, out) = (Known::new(gpu, &mut random, 1, n)?, Known::new(gpu, &mut random, m, n)?);
+    let product = Product {
+        m,
+        n,
+        k: 0,
+        a: View { range: out.mat.range.clone(), first: 0, row: 0, column: 1 },
+        b: Right::Raw { range: out.mat.range.clone(), first: 0, float_type: FloatType::F32 },
+        b_strides: (0, 1),
+        out: View { range: out.mat.range.clone(), first: 0, row: n, column: 1 },
+        scale: SCALE,
+        add: true,
+        bias: Some((bias.mat.range.clone(), 0)),
+    };
+    let mut commands = gpu.commands("a trial of a sum");
+    // What was submitted before has its sums by then, and what comes after writes its own.
+    commands.copy(&parts.mat.range, &kernels.scratch().slice(0, parts.mat.range.size));
+    kernels.sum(&mut commands, kernel, &product, CHUNKS);
+    commands.submit()?;
+    let expected = (0..m * n).map(|at| {
+        let (i, j) = (at / n, at % n);
+        let sum: f64 = (0..CHUNKS).map(|chunk| parts.at(chunk * m + i, j)).sum();
+        (f64::from(SCALE) * (sum + bias.at(0, j)) + out.at(i, j), TOLERANCE)
+    });
+    Ok(difference(&out.mat.read(gpu)?, expected))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::Matmul;
+    use super::*;
+    use crate::format::nf4::ScaleType;
+    use crate::gpu::Commands;
+    use crate::ops::testing::gpu;
+    use crate::ops::trial::Tried;
+
+    type Record<'a> = &'a dyn Fn(&Matmul, &mut Commands) -> Result<(), OpError>;
+
+    /// The error of the first use of a kernel with one wrong line.
+    fn refusal(gpu: &Gpu, patch: [&'static str; 2], record: Record<'_>) -> String {
+        let kernels = Kernels::with(gpu, Tried::patched(gpu, patch), Tried::patched(gpu, patch)).unwrap();
+        let error = record(&Matmul { kernels }, &mut gpu.commands("a wrong kernel")).unwrap_err();
+        assert!(matches!(error, OpError::Unfit { .. }), "{error}");
+        error.to_string()
+    }
+
+    #[test]
+    fn a_wrong_kernel_of_any_form_is_named_before_its_first_use() {
+        let Some(gpu) = gpu() else { return };
+        let mat = |rows, cols| Mat::new(&gpu, "zeros", rows, cols).unwrap();
+        let device = gpu.adapter().to_string();
+        let check = |text: String, parts: &[&str]| {
+            assert!(parts.iter().chain([&device.as_str()]).all(|part| text.contains(part)), "{text}");
+        };
+        let tile = ["sums[9] += a1.x * b1", "sums[9] += a1.x * b0"];
+        let dense: [(&str, Record<'_>); 3] = [
+            ("B_BY_TERM 1", &|matmul, c| matmul.nt(c, &mat(70, 9), &mat(70, 9), 1.0, false, &mat(70, 70))),
+            ("B_BY_TERM 0", &|matmul, c| matmul.nn(c, &mat(70, 9), &mat(9, 70), 1.0, false, &mat(70, 70))),
+            ("A_BY_TERM 0", &|matmul, c| matmul.tn(c, &mat(9, 70), &mat(9, 70), 1.0, false, &mat(70, 70))),
+        ];
+        for (form, record) in dense {
+            check(refusal(&gpu, tile, record), &["matmul_raw:main", form]);
+        }
+        check(
+            refusal(&gpu, ["sum += parts", "sum -= parts"], &|matmul, c| {
+                matmul.nt(c, &mat(20, 0), &mat(20, 0), 1.0, false, &mat(20, 20))
+            }),
+            &["matmul_sum:main"],
+        );
+        let wrong_scale = ["let i = params.scales_first + block;", "let i = params.scales_first + (block ^ 1u);"];
+        for (scale_type, scales) in
+            [(ScaleType::F32, "SCALES 0"), (ScaleType::Bf16, "SCALES 1"), (ScaleType::Dq8, "SCALES 2")]
+        {
+            let codec = crate::dequant::operand::Codec::Nf4(scale_type);
+            let (weights, _) = codec.sample(&gpu, 64 * 64).unwrap();
+            let weight = Weight::new(Elements::Quantized(&weights), 64, 64);
+            let forms: [(&str, Record<'_>); 3] = [
+                ("matmul_quantized:main", &|matmul, c| matmul.forward(c, &mat(70, 64), &weight, None, false, &mat(70, 64))),
+                ("matmul_quantized:main", &|matmul, c| matmul.backward(c, &mat(70, 64), &weight, false, &mat(70, 64))),
+                ("matmul_rows_quantized:main", &|matmul, c| {
+                    matmul.forward(c, &mat(2, 64), &weight, None, false, &mat(2, 64))
+                }),
+            ];
+            for (name, record) in forms {
+                check(refusal(&gpu, wrong_scale, record), &[name, scales]);
+            }
+        }
+    }
+}
