@@ -77,6 +77,7 @@ const UNSAFE: &[&str] = &[
     "ops/attention.rs",
     "ops/cached_attention.rs",
     "ops/rotary.rs",
+    "ops/scale.rs",
     "ops/dropout.rs",
     "ops/embedding.rs",
     "ops/finite.rs",
