@@ -3,6 +3,7 @@
 //! - [`format`](mod@format): the bytes of a pack, validated once, then views that cannot fail.
 //! - `MappedPack` (feature `mmap`): a pack as a mapped file.
 //! - [`dequant`]: codes and scales to floats on the CPU.
+//! - `arch` (features `convert` and `train`): families of models: tensors, shapes, the meaning of config.json.
 //! - `train` (feature `train`): LoRA adapters on a pack, on any GPU.
 //! - `convert`, `verify`, `export` (feature `convert`): from a checkpoint and back, and the checks of a pack.
 
