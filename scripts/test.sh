@@ -1,32 +1,56 @@
 #!/usr/bin/env bash
-# Everything that CI checks, from a fresh clone on a bare Debian machine:
-# format, lints, documentation, each feature set alone, all tests (those of the GPU on Mesa's software Vulkan where there is no
-# other), the examples, and a minute of each fuzz target.
-#   NF4PACK_FUZZ_SECONDS=N    seconds of each fuzz target (default 60; 0 leaves fuzzing out)
+# Everything that CI checks, from a fresh clone on a bare Debian machine: format, lints, documentation, each feature set alone, all tests
+# (those of the GPU on Mesa's software Vulkan where there is no other), the examples, the NEON backends under qemu, and some seconds of
+# each fuzz target. At the end it prints how long each step took.
+#   NF4PACK_FUZZ_SECONDS=N    seconds of each fuzz target (default 10; 0 leaves fuzzing out; scripts/fuzz.sh fuzzes for longer)
 #   NF4PACK_REQUIRE_GPU=0     goes on without a GPU; its tests are then skipped
 set -euo pipefail
 cd "$(dirname "$0")/.."
 . scripts/setup.sh
 export NF4PACK_REQUIRE_GPU=${NF4PACK_REQUIRE_GPU:-1}
+# Nothing here is compiled a second time after an edit, and files of incremental compilation cost time to write.
+export CARGO_INCREMENTAL=0
+
+steps=()
+# Ends the step before, whose seconds go into the table, and begins another.
+step() {
+    [ "${#steps[@]}" = 0 ] || steps[-1]="$((SECONDS - began)) ${steps[-1]}"
+    began=$SECONDS
+    steps+=("$*")
+    printf '\n== %s\n' "$*"
+}
+
+step "packages"
 [ "$NF4PACK_REQUIRE_GPU" = 0 ] || need_vulkan
-
-step() { printf '\n== %s\n' "$*"; }
-
-# --no-default-features with each of these must lint and test by itself.
-feature_sets=("" mmap convert gpu train cli)
+bash scripts/neon.sh prepare
 
 step "format"
 cargo fmt --check
 (cd fuzz && cargo fmt --check)
 
-for features in "${feature_sets[@]}"; do
-    step "lints with features: ${features:-none}"
-    cargo clippy --locked --all-targets --no-default-features --features "$features" -- -D warnings
+# A feature adds code and takes none away (tests/format/layering.rs), so what all lints find with none and with all of them is all that
+# there is to find; each set between must still compile alone.
+step "lints: all features"
+cargo clippy --locked --all-targets --all-features -- -D warnings
+step "lints: no feature"
+cargo clippy --locked --all-targets --no-default-features -- -D warnings
+step "each feature alone"
+log=$(mktemp)
+trap 'rm -f "$log"' EXIT
+for feature in mmap convert gpu train; do
+    cargo check --locked --all-targets --no-default-features --features "$feature" 2>&1 | tee "$log"
+    # Flags that deny warnings would have all dependencies checked once more.
+    if grep -q '^warning' "$log"; then
+        echo "warnings with the feature $feature alone" >&2
+        exit 1
+    fi
 done
 
 step "documentation"
 RUSTDOCFLAGS="-D warnings" cargo doc --locked --no-deps --all-features
 
+step "tests: build"
+cargo test --locked --no-run
 step "tests: everything"
 cargo test --locked
 
@@ -38,22 +62,23 @@ else
     cargo run --locked --example stream_layer -- tests/fixtures/golden/v1.0-full.nf4pack
 fi
 
-# The tests of the kernels (decoding, gathers, operations), once more with wgpu's runtime checks in them. The runs without are the ones
-# that leave workgroup memory uninitialised.
-step "GPU tests: checked kernels"
+# The tests of kernels, of the device and of decoding, once more with wgpu's runtime checks in the kernels. The runs without are the only
+# ones that leave workgroup memory uninitialised.
+step "checked kernels"
 NF4PACK_CHECKED=1 cargo test --locked --lib -- gpu:: dequant:: ops::
 NF4PACK_CHECKED=1 cargo test --locked --test gpu -- dequant:: device::
 
-# The same sources under fewer features: what differs is the library. Those of `gpu` and `train` differ in nothing that a test sees.
-for features in "" mmap convert; do
-    step "library tests with features: ${features:-none}"
-    cargo test --locked --lib --no-default-features --features "$features"
-done
-step "format tests with features: none"
-cargo test --locked --no-default-features --test format
+# The same code under fewer features of its dependencies.
+step "tests: no feature"
+cargo test --locked --no-default-features --lib --test format
+step "tests: convert alone"
+cargo test --locked --no-default-features --features convert --lib
+
+step "NEON"
+bash scripts/neon.sh
 
 step "other systems"
-for target in aarch64-unknown-linux-gnu x86_64-pc-windows-gnu aarch64-apple-darwin wasm32-unknown-unknown; do
+for target in x86_64-pc-windows-gnu aarch64-apple-darwin wasm32-unknown-unknown; do
     if [ -d "$(rustc --print sysroot)/lib/rustlib/$target/lib" ]; then
         features=cli
         [ "$target" = wasm32-unknown-unknown ] && features=""
@@ -64,36 +89,16 @@ for target in aarch64-unknown-linux-gnu x86_64-pc-windows-gnu aarch64-apple-darw
 done
 
 step "fuzzing"
-seconds=${NF4PACK_FUZZ_SECONDS:-60}
+seconds=${NF4PACK_FUZZ_SECONDS:-10}
 if [ "$seconds" = 0 ]; then
     echo "SKIPPED: NF4PACK_FUZZ_SECONDS=0"
-elif ! cargo +nightly --version >/dev/null 2>&1 && ! rustup toolchain install nightly --profile minimal; then
-    echo "no nightly toolchain: fuzzing needs one (rustup toolchain install nightly)" >&2
-    exit 1
 else
-    command -v c++ >/dev/null || install_packages g++
-    cargo fuzz --version >/dev/null 2>&1 || cargo install --locked cargo-fuzz
-    cargo +nightly fuzz build
-    # At the same time: each is one thread.
-    targets=(parse roundtrip convert_header)
-    logs=$(mktemp -d)
-    runs=()
-    for target in "${targets[@]}"; do
-        cargo +nightly fuzz run "$target" -- -max_total_time="$seconds" -timeout=10 -rss_limit_mb=2048 -print_final_stats=1 \
-            >"$logs/$target" 2>&1 &
-        runs+=("$!")
-    done
-    failed=()
-    for i in "${!targets[@]}"; do
-        step "fuzzing ${targets[i]} for $seconds s"
-        wait "${runs[i]}" || failed+=("${targets[i]}")
-        tail -n 40 "$logs/${targets[i]}"
-    done
-    rm -r "$logs"
-    if [ "${#failed[@]}" -gt 0 ]; then
-        echo "fuzzing found something: ${failed[*]}" >&2
-        exit 1
-    fi
+    NF4PACK_FUZZ_SECONDS=$seconds NF4PACK_FUZZ_SANITIZER=none bash scripts/fuzz.sh
 fi
 
 step "all checks passed"
+printf '\n| seconds | step |\n|---:|---|\n'
+for line in "${steps[@]::${#steps[@]}-1}"; do
+    printf '| %s | %s |\n' "${line%% *}" "${line#* }"
+done
+printf '| %s | together |\n' "$SECONDS"

@@ -16,7 +16,8 @@ pub fn run(bytes: &[u8]) {
     }
 }
 
-fn parse(bytes: &[u8], file_len: u64) {
+/// What holds for a file of this length that starts with these bytes.
+pub fn parse(bytes: &[u8], file_len: u64) {
     let header = match parse_header(bytes, file_len) {
         Ok(header) => header,
         Err(error) => {

@@ -34,7 +34,8 @@ fn lie_about_the_length(bytes: &[u8]) {
     }
 }
 
-fn parse(bytes: &[u8]) {
+/// What holds for bytes that are read as they are.
+pub fn parse(bytes: &[u8]) {
     let index = match Index::parse(bytes, bytes.len() as u64) {
         Ok(index) => index,
         Err(error) => {

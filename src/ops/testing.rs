@@ -1,16 +1,20 @@
 //! What the tests of all operations share.
 #![allow(clippy::unwrap_used, clippy::panic, reason = "helpers of tests fail by panicking")]
 
+use std::sync::OnceLock;
+
 use crate::gpu::{Gpu, GpuError, Options};
 
 use super::Mat;
 
-/// The device, or `None` where there is none: a loud skip, and under `NF4PACK_REQUIRE_GPU=1` a failure.
+/// The device, or `None` where there is none: a loud skip, and under `NF4PACK_REQUIRE_GPU=1` a failure. All tests share it:
+/// software drivers take seconds to compile a kernel.
 pub(crate) fn gpu() -> Option<Gpu> {
-    gpu_with(|_| {})
+    static GPU: OnceLock<Option<Gpu>> = OnceLock::new();
+    GPU.get_or_init(|| gpu_with(|_| {})).clone()
 }
 
-/// As [`gpu`], with other options.
+/// A device of the test's own with other options.
 pub(crate) fn gpu_with(change: impl FnOnce(&mut Options)) -> Option<Gpu> {
     let mut options = Options { cache: None, ..Options::from_env() };
     change(&mut options);

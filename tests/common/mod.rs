@@ -13,7 +13,7 @@ pub mod program;
 pub mod seal;
 
 #[cfg(feature = "gpu")]
-pub use gpu::{gpu, gpu_with, shared_gpu};
+pub use gpu::{gpu, gpu_with, own_gpu};
 
 use nf4pack::format::nf4::{ScaleType, Scales, block_count};
 use nf4pack::format::{Entry, FloatType, FormatError, Index, Layout, Pack, Role, Shape, Storage, check};

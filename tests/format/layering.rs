@@ -2,8 +2,9 @@
 //! unsafe code may stand.
 #![allow(clippy::unwrap_used, reason = "tests fail by panicking")]
 
-use std::fs;
-use std::path::{Path, PathBuf};
+use std::collections::{BTreeMap, BTreeSet};
+
+use crate::sources::{Segments, Source, circles, sources};
 
 /// Module, and the modules of this crate that it may name besides itself.
 const MAY_USE: &[(&str, &[&str])] = &[
@@ -59,8 +60,85 @@ const FENCED: &[(&str, &[&str])] = &[
     ("toml", &["cli"]),
 ];
 
-/// What the crate root re-exports, and the module that it is of.
-const REEXPORTS: &[(&str, &str)] = &[("MappedPack", "mmap"), ("OpenError", "mmap"), ("LayerError", "mmap")];
+/// Files that name each other: a handle and its parts.
+const CIRCLES: &[&[&str]] = &[
+    &["arch/config.rs", "arch/config/attention.rs", "arch/config/keys.rs", "arch/config/rope.rs"],
+    &[
+        "arch/families/granite.rs",
+        "arch/families/llama.rs",
+        "arch/families/mistral.rs",
+        "arch/families/mod.rs",
+        "arch/families/qwen2.rs",
+        "arch/families/qwen3.rs",
+        "arch/families/seed_oss.rs",
+        "arch/families/smollm3.rs",
+        "arch/family.rs",
+    ],
+    &[
+        "cli/args.rs",
+        "cli/args/bench.rs",
+        "cli/args/eval.rs",
+        "cli/args/generate.rs",
+        "cli/args/merge.rs",
+        "cli/args/train.rs",
+        "cli/args/train/values.rs",
+    ],
+    &[
+        "cli/bench/convert.rs",
+        "cli/bench/dequant.rs",
+        "cli/bench/stream.rs",
+        "cli/bench/train.rs",
+        "cli/bench/upload.rs",
+        "cli/completions.rs",
+        "cli/convert.rs",
+        "cli/doctor.rs",
+        "cli/eval.rs",
+        "cli/export.rs",
+        "cli/generate.rs",
+        "cli/inspect.rs",
+        "cli/merge.rs",
+        "cli/mod.rs",
+        "cli/train.rs",
+        "cli/verify.rs",
+    ],
+    &["cli/ui.rs", "cli/ui/meter.rs"],
+    &[
+        "convert/encode/avx2.rs",
+        "convert/encode/kernel.rs",
+        "convert/encode/mod.rs",
+        "convert/encode/neon.rs",
+        "convert/encode/scalar.rs",
+        "convert/encode/search.rs",
+    ],
+    &[
+        "convert/source/error.rs",
+        "convert/source/header.rs",
+        "convert/source/json.rs",
+        "convert/source/mod.rs",
+        "convert/source/snapshot.rs",
+    ],
+    &["data/formats.rs", "data/mod.rs", "data/tokenizer.rs"],
+    &["data/sample.rs", "data/spans.rs"],
+    &["dequant/avx2.rs", "dequant/mod.rs", "dequant/neon.rs", "dequant/scalar.rs"],
+    &["dequant/error.rs", "dequant/kernel.rs", "dequant/selftest.rs"],
+    &[
+        "gpu/buffer.rs",
+        "gpu/cache.rs",
+        "gpu/device.rs",
+        "gpu/dispatch.rs",
+        "gpu/needs.rs",
+        "gpu/pipeline.rs",
+        "gpu/timing.rs",
+        "gpu/verdict.rs",
+    ],
+    &["lora/adapter.rs", "lora/adapter/peft.rs"],
+    &["merge.rs", "merge/base.rs", "merge/compare.rs", "merge/sum.rs"],
+    &["model/decoder.rs", "model/kv_cache.rs", "model/layer.rs", "model/linear.rs"],
+    &["ops/matmul/kernels.rs", "ops/matmul/rows.rs", "ops/matmul/trial.rs"],
+    &["train/record/mod.rs", "train/record/report.rs", "train/record/tensorboard.rs"],
+    &["train/step.rs", "train/trainer.rs"],
+    &["verify.rs", "verify/against.rs"],
+];
 
 /// The only files with unsafe code.
 const UNSAFE: &[&str] = &[
@@ -87,46 +165,6 @@ const UNSAFE: &[&str] = &[
     "ops/swiglu.rs",
 ];
 
-/// A source file without its comments, and its path inside `src`.
-struct Source {
-    path: String,
-    code: String,
-}
-
-impl Source {
-    /// `convert` for `convert/plan.rs`, `mmap` for `mmap.rs`.
-    fn module(&self) -> &str {
-        let first = self.path.split('/').next().unwrap();
-        first.strip_suffix(".rs").unwrap_or(first)
-    }
-}
-
-fn sources() -> Vec<Source> {
-    fn walk(folder: &Path, files: &mut Vec<PathBuf>) {
-        for entry in fs::read_dir(folder).unwrap() {
-            let path = entry.unwrap().path();
-            if path.is_dir() {
-                walk(&path, files);
-            } else if path.extension().is_some_and(|e| e == "rs") {
-                files.push(path);
-            }
-        }
-    }
-    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
-    let mut files = Vec::new();
-    walk(&root, &mut files);
-    let source = |file: PathBuf| {
-        let path = file.strip_prefix(&root).unwrap().to_str().unwrap().replace('\\', "/");
-        Source { path, code: without_comments(&fs::read_to_string(&file).unwrap()) }
-    };
-    files.into_iter().map(source).collect()
-}
-
-fn without_comments(text: &str) -> String {
-    let code = |line: &str| line.split_once("//").map_or(line, |(code, _)| code).to_owned();
-    text.lines().map(code).collect::<Vec<_>>().join("\n")
-}
-
 /// The identifiers that follow `prefix`, wherever `prefix` is not the end of a longer identifier.
 fn after<'a>(code: &'a str, prefix: &'a str) -> impl Iterator<Item = &'a str> {
     let word = |c: char| c.is_alphanumeric() || c == '_';
@@ -138,22 +176,9 @@ fn after<'a>(code: &'a str, prefix: &'a str) -> impl Iterator<Item = &'a str> {
     })
 }
 
-/// The names in `use crate::{a, b::c}`, which `after` sees as one empty name.
-fn braced(code: &str) -> impl Iterator<Item = &str> {
-    code.match_indices("crate::{").flat_map(|(at, prefix)| {
-        let rest = &code[at + prefix.len()..];
-        let list = rest.split_once(';').map_or(rest, |(list, _)| list);
-        let mut depth = 0;
-        let top_level = move |c: char| {
-            depth += i32::from(c == '{') - i32::from(c == '}');
-            c == ',' && depth == 0
-        };
-        list.split(top_level).map(|item| item.trim().split("::").next().unwrap().trim_end_matches('}').trim())
-    })
-}
-
-fn violations(source: &Source) -> Vec<String> {
-    let module = source.module();
+/// Finds what a source names against the rules; `root` is what the crate's root hands on.
+fn violations(source: &Source, root: &BTreeMap<String, Segments>) -> Vec<String> {
+    let module = source.top();
     if module == "lib" {
         return Vec::new();
     }
@@ -161,11 +186,10 @@ fn violations(source: &Source) -> Vec<String> {
         return vec![format!("{}: module {module} has no row in the import rules", source.path)];
     };
     let mut found = Vec::new();
-    let named = after(&source.code, "crate::").chain(braced(&source.code)).chain(after(&source.code, "nf4pack::"));
-    for name in named.filter(|name| !name.is_empty()) {
-        let used = REEXPORTS.iter().find(|(n, _)| *n == name).map_or(name, |(_, m)| m);
-        if used != module && !allowed.contains(&used) {
-            found.push(format!("{}: {module} may not use {used}", source.path));
+    for name in &source.names {
+        let first = root.get(&name.segments[0]).unwrap_or(&name.segments)[0].as_str();
+        if first != module && !allowed.contains(&first) {
+            found.push(format!("{}: {module} may not use {first} ({})", source.path, name.segments.join("::")));
         }
     }
     for (krate, modules) in FENCED {
@@ -186,8 +210,30 @@ fn names_crate(code: &str, krate: &str) -> bool {
 fn modules_use_only_what_they_may() {
     let sources = sources();
     assert!(sources.len() >= 30, "only {} source files found", sources.len());
-    let found: Vec<String> = sources.iter().flat_map(violations).collect();
+    let root = &sources.iter().find(|s| s.path == "lib.rs").unwrap().imports;
+    assert_eq!(root["MappedPack"], ["mmap", "MappedPack"], "what the root hands on is not seen");
+    let found: Vec<String> = sources.iter().flat_map(|source| violations(source, root)).collect();
     assert!(found.is_empty(), "{}", found.join("\n"));
+}
+
+#[test]
+fn files_form_no_circles_but_a_handle_and_its_parts() {
+    let sources = sources();
+    let circles = circles(&sources);
+    let within = |circle: &BTreeSet<&str>, listed: &[&str]| circle.iter().all(|file| listed.contains(file));
+    let new: Vec<_> = circles.iter().filter(|circle| !CIRCLES.iter().any(|listed| within(circle, listed))).collect();
+    assert!(new.is_empty(), "files that name each other, and are not listed: {new:#?}");
+    let gone: Vec<_> = CIRCLES.iter().filter(|listed| !circles.iter().any(|circle| within(circle, listed))).collect();
+    assert!(gone.is_empty(), "no longer circles, so take them from the list: {gone:#?}");
+}
+
+/// A feature only adds code, so tests with all features try the code of each.
+#[test]
+fn no_code_is_there_for_want_of_a_feature() {
+    let without = |s: &&Source| s.code.split_whitespace().collect::<String>().contains("not(feature");
+    let sources = sources();
+    let found: Vec<&str> = sources.iter().filter(without).map(|s| s.path.as_str()).collect();
+    assert!(found.is_empty(), "{found:?}");
 }
 
 #[test]
@@ -200,18 +246,69 @@ fn unsafe_code_stands_only_where_it_may() {
     assert!(found.contains(&"mmap.rs"), "the search finds no unsafe code at all");
 }
 
+/// A file that no test binary names would never run, and a fifth binary would be linked and open devices of its own.
+#[test]
+fn every_file_of_tests_is_in_one_of_four_binaries() {
+    let tests = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests");
+    let names = |folder: &std::path::Path| -> Vec<String> {
+        let entries = std::fs::read_dir(folder).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap());
+        entries.collect()
+    };
+    assert!(!names(&tests).iter().any(|name| name.ends_with(".rs")), "files in tests: put them into one of its folders");
+    for binary in ["cli", "convert", "format", "gpu"] {
+        let main = std::fs::read_to_string(tests.join(binary).join("main.rs")).unwrap();
+        for file in names(&tests.join(binary)).iter().filter_map(|name| name.strip_suffix(".rs")) {
+            assert!(file == "main" || main.contains(&format!("mod {file};")), "tests/{binary}/main.rs does not name {file}");
+        }
+    }
+}
+
 #[test]
 fn the_rules_catch_what_they_forbid() {
-    let check = |path: &str, code: &str| violations(&Source { path: path.to_owned(), code: without_comments(code) }).len();
+    let root = BTreeMap::from([("MappedPack".to_owned(), ["mmap", "MappedPack"].map(str::to_owned).to_vec())]);
+    let check = |path: &str, code: &str| violations(&Source::new(path, code), &root).len();
     assert_eq!(check("format/x.rs", "use crate::convert::Options;"), 1);
     assert_eq!(check("format/x.rs", "use crate::{format::Role, MappedPack};"), 1);
-    assert_eq!(check("dequant/x.rs", "use crate::{convert::{a, b}, format};"), 1);
+    assert_eq!(check("dequant/x.rs", "use crate::{convert::{a, b}, format};"), 2);
     assert_eq!(check("dequant/x.rs", "let x = crate::cli::run();"), 1);
+    assert_eq!(check("format/x.rs", "use super::super::convert::Options;"), 1);
+    assert_eq!(check("format/mod.rs", "use super::convert::Options;"), 1);
+    assert_eq!(check("format/x/y.rs", "let x = super::super::super::convert::run();"), 1);
+    assert_eq!(check("format/x.rs", "mod tests { use super::super::super::convert::Options; }"), 1);
+    assert_eq!(check("format/x.rs", "mod tests { use super::super::nf4; }\nuse super::nf4;"), 0);
     assert_eq!(check("dequant/x.rs", "use safetensors::View;"), 1);
     assert_eq!(check("format/x.rs", "use rayon::prelude::*;"), 1);
     assert_eq!(check("gpu/x.rs", "use crate::format::nf4;"), 1);
     assert_eq!(check("cli/x.rs", "use wgpu::Limits;"), 1);
     assert_eq!(check("novel/x.rs", ""), 1);
     assert_eq!(check("format/x.rs", "// crate::convert\nuse crate::format::nf4;"), 0);
+    assert_eq!(check("format/x.rs", "let a = (\"crate::convert::X\", r#\"crate::cli\"#, '\"', 'x'); /* crate::io::a */"), 0);
     assert_eq!(check("convert/x.rs", "use safetensors::tensor::Metadata; use crate::{format::nf4, io};"), 0);
+}
+
+#[test]
+fn circles_are_found_past_what_modules_hand_on() {
+    let found = |files: &[(&str, &str)]| {
+        let sources: Vec<Source> = files.iter().map(|(path, code)| Source::new(path, code)).collect();
+        circles(&sources).into_iter().map(|c| c.into_iter().collect::<Vec<_>>().join(" ")).collect::<Vec<_>>()
+    };
+    // Siblings, by way of the module that hands them on: that module itself uses neither.
+    let handle = ("a/mod.rs", "mod b; mod c; pub use b::B; pub use c::C;");
+    let sources = [handle, ("a/b.rs", "use super::C;"), ("a/c.rs", "use crate::a::B;")];
+    assert_eq!(found(&sources), ["a/b.rs a/c.rs"]);
+    assert!(found(&[handle, ("a/b.rs", "use super::C;"), ("a/c.rs", "")]).is_empty());
+    // A module that uses its part, which uses the module.
+    let sources = [("a.rs", "mod b; fn f(_: b::B) {} struct A;"), ("a/b.rs", "struct B(super::A);")];
+    assert_eq!(found(&sources), ["a.rs a/b.rs"]);
+    let sources = [("a.rs", "mod b; pub use b::B; fn f(_: B) {} struct A;"), ("a/b.rs", "struct B(super::A);")];
+    assert_eq!(found(&sources), ["a.rs a/b.rs"]);
+    // A part that takes from the module what that only imports.
+    let sources = [("a.rs", "mod b; use crate::c::C; fn f(_: b::B, _: C) {}"), ("a/b.rs", "use super::C;"), ("c.rs", "")];
+    assert!(found(&sources).is_empty());
+    // Tests may name anything.
+    let sources = [("a.rs", "mod b; fn f(_: b::B) {}"), ("a/b.rs", "#[cfg(test)] mod tests { use super::super::*; }")];
+    assert!(found(&sources).is_empty());
+    // Three in a row.
+    let sources = [("a.rs", "use crate::b::B;"), ("b.rs", "use crate::c::C;"), ("c.rs", "use crate::a::A;")];
+    assert_eq!(found(&sources), ["a.rs b.rs c.rs"]);
 }

@@ -9,3 +9,4 @@ mod golden;
 mod layering;
 mod reject;
 mod roundtrip;
+mod sources;

@@ -9,6 +9,7 @@ use nf4pack::dequant::{self, DequantError, Dequantizer, Fast, GpuWeights, Output
 use nf4pack::format::nf4::{self, Projection, ScaleType, Scales};
 use nf4pack::gpu::{BufferRange, Gpu};
 use std::ops::Range;
+use std::sync::OnceLock;
 
 const SCALE_TYPES: [ScaleType; 3] = [ScaleType::F32, ScaleType::Bf16, ScaleType::Dq8];
 const POISON: u8 = 0xa5;
@@ -132,6 +133,12 @@ struct Runner {
     kernels: Vec<Dequantizer>,
 }
 
+/// The runner of the shared device: each of its kernels is compiled and tried once.
+fn shared_runner() -> Option<&'static Runner> {
+    static RUNNER: OnceLock<Option<Runner>> = OnceLock::new();
+    RUNNER.get_or_init(|| common::gpu().map(Runner::new)).as_ref()
+}
+
 impl Runner {
     fn new(gpu: Gpu) -> Self {
         Self::with(gpu, Setup::default())
@@ -174,8 +181,7 @@ impl Runner {
 
 #[test]
 fn both_kernels_are_the_cpu_bit_for_bit() {
-    let Some(gpu) = common::gpu() else { return };
-    let runner = Runner::new(gpu);
+    let Some(runner) = shared_runner() else { return };
     assert!(runner.kernels[0].choices().iter().all(|c| c.fast), "{:?}", runner.kernels[0].choices());
     assert!(runner.kernels[1].choices().iter().all(|c| !c.fast && c.reason.is_some()));
     let mut random = Random(1);
@@ -191,8 +197,7 @@ fn both_kernels_are_the_cpu_bit_for_bit() {
 
 #[test]
 fn a_million_elements_and_ranges_of_them() {
-    let Some(gpu) = common::gpu() else { return };
-    let runner = Runner::new(gpu);
+    let Some(runner) = shared_runner() else { return };
     let mut random = Random(2);
     for (scale_type, block_size) in SCALE_TYPES.into_iter().zip([64, 32, 64]) {
         let elements = 1_000_003;
@@ -269,12 +274,12 @@ fn exact_or_flushed(found: u32, expected: u32, sign_bit: u32, smallest: u32) -> 
 
 #[test]
 fn subnormal_products_are_exact_or_zero() {
-    let Some(gpu) = common::gpu() else { return };
-    let runner = Runner::new(gpu.clone());
+    let Some(runner) = shared_runner() else { return };
+    let gpu = &runner.gpu;
     let mut random = Random(7);
     let mut tensor = Tensor::random(ScaleType::F32, 32, 8192, &mut random);
     tensor.scales = (0..256).flat_map(|_| random.float(-127..-118).to_le_bytes()).collect();
-    let weights = GpuWeights::upload(&gpu, &tensor.projection()).unwrap();
+    let weights = GpuWeights::upload(gpu, &tensor.projection()).unwrap();
     for dequantizer in &runner.kernels {
         let found = dequantizer.read(&weights, 0..8192, Output::F32).unwrap();
         let expected = tensor.reference(&(0..8192), Output::F32);

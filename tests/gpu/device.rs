@@ -210,8 +210,9 @@ fn buffers_past_the_limits_are_refused_by_size() {
 
 /// On real devices only: a software one promises the machine's memory many times over, and the test must not take it.
 #[test]
+#[ignore = "takes all of the GPU's memory, so run it alone"]
 fn memory_runs_out_in_an_error_that_says_how_much_was_asked() {
-    let Some(gpu) = common::gpu() else { return };
+    let Some(gpu) = common::own_gpu() else { return };
     if gpu.adapter().kind != "discrete" {
         eprintln!("SKIPPED: {} has no memory of its own to run out of", gpu.adapter());
         return;
@@ -240,7 +241,7 @@ fn memory_runs_out_in_an_error_that_says_how_much_was_asked() {
 
 #[test]
 fn bytes_in_use_go_up_and_down() {
-    let Some(gpu) = common::gpu() else { return };
+    let Some(gpu) = common::own_gpu() else { return };
     let Some(before) = gpu.bytes_in_use() else {
         eprintln!("SKIPPED: {} does not tell what is in use", gpu.adapter());
         return;
@@ -326,7 +327,7 @@ fn errors_of_wgpu_are_typed_and_the_device_stays_usable() {
 
 #[test]
 fn errors_that_no_call_returns_are_kept_for_the_next_wait() {
-    let Some(gpu) = common::gpu() else { return };
+    let Some(gpu) = common::own_gpu() else { return };
     let usage = wgpu_usages();
     let device = gpu.device().clone();
     let bad = move || {
@@ -506,7 +507,7 @@ fn trusted_kernels_are_checked_where_the_options_ask_for_it() {
 
 #[test]
 fn kernels_are_compiled_once() {
-    let Some(gpu) = common::gpu() else { return };
+    let Some(gpu) = common::own_gpu() else { return };
     let started = Instant::now();
     let first = kernel(&gpu, "triple", TRIPLE);
     let compiling = started.elapsed();
@@ -520,7 +521,7 @@ fn kernels_are_compiled_once() {
 
 #[test]
 fn a_lost_device_is_an_error_everywhere_and_nothing_hangs() {
-    let Some(gpu) = common::gpu() else { return };
+    let Some(gpu) = common::own_gpu() else { return };
     assert_usable(&gpu);
     let out = poisoned(&gpu, 64);
     let recorded = |gpu: &Gpu| {
@@ -568,7 +569,7 @@ fn a_device_that_is_lost_while_it_works_is_an_error_too() {
         },
     ];
     for (i, call) in calls.into_iter().enumerate() {
-        let Some(gpu) = common::gpu() else { return };
+        let Some(gpu) = common::own_gpu() else { return };
         let out = poisoned(&gpu, 1 << 20);
         let mut commands = gpu.commands("work");
         for _ in 0..20 {

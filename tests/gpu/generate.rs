@@ -122,7 +122,7 @@ fn assert_agree(fixture: &Fixture, gpu: &Gpu, adapter: Option<&Adapter>, prompts
 
 #[test]
 fn the_cache_changes_nothing() {
-    let Some(gpu) = common::shared_gpu() else { return };
+    let Some(gpu) = common::gpu() else { return };
     let fixture = Fixture::new();
     assert_agree(&fixture, &gpu, None, &prompts(&fixture.tokenizer()));
     assert_agree(&fixture, &gpu, Some(&fixture.adapter()), &prompts(&fixture.tokenizer())[..2]);
@@ -131,7 +131,7 @@ fn the_cache_changes_nothing() {
 /// Windows of all layers and of some.
 #[test]
 fn the_cache_changes_nothing_where_layers_differ() {
-    let Some(gpu) = common::shared_gpu() else { return };
+    let Some(gpu) = common::gpu() else { return };
     for name in ["mistral", "qwen2_windows"] {
         let fixture = Fixture::of(&format!("architectures/{name}"), &format!("architectures/{name}/adapter"));
         // A prompt shorter than each window, a longer one, and one that is read in two pieces.
@@ -142,7 +142,7 @@ fn the_cache_changes_nothing_where_layers_differ() {
 
 #[test]
 fn a_ring_of_two_layers_is_as_good_as_all() {
-    let Some(gpu) = common::shared_gpu() else { return };
+    let Some(gpu) = common::gpu() else { return };
     let fixture = Fixture::new();
     let adapter = fixture.adapter();
     let refused = TextGenerator::open(&gpu, fixture.pack(), Some(&adapter), None, CAPACITY, Some(1)).unwrap_err();
@@ -158,7 +158,7 @@ fn a_ring_of_two_layers_is_as_good_as_all() {
 
 #[test]
 fn a_conversation_uses_what_it_has_in_the_cache() {
-    let Some(gpu) = common::shared_gpu() else { return };
+    let Some(gpu) = common::gpu() else { return };
     let fixture = Fixture::new();
     let (mut generator, mut session) = (fixture.generator(&gpu, None, None), fixture.session(&gpu, None));
     let first = fixture.tokenizer().encode("Once upon a ti", true).unwrap();
@@ -178,7 +178,7 @@ fn a_conversation_uses_what_it_has_in_the_cache() {
 
 #[test]
 fn texts_end_and_do_not_pass_the_cache() {
-    let Some(gpu) = common::shared_gpu() else { return };
+    let Some(gpu) = common::gpu() else { return };
     let fixture = Fixture::new();
     let [_, prompt, long] = prompts(&fixture.tokenizer()).try_into().unwrap();
     let open = |eos, capacity| TextGenerator::open(&gpu, fixture.pack(), None, eos, capacity, None).unwrap();

@@ -7,6 +7,7 @@ use std::collections::HashMap;
 use std::fs::{self, File, OpenOptions};
 use std::io::{Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
 
 use nf4pack::MappedPack;
 use nf4pack::convert::encode::Encoder;
@@ -19,6 +20,14 @@ use nf4pack::gpu::Gpu;
 use tempfile::TempDir;
 
 use Direction::{Backward, Forward};
+
+/// The shared device and its decoder, whose kernels are compiled and tried once.
+fn device() -> Option<(Gpu, &'static Dequantizer)> {
+    static KERNELS: OnceLock<Dequantizer> = OnceLock::new();
+    let gpu = common::gpu()?;
+    let kernels = KERNELS.get_or_init(|| Dequantizer::new(&gpu).unwrap());
+    Some((gpu, kernels))
+}
 
 /// A pack and the folder that it lies in.
 struct TestPack {
@@ -84,19 +93,18 @@ fn ring_of_two(gpu: &Gpu, path: &Path) -> Option<u64> {
 }
 
 /// Streams forward and backward, twice, and compares everything each time.
-fn stream_and_compare(gpu: &Gpu, path: &Path, options: &StreamOptions) -> StreamPlan {
+fn stream_and_compare(gpu: &Gpu, kernels: &Dequantizer, path: &Path, options: &StreamOptions) -> StreamPlan {
     let mapped = MappedPack::open(path).unwrap();
     let expected = decoded(mapped.pack());
-    let kernels = Dequantizer::new(gpu).unwrap();
     let mut stream = LayerStream::open(gpu, path, options).unwrap();
     let layers = stream.layer_count();
     let mut compared = 0;
     for _ in 0..2 {
         for number in 0..layers {
-            compared += compare(gpu, &kernels, stream.layer(number, Forward).unwrap(), &expected);
+            compared += compare(gpu, kernels, stream.layer(number, Forward).unwrap(), &expected);
         }
         for number in (0..layers).rev() {
-            compared += compare(gpu, &kernels, stream.layer(number, Backward).unwrap(), &expected);
+            compared += compare(gpu, kernels, stream.layer(number, Backward).unwrap(), &expected);
         }
     }
     let of_layers = |s: &&nf4pack::format::Section| s.layer.is_some() && s.kind != Some(SectionKind::Scales);
@@ -104,7 +112,7 @@ fn stream_and_compare(gpu: &Gpu, path: &Path, options: &StreamOptions) -> Stream
     assert_eq!(compared, 4 * tensors);
     if options.globals {
         let globals = stream.globals().unwrap().unwrap();
-        assert_eq!(compare(gpu, &kernels, globals, &expected), expected.len() - tensors);
+        assert_eq!(compare(gpu, kernels, globals, &expected), expected.len() - tensors);
     }
     stream.plan().clone()
 }
@@ -115,42 +123,42 @@ fn fixture() -> PathBuf {
 
 #[test]
 fn tiny_qwen3_resident_and_in_a_ring_of_two() {
-    let Some(gpu) = common::gpu() else { return };
+    let Some((gpu, kernels)) = device() else { return };
     let pack = pack_of(&fixture(), ScaleType::Bf16);
-    let plan = stream_and_compare(&gpu, &pack.path, &StreamOptions { globals: true, ..Default::default() });
+    let plan = stream_and_compare(&gpu, kernels, &pack.path, &StreamOptions { globals: true, ..Default::default() });
     assert!(plan.resident);
     let budget = ring_of_two(&gpu, &pack.path);
-    let plan = stream_and_compare(&gpu, &pack.path, &StreamOptions { budget, ..Default::default() });
+    let plan = stream_and_compare(&gpu, kernels, &pack.path, &StreamOptions { budget, ..Default::default() });
     assert_eq!((plan.resident, plan.slots), (false, 2));
 }
 
 /// A larger trained model, where the folder that holds it lies beside the project.
 #[test]
 fn small_qwen3_resident_and_in_a_ring_of_two() {
-    let Some(gpu) = common::gpu() else { return };
+    let Some((gpu, kernels)) = device() else { return };
     let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("../shared/models/small-qwen3");
     if !source.is_dir() {
         eprintln!("SKIPPED: {} is not there", source.display());
         return;
     }
     let pack = pack_of(&source, ScaleType::F32);
-    assert!(stream_and_compare(&gpu, &pack.path, &StreamOptions::default()).resident);
+    assert!(stream_and_compare(&gpu, kernels, &pack.path, &StreamOptions::default()).resident);
     let budget = ring_of_two(&gpu, &pack.path);
-    assert_eq!(stream_and_compare(&gpu, &pack.path, &StreamOptions { budget, ..Default::default() }).slots, 2);
+    assert_eq!(stream_and_compare(&gpu, kernels, &pack.path, &StreamOptions { budget, ..Default::default() }).slots, 2);
 }
 
 #[test]
 fn every_kind_of_scales_and_every_way_to_read() {
-    let Some(gpu) = common::gpu() else { return };
+    let Some((gpu, kernels)) = device() else { return };
     for scale_type in [ScaleType::F32, ScaleType::Bf16, ScaleType::Dq8] {
         let pack = small_pack(scale_type);
         for (verify, map, threads) in [(false, true, 1), (true, true, 3), (false, false, 2), (true, false, 1)] {
             for budget in [None, ring_of_two(&gpu, &pack.path)] {
                 let options = StreamOptions { budget, globals: true, verify, map, threads };
                 if budget.is_some() {
-                    stream_and_compare(&gpu, &pack.path, &StreamOptions { globals: false, ..options });
+                    stream_and_compare(&gpu, kernels, &pack.path, &StreamOptions { globals: false, ..options });
                 } else {
-                    stream_and_compare(&gpu, &pack.path, &options);
+                    stream_and_compare(&gpu, kernels, &pack.path, &options);
                 }
             }
         }
@@ -169,16 +177,20 @@ fn layers_are_cut_where_buffers_and_bindings_are_small() {
     let layer = stream.layer(0, Forward).unwrap();
     assert!(layer.projections.iter().any(|p| p.weights.codes.len() == 3));
     drop(stream);
-    stream_and_compare(&gpu, &pack.path, &StreamOptions { globals: true, ..Default::default() });
+    stream_and_compare(
+        &gpu,
+        &Dequantizer::new(&gpu).unwrap(),
+        &pack.path,
+        &StreamOptions { globals: true, ..Default::default() },
+    );
 }
 
 #[test]
 fn layers_in_any_order_out_of_a_small_ring() {
-    let Some(gpu) = common::gpu() else { return };
+    let Some((gpu, kernels)) = device() else { return };
     let pack = small_pack(ScaleType::Bf16);
     let mapped = MappedPack::open(&pack.path).unwrap();
     let expected = decoded(mapped.pack());
-    let kernels = Dequantizer::new(&gpu).unwrap();
     let least = ring_of_two(&gpu, &pack.path).unwrap();
     let mut stream =
         LayerStream::open(&gpu, &pack.path, &StreamOptions { budget: Some(least), ..Default::default() }).unwrap();
@@ -189,7 +201,7 @@ fn layers_in_any_order_out_of_a_small_ring() {
         let direction = if random & (1 << 15) == 0 { Forward } else { Backward };
         let layer = stream.layer(number, direction).unwrap();
         assert_eq!(layer.number, Some(number));
-        assert!(compare(&gpu, &kernels, layer, &expected) > 7);
+        assert!(compare(&gpu, kernels, layer, &expected) > 7);
     }
 }
 
@@ -302,12 +314,12 @@ fn damaged_globals_do_not_hurt_the_layers() {
 /// A stream that is dropped while it loads stops at once, and the device stays good for others.
 #[test]
 fn a_stream_may_be_dropped_while_it_loads() {
-    let Some(gpu) = common::gpu() else { return };
+    let Some((gpu, kernels)) = device() else { return };
     let pack = small_pack(ScaleType::Bf16);
     for _ in 0..5 {
         drop(LayerStream::open(&gpu, &pack.path, &StreamOptions::default()).unwrap());
     }
-    stream_and_compare(&gpu, &pack.path, &StreamOptions::default());
+    stream_and_compare(&gpu, kernels, &pack.path, &StreamOptions::default());
 }
 
 #[test]

@@ -59,7 +59,7 @@ fn assert_packed_as_alone(trainer: &mut Trainer, row: &Value) {
 
 /// Converts a model, and holds all that it computes against what is expected of it.
 fn check(name: &str) {
-    let Some(gpu) = common::shared_gpu() else { return };
+    let Some(gpu) = common::gpu() else { return };
     check_folder(gpu, &fixture("architectures").join(name));
 }
 
@@ -90,7 +90,7 @@ fn check_folder(gpu: Gpu, folder: &Path) {
 /// A stored output projection gives logits and gradients, whatever config.json says of it.
 #[test]
 fn a_stored_head_counts_where_config_json_calls_it_tied() {
-    let Some(gpu) = common::shared_gpu() else { return };
+    let Some(gpu) = common::gpu() else { return };
     let (from, folder) = (fixture("architectures").join("llama"), tempfile::tempdir().unwrap());
     let copy = folder.path().join("llama");
     fs::create_dir_all(copy.join("adapter")).unwrap();
@@ -108,7 +108,7 @@ fn a_stored_head_counts_where_config_json_calls_it_tied() {
 /// Embedding and head in 4 bits, decoded in the kernels, against the same values decoded by the CPU and kept as floats.
 #[test]
 fn a_quantised_embedding_computes_what_its_decoded_values_do() {
-    let Some(gpu) = common::shared_gpu() else { return };
+    let Some(gpu) = common::gpu() else { return };
     // The head of the one is tied, that of the other is not.
     for (name, scale_type) in [("qwen2", ScaleType::Dq8), ("llama", ScaleType::Bf16)] {
         let (folder, scratch) = (fixture("architectures").join(name), tempfile::tempdir().unwrap());

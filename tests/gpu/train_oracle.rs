@@ -36,7 +36,7 @@ fn batch(oracle: &Value, number: usize, rows: &[usize]) -> Batch {
 
 /// tiny-qwen3 with the oracle's weights.
 fn tiny_qwen3() -> Option<Fixture> {
-    Some(Fixture::new(common::shared_gpu()?, &fixture("tiny-qwen3"), fixture("oracle"), LENGTH, 8))
+    Some(Fixture::new(common::gpu()?, &fixture("tiny-qwen3"), fixture("oracle"), LENGTH, 8))
 }
 
 /// The final norm of tiny-qwen3, in float64.

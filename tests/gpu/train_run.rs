@@ -31,7 +31,7 @@ struct Fixture {
 
 impl Fixture {
     fn new() -> Option<Self> {
-        let gpu = common::shared_gpu()?;
+        let gpu = common::gpu()?;
         let folder = tempfile::tempdir().unwrap();
         let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/tiny-qwen3");
         convert::convert(&source, &folder.path().join("tiny.nf4pack"), convert::Options::default(), &()).unwrap();
