@@ -18,7 +18,7 @@ use crate::format::{FormatError, Index, Layer, Pack};
 /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
 /// let pack = MappedPack::open("model.nf4pack")?;
 /// let layer = pack.layer(0)?;
-/// let up = layer.projection(Role::UpProj).ok_or("no up_proj")?;
+/// let up = layer.quantized_tensor(Role::UpProj).ok_or("no up_proj")?;
 /// let mut weights = vec![0.0; up.data.elements as usize];
 /// nf4pack::dequant::dequantize(&up.data, 0, &mut weights)?;
 /// # Ok(())

@@ -254,7 +254,7 @@ fn record_constants(pass: &Pass<'_>, commands: &mut Commands, layer: &StreamedLa
 
 /// The elements of a tensor of this shape, quantised or kept as floats.
 pub(super) fn elements<'a>(layer: &'a StreamedLayer, role: Role, expected: &[u64]) -> Result<Elements<'a>, ModelError> {
-    if let Some(quantised) = layer.projection(role) {
+    if let Some(quantised) = layer.quantized_tensor(role) {
         check_shape(layer, role, quantised.shape.dims(), expected)?;
         return Ok(Elements::Quantized(&quantised.weights));
     }

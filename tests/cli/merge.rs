@@ -175,7 +175,7 @@ fn expected(base: &Tensors, adapter: &Tensors, rank: usize, scale: f64) -> (BTre
 fn decoded(pack: &Path) -> Tensors {
     let mapped = MappedPack::open(pack).unwrap();
     let shape = |dims: &[u64]| dims.iter().map(|&d| d as usize).collect();
-    let quantised = mapped.pack().projections().map(|p| {
+    let quantised = mapped.pack().quantized_tensors().map(|p| {
         let bytes = common::decode(&p.data).iter().flat_map(|v| v.to_le_bytes()).collect();
         (p.name.to_owned(), (Dtype::F32, shape(p.shape.dims()), bytes))
     });

@@ -63,7 +63,7 @@ fn absmax_with_f32_scales_is_bitsandbytes_bit_for_bit() {
     let oracle = SafeTensors::deserialize(&oracle).unwrap();
     let mapped = MappedPack::open(&target).unwrap();
     let mut compared = 0;
-    for projection in mapped.pack().projections() {
+    for projection in mapped.pack().quantized_tensors() {
         let packed = oracle.tensor(&format!("{}.packed_high_nibble_first", projection.name)).unwrap();
         let absmax = oracle.tensor(&format!("{}.absmax", projection.name)).unwrap();
         // bitsandbytes has the first element of a byte in the high nibble.
@@ -215,10 +215,10 @@ fn keep_and_quantize_choose_what_is_encoded() {
     let (_folder, target, _) = converted(&source, with(Some(r"\.down_proj\."), Some("embed_tokens")));
     let mapped = MappedPack::open(&target).unwrap();
     let layer = mapped.layer(1).unwrap();
-    assert!(layer.projection(Role::DownProj).is_none());
+    assert!(layer.quantized_tensor(Role::DownProj).is_none());
     assert!(layer.raw_tensors().any(|t| t.role == Role::DownProj && t.float_type == FloatType::Bf16));
-    assert_eq!(layer.projections().count(), 6);
-    assert!(mapped.pack().projection("model.embed_tokens.weight").is_some());
+    assert_eq!(layer.quantized_tensors().count(), 6);
+    assert!(mapped.pack().quantized_tensor("model.embed_tokens.weight").is_some());
     assert_eq!(compare(&target, &source).mismatches, []);
 
     let fails = |options| convert(&source, &target.with_extension("2"), options, &()).unwrap_err().to_string();
@@ -538,7 +538,7 @@ fn scales_that_are_too_large_are_found_although_their_codes_fit() {
     let (_folder, target, _) = converted(&source, options(Encoder::Absmax, ScaleType::F32, 64));
     let (codes, scales) = {
         let mapped = MappedPack::open(&target).unwrap();
-        let projection = mapped.pack().projection("model.layers.0.mlp.up_proj.weight").unwrap();
+        let projection = mapped.pack().quantized_tensor("model.layers.0.mlp.up_proj.weight").unwrap();
         let mut scales = vec![0.0; projection.data.scales.len()];
         projection.data.scales.read(0, &mut scales);
         scales.iter_mut().for_each(|s| *s *= 4.0 / 3.0);
@@ -725,7 +725,7 @@ fn an_export_is_a_checkpoint_with_the_decoded_weights() {
         let checkpoint = Checkpoint::open(&out, None).unwrap();
         let mapped = MappedPack::open(&target).unwrap();
         assert_eq!(checkpoint.tensors.len() as u64, report.written.tensors);
-        for projection in mapped.pack().projections() {
+        for projection in mapped.pack().quantized_tensors() {
             let info = checkpoint.tensors.iter().find(|t| t.name == projection.name).unwrap();
             assert_eq!((info.float_type, &info.shape[..]), (dtype, projection.shape.dims()));
             let mut bytes = vec![0; info.length as usize];
@@ -745,7 +745,7 @@ fn an_export_is_a_checkpoint_with_the_decoded_weights() {
 }
 
 /// The naive decoder: codebook entry times scale, rounded once.
-fn decoded(data: &nf4pack::format::nf4::Projection<'_>, dtype: FloatType) -> Vec<u8> {
+fn decoded(data: &nf4pack::format::nf4::Nf4Tensor<'_>, dtype: FloatType) -> Vec<u8> {
     let value = |i: usize| {
         let code = (data.codes[i / 2] >> (4 * (i % 2))) & 15;
         nf4pack::format::nf4::CODEBOOK[usize::from(code)] * data.scales.get(i / data.block_size as usize)
@@ -767,7 +767,7 @@ fn an_exported_absmax_pack_converts_to_the_same_pack_again() {
     export_sharded(&target, &out, FloatType::F32, u64::MAX, &()).unwrap();
     let (_second, again, _) = converted(&out, choice);
     let (first, second) = (MappedPack::open(&target).unwrap(), MappedPack::open(&again).unwrap());
-    for (a, b) in first.pack().projections().zip(second.pack().projections()) {
+    for (a, b) in first.pack().quantized_tensors().zip(second.pack().quantized_tensors()) {
         // Only a scale may change: in a block whose largest weight is negative, -1 * scale is the largest magnitude all the same.
         assert_eq!((a.name, a.data), (b.name, b.data));
     }
@@ -792,7 +792,7 @@ fn a_synthetic_pack_is_good_and_depends_on_the_seed_alone() {
     assert_eq!((report.bytes, report.faults), (len, vec![]));
     let mapped = MappedPack::open(&a).unwrap();
     let weights: u64 = shape.tensors().iter().filter(|(n, _)| n.contains("_proj")).map(|(_, s)| s[0] * s[1]).sum();
-    assert_eq!(mapped.pack().projections().map(|p| p.data.elements).sum::<u64>(), weights);
+    assert_eq!(mapped.pack().quantized_tensors().map(|p| p.data.elements).sum::<u64>(), weights);
     assert_eq!((mapped.pack().layer_count(), mapped.pack().raw_tensors().count()), (4, 4 * 4));
 }
 

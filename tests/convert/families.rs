@@ -37,7 +37,7 @@ fn checkpoint(config: &Value) -> (TempDir, PathBuf) {
 fn places(pack: &Path) -> BTreeMap<String, (Role, Option<u32>)> {
     let mapped = MappedPack::open(pack).unwrap();
     let pack = mapped.pack();
-    let quantised = pack.projections().map(|t| (t.name.to_owned(), (t.role, t.layer)));
+    let quantised = pack.quantized_tensors().map(|t| (t.name.to_owned(), (t.role, t.layer)));
     quantised.chain(pack.raw_tensors().map(|t| (t.name.to_owned(), (t.role, t.layer)))).collect()
 }
 

@@ -58,7 +58,7 @@ fn synthetic_pack(hidden: u64, intermediate: u64, scale_type: ScaleType) -> Test
 
 /// What a pack holds, by name: quantised tensors as the CPU decodes them, raw ones as they lie in the file.
 fn decoded(pack: Pack<'_>) -> HashMap<String, Vec<u8>> {
-    let floats = pack.projections().map(|p| {
+    let floats = pack.quantized_tensors().map(|p| {
         let mut out = vec![f32::NAN; p.data.elements as usize];
         dequantize(&p.data, 0, &mut out).unwrap();
         (p.name.to_owned(), out.iter().flat_map(|x| x.to_le_bytes()).collect())
@@ -68,7 +68,7 @@ fn decoded(pack: Pack<'_>) -> HashMap<String, Vec<u8>> {
 
 /// How many tensors of a layer are, bit for bit, what the CPU says.
 fn compare(gpu: &Gpu, kernels: &Dequantizer, layer: &StreamedLayer, expected: &HashMap<String, Vec<u8>>) -> usize {
-    for projection in &layer.projections {
+    for projection in &layer.quantized_tensors {
         let found = kernels.read(&projection.weights, 0..projection.weights.elements, Output::F32).unwrap();
         assert!(found == expected[&projection.name], "{} differs", projection.name);
     }
@@ -82,7 +82,7 @@ fn compare(gpu: &Gpu, kernels: &Dequantizer, layer: &StreamedLayer, expected: &H
         let found: Vec<u8> = tensor.parts.iter().flat_map(part).collect();
         assert!(found == expected[&tensor.name], "{} differs", tensor.name);
     }
-    layer.projections.len() + layer.raw_tensors.len()
+    layer.quantized_tensors.len() + layer.raw_tensors.len()
 }
 
 /// The budget of the smallest plan: a ring of two layers.
@@ -175,7 +175,7 @@ fn layers_are_cut_where_buffers_and_bindings_are_small() {
     let pack = synthetic_pack(510, 1110, ScaleType::F32);
     let mut stream = LayerStream::open(&gpu, &pack.path, &StreamOptions::default()).unwrap();
     let layer = stream.layer(0, Forward).unwrap();
-    assert!(layer.projections.iter().any(|p| p.weights.codes.len() == 3));
+    assert!(layer.quantized_tensors.iter().any(|p| p.weights.codes.len() == 3));
     drop(stream);
     stream_and_compare(
         &gpu,

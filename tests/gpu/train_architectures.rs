@@ -28,7 +28,7 @@ const RANK: u32 = 4;
 fn assert_exact(pack: &Path, checkpoint: &Path, layers: u32) {
     let (mapped, weights) = (MappedPack::open(pack).unwrap(), floats(checkpoint));
     let mut compared = 0;
-    for projection in mapped.pack().projections() {
+    for projection in mapped.pack().quantized_tensors() {
         let mut decoded = vec![0.0; projection.data.elements as usize];
         dequantize(&projection.data, 0, &mut decoded).unwrap();
         let differ = |(a, b): (&f32, &f32)| a.to_bits() != b.to_bits();

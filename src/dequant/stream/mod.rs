@@ -63,14 +63,14 @@ pub struct StreamedLayer {
     /// The layer; `None` for the global tensors.
     pub number: Option<u32>,
     /// Quantised tensors, in file order.
-    pub projections: Vec<StreamedProjection>,
+    pub quantized_tensors: Vec<StreamedQuantizedTensor>,
     /// Raw tensors (norms, biases, routers, embeddings), in file order.
     pub raw_tensors: Vec<StreamedTensor>,
 }
 
 /// A quantised tensor in GPU memory.
 #[derive(Debug, Clone)]
-pub struct StreamedProjection {
+pub struct StreamedQuantizedTensor {
     /// The tensor's name in the checkpoint.
     pub name: String,
     /// What it is for.
@@ -103,13 +103,13 @@ pub struct StreamedTensor {
 
 impl StreamedLayer {
     /// The layer's quantised tensor of a role; with experts, the first one.
-    pub fn projection(&self, role: Role) -> Option<&StreamedProjection> {
-        self.projections.iter().find(|p| p.role == role)
+    pub fn quantized_tensor(&self, role: Role) -> Option<&StreamedQuantizedTensor> {
+        self.quantized_tensors.iter().find(|p| p.role == role)
     }
 
     /// Whether the layer has a tensor of a role, however it is stored.
     pub fn has(&self, role: Role) -> bool {
-        self.projection(role).is_some() || self.raw_tensor(role).is_some()
+        self.quantized_tensor(role).is_some() || self.raw_tensor(role).is_some()
     }
 
     /// The layer's raw tensor of a role.
@@ -173,7 +173,7 @@ impl Content {
 /// let mut stream = LayerStream::open(&gpu, "model.nf4pack", &StreamOptions::default())?;
 /// for number in 0..stream.layer_count() {
 ///     let layer = stream.layer(number, Direction::Forward)?;
-///     println!("{} projections", layer.projections.len());
+///     println!("{} quantised tensors", layer.quantized_tensors.len());
 /// }
 /// # Ok(())
 /// # }
@@ -412,7 +412,7 @@ pub fn default_budget(gpu: &Gpu) -> Option<u64> {
 /// The tensors of a group that lies in `buffers`.
 fn streamed(index: &Index, group: &Group, number: Option<u32>, buffers: &[wgpu::Buffer]) -> StreamedLayer {
     let sections = index.sections().get(group.sections.clone()).unwrap_or_default();
-    let mut layer = StreamedLayer { number, projections: Vec::new(), raw_tensors: Vec::new() };
+    let mut layer = StreamedLayer { number, quantized_tensors: Vec::new(), raw_tensors: Vec::new() };
     for (i, section) in sections.iter().enumerate() {
         let name = || index.name(section).to_owned();
         let (role, expert, shape) = (section.role, section.expert, section.shape);
@@ -434,7 +434,7 @@ fn streamed(index: &Index, group: &Group, number: Option<u32>, buffers: &[wgpu::
                         block_size: section.block_size,
                         elements: shape.elements(),
                     };
-                    layer.projections.push(StreamedProjection { name: name(), role, expert, shape, weights });
+                    layer.quantized_tensors.push(StreamedQuantizedTensor { name: name(), role, expert, shape, weights });
                 }
             }
             _ => {}
