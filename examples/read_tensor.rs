@@ -13,7 +13,7 @@ const COUNT: usize = 8;
 fn main() -> Result<(), Box<dyn Error>> {
     let mut args = std::env::args().skip(1);
     let path = args.next().ok_or("usage: read_tensor PACK [NAME]")?;
-    let mapped = MappedPack::open(path)?;
+    let mapped = MappedPack::read(path)?;
     let pack = mapped.pack();
     let Some(name) = args.next() else {
         pack.quantized_tensors().for_each(|p| println!("{} {}", p.name, p.shape));

@@ -21,7 +21,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     let mut stream = LayerStream::open(&gpu, &path, &StreamOptions { budget, ..StreamOptions::default() })?;
     println!("{}: {} of {} layers at a time", gpu.adapter(), stream.plan().slots, stream.layer_count());
 
-    let mapped = MappedPack::open(&path)?;
+    let mapped = MappedPack::read(&path)?;
     for number in 0..stream.layer_count() {
         let layer = stream.layer(number, Direction::Forward)?;
         let Some(projection) = layer.quantized_tensors.first() else { continue };

@@ -56,6 +56,8 @@ pub struct ExportReport {
 /// byte for byte, those embedded files that checkpoints have ([`crate::convert::source::SIDE_FILES`]) verbatim but for
 /// config.json, which names a type that holds all tensors and does not call an output projection tied that the pack has. The folder appears under its name once it is whole.
 ///
+/// The pack is mapped meanwhile: nobody may change it ([`MappedPack::open`](crate::MappedPack::open)).
+///
 /// # Errors
 /// See [`ExportError`]; a pack whose payloads are damaged is refused.
 pub fn export(path: &Path, target: &Path, dtype: FloatType, progress: &dyn Progress) -> Result<ExportReport, ExportError> {

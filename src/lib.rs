@@ -1,7 +1,7 @@
 //! A Hugging Face checkpoint, converted once into one 4-bit file that any program can memory-map.
 //!
 //! - [`format`](mod@format): the bytes of a pack, validated once, then views that cannot fail.
-//! - `MappedPack` (feature `mmap`): a pack as a mapped file.
+//! - `MappedPack` (feature `mmap`): a pack as a file that is mapped or read.
 //! - [`dequant`]: codes and scales to floats on the CPU.
 //! - `arch` (features `convert` and `train`): families of models: tensors, shapes, the meaning of config.json.
 //! - `train` (feature `train`): LoRA adapters on a pack, on any GPU.

@@ -43,7 +43,7 @@ pub fn run(args: &EvalArgs) -> Result<Outcome> {
     let ui = Ui::new(args.json);
     ui::handle_interrupts()?;
     let bytes = read(&args.data)?;
-    let pack = PackSource::open(&args.pack, true)?;
+    let pack = PackSource::map_unchanged(&args.pack)?;
     let model = model::read(&pack, ui)?;
     let max_length = args.max_length(&model);
     let adapter = adapter::read(args.adapter.as_deref(), &model, ui)?;

@@ -31,7 +31,7 @@ pub fn run(args: &GenerateArgs) -> Result<Outcome> {
     ui::handle_interrupts()?;
     // What cannot be is said before a model is loaded.
     let sampler = Sampler::new(SamplerOptions::from(&args.sampling))?;
-    let pack = PackSource::open(&args.pack, true)?;
+    let pack = PackSource::map_unchanged(&args.pack)?;
     let config = model::read(&pack, ui)?;
     let tokenizer = read_tokenizer(&pack, &config, ui::now())?;
     let adapter = adapter::read(args.adapter.as_deref(), &config, ui)?;

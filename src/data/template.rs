@@ -120,6 +120,13 @@ mod tests {
         for broken in ["{% if %}", "{% include 'file' %}", "{{ 1 | nothing }}", "{{"] {
             render(broken, ONE).unwrap_err();
         }
+        let nested =
+            "{% set ns = namespace(x=[]) %}{% for i in range(90000) %}{% set ns.x = [ns.x] %}{% endfor %}{{ ns.x }}";
+        render(nested, ONE).unwrap_err();
+        render(&nested.replace("[ns.x]", "[ns.x, ns.x]"), ONE).unwrap_err();
+        render(&nested.replace("[ns.x] %}{% endfor", "ns.x + ns.x + [1] %}{% endfor"), ONE).unwrap_err();
+        render("{{ 10 ** 38 | round(-38) }}{{ -(2 ** 126) * 2 | abs }}{{ range(10 ** 38, -(10 ** 38), -1) }}", ONE)
+            .unwrap_err();
         let deep = format!("{{{{ {}1{} }}}}", "(".repeat(5000), ")".repeat(5000));
         render(&deep, ONE).unwrap_err();
         render(&format!("{{{{ 1{} }}}}", " + 1".repeat(100_000)), ONE).unwrap_err();

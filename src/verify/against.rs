@@ -129,6 +129,8 @@ pub enum Mismatch {
 
 /// Compares the pack at `path` with the checkpoint at `source`, on `threads` threads (0: one per core).
 ///
+/// The pack is mapped meanwhile: nobody may change it ([`MappedPack::open`](crate::MappedPack::open)).
+///
 /// # Errors
 /// Where one of them cannot be read; what does not fit is in the report.
 pub fn against(
@@ -138,7 +140,7 @@ pub fn against(
     threads: usize,
     progress: &dyn Progress,
 ) -> Result<AgainstReport, VerifyError> {
-    let mapped = MappedPack::open(path)?;
+    let mapped = MappedPack::open_unchanged(path)?;
     // A pack of another program may have no such record; then nothing was dropped.
     let provenance = Provenance::from_json(mapped.pack().index().metadata());
     let dropped = provenance.map(|p| p.dropped).unwrap_or_default();

@@ -35,7 +35,7 @@ fn checkpoint(config: &Value) -> (TempDir, PathBuf) {
 
 /// Role and layer of every tensor of the pack.
 fn places(pack: &Path) -> BTreeMap<String, (Role, Option<u32>)> {
-    let mapped = MappedPack::open(pack).unwrap();
+    let mapped = MappedPack::read(pack).unwrap();
     let pack = mapped.pack();
     let quantised = pack.quantized_tensors().map(|t| (t.name.to_owned(), (t.role, t.layer)));
     quantised.chain(pack.raw_tensors().map(|t| (t.name.to_owned(), (t.role, t.layer)))).collect()
@@ -85,7 +85,7 @@ fn round_trip(config: &Value) -> BTreeMap<String, (Role, Option<u32>)> {
     convert(&source, &pack, Options::default(), &()).unwrap();
     assert_eq!(verify(&pack, 2, &()).unwrap().faults, []);
     assert_eq!(against(&pack, &source, None, 2, &()).unwrap().mismatches, []);
-    check_pack_runnable(&MappedPack::open(&pack).unwrap().pack()).unwrap();
+    check_pack_runnable(&MappedPack::read(&pack).unwrap().pack()).unwrap();
     export(&pack, &exported, FloatType::Bf16, &()).unwrap();
     let names = |folder: &Path| {
         let bytes = fs::read(folder.join("model.safetensors")).unwrap();
@@ -181,7 +181,7 @@ fn the_language_model_of_a_model_of_text_and_images_keeps_its_names() {
         convert(&source, &pack, Options::default(), &()).unwrap();
         assert_eq!(places(&pack), expected(decoder, head, &[NORMS]));
         assert_eq!(against(&pack, &source, None, 2, &()).unwrap().mismatches, []);
-        check_pack_runnable(&MappedPack::open(&pack).unwrap().pack()).unwrap();
+        check_pack_runnable(&MappedPack::read(&pack).unwrap().pack()).unwrap();
     }
 }
 
@@ -214,6 +214,6 @@ fn what_cannot_be_run_is_said_when_it_is_converted() {
     assert_eq!(notices, expected.map(|text| (true, text.to_owned())));
     let pack = folder.path().join("out.nf4pack");
     conversion.write(&pack, &()).unwrap();
-    let obstacle = check_pack_runnable(&MappedPack::open(&pack).unwrap().pack()).unwrap_err();
+    let obstacle = check_pack_runnable(&MappedPack::read(&pack).unwrap().pack()).unwrap_err();
     assert!(expected[1].ends_with(&obstacle.to_string()), "{obstacle}");
 }

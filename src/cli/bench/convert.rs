@@ -195,7 +195,7 @@ impl Runner<'_> {
 
     /// Bytes per second of the decoder and of memcpy, both into the same buffer.
     fn decode(&self) -> Result<(f64, f64)> {
-        let mapped = MappedPack::open(&self.pack)?;
+        let mapped = MappedPack::open_unchanged(&self.pack)?;
         let weights = mapped.pack().quantized_tensors().map(|p| p.data.elements as usize).sum::<usize>().min(PART_WEIGHTS);
         let (mut out, from) = (vec![0.0_f32; weights], vec![1.0_f32; weights]);
         // The first time maps the file's pages in and touches the buffer's.
