@@ -1,14 +1,21 @@
 //! Chat templates: Jinja, rendered as transformers does.
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use super::jinja::{Rendered, Template, TemplateError, Value};
+use super::literals::Literals;
+use super::style::Style;
 
 /// A compiled chat template with the special tokens that it may name.
 #[derive(Debug)]
 pub(super) struct ChatTemplate {
     template: Template,
     special_tokens: Arc<[(String, Value)]>,
+    literals: Literals,
+    /// Found at the first conversation.
+    style: OnceLock<Style>,
+    /// Whether it has `{% generation %}`.
+    marks_generation: bool,
 }
 
 impl ChatTemplate {
@@ -18,7 +25,24 @@ impl ChatTemplate {
     /// # Errors
     /// Where the template is broken.
     pub(super) fn new(source: &str, special_tokens: Arc<[(String, Value)]>, now: i64) -> Result<Self, TemplateError> {
-        Ok(Self { template: Template::new(source, now)?, special_tokens })
+        let (template, literals) = (Template::new(source, now)?, Literals::new(source));
+        let marks_generation = literals.names_tag("generation");
+        Ok(Self { template, special_tokens, literals, style: OnceLock::new(), marks_generation })
+    }
+
+    /// The strings that it may look for.
+    pub(super) fn literals(&self) -> &Literals {
+        &self.literals
+    }
+
+    /// How it begins and ends the turns of an assistant.
+    pub(super) fn style(&self) -> &Style {
+        self.style.get_or_init(|| Style::new(|messages, tools, prompt| self.render(messages, tools, prompt).ok()))
+    }
+
+    /// Whether it says itself what is the assistant's.
+    pub(super) fn marks_generation(&self) -> bool {
+        self.marks_generation
     }
 
     /// The text of a conversation.
