@@ -9,11 +9,11 @@ use super::Outcome;
 use super::adapter;
 use super::args::EvalArgs;
 use super::device::{self, AdapterEntry};
-use super::train::{read, tell_data, tell_plan};
+use super::train::{left_out, read, tell_data, tell_plan};
 use super::ui::{self, Cancelled, Ui, Unit};
 use crate::arch::config::ModelConfig;
 use crate::convert::Progress as _;
-use crate::data::{DataFile, Dataset, Options};
+use crate::data::{DataFile, Dataset, Dropped, Options};
 use crate::dequant::stream::PackSource;
 use crate::gpu::Gpu;
 use crate::lora::adapter::Adapter;
@@ -27,6 +27,8 @@ struct Evaluation {
     adapter: Option<String>,
     data: String,
     samples: u64,
+    /// Samples that were left out.
+    dropped: Dropped,
     /// Tokens that were predicted.
     tokens: u64,
     /// Mean negative log-likelihood, in nats a token.
@@ -46,7 +48,7 @@ pub fn run(args: &EvalArgs) -> Result<Outcome> {
     let adapter = adapter::read(args.adapter.as_deref(), &model, ui)?;
     // Of templates that tell the date: the same one every day, so that losses can be compared.
     let tokenizer = read_tokenizer(&pack, &model, 0)?;
-    let options = Options { train_on: args.train_on.into(), max_length };
+    let options = Options { train_on: args.train_on.into(), max_length, strict: args.strict };
     let meter = ui.meter("reading", Unit::Rows);
     let data = DataFile::new(&args.data, &bytes).samples(&tokenizer, options, &mut |done, total| {
         meter.advance(done, total);
@@ -92,6 +94,7 @@ fn evaluate(
         adapter: args.adapter.as_deref().map(text),
         data: text(&args.data),
         samples: data.samples.len() as u64,
+        dropped: data.dropped,
         tokens,
         loss,
         perplexity: loss.exp(),
@@ -103,11 +106,12 @@ fn evaluate(
 impl Evaluation {
     fn text(&self) -> String {
         format!(
-            "loss {:.4} nats a token, perplexity {:.3}, over {} predicted tokens of {} in {}\n",
+            "loss {:.4} nats a token, perplexity {:.3}, over {} predicted tokens of {}{} in {}\n",
             self.loss,
             self.perplexity,
             ui::grouped(self.tokens),
             ui::plural(self.samples, "sample"),
+            left_out(self.dropped),
             ui::duration(self.seconds)
         )
     }

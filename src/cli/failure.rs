@@ -597,6 +597,19 @@ fn of_data(error: &DataError) -> Option<String> {
         DataError::NothingTrained { length, max_length, .. } if *length > u64::from(*max_length) => {
             return Some(format!("--max-length {length} takes all of it; without this line the file may do as it is"));
         }
+        DataError::AllDropped { first, .. } => return of_data(first),
+        DataError::Unlearned { .. } => "remove \"weight\" and \"train\" from the messages, or leave --train-on completions",
+        DataError::TokenId { .. } => {
+            "give the model the rows (transformers: model.resize_token_embeddings(len(tokenizer))) and convert it again, or \
+             convert it with the tokenizer that it was trained with"
+        }
+        DataError::NoDefaultTemplate { .. } => {
+            "tokenizer_config.json needs a template of that name; prompts and completions need none"
+        }
+        DataError::Template(_) => {
+            "chat_template.jinja in the checkpoint's folder goes before the template of tokenizer_config.json; prompts and \
+             completions need none"
+        }
         DataError::NothingTrained { .. } => "remove the line, or let --train-on all learn every token",
         DataError::NothingHeldOut => {
             "--eval-data FILE has samples of its own; a smaller --max-length cuts a plain text into more of them"

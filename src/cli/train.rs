@@ -12,7 +12,7 @@ use super::device::{self, AdapterEntry};
 use super::ui::{self, Meter, Table, Ui, Unit};
 use crate::arch::config::ModelConfig;
 use crate::convert::Progress as _;
-use crate::data::{DataFile, Dataset, Form, ShownSample, show_batch};
+use crate::data::{DataFile, Dataset, Dropped, Form, ShownSample, show_batch};
 use crate::dequant::stream::PackSource;
 use crate::gpu::Gpu;
 use crate::model::decoder::read_config;
@@ -35,6 +35,8 @@ struct Summary {
     end: End,
     steps: u64,
     total_steps: u64,
+    /// Samples of the data that were left out.
+    dropped: Dropped,
     seconds: f64,
     trained_tokens: u64,
     /// The step whose adapter is in the folder: the last one or, with an early stop, the best one.
@@ -137,6 +139,31 @@ pub fn tell_data(ui: Ui, what: &str, used: &str, data: &Dataset, model: &ModelCo
         let (samples, tokens) = (ui::plural(data.cut.samples, "sample"), ui::plural(data.cut.tokens, "token"));
         ui.warning(&format!("samples that were longer than --max-length are cut: {samples}, by {tokens} in all"));
     }
+    tell_dropped(ui, data);
+    if !data.ignored_keys.is_empty() {
+        let keys = data.ignored_keys.iter().map(|(key, lines)| format!("{key} ({})", ui::plural(*lines, "line")));
+        ui.note(&format!("keys that mean nothing here are ignored: {}", keys.collect::<Vec<_>>().join(", ")));
+    }
+}
+
+/// Samples that are left out, and why.
+fn tell_dropped(ui: Ui, data: &Dataset) {
+    let Dropped { empty, overlong, first_line } = data.dropped;
+    let reasons = [(empty, "nothing to learn"), (overlong, "nothing to learn within --max-length")];
+    for (samples, reason) in reasons.into_iter().filter(|(samples, _)| *samples > 0) {
+        let samples = ui::plural(samples, "sample");
+        ui.warning(&format!(
+            "left out: {samples} with {reason} (the first one left out is line {first_line}; --strict ends here)"
+        ));
+    }
+}
+
+/// Words for samples that are left out.
+pub fn left_out(dropped: Dropped) -> String {
+    match dropped.samples() {
+        0 => String::new(),
+        samples => format!(" ({} left out)", ui::plural(samples, "sample")),
+    }
 }
 
 /// A form by its keys.
@@ -226,8 +253,9 @@ fn warn_of_length(ui: Ui, settings: &Settings, total: u64) {
 fn write_report(gpu: &Gpu, run: &Run, task: &Task<'_>, end: &Result<End, RunError>) -> Result<()> {
     let ended = end.as_ref().map_or_else(|error| format!("failed: {error}"), |end| end_name(*end).to_owned());
     let data = format!(
-        "{} of {}, {} tokens",
+        "{}{} of {}, {} tokens",
         ui::plural(run.data.samples.len() as u64, "sample"),
+        left_out(run.data.dropped),
         form_name(run.data.form),
         ui::grouped(run.data.tokens())
     );
@@ -290,6 +318,7 @@ impl Summary {
             end,
             steps: done,
             total_steps,
+            dropped: run.data.dropped,
             seconds: run.seconds(),
             trained_tokens: run.trained_tokens(),
             adapter_step: run.adapter_step(),

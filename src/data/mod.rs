@@ -2,22 +2,27 @@
 
 mod file;
 mod formats;
+mod jinja;
+mod messages;
 mod pack;
 mod sample;
 mod show;
 mod spans;
+mod special;
 mod stream;
 mod template;
 mod tokenizer;
 
+use std::fmt;
 use std::path::PathBuf;
 
 use thiserror::Error;
 
 pub use file::DataFile;
 pub use formats::Form;
+pub use jinja::{ErrorKind as TemplateErrorKind, TemplateError};
 pub use pack::{Batch, UNTRAINED, batch, epoch_order, rows};
-pub use sample::{Cut, Dataset, Options, Sample, TrainOn};
+pub use sample::{Cut, Dataset, Dropped, Options, Sample, TrainOn};
 pub use show::{Part, ShownSample, show_batch};
 pub use stream::TokenStream;
 pub use tokenizer::{Message, Tokenizer, TokenizerFiles};
@@ -95,12 +100,23 @@ pub enum DataError {
     /// tokenizer.json cannot be used.
     #[error("tokenizer.json: {0}")]
     Tokenizer(tokenizers::Error),
-    /// tokenizer_config.json is not a JSON object.
-    #[error("tokenizer_config.json is not a JSON object: {0}")]
-    TokenizerConfig(serde_json::Error),
+    /// A file next to it is not a JSON object.
+    #[error("{file} is not a JSON object: {source}")]
+    TokenizerJson {
+        /// The file.
+        file: TokenizerFile,
+        /// Where it is broken.
+        source: serde_json::Error,
+    },
     /// The chat template is broken.
-    #[error("the chat template is broken: {}", with_detail(.0))]
-    Template(minijinja::Error),
+    #[error("the chat template cannot be used: {0}")]
+    Template(TemplateError),
+    /// Several chat templates, and none of them for every conversation.
+    #[error("the model has the chat templates {}, and none that is named default", names.join(", "))]
+    NoDefaultTemplate {
+        /// Their names.
+        names: Vec<String>,
+    },
     /// Conversations, and a model without a chat template.
     #[error("line {line} is a conversation, and the model has no chat template")]
     NoTemplate {
@@ -108,19 +124,19 @@ pub enum DataError {
         line: u64,
     },
     /// The chat template refuses a conversation.
-    #[error("line {line}: the chat template refuses the conversation: {}", with_detail(.source))]
+    #[error("line {line}: the chat template refuses the conversation: {source}")]
     Render {
         /// The line.
         line: u64,
         /// What it says.
-        source: minijinja::Error,
+        source: TemplateError,
     },
     /// A conversation to go on with, and a model without a chat template.
     #[error("the model has no chat template")]
     NoChatTemplate,
     /// The chat template refuses a conversation to go on with.
-    #[error("the chat template refuses the conversation: {}", with_detail(.0))]
-    Chat(minijinja::Error),
+    #[error("the chat template refuses the conversation: {0}")]
+    Chat(TemplateError),
     /// Where the words of the assistant stand in the text cannot be told.
     #[error(
         "line {line}: the chat template changes what stands before message {message}, so that what the assistant says cannot be \
@@ -136,12 +152,33 @@ pub enum DataError {
     #[error("the tokenizer: {0}")]
     Encode(tokenizers::Error),
     /// A token that the model does not have.
-    #[error("the tokenizer has the token {id}, the model only {vocab}: they are not of one model")]
+    #[error(
+        "{}the text has the token {id} ({token:?}), and the model has {vocab} tokens, from 0 to {}: tokens were added to the \
+         tokenizer, and no rows to the model's embedding", at_line(*.line), vocab.saturating_sub(1)
+    )]
     TokenId {
+        /// The line, where the text is of a file.
+        line: Option<u64>,
         /// The token.
         id: u32,
+        /// Its text.
+        token: String,
         /// Tokens of the model.
         vocab: u32,
+    },
+    /// Messages that are not to be learned, where everything is.
+    #[error("line {line} has messages that are not to be learned, and every token is to be learned")]
+    Unlearned {
+        /// The line.
+        line: u64,
+    },
+    /// No sample of a file is left.
+    #[error("nothing can be learned from any of {samples} samples; the first one: {first}")]
+    AllDropped {
+        /// How many there are.
+        samples: u64,
+        /// Why the first one was left out.
+        first: Box<DataError>,
     },
     /// A share of the samples is to be held out, and there are not two.
     #[error("nothing can be held out for evaluation: the data is one sample")]
@@ -160,9 +197,40 @@ pub enum DataError {
     },
 }
 
-/// The message with the line of the template and what else minijinja knows.
-fn with_detail(error: &minijinja::Error) -> String {
-    format!("{error:#}")
+impl DataError {
+    /// What is wrong with the text or the conversation of a line.
+    fn of_line(self, line: u64) -> Self {
+        match self {
+            Self::TokenId { id, token, vocab, .. } => Self::TokenId { line: Some(line), id, token, vocab },
+            Self::NoChatTemplate => Self::NoTemplate { line },
+            other => other,
+        }
+    }
+}
+
+/// A file next to tokenizer.json.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum TokenizerFile {
+    /// tokenizer_config.json.
+    Config,
+    /// special_tokens_map.json.
+    SpecialTokensMap,
+    /// chat_template.json.
+    ChatTemplate,
+}
+
+impl fmt::Display for TokenizerFile {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Config => "tokenizer_config.json",
+            Self::SpecialTokensMap => "special_tokens_map.json",
+            Self::ChatTemplate => "chat_template.json",
+        })
+    }
+}
+
+fn at_line(line: Option<u64>) -> String {
+    line.map_or_else(String::new, |line| format!("line {line}: "))
 }
 
 fn cut_reason(length: u64, max_length: u32) -> String {

@@ -1,8 +1,12 @@
 //! Records to samples: tokens, and which of them are to be learned.
 
-use rayon::prelude::*;
+use std::collections::BTreeMap;
 
-use super::formats::{self, Content, without_mark};
+use rayon::prelude::*;
+use serde::Serialize;
+
+use super::formats::{self, Chat, Content, Records, without_mark};
+use super::jinja::Value;
 use super::spans::{Marked, conversation};
 use super::tokenizer::Tokenizer;
 use super::{DataError, Form};
@@ -32,6 +36,8 @@ pub struct Options {
     pub train_on: TrainOn,
     /// Tokens of a sample at most; what is over is cut at the end.
     pub max_length: u32,
+    /// Whether a sample from which nothing can be learned is an error; otherwise it is left out and counted.
+    pub strict: bool,
 }
 
 /// One text.
@@ -61,8 +67,26 @@ pub struct Cut {
     pub tokens: u64,
 }
 
+/// Samples that are left out: nothing can be learned from them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize)]
+pub struct Dropped {
+    /// Samples that have no token to be learned.
+    pub empty: u64,
+    /// Samples that have none within the maximum length.
+    pub overlong: u64,
+    /// The line of the first one; 0 where there is none.
+    pub first_line: u64,
+}
+
+impl Dropped {
+    /// How many there are.
+    pub fn samples(self) -> u64 {
+        self.empty + self.overlong
+    }
+}
+
 /// The samples of a file.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Dataset {
     /// The form of the file; `None` for plain text.
     pub form: Option<Form>,
@@ -70,50 +94,61 @@ pub struct Dataset {
     pub samples: Vec<Sample>,
     /// What the maximum length took.
     pub cut: Cut,
+    /// Samples that are left out.
+    pub dropped: Dropped,
+    /// Keys of lines that mean nothing to the form, and how many lines have each.
+    pub ignored_keys: BTreeMap<String, u64>,
 }
 
 impl Dataset {
     /// Reads a JSON Lines file. `progress` hears how many of all records are tokenised, and ends the work where it says `false`.
     ///
     /// # Errors
-    /// A [`DataError`] with the line; [`DataError::NothingTrained`] for the first sample from which nothing can be learned;
-    /// [`DataError::Cancelled`].
+    /// A [`DataError`] with the line; [`DataError::AllDropped`] where nothing can be learned from any sample, and
+    /// [`DataError::NothingTrained`] for the first one of these where `options` are strict; [`DataError::Cancelled`].
     pub fn from_json_lines(
         bytes: &[u8],
         tokenizer: &Tokenizer,
         options: Options,
         progress: &mut dyn FnMut(u64, u64) -> bool,
     ) -> Result<Self, DataError> {
-        let (form, records) = formats::parse(bytes)?;
+        let Records { form, records, ignored } = formats::parse(bytes)?;
         let total = records.len() as u64;
-        let mut dataset = Self { form: Some(form), samples: Vec::with_capacity(records.len()), cut: Cut::default() };
+        let mut dataset = Self { form: Some(form), ignored_keys: ignored, ..Self::default() };
+        let mut first_dropped = None;
         let encode = |(line, content)| encode(tokenizer, line, content, options.train_on);
         let mut records = records.into_iter();
         while records.len() > 0 {
             let some: Vec<_> = records.by_ref().take(AT_A_TIME).collect();
             let encoded: Vec<Result<Sample, DataError>> = some.into_par_iter().map(encode).collect();
-            encoded.into_iter().try_for_each(|sample| dataset.push(sample?, tokenizer, options.max_length))?;
-            if !progress(dataset.samples.len() as u64, total) {
+            for sample in encoded {
+                let dropped = dataset.push(sample?, tokenizer, options)?;
+                first_dropped = first_dropped.or(dropped);
+            }
+            if !progress(total - records.len() as u64, total) {
                 return Err(DataError::Cancelled);
             }
         }
-        Ok(dataset)
+        match first_dropped.filter(|_| dataset.samples.is_empty()) {
+            Some(first) => Err(DataError::AllDropped { samples: total, first: Box::new(first) }),
+            None => Ok(dataset),
+        }
     }
 
-    /// Cuts one plain text into samples of `max_length` tokens; every token is learned.
+    /// Cuts one plain text into samples of `max_length` tokens; every token is learned. Line ends of DOS count as line ends.
     ///
     /// # Errors
     /// [`DataError::Utf8`]; [`DataError::Empty`] where there are not two tokens.
     pub fn from_text(bytes: &[u8], tokenizer: &Tokenizer, max_length: u32) -> Result<Self, DataError> {
         let text = std::str::from_utf8(without_mark(bytes)).map_err(|e| DataError::Utf8 { byte: e.valid_up_to() as u64 })?;
-        let tokens = tokenizer.encode(text, true)?;
+        let tokens = tokenizer.encode(&text.replace("\r\n", "\n"), true)?;
         let windows = tokens.chunks(max_length.max(1) as usize).filter(|window| window.len() > 1);
         let sample = |tokens: &[u32]| Sample { line: 1, tokens: tokens.to_vec(), trained: vec![true; tokens.len()] };
         let samples: Vec<Sample> = windows.map(sample).collect();
         if samples.is_empty() {
             return Err(DataError::Empty);
         }
-        Ok(Self { form: None, samples, cut: Cut::default() })
+        Ok(Self { samples, ..Self::default() })
     }
 
     /// Takes a share of the samples out, to evaluate on: at random, one at least, and never the last one. Both parts keep the
@@ -131,7 +166,7 @@ impl Dataset {
         Generator::new(seed, Stream::Split).shuffle(&mut chosen);
         let mut chosen = chosen.into_iter();
         let samples = self.samples.extract_if(.., |_| chosen.next().unwrap_or(false)).collect();
-        Ok(Self { form: self.form, samples, cut: Cut::default() })
+        Ok(Self { form: self.form, samples, ..Self::default() })
     }
 
     /// Tokens of all samples.
@@ -150,27 +185,28 @@ impl Dataset {
         self.samples.iter().map(Sample::trained_tokens).sum()
     }
 
-    /// Adds a sample, cut to its maximum length.
-    fn push(&mut self, sample: Sample, tokenizer: &Tokenizer, max_length: u32) -> Result<(), DataError> {
-        let (line, length) = (sample.line, sample.tokens.len() as u64);
-        let sample = self.cut(sample, max_length);
+    /// Adds a sample, cut to its maximum length, or leaves it out and says why.
+    fn push(&mut self, mut sample: Sample, tokenizer: &Tokenizer, options: Options) -> Result<Option<DataError>, DataError> {
+        let (line, length, max_length) = (sample.line, sample.tokens.len() as u64, options.max_length);
+        let over = sample.tokens.len().saturating_sub(max_length as usize);
+        sample.tokens.truncate(max_length as usize);
+        sample.trained.truncate(max_length as usize);
         if sample.trained_tokens() == 0 {
             let text = tokenizer.decode(&sample.tokens)?;
-            return Err(DataError::NothingTrained { line, length, max_length, text });
+            let error = DataError::NothingTrained { line, length, max_length, text };
+            if options.strict {
+                return Err(error);
+            }
+            let dropped = &mut self.dropped;
+            let reason = if over > 0 { &mut dropped.overlong } else { &mut dropped.empty };
+            *reason += 1;
+            dropped.first_line = if dropped.first_line == 0 { line } else { dropped.first_line };
+            return Ok(Some(error));
         }
+        self.cut.samples += u64::from(over > 0);
+        self.cut.tokens += over as u64;
         self.samples.push(sample);
-        Ok(())
-    }
-
-    fn cut(&mut self, mut sample: Sample, max_length: u32) -> Sample {
-        let over = sample.tokens.len().saturating_sub(max_length as usize);
-        if over > 0 {
-            sample.tokens.truncate(max_length as usize);
-            sample.trained.truncate(max_length as usize);
-            self.cut.samples += 1;
-            self.cut.tokens += over as u64;
-        }
-        sample
+        Ok(None)
     }
 }
 
@@ -180,19 +216,17 @@ fn encode(tokenizer: &Tokenizer, line: u64, content: Content, train_on: TrainOn)
         Content::Completion { prompt, completion } => {
             (Marked::from_byte(format!("{prompt}{completion}"), prompt.len()), false)
         }
-        Content::Chat { messages, tools } => (conversation(tokenizer, line, &messages, &tools, train_on)?, true),
-        Content::Instruction { system, instruction, output } if tokenizer.has_template() => {
-            let messages = instruction_messages(system.as_deref(), &instruction, &output);
-            (conversation(tokenizer, line, &messages, &().into(), train_on)?, true)
+        Content::Chat(chat) => (conversation(tokenizer, line, &chat, train_on)?, true),
+        Content::Instruction { system, turns, tools } if tokenizer.has_template() => {
+            let messages = instruction_messages(system.as_deref(), &turns);
+            let chat = Chat { messages, tools, unlearned: Vec::new() };
+            (conversation(tokenizer, line, &chat, train_on)?, true)
         }
-        Content::Instruction { system, instruction, output } => {
-            let system = system.as_deref().unwrap_or(ALPACA);
-            let prompt = format!("{system}\n\n### Instruction:\n{instruction}\n\n### Response:\n");
-            (Marked::from_byte(format!("{prompt}{output}"), prompt.len()), false)
-        }
+        Content::Instruction { tools, .. } if !tools.is_none() => return Err(DataError::NoTemplate { line }),
+        Content::Instruction { system, turns, .. } => (alpaca(tokenizer, system.as_deref(), &turns)?, false),
     };
     // A template writes the special tokens itself.
-    let encoded = tokenizer.encode_spans(&marked.text, !in_template)?;
+    let encoded = tokenizer.encode_spans(&marked.text, !in_template).map_err(|error| error.of_line(line))?;
     let mut tokens = encoded.tokens;
     let mut trained: Vec<bool> = encoded.spans.iter().map(|span| marked.is_trained(span)).collect();
     let eos = tokenizer.eos().filter(|eos| !in_template && tokens.last() != Some(eos));
@@ -208,8 +242,27 @@ fn encode(tokenizer: &Tokenizer, line: u64, content: Content, train_on: TrainOn)
     Ok(Sample { line, tokens, trained })
 }
 
-fn instruction_messages(system: Option<&str>, instruction: &str, output: &str) -> Vec<minijinja::Value> {
-    let message = |role: &str, content: &str| minijinja::Value::from_pairs([("role", role), ("content", content)]);
+fn instruction_messages(system: Option<&str>, turns: &[[String; 2]]) -> Vec<Value> {
+    let message = |role: &str, content: &str| Value::from_pairs([("role", role), ("content", content)]);
     let system = system.map(|system| message("system", system));
-    system.into_iter().chain([message("user", instruction), message("assistant", output)]).collect()
+    let turns = turns.iter().flat_map(|[question, answer]| [message("user", question), message("assistant", answer)]);
+    system.into_iter().chain(turns).collect()
+}
+
+/// Instructions and answers in the form of Alpaca's prompt. Every answer ends in the token that ends a text; the last one gets
+/// it with its tokens.
+fn alpaca(tokenizer: &Tokenizer, system: Option<&str>, turns: &[[String; 2]]) -> Result<Marked, DataError> {
+    let end = tokenizer.eos().map(|eos| tokenizer.decode(&[eos])).transpose()?.unwrap_or_default();
+    let mut text = system.unwrap_or(ALPACA).to_owned();
+    let mut trained = Vec::new();
+    for (i, [question, answer]) in turns.iter().enumerate() {
+        text.push_str(&format!("\n\n### Instruction:\n{question}\n\n### Response:\n"));
+        let start = text.len();
+        text.push_str(answer);
+        if i + 1 < turns.len() {
+            text.push_str(&end);
+        }
+        trained.push(start..text.len());
+    }
+    Ok(Marked { text, trained })
 }

@@ -2,9 +2,8 @@
 
 use std::ops::Range;
 
-use minijinja::Value;
-
-use super::formats::get;
+use super::formats::Chat;
+use super::jinja::Value;
 use super::template::ChatTemplate;
 use super::tokenizer::Tokenizer;
 use super::{DataError, TrainOn};
@@ -35,21 +34,20 @@ impl Marked {
 ///
 /// Most templates do not tell which words are the assistant's. Where a turn starts is known from the conversation before it,
 /// rendered with the generation prompt; where it ends, from the conversation up to it. Where all is learned, none of this matters.
-pub(super) fn conversation(
-    tokenizer: &Tokenizer,
-    line: u64,
-    messages: &[Value],
-    tools: &Value,
-    train_on: TrainOn,
-) -> Result<Marked, DataError> {
-    let template = tokenizer.template.as_ref().ok_or(DataError::NoTemplate { line })?;
+pub(super) fn conversation(tokenizer: &Tokenizer, line: u64, chat: &Chat, train_on: TrainOn) -> Result<Marked, DataError> {
+    let Chat { messages, tools, unlearned } = chat;
+    let template = tokenizer.template(tools).map_err(|error| error.of_line(line))?;
     let rendering = Rendering { template, line, messages, tools };
     let text = rendering.first(messages.len(), false)?;
     if train_on == TrainOn::All {
+        if !unlearned.is_empty() {
+            return Err(DataError::Unlearned { line });
+        }
         return Ok(Marked::from_byte(text, 0));
     }
     let mut trained = Vec::new();
-    for message in (0..messages.len()).filter(|&i| messages.get(i).is_some_and(is_assistant)) {
+    let learned = |i: &usize| messages.get(*i).is_some_and(is_assistant) && !unlearned.contains(i);
+    for message in (0..messages.len()).filter(learned) {
         let span = rendering.turn(&text, message)?.ok_or(DataError::Spans { line, message })?;
         trained.push(span);
     }
@@ -57,7 +55,7 @@ pub(super) fn conversation(
 }
 
 fn is_assistant(message: &Value) -> bool {
-    get(message, "role").as_str() == Some("assistant")
+    message.get("role").as_str() == Some("assistant")
 }
 
 struct Rendering<'a> {
@@ -114,22 +112,18 @@ impl Rendering<'_> {
 
 /// The message with other words.
 fn saying(message: &Value, words: &str) -> Value {
-    let keys = message.try_iter().into_iter().flatten();
-    let pairs = keys.map(|key| (key.clone(), message.get_item(&key).unwrap_or_default()));
-    Value::from_pairs(pairs.chain([(Value::from("content"), Value::from(words))]))
+    let mut message = message.as_dict().cloned().unwrap_or_default();
+    message.insert("content".into(), words.into());
+    message.into()
 }
 
 /// The last line of what a message says, which every template keeps.
 fn last_line(message: Option<&Value>) -> String {
-    let content = message.map(|message| get(message, "content")).unwrap_or_default();
+    let content = message.map(|message| message.get("content")).unwrap_or_default();
+    let parts = content.as_list().unwrap_or_default();
     let text = match content.as_str() {
         Some(text) => text.to_owned(),
-        None => content
-            .try_iter()
-            .into_iter()
-            .flatten()
-            .filter_map(|part| Some(get(&part, "text").as_str()?.to_owned()))
-            .collect(),
+        None => parts.iter().filter_map(|part| Some(part.get("text").as_str()?.to_owned())).collect(),
     };
     text.trim().lines().last().unwrap_or_default().trim().to_owned()
 }

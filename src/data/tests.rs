@@ -18,7 +18,12 @@ fn model() -> ModelConfig {
 /// The fixture's tokenizer, with another chat template if one is given.
 fn tokenizer(template: Option<&str>) -> Tokenizer {
     let (json, config) = (read("tokenizer.json"), read("tokenizer_config.json"));
-    let files = TokenizerFiles { tokenizer: &json, config: Some(&config), chat_template: template.map(str::as_bytes) };
+    let files = TokenizerFiles {
+        tokenizer: &json,
+        config: Some(&config),
+        chat_template: template.map(str::as_bytes),
+        ..Default::default()
+    };
     Tokenizer::new(files, &model(), 0).unwrap()
 }
 
@@ -27,7 +32,7 @@ fn without_template() -> Tokenizer {
     Tokenizer::new(TokenizerFiles { tokenizer: &json, ..TokenizerFiles::default() }, &model(), 0).unwrap()
 }
 
-const OPTIONS: Options = Options { train_on: TrainOn::Completions, max_length: 1000 };
+const OPTIONS: Options = Options { train_on: TrainOn::Completions, max_length: 1000, strict: true };
 
 fn load(tokenizer: &Tokenizer, line: &str) -> Result<Dataset, DataError> {
     load_as(tokenizer, line, OPTIONS)
@@ -196,8 +201,10 @@ fn templates_that_refuse_or_confuse_are_errors_with_the_line() {
     let error = load(&tokenizer(Some(CONFUSING)), &chat()).unwrap_err();
     assert!(matches!(error, DataError::Spans { line: 1, message: 2 }), "{error}");
     let json = read("tokenizer.json");
-    let files = TokenizerFiles { tokenizer: &json, config: None, chat_template: Some(b"{% if %}") };
-    assert!(matches!(Tokenizer::new(files, &model(), 0), Err(DataError::Template(_))));
+    let files = TokenizerFiles { tokenizer: &json, chat_template: Some(b"{% if %}"), ..Default::default() };
+    let broken = Tokenizer::new(files, &model(), 0).unwrap();
+    assert!(matches!(load(&broken, &chat()), Err(DataError::Template(_))));
+    assert!(load(&broken, r#"{"text": "no template is used"}"#).is_ok());
 }
 
 #[test]
@@ -205,7 +212,7 @@ fn templates_may_be_listed_and_tokens_be_objects() {
     let json = read("tokenizer.json");
     let config = br#"{"eos_token": {"content": "<|endoftext|>"}, "chat_template": [{"name": "tool_use", "template": "x"},
         {"name": "default", "template": "{{ messages[0].content }}{{ eos_token }}"}]}"#;
-    let files = TokenizerFiles { tokenizer: &json, config: Some(config), chat_template: None };
+    let files = TokenizerFiles { tokenizer: &json, config: Some(config), ..Default::default() };
     let tokenizer = Tokenizer::new(files, &model(), 0).unwrap();
     assert_eq!(tokenizer.eos(), Some(0));
     let line = r#"{"messages": [{"role": "assistant", "content": "a"}]}"#;
@@ -238,12 +245,72 @@ fn a_sample_with_nothing_to_learn_is_shown() {
 }
 
 #[test]
+fn samples_with_nothing_to_learn_are_left_out_and_counted() {
+    let tokenizer = tokenizer(None);
+    let options = Options { max_length: 30, strict: false, ..OPTIONS };
+    let long = format!(r#"{{"prompt": "{}", "completion": "b"}}"#, "word ".repeat(40));
+    let lines = format!("{{\"text\": \"\"}}\n{{\"text\": \"kept\"}}\n{{\"text\": \"\"}}\n");
+    let dataset = load_as(&tokenizer, &lines, options).unwrap();
+    assert_eq!(dataset.dropped, Dropped { empty: 2, overlong: 0, first_line: 1 });
+    assert_eq!(dataset.samples.iter().map(|sample| sample.line).collect::<Vec<_>>(), [2]);
+    let lines = format!("{{\"prompt\": \"a\", \"completion\": \"b\"}}\n{long}");
+    let dataset = load_as(&tokenizer, &lines, options).unwrap();
+    assert_eq!(dataset.dropped, Dropped { empty: 0, overlong: 1, first_line: 2 });
+    assert_eq!((dataset.samples.len(), dataset.cut), (1, Cut::default()), "what is left out is not cut");
+    assert!(matches!(
+        load_as(&tokenizer, &lines, Options { strict: true, ..options }),
+        Err(DataError::NothingTrained { line: 2, .. })
+    ));
+    let error = load_as(&tokenizer, &format!("{long}\n{long}"), options).unwrap_err();
+    assert!(
+        error.to_string().starts_with("nothing can be learned from any of 2 samples; the first one: line 1 has no token"),
+        "{error}"
+    );
+}
+
+/// The fixture's tokenizer, which puts `<|endoftext|>` before every text and `<|im_end|>` after it.
+fn framing_tokenizer() -> Tokenizer {
+    let mut json: serde_json::Value = serde_json::from_slice(&read("tokenizer.json")).unwrap();
+    let special = |id: &str| serde_json::json!({"SpecialToken": {"id": id, "type_id": 0}});
+    let text = serde_json::json!({"Sequence": {"id": "A", "type_id": 0}});
+    let token = |id: u32, text: &str| serde_json::json!({"id": text, "ids": [id], "tokens": [text]});
+    json["post_processor"] = serde_json::json!({"type": "TemplateProcessing",
+        "single": [special("<|endoftext|>"), text, special("<|im_end|>")], "pair": [text, {"Sequence": {"id": "B", "type_id": 1}}],
+        "special_tokens": {"<|endoftext|>": token(0, "<|endoftext|>"), "<|im_end|>": token(2, "<|im_end|>")}});
+    let (json, config) = (json.to_string(), read("tokenizer_config.json"));
+    let files = TokenizerFiles { tokenizer: json.as_bytes(), config: Some(&config), ..Default::default() };
+    Tokenizer::new(files, &model(), 0).unwrap()
+}
+
+#[test]
+fn one_token_begins_a_text_and_one_ends_it() {
+    let tokenizer = framing_tokenizer();
+    let expected = "<|endoftext|>⟦Hello world<|im_end|>⟧";
+    for text in ["Hello world", "<|endoftext|>Hello world", "Hello world<|im_end|>", "<|endoftext|>Hello world<|im_end|>"] {
+        assert_eq!(shown(&tokenizer, &format!(r#"{{"text": "{text}"}}"#)), expected, "{text}");
+        let encoded = tokenizer.encode(text, true).unwrap();
+        assert_eq!(tokenizer.decode(&encoded).unwrap(), "<|endoftext|>Hello world<|im_end|>", "{text}");
+        let dataset = Dataset::from_text(text.as_bytes(), &tokenizer, 16).unwrap();
+        assert_eq!(dataset.samples[0].tokens, encoded);
+    }
+    let line = r#"{"prompt": "<|endoftext|>Say hi.", "completion": " Hi.<|im_end|>"}"#;
+    assert_eq!(shown(&tokenizer, line), "<|endoftext|>Say hi.⟦ Hi.<|im_end|>⟧");
+    // What is doubled in the text itself stays.
+    let twice = tokenizer.encode("<|endoftext|><|endoftext|>a", true).unwrap();
+    assert_eq!(twice.iter().filter(|&&token| token == 0).count(), 2);
+    assert_eq!(tokenizer.encode("", true).unwrap(), [0, 2]);
+    // A chat template writes both itself.
+    assert!(shown(&tokenizer, &chat()).starts_with("<|im_start|>system"));
+}
+
+#[test]
 fn tokens_that_the_model_does_not_have_are_refused() {
     let json = read("tokenizer.json");
     let small = ModelConfig { vocab: 300, ..model() };
     let tokenizer = Tokenizer::new(TokenizerFiles { tokenizer: &json, ..TokenizerFiles::default() }, &small, 0).unwrap();
     let error = load(&tokenizer, r#"{"text": "Once upon a time there was a little house"}"#).unwrap_err();
-    assert!(matches!(error, DataError::TokenId { vocab: 300, id: 300.. }), "{error}");
+    assert!(matches!(error, DataError::TokenId { vocab: 300, id: 300.., line: Some(1), .. }), "{error}");
+    assert!(error.to_string().contains("the model has 300 tokens, from 0 to 299: tokens were added"), "{error}");
 }
 
 #[test]
@@ -256,6 +323,9 @@ fn plain_text_is_cut_into_windows() {
     assert_eq!(tokenizer.decode(&all).unwrap(), text);
     assert_eq!(dataset.trained_tokens(), dataset.tokens() - dataset.samples.len() as u64);
     assert_eq!(Dataset::from_text(format!("\u{feff}{text}").as_bytes(), &tokenizer, 16).unwrap(), dataset);
+    let [unix, dos] =
+        ["a\nb\n\nc\rd", "a\r\nb\r\n\r\nc\rd"].map(|text| Dataset::from_text(text.as_bytes(), &tokenizer, 16).unwrap());
+    assert_eq!(unix, dos);
     assert!(matches!(Dataset::from_text(b"", &tokenizer, 16), Err(DataError::Empty)));
     assert!(matches!(Dataset::from_text(b"ab\xff", &tokenizer, 16), Err(DataError::Utf8 { byte: 2 })));
 }
@@ -290,8 +360,10 @@ fn files_that_are_no_tokenizer() {
     let json = read("tokenizer.json");
     let new = |files| Tokenizer::new(files, &model(), 0).unwrap_err();
     assert!(matches!(new(TokenizerFiles::default()), DataError::Tokenizer(_)));
-    let files = TokenizerFiles { tokenizer: &json, config: Some(b"[]"), chat_template: None };
-    assert!(matches!(new(files), DataError::TokenizerConfig(_)));
+    let files = TokenizerFiles { tokenizer: &json, config: Some(b"[]"), ..Default::default() };
+    assert!(matches!(new(files), DataError::TokenizerJson { file: TokenizerFile::Config, .. }));
+    let files = TokenizerFiles { tokenizer: &json, special_tokens_map: Some(b"3"), ..Default::default() };
+    assert!(new(files).to_string().starts_with("special_tokens_map.json is not a JSON object"));
 }
 
 #[test]
@@ -451,4 +523,112 @@ fn a_shown_batch_has_every_token_in_a_part() {
         let learned: usize = shown.parts.iter().filter(|part| part.learned).map(|part| part.tokens.len()).sum();
         assert_eq!(learned as u64, shown.learned);
     }
+}
+
+/// The fixture's tokenizer with other files next to it.
+fn with_files(files: TokenizerFiles<'_>) -> Tokenizer {
+    let json = read("tokenizer.json");
+    Tokenizer::new(TokenizerFiles { tokenizer: &json, ..files }, &model(), 0).unwrap()
+}
+
+/// What the template of a tokenizer makes of one question.
+fn rendered(tokenizer: &Tokenizer) -> String {
+    let tokens = tokenizer.chat_prompt(&[say("user", "Hi")]).unwrap();
+    tokenizer.decode(&tokens).unwrap()
+}
+
+#[test]
+fn special_tokens_are_read_from_both_files() {
+    let template = "{{ bos_token }}|{{ eos_token }}|{{ pad_token }}|{{ sep_token }}|{{ cls_token }}|{{ mask_token }}|{{ unk_token }}|\
+        {{ image_token }}|{{ audio_token }}|{{ additional_special_tokens | join(',') }}|{{ add_bos_token is defined }}";
+    let config = format!(
+        r#"{{"chat_template": {template:?}, "bos_token": {{"content": "<b>"}}, "pad_token": null, "image_token": "<i>", "add_bos_token": true,
+            "extra_special_tokens": {{"audio_token": "<a>"}}}}"#
+    );
+    let map = br#"{"bos_token": "<no>", "eos_token": {"content": "<|endoftext|>", "lstrip": false}, "pad_token": "<p>", "sep_token": "<s>",
+        "cls_token": "<c>", "mask_token": "<m>", "additional_special_tokens": ["<x>", {"content": "<y>"}]}"#;
+    let files =
+        TokenizerFiles { config: Some(config.as_bytes()), special_tokens_map: Some(map), ..TokenizerFiles::default() };
+    let tokenizer = with_files(files);
+    assert_eq!(rendered(&tokenizer), "<b>|<|endoftext|>|<p>|<s>|<c>|<m>||<i>|<a>|<x>,<y>|False");
+    assert_eq!(tokenizer.eos(), Some(0), "the token that ends a text is that of special_tokens_map.json");
+    let without = with_files(TokenizerFiles { config: Some(config.as_bytes()), ..TokenizerFiles::default() });
+    assert_eq!(without.eos(), Some(2), "config.json's");
+}
+
+#[test]
+fn conversations_with_tools_have_a_template_of_their_own() {
+    let config = br#"{"chat_template": [{"name": "default", "template": "plain {{ messages[0].content }}"},
+        {"name": "tool_use", "template": "{{ tools | length }} tools {{ messages[0].content }}"}, {"name": "rag", "template": "{% broken"}]}"#;
+    let tokenizer = with_files(TokenizerFiles { config: Some(config), ..TokenizerFiles::default() });
+    let line = |tools: &str| format!(r#"{{"messages": [{{"role": "assistant", "content": "Hi"}}]{tools}}}"#);
+    assert_eq!(shown(&tokenizer, &line("")), "plain⟦ Hi⟧");
+    assert_eq!(shown(&tokenizer, &line(r#", "tools": null"#)), "plain⟦ Hi⟧");
+    assert_eq!(shown(&tokenizer, &line(r#", "tools": [{"name": "look"}]"#)), "1 tools⟦ Hi⟧");
+    assert_eq!(shown(&tokenizer, &line(r#", "tools": []"#)), "0 tools⟦ Hi⟧", "as transformers has it");
+}
+
+#[test]
+fn files_of_templates_go_before_listed_ones() {
+    let config = br#"{"chat_template": "config"}"#;
+    let processor = br#"{"chat_template": "processor"}"#;
+    let files = TokenizerFiles { config: Some(config), processor_template: Some(processor), ..TokenizerFiles::default() };
+    assert_eq!(rendered(&with_files(files)), "config");
+    assert_eq!(rendered(&with_files(TokenizerFiles { chat_template: Some(b"file"), ..files })), "file");
+    assert_eq!(rendered(&with_files(TokenizerFiles { config: None, ..files })), "processor");
+    let with_tools =
+        with_files(TokenizerFiles { tool_use_template: Some(b"{{ messages[0].content }} with tools"), ..files });
+    assert_eq!(rendered(&with_tools), "config");
+    let line = r#"{"messages": [{"role": "assistant", "content": "Hi"}], "tools": [{"name": "look"}]}"#;
+    assert!(shown(&with_tools, line).contains("with tools"));
+    let only_tools = with_files(TokenizerFiles { tool_use_template: Some(b"x"), ..TokenizerFiles::default() });
+    let refused = only_tools.chat_prompt(&[say("user", "Hi")]).unwrap_err();
+    assert_eq!(refused.to_string(), "the model has the chat templates tool_use, and none that is named default");
+}
+
+#[test]
+fn messages_may_say_that_they_are_not_learned() {
+    let tokenizer = tokenizer(None);
+    let expected = "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\nHo<|im_end|>\n<|im_start|>user\nBye<|im_end|>\n\
+        <|im_start|>assistant\n⟦So long.<|im_end|>⟧";
+    for not_learned in ["\"weight\": 0", "\"weight\": 0.0", "\"train\": false", "\"training\": false", "\"loss\": false"] {
+        let line = format!(
+            r#"{{"messages": [{{"role": "user", "content": "Hi"}}, {{"role": "assistant", "content": "Ho", {not_learned}}},
+                {{"role": "user", "content": "Bye", "weight": 0}}, {{"role": "assistant", "content": "So long.", "weight": 1, "train": true}}]}}"#
+        );
+        assert_eq!(shown(&tokenizer, &line.replace('\n', " ")), expected, "{not_learned}");
+        let share_gpt = format!(
+            r#"{{"conversations": [{{"from": "human", "value": "Hi"}}, {{"from": "gpt", "value": "Ho", {not_learned}}},
+                {{"from": "human", "value": "Bye"}}, {{"from": "gpt", "value": "So long."}}]}}"#
+        );
+        assert_eq!(shown(&tokenizer, &share_gpt.replace('\n', " ")), expected, "{not_learned}");
+        let all = load_as(&tokenizer, &line.replace('\n', " "), Options { train_on: TrainOn::All, ..OPTIONS });
+        assert!(matches!(all, Err(DataError::Unlearned { line: 1 })), "{all:?}");
+    }
+    // Before them stands a system prompt that is not one of the messages.
+    let line = r#"{"system": "S", "messages": [{"role": "assistant", "content": "a", "weight": 0}, {"role": "assistant", "content": "b"}]}"#;
+    assert!(shown(&tokenizer, line).ends_with("assistant\na<|im_end|>\n<|im_start|>assistant\n⟦b<|im_end|>⟧"));
+}
+
+#[test]
+fn what_was_said_before_an_instruction_stands_before_it() {
+    let line = r#"{"instruction": "And in winter?", "input": "", "output": "Two.", "history": [["How warm is summer?", "Twenty."]], "system": "S"}"#;
+    let expected = "<|im_start|>system\nS<|im_end|>\n<|im_start|>user\nHow warm is summer?<|im_end|>\n<|im_start|>assistant\n⟦Twenty.<|im_end|>⟧\n\
+        <|im_start|>user\nAnd in winter?<|im_end|>\n<|im_start|>assistant\n⟦Two.<|im_end|>⟧";
+    assert_eq!(shown(&tokenizer(None), line), expected);
+    let expected = "S\n\n### Instruction:\nHow warm is summer?\n\n### Response:\n⟦Twenty.<|im_end|>⟧\n\n### Instruction:\nAnd in winter?\n\n\
+        ### Response:\n⟦Two.<|im_end|>⟧";
+    assert_eq!(shown(&without_template(), line), expected);
+    let line = r#"{"prompt": "Hi", "completion": " Hello.", "system": "Be kind."}"#;
+    assert_eq!(shown(&tokenizer(None), line), "Be kind.\n\nHi⟦ Hello.<|im_end|>⟧");
+    let tools = r#"{"instruction": "I", "output": "O", "tools": [{"name": "look"}]}"#;
+    assert!(matches!(load(&without_template(), tools), Err(DataError::NoTemplate { line: 1 })));
+}
+
+#[test]
+fn keys_without_a_meaning_are_counted() {
+    let lines = "{\"text\": \"a\", \"id\": 1, \"source\": \"x\", \"history\": []}\n{\"text\": \"b\", \"id\": 2}";
+    let ignored = load(&tokenizer(None), lines).unwrap().ignored_keys;
+    let ignored: Vec<_> = ignored.iter().map(|(key, lines)| (key.as_str(), *lines)).collect();
+    assert_eq!(ignored, [("history", 1), ("id", 2), ("source", 1)]);
 }

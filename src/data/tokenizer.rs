@@ -2,15 +2,17 @@
 
 use std::fmt;
 use std::ops::Range;
-
-use serde_json::{Map, Value};
+use std::sync::Arc;
 
 use super::DataError;
+use super::jinja::{TemplateError, Value};
+use super::special::{SpecialTokens, chat_templates};
 use super::template::ChatTemplate;
 use crate::arch::config::ModelConfig;
 
-/// The special tokens that chat templates know as variables.
-const TEMPLATE_TOKENS: [&str; 4] = ["bos_token", "eos_token", "pad_token", "unk_token"];
+/// The template of conversations, and that of conversations with tools.
+const DEFAULT: &str = "default";
+const TOOL_USE: &str = "tool_use";
 
 /// The files of a pack that text is tokenised by.
 #[derive(Debug, Clone, Copy, Default)]
@@ -19,8 +21,14 @@ pub struct TokenizerFiles<'a> {
     pub tokenizer: &'a [u8],
     /// tokenizer_config.json.
     pub config: Option<&'a [u8]>,
+    /// special_tokens_map.json, for special tokens that tokenizer_config.json lacks.
+    pub special_tokens_map: Option<&'a [u8]>,
     /// chat_template.jinja, which goes before the template of tokenizer_config.json.
     pub chat_template: Option<&'a [u8]>,
+    /// additional_chat_templates/tool_use.jinja, for conversations with tools.
+    pub tool_use_template: Option<&'a [u8]>,
+    /// chat_template.json, which is used where no other file has a template.
+    pub processor_template: Option<&'a [u8]>,
 }
 
 /// One turn of a conversation.
@@ -35,16 +43,20 @@ pub struct Message {
 /// Text to tokens and back.
 pub struct Tokenizer {
     inner: tokenizers::Tokenizer,
-    pub(super) template: Option<ChatTemplate>,
+    /// The chat templates that are used, by name; one that is broken is an error where it is needed.
+    templates: Vec<(String, Result<ChatTemplate, TemplateError>)>,
     /// The token that ends a text.
     eos: Option<u32>,
+    /// What the tokenizer puts before and after every text.
+    around: [Vec<u32>; 2],
     vocab: u32,
 }
 
 impl fmt::Debug for Tokenizer {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { inner: _, template, eos, vocab } = self;
-        f.debug_struct("Tokenizer").field("template", template).field("eos", eos).field("vocab", vocab).finish()
+        let Self { inner: _, templates, eos, around, vocab } = self;
+        let mut fields = f.debug_struct("Tokenizer");
+        fields.field("templates", templates).field("eos", eos).field("around", around).field("vocab", vocab).finish()
     }
 }
 
@@ -59,29 +71,23 @@ impl Tokenizer {
     /// one that is kept over a resumed training.
     ///
     /// # Errors
-    /// [`DataError::Tokenizer`], [`DataError::TokenizerConfig`], [`DataError::Template`].
+    /// [`DataError::Tokenizer`], [`DataError::TokenizerJson`].
     pub fn new(files: TokenizerFiles<'_>, model: &ModelConfig, now: i64) -> Result<Self, DataError> {
         let mut inner = tokenizers::Tokenizer::from_bytes(files.tokenizer).map_err(DataError::Tokenizer)?;
         // Cutting and padding are the trainer's: a tokenizer.json may ask for both.
         inner.with_truncation(None).map_err(DataError::Tokenizer)?;
         inner.with_padding(None);
-        let config: Map<String, Value> = match files.config {
-            Some(bytes) => serde_json::from_slice(bytes).map_err(DataError::TokenizerConfig)?,
-            None => Map::new(),
-        };
-        let special = |name: &str| special_token(&config, name);
-        let eos = special("eos_token").and_then(|token| inner.token_to_id(&token));
-        let source = match files.chat_template {
-            Some(bytes) => Some(String::from_utf8_lossy(bytes).into_owned()),
-            None => chat_template(&config),
-        };
-        let tokens = TEMPLATE_TOKENS.iter().filter_map(|&name| Some((name.to_owned(), special(name)?))).collect();
-        let template = source.map(|source| ChatTemplate::new(&source, tokens, now)).transpose();
+        let special = SpecialTokens::read(&files)?;
+        let eos = special.get("eos_token").and_then(|token| inner.token_to_id(&token));
+        let variables: Arc<[(String, Value)]> = special.variables().into();
+        let sources = chat_templates(&files, &special)?;
+        let compiled = |(name, source): (String, String)| (name, ChatTemplate::new(&source, variables.clone(), now));
         Ok(Self {
-            inner,
-            template: template.map_err(DataError::Template)?,
+            templates: sources.into_iter().map(compiled).collect(),
             eos: eos.or(model.eos_token_ids.first().copied()),
+            around: tokens_around(&inner)?,
             vocab: model.vocab,
+            inner,
         })
     }
 
@@ -92,7 +98,25 @@ impl Tokenizer {
 
     /// Whether there is a chat template.
     pub fn has_template(&self) -> bool {
-        self.template.is_some()
+        !self.templates.is_empty()
+    }
+
+    /// The chat template of a conversation: `tool_use` where tools are given, if there is one of that name, or else `default`.
+    ///
+    /// # Errors
+    /// [`DataError::NoChatTemplate`], [`DataError::NoDefaultTemplate`], [`DataError::Template`].
+    pub(super) fn template(&self, tools: &Value) -> Result<&ChatTemplate, DataError> {
+        let named = |name: &str| self.templates.iter().find(|(known, _)| known == name).map(|(_, template)| template);
+        let with_tools = if tools.is_none() { None } else { named(TOOL_USE) };
+        match with_tools.or_else(|| named(DEFAULT)) {
+            Some(Ok(template)) => Ok(template),
+            Some(Err(error)) => Err(DataError::Template(error.clone())),
+            None if self.templates.is_empty() => Err(DataError::NoChatTemplate),
+            None => {
+                let names = self.templates.iter().map(|(name, _)| name.clone()).collect();
+                Err(DataError::NoDefaultTemplate { names })
+            }
+        }
     }
 
     /// Tokens of a text; with `special`, those that the tokenizer puts around every text, such as that of its beginning.
@@ -105,11 +129,29 @@ impl Tokenizer {
 
     pub(super) fn encode_spans(&self, text: &str, special: bool) -> Result<Encoded, DataError> {
         let encoding = self.inner.encode(text, special).map_err(DataError::Encode)?;
-        let tokens = encoding.get_ids().to_vec();
-        if let Some(&id) = tokens.iter().find(|&&id| id >= self.vocab) {
-            return Err(DataError::TokenId { id, vocab: self.vocab });
+        let mut tokens = encoding.get_ids().to_vec();
+        let mut spans: Vec<Range<usize>> = encoding.get_offsets().iter().map(|&(start, end)| start..end).collect();
+        if special {
+            let doubled = self.doubled(&tokens);
+            tokens = tokens.get(doubled.clone()).unwrap_or_default().to_vec();
+            spans = spans.get(doubled).unwrap_or_default().to_vec();
         }
-        Ok(Encoded { tokens, spans: encoding.get_offsets().iter().map(|&(start, end)| start..end).collect() })
+        if let Some(&id) = tokens.iter().find(|&&id| id >= self.vocab) {
+            let token = self.inner.id_to_token(id).unwrap_or_default();
+            return Err(DataError::TokenId { line: None, id, token, vocab: self.vocab });
+        }
+        Ok(Encoded { tokens, spans })
+    }
+
+    /// Where tokens are without those that the tokenizer adds to a text that has them already: one token of the beginning is
+    /// enough, and one of the end.
+    fn doubled(&self, tokens: &[u32]) -> Range<usize> {
+        let [before, after] = &self.around;
+        let rest = tokens.strip_prefix(before.as_slice()).unwrap_or_default();
+        let start = if !before.is_empty() && rest.starts_with(before) { before.len() } else { 0 };
+        let rest = tokens.get(start..).and_then(|tokens| tokens.strip_suffix(after.as_slice())).unwrap_or_default();
+        let end = if !after.is_empty() && rest.ends_with(after) { after.len() } else { 0 };
+        start..tokens.len() - end
     }
 
     /// The text of tokens, special ones included.
@@ -128,28 +170,24 @@ impl Tokenizer {
     /// Tokens of a conversation up to where the assistant's answer starts.
     ///
     /// # Errors
-    /// [`DataError::NoChatTemplate`]; [`DataError::Chat`], for many templates refuse orders of roles; [`DataError::Encode`],
-    /// [`DataError::TokenId`].
+    /// [`DataError::NoChatTemplate`], [`DataError::NoDefaultTemplate`], [`DataError::Template`]; [`DataError::Chat`], for many
+    /// templates refuse orders of roles; [`DataError::Encode`], [`DataError::TokenId`].
     pub fn chat_prompt(&self, messages: &[Message]) -> Result<Vec<u32>, DataError> {
-        let template = self.template.as_ref().ok_or(DataError::NoChatTemplate)?;
-        let value = |m: &Message| minijinja::Value::from_pairs([("role", m.role), ("content", m.content.as_str())]);
+        let value = |m: &Message| Value::from_pairs([("role", m.role), ("content", m.content.as_str())]);
         let messages: Vec<_> = messages.iter().map(value).collect();
-        let text = template.render(&messages, &().into(), true).map_err(DataError::Chat)?;
+        let text = self.template(&Value::None)?.render(&messages, &Value::None, true).map_err(DataError::Chat)?;
         // A template writes the special tokens itself.
         self.encode(&text, false)
     }
 }
 
-/// A special token of tokenizer_config.json: a string, or an object with its `content`.
-fn special_token(config: &Map<String, Value>, name: &str) -> Option<String> {
-    let value = config.get(name)?;
-    value.as_str().or_else(|| value.get("content")?.as_str()).map(str::to_owned)
-}
-
-/// The template of tokenizer_config.json: a string, or the one named `default` of a list.
-fn chat_template(config: &Map<String, Value>) -> Option<String> {
-    let found = config.get("chat_template")?;
-    let default = |entry: &&Value| entry.get("name").and_then(Value::as_str) == Some("default");
-    let listed = || found.as_array()?.iter().find(default)?.get("template")?.as_str();
-    found.as_str().or_else(listed).map(str::to_owned)
+/// What a tokenizer puts before and after every text: what a text of one letter gets.
+fn tokens_around(inner: &tokenizers::Tokenizer) -> Result<[Vec<u32>; 2], DataError> {
+    let encode = |special| inner.encode("a", special).map(|encoding| encoding.get_ids().to_vec()).map_err(DataError::Encode);
+    let (with, without) = (encode(true)?, encode(false)?);
+    let start = with.windows(without.len().max(1)).position(|window| window == without);
+    Ok(start.map_or_else(Default::default, |start| {
+        let (before, rest) = with.split_at(start);
+        [before, rest.get(without.len()..).unwrap_or_default()].map(<[u32]>::to_vec)
+    }))
 }

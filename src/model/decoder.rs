@@ -98,8 +98,20 @@ pub fn read_config(pack: &PackSource) -> Result<ModelConfig, ModelError> {
 /// [`ModelError::Stream`], [`ModelError::MissingFile`], [`ModelError::Data`].
 pub fn read_tokenizer(pack: &PackSource, model: &ModelConfig, now: i64) -> Result<Tokenizer, ModelError> {
     let tokenizer = pack.file("tokenizer.json")?.ok_or(ModelError::MissingFile { name: "tokenizer.json" })?;
-    let (config, chat_template) = (pack.file("tokenizer_config.json")?, pack.file("chat_template.jinja")?);
-    let files = TokenizerFiles { tokenizer: &tokenizer, config: config.as_deref(), chat_template: chat_template.as_deref() };
+    let config = pack.file("tokenizer_config.json")?;
+    let special_tokens_map = pack.file("special_tokens_map.json")?;
+    let chat_template = pack.file("chat_template.jinja")?;
+    // A pack has no folders: a dot stands in its place.
+    let tool_use_template = pack.file("additional_chat_templates.tool_use.jinja")?;
+    let processor_template = pack.file("chat_template.json")?;
+    let files = TokenizerFiles {
+        tokenizer: &tokenizer,
+        config: config.as_deref(),
+        special_tokens_map: special_tokens_map.as_deref(),
+        chat_template: chat_template.as_deref(),
+        tool_use_template: tool_use_template.as_deref(),
+        processor_template: processor_template.as_deref(),
+    };
     Ok(Tokenizer::new(files, model, now)?)
 }
 
@@ -157,7 +169,7 @@ impl Model {
         let vocab = self.config.vocab;
         let labels = batch.labels.iter().filter(|&&label| label != UNTRAINED);
         if let Some(&id) = batch.tokens.iter().chain(labels).find(|&&id| id >= vocab) {
-            return Err(crate::data::DataError::TokenId { id, vocab }.into());
+            return Err(crate::data::DataError::TokenId { line: None, id, token: String::new(), vocab }.into());
         }
         let length = |(token, &start): (usize, &u32)| (token as u32).saturating_sub(start) + 1;
         let longest = batch.starts.iter().enumerate().map(length).max().unwrap_or(0);

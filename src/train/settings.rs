@@ -71,6 +71,8 @@ pub struct Settings {
     pub seed: u64,
     /// What is learned.
     pub train_on: TrainOn,
+    /// Whether a sample from which nothing can be learned is an error; otherwise it is left out and counted.
+    pub strict: bool,
     /// Share of the samples that is held out for evaluation; 0: none.
     pub eval_split: f64,
     /// Optimiser steps between two evaluations; `None`: one at the end of each epoch, where there is something to evaluate on.
@@ -105,6 +107,7 @@ impl Default for Settings {
             weight_decay: 0.0,
             seed: 0,
             train_on: TrainOn::Completions,
+            strict: false,
             eval_split: 0.0,
             eval_every: None,
             early_stop: None,

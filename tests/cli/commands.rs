@@ -120,10 +120,10 @@ fn help_and_version_name_every_command_and_option() {
         (
             &["train"],
             "--data --out --rank --alpha --dropout --targets --rslora --lr --schedule --warmup --epochs --steps --micro-batch \
-             --accumulate --max-length --clip --weight-decay --seed --train-on --eval-data --eval-split --eval-every \
+             --accumulate --max-length --clip --weight-decay --seed --train-on --strict --eval-data --eval-split --eval-every \
              --early-stop --save-every --keep --resume --vram-budget --base-model --config --show-batch --gpu --json Adapter: Optimiser:",
         ),
-        (&["eval"], "--adapter --data --train-on --max-length --micro-batch --vram-budget --gpu --json perplexity"),
+        (&["eval"], "--adapter --data --train-on --strict --max-length --micro-batch --vram-budget --gpu --json perplexity"),
         (&["bench", "dequant"], "--shape --block-size --gpu --runs --json 9728x2560"),
         (&["bench", "upload"], "--bytes --threads --gpu --runs --json"),
         (&["bench", "stream"], "--shape --budget --no-mmap --verify-on-load --threads --dir --gpu --runs --json"),

@@ -186,9 +186,8 @@ fn what_cannot_be_trained_is_told_before_anything_is_written() {
         command(folder, &[&["train", PACK, "--data", "chat.jsonl", "--out", "out"], &more[..]].concat()).assert().code(1)
     };
     more(["--eval-data", "empty.jsonl"]).stderr(predicate::str::contains("error: empty.jsonl: line 1: "));
-    more(["--max-length", "2"]).stderr(
-        predicate::str::contains("chat.jsonl: line 1 has no token").and(predicate::str::contains("hint: --max-length ")),
-    );
+    more(["--max-length", "2"])
+        .stderr(predicate::str::contains("line 1 has no token").and(predicate::str::contains("hint: --max-length ")));
     fs::write(folder.join("wide.txt"), b"\xff\xfeO\0n\0").unwrap();
     more(["--eval-data", "wide.txt"]).stderr(
         predicate::str::contains("error: wide.txt: the text is not UTF-8")

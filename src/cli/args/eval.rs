@@ -40,6 +40,10 @@ pub struct EvalArgs {
     #[arg(long, value_enum, default_value_t = TrainOnArg::Completions)]
     pub train_on: TrainOnArg,
 
+    /// A sample of which nothing can be predicted is an error: by default it is left out, and counted
+    #[arg(long)]
+    pub strict: bool,
+
     /// Tokens of a row; longer samples are cut, and counted [default: 2048, or what the model was made for where that is less]
     #[arg(long, value_name = "TOKENS", value_parser = clap::value_parser!(u32).range(2..))]
     pub max_length: Option<u32>,

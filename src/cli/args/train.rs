@@ -24,8 +24,10 @@ Examples:
   nf4pack train q.nf4pack --config adapter/nf4pack-train.toml --lr 1e-4 --out other    # flags win over the file
 
 FILE is JSON Lines, one sample a line: {\"messages\": [{\"role\", \"content\"}]}, {\"prompt\", \"completion\"}, {\"text\"}, \
-{\"instruction\", \"input\", \"output\"} or {\"conversations\"}. Samples are packed into rows of --max-length tokens, and none sees \
-another. An optimiser step learns from --micro-batch times --accumulate rows.
+{\"instruction\", \"input\", \"output\"} or {\"conversations\"}. A message with \"weight\": 0 or \"train\": false is in the text and not \
+learned. \"system\", \"tools\" and \"history\" ([[question, answer], ..]) stand next to a form that has a place for them: a \
+system prompt stands before a prompt, with an empty line between. Line ends of DOS in a plain text are line ends. Samples are \
+packed into rows of --max-length tokens, and none sees another. An optimiser step learns from --micro-batch times --accumulate rows.
 
 DIR gets an adapter that PEFT and `nf4pack generate --adapter` load, checkpoints, metrics.jsonl, TensorBoard's events, \
 report.html, and nf4pack-train.toml, the settings as --config takes them. Such a file has the flags' names, and paths that start in the \
@@ -152,6 +154,17 @@ pub struct TrainOptions {
     /// What is learned of a sample [default: completions]
     #[arg(long, value_enum, help_heading = "Length and batches")]
     pub train_on: Option<TrainOnArg>,
+    /// A sample from which nothing can be learned is an error: by default it is left out, and counted
+    #[arg(
+        long,
+        value_name = "BOOL",
+        num_args = 0..=1,
+        require_equals = true,
+        default_missing_value = "true",
+        hide_possible_values = true,
+        help_heading = "Length and batches"
+    )]
+    pub strict: Option<bool>,
     /// GPU memory to plan within, such as 6GiB; drivers hand it out in blocks, which are a little more [default: nine tenths of what the
     /// device has left]
     #[arg(long, value_name = "SIZE", help_heading = "Length and batches")]
@@ -233,6 +246,7 @@ impl TrainOptions {
             accumulate: self.accumulate.or(other.accumulate),
             max_length: self.max_length.or(other.max_length),
             train_on: self.train_on.or(other.train_on),
+            strict: self.strict.or(other.strict),
             vram_budget: self.vram_budget.or(other.vram_budget),
             eval_data: self.eval_data.or(other.eval_data),
             eval_split: self.eval_split.or(other.eval_split),
@@ -291,6 +305,7 @@ impl TrainOptions {
             weight_decay: self.weight_decay.unwrap_or(default.weight_decay),
             seed: self.seed.unwrap_or(default.seed),
             train_on: self.train_on.map_or(default.train_on, Into::into),
+            strict: self.strict.unwrap_or(default.strict),
             eval_split: self.eval_split.unwrap_or(default.eval_split),
             eval_every: self.eval_every.or(default.eval_every),
             early_stop: self.early_stop.or(default.early_stop),
@@ -358,6 +373,7 @@ impl From<&Settings> for TrainOptions {
             accumulate: Some(settings.accumulate),
             max_length: Some(settings.max_length),
             train_on: Some(settings.train_on.into()),
+            strict: Some(settings.strict),
             vram_budget: settings.vram_budget.map(SizeArg),
             eval_split: Some(settings.eval_split),
             eval_every: settings.eval_every,

@@ -71,7 +71,7 @@ impl Prepared {
             resume.map(|path| Ok::<_, RunError>((path.to_owned(), Checkpoint::read(path, &model)?))).transpose()?;
         let now = checkpoint.as_ref().map_or(task.now, |(_, checkpoint)| checkpoint.state.now);
         let tokenizer = read_tokenizer(&pack, &model, now)?;
-        let options = Options { train_on: settings.train_on, max_length: settings.max_length };
+        let options = Options { train_on: settings.train_on, max_length: settings.max_length, strict: settings.strict };
         let mut data = task.data.samples(&tokenizer, options, progress)?;
         let held_out = match task.eval_data {
             Some(file) => Some(file.samples(&tokenizer, options, progress)?),

@@ -28,7 +28,7 @@ fn file(text: &str) -> Result<TrainOptions, String> {
 /// Every setting, none as it is by default.
 const ALL_FLAGS: &str = "--rank 8 --alpha 4.5 --dropout 0.1 --targets v_proj,q_proj --rslora --lr 1e-4 --schedule linear \
      --warmup 7 --clip 0 --weight-decay 0.01 --seed 9223372036854775807 --epochs 3 --steps 50 --micro-batch 4 --accumulate 2 \
-     --max-length 512 --train-on all --vram-budget 6GiB --eval-split 0.1 --eval-every 5 --early-stop 6 --save-every 8 --keep 9";
+     --max-length 512 --train-on all --strict --vram-budget 6GiB --eval-split 0.1 --eval-every 5 --early-stop 6 --save-every 8 --keep 9";
 
 const ALL_FILE: &str = r#"
 data = "d"
@@ -50,6 +50,7 @@ micro-batch = 4
 accumulate = 2
 max-length = 512
 train-on = "all"
+strict = true
 vram-budget = "6GiB"
 eval-split = 0.1
 eval-every = 5
@@ -77,6 +78,7 @@ fn all_settings() -> Settings {
         weight_decay: 0.01,
         seed: i64::MAX as u64,
         train_on: TrainOn::All,
+        strict: true,
         eval_split: 0.1,
         eval_every: Some(5),
         early_stop: Some(6),

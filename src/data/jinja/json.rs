@@ -1,0 +1,128 @@
+//! Python's `json.dumps`.
+
+use super::error::{Result, invalid};
+use super::ops::sort_by_key;
+use super::text::float_repr;
+use super::value::Value;
+
+/// How `json.dumps` writes.
+#[derive(Debug, Default)]
+pub(super) struct JsonStyle {
+    pub(super) ensure_ascii: bool,
+    /// What a level of lists and dicts is indented by.
+    pub(super) indent: Option<String>,
+    /// Between items, and between key and value.
+    pub(super) separators: Option<(String, String)>,
+    pub(super) sort_keys: bool,
+}
+
+impl JsonStyle {
+    /// Python's `json.dumps`.
+    pub(super) fn dumps(&self, value: &Value) -> Result<String> {
+        let mut out = String::new();
+        self.write(value, 0, &mut out)?;
+        Ok(out)
+    }
+
+    fn item_separator(&self) -> &str {
+        match &self.separators {
+            Some((separator, _)) => separator,
+            None if self.indent.is_some() => ",",
+            None => ", ",
+        }
+    }
+
+    fn write(&self, value: &Value, depth: usize, out: &mut String) -> Result<()> {
+        match value {
+            Value::None => out.push_str("null"),
+            Value::Bool(value) => out.push_str(if *value { "true" } else { "false" }),
+            Value::Int(value) => out.push_str(&value.to_string()),
+            Value::Float(value) => out.push_str(&json_float(*value)),
+            Value::Str(text) | Value::Markup(text) => self.write_string(text, out),
+            Value::List(items) | Value::Tuple(items) => {
+                self.write_all(['[', ']'], items, depth, out, |item, out| self.write(item, depth + 1, out))?;
+            }
+            Value::Dict(dict) => {
+                let mut entries: Vec<&(Value, Value)> = dict.entries().iter().collect();
+                if self.sort_keys {
+                    sort_by_key(&mut entries, false, |(key, _)| Ok(key.clone()))?;
+                }
+                let separator = self.separators.as_ref().map_or(": ", |(_, separator)| separator);
+                self.write_all(['{', '}'], &entries, depth, out, |(key, value), out| {
+                    self.write_string(&json_key(key)?, out);
+                    out.push_str(separator);
+                    self.write(value, depth + 1, out)
+                })?;
+            }
+            other => return invalid(format!("an object of type {} is not JSON serializable", other.type_name())),
+        }
+        Ok(())
+    }
+
+    fn write_all<T>(
+        &self,
+        [open, close]: [char; 2],
+        items: &[T],
+        depth: usize,
+        out: &mut String,
+        mut write: impl FnMut(&T, &mut String) -> Result<()>,
+    ) -> Result<()> {
+        out.push(open);
+        let line = |depth: usize, out: &mut String| {
+            if let Some(indent) = self.indent.as_ref().filter(|_| !items.is_empty()) {
+                out.push('\n');
+                out.push_str(&indent.repeat(depth));
+            }
+        };
+        for (i, item) in items.iter().enumerate() {
+            if i > 0 {
+                out.push_str(self.item_separator());
+            }
+            line(depth + 1, out);
+            write(item, out)?;
+        }
+        line(depth, out);
+        out.push(close);
+        Ok(())
+    }
+
+    fn write_string(&self, text: &str, out: &mut String) {
+        out.push('"');
+        for c in text.chars() {
+            match c {
+                '"' => out.push_str("\\\""),
+                '\\' => out.push_str("\\\\"),
+                '\n' => out.push_str("\\n"),
+                '\r' => out.push_str("\\r"),
+                '\t' => out.push_str("\\t"),
+                '\x08' => out.push_str("\\b"),
+                '\x0c' => out.push_str("\\f"),
+                c if c < ' ' || (self.ensure_ascii && !(' '..='~').contains(&c)) => {
+                    c.encode_utf16(&mut [0; 2]).iter().for_each(|unit| out.push_str(&format!("\\u{unit:04x}")));
+                }
+                c => out.push(c),
+            }
+        }
+        out.push('"');
+    }
+}
+
+fn json_float(value: f64) -> String {
+    match value {
+        value if value.is_nan() => "NaN".to_owned(),
+        f64::INFINITY => "Infinity".to_owned(),
+        f64::NEG_INFINITY => "-Infinity".to_owned(),
+        value => float_repr(value),
+    }
+}
+
+fn json_key(key: &Value) -> Result<String> {
+    Ok(match key {
+        Value::Str(text) | Value::Markup(text) => text.to_string(),
+        Value::None => "null".to_owned(),
+        Value::Bool(value) => value.to_string(),
+        Value::Int(value) => value.to_string(),
+        Value::Float(value) => json_float(*value),
+        other => return invalid(format!("a key of JSON cannot be a {}", other.type_name())),
+    })
+}

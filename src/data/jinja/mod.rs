@@ -1,0 +1,57 @@
+//! Chat templates as transformers renders them: the part of Jinja2 that they use, over values of Python.
+//!
+//! Jinja2's and Python's rules decide what a template writes, down to how a float is printed, which value has which method and
+//! what counts as iterable. What a template asks for and is not there is an error that names it
+//! ([`ErrorKind::Unsupported`]), never another text. `tests/interop/templates.py` writes what transformers makes of some
+//! thousand snippets; `tests.rs` compares.
+
+mod args;
+mod ast;
+mod call;
+mod error;
+mod eval;
+mod filters;
+mod format;
+mod json;
+mod lexer;
+mod methods;
+mod objects;
+mod ops;
+mod parser;
+mod select;
+#[cfg(test)]
+mod tests;
+mod text;
+mod value;
+
+pub use error::{ErrorKind, TemplateError};
+pub use eval::Rendered;
+pub use value::{Dict, Value};
+
+use ast::Body;
+use eval::Interpreter;
+
+/// A compiled template.
+#[derive(Debug)]
+pub struct Template {
+    body: Body,
+    now: i64,
+}
+
+impl Template {
+    /// Compiles a template. `now`, in seconds since the Unix epoch, is what `strftime_now` says (in UTC).
+    ///
+    /// # Errors
+    /// Where it is not Jinja, or asks for what is not supported.
+    pub fn new(source: &str, now: i64) -> Result<Self, TemplateError> {
+        Ok(Self { body: parser::parse(source)?, now })
+    }
+
+    /// What the template writes with these variables.
+    ///
+    /// # Errors
+    /// What the template itself refuses, and what Python would raise.
+    pub fn render<'a>(&self, variables: impl IntoIterator<Item = (&'a str, Value)>) -> Result<Rendered, TemplateError> {
+        Interpreter::new(self.now, variables).run(&self.body)
+    }
+}
