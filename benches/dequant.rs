@@ -4,7 +4,7 @@
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use half::{bf16, f16};
 use nf4pack::dequant;
-use nf4pack::format::nf4::{Projection, Scales};
+use nf4pack::format::nf4::{Nf4Tensor, Scales};
 use std::hint::black_box;
 
 const ELEMENTS: usize = 32 << 20;
@@ -18,7 +18,7 @@ fn decoders(c: &mut Criterion) {
     let map: Vec<u8> = (0..256).flat_map(|i| ((i as f32 - 127.0) / 128.0).to_le_bytes()).collect();
     let super_scales: Vec<u8> = (0..(ELEMENTS / BLOCK).div_ceil(256)).flat_map(|_| 0.01_f32.to_le_bytes()).collect();
     let dq8 = Scales::Dq8 { offset: 0.03, map: &map, super_scales: &super_scales, codes: &codes[..ELEMENTS / BLOCK] };
-    let with = |scales| Projection { codes: &codes, scales, block_size: BLOCK as u32, elements: ELEMENTS as u64 };
+    let with = |scales| Nf4Tensor { codes: &codes, scales, block_size: BLOCK as u32, elements: ELEMENTS as u64 };
 
     let mut group = c.benchmark_group("dequant");
     group.sample_size(10).throughput(Throughput::Bytes(4 * ELEMENTS as u64));

@@ -20,7 +20,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     let tokens = fs::read_to_string(ids)?.split_whitespace().map(str::parse).collect::<Result<Vec<u32>, _>>()?;
     let count = u32::try_from(tokens.len())?;
     let gpu = Gpu::open(&Options::from_env())?;
-    let pack = PackSource::open(pack, true)?;
+    let pack = PackSource::open(pack)?;
     let model = read_config(&pack)?;
     let adapter = match adapter.as_str() {
         "none" => None,

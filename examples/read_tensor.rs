@@ -13,10 +13,10 @@ const COUNT: usize = 8;
 fn main() -> Result<(), Box<dyn Error>> {
     let mut args = std::env::args().skip(1);
     let path = args.next().ok_or("usage: read_tensor PACK [NAME]")?;
-    let mapped = MappedPack::open(path)?;
+    let mapped = MappedPack::read(path)?;
     let pack = mapped.pack();
     let Some(name) = args.next() else {
-        pack.projections().for_each(|p| println!("{} {}", p.name, p.shape));
+        pack.quantized_tensors().for_each(|p| println!("{} {}", p.name, p.shape));
         pack.raw_tensors().for_each(|t| println!("{} {}", t.name, t.shape));
         return Ok(());
     };
@@ -25,7 +25,7 @@ fn main() -> Result<(), Box<dyn Error>> {
 }
 
 fn first_values(pack: Pack<'_>, name: &str) -> Result<Vec<f32>, Box<dyn Error>> {
-    if let Some(projection) = pack.projection(name) {
+    if let Some(projection) = pack.quantized_tensor(name) {
         let mut values = vec![0.0; COUNT.min(projection.data.elements as usize)];
         nf4pack::dequant::dequantize(&projection.data, 0, &mut values)?;
         return Ok(values);

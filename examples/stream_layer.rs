@@ -21,16 +21,16 @@ fn main() -> Result<(), Box<dyn Error>> {
     let mut stream = LayerStream::open(&gpu, &path, &StreamOptions { budget, ..StreamOptions::default() })?;
     println!("{}: {} of {} layers at a time", gpu.adapter(), stream.plan().slots, stream.layer_count());
 
-    let mapped = MappedPack::open(&path)?;
+    let mapped = MappedPack::read(&path)?;
     for number in 0..stream.layer_count() {
         let layer = stream.layer(number, Direction::Forward)?;
-        let Some(projection) = layer.projections.first() else { continue };
+        let Some(projection) = layer.quantized_tensors.first() else { continue };
         let count = projection.weights.elements.min(COUNT);
         let bytes = kernels.read(&projection.weights, 0..count, Output::F32)?;
         let floats = bytes.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]]));
         let found: Vec<f32> = floats.collect();
 
-        let on_disk = mapped.pack().projection(&projection.name).ok_or("the pack has changed")?;
+        let on_disk = mapped.pack().quantized_tensor(&projection.name).ok_or("the pack has changed")?;
         let mut expected = vec![0.0; count as usize];
         dequantize(&on_disk.data, 0, &mut expected)?;
         if found != expected {

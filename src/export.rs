@@ -14,7 +14,7 @@ use thiserror::Error;
 
 use crate::convert::Progress;
 use crate::dequant;
-use crate::format::{FloatType, Projection};
+use crate::format::{FloatType, QuantizedTensor};
 use crate::verify::{VerifyError, open_sound};
 use writer::Tensor;
 pub use writer::{MAX_SHARD_LEN, WriteError, Written};
@@ -56,6 +56,8 @@ pub struct ExportReport {
 /// byte for byte, those embedded files that checkpoints have ([`crate::convert::source::SIDE_FILES`]) verbatim but for
 /// config.json, which names a type that holds all tensors and does not call an output projection tied that the pack has. The folder appears under its name once it is whole.
 ///
+/// The pack is mapped meanwhile: nobody may change it ([`MappedPack::open`](crate::MappedPack::open)).
+///
 /// # Errors
 /// See [`ExportError`]; a pack whose payloads are damaged is refused.
 pub fn export(path: &Path, target: &Path, dtype: FloatType, progress: &dyn Progress) -> Result<ExportReport, ExportError> {
@@ -77,7 +79,7 @@ pub fn export_sharded(
     writer::refuse_existing(target)?;
     let mapped = open_sound(path, progress)?;
     let pack = mapped.pack();
-    let decoded = pack.projections().map(|projection| Tensor {
+    let decoded = pack.quantized_tensors().map(|projection| Tensor {
         name: projection.name,
         float_type: dtype,
         dims: projection.shape.dims(),
@@ -95,7 +97,7 @@ pub fn export_sharded(
 }
 
 /// The bytes of a decoded tensor; all threads work on it.
-fn decode(projection: &Projection<'_>, dtype: FloatType, progress: &dyn Progress) -> Result<Vec<u8>, ExportError> {
+fn decode(projection: &QuantizedTensor<'_>, dtype: FloatType, progress: &dyn Progress) -> Result<Vec<u8>, ExportError> {
     let mut out = vec![0; projection.data.elements as usize * dtype.size()];
     let pieces = out.par_chunks_mut(PIECE_WEIGHTS * dtype.size()).enumerate();
     pieces.try_for_each(|(i, bytes)| {
@@ -107,7 +109,12 @@ fn decode(projection: &Projection<'_>, dtype: FloatType, progress: &dyn Progress
     Ok(out)
 }
 
-fn decode_piece(projection: &Projection<'_>, dtype: FloatType, first: u64, bytes: &mut [u8]) -> Result<(), ExportError> {
+fn decode_piece(
+    projection: &QuantizedTensor<'_>,
+    dtype: FloatType,
+    first: u64,
+    bytes: &mut [u8],
+) -> Result<(), ExportError> {
     let overflow = || ExportError::Overflow { tensor: projection.name.to_owned(), dtype };
     let len = bytes.len() / dtype.size();
     let data = &projection.data;

@@ -125,6 +125,17 @@ pub(crate) fn write_synced(path: &Path, bytes: &[u8]) -> io::Result<()> {
     file.sync_all()
 }
 
+/// How the name of a temporary folder begins and ends.
+#[cfg(any(feature = "convert", feature = "train"))]
+const TEMPORARY: [&str; 2] = [".nf4pack-", ".tmp"];
+
+/// Whether a path has the name of a temporary folder.
+#[cfg(feature = "train")]
+pub(crate) fn is_temporary(path: &Path) -> bool {
+    let [prefix, suffix] = TEMPORARY;
+    path.file_name().and_then(|name| name.to_str()).is_some_and(|name| name.starts_with(prefix) && name.ends_with(suffix))
+}
+
 /// A hidden folder in `parent`, with the permissions that a new folder gets there; it vanishes unless it is published.
 ///
 /// # Errors
@@ -133,7 +144,8 @@ pub(crate) fn write_synced(path: &Path, bytes: &[u8]) -> io::Result<()> {
 #[cfg(any(feature = "convert", feature = "train"))]
 pub(crate) fn temporary_folder(parent: &Path) -> io::Result<tempfile::TempDir> {
     let mut builder = tempfile::Builder::new();
-    builder.prefix(".nf4pack-").suffix(".tmp");
+    let [prefix, suffix] = TEMPORARY;
+    builder.prefix(prefix).suffix(suffix);
     #[cfg(unix)]
     builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o777));
     builder.tempdir_in(parent)

@@ -1,7 +1,7 @@
 //! A Hugging Face checkpoint, converted once into one 4-bit file that any program can memory-map.
 //!
 //! - [`format`](mod@format): the bytes of a pack, validated once, then views that cannot fail.
-//! - `MappedPack` (feature `mmap`): a pack as a mapped file.
+//! - `MappedPack` (feature `mmap`): a pack as a file that is mapped or read.
 //! - [`dequant`]: codes and scales to floats on the CPU.
 //! - `train` (feature `train`): LoRA adapters on a pack, on any GPU.
 //! - `convert`, `verify`, `export` (feature `convert`): from a checkpoint and back, and the checks of a pack.

@@ -144,6 +144,8 @@ impl MergeReport {
 /// change is byte for byte the base's where that is bfloat16. The pack's config.json (its dtype made bfloat16), tokenizer and so on
 /// come with them. The folder appears under its name once it is whole. One tensor at a time is in memory.
 ///
+/// The pack is mapped meanwhile: nobody may change it ([`MappedPack::open`](crate::MappedPack::open)).
+///
 /// # Errors
 /// See [`MergeError`].
 pub fn merge(
@@ -156,7 +158,7 @@ pub fn merge(
     writer::refuse_existing(target)?;
     let mapped = open_sound(sources.pack, progress)?;
     let pack = mapped.pack();
-    let model = read_config(&PackSource::open(sources.pack, true).map_err(ModelError::from)?)?;
+    let model = read_config(&PackSource::map_unchanged(sources.pack).map_err(ModelError::from)?)?;
     let adapter = Adapter::read(sources.adapter, &model)?;
     base::check_projections(pack, &adapter.layout)?;
     let opened = match sources.base {

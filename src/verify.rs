@@ -91,13 +91,14 @@ struct Piece {
 
 /// Checks every checksum, every scale and every padding byte of the pack at `path`, on `threads` threads (0: one per core).
 ///
-/// Payloads are read, not mapped, which is faster and keeps memory flat; only scale tables are looked at through the map.
+/// Payloads are read, not mapped, which is faster and keeps memory flat; only scale tables are looked at through a map: nobody may
+/// change the file meanwhile ([`MappedPack::open`]).
 ///
 /// # Errors
 /// Where the file cannot be read, or its header, index or metadata are invalid; damage of payloads is in the report.
 pub fn verify(path: &Path, threads: usize, progress: &dyn Progress) -> Result<VerifyReport, VerifyError> {
     let started = Instant::now();
-    let pack = MappedPack::open(path)?;
+    let pack = MappedPack::open_unchanged(path)?;
     let io = |source| VerifyError::Io { path: path.to_owned(), source };
     let file = File::open(path).map_err(io)?;
     let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build()?;
@@ -117,7 +118,7 @@ pub(crate) fn open_sound(path: &Path, progress: &dyn Progress) -> Result<MappedP
     let report = verify(path, 0, &Stoppable(progress))?;
     match report.faults.into_iter().next() {
         Some(first) => Err(VerifyError::Damaged { path: path.to_owned(), first }),
-        None => Ok(MappedPack::open(path)?),
+        None => Ok(MappedPack::open_unchanged(path)?),
     }
 }
 

@@ -3,7 +3,7 @@
 
 use nf4pack::format::nf4::CODEBOOK;
 use nf4pack::format::{
-    Entry, FormatError, Index, Layout, Limits, Pack, Projection, Provenance, Section, SectionKind, Storage,
+    Entry, FormatError, Index, Layout, Limits, Pack, Provenance, QuantizedTensor, Section, SectionKind, Storage,
 };
 use nf4pack::format::{check, crc32};
 
@@ -91,10 +91,10 @@ fn views(pack: &Pack<'_>) {
         assert!(range.start.is_multiple_of(4096) && range.end - range.start == layer.bytes().len() as u64);
         assert!(layer.sections().iter().all(|s| s.layer == Some(layer.number())));
         in_layers += layer.sections().len();
-        layer.projections().for_each(|p| assert_eq!(p.layer, Some(layer.number())));
+        layer.quantized_tensors().for_each(|p| assert_eq!(p.layer, Some(layer.number())));
         layer.raw_tensors().for_each(|t| assert!(!t.bytes.is_empty()));
-        for projection in layer.projections() {
-            assert!(layer.projection(projection.role).is_some());
+        for projection in layer.quantized_tensors() {
+            assert!(layer.quantized_tensor(projection.role).is_some());
         }
         let _ = layer.check_contents();
         bytes_seen += layer.bytes().len() as u64;
@@ -102,9 +102,12 @@ fn views(pack: &Pack<'_>) {
     assert!(pack.layer(pack.layer_count()).is_none() && bytes_seen <= pack.bytes().len() as u64);
     let of_layers = pack.index().sections().iter().filter(|s| s.layer.is_some()).count();
     assert_eq!(in_layers, of_layers);
-    for projection in pack.projections() {
+    for projection in pack.quantized_tensors() {
         weights(&projection);
-        assert_eq!(pack.projection(projection.name).map(|p| p.data.codes.as_ptr()), Some(projection.data.codes.as_ptr()));
+        assert_eq!(
+            pack.quantized_tensor(projection.name).map(|p| p.data.codes.as_ptr()),
+            Some(projection.data.codes.as_ptr())
+        );
     }
     for tensor in pack.raw_tensors() {
         assert_eq!(tensor.bytes.len() as u64, tensor.shape.elements() * tensor.float_type.size() as u64);
@@ -117,7 +120,7 @@ fn views(pack: &Pack<'_>) {
 }
 
 /// The first and the last weight of a projection can be read.
-fn weights(projection: &Projection<'_>) {
+fn weights(projection: &QuantizedTensor<'_>) {
     let data = &projection.data;
     assert_eq!(data.elements, projection.shape.elements());
     assert!(!data.scales.is_empty());

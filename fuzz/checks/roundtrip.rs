@@ -76,7 +76,7 @@ fn compare(bytes: &[u8], entries: &[Entry], payloads: &[Vec<u8>], metadata: &str
     for entry in entries {
         match entry.storage {
             Storage::Nf4 { scale_type, block_size } => {
-                let found = pack.projections().find(|p| p.name == entry.name).expect("each projection");
+                let found = pack.quantized_tensors().find(|p| p.name == entry.name).expect("each projection");
                 assert_eq!((found.role, found.layer, found.expert), (entry.role, entry.layer, entry.expert));
                 assert_eq!((found.shape, found.data.block_size), (&entry.shape, block_size));
                 assert_eq!(found.data.scales.scale_type(), scale_type);
@@ -94,7 +94,10 @@ fn compare(bytes: &[u8], entries: &[Entry], payloads: &[Vec<u8>], metadata: &str
             }
         }
     }
-    assert_eq!((pack.projections().count(), pack.raw_tensors().count(), pack.files().count()), (projections, raws, files));
+    assert_eq!(
+        (pack.quantized_tensors().count(), pack.raw_tensors().count(), pack.files().count()),
+        (projections, raws, files)
+    );
     faults(&pack);
 }
 

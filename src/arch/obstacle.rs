@@ -112,7 +112,7 @@ pub fn check_pack_runnable(pack: &Pack<'_>) -> Result<(), Obstacle> {
     let file = |name: &str| pack.files().find(|file| file.name == name).map(|file| file.bytes);
     let config = ModelConfig::parse(file("config.json").ok_or(Obstacle::NoConfig)?, file("generation_config.json"))?;
     config.check_runnable()?;
-    let quantised = pack.projections().map(|t| ((t.layer, t.role), t.shape));
+    let quantised = pack.quantized_tensors().map(|t| ((t.layer, t.role), t.shape));
     let raw = pack.raw_tensors().map(|t| ((t.layer, t.role), t.shape));
     let shapes: std::collections::HashMap<_, _> = quantised.chain(raw).collect();
     // A stored output projection counts, whatever config.json says.

@@ -47,9 +47,9 @@ Quick start:
 
 const AFTER_HELP: &str = "\
 Exit codes: 0 good, 1 failed (or the pack is damaged), 2 wrong usage.
-With --json a command prints one JSON document on stdout and everything else on stderr. On failure it is {\"error\", \"hint\"}
-(of doctor with all that it has found out); a pack that `verify` finds damaged is its report
-with \"good\": false; wrong usage prints nothing on stdout.
+With --json a command prints one JSON document on stdout and everything else on stderr. On failure it is
+{\"code\", \"error\", \"hint\"} (of doctor with all that it has found out). The codes are stable: docs/error-codes.md
+lists them. A pack that `verify` finds damaged is its report with \"good\": false; wrong usage prints nothing on stdout.
 `nf4pack COMMAND --help` explains every option, with examples.";
 
 /// Wrong usage that only shows when options, or a file of them, are looked at as a whole; the exit code is that of what clap finds.

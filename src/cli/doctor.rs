@@ -290,7 +290,7 @@ impl Speed {
 
 impl PackEntry {
     fn new(file: &Path, gpu: &Gpu, budget: Option<u64>) -> Result<Self> {
-        let mapped = MappedPack::open(file)?;
+        let mapped = MappedPack::open_unchanged(file)?;
         let pack = mapped.pack();
         let index = pack.index();
         let max_buffer = gpu.limits().max_buffer_size;

@@ -1,5 +1,7 @@
 //! What went wrong, in one line, and what to do about it, in another.
 
+mod codes;
+
 use std::fmt::Write;
 use std::io::ErrorKind;
 use std::path::Path;
@@ -37,6 +39,7 @@ use crate::verify::VerifyError;
 /// A failure as people and JSON are told.
 #[derive(Debug, Serialize)]
 pub struct Failure {
+    code: &'static str,
     error: String,
     hint: Option<String>,
 }
@@ -104,7 +107,7 @@ fn either(flags: &[&str]) -> String {
 impl Failure {
     /// Of a command that can be given this advice.
     pub fn new(error: &anyhow::Error, advice: Advice) -> Self {
-        Self { error: text(error), hint: hint(error, advice) }
+        Self { code: codes::code(error), error: text(error), hint: hint(error, advice) }
     }
 
     /// On stderr.
@@ -125,7 +128,7 @@ pub fn report(error: &anyhow::Error, command: &Command) -> ExitCode {
     }
     if command.json() {
         // Where stdout cannot be written, stderr has said it all.
-        let _ = ui::print(&format!("{:#}\n", json!({ "error": failure.error, "hint": failure.hint })));
+        let _ = ui::print(&format!("{:#}\n", json!(failure)));
     }
     ExitCode::FAILURE
 }
@@ -390,6 +393,9 @@ fn of_gpu(error: &GpuError, advice: Advice) -> Option<String> {
         GpuError::DeviceLost { .. } => {
             return Some(format!("the driver was reset, or the GPU removed: update the driver; {}", advice.again));
         }
+        GpuError::NotMapped { .. } => {
+            return Some(format!("other programs may use all memory that host and GPU share: end them; {}", advice.again));
+        }
         GpuError::Timeout { .. } => {
             return Some(format!("other programs use the GPU, or its driver hangs: update it; {}", advice.again));
         }
@@ -422,7 +428,7 @@ pub fn cannot_run_pack(path: &Path, pack: Pack<'_>) -> Vec<String> {
 
 /// Why the tokenizer of the pack at `path`, in which nothing else is wrong, does not load.
 pub fn cannot_load(path: &Path) -> Option<String> {
-    let source = PackSource::open(path, true).ok()?;
+    let source = PackSource::open(path).ok()?;
     let load = |model: ModelConfig| read_tokenizer(&source, &model, 0).map(drop);
     read_config(&source).and_then(load).err().map(|error| unusable(&error))
 }
@@ -593,7 +599,9 @@ fn of_data(error: &DataError) -> Option<String> {
         DataError::NoTemplate { .. } => {
             "prompts and completions need no chat template: {\"prompt\": ..., \"completion\": ...}"
         }
-        DataError::Spans { .. } => "--train-on all learns every token, and conversations with one answer work, too",
+        DataError::Spans { .. } => {
+            "--train-on all learns every token; with \"prompt\" and \"completion\" instead of messages no template is used"
+        }
         DataError::NothingTrained { length, max_length, .. } if *length > u64::from(*max_length) => {
             return Some(format!("--max-length {length} takes all of it; without this line the file may do as it is"));
         }

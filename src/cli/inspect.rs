@@ -17,7 +17,7 @@ use crate::{LayerError, MappedPack};
 
 pub fn run(args: &InspectArgs) -> Result<Outcome> {
     let ui = Ui::new(args.json);
-    let mapped = MappedPack::open(&args.file)?;
+    let mapped = MappedPack::open_unchanged(&args.file)?;
     let pack = mapped.pack();
     let document = Document::new(args, pack)?;
     if document.provenance.is_none() {

@@ -1,7 +1,7 @@
 //! `nf4pack train`.
 
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 use serde::Serialize;
@@ -31,7 +31,10 @@ const FEW_STEPS: u64 = 10;
 #[derive(Serialize)]
 struct Summary {
     out: String,
-    report: String,
+    /// `None` where it could not be written.
+    report: Option<String>,
+    /// What may be wrong with the data, and what could not be removed or recorded.
+    warnings: Vec<String>,
     end: End,
     steps: u64,
     total_steps: u64,
@@ -58,6 +61,8 @@ struct Summary {
 #[derive(Serialize)]
 struct Shown {
     samples: Vec<ShownSample>,
+    /// What may be wrong with the data.
+    warnings: Vec<String>,
 }
 
 pub fn run(args: &TrainArgs) -> Result<Outcome> {
@@ -70,7 +75,7 @@ pub fn run(args: &TrainArgs) -> Result<Outcome> {
     let out = if args.show_batch { Path::new("") } else { options.out()? };
     let data = read(data_path)?;
     let eval_data = options.eval_data.as_deref().map(read).transpose()?;
-    let pack = PackSource::open(&args.pack, true)?;
+    let pack = PackSource::map_unchanged(&args.pack)?;
     let model = read_config(&pack)?;
     let options = options.clone().for_model(&model);
     let settings = options.settings()?;
@@ -140,6 +145,7 @@ pub fn tell_data(ui: Ui, what: &str, used: &str, data: &Dataset, model: &ModelCo
         ui.warning(&format!("samples that were longer than --max-length are cut: {samples}, by {tokens} in all"));
     }
     tell_dropped(ui, data);
+    data.notices.iter().for_each(|notice| ui.warning(&notice.to_string()));
     if !data.ignored_keys.is_empty() {
         let keys = data.ignored_keys.iter().map(|(key, lines)| format!("{key} ({})", ui::plural(*lines, "line")));
         ui.note(&format!("keys that mean nothing here are ignored: {}", keys.collect::<Vec<_>>().join(", ")));
@@ -166,6 +172,11 @@ pub fn left_out(dropped: Dropped) -> String {
     }
 }
 
+/// What may be wrong with the samples, for `--json`.
+pub fn warnings<'a>(data: impl IntoIterator<Item = &'a Dataset>) -> Vec<String> {
+    data.into_iter().flat_map(|data| &data.notices).map(ToString::to_string).collect()
+}
+
 /// A form by its keys.
 fn form_name(form: Option<Form>) -> String {
     form.map_or_else(|| "plain text".to_owned(), |form| form.keys().join("/"))
@@ -176,7 +187,8 @@ fn show(ui: Ui, prepared: &Prepared, settings: &Settings) -> Result<Outcome> {
         MicroBatch::Auto => 1,
         MicroBatch::Rows(rows) => rows,
     };
-    let shown = Shown { samples: show_batch(&prepared.first_batch(settings, rows), &prepared.tokenizer)? };
+    let samples = show_batch(&prepared.first_batch(settings, rows), &prepared.tokenizer)?;
+    let shown = Shown { samples, warnings: warnings([&prepared.data].into_iter().chain(&prepared.held_out)) };
     ui.result(&shown, || shown.text())?;
     Ok(Outcome::Good)
 }
@@ -219,16 +231,27 @@ fn train(ui: Ui, gpu: &Gpu, prepared: Prepared, task: &Task<'_>) -> Result<Summa
     let (done, total) = run.steps();
     warn_of_length(ui, task.settings, total);
     let meter = ui.meter_from("training", Unit::Steps, done);
+    let mut warnings = warnings([&run.data].into_iter().chain(&run.held_out));
     let end = run.train(|event| {
+        if let Event::Warning(warning) = &event {
+            warnings.push(warning.to_string());
+        }
         tell(&meter, &event);
         !ui::interrupted()
     });
     drop(meter);
-    let written = write_report(gpu, &run, task, &end);
+    let lost = run.lost_records();
+    let lost = lost
+        .into_iter()
+        .map(|(file, count)| format!("{file} could not be written: it lacks {}", ui::plural(count, "record")));
     // How the training ended is worth more than the report on it.
-    let end = end?;
-    written?;
-    Ok(Summary::new(gpu, task, &run, end))
+    let (report, failed) =
+        write_report(gpu, &run, task, &end).map_or_else(|e| (None, Some(e.to_string())), |path| (Some(path), None));
+    for warning in lost.chain(failed) {
+        ui.warning(&warning);
+        warnings.push(warning);
+    }
+    Ok(Summary::new(gpu, task, &run, end?, report, warnings))
 }
 
 /// A run that is over before it has learned much.
@@ -250,7 +273,7 @@ fn warn_of_length(ui: Ui, settings: &Settings, total: u64) {
 }
 
 /// Whatever the end of the run: that of one that failed shows why.
-fn write_report(gpu: &Gpu, run: &Run, task: &Task<'_>, end: &Result<End, RunError>) -> Result<()> {
+fn write_report(gpu: &Gpu, run: &Run, task: &Task<'_>, end: &Result<End, RunError>) -> Result<PathBuf, RunError> {
     let ended = end.as_ref().map_or_else(|error| format!("failed: {error}"), |end| end_name(*end).to_owned());
     let data = format!(
         "{}{} of {}, {} tokens",
@@ -275,8 +298,7 @@ fn write_report(gpu: &Gpu, run: &Run, task: &Task<'_>, end: &Result<End, RunErro
         settings: task.settings.clone(),
         facts: facts.map(|(name, value)| (name.to_owned(), value)).into(),
         records: run.records.clone(),
-    })?;
-    Ok(())
+    })
 }
 
 fn end_name(end: End) -> &'static str {
@@ -299,6 +321,7 @@ fn tell(meter: &Meter, event: &Event<'_>) {
         Event::Evaluating(..) => {}
         Event::Eval(eval) => meter.line(&eval_line(eval)),
         Event::Saved(path) => meter.line(&format!("saved {}", path.display())),
+        Event::Warning(warning) => meter.line(&format!("warning: {warning}; the training goes on, and this is tried again")),
     }
 }
 
@@ -307,14 +330,15 @@ fn eval_line(eval: &EvalRecord) -> String {
 }
 
 impl Summary {
-    fn new(gpu: &Gpu, task: &Task<'_>, run: &Run, end: End) -> Self {
+    fn new(gpu: &Gpu, task: &Task<'_>, run: &Run, end: End, report: Option<PathBuf>, warnings: Vec<String>) -> Self {
         let steps: Vec<&StepRecord> = run.records.iter().filter_map(step_of).collect();
         let evals = run.records.iter().filter_map(|record| if let Record::Eval(eval) = record { Some(eval) } else { None });
         let speeds: Vec<f64> = steps.iter().map(|step| step.tokens_per_second).collect();
         let (done, total_steps) = run.steps();
         Self {
             out: task.out.display().to_string(),
-            report: task.out.join("report.html").display().to_string(),
+            report: report.map(|path| path.display().to_string()),
+            warnings,
             end,
             steps: done,
             total_steps,
@@ -347,7 +371,7 @@ impl Summary {
             loss(self.last_loss),
             self.out,
             self.adapter_step,
-            self.report,
+            self.report.as_deref().unwrap_or("could not be written"),
         )
     }
 }

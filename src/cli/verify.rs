@@ -46,7 +46,7 @@ pub fn run(args: &VerifyArgs) -> anyhow::Result<Outcome> {
     let good = report.faults.is_empty() && mismatches == 0;
     let mut cannot_run = Vec::new();
     if report.faults.is_empty() {
-        let mapped = MappedPack::open(&args.file)?;
+        let mapped = MappedPack::open_unchanged(&args.file)?;
         cannot_run = failure::cannot_run_pack(&args.file, mapped.pack());
     }
     let file = args.file.display().to_string();

@@ -2,7 +2,7 @@
 #![cfg(target_arch = "x86_64")]
 
 use super::{Element, Lookup, each_block, scalar};
-use crate::format::nf4::Projection;
+use crate::format::nf4::Nf4Tensor;
 use std::arch::x86_64::*;
 
 /// Proof that the processor has AVX2: [`Avx2::detect`] is the only way to get one.
@@ -14,9 +14,9 @@ impl Avx2 {
         std::is_x86_feature_detected!("avx2").then_some(Self(()))
     }
 
-    pub fn run<T: Element>(self, projection: &Projection<'_>, first: u64, out: &mut [T]) {
+    pub fn run<T: Element>(self, projection: &Nf4Tensor<'_>, first: u64, out: &mut [T]) {
         #[target_feature(enable = "avx2")]
-        fn inner<T: Element>(avx2: Avx2, projection: &Projection<'_>, first: u64, out: &mut [T]) {
+        fn inner<T: Element>(avx2: Avx2, projection: &Nf4Tensor<'_>, first: u64, out: &mut [T]) {
             each_block(avx2, projection, first, out);
         }
         // SAFETY: `self` exists, so `detect` has found AVX2.

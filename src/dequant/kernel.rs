@@ -14,7 +14,7 @@ use bytemuck::{Pod, Zeroable};
 use super::error::DequantError;
 use super::plan::{self, Chunk, Job, Window};
 use super::selftest::{self, Verdicts};
-use crate::format::nf4::{self, CODEBOOK, CODES_PER_WORD, Projection, ScaleType, Scales};
+use crate::format::nf4::{self, CODEBOOK, CODES_PER_WORD, Nf4Tensor, ScaleType, Scales};
 use crate::gpu::{BufferRange, Commands, Gpu, GpuError, Kernel, KernelSpec, Shader};
 
 /// Type of the floats that a kernel writes.
@@ -61,7 +61,7 @@ impl fmt::Display for Output {
     }
 }
 
-/// A quantised tensor in GPU memory: a [`Projection`], in buffers. Every range starts on a multiple of 256 bytes.
+/// A quantised tensor in GPU memory: a [`Nf4Tensor`], in buffers. Every range starts on a multiple of 256 bytes.
 #[derive(Debug, Clone)]
 pub struct GpuWeights {
     /// The codes section, in one range, or cut over several where it passes the device's largest buffer. Every range but the last
@@ -86,7 +86,7 @@ impl GpuWeights {
     ///
     /// # Errors
     /// [`GpuError::TooLarge`] where the scales pass the largest buffer, [`GpuError::OutOfMemory`].
-    pub fn upload(gpu: &Gpu, projection: &Projection<'_>) -> Result<Self, GpuError> {
+    pub fn upload(gpu: &Gpu, projection: &Nf4Tensor<'_>) -> Result<Self, GpuError> {
         let part = (gpu.limits().max_buffer_size / PART_ALIGN * PART_ALIGN).max(PART_ALIGN);
         let part = usize::try_from(part).unwrap_or(usize::MAX);
         let buffer = |bytes: &[u8]| {

@@ -34,7 +34,7 @@ pub use kernel::{Dequantizer, GpuWeights, KernelChoice, Output};
 #[doc(hidden)]
 pub use kernel::{Fast, Setup};
 
-use crate::format::nf4::{self, CODEBOOK, Projection, SUPER_BLOCK, Scales};
+use crate::format::nf4::{self, CODEBOOK, Nf4Tensor, SUPER_BLOCK, Scales};
 use half::slice::HalfFloatSliceExt;
 use half::{bf16, f16};
 
@@ -57,7 +57,7 @@ pub struct OutOfRange {
 ///
 /// # Errors
 /// [`OutOfRange`]; `out` is then unchanged.
-pub fn dequantize(projection: &Projection<'_>, first: u64, out: &mut [f32]) -> Result<(), OutOfRange> {
+pub fn dequantize(projection: &Nf4Tensor<'_>, first: u64, out: &mut [f32]) -> Result<(), OutOfRange> {
     checked_run(projection, first, out)
 }
 
@@ -65,7 +65,7 @@ pub fn dequantize(projection: &Projection<'_>, first: u64, out: &mut [f32]) -> R
 ///
 /// # Errors
 /// [`OutOfRange`]; `out` is then unchanged.
-pub fn dequantize_bf16(projection: &Projection<'_>, first: u64, out: &mut [bf16]) -> Result<(), OutOfRange> {
+pub fn dequantize_bf16(projection: &Nf4Tensor<'_>, first: u64, out: &mut [bf16]) -> Result<(), OutOfRange> {
     checked_run(projection, first, out)
 }
 
@@ -73,13 +73,13 @@ pub fn dequantize_bf16(projection: &Projection<'_>, first: u64, out: &mut [bf16]
 ///
 /// # Errors
 /// [`OutOfRange`]; `out` is then unchanged.
-pub fn dequantize_f16(projection: &Projection<'_>, first: u64, out: &mut [f16]) -> Result<(), OutOfRange> {
+pub fn dequantize_f16(projection: &Nf4Tensor<'_>, first: u64, out: &mut [f16]) -> Result<(), OutOfRange> {
     checked_run(projection, first, out)
 }
 
 /// Elements that the bytes of `projection` hold: all or, where their lengths disagree, none.
-fn available(projection: &Projection<'_>) -> u64 {
-    let Projection { codes, scales, block_size, elements } = *projection;
+fn available(projection: &Nf4Tensor<'_>) -> u64 {
+    let Nf4Tensor { codes, scales, block_size, elements } = *projection;
     let blocks = nf4::block_count(elements, block_size);
     let scales_fit = match scales {
         Scales::F32(bytes) => blocks.checked_mul(4) == Some(bytes.len() as u64),
@@ -94,7 +94,7 @@ fn available(projection: &Projection<'_>) -> u64 {
     if nf4::BLOCK_SIZES.contains(&block_size) && codes_fit && scales_fit { elements } else { 0 }
 }
 
-fn checked_run<T: Element>(projection: &Projection<'_>, first: u64, out: &mut [T]) -> Result<(), OutOfRange> {
+fn checked_run<T: Element>(projection: &Nf4Tensor<'_>, first: u64, out: &mut [T]) -> Result<(), OutOfRange> {
     let (count, available) = (out.len() as u64, available(projection));
     if first.checked_add(count).is_none_or(|end| end > available) {
         return Err(OutOfRange { first, count, available });
@@ -168,7 +168,7 @@ trait Lookup: Copy {
 
 /// Cuts the elements `first..first + out.len()`, which exist, at the boundaries of blocks and looks each piece up.
 #[inline(always)]
-fn each_block<L: Lookup, T: Element>(l: L, projection: &Projection<'_>, first: u64, mut out: &mut [T]) {
+fn each_block<L: Lookup, T: Element>(l: L, projection: &Nf4Tensor<'_>, first: u64, mut out: &mut [T]) {
     let block_size = u64::from(projection.block_size);
     let mut at = first;
     while !out.is_empty() {
@@ -212,7 +212,7 @@ impl Backend {
     }
 
     /// [`each_block`], compiled for this instruction set.
-    fn run<T: Element>(self, projection: &Projection<'_>, first: u64, out: &mut [T]) {
+    fn run<T: Element>(self, projection: &Nf4Tensor<'_>, first: u64, out: &mut [T]) {
         match self {
             Self::Scalar => each_block(scalar::Scalar, projection, first, out),
             #[cfg(target_arch = "x86_64")]

@@ -3,7 +3,7 @@
 #![cfg(target_arch = "aarch64")]
 
 use super::{Element, Lookup, each_block, scalar};
-use crate::format::nf4::Projection;
+use crate::format::nf4::Nf4Tensor;
 use std::arch::aarch64::*;
 
 /// Proof that the processor has NEON: [`Neon::detect`] is the only way to get one.
@@ -16,9 +16,9 @@ impl Neon {
         (cfg!(target_endian = "little") && std::arch::is_aarch64_feature_detected!("neon")).then_some(Self(()))
     }
 
-    pub fn run<T: Element>(self, projection: &Projection<'_>, first: u64, out: &mut [T]) {
+    pub fn run<T: Element>(self, projection: &Nf4Tensor<'_>, first: u64, out: &mut [T]) {
         #[target_feature(enable = "neon")]
-        fn inner<T: Element>(neon: Neon, projection: &Projection<'_>, first: u64, out: &mut [T]) {
+        fn inner<T: Element>(neon: Neon, projection: &Nf4Tensor<'_>, first: u64, out: &mut [T]) {
             each_block(neon, projection, first, out);
         }
         // SAFETY: `self` exists, so `detect` has found NEON.

@@ -2,7 +2,7 @@
 
 use half::{bf16, f16};
 
-use crate::format::nf4::{self, Projection, ScaleType, Scales};
+use crate::format::nf4::{self, Nf4Tensor, ScaleType, Scales};
 
 /// A random tensor.
 pub(crate) struct Sample {
@@ -58,10 +58,10 @@ impl Sample {
         Self { codes, scales, scale_type, block_size, elements }
     }
 
-    pub fn projection(&self) -> Projection<'_> {
+    pub fn projection(&self) -> Nf4Tensor<'_> {
         let blocks = nf4::block_count(self.elements, self.block_size) as usize;
         let scales = Scales::from_payload(&self.scales, self.scale_type, blocks).unwrap_or(Scales::F32(&[]));
-        Projection { codes: &self.codes, scales, block_size: self.block_size, elements: self.elements }
+        Nf4Tensor { codes: &self.codes, scales, block_size: self.block_size, elements: self.elements }
     }
 }
 

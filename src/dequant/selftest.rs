@@ -6,7 +6,7 @@ use super::error::DequantError;
 use super::kernel::{Dequantizer, Fast, GpuWeights, Output, Path};
 use super::sample::Sample;
 use super::{dequantize, dequantize_bf16, dequantize_f16};
-use crate::format::nf4::{Projection, ScaleType};
+use crate::format::nf4::{Nf4Tensor, ScaleType};
 use crate::gpu::{BufferRange, GpuError};
 
 /// All scale types.
@@ -102,7 +102,7 @@ fn failures(dequantizer: &Dequantizer, path: Path, which: &[Which]) -> Result<Ve
 }
 
 /// All elements of a projection, as little-endian bytes.
-fn reference(projection: &Projection<'_>, output: Output) -> Vec<u8> {
+fn reference(projection: &Nf4Tensor<'_>, output: Output) -> Vec<u8> {
     let len = projection.elements as usize;
     let (mut f32s, mut f16s, mut bf16s) = (vec![0.0; len], vec![f16::ZERO; len], vec![bf16::ZERO; len]);
     // The sample's lengths are right by construction; were they not, zeros would fail the kernel.

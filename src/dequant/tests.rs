@@ -16,13 +16,13 @@ fn backends() -> Vec<Backend> {
 }
 
 /// Element `i`, by the formula.
-fn naive(projection: &Projection<'_>, i: u64) -> f32 {
+fn naive(projection: &Nf4Tensor<'_>, i: u64) -> f32 {
     let code = projection.codes[(i / 2) as usize] >> (4 * (i % 2)) & 15;
     CODEBOOK[usize::from(code)] * projection.scales.get((i / u64::from(projection.block_size)) as usize)
 }
 
 /// The one runner: elements `first..first + len` in all three types on every backend.
-fn check(projection: &Projection<'_>, first: u64, len: usize) {
+fn check(projection: &Nf4Tensor<'_>, first: u64, len: usize) {
     let expected: Vec<f32> = (first..first + len as u64).map(|i| naive(projection, i)).collect();
     for backend in backends() {
         let mut out = vec![-12345.0_f32; len];
@@ -76,7 +76,7 @@ proptest! {
             payload.chunks_mut(size).for_each(|scale| scale[size - 1] = 0x3c);
         }
         let scales = Scales::from_payload(&payload, scale_type, blocks as usize).unwrap();
-        let projection = Projection { codes: &codes[1..], scales, block_size, elements };
+        let projection = Nf4Tensor { codes: &codes[1..], scales, block_size, elements };
         let first = (range.0 * elements as f64) as u64;
         let len = (range.1 * (elements - first) as f64) as usize;
         check(&projection, first, len);
@@ -98,7 +98,7 @@ fn rounding_to_bf16_is_that_of_half() {
 fn the_words_of_the_specification() {
     let codes = 0x90F5_1C73_u32.to_le_bytes();
     let codes = [codes.as_slice(), &[0x77; 12]].concat();
-    let projection = Projection { codes: &codes, scales: Scales::F32(&2.0_f32.to_le_bytes()), block_size: 32, elements: 8 };
+    let projection = Nf4Tensor { codes: &codes, scales: Scales::F32(&2.0_f32.to_le_bytes()), block_size: 32, elements: 8 };
     let mut out = [0.0; 8];
     dequantize(&projection, 0, &mut out).unwrap();
     assert_eq!(out, [3, 7, 12, 1, 5, 15, 0, 9].map(|code: usize| CODEBOOK[code] * 2.0));
@@ -107,11 +107,11 @@ fn the_words_of_the_specification() {
 #[test]
 fn what_does_not_fit_is_an_error() {
     let (codes, scales) = ([0x77; 64], [0; 8]);
-    let good = Projection { codes: &codes, scales: Scales::F32(&scales), block_size: 64, elements: 100 };
+    let good = Nf4Tensor { codes: &codes, scales: Scales::F32(&scales), block_size: 64, elements: 100 };
     let mut out = [1.0; 100];
     assert_eq!(dequantize(&good, 0, &mut out), Ok(()));
     assert_eq!(dequantize(&good, 100, &mut []), Ok(()));
-    let refused = |projection: &Projection<'_>, first, len: usize, available| {
+    let refused = |projection: &Nf4Tensor<'_>, first, len: usize, available| {
         let expected = Err(OutOfRange { first, count: len as u64, available });
         assert_eq!(dequantize(projection, first, &mut vec![1.0; len]), expected);
         assert_eq!(dequantize_bf16(projection, first, &mut vec![bf16::ONE; len]), expected);
@@ -121,16 +121,16 @@ fn what_does_not_fit_is_an_error() {
     refused(&good, 101, 0, 100);
     refused(&good, u64::MAX, 1, 100);
     for bad in [
-        Projection { codes: &codes[1..], ..good },
-        Projection { scales: Scales::F32(&scales[1..]), ..good },
-        Projection { scales: Scales::Bf16(&scales), ..good },
-        Projection { elements: 129, ..good },
-        Projection { elements: u64::MAX, ..good },
-        Projection { block_size: 0, ..good },
-        Projection { block_size: 66, ..good },
-        Projection { scales: Scales::Dq8 { offset: 0.0, map: &[0; 1023], super_scales: &[0; 4], codes: &[0; 2] }, ..good },
-        Projection { scales: Scales::Dq8 { offset: 0.0, map: &[0; 1024], super_scales: &[0; 3], codes: &[0; 2] }, ..good },
-        Projection { scales: Scales::Dq8 { offset: 0.0, map: &[0; 1024], super_scales: &[0; 4], codes: &[0; 3] }, ..good },
+        Nf4Tensor { codes: &codes[1..], ..good },
+        Nf4Tensor { scales: Scales::F32(&scales[1..]), ..good },
+        Nf4Tensor { scales: Scales::Bf16(&scales), ..good },
+        Nf4Tensor { elements: 129, ..good },
+        Nf4Tensor { elements: u64::MAX, ..good },
+        Nf4Tensor { block_size: 0, ..good },
+        Nf4Tensor { block_size: 66, ..good },
+        Nf4Tensor { scales: Scales::Dq8 { offset: 0.0, map: &[0; 1023], super_scales: &[0; 4], codes: &[0; 2] }, ..good },
+        Nf4Tensor { scales: Scales::Dq8 { offset: 0.0, map: &[0; 1024], super_scales: &[0; 3], codes: &[0; 2] }, ..good },
+        Nf4Tensor { scales: Scales::Dq8 { offset: 0.0, map: &[0; 1024], super_scales: &[0; 4], codes: &[0; 3] }, ..good },
     ] {
         refused(&bad, 0, 1, 0);
     }

@@ -161,6 +161,16 @@ pub fn all(pack: &Pack<'_>) -> Vec<FormatError> {
     sections.chain(gaps).filter_map(Result::err).collect()
 }
 
+/// Checks the scales and the code padding of the quantised tensors of no layer, for a first use that need not read all codes.
+///
+/// # Errors
+/// As [`contents`].
+pub fn global_contents(pack: &Pack<'_>) -> Result<(), FormatError> {
+    let sections = pack.index().sections().iter().enumerate();
+    let mut globals = sections.filter(|(_, section)| section.layer.is_none());
+    globals.try_for_each(|(number, section)| contents(pack.index(), number, section, pack.payload(section)))
+}
+
 impl Layer<'_> {
     /// Checks the scales and the code padding of this layer, for a first use that need not read all codes.
     ///

@@ -23,7 +23,7 @@ pub use header::Header;
 pub use index::Index;
 pub use kinds::{ElementType, FloatType, Role, SectionKind};
 pub use layout::Limits;
-pub use pack::{EmbeddedFile, Layer, Pack, Projection, RawTensor};
+pub use pack::{EmbeddedFile, Layer, Pack, QuantizedTensor, RawTensor};
 pub use provenance::{Provenance, SourceRecord};
 pub use section::{Section, Shape};
 pub use writer::{Entry, Layout, Storage};

@@ -173,7 +173,7 @@ impl<'a> Scales<'a> {
 
 /// A quantised tensor as the file holds it: `value[i] = CODEBOOK[code[i]] * scale[i / block_size]`, one float32 multiply.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Projection<'a> {
+pub struct Nf4Tensor<'a> {
     /// Packed codes, little-endian u32 words as bytes, in whole blocks: `blocks * block_size / 2` bytes.
     pub codes: &'a [u8],
     /// One scale per block.

@@ -18,7 +18,7 @@ use super::section::{Section, Shape};
 /// let index = Index::parse(&bytes, bytes.len() as u64)?;
 /// let pack = Pack::new(&bytes, &index)?;
 /// for layer in pack.layers() {
-///     for projection in layer.projections() {
+///     for projection in layer.quantized_tensors() {
 ///         println!("{} {}", projection.name, projection.shape);
 ///     }
 /// }
@@ -33,7 +33,7 @@ pub struct Pack<'a> {
 
 /// A quantised weight matrix (or stack of matrices).
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Projection<'a> {
+pub struct QuantizedTensor<'a> {
     /// The tensor's name in the checkpoint.
     pub name: &'a str,
     /// What it is for.
@@ -45,7 +45,7 @@ pub struct Projection<'a> {
     /// Shape in the checkpoint: [out, in], or [experts, ..] for a stack.
     pub shape: &'a Shape,
     /// Codes and scales.
-    pub data: nf4::Projection<'a>,
+    pub data: nf4::Nf4Tensor<'a>,
 }
 
 /// A tensor in its own float type.
@@ -133,8 +133,8 @@ impl<'a> Pack<'a> {
     }
 
     /// Every quantised tensor of the file, in file order.
-    pub fn projections(self) -> impl Iterator<Item = Projection<'a>> + use<'a> {
-        self.projections_in(0..self.index.sections().len())
+    pub fn quantized_tensors(self) -> impl Iterator<Item = QuantizedTensor<'a>> + use<'a> {
+        self.quantized_tensors_in(0..self.index.sections().len())
     }
 
     /// Every raw tensor of the file, in file order.
@@ -154,8 +154,8 @@ impl<'a> Pack<'a> {
     }
 
     /// The quantised tensor with this name.
-    pub fn projection(self, name: &str) -> Option<Projection<'a>> {
-        self.projections().find(|p| p.name == name)
+    pub fn quantized_tensor(self, name: &str) -> Option<QuantizedTensor<'a>> {
+        self.quantized_tensors().find(|p| p.name == name)
     }
 
     /// The raw tensor with this name.
@@ -171,19 +171,19 @@ impl<'a> Pack<'a> {
         self.index.sections().iter().any(is)
     }
 
-    fn projections_in(self, range: Range<usize>) -> impl Iterator<Item = Projection<'a>> + use<'a> {
+    fn quantized_tensors_in(self, range: Range<usize>) -> impl Iterator<Item = QuantizedTensor<'a>> + use<'a> {
         // Validation made sure that every codes section stands right before its scales.
         let pairs = self.index.sections().get(range).unwrap_or_default().windows(2);
         pairs.filter(|pair| pair[0].kind == Some(SectionKind::Codes)).filter_map(move |pair| {
             let section = &pair[0];
             let blocks = nf4::block_count(section.shape.elements(), section.block_size) as usize;
-            Some(Projection {
+            Some(QuantizedTensor {
                 name: self.index.name(section),
                 role: section.role,
                 layer: section.layer,
                 expert: section.expert,
                 shape: &section.shape,
-                data: nf4::Projection {
+                data: nf4::Nf4Tensor {
                     codes: self.payload(section),
                     scales: nf4::Scales::from_payload(self.payload(&pair[1]), section.scale_type?, blocks)?,
                     block_size: section.block_size,
@@ -245,8 +245,8 @@ impl<'a> Layer<'a> {
     }
 
     /// The layer's quantised tensors, in file order.
-    pub fn projections(&self) -> impl Iterator<Item = Projection<'a>> + use<'a> {
-        self.pack.projections_in(self.range())
+    pub fn quantized_tensors(&self) -> impl Iterator<Item = QuantizedTensor<'a>> + use<'a> {
+        self.pack.quantized_tensors_in(self.range())
     }
 
     /// The layer's raw tensors (norms, biases, routers), in file order.
@@ -255,7 +255,7 @@ impl<'a> Layer<'a> {
     }
 
     /// The layer's quantised tensor of a role; with experts, the first one.
-    pub fn projection(&self, role: Role) -> Option<Projection<'a>> {
-        self.projections().find(|p| p.role == role)
+    pub fn quantized_tensor(&self, role: Role) -> Option<QuantizedTensor<'a>> {
+        self.quantized_tensors().find(|p| p.role == role)
     }
 }

@@ -4,12 +4,13 @@ use std::borrow::Cow;
 
 use super::device::Gpu;
 use super::error::GpuError;
+use super::lease::Buffer;
 
 /// A part of a buffer that can be bound: it starts on a multiple of 256.
 #[derive(Debug, Clone)]
 pub struct BufferRange {
     /// The buffer.
-    pub buffer: wgpu::Buffer,
+    pub buffer: Buffer,
     /// First byte.
     pub offset: u64,
     /// Bytes.
@@ -18,7 +19,7 @@ pub struct BufferRange {
 
 impl BufferRange {
     /// The whole of a buffer.
-    pub fn whole(buffer: wgpu::Buffer) -> Self {
+    pub fn whole(buffer: Buffer) -> Self {
         Self { offset: 0, size: buffer.size(), buffer }
     }
 
@@ -58,7 +59,7 @@ impl Gpu {
     ///
     /// # Errors
     /// [`GpuError::TooLarge`], [`GpuError::OutOfMemory`].
-    pub fn storage(&self, label: &str, size: u64) -> Result<wgpu::Buffer, GpuError> {
+    pub fn storage(&self, label: &str, size: u64) -> Result<Buffer, GpuError> {
         use wgpu::BufferUsages as Usage;
         self.buffer(label, size, Usage::STORAGE | Usage::COPY_SRC | Usage::COPY_DST)
     }
@@ -67,12 +68,12 @@ impl Gpu {
     ///
     /// # Errors
     /// [`GpuError::TooLarge`], [`GpuError::OutOfMemory`].
-    pub fn buffer(&self, label: &str, size: u64, usage: wgpu::BufferUsages) -> Result<wgpu::Buffer, GpuError> {
+    pub fn buffer(&self, label: &str, size: u64, usage: wgpu::BufferUsages) -> Result<Buffer, GpuError> {
         self.make_buffer(label, size, usage, false)
     }
 
     /// As [`Gpu::buffer`], and mapped.
-    pub(super) fn mapped_buffer(&self, label: &str, size: u64, usage: wgpu::BufferUsages) -> Result<wgpu::Buffer, GpuError> {
+    pub(super) fn mapped_buffer(&self, label: &str, size: u64, usage: wgpu::BufferUsages) -> Result<Buffer, GpuError> {
         self.make_buffer(label, size, usage, true)
     }
 
@@ -82,19 +83,19 @@ impl Gpu {
         size: u64,
         usage: wgpu::BufferUsages,
         mapped_at_creation: bool,
-    ) -> Result<wgpu::Buffer, GpuError> {
+    ) -> Result<Buffer, GpuError> {
         let limit = self.limits().max_buffer_size;
         let too_large = || GpuError::TooLarge { what: label.to_owned(), asked: size, limit, limit_name: "maxBufferSize" };
         let size = size.max(1).checked_next_multiple_of(16).filter(|&size| size <= limit).ok_or_else(too_large)?;
         let descriptor = wgpu::BufferDescriptor { label: Some(label), size, usage, mapped_at_creation };
-        self.guarded_taking(size, label, |device| device.create_buffer(&descriptor))
+        self.guarded_taking(size, label, |device| device.create_buffer(&descriptor).into())
     }
 
     /// A storage buffer with these bytes (for small ones: tables, parameters, tests).
     ///
     /// # Errors
     /// As [`Gpu::storage`].
-    pub fn storage_with(&self, label: &str, bytes: &[u8]) -> Result<wgpu::Buffer, GpuError> {
+    pub fn storage_with(&self, label: &str, bytes: &[u8]) -> Result<Buffer, GpuError> {
         let buffer = self.storage(label, bytes.len() as u64)?;
         let mut padded = Cow::Borrowed(bytes);
         if !bytes.len().is_multiple_of(4) {

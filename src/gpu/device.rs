@@ -213,7 +213,7 @@ impl Gpu {
     }
 
     /// The loss of the device, if that is what is behind `error`. It is told only once the queue has run dry.
-    fn lost_or(&self, error: GpuError) -> GpuError {
+    pub(super) fn lost_or(&self, error: GpuError) -> GpuError {
         match self.poll_until(None) {
             Err(lost @ GpuError::DeviceLost { .. }) => lost,
             _ => error,

@@ -5,6 +5,7 @@ use std::time::Instant;
 use super::buffer::BufferRange;
 use super::device::Gpu;
 use super::error::GpuError;
+use super::lease::{Buffer, Lease};
 use super::needs::{BUFFERS_GROUP, Bound, PARAMS_GROUP};
 use super::pipeline::Kernel;
 use super::timing::{Stamps, Timed};
@@ -77,7 +78,7 @@ impl Gpu {
         self.wait_until(Some(&submission.0))
     }
 
-    fn uniform(&self, bytes: &[u8]) -> Result<Option<wgpu::Buffer>, GpuError> {
+    fn uniform(&self, bytes: &[u8]) -> Result<Option<Buffer>, GpuError> {
         if bytes.is_empty() {
             return Ok(None);
         }
@@ -138,7 +139,7 @@ impl Commands {
     ///
     /// # Errors
     /// [`GpuError::Invalid`], [`GpuError::TooLarge`], [`GpuError::KernelLimit`], [`GpuError::OutOfMemory`],
-    /// [`GpuError::DeviceLost`].
+    /// [`GpuError::DeviceLost`]; [`GpuError::Overwritten`] where the [lease](super::Lease) of a buffer has ended.
     pub fn submit(self) -> Result<Submission, GpuError> {
         let stamps = self.gpu.0.profiler.is_some().then(|| self.stamps(true)).transpose()?.flatten();
         self.hand_over(stamps.as_ref())
@@ -163,6 +164,15 @@ impl Commands {
         parts.enumerate().filter(|(number, part)| *number == 0 || !part.is_empty()).map(|(_, part)| part)
     }
 
+    /// The leases of the buffers that the work uses, each once, always in the same order: so no two lists wait for each other.
+    fn leases(&self) -> Vec<&Lease> {
+        let ranges = self.work.iter().flat_map(Work::ranges);
+        let mut leases: Vec<&Lease> = ranges.filter_map(|range| range.buffer.lease()).collect();
+        leases.sort_unstable_by_key(|lease| lease.id());
+        leases.dedup_by_key(|lease| lease.id());
+        leases
+    }
+
     fn stamps(&self, each: bool) -> Result<Option<Stamps>, GpuError> {
         let passes =
             self.parts().flat_map(|part| runs(part, each)).filter(|run| matches!(run, [Work::Dispatch(_), ..])).count();
@@ -171,6 +181,10 @@ impl Commands {
 
     fn hand_over(&self, stamps: Option<&Stamps>) -> Result<Submission, GpuError> {
         self.work.iter().try_for_each(|work| work.check(&self.gpu, self.label))?;
+        // Held until all of it is submitted: what replaces the contents is submitted after that.
+        let leases = self.leases();
+        let held = leases.iter().map(|lease| lease.hold()).collect::<Option<Vec<_>>>();
+        let _held = held.ok_or_else(|| GpuError::Overwritten { what: self.label.to_owned() })?;
         let params = self.gpu.uniform(&self.params)?;
         let (mut parts, mut pass) = (self.parts(), 0);
         let mut part = parts.next().unwrap_or_default();
@@ -193,7 +207,7 @@ impl Commands {
     fn submit_part(
         &self,
         part: &[Work],
-        params: Option<&wgpu::Buffer>,
+        params: Option<&Buffer>,
         stamps: Option<&Stamps>,
         pass: &mut usize,
         last: bool,
@@ -238,6 +252,16 @@ impl Work {
         }
     }
 
+    /// All that it reads and writes, except for parameters.
+    fn ranges(&self) -> impl Iterator<Item = &BufferRange> {
+        let (bindings, others) = match self {
+            Self::Dispatch(dispatch) => (dispatch.bindings.as_slice(), [None, None]),
+            Self::Copy { from, to } => (Default::default(), [Some(from), Some(to)]),
+            Self::Clear(range) => (Default::default(), [Some(range), None]),
+        };
+        bindings.iter().chain(others.into_iter().flatten())
+    }
+
     fn check(&self, gpu: &Gpu, label: &str) -> Result<(), GpuError> {
         match self {
             Self::Dispatch(dispatch) => dispatch.check(gpu.limits()),
@@ -251,7 +275,7 @@ impl Work {
         }
     }
 
-    fn encode(&self, device: &wgpu::Device, pass: &mut wgpu::ComputePass<'_>, params: Option<&wgpu::Buffer>) {
+    fn encode(&self, device: &wgpu::Device, pass: &mut wgpu::ComputePass<'_>, params: Option<&Buffer>) {
         if let Self::Dispatch(dispatch) = self {
             dispatch.encode(device, pass, params);
         }
@@ -295,7 +319,7 @@ impl Dispatch {
         }
     }
 
-    fn encode(&self, device: &wgpu::Device, pass: &mut wgpu::ComputePass<'_>, params: Option<&wgpu::Buffer>) {
+    fn encode(&self, device: &wgpu::Device, pass: &mut wgpu::ComputePass<'_>, params: Option<&Buffer>) {
         let kernel = &self.kernel.0;
         pass.set_pipeline(&kernel.pipeline);
         let mut bind = |index, layout: &wgpu::BindGroupLayout, entries: &[wgpu::BindGroupEntry<'_>]| {

@@ -75,6 +75,21 @@ pub enum GpuError {
         /// wgpu's words, or ours.
         reason: String,
     },
+    /// The driver does not give the host memory that both sides see. The device itself may be well.
+    #[error("{what} cannot be mapped: {reason}")]
+    NotMapped {
+        /// What was to be mapped.
+        what: String,
+        /// Why, as far as wgpu says.
+        reason: String,
+    },
+    /// Work uses a buffer whose contents have been replaced since, such as those of a streamed layer: a defect of this
+    /// program. Nothing was submitted.
+    #[error("{what} uses what has been replaced since it was recorded")]
+    Overwritten {
+        /// The list of commands.
+        what: String,
+    },
     /// The device is gone: driver reset, removed, or a submission that took too long.
     #[error("the GPU was lost: {reason}")]
     DeviceLost {
@@ -97,5 +112,9 @@ fn sizes(asked: u64, in_use: Option<u64>) -> String {
 impl GpuError {
     pub(super) fn invalid(what: impl Into<String>, reason: impl Into<String>) -> Self {
         Self::Invalid { what: what.into(), reason: reason.into() }
+    }
+
+    pub(super) fn not_mapped(what: impl Into<String>, reason: impl Into<String>) -> Self {
+        Self::NotMapped { what: what.into(), reason: reason.into() }
     }
 }

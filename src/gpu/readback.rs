@@ -57,7 +57,7 @@ impl Gpu {
         self.wait_for(&submission)?;
         // Another thread may have polled first, and be about to call back; a lost device drops the sender.
         let mapped = receiver.recv_timeout(PATIENCE).map_err(|e| e.to_string()).and_then(|r| r.map_err(|e| e.to_string()));
-        let failed = |reason: String| self.fault().err().unwrap_or_else(|| GpuError::invalid("readback", reason));
+        let failed = |reason: String| self.lost_or(GpuError::not_mapped("readback", reason));
         mapped.map_err(failed)?;
         let view = staging.buffer.get_mapped_range(..staging.size).map_err(|e| failed(e.to_string()))?;
         bytes.copy_from_slice(&view);

@@ -10,11 +10,12 @@ use super::buffer::BufferRange;
 use super::device::Gpu;
 use super::dispatch::Submission;
 use super::error::GpuError;
+use super::lease::Buffer;
 
 /// Mapped memory on its way to the device. Threads may write different parts of it at the same time.
 #[derive(Debug)]
 pub struct StagingArea<'a> {
-    buffer: &'a wgpu::Buffer,
+    buffer: &'a Buffer,
     size: u64,
 }
 
@@ -54,7 +55,7 @@ pub struct Uploader {
 /// A staging buffer whose last copy was submitted; it is mapped again once that is done.
 #[derive(Debug)]
 struct Staging {
-    buffer: wgpu::Buffer,
+    buffer: Buffer,
     last: Option<Submission>,
     mapped: Arc<AtomicU8>,
 }
@@ -125,16 +126,16 @@ impl Staging {
 
     /// Waits until the buffer is mapped.
     fn wait(self, gpu: &Gpu) -> Result<Self, GpuError> {
-        let lost = || GpuError::DeviceLost { reason: "a staging buffer could not be mapped again".to_owned() };
+        let failed = || gpu.lost_or(GpuError::not_mapped("staging memory", "the driver refuses it"));
         while self.mapped.load(Ordering::Acquire) == PENDING {
             match &self.last {
                 Some(last) => gpu.wait_for(last)?,
-                None => return Err(lost()),
+                None => return Err(failed()),
             }
             // The copy is done; the callback may still be on its way, in another thread that polls.
             std::thread::yield_now();
         }
-        if self.mapped.load(Ordering::Acquire) == MAPPED { Ok(self) } else { Err(lost()) }
+        if self.mapped.load(Ordering::Acquire) == MAPPED { Ok(self) } else { Err(failed()) }
     }
 
     /// Unmaps, submits the copy, and asks for the mapping back.
@@ -149,5 +150,30 @@ impl Staging {
             mapped.store(if result.is_ok() { MAPPED } else { FAILED }, Ordering::Release);
         });
         Ok(())
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "tests fail by panicking")]
+mod tests {
+    use super::*;
+    use crate::gpu::Options;
+
+    #[test]
+    fn a_mapping_that_fails_is_not_a_lost_device() {
+        let Ok(gpu) = Gpu::open(&Options { cache: None, ..Options::from_env() }) else {
+            eprintln!("SKIPPED: no GPU, not even a software one");
+            return;
+        };
+        let target = BufferRange::whole(gpu.storage("target", 256).unwrap());
+        let mut uploader = Uploader::new(&gpu, 256, 1);
+        uploader.copy::<GpuError>(&target, |area| area.write(0, &[7; 256])).unwrap();
+        // The mapping that was asked for is given up.
+        uploader.ring[0].buffer.unmap();
+        let error = uploader.copy::<GpuError>(&target, |area| area.write(0, &[8; 256])).unwrap_err();
+        assert!(matches!(error, GpuError::NotMapped { .. }), "{error}");
+        // The device is as good as it was, and the next copy takes another buffer.
+        uploader.copy::<GpuError>(&target, |area| area.write(0, &[9; 256])).unwrap();
+        assert_eq!(gpu.read(&target).unwrap(), [9; 256]);
     }
 }

@@ -12,7 +12,7 @@ use crate::convert::hash::FileHash;
 use crate::convert::source::{Checkpoint, SourceError, SourceFile, TensorInfo};
 use crate::dequant;
 use crate::export::WriteError;
-use crate::format::{FloatType, Pack, Projection, Provenance, RawTensor, Role};
+use crate::format::{FloatType, Pack, Provenance, QuantizedTensor, RawTensor, Role};
 use crate::io::{AlignedBuf, read_exact_at};
 use crate::lora::config::AdapterLayout;
 use crate::verify::{Mismatch, widen};
@@ -30,14 +30,14 @@ pub(super) struct BaseTensor<'a> {
 }
 
 enum Weights<'a> {
-    Quantised(Projection<'a>),
+    Quantised(QuantizedTensor<'a>),
     Raw(RawTensor<'a>),
     File(&'a Checkpoint, &'a TensorInfo),
 }
 
 impl<'a> BaseTensor<'a> {
-    fn quantised(projection: Projection<'a>) -> Self {
-        let Projection { name, role, layer, shape, .. } = projection;
+    fn quantised(projection: QuantizedTensor<'a>) -> Self {
+        let QuantizedTensor { name, role, layer, shape, .. } = projection;
         Self { name, dims: shape.dims(), role, layer, weights: Weights::Quantised(projection) }
     }
 
@@ -92,7 +92,7 @@ impl<'a> BaseTensor<'a> {
 
 /// All tensors of a pack, in file order.
 fn of_pack(pack: Pack<'_>) -> impl Iterator<Item = BaseTensor<'_>> {
-    pack.projections().map(BaseTensor::quantised).chain(pack.raw_tensors().map(BaseTensor::raw))
+    pack.quantized_tensors().map(BaseTensor::quantised).chain(pack.raw_tensors().map(BaseTensor::raw))
 }
 
 /// The tensors of the snapshot: the pack's or, where there is one, those of its checkpoint.

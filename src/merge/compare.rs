@@ -69,6 +69,8 @@ pub struct Comparison {
 /// Compares the logits of `sample` by the pack of `sources` with its adapter, which is what was trained, and by `merged`, the snapshot
 /// that was written of them. A pack of the snapshot, all of it in bfloat16, stands beside it for as long as this takes.
 ///
+/// The pack is mapped meanwhile: nobody may change it ([`MappedPack::open`](crate::MappedPack::open)).
+///
 /// # Errors
 /// See [`CompareError`].
 pub fn compare(
@@ -85,7 +87,7 @@ pub fn compare(
     let options = Options { keep: Some(Regex::new(".")?), ..Options::default() };
     Conversion::prepare(merged, options)?.write(&path, progress)?;
 
-    let pack = PackSource::open(sources.pack, true)?;
+    let pack = PackSource::map_unchanged(sources.pack)?;
     let config = read_config(&pack)?;
     let adapter = Adapter::read(sources.adapter, &config).map_err(ModelError::from)?;
     let mut tokens = read_tokenizer(&pack, &config, 0)?.encode(sample, true).map_err(ModelError::from)?;
@@ -97,7 +99,7 @@ pub fn compare(
     if progress.cancelled() {
         return Err(ConvertError::Cancelled.into());
     }
-    let after = logits(gpu, PackSource::open(&path, true)?, None, &tokens)?;
+    let after = logits(gpu, PackSource::map_unchanged(&path)?, None, &tokens)?;
     Ok(Comparison::of(&before, &after, config.vocab as usize))
 }
 

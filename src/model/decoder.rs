@@ -1,6 +1,6 @@
 //! A decoder on the GPU: embedding, the layers of a pack as they are streamed, the head and its loss.
 
-use crate::arch::config::ModelConfig;
+use crate::arch::config::{ModelConfig, RopeScaling};
 use crate::data::{Batch, Tokenizer, TokenizerFiles, UNTRAINED};
 use crate::dequant::stream::{Direction, LayerStream, PackSource, StreamOptions, StreamPlan, StreamedLayer};
 use crate::format::Role;
@@ -50,8 +50,8 @@ impl Kernels {
 pub(super) struct Pass<'a> {
     pub kernels: &'a Kernels,
     pub model: &'a ModelConfig,
-    /// Cosines and sines of every position.
-    pub rotary: &'a Mat,
+    /// Cosines and sines of every position, for texts of any length; read them through [`Pass::angles`].
+    rotary: &'a Mat,
     pub work: &'a Workspace<Mat>,
     pub batch: &'a GpuBatch,
     pub adapter: Option<&'a GpuAdapter>,
@@ -68,16 +68,72 @@ pub(crate) struct GpuBatch {
     pub labels: BufferRange,
     /// The first token of its sample.
     pub starts: BufferRange,
+    /// Where the angles of a text depend on its length, and a text is longer than those of the shared table.
+    own_angles: Option<OwnAngles>,
+}
+
+/// Cosines and sines of a batch's own: a row for each token.
+#[derive(Debug)]
+struct OwnAngles {
+    table: Mat,
+    /// A zero for each token: rows are counted from the batch's first one.
+    starts: BufferRange,
+}
+
+impl OwnAngles {
+    /// Those of a batch whose tokens stand at `positions` of texts with so many tokens in all; `None` where the shared table has them.
+    fn new(gpu: &Gpu, model: &ModelConfig, positions: &[(u32, u32)]) -> Result<Option<Self>, ModelError> {
+        let RopeScaling::Dynamic { max_position_embeddings: unscaled, .. } = model.rope.scaling else { return Ok(None) };
+        if positions.iter().all(|&(_, length)| f64::from(length) <= unscaled) {
+            return Ok(None);
+        }
+        let mut angles = Vec::with_capacity(positions.len() * model.head_dim as usize);
+        for text in positions.chunk_by(|(_, a), (_, b)| a == b) {
+            let length = text.first().map_or(0, |&(_, length)| length);
+            let table = inverse_frequencies(model.rope.theta, model.head_dim, &model.rope.scaling, length);
+            text.iter().for_each(|&(position, _)| table.push_angles(position, &mut angles));
+        }
+        let tokens = positions.len() as u32;
+        let table = Mat::from_slice(gpu, "rotary angles", tokens, model.head_dim, &angles)?;
+        let zeros = vec![0_u8; 4 * positions.len()];
+        let starts = BufferRange { buffer: gpu.storage_with("starts", &zeros)?, offset: 0, size: zeros.len() as u64 };
+        Ok(Some(Self { table, starts }))
+    }
+}
+
+/// The position of each token in its sample, and the tokens of that.
+fn positions(batch: &Batch) -> Vec<(u32, u32)> {
+    let samples = batch.starts.chunk_by(|a, b| a == b);
+    samples.flat_map(|sample| (0..sample.len() as u32).map(move |position| (position, sample.len() as u32))).collect()
+}
+
+impl Pass<'_> {
+    /// Cosines and sines, and the token from which their rows are counted, for each token.
+    pub fn angles(&self) -> (&Mat, &BufferRange) {
+        match &self.batch.own_angles {
+            Some(own) => (&own.table, &own.starts),
+            None => (self.rotary, &self.batch.starts),
+        }
+    }
+
+    /// The same for tokens that go on from `past`: the row of the first one.
+    pub fn angles_after(&self, past: u32) -> (&Mat, u32) {
+        match &self.batch.own_angles {
+            Some(own) => (&own.table, 0),
+            None => (self.rotary, past),
+        }
+    }
 }
 
 impl GpuBatch {
-    fn new(gpu: &Gpu, batch: &Batch) -> Result<Self, ModelError> {
+    fn new(gpu: &Gpu, batch: &Batch, own_angles: Option<OwnAngles>) -> Result<Self, ModelError> {
         let upload = |label, words: &[u32]| {
             let buffer = gpu.storage_with(label, bytemuck::cast_slice(words))?;
             Ok::<_, ModelError>(BufferRange { buffer, offset: 0, size: 4 * words.len() as u64 })
         };
         let (ids, labels, starts) = (&batch.tokens, &batch.labels, &batch.starts);
-        Ok(Self { ids: upload("tokens", ids)?, labels: upload("labels", labels)?, starts: upload("starts", starts)? })
+        let (ids, labels, starts) = (upload("tokens", ids)?, upload("labels", labels)?, upload("starts", starts)?);
+        Ok(Self { ids, labels, starts, own_angles })
     }
 }
 
@@ -135,7 +191,8 @@ impl Model {
     pub fn new(gpu: &Gpu, pack: PackSource, max_length: u32, options: &StreamOptions) -> Result<Self, ModelError> {
         let config = read_config(&pack)?;
         let rope = &config.rope;
-        let table = inverse_frequencies(rope.theta, config.head_dim, &rope.scaling, max_length);
+        // Where the angles depend on a text's length, these are those of short texts: see `OwnAngles`.
+        let table = inverse_frequencies(rope.theta, config.head_dim, &rope.scaling, 1);
         let rotary = table.upload(gpu, max_length.max(1))?;
         let kernels = Kernels::new(gpu, &config)?;
         let options = StreamOptions { globals: true, ..options.clone() };
@@ -182,9 +239,31 @@ impl Model {
 
     /// A batch on its way through the model: its tensors, and the memory they take.
     pub(crate) fn begin(&self, memory: &Memory, batch: &Batch) -> Result<(Workspace<Mat>, GpuBatch), ModelError> {
+        self.begin_at(memory, batch, &positions(batch))
+    }
+
+    /// As [`Model::begin`], for a batch of one sample that goes on from `past` tokens of a text of `length` tokens in all.
+    pub(super) fn begin_after(
+        &self,
+        memory: &Memory,
+        batch: &Batch,
+        past: u32,
+        length: u32,
+    ) -> Result<(Workspace<Mat>, GpuBatch), ModelError> {
+        let positions: Vec<_> = (past..).take(batch.tokens.len()).map(|position| (position, length)).collect();
+        self.begin_at(memory, batch, &positions)
+    }
+
+    fn begin_at(
+        &self,
+        memory: &Memory,
+        batch: &Batch,
+        positions: &[(u32, u32)],
+    ) -> Result<(Workspace<Mat>, GpuBatch), ModelError> {
         self.check(batch)?;
         let tokens = u32::try_from(batch.tokens.len()).unwrap_or(u32::MAX);
-        Ok((memory.workspace(&self.config, tokens)?, GpuBatch::new(&self.gpu, batch)?))
+        let own_angles = OwnAngles::new(&self.gpu, &self.config, positions)?;
+        Ok((memory.workspace(&self.config, tokens)?, GpuBatch::new(&self.gpu, batch, own_angles)?))
     }
 
     /// Submits the embedding and all layers: the residual stream of each is then in `work`.
@@ -207,26 +286,65 @@ impl Model {
         adapter: Option<&GpuAdapter>,
         mask: Option<Mask>,
     ) -> Result<(), ModelError> {
-        self.embed(work, batch)?;
+        self.forward_observed(past, work, batch, adapter, mask, &|_, _, _| Ok(()))
+    }
+
+    /// As [`Model::forward_after`]; `record` adds to the commands of each residual stream, before layer 0, 1, .. and after the last,
+    /// as soon as it is there. Without training, the next but one takes its place.
+    fn forward_observed(
+        &mut self,
+        past: Option<Past<'_>>,
+        work: &Workspace<Mat>,
+        batch: &GpuBatch,
+        adapter: Option<&GpuAdapter>,
+        mask: Option<Mask>,
+        record: &dyn Fn(&mut Commands, &Mat, u32) -> Result<(), ModelError>,
+    ) -> Result<(), ModelError> {
+        let mut commands = self.gpu.commands("embedding");
+        self.embed(&mut commands, work, batch)?;
+        record(&mut commands, work.before(0)?, 0)?;
+        commands.submit()?;
         let Self { gpu, config, stream, rotary, kernels, .. } = self;
         let pass = Pass { kernels, model: config, rotary, work, batch, adapter, mask, past };
         for number in 0..config.layers {
             let streamed = stream.layer(number, Direction::Forward)?;
             let mut commands = gpu.commands("layer forward");
             let layer = Layer::new(&pass, &mut commands, streamed)?;
-            layer.forward(&mut commands, work.before(number)?, work.before(number + 1)?)?;
+            let out = work.before(number + 1)?;
+            layer.forward(&mut commands, work.before(number)?, out)?;
+            record(&mut commands, out, number + 1)?;
             commands.submit()?;
         }
         Ok(())
     }
 
-    fn embed(&self, work: &Workspace<Mat>, batch: &GpuBatch) -> Result<(), ModelError> {
+    /// Runs a batch forward once more, as [`Model::forward_after`] does, to find where the first number arises that is not finite;
+    /// `None` where all are.
+    pub(super) fn first_non_finite(
+        &mut self,
+        past: Option<Past<'_>>,
+        work: &Workspace<Mat>,
+        batch: &GpuBatch,
+        adapter: Option<&GpuAdapter>,
+        mask: Option<Mask>,
+    ) -> Result<Option<NonFiniteAt>, ModelError> {
+        let check = FiniteCheck::new(&self.gpu, self.config.layers + 1)?;
+        let look = |commands: &mut Commands, x: &Mat, number: u32| -> Result<(), ModelError> {
+            Ok(check.record(commands, x, number)?)
+        };
+        self.forward_observed(past, work, batch, adapter, mask, &look)?;
+        let first = check.read()?.iter().position(Option::is_some);
+        Ok(first.map(|at| match at {
+            0 => NonFiniteAt::Embedding,
+            layer => NonFiniteAt::Layer(layer as u32 - 1),
+        }))
+    }
+
+    fn embed(&self, commands: &mut Commands, work: &Workspace<Mat>, batch: &GpuBatch) -> Result<(), ModelError> {
         let table = weight(&self.globals, Role::Embedding, self.config.vocab, self.config.hidden)?;
-        let mut commands = self.gpu.commands("embedding");
         let x = work.before(0)?;
-        self.kernels.gather.embed(&mut commands, &table, &batch.ids, x)?;
-        self.kernels.scale.record(&mut commands, self.config.embedding_multiplier as f32, x)?;
-        commands.submit()?;
+        self.kernels.gather.embed(commands, &table, &batch.ids, x)?;
+        self.kernels.scale.record(commands, self.config.embedding_multiplier as f32, x)?;
         Ok(())
     }
 
@@ -371,22 +489,6 @@ impl Model {
             }
         }
         Ok(all)
-    }
-
-    /// Where the first number that is not finite arose in the forward pass whose residual streams are in `work`; `None` where all
-    /// are finite.
-    pub(crate) fn first_non_finite(&self, work: &Workspace<Mat>) -> Result<Option<NonFiniteAt>, ModelError> {
-        let check = FiniteCheck::new(&self.gpu, self.config.layers + 1)?;
-        for number in 0..=self.config.layers {
-            let mut commands = self.gpu.commands("search");
-            check.record(&mut commands, work.before(number)?, number)?;
-            commands.submit()?;
-        }
-        let first = check.read()?.iter().position(Option::is_some);
-        Ok(first.map(|at| match at {
-            0 => NonFiniteAt::Embedding,
-            layer => NonFiniteAt::Layer(layer as u32 - 1),
-        }))
     }
 }
 

@@ -118,11 +118,13 @@ impl<'a> Layer<'a> {
 
     /// Queries or keys, rotated by the positions of their tokens.
     fn rotate(&self, commands: &mut Commands, x: &Mat, heads: u32) -> Result<(), OpError> {
-        let Pass { kernels, rotary, batch, past, .. } = self.pass;
-        match past {
-            Some(past) => kernels.rotary.forward_from(commands, x, heads, past.tokens, rotary),
-            None => kernels.rotary.forward(commands, x, heads, &batch.starts, rotary),
+        let Pass { kernels, past, .. } = self.pass;
+        if let Some(past) = past {
+            let (angles, first) = self.pass.angles_after(past.tokens);
+            return kernels.rotary.forward_from(commands, x, heads, first, angles);
         }
+        let (angles, starts) = self.pass.angles();
+        kernels.rotary.forward(commands, x, heads, starts, angles)
     }
 
     fn attention_shape(&self, tokens: u32) -> AttentionShape {
@@ -189,8 +191,9 @@ impl<'a> Layer<'a> {
             &gradients.values,
         )?;
         if self.attention.rotary {
-            kernels.rotary.backward(commands, &gradients.queries, model.heads, &batch.starts, self.pass.rotary)?;
-            kernels.rotary.backward(commands, &gradients.keys, model.kv_heads, &batch.starts, self.pass.rotary)?;
+            let (angles, starts) = self.pass.angles();
+            kernels.rotary.backward(commands, &gradients.queries, model.heads, starts, angles)?;
+            kernels.rotary.backward(commands, &gradients.keys, model.kv_heads, starts, angles)?;
         }
         let [d_queries, d_keys] = self.norm_heads_backward(commands, gradients)?;
         // The feed-forward's norm stands there.
@@ -254,7 +257,7 @@ fn record_constants(pass: &Pass<'_>, commands: &mut Commands, layer: &StreamedLa
 
 /// The elements of a tensor of this shape, quantised or kept as floats.
 pub(super) fn elements<'a>(layer: &'a StreamedLayer, role: Role, expected: &[u64]) -> Result<Elements<'a>, ModelError> {
-    if let Some(quantised) = layer.projection(role) {
+    if let Some(quantised) = layer.quantized_tensor(role) {
         check_shape(layer, role, quantised.shape.dims(), expected)?;
         return Ok(Elements::Quantized(&quantised.weights));
     }

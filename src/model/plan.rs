@@ -4,7 +4,7 @@ use std::fmt;
 
 use thiserror::Error;
 
-use crate::arch::config::ModelConfig;
+use crate::arch::config::{ModelConfig, RopeScaling};
 use crate::dequant::stream::{PackSource, StreamError, StreamOptions, StreamPlan};
 use crate::format::Index;
 use crate::gpu::Gpu;
@@ -172,7 +172,8 @@ impl MemoryPlan {
         }
         let adapter = 4 * demand.adapter;
         let optimizer = if training { 3 * adapter } else { 0 };
-        let scratch = Matmul::SCRATCH_BYTES + rotary_bytes(model, demand.positions) + demand.beside;
+        let angles = rotary_bytes(model, demand.positions, tokens);
+        let scratch = Matmul::SCRATCH_BYTES + angles + demand.beside;
         let besides = workspace.total() + adapter + optimizer + scratch;
         let left = budget.map(|budget| budget.saturating_sub(besides));
         let stream = match StreamPlan::new(demand.index, demand.max_buffer, left, true) {
@@ -218,9 +219,10 @@ impl MemoryPlan {
     }
 }
 
-/// Bytes of the angles of the rotary embedding, for texts of `length` tokens.
-fn rotary_bytes(model: &ModelConfig, length: u32) -> u64 {
-    4 * u64::from(length) * u64::from(model.head_dim)
+/// Bytes of the angles of the rotary embedding, for texts of `length` tokens, and of those that a batch of `tokens` has of its own.
+fn rotary_bytes(model: &ModelConfig, length: u32, tokens: u32) -> u64 {
+    let own = if matches!(model.rope.scaling, RopeScaling::Dynamic { .. }) { tokens } else { 0 };
+    4 * (u64::from(length) + u64::from(own)) * u64::from(model.head_dim)
 }
 
 impl MemoryError {

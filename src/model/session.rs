@@ -37,8 +37,7 @@ impl Session {
     /// The first layer whose output of a batch is not finite.
     pub(crate) fn first_non_finite(&mut self, batch: &Batch, mask: Option<Mask>) -> Result<Option<NonFiniteAt>, ModelError> {
         let (work, on_gpu) = self.model.begin(&self.memory, batch)?;
-        self.model.forward(&work, &on_gpu, self.adapter.as_ref(), mask)?;
-        self.model.first_non_finite(&work)
+        self.model.first_non_finite(None, &work, &on_gpu, self.adapter.as_ref(), mask)
     }
 
     /// The mean loss over the trained tokens of all samples, and their number. Samples are packed into rows of `length` tokens, as many
@@ -84,16 +83,29 @@ impl Session {
     }
 
     /// The logits of the token after `tokens`, of which there is one at least, and which follow the first `past` tokens of the text in
-    /// `cache`: their keys and values are then there, too.
+    /// `cache`: their keys and values are then there, too. `length` are the tokens of the text that is read, those after `tokens`
+    /// included: where the angles of the rotary embedding depend on it, all of a prompt is rotated by the prompt's length.
     ///
     /// # Errors
-    /// [`ModelError::Shape`] where the cache or the memory has no room for them; what went wrong on the device.
-    pub(crate) fn next_logits(&mut self, tokens: &[u32], cache: &KvCache, past: u32) -> Result<Vec<f32>, ModelError> {
-        let (work, batch) = self.model.begin(&self.memory, &sample(tokens))?;
-        let past = Some(Past { cache, tokens: past });
-        self.model.forward_after(past, &work, &batch, self.adapter.as_ref(), None)?;
+    /// [`OpError::Shape`](crate::ops::OpError::Shape) where the cache or the memory has no room for them;
+    /// [`ModelError::NotFinite`]; what went wrong on the device.
+    pub(crate) fn next_logits(
+        &mut self,
+        tokens: &[u32],
+        cache: &KvCache,
+        past: u32,
+        length: u32,
+    ) -> Result<Vec<f32>, ModelError> {
+        let (work, batch) = self.model.begin_after(&self.memory, &sample(tokens), past, length)?;
+        let past = || Some(Past { cache, tokens: past });
+        self.model.forward_after(past(), &work, &batch, self.adapter.as_ref(), None)?;
         let last = self.memory.workspace(self.model.config(), 1)?;
-        self.model.last_logits(&work, &last)
+        let logits = self.model.last_logits(&work, &last)?;
+        if logits.iter().all(|x| x.is_finite()) {
+            return Ok(logits);
+        }
+        let layer = self.model.first_non_finite(past(), &work, &batch, self.adapter.as_ref(), None)?;
+        Err(ModelError::NotFinite { step: None, what: "a score of the next token", layer })
     }
 
     /// The residual stream before each layer, and after the last one, [tokens, hidden] each, of one sample. All of them only where the

@@ -228,7 +228,7 @@ mod tests {
 
     use super::*;
     use crate::dequant::{GpuWeights, dequantize};
-    use crate::format::nf4::{self, Projection, ScaleType, Scales};
+    use crate::format::nf4::{self, Nf4Tensor, ScaleType, Scales};
     use crate::ops::testing::{assert_untouched, gpu, gpu_with, poisoned, random};
 
     const TYPES: [FloatType; 3] = [FloatType::F32, FloatType::F16, FloatType::Bf16];
@@ -260,7 +260,7 @@ mod tests {
             }
         };
         let scales = Scales::from_payload(&payload, scale_type, blocks as usize).unwrap();
-        let projection = Projection { codes: &codes, scales, block_size, elements: elements.into() };
+        let projection = Nf4Tensor { codes: &codes, scales, block_size, elements: elements.into() };
         let mut values = vec![0.0; elements as usize];
         dequantize(&projection, 0, &mut values).unwrap();
         (GpuWeights::upload(gpu, &projection).unwrap(), values)

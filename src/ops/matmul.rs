@@ -24,6 +24,7 @@ use crate::dequant::operand::ALIGN;
 use crate::format::FloatType;
 use crate::gpu::{Commands, Gpu};
 use crate::ops::error::OpError;
+use crate::ops::trial::Tried;
 
 /// The products of a device.
 #[derive(Debug)]
@@ -40,7 +41,7 @@ impl Matmul {
     /// # Errors
     /// [`OpError::Gpu`] where there is no memory, or a kernel does not compile.
     pub fn new(gpu: &Gpu) -> Result<Self, OpError> {
-        Ok(Self { kernels: Kernels::new(gpu)? })
+        Ok(Self { kernels: Kernels::new(gpu, Tried::new(gpu), Tried::new(gpu), trial::TRIALS)? })
     }
 
     /// `out[m, n] = scale * a[m, k] b[n, k]^T`, added to what `out` holds where `add`.

@@ -27,12 +27,17 @@ impl RotaryTable {
     /// An angle is the float32 product that the models' own code forms. Its cosine comes from here and not from the kernel, because
     /// WGSL promises no accuracy for angles beyond pi.
     pub fn angles(&self, positions: u32) -> Vec<f32> {
-        let turn = |(position, frequency): (u32, f32)| {
+        let mut angles = Vec::new();
+        (0..positions).for_each(|position| self.push_angles(position, &mut angles));
+        angles
+    }
+
+    /// Appends the row of one position, as in [`RotaryTable::angles`].
+    pub fn push_angles(&self, position: u32, to: &mut Vec<f32>) {
+        for frequency in &self.inv_freq {
             let (sine, cosine) = f64::from(position as f32 * frequency).sin_cos();
-            [cosine as f32 * self.attention_factor, sine as f32 * self.attention_factor]
-        };
-        let row = |position| self.inv_freq.iter().map(move |&frequency| (position, frequency));
-        (0..positions).flat_map(row).flat_map(turn).collect()
+            to.extend([cosine as f32 * self.attention_factor, sine as f32 * self.attention_factor]);
+        }
     }
 
     /// [`RotaryTable::angles`] on the device: a matrix of `positions` rows and as many columns as a head has elements.
@@ -48,7 +53,7 @@ impl RotaryTable {
 /// The frequencies of a model: `modeling_rope_utils.py` of transformers 5, in the same float32 steps.
 ///
 /// `theta` is the config's `rope_theta`; `rotary_dim` the elements of a head, an even number above 2; `sequence_length` the tokens of
-/// the longest sequence, which matters to [`RopeScaling::Dynamic`] alone.
+/// the sequence, which matters to [`RopeScaling::Dynamic`] alone.
 pub fn inverse_frequencies(theta: f64, rotary_dim: u32, scaling: &RopeScaling, sequence_length: u32) -> RotaryTable {
     let mut attention_factor = 1.0;
     let mut inv_freq: Vec<f32> = periods(theta, rotary_dim).map(|period| 1.0 / period).collect();

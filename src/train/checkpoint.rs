@@ -17,7 +17,7 @@ use thiserror::Error;
 
 use crate::arch::config::ModelConfig;
 use crate::format::{PieceCrc, crc32};
-use crate::io::temporary_folder;
+use crate::io::{is_temporary, temporary_folder};
 use crate::lora::adapter::{self, Adapter, AdapterError, Matrix, le_bytes, matrices};
 use crate::lora::config::AdapterLayout;
 pub use fingerprint::{Difference, Fingerprint, Inputs, data_identity, pack_identity};
@@ -225,8 +225,12 @@ pub struct Checkpoint {
 impl Checkpoint {
     /// Writes the folder `checkpoint-STEP` in `out`, and returns its path. It appears whole, or not at all.
     ///
+    /// Where the step has a checkpoint already, one with the same numbers is replaced in place, file by file: it is whole all the
+    /// time, because the numbers are the same bytes. That is so where an evaluation has changed the state after it was saved. What
+    /// else has that name is renamed first, as [`Checkpoint::set_aside`] does.
+    ///
     /// # Errors
-    /// [`CheckpointError::Length`], [`CheckpointError::Adapter`].
+    /// [`CheckpointError::Length`], [`CheckpointError::Adapter`], [`CheckpointError::SetAside`].
     pub fn write(&self, out: &Path) -> Result<PathBuf, CheckpointError> {
         let folder = out.join(format!("{FOLDER_PREFIX}{}", self.state.step));
         let layout = &self.adapter.layout;
@@ -241,8 +245,17 @@ impl Checkpoint {
         let json = |source| CheckpointError::Json { path: folder.join(STATE), source };
         let state = serde_json::to_vec_pretty(&file).map_err(json)?;
         let more = [(OPTIMIZER, optimizer.as_slice()), (STATE, state.as_slice())];
+        let has_these_numbers = || read_state(&folder).is_ok_and(|there| there.checksum == file.checksum);
+        if fs::symlink_metadata(&folder).is_ok() && !has_these_numbers() {
+            rename_aside(out, &folder)?;
+        }
         self.adapter.write(&folder, &more).map_err(failed)?;
         Ok(folder)
+    }
+
+    /// Whether `out` has something with the name of this step's checkpoint.
+    pub fn is_there(out: &Path, step: u64) -> bool {
+        fs::symlink_metadata(out.join(format!("{FOLDER_PREFIX}{step}"))).is_ok()
     }
 
     /// Reads a folder that [`Checkpoint::write`] wrote, for `model`.
@@ -279,38 +292,54 @@ impl Checkpoint {
         Ok(named(out)?.iter().any(|(_, entry)| !is_ours(entry)))
     }
 
-    /// Removes the oldest checkpoints of `out` until `keep` are left; the newest always stays, and so does everything that is
-    /// not such a folder. Each vanishes at once.
+    /// Removes the oldest checkpoints of `out` up to `step` until `keep` are left; the newest always stays, and so does everything
+    /// that is not such a folder. Each vanishes at once. What an earlier call could not remove is tried again.
     ///
-    /// # Errors
-    /// [`CheckpointError::Read`], [`CheckpointError::Remove`].
-    pub fn prune(out: &Path, keep: u32) -> Result<(), CheckpointError> {
-        let checkpoints = list(out)?;
-        let old = checkpoints.len().saturating_sub(keep.max(1) as usize);
-        for path in checkpoints.into_iter().take(old) {
-            remove(out, &path).map_err(|source| CheckpointError::Remove { path, source })?;
+    /// Returns what cannot be removed ([`CheckpointError::Read`], [`CheckpointError::Remove`]): nothing that a run has learned depends
+    /// on it.
+    pub fn prune(out: &Path, step: u64, keep: u32) -> Vec<CheckpointError> {
+        Self::prune_with(out, step, keep, |path| fs::remove_dir_all(path))
+    }
+
+    /// [`Checkpoint::prune`] with a way to remove a folder.
+    fn prune_with(out: &Path, step: u64, keep: u32, remove_all: impl Fn(&Path) -> io::Result<()>) -> Vec<CheckpointError> {
+        let mut failed = Vec::new();
+        let mut check = |path: PathBuf, removed: io::Result<()>| {
+            failed.extend(removed.err().map(|source| CheckpointError::Remove { path, source }));
+        };
+        for path in remains(out) {
+            let removed = remove_all(&path);
+            check(path, removed);
         }
-        Ok(())
+        match list(out) {
+            Ok(mut checkpoints) => {
+                // A later one, which could not be set aside, is not counted: what is kept are checkpoints of the run as it is.
+                checkpoints.retain(|path| !is_after(path, step));
+                let old = checkpoints.len().saturating_sub(keep.max(1) as usize);
+                for path in checkpoints.into_iter().take(old) {
+                    let removed = take_name(out, &path).and_then(|path| remove_all(&path));
+                    check(path, removed);
+                }
+            }
+            Err(error) => failed.push(error),
+        }
+        failed
     }
 
     /// Renames the checkpoints of `out` after `step`, which a run that goes on from there does not have: `aside-1-checkpoint-STEP`, or
-    /// the next number that is free. Returns the new names.
+    /// the next number that is free. Returns the new names, and what cannot be renamed ([`CheckpointError::SetAside`]).
     ///
     /// # Errors
-    /// [`CheckpointError::Read`], [`CheckpointError::SetAside`].
-    pub fn set_aside(out: &Path, step: u64) -> Result<Vec<PathBuf>, CheckpointError> {
-        let later =
-            |path: &PathBuf| path.file_name().and_then(|name| step_of(name.to_str()?)).is_some_and(|found| found > step);
-        let rename = |path: PathBuf| {
-            let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-            let free = |number: u32| Some(out.join(format!("{ASIDE_PREFIX}{number}-{name}"))).filter(|path| !path.exists());
-            let target = (1..=u32::MAX).find_map(free).unwrap_or_default();
-            match fs::rename(&path, &target) {
-                Ok(()) => Ok(target),
-                Err(source) => Err(CheckpointError::SetAside { path, source }),
+    /// [`CheckpointError::Read`].
+    pub fn set_aside(out: &Path, step: u64) -> Result<(Vec<PathBuf>, Vec<CheckpointError>), CheckpointError> {
+        let (mut renamed, mut failed) = (Vec::new(), Vec::new());
+        for path in list(out)?.into_iter().filter(|path| is_after(path, step)) {
+            match rename_aside(out, &path) {
+                Ok(target) => renamed.push(target),
+                Err(error) => failed.push(error),
             }
-        };
-        list(out)?.into_iter().filter(later).map(rename).collect()
+        }
+        Ok((renamed, failed))
     }
 
     fn checksum(&self) -> u32 {
@@ -416,16 +445,41 @@ fn step_of(name: &str) -> Option<u64> {
     step.parse().ok().filter(|number: &u64| number.to_string() == step)
 }
 
+/// Whether it is the checkpoint of a later step.
+fn is_after(path: &Path, step: u64) -> bool {
+    path.file_name().and_then(|name| step_of(name.to_str()?)).is_some_and(|found| found > step)
+}
+
+/// Gives a checkpoint of `out` a name that is none of a checkpoint's, and returns it.
+fn rename_aside(out: &Path, path: &Path) -> Result<PathBuf, CheckpointError> {
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    let free = |number: u32| Some(out.join(format!("{ASIDE_PREFIX}{number}-{name}"))).filter(|path| !path.exists());
+    let target = (1..=u32::MAX).find_map(free).unwrap_or_default();
+    match fs::rename(path, &target) {
+        Ok(()) => Ok(target),
+        Err(source) => Err(CheckpointError::SetAside { path: path.to_owned(), source }),
+    }
+}
+
 /// Whether it is a folder, not a link to one, with what PEFT and transformers write none of.
 fn is_ours(entry: &fs::DirEntry) -> bool {
     entry.file_type().is_ok_and(|kind| kind.is_dir()) && entry.path().join(OPTIMIZER).is_file()
 }
 
-/// Takes the folder's name away first: no checkpoint is ever seen in part.
-fn remove(out: &Path, checkpoint: &Path) -> io::Result<()> {
+/// The name of a checkpoint that is being removed, in a temporary folder.
+const REMOVED: &str = "removed";
+
+/// Moves a checkpoint that is to be removed into a temporary folder, and returns that: no checkpoint is ever seen in part.
+fn take_name(out: &Path, checkpoint: &Path) -> io::Result<PathBuf> {
     let temporary = temporary_folder(out)?;
-    fs::rename(checkpoint, temporary.path().join("removed"))?;
-    temporary.close()
+    fs::rename(checkpoint, temporary.path().join(REMOVED))?;
+    Ok(temporary.keep())
+}
+
+/// Temporary folders of `out` with a checkpoint that could be renamed, and not removed.
+fn remains(out: &Path) -> Vec<PathBuf> {
+    let entries = fs::read_dir(out).into_iter().flatten().flatten().map(|entry| entry.path());
+    entries.filter(|path| is_temporary(path) && path.join(REMOVED).is_dir()).collect()
 }
 
 #[cfg(test)]

@@ -4,6 +4,7 @@ mod error;
 mod prepare;
 mod start;
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -40,6 +41,9 @@ pub enum Event<'a> {
     Eval(&'a EvalRecord),
     /// A checkpoint was written.
     Saved(&'a Path),
+    /// Something cannot be removed or recorded that the training does not depend on. It is tried again; the same warning does
+    /// not come twice.
+    Warning(&'a RunError),
 }
 
 /// Why a run ended.
@@ -72,6 +76,9 @@ pub struct Run {
     /// Rows of the epoch that [`State::epoch`] is in.
     rows: Vec<Vec<usize>>,
     recorder: Recorder,
+    /// Warnings that the caller has not got yet, and the texts of all that there were.
+    warnings: Vec<RunError>,
+    warned: BTreeSet<String>,
     /// All records, those before a resumption too.
     pub records: Vec<Record>,
     /// Later checkpoints than the one that the run goes on from, by the names that they have now.
@@ -113,15 +120,17 @@ impl Run {
         };
         let trainer = begun.trainer(gpu, pack, &settings, &plan)?;
         let out = task.out.to_owned();
-        let set_aside = if begun.is_fresh() { Vec::new() } else { Checkpoint::set_aside(&out, begun.state.step)? };
+        let (set_aside, stuck) =
+            if begun.is_fresh() { Default::default() } else { Checkpoint::set_aside(&out, begun.state.step)? };
         let keeps_best = settings.early_stop.is_some() && held_out.is_some();
         begun.write_adapter(task, &model, keeps_best)?;
-        let (recorder, records) = begun.records(&out)?;
+        let (mut recorder, records) = begun.records(&out)?;
+        let unrecorded = recorder.flush();
         let Start { adapter, state, checkpoint: last_checkpoint, .. } = begun;
         let schedule = Schedule::new(settings.schedule, settings.lr, settings.warmup, total_steps);
         let rows = epoch_rows(&data, &settings, plan.length, state.epoch);
         let clock = (state.seconds, Instant::now());
-        Ok(Self {
+        let mut run = Self {
             settings,
             out,
             data,
@@ -133,6 +142,8 @@ impl Run {
             state,
             rows,
             recorder,
+            warnings: Vec::new(),
+            warned: BTreeSet::new(),
             records,
             set_aside,
             last_checkpoint,
@@ -140,7 +151,29 @@ impl Run {
             saved_at: Instant::now(),
             clock,
             last_batch: None,
-        })
+        };
+        run.warn(stuck);
+        run.warn(unrecorded);
+        Ok(run)
+    }
+
+    /// Keeps what went wrong for the caller, unless that has happened before.
+    fn warn<E: Into<RunError>>(&mut self, errors: impl IntoIterator<Item = E>) {
+        for error in errors.into_iter().map(Into::into) {
+            if self.warned.insert(error.to_string()) {
+                self.warnings.push(error);
+            }
+        }
+    }
+
+    /// Hands the warnings over; whether the run is to go on.
+    fn tell_warnings(&mut self, observe: &mut impl FnMut(Event<'_>) -> bool) -> bool {
+        self.warnings.drain(..).fold(true, |wanted, warning| observe(Event::Warning(&warning)) && wanted)
+    }
+
+    /// How many records the files of the run lack, because they could not be written: the name of each file, and a number above 0.
+    pub fn lost_records(&self) -> Vec<(&'static str, u64)> {
+        self.recorder.missing()
     }
 
     /// Runs to the end, or until `observe` answers `false`. In the end the last adapter is in its folder or, with an early stop, the
@@ -154,11 +187,11 @@ impl Run {
             // What the model can without having learned: what all later losses are held against.
             self.state.eval_due = self.held_out.is_some();
         }
-        let mut wanted = self.evaluate(&mut observe)?;
+        let mut wanted = self.evaluate(&mut observe)? && self.tell_warnings(&mut observe);
         while wanted && self.state.step < self.state.total_steps && !self.stops_early() {
             let (record, epoch_ends) = self.step()?;
             let last = self.state.step >= self.state.total_steps;
-            wanted = observe(Event::Step(&record, self.state.total_steps));
+            wanted = observe(Event::Step(&record, self.state.total_steps)) && self.tell_warnings(&mut observe);
             self.state.eval_due = self.held_out.is_some() && (last || self.is_due(self.settings.eval_every, epoch_ends));
             // Before the evaluation: nothing that happens there loses what was learned.
             let in_time = self.settings.save_every.is_none() && self.saved_at.elapsed() >= SAVE_AFTER;
@@ -168,6 +201,7 @@ impl Run {
             if wanted {
                 wanted = self.evaluate(&mut observe)?;
             }
+            wanted &= self.tell_warnings(&mut observe);
         }
         self.end(&mut observe)
     }
@@ -183,6 +217,9 @@ impl Run {
         if self.saved.as_ref() != Some(&self.state) {
             self.save(observe)?;
         }
+        let unrecorded = self.recorder.flush();
+        self.warn(unrecorded);
+        self.tell_warnings(observe);
         Ok(end)
     }
 
@@ -263,7 +300,8 @@ impl Run {
             gpu_bytes: allocated.map_or(self.plan.total(), |allocated| allocated.reserved),
             seconds: self.state.seconds,
         };
-        self.recorder.record(&Record::Step(record))?;
+        let unrecorded = self.recorder.record(&Record::Step(record));
+        self.warn(unrecorded);
         self.records.push(Record::Step(record));
         self.last_batch = batches.into_iter().next_back();
         Ok((record, self.state.row as usize >= self.rows.len()))
@@ -312,7 +350,8 @@ impl Run {
         self.state.eval_due = false;
         self.state.seconds = self.seconds_now();
         let record = EvalRecord { step: self.state.step, loss, perplexity: loss.exp(), tokens, seconds: self.state.seconds };
-        self.recorder.record(&Record::Eval(record))?;
+        let unrecorded = self.recorder.record(&Record::Eval(record));
+        self.warn(unrecorded);
         self.records.push(Record::Eval(record));
         if self.state.best_eval.is_none_or(|best| loss < best) {
             (self.state.best_eval, self.state.best_step) = (Some(loss), self.state.step);
@@ -325,6 +364,20 @@ impl Run {
             self.state.evals_without_gain += 1;
         }
         Ok(observe(Event::Eval(&record)))
+    }
+
+    /// Removes old checkpoints, and renames those of later steps that the start of the run could not. What fails is tried again
+    /// after the next checkpoint.
+    fn tidy(&mut self) {
+        let step = self.state.step;
+        self.warn(Checkpoint::prune(&self.out, step, self.settings.keep));
+        match Checkpoint::set_aside(&self.out, step) {
+            Ok((renamed, stuck)) => {
+                self.set_aside.extend(renamed);
+                self.warn(stuck);
+            }
+            Err(error) => self.warn([error]),
+        }
     }
 
     /// Writes the present adapter into the folder of the run.
@@ -345,11 +398,21 @@ impl Run {
         let [vector, mean, square] = self.trainer.read()?;
         self.adapter.vector = vector;
         let checkpoint = Checkpoint { adapter: self.adapter.clone(), mean, square, state: self.state.clone() };
-        let path = checkpoint.write(&self.out)?;
+        let written = checkpoint.write(&self.out);
         if !self.keeps_best() {
             self.adapter.write(&self.out, &[]).map_err(ModelError::from)?;
         }
-        Checkpoint::prune(&self.out, self.settings.keep)?;
+        let path = match written {
+            Ok(path) => path,
+            // An old folder has the name and cannot be moved: the run is worth more than this checkpoint, and those before it stay.
+            Err(error) if Checkpoint::is_there(&self.out, self.state.step) => {
+                self.warn([error]);
+                self.saved_at = Instant::now();
+                return Ok(true);
+            }
+            Err(error) => return Err(error.into()),
+        };
+        self.tidy();
         let again = self.last_checkpoint.as_ref() == Some(&path);
         self.last_checkpoint = Some(path.clone());
         (self.saved, self.saved_at) = (Some(checkpoint.state), Instant::now());

@@ -14,7 +14,7 @@ use crate::convert::source::{Checkpoint, TensorInfo};
 use crate::convert::{Progress, encode, parts};
 use crate::dequant;
 use crate::format::nf4::{self, SUPER_BLOCK, Scales};
-use crate::format::{FloatType, Pack, Projection, Provenance, RawTensor, Role};
+use crate::format::{FloatType, Pack, Provenance, QuantizedTensor, RawTensor, Role};
 use crate::io::AlignedBuf;
 
 /// Weights that are compared at a time: a multiple of every block size.
@@ -129,6 +129,8 @@ pub enum Mismatch {
 
 /// Compares the pack at `path` with the checkpoint at `source`, on `threads` threads (0: one per core).
 ///
+/// The pack is mapped meanwhile: nobody may change it ([`MappedPack::open`](crate::MappedPack::open)).
+///
 /// # Errors
 /// Where one of them cannot be read; what does not fit is in the report.
 pub fn against(
@@ -138,7 +140,7 @@ pub fn against(
     threads: usize,
     progress: &dyn Progress,
 ) -> Result<AgainstReport, VerifyError> {
-    let mapped = MappedPack::open(path)?;
+    let mapped = MappedPack::open_unchanged(path)?;
     // A pack of another program may have no such record; then nothing was dropped.
     let provenance = Provenance::from_json(mapped.pack().index().metadata());
     let dropped = provenance.map(|p| p.dropped).unwrap_or_default();
@@ -151,7 +153,7 @@ pub fn against(
     let comparison = Comparison::new(mapped.pack(), &checkpoint, &model, progress);
     let mut report = pool.install(|| comparison.run())?;
     let in_pack: HashSet<&str> =
-        comparison.pack.projections().map(|p| p.name).chain(comparison.pack.raw_tensors().map(|t| t.name)).collect();
+        comparison.pack.quantized_tensors().map(|p| p.name).chain(comparison.pack.raw_tensors().map(|t| t.name)).collect();
     let missing = checkpoint
         .tensors
         .iter()
@@ -204,9 +206,9 @@ impl<'a> Comparison<'a> {
 
     fn run(&self) -> Result<AgainstReport, VerifyError> {
         let mut report = AgainstReport { tensors: Vec::new(), identical: 0, mismatches: Vec::new() };
-        let total = self.pack.projections().map(|p| p.data.elements).sum();
+        let total = self.pack.quantized_tensors().map(|p| p.data.elements).sum();
         let mut done = 0;
-        for projection in self.pack.projections() {
+        for projection in self.pack.quantized_tensors() {
             let place = (projection.role, projection.layer, projection.expert);
             let Some(tensor) = self.source_of(projection.name, projection.shape.dims(), None, place, &mut report) else {
                 continue;
@@ -290,7 +292,7 @@ impl<'a> Comparison<'a> {
 
     fn projection(
         &self,
-        projection: &Projection<'_>,
+        projection: &QuantizedTensor<'_>,
         tensor: &TensorInfo,
         report: &mut AgainstReport,
     ) -> Result<(), VerifyError> {
@@ -322,7 +324,7 @@ impl<'a> Comparison<'a> {
 
     fn piece(
         &self,
-        projection: &Projection<'_>,
+        projection: &QuantizedTensor<'_>,
         tensor: &TensorInfo,
         first: u64,
         scratch: &mut Scratch,
@@ -378,7 +380,7 @@ impl Encoded<'_> {
 
 /// One piece of a tensor: the source, the decoded pack, the best codes for the stored scales, and what plain absmax would do.
 struct Blocks<'a> {
-    projection: &'a Projection<'a>,
+    projection: &'a QuantizedTensor<'a>,
     first: u64,
     source: &'a [f32],
     decoded: &'a [f32],

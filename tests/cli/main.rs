@@ -4,6 +4,7 @@ mod commands;
 #[path = "../common/mod.rs"]
 mod common;
 mod generate;
+mod golden;
 mod gpu;
 mod merge;
 mod train;

@@ -173,9 +173,9 @@ fn expected(base: &Tensors, adapter: &Tensors, rank: usize, scale: f64) -> (BTre
 
 /// The decoded tensors of a pack, as its checkpoint would have them.
 fn decoded(pack: &Path) -> Tensors {
-    let mapped = MappedPack::open(pack).unwrap();
+    let mapped = MappedPack::read(pack).unwrap();
     let shape = |dims: &[u64]| dims.iter().map(|&d| d as usize).collect();
-    let quantised = mapped.pack().projections().map(|p| {
+    let quantised = mapped.pack().quantized_tensors().map(|p| {
         let bytes = common::decode(&p.data).iter().flat_map(|v| v.to_le_bytes()).collect();
         (p.name.to_owned(), (Dtype::F32, shape(p.shape.dims()), bytes))
     });
@@ -497,19 +497,18 @@ fn failures_of_the_command_say_what_to_do() {
     place.checkpoint("other", |tensors| tensors.get_mut(DOWN).unwrap().1.reverse());
     let before = place.names();
     for (arguments, error, hint) in [
-        ("tiny.nf4pack --adapter ADAPTER --base TINY --out full", "full exists already", "new folder"),
-        (
-            "tiny.nf4pack --adapter empty --base TINY --out out",
-            "cannot read empty/adapter_config.json",
-            "adapter_config.json",
-        ),
-        ("tiny.nf4pack --adapter ADAPTER --base none --out out", "cannot read none", "folder"),
-        ("tiny.nf4pack --adapter ADAPTER --base other --out out", "other is not the checkpoint", "--base dequant"),
-        ("none --adapter ADAPTER --base dequant --out out", "none: No such file", "nf4pack convert"),
-        ("tiny.nf4pack --adapter ADAPTER --base dequant --out no/out", "cannot write no/out", "the folder no must be there"),
+        ("tiny.nf4pack --adapter ADAPTER --base TINY --out full", "target-folder-exists", "new folder"),
+        ("tiny.nf4pack --adapter empty --base TINY --out out", "adapter-unreadable", "adapter_config.json"),
+        ("tiny.nf4pack --adapter ADAPTER --base none --out out", "source-unreadable", "folder"),
+        ("tiny.nf4pack --adapter ADAPTER --base other --out out", "merge-other-base", "--base dequant"),
+        ("none --adapter ADAPTER --base dequant --out out", "pack-unreadable", "nf4pack convert"),
+        ("tiny.nf4pack --adapter ADAPTER --base dequant --out no/out", "target-unwritable", "no"),
     ] {
         let failed = run(&place, arguments).code(1).stdout("");
-        failed.stderr(contains(&format!("error: {error}"))).stderr(contains("\nhint: ")).stderr(contains(hint));
+        failed.stderr(predicate::str::starts_with("error: ")).stderr(contains("\nhint: ")).stderr(contains(hint));
+        let document: Value =
+            serde_json::from_slice(&run(&place, &format!("{arguments} --json")).get_output().stdout).unwrap();
+        assert_eq!(document["code"], error, "{arguments}");
     }
     assert_eq!(place.names(), before);
     assert_eq!(fs::read(place.path("full/notes")).unwrap(), b"mine");

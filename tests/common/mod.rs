@@ -187,7 +187,7 @@ pub fn faults(bytes: &[u8]) -> Vec<FormatError> {
 }
 
 /// All weights of a projection, decoded by the formula of section 7 of the specification.
-pub fn decode(projection: &nf4pack::format::nf4::Projection<'_>) -> Vec<f32> {
+pub fn decode(projection: &nf4pack::format::nf4::Nf4Tensor<'_>) -> Vec<f32> {
     let scales: &Scales<'_> = &projection.scales;
     (0..projection.elements as usize)
         .map(|i| {

@@ -93,12 +93,12 @@ impl Fixture {
         let scratch = tempfile::tempdir().unwrap();
         let pack = scratch.path().join("model.nf4pack");
         convert::convert(checkpoint, &pack, options, &()).unwrap();
-        let config = read_config(&PackSource::open(&pack, true).unwrap()).unwrap();
+        let config = read_config(&PackSource::open(&pack).unwrap()).unwrap();
         Self { gpu, folder, pack, config, length: length as u32, rank, _scratch: scratch }
     }
 
     pub fn model(&self, ring: bool) -> Model {
-        let source = PackSource::open(&self.pack, true).unwrap();
+        let source = PackSource::open(&self.pack).unwrap();
         let least = StreamPlan::new(source.index(), u64::MAX, None, true).unwrap().minimum_bytes;
         let options = StreamOptions { budget: ring.then_some(least), ..StreamOptions::default() };
         let model = Model::new(&self.gpu, source, self.length, &options).unwrap();

@@ -22,6 +22,13 @@ pub fn json(folder: &Path, arguments: &[&str]) -> Value {
     serde_json::from_slice(&assert.get_output().stdout).unwrap()
 }
 
+/// Runs it with `--json`, to fail: the code of the error.
+pub fn error_code(folder: &Path, arguments: &[&str]) -> String {
+    let assert = command(folder, arguments).arg("--json").assert().code(1);
+    let document: Value = serde_json::from_slice(&assert.get_output().stdout).unwrap();
+    document["code"].as_str().unwrap().to_owned()
+}
+
 /// A folder with a pack of the bundled model.
 pub fn place() -> tempfile::TempDir {
     let folder = tempfile::tempdir().unwrap();

@@ -5,7 +5,6 @@ use std::fs;
 use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 
-use nf4pack::MappedPack;
 use nf4pack::convert::encode::Encoder;
 use nf4pack::convert::notice::Notice;
 use nf4pack::convert::source::Checkpoint;
@@ -14,6 +13,7 @@ use nf4pack::export::export_sharded;
 use nf4pack::format::nf4::{BLOCK_SIZES, ScaleType, Scales};
 use nf4pack::format::{FloatType, FormatError, Index, Pack, Provenance, Role, crc32};
 use nf4pack::verify::{AgainstReport, Mismatch, against, verify};
+use nf4pack::{LayerError, MappedPack};
 use proptest::prelude::*;
 use regex::Regex;
 use safetensors::SafeTensors;
@@ -61,9 +61,9 @@ fn absmax_with_f32_scales_is_bitsandbytes_bit_for_bit() {
     let (_folder, target, _) = converted(&fixture("tiny-qwen3"), options(Encoder::Absmax, ScaleType::F32, 64));
     let oracle = fs::read(fixture("oracle/nf4_absmax_b64.safetensors")).unwrap();
     let oracle = SafeTensors::deserialize(&oracle).unwrap();
-    let mapped = MappedPack::open(&target).unwrap();
+    let mapped = MappedPack::read(&target).unwrap();
     let mut compared = 0;
-    for projection in mapped.pack().projections() {
+    for projection in mapped.pack().quantized_tensors() {
         let packed = oracle.tensor(&format!("{}.packed_high_nibble_first", projection.name)).unwrap();
         let absmax = oracle.tensor(&format!("{}.absmax", projection.name)).unwrap();
         // bitsandbytes has the first element of a byte in the high nibble.
@@ -158,7 +158,7 @@ fn shards_and_a_single_file_give_the_same_sections() {
     let (_a, single_pack, _) = converted(&single.path().join("model"), Options::default());
     let (_b, sharded_pack, _) = converted(&sharded.path().join("model"), Options::default());
     assert!(names_in(&sharded.path().join("model")).len() > 4, "the checkpoint is not sharded");
-    let (single_pack, sharded_pack) = (MappedPack::open(single_pack).unwrap(), MappedPack::open(sharded_pack).unwrap());
+    let (single_pack, sharded_pack) = (MappedPack::read(single_pack).unwrap(), MappedPack::read(sharded_pack).unwrap());
     let crcs = |pack: &MappedPack| -> Vec<(String, u32)> {
         let index = pack.pack().index();
         index.sections().iter().map(|s| (index.name(s).to_owned(), s.crc)).collect()
@@ -171,7 +171,7 @@ fn provenance_has_the_hash_of_every_source_file() {
     let checkpoint = small_checkpoint(Some(20_000));
     let source = checkpoint.path().join("model");
     let (_folder, target, _) = converted(&source, options(Encoder::Absmax, ScaleType::Dq8, 32));
-    let mapped = MappedPack::open(target).unwrap();
+    let mapped = MappedPack::read(target).unwrap();
     let provenance = Provenance::from_json(mapped.pack().index().metadata()).unwrap();
     assert_eq!((provenance.encoder.as_str(), provenance.scales.as_str(), provenance.block_size), ("absmax", "dq8", 32));
     let mut files: Vec<String> = provenance.sources.iter().map(|s| s.file.clone()).collect();
@@ -189,7 +189,7 @@ fn provenance_has_the_hash_of_every_source_file() {
 fn files_and_raw_tensors_are_in_the_pack_byte_for_byte() {
     let source = fixture("tiny-qwen3");
     let (_folder, target, _) = converted(&source, Options::default());
-    let mapped = MappedPack::open(target).unwrap();
+    let mapped = MappedPack::read(target).unwrap();
     let names: Vec<&str> = mapped.pack().files().map(|f| f.name).collect();
     assert_eq!(names, ["config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json"]);
     for file in mapped.pack().files() {
@@ -213,12 +213,12 @@ fn keep_and_quantize_choose_what_is_encoded() {
         ..Options::default()
     };
     let (_folder, target, _) = converted(&source, with(Some(r"\.down_proj\."), Some("embed_tokens")));
-    let mapped = MappedPack::open(&target).unwrap();
+    let mapped = MappedPack::read(&target).unwrap();
     let layer = mapped.layer(1).unwrap();
-    assert!(layer.projection(Role::DownProj).is_none());
+    assert!(layer.quantized_tensor(Role::DownProj).is_none());
     assert!(layer.raw_tensors().any(|t| t.role == Role::DownProj && t.float_type == FloatType::Bf16));
-    assert_eq!(layer.projections().count(), 6);
-    assert!(mapped.pack().projection("model.embed_tokens.weight").is_some());
+    assert_eq!(layer.quantized_tensors().count(), 6);
+    assert!(mapped.pack().quantized_tensor("model.embed_tokens.weight").is_some());
     assert_eq!(compare(&target, &source).mismatches, []);
 
     let fails = |options| convert(&source, &target.with_extension("2"), options, &()).unwrap_err().to_string();
@@ -320,7 +320,7 @@ fn what_is_no_file_is_not_replaced() {
         let options = Options { force: true, ..Options::default() };
         let error = convert(&folder.path().join("model"), target, options, &()).unwrap_err();
         assert!(matches!(error, ConvertError::TargetNotAFile { .. }), "{error:?}");
-        assert!(MappedPack::open(target).unwrap_err().to_string().contains("not a regular file"));
+        assert!(MappedPack::read(target).unwrap_err().to_string().contains("not a regular file"));
     }
     assert_eq!(names_in(folder.path()), ["link", "model", "socket"]);
 }
@@ -391,7 +391,7 @@ fn a_tied_head_is_stored_once_and_a_differing_one_is_kept() {
         let source = folder.path().join("model");
         add_head(&source, differs);
         let (_folder, target, report) = converted(&source, Options::default());
-        let mapped = MappedPack::open(&target).unwrap();
+        let mapped = MappedPack::read(&target).unwrap();
         assert_eq!(mapped.pack().raw_tensor("lm_head.weight").is_some(), differs);
         assert_eq!(report.notices.len(), 1);
         let provenance = Provenance::from_json(mapped.pack().index().metadata()).unwrap();
@@ -425,7 +425,7 @@ fn a_tied_head_of_another_float_type_is_the_same_where_its_values_are() {
         let (_folder, target, report) = converted(&source, Options::default());
         let expected = if kept { Notice::TiedHeadDiffers } else { Notice::TiedHeadDropped };
         assert_eq!(report.notices, [expected.to_string()]);
-        assert_eq!(MappedPack::open(&target).unwrap().pack().has(Role::LmHead), kept);
+        assert_eq!(MappedPack::read(&target).unwrap().pack().has(Role::LmHead), kept);
         assert_eq!(compare(&target, &source).mismatches, []);
     }
 }
@@ -465,7 +465,7 @@ fn another_checkpoint_does_not_fit() {
 
 /// The number of the first section of a tensor whose name contains `name`.
 fn section_of(target: &Path, name: &str) -> usize {
-    let mapped = MappedPack::open(target).unwrap();
+    let mapped = MappedPack::read(target).unwrap();
     let index = mapped.pack().index();
     index.sections().iter().position(|s| index.name(s).contains(name)).unwrap()
 }
@@ -537,8 +537,8 @@ fn scales_that_are_too_large_are_found_although_their_codes_fit() {
     let source = folder.path().join("model");
     let (_folder, target, _) = converted(&source, options(Encoder::Absmax, ScaleType::F32, 64));
     let (codes, scales) = {
-        let mapped = MappedPack::open(&target).unwrap();
-        let projection = mapped.pack().projection("model.layers.0.mlp.up_proj.weight").unwrap();
+        let mapped = MappedPack::read(&target).unwrap();
+        let projection = mapped.pack().quantized_tensor("model.layers.0.mlp.up_proj.weight").unwrap();
         let mut scales = vec![0.0; projection.data.scales.len()];
         projection.data.scales.read(0, &mut scales);
         scales.iter_mut().for_each(|s| *s *= 4.0 / 3.0);
@@ -696,15 +696,41 @@ fn a_layer_with_a_bad_scale_is_not_handed_out() {
     let checkpoint = small_checkpoint(None);
     let (_folder, target, _) = converted(&checkpoint.path().join("model"), options(Encoder::Absmax, ScaleType::F32, 64));
     let section = {
-        let mapped = MappedPack::open(&target).unwrap();
+        let mapped = MappedPack::read(&target).unwrap();
         mapped.pack().index().layers()[1].clone().find(|&n| mapped.pack().index().sections()[n].block_size == 64).unwrap()
             + 1
     };
     patch_payload(&target, section, 3, |_| 0xff);
-    let mapped = MappedPack::open(&target).unwrap();
+    let mapped = MappedPack::read(&target).unwrap();
     assert!(mapped.layer(0).is_ok());
     assert!(mapped.layer(1).unwrap_err().to_string().contains("scale 0"));
     assert!(mapped.layer(2).unwrap_err().to_string().contains("2 does not exist"));
+}
+
+#[test]
+fn a_tensor_of_no_layer_with_a_bad_scale_is_not_handed_out() {
+    let checkpoint = small_checkpoint(None);
+    let quantize = Some(Regex::new("embed_tokens").unwrap());
+    let options = Options { quantize, ..options(Encoder::Absmax, ScaleType::F32, 64) };
+    let (_folder, target, _) = converted(&checkpoint.path().join("model"), options);
+    let name = "model.embed_tokens.weight";
+    let section = {
+        let good = MappedPack::read(&target).unwrap();
+        assert!(good.quantized_tensor(name).unwrap().is_some_and(|p| p.layer.is_none()));
+        assert!(good.quantized_tensor("none").unwrap().is_none());
+        let index = good.pack().index();
+        index.sections().iter().position(|s| index.name(s) == name && s.block_size == 64).unwrap() + 1
+    };
+    patch_payload(&target, section, 3, |_| 0xff);
+    // SAFETY: the file is not changed any more.
+    for pack in [MappedPack::read(&target).unwrap(), unsafe { MappedPack::open(&target) }.unwrap()] {
+        let of_a_layer = pack.layer(0).unwrap().quantized_tensors().next().unwrap().name.to_owned();
+        assert!(pack.quantized_tensor(&of_a_layer).unwrap().is_some());
+        for _ in 0..2 {
+            let error = pack.quantized_tensor(name).unwrap_err();
+            assert!(matches!(error, LayerError::Globals { source: FormatError::ScaleNegative { .. } }), "{error}");
+        }
+    }
 }
 
 #[test]
@@ -723,9 +749,9 @@ fn an_export_is_a_checkpoint_with_the_decoded_weights() {
             assert!(fs::read_to_string(out.join(name)).unwrap() == expected, "{name}");
         }
         let checkpoint = Checkpoint::open(&out, None).unwrap();
-        let mapped = MappedPack::open(&target).unwrap();
+        let mapped = MappedPack::read(&target).unwrap();
         assert_eq!(checkpoint.tensors.len() as u64, report.written.tensors);
-        for projection in mapped.pack().projections() {
+        for projection in mapped.pack().quantized_tensors() {
             let info = checkpoint.tensors.iter().find(|t| t.name == projection.name).unwrap();
             assert_eq!((info.float_type, &info.shape[..]), (dtype, projection.shape.dims()));
             let mut bytes = vec![0; info.length as usize];
@@ -745,7 +771,7 @@ fn an_export_is_a_checkpoint_with_the_decoded_weights() {
 }
 
 /// The naive decoder: codebook entry times scale, rounded once.
-fn decoded(data: &nf4pack::format::nf4::Projection<'_>, dtype: FloatType) -> Vec<u8> {
+fn decoded(data: &nf4pack::format::nf4::Nf4Tensor<'_>, dtype: FloatType) -> Vec<u8> {
     let value = |i: usize| {
         let code = (data.codes[i / 2] >> (4 * (i % 2))) & 15;
         nf4pack::format::nf4::CODEBOOK[usize::from(code)] * data.scales.get(i / data.block_size as usize)
@@ -766,8 +792,8 @@ fn an_exported_absmax_pack_converts_to_the_same_pack_again() {
     let out = folder.path().join("snapshot");
     export_sharded(&target, &out, FloatType::F32, u64::MAX, &()).unwrap();
     let (_second, again, _) = converted(&out, choice);
-    let (first, second) = (MappedPack::open(&target).unwrap(), MappedPack::open(&again).unwrap());
-    for (a, b) in first.pack().projections().zip(second.pack().projections()) {
+    let (first, second) = (MappedPack::read(&target).unwrap(), MappedPack::read(&again).unwrap());
+    for (a, b) in first.pack().quantized_tensors().zip(second.pack().quantized_tensors()) {
         // Only a scale may change: in a block whose largest weight is negative, -1 * scale is the largest magnitude all the same.
         assert_eq!((a.name, a.data), (b.name, b.data));
     }
@@ -790,9 +816,9 @@ fn a_synthetic_pack_is_good_and_depends_on_the_seed_alone() {
 
     let report = verify(&a, 1, &()).unwrap();
     assert_eq!((report.bytes, report.faults), (len, vec![]));
-    let mapped = MappedPack::open(&a).unwrap();
+    let mapped = MappedPack::read(&a).unwrap();
     let weights: u64 = shape.tensors().iter().filter(|(n, _)| n.contains("_proj")).map(|(_, s)| s[0] * s[1]).sum();
-    assert_eq!(mapped.pack().projections().map(|p| p.data.elements).sum::<u64>(), weights);
+    assert_eq!(mapped.pack().quantized_tensors().map(|p| p.data.elements).sum::<u64>(), weights);
     assert_eq!((mapped.pack().layer_count(), mapped.pack().raw_tensors().count()), (4, 4 * 4));
 }
 

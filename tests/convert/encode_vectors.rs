@@ -4,7 +4,7 @@
 use nf4pack::convert::encode::{self, Encoder, ScalePrecision, Stats, Weights, nested};
 use nf4pack::dequant;
 use nf4pack::format::FloatType;
-use nf4pack::format::nf4::{CODEBOOK, MIDPOINTS, Projection, ScaleType, Scales};
+use nf4pack::format::nf4::{CODEBOOK, MIDPOINTS, Nf4Tensor, ScaleType, Scales};
 use safetensors::{Dtype, SafeTensors};
 
 const BLOCK: u32 = 64;
@@ -82,14 +82,14 @@ fn absmax_codes_and_scales_are_those_of_bitsandbytes() {
         }
         let scales: Vec<u8> = scales.iter().flat_map(|scale| scale.to_le_bytes()).collect();
         let elements = weights.len() as u64;
-        let projection = Projection { codes: &codes, scales: Scales::F32(&scales), block_size: BLOCK, elements };
+        let projection = Nf4Tensor { codes: &codes, scales: Scales::F32(&scales), block_size: BLOCK, elements };
         let expected = tensors.tensor(&format!("{case}.dequant")).unwrap();
         assert_eq!(dequantized(&projection, expected.dtype()), expected.data(), "{case}");
     }
 }
 
 /// The whole projection in a checkpoint's type, as bytes.
-fn dequantized(projection: &Projection<'_>, dtype: Dtype) -> Vec<u8> {
+fn dequantized(projection: &Nf4Tensor<'_>, dtype: Dtype) -> Vec<u8> {
     let len = projection.elements as usize;
     match dtype {
         Dtype::F32 => {

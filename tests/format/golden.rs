@@ -136,8 +136,8 @@ fn freeze(values: &[f32]) -> (usize, u32, u32, u32) {
 fn check_values(bytes: &[u8], frozen: &[Frozen]) {
     let index = Index::parse(bytes, bytes.len() as u64).unwrap();
     let pack = Pack::new(bytes, &index).unwrap();
-    assert_eq!(pack.projections().count(), frozen.len());
-    for (projection, &(name, count, crc, first, last)) in pack.projections().zip(frozen) {
+    assert_eq!(pack.quantized_tensors().count(), frozen.len());
+    for (projection, &(name, count, crc, first, last)) in pack.quantized_tensors().zip(frozen) {
         let expected = (name, (count, crc, first, last));
         assert_eq!((projection.name, freeze(&decode(&projection.data))), expected);
     }
@@ -159,7 +159,7 @@ fn the_tiny_pack_decodes_to_the_values_of_the_specification() {
     let bytes = golden("v1.0.nf4pack");
     let index = Index::parse(&bytes, bytes.len() as u64).unwrap();
     let pack = Pack::new(&bytes, &index).unwrap();
-    let projection = pack.layer(0).unwrap().projection(Role::QProj).unwrap();
+    let projection = pack.layer(0).unwrap().quantized_tensor(Role::QProj).unwrap();
     assert_eq!(projection.shape.dims(), [2, 4]);
     let bits: Vec<u32> = decode(&projection.data).iter().map(|v| v.to_bits()).collect();
     // Half of entries 3 7 12 1 5 15 0 9 of the codebook.
@@ -214,9 +214,9 @@ fn the_views_of_the_full_pack_show_what_the_naive_reader_sees() {
         assert_eq!(ours.element_type.number(), naive.element_type);
         assert_eq!((ours.shape.dims(), pack.payload(ours)), (&*naive.shape, &*naive.payload));
     }
-    let layers: Vec<Vec<&str>> = pack.layers().map(|l| l.projections().map(|p| p.name).collect()).collect();
+    let layers: Vec<Vec<&str>> = pack.layers().map(|l| l.quantized_tensors().map(|p| p.name).collect()).collect();
     assert_eq!(layers, [vec!["0.q", "0.gate"], vec!["1.gate", "1.up.0", "1.up.1"]]);
-    let experts: Vec<Option<u32>> = pack.layer(1).unwrap().projections().map(|p| p.expert).collect();
+    let experts: Vec<Option<u32>> = pack.layer(1).unwrap().quantized_tensors().map(|p| p.expert).collect();
     assert_eq!(experts, [None, Some(0), Some(1)]);
     let files: Vec<&str> = pack.files().map(|f| f.name).collect();
     assert_eq!(files, ["chat_template.jinja", "config.json"]);

@@ -91,7 +91,7 @@ fn check_contents(items: &[Item], bytes: &[u8]) {
     let pack = Pack::new(bytes, &index).expect("the pack's own index");
     let (_, sections) = naive::read(bytes);
     let count = |kind: SectionKind| index.sections().iter().filter(|s| s.kind == Some(kind)).count();
-    assert_eq!(count(SectionKind::Codes), pack.projections().count());
+    assert_eq!(count(SectionKind::Codes), pack.quantized_tensors().count());
     assert_eq!(count(SectionKind::Raw), pack.raw_tensors().count());
     assert_eq!(count(SectionKind::File), pack.files().count());
     for Item { entry, payloads } in items {
@@ -99,7 +99,7 @@ fn check_contents(items: &[Item], bytes: &[u8]) {
         let found = &sections[place];
         assert_eq!(&found.payload, &payloads[0]);
         assert_eq!((found.layer, found.expert, found.role), (entry.layer, entry.expert, entry.role.number()));
-        if let Some(projection) = pack.projection(&entry.name) {
+        if let Some(projection) = pack.quantized_tensor(&entry.name) {
             assert_eq!(found.kind, 1);
             assert_eq!((projection.data.codes, &sections[place + 1].payload), (&*payloads[0], &payloads[1]));
             assert_eq!((projection.shape, projection.role), (&entry.shape, entry.role));
@@ -110,7 +110,7 @@ fn check_contents(items: &[Item], bytes: &[u8]) {
             assert_eq!(pack.file(&entry.name).expect("a file").bytes, &*payloads[0]);
         }
     }
-    let in_layers: usize = pack.layers().map(|l| l.projections().count() + l.raw_tensors().count()).sum();
+    let in_layers: usize = pack.layers().map(|l| l.quantized_tensors().count() + l.raw_tensors().count()).sum();
     assert_eq!(in_layers, items.iter().filter(|i| i.entry.layer.is_some()).count());
 }
 
@@ -224,7 +224,7 @@ fn an_unknown_optional_section_is_skipped() {
     assert_eq!((section.kind, index.name(section), section.length, section.layer), (None, "0.later", 20, Some(0)));
     assert_eq!(pack.raw_tensors().map(|t| t.name).collect::<Vec<_>>(), ["0.norm", "1.norm"]);
     assert_eq!(pack.layer(0).unwrap().sections().len(), 2);
-    assert_eq!((pack.projections().count(), pack.files().count()), (0, 0));
+    assert_eq!((pack.quantized_tensors().count(), pack.files().count()), (0, 0));
 }
 
 #[test]

@@ -6,7 +6,7 @@ use crate::common;
 use half::{bf16, f16};
 use nf4pack::dequant::yardstick::CopyKernel;
 use nf4pack::dequant::{self, DequantError, Dequantizer, Fast, GpuWeights, Output, Setup};
-use nf4pack::format::nf4::{self, Projection, ScaleType, Scales};
+use nf4pack::format::nf4::{self, Nf4Tensor, ScaleType, Scales};
 use nf4pack::gpu::{BufferRange, Gpu};
 use std::ops::Range;
 use std::sync::OnceLock;
@@ -98,10 +98,10 @@ impl Tensor {
         Self { codes, scales, scale_type, block_size, elements }
     }
 
-    fn projection(&self) -> Projection<'_> {
+    fn projection(&self) -> Nf4Tensor<'_> {
         let blocks = nf4::block_count(self.elements, self.block_size) as usize;
         let scales = Scales::from_payload(&self.scales, self.scale_type, blocks).unwrap();
-        Projection { codes: &self.codes, scales, block_size: self.block_size, elements: self.elements }
+        Nf4Tensor { codes: &self.codes, scales, block_size: self.block_size, elements: self.elements }
     }
 
     /// What the CPU makes of a range: little-endian bytes.

@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use nf4pack::convert::{Options, convert};
 use nf4pack::data::Tokenizer;
 use nf4pack::dequant::stream::PackSource;
+use nf4pack::format::Role;
 use nf4pack::gpu::Gpu;
 use nf4pack::lora::adapter::Adapter;
 use nf4pack::model::decoder::{read_config, read_tokenizer};
@@ -16,6 +17,7 @@ use nf4pack::model::generate::sampling::{Sampler, SamplerOptions};
 use nf4pack::model::generate::{Ending, Event, GenerateError, TextGenerator};
 use nf4pack::model::open::Passes;
 use nf4pack::model::session::Session;
+use nf4pack::model::{ModelError, NonFiniteAt};
 use tempfile::TempDir;
 
 /// Tokens that a text may have.
@@ -42,7 +44,7 @@ impl Fixture {
     }
 
     fn pack(&self) -> PackSource {
-        PackSource::open(&self.path, true).unwrap()
+        PackSource::open(&self.path).unwrap()
     }
 
     fn tokenizer(&self) -> Tokenizer {
@@ -128,11 +130,36 @@ fn the_cache_changes_nothing() {
     assert_agree(&fixture, &gpu, Some(&fixture.adapter()), &prompts(&fixture.tokenizer())[..2]);
 }
 
-/// Windows of all layers and of some.
+/// Of the residual streams of a model that is only run, two share the memory: the layer is named all the same.
+#[test]
+fn what_is_not_finite_is_named_by_its_layer_without_training() {
+    let Some(gpu) = common::gpu() else { return };
+    let fixture = Fixture::new();
+    let prompt = fixture.tokenizer().encode("Once upon a time", true).unwrap();
+    let trained = vec![true; prompt.len()];
+    let sample = nf4pack::data::Sample { line: 1, tokens: prompt.clone(), trained };
+    for number in 0..4 {
+        let mut adapter = fixture.adapter();
+        let place = adapter.layout.place(number, Role::DownProj).unwrap();
+        adapter.vector[place.b].fill(f32::NAN);
+        let expected = NonFiniteAt::Layer(number);
+        let evaluated = fixture.session(&gpu, Some(&adapter)).mean_loss(std::slice::from_ref(&sample), 64, |_, _| true);
+        match evaluated.unwrap_err() {
+            ModelError::NotFinite { layer, step: None, .. } => assert_eq!(layer, Some(expected)),
+            other => panic!("{other}"),
+        }
+        match greedy(&mut fixture.generator(&gpu, Some(&adapter), None), &prompt, 3).unwrap_err() {
+            GenerateError::Train(ModelError::NotFinite { layer, .. }) => assert_eq!(layer, Some(expected)),
+            other => panic!("{other}"),
+        }
+    }
+}
+
+/// Windows of all layers and of some, layers without rotary embedding, factors.
 #[test]
 fn the_cache_changes_nothing_where_layers_differ() {
     let Some(gpu) = common::gpu() else { return };
-    for name in ["mistral", "qwen2_windows"] {
+    for name in ["mistral", "qwen2_windows", "smollm3", "smollm3_windows", "granite"] {
         let fixture = Fixture::of(&format!("architectures/{name}"), &format!("architectures/{name}/adapter"));
         // A prompt shorter than each window, a longer one, and one that is read in two pieces.
         let prompts = [3, 40, 300].map(|length| (0..length).map(|i| (17 + 31 * i + i * i / 3) % 96).collect());

@@ -12,11 +12,11 @@ use std::sync::OnceLock;
 use nf4pack::MappedPack;
 use nf4pack::convert::encode::Encoder;
 use nf4pack::convert::{Options, convert, synth};
-use nf4pack::dequant::stream::{Direction, LayerStream, StreamError, StreamOptions, StreamPlan, StreamedLayer};
-use nf4pack::dequant::{Dequantizer, Output, dequantize};
+use nf4pack::dequant::stream::{Direction, LayerStream, PackSource, StreamError, StreamOptions, StreamPlan, StreamedLayer};
+use nf4pack::dequant::{DequantError, Dequantizer, Output, dequantize};
 use nf4pack::format::nf4::ScaleType;
 use nf4pack::format::{FormatError, Pack, SectionKind};
-use nf4pack::gpu::Gpu;
+use nf4pack::gpu::{Gpu, GpuError};
 use tempfile::TempDir;
 
 use Direction::{Backward, Forward};
@@ -58,7 +58,7 @@ fn synthetic_pack(hidden: u64, intermediate: u64, scale_type: ScaleType) -> Test
 
 /// What a pack holds, by name: quantised tensors as the CPU decodes them, raw ones as they lie in the file.
 fn decoded(pack: Pack<'_>) -> HashMap<String, Vec<u8>> {
-    let floats = pack.projections().map(|p| {
+    let floats = pack.quantized_tensors().map(|p| {
         let mut out = vec![f32::NAN; p.data.elements as usize];
         dequantize(&p.data, 0, &mut out).unwrap();
         (p.name.to_owned(), out.iter().flat_map(|x| x.to_le_bytes()).collect())
@@ -68,7 +68,7 @@ fn decoded(pack: Pack<'_>) -> HashMap<String, Vec<u8>> {
 
 /// How many tensors of a layer are, bit for bit, what the CPU says.
 fn compare(gpu: &Gpu, kernels: &Dequantizer, layer: &StreamedLayer, expected: &HashMap<String, Vec<u8>>) -> usize {
-    for projection in &layer.projections {
+    for projection in &layer.quantized_tensors {
         let found = kernels.read(&projection.weights, 0..projection.weights.elements, Output::F32).unwrap();
         assert!(found == expected[&projection.name], "{} differs", projection.name);
     }
@@ -82,21 +82,34 @@ fn compare(gpu: &Gpu, kernels: &Dequantizer, layer: &StreamedLayer, expected: &H
         let found: Vec<u8> = tensor.parts.iter().flat_map(part).collect();
         assert!(found == expected[&tensor.name], "{} differs", tensor.name);
     }
-    layer.projections.len() + layer.raw_tensors.len()
+    layer.quantized_tensors.len() + layer.raw_tensors.len()
 }
 
 /// The budget of the smallest plan: a ring of two layers.
 fn ring_of_two(gpu: &Gpu, path: &Path) -> Option<u64> {
-    let pack = MappedPack::open(path).unwrap();
+    let pack = MappedPack::read(path).unwrap();
     let plan = StreamPlan::new(pack.pack().index(), gpu.limits().max_buffer_size, None, false).unwrap();
     Some(plan.minimum_bytes)
 }
 
-/// Streams forward and backward, twice, and compares everything each time.
+/// The pack, to be mapped or read.
+fn source(path: &Path, map: bool) -> Result<PackSource, StreamError> {
+    if !map {
+        return PackSource::open(path);
+    }
+    // SAFETY: packs of these tests are changed by the test alone, between two uses; what a cut file gives is an error, or ends it.
+    Ok(PackSource::of_mapped(path, unsafe { MappedPack::open(path) }?))
+}
+
 fn stream_and_compare(gpu: &Gpu, kernels: &Dequantizer, path: &Path, options: &StreamOptions) -> StreamPlan {
-    let mapped = MappedPack::open(path).unwrap();
+    stream_and_compare_of(gpu, kernels, path, false, options)
+}
+
+/// Streams forward and backward, twice, and compares everything each time.
+fn stream_and_compare_of(gpu: &Gpu, kernels: &Dequantizer, path: &Path, map: bool, options: &StreamOptions) -> StreamPlan {
+    let mapped = MappedPack::read(path).unwrap();
     let expected = decoded(mapped.pack());
-    let mut stream = LayerStream::open(gpu, path, options).unwrap();
+    let mut stream = LayerStream::of(gpu, source(path, map).unwrap(), options).unwrap();
     let layers = stream.layer_count();
     let mut compared = 0;
     for _ in 0..2 {
@@ -154,12 +167,8 @@ fn every_kind_of_scales_and_every_way_to_read() {
         let pack = small_pack(scale_type);
         for (verify, map, threads) in [(false, true, 1), (true, true, 3), (false, false, 2), (true, false, 1)] {
             for budget in [None, ring_of_two(&gpu, &pack.path)] {
-                let options = StreamOptions { budget, globals: true, verify, map, threads };
-                if budget.is_some() {
-                    stream_and_compare(&gpu, kernels, &pack.path, &StreamOptions { globals: false, ..options });
-                } else {
-                    stream_and_compare(&gpu, kernels, &pack.path, &options);
-                }
+                let options = StreamOptions { budget, globals: budget.is_none(), verify, threads };
+                stream_and_compare_of(&gpu, kernels, &pack.path, map, &options);
             }
         }
     }
@@ -175,7 +184,7 @@ fn layers_are_cut_where_buffers_and_bindings_are_small() {
     let pack = synthetic_pack(510, 1110, ScaleType::F32);
     let mut stream = LayerStream::open(&gpu, &pack.path, &StreamOptions::default()).unwrap();
     let layer = stream.layer(0, Forward).unwrap();
-    assert!(layer.projections.iter().any(|p| p.weights.codes.len() == 3));
+    assert!(layer.quantized_tensors.iter().any(|p| p.weights.codes.len() == 3));
     drop(stream);
     stream_and_compare(
         &gpu,
@@ -189,7 +198,7 @@ fn layers_are_cut_where_buffers_and_bindings_are_small() {
 fn layers_in_any_order_out_of_a_small_ring() {
     let Some((gpu, kernels)) = device() else { return };
     let pack = small_pack(ScaleType::Bf16);
-    let mapped = MappedPack::open(&pack.path).unwrap();
+    let mapped = MappedPack::read(&pack.path).unwrap();
     let expected = decoded(mapped.pack());
     let least = ring_of_two(&gpu, &pack.path).unwrap();
     let mut stream =
@@ -202,6 +211,50 @@ fn layers_in_any_order_out_of_a_small_ring() {
         let layer = stream.layer(number, direction).unwrap();
         assert_eq!(layer.number, Some(number));
         assert!(compare(&gpu, kernels, layer, &expected) > 7);
+    }
+}
+
+/// A layer may be cloned and kept: work with it is refused once its slot was given to another layer.
+#[test]
+fn work_with_a_layer_whose_slot_was_given_away_is_refused() {
+    let Some((gpu, kernels)) = device() else { return };
+    let pack = small_pack(ScaleType::Bf16);
+    for (budget, resident) in [(ring_of_two(&gpu, &pack.path), false), (None, true)] {
+        let options = StreamOptions { budget, ..Default::default() };
+        let mut stream = LayerStream::open(&gpu, &pack.path, &options).unwrap();
+        assert_eq!(stream.plan().resident, resident);
+        let kept = stream.layer(0, Forward).unwrap().clone();
+        let codes = kept.quantized_tensors[0].weights.codes[0].clone();
+        let range = nf4pack::gpu::BufferRange { size: 256, ..codes };
+        let out = nf4pack::gpu::BufferRange::whole(gpu.storage("out", 256).unwrap());
+        let recorded = || {
+            let mut commands = gpu.commands("kept");
+            commands.copy(&range, &out);
+            commands
+        };
+        let (early, late, timed) = (recorded(), recorded(), recorded());
+        early.submit().unwrap();
+        let expected = gpu.read(&out).unwrap();
+        // In a ring of two, layer 2 is loaded ahead, in place of layer 0.
+        stream.layer(1, Forward).unwrap();
+        let decoded = kernels.read(&kept.quantized_tensors[0].weights, 0..8, Output::F32);
+        if resident {
+            late.submit().unwrap();
+            timed.submit_timed().unwrap();
+            assert_eq!(gpu.read(&range).unwrap(), expected);
+            decoded.unwrap();
+        } else {
+            assert!(matches!(late.submit(), Err(GpuError::Overwritten { .. })));
+            assert!(matches!(timed.submit_timed(), Err(GpuError::Overwritten { .. })));
+            assert!(matches!(gpu.read(&range), Err(GpuError::Overwritten { .. })));
+            assert!(matches!(decoded, Err(DequantError::Gpu(GpuError::Overwritten { .. }))));
+            assert!(matches!(recorded().submit(), Err(GpuError::Overwritten { .. })), "recorded late, too");
+            // The same layer, asked for again, is another lease.
+            let again = stream.layer(0, Forward).unwrap().quantized_tensors[0].weights.codes[0].clone();
+            let again = gpu.read(&nf4pack::gpu::BufferRange { size: 256, ..again }).unwrap();
+            assert_eq!(again, expected);
+            assert!(matches!(gpu.read(&range), Err(GpuError::Overwritten { .. })));
+        }
     }
 }
 
@@ -225,9 +278,9 @@ fn a_file_that_is_cut_under_the_reader_is_an_error() {
     let Some(gpu) = common::gpu() else { return };
     for map in [true, false] {
         let pack = pack_of(&fixture(), ScaleType::Bf16);
-        let last = MappedPack::open(&pack.path).unwrap().layer(3).unwrap().file_range();
-        let options = StreamOptions { budget: ring_of_two(&gpu, &pack.path), map, ..Default::default() };
-        let mut stream = LayerStream::open(&gpu, &pack.path, &options).unwrap();
+        let last = MappedPack::read(&pack.path).unwrap().layer(3).unwrap().file_range();
+        let options = StreamOptions { budget: ring_of_two(&gpu, &pack.path), ..Default::default() };
+        let mut stream = LayerStream::of(&gpu, source(&pack.path, map).unwrap(), &options).unwrap();
         stream.layer(0, Backward).unwrap();
         OpenOptions::new().write(true).open(&pack.path).unwrap().set_len(last.start + 100).unwrap();
         let error = stream.layer(3, Backward).unwrap_err();
@@ -248,15 +301,15 @@ fn damage(path: &Path, offset: u64, byte: u8) {
 fn damaged_codes_are_found_with_verify_and_only_then() {
     let Some(gpu) = common::gpu() else { return };
     let pack = small_pack(ScaleType::Bf16);
-    let mapped = MappedPack::open(&pack.path).unwrap();
+    let mapped = MappedPack::read(&pack.path).unwrap();
     let sections = mapped.pack().index().sections();
     let codes = sections.iter().find(|s| s.layer == Some(2) && s.kind == Some(SectionKind::Codes)).unwrap().clone();
     let found = mapped.pack().payload(&codes)[40];
     drop(mapped);
     damage(&pack.path, codes.offset + 40, !found);
     for map in [true, false] {
-        let options = StreamOptions { verify: true, map, ..Default::default() };
-        let mut stream = LayerStream::open(&gpu, &pack.path, &options).unwrap();
+        let options = StreamOptions { verify: true, ..Default::default() };
+        let mut stream = LayerStream::of(&gpu, source(&pack.path, map).unwrap(), &options).unwrap();
         stream.layer(1, Forward).unwrap();
         let error = stream.layer(2, Forward).unwrap_err();
         let StreamError::Damaged { source: FormatError::PayloadChecksum { offset, .. }, .. } = error else {
@@ -264,7 +317,7 @@ fn damaged_codes_are_found_with_verify_and_only_then() {
         };
         assert_eq!(offset, codes.offset);
         stream.layer(3, Forward).unwrap();
-        let mut stream = LayerStream::open(&gpu, &pack.path, &StreamOptions { map, ..Default::default() }).unwrap();
+        let mut stream = LayerStream::of(&gpu, source(&pack.path, map).unwrap(), &StreamOptions::default()).unwrap();
         stream.layer(2, Forward).unwrap();
     }
 }
@@ -273,14 +326,14 @@ fn damaged_codes_are_found_with_verify_and_only_then() {
 fn a_scale_that_is_no_number_is_found_without_verify() {
     let Some(gpu) = common::gpu() else { return };
     let pack = small_pack(ScaleType::F32);
-    let mapped = MappedPack::open(&pack.path).unwrap();
+    let mapped = MappedPack::read(&pack.path).unwrap();
     let sections = mapped.pack().index().sections();
     let scales = sections.iter().find(|s| s.layer == Some(1) && s.kind == Some(SectionKind::Scales)).unwrap().clone();
     drop(mapped);
     damage(&pack.path, scales.offset + 3, 0x7f);
     damage(&pack.path, scales.offset + 2, 0xff);
     for map in [true, false] {
-        let mut stream = LayerStream::open(&gpu, &pack.path, &StreamOptions { map, ..Default::default() }).unwrap();
+        let mut stream = LayerStream::of(&gpu, source(&pack.path, map).unwrap(), &StreamOptions::default()).unwrap();
         stream.layer(0, Forward).unwrap();
         let error = stream.layer(1, Forward).unwrap_err();
         assert!(matches!(error, StreamError::Damaged { source: FormatError::ScaleNotFinite { .. }, .. }), "{error}");
@@ -292,7 +345,7 @@ fn a_scale_that_is_no_number_is_found_without_verify() {
 fn damaged_globals_do_not_hurt_the_layers() {
     let Some(gpu) = common::gpu() else { return };
     let pack = small_pack(ScaleType::Bf16);
-    let mapped = MappedPack::open(&pack.path).unwrap();
+    let mapped = MappedPack::read(&pack.path).unwrap();
     let sections = mapped.pack().index().sections();
     let raw = sections.iter().find(|s| s.layer.is_none() && s.kind == Some(SectionKind::Raw)).unwrap().clone();
     let found = mapped.pack().payload(&raw)[7];
@@ -330,8 +383,7 @@ fn what_is_no_pack_is_refused_however_it_is_opened() {
     for content in [&b""[..], b"short", &[0x89; 4096]] {
         fs::write(&path, content).unwrap();
         for map in [true, false] {
-            let options = StreamOptions { map, ..Default::default() };
-            assert!(matches!(LayerStream::open(&gpu, &path, &options), Err(StreamError::Open(_))), "map {map}");
+            assert!(matches!(source(&path, map), Err(StreamError::Open(_))), "map {map}");
         }
     }
     let missing = LayerStream::open(&gpu, folder.path().join("nothing"), &StreamOptions::default());

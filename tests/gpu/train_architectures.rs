@@ -1,6 +1,6 @@
 //! Models of every supported architecture against transformers and PEFT in float32: fixtures/architectures, as
 //! interop/architectures.py writes them. Between them they have every bias, tied and untied heads, several numbers of heads for each
-//! key, every scaling of the rotary embedding, and windows of all layers and of some.
+//! key, every scaling of the rotary embedding and layers without one, windows of all layers and of some, and every factor.
 #![allow(clippy::unwrap_used, clippy::panic, reason = "tests fail by panicking")]
 
 use crate::common;
@@ -12,11 +12,15 @@ use std::path::Path;
 use crate::common::oracle::{Fixture, assert_gradients, assert_near, fixture, floats, json, relative};
 use nf4pack::MappedPack;
 use nf4pack::convert::Options;
+use nf4pack::data::{Batch, UNTRAINED};
 use nf4pack::dequant::dequantize;
+use nf4pack::dequant::stream::PackSource;
 use nf4pack::export::export;
 use nf4pack::format::FloatType;
 use nf4pack::format::nf4::ScaleType;
 use nf4pack::gpu::Gpu;
+use nf4pack::model::generate::sampling::{Sampler, SamplerOptions};
+use nf4pack::model::generate::{GenerateError, TextGenerator};
 use nf4pack::train::trainer::Trainer;
 use regex::Regex;
 use serde_json::Value;
@@ -26,9 +30,9 @@ const RANK: u32 = 4;
 
 /// The seven projections of each layer are quantised, and decode to the checkpoint's bits.
 fn assert_exact(pack: &Path, checkpoint: &Path, layers: u32) {
-    let (mapped, weights) = (MappedPack::open(pack).unwrap(), floats(checkpoint));
+    let (mapped, weights) = (MappedPack::read(pack).unwrap(), floats(checkpoint));
     let mut compared = 0;
-    for projection in mapped.pack().projections() {
+    for projection in mapped.pack().quantized_tensors() {
         let mut decoded = vec![0.0; projection.data.elements as usize];
         dequantize(&projection.data, 0, &mut decoded).unwrap();
         let differ = |(a, b): (&f32, &f32)| a.to_bits() != b.to_bits();
@@ -157,7 +161,91 @@ fn qwen3_with_biases_an_untied_head_and_dynamic_scaling() {
     check("qwen3");
 }
 
+/// Texts in one batch, each token but the first of its text to be predicted.
+fn packed(texts: &[&[u32]]) -> Batch {
+    let mut batch = Batch { rows: 1, tokens: Vec::new(), labels: Vec::new(), starts: Vec::new(), trained: 0 };
+    for text in texts {
+        let start = batch.tokens.len();
+        batch.tokens.extend_from_slice(text);
+        batch.labels.extend(text.iter().skip(1).chain([&UNTRAINED]));
+        batch.starts.resize(batch.tokens.len(), start as u32);
+        batch.trained += text.len() as u64 - 1;
+    }
+    batch
+}
+
+/// Shorter than the model was made for, as long, and longer: packed together, each as transformers has it alone; and texts that are
+/// generated, which grow out of that length.
+#[test]
+fn dynamic_scaling_is_by_the_length_of_each_text() {
+    let Some(gpu) = common::gpu() else { return };
+    let folder = fixture("architectures/qwen3");
+    let model = Fixture::new(gpu.clone(), &folder, folder.clone(), 64, RANK);
+    let (row, expected) = (json(&folder.join("expected.json")), json(&folder.join("lengths.json")));
+    let tokens = oracle::tokens(&row["tokens"]);
+    let losses: Vec<(usize, f64)> = expected["losses"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|of| (of["length"].as_u64().unwrap() as usize, of["loss"].as_f64().unwrap()))
+        .collect();
+    let mut session = model.session(None, false);
+    for &(length, expected) in &losses {
+        let loss = f64::from(session.loss(&packed(&[&tokens[..length]])).unwrap());
+        assert!((loss - expected).abs() <= 1e-4, "{length} tokens: loss {loss}, expected {expected}");
+    }
+    let texts: Vec<&[u32]> = losses.iter().map(|&(length, _)| &tokens[..length]).collect();
+    let (sum, count) = losses.iter().fold((0.0, 0.0), |(sum, count), &(length, loss)| {
+        let trained = length as f64 - 1.0;
+        (sum + trained * loss, count + trained)
+    });
+    let loss = f64::from(session.loss(&packed(&texts)).unwrap());
+    assert!((loss - sum / count).abs() <= 1e-4, "packed: loss {loss}, expected {}", sum / count);
+
+    for of in expected["generated"].as_array().unwrap() {
+        let pack = PackSource::open(&model.pack).unwrap();
+        let mut generator = TextGenerator::open(&gpu, pack, None, None, 64, None).unwrap();
+        let prompt = &tokens[..of["prompt"].as_u64().unwrap() as usize];
+        let expected: Vec<u32> =
+            of["tokens"].as_array().unwrap().iter().map(|of| of["token"].as_u64().unwrap() as u32).collect();
+        let mut sampler = Sampler::new(SamplerOptions::GREEDY).unwrap();
+        let go_on = |_| Ok::<_, GenerateError>(std::ops::ControlFlow::Continue(()));
+        let found = generator.answer(prompt, expected.len() as u32, &mut sampler, go_on).unwrap();
+        assert_eq!(found.tokens, expected, "after {}", prompt.len());
+    }
+}
+
 #[test]
 fn qwen2_with_windows_from_a_layer_on() {
     check("qwen2_windows");
+}
+
+#[test]
+fn qwen3_with_windows_by_layer_types_and_rope_scaling_before_rope_parameters() {
+    check("qwen3_windows");
+}
+
+#[test]
+fn granite_with_its_four_factors_all_biases_and_a_tied_head() {
+    check("granite");
+}
+
+#[test]
+fn smollm3_without_rotary_embedding_in_every_fourth_layer() {
+    check("smollm3");
+}
+
+#[test]
+fn smollm3_with_windows_where_no_rotary_embedding_is() {
+    check("smollm3_windows");
+}
+
+#[test]
+fn seed_oss_with_biases_of_queries_keys_values_and_feed_forward() {
+    check("seed_oss");
+}
+
+#[test]
+fn seed_oss_with_a_bias_of_the_output_of_attention() {
+    check("seed_oss_out_bias");
 }

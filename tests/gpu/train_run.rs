@@ -57,7 +57,7 @@ impl Fixture {
 
     fn start(&self, settings: &Settings, out: &Path, resume: Option<&Path>) -> Result<Run, RunError> {
         let task = self.task(settings, out);
-        let pack = PackSource::open(self.out("tiny.nf4pack"), true).unwrap();
+        let pack = PackSource::open(self.out("tiny.nf4pack")).unwrap();
         let prepared = Prepared::new(pack, &task, resume, &mut |_, _| true)?;
         let plan = prepared.plan(&self.gpu, settings)?;
         Run::start(&self.gpu, prepared, &task, plan)
@@ -207,6 +207,47 @@ fn nothing_of_another_run_is_replaced() {
 }
 
 #[test]
+fn records_that_cannot_be_written_do_not_end_a_run() {
+    let Some(fixture) = Fixture::new() else { return };
+    let out = fixture.out("records");
+    let settings = Settings { steps: Some(4), save_every: Some(1), keep: 9, ..settings() };
+    let stop_after = |last: u64| move |event: Event<'_>| !matches!(event, Event::Step(step, _) if step.step >= last);
+    fixture.start(&settings, &out, None).unwrap().train(stop_after(1)).unwrap();
+    let resume = || fixture.start(&settings, &out, Some(&Run::latest(&out).unwrap())).unwrap();
+    // Folders where files should be: nobody can write them, not even root.
+    let metrics = fs::read(out.join(METRICS)).unwrap();
+    fs::remove_file(out.join(METRICS)).unwrap();
+    fs::create_dir_all(out.join(METRICS).join("in the way")).unwrap();
+    let mut run = resume();
+    let mut warnings = Vec::new();
+    let end = run.train(|event| match event {
+        Event::Warning(warning) => {
+            warnings.push(warning.to_string());
+            true
+        }
+        event => stop_after(3)(event),
+    });
+    assert_eq!((end.unwrap(), run.steps().0), (End::Stopped, 3));
+    assert!(warnings.len() == 1 && warnings[0].contains(METRICS), "told once: {warnings:?}");
+    assert_eq!(run.lost_records(), [(METRICS, 2)]);
+    drop(run);
+
+    let mut run = resume();
+    let end = run.train(|event| {
+        if let Event::Warning(_) = event {
+            fs::remove_dir_all(out.join(METRICS)).unwrap();
+            fs::write(out.join(METRICS), &metrics).unwrap();
+        }
+        true
+    });
+    assert_eq!(end.unwrap(), End::Complete);
+    assert!(run.lost_records().is_empty());
+    // Those of the part that could not record are lost, and no others.
+    let steps: Vec<u64> = read_metrics(&out.join(METRICS)).unwrap().iter().map(Record::step).collect();
+    assert_eq!(steps, [1, 4]);
+}
+
+#[test]
 fn an_early_stop_leaves_the_best_adapter_and_a_stopped_evaluation_is_made_up_for() {
     let Some(fixture) = Fixture::new() else { return };
     let out = fixture.out("early");
@@ -261,7 +302,7 @@ fn memory_is_planned_and_what_does_not_fit_says_what_would() {
     let Some(fixture) = Fixture::new() else { return };
     let out = fixture.out("planned");
     let plan = |settings: &Settings| {
-        let pack = PackSource::open(fixture.out("tiny.nf4pack"), true).unwrap();
+        let pack = PackSource::open(fixture.out("tiny.nf4pack")).unwrap();
         Prepared::new(pack, &fixture.task(settings, &out), None, &mut |_, _| true).unwrap().plan(&fixture.gpu, settings)
     };
     let settings = Settings { micro_batch: MicroBatch::Auto, max_length: 64, ..settings() };

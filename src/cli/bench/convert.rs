@@ -195,8 +195,8 @@ impl Runner<'_> {
 
     /// Bytes per second of the decoder and of memcpy, both into the same buffer.
     fn decode(&self) -> Result<(f64, f64)> {
-        let mapped = MappedPack::open(&self.pack)?;
-        let weights = mapped.pack().projections().map(|p| p.data.elements as usize).sum::<usize>().min(PART_WEIGHTS);
+        let mapped = MappedPack::open_unchanged(&self.pack)?;
+        let weights = mapped.pack().quantized_tensors().map(|p| p.data.elements as usize).sum::<usize>().min(PART_WEIGHTS);
         let (mut out, from) = (vec![0.0_f32; weights], vec![1.0_f32; weights]);
         // The first time maps the file's pages in and touches the buffer's.
         decode_into(mapped.pack(), &mut out)?;
@@ -260,7 +260,7 @@ impl Runner<'_> {
 /// Decodes projections until `out` is full.
 fn decode_into(pack: Pack<'_>, out: &mut [f32]) -> Result<()> {
     let mut rest = &mut out[..];
-    for projection in pack.projections() {
+    for projection in pack.quantized_tensors() {
         let n = rest.len().min(projection.data.elements as usize);
         let (now, later) = rest.split_at_mut(n);
         dequant::dequantize(&projection.data, 0, now)?;

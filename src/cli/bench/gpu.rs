@@ -10,7 +10,7 @@ use crate::convert::plan::scale_type_name;
 use crate::convert::synth::{random_bytes, random_scales};
 use crate::dequant::yardstick::CopyKernel;
 use crate::dequant::{Dequantizer, GpuWeights, KernelChoice, Output};
-use crate::format::nf4::{Projection, SUPER_BLOCK, ScaleType, Scales, block_count, codes_len, scales_len};
+use crate::format::nf4::{Nf4Tensor, SUPER_BLOCK, ScaleType, Scales, block_count, codes_len, scales_len};
 use crate::gpu::{BufferRange, Commands, Gpu, GpuError};
 
 /// Sets at most: tiny tensors are not worth more.
@@ -64,7 +64,7 @@ impl Tensor {
         let mut codes = vec![0; codes_len(elements, block_size).unwrap_or(0) as usize];
         state = random_bytes(&mut codes, state);
         let table = random_table(ScaleType::F32, blocks, &mut state);
-        let projection = Projection { codes: &codes, scales: Scales::F32(&table), block_size, elements };
+        let projection = Nf4Tensor { codes: &codes, scales: Scales::F32(&table), block_size, elements };
         let mut weights = vec![GpuWeights::upload(gpu, &projection)?];
         for scale_type in [ScaleType::Bf16, ScaleType::Dq8] {
             let table = random_table(scale_type, blocks, &mut state);

@@ -14,7 +14,7 @@ use crate::cli::args::{BenchStreamArgs, Matrices, ShapeArg, parse_matrices};
 use crate::cli::device::{self, AdapterEntry, is_software};
 use crate::cli::ui::{self, Table, Ui, Unit};
 use crate::convert::synth::{self, Shape};
-use crate::dequant::stream::{Direction, LayerStream, StreamOptions, StreamPlan};
+use crate::dequant::stream::{Direction, LayerStream, PackSource, StreamOptions, StreamPlan};
 use crate::gpu::Gpu;
 
 /// Layers of a pack of one matrix each: a ring of two has to turn.
@@ -75,14 +75,15 @@ fn measure(args: &BenchStreamArgs, ui: Ui, gpu: &Gpu) -> Result<Bench> {
     let pack = folder.path().join("layers.nf4pack");
     let pack_bytes = write_pack(&pack, &shape, ui)?;
     ui.stage(&format!("streaming {} to {}", ui::bytes(pack_bytes as f64), gpu.adapter()));
-    let plan = StreamPlan::new(MappedPack::open(&pack)?.pack().index(), gpu.limits().max_buffer_size, None, false)?;
+    let plan =
+        StreamPlan::new(MappedPack::open_unchanged(&pack)?.pack().index(), gpu.limits().max_buffer_size, None, false)?;
     let mut measurements = Vec::new();
     for map in [true, false].into_iter().filter(|&map| !(map && args.no_mmap)) {
         for verify in [false, true].into_iter().filter(|&verify| verify || !args.verify_on_load) {
             for budget in [args.budget, Some(2 * plan.layer_bytes + plan.staging_bytes)] {
                 let threads = args.threads.map_or(0, usize::from);
-                let options = StreamOptions { budget, verify, map, threads, ..StreamOptions::default() };
-                measurements.push(Measurement::new(gpu, &pack, &options, args.common.runs)?);
+                let options = StreamOptions { budget, verify, threads, ..StreamOptions::default() };
+                measurements.push(Measurement::new(gpu, &pack, map, &options, args.common.runs)?);
             }
         }
     }
@@ -127,8 +128,12 @@ fn write_pack(path: &Path, shape: &Matrices, ui: Ui) -> Result<u64> {
 
 impl Measurement {
     /// The first time is not counted.
-    fn new(gpu: &Gpu, pack: &Path, options: &StreamOptions, runs: u16) -> Result<Self> {
-        let mut stream = LayerStream::open(gpu, pack, options)?;
+    fn new(gpu: &Gpu, pack: &Path, map: bool, options: &StreamOptions, runs: u16) -> Result<Self> {
+        let open = || -> Result<LayerStream> {
+            let source = if map { PackSource::map_unchanged(pack) } else { PackSource::open(pack) };
+            Ok(LayerStream::of(gpu, source?, options)?)
+        };
+        let mut stream = open()?;
         let plan = stream.plan().clone();
         let mut all = Vec::new();
         for _ in 0..=runs {
@@ -137,7 +142,7 @@ impl Measurement {
                 // Closing the one before is not part of it.
                 drop(stream);
                 let started = Instant::now();
-                stream = LayerStream::open(gpu, pack, options)?;
+                stream = open()?;
                 stream.wait_loaded()?;
                 started.elapsed().as_secs_f64()
             } else {
@@ -150,7 +155,7 @@ impl Measurement {
         let loads = if plan.resident { plan.layers } else { 2 * (plan.layers - plan.slots) };
         let bytes = plan.weights_bytes / u64::from(plan.layers.max(1)) * u64::from(loads);
         Ok(Self {
-            source: if options.map { "mapped" } else { "read" },
+            source: if map { "mapped" } else { "read" },
             verified: options.verify,
             slots: plan.slots,
             resident: plan.resident,

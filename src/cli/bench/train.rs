@@ -123,7 +123,7 @@ fn write_pack(folder: &Path, shape: &str, ui: Ui) -> Result<PathBuf> {
 }
 
 fn trainer(args: &BenchTrainArgs, gpu: &Gpu, pack: &Path) -> Result<(Trainer, MemoryPlan, u32)> {
-    let source = PackSource::open(pack, true)?;
+    let source = PackSource::map_unchanged(pack)?;
     let config = read_config(&source)?;
     let (rank, dropout, targets) = (args.rank, 0.0, TARGETS.to_vec());
     let lora = LoraConfig { rank, alpha: 2.0 * f64::from(rank), dropout, targets, rslora: false };

@@ -1,5 +1,29 @@
 //! The thread that fills slots: it reads a layer in pieces on several threads, sums them while they are in the cache where that is asked
 //! for, checks scales beside, and sends all of it off in staging buffers.
+//!
+//! The states of a slot, and who changes them:
+//!
+//! ```text
+//!              the stream asks for a layer                the loader's queue
+//!   Nothing ───────────────────────────────► Pending ─ ─ ─ ─ ─ ─ ─ ─ ─ ─ ─ ─► reads the file, checks, fills
+//!      ▲                                   (a ticket)                         staging memory, submits copies
+//!      │ the stream returns                  │    ▲                                        │
+//!      │ the error, once             reply   │    └ ─ ─ ─ ─ ─ ─ reply with the ticket ─ ─ ─ ┘
+//!      │                          ┌──────────┴──────────┐
+//!      │                      Err ▼                     ▼ Ok
+//!      └────────────────────── Failed                 Ready ◄──── the caller asks for the layer again
+//!                                 │                  (a lease)
+//!                                 │                     │
+//!                                 └─────────┬───────────┘
+//!                                           │ another layer is wanted in this slot:
+//!                                           ▼ the lease ends, a new one begins
+//!                                        Pending
+//! ```
+//!
+//! Where all layers fit, a slot that is `Ready` stays so. A reply whose ticket no slot has is dropped: the slot was given to
+//! another layer in the meantime. While a slot is `Pending` the device may still work on its old layer. That work was submitted
+//! before the lease ended, and the copies are submitted after it ended, so that they wait in the one queue of the device. Work
+//! that comes later, with buffers of the old lease, is refused ([`Commands::submit`](crate::gpu::Commands::submit)).
 
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -9,7 +33,7 @@ use std::thread::JoinHandle;
 use rayon::prelude::*;
 
 use crate::format::{Index, PieceCrc, Section, SectionKind, check, crc32};
-use crate::gpu::{BufferRange, Gpu, StagingArea, Uploader, wgpu};
+use crate::gpu::{Buffer, BufferRange, Gpu, StagingArea, Uploader, wgpu};
 use crate::io::AlignedBuf;
 
 use super::error::StreamError;
@@ -34,7 +58,7 @@ pub(super) struct Request {
     pub(super) group: GroupId,
     /// Tells the reply to this request from one to an earlier request for the same group.
     pub(super) ticket: u64,
-    pub(super) buffers: Vec<wgpu::Buffer>,
+    pub(super) buffers: Vec<Buffer>,
 }
 
 /// What came of a request. Replies come in the order of their requests.

@@ -2,7 +2,8 @@
 //!
 //! Where all layers fit into the budget, each is loaded once and stays. Where they do not, a ring of slots holds those that
 //! are in use and those that come next: while the device works on one layer, the next is read from the file. There is one
-//! queue, so a slot is overwritten only after the work that was submitted before with its old layer.
+//! queue, so a slot is overwritten only after the work that was submitted before with its old layer. Work that is submitted
+//! later is refused: the buffers of a layer are [leased](Lease), and the lease ends when the slot is given to another layer.
 
 mod error;
 mod loader;
@@ -15,7 +16,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use crate::format::{FloatType, Index, Role, SectionKind, Shape};
-use crate::gpu::{BufferRange, Gpu, GpuError, wgpu};
+use crate::gpu::{Buffer, BufferRange, Gpu, GpuError, Lease};
 
 use super::kernel::GpuWeights;
 pub use error::StreamError;
@@ -36,15 +37,13 @@ pub struct StreamOptions {
     pub globals: bool,
     /// Check the CRC-32 of every payload while it is loaded.
     pub verify: bool,
-    /// Map the file; otherwise read it, which is safe also while somebody cuts it short.
-    pub map: bool,
     /// Threads that fill staging memory; 0: one per core, at most eight.
     pub threads: usize,
 }
 
 impl Default for StreamOptions {
     fn default() -> Self {
-        Self { budget: None, globals: false, verify: false, map: true, threads: 0 }
+        Self { budget: None, globals: false, verify: false, threads: 0 }
     }
 }
 
@@ -63,14 +62,14 @@ pub struct StreamedLayer {
     /// The layer; `None` for the global tensors.
     pub number: Option<u32>,
     /// Quantised tensors, in file order.
-    pub projections: Vec<StreamedProjection>,
+    pub quantized_tensors: Vec<StreamedQuantizedTensor>,
     /// Raw tensors (norms, biases, routers, embeddings), in file order.
     pub raw_tensors: Vec<StreamedTensor>,
 }
 
 /// A quantised tensor in GPU memory.
 #[derive(Debug, Clone)]
-pub struct StreamedProjection {
+pub struct StreamedQuantizedTensor {
     /// The tensor's name in the checkpoint.
     pub name: String,
     /// What it is for.
@@ -103,13 +102,13 @@ pub struct StreamedTensor {
 
 impl StreamedLayer {
     /// The layer's quantised tensor of a role; with experts, the first one.
-    pub fn projection(&self, role: Role) -> Option<&StreamedProjection> {
-        self.projections.iter().find(|p| p.role == role)
+    pub fn quantized_tensor(&self, role: Role) -> Option<&StreamedQuantizedTensor> {
+        self.quantized_tensors.iter().find(|p| p.role == role)
     }
 
     /// Whether the layer has a tensor of a role, however it is stored.
     pub fn has(&self, role: Role) -> bool {
-        self.projection(role).is_some() || self.raw_tensor(role).is_some()
+        self.quantized_tensor(role).is_some() || self.raw_tensor(role).is_some()
     }
 
     /// The layer's raw tensor of a role.
@@ -121,14 +120,29 @@ impl StreamedLayer {
 /// A place for a layer.
 #[derive(Debug)]
 struct Slot {
-    buffers: Vec<wgpu::Buffer>,
+    buffers: Vec<Buffer>,
     content: Content,
+    /// Of the content: under it the buffers are handed out.
+    lease: Lease,
 }
 
 impl Slot {
     fn new(gpu: &Gpu, label: &str, sizes: impl Iterator<Item = u64>) -> Result<Self, GpuError> {
         let buffers = sizes.map(|size| gpu.storage(label, size)).collect::<Result<_, _>>()?;
-        Ok(Self { buffers, content: Content::Nothing })
+        Ok(Self { buffers, content: Content::Nothing, lease: Lease::default() })
+    }
+
+    /// Gives the slot to another layer: nobody can submit work with the old one from here on.
+    fn give_to(&mut self, layer: Option<u32>, ticket: u64) -> Request {
+        std::mem::take(&mut self.lease).end();
+        self.content = Content::Pending(layer, ticket);
+        let group = layer.map_or(GroupId::Globals, GroupId::Layer);
+        Request { group, ticket, buffers: self.buffers.clone() }
+    }
+
+    /// The buffers as they are handed out.
+    fn leased(&self) -> Vec<Buffer> {
+        self.buffers.iter().map(|buffer| buffer.leased(&self.lease)).collect()
     }
 }
 
@@ -173,7 +187,7 @@ impl Content {
 /// let mut stream = LayerStream::open(&gpu, "model.nf4pack", &StreamOptions::default())?;
 /// for number in 0..stream.layer_count() {
 ///     let layer = stream.layer(number, Direction::Forward)?;
-///     println!("{} projections", layer.projections.len());
+///     println!("{} quantised tensors", layer.quantized_tensors.len());
 /// }
 /// # Ok(())
 /// # }
@@ -191,16 +205,16 @@ pub struct LayerStream {
 }
 
 impl LayerStream {
-    /// Opens a pack, reserves the memory of its plan, and begins to load: everything where all of it fits, else the first
+    /// Opens a pack to read it, reserves the memory of its plan, and begins to load: everything where all of it fits, else the first
     /// layers.
     ///
     /// # Errors
     /// [`StreamError::Open`], [`StreamError::Budget`], [`StreamError::Gpu`].
     pub fn open(gpu: &Gpu, path: impl AsRef<Path>, options: &StreamOptions) -> Result<Self, StreamError> {
-        Self::of(gpu, PackSource::open(path, options.map)?, options)
+        Self::of(gpu, PackSource::open(path)?, options)
     }
 
-    /// As [`LayerStream::open`], of a pack that is open; [`StreamOptions::map`] plays no part.
+    /// As [`LayerStream::open`], of a pack that is open, mapped or to be read.
     ///
     /// # Errors
     /// [`StreamError::Budget`], [`StreamError::Gpu`].
@@ -269,7 +283,9 @@ impl LayerStream {
 
     /// Layer `number` in GPU memory, once it is there; those after it in `direction` are then loaded ahead.
     ///
-    /// Work with a layer's buffers must be submitted before the next layer is asked for: from then on they may be overwritten.
+    /// Work with a layer's buffers must be submitted before the next layer is asked for. From then on the slot may be given to
+    /// another layer, and [`Commands::submit`](crate::gpu::Commands::submit) refuses such work with [`GpuError::Overwritten`], also
+    /// where the layer was cloned. Where all layers are resident, that never happens.
     ///
     /// # Errors
     /// [`StreamError::OutOfRange`]; and what went wrong while the layer was loaded. Asking again tries again.
@@ -344,17 +360,13 @@ impl LayerStream {
     fn request(&mut self, layer: u32, slot: usize) -> Result<(), StreamError> {
         let Some(slot) = self.slots.get_mut(slot) else { return Ok(()) };
         self.tickets += 1;
-        slot.content = Content::Pending(Some(layer), self.tickets);
-        let buffers = slot.buffers.clone();
-        self.loader.request(Request { group: GroupId::Layer(layer), ticket: self.tickets, buffers })
+        self.loader.request(slot.give_to(Some(layer), self.tickets))
     }
 
     fn request_globals(&mut self) -> Result<(), StreamError> {
         let Some(slot) = &mut self.globals else { return Ok(()) };
         self.tickets += 1;
-        slot.content = Content::Pending(None, self.tickets);
-        let buffers = slot.buffers.clone();
-        self.loader.request(Request { group: GroupId::Globals, ticket: self.tickets, buffers })
+        self.loader.request(slot.give_to(None, self.tickets))
     }
 
     /// Takes replies until layer `number` is there, and gives its slot.
@@ -386,7 +398,7 @@ impl LayerStream {
         let slot = self.slots.iter_mut().chain(&mut self.globals).find(pending);
         if let (Some(slot), Some(group)) = (slot, group) {
             slot.content = match result {
-                Ok(()) => Content::Ready(streamed(self.source.index(), group, number, &slot.buffers)),
+                Ok(()) => Content::Ready(streamed(self.source.index(), group, number, &slot.leased())),
                 Err(error) => Content::Failed(number, error),
             };
         }
@@ -410,9 +422,9 @@ pub fn default_budget(gpu: &Gpu) -> Option<u64> {
 }
 
 /// The tensors of a group that lies in `buffers`.
-fn streamed(index: &Index, group: &Group, number: Option<u32>, buffers: &[wgpu::Buffer]) -> StreamedLayer {
+fn streamed(index: &Index, group: &Group, number: Option<u32>, buffers: &[Buffer]) -> StreamedLayer {
     let sections = index.sections().get(group.sections.clone()).unwrap_or_default();
-    let mut layer = StreamedLayer { number, projections: Vec::new(), raw_tensors: Vec::new() };
+    let mut layer = StreamedLayer { number, quantized_tensors: Vec::new(), raw_tensors: Vec::new() };
     for (i, section) in sections.iter().enumerate() {
         let name = || index.name(section).to_owned();
         let (role, expert, shape) = (section.role, section.expert, section.shape);
@@ -434,7 +446,7 @@ fn streamed(index: &Index, group: &Group, number: Option<u32>, buffers: &[wgpu::
                         block_size: section.block_size,
                         elements: shape.elements(),
                     };
-                    layer.projections.push(StreamedProjection { name: name(), role, expert, shape, weights });
+                    layer.quantized_tensors.push(StreamedQuantizedTensor { name: name(), role, expert, shape, weights });
                 }
             }
             _ => {}

@@ -3,7 +3,7 @@
 use std::ops::{Range, RangeInclusive};
 
 use crate::format::{Index, Section, SectionKind, check};
-use crate::gpu::{BufferRange, GpuError, wgpu};
+use crate::gpu::{Buffer, BufferRange, GpuError};
 
 use super::error::StreamError;
 
@@ -67,8 +67,8 @@ impl Group {
     }
 
     /// Where a section of the group lies: in one buffer, or cut over several.
-    pub(super) fn place(&self, section: &Section, buffers: &[wgpu::Buffer]) -> Vec<BufferRange> {
-        let overlap = |(range, buffer): (&Range<u64>, &wgpu::Buffer)| {
+    pub(super) fn place(&self, section: &Section, buffers: &[Buffer]) -> Vec<BufferRange> {
+        let overlap = |(range, buffer): (&Range<u64>, &Buffer)| {
             let (start, end) = (section.offset.max(range.start), section.end().min(range.end));
             let part = || BufferRange { buffer: buffer.clone(), offset: start - range.start, size: end - start };
             (start < end).then(part)

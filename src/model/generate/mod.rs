@@ -229,7 +229,7 @@ impl TextGenerator {
                 if self.cached.len() as u64 >= self.cache.capacity().into() {
                     return Ok(Ending::ContextFull);
                 }
-                logits = self.advance(&[token])?;
+                logits = self.advance(&[token], self.cached.len() + 1)?;
                 text.passes += 1;
             }
         }
@@ -256,15 +256,15 @@ impl TextGenerator {
                 return Ok((None, (self.cached.len() - same) as u64));
             }
             let chunk = rest.len().min(self.session.memory.sizes().tokens.max(1) as usize);
-            logits = Some(self.advance(rest.get(..chunk).unwrap_or_default())?);
+            logits = Some(self.advance(rest.get(..chunk).unwrap_or_default(), text.len())?);
         }
         Ok((logits, (text.len() - same) as u64))
     }
 
-    /// Brings further tokens, for which there is room, into the cache; the logits of the next one.
-    fn advance(&mut self, tokens: &[u32]) -> Result<Vec<f32>, GenerateError> {
-        let past = self.cached.len() as u32;
-        let logits = self.session.next_logits(tokens, &self.cache, past)?;
+    /// Brings further tokens of a text of `length` tokens, for which there is room, into the cache; the logits of the next one.
+    fn advance(&mut self, tokens: &[u32], length: usize) -> Result<Vec<f32>, GenerateError> {
+        let (past, length) = (self.cached.len() as u32, length as u32);
+        let logits = self.session.next_logits(tokens, &self.cache, past, length)?;
         self.cached.extend_from_slice(tokens);
         Ok(logits)
     }

@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used, clippy::panic, reason = "tests fail by panicking")]
 
 use super::*;
+use crate::format::Role;
 
 const PACK: &[u8] = include_bytes!("../../../tests/fixtures/golden/v1.0-full.nf4pack");
 const CONFIG: &[u8] = include_bytes!("../../../tests/fixtures/tiny-qwen3/config.json");
@@ -77,4 +78,20 @@ fn a_lower_rank_is_the_last_remedy() {
     assert!(plan(&smaller, MicroBatch::Rows(1)).total() <= budget);
     let error = refused(&Demand { budget: Some(1), ..large }, MicroBatch::Rows(1));
     assert_eq!(error.remedy(), None, "{error}");
+}
+
+/// The golden pack has an output projection of its own.
+#[test]
+fn a_stored_head_has_its_place_whatever_config_json_says() {
+    let index = Index::parse(PACK, PACK.len() as u64).unwrap();
+    let globals = |tied| {
+        let config = String::from_utf8(CONFIG.to_vec()).unwrap();
+        let config = config.replace("\"tie_word_embeddings\": true", &format!("\"tie_word_embeddings\": {tied}"));
+        let model = ModelConfig::parse(config.as_bytes(), None).unwrap();
+        assert_eq!(model.tied, tied);
+        plan(&demand(&index, &model), MicroBatch::Rows(1)).stream.globals_bytes
+    };
+    let stored: u64 = index.sections().iter().filter(|s| s.layer.is_none() && s.role != Role::Other).map(|s| s.length).sum();
+    assert!(index.sections().iter().any(|s| s.role == Role::LmHead) && globals(true) >= stored);
+    assert_eq!(globals(true), globals(false));
 }

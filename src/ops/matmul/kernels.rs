@@ -5,7 +5,6 @@ use std::borrow::Cow;
 use bytemuck::{Pod, Zeroable};
 
 use super::rows::FewRows;
-use super::trial;
 use super::weight::{Right, floats_constant};
 use crate::dequant::operand::Codec;
 use crate::format::FloatType;
@@ -219,6 +218,13 @@ pub(super) fn flag(set: bool) -> f64 {
     u8::from(set).into()
 }
 
+/// How a kernel's results differ from the CPU's, if they do.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Trials {
+    pub product: fn(&Kernels, Variant, &Kernel) -> Result<Option<String>, OpError>,
+    pub sum: fn(&Kernels, &Kernel) -> Result<Option<String>, OpError>,
+}
+
 /// The kernels of a device, compiled and tried as they are asked for, and the memory for the sums of chunks.
 #[derive(Debug)]
 pub(super) struct Kernels {
@@ -226,18 +232,15 @@ pub(super) struct Kernels {
     scratch: BufferRange,
     products: Tried<Variant>,
     sum: Tried<()>,
+    trials: Trials,
 }
 
 impl Kernels {
-    pub fn new(gpu: &Gpu) -> Result<Self, GpuError> {
-        Self::with(gpu, Tried::new(gpu), Tried::new(gpu))
-    }
-
-    pub fn with(gpu: &Gpu, products: Tried<Variant>, sum: Tried<()>) -> Result<Self, GpuError> {
+    pub fn new(gpu: &Gpu, products: Tried<Variant>, sum: Tried<()>, trials: Trials) -> Result<Self, GpuError> {
         let limits = gpu.limits();
         let bytes = SCRATCH_BYTES.min(limits.max_storage_buffer_binding_size).min(limits.max_buffer_size) / 16 * 16;
         let scratch = BufferRange::whole(gpu.storage("sums of chunks", bytes)?);
-        Ok(Self { gpu: gpu.clone(), scratch, products, sum })
+        Ok(Self { gpu: gpu.clone(), scratch, products, sum, trials })
     }
 
     pub fn gpu(&self) -> &Gpu {
@@ -250,7 +253,7 @@ impl Kernels {
     }
 
     fn kernel(&self, variant: Variant) -> Result<Kernel, OpError> {
-        self.products.get(variant, || variant.spec(), |kernel| trial::of_product(self, variant, kernel))
+        self.products.get(variant, || variant.spec(), |kernel| (self.trials.product)(self, variant, kernel))
     }
 
     fn sum_kernel(&self) -> Result<Kernel, OpError> {
@@ -259,7 +262,7 @@ impl Kernels {
             let shader = unsafe { Shader::trusted("matmul_sum", shaders!("matmul_sum")) };
             KernelSpec { shader, entry: "main", constants: Vec::new() }
         };
-        self.sum.get((), spec, |kernel| trial::of_sum(self, kernel))
+        self.sum.get((), spec, |kernel| (self.trials.sum)(self, kernel))
     }
 
     /// Terms that a workgroup adds up, and the number of such chunks. They depend on the sizes only, so that the same product is

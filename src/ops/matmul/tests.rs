@@ -7,7 +7,7 @@ use half::{bf16, f16};
 
 use super::*;
 use crate::dequant::{GpuWeights, dequantize};
-use crate::format::nf4::{self, Projection, ScaleType, Scales};
+use crate::format::nf4::{self, Nf4Tensor, ScaleType, Scales};
 use crate::gpu::{BufferRange, Options};
 use crate::ops::testing::{self, assert_close, assert_gradient, assert_untouched, poisoned, random, random_mat};
 
@@ -64,7 +64,7 @@ impl Frozen {
             }
         };
         let scales = Scales::from_payload(&payload, scale_type, blocks as usize).unwrap();
-        let projection = Projection { codes: &codes, scales, block_size, elements };
+        let projection = Nf4Tensor { codes: &codes, scales, block_size, elements };
         let mut values = vec![0.0; elements as usize];
         dequantize(&projection, 0, &mut values).unwrap();
         let nf4 = Some(GpuWeights::upload(gpu, &projection).unwrap());

@@ -1,13 +1,16 @@
 //! One small product of each kernel against sums in float64, before the kernel is used: several tiles, the last of them not full,
 //! weights from the middle of a tensor, a bias, and something to add to.
 
-use super::kernels::{Form, Kernels, Product, RightKind, TERMS, Variant, View};
+use super::kernels::{Form, Kernels, Product, RightKind, TERMS, Trials, Variant, View};
 use super::weight::{Elements, Right, Weight};
 use crate::dequant::sample::Random;
 use crate::format::FloatType;
 use crate::gpu::{BufferRange, Gpu, Kernel};
 use crate::ops::trial::{difference, stored};
 use crate::ops::{Mat, OpError};
+
+/// What the kernels of products are tried with.
+pub(super) const TRIALS: Trials = Trials { product: of_product, sum: of_sum };
 
 /// Elements of the weight that lie before its rows here, at least: more than share a super-scale.
 const BEFORE: u32 = 8192;
@@ -97,7 +100,7 @@ fn right(gpu: &Gpu, random: &mut Random, kind: RightKind, sizes: Sizes) -> Resul
 }
 
 /// How a kernel's product differs from the CPU's, if it does.
-pub(super) fn of_product(kernels: &Kernels, variant: Variant, kernel: &Kernel) -> Result<Option<String>, OpError> {
+fn of_product(kernels: &Kernels, variant: Variant, kernel: &Kernel) -> Result<Option<String>, OpError> {
     let (gpu, sizes, mut random) = (kernels.gpu(), Sizes::of(variant), Random::default());
     let Sizes { m, n, k, by_term } = sizes;
     let (b, b_values) = right(gpu, &mut random, variant.b, sizes)?;
@@ -140,7 +143,7 @@ pub(super) fn of_product(kernels: &Kernels, variant: Variant, kernel: &Kernel) -
 }
 
 /// How the sum of three chunks differs from the CPU's, if it does.
-pub(super) fn of_sum(kernels: &Kernels, kernel: &Kernel) -> Result<Option<String>, OpError> {
+fn of_sum(kernels: &Kernels, kernel: &Kernel) -> Result<Option<String>, OpError> {
     const CHUNKS: u32 = 3;
     let (gpu, mut random, m, n) = (kernels.gpu(), Random::default(), 13, 43);
     let parts = Known::new(gpu, &mut random, CHUNKS * m, n)?;
@@ -183,7 +186,7 @@ mod tests {
 
     /// The error of the first use of a kernel with one wrong line.
     fn refusal(gpu: &Gpu, patch: [&'static str; 2], record: Record<'_>) -> String {
-        let kernels = Kernels::with(gpu, Tried::patched(gpu, patch), Tried::patched(gpu, patch)).unwrap();
+        let kernels = Kernels::new(gpu, Tried::patched(gpu, patch), Tried::patched(gpu, patch), TRIALS).unwrap();
         let error = record(&Matmul { kernels }, &mut gpu.commands("a wrong kernel")).unwrap_err();
         assert!(matches!(error, OpError::Unfit { .. }), "{error}");
         error.to_string()

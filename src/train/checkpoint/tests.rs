@@ -279,7 +279,7 @@ fn pruning_keeps_the_newest_and_everything_else() {
         checkpoint(step).write(out.path()).unwrap();
     }
     let left = |keep| {
-        Checkpoint::prune(out.path(), keep).unwrap();
+        assert!(Checkpoint::prune(out.path(), 100, keep).is_empty());
         let mut left = names(out.path());
         left.retain(|name| !others.contains(name));
         left
@@ -289,6 +289,66 @@ fn pruning_keeps_the_newest_and_everything_else() {
     assert_eq!(left(0), ["checkpoint-100"]);
     assert!(others.iter().all(|name| out.path().join(name).symlink_metadata().is_ok()));
     Checkpoint::read(&out.path().join("checkpoint-100"), &model()).unwrap();
+}
+
+#[test]
+fn what_cannot_be_removed_is_told_and_tried_again() {
+    let out = tempfile::tempdir().unwrap();
+    for step in [1, 2, 3] {
+        checkpoint(step).write(out.path()).unwrap();
+    }
+    let refused = |_: &Path| Err(io::Error::from(io::ErrorKind::PermissionDenied));
+    let refuse_the_first = |path: &Path| {
+        let file = fs::read(path.join("removed").join(STATE)).unwrap();
+        if String::from_utf8(file).unwrap().contains("\"step\": 1,") { refused(path) } else { fs::remove_dir_all(path) }
+    };
+    let failed = Checkpoint::prune_with(out.path(), 3, 1, refuse_the_first);
+    match &failed[..] {
+        [CheckpointError::Remove { path, .. }] => assert_eq!(path, &out.path().join("checkpoint-1")),
+        other => panic!("{other:?}"),
+    }
+    // Its name is gone, so that nobody takes it for a whole one; the others were removed.
+    let left = names(out.path());
+    assert!(left.len() == 2 && left[0].ends_with(".tmp") && left[1] == "checkpoint-3", "{left:?}");
+    assert_eq!(Checkpoint::prune_with(out.path(), 3, 1, refused).len(), 1, "tried again");
+    assert!(Checkpoint::prune(out.path(), 3, 1).is_empty());
+    assert_eq!(names(out.path()), ["checkpoint-3"]);
+}
+
+#[test]
+fn a_later_checkpoint_does_not_count_among_those_that_are_kept() {
+    let out = tempfile::tempdir().unwrap();
+    for step in [1, 2, 9] {
+        checkpoint(step).write(out.path()).unwrap();
+    }
+    assert!(Checkpoint::prune(out.path(), 2, 1).is_empty());
+    assert_eq!(names(out.path()), ["checkpoint-2", "checkpoint-9"]);
+    let (renamed, stuck) = Checkpoint::set_aside(out.path(), 2).unwrap();
+    assert_eq!(renamed, [out.path().join("aside-1-checkpoint-9")]);
+    assert!(stuck.is_empty());
+}
+
+#[test]
+fn a_step_that_is_saved_twice_keeps_what_was_there_unless_it_is_the_same() {
+    let out = tempfile::tempdir().unwrap();
+    let folder = checkpoint(5).write(out.path()).unwrap();
+    let mut again = checkpoint(5);
+    again.state.evals_without_gain += 1;
+    assert_eq!(again.write(out.path()).unwrap(), folder);
+    assert_eq!(names(out.path()), ["checkpoint-5"]);
+    assert_eq!(Checkpoint::read(&folder, &model()).unwrap(), again);
+
+    let mut other = again.clone();
+    other.mean[0] += 1.0;
+    assert_eq!(other.write(out.path()).unwrap(), folder);
+    assert_eq!(names(out.path()), ["aside-1-checkpoint-5", "checkpoint-5"]);
+    assert_eq!(Checkpoint::read(&folder, &model()).unwrap(), other);
+    assert_eq!(Checkpoint::read(&out.path().join("aside-1-checkpoint-5"), &model()).unwrap(), again);
+
+    // What is no checkpoint of ours is not written over, either.
+    fs::write(out.path().join("checkpoint-6"), "mine").unwrap();
+    checkpoint(6).write(out.path()).unwrap();
+    assert_eq!(fs::read(out.path().join("aside-1-checkpoint-6")).unwrap(), b"mine");
 }
 
 #[test]

@@ -15,7 +15,6 @@ use thiserror::Error;
 use crate::io::folder::publish;
 pub use report::{Report, duration, report};
 pub use series::median;
-use tensorboard::EventFile;
 
 /// The file of all records, one JSON object a line.
 pub const METRICS: &str = "metrics.jsonl";
@@ -132,64 +131,138 @@ fn nan_or_f64<'de, D: Deserializer<'de>>(from: D) -> Result<f64, D::Error> {
     Ok(Option::deserialize(from)?.unwrap_or(f64::NAN))
 }
 
-/// Writes records into a folder as they arise: `metrics.jsonl`, and an event file for TensorBoard.
+/// Writes records into a folder as they arise: `metrics.jsonl`, and an event file for TensorBoard. A file that cannot be
+/// written is tried again with each record, and then gets all that it lacks.
 #[derive(Debug)]
 pub struct Recorder {
-    metrics: Appender,
-    events: EventFile,
+    metrics: Log,
+    events: Log,
 }
 
 impl Recorder {
     /// Records a new training. What an earlier one left in `metrics.jsonl` is dropped; its event files stay, and TensorBoard
     /// does not show them any more.
-    ///
-    /// # Errors
-    /// [`RecordError::Write`].
-    pub fn create(folder: &Path) -> Result<Self, RecordError> {
-        Self::start(folder, &[], 0)
+    pub fn create(folder: &Path) -> Self {
+        let [metrics, events] = [Kind::NewMetrics, Kind::Events { first_step: 0 }].map(|kind| Log::new(folder, kind));
+        Self { metrics, events }
     }
 
     /// Goes on with a training whose first `step` steps count, and returns its records: what was recorded after them, and that step's
     /// evaluation where it is due again, is dropped, all of it or, if this fails, nothing, and so is a last line that was not finished.
+    /// Where the file cannot be read, there are none.
     ///
     /// # Errors
-    /// A folder that cannot be read or written; a line that is no record.
+    /// [`RecordError::Json`]: a line that is no record. Nothing is changed then.
     pub fn resume(folder: &Path, step: u64, eval_due: bool) -> Result<(Self, Vec<Record>), RecordError> {
-        let path = folder.join(METRICS);
-        let text = match fs::read(&path) {
-            Ok(text) => text,
-            Err(e) if e.kind() == io::ErrorKind::NotFound => Vec::new(),
-            Err(source) => return Err(RecordError::Read { path, source }),
+        let records = match read_kept(folder, step, eval_due) {
+            Ok((_, records)) => records,
+            Err(error @ RecordError::Json { .. }) => return Err(error),
+            // Told when the file is to be written.
+            Err(_) => Vec::new(),
         };
-        let (mut kept, mut records) = (Vec::new(), Vec::new());
-        for (record, line) in parse(&path, &text)? {
-            let again = eval_due && matches!(record, Record::Eval(_)) && record.step() == step;
-            if record.step() <= step && !again {
-                kept.extend_from_slice(line);
-                kept.push(b'\n');
-                records.push(record);
-            }
-        }
-        Ok((Self::start(folder, &kept, step.saturating_add(1))?, records))
+        let metrics = Log::new(folder, Kind::OldMetrics { step, eval_due });
+        let events = Log::new(folder, Kind::Events { first_step: step.saturating_add(1) });
+        Ok((Self { metrics, events }, records))
     }
 
-    fn start(folder: &Path, metrics: &[u8], first_step: u64) -> Result<Self, RecordError> {
-        publish(folder, &[(METRICS, metrics)]).map_err(|source| RecordError::Write { path: folder.to_owned(), source })?;
-        let metrics = Appender::open(folder.join(METRICS))?;
-        Ok(Self { metrics, events: EventFile::create(folder, first_step)? })
-    }
-
-    /// Appends a record to both files. It is with the operating system when this returns.
-    ///
-    /// # Errors
-    /// [`RecordError::Write`]; the file is then without the record, not with a part of it.
-    pub fn record(&mut self, record: &Record) -> Result<(), RecordError> {
-        let mut line = serde_json::to_vec(record)
-            .map_err(|e| RecordError::Write { path: self.metrics.path.clone(), source: e.into() })?;
+    /// Appends a record to both files, and all records that they lack; with the operating system when this returns. Returns what
+    /// could not be written: that is tried again with the next record.
+    pub fn record(&mut self, record: &Record) -> Vec<RecordError> {
+        // Numbers and a tag: that can always be written as JSON.
+        let mut line = serde_json::to_vec(record).unwrap_or_default();
         line.push(b'\n');
-        self.metrics.append(&line)?;
-        self.events.record(record)
+        self.metrics.add(&line);
+        self.events.add(&tensorboard::event_of(record));
+        self.flush()
     }
+
+    /// Makes the files that are not there yet, and tries again what could not be written. Returns what still cannot.
+    pub fn flush(&mut self) -> Vec<RecordError> {
+        [&mut self.metrics, &mut self.events].into_iter().filter_map(|log| log.write().err()).collect()
+    }
+
+    /// How many records each file lacks, by what it is for; only those that lack some.
+    pub fn missing(&self) -> Vec<(&'static str, u64)> {
+        let logs = [(METRICS, &self.metrics), ("TensorBoard's events", &self.events)];
+        logs.into_iter().map(|(name, log)| (name, log.missing)).filter(|(_, missing)| *missing > 0).collect()
+    }
+}
+
+/// What a log is, and how it begins.
+#[derive(Debug, Clone, Copy)]
+enum Kind {
+    /// Metrics of a new training.
+    NewMetrics,
+    /// Metrics of a training that goes on after `step`.
+    OldMetrics { step: u64, eval_due: bool },
+    /// A new file for TensorBoard, from this step on.
+    Events { first_step: u64 },
+}
+
+/// A file of records, and those that it lacks because it could not be opened or written.
+#[derive(Debug)]
+struct Log {
+    folder: PathBuf,
+    kind: Kind,
+    file: Option<Appender>,
+    waiting: Vec<u8>,
+    missing: u64,
+}
+
+impl Log {
+    fn new(folder: &Path, kind: Kind) -> Self {
+        Self { folder: folder.to_owned(), kind, file: None, waiting: Vec::new(), missing: 0 }
+    }
+
+    fn add(&mut self, record: &[u8]) {
+        self.waiting.extend_from_slice(record);
+        self.missing += 1;
+    }
+
+    /// Writes all that the file lacks; it gets all of it, or nothing.
+    fn write(&mut self) -> Result<(), RecordError> {
+        let file = match &mut self.file {
+            Some(file) => file,
+            closed => closed.insert(open(&self.folder, self.kind)?),
+        };
+        file.append(&self.waiting)?;
+        self.waiting.clear();
+        self.missing = 0;
+        Ok(())
+    }
+}
+
+fn open(folder: &Path, kind: Kind) -> Result<Appender, RecordError> {
+    let kept = match kind {
+        Kind::Events { first_step } => return tensorboard::create(folder, first_step),
+        Kind::NewMetrics => Vec::new(),
+        Kind::OldMetrics { step, eval_due } => read_kept(folder, step, eval_due)?.0,
+    };
+    let path = folder.join(METRICS);
+    match publish(folder, &[(METRICS, kept.as_slice())]) {
+        Ok(()) => Appender::open(path),
+        Err(source) => Err(RecordError::Write { path, source }),
+    }
+}
+
+/// The lines of `metrics.jsonl` that a training which goes on after `step` keeps, and their records; none where there is no file.
+fn read_kept(folder: &Path, step: u64, eval_due: bool) -> Result<(Vec<u8>, Vec<Record>), RecordError> {
+    let path = folder.join(METRICS);
+    let text = match fs::read(&path) {
+        Ok(text) => text,
+        Err(e) if e.kind() == io::ErrorKind::NotFound => Vec::new(),
+        Err(source) => return Err(RecordError::Read { path, source }),
+    };
+    let (mut kept, mut records) = (Vec::new(), Vec::new());
+    for (record, line) in parse(&path, &text)? {
+        let again = eval_due && matches!(record, Record::Eval(_)) && record.step() == step;
+        if record.step() <= step && !again {
+            kept.extend_from_slice(line);
+            kept.push(b'\n');
+            records.push(record);
+        }
+    }
+    Ok((kept, records))
 }
 
 /// Reads `metrics.jsonl`. A last line that was not finished is left out.
@@ -222,7 +295,10 @@ fn parse<'a>(path: &Path, text: &'a [u8]) -> Result<Vec<(Record, &'a [u8])>, Rec
 struct Appender {
     path: PathBuf,
     file: File,
+    /// Bytes of whole records.
     len: u64,
+    /// Whether a part of a record may follow them.
+    partial: bool,
 }
 
 impl Appender {
@@ -234,17 +310,23 @@ impl Appender {
             Ok((file, len))
         };
         match open() {
-            Ok((file, len)) => Ok(Self { path, file, len }),
+            Ok((file, len)) => Ok(Self { path, file, len, partial: false }),
             Err(source) => Err(RecordError::Write { path, source }),
         }
     }
 
+    /// Appends all of the bytes, or none.
     fn append(&mut self, bytes: &[u8]) -> Result<(), RecordError> {
-        if let Err(source) = self.file.write_all(bytes) {
-            // A full disk takes a part. If that cannot be undone, either, the next read says which line is broken.
-            let _ = self.file.set_len(self.len);
+        if bytes.is_empty() {
+            return Ok(());
+        }
+        // A full disk takes a part, which is cut off at once or, if that fails, before the next bytes.
+        let undone = if self.partial { self.file.set_len(self.len) } else { Ok(()) };
+        if let Err(source) = undone.and_then(|()| self.file.write_all(bytes)) {
+            self.partial = self.file.set_len(self.len).is_err();
             return Err(RecordError::Write { path: self.path.clone(), source });
         }
+        self.partial = false;
         self.len += bytes.len() as u64;
         Ok(())
     }

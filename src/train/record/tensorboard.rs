@@ -10,24 +10,23 @@ use super::{Appender, Record, RecordError};
 
 const PREFIX: &str = "events.out.tfevents.";
 
-/// An event file that grows.
-#[derive(Debug)]
-pub(super) struct EventFile(Appender);
+/// A new event file after all others of the folder. What those have of step `first_step` and later is not shown any more.
+pub(super) fn create(folder: &Path, first_step: u64) -> Result<Appender, RecordError> {
+    let name = next_name(folder, wall_time() as u64);
+    let name = name.map_err(|source| RecordError::Read { path: folder.to_owned(), source })?;
+    let path = folder.join(name);
+    let mut file = Appender::open(path.clone())?;
+    let start = frame(&event(wall_time(), first_step, &session_start()));
+    file.append(&[frame(&event(wall_time(), 0, &version())), start].concat()).inspect_err(|_| {
+        // It is tried again, under another name.
+        let _ = fs::remove_file(&path);
+    })?;
+    Ok(file)
+}
 
-impl EventFile {
-    /// A new file after all others of the folder. What those have of step `first_step` and later is not shown any more.
-    pub(super) fn create(folder: &Path, first_step: u64) -> Result<Self, RecordError> {
-        let name =
-            next_name(folder, wall_time() as u64).map_err(|source| RecordError::Read { path: folder.to_owned(), source })?;
-        let mut file = Self(Appender::open(folder.join(name))?);
-        file.0.append(&frame(&event(wall_time(), 0, &version())))?;
-        file.0.append(&frame(&event(wall_time(), first_step, &session_start())))?;
-        Ok(file)
-    }
-
-    pub(super) fn record(&mut self, record: &Record) -> Result<(), RecordError> {
-        self.0.append(&frame(&event(wall_time(), record.step(), &summary(&scalars(record)))))
-    }
+/// A record as it stands in an event file.
+pub(super) fn event_of(record: &Record) -> Vec<u8> {
+    frame(&event(wall_time(), record.step(), &summary(&scalars(record))))
 }
 
 /// What a record looks like in TensorBoard: tags and values.

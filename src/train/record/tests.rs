@@ -25,7 +25,8 @@ fn eval(step: u64, loss: f64) -> Record {
 
 fn record_all(recorder: &mut Recorder, records: &[Record]) {
     for record in records {
-        recorder.record(record).unwrap();
+        let errors = recorder.record(record);
+        assert!(errors.is_empty(), "{errors:?}");
     }
 }
 
@@ -45,7 +46,7 @@ fn what_is_recorded_is_read_again() {
     let root = tempfile::tempdir().unwrap();
     let folder = root.path().join("new/run");
     let records = [eval(0, 3.25), step(1, 2.5), step(2, 0.1), eval(2, 0.3)];
-    record_all(&mut Recorder::create(&folder).unwrap(), &records);
+    record_all(&mut Recorder::create(&folder), &records);
     assert_eq!(read_metrics(&folder.join(METRICS)).unwrap(), records);
     let line: serde_json::Value = serde_json::from_str(metrics(&folder).lines().nth(1).unwrap()).unwrap();
     assert_eq!((line["kind"].as_str(), line["step"].as_u64(), line["loss"].as_f64()), (Some("step"), Some(1), Some(2.5)));
@@ -55,9 +56,9 @@ fn what_is_recorded_is_read_again() {
 #[test]
 fn every_record_is_in_the_files_at_once() {
     let root = tempfile::tempdir().unwrap();
-    let mut recorder = Recorder::create(root.path()).unwrap();
+    let mut recorder = Recorder::create(root.path());
     for n in 1..4 {
-        recorder.record(&step(n, 1.0)).unwrap();
+        record_all(&mut recorder, &[step(n, 1.0)]);
         assert_eq!(metrics(root.path()).lines().count() as u64, n);
         assert_eq!(decode(&event_files(root.path())[0]).len() as u64, n + 2);
     }
@@ -66,7 +67,7 @@ fn every_record_is_in_the_files_at_once() {
 #[test]
 fn numbers_that_are_none_are_null_and_read_as_nan() {
     let root = tempfile::tempdir().unwrap();
-    let mut recorder = Recorder::create(root.path()).unwrap();
+    let mut recorder = Recorder::create(root.path());
     record_all(&mut recorder, &[step(1, f32::NAN), step(2, f32::INFINITY), eval(2, f64::NEG_INFINITY), eval(3, 1e300)]);
     let line: serde_json::Value = serde_json::from_str(metrics(root.path()).lines().next().unwrap()).unwrap();
     assert!(line["loss"].is_null() && line["grad_norm"].is_null());
@@ -86,13 +87,14 @@ fn numbers_that_are_none_are_null_and_read_as_nan() {
 fn resuming_drops_what_came_later_and_half_a_line() {
     let root = tempfile::tempdir().unwrap();
     let records = [step(1, 3.0), step(2, 2.0), eval(2, 2.5), step(3, 1.0), eval(3, 1.5)];
-    record_all(&mut Recorder::create(root.path()).unwrap(), &records);
+    record_all(&mut Recorder::create(root.path()), &records);
     let kept: String = metrics(root.path()).split_inclusive('\n').take(3).collect();
     let path = root.path().join(METRICS);
     fs::write(&path, metrics(root.path()) + "{\"kind\":\"step\",\"st").unwrap();
     assert_eq!(read_metrics(&path).unwrap(), records, "half a line is no record");
 
     let (mut resumed, _) = Recorder::resume(root.path(), 2, false).unwrap();
+    assert!(resumed.flush().is_empty());
     assert_eq!(metrics(root.path()), kept, "byte for byte");
     record_all(&mut resumed, &[step(3, 0.5)]);
     assert_eq!(read_metrics(&path).unwrap(), [records[0], records[1], records[2], step(3, 0.5)]);
@@ -103,7 +105,7 @@ fn resuming_drops_what_came_later_and_half_a_line() {
 #[test]
 fn a_whole_record_without_a_line_feed_is_kept() {
     let root = tempfile::tempdir().unwrap();
-    record_all(&mut Recorder::create(root.path()).unwrap(), &[step(1, 3.0), step(2, 2.0)]);
+    record_all(&mut Recorder::create(root.path()), &[step(1, 3.0), step(2, 2.0)]);
     let path = root.path().join(METRICS);
     fs::write(&path, metrics(root.path()).trim_end()).unwrap();
     record_all(&mut Recorder::resume(root.path(), 2, false).unwrap().0, &[step(3, 1.0)]);
@@ -120,8 +122,8 @@ fn resuming_without_records_begins_them() {
 #[test]
 fn a_new_training_replaces_an_old_one() {
     let root = tempfile::tempdir().unwrap();
-    record_all(&mut Recorder::create(root.path()).unwrap(), &[eval(0, 1.0), step(1, 3.0)]);
-    record_all(&mut Recorder::create(root.path()).unwrap(), &[step(1, 2.0)]);
+    record_all(&mut Recorder::create(root.path()), &[eval(0, 1.0), step(1, 3.0)]);
+    record_all(&mut Recorder::create(root.path()), &[step(1, 2.0)]);
     assert_eq!(read_metrics(&root.path().join(METRICS)).unwrap(), [step(1, 2.0)]);
     let session = &decode(&event_files(root.path())[1])[1];
     assert_eq!((session.step, session.starts_session), (0, true), "from step 0 on, nothing older is shown");
@@ -130,7 +132,7 @@ fn a_new_training_replaces_an_old_one() {
 #[test]
 fn a_broken_line_is_named_and_nothing_is_changed() {
     let root = tempfile::tempdir().unwrap();
-    record_all(&mut Recorder::create(root.path()).unwrap(), &[step(1, 3.0), step(2, 2.0)]);
+    record_all(&mut Recorder::create(root.path()), &[step(1, 3.0), step(2, 2.0)]);
     let path = root.path().join(METRICS);
     let broken = metrics(root.path()).replacen('\n', "\n{}\n", 1);
     fs::write(&path, &broken).unwrap();
@@ -141,20 +143,69 @@ fn a_broken_line_is_named_and_nothing_is_changed() {
 }
 
 #[test]
-fn folders_that_cannot_be_are_errors() {
+fn what_cannot_be_written_is_told_and_written_later() {
     let root = tempfile::tempdir().unwrap();
-    let file = root.path().join("file");
+    let file = root.path().join("run");
     fs::write(&file, "precious").unwrap();
-    assert!(matches!(Recorder::create(&file), Err(RecordError::Write { .. })));
-    assert!(matches!(Recorder::resume(&file, 1, false), Err(RecordError::Read { .. } | RecordError::Write { .. })));
-    assert!(matches!(read_metrics(&root.path().join("none")), Err(RecordError::Read { .. })));
+    let mut recorder = Recorder::create(&file);
+    for n in 1..4 {
+        assert_eq!(recorder.record(&step(n, 1.0)).len(), 2, "both files");
+    }
+    assert_eq!(recorder.missing(), [(METRICS, 3), ("TensorBoard's events", 3)]);
     assert_eq!(fs::read(&file).unwrap(), b"precious");
+    assert!(matches!(read_metrics(&root.path().join("none")), Err(RecordError::Read { .. })));
+
+    fs::remove_file(&file).unwrap();
+    record_all(&mut recorder, &[eval(3, 2.0)]);
+    let expected = [step(1, 1.0), step(2, 1.0), step(3, 1.0), eval(3, 2.0)];
+    assert_eq!(read_metrics(&file.join(METRICS)).unwrap(), expected);
+    let steps: Vec<u64> = decode(&event_files(&file)[0]).iter().skip(2).map(|event| event.step).collect();
+    assert_eq!(steps, [1, 2, 3, 3]);
+    assert!(recorder.missing().is_empty());
+}
+
+#[test]
+fn a_resumed_training_keeps_what_it_could_not_read_at_first() {
+    let root = tempfile::tempdir().unwrap();
+    let path = root.path().join(METRICS);
+    fs::create_dir(&path).unwrap();
+    fs::write(path.join("in the way"), "").unwrap();
+    let (mut recorder, records) = Recorder::resume(root.path(), 2, false).unwrap();
+    assert!(records.is_empty());
+    let errors = recorder.record(&step(3, 1.0));
+    assert!(matches!(errors[..], [RecordError::Read { .. }]), "{errors:?}");
+    fs::remove_dir_all(&path).unwrap();
+    // The file itself was elsewhere, with a step that the training went back behind.
+    let line = |record: &Record| format!("{}\n", serde_json::to_string(record).unwrap());
+    fs::write(&path, [step(1, 3.0), step(2, 2.0), step(3, 9.0)].iter().map(line).collect::<String>()).unwrap();
+    assert!(recorder.flush().is_empty());
+    assert_eq!(read_metrics(&path).unwrap(), [step(1, 3.0), step(2, 2.0), step(3, 1.0)]);
+}
+
+/// A device that is always full.
+#[cfg(target_os = "linux")]
+#[test]
+fn a_full_disk_is_told_and_the_file_has_no_part_of_a_record() {
+    let root = tempfile::tempdir().unwrap();
+    let mut recorder = Recorder::create(root.path());
+    record_all(&mut recorder, &[step(1, 1.0)]);
+    let full = File::options().write(true).open("/dev/full").unwrap();
+    let good = std::mem::replace(&mut recorder.metrics.file.as_mut().unwrap().file, full);
+    let errors = recorder.record(&step(2, 1.0));
+    assert!(matches!(errors[..], [RecordError::Write { .. }]), "{errors:?}");
+    let file = recorder.metrics.file.as_mut().unwrap();
+    assert!(file.partial, "a device cannot be cut");
+    file.file = good;
+    // Some bytes of the record that failed.
+    file.file.write_all(b"{\"kind\":").unwrap();
+    record_all(&mut recorder, &[step(3, 1.0)]);
+    assert_eq!(read_metrics(&root.path().join(METRICS)).unwrap(), [step(1, 1.0), step(2, 1.0), step(3, 1.0)]);
 }
 
 #[test]
 fn tensorboard_gets_tags_steps_and_values() {
     let root = tempfile::tempdir().unwrap();
-    record_all(&mut Recorder::create(root.path()).unwrap(), &[step(1, 2.5), step(300, 1.25), eval(300, 0.5)]);
+    record_all(&mut Recorder::create(root.path()), &[step(1, 2.5), step(300, 1.25), eval(300, 0.5)]);
     let events = decode(&event_files(root.path())[0]);
     assert_eq!(events[0].version.as_deref(), Some("brain.Event:2"));
     assert!(events[1].starts_session);
@@ -173,7 +224,7 @@ fn a_later_event_file_has_a_later_name_and_voids_what_it_repeats() {
     let root = tempfile::tempdir().unwrap();
     let future = root.path().join("events.out.tfevents.9999999000.other.7");
     fs::write(&future, b"").unwrap();
-    record_all(&mut Recorder::create(root.path()).unwrap(), &[step(1, 2.0)]);
+    record_all(&mut Recorder::create(root.path()), &[step(1, 2.0)]);
     record_all(&mut Recorder::resume(root.path(), 41, false).unwrap().0, &[step(42, 2.0)]);
     let files = event_files(root.path());
     assert_eq!(files.len(), 3);

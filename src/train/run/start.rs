@@ -91,7 +91,7 @@ impl Start {
     pub fn records(&self, out: &Path) -> Result<(Recorder, Vec<Record>), RunError> {
         match self.checkpoint {
             Some(_) => Ok(Recorder::resume(out, self.state.step, self.state.eval_due)?),
-            None => Ok((Recorder::create(out)?, Vec::new())),
+            None => Ok((Recorder::create(out), Vec::new())),
         }
     }
 }
