@@ -1,19 +1,31 @@
-// A product of matrices, out[m, n] = scale * (a[m, k] b[k, n] (+ bias)) (+ out): one half of every such kernel; matmul_params.wgsl belongs
-// to it. The other half knows how b is stored: `prepare_b`, `fetch_b`, `place_b`, and `columns_of`, the columns of a four in `tile_b`.
-// Float32, a tile of 8 TY x 8 TX to a workgroup, 8 x 8 to a thread. The next terms of a tile are fetched into registers while the
-// present ones are multiplied, so that nobody waits for memory. Runs unchecked: `ops::matmul` proves on the host that every index
-// is in its binding.
-
-// The tile of a workgroup, for TX = 8 and TY = 16; thread (x, y) has the sums marked #:
+// A product of matrices: out[m, n] = scale * (a[m, k] b[k, n] (+ bias)) (+ out), in float32. This file is
+// combined with matmul_params.wgsl and with a file for the storage of b. That file has `prepare_b`,
+// `fetch_b`, `place_b` and `columns_of`, the columns of a vec4 in `tile_b`.
 //
-//            column  x    x+TX   x+2TX  ...  x+7TX       A vec4 of tile_a holds one term of four rows
-//       row          |     |      |            |         y, y+TY, y+2TY, y+3TY; the vec4 TY places later
-//       y        ----#-----#------#--- ... ----#---      holds rows y+4TY .. y+7TY. tile_b likewise by
-//       y+TY     ----#-----#------#--- ... ----#---      columns (`columns_of` says which, where a codec
-//       ...                                              keeps neighbours together). So neighbouring
-//       y+7TY    ----#-----#------#--- ... ----#---      threads read neighbouring vec4s: no bank conflict.
+// A workgroup computes a tile of 8 TY x 8 TX sums, a thread 8 x 8 of them. Threads fetch the next terms into
+// registers while they multiply the present ones, to hide the memory latency. Runs unchecked: `ops::matmul`
+// proves on the host that every index is in its binding.
 //
-// One term: two vec4s of a times two vec4s of b are 8 x 8 products, 16 vec4 multiply-adds into `sums`.
+// The tile. Thread (x, y) has the sums at #: every TX-th column from x on, every TY-th row from y on.
+//
+//             columns of b: n
+//                x     x+TX   x+2TX  x+3TX | x+4TX  ..  x+7TX
+//             +-----------------------------------------------+
+//      y      |  #      #      #      #    |   #    ..    #   |      tile_a, one term:
+//      y+TY   |  #      #      #      #    |   #    ..    #   |      vec4 number y    rows y, y+TY, y+2TY, y+3TY
+//      y+2TY  |  #      #      #      #    |   #    ..    #   |      vec4 number y+TY rows y+4TY .. y+7TY
+//      y+3TY  |  #      #      #      #    |   #    ..    #   |
+//      -------+-----------------------------------------------+      tile_b, one term:
+//      y+4TY  |  #      #      #      #    |   #    ..    #   |      vec4 number x    columns x .. x+3TX
+//       ..    |                                               |      vec4 number x+TX columns x+4TX .. x+7TX
+//      y+7TY  |  #      #      #      #    |   #    ..    #   |
+//             +-----------------------------------------------+
+//      rows of a: m
+//
+// For one term, a thread loads two vec4s of tile_a and two of tile_b, and adds their 8 x 8 products to `sums`
+// with 16 vec4 multiply-adds. Adjacent threads load adjacent vec4s, so there are no bank conflicts.
+// Exception: if a codec decodes half a word at once, a vec4 of tile_b has four adjacent columns
+// (`columns_of` in matmul_quantized.wgsl), and so does the thread.
 override TX: u32 = 8u;              // threads of a workgroup along n
 override TY: u32 = 16u;             // and along m
 override A_BY_TERM: bool = true;    // neighbours in memory are terms of one row of a, else rows of one term

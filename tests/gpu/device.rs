@@ -136,11 +136,11 @@ fn check_chain(operations: u64) {
     for _ in 0..50 {
         for (from, to) in [(&a, &b), (&b, &a)] {
             commands.dispatch(&next, &[from.clone(), to.clone()], &[], groups, 8 * u64::from(count));
-            commands.tell_operations(operations);
+            commands.add_operations(operations);
         }
     }
     commands.copy(&a, &b);
-    commands.tell_operations(operations);
+    commands.add_operations(operations);
     let timed = commands.submit_timed().unwrap();
     assert!(words(&gpu, &b).iter().all(|&word| word == 100));
     let elapsed = timed.elapsed(&gpu).unwrap();
