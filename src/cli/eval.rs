@@ -9,7 +9,7 @@ use super::Outcome;
 use super::adapter;
 use super::args::EvalArgs;
 use super::device::{self, AdapterEntry};
-use super::train::{left_out, read, tell_data, tell_plan};
+use super::train::{left_out, read, tell_data, tell_plan, warnings};
 use super::ui::{self, Cancelled, Ui, Unit};
 use crate::arch::config::ModelConfig;
 use crate::convert::Progress as _;
@@ -35,6 +35,8 @@ struct Evaluation {
     loss: f64,
     perplexity: f64,
     seconds: f64,
+    /// What may be wrong with the data.
+    warnings: Vec<String>,
     gpu: AdapterEntry,
 }
 
@@ -99,6 +101,7 @@ fn evaluate(
         loss,
         perplexity: loss.exp(),
         seconds: started.elapsed().as_secs_f64(),
+        warnings: warnings([data]),
         gpu: gpu.adapter().into(),
     })
 }

@@ -599,7 +599,9 @@ fn of_data(error: &DataError) -> Option<String> {
         DataError::NoTemplate { .. } => {
             "prompts and completions need no chat template: {\"prompt\": ..., \"completion\": ...}"
         }
-        DataError::Spans { .. } => "--train-on all learns every token, and conversations with one answer work, too",
+        DataError::Spans { .. } => {
+            "--train-on all learns every token; with \"prompt\" and \"completion\" instead of messages no template is used"
+        }
         DataError::NothingTrained { length, max_length, .. } if *length > u64::from(*max_length) => {
             return Some(format!("--max-length {length} takes all of it; without this line the file may do as it is"));
         }

@@ -15,7 +15,7 @@ use super::args::GenerateArgs;
 use super::device;
 use super::ui::{self, Ui};
 use crate::arch::config::ModelConfig;
-use crate::data::Tokenizer;
+use crate::data::{LeftOut, Tokenizer};
 use crate::dequant::stream::PackSource;
 use crate::model::decoder::{read_config, read_tokenizer};
 use crate::model::generate::sampling::{Sampler, SamplerOptions};
@@ -39,7 +39,9 @@ pub fn run(args: &GenerateArgs) -> Result<Outcome> {
     device::with(&args.gpu, ui, |gpu| {
         let (eos, budget) = (tokenizer.eos(), args.vram_budget);
         let generator = TextGenerator::open(gpu, pack, adapter.as_ref(), eos, context, budget)?;
-        let mut speaker = Speaker { generator, tokenizer: &tokenizer, sampler, context, max_tokens: args.max_tokens, ui };
+        let max_tokens = args.max_tokens;
+        let mut speaker =
+            Speaker { generator, tokenizer: &tokenizer, sampler, context, max_tokens, left_out: Vec::new(), ui };
         match prompt {
             Some(prompt) => speaker.go_on(&prompt),
             None => speaker.chat(args.system.as_deref()),
@@ -63,6 +65,8 @@ struct Speaker<'a> {
     /// Tokens that are remembered.
     context: u32,
     max_tokens: u32,
+    /// What the chat template is known to leave out.
+    left_out: Vec<LeftOut>,
     ui: Ui,
 }
 
@@ -161,6 +165,12 @@ impl Speaker<'_> {
         if dropped > 0 {
             let (turns, tokens) = (ui::plural(dropped as u64, "turn"), ui::grouped(self.context.into()));
             self.ui.note(&format!("forgot the oldest {turns} of the chat: {tokens} tokens are remembered"));
+        }
+        for left_out in self.tokenizer.left_out(conversation.messages()) {
+            if !self.left_out.contains(&left_out) {
+                self.ui.warning(&format!("the chat template leaves out {left_out}: the model does not see it"));
+                self.left_out.push(left_out);
+            }
         }
         self.answer(&prompt, &[])
     }

@@ -33,7 +33,7 @@ struct Summary {
     out: String,
     /// `None` where it could not be written.
     report: Option<String>,
-    /// What could not be removed or recorded.
+    /// What may be wrong with the data, and what could not be removed or recorded.
     warnings: Vec<String>,
     end: End,
     steps: u64,
@@ -61,6 +61,8 @@ struct Summary {
 #[derive(Serialize)]
 struct Shown {
     samples: Vec<ShownSample>,
+    /// What may be wrong with the data.
+    warnings: Vec<String>,
 }
 
 pub fn run(args: &TrainArgs) -> Result<Outcome> {
@@ -143,6 +145,7 @@ pub fn tell_data(ui: Ui, what: &str, used: &str, data: &Dataset, model: &ModelCo
         ui.warning(&format!("samples that were longer than --max-length are cut: {samples}, by {tokens} in all"));
     }
     tell_dropped(ui, data);
+    data.notices.iter().for_each(|notice| ui.warning(&notice.to_string()));
     if !data.ignored_keys.is_empty() {
         let keys = data.ignored_keys.iter().map(|(key, lines)| format!("{key} ({})", ui::plural(*lines, "line")));
         ui.note(&format!("keys that mean nothing here are ignored: {}", keys.collect::<Vec<_>>().join(", ")));
@@ -169,6 +172,11 @@ pub fn left_out(dropped: Dropped) -> String {
     }
 }
 
+/// What may be wrong with the samples, for `--json`.
+pub fn warnings<'a>(data: impl IntoIterator<Item = &'a Dataset>) -> Vec<String> {
+    data.into_iter().flat_map(|data| &data.notices).map(ToString::to_string).collect()
+}
+
 /// A form by its keys.
 fn form_name(form: Option<Form>) -> String {
     form.map_or_else(|| "plain text".to_owned(), |form| form.keys().join("/"))
@@ -179,7 +187,8 @@ fn show(ui: Ui, prepared: &Prepared, settings: &Settings) -> Result<Outcome> {
         MicroBatch::Auto => 1,
         MicroBatch::Rows(rows) => rows,
     };
-    let shown = Shown { samples: show_batch(&prepared.first_batch(settings, rows), &prepared.tokenizer)? };
+    let samples = show_batch(&prepared.first_batch(settings, rows), &prepared.tokenizer)?;
+    let shown = Shown { samples, warnings: warnings([&prepared.data].into_iter().chain(&prepared.held_out)) };
     ui.result(&shown, || shown.text())?;
     Ok(Outcome::Good)
 }
@@ -222,7 +231,7 @@ fn train(ui: Ui, gpu: &Gpu, prepared: Prepared, task: &Task<'_>) -> Result<Summa
     let (done, total) = run.steps();
     warn_of_length(ui, task.settings, total);
     let meter = ui.meter_from("training", Unit::Steps, done);
-    let mut warnings = Vec::new();
+    let mut warnings = warnings([&run.data].into_iter().chain(&run.held_out));
     let end = run.train(|event| {
         if let Event::Warning(warning) = &event {
             warnings.push(warning.to_string());

@@ -3,13 +3,18 @@
 mod file;
 mod formats;
 mod jinja;
+mod literals;
 mod messages;
+mod notice;
 mod pack;
+mod probe;
 mod sample;
+mod seam;
 mod show;
 mod spans;
 mod special;
 mod stream;
+mod style;
 mod template;
 mod tokenizer;
 
@@ -21,6 +26,7 @@ use thiserror::Error;
 pub use file::DataFile;
 pub use formats::Form;
 pub use jinja::{ErrorKind as TemplateErrorKind, TemplateError};
+pub use notice::{Concern, LeftOut, Notice, SpanFlaw};
 pub use pack::{Batch, UNTRAINED, batch, epoch_order, rows};
 pub use sample::{Cut, Dataset, Dropped, Options, Sample, TrainOn};
 pub use show::{Part, ShownSample, show_batch};
@@ -137,16 +143,17 @@ pub enum DataError {
     /// The chat template refuses a conversation to go on with.
     #[error("the chat template refuses the conversation: {0}")]
     Chat(TemplateError),
-    /// Where the words of the assistant stand in the text cannot be told.
+    /// Where the words of the assistant stand in the text cannot be known.
     #[error(
-        "line {line}: the chat template changes what stands before message {message}, so that what the assistant says cannot be \
-         told from the rest"
+        "line {line}: what the assistant says in message {message} (from 0) cannot be told from the rest of the text: {flaw}"
     )]
     Spans {
         /// The line.
         line: u64,
         /// The message, from 0.
         message: usize,
+        /// Why.
+        flaw: SpanFlaw,
     },
     /// Text cannot be tokenised, or tokens not be read.
     #[error("the tokenizer: {0}")]

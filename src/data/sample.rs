@@ -7,6 +7,7 @@ use serde::Serialize;
 
 use super::formats::{self, Chat, Content, Records, without_mark};
 use super::jinja::Value;
+use super::notice::{self, Concern, Notice};
 use super::spans::{Marked, conversation};
 use super::tokenizer::Tokenizer;
 use super::{DataError, Form};
@@ -98,6 +99,8 @@ pub struct Dataset {
     pub dropped: Dropped,
     /// Keys of lines that mean nothing to the form, and how many lines have each.
     pub ignored_keys: BTreeMap<String, u64>,
+    /// What may be wrong with the samples.
+    pub notices: Vec<Notice>,
 }
 
 impl Dataset {
@@ -115,20 +118,25 @@ impl Dataset {
         let Records { form, records, ignored } = formats::parse(bytes)?;
         let total = records.len() as u64;
         let mut dataset = Self { form: Some(form), ignored_keys: ignored, ..Self::default() };
-        let mut first_dropped = None;
+        let (mut first_dropped, mut concerns) = (None, Vec::new());
         let encode = |(line, content)| encode(tokenizer, line, content, options.train_on);
         let mut records = records.into_iter();
         while records.len() > 0 {
             let some: Vec<_> = records.by_ref().take(AT_A_TIME).collect();
-            let encoded: Vec<Result<Sample, DataError>> = some.into_par_iter().map(encode).collect();
+            let encoded: Vec<Result<(Sample, Vec<Concern>), DataError>> = some.into_par_iter().map(encode).collect();
             for sample in encoded {
-                let dropped = dataset.push(sample?, tokenizer, options)?;
+                let (sample, of_sample) = sample?;
+                let line = sample.line;
+                let dropped = dataset.push(sample, tokenizer, options)?;
+                // What is left out does no harm.
+                concerns.extend(of_sample.into_iter().filter(|_| dropped.is_none()).map(|concern| (line, concern)));
                 first_dropped = first_dropped.or(dropped);
             }
             if !progress(total - records.len() as u64, total) {
                 return Err(DataError::Cancelled);
             }
         }
+        dataset.notices = notice::count(concerns);
         match first_dropped.filter(|_| dataset.samples.is_empty()) {
             Some(first) => Err(DataError::AllDropped { samples: total, first: Box::new(first) }),
             None => Ok(dataset),
@@ -210,7 +218,13 @@ impl Dataset {
     }
 }
 
-fn encode(tokenizer: &Tokenizer, line: u64, content: Content, train_on: TrainOn) -> Result<Sample, DataError> {
+/// A record as tokens, and what may be wrong with it.
+fn encode(
+    tokenizer: &Tokenizer,
+    line: u64,
+    content: Content,
+    train_on: TrainOn,
+) -> Result<(Sample, Vec<Concern>), DataError> {
     let (marked, in_template) = match content {
         Content::Text(text) => (Marked::from_byte(text, 0), false),
         Content::Completion { prompt, completion } => {
@@ -239,7 +253,21 @@ fn encode(tokenizer: &Tokenizer, line: u64, content: Content, train_on: TrainOn)
     if train_on == TrainOn::All {
         trained.fill(true);
     }
-    Ok(Sample { line, tokens, trained })
+    let sample = Sample { line, tokens, trained };
+    let no_end = in_template && !learns_an_end(tokenizer, &sample, train_on);
+    let left_out = marked.left_out.into_iter().map(Concern::LeftOut);
+    let concerns = no_end.then_some(Concern::NoEnd).into_iter().chain(left_out).collect();
+    Ok((sample, concerns))
+}
+
+/// Whether something that is learned ends in a token that ends a text; where all is learned, whether there is one.
+fn learns_an_end(tokenizer: &Tokenizer, sample: &Sample, train_on: TrainOn) -> bool {
+    let next = sample.trained.iter().skip(1).chain([&false]);
+    let tokens = sample.tokens.iter().zip(&sample.trained).zip(next).skip(1);
+    let ends = |((&token, &trained), &next): ((&u32, &bool), &bool)| {
+        trained && (!next || train_on == TrainOn::All) && tokenizer.is_end(token)
+    };
+    tokens.into_iter().any(ends)
 }
 
 fn instruction_messages(system: Option<&str>, turns: &[[String; 2]]) -> Vec<Value> {
@@ -264,5 +292,5 @@ fn alpaca(tokenizer: &Tokenizer, system: Option<&str>, turns: &[[String; 2]]) ->
         }
         trained.push(start..text.len());
     }
-    Ok(Marked { text, trained })
+    Ok(Marked { text, trained, left_out: Vec::new() })
 }

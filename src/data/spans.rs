@@ -1,11 +1,19 @@
 //! Where in a text stands what is to be learned.
+//!
+//! A template with `{% generation %}` says so itself. Every other one is probed (see [`super::probe`]): of each letter of the rendered
+//! text it is then known which message it is of, or that the template wrote it. What the template writes between the words of two
+//! messages is a seam. A seam has the end of a turn and the header of the next one. The end is what also follows where
+//! the turn is the last one. The header is what also stands in the generation prompt.
 
 use std::ops::Range;
 
 use super::formats::Chat;
-use super::jinja::Value;
+use super::jinja::{Rendered, TemplateError, Value};
+use super::notice::{LeftOut, SpanFlaw};
+use super::probe::{Leaf, Owner, Part, Plan, Probe, Reading, Run, Words, is_assistant};
+use super::seam::{common_prefix, common_suffix, header_end, last_end};
 use super::template::ChatTemplate;
-use super::tokenizer::Tokenizer;
+use super::tokenizer::{Message, Tokenizer, values};
 use super::{DataError, TrainOn};
 
 /// A text, and its bytes that are to be learned: ranges in order.
@@ -13,13 +21,15 @@ use super::{DataError, TrainOn};
 pub(super) struct Marked {
     pub(super) text: String,
     pub(super) trained: Vec<Range<usize>>,
+    /// What the text lacks of the conversation that it was rendered from.
+    pub(super) left_out: Vec<LeftOut>,
 }
 
 impl Marked {
     /// All that follows the first `start` bytes.
     pub(super) fn from_byte(text: String, start: usize) -> Self {
         let trained = std::iter::once(start..text.len()).collect();
-        Self { text, trained }
+        Self { text, trained, left_out: Vec::new() }
     }
 
     /// Whether a token that stands for these bytes is to be learned: some of them are. A token's spaces may not count as its
@@ -32,122 +42,346 @@ impl Marked {
 
 /// A conversation as the chat template writes it, with what the assistant says marked, up to the token that ends its turn.
 ///
-/// Most templates do not tell which words are the assistant's. Where a turn starts is known from the conversation before it,
-/// rendered with the generation prompt; where it ends, from the conversation up to it. Where all is learned, none of this matters.
+/// # Errors
+/// [`DataError::NoTemplate`], [`DataError::Render`], [`DataError::Unlearned`], [`DataError::Spans`].
 pub(super) fn conversation(tokenizer: &Tokenizer, line: u64, chat: &Chat, train_on: TrainOn) -> Result<Marked, DataError> {
     let Chat { messages, tools, unlearned } = chat;
     let template = tokenizer.template(tools).map_err(|error| error.of_line(line))?;
-    let rendering = Rendering { template, line, messages, tools };
-    let text = rendering.first(messages.len(), false)?;
-    if train_on == TrainOn::All {
-        if !unlearned.is_empty() {
-            return Err(DataError::Unlearned { line });
+    let rendering = Rendering { template, messages, tools, add_generation_prompt: false };
+    let Rendered { text, generations } =
+        template.rendered(messages, tools, false).map_err(|source| DataError::Render { line, source })?;
+    let probed = Probed::new(rendering, &text);
+    let left_out = probed.left_out();
+    let trained = match train_on {
+        TrainOn::All if !unlearned.is_empty() => return Err(DataError::Unlearned { line }),
+        TrainOn::All => std::iter::once(0..text.len()).collect(),
+        TrainOn::Completions if template.marks_generation() => probed.with_letters_added().without(generations, unlearned),
+        TrainOn::Completions => {
+            let spans = probed.with_letters_added().spans(&tokenizer.end_tokens(), unlearned);
+            spans.map_err(|(message, flaw)| DataError::Spans { line, message, flaw })?
         }
-        return Ok(Marked::from_byte(text, 0));
-    }
-    let mut trained = Vec::new();
-    let learned = |i: &usize| messages.get(*i).is_some_and(is_assistant) && !unlearned.contains(i);
-    for message in (0..messages.len()).filter(learned) {
-        let span = rendering.turn(&text, message)?.ok_or(DataError::Spans { line, message })?;
-        trained.push(span);
-    }
-    Ok(Marked { text, trained })
+    };
+    Ok(Marked { text, trained, left_out })
 }
 
-fn is_assistant(message: &Value) -> bool {
-    message.get("role").as_str() == Some("assistant")
+impl Tokenizer {
+    /// What [`Tokenizer::chat_prompt`] has nothing of.
+    pub fn left_out(&self, messages: &[Message]) -> Vec<LeftOut> {
+        let Ok(template) = self.template(&Value::None) else { return Vec::new() };
+        let messages = values(messages);
+        let rendering = Rendering { template, messages: &messages, tools: &Value::None, add_generation_prompt: true };
+        rendering.text().map(|text| Probed::new(rendering, &text).left_out()).unwrap_or_default()
+    }
 }
 
+/// A conversation, and how it is rendered.
+#[derive(Debug, Clone, Copy)]
 struct Rendering<'a> {
     template: &'a ChatTemplate,
-    line: u64,
     messages: &'a [Value],
     tools: &'a Value,
+    add_generation_prompt: bool,
 }
 
 impl Rendering<'_> {
-    /// The first `count` messages.
-    fn first(&self, count: usize, add_generation_prompt: bool) -> Result<String, DataError> {
-        self.render(self.messages.get(..count).unwrap_or_default(), add_generation_prompt)
+    fn text(&self) -> Result<String, TemplateError> {
+        self.template.render(self.messages, self.tools, self.add_generation_prompt)
     }
 
-    fn render(&self, messages: &[Value], add_generation_prompt: bool) -> Result<String, DataError> {
-        let rendered = self.template.render(messages, self.tools, add_generation_prompt);
-        rendered.map_err(|source| DataError::Render { line: self.line, source })
+    /// The probe of a plan, if its letters put back give the same text.
+    fn attempt(&self, plan: &Plan, text: &str) -> Option<(Probe, Reading)> {
+        let probe = Probe::new(self.messages, self.tools, plan, self.template.literals(), text);
+        let rendered = self.template.render(&probe.messages, &probe.tools, self.add_generation_prompt).ok()?;
+        let reading = probe.read(&rendered);
+        (reading.text == text).then_some((probe, reading))
     }
+}
 
-    /// The bytes of `text`, all of the conversation, that are message `turn` of the assistant without its header.
-    fn turn(&self, text: &str, turn: usize) -> Result<Option<Range<usize>>, DataError> {
-        let Some(start) = self.start(text, turn)? else { return Ok(None) };
-        let until = self.first(turn + 1, false)?;
-        let words = last_line(self.messages.get(turn));
-        let end = if text.starts_with(&until) { Some(until.len()) } else { end_as_in(&until, text, start, &words) };
-        Ok(end.map(|end| start..end_of_turn(text, start, end.max(start), &words)))
-    }
+/// A rendered conversation of which it is known whose each letter is.
+struct Probed<'a> {
+    rendering: Rendering<'a>,
+    text: &'a str,
+    plan: Plan,
+    probe: Probe,
+    runs: Vec<Run>,
+    /// The runs of what each message says, by their indices.
+    words: Vec<Option<Range<usize>>>,
+}
 
-    fn start(&self, text: &str, turn: usize) -> Result<Option<usize>, DataError> {
-        if turn == 0 {
-            return self.start_of_first(text).map(Some);
-        }
-        let prompt = self.first(turn, true)?;
-        if text.starts_with(&prompt) {
-            return Ok(Some(prompt.len()));
-        }
-        // Some generation prompts start a thought that past turns do not have.
-        let before = self.first(turn, false)?;
-        Ok(text.starts_with(&before).then(|| common_prefix(text, &prompt)).filter(|&start| start >= before.len()))
-    }
-
-    /// Where the words of the first message begin, which many templates cannot render anything before: where the conversation
-    /// becomes another one if that message says something else. Of two other words, one at least begins with another letter.
-    fn start_of_first(&self, text: &str) -> Result<usize, DataError> {
-        let Some((first, rest)) = self.messages.split_first() else { return Ok(0) };
-        let same = |words| {
-            let messages: Vec<Value> = [&[saying(first, words)], rest].concat();
-            Ok(common_prefix(text, &self.render(&messages, false)?))
+impl<'a> Probed<'a> {
+    fn new(rendering: Rendering<'a>, text: &'a str) -> Self {
+        let all = |tools, calls, keep_literals| {
+            let messages = vec![Words::Replaced; rendering.messages.len()];
+            Plan { messages, tools, calls, keep_literals }
         };
-        Ok(same("a")?.min(same("b")?))
+        // Few templates look at words. One that does finds what it looks for in the second attempt.
+        let plans = [all(true, true, false), all(true, true, true), all(false, false, true)];
+        let found = plans.into_iter().find_map(|plan| Some((rendering.attempt(&plan, text)?, plan)));
+        let (found, plan) = found.unwrap_or_else(|| one_by_one(rendering, text));
+        Self::of(rendering, text, plan, found)
+    }
+
+    fn of(rendering: Rendering<'a>, text: &'a str, plan: Plan, (probe, Reading { runs, .. }): (Probe, Reading)) -> Self {
+        let mut words: Vec<Option<Range<usize>>> = vec![None; rendering.messages.len()];
+        for (at, run) in runs.iter().enumerate().filter(|(_, run)| !run.repeated) {
+            let Some(words) = said_by(&probe, run).and_then(|message| words.get_mut(message)) else { continue };
+            words.get_or_insert(at..at).end = at + 1;
+        }
+        Self { rendering, text, plan, probe, runs, words }
+    }
+
+    /// Gives the messages that say nothing a letter each, where that changes nothing else.
+    fn with_letters_added(mut self) -> Self {
+        let messages = self.rendering.messages;
+        let silent = |probed: &Self, at| !probed.runs.iter().any(|run| probed.of_message(run, at));
+        for (at, message) in messages.iter().enumerate().filter(|(_, message)| !message.get("role").is_undefined()) {
+            for words in [Words::Extended, Words::Trimmed].into_iter().filter(|_| silent(&self, at)).collect::<Vec<_>>() {
+                let mut plan = self.plan.clone();
+                // Some templates compare messages: equal ones stay equal.
+                let equal =
+                    plan.messages.iter_mut().zip(messages).filter(|(_, other)| *other == message && !is_assistant(message));
+                equal.for_each(|(equal, _)| *equal = words);
+                plan.messages.get_mut(at).into_iter().for_each(|message| *message = words);
+                let Some(found) = self.rendering.attempt(&plan, self.text) else { continue };
+                self = Self::of(self.rendering, self.text, plan, found);
+                if !silent(&self, at) {
+                    break;
+                }
+            }
+        }
+        self
+    }
+
+    /// The indices of the assistant's messages.
+    fn turns(&self) -> impl Iterator<Item = usize> + use<'a> {
+        let messages = self.rendering.messages;
+        (0..messages.len()).filter(|&i| messages.get(i).is_some_and(is_assistant))
+    }
+
+    /// What messages say and the text has nothing of.
+    fn left_out(&self) -> Vec<LeftOut> {
+        let rendered = |leaf: usize| self.runs.iter().any(|run| run.leaf == leaf);
+        let role = |message: usize| self.rendering.messages.get(message).map(|message| message.get("role").to_string());
+        let last = self.rendering.messages.len().checked_sub(1);
+        let leaves = || self.probe.leaves.iter().enumerate().filter(|(_, leaf)| leaf.letters > 0 && !leaf.added);
+        let none_of = |owner: Owner| !leaves().any(|(at, leaf)| leaf.owner == owner && rendered(at));
+        let lost = |(at, leaf): (usize, &Leaf)| match leaf.owner {
+            Owner::Message(message, Part::Content) if !rendered(at) => role(message).map(|role| LeftOut::Message { role }),
+            // Templates leave out what was thought in earlier turns; of the last one it is to be learned.
+            Owner::Message(message, Part::Thought) if last == Some(message) && !rendered(at) => Some(LeftOut::Thought),
+            Owner::Message(_, Part::Calls) if none_of(leaf.owner) => Some(LeftOut::Calls),
+            Owner::Tools if !rendered(at) => Some(LeftOut::Tools),
+            Owner::Message(..) | Owner::Tools => None,
+        };
+        let mut lost: Vec<LeftOut> = leaves().filter_map(lost).collect();
+        lost.sort_unstable();
+        lost.dedup();
+        lost
+    }
+
+    /// What the template marks, but for what some messages say.
+    fn without(&self, mut generations: Vec<Range<usize>>, unlearned: &[usize]) -> Vec<Range<usize>> {
+        let said = |span: &Range<usize>, run: &Run| run.bytes.start >= span.start && run.bytes.end <= span.end;
+        let of_unlearned = |run: &Run| unlearned.iter().any(|&message| self.of_message(run, message));
+        generations.retain(|span| !span.is_empty() && !self.runs.iter().any(|run| said(span, run) && of_unlearned(run)));
+        generations
+    }
+
+    /// What is learned, without some messages; or the message that cannot be, and why.
+    fn spans(&self, ends: &[String], unlearned: &[usize]) -> Result<Vec<Range<usize>>, (usize, SpanFlaw)> {
+        let mut spans = Vec::new();
+        for turn in self.turns().filter(|turn| !unlearned.contains(turn)) {
+            let changed = self.plan.messages.get(turn) == Some(&Words::Kept);
+            let flawed = |flaw| (turn, flaw);
+            let span = if changed { Err(SpanFlaw::Changed) } else { self.turn(turn, ends) };
+            spans.extend(span.map_err(flawed)?.map(|span| (turn, span)));
+        }
+        self.check(&spans)?;
+        Ok(spans.into_iter().map(|(_, span)| span).collect())
+    }
+
+    /// The runs of what a message says, by their indices.
+    fn words(&self, turn: usize) -> Option<Range<usize>> {
+        self.words.get(turn)?.clone()
+    }
+
+    fn of_message(&self, run: &Run, turn: usize) -> bool {
+        matches!(self.probe.owner(run.leaf), Some(Owner::Message(message, _)) if message == turn)
+    }
+
+    /// The span of a turn; `None` where the text has no such turn.
+    fn turn(&self, turn: usize, ends: &[String]) -> Result<Option<Range<usize>>, SpanFlaw> {
+        let Some(words) = self.words(turn) else { return Ok(self.silent_turn(turn, ends)) };
+        let runs = self.runs.get(words.clone()).unwrap_or_default();
+        if !runs.iter().all(|run| self.of_message(run, turn)) {
+            return Err(SpanFlaw::Mixed);
+        }
+        let start = self.start(turn, &words);
+        let end = self.end(turn, &words, ends);
+        Ok(Some(start.min(end)..end))
+    }
+
+    /// Where the words of a turn, given by its runs, begin to be learned: where the generation prompt ends.
+    fn start(&self, turn: usize, words: &Range<usize>) -> usize {
+        let before = words.start.checked_sub(1).and_then(|before| self.runs.get(before));
+        let (leaf, base) = (before.map(|run| run.leaf), before.map_or(0, |run| run.bytes.end));
+        let (first, last) = self.bytes(words);
+        let head = self.runs.get(words.start).and_then(|run| self.probe.leaves.get(run.leaf)).map(|leaf| leaf.head.as_str());
+        let first = first - head.filter(|head| self.slice(base..first).ends_with(head)).map_or(0, str::len);
+        let style = self.rendering.template.style();
+        let seam = self.slice(base..first);
+        if let Some((_, prompt)) = self.prefix(turn, true).filter(|(of, _)| *of == leaf) {
+            // A conversation of no messages may have nothing in common with one that the assistant begins.
+            let prompted = before.is_some() || !prompt.trim().is_empty();
+            // It may end within the words, where they begin with its thought.
+            if prompted && self.slice(base..last + self.said_after(words)).starts_with(&prompt) {
+                let start = base + prompt.len();
+                return header_end(self.slice(start..first), &style.header).map_or(start, |end| start + end);
+            }
+            // A prompt that begins a thought, and a turn without one.
+            if prompted && prompt.starts_with(seam) {
+                return first;
+            }
+        }
+        let header = header_end(seam, &style.prompt).or_else(|| header_end(seam, &style.header));
+        header.map_or(first, |end| base + end)
+    }
+
+    /// Where a turn, given by its runs, ends.
+    fn end(&self, turn: usize, words: &Range<usize>, ends: &[String]) -> usize {
+        let (_, base) = self.bytes(words);
+        let leaf = words.end.checked_sub(1).and_then(|last| self.runs.get(last)).map(|run| run.leaf);
+        let next = self.runs.get(words.end).map_or(self.text.len(), |run| run.bytes.start);
+        let seam = self.slice(base..next);
+        base + self.closing(turn, leaf, seam, self.said_after(words), ends)
+    }
+
+    /// Bytes of words that follow the last replaced letter of a turn, given by its runs.
+    fn said_after(&self, words: &Range<usize>) -> usize {
+        let last = words.end.checked_sub(1).and_then(|last| self.runs.get(last));
+        let tail = last.and_then(|run| Some((run, self.probe.leaves.get(run.leaf)?.tail.as_str())));
+        tail.filter(|(run, tail)| self.slice(run.bytes.end..self.text.len()).starts_with(tail))
+            .map_or(0, |(_, tail)| tail.len())
+    }
+
+    /// Bytes of a seam that end the turn before it, of which the first `said` are words.
+    fn closing(&self, turn: usize, leaf: Option<usize>, seam: &str, said: usize, ends: &[String]) -> usize {
+        let alone = self.prefix(turn + 1, false).filter(|(of, _)| *of == leaf).map(|(_, tail)| tail);
+        let always = &self.rendering.template.style().always;
+        let alone = alone.map(|tail| tail.get(..tail.len() - common_suffix(&tail, always)).unwrap_or_default().to_owned());
+        let common = alone.map_or(0, |tail| common_prefix(seam, &tail)).max(said);
+        let closing = seam.get(said..common).unwrap_or_default();
+        // Blanks separate turns, unless nothing else does.
+        let closed = match (last_end(closing, ends), closing.trim_end().len()) {
+            (Some(end), _) => end,
+            (None, 0) => closing.len(),
+            (None, trimmed) => trimmed,
+        };
+        let mut end = said + closed;
+        // An end of text may follow the very last turn alone.
+        while let Some(found) = seam.get(end..).and_then(|rest| next_end(rest, ends)) {
+            end += found;
+        }
+        end
+    }
+
+    /// A turn that says nothing, and is written in another way than one that says something.
+    fn silent_turn(&self, turn: usize, ends: &[String]) -> Option<Range<usize>> {
+        let earlier = |run: &Run| matches!(self.probe.owner(run.leaf), Some(Owner::Message(message, _)) if message < turn);
+        let before = self.runs.iter().rposition(earlier);
+        let run = before.and_then(|before| self.runs.get(before));
+        let (leaf, base) = (run.map(|run| run.leaf), run.map_or(0, |run| run.bytes.end));
+        let next = self.runs.get(before.map_or(0, |before| before + 1)).map_or(self.text.len(), |run| run.bytes.start);
+        let seam = self.slice(base..next);
+        let (_, prompt) = self.prefix(turn, true).filter(|(of, _)| *of == leaf)?;
+        // Without a prompt of its own nothing shows that there is such a turn.
+        let start = prompt.len();
+        let prompted = !self.rendering.template.style().prompt.is_empty() && seam.starts_with(&prompt);
+        let end = self.closing(turn, leaf, seam, 0, ends);
+        (prompted && end > start).then(|| base + start..base + end)
+    }
+
+    /// The conversation of the first `count` messages: whose its last letter is, and what the template writes after it.
+    fn prefix(&self, count: usize, add_generation_prompt: bool) -> Option<(Option<usize>, String)> {
+        let messages = self.probe.messages.get(..count)?;
+        if count == self.probe.messages.len() && add_generation_prompt == self.rendering.add_generation_prompt {
+            let last = self.runs.last();
+            let tail = self.text.get(last.map_or(0, |run| run.bytes.end)..)?;
+            return Some((last.map(|run| run.leaf), tail.to_owned()));
+        }
+        let rendered = self.rendering.template.render(messages, &self.probe.tools, add_generation_prompt).ok()?;
+        let (leaf, tail) = self.probe.tail(&rendered);
+        Some((leaf, tail.to_owned()))
+    }
+
+    /// First and last byte of some runs.
+    fn bytes(&self, runs: &Range<usize>) -> (usize, usize) {
+        let runs = self.runs.get(runs.clone()).unwrap_or_default();
+        (runs.first().map_or(0, |run| run.bytes.start), runs.last().map_or(0, |run| run.bytes.end))
+    }
+
+    fn slice(&self, bytes: Range<usize>) -> &'a str {
+        self.text.get(bytes).unwrap_or_default()
+    }
+
+    /// What every span must be: it has all that its message says, nothing of another one, and no header.
+    fn check(&self, spans: &[(usize, Range<usize>)]) -> Result<(), (usize, SpanFlaw)> {
+        let style = self.rendering.template.style();
+        let header = Some(style.header.trim()).filter(|header| !header.is_empty());
+        let mut before = 0;
+        for &(turn, ref span) in spans {
+            let inside = |run: &&Run| run.bytes.start < span.end && run.bytes.end > span.start;
+            let foreign = self.runs.iter().filter(inside).any(|run| !self.of_message(run, turn));
+            let beyond = |run: &Run| !run.repeated && said_by(&self.probe, run) == Some(turn) && run.bytes.end > span.end;
+            if span.start < before || foreign || self.runs.iter().any(beyond) {
+                return Err((turn, SpanFlaw::Mixed));
+            }
+            before = span.end;
+            let (first, last) = self.words(turn).map_or((span.end, span.end), |words| self.bytes(&words));
+            let written = [self.slice(span.start..first), self.slice(last..span.end)];
+            if header.is_some_and(|header| written.iter().any(|text| text.contains(header))) {
+                return Err((turn, SpanFlaw::Header));
+            }
+        }
+        Ok(())
     }
 }
 
-/// The message with other words.
-fn saying(message: &Value, words: &str) -> Value {
-    let mut message = message.as_dict().cloned().unwrap_or_default();
-    message.insert("content".into(), words.into());
-    message.into()
+/// The message that says a run: a name is not said.
+fn said_by(probe: &Probe, run: &Run) -> Option<usize> {
+    match probe.owner(run.leaf)? {
+        Owner::Message(message, part) if part != Part::Other => Some(message),
+        _ => None,
+    }
 }
 
-/// The last line of what a message says, which every template keeps.
-fn last_line(message: Option<&Value>) -> String {
-    let content = message.map(|message| message.get("content")).unwrap_or_default();
-    let parts = content.as_list().unwrap_or_default();
-    let text = match content.as_str() {
-        Some(text) => text.to_owned(),
-        None => parts.iter().filter_map(|part| Some(part.get("text").as_str()?.to_owned())).collect(),
-    };
-    text.trim().lines().last().unwrap_or_default().trim().to_owned()
+/// The plan that replaces as many messages as can be, for a template that changes some of them.
+fn one_by_one(rendering: Rendering<'_>, text: &str) -> ((Probe, Reading), Plan) {
+    let messages = vec![Words::Kept; rendering.messages.len()];
+    let mut plan = Plan { messages, tools: false, calls: false, keep_literals: true };
+    let nothing = Probe::new(rendering.messages, rendering.tools, &plan, rendering.template.literals(), text);
+    let mut found = (nothing, Reading { text: text.to_owned(), runs: Vec::new() });
+    for message in 0..rendering.messages.len() {
+        let mut next = plan.clone();
+        next.messages.get_mut(message).into_iter().for_each(|words| *words = Words::Replaced);
+        if let Some(probe) = rendering.attempt(&next, text) {
+            (found, plan) = (probe, next);
+        }
+    }
+    for next in [Plan { tools: true, ..plan.clone() }, Plan { calls: true, ..plan.clone() }] {
+        if let Some(probe) = rendering.attempt(&next, text) {
+            (found, plan) = (probe, next);
+        }
+    }
+    (found, plan)
 }
 
-/// The end of a turn in `text`, which has it in another form than `until`, where it is the last one: both end in `words` and
-/// in what the template writes after them, or in the same line where nothing is said.
-fn end_as_in(until: &str, text: &str, start: usize, words: &str) -> Option<usize> {
-    let last_line = || until.trim_end().rfind('\n').map_or(0, |end| end + 1);
-    let last = until.rfind(words).filter(|_| !words.is_empty()).unwrap_or_else(last_line);
-    let ending = until.get(last..)?;
-    let found = text.get(start..)?.find(ending)?;
-    Some(start + found + ending.len())
+/// Bytes up to the end of a token that ends a text, if a text begins with one after blanks.
+fn next_end(text: &str, ends: &[String]) -> Option<usize> {
+    let rest = text.trim_start();
+    let end = ends.iter().filter(|end| !end.is_empty() && rest.starts_with(end.as_str())).map(String::len).max()?;
+    Some(text.len() - rest.len() + end)
 }
 
-/// Leaves out the blanks that separate a turn from the next one, if something else ends it.
-fn end_of_turn(text: &str, start: usize, end: usize, words: &str) -> usize {
-    let turn = text.get(start..end).unwrap_or_default();
-    let trimmed = turn.trim_end();
-    let said = turn.rfind(words).filter(|_| !words.is_empty()).map_or(0, |at| at + words.len());
-    let ended = trimmed.len() > said;
-    if ended { start + trimmed.len() } else { end }
-}
-
-fn common_prefix(a: &str, b: &str) -> usize {
-    let same = a.chars().zip(b.chars()).take_while(|(x, y)| x == y);
-    same.map(|(c, _)| c.len_utf8()).sum()
-}
+#[cfg(test)]
+mod tests;

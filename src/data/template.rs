@@ -1,14 +1,21 @@
 //! Chat templates: Jinja, rendered as transformers does.
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use super::jinja::{Rendered, Template, TemplateError, Value};
+use super::literals::Literals;
+use super::style::Style;
 
 /// A compiled chat template with the special tokens that it may name.
 #[derive(Debug)]
 pub(super) struct ChatTemplate {
     template: Template,
     special_tokens: Arc<[(String, Value)]>,
+    literals: Literals,
+    /// Found at the first conversation.
+    style: OnceLock<Style>,
+    /// Whether it has `{% generation %}`.
+    marks_generation: bool,
 }
 
 impl ChatTemplate {
@@ -18,7 +25,24 @@ impl ChatTemplate {
     /// # Errors
     /// Where the template is broken.
     pub(super) fn new(source: &str, special_tokens: Arc<[(String, Value)]>, now: i64) -> Result<Self, TemplateError> {
-        Ok(Self { template: Template::new(source, now)?, special_tokens })
+        let (template, literals) = (Template::new(source, now)?, Literals::new(source));
+        let marks_generation = literals.names_tag("generation");
+        Ok(Self { template, special_tokens, literals, style: OnceLock::new(), marks_generation })
+    }
+
+    /// The strings that it may look for.
+    pub(super) fn literals(&self) -> &Literals {
+        &self.literals
+    }
+
+    /// How it begins and ends the turns of an assistant.
+    pub(super) fn style(&self) -> &Style {
+        self.style.get_or_init(|| Style::new(|messages, tools, prompt| self.render(messages, tools, prompt).ok()))
+    }
+
+    /// Whether it says itself what is the assistant's.
+    pub(super) fn marks_generation(&self) -> bool {
+        self.marks_generation
     }
 
     /// The text of a conversation.
@@ -120,6 +144,13 @@ mod tests {
         for broken in ["{% if %}", "{% include 'file' %}", "{{ 1 | nothing }}", "{{"] {
             render(broken, ONE).unwrap_err();
         }
+        let nested =
+            "{% set ns = namespace(x=[]) %}{% for i in range(90000) %}{% set ns.x = [ns.x] %}{% endfor %}{{ ns.x }}";
+        render(nested, ONE).unwrap_err();
+        render(&nested.replace("[ns.x]", "[ns.x, ns.x]"), ONE).unwrap_err();
+        render(&nested.replace("[ns.x] %}{% endfor", "ns.x + ns.x + [1] %}{% endfor"), ONE).unwrap_err();
+        render("{{ 10 ** 38 | round(-38) }}{{ -(2 ** 126) * 2 | abs }}{{ range(10 ** 38, -(10 ** 38), -1) }}", ONE)
+            .unwrap_err();
         let deep = format!("{{{{ {}1{} }}}}", "(".repeat(5000), ")".repeat(5000));
         render(&deep, ONE).unwrap_err();
         render(&format!("{{{{ 1{} }}}}", " + 1".repeat(100_000)), ONE).unwrap_err();

@@ -82,8 +82,8 @@ fn everything_is_learned_on_demand() {
     assert_eq!(dataset.trained_tokens(), dataset.tokens() - 1);
 }
 
-/// Tells the number of messages first, so that no conversation begins as a longer one does.
-const CONFUSING: &str = "{{ messages | length }}{% for m in messages %}{{ m.content }}{% endfor %}";
+/// Writes other words than a message has.
+const CONFUSING: &str = "{% for m in messages %}{{ m.content | upper }}{% endfor %}";
 
 #[test]
 fn texts_and_completions_end_with_the_end_token() {
@@ -199,7 +199,7 @@ fn templates_that_refuse_or_confuse_are_errors_with_the_line() {
     assert!(matches!(error, DataError::Render { line: 1, .. }));
     assert!(error.to_string().contains("roles must alternate"), "{error}");
     let error = load(&tokenizer(Some(CONFUSING)), &chat()).unwrap_err();
-    assert!(matches!(error, DataError::Spans { line: 1, message: 2 }), "{error}");
+    assert!(matches!(error, DataError::Spans { line: 1, message: 2, flaw: SpanFlaw::Changed }), "{error}");
     let json = read("tokenizer.json");
     let files = TokenizerFiles { tokenizer: &json, chat_template: Some(b"{% if %}"), ..Default::default() };
     let broken = Tokenizer::new(files, &model(), 0).unwrap();
@@ -631,4 +631,129 @@ fn keys_without_a_meaning_are_counted() {
     let ignored = load(&tokenizer(None), lines).unwrap().ignored_keys;
     let ignored: Vec<_> = ignored.iter().map(|(key, lines)| (key.as_str(), *lines)).collect();
     assert_eq!(ignored, [("history", 1), ("id", 2), ("source", 1)]);
+}
+
+/// A conversation as a line.
+fn line_of(messages: &[(&str, &str)]) -> String {
+    let message = |(role, content): &(&str, &str)| serde_json::json!({"role": role, "content": content});
+    serde_json::json!({"messages": messages.iter().map(message).collect::<Vec<_>>()}).to_string()
+}
+
+/// What may be wrong with the one sample of a file.
+fn concerns(tokenizer: &Tokenizer, line: &str, train_on: TrainOn) -> Vec<Concern> {
+    let notices = load_as(tokenizer, line, Options { train_on, ..OPTIONS }).unwrap().notices;
+    assert!(notices.iter().all(|notice| (notice.samples, notice.line) == (1, 1)), "{notices:?}");
+    notices.into_iter().map(|notice| notice.concern).collect()
+}
+
+/// The last turn has a thought that earlier ones have not, and the generation prompt begins one.
+const LAST_THINKS: &str = "{% for m in messages %}{% if m.role == 'assistant' and not loop.last %}<|im_start|>assistant\n{{ m.content | trim }}<|im_end|>\n\
+    {% elif m.role == 'assistant' %}<|im_start|>assistant\n<think>\n\n</think>\n\n{{ m.content }}<|im_end|>\n{% else %}\
+    <|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endif %}{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n<think>\n{% endif %}";
+
+#[test]
+fn of_an_answer_that_says_nothing_the_end_is_learned() {
+    let tokenizer = tokenizer(Some(LAST_THINKS));
+    for said in ["", " \n"] {
+        let line = line_of(&[("user", "One?"), ("assistant", said), ("user", "Two?"), ("assistant", "Second.")]);
+        let expected = "<|im_start|>user\nOne?<|im_end|>\n<|im_start|>assistant\n⟦<|im_end|>⟧\n<|im_start|>user\nTwo?<|im_end|>\n\
+            <|im_start|>assistant\n<think>\n⟦\n</think>\n\nSecond.<|im_end|>⟧";
+        assert_eq!(shown(&tokenizer, &line), expected, "{said:?}");
+    }
+}
+
+#[test]
+fn a_text_may_end_otherwise_than_a_turn() {
+    let eos = "{% for m in messages %}<|{{ m.role }}|>\n{{ m.content }}<|end|>\n{% endfor %}\
+        {% if add_generation_prompt %}<|assistant|>\n{% else %}{{ eos_token }}{% endif %}";
+    let line = line_of(&[("user", "One?"), ("assistant", "First."), ("user", "Two?"), ("assistant", "Second.")]);
+    let text = shown(&tokenizer(Some(eos)), &line);
+    assert!(text.contains("⟦First.<|end|>") && text.ends_with("⟦Second.<|end|>\n<|im_end|>⟧"), "{text}");
+    assert!(!text.contains("⟦First.<|end|>\n<|user|>"), "{text}");
+    let results = "{% for m in messages %}{% if m.role == 'tool' %}<|im_start|>tool\n<r>{{ m.content }}\
+        {{ '\n</r>' if loop.last else '\n</r>\n' }}<|im_end|>\n\
+        {% else %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endif %}{% endfor %}\
+        {% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}";
+    let line = line_of(&[("user", "One?"), ("assistant", "Look."), ("tool", "12"), ("assistant", "12.")]);
+    let expected = "<|im_start|>user\nOne?<|im_end|>\n<|im_start|>assistant\n⟦Look.<|im_end|>⟧\n<|im_start|>tool\n<r>12\n</r>\n<|im_end|>\n\
+        <|im_start|>assistant\n⟦12.<|im_end|>⟧";
+    assert_eq!(shown(&tokenizer(Some(results)), &line), expected);
+}
+
+/// In the manner of Mistral: the system prompt stands before the last message, if that is the user's.
+const DROPS_SYSTEM: &str = "{% if messages[0].role == 'system' %}{% set sys = messages[0].content %}{% set rest = messages[1:] %}\
+    {% else %}{% set rest = messages %}{% endif %}{% for m in rest %}{% if m.role == 'user' %}\
+    {% if loop.last and sys is defined %}[INST]{{ sys }}\n\n{{ m.content }}[/INST]{% else %}[INST]{{ m.content }}[/INST]{% endif %}\
+    {% else %}{{ m.content }}{{ eos_token }}{% endif %}{% endfor %}";
+
+#[test]
+fn what_a_template_leaves_out_is_named() {
+    let dropping = tokenizer(Some(DROPS_SYSTEM));
+    let line = line_of(&[("system", "Be kind."), ("user", "Hi"), ("assistant", "Hello.")]);
+    let system = Concern::LeftOut(LeftOut::Message { role: "system".into() });
+    for train_on in [TrainOn::Completions, TrainOn::All] {
+        assert_eq!(concerns(&dropping, &line, train_on), std::slice::from_ref(&system));
+        assert_eq!(concerns(&tokenizer(None), &line, train_on), []);
+    }
+    assert_eq!(shown(&dropping, &line), "[INST]Hi[/INST]⟦Hello.<|im_end|>⟧");
+    let asked = [say("system", "Be kind."), say("user", "Hi")];
+    assert_eq!(dropping.left_out(&asked), []);
+    let asked = [say("system", "Be kind."), say("user", "Hi"), say("assistant", "Hello.")];
+    assert_eq!(dropping.left_out(&asked), [LeftOut::Message { role: "system".into() }]);
+
+    let speaks = "{% for m in messages if m.role != 'developer' %}{{ m.role + m.content + eos_token }}{% endfor %}";
+    let more = r#"{"messages": [{"role": "developer", "content": "D"}, {"role": "user", "content": "U"},
+        {"role": "assistant", "content": "", "tool_calls": [{"type": "function", "function": {"name": "f", "arguments": {"a": "b"}}}]},
+        {"role": "tool", "name": "f", "content": "12"}, {"role": "assistant", "content": "A", "reasoning_content": "R"}],
+        "tools": [{"type": "function", "function": {"name": "f"}}]}"#;
+    let lacks = [LeftOut::Message { role: "developer".into() }, LeftOut::Thought, LeftOut::Calls, LeftOut::Tools];
+    let found = concerns(&tokenizer(Some(speaks)), &more.replace('\n', " "), TrainOn::Completions);
+    assert_eq!(found, lacks.map(Concern::LeftOut));
+}
+
+#[test]
+fn answers_without_a_token_that_ends_a_text_are_counted() {
+    let endless = "{% for m in messages %}### {{ m.role }}: {{ m.content }}\n\n{% endfor %}{% if add_generation_prompt %}### assistant: {% endif %}";
+    let line = line_of(&[("user", "Hi"), ("assistant", "Hello.")]);
+    for train_on in [TrainOn::Completions, TrainOn::All] {
+        assert_eq!(concerns(&tokenizer(Some(endless)), &line, train_on), [Concern::NoEnd]);
+        assert_eq!(concerns(&tokenizer(None), &line, train_on), []);
+    }
+    let lines = format!("\n{line}\n{line}");
+    let notices = load(&tokenizer(Some(endless)), &lines).unwrap().notices;
+    assert_eq!(notices, [Notice { concern: Concern::NoEnd, samples: 2, line: 2 }]);
+    assert!(notices[0].to_string().contains("(2 samples, the first one in line 2)"), "{}", notices[0]);
+}
+
+#[test]
+fn what_a_template_marks_itself_is_learned_and_nothing_else() {
+    let marking = "{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' }}{% if m.role == 'assistant' %}\
+        {% generation %}{{ m.content }}<|im_end|>\n{% endgeneration %}{% else %}{{ m.content }}<|im_end|>\n{% endif %}{% endfor %}";
+    let expected = "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n⟦Ho<|im_end|>\n⟧<|im_start|>user\nHi<|im_end|>";
+    let line = line_of(&[("user", "Hi"), ("assistant", "Ho"), ("user", "Hi")]);
+    assert_eq!(shown(&tokenizer(Some(marking)), &line), expected);
+}
+
+#[test]
+fn words_that_a_template_changes_are_an_error_only_if_the_assistant_says_them() {
+    let loud = "{% for m in messages %}<|im_start|>{{ m.role + '\n' }}{{ m.content | upper if m.role == 'user' else m.content }}<|im_end|>\n{% endfor %}";
+    let line = line_of(&[("user", "Hi"), ("assistant", "Ho"), ("user", "Hi"), ("assistant", "Ho")]);
+    let expected = "<|im_start|>user\nHI<|im_end|>\n<|im_start|>assistant\n⟦Ho<|im_end|>⟧\n<|im_start|>user\nHI<|im_end|>\n\
+        <|im_start|>assistant\n⟦Ho<|im_end|>⟧";
+    assert_eq!(shown(&tokenizer(Some(loud)), &line), expected);
+    let mixed = "{% for m in messages %}{{ m.content.split(' ')[0] }}{% endfor %}{% for m in messages %}{{ m.content.split(' ')[1] }}{% endfor %}";
+    let line = line_of(&[("user", "a b"), ("assistant", "c d")]);
+    let error = load(&tokenizer(Some(mixed)), &line).unwrap_err();
+    assert!(matches!(error, DataError::Spans { line: 1, message: 1, flaw: SpanFlaw::Mixed }), "{error}");
+}
+
+#[test]
+fn content_may_be_a_list_of_parts() {
+    let parts = "{% for m in messages %}<|im_start|>{{ m.role + '\n' }}{% for p in m.content %}{{ p.text }}{% endfor %}<|im_end|>\n{% endfor %}";
+    let line = r#"{"messages": [{"role": "user", "content": [{"type": "text", "text": "text"}]},
+        {"role": "assistant", "content": [{"type": "text", "text": "a"}, {"type": "text", "text": " text"}]},
+        {"role": "assistant", "content": [{"type": "text", "text": ""}]}]}"#;
+    let expected =
+        "<|im_start|>user\ntext<|im_end|>\n<|im_start|>assistant\n⟦a text<|im_end|>⟧\n<|im_start|>assistant\n⟦<|im_end|>⟧";
+    assert_eq!(shown(&tokenizer(Some(parts)), &line.replace('\n', " ")), expected);
 }

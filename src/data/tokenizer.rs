@@ -47,6 +47,8 @@ pub struct Tokenizer {
     templates: Vec<(String, Result<ChatTemplate, TemplateError>)>,
     /// The token that ends a text.
     eos: Option<u32>,
+    /// All tokens that generation stops at.
+    ends: Vec<u32>,
     /// What the tokenizer puts before and after every text.
     around: [Vec<u32>; 2],
     vocab: u32,
@@ -54,9 +56,10 @@ pub struct Tokenizer {
 
 impl fmt::Debug for Tokenizer {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { inner: _, templates, eos, around, vocab } = self;
+        let Self { inner: _, templates, eos, ends, around, vocab } = self;
         let mut fields = f.debug_struct("Tokenizer");
-        fields.field("templates", templates).field("eos", eos).field("around", around).field("vocab", vocab).finish()
+        fields.field("templates", templates).field("eos", eos).field("ends", ends);
+        fields.field("around", around).field("vocab", vocab).finish()
     }
 }
 
@@ -85,6 +88,7 @@ impl Tokenizer {
         Ok(Self {
             templates: sources.into_iter().map(compiled).collect(),
             eos: eos.or(model.eos_token_ids.first().copied()),
+            ends: model.eos_token_ids.iter().copied().chain(eos).collect(),
             around: tokens_around(&inner)?,
             vocab: model.vocab,
             inner,
@@ -94,6 +98,16 @@ impl Tokenizer {
     /// The token that ends a text, if the model has one.
     pub fn eos(&self) -> Option<u32> {
         self.eos
+    }
+
+    /// Whether generation stops at a token.
+    pub(super) fn is_end(&self, token: u32) -> bool {
+        self.ends.contains(&token)
+    }
+
+    /// The tokens that generation stops at, as texts have them.
+    pub(super) fn end_tokens(&self) -> Vec<String> {
+        self.ends.iter().filter_map(|&id| self.inner.id_to_token(id)).collect()
     }
 
     /// Whether there is a chat template.
@@ -173,12 +187,17 @@ impl Tokenizer {
     /// [`DataError::NoChatTemplate`], [`DataError::NoDefaultTemplate`], [`DataError::Template`]; [`DataError::Chat`], for many
     /// templates refuse orders of roles; [`DataError::Encode`], [`DataError::TokenId`].
     pub fn chat_prompt(&self, messages: &[Message]) -> Result<Vec<u32>, DataError> {
-        let value = |m: &Message| Value::from_pairs([("role", m.role), ("content", m.content.as_str())]);
-        let messages: Vec<_> = messages.iter().map(value).collect();
-        let text = self.template(&Value::None)?.render(&messages, &Value::None, true).map_err(DataError::Chat)?;
+        let template = self.template(&Value::None)?;
+        let text = template.render(&values(messages), &Value::None, true).map_err(DataError::Chat)?;
         // A template writes the special tokens itself.
         self.encode(&text, false)
     }
+}
+
+/// Messages as templates read them.
+pub(super) fn values(messages: &[Message]) -> Vec<Value> {
+    let value = |m: &Message| Value::from_pairs([("role", m.role), ("content", m.content.as_str())]);
+    messages.iter().map(value).collect()
 }
 
 /// What a tokenizer puts before and after every text: what a text of one letter gets.

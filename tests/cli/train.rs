@@ -141,6 +141,51 @@ fn what_is_longer_than_the_model_was_made_for_is_cut_or_told() {
     told.stderr(predicate::str::contains("warning: 1 sample longer than the 8 tokens that the model was made for"));
 }
 
+/// A pack of tiny-qwen3 with another chat template.
+fn pack_with_template(folder: &Path, template: &str) {
+    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/tiny-qwen3");
+    let changed = folder.join("changed");
+    fs::create_dir(&changed).unwrap();
+    for entry in fs::read_dir(source).unwrap() {
+        let path = entry.unwrap().path();
+        fs::copy(&path, changed.join(path.file_name().unwrap())).unwrap();
+    }
+    fs::write(changed.join("chat_template.jinja"), template).unwrap();
+    command(folder, &["convert", "changed", "changed.nf4pack"]).assert().success();
+}
+
+#[test]
+fn what_a_chat_template_lacks_is_told() {
+    let place = place();
+    let folder = place.path();
+    let questions = "{% for m in messages if m.role != 'system' %}{{ m.role + ': ' + m.content + '\n' }}{% endfor %}";
+    pack_with_template(folder, questions);
+    let line = r#"{"messages": [{"role": "system", "content": "S"}, {"role": "user", "content": "U"}, {"role": "assistant", "content": "A"}]}"#;
+    fs::write(folder.join("talk.jsonl"), line).unwrap();
+    let show = ["train", "changed.nf4pack", "--data", "talk.jsonl", "--show-batch"];
+    let lacks =
+        ["no answer ends in a token that ends a text (line 1)", "the chat template leaves out the system prompt (line 1)"];
+    for flags in [&[][..], &["--train-on", "all"]] {
+        let shown = command(folder, &[&show[..], flags].concat()).assert().success();
+        shown.stderr(lacks.iter().fold(predicate::str::contains("warning: ").boxed(), |all, lack| {
+            all.and(predicate::str::contains(*lack)).boxed()
+        }));
+        let warnings = json(folder, &[&show[..], flags].concat())["warnings"].clone();
+        let warnings: Vec<&str> = warnings.as_array().unwrap().iter().map(|warning| warning.as_str().unwrap()).collect();
+        assert!(
+            warnings.len() == 2 && lacks.iter().zip(&warnings).all(|(lack, found)| found.starts_with(lack)),
+            "{warnings:?}"
+        );
+    }
+    // The hint of what cannot be told is one that helps.
+    fs::remove_dir_all(folder.join("changed")).unwrap();
+    fs::remove_file(folder.join("changed.nf4pack")).unwrap();
+    pack_with_template(folder, "{% for m in messages %}{{ m.content | upper }}{% endfor %}");
+    let refused = command(folder, &show).assert().code(1);
+    refused.stderr(predicate::str::contains("message 2 (from 0)").and(predicate::str::contains("hint: --train-on all")));
+    command(folder, &[&show[..], &["--train-on", "all"]].concat()).assert().success();
+}
+
 #[test]
 fn settings_that_cannot_be_are_wrong_usage_also_in_a_file() {
     let place = place();

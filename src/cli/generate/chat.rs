@@ -35,6 +35,11 @@ impl Conversation {
         self.messages.push(message("assistant", answer));
     }
 
+    /// What was said and is not forgotten.
+    pub fn messages(&self) -> &[Message] {
+        &self.messages
+    }
+
     /// Forgets the last question, which has no answer.
     pub fn take_back(&mut self) {
         self.messages.pop();

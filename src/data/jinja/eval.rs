@@ -25,6 +25,10 @@ pub struct Rendered {
     pub generations: Vec<Range<usize>>,
 }
 
+/// Levels of a value that a name stands for, and values in it.
+const MAX_LEVELS: usize = 200;
+const MAX_NODES: usize = 1_000_000;
+
 /// How a statement ends.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Flow {
@@ -303,6 +307,9 @@ impl Interpreter {
     }
 
     pub(super) fn assign(&mut self, target: &Target, value: Value) -> Result<()> {
+        if !value.is_within(MAX_LEVELS, &mut { MAX_NODES }) {
+            return Err(ErrorKind::Limit("makes a value that is too large"));
+        }
         match target {
             Target::Name(name) => self.set(name, value),
             Target::Attribute(name, attribute) => {
@@ -476,6 +483,7 @@ impl Interpreter {
             text.push_str(&self.eval(part)?.to_text()?);
         }
         self.burn(text.len() / 64)?;
+        ops::checked_length(text.len())?;
         Ok(text.into())
     }
 

@@ -383,7 +383,7 @@ fn of_number(name: &str, value: &Value, args: Args) -> Result<Value> {
             match ops::defined(value)? {
                 Value::Float(value) => Ok(Value::Float(value.abs())),
                 other => match other.as_int() {
-                    Some(value) => Ok(Value::Int(value.abs())),
+                    Some(value) => Ok(Value::Int(value.saturating_abs())),
                     None => invalid(format!("a {} has no absolute value", other.type_name())),
                 },
             }
@@ -469,7 +469,10 @@ fn round(value: &Value, precision: i128, method: Option<&str>) -> Result<Value> 
     match (method, value.as_int()) {
         (Some("common"), Some(integer)) if precision >= 0 => Ok(Value::Int(integer)),
         (Some("common"), Some(_)) => {
-            Ok(Value::Int((number * scale).round_ties_even() as i128 * 10_i128.pow(precision.unsigned_abs().min(38))))
+            let tens = 10_i128.checked_pow(precision.unsigned_abs());
+            let rounded = tens.and_then(|tens| ((number * scale).round_ties_even() as i128).checked_mul(tens));
+            // What is below half of so large a number is 0.
+            Ok(Value::Int(rounded.unwrap_or_default()))
         }
         (Some("common"), None) => {
             let digits = usize::try_from(precision).ok();

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use super::args::{Args, flag_or, integer_or, text_of};
 use super::error::{Result, invalid, unsupported};
 use super::format::str_format;
+use super::ops::checked_length;
 use super::text::{escape, is_printable, is_space, title_case};
 use super::value::{Dict, Value, View};
 
@@ -374,9 +375,7 @@ fn partition(text: &str, from_right: bool, separator: &str) -> Result<Value> {
 pub(super) fn replace(text: &str, old: &str, new: &str, count: i128) -> Result<Value> {
     let count = usize::try_from(count).unwrap_or(usize::MAX);
     let matches = if old.is_empty() { text.chars().count() + 1 } else { text.matches(old).count() }.min(count);
-    if matches.saturating_mul(new.len()) > 16 << 20 {
-        return Err(super::error::ErrorKind::Limit("makes a text that is too long"));
-    }
+    checked_length(matches.saturating_mul(new.len()))?;
     Ok(text.replacen(old, new, count).into())
 }
 

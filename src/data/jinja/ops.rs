@@ -10,8 +10,15 @@ use super::methods::method;
 use super::text::escape;
 use super::value::Value;
 
-/// Bytes or items of a value that an operator makes, at most.
+/// Bytes of a text that an operator makes, at most.
 const MAX_LENGTH: usize = 16 << 20;
+/// Items of a list that one makes.
+const MAX_ITEMS: usize = 1 << 20;
+
+/// Fails for a text that is too long.
+pub(super) fn checked_length(length: usize) -> Result<()> {
+    if length > MAX_LENGTH { Err(ErrorKind::Limit("makes a text that is too long")) } else { Ok(()) }
+}
 
 /// The error of a value that is not there.
 pub(super) fn undefined(value: &Value) -> ErrorKind {
@@ -56,6 +63,9 @@ fn add(left: &Value, right: &Value) -> Result<Option<Value>> {
         (Value::Markup(a), Value::Markup(b)) => Value::Markup(joined(a, b)?.into()),
         (Value::Markup(a), Value::Str(b)) => Value::Markup(joined(a, &escape(b))?.into()),
         (Value::Str(a), Value::Markup(b)) => Value::Markup(joined(&escape(a), b)?.into()),
+        (Value::List(a), Value::List(b)) | (Value::Tuple(a), Value::Tuple(b)) if a.len() + b.len() > MAX_ITEMS => {
+            return Err(ErrorKind::Limit("makes a list that is too long"));
+        }
         (Value::List(a), Value::List(b)) => Value::from([a.as_slice(), b].concat()),
         (Value::Tuple(a), Value::Tuple(b)) => Value::tuple([a.as_slice(), b].concat()),
         _ => return Ok(None),
@@ -63,7 +73,8 @@ fn add(left: &Value, right: &Value) -> Result<Option<Value>> {
 }
 
 fn joined(a: &str, b: &str) -> Result<String> {
-    if a.len() + b.len() > MAX_LENGTH { Err(ErrorKind::Limit("makes a text that is too long")) } else { Ok([a, b].concat()) }
+    checked_length(a.len() + b.len())?;
+    Ok([a, b].concat())
 }
 
 fn multiply(left: &Value, right: &Value) -> Result<Option<Value>> {
@@ -74,12 +85,13 @@ fn multiply(left: &Value, right: &Value) -> Result<Option<Value>> {
     };
     let count = usize::try_from(count.max(0)).unwrap_or(usize::MAX);
     let fits = |length: usize| length.saturating_mul(count) <= MAX_LENGTH;
+    let fits_items = |length: usize| length.saturating_mul(count) <= MAX_ITEMS;
     let limit = Err(ErrorKind::Limit("repeats a value too often"));
     Ok(Some(match repeated {
         Value::Str(text) if fits(text.len()) => Value::from(text.repeat(count)),
         Value::Markup(text) if fits(text.len()) => Value::Markup(text.repeat(count).into()),
-        Value::List(items) if fits(items.len()) => Value::from(vec![items.as_slice(); count].concat()),
-        Value::Tuple(items) if fits(items.len()) => Value::tuple(vec![items.as_slice(); count].concat()),
+        Value::List(items) if fits_items(items.len()) => Value::from(vec![items.as_slice(); count].concat()),
+        Value::Tuple(items) if fits_items(items.len()) => Value::tuple(vec![items.as_slice(); count].concat()),
         Value::Str(_) | Value::Markup(_) | Value::List(_) | Value::Tuple(_) => return limit,
         _ => return Ok(None),
     }))

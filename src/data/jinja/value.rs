@@ -334,6 +334,20 @@ impl Value {
         })
     }
 
+    /// Whether it is nested no deeper than `levels` and has no more than `nodes` values in it, those that it has twice
+    /// counted twice. What is larger would take forever to write, and too much of the stack to drop.
+    pub(super) fn is_within(&self, levels: usize, nodes: &mut usize) -> bool {
+        let Some(left) = nodes.checked_sub(1) else { return false };
+        *nodes = left;
+        let mut inner = |value: &Self| levels > 0 && value.is_within(levels - 1, nodes);
+        match self {
+            Self::List(items) | Self::Tuple(items) => items.iter().all(inner),
+            Self::Dict(dict) | Self::View(_, dict) => dict.entries.iter().all(|(key, value)| inner(key) && inner(value)),
+            Self::Method(method) => inner(&method.0),
+            _ => true,
+        }
+    }
+
     /// The name of its type in Python.
     pub(super) fn type_name(&self) -> &'static str {
         match self {
@@ -447,8 +461,8 @@ impl View {
 }
 
 fn range_length(start: i128, stop: i128, step: i128) -> usize {
-    let distance = if step > 0 { stop - start } else { start - stop };
-    let length = if distance <= 0 { 0 } else { (distance - 1) / step.abs() + 1 };
+    let distance = if step > 0 { stop.saturating_sub(start) } else { start.saturating_sub(stop) };
+    let length = if distance <= 0 { 0 } else { (distance - 1) / step.saturating_abs() + 1 };
     usize::try_from(length).unwrap_or(usize::MAX)
 }
 

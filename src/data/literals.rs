@@ -1,0 +1,116 @@
+//! The strings that a chat template names in its tags: what it may look for in a message.
+
+use std::collections::HashSet;
+use std::ops::Range;
+
+use regex::Regex;
+
+/// The strings of a template.
+#[derive(Debug)]
+pub(super) struct Literals {
+    any: Option<Regex>,
+    /// The first words of its tags.
+    tags: HashSet<String>,
+}
+
+impl Literals {
+    /// Those of a template's source.
+    pub(super) fn new(source: &str) -> Self {
+        let counts = |literal: &str| {
+            let several = literal.chars().nth(1).is_some();
+            !literal.trim().is_empty() && (several || !literal.contains(char::is_alphanumeric))
+        };
+        let (strings, tags) = strings(source);
+        let found: HashSet<String> = strings.into_iter().filter(|literal| counts(literal)).collect();
+        let mut found: Vec<String> = found.into_iter().collect();
+        // The longest that fits counts.
+        found.sort_unstable_by(|a, b| b.len().cmp(&a.len()).then_with(|| a.cmp(b)));
+        let escaped: Vec<String> = found.iter().map(|literal| regex::escape(literal)).collect();
+        Self { any: (!escaped.is_empty()).then(|| Regex::new(&escaped.join("|")).ok()).flatten(), tags }
+    }
+
+    /// Whether the template has a tag of that name.
+    pub(super) fn names_tag(&self, name: &str) -> bool {
+        self.tags.contains(name)
+    }
+
+    /// Where a text has them.
+    pub(super) fn within(&self, text: &str) -> Vec<Range<usize>> {
+        self.any.iter().flat_map(|any| any.find_iter(text).map(|found| found.range())).collect()
+    }
+}
+
+/// The strings in the tags of a template, and the names of tags.
+fn strings(source: &str) -> (Vec<String>, HashSet<String>) {
+    let (mut found, mut tags) = (Vec::new(), HashSet::new());
+    let mut rest = source;
+    while let Some((at, close)) = opening(rest) {
+        rest = rest.get(at + 2..).unwrap_or_default();
+        if close == "%}" {
+            let name = rest.trim_start_matches(['-', '+']).trim_start();
+            let end = name.find(|c: char| !c.is_alphanumeric() && c != '_').unwrap_or(name.len());
+            tags.insert(name.get(..end).unwrap_or_default().to_owned());
+        }
+        rest = match close {
+            "#}" => rest.split_once(close).map_or("", |(_, rest)| rest),
+            _ => tag(rest, close, &mut found),
+        };
+    }
+    (found, tags)
+}
+
+/// The next tag or comment, and what closes it.
+fn opening(source: &str) -> Option<(usize, &'static str)> {
+    let each = [("{{", "}}"), ("{%", "%}"), ("{#", "#}")];
+    each.into_iter().filter_map(|(open, close)| Some((source.find(open)?, close))).min()
+}
+
+/// Reads a tag to its end; what follows it.
+fn tag<'a>(source: &'a str, close: &str, found: &mut Vec<String>) -> &'a str {
+    let mut chars = source.char_indices();
+    while let Some((at, c)) = chars.next() {
+        let rest = source.get(at..).unwrap_or_default();
+        if rest.starts_with(close) {
+            return rest.get(close.len()..).unwrap_or_default();
+        }
+        if c == '\'' || c == '"' {
+            found.push(string(&mut chars, c));
+        }
+    }
+    ""
+}
+
+fn string(chars: &mut std::str::CharIndices<'_>, quote: char) -> String {
+    let mut string = String::new();
+    while let Some((_, c)) = chars.next() {
+        match c {
+            '\\' => match chars.next() {
+                Some((_, 'n')) => string.push('\n'),
+                Some((_, 't')) => string.push('\t'),
+                Some((_, 'r')) => string.push('\r'),
+                Some((_, '\n')) | None => {}
+                Some((_, c)) => string.push(c),
+            },
+            c if c == quote => break,
+            c => string.push(c),
+        }
+    }
+    string
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn strings_of_tags_are_found() {
+        let source = "'no'{# 'no' #}{{ 'a\\n' + \"b'}}\" }}{% if x == '\\'%}' %}\"no\"{% endif %}{{ 'open";
+        assert_eq!(strings(source).0, ["a\n", "b'}}", "'%}", "open"]);
+        let literals = Literals::new("{% if '</think>' in c or c == 'think' or c == 'a' or c == '\\n' or c == '?' %}");
+        assert_eq!(literals.within("a</think>\nthink?"), [1..9, 10..15, 15..16]);
+        let tags = Literals::new("{%- generation -%}{# {% comment %} #}{{ '{% string %}' }}{%+ endgeneration %}{%if x%}");
+        assert!(["generation", "endgeneration", "if"].iter().all(|name| tags.names_tag(name)), "{tags:?}");
+        assert!(!tags.names_tag("comment") && !tags.names_tag("string"), "{tags:?}");
+        assert!(Literals::new("no tags").within("no tags").is_empty());
+    }
+}

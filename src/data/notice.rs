@@ -1,0 +1,105 @@
+//! What may be wrong with the conversations of a file.
+
+use std::collections::BTreeMap;
+use std::fmt;
+
+/// Something that a conversation has and the text that a chat template makes of it has not.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+#[non_exhaustive]
+pub enum LeftOut {
+    /// What a message says.
+    Message {
+        /// Its role.
+        role: String,
+    },
+    /// What the last message's `reasoning_content` says.
+    Thought,
+    /// A message's `tool_calls`.
+    Calls,
+    /// The tools that may be called.
+    Tools,
+}
+
+impl fmt::Display for LeftOut {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Message { role } if role == "system" => f.write_str("the system prompt"),
+            Self::Message { role } => write!(f, "what {role:?} says"),
+            Self::Thought => f.write_str("the last message's reasoning_content"),
+            Self::Calls => f.write_str("tool_calls"),
+            Self::Tools => f.write_str("the tools"),
+        }
+    }
+}
+
+/// What may be wrong with a conversation.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+#[non_exhaustive]
+pub enum Concern {
+    /// Nothing that is learned of it ends in a token that ends a text.
+    NoEnd,
+    /// Its text lacks something.
+    LeftOut(LeftOut),
+}
+
+/// What may be wrong with some samples of a file.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Notice {
+    /// What it is.
+    pub concern: Concern,
+    /// How many samples it is true of.
+    pub samples: u64,
+    /// The line of the first one.
+    pub line: u64,
+}
+
+impl fmt::Display for Notice {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { concern, samples, line } = self;
+        let where_it_is = match samples {
+            1 => format!("line {line}"),
+            _ => format!("{samples} samples, the first one in line {line}"),
+        };
+        match concern {
+            Concern::NoEnd => write!(
+                f,
+                "no answer ends in a token that ends a text ({where_it_is}): the model does not learn to stop; the chat template \
+                 has to write its eos_token after an answer"
+            ),
+            Concern::LeftOut(what) => write!(f, "the chat template leaves out {what} ({where_it_is})"),
+        }
+    }
+}
+
+/// Why what a message of the assistant says cannot be told from the rest of a rendered conversation.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum SpanFlaw {
+    /// The template does not write the message's letters as they are.
+    Changed,
+    /// Another message's words stand between those of this one.
+    Mixed,
+    /// The header of a turn is in it.
+    Header,
+}
+
+impl fmt::Display for SpanFlaw {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Changed => "the template does not write its words as they are",
+            Self::Mixed => "the template writes words of other messages between its words",
+            Self::Header => "the template writes the header of a turn into it",
+        })
+    }
+}
+
+/// Counts concerns.
+pub(super) fn count(concerns: impl IntoIterator<Item = (u64, Concern)>) -> Vec<Notice> {
+    let mut counts = BTreeMap::new();
+    for (line, concern) in concerns {
+        let (samples, first) = counts.entry(concern).or_insert((0, line));
+        *samples += 1;
+        *first = line.min(*first);
+    }
+    counts.into_iter().map(|(concern, (samples, line))| Notice { concern, samples, line }).collect()
+}

@@ -1,0 +1,335 @@
+//! Probes: a conversation whose words are replaced by letters that stand for them.
+//!
+//! A chat template copies words and writes text of its own between them. To know which is which, the words are replaced, letter by
+//! letter, and the conversation is rendered again. A replacement is a letter of a script that the conversation does not use, and
+//! each value of each message has its own, so that a rendering shows whose every letter is. Blanks, quotes and, where a template
+//! looks for them, its own strings stay: it takes the same branches, and the rendering has the same length. Where the
+//! letters are put back the text must come out again. If it does not, the probe shows nothing and another one is tried.
+
+use std::collections::{HashMap, HashSet};
+use std::ops::{Range, RangeInclusive};
+
+use super::jinja::{Dict, Value};
+use super::literals::Literals;
+
+/// Rare letters without upper and lower case. JSON and Python's `repr` write them as they are.
+const ALPHABET: [RangeInclusive<char>; 3] = ['\u{20000}'..='\u{2a6df}', '\u{ac00}'..='\u{d7a3}', '\u{3400}'..='\u{4dbf}'];
+
+/// Keys whose values choose a branch of a template: they are never replaced.
+const KEPT_KEYS: [&str; 3] = ["role", "type", "required"];
+/// Keys of what an assistant thinks before it answers.
+const THOUGHT_KEYS: [&str; 4] = ["reasoning_content", "reasoning", "thinking", "thought"];
+/// Keys of what an assistant calls.
+const CALL_KEYS: [&str; 2] = ["tool_calls", "function_call"];
+
+/// A part of what a message says.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Part {
+    /// `content`.
+    Content,
+    /// `reasoning_content` and its other names.
+    Thought,
+    /// `tool_calls`.
+    Calls,
+    /// Any other key, such as `name`.
+    Other,
+}
+
+/// Whose letters they are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Owner {
+    /// A message, by its index.
+    Message(usize, Part),
+    /// The list of tools.
+    Tools,
+}
+
+/// One string of the conversation (all strings of the tools are one).
+#[derive(Debug)]
+pub(super) struct Leaf {
+    pub(super) owner: Owner,
+    /// How many of its letters are replaced.
+    pub(super) letters: usize,
+    /// What stands before the first replaced letter, without blanks at the start.
+    pub(super) head: String,
+    /// What follows the last replaced letter, without blanks at the end.
+    pub(super) tail: String,
+    /// Whether it is a letter that was added.
+    pub(super) added: bool,
+}
+
+/// What becomes of a message.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(super) enum Words {
+    /// It stays.
+    Kept,
+    /// Its letters are replaced.
+    Replaced,
+    /// They are replaced, and a letter is added to what it says: it has none to replace.
+    Extended,
+    /// The same, and the letter stands in place of the blanks at the end.
+    Trimmed,
+}
+
+/// What is replaced.
+#[derive(Debug, Clone)]
+pub(super) struct Plan {
+    /// One a message.
+    pub(super) messages: Vec<Words>,
+    /// Whether the tools are.
+    pub(super) tools: bool,
+    /// Whether the calls of tools are, and keys other than content and thought.
+    pub(super) calls: bool,
+    /// Whether the strings of the template stay where a text has them.
+    pub(super) keep_literals: bool,
+}
+
+/// What a letter stands for.
+#[derive(Debug)]
+struct Letter {
+    /// `None`: it was added.
+    original: Option<char>,
+    leaf: usize,
+}
+
+/// A conversation with replaced letters.
+#[derive(Debug)]
+pub(super) struct Probe {
+    pub(super) messages: Vec<Value>,
+    pub(super) tools: Value,
+    pub(super) leaves: Vec<Leaf>,
+    letters: HashMap<char, Letter>,
+}
+
+/// Successive letters of one leaf in a text.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Run {
+    /// Its bytes in the text; empty for an added letter.
+    pub(super) bytes: Range<usize>,
+    pub(super) leaf: usize,
+    /// Whether the leaf was written before: templates repeat names.
+    pub(super) repeated: bool,
+}
+
+/// A rendering with its letters put back.
+#[derive(Debug)]
+pub(super) struct Reading {
+    pub(super) text: String,
+    pub(super) runs: Vec<Run>,
+}
+
+impl Probe {
+    /// Replaces letters of a conversation, whose rendering is `text`.
+    pub(super) fn new(messages: &[Value], tools: &Value, plan: &Plan, literals: &Literals, text: &str) -> Self {
+        let in_alphabet = |c: &char| ALPHABET.iter().any(|range| range.contains(c));
+        let used: HashSet<char> = text.chars().filter(in_alphabet).collect();
+        let free = ALPHABET.into_iter().flatten().filter(move |c| !used.contains(c));
+        let literals = plan.keep_literals.then_some(literals);
+        let mut writer =
+            Writer { literals, free: Box::new(free), chosen: HashMap::new(), letters: HashMap::new(), leaves: Vec::new() };
+        let mut written: Vec<Value> = Vec::with_capacity(messages.len());
+        let mut equal: HashMap<(String, Words), Value> = HashMap::new();
+        for (index, (message, &words)) in messages.iter().zip(&plan.messages).enumerate() {
+            written.push(match words {
+                Words::Kept => message.clone(),
+                _ if is_assistant(message) => writer.message(index, message, words, plan.calls),
+                // Some templates compare messages: equal ones stay equal. Which one an assistant said must be known.
+                _ => {
+                    let replace = || writer.message(index, message, words, plan.calls);
+                    equal.entry((message.to_string(), words)).or_insert_with(replace).clone()
+                }
+            });
+        }
+        let messages = written;
+        let tools = match plan.tools {
+            true => {
+                let leaf = writer.leaf(Owner::Tools);
+                writer.deep(tools, &mut |_| leaf)
+            }
+            false => tools.clone(),
+        };
+        let Writer { letters, leaves, .. } = writer;
+        Self { messages, tools, leaves, letters }
+    }
+
+    /// Puts the letters of a rendering back.
+    pub(super) fn read(&self, rendered: &str) -> Reading {
+        let mut text = String::with_capacity(rendered.len());
+        let mut runs: Vec<Run> = Vec::new();
+        let mut seen = vec![0; self.leaves.len()];
+        for c in rendered.chars() {
+            let Some(&Letter { original, leaf }) = self.letters.get(&c) else {
+                text.push(c);
+                continue;
+            };
+            let start = text.len();
+            text.extend(original);
+            let (Some(seen), Some(of)) = (seen.get_mut(leaf), self.leaves.get(leaf)) else { continue };
+            *seen += 1;
+            let repeated = *seen > of.letters;
+            // Blanks and quotes of a leaf are between its letters.
+            let same = |run: &&mut Run| run.leaf == leaf && run.repeated == repeated;
+            match runs
+                .last_mut()
+                .filter(same)
+                .filter(|run| text.get(run.bytes.end..start).is_some_and(|gap| gap.chars().all(stays)))
+            {
+                Some(run) => run.bytes.end = text.len(),
+                None => runs.push(Run { bytes: start..text.len(), leaf, repeated }),
+            }
+        }
+        Reading { text, runs }
+    }
+
+    /// The leaf of a rendering's last letter, and what the template writes after it: all of it where no letter is.
+    pub(super) fn tail<'a>(&self, rendered: &'a str) -> (Option<usize>, &'a str) {
+        let last = rendered.char_indices().rev().find_map(|(at, c)| Some((self.letters.get(&c)?.leaf, at + c.len_utf8())));
+        match last {
+            Some((leaf, end)) => (Some(leaf), rendered.get(end..).unwrap_or_default()),
+            None => (None, rendered),
+        }
+    }
+
+    pub(super) fn owner(&self, leaf: usize) -> Option<Owner> {
+        self.leaves.get(leaf).map(|leaf| leaf.owner)
+    }
+}
+
+/// Replaces letters.
+struct Writer<'a> {
+    literals: Option<&'a Literals>,
+    free: Box<dyn Iterator<Item = char>>,
+    chosen: HashMap<(usize, char), char>,
+    letters: HashMap<char, Letter>,
+    leaves: Vec<Leaf>,
+}
+
+impl Writer<'_> {
+    fn leaf(&mut self, owner: Owner) -> usize {
+        self.leaves.push(Leaf { owner, letters: 0, head: String::new(), tail: String::new(), added: false });
+        self.leaves.len() - 1
+    }
+
+    fn message(&mut self, index: usize, message: &Value, words: Words, calls: bool) -> Value {
+        let content = (words != Words::Replaced).then(|| self.extended(index, &message.get("content"), words));
+        let replaced = map_values(message, |key, value| match key {
+            "content" => content.clone().unwrap_or_else(|| self.content(index, value)),
+            _ if KEPT_KEYS.contains(&key) => value.clone(),
+            _ if THOUGHT_KEYS.contains(&key) => self.values(Owner::Message(index, Part::Thought), value),
+            _ if CALL_KEYS.contains(&key) && calls => self.values(Owner::Message(index, Part::Calls), value),
+            _ if calls => self.values(Owner::Message(index, Part::Other), value),
+            _ => value.clone(),
+        });
+        // A message that says nothing may have no key for it.
+        match (content, replaced.as_dict()) {
+            (Some(content), Some(dict)) if dict.get_str("content").is_none() => {
+                let mut dict = dict.clone();
+                dict.insert("content".into(), content);
+                dict.into()
+            }
+            _ => replaced,
+        }
+    }
+
+    fn content(&mut self, index: usize, content: &Value) -> Value {
+        let owner = Owner::Message(index, Part::Content);
+        let Some(parts) = content.as_list() else { return self.values(owner, content) };
+        let mut part = |part: &Value| match part.as_dict() {
+            // A part without text is a picture or something else that is not read.
+            Some(_) => map_values(part, |key, value| if key == "text" { self.values(owner, value) } else { value.clone() }),
+            None => self.values(owner, part),
+        };
+        parts.iter().map(&mut part).collect::<Vec<_>>().into()
+    }
+
+    /// Content with a letter more at the end of its text.
+    fn extended(&mut self, index: usize, content: &Value, words: Words) -> Value {
+        let replaced = self.content(index, content);
+        let Some(added) = self.free.next() else { return replaced };
+        let leaf = self.leaf(Owner::Message(index, Part::Content));
+        self.letters.insert(added, Letter { original: None, leaf });
+        if let Some(leaf) = self.leaves.get_mut(leaf) {
+            (leaf.letters, leaf.added) = (1, true);
+            content.as_str().unwrap_or_default().trim_start().clone_into(&mut leaf.head);
+        }
+        let with_added = |text: &Value| {
+            let text = text.as_str().unwrap_or_default();
+            Value::from(format!("{}{added}", if words == Words::Trimmed { text.trim_end() } else { text }))
+        };
+        let Some(parts) = replaced.as_list() else { return with_added(&replaced) };
+        let last = parts.iter().rposition(|part| part.get("text").as_str().is_some());
+        let extended = |(at, part): (usize, &Value)| match Some(at) == last {
+            true => map_values(part, |key, value| if key == "text" { with_added(value) } else { value.clone() }),
+            false => part.clone(),
+        };
+        parts.iter().enumerate().map(extended).collect::<Vec<_>>().into()
+    }
+
+    /// Every string of a value, each a leaf of its own.
+    fn values(&mut self, owner: Owner, value: &Value) -> Value {
+        self.deep(value, &mut |writer| writer.leaf(owner))
+    }
+
+    fn deep(&mut self, value: &Value, leaf: &mut dyn FnMut(&mut Self) -> usize) -> Value {
+        if let Some(text) = value.as_str() {
+            let leaf = leaf(self);
+            return Value::from(self.words(text, leaf));
+        }
+        if let Some(items) = value.as_list() {
+            return items.iter().map(|item| self.deep(item, leaf)).collect::<Vec<_>>().into();
+        }
+        map_values(value, |key, value| if KEPT_KEYS.contains(&key) { value.clone() } else { self.deep(value, leaf) })
+    }
+
+    fn words(&mut self, text: &str, leaf: usize) -> String {
+        let kept = self.literals.map(|literals| literals.within(text)).unwrap_or_default();
+        let is_kept =
+            |at: usize| kept.get(kept.partition_point(|range| range.end <= at)).is_some_and(|range| range.start <= at);
+        let mut written = String::with_capacity(3 * text.len());
+        let (mut letters, mut start, mut end) = (0, 0, 0);
+        for (at, c) in text.char_indices() {
+            match (!stays(c) && !is_kept(at)).then(|| self.letter(c, leaf)).flatten() {
+                Some(letter) => {
+                    start = if letters == 0 { at } else { start };
+                    (letters, end) = (letters + 1, at + c.len_utf8());
+                    written.push(letter);
+                }
+                None => written.push(c),
+            }
+        }
+        if let Some(leaf) = self.leaves.get_mut(leaf) {
+            leaf.letters += letters;
+            text.get(..start).unwrap_or_default().trim_start().clone_into(&mut leaf.head);
+            text.get(end..).unwrap_or_default().trim_end().clone_into(&mut leaf.tail);
+        }
+        written
+    }
+
+    /// The letter that stands for one; `None` once the alphabet is used up.
+    fn letter(&mut self, c: char, leaf: usize) -> Option<char> {
+        if let Some(&letter) = self.chosen.get(&(leaf, c)) {
+            return Some(letter);
+        }
+        let letter = self.free.next()?;
+        self.chosen.insert((leaf, c), letter);
+        self.letters.insert(letter, Letter { original: Some(c), leaf });
+        Some(letter)
+    }
+}
+
+/// Whether a message is the assistant's.
+pub(super) fn is_assistant(message: &Value) -> bool {
+    message.get("role").as_str() == Some("assistant")
+}
+
+/// Whether a character is never replaced: what templates trim, and what has another length where JSON and Python escape it.
+fn stays(c: char) -> bool {
+    c.is_whitespace() || c.is_control() || matches!(c, '"' | '\'' | '\\')
+}
+
+/// A dict with other values; what is no dict stays.
+fn map_values(map: &Value, mut value: impl FnMut(&str, &Value) -> Value) -> Value {
+    let Some(dict) = map.as_dict() else { return map.clone() };
+    let pair = |(key, old): &(Value, Value)| (key.clone(), value(key.as_str().unwrap_or_default(), old));
+    dict.entries().iter().map(pair).collect::<Dict>().into()
+}
