@@ -1,4 +1,5 @@
-//! Weights per second of the encoders: one thread, block 64, bf16. One input is a buffer that exceeds the caches, the other a piece of the converter, which fits.
+//! Weights per second of the encoders: one thread, block 64, bf16. One input is a buffer that
+//! exceeds the caches, the other a piece of the converter, which fits.
 #![allow(clippy::unwrap_used, missing_docs, reason = "a benchmark stops at the first failure")]
 
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
@@ -12,7 +13,8 @@ const BLOCK: u32 = 64;
 /// Weights per piece of the converter.
 const PIECE: usize = 1 << 17;
 
-/// Roughly normal weights, as little-endian bf16: the sum of four uniform numbers, from a fixed linear congruential generator.
+/// Roughly normal weights, as little-endian bf16: the sum of four uniform numbers, from a fixed
+/// linear congruential generator.
 fn bf16_weights() -> Vec<u8> {
     let mut state = 1_u64;
     let mut uniform = || {

@@ -1,4 +1,6 @@
-//! Writes the logits of a token sequence, [tokens, vocabulary] in little-endian float32, for comparison with other programs: `logits PACK ADAPTER|none IDS OUT`. IDS is a file of token ids, separated by whitespace.
+//! Writes the logits of a token sequence, [tokens, vocabulary] in little-endian float32, for
+//! comparison with other programs: `logits PACK ADAPTER|none IDS OUT`. IDS is a file of token ids,
+//! separated by whitespace.
 
 use std::error::Error;
 use std::fs;

@@ -1,5 +1,5 @@
-//! Streams the layers of a pack through a GPU, decodes one projection of each layer, and compares it with the CPU:
-//! `cargo run --release --example stream_layer -- PACK [BUDGET_IN_BYTES]`
+//! Streams the layers of a pack through a GPU, decodes one projection of each layer, and compares
+//! it with the CPU: `cargo run --release --example stream_layer -- PACK [BUDGET_IN_BYTES]`
 
 use std::error::Error;
 

@@ -8,10 +8,12 @@ use std::path::Path;
 #[cfg(feature = "train")]
 pub(crate) mod folder;
 
-/// Alignment of an [`AlignedBuf`]: a page. A large allocation usually starts 16 bytes past a page, and a read into such a buffer has a fifth of the speed.
+/// Alignment of an [`AlignedBuf`]: a page. A large allocation usually starts 16 bytes past a page,
+/// and a read into such a buffer has a fifth of the speed.
 pub(crate) const BUFFER_ALIGN: usize = 4096;
 
-/// Fills `buf` with the bytes of `file` from `offset` on. It does not use the file cursor (and does not move it on Unix), so threads may share one `File`.
+/// Fills `buf` with the bytes of `file` from `offset` on. It does not use the file cursor (and does
+/// not move it on Unix), so threads may share one `File`.
 ///
 /// # Errors
 ///
@@ -46,7 +48,8 @@ pub(crate) fn write_all_at(file: &File, bytes: &[u8], offset: u64) -> io::Result
     }
 }
 
-/// On Windows, `seek_read` and `seek_write` move the cursor, but each call has its own offset. So threads may share a file.
+/// On Windows, `seek_read` and `seek_write` move the cursor, but each call has its own offset. So
+/// threads may share a file.
 #[cfg(windows)]
 mod windows {
     use std::fs::File;
@@ -91,7 +94,8 @@ pub(crate) fn folder_of(path: &Path) -> &Path {
     path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."))
 }
 
-/// Syncs `folder`, so that renames and new files in it survive a power failure. Does nothing on systems that cannot sync folders.
+/// Syncs `folder`, so that renames and new files in it survive a power failure. Does nothing on
+/// systems that cannot sync folders.
 ///
 /// # Errors
 ///
@@ -134,7 +138,8 @@ pub(crate) fn is_temporary(path: &Path) -> bool {
     path.file_name().and_then(|name| name.to_str()).is_some_and(|name| name.starts_with(prefix) && name.ends_with(suffix))
 }
 
-/// Creates a hidden folder in `parent`, with the default permissions. It is removed on drop unless it is published.
+/// Creates a hidden folder in `parent`, with the default permissions. It is removed on drop unless
+/// it is published.
 ///
 /// # Errors
 ///
@@ -149,7 +154,8 @@ pub(crate) fn temporary_folder(parent: &Path) -> io::Result<tempfile::TempDir> {
     builder.tempdir_in(parent)
 }
 
-/// Renames `temporary` to `target`, in the same parent folder, and syncs the parent. `target` must be an empty folder or not exist.
+/// Renames `temporary` to `target`, in the same parent folder, and syncs the parent. `target` must
+/// be an empty folder or not exist.
 ///
 /// # Errors
 ///
@@ -190,7 +196,8 @@ impl AlignedBuf {
         bytemuck::cast_slice(&self.0)
     }
 
-    /// The first `len` bytes, for overwriting. Grows the buffer if it is shorter; its contents are then lost.
+    /// The first `len` bytes, for overwriting. Grows the buffer if it is shorter; its contents are
+    /// then lost.
     pub(crate) fn first_mut(&mut self, len: usize) -> &mut [u8] {
         if self.0.len() * BUFFER_ALIGN < len {
             self.0 = vec![bytemuck::Zeroable::zeroed(); len.div_ceil(BUFFER_ALIGN)];

@@ -10,7 +10,8 @@ use thiserror::Error;
 
 use crate::format::{FormatError, Index, Layer, Pack, QuantizedTensor, check};
 
-/// An open pack: mapped, or read into memory. Opening validates header, index and metadata. With a mapping, it reads no payload.
+/// An open pack: mapped, or read into memory. Opening validates header, index and metadata. With a
+/// mapping, it reads no payload.
 ///
 /// ```no_run
 /// use nf4pack::MappedPack;
@@ -28,7 +29,12 @@ use crate::format::{FormatError, Index, Layer, Pack, QuantizedTensor, check};
 /// ```
 ///
 /// # Why opening is unsafe
-/// Other processes can write to a mapped file. A `&[u8]` promises that its bytes do not change, and this crate cannot check that: the file may be truncated between a check of its length and the access. So the caller must promise it, as with `memmap2` and with the mapped checkpoints of candle. If you cannot promise it, use [`MappedPack::read`], or [`PackSource::open`](crate::dequant::stream::PackSource::open) to stream layers to a GPU. Both read the file.
+/// Other processes can write to a mapped file. A `&[u8]` promises that its bytes do not change, and
+/// this crate cannot check that: the file may be truncated between a check of its length and the
+/// access. So the caller must promise it, as with `memmap2` and with the mapped checkpoints of
+/// candle. If you cannot promise it, use [`MappedPack::read`], or
+/// [`PackSource::open`](crate::dequant::stream::PackSource::open) to stream layers to a GPU. Both
+/// read the file.
 #[derive(Debug)]
 pub struct MappedPack {
     file: File,
@@ -107,12 +113,16 @@ impl MappedPack {
     /// Maps and validates a pack.
     ///
     /// # Safety
-    /// No process may change or truncate the file while the value lives. `nf4pack` renames a complete pack to its name and never changes it in place, so the promise concerns other programs. If the promise is broken, values from the pack are unspecified, and an access past the end of the file kills the process (SIGBUS).
+    /// No process may change or truncate the file while the value lives. `nf4pack` renames a
+    /// complete pack to its name and never changes it in place, so the promise concerns other
+    /// programs. If the promise is broken, values from the pack are unspecified, and an access past
+    /// the end of the file kills the process (SIGBUS).
     ///
     /// # Errors
     /// The file cannot be opened or mapped, or it violates the specification.
     pub unsafe fn open(path: impl AsRef<Path>) -> Result<Self, OpenError> {
-        // SAFETY: the map is read-only, and its bytes are read as plain bytes, for which every value is valid. The caller promises that they do not change.
+        // SAFETY: the map is read-only, and its bytes are read as plain bytes, for which every
+        // value is valid. The caller promises that they do not change.
         Self::of(path.as_ref(), |file| Ok(Bytes::Mapped(unsafe { Mmap::map(file) }?)))
     }
 
@@ -128,10 +138,12 @@ impl MappedPack {
         })
     }
 
-    /// [`MappedPack::open`] for functions of this crate that take the path of a pack. Their documentation requires the promise from their caller.
+    /// [`MappedPack::open`] for functions of this crate that take the path of a pack. Their
+    /// documentation requires the promise from their caller.
     #[cfg(feature = "convert")]
     pub(crate) fn open_unchanged(path: impl AsRef<Path>) -> Result<Self, OpenError> {
-        // SAFETY: the documentation of the calling functions requires that the file does not change during the call.
+        // SAFETY: the documentation of the calling functions requires that the file does not change
+        // during the call.
         unsafe { Self::open(path) }
     }
 
@@ -145,7 +157,8 @@ impl MappedPack {
         Ok(Self { file, bytes, index, checked })
     }
 
-    /// The present length of the file. If it is shorter than at opening, the file was truncated, and bytes past its end must not be accessed.
+    /// The present length of the file. If it is shorter than at opening, the file was truncated,
+    /// and bytes past its end must not be accessed.
     ///
     /// # Errors
     /// Any error of the operating system.
@@ -158,10 +171,12 @@ impl MappedPack {
         Pack::of_mapped(self.bytes.all(), &self.index)
     }
 
-    /// Layer `number`, from 0. The first call for a layer checks its scales and code padding (not its checksums).
+    /// Layer `number`, from 0. The first call for a layer checks its scales and code padding (not
+    /// its checksums).
     ///
     /// # Errors
-    /// [`LayerError::OutOfRange`] past the last layer; [`LayerError::Format`] if a scale violates the specification.
+    /// [`LayerError::OutOfRange`] past the last layer; [`LayerError::Format`] if a scale violates
+    /// the specification.
     pub fn layer(&self, number: u32) -> Result<Layer<'_>, LayerError> {
         let pack = self.pack();
         let layer = pack.layer(number).ok_or(LayerError::OutOfRange { layer: number, count: pack.layer_count() })?;
@@ -170,7 +185,9 @@ impl MappedPack {
         Ok(layer)
     }
 
-    /// The quantised tensor with this name, in a layer or global (an embedding, an `lm_head`). The first call for a layer, or for the global tensors, checks their scales and code padding, as [`MappedPack::layer`] does.
+    /// The quantised tensor with this name, in a layer or global (an embedding, an `lm_head`). The
+    /// first call for a layer, or for the global tensors, checks their scales and code padding, as
+    /// [`MappedPack::layer`] does.
     ///
     /// # Errors
     /// [`LayerError::Format`], [`LayerError::Globals`].

@@ -29,7 +29,8 @@ impl Avx2 {
 #[target_feature(enable = "avx2")]
 fn floats(codes: [u8; 4], low: __m256, high: __m256) -> __m256 {
     let word = _mm256_set1_epi32(i32::from_le_bytes(codes));
-    // A permutation uses the low three bits of a lane. The fourth bit, shifted to the sign, selects the half.
+    // A permutation uses the low three bits of a lane. The fourth bit, shifted to the sign, selects
+    // the half.
     let codes = _mm256_srlv_epi32(word, _mm256_setr_epi32(0, 4, 8, 12, 16, 20, 24, 28));
     _mm256_blendv_ps(
         _mm256_permutevar8x32_ps(low, codes),
@@ -57,7 +58,8 @@ fn look_up_32(codes: &[u8], table: &[f32; 16], out: &mut [f32]) {
 fn look_up_16(codes: &[u8], table: &[u16; 16], out: &mut [u16]) {
     // SAFETY: the whole table is loaded.
     let table_bits = unsafe { _mm256_loadu_si256(table.as_ptr().cast()) };
-    // The low bytes of the sixteen entries in one register, the high bytes in another, each in both halves.
+    // The low bytes of the sixteen entries in one register, the high bytes in another, each in both
+    // halves.
     let split = _mm256_broadcastsi128_si256(_mm_setr_epi8(0, 2, 4, 6, 8, 10, 12, 14, 1, 3, 5, 7, 9, 11, 13, 15));
     let split = _mm256_shuffle_epi8(table_bits, split);
     let low_bytes = _mm256_permute4x64_epi64::<0b10_00_10_00>(split);

@@ -10,7 +10,8 @@ pub enum DequantError {
     /// An error of the device.
     #[error(transparent)]
     Gpu(#[from] GpuError),
-    /// The buffers of the weights do not match their element count, block size and scale type, or their offsets are not multiples of 256 bytes.
+    /// The buffers of the weights do not match their element count, block size and scale type, or
+    /// their offsets are not multiples of 256 bytes.
     #[error("the buffers of the weights are inconsistent: {what} is {found}, but {expected} is expected")]
     Weights {
         /// The inconsistent quantity.

@@ -1,5 +1,8 @@
-//! Decodes codes and scales to floats on the GPU.
-//! float32 outputs equal [`dequantize`](super::dequantize) bit for bit. 16-bit outputs are those values, rounded to nearest, ties to even. Vulkan permits one exception: a driver may flush a float32 below 2^-126 in magnitude (a scale or a product) to zero of the same sign. Mesa's software Vulkan does not flush.
+//! Decodes codes and scales to floats on the GPU. float32 outputs equal
+//! [`dequantize`](super::dequantize) bit for bit. 16-bit outputs are those values, rounded to
+//! nearest, ties to even. Vulkan permits one exception: a driver may flush a float32 below 2^-126
+//! in magnitude (a scale or a product) to zero of the same sign. Mesa's software Vulkan does not
+//! flush.
 //!
 //! No kernel uses subgroup operations, so no kernel depends on the subgroup size.
 
@@ -42,7 +45,8 @@ impl Output {
         self.element_bytes() * CODES_PER_WORD as u64
     }
 
-    /// Size of an output of `elements` in bytes. Kernels write whole words of codes, 8 elements each.
+    /// Size of an output of `elements` in bytes. Kernels write whole words of codes, 8 elements
+    /// each.
     pub fn bytes(self, elements: u64) -> u64 {
         elements.div_ceil(CODES_PER_WORD as u64).saturating_mul(self.word_bytes())
     }
@@ -58,12 +62,16 @@ impl fmt::Display for Output {
     }
 }
 
-/// A quantised tensor in GPU memory: the buffers of an [`Nf4Tensor`]. The offset of each range is a multiple of 256 bytes.
+/// A quantised tensor in GPU memory: the buffers of an [`Nf4Tensor`]. The offset of each range is a
+/// multiple of 256 bytes.
 #[derive(Debug, Clone)]
 pub struct GpuWeights {
-    /// The codes section in one range, or in several if it exceeds the largest buffer of the device. All ranges except the last have the same size, a multiple of 2048 bytes. So each of them ends at the end of a block, for every block size.
+    /// The codes section in one range, or in several if it exceeds the largest buffer of the
+    /// device. All ranges except the last have the same size, a multiple of 2048 bytes. So each of
+    /// them ends at the end of a block, for every block size.
     pub codes: Vec<BufferRange>,
-    /// The scales section as stored in the file (spec section 7.2). Its size may be any number, but the buffer must extend to the next multiple of 4: bindings are rounded up.
+    /// The scales section as stored in the file (spec section 7.2). Its size may be any number, but
+    /// the buffer must extend to the next multiple of 4: bindings are rounded up.
     pub scales: BufferRange,
     /// Storage type of the scales.
     pub scale_type: ScaleType,
@@ -73,7 +81,8 @@ pub struct GpuWeights {
     pub elements: u64,
 }
 
-/// The size of each part of the codes, except the last, is a multiple of this: the codes of the largest block.
+/// The size of each part of the codes, except the last, is a multiple of this: the codes of the
+/// largest block.
 const PART_ALIGN: u64 = 2048;
 
 impl GpuWeights {
@@ -173,7 +182,10 @@ impl Default for Setup {
 impl Fast {
     fn shader(&self) -> Option<Shader> {
         match self {
-            // SAFETY: `Dequantizer::record` checks the buffers' sizes and dispatches what `plan` cuts, whose windows hold every index of a chunk; the loops end with their item counts; the tables are written before the barrier. The shader is private to this module.
+            // SAFETY: `Dequantizer::record` checks the buffers' sizes and dispatches what `plan`
+            // cuts, whose windows hold every index of a chunk; the loops end with their item
+            // counts; the tables are written before the barrier. The shader is private to this
+            // module.
             Self::Own => Some(unsafe { Shader::trusted("nf4_fast", FAST_SOURCE) }),
             Self::Off => None,
             Self::Other(source) => Some(Shader::checked("nf4_fast", source.clone())),
@@ -228,10 +240,13 @@ struct Params {
 }
 
 impl Dequantizer {
-    /// Compiles the kernels of `gpu` and tests each one against the CPU. If a fast kernel fails, the plain kernel replaces it. The results are stored for later runs on the same adapter and driver ([`Options::cache`](crate::gpu::Options::cache)).
+    /// Compiles the kernels of `gpu` and tests each one against the CPU. If a fast kernel fails,
+    /// the plain kernel replaces it. The results are stored for later runs on the same adapter and
+    /// driver ([`Options::cache`](crate::gpu::Options::cache)).
     ///
     /// # Errors
-    /// [`DequantError::Unfit`] if the plain kernel also fails; [`DequantError::Binding`], [`DequantError::Gpu`].
+    /// [`DequantError::Unfit`] if the plain kernel also fails; [`DequantError::Binding`],
+    /// [`DequantError::Gpu`].
     pub fn new(gpu: &Gpu) -> Result<Self, DequantError> {
         Self::with(gpu, Setup::default())
     }
@@ -272,11 +287,13 @@ impl Dequantizer {
         (&self.setup, FAST_SOURCE, PLAIN_SOURCE)
     }
 
-    /// Records the dequantisation of the elements in `range` into `out`. The start of `range` is a multiple of 8. `out` holds at least [`Output::bytes`] of the length of `range`, in another buffer than the weights. The rest of `out` is unchanged.
+    /// Records the dequantisation of the elements in `range` into `out`. The start of `range` is a
+    /// multiple of 8. `out` holds at least [`Output::bytes`] of the length of `range`, in another
+    /// buffer than the weights. The rest of `out` is unchanged.
     ///
     /// # Errors
-    /// [`DequantError::Weights`], [`DequantError::Range`], [`DequantError::OutputRange`]; nothing is then recorded.
-    /// [`DequantError::Gpu`] if the kernel does not compile.
+    /// [`DequantError::Weights`], [`DequantError::Range`], [`DequantError::OutputRange`]; nothing
+    /// is then recorded. [`DequantError::Gpu`] if the kernel does not compile.
     pub fn record(
         &self,
         commands: &mut Commands,
@@ -373,7 +390,8 @@ impl Dequantizer {
         }
     }
 
-    /// Decodes the elements in `range`, waits, and returns them as little-endian bytes. The start of `range` is a multiple of 8. For tests and small programs.
+    /// Decodes the elements in `range`, waits, and returns them as little-endian bytes. The start
+    /// of `range` is a multiple of 8. For tests and small programs.
     ///
     /// # Errors
     /// As [`Dequantizer::record`]; any device error.

@@ -1,5 +1,7 @@
-//! Decodes packed codes and scales to floats, on the CPU and on the GPU (`Dequantizer`, feature `gpu`).
-//! `value[i] = CODEBOOK[code[i]] * scale[i / block_size]`: one float32 multiply, then for 16-bit outputs one rounding to nearest even. A block has only sixteen distinct values. They are computed once per block, and the backends look them up.
+//! Decodes packed codes and scales to floats, on the CPU and on the GPU (`Dequantizer`, feature
+//! `gpu`). `value[i] = CODEBOOK[code[i]] * scale[i / block_size]`: one float32 multiply, then for
+//! 16-bit outputs one rounding to nearest even. A block has only sixteen distinct values. They are
+//! computed once per block, and the backends look them up.
 
 mod avx2;
 #[cfg(feature = "gpu")]
@@ -36,7 +38,8 @@ use crate::format::nf4::{self, CODEBOOK, Nf4Tensor, SUPER_BLOCK, Scales};
 use half::slice::HalfFloatSliceExt;
 use half::{bf16, f16};
 
-/// The requested elements are out of range. They exceed the tensor, or the lengths of codes or scales do not match its element count and block size.
+/// The requested elements are out of range. They exceed the tensor, or the lengths of codes or
+/// scales do not match its element count and block size.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("elements {first}..{first}+{count} exceed the {available} elements of the tensor's codes and scales")]
 pub struct OutOfRange {
@@ -66,7 +69,8 @@ pub fn dequantize_bf16(projection: &Nf4Tensor<'_>, first: u64, out: &mut [bf16])
     checked_run(projection, first, out)
 }
 
-/// As [`dequantize`], with each float32 value rounded to the nearest binary16, ties to even. A value that rounds beyond 65504 becomes infinity.
+/// As [`dequantize`], with each float32 value rounded to the nearest binary16, ties to even. A
+/// value that rounds beyond 65504 becomes infinity.
 ///
 /// # Errors
 /// [`OutOfRange`]; `out` is then unchanged.
@@ -104,7 +108,8 @@ fn checked_run<T: Element>(projection: &Nf4Tensor<'_>, first: u64, out: &mut [T]
 trait Element: Copy {
     /// The sixteen values of a block with this scale.
     fn table(scale: f32) -> [Self; 16];
-    /// `out[i] = table[code i]`; `codes` has `out.len()` codes, low nibble first, and no spare bytes.
+    /// `out[i] = table[code i]`; `codes` has `out.len()` codes, low nibble first, and no spare
+    /// bytes.
     fn look_up<L: Lookup>(l: L, codes: &[u8], table: &[Self; 16], out: &mut [Self]);
 }
 
@@ -163,7 +168,8 @@ trait Lookup: Copy {
     fn look_up_32(self, codes: &[u8], table: &[f32; 16], out: &mut [f32]);
 }
 
-/// Cuts the elements `first..first + out.len()` at block boundaries, and looks up each piece. The caller has checked the range.
+/// Cuts the elements `first..first + out.len()` at block boundaries, and looks up each piece. The
+/// caller has checked the range.
 #[inline(always)]
 fn each_block<L: Lookup, T: Element>(l: L, projection: &Nf4Tensor<'_>, first: u64, mut out: &mut [T]) {
     let block_size = u64::from(projection.block_size);

@@ -1,4 +1,5 @@
-//! The NEON backend: one table lookup per byte of an element, then stores that interleave the bytes. CI runs its tests under qemu (`scripts/neon.sh`).
+//! The NEON backend: one table lookup per byte of an element, then stores that interleave the
+//! bytes. CI runs its tests under qemu (`scripts/neon.sh`).
 #![cfg(target_arch = "aarch64")]
 
 use super::{Element, Lookup, each_block, scalar};

@@ -15,7 +15,8 @@ use crate::gpu::{BufferRange, Gpu, GpuError};
 /// Block size of the weights in a kernel test. It is small, so that small weights have many blocks.
 const SAMPLE_BLOCK: u32 = 32;
 
-/// How kernels decode quantised weights. A new codec is a WGSL file with the four functions that codec_nf4.wgsl lists, and an arm here.
+/// How kernels decode quantised weights. A new codec is a WGSL file with the four functions that
+/// codec_nf4.wgsl lists, and an arm here.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) enum Codec {
     /// NF4 with scales of this type.
@@ -50,7 +51,8 @@ impl Codec {
             Self::Nf4(scale_type) => {
                 let sample = Sample::even(scale_type, elements, SAMPLE_BLOCK);
                 let mut values = vec![f32::NAN; elements as usize];
-                // The lengths of the sample are right by construction. If they were wrong, NaN would fail the kernel.
+                // The lengths of the sample are right by construction. If they were wrong, NaN
+                // would fail the kernel.
                 let _ = dequantize(&sample.projection(), 0, &mut values);
                 Ok((GpuWeights::upload(gpu, &sample.projection())?, values))
             }
@@ -58,7 +60,8 @@ impl Codec {
     }
 }
 
-/// A range of weights as bound to a kernel, and its position in the bindings. The input of a [`Codec`].
+/// A range of weights as bound to a kernel, and its position in the bindings. The input of a
+/// [`Codec`].
 #[derive(Debug, Clone)]
 pub(crate) struct Operand {
     /// Codes, head, super-scales and scales: bindings 0 to 3.
@@ -89,16 +92,19 @@ impl GpuWeights {
         Ok(self.part_words()?.saturating_mul(CODES_PER_WORD as u64))
     }
 
-    /// Maximum elements of an [`Operand`] with bindings of `binding` bytes. A multiple of 8, at least 8.
+    /// Maximum elements of an [`Operand`] with bindings of `binding` bytes. A multiple of 8, at
+    /// least 8.
     pub(crate) fn operand_elements(binding: u64) -> u64 {
-        // The codes are the largest window. Indices of 2^30 elements fit 32 bits with room to spare.
+        // The codes are the largest window. Indices of 2^30 elements fit 32 bits with room to
+        // spare.
         (2 * binding.saturating_sub(ALIGN)).clamp(CODES_PER_WORD as u64, 1 << 30) / 8 * 8
     }
 
     /// Binds the elements in `range`, at least one, all in the same part.
     ///
     /// # Errors
-    /// [`DequantError::Weights`] if the sizes are inconsistent, [`DequantError::Range`] if `range` exceeds the tensor.
+    /// [`DequantError::Weights`] if the sizes are inconsistent, [`DequantError::Range`] if `range`
+    /// exceeds the tensor.
     pub(crate) fn operand(&self, range: Range<u64>) -> Result<Operand, DequantError> {
         let (part_words, per_word) = (self.part_words()?, CODES_PER_WORD as u64);
         let (start, end, elements) = (range.start, range.end, self.elements);

@@ -1,5 +1,8 @@
-//! Cuts a range of a tensor into dispatches. This is pure arithmetic over sizes, so tests cover tensors that would not fit in memory.
-//! The kernels use 32-bit indices, and run unchecked on real devices. This plan guarantees their safety: each window lies in its section and in the binding limit, its offset is a multiple of 256 bytes, and it holds every element that the kernel reads for the chunk.
+//! Cuts a range of a tensor into dispatches. This is pure arithmetic over sizes, so tests cover
+//! tensors that would not fit in memory. The kernels use 32-bit indices, and run unchecked on real
+//! devices. This plan guarantees their safety: each window lies in its section and in the binding
+//! limit, its offset is a multiple of 256 bytes, and it holds every element that the kernel reads
+//! for the chunk.
 
 use crate::format::nf4::{SUPER_BLOCK, ScaleType, Scales};
 use std::ops::Range;
@@ -8,7 +11,8 @@ use std::ops::Range;
 pub(crate) const ALIGN: u64 = 256;
 /// Maximum words of codes in one dispatch. Indices of 2^30 elements fit 32 bits with room to spare.
 const MAX_WORDS: u64 = 1 << 27;
-/// Smallest supported binding limit: the fixed part of a `dq8` table and a few words of each other section.
+/// Smallest supported binding limit: the fixed part of a `dq8` table and a few words of each other
+/// section.
 pub(super) const MIN_BINDING: u64 = 2048;
 
 /// The input of a plan.
@@ -191,7 +195,9 @@ mod tests {
         }
     }
 
-    /// What the shaders access for word `i` of a chunk, by their formulas in 32 bits: the byte in the part of the codes, in the scales section (scale, super-scale) and in the output. Checks that each is in its window.
+    /// What the shaders access for word `i` of a chunk, by their formulas in 32 bits: the byte in
+    /// the part of the codes, in the scales section (scale, super-scale) and in the output. Checks
+    /// that each is in its window.
     fn shader_bytes(job: &Job, chunk: &Chunk, i: u32) -> (u64, [u64; 2], u64) {
         let within = |window: Window, byte: u64, len: u64| {
             assert!(byte + len <= window.size, "byte {byte} of {window:?}");
@@ -220,7 +226,9 @@ mod tests {
         )
     }
 
-    /// Checks every chunk: all words occur once, in order; windows are aligned, in their sections and in the limit; the first, second, middle and last word of each chunk are at the right place.
+    /// Checks every chunk: all words occur once, in order; windows are aligned, in their sections
+    /// and in the limit; the first, second, middle and last word of each chunk are at the right
+    /// place.
     fn check(job: &Job, codes_bytes: u64, scales_bytes: u64) -> usize {
         let mut next = job.words.start;
         let mut count = 0;

@@ -24,7 +24,9 @@ impl Sample {
             ScaleType::F32 => (0..blocks).flat_map(|_| scale().to_le_bytes()).collect(),
             ScaleType::Bf16 => (0..blocks).flat_map(|_| bf16::from_f32(scale()).to_le_bytes()).collect(),
             ScaleType::Dq8 => {
-                // The first super-scale has the magnitude of map and offset, so that a fused multiply-add shows. With the second one, half of the map gives scales between two f16s or bf16s.
+                // The first super-scale has the magnitude of map and offset, so that a fused
+                // multiply-add shows. With the second one, half of the map gives scales between two
+                // f16s or bf16s.
                 let mut floats = vec![1.5];
                 floats.extend((0..128).map(|_| random.tie_from_1_to_2() - 1.5));
                 floats.extend((0..128).map(|_| random.significand()));
@@ -96,7 +98,8 @@ impl Random {
         f32::from_bits(0x3f80_0000 | half)
     }
 
-    /// Of either sign, from below the smallest f16 to above the largest. Half of them lie halfway between two adjacent f16s or bf16s, to test the rounding of ties.
+    /// Of either sign, from below the smallest f16 to above the largest. Half of them lie halfway
+    /// between two adjacent f16s or bf16s, to test the rounding of ties.
     fn scale(&mut self) -> f32 {
         let sign = self.bits(1) << 31;
         let exponent = (127 - 28 + self.bits(6) % 46) << 23;

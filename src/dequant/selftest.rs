@@ -105,7 +105,8 @@ fn failures(dequantizer: &Dequantizer, path: Path, which: &[Which]) -> Result<Ve
 fn reference(projection: &Nf4Tensor<'_>, output: Output) -> Vec<u8> {
     let len = projection.elements as usize;
     let (mut f32s, mut f16s, mut bf16s) = (vec![0.0; len], vec![f16::ZERO; len], vec![bf16::ZERO; len]);
-    // The lengths of the sample are right by construction. If they were wrong, zeros would fail the kernel.
+    // The lengths of the sample are right by construction. If they were wrong, zeros would fail the
+    // kernel.
     match output {
         Output::F32 => drop(dequantize(projection, 0, &mut f32s)),
         Output::F16 => drop(dequantize_f16(projection, 0, &mut f16s)),

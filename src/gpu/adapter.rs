@@ -5,7 +5,8 @@ use std::sync::OnceLock;
 
 use super::error::GpuError;
 
-/// A GPU driver is a dynamic library. A statically linked program cannot load one, and glibc crashes if it tries.
+/// A GPU driver is a dynamic library. A statically linked program cannot load one, and glibc
+/// crashes if it tries.
 const IS_STATIC: bool = cfg!(all(target_os = "linux", target_feature = "crt-static"));
 
 /// How to get a driver, for [`GpuError::NoAdapter`].
@@ -22,7 +23,8 @@ pub const DRIVER_HINT: &str = if IS_STATIC {
      include a software one, which needs no GPU"
 };
 
-/// wgpu refuses an allocation above this percentage of the memory budget that the system reports. Above it, a driver swaps.
+/// wgpu refuses an allocation above this percentage of the memory budget that the system reports.
+/// Above it, a driver swaps.
 pub(super) const MEMORY_PERCENT: u8 = 95;
 
 /// Kinds of adapters, best first.
@@ -62,7 +64,8 @@ pub(super) fn find(asked: Option<&str>) -> Result<(AdapterSummary, wgpu::Adapter
     ranked().get(chosen).cloned().ok_or(GpuError::NoAdapter)
 }
 
-/// The summary that matches `asked`: an index, or a substring of the name in any case. Returns the best one if several match or if `asked` is `None`.
+/// The summary that matches `asked`: an index, or a substring of the name in any case. Returns the
+/// best one if several match or if `asked` is `None`.
 fn choose<'a>(ranked: &'a [AdapterSummary], asked: Option<&str>) -> Result<&'a AdapterSummary, GpuError> {
     let best = ranked.first().ok_or(GpuError::NoAdapter)?;
     let Some(asked) = asked else { return Ok(best) };

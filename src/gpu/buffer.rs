@@ -23,12 +23,14 @@ impl BufferRange {
         Self { offset: 0, size: buffer.size(), buffer }
     }
 
-    /// `size` bytes of this range, from `offset` on. A use of the result checks it against the end of the buffer.
+    /// `size` bytes of this range, from `offset` on. A use of the result checks it against the end
+    /// of the buffer.
     pub fn slice(&self, offset: u64, size: u64) -> Self {
         Self { buffer: self.buffer.clone(), offset: self.offset.saturating_add(offset), size }
     }
 
-    /// Checks that the range lies in its buffer, and that offset and size are multiples of the given numbers.
+    /// Checks that the range lies in its buffer, and that offset and size are multiples of the
+    /// given numbers.
     pub(super) fn check(&self, what: impl Fn() -> String, offset: u64, size: u64) -> Result<(), GpuError> {
         let fail = |reason| Err(GpuError::invalid(what(), reason));
         if self.offset.checked_add(self.size).is_none_or(|end| end > self.buffer.size()) {
@@ -55,7 +57,8 @@ impl BufferRange {
 }
 
 impl Gpu {
-    /// Creates a buffer for kernels and copies to read and write. `size` is rounded up to a multiple of 16.
+    /// Creates a buffer for kernels and copies to read and write. `size` is rounded up to a
+    /// multiple of 16.
     ///
     /// # Errors
     /// [`GpuError::TooLarge`], [`GpuError::OutOfMemory`].

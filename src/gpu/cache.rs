@@ -1,4 +1,5 @@
-//! Small files that persist between runs: compiled kernels and test results of a device. A lost file costs only time, so no function here returns an error.
+//! Small files that persist between runs: compiled kernels and test results of a device. A lost
+//! file costs only time, so no function here returns an error.
 
 use std::fs;
 use std::io::Write;
@@ -24,7 +25,8 @@ impl Cache {
         Self(root.map(|root| root.join(key(info))))
     }
 
-    /// The bytes that were last stored under `name`, or `None` if the file is absent or its checksum differs.
+    /// The bytes that were last stored under `name`, or `None` if the file is absent or its
+    /// checksum differs.
     pub(super) fn load(&self, name: &str) -> Option<Vec<u8>> {
         let mut file = fs::read(self.path(name)?).ok()?;
         let (bytes, checksum) = file.split_last_chunk()?;
@@ -62,12 +64,14 @@ fn key(info: &wgpu::AdapterInfo) -> String {
 }
 
 impl Gpu {
-    /// The record that [`Gpu::cache_record`] stored under `name` in an earlier run on the same adapter, driver and version of this crate. `name` has letters, digits, `-` and `_`.
+    /// The record that [`Gpu::cache_record`] stored under `name` in an earlier run on the same
+    /// adapter, driver and version of this crate. `name` has letters, digits, `-` and `_`.
     pub fn cached_record(&self, name: &str) -> Option<Vec<u8>> {
         self.0.cache.load(name)
     }
 
-    /// Stores a small record for later runs, if [`Options::cache`](super::Options::cache) is a writable folder.
+    /// Stores a small record for later runs, if [`Options::cache`](super::Options::cache) is a
+    /// writable folder.
     pub fn cache_record(&self, name: &str, bytes: &[u8]) {
         self.0.cache.store(name, bytes);
     }

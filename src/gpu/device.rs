@@ -16,9 +16,11 @@ use super::verdict::Known;
 
 /// Duration of one poll. wgpu holds a lock during a poll, and other threads may need that lock.
 const STEP: Duration = Duration::from_millis(200);
-/// Time after which a submission counts as hung. It covers all submissions in flight, each of one layer at most.
+/// Time after which a submission counts as hung. It covers all submissions in flight, each of one
+/// layer at most.
 pub(super) const PATIENCE: Duration = Duration::from_secs(600);
-/// Submissions in flight at a time. This keeps a device busy, and a wait for the last submission stays short compared to a training step.
+/// Submissions in flight at a time. This keeps a device busy, and a wait for the last submission
+/// stays short compared to a training step.
 const UNDER_WAY: usize = 16;
 
 /// Options for opening a device.
@@ -30,7 +32,8 @@ pub struct Options {
     pub checked: bool,
     /// Measure the time of every kernel.
     pub profile: bool,
-    /// Maximum bytes of a binding, if below the device limit. Tests use it to imitate small devices.
+    /// Maximum bytes of a binding, if below the device limit. Tests use it to imitate small
+    /// devices.
     pub max_binding: Option<u64>,
     /// Maximum bytes of a buffer, if below the device limit.
     pub max_buffer: Option<u64>,
@@ -41,7 +44,9 @@ pub struct Options {
 }
 
 impl Options {
-    /// Reads the options from the environment: `NF4PACK_ADAPTER`, `NF4PACK_CHECKED=1`, `NF4PACK_PROFILE=1` and `NF4PACK_CACHE_DIR` (empty: no cache; unset: the user's cache folder).
+    /// Reads the options from the environment: `NF4PACK_ADAPTER`, `NF4PACK_CHECKED=1`,
+    /// `NF4PACK_PROFILE=1` and `NF4PACK_CACHE_DIR` (empty: no cache; unset: the user's cache
+    /// folder).
     pub fn from_env() -> Self {
         let set = |name| std::env::var_os(name).is_some_and(|v| v == "1");
         Self {
@@ -78,7 +83,8 @@ impl Gpu {
     /// Opens the adapter that `options` selects, with the limits of that adapter.
     ///
     /// # Errors
-    /// [`GpuError::NoAdapter`], [`GpuError::NoSuchAdapter`], [`GpuError::NoDevice`]; [`GpuError::NoFeature`] if kernels should be timed on a device without timestamps.
+    /// [`GpuError::NoAdapter`], [`GpuError::NoSuchAdapter`], [`GpuError::NoDevice`];
+    /// [`GpuError::NoFeature`] if kernels should be timed on a device without timestamps.
     pub fn open(options: &Options) -> Result<Self, GpuError> {
         let (summary, adapter) = adapter::find(options.adapter.as_deref())?;
         let mut limits = adapter.limits();
@@ -150,7 +156,8 @@ impl Gpu {
         self.0.checked
     }
 
-    /// Bytes of memory in the live buffers of this device and of wgpu itself. `None` if the backend does not report it.
+    /// Bytes of memory in the live buffers of this device and of wgpu itself. `None` if the backend
+    /// does not report it.
     pub fn bytes_in_use(&self) -> Option<u64> {
         self.0.device.generate_allocator_report().map(|report| report.total_allocated_bytes)
     }
@@ -209,7 +216,8 @@ impl Gpu {
         }
     }
 
-    /// Returns the loss of the device in place of `error`, if the device is lost. wgpu reports the loss only once the queue is empty.
+    /// Returns the loss of the device in place of `error`, if the device is lost. wgpu reports the
+    /// loss only once the queue is empty.
     pub(super) fn lost_or(&self, error: GpuError) -> GpuError {
         match self.poll_until(None) {
             Err(lost @ GpuError::DeviceLost { .. }) => lost,
@@ -217,7 +225,8 @@ impl Gpu {
         }
     }
 
-    /// Returns an error that no call has returned: an error of the driver, or the loss of the device. A loss is returned each time.
+    /// Returns an error that no call has returned: an error of the driver, or the loss of the
+    /// device. A loss is returned each time.
     ///
     /// # Errors
     /// That error.
@@ -251,7 +260,8 @@ impl Gpu {
     ) -> Result<T, GpuError> {
         self.lost()?;
         let device = &self.0.device;
-        // An error scope belongs to a thread, and wgpu reports an error on the thread that caused it. So errors of other threads stay out of these scopes.
+        // An error scope belongs to a thread, and wgpu reports an error on the thread that caused
+        // it. So errors of other threads stay out of these scopes.
         let invalid = device.push_error_scope(wgpu::ErrorFilter::Validation);
         let internal = device.push_error_scope(wgpu::ErrorFilter::Internal);
         let memory = device.push_error_scope(wgpu::ErrorFilter::OutOfMemory);
@@ -280,7 +290,8 @@ impl Drop for Inner {
     }
 }
 
-/// Runs `work` and returns the message of a panic as the error. wgpu panics if a wait fails, and its shader writers panic on WGSL that they do not support. `work` holds no lock of this crate.
+/// Runs `work` and returns the message of a panic as the error. wgpu panics if a wait fails, and
+/// its shader writers panic on WGSL that they do not support. `work` holds no lock of this crate.
 fn caught<T>(work: impl FnOnce() -> T) -> Result<T, String> {
     let message = |panic: Box<dyn Any + Send>| match panic.downcast::<String>() {
         Ok(message) => *message,
@@ -301,7 +312,8 @@ fn wanted_features() -> wgpu::Features {
     wgpu::Features::TIMESTAMP_QUERY | wgpu::Features::PIPELINE_CACHE | wgpu::Features::SUBGROUP | wgpu::Features::SHADER_F16
 }
 
-/// Stores errors outside of any scope in `fault` instead of panicking. The first error stays until it is read. A loss stays forever.
+/// Stores errors outside of any scope in `fault` instead of panicking. The first error stays until
+/// it is read. A loss stays forever.
 fn catch_faults(device: &wgpu::Device, fault: &Arc<Mutex<Option<GpuError>>>) {
     let keep = |fault: &Mutex<Option<GpuError>>, error: GpuError| {
         let mut fault = fault.lock().unwrap_or_else(PoisonError::into_inner);

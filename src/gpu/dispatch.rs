@@ -15,7 +15,8 @@ const PARAMS_ALIGN: usize = 256;
 /// With more workgroups in one dimension, the linear workgroup index of a kernel would exceed u32.
 const MOST_COLUMNS: u32 = 65_535;
 
-/// Floating-point operations of a submission, after which the list is cut. A small integrated GPU takes a second for them. Windows resets a device after two seconds in one submission.
+/// Floating-point operations of a submission, after which the list is cut. A small integrated GPU
+/// takes a second for them. Windows resets a device after two seconds in one submission.
 const ENOUGH_OPERATIONS: u64 = 1 << 38;
 
 /// A list of GPU work. Each command sees the writes of the commands before it.
@@ -59,7 +60,10 @@ impl Gpu {
         Commands { gpu: self.clone(), label, work: Vec::new(), params: Vec::new(), operations: 0, cuts: Vec::new() }
     }
 
-    /// A grid of at least `groups` workgroups. It has two dimensions if one dimension would exceed the device limit. The linear index of a workgroup is `workgroup_id.x + workgroup_id.y * num_workgroups.x`, and a kernel must ignore indices past `groups`. If two dimensions cannot hold `groups` (above 2^32 - 2^17 on common devices), [`Commands::submit`] refuses the grid.
+    /// A grid of at least `groups` workgroups. It has two dimensions if one dimension would exceed
+    /// the device limit. The linear index of a workgroup is `workgroup_id.x + workgroup_id.y *
+    /// num_workgroups.x`, and a kernel must ignore indices past `groups`. If two dimensions cannot
+    /// hold `groups` (above 2^32 - 2^17 on common devices), [`Commands::submit`] refuses the grid.
     pub fn grid(&self, groups: u64) -> [u32; 3] {
         let max = u64::from(self.limits().max_compute_workgroups_per_dimension.min(MOST_COLUMNS));
         let rows = groups.div_ceil(max).max(1);
@@ -87,7 +91,10 @@ impl Gpu {
 }
 
 impl Commands {
-    /// Runs `kernel` on `groups` workgroups. `bindings[i]` is its `@group(0) @binding(i)`. Bindings that the entry point does not use are ignored. `params` are its uniform parameters at `@group(1) @binding(0)`, a multiple of 16 bytes. `bytes` is the minimum memory traffic, for the profiler.
+    /// Runs `kernel` on `groups` workgroups. `bindings[i]` is its `@group(0) @binding(i)`. Bindings
+    /// that the entry point does not use are ignored. `params` are its uniform parameters at
+    /// `@group(1) @binding(0)`, a multiple of 16 bytes. `bytes` is the minimum memory traffic, for
+    /// the profiler.
     pub fn dispatch(
         &mut self,
         kernel: &Kernel,
@@ -121,7 +128,8 @@ impl Commands {
         self
     }
 
-    /// Counts the floating-point operations of the last dispatches. A list with many of them is submitted in several parts.
+    /// Counts the floating-point operations of the last dispatches. A list with many of them is
+    /// submitted in several parts.
     pub fn add_operations(&mut self, operations: u64) {
         self.operations = self.operations.saturating_add(operations);
         if self.operations >= ENOUGH_OPERATIONS {
@@ -133,14 +141,16 @@ impl Commands {
     /// Submits the list.
     ///
     /// # Errors
-    /// [`GpuError::Invalid`], [`GpuError::TooLarge`], [`GpuError::KernelLimit`], [`GpuError::OutOfMemory`],
-    /// [`GpuError::DeviceLost`]; [`GpuError::Overwritten`] if the [lease](super::Lease) of a buffer has ended.
+    /// [`GpuError::Invalid`], [`GpuError::TooLarge`], [`GpuError::KernelLimit`],
+    /// [`GpuError::OutOfMemory`], [`GpuError::DeviceLost`]; [`GpuError::Overwritten`] if the
+    /// [lease](super::Lease) of a buffer has ended.
     pub fn submit(self) -> Result<Submission, GpuError> {
         let stamps = self.gpu.0.profiler.is_some().then(|| self.stamps(true)).transpose()?.flatten();
         self.hand_over(stamps.as_ref())
     }
 
-    /// Submits the list, and measures the time from the start of the first dispatch to the end of the last.
+    /// Submits the list, and measures the time from the start of the first dispatch to the end of
+    /// the last.
     ///
     /// # Errors
     /// As [`Commands::submit`].
@@ -159,7 +169,8 @@ impl Commands {
         parts.enumerate().filter(|(number, part)| *number == 0 || !part.is_empty()).map(|(_, part)| part)
     }
 
-    /// The distinct leases of the buffers in use, in a fixed order. The order prevents a deadlock between two lists.
+    /// The distinct leases of the buffers in use, in a fixed order. The order prevents a deadlock
+    /// between two lists.
     fn leases(&self) -> Vec<&Lease> {
         let ranges = self.work.iter().flat_map(Work::ranges);
         let mut leases: Vec<&Lease> = ranges.filter_map(|range| range.buffer.lease()).collect();
@@ -176,7 +187,8 @@ impl Commands {
 
     fn hand_over(&self, stamps: Option<&Stamps>) -> Result<Submission, GpuError> {
         self.work.iter().try_for_each(|work| work.check(&self.gpu, self.label))?;
-        // The leases are held until everything is submitted. So a replacement of the contents is submitted later.
+        // The leases are held until everything is submitted. So a replacement of the contents is
+        // submitted later.
         let leases = self.leases();
         let held = leases.iter().map(|lease| lease.hold()).collect::<Option<Vec<_>>>();
         let _held = held.ok_or_else(|| GpuError::Overwritten { what: self.label.to_owned() })?;
@@ -198,7 +210,8 @@ impl Commands {
         Ok(submission)
     }
 
-    /// Submits a part of the list. Its passes are numbered from `pass`. The `last` part resolves the timestamps of the whole list.
+    /// Submits a part of the list. Its passes are numbered from `pass`. The `last` part resolves
+    /// the timestamps of the whole list.
     fn submit_part(
         &self,
         part: &[Work],

@@ -6,7 +6,8 @@ use thiserror::Error;
 #[derive(Debug, Clone, Error)]
 #[non_exhaustive]
 pub enum GpuError {
-    /// No adapter: no driver is installed, or no driver finds a GPU ([`DRIVER_HINT`](super::DRIVER_HINT)).
+    /// No adapter: no driver is installed, or no driver finds a GPU
+    /// ([`DRIVER_HINT`](super::DRIVER_HINT)).
     #[error("no GPU found, not even a software one")]
     NoAdapter,
     /// No adapter has the requested name or index.
@@ -67,7 +68,8 @@ pub enum GpuError {
         /// Name of the limit in WebGPU.
         limit_name: &'static str,
     },
-    /// The shader or its use breaks a rule of WebGPU. This is a bug in this program or in the driver.
+    /// The shader or its use breaks a rule of WebGPU. This is a bug in this program or in the
+    /// driver.
     #[error("{what}: {reason}")]
     Invalid {
         /// The operation.
@@ -83,7 +85,8 @@ pub enum GpuError {
         /// Message of wgpu.
         reason: String,
     },
-    /// Work uses a buffer whose contents were replaced after recording, such as a slot of a streamed layer. This is a bug in this program. Nothing was submitted.
+    /// Work uses a buffer whose contents were replaced after recording, such as a slot of a
+    /// streamed layer. This is a bug in this program. Nothing was submitted.
     #[error("{what} uses a buffer whose contents were replaced after recording")]
     Overwritten {
         /// The list of commands.

@@ -1,9 +1,12 @@
-//! Buffers with contents that are replaced at run time, and leases that permit the use of the present contents.
+//! Buffers with contents that are replaced at run time, and leases that permit the use of the
+//! present contents.
 
 use std::ops::Deref;
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard};
 
-/// A buffer of the device. If its contents are replaced at run time, as in a slot of the layer stream, its owner returns it with a [`Lease`]. Work with that buffer can be submitted until the lease ends.
+/// A buffer of the device. If its contents are replaced at run time, as in a slot of the layer
+/// stream, its owner returns it with a [`Lease`]. Work with that buffer can be submitted until the
+/// lease ends.
 #[derive(Debug, Clone)]
 pub struct Buffer {
     buffer: wgpu::Buffer,
@@ -36,7 +39,9 @@ impl Deref for Buffer {
     }
 }
 
-/// Permission to use the present contents of some buffers. The owner ends the lease before it replaces the contents. After that, [`Commands::submit`](super::Commands::submit) refuses work with these buffers, even if it was recorded before.
+/// Permission to use the present contents of some buffers. The owner ends the lease before it
+/// replaces the contents. After that, [`Commands::submit`](super::Commands::submit) refuses work
+/// with these buffers, even if it was recorded before.
 #[derive(Debug, Clone)]
 pub struct Lease(Arc<RwLock<bool>>);
 
@@ -47,7 +52,8 @@ impl Default for Lease {
 }
 
 impl Lease {
-    /// Ends the lease. Waits for a submission in progress under this lease. Work that was submitted before reads the old contents, because the device has one queue.
+    /// Ends the lease. Waits for a submission in progress under this lease. Work that was submitted
+    /// before reads the old contents, because the device has one queue.
     pub fn end(&self) {
         *self.0.write().unwrap_or_else(PoisonError::into_inner) = false;
     }

@@ -5,7 +5,8 @@ use super::device::Gpu;
 /// Memory of a device in bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct DeviceMemory {
-    /// Total memory of the device. For an integrated or software GPU, its share of the system memory.
+    /// Total memory of the device. For an integrated or software GPU, its share of the system
+    /// memory.
     pub total: u64,
     /// Memory still available to this program, as the driver estimates it.
     pub available: Option<u64>,
@@ -33,7 +34,8 @@ impl Gpu {
     }
 }
 
-/// The largest device-local heap. Some cards list the part of their memory that the CPU can map as a second heap.
+/// The largest device-local heap. Some cards list the part of their memory that the CPU can map as
+/// a second heap.
 #[cfg(any(windows, target_os = "linux", target_os = "android", target_os = "freebsd"))]
 fn memory(device: &wgpu::Device) -> Option<DeviceMemory> {
     use ash::vk;
@@ -41,7 +43,8 @@ fn memory(device: &wgpu::Device) -> Option<DeviceMemory> {
     // SAFETY: this function neither destroys nor keeps any object from the guard.
     let device = unsafe { device.as_hal::<wgpu::hal::api::Vulkan>() }?;
     let instance = device.shared_instance();
-    // `vkGetPhysicalDeviceMemoryProperties2` needs the first; the extension fills the chained structure.
+    // `vkGetPhysicalDeviceMemoryProperties2` needs the first; the extension fills the chained
+    // structure.
     if instance.instance_api_version() < vk::API_VERSION_1_1
         || !device.enabled_device_extensions().contains(&ash::ext::memory_budget::NAME)
     {
@@ -51,8 +54,8 @@ fn memory(device: &wgpu::Device) -> Option<DeviceMemory> {
     }
     let mut budget = vk::PhysicalDeviceMemoryBudgetPropertiesEXT::default();
     let mut properties = vk::PhysicalDeviceMemoryProperties2::default().push_next(&mut budget);
-    // SAFETY: as above; the instance's version has the function, the device has the extension of the chained structure, and the
-    // chain lives in this frame.
+    // SAFETY: as above; the instance's version has the function, the device has the extension of
+    // the chained structure, and the chain lives in this frame.
     unsafe {
         instance.raw_instance().get_physical_device_memory_properties2(device.raw_physical_device(), &mut properties);
     }

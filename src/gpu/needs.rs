@@ -1,4 +1,6 @@
-//! The requirements of a kernel on the device and on its bindings. They are read from the WGSL before the driver compiles it: naga does not check workgroup memory against the device limit, and some drivers hang on too much of it.
+//! The requirements of a kernel on the device and on its bindings. They are read from the WGSL
+//! before the driver compiles it: naga does not check workgroup memory against the device limit,
+//! and some drivers hang on too much of it.
 
 use wgpu::naga::back::pipeline_constants::process_overrides;
 use wgpu::naga::proc::Layouter;

@@ -30,7 +30,8 @@ impl Shader {
     /// A shader without runtime checks. `NF4PACK_CHECKED=1` turns them on.
     ///
     /// # Safety
-    /// The caller must prove for every dispatch: each access lies in the bound ranges, all loops end, and workgroup memory is written before it is read.
+    /// The caller must prove for every dispatch: each access lies in the bound ranges, all loops
+    /// end, and workgroup memory is written before it is read.
     pub unsafe fn trusted(name: impl Into<Cow<'static, str>>, source: impl Into<Cow<'static, str>>) -> Self {
         Self { name: name.into(), source: source.into(), trusted: true }
     }
@@ -129,8 +130,9 @@ impl Registry {
 fn pipeline_cache(device: &wgpu::Device, data: Option<&[u8]>) -> Option<wgpu::PipelineCache> {
     let descriptor = wgpu::PipelineCacheDescriptor { label: Some("nf4pack"), data, fallback: true };
     let errors = device.push_error_scope(wgpu::ErrorFilter::Validation);
-    // SAFETY: `Registry::save` wrote the data from `get_data`, and `Cache` gives it back only under the checksum, adapter and driver
-    // it was written with; wgpu checks its header against adapter and driver again.
+    // SAFETY: `Registry::save` wrote the data from `get_data`, and `Cache` gives it back only under
+    // the checksum, adapter and driver it was written with; wgpu checks its header against adapter
+    // and driver again.
     let cache = unsafe { device.create_pipeline_cache(&descriptor) };
     match pollster::block_on(errors.pop()) {
         None => Some(cache),
@@ -168,7 +170,8 @@ impl Gpu {
         let what = format!("kernel {name}");
         let (pipeline, buffers, params) = self.guarded(&what, |device| {
             let module = if unchecked {
-                // SAFETY: the shader was made by `Shader::trusted`, whose caller has proven its accesses.
+                // SAFETY: the shader was made by `Shader::trusted`, whose caller has proven its
+                // accesses.
                 unsafe { device.create_shader_module_trusted(descriptor, wgpu::ShaderRuntimeChecks::unchecked()) }
             } else {
                 device.create_shader_module(descriptor)

@@ -10,7 +10,8 @@ use super::error::GpuError;
 const CHUNK: u64 = 64 << 20;
 
 impl Gpu {
-    /// Waits for all submitted work, then returns the bytes of a range. Offset and size are multiples of 4.
+    /// Waits for all submitted work, then returns the bytes of a range. Offset and size are
+    /// multiples of 4.
     ///
     /// # Errors
     /// [`GpuError::Invalid`] for a misaligned range; any device error.
@@ -55,7 +56,8 @@ impl Gpu {
             staging.buffer.map_async(wgpu::MapMode::Read, ..staging.size, move |result| drop(sender.send(result)));
         })?;
         self.wait_for(&submission)?;
-        // Another thread may have polled first and may not have run the callback yet. A lost device drops the sender.
+        // Another thread may have polled first and may not have run the callback yet. A lost device
+        // drops the sender.
         let mapped = receiver.recv_timeout(PATIENCE).map_err(|e| e.to_string()).and_then(|r| r.map_err(|e| e.to_string()));
         let failed = |reason: String| self.lost_or(GpuError::not_mapped("readback", reason));
         mapped.map_err(failed)?;

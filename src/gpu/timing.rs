@@ -90,7 +90,8 @@ fn seconds(gpu: &Gpu, stamps: &BufferRange) -> Result<Vec<f64>, GpuError> {
 pub struct Timed {
     /// The submission, for [`Gpu::wait_for`].
     pub submission: Submission,
-    /// Whether the device measures the time. If not (no timestamps, or no dispatch), the time is the wall-clock time from the submission until [`Timed::elapsed`] has waited for its end.
+    /// Whether the device measures the time. If not (no timestamps, or no dispatch), the time is
+    /// the wall-clock time from the submission until [`Timed::elapsed`] has waited for its end.
     pub by_timestamps: bool,
     /// Start of the first dispatch and end of the last.
     ends: Option<[BufferRange; 2]>,
@@ -104,7 +105,8 @@ impl Timed {
         Self { submission, by_timestamps: ends.is_some(), ends, started }
     }
 
-    /// Waits for the end. Returns the time from the start of the first dispatch to the end of the last.
+    /// Waits for the end. Returns the time from the start of the first dispatch to the end of the
+    /// last.
     ///
     /// # Errors
     /// Any device error.
@@ -180,7 +182,8 @@ struct Pending {
 }
 
 impl Profiler {
-    /// Records the dispatches of a submission. If too many times are unread, it waits for the earlier submissions and reads them.
+    /// Records the dispatches of a submission. If too many times are unread, it waits for the
+    /// earlier submissions and reads them.
     pub(super) fn add<'a>(
         &self,
         gpu: &Gpu,
@@ -211,7 +214,8 @@ impl Profiler {
 }
 
 impl Gpu {
-    /// Waits for all submitted work. Returns the cost of each kernel since the device was opened. Empty unless [`Options::profile`](super::Options::profile) is set.
+    /// Waits for all submitted work. Returns the cost of each kernel since the device was opened.
+    /// Empty unless [`Options::profile`](super::Options::profile) is set.
     ///
     /// # Errors
     /// Any device error.

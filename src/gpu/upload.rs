@@ -1,6 +1,8 @@
-//! Bulk upload: a ring of mapped staging buffers. While the device copies out of one, the host fills the next.
+//! Bulk upload: a ring of mapped staging buffers. While the device copies out of one, the host
+//! fills the next.
 //!
-//! `Queue::write_buffer` would be simpler, but is several times slower: it copies on one thread, through its own memory.
+//! `Queue::write_buffer` would be simpler, but is several times slower: it copies on one thread,
+//! through its own memory.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -23,7 +25,8 @@ impl StagingArea<'_> {
     /// Writes `bytes` at `offset`, a multiple of 8. Zero bytes pad them to a multiple of 4.
     ///
     /// # Errors
-    /// [`GpuError::Invalid`] if they exceed the area, or if another thread is writing the same bytes.
+    /// [`GpuError::Invalid`] if they exceed the area, or if another thread is writing the same
+    /// bytes.
     pub fn write(&self, offset: u64, bytes: &[u8]) -> Result<(), GpuError> {
         let len = bytes.len();
         let invalid = |reason| GpuError::Invalid { what: "a write to staging memory".to_owned(), reason };
@@ -39,7 +42,8 @@ impl StagingArea<'_> {
     }
 }
 
-/// Sizes of staging buffers are multiples of this. It exceeds the alignment of every copy and buffer.
+/// Sizes of staging buffers are multiples of this. It exceeds the alignment of every copy and
+/// buffer.
 const CHUNK_ALIGN: u64 = 256;
 
 /// Fills staging buffers and submits their copies.
@@ -66,7 +70,8 @@ const MAPPED: u8 = 1;
 const FAILED: u8 = 2;
 
 impl Uploader {
-    /// An uploader with at most `chunks` staging buffers of `chunk` bytes (fewer bytes if the maximum buffer size of the device is smaller). They are created on first use.
+    /// An uploader with at most `chunks` staging buffers of `chunk` bytes (fewer bytes if the
+    /// maximum buffer size of the device is smaller). They are created on first use.
     pub fn new(gpu: &Gpu, chunk: u64, chunks: usize) -> Self {
         let chunk = chunk.min(gpu.limits().max_buffer_size).max(CHUNK_ALIGN) / CHUNK_ALIGN * CHUNK_ALIGN;
         Self { gpu: gpu.clone(), chunk, chunks: chunks.max(1), ring: VecDeque::new() }
@@ -77,7 +82,9 @@ impl Uploader {
         self.chunk
     }
 
-    /// Calls `fill` to write the bytes of `target` into mapped memory, and submits their copy. `target` has at most [`Uploader::chunk`] bytes; its offset and size are multiples of 4. Bytes that `fill` does not write are unspecified.
+    /// Calls `fill` to write the bytes of `target` into mapped memory, and submits their copy.
+    /// `target` has at most [`Uploader::chunk`] bytes; its offset and size are multiples of 4.
+    /// Bytes that `fill` does not write are unspecified.
     ///
     /// # Errors
     /// The error of `fill` (nothing is copied), or [`GpuError`].

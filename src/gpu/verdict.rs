@@ -1,4 +1,5 @@
-//! Test results of kernels on a device. They are cached while the device is open, and between runs if there is a folder for records.
+//! Test results of kernels on a device. They are cached while the device is open, and between runs
+//! if there is a folder for records.
 
 use std::collections::HashMap;
 use std::hash::{DefaultHasher, Hash, Hasher};
@@ -11,7 +12,9 @@ use super::device::Gpu;
 pub(super) struct Known(Mutex<HashMap<String, Vec<u8>>>);
 
 impl Gpu {
-    /// The cached result for `kernels` on this adapter and driver, or the result of `find`. `kernels` must include everything that the result depends on. `write` converts a result to a record, and `read` converts it back.
+    /// The cached result for `kernels` on this adapter and driver, or the result of `find`.
+    /// `kernels` must include everything that the result depends on. `write` converts a result to a
+    /// record, and `read` converts it back.
     ///
     /// # Errors
     /// The error of `find`; nothing is then stored.

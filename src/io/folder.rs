@@ -6,12 +6,17 @@ use std::path::Path;
 
 use crate::io::{folder_of, publish_folder, sync_dir, temporary_folder, write_synced};
 
-/// Writes `files` (names and bytes) into the folder `target`. All files are synced under another name before `target` changes. A new folder then appears complete; missing parent folders are created. In an existing folder, each file replaces its earlier version, in the given order, and all other files stay.
+/// Writes `files` (names and bytes) into the folder `target`. All files are synced under another
+/// name before `target` changes. A new folder then appears complete; missing parent folders are
+/// created. In an existing folder, each file replaces its earlier version, in the given order, and
+/// all other files stay.
 ///
 /// # Errors
-/// Any error of the operating system. `target` is then unchanged, or some of its files are replaced.
+/// Any error of the operating system. `target` is then unchanged, or some of its files are
+/// replaced.
 pub(crate) fn publish(target: &Path, files: &[(&str, &[u8])]) -> io::Result<()> {
-    // An existing folder may be a link, or a separate file system such as a container volume. A rename from its parent folder cannot replace it.
+    // An existing folder may be a link, or a separate file system such as a container volume. A
+    // rename from its parent folder cannot replace it.
     let there = fs::symlink_metadata(target).is_ok();
     let place = if there { target } else { folder_of(target) };
     if !there {

@@ -11,8 +11,8 @@ use super::{Mat, same};
 use crate::gpu::{BufferRange, Commands, Gpu, Kernel, KernelSpec, Shader};
 use crate::ops::error::OpError;
 
-/// The sizes of one attention.
-/// The samples are packed, one after another. A token attends to the tokens of its sample up to itself, or to the last `window` of them if there is a window.
+/// The sizes of one attention. The samples are packed, one after another. A token attends to the
+/// tokens of its sample up to itself, or to the last `window` of them if there is a window.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct AttentionShape {
     /// Number of tokens in all samples.
@@ -29,7 +29,8 @@ pub struct AttentionShape {
     pub window: Option<u32>,
 }
 
-/// The tiling of a workgroup, as constants of the shader. A thread has 4 rows and 4 columns of a tile.
+/// The tiling of a workgroup, as constants of the shader. A thread has 4 rows and 4 columns of a
+/// tile.
 #[derive(Debug, Clone, Copy)]
 struct Tiling {
     /// Threads along the columns of a tile.
@@ -47,7 +48,8 @@ impl Tiling {
         4 * self.rows
     }
 
-    /// Columns whose values the threads load at once, with as many vec4s as for a product. A power of two, at least 4.
+    /// Columns whose values the threads load at once, with as many vec4s as for a product. A power
+    /// of two, at least 4.
     fn values(self, head_vecs: u32) -> u32 {
         let block = 4 * self.columns;
         let room = block * self.columns / head_vecs.next_multiple_of(self.columns);
@@ -59,8 +61,9 @@ impl Tiling {
 const MOST_HEAD_DIM: u32 = 32 * Tiling::DEFAULT.columns;
 const _: () = assert!(MOST_HEAD_DIM == crate::arch::MAX_HEAD_DIM, "convert and verify check packs against this limit");
 
-/// Causal attention with query heads that share key and value heads, forward and backward.
-/// Outputs must not share a buffer with inputs. Sums have a fixed order, so the same inputs give the same bits.
+/// Causal attention with query heads that share key and value heads, forward and backward. Outputs
+/// must not share a buffer with inputs. Sums have a fixed order, so the same inputs give the same
+/// bits.
 #[derive(Debug, Clone)]
 pub struct Attention {
     gpu: Gpu,
@@ -96,8 +99,10 @@ impl Attention {
     }
 
     fn with(gpu: &Gpu, head_dim: u32, tiling: Tiling) -> Result<Self, OpError> {
-        // SAFETY: `forward` and `backward` check every tensor against `AttentionShape`, and the kernels index by tokens and heads below its counts; the values in `starts` can only end loops early, and all loops end at `tokens`; workgroup memory is
-        // written, with a barrier after it, before it is read.
+        // SAFETY: `forward` and `backward` check every tensor against `AttentionShape`, and the
+        // kernels index by tokens and heads below its counts; the values in `starts` can only end
+        // loops early, and all loops end at `tokens`; workgroup memory is written, with a barrier
+        // after it, before it is read.
         let shader = unsafe { Shader::trusted("attention", include_str!("../../shaders/attention.wgsl")) };
         let kernel = |entry| {
             let constants = vec![
@@ -122,7 +127,9 @@ impl Attention {
 
     /// Records `out = softmax(scale * q k^T) v`, over the tokens that each token attends to.
     ///
-    /// `q` and `out` are [tokens, heads * head_dim], `k` and `v` [tokens, kv_heads * head_dim]; `starts` has one u32 per token: the first token of its sample. `lse`, [tokens, heads], receives the log-sum-exp of the scores, for the backward pass.
+    /// `q` and `out` are [tokens, heads * head_dim], `k` and `v` [tokens, kv_heads * head_dim];
+    /// `starts` has one u32 per token: the first token of its sample. `lse`, [tokens, heads],
+    /// receives the log-sum-exp of the scores, for the backward pass.
     ///
     /// # Errors
     /// [`OpError::Shape`]; nothing is then recorded.
@@ -145,9 +152,11 @@ impl Attention {
         Ok(())
     }
 
-    /// Records the gradients `dq`, `dk` and `dv` for the gradient `d_out` of the output. They have the shapes of q, k and v, and are overwritten.
+    /// Records the gradients `dq`, `dk` and `dv` for the gradient `d_out` of the output. They have
+    /// the shapes of q, k and v, and are overwritten.
     ///
-    /// `out` and `lse` are what [`Attention::forward`] wrote. `delta`, [tokens, heads], is overwritten with the sums of `d_out * out` over each head.
+    /// `out` and `lse` are what [`Attention::forward`] wrote. `delta`, [tokens, heads], is
+    /// overwritten with the sums of `d_out * out` over each head.
     ///
     /// # Errors
     /// [`OpError::Shape`]; nothing is then recorded.
@@ -402,7 +411,8 @@ mod tests {
         let expected = reference(shape, starts, &wide(q), &wide(k), &wide(v), &wide(d_out));
         let found = [("out", &found.out), ("lse", &found.lse), ("dq", &found.dq), ("dk", &found.dk), ("dv", &found.dv)];
         for ((name, found), expected) in found.into_iter().zip(expected) {
-            // A single token attends only to itself: the gradient of its score is 0, up to rounding.
+            // A single token attends only to itself: the gradient of its score is 0, up to
+            // rounding.
             let scale = if expected.iter().all(|x| x.abs() < 1e-12) { 1.0 } else { 0.0 };
             let shifted = |x: f64| (x + scale) as f32;
             let found: Vec<f32> = found.iter().map(|&x| shifted(x.into())).collect();
@@ -430,7 +440,8 @@ mod tests {
         }
     }
 
-    /// Windows of one token, of less than a tile, of several tiles, at a tile boundary, and longer than a sample.
+    /// Windows of one token, of less than a tile, of several tiles, at a tile boundary, and longer
+    /// than a sample.
     #[test]
     fn windows_end_what_a_token_sees() {
         let Some(gpu) = device() else { return };
@@ -459,7 +470,8 @@ mod tests {
         }
     }
 
-    /// A narrow window skips most tiles of a long sample. Skipped tiles are not read, even if they are NaN.
+    /// A narrow window skips most tiles of a long sample. Skipped tiles are not read, even if they
+    /// are NaN.
     #[test]
     fn tiles_outside_of_the_window_are_left_out() {
         let Some(gpu) = device() else { return };
@@ -472,7 +484,8 @@ mod tests {
         let found = run(&gpu, &late);
         assert!(found.out[320 * 128..] == expected.out[320 * 128..]);
         assert!(found.dq[320 * 128..] == expected.dq[320 * 128..]);
-        // The first block of keys ends at 64. Queries up to 102 attend to it, and the tile of query 102 ends at 128.
+        // The first block of keys ends at 64. Queries up to 102 attend to it, and the tile of query
+        // 102 ends at 128.
         let mut early = inputs;
         early.q[128 * 128..].fill(f32::NAN);
         early.d_out[128 * 128..].fill(f32::NAN);

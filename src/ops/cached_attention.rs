@@ -12,7 +12,8 @@ use crate::ops::error::OpError;
 pub struct CachedAttentionShape {
     /// Number of new tokens. Their keys and values are already in the cache.
     pub tokens: u32,
-    /// Number of earlier tokens in the cache. New token `i` attends to the first `past + i + 1` rows, or to the last `window` of them if there is a window.
+    /// Number of earlier tokens in the cache. New token `i` attends to the first `past + i + 1`
+    /// rows, or to the last `window` of them if there is a window.
     pub past: u32,
     /// Number of query heads, a multiple of `kv_heads`.
     pub heads: u32,
@@ -26,8 +27,9 @@ pub struct CachedAttentionShape {
     pub window: Option<u32>,
 }
 
-/// Attention of the new tokens of one sequence over all of its tokens.
-/// If tokens and heads give too few workgroups for a GPU, the keys are split into runs ("flash-decoding", Dao et al. 2023). The number of runs depends only on the sizes, so the same inputs give the same bits.
+/// Attention of the new tokens of one sequence over all of its tokens. If tokens and heads give too
+/// few workgroups for a GPU, the keys are split into runs ("flash-decoding", Dao et al. 2023). The
+/// number of runs depends only on the sizes, so the same inputs give the same bits.
 #[derive(Debug, Clone)]
 pub struct CachedAttention {
     gpu: Gpu,
@@ -64,13 +66,15 @@ impl CachedAttention {
     /// Compiles the kernels for heads of `head_dim` elements: a multiple of 4, at most 256.
     ///
     /// # Errors
-    /// [`OpError::Shape`] for any other size; [`OpError::Gpu`] if a kernel does not compile or memory is exhausted.
+    /// [`OpError::Shape`] for any other size; [`OpError::Gpu`] if a kernel does not compile or
+    /// memory is exhausted.
     pub fn new(gpu: &Gpu, head_dim: u32) -> Result<Self, OpError> {
         check_head_dim(OPERATION, head_dim)?;
-        // SAFETY: `forward` checks every tensor against `CachedAttentionShape`, and the kernels index by tokens, heads and keys below
-        // its counts, keys from `first` on, which is below `past + tokens`; `parts` holds all runs, because only fewer than
-        // `ENOUGH_GROUPS` rows are cut, into as many parts at most; loops end at those counts; workgroup memory is written, with a
-        // barrier after it, before it is read.
+        // SAFETY: `forward` checks every tensor against `CachedAttentionShape`, and the kernels
+        // index by tokens, heads and keys below its counts, keys from `first` on, which is below
+        // `past + tokens`; `parts` holds all runs, because only fewer than `ENOUGH_GROUPS` rows are
+        // cut, into as many parts at most; loops end at those counts; workgroup memory is written,
+        // with a barrier after it, before it is read.
         let shader = unsafe { Shader::trusted("cached_attention", include_str!("../../shaders/cached_attention.wgsl")) };
         let kernel = |entry| {
             gpu.kernel(&KernelSpec { shader: shader.clone(), entry, constants: vec![("HEAD", (head_dim / 4).into())] })
@@ -87,7 +91,9 @@ impl CachedAttention {
 
     /// Records `out = softmax(scale * q k^T) v`, over the keys that each token attends to.
     ///
-    /// `q` (rotated) and `out` are [tokens, heads * head_dim]; `k` (rotated) and `v` are [capacity, kv_heads * head_dim]; their first `past + tokens` rows are used. `out` must not share a buffer with an input.
+    /// `q` (rotated) and `out` are [tokens, heads * head_dim]; `k` (rotated) and `v` are [capacity,
+    /// kv_heads * head_dim]; their first `past + tokens` rows are used. `out` must not share a
+    /// buffer with an input.
     ///
     /// # Errors
     /// [`OpError::Shape`]; nothing is then recorded.
@@ -258,7 +264,8 @@ mod tests {
             (64, 4, 1, 127, 1, &[1, 64, 127, 128, 129]),
             (80, 6, 3, 301, 3, &[1, 5, 128, 130, 300, 303, 304]),
             (128, 4, 1, 1000, 1, &[100, 513]),
-            // Runs that start before the window of the last token, or end before the window of the first.
+            // Runs that start before the window of the last token, or end before the window of the
+            // first.
             (128, 2, 1, 120, 200, &[9, 127, 140]),
             (64, 8, 2, 300, 65, &[33, 256, 365, u32::MAX]),
         ] {

@@ -1,4 +1,5 @@
-//! Dropout with masks that are computed, not stored. The backward pass and a recomputed forward pass use the same masks.
+//! Dropout with masks that are computed, not stored. The backward pass and a recomputed forward
+//! pass use the same masks.
 
 use bytemuck::{Pod, Zeroable};
 
@@ -62,13 +63,16 @@ impl Dropout {
     /// # Errors
     /// [`GpuError::Invalid`], [`GpuError::KernelLimit`].
     pub fn new(gpu: &Gpu) -> Result<Self, GpuError> {
-        // SAFETY: `record` binds as many floats as it passes in `count`; there are no loops and no workgroup memory.
+        // SAFETY: `record` binds as many floats as it passes in `count`; there are no loops and no
+        // workgroup memory.
         let shader = unsafe { Shader::trusted("dropout", include_str!("../../shaders/dropout.wgsl")) };
         let kernel = gpu.kernel(&KernelSpec { shader, entry: "main", constants: Vec::new() })?;
         Ok(Self { gpu: gpu.clone(), kernel })
     }
 
-    /// Records y = x * mask / (1 - p), added to `y` if `add` is set. The gradient is the same operation with the same key: dx = dy * mask / (1 - p). `x` and `y` are [rows, cols] with fewer than 2^32 elements, in different buffers.
+    /// Records y = x * mask / (1 - p), added to `y` if `add` is set. The gradient is the same
+    /// operation with the same key: dx = dy * mask / (1 - p). `x` and `y` are [rows, cols] with
+    /// fewer than 2^32 elements, in different buffers.
     ///
     /// # Errors
     /// [`OpError::Shape`]; [`OpError::Value`] if `p` is not in [0, 1).
@@ -179,7 +183,8 @@ mod tests {
         check(&gpu, 77, 101, 0.3);
     }
 
-    /// The fraction of kept elements, and the fraction of equal decisions with two keys, are within five standard deviations.
+    /// The fraction of kept elements, and the fraction of equal decisions with two keys, are within
+    /// five standard deviations.
     #[test]
     fn masks_have_the_rate_asked_for_and_depend_on_every_part_of_the_key() {
         let count = 100_000_u32;

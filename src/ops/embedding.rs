@@ -1,4 +1,5 @@
-//! Gathers rows of frozen tensors as float32: rows of an embedding table, and whole small tensors (norms, biases). The kernels decode quantised tensors on the fly.
+//! Gathers rows of frozen tensors as float32: rows of an embedding table, and whole small tensors
+//! (norms, biases). The kernels decode quantised tensors on the fly.
 
 use std::borrow::Cow;
 
@@ -41,8 +42,9 @@ impl Kind {
             }
             Self::Raw(float_type) => ("gather_raw", RAW.into(), vec![("FLOATS", floats_constant(float_type))]),
         };
-        // SAFETY: `dispatch` binds a window with all of its elements, at most 2^30, an id for every token of a piece, and their rows
-        // of at most 2^29 floats together. The only loop fills the tables of a codec, before the barrier that precedes their use.
+        // SAFETY: `dispatch` binds a window with all of its elements, at most 2^30, an id for every
+        // token of a piece, and their rows of at most 2^29 floats together. The only loop fills the
+        // tables of a codec, before the barrier that precedes their use.
         let shader = unsafe { Shader::trusted(name, source) };
         KernelSpec { shader, entry: "gather", constants }
     }
@@ -103,10 +105,14 @@ impl Gather {
         Ok(Self { gpu: gpu.clone(), kernels, zero })
     }
 
-    /// Records the embedding of tokens: row `ids[t]` of `table` [vocabulary, hidden] to row t of `out` [tokens, hidden]. `ids` holds one u32 per token. The caller checks ids against the vocabulary, to name the wrong token. Here, an id past the table gives a row of NaN, so that the error stays visible.
+    /// Records the embedding of tokens: row `ids[t]` of `table` [vocabulary, hidden] to row t of
+    /// `out` [tokens, hidden]. `ids` holds one u32 per token. The caller checks ids against the
+    /// vocabulary, to name the wrong token. Here, an id past the table gives a row of NaN, so that
+    /// the error stays visible.
     ///
     /// # Errors
-    /// [`OpError::Shape`], [`OpError::Weights`]; [`OpError::Unfit`] if the kernel gives wrong values on this device.
+    /// [`OpError::Shape`], [`OpError::Weights`]; [`OpError::Unfit`] if the kernel gives wrong
+    /// values on this device.
     pub fn embed(&self, commands: &mut Commands, table: &Weight<'_>, ids: &BufferRange, out: &Mat) -> Result<(), OpError> {
         let expected = 4 * u64::from(out.rows);
         if ids.size < expected {
@@ -117,7 +123,8 @@ impl Gather {
         self.dispatch(commands, table, ids, out)
     }
 
-    /// Records the copy of a whole tensor (a norm or a bias) to `out`, which has the same number of elements.
+    /// Records the copy of a whole tensor (a norm or a bias) to `out`, which has the same number of
+    /// elements.
     ///
     /// # Errors
     /// As [`Gather::embed`].
@@ -149,7 +156,8 @@ impl Gather {
         Ok(())
     }
 
-    /// Tests a kernel on a small table. Describes the difference from the CPU, if there is one. One id is past the table.
+    /// Tests a kernel on a small table. Describes the difference from the CPU, if there is one. One
+    /// id is past the table.
     fn trial(&self, kind: Kind, kernel: &Kernel) -> Result<Option<String>, OpError> {
         const SIZE: [u32; 2] = [401, 21];
         let [rows, cols] = SIZE;

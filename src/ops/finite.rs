@@ -48,9 +48,10 @@ impl FiniteCheck {
     /// # Errors
     /// [`GpuError::Invalid`], [`GpuError::KernelLimit`], [`GpuError::OutOfMemory`].
     pub fn new(gpu: &Gpu, slots: u32) -> Result<Self, GpuError> {
-        // SAFETY: `record` binds as many words as it passes in `count`, fewer than 2^30, dispatches GROUPS workgroups, for which
-        // `found` has room, and passes a slot that `reports` has; loops step by more than 0 to `count`, or halve; workgroup memory is
-        // written before each barrier that precedes its reads.
+        // SAFETY: `record` binds as many words as it passes in `count`, fewer than 2^30, dispatches
+        // GROUPS workgroups, for which `found` has room, and passes a slot that `reports` has;
+        // loops step by more than 0 to `count`, or halve; workgroup memory is written before each
+        // barrier that precedes its reads.
         let shader = unsafe { Shader::trusted("finite", include_str!("../../shaders/finite.wgsl")) };
         let kernel = |entry| gpu.kernel(&KernelSpec { shader: shader.clone(), entry, constants: Vec::new() });
         let range = |label, count: u32| {
@@ -61,7 +62,8 @@ impl FiniteCheck {
         Ok(Self { gpu: gpu.clone(), search, gather, found: range("search", GROUPS)?, reports: range("reports", slots)? })
     }
 
-    /// Records a search of `x`, and writes its report to `slot`. `x` has at least one and fewer than 2^32 elements.
+    /// Records a search of `x`, and writes its report to `slot`. `x` has at least one and fewer
+    /// than 2^32 elements.
     ///
     /// # Errors
     /// [`OpError::Shape`].
@@ -87,7 +89,8 @@ impl FiniteCheck {
         Ok(())
     }
 
-    /// Waits for all submitted work, and returns the reports of all slots. `None` if all elements are finite or the slot was never written.
+    /// Waits for all submitted work, and returns the reports of all slots. `None` if all elements
+    /// are finite or the slot was never written.
     ///
     /// # Errors
     /// What went wrong on the device.

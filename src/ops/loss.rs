@@ -1,7 +1,9 @@
 //! Cross-entropy over logits in chunks of the vocabulary. The full logits are never in memory.
 //!
-//! For a token with logits z and label t: loss = log(sum_j exp(z_j)) - z_t, and d loss / d z_j = softmax(z)_j - [j = t]. The largest logit is subtracted before the exponential, and sums are rescaled if a later chunk has a larger logit (Milakov and
-//! Gimelshein 2018, "Online normalizer calculation for softmax").
+//! For a token with logits z and label t: loss = log(sum_j exp(z_j)) - z_t, and d loss / d z_j =
+//! softmax(z)_j - [j = t]. The largest logit is subtracted before the exponential, and sums are
+//! rescaled if a later chunk has a larger logit (Milakov and Gimelshein 2018, "Online normalizer
+//! calculation for softmax").
 
 use bytemuck::{Pod, Zeroable};
 
@@ -16,15 +18,17 @@ pub const UNTRAINED: u32 = u32::MAX;
 const STATE: u64 = 16;
 const LABEL: u64 = 4;
 
-/// The kernels of the loss. A micro-batch needs two passes over the chunks of the vocabulary, in ascending order from row 0:
+/// The kernels of the loss. A micro-batch needs two passes over the chunks of the vocabulary, in
+/// ascending order from row 0:
 ///
 /// 1. for each chunk: logits, then [`ChunkedLoss::accumulate`];
 /// 2. [`ChunkedLoss::finish`];
 /// 3. for each chunk: the same logits again, then [`ChunkedLoss::gradient`].
 ///
-/// `labels` holds one u32 per token: its next token, or [`UNTRAINED`]. A label outside of all chunks makes the loss NaN.
-/// `state` [tokens, 4] holds, for each token, the largest logit, the sum of exponentials, the label's logit, and after
-/// [`ChunkedLoss::finish`] the loss (0 for a token without a label, NaN if one of its logits is not finite).
+/// `labels` holds one u32 per token: its next token, or [`UNTRAINED`]. A label outside of all
+/// chunks makes the loss NaN. `state` [tokens, 4] holds, for each token, the largest logit, the sum
+/// of exponentials, the label's logit, and after [`ChunkedLoss::finish`] the loss (0 for a token
+/// without a label, NaN if one of its logits is not finite).
 #[derive(Debug, Clone)]
 pub struct ChunkedLoss {
     gpu: Gpu,
@@ -51,16 +55,19 @@ impl ChunkedLoss {
     /// # Errors
     /// [`GpuError::Invalid`], [`GpuError::KernelLimit`].
     pub fn new(gpu: &Gpu) -> Result<Self, GpuError> {
-        // SAFETY: `chunk` and `finish` bind `tokens` labels and states and `tokens * width` logits, fewer than 2^29; workgroups past
-        // the last token return as one; loops end at `width` or `tokens`, or halve; workgroup memory is written before each barrier
-        // that precedes its reads.
+        // SAFETY: `chunk` and `finish` bind `tokens` labels and states and `tokens * width` logits,
+        // fewer than 2^29; workgroups past the last token return as one; loops end at `width` or
+        // `tokens`, or halve; workgroup memory is written before each barrier that precedes its
+        // reads.
         let shader = unsafe { Shader::trusted("loss", include_str!("../../shaders/loss.wgsl")) };
         let kernel = |entry| gpu.kernel(&KernelSpec { shader: shader.clone(), entry, constants: Vec::new() });
         let (accumulate, finish, gradient) = (kernel("accumulate")?, kernel("finish")?, kernel("gradient")?);
         Ok(Self { gpu: gpu.clone(), accumulate, finish, gradient })
     }
 
-    /// Records the accumulation of a chunk into the state. `logits` [tokens, width] belong to the vocabulary rows from `first` on. The chunk with `first` 0 comes first and resets the state. `state` [tokens, 4].
+    /// Records the accumulation of a chunk into the state. `logits` [tokens, width] belong to the
+    /// vocabulary rows from `first` on. The chunk with `first` 0 comes first and resets the state.
+    /// `state` [tokens, 4].
     ///
     /// # Errors
     /// [`OpError::Shape`].
@@ -75,8 +82,9 @@ impl ChunkedLoss {
         self.chunk(commands, &self.accumulate, [logits, state], first, labels, 0.0)
     }
 
-    /// Records the loss of each token into `state` [tokens, 4], and adds their sum, divided by `normalizer`, to `total` [1, 1].
-    /// `normalizer` is the number of tokens with a label in all micro-batches of a step, so their losses add up to the mean.
+    /// Records the loss of each token into `state` [tokens, 4], and adds their sum, divided by
+    /// `normalizer`, to `total` [1, 1]. `normalizer` is the number of tokens with a label in all
+    /// micro-batches of a step, so their losses add up to the mean.
     ///
     /// # Errors
     /// [`OpError::Shape`]; [`OpError::Value`] if `normalizer` is 0.
@@ -93,7 +101,9 @@ impl ChunkedLoss {
         Ok(())
     }
 
-    /// Records the gradient of the mean loss in place of the logits: (softmax - onehot) / `normalizer`, and 0 for tokens without a label. `logits`, `first`, `labels` and `state` are those of [`ChunkedLoss::accumulate`], after its last chunk.
+    /// Records the gradient of the mean loss in place of the logits: (softmax - onehot) /
+    /// `normalizer`, and 0 for tokens without a label. `logits`, `first`, `labels` and `state` are
+    /// those of [`ChunkedLoss::accumulate`], after its last chunk.
     ///
     /// # Errors
     /// [`OpError::Shape`]; [`OpError::Value`] if `normalizer` is 0.

@@ -1,7 +1,11 @@
-//! Matrix products: of two dense matrices, and with frozen weights, which the kernel decodes tile by tile.
+//! Matrix products: of two dense matrices, and with frozen weights, which the kernel decodes tile
+//! by tile.
 //!
-//! Each kernel is tested against the CPU before its first use on a device.
-//! Sums are in float32. Their order depends only on the sizes, so the same product gives the same bits each time. Matrices that exceed the binding limit of the device are cut: the left operand and the result by rows, weights by rectangles, and both operands of `tn` along the sums. These must fit in a binding: a dense right operand of `nt` and `nn`, the result of `tn`, and every single row.
+//! Each kernel is tested against the CPU before its first use on a device. Sums are in float32.
+//! Their order depends only on the sizes, so the same product gives the same bits each time.
+//! Matrices that exceed the binding limit of the device are cut: the left operand and the result by
+//! rows, weights by rectangles, and both operands of `tn` along the sums. These must fit in a
+//! binding: a dense right operand of `nt` and `nn`, the result of `tn`, and every single row.
 
 mod kernels;
 mod rows;
@@ -87,10 +91,12 @@ impl Matmul {
         Ok(())
     }
 
-    /// Records `y[m, outputs] = factor * (x[m, inputs] w^T (+ bias[1, outputs]))`, added to `y` if `add` is set. `factor` is set by [`Weight::times`].
+    /// Records `y[m, outputs] = factor * (x[m, inputs] w^T (+ bias[1, outputs]))`, added to `y` if
+    /// `add` is set. `factor` is set by [`Weight::times`].
     ///
     /// # Errors
-    /// [`OpError::Shape`], [`OpError::Weights`], [`OpError::Gpu`]; the recorded commands are then incomplete.
+    /// [`OpError::Shape`], [`OpError::Weights`], [`OpError::Gpu`]; the recorded commands are then
+    /// incomplete.
     pub fn forward(
         &self,
         commands: &mut Commands,
@@ -129,7 +135,8 @@ impl Matmul {
         Ok(())
     }
 
-    /// Records `dx[m, inputs] = factor * dy[m, outputs] w`, added to `dx` if `add` is set. `factor` is set by [`Weight::times`].
+    /// Records `dx[m, inputs] = factor * dy[m, outputs] w`, added to `dx` if `add` is set. `factor`
+    /// is set by [`Weight::times`].
     ///
     /// # Errors
     /// As [`Matmul::forward`].
@@ -188,7 +195,8 @@ impl Matmul {
     }
 }
 
-/// A product of float32 matrices. The right one has `b_rows` rows. The caller sets `k`, `scale` and `add`.
+/// A product of float32 matrices. The right one has `b_rows` rows. The caller sets `k`, `scale` and
+/// `add`.
 fn dense(a: View, (b, b_rows): (&Mat, Range<u32>), b_strides: (u32, u32), out: &Mat) -> Product {
     let cols = u64::from(b.cols);
     let (range, first) = bound(&b.range, u64::from(b_rows.start) * cols, u64::from(b_rows.end) * cols, 4);
@@ -212,7 +220,8 @@ impl View {
         Self { row: self.column, column: self.row, ..self }
     }
 
-    /// The view of the first `columns` columns of these rows, in the smallest range that contains them.
+    /// The view of the first `columns` columns of these rows, in the smallest range that contains
+    /// them.
     fn window(&self, rows: Range<u32>, columns: u32) -> Self {
         let [row, column] = [self.row, self.column].map(u64::from);
         let start = u64::from(self.first) + u64::from(rows.start) * row;

@@ -1,5 +1,7 @@
-//! The operations of a transformer on the GPU, with forward and backward kernels: float32, row-major.
-//! Operations record into a list of commands and read nothing back. Each checks on the host that its tensors contain every index of its kernels. So the kernels run without runtime checks.
+//! The operations of a transformer on the GPU, with forward and backward kernels: float32,
+//! row-major. Operations record into a list of commands and read nothing back. Each checks on the
+//! host that its tensors contain every index of its kernels. So the kernels run without runtime
+//! checks.
 
 mod attention;
 mod cached_attention;
@@ -55,7 +57,8 @@ pub struct Mat {
 }
 
 impl Mat {
-    /// Creates a matrix of zeros in its own buffer. WebGPU clears new buffers before their first use.
+    /// Creates a matrix of zeros in its own buffer. WebGPU clears new buffers before their first
+    /// use.
     ///
     /// # Errors
     /// [`GpuError::TooLarge`], [`GpuError::OutOfMemory`].

@@ -1,4 +1,5 @@
-//! AdamW (Loshchilov and Hutter 2019, decoupled weight decay) over all parameters of an adapter at once. Equals `torch.nn.utils.clip_grad_norm_` and then `torch.optim.AdamW`.
+//! AdamW (Loshchilov and Hutter 2019, decoupled weight decay) over all parameters of an adapter at
+//! once. Equals `torch.nn.utils.clip_grad_norm_` and then `torch.optim.AdamW`.
 
 use bytemuck::{Pod, Zeroable};
 
@@ -8,7 +9,8 @@ use crate::gpu::{BufferRange, Commands, Gpu, GpuError, Kernel, KernelSpec, Shade
 
 /// Threads per workgroup. The update has one element per thread.
 const WORKGROUP: u64 = 256;
-/// Elements per workgroup in the sum of squares. The order of the sum depends only on the number of elements.
+/// Elements per workgroup in the sum of squares. The order of the sum depends only on the number of
+/// elements.
 const BLOCK: u64 = 16_384;
 
 /// The tensors of AdamW: a loss [1, 1] and four matrices [1, count], in separate buffers.
@@ -51,7 +53,8 @@ pub struct StepReport {
     pub norm: f32,
     /// Clip factor of the gradient.
     pub clip: f32,
-    /// 1 if parameters and moments were updated. 0 if norm or loss is not finite; then nothing changed.
+    /// 1 if parameters and moments were updated. 0 if norm or loss is not finite; then nothing
+    /// changed.
     pub applied: f32,
     /// 0.
     pub pad: f32,
@@ -114,9 +117,10 @@ impl AdamW {
     /// # Errors
     /// [`GpuError::Invalid`], [`GpuError::KernelLimit`], [`GpuError::OutOfMemory`].
     pub fn new(gpu: &Gpu, count: u32) -> Result<Self, GpuError> {
-        // SAFETY: `record` binds `count` floats, at most 2^29, and as many partial sums as there are blocks in all pieces, which also
-        // is the `count` of `norm`; workgroups past the last block return as one; loops end at `count` or halve; workgroup memory is
-        // written before each barrier that precedes its reads.
+        // SAFETY: `record` binds `count` floats, at most 2^29, and as many partial sums as there
+        // are blocks in all pieces, which also is the `count` of `norm`; workgroups past the last
+        // block return as one; loops end at `count` or halve; workgroup memory is written before
+        // each barrier that precedes its reads.
         let shader = unsafe { Shader::trusted("optimizer", include_str!("../../shaders/optimizer.wgsl")) };
         let kernel = |entry| gpu.kernel(&KernelSpec { shader: shader.clone(), entry, constants: Vec::new() });
         let partials = 4 * u64::from(count).div_ceil(BLOCK);
@@ -132,15 +136,18 @@ impl AdamW {
         })
     }
 
-    /// Records a step. g is the gradient times min(1, clip / (norm(gradient) + 1e-6)), t is the number of the step:
+    /// Records a step. g is the gradient times min(1, clip / (norm(gradient) + 1e-6)), t is the
+    /// number of the step:
     ///
     /// - m = beta1 * m + (1 - beta1) * g, v = beta2 * v + (1 - beta2) * g^2,
-    /// - p = p * (1 - lr * decay) - lr / (1 - beta1^t) * m / (sqrt(v) / sqrt(1 - beta2^t) + epsilon).
+    /// - p = p * (1 - lr * decay) - lr / (1 - beta1^t) * m / (sqrt(v) / sqrt(1 - beta2^t) +
+    ///   epsilon).
     ///
     /// If norm or loss is not finite, nothing changes, and the report has `applied` 0.
     ///
     /// # Errors
-    /// [`OpError::Shape`]; [`OpError::Value`] if the step number is 0 or the clip norm is not positive.
+    /// [`OpError::Shape`]; [`OpError::Value`] if the step number is 0 or the clip norm is not
+    /// positive.
     pub fn record(&self, commands: &mut Commands, state: &AdamWState, step: &AdamWStep) -> Result<(), OpError> {
         let value = |what, expected, found| OpError::Value { operation: "AdamW", what, expected, found };
         if step.step == 0 {

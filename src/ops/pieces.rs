@@ -2,9 +2,11 @@
 
 use crate::gpu::{BufferRange, Gpu, GpuError};
 
-/// Maximum bytes of a binding, even if the device allows more. The index of every float then fits 32 bits with room to spare.
+/// Maximum bytes of a binding, even if the device allows more. The index of every float then fits
+/// 32 bits with room to spare.
 const MOST_BYTES: u64 = 1 << 31;
-/// A row index that is a multiple of this gives a valid binding offset (a multiple of 256 bytes), for rows of any number of floats.
+/// A row index that is a multiple of this gives a valid binding offset (a multiple of 256 bytes),
+/// for rows of any number of floats.
 pub(super) const ROWS: u64 = 64;
 
 /// The rows (or elements) of one dispatch.
@@ -23,7 +25,9 @@ impl Piece {
     }
 }
 
-/// Cuts `rows` rows into pieces that fit the binding limit and start on a multiple of `multiple` rows. `row_bytes` is the row size in the largest buffer. A piece has at most 2^31 bytes, so at most 2^29 floats.
+/// Cuts `rows` rows into pieces that fit the binding limit and start on a multiple of `multiple`
+/// rows. `row_bytes` is the row size in the largest buffer. A piece has at most 2^31 bytes, so at
+/// most 2^29 floats.
 ///
 /// # Errors
 /// [`GpuError::TooLarge`] if the device cannot bind `multiple` rows.

@@ -1,4 +1,5 @@
-//! Root-mean-square normalisation (Zhang and Sennrich 2019), as in Llama: the square root includes epsilon.
+//! Root-mean-square normalisation (Zhang and Sennrich 2019), as in Llama: the square root includes
+//! epsilon.
 
 use bytemuck::{Pod, Zeroable};
 
@@ -13,8 +14,9 @@ const NARROW: u32 = 256;
 /// Threads per narrow row.
 const NARROW_LANES: u32 = 32;
 
-/// y = x * r * gamma with r = 1 / sqrt(mean(x^2) + epsilon), row by row, gamma frozen.
-/// A row has the width of gamma [1, width]. A matrix row with n times that width counts as n rows. In this way, queries [tokens, heads * head_dim] are normalised per head.
+/// y = x * r * gamma with r = 1 / sqrt(mean(x^2) + epsilon), row by row, gamma frozen. A row has
+/// the width of gamma [1, width]. A matrix row with n times that width counts as n rows. In this
+/// way, queries [tokens, heads * head_dim] are normalised per head.
 #[derive(Debug, Clone)]
 pub struct RmsNorm {
     gpu: Gpu,
@@ -44,8 +46,9 @@ impl RmsNorm {
     /// # Errors
     /// [`GpuError::Invalid`], [`GpuError::KernelLimit`].
     pub fn new(gpu: &Gpu) -> Result<Self, GpuError> {
-        // SAFETY: `dispatch` binds `rows * width` floats everywhere (`gamma`: `width`), fewer than 2^29, and threads of other rows
-        // touch none; loops end at `width` or halve; workgroup memory is written before each barrier that precedes its reads.
+        // SAFETY: `dispatch` binds `rows * width` floats everywhere (`gamma`: `width`), fewer than
+        // 2^29, and threads of other rows touch none; loops end at `width` or halve; workgroup
+        // memory is written before each barrier that precedes its reads.
         let shader = unsafe { Shader::trusted("rms_norm", include_str!("../../shaders/rms_norm.wgsl")) };
         let kernel = |entry, lanes: u32| {
             gpu.kernel(&KernelSpec { shader: shader.clone(), entry, constants: vec![("LANES", lanes.into())] })
@@ -54,7 +57,8 @@ impl RmsNorm {
         Ok(Self { gpu: gpu.clone(), narrow: kernels(NARROW_LANES)?, wide: kernels(WORKGROUP)? })
     }
 
-    /// Records y = x * r * gamma. `x` and `y` [rows, n * width], `gamma` [1, width]. `y` must not share a buffer with an input.
+    /// Records y = x * r * gamma. `x` and `y` [rows, n * width], `gamma` [1, width]. `y` must not
+    /// share a buffer with an input.
     ///
     /// # Errors
     /// [`OpError::Shape`].
@@ -62,7 +66,9 @@ impl RmsNorm {
         self.dispatch(commands, |kernels| &kernels.forward, [x, x, y], gamma, epsilon, false)
     }
 
-    /// Records dx = r * (dy * gamma - x * r^2 * mean(dy * gamma * x)), added to `dx` if `add` is set. `x` is the input of [`RmsNorm::forward`]; `x`, `dy`, `dx` [rows, n * width], `gamma` [1, width]; `dx` must not share a buffer with an input.
+    /// Records dx = r * (dy * gamma - x * r^2 * mean(dy * gamma * x)), added to `dx` if `add` is
+    /// set. `x` is the input of [`RmsNorm::forward`]; `x`, `dy`, `dx` [rows, n * width], `gamma`
+    /// [1, width]; `dx` must not share a buffer with an input.
     ///
     /// # Errors
     /// [`OpError::Shape`].
@@ -160,7 +166,8 @@ mod tests {
         let [xs, gammas, dys] = [xs, gammas, dys].map(|v| wide(&v));
         let expected = reference_backward(&xs, &gammas, &dys);
         assert_close("y", &y.read(gpu).unwrap(), &narrow(&reference(&xs, &gammas)), 1e-6);
-        // In a row of one element, dx is the small difference of two terms, with their absolute error.
+        // In a row of one element, dx is the small difference of two terms, with their absolute
+        // error.
         let terms = |(&x, &dy): (&f64, &f64)| r(&[x]) * gammas[0] * dy;
         let norm_of = |v: &mut dyn Iterator<Item = f64>| v.map(|x| x * x).sum::<f64>().sqrt();
         let cancelled = norm_of(&mut xs.iter().zip(&dys).map(terms)) / norm_of(&mut expected.iter().copied());

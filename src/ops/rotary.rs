@@ -21,8 +21,10 @@ pub struct RotaryTable {
 }
 
 impl RotaryTable {
-    /// The table for [`Rotary`]: cosine and sine of every pair, times the attention factor. It has one row for each of the first `positions` positions.
-    /// An angle is a float32 product, as in transformers. The host computes its cosine and sine, because WGSL guarantees no accuracy for angles beyond pi.
+    /// The table for [`Rotary`]: cosine and sine of every pair, times the attention factor. It has
+    /// one row for each of the first `positions` positions. An angle is a float32 product, as in
+    /// transformers. The host computes its cosine and sine, because WGSL guarantees no accuracy for
+    /// angles beyond pi.
     pub fn angles(&self, positions: u32) -> Vec<f32> {
         let mut angles = Vec::new();
         (0..positions).for_each(|position| self.push_angles(position, &mut angles));
@@ -47,9 +49,12 @@ impl RotaryTable {
     }
 }
 
-/// Computes the frequencies of a model as `modeling_rope_utils.py` of transformers 5, with the same float32 steps.
+/// Computes the frequencies of a model as `modeling_rope_utils.py` of transformers 5, with the same
+/// float32 steps.
 ///
-/// `theta` is the config's `rope_theta`; `rotary_dim` is the number of rotated elements of a head, an even number above 2. `sequence_length` is the number of tokens; only [`RopeScaling::Dynamic`] uses it.
+/// `theta` is the config's `rope_theta`; `rotary_dim` is the number of rotated elements of a head,
+/// an even number above 2. `sequence_length` is the number of tokens; only [`RopeScaling::Dynamic`]
+/// uses it.
 pub fn inverse_frequencies(theta: f64, rotary_dim: u32, scaling: &RopeScaling, sequence_length: u32) -> RotaryTable {
     let mut attention_factor = 1.0;
     let mut inv_freq: Vec<f32> = periods(theta, rotary_dim).map(|period| 1.0 / period).collect();
@@ -88,7 +93,8 @@ fn periods(theta: f64, dim: u32) -> impl Iterator<Item = f32> {
     (0..dim / 2).map(period)
 }
 
-/// The blend of the frequencies and the frequencies divided by the factor (llama3, YaRN). Empty for every other scaling.
+/// The blend of the frequencies and the frequencies divided by the factor (llama3, YaRN). Empty for
+/// every other scaling.
 fn yarn_frequencies(theta: f64, dim: u32, scaling: &RopeScaling) -> Vec<f32> {
     let RopeScaling::Yarn { factor, original_max_position_embeddings, beta_fast, beta_slow, truncate, .. } = *scaling else {
         return Vec::new();
@@ -149,14 +155,20 @@ impl Rotary {
     /// # Errors
     /// [`OpError::Gpu`] if a kernel does not compile.
     pub fn new(gpu: &Gpu) -> Result<Self, OpError> {
-        // SAFETY: `forward`, `backward` and `forward_from` check the sizes of `x`, `starts` and `table` against each other; the kernels ignore pairs past the last one; `rotate` clamps the position to the rows of the table, and the positions of `rotate_from` are in the table. There is no loop and no workgroup memory.
+        // SAFETY: `forward`, `backward` and `forward_from` check the sizes of `x`, `starts` and
+        // `table` against each other; the kernels ignore pairs past the last one; `rotate` clamps
+        // the position to the rows of the table, and the positions of `rotate_from` are in the
+        // table. There is no loop and no workgroup memory.
         let shader = unsafe { Shader::trusted("rotary", include_str!("../../shaders/rotary.wgsl")) };
         let kernel = |entry| gpu.kernel(&KernelSpec { shader: shader.clone(), entry, constants: Vec::new() });
         Ok(Self { gpu: gpu.clone(), rotate: kernel("rotate")?, rotate_from: kernel("rotate_from")? })
     }
 
-    /// Records the rotation of the heads of `x`, [tokens, heads * head_dim], in place. The angles depend on the position of a token in its sample.
-    /// `table` is from [`RotaryTable::upload`]. It has head_dim columns, and at least one row for each token of the longest sample. `starts` has one u32 per token: the first token of its sample. All three must be in different buffers.
+    /// Records the rotation of the heads of `x`, [tokens, heads * head_dim], in place. The angles
+    /// depend on the position of a token in its sample. `table` is from [`RotaryTable::upload`]. It
+    /// has head_dim columns, and at least one row for each token of the longest sample. `starts`
+    /// has one u32 per token: the first token of its sample. All three must be in different
+    /// buffers.
     ///
     /// # Errors
     /// [`OpError::Shape`]; nothing is then recorded.
@@ -171,7 +183,8 @@ impl Rotary {
         self.rotate(commands, x, heads, starts, table, 1.0)
     }
 
-    /// Records the gradient of [`Rotary::forward`], in place: the rotation by the negative angle, times the attention factor.
+    /// Records the gradient of [`Rotary::forward`], in place: the rotation by the negative angle,
+    /// times the attention factor.
     ///
     /// # Errors
     /// As [`Rotary::forward`].
@@ -186,7 +199,8 @@ impl Rotary {
         self.rotate(commands, dx, heads, starts, table, -1.0)
     }
 
-    /// As [`Rotary::forward`], for tokens of one sample from position `first` on. `table` has one row per position.
+    /// As [`Rotary::forward`], for tokens of one sample from position `first` on. `table` has one
+    /// row per position.
     ///
     /// # Errors
     /// As [`Rotary::forward`].
@@ -291,8 +305,10 @@ mod tests {
         }
     }
 
-    /// Compares frequencies with those of transformers 5.24.0 and torch 2.15.0 on a CPU: `ROPE_INIT_FUNCTIONS[rope_type](config,
-    /// "cpu", seq_len)`, and `compute_default_rope_parameters` of Llama, of a `LlamaConfig` with these values. The power function of torch may differ by one unit in the last place.
+    /// Compares frequencies with those of transformers 5.24.0 and torch 2.15.0 on a CPU:
+    /// `ROPE_INIT_FUNCTIONS[rope_type](config, "cpu", seq_len)`, and
+    /// `compute_default_rope_parameters` of Llama, of a `LlamaConfig` with these values. The power
+    /// function of torch may differ by one unit in the last place.
     #[track_caller]
     fn assert_frequencies(found: &RotaryTable, attention_factor: f64, expected: &[f32]) {
         assert_eq!(found.attention_factor, attention_factor as f32);
@@ -460,7 +476,8 @@ mod tests {
         }
     }
 
-    /// The loss is the sum of the rotated elements times fixed numbers. So these numbers are the gradient of the output.
+    /// The loss is the sum of the rotated elements times fixed numbers. So these numbers are the
+    /// gradient of the output.
     #[test]
     fn backward_is_the_gradient_of_forward() {
         let Some(gpu) = gpu() else { return };

@@ -31,7 +31,8 @@ impl Scale {
     /// # Errors
     /// [`GpuError::Invalid`], [`GpuError::KernelLimit`].
     pub fn new(gpu: &Gpu) -> Result<Self, GpuError> {
-        // SAFETY: `record` binds as many floats as it passes in `count`; there are no loops and no workgroup memory.
+        // SAFETY: `record` binds as many floats as it passes in `count`; there are no loops and no
+        // workgroup memory.
         let shader = unsafe { Shader::trusted("scale", include_str!("../../shaders/scale.wgsl")) };
         let kernel = gpu.kernel(&KernelSpec { shader, entry: "main", constants: Vec::new() })?;
         Ok(Self { gpu: gpu.clone(), kernel })

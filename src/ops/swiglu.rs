@@ -1,4 +1,5 @@
-//! The gated activation of the MLP: h = silu(gate) * up (Shazeer 2020, "GLU Variants Improve Transformer").
+//! The gated activation of the MLP: h = silu(gate) * up (Shazeer 2020, "GLU Variants Improve
+//! Transformer").
 
 use bytemuck::{Pod, Zeroable};
 
@@ -31,13 +32,15 @@ impl SwiGlu {
     /// # Errors
     /// [`GpuError::Invalid`], [`GpuError::KernelLimit`].
     pub fn new(gpu: &Gpu) -> Result<Self, GpuError> {
-        // SAFETY: `dispatch` binds as many floats everywhere as it passes in `count`; there are no loops and no workgroup memory.
+        // SAFETY: `dispatch` binds as many floats everywhere as it passes in `count`; there are no
+        // loops and no workgroup memory.
         let shader = unsafe { Shader::trusted("swiglu", include_str!("../../shaders/swiglu.wgsl")) };
         let kernel = |entry| gpu.kernel(&KernelSpec { shader: shader.clone(), entry, constants: Vec::new() });
         Ok(Self { gpu: gpu.clone(), forward: kernel("forward")?, backward: kernel("backward")? })
     }
 
-    /// Records h = silu(gate) * up; all three are [tokens, intermediate]. `h` must be in another buffer than the inputs.
+    /// Records h = silu(gate) * up; all three are [tokens, intermediate]. `h` must be in another
+    /// buffer than the inputs.
     ///
     /// # Errors
     /// [`OpError::Shape`].
@@ -46,8 +49,9 @@ impl SwiGlu {
         self.dispatch(commands, &self.forward, [gate, up, h, h], 12)
     }
 
-    /// Records the gradients, in place: `gate` becomes d_gate = dh * up * s * (1 + gate * (1 - s)) with s = sigmoid(gate), and `up`
-    /// becomes d_up = dh * silu(gate). All three are [tokens, intermediate]. `dh` must be in another buffer.
+    /// Records the gradients, in place: `gate` becomes d_gate = dh * up * s * (1 + gate * (1 - s))
+    /// with s = sigmoid(gate), and `up` becomes d_up = dh * silu(gate). All three are [tokens,
+    /// intermediate]. `dh` must be in another buffer.
     ///
     /// # Errors
     /// [`OpError::Shape`].

@@ -7,7 +7,9 @@ use crate::gpu::{Gpu, GpuError, Options};
 
 use super::Mat;
 
-/// The device, or `None` without one: the test is then skipped with a message, or fails under `NF4PACK_REQUIRE_GPU=1`. All tests share the device: software drivers take seconds to compile a kernel.
+/// The device, or `None` without one: the test is then skipped with a message, or fails under
+/// `NF4PACK_REQUIRE_GPU=1`. All tests share the device: software drivers take seconds to compile a
+/// kernel.
 pub(crate) fn gpu() -> Option<Gpu> {
     static GPU: OnceLock<Option<Gpu>> = OnceLock::new();
     GPU.get_or_init(|| gpu_with(|_| {})).clone()
@@ -41,7 +43,8 @@ pub(crate) fn random(seed: u64, count: usize) -> Vec<f32> {
 
 /// Guard floats after a matrix of [`mat`] in its buffer.
 const GUARD: usize = 64;
-/// The bits of a guard: a signalling NaN. Arithmetic makes it quiet, so even an in-place operation on it is detected.
+/// The bits of a guard: a signalling NaN. Arithmetic makes it quiet, so even an in-place operation
+/// on it is detected.
 const GUARD_BITS: u32 = 0x7fa0_0000;
 
 /// A matrix with these elements, followed by guards in its buffer.
@@ -91,7 +94,8 @@ pub(crate) fn assert_close(what: &str, found: &[f32], expected: &[f32], bound: f
     assert!(error <= bound, "{what}: relative error {error:e}, bound {bound:e}");
 }
 
-/// Compares an analytic gradient with central differences of `loss` (in f64) in every element of `at`.
+/// Compares an analytic gradient with central differences of `loss` (in f64) in every element of
+/// `at`.
 #[track_caller]
 pub(crate) fn assert_gradient(what: &str, at: &[f64], gradient: &[f64], bound: f64, loss: impl Fn(&[f64]) -> f64) {
     let step = 1e-5;

@@ -1,4 +1,5 @@
-//! Tests kernels against the CPU before their first use on a device, as `dequant::selftest` does for the decoders. Here no second kernel can replace a failed one, so a failure is an error.
+//! Tests kernels against the CPU before their first use on a device, as `dequant::selftest` does
+//! for the decoders. Here no second kernel can replace a failed one, so a failure is an error.
 
 use std::borrow::Cow;
 use std::collections::HashMap;
@@ -11,10 +12,12 @@ use crate::format::FloatType;
 use crate::gpu::{Gpu, Kernel, KernelSpec};
 use crate::ops::OpError;
 
-/// Minimum binding limit for a kernel test. WebGPU guarantees 128 MiB, so a lower limit was set by a test.
+/// Minimum binding limit for a kernel test. WebGPU guarantees 128 MiB, so a lower limit was set by
+/// a test.
 const ROOM: u64 = 1 << 20;
 
-/// Kernels of a device, which are compiled and tested on first use. The results are stored between runs.
+/// Kernels of a device, which are compiled and tested on first use. The results are stored between
+/// runs.
 #[derive(Debug)]
 pub(super) struct Tried<K> {
     gpu: Gpu,
@@ -34,13 +37,15 @@ impl<K: Copy + Eq + Hash> Tried<K> {
         }
     }
 
-    /// Broken kernels for tests: in every shader, the second text replaces the first. They run with runtime checks.
+    /// Broken kernels for tests: in every shader, the second text replaces the first. They run with
+    /// runtime checks.
     #[cfg(test)]
     pub fn patched(gpu: &Gpu, patch: [&'static str; 2]) -> Self {
         Self { patch: Some(patch), ..Self::new(gpu) }
     }
 
-    /// The kernel for `key`, compiled from `spec`. Before its first use on this device and driver, `trial` compares it with the CPU.
+    /// The kernel for `key`, compiled from `spec`. Before its first use on this device and driver,
+    /// `trial` compares it with the CPU.
     ///
     /// # Errors
     /// [`OpError::Unfit`] if the values differ; [`OpError::Gpu`] if it does not compile.
@@ -76,7 +81,8 @@ impl<K: Copy + Eq + Hash> Tried<K> {
 /// The record of a kernel that passed.
 const PASSED: &[u8] = b"passed";
 
-/// Describes the first element that differs from the expected value by more than its tolerance. NaN equals only NaN.
+/// Describes the first element that differs from the expected value by more than its tolerance. NaN
+/// equals only NaN.
 pub(super) fn difference(found: &[f32], expected: impl Iterator<Item = (f64, f64)>) -> Option<String> {
     let wrong = |&(_, (&found, (expected, tolerance))): &(usize, (&f32, (f64, f64)))| match expected.is_nan() {
         true => !found.is_nan(),

@@ -15,14 +15,14 @@
 //!    return the error └────────┘
 //! ```
 //!
-//! The stream makes every transition: when its caller requests a layer, and when it takes a reply of
-//! this thread. Each request has a new ticket, ends the lease of the slot, and starts a new lease. A
-//! request may also replace the layer of a `Pending` slot; the stream then drops the earlier reply,
-//! because no slot has its ticket. If all layers fit, a `Ready` slot stays `Ready`.
+//! The stream makes every transition: when its caller requests a layer, and when it takes a reply
+//! of this thread. Each request has a new ticket, ends the lease of the slot, and starts a new
+//! lease. A request may also replace the layer of a `Pending` slot; the stream then drops the
+//! earlier reply, because no slot has its ticket. If all layers fit, a `Ready` slot stays `Ready`.
 //!
 //! While a slot is `Pending`, the device may still work on its old layer. That work was submitted
-//! before the lease ended, and the copies are submitted after it ended. The device has one queue, so
-//! the copies run after that work. Later work with buffers of the old lease is refused
+//! before the lease ended, and the copies are submitted after it ended. The device has one queue,
+//! so the copies run after that work. Later work with buffers of the old lease is refused
 //! ([`Commands::submit`](crate::gpu::Commands::submit)).
 
 use std::ops::Range;
@@ -193,7 +193,8 @@ impl Worker {
         self.check_crcs(group, &crcs)
     }
 
-    /// Uploads one chunk. The checksums of its pieces go to `crcs`, one entry per section of the group. The first time, it also checks the contents of the sections that start in the chunk.
+    /// Uploads one chunk. The checksums of its pieces go to `crcs`, one entry per section of the
+    /// group. The first time, it also checks the contents of the sections that start in the chunk.
     fn send(
         &mut self,
         group: &Group,
@@ -268,7 +269,8 @@ fn cut(range: Range<u64>, len: u64) -> impl Iterator<Item = Range<u64>> {
     (0..count).map(move |i| range.start + i * len..range.end.min(range.start + (i + 1) * len))
 }
 
-/// The pieces of a chunk of the file. A piece starts at the start of a section or of the chunk, or [`PIECE_LEN`] after another piece. So each offset is a multiple of 256.
+/// The pieces of a chunk of the file. A piece starts at the start of a section or of the chunk, or
+/// [`PIECE_LEN`] after another piece. So each offset is a multiple of 256.
 fn pieces(index: &Index, group: &Group, chunk: &Range<u64>) -> Vec<Piece> {
     let sections = index.sections().get(group.sections.clone()).unwrap_or_default();
     let nexts = sections.iter().skip(1).map(|s| s.offset).chain([u64::MAX]);

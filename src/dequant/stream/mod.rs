@@ -1,5 +1,9 @@
-//! Streams the layers of a pack through GPU memory, and prefetches them.
-//! If all layers fit the budget, each is loaded once and stays. If not, a ring of slots holds the layer in use and the next layers: while the device works on one layer, the next is read from the file. The device has one queue, so a slot is overwritten only after the submitted work on its old layer. Later work is refused: the buffers of a layer are [leased](Lease), and the lease ends when the slot is given to another layer.
+//! Streams the layers of a pack through GPU memory, and prefetches them. If all layers fit the
+//! budget, each is loaded once and stays. If not, a ring of slots holds the layer in use and the
+//! next layers: while the device works on one layer, the next is read from the file. The device has
+//! one queue, so a slot is overwritten only after the submitted work on its old layer. Later work
+//! is refused: the buffers of a layer are [leased](Lease), and the lease ends when the slot is
+//! given to another layer.
 
 mod error;
 mod loader;
@@ -21,7 +25,8 @@ use plan::Group;
 pub use plan::StreamPlan;
 pub use source::PackSource;
 
-/// Maximum threads that fill staging memory, if the caller sets no number. More threads were not faster on any measured machine.
+/// Maximum threads that fill staging memory, if the caller sets no number. More threads were not
+/// faster on any measured machine.
 const MOST_THREADS: usize = 8;
 
 /// Options of a layer stream.
@@ -91,7 +96,8 @@ pub struct StreamedTensor {
     pub shape: Shape,
     /// Element type.
     pub float_type: FloatType,
-    /// Little-endian elements, row-major. In several parts if they exceed the largest buffer of the device. All parts except the last have the same size.
+    /// Little-endian elements, row-major. In several parts if they exceed the largest buffer of the
+    /// device. All parts except the last have the same size.
     pub parts: Vec<BufferRange>,
 }
 
@@ -200,7 +206,8 @@ pub struct LayerStream {
 }
 
 impl LayerStream {
-    /// Opens a pack for reading, allocates the memory of its plan and starts to load: all layers if they fit, else the first ones.
+    /// Opens a pack for reading, allocates the memory of its plan and starts to load: all layers if
+    /// they fit, else the first ones.
     ///
     /// # Errors
     /// [`StreamError::Open`], [`StreamError::Budget`], [`StreamError::Gpu`].
@@ -275,8 +282,11 @@ impl LayerStream {
         &self.gpu
     }
 
-    /// Waits for layer `number` and returns it. Prefetches the next layers in `direction`.
-    /// Submit work with the buffers of a layer before you request the next layer. After that request, the slot may be given to another layer, and [`Commands::submit`](crate::gpu::Commands::submit) refuses such work with [`GpuError::Overwritten`]. A clone of the layer does not change this. If all layers are resident, this never happens.
+    /// Waits for layer `number` and returns it. Prefetches the next layers in `direction`. Submit
+    /// work with the buffers of a layer before you request the next layer. After that request, the
+    /// slot may be given to another layer, and [`Commands::submit`](crate::gpu::Commands::submit)
+    /// refuses such work with [`GpuError::Overwritten`]. A clone of the layer does not change this.
+    /// If all layers are resident, this never happens.
     ///
     /// # Errors
     /// [`StreamError::OutOfRange`]; any error of the loader. The next call tries again.
@@ -318,7 +328,8 @@ impl LayerStream {
         }
     }
 
-    /// Waits until all requested layers are in GPU memory. If all layers are resident, these are all layers.
+    /// Waits until all requested layers are in GPU memory. If all layers are resident, these are
+    /// all layers.
     ///
     /// # Errors
     /// The first error.
@@ -331,7 +342,8 @@ impl LayerStream {
         Ok(self.gpu.wait()?)
     }
 
-    /// Requests `layer`, unless a slot has it or waits for it. It replaces a layer that is not in `wanted`.
+    /// Requests `layer`, unless a slot has it or waits for it. It replaces a layer that is not in
+    /// `wanted`.
     fn make_room(&mut self, layer: u32, wanted: &[u32]) -> Result<(), StreamError> {
         if self.slot_of(layer).is_some() {
             return Ok(());
@@ -406,7 +418,9 @@ fn wanted(number: u32, direction: Direction, count: u32, slots: u32) -> Vec<u32>
     }
 }
 
-/// The budget of a stream if the caller sets none: the available memory of the device (or its total memory, if the driver does not report what is available), minus a tenth for other needs of the caller. `None` if the driver reports neither.
+/// The budget of a stream if the caller sets none: the available memory of the device (or its total
+/// memory, if the driver does not report what is available), minus a tenth for other needs of the
+/// caller. `None` if the driver reports neither.
 pub fn default_budget(gpu: &Gpu) -> Option<u64> {
     gpu.memory().map(|memory| memory.available.unwrap_or(memory.total) / 10 * 9)
 }

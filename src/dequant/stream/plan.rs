@@ -9,12 +9,15 @@ use super::error::StreamError;
 
 /// Spare bytes after the last section of a buffer. A binding of any section can then be rounded up.
 const SLACK: u64 = 16;
-/// A section in several buffers is cut at multiples of this. It is a whole number of blocks for every block size, and a valid binding offset.
+/// A section in several buffers is cut at multiples of this. It is a whole number of blocks for
+/// every block size, and a valid binding offset.
 const CUT_ALIGN: u64 = 4096;
-/// Number and size limits of the staging buffers (more buffers if the largest size is not enough). While the device copies from some buffers, the host fills the others.
+/// Number and size limits of the staging buffers (more buffers if the largest size is not enough).
+/// While the device copies from some buffers, the host fills the others.
 const CHUNKS: u64 = 4;
 const CHUNK: RangeInclusive<u64> = 2 << 20..=16 << 20;
-/// Limits of staging memory. Within them it has the size of a layer, so that the next layer can be read in full while the device works on the present one.
+/// Limits of staging memory. Within them it has the size of a layer, so that the next layer can be
+/// read in full while the device works on the present one.
 const STAGING: RangeInclusive<u64> = 64 << 20..=256 << 20;
 /// With fewer slots, there would be no room for the next layer.
 const LEAST_SLOTS: u32 = 2;
@@ -29,7 +32,8 @@ pub(super) struct Group {
 }
 
 impl Group {
-    /// Cuts between sections if a buffer would exceed `max_buffer` bytes. Cuts inside a section only if that section alone exceeds it.
+    /// Cuts between sections if a buffer would exceed `max_buffer` bytes. Cuts inside a section
+    /// only if that section alone exceeds it.
     fn new(index: &Index, sections: Range<usize>, max_buffer: u64) -> Result<Self, StreamError> {
         let max_part = (max_buffer.saturating_sub(SLACK) / CUT_ALIGN * CUT_ALIGN).max(CUT_ALIGN);
         let mut buffers: Vec<Range<u64>> = Vec::new();
@@ -108,7 +112,9 @@ pub struct StreamPlan {
 }
 
 impl StreamPlan {
-    /// Plans with buffers of at most `max_buffer` bytes and a total of `budget` bytes (`None`: no limit). With `globals`, the plan includes the global tensors (embedding, final norm, lm_head).
+    /// Plans with buffers of at most `max_buffer` bytes and a total of `budget` bytes (`None`: no
+    /// limit). With `globals`, the plan includes the global tensors (embedding, final norm,
+    /// lm_head).
     ///
     /// # Errors
     /// [`StreamError::Budget`] if a ring of two layers does not fit.
@@ -122,7 +128,8 @@ impl StreamPlan {
         let globals_bytes = globals.as_ref().map_or(0, Group::bytes);
         let layers = index.header().layer_count;
         let min_slots = layers.min(LEAST_SLOTS);
-        // All slots of a ring have the size of the largest layer. So a ring may need more memory than all layers.
+        // All slots of a ring have the size of the largest layer. So a ring may need more memory
+        // than all layers.
         let ring = |slots: u32| (u64::from(slots) * layer_bytes).min(weights_bytes);
         let min_staging = CHUNKS * CHUNK.start().min(&max_buffer);
         let minimum_bytes = ring(min_slots) + globals_bytes + min_staging;
@@ -160,7 +167,8 @@ impl StreamPlan {
         (self.staging_bytes / self.chunk.max(1)) as usize
     }
 
-    /// Buffer sizes of slot `slot`: the sizes of its layer if all are resident, else sizes that fit every layer.
+    /// Buffer sizes of slot `slot`: the sizes of its layer if all are resident, else sizes that fit
+    /// every layer.
     pub(super) fn slot_buffers(&self, slot: usize) -> Vec<u64> {
         match self.groups.get(slot) {
             Some(group) if self.resident => (0..group.buffers.len()).map(|i| group.buffer_len(i)).collect(),

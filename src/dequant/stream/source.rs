@@ -25,7 +25,8 @@ enum Bytes {
 }
 
 impl PackSource {
-    /// Opens a pack for reading. This is safe even if the file is changed or truncated at the same time.
+    /// Opens a pack for reading. This is safe even if the file is changed or truncated at the same
+    /// time.
     ///
     /// # Errors
     /// [`StreamError::Open`].
@@ -34,12 +35,14 @@ impl PackSource {
         Ok(Self { path: path.to_owned(), bytes: read_index(path)? })
     }
 
-    /// Uses a mapped pack. Errors name `path`. With a warm page cache, a mapping is a quarter faster than reads.
+    /// Uses a mapped pack. Errors name `path`. With a warm page cache, a mapping is a quarter
+    /// faster than reads.
     pub fn of_mapped(path: impl AsRef<Path>, pack: MappedPack) -> Self {
         Self { path: path.as_ref().to_owned(), bytes: Bytes::Mapped(pack) }
     }
 
-    /// Maps a pack. The documentation of the calling function must say that the file may not change during the call.
+    /// Maps a pack. The documentation of the calling function must say that the file may not change
+    /// during the call.
     ///
     /// # Errors
     /// [`StreamError::Open`].
@@ -57,10 +60,12 @@ impl PackSource {
         }
     }
 
-    /// The bytes of an embedded file (config.json, tokenizer.json, ..), or `None` if the pack has no such file.
+    /// The bytes of an embedded file (config.json, tokenizer.json, ..), or `None` if the pack has
+    /// no such file.
     ///
     /// # Errors
-    /// [`StreamError::Truncated`], [`StreamError::Io`]; [`StreamError::Damaged`] if its checksum does not match.
+    /// [`StreamError::Truncated`], [`StreamError::Io`]; [`StreamError::Damaged`] if its checksum
+    /// does not match.
     pub fn file(&self, name: &str) -> Result<Option<Vec<u8>>, StreamError> {
         let index = self.index();
         let is = |section: &Section| section.kind == Some(SectionKind::File) && index.name(section) == name;
@@ -74,7 +79,8 @@ impl PackSource {
         Ok(Some(bytes))
     }
 
-    /// Checks that the file still has its length. With a mapping, the caller has promised this. If the promise is broken, this check usually gives an error before an access faults.
+    /// Checks that the file still has its length. With a mapping, the caller has promised this. If
+    /// the promise is broken, this check usually gives an error before an access faults.
     pub(super) fn check_len(&self) -> Result<(), StreamError> {
         let Bytes::Mapped(pack) = &self.bytes else { return Ok(()) };
         let found = pack.file_len().map_err(|source| self.io(source))?;

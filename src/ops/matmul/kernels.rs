@@ -14,7 +14,8 @@ use crate::ops::trial::Tried;
 
 /// Terms in workgroup memory; `TK` in the shader.
 pub(super) const TERMS: u32 = 16;
-/// Number of workgroups from which on a product is not cut along its sums. It is a multiple of the cores of a large GPU, so that idle cores in the last wave cost little.
+/// Number of workgroups from which on a product is not cut along its sums. It is a multiple of the
+/// cores of a large GPU, so that idle cores in the last wave cost little.
 const ENOUGH_GROUPS: u64 = 2048;
 /// Minimum terms per workgroup.
 const LEAST_TERMS: u32 = 256;
@@ -59,7 +60,8 @@ pub(super) struct Tile {
     pub y: u32,
 }
 
-/// The first tile is the default. The others waste less if a side is short, such as the rank of an adapter.
+/// The first tile is the default. The others waste less if a side is short, such as the rank of an
+/// adapter.
 const TILES: [Tile; 3] = [Tile { x: 8, y: 16 }, Tile { x: 4, y: 16 }, Tile { x: 16, y: 4 }];
 
 /// Up to this number of rows of the left operand, the tile of few rows has fewer idle threads.
@@ -146,7 +148,10 @@ impl Variant {
                 if by_rows { ("matmul_rows_raw", ROWS_RAW.into()) } else { ("matmul_raw", RAW.into()) }
             }
         };
-        // SAFETY: `record` gets products whose views and operands contain all of their rows, columns and terms; the shaders keep row, column and term of every access below their numbers. Their loops count up to constants or to `k`, and a barrier separates the writes and the reads of workgroup memory.
+        // SAFETY: `record` gets products whose views and operands contain all of their rows,
+        // columns and terms; the shaders keep row, column and term of every access below their
+        // numbers. Their loops count up to constants or to `k`, and a barrier separates the writes
+        // and the reads of workgroup memory.
         let shader = unsafe { Shader::trusted(name, source) };
         KernelSpec { shader, entry: "main", constants }
     }
@@ -222,7 +227,8 @@ pub(super) struct Trials {
     pub sum: fn(&Kernels, &Kernel) -> Result<Option<String>, OpError>,
 }
 
-/// The kernels of a device, which are compiled and tested on first use, and the scratch memory for partial sums.
+/// The kernels of a device, which are compiled and tested on first use, and the scratch memory for
+/// partial sums.
 #[derive(Debug)]
 pub(super) struct Kernels {
     gpu: Gpu,
@@ -255,14 +261,16 @@ impl Kernels {
 
     fn sum_kernel(&self) -> Result<Kernel, OpError> {
         let spec = || {
-            // SAFETY: `sum` passes a count for which `parts` holds all chunks and `out` all rows; the loop counts the chunks.
+            // SAFETY: `sum` passes a count for which `parts` holds all chunks and `out` all rows;
+            // the loop counts the chunks.
             let shader = unsafe { Shader::trusted("matmul_sum", shaders!("matmul_sum")) };
             KernelSpec { shader, entry: "main", constants: Vec::new() }
         };
         self.sum.get((), spec, |kernel| (self.trials.sum)(self, kernel))
     }
 
-    /// The number of terms per chunk, and the number of chunks. They depend only on the sizes, so the same product always has the same order of sums.
+    /// The number of terms per chunk, and the number of chunks. They depend only on the sizes, so
+    /// the same product always has the same order of sums.
     fn chunks(&self, product: &Product, tile: Tile) -> (u32, u32) {
         let by_groups = ENOUGH_GROUPS / tile.groups(product.m, product.n);
         let by_memory = self.scratch.size / (4 * u64::from(product.m) * u64::from(product.n));

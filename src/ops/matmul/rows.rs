@@ -1,4 +1,5 @@
-//! The tiling of a product with few rows. Square tiles would be mostly empty, and reading the weights dominates the time.
+//! The tiling of a product with few rows. Square tiles would be mostly empty, and reading the
+//! weights dominates the time.
 
 use super::kernels::{Product, flag};
 

@@ -106,7 +106,8 @@ impl Frozen {
         f64::from(self.values[output * self.inputs as usize + input])
     }
 
-    /// Checks both products with some rows of the weight against the reference, with and without `add`. The sizes decide whether there is a factor.
+    /// Checks both products with some rows of the weight against the reference, with and without
+    /// `add`. The sizes decide whether there is a factor.
     fn check(&self, gpu: &Gpu, what: &str, m: u32, rows: Range<u32>) {
         let matmul = Matmul::new(gpu).unwrap();
         let factor = [1.0, -0.3][(m + self.outputs) as usize % 2];
@@ -271,7 +272,8 @@ fn raw_weights_of_every_type_and_odd_sizes() {
     }
 }
 
-/// Few rows have their own kernels: rows of whole words and others, few and many columns, every block size and type.
+/// Few rows have their own kernels: rows of whole words and others, few and many columns, every
+/// block size and type.
 #[test]
 fn a_few_rows() {
     let Some(gpu) = gpu() else { return };
@@ -393,7 +395,8 @@ fn operands_that_do_not_fit_together_are_refused() {
     misfit(matmul.backward(&mut commands, &mat(2, 3), &wrong, false, &mat(2, 3)));
 }
 
-/// Prints the TFLOP/s of one shape. Run by hand on a real GPU, with `--release -- --ignored --nocapture`.
+/// Prints the TFLOP/s of one shape. Run by hand on a real GPU, with `--release -- --ignored
+/// --nocapture`.
 #[test]
 #[ignore = "a measurement"]
 fn speed() {
@@ -424,7 +427,8 @@ fn speed() {
     }
 }
 
-/// Prints the read rate of weights for few rows. Run by hand on a real GPU, with `--release -- --ignored --nocapture`.
+/// Prints the read rate of weights for few rows. Run by hand on a real GPU, with `--release --
+/// --ignored --nocapture`.
 #[test]
 #[ignore = "a measurement"]
 fn speed_of_few_rows() {

@@ -1,4 +1,6 @@
-//! Tests each kernel before its first use: one small product against sums in float64. It has several tiles with a partial last one, weights from the middle of a tensor, a bias, and an initial output to add to.
+//! Tests each kernel before its first use: one small product against sums in float64. It has
+//! several tiles with a partial last one, weights from the middle of a tensor, a bias, and an
+//! initial output to add to.
 
 use super::kernels::{Form, Kernels, Product, RightKind, TERMS, Trials, Variant, View};
 use super::weight::{Elements, Right, Weight};
@@ -159,8 +161,9 @@ fn of_sum(kernels: &Kernels, kernel: &Kernel) -> Result<Option<String>, OpError>
         add: true,
         bias: Some((bias.mat.range.clone(), 0)),
     };
-    let mut commands = gpu.commands("a trial of a sum");
-    // Work that was submitted before has finished with the scratch memory, and later work overwrites it.
+    let mut commands = gpu.commands("a test of a sum");
+    // Work that was submitted before has finished with the scratch memory, and later work
+    // overwrites it.
     commands.copy(&parts.mat.range, &kernels.scratch().slice(0, parts.mat.range.size));
     kernels.sum(&mut commands, kernel, &product, CHUNKS);
     commands.submit()?;

@@ -108,7 +108,8 @@ impl<'a> Weight<'a> {
         self.inputs
     }
 
-    /// The rectangles to bind in order, each with its elements. Rows count from the first row of this weight.
+    /// The rectangles to bind in order, each with its elements. Rows count from the first row of
+    /// this weight.
     ///
     /// # Errors
     /// [`OpError::Shape`] and [`OpError::Weights`] if the buffers are too small for the weight.
@@ -126,7 +127,8 @@ impl<'a> Weight<'a> {
             .collect()
     }
 
-    /// Checks that the buffers hold the weight. Returns the elements in each part except the last, and the maximum elements of a binding.
+    /// Checks that the buffers hold the weight. Returns the elements in each part except the last,
+    /// and the maximum elements of a binding.
     fn part_and_max(&self, operation: &'static str, binding: u64) -> Result<(u64, u64), OpError> {
         let shape = |what, expected: u64, found: u64| Err(OpError::Shape { operation, what, expected, found });
         let elements = u64::from(self.outputs) * u64::from(self.inputs);
@@ -178,7 +180,8 @@ impl<'a> Weight<'a> {
     }
 }
 
-/// The range of whole words with elements `start..end` of `size` bytes, at a valid binding offset, and the index of the first element in it.
+/// The range of whole words with elements `start..end` of `size` bytes, at a valid binding offset,
+/// and the index of the first element in it.
 pub(super) fn bound(range: &BufferRange, start: u64, end: u64, size: u64) -> (BufferRange, u32) {
     let from = start * size / ALIGN * ALIGN;
     let first = (start - from / size) as u32;
