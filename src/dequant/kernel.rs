@@ -1,8 +1,9 @@
-//! Decodes codes and scales to floats on the GPU. float32 outputs equal
-//! [`dequantize`](super::dequantize) bit for bit. 16-bit outputs are those values, rounded to
-//! nearest, ties to even. Vulkan permits one exception: a driver may flush a float32 below 2^-126
-//! in magnitude (a scale or a product) to zero of the same sign. Mesa's software Vulkan does not
-//! flush.
+//! Decodes codes and scales to floats on the GPU.
+//!
+//! float32 outputs equal [`dequantize`](super::dequantize) bit for bit. 16-bit outputs are those
+//! values, rounded to nearest, ties to even. Vulkan permits one exception: a driver may flush a
+//! float32 below 2^-126 in magnitude (a scale or a product) to zero of the same sign. Mesa's
+//! software Vulkan does not flush.
 //!
 //! No kernel uses subgroup operations, so no kernel depends on the subgroup size.
 

@@ -1,6 +1,8 @@
 //! Decodes packed codes and scales to floats, on the CPU and on the GPU (`Dequantizer`, feature
-//! `gpu`). `value[i] = CODEBOOK[code[i]] * scale[i / block_size]`: one float32 multiply, then for
-//! 16-bit outputs one rounding to nearest even. A block has only sixteen distinct values. They are
+//! `gpu`).
+//!
+//! `value[i] = CODEBOOK[code[i]] * scale[i / block_size]`: one float32 multiply, then for 16-bit
+//! outputs one rounding to nearest even. A block has only sixteen distinct values. They are
 //! computed once per block, and the backends look them up.
 
 mod avx2;

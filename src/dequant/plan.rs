@@ -1,8 +1,9 @@
 //! Cuts a range of a tensor into dispatches. This is pure arithmetic over sizes, so tests cover
-//! tensors that would not fit in memory. The kernels use 32-bit indices, and run unchecked on real
-//! devices. This plan guarantees their safety: each window lies in its section and in the binding
-//! limit, its offset is a multiple of 256 bytes, and it holds every element that the kernel reads
-//! for the chunk.
+//! tensors that would not fit in memory.
+//!
+//! The kernels use 32-bit indices, and run unchecked on real devices. This plan guarantees their
+//! safety: each window lies in its section and in the binding limit, its offset is a multiple of
+//! 256 bytes, and it holds every element that the kernel reads for the chunk.
 
 use crate::format::nf4::{SUPER_BLOCK, ScaleType, Scales};
 use std::ops::Range;

@@ -11,8 +11,10 @@ use super::{Mat, same};
 use crate::gpu::{BufferRange, Commands, Gpu, Kernel, KernelSpec, Shader};
 use crate::ops::error::OpError;
 
-/// The sizes of one attention. The samples are packed, one after another. A token attends to the
-/// tokens of its sample up to itself, or to the last `window` of them if there is a window.
+/// The sizes of one attention.
+///
+/// The samples are packed, one after another. A token attends to the tokens of its sample up to
+/// itself, or to the last `window` of them if there is a window.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct AttentionShape {
     /// Number of tokens in all samples.
@@ -61,9 +63,10 @@ impl Tiling {
 const MOST_HEAD_DIM: u32 = 32 * Tiling::DEFAULT.columns;
 const _: () = assert!(MOST_HEAD_DIM == crate::arch::MAX_HEAD_DIM, "convert and verify check packs against this limit");
 
-/// Causal attention with query heads that share key and value heads, forward and backward. Outputs
-/// must not share a buffer with inputs. Sums have a fixed order, so the same inputs give the same
-/// bits.
+/// Causal attention with query heads that share key and value heads, forward and backward.
+///
+/// Outputs must not share a buffer with inputs. Sums have a fixed order, so the same inputs give
+/// the same bits.
 #[derive(Debug, Clone)]
 pub struct Attention {
     gpu: Gpu,

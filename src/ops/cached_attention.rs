@@ -27,9 +27,11 @@ pub struct CachedAttentionShape {
     pub window: Option<u32>,
 }
 
-/// Attention of the new tokens of one sequence over all of its tokens. If tokens and heads give too
-/// few workgroups for a GPU, the keys are split into runs ("flash-decoding", Dao et al. 2023). The
-/// number of runs depends only on the sizes, so the same inputs give the same bits.
+/// Attention of the new tokens of one sequence over all of its tokens.
+///
+/// If tokens and heads give too few workgroups for a GPU, the keys are split into runs
+/// ("flash-decoding", Dao et al. 2023). The number of runs depends only on the sizes, so the same
+/// inputs give the same bits.
 #[derive(Debug, Clone)]
 pub struct CachedAttention {
     gpu: Gpu,

@@ -159,9 +159,12 @@ fn params(tokens: u32, width: u32, first: u32) -> Params {
 /// 1 / the number of tokens with a label.
 fn inverse(normalizer: u64) -> Result<f32, OpError> {
     match normalizer {
-        0 => {
-            Err(OpError::Value { operation: "loss", what: "the number of tokens with a label", expected: "above 0", found: 0.0 })
-        }
+        0 => Err(OpError::Value {
+            operation: "loss",
+            what: "the number of tokens with a label",
+            expected: "above 0",
+            found: 0.0,
+        }),
         n => Ok((1.0 / n as f64) as f32),
     }
 }

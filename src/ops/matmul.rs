@@ -1,11 +1,13 @@
 //! Matrix products: of two dense matrices, and with frozen weights, which the kernel decodes tile
 //! by tile.
 //!
-//! Each kernel is tested against the CPU before its first use on a device. Sums are in float32.
-//! Their order depends only on the sizes, so the same product gives the same bits each time.
-//! Matrices that exceed the binding limit of the device are cut: the left operand and the result by
-//! rows, weights by rectangles, and both operands of `tn` along the sums. These must fit in a
-//! binding: a dense right operand of `nt` and `nn`, the result of `tn`, and every single row.
+//! Each kernel is tested against the CPU before its first use on a device.
+//!
+//! Sums are in float32. Their order depends only on the sizes, so the same product gives the same
+//! bits each time. Matrices that exceed the binding limit of the device are cut: the left operand
+//! and the result by rows, weights by rectangles, and both operands of `tn` along the sums. These
+//! must fit in a binding: a dense right operand of `nt` and `nn`, the result of `tn`, and every
+//! single row.
 
 mod kernels;
 mod rows;

@@ -1,7 +1,8 @@
 //! The operations of a transformer on the GPU, with forward and backward kernels: float32,
-//! row-major. Operations record into a list of commands and read nothing back. Each checks on the
-//! host that its tensors contain every index of its kernels. So the kernels run without runtime
-//! checks.
+//! row-major.
+//!
+//! Operations record into a list of commands and read nothing back. Each checks on the host that
+//! its tensors contain every index of its kernels. So the kernels run without runtime checks.
 
 mod attention;
 mod cached_attention;

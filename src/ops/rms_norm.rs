@@ -14,9 +14,10 @@ const NARROW: u32 = 256;
 /// Threads per narrow row.
 const NARROW_LANES: u32 = 32;
 
-/// y = x * r * gamma with r = 1 / sqrt(mean(x^2) + epsilon), row by row, gamma frozen. A row has
-/// the width of gamma [1, width]. A matrix row with n times that width counts as n rows. In this
-/// way, queries [tokens, heads * head_dim] are normalised per head.
+/// y = x * r * gamma with r = 1 / sqrt(mean(x^2) + epsilon), row by row, gamma frozen.
+///
+/// A row has the width of gamma [1, width]. A matrix row with n times that width counts as n rows.
+/// In this way, queries [tokens, heads * head_dim] are normalised per head.
 #[derive(Debug, Clone)]
 pub struct RmsNorm {
     gpu: Gpu,

@@ -22,9 +22,10 @@ pub struct RotaryTable {
 
 impl RotaryTable {
     /// The table for [`Rotary`]: cosine and sine of every pair, times the attention factor. It has
-    /// one row for each of the first `positions` positions. An angle is a float32 product, as in
-    /// transformers. The host computes its cosine and sine, because WGSL guarantees no accuracy for
-    /// angles beyond pi.
+    /// one row for each of the first `positions` positions.
+    ///
+    /// An angle is a float32 product, as in transformers. The host computes its cosine and sine,
+    /// because WGSL guarantees no accuracy for angles beyond pi.
     pub fn angles(&self, positions: u32) -> Vec<f32> {
         let mut angles = Vec::new();
         (0..positions).for_each(|position| self.push_angles(position, &mut angles));
@@ -165,10 +166,11 @@ impl Rotary {
     }
 
     /// Records the rotation of the heads of `x`, [tokens, heads * head_dim], in place. The angles
-    /// depend on the position of a token in its sample. `table` is from [`RotaryTable::upload`]. It
-    /// has head_dim columns, and at least one row for each token of the longest sample. `starts`
-    /// has one u32 per token: the first token of its sample. All three must be in different
-    /// buffers.
+    /// depend on the position of a token in its sample.
+    ///
+    /// `table` is from [`RotaryTable::upload`]. It has head_dim columns, and at least one row for
+    /// each token of the longest sample. `starts` has one u32 per token: the first token of its
+    /// sample. All three must be in different buffers.
     ///
     /// # Errors
     /// [`OpError::Shape`]; nothing is then recorded.

@@ -154,7 +154,7 @@ fn small_qwen3_resident_and_in_a_ring_of_two() {
     let Some((gpu, kernels)) = device() else { return };
     let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("../shared/models/small-qwen3");
     if !source.is_dir() {
-        eprintln!("SKIPPED: {} is not there", source.display());
+        eprintln!("SKIPPED: {} does not exist", source.display());
         return;
     }
     let pack = pack_of(&source, ScaleType::F32);

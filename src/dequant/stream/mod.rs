@@ -1,9 +1,10 @@
-//! Streams the layers of a pack through GPU memory, and prefetches them. If all layers fit the
-//! budget, each is loaded once and stays. If not, a ring of slots holds the layer in use and the
-//! next layers: while the device works on one layer, the next is read from the file. The device has
-//! one queue, so a slot is overwritten only after the submitted work on its old layer. Later work
-//! is refused: the buffers of a layer are [leased](Lease), and the lease ends when the slot is
-//! given to another layer.
+//! Streams the layers of a pack through GPU memory, and prefetches them.
+//!
+//! If all layers fit the budget, each is loaded once and stays. If not, a ring of slots holds the
+//! layer in use and the next layers: while the device works on one layer, the next is read from the
+//! file. The device has one queue, so a slot is overwritten only after the submitted work on its
+//! old layer. Later work is refused: the buffers of a layer are [leased](Lease), and the lease ends
+//! when the slot is given to another layer.
 
 mod error;
 mod loader;
@@ -282,11 +283,13 @@ impl LayerStream {
         &self.gpu
     }
 
-    /// Waits for layer `number` and returns it. Prefetches the next layers in `direction`. Submit
-    /// work with the buffers of a layer before you request the next layer. After that request, the
-    /// slot may be given to another layer, and [`Commands::submit`](crate::gpu::Commands::submit)
-    /// refuses such work with [`GpuError::Overwritten`]. A clone of the layer does not change this.
-    /// If all layers are resident, this never happens.
+    /// Waits for layer `number` and returns it. Prefetches the next layers in `direction`.
+    ///
+    /// Submit work with the buffers of a layer before you request the next layer. After that
+    /// request, the slot may be given to another layer, and
+    /// [`Commands::submit`](crate::gpu::Commands::submit) refuses such work with
+    /// [`GpuError::Overwritten`]. A clone of the layer does not change this. If all layers are
+    /// resident, this never happens.
     ///
     /// # Errors
     /// [`StreamError::OutOfRange`]; any error of the loader. The next call tries again.
