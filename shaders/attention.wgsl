@@ -27,7 +27,7 @@ struct Params {
 @group(0) @binding(8) var<storage, read_write> row_sums: array<f32>;   // output: lse or delta
 @group(1) @binding(0) var<uniform> params: Params;
 
-override HEAD: u32 = 32u;     // vec4s of a head: at most TX * MOST_PARTS
+override HEAD: u32 = 32u;     // vec4s of a head: at most TX * MAX_PARTS
 override TX: u32 = 8u;        // threads along columns, 4 columns each; also the vec4s of a head per step
 override TY: u32 = 16u;       // threads along rows, 4 rows each: at least TX, and a divisor of 4 * TX
 override VALUES: u32 = 8u;    // columns per step of the value sums: a divisor of COLUMNS, a multiple of 4
@@ -36,7 +36,7 @@ override COLUMNS: u32 = 4u * TX;
 override PARTS: u32 = (HEAD + TX - 1u) / TX;   // vec4s of an output row per thread
 override WIDTH: u32 = PARTS * TX;
 override STRIDE: u32 = TX + 1u;                // odd, so that adjacent rows are in different banks
-const MOST_PARTS = 8u;
+const MAX_PARTS = 8u;
 const LOWEST = -1e38;         // below every score, and far enough from infinity
 
 var<workgroup> row_tile: array<vec4<f32>, ROWS * STRIDE>;     // a part of the rows, or the weights of the columns
@@ -53,7 +53,7 @@ struct Run {
 // 4 rows of a thread, 4 columns each.
 alias Tile = array<vec4<f32>, 4>;
 // 4 rows of a thread for each of its parts.
-alias Sums = array<vec4<f32>, 4u * MOST_PARTS>;
+alias Sums = array<vec4<f32>, 4u * MAX_PARTS>;
 
 fn query_run(first: u32, head: u32) -> Run {
     return Run(first, params.heads * HEAD, head * HEAD);

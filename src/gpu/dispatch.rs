@@ -13,11 +13,11 @@ use super::timing::{Stamps, Timed};
 /// Alignment of parameters: the largest `minUniformBufferOffsetAlignment` of WebGPU.
 const PARAMS_ALIGN: usize = 256;
 /// With more workgroups in one dimension, the linear workgroup index of a kernel would exceed u32.
-const MOST_COLUMNS: u32 = 65_535;
+const MAX_COLUMNS: u32 = 65_535;
 
 /// Floating-point operations of a submission, after which the list is cut. A small integrated GPU
 /// takes a second for them. Windows resets a device after two seconds in one submission.
-const ENOUGH_OPERATIONS: u64 = 1 << 38;
+const TARGET_OPERATIONS: u64 = 1 << 38;
 
 /// A list of GPU work. Each command sees the writes of the commands before it.
 #[derive(Debug)]
@@ -65,7 +65,7 @@ impl Gpu {
     /// num_workgroups.x`, and a kernel must ignore indices past `groups`. If two dimensions cannot
     /// hold `groups` (above 2^32 - 2^17 on common devices), [`Commands::submit`] refuses the grid.
     pub fn grid(&self, groups: u64) -> [u32; 3] {
-        let max = u64::from(self.limits().max_compute_workgroups_per_dimension.min(MOST_COLUMNS));
+        let max = u64::from(self.limits().max_compute_workgroups_per_dimension.min(MAX_COLUMNS));
         let rows = groups.div_ceil(max).max(1);
         let columns = groups.div_ceil(rows);
         [u32::try_from(columns).unwrap_or(u32::MAX), u32::try_from(rows).unwrap_or(u32::MAX), 1]
@@ -132,7 +132,7 @@ impl Commands {
     /// submitted in several parts.
     pub fn add_operations(&mut self, operations: u64) {
         self.operations = self.operations.saturating_add(operations);
-        if self.operations >= ENOUGH_OPERATIONS {
+        if self.operations >= TARGET_OPERATIONS {
             self.cuts.push(self.work.len());
             self.operations = 0;
         }

@@ -14,7 +14,7 @@ use super::error::GpuError;
 /// Queries of one set. Each has `wgpu::QUERY_SIZE` bytes.
 const SET: usize = wgpu::QUERY_SET_MAX_QUERIES as usize;
 /// Maximum submissions with unread times.
-const MOST_PENDING: usize = 256;
+const MAX_PENDING: usize = 256;
 
 /// The timestamps of one submission: around all passes, or around each pass.
 #[derive(Debug)]
@@ -193,7 +193,7 @@ impl Profiler {
         let calls = dispatches.map(|d| (d.kernel.name().to_owned(), d.bytes)).collect();
         let mut pending = self.pending.lock().unwrap_or_else(PoisonError::into_inner);
         pending.push(Pending { stamps: stamps.resolved.clone(), calls });
-        let full = pending.len() >= MOST_PENDING;
+        let full = pending.len() >= MAX_PENDING;
         drop(pending);
         if full { self.collect(gpu) } else { Ok(()) }
     }

@@ -62,7 +62,7 @@ const OPERATION: &str = "cached attention";
 /// Threads per workgroup, and keys per step. As in the shader.
 const WORKGROUP: u32 = 128;
 /// Number of workgroups from which on keys are not split: a few per core of a large GPU.
-const ENOUGH_GROUPS: u64 = 512;
+const TARGET_WORKGROUPS: u64 = 512;
 
 impl CachedAttention {
     /// Compiles the kernels for heads of `head_dim` elements: a multiple of 4, at most 256.
@@ -74,7 +74,7 @@ impl CachedAttention {
         check_head_dim(OPERATION, head_dim)?;
         // SAFETY: `forward` checks every tensor against `CachedAttentionShape`, and the kernels
         // index by tokens, heads and keys below its counts, keys from `first` on, which is below
-        // `past + tokens`; `parts` holds all runs, because only fewer than `ENOUGH_GROUPS` rows are
+        // `past + tokens`; `parts` holds all runs, because only fewer than `TARGET_WORKGROUPS` rows are
         // cut, into as many parts at most; loops end at those counts; workgroup memory is written,
         // with a barrier after it, before it is read.
         let shader = unsafe { Shader::trusted("cached_attention", include_str!("../../shaders/cached_attention.wgsl")) };
@@ -88,7 +88,7 @@ impl CachedAttention {
     /// GPU memory of the operation in bytes.
     pub fn scratch_bytes(head_dim: u32) -> u64 {
         // The sums of a head, the highest score and the total, in whole vec4s.
-        ENOUGH_GROUPS * 4 * (u64::from(head_dim) + 4)
+        TARGET_WORKGROUPS * 4 * (u64::from(head_dim) + 4)
     }
 
     /// Records `out = softmax(scale * q k^T) v`, over the keys that each token attends to.
@@ -147,8 +147,8 @@ impl CachedAttention {
 
 /// The number of runs, and the keys per run. `rows` is tokens * heads.
 fn runs(keys: u32, rows: u64) -> (u32, u32) {
-    // At most `ENOUGH_GROUPS`.
-    let max = (ENOUGH_GROUPS / rows).max(1) as u32;
+    // At most `TARGET_WORKGROUPS`.
+    let max = (TARGET_WORKGROUPS / rows).max(1) as u32;
     let run = keys.div_ceil(max).next_multiple_of(WORKGROUP);
     (keys.div_ceil(run), run)
 }
@@ -330,7 +330,7 @@ mod tests {
                 let (splits, run) = runs(keys, rows);
                 assert!(u64::from(splits) * u64::from(run) >= keys.into() && run.is_multiple_of(WORKGROUP));
                 assert!((splits - 1) * run < keys, "an empty run");
-                assert!(splits == 1 || u64::from(splits) * rows <= ENOUGH_GROUPS, "{keys} {rows}");
+                assert!(splits == 1 || u64::from(splits) * rows <= TARGET_WORKGROUPS, "{keys} {rows}");
             }
         }
     }

@@ -12,7 +12,7 @@ use super::{Mat, OpError};
 use crate::gpu::{BufferRange, Commands, Gpu, GpuError, Kernel, KernelSpec, Shader};
 
 /// Label of a token without a loss.
-pub const UNTRAINED: u32 = u32::MAX;
+pub const IGNORE_INDEX: u32 = u32::MAX;
 
 /// Bytes of state and label per token.
 const STATE: u64 = 16;
@@ -25,7 +25,7 @@ const LABEL: u64 = 4;
 /// 2. [`ChunkedLoss::finish`];
 /// 3. for each chunk: the same logits again, then [`ChunkedLoss::gradient`].
 ///
-/// `labels` holds one u32 per token: its next token, or [`UNTRAINED`]. A label outside of all
+/// `labels` holds one u32 per token: its next token, or [`IGNORE_INDEX`]. A label outside of all
 /// chunks makes the loss NaN. `state` [tokens, 4] holds, for each token, the largest logit, the sum
 /// of exponentials, the label's logit, and after [`ChunkedLoss::finish`] the loss (0 for a token
 /// without a label, NaN if one of its logits is not finite).
@@ -181,7 +181,7 @@ mod tests {
         let one = |(z, &label): (&[f64], &u32)| {
             let largest = z.iter().copied().fold(f64::MIN, f64::max);
             let sum: f64 = z.iter().map(|z| (z - largest).exp()).sum();
-            if label == UNTRAINED { 0.0 } else { sum.ln() + (largest - z[label as usize]) }
+            if label == IGNORE_INDEX { 0.0 } else { sum.ln() + (largest - z[label as usize]) }
         };
         logits.chunks(logits.len() / labels.len()).zip(labels).map(one).collect()
     }
@@ -192,7 +192,7 @@ mod tests {
             let largest = z.iter().copied().fold(f64::MIN, f64::max);
             let sum: f64 = z.iter().map(|z| (z - largest).exp()).sum();
             let hot = |j: usize| f64::from(u8::from(j == label as usize));
-            let slope = |(j, z): (usize, &f64)| if label == UNTRAINED { 0.0 } else { (z - largest).exp() / sum - hot(j) };
+            let slope = |(j, z): (usize, &f64)| if label == IGNORE_INDEX { 0.0 } else { (z - largest).exp() / sum - hot(j) };
             z.iter().enumerate().map(slope).collect::<Vec<_>>()
         };
         logits.chunks(logits.len() / labels.len()).zip(labels).flat_map(one).collect()
@@ -201,7 +201,7 @@ mod tests {
     /// Random labels. Every third token has none.
     fn labels(seed: u64, tokens: usize, vocab: u32) -> Vec<u32> {
         let any = |x: f32| (((x + 1.0) / 2.0 * vocab as f32) as u32).min(vocab - 1);
-        let label = |(i, x)| if i % 3 == 1 { UNTRAINED } else { any(x) };
+        let label = |(i, x)| if i % 3 == 1 { IGNORE_INDEX } else { any(x) };
         random(seed, tokens).into_iter().enumerate().map(label).collect()
     }
 
@@ -250,7 +250,7 @@ mod tests {
     }
 
     fn check(gpu: &Gpu, logits: &[f32], labels: &[u32], width: usize) {
-        let normalizer = 1 + labels.iter().filter(|&&label| label != UNTRAINED).count() as u64;
+        let normalizer = 1 + labels.iter().filter(|&&label| label != IGNORE_INDEX).count() as u64;
         let found = run(gpu, logits, labels, width, normalizer);
         let losses = reference(&wide(logits), labels);
         assert_close("losses", &found.losses, &narrow(&losses), 1e-6);
@@ -293,7 +293,7 @@ mod tests {
     #[test]
     fn untrained_tokens_count_for_nothing() {
         let Some(gpu) = gpu() else { return };
-        let found = run(&gpu, &random(5, 7 * 65), &[UNTRAINED; 7], 13, 5);
+        let found = run(&gpu, &random(5, 7 * 65), &[IGNORE_INDEX; 7], 13, 5);
         assert_eq!((found.losses, found.total, found.gradient), (vec![0.0; 7], 1.0, vec![0.0; 7 * 65]));
     }
 
@@ -322,7 +322,7 @@ mod tests {
 
     #[test]
     fn the_reference_is_the_gradient() {
-        let (logits, labels) = (wide(&random(5, 4 * 7)), [3, UNTRAINED, 0, 6]);
+        let (logits, labels) = (wide(&random(5, 4 * 7)), [3, IGNORE_INDEX, 0, 6]);
         assert_gradient("logits", &logits, &reference_backward(&logits, &labels), 1e-6, |z| {
             reference(z, &labels).iter().sum()
         });

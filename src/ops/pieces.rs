@@ -4,7 +4,7 @@ use crate::gpu::{BufferRange, Gpu, GpuError};
 
 /// Maximum bytes of a binding, even if the device allows more. The index of every float then fits
 /// 32 bits with room to spare.
-const MOST_BYTES: u64 = 1 << 31;
+const MAX_BYTES: u64 = 1 << 31;
 /// A row index that is a multiple of this gives a valid binding offset (a multiple of 256 bytes),
 /// for rows of any number of floats.
 pub(super) const ROWS: u64 = 64;
@@ -32,7 +32,7 @@ impl Piece {
 /// # Errors
 /// [`GpuError::TooLarge`] if the device cannot bind `multiple` rows.
 pub(super) fn pieces(gpu: &Gpu, rows: u64, row_bytes: u64, multiple: u64) -> Result<impl Iterator<Item = Piece>, GpuError> {
-    let limit = gpu.limits().max_storage_buffer_binding_size.min(MOST_BYTES);
+    let limit = gpu.limits().max_storage_buffer_binding_size.min(MAX_BYTES);
     cut(rows, row_bytes, multiple, limit).ok_or_else(|| GpuError::TooLarge {
         what: format!("{multiple} rows"),
         asked: multiple.saturating_mul(row_bytes),
@@ -42,7 +42,7 @@ pub(super) fn pieces(gpu: &Gpu, rows: u64, row_bytes: u64, multiple: u64) -> Res
 }
 
 fn cut(rows: u64, row_bytes: u64, multiple: u64, limit: u64) -> Option<impl Iterator<Item = Piece>> {
-    let max = limit.checked_div(row_bytes).unwrap_or(rows).min(MOST_BYTES);
+    let max = limit.checked_div(row_bytes).unwrap_or(rows).min(MAX_BYTES);
     let step = if rows <= max { rows } else { max / multiple * multiple };
     let mut first = 0;
     (step > 0 || rows == 0).then_some(std::iter::from_fn(move || {

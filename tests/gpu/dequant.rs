@@ -4,7 +4,7 @@
 use crate::common;
 
 use half::{bf16, f16};
-use nf4pack::dequant::yardstick::CopyKernel;
+use nf4pack::dequant::copy_baseline::CopyKernel;
 use nf4pack::dequant::{self, DequantError, Dequantizer, Fast, GpuWeights, Output, Setup};
 use nf4pack::format::nf4::{self, Nf4Tensor, ScaleType, Scales};
 use nf4pack::gpu::{BufferRange, Gpu};
@@ -387,7 +387,7 @@ fn what_cannot_be_dequantised_is_an_error() {
 }
 
 #[test]
-fn the_yardstick_copies() {
+fn the_copy_baseline_copies() {
     for max_binding in [None, Some(4096 + 16)] {
         let Some(gpu) = common::gpu_with(|options| options.max_binding = max_binding) else { return };
         let mut random = Random(10);

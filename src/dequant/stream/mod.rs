@@ -28,7 +28,7 @@ pub use source::PackSource;
 
 /// Maximum threads that fill staging memory, if the caller sets no number. More threads were not
 /// faster on any measured machine.
-const MOST_THREADS: usize = 8;
+const MAX_THREADS: usize = 8;
 
 /// Options of a layer stream.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -245,7 +245,7 @@ impl LayerStream {
     fn start(gpu: &Gpu, source: Arc<PackSource>, plan: StreamPlan, options: &StreamOptions) -> Result<Self, StreamError> {
         let plan = Arc::new(plan);
         let threads = match options.threads {
-            0 => std::thread::available_parallelism().map_or(1, usize::from).min(MOST_THREADS),
+            0 => std::thread::available_parallelism().map_or(1, usize::from).min(MAX_THREADS),
             threads => threads,
         };
         let loader = Loader::start(gpu, source.clone(), plan.clone(), threads, options.verify)?;

@@ -20,7 +20,7 @@ const CHUNK: RangeInclusive<u64> = 2 << 20..=16 << 20;
 /// read in full while the device works on the present one.
 const STAGING: RangeInclusive<u64> = 64 << 20..=256 << 20;
 /// With fewer slots, there would be no room for the next layer.
-const LEAST_SLOTS: u32 = 2;
+const MIN_SLOTS: u32 = 2;
 
 /// The sections of a layer or of the global tensors, and their buffers.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -127,7 +127,7 @@ impl StreamPlan {
         let weights_bytes: u64 = groups.iter().map(Group::bytes).sum();
         let globals_bytes = globals.as_ref().map_or(0, Group::bytes);
         let layers = index.header().layer_count;
-        let min_slots = layers.min(LEAST_SLOTS);
+        let min_slots = layers.min(MIN_SLOTS);
         // All slots of a ring have the size of the largest layer. So a ring may need more memory
         // than all layers.
         let ring = |slots: u32| (u64::from(slots) * layer_bytes).min(weights_bytes);

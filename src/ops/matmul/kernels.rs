@@ -16,9 +16,9 @@ use crate::ops::trial::Tried;
 pub(super) const TERMS: u32 = 16;
 /// Number of workgroups from which on a product is not cut along its sums. It is a multiple of the
 /// cores of a large GPU, so that idle cores in the last wave cost little.
-const ENOUGH_GROUPS: u64 = 2048;
+const TARGET_WORKGROUPS: u64 = 2048;
 /// Minimum terms per workgroup.
-const LEAST_TERMS: u32 = 256;
+const MIN_TERMS: u32 = 256;
 /// Scratch memory for the partial sums of one product, in bytes.
 pub(super) const SCRATCH_BYTES: u64 = 64 << 20;
 /// Threads per workgroup of the kernel that adds the partial sums.
@@ -272,9 +272,9 @@ impl Kernels {
     /// The number of terms per chunk, and the number of chunks. They depend only on the sizes, so
     /// the same product always has the same order of sums.
     fn chunks(&self, product: &Product, tile: Tile) -> (u32, u32) {
-        let by_groups = ENOUGH_GROUPS / tile.groups(product.m, product.n);
+        let by_groups = TARGET_WORKGROUPS / tile.groups(product.m, product.n);
         let by_memory = self.scratch.size / (4 * u64::from(product.m) * u64::from(product.n));
-        let by_terms = product.k.div_ceil(LEAST_TERMS);
+        let by_terms = product.k.div_ceil(MIN_TERMS);
         let max_chunks = u64::from(by_terms).min(by_groups).min(by_memory).max(1) as u32;
         let chunk = product.k.div_ceil(max_chunks).next_multiple_of(TERMS);
         (chunk, product.k.div_ceil(chunk))

@@ -4,7 +4,7 @@
 use super::kernels::{Product, flag};
 
 /// Maximum rows that are computed together.
-const MOST_ROWS: u32 = 8;
+const MAX_ROWS: u32 = 8;
 /// Threads per workgroup.
 const WORKGROUP: u32 = 256;
 /// Below this number of columns, each column takes a whole workgroup, to use the whole GPU.
@@ -27,7 +27,7 @@ impl FewRows {
     /// The kernel for a product with few rows, if terms are adjacent in both operands.
     pub fn of(product: &Product) -> Option<Self> {
         let (column, term) = product.b_strides;
-        let fits = product.m <= MOST_ROWS && term == 1 && product.a.column == 1 && product.k > 0;
+        let fits = product.m <= MAX_ROWS && term == 1 && product.a.column == 1 && product.k > 0;
         let whole = [product.b.first(), column, product.k].iter().all(|at| at.is_multiple_of(8));
         let lanes = if product.n < FEW_COLUMNS { WORKGROUP } else { LANES };
         fits.then_some(Self { rows: product.m.next_power_of_two(), lanes, whole })
