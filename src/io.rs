@@ -154,8 +154,9 @@ pub(crate) fn temporary_folder(parent: &Path) -> io::Result<tempfile::TempDir> {
     builder.tempdir_in(parent)
 }
 
-/// Renames `temporary` to `target`, in the same parent folder, and syncs the parent. `target` must
-/// be an empty folder or not exist.
+/// Renames `temporary` to `target`, in the same parent folder. `target` must be an empty folder or
+/// not exist. The caller syncs the parent: if that fails, the folder exists; if this fails, it does
+/// not.
 ///
 /// # Errors
 ///
@@ -169,7 +170,7 @@ pub(crate) fn publish_folder(temporary: tempfile::TempDir, target: &Path) -> io:
     std::fs::rename(temporary.path(), target)?;
     // The temporary name no longer exists, so there is nothing to remove.
     let _ = temporary.keep();
-    sync_dir(folder_of(target))
+    Ok(())
 }
 
 /// A page of bytes, aligned to a page.
