@@ -1,5 +1,6 @@
-//! Bytes written per second by dequantisation, one thread, block 64, beside those of a memcpy of the same output.
-#![allow(clippy::unwrap_used, missing_docs, reason = "a benchmark that fails should stop")]
+//! Output bytes per second of dequantisation and of a memcpy of the same output: one thread, block
+//! 64.
+#![allow(clippy::unwrap_used, missing_docs, reason = "a benchmark stops at the first failure")]
 
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use half::{bf16, f16};

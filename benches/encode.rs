@@ -1,6 +1,6 @@
-//! Weights per second of the encoders, one thread, block 64, bf16: from a buffer that does not fit the caches, and from a piece as
-//! the converter takes it, which does.
-#![allow(clippy::unwrap_used, missing_docs, reason = "a benchmark that fails should stop")]
+//! Weights per second of the encoders: one thread, block 64, bf16. One input is a buffer that
+//! exceeds the caches, the other a piece of the converter, which fits.
+#![allow(clippy::unwrap_used, missing_docs, reason = "a benchmark stops at the first failure")]
 
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use half::bf16;
@@ -10,10 +10,11 @@ use std::hint::black_box;
 
 const WEIGHTS: usize = 16 << 20;
 const BLOCK: u32 = 64;
-/// Weights of a piece of the converter.
+/// Weights per piece of the converter.
 const PIECE: usize = 1 << 17;
 
-/// Roughly normal weights, as little-endian bf16: the sum of four uniform numbers, from a fixed linear congruential generator.
+/// Roughly normal weights, as little-endian bf16: the sum of four uniform numbers, from a fixed
+/// linear congruential generator.
 fn bf16_weights() -> Vec<u8> {
     let mut state = 1_u64;
     let mut uniform = || {

@@ -1,5 +1,6 @@
-//! Time to open a pack: header, index and metadata of a model with the shapes of Qwen3-4B (36 layers), and of a mixture of
-//! experts with one tensor per expert (48 layers of 128 experts). No payload is needed, so none is made.
+//! Time of opening a pack: header, index and metadata. One model has the shapes of Qwen3-4B (36
+//! layers), the other is a mixture of experts with one tensor per expert (48 layers of 128
+//! experts). The packs have no payload.
 
 #![allow(clippy::expect_used, reason = "a benchmark that cannot start fails")]
 
@@ -33,7 +34,7 @@ fn entry(name: String, role: Role, shape: &[u64], storage: Storage) -> Entry {
     Entry { name, role, layer: None, expert: None, shape, storage }
 }
 
-/// The tensors of one layer; with experts, the feed-forward projections once for each.
+/// The tensors of one layer. With experts, each expert has its own feed-forward projections.
 fn layer(number: u32, experts: u32) -> impl Iterator<Item = Entry> {
     let nf4 = Storage::Nf4 { scale_type: ScaleType::Bf16, block_size: 64 };
     let raw = Storage::Raw(FloatType::Bf16);
@@ -51,7 +52,7 @@ fn layer(number: u32, experts: u32) -> impl Iterator<Item = Entry> {
     norms.chain(projections).map(move |entry| Entry { layer: Some(number), ..entry })
 }
 
-/// The front of a pack, and the length of the whole.
+/// Header, index and metadata of a pack, and its file length.
 fn front(layers: u32, experts: u32) -> (Vec<u8>, u64) {
     let globals = [
         entry("config.json".to_owned(), Role::Other, &[700], Storage::File),

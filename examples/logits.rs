@@ -1,5 +1,6 @@
-//! Writes the logits of a text's tokens, [tokens, vocabulary] as little-endian float32, so that another program can be held against
-//! this one: `logits PACK ADAPTER|none IDS OUT`, where IDS is a file of token numbers between blanks.
+//! Writes the logits of a token sequence, [tokens, vocabulary] in little-endian float32, for
+//! comparison with other programs: `logits PACK ADAPTER|none IDS OUT`. IDS is a file of token ids,
+//! separated by whitespace.
 
 use std::error::Error;
 use std::fs;

@@ -1,5 +1,5 @@
-//! Prints the first values of a tensor of a pack, decoded on the CPU:
-//! `cargo run --release --example read_tensor -- PACK [NAME]` (without a name it lists the tensors)
+//! Decodes a tensor of a pack on the CPU and prints its first values:
+//! `cargo run --release --example read_tensor -- PACK [NAME]` (without NAME, it lists the tensors)
 
 use std::error::Error;
 
@@ -7,7 +7,7 @@ use half::{bf16, f16};
 use nf4pack::MappedPack;
 use nf4pack::format::{FloatType, Pack};
 
-/// Values that are printed.
+/// Number of printed values.
 const COUNT: usize = 8;
 
 fn main() -> Result<(), Box<dyn Error>> {
@@ -30,7 +30,7 @@ fn first_values(pack: Pack<'_>, name: &str) -> Result<Vec<f32>, Box<dyn Error>> 
         nf4pack::dequant::dequantize(&projection.data, 0, &mut values)?;
         return Ok(values);
     }
-    let tensor = pack.raw_tensor(name).ok_or("no such tensor; without a name the tensors are listed")?;
+    let tensor = pack.raw_tensor(name).ok_or("no such tensor; run without NAME to list the tensors")?;
     let value: fn(&[u8]) -> f32 = match tensor.float_type {
         FloatType::F32 => |b| f32::from_le_bytes([b[0], b[1], b[2], b[3]]),
         FloatType::F16 => |b| f16::from_le_bytes([b[0], b[1]]).to_f32(),

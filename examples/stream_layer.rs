@@ -1,5 +1,5 @@
-//! Streams the layers of a pack through a GPU, decodes one projection of each there, and holds it against the CPU's values:
-//! `cargo run --release --example stream_layer -- PACK [BUDGET_IN_BYTES]`
+//! Streams the layers of a pack through a GPU, decodes one projection of each layer, and compares
+//! it with the CPU: `cargo run --release --example stream_layer -- PACK [BUDGET_IN_BYTES]`
 
 use std::error::Error;
 
@@ -8,7 +8,7 @@ use nf4pack::dequant::stream::{Direction, LayerStream, StreamOptions};
 use nf4pack::dequant::{Dequantizer, Output, dequantize};
 use nf4pack::gpu::{Gpu, Options};
 
-/// Values that are compared, from the first on.
+/// Number of compared values.
 const COUNT: u64 = 4096;
 
 fn main() -> Result<(), Box<dyn Error>> {
@@ -34,7 +34,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         let mut expected = vec![0.0; count as usize];
         dequantize(&on_disk.data, 0, &mut expected)?;
         if found != expected {
-            return Err(format!("{}: the GPU's values are not the CPU's", projection.name).into());
+            return Err(format!("{}: the values of GPU and CPU differ", projection.name).into());
         }
         println!("{} {}: {:?} ..", projection.name, projection.shape, &found[..found.len().min(4)]);
     }

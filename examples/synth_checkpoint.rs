@@ -1,5 +1,5 @@
-//! Writes a Qwen3 checkpoint of random weights:
-//! `cargo run --release --example synth_checkpoint -- OUT --shape qwen3-0.6b|qwen3-4b|tiny [--seed N] [--shard-size BYTES]`
+//! Writes a Qwen3 checkpoint with random weights: `cargo run --release --example synth_checkpoint
+//! -- OUT --shape qwen3-0.6b|qwen3-4b|tiny [--seed N] [--shard-size BYTES]`
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -30,7 +30,7 @@ fn run() -> Result<(), String> {
         let number = || value.parse::<u64>().map_err(|e| format!("{flag} {value}: {e}"));
         match flag {
             "--shape" => {
-                let unknown = || format!("no shape {value:?}; there are {}", Shape::NAMES.join(", "));
+                let unknown = || format!("no shape {value:?}; the shapes are {}", Shape::NAMES.join(", "));
                 shape = Some(Shape::from_name(&value).ok_or_else(unknown)?);
             }
             "--seed" => seed = number()?,

@@ -1,14 +1,16 @@
-// Causal grouped-query attention with an online softmax: no matrix of tokens x tokens is ever in memory. A workgroup takes a block of
-// ROWS tokens of one head and walks over blocks of COLUMNS tokens of another. Rows are queries and columns keys in `forward` and
-// `query_gradient`; rows are keys and columns queries in `value_gradient` and `key_gradient`, so that no two workgroups add to the
-// same element. Runs unchecked: `ops::attention` proves on the host that every tensor holds what is indexed here.
+// Causal grouped-query attention with an online softmax (FlashAttention-2). No tokens x tokens
+// matrix is in memory. A workgroup takes a block of ROWS tokens of one head and loops over blocks
+// of COLUMNS tokens of the other head. In `forward` and `query_gradient`, rows are queries and
+// columns are keys. In `value_gradient` and `key_gradient`, rows are keys and columns are queries.
+// So no two workgroups add to the same element. Runs unchecked: `ops::attention` proves on the host
+// that every index is in its tensor.
 
 struct Params {
     tokens: u32,
     heads: u32,      // query heads, a multiple of kv_heads
     kv_heads: u32,
     scale: f32,      // of the scores
-    window: u32,     // tokens that a token sees at most, itself among them
+    window: u32,     // size of the attention window, including the token itself
     pad0: u32,
     pad1: u32,
     pad2: u32,
@@ -18,28 +20,28 @@ struct Params {
 @group(0) @binding(1) var<storage, read> row_b: array<vec4<f32>>;      // d_out, or v where rows are keys
 @group(0) @binding(2) var<storage, read> column_a: array<vec4<f32>>;   // k, or q
 @group(0) @binding(3) var<storage, read> column_b: array<vec4<f32>>;   // v, or d_out
-@group(0) @binding(4) var<storage, read> starts: array<u32>;           // first token of each token's sample: `start_of` reads it
+@group(0) @binding(4) var<storage, read> starts: array<u32>;           // first token of the sample of each token; read by `start_of`
 @group(0) @binding(5) var<storage, read> lse: array<f32>;              // [tokens, heads]
 @group(0) @binding(6) var<storage, read> delta: array<f32>;            // [tokens, heads]
 @group(0) @binding(7) var<storage, read_write> out: array<vec4<f32>>;  // out, or the gradient of the rows
-@group(0) @binding(8) var<storage, read_write> row_sums: array<f32>;   // lse or delta, where it is made
+@group(0) @binding(8) var<storage, read_write> row_sums: array<f32>;   // output: lse or delta
 @group(1) @binding(0) var<uniform> params: Params;
 
 override HEAD: u32 = 32u;     // vec4s of a head: at most TX * MAX_PARTS
-override TX: u32 = 8u;        // threads along columns, each with 4 of them; also the vec4s of a head that are multiplied at a time
-override TY: u32 = 16u;       // threads along rows, each with 4 of them: at least TX, and a divisor of 4 * TX
-override VALUES: u32 = 8u;    // columns that are added up at a time: a divisor of COLUMNS, a multiple of 4
+override TX: u32 = 8u;        // threads along columns, 4 columns each; also the vec4s of a head per step
+override TY: u32 = 16u;       // threads along rows, 4 rows each: at least TX, and a divisor of 4 * TX
+override VALUES: u32 = 8u;    // columns per step of the value sums: a divisor of COLUMNS, a multiple of 4
 override ROWS: u32 = 4u * TY;
 override COLUMNS: u32 = 4u * TX;
-override PARTS: u32 = (HEAD + TX - 1u) / TX;   // vec4s of an output row that a thread has
+override PARTS: u32 = (HEAD + TX - 1u) / TX;   // vec4s of an output row per thread
 override WIDTH: u32 = PARTS * TX;
-override STRIDE: u32 = TX + 1u;                // odd, so that neighbouring rows lie in different banks
+override STRIDE: u32 = TX + 1u;                // odd, so that adjacent rows are in different banks
 const MAX_PARTS = 8u;
 const LOWEST = -1e38;         // below every score, and far enough from infinity
 
 var<workgroup> row_tile: array<vec4<f32>, ROWS * STRIDE>;     // a part of the rows, or the weights of the columns
-var<workgroup> column_tile: array<vec4<f32>, COLUMNS * STRIDE>;   // a part of the columns: VALUES * WIDTH is not more
-var<workgroup> partial: array<f32, ROWS * TX>;                // what each thread has of a row
+var<workgroup> column_tile: array<vec4<f32>, COLUMNS * STRIDE>;   // a part of the columns; at least VALUES * WIDTH vec4s
+var<workgroup> partial: array<f32, ROWS * TX>;                // partial results of the threads of a row
 
 // Tokens of one head: element `i` of token `t` is at `t * stride + offset + i`.
 struct Run {
@@ -48,7 +50,7 @@ struct Run {
     offset: u32,
 }
 
-// 4 rows of a thread, each with 4 columns.
+// 4 rows of a thread, 4 columns each.
 alias Tile = array<vec4<f32>, 4>;
 // 4 rows of a thread for each of its parts.
 alias Sums = array<vec4<f32>, 4u * MAX_PARTS>;
@@ -83,7 +85,8 @@ fn column_of(run: Run, token: u32, column: u32, second: bool) -> vec4<f32> {
     return column_a[i];
 }
 
-// What a thread carries to workgroup memory. It is read while the part before it is multiplied, to hide the way from memory.
+// The vec4s that a thread loads into workgroup memory next. They are fetched during the present
+// products, to hide the memory latency.
 struct Carried {
     rows: Tile,
     columns: Tile,
@@ -95,7 +98,8 @@ fn carry(rows: Run, columns: Run, depth: u32, second: bool, at: vec2<u32>) -> Ca
         carried.rows[i] = row_of(rows, rows.first + at.y + TY * i, depth + at.x, second);
     }
     for (var i = 0u; i < COLUMNS / TY; i++) {
-        // Slot TX * j + x has column 4 * x + j: neighbouring threads read neighbouring slots, and yet each has 4 columns in a row.
+        // Slot TX * j + x has column 4 * x + j: adjacent threads read adjacent slots, and each
+        // thread has 4 adjacent columns.
         let slot = at.y + TY * i;
         carried.columns[i] = column_of(columns, columns.first + 4u * (slot % TX) + slot / TX, depth + at.x, second);
     }
@@ -135,7 +139,7 @@ fn products(rows: Run, columns: Run, second: bool, at: vec2<u32>) -> Tile {
     return sums;
 }
 
-// The thread's share of VALUES columns, all WIDTH vec4s of them.
+// The share of a thread in VALUES columns of WIDTH vec4s.
 fn carry_values(columns: Run, first: u32, second: bool, at: vec2<u32>) -> Tile {
     var carried: Tile;
     for (var i = 0u; i < COLUMNS / TY; i++) {
@@ -145,7 +149,8 @@ fn carry_values(columns: Run, first: u32, second: bool, at: vec2<u32>) -> Tile {
     return carried;
 }
 
-// Adds the columns (of column_b, or column_a), with the weights that lie in the row tile, to the sums of the thread's rows.
+// Adds the columns (of column_b, or column_a), times the weights in the row tile, to the sums of
+// the rows of the thread.
 fn add_weighted(sums: ptr<function, Sums>, columns: Run, second: bool, at: vec2<u32>) {
     var carried = carry_values(columns, 0u, second, at);
     for (var first = 0u; first < COLUMNS; first += VALUES) {
@@ -181,7 +186,7 @@ fn add_weighted(sums: ptr<function, Sums>, columns: Run, second: bool, at: vec2<
     }
 }
 
-// Writes the sums of the thread's rows, each times its factor.
+// Writes the sums of the rows of the thread, each times its factor.
 fn store(sums: ptr<function, Sums>, factors: vec4<f32>, rows: Run, at: vec2<u32>) {
     for (var i = 0u; i < 4u; i++) {
         let token = rows.first + at.y + TY * i;
@@ -194,8 +199,8 @@ fn store(sums: ptr<function, Sums>, factors: vec4<f32>, rows: Run, at: vec2<u32>
     }
 }
 
-// The first token that a token sees: the start of its sample or of its window. It never falls from one token to the next. A token past
-// the end has a start that no token reaches.
+// The first token that a token attends to: the start of its sample or of its window. It is
+// monotonic in the token. A token past the end gets a start past all tokens.
 fn start_of(token: u32) -> u32 {
     if (token < params.tokens) {
         return max(starts[token], token + 1u - min(token + 1u, params.window));
@@ -203,12 +208,13 @@ fn start_of(token: u32) -> u32 {
     return 0xffffffffu;
 }
 
-// The first block is the last one of the queries: it has the most columns, and what starts last should be short.
+// The first workgroup takes the last block of queries. That block has the most columns, and long
+// work should start first.
 fn query_block(group: vec3<u32>, grid: vec3<u32>) -> Run {
     return query_run((grid.y - 1u - group.y) * ROWS, group.x);
 }
 
-// The keys of a block of queries: from the first one that its first query sees.
+// The range of keys of a block of queries. It starts at the first key of its first query.
 fn keys_of(queries: Run, head: u32) -> Run {
     return key_run(start_of(queries.first), head / (params.heads / params.kv_heads));
 }
@@ -218,7 +224,7 @@ fn starts_of_rows(rows: Run, at: vec2<u32>) -> vec4<u32> {
     return vec4(start_of(token), start_of(token + TY), start_of(token + 2u * TY), start_of(token + 3u * TY));
 }
 
-// Which of the thread's keys, in columns, a query sees.
+// Which keys (columns) of the thread a query attends to.
 fn sees(query: u32, start: u32, keys: Run, at: vec2<u32>) -> vec4<bool> {
     let key = keys.first + 4u * at.x + vec4(0u, 1u, 2u, 3u);
     return (key <= vec4(query)) & (key >= vec4(start));
@@ -233,7 +239,7 @@ fn forward(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) gri
     var columns = keys_of(rows, group.x);
     var sums = Sums();
     var highest = vec4(LOWEST);
-    var total = vec4<f32>();    // of the thread's own columns
+    var total = vec4<f32>();    // over the columns of the thread
     for (; columns.first < end; columns.first += COLUMNS) {
         var scores = products(rows, columns, false, at);
         for (var i = 0u; i < 4u; i++) {
@@ -249,7 +255,8 @@ fn forward(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) gri
             for (var x = 0u; x < TX; x++) {
                 top = max(top, partial[row * TX + x]);
             }
-            // Before a row's first key all is LOWEST, and exp(0) is not 0.
+            // Before the first key of a row all scores are LOWEST, and exp(LOWEST - LOWEST) is 1,
+            // not 0.
             let weights = select(exp(scores[i] - top), vec4<f32>(), scores[i] == vec4(LOWEST));
             let shrink = exp(highest[i] - top);
             row_tile[row * STRIDE + at.x] = weights;
@@ -278,7 +285,7 @@ fn forward(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) gri
     store(&sums, 1.0 / total, rows, at);
 }
 
-// The sum of out * d_out over a head: TX threads a row of [tokens * heads, HEAD].
+// The sum of out * d_out over a head: TX threads per row of [tokens * heads, HEAD].
 @compute @workgroup_size(TX, TY)
 fn row_products(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) grid: vec3<u32>, @builtin(local_invocation_id) thread: vec3<u32>) {
     let row = (group.x + group.y * grid.x) * TY + thread.y;
@@ -328,7 +335,7 @@ fn query_gradient(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgrou
     store(&sums, vec4(params.scale), rows, at);
 }
 
-// What the thread's 4 columns have, where columns are queries.
+// The values of the 4 columns of the thread, if columns are queries.
 struct Queries {
     start: vec4<u32>,
     lse: vec4<f32>,
@@ -346,14 +353,14 @@ fn queries_of(columns: Run, head: u32, at: vec2<u32>) -> Queries {
     return Queries(start, vec4(lse[i.x], lse[i.y], lse[i.z], lse[i.w]));
 }
 
-// The weights that the thread's queries, in columns, give to a key.
+// The weights of the queries (columns) of the thread for a key.
 fn weights_of(key: u32, scores: vec4<f32>, queries: Queries, columns: Run, at: vec2<u32>) -> vec4<f32> {
     let query = columns.first + 4u * at.x + vec4(0u, 1u, 2u, 3u);
     let seen = (query >= vec4(key)) & (queries.start <= vec4(key));
     return exp(select(vec4(LOWEST), scores * params.scale - queries.lse, seen));
 }
 
-// Whether a block of queries from `query` on has any that sees a key before `end`: if any does, the first one does.
+// Whether a query from `query` on attends to a key before `end`. If any does, the first one does.
 fn reaches(query: u32, end: u32) -> bool {
     return start_of(query) < end;
 }

@@ -1,17 +1,17 @@
-// Attention of new tokens over a cache of keys and values ("flash-decoding"): a workgroup takes one head of one token and a run of the
-// keys, with an online softmax; `combine` joins the runs. Runs unchecked: `ops::cached_attention` proves on the host that every
-// tensor holds what is indexed here.
+// Attention of new tokens over a KV cache ("flash-decoding"). A workgroup takes one head of one
+// token and a run of the keys, with an online softmax. `combine` joins the runs. Runs unchecked:
+// `ops::cached_attention` proves on the host that every index is in its tensor.
 
 struct Params {
-    tokens: u32,     // new ones
-    past: u32,       // in the cache before them
+    tokens: u32,     // new tokens
+    past: u32,       // earlier tokens in the cache
     heads: u32,      // query heads, a multiple of kv_heads
     kv_heads: u32,
     splits: u32,     // runs of keys
     run: u32,        // keys of a run, a multiple of KEYS
     scale: f32,      // of the scores
-    window: u32,     // keys that a token sees at most, its own among them
-    first: u32,      // first key that any of the tokens sees: runs are counted from there
+    window: u32,     // size of the attention window, including the token itself
+    first: u32,      // first key of any token; runs start there
     pad0: u32,
     pad1: u32,
     pad2: u32,
@@ -21,14 +21,14 @@ struct Params {
 @group(0) @binding(1) var<storage, read> k: array<vec4<f32>>;          // [past + tokens, kv_heads, HEAD]
 @group(0) @binding(2) var<storage, read> v: array<vec4<f32>>;
 @group(0) @binding(3) var<storage, read_write> out: array<vec4<f32>>;  // [tokens, heads, HEAD]
-@group(0) @binding(4) var<storage, read_write> parts: array<vec4<f32>>;   // [splits, tokens, heads, HEAD + 1]: sums, then what a Part has
+@group(0) @binding(4) var<storage, read_write> parts: array<vec4<f32>>;   // [splits, tokens, heads, HEAD + 1]: sums, then the fields of Part
 @group(1) @binding(0) var<uniform> params: Params;
 
 override HEAD: u32 = 32u;   // vec4s of a head, at most WORKGROUP
 const WORKGROUP = 128u;
-const KEYS = WORKGROUP;     // keys that are looked at together
+const KEYS = WORKGROUP;     // keys per step
 const LANES = 8u;           // threads that share a key
-const STRIDE = LANES + 1u;  // odd, so that neighbouring keys lie in different banks
+const STRIDE = LANES + 1u;  // odd, so that adjacent keys are in different banks
 const LOWEST = -1e38;       // below every score, and far enough from infinity
 
 var<workgroup> query: array<vec4<f32>, HEAD>;
@@ -38,7 +38,7 @@ var<workgroup> highs: array<f32, KEYS / LANES>;     // highest of LANES scores e
 var<workgroup> sums: array<vec4<f32>, WORKGROUP>;
 var<workgroup> totals: array<f32, WORKGROUP>;
 
-// Where a head of a token's keys and values starts.
+// The index of the first vec4 of a head in the keys or values of a token.
 fn row_of(key: u32, head: u32) -> u32 {
     return (key * params.kv_heads + head / (params.heads / params.kv_heads)) * HEAD;
 }
@@ -63,7 +63,7 @@ fn score_of(first: u32, end: u32, head: u32, thread: u32) -> f32 {
     return select(LOWEST, score * params.scale, first + thread < end);
 }
 
-// The highest of all threads' scores, and `top`.
+// The maximum of `top` and the scores of all threads.
 fn highest_of(score: f32, top: f32, thread: u32) -> f32 {
     weights[thread] = score;
     workgroupBarrier();
@@ -92,19 +92,19 @@ fn attend(@builtin(workgroup_id) id: vec3<u32>, @builtin(num_workgroups) grid: v
     let row = group % rows;
     let head = row % params.heads;
     let split = group / rows;
-    let seen = params.past + row / params.heads + 1u;    // keys up to the token's own
+    let seen = params.past + row / params.heads + 1u;    // keys up to the token itself
     let end = min(seen, params.first + (split + 1u) * params.run);
     let start = max(seen - min(seen, params.window), params.first + split * params.run);
     for (var column = thread; column < HEAD; column += WORKGROUP) {
         query[column] = q[row * HEAD + column];
     }
-    // For the values, threads share out the columns, and what is left of them the keys.
+    // For the values, the threads first split the columns. The remaining factor splits the keys.
     let column = thread % HEAD;
     let share = thread / HEAD;
     let shares = WORKGROUP / HEAD;
     var sum = vec4<f32>();
     var top = LOWEST;
-    var total = 0.0;    // of the thread's own keys
+    var total = 0.0;    // over the keys of the thread
     for (var first = start; first < end; first += KEYS) {
         workgroupBarrier();
         let score = score_of(first, end, head, thread);
@@ -144,8 +144,8 @@ fn attend(@builtin(workgroup_id) id: vec3<u32>, @builtin(num_workgroups) grid: v
     }
 }
 
-// A thread has one vec4 of the output. A run without any key that the token sees has LOWEST and sums of 0; the run with the token's own
-// key has one.
+// A thread has one vec4 of the output. A run without keys of the token has LOWEST and sums of 0.
+// The run with the key of the token itself is never empty.
 @compute @workgroup_size(WORKGROUP)
 fn combine(@builtin(workgroup_id) id: vec3<u32>, @builtin(num_workgroups) grid: vec3<u32>, @builtin(local_invocation_index) thread: u32) {
     let rows = params.tokens * params.heads;

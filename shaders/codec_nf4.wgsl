@@ -1,24 +1,27 @@
-// The codec NF4: how a kernel reads quantised weights. A codec has these four functions, and the bindings 0 to 3:
+// The codec NF4: how a kernel reads quantised weights. A codec has these four functions, and the
+// bindings 0 to 3:
 //
-//     fill_tables(thread, threads)    fills the tables in workgroup memory; every thread calls it first
-//     codes_at(at)                    the codes from element `at` of what is bound: as many as its word still has
-//     look_up(words)                  the value of the lowest code of each word, not scaled
-//     scale_of(block)                 the scale of the block `block` blocks after the first one
+//     fill_tables(thread, threads)  fills tables in workgroup memory; all threads call it first
+//     codes_at(at)                  the codes from element `at` to the end of its word
+//     look_up(words)                the unscaled value of the lowest code of each word
+//     scale_of(block)               the scale of the block `block` blocks after the first one
 //
-// A part of every fast kernel that decodes. The rest has `params`, with the fields that are used here.
+// Every fast decoding kernel includes this file. The rest of the kernel has `params` with the
+// fields used here.
 
-@group(0) @binding(0) var<storage, read> codes: array<u32>;     // 8 codes a word, low nibble first
+@group(0) @binding(0) var<storage, read> codes: array<u32>;     // 8 codes per word, low nibble first
 @group(0) @binding(1) var<storage, read> head: array<f32>;      // dq8: offset, then the map [256]
-@group(0) @binding(2) var<storage, read> supers: array<f32>;    // dq8: one for 256 scales
-@group(0) @binding(3) var<storage, read> scales: array<u32>;    // one f32, half (bf16) or byte (dq8) a block
+@group(0) @binding(2) var<storage, read> supers: array<f32>;    // dq8: one per 256 scales
+@group(0) @binding(3) var<storage, read> scales: array<u32>;    // one f32, half (bf16) or byte (dq8) per block
 
 override SCALES: u32 = 0u;  // 0 f32, 1 bf16, 2 dq8
 
-// Workgroup memory, because a dynamically indexed constant would be spilled to memory by every thread.
+// In workgroup memory: with a dynamically indexed constant, every thread would spill the table to
+// memory.
 var<workgroup> codebook: array<f32, 16>;
 var<workgroup> map: array<f32, 256>;
 
-// For all `threads` threads of the workgroup.
+// Called by all `threads` threads of the workgroup.
 fn fill_tables(thread: u32, threads: u32) {
     for (var i = thread; i < 16u; i += threads) {
         codebook[i] = params.codebook[i >> 2u][i & 3u];
@@ -52,6 +55,7 @@ fn scale_of(block: u32) -> f32 {
     }
     let code = (scales[i >> 2u] >> (8u * (i & 3u))) & 255u;
     let product = map[code] * supers[(params.supers_first + block) >> 8u];
-    // The format rounds the product before the sum; an unknown bit pattern in between forbids a fused multiply-add.
+    // The format rounds the product before the sum. A bit pattern that the compiler does not know
+    // prevents a fused multiply-add.
     return bitcast<f32>(bitcast<u32>(product) ^ params.zero) + head[0];
 }

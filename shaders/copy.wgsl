@@ -1,5 +1,5 @@
-// A copy at the speed of memory: the yardstick of the dequant kernels. Runs unchecked: the host has proven that both bindings hold
-// `count` vec4s.
+// A copy at memory speed: the baseline of the dequant kernels. Runs unchecked: the host proves that
+// both bindings hold `count` vec4s.
 
 struct Params {
     count: u32,     // vec4s to copy
@@ -14,7 +14,7 @@ struct Params {
 
 const WORKGROUP = 256u;
 
-// One vec4 a thread: more are slower.
+// One vec4 per thread: more are slower.
 @compute @workgroup_size(WORKGROUP)
 fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(num_workgroups) grid: vec3<u32>, @builtin(local_invocation_index) thread: u32) {
     let i = (id.x + id.y * grid.x) * WORKGROUP + thread;

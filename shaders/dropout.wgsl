@@ -1,13 +1,13 @@
-// y = x / (1 - p) where an element is kept, else 0; which ones are kept is a hash of key and index. Runs unchecked: the host has
-// proven that both bindings hold `count` floats.
+// y = x / (1 - p) for a kept element, else 0. A hash of key and index decides which elements are
+// kept. Runs unchecked: the host proves that both bindings hold `count` floats.
 
 struct Params {
     count: u32,
-    first: u32,         // index of the first element, within the whole matrix
+    first: u32,         // index of the first element in the whole matrix
     key: vec2<u32>,
-    threshold: u32,     // p * 2^32: smaller hashes are dropped
+    threshold: u32,     // p * 2^32: elements with smaller hashes are dropped
     scale: f32,         // 1 / (1 - p)
-    add: u32,           // whether to add to what is there
+    add: u32,           // 1 to add to y
     pad: u32,
 }
 
@@ -17,7 +17,8 @@ struct Params {
 
 const WORKGROUP = 256u;
 
-// A permutation of 32 bits in which every bit of the input sways every bit of the output (C. Wellons, "lowbias32").
+// A permutation of 32 bits: every bit of the input affects every bit of the output (C. Wellons,
+// "lowbias32").
 fn mix(value: u32) -> u32 {
     var x = value;
     x = (x ^ (x >> 16u)) * 0x21f0aaadu;

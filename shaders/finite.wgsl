@@ -1,15 +1,16 @@
-// How many floats are NaN or infinite, and where the first one is. Runs unchecked: the host has proven that `x` holds `count` words,
-// `found` an entry for each of the GROUPS workgroups, and `report` one at `slot`.
+// Counts the NaN and infinite floats, and finds the first one. Runs unchecked: the host proves that
+// `x` holds `count` words, `found` one entry for each of the GROUPS workgroups, and `report` an
+// entry at `slot`.
 
 struct Params {
     count: u32,
-    first: u32,     // index of the first element, within the whole matrix
+    first: u32,     // index of the first element in the whole matrix
     slot: u32,
     pad: u32,
 }
 
 struct Found {
-    first: u32,     // index, or 0xffffffff
+    first: u32,     // its index, or 0xffffffff for none
     count: u32,
 }
 

@@ -1,7 +1,8 @@
-// Rows of a table, as float32: one half of every such kernel. The other half knows how the table is stored: `prepare` and `element`.
-// The table comes in windows that may begin and end within a row; each element is written by the dispatch whose window holds it. Runs
-// unchecked: the host has proven that the window holds `count` elements, at most 2^30, `ids` one id a token, and `out`
-// `tokens * width` words.
+// Gathers rows of a table as float32. This file is combined with a file for the storage of the
+// table, which has `prepare` and `element`. The table is bound in windows that may start and end
+// inside a row. The dispatch with the window of an element writes that element. Runs unchecked: the
+// host proves that the window holds `count` elements (at most 2^30), `ids` one id per token, and
+// `out` `tokens * width` words.
 
 struct Params {
     tokens: u32,
@@ -10,10 +11,10 @@ struct Params {
     count: u32,         // elements of the window
     first_row: u32,     // row and column of the window's first element
     first_column: u32,
-    poison: u32,        // whether this window is the first, which writes NaN for ids past the table
-    first: u32,         // the window's first element, in what is bound
-    block_first: u32,   // quantised: elements of its block that lie before that
-    block_bits: u32,    // quantised: log2 of the elements in a block
+    poison: u32,        // 1 for the first window, which writes NaN for ids past the table
+    first: u32,         // index of the first element of the window in the binding
+    block_first: u32,   // quantised: offset of that element in its block
+    block_bits: u32,    // quantised: log2 of the block size
     scales_first: u32,  // quantised: see the codec
     supers_first: u32,
     zero: u32,
@@ -23,7 +24,7 @@ struct Params {
     codebook: array<vec4<f32>, 4>,
 }
 
-// Bindings 0 to 3 are the table's.
+// Bindings 0 to 3 hold the table.
 @group(0) @binding(4) var<storage, read> ids: array<u32>;           // [tokens]
 @group(0) @binding(5) var<storage, read_write> out: array<u32>;     // [tokens, width], the bits of float32
 @group(1) @binding(0) var<uniform> params: Params;
@@ -41,7 +42,8 @@ fn gather(@builtin(workgroup_id) id: vec3<u32>, @builtin(num_workgroups) grid: v
         if (params.poison != 0u) { out[i] = NAN; }
         return;
     }
-    // The window holds parts of at most `count / width + 2` rows: with those alone, the product below stays within 32 bits.
+    // The window has parts of at most `count / width + 2` rows. This check keeps the product below
+    // within 32 bits.
     let rows_in = row - params.first_row;
     if (row < params.first_row || rows_in > params.count / params.width + 1u) { return; }
     let from_start = rows_in * params.width + i % params.width;

@@ -1,4 +1,5 @@
-// The table of gather.wgsl as quantised weights; a codec belongs to it, such as codec_nf4.wgsl.
+// Quantised weights as the table of gather.wgsl. It is combined with a codec, such as
+// codec_nf4.wgsl.
 
 fn prepare(thread: u32) {
     fill_tables(thread, WORKGROUP);

@@ -1,12 +1,12 @@
-// The table of gather.wgsl as floats of 32 or 16 bits.
+// Floats of 32 or 16 bits as the table of gather.wgsl.
 
-@group(0) @binding(0) var<storage, read> table: array<u32>;     // one or two elements a word
+@group(0) @binding(0) var<storage, read> table: array<u32>;     // one or two elements per word
 
 override FLOATS: u32 = 0u;      // 0 f32, 1 f16, 2 bf16
 
 fn prepare(thread: u32) {}
 
-// Every binary16 is a binary32, also those too small for a normal binary16.
+// Every binary16 converts exactly to binary32, including subnormals.
 fn from_f16(half: u32) -> u32 {
     let sign = (half & 0x8000u) << 16u;
     let exponent = (half >> 10u) & 31u;

@@ -1,22 +1,23 @@
-// Cross-entropy over logits that come in chunks of the vocabulary. Runs unchecked: the host has proven that `logits` holds
-// `tokens * width` floats, `labels` and `state` one element a token, and `total` one float.
+// Cross-entropy over logits in chunks of the vocabulary. Runs unchecked: the host proves that
+// `logits` holds `tokens * width` floats, `labels` and `state` one element per token, and `total`
+// one float.
 
 struct Params {
     tokens: u32,
-    width: u32,     // vocabulary rows in this chunk
-    first: u32,     // the first of them
-    scale: f32,     // 1 / number of trained tokens
-    nan: u32,       // bits of NaN, which WGSL has no constant for
+    width: u32,     // vocabulary rows of this chunk
+    first: u32,     // first vocabulary row
+    scale: f32,     // 1 / number of tokens with a label
+    nan: u32,       // bits of NaN; WGSL has no such constant
     pad0: u32,
     pad1: u32,
     pad2: u32,
 }
 
-// What a token has so far. No chunk was seen, or the token is not trained, where `sum` is 0.
+// The state of a token. `sum` is 0 before the first chunk, and for a token without a label.
 struct State {
     largest: f32,   // logit
     sum: f32,       // of exp(logit - largest)
-    target_: f32,   // logit of the label; NaN until its chunk has come
+    target_: f32,   // logit of the label; NaN before its chunk
     loss: f32,
 }
 
@@ -33,7 +34,8 @@ const LOWEST = -3.4028234e38;
 
 var<workgroup> partial: array<f32, WORKGROUP>;
 
-// Tests bits, and gives NaN itself where there is one: drivers may take `x - x` for 0, and compute a finite exp(NaN).
+// Tests the bits and returns NaN explicitly: a driver may fold `x - x` to 0 or compute a finite
+// exp(NaN).
 fn is_finite(x: f32) -> bool {
     return (bitcast<u32>(x) & 0x7f800000u) != 0x7f800000u;
 }
@@ -42,7 +44,7 @@ fn exp_below(logit: f32, largest: f32) -> f32 {
     return select(bitcast<f32>(params.nan), exp(logit - largest), is_finite(logit));
 }
 
-// The sum over the threads, always in the same order.
+// The sum over the threads, in a fixed order.
 fn group_sum(thread: u32, value: f32) -> f32 {
     workgroupBarrier();
     partial[thread] = value;
@@ -64,7 +66,7 @@ fn group_max(thread: u32, value: f32) -> f32 {
     return partial[0];
 }
 
-// A workgroup a token: takes this chunk into the token's state.
+// One workgroup per token: accumulates this chunk into the state of the token.
 @compute @workgroup_size(WORKGROUP)
 fn accumulate(@builtin(workgroup_id) id: vec3<u32>, @builtin(num_workgroups) grid: vec3<u32>, @builtin(local_invocation_index) thread: u32) {
     let token = id.x + id.y * grid.x;
@@ -109,7 +111,8 @@ fn finish(@builtin(local_invocation_index) thread: u32) {
     if (thread == 0u) { total[0] += sum * params.scale; }
 }
 
-// A workgroup a token: (softmax - onehot) / number of trained tokens, in place of the logits.
+// One workgroup per token: replaces the logits with (softmax - onehot) / number of tokens with a
+// label.
 @compute @workgroup_size(WORKGROUP)
 fn gradient(@builtin(workgroup_id) id: vec3<u32>, @builtin(num_workgroups) grid: vec3<u32>, @builtin(local_invocation_index) thread: u32) {
     let token = id.x + id.y * grid.x;

@@ -1,51 +1,66 @@
-// A product of matrices, out[m, n] = scale * (a[m, k] b[k, n] (+ bias)) (+ out): one half of every such kernel; matmul_params.wgsl belongs
-// to it. The other half knows how b is stored: `prepare_b`, `fetch_b`, `place_b`, and `columns_of`, the columns of a four in `tile_b`.
-// Float32, a tile of 8 TY x 8 TX to a workgroup, 8 x 8 to a thread. The next terms of a tile are fetched into registers while the
-// present ones are multiplied, so that nobody waits for memory. Runs unchecked: `ops::matmul` proves on the host that every index
-// is in its binding.
-
-// The tile of a workgroup, for TX = 8 and TY = 16; thread (x, y) has the sums marked #:
+// A product of matrices: out[m, n] = scale * (a[m, k] b[k, n] (+ bias)) (+ out), in float32. This
+// file is combined with matmul_params.wgsl and with a file for the storage of b. That file has
+// `prepare_b`, `fetch_b`, `place_b` and `columns_of`, the columns of a vec4 in `tile_b`.
 //
-//            column  x    x+TX   x+2TX  ...  x+7TX       A vec4 of tile_a holds one term of four rows
-//       row          |     |      |            |         y, y+TY, y+2TY, y+3TY; the vec4 TY places later
-//       y        ----#-----#------#--- ... ----#---      holds rows y+4TY .. y+7TY. tile_b likewise by
-//       y+TY     ----#-----#------#--- ... ----#---      columns (`columns_of` says which, where a codec
-//       ...                                              keeps neighbours together). So neighbouring
-//       y+7TY    ----#-----#------#--- ... ----#---      threads read neighbouring vec4s: no bank conflict.
+// A workgroup computes a tile of 8 TY x 8 TX sums, a thread 8 x 8 of them. Threads fetch the next
+// terms into registers while they multiply the present ones, to hide the memory latency. Runs
+// unchecked: `ops::matmul` proves on the host that every index is in its binding.
 //
-// One term: two vec4s of a times two vec4s of b are 8 x 8 products, 16 vec4 multiply-adds into `sums`.
-override TX: u32 = 8u;              // threads of a workgroup along n
-override TY: u32 = 16u;             // and along m
-override A_BY_TERM: bool = true;    // neighbours in memory are terms of one row of a, else rows of one term
+// The tile. Thread (x, y) has the sums at #: columns x, x+TX, x+2TX .. and rows y, y+TY, y+2TY ..
+//
+//          columns of b: n
+//             x     x+TX  x+2TX x+3TX   x+4TX .. x+7TX
+//          +--------------------------+----------------+   tile_a, one term:
+//    y     |  #      #      #      #  |   #   ..   #   |     vec4 y: rows y, y+TY, y+2TY, y+3TY
+//    y+TY  |  #      #      #      #  |   #   ..   #   |     vec4 y+TY: rows y+4TY .. y+7TY
+//    y+2TY |  #      #      #      #  |   #   ..   #   |
+//    y+3TY |  #      #      #      #  |   #   ..   #   |   tile_b, one term:
+//          +--------------------------+----------------+     vec4 x: columns x, x+TX, x+2TX, x+3TX
+//    y+4TY |  #      #      #      #  |   #   ..   #   |     vec4 x+TX: columns x+4TX .. x+7TX
+//     ..   |                          |                |
+//    y+7TY |  #      #      #      #  |   #   ..   #   |   A box is 4 x 4 sums: one vec4 of tile_a
+//          +--------------------------+----------------+   times one vec4 of tile_b.
+//    rows of a: m
+//
+// For one term, a thread loads two vec4s of tile_a and two of tile_b, and adds their 8 x 8 products
+// to `sums` with 16 vec4 multiply-adds. Adjacent threads load adjacent vec4s, so there are no bank
+// conflicts. Exception: if a codec decodes half a word at once, a vec4 of tile_b has four adjacent
+// columns (`columns_of` in matmul_quantized.wgsl), and so does the thread.
+override TX: u32 = 8u;              // threads per workgroup along n
+override TY: u32 = 16u;             // threads per workgroup along m
+override A_BY_TERM: bool = true;    // terms of a row of a are adjacent in memory, else rows of a term
 override A_FOURS: u32 = 528u;       // TK * (2 TY + 1)
 override B_FOURS: u32 = 272u;       // TK * (2 TX + 1)
-const TK = 16u;                     // terms that are held in workgroup memory
+const TK = 16u;                     // terms in workgroup memory
 
-// By term, then by fours of rows or columns. The one more keeps threads that write the same four of successive terms off each
-// other's banks.
+// By term, then by vec4 of rows or columns. One spare vec4 per term avoids bank conflicts between
+// threads that write the same vec4 of successive terms.
 var<workgroup> tile_a: array<vec4<f32>, A_FOURS>;
 var<workgroup> tile_b: array<vec4<f32>, B_FOURS>;
 
-// Rows of the thread's 8 x 8 sums, two vec4 each. Every index into it is a constant, so that it lies in registers.
+// The 8 x 8 sums of the thread: 8 rows of two vec4s. Every index is a constant, so they stay in
+// registers.
 var<private> sums: array<vec4<f32>, 16>;
 
-// The rows (or columns) of a four: those of neighbouring fours are neighbours, so that threads read and write neighbours in memory.
+// The rows (or columns) of vec4 number `four`. Adjacent vec4s have adjacent rows, so adjacent
+// threads access adjacent memory.
 fn spread(four: u32, threads: u32) -> vec4<u32> {
     return vec4(four % threads + 4u * threads * (four / threads)) + threads * vec4(0u, 1u, 2u, 3u);
 }
 
-// The fours of the next terms that this thread has fetched: 2 TK / TX of them (TX is 4 at least). Indices are constants once the loops
-// are unrolled.
+// The fetched vec4s of the next terms: 2 TK / TX per thread (TX is at least 4). Indices are
+// constants after loop unrolling.
 var<private> next_a: array<vec4<f32>, 8>;
 
-// Term and four of the thread's `j`th of a tile with `fours` fours a term: neighbouring threads have neighbours in memory.
+// Term and vec4 number of fetch `j` of a thread, in a tile with `fours` vec4s per term. Adjacent
+// threads fetch adjacent memory.
 fn place_of(j: u32, thread: u32, fours: u32, by_term: bool) -> vec2<u32> {
     let i = thread + j * TX * TY;
     return select(vec2(i / fours, i % fours), vec2(i % TK, i / TK), by_term);
 }
 
-// Terms `first..first + TK` of the rows from `row` on. Rows past the last are copies of it, which lead to sums that nobody stores;
-// terms past `end` are zero.
+// Fetches terms `first..first + TK` of the rows from `row` on. Rows past the last are copies of the
+// last row; their sums are not stored. Terms past `end` are zero.
 fn fetch_a(row: u32, first: u32, end: u32, thread: u32) {
     for (var j = 0u; j < 2u * TK / TX; j++) {
         let place = place_of(j, thread, 2u * TY, A_BY_TERM);
@@ -92,7 +107,8 @@ fn add_term(term: u32, x: u32, y: u32) {
     sums[15] += a1.w * b1;
 }
 
-// Adds the products of all terms. Partly written out, since a driver that does not unroll the loop by itself loses an eighth of the time.
+// Adds the products of all terms. Partly unrolled by hand: on a driver that does not unroll the
+// loop, this saves an eighth of the time.
 fn add_terms(x: u32, y: u32) {
     for (var term = 0u; term < TK; term += 8u) {
         add_term(term + 0u, x, y);
@@ -139,7 +155,7 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(num_workgroups) grid: vec
         return;
     }
     prepare_b(thread);
-    // Neighbouring workgroups share rows of a, and all of b is small enough for a cache.
+    // Adjacent workgroups share rows of a, and b fits a cache.
     let columns = (params.n + 8u * TX - 1u) / (8u * TX);
     let rows = (params.m + 8u * TY - 1u) / (8u * TY);
     let column = (group % columns) * 8u * TX;

@@ -1,6 +1,6 @@
-// The right operand of a product of matrices as floats of 32 or 16 bits: a part of those kernels.
+// Floats of 32 or 16 bits as the right operand of a product. Included by those kernels.
 
-@group(0) @binding(0) var<storage, read> b: array<u32>;     // a float of 32 bits, or two of 16 bits, the first in the low half
+@group(0) @binding(0) var<storage, read> b: array<u32>;     // one float of 32 bits, or two of 16 bits, the first in the low half
 
 override FLOATS: u32 = 0u;          // 0 f32, 1 f16, 2 bf16
 

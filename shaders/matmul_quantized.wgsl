@@ -1,19 +1,19 @@
-// The right operand of matmul.wgsl as quantised weights; a codec belongs to it, such as codec_nf4.wgsl. `b_first` counts from the first
-// element of `codes`.
+// Quantised weights as the right operand of matmul.wgsl. It is combined with a codec, such as
+// codec_nf4.wgsl. `b_first` counts from the first element of `codes`.
 
-override B_BY_TERM: bool = true;    // neighbours in memory are terms of one column of b, else columns of one term
-override WHOLE: bool = true;        // every row of the weights starts with a word of codes
+override B_BY_TERM: bool = true;    // terms of a column of b are adjacent in memory, else columns of a term
+override WHOLE: bool = true;        // every row of the weights starts on a word of codes
 
 fn prepare_b(thread: u32) {
     fill_tables(thread, TX * TY);
 }
 
-// The scale of the element that lies `offset` elements after b[0, 0].
+// The scale of the element at `offset` from b[0, 0].
 fn scale_at(offset: u32) -> f32 {
     return scale_of((params.block_first + offset) >> params.block_bits);
 }
 
-// Where half a word is decoded at once, a four has neighbours.
+// If half a word is decoded at once, a vec4 has four adjacent columns.
 fn columns_of(four: u32) -> vec4<u32> {
     if (WHOLE && !B_BY_TERM) {
         return vec4(4u * four) + vec4(0u, 1u, 2u, 3u);
@@ -21,24 +21,24 @@ fn columns_of(four: u32) -> vec4<u32> {
     return spread(four, TX);
 }
 
-// Where the columns of a four start; for those past the last, where the last starts.
+// The offset of each column of a vec4. Columns past the last get the offset of the last.
 fn starts_of(column: u32, four: u32) -> vec4<u32> {
     return min(column + columns_of(four), vec4(params.n - 1u)) * params.b_column;
 }
 
-// Codes and scales of the fours that this thread has fetched, 2 TK / TY of them (TY is 4 at least); they are decoded when they are placed,
-// once they have come.
+// Codes and scales of the fetched vec4s: 2 TK / TY per thread (TY is at least 4). They are decoded
+// in `place_b`, after they have arrived.
 var<private> next_codes: array<vec4<u32>, 8>;
 var<private> next_scales: array<vec4<f32>, 8>;
 
-// The words and scales of four columns.
+// Fetches the words and scales of four columns.
 fn fetch_four(j: u32, at: vec4<u32>) {
     let i = params.b_first + at;
     next_codes[j] = vec4(codes_at(i.x), codes_at(i.y), codes_at(i.z), codes_at(i.w));
     next_scales[j] = vec4(scale_at(at.x), scale_at(at.y), scale_at(at.z), scale_at(at.w));
 }
 
-// Rows of any length: each element by itself.
+// For rows of any length: fetches each element separately.
 fn fetch_any(column: u32, first: u32, end: u32, thread: u32) {
     for (var j = 0u; j < 2u * TK / TY; j++) {
         let place = place_of(j, thread, 2u * TX, true);
@@ -56,7 +56,7 @@ fn place_any(thread: u32) {
     }
 }
 
-// Two terms of four columns: two codes out of each of four words.
+// Two terms of four columns: two codes from each of four words.
 fn fetch_by_term(column: u32, first: u32, end: u32, thread: u32) {
     for (var j = 0u; j < TK / TY; j++) {
         let i = thread + j * TX * TY;
@@ -98,7 +98,7 @@ fn place_by_column(thread: u32) {
     }
 }
 
-// As `fetch_a`, with columns for rows.
+// As `fetch_a`, with columns instead of rows.
 fn fetch_b(column: u32, first: u32, end: u32, thread: u32) {
     if (!WHOLE) {
         fetch_any(column, first, end, thread);

@@ -1,15 +1,15 @@
-// The right operand of matmul.wgsl as floats; matmul_floats.wgsl belongs to it.
+// Floats as the right operand of matmul.wgsl. It is combined with matmul_floats.wgsl.
 
-override B_BY_TERM: bool = true;    // neighbours in memory are terms of one column of b, else columns of one term
+override B_BY_TERM: bool = true;    // terms of a column of b are adjacent in memory, else columns of a term
 
 fn columns_of(four: u32) -> vec4<u32> {
     return spread(four, TX);
 }
 
-// As `next_a`: 2 TK / TY of them (TY is 4 at least).
+// As `next_a`: 2 TK / TY per thread (TY is at least 4).
 var<private> next_b: array<vec4<f32>, 8>;
 
-// As `fetch_a`, with columns for rows.
+// As `fetch_a`, with columns instead of rows.
 fn fetch_b(column: u32, first: u32, end: u32, thread: u32) {
     for (var j = 0u; j < 2u * TK / TY; j++) {
         let place = place_of(j, thread, 2u * TX, B_BY_TERM);

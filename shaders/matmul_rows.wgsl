@@ -1,29 +1,31 @@
-// A product of a few rows, out[m, n] = scale * (a[m, k] b[k, n] (+ bias)) (+ out) with m <= M, where the terms of a column of b are
-// neighbours: one half of every such kernel; matmul_params.wgsl belongs to it. The other half knows how b is stored: `prepare_b` and `load_b`. LANES threads share a
-// column and read b once, an eight at a time. Runs unchecked: `ops::matmul` proves on the host that every index is in its binding.
+// A product with few rows: out[m, n] = scale * (a[m, k] b[k, n] (+ bias)) (+ out) with m <= M. The
+// terms of a column of b are adjacent in memory. This file is combined with matmul_params.wgsl and
+// with a file for the storage of b, which has `prepare_b` and `load_b`. LANES threads share a
+// column and read b once, eight elements at a time. Runs unchecked: `ops::matmul` proves on the
+// host that every index is in its binding.
 
 override M: u32 = 1u;           // rows: 1, 2, 4 or 8
-override LANES: u32 = 32u;      // threads of a column, a power of two
-override COLUMNS: u32 = 8u;     // columns of a workgroup
-override WHOLE: bool = true;    // every column of b starts with an eight, and ends with one
+override LANES: u32 = 32u;      // threads per column, a power of two
+override COLUMNS: u32 = 8u;     // columns per workgroup
+override WHOLE: bool = true;    // every column of b starts and ends on a group of eight elements
 override PARTIAL: u32 = 256u;   // M * COLUMNS * LANES
 
-// What each thread has of its column's sums, by row, column and lane.
+// Partial sums of the threads, by row, column and lane.
 var<workgroup> partial: array<f32, PARTIAL>;
 
-// Elements of one column of b, in its storage.
+// The element range of one column of b in its storage.
 struct Terms {
     start: u32,
     end: u32,
 }
 
-// Eight neighbours.
+// Eight adjacent elements.
 struct Eight {
     low: vec4<f32>,
     high: vec4<f32>,
 }
 
-// Element `i` of a row of a, counted as b counts; 0 where the column has none.
+// The element of a row of a that belongs to element `i` of b. 0 outside of the column.
 fn a_at(row: u32, i: u32, terms: Terms) -> f32 {
     if (!WHOLE && (i < terms.start || i >= terms.end)) {
         return 0.0;
@@ -31,19 +33,19 @@ fn a_at(row: u32, i: u32, terms: Terms) -> f32 {
     return a[row + i - terms.start];
 }
 
-// The products of an eight of b, from element `i` on, with a row of a.
+// The product of eight elements of b, from element `i` on, with a row of a.
 fn product(row: u32, i: u32, terms: Terms, b: Eight) -> f32 {
     if (row >= M) {
         return 0.0;
     }
-    // Rows past the last are copies of it, whose sums nobody stores.
+    // Rows past the last are copies of the last row. Their sums are not stored.
     let at = params.a_first + min(row, params.m - 1u) * params.a_row;
     let low = vec4(a_at(at, i, terms), a_at(at, i + 1u, terms), a_at(at, i + 2u, terms), a_at(at, i + 3u, terms));
     let high = vec4(a_at(at, i + 4u, terms), a_at(at, i + 5u, terms), a_at(at, i + 6u, terms), a_at(at, i + 7u, terms));
     return dot(low, b.low) + dot(high, b.high);
 }
 
-// The thread's share of a column. Every index is a constant, so that the sums lie in registers.
+// The share of a thread in a column. Every index is a constant, so the sums stay in registers.
 fn add_up(column: u32, lane: u32) -> array<f32, 8> {
     let start = params.b_first + column * params.b_column;
     let terms = Terms(start, start + params.k);

@@ -1,11 +1,11 @@
-// The right operand of matmul_rows.wgsl as quantised weights; a codec belongs to it, such as
-// codec_nf4.wgsl. An eight is a word of codes.
+// Quantised weights as the right operand of matmul_rows.wgsl. It is combined with a codec, such as
+// codec_nf4.wgsl. Eight elements are one word of codes.
 
 fn prepare_b(thread: u32) {
     fill_tables(thread, LANES * COLUMNS);
 }
 
-// The eight at element `i`, some of which the column has.
+// The eight elements at `i`. At least one of them is in the column.
 fn load_b(i: u32, terms: Terms) -> Eight {
     let word = vec4(codes_at(i));
     let low = look_up(word >> vec4(0u, 4u, 8u, 12u));

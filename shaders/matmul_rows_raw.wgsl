@@ -1,4 +1,4 @@
-// The right operand of matmul_rows.wgsl as floats; matmul_floats.wgsl belongs to it.
+// Floats as the right operand of matmul_rows.wgsl. It is combined with matmul_floats.wgsl.
 
 // Two floats of 16 bits.
 fn pair_of(word: u32) -> vec2<f32> {
@@ -8,12 +8,12 @@ fn pair_of(word: u32) -> vec2<f32> {
     return vec2(bitcast<f32>(word << 16u), bitcast<f32>(word & 0xffff0000u));
 }
 
-// Element `i`, or the nearest that the column has.
+// Element `i`, clamped to the column.
 fn float_near(i: u32, terms: Terms) -> f32 {
     return float_at(clamp(i, terms.start, terms.end - 1u));
 }
 
-// The eight at element `i`, some of which the column has; in place of the others are ones that it has.
+// The eight elements at `i`. At least one of them is in the column; the others are clamped to it.
 fn load_b(i: u32, terms: Terms) -> Eight {
     if (WHOLE && FLOATS != 0u) {
         let at = i >> 1u;

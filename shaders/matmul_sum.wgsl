@@ -1,15 +1,15 @@
-// Sums over the chunks of a product of matrices, in a fixed order: out = scale * (sum (+ bias)) (+ out). Runs unchecked:
-// `ops::matmul` proves on the host that every index is in its binding.
+// Sums the chunks of a matrix product in a fixed order: out = scale * (sum (+ bias)) (+ out). Runs
+// unchecked: `ops::matmul` proves on the host that every index is in its binding.
 
 struct Params {
     count: u32,         // elements of the product
-    chunks: u32,        // products to sum
+    chunks: u32,        // partial products to sum
     n: u32,             // columns
-    out_first: u32,     // element of out[0, 0]
+    out_first: u32,     // index of out[0, 0]
     out_row: u32,       // elements from out[i, j] to out[i + 1, j]
     bias_first: u32,
     has_bias: u32,
-    add: u32,           // 1 where the sum is added to what `out` holds
+    add: u32,           // 1 to add the sum to `out`
     scale: f32,
     pad0: u32,
     pad1: u32,

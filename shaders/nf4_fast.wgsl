@@ -1,16 +1,16 @@
-// NF4 codes to floats at the speed of memory; the other half is codec_nf4.wgsl. Runs unchecked: `dequant::plan` proves on the host
-// that every index is in its binding.
-// No subgroup operations: nothing here depends on the size of a subgroup.
+// Decodes NF4 codes to floats at memory speed. It is combined with codec_nf4.wgsl. Runs unchecked:
+// `dequant::plan` proves on the host that every index is in its binding. It uses no subgroup
+// operations, so it does not depend on the subgroup size.
 
 struct Params {
-    words: u32,         // codes words (8 elements each) to turn into floats
-    codes_first: u32,   // the first of them in `codes`
-    block_phase: u32,   // words of its block that lie before it
-    block_shift: u32,   // log2 of the words in a block
-    scales_first: u32,  // its scale in `scales`, counted in scales
-    supers_first: u32,  // dq8: its scale, counted from the first one of `supers[0]`
-    out_first: u32,     // its first vec4 in `out`
-    zero: u32,          // 0, which the compiler does not know
+    words: u32,         // words of codes to decode, 8 elements each
+    codes_first: u32,   // index of the first word in `codes`
+    block_phase: u32,   // offset of the first word in its block, in words
+    block_shift: u32,   // log2 of the words per block
+    scales_first: u32,  // index of its scale in `scales`
+    supers_first: u32,  // dq8: index of its scale, from the first scale of `supers[0]`
+    out_first: u32,     // index of its first vec4 in `out`
+    zero: u32,          // 0; the compiler does not know its value
     codebook: array<vec4<f32>, 4>,
 }
 
@@ -18,8 +18,8 @@ struct Params {
 @group(1) @binding(0) var<uniform> params: Params;
 
 override WORKGROUP: u32 = 64u;
-override BF16: bool = false;        // `to_16` writes bf16 in place of f16
-const ITEMS = 4u;                   // vec4s that a thread writes, WORKGROUP apart
+override BF16: bool = false;        // `to_16` writes bf16 instead of f16
+const ITEMS = 4u;                   // vec4s per thread, WORKGROUP apart
 
 // The scales of the words.
 fn scales_of(words: vec4<u32>) -> vec4<f32> {
@@ -38,8 +38,8 @@ fn four(word: u32, scale: f32) -> vec4<f32> {
     return values * scale;
 }
 
-// The items of a thread. All of their codes and scales are loaded before anything is written: a loop that writes each item before
-// it loads the next is 1 to 4 % slower.
+// The items of a thread. All codes and scales are loaded before the first write. A loop that writes
+// each item before it loads the next is 1 to 4 % slower.
 fn items_of(group: u32, thread: u32) -> vec4<u32> {
     return group * (WORKGROUP * ITEMS) + thread + vec4(0u, WORKGROUP, 2u * WORKGROUP, 3u * WORKGROUP);
 }
@@ -48,7 +48,7 @@ fn is_whole(group: u32, count: u32) -> bool {
     return (group + 1u) * (WORKGROUP * ITEMS) <= count;
 }
 
-// Item `i` is half a word, so that neighbouring threads write neighbouring vec4s.
+// Item `i` is half a word, so adjacent threads write adjacent vec4s.
 fn write_f32(i: u32, word: u32, scale: f32) {
     out[params.out_first + i] = bitcast<vec4<u32>>(four(word >> (16u * (i & 1u)), scale));
 }
@@ -74,13 +74,13 @@ fn to_f32(@builtin(workgroup_id) id: vec3<u32>, @builtin(num_workgroups) grid: v
     }
 }
 
-// Each to the nearest bf16, ties to even, in the high half. Finite values only.
+// Rounds to the nearest bf16, ties to even, in the high half. For finite values.
 fn round_bf16(values: vec4<f32>) -> vec4<u32> {
     let bits = bitcast<vec4<u32>>(values);
     return bits + 0x7fffu + ((bits >> vec4(16u)) & vec4(1u));
 }
 
-// The high half of each, kept a NaN where it is one.
+// The high half of each value. NaN stays NaN.
 fn keep_nan(values: vec4<f32>) -> vec4<u32> {
     let bits = bitcast<vec4<u32>>(values);
     return select(bits, bits | vec4(0x400000u), (bits & vec4(0x7fffffffu)) > vec4(0x7f800000u));
@@ -96,7 +96,8 @@ fn pack_16(values: vec4<f32>, finite: bool) -> vec2<u32> {
 }
 
 fn write_16(i: u32, word: u32, scale: f32) {
-    // No weight is larger than its scale, so only a scale that is no number leads to one that is none.
+    // No weight exceeds its scale in magnitude, so only a non-finite scale gives a non-finite
+    // weight.
     let finite = (bitcast<u32>(scale) & 0x7f800000u) != 0x7f800000u;
     out[params.out_first + i] = vec4(pack_16(four(word, scale), finite), pack_16(four(word >> 16u, scale), finite));
 }

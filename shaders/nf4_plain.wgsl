@@ -1,29 +1,29 @@
-// NF4 codes to floats, for any driver: bounds-checked, a thread a word, no workgroup memory, rounding in integers.
-// Bindings and parameters are those of nf4_fast.wgsl, but for `out`.
+// Decodes NF4 codes to floats on any driver: bounds-checked, one thread per word, no workgroup
+// memory, integer rounding. Bindings and parameters are those of nf4_fast.wgsl, except `out`.
 
 struct Params {
-    words: u32,         // codes words (8 elements each) to turn into floats
-    codes_first: u32,   // the first of them in `codes`
-    block_phase: u32,   // words of its block that lie before it
-    block_shift: u32,   // log2 of the words in a block
-    scales_first: u32,  // its scale in `scales`, counted in scales
-    supers_first: u32,  // dq8: its scale, counted from the first one of `supers[0]`
-    out_first: u32,     // its first four words in `out`
-    zero: u32,          // 0, which the compiler does not know
+    words: u32,         // words of codes to decode, 8 elements each
+    codes_first: u32,   // index of the first word in `codes`
+    block_phase: u32,   // offset of the first word in its block, in words
+    block_shift: u32,   // log2 of the words per block
+    scales_first: u32,  // index of its scale in `scales`
+    supers_first: u32,  // dq8: index of its scale, from the first scale of `supers[0]`
+    out_first: u32,     // index of its first four words in `out`
+    zero: u32,          // 0; the compiler does not know its value
     codebook: array<vec4<f32>, 4>,
 }
 
-@group(0) @binding(0) var<storage, read> codes: array<u32>;         // 8 codes a word, low nibble first
+@group(0) @binding(0) var<storage, read> codes: array<u32>;         // 8 codes per word, low nibble first
 @group(0) @binding(1) var<storage, read> head: array<f32>;          // dq8: offset, then the map [256]
-@group(0) @binding(2) var<storage, read> supers: array<f32>;        // dq8: one for 256 scales
-@group(0) @binding(3) var<storage, read> scales: array<u32>;        // one f32, half (bf16) or byte (dq8) a block
-@group(0) @binding(4) var<storage, read_write> out: array<u32>;     // an f32, or two f16 or bf16
+@group(0) @binding(2) var<storage, read> supers: array<f32>;        // dq8: one per 256 scales
+@group(0) @binding(3) var<storage, read> scales: array<u32>;        // one f32, half (bf16) or byte (dq8) per block
+@group(0) @binding(4) var<storage, read_write> out: array<u32>;     // one f32, or two f16 or bf16
 @group(1) @binding(0) var<uniform> params: Params;
 
 override SCALES: u32 = 0u;  // 0 f32, 1 bf16, 2 dq8
 override OUTPUT: u32 = 0u;  // 0 f32, 1 f16, 2 bf16
 
-// The scale of the block `block` blocks after the first one.
+// The scale of block `block`, counted from the first one.
 fn scale_of(block: u32) -> f32 {
     let i = params.scales_first + block;
     if (SCALES == 0u) {
@@ -34,11 +34,12 @@ fn scale_of(block: u32) -> f32 {
     }
     let code = (scales[i / 4u] >> (8u * (i % 4u))) & 255u;
     let product = head[1u + code] * supers[(params.supers_first + block) / 256u];
-    // The format rounds the product before the sum; an unknown bit pattern in between forbids a fused multiply-add.
+    // The format rounds the product before the sum. A bit pattern that the compiler does not know
+    // prevents a fused multiply-add.
     return bitcast<f32>(bitcast<u32>(product) ^ params.zero) + head[0];
 }
 
-// Bits of the nearest binary16, ties to even; infinity where that is beyond 65504.
+// Bits of the nearest binary16, ties to even. Infinity beyond 65504.
 fn f16_bits(value: f32) -> u32 {
     let bits = bitcast<u32>(value);
     let sign = (bits >> 16u) & 0x8000u;
@@ -53,7 +54,7 @@ fn f16_bits(value: f32) -> u32 {
         let rebased = magnitude - 0x38000000u;
         return sign | ((rebased + 0xfffu + ((rebased >> 13u) & 1u)) >> 13u);
     }
-    // A subnormal counts 2^-24s; from a shift of 25 on, less than half of one is left.
+    // A subnormal is a multiple of 2^-24. From a shift of 25 on, the value is below half of that.
     let shift = min(126u - (magnitude >> 23u), 25u);
     let significand = (magnitude & 0x7fffffu) | 0x800000u;
     let below_half = (1u << (shift - 1u)) - 1u;

@@ -1,8 +1,9 @@
-// The norm of a gradient, and a step of AdamW. Runs unchecked: the host has proven that `gradient`, `parameters`, `mean` and `square`
-// hold `count` floats, `partials` one for each block of all pieces, and `loss` one.
+// The norm of a gradient, and a step of AdamW. Runs unchecked: the host proves that `gradient`,
+// `parameters`, `mean` and `square` hold `count` floats, `partials` one for each block of all
+// pieces, and `loss` one.
 
 struct Params {
-    count: u32,             // elements; in `norm`: blocks
+    count: u32,             // number of elements; in `norm`: number of blocks
     first: u32,             // the first block of this piece
     largest_norm: f32,
     decay: f32,             // 1 - learning rate * weight decay
@@ -18,8 +19,8 @@ struct Params {
 
 struct Report {
     norm: f32,
-    clip: f32,      // what gradients are multiplied by
-    applied: f32,   // 1, or 0 where the norm or the loss is not finite
+    clip: f32,      // clip factor of the gradient
+    applied: f32,   // 1, or 0 if norm or loss is not finite
     pad: f32,
 }
 
@@ -33,11 +34,11 @@ struct Report {
 @group(1) @binding(0) var<uniform> params: Params;
 
 const WORKGROUP = 256u;
-const BLOCK = 16384u;   // elements whose squares a workgroup sums
+const BLOCK = 16384u;   // elements per workgroup in the sum of squares
 
 var<workgroup> sums: array<f32, WORKGROUP>;
 
-// The sum over the threads, always in the same order.
+// The sum over the threads, in a fixed order.
 fn group_sum(thread: u32, value: f32) -> f32 {
     sums[thread] = value;
     workgroupBarrier();
@@ -70,7 +71,7 @@ fn norm(@builtin(local_invocation_index) thread: u32) {
     for (var i = thread; i < params.count; i += WORKGROUP) { sum += partials[i]; }
     sum = group_sum(thread, sum);
     if (thread == 0u) {
-        // Drivers may compute a finite root of NaN.
+        // A driver may compute a finite square root of NaN.
         let total = select(sum, sqrt(sum), is_finite(sum));
         let limit = total + 1e-6;
         var clip = 1.0;

@@ -1,11 +1,11 @@
-// y = x * rsqrt(mean(x^2) + epsilon) * gamma over rows, and the gradient of x. Runs unchecked: the host has proven that `x`, `dy`
-// and the output hold `rows * width` floats and `gamma` holds `width`.
+// y = x * rsqrt(mean(x^2) + epsilon) * gamma per row, and the gradient of x. Runs unchecked: the
+// host proves that `x`, `dy` and the output hold `rows * width` floats, and `gamma` holds `width`.
 
 struct Params {
     rows: u32,
     width: u32,
     epsilon: f32,
-    add: u32,       // backward: whether dx is added to what is there
+    add: u32,       // backward: 1 to add to dx
 }
 
 @group(0) @binding(0) var<storage, read> x: array<f32>;         // [rows, width]
@@ -15,11 +15,11 @@ struct Params {
 @group(1) @binding(0) var<uniform> params: Params;
 
 const WORKGROUP = 256u;
-override LANES: u32 = 256u; // threads of a row: a power of two up to WORKGROUP
+override LANES: u32 = 256u; // threads per row: a power of two, at most WORKGROUP
 
 var<workgroup> partial: array<vec2<f32>, WORKGROUP>;
 
-// The sum over the threads of a row, always in the same order.
+// The sum over the threads of a row, in a fixed order.
 fn row_sum(thread: u32, value: vec2<f32>) -> vec2<f32> {
     let lane = thread % LANES;
     partial[thread] = value;
@@ -36,7 +36,7 @@ fn forward(@builtin(workgroup_id) id: vec3<u32>, @builtin(num_workgroups) grid: 
     let row = (id.x + id.y * grid.x) * (WORKGROUP / LANES) + thread / LANES;
     let lane = thread % LANES;
     let start = row * params.width;
-    // Rows past the end have no elements; their threads take part in the barriers.
+    // Rows past the end have no elements, but their threads take part in the barriers.
     let width = select(0u, params.width, row < params.rows);
     var squares = 0.0;
     for (var i = lane; i < width; i += LANES) {

@@ -1,10 +1,11 @@
-// Rotates each pair (i, i + half) of every head by the angle of its token's position: cosine and sine come from a table. Runs
-// unchecked: `ops::rotary` proves on the host that every tensor holds what is indexed here.
+// Rotates each pair (i, i + half) of every head by the angle of the token position. Cosine and sine
+// are in a table. Runs unchecked: `ops::rotary` proves on the host that every index is in its
+// tensor.
 
 struct Params {
-    pairs: u32,       // in all: tokens * heads * half
+    pairs: u32,       // total number: tokens * heads * half
     heads: u32,
-    half: u32,        // pairs in a head
+    half: u32,        // pairs per head
     positions: u32,   // rows of the table
     sign: f32,        // 1, or -1 to rotate back
     first: u32,       // rotate_from: position of the first token
@@ -13,13 +14,13 @@ struct Params {
 }
 
 @group(0) @binding(0) var<storage, read_write> x: array<f32>;       // [tokens, heads, 2 * half]
-@group(0) @binding(1) var<storage, read> starts: array<u32>;        // first token of each token's sample
+@group(0) @binding(1) var<storage, read> starts: array<u32>;        // first token of the sample of each token
 @group(0) @binding(2) var<storage, read> table: array<vec2<f32>>;   // [positions, half]: cosine, sine
 @group(1) @binding(0) var<uniform> params: Params;
 
 const WORKGROUP = 256u;
 
-// Turns a pair by the angle of a position, which the table has.
+// Rotates a pair by the angle of a position. The table contains the position.
 fn turn(pair: u32, position: u32) {
     let i = pair % params.half;
     let turn = table[position * params.half + i] * vec2(1.0, params.sign);
@@ -34,18 +35,18 @@ fn token_of(pair: u32) -> u32 {
     return pair / params.half / params.heads;
 }
 
-// Tokens of samples that lie one after the other.
+// For tokens of packed samples.
 @compute @workgroup_size(WORKGROUP)
 fn rotate(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) grid: vec3<u32>, @builtin(local_invocation_index) thread: u32) {
     let pair = (group.x + group.y * grid.x) * WORKGROUP + thread;
     if (pair < params.pairs) {
         let token = token_of(pair);
-        // The host cannot see `starts`: whatever it holds, the table is not left.
+        // The host does not know the values in `starts`. The clamp keeps every index in the table.
         turn(pair, min(token - starts[token], params.positions - 1u));
     }
 }
 
-// Tokens of one sample, from position `first` on.
+// For tokens of one sample, from position `first` on.
 @compute @workgroup_size(WORKGROUP)
 fn rotate_from(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) grid: vec3<u32>, @builtin(local_invocation_index) thread: u32) {
     let pair = (group.x + group.y * grid.x) * WORKGROUP + thread;

@@ -1,4 +1,4 @@
-// x = x * factor, in place. Runs unchecked: the host has proven that the binding holds `count` floats.
+// x = x * factor, in place. Runs unchecked: the host proves that the binding holds `count` floats.
 
 struct Params {
     count: u32,

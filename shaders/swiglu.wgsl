@@ -1,5 +1,5 @@
-// h = silu(gate) * up and its gradients, element by element. Runs unchecked: the host has proven that all bindings hold `count`
-// floats.
+// h = silu(gate) * up and its gradients, element by element. Runs unchecked: the host proves that
+// all bindings hold `count` floats.
 
 struct Params {
     count: u32,
@@ -8,15 +8,16 @@ struct Params {
     pad2: u32,
 }
 
-@group(0) @binding(0) var<storage, read_write> gate: array<f32>;   // backward: then its gradient
-@group(0) @binding(1) var<storage, read_write> up: array<f32>;     // backward: then its gradient
+@group(0) @binding(0) var<storage, read_write> gate: array<f32>;   // backward: overwritten by its gradient
+@group(0) @binding(1) var<storage, read_write> up: array<f32>;     // backward: overwritten by its gradient
 @group(0) @binding(2) var<storage, read> dh: array<f32>;
 @group(0) @binding(3) var<storage, read_write> h: array<f32>;
 @group(1) @binding(0) var<uniform> params: Params;
 
 const WORKGROUP = 256u;
 
-// sigmoid(x) and sigmoid(-x): no exponential of a positive number, which could overflow, and no difference of near numbers.
+// sigmoid(x) and sigmoid(-x). It takes no exponential of a positive number, which could overflow,
+// and no difference of close numbers.
 fn sigmoids(x: f32) -> vec2<f32> {
     let e = exp(-abs(x));
     let both = vec2(1.0, e) / (1.0 + e);

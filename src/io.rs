@@ -1,4 +1,4 @@
-//! Reading and writing at an offset without a shared cursor, and buffers that the kernel copies into at full speed.
+//! Reads and writes at an offset without a shared cursor, and page-aligned buffers for fast reads.
 
 use std::fs::File;
 use std::io;
@@ -8,16 +8,16 @@ use std::path::Path;
 #[cfg(feature = "train")]
 pub(crate) mod folder;
 
-/// Alignment of an [`AlignedBuf`]: a page. A read into a buffer that starts 16 bytes past a page, where a large allocation
-/// usually lands, runs at a fifth of the speed.
+/// Alignment of an [`AlignedBuf`]: a page. A large allocation usually starts 16 bytes past a page,
+/// and a read into such a buffer has a fifth of the speed.
 pub(crate) const BUFFER_ALIGN: usize = 4096;
 
-/// Fills `buf` with the bytes of `file` from `offset` on. The file's cursor is neither used nor, on Unix, moved, so threads
-/// may share one `File`.
+/// Fills `buf` with the bytes of `file` from `offset` on. It does not use the file cursor (and does
+/// not move it on Unix), so threads may share one `File`.
 ///
 /// # Errors
 ///
-/// `UnexpectedEof` where the file ends first; otherwise what the operating system says.
+/// `UnexpectedEof` if the file is too short; else the error of the operating system.
 pub(crate) fn read_exact_at(file: &File, buf: &mut [u8], offset: u64) -> io::Result<()> {
     #[cfg(unix)]
     return std::os::unix::fs::FileExt::read_exact_at(file, buf, offset);
@@ -30,11 +30,11 @@ pub(crate) fn read_exact_at(file: &File, buf: &mut [u8], offset: u64) -> io::Res
     }
 }
 
-/// Writes all of `bytes` into `file` from `offset` on, with the same freedom from the cursor as [`read_exact_at`].
+/// Writes `bytes` to `file` from `offset` on, without the file cursor, as [`read_exact_at`].
 ///
 /// # Errors
 ///
-/// `WriteZero` where the file takes no more bytes; otherwise what the operating system says.
+/// `WriteZero` if the file accepts no more bytes; else the error of the operating system.
 #[cfg(feature = "convert")]
 pub(crate) fn write_all_at(file: &File, bytes: &[u8], offset: u64) -> io::Result<()> {
     #[cfg(unix)]
@@ -48,7 +48,8 @@ pub(crate) fn write_all_at(file: &File, bytes: &[u8], offset: u64) -> io::Result
     }
 }
 
-/// Windows moves the cursor in `seek_read` and `seek_write`, but takes the offset with the call, so sharing stays safe.
+/// On Windows, `seek_read` and `seek_write` move the cursor, but each call has its own offset. So
+/// threads may share a file.
 #[cfg(windows)]
 mod windows {
     use std::fs::File;
@@ -87,22 +88,23 @@ mod windows {
     }
 }
 
-/// The folder that a path lies in.
+/// The parent folder of a path.
 #[cfg(any(feature = "convert", feature = "train"))]
 pub(crate) fn folder_of(path: &Path) -> &Path {
     path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."))
 }
 
-/// Makes a rename or a new file in `folder` survive a power cut; does nothing where folders cannot be synced.
+/// Syncs `folder`, so that renames and new files in it survive a power failure. Does nothing on
+/// systems that cannot sync folders.
 ///
 /// # Errors
 ///
-/// What the operating system says when it opens or syncs the folder.
+/// Any error from opening or syncing the folder.
 #[cfg(any(feature = "convert", feature = "train"))]
 pub(crate) fn sync_dir(folder: &Path) -> io::Result<()> {
     #[cfg(unix)]
     return match File::open(folder)?.sync_all() {
-        // Some file systems have nothing to do for a folder, and say so.
+        // Some file systems do not support a sync of folders, and return an error.
         Err(e) if matches!(e.kind(), io::ErrorKind::InvalidInput | io::ErrorKind::Unsupported) => Ok(()),
         result => result,
     };
@@ -113,11 +115,11 @@ pub(crate) fn sync_dir(folder: &Path) -> io::Result<()> {
     }
 }
 
-/// Makes the new file `path` with these bytes, durable.
+/// Creates the file `path` with these bytes and syncs it.
 ///
 /// # Errors
 ///
-/// `AlreadyExists` where there is one; otherwise what the operating system says.
+/// `AlreadyExists` if the file exists; else the error of the operating system.
 #[cfg(any(feature = "convert", feature = "train"))]
 pub(crate) fn write_synced(path: &Path, bytes: &[u8]) -> io::Result<()> {
     let mut file = File::create_new(path)?;
@@ -125,22 +127,23 @@ pub(crate) fn write_synced(path: &Path, bytes: &[u8]) -> io::Result<()> {
     file.sync_all()
 }
 
-/// How the name of a temporary folder begins and ends.
+/// Prefix and suffix of the name of a temporary folder.
 #[cfg(any(feature = "convert", feature = "train"))]
 const TEMPORARY: [&str; 2] = [".nf4pack-", ".tmp"];
 
-/// Whether a path has the name of a temporary folder.
+/// Whether the path names a temporary folder.
 #[cfg(feature = "train")]
 pub(crate) fn is_temporary(path: &Path) -> bool {
     let [prefix, suffix] = TEMPORARY;
     path.file_name().and_then(|name| name.to_str()).is_some_and(|name| name.starts_with(prefix) && name.ends_with(suffix))
 }
 
-/// A hidden folder in `parent`, with the permissions that a new folder gets there; it vanishes unless it is published.
+/// Creates a hidden folder in `parent`, with the default permissions. It is removed on drop unless
+/// it is published.
 ///
 /// # Errors
 ///
-/// What the operating system says.
+/// Any error of the operating system.
 #[cfg(any(feature = "convert", feature = "train"))]
 pub(crate) fn temporary_folder(parent: &Path) -> io::Result<tempfile::TempDir> {
     let mut builder = tempfile::Builder::new();
@@ -151,35 +154,36 @@ pub(crate) fn temporary_folder(parent: &Path) -> io::Result<tempfile::TempDir> {
     builder.tempdir_in(parent)
 }
 
-/// Gives `temporary`, which lies beside it, the name of a folder that is empty or not there. To make that durable is the
-/// caller's: when that fails, the folder is there, and when this fails, it is not.
+/// Renames `temporary` to `target`, in the same parent folder. `target` must be an empty folder or
+/// not exist. The caller syncs the parent: if that fails, the folder exists; if this fails, it does
+/// not.
 ///
 /// # Errors
 ///
-/// What the operating system says.
+/// Any error of the operating system.
 #[cfg(any(feature = "convert", feature = "train"))]
 pub(crate) fn publish_folder(temporary: tempfile::TempDir, target: &Path) -> io::Result<()> {
-    // Not every system renames over an empty folder.
+    // Some systems cannot rename over an empty folder.
     if target.is_dir() {
         std::fs::remove_dir(target)?;
     }
     std::fs::rename(temporary.path(), target)?;
-    // Its name is gone: there is nothing left to remove.
+    // The temporary name no longer exists, so there is nothing to remove.
     let _ = temporary.keep();
     Ok(())
 }
 
-/// A page of bytes, on a page.
+/// A page of bytes, aligned to a page.
 #[derive(Debug, Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
 #[repr(C, align(4096))]
 struct Page([u8; BUFFER_ALIGN]);
 
-/// A byte buffer that starts on a page, to be reused from read to read.
+/// A page-aligned byte buffer, for reuse across reads.
 #[derive(Debug, Default)]
 pub(crate) struct AlignedBuf(Vec<Page>);
 
 impl AlignedBuf {
-    /// A buffer that holds `len` bytes without growing; it starts as zeros.
+    /// A buffer with capacity for `len` bytes, filled with zeros.
     #[cfg(feature = "convert")]
     pub(crate) fn new(len: usize) -> Self {
         let mut buf = Self::default();
@@ -193,7 +197,8 @@ impl AlignedBuf {
         bytemuck::cast_slice(&self.0)
     }
 
-    /// The first `len` bytes, to be overwritten. The buffer grows where it is shorter, and its contents are then lost.
+    /// The first `len` bytes, for overwriting. Grows the buffer if it is shorter; its contents are
+    /// then lost.
     pub(crate) fn first_mut(&mut self, len: usize) -> &mut [u8] {
         if self.0.len() * BUFFER_ALIGN < len {
             self.0 = vec![bytemuck::Zeroable::zeroed(); len.div_ceil(BUFFER_ALIGN)];

@@ -1,4 +1,4 @@
-//! A pack as a mapped file: the one place that maps.
+//! A pack as a mapped file. Only this module maps files.
 
 use std::fs::File;
 use std::io::Read;
@@ -10,15 +10,15 @@ use thiserror::Error;
 
 use crate::format::{FormatError, Index, Layer, Pack, QuantizedTensor, check};
 
-/// An open pack: mapped, or read into memory. Opening validates header, index and metadata; where the file is mapped, no payload is
-/// read.
+/// An open pack: mapped, or read into memory. Opening validates header, index and metadata. With a
+/// mapping, it reads no payload.
 ///
 /// ```no_run
 /// use nf4pack::MappedPack;
 /// use nf4pack::format::Role;
 ///
 /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
-/// // SAFETY: nobody changes or cuts the file while it is mapped.
+/// // SAFETY: no program changes or truncates the file while it is mapped.
 /// let pack = unsafe { MappedPack::open("model.nf4pack") }?;
 /// let layer = pack.layer(0)?;
 /// let up = layer.quantized_tensor(Role::UpProj).ok_or("no up_proj")?;
@@ -29,16 +29,18 @@ use crate::format::{FormatError, Index, Layer, Pack, QuantizedTensor, check};
 /// ```
 ///
 /// # Why opening is unsafe
-/// A mapped file is memory that other processes can write to. A `&[u8]` promises that its bytes do not change, and no check of
-/// this crate can keep that promise: a look at the file's length before an access is out of date at the access. So the caller has
-/// to promise it, as with `memmap2` and with the mapped checkpoints of candle. Who cannot takes [`MappedPack::read`], or, to
-/// stream layers to a GPU, [`PackSource::open`](crate::dequant::stream::PackSource::open): both read.
+/// Other processes can write to a mapped file. A `&[u8]` promises that its bytes do not change, and
+/// this crate cannot check that: the file may be truncated between a check of its length and the
+/// access. So the caller must promise it, as with `memmap2` and with the mapped checkpoints of
+/// candle. If you cannot promise it, use [`MappedPack::read`], or
+/// [`PackSource::open`](crate::dequant::stream::PackSource::open) to stream layers to a GPU. Both
+/// read the file.
 #[derive(Debug)]
 pub struct MappedPack {
     file: File,
     bytes: Bytes,
     index: Index,
-    /// Layers whose scales have been checked; the last one stands for the tensors of no layer.
+    /// Layers with checked scales. The last entry is for the global tensors.
     checked: Vec<AtomicBool>,
 }
 
@@ -57,7 +59,7 @@ impl Bytes {
     }
 }
 
-/// Why a pack could not be opened or used.
+/// An error of opening a pack.
 #[derive(Debug, Error)]
 #[non_exhaustive]
 pub enum OpenError {
@@ -66,7 +68,7 @@ pub enum OpenError {
     Io {
         /// The file.
         path: PathBuf,
-        /// The system's error.
+        /// Error of the operating system.
         source: std::io::Error,
     },
     /// The file is not a valid pack.
@@ -74,35 +76,35 @@ pub enum OpenError {
     Format {
         /// The file.
         path: PathBuf,
-        /// What is wrong with it.
+        /// The violation.
         source: FormatError,
     },
 }
 
-/// Why a layer could not be handed out.
+/// An error of reading a layer.
 #[derive(Debug, Error)]
 #[non_exhaustive]
 pub enum LayerError {
-    /// There is no such layer.
+    /// The layer does not exist.
     #[error("layer {layer} does not exist: the pack has {count} (0 to {})", count.saturating_sub(1))]
     OutOfRange {
-        /// The layer asked for.
+        /// Requested layer.
         layer: u32,
         /// Layers of the pack.
         count: u32,
     },
-    /// Its scales are not what the specification allows.
+    /// The scales of the layer violate the specification.
     #[error("layer {layer}: {source}")]
     Format {
         /// The layer.
         layer: u32,
-        /// What is wrong with it.
+        /// The violation.
         source: FormatError,
     },
-    /// The scales of a tensor of no layer are not what the specification allows.
-    #[error("the tensors of no layer: {source}")]
+    /// The scales of a global tensor violate the specification.
+    #[error("global tensors: {source}")]
     Globals {
-        /// What is wrong with them.
+        /// The violation.
         source: FormatError,
     },
 }
@@ -111,22 +113,23 @@ impl MappedPack {
     /// Maps and validates a pack.
     ///
     /// # Safety
-    /// Nobody, no other process either, may change or cut the file while the value lives. A pack that `nf4pack` writes appears whole
-    /// under its name, by a rename, and is never changed in place; so the promise is about other programs. Where it is broken, the
-    /// values read from the pack can be anything, and an access to what was cut off ends the process (SIGBUS).
+    /// No process may change or truncate the file while the value lives. `nf4pack` renames a
+    /// complete pack to its name and never changes it in place, so the promise concerns other
+    /// programs. If the promise is broken, values from the pack are unspecified, and an access past
+    /// the end of the file kills the process (SIGBUS).
     ///
     /// # Errors
-    /// Where the file cannot be opened or mapped, or breaks the specification.
+    /// The file cannot be opened or mapped, or it violates the specification.
     pub unsafe fn open(path: impl AsRef<Path>) -> Result<Self, OpenError> {
-        // SAFETY: the map is read-only, and its bytes are only ever read as plain bytes, for which every value is valid. That
-        // they do not change is the caller's promise.
+        // SAFETY: the map is read-only, and its bytes are read as plain bytes, for which every
+        // value is valid. The caller promises that they do not change.
         Self::of(path.as_ref(), |file| Ok(Bytes::Mapped(unsafe { Mmap::map(file) }?)))
     }
 
-    /// Reads the whole file into memory, and validates it. What happens to the file afterwards does not matter.
+    /// Reads the whole file into memory and validates it. Later changes of the file have no effect.
     ///
     /// # Errors
-    /// Where the file cannot be read, or breaks the specification.
+    /// The file cannot be read, or it violates the specification.
     pub fn read(path: impl AsRef<Path>) -> Result<Self, OpenError> {
         Self::of(path.as_ref(), |file| {
             let mut bytes = Vec::new();
@@ -135,11 +138,12 @@ impl MappedPack {
         })
     }
 
-    /// [`MappedPack::open`] for the functions of this crate that work on a pack of a given name: their documentation passes the
-    /// promise on.
+    /// [`MappedPack::open`] for functions of this crate that take the path of a pack. Their
+    /// documentation requires the promise from their caller.
     #[cfg(feature = "convert")]
     pub(crate) fn open_unchanged(path: impl AsRef<Path>) -> Result<Self, OpenError> {
-        // SAFETY: by the documentation of the callers, the file is not changed while they work.
+        // SAFETY: the documentation of the calling functions requires that the file does not change
+        // during the call.
         unsafe { Self::open(path) }
     }
 
@@ -153,24 +157,26 @@ impl MappedPack {
         Ok(Self { file, bytes, index, checked })
     }
 
-    /// How long the file is now. Where that is less than when it was opened, somebody cut it, and the bytes past its end must not
-    /// be touched.
+    /// The present length of the file. If it is shorter than at opening, the file was truncated,
+    /// and bytes past its end must not be accessed.
     ///
     /// # Errors
-    /// What the system says.
+    /// Any error of the operating system.
     pub fn file_len(&self) -> std::io::Result<u64> {
         Ok(self.file.metadata()?.len())
     }
 
-    /// The view of the whole pack. Its payloads are as they are in the file: see [`crate::format::check`].
+    /// The view of the whole pack. Its payloads are unchecked: see [`crate::format::check`].
     pub fn pack(&self) -> Pack<'_> {
         Pack::of_mapped(self.bytes.all(), &self.index)
     }
 
-    /// Layer `number`, from 0. The first call for a layer checks its scales and code padding (not its checksums).
+    /// Layer `number`, from 0. The first call for a layer checks its scales and code padding (not
+    /// its checksums).
     ///
     /// # Errors
-    /// [`LayerError::OutOfRange`] past the last layer; [`LayerError::Format`] where a scale is not what it may be.
+    /// [`LayerError::OutOfRange`] past the last layer; [`LayerError::Format`] if a scale violates
+    /// the specification.
     pub fn layer(&self, number: u32) -> Result<Layer<'_>, LayerError> {
         let pack = self.pack();
         let layer = pack.layer(number).ok_or(LayerError::OutOfRange { layer: number, count: pack.layer_count() })?;
@@ -179,8 +185,9 @@ impl MappedPack {
         Ok(layer)
     }
 
-    /// The quantised tensor of this name, whether it is one of a layer or of none (an embedding, an `lm_head`). The first call for a
-    /// layer, or for the tensors of none, checks their scales and code padding, as [`MappedPack::layer`] does.
+    /// The quantised tensor with this name, in a layer or global (an embedding, an `lm_head`). The
+    /// first call for a layer, or for the global tensors, checks their scales and code padding, as
+    /// [`MappedPack::layer`] does.
     ///
     /// # Errors
     /// [`LayerError::Format`], [`LayerError::Globals`].
@@ -199,7 +206,7 @@ impl MappedPack {
         Ok(Some(tensor))
     }
 
-    /// Runs a check unless it has found nothing before.
+    /// Runs a check, unless it has passed before.
     fn check_once(&self, group: usize, check: impl FnOnce() -> Result<(), FormatError>) -> Result<(), FormatError> {
         let checked = self.checked.get(group);
         if checked.is_some_and(|checked| checked.load(Ordering::Relaxed)) {
@@ -215,7 +222,7 @@ impl MappedPack {
 
 /// Opens a regular file for reading.
 pub(crate) fn open_regular(path: &Path) -> std::io::Result<File> {
-    // Asked before opening: opening a pipe waits for its writer.
+    // Check before opening: opening a pipe waits for its writer.
     if !std::fs::metadata(path)?.is_file() {
         return Err(std::io::Error::new(std::io::ErrorKind::InvalidInput, "not a regular file"));
     }

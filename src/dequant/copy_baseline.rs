@@ -28,13 +28,15 @@ impl CopyKernel {
     /// # Errors
     /// [`GpuError::Invalid`], [`GpuError::KernelLimit`].
     pub fn new(gpu: &Gpu) -> Result<Self, GpuError> {
-        // SAFETY: `record` binds as many vec4s as it passes in `count`; there are no loops and no workgroup memory.
+        // SAFETY: `record` binds as many vec4s as it passes in `count`; there are no loops and no
+        // workgroup memory.
         let shader = unsafe { Shader::trusted("copy", include_str!("../../shaders/copy.wgsl")) };
         let kernel = gpu.kernel(&KernelSpec { shader, entry: "main", constants: Vec::new() })?;
         Ok(Self { gpu: gpu.clone(), kernel })
     }
 
-    /// Records the copy of `from` to `to`: as many whole 16 bytes as both have, in pieces that can be bound.
+    /// Records the copy of `from` to `to`: as many whole 16 bytes as both have, in pieces that can
+    /// be bound.
     pub fn record(&self, commands: &mut Commands, from: &BufferRange, to: &BufferRange) {
         let total = from.size.min(to.size) / 16 * 16;
         let piece = self.gpu.limits().max_storage_buffer_binding_size.min(1 << 34) / 256 * 256;

@@ -1,60 +1,60 @@
-//! Why a tensor could not be dequantised on the GPU.
+//! Errors of dequantisation on the GPU.
 
 use super::kernel::Output;
 use crate::gpu::GpuError;
 
-/// Why a tensor could not be dequantised on the GPU.
+/// An error of dequantisation on the GPU.
 #[derive(Debug, Clone, thiserror::Error)]
 #[non_exhaustive]
 pub enum DequantError {
-    /// The device.
+    /// An error of the device.
     #[error(transparent)]
     Gpu(#[from] GpuError),
-    /// The weights' buffers have not the sizes that their element count, block size and scale type call for, or do not start on
-    /// multiples of 256 bytes.
-    #[error("the buffers of the weights are inconsistent: {what} has {found}, and {expected} is needed")]
+    /// The buffers of the weights do not match their element count, block size and scale type, or
+    /// their offsets are not multiples of 256 bytes.
+    #[error("the buffers of the weights are inconsistent: {what} is {found}, but {expected} is expected")]
     Weights {
-        /// What is wrong.
+        /// The inconsistent quantity.
         what: &'static str,
-        /// As it is.
+        /// Found value.
         found: u64,
-        /// As it has to be.
+        /// Expected value.
         expected: u64,
     },
-    /// The elements asked for are not all there, or do not start on a multiple of 8.
-    #[error("elements {start}..{end} are not a range that starts on a multiple of 8 within the {elements} of the tensor")]
+    /// The requested elements are out of range, or their start is not a multiple of 8.
+    #[error("elements {start}..{end} must start on a multiple of 8 and lie in a tensor of {elements} elements")]
     Range {
-        /// The first element asked for.
+        /// First requested element.
         start: u64,
-        /// One past the last.
+        /// End of the range.
         end: u64,
         /// Elements of the tensor.
         elements: u64,
     },
-    /// The output is too small, or does not start on a multiple of 256 bytes.
-    #[error("the output has {size} bytes from {offset}, and {needed} from a multiple of 256 are needed")]
+    /// The output is too small, or its offset is not a multiple of 256 bytes.
+    #[error("the output has {size} bytes at offset {offset}, but needs {needed} bytes at a multiple of 256")]
     OutputRange {
-        /// First byte.
+        /// Offset of the output.
         offset: u64,
-        /// Bytes.
+        /// Size of the output.
         size: u64,
-        /// Bytes needed.
+        /// Needed bytes.
         needed: u64,
     },
-    /// The device's bindings are too small for any kernel.
-    #[error("the device binds {limit} bytes, and the kernels need {needed}")]
+    /// The binding limit of the device is too small for every kernel.
+    #[error("the device binds at most {limit} bytes, but the kernels need {needed}")]
     Binding {
-        /// What it allows.
+        /// Device limit in bytes.
         limit: u64,
-        /// What is needed.
+        /// Needed bytes.
         needed: u64,
     },
-    /// Neither kernel gives the right values: the driver cannot be trusted with this output.
+    /// Both kernels give wrong values: the driver is broken for this output.
     #[error("the device fails the self-test of NF4 to {output}: {reason}")]
     Unfit {
         /// The output.
         output: Output,
-        /// How it fails.
+        /// How the kernel fails.
         reason: String,
     },
 }

@@ -1,10 +1,11 @@
-//! Codes and scales to floats on the GPU.
+//! Decodes codes and scales to floats on the GPU.
 //!
-//! float32 outputs are those of [`dequantize`](super::dequantize) bit for bit, and 16-bit ones are those values rounded to the
-//! nearest, ties to even, with one exception that Vulkan leaves to the driver: a float32 below 2^-126 in magnitude (a scale, or a
-//! product) may be taken for zero of its sign. Mesa's software Vulkan keeps them.
+//! float32 outputs equal [`dequantize`](super::dequantize) bit for bit. 16-bit outputs are those
+//! values, rounded to nearest, ties to even. Vulkan permits one exception: a driver may flush a
+//! float32 below 2^-126 in magnitude (a scale or a product) to zero of the same sign. Mesa's
+//! software Vulkan does not flush.
 //!
-//! No kernel uses subgroup operations, so that none depends on a subgroup's size.
+//! No kernel uses subgroup operations, so no kernel depends on the subgroup size.
 
 use std::fmt;
 use std::ops::Range;
@@ -17,19 +18,19 @@ use super::selftest::{self, Verdicts};
 use crate::format::nf4::{self, CODEBOOK, CODES_PER_WORD, Nf4Tensor, ScaleType, Scales};
 use crate::gpu::{BufferRange, Commands, Gpu, GpuError, Kernel, KernelSpec, Shader};
 
-/// Type of the floats that a kernel writes.
+/// Output type of a kernel.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Output {
-    /// 4 bytes an element.
+    /// 4 bytes per element.
     F32,
-    /// binary16, two packed in a u32: element `2 * i` in the low half.
+    /// binary16, two per u32. Element `2 * i` is in the low half.
     F16,
-    /// bfloat16, packed likewise.
+    /// bfloat16, packed in the same way.
     Bf16,
 }
 
 impl Output {
-    /// All of them.
+    /// All output types.
     pub const ALL: [Self; 3] = [Self::F32, Self::F16, Self::Bf16];
 
     /// Bytes of one element.
@@ -40,12 +41,13 @@ impl Output {
         }
     }
 
-    /// Bytes of one word of codes, as floats.
+    /// Bytes of output for one word of codes.
     fn word_bytes(self) -> u64 {
         self.element_bytes() * CODES_PER_WORD as u64
     }
 
-    /// Bytes that an output of `elements` takes: kernels write whole words of codes, 8 elements each.
+    /// Size of an output of `elements` in bytes. Kernels write whole words of codes, 8 elements
+    /// each.
     pub fn bytes(self, elements: u64) -> u64 {
         elements.div_ceil(CODES_PER_WORD as u64).saturating_mul(self.word_bytes())
     }
@@ -61,16 +63,18 @@ impl fmt::Display for Output {
     }
 }
 
-/// A quantised tensor in GPU memory: a [`Nf4Tensor`], in buffers. Every range starts on a multiple of 256 bytes.
+/// A quantised tensor in GPU memory: the buffers of an [`Nf4Tensor`]. The offset of each range is a
+/// multiple of 256 bytes.
 #[derive(Debug, Clone)]
 pub struct GpuWeights {
-    /// The codes section, in one range, or cut over several where it passes the device's largest buffer. Every range but the last
-    /// has the same size, a multiple of 2048 bytes, and so ends at the end of a block of any size.
+    /// The codes section in one range, or in several if it exceeds the largest buffer of the
+    /// device. All ranges except the last have the same size, a multiple of 2048 bytes. So each of
+    /// them ends at the end of a block, for every block size.
     pub codes: Vec<BufferRange>,
-    /// The scales section as it lies in the file (spec section 7.2). Its size need not be a multiple of 4, but its buffer must
-    /// reach to the next one: bindings are rounded up.
+    /// The scales section as stored in the file (spec section 7.2). Its size may be any number, but
+    /// the buffer must extend to the next multiple of 4: bindings are rounded up.
     pub scales: BufferRange,
-    /// How the scales are stored.
+    /// Storage type of the scales.
     pub scale_type: ScaleType,
     /// Elements per block, one of [`nf4::BLOCK_SIZES`].
     pub block_size: u32,
@@ -78,14 +82,15 @@ pub struct GpuWeights {
     pub elements: u64,
 }
 
-/// What every part of the codes but the last has a multiple of: the codes of the largest block.
+/// The size of each part of the codes, except the last, is a multiple of this: the codes of the
+/// largest block.
 const PART_ALIGN: u64 = 2048;
 
 impl GpuWeights {
-    /// Copies one tensor to the device through the queue: for tests and small programs.
+    /// Copies one tensor to the device through the queue. For tests and small programs.
     ///
     /// # Errors
-    /// [`GpuError::TooLarge`] where the scales pass the largest buffer, [`GpuError::OutOfMemory`].
+    /// [`GpuError::TooLarge`] if the scales exceed the largest buffer, [`GpuError::OutOfMemory`].
     pub fn upload(gpu: &Gpu, projection: &Nf4Tensor<'_>) -> Result<Self, GpuError> {
         let part = (gpu.limits().max_buffer_size / PART_ALIGN * PART_ALIGN).max(PART_ALIGN);
         let part = usize::try_from(part).unwrap_or(usize::MAX);
@@ -102,7 +107,7 @@ impl GpuWeights {
         })
     }
 
-    /// Words in every part of the codes but the last, once all sizes are known to be right.
+    /// Checks all sizes. Returns the words in each part of the codes, except the last.
     pub(super) fn part_words(&self) -> Result<u64, DequantError> {
         let wrong = |what, found, expected| Err(DequantError::Weights { what, found, expected });
         if !nf4::BLOCK_SIZES.contains(&self.block_size) {
@@ -133,7 +138,7 @@ impl GpuWeights {
     }
 }
 
-/// A scale table as it lies in the file.
+/// A scale table as stored in the file.
 fn payload(scales: &Scales<'_>) -> Vec<u8> {
     match *scales {
         Scales::F32(bytes) | Scales::Bf16(bytes) => bytes.to_vec(),
@@ -143,27 +148,27 @@ fn payload(scales: &Scales<'_>) -> Vec<u8> {
     }
 }
 
-/// Bytes that a thread of a fast kernel writes at a time, and how often it does.
+/// Bytes of one write of a thread in a fast kernel, and number of writes.
 const ITEM_BYTES: u64 = 16;
 const ITEMS: u64 = 4;
 
-/// What a [`Dequantizer`] is made of: only tests choose.
+/// Settings of a [`Dequantizer`]. Only tests change them.
 #[doc(hidden)]
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Setup {
-    /// Threads in a workgroup of the fast kernels: of 64, 128 and 256 the first was fastest.
+    /// Threads per workgroup of the fast kernels. Of 64, 128 and 256, 64 was fastest.
     pub workgroup: u32,
     /// The fast kernels.
     pub fast: Fast,
 }
 
-/// Which fast kernels there are.
+/// Source of the fast kernels.
 #[doc(hidden)]
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum Fast {
-    /// Those of this crate, without runtime checks.
+    /// The kernels of this crate, without runtime checks.
     Own,
-    /// None: the plain kernel does everything.
+    /// No fast kernels: the plain kernel does everything.
     Off,
     /// Other WGSL, with runtime checks.
     Other(String),
@@ -178,9 +183,10 @@ impl Default for Setup {
 impl Fast {
     fn shader(&self) -> Option<Shader> {
         match self {
-            // SAFETY: `Dequantizer::record` checks the buffers' sizes and dispatches what `plan` cuts, whose windows hold every
-            // index that a chunk leads to; the loops end with their item counts; the tables are written before the barrier. The
-            // shader does not leave this module.
+            // SAFETY: `Dequantizer::record` checks the buffers' sizes and dispatches what `plan`
+            // cuts, whose windows hold every index of a chunk; the loops end with their item
+            // counts; the tables are written before the barrier. The shader is private to this
+            // module.
             Self::Own => Some(unsafe { Shader::trusted("nf4_fast", FAST_SOURCE) }),
             Self::Off => None,
             Self::Other(source) => Some(Shader::checked("nf4_fast", source.clone())),
@@ -191,27 +197,27 @@ impl Fast {
 const FAST_SOURCE: &str = concat!(include_str!("../../shaders/codec_nf4.wgsl"), include_str!("../../shaders/nf4_fast.wgsl"));
 const PLAIN_SOURCE: &str = include_str!("../../shaders/nf4_plain.wgsl");
 
-/// Which kernel serves an output, and why.
+/// The kernel for an output type and a scale type, and the reason.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct KernelChoice {
-    /// What is written.
+    /// Output type.
     pub output: Output,
-    /// What the scales are.
+    /// Scale type.
     pub scale_type: ScaleType,
-    /// Whether it is the fast kernel.
+    /// Whether the fast kernel is used.
     pub fast: bool,
-    /// Why it is not.
+    /// Why the fast kernel is not used.
     pub reason: Option<String>,
 }
 
-/// One of the two kernels that there are for everything.
+/// Each output has both kernels.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Path {
     Fast,
     Plain,
 }
 
-/// The kernels of a device.
+/// The dequantisation kernels of a device.
 #[derive(Debug, Clone)]
 pub struct Dequantizer {
     gpu: Gpu,
@@ -219,7 +225,7 @@ pub struct Dequantizer {
     verdicts: Verdicts,
 }
 
-/// Parameters of a dispatch; those of `struct Params` in the shaders.
+/// Parameters of a dispatch: `struct Params` of the shaders.
 #[derive(Debug, Clone, Copy, Pod, Zeroable)]
 #[repr(C)]
 struct Params {
@@ -235,16 +241,18 @@ struct Params {
 }
 
 impl Dequantizer {
-    /// The kernels of `gpu`, each tried once against the CPU: where a fast one fails, the plain one is used. What was found is
-    /// kept for later runs on the same adapter and driver ([`Options::cache`](crate::gpu::Options::cache)).
+    /// Compiles the kernels of `gpu` and tests each one against the CPU. If a fast kernel fails,
+    /// the plain kernel replaces it. The results are stored for later runs on the same adapter and
+    /// driver ([`Options::cache`](crate::gpu::Options::cache)).
     ///
     /// # Errors
-    /// [`DequantError::Unfit`] where the plain one fails, too; [`DequantError::Binding`], [`DequantError::Gpu`].
+    /// [`DequantError::Unfit`] if the plain kernel also fails; [`DequantError::Binding`],
+    /// [`DequantError::Gpu`].
     pub fn new(gpu: &Gpu) -> Result<Self, DequantError> {
         Self::with(gpu, Setup::default())
     }
 
-    /// [`Dequantizer::new`] with kernels of the caller's choice.
+    /// As [`Dequantizer::new`], with other settings.
     #[doc(hidden)]
     pub fn with(gpu: &Gpu, setup: Setup) -> Result<Self, DequantError> {
         let limit = gpu.limits().max_storage_buffer_binding_size;
@@ -256,7 +264,7 @@ impl Dequantizer {
         Ok(dequantizer)
     }
 
-    /// Which kernel serves each output and type of scales, and why.
+    /// The kernel for each output type and scale type, and the reason.
     pub fn choices(&self) -> Vec<KernelChoice> {
         let choice = |(output, scale_type)| {
             let reason = self.verdicts.refusal(output, scale_type).map(str::to_owned);
@@ -270,22 +278,23 @@ impl Dequantizer {
         &self.gpu
     }
 
-    /// What the kernels are made of.
+    /// The settings of the kernels.
     pub(super) fn setup(&self) -> &Setup {
         &self.setup
     }
 
-    /// All that decides what a self-test finds.
+    /// Everything that the result of a self-test depends on.
     pub(super) fn sources(&self) -> impl std::hash::Hash + '_ {
         (&self.setup, FAST_SOURCE, PLAIN_SOURCE)
     }
 
-    /// Records the dequantisation of the elements in `range`, whose start is a multiple of 8, into `out`, which holds at least
-    /// [`Output::bytes`] of its length and lies in another buffer than the weights. The rest of `out` is left as it is.
+    /// Records the dequantisation of the elements in `range` into `out`. The start of `range` is a
+    /// multiple of 8. `out` holds at least [`Output::bytes`] of the length of `range`, in another
+    /// buffer than the weights. The rest of `out` is unchanged.
     ///
     /// # Errors
-    /// [`DequantError::Weights`], [`DequantError::Range`], [`DequantError::OutputRange`]: nothing is then recorded.
-    /// [`DequantError::Gpu`] where the kernel does not compile.
+    /// [`DequantError::Weights`], [`DequantError::Range`], [`DequantError::OutputRange`]; nothing
+    /// is then recorded. [`DequantError::Gpu`] if the kernel does not compile.
     pub fn record(
         &self,
         commands: &mut Commands,
@@ -299,7 +308,7 @@ impl Dequantizer {
         self.record_on(path, commands, weights, range, output, out)
     }
 
-    /// [`Dequantizer::record`] with a given kernel.
+    /// As [`Dequantizer::record`], with a given kernel.
     pub(super) fn record_on(
         &self,
         path: Path,
@@ -334,7 +343,7 @@ impl Dequantizer {
         Ok(())
     }
 
-    /// The work of a valid call.
+    /// Plans a valid call.
     fn job(&self, weights: &GpuWeights, range: Range<u64>, output: Output) -> Result<Job, DequantError> {
         let part_words = weights.part_words()?;
         let (elements, per_word) = (weights.elements, CODES_PER_WORD as u64);
@@ -352,7 +361,7 @@ impl Dequantizer {
         })
     }
 
-    /// A kernel, and the words that one of its workgroups decodes.
+    /// A kernel, and the number of words that one workgroup decodes.
     fn kernel(&self, path: Path, output: Output, scale_type: ScaleType) -> Result<(Kernel, u64), GpuError> {
         let scales = scales_constant(scale_type);
         let flag = |set: bool| f64::from(u8::from(set));
@@ -382,11 +391,11 @@ impl Dequantizer {
         }
     }
 
-    /// The elements in `range`, whose start is a multiple of 8, as little-endian bytes: waits for them. For tests and small
-    /// programs.
+    /// Decodes the elements in `range`, waits, and returns them as little-endian bytes. The start
+    /// of `range` is a multiple of 8. For tests and small programs.
     ///
     /// # Errors
-    /// As [`Dequantizer::record`], and what goes wrong on the device.
+    /// As [`Dequantizer::record`]; any device error.
     pub fn read(&self, weights: &GpuWeights, range: Range<u64>, output: Output) -> Result<Vec<u8>, DequantError> {
         let per_buffer = self.gpu.limits().max_buffer_size / output.word_bytes() * CODES_PER_WORD as u64;
         let mut bytes = Vec::new();
@@ -409,7 +418,7 @@ impl Dequantizer {
     }
 }
 
-/// The shaders' `SCALES`.
+/// The constant `SCALES` of the shaders.
 pub(super) fn scales_constant(scale_type: ScaleType) -> f64 {
     match scale_type {
         ScaleType::F32 => 0.0,

@@ -1,7 +1,9 @@
-//! From packed codes and scales back to floats: on the CPU, and on the GPU (`Dequantizer`, feature `gpu`).
+//! Decodes packed codes and scales to floats, on the CPU and on the GPU (`Dequantizer`, feature
+//! `gpu`).
 //!
-//! `value[i] = CODEBOOK[code[i]] * scale[i / block_size]`, one float32 multiply, then for 16-bit outputs one rounding to nearest even.
-//! Within a block only sixteen values occur, so they are computed once per block and the backends only look them up.
+//! `value[i] = CODEBOOK[code[i]] * scale[i / block_size]`: one float32 multiply, then for 16-bit
+//! outputs one rounding to nearest even. A block has only sixteen distinct values. They are
+//! computed once per block, and the backends look them up.
 
 mod avx2;
 #[cfg(feature = "gpu")]
@@ -38,22 +40,22 @@ use crate::format::nf4::{self, CODEBOOK, Nf4Tensor, SUPER_BLOCK, Scales};
 use half::slice::HalfFloatSliceExt;
 use half::{bf16, f16};
 
-/// The elements asked for are not all there: past the end of the tensor, or the projection's codes or scales have not the lengths
-/// that its element count and block size call for.
+/// The requested elements are out of range. They exceed the tensor, or the lengths of codes or
+/// scales do not match its element count and block size.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("elements {first}..{first}+{count} are not within the {available} that the projection's codes and scales hold")]
+#[error("elements {first}..{first}+{count} exceed the {available} elements of the tensor's codes and scales")]
 pub struct OutOfRange {
-    /// The first element asked for.
+    /// First requested element.
     pub first: u64,
-    /// How many were asked for.
+    /// Number of requested elements.
     pub count: u64,
-    /// How many there are: the tensor's elements, or 0 where the lengths disagree.
+    /// Elements of the tensor, or 0 if the lengths are inconsistent.
     pub available: u64,
 }
 
 /// Writes elements `first..first + out.len()` of the flattened tensor in float32.
 ///
-/// Scales are taken as they are: those of a damaged file give NaN or infinity, as the formula says.
+/// Scales are not checked. Those of a damaged file give NaN or infinity, by the formula.
 ///
 /// # Errors
 /// [`OutOfRange`]; `out` is then unchanged.
@@ -61,7 +63,7 @@ pub fn dequantize(projection: &Nf4Tensor<'_>, first: u64, out: &mut [f32]) -> Re
     checked_run(projection, first, out)
 }
 
-/// As [`dequantize`], each float32 value rounded to the nearest bfloat16, ties to even.
+/// As [`dequantize`], with each float32 value rounded to the nearest bfloat16, ties to even.
 ///
 /// # Errors
 /// [`OutOfRange`]; `out` is then unchanged.
@@ -69,7 +71,8 @@ pub fn dequantize_bf16(projection: &Nf4Tensor<'_>, first: u64, out: &mut [bf16])
     checked_run(projection, first, out)
 }
 
-/// As [`dequantize`], each float32 value rounded to the nearest binary16, ties to even; what rounds beyond 65504 is infinity.
+/// As [`dequantize`], with each float32 value rounded to the nearest binary16, ties to even. A
+/// value that rounds beyond 65504 becomes infinity.
 ///
 /// # Errors
 /// [`OutOfRange`]; `out` is then unchanged.
@@ -77,7 +80,7 @@ pub fn dequantize_f16(projection: &Nf4Tensor<'_>, first: u64, out: &mut [f16]) -
     checked_run(projection, first, out)
 }
 
-/// Elements that the bytes of `projection` hold: all or, where their lengths disagree, none.
+/// Elements of `projection`, or 0 if the lengths of its codes and scales are inconsistent.
 fn available(projection: &Nf4Tensor<'_>) -> u64 {
     let Nf4Tensor { codes, scales, block_size, elements } = *projection;
     let blocks = nf4::block_count(elements, block_size);
@@ -103,11 +106,12 @@ fn checked_run<T: Element>(projection: &Nf4Tensor<'_>, first: u64, out: &mut [T]
     Ok(())
 }
 
-/// A type of output.
+/// An output type.
 trait Element: Copy {
     /// The sixteen values of a block with this scale.
     fn table(scale: f32) -> [Self; 16];
-    /// `out[i] = table[code i]`; `codes` holds `out.len()` codes, low nibbles first, in just enough bytes.
+    /// `out[i] = table[code i]`; `codes` has `out.len()` codes, low nibble first, and no spare
+    /// bytes.
     fn look_up<L: Lookup>(l: L, codes: &[u8], table: &[Self; 16], out: &mut [Self]);
 }
 
@@ -149,7 +153,7 @@ impl Element for f16 {
     }
 }
 
-/// [`bf16::from_f32`] without a branch, so that a table of sixteen is a few vector instructions.
+/// [`bf16::from_f32`] without a branch. So the compiler vectorises a table of sixteen values.
 #[inline(always)]
 fn round_to_bf16(value: f32) -> bf16 {
     let bits = value.to_bits();
@@ -158,7 +162,7 @@ fn round_to_bf16(value: f32) -> bf16 {
     bf16::from_bits(if value.is_nan() { quiet_nan } else { rounded } as u16)
 }
 
-/// The one operation that an instruction set speeds up: sixteen-entry table lookups.
+/// The operation that an instruction set speeds up: lookups in a table of sixteen entries.
 trait Lookup: Copy {
     /// [`Element::look_up`] for 16-bit elements, as their bits.
     fn look_up_16(self, codes: &[u8], table: &[u16; 16], out: &mut [u16]);
@@ -166,7 +170,8 @@ trait Lookup: Copy {
     fn look_up_32(self, codes: &[u8], table: &[f32; 16], out: &mut [f32]);
 }
 
-/// Cuts the elements `first..first + out.len()`, which exist, at the boundaries of blocks and looks each piece up.
+/// Cuts the elements `first..first + out.len()` at block boundaries, and looks up each piece. The
+/// caller has checked the range.
 #[inline(always)]
 fn each_block<L: Lookup, T: Element>(l: L, projection: &Nf4Tensor<'_>, first: u64, mut out: &mut [T]) {
     let block_size = u64::from(projection.block_size);
@@ -174,7 +179,7 @@ fn each_block<L: Lookup, T: Element>(l: L, projection: &Nf4Tensor<'_>, first: u6
     while !out.is_empty() {
         let len = (block_size - at % block_size).min(out.len() as u64) as usize;
         let (mut piece, after) = out.split_at_mut(len);
-        // Indices of blocks and of bytes of codes fit, since both lie in memory.
+        // Indices of blocks and code bytes fit usize, because both are in memory.
         let table = T::table(projection.scales.get((at / block_size) as usize));
         let mut codes = &projection.codes[(at / 2) as usize..];
         if at % 2 == 1 {
@@ -198,7 +203,7 @@ enum Backend {
 }
 
 impl Backend {
-    /// The fastest one. The standard library caches what it finds out about the processor.
+    /// The fastest backend. The standard library caches the processor features.
     fn best() -> Self {
         #[cfg(target_arch = "x86_64")]
         if let Some(avx2) = avx2::Avx2::detect() {
@@ -211,7 +216,7 @@ impl Backend {
         Self::Scalar
     }
 
-    /// [`each_block`], compiled for this instruction set.
+    /// As [`each_block`], compiled for this instruction set.
     fn run<T: Element>(self, projection: &Nf4Tensor<'_>, first: u64, out: &mut [T]) {
         match self {
             Self::Scalar => each_block(scalar::Scalar, projection, first, out),

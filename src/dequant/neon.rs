@@ -1,12 +1,12 @@
-//! The NEON backend: one table lookup for each byte of an element, and stores that interleave the bytes. Compiled in CI; run only
-//! where the tests run on Arm.
+//! The NEON backend: one table lookup per byte of an element, then stores that interleave the
+//! bytes. CI runs its tests under qemu (`scripts/neon.sh`).
 #![cfg(target_arch = "aarch64")]
 
 use super::{Element, Lookup, each_block, scalar};
 use crate::format::nf4::Nf4Tensor;
 use std::arch::aarch64::*;
 
-/// Proof that the processor has NEON: [`Neon::detect`] is the only way to get one.
+/// Proof that the processor has NEON. Only [`Neon::detect`] creates one.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Neon(());
 
@@ -26,7 +26,7 @@ impl Neon {
     }
 }
 
-/// Sixteen codes, one a byte, from eight bytes.
+/// Unpacks sixteen codes, one per byte, from eight bytes.
 #[inline]
 #[target_feature(enable = "neon")]
 fn unpack(codes: &[u8; 8]) -> uint8x16_t {
@@ -39,7 +39,7 @@ fn unpack(codes: &[u8; 8]) -> uint8x16_t {
 #[inline]
 #[target_feature(enable = "neon")]
 fn look_up_32(codes: &[u8], table: &[f32; 16], out: &mut [f32]) {
-    // SAFETY: the 64 bytes of the table; the load deals them out to four planes, low bytes first.
+    // SAFETY: the 64 bytes of the table; the load splits them into four planes, low bytes first.
     let planes = unsafe { vld4q_u8(table.as_ptr().cast()) };
     let (vectors, rest) = out.as_chunks_mut::<16>();
     let (words, _) = codes.as_chunks::<8>();
@@ -60,7 +60,7 @@ fn look_up_32(codes: &[u8], table: &[f32; 16], out: &mut [f32]) {
 #[inline]
 #[target_feature(enable = "neon")]
 fn look_up_16(codes: &[u8], table: &[u16; 16], out: &mut [u16]) {
-    // SAFETY: the 32 bytes of the table; the load deals them out to two planes, low bytes first.
+    // SAFETY: the 32 bytes of the table; the load splits them into two planes, low bytes first.
     let planes = unsafe { vld2q_u8(table.as_ptr().cast()) };
     let (vectors, rest) = out.as_chunks_mut::<16>();
     let (words, _) = codes.as_chunks::<8>();

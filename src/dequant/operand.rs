@@ -1,4 +1,4 @@
-//! Quantised weights as an operand of kernels that decode them as they go, and the codecs that do it.
+//! Quantised weights as operands of kernels that decode on the fly, and their codecs.
 
 use std::ops::Range;
 
@@ -12,19 +12,19 @@ use super::sample::Sample;
 use crate::format::nf4::{self, CODEBOOK, CODES_PER_WORD, ScaleType};
 use crate::gpu::{BufferRange, Gpu, GpuError};
 
-/// Elements in a block of the weights that kernels are tried on: they have many blocks, few as they are.
+/// Block size of the weights in a kernel test. It is small, so that small weights have many blocks.
 const SAMPLE_BLOCK: u32 = 32;
 
-/// How kernels decode quantised weights. Another codec is another file of the same four functions (codec_nf4.wgsl names
-/// them), and an arm here.
+/// How kernels decode quantised weights. A new codec is a WGSL file with the four functions that
+/// codec_nf4.wgsl lists, and an arm here.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) enum Codec {
-    /// NF4, with scales of this type.
+    /// NF4 with scales of this type.
     Nf4(ScaleType),
 }
 
 impl Codec {
-    /// The functions in WGSL: a part of every kernel that decodes.
+    /// The functions in WGSL. Every decoding kernel includes them.
     pub fn source(self) -> &'static str {
         match self {
             Self::Nf4(_) => include_str!("../../shaders/codec_nf4.wgsl"),
@@ -38,20 +38,21 @@ impl Codec {
         }
     }
 
-    /// The value of each code, before it is scaled: `params.codebook`.
+    /// The value of each code before scaling: `params.codebook`.
     pub fn codebook(self) -> [f32; 16] {
         match self {
             Self::Nf4(_) => CODEBOOK,
         }
     }
 
-    /// Random weights for a trial in GPU memory, and as the CPU decodes them.
+    /// Random test weights in GPU memory, and their values as decoded by the CPU.
     pub fn sample(self, gpu: &Gpu, elements: u64) -> Result<(GpuWeights, Vec<f32>), GpuError> {
         match self {
             Self::Nf4(scale_type) => {
                 let sample = Sample::even(scale_type, elements, SAMPLE_BLOCK);
                 let mut values = vec![f32::NAN; elements as usize];
-                // The sample's lengths are right by construction; were they not, NaN would fail the kernel.
+                // The lengths of the sample are right by construction. If they were wrong, NaN
+                // would fail the kernel.
                 let _ = dequantize(&sample.projection(), 0, &mut values);
                 Ok((GpuWeights::upload(gpu, &sample.projection())?, values))
             }
@@ -59,47 +60,51 @@ impl Codec {
     }
 }
 
-/// A run of weights that can be bound, and where in its bindings they are: what a [`Codec`] works on.
+/// A range of weights as bound to a kernel, and its position in the bindings. The input of a
+/// [`Codec`].
 #[derive(Debug, Clone)]
 pub(crate) struct Operand {
     /// Codes, head, super-scales and scales: bindings 0 to 3.
     pub bindings: [BufferRange; 4],
-    /// The first element, counted from the first code that is bound.
+    /// Index of the first element, from the first bound code.
     pub first: u32,
-    /// Elements of its block that lie before the first element.
+    /// Offset of the first element in its block.
     pub block_first: u32,
-    /// Logarithm to base 2 of the elements in a block.
+    /// log2 of the block size.
     pub block_bits: u32,
-    /// The scale of its block, in the scales that are bound.
+    /// Index of the scale of its block, from the first bound scale.
     pub scales_first: u32,
-    /// The same, counted from the first scale of the first super-scale that is bound.
+    /// The same index, from the first scale of the first bound super-scale.
     pub supers_first: u32,
 }
 
 impl GpuWeights {
-    /// How they are decoded.
+    /// The codec of the weights.
     pub(crate) fn codec(&self) -> Codec {
         Codec::Nf4(self.scale_type)
     }
 
-    /// Elements in every part of the codes but the last, a multiple of 4096.
+    /// Elements in each part of the codes, except the last. A multiple of 4096.
     ///
     /// # Errors
-    /// [`DequantError::Weights`] where the sizes are not right.
+    /// [`DequantError::Weights`] if the sizes are inconsistent.
     pub(crate) fn part_elements(&self) -> Result<u64, DequantError> {
         Ok(self.part_words()?.saturating_mul(CODES_PER_WORD as u64))
     }
 
-    /// The most elements that an [`Operand`] binds within `binding` bytes, as a multiple of 8 and at least 8.
+    /// Maximum elements of an [`Operand`] with bindings of `binding` bytes. A multiple of 8, at
+    /// least 8.
     pub(crate) fn operand_elements(binding: u64) -> u64 {
-        // The codes are the largest window; 2^30 elements are far from the end of 32 bits.
+        // The codes are the largest window. Indices of 2^30 elements fit 32 bits with room to
+        // spare.
         (2 * binding.saturating_sub(ALIGN)).clamp(CODES_PER_WORD as u64, 1 << 30) / 8 * 8
     }
 
-    /// The elements in `range`, at least one, which lie in one part.
+    /// Binds the elements in `range`, at least one, all in the same part.
     ///
     /// # Errors
-    /// [`DequantError::Weights`] where the sizes are not right, [`DequantError::Range`] where there are no such elements.
+    /// [`DequantError::Weights`] if the sizes are inconsistent, [`DequantError::Range`] if `range`
+    /// exceeds the tensor.
     pub(crate) fn operand(&self, range: Range<u64>) -> Result<Operand, DequantError> {
         let (part_words, per_word) = (self.part_words()?, CODES_PER_WORD as u64);
         let (start, end, elements) = (range.start, range.end, self.elements);

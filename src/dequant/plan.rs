@@ -1,40 +1,43 @@
-//! A range of a tensor cut into dispatches: pure arithmetic over sizes, so that it is tested for tensors that no test could hold.
+//! Cuts a range of a tensor into dispatches. This is pure arithmetic over sizes, so tests cover
+//! tensors that would not fit in memory.
 //!
-//! The kernels index in 32 bits and, on real devices, unchecked. Everything they lean on is made here: each window lies within its
-//! section and the binding limit, starts on a multiple of 256 bytes, and holds every element that the chunk's parameters lead to.
+//! The kernels use 32-bit indices, and run unchecked on real devices. This plan guarantees their
+//! safety: each window lies in its section and in the binding limit, its offset is a multiple of
+//! 256 bytes, and it holds every element that the kernel reads for the chunk.
 
 use crate::format::nf4::{SUPER_BLOCK, ScaleType, Scales};
 use std::ops::Range;
 
-/// Bytes that bindings start on multiples of: WebGPU's largest `minStorageBufferOffsetAlignment`.
+/// Alignment of bindings in bytes: the largest `minStorageBufferOffsetAlignment` of WebGPU.
 pub(crate) const ALIGN: u64 = 256;
-/// Words of codes that one dispatch decodes at most: the indices of 2^30 elements are far from the end of 32 bits.
+/// Maximum words of codes in one dispatch. Indices of 2^30 elements fit 32 bits with room to spare.
 const MAX_WORDS: u64 = 1 << 27;
-/// The smallest binding limit that is served: the fixed part of a `dq8` table and a few words of everything else.
+/// Smallest supported binding limit: the fixed part of a `dq8` table and a few words of each other
+/// section.
 pub(super) const MIN_BINDING: u64 = 2048;
 
-/// The sizes that a plan depends on.
+/// The input of a plan.
 #[derive(Debug, Clone)]
 pub(super) struct Job {
-    /// Words of codes to decode, counted from the start of the tensor.
+    /// Words of codes to decode, from the start of the tensor.
     pub words: Range<u64>,
-    /// Words in a block: a power of two, at least 4.
+    /// Words per block: a power of two, at least 4.
     pub block_words: u64,
     /// Blocks of the tensor.
     pub blocks: u64,
     pub scale_type: ScaleType,
-    /// Words in every part of the codes but the last, at least 1.
+    /// Words in each part of the codes, except the last. At least 1.
     pub part_words: u64,
-    /// Bytes of output for a word of codes: 16 or 32.
+    /// Bytes of output per word of codes: 16 or 32.
     pub out_bytes: u64,
-    /// Bytes that a binding may have, at least [`MIN_BINDING`].
+    /// Maximum bytes of a binding, at least [`MIN_BINDING`].
     pub binding: u64,
 }
 
-/// A part of a section, as it is bound: from a multiple of [`ALIGN`], in whole words of 4 bytes.
+/// A bound part of a section. Its offset is a multiple of [`ALIGN`], its size a multiple of 4.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Window {
-    /// First byte, within the section.
+    /// First byte, from the start of the section.
     pub offset: u64,
     /// Bytes.
     pub size: u64,
@@ -43,63 +46,63 @@ pub(super) struct Window {
 /// One dispatch.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Chunk {
-    /// Words of codes that it decodes.
+    /// Words of codes to decode.
     pub words: u32,
-    /// The part that the codes lie in.
+    /// Index of the part with the codes.
     pub part: usize,
-    /// Within that part.
+    /// Window of the codes in that part.
     pub codes: Window,
-    /// Within the scales section: the fixed part of a `dq8` table.
+    /// Window in the scales section: the fixed part of a `dq8` table.
     pub head: Window,
-    /// Within the scales section: super-scales of `dq8`.
+    /// Window in the scales section: the super-scales of `dq8`.
     pub supers: Window,
-    /// Within the scales section: what each block has one of.
+    /// Window in the scales section: one entry per block.
     pub scales: Window,
-    /// Within the output.
+    /// Window of the output.
     pub out: Window,
-    /// Word in `codes` of the first word.
+    /// Index of the first word in `codes`.
     pub codes_first: u32,
-    /// Words of its block that lie before it.
+    /// Offset of the first word in its block, in words.
     pub block_phase: u32,
-    /// Its scale, in `scales`.
+    /// Index of its scale in `scales`.
     pub scales_first: u32,
-    /// Its scale, counted from the first scale of the first super-scale in `supers`.
+    /// Index of its scale, from the first scale of the first super-scale in `supers`.
     pub supers_first: u32,
-    /// Its first 16 bytes, in `out`.
+    /// Index of its first 16 bytes in `out`.
     pub out_first: u32,
 }
 
-/// The window that holds bytes `start..end`, and the bytes in it that lie before `start`.
+/// The window of bytes `start..end`, and the offset of `start` in it.
 fn window(start: u64, end: u64) -> (Window, u64) {
     let offset = start / ALIGN * ALIGN;
     (Window { offset, size: end.next_multiple_of(4) - offset }, start - offset)
 }
 
-/// A number that the caller has shown to be small.
+/// Converts a number that the caller has shown to be small.
 fn small(x: u64) -> u32 {
     debug_assert!(x < 1 << 31, "{x} is no index within a chunk");
     x as u32
 }
 
-/// What a kernel that takes no such table has bound in its place.
+/// A placeholder for a table that the kernel does not use.
 const UNUSED: Window = Window { offset: 0, size: 4 };
 
 impl Job {
     /// The dispatches, in order.
     pub fn chunks(&self) -> impl Iterator<Item = Chunk> + '_ {
-        // The output is by far the largest window: with it in the limit, so are the others.
-        let most = ((self.binding - ALIGN) / self.out_bytes).min(MAX_WORDS);
+        // The output is by far the largest window. If it is in the limit, the others are too.
+        let max = ((self.binding - ALIGN) / self.out_bytes).min(MAX_WORDS);
         let mut at = self.words.start;
         std::iter::from_fn(move || {
             let part_end = (at / self.part_words).saturating_add(1).saturating_mul(self.part_words);
-            let end = self.words.end.min(part_end).min(at.saturating_add(most));
+            let end = self.words.end.min(part_end).min(at.saturating_add(max));
             let chunk = (at < end).then(|| self.chunk(at..end));
             at = end;
             chunk
         })
     }
 
-    /// The dispatch that decodes `words`, which lie in one part.
+    /// The dispatch for `words`, all in the same part.
     pub fn chunk(&self, words: Range<u64>) -> Chunk {
         let part = words.start / self.part_words;
         let part_start = part * self.part_words;
@@ -120,7 +123,7 @@ impl Job {
         }
     }
 
-    /// Where the scales of `blocks` are; the rest of the chunk is left empty.
+    /// The windows for the scales of `blocks`. The rest of the chunk is left empty.
     fn tables(&self, blocks: Range<u64>) -> Chunk {
         let empty = Chunk {
             words: 0,
@@ -183,7 +186,7 @@ mod tests {
         }
     }
 
-    /// Where in the scales section the scale and the super-scale of a word are: first bytes, and lengths.
+    /// Offset and length of the scale and of the super-scale of a word, in the scales section.
     fn scale_bytes(job: &Job, word: u64) -> [(u64, u64); 2] {
         let block = word / job.block_words;
         match job.scale_type {
@@ -193,8 +196,9 @@ mod tests {
         }
     }
 
-    /// What the shaders read for word `i` of a chunk, by their own formulas in 32 bits: the byte in the part of the codes, in
-    /// the scales section (scale, super-scale), and in the output; each within its window.
+    /// What the shaders access for word `i` of a chunk, by their formulas in 32 bits: the byte in
+    /// the part of the codes, in the scales section (scale, super-scale) and in the output. Checks
+    /// that each is in its window.
     fn shader_bytes(job: &Job, chunk: &Chunk, i: u32) -> (u64, [u64; 2], u64) {
         let within = |window: Window, byte: u64, len: u64| {
             assert!(byte + len <= window.size, "byte {byte} of {window:?}");
@@ -208,7 +212,7 @@ mod tests {
             ScaleType::Bf16 => (2, 256),
             ScaleType::Dq8 => (1, 256),
         };
-        // The shader reads the whole u32 around a scale.
+        // The shader reads the u32 that contains a scale.
         within(chunk.scales, u64::from(scale) * bytes / 4 * 4, 4);
         let super_scale = match job.scale_type {
             ScaleType::Dq8 => within(chunk.supers, u64::from(chunk.supers_first.checked_add(block).unwrap() / group) * 4, 4),
@@ -223,8 +227,9 @@ mod tests {
         )
     }
 
-    /// Holds every chunk against the tensor: all words once, in order; windows aligned, in their sections, in the limit; the
-    /// first, second, middle and last word of each chunk where they have to be.
+    /// Checks every chunk: all words occur once, in order; windows are aligned, in their sections
+    /// and in the limit; the first, second, middle and last word of each chunk are at the right
+    /// place.
     fn check(job: &Job, codes_bytes: u64, scales_bytes: u64) -> usize {
         let mut next = job.words.start;
         let mut count = 0;
@@ -268,8 +273,8 @@ mod tests {
                     let scales = scales_len(block_count(elements, block_size), scale_type).unwrap();
                     let job = job(elements, block_size, scale_type, out_bytes, part, binding);
                     let count = check(&job, codes, scales) as u64;
-                    let least = (elements.div_ceil(8) * out_bytes).div_ceil(binding);
-                    assert!(count >= least && count <= least + elements / 2 / part + 9, "{count} chunks of {least}");
+                    let min = (elements.div_ceil(8) * out_bytes).div_ceil(binding);
+                    assert!(count >= min && count <= min + elements / 2 / part + 9, "{count} chunks, at least {min}");
                 }
             }
         }

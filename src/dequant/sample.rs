@@ -1,4 +1,4 @@
-//! Random tensors, which kernels are tried on.
+//! Random tensors for kernel tests.
 
 use half::{bf16, f16};
 
@@ -14,7 +14,7 @@ pub(crate) struct Sample {
 }
 
 impl Sample {
-    /// One with scales of all sizes, of which many lie between two 16-bit floats.
+    /// A tensor with scales of all magnitudes. Many of them lie between two 16-bit floats.
     pub fn new(scale_type: ScaleType, elements: u64, block_size: u32) -> Self {
         let mut random = Random::default();
         let blocks = nf4::block_count(elements, block_size);
@@ -24,8 +24,9 @@ impl Sample {
             ScaleType::F32 => (0..blocks).flat_map(|_| scale().to_le_bytes()).collect(),
             ScaleType::Bf16 => (0..blocks).flat_map(|_| bf16::from_f32(scale()).to_le_bytes()).collect(),
             ScaleType::Dq8 => {
-                // The first super-scale is of the map's and the offset's size, so that a fused multiply-add shows; with the
-                // second one, half of the map gives scales between two f16s or bf16s.
+                // The first super-scale has the magnitude of map and offset, so that a fused
+                // multiply-add shows. With the second one, half of the map gives scales between two
+                // f16s or bf16s.
                 let mut floats = vec![1.5];
                 floats.extend((0..128).map(|_| random.tie_from_1_to_2() - 1.5));
                 floats.extend((0..128).map(|_| random.significand()));
@@ -38,7 +39,7 @@ impl Sample {
         Self { codes, scales, scale_type, block_size, elements }
     }
 
-    /// One whose weights are of about the same size.
+    /// A tensor with weights of similar magnitude.
     #[cfg(feature = "train")]
     pub fn even(scale_type: ScaleType, elements: u64, block_size: u32) -> Self {
         let mut random = Random::default();
@@ -65,7 +66,7 @@ impl Sample {
     }
 }
 
-/// A linear congruential generator, of which only high bits are used.
+/// A linear congruential generator. Only its high bits are used.
 pub(crate) struct Random(u64);
 
 impl Default for Random {
@@ -91,14 +92,14 @@ impl Random {
         f32::from_bits(self.bits(1) << 31 | 0x3f80_0000 | self.bits(23))
     }
 
-    /// Half way between two neighbouring f16s or bf16s.
+    /// Halfway between two adjacent f16s or bf16s.
     fn tie_from_1_to_2(&mut self) -> f32 {
         let half = if self.bits(1) == 0 { self.bits(7) << 16 | 0x8000 } else { self.bits(10) << 13 | 0x1000 };
         f32::from_bits(0x3f80_0000 | half)
     }
 
-    /// Of either sign, from below the least f16 to above the largest; half of them lie between two neighbouring f16s or bf16s,
-    /// which shows how ties are rounded.
+    /// Of either sign, from below the smallest f16 to above the largest. Half of them lie halfway
+    /// between two adjacent f16s or bf16s, to test the rounding of ties.
     fn scale(&mut self) -> f32 {
         let sign = self.bits(1) << 31;
         let exponent = (127 - 28 + self.bits(6) % 46) << 23;

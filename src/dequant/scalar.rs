@@ -1,4 +1,4 @@
-//! The portable backend, which the others are held to bit for bit.
+//! The portable backend. All other backends equal it bit for bit.
 
 use super::Lookup;
 

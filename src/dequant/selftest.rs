@@ -1,4 +1,4 @@
-//! Every fast kernel against the CPU, once on a device.
+//! Tests every fast kernel against the CPU, once per device.
 
 use half::{bf16, f16};
 
@@ -11,58 +11,58 @@ use crate::gpu::{BufferRange, GpuError};
 
 /// All scale types.
 const SCALE_TYPES: [ScaleType; 3] = [ScaleType::F32, ScaleType::Bf16, ScaleType::Dq8];
-/// Elements of the tensors tried: more than two workgroups and a part of one, no multiple of 8.
+/// Elements of the test tensors: more than two workgroups, with a partial one. Not a multiple of 8.
 const ELEMENTS: u64 = 3 * 8192 + 1003;
-/// Elements in one of their blocks; they have more scales than share a super-scale.
+/// Block size of the test tensors. They have more scales than one super-scale covers.
 const BLOCK_SIZE: u32 = 64;
 
-/// A kernel: what it writes, and what scales it reads.
+/// A kernel, by its output type and scale type.
 pub(super) type Which = (Output, ScaleType);
 
-/// Every kernel that there is.
+/// Every kernel.
 pub(super) fn every_kernel() -> impl Iterator<Item = Which> {
     Output::ALL.into_iter().flat_map(|output| SCALE_TYPES.map(|scale_type| (output, scale_type)))
 }
 
-/// Why fast kernels are not used; those not listed are.
+/// Why some fast kernels are not used. Unlisted kernels are used.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Verdicts(Vec<(Which, String)>);
 
 impl Verdicts {
-    /// Why the fast kernel is not used, or `None` where it is.
+    /// Why the fast kernel is not used, or `None` if it is.
     pub fn refusal(&self, output: Output, scale_type: ScaleType) -> Option<&str> {
         self.0.iter().find(|(which, _)| *which == (output, scale_type)).map(|(_, reason)| reason.as_str())
     }
 }
 
 impl Verdicts {
-    /// As JSON: numbers of kernels in [`every_kernel`], and reasons.
+    /// As JSON: indices of kernels in [`every_kernel`], and reasons.
     fn to_record(&self) -> Vec<u8> {
         let number = |which: &Which| every_kernel().position(|w| w == *which);
         let rows: Vec<_> = self.0.iter().map(|(which, reason)| (number(which), reason)).collect();
         serde_json::to_vec(&rows).unwrap_or_default()
     }
 
-    /// `None` where `record` is not one of [`Verdicts::to_record`].
+    /// `None` if `record` is not from [`Verdicts::to_record`].
     fn from_record(record: &[u8]) -> Option<Self> {
         let rows: Vec<(usize, String)> = serde_json::from_slice(record).ok()?;
         rows.into_iter().map(|(number, reason)| Some((every_kernel().nth(number)?, reason))).collect::<Option<_>>().map(Self)
     }
 }
 
-/// What an earlier run on this adapter and driver found out about these very kernels, or finds it out.
+/// The stored results for these kernels on this adapter and driver, or the results of a new test.
 pub(super) fn recall_or_run(dequantizer: &Dequantizer) -> Result<Verdicts, DequantError> {
     let find = || verdicts(dequantizer);
     dequantizer.gpu().recall_or_find(dequantizer.sources(), Verdicts::from_record, Verdicts::to_record, find)
 }
 
-/// Tries the fast kernels, and the plain one wherever they fail.
+/// Tests the fast kernels, and the plain kernel for each failure.
 fn verdicts(dequantizer: &Dequantizer) -> Result<Verdicts, DequantError> {
     let all: Vec<Which> = every_kernel().collect();
     let refused = if dequantizer.setup().fast != Fast::Off {
         failures(dequantizer, Path::Fast, &all)?
     } else {
-        all.into_iter().map(|which| (which, "the plain kernels were asked for".to_owned())).collect()
+        all.into_iter().map(|which| (which, "the plain kernels were requested".to_owned())).collect()
     };
     if refused.is_empty() {
         return Ok(Verdicts(refused));
@@ -74,7 +74,7 @@ fn verdicts(dequantizer: &Dequantizer) -> Result<Verdicts, DequantError> {
     }
 }
 
-/// Which of these kernels do not compile or give a wrong value, and how.
+/// The kernels among `which` that do not compile or give a wrong value, and the reason.
 fn failures(dequantizer: &Dequantizer, path: Path, which: &[Which]) -> Result<Vec<(Which, String)>, DequantError> {
     let gpu = dequantizer.gpu();
     let mut commands = gpu.commands("self-test");
@@ -101,11 +101,12 @@ fn failures(dequantizer: &Dequantizer, path: Path, which: &[Which]) -> Result<Ve
     Ok(failures)
 }
 
-/// All elements of a projection, as little-endian bytes.
+/// All elements of a tensor as little-endian bytes.
 fn reference(projection: &Nf4Tensor<'_>, output: Output) -> Vec<u8> {
     let len = projection.elements as usize;
     let (mut f32s, mut f16s, mut bf16s) = (vec![0.0; len], vec![f16::ZERO; len], vec![bf16::ZERO; len]);
-    // The sample's lengths are right by construction; were they not, zeros would fail the kernel.
+    // The lengths of the sample are right by construction. If they were wrong, zeros would fail the
+    // kernel.
     match output {
         Output::F32 => drop(dequantize(projection, 0, &mut f32s)),
         Output::F16 => drop(dequantize_f16(projection, 0, &mut f16s)),
@@ -118,7 +119,7 @@ fn reference(projection: &Nf4Tensor<'_>, output: Output) -> Vec<u8> {
     }
 }
 
-/// The first element that differs, in words.
+/// Describes the first element that differs.
 fn difference(output: Output, found: &[u8], expected: &[u8]) -> Option<String> {
     let size = output.element_bytes() as usize;
     let pairs = found.chunks(size).zip(expected.chunks(size)).enumerate();
@@ -126,7 +127,7 @@ fn difference(output: Output, found: &[u8], expected: &[u8]) -> Option<String> {
     let mut wrong = pairs.filter(|(_, (found, expected))| found != expected);
     let (i, (found, expected)) = wrong.next()?;
     let more = wrong.count();
-    Some(format!("element {i} is 0x{} in place of 0x{}, and {more} more are wrong", hex(found), hex(expected)))
+    Some(format!("element {i} is 0x{} instead of 0x{}, and {more} more are wrong", hex(found), hex(expected)))
 }
 
 #[cfg(test)]

@@ -1,4 +1,4 @@
-//! Every backend against one multiplication an element.
+//! Tests every backend against one multiplication per element.
 
 use super::*;
 use crate::format::nf4::ScaleType;
@@ -21,7 +21,7 @@ fn naive(projection: &Nf4Tensor<'_>, i: u64) -> f32 {
     CODEBOOK[usize::from(code)] * projection.scales.get((i / u64::from(projection.block_size)) as usize)
 }
 
-/// The one runner: elements `first..first + len` in all three types on every backend.
+/// Checks elements `first..first + len` in all three types on every backend.
 fn check(projection: &Nf4Tensor<'_>, first: u64, len: usize) {
     let expected: Vec<f32> = (first..first + len as u64).map(|i| naive(projection, i)).collect();
     for backend in backends() {
@@ -66,10 +66,10 @@ proptest! {
             state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
             state.to_le_bytes()[3]
         };
-        // One byte more at the front, so that nothing is aligned.
+        // One extra byte at the front makes everything unaligned.
         let codes: Vec<u8> = (0..=nf4::codes_len(elements, block_size).unwrap()).map(|_| random()).collect();
         let len = nf4::scales_len(blocks, scale_type).unwrap();
-        // Random bits are floats of all magnitudes, not-a-numbers among them; the ordinary ones have one exponent.
+        // Random bits give floats of all magnitudes and NaN. The other scales have one exponent.
         let mut payload: Vec<u8> = (0..len).map(|_| random()).collect();
         if ordinary && scale_type != ScaleType::Dq8 {
             let size = if scale_type == ScaleType::F32 { 4 } else { 2 };

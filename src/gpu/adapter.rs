@@ -1,14 +1,15 @@
-//! Which GPUs there are, and which one is used.
+//! Lists the GPUs and selects one.
 
 use std::fmt;
 use std::sync::OnceLock;
 
 use super::error::GpuError;
 
-/// A program without a dynamic loader cannot load the libraries that drivers are; where it tries, glibc crashes.
+/// A GPU driver is a dynamic library. A statically linked program cannot load one, and glibc
+/// crashes if it tries.
 const IS_STATIC: bool = cfg!(all(target_os = "linux", target_feature = "crt-static"));
 
-/// What brings a driver, for those who have none ([`GpuError::NoAdapter`]).
+/// How to get a driver, for [`GpuError::NoAdapter`].
 pub const DRIVER_HINT: &str = if IS_STATIC {
     "this program is linked statically, and drivers are libraries: build it without crt-static"
 } else if cfg!(any(target_os = "macos", target_os = "ios")) {
@@ -22,20 +23,21 @@ pub const DRIVER_HINT: &str = if IS_STATIC {
      include a software one, which needs no GPU"
 };
 
-/// Percent of the memory that the system grants above which an allocation fails here, and not in a driver that has begun to swap.
+/// wgpu refuses an allocation above this percentage of the memory budget that the system reports.
+/// Above it, a driver swaps.
 pub(super) const MEMORY_PERCENT: u8 = 95;
 
 /// Kinds of adapters, best first.
 const KINDS: [&str; 5] = ["discrete", "integrated", "virtual", "other", "software"];
-/// Backends, best first: two of them may list the same GPU.
+/// Backends, best first. Two of them may list the same GPU.
 const BACKENDS: [&str; 3] = ["vulkan", "metal", "dx12"];
 
-/// An adapter, as people choose it.
+/// What a user sees of an adapter and selects it by.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct AdapterSummary {
-    /// Its place in [`adapters`], which `--gpu` takes.
+    /// Index in [`adapters`], as `--gpu` takes it.
     pub index: usize,
-    /// The driver's name of it.
+    /// The name that the driver reports.
     pub name: String,
     /// `discrete`, `integrated`, `virtual`, `software` or `other`.
     pub kind: &'static str,
@@ -51,18 +53,19 @@ impl fmt::Display for AdapterSummary {
     }
 }
 
-/// Every adapter, best first: discrete, then integrated, virtual, software.
+/// Every adapter, best first: discrete, integrated, virtual, software.
 pub fn adapters() -> Vec<AdapterSummary> {
     ranked().iter().map(|(summary, _)| summary.clone()).collect()
 }
 
-/// The adapter that `asked` names, or the best one.
+/// The adapter that matches `asked`, or the best adapter.
 pub(super) fn find(asked: Option<&str>) -> Result<(AdapterSummary, wgpu::Adapter), GpuError> {
     let chosen = choose(&adapters(), asked)?.index;
     ranked().get(chosen).cloned().ok_or(GpuError::NoAdapter)
 }
 
-/// The summary that `asked` names: by its index, else by a part of its name in any case; of several, and without a name, the best.
+/// The summary that matches `asked`: an index, or a substring of the name in any case. Returns the
+/// best one if several match or if `asked` is `None`.
 fn choose<'a>(ranked: &'a [AdapterSummary], asked: Option<&str>) -> Result<&'a AdapterSummary, GpuError> {
     let best = ranked.first().ok_or(GpuError::NoAdapter)?;
     let Some(asked) = asked else { return Ok(best) };
@@ -75,7 +78,7 @@ fn choose<'a>(ranked: &'a [AdapterSummary], asked: Option<&str>) -> Result<&'a A
     })
 }
 
-/// Searched once: every search loads all drivers anew, and some of them write to stderr each time.
+/// The search runs once. Each search loads all drivers, and some drivers write to stderr each time.
 fn ranked() -> &'static [(AdapterSummary, wgpu::Adapter)] {
     static FOUND: OnceLock<Vec<(AdapterSummary, wgpu::Adapter)>> = OnceLock::new();
     FOUND.get_or_init(search)
@@ -103,7 +106,7 @@ fn search() -> Vec<(AdapterSummary, wgpu::Adapter)> {
     found
 }
 
-/// Smaller is better; equals keep the driver's order.
+/// Smaller is better. Equal ranks keep the driver's order.
 fn rank(summary: &AdapterSummary) -> (usize, usize) {
     let place = |list: &[&str], name: &str| list.iter().position(|&n| n == name).unwrap_or(list.len());
     (place(&KINDS, summary.kind), place(&BACKENDS, &summary.backend))
@@ -174,9 +177,9 @@ mod tests {
         let index = |asked| choose(&found, Some(asked)).map(|s| s.index).ok();
         assert_eq!(index("6"), Some(6));
         assert_eq!(index("LLVMpipe"), Some(6));
-        assert_eq!(index("geforce"), Some(0), "of several the best");
-        assert_eq!(index("4090"), Some(1), "a number that is no index is a part of a name");
-        assert_eq!(index("uhd"), Some(3), "the better backend of a GPU that two list");
+        assert_eq!(index("geforce"), Some(0), "the best of several matches");
+        assert_eq!(index("4090"), Some(1), "a number past the last index is a substring of a name");
+        assert_eq!(index("uhd"), Some(3), "the better of two backends that list the GPU");
         assert_eq!(index("radeon"), None);
         assert_eq!(index("7"), None);
     }

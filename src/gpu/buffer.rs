@@ -1,4 +1,4 @@
-//! Buffers within the device's limits, and ranges of them.
+//! Buffers within the limits of the device, and ranges of buffers.
 
 use std::borrow::Cow;
 
@@ -6,7 +6,7 @@ use super::device::Gpu;
 use super::error::GpuError;
 use super::lease::Buffer;
 
-/// A part of a buffer that can be bound: it starts on a multiple of 256.
+/// A range of a buffer. To be bound, its offset is a multiple of 256.
 #[derive(Debug, Clone)]
 pub struct BufferRange {
     /// The buffer.
@@ -18,32 +18,34 @@ pub struct BufferRange {
 }
 
 impl BufferRange {
-    /// The whole of a buffer.
+    /// The whole buffer.
     pub fn whole(buffer: Buffer) -> Self {
         Self { offset: 0, size: buffer.size(), buffer }
     }
 
-    /// The part of this range that starts `offset` bytes into it. One that passes the buffer's end is refused where it is used.
+    /// `size` bytes of this range, from `offset` on. A use of the result checks it against the end
+    /// of the buffer.
     pub fn slice(&self, offset: u64, size: u64) -> Self {
         Self { buffer: self.buffer.clone(), offset: self.offset.saturating_add(offset), size }
     }
 
-    /// Holds the range against its buffer, and offset and size against the multiples given.
+    /// Checks that the range lies in its buffer, and that offset and size are multiples of the
+    /// given numbers.
     pub(super) fn check(&self, what: impl Fn() -> String, offset: u64, size: u64) -> Result<(), GpuError> {
         let fail = |reason| Err(GpuError::invalid(what(), reason));
         if self.offset.checked_add(self.size).is_none_or(|end| end > self.buffer.size()) {
             return fail(format!(
-                "{} bytes from {} on pass the end of a buffer of {}",
+                "{} bytes at offset {} exceed a buffer of {} bytes",
                 self.size,
                 self.offset,
                 self.buffer.size()
             ));
         }
         if !self.offset.is_multiple_of(offset) {
-            return fail(format!("starts at byte {}, which is no multiple of {offset}", self.offset));
+            return fail(format!("has offset {}, which is not a multiple of {offset}", self.offset));
         }
         if !self.size.is_multiple_of(size) {
-            return fail(format!("has {} bytes, which is no multiple of {size}", self.size));
+            return fail(format!("has {} bytes, which is not a multiple of {size}", self.size));
         }
         Ok(())
     }
@@ -55,7 +57,8 @@ impl BufferRange {
 }
 
 impl Gpu {
-    /// A buffer that kernels read and write, and that can be copied from and to: `size` bytes, rounded up to a multiple of 16.
+    /// Creates a buffer for kernels and copies to read and write. `size` is rounded up to a
+    /// multiple of 16.
     ///
     /// # Errors
     /// [`GpuError::TooLarge`], [`GpuError::OutOfMemory`].
@@ -64,7 +67,7 @@ impl Gpu {
         self.buffer(label, size, Usage::STORAGE | Usage::COPY_SRC | Usage::COPY_DST)
     }
 
-    /// A buffer of `size` bytes, rounded up to a multiple of 16.
+    /// Creates a buffer. `size` is rounded up to a multiple of 16.
     ///
     /// # Errors
     /// [`GpuError::TooLarge`], [`GpuError::OutOfMemory`].
@@ -72,7 +75,7 @@ impl Gpu {
         self.make_buffer(label, size, usage, false)
     }
 
-    /// As [`Gpu::buffer`], and mapped.
+    /// As [`Gpu::buffer`], but mapped at creation.
     pub(super) fn mapped_buffer(&self, label: &str, size: u64, usage: wgpu::BufferUsages) -> Result<Buffer, GpuError> {
         self.make_buffer(label, size, usage, true)
     }
@@ -91,7 +94,7 @@ impl Gpu {
         self.guarded_taking(size, label, |device| device.create_buffer(&descriptor).into())
     }
 
-    /// A storage buffer with these bytes (for small ones: tables, parameters, tests).
+    /// Creates a storage buffer with these bytes. For small contents: tables, parameters, tests.
     ///
     /// # Errors
     /// As [`Gpu::storage`].

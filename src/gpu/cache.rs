@@ -1,5 +1,5 @@
-//! Small files kept between runs: compiled kernels, and what was found out about a device. Losing them costs time only, so
-//! nothing here is an error.
+//! Small files that persist between runs: compiled kernels and test results of a device. A lost
+//! file costs only time, so no function here returns an error.
 
 use std::fs;
 use std::io::Write;
@@ -7,11 +7,11 @@ use std::path::{Path, PathBuf};
 
 use super::device::Gpu;
 
-/// The folder of one adapter with one driver and one version of this crate, where there is one.
+/// The folder for one adapter, driver and version of this crate, if caching is on.
 #[derive(Debug)]
 pub(super) struct Cache(Option<PathBuf>);
 
-/// `NF4PACK_CACHE_DIR` (empty: none), else `nf4pack` in the user's folder for caches.
+/// `NF4PACK_CACHE_DIR` (empty: no cache), or `nf4pack` in the user's cache folder.
 pub(super) fn default_folder() -> Option<PathBuf> {
     match std::env::var_os("NF4PACK_CACHE_DIR") {
         Some(folder) if folder.is_empty() => None,
@@ -25,7 +25,8 @@ impl Cache {
         Self(root.map(|root| root.join(key(info))))
     }
 
-    /// The bytes that were last stored under `name`; none where the file is not as it was written.
+    /// The bytes that were last stored under `name`, or `None` if the file is absent or its
+    /// checksum differs.
     pub(super) fn load(&self, name: &str) -> Option<Vec<u8>> {
         let mut file = fs::read(self.path(name)?).ok()?;
         let (bytes, checksum) = file.split_last_chunk()?;
@@ -34,7 +35,7 @@ impl Cache {
         Some(file)
     }
 
-    /// Keeps `bytes` under `name`, where that is possible.
+    /// Stores `bytes` under `name`, if the folder is writable.
     pub(super) fn store(&self, name: &str, bytes: &[u8]) {
         let _ = self.path(name).map(|path| write(&path, bytes));
     }
@@ -45,7 +46,7 @@ impl Cache {
     }
 }
 
-/// The payload, then its CRC-32: a reader sees all of it or nothing, whoever else writes.
+/// The payload, then its CRC-32. With concurrent writers, a reader gets a whole payload or none.
 fn write(path: &Path, bytes: &[u8]) -> std::io::Result<()> {
     let folder = path.parent().unwrap_or(path);
     fs::create_dir_all(folder)?;
@@ -63,13 +64,14 @@ fn key(info: &wgpu::AdapterInfo) -> String {
 }
 
 impl Gpu {
-    /// What [`Gpu::cache_record`] kept under `name` (letters, digits, `-` and `_`) in an earlier run, on this adapter, with this
-    /// driver and this version of the crate.
+    /// The record that [`Gpu::cache_record`] stored under `name` in an earlier run on the same
+    /// adapter, driver and version of this crate. `name` has letters, digits, `-` and `_`.
     pub fn cached_record(&self, name: &str) -> Option<Vec<u8>> {
         self.0.cache.load(name)
     }
 
-    /// Keeps a small record for later runs, where [`Options::cache`](super::Options::cache) names a folder that can be written.
+    /// Stores a small record for later runs, if [`Options::cache`](super::Options::cache) is a
+    /// writable folder.
     pub fn cache_record(&self, name: &str, bytes: &[u8]) {
         self.0.cache.store(name, bytes);
     }

@@ -1,4 +1,4 @@
-//! An open device: limits, errors, waiting.
+//! An open device: limits, errors and waiting.
 
 use std::any::Any;
 use std::collections::VecDeque;
@@ -14,36 +14,39 @@ use super::pipeline::Registry;
 use super::timing::Profiler;
 use super::verdict::Known;
 
-/// A wait polls this long at a time: wgpu holds a lock that others may need as long as it waits.
+/// Duration of one poll. wgpu holds a lock during a poll, and other threads may need that lock.
 const STEP: Duration = Duration::from_millis(200);
-/// Submissions that take longer have hung: as many as may be under way, each of a layer at most.
+/// Time after which a submission counts as hung. It covers all submissions in flight, each of one
+/// layer at most.
 pub(super) const PATIENCE: Duration = Duration::from_secs(600);
-/// Submissions under way at a time: enough to keep a device busy, and so few that waiting for the last of them is not waiting for a
-/// whole training step of minutes.
+/// Submissions in flight at a time. This keeps a device busy, and a wait for the last submission
+/// stays short compared to a training step.
 const UNDER_WAY: usize = 16;
 
-/// How a device is opened.
+/// Options for opening a device.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Options {
-    /// Index or part of the name of the adapter; `None` takes the best one.
+    /// Index of the adapter, or a substring of its name. `None` selects the best adapter.
     pub adapter: Option<String>,
-    /// Compile trusted kernels with wgpu's runtime checks, too.
+    /// Also compile trusted kernels with the runtime checks of wgpu.
     pub checked: bool,
-    /// Time every kernel.
+    /// Measure the time of every kernel.
     pub profile: bool,
-    /// Bytes that one binding may have, where less than the device allows (to try the paths of small devices).
+    /// Maximum bytes of a binding, if below the device limit. Tests use it to imitate small
+    /// devices.
     pub max_binding: Option<u64>,
-    /// Bytes that one buffer may have, likewise.
+    /// Maximum bytes of a buffer, if below the device limit.
     pub max_buffer: Option<u64>,
-    /// Workgroups that a dispatch may have in one dimension, likewise.
+    /// Maximum workgroups of a dispatch in one dimension, if below the device limit.
     pub max_groups: Option<u32>,
-    /// Folder where compiled kernels and other records are kept between runs; `None` keeps nothing.
+    /// Folder for compiled kernels and other records between runs. `None` stores nothing.
     pub cache: Option<PathBuf>,
 }
 
 impl Options {
-    /// What the environment asks for: `NF4PACK_ADAPTER`, `NF4PACK_CHECKED=1`, `NF4PACK_PROFILE=1`, `NF4PACK_CACHE_DIR` (empty:
-    /// no cache; unset: the user's folder for caches).
+    /// Reads the options from the environment: `NF4PACK_ADAPTER`, `NF4PACK_CHECKED=1`,
+    /// `NF4PACK_PROFILE=1` and `NF4PACK_CACHE_DIR` (empty: no cache; unset: the user's cache
+    /// folder).
     pub fn from_env() -> Self {
         let set = |name| std::env::var_os(name).is_some_and(|v| v == "1");
         Self {
@@ -56,7 +59,7 @@ impl Options {
     }
 }
 
-/// An open device with its queue. Clones are the same device.
+/// An open device with its queue. Clones share the device.
 #[derive(Debug, Clone)]
 pub struct Gpu(pub(super) Arc<Inner>);
 
@@ -77,11 +80,11 @@ pub(super) struct Inner {
 }
 
 impl Gpu {
-    /// Opens the adapter that `options` names, with the adapter's own limits.
+    /// Opens the adapter that `options` selects, with the limits of that adapter.
     ///
     /// # Errors
-    /// [`GpuError::NoAdapter`], [`GpuError::NoSuchAdapter`], [`GpuError::NoDevice`]; [`GpuError::NoFeature`] where kernels are to be
-    /// timed on a device without timestamps.
+    /// [`GpuError::NoAdapter`], [`GpuError::NoSuchAdapter`], [`GpuError::NoDevice`];
+    /// [`GpuError::NoFeature`] if kernels should be timed on a device without timestamps.
     pub fn open(options: &Options) -> Result<Self, GpuError> {
         let (summary, adapter) = adapter::find(options.adapter.as_deref())?;
         let mut limits = adapter.limits();
@@ -128,32 +131,33 @@ impl Gpu {
         &self.0.adapter
     }
 
-    /// What the device allows.
+    /// Limits of the device.
     pub fn limits(&self) -> &wgpu::Limits {
         &self.0.limits
     }
 
-    /// Features in use.
+    /// Enabled features.
     pub fn features(&self) -> wgpu::Features {
         self.0.device.features()
     }
 
-    /// Names of the features in use, as wgpu has them.
+    /// Names of the enabled features in wgpu.
     pub fn feature_names(&self) -> Vec<&'static str> {
         self.features().iter_names().map(|(name, _)| name).collect()
     }
 
-    /// Smallest and largest subgroup that a kernel may be run with.
+    /// Minimum and maximum subgroup size of a kernel.
     pub fn subgroup_sizes(&self) -> (u32, u32) {
         (self.0.info.subgroup_min_size, self.0.info.subgroup_max_size)
     }
 
-    /// Whether trusted kernels, too, run with wgpu's runtime checks.
+    /// Whether trusted kernels also run with the runtime checks of wgpu.
     pub fn is_checked(&self) -> bool {
         self.0.checked
     }
 
-    /// Bytes of memory that live buffers of this device (and wgpu's own) take, where the backend tells.
+    /// Bytes of memory in the live buffers of this device and of wgpu itself. `None` if the backend
+    /// does not report it.
     pub fn bytes_in_use(&self) -> Option<u64> {
         self.0.device.generate_allocator_report().map(|report| report.total_allocated_bytes)
     }
@@ -168,10 +172,10 @@ impl Gpu {
         &self.0.queue
     }
 
-    /// Waits until everything that was submitted is done.
+    /// Waits for all submitted work.
     ///
     /// # Errors
-    /// What went wrong on the device since the last call.
+    /// Any device error since the last call.
     pub fn wait(&self) -> Result<(), GpuError> {
         self.wait_until(None)
     }
@@ -183,7 +187,7 @@ impl Gpu {
         self.fault()
     }
 
-    /// Counts a submission as under way; where there are many, waits for the oldest.
+    /// Registers a submission as in flight. Waits for the oldest one if the limit is reached.
     pub(super) fn pace(&self, submission: &wgpu::SubmissionIndex) -> Result<(), GpuError> {
         let oldest = {
             let mut under_way = self.0.under_way.lock().unwrap_or_else(PoisonError::into_inner);
@@ -196,7 +200,7 @@ impl Gpu {
     fn poll_until(&self, submission: Option<&wgpu::SubmissionIndex>) -> Result<(), GpuError> {
         let started = Instant::now();
         loop {
-            // A lost device is not polled: wgpu panics where a wait fails.
+            // Never poll a lost device: wgpu panics if a wait fails.
             self.lost()?;
             let wait = wgpu::PollType::Wait { submission_index: submission.cloned(), timeout: Some(STEP) };
             let polled = caught(|| self.0.device.poll(wait));
@@ -212,7 +216,8 @@ impl Gpu {
         }
     }
 
-    /// The loss of the device, if that is what is behind `error`. It is told only once the queue has run dry.
+    /// Returns the loss of the device in place of `error`, if the device is lost. wgpu reports the
+    /// loss only once the queue is empty.
     pub(super) fn lost_or(&self, error: GpuError) -> GpuError {
         match self.poll_until(None) {
             Err(lost @ GpuError::DeviceLost { .. }) => lost,
@@ -220,7 +225,8 @@ impl Gpu {
         }
     }
 
-    /// An error that no call returned: one of the driver's, or the loss of the device (which stays).
+    /// Returns an error that no call has returned: an error of the driver, or the loss of the
+    /// device. A loss is returned each time.
     ///
     /// # Errors
     /// That error.
@@ -240,12 +246,12 @@ impl Gpu {
         self.0.fault.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Runs `work` and turns wgpu's errors and panics in it into ours.
+    /// Runs `work` and converts errors and panics of wgpu to [`GpuError`].
     pub(super) fn guarded<T>(&self, what: &str, work: impl FnOnce(&wgpu::Device) -> T) -> Result<T, GpuError> {
         self.guarded_taking(0, what, work)
     }
 
-    /// [`Gpu::guarded`] for work that takes `bytes` of the device's memory.
+    /// As [`Gpu::guarded`], for work that allocates `bytes` of device memory.
     pub(super) fn guarded_taking<T>(
         &self,
         bytes: u64,
@@ -254,13 +260,14 @@ impl Gpu {
     ) -> Result<T, GpuError> {
         self.lost()?;
         let device = &self.0.device;
-        // Scopes are per thread, and wgpu calls back on the thread that erred: what other threads do stays out of these.
+        // An error scope belongs to a thread, and wgpu reports an error on the thread that caused
+        // it. So errors of other threads stay out of these scopes.
         let invalid = device.push_error_scope(wgpu::ErrorFilter::Validation);
         let internal = device.push_error_scope(wgpu::ErrorFilter::Internal);
         let memory = device.push_error_scope(wgpu::ErrorFilter::OutOfMemory);
         let result = caught(|| work(device));
         let errors = [memory.pop(), internal.pop(), invalid.pop()].map(pollster::block_on);
-        // The loss of a device is told by a callback only, which a poll runs.
+        // wgpu reports the loss of a device by a callback alone. A poll runs that callback.
         let _ = caught(|| device.poll(wgpu::PollType::Poll));
         self.lost()?;
         let error = match errors.into_iter().flatten().next() {
@@ -283,8 +290,8 @@ impl Drop for Inner {
     }
 }
 
-/// Runs `work`; the message of a panic is the error. wgpu's only way to say that a wait failed is to panic, and its shader writers
-/// do so on WGSL that they do not handle. It takes no lock of ours along.
+/// Runs `work` and returns the message of a panic as the error. wgpu panics if a wait fails, and
+/// its shader writers panic on WGSL that they do not support. `work` holds no lock of this crate.
 fn caught<T>(work: impl FnOnce() -> T) -> Result<T, String> {
     let message = |panic: Box<dyn Any + Send>| match panic.downcast::<String>() {
         Ok(message) => *message,
@@ -300,12 +307,13 @@ fn from_wgpu(what: &str, bytes: u64, in_use: impl FnOnce() -> Option<u64>, error
     }
 }
 
-/// What is used where it is offered.
+/// Features that are enabled if the adapter has them.
 fn wanted_features() -> wgpu::Features {
     wgpu::Features::TIMESTAMP_QUERY | wgpu::Features::PIPELINE_CACHE | wgpu::Features::SUBGROUP | wgpu::Features::SHADER_F16
 }
 
-/// Sends errors that no scope catches into `fault` in place of a panic; the first one stays until it is seen, a loss for good.
+/// Stores errors outside of any scope in `fault` instead of panicking. The first error stays until
+/// it is read. A loss stays forever.
 fn catch_faults(device: &wgpu::Device, fault: &Arc<Mutex<Option<GpuError>>>) {
     let keep = |fault: &Mutex<Option<GpuError>>, error: GpuError| {
         let mut fault = fault.lock().unwrap_or_else(PoisonError::into_inner);
@@ -329,7 +337,7 @@ mod tests {
     fn errors_of_wgpu_keep_what_was_asked_and_why() {
         let source = || Box::new(std::fmt::Error);
         let error = from_wgpu("weights", 64, || Some(7), &wgpu::Error::OutOfMemory { source: source() });
-        assert_eq!(error.to_string(), "out of GPU memory: weights takes 64 bytes, beside 7 bytes in use");
+        assert_eq!(error.to_string(), "out of GPU memory: weights takes 64 bytes, with 7 bytes in use");
         let error = from_wgpu("weights", 64, || None, &wgpu::Error::OutOfMemory { source: source() });
         assert_eq!(error.to_string(), "out of GPU memory: weights takes 64 bytes");
         let error = from_wgpu("commands", 0, || None, &wgpu::Error::OutOfMemory { source: source() });

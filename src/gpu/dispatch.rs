@@ -1,4 +1,4 @@
-//! Commands: recorded one after the other, submitted at once.
+//! Commands: recorded in order, submitted together.
 
 use std::time::Instant;
 
@@ -10,25 +10,25 @@ use super::needs::{BUFFERS_GROUP, Bound, PARAMS_GROUP};
 use super::pipeline::Kernel;
 use super::timing::{Stamps, Timed};
 
-/// Parameters start on multiples of this (WebGPU's largest `minUniformBufferOffsetAlignment`).
+/// Alignment of parameters: the largest `minUniformBufferOffsetAlignment` of WebGPU.
 const PARAMS_ALIGN: usize = 256;
-/// More workgroups in one dimension would pass u32 in the kernel's number of a workgroup.
+/// With more workgroups in one dimension, the linear workgroup index of a kernel would exceed u32.
 const MAX_COLUMNS: u32 = 65_535;
 
-/// Floating-point operations after which the rest of a list is handed over by itself: a second for a small integrated GPU, where
-/// Windows resets a device that is busy with one submission for two.
+/// Floating-point operations of a submission, after which the list is cut. A small integrated GPU
+/// takes a second for them. Windows resets a device after two seconds in one submission.
 const TARGET_OPERATIONS: u64 = 1 << 38;
 
-/// A list of GPU work. Each command sees what the ones before it wrote.
+/// A list of GPU work. Each command sees the writes of the commands before it.
 #[derive(Debug)]
 pub struct Commands {
     gpu: Gpu,
     label: &'static str,
     work: Vec<Work>,
     params: Vec<u8>,
-    /// Floating-point operations since the last cut, as far as they were told.
+    /// Floating-point operations since the last cut, by [`Commands::add_operations`].
     operations: u64,
-    /// Where the list is cut into submissions.
+    /// Indices at which the list is cut into submissions.
     cuts: Vec<usize>,
 }
 
@@ -43,14 +43,14 @@ enum Work {
 pub(super) struct Dispatch {
     pub(super) kernel: Kernel,
     bindings: Vec<BufferRange>,
-    /// Start and size in `Commands::params`.
+    /// Offset and size in `Commands::params`.
     params: (u64, u64),
     groups: [u32; 3],
-    /// Bytes that it must at least move, for the profiler.
+    /// Minimum memory traffic in bytes, for the profiler.
     pub(super) bytes: u64,
 }
 
-/// Work that was handed to the device.
+/// Submitted work.
 #[derive(Debug, Clone)]
 pub struct Submission(wgpu::SubmissionIndex);
 
@@ -60,20 +60,21 @@ impl Gpu {
         Commands { gpu: self.clone(), label, work: Vec::new(), params: Vec::new(), operations: 0, cuts: Vec::new() }
     }
 
-    /// A grid of at least `groups` workgroups, in two dimensions where one would pass the device's limit: the kernel's number is
-    /// `workgroup_id.x + workgroup_id.y * num_workgroups.x`, and it must ignore numbers past the end. More than two dimensions hold
-    /// (2^32 - 2^17 + 1 on common devices) give a grid that [`Commands::submit`] refuses.
+    /// A grid of at least `groups` workgroups. It has two dimensions if one dimension would exceed
+    /// the device limit. The linear index of a workgroup is `workgroup_id.x + workgroup_id.y *
+    /// num_workgroups.x`, and a kernel must ignore indices past `groups`. If two dimensions cannot
+    /// hold `groups` (above 2^32 - 2^17 on common devices), [`Commands::submit`] refuses the grid.
     pub fn grid(&self, groups: u64) -> [u32; 3] {
-        let most = u64::from(self.limits().max_compute_workgroups_per_dimension.min(MAX_COLUMNS));
-        let rows = groups.div_ceil(most).max(1);
+        let max = u64::from(self.limits().max_compute_workgroups_per_dimension.min(MAX_COLUMNS));
+        let rows = groups.div_ceil(max).max(1);
         let columns = groups.div_ceil(rows);
         [u32::try_from(columns).unwrap_or(u32::MAX), u32::try_from(rows).unwrap_or(u32::MAX), 1]
     }
 
-    /// Waits until a submission is done.
+    /// Waits for a submission.
     ///
     /// # Errors
-    /// What went wrong on the device.
+    /// Any device error.
     pub fn wait_for(&self, submission: &Submission) -> Result<(), GpuError> {
         self.wait_until(Some(&submission.0))
     }
@@ -90,9 +91,10 @@ impl Gpu {
 }
 
 impl Commands {
-    /// Runs `kernel` on `groups` workgroups. `bindings[i]` is its `@group(0) @binding(i)`; those that the entry point does not use
-    /// are left out. `params` are its uniform parameters at `@group(1) @binding(0)`, a multiple of 16 bytes. `bytes` is what it
-    /// must at least move, for the profiler.
+    /// Runs `kernel` on `groups` workgroups. `bindings[i]` is its `@group(0) @binding(i)`. Bindings
+    /// that the entry point does not use are ignored. `params` are its uniform parameters at
+    /// `@group(1) @binding(0)`, a multiple of 16 bytes. `bytes` is the minimum memory traffic, for
+    /// the profiler.
     pub fn dispatch(
         &mut self,
         kernel: &Kernel,
@@ -114,20 +116,21 @@ impl Commands {
         self
     }
 
-    /// Copies `from` to `to`, which has the same size: a multiple of 4.
+    /// Copies `from` to `to`. Both have the same size, a multiple of 4.
     pub fn copy(&mut self, from: &BufferRange, to: &BufferRange) -> &mut Self {
         self.work.push(Work::Copy { from: from.clone(), to: to.clone() });
         self
     }
 
-    /// Sets a range to zero: offset and size are multiples of 4.
+    /// Sets a range to zero. Offset and size are multiples of 4.
     pub fn clear(&mut self, range: &BufferRange) -> &mut Self {
         self.work.push(Work::Clear(range.clone()));
         self
     }
 
-    /// Tells how many floating-point operations the last dispatches have: a list of many goes to the device in more than one submission.
-    pub fn tell_operations(&mut self, operations: u64) {
+    /// Counts the floating-point operations of the last dispatches. A list with many of them is
+    /// submitted in several parts.
+    pub fn add_operations(&mut self, operations: u64) {
         self.operations = self.operations.saturating_add(operations);
         if self.operations >= TARGET_OPERATIONS {
             self.cuts.push(self.work.len());
@@ -135,17 +138,19 @@ impl Commands {
         }
     }
 
-    /// Hands all of it to the device.
+    /// Submits the list.
     ///
     /// # Errors
-    /// [`GpuError::Invalid`], [`GpuError::TooLarge`], [`GpuError::KernelLimit`], [`GpuError::OutOfMemory`],
-    /// [`GpuError::DeviceLost`]; [`GpuError::Overwritten`] where the [lease](super::Lease) of a buffer has ended.
+    /// [`GpuError::Invalid`], [`GpuError::TooLarge`], [`GpuError::KernelLimit`],
+    /// [`GpuError::OutOfMemory`], [`GpuError::DeviceLost`]; [`GpuError::Overwritten`] if the
+    /// [lease](super::Lease) of a buffer has ended.
     pub fn submit(self) -> Result<Submission, GpuError> {
         let stamps = self.gpu.0.profiler.is_some().then(|| self.stamps(true)).transpose()?.flatten();
         self.hand_over(stamps.as_ref())
     }
 
-    /// Hands all of it to the device, and takes the time from before the first to after the last dispatch.
+    /// Submits the list, and measures the time from the start of the first dispatch to the end of
+    /// the last.
     ///
     /// # Errors
     /// As [`Commands::submit`].
@@ -156,7 +161,7 @@ impl Commands {
         Ok(Timed::new(submission, stamps, started))
     }
 
-    /// The work of each submission; of an empty list, one without any.
+    /// The work of each submission. An empty list has one empty submission.
     fn parts(&self) -> impl Iterator<Item = &[Work]> {
         let starts = [0].into_iter().chain(self.cuts.iter().copied());
         let ends = self.cuts.iter().copied().chain([self.work.len()]);
@@ -164,7 +169,8 @@ impl Commands {
         parts.enumerate().filter(|(number, part)| *number == 0 || !part.is_empty()).map(|(_, part)| part)
     }
 
-    /// The leases of the buffers that the work uses, each once, always in the same order: so no two lists wait for each other.
+    /// The distinct leases of the buffers in use, in a fixed order. The order prevents a deadlock
+    /// between two lists.
     fn leases(&self) -> Vec<&Lease> {
         let ranges = self.work.iter().flat_map(Work::ranges);
         let mut leases: Vec<&Lease> = ranges.filter_map(|range| range.buffer.lease()).collect();
@@ -181,7 +187,8 @@ impl Commands {
 
     fn hand_over(&self, stamps: Option<&Stamps>) -> Result<Submission, GpuError> {
         self.work.iter().try_for_each(|work| work.check(&self.gpu, self.label))?;
-        // Held until all of it is submitted: what replaces the contents is submitted after that.
+        // The leases are held until everything is submitted. So a replacement of the contents is
+        // submitted later.
         let leases = self.leases();
         let held = leases.iter().map(|lease| lease.hold()).collect::<Option<Vec<_>>>();
         let _held = held.ok_or_else(|| GpuError::Overwritten { what: self.label.to_owned() })?;
@@ -203,7 +210,8 @@ impl Commands {
         Ok(submission)
     }
 
-    /// Submits a part of the list, whose passes are counted on from `pass`; the `last` one reads the stamps, which are of the whole list.
+    /// Submits a part of the list. Its passes are numbered from `pass`. The `last` part resolves
+    /// the timestamps of the whole list.
     fn submit_part(
         &self,
         part: &[Work],
@@ -238,7 +246,7 @@ impl Commands {
     }
 }
 
-/// Work that shares a pass (dispatches one after the other, unless each is timed), or that is no dispatch.
+/// Consecutive dispatches that share a pass (one dispatch if each is timed), or one copy or clear.
 fn runs(work: &[Work], each: bool) -> impl Iterator<Item = &[Work]> {
     let dispatch = |work: &Work| matches!(work, Work::Dispatch(_));
     work.chunk_by(move |a, b| !each && dispatch(a) && dispatch(b))
@@ -252,14 +260,14 @@ impl Work {
         }
     }
 
-    /// All that it reads and writes, except for parameters.
+    /// All ranges that it reads or writes, except parameters.
     fn ranges(&self) -> impl Iterator<Item = &BufferRange> {
-        let (bindings, others) = match self {
+        let (bindings, ranges) = match self {
             Self::Dispatch(dispatch) => (dispatch.bindings.as_slice(), [None, None]),
             Self::Copy { from, to } => (Default::default(), [Some(from), Some(to)]),
             Self::Clear(range) => (Default::default(), [Some(range), None]),
         };
-        bindings.iter().chain(others.into_iter().flatten())
+        bindings.iter().chain(ranges.into_iter().flatten())
     }
 
     fn check(&self, gpu: &Gpu, label: &str) -> Result<(), GpuError> {
@@ -283,13 +291,13 @@ impl Work {
 }
 
 impl Dispatch {
-    /// All that can be told without the driver, so that the error names kernel and binding.
+    /// Checks everything that needs no driver, so that the error names kernel and binding.
     fn check(&self, limits: &wgpu::Limits) -> Result<(), GpuError> {
         let kernel = self.kernel.name();
         let needs = &self.kernel.0.needs;
         let invalid = |reason: String| Err(GpuError::invalid(format!("kernel {kernel}"), reason));
         if self.bindings.len() > needs.declared {
-            return invalid(format!("{} bindings are given, and it has {}", self.bindings.len(), needs.declared));
+            return invalid(format!("{} bindings are given, but it has {}", self.bindings.len(), needs.declared));
         }
         for bound in &needs.buffers {
             match self.bindings.get(bound.binding as usize) {
@@ -297,10 +305,10 @@ impl Dispatch {
                 None => return invalid(format!("binding {} is not given", bound.binding)),
             }
         }
-        let least = needs.params.as_ref().map_or(0, |bound| bound.min_size);
+        let min_size = needs.params.as_ref().map_or(0, |bound| bound.min_size);
         let given = self.params.1;
-        if given < least || !given.is_multiple_of(16) || (given > 0 && needs.params.is_none()) {
-            return invalid(format!("{given} bytes of parameters are given, and it takes {least}"));
+        if given < min_size || !given.is_multiple_of(16) || (given > 0 && needs.params.is_none()) {
+            return invalid(format!("{given} bytes of parameters are given, but it takes {min_size}"));
         }
         let limit = limits.max_uniform_buffer_binding_size;
         if given > limit {
@@ -356,7 +364,7 @@ impl Bound {
             return Err(GpuError::TooLarge { what: what(), asked: range.size, limit, limit_name });
         }
         if range.size < self.min_size {
-            return Err(GpuError::invalid(what(), format!("has {} bytes, and {} are needed", range.size, self.min_size)));
+            return Err(GpuError::invalid(what(), format!("has {} bytes, but {} are needed", range.size, self.min_size)));
         }
         range.check(what, align.into(), 4)
     }

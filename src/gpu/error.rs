@@ -1,112 +1,114 @@
-//! What can go wrong on a GPU, by culprit.
+//! Errors of a GPU, by cause.
 
 use thiserror::Error;
 
-/// Why a GPU could not be used.
+/// An error of a GPU.
 #[derive(Debug, Clone, Error)]
 #[non_exhaustive]
 pub enum GpuError {
-    /// No adapter at all: no driver is installed, or none reaches a GPU ([`DRIVER_HINT`](super::DRIVER_HINT)).
+    /// No adapter: no driver is installed, or no driver finds a GPU
+    /// ([`DRIVER_HINT`](super::DRIVER_HINT)).
     #[error("no GPU found, not even a software one")]
     NoAdapter,
-    /// No adapter has the name or index asked for.
+    /// No adapter has the requested name or index.
     #[error("no GPU {asked:?}; there are: {}", present.join(", "))]
     NoSuchAdapter {
-        /// Name or index asked for.
+        /// Requested name or index.
         asked: String,
-        /// Names of those that are there, by index.
+        /// Names of the present adapters, by index.
         present: Vec<String>,
     },
-    /// The adapter gives no device.
-    #[error("{adapter} gives no device: {reason}")]
+    /// The adapter could not open a device.
+    #[error("cannot open a device on {adapter}: {reason}")]
     NoDevice {
-        /// The adapter's name.
+        /// Name of the adapter.
         adapter: String,
-        /// The driver's words.
+        /// Message of the driver.
         reason: String,
     },
-    /// The device lacks a feature that was asked for.
-    #[error("{what} needs {feature}, which the device does not have")]
+    /// The device lacks a required feature.
+    #[error("{what} needs {feature}, but the device does not have it")]
     NoFeature {
-        /// What was to be done.
+        /// The operation that needs the feature.
         what: &'static str,
-        /// The feature, as wgpu names it.
+        /// Name of the feature in wgpu.
         feature: &'static str,
     },
-    /// More bytes than the device allows in one buffer or binding.
-    #[error("{what} takes {asked} bytes, and the device allows {limit} ({limit_name})")]
+    /// A buffer or binding exceeds the device limit.
+    #[error("{what} takes {asked} bytes, but the device allows {limit} ({limit_name})")]
     TooLarge {
-        /// What was to be made.
+        /// The object to create.
         what: String,
-        /// Bytes it takes.
+        /// Requested bytes.
         asked: u64,
-        /// Bytes allowed.
+        /// Allowed bytes.
         limit: u64,
-        /// Name of the limit, as WebGPU has it.
+        /// Name of the limit in WebGPU.
         limit_name: &'static str,
     },
-    /// The device has no memory left.
+    /// The device is out of memory.
     #[error("out of GPU memory: {what}{}", sizes(*asked, *in_use))]
     OutOfMemory {
-        /// What was to be made.
+        /// The object to create.
         what: String,
-        /// Bytes it takes (0 for what has no size of its own, such as a list of commands).
+        /// Requested bytes. 0 for objects without a size, such as a list of commands.
         asked: u64,
-        /// Bytes that this device had handed out before, where the backend tells.
+        /// Bytes in use on this device before the request, if the backend reports it.
         in_use: Option<u64>,
     },
     /// A kernel needs more workgroup memory, threads, groups or bindings than the device has.
-    #[error("kernel {kernel} needs {needed} of {limit_name}, and the device has {limit}")]
+    #[error("kernel {kernel} needs {needed} of {limit_name}, but the device has {limit}")]
     KernelLimit {
         /// The kernel.
         kernel: String,
-        /// What it needs.
+        /// Needed amount.
         needed: u64,
-        /// What there is.
+        /// Device limit.
         limit: u64,
-        /// Name of the limit, as WebGPU has it.
+        /// Name of the limit in WebGPU.
         limit_name: &'static str,
     },
-    /// The shader or its use breaks a rule of WebGPU: a defect of this program, or of the driver.
+    /// The shader or its use breaks a rule of WebGPU. This is a bug in this program or in the
+    /// driver.
     #[error("{what}: {reason}")]
     Invalid {
-        /// What was being done.
+        /// The operation.
         what: String,
-        /// wgpu's words, or ours.
+        /// Message of wgpu or of this crate.
         reason: String,
     },
-    /// The driver does not give the host memory that both sides see. The device itself may be well.
+    /// The driver could not map memory for the host. The device itself may still work.
     #[error("{what} cannot be mapped: {reason}")]
     NotMapped {
-        /// What was to be mapped.
+        /// The memory to map.
         what: String,
-        /// Why, as far as wgpu says.
+        /// Message of wgpu.
         reason: String,
     },
-    /// Work uses a buffer whose contents have been replaced since, such as those of a streamed layer: a defect of this
-    /// program. Nothing was submitted.
-    #[error("{what} uses what has been replaced since it was recorded")]
+    /// Work uses a buffer whose contents were replaced after recording, such as a slot of a
+    /// streamed layer. This is a bug in this program. Nothing was submitted.
+    #[error("{what} uses a buffer whose contents were replaced after recording")]
     Overwritten {
         /// The list of commands.
         what: String,
     },
-    /// The device is gone: driver reset, removed, or a submission that took too long.
+    /// The device is lost: a driver reset, a removed device, or a submission that took too long.
     #[error("the GPU was lost: {reason}")]
     DeviceLost {
-        /// The driver's words.
+        /// Message of the driver.
         reason: String,
     },
-    /// The device has not finished in a time that no sensible work takes.
-    #[error("the GPU has not finished after {seconds} s")]
+    /// The device did not finish within the time limit.
+    #[error("the GPU did not finish within {seconds} s")]
     Timeout {
-        /// Seconds waited.
+        /// Seconds of waiting.
         seconds: u64,
     },
 }
 
 fn sizes(asked: u64, in_use: Option<u64>) -> String {
     let takes = if asked > 0 { format!(" takes {asked} bytes") } else { String::new() };
-    in_use.map_or(takes.clone(), |bytes| format!("{takes}, beside {bytes} bytes in use"))
+    in_use.map_or(takes.clone(), |bytes| format!("{takes}, with {bytes} bytes in use"))
 }
 
 impl GpuError {

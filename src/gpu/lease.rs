@@ -1,10 +1,12 @@
-//! Buffers whose contents are replaced while a program runs, and the right to use what they hold now.
+//! Buffers with contents that are replaced at run time, and leases that permit the use of the
+//! present contents.
 
 use std::ops::Deref;
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard};
 
-/// A buffer of the device. The owner of one whose contents are replaced, such as a slot of the layer stream, hands it out
-/// with a [`Lease`]: work that uses it can be submitted until the lease ends.
+/// A buffer of the device. If its contents are replaced at run time, as in a slot of the layer
+/// stream, its owner returns it with a [`Lease`]. Work with that buffer can be submitted until the
+/// lease ends.
 #[derive(Debug, Clone)]
 pub struct Buffer {
     buffer: wgpu::Buffer,
@@ -12,7 +14,7 @@ pub struct Buffer {
 }
 
 impl Buffer {
-    /// The same buffer, to be used under `lease`.
+    /// The same buffer under `lease`.
     #[must_use]
     pub fn leased(&self, lease: &Lease) -> Self {
         Self { buffer: self.buffer.clone(), lease: Some(lease.clone()) }
@@ -37,8 +39,9 @@ impl Deref for Buffer {
     }
 }
 
-/// The right to use what some buffers hold now. Its owner ends it before the contents are replaced; after that,
-/// [`Commands::submit`](super::Commands::submit) refuses work that uses one of the buffers, whenever it was recorded.
+/// Permission to use the present contents of some buffers. The owner ends the lease before it
+/// replaces the contents. After that, [`Commands::submit`](super::Commands::submit) refuses work
+/// with these buffers, even if it was recorded before.
 #[derive(Debug, Clone)]
 pub struct Lease(Arc<RwLock<bool>>);
 
@@ -49,18 +52,18 @@ impl Default for Lease {
 }
 
 impl Lease {
-    /// Ends the lease, after the submission that is being made under it, if there is one. What was submitted before reads
-    /// the old contents, because there is one queue.
+    /// Ends the lease. Waits for a submission in progress under this lease. Work that was submitted
+    /// before reads the old contents, because the device has one queue.
     pub fn end(&self) {
         *self.0.write().unwrap_or_else(PoisonError::into_inner) = false;
     }
 
-    /// Keeps the lease from ending; `None` where it has ended.
+    /// Prevents the lease from ending while the guard lives. `None` if it has ended.
     pub(super) fn hold(&self) -> Option<RwLockReadGuard<'_, bool>> {
         Some(self.0.read().unwrap_or_else(PoisonError::into_inner)).filter(|valid| **valid)
     }
 
-    /// Tells leases apart, and orders them.
+    /// Identifies and orders leases.
     pub(super) fn id(&self) -> usize {
         Arc::as_ptr(&self.0).addr()
     }

@@ -1,47 +1,50 @@
-//! How much memory a device has: what WebGPU does not tell.
+//! The amount of device memory, which WebGPU does not report.
 
 use super::device::Gpu;
 
-/// Memory of a device, in bytes.
+/// Memory of a device in bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct DeviceMemory {
-    /// All of its own memory (of an integrated or software GPU: what it may take of the machine's).
+    /// Total memory of the device. For an integrated or software GPU, its share of the system
+    /// memory.
     pub total: u64,
-    /// What buffers of this program may still take, as the driver estimates it.
+    /// Memory still available to this program, as the driver estimates it.
     pub available: Option<u64>,
 }
 
-/// Memory that a device's buffers take, in bytes.
+/// Memory in use by the buffers of a device, in bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct AllocatedMemory {
-    /// What buffers use.
+    /// Bytes in buffers.
     pub used: u64,
-    /// What was taken of the driver for them, in larger blocks.
+    /// Bytes of the driver blocks that contain the buffers.
     pub reserved: u64,
 }
 
 impl Gpu {
-    /// What this program's buffers take now, or `None` where the backend does not tell.
+    /// Memory in use by this program. `None` if the backend does not report it.
     pub fn allocated(&self) -> Option<AllocatedMemory> {
         let report = self.device().generate_allocator_report()?;
         Some(AllocatedMemory { used: report.total_allocated_bytes, reserved: report.total_reserved_bytes })
     }
 
-    /// The device's own memory, or `None` where the backend does not tell (all but Vulkan).
+    /// Memory of the device. `None` if the backend does not report it (only Vulkan does).
     pub fn memory(&self) -> Option<DeviceMemory> {
         memory(self.device())
     }
 }
 
-/// The largest heap that is the device's own: cards whose memory the CPU sees through a window list that window as a second one.
+/// The largest device-local heap. Some cards list the part of their memory that the CPU can map as
+/// a second heap.
 #[cfg(any(windows, target_os = "linux", target_os = "android", target_os = "freebsd"))]
 fn memory(device: &wgpu::Device) -> Option<DeviceMemory> {
     use ash::vk;
 
-    // SAFETY: nothing that the guard gives is destroyed or kept past this function.
+    // SAFETY: this function neither destroys nor keeps any object from the guard.
     let device = unsafe { device.as_hal::<wgpu::hal::api::Vulkan>() }?;
     let instance = device.shared_instance();
-    // What `vkGetPhysicalDeviceMemoryProperties2` needs, and what fills the structure chained to it.
+    // `vkGetPhysicalDeviceMemoryProperties2` needs the first; the extension fills the chained
+    // structure.
     if instance.instance_api_version() < vk::API_VERSION_1_1
         || !device.enabled_device_extensions().contains(&ash::ext::memory_budget::NAME)
     {
@@ -51,8 +54,8 @@ fn memory(device: &wgpu::Device) -> Option<DeviceMemory> {
     }
     let mut budget = vk::PhysicalDeviceMemoryBudgetPropertiesEXT::default();
     let mut properties = vk::PhysicalDeviceMemoryProperties2::default().push_next(&mut budget);
-    // SAFETY: as above; the instance's version has the function, the device has the extension of the chained structure, and the
-    // chain lives in this frame.
+    // SAFETY: as above; the instance's version has the function, the device has the extension of
+    // the chained structure, and the chain lives in this frame.
     unsafe {
         instance.raw_instance().get_physical_device_memory_properties2(device.raw_physical_device(), &mut properties);
     }

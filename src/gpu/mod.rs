@@ -1,5 +1,5 @@
-//! The device layer: adapters, buffers, kernels, dispatch, upload and readback on any GPU that wgpu reaches. It has never heard
-//! of NF4: bytes and WGSL in, bytes out.
+//! The device layer: adapters, buffers, kernels, dispatch, upload and readback on any GPU that wgpu
+//! supports. It knows nothing of NF4: its inputs are bytes and WGSL, its outputs are bytes.
 //!
 //! ```no_run
 //! use nf4pack::gpu::{Gpu, Options};

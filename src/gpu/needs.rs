@@ -1,5 +1,6 @@
-//! What a kernel needs of a device and of its bindings, read from its WGSL before the driver sees it: naga does not hold the
-//! workgroup memory against the device's limit, and drivers have hung on too much of it.
+//! The requirements of a kernel on the device and on its bindings. They are read from the WGSL
+//! before the driver compiles it: naga does not check workgroup memory against the device limit,
+//! and some drivers hang on too much of it.
 
 use wgpu::naga::back::pipeline_constants::process_overrides;
 use wgpu::naga::proc::Layouter;
@@ -9,18 +10,18 @@ use wgpu::naga::{AddressSpace, Module, ShaderStage, front::wgsl};
 use super::error::GpuError;
 use super::pipeline::KernelSpec;
 
-/// Group of the buffers, and group of the uniform parameters at binding 0.
+/// Bind group of the buffers, and bind group of the uniform parameters (binding 0).
 pub(super) const BUFFERS_GROUP: u32 = 0;
 pub(super) const PARAMS_GROUP: u32 = 1;
 
-/// What one entry point, with its constants, needs.
+/// Requirements of one entry point with its constants.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct Needs {
     pub(super) workgroup_size: [u32; 3],
     pub(super) workgroup_bytes: u64,
-    /// The bindings of group 0 that it uses.
+    /// Bindings of group 0 that the entry point uses.
     pub(super) buffers: Vec<Bound>,
-    /// Bindings of group 0 that its module declares: one more than the highest.
+    /// Number of bindings in group 0 of the module: the highest binding plus 1.
     pub(super) declared: usize,
     /// The uniform parameters, at group 1, binding 0.
     pub(super) params: Option<Bound>,
@@ -30,13 +31,13 @@ pub(super) struct Needs {
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Bound {
     pub(super) binding: u32,
-    /// Bytes that it must have (of an array without a length: one element).
+    /// Minimum size in bytes. A runtime-sized array counts as one element.
     pub(super) min_size: u64,
     pub(super) uniform: bool,
 }
 
 impl Needs {
-    /// Reads a kernel's WGSL.
+    /// Reads the WGSL of a kernel.
     pub(super) fn of(kernel: &str, spec: &KernelSpec) -> Result<Self, GpuError> {
         let invalid = |reason: String| GpuError::invalid(format!("kernel {kernel}"), reason);
         let source = spec.shader.source();
@@ -81,7 +82,7 @@ impl Needs {
         Ok(needs)
     }
 
-    /// Holds the needs against the limits of a device.
+    /// Checks the requirements against the limits of a device.
     pub(super) fn check(&self, kernel: &str, limits: &wgpu::Limits) -> Result<(), GpuError> {
         let [x, y, z] = self.workgroup_size.map(u64::from);
         let storage = self.buffers.iter().filter(|bound| !bound.uniform).count() as u64;

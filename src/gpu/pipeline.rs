@@ -1,4 +1,4 @@
-//! Kernels: WGSL compiled once per device and kept.
+//! Kernels: WGSL that is compiled once per device.
 
 use std::borrow::Cow;
 use std::collections::HashMap;
@@ -10,10 +10,10 @@ use super::device::Gpu;
 use super::error::GpuError;
 use super::needs::{BUFFERS_GROUP, Needs, PARAMS_GROUP};
 
-/// Name of the driver's compiled kernels among the records of a device.
+/// Record name of the compiled kernels of the driver.
 const CACHED: &str = "pipelines";
 
-/// WGSL, and whether it runs without wgpu's runtime checks.
+/// WGSL, and whether it runs without the runtime checks of wgpu.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Shader {
     name: Cow<'static, str>,
@@ -27,11 +27,11 @@ impl Shader {
         Self { name: name.into(), source: source.into(), trusted: false }
     }
 
-    /// A shader without runtime checks (they are there with `NF4PACK_CHECKED=1`).
+    /// A shader without runtime checks. `NF4PACK_CHECKED=1` turns them on.
     ///
     /// # Safety
-    /// For every dispatch, the caller has proven on the host that each access lies within the bound ranges, that all loops end,
-    /// and that workgroup memory is written before it is read.
+    /// The caller must prove for every dispatch: each access lies in the bound ranges, all loops
+    /// end, and workgroup memory is written before it is read.
     pub unsafe fn trusted(name: impl Into<Cow<'static, str>>, source: impl Into<Cow<'static, str>>) -> Self {
         Self { name: name.into(), source: source.into(), trusted: true }
     }
@@ -41,7 +41,7 @@ impl Shader {
     }
 }
 
-/// What makes a kernel: a shader, its entry point, its constants.
+/// The parts of a kernel: shader, entry point and constants.
 #[derive(Debug, Clone, PartialEq)]
 pub struct KernelSpec {
     /// The shader.
@@ -61,7 +61,7 @@ impl std::hash::Hash for KernelSpec {
 
 #[cfg(all(test, feature = "train"))]
 impl KernelSpec {
-    /// The same with other text in the place of some of its shader's, and runtime checks.
+    /// The same kernel with `from` replaced by `to` in its shader, and with runtime checks.
     pub(crate) fn patched(self, from: &str, to: &str) -> Self {
         let source = self.shader.source.replace(from, to);
         Self { shader: Shader::checked(self.shader.name, source), ..self }
@@ -75,7 +75,7 @@ struct Key {
     constants: Vec<(&'static str, u64)>,
 }
 
-/// A compiled kernel. Clones are the same kernel.
+/// A compiled kernel. Clones share it.
 #[derive(Debug, Clone)]
 pub struct Kernel(pub(super) Arc<Compiled>);
 
@@ -94,18 +94,18 @@ impl Kernel {
         &self.0.name
     }
 
-    /// Threads of a workgroup, in three dimensions.
+    /// Threads of a workgroup in three dimensions.
     pub fn workgroup_size(&self) -> [u32; 3] {
         self.0.needs.workgroup_size
     }
 }
 
-/// The kernels that were compiled on a device.
+/// The compiled kernels of a device.
 #[derive(Debug)]
 pub(super) struct Registry {
     kernels: Mutex<HashMap<Key, Kernel>>,
     cache: Option<wgpu::PipelineCache>,
-    /// Kernels were compiled since the cache was read.
+    /// Whether kernels were compiled since the cache was read.
     grown: AtomicBool,
 }
 
@@ -116,7 +116,7 @@ impl Registry {
         Self { kernels: Mutex::default(), cache, grown: AtomicBool::new(false) }
     }
 
-    /// Keeps what the driver compiled for the next run.
+    /// Stores the compiled kernels of the driver for the next run.
     pub(super) fn save(&self, cache: &Cache) {
         if self.grown.load(Ordering::Relaxed) {
             let compiled = self.cache.as_ref().and_then(wgpu::PipelineCache::get_data);
@@ -126,12 +126,13 @@ impl Registry {
     }
 }
 
-/// The driver's cache with what an earlier run left in it; where wgpu refuses that, an empty one.
+/// The driver cache with the data of an earlier run. Empty if wgpu refuses that data.
 fn pipeline_cache(device: &wgpu::Device, data: Option<&[u8]>) -> Option<wgpu::PipelineCache> {
     let descriptor = wgpu::PipelineCacheDescriptor { label: Some("nf4pack"), data, fallback: true };
     let errors = device.push_error_scope(wgpu::ErrorFilter::Validation);
-    // SAFETY: `Registry::save` wrote the data from `get_data`, and `Cache` gives it back only under the checksum, adapter and driver
-    // it was written with; wgpu holds its header against adapter and driver once more.
+    // SAFETY: `Registry::save` wrote the data from `get_data`, and `Cache` gives it back only under
+    // the checksum, adapter and driver it was written with; wgpu checks its header against adapter
+    // and driver again.
     let cache = unsafe { device.create_pipeline_cache(&descriptor) };
     match pollster::block_on(errors.pop()) {
         None => Some(cache),
@@ -140,7 +141,7 @@ fn pipeline_cache(device: &wgpu::Device, data: Option<&[u8]>) -> Option<wgpu::Pi
 }
 
 impl Gpu {
-    /// Compiles a kernel, or finds it where it was compiled before.
+    /// Compiles a kernel, or returns the kernel that was compiled before.
     ///
     /// # Errors
     /// [`GpuError::KernelLimit`], [`GpuError::Invalid`].
@@ -169,7 +170,8 @@ impl Gpu {
         let what = format!("kernel {name}");
         let (pipeline, buffers, params) = self.guarded(&what, |device| {
             let module = if unchecked {
-                // SAFETY: the shader was made by `Shader::trusted`, whose caller has proven its accesses.
+                // SAFETY: the shader was made by `Shader::trusted`, whose caller has proven its
+                // accesses.
                 unsafe { device.create_shader_module_trusted(descriptor, wgpu::ShaderRuntimeChecks::unchecked()) }
             } else {
                 device.create_shader_module(descriptor)

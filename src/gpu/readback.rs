@@ -1,4 +1,4 @@
-//! Bytes back from the device.
+//! Reads bytes from the device.
 
 use std::sync::mpsc;
 
@@ -6,14 +6,15 @@ use super::buffer::BufferRange;
 use super::device::{Gpu, PATIENCE};
 use super::error::GpuError;
 
-/// Bytes that are read at once.
+/// Bytes of one read.
 const CHUNK: u64 = 64 << 20;
 
 impl Gpu {
-    /// The bytes of a range (offset and size multiples of 4), once all that was submitted before is done.
+    /// Waits for all submitted work, then returns the bytes of a range. Offset and size are
+    /// multiples of 4.
     ///
     /// # Errors
-    /// [`GpuError::Invalid`] for a range of another kind, and what went wrong on the device.
+    /// [`GpuError::Invalid`] for a misaligned range; any device error.
     pub fn read(&self, range: &BufferRange) -> Result<Vec<u8>, GpuError> {
         range.check(|| "readback".to_owned(), 4, 4)?;
         let mut bytes = vec![0; usize::try_from(range.size).map_err(|e| GpuError::invalid("readback", e.to_string()))?];
@@ -21,7 +22,7 @@ impl Gpu {
         Ok(bytes)
     }
 
-    /// [`Gpu::read`] into memory of the caller's, as long as the range.
+    /// As [`Gpu::read`], into `bytes`, which has the size of the range.
     ///
     /// # Errors
     /// As [`Gpu::read`].
@@ -55,7 +56,8 @@ impl Gpu {
             staging.buffer.map_async(wgpu::MapMode::Read, ..staging.size, move |result| drop(sender.send(result)));
         })?;
         self.wait_for(&submission)?;
-        // Another thread may have polled first, and be about to call back; a lost device drops the sender.
+        // Another thread may have polled first and may not have run the callback yet. A lost device
+        // drops the sender.
         let mapped = receiver.recv_timeout(PATIENCE).map_err(|e| e.to_string()).and_then(|r| r.map_err(|e| e.to_string()));
         let failed = |reason: String| self.lost_or(GpuError::not_mapped("readback", reason));
         mapped.map_err(failed)?;

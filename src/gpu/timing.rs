@@ -1,4 +1,4 @@
-//! How long kernels take, by timestamps that the device writes between them.
+//! Kernel times, from timestamps that the device writes between kernels.
 
 use std::collections::HashMap;
 use std::fmt;
@@ -11,12 +11,12 @@ use super::device::Gpu;
 use super::dispatch::{Dispatch, Submission};
 use super::error::GpuError;
 
-/// Queries of one set; each has `wgpu::QUERY_SIZE` bytes.
+/// Queries of one set. Each has `wgpu::QUERY_SIZE` bytes.
 const SET: usize = wgpu::QUERY_SET_MAX_QUERIES as usize;
-/// Submissions whose times are not read yet.
+/// Maximum submissions with unread times.
 const MAX_PENDING: usize = 256;
 
-/// The timestamps of one submission: before the first pass and after the last, or before and after each.
+/// The timestamps of one submission: around all passes, or around each pass.
 #[derive(Debug)]
 pub(super) struct Stamps {
     sets: Vec<(wgpu::QuerySet, u32)>,
@@ -26,7 +26,7 @@ pub(super) struct Stamps {
 }
 
 impl Stamps {
-    /// `None` without passes, and on a device without timestamps.
+    /// `None` without passes or on a device without timestamps.
     pub(super) fn new(gpu: &Gpu, passes: usize, each: bool) -> Result<Option<Self>, GpuError> {
         if passes == 0 || !gpu.features().contains(wgpu::Features::TIMESTAMP_QUERY) {
             return Ok(None);
@@ -46,18 +46,18 @@ impl Stamps {
         Ok(Some(Self { sets, passes, each, resolved }))
     }
 
-    /// Whether each dispatch has a pass, and times, of its own.
+    /// Whether each dispatch has its own pass and times.
     pub(super) fn of_each(&self) -> bool {
         self.each
     }
 
-    /// What pass number `pass` writes.
+    /// The timestamp writes of pass `pass`.
     pub(super) fn writes(&self, pass: usize) -> Option<wgpu::ComputePassTimestampWrites<'_>> {
         let (begin, end) = match self.each {
             true => (Some(2 * pass), Some(2 * pass + 1)),
             false => ((pass == 0).then_some(0), (pass + 1 == self.passes).then_some(1)),
         };
-        // A pass has both of its times in one set, whose size is even.
+        // The size of a set is even, so both times of a pass are in the same set.
         let (query_set, _) = self.sets.get(begin.or(end)? / SET)?;
         let place = |query: Option<usize>| query.map(|query| (query % SET) as u32);
         Some(wgpu::ComputePassTimestampWrites {
@@ -67,7 +67,7 @@ impl Stamps {
         })
     }
 
-    /// Turns the queries into numbers that can be read.
+    /// Resolves the queries into a buffer.
     pub(super) fn resolve(&self, encoder: &mut wgpu::CommandEncoder) {
         for (i, (set, count)) in self.sets.iter().enumerate() {
             let offset = (i * SET) as u64 * u64::from(wgpu::QUERY_SIZE);
@@ -76,7 +76,7 @@ impl Stamps {
     }
 }
 
-/// Seconds between the two timestamps of each pair.
+/// Seconds between both timestamps of each pair.
 fn seconds(gpu: &Gpu, stamps: &BufferRange) -> Result<Vec<f64>, GpuError> {
     let period = f64::from(gpu.queue().get_timestamp_period()) * 1e-9;
     let bytes = gpu.read(stamps)?;
@@ -85,15 +85,15 @@ fn seconds(gpu: &Gpu, stamps: &BufferRange) -> Result<Vec<f64>, GpuError> {
     Ok(words.iter().map(|pair| ticks(pair) as f64 * period).collect())
 }
 
-/// A submission whose time is taken.
+/// A timed submission.
 #[derive(Debug)]
 pub struct Timed {
     /// The submission, for [`Gpu::wait_for`].
     pub submission: Submission,
-    /// Whether the device takes the time. If not, it has no timestamps (or nothing was dispatched), and the time is the wall
-    /// clock's, from the submission until [`Timed::elapsed`] has waited for its end.
+    /// Whether the device measures the time. If not (no timestamps, or no dispatch), the time is
+    /// the wall-clock time from the submission until [`Timed::elapsed`] has waited for its end.
     pub by_timestamps: bool,
-    /// Start of the first dispatch, end of the last.
+    /// Start of the first dispatch and end of the last.
     ends: Option<[BufferRange; 2]>,
     started: Instant,
 }
@@ -105,10 +105,11 @@ impl Timed {
         Self { submission, by_timestamps: ends.is_some(), ends, started }
     }
 
-    /// Waits for the end; the time from before the first to after the last dispatch.
+    /// Waits for the end. Returns the time from the start of the first dispatch to the end of the
+    /// last.
     ///
     /// # Errors
-    /// What went wrong on the device.
+    /// Any device error.
     pub fn elapsed(&self, gpu: &Gpu) -> Result<Duration, GpuError> {
         gpu.wait_for(&self.submission)?;
         let Some([begin, end]) = &self.ends else { return Ok(self.started.elapsed()) };
@@ -118,20 +119,20 @@ impl Timed {
     }
 }
 
-/// What one kernel took.
+/// The cost of one kernel.
 #[derive(Debug, Clone, PartialEq)]
 pub struct KernelTime {
     /// `shader:entry`.
     pub kernel: String,
-    /// Dispatches.
+    /// Number of dispatches.
     pub calls: u64,
     /// Time on the device.
     pub seconds: f64,
-    /// Bytes that it had at least to move.
+    /// Minimum memory traffic in bytes.
     pub bytes: u64,
 }
 
-/// What each kernel took; the longest first.
+/// The cost of each kernel, longest time first.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct ProfileTable(pub Vec<KernelTime>);
 
@@ -181,7 +182,8 @@ struct Pending {
 }
 
 impl Profiler {
-    /// Notes the dispatches of a submission. Every now and then it waits for the times of earlier ones, to keep few of them.
+    /// Records the dispatches of a submission. If too many times are unread, it waits for the
+    /// earlier submissions and reads them.
     pub(super) fn add<'a>(
         &self,
         gpu: &Gpu,
@@ -197,7 +199,7 @@ impl Profiler {
     }
 
     fn collect(&self, gpu: &Gpu) -> Result<(), GpuError> {
-        // Reading submits commands of its own, so no lock is held meanwhile.
+        // A read submits commands too, so hold no lock here.
         let pending = mem::take(&mut *self.pending.lock().unwrap_or_else(PoisonError::into_inner));
         for Pending { stamps, calls } in pending {
             let times = seconds(gpu, &stamps)?;
@@ -212,11 +214,11 @@ impl Profiler {
 }
 
 impl Gpu {
-    /// Waits for all that was submitted; what each kernel took since the device was opened. Empty unless
-    /// [`Options::profile`](super::Options::profile) is set.
+    /// Waits for all submitted work. Returns the cost of each kernel since the device was opened.
+    /// Empty unless [`Options::profile`](super::Options::profile) is set.
     ///
     /// # Errors
-    /// What went wrong on the device.
+    /// Any device error.
     pub fn profile(&self) -> Result<ProfileTable, GpuError> {
         let Some(profiler) = &self.0.profiler else { return Ok(ProfileTable::default()) };
         profiler.collect(self)?;

@@ -1,6 +1,8 @@
-//! Bulk upload: a ring of mapped staging buffers. While the device copies out of one, the host fills the next.
+//! Bulk upload: a ring of mapped staging buffers. While the device copies out of one, the host
+//! fills the next.
 //!
-//! `Queue::write_buffer` would be simpler, and is several times slower: it copies on one thread, through memory of its own.
+//! `Queue::write_buffer` would be simpler, but is several times slower: it copies on one thread,
+//! through its own memory.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -12,7 +14,7 @@ use super::dispatch::Submission;
 use super::error::GpuError;
 use super::lease::Buffer;
 
-/// Mapped memory on its way to the device. Threads may write different parts of it at the same time.
+/// A mapped staging buffer. Threads may write different parts of it concurrently.
 #[derive(Debug)]
 pub struct StagingArea<'a> {
     buffer: &'a Buffer,
@@ -20,10 +22,11 @@ pub struct StagingArea<'a> {
 }
 
 impl StagingArea<'_> {
-    /// Writes `bytes` at `offset`, a multiple of 8; up to 3 bytes after them, to a multiple of 4, become zero.
+    /// Writes `bytes` at `offset`, a multiple of 8. Zero bytes pad them to a multiple of 4.
     ///
     /// # Errors
-    /// [`GpuError::Invalid`] where they do not lie within the area, or another write of the same bytes is under way.
+    /// [`GpuError::Invalid`] if they exceed the area, or if another thread is writing the same
+    /// bytes.
     pub fn write(&self, offset: u64, bytes: &[u8]) -> Result<(), GpuError> {
         let len = bytes.len();
         let invalid = |reason| GpuError::Invalid { what: "a write to staging memory".to_owned(), reason };
@@ -39,20 +42,21 @@ impl StagingArea<'_> {
     }
 }
 
-/// Staging buffers are multiples of this: more than any copy or buffer asks for.
+/// Sizes of staging buffers are multiples of this. It exceeds the alignment of every copy and
+/// buffer.
 const CHUNK_ALIGN: u64 = 256;
 
-/// Fills staging buffers and sends them off.
+/// Fills staging buffers and submits their copies.
 #[derive(Debug)]
 pub struct Uploader {
     gpu: Gpu,
     chunk: u64,
     chunks: usize,
-    /// Those in use, oldest first.
+    /// Staging buffers in use, oldest first.
     ring: VecDeque<Staging>,
 }
 
-/// A staging buffer whose last copy was submitted; it is mapped again once that is done.
+/// A staging buffer with a submitted copy. The driver maps it again after the copy.
 #[derive(Debug)]
 struct Staging {
     buffer: Buffer,
@@ -66,23 +70,24 @@ const MAPPED: u8 = 1;
 const FAILED: u8 = 2;
 
 impl Uploader {
-    /// An uploader with at most `chunks` staging buffers of `chunk` bytes (less where the device's largest buffer is smaller). They
-    /// are made on first use.
+    /// An uploader with at most `chunks` staging buffers of `chunk` bytes (fewer bytes if the
+    /// maximum buffer size of the device is smaller). They are created on first use.
     pub fn new(gpu: &Gpu, chunk: u64, chunks: usize) -> Self {
         let chunk = chunk.min(gpu.limits().max_buffer_size).max(CHUNK_ALIGN) / CHUNK_ALIGN * CHUNK_ALIGN;
         Self { gpu: gpu.clone(), chunk, chunks: chunks.max(1), ring: VecDeque::new() }
     }
 
-    /// The most bytes that one [`Uploader::copy`] takes.
+    /// Maximum bytes of one [`Uploader::copy`].
     pub fn chunk(&self) -> u64 {
         self.chunk
     }
 
-    /// Has `fill` write the bytes of `target` (at most [`Uploader::chunk`], offset and size multiples of 4) into mapped memory,
-    /// and submits their copy. What `fill` leaves unwritten has any value.
+    /// Calls `fill` to write the bytes of `target` into mapped memory, and submits their copy.
+    /// `target` has at most [`Uploader::chunk`] bytes; its offset and size are multiples of 4.
+    /// Bytes that `fill` does not write are unspecified.
     ///
     /// # Errors
-    /// The error of `fill` (nothing is copied then), or [`GpuError`].
+    /// The error of `fill` (nothing is copied), or [`GpuError`].
     pub fn copy<E: From<GpuError>>(
         &mut self,
         target: &BufferRange,
@@ -97,7 +102,7 @@ impl Uploader {
         filled
     }
 
-    /// A mapped staging buffer: a new one while the ring is not full, else the oldest, once its copy is done.
+    /// A mapped staging buffer: a new one if the ring is not full, else the oldest after its copy.
     fn take(&mut self, size: u64) -> Result<Staging, GpuError> {
         if size > self.chunk {
             let what = "a staged copy".to_owned();
@@ -106,7 +111,7 @@ impl Uploader {
         let oldest_is_ready = self.ring.front().is_some_and(|s| s.mapped.load(Ordering::Acquire) == MAPPED);
         if self.ring.len() < self.chunks && !oldest_is_ready {
             match Staging::new(&self.gpu, self.chunk) {
-                // Memory that both sides see is scarce on some cards: a shorter ring does, too.
+                // Mappable memory is scarce on some cards. A shorter ring also works.
                 Err(GpuError::OutOfMemory { .. }) if !self.ring.is_empty() => self.chunks = self.ring.len(),
                 made => return made,
             }
@@ -132,13 +137,13 @@ impl Staging {
                 Some(last) => gpu.wait_for(last)?,
                 None => return Err(failed()),
             }
-            // The copy is done; the callback may still be on its way, in another thread that polls.
+            // The copy is done. The callback may still be pending in another polling thread.
             std::thread::yield_now();
         }
         if self.mapped.load(Ordering::Acquire) == MAPPED { Ok(self) } else { Err(failed()) }
     }
 
-    /// Unmaps, submits the copy, and asks for the mapping back.
+    /// Unmaps, submits the copy and requests the next mapping.
     fn send(&mut self, gpu: &Gpu, target: &BufferRange) -> Result<(), GpuError> {
         self.buffer.unmap();
         self.mapped.store(PENDING, Ordering::Release);
@@ -168,11 +173,11 @@ mod tests {
         let target = BufferRange::whole(gpu.storage("target", 256).unwrap());
         let mut uploader = Uploader::new(&gpu, 256, 1);
         uploader.copy::<GpuError>(&target, |area| area.write(0, &[7; 256])).unwrap();
-        // The mapping that was asked for is given up.
+        // Cancel the requested mapping.
         uploader.ring[0].buffer.unmap();
         let error = uploader.copy::<GpuError>(&target, |area| area.write(0, &[8; 256])).unwrap_err();
         assert!(matches!(error, GpuError::NotMapped { .. }), "{error}");
-        // The device is as good as it was, and the next copy takes another buffer.
+        // The device still works, and the next copy takes another buffer.
         uploader.copy::<GpuError>(&target, |area| area.write(0, &[9; 256])).unwrap();
         assert_eq!(gpu.read(&target).unwrap(), [9; 256]);
     }

@@ -1,5 +1,5 @@
-//! What was found out about kernels on a device: known for as long as it is open, and kept between runs where there is a folder for
-//! records.
+//! Test results of kernels on a device. They are cached while the device is open, and between runs
+//! if there is a folder for records.
 
 use std::collections::HashMap;
 use std::hash::{DefaultHasher, Hash, Hasher};
@@ -7,16 +7,17 @@ use std::sync::{Mutex, PoisonError};
 
 use super::device::Gpu;
 
-/// Records by name, as they are kept in the folder.
+/// Records by name, as stored in the folder.
 #[derive(Debug, Default)]
 pub(super) struct Known(Mutex<HashMap<String, Vec<u8>>>);
 
 impl Gpu {
-    /// What was found out about `kernels` (all that decides the outcome) on this adapter and driver, or what `find` finds out now.
-    /// `read` makes it of the record that `write` makes of it.
+    /// The cached result for `kernels` on this adapter and driver, or the result of `find`.
+    /// `kernels` must include everything that the result depends on. `write` converts a result to a
+    /// record, and `read` converts it back.
     ///
     /// # Errors
-    /// That of `find`; then there is no record.
+    /// The error of `find`; nothing is then stored.
     pub(crate) fn recall_or_find<T, E>(
         &self,
         kernels: impl Hash,

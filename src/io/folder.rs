@@ -1,4 +1,4 @@
-//! Folders whose files appear whole, or not at all.
+//! Atomic updates of folders: their files appear complete, or not at all.
 
 use std::fs;
 use std::io;
@@ -6,14 +6,17 @@ use std::path::Path;
 
 use crate::io::{folder_of, publish_folder, sync_dir, temporary_folder, write_synced};
 
-/// Writes `files`, names and bytes, into the folder `target`. All of it is durable under another name before anything under
-/// `target` changes: a new folder (missing ones above it are made, too) then appears whole; in one that is there, each file
-/// replaces its earlier version, in the order given, and everything else stays.
+/// Writes `files` (names and bytes) into the folder `target`. All files are synced under another
+/// name before `target` changes. A new folder then appears complete; missing parent folders are
+/// created. In an existing folder, each file replaces its earlier version, in the given order, and
+/// all other files stay.
 ///
 /// # Errors
-/// What the operating system says; `target` is then as it was, or has some files replaced.
+/// Any error of the operating system. `target` is then unchanged, or some of its files are
+/// replaced.
 pub(crate) fn publish(target: &Path, files: &[(&str, &[u8])]) -> io::Result<()> {
-    // A folder that is there may be a link or a file system of its own, as a container's volume is: no rename reaches it from beside it.
+    // An existing folder may be a link, or a separate file system such as a container volume. A
+    // rename from its parent folder cannot replace it.
     let there = fs::symlink_metadata(target).is_ok();
     let place = if there { target } else { folder_of(target) };
     if !there {
@@ -45,7 +48,7 @@ mod tests {
         names
     }
 
-    /// What tells a folder from another one that took its name.
+    /// A number that identifies the folder, even if another one takes its name.
     fn number(path: &Path) -> u64 {
         #[cfg(unix)]
         return std::os::unix::fs::MetadataExt::ino(&fs::metadata(path).unwrap());
@@ -60,7 +63,7 @@ mod tests {
         publish(&target, &[("x", b"1"), ("y", b"2")]).unwrap();
         assert_eq!(names(&target), ["x", "y"]);
         assert_eq!(fs::read(target.join("y")).unwrap(), b"2");
-        assert_eq!(names(&root.path().join("a/b")), ["out"], "nothing else is left");
+        assert_eq!(names(&root.path().join("a/b")), ["out"], "no other files remain");
     }
 
     #[test]
@@ -70,7 +73,7 @@ mod tests {
         fs::create_dir(&target).unwrap();
         let before = number(&target);
         publish(&target, &[("x", b"1")]).unwrap();
-        assert_eq!(number(&target), before, "the folder may be a file system of its own: it stays what it is");
+        assert_eq!(number(&target), before, "the folder may be a separate file system: it must not be replaced");
         fs::write(target.join("notes"), "mine").unwrap();
         publish(&target, &[("x", b"2"), ("y", b"3")]).unwrap();
         assert_eq!(names(&target), ["notes", "x", "y"]);

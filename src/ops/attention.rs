@@ -13,35 +13,36 @@ use crate::ops::error::OpError;
 
 /// The sizes of one attention.
 ///
-/// Tokens lie one after the other, sample behind sample; a token sees those of its own sample up to itself, and of them only the last
-/// `window` where there is a window.
+/// The samples are packed, one after another. A token attends to the tokens of its sample up to
+/// itself, or to the last `window` of them if there is a window.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct AttentionShape {
-    /// Tokens, of all samples.
+    /// Number of tokens in all samples.
     pub tokens: u32,
-    /// Query heads, a multiple of `kv_heads`.
+    /// Number of query heads, a multiple of `kv_heads`.
     pub heads: u32,
-    /// Key and value heads: query head `h` uses the one of number `h / (heads / kv_heads)`.
+    /// Number of key and value heads. Query head `h` uses head `h / (heads / kv_heads)`.
     pub kv_heads: u32,
     /// Elements of a head.
     pub head_dim: u32,
-    /// What the products of queries and keys are multiplied by: 1 / sqrt(head_dim) in most models.
+    /// Factor of the scores. 1 / sqrt(head_dim) in most models.
     pub scale: f32,
-    /// Tokens that a token sees at most, itself among them; `None`: all of its sample up to itself.
+    /// Size of the attention window in tokens, including the token itself. `None`: no window.
     pub window: Option<u32>,
 }
 
-/// How a workgroup's work is cut; constants of the shader. A thread has 4 rows and 4 columns of a tile.
+/// The tiling of a workgroup, as constants of the shader. A thread has 4 rows and 4 columns of a
+/// tile.
 #[derive(Debug, Clone, Copy)]
 struct Tiling {
     /// Threads along the columns of a tile.
     columns: u32,
-    /// Threads along its rows: at least `columns`, and a divisor of 4 times `columns`.
+    /// Threads along the rows of a tile: at least `columns`, and a divisor of 4 * `columns`.
     rows: u32,
 }
 
 impl Tiling {
-    /// 15,872 bytes of workgroup memory, of the 16,384 that every device has.
+    /// Uses 15,872 bytes of workgroup memory. Every device has 16,384.
     const DEFAULT: Self = Self { columns: 8, rows: 16 };
 
     /// Tokens of a block of rows.
@@ -49,7 +50,8 @@ impl Tiling {
         4 * self.rows
     }
 
-    /// Columns whose values the threads carry at once, as many vec4s as of a product's columns: a power of two, 4 at least.
+    /// Columns whose values the threads load at once, with as many vec4s as for a product. A power
+    /// of two, at least 4.
     fn values(self, head_vecs: u32) -> u32 {
         let block = 4 * self.columns;
         let room = block * self.columns / head_vecs.next_multiple_of(self.columns);
@@ -59,12 +61,12 @@ impl Tiling {
 
 /// The largest head: the shader's `4 * MAX_PARTS` elements for each thread along the columns.
 const MAX_HEAD_DIM: u32 = 32 * Tiling::DEFAULT.columns;
-const _: () = assert!(MAX_HEAD_DIM == crate::arch::MAX_HEAD_DIM, "packs are judged by it");
+const _: () = assert!(MAX_HEAD_DIM == crate::arch::MAX_HEAD_DIM, "convert and verify check packs against this limit");
 
 /// Causal attention with query heads that share key and value heads, forward and backward.
 ///
-/// All that a call writes lies in buffers of its own, apart from what it reads. Sums have a fixed order: the same inputs give the
-/// same bits.
+/// Outputs must not share a buffer with inputs. Sums have a fixed order, so the same inputs give
+/// the same bits.
 #[derive(Debug, Clone)]
 pub struct Attention {
     gpu: Gpu,
@@ -77,7 +79,7 @@ pub struct Attention {
     value_gradient: Kernel,
 }
 
-/// Parameters of a dispatch; those of `struct Params` in the shader.
+/// Parameters of a dispatch: `struct Params` of the shader.
 #[derive(Debug, Clone, Copy, Pod, Zeroable)]
 #[repr(C)]
 struct Params {
@@ -90,19 +92,20 @@ struct Params {
 }
 
 impl Attention {
-    /// The kernels for heads of `head_dim` elements: a multiple of 4, at most 256.
+    /// Compiles the kernels for heads of `head_dim` elements: a multiple of 4, at most 256.
     ///
     /// # Errors
-    /// [`OpError::Shape`] for any other size; [`OpError::Gpu`] where a kernel does not compile.
+    /// [`OpError::Shape`] for any other size; [`OpError::Gpu`] if a kernel does not compile.
     pub fn new(gpu: &Gpu, head_dim: u32) -> Result<Self, OpError> {
         check_head_dim(OPERATION, head_dim)?;
         Self::with(gpu, head_dim, Tiling::DEFAULT)
     }
 
     fn with(gpu: &Gpu, head_dim: u32, tiling: Tiling) -> Result<Self, OpError> {
-        // SAFETY: `forward` and `backward` hold every tensor against `AttentionShape`, and the kernels index by tokens and heads
-        // below its counts; what `starts` holds only ends loops early, and all of them end at `tokens`; workgroup memory is
-        // written, with a barrier after it, before it is read.
+        // SAFETY: `forward` and `backward` check every tensor against `AttentionShape`, and the
+        // kernels index by tokens and heads below its counts; the values in `starts` can only end
+        // loops early, and all loops end at `tokens`; workgroup memory is written, with a barrier
+        // after it, before it is read.
         let shader = unsafe { Shader::trusted("attention", include_str!("../../shaders/attention.wgsl")) };
         let kernel = |entry| {
             let constants = vec![
@@ -125,13 +128,14 @@ impl Attention {
         })
     }
 
-    /// `out = softmax(scale * q k^T) v`, over the tokens that each token sees.
+    /// Records `out = softmax(scale * q k^T) v`, over the tokens that each token attends to.
     ///
-    /// `q` and `out` are [tokens, heads * head_dim], `k` and `v` [tokens, kv_heads * head_dim]; `starts` has a u32 a token: the
-    /// first token of its sample. `lse`, [tokens, heads], receives the logarithm of each softmax's denominator, for the backward.
+    /// `q` and `out` are [tokens, heads * head_dim], `k` and `v` [tokens, kv_heads * head_dim];
+    /// `starts` has one u32 per token: the first token of its sample. `lse`, [tokens, heads],
+    /// receives the log-sum-exp of the scores, for the backward pass.
     ///
     /// # Errors
-    /// [`OpError::Shape`]: nothing is then recorded.
+    /// [`OpError::Shape`]; nothing is then recorded.
     #[allow(clippy::too_many_arguments, reason = "the tensors of attention")]
     pub fn forward(
         &self,
@@ -145,19 +149,20 @@ impl Attention {
         lse: &Mat,
     ) -> Result<(), OpError> {
         self.check(shape, &[q, out], &[k, v], &[lse], starts)?;
-        // The kernel's module names a second tensor of rows, which it does not read, and `delta`, which it has not.
+        // This entry point does not use `row_b` and `delta` of the module.
         let roles = Roles { rows: [q, q], columns: [k, v], starts, lse, delta: lse, out, row_sums: lse };
         self.dispatch(commands, &self.forward, shape, shape.heads, &roles);
         Ok(())
     }
 
-    /// The gradients `dq`, `dk` and `dv` (shaped as q, k and v; they are overwritten) for the gradient `d_out` of the output.
+    /// Records the gradients `dq`, `dk` and `dv` for the gradient `d_out` of the output. They have
+    /// the shapes of q, k and v, and are overwritten.
     ///
-    /// `out` and `lse` are what [`Attention::forward`] wrote. `delta`, [tokens, heads], is overwritten: it holds the sums of
-    /// `d_out * out` over each head.
+    /// `out` and `lse` are what [`Attention::forward`] wrote. `delta`, [tokens, heads], is
+    /// overwritten with the sums of `d_out * out` over each head.
     ///
     /// # Errors
-    /// [`OpError::Shape`]: nothing is then recorded.
+    /// [`OpError::Shape`]; nothing is then recorded.
     #[allow(clippy::too_many_arguments, reason = "the tensors of attention")]
     pub fn backward(
         &self,
@@ -205,48 +210,48 @@ impl Attention {
         same(OPERATION, "the size of the samples' starts", bytes, starts.size.min(bytes))
     }
 
-    /// One of the kernels that walk over blocks: a workgroup for every block of rows of every head.
+    /// Dispatches a kernel that loops over blocks: one workgroup per block of rows and head.
     fn dispatch(&self, commands: &mut Commands, kernel: &Kernel, shape: &AttentionShape, heads: u32, roles: &Roles<'_>) {
         let blocks = shape.tokens.div_ceil(self.tiling.block());
         if blocks > 0 {
-            let least = roles.bytes();
-            commands.dispatch(kernel, &roles.bindings(), bytemuck::bytes_of(&params(shape)), [heads, blocks, 1], least);
+            let bytes = roles.bytes();
+            commands.dispatch(kernel, &roles.bindings(), bytemuck::bytes_of(&params(shape)), [heads, blocks, 1], bytes);
         }
     }
 
-    /// `delta`: the sums of out * d_out.
+    /// Dispatches `delta`: the sums of out * d_out.
     fn sum_rows(&self, commands: &mut Commands, shape: &AttentionShape, out: &Mat, d_out: &Mat, roles: &Roles<'_>) {
         let rows = u64::from(shape.tokens) * u64::from(shape.heads);
         if rows > 0 {
             let groups = self.gpu.grid(rows.div_ceil(self.tiling.rows.into()));
             let roles = Roles { rows: [out, d_out], ..*roles };
-            let least = out.range.size + d_out.range.size;
-            commands.dispatch(&self.row_products, &roles.bindings(), bytemuck::bytes_of(&params(shape)), groups, least);
+            let bytes = out.range.size + d_out.range.size;
+            commands.dispatch(&self.row_products, &roles.bindings(), bytemuck::bytes_of(&params(shape)), groups, bytes);
         }
     }
 }
 
 const OPERATION: &str = "attention";
 
-/// Holds the size of a head against what the kernels of attention take: a multiple of 4, at most 256.
+/// Checks the head size against the kernels of attention: a multiple of 4, at most 256.
 pub(super) fn check_head_dim(operation: &'static str, head_dim: u32) -> Result<(), OpError> {
     let expected = head_dim.clamp(4, MAX_HEAD_DIM).next_multiple_of(4);
     same(operation, "the size of a head", expected.into(), head_dim.into())
 }
 
-/// Holds the numbers of heads against each other: those of queries are a multiple of those of keys, and none is zero.
+/// Checks the head counts: `heads` is a multiple of `kv_heads`, and neither is zero.
 pub(super) fn check_heads(operation: &'static str, heads: u32, kv_heads: u32) -> Result<(), OpError> {
     let left_over = heads.checked_rem(kv_heads).map_or(1, |rest| u64::from(rest) + u64::from(heads == 0));
-    same(operation, "heads left over by kv_heads", 0, left_over)
+    same(operation, "the remainder of heads / kv_heads", 0, left_over)
 }
 
-/// Refuses a window in which a token does not see itself.
+/// Refuses a window of zero tokens.
 pub(super) fn check_window(operation: &'static str, window: Option<u32>) -> Result<(), OpError> {
     let window = window.unwrap_or(NO_WINDOW);
-    same(operation, "the tokens of a window", window.max(1).into(), window.into())
+    same(operation, "the window size", window.max(1).into(), window.into())
 }
 
-/// The window of the kernels that holds every token.
+/// The window size in the kernels for no window.
 pub(super) const NO_WINDOW: u32 = u32::MAX;
 
 fn params(shape: &AttentionShape) -> Params {
@@ -254,7 +259,7 @@ fn params(shape: &AttentionShape) -> Params {
     Params { tokens, heads, kv_heads, scale, window: window.unwrap_or(NO_WINDOW), pad: [0; 3] }
 }
 
-/// Which tensor is what to a kernel: the bindings of the shader, in their order.
+/// The tensors of a kernel, in the order of the bindings in the shader.
 #[derive(Clone, Copy)]
 struct Roles<'a> {
     rows: [&'a Mat; 2],
@@ -284,7 +289,7 @@ impl Roles<'_> {
         ]
     }
 
-    /// What every kernel must at least move.
+    /// Minimum memory traffic of a kernel in bytes.
     fn bytes(&self) -> u64 {
         let [row_a, row_b] = self.rows;
         let [column_a, column_b] = self.columns;
@@ -301,7 +306,7 @@ mod tests {
     use super::super::testing::{assert_close, assert_gradient, assert_untouched, gpu, poisoned, random, wide};
     use super::*;
 
-    /// One device for all tests: software drivers take seconds to compile the kernels.
+    /// All tests share one device: software drivers take seconds to compile the kernels.
     fn device() -> Option<Gpu> {
         static DEVICE: OnceLock<Option<Gpu>> = OnceLock::new();
         DEVICE.get_or_init(gpu).clone()
@@ -318,7 +323,7 @@ mod tests {
         d_out: Vec<f32>,
     }
 
-    /// What the kernels wrote.
+    /// Outputs of the kernels.
     #[derive(PartialEq)]
     struct Outputs {
         out: Vec<f32>,
@@ -328,12 +333,12 @@ mod tests {
         dv: Vec<f32>,
     }
 
-    /// The same with a window.
+    /// The same shape with a window.
     fn windowed(inputs: Inputs, window: u32) -> Inputs {
         Inputs { shape: AttentionShape { window: Some(window), ..inputs.shape }, ..inputs }
     }
 
-    /// Samples of these lengths.
+    /// Samples with these lengths.
     fn inputs(head_dim: u32, heads: u32, kv_heads: u32, lengths: &[u32]) -> Inputs {
         let tokens: u32 = lengths.iter().sum();
         let mut starts = Vec::new();
@@ -344,7 +349,7 @@ mod tests {
         let shape = AttentionShape { tokens, heads, kv_heads, head_dim, scale, window: None };
         let seed = u64::from(tokens) << 16 | u64::from(head_dim * heads + kv_heads);
         let (wide, narrow) = ((tokens * heads * head_dim) as usize, (tokens * kv_heads * head_dim) as usize);
-        // Scores between -5 and 5 or so.
+        // Scores between about -5 and 5.
         let q = random(seed + 1, wide).into_iter().map(|x| 4.0 * x).collect();
         let (k, v) = (random(seed + 2, narrow), random(seed + 3, narrow));
         Inputs { shape, starts, q, k, v, d_out: random(seed + 4, wide) }
@@ -373,7 +378,7 @@ mod tests {
         Outputs { out: read(&out), lse: read(&lse), dq: read(&dq), dk: read(&dk), dv: read(&dv) }
     }
 
-    /// The same in f64, one row of one head at a time: out, lse, dq, dk, dv.
+    /// The reference in f64, one row of one head at a time: out, lse, dq, dk, dv.
     fn reference(shape: &AttentionShape, starts: &[u32], q: &[f64], k: &[f64], v: &[f64], d_out: &[f64]) -> [Vec<f64>; 5] {
         let (heads, kv_heads, dim) = (shape.heads as usize, shape.kv_heads as usize, shape.head_dim as usize);
         let dot = |a: &[f64], b: &[f64]| a.iter().zip(b).map(|(a, b)| a * b).sum::<f64>();
@@ -409,7 +414,8 @@ mod tests {
         let expected = reference(shape, starts, &wide(q), &wide(k), &wide(v), &wide(d_out));
         let found = [("out", &found.out), ("lse", &found.lse), ("dq", &found.dq), ("dk", &found.dk), ("dv", &found.dv)];
         for ((name, found), expected) in found.into_iter().zip(expected) {
-            // One token sees only itself: the gradients of its score are 0, and rounding is all there is.
+            // A single token attends only to itself: the gradient of its score is 0, up to
+            // rounding.
             let scale = if expected.iter().all(|x| x.abs() < 1e-12) { 1.0 } else { 0.0 };
             let shifted = |x: f64| (x + scale) as f32;
             let found: Vec<f32> = found.iter().map(|&x| shifted(x.into())).collect();
@@ -437,7 +443,8 @@ mod tests {
         }
     }
 
-    /// Windows of one token, of less than a tile, of several, at the edge of a tile, and of more than a sample has.
+    /// Windows of one token, of less than a tile, of several tiles, at a tile boundary, and longer
+    /// than a sample.
     #[test]
     fn windows_end_what_a_token_sees() {
         let Some(gpu) = device() else { return };
@@ -455,7 +462,7 @@ mod tests {
         }
     }
 
-    /// A window that holds the longest sample gives the bits that no window gives.
+    /// A window that covers the longest sample gives the same bits as no window.
     #[test]
     fn a_wide_window_changes_nothing() {
         let Some(gpu) = device() else { return };
@@ -466,20 +473,22 @@ mod tests {
         }
     }
 
-    /// Of a long sample a narrow window leaves most tiles out: what lies there is not read, be it NaN.
+    /// A narrow window skips most tiles of a long sample. Skipped tiles are not read, even if they
+    /// are NaN.
     #[test]
     fn tiles_outside_of_the_window_are_left_out() {
         let Some(gpu) = device() else { return };
         let inputs = windowed(inputs(64, 2, 1, &[400]), 40);
         let expected = run(&gpu, &inputs);
-        // A block of queries begins at 320, and sees keys from 281 on.
+        // A block of queries starts at 320. Its first key is 281.
         let mut late = inputs.clone();
         late.k[..280 * 64].fill(f32::NAN);
         late.v[..280 * 64].fill(f32::NAN);
         let found = run(&gpu, &late);
         assert!(found.out[320 * 128..] == expected.out[320 * 128..]);
         assert!(found.dq[320 * 128..] == expected.dq[320 * 128..]);
-        // The first block of keys ends at 64, and is seen by queries up to 102: the tile with the last of them ends at 128.
+        // The first block of keys ends at 64. Queries up to 102 attend to it, and the tile of query
+        // 102 ends at 128.
         let mut early = inputs;
         early.q[128 * 128..].fill(f32::NAN);
         early.d_out[128 * 128..].fill(f32::NAN);
@@ -511,7 +520,7 @@ mod tests {
     fn scores_whose_exponential_overflows_are_exact() {
         let Some(gpu) = device() else { return };
         let mut inputs = inputs(64, 2, 1, &[40, 30]);
-        // Small integers: no rounding in the scores, which reach several hundreds.
+        // Small integers: the scores reach several hundred without rounding.
         inputs.q.iter_mut().for_each(|x| *x = 8.0 * x.round());
         inputs.k.iter_mut().for_each(|x| *x = (4.0 * *x).round());
         let found = run(&gpu, &inputs);

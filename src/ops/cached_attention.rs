@@ -1,4 +1,4 @@
-//! Attention of new tokens over a cache of keys and values, as generation needs it: no backward.
+//! Attention of new tokens over a KV cache, for generation. Forward only.
 
 use bytemuck::{Pod, Zeroable};
 
@@ -7,41 +7,42 @@ use super::{Mat, same};
 use crate::gpu::{BufferRange, Commands, Gpu, Kernel, KernelSpec, Shader};
 use crate::ops::error::OpError;
 
-/// The sizes of one attention over a cache.
+/// The sizes of one attention over a KV cache.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct CachedAttentionShape {
-    /// New tokens, whose keys and values are in the cache already.
+    /// Number of new tokens. Their keys and values are already in the cache.
     pub tokens: u32,
-    /// Tokens in the cache before them: the new token of number `i` sees the first `past + i + 1` rows, and of them only the last
-    /// `window` where there is a window.
+    /// Number of earlier tokens in the cache. New token `i` attends to the first `past + i + 1`
+    /// rows, or to the last `window` of them if there is a window.
     pub past: u32,
-    /// Query heads, a multiple of `kv_heads`.
+    /// Number of query heads, a multiple of `kv_heads`.
     pub heads: u32,
-    /// Key and value heads: query head `h` uses the one of number `h / (heads / kv_heads)`.
+    /// Number of key and value heads. Query head `h` uses head `h / (heads / kv_heads)`.
     pub kv_heads: u32,
     /// Elements of a head.
     pub head_dim: u32,
-    /// What the products of queries and keys are multiplied by: 1 / sqrt(head_dim) in most models.
+    /// Factor of the scores. 1 / sqrt(head_dim) in most models.
     pub scale: f32,
-    /// Tokens that a token sees at most, itself among them; `None`: all up to itself.
+    /// Size of the attention window in tokens, including the token itself. `None`: no window.
     pub window: Option<u32>,
 }
 
-/// Attention of one sequence's new tokens over all of its tokens.
+/// Attention of the new tokens of one sequence over all of its tokens.
 ///
-/// Keys are cut into runs where the tokens' heads alone would leave a GPU idle ("flash-decoding", Dao et al. 2023). How many depends on
-/// the sizes only: the same inputs give the same bits.
+/// If tokens and heads give too few workgroups for a GPU, the keys are split into runs
+/// ("flash-decoding", Dao et al. 2023). The number of runs depends only on the sizes, so the same
+/// inputs give the same bits.
 #[derive(Debug, Clone)]
 pub struct CachedAttention {
     gpu: Gpu,
     head_dim: u32,
-    /// What the runs give, until it is joined.
+    /// Partial results of the runs.
     parts: BufferRange,
     attend: Kernel,
     combine: Kernel,
 }
 
-/// `struct Params` of the shader.
+/// Parameters of a dispatch: `struct Params` of the shader.
 #[derive(Debug, Clone, Copy, Pod, Zeroable)]
 #[repr(C)]
 struct Params {
@@ -58,22 +59,24 @@ struct Params {
 }
 
 const OPERATION: &str = "cached attention";
-/// Threads of a workgroup, and the keys that they look at together: the shader's.
+/// Threads per workgroup, and keys per step. As in the shader.
 const WORKGROUP: u32 = 128;
-/// Workgroups from which on keys are not cut: a few for every core of a large GPU.
+/// Number of workgroups from which on keys are not split: a few per core of a large GPU.
 const TARGET_WORKGROUPS: u64 = 512;
 
 impl CachedAttention {
-    /// The kernels for heads of `head_dim` elements: a multiple of 4, at most 256.
+    /// Compiles the kernels for heads of `head_dim` elements: a multiple of 4, at most 256.
     ///
     /// # Errors
-    /// [`OpError::Shape`] for any other size; [`OpError::Gpu`] where a kernel does not compile or there is no memory.
+    /// [`OpError::Shape`] for any other size; [`OpError::Gpu`] if a kernel does not compile or
+    /// memory is exhausted.
     pub fn new(gpu: &Gpu, head_dim: u32) -> Result<Self, OpError> {
         check_head_dim(OPERATION, head_dim)?;
-        // SAFETY: `forward` holds every tensor against `CachedAttentionShape`, and the kernels index by tokens, heads and keys below
-        // its counts, keys from `first` on, which is below `past + tokens`; `parts` holds all runs, because only fewer than
-        // `TARGET_WORKGROUPS` rows are cut, into as many parts at most; loops end at those counts; workgroup memory is written, with a
-        // barrier after it, before it is read.
+        // SAFETY: `forward` checks every tensor against `CachedAttentionShape`, and the kernels
+        // index by tokens, heads and keys below its counts, keys from `first` on, which is below
+        // `past + tokens`; `parts` holds all runs, because only fewer than `TARGET_WORKGROUPS` rows are
+        // cut, into as many parts at most; loops end at those counts; workgroup memory is written,
+        // with a barrier after it, before it is read.
         let shader = unsafe { Shader::trusted("cached_attention", include_str!("../../shaders/cached_attention.wgsl")) };
         let kernel = |entry| {
             gpu.kernel(&KernelSpec { shader: shader.clone(), entry, constants: vec![("HEAD", (head_dim / 4).into())] })
@@ -82,19 +85,20 @@ impl CachedAttention {
         Ok(Self { gpu: gpu.clone(), head_dim, parts, attend: kernel("attend")?, combine: kernel("combine")? })
     }
 
-    /// GPU memory that the operation takes for itself.
+    /// GPU memory of the operation in bytes.
     pub fn scratch_bytes(head_dim: u32) -> u64 {
-        // The sums of a head, their highest score and their total, in whole vec4s.
+        // The sums of a head, the highest score and the total, in whole vec4s.
         TARGET_WORKGROUPS * 4 * (u64::from(head_dim) + 4)
     }
 
-    /// `out = softmax(scale * q k^T) v`, over the keys that each token sees.
+    /// Records `out = softmax(scale * q k^T) v`, over the keys that each token attends to.
     ///
-    /// `q` (rotated) and `out` are [tokens, heads * head_dim]; `k` (rotated) and `v` are [capacity, kv_heads * head_dim], of which the
-    /// first `past + tokens` rows are looked at. `out` lies in a buffer of its own.
+    /// `q` (rotated) and `out` are [tokens, heads * head_dim]; `k` (rotated) and `v` are [capacity,
+    /// kv_heads * head_dim]; their first `past + tokens` rows are used. `out` must not share a
+    /// buffer with an input.
     ///
     /// # Errors
-    /// [`OpError::Shape`]: nothing is then recorded.
+    /// [`OpError::Shape`]; nothing is then recorded.
     pub fn forward(
         &self,
         commands: &mut Commands,
@@ -137,15 +141,15 @@ impl CachedAttention {
         [q, out].into_iter().try_for_each(|mat| mat.check(OPERATION, tokens, columns(heads)))?;
         [k, v].into_iter().try_for_each(|mat| mat.check(OPERATION, k.rows, columns(kv_heads)))?;
         let keys = u64::from(past) + u64::from(tokens);
-        same(OPERATION, "the rows of the cache that are asked for", keys.min(k.rows.into()), keys)
+        same(OPERATION, "the number of cache rows", keys.min(k.rows.into()), keys)
     }
 }
 
-/// How many runs `keys` are cut into for so many rows (tokens' heads), and the keys of a run.
+/// The number of runs, and the keys per run. `rows` is tokens * heads.
 fn runs(keys: u32, rows: u64) -> (u32, u32) {
     // At most `TARGET_WORKGROUPS`.
-    let most = (TARGET_WORKGROUPS / rows).max(1) as u32;
-    let run = keys.div_ceil(most).next_multiple_of(WORKGROUP);
+    let max = (TARGET_WORKGROUPS / rows).max(1) as u32;
+    let run = keys.div_ceil(max).next_multiple_of(WORKGROUP);
     (keys.div_ceil(run), run)
 }
 
@@ -159,7 +163,7 @@ mod tests {
     use super::super::{Attention, AttentionShape};
     use super::*;
 
-    /// One device for all tests: software drivers take seconds to compile the kernels.
+    /// All tests share one device: software drivers take seconds to compile the kernels.
     fn device() -> Option<Gpu> {
         static DEVICE: OnceLock<Option<Gpu>> = OnceLock::new();
         DEVICE.get_or_init(gpu).clone()
@@ -168,7 +172,7 @@ mod tests {
     struct Inputs {
         shape: CachedAttentionShape,
         q: Vec<f32>,
-        /// Rows that are in use.
+        /// Rows in use.
         k: Vec<f32>,
         v: Vec<f32>,
     }
@@ -178,12 +182,12 @@ mod tests {
         let shape = CachedAttentionShape { tokens, past, heads, kv_heads, head_dim, scale, window: None };
         let seed = u64::from(past) << 20 | u64::from(tokens) << 10 | u64::from(head_dim + heads + kv_heads);
         let keys = ((past + tokens) * kv_heads * head_dim) as usize;
-        // Scores between -5 and 5 or so.
+        // Scores between about -5 and 5.
         let q = random(seed + 1, (tokens * heads * head_dim) as usize).into_iter().map(|x| 4.0 * x).collect();
         Inputs { shape, q, k: random(seed + 2, keys), v: random(seed + 3, keys) }
     }
 
-    /// With a cache that has `spare` rows of NaN at its end.
+    /// Runs with `spare` rows of NaN at the end of the cache.
     fn run(gpu: &Gpu, inputs: &Inputs, spare: u32) -> Vec<f32> {
         let &CachedAttentionShape { tokens, past, heads, kv_heads, head_dim, .. } = &inputs.shape;
         let capacity = past + tokens + spare;
@@ -200,7 +204,7 @@ mod tests {
         out.read(gpu).unwrap()
     }
 
-    /// In f64, one row of one head at a time.
+    /// The reference in f64, one row of one head at a time.
     fn reference(inputs: &Inputs) -> Vec<f32> {
         let CachedAttentionShape { past, heads, kv_heads, head_dim, scale, window, .. } = inputs.shape;
         let window = window.map_or(usize::MAX, |window| window as usize);
@@ -244,7 +248,7 @@ mod tests {
             (80, 4, 2, 128, 1),
             (80, 6, 3, 301, 3),
             (128, 4, 1, 1000, 1),
-            // Runs that the first token does not see, and tokens enough for one run.
+            // Runs outside the range of the first token, and enough tokens for one run.
             (128, 2, 1, 120, 20),
             (64, 8, 2, 300, 65),
         ] {
@@ -252,7 +256,7 @@ mod tests {
         }
     }
 
-    /// A token sees the last keys alone: windows of one key, within a run, over several, and longer than the text.
+    /// Windows of one key, inside a run, over several runs, and longer than the text.
     #[test]
     fn windows_end_what_a_token_sees() {
         let Some(gpu) = device() else { return };
@@ -262,7 +266,8 @@ mod tests {
             (64, 4, 1, 127, 1, &[1, 64, 127, 128, 129]),
             (80, 6, 3, 301, 3, &[1, 5, 128, 130, 300, 303, 304]),
             (128, 4, 1, 1000, 1, &[100, 513]),
-            // Runs that begin before the window of the last token, or end before that of the first.
+            // Runs that start before the window of the last token, or end before the window of the
+            // first.
             (128, 2, 1, 120, 200, &[9, 127, 140]),
             (64, 8, 2, 300, 65, &[33, 256, 365, u32::MAX]),
         ] {
@@ -274,7 +279,7 @@ mod tests {
         }
     }
 
-    /// Keys before every token's window are not read, be they NaN: a cache may have forgotten them.
+    /// Keys before all windows are not read, even if they are NaN: a cache may have dropped them.
     #[test]
     fn keys_before_the_window_are_not_read() {
         let Some(gpu) = device() else { return };
@@ -312,7 +317,7 @@ mod tests {
     fn scores_whose_exponential_overflows_are_exact() {
         let Some(gpu) = device() else { return };
         let mut inputs = inputs(64, 2, 1, 500, 2);
-        // Small integers: no rounding in the scores, which reach several hundreds, of either sign.
+        // Small integers: the scores reach several hundred, of either sign, without rounding.
         inputs.q.iter_mut().for_each(|x| *x = 8.0 * x.round());
         inputs.k.iter_mut().for_each(|x| *x = (4.0 * *x).round());
         check(&gpu, &inputs);
@@ -330,7 +335,7 @@ mod tests {
         }
     }
 
-    /// Without a past it is the attention that models are trained with.
+    /// Without earlier tokens, it equals the attention of training.
     #[test]
     fn it_agrees_with_the_attention_of_training() {
         let Some(gpu) = device() else { return };

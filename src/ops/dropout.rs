@@ -1,4 +1,5 @@
-//! Dropout with masks that are computed and never stored: the backward pass, and a forward pass done again, make the same ones.
+//! Dropout with masks that are computed, not stored. The backward pass and a recomputed forward
+//! pass use the same masks.
 
 use bytemuck::{Pod, Zeroable};
 
@@ -6,22 +7,22 @@ use super::pieces::{ROWS, pieces};
 use super::{Mat, OpError};
 use crate::gpu::{Commands, Gpu, GpuError, Kernel, KernelSpec, Shader};
 
-/// Threads of a workgroup, an element each.
+/// Threads per workgroup, one element per thread.
 const WORKGROUP: u64 = 256;
 
-/// Which mask: the same key gives the same one, on every device.
+/// The key of a mask. The same key gives the same mask on every device.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct DropoutKey {
-    /// The run's seed.
+    /// Seed of the run.
     pub seed: u64,
-    /// Counts the forward passes of the run (micro-batches, not optimiser steps).
+    /// Number of the forward pass in the run (micro-batches, not optimiser steps).
     pub step: u64,
-    /// Counts the adapted projections of the model.
+    /// Number of the adapted projection in the model.
     pub module: u32,
 }
 
 impl DropoutKey {
-    /// 64 bits in which each bit of the key sways every bit.
+    /// Hashes the key to 64 bits. Each bit of the key affects every bit.
     fn words(self) -> [u32; 2] {
         let mixed = [self.seed, self.step, self.module.into()].into_iter().fold(0, |state, part| split_mix(state ^ part));
         [mixed as u32, (mixed >> 32) as u32]
@@ -43,7 +44,7 @@ pub struct Dropout {
     kernel: Kernel,
 }
 
-/// `struct Params` of the shader.
+/// Parameters of a dispatch: `struct Params` of the shader.
 #[derive(Debug, Clone, Copy, Pod, Zeroable)]
 #[repr(C)]
 struct Params {
@@ -57,22 +58,24 @@ struct Params {
 }
 
 impl Dropout {
-    /// The kernel of `gpu`.
+    /// Compiles the kernel for `gpu`.
     ///
     /// # Errors
     /// [`GpuError::Invalid`], [`GpuError::KernelLimit`].
     pub fn new(gpu: &Gpu) -> Result<Self, GpuError> {
-        // SAFETY: `record` binds as many floats as it passes in `count`; there are no loops and no workgroup memory.
+        // SAFETY: `record` binds as many floats as it passes in `count`; there are no loops and no
+        // workgroup memory.
         let shader = unsafe { Shader::trusted("dropout", include_str!("../../shaders/dropout.wgsl")) };
         let kernel = gpu.kernel(&KernelSpec { shader, entry: "main", constants: Vec::new() })?;
         Ok(Self { gpu: gpu.clone(), kernel })
     }
 
-    /// Records y = x * mask / (1 - p), with `add` on top of what `y` holds. The gradient is the same operation under the same key:
-    /// dx = dy * mask / (1 - p). `x` and `y` [rows, cols], fewer than 2^32 elements, lie in different buffers.
+    /// Records y = x * mask / (1 - p), added to `y` if `add` is set. The gradient is the same
+    /// operation with the same key: dx = dy * mask / (1 - p). `x` and `y` are [rows, cols] with
+    /// fewer than 2^32 elements, in different buffers.
     ///
     /// # Errors
-    /// [`OpError::Shape`]; [`OpError::Value`] where `p` is not in [0, 1).
+    /// [`OpError::Shape`]; [`OpError::Value`] if `p` is not in [0, 1).
     pub fn record(
         &self,
         commands: &mut Commands,
@@ -82,10 +85,10 @@ impl Dropout {
         y: &Mat,
         add: bool,
     ) -> Result<(), OpError> {
-        let most = u64::from(u32::MAX);
-        if x.elements() > most {
+        let max = u64::from(u32::MAX);
+        if x.elements() > max {
             let found = x.elements();
-            return Err(OpError::Shape { operation: "dropout", what: "the number of elements", expected: most, found });
+            return Err(OpError::Shape { operation: "dropout", what: "the number of elements", expected: max, found });
         }
         x.check("dropout", y.rows, y.cols)?;
         y.check("dropout", y.rows, y.cols)?;
@@ -146,7 +149,7 @@ mod tests {
         let expected = reference(p, KEY, &xs);
         assert!(y.read(gpu).unwrap() == expected, "bit for bit");
         let found = sum.read(gpu).unwrap();
-        // A device may round the product before the sum, or not.
+        // A device may use a fused multiply-add or round the product first.
         let differs =
             |((found, y), sum): ((&f32, &f32), &f32)| (found - (y + sum)).abs() > 4.0 * f32::EPSILON * (1.0 + y.abs());
         assert_eq!(found.iter().zip(&expected).zip(&sums).filter(|&x| differs(x)).count(), 0);
@@ -162,7 +165,7 @@ mod tests {
 
     #[test]
     fn keys_are_fixed() {
-        // A value that changes breaks every `--resume` and every published run.
+        // A changed value breaks every `--resume` and every published run.
         assert_eq!(DropoutKey { seed: 0, step: 0, module: 0 }.words(), [0x38fc_be91, 0x2382_75bc]);
         assert_eq!(KEY.words(), [0xd465_5539, 0xf55e_4254]);
         assert_eq!(DropoutKey { seed: u64::MAX, step: 1 << 40, module: 251 }.words(), [0x022b_4165, 0x5c5b_c05a]);
@@ -180,7 +183,8 @@ mod tests {
         check(&gpu, 77, 101, 0.3);
     }
 
-    /// Fraction of elements kept, and the fraction of equal decisions under two keys: both within five standard deviations.
+    /// The fraction of kept elements, and the fraction of equal decisions with two keys, are within
+    /// five standard deviations.
     #[test]
     fn masks_have_the_rate_asked_for_and_depend_on_every_part_of_the_key() {
         let count = 100_000_u32;

@@ -1,5 +1,5 @@
-//! Rows of frozen tensors as float32: of an embedding table, and small tensors (norms, biases) whole. The kernels decode quantised
-//! ones as they go.
+//! Gathers rows of frozen tensors as float32: rows of an embedding table, and whole small tensors
+//! (norms, biases). The kernels decode quantised tensors on the fly.
 
 use std::borrow::Cow;
 
@@ -14,12 +14,12 @@ use crate::dequant::sample::Random;
 use crate::format::FloatType;
 use crate::gpu::{BufferRange, Commands, Gpu, GpuError, Kernel, KernelSpec, Shader};
 
-/// Threads of a workgroup, an element each.
+/// Threads per workgroup, one element per thread.
 const WORKGROUP: u64 = 256;
-/// The longest row.
+/// Maximum row length.
 const WIDEST: u64 = 1 << 29;
 
-/// How a table is stored, which makes a kernel.
+/// The storage of a table. Each has its kernel.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 enum Kind {
     Quantized(Codec),
@@ -42,8 +42,9 @@ impl Kind {
             }
             Self::Raw(float_type) => ("gather_raw", RAW.into(), vec![("FLOATS", floats_constant(float_type))]),
         };
-        // SAFETY: `dispatch` binds a window with all of its elements, at most 2^30, an id for every token of a piece, and their rows
-        // of at most 2^29 floats together. The only loop fills the tables of a codec, before the barrier that precedes their use.
+        // SAFETY: `dispatch` binds a window with all of its elements, at most 2^30, an id for every
+        // token of a piece, and their rows of at most 2^29 floats together. The only loop fills the
+        // tables of a codec, before the barrier that precedes their use.
         let shader = unsafe { Shader::trusted(name, source) };
         KernelSpec { shader, entry: "gather", constants }
     }
@@ -56,11 +57,11 @@ macro_rules! shader {
 }
 
 const RAW: &str = concat!(shader!("gather"), shader!("gather_raw"));
-/// What stands before and after a codec.
+/// The shader files before and after the codec.
 const GATHER: &str = shader!("gather");
 const QUANTIZED: &str = shader!("gather_quantized");
 
-/// Copies what is asked of a frozen tensor to float32: exactly, or as the CPU decodes it.
+/// Copies rows of a frozen tensor to float32, bit for bit as on the CPU.
 #[derive(Debug)]
 pub struct Gather {
     gpu: Gpu,
@@ -69,7 +70,7 @@ pub struct Gather {
     zero: BufferRange,
 }
 
-/// `struct Params` of the shader.
+/// Parameters of a dispatch: `struct Params` of the shader.
 #[derive(Debug, Clone, Copy, Pod, Zeroable)]
 #[repr(C)]
 struct Params {
@@ -91,7 +92,7 @@ struct Params {
 }
 
 impl Gather {
-    /// The kernels of `gpu`.
+    /// Compiles the kernels for `gpu`.
     ///
     /// # Errors
     /// [`GpuError::OutOfMemory`].
@@ -104,12 +105,14 @@ impl Gather {
         Ok(Self { gpu: gpu.clone(), kernels, zero })
     }
 
-    /// Records the embedding of tokens: row `ids[t]` of `table` [vocabulary, hidden] to row t of `out` [tokens, hidden]. `ids` holds a
-    /// u32 for each token. Who makes them holds them against the vocabulary, which names the token that is wrong; here, an id past
-    /// the table gives a row of NaN, so that the error is not lost.
+    /// Records the embedding of tokens: row `ids[t]` of `table` [vocabulary, hidden] to row t of
+    /// `out` [tokens, hidden]. `ids` holds one u32 per token. The caller checks ids against the
+    /// vocabulary, to name the wrong token. Here, an id past the table gives a row of NaN, so that
+    /// the error stays visible.
     ///
     /// # Errors
-    /// [`OpError::Shape`], [`OpError::Weights`]; [`OpError::Unfit`] where the kernel gives wrong values on this device.
+    /// [`OpError::Shape`], [`OpError::Weights`]; [`OpError::Unfit`] if the kernel gives wrong
+    /// values on this device.
     pub fn embed(&self, commands: &mut Commands, table: &Weight<'_>, ids: &BufferRange, out: &Mat) -> Result<(), OpError> {
         let expected = 4 * u64::from(out.rows);
         if ids.size < expected {
@@ -120,7 +123,8 @@ impl Gather {
         self.dispatch(commands, table, ids, out)
     }
 
-    /// Records the copy of a whole tensor, taken as one row, to `out`, which has as many elements: norms, biases.
+    /// Records the copy of a whole tensor (a norm or a bias) to `out`, which has the same number of
+    /// elements.
     ///
     /// # Errors
     /// As [`Gather::embed`].
@@ -152,7 +156,8 @@ impl Gather {
         Ok(())
     }
 
-    /// How the rows that a kernel gathers from a small table differ from the CPU's, if they do. One id is past the table.
+    /// Tests a kernel on a small table. Describes the difference from the CPU, if there is one. One
+    /// id is past the table.
     fn trial(&self, kind: Kind, kernel: &Kernel) -> Result<Option<String>, OpError> {
         const SIZE: [u32; 2] = [401, 21];
         let [rows, cols] = SIZE;
@@ -175,7 +180,7 @@ impl Gather {
         let ids: Vec<u32> = (0..24).map(|i| if i == 7 { rows } else { (i * 173 + 400) % rows }).collect();
         let out = Mat::new(&self.gpu, "trial", ids.len() as u32, cols)?;
         let ids_range = BufferRange::whole(self.gpu.storage_with("trial", bytemuck::cast_slice(&ids))?);
-        let mut commands = self.gpu.commands("a trial of a gather");
+        let mut commands = self.gpu.commands("a test of a gather");
         let table = Weight::new(elements, rows, cols);
         let piece = Piece { first: 0, count: out.rows };
         for (rectangle, window) in table.pieces("a trial", self.gpu.limits().max_storage_buffer_binding_size)? {
@@ -193,7 +198,7 @@ impl Gather {
 }
 
 impl Params {
-    /// The rows of `piece` from what `window` holds of `table`.
+    /// Dispatches the rows of `piece`, from the part of `table` in `window`.
     fn of(table: &Weight<'_>, piece: Piece, rectangle: &Rectangle, window: &Right) -> Self {
         let Rectangle { rows, columns } = rectangle;
         let count = (rows.end - rows.start).saturating_mul(columns.end - columns.start);
@@ -201,7 +206,7 @@ impl Params {
             tokens: piece.count,
             width: table.inputs(),
             rows: table.outputs(),
-            // At most 2^30, since that is the most that can be bound.
+            // At most 2^30, the limit of a binding.
             count,
             first_row: rows.start,
             first_column: columns.start,
@@ -235,7 +240,7 @@ mod tests {
 
     const SCALES: [ScaleType; 3] = [ScaleType::F32, ScaleType::Bf16, ScaleType::Dq8];
 
-    /// A table in parts of `part` bytes, and its values.
+    /// A raw table in parts of `part` bytes, and its values.
     fn table(gpu: &Gpu, float_type: FloatType, values: &[f32], part: usize) -> (Vec<BufferRange>, Vec<f32>) {
         let (bytes, values) = stored(float_type, values);
         let range = |bytes: &[u8]| {
@@ -273,7 +278,7 @@ mod tests {
         ids
     }
 
-    /// Holds the rows of `elements` against `values`, bit for bit.
+    /// Compares the rows of `elements` with `values`, bit for bit.
     fn check_rows(gpu: &Gpu, what: &str, elements: Elements<'_>, values: &[f32], [rows, cols]: [u32; 2], tokens: u32) {
         let ids = ids(rows, tokens);
         let range = BufferRange::whole(gpu.storage_with("ids", bytemuck::cast_slice(&ids)).unwrap());
@@ -329,7 +334,7 @@ mod tests {
             options.max_groups = Some(7);
         };
         let Some(gpu) = gpu_with(limits) else { return };
-        // Windows and parts end within rows.
+        // Windows and parts end inside rows.
         check_quantized(&gpu, [301, 777], 5, 32);
         check_quantized(&gpu, [3000, 40], 129, 4096);
     }
@@ -411,7 +416,7 @@ mod tests {
         }
     }
 
-    /// Bits of the whole tensor as float32.
+    /// The float32 bits of the whole tensor.
     fn converted(gpu: &Gpu, float_type: FloatType, bytes: &[u8], elements: u32) -> Vec<u32> {
         let buffer = gpu.storage_with("norm", bytes).unwrap();
         let parts = [BufferRange { buffer, offset: 0, size: bytes.len() as u64 }];

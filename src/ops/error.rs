@@ -1,52 +1,52 @@
-//! Why an operation could not be recorded or run.
+//! Errors of operations.
 
 use thiserror::Error;
 
 use crate::dequant::DequantError;
 use crate::gpu::GpuError;
 
-/// Why an operation could not be recorded or run.
+/// An error of recording or running an operation.
 #[derive(Debug, Error)]
 #[non_exhaustive]
 pub enum OpError {
-    /// The GPU could not do it.
+    /// An error of the GPU.
     #[error(transparent)]
     Gpu(#[from] GpuError),
-    /// Quantised weights are not what they have to be.
+    /// Quantised weights are inconsistent.
     #[error(transparent)]
     Weights(#[from] DequantError),
-    /// A kernel gives wrong values here: the device's driver cannot be trusted to train or run a model.
+    /// A kernel gives wrong values: the driver of the device is broken for training and inference.
     #[error("kernel {kernel} gives wrong values on {device}: {reason}")]
     Unfit {
-        /// The kernel, and the constants that it was compiled with.
+        /// The kernel and its constants.
         kernel: String,
         /// The device and its driver.
         device: String,
-        /// How its values differ from the CPU's.
+        /// The difference from the CPU.
         reason: String,
     },
-    /// An operation was given tensors whose sizes do not fit together: a defect of this program.
-    #[error("{operation}: {what} is {found}, and must be {expected}")]
+    /// The tensors of an operation have inconsistent sizes. This is a bug in this program.
+    #[error("{operation}: {what} is {found}, but must be {expected}")]
     Shape {
         /// The operation.
         operation: &'static str,
-        /// What does not fit.
+        /// The inconsistent quantity.
         what: &'static str,
-        /// What it must be.
+        /// Expected value.
         expected: u64,
-        /// What it is.
+        /// Found value.
         found: u64,
     },
-    /// An operation was given a number that it cannot work with.
-    #[error("{operation}: {what} is {found}, and must be {expected}")]
+    /// A parameter of an operation is out of range.
+    #[error("{operation}: {what} is {found}, but must be {expected}")]
     Value {
         /// The operation.
         operation: &'static str,
-        /// What the number is for.
+        /// The parameter.
         what: &'static str,
-        /// What it must be.
+        /// Expected value.
         expected: &'static str,
-        /// What it is.
+        /// Found value.
         found: f64,
     },
 }

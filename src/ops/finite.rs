@@ -1,4 +1,4 @@
-//! Where a matrix has NaN or infinity: to name the layer in which a loss went wrong.
+//! Finds NaN and infinity in matrices, to name the layer where a loss became non-finite.
 
 use bytemuck::{Pod, Zeroable};
 
@@ -6,33 +6,33 @@ use super::pieces::{ROWS, pieces};
 use super::{Mat, OpError};
 use crate::gpu::{BufferRange, Commands, Gpu, GpuError, Kernel, KernelSpec, Shader};
 
-/// Workgroups that search, and threads of each.
+/// Workgroups of a search, and threads per workgroup.
 const GROUPS: u32 = 256;
 
-/// Bytes of a report: index of the first element that is not finite, and their number.
+/// Bytes of a report: the index of the first non-finite element, and the number of such elements.
 const REPORT: u64 = 8;
 
-/// Elements of a matrix that are NaN or infinite.
+/// The non-finite elements of a matrix.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct NonFinite {
-    /// Index of the first, row by row.
+    /// Index of the first one, in row-major order.
     pub first: u32,
-    /// How many there are.
+    /// Their number.
     pub count: u32,
 }
 
-/// Looks into matrices and leaves a report of each in a slot; all are read at once.
+/// Searches matrices and writes one report per matrix into a slot. All reports are read together.
 #[derive(Debug, Clone)]
 pub struct FiniteCheck {
     gpu: Gpu,
     search: Kernel,
     gather: Kernel,
-    /// What each workgroup found.
+    /// Results of the workgroups.
     found: BufferRange,
     reports: BufferRange,
 }
 
-/// `struct Params` of the shader.
+/// Parameters of a dispatch: `struct Params` of the shader.
 #[derive(Debug, Clone, Copy, Pod, Zeroable)]
 #[repr(C)]
 struct Params {
@@ -43,14 +43,15 @@ struct Params {
 }
 
 impl FiniteCheck {
-    /// The kernels of `gpu`, with room for `slots` reports.
+    /// Compiles the kernels for `gpu`, with memory for `slots` reports.
     ///
     /// # Errors
     /// [`GpuError::Invalid`], [`GpuError::KernelLimit`], [`GpuError::OutOfMemory`].
     pub fn new(gpu: &Gpu, slots: u32) -> Result<Self, GpuError> {
-        // SAFETY: `record` binds as many words as it passes in `count`, fewer than 2^30, dispatches GROUPS workgroups, for which
-        // `found` has room, and passes a slot that `reports` has; loops step by more than 0 to `count`, or halve; workgroup memory is
-        // written before each barrier that precedes its reads.
+        // SAFETY: `record` binds as many words as it passes in `count`, fewer than 2^30, dispatches
+        // GROUPS workgroups, for which `found` has room, and passes a slot that `reports` has;
+        // loops step by more than 0 to `count`, or halve; workgroup memory is written before each
+        // barrier that precedes its reads.
         let shader = unsafe { Shader::trusted("finite", include_str!("../../shaders/finite.wgsl")) };
         let kernel = |entry| gpu.kernel(&KernelSpec { shader: shader.clone(), entry, constants: Vec::new() });
         let range = |label, count: u32| {
@@ -61,7 +62,8 @@ impl FiniteCheck {
         Ok(Self { gpu: gpu.clone(), search, gather, found: range("search", GROUPS)?, reports: range("reports", slots)? })
     }
 
-    /// Records a look into `x`, of at least one and fewer than 2^32 elements, whose report goes to `slot`.
+    /// Records a search of `x`, and writes its report to `slot`. `x` has at least one and fewer
+    /// than 2^32 elements.
     ///
     /// # Errors
     /// [`OpError::Shape`].
@@ -87,8 +89,8 @@ impl FiniteCheck {
         Ok(())
     }
 
-    /// The reports of all slots, `None` where everything was finite: waits for what was submitted. A slot that was never written
-    /// has none.
+    /// Waits for all submitted work, and returns the reports of all slots. `None` if all elements
+    /// are finite or the slot was never written.
     ///
     /// # Errors
     /// What went wrong on the device.

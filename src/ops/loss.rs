@@ -1,8 +1,9 @@
-//! Cross-entropy of logits that come in chunks of the vocabulary, so that all of them are never in memory.
+//! Cross-entropy over logits in chunks of the vocabulary. The full logits are never in memory.
 //!
-//! For a token with logits z and label t: loss = log(sum_j exp(z_j)) - z_t, and d loss / d z_j = softmax(z)_j - [j = t]. The largest
-//! logit is subtracted from all before the exponential, and sums are rescaled when a later chunk has a larger one (Milakov and
-//! Gimelshein 2018, "Online normalizer calculation for softmax").
+//! For a token with logits z and label t: loss = log(sum_j exp(z_j)) - z_t, and d loss / d z_j =
+//! softmax(z)_j - [j = t]. The largest logit is subtracted before the exponential, and sums are
+//! rescaled if a later chunk has a larger logit (Milakov and Gimelshein 2018, "Online normalizer
+//! calculation for softmax").
 
 use bytemuck::{Pod, Zeroable};
 
@@ -10,22 +11,24 @@ use super::pieces::{Piece, ROWS, pieces};
 use super::{Mat, OpError};
 use crate::gpu::{BufferRange, Commands, Gpu, GpuError, Kernel, KernelSpec, Shader};
 
-/// Label of a token that is not trained.
+/// Label of a token without a loss.
 pub const IGNORE_INDEX: u32 = u32::MAX;
 
-/// Bytes of a token's state and label.
+/// Bytes of state and label per token.
 const STATE: u64 = 16;
 const LABEL: u64 = 4;
 
-/// The kernels of the loss. A micro-batch takes two passes over the chunks of the vocabulary, in ascending order from row 0:
+/// The kernels of the loss. A micro-batch needs two passes over the chunks of the vocabulary, in
+/// ascending order from row 0:
 ///
 /// 1. for each chunk: logits, then [`ChunkedLoss::accumulate`];
 /// 2. [`ChunkedLoss::finish`];
 /// 3. for each chunk: the same logits again, then [`ChunkedLoss::gradient`].
 ///
-/// `labels` holds a u32 for each token: its next token, or [`IGNORE_INDEX`]. One that no chunk holds makes the loss NaN.
-/// `state` [tokens, 4] holds, for each token, the largest logit, the sum of exponentials, the label's logit, and after
-/// [`ChunkedLoss::finish`] the loss (0 where the token is not trained, NaN where one of its logits is not finite).
+/// `labels` holds one u32 per token: its next token, or [`IGNORE_INDEX`]. A label outside of all
+/// chunks makes the loss NaN. `state` [tokens, 4] holds, for each token, the largest logit, the sum
+/// of exponentials, the label's logit, and after [`ChunkedLoss::finish`] the loss (0 for a token
+/// without a label, NaN if one of its logits is not finite).
 #[derive(Debug, Clone)]
 pub struct ChunkedLoss {
     gpu: Gpu,
@@ -34,7 +37,7 @@ pub struct ChunkedLoss {
     gradient: Kernel,
 }
 
-/// `struct Params` of the shader.
+/// Parameters of a dispatch: `struct Params` of the shader.
 #[derive(Debug, Clone, Copy, Pod, Zeroable)]
 #[repr(C)]
 struct Params {
@@ -47,22 +50,24 @@ struct Params {
 }
 
 impl ChunkedLoss {
-    /// The kernels of `gpu`.
+    /// Compiles the kernels for `gpu`.
     ///
     /// # Errors
     /// [`GpuError::Invalid`], [`GpuError::KernelLimit`].
     pub fn new(gpu: &Gpu) -> Result<Self, GpuError> {
-        // SAFETY: `chunk` and `finish` bind `tokens` labels and states and `tokens * width` logits, fewer than 2^29; workgroups past
-        // the last token return as one; loops end at `width` or `tokens`, or halve; workgroup memory is written before each barrier
-        // that precedes its reads.
+        // SAFETY: `chunk` and `finish` bind `tokens` labels and states and `tokens * width` logits,
+        // fewer than 2^29; workgroups past the last token return as one; loops end at `width` or
+        // `tokens`, or halve; workgroup memory is written before each barrier that precedes its
+        // reads.
         let shader = unsafe { Shader::trusted("loss", include_str!("../../shaders/loss.wgsl")) };
         let kernel = |entry| gpu.kernel(&KernelSpec { shader: shader.clone(), entry, constants: Vec::new() });
         let (accumulate, finish, gradient) = (kernel("accumulate")?, kernel("finish")?, kernel("gradient")?);
         Ok(Self { gpu: gpu.clone(), accumulate, finish, gradient })
     }
 
-    /// Records taking a chunk into the state: `logits` [tokens, width] of the vocabulary rows from `first` on. The chunk with `first`
-    /// 0 comes first and starts the state anew. `state` [tokens, 4].
+    /// Records the accumulation of a chunk into the state. `logits` [tokens, width] belong to the
+    /// vocabulary rows from `first` on. The chunk with `first` 0 comes first and resets the state.
+    /// `state` [tokens, 4].
     ///
     /// # Errors
     /// [`OpError::Shape`].
@@ -77,11 +82,12 @@ impl ChunkedLoss {
         self.chunk(commands, &self.accumulate, [logits, state], first, labels, 0.0)
     }
 
-    /// Records the loss of each token into `state` [tokens, 4], and adds their sum, divided by `normalizer`, to `total` [1, 1].
-    /// `normalizer` is the number of trained tokens in all micro-batches of a step, whose losses thus add up to the mean.
+    /// Records the loss of each token into `state` [tokens, 4], and adds their sum, divided by
+    /// `normalizer`, to `total` [1, 1]. `normalizer` is the number of tokens with a label in all
+    /// micro-batches of a step, so their losses add up to the mean.
     ///
     /// # Errors
-    /// [`OpError::Shape`]; [`OpError::Value`] where `normalizer` is 0.
+    /// [`OpError::Shape`]; [`OpError::Value`] if `normalizer` is 0.
     pub fn finish(&self, commands: &mut Commands, state: &Mat, normalizer: u64, total: &Mat) -> Result<(), OpError> {
         state.check("loss", state.rows, 4)?;
         total.check("loss", 1, 1)?;
@@ -95,11 +101,12 @@ impl ChunkedLoss {
         Ok(())
     }
 
-    /// Records the gradient of the mean loss in place of the logits: (softmax - onehot) / `normalizer`, and 0 for tokens that are not
-    /// trained. `logits`, `first`, `labels` and `state` are those of [`ChunkedLoss::accumulate`], after its last chunk.
+    /// Records the gradient of the mean loss in place of the logits: (softmax - onehot) /
+    /// `normalizer`, and 0 for tokens without a label. `logits`, `first`, `labels` and `state` are
+    /// those of [`ChunkedLoss::accumulate`], after its last chunk.
     ///
     /// # Errors
-    /// [`OpError::Shape`]; [`OpError::Value`] where `normalizer` is 0.
+    /// [`OpError::Shape`]; [`OpError::Value`] if `normalizer` is 0.
     pub fn gradient(
         &self,
         commands: &mut Commands,
@@ -149,12 +156,15 @@ fn params(tokens: u32, width: u32, first: u32) -> Params {
     Params { tokens, width, first, scale: 0.0, nan: f32::NAN.to_bits(), pad: [0; 3] }
 }
 
-/// 1 / the number of trained tokens.
+/// 1 / the number of tokens with a label.
 fn inverse(normalizer: u64) -> Result<f32, OpError> {
     match normalizer {
-        0 => {
-            Err(OpError::Value { operation: "loss", what: "the number of trained tokens", expected: "above 0", found: 0.0 })
-        }
+        0 => Err(OpError::Value {
+            operation: "loss",
+            what: "the number of tokens with a label",
+            expected: "above 0",
+            found: 0.0,
+        }),
         n => Ok((1.0 / n as f64) as f32),
     }
 }
@@ -166,7 +176,7 @@ mod tests {
         assert_close, assert_gradient, assert_untouched, gpu, gpu_with, mat, narrow, poisoned, random, wide,
     };
 
-    /// Losses of the tokens.
+    /// Loss per token.
     fn reference(logits: &[f64], labels: &[u32]) -> Vec<f64> {
         let one = |(z, &label): (&[f64], &u32)| {
             let largest = z.iter().copied().fold(f64::MIN, f64::max);
@@ -188,7 +198,7 @@ mod tests {
         logits.chunks(logits.len() / labels.len()).zip(labels).flat_map(one).collect()
     }
 
-    /// Labels over the vocabulary, every third token untrained.
+    /// Random labels. Every third token has none.
     fn labels(seed: u64, tokens: usize, vocab: u32) -> Vec<u32> {
         let any = |x: f32| (((x + 1.0) / 2.0 * vocab as f32) as u32).min(vocab - 1);
         let label = |(i, x)| if i % 3 == 1 { IGNORE_INDEX } else { any(x) };
@@ -207,7 +217,7 @@ mod tests {
         logits.chunks(vocab).flat_map(|row| row[from..to].to_vec()).collect()
     }
 
-    /// Both passes over chunks of `width`, the total on top of 1.
+    /// Runs both passes over chunks of `width`. The total starts at 1.
     fn run(gpu: &Gpu, logits: &[f32], labels: &[u32], width: usize, normalizer: u64) -> Outcome {
         let loss = ChunkedLoss::new(gpu).unwrap();
         let tokens = labels.len() as u32;

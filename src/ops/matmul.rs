@@ -1,10 +1,13 @@
-//! Products of matrices: dense ones, and those with frozen weights, whose tiles are decoded inside the kernel.
+//! Matrix products: of two dense matrices, and with frozen weights, which the kernel decodes tile
+//! by tile.
 //!
-//! Each kernel is tried against the CPU before its first use on a device.
+//! Each kernel is tested against the CPU before its first use on a device.
 //!
-//! Float32, in an order that depends on the sizes only: the same product gives the same bits each time. Matrices that pass the
-//! device's largest binding are cut: the left operand and the result by rows, weights by rectangles, and both operands of `tn` along
-//! the sums. A dense right operand of `nt` and `nn`, the result of `tn`, and every single row have to fit.
+//! Sums are in float32. Their order depends only on the sizes, so the same product gives the same
+//! bits each time. Matrices that exceed the binding limit of the device are cut: the left operand
+//! and the result by rows, weights by rectangles, and both operands of `tn` along the sums. These
+//! must fit in a binding: a dense right operand of `nt` and `nn`, the result of `tn`, and every
+//! single row.
 
 mod kernels;
 mod rows;
@@ -26,28 +29,28 @@ use crate::gpu::{Commands, Gpu};
 use crate::ops::error::OpError;
 use crate::ops::trial::Tried;
 
-/// The products of a device.
+/// Matrix products on a device.
 #[derive(Debug)]
 pub struct Matmul {
     kernels: Kernels,
 }
 
 impl Matmul {
-    /// GPU memory that every `Matmul` takes for itself.
+    /// GPU memory of a `Matmul` in bytes.
     pub const SCRATCH_BYTES: u64 = kernels::SCRATCH_BYTES;
 
-    /// The products of `gpu`.
+    /// Prepares the products on `gpu`.
     ///
     /// # Errors
-    /// [`OpError::Gpu`] where there is no memory, or a kernel does not compile.
+    /// [`OpError::Gpu`] if memory is exhausted or a kernel does not compile.
     pub fn new(gpu: &Gpu) -> Result<Self, OpError> {
         Ok(Self { kernels: Kernels::new(gpu, Tried::new(gpu), Tried::new(gpu), trial::TRIALS)? })
     }
 
-    /// `out[m, n] = scale * a[m, k] b[n, k]^T`, added to what `out` holds where `add`.
+    /// Records `out[m, n] = scale * a[m, k] b[n, k]^T`, added to `out` if `add` is set.
     ///
     /// # Errors
-    /// [`OpError::Shape`], [`OpError::Gpu`]; nothing of use is then recorded.
+    /// [`OpError::Shape`], [`OpError::Gpu`]; the recorded commands are then incomplete.
     pub fn nt(&self, commands: &mut Commands, a: &Mat, b: &Mat, scale: f32, add: bool, out: &Mat) -> Result<(), OpError> {
         a.check("a b^T", out.rows, b.cols)?;
         b.check("a b^T", out.cols, b.cols)?;
@@ -56,7 +59,7 @@ impl Matmul {
         self.record(commands, &Product { k: b.cols, scale, add, ..product })
     }
 
-    /// `out[m, n] = scale * a[m, k] b[k, n]`, added to what `out` holds where `add`.
+    /// Records `out[m, n] = scale * a[m, k] b[k, n]`, added to `out` if `add` is set.
     ///
     /// # Errors
     /// As [`Matmul::nt`].
@@ -68,7 +71,7 @@ impl Matmul {
         self.record(commands, &Product { k: b.rows, scale, add, ..product })
     }
 
-    /// `out[m, n] = scale * a[k, m]^T b[k, n]`, added to what `out` holds where `add`.
+    /// Records `out[m, n] = scale * a[k, m]^T b[k, n]`, added to `out` if `add` is set.
     ///
     /// # Errors
     /// As [`Matmul::nt`].
@@ -80,9 +83,9 @@ impl Matmul {
             let product = dense(View::of(a), (b, 0..0), (1, b.cols), out);
             return self.record(commands, &Product { scale, add, ..product });
         }
-        let most = self.rows_within_binding(a.cols.max(b.cols));
-        for first in (0..b.rows).step_by(most as usize) {
-            let k = most.min(b.rows - first);
+        let max_rows = self.rows_within_binding(a.cols.max(b.cols));
+        for first in (0..b.rows).step_by(max_rows as usize) {
+            let k = max_rows.min(b.rows - first);
             let a = View::of(a).window(first..first + k, a.cols).transposed();
             let product = dense(a, (b, first..first + k), (1, b.cols), out);
             self.record(commands, &Product { k, scale, add: add || first > 0, ..product })?;
@@ -90,11 +93,12 @@ impl Matmul {
         Ok(())
     }
 
-    /// `y[m, outputs] = factor * (x[m, inputs] w^T (+ bias[1, outputs]))` with the factor of [`Weight::times`], added to what `y` holds
-    /// where `add`.
+    /// Records `y[m, outputs] = factor * (x[m, inputs] w^T (+ bias[1, outputs]))`, added to `y` if
+    /// `add` is set. `factor` is set by [`Weight::times`].
     ///
     /// # Errors
-    /// [`OpError::Shape`], [`OpError::Weights`], [`OpError::Gpu`]; nothing of use is then recorded.
+    /// [`OpError::Shape`], [`OpError::Weights`], [`OpError::Gpu`]; the recorded commands are then
+    /// incomplete.
     pub fn forward(
         &self,
         commands: &mut Commands,
@@ -114,7 +118,7 @@ impl Matmul {
         }
         for (rectangle, b) in w.pieces("x W^T", self.binding())? {
             let (rows, columns) = (&rectangle.rows, &rectangle.columns);
-            // The rest of a row that was cut adds to what its start gave.
+            // A later part of a cut row is added to the result of its first part.
             let starts = columns.start == 0;
             let product = Product {
                 m: x.rows,
@@ -133,7 +137,8 @@ impl Matmul {
         Ok(())
     }
 
-    /// `dx[m, inputs] = factor * dy[m, outputs] w` with the factor of [`Weight::times`], added to what `dx` holds where `add`.
+    /// Records `dx[m, inputs] = factor * dy[m, outputs] w`, added to `dx` if `add` is set. `factor`
+    /// is set by [`Weight::times`].
     ///
     /// # Errors
     /// As [`Matmul::forward`].
@@ -164,27 +169,27 @@ impl Matmul {
         Ok(())
     }
 
-    /// Bytes that a binding may have.
+    /// Maximum bytes of a binding.
     fn binding(&self) -> u64 {
         self.kernels.gpu().limits().max_storage_buffer_binding_size
     }
 
-    /// Rows of so many elements that can be bound at once, at least one.
+    /// Maximum rows of `elements` elements in a binding, at least one.
     fn rows_within_binding(&self, elements: u32) -> u32 {
-        let most = self.binding().saturating_sub(ALIGN).min(1 << 32) / (4 * u64::from(elements.max(1)));
-        u32::try_from(most).unwrap_or(u32::MAX).max(1)
+        let max_rows = self.binding().saturating_sub(ALIGN).min(1 << 32) / (4 * u64::from(elements.max(1)));
+        u32::try_from(max_rows).unwrap_or(u32::MAX).max(1)
     }
 
-    /// Records a product whose left operand and result may pass the largest binding.
+    /// Records a product. Its left operand and its result may exceed the binding limit.
     fn record(&self, commands: &mut Commands, product: &Product) -> Result<(), OpError> {
         let Product { m, n, k, a, out, .. } = product;
         if *m == 0 || *n == 0 {
             return Ok(());
         }
-        // A transposed operand was cut before, along the sums.
-        let most = if a.column == 1 { self.rows_within_binding(a.row.max(out.row)) } else { *m };
-        for first in (0..*m).step_by(most as usize) {
-            let rows = first..first + most.min(m - first);
+        // A transposed operand was already cut along the sums.
+        let max_rows = if a.column == 1 { self.rows_within_binding(a.row.max(out.row)) } else { *m };
+        for first in (0..*m).step_by(max_rows as usize) {
+            let rows = first..first + max_rows.min(m - first);
             let (a, out) = (a.window(rows.clone(), *k), out.window(rows.clone(), *n));
             self.kernels.record(commands, &Product { m: rows.end - first, a, out, ..product.clone() })?;
         }
@@ -192,7 +197,8 @@ impl Matmul {
     }
 }
 
-/// A product of float32 matrices of which the right one has `b_rows` of its rows; its caller sets `k`, `scale` and `add`.
+/// A product of float32 matrices. The right one has `b_rows` rows. The caller sets `k`, `scale` and
+/// `add`.
 fn dense(a: View, (b, b_rows): (&Mat, Range<u32>), b_strides: (u32, u32), out: &Mat) -> Product {
     let cols = u64::from(b.cols);
     let (range, first) = bound(&b.range, u64::from(b_rows.start) * cols, u64::from(b_rows.end) * cols, 4);
@@ -211,12 +217,13 @@ impl View {
         Self { first: self.first + column, ..self }
     }
 
-    /// Its rows as columns.
+    /// The transposed view.
     fn transposed(self) -> Self {
         Self { row: self.column, column: self.row, ..self }
     }
 
-    /// As much of the range as holds the first `columns` columns of these rows, and in it from the first of the rows on.
+    /// The view of the first `columns` columns of these rows, in the smallest range that contains
+    /// them.
     fn window(&self, rows: Range<u32>, columns: u32) -> Self {
         let [row, column] = [self.row, self.column].map(u64::from);
         let start = u64::from(self.first) + u64::from(rows.start) * row;

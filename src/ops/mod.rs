@@ -1,7 +1,8 @@
-//! The operations of a transformer, each with its forward and backward kernels: float32, row-major, on the GPU.
+//! The operations of a transformer on the GPU, with forward and backward kernels: float32,
+//! row-major.
 //!
-//! Operations record into a list of commands; nothing is read back. Each checks on the host that its tensors hold what its kernels
-//! index, which is what lets those run without runtime checks.
+//! Operations record into a list of commands and read nothing back. Each checks on the host that
+//! its tensors contain every index of its kernels. So the kernels run without runtime checks.
 
 mod attention;
 mod cached_attention;
@@ -37,7 +38,7 @@ use crate::gpu::{BufferRange, Gpu, GpuError};
 
 pub use error::OpError;
 
-/// Holds what an operation was given against what it must be.
+/// Compares a size of an operation with its expected value.
 fn same(operation: &'static str, what: &'static str, expected: u64, found: u64) -> Result<(), OpError> {
     match found == expected {
         true => Ok(()),
@@ -48,7 +49,7 @@ fn same(operation: &'static str, what: &'static str, expected: u64, found: u64) 
 /// A float32 matrix in GPU memory, row-major, without padding between rows.
 #[derive(Debug, Clone)]
 pub struct Mat {
-    /// Its bytes, `4 * rows * cols` of them at least.
+    /// Its bytes: at least `4 * rows * cols`.
     pub range: BufferRange,
     /// Rows: tokens, or outputs of a weight.
     pub rows: u32,
@@ -57,7 +58,8 @@ pub struct Mat {
 }
 
 impl Mat {
-    /// A matrix of zeros in a buffer of its own: WebGPU clears the memory of new buffers before their first use.
+    /// Creates a matrix of zeros in its own buffer. WebGPU clears new buffers before their first
+    /// use.
     ///
     /// # Errors
     /// [`GpuError::TooLarge`], [`GpuError::OutOfMemory`].
@@ -67,10 +69,10 @@ impl Mat {
         Ok(Self { range: BufferRange { buffer, offset: 0, size: bytes }, rows, cols })
     }
 
-    /// A matrix with these elements.
+    /// Creates a matrix with these elements.
     ///
     /// # Errors
-    /// [`OpError::Shape`] where there are not `rows * cols` of them; [`OpError::Gpu`].
+    /// [`OpError::Shape`] if their number is not `rows * cols`; [`OpError::Gpu`].
     pub fn from_slice(gpu: &Gpu, label: &str, rows: u32, cols: u32, elements: &[f32]) -> Result<Self, OpError> {
         let expected = u64::from(rows) * u64::from(cols);
         let found = elements.len() as u64;
@@ -81,17 +83,17 @@ impl Mat {
         Ok(Self { range: BufferRange { buffer, offset: 0, size: 4 * expected }, rows, cols })
     }
 
-    /// The elements, once everything that was submitted is done.
+    /// Waits for all submitted work and returns the elements.
     ///
     /// # Errors
-    /// What went wrong on the device.
+    /// Any device error.
     pub fn read(&self, gpu: &Gpu) -> Result<Vec<f32>, GpuError> {
         let mut elements = vec![0.0; self.rows as usize * self.cols as usize];
         gpu.read_into(&self.range, bytemuck::cast_slice_mut(&mut elements))?;
         Ok(elements)
     }
 
-    /// The first `rows * cols` elements of the same memory, as a matrix of this shape.
+    /// A matrix of this shape, over the first `rows * cols` elements of the same memory.
     pub(super) fn narrow(&self, rows: u32, cols: u32) -> Self {
         Self { range: self.range.slice(0, 4 * u64::from(rows) * u64::from(cols)), rows, cols }
     }
@@ -101,7 +103,7 @@ impl Mat {
         u64::from(self.rows) * u64::from(self.cols)
     }
 
-    /// Holds the matrix against the shape that an operation asks for.
+    /// Checks the matrix against the shape that an operation requires.
     pub(super) fn check(&self, operation: &'static str, rows: u32, cols: u32) -> Result<(), OpError> {
         same(operation, "the number of rows", rows.into(), self.rows.into())?;
         same(operation, "the number of columns", cols.into(), self.cols.into())?;

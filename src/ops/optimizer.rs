@@ -1,5 +1,5 @@
-//! AdamW (Loshchilov and Hutter 2019, decoupled weight decay) over all parameters of an adapter at once, as `torch.optim.AdamW` does
-//! it, after `torch.nn.utils.clip_grad_norm_`.
+//! AdamW (Loshchilov and Hutter 2019, decoupled weight decay) over all parameters of an adapter at
+//! once. Equals `torch.nn.utils.clip_grad_norm_` and then `torch.optim.AdamW`.
 
 use bytemuck::{Pod, Zeroable};
 
@@ -7,19 +7,20 @@ use super::pieces::{Piece, pieces};
 use super::{Mat, OpError};
 use crate::gpu::{BufferRange, Commands, Gpu, GpuError, Kernel, KernelSpec, Shader};
 
-/// Threads of a workgroup; an element each where parameters are updated.
+/// Threads per workgroup. The update has one element per thread.
 const WORKGROUP: u64 = 256;
-/// Elements whose squares a workgroup sums: the order of the sum depends on nothing but the number of elements.
+/// Elements per workgroup in the sum of squares. The order of the sum depends only on the number of
+/// elements.
 const BLOCK: u64 = 16_384;
 
-/// What AdamW works on: a loss [1, 1], and four matrices [1, count], in buffers of their own.
+/// The tensors of AdamW: a loss [1, 1] and four matrices [1, count], in separate buffers.
 #[derive(Debug, Clone)]
 pub struct AdamWState {
     /// The parameters, updated in place.
     pub parameters: Mat,
-    /// Their gradient, left as it is.
+    /// Their gradient, not changed.
     pub gradient: Mat,
-    /// What the gradient is of, left as it is. A step is applied only where it is finite.
+    /// The loss, not changed. A step is applied only if it is finite.
     pub loss: Mat,
     /// First moment (`exp_avg`), 0 at the start.
     pub exp_avg: Mat,
@@ -27,38 +28,39 @@ pub struct AdamWState {
     pub exp_avg_sq: Mat,
 }
 
-/// The numbers of one step.
+/// The hyperparameters of one step.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct AdamWStep {
-    /// Counts the steps, from 1.
+    /// Number of the step, from 1.
     pub step: u64,
-    /// Learning rate of this step.
+    /// Learning rate of the step.
     pub learning_rate: f64,
-    /// Decay of the first and of the second moment.
+    /// Decay rates of the first and the second moment.
     pub betas: [f64; 2],
-    /// Added to the root of the second moment.
+    /// Added to the square root of the second moment.
     pub epsilon: f64,
     /// Decoupled weight decay.
     pub weight_decay: f64,
-    /// Gradients of a larger norm are scaled down to it; `None` leaves them.
+    /// Maximum norm of the gradient. A larger gradient is scaled down. `None`: no clipping.
     pub clip: Option<f64>,
 }
 
-/// What a step says of itself.
+/// The report of a step.
 #[derive(Debug, Clone, Copy, PartialEq, Pod, Zeroable)]
 #[repr(C)]
 pub struct StepReport {
-    /// Norm of the gradient, before it was clipped.
+    /// Norm of the gradient before clipping.
     pub norm: f32,
-    /// What the gradient was multiplied by.
+    /// Clip factor of the gradient.
     pub clip: f32,
-    /// 1 where parameters and moments were updated, 0 where the norm or the loss is not finite and all stayed as they were.
+    /// 1 if parameters and moments were updated. 0 if norm or loss is not finite; then nothing
+    /// changed.
     pub applied: f32,
     /// 0.
     pub pad: f32,
 }
 
-/// The kernels, for a given number of parameters.
+/// The kernels for a given number of parameters.
 #[derive(Debug, Clone)]
 pub struct AdamW {
     gpu: Gpu,
@@ -66,12 +68,12 @@ pub struct AdamW {
     norm: Kernel,
     update: Kernel,
     count: u32,
-    /// Sums of squares, one a block.
+    /// Sums of squares, one per block.
     partials: BufferRange,
     report: BufferRange,
 }
 
-/// `struct Params` of the shader.
+/// Parameters of a dispatch: `struct Params` of the shader.
 #[derive(Debug, Clone, Copy, Default, Pod, Zeroable)]
 #[repr(C)]
 struct Params {
@@ -90,7 +92,7 @@ struct Params {
 }
 
 impl From<&AdamWStep> for Params {
-    /// Corrections of bias and differences from 1 are taken in f64, as torch does.
+    /// Computes bias corrections and differences from 1 in f64, as torch does.
     fn from(step: &AdamWStep) -> Self {
         let [beta1, beta2] = step.betas;
         let t = step.step as f64;
@@ -110,14 +112,15 @@ impl From<&AdamWStep> for Params {
 }
 
 impl AdamW {
-    /// The kernels of `gpu` for `count` parameters.
+    /// Compiles the kernels for `gpu` and `count` parameters.
     ///
     /// # Errors
     /// [`GpuError::Invalid`], [`GpuError::KernelLimit`], [`GpuError::OutOfMemory`].
     pub fn new(gpu: &Gpu, count: u32) -> Result<Self, GpuError> {
-        // SAFETY: `record` binds `count` floats, at most 2^29, and as many partial sums as there are blocks in all pieces, which also
-        // is the `count` of `norm`; workgroups past the last block return as one; loops end at `count` or halve; workgroup memory is
-        // written before each barrier that precedes its reads.
+        // SAFETY: `record` binds `count` floats, at most 2^29, and as many partial sums as there
+        // are blocks in all pieces, which also is the `count` of `norm`; workgroups past the last
+        // block return as one; loops end at `count` or halve; workgroup memory is written before
+        // each barrier that precedes its reads.
         let shader = unsafe { Shader::trusted("optimizer", include_str!("../../shaders/optimizer.wgsl")) };
         let kernel = |entry| gpu.kernel(&KernelSpec { shader: shader.clone(), entry, constants: Vec::new() });
         let partials = 4 * u64::from(count).div_ceil(BLOCK);
@@ -133,15 +136,18 @@ impl AdamW {
         })
     }
 
-    /// Records a step. With g the gradient times min(1, clip / (norm(gradient) + 1e-6)) and t the number of the step:
+    /// Records a step. g is the gradient times min(1, clip / (norm(gradient) + 1e-6)), t is the
+    /// number of the step:
     ///
     /// - m = beta1 * m + (1 - beta1) * g, v = beta2 * v + (1 - beta2) * g^2,
-    /// - p = p * (1 - lr * decay) - lr / (1 - beta1^t) * m / (sqrt(v) / sqrt(1 - beta2^t) + epsilon).
+    /// - p = p * (1 - lr * decay) - lr / (1 - beta1^t) * m / (sqrt(v) / sqrt(1 - beta2^t) +
+    ///   epsilon).
     ///
-    /// Where the norm or the loss is not finite, nothing changes, and the report says so.
+    /// If norm or loss is not finite, nothing changes, and the report has `applied` 0.
     ///
     /// # Errors
-    /// [`OpError::Shape`]; [`OpError::Value`] where the number of the step is 0, or the clip is no positive number.
+    /// [`OpError::Shape`]; [`OpError::Value`] if the step number is 0 or the clip norm is not
+    /// positive.
     pub fn record(&self, commands: &mut Commands, state: &AdamWState, step: &AdamWStep) -> Result<(), OpError> {
         let value = |what, expected, found| OpError::Value { operation: "AdamW", what, expected, found };
         if step.step == 0 {
@@ -184,10 +190,10 @@ impl AdamW {
         commands.dispatch(&self.norm, &bindings, bytemuck::bytes_of(&params), [1, 1, 1], self.partials.size);
     }
 
-    /// The report of the last step that was submitted: waits for it.
+    /// Waits for the last submitted step and returns its report.
     ///
     /// # Errors
-    /// What went wrong on the device.
+    /// Any device error.
     pub fn read_report(&self) -> Result<StepReport, GpuError> {
         let mut report = StepReport::zeroed();
         self.gpu.read_into(&self.report, bytemuck::bytes_of_mut(&mut report))?;
@@ -203,7 +209,7 @@ mod tests {
     const STEP: AdamWStep =
         AdamWStep { step: 1, learning_rate: 3e-2, betas: [0.9, 0.999], epsilon: 1e-8, weight_decay: 0.1, clip: Some(1.0) };
 
-    /// Parameters and moments, in f64.
+    /// Parameters and moments in f64.
     struct Reference {
         p: Vec<f64>,
         m: Vec<f64>,
@@ -248,7 +254,7 @@ mod tests {
         state.gradient = mat(gpu, 1, state.parameters.cols, gradient);
     }
 
-    /// Steps whose gradients differ a thousandfold, so that some are clipped and some are not.
+    /// Gradients of the steps differ by a factor of a thousand, so that only some are clipped.
     fn check(gpu: &Gpu, count: u32, steps: u64, base: AdamWStep) {
         let adamw = AdamW::new(gpu, count).unwrap();
         let (mut state, mut reference) = state(gpu, count);

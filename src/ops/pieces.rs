@@ -1,33 +1,36 @@
-//! Work cut into dispatches that a device can bind.
+//! Cuts work into dispatches that fit the binding limit.
 
 use crate::gpu::{BufferRange, Gpu, GpuError};
 
-/// Bytes that one binding has at most, whatever the device allows: the index of every float in it is far from the end of 32 bits.
+/// Maximum bytes of a binding, even if the device allows more. The index of every float then fits
+/// 32 bits with room to spare.
 const MAX_BYTES: u64 = 1 << 31;
-/// Rows of floats start on a multiple of 256 bytes, as bindings have to, wherever their number is a multiple of this.
+/// A row index that is a multiple of this gives a valid binding offset (a multiple of 256 bytes),
+/// for rows of any number of floats.
 pub(super) const ROWS: u64 = 64;
 
-/// Rows (or elements) that one dispatch works on.
+/// The rows (or elements) of one dispatch.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Piece {
-    /// The first one.
+    /// First row.
     pub first: u64,
-    /// How many.
+    /// Number of rows.
     pub count: u32,
 }
 
 impl Piece {
-    /// What these rows take of a range, where each has `row_bytes` bytes.
+    /// The part of a range with these rows, at `row_bytes` bytes per row.
     pub fn of(&self, range: &BufferRange, row_bytes: u64) -> BufferRange {
         range.slice(self.first * row_bytes, u64::from(self.count) * row_bytes)
     }
 }
 
-/// Cuts `rows` rows, of `row_bytes` bytes in the largest buffer, so that each piece can be bound and starts on a multiple of
-/// `multiple` rows. A piece has at most 2^31 bytes, thus 2^29 floats.
+/// Cuts `rows` rows into pieces that fit the binding limit and start on a multiple of `multiple`
+/// rows. `row_bytes` is the row size in the largest buffer. A piece has at most 2^31 bytes, so at
+/// most 2^29 floats.
 ///
 /// # Errors
-/// [`GpuError::TooLarge`] where the device cannot bind `multiple` rows.
+/// [`GpuError::TooLarge`] if the device cannot bind `multiple` rows.
 pub(super) fn pieces(gpu: &Gpu, rows: u64, row_bytes: u64, multiple: u64) -> Result<impl Iterator<Item = Piece>, GpuError> {
     let limit = gpu.limits().max_storage_buffer_binding_size.min(MAX_BYTES);
     cut(rows, row_bytes, multiple, limit).ok_or_else(|| GpuError::TooLarge {
@@ -39,8 +42,8 @@ pub(super) fn pieces(gpu: &Gpu, rows: u64, row_bytes: u64, multiple: u64) -> Res
 }
 
 fn cut(rows: u64, row_bytes: u64, multiple: u64, limit: u64) -> Option<impl Iterator<Item = Piece>> {
-    let most = limit.checked_div(row_bytes).unwrap_or(rows).min(MAX_BYTES);
-    let step = if rows <= most { rows } else { most / multiple * multiple };
+    let max = limit.checked_div(row_bytes).unwrap_or(rows).min(MAX_BYTES);
+    let step = if rows <= max { rows } else { max / multiple * multiple };
     let mut first = 0;
     (step > 0 || rows == 0).then_some(std::iter::from_fn(move || {
         let count = step.min(rows - first);

@@ -1,4 +1,5 @@
-//! Root-mean-square normalisation (Zhang and Sennrich 2019), as Llama has it: the square root includes epsilon.
+//! Root-mean-square normalisation (Zhang and Sennrich 2019), as in Llama: the square root includes
+//! epsilon.
 
 use bytemuck::{Pod, Zeroable};
 
@@ -6,17 +7,17 @@ use super::pieces::{ROWS, pieces};
 use super::{Mat, OpError};
 use crate::gpu::{Commands, Gpu, GpuError, Kernel, KernelSpec, Shader};
 
-/// Threads of a workgroup.
+/// Threads per workgroup.
 const WORKGROUP: u32 = 256;
-/// Rows up to this width share a workgroup.
+/// Rows of at most this width share a workgroup.
 const NARROW: u32 = 256;
-/// Threads of a narrow row.
+/// Threads per narrow row.
 const NARROW_LANES: u32 = 32;
 
 /// y = x * r * gamma with r = 1 / sqrt(mean(x^2) + epsilon), row by row, gamma frozen.
 ///
-/// A row is as wide as gamma [1, width]. Matrices whose rows are several times as wide count as that many rows, which is how queries
-/// [tokens, heads * head_dim] are normalised head by head.
+/// A row has the width of gamma [1, width]. A matrix row with n times that width counts as n rows.
+/// In this way, queries [tokens, heads * head_dim] are normalised per head.
 #[derive(Debug, Clone)]
 pub struct RmsNorm {
     gpu: Gpu,
@@ -30,7 +31,7 @@ struct Kernels {
     backward: Kernel,
 }
 
-/// `struct Params` of the shader.
+/// Parameters of a dispatch: `struct Params` of the shader.
 #[derive(Debug, Clone, Copy, Pod, Zeroable)]
 #[repr(C)]
 struct Params {
@@ -41,13 +42,14 @@ struct Params {
 }
 
 impl RmsNorm {
-    /// The kernels of `gpu`.
+    /// Compiles the kernels for `gpu`.
     ///
     /// # Errors
     /// [`GpuError::Invalid`], [`GpuError::KernelLimit`].
     pub fn new(gpu: &Gpu) -> Result<Self, GpuError> {
-        // SAFETY: `dispatch` binds `rows * width` floats everywhere (`gamma`: `width`), fewer than 2^29, and threads of other rows
-        // touch none; loops end at `width` or halve; workgroup memory is written before each barrier that precedes its reads.
+        // SAFETY: `dispatch` binds `rows * width` floats everywhere (`gamma`: `width`), fewer than
+        // 2^29, and threads of other rows touch none; loops end at `width` or halve; workgroup
+        // memory is written before each barrier that precedes its reads.
         let shader = unsafe { Shader::trusted("rms_norm", include_str!("../../shaders/rms_norm.wgsl")) };
         let kernel = |entry, lanes: u32| {
             gpu.kernel(&KernelSpec { shader: shader.clone(), entry, constants: vec![("LANES", lanes.into())] })
@@ -56,7 +58,8 @@ impl RmsNorm {
         Ok(Self { gpu: gpu.clone(), narrow: kernels(NARROW_LANES)?, wide: kernels(WORKGROUP)? })
     }
 
-    /// Records y = x * r * gamma. `x` and `y` [rows, n * width], `gamma` [1, width]; `y` lies in a buffer of its own.
+    /// Records y = x * r * gamma. `x` and `y` [rows, n * width], `gamma` [1, width]. `y` must not
+    /// share a buffer with an input.
     ///
     /// # Errors
     /// [`OpError::Shape`].
@@ -64,8 +67,9 @@ impl RmsNorm {
         self.dispatch(commands, |kernels| &kernels.forward, [x, x, y], gamma, epsilon, false)
     }
 
-    /// Records dx = r * (dy * gamma - x * r^2 * mean(dy * gamma * x)), with `add` on top of what `dx` holds. `x` is what went into
-    /// [`RmsNorm::forward`]; `x`, `dy`, `dx` [rows, n * width], `gamma` [1, width]; `dx` lies in a buffer of its own.
+    /// Records dx = r * (dy * gamma - x * r^2 * mean(dy * gamma * x)), added to `dx` if `add` is
+    /// set. `x` is the input of [`RmsNorm::forward`]; `x`, `dy`, `dx` [rows, n * width], `gamma`
+    /// [1, width]; `dx` must not share a buffer with an input.
     ///
     /// # Errors
     /// [`OpError::Shape`].
@@ -147,7 +151,7 @@ mod tests {
         x.chunks(gamma.len()).zip(dy.chunks(gamma.len())).flat_map(row).collect()
     }
 
-    /// Both directions on [rows, heads * width], and dx on top of something.
+    /// Tests both directions on [rows, heads * width], with dx added to an initial value.
     fn check(gpu: &Gpu, rows: u32, heads: u32, width: u32) {
         let norm = RmsNorm::new(gpu).unwrap();
         let cols = heads * width;
@@ -163,7 +167,8 @@ mod tests {
         let [xs, gammas, dys] = [xs, gammas, dys].map(|v| wide(&v));
         let expected = reference_backward(&xs, &gammas, &dys);
         assert_close("y", &y.read(gpu).unwrap(), &narrow(&reference(&xs, &gammas)), 1e-6);
-        // In rows of one element, dx is the small difference of two terms, and as exact as they are.
+        // In a row of one element, dx is the small difference of two terms, with their absolute
+        // error.
         let terms = |(&x, &dy): (&f64, &f64)| r(&[x]) * gammas[0] * dy;
         let norm_of = |v: &mut dyn Iterator<Item = f64>| v.map(|x| x * x).sum::<f64>().sqrt();
         let cancelled = norm_of(&mut xs.iter().zip(&dys).map(terms)) / norm_of(&mut expected.iter().copied());

@@ -14,25 +14,25 @@ use crate::ops::error::OpError;
 /// The frequencies of a model's rotary embedding.
 #[derive(Debug, Clone, PartialEq)]
 pub struct RotaryTable {
-    /// Angle per position of each pair of elements: half the size of a head.
+    /// Angle per position for each pair of elements: half as many as a head has elements.
     pub inv_freq: Vec<f32>,
-    /// What cosines and sines are multiplied by.
+    /// Attention factor: the factor of cosines and sines.
     pub attention_factor: f32,
 }
 
 impl RotaryTable {
-    /// Cosine and sine, each times the attention factor, of every pair at each of the first `positions` positions: the rows of the
-    /// table that [`Rotary`] takes.
+    /// The table for [`Rotary`]: cosine and sine of every pair, times the attention factor. It has
+    /// one row for each of the first `positions` positions.
     ///
-    /// An angle is the float32 product that the models' own code forms. Its cosine comes from here and not from the kernel, because
-    /// WGSL promises no accuracy for angles beyond pi.
+    /// An angle is a float32 product, as in transformers. The host computes its cosine and sine,
+    /// because WGSL guarantees no accuracy for angles beyond pi.
     pub fn angles(&self, positions: u32) -> Vec<f32> {
         let mut angles = Vec::new();
         (0..positions).for_each(|position| self.push_angles(position, &mut angles));
         angles
     }
 
-    /// Appends the row of one position, as in [`RotaryTable::angles`].
+    /// Appends the row of one position of [`RotaryTable::angles`].
     pub fn push_angles(&self, position: u32, to: &mut Vec<f32>) {
         for frequency in &self.inv_freq {
             let (sine, cosine) = f64::from(position as f32 * frequency).sin_cos();
@@ -40,29 +40,31 @@ impl RotaryTable {
         }
     }
 
-    /// [`RotaryTable::angles`] on the device: a matrix of `positions` rows and as many columns as a head has elements.
+    /// Uploads [`RotaryTable::angles`] as a matrix [positions, head_dim].
     ///
     /// # Errors
-    /// [`OpError::Gpu`] where it does not fit.
+    /// [`OpError::Gpu`] if it does not fit.
     pub fn upload(&self, gpu: &Gpu, positions: u32) -> Result<Mat, OpError> {
         let cols = u32::try_from(2 * self.inv_freq.len()).unwrap_or(u32::MAX);
         Mat::from_slice(gpu, "rotary angles", positions, cols, &self.angles(positions))
     }
 }
 
-/// The frequencies of a model: `modeling_rope_utils.py` of transformers 5, in the same float32 steps.
+/// Computes the frequencies of a model as `modeling_rope_utils.py` of transformers 5, with the same
+/// float32 steps.
 ///
-/// `theta` is the config's `rope_theta`; `rotary_dim` the elements of a head, an even number above 2; `sequence_length` the tokens of
-/// the sequence, which matters to [`RopeScaling::Dynamic`] alone.
+/// `theta` is the config's `rope_theta`; `rotary_dim` is the number of rotated elements of a head,
+/// an even number above 2. `sequence_length` is the number of tokens; only [`RopeScaling::Dynamic`]
+/// uses it.
 pub fn inverse_frequencies(theta: f64, rotary_dim: u32, scaling: &RopeScaling, sequence_length: u32) -> RotaryTable {
     let mut attention_factor = 1.0;
     let mut inv_freq: Vec<f32> = periods(theta, rotary_dim).map(|period| 1.0 / period).collect();
     match *scaling {
         RopeScaling::Default => {}
         RopeScaling::Linear { factor } => inv_freq.iter_mut().for_each(|f| *f /= factor as f32),
-        RopeScaling::Dynamic { factor, max_position_embeddings: most } => {
+        RopeScaling::Dynamic { factor, max_position_embeddings: max } => {
             let dim = f64::from(rotary_dim);
-            let stretch = factor * f64::from(sequence_length).max(most) / most - (factor - 1.0);
+            let stretch = factor * f64::from(sequence_length).max(max) / max - (factor - 1.0);
             let theta = theta * stretch.powf(dim / (dim - 2.0));
             inv_freq = periods(theta, rotary_dim).map(|period| 1.0 / period).collect();
         }
@@ -83,7 +85,7 @@ pub fn inverse_frequencies(theta: f64, rotary_dim: u32, scaling: &RopeScaling, s
     RotaryTable { inv_freq, attention_factor: attention_factor as f32 }
 }
 
-/// theta^(2i / dim): the period of each pair, over 2 pi.
+/// theta^(2i / dim): the period of each pair, divided by 2 pi.
 fn periods(theta: f64, dim: u32) -> impl Iterator<Item = f32> {
     let period = move |i: u32| {
         let exponent = (2 * i) as f32 / dim as f32;
@@ -92,7 +94,8 @@ fn periods(theta: f64, dim: u32) -> impl Iterator<Item = f32> {
     (0..dim / 2).map(period)
 }
 
-/// A blend between the frequencies and those divided by the factor; empty for every other scaling.
+/// The blend of the frequencies and the frequencies divided by the factor (llama3, YaRN). Empty for
+/// every other scaling.
 fn yarn_frequencies(theta: f64, dim: u32, scaling: &RopeScaling) -> Vec<f32> {
     let RopeScaling::Yarn { factor, original_max_position_embeddings, beta_fast, beta_slow, truncate, .. } = *scaling else {
         return Vec::new();
@@ -101,7 +104,7 @@ fn yarn_frequencies(theta: f64, dim: u32, scaling: &RopeScaling) -> Vec<f32> {
         let turns = original_max_position_embeddings / (rotations * std::f64::consts::TAU);
         f64::from(dim) * turns.ln() / (2.0 * theta.ln())
     };
-    // The pairs between which frequencies are blended.
+    // The range of pairs with blended frequencies.
     let (mut low, mut high) = (pair(beta_fast.unwrap_or(32.0)), pair(beta_slow.unwrap_or(1.0)));
     if truncate {
         (low, high) = (low.floor(), high.ceil());
@@ -116,7 +119,7 @@ fn yarn_frequencies(theta: f64, dim: u32, scaling: &RopeScaling) -> Vec<f32> {
     (0..).zip(periods(theta, dim)).map(blend).collect()
 }
 
-/// What cosines and sines are multiplied by, where the config does not say so.
+/// The default attention factor, if the config has none.
 fn yarn_attention_factor(factor: f64, mscale: Option<f64>, mscale_all_dim: Option<f64>) -> f64 {
     let of = |mscale: f64| if factor <= 1.0 { 1.0 } else { 0.1 * mscale * factor.ln() + 1.0 };
     let given = |mscale: Option<f64>| mscale.filter(|&m| m != 0.0);
@@ -134,7 +137,7 @@ pub struct Rotary {
     rotate_from: Kernel,
 }
 
-/// Parameters of a dispatch; those of `struct Params` in the shader.
+/// Parameters of a dispatch: `struct Params` of the shader.
 #[derive(Debug, Clone, Copy, Pod, Zeroable)]
 #[repr(C)]
 struct Params {
@@ -148,26 +151,29 @@ struct Params {
 }
 
 impl Rotary {
-    /// The kernels.
+    /// Compiles the kernels.
     ///
     /// # Errors
-    /// [`OpError::Gpu`] where it does not compile.
+    /// [`OpError::Gpu`] if a kernel does not compile.
     pub fn new(gpu: &Gpu) -> Result<Self, OpError> {
-        // SAFETY: `forward`, `backward` and `forward_from` hold `x`, `starts` and `table` against each other's sizes; the kernels
-        // leave pairs past the last one alone; `rotate` clamps the position to the table's rows, and those of `rotate_from` are
-        // among them. There is no loop and no workgroup memory.
+        // SAFETY: `forward`, `backward` and `forward_from` check the sizes of `x`, `starts` and
+        // `table` against each other; the kernels ignore pairs past the last one; `rotate` clamps
+        // the position to the rows of the table, and the positions of `rotate_from` are in the
+        // table. There is no loop and no workgroup memory.
         let shader = unsafe { Shader::trusted("rotary", include_str!("../../shaders/rotary.wgsl")) };
         let kernel = |entry| gpu.kernel(&KernelSpec { shader: shader.clone(), entry, constants: Vec::new() });
         Ok(Self { gpu: gpu.clone(), rotate: kernel("rotate")?, rotate_from: kernel("rotate_from")? })
     }
 
-    /// Rotates the heads of `x`, [tokens, heads * head_dim], in place, each token by the angles of its position in its sample.
+    /// Records the rotation of the heads of `x`, [tokens, heads * head_dim], in place. The angles
+    /// depend on the position of a token in its sample.
     ///
-    /// `table` is that of [`RotaryTable::upload`]: its columns are the size of a head, and its rows must be at least the tokens of
-    /// the longest sample. `starts` has a u32 a token: the first token of its sample. All three lie in buffers of their own.
+    /// `table` is from [`RotaryTable::upload`]. It has head_dim columns, and at least one row for
+    /// each token of the longest sample. `starts` has one u32 per token: the first token of its
+    /// sample. All three must be in different buffers.
     ///
     /// # Errors
-    /// [`OpError::Shape`]: nothing is then recorded.
+    /// [`OpError::Shape`]; nothing is then recorded.
     pub fn forward(
         &self,
         commands: &mut Commands,
@@ -179,8 +185,8 @@ impl Rotary {
         self.rotate(commands, x, heads, starts, table, 1.0)
     }
 
-    /// Turns the gradient of what [`Rotary::forward`] wrote into that of what it read, in place: the rotation by the negative angle
-    /// (times the attention factor, too).
+    /// Records the gradient of [`Rotary::forward`], in place: the rotation by the negative angle,
+    /// times the attention factor.
     ///
     /// # Errors
     /// As [`Rotary::forward`].
@@ -195,7 +201,8 @@ impl Rotary {
         self.rotate(commands, dx, heads, starts, table, -1.0)
     }
 
-    /// As [`Rotary::forward`], with tokens of one sample of which the first is at position `first`: `table` has a row for each position.
+    /// As [`Rotary::forward`], for tokens of one sample from position `first` on. `table` has one
+    /// row per position.
     ///
     /// # Errors
     /// As [`Rotary::forward`].
@@ -213,7 +220,7 @@ impl Rotary {
             let (what, found) = ("the number of positions", table.rows.into());
             return Err(OpError::Shape { operation: OPERATION, what, expected: end, found });
         }
-        // The starts, which this kernel has no use for, are left out.
+        // This kernel does not use `starts`.
         self.dispatch(commands, &self.rotate_from, &params, x, &table.range, table);
         Ok(())
     }
@@ -254,18 +261,18 @@ impl Rotary {
     }
 }
 
-/// The parameters, once `x` and `table` are known to fit together.
+/// Checks `x` and `table` against each other, and returns the parameters.
 fn params(x: &Mat, heads: u32, table: &Mat, sign: f32) -> Result<Params, OpError> {
     let (half, positions) = (table.cols / 2, table.rows);
     x.check(OPERATION, x.rows, heads.saturating_mul(2 * half))?;
     table.check(OPERATION, positions.max(1), (2 * half).max(2))?;
-    // In u32, because x is within the limit of a binding.
+    // Fits u32, because x fits a binding.
     let pairs = x.rows.saturating_mul(heads).saturating_mul(half);
     Ok(Params { pairs, heads, half, positions, sign, first: 0, pad: [0; 2] })
 }
 
 const OPERATION: &str = "rotary";
-/// Threads of a workgroup: the shader's.
+/// Threads per workgroup, as in the shader.
 const WORKGROUP: u32 = 256;
 
 #[cfg(test)]
@@ -300,15 +307,16 @@ mod tests {
         }
     }
 
-    /// Holds frequencies against what transformers 5.24.0 with torch 2.15.0 gave on a CPU: `ROPE_INIT_FUNCTIONS[rope_type](config,
-    /// "cpu", seq_len)`, and `compute_default_rope_parameters` of Llama, of a `LlamaConfig` with these values. Torch's power may be
-    /// one unit off in the last place.
+    /// Compares frequencies with those of transformers 5.24.0 and torch 2.15.0 on a CPU:
+    /// `ROPE_INIT_FUNCTIONS[rope_type](config, "cpu", seq_len)`, and
+    /// `compute_default_rope_parameters` of Llama, of a `LlamaConfig` with these values. The power
+    /// function of torch may differ by one unit in the last place.
     #[track_caller]
     fn assert_frequencies(found: &RotaryTable, attention_factor: f64, expected: &[f32]) {
         assert_eq!(found.attention_factor, attention_factor as f32);
         assert_eq!(found.inv_freq.len(), expected.len());
         for (i, (found, expected)) in found.inv_freq.iter().zip(expected).enumerate() {
-            assert!(found.to_bits().abs_diff(expected.to_bits()) <= 1, "pair {i}: {found:e}, and torch has {expected:e}");
+            assert!(found.to_bits().abs_diff(expected.to_bits()) <= 1, "pair {i}: {found:e}, but torch has {expected:e}");
         }
     }
 
@@ -380,7 +388,7 @@ mod tests {
         assert_frequencies(&found(1e4, 16, yarn_with(40.0, 4096.0, true, Some(1.25), None)), 1.25, &expected);
     }
 
-    /// Against torch 2.15.0 in float32: `(torch.tensor([p]) * inv_freq).cos()` and `.sin()`.
+    /// Compares with torch 2.15.0 in float32: `(torch.tensor([p]) * inv_freq).cos()` and `.sin()`.
     #[test]
     fn angles_are_those_of_torch_at_the_end_of_a_long_context() {
         let table = inverse_frequencies(1e6, 8, &RopeScaling::Default, 1);
@@ -394,12 +402,12 @@ mod tests {
             (131_071, [-0.8179835, -0.4815346, 0.6403117, -0.5375764], [-0.5752417, -0.87642705, -0.76811516, -0.84321505]),
         ] {
             for (found, expected) in row(position).iter().zip(interleave(cosines, sines)) {
-                assert!((found - expected).abs() <= 1e-7, "position {position}: {found}, and torch has {expected}");
+                assert!((found - expected).abs() <= 1e-7, "position {position}: {found}, but torch has {expected}");
             }
         }
     }
 
-    /// The rotation in f64, of elements [tokens, heads * dim] with the table's own cosines and sines.
+    /// The rotation in f64 of [tokens, heads * dim], with the cosines and sines of the table.
     fn reference(x: &[f64], heads: usize, starts: &[u32], table: &RotaryTable, sign: f64) -> Vec<f64> {
         let half = table.inv_freq.len();
         let mut rotated = vec![0.0; x.len()];
@@ -462,7 +470,7 @@ mod tests {
             rotary.forward_from(&mut commands, &x, heads, first, &angles).unwrap();
             commands.submit().unwrap();
             assert_untouched(&gpu, &x);
-            // The tokens before them are there, too, in the reference.
+            // The reference also has the tokens before them.
             let before = vec![0.0; (first * heads * head_dim) as usize];
             let starts = vec![0; (first + tokens) as usize];
             let expected = reference(&[before.clone(), wide(&elements)].concat(), heads as usize, &starts, &table, 1.0);
@@ -470,8 +478,8 @@ mod tests {
         }
     }
 
-    /// The loss is the sum of all products of the rotated elements with fixed numbers, so that these are the gradient to be rotated
-    /// back.
+    /// The loss is the sum of the rotated elements times fixed numbers. So these numbers are the
+    /// gradient of the output.
     #[test]
     fn backward_is_the_gradient_of_forward() {
         let Some(gpu) = gpu() else { return };

@@ -1,4 +1,4 @@
-//! A matrix times a number, in place: the embedding of models that have a factor on it.
+//! Scales a matrix in place, for models with an embedding factor.
 
 use bytemuck::{Pod, Zeroable};
 
@@ -6,7 +6,7 @@ use super::pieces::{ROWS, pieces};
 use super::{Mat, OpError};
 use crate::gpu::{Commands, Gpu, GpuError, Kernel, KernelSpec, Shader};
 
-/// Threads of a workgroup, an element each.
+/// Threads per workgroup, one element per thread.
 const WORKGROUP: u64 = 256;
 
 /// x = x * factor.
@@ -16,7 +16,7 @@ pub struct Scale {
     kernel: Kernel,
 }
 
-/// `struct Params` of the shader.
+/// Parameters of a dispatch: `struct Params` of the shader.
 #[derive(Debug, Clone, Copy, Pod, Zeroable)]
 #[repr(C)]
 struct Params {
@@ -26,18 +26,19 @@ struct Params {
 }
 
 impl Scale {
-    /// The kernel of `gpu`.
+    /// Compiles the kernel for `gpu`.
     ///
     /// # Errors
     /// [`GpuError::Invalid`], [`GpuError::KernelLimit`].
     pub fn new(gpu: &Gpu) -> Result<Self, GpuError> {
-        // SAFETY: `record` binds as many floats as it passes in `count`; there are no loops and no workgroup memory.
+        // SAFETY: `record` binds as many floats as it passes in `count`; there are no loops and no
+        // workgroup memory.
         let shader = unsafe { Shader::trusted("scale", include_str!("../../shaders/scale.wgsl")) };
         let kernel = gpu.kernel(&KernelSpec { shader, entry: "main", constants: Vec::new() })?;
         Ok(Self { gpu: gpu.clone(), kernel })
     }
 
-    /// Records x = x * factor; nothing where the factor is 1.
+    /// Records x = x * factor. Records nothing if the factor is 1.
     ///
     /// # Errors
     /// [`OpError::Shape`].

@@ -1,4 +1,5 @@
-//! The gated activation of the MLP: h = silu(gate) * up (Shazeer 2020, "GLU Variants Improve Transformer").
+//! The gated activation of the MLP: h = silu(gate) * up (Shazeer 2020, "GLU Variants Improve
+//! Transformer").
 
 use bytemuck::{Pod, Zeroable};
 
@@ -6,7 +7,7 @@ use super::pieces::{ROWS, pieces};
 use super::{Mat, OpError};
 use crate::gpu::{Commands, Gpu, GpuError, Kernel, KernelSpec, Shader};
 
-/// Threads of a workgroup, an element each.
+/// Threads per workgroup, one element per thread.
 const WORKGROUP: u64 = 256;
 
 /// h = silu(gate) * up, where silu(x) = x * sigmoid(x).
@@ -17,7 +18,7 @@ pub struct SwiGlu {
     backward: Kernel,
 }
 
-/// `struct Params` of the shader.
+/// Parameters of a dispatch: `struct Params` of the shader.
 #[derive(Debug, Clone, Copy, Pod, Zeroable)]
 #[repr(C)]
 struct Params {
@@ -26,28 +27,31 @@ struct Params {
 }
 
 impl SwiGlu {
-    /// The kernels of `gpu`.
+    /// Compiles the kernels for `gpu`.
     ///
     /// # Errors
     /// [`GpuError::Invalid`], [`GpuError::KernelLimit`].
     pub fn new(gpu: &Gpu) -> Result<Self, GpuError> {
-        // SAFETY: `dispatch` binds as many floats everywhere as it passes in `count`; there are no loops and no workgroup memory.
+        // SAFETY: `dispatch` binds as many floats everywhere as it passes in `count`; there are no
+        // loops and no workgroup memory.
         let shader = unsafe { Shader::trusted("swiglu", include_str!("../../shaders/swiglu.wgsl")) };
         let kernel = |entry| gpu.kernel(&KernelSpec { shader: shader.clone(), entry, constants: Vec::new() });
         Ok(Self { gpu: gpu.clone(), forward: kernel("forward")?, backward: kernel("backward")? })
     }
 
-    /// Records h = silu(gate) * up; all three are [tokens, intermediate], and `h` lies in another buffer.
+    /// Records h = silu(gate) * up; all three are [tokens, intermediate]. `h` must be in another
+    /// buffer than the inputs.
     ///
     /// # Errors
     /// [`OpError::Shape`].
     pub fn forward(&self, commands: &mut Commands, gate: &Mat, up: &Mat, h: &Mat) -> Result<(), OpError> {
-        // `h` is the fourth binding; the third is not used.
+        // `h` is binding 3; binding 2 is not used.
         self.dispatch(commands, &self.forward, [gate, up, h, h], 12)
     }
 
-    /// Records the gradients, in place: `gate` becomes d_gate = dh * up * s * (1 + gate * (1 - s)) with s = sigmoid(gate), and `up`
-    /// becomes d_up = dh * silu(gate). All three are [tokens, intermediate]; `dh` lies in another buffer.
+    /// Records the gradients, in place: `gate` becomes d_gate = dh * up * s * (1 + gate * (1 - s))
+    /// with s = sigmoid(gate), and `up` becomes d_up = dh * silu(gate). All three are [tokens,
+    /// intermediate]. `dh` must be in another buffer.
     ///
     /// # Errors
     /// [`OpError::Shape`].
@@ -55,7 +59,7 @@ impl SwiGlu {
         self.dispatch(commands, &self.backward, [gate, up, dh, dh], 20)
     }
 
-    /// `moved` counts the bytes that an element takes to read and write.
+    /// `moved` is the number of bytes read and written per element.
     fn dispatch(&self, commands: &mut Commands, kernel: &Kernel, mats: [&Mat; 4], moved: u64) -> Result<(), OpError> {
         let [first, ..] = mats;
         mats.iter().try_for_each(|mat| mat.check("SwiGLU", first.rows, first.cols))?;
@@ -93,7 +97,7 @@ mod tests {
         gate.iter().zip(up).zip(dh).map(one).unzip()
     }
 
-    /// Runs both directions; `spread` widens the range of the gates.
+    /// Runs both directions. `spread` scales the range of the gates.
     fn check(gpu: &Gpu, rows: u32, cols: u32, spread: f32) {
         let swiglu = SwiGlu::new(gpu).unwrap();
         let (_, mut gates) = random_mat(gpu, 1, rows, cols);

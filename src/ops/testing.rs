@@ -1,4 +1,4 @@
-//! What the tests of all operations share.
+//! Helpers for the tests of operations.
 #![allow(clippy::unwrap_used, clippy::panic, reason = "helpers of tests fail by panicking")]
 
 use std::sync::OnceLock;
@@ -7,14 +7,15 @@ use crate::gpu::{Gpu, GpuError, Options};
 
 use super::Mat;
 
-/// The device, or `None` where there is none: a loud skip, and under `NF4PACK_REQUIRE_GPU=1` a failure. All tests share it:
-/// software drivers take seconds to compile a kernel.
+/// The device, or `None` without one: the test is then skipped with a message, or fails under
+/// `NF4PACK_REQUIRE_GPU=1`. All tests share the device: software drivers take seconds to compile a
+/// kernel.
 pub(crate) fn gpu() -> Option<Gpu> {
     static GPU: OnceLock<Option<Gpu>> = OnceLock::new();
     GPU.get_or_init(|| gpu_with(|_| {})).clone()
 }
 
-/// A device of the test's own with other options.
+/// A separate device with other options.
 pub(crate) fn gpu_with(change: impl FnOnce(&mut Options)) -> Option<Gpu> {
     let mut options = Options { cache: None, ..Options::from_env() };
     change(&mut options);
@@ -28,7 +29,7 @@ pub(crate) fn gpu_with(change: impl FnOnce(&mut Options)) -> Option<Gpu> {
     }
 }
 
-/// Uniform numbers in [-1, 1), the same for the same seed.
+/// Uniform random numbers in [-1, 1), by seed.
 pub(crate) fn random(seed: u64, count: usize) -> Vec<f32> {
     let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
     let next = || {
@@ -40,19 +41,20 @@ pub(crate) fn random(seed: u64, count: usize) -> Vec<f32> {
     std::iter::repeat_with(next).take(count).collect()
 }
 
-/// Floats that follow a matrix of [`mat`] in its buffer.
+/// Guard floats after a matrix of [`mat`] in its buffer.
 const GUARD: usize = 64;
-/// What they are: a signalling NaN. Whatever computes with it gives a quiet one, so that an operation in place is seen there, too.
+/// The bits of a guard: a signalling NaN. Arithmetic makes it quiet, so even an in-place operation
+/// on it is detected.
 const GUARD_BITS: u32 = 0x7fa0_0000;
 
-/// A matrix with these elements, followed by NaN in its buffer.
+/// A matrix with these elements, followed by guards in its buffer.
 pub(crate) fn mat(gpu: &Gpu, rows: u32, cols: u32, elements: &[f32]) -> Mat {
     let guarded = [elements, &[f32::from_bits(GUARD_BITS); GUARD]].concat();
     let whole = Mat::from_slice(gpu, "guarded", 1, guarded.len() as u32, &guarded).unwrap();
     Mat { range: whole.range.slice(0, 4 * elements.len() as u64), rows, cols }
 }
 
-/// Nothing was written past the end of a matrix of [`mat`].
+/// Asserts that nothing was written past the end of a matrix of [`mat`].
 #[track_caller]
 pub(crate) fn assert_untouched(gpu: &Gpu, mat: &Mat) {
     let guard = Mat { range: mat.range.slice(mat.range.size, 4 * GUARD as u64), rows: 1, cols: GUARD as u32 };
@@ -66,22 +68,22 @@ pub(crate) fn random_mat(gpu: &Gpu, seed: u64, rows: u32, cols: u32) -> (Mat, Ve
     (mat(gpu, rows, cols, &elements), elements)
 }
 
-/// A matrix full of NaN, so that what a kernel does not write is seen.
+/// A matrix of NaN, to detect elements that a kernel does not write.
 pub(crate) fn poisoned(gpu: &Gpu, rows: u32, cols: u32) -> Mat {
     mat(gpu, rows, cols, &vec![f32::NAN; (rows * cols) as usize])
 }
 
-/// In f64, as references compute.
+/// Converts to f64 for a reference.
 pub(crate) fn wide(narrow: &[f32]) -> Vec<f64> {
     narrow.iter().map(|&x| x.into()).collect()
 }
 
-/// Back to f32, as kernels give it.
+/// Rounds to f32, as kernels do.
 pub(crate) fn narrow(wide: &[f64]) -> Vec<f32> {
     wide.iter().map(|&x| x as f32).collect()
 }
 
-/// |found - expected| / |expected|, which must be at most `bound`; NaN never is.
+/// Asserts |found - expected| / |expected| <= `bound`. NaN fails.
 #[track_caller]
 pub(crate) fn assert_close(what: &str, found: &[f32], expected: &[f32], bound: f64) {
     assert_eq!(found.len(), expected.len(), "{what}");
@@ -92,7 +94,8 @@ pub(crate) fn assert_close(what: &str, found: &[f32], expected: &[f32], bound: f
     assert!(error <= bound, "{what}: relative error {error:e}, bound {bound:e}");
 }
 
-/// Holds an analytic gradient against central differences of `loss` (in f64) in every element of `at`.
+/// Compares an analytic gradient with central differences of `loss` (in f64) in every element of
+/// `at`.
 #[track_caller]
 pub(crate) fn assert_gradient(what: &str, at: &[f64], gradient: &[f64], bound: f64, loss: impl Fn(&[f64]) -> f64) {
     let step = 1e-5;

@@ -1,5 +1,5 @@
-//! Kernels held against the CPU before their first use on a device, as `dequant::selftest` does it for the decoders. There is no
-//! second kernel to take in place of one that fails, so that this is an error.
+//! Tests kernels against the CPU before their first use on a device, as `dequant::selftest` does
+//! for the decoders. Here no second kernel can replace a failed one, so a failure is an error.
 
 use std::borrow::Cow;
 use std::collections::HashMap;
@@ -12,15 +12,17 @@ use crate::format::FloatType;
 use crate::gpu::{Gpu, Kernel, KernelSpec};
 use crate::ops::OpError;
 
-/// A device that binds less has no room for a trial. WebGPU promises 128 MiB, so that this is one whose limits a test has lowered.
+/// Minimum binding limit for a kernel test. WebGPU guarantees 128 MiB, so a lower limit was set by
+/// a test.
 const ROOM: u64 = 1 << 20;
 
-/// Kernels of a device, compiled and tried as they are asked for. What was found out is kept between runs.
+/// Kernels of a device, which are compiled and tested on first use. The results are stored between
+/// runs.
 #[derive(Debug)]
 pub(super) struct Tried<K> {
     gpu: Gpu,
     kernels: Mutex<HashMap<K, Kernel>>,
-    /// What a test puts in place of a part of every shader.
+    /// A text replacement in every shader, for tests.
     #[cfg(test)]
     patch: Option<[&'static str; 2]>,
 }
@@ -35,17 +37,18 @@ impl<K: Copy + Eq + Hash> Tried<K> {
         }
     }
 
-    /// Kernels that are wrong: every shader with the second text in place of the first, and runtime checks.
+    /// Broken kernels for tests: in every shader, the second text replaces the first. They run with
+    /// runtime checks.
     #[cfg(test)]
     pub fn patched(gpu: &Gpu, patch: [&'static str; 2]) -> Self {
         Self { patch: Some(patch), ..Self::new(gpu) }
     }
 
-    /// The kernel of `key`, which `spec` makes. Before it is used for the first time on this device and driver, `trial` says how it
-    /// differs from the CPU.
+    /// The kernel for `key`, compiled from `spec`. Before its first use on this device and driver,
+    /// `trial` compares it with the CPU.
     ///
     /// # Errors
-    /// [`OpError::Unfit`] where it does; [`OpError::Gpu`] where it does not compile.
+    /// [`OpError::Unfit`] if the values differ; [`OpError::Gpu`] if it does not compile.
     pub fn get(
         &self,
         key: K,
@@ -75,10 +78,11 @@ impl<K: Copy + Eq + Hash> Tried<K> {
     }
 }
 
-/// The record of a kernel that has passed.
+/// The record of a kernel that passed.
 const PASSED: &[u8] = b"passed";
 
-/// The first element that differs from what is expected by more than its tolerance. NaN equals NaN alone.
+/// Describes the first element that differs from the expected value by more than its tolerance. NaN
+/// equals only NaN.
 pub(super) fn difference(found: &[f32], expected: impl Iterator<Item = (f64, f64)>) -> Option<String> {
     let wrong = |&(_, (&found, (expected, tolerance))): &(usize, (&f32, (f64, f64)))| match expected.is_nan() {
         true => !found.is_nan(),
@@ -89,10 +93,10 @@ pub(super) fn difference(found: &[f32], expected: impl Iterator<Item = (f64, f64
     };
     let mut all = found.iter().zip(expected).enumerate().filter(wrong);
     let (i, (found, (expected, _))) = all.next()?;
-    Some(format!("element {i} is {found} in place of {expected}, and {} more are wrong", all.count()))
+    Some(format!("element {i} is {found} instead of {expected}, and {} more are wrong", all.count()))
 }
 
-/// Floats of about the same size, as each type stores them, and as float32.
+/// Random floats of similar magnitude, as stored in each type and as float32.
 pub(super) fn stored(float_type: FloatType, values: &[f32]) -> (Vec<u8>, Cow<'_, [f32]>) {
     match float_type {
         FloatType::F32 => (values.iter().flat_map(|x| x.to_le_bytes()).collect(), values.into()),
@@ -121,7 +125,7 @@ mod tests {
         let of = |found: [f32; 4]| difference(&found, expected.into_iter().map(|x| (x, 0.5)));
         assert_eq!(of([1.25, 1.5, f32::NAN, 4.0]), None);
         let reason = of([1.0, f32::NAN, 3.0, 9.0]).unwrap();
-        assert_eq!(reason, "element 1 is NaN in place of 2, and 2 more are wrong");
+        assert_eq!(reason, "element 1 is NaN instead of 2, and 2 more are wrong");
     }
 
     fn spec() -> KernelSpec {
@@ -150,7 +154,7 @@ mod tests {
             Tried::new(gpu).get((), spec, pass).unwrap();
             trials
         };
-        // By the device, then by its folder of records.
+        // First from the device, then from its folder of records.
         assert_eq!([get(&gpu), get(&gpu), get(&gpu_with(cached).unwrap())], [1, 1, 1]);
     }
 

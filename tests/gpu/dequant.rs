@@ -1,4 +1,4 @@
-//! Both kernels against the CPU, in every output, scale type and block size.
+//! Tests both kernels against the CPU, for every output, scale type and block size.
 #![allow(clippy::unwrap_used, clippy::panic, reason = "tests fail by panicking")]
 
 use crate::common;
@@ -27,13 +27,13 @@ impl Random {
         (u64::from(self.bits(32)) << 32 | u64::from(self.bits(32))) % end.max(1)
     }
 
-    /// A float of either sign with an exponent in `exponents` (of two).
+    /// A float of either sign with a binary exponent in `exponents`.
     fn float(&mut self, exponents: Range<i32>) -> f32 {
         let exponent = exponents.start + self.below(exponents.len() as u64) as i32;
         f32::from_bits(self.bits(1) << 31 | ((127 + exponent) as u32) << 23 | self.bits(23))
     }
 
-    /// A float half way between two neighbouring f16s or bf16s, so that code 15 (1.0) ties.
+    /// A float halfway between two adjacent f16s or bf16s, so that code 15 (1.0) gives a tie.
     fn tie(&mut self) -> f32 {
         match self.bits(2) {
             0 => f32::from_bits(self.float(-60..60).to_bits() & 0xffff_0000 | 0x8000),
@@ -51,7 +51,8 @@ impl Random {
         f32::from_bits(0x3f80_0000 | half)
     }
 
-    /// A scale of any sign and size whose products are no subnormals, many of them ties; some are zero.
+    /// A scale of any sign and magnitude without subnormal products. Many products are ties; some
+    /// scales are zero.
     fn scale(&mut self) -> f32 {
         match self.bits(3) {
             0 => [0.0, -0.0, 65504.0, 65519.99, 65520.0, 65536.0, 5.960_464_5e-8, 2.980_232_2e-8][self.bits(3) as usize],
@@ -82,10 +83,11 @@ impl Tensor {
             ScaleType::Bf16 => (0..blocks).flat_map(|_| bf16::from_f32(random.scale()).to_le_bytes()).collect(),
             ScaleType::Dq8 => {
                 let mut floats = match random.bits(2) {
-                    // Scales half way between two f16s or bf16s.
+                    // Scales halfway between two f16s or bf16s.
                     0 => vec![1.5],
                     1 => vec![0.0],
-                    // Offset, map and super-scales of similar size, so that a fused multiply-add shows.
+                    // Offset, map and super-scales of similar magnitude, so that a fused
+                    // multiply-add shows.
                     _ => vec![random.float(-2..2)],
                 };
                 let ties = floats[0] == 1.5;
@@ -104,7 +106,7 @@ impl Tensor {
         Nf4Tensor { codes: &self.codes, scales, block_size: self.block_size, elements: self.elements }
     }
 
-    /// What the CPU makes of a range: little-endian bytes.
+    /// A range as decoded by the CPU, in little-endian bytes.
     fn reference(&self, range: &Range<u64>, output: Output) -> Vec<u8> {
         let (projection, len) = (self.projection(), (range.end - range.start) as usize);
         match output {
@@ -127,13 +129,13 @@ impl Tensor {
     }
 }
 
-/// A device with both kernels: the fast one first.
+/// A device with both kernels, the fast one first.
 struct Runner {
     gpu: Gpu,
     kernels: Vec<Dequantizer>,
 }
 
-/// The runner of the shared device: each of its kernels is compiled and tried once.
+/// The runner of the shared device. Each kernel is compiled and tested once.
 fn shared_runner() -> Option<&'static Runner> {
     static RUNNER: OnceLock<Option<Runner>> = OnceLock::new();
     RUNNER.get_or_init(|| common::gpu().map(Runner::new)).as_ref()
@@ -150,7 +152,7 @@ impl Runner {
         Self { gpu, kernels }
     }
 
-    /// The one runner: `range` in `outputs` by both kernels, into the middle of a poisoned buffer.
+    /// Checks `range` in `outputs` with both kernels, in the middle of a poisoned buffer.
     fn check(&self, tensor: &Tensor, range: Range<u64>, outputs: &[Output]) {
         let weights = GpuWeights::upload(&self.gpu, &tensor.projection()).unwrap();
         for &output in outputs {
@@ -228,7 +230,7 @@ fn small_bindings_and_codes_in_parts() {
             let start = middle - random.below(10_000) / 8 * 8;
             runner.check(&tensor, start..middle + random.below(10_000), &Output::ALL);
         }
-        // A buffer's worth at a time.
+        // One buffer at a time.
         let found = runner.kernels[0].read(&weights, 8..elements, Output::F16).unwrap();
         assert!(found == tensor.reference(&(8..elements), Output::F16));
     }
@@ -246,7 +248,7 @@ fn outputs_beyond_the_binding_limit() {
 #[test]
 fn more_than_65535_workgroups() {
     let Some(gpu) = common::gpu() else { return };
-    // Both kernels decode 64 words a workgroup here.
+    // Here both kernels decode 64 words per workgroup.
     let runner = Runner::with(gpu, Setup { workgroup: 16, ..Setup::default() });
     let elements = 65_536 * 64 * 8 + 3;
     let tensor = Tensor::random(ScaleType::Bf16, 64, elements, &mut Random(5));
@@ -266,7 +268,7 @@ fn every_workgroup_writes_the_same() {
     }
 }
 
-/// What a driver may make of a float32 below 2^-126: the number, or zero of its sign.
+/// A driver may keep a float32 below 2^-126 or flush it to zero of the same sign.
 fn exact_or_flushed(found: u32, expected: u32, sign_bit: u32, smallest: u32) -> bool {
     let tiny = expected & (sign_bit - 1) <= smallest;
     found == expected || tiny && found == expected & sign_bit
@@ -296,7 +298,7 @@ fn subnormal_products_are_exact_or_zero() {
         let expected = tensor.reference(&(0..8192), Output::Bf16);
         let half = |bytes: &[u8]| u32::from(u16::from_le_bytes(bytes.try_into().unwrap()));
         for (found, expected) in found.chunks(2).zip(expected.chunks(2)).map(|(f, e)| (half(f), half(e))) {
-            // The largest float32 subnormals round to the least normal bf16.
+            // The largest float32 subnormals round to the smallest normal bf16.
             assert!(exact_or_flushed(found, expected, 1 << 15, 0x80), "{found:#x} for {expected:#x}");
         }
         let found = dequantizer.read(&weights, 0..8192, Output::F16).unwrap();
@@ -306,14 +308,14 @@ fn subnormal_products_are_exact_or_zero() {
     }
 }
 
-/// The fast shader with one text in place of another.
+/// The fast shader with `from` replaced by `to`.
 fn sabotaged(from: &str, to: &str) -> Setup {
     let source = concat!(include_str!("../../shaders/codec_nf4.wgsl"), include_str!("../../shaders/nf4_fast.wgsl"));
     assert!(source.contains(from));
     Setup { fast: Fast::Other(source.replace(from, to)), ..Setup::default() }
 }
 
-/// Whether the kernel of an output and a scale type is broken.
+/// Whether the kernel for an output and a scale type is broken.
 type Broken<'a> = &'a dyn Fn(Output, ScaleType) -> bool;
 
 #[test]
@@ -321,7 +323,7 @@ fn a_broken_fast_kernel_is_replaced_by_the_plain_one() {
     let Some(gpu) = common::gpu() else { return };
     let all = |_: Output, _: ScaleType| true;
     let only = |which: Output| move |output: Output, _: ScaleType| output == which;
-    // A product with a bf16 scale is never half way between two bf16s.
+    // A product with a bf16 scale is never halfway between two bf16s.
     let ties = |output: Output, scale_type: ScaleType| output == Output::Bf16 && scale_type != ScaleType::Bf16;
     let dq8 = |_: Output, scale_type: ScaleType| scale_type == ScaleType::Dq8;
     let cases: [(&str, &str, Broken<'_>); 6] = [
@@ -385,7 +387,7 @@ fn what_cannot_be_dequantised_is_an_error() {
 }
 
 #[test]
-fn the_yardstick_copies() {
+fn the_copy_baseline_copies() {
     for max_binding in [None, Some(4096 + 16)] {
         let Some(gpu) = common::gpu_with(|options| options.max_binding = max_binding) else { return };
         let mut random = Random(10);
@@ -417,12 +419,12 @@ fn verdicts_are_kept_between_runs() {
     };
     let fast = Dequantizer::new(&gpu).unwrap();
     let [name] = records().try_into().unwrap();
-    // A planted verdict shows that it is read, and not found out once more.
+    // A planted verdict shows that the record is read and the test is not repeated.
     gpu.cache_record(&name, br#"[[0,"planted"]]"#);
     let recalled = Dequantizer::new(&gpu).unwrap().choices();
     assert_eq!(recalled[0].reason.as_deref(), Some("planted"));
     assert_eq!(recalled[1..], fast.choices()[1..]);
-    // What cannot be understood is found out once more; other kernels have a record of their own.
+    // An invalid record repeats the test. Other kernels have their own record.
     gpu.cache_record(&name, b"{}");
     assert_eq!(Dequantizer::new(&gpu).unwrap().choices(), fast.choices());
     let broken = Dequantizer::with(&gpu, sabotaged("word & 15u]", "word & 7u]")).unwrap();

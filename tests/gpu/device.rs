@@ -1,4 +1,4 @@
-//! The device layer on whatever GPU there is.
+//! Tests the device layer on any GPU.
 #![allow(clippy::unwrap_used, clippy::panic, reason = "tests fail by panicking")]
 
 use crate::common;
@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use nf4pack::gpu::{BufferRange, Commands, Gpu, GpuError, Kernel, KernelSpec, Options, Shader, adapters};
 
-/// `out[i] = i * 3 + add` for `count` words; a workgroup of two.
+/// `out[i] = i * 3 + add` for `count` words, in workgroups of two threads.
 const TRIPLE: &str = "
     struct Params { count: u32, add: u32, pad0: u32, pad1: u32 }
     @group(0) @binding(0) var<storage, read_write> out: array<u32>;
@@ -20,7 +20,7 @@ const TRIPLE: &str = "
         if (i < params.count) { out[i] = i * 3u + params.add; }
     }";
 
-/// `out[i] = old[i] + 1`, without parameters; the length of `out` is the count.
+/// `out[i] = old[i] + 1`, without parameters. The length of `out` is the count.
 const NEXT: &str = "
     @group(0) @binding(0) var<storage, read> old: array<u32>;
     @group(0) @binding(1) var<storage, read_write> out: array<u32>;
@@ -54,7 +54,7 @@ fn words(gpu: &Gpu, range: &BufferRange) -> Vec<u32> {
     gpu.read(range).unwrap().as_chunks().0.iter().map(|word| u32::from_le_bytes(*word)).collect()
 }
 
-/// The device still computes rightly.
+/// Asserts that the device still works.
 fn assert_usable(gpu: &Gpu) {
     let out = poisoned(gpu, 1001);
     let mut commands = gpu.commands("usable");
@@ -118,13 +118,14 @@ fn grids_cover_what_is_asked_and_too_large_ones_are_refused() {
 
 #[test]
 fn commands_see_what_the_ones_before_them_wrote() {
-    // In one submission, and in a hundred and one, the last of which has no dispatch; behind it the list is cut once more.
+    // In one submission, and in 101 submissions. The last one has no dispatch, and the list is cut
+    // again after it.
     for operations in [0, u64::MAX] {
         check_chain(operations);
     }
 }
 
-/// A list of which each dispatch has so many operations.
+/// Checks a list of dispatches with `operations` operations each.
 fn check_chain(operations: u64) {
     let Some(gpu) = common::gpu() else { return };
     let next = kernel(&gpu, "next", NEXT);
@@ -136,11 +137,11 @@ fn check_chain(operations: u64) {
     for _ in 0..50 {
         for (from, to) in [(&a, &b), (&b, &a)] {
             commands.dispatch(&next, &[from.clone(), to.clone()], &[], groups, 8 * u64::from(count));
-            commands.tell_operations(operations);
+            commands.add_operations(operations);
         }
     }
     commands.copy(&a, &b);
-    commands.tell_operations(operations);
+    commands.add_operations(operations);
     let timed = commands.submit_timed().unwrap();
     assert!(words(&gpu, &b).iter().all(|&word| word == 100));
     let elapsed = timed.elapsed(&gpu).unwrap();
@@ -208,13 +209,14 @@ fn buffers_past_the_limits_are_refused_by_size() {
     assert_usable(&gpu);
 }
 
-/// On real devices only: a software one promises the machine's memory many times over, and the test must not take it.
+/// For real devices only: a software device overcommits the system memory, and the test must not
+/// exhaust it.
 #[test]
 #[ignore = "takes all of the GPU's memory, so run it alone"]
 fn memory_runs_out_in_an_error_that_says_how_much_was_asked() {
     let Some(gpu) = common::own_gpu() else { return };
     if gpu.adapter().kind != "discrete" {
-        eprintln!("SKIPPED: {} has no memory of its own to run out of", gpu.adapter());
+        eprintln!("SKIPPED: {} has no memory of its own", gpu.adapter());
         return;
     }
     let size = gpu.limits().max_buffer_size.min(2 << 30) / 16 * 16;
@@ -243,7 +245,7 @@ fn memory_runs_out_in_an_error_that_says_how_much_was_asked() {
 fn bytes_in_use_go_up_and_down() {
     let Some(gpu) = common::own_gpu() else { return };
     let Some(before) = gpu.bytes_in_use() else {
-        eprintln!("SKIPPED: {} does not tell what is in use", gpu.adapter());
+        eprintln!("SKIPPED: {} does not report memory in use", gpu.adapter());
         return;
     };
     let buffer = gpu.storage("weights", 32 << 20).unwrap();
@@ -306,7 +308,7 @@ fn parameters_are_held_against_the_kernel() {
 #[test]
 fn errors_of_wgpu_are_typed_and_the_device_stays_usable() {
     let Some(gpu) = common::gpu() else { return };
-    // A buffer written and read in one dispatch: known to wgpu only.
+    // Only wgpu detects a buffer that is written and read in one dispatch.
     let range = poisoned(&gpu, 64);
     let mut commands = gpu.commands("alias");
     commands.dispatch(&kernel(&gpu, "next", NEXT), &[range.clone(), range.clone()], &[], [1, 1, 1], 0);
@@ -335,7 +337,7 @@ fn errors_that_no_call_returns_are_kept_for_the_next_wait() {
             nf4pack::gpu::wgpu::BufferDescriptor { label: Some("bad"), size: 16, usage, mapped_at_creation: false };
         drop(device.create_buffer(&descriptor));
     };
-    // On another thread, outside of any scope, while this one works inside of its own.
+    // On another thread, outside of any scope, while this thread is in its own scope.
     std::thread::spawn(bad).join().unwrap();
     let buffer = gpu.storage("good", 16);
     assert!(buffer.is_ok(), "{buffer:?}");
@@ -344,7 +346,7 @@ fn errors_that_no_call_returns_are_kept_for_the_next_wait() {
     assert_usable(&gpu);
 }
 
-/// Usages that no buffer may have together.
+/// An invalid combination of buffer usages.
 fn wgpu_usages() -> nf4pack::gpu::wgpu::BufferUsages {
     use nf4pack::gpu::wgpu::BufferUsages;
     BufferUsages::MAP_READ | BufferUsages::MAP_WRITE | BufferUsages::STORAGE
@@ -425,7 +427,7 @@ fn kernels_with_more_buffers_than_a_stage_has_are_refused() {
     let Some(gpu) = common::gpu() else { return };
     let most = u64::from(gpu.limits().max_storage_buffers_per_shader_stage);
     if most > 1000 {
-        eprintln!("SKIPPED: so many that naga would take minutes");
+        eprintln!("SKIPPED: naga would take minutes for this many buffers");
         return;
     }
     let buffer = |i| format!("@group(0) @binding({i}) var<storage, read_write> b{i}: array<u32>;\n");
@@ -492,7 +494,7 @@ fn trusted_kernels_are_checked_where_the_options_ask_for_it() {
     for (checked, groups) in [(false, 1), (true, 1), (true, 3)] {
         let Some(gpu) = common::gpu_with(|options| options.checked = checked) else { return };
         assert_eq!(gpu.is_checked(), checked);
-        // SAFETY: what passes the end of the bound range is run with checks only, and there is no loop.
+        // SAFETY: accesses past the bound range run only with checks, and there is no loop.
         let shader = unsafe { Shader::trusted("trusted", source) };
         let kernel = gpu.kernel(&KernelSpec { shader, entry: "main", constants: vec![] }).unwrap();
         let out = poisoned(&gpu, 192);
@@ -589,7 +591,8 @@ fn profiles_count_calls_bytes_and_time() {
     assert!(gpu.profile().unwrap().0.is_empty());
     let (a, b) = (poisoned(&gpu, 1000), poisoned(&gpu, 1000));
     let next = kernel(&gpu, "next", NEXT);
-    // More dispatches than one set of queries holds, then more submissions than are kept unread.
+    // More dispatches than one query set holds, then more submissions than the limit of unread
+    // times.
     let mut commands = gpu.commands("many");
     for _ in 0..2500 {
         commands.dispatch(&next, &[a.clone(), b.clone()], &[], [16, 1, 1], 8000);
@@ -603,7 +606,7 @@ fn profiles_count_calls_bytes_and_time() {
     }
     assert_eq!(words(&gpu, &b)[999], 999 * 3 + 5);
     let table = gpu.profile().unwrap();
-    assert_eq!(gpu.profile().unwrap(), table, "asking changes nothing");
+    assert_eq!(gpu.profile().unwrap(), table, "reading changes nothing");
     let mut rows: Vec<_> = table.0.iter().map(|row| (row.kernel.as_str(), row.calls, row.bytes)).collect();
     assert!(table.0.is_sorted_by(|a, b| a.seconds >= b.seconds));
     rows.sort_unstable();
@@ -640,7 +643,8 @@ fn compiled_kernels_are_kept_and_garbage_in_their_place_is_ignored() {
         vec![],
         b"garbage".to_vec(),
         good[..good.len() / 2].to_vec(),
-        // Whole by its checksum, but not wgpu's: no magic, another version, another adapter, another driver, cut off.
+        // The checksum is right, but wgpu refuses the data: no magic, another version, adapter or
+        // driver, truncated.
         sealed(b"garbage"),
         sealed(&vec![0xaa; 4096]),
         sealed(&flipped(0)),
@@ -656,7 +660,7 @@ fn compiled_kernels_are_kept_and_garbage_in_their_place_is_ignored() {
         assert_usable(&gpu);
         drop(gpu);
         let after = fs::read(&file).unwrap();
-        assert_eq!(sealed(&after[..after.len() - 4]), after, "case {i}: a whole file is left");
+        assert_eq!(sealed(&after[..after.len() - 4]), after, "case {i}: a valid file remains");
     }
 }
 

@@ -1,4 +1,4 @@
-//! Text by a cache of keys and values against text by running all of it through the model for each token.
+//! Tests generation with a KV cache against a full forward pass for each token.
 #![allow(clippy::unwrap_used, clippy::panic, reason = "tests fail by panicking")]
 
 use crate::common;
@@ -20,10 +20,10 @@ use nf4pack::model::{Sampler, SamplerOptions};
 use nf4pack::model::{read_config, read_tokenizer};
 use tempfile::TempDir;
 
-/// Tokens that a text may have.
+/// Maximum tokens of a text.
 const CAPACITY: u32 = 400;
 
-/// A fixture as a pack, and an adapter that does something.
+/// A fixture as a pack, and an adapter with an effect.
 struct Fixture {
     _folder: TempDir,
     path: PathBuf,
@@ -35,7 +35,7 @@ impl Fixture {
         Self::of("tiny-qwen3", "oracle/adapter_final")
     }
 
-    /// Of a checkpoint and an adapter among the fixtures.
+    /// The fixture of a checkpoint and an adapter.
     fn of(checkpoint: &str, adapter: &str) -> Self {
         let (fixtures, folder) = (Path::new("tests/fixtures"), tempfile::tempdir().unwrap());
         let path = folder.path().join("tiny.nf4pack");
@@ -61,7 +61,7 @@ impl Fixture {
         TextGenerator::open(gpu, self.pack(), adapter, eos, CAPACITY, budget).unwrap()
     }
 
-    /// The model without a cache.
+    /// The model without a KV cache.
     fn session(&self, gpu: &Gpu, adapter: Option<&Adapter>) -> Session {
         let model = read_config(&self.pack()).unwrap();
         let plan = Passes::of_one(CAPACITY).plan(gpu, &self.pack(), &model, adapter).unwrap();
@@ -69,12 +69,12 @@ impl Fixture {
     }
 }
 
-/// The likeliest tokens after `prompt`, each from all logits of the text so far.
-fn recomputed(session: &mut Session, prompt: &[u32], most: usize) -> Vec<u32> {
+/// The most likely tokens after `prompt`, each from a full forward pass over the text.
+fn recomputed(session: &mut Session, prompt: &[u32], max: usize) -> Vec<u32> {
     let (vocab, ends) = (session.model.config().vocab as usize, session.model.config().eos_token_ids.clone());
     let mut text = prompt.to_vec();
     let mut sampler = Sampler::new(SamplerOptions::GREEDY).unwrap();
-    while text.len() < prompt.len() + most {
+    while text.len() < prompt.len() + max {
         let logits = session.logits(&text).unwrap();
         let next = sampler.sample(&logits[logits.len() - vocab..]).unwrap();
         if ends.contains(&next) {
@@ -85,11 +85,11 @@ fn recomputed(session: &mut Session, prompt: &[u32], most: usize) -> Vec<u32> {
     text.split_off(prompt.len())
 }
 
-/// The likeliest tokens after `prompt`, and why they end.
-fn greedy(generator: &mut TextGenerator, prompt: &[u32], most: u32) -> Result<(Vec<u32>, Ending), GenerateError> {
+/// The most likely tokens after `prompt`, and the reason for the end.
+fn greedy(generator: &mut TextGenerator, prompt: &[u32], max: u32) -> Result<(Vec<u32>, Ending), GenerateError> {
     let mut sampler = Sampler::new(SamplerOptions::GREEDY).unwrap();
     let mut shown = Vec::new();
-    let generated = generator.answer(prompt, most, &mut sampler, |event| -> Result<_, GenerateError> {
+    let generated = generator.answer(prompt, max, &mut sampler, |event| -> Result<_, GenerateError> {
         if let Event::Token(token) = event {
             shown.push(token);
         }
@@ -99,7 +99,7 @@ fn greedy(generator: &mut TextGenerator, prompt: &[u32], most: u32) -> Result<(V
     Ok((generated.tokens, generated.ending))
 }
 
-/// A short one, one in the middle of a word, and one that is read in two pieces.
+/// A short prompt, one that ends inside a word, and one that is read in two pieces.
 fn prompts(tokenizer: &Tokenizer) -> Vec<Vec<u32>> {
     let encode = |text: &str| tokenizer.encode(text, true).unwrap();
     let mut long = encode(&"Once upon a time there was a little bear who liked honey. ".repeat(40));
@@ -108,16 +108,16 @@ fn prompts(tokenizer: &Tokenizer) -> Vec<Vec<u32>> {
     vec![encode("a"), encode("Once upon a ti"), long]
 }
 
-/// A model that goes on, and the same model without a cache, which must go on alike.
+/// Asserts that the model gives the same tokens with and without a cache.
 fn assert_agree(fixture: &Fixture, gpu: &Gpu, adapter: Option<&Adapter>, prompts: &[Vec<u32>]) {
     let mut generator = fixture.generator(gpu, adapter, None);
     let mut session = fixture.session(gpu, adapter);
     for prompt in prompts {
-        // All of a long text anew for each token takes long.
-        let most = if prompt.len() > 100 { 2 } else { 12 };
-        let expected = recomputed(&mut session, prompt, most);
-        assert_eq!(expected.len(), most, "it should not end early");
-        let found = greedy(&mut generator, prompt, most as u32).unwrap();
+        // A full forward pass over a long text for each token is slow.
+        let max = if prompt.len() > 100 { 2 } else { 12 };
+        let expected = recomputed(&mut session, prompt, max);
+        assert_eq!(expected.len(), max, "it should not end early");
+        let found = greedy(&mut generator, prompt, max as u32).unwrap();
         assert_eq!(found, (expected, Ending::MaxTokens), "after {}", prompt.len());
     }
 }
@@ -130,7 +130,7 @@ fn the_cache_changes_nothing() {
     assert_agree(&fixture, &gpu, Some(&fixture.adapter()), &prompts(&fixture.tokenizer())[..2]);
 }
 
-/// Of the residual streams of a model that is only run, two share the memory: the layer is named all the same.
+/// In inference, the residual streams share two buffers. The error still names the layer.
 #[test]
 fn what_is_not_finite_is_named_by_its_layer_without_training() {
     let Some(gpu) = common::gpu() else { return };
@@ -155,7 +155,7 @@ fn what_is_not_finite_is_named_by_its_layer_without_training() {
     }
 }
 
-/// Windows of all layers and of some, layers without rotary embedding, factors.
+/// Windows in all layers and in some, layers without rotary embedding, factors.
 #[test]
 fn the_cache_changes_nothing_where_layers_differ() {
     let Some(gpu) = common::gpu() else { return };
@@ -191,7 +191,8 @@ fn a_conversation_uses_what_it_has_in_the_cache() {
     let first = fixture.tokenizer().encode("Once upon a ti", true).unwrap();
     let (answer, _) = greedy(&mut generator, &first, 8).unwrap();
     assert_eq!(answer.len(), 8);
-    // It goes on from the answer, of which the last token was not read yet; then from another one, and again from the first.
+    // The prompt continues the answer, whose last token is not in the cache yet. Then it continues
+    // another answer, and the first again.
     let second = [first.clone(), answer, vec![17, 18, 19]].concat();
     let other = [first.clone(), vec![40, 41]].concat();
     let mut sampler = Sampler::new(SamplerOptions::GREEDY).unwrap();
@@ -218,7 +219,8 @@ fn texts_end_and_do_not_pass_the_cache() {
     let stop = |_| -> Result<_, GenerateError> { Ok(ControlFlow::Break(())) };
     let stopped = generator.answer(&prompt, 12, &mut sampler, stop).unwrap();
     assert_eq!((stopped.tokens, stopped.ending), (all[..1].to_vec(), Ending::Stopped));
-    // A long prompt is read in pieces, and can be stopped between them; what was read need not be read again.
+    // A long prompt is read in pieces and can be stopped between them. Read pieces stay in the
+    // cache.
     let mut heard = Vec::new();
     let stop_early = |event| -> Result<_, GenerateError> {
         heard.push(event);
@@ -229,10 +231,11 @@ fn texts_end_and_do_not_pass_the_cache() {
     assert_eq!((heard, stopped.tokens_per_second()), (vec![Event::Read(256)], None));
     let rest = generator.answer(&long, 3, &mut sampler, |_| -> Result<_, GenerateError> { Ok(ControlFlow::Continue(())) });
     let rest = rest.unwrap();
-    // It begins with the same five tokens as the prompt before it.
+    // It starts with the same five tokens as the previous prompt.
     assert_eq!((rest.prompt_tokens, rest.tokens.len(), rest.passes), (300 - 5 - 256, 3, 2));
     assert!(rest.tokens_per_second().unwrap() > 0.0 && rest.prompt_tokens_per_second().unwrap() > 0.0);
-    // The token after a full cache is known, but not what follows it; an end token of the tokenizer ends a text, too.
+    // A full cache still gives one more token, but no token after that. An end token of the
+    // tokenizer also ends a text.
     let capacity = prompt.len() as u32 + 4;
     let mut small = open(Some(all[5]), capacity);
     let end = all.iter().position(|&token| token == all[5]).unwrap();

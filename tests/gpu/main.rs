@@ -1,4 +1,4 @@
-//! What runs on a GPU, and its shaders.
+//! Tests on a GPU, and tests of the shaders.
 
 #[path = "../common/mod.rs"]
 mod common;

@@ -1,4 +1,4 @@
-//! Every shader, parsed and validated in every form that it is compiled in: no GPU is needed.
+//! Parses and validates every shader with every set of constants that the host uses. Needs no GPU.
 #![allow(clippy::unwrap_used, clippy::panic, reason = "tests fail by panicking")]
 
 use naga::back::pipeline_constants::process_overrides;
@@ -8,7 +8,7 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::path::Path;
 
-/// Constants, with the values that the host gives them.
+/// Constants and their values on the host.
 type Constants = &'static [(&'static str, &'static [f64])];
 
 const EITHER: &[f64] = &[0.0, 1.0];
@@ -84,7 +84,7 @@ const FORMS: &[(&[&str], Constants)] = &[
     (&["swiglu.wgsl"], &[]),
 ];
 
-/// Every choice of one value for each constant.
+/// Every combination of values of the constants.
 fn combinations(constants: Constants) -> Vec<naga::back::PipelineConstants> {
     let mut all = vec![naga::back::PipelineConstants::default()];
     for (name, values) in constants {
@@ -101,12 +101,14 @@ fn combinations(constants: Constants) -> Vec<naga::back::PipelineConstants> {
     all
 }
 
-/// One for what every Vulkan, Metal and DX12 device has: `pack2x16float` beside plain WGSL.
+/// A validator with the capabilities of every Vulkan, Metal and DX12 device: plain WGSL and
+/// `pack2x16float`.
 fn validator() -> Validator {
     Validator::new(ValidationFlags::all(), Capabilities::SHADER_FLOAT16_IN_FLOAT32)
 }
 
-/// The constants of a shader that the host gives: not those that are computed from others, nor sizes of arrays, which have no name.
+/// The constants of a shader that the host sets. Excludes derived constants, and array sizes, which
+/// have no name.
 fn given(module: &naga::Module) -> BTreeSet<&str> {
     let literal = |init| matches!(module.global_expressions[init], naga::Expression::Literal(_));
     let given = module.overrides.iter().filter(|(_, constant)| constant.init.is_some_and(literal));
@@ -140,6 +142,6 @@ fn every_shader_is_valid_in_every_form() {
     let dequant = 1 + 2 * 12 + 9;
     let products = 72 + 48 + 2 * 48 + 1;
     let attention = 5 * 10 + 4 * 2 + 2;
-    let others = 1 + 1 + 2 + 2 * 3 + 3 + 3 + 2 * 2 + 2;
-    assert_eq!(compiled, dequant + products + attention + others);
+    let rest = 1 + 1 + 2 + 2 * 3 + 3 + 3 + 2 * 2 + 2;
+    assert_eq!(compiled, dequant + products + attention + rest);
 }

@@ -1,4 +1,5 @@
-//! Layers on the GPU against the same layers decoded on the CPU: every element, in every order and under every budget.
+//! Tests streamed layers against the same layers decoded on the CPU: every element, in every order
+//! and with every budget.
 #![allow(clippy::unwrap_used, clippy::panic, reason = "tests fail by panicking")]
 
 use crate::common;
@@ -21,7 +22,7 @@ use tempfile::TempDir;
 
 use Direction::{Backward, Forward};
 
-/// The shared device and its decoder, whose kernels are compiled and tried once.
+/// The shared device and its decoder. The kernels are compiled and tested once.
 fn device() -> Option<(Gpu, &'static Dequantizer)> {
     static KERNELS: OnceLock<Dequantizer> = OnceLock::new();
     let gpu = common::gpu()?;
@@ -29,7 +30,7 @@ fn device() -> Option<(Gpu, &'static Dequantizer)> {
     Some((gpu, kernels))
 }
 
-/// A pack and the folder that it lies in.
+/// A pack and its folder.
 struct TestPack {
     _folder: TempDir,
     path: PathBuf,
@@ -43,7 +44,7 @@ fn pack_of(source: &Path, scale_type: ScaleType) -> TestPack {
     TestPack { _folder: folder, path }
 }
 
-/// Four layers of a Qwen3 whose sizes are multiples of little.
+/// Four layers of a Qwen3 with odd sizes.
 fn small_pack(scale_type: ScaleType) -> TestPack {
     synthetic_pack(72, 200, scale_type)
 }
@@ -56,7 +57,8 @@ fn synthetic_pack(hidden: u64, intermediate: u64, scale_type: ScaleType) -> Test
     pack_of(&folder.path().join("model"), scale_type)
 }
 
-/// What a pack holds, by name: quantised tensors as the CPU decodes them, raw ones as they lie in the file.
+/// The tensors of a pack by name: quantised tensors as decoded by the CPU, raw tensors as stored in
+/// the file.
 fn decoded(pack: Pack<'_>) -> HashMap<String, Vec<u8>> {
     let floats = pack.quantized_tensors().map(|p| {
         let mut out = vec![f32::NAN; p.data.elements as usize];
@@ -66,7 +68,7 @@ fn decoded(pack: Pack<'_>) -> HashMap<String, Vec<u8>> {
     floats.chain(pack.raw_tensors().map(|t| (t.name.to_owned(), t.bytes.to_vec()))).collect()
 }
 
-/// How many tensors of a layer are, bit for bit, what the CPU says.
+/// The number of tensors of a layer that equal the CPU bit for bit.
 fn compare(gpu: &Gpu, kernels: &Dequantizer, layer: &StreamedLayer, expected: &HashMap<String, Vec<u8>>) -> usize {
     for projection in &layer.quantized_tensors {
         let found = kernels.read(&projection.weights, 0..projection.weights.elements, Output::F32).unwrap();
@@ -85,19 +87,20 @@ fn compare(gpu: &Gpu, kernels: &Dequantizer, layer: &StreamedLayer, expected: &H
     layer.quantized_tensors.len() + layer.raw_tensors.len()
 }
 
-/// The budget of the smallest plan: a ring of two layers.
+/// The budget of the smallest plan, a ring of two layers.
 fn ring_of_two(gpu: &Gpu, path: &Path) -> Option<u64> {
     let pack = MappedPack::read(path).unwrap();
     let plan = StreamPlan::new(pack.pack().index(), gpu.limits().max_buffer_size, None, false).unwrap();
     Some(plan.minimum_bytes)
 }
 
-/// The pack, to be mapped or read.
+/// The pack as a mapped or read source.
 fn source(path: &Path, map: bool) -> Result<PackSource, StreamError> {
     if !map {
         return PackSource::open(path);
     }
-    // SAFETY: packs of these tests are changed by the test alone, between two uses; what a cut file gives is an error, or ends it.
+    // SAFETY: only the test changes its pack, between two uses. A truncated file gives an error or
+    // kills the test.
     Ok(PackSource::of_mapped(path, unsafe { MappedPack::open(path) }?))
 }
 
@@ -145,13 +148,13 @@ fn tiny_qwen3_resident_and_in_a_ring_of_two() {
     assert_eq!((plan.resident, plan.slots), (false, 2));
 }
 
-/// A larger trained model, where the folder that holds it lies beside the project.
+/// A larger trained model, if `../shared` has it.
 #[test]
 fn small_qwen3_resident_and_in_a_ring_of_two() {
     let Some((gpu, kernels)) = device() else { return };
     let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("../shared/models/small-qwen3");
     if !source.is_dir() {
-        eprintln!("SKIPPED: {} is not there", source.display());
+        eprintln!("SKIPPED: {} does not exist", source.display());
         return;
     }
     let pack = pack_of(&source, ScaleType::F32);
@@ -200,9 +203,9 @@ fn layers_in_any_order_out_of_a_small_ring() {
     let pack = small_pack(ScaleType::Bf16);
     let mapped = MappedPack::read(&pack.path).unwrap();
     let expected = decoded(mapped.pack());
-    let least = ring_of_two(&gpu, &pack.path).unwrap();
+    let min = ring_of_two(&gpu, &pack.path).unwrap();
     let mut stream =
-        LayerStream::open(&gpu, &pack.path, &StreamOptions { budget: Some(least), ..Default::default() }).unwrap();
+        LayerStream::open(&gpu, &pack.path, &StreamOptions { budget: Some(min), ..Default::default() }).unwrap();
     let mut random = 12345_u32;
     for _ in 0..60 {
         random = random.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
@@ -214,7 +217,8 @@ fn layers_in_any_order_out_of_a_small_ring() {
     }
 }
 
-/// A layer may be cloned and kept: work with it is refused once its slot was given to another layer.
+/// A layer may be cloned and kept. Work with it is refused after its slot was given to another
+/// layer.
 #[test]
 fn work_with_a_layer_whose_slot_was_given_away_is_refused() {
     let Some((gpu, kernels)) = device() else { return };
@@ -235,7 +239,7 @@ fn work_with_a_layer_whose_slot_was_given_away_is_refused() {
         let (early, late, timed) = (recorded(), recorded(), recorded());
         early.submit().unwrap();
         let expected = gpu.read(&out).unwrap();
-        // In a ring of two, layer 2 is loaded ahead, in place of layer 0.
+        // In a ring of two, layer 2 is prefetched into the slot of layer 0.
         stream.layer(1, Forward).unwrap();
         let decoded = kernels.read(&kept.quantized_tensors[0].weights, 0..8, Output::F32);
         if resident {
@@ -248,8 +252,8 @@ fn work_with_a_layer_whose_slot_was_given_away_is_refused() {
             assert!(matches!(timed.submit_timed(), Err(GpuError::Overwritten { .. })));
             assert!(matches!(gpu.read(&range), Err(GpuError::Overwritten { .. })));
             assert!(matches!(decoded, Err(DequantError::Gpu(GpuError::Overwritten { .. }))));
-            assert!(matches!(recorded().submit(), Err(GpuError::Overwritten { .. })), "recorded late, too");
-            // The same layer, asked for again, is another lease.
+            assert!(matches!(recorded().submit(), Err(GpuError::Overwritten { .. })), "late recording");
+            // A new request for the same layer has a new lease.
             let again = stream.layer(0, Forward).unwrap().quantized_tensors[0].weights.codes[0].clone();
             let again = gpu.read(&nf4pack::gpu::BufferRange { size: 256, ..again }).unwrap();
             assert_eq!(again, expected);
@@ -265,14 +269,14 @@ fn a_layer_past_the_end_and_a_budget_too_small_are_errors() {
     let mut stream = LayerStream::open(&gpu, &pack.path, &StreamOptions::default()).unwrap();
     let error = stream.layer(4, Forward).unwrap_err();
     assert!(matches!(error, StreamError::OutOfRange { layer: 4, count: 4 }), "{error}");
-    let least = ring_of_two(&gpu, &pack.path).unwrap();
-    let options = StreamOptions { budget: Some(least - 1), ..Default::default() };
+    let min = ring_of_two(&gpu, &pack.path).unwrap();
+    let options = StreamOptions { budget: Some(min - 1), ..Default::default() };
     let error = LayerStream::open(&gpu, &pack.path, &options).unwrap_err();
-    assert!(matches!(error, StreamError::Budget { needed, .. } if needed == least), "{error}");
-    assert!(error.to_string().contains(&least.to_string()));
+    assert!(matches!(error, StreamError::Budget { needed, .. } if needed == min), "{error}");
+    assert!(error.to_string().contains(&min.to_string()));
 }
 
-/// A file that is cut while layers are still to come: an error, whether it is mapped or read.
+/// A file that is truncated before all layers are loaded gives an error, mapped or read.
 #[test]
 fn a_file_that_is_cut_under_the_reader_is_an_error() {
     let Some(gpu) = common::gpu() else { return };
@@ -285,7 +289,7 @@ fn a_file_that_is_cut_under_the_reader_is_an_error() {
         OpenOptions::new().write(true).open(&pack.path).unwrap().set_len(last.start + 100).unwrap();
         let error = stream.layer(3, Backward).unwrap_err();
         assert!(matches!(error, StreamError::Truncated { found, .. } if found == last.start + 100), "map {map}: {error}");
-        // The loader is still there, and says so again.
+        // The loader still runs and returns the error again.
         assert!(matches!(stream.layer(3, Backward), Err(StreamError::Truncated { .. })));
     }
 }
@@ -340,7 +344,7 @@ fn a_scale_that_is_no_number_is_found_without_verify() {
     }
 }
 
-/// Damage of the global tensors is told where they are asked for, again and again, and layers go on.
+/// Each request for damaged global tensors returns an error. Layers still load.
 #[test]
 fn damaged_globals_do_not_hurt_the_layers() {
     let Some(gpu) = common::gpu() else { return };
@@ -364,7 +368,7 @@ fn damaged_globals_do_not_hurt_the_layers() {
     stream.wait_loaded().unwrap();
 }
 
-/// A stream that is dropped while it loads stops at once, and the device stays good for others.
+/// A stream that is dropped during loading stops at once, and the device still works.
 #[test]
 fn a_stream_may_be_dropped_while_it_loads() {
     let Some((gpu, kernels)) = device() else { return };

@@ -1,6 +1,7 @@
-//! Models of every supported architecture against transformers and PEFT in float32: fixtures/architectures, as
-//! interop/architectures.py writes them. Between them they have every bias, tied and untied heads, several numbers of heads for each
-//! key, every scaling of the rotary embedding and layers without one, windows of all layers and of some, and every factor.
+//! Tests models of every supported architecture against transformers and PEFT in float32.
+//! interop/architectures.py writes fixtures/architectures. Together the models have every bias,
+//! tied and untied heads, several ratios of query heads to key heads, every scaling of the rotary
+//! embedding, layers without it, windows in all layers and in some, and every factor.
 #![allow(clippy::unwrap_used, clippy::panic, reason = "tests fail by panicking")]
 
 use crate::common;
@@ -28,7 +29,8 @@ use serde_json::Value;
 const LENGTH: usize = 24;
 const RANK: u32 = 4;
 
-/// The seven projections of each layer are quantised, and decode to the checkpoint's bits.
+/// Asserts that the seven projections of each layer are quantised and decode to the bits of the
+/// checkpoint.
 fn assert_exact(pack: &Path, checkpoint: &Path, layers: u32) {
     let (mapped, weights) = (MappedPack::read(pack).unwrap(), floats(checkpoint));
     let mut compared = 0;
@@ -38,15 +40,16 @@ fn assert_exact(pack: &Path, checkpoint: &Path, layers: u32) {
         let differ = |(a, b): (&f32, &f32)| a.to_bits() != b.to_bits();
         let expected = &weights[projection.name];
         assert_eq!(decoded.len(), expected.len());
-        assert!(!decoded.iter().zip(expected).any(differ), "{} is not what the checkpoint has", projection.name);
+        assert!(!decoded.iter().zip(expected).any(differ), "{} differs from the checkpoint", projection.name);
         compared += 1;
     }
     assert_eq!(compared, 7 * layers);
 }
 
-/// A row and its end, packed into one batch, give the loss and the gradient that they give one after the other.
+/// Asserts that a row and its end give the same loss and gradient packed in one batch as one after
+/// another.
 fn assert_packed_as_alone(trainer: &mut Trainer, row: &Value) {
-    // From the middle of a window on.
+    // From the middle of a window.
     let end = |key: &str| serde_json::json!(row[key].as_array().unwrap()[5..]);
     let (tokens, labels) = (end("tokens"), end("labels"));
     let samples = [[&row["tokens"], &row["labels"]], [&tokens, &labels]];
@@ -61,7 +64,7 @@ fn assert_packed_as_alone(trainer: &mut Trainer, row: &Value) {
     assert!(error <= 1e-5, "the gradients of packed samples are {error} off");
 }
 
-/// Converts a model, and holds all that it computes against what is expected of it.
+/// Converts a model, and compares its results with the expected ones.
 fn check(name: &str) {
     let Some(gpu) = common::gpu() else { return };
     check_folder(gpu, &fixture("architectures").join(name));
@@ -91,7 +94,7 @@ fn check_folder(gpu: Gpu, folder: &Path) {
     assert_gradients(&adapter.layout, &trainer.gradient().unwrap(), &expected);
 }
 
-/// A stored output projection gives logits and gradients, whatever config.json says of it.
+/// A stored output projection gives logits and gradients, regardless of config.json.
 #[test]
 fn a_stored_head_counts_where_config_json_calls_it_tied() {
     let Some(gpu) = common::gpu() else { return };
@@ -109,7 +112,8 @@ fn a_stored_head_counts_where_config_json_calls_it_tied() {
     check_folder(gpu, &copy);
 }
 
-/// Embedding and head in 4 bits, decoded in the kernels, against the same values decoded by the CPU and kept as floats.
+/// Tests embedding and head in 4 bits, decoded in the kernels, against the same values in floats,
+/// decoded by the CPU.
 #[test]
 fn a_quantised_embedding_computes_what_its_decoded_values_do() {
     let Some(gpu) = common::gpu() else { return };
@@ -161,7 +165,7 @@ fn qwen3_with_biases_an_untied_head_and_dynamic_scaling() {
     check("qwen3");
 }
 
-/// Texts in one batch, each token but the first of its text to be predicted.
+/// Texts in one batch. Each token except the first of a text is a label.
 fn packed(texts: &[&[u32]]) -> Batch {
     let mut batch = Batch { rows: 1, tokens: Vec::new(), labels: Vec::new(), starts: Vec::new(), trained: 0 };
     for text in texts {
@@ -174,8 +178,9 @@ fn packed(texts: &[&[u32]]) -> Batch {
     batch
 }
 
-/// Shorter than the model was made for, as long, and longer: packed together, each as transformers has it alone; and texts that are
-/// generated, which grow out of that length.
+/// Texts shorter than the trained length of the model, equal to it, and longer. Packed in a batch,
+/// each has the loss that transformers computes for it alone. Generated texts grow past that
+/// length.
 #[test]
 fn dynamic_scaling_is_by_the_length_of_each_text() {
     let Some(gpu) = common::gpu() else { return };

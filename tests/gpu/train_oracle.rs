@@ -1,5 +1,6 @@
-//! The model and its training step against transformers, PEFT and bitsandbytes in float32 on tiny-qwen3: fixtures/oracle, whose
-//! weights are those of a pack with absmax scales in float32, bit for bit.
+//! Tests the model and its training step against transformers, PEFT and bitsandbytes in float32 on
+//! tiny-qwen3. The weights of fixtures/oracle equal those of a pack with absmax scales in float32,
+//! bit for bit.
 #![allow(clippy::unwrap_used, clippy::panic, reason = "tests fail by panicking")]
 
 use crate::common;
@@ -29,17 +30,17 @@ fn oracle() -> Value {
     json(&fixture("oracle/oracle.json"))
 }
 
-/// Rows of the oracle's batch.
+/// Rows of a batch of the oracle.
 fn batch(oracle: &Value, number: usize, rows: &[usize]) -> Batch {
     oracle::batch(rows.iter().map(|&row| [&oracle["batches"][number][row], &oracle["labels"][number][row]]))
 }
 
-/// tiny-qwen3 with the oracle's weights.
+/// tiny-qwen3 with the weights of the oracle.
 fn tiny_qwen3() -> Option<Fixture> {
     Some(Fixture::new(common::gpu()?, &fixture("tiny-qwen3"), fixture("oracle"), LENGTH, 8))
 }
 
-/// The final norm of tiny-qwen3, in float64.
+/// The final norm of tiny-qwen3 in float64.
 fn final_norm(config: &ModelConfig, x: &[f32]) -> Vec<f32> {
     let bytes = std::fs::read(fixture("tiny-qwen3/model.safetensors")).unwrap();
     let weights = SafeTensors::deserialize(&bytes).unwrap();
@@ -53,7 +54,7 @@ fn final_norm(config: &ModelConfig, x: &[f32]) -> Vec<f32> {
     x.chunks(gamma.len()).flat_map(norm).collect()
 }
 
-/// Both rows of the oracle's first batch.
+/// Both rows of the first batch of the oracle.
 fn first_rows(oracle: &Value) -> [Vec<u32>; 2] {
     [0, 1].map(|row| oracle::tokens(&oracle["batches"][0][row]))
 }
@@ -68,7 +69,7 @@ fn hidden_states_and_logits_are_those_of_transformers() {
         let states = session.hidden_states(tokens).unwrap();
         assert_eq!(states.len(), fixture.config.layers as usize + 1);
         for (number, state) in states.iter().enumerate() {
-            // transformers has the last one after the final norm.
+            // transformers returns the last hidden state after the final norm.
             let last = number == fixture.config.layers as usize;
             let state = if last { &final_norm(&fixture.config, state) } else { state };
             let all = &expected[&format!("hidden.{number}")];
@@ -123,7 +124,7 @@ fn the_gradients_of_the_first_step_are_those_of_peft() {
     assert_gradients(&adapter.layout, &gradient, &expected);
 }
 
-/// The oracle's first steps.
+/// The first steps of the oracle.
 fn train(fixture: &Fixture, ring: bool, steps: usize) -> (Vec<StepResult>, Vec<f32>) {
     let oracle = oracle();
     let mut trainer = fixture.trainer(&fixture.adapter("adapter_init"), ring, 2);
@@ -171,7 +172,7 @@ fn accumulated_micro_batches_are_one_batch() {
         let result = trainer.step(batches, 1e-3).unwrap();
         (result, trainer.gradient().unwrap())
     };
-    // Different numbers of trained tokens in each, so that a mean of means would be wrong.
+    // Each has a different number of labels, so a mean of means would be wrong.
     let rows = [(0, 0), (0, 1), (1, 0), (1, 1)];
     let mut one = batch(&oracle, 0, &[0, 1]);
     let other = batch(&oracle, 1, &[0, 1]);
@@ -188,7 +189,8 @@ fn accumulated_micro_batches_are_one_batch() {
     assert!(error <= 1e-5, "{error}");
 }
 
-/// The oracle drops nothing: here the loss itself says what the gradient is, with dropped inputs, and at a rank that is no power of two.
+/// The oracle has no dropout. This test checks gradients with dropout against differences of the
+/// loss, at a rank that is not a power of two.
 #[test]
 fn gradients_with_dropped_inputs_are_those_of_finite_differences() {
     let Some(fixture) = tiny_qwen3() else { return };
@@ -198,7 +200,7 @@ fn gradients_with_dropped_inputs_are_those_of_finite_differences() {
     batch.trained = batch.labels.iter().filter(|&&label| label != IGNORE_INDEX).count() as u64;
     let dropout = |p| LoraConfig { rank: 5, dropout: p, ..fixture.adapter("adapter_init").config };
     let mut adapter = Adapter::new(dropout(0.3), None, &fixture.config, 3).unwrap();
-    // Where B is zero, A has no gradient.
+    // If B is zero, A has no gradient.
     let last = fixture.adapter("adapter_final");
     for (layer, role, place) in adapter.layout.places().collect::<Vec<_>>() {
         let trained = &last.vector[last.layout.place(layer, role).unwrap().b];
@@ -218,7 +220,8 @@ fn gradients_with_dropped_inputs_are_those_of_finite_differences() {
     let (undropped, _) = step(&Adapter { config: dropout(0.0), ..adapter.clone() });
     assert!((loss - undropped).abs() > 1e-3, "inputs are dropped: {loss} and {undropped}");
     for role in TARGETS {
-        // Along the gradient of one projection, in all layers: the loss changes by its norm.
+        // Along the gradient of one projection in all layers, the slope of the loss is the norm of
+        // the gradient.
         let mut direction = vec![0.0; gradient.len()];
         for (_, _, place) in adapter.layout.places().filter(|(_, found, _)| *found == role) {
             for range in [place.a, place.b] {
@@ -242,7 +245,7 @@ fn a_gradient_that_is_not_finite_names_its_layer() {
     let Some(fixture) = tiny_qwen3() else { return };
     let mut adapter = fixture.adapter("adapter_init");
     let place = adapter.layout.place(1, Role::VProj).unwrap();
-    // Nothing times something huge, forward; something huge, backward.
+    // Forward, zero times a huge number; backward, a huge number.
     adapter.vector[place.a].fill(0.0);
     adapter.vector[place.b].fill(3e38);
     let error = fixture.trainer(&adapter, false, 1).step(&[batch(&oracle(), 0, &[0])], 1e-3).unwrap_err().to_string();

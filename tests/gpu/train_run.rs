@@ -1,4 +1,4 @@
-//! Whole trainings of tiny-qwen3: what is learned, resumed, refused and planned.
+//! Tests complete training runs of tiny-qwen3: learning, resume, refusals and memory plans.
 #![allow(clippy::unwrap_used, clippy::panic, reason = "tests fail by panicking")]
 
 use crate::common;
@@ -40,7 +40,7 @@ impl Fixture {
         Some(Self { gpu, folder, name: "chat.jsonl", data })
     }
 
-    /// With a text to learn from, cut into samples.
+    /// With a text as the training data, cut into samples.
     fn of_text() -> Option<Self> {
         let text = include_bytes!("../../LICENSE-APACHE");
         Some(Self { name: "text.txt", data: text[..3000].to_vec(), ..Self::new()? })
@@ -64,7 +64,7 @@ impl Fixture {
     }
 }
 
-/// Two rows of few tokens a step, so that software Vulkan is quick.
+/// Two rows of few tokens per step, to be fast on software Vulkan.
 fn settings() -> Settings {
     Settings {
         rank: 4,
@@ -90,7 +90,7 @@ fn training_on_a_text_lowers_the_held_out_loss() {
     let out = fixture.out("learned");
     let settings = Settings { steps: Some(8), lr: 2e-3, eval_split: 0.2, eval_every: Some(8), ..settings() };
     let mut run = fixture.start(&settings, &out, None).unwrap();
-    // What a wrong path would have failed on is there before the first step.
+    // Adapter and settings are written before the first step, so a bad path fails early.
     let before = fs::read(out.join(WEIGHTS)).unwrap();
     assert_eq!(fs::read(out.join("settings.toml")).unwrap(), b"x = 1");
     assert_eq!(run.train(|_| true).unwrap(), End::Complete);
@@ -107,7 +107,7 @@ fn training_on_a_text_lowers_the_held_out_loss() {
 fn a_resumed_run_is_the_uninterrupted_one_bit_for_bit() {
     let Some(fixture) = Fixture::new() else { return };
     let [whole, parts] = ["whole", "parts"].map(|name| fixture.out(name));
-    // Over the end of an epoch of 3 steps, with dropped inputs, moments and a schedule to go on with.
+    // Past the end of an epoch of 3 steps, with dropout, moments and a schedule.
     let settings = Settings {
         steps: Some(5),
         dropout: 0.1,
@@ -150,7 +150,7 @@ fn a_resumed_run_is_the_uninterrupted_one_bit_for_bit() {
 fn a_loss_that_is_not_finite_names_the_layer_and_the_last_checkpoint() {
     let Some(fixture) = Fixture::new() else { return };
     let out = fixture.out("diverged");
-    // The first step of a warm-up changes nothing, the second one everything.
+    // The first step of the warm-up changes nothing. The second step diverges.
     let settings = Settings { steps: Some(4), lr: 1e30, warmup: Warmup::Steps(2), ..settings() };
     let diverged = |settings: &Settings, out: &Path, expected: &str| match fixture
         .start(settings, out, None)
@@ -162,10 +162,10 @@ fn a_loss_that_is_not_finite_names_the_layer_and_the_last_checkpoint() {
     };
     diverged(&settings, &out, "step 3: the loss is not finite; it arose first in layer 0");
     assert_eq!(Checkpoint::latest(&out).unwrap(), None);
-    // Nothing was learned that another run in the folder could replace.
+    // Nothing was learned, so another run may use the folder.
     let evaluated = Settings { eval_split: 0.25, eval_every: Some(1), ..settings.clone() };
     diverged(&evaluated, &out, "step 2: the held-out loss is not finite; it arose first in layer 0");
-    // A checkpoint that could not be gone on from is not written, and never the last good one.
+    // A checkpoint that cannot be resumed is not written, and the last good one is not replaced.
     let (out, settings) = (fixture.out("saved"), Settings { save_every: Some(1), keep: 1, ..settings });
     diverged(&settings, &out, "step 2: the loss after the step is not finite; it arose first in layer 0");
     let checkpoint = out.join("checkpoint-1");
@@ -191,7 +191,7 @@ fn nothing_of_another_run_is_replaced() {
     let two = out.join("checkpoint-2");
     assert!(matches!(fixture.start(&settings, &other, Some(&two)), Err(RunError::Elsewhere { .. })));
     assert!(!other.exists());
-    // What an older checkpoint goes on to does not hide behind a newer one, which stays under another name.
+    // After a resume from an older checkpoint, newer checkpoints are kept under another name.
     let mut run = fixture.start(&settings, &out, Some(&two)).unwrap();
     assert_eq!(run.set_aside, [out.join("aside-1-checkpoint-3")]);
     assert_eq!((run.train(|_| true).unwrap(), losses(&out).len()), (End::Complete, 3));
@@ -214,7 +214,7 @@ fn records_that_cannot_be_written_do_not_end_a_run() {
     let stop_after = |last: u64| move |event: Event<'_>| !matches!(event, Event::Step(step, _) if step.step >= last);
     fixture.start(&settings, &out, None).unwrap().train(stop_after(1)).unwrap();
     let resume = || fixture.start(&settings, &out, Some(&Run::latest(&out).unwrap())).unwrap();
-    // Folders where files should be: nobody can write them, not even root.
+    // Folders in place of files: not even root can write them.
     let metrics = fs::read(out.join(METRICS)).unwrap();
     fs::remove_file(out.join(METRICS)).unwrap();
     fs::create_dir_all(out.join(METRICS).join("in the way")).unwrap();
@@ -228,7 +228,7 @@ fn records_that_cannot_be_written_do_not_end_a_run() {
         event => stop_after(3)(event),
     });
     assert_eq!((end.unwrap(), run.steps().0), (End::Stopped, 3));
-    assert!(warnings.len() == 1 && warnings[0].contains(METRICS), "told once: {warnings:?}");
+    assert!(warnings.len() == 1 && warnings[0].contains(METRICS), "warned once: {warnings:?}");
     assert_eq!(run.lost_records(), [(METRICS, 2)]);
     drop(run);
 
@@ -242,7 +242,7 @@ fn records_that_cannot_be_written_do_not_end_a_run() {
     });
     assert_eq!(end.unwrap(), End::Complete);
     assert!(run.lost_records().is_empty());
-    // Those of the part that could not record are lost, and no others.
+    // Only the records of the failing part are lost.
     let steps: Vec<u64> = read_metrics(&out.join(METRICS)).unwrap().iter().map(Record::step).collect();
     assert_eq!(steps, [1, 4]);
 }
@@ -251,7 +251,7 @@ fn records_that_cannot_be_written_do_not_end_a_run() {
 fn an_early_stop_leaves_the_best_adapter_and_a_stopped_evaluation_is_made_up_for() {
     let Some(fixture) = Fixture::new() else { return };
     let out = fixture.out("early");
-    // A rate that rises until what was learned gets worse.
+    // The learning rate rises until the loss gets worse.
     let settings = Settings {
         steps: Some(12),
         lr: 0.24,
@@ -289,7 +289,7 @@ fn an_early_stop_leaves_the_best_adapter_and_a_stopped_evaluation_is_made_up_for
     let checkpoint = |step: u64| fs::read(out.join(format!("checkpoint-{step}")).join(WEIGHTS)).unwrap();
     assert_eq!(adapter, checkpoint(best));
     assert_ne!(adapter, checkpoint(steps));
-    // Without the best one, the search for it begins anew, at the one that is there.
+    // Without the best adapter, the search restarts from the present one.
     drop(again);
     fs::remove_file(out.join(WEIGHTS)).unwrap();
     let mut anew = fixture.start(&settings, &out, Some(&Run::latest(&out).unwrap())).unwrap();
@@ -311,7 +311,7 @@ fn memory_is_planned_and_what_does_not_fit_says_what_would() {
     let parts: u64 = roomy.parts().iter().map(|(_, bytes)| bytes).sum();
     assert_eq!(parts, roomy.total());
     let one = plan(&Settings { micro_batch: MicroBatch::Rows(1), ..settings.clone() }).unwrap();
-    // Less than the most rows take, and enough for one.
+    // Too little for the maximum number of rows, but enough for one.
     let budget = one.total() + (roomy.total() - one.total()) / 2;
     let tight = plan(&Settings { vram_budget: Some(budget), ..settings.clone() }).unwrap();
     assert!((1..roomy.micro_batch).contains(&tight.micro_batch) && tight.total() <= budget, "{tight:?}");

@@ -1,4 +1,4 @@
-//! Why a layer could not be streamed.
+//! Errors of the layer stream.
 
 use std::path::PathBuf;
 
@@ -8,45 +8,45 @@ use crate::OpenError;
 use crate::format::FormatError;
 use crate::gpu::GpuError;
 
-/// Why a pack could not be streamed.
+/// An error of the layer stream.
 #[derive(Debug, Error)]
 #[non_exhaustive]
 pub enum StreamError {
-    /// The pack cannot be opened, or is not one.
+    /// The file cannot be opened or is not a pack.
     #[error(transparent)]
     Open(#[from] OpenError),
-    /// The GPU could not take it.
+    /// An error of the GPU.
     #[error(transparent)]
     Gpu(#[from] GpuError),
-    /// Not even a ring of two layers fits into the budget.
+    /// A ring of two layers exceeds the budget.
     #[error(
         "a budget of {budget} bytes is too small: two layers of {layer} bytes, {globals} bytes of global tensors and staging \
          take {needed}"
     )]
     Budget {
-        /// Bytes allowed.
+        /// Budget in bytes.
         budget: u64,
         /// Bytes of the smallest plan.
         needed: u64,
         /// Bytes of the largest layer.
         layer: u64,
-        /// Bytes of the global tensors that were asked for.
+        /// Bytes of the requested global tensors.
         globals: u64,
     },
     /// The pack has no such layer.
     #[error("layer {layer} does not exist: the pack has {count} (0 to {})", count.saturating_sub(1))]
     OutOfRange {
-        /// The layer asked for.
+        /// Requested layer.
         layer: u32,
         /// Layers of the pack.
         count: u32,
     },
-    /// A payload is not what the index or the specification says.
+    /// A payload violates the index or the specification.
     #[error("{}: {source}", path.display())]
     Damaged {
         /// The pack.
         path: PathBuf,
-        /// What is wrong with it.
+        /// The violation.
         source: FormatError,
     },
     /// The file is shorter than when it was opened.
@@ -54,9 +54,9 @@ pub enum StreamError {
     Truncated {
         /// The pack.
         path: PathBuf,
-        /// Its length when it was opened.
+        /// Length at opening.
         expected: u64,
-        /// Its length now.
+        /// Present length.
         found: u64,
     },
     /// The file cannot be read.
@@ -64,10 +64,10 @@ pub enum StreamError {
     Io {
         /// The pack.
         path: PathBuf,
-        /// The system's error.
+        /// Error of the operating system.
         source: std::io::Error,
     },
-    /// The thread that loads layers, or its workers, could not be started or have ended.
+    /// The loader thread or its workers could not start or have ended.
     #[error("cannot run the loader: {0}")]
     Loader(String),
 }

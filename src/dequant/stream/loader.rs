@@ -1,29 +1,29 @@
-//! The thread that fills slots: it reads a layer in pieces on several threads, sums them while they are in the cache where that is asked
-//! for, checks scales beside, and sends all of it off in staging buffers.
+//! The loader thread fills slots. It reads a layer in pieces on several threads, computes their
+//! checksums while they are in the cache (if `verify` is set), checks scales at the same time, and
+//! uploads the pieces through staging buffers.
 //!
-//! The states of a slot, and who changes them:
+//! The states of a slot:
 //!
 //! ```text
-//!              the stream asks for a layer                the loader's queue
-//!   Nothing ───────────────────────────────► Pending ─ ─ ─ ─ ─ ─ ─ ─ ─ ─ ─ ─► reads the file, checks, fills
-//!      ▲                                   (a ticket)                         staging memory, submits copies
-//!      │ the stream returns                  │    ▲                                        │
-//!      │ the error, once             reply   │    └ ─ ─ ─ ─ ─ ─ reply with the ticket ─ ─ ─ ┘
-//!      │                          ┌──────────┴──────────┐
-//!      │                      Err ▼                     ▼ Ok
-//!      └────────────────────── Failed                 Ready ◄──── the caller asks for the layer again
-//!                                 │                  (a lease)
-//!                                 │                     │
-//!                                 └─────────┬───────────┘
-//!                                           │ another layer is wanted in this slot:
-//!                                           ▼ the lease ends, a new one begins
-//!                                        Pending
+//!   ┌─────────┐  request  ┌─────────┐  reply: Ok  ┌───────┐
+//!   │ Nothing │ ────────► │ Pending │ ──────────► │ Ready │ ──┐ return the layer
+//!   └─────────┘           └─────────┘             └───────┘ ◄─┘
+//!        ▲                  │     ▲                   │
+//!        │       reply: Err ▼     │                   │ request for another layer
+//!        │            ┌────────┐  └───────────────────┤
+//!        └─────────── │ Failed │ ─────────────────────┘
+//!    return the error └────────┘
 //! ```
 //!
-//! Where all layers fit, a slot that is `Ready` stays so. A reply whose ticket no slot has is dropped: the slot was given to
-//! another layer in the meantime. While a slot is `Pending` the device may still work on its old layer. That work was submitted
-//! before the lease ended, and the copies are submitted after it ended, so that they wait in the one queue of the device. Work
-//! that comes later, with buffers of the old lease, is refused ([`Commands::submit`](crate::gpu::Commands::submit)).
+//! The stream makes every transition: when its caller requests a layer, and when it takes a reply
+//! of this thread. Each request has a new ticket, ends the lease of the slot, and starts a new
+//! lease. A request may also replace the layer of a `Pending` slot; the stream then drops the
+//! earlier reply, because no slot has its ticket. If all layers fit, a `Ready` slot stays `Ready`.
+//!
+//! While a slot is `Pending`, the device may still work on its old layer. That work was submitted
+//! before the lease ended, and the copies are submitted after it ended. The device has one queue,
+//! so the copies run after that work. Later work with buffers of the old lease is refused
+//! ([`Commands::submit`](crate::gpu::Commands::submit)).
 
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -40,9 +40,9 @@ use super::error::StreamError;
 use super::plan::{Group, StreamPlan};
 use super::source::PackSource;
 
-/// Bytes that are read, summed and copied at a time: they stay in the second-level cache between the three.
+/// Bytes of one read, checksum and copy. They stay in the L2 cache between the three steps.
 const PIECE_LEN: u64 = 256 << 10;
-/// Copies between buffers are multiples of this.
+/// Alignment of copies between buffers.
 const COPY_ALIGN: u64 = wgpu::COPY_BUFFER_ALIGNMENT;
 
 /// A group of sections of the pack.
@@ -52,16 +52,16 @@ pub(super) enum GroupId {
     Layer(u32),
 }
 
-/// What is to be loaded, and into which buffers (those of the group's plan).
+/// A group to load, and its target buffers (as planned for the group).
 #[derive(Debug)]
 pub(super) struct Request {
     pub(super) group: GroupId,
-    /// Tells the reply to this request from one to an earlier request for the same group.
+    /// Distinguishes this request from earlier requests for the same group.
     pub(super) ticket: u64,
     pub(super) buffers: Vec<Buffer>,
 }
 
-/// What came of a request. Replies come in the order of their requests.
+/// The result of a request. Replies arrive in the order of the requests.
 #[derive(Debug)]
 pub(super) struct Reply {
     pub(super) group: GroupId,
@@ -69,7 +69,7 @@ pub(super) struct Reply {
     pub(super) result: Result<(), StreamError>,
 }
 
-/// A running loader; dropping it stops it.
+/// A running loader. Dropping it stops the thread.
 #[derive(Debug)]
 pub(super) struct Loader {
     requests: Option<mpsc::Sender<Request>>,
@@ -115,7 +115,7 @@ impl Loader {
         Ok(Self { requests: Some(requests), replies, stop, thread: Some(thread) })
     }
 
-    /// Puts a request at the end of the queue.
+    /// Appends a request to the queue.
     pub(super) fn request(&self, request: Request) -> Result<(), StreamError> {
         let sent = self.requests.as_ref().is_some_and(|requests| requests.send(request).is_ok());
         if sent { Ok(()) } else { Err(ended()) }
@@ -136,33 +136,33 @@ impl Drop for Loader {
         self.stop.store(true, Ordering::Relaxed);
         self.requests = None;
         if let Some(thread) = self.thread.take() {
-            // It has panicked or it has not; there is nothing to do about either here.
+            // A panic of the thread cannot be handled here.
             let _ = thread.join();
         }
     }
 }
 
-/// The loader's side of it.
+/// The state of the loader thread.
 #[derive(Debug)]
 struct Worker {
     source: Arc<PackSource>,
     plan: Arc<StreamPlan>,
     uploader: Uploader,
     pool: rayon::ThreadPool,
-    /// A buffer for each thread of the pool, for sources that are read.
+    /// One buffer per thread of the pool, for sources without a mapping.
     scratch: Vec<Mutex<AlignedBuf>>,
-    /// Sections whose contents have been checked.
+    /// Sections with checked contents.
     checked: Vec<bool>,
     verify: bool,
     stop: Arc<AtomicBool>,
 }
 
-/// A part of the file, from a place in a section on; it may go on past the section into the padding.
+/// A part of the file that starts in a section. It may extend into the padding after the section.
 #[derive(Debug, Clone)]
 struct Piece {
     section: usize,
     file: Range<u64>,
-    /// Bytes of it that are the section's payload.
+    /// Bytes that belong to the payload of the section.
     payload: u64,
 }
 
@@ -193,8 +193,8 @@ impl Worker {
         self.check_crcs(group, &crcs)
     }
 
-    /// Uploads one chunk; the checksums of its pieces go to `crcs`, by section of the group. The contents of sections that start in the
-    /// chunk are checked on the way, the first time they are loaded.
+    /// Uploads one chunk. The checksums of its pieces go to `crcs`, one entry per section of the
+    /// group. The first time, it also checks the contents of the sections that start in the chunk.
     fn send(
         &mut self,
         group: &Group,
@@ -232,7 +232,7 @@ impl Worker {
         Ok(())
     }
 
-    /// Compares the checksums of a group's payloads with the index, where that was asked for.
+    /// Compares the checksums of the payloads with the index, if `verify` is set.
     fn check_crcs(&self, group: &Group, crcs: &[PieceCrc]) -> Result<(), StreamError> {
         if !self.verify {
             return Ok(());
@@ -245,7 +245,7 @@ impl Worker {
     }
 }
 
-/// Checks scales and code padding of a section: what a kernel reads must be what the specification allows.
+/// Checks scales and code padding of a section against the specification.
 fn check_contents(source: &PackSource, number: usize) -> Result<(), StreamError> {
     let index = source.index();
     let Some(section) = index.sections().get(number).filter(|s| has_contents(s)) else { return Ok(()) };
@@ -254,7 +254,7 @@ fn check_contents(source: &PackSource, number: usize) -> Result<(), StreamError>
     check::contents(index, number, section, payload).map_err(|e| source.damaged(e))
 }
 
-/// Whether [`check::contents`] has anything to look at: scales, and codes with padding.
+/// Whether [`check::contents`] checks this section: scales, or codes with padding.
 fn has_contents(section: &Section) -> bool {
     match section.kind {
         Some(SectionKind::Scales) => true,
@@ -263,14 +263,14 @@ fn has_contents(section: &Section) -> bool {
     }
 }
 
-/// Cuts a range into runs of `len` bytes and a rest.
+/// Cuts a range into pieces of `len` bytes and a remainder.
 fn cut(range: Range<u64>, len: u64) -> impl Iterator<Item = Range<u64>> {
     let count = (range.end - range.start).div_ceil(len.max(1));
     (0..count).map(move |i| range.start + i * len..range.end.min(range.start + (i + 1) * len))
 }
 
-/// The pieces of a chunk of the file, which lies in a buffer of the group. Each starts at the start of a section or of the
-/// chunk, or [`PIECE_LEN`] after another: always on a multiple of 256.
+/// The pieces of a chunk of the file. A piece starts at the start of a section or of the chunk, or
+/// [`PIECE_LEN`] after another piece. So each offset is a multiple of 256.
 fn pieces(index: &Index, group: &Group, chunk: &Range<u64>) -> Vec<Piece> {
     let sections = index.sections().get(group.sections.clone()).unwrap_or_default();
     let nexts = sections.iter().skip(1).map(|s| s.offset).chain([u64::MAX]);

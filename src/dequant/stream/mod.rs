@@ -1,9 +1,10 @@
-//! Layers of a pack in GPU memory, one after the other, loaded ahead of their use.
+//! Streams the layers of a pack through GPU memory, and prefetches them.
 //!
-//! Where all layers fit into the budget, each is loaded once and stays. Where they do not, a ring of slots holds those that
-//! are in use and those that come next: while the device works on one layer, the next is read from the file. There is one
-//! queue, so a slot is overwritten only after the work that was submitted before with its old layer. Work that is submitted
-//! later is refused: the buffers of a layer are [leased](Lease), and the lease ends when the slot is given to another layer.
+//! If all layers fit the budget, each is loaded once and stays. If not, a ring of slots holds the
+//! layer in use and the next layers: while the device works on one layer, the next is read from the
+//! file. The device has one queue, so a slot is overwritten only after the submitted work on its
+//! old layer. Later work is refused: the buffers of a layer are [leased](Lease), and the lease ends
+//! when the slot is given to another layer.
 
 mod error;
 mod loader;
@@ -25,19 +26,20 @@ use plan::Group;
 pub use plan::StreamPlan;
 pub use source::PackSource;
 
-/// Threads that fill staging memory, where the caller names no number: more gain nothing on any machine measured.
+/// Maximum threads that fill staging memory, if the caller sets no number. More threads were not
+/// faster on any measured machine.
 const MAX_THREADS: usize = 8;
 
-/// How a pack is streamed.
+/// Options of a layer stream.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct StreamOptions {
-    /// GPU bytes that layers, globals and staging may take; `None`: [`default_budget`].
+    /// Maximum GPU bytes for layers, globals and staging. `None`: [`default_budget`].
     pub budget: Option<u64>,
-    /// Load the tensors of no layer (embedding, final norm, lm_head), too; they stay.
+    /// Also load the global tensors (embedding, final norm, lm_head). They stay in memory.
     pub globals: bool,
-    /// Check the CRC-32 of every payload while it is loaded.
+    /// Check the CRC-32 of every payload during loading.
     pub verify: bool,
-    /// Threads that fill staging memory; 0: one per core, at most eight.
+    /// Threads that fill staging memory. 0: one per core, at most eight.
     pub threads: usize,
 }
 
@@ -47,7 +49,7 @@ impl Default for StreamOptions {
     }
 }
 
-/// The order in which layers are asked for, which is what is loaded ahead.
+/// The order of layer requests. It determines which layers are prefetched.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Direction {
     /// 0, 1, 2, ..
@@ -56,10 +58,10 @@ pub enum Direction {
     Backward,
 }
 
-/// The tensors of a layer (or of none) in GPU memory.
+/// The tensors of a layer, or the global tensors, in GPU memory.
 #[derive(Debug, Clone)]
 pub struct StreamedLayer {
-    /// The layer; `None` for the global tensors.
+    /// The layer number. `None` for the global tensors.
     pub number: Option<u32>,
     /// Quantised tensors, in file order.
     pub quantized_tensors: Vec<StreamedQuantizedTensor>,
@@ -70,59 +72,59 @@ pub struct StreamedLayer {
 /// A quantised tensor in GPU memory.
 #[derive(Debug, Clone)]
 pub struct StreamedQuantizedTensor {
-    /// The tensor's name in the checkpoint.
+    /// Name of the tensor in the checkpoint.
     pub name: String,
-    /// What it is for.
+    /// Role of the tensor.
     pub role: Role,
-    /// Its expert, if there is one tensor per expert.
+    /// Its expert, if each expert has its own tensor.
     pub expert: Option<u32>,
-    /// Shape in the checkpoint: [out, in], or [experts, ..] for a stack.
+    /// Shape in the checkpoint: [out, in], or [experts, ..] for stacked experts.
     pub shape: Shape,
-    /// Codes and scales, ready to bind.
+    /// Codes and scales, ready for binding.
     pub weights: GpuWeights,
 }
 
-/// A tensor in its own float type, in GPU memory.
+/// An unquantised tensor in GPU memory, in its float type.
 #[derive(Debug, Clone)]
 pub struct StreamedTensor {
-    /// The tensor's name in the checkpoint.
+    /// Name of the tensor in the checkpoint.
     pub name: String,
-    /// What it is for.
+    /// Role of the tensor.
     pub role: Role,
     /// Its expert, if any.
     pub expert: Option<u32>,
     /// Shape in the checkpoint.
     pub shape: Shape,
-    /// Type of the elements.
+    /// Element type.
     pub float_type: FloatType,
-    /// Little-endian elements, row-major; in several parts, all but the last equally large, where they pass the device's largest
-    /// buffer.
+    /// Little-endian elements, row-major. In several parts if they exceed the largest buffer of the
+    /// device. All parts except the last have the same size.
     pub parts: Vec<BufferRange>,
 }
 
 impl StreamedLayer {
-    /// The layer's quantised tensor of a role; with experts, the first one.
+    /// The quantised tensor with this role. With experts, the first one.
     pub fn quantized_tensor(&self, role: Role) -> Option<&StreamedQuantizedTensor> {
         self.quantized_tensors.iter().find(|p| p.role == role)
     }
 
-    /// Whether the layer has a tensor of a role, however it is stored.
+    /// Whether the layer has a tensor with this role, quantised or raw.
     pub fn has(&self, role: Role) -> bool {
         self.quantized_tensor(role).is_some() || self.raw_tensor(role).is_some()
     }
 
-    /// The layer's raw tensor of a role.
+    /// The raw tensor with this role.
     pub fn raw_tensor(&self, role: Role) -> Option<&StreamedTensor> {
         self.raw_tensors.iter().find(|t| t.role == role)
     }
 }
 
-/// A place for a layer.
+/// Memory for one layer.
 #[derive(Debug)]
 struct Slot {
     buffers: Vec<Buffer>,
     content: Content,
-    /// Of the content: under it the buffers are handed out.
+    /// The lease of the present content.
     lease: Lease,
 }
 
@@ -132,7 +134,7 @@ impl Slot {
         Ok(Self { buffers, content: Content::Nothing, lease: Lease::default() })
     }
 
-    /// Gives the slot to another layer: nobody can submit work with the old one from here on.
+    /// Gives the slot to another layer. From here on, work with the old layer is refused.
     fn give_to(&mut self, layer: Option<u32>, ticket: u64) -> Request {
         std::mem::take(&mut self.lease).end();
         self.content = Content::Pending(layer, ticket);
@@ -140,7 +142,7 @@ impl Slot {
         Request { group, ticket, buffers: self.buffers.clone() }
     }
 
-    /// The buffers as they are handed out.
+    /// The buffers under the present lease.
     fn leased(&self) -> Vec<Buffer> {
         self.buffers.iter().map(|buffer| buffer.leased(&self.lease)).collect()
     }
@@ -149,15 +151,15 @@ impl Slot {
 #[derive(Debug)]
 enum Content {
     Nothing,
-    /// The layer (or, where there is none, the global tensors) that was asked for, with this ticket.
+    /// The requested layer (`None`: the global tensors), and the ticket of the request.
     Pending(Option<u32>, u64),
     Ready(StreamedLayer),
-    /// What went wrong with what should be here.
+    /// The layer that could not be loaded, and the error.
     Failed(Option<u32>, StreamError),
 }
 
 impl Content {
-    /// The layer that is, will be or should be here.
+    /// The layer that this slot holds, waits for or failed to load.
     fn layer(&self) -> Option<u32> {
         match self {
             Self::Nothing => None,
@@ -166,7 +168,7 @@ impl Content {
         }
     }
 
-    /// What went wrong, told once: then nothing is here.
+    /// Takes the error. The slot is then empty.
     fn take_error(&mut self) -> Option<StreamError> {
         let failed = matches!(self, Self::Failed(..));
         match failed.then(|| std::mem::replace(self, Self::Nothing)) {
@@ -176,7 +178,7 @@ impl Content {
     }
 }
 
-/// An open pack whose layers go through GPU memory.
+/// An open pack with layers that are streamed through GPU memory.
 ///
 /// ```no_run
 /// use nf4pack::dequant::stream::{Direction, LayerStream, StreamOptions};
@@ -200,13 +202,13 @@ pub struct LayerStream {
     slots: Vec<Slot>,
     globals: Option<Slot>,
     loader: Loader,
-    /// Requests made so far.
+    /// Number of requests so far.
     tickets: u64,
 }
 
 impl LayerStream {
-    /// Opens a pack to read it, reserves the memory of its plan, and begins to load: everything where all of it fits, else the first
-    /// layers.
+    /// Opens a pack for reading, allocates the memory of its plan and starts to load: all layers if
+    /// they fit, else the first ones.
     ///
     /// # Errors
     /// [`StreamError::Open`], [`StreamError::Budget`], [`StreamError::Gpu`].
@@ -214,7 +216,7 @@ impl LayerStream {
         Self::of(gpu, PackSource::open(path)?, options)
     }
 
-    /// As [`LayerStream::open`], of a pack that is open, mapped or to be read.
+    /// As [`LayerStream::open`], for a source that is already open.
     ///
     /// # Errors
     /// [`StreamError::Budget`], [`StreamError::Gpu`].
@@ -226,12 +228,12 @@ impl LayerStream {
             let plan = StreamPlan::new(source.index(), max_buffer, budget, options.globals)?;
             let smaller = (plan.needed_bytes / 2).max(plan.minimum_bytes);
             match Self::start(gpu, source.clone(), plan, options) {
-                // Without a budget it was a guess: what the device does not have, it may have half of.
+                // Without a budget, the plan was a guess. If it does not fit, try half of it.
                 Err(StreamError::Gpu(GpuError::OutOfMemory { .. }))
                     if options.budget.is_none() && budget.is_none_or(|tried| smaller < tried) =>
                 {
                     budget = Some(smaller);
-                    // What the failed attempt has submitted still holds its memory.
+                    // The submitted work of the failed attempt still holds its memory.
                     gpu.wait()?;
                 }
                 result => return result,
@@ -239,7 +241,7 @@ impl LayerStream {
         }
     }
 
-    /// Reserves the memory of a plan. The loader works on each slot while the next one is made.
+    /// Allocates the memory of a plan. The loader fills each slot while the next one is allocated.
     fn start(gpu: &Gpu, source: Arc<PackSource>, plan: StreamPlan, options: &StreamOptions) -> Result<Self, StreamError> {
         let plan = Arc::new(plan);
         let threads = match options.threads {
@@ -261,7 +263,7 @@ impl LayerStream {
         Ok(stream)
     }
 
-    /// What is where.
+    /// The memory plan.
     pub fn plan(&self) -> &StreamPlan {
         &self.plan
     }
@@ -281,14 +283,16 @@ impl LayerStream {
         &self.gpu
     }
 
-    /// Layer `number` in GPU memory, once it is there; those after it in `direction` are then loaded ahead.
+    /// Waits for layer `number` and returns it. Prefetches the next layers in `direction`.
     ///
-    /// Work with a layer's buffers must be submitted before the next layer is asked for. From then on the slot may be given to
-    /// another layer, and [`Commands::submit`](crate::gpu::Commands::submit) refuses such work with [`GpuError::Overwritten`], also
-    /// where the layer was cloned. Where all layers are resident, that never happens.
+    /// Submit work with the buffers of a layer before you request the next layer. After that
+    /// request, the slot may be given to another layer, and
+    /// [`Commands::submit`](crate::gpu::Commands::submit) refuses such work with
+    /// [`GpuError::Overwritten`]. A clone of the layer does not change this. If all layers are
+    /// resident, this never happens.
     ///
     /// # Errors
-    /// [`StreamError::OutOfRange`]; and what went wrong while the layer was loaded. Asking again tries again.
+    /// [`StreamError::OutOfRange`]; any error of the loader. The next call tries again.
     pub fn layer(&mut self, number: u32, direction: Direction) -> Result<&StreamedLayer, StreamError> {
         let count = self.plan.layers;
         if number >= count {
@@ -305,10 +309,10 @@ impl LayerStream {
         }
     }
 
-    /// The tensors of no layer; `None` where [`StreamOptions::globals`] is off.
+    /// The global tensors. `None` if [`StreamOptions::globals`] is off.
     ///
     /// # Errors
-    /// What went wrong while they were loaded. Asking again tries again.
+    /// Any error of the loader. The next call tries again.
     pub fn globals(&mut self) -> Result<Option<&StreamedLayer>, StreamError> {
         let is = |stream: &Self, wanted: fn(&Content) -> bool| stream.globals.as_ref().is_some_and(|s| wanted(&s.content));
         if is(self, |content| matches!(content, Content::Nothing)) {
@@ -327,10 +331,11 @@ impl LayerStream {
         }
     }
 
-    /// Waits until everything that was asked for is in GPU memory (where all layers are resident: all of them).
+    /// Waits until all requested layers are in GPU memory. If all layers are resident, these are
+    /// all layers.
     ///
     /// # Errors
-    /// The first thing that went wrong.
+    /// The first error.
     pub fn wait_loaded(&mut self) -> Result<(), StreamError> {
         self.globals()?;
         let pending: Vec<u32> = self.slots.iter().filter_map(|slot| slot.content.layer()).collect();
@@ -340,7 +345,8 @@ impl LayerStream {
         Ok(self.gpu.wait()?)
     }
 
-    /// Has `layer` loaded unless it is there or on its way, in place of one that is not in `wanted`.
+    /// Requests `layer`, unless a slot has it or waits for it. It replaces a layer that is not in
+    /// `wanted`.
     fn make_room(&mut self, layer: u32, wanted: &[u32]) -> Result<(), StreamError> {
         if self.slot_of(layer).is_some() {
             return Ok(());
@@ -352,7 +358,7 @@ impl LayerStream {
         }
     }
 
-    /// The slot that layer `number` is in or on its way to.
+    /// The slot that has layer `number` or waits for it.
     fn slot_of(&self, number: u32) -> Option<usize> {
         self.slots.iter().position(|slot| slot.content.layer() == Some(number))
     }
@@ -369,11 +375,11 @@ impl LayerStream {
         self.loader.request(slot.give_to(None, self.tickets))
     }
 
-    /// Takes replies until layer `number` is there, and gives its slot.
+    /// Takes replies until layer `number` is loaded. Returns its slot.
     fn wait_for(&mut self, number: u32) -> Result<usize, StreamError> {
         loop {
             let Some(at) = self.slot_of(number) else {
-                return Err(StreamError::Loader(format!("layer {number} was not asked for")));
+                return Err(StreamError::Loader(format!("layer {number} was not requested")));
             };
             let content = &mut self.slots[at].content;
             match content {
@@ -387,7 +393,7 @@ impl LayerStream {
         }
     }
 
-    /// Takes one reply. That of a layer which was given up in the meantime says nothing any more.
+    /// Takes one reply. Drops it if its slot was given to another layer.
     fn take_reply(&mut self) -> Result<(), StreamError> {
         let Reply { group, ticket, result } = self.loader.reply()?;
         let (number, group) = match group {
@@ -406,7 +412,7 @@ impl LayerStream {
     }
 }
 
-/// The layers that should be in GPU memory: `number`, and those that follow it, as many as there are slots.
+/// The layers that should be in GPU memory: one per slot, from `number` on.
 fn wanted(number: u32, direction: Direction, count: u32, slots: u32) -> Vec<u32> {
     let slots = slots.max(1);
     match direction {
@@ -415,13 +421,14 @@ fn wanted(number: u32, direction: Direction, count: u32, slots: u32) -> Vec<u32>
     }
 }
 
-/// The bytes that a stream without a budget plans with: what the device can still give (or, where it does not tell, has in all), less
-/// a tenth for what the caller needs fixed. `None` where nothing is known.
+/// The budget of a stream if the caller sets none: the available memory of the device (or its total
+/// memory, if the driver does not report what is available), minus a tenth for other needs of the
+/// caller. `None` if the driver reports neither.
 pub fn default_budget(gpu: &Gpu) -> Option<u64> {
     gpu.memory().map(|memory| memory.available.unwrap_or(memory.total) / 10 * 9)
 }
 
-/// The tensors of a group that lies in `buffers`.
+/// The tensors of a group in `buffers`.
 fn streamed(index: &Index, group: &Group, number: Option<u32>, buffers: &[Buffer]) -> StreamedLayer {
     let sections = index.sections().get(group.sections.clone()).unwrap_or_default();
     let mut layer = StreamedLayer { number, quantized_tensors: Vec::new(), raw_tensors: Vec::new() };
@@ -435,7 +442,7 @@ fn streamed(index: &Index, group: &Group, number: Option<u32>, buffers: &[Buffer
                     layer.raw_tensors.push(StreamedTensor { name: name(), role, expert, shape, float_type, parts });
                 }
             }
-            // Validation made sure that every codes section stands right before its scales.
+            // Validation ensures that every codes section directly precedes its scales.
             Some(SectionKind::Codes) => {
                 let scales = sections.get(i + 1).and_then(|s| group.place(s, buffers).into_iter().next());
                 if let (Some(scales), Some(scale_type)) = (scales, section.scale_type) {

@@ -1,4 +1,4 @@
-//! Where the bytes of a pack come from: the mapped file, or reads.
+//! The bytes of a pack, from a mapping or from reads.
 
 use std::fs::File;
 use std::path::{Path, PathBuf};
@@ -11,7 +11,7 @@ use crate::{MappedPack, OpenError};
 
 use super::error::StreamError;
 
-/// An open pack, whose layers are not in GPU memory yet.
+/// An open pack, as the source of a layer stream.
 #[derive(Debug)]
 pub struct PackSource {
     path: PathBuf,
@@ -25,7 +25,8 @@ enum Bytes {
 }
 
 impl PackSource {
-    /// Opens a pack to read it, which is safe also while somebody changes it or cuts it short.
+    /// Opens a pack for reading. This is safe even if the file is changed or truncated at the same
+    /// time.
     ///
     /// # Errors
     /// [`StreamError::Open`].
@@ -34,12 +35,14 @@ impl PackSource {
         Ok(Self { path: path.to_owned(), bytes: read_index(path)? })
     }
 
-    /// Takes a pack that is mapped: that of `path`, which stands in errors. From a warm page cache a map is a quarter faster.
+    /// Uses a mapped pack. Errors name `path`. With a warm page cache, a mapping is a quarter
+    /// faster than reads.
     pub fn of_mapped(path: impl AsRef<Path>, pack: MappedPack) -> Self {
         Self { path: path.as_ref().to_owned(), bytes: Bytes::Mapped(pack) }
     }
 
-    /// Maps a pack for a function of this crate whose documentation says that nobody may change it meanwhile.
+    /// Maps a pack. The documentation of the calling function must say that the file may not change
+    /// during the call.
     ///
     /// # Errors
     /// [`StreamError::Open`].
@@ -57,10 +60,12 @@ impl PackSource {
         }
     }
 
-    /// The bytes of an embedded file (config.json, tokenizer.json, ..), or `None` where the pack has none of that name.
+    /// The bytes of an embedded file (config.json, tokenizer.json, ..), or `None` if the pack has
+    /// no such file.
     ///
     /// # Errors
-    /// [`StreamError::Truncated`], [`StreamError::Io`]; [`StreamError::Damaged`] where its checksum does not match.
+    /// [`StreamError::Truncated`], [`StreamError::Io`]; [`StreamError::Damaged`] if its checksum
+    /// does not match.
     pub fn file(&self, name: &str) -> Result<Option<Vec<u8>>, StreamError> {
         let index = self.index();
         let is = |section: &Section| section.kind == Some(SectionKind::File) && index.name(section) == name;
@@ -74,8 +79,8 @@ impl PackSource {
         Ok(Some(bytes))
     }
 
-    /// Whether the file is as long as it was. Who mapped it has promised that; where the promise is broken, this error is more likely
-    /// than a fault.
+    /// Checks that the file still has its length. With a mapping, the caller has promised this. If
+    /// the promise is broken, this check usually gives an error before an access faults.
     pub(super) fn check_len(&self) -> Result<(), StreamError> {
         let Bytes::Mapped(pack) = &self.bytes else { return Ok(()) };
         let found = pack.file_len().map_err(|source| self.io(source))?;
@@ -83,7 +88,7 @@ impl PackSource {
         if found < expected { Err(self.truncated(found)) } else { Ok(()) }
     }
 
-    /// The bytes of the file from `offset` on, in the map or in `buf`.
+    /// `len` bytes of the file from `offset` on, from the mapping or in `buf`.
     pub(super) fn bytes<'a>(&'a self, offset: u64, len: usize, buf: &'a mut AlignedBuf) -> Result<&'a [u8], StreamError> {
         match &self.bytes {
             Bytes::Mapped(pack) => {
@@ -115,7 +120,7 @@ impl PackSource {
     }
 }
 
-/// Reads and validates the front of a pack.
+/// Reads and validates header, index and metadata of a pack.
 fn read_index(path: &Path) -> Result<Bytes, OpenError> {
     let io = |source| OpenError::Io { path: path.to_owned(), source };
     let format = |source| OpenError::Format { path: path.to_owned(), source };
@@ -124,7 +129,7 @@ fn read_index(path: &Path) -> Result<Bytes, OpenError> {
     let mut front = vec![0; file_len.min(HEADER_LEN as u64) as usize];
     read_exact_at(&file, &mut front, 0).map_err(io)?;
     let header = Header::decode(&front, file_len, &Limits::default()).map_err(format)?;
-    // A header that passed its checks asks for no more than the file's length and the limits of the specification.
+    // A valid header requests no more than the file length and the limits of the specification.
     front.resize(header.front_len() as usize, 0);
     read_exact_at(&file, &mut front, 0).map_err(io)?;
     let index = Index::parse(&front, file_len).map_err(format)?;

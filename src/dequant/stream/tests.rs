@@ -7,7 +7,8 @@ use crate::format::{Entry, Layout, Storage};
 const KIB: u64 = 1 << 10;
 const MIB: u64 = 1 << 20;
 
-/// An index with a layer for each of `rows`, whose two projections are [rows, 4096], a norm in each, and an embedding.
+/// An index with one layer per entry of `rows`, and an embedding. Each layer has a norm and two
+/// projections of [rows, 4096].
 fn index(rows: &[u64]) -> Index {
     let entry = |name: String, role, layer, shape: &[u64], storage| {
         let shape = Shape::new(shape).unwrap();

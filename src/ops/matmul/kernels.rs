@@ -1,4 +1,4 @@
-//! One dispatch: which kernel, how it is cut into workgroups, its parameters.
+//! One dispatch of a product: its kernel, its workgroups and its parameters.
 
 use std::borrow::Cow;
 
@@ -12,19 +12,19 @@ use crate::gpu::{BufferRange, Commands, Gpu, GpuError, Kernel, KernelSpec, Shade
 use crate::ops::OpError;
 use crate::ops::trial::Tried;
 
-/// Terms that the kernels hold in workgroup memory; `TK` in the shader.
+/// Terms in workgroup memory; `TK` in the shader.
 pub(super) const TERMS: u32 = 16;
-/// Workgroups from which on a product is not cut along its sums: so many for every core of a large GPU that the last ones, which leave
-/// some cores idle, are a small part.
+/// Number of workgroups from which on a product is not cut along its sums. It is a multiple of the
+/// cores of a large GPU, so that idle cores in the last wave cost little.
 const TARGET_WORKGROUPS: u64 = 2048;
-/// Terms that are worth a workgroup.
+/// Minimum terms per workgroup.
 const MIN_TERMS: u32 = 256;
-/// Bytes for the sums of the chunks of one product.
+/// Scratch memory for the partial sums of one product, in bytes.
 pub(super) const SCRATCH_BYTES: u64 = 64 << 20;
-/// Threads in a workgroup of the kernel that adds the chunks up.
+/// Threads per workgroup of the kernel that adds the partial sums.
 const SUM_WORKGROUP: u64 = 256;
 
-/// The part of a matrix in float32 that is bound: element (i, j) is at `first + i * row + j * column`.
+/// The bound part of a float32 matrix. Element (i, j) is at `first + i * row + j * column`.
 #[derive(Debug, Clone)]
 pub(super) struct View {
     pub range: BufferRange,
@@ -33,37 +33,38 @@ pub(super) struct View {
     pub column: u32,
 }
 
-/// `out[m, n] = scale * (a[m, k] b[k, n] (+ bias)) (+ out)`, where neither `m` nor `n` is 0.
+/// `out[m, n] = scale * (a[m, k] b[k, n] (+ bias)) (+ out)`. `m` and `n` are not 0.
 #[derive(Debug, Clone)]
 pub(super) struct Product {
     pub m: u32,
     pub n: u32,
     pub k: u32,
-    /// [m, k]; one of its strides is 1.
+    /// [m, k]. One of its strides is 1.
     pub a: View,
-    /// Its first element is that of the product's.
+    /// The right operand. Its first element is b[0, 0].
     pub b: Right,
-    /// Elements from a column of b to the next, and from a term to the next; one of them is 1.
+    /// Strides of b in elements, between columns and between terms. One of them is 1.
     pub b_strides: (u32, u32),
-    /// [m, n]; its `column` is 1.
+    /// [m, n]. Its `column` is 1.
     pub out: View,
     pub scale: f32,
     pub add: bool,
-    /// Its range, and the element for the first column.
+    /// Its range, and the index of the element for the first column.
     pub bias: Option<(BufferRange, u32)>,
 }
 
-/// Threads of a workgroup along n and m: each has 8 x 8 sums.
+/// Threads per workgroup along n and m. Each thread has 8 x 8 sums.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(super) struct Tile {
     pub x: u32,
     pub y: u32,
 }
 
-/// The first serves; the others waste less where a side is short, as the rank of an adapter is.
+/// The first tile is the default. The others waste less if a side is short, such as the rank of an
+/// adapter.
 const TILES: [Tile; 3] = [Tile { x: 8, y: 16 }, Tile { x: 4, y: 16 }, Tile { x: 16, y: 4 }];
 
-/// Up to so many rows of the left operand, the tile of few rows leaves fewer threads without work.
+/// Up to this number of rows of the left operand, the tile of few rows has fewer idle threads.
 const FEW_TILE_ROWS: u32 = 64;
 
 impl Tile {
@@ -77,26 +78,26 @@ impl Tile {
         u64::from(m.div_ceil(8 * self.y)) * u64::from(n.div_ceil(8 * self.x))
     }
 
-    /// The tile that computes the fewest sums that nobody needs.
+    /// The tile with the fewest unused sums.
     fn of(product: &Product) -> Self {
         let sums = |tile: &Self| tile.groups(product.m, product.n) * u64::from(tile.x * tile.y);
         match product.b {
             Right::Raw { float_type: FloatType::F32, .. } => TILES.into_iter().min_by_key(sums).unwrap_or(TILES[0]),
-            // Frozen weights are large, and are decoded for each tile of rows.
+            // Frozen weights are large and are decoded again for each tile of rows.
             _ if product.m <= FEW_TILE_ROWS => TILES[2],
             _ => TILES[0],
         }
     }
 }
 
-/// What makes a kernel.
+/// The properties that select a kernel.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(super) struct Variant {
     pub form: Form,
     pub b: RightKind,
 }
 
-/// How a product is cut.
+/// The tiling of a product.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(super) enum Form {
     Tiles { tile: Tile, a_by_term: bool, b_by_term: bool },
@@ -147,9 +148,10 @@ impl Variant {
                 if by_rows { ("matmul_rows_raw", ROWS_RAW.into()) } else { ("matmul_raw", RAW.into()) }
             }
         };
-        // SAFETY: `record` gets products whose views and operands hold all of their rows, columns and terms; the shaders keep row,
-        // column and term of every access below their numbers. Their loops count up to constants or to `k`, and each barrier stands
-        // between the writes and the reads of workgroup memory.
+        // SAFETY: `record` gets products whose views and operands contain all of their rows,
+        // columns and terms; the shaders keep row, column and term of every access below their
+        // numbers. Their loops count up to constants or to `k`, and a barrier separates the writes
+        // and the reads of workgroup memory.
         let shader = unsafe { Shader::trusted(name, source) };
         KernelSpec { shader, entry: "main", constants }
     }
@@ -161,13 +163,13 @@ macro_rules! shaders {
 
 const RAW: &str = shaders!("matmul_params", "matmul", "matmul_floats", "matmul_raw");
 const ROWS_RAW: &str = shaders!("matmul_params", "matmul_rows", "matmul_floats", "matmul_rows_raw");
-/// What stands before and after a codec.
+/// The shader files before and after the codec.
 const TILED: &str = shaders!("matmul_params", "matmul");
 const QUANTIZED: &str = shaders!("matmul_quantized");
 const ROWS: &str = shaders!("matmul_params", "matmul_rows");
 const ROWS_QUANTIZED: &str = shaders!("matmul_rows_quantized");
 
-/// `struct Params` of matmul_params.wgsl.
+/// Parameters of a dispatch: `struct Params` of matmul_params.wgsl.
 #[derive(Debug, Clone, Copy, Pod, Zeroable)]
 #[repr(C)]
 struct Params {
@@ -198,7 +200,7 @@ struct Params {
     codebook: [f32; 16],
 }
 
-/// `struct Params` of matmul_sum.wgsl.
+/// Parameters of a dispatch: `struct Params` of matmul_sum.wgsl.
 #[derive(Debug, Clone, Copy, Pod, Zeroable)]
 #[repr(C)]
 struct SumParams {
@@ -218,14 +220,15 @@ pub(super) fn flag(set: bool) -> f64 {
     u8::from(set).into()
 }
 
-/// How a kernel's results differ from the CPU's, if they do.
+/// Describes the difference of a kernel from the CPU, if there is one.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Trials {
     pub product: fn(&Kernels, Variant, &Kernel) -> Result<Option<String>, OpError>,
     pub sum: fn(&Kernels, &Kernel) -> Result<Option<String>, OpError>,
 }
 
-/// The kernels of a device, compiled and tried as they are asked for, and the memory for the sums of chunks.
+/// The kernels of a device, which are compiled and tested on first use, and the scratch memory for
+/// partial sums.
 #[derive(Debug)]
 pub(super) struct Kernels {
     gpu: Gpu,
@@ -247,7 +250,7 @@ impl Kernels {
         &self.gpu
     }
 
-    /// Where chunks have their sums.
+    /// Scratch memory for the partial sums.
     pub fn scratch(&self) -> &BufferRange {
         &self.scratch
     }
@@ -258,27 +261,28 @@ impl Kernels {
 
     fn sum_kernel(&self) -> Result<Kernel, OpError> {
         let spec = || {
-            // SAFETY: `sum` passes a count for which `parts` holds all chunks and `out` all rows; the loop counts the chunks.
+            // SAFETY: `sum` passes a count for which `parts` holds all chunks and `out` all rows;
+            // the loop counts the chunks.
             let shader = unsafe { Shader::trusted("matmul_sum", shaders!("matmul_sum")) };
             KernelSpec { shader, entry: "main", constants: Vec::new() }
         };
         self.sum.get((), spec, |kernel| (self.trials.sum)(self, kernel))
     }
 
-    /// Terms that a workgroup adds up, and the number of such chunks. They depend on the sizes only, so that the same product is
-    /// always summed in the same order.
+    /// The number of terms per chunk, and the number of chunks. They depend only on the sizes, so
+    /// the same product always has the same order of sums.
     fn chunks(&self, product: &Product, tile: Tile) -> (u32, u32) {
         let by_groups = TARGET_WORKGROUPS / tile.groups(product.m, product.n);
         let by_memory = self.scratch.size / (4 * u64::from(product.m) * u64::from(product.n));
         let by_terms = product.k.div_ceil(MIN_TERMS);
-        let most = u64::from(by_terms).min(by_groups).min(by_memory).max(1) as u32;
-        let chunk = product.k.div_ceil(most).next_multiple_of(TERMS);
+        let max_chunks = u64::from(by_terms).min(by_groups).min(by_memory).max(1) as u32;
+        let chunk = product.k.div_ceil(max_chunks).next_multiple_of(TERMS);
         (chunk, product.k.div_ceil(chunk))
     }
 
     pub fn record(&self, commands: &mut Commands, product: &Product) -> Result<(), OpError> {
         if product.k == 0 {
-            // A sum of no chunks.
+            // A product without terms has no chunks.
             self.sum(commands, &self.sum_kernel()?, product, 0);
             return Ok(());
         }
@@ -299,11 +303,11 @@ impl Kernels {
             self.multiply(commands, &kernel, &parts, groups, chunk);
             self.sum(commands, &self.sum_kernel()?, product, chunks);
         }
-        commands.tell_operations(2 * u64::from(product.m) * u64::from(product.n) * u64::from(product.k));
+        commands.add_operations(2 * u64::from(product.m) * u64::from(product.n) * u64::from(product.k));
         Ok(())
     }
 
-    /// The sums of `chunk` terms each, in one dispatch.
+    /// Dispatches the sums of `chunk` terms each.
     pub fn multiply(&self, commands: &mut Commands, kernel: &Kernel, product: &Product, groups: u64, chunk: u32) {
         let a = &product.a;
         let [b0, b1, b2, b3] = product.b.bindings();
@@ -323,7 +327,7 @@ impl Kernels {
             b_term: product.b_strides.1,
             out_first: product.out.first,
             out_row: product.out.row,
-            // Used with several chunks only, all of which are in the scratch memory.
+            // Used only with several chunks. All of them are in the scratch memory.
             out_chunk: product.m.wrapping_mul(product.n),
             bias_first,
             has_bias: product.bias.is_some().into(),
@@ -334,12 +338,12 @@ impl Kernels {
         commands.dispatch(kernel, &bindings, bytemuck::bytes_of(&params), self.gpu.grid(groups), bytes);
     }
 
-    /// The sum of `chunks` products in the scratch memory.
+    /// Dispatches the sum of `chunks` partial products in the scratch memory.
     pub fn sum(&self, commands: &mut Commands, kernel: &Kernel, product: &Product, chunks: u32) {
         let count = product.m * product.n;
         let out = &product.out;
         let (bias, bias_first) = product.bias.clone().unwrap_or_else(|| (self.scratch.clone(), 0));
-        // A binding is not empty.
+        // A binding must not be empty.
         let parts = self.scratch.slice(0, 4 * u64::from(count) * u64::from(chunks.max(1)));
         let bytes = parts.size + 4 * u64::from(count);
         let params = SumParams {
@@ -360,7 +364,7 @@ impl Kernels {
 }
 
 impl Params {
-    /// What depends on the right operand alone.
+    /// The constants that depend only on the right operand.
     fn of(b: &Right) -> Self {
         match b {
             Right::Quantized { operand, codec, .. } => Self {

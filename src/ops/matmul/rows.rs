@@ -1,29 +1,30 @@
-//! How a product of a few rows is cut: tiles would be empty for the most part, and the weights are what takes the time.
+//! The tiling of a product with few rows. Square tiles would be mostly empty, and reading the
+//! weights dominates the time.
 
 use super::kernels::{Product, flag};
 
-/// The most rows that are computed together.
+/// Maximum rows that are computed together.
 const MAX_ROWS: u32 = 8;
-/// Threads of a workgroup.
+/// Threads per workgroup.
 const WORKGROUP: u32 = 256;
-/// Columns below which each takes a whole workgroup: else most of a GPU were idle.
+/// Below this number of columns, each column takes a whole workgroup, to use the whole GPU.
 const FEW_COLUMNS: u32 = 512;
-/// Threads of a column where there are many.
+/// Threads per column, if there are many columns.
 const LANES: u32 = 32;
 
-/// What makes a kernel of matmul_rows.wgsl, apart from the type of its right operand.
+/// The properties that select a kernel of matmul_rows.wgsl, besides the type of its right operand.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(super) struct FewRows {
     /// A power of two.
     pub rows: u32,
     /// Threads that share a column.
     pub lanes: u32,
-    /// Every column of the right operand starts and ends with an eight of elements.
+    /// Whether every column of the right operand starts and ends on a group of eight elements.
     pub whole: bool,
 }
 
 impl FewRows {
-    /// The form of a product that has few rows, and whose terms are neighbours in both operands.
+    /// The kernel for a product with few rows, if terms are adjacent in both operands.
     pub fn of(product: &Product) -> Option<Self> {
         let (column, term) = product.b_strides;
         let fits = product.m <= MAX_ROWS && term == 1 && product.a.column == 1 && product.k > 0;
@@ -32,12 +33,12 @@ impl FewRows {
         fits.then_some(Self { rows: product.m.next_power_of_two(), lanes, whole })
     }
 
-    /// Columns of a workgroup.
+    /// Columns per workgroup.
     pub fn columns(self) -> u32 {
         WORKGROUP / self.lanes
     }
 
-    /// Workgroups that cover so many columns.
+    /// Number of workgroups for `columns` columns.
     pub fn groups(self, columns: u32) -> u64 {
         columns.div_ceil(self.columns()).into()
     }

@@ -1,4 +1,4 @@
-//! Every product against sums in f64.
+//! Tests every product against sums in f64.
 #![allow(clippy::unwrap_used, clippy::panic, reason = "tests fail by panicking")]
 
 use std::sync::OnceLock;
@@ -14,19 +14,19 @@ use crate::ops::testing::{self, assert_close, assert_gradient, assert_untouched,
 const BOUND: f64 = 1e-5;
 const SIZES: [u32; 5] = [1, 3, 17, 65, 130];
 
-/// One device for all tests, since a software one compiles each kernel for seconds.
+/// All tests share one device: software drivers take seconds to compile a kernel.
 fn gpu() -> Option<&'static Gpu> {
     static GPU: OnceLock<Option<Gpu>> = OnceLock::new();
     GPU.get_or_init(testing::gpu).as_ref()
 }
 
-/// Triples of sizes in which each size takes each place.
+/// All triples of these sizes.
 fn shapes() -> impl Iterator<Item = (u32, u32, u32)> {
     let size = |i: usize| SIZES[i % SIZES.len()];
     (0..SIZES.len()).flat_map(move |i| [(size(i), size(i + 1), size(i + 3)), (size(i), size(i + 3), size(i + 2))])
 }
 
-/// `[m, n]`, each the sum of `k` terms.
+/// The reference `[m, n]`. Each element is a sum of `k` terms.
 fn reference(m: u32, n: u32, k: u32, term: impl Fn(usize, usize, usize) -> f64) -> Vec<f64> {
     let (m, n, k) = (m as usize, n as usize, k as usize);
     (0..m * n).map(|i| (0..k).map(|t| term(i / n, i % n, t)).sum()).collect()
@@ -36,7 +36,7 @@ fn round(values: Vec<f64>) -> Vec<f32> {
     values.into_iter().map(|x| x as f32).collect()
 }
 
-/// A weight in all the forms that a test needs.
+/// A weight on the device and in f64.
 struct Frozen {
     nf4: Option<GpuWeights>,
     raw: Option<(FloatType, Vec<BufferRange>)>,
@@ -106,8 +106,8 @@ impl Frozen {
         f64::from(self.values[output * self.inputs as usize + input])
     }
 
-    /// Both products with some of the rows of the weight against the reference, replacing and adding. By the sizes, with a factor or
-    /// without.
+    /// Checks both products with some rows of the weight against the reference, with and without
+    /// `add`. The sizes decide whether there is a factor.
     fn check(&self, gpu: &Gpu, what: &str, m: u32, rows: Range<u32>) {
         let matmul = Matmul::new(gpu).unwrap();
         let factor = [1.0, -0.3][(m + self.outputs) as usize % 2];
@@ -144,16 +144,16 @@ impl Frozen {
 }
 
 type Product = fn(&Matmul, &mut Commands, &Mat, &Mat, f32, bool, &Mat) -> Result<(), OpError>;
-/// Where an element is, by its row (or column), its term, and m, n and k.
+/// Index of an element, from its row (or column), its term, and m, n and k.
 type Index = fn(usize, usize, (usize, usize, usize)) -> usize;
-/// Name and product, then shape and index of either operand.
+/// Name and product, then shape and index of each operand.
 type Case = (&'static str, Product, (u32, u32), Index, (u32, u32), Index);
 
 fn by_row(row: usize, term: usize, (_, _, k): (usize, usize, usize)) -> usize {
     row * k + term
 }
 
-/// The three dense products of one shape, replacing and adding.
+/// Checks the three dense products of one shape, with and without `add`.
 fn check_dense(gpu: &Gpu, (m, n, k): (u32, u32, u32)) {
     let matmul = Matmul::new(gpu).unwrap();
     let cases: [Case; 3] = [
@@ -194,7 +194,7 @@ fn dense_products_of_odd_sizes() {
     shapes().for_each(|shape| check_dense(gpu, shape));
 }
 
-/// A sum of no terms is 0, and adding it changes nothing.
+/// A sum of zero terms is 0, and adding it changes nothing.
 #[test]
 fn products_without_terms_columns_or_rows() {
     let Some(gpu) = gpu() else { return };
@@ -272,7 +272,8 @@ fn raw_weights_of_every_type_and_odd_sizes() {
     }
 }
 
-/// Few rows have kernels of their own: rows of whole words and others, columns few and many, blocks and types of every kind.
+/// Few rows have their own kernels: rows of whole words and others, few and many columns, every
+/// block size and type.
 #[test]
 fn a_few_rows() {
     let Some(gpu) = gpu() else { return };
@@ -326,7 +327,7 @@ fn small_buffers_and_bindings() {
     }
     let limits = Options { cache: None, max_buffer: Some(1 << 15), max_binding: Some(1 << 13), ..Options::from_env() };
     let gpu = &Gpu::open(&limits).unwrap();
-    // Parts and pieces end within rows; left operands and results pass the limit of a binding.
+    // Parts and pieces end inside rows. Left operands and results exceed the binding limit.
     Frozen::nf4(gpu, 130, 521, 64, ScaleType::Bf16).check(gpu, "nf4 in pieces", 2, 0..130);
     Frozen::nf4(gpu, 136, 520, 4096, ScaleType::Dq8).check(gpu, "nf4 in pieces of whole words", 4, 3..135);
     Frozen::raw(gpu, 5, 1900, FloatType::F32, 1 << 14).check(gpu, "raw in pieces", 2, 1..5);
@@ -335,14 +336,14 @@ fn small_buffers_and_bindings() {
     }
 }
 
-/// The loss is the sum of all products of y with fixed numbers, so that these are dy.
+/// The loss is the sum of y times fixed numbers. So these numbers are dy.
 #[test]
 fn more_groups_than_a_dimension_has() {
     if gpu().is_none() {
         return;
     }
     let gpu = &Gpu::open(&Options { cache: None, max_groups: Some(20), ..Options::from_env() }).unwrap();
-    // Tiles, chunks of sums and what adds them up; few rows.
+    // Tiles, chunks and their sum; few rows.
     check_dense(gpu, (150, 170, 20));
     check_dense(gpu, (40, 70, 1100));
     Frozen::nf4(gpu, 330, 1100, 64, ScaleType::Bf16).check(gpu, "nf4", 70, 0..330);
@@ -394,7 +395,8 @@ fn operands_that_do_not_fit_together_are_refused() {
     misfit(matmul.backward(&mut commands, &mat(2, 3), &wrong, false, &mat(2, 3)));
 }
 
-/// Prints TFLOP/s of one shape: run by hand on a real GPU, with `--release -- --ignored --nocapture`.
+/// Prints the TFLOP/s of one shape. Run by hand on a real GPU, with `--release -- --ignored
+/// --nocapture`.
 #[test]
 #[ignore = "a measurement"]
 fn speed() {
@@ -425,7 +427,8 @@ fn speed() {
     }
 }
 
-/// Prints how fast weights are read for a few rows: run by hand on a real GPU, with `--release -- --ignored --nocapture`.
+/// Prints the read rate of weights for few rows. Run by hand on a real GPU, with `--release --
+/// --ignored --nocapture`.
 #[test]
 #[ignore = "a measurement"]
 fn speed_of_few_rows() {

@@ -1,5 +1,6 @@
-//! One small product of each kernel against sums in float64, before the kernel is used: several tiles, the last of them not full,
-//! weights from the middle of a tensor, a bias, and something to add to.
+//! Tests each kernel before its first use: one small product against sums in float64. It has
+//! several tiles with a partial last one, weights from the middle of a tensor, a bias, and an
+//! initial output to add to.
 
 use super::kernels::{Form, Kernels, Product, RightKind, TERMS, Trials, Variant, View};
 use super::weight::{Elements, Right, Weight};
@@ -9,16 +10,16 @@ use crate::gpu::{BufferRange, Gpu, Kernel};
 use crate::ops::trial::{difference, stored};
 use crate::ops::{Mat, OpError};
 
-/// What the kernels of products are tried with.
+/// Parameters of the kernel tests.
 pub(super) const TRIALS: Trials = Trials { product: of_product, sum: of_sum };
 
-/// Elements of the weight that lie before its rows here, at least: more than share a super-scale.
+/// Minimum elements of the weight before the tested rows: more than one super-scale covers.
 const BEFORE: u32 = 8192;
-/// The error of a sum, as a part of the sum of its terms' magnitudes.
+/// Maximum error of a sum, relative to the sum of the magnitudes of its terms.
 const TOLERANCE: f64 = 1e-5;
 const SCALE: f32 = 0.75;
 
-/// A matrix whose elements are known here, too.
+/// A matrix on the device and its elements.
 struct Known {
     mat: Mat,
     values: Vec<f32>,
@@ -35,13 +36,13 @@ impl Known {
     }
 }
 
-/// The sizes of a trial.
+/// The sizes of a test.
 #[derive(Debug, Clone, Copy)]
 struct Sizes {
     m: u32,
     n: u32,
     k: u32,
-    /// Whether terms lie in the rows of the weight, else in its columns.
+    /// Whether the terms are in the rows of the weight, not in its columns.
     by_term: bool,
 }
 
@@ -54,7 +55,7 @@ impl Sizes {
                 Self { m: rows.rows, n: 2 * rows.columns() + 1, k, by_term: true }
             }
             Form::Tiles { tile, b_by_term, .. } => {
-                // Whole words take rows of them.
+                // Whole words need rows of 8 elements.
                 let (row, other) = if whole_words { (8, 5) } else { (5, 5) };
                 let (n, k) = if b_by_term { (other, row) } else { (row, other) };
                 Self { m: 8 * tile.y + 3, n: 8 * tile.x + n, k: 2 * TERMS + k, by_term: b_by_term }
@@ -68,7 +69,7 @@ impl Sizes {
     }
 }
 
-/// The right operand of a trial, and the values of its rows.
+/// The right operand of a test, and the values of its rows.
 fn right(gpu: &Gpu, random: &mut Random, kind: RightKind, sizes: Sizes) -> Result<(Right, Vec<f32>), OpError> {
     let (rows, inputs) = sizes.weight();
     let before = BEFORE / inputs + 1;
@@ -99,7 +100,7 @@ fn right(gpu: &Gpu, random: &mut Random, kind: RightKind, sizes: Sizes) -> Resul
     Ok((right, values.get((before * inputs) as usize..).unwrap_or_default().to_vec()))
 }
 
-/// How a kernel's product differs from the CPU's, if it does.
+/// Describes the difference of a product from the CPU, if there is one.
 fn of_product(kernels: &Kernels, variant: Variant, kernel: &Kernel) -> Result<Option<String>, OpError> {
     let (gpu, sizes, mut random) = (kernels.gpu(), Sizes::of(variant), Random::default());
     let Sizes { m, n, k, by_term } = sizes;
@@ -126,7 +127,7 @@ fn of_product(kernels: &Kernels, variant: Variant, kernel: &Kernel) -> Result<Op
         Form::Rows(rows) => rows.groups(n),
         Form::Tiles { tile, .. } => tile.groups(m, n),
     };
-    let mut commands = gpu.commands("a trial of a product");
+    let mut commands = gpu.commands("a test of a product");
     kernels.multiply(&mut commands, kernel, &product, groups, k.next_multiple_of(TERMS));
     commands.submit()?;
     let term = |i: u32, j: u32, t: u32| {
@@ -142,7 +143,7 @@ fn of_product(kernels: &Kernels, variant: Variant, kernel: &Kernel) -> Result<Op
     Ok(difference(&out.mat.read(gpu)?, expected))
 }
 
-/// How the sum of three chunks differs from the CPU's, if it does.
+/// Describes the difference of the sum of three chunks from the CPU, if there is one.
 fn of_sum(kernels: &Kernels, kernel: &Kernel) -> Result<Option<String>, OpError> {
     const CHUNKS: u32 = 3;
     let (gpu, mut random, m, n) = (kernels.gpu(), Random::default(), 13, 43);
@@ -160,8 +161,9 @@ fn of_sum(kernels: &Kernels, kernel: &Kernel) -> Result<Option<String>, OpError>
         add: true,
         bias: Some((bias.mat.range.clone(), 0)),
     };
-    let mut commands = gpu.commands("a trial of a sum");
-    // What was submitted before has its sums by then, and what comes after writes its own.
+    let mut commands = gpu.commands("a test of a sum");
+    // Work that was submitted before has finished with the scratch memory, and later work
+    // overwrites it.
     commands.copy(&parts.mat.range, &kernels.scratch().slice(0, parts.mat.range.size));
     kernels.sum(&mut commands, kernel, &product, CHUNKS);
     commands.submit()?;
@@ -184,7 +186,7 @@ mod tests {
 
     type Record<'a> = &'a dyn Fn(&Matmul, &mut Commands) -> Result<(), OpError>;
 
-    /// The error of the first use of a kernel with one wrong line.
+    /// The error on first use of a kernel with one wrong line.
     fn refusal(gpu: &Gpu, patch: [&'static str; 2], record: Record<'_>) -> String {
         let kernels = Kernels::new(gpu, Tried::patched(gpu, patch), Tried::patched(gpu, patch), TRIALS).unwrap();
         let error = record(&Matmul { kernels }, &mut gpu.commands("a wrong kernel")).unwrap_err();

@@ -1,4 +1,4 @@
-//! Frozen weights, and the rectangles of them that can be bound: for products, and for rows that are gathered.
+//! Frozen weights, and their rectangles that fit a binding, for products and gathers.
 
 use std::ops::Range;
 
@@ -8,7 +8,7 @@ use crate::format::FloatType;
 use crate::gpu::BufferRange;
 use crate::ops::error::OpError;
 
-/// A frozen weight, [outputs, inputs], row-major, or some of its rows.
+/// A frozen weight [outputs, inputs], row-major, or some of its rows.
 #[derive(Debug, Clone)]
 pub struct Weight<'a> {
     elements: Elements<'a>,
@@ -18,28 +18,28 @@ pub struct Weight<'a> {
     factor: f32,
 }
 
-/// How the elements of a weight are stored.
+/// Storage of a weight.
 #[derive(Debug, Clone, Copy)]
 pub enum Elements<'a> {
-    /// As codes and scales, which kernels decode as they go.
+    /// Codes and scales, which kernels decode on the fly.
     Quantized(&'a GpuWeights),
-    /// As floats, never copied to others.
+    /// Raw floats.
     Raw {
-        /// Their type.
+        /// Element type.
         float_type: FloatType,
-        /// All of them, little-endian; all parts but the last equally large.
+        /// All elements, little-endian. All parts except the last have the same size.
         parts: &'a [BufferRange],
     },
 }
 
-/// Some rows and columns of a weight, which lie in one part; either whole rows or a piece of one.
+/// Some rows and columns of a weight, in one part: whole rows, or a piece of one row.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(in crate::ops) struct Rectangle {
     pub rows: Range<u32>,
     pub columns: Range<u32>,
 }
 
-/// The elements of a rectangle as they are bound: the right operand of a product, or a window of a table.
+/// The bound elements of a rectangle: the right operand of a product, or a window of a table.
 #[derive(Debug, Clone)]
 pub(in crate::ops) enum Right {
     Quantized { operand: Operand, codec: Codec, whole_words: bool },
@@ -47,7 +47,7 @@ pub(in crate::ops) enum Right {
 }
 
 impl Right {
-    /// The number of its first element in what is bound.
+    /// Index of its first element in the binding.
     pub fn first(&self) -> u32 {
         match self {
             Self::Quantized { operand, .. } => operand.first,
@@ -55,17 +55,17 @@ impl Right {
         }
     }
 
-    /// What is bound at 0 to 3.
+    /// Bindings 0 to 3.
     pub fn bindings(&self) -> [BufferRange; 4] {
         match self {
             Self::Quantized { operand, .. } => operand.bindings.clone(),
-            // Those that raw floats have no use for are left out.
+            // Raw floats need only the first.
             Self::Raw { range, .. } => [range.clone(), range.clone(), range.clone(), range.clone()],
         }
     }
 }
 
-/// The shaders' `FLOATS`.
+/// The constant `FLOATS` of the shaders.
 pub(in crate::ops) fn floats_constant(float_type: FloatType) -> f64 {
     match float_type {
         FloatType::F32 => 0.0,
@@ -80,18 +80,18 @@ impl<'a> Weight<'a> {
         Self { elements, outputs, inputs, rows: 0..outputs, factor: 1.0 }
     }
 
-    /// The same weight with a factor on its products, forward and backward, and on the bias of the forward one.
+    /// The same weight with a factor for its products, forward and backward, and for the bias.
     #[must_use]
     pub fn times(self, factor: f32) -> Self {
         Self { factor, ..self }
     }
 
-    /// The factor on its products.
+    /// The factor of its products.
     pub fn factor(&self) -> f32 {
         self.factor
     }
 
-    /// The rows (outputs) in `rows` alone, counted from the first of this weight's.
+    /// Only the rows (outputs) in `rows`, from the first row of this weight on.
     #[must_use]
     pub fn rows(&self, rows: Range<u32>) -> Self {
         let from = self.rows.start;
@@ -108,14 +108,15 @@ impl<'a> Weight<'a> {
         self.inputs
     }
 
-    /// What is bound one after the other, rows counted from the first of this weight's, each with its elements.
+    /// The rectangles to bind in order, each with its elements. Rows count from the first row of
+    /// this weight.
     ///
     /// # Errors
-    /// [`OpError::Shape`] and [`OpError::Weights`] where the buffers do not hold the weight.
+    /// [`OpError::Shape`] and [`OpError::Weights`] if the buffers are too small for the weight.
     pub(in crate::ops) fn pieces(&self, operation: &'static str, binding: u64) -> Result<Vec<(Rectangle, Right)>, OpError> {
-        let (part, most) = self.part_and_most(operation, binding)?;
+        let (part, max) = self.part_and_max(operation, binding)?;
         let inputs = u64::from(self.inputs);
-        rectangles(&self.rows, self.inputs, part, most)
+        rectangles(&self.rows, self.inputs, part, max)
             .map(|rectangle| {
                 let first = u64::from(rectangle.rows.start) * inputs + u64::from(rectangle.columns.start);
                 let last = u64::from(rectangle.rows.end - 1) * inputs + u64::from(rectangle.columns.end);
@@ -126,8 +127,9 @@ impl<'a> Weight<'a> {
             .collect()
     }
 
-    /// Elements in every part but the last, and the most that can be bound, once the buffers are known to hold the weight.
-    fn part_and_most(&self, operation: &'static str, binding: u64) -> Result<(u64, u64), OpError> {
+    /// Checks that the buffers hold the weight. Returns the elements in each part except the last,
+    /// and the maximum elements of a binding.
+    fn part_and_max(&self, operation: &'static str, binding: u64) -> Result<(u64, u64), OpError> {
         let shape = |what, expected: u64, found: u64| Err(OpError::Shape { operation, what, expected, found });
         let elements = u64::from(self.outputs) * u64::from(self.inputs);
         if self.rows.start > self.rows.end || self.rows.end > self.outputs {
@@ -154,7 +156,7 @@ impl<'a> Weight<'a> {
         }
     }
 
-    /// The elements in `range`, which lie in one part.
+    /// The elements in `range`, all in the same part.
     fn right(&self, range: Range<u64>, part: u64) -> Result<Right, OpError> {
         match self.elements {
             Elements::Quantized(weights) => {
@@ -178,24 +180,24 @@ impl<'a> Weight<'a> {
     }
 }
 
-/// The range that holds elements `start..end` of `size` bytes in whole words, from where it can be bound, and the first element's
-/// number in it.
+/// The range of whole words with elements `start..end` of `size` bytes, at a valid binding offset,
+/// and the index of the first element in it.
 pub(super) fn bound(range: &BufferRange, start: u64, end: u64, size: u64) -> (BufferRange, u32) {
     let from = start * size / ALIGN * ALIGN;
     let first = (start - from / size) as u32;
     (range.slice(from, (end * size).next_multiple_of(4) - from), first)
 }
 
-/// The rows cut where a part ends and where `most` elements are exceeded.
-fn rectangles(rows: &Range<u32>, columns: u32, part: u64, most: u64) -> impl Iterator<Item = Rectangle> {
+/// Cuts the rows at the ends of parts, and after at most `max` elements.
+fn rectangles(rows: &Range<u32>, columns: u32, part: u64, max: u64) -> impl Iterator<Item = Rectangle> {
     let width = u64::from(columns);
     let (mut at, end) = (u64::from(rows.start) * width, u64::from(rows.end) * width);
     std::iter::from_fn(move || {
         if at >= end {
             return None;
         }
-        let limit = end.min((at / part + 1).saturating_mul(part)).min(at + most);
-        // Both are below the number of rows or columns, or equal to it.
+        let limit = end.min((at / part + 1).saturating_mul(part)).min(at + max);
+        // Both are at most the number of rows or columns.
         let (row, column) = ((at / width) as u32, (at % width) as u32);
         let whole = ((limit - at) / width) as u32;
         if column == 0 && whole > 0 {
@@ -214,7 +216,7 @@ mod tests {
 
     #[test]
     fn rectangles_cover_every_element_once_in_order() {
-        for (columns, rows, part, most) in [
+        for (columns, rows, part, max) in [
             (7, 3..11, 1000, 1000),
             (7, 0..9, 10, 64),
             (7, 1..9, 64, 5),
@@ -223,11 +225,11 @@ mod tests {
             (8, 2..2, 9, 9),
         ] {
             let mut next = u64::from(rows.start) * columns;
-            for Rectangle { rows, columns: c } in rectangles(&rows, columns as u32, part, most) {
+            for Rectangle { rows, columns: c } in rectangles(&rows, columns as u32, part, max) {
                 let start = u64::from(rows.start) * columns + u64::from(c.start);
                 let end = u64::from(rows.end - 1) * columns + u64::from(c.end);
                 assert_eq!(start, next);
-                assert!(end > start && end - start <= most, "{rows:?} {c:?}");
+                assert!(end > start && end - start <= max, "{rows:?} {c:?}");
                 assert_eq!(start / part, (end - 1) / part);
                 assert!(rows.len() == 1 || (u64::from(c.start), u64::from(c.end)) == (0, columns));
                 next = end;
