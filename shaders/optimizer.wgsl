@@ -1,5 +1,5 @@
 // The norm of a gradient, and a step of AdamW. Runs unchecked: the host proves that `gradient`,
-// `parameters`, `mean` and `square` hold `count` floats, `partials` one for each block of all
+// `parameters`, `exp_avg` and `exp_avg_sq` hold `count` floats, `partials` one for each block of all
 // pieces, and `loss` one.
 
 struct Params {
@@ -29,8 +29,8 @@ struct Report {
 @group(0) @binding(2) var<storage, read_write> report: Report;
 @group(0) @binding(3) var<storage, read> loss: array<f32>;
 @group(0) @binding(4) var<storage, read_write> parameters: array<f32>;
-@group(0) @binding(5) var<storage, read_write> mean: array<f32>;
-@group(0) @binding(6) var<storage, read_write> square: array<f32>;
+@group(0) @binding(5) var<storage, read_write> exp_avg: array<f32>;
+@group(0) @binding(6) var<storage, read_write> exp_avg_sq: array<f32>;
 @group(1) @binding(0) var<uniform> params: Params;
 
 const WORKGROUP = 256u;
@@ -85,9 +85,9 @@ fn update(@builtin(workgroup_id) id: vec3<u32>, @builtin(num_workgroups) grid: v
     let i = (id.x + id.y * grid.x) * WORKGROUP + thread;
     if (i >= params.count || report.applied == 0.0) { return; }
     let g = gradient[i] * report.clip;
-    let m = params.beta1 * mean[i] + params.one_minus_beta1 * g;
-    let v = params.beta2 * square[i] + params.one_minus_beta2 * g * g;
-    mean[i] = m;
-    square[i] = v;
+    let m = params.beta1 * exp_avg[i] + params.one_minus_beta1 * g;
+    let v = params.beta2 * exp_avg_sq[i] + params.one_minus_beta2 * g * g;
+    exp_avg[i] = m;
+    exp_avg_sq[i] = v;
     parameters[i] = parameters[i] * params.decay - params.step_size * m / (sqrt(v) / params.root_bias2 + params.epsilon);
 }
