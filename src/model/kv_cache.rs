@@ -2,7 +2,6 @@
 
 use crate::arch::config::ModelConfig;
 use crate::gpu::{BufferRange, Commands, Gpu};
-use crate::model::layer::attention_scale;
 use crate::ops::{CachedAttention, CachedAttentionShape, Mat, OpError};
 
 /// The keys (rotated, where their layer rotates) and values of one text's tokens, in float32, and the attention over them.
@@ -79,7 +78,7 @@ impl Past<'_> {
         for (new, all) in [(k, keys), (v, values)] {
             commands.copy(&new.range, &rows(all, past, new.rows));
         }
-        let (scale, window) = (attention_scale(model), model.attention(number).window);
+        let (scale, window) = (model.attention_multiplier as f32, model.attention(number).window);
         let shape = CachedAttentionShape { tokens: q.rows, past, heads, kv_heads, head_dim, scale, window };
         cache.attention.forward(commands, &shape, q, keys, values, out)
     }

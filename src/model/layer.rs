@@ -12,12 +12,12 @@ use crate::arch::config::{LayerAttention, ModelConfig};
 use crate::dequant::stream::StreamedLayer;
 use crate::format::Role;
 use crate::gpu::Commands;
-use crate::lora::config::{TARGETS, projection_shape};
-use crate::model::decoder::Pass;
+use crate::lora::config::TARGETS;
 use crate::model::error::ModelError;
 use crate::model::linear::Linear;
+use crate::model::pass::Pass;
+use crate::model::weights::{elements, projection};
 use crate::model::workspace::{Backward, Workspace};
-use crate::ops::matmul::{Elements, Weight};
 use crate::ops::{AttentionShape, Mat, OpError};
 
 /// The bias of each of [`TARGETS`].
@@ -129,7 +129,7 @@ impl<'a> Layer<'a> {
 
     fn attention_shape(&self, tokens: u32) -> AttentionShape {
         let &ModelConfig { heads, kv_heads, head_dim, .. } = self.pass.model;
-        let (scale, window) = (attention_scale(self.pass.model), self.attention.window);
+        let (scale, window) = (self.pass.model.attention_multiplier as f32, self.attention.window);
         AttentionShape { tokens, heads, kv_heads, head_dim, scale, window }
     }
 
@@ -233,11 +233,6 @@ fn output_factor(model: &ModelConfig, role: Role) -> f32 {
     }
 }
 
-/// What the products of queries and keys are multiplied by.
-pub(super) fn attention_scale(model: &ModelConfig) -> f32 {
-    model.attention_multiplier as f32
-}
-
 /// Norms and biases to float32.
 fn record_constants(pass: &Pass<'_>, commands: &mut Commands, layer: &StreamedLayer) -> Result<(), ModelError> {
     let constants = &pass.work.constants;
@@ -253,38 +248,4 @@ fn record_constants(pass: &Pass<'_>, commands: &mut Commands, layer: &StreamedLa
         pass.kernels.gather.to_f32(commands, elements(layer, role, &[target.cols.into()])?, target)?;
     }
     Ok(())
-}
-
-/// The elements of a tensor of this shape, quantised or kept as floats.
-pub(super) fn elements<'a>(layer: &'a StreamedLayer, role: Role, expected: &[u64]) -> Result<Elements<'a>, ModelError> {
-    if let Some(quantised) = layer.quantized_tensor(role) {
-        check_shape(layer, role, quantised.shape.dims(), expected)?;
-        return Ok(Elements::Quantized(&quantised.weights));
-    }
-    let tensor = layer.raw_tensor(role).ok_or(ModelError::MissingTensor { layer: layer.number, role })?;
-    check_shape(layer, role, tensor.shape.dims(), expected)?;
-    Ok(Elements::Raw { float_type: tensor.float_type, parts: &tensor.parts })
-}
-
-fn check_shape(layer: &StreamedLayer, role: Role, found: &[u64], expected: &[u64]) -> Result<(), ModelError> {
-    match found == expected {
-        true => Ok(()),
-        false => {
-            let (layer, expected, found) = (layer.number, expected.to_vec(), found.to_vec());
-            Err(ModelError::TensorShape { layer, role, expected, found })
-        }
-    }
-}
-
-/// A projection of the layer, quantised or kept as floats.
-fn projection<'a>(layer: &'a StreamedLayer, role: Role, model: &ModelConfig) -> Result<Weight<'a>, ModelError> {
-    let missing = ModelError::MissingTensor { layer: layer.number, role };
-    let (inputs, outputs) = projection_shape(model, role).ok_or(missing)?;
-    weight(layer, role, outputs, inputs)
-}
-
-/// A weight [outputs, inputs], quantised or kept as floats.
-pub(super) fn weight<'a>(layer: &'a StreamedLayer, role: Role, outputs: u32, inputs: u32) -> Result<Weight<'a>, ModelError> {
-    let elements = elements(layer, role, &[outputs.into(), inputs.into()])?;
-    Ok(Weight::new(elements, outputs, inputs))
 }

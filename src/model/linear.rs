@@ -2,7 +2,7 @@
 
 use crate::gpu::Commands;
 use crate::lora::gpu::Lora;
-use crate::model::decoder::Kernels;
+use crate::model::pass::Kernels;
 use crate::model::workspace::Workspace;
 use crate::ops::matmul::Weight;
 use crate::ops::{Mat, OpError};

@@ -7,8 +7,10 @@ mod kv_cache;
 mod layer;
 mod linear;
 pub mod open;
+mod pass;
 pub mod plan;
 pub mod session;
+mod weights;
 pub mod workspace;
 
 pub use error::{ModelError, NonFiniteAt};
