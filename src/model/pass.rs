@@ -60,7 +60,7 @@ pub(super) struct Pass<'a> {
 #[derive(Debug)]
 pub(crate) struct GpuBatch {
     pub ids: BufferRange,
-    /// The next token, or [`UNTRAINED`](crate::ops::UNTRAINED).
+    /// The next token, or [`IGNORE_INDEX`](crate::ops::IGNORE_INDEX).
     pub labels: BufferRange,
     /// The first token of its sample.
     pub starts: BufferRange,

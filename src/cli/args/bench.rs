@@ -257,7 +257,7 @@ pub struct Matrices {
 }
 
 /// Weights that a benchmark may have: more would pass any device's memory.
-const MOST_WEIGHTS: u64 = 1 << 36;
+const MAX_WEIGHTS: u64 = 1 << 36;
 
 /// `9728x2560`, or a model whose layer it is.
 pub fn parse_matrices(text: &str) -> Result<Matrices, String> {
@@ -280,7 +280,7 @@ fn parse_whole_blocks(text: &str) -> Result<Matrices, String> {
 fn matrix(text: &str) -> Option<[u64; 2]> {
     let (rows, columns) = text.split_once('x')?;
     let (rows, columns) = (rows.parse().ok()?, columns.parse().ok()?);
-    u64::checked_mul(rows, columns).filter(|weights| (1..=MOST_WEIGHTS).contains(weights)).map(|_| [rows, columns])
+    u64::checked_mul(rows, columns).filter(|weights| (1..=MAX_WEIGHTS).contains(weights)).map(|_| [rows, columns])
 }
 
 /// The projections of one layer.
