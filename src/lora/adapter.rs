@@ -1,4 +1,5 @@
-//! Adapters as PEFT keeps them: a folder with `adapter_model.safetensors` and `adapter_config.json`.
+//! Adapters as PEFT keeps them: a folder with `adapter_model.safetensors` and
+//! `adapter_config.json`.
 
 mod peft;
 
@@ -172,8 +173,9 @@ impl Adapter {
         self.layout.places().all(|(_, _, place)| zero(place.b))
     }
 
-    /// Writes the adapter as PEFT would, and `more` files (name, bytes) beside it. Everything is durable under another name
-    /// before anything in `folder` changes; what else is there stays.
+    /// Writes the adapter as PEFT would, and `more` files (name, bytes) into the same folder.
+    /// Everything is durable under another name before anything in `folder` changes; what else is
+    /// there stays.
     ///
     /// # Errors
     /// [`AdapterError::Length`], [`AdapterError::Write`].
@@ -250,8 +252,9 @@ fn module(family: &Family, layer: u32, role: Role) -> String {
     Prefix::PLAIN.name(Scope::Layer, Some(layer), module)
 }
 
-/// The name that [`matrices`] gives a tensor: without the prefix, with `model.` before the layers, without the adapter's
-/// name, as different versions of PEFT and adapters of the model without its head have them.
+/// The name that [`matrices`] gives a tensor: without the prefix, with `model.` before the layers,
+/// without the adapter's name, as different versions of PEFT and adapters of the model without its
+/// head have them.
 fn canonical(name: &str) -> String {
     let name = name.strip_prefix(PREFIX).unwrap_or(name).replace(".default.weight", ".weight");
     if name.starts_with("layers.") { format!("model.{name}") } else { name }

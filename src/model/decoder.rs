@@ -1,4 +1,5 @@
-//! A decoder on the GPU: embedding, the layers of a pack as they are streamed, the head and its loss.
+//! A decoder on the GPU: embedding, the layers of a pack as they are streamed, the head and its
+//! loss.
 
 use crate::arch::config::ModelConfig;
 use crate::data::{Batch, IGNORE_INDEX, Tokenizer, TokenizerFiles};
@@ -18,7 +19,8 @@ use crate::ops::{FiniteCheck, Mat, OpError, inverse_frequencies};
 /// Reads a pack's own config.json.
 ///
 /// # Errors
-/// [`ModelError::Stream`], [`ModelError::MissingFile`], [`ModelError::Config`], and [`ModelError::Obstacle`] where no kernel fits.
+/// [`ModelError::Stream`], [`ModelError::MissingFile`], [`ModelError::Config`], and
+/// [`ModelError::Obstacle`] where no kernel fits.
 pub fn read_config(pack: &PackSource) -> Result<ModelConfig, ModelError> {
     let config = pack.file("config.json")?.ok_or(ModelError::MissingFile { name: "config.json" })?;
     let model = ModelConfig::parse(&config, pack.file("generation_config.json")?.as_deref())?;
@@ -62,14 +64,16 @@ pub struct Model {
 }
 
 impl Model {
-    /// Opens the model of a pack for samples of at most `max_length` tokens. `options.globals` plays no part: they are loaded.
+    /// Opens the model of a pack for samples of at most `max_length` tokens. `options.globals` is
+    /// ignored: globals are always loaded.
     ///
     /// # Errors
     /// What is wrong with the pack; what the device cannot.
     pub fn new(gpu: &Gpu, pack: PackSource, max_length: u32, options: &StreamOptions) -> Result<Self, ModelError> {
         let config = read_config(&pack)?;
         let rope = &config.rope;
-        // Where the angles depend on a text's length, these are those of short texts: see `OwnAngles`.
+        // Where the angles depend on a text's length, these are those of short texts: see
+        // `OwnAngles`.
         let table = inverse_frequencies(rope.theta, config.head_dim, &rope.scaling, 1);
         let rotary = table.upload(gpu, max_length.max(1))?;
         let kernels = Kernels::new(gpu, &config)?;
@@ -99,7 +103,7 @@ impl Model {
         self.stream.plan()
     }
 
-    /// Holds tokens and labels against the vocabulary, and samples against the rotary table.
+    /// Checks tokens and labels by the vocabulary, and the lengths of samples by the rotary table.
     fn check(&self, batch: &Batch) -> Result<(), ModelError> {
         let vocab = self.config.vocab;
         let labels = batch.labels.iter().filter(|&&label| label != IGNORE_INDEX);
@@ -120,7 +124,8 @@ impl Model {
         self.begin_at(memory, batch, &positions(batch))
     }
 
-    /// As [`Model::begin`], for a batch of one sample that goes on from `past` tokens of a text of `length` tokens in all.
+    /// As [`Model::begin`], for a batch of one sample after `past` cached tokens, of a text of
+    /// `length` tokens.
     pub(super) fn begin_after(
         &self,
         memory: &Memory,
@@ -155,7 +160,8 @@ impl Model {
         self.forward_after(None, work, batch, adapter, mask)
     }
 
-    /// As [`Model::forward`], for a batch of one sample that goes on from `past`, where there is one.
+    /// As [`Model::forward`], for a batch of one sample after the cached tokens of `past`, if
+    /// given.
     pub(super) fn forward_after(
         &mut self,
         past: Option<Past<'_>>,
@@ -167,8 +173,9 @@ impl Model {
         self.forward_observed(past, work, batch, adapter, mask, &|_, _, _| Ok(()))
     }
 
-    /// As [`Model::forward_after`]; `record` adds to the commands of each residual stream, before layer 0, 1, .. and after the last,
-    /// as soon as it is there. Without training, the next but one takes its place.
+    /// As [`Model::forward_after`]; `record` adds to the commands of each residual stream, before
+    /// layer 0, 1, .. and after the last, as soon as it is there. Without training, the next but
+    /// one takes its place.
     fn forward_observed(
         &mut self,
         past: Option<Past<'_>>,
@@ -196,8 +203,8 @@ impl Model {
         Ok(())
     }
 
-    /// Runs a batch forward once more, as [`Model::forward_after`] does, to find where the first number arises that is not finite;
-    /// `None` where all are.
+    /// Runs a batch forward once more, as [`Model::forward_after`] does, to find where the first
+    /// number arises that is not finite; `None` where all are.
     pub(super) fn first_non_finite(
         &mut self,
         past: Option<Past<'_>>,
@@ -226,7 +233,8 @@ impl Model {
         Ok(())
     }
 
-    /// Submits all layers backward, the last one first, after [`Model::forward`] and [`Model::loss_gradient`].
+    /// Submits all layers backward, the last one first, after [`Model::forward`] and
+    /// [`Model::loss_gradient`].
     pub(crate) fn backward(
         &mut self,
         work: &Workspace<Mat>,
@@ -248,8 +256,8 @@ impl Model {
         Ok(())
     }
 
-    /// The output projection: a stored `lm_head`, else the embedding (spec section 4). What config.json says of it plays no part. Its
-    /// products have the scaling of the logits.
+    /// The output projection: a stored `lm_head`, else the embedding (spec section 4).
+    /// `tie_word_embeddings` is ignored. Its products have the scaling of the logits.
     fn head(&self) -> Result<Weight<'_>, ModelError> {
         let role = if self.globals.has(Role::LmHead) { Role::LmHead } else { Role::Embedding };
         let head = weight(&self.globals, role, self.config.vocab, self.config.hidden)?;
@@ -265,7 +273,8 @@ impl Model {
         Ok(())
     }
 
-    /// The vocabulary in chunks: the first token of each, its rows of the output projection, and where its logits [tokens, columns] go.
+    /// The vocabulary in chunks: the first token of each, its rows of the output projection, and
+    /// where its logits [tokens, columns] go.
     fn chunks(&self, work: &Workspace<Mat>) -> Result<impl Iterator<Item = (u32, Weight<'_>, Mat)>, ModelError> {
         let (head, vocab, logits) = (self.head()?, self.config.vocab, work.logits.clone());
         let chunk = move |first| {
@@ -301,8 +310,8 @@ impl Model {
         Ok(())
     }
 
-    /// Submits the loss of a batch after [`Model::forward`]: the sum over its trained tokens, divided by `normalizer`, is added to
-    /// `work.loss`.
+    /// Submits the loss of a batch after [`Model::forward`]: the sum over its loss tokens, divided
+    /// by `normalizer`, is added to `work.loss`.
     pub(crate) fn loss(&self, work: &Workspace<Mat>, batch: &GpuBatch, normalizer: u64) -> Result<(), ModelError> {
         self.norm(work)?;
         let loss = &self.kernels.loss;
@@ -315,7 +324,8 @@ impl Model {
         Ok(())
     }
 
-    /// Submits the gradient of the loss after [`Model::loss`]: that of the residual stream after the last layer is then in `work`.
+    /// Submits the gradient of the loss after [`Model::loss`]: that of the residual stream after
+    /// the last layer is then in `work`.
     pub(crate) fn loss_gradient(
         &self,
         work: &Workspace<Mat>,
@@ -341,7 +351,8 @@ impl Model {
         self.project(work)
     }
 
-    /// The logits of the last token alone. `last` is the workspace of one token in the same memory as `work`.
+    /// The logits of the last token alone. `last` is the workspace of one token in the same memory
+    /// as `work`.
     pub(crate) fn last_logits(&self, work: &Workspace<Mat>, last: &Workspace<Mat>) -> Result<Vec<f32>, ModelError> {
         let (x, epsilon) = (work.before(self.config.layers)?, self.config.rms_norm_eps as f32);
         let row = last.middle.range.size;

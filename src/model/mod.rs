@@ -1,4 +1,5 @@
-//! A model that runs: the layers of a pack as they are streamed, the head and its loss, and text from it.
+//! A model that runs: the layers of a pack as they are streamed, the head and its loss, and text
+//! from it.
 
 pub mod decoder;
 pub mod error;

@@ -46,13 +46,14 @@ impl Kernels {
 pub(super) struct Pass<'a> {
     pub kernels: &'a Kernels,
     pub model: &'a ModelConfig,
-    /// Cosines and sines of every position, for texts of any length; read them through [`Pass::angles`].
+    /// Cosines and sines of every position, for texts of any length; read them through
+    /// [`Pass::angles`].
     pub rotary: &'a Mat,
     pub work: &'a Workspace<Mat>,
     pub batch: &'a GpuBatch,
     pub adapter: Option<&'a GpuAdapter>,
     pub mask: Option<Mask>,
-    /// What the batch, one sample, goes on from.
+    /// The cached tokens before the batch, which is then one sample.
     pub past: Option<Past<'a>>,
 }
 
@@ -64,7 +65,8 @@ pub(crate) struct GpuBatch {
     pub labels: BufferRange,
     /// The first token of its sample.
     pub starts: BufferRange,
-    /// Where the angles of a text depend on its length, and a text is longer than those of the shared table.
+    /// Where the angles of a text depend on its length, and a text is longer than those of the
+    /// shared table.
     own_angles: Option<OwnAngles>,
 }
 
@@ -77,7 +79,8 @@ pub(super) struct OwnAngles {
 }
 
 impl OwnAngles {
-    /// Those of a batch whose tokens stand at `positions` of texts with so many tokens in all; `None` where the shared table has them.
+    /// The angles of a batch, each token given as its position and the length of its text; `None`
+    /// where the shared table has them.
     pub fn new(gpu: &Gpu, model: &ModelConfig, positions: &[(u32, u32)]) -> Result<Option<Self>, ModelError> {
         let RopeScaling::Dynamic { max_position_embeddings: unscaled, .. } = model.rope.scaling else { return Ok(None) };
         if positions.iter().all(|&(_, length)| f64::from(length) <= unscaled) {
@@ -97,7 +100,7 @@ impl OwnAngles {
     }
 }
 
-/// The position of each token in its sample, and the tokens of that.
+/// The position of each token in its sample, and the length of the sample.
 pub(super) fn positions(batch: &Batch) -> Vec<(u32, u32)> {
     let samples = batch.starts.chunk_by(|a, b| a == b);
     samples.flat_map(|sample| (0..sample.len() as u32).map(move |position| (position, sample.len() as u32))).collect()
@@ -112,7 +115,7 @@ impl Pass<'_> {
         }
     }
 
-    /// The same for tokens that go on from `past`: the row of the first one.
+    /// The same for tokens after `past` cached ones: the row of the first token.
     pub fn angles_after(&self, past: u32) -> (&Mat, u32) {
         match &self.batch.own_angles {
             Some(own) => (&own.table, 0),
