@@ -22,7 +22,7 @@ pub use writer::{MAX_SHARD_LEN, WriteError, Written};
 /// Weights that a thread decodes at a time.
 const PIECE_WEIGHTS: usize = 1 << 17;
 
-/// Why a pack could not be exported. Nothing is left behind.
+/// Why a pack could not be exported. Nothing is left behind, but after [`WriteError::NotDurable`].
 #[derive(Debug, Error)]
 #[non_exhaustive]
 pub enum ExportError {
@@ -53,8 +53,9 @@ pub struct ExportReport {
 }
 
 /// Writes the pack at `path` as a snapshot folder `target`: quantised tensors decoded to `dtype`, raw ones in their own type
-/// byte for byte, those embedded files that checkpoints have ([`crate::convert::source::SIDE_FILES`]) verbatim but for
-/// config.json, which names a type that holds all tensors and does not call an output projection tied that the pack has. The folder appears under its name once it is whole.
+/// byte for byte, those embedded files that checkpoints have ([`crate::format::files::place_of`]) verbatim but for config.json:
+/// it names a type that holds all tensors, does not call an output projection tied that the pack has, and speaks of no
+/// quantisation. The folder appears under its name once it is whole.
 ///
 /// The pack is mapped meanwhile: nobody may change it ([`MappedPack::open`](crate::MappedPack::open)).
 ///

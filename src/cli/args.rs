@@ -97,7 +97,8 @@ Examples:
   nf4pack convert Qwen3-4B q.nf4pack --dry-run              # what, and how large
 
 OUT appears under its name only when it is whole and on disk: stopped by Ctrl-C, failed or out of space, there is no OUT and no \
-temporary file (a process that is killed outright leaves a hidden .nf4pack-*.tmp beside OUT). The same checkpoint and options give the same bytes, whatever the number of threads.";
+temporary file. (If only its folder cannot be made durable at the end, that is an error, and OUT is there.) What is no part of \
+the model is named, and left out if it cannot be stored. A process that is killed outright leaves a hidden .nf4pack-*.tmp next to OUT. The same checkpoint and options give the same bytes, whatever the number of threads.";
 
 /// Convert a checkpoint into a pack
 #[derive(Debug, Args)]
