@@ -27,7 +27,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         "none" => None,
         folder => Some(Adapter::read(Path::new(folder), &model)?),
     };
-    let plan = Passes::of_one(count).plan(&gpu, &pack, &model, adapter.as_ref())?;
+    let plan = Passes::one_row(count).plan(&gpu, &pack, &model, adapter.as_ref())?;
     let logits = Session::open(&gpu, pack, adapter.as_ref(), &plan)?.logits(&tokens)?;
     fs::write(out, logits.iter().flat_map(|x| x.to_le_bytes()).collect::<Vec<u8>>())?;
     println!("{count} x {} logits", logits.len() / tokens.len().max(1));

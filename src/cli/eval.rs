@@ -79,7 +79,7 @@ fn evaluate(
         rows: data.tokens().div_ceil(length.into()),
         micro_batch: args.micro_batch(),
         budget: args.vram_budget.map(|size| size.0),
-        ..Passes::of_one(length)
+        ..Passes::one_row(length)
     };
     let plan = passes.plan(gpu, &pack, config, adapter)?;
     tell_plan(ui, &plan);

@@ -19,7 +19,7 @@ pub struct Batch {
     /// One a token: where in this batch its sample starts.
     pub starts: Vec<u32>,
     /// Labels other than [`IGNORE_INDEX`].
-    pub trained: u64,
+    pub loss_tokens: u64,
 }
 
 /// The order of `count` samples in an epoch, from 0: another one in each.
@@ -86,7 +86,7 @@ impl Room {
 /// The batch of some rows that [`rows`] made.
 pub fn batch(samples: &[Sample], rows: &[Vec<usize>]) -> Batch {
     let mut batch =
-        Batch { rows: rows.len() as u32, tokens: Vec::new(), labels: Vec::new(), starts: Vec::new(), trained: 0 };
+        Batch { rows: rows.len() as u32, tokens: Vec::new(), labels: Vec::new(), starts: Vec::new(), loss_tokens: 0 };
     rows.iter().flatten().filter_map(|&i| samples.get(i)).for_each(|sample| batch.push(sample));
     batch
 }
@@ -100,7 +100,7 @@ impl Batch {
         self.labels.extend(sample.tokens.last().map(|_| IGNORE_INDEX));
         self.tokens.extend(&sample.tokens);
         self.starts.resize(self.tokens.len(), start);
-        self.trained += sample.trained_tokens();
+        self.loss_tokens += sample.trained_tokens();
     }
 }
 
@@ -121,7 +121,7 @@ mod tests {
     fn labels_are_shifted_and_stay_in_their_sample() {
         let samples = [sample(10, &[true, false, true]), sample(20, &[false, true])];
         let batch = batch(&samples, &[vec![0, 1], vec![1]]);
-        assert_eq!((batch.rows, batch.trained), (2, 3));
+        assert_eq!((batch.rows, batch.loss_tokens), (2, 3));
         assert_eq!(batch.tokens, [10, 11, 12, 20, 21, 20, 21]);
         let u = IGNORE_INDEX;
         assert_eq!(batch.labels, [u, 12, u, 21, u, 21, u]);

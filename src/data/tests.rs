@@ -375,8 +375,8 @@ fn packed_batches_hold_every_sample_once() {
     let batch = batch(&dataset.samples, &rows);
     assert_eq!(batch.tokens.len() as u64, dataset.tokens());
     assert_eq!(batch.rows as usize, rows.len());
-    assert_eq!(batch.trained, dataset.trained_tokens());
-    assert_eq!(batch.labels.iter().filter(|&&label| label != IGNORE_INDEX).count() as u64, batch.trained);
+    assert_eq!(batch.loss_tokens, dataset.trained_tokens());
+    assert_eq!(batch.labels.iter().filter(|&&label| label != IGNORE_INDEX).count() as u64, batch.loss_tokens);
     let mut seen: Vec<usize> = rows.concat();
     seen.sort_unstable();
     assert_eq!(seen, (0..40).collect::<Vec<_>>());

@@ -188,8 +188,9 @@ impl Adapter {
         self.layout.places().all(|(_, _, place)| zero(place.b))
     }
 
-    /// Writes the adapter as PEFT would, and `more` files (name, bytes) beside it. Everything is durable under another name
-    /// before anything in `folder` changes; what else is there stays.
+    /// Writes the adapter as PEFT would, and `more` files (name, bytes) into the same folder.
+    /// Everything is durable under another name before anything in `folder` changes; what else is
+    /// there stays.
     ///
     /// # Errors
     /// [`AdapterError::Length`], [`AdapterError::Write`].

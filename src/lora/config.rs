@@ -1,5 +1,6 @@
-//! LoRA: y = W x + scale * B (A x), with A [rank, inputs] and B [outputs, rank] beside each adapted projection. All matrices
-//! of an adapter stand in one vector, so that the optimiser sees one tensor.
+//! LoRA: y = W x + scale * B (A x), with A [rank, inputs] and B [outputs, rank] for each adapted
+//! projection. All matrices of an adapter stand in one vector, so that the optimiser sees one
+//! tensor.
 
 use std::ops::Range;
 
@@ -13,7 +14,8 @@ use crate::random::{Generator, Stream};
 /// The projections that can be adapted, in the order in which they stand in a layer of an adapter.
 pub const TARGETS: [Role; 7] = PROJECTIONS;
 
-/// A matrix starts on a multiple of this many floats, 256 bytes: where a range of a GPU buffer may start.
+/// A matrix starts on a multiple of this many floats, 256 bytes: where a range of a GPU buffer may
+/// start.
 const ALIGN: usize = 64;
 
 /// Why there can be no such adapter.
@@ -117,8 +119,8 @@ pub struct Place {
     pub outputs: u32,
 }
 
-/// Where everything stands in the vector of an adapter: by layer, then in the order of [`TARGETS`], A before B. What lies
-/// between the matrices is zero.
+/// Where everything stands in the vector of an adapter: by layer, then in the order of [`TARGETS`],
+/// A before B. What lies between the matrices is zero.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct AdapterLayout {
     family: &'static Family,
@@ -205,8 +207,8 @@ impl AdapterLayout {
         (0..self.layers).flat_map(of_layer)
     }
 
-    /// The vector before training: A uniform in [-1/sqrt(inputs), 1/sqrt(inputs)), each module from a stream of its own, and
-    /// B zero, so that the model is what it was.
+    /// The vector before training: A uniform in [-1/sqrt(inputs), 1/sqrt(inputs)), each module from
+    /// a stream of its own, and B zero, so that the model is what it was.
     pub fn initial(&self, seed: u64) -> Vec<f32> {
         let mut vector = vec![0.0; self.len()];
         for (layer, role, place) in self.places() {

@@ -1,4 +1,4 @@
-//! An adapter in GPU memory: one vector of parameters, and one of gradients beside it.
+//! An adapter in GPU memory: a vector of parameters and a vector of gradients.
 
 use crate::format::Role;
 use crate::gpu::Gpu;

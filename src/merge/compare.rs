@@ -105,7 +105,7 @@ pub fn compare(
 
 /// The logits of every token, [tokens, vocabulary].
 fn logits(gpu: &Gpu, pack: PackSource, adapter: Option<&Adapter>, tokens: &[u32]) -> Result<Vec<f32>, CompareError> {
-    let plan = Passes::of_one(tokens.len() as u32).plan(gpu, &pack, &read_config(&pack)?, adapter)?;
+    let plan = Passes::one_row(tokens.len() as u32).plan(gpu, &pack, &read_config(&pack)?, adapter)?;
     Ok(Session::open(gpu, pack, adapter, &plan)?.logits(tokens)?)
 }
 

@@ -1,141 +1,20 @@
-//! A decoder on the GPU: embedding, the layers of a pack as they are streamed, the head and its loss.
+//! A decoder on the GPU: embedding, the layers of a pack as they are streamed, the head and its
+//! loss.
 
-use crate::arch::config::{ModelConfig, RopeScaling};
+use crate::arch::config::ModelConfig;
 use crate::data::{Batch, IGNORE_INDEX, Tokenizer, TokenizerFiles};
 use crate::dequant::stream::{Direction, LayerStream, PackSource, StreamOptions, StreamPlan, StreamedLayer};
 use crate::format::Role;
-use crate::gpu::{BufferRange, Commands, Gpu};
+use crate::gpu::{Commands, Gpu};
 use crate::lora::gpu::{GpuAdapter, Mask};
 use crate::model::error::{ModelError, NonFiniteAt};
 use crate::model::kv_cache::Past;
-use crate::model::layer::{Layer, elements, weight};
+use crate::model::layer::Layer;
+use crate::model::pass::{GpuBatch, Kernels, OwnAngles, Pass, positions};
+use crate::model::weights::{elements, weight};
 use crate::model::workspace::{Backward, Memory, Workspace};
-use crate::ops::matmul::{Matmul, Weight};
-use crate::ops::{
-    Attention, ChunkedLoss, Dropout, FiniteCheck, Gather, Mat, OpError, RmsNorm, Rotary, Scale, SwiGlu, inverse_frequencies,
-};
-
-/// The operations of a device.
-#[derive(Debug)]
-pub(super) struct Kernels {
-    pub gather: Gather,
-    pub scale: Scale,
-    pub norm: RmsNorm,
-    pub rotary: Rotary,
-    pub attention: Attention,
-    pub swiglu: SwiGlu,
-    pub dropout: Dropout,
-    pub matmul: Matmul,
-    pub loss: ChunkedLoss,
-}
-
-impl Kernels {
-    fn new(gpu: &Gpu, model: &ModelConfig) -> Result<Self, ModelError> {
-        Ok(Self {
-            gather: Gather::new(gpu)?,
-            scale: Scale::new(gpu)?,
-            norm: RmsNorm::new(gpu)?,
-            rotary: Rotary::new(gpu)?,
-            attention: Attention::new(gpu, model.head_dim)?,
-            swiglu: SwiGlu::new(gpu)?,
-            dropout: Dropout::new(gpu)?,
-            matmul: Matmul::new(gpu)?,
-            loss: ChunkedLoss::new(gpu)?,
-        })
-    }
-}
-
-/// What the layers of a pass share.
-#[derive(Debug)]
-pub(super) struct Pass<'a> {
-    pub kernels: &'a Kernels,
-    pub model: &'a ModelConfig,
-    /// Cosines and sines of every position, for texts of any length; read them through [`Pass::angles`].
-    rotary: &'a Mat,
-    pub work: &'a Workspace<Mat>,
-    pub batch: &'a GpuBatch,
-    pub adapter: Option<&'a GpuAdapter>,
-    pub mask: Option<Mask>,
-    /// What the batch, one sample, goes on from.
-    pub past: Option<Past<'a>>,
-}
-
-/// A batch in GPU memory: a u32 for each token.
-#[derive(Debug)]
-pub(crate) struct GpuBatch {
-    pub ids: BufferRange,
-    /// The next token, or [`IGNORE_INDEX`](crate::ops::IGNORE_INDEX).
-    pub labels: BufferRange,
-    /// The first token of its sample.
-    pub starts: BufferRange,
-    /// Where the angles of a text depend on its length, and a text is longer than those of the shared table.
-    own_angles: Option<OwnAngles>,
-}
-
-/// Cosines and sines of a batch's own: a row for each token.
-#[derive(Debug)]
-struct OwnAngles {
-    table: Mat,
-    /// A zero for each token: rows are counted from the batch's first one.
-    starts: BufferRange,
-}
-
-impl OwnAngles {
-    /// Those of a batch whose tokens stand at `positions` of texts with so many tokens in all; `None` where the shared table has them.
-    fn new(gpu: &Gpu, model: &ModelConfig, positions: &[(u32, u32)]) -> Result<Option<Self>, ModelError> {
-        let RopeScaling::Dynamic { max_position_embeddings: unscaled, .. } = model.rope.scaling else { return Ok(None) };
-        if positions.iter().all(|&(_, length)| f64::from(length) <= unscaled) {
-            return Ok(None);
-        }
-        let mut angles = Vec::with_capacity(positions.len() * model.head_dim as usize);
-        for text in positions.chunk_by(|(_, a), (_, b)| a == b) {
-            let length = text.first().map_or(0, |&(_, length)| length);
-            let table = inverse_frequencies(model.rope.theta, model.head_dim, &model.rope.scaling, length);
-            text.iter().for_each(|&(position, _)| table.push_angles(position, &mut angles));
-        }
-        let tokens = positions.len() as u32;
-        let table = Mat::from_slice(gpu, "rotary angles", tokens, model.head_dim, &angles)?;
-        let zeros = vec![0_u8; 4 * positions.len()];
-        let starts = BufferRange { buffer: gpu.storage_with("starts", &zeros)?, offset: 0, size: zeros.len() as u64 };
-        Ok(Some(Self { table, starts }))
-    }
-}
-
-/// The position of each token in its sample, and the tokens of that.
-fn positions(batch: &Batch) -> Vec<(u32, u32)> {
-    let samples = batch.starts.chunk_by(|a, b| a == b);
-    samples.flat_map(|sample| (0..sample.len() as u32).map(move |position| (position, sample.len() as u32))).collect()
-}
-
-impl Pass<'_> {
-    /// Cosines and sines, and the token from which their rows are counted, for each token.
-    pub fn angles(&self) -> (&Mat, &BufferRange) {
-        match &self.batch.own_angles {
-            Some(own) => (&own.table, &own.starts),
-            None => (self.rotary, &self.batch.starts),
-        }
-    }
-
-    /// The same for tokens that go on from `past`: the row of the first one.
-    pub fn angles_after(&self, past: u32) -> (&Mat, u32) {
-        match &self.batch.own_angles {
-            Some(own) => (&own.table, 0),
-            None => (self.rotary, past),
-        }
-    }
-}
-
-impl GpuBatch {
-    fn new(gpu: &Gpu, batch: &Batch, own_angles: Option<OwnAngles>) -> Result<Self, ModelError> {
-        let upload = |label, words: &[u32]| {
-            let buffer = gpu.storage_with(label, bytemuck::cast_slice(words))?;
-            Ok::<_, ModelError>(BufferRange { buffer, offset: 0, size: 4 * words.len() as u64 })
-        };
-        let (ids, labels, starts) = (&batch.tokens, &batch.labels, &batch.starts);
-        let (ids, labels, starts) = (upload("tokens", ids)?, upload("labels", labels)?, upload("starts", starts)?);
-        Ok(Self { ids, labels, starts, own_angles })
-    }
-}
+use crate::ops::matmul::Weight;
+use crate::ops::{FiniteCheck, Mat, OpError, inverse_frequencies};
 
 /// Reads a pack's own config.json.
 ///
@@ -182,7 +61,8 @@ pub struct Model {
 }
 
 impl Model {
-    /// Opens the model of a pack for samples of at most `max_length` tokens. `options.globals` plays no part: they are loaded.
+    /// Opens the model of a pack for samples of at most `max_length` tokens. `options.globals` is
+    /// ignored: globals are always loaded.
     ///
     /// # Errors
     /// What is wrong with the pack; what the device cannot.
@@ -190,7 +70,8 @@ impl Model {
         let config = read_config(&pack)?;
         config.check_runnable()?;
         let rope = &config.rope;
-        // Where the angles depend on a text's length, these are those of short texts: see `OwnAngles`.
+        // Where the angles depend on a text's length, these are those of short texts: see
+        // `OwnAngles`.
         let table = inverse_frequencies(rope.theta, config.head_dim, &rope.scaling, 1);
         let rotary = table.upload(gpu, max_length.max(1))?;
         let kernels = Kernels::new(gpu, &config)?;
@@ -220,7 +101,7 @@ impl Model {
         self.stream.plan()
     }
 
-    /// Holds tokens and labels against the vocabulary, and samples against the rotary table.
+    /// Checks tokens and labels by the vocabulary, and the lengths of samples by the rotary table.
     fn check(&self, batch: &Batch) -> Result<(), ModelError> {
         let vocab = self.config.vocab;
         let labels = batch.labels.iter().filter(|&&label| label != IGNORE_INDEX);
@@ -241,7 +122,8 @@ impl Model {
         self.begin_at(memory, batch, &positions(batch))
     }
 
-    /// As [`Model::begin`], for a batch of one sample that goes on from `past` tokens of a text of `length` tokens in all.
+    /// As [`Model::begin`], for a batch of one sample after `past` cached tokens, of a text of
+    /// `length` tokens.
     pub(super) fn begin_after(
         &self,
         memory: &Memory,
@@ -276,7 +158,8 @@ impl Model {
         self.forward_after(None, work, batch, adapter, mask)
     }
 
-    /// As [`Model::forward`], for a batch of one sample that goes on from `past`, where there is one.
+    /// As [`Model::forward`], for a batch of one sample after the cached tokens of `past`, if
+    /// given.
     pub(super) fn forward_after(
         &mut self,
         past: Option<Past<'_>>,
@@ -288,8 +171,9 @@ impl Model {
         self.forward_observed(past, work, batch, adapter, mask, &|_, _, _| Ok(()))
     }
 
-    /// As [`Model::forward_after`]; `record` adds to the commands of each residual stream, before layer 0, 1, .. and after the last,
-    /// as soon as it is there. Without training, the next but one takes its place.
+    /// As [`Model::forward_after`]; `record` adds to the commands of each residual stream, before
+    /// layer 0, 1, .. and after the last, as soon as it is there. Without training, the next but
+    /// one takes its place.
     fn forward_observed(
         &mut self,
         past: Option<Past<'_>>,
@@ -317,8 +201,8 @@ impl Model {
         Ok(())
     }
 
-    /// Runs a batch forward once more, as [`Model::forward_after`] does, to find where the first number arises that is not finite;
-    /// `None` where all are.
+    /// Runs a batch forward once more, as [`Model::forward_after`] does, to find where the first
+    /// number arises that is not finite; `None` where all are.
     pub(super) fn first_non_finite(
         &mut self,
         past: Option<Past<'_>>,
@@ -347,7 +231,8 @@ impl Model {
         Ok(())
     }
 
-    /// Submits all layers backward, the last one first, after [`Model::forward`] and [`Model::loss_gradient`].
+    /// Submits all layers backward, the last one first, after [`Model::forward`] and
+    /// [`Model::loss_gradient`].
     pub(crate) fn backward(
         &mut self,
         work: &Workspace<Mat>,
@@ -369,8 +254,8 @@ impl Model {
         Ok(())
     }
 
-    /// The output projection: a stored `lm_head`, else the embedding (spec section 4). What config.json says of it plays no part. Its
-    /// products have the scaling of the logits.
+    /// The output projection: a stored `lm_head`, else the embedding (spec section 4).
+    /// `tie_word_embeddings` is ignored. Its products have the scaling of the logits.
     fn head(&self) -> Result<Weight<'_>, ModelError> {
         let role = if self.globals.has(Role::LmHead) { Role::LmHead } else { Role::Embedding };
         let head = weight(&self.globals, role, self.config.vocab, self.config.hidden)?;
@@ -386,7 +271,8 @@ impl Model {
         Ok(())
     }
 
-    /// The vocabulary in chunks: the first token of each, its rows of the output projection, and where its logits [tokens, columns] go.
+    /// The vocabulary in chunks: the first token of each, its rows of the output projection, and
+    /// where its logits [tokens, columns] go.
     fn chunks(&self, work: &Workspace<Mat>) -> Result<impl Iterator<Item = (u32, Weight<'_>, Mat)>, ModelError> {
         let (head, vocab, logits) = (self.head()?, self.config.vocab, work.logits.clone());
         let chunk = move |first| {
@@ -422,8 +308,8 @@ impl Model {
         Ok(())
     }
 
-    /// Submits the loss of a batch after [`Model::forward`]: the sum over its trained tokens, divided by `normalizer`, is added to
-    /// `work.loss`.
+    /// Submits the loss of a batch after [`Model::forward`]: the sum over its loss tokens, divided
+    /// by `normalizer`, is added to `work.loss`.
     pub(crate) fn loss(&self, work: &Workspace<Mat>, batch: &GpuBatch, normalizer: u64) -> Result<(), ModelError> {
         self.norm(work)?;
         let loss = &self.kernels.loss;
@@ -436,7 +322,8 @@ impl Model {
         Ok(())
     }
 
-    /// Submits the gradient of the loss after [`Model::loss`]: that of the residual stream after the last layer is then in `work`.
+    /// Submits the gradient of the loss after [`Model::loss`]: that of the residual stream after
+    /// the last layer is then in `work`.
     pub(crate) fn loss_gradient(
         &self,
         work: &Workspace<Mat>,
@@ -462,7 +349,8 @@ impl Model {
         self.project(work)
     }
 
-    /// The logits of the last token alone. `last` is the workspace of one token in the same memory as `work`.
+    /// The logits of the last token alone. `last` is the workspace of one token in the same memory
+    /// as `work`.
     pub(crate) fn last_logits(&self, work: &Workspace<Mat>, last: &Workspace<Mat>) -> Result<Vec<f32>, ModelError> {
         let (x, epsilon) = (work.before(self.config.layers)?, self.config.rms_norm_eps as f32);
         let row = last.middle.range.size;

@@ -1,11 +1,11 @@
-//! What a model keeps of a text to go on with it.
+//! The cache of keys and values of a text.
 
 use crate::arch::config::ModelConfig;
 use crate::gpu::{BufferRange, Commands, Gpu};
-use crate::model::layer::attention_scale;
 use crate::ops::{CachedAttention, CachedAttentionShape, Mat, OpError};
 
-/// The keys (rotated, where their layer rotates) and values of one text's tokens, in float32, and the attention over them.
+/// The keys (rotated, where their layer rotates) and values of one text's tokens, in float32, and
+/// the attention over them.
 #[derive(Debug)]
 pub struct KvCache {
     /// Of each layer: [capacity, kv_heads * head_dim] each.
@@ -50,9 +50,10 @@ impl KvCache {
 }
 
 impl Past<'_> {
-    /// Records layer `number`'s attention of new tokens, whose keys and values go into the cache behind those of the tokens before them.
-    /// `q` and `out` [tokens, heads * head_dim], `k` and `v` [tokens, kv_heads * head_dim]; `q` and `k` are rotated where the layer does
-    /// that. Of the cache, a layer with a window sees the last tokens alone.
+    /// Records layer `number`'s attention of new tokens, whose keys and values go into the cache
+    /// behind those of the tokens before them. `q` and `out` [tokens, heads * head_dim], `k` and
+    /// `v` [tokens, kv_heads * head_dim]; `q` and `k` are rotated where the layer does that. Of the
+    /// cache, a layer with a window sees the last tokens alone.
     pub fn attend(
         &self,
         commands: &mut Commands,
@@ -79,7 +80,7 @@ impl Past<'_> {
         for (new, all) in [(k, keys), (v, values)] {
             commands.copy(&new.range, &rows(all, past, new.rows));
         }
-        let (scale, window) = (attention_scale(model), model.attention(number).window);
+        let (scale, window) = (model.attention_multiplier as f32, model.attention(number).window);
         let shape = CachedAttentionShape { tokens: q.rows, past, heads, kv_heads, head_dim, scale, window };
         cache.attention.forward(commands, &shape, q, keys, values, out)
     }

@@ -5,19 +5,20 @@
 //! out    = middle + r * down_proj(silu(gate_proj(m)) * up_proj(m))                                  with m = norm(middle)
 //! ```
 //!
-//! The norms of queries and keys are Qwen3's alone. Some layers of some models do not rotate, or attend to the last tokens alone. The
-//! factor r (`residual_multiplier`) is 1 but in Granite: the products with the weights have it, and so have their gradients.
+//! Only Qwen3 has norms of queries and keys. Some layers of some models do not rotate, or attend to
+//! the last tokens alone. The factor r (`residual_multiplier`) is 1 except in Granite: the products
+//! with the weights have it, and so have their gradients.
 
 use crate::arch::config::{LayerAttention, ModelConfig};
 use crate::dequant::stream::StreamedLayer;
 use crate::format::Role;
 use crate::gpu::Commands;
-use crate::lora::config::{TARGETS, projection_shape};
-use crate::model::decoder::Pass;
+use crate::lora::config::TARGETS;
 use crate::model::error::ModelError;
 use crate::model::linear::Linear;
+use crate::model::pass::Pass;
+use crate::model::weights::{elements, projection};
 use crate::model::workspace::{Backward, Workspace};
-use crate::ops::matmul::{Elements, Weight};
 use crate::ops::{AttentionShape, Mat, OpError};
 
 /// The bias of each of [`TARGETS`].
@@ -39,7 +40,8 @@ pub(super) struct Layer<'a> {
 }
 
 impl<'a> Layer<'a> {
-    /// Holds the layer's tensors against the model's sizes, and records the conversion of its norms and biases.
+    /// Checks the shapes of the layer's tensors, and records the conversion of its norms and
+    /// biases.
     pub fn new(pass: &'a Pass<'a>, commands: &mut Commands, layer: &'a StreamedLayer) -> Result<Self, ModelError> {
         record_constants(pass, commands, layer)?;
         let number = layer.number.unwrap_or_default();
@@ -71,7 +73,8 @@ impl<'a> Layer<'a> {
         self.feed_forward(commands)
     }
 
-    /// Records the gradients, after [`Layer::recompute`]: that of the output becomes that of `x`, in place, in the workspace.
+    /// Records the gradients, after [`Layer::recompute`]: that of the output becomes that of `x`,
+    /// in place, in the workspace.
     pub fn backward(&self, commands: &mut Commands, x: &Mat) -> Result<(), OpError> {
         let Some(gradients) = &self.pass.work.backward else {
             return Err(OpError::Shape {
@@ -89,7 +92,7 @@ impl<'a> Layer<'a> {
     fn attention_block(&self, commands: &mut Commands, x: &Mat) -> Result<(), OpError> {
         let Pass { kernels, model, work, .. } = self.pass;
         let Workspace { normed, queries, keys, values, middle, .. } = work;
-        kernels.norm.forward(commands, x, &work.constants.attention_norm, model.rms_norm_eps as f32, normed)?;
+        kernels.norm.forward(commands, x, &work.constants.input_norm, model.rms_norm_eps as f32, normed)?;
         let raw_queries = work.raw_queries.as_ref().unwrap_or(queries);
         let raw_keys = work.raw_keys.as_ref().unwrap_or(keys);
         self.q.forward(kernels, commands, work, normed, false, raw_queries)?;
@@ -101,7 +104,8 @@ impl<'a> Layer<'a> {
         self.o.forward(kernels, commands, work, &work.attended, true, middle)
     }
 
-    /// `attended` of queries and keys, which are rotated, and values: within each sample, or over a cache.
+    /// `attended` of queries and keys, which are rotated, and values: within each sample, or over a
+    /// cache.
     fn attend(&self, commands: &mut Commands) -> Result<(), OpError> {
         let Pass { kernels, model, work, batch, past, .. } = self.pass;
         let Workspace { queries, keys, values, attended, lse, .. } = work;
@@ -129,7 +133,7 @@ impl<'a> Layer<'a> {
 
     fn attention_shape(&self, tokens: u32) -> AttentionShape {
         let &ModelConfig { heads, kv_heads, head_dim, .. } = self.pass.model;
-        let (scale, window) = (attention_scale(self.pass.model), self.attention.window);
+        let (scale, window) = (self.pass.model.attention_multiplier as f32, self.attention.window);
         AttentionShape { tokens, heads, kv_heads, head_dim, scale, window }
     }
 
@@ -150,7 +154,7 @@ impl<'a> Layer<'a> {
     fn feed_forward(&self, commands: &mut Commands) -> Result<(), OpError> {
         let Pass { kernels, model, work, .. } = self.pass;
         let Workspace { normed, middle, gate, up, activated, constants, .. } = work;
-        kernels.norm.forward(commands, middle, &constants.feed_forward_norm, model.rms_norm_eps as f32, normed)?;
+        kernels.norm.forward(commands, middle, &constants.post_attention_norm, model.rms_norm_eps as f32, normed)?;
         self.gate.forward(kernels, commands, work, normed, false, gate)?;
         self.up.forward(kernels, commands, work, normed, false, up)?;
         kernels.swiglu.forward(commands, gate, up, activated)
@@ -164,14 +168,14 @@ impl<'a> Layer<'a> {
         kernels.swiglu.backward(commands, gate, up, activated)?;
         self.gate.backward(kernels, commands, work, [normed, gate, &gradients.normed], false)?;
         self.up.backward(kernels, commands, work, [normed, up, &gradients.normed], true)?;
-        let (gamma, epsilon) = (&constants.feed_forward_norm, model.rms_norm_eps as f32);
+        let (gamma, epsilon) = (&constants.post_attention_norm, model.rms_norm_eps as f32);
         kernels.norm.backward(commands, middle, gamma, epsilon, &gradients.normed, &gradients.residual, true)
     }
 
     /// The gradient of `middle` becomes that of `x`.
     fn attention_block_backward(&self, commands: &mut Commands, x: &Mat, gradients: &Backward<Mat>) -> Result<(), OpError> {
         let Pass { kernels, model, work, batch, .. } = self.pass;
-        let (gamma, epsilon) = (&work.constants.attention_norm, model.rms_norm_eps as f32);
+        let (gamma, epsilon) = (&work.constants.input_norm, model.rms_norm_eps as f32);
         self.o.backward(kernels, commands, work, [&work.attended, &gradients.residual, &gradients.attended], false)?;
         let Workspace { queries, keys, values, .. } = work;
         let shape = self.attention_shape(x.rows);
@@ -196,7 +200,7 @@ impl<'a> Layer<'a> {
             kernels.rotary.backward(commands, &gradients.keys, model.kv_heads, starts, angles)?;
         }
         let [d_queries, d_keys] = self.norm_heads_backward(commands, gradients)?;
-        // The feed-forward's norm stands there.
+        // `normed` holds the output of the post-attention norm: compute the input norm again.
         kernels.norm.forward(commands, x, gamma, epsilon, &work.normed)?;
         self.q.backward(kernels, commands, work, [&work.normed, d_queries, &gradients.normed], false)?;
         self.k.backward(kernels, commands, work, [&work.normed, d_keys, &gradients.normed], true)?;
@@ -204,7 +208,8 @@ impl<'a> Layer<'a> {
         kernels.norm.backward(commands, x, gamma, epsilon, &gradients.normed, &gradients.residual, true)
     }
 
-    /// The gradients of what the norms per head got. They go where queries and keys stand, which are not needed any more.
+    /// The gradients of what the norms per head got. They go where queries and keys stand, which
+    /// are not needed any more.
     fn norm_heads_backward<'b>(
         &'b self,
         commands: &mut Commands,
@@ -233,17 +238,12 @@ fn output_factor(model: &ModelConfig, role: Role) -> f32 {
     }
 }
 
-/// What the products of queries and keys are multiplied by.
-pub(super) fn attention_scale(model: &ModelConfig) -> f32 {
-    model.attention_multiplier as f32
-}
-
 /// Norms and biases to float32.
 fn record_constants(pass: &Pass<'_>, commands: &mut Commands, layer: &StreamedLayer) -> Result<(), ModelError> {
     let constants = &pass.work.constants;
     let norms = [
-        (Role::InputNorm, Some(&constants.attention_norm)),
-        (Role::PostAttentionNorm, Some(&constants.feed_forward_norm)),
+        (Role::InputNorm, Some(&constants.input_norm)),
+        (Role::PostAttentionNorm, Some(&constants.post_attention_norm)),
         (Role::QNorm, constants.query_norm.as_ref()),
         (Role::KNorm, constants.key_norm.as_ref()),
     ];
@@ -253,38 +253,4 @@ fn record_constants(pass: &Pass<'_>, commands: &mut Commands, layer: &StreamedLa
         pass.kernels.gather.to_f32(commands, elements(layer, role, &[target.cols.into()])?, target)?;
     }
     Ok(())
-}
-
-/// The elements of a tensor of this shape, quantised or kept as floats.
-pub(super) fn elements<'a>(layer: &'a StreamedLayer, role: Role, expected: &[u64]) -> Result<Elements<'a>, ModelError> {
-    if let Some(quantised) = layer.quantized_tensor(role) {
-        check_shape(layer, role, quantised.shape.dims(), expected)?;
-        return Ok(Elements::Quantized(&quantised.weights));
-    }
-    let tensor = layer.raw_tensor(role).ok_or(ModelError::MissingTensor { layer: layer.number, role })?;
-    check_shape(layer, role, tensor.shape.dims(), expected)?;
-    Ok(Elements::Raw { float_type: tensor.float_type, parts: &tensor.parts })
-}
-
-fn check_shape(layer: &StreamedLayer, role: Role, found: &[u64], expected: &[u64]) -> Result<(), ModelError> {
-    match found == expected {
-        true => Ok(()),
-        false => {
-            let (layer, expected, found) = (layer.number, expected.to_vec(), found.to_vec());
-            Err(ModelError::TensorShape { layer, role, expected, found })
-        }
-    }
-}
-
-/// A projection of the layer, quantised or kept as floats.
-fn projection<'a>(layer: &'a StreamedLayer, role: Role, model: &ModelConfig) -> Result<Weight<'a>, ModelError> {
-    let missing = ModelError::MissingTensor { layer: layer.number, role };
-    let (inputs, outputs) = projection_shape(model, role).ok_or(missing)?;
-    weight(layer, role, outputs, inputs)
-}
-
-/// A weight [outputs, inputs], quantised or kept as floats.
-pub(super) fn weight<'a>(layer: &'a StreamedLayer, role: Role, outputs: u32, inputs: u32) -> Result<Weight<'a>, ModelError> {
-    let elements = elements(layer, role, &[outputs.into(), inputs.into()])?;
-    Ok(Weight::new(elements, outputs, inputs))
 }

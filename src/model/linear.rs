@@ -2,7 +2,7 @@
 
 use crate::gpu::Commands;
 use crate::lora::gpu::Lora;
-use crate::model::decoder::Kernels;
+use crate::model::pass::Kernels;
 use crate::model::workspace::Workspace;
 use crate::ops::matmul::Weight;
 use crate::ops::{Mat, OpError};
@@ -18,8 +18,8 @@ pub(super) struct Linear<'a> {
 }
 
 impl Linear<'_> {
-    /// Records y = factor * (x W^T (+ bias)) + scale * (drop(x) A^T) B^T, on top of what `y` holds where `add`. `x` [tokens, inputs],
-    /// `y` [tokens, outputs].
+    /// Records y = factor * (x W^T (+ bias)) + scale * (drop(x) A^T) B^T, on top of what `y` holds
+    /// where `add`. `x` [tokens, inputs], `y` [tokens, outputs].
     pub fn forward(
         &self,
         kernels: &Kernels,
@@ -37,9 +37,10 @@ impl Linear<'_> {
         kernels.matmul.nt(commands, &low_rank, &lora.b, lora.scale, true, y)
     }
 
-    /// Records the gradients for `dy` [tokens, outputs]: dx = factor * dy W + drop'(du A) with du = scale * dy B, on top of what `dx` holds
-    /// where `add`; dA += du^T drop(x), dB += scale * dy^T (drop(x) A^T). `x` is what went into [`Linear::forward`] and may be `dx`
-    /// itself, since it is read before that is written.
+    /// Records the gradients for `dy` [tokens, outputs]: dx = factor * dy W + drop'(du A) with du =
+    /// scale * dy B, on top of what `dx` holds where `add`; dA += du^T drop(x), dB += scale * dy^T
+    /// (drop(x) A^T). `x` is what went into [`Linear::forward`] and may be `dx` itself, since it is
+    /// read before that is written.
     pub fn backward(
         &self,
         kernels: &Kernels,
@@ -82,7 +83,7 @@ impl Lora {
         scratch.narrow(rows, self.a.rows)
     }
 
-    /// The inputs that are left.
+    /// The inputs after dropout.
     fn dropped(&self, kernels: &Kernels, commands: &mut Commands, scratch: &Mat, x: &Mat) -> Result<Mat, OpError> {
         let Some((p, key)) = self.dropout else { return Ok(x.clone()) };
         let dropped = scratch.narrow(x.rows, x.cols);

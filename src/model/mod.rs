@@ -1,4 +1,5 @@
-//! A model that runs: the layers of a pack as they are streamed, the head and its loss, and text from it.
+//! A model that runs: the layers of a pack as they are streamed, the head and its loss, and text
+//! from it.
 
 pub(crate) mod decoder;
 pub(crate) mod error;
@@ -7,8 +8,10 @@ mod kv_cache;
 mod layer;
 mod linear;
 pub(crate) mod open;
+mod pass;
 pub(crate) mod plan;
 pub(crate) mod session;
+mod weights;
 pub(crate) mod workspace;
 
 pub use decoder::{Model, read_config, read_tokenizer};

@@ -15,11 +15,12 @@ use crate::model::session::Session;
 pub struct Passes {
     /// Tokens of a row.
     pub length: u32,
-    /// Rows that there are.
+    /// Rows of the data.
     pub rows: u64,
     /// Rows of a forward pass.
     pub micro_batch: MicroBatch,
-    /// Tokens of the longest text: fewer than a row has, or more where a text goes through the model piece by piece.
+    /// Tokens of the longest text: fewer than a row has, or more where a text goes through the
+    /// model piece by piece.
     pub positions: u32,
     /// Bytes that something else takes of the budget.
     pub reserved: u64,
@@ -28,8 +29,8 @@ pub struct Passes {
 }
 
 impl Passes {
-    /// One row of so many tokens, in all the memory that there is.
-    pub fn of_one(length: u32) -> Self {
+    /// One row of `length` tokens, without a budget of its own.
+    pub fn one_row(length: u32) -> Self {
         Self { length, rows: 1, micro_batch: MicroBatch::Rows(1), positions: length, reserved: 0, budget: None }
     }
 

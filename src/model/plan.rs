@@ -1,4 +1,4 @@
-//! How much GPU memory a run takes, told before any of it is taken.
+//! How much GPU memory a run takes, computed before any of it is allocated.
 
 use std::fmt;
 
@@ -60,21 +60,22 @@ pub enum MemoryError {
 pub enum Remedy {
     /// So many rows at a time.
     Rows(u32),
-    /// Rows of so many tokens, as many at a time as were asked for.
+    /// Rows of so many tokens, with the requested rows of a pass.
     Length(u32),
     /// Rows of so many tokens, one at a time.
-    LengthOfOne(u32),
+    LengthAndOneRow(u32),
     /// An adapter of this rank.
     Rank(u32),
 }
 
 impl Remedy {
-    /// The flags that say so, of a command with these names for the rows at a time and their length.
+    /// The flags that say so, of a command with these names for the rows at a time and their
+    /// length.
     pub fn in_flags(self, rows_flag: &str, length_flag: &str) -> String {
         match self {
             Self::Rows(rows) => format!("{rows_flag} {rows}"),
             Self::Length(length) => format!("{length_flag} {length}"),
-            Self::LengthOfOne(length) => format!("{length_flag} {length} {rows_flag} 1"),
+            Self::LengthAndOneRow(length) => format!("{length_flag} {length} {rows_flag} 1"),
             Self::Rank(rank) => format!("--rank {rank}"),
         }
     }
@@ -95,9 +96,9 @@ pub struct Demand<'a> {
     pub model: &'a ModelConfig,
     /// The device's largest buffer.
     pub max_buffer: u64,
-    /// As much of a buffer as the device lets a kernel see.
+    /// Bytes of the largest binding of a kernel.
     pub max_binding: u64,
-    /// Bytes allowed; `None`: as many as it takes, of which nobody knows whether they are there.
+    /// Bytes allowed; `None`: no limit is known.
     pub budget: Option<u64>,
     /// Floats of the adapter; 0 without one.
     pub adapter: u64,
@@ -109,9 +110,10 @@ pub struct Demand<'a> {
     pub training: bool,
     /// Tokens of a row.
     pub length: u32,
-    /// Tokens of the longest text: of a sample in a row, or of one that goes through the model piece by piece.
+    /// Tokens of the longest text: of a sample in a row, or of one that goes through the model
+    /// piece by piece.
     pub positions: u32,
-    /// Rows that there are: more at a time are of no use.
+    /// Rows of the data: a pass has no more.
     pub rows: u64,
     /// Bytes that something else takes.
     pub reserved: u64,
@@ -143,8 +145,8 @@ pub struct MemoryPlan {
 }
 
 impl MemoryPlan {
-    /// Plans a run: the rows asked for, or as many as fit ([`MAX_AUTO_ROWS`] at most, and one where no budget is known), all layers
-    /// resident if any rows allow that, else in a ring.
+    /// Plans a run: the rows asked for, or as many as fit ([`MAX_AUTO_ROWS`] at most, and one where
+    /// no budget is known), all layers resident if any rows allow that, else in a ring.
     ///
     /// # Errors
     /// [`MemoryError::Budget`] with a flag that helps.
@@ -210,7 +212,7 @@ impl MemoryPlan {
             ("weights of layers", weights),
             ("embedding and head", self.stream.globals_bytes),
             ("staging", self.stream.staging_bytes),
-            ("activations kept", self.workspace.checkpoints),
+            ("activations kept", self.workspace.saved_activations),
             ("activations of a layer", self.workspace.layer),
             ("logits", self.workspace.loss),
             ("adapter, gradient, moments", self.adapter + self.optimizer),
@@ -219,7 +221,8 @@ impl MemoryPlan {
     }
 }
 
-/// Bytes of the angles of the rotary embedding, for texts of `length` tokens, and of those that a batch of `tokens` has of its own.
+/// Bytes of the angles of the rotary embedding, for texts of `length` tokens, and of those that a
+/// batch of `tokens` has of its own.
 fn rotary_bytes(model: &ModelConfig, length: u32, tokens: u32) -> u64 {
     let own = if matches!(model.rope.scaling, RopeScaling::Dynamic { .. }) { tokens } else { 0 };
     4 * (u64::from(length) + u64::from(own)) * u64::from(model.head_dim)
@@ -255,7 +258,7 @@ impl Demand<'_> {
         MemoryPlan::of(self, rows).is_ok()
     }
 
-    /// More rows take more; of more than there are nobody has any use.
+    /// Most rows that fit, fewer than `rows` and at most the rows of the data.
     fn fewer_rows(&self, rows: u32) -> Option<Remedy> {
         let (mut fewer, mut too_many) = (0, rows.min(u32::try_from(self.rows).unwrap_or(u32::MAX).saturating_add(1)));
         while too_many - fewer > 1 {
@@ -268,7 +271,7 @@ impl Demand<'_> {
     fn shorter_rows(&self, rows: u32) -> Option<Remedy> {
         let shorter = halves(self.length).filter(|&length| length > 1);
         let fits = |&length: &u32| Self { length, positions: self.positions.min(length), ..*self }.fits(1);
-        { shorter }.find(fits).map(if rows > 1 { Remedy::LengthOfOne } else { Remedy::Length })
+        { shorter }.find(fits).map(if rows > 1 { Remedy::LengthAndOneRow } else { Remedy::Length })
     }
 
     fn lower_rank(&self, rows: u32) -> Option<Remedy> {
@@ -279,7 +282,7 @@ impl Demand<'_> {
     }
 }
 
-/// Half of it, half of that, and so on, down to 1.
+/// n / 2, n / 4, .., down to 1.
 fn halves(n: u32) -> impl Iterator<Item = u32> {
     std::iter::successors(Some(n / 2), |n| Some(n / 2)).take_while(|&n| n > 0)
 }

@@ -19,17 +19,17 @@ pub struct Session {
 }
 
 impl Session {
-    /// The mean loss over the trained tokens of a batch: negative log-likelihood, in nats a token.
+    /// The mean loss over the loss tokens of a batch: negative log-likelihood, in nats a token.
     ///
     /// # Errors
-    /// [`ModelError::Value`] where no token is trained; what went wrong on the device.
+    /// [`ModelError::Value`] where the batch has no loss token; what went wrong on the device.
     pub fn loss(&mut self, batch: &Batch) -> Result<f32, ModelError> {
         let (work, on_gpu) = self.model.begin(&self.memory, batch)?;
         let mut commands = self.model.gpu().commands("loss");
         commands.clear(&work.loss.range);
         commands.submit()?;
         self.model.forward(&work, &on_gpu, self.adapter.as_ref(), None)?;
-        self.model.loss(&work, &on_gpu, batch.trained)?;
+        self.model.loss(&work, &on_gpu, batch.loss_tokens)?;
         let loss = work.loss.read(self.model.gpu())?;
         Ok(loss.first().copied().unwrap_or(f32::NAN))
     }
@@ -40,8 +40,9 @@ impl Session {
         self.model.first_non_finite(None, &work, &on_gpu, self.adapter.as_ref(), mask)
     }
 
-    /// The mean loss over the trained tokens of all samples, and their number. Samples are packed into rows of `length` tokens, as many
-    /// at a time as the memory has room for. `progress` hears how many of all rows are done, and ends the work where it says `false`.
+    /// The mean loss over the loss tokens of all samples, and their number. Samples are packed into
+    /// rows of `length` tokens, as many at a time as the memory has room for. `progress` gets the
+    /// rows done and all rows; `false` ends the work.
     ///
     /// # Errors
     /// As [`Session::loss`]; [`ModelError::NotFinite`].
@@ -62,8 +63,8 @@ impl Session {
                 let layer = self.first_non_finite(&batch, None)?;
                 return Err(ModelError::NotFinite { step: None, what: "the loss", layer });
             }
-            sum += f64::from(loss) * batch.trained as f64;
-            tokens += batch.trained;
+            sum += f64::from(loss) * batch.loss_tokens as f64;
+            tokens += batch.loss_tokens;
             done += some.len() as u64;
             if !progress(done, rows.len() as u64) {
                 return Ok(None);
@@ -82,13 +83,14 @@ impl Session {
         self.model.logits(&work)
     }
 
-    /// The logits of the token after `tokens`, of which there is one at least, and which follow the first `past` tokens of the text in
-    /// `cache`: their keys and values are then there, too. `length` are the tokens of the text that is read, those after `tokens`
-    /// included: where the angles of the rotary embedding depend on it, all of a prompt is rotated by the prompt's length.
+    /// The logits of the token after `tokens`. `tokens` is not empty and follows the first `past`
+    /// tokens of the text in `cache`; their keys and values are added to it. `length` are the
+    /// tokens of the text that is read, those after `tokens` included: where the angles of the
+    /// rotary embedding depend on it, all of a prompt is rotated by the prompt's length.
     ///
     /// # Errors
-    /// [`OpError::Shape`](crate::ops::OpError::Shape) where the cache or the memory has no room for them;
-    /// [`ModelError::NotFinite`]; what went wrong on the device.
+    /// [`OpError::Shape`](crate::ops::OpError::Shape) where the cache or the memory has no room for
+    /// them; [`ModelError::NotFinite`]; what went wrong on the device.
     pub(crate) fn next_logits(
         &mut self,
         tokens: &[u32],
@@ -108,8 +110,8 @@ impl Session {
         Err(ModelError::NotFinite { step: None, what: "a score of the next token", layer })
     }
 
-    /// The residual stream before each layer, and after the last one, [tokens, hidden] each, of one sample. All of them only where the
-    /// memory is one for training, which keeps them.
+    /// The residual stream before each layer, and after the last one, [tokens, hidden] each, of one
+    /// sample. All of them only where the memory is one for training, which keeps them.
     ///
     /// # Errors
     /// What went wrong on the device.
@@ -120,9 +122,9 @@ impl Session {
     }
 }
 
-/// A batch of one sample from which nothing is learned.
+/// A batch of one sample without loss tokens.
 fn sample(tokens: &[u32]) -> Batch {
     let length = tokens.len();
     let (labels, starts) = (vec![IGNORE_INDEX; length], vec![0; length]);
-    Batch { rows: 1, tokens: tokens.to_vec(), labels, starts, trained: 0 }
+    Batch { rows: 1, tokens: tokens.to_vec(), labels, starts, loss_tokens: 0 }
 }

@@ -6,7 +6,7 @@
 //!
 //! ```text
 //! forward, and again before backward
-//!   attention norm        residual[i]                  -> normed
+//!   input norm            residual[i]                  -> normed
 //!   q_proj, k_proj        normed                       -> raw_queries, raw_keys, where heads have a norm;
 //!                                                         else queries, keys
 //!   norms of the heads    raw_queries, raw_keys        -> queries, keys
@@ -14,7 +14,7 @@
 //!   rotary                queries, keys                -> the same, in place
 //!   attention             queries, keys, values        -> attended, lse
 //!   o_proj                residual[i] + attended       -> middle
-//!   feed-forward norm     middle                       -> normed
+//!   post-attention norm   middle                       -> normed
 //!   gate_proj, up_proj    normed                       -> gate, up
 //!   SwiGLU                gate, up                     -> activated
 //!   down_proj             middle + activated           -> residual[i + 1], in the forward pass alone
@@ -22,14 +22,14 @@
 //!   down_proj             d.residual                   -> activated, which becomes its own gradient
 //!   SwiGLU                activated                    -> gate, up, which become their own gradients
 //!   gate_proj, up_proj    gate, up                     -> d.normed
-//!   feed-forward norm     middle, d.normed             -> d.residual, on top: the gradient of middle
+//!   post-attention norm   middle, d.normed             -> d.residual, on top: the gradient of middle
 //!   o_proj                d.residual                   -> d.attended
 //!   attention             d.attended, attended, lse    -> d.delta, d.queries, d.keys, d.values
 //!   rotary                d.queries, d.keys            -> the same, in place
 //!   norms of the heads    d.queries, d.keys            -> queries, keys, which become gradients
-//!   attention norm        residual[i]                  -> normed, once more
+//!   input norm            residual[i]                  -> normed, once more
 //!   q_, k_, v_proj        those gradients              -> d.normed
-//!   attention norm        d.normed                     -> d.residual, on top: the gradient of residual[i]
+//!   input norm            d.normed                     -> d.residual, on top: the gradient of residual[i]
 //! ```
 //!
 //! Every projection uses `low_rank` and `dropped` as scratch and writes them before it reads them.
@@ -38,7 +38,8 @@ use crate::arch::config::ModelConfig;
 use crate::gpu::{BufferRange, Gpu, GpuError};
 use crate::ops::{Mat, OpError};
 
-/// Bytes of logits at a time, at most: a small share of a large model's activations, and enough columns to keep a large GPU busy.
+/// Bytes of logits at a time, at most: a small share of a large model's activations, and enough
+/// columns to keep a large GPU busy.
 const LOGITS_BYTES: u64 = 128 << 20;
 /// The columns of logits at a time are a multiple of this, where it fits.
 const CHUNK_ALIGN: u32 = 256;
@@ -59,24 +60,25 @@ pub struct Sizes {
 /// What memory is for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Use {
-    /// Kept of each layer from the forward to the backward pass.
-    Checkpoints,
-    /// Of the layer that is worked on.
+    /// Saved of each layer in the forward pass for the backward pass.
+    SavedActivations,
+    /// Activations and gradients of the current layer.
     Layer,
     /// Logits and losses.
     Loss,
 }
 
-/// Matrices of `tokens` rows each, but for the constants.
+/// Matrices of `tokens` rows each, except the constants.
 #[derive(Debug)]
 pub(crate) struct Workspace<M> {
-    /// The residual stream before each layer and after the last one; without training, two that take turns.
+    /// The residual stream before each layer and after the last one; without training, two that
+    /// take turns.
     pub residual: Vec<M>,
-    /// What a norm gives: hidden.
+    /// The output of a norm: hidden.
     pub normed: M,
     /// heads * head_dim, before the norm per head; only where the model has one.
     pub raw_queries: Option<M>,
-    /// kv_heads * head_dim, likewise.
+    /// kv_heads * head_dim, before the norm per head; only where the model has one.
     pub raw_keys: Option<M>,
     /// heads * head_dim.
     pub queries: M,
@@ -98,19 +100,19 @@ pub(crate) struct Workspace<M> {
     pub activated: M,
     /// x A^T, or its gradient: rank.
     pub low_rank: M,
-    /// The inputs of an adapter that are left: the widest input; a column where nothing is dropped.
+    /// The inputs of an adapter after dropout: the widest input; one column without dropout.
     pub dropped: M,
     pub backward: Option<Backward<M>>,
     /// Logits of a chunk of the vocabulary.
     pub logits: M,
     /// 4.
     pub loss_state: M,
-    /// [1, 1]: the mean loss of what was trained so far.
+    /// [1, 1]: the mean loss of the micro-batches so far.
     pub loss: M,
     pub constants: Constants<M>,
 }
 
-/// Gradients, named as what they are of.
+/// Gradients, each named after its activation.
 #[derive(Debug)]
 pub(crate) struct Backward<M> {
     pub residual: M,
@@ -128,8 +130,8 @@ pub(crate) struct Backward<M> {
 /// Norms and biases of a layer, as float32: one row each.
 #[derive(Debug)]
 pub(crate) struct Constants<M> {
-    pub attention_norm: M,
-    pub feed_forward_norm: M,
+    pub input_norm: M,
+    pub post_attention_norm: M,
     pub query_norm: Option<M>,
     pub key_norm: Option<M>,
     /// Of the projections in the order of `lora::TARGETS`.
@@ -137,7 +139,8 @@ pub(crate) struct Constants<M> {
 }
 
 impl<M> Workspace<M> {
-    /// All matrices, each made by `new` from its use, name, rows and columns, always in the same order.
+    /// All matrices, each made by `new` from its use, name, rows and columns, always in the same
+    /// order.
     fn build<E>(
         model: &ModelConfig,
         sizes: Sizes,
@@ -148,7 +151,7 @@ impl<M> Workspace<M> {
         let (queries, keys, tokens) = (model.queries(), model.keys(), sizes.tokens);
         let streams = if sizes.training { layers + 1 } else { 2 };
         let residual =
-            (0..streams).map(|_| new(Use::Checkpoints, "residual stream", tokens, hidden)).collect::<Result<_, E>>()?;
+            (0..streams).map(|_| new(Use::SavedActivations, "residual stream", tokens, hidden)).collect::<Result<_, E>>()?;
         let mut layer = |name, cols: u32| new(Use::Layer, name, tokens, cols);
         let normed = layer("normed", hidden)?;
         let [raw_queries, raw_keys] = match model.q_k_norm {
@@ -217,8 +220,8 @@ impl<M> Constants<M> {
             row(model.mlp_bias, "bias", hidden)?,
         ];
         Ok(Self {
-            attention_norm: new(Use::Layer, "attention norm", 1, hidden)?,
-            feed_forward_norm: new(Use::Layer, "feed-forward norm", 1, hidden)?,
+            input_norm: new(Use::Layer, "input norm", 1, hidden)?,
+            post_attention_norm: new(Use::Layer, "post-attention norm", 1, hidden)?,
             query_norm,
             key_norm,
             biases,
@@ -229,8 +232,8 @@ impl<M> Constants<M> {
 /// Bytes of a workspace.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct WorkspaceBytes {
-    /// The residual stream, kept of each layer.
-    pub checkpoints: u64,
+    /// The residual stream, saved of each layer.
+    pub saved_activations: u64,
     /// Activations of one layer, and their gradients.
     pub layer: u64,
     /// Logits and losses.
@@ -247,7 +250,7 @@ impl WorkspaceBytes {
             let size = buffer_bytes(rows, cols);
             bytes.largest = bytes.largest.max(size);
             match purpose {
-                Use::Checkpoints => bytes.checkpoints += size,
+                Use::SavedActivations => bytes.saved_activations += size,
                 Use::Layer => bytes.layer += size,
                 Use::Loss => bytes.loss += size,
             }
@@ -259,7 +262,7 @@ impl WorkspaceBytes {
 
     /// All of it.
     pub fn total(&self) -> u64 {
-        self.checkpoints + self.layer + self.loss
+        self.saved_activations + self.layer + self.loss
     }
 }
 

@@ -1,9 +1,10 @@
-//! Checkpoints: all that a run needs to go on as if it had never stopped, bit for bit on the same device. Random numbers need
-//! no bytes of their own: each is a function of the seed, of what it is for, and of a counter ([`random`](super::random);
-//! [`DropoutKey`](crate::ops::DropoutKey)), and [`State`] has all the counters.
+//! Checkpoints: all that a run needs to resume as if it had never stopped, bit for bit on the same
+//! device. Random numbers need no bytes of their own: each is a function of the seed, of what it is
+//! for, and of a counter ([`random`](super::random); [`DropoutKey`](crate::ops::DropoutKey)), and
+//! [`State`] has all the counters.
 //!
-//! A checkpoint is a folder `checkpoint-STEP` of the output folder: an adapter that PEFT loads, the optimiser's moments, and
-//! the state.
+//! A checkpoint is a folder `checkpoint-STEP` of the output folder: an adapter that PEFT loads, the
+//! optimiser's moments, and the state.
 
 mod fingerprint;
 
@@ -22,7 +23,8 @@ use crate::lora::adapter::{self, Adapter, AdapterError, Matrix, le_bytes, matric
 use crate::lora::config::AdapterLayout;
 pub use fingerprint::{Difference, Fingerprint, Inputs, data_identity, pack_identity};
 
-/// The file of the optimiser's moments: two tensors for each of the adapter's, under its name and a suffix.
+/// The file of the optimiser's moments: two tensors for each of the adapter's, under its name and a
+/// suffix.
 pub const OPTIMIZER: &str = "optimizer.safetensors";
 /// The file of the state.
 pub const STATE: &str = "trainer_state.json";
@@ -148,7 +150,7 @@ pub struct State {
     pub trained_tokens: u64,
     /// Seconds that were trained.
     pub seconds: f64,
-    /// The date that chat templates are told, in seconds since 1970: it is in the tokens.
+    /// The date that chat templates see, in seconds since 1970: it is in the tokens.
     pub now: i64,
     /// The least loss of an evaluation so far.
     pub best_eval: Option<f64>,
@@ -209,7 +211,7 @@ struct AnyState {
     format: u32,
 }
 
-/// A run that can go on.
+/// A run that can be resumed.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Checkpoint {
     /// The adapter.
@@ -223,11 +225,13 @@ pub struct Checkpoint {
 }
 
 impl Checkpoint {
-    /// Writes the folder `checkpoint-STEP` in `out`, and returns its path. It appears whole, or not at all.
+    /// Writes the folder `checkpoint-STEP` in `out`, and returns its path. It appears whole, or not
+    /// at all.
     ///
-    /// Where the step has a checkpoint already, one with the same numbers is replaced in place, file by file: it is whole all the
-    /// time, because the numbers are the same bytes. That is so where an evaluation has changed the state after it was saved. What
-    /// else has that name is renamed first, as [`Checkpoint::set_aside`] does.
+    /// Where the step has a checkpoint already, one with the same numbers is replaced in place,
+    /// file by file: it is whole all the time, because the numbers are the same bytes. That is so
+    /// where an evaluation has changed the state after it was saved. What else has that name is
+    /// renamed first, as [`Checkpoint::set_aside`] does.
     ///
     /// # Errors
     /// [`CheckpointError::Length`], [`CheckpointError::Adapter`], [`CheckpointError::SetAside`].
@@ -263,7 +267,8 @@ impl Checkpoint {
     /// Reads a folder that [`Checkpoint::write`] wrote, for `model`.
     ///
     /// # Errors
-    /// See [`CheckpointError`]; files of different checkpoints, and any damage to the numbers, are errors.
+    /// See [`CheckpointError`]; files of different checkpoints, and any damage to the numbers, are
+    /// errors.
     pub fn read(folder: &Path, model: &ModelConfig) -> Result<Self, CheckpointError> {
         let file = read_state(folder)?;
         let of_adapter = |source| CheckpointError::Adapter { path: folder.to_owned(), source };
@@ -286,7 +291,8 @@ impl Checkpoint {
         Ok(list(out)?.pop())
     }
 
-    /// Whether `out` has folders or files that are named as checkpoints are, and are none of this program's.
+    /// Whether `out` has folders or files that are named as checkpoints are, and are none of this
+    /// program's.
     ///
     /// # Errors
     /// [`CheckpointError::Read`].
@@ -294,11 +300,12 @@ impl Checkpoint {
         Ok(named(out)?.iter().any(|(_, entry)| !is_ours(entry)))
     }
 
-    /// Removes the oldest checkpoints of `out` up to `step` until `keep` are left; the newest always stays, and so does everything
-    /// that is not such a folder. Each vanishes at once. What an earlier call could not remove is tried again.
+    /// Removes the oldest checkpoints of `out` up to `step` until `keep` are left; the newest
+    /// always stays, and so does everything that is not such a folder. Each vanishes at once. What
+    /// an earlier call could not remove is tried again.
     ///
-    /// Returns what cannot be removed ([`CheckpointError::Read`], [`CheckpointError::Remove`]): nothing that a run has learned depends
-    /// on it.
+    /// Returns what cannot be removed ([`CheckpointError::Read`], [`CheckpointError::Remove`]):
+    /// nothing that a run has learned depends on it.
     pub fn prune(out: &Path, step: u64, keep: u32) -> Vec<CheckpointError> {
         Self::prune_with(out, step, keep, |path| fs::remove_dir_all(path))
     }
@@ -315,7 +322,8 @@ impl Checkpoint {
         }
         match list(out) {
             Ok(mut checkpoints) => {
-                // A later one, which could not be set aside, is not counted: what is kept are checkpoints of the run as it is.
+                // A later one, which could not be set aside, is not counted: what is kept are
+                // checkpoints of the run as it is.
                 checkpoints.retain(|path| !is_after(path, step));
                 let old = checkpoints.len().saturating_sub(keep.max(1) as usize);
                 for path in checkpoints.into_iter().take(old) {
@@ -328,8 +336,9 @@ impl Checkpoint {
         failed
     }
 
-    /// Renames the checkpoints of `out` after `step`, which a run that goes on from there does not have: `aside-1-checkpoint-STEP`, or
-    /// the next number that is free. Returns the new names, and what cannot be renamed ([`CheckpointError::SetAside`]).
+    /// Renames the checkpoints of `out` after `step`, which a run resumed from there does not have:
+    /// `aside-1-checkpoint-STEP`, or the next number that is free. Returns the new names, and what
+    /// cannot be renamed ([`CheckpointError::SetAside`]).
     ///
     /// # Errors
     /// [`CheckpointError::Read`].
@@ -419,7 +428,8 @@ fn read_moments(path: &Path, bytes: &[u8], layout: &AdapterLayout) -> Result<[Ve
     Ok(moments)
 }
 
-/// The checkpoints of `out`, the oldest first. Trainers of others name their folders like this, too.
+/// The checkpoints of `out`, the oldest first. Trainers of others name their folders like this,
+/// too.
 fn list(out: &Path) -> Result<Vec<PathBuf>, CheckpointError> {
     Ok(named(out)?.into_iter().filter(|(_, entry)| is_ours(entry)).map(|(_, entry)| entry.path()).collect())
 }
@@ -471,7 +481,8 @@ fn is_ours(entry: &fs::DirEntry) -> bool {
 /// The name of a checkpoint that is being removed, in a temporary folder.
 const REMOVED: &str = "removed";
 
-/// Moves a checkpoint that is to be removed into a temporary folder, and returns that: no checkpoint is ever seen in part.
+/// Moves a checkpoint that is to be removed into a temporary folder, and returns that: no
+/// checkpoint is ever seen in part.
 fn take_name(out: &Path, checkpoint: &Path) -> io::Result<PathBuf> {
     let temporary = temporary_folder(out)?;
     fs::rename(checkpoint, temporary.path().join(REMOVED))?;

@@ -29,7 +29,7 @@ use start::Start;
 /// After so long, what was learned is saved even where no epoch has ended.
 const SAVE_AFTER: Duration = Duration::from_secs(600);
 
-/// What a run tells while it goes on.
+/// Progress of a run.
 #[derive(Debug)]
 #[non_exhaustive]
 pub enum Event<'a> {
@@ -41,8 +41,8 @@ pub enum Event<'a> {
     Eval(&'a EvalRecord),
     /// A checkpoint was written.
     Saved(&'a Path),
-    /// Something cannot be removed or recorded that the training does not depend on. It is tried again; the same warning does
-    /// not come twice.
+    /// Something cannot be removed or recorded that the training does not depend on. It is tried
+    /// again; the same warning does not come twice.
     Warning(&'a RunError),
 }
 
@@ -58,7 +58,7 @@ pub enum End {
     Stopped,
 }
 
-/// A training that is ready to go on.
+/// A training that is ready for its next step.
 #[derive(Debug)]
 pub struct Run {
     settings: Settings,
@@ -81,7 +81,7 @@ pub struct Run {
     warned: BTreeSet<String>,
     /// All records, those before a resumption too.
     pub records: Vec<Record>,
-    /// Later checkpoints than the one that the run goes on from, by the names that they have now.
+    /// Checkpoints after the one that the run resumed from, by their present names.
     pub set_aside: Vec<PathBuf>,
     last_checkpoint: Option<PathBuf>,
     /// The state in it, if this part of the run has written it.
@@ -103,8 +103,9 @@ impl Run {
         Checkpoint::latest(out)?.ok_or_else(|| RunError::NoCheckpoint { out: out.to_owned() })
     }
 
-    /// Loads the model, then writes the adapter as it is before the first step, so that a folder that cannot be written is known before
-    /// the training. Checkpoints after the one that is resumed are renamed.
+    /// Loads the model, then writes the adapter as it is before the first step, so that a folder
+    /// that cannot be written is known before the training. Checkpoints after the one that is
+    /// resumed are renamed.
     ///
     /// # Errors
     /// See [`RunError`].
@@ -166,25 +167,26 @@ impl Run {
         }
     }
 
-    /// Hands the warnings over; whether the run is to go on.
+    /// Reports the warnings; returns whether the run continues.
     fn tell_warnings(&mut self, observe: &mut impl FnMut(Event<'_>) -> bool) -> bool {
         self.warnings.drain(..).fold(true, |wanted, warning| observe(Event::Warning(&warning)) && wanted)
     }
 
-    /// How many records the files of the run lack, because they could not be written: the name of each file, and a number above 0.
+    /// How many records the files of the run lack, because they could not be written: the name of
+    /// each file, and a number above 0.
     pub fn lost_records(&self) -> Vec<(&'static str, u64)> {
         self.recorder.missing()
     }
 
-    /// Runs to the end, or until `observe` answers `false`. In the end the last adapter is in its folder or, with an early stop, the
-    /// best one.
+    /// Runs to the end, or until `observe` answers `false`. In the end the last adapter is in its
+    /// folder or, with an early stop, the best one.
     ///
     /// # Errors
     /// See [`RunError`]; what was saved before stays.
     pub fn train(&mut self, mut observe: impl FnMut(Event<'_>) -> bool) -> Result<End, RunError> {
         self.clock = (self.state.seconds, Instant::now());
         if self.state.step == 0 {
-            // What the model can without having learned: what all later losses are held against.
+            // The loss before training: the baseline of all later losses.
             self.state.eval_due = self.held_out.is_some();
         }
         let mut wanted = self.evaluate(&mut observe)? && self.tell_warnings(&mut observe);
@@ -213,7 +215,8 @@ impl Run {
             false if self.state.step >= self.state.total_steps && !self.state.eval_due => End::Complete,
             false => End::Stopped,
         };
-        // What an evaluation after the last checkpoint has changed, too: a run that is resumed does not make it again.
+        // What an evaluation after the last checkpoint has changed, too: a run that is resumed does
+        // not make it again.
         if self.saved.as_ref() != Some(&self.state) {
             self.save(observe)?;
         }
@@ -257,7 +260,7 @@ impl Run {
         self.state.trained_tokens
     }
 
-    /// Writes `report.html` beside the adapter.
+    /// Writes `report.html` into the folder of the adapter.
     ///
     /// # Errors
     /// [`RunError::Record`].
@@ -281,7 +284,7 @@ impl Run {
         let lr = self.schedule.learning_rate(self.state.step);
         let result = self.trainer.step(&batches, lr).map_err(|source| self.failed(source))?;
         let sum = |of: fn(&Batch) -> u64| batches.iter().map(of).sum::<u64>();
-        let (tokens, trained_tokens) = (sum(|batch| batch.tokens.len() as u64), sum(|batch| batch.trained));
+        let (tokens, trained_tokens) = (sum(|batch| batch.tokens.len() as u64), sum(|batch| batch.loss_tokens));
         self.state.step += 1;
         self.state.trained_tokens += trained_tokens;
         self.state.seconds = self.seconds_now();
@@ -334,8 +337,8 @@ impl Run {
         }
     }
 
-    /// Evaluates where that is due and there is something to evaluate on; whether the run is to go on. Where the caller does not want it
-    /// to, the evaluation stays due.
+    /// Evaluates where that is due and there is something to evaluate on; whether the run is to go
+    /// on. Where the caller does not want it to, the evaluation stays due.
     fn evaluate(&mut self, observe: &mut impl FnMut(Event<'_>) -> bool) -> Result<bool, RunError> {
         let Some(held_out) = self.held_out.as_ref().filter(|_| self.state.eval_due) else { return Ok(true) };
         let progress = |done, total| observe(Event::Evaluating(done, total));
@@ -366,8 +369,8 @@ impl Run {
         Ok(observe(Event::Eval(&record)))
     }
 
-    /// Removes old checkpoints, and renames those of later steps that the start of the run could not. What fails is tried again
-    /// after the next checkpoint.
+    /// Removes old checkpoints, and renames those of later steps that the start of the run could
+    /// not. What fails is tried again after the next checkpoint.
     fn tidy(&mut self) {
         let step = self.state.step;
         self.warn(Checkpoint::prune(&self.out, step, self.settings.keep));
@@ -388,8 +391,8 @@ impl Run {
         Ok(())
     }
 
-    /// Writes a checkpoint and, unless the best adapter is kept there, the adapter of the run, then removes old checkpoints; whether the
-    /// run is to go on.
+    /// Writes a checkpoint and, unless the best adapter is kept there, the adapter of the run, then
+    /// removes old checkpoints; whether the run is to go on.
     fn save(&mut self, observe: &mut impl FnMut(Event<'_>) -> bool) -> Result<bool, RunError> {
         if let Some(batch) = &self.last_batch {
             // No checkpoint is one that cannot be gone on from.
@@ -404,7 +407,8 @@ impl Run {
         }
         let path = match written {
             Ok(path) => path,
-            // An old folder has the name and cannot be moved: the run is worth more than this checkpoint, and those before it stay.
+            // An old folder has the name and cannot be moved: the run is worth more than this
+            // checkpoint, and those before it stay.
             Err(error) if Checkpoint::is_there(&self.out, self.state.step) => {
                 self.warn([error]);
                 self.saved_at = Instant::now();

@@ -1,4 +1,4 @@
-//! Everything that a training is told, except which pack, which data and where to.
+//! The settings of a training, except the pack, the data and the output folder.
 
 use std::fmt::Display;
 
@@ -55,7 +55,7 @@ pub struct Settings {
     pub warmup: Warmup,
     /// Times that all samples are seen.
     pub epochs: u32,
-    /// Optimiser steps in place of `epochs`: the run ends earlier, or goes on over more epochs.
+    /// Optimiser steps in place of `epochs`: the run ends earlier, or takes more epochs.
     pub steps: Option<u64>,
     /// Rows of a forward pass.
     pub micro_batch: MicroBatch,
@@ -71,11 +71,13 @@ pub struct Settings {
     pub seed: u64,
     /// What is learned.
     pub train_on: TrainOn,
-    /// Whether a sample from which nothing can be learned is an error; otherwise it is left out and counted.
+    /// Whether a sample from which nothing can be learned is an error; otherwise it is left out and
+    /// counted.
     pub strict: bool,
     /// Share of the samples that is held out for evaluation; 0: none.
     pub eval_split: f64,
-    /// Optimiser steps between two evaluations; `None`: one at the end of each epoch, where there is something to evaluate on.
+    /// Optimiser steps between two evaluations; `None`: one at the end of each epoch, where there
+    /// is something to evaluate on.
     pub eval_every: Option<u64>,
     /// The run ends after so many evaluations in a row without a lower loss; `None`: it does not.
     pub early_stop: Option<u32>,

@@ -8,8 +8,9 @@ use crate::ops::AdamWStep;
 use crate::train::trainer::{Hyperparameters, Trainer};
 
 impl Trainer {
-    /// A step: the gradient of the mean loss over all trained tokens of `batches`, one batch after the other, then AdamW. Where the loss
-    /// or the gradient is not finite, the parameters stay as they are.
+    /// A step: the gradient of the mean loss over all trained tokens of `batches`, one batch after
+    /// the other, then AdamW. Where the loss or the gradient is not finite, the parameters stay as
+    /// they are.
     ///
     /// # Errors
     /// [`ModelError::NotFinite`] with the layer; what went wrong on the device.
@@ -17,7 +18,8 @@ impl Trainer {
         self.observed_step(batches, learning_rate, &mut |_| Ok(()))
     }
 
-    /// As [`Trainer::step`]; `observe` is called after each phase was submitted (for each micro-batch), to take times.
+    /// As [`Trainer::step`]; `observe` is called after each phase was submitted (for each
+    /// micro-batch), to take times.
     ///
     /// # Errors
     /// As [`Trainer::step`].
@@ -27,10 +29,10 @@ impl Trainer {
         learning_rate: f64,
         observe: Observer<'_>,
     ) -> Result<StepResult, ModelError> {
-        let trained = batches.iter().map(|batch| batch.trained).sum();
+        let loss_tokens = batches.iter().map(|batch| batch.loss_tokens).sum();
         self.clear()?;
         for batch in batches {
-            self.accumulate(batch, trained, observe)?;
+            self.accumulate(batch, loss_tokens, observe)?;
         }
         self.update(learning_rate)?;
         observe(Phase::Optimizer)?;
@@ -51,15 +53,15 @@ impl Trainer {
     }
 
     /// Adds the gradient of a micro-batch.
-    fn accumulate(&mut self, batch: &Batch, trained: u64, observe: Observer<'_>) -> Result<(), ModelError> {
+    fn accumulate(&mut self, batch: &Batch, loss_tokens: u64, observe: Observer<'_>) -> Result<(), ModelError> {
         let Session { model, adapter, memory } = &mut self.session;
         let mask = Some(Mask { seed: self.hyperparameters.seed, micro_batch: self.micro_batches });
         let (work, batch) = model.begin(memory, batch)?;
         model.forward(&work, &batch, adapter.as_ref(), mask)?;
         observe(Phase::Forward)?;
-        model.loss(&work, &batch, trained)?;
+        model.loss(&work, &batch, loss_tokens)?;
         if let (Some(gradients), Some(adapter)) = (&work.backward, adapter) {
-            model.loss_gradient(&work, gradients, &batch, trained)?;
+            model.loss_gradient(&work, gradients, &batch, loss_tokens)?;
             observe(Phase::Loss)?;
             model.backward(&work, &batch, adapter, mask)?;
             observe(Phase::Backward)?;

@@ -50,7 +50,7 @@ pub fn tokens(value: &Value) -> Vec<u32> {
 
 /// Rows of as many tokens and labels as a batch of ours: their labels stand at the token itself, ours at the one before.
 pub fn batch<'a>(rows: impl IntoIterator<Item = [&'a Value; 2]>) -> Batch {
-    let mut batch = Batch { rows: 0, tokens: Vec::new(), labels: Vec::new(), starts: Vec::new(), trained: 0 };
+    let mut batch = Batch { rows: 0, tokens: Vec::new(), labels: Vec::new(), starts: Vec::new(), loss_tokens: 0 };
     for [row, labels] in rows {
         batch.rows += 1;
         batch.tokens.extend(tokens(row));
@@ -58,7 +58,7 @@ pub fn batch<'a>(rows: impl IntoIterator<Item = [&'a Value; 2]>) -> Batch {
         batch.labels.extend(shifted.map(|n| if n < 0.0 { IGNORE_INDEX } else { n as u32 }));
         batch.starts.resize(batch.tokens.len(), batch.starts.len() as u32);
     }
-    batch.trained = batch.labels.iter().filter(|&&label| label != IGNORE_INDEX).count() as u64;
+    batch.loss_tokens = batch.labels.iter().filter(|&&label| label != IGNORE_INDEX).count() as u64;
     batch
 }
 

@@ -121,7 +121,6 @@ const CIRCLES: &[&[&str]] = &[
     ],
     &["lora/adapter.rs", "lora/adapter/peft.rs"],
     &["merge.rs", "merge/base.rs", "merge/compare.rs", "merge/sum.rs"],
-    &["model/decoder.rs", "model/kv_cache.rs", "model/layer.rs", "model/linear.rs"],
     &["ops/matmul/kernels.rs", "ops/matmul/rows.rs"],
     &["train/record/mod.rs", "train/record/report.rs", "train/record/tensorboard.rs"],
     &["train/step.rs", "train/trainer.rs"],

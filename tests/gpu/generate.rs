@@ -64,7 +64,7 @@ impl Fixture {
     /// The model without a KV cache.
     fn session(&self, gpu: &Gpu, adapter: Option<&Adapter>) -> Session {
         let model = read_config(&self.pack()).unwrap();
-        let plan = Passes::of_one(CAPACITY).plan(gpu, &self.pack(), &model, adapter).unwrap();
+        let plan = Passes::one_row(CAPACITY).plan(gpu, &self.pack(), &model, adapter).unwrap();
         Session::open(gpu, self.pack(), adapter, &plan).unwrap()
     }
 }

@@ -167,13 +167,13 @@ fn qwen3_with_biases_an_untied_head_and_dynamic_scaling() {
 
 /// Texts in one batch. Each token except the first of a text is a label.
 fn packed(texts: &[&[u32]]) -> Batch {
-    let mut batch = Batch { rows: 1, tokens: Vec::new(), labels: Vec::new(), starts: Vec::new(), trained: 0 };
+    let mut batch = Batch { rows: 1, tokens: Vec::new(), labels: Vec::new(), starts: Vec::new(), loss_tokens: 0 };
     for text in texts {
         let start = batch.tokens.len();
         batch.tokens.extend_from_slice(text);
         batch.labels.extend(text.iter().skip(1).chain([&IGNORE_INDEX]));
         batch.starts.resize(batch.tokens.len(), start as u32);
-        batch.trained += text.len() as u64 - 1;
+        batch.loss_tokens += text.len() as u64 - 1;
     }
     batch
 }

@@ -180,7 +180,7 @@ fn accumulated_micro_batches_are_one_batch() {
     one.starts.extend(other.starts.iter().map(|start| start + 2 * LENGTH as u32));
     one.tokens.extend(other.tokens);
     one.labels.extend(other.labels);
-    one.trained += other.trained;
+    one.loss_tokens += other.loss_tokens;
     let (whole, expected) = gradient(&[one], 4);
     let parts: Vec<Batch> = rows.iter().map(|&(number, row)| batch(&oracle, number, &[row])).collect();
     let (accumulated, found) = gradient(&parts, 1);
@@ -197,7 +197,7 @@ fn gradients_with_dropped_inputs_are_those_of_finite_differences() {
     let mut batch = batch(&oracle(), 0, &[0]);
     // Half of the row is enough.
     [&mut batch.tokens, &mut batch.labels, &mut batch.starts].into_iter().for_each(|row| row.truncate(LENGTH / 2));
-    batch.trained = batch.labels.iter().filter(|&&label| label != IGNORE_INDEX).count() as u64;
+    batch.loss_tokens = batch.labels.iter().filter(|&&label| label != IGNORE_INDEX).count() as u64;
     let dropout = |p| LoraConfig { rank: 5, dropout: p, ..fixture.adapter("adapter_init").config };
     let mut adapter = Adapter::new(dropout(0.3), None, &fixture.config, 3).unwrap();
     // If B is zero, A has no gradient.

@@ -164,8 +164,8 @@ fn random_batch(args: &BenchTrainArgs, generator: &mut Generator, vocab: u32) ->
     let label = |i: usize| if (i + 1).is_multiple_of(seq) { IGNORE_INDEX } else { tokens[i + 1] };
     let labels: Vec<u32> = (0..count).map(label).collect();
     let starts = (0..count).map(|i| (i / seq * seq) as u32).collect();
-    let trained = u64::from(args.batch) * u64::from(args.seq - 1);
-    Batch { rows: args.batch, tokens, labels, starts, trained }
+    let loss_tokens = u64::from(args.batch) * u64::from(args.seq - 1);
+    Batch { rows: args.batch, tokens, labels, starts, loss_tokens }
 }
 
 /// The most memory that is taken in a step.

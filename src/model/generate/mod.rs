@@ -47,7 +47,7 @@ pub enum GenerateError {
     /// The device takes no matrix of that size, or no layers of this pack.
     #[error(transparent)]
     Memory(#[from] MemoryError),
-    /// A prompt without tokens: there is nothing to go on with.
+    /// A prompt without tokens.
     #[error("the prompt has no tokens")]
     NoPrompt,
     /// A prompt that passes the cache.
@@ -62,7 +62,7 @@ pub enum GenerateError {
     },
 }
 
-/// What [`TextGenerator::answer`] tells while it goes on.
+/// Progress of [`TextGenerator::answer`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Event {
     /// So many tokens of the prompt are read, not all of them.
@@ -80,7 +80,7 @@ pub enum Ending {
     MaxTokens,
     /// The cache is full.
     ContextFull,
-    /// Whoever was shown it had enough.
+    /// The observer stopped it.
     Stopped,
 }
 
@@ -107,7 +107,8 @@ pub struct Generated {
     pub ending: Ending,
     /// Seconds for the prompt, up to the choice of the first token.
     pub prompt_seconds: f64,
-    /// Tokens of the text that went through the model, for the next one. The first token is the prompt's work.
+    /// Tokens of the text that went through the model, for the next one. The first token is the
+    /// prompt's work.
     pub passes: u64,
     /// Seconds for them, and for the choice of each token.
     pub seconds: f64,
@@ -129,7 +130,7 @@ fn rate(count: u64, seconds: f64) -> Option<f64> {
     (count > 0).then(|| count as f64 / seconds.max(1e-9))
 }
 
-/// Goes on with texts.
+/// Continues texts.
 #[derive(Debug)]
 pub struct TextGenerator {
     session: Session,
@@ -141,9 +142,10 @@ pub struct TextGenerator {
 }
 
 impl TextGenerator {
-    /// Opens the model of a pack, with an adapter or without, for texts of `capacity` tokens, prompt included; they end with one of the
-    /// model's end tokens or with `eos`, that of the tokenizer. `budget` are the bytes of GPU memory that all of it may take; `None`:
-    /// what the device has. Layers that do not fit are streamed.
+    /// Opens the model of a pack, with an adapter or without, for texts of `capacity` tokens,
+    /// prompt included; they end with one of the model's end tokens or with `eos`, that of the
+    /// tokenizer. `budget` are the bytes of GPU memory that all of it may take; `None`: what the
+    /// device has. Layers that do not fit are streamed.
     ///
     /// # Errors
     /// [`GenerateError::Budget`]; what is wrong with pack or adapter, and what the device cannot.
@@ -161,7 +163,7 @@ impl TextGenerator {
             return Err(MemoryError::Matrix { most, needed, remedy: None }.into());
         }
         let reserved = KvCache::bytes(&config, capacity);
-        let passes = Passes { positions: capacity, reserved, budget, ..Passes::of_one(CHUNK.min(capacity.max(1))) };
+        let passes = Passes { positions: capacity, reserved, budget, ..Passes::one_row(CHUNK.min(capacity.max(1))) };
         let plan = passes.plan(gpu, &pack, &config, adapter).map_err(|error| match error {
             MemoryError::Budget { budget, needed, .. } => GenerateError::Budget { budget, needed, capacity },
             error => error.into(),
@@ -177,9 +179,9 @@ impl TextGenerator {
         self.session.model.plan()
     }
 
-    /// Goes on after `prompt`, all of the text so far, with `max_tokens` tokens at most; of what earlier calls have left in the cache,
-    /// the start that is the same is used again. `observe` hears of each piece of a long prompt and gets every token, and says whether to
-    /// go on.
+    /// Continues `prompt`, the whole text so far, by at most `max_tokens` tokens. The longest
+    /// prefix that is in the cache from earlier calls is used again. `observe` gets the progress of
+    /// a long prompt and every token; it says whether to stop.
     ///
     /// # Errors
     /// [`GenerateError`], and what `observe` gives.
@@ -197,14 +199,14 @@ impl TextGenerator {
         let mut text = Generated { tokens, prompt_tokens, ending, prompt_seconds, passes: 0, seconds: 0.0 };
         let start = Instant::now();
         if let Some(logits) = logits {
-            text.ending = self.go_on(logits, max_tokens, sampler, &mut observe, &mut text)?;
+            text.ending = self.decode_loop(logits, max_tokens, sampler, &mut observe, &mut text)?;
         }
         text.seconds = start.elapsed().as_secs_f64();
         Ok(text)
     }
 
-    /// Adds tokens to `text`, the first one by `logits`; why that ended.
-    fn go_on<E: From<GenerateError>>(
+    /// Samples tokens into `text`, the first one from `logits`; returns why the text ended.
+    fn decode_loop<E: From<GenerateError>>(
         &mut self,
         mut logits: Vec<f32>,
         max_tokens: u32,
@@ -224,7 +226,7 @@ impl TextGenerator {
             if observe(Event::Token(token))?.is_break() {
                 return Ok(Ending::Stopped);
             }
-            // Nobody asks what follows the last token.
+            // The logits after the last token are not needed.
             if (text.tokens.len() as u64) < max_tokens.into() {
                 if self.cached.len() as u64 >= self.cache.capacity().into() {
                     return Ok(Ending::ContextFull);
@@ -235,7 +237,8 @@ impl TextGenerator {
         }
     }
 
-    /// Brings a text into the cache; the logits of its next token, unless it was stopped, and how many tokens were new.
+    /// Brings a text into the cache; the logits of its next token, unless it was stopped, and how
+    /// many tokens were new.
     fn read<E: From<GenerateError>>(
         &mut self,
         text: &[u32],
@@ -261,7 +264,8 @@ impl TextGenerator {
         Ok((logits, (text.len() - same) as u64))
     }
 
-    /// Brings further tokens of a text of `length` tokens, for which there is room, into the cache; the logits of the next one.
+    /// Brings further tokens of a text of `length` tokens, for which there is room, into the cache;
+    /// the logits of the next one.
     fn advance(&mut self, tokens: &[u32], length: usize) -> Result<Vec<f32>, GenerateError> {
         let (past, length) = (self.cached.len() as u32, length as u32);
         let logits = self.session.next_logits(tokens, &self.cache, past, length)?;

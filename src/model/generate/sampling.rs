@@ -1,4 +1,5 @@
-//! The choice of the next token from the model's logits, by the rules of transformers' logits processors.
+//! The choice of the next token from the model's logits, by the rules of transformers' logits
+//! processors.
 
 use std::cmp::{Ordering, Reverse};
 use std::collections::BinaryHeap;
@@ -39,11 +40,13 @@ pub enum SamplingError {
 /// How tokens are chosen. The filters come in the order of transformers: temperature, top-k, top-p.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct SamplerOptions {
-    /// What logits are divided by; at 0 the likeliest token is always chosen, and the rest does not matter.
+    /// What logits are divided by; at 0 the likeliest token is always chosen, and the other options
+    /// are ignored.
     pub temperature: f64,
-    /// Only tokens whose logit is at least that of the `top_k`th are left; 0 leaves all.
+    /// Keeps the tokens whose logit is at least that of the `top_k`th; 0 keeps all.
     pub top_k: u32,
-    /// Only the likeliest tokens are left, as few as have this share of the probability, and one at least; 1 leaves all.
+    /// Keeps the fewest of the likeliest tokens whose probabilities sum to this share, at least
+    /// one; 1 keeps all.
     pub top_p: f64,
     /// The seed of the draws.
     pub seed: u64,
@@ -54,7 +57,7 @@ impl SamplerOptions {
     pub const GREEDY: Self = Self { temperature: 0.0, top_k: 0, top_p: 1.0, seed: 0 };
 }
 
-/// Chooses tokens. Of tokens that are equally likely, the one of the lowest number goes first.
+/// Chooses tokens. Among equally likely tokens, the lowest id comes first.
 #[derive(Debug, Clone)]
 pub struct Sampler {
     options: SamplerOptions,
@@ -154,8 +157,8 @@ impl Sampler {
             heap = BinaryHeap::from(left);
         }
         let total: f64 = heap.iter().map(|&candidate| self.weight(candidate, likeliest)).sum();
-        // TopPLogitsWarper drops, from the least likely on, while no more than 1 - top_p is dropped: what is left is the shortest
-        // run of the likeliest whose share reaches top_p.
+        // TopPLogitsWarper drops, from the least likely on, while no more than 1 - top_p is
+        // dropped: what is left is the shortest run of the likeliest whose share reaches top_p.
         let mut share = 0.0;
         let mut left = Vec::new();
         while let Some(next) = heap.pop().filter(|_| left.is_empty() || top_p == 1.0 || share < top_p * total) {
@@ -238,8 +241,8 @@ mod tests {
         }
     }
 
-    /// The examples of probabilities in TopKLogitsWarper and TopPLogitsWarper: what is dropped is scores below the kth, and the run
-    /// of the least likely with a share of at most 1 - p.
+    /// The examples of probabilities in TopKLogitsWarper and TopPLogitsWarper: what is dropped is
+    /// scores below the kth, and the run of the least likely with a share of at most 1 - p.
     #[test]
     fn top_k_keeps_the_equals_of_the_last() {
         let logits = [1.0, 3.0, 2.0, 2.0, 0.0];

@@ -1,4 +1,4 @@
-//! What must be the same for a run that goes on to be the same run.
+//! What must be equal for a resumed run to be the same run.
 
 use std::collections::BTreeMap;
 
@@ -10,7 +10,7 @@ use crate::format::{Index, crc32};
 use crate::train::schedule::{Shape, Warmup};
 use crate::train::settings::Settings;
 
-/// Why a run cannot go on from a checkpoint: it would be another run.
+/// Why a run cannot resume from a checkpoint: it would be another run.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
 #[error("{setting} is {found} now, and was {expected} in the run of the checkpoint")]
 pub struct Difference {
@@ -37,8 +37,8 @@ pub struct Inputs {
     pub total_steps: u64,
 }
 
-/// Names and values of all that decides the numbers of a run. Names are those of flags and arguments; numbers are written so that
-/// no two have the same text.
+/// Names and values of all that decides the numbers of a run. Names are those of flags and
+/// arguments; numbers are written so that no two have the same text.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct Fingerprint(BTreeMap<String, String>);
@@ -47,7 +47,8 @@ impl Fingerprint {
     /// Of a run with these settings.
     pub fn new(settings: &Settings, inputs: &Inputs) -> Self {
         let s = settings;
-        // In the order of a layer, as they are trained: how they were asked for makes no difference.
+        // In the order of a layer, as they are trained: how they were asked for makes no
+        // difference.
         let mut targets = s.targets.clone();
         targets.sort_unstable();
         targets.dedup();
@@ -79,12 +80,13 @@ impl Fingerprint {
         Self(entries.into_iter().map(|(name, value)| (name.to_owned(), value)).collect())
     }
 
-    /// Rows of a forward pass; `None` where the fingerprint is damaged. `--micro-batch auto` goes on with it, whatever fits now.
+    /// Rows of a forward pass; `None` where the fingerprint is damaged. On resume, `--micro-batch
+    /// auto` keeps it.
     pub fn micro_batch(&self) -> Option<u32> {
         self.0.get("--micro-batch")?.parse().ok()
     }
 
-    /// Holds what is asked for against what the checkpoint has, which is `self`.
+    /// Compares the requested run with that of the checkpoint, `self`.
     ///
     /// # Errors
     /// The first setting, by name, that is not the same.

@@ -1,5 +1,5 @@
-//! One diagram over the steps. Curves are a drawing that stretches to the width of the page; labels are text around it, which
-//! keeps its size.
+//! One diagram over the steps. Curves are a drawing that stretches to the width of the page; labels
+//! are text around it, which keeps its size.
 
 use std::fmt::Write;
 
@@ -134,8 +134,9 @@ impl Chart<'_> {
         )
     }
 
-    /// What the script that reads values out has to know: `[name, class, [[x, y, step, value], ..]]` for each curve, x and y in
-    /// thousandths of the drawing. Numbers and names without quotes only: nothing in it needs an escape.
+    /// What the script that reads values out has to know: `[name, class, [[x, y, step, value],
+    /// ..]]` for each curve, x and y in thousandths of the drawing. Numbers and names without
+    /// quotes only: nothing in it needs an escape.
     fn data(&self, x: &Scale, y: &Scale) -> String {
         let point = |(step, value): (u64, f64)| {
             let (x, y) = (x.place(step as f64) * 1000.0, (1.0 - y.place(value)) * 1000.0);
@@ -164,8 +165,8 @@ fn axes(x: &Scale, y: &Scale) -> String {
     labels + "</div>"
 }
 
-/// A curve as a path that is broken where a value cannot be drawn. A point alone is a line without length: with round ends, it
-/// is a dot, whatever the drawing is stretched to.
+/// A curve as a path that is broken where a value cannot be drawn. A point alone is a line without
+/// length: with round ends, it is a dot, whatever the drawing is stretched to.
 fn path(curve: &Curve, x: &Scale, y: &Scale) -> String {
     let (width, height) = SIZE;
     let (mut line, mut dots, mut pen_down) = (String::new(), String::new(), false);
@@ -188,7 +189,7 @@ fn path(curve: &Curve, x: &Scale, y: &Scale) -> String {
     format!("<path class=\"{class}\" d=\"{line}\"/>{dots}")
 }
 
-/// To a tenth of a unit of a drawing, which nobody sees.
+/// Rounds to a tenth of a unit of the drawing, which is not visible.
 fn round(x: f64) -> f64 {
     (x * 10.0).round() / 10.0
 }

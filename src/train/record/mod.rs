@@ -78,7 +78,8 @@ pub struct StepRecord {
     /// All tokens, by the time of the step.
     #[serde(deserialize_with = "nan_or_f64")]
     pub tokens_per_second: f64,
-    /// Bytes of the GPU's memory that the run takes: as allocated, or as planned where the backend does not tell.
+    /// Bytes of the GPU's memory that the run takes: as allocated, or as planned where the backend
+    /// does not tell.
     pub gpu_bytes: u64,
     /// Seconds since the training began, those before it was resumed included.
     #[serde(deserialize_with = "nan_or_f64")]
@@ -103,7 +104,8 @@ pub struct EvalRecord {
     pub seconds: f64,
 }
 
-/// A line of `metrics.jsonl`. Numbers that are not finite are null there, and NaN when they are read again.
+/// A line of `metrics.jsonl`. Numbers that are not finite are null there, and NaN when they are
+/// read again.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "kind", rename_all = "lowercase")]
 pub enum Record {
@@ -131,8 +133,8 @@ fn nan_or_f64<'de, D: Deserializer<'de>>(from: D) -> Result<f64, D::Error> {
     Ok(Option::deserialize(from)?.unwrap_or(f64::NAN))
 }
 
-/// Writes records into a folder as they arise: `metrics.jsonl`, and an event file for TensorBoard. A file that cannot be
-/// written is tried again with each record, and then gets all that it lacks.
+/// Writes records into a folder as they arise: `metrics.jsonl`, and an event file for TensorBoard.
+/// A file that cannot be written is tried again with each record, and then gets all that it lacks.
 #[derive(Debug)]
 pub struct Recorder {
     metrics: Log,
@@ -140,16 +142,17 @@ pub struct Recorder {
 }
 
 impl Recorder {
-    /// Records a new training. What an earlier one left in `metrics.jsonl` is dropped; its event files stay, and TensorBoard
-    /// does not show them any more.
+    /// Records a new training. What an earlier one left in `metrics.jsonl` is dropped; its event
+    /// files stay, and TensorBoard does not show them any more.
     pub fn create(folder: &Path) -> Self {
         let [metrics, events] = [Kind::NewMetrics, Kind::Events { first_step: 0 }].map(|kind| Log::new(folder, kind));
         Self { metrics, events }
     }
 
-    /// Goes on with a training whose first `step` steps count, and returns its records: what was recorded after them, and that step's
-    /// evaluation where it is due again, is dropped, all of it or, if this fails, nothing, and so is a last line that was not finished.
-    /// Where the file cannot be read, there are none.
+    /// Goes on with a training whose first `step` steps count, and returns its records: what was
+    /// recorded after them, and that step's evaluation where it is due again, is dropped, all of it
+    /// or, if this fails, nothing, and so is a last line that was not finished. Where the file
+    /// cannot be read, there are none.
     ///
     /// # Errors
     /// [`RecordError::Json`]: a line that is no record. Nothing is changed then.
@@ -165,8 +168,9 @@ impl Recorder {
         Ok((Self { metrics, events }, records))
     }
 
-    /// Appends a record to both files, and all records that they lack; with the operating system when this returns. Returns what
-    /// could not be written: that is tried again with the next record.
+    /// Appends a record to both files, and all records that they lack; with the operating system
+    /// when this returns. Returns what could not be written: that is tried again with the next
+    /// record.
     pub fn record(&mut self, record: &Record) -> Vec<RecordError> {
         // Numbers and a tag: that can always be written as JSON.
         let mut line = serde_json::to_vec(record).unwrap_or_default();
@@ -176,7 +180,8 @@ impl Recorder {
         self.flush()
     }
 
-    /// Makes the files that are not there yet, and tries again what could not be written. Returns what still cannot.
+    /// Makes the files that are not there yet, and tries again what could not be written. Returns
+    /// what still cannot.
     pub fn flush(&mut self) -> Vec<RecordError> {
         [&mut self.metrics, &mut self.events].into_iter().filter_map(|log| log.write().err()).collect()
     }
@@ -193,7 +198,7 @@ impl Recorder {
 enum Kind {
     /// Metrics of a new training.
     NewMetrics,
-    /// Metrics of a training that goes on after `step`.
+    /// Metrics of a training resumed after `step`.
     OldMetrics { step: u64, eval_due: bool },
     /// A new file for TensorBoard, from this step on.
     Events { first_step: u64 },
@@ -245,7 +250,8 @@ fn open(folder: &Path, kind: Kind) -> Result<Appender, RecordError> {
     }
 }
 
-/// The lines of `metrics.jsonl` that a training which goes on after `step` keeps, and their records; none where there is no file.
+/// The lines of `metrics.jsonl` that a training resumed after `step` keeps, and their records; none
+/// where there is no file.
 fn read_kept(folder: &Path, step: u64, eval_due: bool) -> Result<(Vec<u8>, Vec<Record>), RecordError> {
     let path = folder.join(METRICS);
     let text = match fs::read(&path) {
@@ -320,7 +326,8 @@ impl Appender {
         if bytes.is_empty() {
             return Ok(());
         }
-        // A full disk takes a part, which is cut off at once or, if that fails, before the next bytes.
+        // A full disk takes a part, which is cut off at once or, if that fails, before the next
+        // bytes.
         let undone = if self.partial { self.file.set_len(self.len) } else { Ok(()) };
         if let Err(source) = undone.and_then(|()| self.file.write_all(bytes)) {
             self.partial = self.file.set_len(self.len).is_err();

@@ -1,4 +1,5 @@
-//! The report: one file of HTML that asks nothing of a network, and needs no script but to read values out.
+//! The report: one file of HTML that asks nothing of a network, and needs no script but to read
+//! values out.
 
 mod settings;
 
@@ -13,7 +14,7 @@ use settings::rows;
 pub struct Report {
     /// Its title.
     pub title: String,
-    /// What the training was told.
+    /// The settings of the training.
     pub settings: Settings,
     /// Names and values of what else is known, in order: model, device, data, memory.
     pub facts: Vec<(String, String)>,
@@ -21,8 +22,9 @@ pub struct Report {
     pub records: Vec<Record>,
 }
 
-/// The report as the text of one HTML file, below 1 MB of curves for any number of records. Texts are escaped, and whatever
-/// they say, the policy in the file keeps a browser from fetching anything.
+/// The report as the text of one HTML file, below 1 MB of curves for any number of records. Texts
+/// are escaped, and whatever they say, the policy in the file keeps a browser from fetching
+/// anything.
 pub fn report(report: &Report) -> String {
     let run = Run::new(&report.records);
     format!(

@@ -74,7 +74,7 @@ pub enum RunError {
 /// What is in a folder already.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Leftover {
-    /// Checkpoints of a run: it can go on.
+    /// Checkpoints of a run: it can be resumed.
     Checkpoints,
     /// An adapter that was trained, without checkpoints.
     Adapter,

@@ -32,7 +32,8 @@ pub struct Task<'a> {
     pub base: Option<&'a str>,
     /// Further files for the folder: names and bytes.
     pub files: &'a [(&'a str, &'a [u8])],
-    /// The date that chat templates show, in seconds since the Unix epoch; a resumed run keeps its own.
+    /// The date that chat templates show, in seconds since the Unix epoch; a resumed run keeps its
+    /// own.
     pub now: i64,
 }
 
@@ -54,7 +55,8 @@ pub struct Prepared {
 }
 
 impl Prepared {
-    /// Reads pack and data. `resume` is the checkpoint to go on from; `progress` is that of [`DataFile::samples`].
+    /// Reads pack and data. `resume` is the checkpoint to resume from; `progress` is that of
+    /// [`DataFile::samples`].
     ///
     /// # Errors
     /// What is wrong with settings, pack, data or checkpoint.
@@ -152,12 +154,12 @@ impl Prepared {
             (micro_batch, _) => micro_batch,
         };
         let planned = MemoryPlan::new(&demand, micro_batch);
-        // A run that goes on keeps its rows, their length and its rank.
+        // A resumed run keeps its rows, their length and its rank.
         Ok(planned.map_err(|error| if resumed.is_some() { error.with(None) } else { error })?)
     }
 }
 
-/// Holds the folder of a run of `model` against what it is to begin, or to go on with: nothing of worth is replaced.
+/// Checks that the folder fits the run of `model`, begun or resumed: nothing of worth is replaced.
 ///
 /// # Errors
 /// [`RunError::Occupied`], [`RunError::Elsewhere`], [`RunError::Checkpoint`].
@@ -165,7 +167,7 @@ pub fn check_folder(out: &Path, resume: Option<&Path>, model: &ModelConfig) -> R
     let same = |a: &Path, b: &Path| a.canonicalize().ok().zip(b.canonicalize().ok()).is_some_and(|(a, b)| a == b);
     let found = match (Checkpoint::foreign(out)?, resume) {
         (true, _) => Some(Leftover::OfOthers),
-        // One that is not there is told when it is read.
+        // A missing one is reported when it is read.
         (false, Some(checkpoint)) if !checkpoint.exists() || same(crate::io::folder_of(checkpoint), out) => None,
         (false, Some(checkpoint)) => {
             return Err(RunError::Elsewhere { checkpoint: checkpoint.to_owned(), out: out.to_owned() });
@@ -175,7 +177,8 @@ pub fn check_folder(out: &Path, resume: Option<&Path>, model: &ModelConfig) -> R
     found.map_or(Ok(()), |found| Err(RunError::Occupied { out: out.to_owned(), found }))
 }
 
-/// What a new run in `out` would replace. A run that ended before its first checkpoint has left nothing that it had learned.
+/// What a new run in `out` would replace. A run that ended before its first checkpoint has left
+/// nothing that it had learned.
 fn leftover(out: &Path, model: &ModelConfig) -> Result<Option<Leftover>, RunError> {
     let has = |name: &str| out.join(name).exists();
     let learned_nothing = || Adapter::read(out, model).is_ok_and(|adapter| adapter.changes_nothing());

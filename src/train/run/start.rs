@@ -19,7 +19,7 @@ use crate::train::trainer::{Hyperparameters, Trainer};
 pub(super) struct Start {
     pub adapter: Adapter,
     pub state: State,
-    /// The checkpoint that it goes on from.
+    /// The checkpoint that it resumes from.
     pub checkpoint: Option<PathBuf>,
     /// The moments in it.
     moments: Option<[Vec<f32>; 2]>,
@@ -73,8 +73,9 @@ impl Start {
         Ok(trainer)
     }
 
-    /// Writes what is in the folder of the run before its first step: with an early stop the best adapter so far, which is there
-    /// already. Where it is not, the search for the best one begins anew.
+    /// Writes what is in the folder of the run before its first step: with an early stop the best
+    /// adapter so far, which is there already. Where it is not, the search for the best one begins
+    /// anew.
     pub fn write_adapter(&mut self, task: &Task<'_>, model: &ModelConfig, keeps_best: bool) -> Result<(), RunError> {
         let is_best = |adapter: &Adapter| self.state.best_adapter == Some(adapter_checksum(adapter));
         let best = || Adapter::read(task.out, model).ok().filter(is_best);

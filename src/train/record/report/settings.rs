@@ -1,4 +1,4 @@
-//! What a training was told, as names and values: the names are those of the flags.
+//! The settings of a training, as names and values: the names are those of the flags.
 
 use crate::data::TrainOn;
 use crate::lora::config::TARGETS;

@@ -1,0 +1,137 @@
+//! What the layers of one pass share: the kernels of the device, the batch, and the angles of the
+//! rotary embedding.
+
+use crate::arch::config::{ModelConfig, RopeScaling};
+use crate::data::Batch;
+use crate::gpu::{BufferRange, Gpu};
+use crate::lora::gpu::{GpuAdapter, Mask};
+use crate::model::error::ModelError;
+use crate::model::kv_cache::Past;
+use crate::model::workspace::Workspace;
+use crate::ops::matmul::Matmul;
+use crate::ops::{Attention, ChunkedLoss, Dropout, Gather, Mat, RmsNorm, Rotary, Scale, SwiGlu, inverse_frequencies};
+
+/// The operations of a device.
+#[derive(Debug)]
+pub(super) struct Kernels {
+    pub gather: Gather,
+    pub scale: Scale,
+    pub norm: RmsNorm,
+    pub rotary: Rotary,
+    pub attention: Attention,
+    pub swiglu: SwiGlu,
+    pub dropout: Dropout,
+    pub matmul: Matmul,
+    pub loss: ChunkedLoss,
+}
+
+impl Kernels {
+    pub fn new(gpu: &Gpu, model: &ModelConfig) -> Result<Self, ModelError> {
+        Ok(Self {
+            gather: Gather::new(gpu)?,
+            scale: Scale::new(gpu)?,
+            norm: RmsNorm::new(gpu)?,
+            rotary: Rotary::new(gpu)?,
+            attention: Attention::new(gpu, model.head_dim)?,
+            swiglu: SwiGlu::new(gpu)?,
+            dropout: Dropout::new(gpu)?,
+            matmul: Matmul::new(gpu)?,
+            loss: ChunkedLoss::new(gpu)?,
+        })
+    }
+}
+
+/// What the layers of a pass share.
+#[derive(Debug)]
+pub(super) struct Pass<'a> {
+    pub kernels: &'a Kernels,
+    pub model: &'a ModelConfig,
+    /// Cosines and sines of every position, for texts of any length; read them through
+    /// [`Pass::angles`].
+    pub rotary: &'a Mat,
+    pub work: &'a Workspace<Mat>,
+    pub batch: &'a GpuBatch,
+    pub adapter: Option<&'a GpuAdapter>,
+    pub mask: Option<Mask>,
+    /// The cached tokens before the batch, which is then one sample.
+    pub past: Option<Past<'a>>,
+}
+
+/// A batch in GPU memory: a u32 for each token.
+#[derive(Debug)]
+pub(crate) struct GpuBatch {
+    pub ids: BufferRange,
+    /// The next token, or [`IGNORE_INDEX`](crate::ops::IGNORE_INDEX).
+    pub labels: BufferRange,
+    /// The first token of its sample.
+    pub starts: BufferRange,
+    /// Where the angles of a text depend on its length, and a text is longer than those of the
+    /// shared table.
+    own_angles: Option<OwnAngles>,
+}
+
+/// Cosines and sines of a batch's own: a row for each token.
+#[derive(Debug)]
+pub(super) struct OwnAngles {
+    table: Mat,
+    /// A zero for each token: rows are counted from the batch's first one.
+    starts: BufferRange,
+}
+
+impl OwnAngles {
+    /// The angles of a batch, each token given as its position and the length of its text; `None`
+    /// where the shared table has them.
+    pub fn new(gpu: &Gpu, model: &ModelConfig, positions: &[(u32, u32)]) -> Result<Option<Self>, ModelError> {
+        let RopeScaling::Dynamic { max_position_embeddings: unscaled, .. } = model.rope.scaling else { return Ok(None) };
+        if positions.iter().all(|&(_, length)| f64::from(length) <= unscaled) {
+            return Ok(None);
+        }
+        let mut angles = Vec::with_capacity(positions.len() * model.head_dim as usize);
+        for text in positions.chunk_by(|(_, a), (_, b)| a == b) {
+            let length = text.first().map_or(0, |&(_, length)| length);
+            let table = inverse_frequencies(model.rope.theta, model.head_dim, &model.rope.scaling, length);
+            text.iter().for_each(|&(position, _)| table.push_angles(position, &mut angles));
+        }
+        let tokens = positions.len() as u32;
+        let table = Mat::from_slice(gpu, "rotary angles", tokens, model.head_dim, &angles)?;
+        let zeros = vec![0_u8; 4 * positions.len()];
+        let starts = BufferRange { buffer: gpu.storage_with("starts", &zeros)?, offset: 0, size: zeros.len() as u64 };
+        Ok(Some(Self { table, starts }))
+    }
+}
+
+/// The position of each token in its sample, and the length of the sample.
+pub(super) fn positions(batch: &Batch) -> Vec<(u32, u32)> {
+    let samples = batch.starts.chunk_by(|a, b| a == b);
+    samples.flat_map(|sample| (0..sample.len() as u32).map(move |position| (position, sample.len() as u32))).collect()
+}
+
+impl Pass<'_> {
+    /// Cosines and sines, and the token from which their rows are counted, for each token.
+    pub fn angles(&self) -> (&Mat, &BufferRange) {
+        match &self.batch.own_angles {
+            Some(own) => (&own.table, &own.starts),
+            None => (self.rotary, &self.batch.starts),
+        }
+    }
+
+    /// The same for tokens after `past` cached ones: the row of the first token.
+    pub fn angles_after(&self, past: u32) -> (&Mat, u32) {
+        match &self.batch.own_angles {
+            Some(own) => (&own.table, 0),
+            None => (self.rotary, past),
+        }
+    }
+}
+
+impl GpuBatch {
+    pub(super) fn new(gpu: &Gpu, batch: &Batch, own_angles: Option<OwnAngles>) -> Result<Self, ModelError> {
+        let upload = |label, words: &[u32]| {
+            let buffer = gpu.storage_with(label, bytemuck::cast_slice(words))?;
+            Ok::<_, ModelError>(BufferRange { buffer, offset: 0, size: 4 * words.len() as u64 })
+        };
+        let (ids, labels, starts) = (&batch.tokens, &batch.labels, &batch.starts);
+        let (ids, labels, starts) = (upload("tokens", ids)?, upload("labels", labels)?, upload("starts", starts)?);
+        Ok(Self { ids, labels, starts, own_angles })
+    }
+}
