@@ -39,7 +39,7 @@ pub fn run(args: &DoctorArgs) -> Result<Outcome> {
     }
     ui.result(&document, || document.text())?;
     if let Some(failure) = &document.failure {
-        failure.tell();
+        failure.print();
     }
     Ok(Outcome::from(document.failure.is_none()))
 }

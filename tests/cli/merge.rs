@@ -463,7 +463,7 @@ fn the_command_merges_says_so_and_reports_in_json() {
     merged.stderr(contains("merging: 100 %"));
     run(&place, "tiny.nf4pack --adapter ADAPTER --base dequant --config c.json --out own --no-compare")
         .code(2)
-        .stderr(contains("--config belongs to --base SNAPSHOT"));
+        .stderr(contains("--config needs --base SNAPSHOT"));
     let json = run(&place, "tiny.nf4pack --adapter ADAPTER --base dequant --out own --json --quiet --no-compare")
         .success()
         .stderr("");

@@ -115,7 +115,7 @@ fn a_mark_of_windows_before_the_first_line_changes_nothing() {
     assert_eq!(marked.get_output().stdout, show("chat.jsonl").success().get_output().stdout);
     fs::write(folder.join("stray.jsonl"), [b"'", &text[..]].concat()).unwrap();
     let what =
-        predicate::str::contains("stray.jsonl: line 1 is not JSON").and(predicate::str::contains("hint: each line is one"));
+        predicate::str::contains("stray.jsonl: line 1 is not JSON").and(predicate::str::contains("hint: each line must be one"));
     show("stray.jsonl").code(1).stderr(what);
     fs::write(folder.join("plain.txt"), text).unwrap();
     show("plain.txt").success().stderr(predicate::str::contains("1 sample of plain text"));
@@ -177,7 +177,7 @@ fn what_a_chat_template_lacks_is_told() {
             "{warnings:?}"
         );
     }
-    // The hint of what cannot be told is one that helps.
+    // The hint of ambiguous spans helps.
     fs::remove_dir_all(folder.join("changed")).unwrap();
     fs::remove_file(folder.join("changed.nf4pack")).unwrap();
     pack_with_template(folder, "{% for m in messages %}{{ m.content | upper }}{% endfor %}");
@@ -217,7 +217,7 @@ fn a_run_that_fails_has_a_report_all_the_same() {
     assert!(report.contains("failed: step 1: the loss after the step is not finite"), "{report}");
     fs::write(folder.join("file"), "").unwrap();
     let onto = command(folder, &["train", PACK, "--data", "chat.jsonl", "--out", "file"]).assert().code(1);
-    onto.stderr(predicate::str::contains("hint: --out names a folder").and(predicate::str::contains("--resume").not()));
+    onto.stderr(predicate::str::contains("hint: --out must be a folder").and(predicate::str::contains("--resume").not()));
 }
 
 #[test]
@@ -241,7 +241,7 @@ fn what_cannot_be_trained_is_told_before_anything_is_written() {
     fs::write(folder.join("short.txt"), "Once upon a time.").unwrap();
     let one =
         command(folder, &["train", PACK, "--data", "short.txt", "--out", "out", "--eval-split", "0.5"]).assert().code(1);
-    one.stderr(predicate::str::contains("nothing can be held out").and(predicate::str::contains("hint: --eval-data FILE")));
+    one.stderr(predicate::str::contains("nothing can be held out").and(predicate::str::contains("hint: use --eval-data FILE")));
     train("missing.jsonl").stderr(predicate::str::contains("cannot read missing.jsonl"));
     let usage = ["train", PACK, "--data", "chat.jsonl", "--out", "out", "--lr", "-1"];
     command(folder, &usage).assert().code(2).stderr(predicate::str::contains("--lr should be"));
@@ -300,6 +300,6 @@ mod alive {
         let heard = stderr.find("stopping: a step that has begun is finished first").unwrap();
         let saved = stderr.find(&format!("saved out/checkpoint-{}\n", steps())).unwrap_or_else(|| panic!("{stderr}"));
         assert!(heard < saved, "{stderr}");
-        assert!(stdout.contains(&format!("stopped; --resume goes on: {} of 100000 steps", steps())), "{stdout}");
+        assert!(stdout.contains(&format!("stopped; --resume continues: {} of 100000 steps", steps())), "{stdout}");
     }
 }
