@@ -25,7 +25,7 @@ struct Params {
 @group(0) @binding(8) var<storage, read_write> row_sums: array<f32>;   // lse or delta, where it is made
 @group(1) @binding(0) var<uniform> params: Params;
 
-override HEAD: u32 = 32u;     // vec4s of a head: at most TX * MOST_PARTS
+override HEAD: u32 = 32u;     // vec4s of a head: at most TX * MAX_PARTS
 override TX: u32 = 8u;        // threads along columns, each with 4 of them; also the vec4s of a head that are multiplied at a time
 override TY: u32 = 16u;       // threads along rows, each with 4 of them: at least TX, and a divisor of 4 * TX
 override VALUES: u32 = 8u;    // columns that are added up at a time: a divisor of COLUMNS, a multiple of 4
@@ -34,7 +34,7 @@ override COLUMNS: u32 = 4u * TX;
 override PARTS: u32 = (HEAD + TX - 1u) / TX;   // vec4s of an output row that a thread has
 override WIDTH: u32 = PARTS * TX;
 override STRIDE: u32 = TX + 1u;                // odd, so that neighbouring rows lie in different banks
-const MOST_PARTS = 8u;
+const MAX_PARTS = 8u;
 const LOWEST = -1e38;         // below every score, and far enough from infinity
 
 var<workgroup> row_tile: array<vec4<f32>, ROWS * STRIDE>;     // a part of the rows, or the weights of the columns
@@ -51,7 +51,7 @@ struct Run {
 // 4 rows of a thread, each with 4 columns.
 alias Tile = array<vec4<f32>, 4>;
 // 4 rows of a thread for each of its parts.
-alias Sums = array<vec4<f32>, 4u * MOST_PARTS>;
+alias Sums = array<vec4<f32>, 4u * MAX_PARTS>;
 
 fn query_run(first: u32, head: u32) -> Run {
     return Run(first, params.heads * HEAD, head * HEAD);

@@ -28,7 +28,7 @@ struct State {
 @group(1) @binding(0) var<uniform> params: Params;
 
 const WORKGROUP = 256u;
-const UNTRAINED = 0xffffffffu;
+const IGNORE_INDEX = 0xffffffffu;
 const LOWEST = -3.4028234e38;
 
 var<workgroup> partial: array<f32, WORKGROUP>;
@@ -71,7 +71,7 @@ fn accumulate(@builtin(workgroup_id) id: vec3<u32>, @builtin(num_workgroups) gri
     if (token >= params.tokens) { return; }
     let label = labels[token];
     let start = token * params.width;
-    let width = select(params.width, 0u, label == UNTRAINED);
+    let width = select(params.width, 0u, label == IGNORE_INDEX);
     var before = State(LOWEST, 0.0, bitcast<f32>(params.nan), 0.0);
     if (params.first > 0u) { before = state[token]; }
     var largest = before.largest;
@@ -120,7 +120,7 @@ fn gradient(@builtin(workgroup_id) id: vec3<u32>, @builtin(num_workgroups) grid:
     let sum = state[token].sum;
     for (var i = thread; i < params.width; i += WORKGROUP) {
         var slope = 0.0;
-        if (label != UNTRAINED) {
+        if (label != IGNORE_INDEX) {
             let hot = select(0.0, 1.0, params.first + i == label);
             slope = (exp_below(gradient_[start + i], largest) / sum - hot) * params.scale;
         }

@@ -55,7 +55,7 @@ pub fn is_software(gpu: &Gpu) -> bool {
 /// Seconds of a submission that is long enough for its overhead not to matter, and short enough for every driver's watchdog.
 const SUBMISSION_SECONDS: f64 = 0.02;
 /// Calls in a submission at most: each takes memory of the driver's.
-const MOST_CALLS: u32 = 256;
+const MAX_CALLS: u32 = 256;
 
 /// Records the call with this number.
 type Record<'a> = dyn Fn(&mut Commands, u32) -> Result<(), DequantError> + 'a;
@@ -84,7 +84,7 @@ impl<'a> Load<'a> {
             load.run(gpu)?;
         }
         let once = load.seconds.pop().unwrap_or(SUBMISSION_SECONDS);
-        load.calls = ((SUBMISSION_SECONDS / once.max(1e-9)) as u32).clamp(1, MOST_CALLS);
+        load.calls = ((SUBMISSION_SECONDS / once.max(1e-9)) as u32).clamp(1, MAX_CALLS);
         load.seconds.clear();
         Ok(load)
     }

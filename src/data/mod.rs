@@ -27,7 +27,7 @@ pub use file::DataFile;
 pub use formats::Form;
 pub use jinja::{ErrorKind as TemplateErrorKind, TemplateError};
 pub use notice::{Concern, LeftOut, Notice, SpanFlaw};
-pub use pack::{Batch, UNTRAINED, batch, epoch_order, rows};
+pub use pack::{Batch, IGNORE_INDEX, batch, epoch_order, rows};
 pub use sample::{Cut, Dataset, Dropped, Options, Sample, TrainOn};
 pub use show::{Part, ShownSample, show_batch};
 pub use stream::TokenStream;

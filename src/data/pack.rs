@@ -4,7 +4,7 @@ use super::sample::Sample;
 use crate::random::{Generator, Stream};
 
 /// The label of a token whose successor is not learned.
-pub const UNTRAINED: u32 = u32::MAX;
+pub const IGNORE_INDEX: u32 = u32::MAX;
 
 /// Tokens of some rows, one row after the other, without any in between: a token sees its own sample alone, so that a row only says
 /// how many tokens there may be. All vectors have an element for each token.
@@ -14,11 +14,11 @@ pub struct Batch {
     pub rows: u32,
     /// The tokens.
     pub tokens: Vec<u32>,
-    /// One a token: the next token of the same sample, or [`UNTRAINED`].
+    /// One a token: the next token of the same sample, or [`IGNORE_INDEX`].
     pub labels: Vec<u32>,
     /// One a token: where in this batch its sample starts.
     pub starts: Vec<u32>,
-    /// Labels other than [`UNTRAINED`].
+    /// Labels other than [`IGNORE_INDEX`].
     pub trained: u64,
 }
 
@@ -95,9 +95,9 @@ impl Batch {
     fn push(&mut self, sample: &Sample) {
         let start = self.tokens.len() as u32;
         let targets = sample.tokens.iter().zip(&sample.trained).skip(1);
-        let labels = targets.map(|(&token, &trained)| if trained { token } else { UNTRAINED });
+        let labels = targets.map(|(&token, &trained)| if trained { token } else { IGNORE_INDEX });
         self.labels.extend(labels);
-        self.labels.extend(sample.tokens.last().map(|_| UNTRAINED));
+        self.labels.extend(sample.tokens.last().map(|_| IGNORE_INDEX));
         self.tokens.extend(&sample.tokens);
         self.starts.resize(self.tokens.len(), start);
         self.trained += sample.trained_tokens();
@@ -123,7 +123,7 @@ mod tests {
         let batch = batch(&samples, &[vec![0, 1], vec![1]]);
         assert_eq!((batch.rows, batch.trained), (2, 3));
         assert_eq!(batch.tokens, [10, 11, 12, 20, 21, 20, 21]);
-        let u = UNTRAINED;
+        let u = IGNORE_INDEX;
         assert_eq!(batch.labels, [u, 12, u, 21, u, 21, u]);
         assert_eq!(batch.starts, [0, 0, 0, 3, 3, 5, 5]);
     }

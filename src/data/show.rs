@@ -4,7 +4,7 @@ use std::fmt;
 
 use serde::Serialize;
 
-use super::pack::{Batch, UNTRAINED};
+use super::pack::{Batch, IGNORE_INDEX};
 use super::{DataError, Tokenizer};
 
 /// What stands around text that is learned.
@@ -50,7 +50,7 @@ pub fn show_batch(batch: &Batch, tokenizer: &Tokenizer) -> Result<Vec<ShownSampl
     let show = |(start, end)| {
         let tokens = batch.tokens.get(start..end).unwrap_or_default();
         let labels = batch.labels.get(start..end).unwrap_or_default();
-        let before = labels.iter().map(|&label| label != UNTRAINED);
+        let before = labels.iter().map(|&label| label != IGNORE_INDEX);
         // The label of a token is its successor.
         let learned: Vec<bool> = std::iter::once(false).chain(before).take(tokens.len()).collect();
         let count = learned.iter().filter(|&&learned| learned).count() as u64;

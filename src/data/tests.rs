@@ -376,14 +376,14 @@ fn packed_batches_hold_every_sample_once() {
     assert_eq!(batch.tokens.len() as u64, dataset.tokens());
     assert_eq!(batch.rows as usize, rows.len());
     assert_eq!(batch.trained, dataset.trained_tokens());
-    assert_eq!(batch.labels.iter().filter(|&&label| label != UNTRAINED).count() as u64, batch.trained);
+    assert_eq!(batch.labels.iter().filter(|&&label| label != IGNORE_INDEX).count() as u64, batch.trained);
     let mut seen: Vec<usize> = rows.concat();
     seen.sort_unstable();
     assert_eq!(seen, (0..40).collect::<Vec<_>>());
     for t in 0..batch.tokens.len() {
         let start = batch.starts[t] as usize;
         assert!(start <= t && t - start < 64 && batch.starts[start] as usize == start, "token {t}");
-        if batch.labels[t] != UNTRAINED {
+        if batch.labels[t] != IGNORE_INDEX {
             assert_eq!(batch.labels[t], batch.tokens[t + 1]);
             assert_eq!(batch.starts[t], batch.starts[t + 1]);
         }

@@ -5,6 +5,9 @@
 
 mod avx2;
 #[cfg(feature = "gpu")]
+#[doc(hidden)]
+pub mod copy_baseline;
+#[cfg(feature = "gpu")]
 mod error;
 #[cfg(feature = "gpu")]
 mod kernel;
@@ -22,9 +25,6 @@ mod selftest;
 pub mod stream;
 #[cfg(test)]
 mod tests;
-#[cfg(feature = "gpu")]
-#[doc(hidden)]
-pub mod yardstick;
 
 #[cfg(feature = "gpu")]
 pub use error::DequantError;

@@ -13,11 +13,11 @@ use super::timing::{Stamps, Timed};
 /// Parameters start on multiples of this (WebGPU's largest `minUniformBufferOffsetAlignment`).
 const PARAMS_ALIGN: usize = 256;
 /// More workgroups in one dimension would pass u32 in the kernel's number of a workgroup.
-const MOST_COLUMNS: u32 = 65_535;
+const MAX_COLUMNS: u32 = 65_535;
 
 /// Floating-point operations after which the rest of a list is handed over by itself: a second for a small integrated GPU, where
 /// Windows resets a device that is busy with one submission for two.
-const ENOUGH_OPERATIONS: u64 = 1 << 38;
+const TARGET_OPERATIONS: u64 = 1 << 38;
 
 /// A list of GPU work. Each command sees what the ones before it wrote.
 #[derive(Debug)]
@@ -64,7 +64,7 @@ impl Gpu {
     /// `workgroup_id.x + workgroup_id.y * num_workgroups.x`, and it must ignore numbers past the end. More than two dimensions hold
     /// (2^32 - 2^17 + 1 on common devices) give a grid that [`Commands::submit`] refuses.
     pub fn grid(&self, groups: u64) -> [u32; 3] {
-        let most = u64::from(self.limits().max_compute_workgroups_per_dimension.min(MOST_COLUMNS));
+        let most = u64::from(self.limits().max_compute_workgroups_per_dimension.min(MAX_COLUMNS));
         let rows = groups.div_ceil(most).max(1);
         let columns = groups.div_ceil(rows);
         [u32::try_from(columns).unwrap_or(u32::MAX), u32::try_from(rows).unwrap_or(u32::MAX), 1]
@@ -129,7 +129,7 @@ impl Commands {
     /// Tells how many floating-point operations the last dispatches have: a list of many goes to the device in more than one submission.
     pub fn tell_operations(&mut self, operations: u64) {
         self.operations = self.operations.saturating_add(operations);
-        if self.operations >= ENOUGH_OPERATIONS {
+        if self.operations >= TARGET_OPERATIONS {
             self.cuts.push(self.work.len());
             self.operations = 0;
         }

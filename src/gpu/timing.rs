@@ -14,7 +14,7 @@ use super::error::GpuError;
 /// Queries of one set; each has `wgpu::QUERY_SIZE` bytes.
 const SET: usize = wgpu::QUERY_SET_MAX_QUERIES as usize;
 /// Submissions whose times are not read yet.
-const MOST_PENDING: usize = 256;
+const MAX_PENDING: usize = 256;
 
 /// The timestamps of one submission: before the first pass and after the last, or before and after each.
 #[derive(Debug)]
@@ -191,7 +191,7 @@ impl Profiler {
         let calls = dispatches.map(|d| (d.kernel.name().to_owned(), d.bytes)).collect();
         let mut pending = self.pending.lock().unwrap_or_else(PoisonError::into_inner);
         pending.push(Pending { stamps: stamps.resolved.clone(), calls });
-        let full = pending.len() >= MOST_PENDING;
+        let full = pending.len() >= MAX_PENDING;
         drop(pending);
         if full { self.collect(gpu) } else { Ok(()) }
     }

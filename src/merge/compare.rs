@@ -19,7 +19,7 @@ use crate::model::plan::MemoryError;
 use crate::model::session::Session;
 
 /// Tokens of a sample that are looked at.
-const MOST_TOKENS: usize = 128;
+const MAX_TOKENS: usize = 128;
 
 /// Why logits could not be compared.
 #[derive(Debug, Error)]
@@ -91,7 +91,7 @@ pub fn compare(
     let config = read_config(&pack)?;
     let adapter = Adapter::read(sources.adapter, &config).map_err(ModelError::from)?;
     let mut tokens = read_tokenizer(&pack, &config, 0)?.encode(sample, true).map_err(ModelError::from)?;
-    tokens.truncate(MOST_TOKENS.min(config.max_position_embeddings as usize));
+    tokens.truncate(MAX_TOKENS.min(config.max_position_embeddings as usize));
     if tokens.is_empty() {
         return Err(CompareError::Empty);
     }

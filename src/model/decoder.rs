@@ -1,7 +1,7 @@
 //! A decoder on the GPU: embedding, the layers of a pack as they are streamed, the head and its loss.
 
 use crate::arch::config::{ModelConfig, RopeScaling};
-use crate::data::{Batch, Tokenizer, TokenizerFiles, UNTRAINED};
+use crate::data::{Batch, IGNORE_INDEX, Tokenizer, TokenizerFiles};
 use crate::dequant::stream::{Direction, LayerStream, PackSource, StreamOptions, StreamPlan, StreamedLayer};
 use crate::format::Role;
 use crate::gpu::{BufferRange, Commands, Gpu};
@@ -64,7 +64,7 @@ pub(super) struct Pass<'a> {
 #[derive(Debug)]
 pub(crate) struct GpuBatch {
     pub ids: BufferRange,
-    /// The next token, or [`UNTRAINED`](crate::ops::UNTRAINED).
+    /// The next token, or [`IGNORE_INDEX`](crate::ops::IGNORE_INDEX).
     pub labels: BufferRange,
     /// The first token of its sample.
     pub starts: BufferRange,
@@ -224,7 +224,7 @@ impl Model {
     /// Holds tokens and labels against the vocabulary, and samples against the rotary table.
     fn check(&self, batch: &Batch) -> Result<(), ModelError> {
         let vocab = self.config.vocab;
-        let labels = batch.labels.iter().filter(|&&label| label != UNTRAINED);
+        let labels = batch.labels.iter().filter(|&&label| label != IGNORE_INDEX);
         if let Some(&id) = batch.tokens.iter().chain(labels).find(|&&id| id >= vocab) {
             return Err(crate::data::DataError::TokenId { line: None, id, token: String::new(), vocab }.into());
         }

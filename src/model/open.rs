@@ -22,7 +22,7 @@ pub struct Passes {
     /// Tokens of the longest text: fewer than a row has, or more where a text goes through the model piece by piece.
     pub positions: u32,
     /// Bytes that something else takes of the budget.
-    pub beside: u64,
+    pub reserved: u64,
     /// Bytes of GPU memory that all of it may take; `None`: what the device has left.
     pub budget: Option<u64>,
 }
@@ -30,7 +30,7 @@ pub struct Passes {
 impl Passes {
     /// One row of so many tokens, in all the memory that there is.
     pub fn of_one(length: u32) -> Self {
-        Self { length, rows: 1, micro_batch: MicroBatch::Rows(1), positions: length, beside: 0, budget: None }
+        Self { length, rows: 1, micro_batch: MicroBatch::Rows(1), positions: length, reserved: 0, budget: None }
     }
 
     /// Plans the memory for `model`, that of `pack`, with an adapter or without.
@@ -57,7 +57,7 @@ impl Passes {
             length: self.length,
             positions: self.positions,
             rows: self.rows,
-            beside: self.beside,
+            reserved: self.reserved,
         };
         MemoryPlan::new(&demand, self.micro_batch)
     }

@@ -24,7 +24,7 @@ pub enum MicroBatch {
 }
 
 /// `--micro-batch auto` takes no more rows than this: a step of more would be few steps an epoch.
-pub const MOST_AUTO_ROWS: u32 = 8;
+pub const MAX_AUTO_ROWS: u32 = 8;
 
 /// Why a run does not fit.
 #[derive(Debug, Error)]
@@ -114,7 +114,7 @@ pub struct Demand<'a> {
     /// Rows that there are: more at a time are of no use.
     pub rows: u64,
     /// Bytes that something else takes.
-    pub beside: u64,
+    pub reserved: u64,
 }
 
 /// The memory of a run, in bytes.
@@ -143,7 +143,7 @@ pub struct MemoryPlan {
 }
 
 impl MemoryPlan {
-    /// Plans a run: the rows asked for, or as many as fit ([`MOST_AUTO_ROWS`] at most, and one where no budget is known), all layers
+    /// Plans a run: the rows asked for, or as many as fit ([`MAX_AUTO_ROWS`] at most, and one where no budget is known), all layers
     /// resident if any rows allow that, else in a ring.
     ///
     /// # Errors
@@ -153,7 +153,7 @@ impl MemoryPlan {
             MicroBatch::Rows(rows) => (rows, rows),
             // What is not known is not used up.
             MicroBatch::Auto if demand.budget.is_none() => (1, 1),
-            MicroBatch::Auto => (1, demand.rows.clamp(1, MOST_AUTO_ROWS.into()) as u32),
+            MicroBatch::Auto => (1, demand.rows.clamp(1, MAX_AUTO_ROWS.into()) as u32),
         };
         let fewest = Self::of(demand, least).map_err(|error| error.with(demand.remedy(least)))?;
         let more: Vec<Self> = (least + 1..=most).rev().filter_map(|rows| Self::of(demand, rows).ok()).collect();
@@ -173,13 +173,13 @@ impl MemoryPlan {
         let adapter = 4 * demand.adapter;
         let optimizer = if training { 3 * adapter } else { 0 };
         let angles = rotary_bytes(model, demand.positions, tokens);
-        let scratch = Matmul::SCRATCH_BYTES + angles + demand.beside;
-        let besides = workspace.total() + adapter + optimizer + scratch;
-        let left = budget.map(|budget| budget.saturating_sub(besides));
+        let scratch = Matmul::SCRATCH_BYTES + angles + demand.reserved;
+        let fixed = workspace.total() + adapter + optimizer + scratch;
+        let left = budget.map(|budget| budget.saturating_sub(fixed));
         let stream = match StreamPlan::new(demand.index, demand.max_buffer, left, true) {
             Err(StreamError::Budget { needed, .. }) => {
                 let budget = budget.unwrap_or(u64::MAX);
-                return Err(MemoryError::Budget { budget, needed: needed + besides, remedy: None });
+                return Err(MemoryError::Budget { budget, needed: needed + fixed, remedy: None });
             }
             result => result?,
         };

@@ -1,6 +1,6 @@
 //! A model, an adapter and the memory to run them on batches.
 
-use crate::data::{Batch, Sample, UNTRAINED, batch, rows};
+use crate::data::{Batch, IGNORE_INDEX, Sample, batch, rows};
 use crate::lora::gpu::{GpuAdapter, Mask};
 use crate::model::decoder::Model;
 use crate::model::error::{ModelError, NonFiniteAt};
@@ -123,6 +123,6 @@ impl Session {
 /// A batch of one sample from which nothing is learned.
 fn sample(tokens: &[u32]) -> Batch {
     let length = tokens.len();
-    let (labels, starts) = (vec![UNTRAINED; length], vec![0; length]);
+    let (labels, starts) = (vec![IGNORE_INDEX; length], vec![0; length]);
     Batch { rows: 1, tokens: tokens.to_vec(), labels, starts, trained: 0 }
 }

@@ -57,9 +57,9 @@ impl Tiling {
     }
 }
 
-/// The largest head: the shader's `4 * MOST_PARTS` elements for each thread along the columns.
-const MOST_HEAD_DIM: u32 = 32 * Tiling::DEFAULT.columns;
-const _: () = assert!(MOST_HEAD_DIM == crate::arch::MAX_HEAD_DIM, "packs are judged by it");
+/// The largest head: the shader's `4 * MAX_PARTS` elements for each thread along the columns.
+const MAX_HEAD_DIM: u32 = 32 * Tiling::DEFAULT.columns;
+const _: () = assert!(MAX_HEAD_DIM == crate::arch::MAX_HEAD_DIM, "packs are judged by it");
 
 /// Causal attention with query heads that share key and value heads, forward and backward.
 ///
@@ -230,7 +230,7 @@ const OPERATION: &str = "attention";
 
 /// Holds the size of a head against what the kernels of attention take: a multiple of 4, at most 256.
 pub(super) fn check_head_dim(operation: &'static str, head_dim: u32) -> Result<(), OpError> {
-    let expected = head_dim.clamp(4, MOST_HEAD_DIM).next_multiple_of(4);
+    let expected = head_dim.clamp(4, MAX_HEAD_DIM).next_multiple_of(4);
     same(operation, "the size of a head", expected.into(), head_dim.into())
 }
 

@@ -61,7 +61,7 @@ const OPERATION: &str = "cached attention";
 /// Threads of a workgroup, and the keys that they look at together: the shader's.
 const WORKGROUP: u32 = 128;
 /// Workgroups from which on keys are not cut: a few for every core of a large GPU.
-const ENOUGH_GROUPS: u64 = 512;
+const TARGET_WORKGROUPS: u64 = 512;
 
 impl CachedAttention {
     /// The kernels for heads of `head_dim` elements: a multiple of 4, at most 256.
@@ -72,7 +72,7 @@ impl CachedAttention {
         check_head_dim(OPERATION, head_dim)?;
         // SAFETY: `forward` holds every tensor against `CachedAttentionShape`, and the kernels index by tokens, heads and keys below
         // its counts, keys from `first` on, which is below `past + tokens`; `parts` holds all runs, because only fewer than
-        // `ENOUGH_GROUPS` rows are cut, into as many parts at most; loops end at those counts; workgroup memory is written, with a
+        // `TARGET_WORKGROUPS` rows are cut, into as many parts at most; loops end at those counts; workgroup memory is written, with a
         // barrier after it, before it is read.
         let shader = unsafe { Shader::trusted("cached_attention", include_str!("../../shaders/cached_attention.wgsl")) };
         let kernel = |entry| {
@@ -85,7 +85,7 @@ impl CachedAttention {
     /// GPU memory that the operation takes for itself.
     pub fn scratch_bytes(head_dim: u32) -> u64 {
         // The sums of a head, their highest score and their total, in whole vec4s.
-        ENOUGH_GROUPS * 4 * (u64::from(head_dim) + 4)
+        TARGET_WORKGROUPS * 4 * (u64::from(head_dim) + 4)
     }
 
     /// `out = softmax(scale * q k^T) v`, over the keys that each token sees.
@@ -143,8 +143,8 @@ impl CachedAttention {
 
 /// How many runs `keys` are cut into for so many rows (tokens' heads), and the keys of a run.
 fn runs(keys: u32, rows: u64) -> (u32, u32) {
-    // At most `ENOUGH_GROUPS`.
-    let most = (ENOUGH_GROUPS / rows).max(1) as u32;
+    // At most `TARGET_WORKGROUPS`.
+    let most = (TARGET_WORKGROUPS / rows).max(1) as u32;
     let run = keys.div_ceil(most).next_multiple_of(WORKGROUP);
     (keys.div_ceil(run), run)
 }
@@ -325,7 +325,7 @@ mod tests {
                 let (splits, run) = runs(keys, rows);
                 assert!(u64::from(splits) * u64::from(run) >= keys.into() && run.is_multiple_of(WORKGROUP));
                 assert!((splits - 1) * run < keys, "an empty run");
-                assert!(splits == 1 || u64::from(splits) * rows <= ENOUGH_GROUPS, "{keys} {rows}");
+                assert!(splits == 1 || u64::from(splits) * rows <= TARGET_WORKGROUPS, "{keys} {rows}");
             }
         }
     }

@@ -11,7 +11,7 @@ use super::{Mat, OpError};
 use crate::gpu::{BufferRange, Commands, Gpu, GpuError, Kernel, KernelSpec, Shader};
 
 /// Label of a token that is not trained.
-pub const UNTRAINED: u32 = u32::MAX;
+pub const IGNORE_INDEX: u32 = u32::MAX;
 
 /// Bytes of a token's state and label.
 const STATE: u64 = 16;
@@ -23,7 +23,7 @@ const LABEL: u64 = 4;
 /// 2. [`ChunkedLoss::finish`];
 /// 3. for each chunk: the same logits again, then [`ChunkedLoss::gradient`].
 ///
-/// `labels` holds a u32 for each token: its next token, or [`UNTRAINED`]. One that no chunk holds makes the loss NaN.
+/// `labels` holds a u32 for each token: its next token, or [`IGNORE_INDEX`]. One that no chunk holds makes the loss NaN.
 /// `state` [tokens, 4] holds, for each token, the largest logit, the sum of exponentials, the label's logit, and after
 /// [`ChunkedLoss::finish`] the loss (0 where the token is not trained, NaN where one of its logits is not finite).
 #[derive(Debug, Clone)]
@@ -171,7 +171,7 @@ mod tests {
         let one = |(z, &label): (&[f64], &u32)| {
             let largest = z.iter().copied().fold(f64::MIN, f64::max);
             let sum: f64 = z.iter().map(|z| (z - largest).exp()).sum();
-            if label == UNTRAINED { 0.0 } else { sum.ln() + (largest - z[label as usize]) }
+            if label == IGNORE_INDEX { 0.0 } else { sum.ln() + (largest - z[label as usize]) }
         };
         logits.chunks(logits.len() / labels.len()).zip(labels).map(one).collect()
     }
@@ -182,7 +182,7 @@ mod tests {
             let largest = z.iter().copied().fold(f64::MIN, f64::max);
             let sum: f64 = z.iter().map(|z| (z - largest).exp()).sum();
             let hot = |j: usize| f64::from(u8::from(j == label as usize));
-            let slope = |(j, z): (usize, &f64)| if label == UNTRAINED { 0.0 } else { (z - largest).exp() / sum - hot(j) };
+            let slope = |(j, z): (usize, &f64)| if label == IGNORE_INDEX { 0.0 } else { (z - largest).exp() / sum - hot(j) };
             z.iter().enumerate().map(slope).collect::<Vec<_>>()
         };
         logits.chunks(logits.len() / labels.len()).zip(labels).flat_map(one).collect()
@@ -191,7 +191,7 @@ mod tests {
     /// Labels over the vocabulary, every third token untrained.
     fn labels(seed: u64, tokens: usize, vocab: u32) -> Vec<u32> {
         let any = |x: f32| (((x + 1.0) / 2.0 * vocab as f32) as u32).min(vocab - 1);
-        let label = |(i, x)| if i % 3 == 1 { UNTRAINED } else { any(x) };
+        let label = |(i, x)| if i % 3 == 1 { IGNORE_INDEX } else { any(x) };
         random(seed, tokens).into_iter().enumerate().map(label).collect()
     }
 
@@ -240,7 +240,7 @@ mod tests {
     }
 
     fn check(gpu: &Gpu, logits: &[f32], labels: &[u32], width: usize) {
-        let normalizer = 1 + labels.iter().filter(|&&label| label != UNTRAINED).count() as u64;
+        let normalizer = 1 + labels.iter().filter(|&&label| label != IGNORE_INDEX).count() as u64;
         let found = run(gpu, logits, labels, width, normalizer);
         let losses = reference(&wide(logits), labels);
         assert_close("losses", &found.losses, &narrow(&losses), 1e-6);
@@ -283,7 +283,7 @@ mod tests {
     #[test]
     fn untrained_tokens_count_for_nothing() {
         let Some(gpu) = gpu() else { return };
-        let found = run(&gpu, &random(5, 7 * 65), &[UNTRAINED; 7], 13, 5);
+        let found = run(&gpu, &random(5, 7 * 65), &[IGNORE_INDEX; 7], 13, 5);
         assert_eq!((found.losses, found.total, found.gradient), (vec![0.0; 7], 1.0, vec![0.0; 7 * 65]));
     }
 
@@ -312,7 +312,7 @@ mod tests {
 
     #[test]
     fn the_reference_is_the_gradient() {
-        let (logits, labels) = (wide(&random(5, 4 * 7)), [3, UNTRAINED, 0, 6]);
+        let (logits, labels) = (wide(&random(5, 4 * 7)), [3, IGNORE_INDEX, 0, 6]);
         assert_gradient("logits", &logits, &reference_backward(&logits, &labels), 1e-6, |z| {
             reference(z, &labels).iter().sum()
         });

@@ -26,7 +26,7 @@ pub use cached_attention::{CachedAttention, CachedAttentionShape};
 pub use dropout::{Dropout, DropoutKey};
 pub use embedding::Gather;
 pub use finite::{FiniteCheck, NonFinite};
-pub use loss::{ChunkedLoss, UNTRAINED};
+pub use loss::{ChunkedLoss, IGNORE_INDEX};
 pub use optimizer::{AdamW, AdamWState, AdamWStep, StepReport};
 pub use rms_norm::RmsNorm;
 pub use rotary::{Rotary, RotaryTable, inverse_frequencies};

@@ -22,9 +22,9 @@ pub struct AdamWState {
     /// What the gradient is of, left as it is. A step is applied only where it is finite.
     pub loss: Mat,
     /// First moment (`exp_avg`), 0 at the start.
-    pub mean: Mat,
+    pub exp_avg: Mat,
     /// Second moment (`exp_avg_sq`), 0 at the start.
-    pub square: Mat,
+    pub exp_avg_sq: Mat,
 }
 
 /// The numbers of one step.
@@ -150,17 +150,17 @@ impl AdamW {
         if let Some(clip) = step.clip.filter(|clip| !(clip.is_finite() && *clip > 0.0)) {
             return Err(value("the largest norm", "above 0", clip));
         }
-        let AdamWState { parameters, gradient, loss, mean, square } = state;
-        [parameters, gradient, mean, square].iter().try_for_each(|mat| mat.check("AdamW", 1, self.count))?;
+        let AdamWState { parameters, gradient, loss, exp_avg, exp_avg_sq } = state;
+        [parameters, gradient, exp_avg, exp_avg_sq].iter().try_for_each(|mat| mat.check("AdamW", 1, self.count))?;
         loss.check("AdamW", 1, 1)?;
         let pieces: Vec<Piece> = pieces(&self.gpu, self.count.into(), 4, BLOCK)?.collect();
         let params = Params::from(step);
         self.record_norm(commands, state, &pieces, params);
         for piece in pieces {
-            let [gradient, parameters, mean, square] =
-                [gradient, parameters, mean, square].map(|mat| piece.of(&mat.range, 4));
+            let [gradient, parameters, exp_avg, exp_avg_sq] =
+                [gradient, parameters, exp_avg, exp_avg_sq].map(|mat| piece.of(&mat.range, 4));
             let (partials, report, loss) = (self.partials.clone(), self.report.clone(), loss.range.clone());
-            let bindings = [gradient, partials, report, loss, parameters, mean, square];
+            let bindings = [gradient, partials, report, loss, parameters, exp_avg, exp_avg_sq];
             let count = u64::from(piece.count);
             let params = Params { count: piece.count, ..params };
             let groups = self.gpu.grid(count.div_ceil(WORKGROUP));
@@ -244,7 +244,7 @@ mod tests {
         let gradient = zeros();
         let zero = vec![0.0; count as usize];
         (
-            AdamWState { parameters, gradient, loss: mat(gpu, 1, 1, &[2.5]), mean: zeros(), square: zeros() },
+            AdamWState { parameters, gradient, loss: mat(gpu, 1, 1, &[2.5]), exp_avg: zeros(), exp_avg_sq: zeros() },
             Reference { p: wide(&p), m: zero.clone(), v: zero },
         )
     }
@@ -272,10 +272,10 @@ mod tests {
             assert_close("clip", &[report.clip], &[clip(&step, &gradient) as f32], 1e-6);
             assert_eq!(report.applied, 1.0);
         }
-        [&state.parameters, &state.mean, &state.square].into_iter().for_each(|mat| assert_untouched(gpu, mat));
+        [&state.parameters, &state.exp_avg, &state.exp_avg_sq].into_iter().for_each(|mat| assert_untouched(gpu, mat));
         assert_close("p", &state.parameters.read(gpu).unwrap(), &narrow(&reference.p), 1e-6);
-        assert_close("m", &state.mean.read(gpu).unwrap(), &narrow(&reference.m), 1e-6);
-        assert_close("v", &state.square.read(gpu).unwrap(), &narrow(&reference.v), 1e-6);
+        assert_close("m", &state.exp_avg.read(gpu).unwrap(), &narrow(&reference.m), 1e-6);
+        assert_close("v", &state.exp_avg_sq.read(gpu).unwrap(), &narrow(&reference.v), 1e-6);
     }
 
     #[test]
@@ -328,8 +328,8 @@ mod tests {
             let report = adamw.read_report().unwrap();
             assert!(!report.norm.is_finite() && report.applied == 0.0, "{poison}: {report:?}");
             assert_eq!(state.parameters.read(&gpu).unwrap(), narrow(&reference.p));
-            assert_eq!(state.mean.read(&gpu).unwrap(), vec![0.0; 1000]);
-            assert_eq!(state.square.read(&gpu).unwrap(), vec![0.0; 1000]);
+            assert_eq!(state.exp_avg.read(&gpu).unwrap(), vec![0.0; 1000]);
+            assert_eq!(state.exp_avg_sq.read(&gpu).unwrap(), vec![0.0; 1000]);
         }
     }
 
@@ -347,8 +347,8 @@ mod tests {
             let report = adamw.read_report().unwrap();
             assert!(report.norm.is_finite() && report.applied == 0.0, "{loss}: {report:?}");
             assert_eq!(state.parameters.read(&gpu).unwrap(), narrow(&reference.p));
-            assert_eq!(state.mean.read(&gpu).unwrap(), vec![0.0; 1000]);
-            assert_eq!(state.square.read(&gpu).unwrap(), vec![0.0; 1000]);
+            assert_eq!(state.exp_avg.read(&gpu).unwrap(), vec![0.0; 1000]);
+            assert_eq!(state.exp_avg_sq.read(&gpu).unwrap(), vec![0.0; 1000]);
         }
     }
 

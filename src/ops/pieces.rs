@@ -3,7 +3,7 @@
 use crate::gpu::{BufferRange, Gpu, GpuError};
 
 /// Bytes that one binding has at most, whatever the device allows: the index of every float in it is far from the end of 32 bits.
-const MOST_BYTES: u64 = 1 << 31;
+const MAX_BYTES: u64 = 1 << 31;
 /// Rows of floats start on a multiple of 256 bytes, as bindings have to, wherever their number is a multiple of this.
 pub(super) const ROWS: u64 = 64;
 
@@ -29,7 +29,7 @@ impl Piece {
 /// # Errors
 /// [`GpuError::TooLarge`] where the device cannot bind `multiple` rows.
 pub(super) fn pieces(gpu: &Gpu, rows: u64, row_bytes: u64, multiple: u64) -> Result<impl Iterator<Item = Piece>, GpuError> {
-    let limit = gpu.limits().max_storage_buffer_binding_size.min(MOST_BYTES);
+    let limit = gpu.limits().max_storage_buffer_binding_size.min(MAX_BYTES);
     cut(rows, row_bytes, multiple, limit).ok_or_else(|| GpuError::TooLarge {
         what: format!("{multiple} rows"),
         asked: multiple.saturating_mul(row_bytes),
@@ -39,7 +39,7 @@ pub(super) fn pieces(gpu: &Gpu, rows: u64, row_bytes: u64, multiple: u64) -> Res
 }
 
 fn cut(rows: u64, row_bytes: u64, multiple: u64, limit: u64) -> Option<impl Iterator<Item = Piece>> {
-    let most = limit.checked_div(row_bytes).unwrap_or(rows).min(MOST_BYTES);
+    let most = limit.checked_div(row_bytes).unwrap_or(rows).min(MAX_BYTES);
     let step = if rows <= most { rows } else { most / multiple * multiple };
     let mut first = 0;
     (step > 0 || rows == 0).then_some(std::iter::from_fn(move || {

@@ -215,9 +215,9 @@ pub struct Checkpoint {
     /// The adapter.
     pub adapter: Adapter,
     /// AdamW's mean of the gradients, in the adapter's layout.
-    pub mean: Vec<f32>,
+    pub exp_avg: Vec<f32>,
     /// AdamW's mean of their squares, in the adapter's layout.
-    pub square: Vec<f32>,
+    pub exp_avg_sq: Vec<f32>,
     /// Where the run is.
     pub state: State,
 }
@@ -235,10 +235,12 @@ impl Checkpoint {
         let folder = out.join(format!("{FOLDER_PREFIX}{}", self.state.step));
         let layout = &self.adapter.layout;
         let expected = layout.len() as u64;
-        if let Some(found) = [&self.mean, &self.square].map(|m| m.len() as u64).into_iter().find(|&len| len != expected) {
+        if let Some(found) =
+            [&self.exp_avg, &self.exp_avg_sq].map(|m| m.len() as u64).into_iter().find(|&len| len != expected)
+        {
             return Err(CheckpointError::Length { expected, found });
         }
-        let moments = [&self.mean, &self.square].map(|moment| le_bytes(moment));
+        let moments = [&self.exp_avg, &self.exp_avg_sq].map(|moment| le_bytes(moment));
         let failed = |source| CheckpointError::Adapter { path: folder.clone(), source };
         let optimizer = optimizer_file(layout, &moments).map_err(|e| failed(e.into()))?;
         let file = StateFile { format: FORMAT, checksum: self.checksum(), state: &self.state };
@@ -267,8 +269,8 @@ impl Checkpoint {
         let of_adapter = |source| CheckpointError::Adapter { path: folder.to_owned(), source };
         let adapter = Adapter::read(folder, model).map_err(of_adapter)?;
         let path = folder.join(OPTIMIZER);
-        let [mean, square] = read_moments(&path, &read(&path)?, &adapter.layout)?;
-        let checkpoint = Self { adapter, mean, square, state: file.state };
+        let [exp_avg, exp_avg_sq] = read_moments(&path, &read(&path)?, &adapter.layout)?;
+        let checkpoint = Self { adapter, exp_avg, exp_avg_sq, state: file.state };
         let (expected, found) = (file.checksum, checkpoint.checksum());
         if found != expected {
             return Err(CheckpointError::Checksum { path: folder.to_owned(), expected, found });
@@ -288,7 +290,7 @@ impl Checkpoint {
     ///
     /// # Errors
     /// [`CheckpointError::Read`].
-    pub fn of_others(out: &Path) -> Result<bool, CheckpointError> {
+    pub fn foreign(out: &Path) -> Result<bool, CheckpointError> {
         Ok(named(out)?.iter().any(|(_, entry)| !is_ours(entry)))
     }
 
@@ -343,7 +345,7 @@ impl Checkpoint {
     }
 
     fn checksum(&self) -> u32 {
-        checksum(&self.adapter.layout, &[&self.adapter.vector, &self.mean, &self.square])
+        checksum(&self.adapter.layout, &[&self.adapter.vector, &self.exp_avg, &self.exp_avg_sq])
     }
 }
 

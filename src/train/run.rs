@@ -395,9 +395,9 @@ impl Run {
             // No checkpoint is one that cannot be gone on from.
             self.trainer.check(batch).map_err(|source| self.failed(source))?;
         }
-        let [vector, mean, square] = self.trainer.read()?;
+        let [vector, exp_avg, exp_avg_sq] = self.trainer.read()?;
         self.adapter.vector = vector;
-        let checkpoint = Checkpoint { adapter: self.adapter.clone(), mean, square, state: self.state.clone() };
+        let checkpoint = Checkpoint { adapter: self.adapter.clone(), exp_avg, exp_avg_sq, state: self.state.clone() };
         let written = checkpoint.write(&self.out);
         if !self.keeps_best() {
             self.adapter.write(&self.out, &[]).map_err(ModelError::from)?;

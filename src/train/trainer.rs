@@ -63,8 +63,8 @@ impl Trainer {
         let count = gradient.cols;
         let optimizer = AdamW::new(gpu, count)?;
         let loss = memory.workspace(model.config(), 0)?.loss;
-        let (mean, square) = (Mat::new(gpu, "first moments", 1, count)?, Mat::new(gpu, "second moments", 1, count)?);
-        let state = AdamWState { parameters: adapter.parameters.clone(), gradient, loss, mean, square };
+        let (exp_avg, exp_avg_sq) = (Mat::new(gpu, "first moments", 1, count)?, Mat::new(gpu, "second moments", 1, count)?);
+        let state = AdamWState { parameters: adapter.parameters.clone(), gradient, loss, exp_avg, exp_avg_sq };
         let session = Session { model, adapter: Some(adapter), memory };
         Ok(Self { session, optimizer, state, hyperparameters, steps: 0, micro_batches: 0 })
     }
@@ -137,9 +137,9 @@ impl Trainer {
     /// # Errors
     /// What went wrong on the device.
     pub fn read(&self) -> Result<[Vec<f32>; 3], ModelError> {
-        let AdamWState { parameters, mean, square, .. } = &self.state;
+        let AdamWState { parameters, exp_avg, exp_avg_sq, .. } = &self.state;
         let gpu = self.session.model.gpu();
-        Ok([parameters.read(gpu)?, mean.read(gpu)?, square.read(gpu)?])
+        Ok([parameters.read(gpu)?, exp_avg.read(gpu)?, exp_avg_sq.read(gpu)?])
     }
 
     /// Goes on where another trainer stopped: its moments, steps and micro-batches. Its parameters are those of the adapter given to
@@ -147,11 +147,17 @@ impl Trainer {
     ///
     /// # Errors
     /// [`ModelError::Shape`], [`ModelError::Gpu`].
-    pub fn restore(&mut self, mean: &[f32], square: &[f32], steps: u64, micro_batches: u64) -> Result<(), ModelError> {
+    pub fn restore(
+        &mut self,
+        exp_avg: &[f32],
+        exp_avg_sq: &[f32],
+        steps: u64,
+        micro_batches: u64,
+    ) -> Result<(), ModelError> {
         let gpu = self.session.model.gpu();
         let count = self.state.gradient.cols;
-        self.state.mean = Mat::from_slice(gpu, "first moments", 1, count, mean)?;
-        self.state.square = Mat::from_slice(gpu, "second moments", 1, count, square)?;
+        self.state.exp_avg = Mat::from_slice(gpu, "first moments", 1, count, exp_avg)?;
+        self.state.exp_avg_sq = Mat::from_slice(gpu, "second moments", 1, count, exp_avg_sq)?;
         (self.steps, self.micro_batches) = (steps, micro_batches);
         Ok(())
     }

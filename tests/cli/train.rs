@@ -160,7 +160,7 @@ fn what_a_chat_template_lacks_is_told() {
     let folder = place.path();
     let questions = "{% for m in messages if m.role != 'system' %}{{ m.role + ': ' + m.content + '\n' }}{% endfor %}";
     pack_with_template(folder, questions);
-    let line = r#"{"messages": [{"role": "system", "content": "S"}, {"role": "user", "content": "U"}, {"role": "assistant", "content": "A"}]}"#;
+    let line = r#"{"messages": [{"role": "system", "content": "s"}, {"role": "user", "content": "u"}, {"role": "assistant", "content": "a"}]}"#;
     fs::write(folder.join("talk.jsonl"), line).unwrap();
     let show = ["train", "changed.nf4pack", "--data", "talk.jsonl", "--show-batch"];
     let lacks =

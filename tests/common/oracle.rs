@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use nf4pack::arch::config::ModelConfig;
 use nf4pack::convert::{self, encode::Encoder};
-use nf4pack::data::{Batch, UNTRAINED};
+use nf4pack::data::{Batch, IGNORE_INDEX};
 use nf4pack::dequant::stream::{PackSource, StreamOptions, StreamPlan};
 use nf4pack::format::Role;
 use nf4pack::format::nf4::ScaleType;
@@ -55,10 +55,10 @@ pub fn batch<'a>(rows: impl IntoIterator<Item = [&'a Value; 2]>) -> Batch {
         batch.rows += 1;
         batch.tokens.extend(tokens(row));
         let shifted = numbers(labels).into_iter().skip(1).chain([-100.0]);
-        batch.labels.extend(shifted.map(|n| if n < 0.0 { UNTRAINED } else { n as u32 }));
+        batch.labels.extend(shifted.map(|n| if n < 0.0 { IGNORE_INDEX } else { n as u32 }));
         batch.starts.resize(batch.tokens.len(), batch.starts.len() as u32);
     }
-    batch.trained = batch.labels.iter().filter(|&&label| label != UNTRAINED).count() as u64;
+    batch.trained = batch.labels.iter().filter(|&&label| label != IGNORE_INDEX).count() as u64;
     batch
 }
 

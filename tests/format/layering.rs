@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use crate::sources::{Segments, Source, circles, sources};
 
-/// Module, and the modules of this crate that it may name besides itself.
+/// Module, and the modules of this crate that it may name fixed itself.
 const MAY_USE: &[(&str, &[&str])] = &[
     ("format", &[]),
     ("io", &[]),
@@ -148,7 +148,7 @@ const UNSAFE: &[&str] = &[
     "dequant/avx2.rs",
     "dequant/kernel.rs",
     "dequant/neon.rs",
-    "dequant/yardstick.rs",
+    "dequant/copy_baseline.rs",
     "gpu/memory.rs",
     "gpu/pipeline.rs",
     "ops/matmul/kernels.rs",

@@ -4,7 +4,7 @@
 use crate::common;
 
 use half::{bf16, f16};
-use nf4pack::dequant::yardstick::CopyKernel;
+use nf4pack::dequant::copy_baseline::CopyKernel;
 use nf4pack::dequant::{self, DequantError, Dequantizer, Fast, GpuWeights, Output, Setup};
 use nf4pack::format::nf4::{self, Nf4Tensor, ScaleType, Scales};
 use nf4pack::gpu::{BufferRange, Gpu};

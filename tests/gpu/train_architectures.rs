@@ -12,7 +12,7 @@ use std::path::Path;
 use crate::common::oracle::{Fixture, assert_gradients, assert_near, fixture, floats, json, relative};
 use nf4pack::MappedPack;
 use nf4pack::convert::Options;
-use nf4pack::data::{Batch, UNTRAINED};
+use nf4pack::data::{Batch, IGNORE_INDEX};
 use nf4pack::dequant::dequantize;
 use nf4pack::dequant::stream::PackSource;
 use nf4pack::export::export;
@@ -166,7 +166,7 @@ fn packed(texts: &[&[u32]]) -> Batch {
     for text in texts {
         let start = batch.tokens.len();
         batch.tokens.extend_from_slice(text);
-        batch.labels.extend(text.iter().skip(1).chain([&UNTRAINED]));
+        batch.labels.extend(text.iter().skip(1).chain([&IGNORE_INDEX]));
         batch.starts.resize(batch.tokens.len(), start as u32);
         batch.trained += text.len() as u64 - 1;
     }

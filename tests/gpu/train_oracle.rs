@@ -10,7 +10,7 @@ use std::collections::BTreeMap;
 use crate::common::oracle::{Fixture, assert_gradients, assert_near, fixture, json, numbers, relative};
 use half::bf16;
 use nf4pack::arch::config::ModelConfig;
-use nf4pack::data::{Batch, UNTRAINED};
+use nf4pack::data::{Batch, IGNORE_INDEX};
 use nf4pack::format::Role;
 use nf4pack::lora::adapter::Adapter;
 use nf4pack::lora::config::{LoraConfig, TARGETS};
@@ -195,7 +195,7 @@ fn gradients_with_dropped_inputs_are_those_of_finite_differences() {
     let mut batch = batch(&oracle(), 0, &[0]);
     // Half of the row is enough.
     [&mut batch.tokens, &mut batch.labels, &mut batch.starts].into_iter().for_each(|row| row.truncate(LENGTH / 2));
-    batch.trained = batch.labels.iter().filter(|&&label| label != UNTRAINED).count() as u64;
+    batch.trained = batch.labels.iter().filter(|&&label| label != IGNORE_INDEX).count() as u64;
     let dropout = |p| LoraConfig { rank: 5, dropout: p, ..fixture.adapter("adapter_init").config };
     let mut adapter = Adapter::new(dropout(0.3), None, &fixture.config, 3).unwrap();
     // Where B is zero, A has no gradient.

@@ -255,7 +255,7 @@ pub struct Matrices {
 }
 
 /// The largest number of weights of a benchmark; more exceed any device's memory.
-const MOST_WEIGHTS: u64 = 1 << 36;
+const MAX_WEIGHTS: u64 = 1 << 36;
 
 /// `9728x2560`, or the name of a model, for its layer.
 pub fn parse_matrices(text: &str) -> Result<Matrices, String> {
@@ -278,7 +278,7 @@ fn parse_whole_blocks(text: &str) -> Result<Matrices, String> {
 fn matrix(text: &str) -> Option<[u64; 2]> {
     let (rows, columns) = text.split_once('x')?;
     let (rows, columns) = (rows.parse().ok()?, columns.parse().ok()?);
-    u64::checked_mul(rows, columns).filter(|weights| (1..=MOST_WEIGHTS).contains(weights)).map(|_| [rows, columns])
+    u64::checked_mul(rows, columns).filter(|weights| (1..=MAX_WEIGHTS).contains(weights)).map(|_| [rows, columns])
 }
 
 /// The projections of one layer.

@@ -8,13 +8,13 @@ use crate::cli::device::Load;
 use crate::cli::ui;
 use crate::convert::plan::scale_type_name;
 use crate::convert::synth::{random_bytes, random_scales};
-use crate::dequant::yardstick::CopyKernel;
+use crate::dequant::copy_baseline::CopyKernel;
 use crate::dequant::{Dequantizer, GpuWeights, KernelChoice, Output};
 use crate::format::nf4::{Nf4Tensor, SUPER_BLOCK, ScaleType, Scales, block_count, codes_len, scales_len};
 use crate::gpu::{BufferRange, Commands, Gpu, GpuError};
 
 /// Sets at most: tiny tensors are not worth more.
-const MOST_SETS: u64 = 128;
+const MAX_SETS: u64 = 128;
 
 /// What a kernel takes.
 #[derive(Debug, Serialize)]
@@ -173,7 +173,7 @@ impl Task<'_> {
     /// As many sets as it takes to pass the caches.
     fn sets(&self, gpu: &Gpu) -> Result<Vec<Vec<Tensor>>> {
         let smallest: u64 = self.tensors.iter().map(|n| n / 2 + Output::F16.bytes(*n)).sum();
-        let count = self.beyond_caches.div_ceil(smallest.max(1)).min(MOST_SETS);
+        let count = self.beyond_caches.div_ceil(smallest.max(1)).min(MAX_SETS);
         let set = |_| self.tensors.iter().map(|&elements| Tensor::new(gpu, elements, self.block_size)).collect();
         (0..count).map(set).collect()
     }

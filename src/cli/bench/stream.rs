@@ -32,7 +32,7 @@ struct Bench {
     /// 0 is one per core, at most eight.
     threads: u16,
     runs: u16,
-    /// From memory to the GPU without a file, by as many threads: the yardstick.
+    /// From memory to the GPU without a file, by as many threads: the copy_baseline.
     upload: upload::UploadFigures,
     measurements: Vec<Measurement>,
 }
@@ -198,10 +198,10 @@ impl Bench {
             0 => "a thread per core, at most 8".to_owned(),
             n => ui::plural(u64::from(n), "thread"),
         };
-        let yardstick = ui::plural(self.upload.threads.into(), "thread");
+        let copy_baseline = ui::plural(self.upload.threads.into(), "thread");
         let [upload, memcpy] = [self.upload.bytes_per_second, self.upload.memcpy_bytes_per_second].map(gigabytes);
         format!(
-            "\n{}\n{}: {} of {}, {threads}, median of {}, in {}\n\n{table}(upload from memory in the same run, {yardstick}: \
+            "\n{}\n{}: {} of {}, {threads}, median of {}, in {}\n\n{table}(upload from memory in the same run, {copy_baseline}: \
              {upload} GB/s; memcpy: {memcpy} GB/s)\n",
             self.gpu,
             self.shape,

@@ -13,7 +13,7 @@ use crate::cli::device::{self, AdapterEntry, is_software};
 use crate::cli::ui::{self, Table, Ui, Unit};
 use crate::convert::encode::Encoder;
 use crate::convert::{self, Options};
-use crate::data::{Batch, UNTRAINED};
+use crate::data::{Batch, IGNORE_INDEX};
 use crate::dequant::stream::{PackSource, default_budget};
 use crate::gpu::{AllocatedMemory, Gpu};
 use crate::lora::config::{AdapterLayout, LoraConfig, TARGETS};
@@ -141,7 +141,7 @@ fn trainer(args: &BenchTrainArgs, gpu: &Gpu, pack: &Path) -> Result<(Trainer, Me
         length: args.seq,
         positions: args.seq,
         rows: args.batch.into(),
-        beside: 0,
+        reserved: 0,
     };
     let plan = MemoryPlan::new(&demand, MicroBatch::Rows(args.batch)).map_err(in_own_flags)?;
     let (model, memory) = plan.reserve(gpu, source)?;
@@ -161,7 +161,7 @@ fn random_batch(args: &BenchTrainArgs, generator: &mut Generator, vocab: u32) ->
     let seq = args.seq as usize;
     let count = args.batch as usize * seq;
     let tokens: Vec<u32> = (0..count).map(|_| generator.below(vocab as usize) as u32).collect();
-    let label = |i: usize| if (i + 1).is_multiple_of(seq) { UNTRAINED } else { tokens[i + 1] };
+    let label = |i: usize| if (i + 1).is_multiple_of(seq) { IGNORE_INDEX } else { tokens[i + 1] };
     let labels: Vec<u32> = (0..count).map(label).collect();
     let starts = (0..count).map(|i| (i / seq * seq) as u32).collect();
     let trained = u64::from(args.batch) * u64::from(args.seq - 1);

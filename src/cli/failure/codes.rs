@@ -426,7 +426,7 @@ mod tests {
         let unknown: Vec<_> = unique.difference(&known).collect();
         assert!(
             missing.is_empty() && unknown.is_empty(),
-            "docs/error-codes.md lacks {missing:?}, and has {unknown:?} besides"
+            "docs/error-codes.md lacks {missing:?}, and has {unknown:?} fixed"
         );
     }
 

@@ -26,7 +26,7 @@ pub use plan::StreamPlan;
 pub use source::PackSource;
 
 /// Threads that fill staging memory, where the caller names no number: more gain nothing on any machine measured.
-const MOST_THREADS: usize = 8;
+const MAX_THREADS: usize = 8;
 
 /// How a pack is streamed.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -243,7 +243,7 @@ impl LayerStream {
     fn start(gpu: &Gpu, source: Arc<PackSource>, plan: StreamPlan, options: &StreamOptions) -> Result<Self, StreamError> {
         let plan = Arc::new(plan);
         let threads = match options.threads {
-            0 => std::thread::available_parallelism().map_or(1, usize::from).min(MOST_THREADS),
+            0 => std::thread::available_parallelism().map_or(1, usize::from).min(MAX_THREADS),
             threads => threads,
         };
         let loader = Loader::start(gpu, source.clone(), plan.clone(), threads, options.verify)?;
@@ -416,7 +416,7 @@ fn wanted(number: u32, direction: Direction, count: u32, slots: u32) -> Vec<u32>
 }
 
 /// The bytes that a stream without a budget plans with: what the device can still give (or, where it does not tell, has in all), less
-/// a tenth for what the caller needs besides. `None` where nothing is known.
+/// a tenth for what the caller needs fixed. `None` where nothing is known.
 pub fn default_budget(gpu: &Gpu) -> Option<u64> {
     gpu.memory().map(|memory| memory.available.unwrap_or(memory.total) / 10 * 9)
 }

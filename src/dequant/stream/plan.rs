@@ -19,7 +19,7 @@ const CHUNK: RangeInclusive<u64> = 2 << 20..=16 << 20;
 /// Staging memory is as large as a layer, within these: then one can be read in full while the device works on the one before.
 const STAGING: RangeInclusive<u64> = 64 << 20..=256 << 20;
 /// A ring of fewer layers would have nowhere to load the next one.
-const LEAST_SLOTS: u32 = 2;
+const MIN_SLOTS: u32 = 2;
 
 /// The sections of a layer (or the global tensors), and the buffers that hold them.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -124,7 +124,7 @@ impl StreamPlan {
         let weights_bytes: u64 = groups.iter().map(Group::bytes).sum();
         let globals_bytes = globals.as_ref().map_or(0, Group::bytes);
         let layers = index.header().layer_count;
-        let least = layers.min(LEAST_SLOTS);
+        let least = layers.min(MIN_SLOTS);
         // A ring whose slots all have the largest layer's size may take more than the layers themselves.
         let ring = |slots: u32| (u64::from(slots) * layer_bytes).min(weights_bytes);
         let least_staging = CHUNKS * CHUNK.start().min(&max_buffer);

@@ -160,8 +160,8 @@ impl TextGenerator {
         if needed > most {
             return Err(MemoryError::Matrix { most, needed, remedy: None }.into());
         }
-        let beside = KvCache::bytes(&config, capacity);
-        let passes = Passes { positions: capacity, beside, budget, ..Passes::of_one(CHUNK.min(capacity.max(1))) };
+        let reserved = KvCache::bytes(&config, capacity);
+        let passes = Passes { positions: capacity, reserved, budget, ..Passes::of_one(CHUNK.min(capacity.max(1))) };
         let plan = passes.plan(gpu, &pack, &config, adapter).map_err(|error| match error {
             MemoryError::Budget { budget, needed, .. } => GenerateError::Budget { budget, needed, capacity },
             error => error.into(),

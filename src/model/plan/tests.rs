@@ -25,7 +25,7 @@ fn demand<'a>(index: &'a Index, model: &'a ModelConfig) -> Demand<'a> {
         length: 64,
         positions: 64,
         rows: 100,
-        beside: 0,
+        reserved: 0,
     }
 }
 
@@ -46,7 +46,7 @@ fn no_matrix_is_larger_than_a_binding_or_a_buffer() {
     let row = plan(&unlimited, MicroBatch::Rows(1)).workspace.largest;
     let widest = model.intermediate.max(model.queries()).max(model.vocab);
     assert_eq!(row, 4 * 64 * u64::from(widest));
-    assert_eq!(plan(&unlimited, MicroBatch::Auto).micro_batch, MOST_AUTO_ROWS);
+    assert_eq!(plan(&unlimited, MicroBatch::Auto).micro_batch, MAX_AUTO_ROWS);
     assert_eq!(plan(&Demand { budget: None, ..unlimited }, MicroBatch::Auto).micro_batch, 1);
     let [by_binding, by_buffer] =
         [Demand { max_binding: 5 * row, ..unlimited }, Demand { max_buffer: 5 * row, ..unlimited }];

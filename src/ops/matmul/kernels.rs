@@ -16,9 +16,9 @@ use crate::ops::trial::Tried;
 pub(super) const TERMS: u32 = 16;
 /// Workgroups from which on a product is not cut along its sums: so many for every core of a large GPU that the last ones, which leave
 /// some cores idle, are a small part.
-const ENOUGH_GROUPS: u64 = 2048;
+const TARGET_WORKGROUPS: u64 = 2048;
 /// Terms that are worth a workgroup.
-const LEAST_TERMS: u32 = 256;
+const MIN_TERMS: u32 = 256;
 /// Bytes for the sums of the chunks of one product.
 pub(super) const SCRATCH_BYTES: u64 = 64 << 20;
 /// Threads in a workgroup of the kernel that adds the chunks up.
@@ -268,9 +268,9 @@ impl Kernels {
     /// Terms that a workgroup adds up, and the number of such chunks. They depend on the sizes only, so that the same product is
     /// always summed in the same order.
     fn chunks(&self, product: &Product, tile: Tile) -> (u32, u32) {
-        let by_groups = ENOUGH_GROUPS / tile.groups(product.m, product.n);
+        let by_groups = TARGET_WORKGROUPS / tile.groups(product.m, product.n);
         let by_memory = self.scratch.size / (4 * u64::from(product.m) * u64::from(product.n));
-        let by_terms = product.k.div_ceil(LEAST_TERMS);
+        let by_terms = product.k.div_ceil(MIN_TERMS);
         let most = u64::from(by_terms).min(by_groups).min(by_memory).max(1) as u32;
         let chunk = product.k.div_ceil(most).next_multiple_of(TERMS);
         (chunk, product.k.div_ceil(chunk))

@@ -3,7 +3,7 @@
 use super::kernels::{Product, flag};
 
 /// The most rows that are computed together.
-const MOST_ROWS: u32 = 8;
+const MAX_ROWS: u32 = 8;
 /// Threads of a workgroup.
 const WORKGROUP: u32 = 256;
 /// Columns below which each takes a whole workgroup: else most of a GPU were idle.
@@ -26,7 +26,7 @@ impl FewRows {
     /// The form of a product that has few rows, and whose terms are neighbours in both operands.
     pub fn of(product: &Product) -> Option<Self> {
         let (column, term) = product.b_strides;
-        let fits = product.m <= MOST_ROWS && term == 1 && product.a.column == 1 && product.k > 0;
+        let fits = product.m <= MAX_ROWS && term == 1 && product.a.column == 1 && product.k > 0;
         let whole = [product.b.first(), column, product.k].iter().all(|at| at.is_multiple_of(8));
         let lanes = if product.n < FEW_COLUMNS { WORKGROUP } else { LANES };
         fits.then_some(Self { rows: product.m.next_power_of_two(), lanes, whole })

@@ -33,7 +33,7 @@ fn checkpoint(step: u64) -> Checkpoint {
             vector[matrix.range.start + 2] = f32::MAX;
         }
     }
-    let [mean, square] = moments;
+    let [exp_avg, exp_avg_sq] = moments;
     let state = State {
         step,
         total_steps: 100,
@@ -50,7 +50,7 @@ fn checkpoint(step: u64) -> Checkpoint {
         eval_due: true,
         fingerprint: Fingerprint::new(&settings, &inputs()),
     };
-    Checkpoint { adapter, mean, square, state }
+    Checkpoint { adapter, exp_avg, exp_avg_sq, state }
 }
 
 fn bits(vector: &[f32]) -> Vec<u32> {
@@ -78,8 +78,8 @@ fn it_comes_back_bit_for_bit() {
     assert_eq!(names(&folder), [CONFIG, WEIGHTS, OPTIMIZER, STATE]);
     let (expected, found) = (checkpoint(7), Checkpoint::read(&folder, &model()).unwrap());
     assert_eq!(bits(&found.adapter.vector), bits(&expected.adapter.vector));
-    assert_eq!(bits(&found.mean), bits(&expected.mean));
-    assert_eq!(bits(&found.square), bits(&expected.square));
+    assert_eq!(bits(&found.exp_avg), bits(&expected.exp_avg));
+    assert_eq!(bits(&found.exp_avg_sq), bits(&expected.exp_avg_sq));
     assert_eq!(found.state, expected.state);
     assert_eq!(found.state.seconds.to_bits(), expected.state.seconds.to_bits());
     assert_eq!(found.adapter.config.alpha.to_bits(), expected.adapter.config.alpha.to_bits());
@@ -108,7 +108,7 @@ fn the_moments_stand_under_the_names_of_the_adapter_s_tensors() {
     let name = "base_model.model.model.layers.2.self_attn.k_proj.lora_B.weight.exp_avg_sq";
     let expected = checkpoint(7);
     let place = expected.adapter.layout.place(2, crate::format::Role::KProj).unwrap();
-    assert_eq!(file.tensor(name).unwrap().data(), le_bytes(&expected.square[place.b]));
+    assert_eq!(file.tensor(name).unwrap().data(), le_bytes(&expected.exp_avg_sq[place.b]));
 }
 
 #[test]
@@ -227,7 +227,7 @@ fn a_checkpoint_of_another_model_is_refused() {
 fn moments_of_a_wrong_length_are_not_written() {
     let out = tempfile::tempdir().unwrap();
     let mut short = checkpoint(1);
-    short.square.pop();
+    short.exp_avg_sq.pop();
     assert!(matches!(short.write(out.path()).unwrap_err(), CheckpointError::Length { .. }));
     assert_eq!(names(out.path()), [""; 0]);
 }
@@ -339,7 +339,7 @@ fn a_step_that_is_saved_twice_keeps_what_was_there_unless_it_is_the_same() {
     assert_eq!(Checkpoint::read(&folder, &model()).unwrap(), again);
 
     let mut other = again.clone();
-    other.mean[0] += 1.0;
+    other.exp_avg[0] += 1.0;
     assert_eq!(other.write(out.path()).unwrap(), folder);
     assert_eq!(names(out.path()), ["aside-1-checkpoint-5", "checkpoint-5"]);
     assert_eq!(Checkpoint::read(&folder, &model()).unwrap(), other);

@@ -143,7 +143,7 @@ impl Prepared {
             length: self.row_length(settings),
             positions: self.positions(),
             rows: self.epoch(settings, 0).len() as u64,
-            beside: 0,
+            reserved: 0,
         };
         let resumed = self.checkpoint.as_ref().and_then(|(_, checkpoint)| checkpoint.state.fingerprint.micro_batch());
         let micro_batch = match (settings.micro_batch, resumed) {
@@ -162,7 +162,7 @@ impl Prepared {
 /// [`RunError::Occupied`], [`RunError::Elsewhere`], [`RunError::Checkpoint`].
 pub fn check_folder(out: &Path, resume: Option<&Path>, model: &ModelConfig) -> Result<(), RunError> {
     let same = |a: &Path, b: &Path| a.canonicalize().ok().zip(b.canonicalize().ok()).is_some_and(|(a, b)| a == b);
-    let found = match (Checkpoint::of_others(out)?, resume) {
+    let found = match (Checkpoint::foreign(out)?, resume) {
         (true, _) => Some(Leftover::OfOthers),
         // One that is not there is told when it is read.
         (false, Some(checkpoint)) if !checkpoint.exists() || same(crate::io::folder_of(checkpoint), out) => None,

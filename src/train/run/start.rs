@@ -43,10 +43,10 @@ impl Start {
     ) -> Result<Self, RunError> {
         let differs = |source| RunError::OtherRun { checkpoint: path.clone(), source };
         checkpoint.state.fingerprint.check(&fingerprint).map_err(differs)?;
-        let Checkpoint { mut adapter, mean, square, state } = checkpoint;
+        let Checkpoint { mut adapter, exp_avg, exp_avg_sq, state } = checkpoint;
         adapter.base = task.base.map(str::to_owned).or(adapter.base);
         let state = State { total_steps, fingerprint, ..state };
-        Ok(Self { adapter, state, checkpoint: Some(path), moments: Some([mean, square]) })
+        Ok(Self { adapter, state, checkpoint: Some(path), moments: Some([exp_avg, exp_avg_sq]) })
     }
 
     pub fn is_fresh(&self) -> bool {
@@ -67,8 +67,8 @@ impl Start {
         let &Settings { weight_decay, clip, seed, .. } = settings;
         let hyperparameters = Hyperparameters { weight_decay, clip, seed, ..Hyperparameters::default() };
         let mut trainer = Trainer::new(model, on_gpu, memory, hyperparameters)?;
-        if let Some([mean, square]) = &self.moments {
-            trainer.restore(mean, square, self.state.step, self.state.micro_batches)?;
+        if let Some([exp_avg, exp_avg_sq]) = &self.moments {
+            trainer.restore(exp_avg, exp_avg_sq, self.state.step, self.state.micro_batches)?;
         }
         Ok(trainer)
     }
