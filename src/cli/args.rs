@@ -105,7 +105,8 @@ give the same bytes for any number of threads.";
 #[derive(Debug, Args)]
 #[command(after_help = CONVERT_EXAMPLES)]
 pub struct ConvertArgs {
-    /// The checkpoint: a folder with model.safetensors or its shards (a hub snapshot), or one .safetensors file
+    /// The checkpoint: a folder with model.safetensors or its shards (a hub snapshot), or one
+    /// .safetensors file
     #[arg(value_name = "SRC", value_hint = ValueHint::AnyPath)]
     pub source: PathBuf,
 
@@ -118,14 +119,15 @@ pub struct ConvertArgs {
 
     /// Do not quantise projections whose name matches; overrides --quantize
     ///
-    /// Names are those of the checkpoint, such as model.layers.0.mlp.down_proj.weight. The expression may match any part.
+    /// Names are those of the checkpoint, such as model.layers.0.mlp.down_proj.weight. The
+    /// expression may match any part.
     #[arg(long, value_name = "REGEX")]
     pub keep: Option<Regex>,
 
     /// Also quantise tensors of two or more dimensions whose name matches
     ///
-    /// By default the seven projections of every layer are quantised (q, k, v, o, gate, up, down); embeddings, lm_head, norms
-    /// and biases are copied unchanged.
+    /// By default the seven projections of every layer are quantised (q, k, v, o, gate, up, down);
+    /// embeddings, lm_head, norms and biases are copied unchanged.
     #[arg(long, value_name = "REGEX")]
     pub quantize: Option<Regex>,
 
@@ -310,7 +312,8 @@ pub struct DoctorArgs {
 
 #[derive(Debug, Args)]
 pub struct GpuArg {
-    /// The GPU: its number in `nf4pack doctor`, or a part of its name [default: NF4PACK_ADAPTER, or the best]
+    /// The GPU: its number in `nf4pack doctor`, or a part of its name [default: NF4PACK_ADAPTER, or
+    /// the best]
     #[arg(long, value_name = "NUMBER|NAME")]
     pub gpu: Option<String>,
 }
@@ -366,7 +369,8 @@ pub struct CompletionsArgs {
 /// [`Encoder`] on the command line.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum EncoderArg {
-    /// The scale with the least squared error: 18.5 % less than absmax at the same size (trained weights, block 64)
+    /// The scale with the least squared error: 18.5 % less than absmax at the same size (trained
+    /// weights, block 64)
     Mse,
     /// The largest magnitude of the block, as in bitsandbytes: faster to encode
     Absmax,

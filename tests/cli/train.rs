@@ -40,7 +40,7 @@ fn train_resume_eval_and_generate() {
     }
     let again = command(folder, &train).assert().failure().code(1);
     again.stderr(predicate::str::contains("checkpoints of an earlier run").and(predicate::str::contains("--resume")));
-    // A constant rate does not depend on the end of the run: flags win over the file, and it goes on.
+    // A constant rate does not depend on the end of the run: flags override the file, and the run continues.
     let more = json(folder, &[&train[..], &["--steps", "2", "--resume"]].concat());
     assert_eq!((&more["end"], &more["steps"]), (&"complete".into(), &2.into()));
     assert_eq!(fs::read_to_string(folder.join("out/metrics.jsonl")).unwrap().lines().count(), 2);
@@ -138,7 +138,7 @@ fn what_is_longer_than_the_model_was_made_for_is_cut_or_told() {
         predicate::str::contains("were longer than --max-length").and(predicate::str::contains("max_position").not()),
     );
     let told = command(folder, &[&show[..], &["--max-length", "64"]].concat()).assert().success();
-    told.stderr(predicate::str::contains("warning: 1 sample longer than the 8 tokens that the model was made for"));
+    told.stderr(predicate::str::contains("warning: 1 sample longer than the model's maximum of 8 tokens"));
 }
 
 /// A pack of tiny-qwen3 with another chat template.
@@ -297,7 +297,7 @@ mod alive {
         let output = child.wait_with_output().unwrap();
         let [stdout, stderr] = [output.stdout, output.stderr].map(|bytes| String::from_utf8(bytes).unwrap());
         assert_eq!(output.status.code(), Some(1), "{stderr}");
-        let heard = stderr.find("stopping: a step that has begun is finished first").unwrap();
+        let heard = stderr.find("stopping after the current step").unwrap();
         let saved = stderr.find(&format!("saved out/checkpoint-{}\n", steps())).unwrap_or_else(|| panic!("{stderr}"));
         assert!(heard < saved, "{stderr}");
         assert!(stdout.contains(&format!("stopped; --resume continues: {} of 100000 steps", steps())), "{stdout}");

@@ -62,7 +62,8 @@ pub struct BenchConvertArgs {
     #[arg(long, value_name = "N", default_value = "5", value_parser = clap::value_parser!(u16).range(1..=1000))]
     pub runs: u16,
 
-    /// Folder for the temporary files, whose file system is measured [default: the system's temporary folder]
+    /// Folder for the temporary files, whose file system is measured [default: the system's
+    /// temporary folder]
     #[arg(long, value_name = "FOLDER", value_hint = ValueHint::DirPath)]
     pub dir: Option<PathBuf>,
 
@@ -88,7 +89,8 @@ a tensor would stay in a cache, several tensors alternate; their calls are indep
 #[derive(Debug, Args)]
 #[command(after_help = DEQUANT_EXAMPLES)]
 pub struct BenchDequantArgs {
-    /// A matrix, or the projections of a layer of qwen3-0.6b, qwen3-4b or tiny [default: 32768x16384, less if the GPU is not discrete]
+    /// A matrix, or the projections of a layer of qwen3-0.6b, qwen3-4b or tiny [default:
+    /// 32768x16384, less if the GPU is not discrete]
     #[arg(long, value_name = "MODEL|RxC", value_parser = parse_matrices)]
     pub shape: Option<Matrices>,
 
@@ -119,7 +121,8 @@ pub struct BenchUploadArgs {
     #[arg(long, value_name = "SIZE", value_parser = parse_size)]
     pub bytes: Option<u64>,
 
-    /// The size of all projections of qwen3-0.6b, qwen3-4b or tiny, or of a matrix, instead of --bytes
+    /// The size of all projections of qwen3-0.6b, qwen3-4b or tiny, or of a matrix, instead of
+    /// --bytes
     #[arg(long, value_name = "MODEL|RxC", value_parser = parse_matrices, conflicts_with = "bytes")]
     pub shape: Option<Matrices>,
 
@@ -149,8 +152,8 @@ the cost of the file. The file is new, so it comes from the page cache if it fit
 #[derive(Debug, Args)]
 #[command(after_help = STREAM_EXAMPLES)]
 pub struct BenchStreamArgs {
-    /// The model whose layers the random pack has (qwen3-0.6b, qwen3-4b or tiny), or the one matrix of
-    /// each of 8 layers [default: qwen3-4b, on a software GPU tiny]
+    /// The model whose layers the random pack has (qwen3-0.6b, qwen3-4b or tiny), or the one matrix
+    /// of each of 8 layers [default: qwen3-4b, on a software GPU tiny]
     #[arg(long, value_name = "MODEL|RxC", value_parser = parse_whole_blocks)]
     pub shape: Option<Matrices>,
 

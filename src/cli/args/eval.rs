@@ -44,7 +44,8 @@ pub struct EvalArgs {
     #[arg(long)]
     pub strict: bool,
 
-    /// Tokens of a row; longer samples are cut and counted [default: 2048, or the model's maximum if that is less]
+    /// Tokens of a row; longer samples are cut and counted [default: 2048, or the model's maximum
+    /// if that is less]
     #[arg(long, value_name = "TOKENS", value_parser = clap::value_parser!(u32).range(2..))]
     pub max_length: Option<u32>,
 

@@ -50,14 +50,16 @@ pub struct GenerateArgs {
     #[arg(long, value_name = "N", default_value = "256", value_parser = clap::value_parser!(u32).range(1..))]
     pub max_tokens: u32,
 
-    /// Maximum number of tokens in the context, prompt and answers [default: what --prompt needs, 4096 with --chat]
+    /// Maximum number of tokens in the context, prompt and answers [default: what --prompt needs,
+    /// 4096 with --chat]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     pub context: Option<u32>,
 
     #[command(flatten)]
     pub sampling: SamplingArgs,
 
-    /// Maximum GPU memory, such as 8GiB: layers that do not fit are streamed [default: 90 % of the free GPU memory]
+    /// Maximum GPU memory, such as 8GiB: layers that do not fit are streamed [default: 90 % of the
+    /// free GPU memory]
     #[arg(long, value_name = "SIZE", value_parser = parse_size)]
     pub vram_budget: Option<u64>,
 
@@ -72,8 +74,8 @@ pub struct GenerateArgs {
 /// How tokens are sampled.
 #[derive(Debug, Args)]
 pub struct SamplingArgs {
-    /// Divisor of the logits: below 1 is more predictable, above 1 more varied, 0 is greedy [default: 0; 1 with --top-k, --top-p or
-    /// --seed]
+    /// Divisor of the logits: below 1 is more predictable, above 1 more varied, 0 is greedy
+    /// [default: 0; 1 with --top-k, --top-p or --seed]
     #[arg(long, allow_negative_numbers = true, value_name = "T", value_parser = temperature)]
     pub temperature: Option<f64>,
 

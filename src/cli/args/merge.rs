@@ -32,7 +32,8 @@ pub struct MergeArgs {
     #[arg(long, value_name = "DIR", value_hint = ValueHint::DirPath)]
     pub adapter: PathBuf,
 
-    /// The weights to add it to: the checkpoint that the pack was made from, or `dequant`, the pack's own weights
+    /// The weights to add it to: the checkpoint that the pack was made from, or `dequant`, the
+    /// pack's own weights
     #[arg(long, value_name = "SNAPSHOT|dequant", value_hint = ValueHint::AnyPath)]
     pub base: PathBuf,
 

@@ -48,7 +48,8 @@ pub struct TrainArgs {
     #[command(flatten)]
     pub options: TrainOptions,
 
-    /// A TOML file with any flags except --config, --show-batch, --gpu and --json; flags override it
+    /// A TOML file with any flags except --config, --show-batch, --gpu and --json; flags override
+    /// it
     #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
     pub config: Option<PathBuf>,
 
@@ -74,7 +75,8 @@ pub struct TrainOptions {
     /// The folder for the adapter; created if it is missing
     #[arg(long, value_name = "DIR", value_hint = ValueHint::DirPath, required_unless_present_any = ["config", "show_batch"])]
     pub out: Option<PathBuf>,
-    /// Continue from the newest checkpoint of --out, or from CHECKPOINT, with the same settings: the losses are the same bit for bit
+    /// Continue from the newest checkpoint of --out, or from CHECKPOINT, with the same settings:
+    /// the losses are the same bit for bit
     #[arg(
         long,
         value_name = "CHECKPOINT",
@@ -100,7 +102,8 @@ pub struct TrainOptions {
     /// Dropout of the adapter's inputs in training, against overfitting [default: 0]
     #[arg(long, allow_negative_numbers = true, value_name = "SHARE", help_heading = "Adapter")]
     pub dropout: Option<f64>,
-    /// Adapted projections: all-linear, or comma-separated names such as q_proj,v_proj [default: all-linear]
+    /// Adapted projections: all-linear, or comma-separated names such as q_proj,v_proj [default:
+    /// all-linear]
     #[arg(long, value_name = "NAMES", help_heading = "Adapter")]
     #[serde(deserialize_with = "as_flag")]
     pub targets: Option<TargetsArg>,
@@ -126,13 +129,15 @@ pub struct TrainOptions {
     #[arg(long, allow_negative_numbers = true, value_name = "SHARE|STEPS", help_heading = "Optimiser")]
     #[serde(deserialize_with = "as_flag")]
     pub warmup: Option<WarmupArg>,
-    /// Maximum norm of the gradient; larger gradients are scaled down. 0 disables clipping [default: 1]
+    /// Maximum norm of the gradient; larger gradients are scaled down. 0 disables clipping
+    /// [default: 1]
     #[arg(long, allow_negative_numbers = true, value_name = "NORM", help_heading = "Optimiser")]
     pub clip: Option<f64>,
     /// Weight decay of AdamW [default: 0]
     #[arg(long, allow_negative_numbers = true, value_name = "X", help_heading = "Optimiser")]
     pub weight_decay: Option<f64>,
-    /// Seed of all random numbers: adapter initialisation, sample order, dropout, evaluation split [default: 0]
+    /// Seed of all random numbers: adapter initialisation, sample order, dropout, evaluation split
+    /// [default: 0]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(..=i64::MAX as u64), help_heading = "Optimiser")]
     pub seed: Option<u64>,
 
@@ -142,14 +147,16 @@ pub struct TrainOptions {
     /// Optimiser steps, instead of --epochs
     #[arg(long, value_name = "N", help_heading = "Length and batches")]
     pub steps: Option<u64>,
-    /// Rows of a forward pass: more rows are faster and need more memory; auto takes the most that fit, up to 8 [default: auto]
+    /// Rows of a forward pass: more rows are faster and need more memory; auto takes the most that
+    /// fit, up to 8 [default: auto]
     #[arg(long, value_name = "N|auto", help_heading = "Length and batches")]
     #[serde(deserialize_with = "as_flag")]
     pub micro_batch: Option<MicroBatchArg>,
     /// Forward passes per optimiser step: a larger batch in the same memory [default: 1]
     #[arg(long, value_name = "N", help_heading = "Length and batches")]
     pub accumulate: Option<u32>,
-    /// Tokens of a row; longer samples are cut and counted [default: 2048, or the model's maximum if that is less]
+    /// Tokens of a row; longer samples are cut and counted [default: 2048, or the model's maximum
+    /// if that is less]
     #[arg(long, value_name = "TOKENS", help_heading = "Length and batches")]
     pub max_length: Option<u32>,
     /// What is learned of a sample [default: completions]
@@ -166,8 +173,8 @@ pub struct TrainOptions {
         help_heading = "Length and batches"
     )]
     pub strict: Option<bool>,
-    /// GPU memory to plan within, such as 6GiB; drivers allocate in blocks, which takes a little more [default: 90 % of the free GPU
-    /// memory]
+    /// GPU memory to plan within, such as 6GiB; drivers allocate in blocks, which takes a little
+    /// more [default: 90 % of the free GPU memory]
     #[arg(long, value_name = "SIZE", help_heading = "Length and batches")]
     #[serde(deserialize_with = "as_flag")]
     pub vram_budget: Option<SizeArg>,
@@ -181,7 +188,8 @@ pub struct TrainOptions {
     /// Optimiser steps between two evaluations [default: once an epoch]
     #[arg(long, value_name = "STEPS", help_heading = "Evaluation and checkpoints")]
     pub eval_every: Option<u64>,
-    /// Stop after N evaluations in a row without a lower loss, and keep the best adapter in DIR [default: off]
+    /// Stop after N evaluations in a row without a lower loss, and keep the best adapter in DIR
+    /// [default: off]
     #[arg(long, value_name = "N", help_heading = "Evaluation and checkpoints")]
     pub early_stop: Option<u32>,
     /// Optimiser steps between two checkpoints [default: once an epoch, and every ten minutes]
@@ -196,7 +204,8 @@ impl TrainArgs {
     /// The flags, completed by the file of `--config`.
     ///
     /// # Errors
-    /// A file that cannot be read; [`Usage`] for other names or values, with the file's name where they are in it.
+    /// A file that cannot be read; [`Usage`] for other names or values, with the file's name where
+    /// they are in it.
     pub fn merged(&self) -> Result<TrainOptions> {
         let flags = self.options.clone();
         let Some(path) = &self.config else {
