@@ -22,7 +22,7 @@ pub use writer::{MAX_SHARD_LEN, WriteError, Written};
 /// Weights that a thread decodes at a time.
 const PIECE_WEIGHTS: usize = 1 << 17;
 
-/// Why a pack could not be exported. No files remain.
+/// Why a pack could not be exported. No files remain, except after [`WriteError::NotDurable`].
 #[derive(Debug, Error)]
 #[non_exhaustive]
 pub enum ExportError {
@@ -52,11 +52,10 @@ pub struct ExportReport {
     pub seconds: f64,
 }
 
-/// Writes the pack at `path` as a snapshot folder `target`: quantised tensors decoded to `dtype`,
-/// raw ones in their own type byte for byte, and the embedded files of checkpoints
-/// ([`crate::convert::source::SIDE_FILES`]) unchanged, except config.json: its dtype can represent
-/// all tensors, and `tie_word_embeddings` is false if the pack has an output projection. The folder
-/// appears only when it is complete.
+/// Writes the pack at `path` as a snapshot folder `target`: quantised tensors decoded to `dtype`, raw ones in their own type
+/// byte for byte, and the embedded files of checkpoints ([`crate::format::files::place_of`]) unchanged, except
+/// config.json: its dtype can represent all tensors, `tie_word_embeddings` is false if the pack has an output
+/// projection, and it has no quantisation settings. The folder appears only when it is complete.
 ///
 /// The pack is mapped: nobody may change it meanwhile
 /// ([`MappedPack::open`](crate::MappedPack::open)).

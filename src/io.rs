@@ -151,7 +151,8 @@ pub(crate) fn temporary_folder(parent: &Path) -> io::Result<tempfile::TempDir> {
     builder.tempdir_in(parent)
 }
 
-/// Gives `temporary`, which lies beside it, the name of a folder that is empty or not there, and makes that durable.
+/// Gives `temporary`, which lies beside it, the name of a folder that is empty or not there. To make that durable is the
+/// caller's: when that fails, the folder is there, and when this fails, it is not.
 ///
 /// # Errors
 ///
@@ -165,7 +166,7 @@ pub(crate) fn publish_folder(temporary: tempfile::TempDir, target: &Path) -> io:
     std::fs::rename(temporary.path(), target)?;
     // Its name is gone: there is nothing left to remove.
     let _ = temporary.keep();
-    sync_dir(folder_of(target))
+    Ok(())
 }
 
 /// A page of bytes, on a page.

@@ -18,6 +18,7 @@ pub use against::{AgainstReport, Mismatch, TensorReport, against};
 
 use crate::arch::ArchError;
 use crate::convert::Progress;
+use crate::convert::parts::PartsError;
 use crate::convert::source::SourceError;
 use crate::format::{FormatError, Index, PieceCrc, Section, check, crc32};
 use crate::io::{AlignedBuf, read_exact_at};
@@ -61,6 +62,15 @@ pub enum VerifyError {
     /// The worker threads could not be started.
     #[error("cannot start the worker threads: {0}")]
     Threads(#[from] rayon::ThreadPoolBuildError),
+}
+
+impl From<PartsError> for VerifyError {
+    fn from(error: PartsError) -> Self {
+        match error {
+            PartsError::Source(e) => Self::Source(e),
+            PartsError::Arch(e) => Self::Arch(e),
+        }
+    }
 }
 
 /// The result of [`verify`].

@@ -26,10 +26,16 @@ pub fn parse(bytes: &[u8], file_len: u64) {
         }
     };
     assert!(header.data_start >= 8 && header.data_start <= file_len);
+    let tensors = header.tensors.iter().map(|tensor| (tensor.offset, tensor.length));
+    let mut all: Vec<(u64, u64)> =
+        tensors.chain(header.unstorable.iter().map(|tensor| (tensor.offset, tensor.length))).collect();
+    all.sort_unstable();
     let mut end = header.data_start;
+    for (offset, length) in all {
+        assert_eq!(offset, end, "no hole, no overlap");
+        end = offset.checked_add(length).expect("inside the file");
+    }
     for tensor in &header.tensors {
-        assert_eq!(tensor.offset, end, "no hole, no overlap");
-        end = tensor.offset.checked_add(tensor.length).expect("inside the file");
         assert!((1..=MAX_RANK).contains(&tensor.shape.len()) && tensor.name.len() <= MAX_NAME_LEN);
         let elements = tensor.shape.iter().try_fold(1_u64, |n, &d| n.checked_mul(d)).expect("no overflow");
         assert_eq!(elements * tensor.float_type.size() as u64, tensor.length);

@@ -43,22 +43,6 @@ pub enum ArchError {
         /// Shape in the checkpoint.
         found: Vec<u64>,
     },
-    /// A tensor of a layer that the model does not have.
-    #[error("tensor {tensor:?} belongs to a layer beyond the {layers} of config.json")]
-    ExtraLayer {
-        /// The tensor.
-        tensor: String,
-        /// Layers by config.json.
-        layers: u32,
-    },
-    /// A projection, bias or norm that such a model does not have.
-    #[error("tensor {tensor:?} has no place in a {model_type} model with this config.json")]
-    UnexpectedTensor {
-        /// The tensor.
-        tensor: String,
-        /// The model type.
-        model_type: &'static str,
-    },
 }
 
 /// What the tensors of a checkpoint are.

@@ -97,9 +97,9 @@ Examples:
   nf4pack convert Llama-3-8B l.nf4pack --quantize ^lm_head  # lm_head, too
   nf4pack convert Qwen3-4B q.nf4pack --dry-run              # the plan and the size
 
-OUT appears only when it is complete and on disk. A conversion that fails or is stopped by Ctrl-C leaves no OUT and no \
-temporary file. (A killed process leaves a hidden .nf4pack-*.tmp in the folder of OUT.) The same checkpoint and options \
-give the same bytes for any number of threads.";
+OUT appears under its name only when it is whole and on disk: stopped by Ctrl-C, failed or out of space, there is no OUT and no \
+temporary file. (If only its folder cannot be made durable at the end, that is an error, and OUT is there.) What is no part of \
+the model is named, and left out if it cannot be stored. A process that is killed outright leaves a hidden .nf4pack-*.tmp next to OUT. The same checkpoint and options give the same bytes, whatever the number of threads.";
 
 /// Convert a checkpoint into a pack
 #[derive(Debug, Args)]

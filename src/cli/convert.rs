@@ -10,7 +10,7 @@ use super::Outcome;
 use super::args::ConvertArgs;
 use super::failure;
 use super::ui::{self, Table, Ui, Unit};
-use crate::convert::notice::Notice;
+use crate::convert::notice::{LeftOut, Notice};
 use crate::convert::{Conversion, Report};
 use crate::format::{Role, Section, SectionKind};
 
@@ -55,16 +55,17 @@ struct Document<'a> {
 }
 
 fn summary(target: &Path, model_type: &str, report: &Report) -> String {
-    let mut table = Table::new(&["projection", ">tensors", ">weights", ">bits/weight", ">relative error"]);
+    let mut table = Table::new(&["projection", ">tensors", ">weights", ">bits/weight", ">relative error", ">worst block"]);
     for role in &report.roles {
         let (weights, error) = (ui::count(role.weights as f64), ui::error_value(role.relative_error));
-        table.row([&role.role, &role.tensors, &weights, &format!("{:.3}", role.bits_per_weight), &error]);
+        let (bits, worst) = (format!("{:.3}", role.bits_per_weight), ui::share(role.max_block_error));
+        table.row([&role.role, &role.tensors, &weights, &bits, &error, &worst]);
     }
     let tensors: u64 = report.roles.iter().map(|role| role.tensors).sum();
     let bits = 8.0 * report.roles.iter().map(|role| role.bytes).sum::<u64>() as f64 / report.weights.max(1) as f64;
     let (weights, error) = (ui::count(report.weights as f64), ui::error_value(report.relative_error));
     table.rule();
-    table.row([&"all", &tensors, &weights, &format!("{bits:.3}"), &error]);
+    table.row([&"all", &tensors, &weights, &format!("{bits:.3}"), &error, &ui::share(report.max_block_error)]);
 
     let percent = 100.0 * report.pack_bytes as f64 / report.source_bytes.max(1) as f64;
     let [before, after, raw] = [report.source_bytes, report.pack_bytes, report.raw_bytes].map(|n| ui::bytes(n as f64));
@@ -72,9 +73,12 @@ fn summary(target: &Path, model_type: &str, report: &Report) -> String {
     let time = ui::duration(report.seconds);
     let rate = ui::count(report.weights_per_second);
     let mut text = table.to_string();
-    let _ = writeln!(text, "(relative error: squared error per squared weight)\n");
+    let _ = writeln!(text, "{}\n", ui::ERROR_COLUMNS);
     let _ = writeln!(text, "{}: {model_type}, {}", target.display(), ui::plural(u64::from(report.layers), "layer"));
     let _ = writeln!(text, "size   {before} -> {after} ({percent:.1} %), {raw} of it in {kept} kept as they are");
+    if let Some(tensor) = &report.max_block_error_tensor {
+        let _ = writeln!(text, "worst  block {}, in {}", ui::share(report.max_block_error), tensor.escape_debug());
+    }
     let _ = writeln!(text, "time   {time}, {rate} weights/s");
     text
 }
@@ -94,6 +98,8 @@ struct Preview {
     raw_bytes: u64,
     files: u64,
     file_bytes: u64,
+    left_out: Vec<LeftOut>,
+    kept_unused: Vec<String>,
     notices: Vec<String>,
     /// Why train, eval and generate cannot use the pack, except reasons that a notice names.
     cannot_run: Vec<String>,
@@ -125,6 +131,8 @@ impl Preview {
             raw_bytes: of_kind(SectionKind::Raw).map(|s| s.length).sum(),
             files: of_kind(SectionKind::File).count() as u64,
             file_bytes: of_kind(SectionKind::File).map(|s| s.length).sum(),
+            left_out: conversion.left_out().to_vec(),
+            kept_unused: conversion.kept_unused().to_vec(),
             notices: conversion.notices().iter().map(Notice::to_string).collect(),
             cannot_run: Vec::new(),
         }

@@ -17,7 +17,7 @@ use crate::OpenError;
 use crate::arch::{ArchError, ConfigError, ModelConfig, check_files_runnable, check_pack_runnable};
 use crate::convert::ConvertError;
 use crate::convert::plan::PlanError;
-use crate::convert::source::{HeaderError, SourceError};
+use crate::convert::source::{CONFIG, HeaderError, SourceError, Unstorable};
 use crate::data::DataError;
 use crate::dequant::DequantError;
 use crate::dequant::stream::{PackSource, StreamError};
@@ -200,6 +200,7 @@ fn of_convert(error: &ConvertError) -> Option<String> {
         }
         ConvertError::NoSpace { needed, available, .. } => Some(no_space(*needed, *available)),
         ConvertError::Target { path, source } => of_target(path, source),
+        ConvertError::NotDurable { .. } => Some(SYNC.into()),
         ConvertError::Threads(_) => Some("--threads N starts fewer threads".into()),
         ConvertError::Cancelled => None,
     }
@@ -215,29 +216,37 @@ fn of_source(error: &SourceError) -> Option<String> {
         SourceError::NotACheckpoint { .. } => {
             "nf4pack reads only .safetensors: convert .bin or .gguf weights with other tools first"
         }
-        SourceError::NoWeights { .. } => {
-            "a checkpoint is a folder with config.json and model.safetensors, or the shards and their index"
-        }
+        SourceError::NoWeights { folder, found } => return Some(no_weights(folder, found)),
+        SourceError::HubCache { snapshot, .. } => return Some(format!("name the snapshot: {}", snapshot.display())),
+        SourceError::TooManyFiles { .. } => "name a copy of the checkpoint without that folder",
+        SourceError::LfsPointer { .. } => LFS_PULL,
         SourceError::NoConfig { .. } => "download config.json from the model's page, or name one with --config FILE",
         SourceError::LinkLeavesFolder { .. } => "copy the file into the folder, or name the folder that really contains it",
         SourceError::MissingShard { .. } => "`hf download REPO` fetches the missing files and keeps the others",
         SourceError::Header { source: HeaderError::FileLength { .. } | HeaderError::Truncated { .. }, .. } => {
             "the download is incomplete: remove the file and download it again"
         }
-        SourceError::Header { source: HeaderError::LfsPointer, .. } => {
-            "`git lfs pull` in that folder fetches the file itself"
-        }
+        SourceError::Header { source: HeaderError::LfsPointer, .. } => LFS_PULL,
         SourceError::Header { source: HeaderError::TooShort { .. } | HeaderError::TooLarge { .. }, .. } => {
             "this is not a safetensors file, or it is damaged: download it again; other formats are not read"
         }
-        SourceError::Header { source: HeaderError::UnsupportedDtype { .. }, .. } => {
-            "convert the original checkpoint in F32, F16 or BF16"
+        SourceError::Unstorable { source: Unstorable::Type { .. }, .. } => {
+            "convert a copy in another type, made in Python by \
+             AutoModelForCausalLM.from_pretrained(SRC, dtype=\"bfloat16\").save_pretrained(COPY)"
+        }
+        SourceError::Unstorable { .. } => "the checkpoint is damaged, or config.json belongs to another model",
+        SourceError::NotInShard { .. } => {
+            "the download is incomplete, or index and shards are of different revisions: `hf download REPO` fetches the \
+             missing files"
         }
         SourceError::Header { source: HeaderError::Quantised { .. }, .. } | SourceError::Quantised { .. } => {
             "convert the original checkpoint, which the model card names as base_model: quantising twice loses quality"
         }
-        SourceError::NotInShard { .. } | SourceError::NotInIndex { .. } | SourceError::DuplicateTensor { .. } => {
-            "index and shards are of different revisions: download them again into an empty folder"
+        SourceError::DuplicateTensor { .. } => {
+            "the shards are of different revisions, or copies of each other: download them again into an empty folder"
+        }
+        SourceError::Json { path, .. } if !path.ends_with(CONFIG) => {
+            "download the file again, or remove it if it is not needed"
         }
         SourceError::Json { .. } | SourceError::DuplicateKey { .. } => "download the file again",
         _ => return None,
@@ -245,13 +254,39 @@ fn of_source(error: &SourceError) -> Option<String> {
     Some(hint.to_owned())
 }
 
+/// What to do about a folder that was not made durable.
+const SYNC: &str = "`sync` makes it durable; until then a loss of power may take it away again, or bring back an older one";
+
+/// What to do about the text that stands for a large file.
+const LFS_PULL: &str = "`git lfs pull` in that folder fetches the file itself";
+
+/// What a folder without a checkpoint has instead.
+fn no_weights(folder: &Path, found: &[String]) -> String {
+    let has = |end: &str| found.iter().any(|name| name.ends_with(end));
+    match found {
+        found if found.iter().any(|name| name == "adapter_model.safetensors") => {
+            "this is an adapter: convert the model that it is for, and `nf4pack merge` adds the adapter".to_owned()
+        }
+        [only] if has(".safetensors") => format!("a file can be named, too: {}", folder.join(only).display()),
+        found if !found.is_empty() && !has(".safetensors") => {
+            format!("only .safetensors are read, and there is {}: convert it with other tools first", found.join(", "))
+        }
+        found if found.iter().any(|name| name.starts_with("model-")) => {
+            "shards are missing, and so is the index: `hf download REPO` fetches what is missing".to_owned()
+        }
+        _ => "a checkpoint is a folder with config.json and model.safetensors, or the shards and their index".to_owned(),
+    }
+}
+
 fn of_arch(error: &ArchError) -> Option<String> {
     let hint = match error {
         ArchError::Config(e) => return of_config(e),
-        ArchError::MissingTensor { .. } => "the checkpoint is incomplete, or config.json belongs to another model",
-        ArchError::Shape { .. } | ArchError::ExtraLayer { .. } | ArchError::UnexpectedTensor { .. } => {
-            "config.json belongs to another model: name the right one with --config FILE"
+        ArchError::MissingTensor { tensor } if tensor.ends_with("lm_head.weight") => {
+            "the checkpoint was saved without its output projection (AutoModel instead of AutoModelForCausalLM); if the embedding \
+             replaces it, set tie_word_embeddings in a copy of config.json and name it with --config FILE"
         }
+        ArchError::MissingTensor { .. } => "the checkpoint is incomplete, or config.json belongs to another model",
+        ArchError::Shape { .. } => "config.json belongs to another model: name the right one with --config FILE",
     };
     Some(hint.to_owned())
 }
@@ -365,9 +400,17 @@ fn of_adapter(error: &AdapterError) -> Option<String> {
         AdapterError::Read { source, .. } if source.kind() == ErrorKind::NotFound => {
             "an adapter is a folder with adapter_model.safetensors and adapter_config.json, as `nf4pack train` and PEFT write it"
         }
-        AdapterError::MissingTensor { .. } | AdapterError::UnexpectedTensor { .. } | AdapterError::Shape { .. } => {
+        AdapterError::MissingTensor { .. } | AdapterError::Shape { .. } => {
             "the adapter belongs to another model: see its base_model_name_or_path"
         }
+        AdapterError::UnexpectedTensor { .. } => {
+            "the adapter changes more than its settings say, or belongs to another model: see its base_model_name_or_path"
+        }
+        AdapterError::Vocabulary { .. } => {
+            "PEFT saves the embedding if tokens were added, or if target_modules or modules_to_save name it: train again \
+             without that, or, if it is unchanged, use save_pretrained(DIR, save_embedding_layers=False)"
+        }
+        AdapterError::SameMatrix { .. } => "the file has two adapters: save each one to its own folder",
         AdapterError::Write { path, source } => return of_target(path, source),
         _ => return None,
     };
@@ -379,6 +422,7 @@ fn of_write(error: &WriteError) -> Option<String> {
         WriteError::TargetExists { .. } => Some("name a new folder, or empty this folder".into()),
         WriteError::NoSpace { needed, available, .. } => Some(no_space(*needed, *available)),
         WriteError::Target { path, source } => of_target(path, source),
+        WriteError::NotDurable { .. } => Some(SYNC.into()),
         WriteError::TensorName { .. } | WriteError::Safetensors { .. } | WriteError::Cancelled => None,
     }
 }

@@ -210,8 +210,9 @@ fn origin(text: &mut String, p: &Provenance, tied: bool) {
             let _ = writeln!(text, "{option:<12} {pattern}");
         }
     }
-    for name in &p.dropped {
-        let _ = writeln!(text, "left out     {name}");
+    if !p.dropped.is_empty() {
+        let names: Vec<String> = p.dropped.iter().map(|name| name.escape_debug().to_string()).collect();
+        let _ = writeln!(text, "left out     {}", ui::first_of(&names));
     }
     let mut table = Table::new(&["source", ">bytes", "sha256"]);
     for source in &p.sources {

@@ -6,7 +6,7 @@ use super::Outcome;
 use super::adapter::CHANGES_NOTHING;
 use super::args::MergeArgs;
 use super::device;
-use super::export::amounts;
+use super::export::{amounts, left_out};
 use super::ui::{self, Ui, Unit};
 use crate::export::MAX_SHARD_LEN;
 use crate::gpu::GpuError;
@@ -98,6 +98,7 @@ impl Document<'_> {
                 c.top1_changed
             )
         });
-        format!("{target}: {tensors} in bf16, {merged} of them merged: {amounts}\n{rounding}{logits}")
+        let left_out = left_out(&report.written);
+        format!("{target}: {tensors} in bf16, {merged} of them merged: {amounts}\n{left_out}{rounding}{logits}")
     }
 }

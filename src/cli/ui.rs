@@ -228,6 +228,27 @@ pub fn plural(n: u64, thing: &str) -> String {
     format!("{} {thing}{}", grouped(n), if n == 1 { "" } else { "s" })
 }
 
+/// Names that are shown of many.
+const SHOWN: usize = 4;
+
+/// The first few of a list, and how many more there are.
+pub fn first_of(names: &[String]) -> String {
+    let shown = names.iter().take(SHOWN).map(String::as_str).collect::<Vec<_>>().join(", ");
+    match names.len().saturating_sub(SHOWN) {
+        0 => shown,
+        more => format!("{shown} and {more} more"),
+    }
+}
+
+/// What the columns of errors mean.
+pub const ERROR_COLUMNS: &str = "(relative error: squared error per squared weight; worst block: norm of the errors over norm \
+                                 of the weights, of the block where that is largest)";
+
+/// A part of a whole, in percent.
+pub fn share(part: f64) -> String {
+    format!("{:.1} %", 100.0 * part)
+}
+
 /// A relative or absolute error: three digits, without an exponent where that is readable.
 pub fn error_value(value: f64) -> String {
     if value == 0.0 {

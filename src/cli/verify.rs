@@ -104,15 +104,18 @@ impl Document<'_> {
 
 /// The errors of each tensor, and the mismatches.
 fn compared(text: &mut String, against: &AgainstReport) {
-    let mut table = Table::new(&["tensor", ">weights", ">max error", ">RMS error", ">relative error"]);
+    let mut table = Table::new(&["tensor", ">weights", ">max error", ">RMS error", ">relative error", ">worst block"]);
     for tensor in &against.tensors {
         let weights = ui::count(tensor.weights as f64);
         let [max, rms, relative] =
             [f64::from(tensor.max_abs_error), tensor.rms_error, tensor.relative_error].map(ui::error_value);
-        table.row([&tensor.name, &weights, &max, &rms, &relative]);
+        table.row([&tensor.name, &weights, &max, &rms, &relative, &ui::share(tensor.max_block_error)]);
     }
-    if !against.tensors.is_empty() {
-        let _ = writeln!(text, "{table}(relative error: squared error per squared weight)\n");
+    let worst = against.tensors.iter().max_by(|a, b| a.max_block_error.total_cmp(&b.max_block_error));
+    if let Some(worst) = worst {
+        let _ = writeln!(text, "{table}{}", ui::ERROR_COLUMNS);
+        let (share, name) = (ui::share(worst.max_block_error), worst.name.escape_debug());
+        let _ = writeln!(text, "worst block of all: {share}, block {} of {name}\n", worst.max_block);
     }
     for mismatch in against.mismatches.iter().take(SHOWN) {
         let _ = writeln!(text, "mismatch: {mismatch}");

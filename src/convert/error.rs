@@ -4,11 +4,22 @@ use std::path::PathBuf;
 
 use thiserror::Error;
 
+use super::parts::PartsError;
 use super::plan::PlanError;
 use super::source::SourceError;
 use crate::arch::ArchError;
 
-/// Why a conversion failed. Whatever it is, no target and no temporary file are left behind.
+impl From<PartsError> for ConvertError {
+    fn from(error: PartsError) -> Self {
+        match error {
+            PartsError::Source(e) => Self::Source(e),
+            PartsError::Arch(e) => Self::Arch(e),
+        }
+    }
+}
+
+/// Why a conversion failed. After [`ConvertError::NotDurable`] the target is whole; after any other error there is none (or
+/// still the old one). A temporary file is never left behind.
 #[derive(Debug, Error)]
 #[non_exhaustive]
 pub enum ConvertError {
@@ -62,6 +73,14 @@ pub enum ConvertError {
     /// The target cannot be written.
     #[error("cannot write {}: {source}", path.display())]
     Target {
+        /// The target.
+        path: PathBuf,
+        /// The system's error.
+        source: std::io::Error,
+    },
+    /// The target is whole and has its name, but its folder cannot be made durable: a loss of power may undo the renaming.
+    #[error("{} is written and whole, but its folder cannot be made durable: {source}", path.display())]
+    NotDurable {
         /// The target.
         path: PathBuf,
         /// The system's error.

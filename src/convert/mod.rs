@@ -4,6 +4,7 @@
 pub mod encode;
 mod error;
 pub(crate) mod hash;
+mod nesting;
 pub mod notice;
 mod options;
 pub mod parts;

@@ -1,7 +1,9 @@
 //! What becomes of one piece of a source file: pure work on bytes in memory, for any thread.
 
-use super::encode::{self, NotFinite, ScalePrecision, Stats, Weights};
+use super::encode::nested::Margin;
+use super::encode::{self, BlockError, Encoder, NotFinite, ScalePrecision, Stats, Weights};
 use super::error::ConvertError;
+use super::nesting::TABLES;
 use super::options::Options;
 use super::plan::{Action, Plan};
 use super::source::TensorInfo;
@@ -42,8 +44,8 @@ pub(super) struct Outcome {
     pub stats: Option<Stats>,
     /// Whether a scale is negative.
     pub signed: bool,
-    /// First pass of a `dq8` tensor: the scales that the encoder would like.
-    pub wanted: Option<Vec<f32>>,
+    /// First pass of a `dq8` tensor: the scales that the encoder would like, and what each has to spare.
+    pub wanted: Option<(Vec<f32>, Vec<Margin>)>,
 }
 
 /// A piece with all that its conversion depends on.
@@ -81,6 +83,11 @@ impl Work<'_> {
         self.weights().len().div_ceil(self.options.block_size as usize)
     }
 
+    /// The number in its tensor of the piece's first block.
+    fn first_block(&self) -> usize {
+        (self.piece.first / u64::from(self.options.block_size)) as usize
+    }
+
     fn section(&self, number: usize) -> &Section {
         &self.plan.layout.sections()[number]
     }
@@ -101,9 +108,8 @@ impl Work<'_> {
         let (encoder, block_size) = (self.options.encoder, self.options.block_size);
         let stats = encode::encode(encoder, precision, block_size, self.weights(), &mut packed, &mut scales)?;
         let table = table_bytes(&scales, precision);
-        let first_block = self.piece.first / u64::from(block_size);
         let scale_len = (table.len() / scales.len().max(1)) as u64;
-        let table_offset = self.section(codes + 1).offset + first_block * scale_len;
+        let table_offset = self.section(codes + 1).offset + self.first_block() as u64 * scale_len;
         Ok(Outcome {
             writes: vec![self.codes_write(codes, packed), made(codes + 1, table_offset, table)],
             stats: Some(stats),
@@ -114,14 +120,41 @@ impl Work<'_> {
 
     fn choose_scales(&self) -> Result<Outcome, NotFinite> {
         let mut scales = vec![0.0; self.blocks()];
-        encode::choose_scales(self.options.encoder, self.options.block_size, self.weights(), &mut scales)?;
-        Ok(Outcome { wanted: Some(scales), ..Outcome::default() })
+        let (block_size, mut margins) = (self.options.block_size, Vec::new());
+        match self.options.encoder {
+            Encoder::Absmax => encode::choose_scales(Encoder::Absmax, block_size, self.weights(), &mut scales)?,
+            Encoder::Mse => {
+                margins.resize(scales.len(), Margin::default());
+                encode::choose_scales_with_margins(block_size, self.weights(), &mut scales, &mut margins)?;
+            }
+        }
+        Ok(Outcome { wanted: Some((scales, margins)), ..Outcome::default() })
+    }
+
+    /// The scales of plain absmax. The first pass has refused what is not finite.
+    pub(super) fn absmax_scales(&self) -> Vec<f32> {
+        let mut scales = vec![0.0; self.blocks()];
+        let _ = encode::choose_scales(Encoder::Absmax, self.options.block_size, self.weights(), &mut scales);
+        scales
+    }
+
+    /// The error of each block with each of these tables.
+    pub(super) fn try_tables(&self, tables: &[Option<Scales<'_>>; TABLES]) -> [Vec<BlockError>; TABLES] {
+        let mut scales = vec![0.0; self.blocks()];
+        tables.each_ref().map(|table| {
+            let mut errors = vec![BlockError::default(); scales.len()];
+            if let Some(table) = table {
+                table.read(self.first_block(), &mut scales);
+                encode::block_errors(self.options.block_size, self.weights(), &scales, &mut errors);
+            }
+            errors
+        })
     }
 
     /// Second pass of a `dq8` tensor: codes for the scales as they will be read.
     pub(super) fn encode_nested(&self, codes: usize, stored: &Scales<'_>) -> Outcome {
         let mut scales = vec![0.0; self.blocks()];
-        stored.read((self.piece.first / u64::from(self.options.block_size)) as usize, &mut scales);
+        stored.read(self.first_block(), &mut scales);
         let mut packed = self.room_for_codes();
         let stats = encode::encode_with_scales(self.options.block_size, self.weights(), &scales, &mut packed);
         Outcome { writes: vec![self.codes_write(codes, packed)], stats: Some(stats), ..Outcome::default() }

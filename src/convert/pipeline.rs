@@ -8,16 +8,16 @@ use std::time::Instant;
 
 use rayon::prelude::*;
 
-use super::encode::{Stats, nested};
 use super::error::ConvertError;
 use super::hash::FileHash;
-use super::notice::Notice;
+use super::nesting::{Candidates, Trial, Wanted};
+use super::notice::{LeftOut, Notice};
 use super::options::Options;
-use super::parts;
+use super::parts::{self, Parts};
 use super::piece::{Outcome, Payload, Work, Write};
 use super::plan::{Action, Plan, PlanError};
-use super::report::{Progress, Report, RoleSums, notice_texts};
-use super::source::{Checkpoint, SourceError, SourceFile};
+use super::report::{Progress, Report, RoleSums, name_of, notice_texts};
+use super::source::{self, Checkpoint, SourceError, SourceFile};
 use super::target::{Target, Writer};
 use super::walk::{Piece, Window, tensor_pieces, windows};
 use crate::arch::Model;
@@ -41,6 +41,8 @@ pub struct Conversion {
     plan: Plan,
     model: Model,
     options: Options,
+    left_out: Vec<LeftOut>,
+    kept_unused: Vec<String>,
     notices: Vec<Notice>,
     started: Instant,
 }
@@ -48,7 +50,7 @@ pub struct Conversion {
 /// Converts the checkpoint at `source` into the pack `target`.
 ///
 /// # Errors
-/// See [`ConvertError`]; after any of them there is no target (or still the old one) and no temporary file.
+/// See [`ConvertError`]: it says what is left behind, which is a whole target or none.
 pub fn convert(source: &Path, target: &Path, options: Options, progress: &dyn Progress) -> Result<Report, ConvertError> {
     Conversion::prepare(source, options)?.write(target, progress)
 }
@@ -61,8 +63,9 @@ impl Conversion {
     pub fn prepare(source: &Path, options: Options) -> Result<Self, ConvertError> {
         let started = Instant::now();
         let checkpoint = Checkpoint::open(source, options.config.as_deref())?;
-        let mut model = parts::place(&checkpoint)?;
+        let Parts { mut model, left_out, kept_unused, notices: of_parts } = parts::place(&checkpoint)?;
         let mut notices = checkpoint.notices.clone();
+        notices.extend(of_parts);
         notices.extend(parts::resolve_tied(&mut model, &checkpoint)?);
         let plan = Plan::new(&checkpoint, &model, &options)?;
         if !model.config.ignored_keys.is_empty() {
@@ -73,7 +76,8 @@ impl Conversion {
         if plan.weights == 0 {
             notices.push(Notice::NothingQuantised);
         }
-        Ok(Self { checkpoint, plan, model, options, notices, started })
+        notices.extend(source::no_tokenizer(&checkpoint.side_files));
+        Ok(Self { checkpoint, plan, model, options, left_out, kept_unused, notices, started })
     }
 
     /// What will be written where.
@@ -84,6 +88,16 @@ impl Conversion {
     /// The model that config.json and the tensors describe.
     pub fn model(&self) -> &Model {
         &self.model
+    }
+
+    /// Tensors that the pack will not hold, since they are no part of the model.
+    pub fn left_out(&self) -> &[LeftOut] {
+        &self.left_out
+    }
+
+    /// Tensors that the pack will hold although the model does not use them.
+    pub fn kept_unused(&self) -> &[String] {
+        &self.kept_unused
     }
 
     /// The bytes of a file of the checkpoint that the pack will hold; an empty one has no place in it.
@@ -136,8 +150,9 @@ impl Conversion {
         let seconds = self.started.elapsed().as_secs_f64();
         let sections = self.plan.layout.sections().iter();
         let raw: Vec<&Section> = sections.filter(|s| s.kind == Some(SectionKind::Raw)).collect();
-        let mut all = Stats::default();
-        state.roles.values().for_each(|sums| all.merge(&sums.stats));
+        let mut all = RoleSums::default();
+        state.roles.values().for_each(|sums| all.merge(&sums.stats, sums.worst_tensor));
+        let tensors = &self.checkpoint.tensors;
         Report {
             source_bytes: self.source_bytes(),
             pack_bytes: self.plan.layout.file_len(),
@@ -147,8 +162,12 @@ impl Conversion {
             raw_bytes: raw.iter().map(|s| s.length).sum(),
             seconds,
             weights_per_second: self.plan.weights as f64 / seconds.max(f64::MIN_POSITIVE),
-            relative_error: all.relative_sq_error(),
-            roles: state.roles.iter().map(|(&role, sums)| sums.report(role)).collect(),
+            relative_error: all.stats.relative_sq_error(),
+            max_block_error: all.stats.worst_block.relative(),
+            max_block_error_tensor: name_of(all.worst_tensor, tensors),
+            roles: state.roles.iter().map(|(&role, sums)| sums.report(role, tensors)).collect(),
+            left_out: self.left_out.clone(),
+            kept_unused: self.kept_unused.clone(),
             notices: notice_texts(&self.notices),
         }
     }
@@ -161,7 +180,7 @@ struct State {
     signed: bool,
     roles: BTreeMap<Role, RoleSums>,
     /// Scales of the `dq8` tensors whose first pass is under way.
-    wanted: HashMap<usize, Vec<f32>>,
+    wanted: HashMap<usize, Wanted>,
     hashes: Vec<String>,
     done: u64,
 }
@@ -283,10 +302,14 @@ impl<'a> Run<'a> {
 
     /// The piece with its tensor; `None` for the header of the file.
     fn work<'b>(&'b self, piece: Piece, bytes: &'b [u8]) -> Option<Work<'b>> {
-        let number = piece.tensor?;
+        Some(self.work_on(piece, piece.tensor?, bytes))
+    }
+
+    /// The piece of tensor `number`.
+    fn work_on<'b>(&'b self, piece: Piece, number: usize, bytes: &'b [u8]) -> Work<'b> {
         let (plan, options) = (&self.job.plan, &self.job.options);
         let (tensor, action) = (&self.job.checkpoint.tensors[number], plan.actions[number]);
-        Some(Work { plan, options, tensor, action, piece, bytes })
+        Work { plan, options, tensor, action, piece, bytes }
     }
 
     /// Adds the outcomes of a window to the state, and gives what is to be written.
@@ -298,8 +321,8 @@ impl<'a> Run<'a> {
         let mut writes = Vec::with_capacity(2 * outcomes.len());
         for (piece, outcome) in window.pieces.iter().zip(outcomes) {
             let mut outcome = outcome?;
-            if let (Some(scales), Some(tensor)) = (outcome.wanted.take(), piece.tensor) {
-                self.state.wanted.entry(tensor).or_default().extend(scales);
+            if let (Some((scales, margins)), Some(tensor)) = (outcome.wanted.take(), piece.tensor) {
+                self.state.wanted.entry(tensor).or_default().extend(&scales, &margins);
                 let info = &self.job.checkpoint.tensors[tensor];
                 if piece.offset + piece.len as u64 == info.offset + info.length {
                     self.finish_nested(tensor)?;
@@ -324,7 +347,7 @@ impl<'a> Run<'a> {
                 sums.tensors += 1;
                 sums.bytes += sections[codes].length + sections[codes + 1].length;
             }
-            sums.stats.merge(stats);
+            sums.merge(stats, piece.tensor);
             self.state.done += stats.weights;
         }
         outcome.writes
@@ -341,24 +364,22 @@ impl<'a> Run<'a> {
     /// as they will be read.
     fn finish_nested(&mut self, tensor: usize) -> Result<(), ConvertError> {
         let Action::Quantise { codes } = self.job.plan.actions[tensor] else { return Ok(()) };
-        let wanted = self.state.wanted.remove(&tensor).unwrap_or_default();
+        let mut wanted = self.state.wanted.remove(&tensor).unwrap_or_default();
         let section = &self.job.plan.layout.sections()[codes + 1];
-        let table = nested::nest(&wanted, self.job.options.encoder);
+        let table = match wanted.table(self.job.options.encoder) {
+            Some(table) => table,
+            None => self.best_table(tensor, &wanted.scales)?,
+        };
         self.writer.write(&table, section.offset)?;
         self.state.crcs[codes + 1].push(crc32(&table), table.len() as u64);
         self.state.signed |= check::has_negative_scale(section, &table);
-        let Some(stored) = Scales::from_payload(&table, ScaleType::Dq8, wanted.len()) else { return Ok(()) };
-        let pieces: Vec<Piece> = tensor_pieces(tensor, &self.job.checkpoint.tensors[tensor]).collect();
-        for pieces in pieces.chunks(NESTED_PIECES) {
-            if self.progress.cancelled() {
-                return Err(ConvertError::Cancelled);
-            }
-            let this = &*self;
-            let encoded =
-                pieces.par_iter().map_init(AlignedBuf::default, |buf, p| this.encode_nested(*p, codes, &stored, buf));
-            let outcomes: Vec<Result<Outcome, ConvertError>> = encoded.collect();
+        let Some(stored) = Scales::from_payload(&table, ScaleType::Dq8, wanted.scales.len()) else {
+            return Ok(());
+        };
+        for pieces in self.pieces_of(tensor).chunks(NESTED_PIECES) {
+            let outcomes = self.read_again(pieces, |work| work.encode_nested(codes, &stored))?;
             for (piece, outcome) in pieces.iter().zip(outcomes) {
-                for write in self.absorb(piece, outcome?) {
+                for write in self.absorb(piece, outcome) {
                     if let Payload::Made(bytes) = &write.payload {
                         self.writer.write(bytes, write.offset)?;
                     }
@@ -369,17 +390,40 @@ impl<'a> Run<'a> {
         Ok(())
     }
 
-    fn encode_nested(
-        &self,
-        piece: Piece,
-        codes: usize,
-        stored: &Scales<'_>,
-        buf: &mut AlignedBuf,
-    ) -> Result<Outcome, ConvertError> {
-        let bytes = buf.first_mut(piece.len);
-        if let Some(info) = piece.tensor.map(|n| &self.job.checkpoint.tensors[n]) {
-            self.job.checkpoint.read(info, piece.offset - info.offset, bytes)?;
+    /// The table of a `dq8` tensor whose scales differ too much for the even map: the tensor is read again, once for the scales
+    /// of plain absmax and once to measure each table.
+    fn best_table(&self, tensor: usize, wanted: &[f32]) -> Result<Vec<u8>, ConvertError> {
+        let pieces = self.pieces_of(tensor);
+        let mut absmax = Vec::with_capacity(wanted.len());
+        for pieces in pieces.chunks(NESTED_PIECES) {
+            self.read_again(pieces, |work| work.absmax_scales())?.iter().for_each(|scales| absmax.extend(scales));
         }
-        Ok(self.work(piece, bytes).map_or_else(Outcome::default, |work| work.encode_nested(codes, stored)))
+        let candidates = Candidates::new(wanted, &absmax);
+        let (tables, mut trial) = (candidates.scales(), Trial::new());
+        for pieces in pieces.chunks(NESTED_PIECES) {
+            self.read_again(pieces, |work| work.try_tables(&tables))?.iter().for_each(|errors| trial.add(errors));
+        }
+        Ok(candidates.choose(trial))
+    }
+
+    fn pieces_of(&self, tensor: usize) -> Vec<Piece> {
+        tensor_pieces(tensor, &self.job.checkpoint.tensors[tensor]).collect()
+    }
+
+    /// Reads pieces of a tensor once more, and gives what `make` makes of each, in their order.
+    fn read_again<T: Send>(&self, pieces: &[Piece], make: impl Fn(&Work<'_>) -> T + Sync) -> Result<Vec<T>, ConvertError> {
+        if self.progress.cancelled() {
+            return Err(ConvertError::Cancelled);
+        }
+        let made = pieces.par_iter().filter_map(|piece| Some((*piece, piece.tensor?))).map_init(
+            AlignedBuf::default,
+            |buf, (piece, tensor)| {
+                let info = &self.job.checkpoint.tensors[tensor];
+                let bytes = buf.first_mut(piece.len);
+                self.job.checkpoint.read(info, piece.offset - info.offset, bytes)?;
+                Ok(make(&self.work_on(piece, tensor, bytes)))
+            },
+        );
+        made.collect()
     }
 }

@@ -176,7 +176,7 @@ fn provenance(checkpoint: &Checkpoint, model: &Model, options: &Options) -> Prov
         block_size: options.block_size,
         keep: options.keep.as_ref().map(|p| p.as_str().to_owned()),
         quantize: options.quantize.as_ref().map(|p| p.as_str().to_owned()),
-        dropped: dropped.map(|(_, t)| t.name.clone()).collect(),
+        dropped: dropped.map(|(_, t)| &t.name).chain(checkpoint.unstorable.iter().map(|t| &t.name)).cloned().collect(),
         sources: weights.chain(small_files).collect(),
     }
 }

@@ -3,7 +3,8 @@
 use serde::Serialize;
 
 use super::encode::Stats;
-use super::notice::Notice;
+use super::notice::{LeftOut, Notice};
+use super::source::TensorInfo;
 use crate::format::Role;
 
 /// What a caller wants to know while it waits, and a way to stop the work. Calls come from any thread.
@@ -39,6 +40,10 @@ pub struct RoleReport {
     pub relative_error: f64,
     /// Largest absolute error of a weight.
     pub max_abs_error: f32,
+    /// The block that lost most of itself: norm of its errors over norm of its weights.
+    pub max_block_error: f64,
+    /// The tensor of that block; none where no block has an error.
+    pub max_block_error_tensor: Option<String>,
 }
 
 /// What a conversion did.
@@ -62,8 +67,16 @@ pub struct Report {
     pub weights_per_second: f64,
     /// Sum of squared errors over sum of squared weights, of all that was quantised.
     pub relative_error: f64,
+    /// The block that lost most of itself: norm of its errors over norm of its weights.
+    pub max_block_error: f64,
+    /// The tensor of that block; none where no block has an error.
+    pub max_block_error_tensor: Option<String>,
     /// One entry per role that was quantised, in the order of a layer.
     pub roles: Vec<RoleReport>,
+    /// Tensors that the pack does not hold, since they are no part of the model.
+    pub left_out: Vec<LeftOut>,
+    /// Tensors that the pack holds although the model does not use them.
+    pub kept_unused: Vec<String>,
     /// What the user should know.
     pub notices: Vec<String>,
 }
@@ -74,10 +87,20 @@ pub(super) struct RoleSums {
     pub tensors: u64,
     pub bytes: u64,
     pub stats: Stats,
+    /// The tensor, by number in the checkpoint, that has `stats.worst_block`.
+    pub worst_tensor: Option<usize>,
 }
 
 impl RoleSums {
-    pub(super) fn report(&self, role: Role) -> RoleReport {
+    /// Adds the statistics of a part of `tensor`.
+    pub(super) fn merge(&mut self, stats: &Stats, tensor: Option<usize>) {
+        if stats.worst_block.exceeds(&self.stats.worst_block) {
+            self.worst_tensor = tensor;
+        }
+        self.stats.merge(stats);
+    }
+
+    pub(super) fn report(&self, role: Role, tensors: &[TensorInfo]) -> RoleReport {
         let weights = self.stats.weights;
         RoleReport {
             role: role.name(),
@@ -87,8 +110,15 @@ impl RoleSums {
             bits_per_weight: 8.0 * self.bytes as f64 / weights.max(1) as f64,
             relative_error: self.stats.relative_sq_error(),
             max_abs_error: self.stats.max_abs_error,
+            max_block_error: self.stats.worst_block.relative(),
+            max_block_error_tensor: name_of(self.worst_tensor, tensors),
         }
     }
+}
+
+/// The name of tensor `number`.
+pub(super) fn name_of(number: Option<usize>, tensors: &[TensorInfo]) -> Option<String> {
+    number.and_then(|number| tensors.get(number)).map(|tensor| tensor.name.clone())
 }
 
 pub(super) fn notice_texts(notices: &[Notice]) -> Vec<String> {

@@ -289,7 +289,7 @@ mod tests {
 
         let (whole, sharded) = (Checkpoint::open(&whole, None).unwrap(), Checkpoint::open(&sharded, None).unwrap());
         assert!(sharded.files.len() > 2);
-        assert_eq!(place(&whole).unwrap().tensors.len(), 4 * 11 + 2);
+        assert_eq!(place(&whole).unwrap().model.tensors.len(), 4 * 11 + 2);
         assert_eq!(whole.tensors.len(), sharded.tensors.len());
         for tensor in &whole.tensors {
             let other = sharded.tensors.iter().find(|other| other.name == tensor.name).unwrap();

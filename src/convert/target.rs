@@ -117,6 +117,9 @@ impl Target {
     }
 
     /// Makes the file durable and gives it its name.
+    ///
+    /// # Errors
+    /// After [`ConvertError::NotDurable`] the file has its name; after any other error there is nothing of it.
     pub(crate) fn finish(self) -> Result<(), ConvertError> {
         self.file().sync_all().map_err(|source| self.error(source))?;
         let Self { temporary, path, folder, force } = self;
@@ -125,7 +128,7 @@ impl Target {
             io::ErrorKind::AlreadyExists => ConvertError::TargetExists { path: path.clone() },
             _ => ConvertError::Target { path: path.clone(), source: e.error },
         })?;
-        sync_dir(&folder).map_err(|source| ConvertError::Target { path, source })
+        sync_dir(&folder).map_err(|source| ConvertError::NotDurable { path, source })
     }
 }
 
@@ -156,6 +159,22 @@ mod tests {
         let error = target.finish().unwrap_err();
         assert!(matches!(error, ConvertError::TargetExists { .. }), "{error:?}");
         assert_eq!(std::fs::read(&path).unwrap(), b"precious");
+        assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 1);
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn a_folder_that_cannot_be_made_durable_leaves_the_whole_file() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("out");
+        std::fs::write(&path, "old").unwrap();
+        let mut target = Target::create(&path, 10, true).unwrap();
+        target.write_with(|writer| writer.write(b"0123456789", 0)).unwrap();
+        // A folder that is not there stands for one that cannot be synced.
+        target.folder = folder.path().join("none");
+        let error = target.finish().unwrap_err();
+        assert!(matches!(&error, ConvertError::NotDurable { path: found, .. } if *found == path), "{error:?}");
+        assert_eq!(std::fs::read(&path).unwrap(), b"0123456789");
         assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 1);
     }
 

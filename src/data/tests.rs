@@ -249,8 +249,8 @@ fn samples_with_nothing_to_learn_are_left_out_and_counted() {
     let tokenizer = tokenizer(None);
     let options = Options { max_length: 30, strict: false, ..OPTIONS };
     let long = format!(r#"{{"prompt": "{}", "completion": "b"}}"#, "word ".repeat(40));
-    let lines = format!("{{\"text\": \"\"}}\n{{\"text\": \"kept\"}}\n{{\"text\": \"\"}}\n");
-    let dataset = load_as(&tokenizer, &lines, options).unwrap();
+    let lines = "{\"text\": \"\"}\n{\"text\": \"kept\"}\n{\"text\": \"\"}\n";
+    let dataset = load_as(&tokenizer, lines, options).unwrap();
     assert_eq!(dataset.dropped, Dropped { empty: 2, overlong: 0, first_line: 1 });
     assert_eq!(dataset.samples.iter().map(|sample| sample.line).collect::<Vec<_>>(), [2]);
     let lines = format!("{{\"prompt\": \"a\", \"completion\": \"b\"}}\n{long}");

@@ -2,6 +2,7 @@
 //! and whether the output projection is tied to the embedding.
 
 use regex::bytes::Regex;
+use serde_json::{Map, Value};
 
 use crate::format::FloatType;
 
@@ -18,8 +19,31 @@ pub(super) fn common(types: impl IntoIterator<Item = FloatType>) -> Option<Float
     types.into_iter().reduce(|a, b| if a == b { a } else { FloatType::F32 })
 }
 
-/// The config.json with `float_type` as every dtype, otherwise byte for byte the same. Without a
-/// dtype, transformers uses that of the weights.
+/// The keys for quantisation settings of a checkpoint. A snapshot has none.
+const QUANTISATION: [&str; 2] = ["quantization_config", "compression_config"];
+
+/// The config.json of a snapshot whose tensors have `float_type`, `tied` or not: see [`with_type`] and [`with_tied`]. Quantisation
+/// settings are removed, otherwise transformers looks for codes.
+pub(super) fn of_snapshot(config: &[u8], float_type: Option<FloatType>, tied: bool) -> Vec<u8> {
+    let plain = without_quantisation(config);
+    let config = with_tied(plain.as_deref().unwrap_or(config), tied);
+    float_type.map_or_else(|| config.clone(), |float_type| with_type(&config, float_type))
+}
+
+/// `None` if there is nothing to remove; only then every byte stays.
+fn without_quantisation(config: &[u8]) -> Option<Vec<u8>> {
+    let mut object: Map<String, Value> = serde_json::from_slice(config).ok()?;
+    let mut found = false;
+    for key in QUANTISATION {
+        found |= object.remove(key).is_some();
+        let text = object.get_mut("text_config").and_then(Value::as_object_mut);
+        found |= text.is_some_and(|text| text.remove(key).is_some());
+    }
+    found.then(|| format!("{:#}\n", Value::Object(object)).into_bytes())
+}
+
+/// The config.json with `float_type` as every dtype, otherwise byte for byte the same. Without a dtype,
+/// transformers uses that of the weights.
 pub(super) fn with_type(config: &[u8], float_type: FloatType) -> Vec<u8> {
     let name = match float_type {
         FloatType::F32 => "float32",
@@ -52,6 +76,16 @@ mod tests {
         assert_eq!(common([]), None);
         for (types, expected) in [([Bf16, Bf16], Bf16), ([F16, F16], F16), ([F16, Bf16], F32), ([Bf16, F32], F32)] {
             assert_eq!(common(types), Some(expected), "{types:?}");
+        }
+    }
+
+    #[test]
+    fn a_quantisation_is_left_out() {
+        let config = br#"{"dtype": "float16", "quantization_config": {"bits": 4}, "text_config": {"compression_config": {}, "a": 1e-06}}"#;
+        let found: Value = serde_json::from_slice(&of_snapshot(config, Some(FloatType::Bf16), true)).unwrap();
+        assert_eq!(found, serde_json::json!({"dtype": "bfloat16", "text_config": {"a": 1e-6}}));
+        for same in [&br#"{ "a" : 1 }"#[..], b"not JSON"] {
+            assert_eq!(of_snapshot(same, Some(FloatType::Bf16), true), same);
         }
     }
 

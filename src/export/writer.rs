@@ -2,7 +2,7 @@
 
 use std::borrow::Cow;
 use std::cell::RefCell;
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fs::{self, File};
 use std::io;
 use std::path::{Path, PathBuf};
@@ -13,8 +13,7 @@ use thiserror::Error;
 
 use super::config;
 use crate::convert::Progress;
-use crate::convert::source::{CONFIG, SIDE_FILES};
-use crate::format::{FloatType, Pack, Role};
+use crate::format::{FloatType, Pack, Provenance, Role, files};
 use crate::io::{publish_folder, sync_dir, temporary_folder};
 
 /// Bytes of tensors in one file of the snapshot, as transformers cuts them.
@@ -23,7 +22,8 @@ pub const MAX_SHARD_LEN: u64 = 5_000_000_000;
 /// The name that a tensor of a safetensors file cannot have.
 const RESERVED_NAME: &str = "__metadata__";
 
-/// Why a snapshot folder could not be written. No files remain.
+/// Why a snapshot folder could not be written. After [`WriteError::NotDurable`] it is complete;
+/// after any other error no files remain.
 #[derive(Debug, Error)]
 #[non_exhaustive]
 pub enum WriteError {
@@ -65,6 +65,14 @@ pub enum WriteError {
         /// The library's error.
         source: SafeTensorError,
     },
+    /// The snapshot is whole and has its name, but its folder cannot be made durable: a loss of power may undo the renaming.
+    #[error("{} is written and whole, but its folder cannot be made durable: {source}", path.display())]
+    NotDurable {
+        /// The snapshot.
+        path: PathBuf,
+        /// The system's error.
+        source: io::Error,
+    },
     /// The caller asked to stop.
     #[error("stopped before the end")]
     Cancelled,
@@ -81,6 +89,17 @@ pub struct Written {
     pub tensors: u64,
     /// Bytes of all tensors.
     pub bytes: u64,
+    /// Tensors of the checkpoint that are missing here, since the conversion left them out as no part of the model.
+    pub left_out: Vec<String>,
+}
+
+/// What the conversion of `pack` left out, by its own record, but for an output projection that repeats the embedding.
+/// A merge may take some of it from the checkpoint: those are among `written`.
+fn left_out<'a>(pack: Pack<'_>, written: impl Iterator<Item = &'a str>) -> Vec<String> {
+    let dropped = Provenance::from_json(pack.index().metadata()).map(|p| p.dropped).unwrap_or_default();
+    let written: HashSet<&str> = written.collect();
+    let missing = |name: &String| !name.ends_with("lm_head.weight") && !written.contains(name.as_str());
+    dropped.into_iter().filter(missing).collect()
 }
 
 /// Makes the little-endian elements of a tensor.
@@ -115,11 +134,10 @@ pub(crate) fn refuse_existing(target: &Path) -> Result<(), WriteError> {
     Ok(())
 }
 
-/// Writes `tensors` and the [`SIDE_FILES`] of `pack` as the folder `target`, which appears only
-/// when it is complete. The dtype of its config.json can represent all tensors, and
-/// `tie_word_embeddings` says whether the pack has no output projection. A weights file has at most
-/// `shard_len` bytes of tensors (or one longer tensor). Only one tensor at a time is in memory.
-/// Progress is counted in weights.
+/// Writes `tensors` and the checkpoint files of `pack` ([`files::place_of`]) as the folder `target`, which appears
+/// only when it is complete. The dtype of its config.json can represent all tensors, and `tie_word_embeddings`
+/// says whether the pack has no output projection. A weights file has at most `shard_len` bytes of tensors (or
+/// one longer tensor). Only one tensor at a time is in memory. Progress is counted in weights.
 ///
 /// # Errors
 /// A [`WriteError`], or what a tensor's `make` says.
@@ -149,21 +167,25 @@ pub(crate) fn write<E: From<WriteError>>(
     let files = write_files(temporary.path(), pack, config::common(tensors.iter().map(|t| t.float_type)))?;
     sync_dir(temporary.path()).map_err(error)?;
     publish_folder(temporary, target).map_err(error)?;
-    Ok(Written { weights_files, files, tensors: tensors.len() as u64, bytes })
+    sync_dir(folder).map_err(|source| WriteError::NotDurable { path: target.to_owned(), source })?;
+    let left_out = left_out(pack, tensors.iter().map(|t| t.name));
+    Ok(Written { weights_files, files, tensors: tensors.len() as u64, bytes, left_out })
 }
 
 fn write_files(folder: &Path, pack: Pack<'_>, float_type: Option<FloatType>) -> Result<Vec<String>, WriteError> {
     let mut names = Vec::new();
     let tied = !pack.has(Role::LmHead);
-    // Only known files of checkpoints: a pack of unknown origin must not add others, such as code.
-    for file in pack.files().filter(|f| SIDE_FILES.contains(&f.name)) {
-        let mut bytes = Cow::Borrowed(file.bytes);
-        if file.name == CONFIG {
-            bytes = config::with_tied(&bytes, tied).into();
-            bytes = float_type.map_or(bytes.clone(), |float_type| config::with_type(&bytes, float_type).into());
+    for file in pack.files() {
+        let Some((inner, name)) = files::place_of(file.name) else { continue };
+        let parent = inner.map_or_else(|| folder.to_owned(), |inner| folder.join(inner));
+        let error = |source| WriteError::Target { path: parent.clone(), source };
+        fs::create_dir_all(&parent).map_err(error)?;
+        match file.name {
+            files::CONFIG => write_synced(&parent.join(name), &config::of_snapshot(file.bytes, float_type, tied))?,
+            _ => write_synced(&parent.join(name), file.bytes)?,
         }
-        write_synced(&folder.join(file.name), &bytes)?;
-        names.push(file.name.to_owned());
+        sync_dir(&parent).map_err(error)?;
+        names.push(inner.map_or_else(|| name.to_owned(), |inner| format!("{inner}/{name}")));
     }
     Ok(names)
 }

@@ -9,6 +9,7 @@
 pub mod check;
 mod checksum;
 mod error;
+pub mod files;
 mod header;
 mod index;
 mod kinds;

@@ -25,7 +25,8 @@ pub(crate) fn publish(target: &Path, files: &[(&str, &[u8])]) -> io::Result<()> 
     }
     sync_dir(temporary.path())?;
     if !there {
-        return publish_folder(temporary, target);
+        publish_folder(temporary, target)?;
+        return sync_dir(place);
     }
     for (name, _) in files {
         fs::rename(temporary.path().join(name), target.join(name))?;

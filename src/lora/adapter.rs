@@ -16,7 +16,7 @@ use thiserror::Error;
 
 use crate::arch::config::ModelConfig;
 use crate::arch::family::Scope;
-use crate::arch::{Family, Prefix};
+use crate::arch::{Family, Naming, Prefix};
 use crate::format::Role;
 use crate::io::folder::publish;
 use crate::lora::config::{AdapterLayout, LoraConfig, LoraError};
@@ -98,6 +98,22 @@ pub enum AdapterError {
     UnexpectedTensor {
         /// Its name.
         tensor: String,
+    },
+    /// The adapter has trained the vocabulary, or was saved with it.
+    #[error(
+        "{WEIGHTS}: tensor {tensor:?} belongs to the embedding or the output projection, and only projections of layers can be adapted"
+    )]
+    Vocabulary {
+        /// Its name.
+        tensor: String,
+    },
+    /// Two adapters in one file, say.
+    #[error("{WEIGHTS}: tensors {first:?} and {second:?} are the same matrix of the model")]
+    SameMatrix {
+        /// The name of one.
+        first: String,
+        /// The name of the other.
+        second: String,
     },
     /// A matrix that does not fit the model, or not the settings.
     #[error("{WEIGHTS}: tensor {tensor:?} has the shape {found:?}, for this model it should have {expected:?}")]
@@ -250,20 +266,51 @@ fn module(family: &Family, layer: u32, role: Role) -> String {
     Prefix::PLAIN.name(Scope::Layer, Some(layer), module)
 }
 
-/// The name that [`matrices`] gives a tensor: without the prefix, with `model.` before the layers, without the adapter's
-/// name, as different versions of PEFT and adapters of the model without its head have them.
-fn canonical(name: &str) -> String {
-    let name = name.strip_prefix(PREFIX).unwrap_or(name).replace(".default.weight", ".weight");
-    if name.starts_with("layers.") { format!("model.{name}") } else { name }
+/// How the names of a file of matrices are read.
+struct Names {
+    naming: Naming,
+    prefix: Prefix,
+}
+
+impl Names {
+    fn of(names: &[&str]) -> Self {
+        let naming = Naming::of(names.iter().copied());
+        let stored: Vec<String> = names.iter().map(|name| naming.stored(name)).collect();
+        let prefix = Prefix::of(stored.iter().map(String::as_str));
+        Self { naming, prefix }
+    }
+
+    /// The name that [`matrices`] gives a tensor: without what PEFT and other wrappers put around it, with `model.` before the
+    /// layers, without the adapter's name, as versions of PEFT and adapters of the model without its head have them.
+    fn canonical(&self, name: &str) -> String {
+        let name = self.naming.stored(name);
+        let name =
+            name.strip_prefix(self.prefix.decoder).map_or(name.clone(), |rest| format!("{}{rest}", Prefix::PLAIN.decoder));
+        let mut words: Vec<&str> = name.split('.').collect();
+        if let [.., "lora_A" | "lora_B", _, "weight"] = words[..] {
+            words.remove(words.len() - 2);
+        }
+        words.join(".")
+    }
+}
+
+/// Whether a tensor is of the embedding or the output projection.
+fn is_vocabulary(name: &str) -> bool {
+    name.split('.').any(|word| matches!(word, "embed_tokens" | "lm_head"))
 }
 
 fn read_vector(bytes: &[u8], layout: &AdapterLayout) -> Result<Vec<f32>, AdapterError> {
     let file = SafeTensors::deserialize(bytes)?;
-    let unexpected = |tensor: &str| AdapterError::UnexpectedTensor { tensor: tensor.to_owned() };
+    let names: Vec<&str> = file.names().into_iter().collect();
+    let names = Names::of(&names);
+    let unexpected = |tensor: &str| match is_vocabulary(tensor) {
+        true => AdapterError::Vocabulary { tensor: tensor.to_owned() },
+        false => AdapterError::UnexpectedTensor { tensor: tensor.to_owned() },
+    };
     let mut tensors = BTreeMap::new();
     for (name, view) in file.iter() {
-        if let Some((other, _)) = tensors.insert(canonical(name), (name, view)) {
-            return Err(unexpected(other));
+        if let Some((first, _)) = tensors.insert(names.canonical(name), (name, view)) {
+            return Err(AdapterError::SameMatrix { first: first.to_owned(), second: name.to_owned() });
         }
     }
     let mut vector = vec![0.0; layout.len()];

@@ -57,6 +57,10 @@ pub struct TensorReport {
     pub rms_error: f64,
     /// Sum of squared errors over sum of squared weights.
     pub relative_error: f64,
+    /// The largest relative error of a block: norm of its errors over norm of its weights.
+    pub max_block_error: f64,
+    /// The index of that block.
+    pub max_block: u64,
 }
 
 /// A mismatch.
@@ -150,7 +154,7 @@ pub fn against(
     let provenance = Provenance::from_json(mapped.pack().index().metadata());
     let dropped = provenance.map(|p| p.dropped).unwrap_or_default();
     let checkpoint = Checkpoint::open(source, config)?;
-    let mut model = parts::place(&checkpoint)?;
+    let mut model = parts::place(&checkpoint)?.model;
     // Do not trust the record: decide again what a conversion may leave out.
     parts::resolve_tied(&mut model, &checkpoint)?;
     let kept: HashSet<&str> = model.tensors.iter().map(|p| checkpoint.tensors[p.tensor].name.as_str()).collect();
@@ -186,7 +190,23 @@ struct PieceResult {
     max: f32,
     sum_sq: f64,
     sum_sq_error: f64,
+    worst: WorstBlock,
     mismatch: Option<Mismatch>,
+}
+
+/// The block that lost most of itself, so far.
+#[derive(Debug, Clone, Copy, Default)]
+struct WorstBlock {
+    error: encode::BlockError,
+    number: u64,
+}
+
+impl WorstBlock {
+    fn update(&mut self, other: Self) {
+        if other.error.exceeds(&self.error) {
+            *self = other;
+        }
+    }
 }
 
 /// Buffers of a thread.
@@ -313,6 +333,7 @@ impl<'a> Comparison<'a> {
             sums.max = sums.max.max(piece.max);
             sums.sum_sq += piece.sum_sq;
             sums.sum_sq_error += piece.sum_sq_error;
+            sums.worst.update(piece.worst);
             sums.mismatch = sums.mismatch.or(piece.mismatch);
         }
         report.mismatches.extend(sums.mismatch);
@@ -324,6 +345,8 @@ impl<'a> Comparison<'a> {
             rms_error: (sums.sum_sq_error / projection.data.elements as f64).sqrt(),
             // A checkpoint with a NaN gives a NaN.
             relative_error: if sums.sum_sq == 0.0 { 0.0 } else { sums.sum_sq_error / sums.sum_sq },
+            max_block_error: sums.worst.error.relative(),
+            max_block: sums.worst.number,
         });
         Ok(())
     }
@@ -401,21 +424,24 @@ impl Blocks<'_> {
         let mut result = PieceResult::default();
         let pairs = self.source.chunks(block).zip(self.decoded.chunks(block));
         for (i, (source, decoded)) in pairs.enumerate() {
-            let mut sum_sq_error = 0.0_f64;
+            let mut error = encode::BlockError { sum_sq: 0.0, sum_sq_error: 0.0 };
             for (&w, &v) in source.iter().zip(decoded) {
-                let error = (w - v).abs();
-                result.max = result.max.max(error);
-                result.sum_sq += f64::from(w) * f64::from(w);
-                sum_sq_error += f64::from(error) * f64::from(error);
+                let difference = (w - v).abs();
+                result.max = result.max.max(difference);
+                error.sum_sq += f64::from(w) * f64::from(w);
+                error.sum_sq_error += f64::from(difference) * f64::from(difference);
             }
-            result.sum_sq_error += sum_sq_error;
-            let rms = (sum_sq_error / source.len() as f64).sqrt() as f32;
+            result.sum_sq += error.sum_sq;
+            result.sum_sq_error += error.sum_sq_error;
+            let number = self.first / block as u64 + i as u64;
+            result.worst.update(WorstBlock { error, number });
+            let rms = (error.sum_sq_error / source.len() as f64).sqrt() as f32;
             let limit = self.limit(source, i);
             // Written so that a NaN does not pass.
             let within = rms <= limit;
             if !within && result.mismatch.is_none() {
-                let (name, block) = (self.projection.name.to_owned(), self.first / block as u64 + i as u64);
-                result.mismatch = Some(Mismatch::BlockError { name, block, limit, found: rms });
+                let name = self.projection.name.to_owned();
+                result.mismatch = Some(Mismatch::BlockError { name, block: number, limit, found: rms });
             }
         }
         result.mismatch = result.mismatch.take().or_else(|| self.worse_code());

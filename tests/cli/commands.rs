@@ -241,12 +241,11 @@ fn a_dry_run_says_all_and_writes_nothing() {
 fn what_keeps_a_pack_from_being_run_is_told_at_once() {
     let place = Place::new();
     place.checkpoint("odd", &Shape { head_dim: 10, ..TINY }, 7, None);
-    let pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n";
-    fs::write(place.path("odd").join("tokenizer.json"), pointer).unwrap();
+    fs::write(place.path("odd").join("tokenizer.json"), "<html>").unwrap();
     let told = |assert: Assert| {
         let text = stderr(&assert);
         assert!(text.contains("a head has 10 features"), "{text}");
-        assert!(text.contains("cannot use this pack: tokenizer.json is a pointer of Git LFS"), "{text}");
+        assert!(text.contains("cannot use this pack: tokenizer.json is not JSON"), "{text}");
     };
     told(place.run("convert odd out.nf4pack").success());
     told(place.run("verify out.nf4pack").success());
@@ -394,8 +393,35 @@ fn a_config_can_come_from_elsewhere() {
     assert_eq!(place.error_code("convert tiny x.nf4pack --config gpt.json"), "config-model-type");
     fs::write(place.path("gpt.json"), text.replacen('{', r#"{"quantization_config": {"quant_method": "gptq"},"#, 1))
         .unwrap();
-    let assert = place.run("convert tiny x.nf4pack --config gpt.json").code(1);
-    assert.stderr(contains("quantised")).stderr(contains("hint: "));
+    // The weights are not quantised, whatever config.json says.
+    let assert = place.run("convert tiny x.nf4pack --config gpt.json").success();
+    assert.stderr(contains("note: ")).stderr(contains("gptq")).stderr(contains("not quantised"));
+}
+
+#[test]
+fn a_checkpoint_that_cannot_be_converted_gets_a_hint_that_works() {
+    let place = Place::new();
+    fs::write(place.path("tiny/tokenizer.json"), "version https://git-lfs.github.com/spec/v1\noid sha256:0\n").unwrap();
+    let assert = place.run("convert tiny out.nf4pack").code(1);
+    assert.stderr(contains("Git LFS pointer")).stderr(contains("git lfs pull"));
+    fs::remove_file(place.path("tiny/tokenizer.json")).unwrap();
+    fs::write(place.path("tiny/tokenizer.model"), "x").unwrap();
+    let assert = place.run("convert tiny out.nf4pack").success();
+    assert.stderr(contains("no tokenizer.json")).stderr(contains("can be made of tokenizer.model"));
+
+    // The hub's cache instead of the snapshot in it.
+    fs::create_dir_all(place.path("models--x--tiny/snapshots")).unwrap();
+    fs::rename(place.path("tiny"), place.path("models--x--tiny/snapshots/abc")).unwrap();
+    let assert = place.run("convert models--x--tiny out.nf4pack --force").code(1);
+    assert.stderr(contains("cache of a model")).stderr(contains("name the snapshot: models--x--tiny/snapshots/abc"));
+    place.run("convert models--x--tiny/snapshots/abc out.nf4pack --force").success();
+    let snapshot = place.path("models--x--tiny/snapshots/abc");
+    fs::rename(snapshot.join("model.safetensors"), snapshot.join("weights.safetensors")).unwrap();
+    let assert = place.run("convert models--x--tiny/snapshots/abc out.nf4pack --force").code(1);
+    assert.stderr(contains("hint: a file can be named, too")).stderr(contains("weights.safetensors"));
+    fs::rename(snapshot.join("weights.safetensors"), snapshot.join("adapter_model.safetensors")).unwrap();
+    let assert = place.run("convert models--x--tiny/snapshots/abc out.nf4pack --force").code(1);
+    assert.stderr(contains("this is an adapter"));
 }
 
 #[test]

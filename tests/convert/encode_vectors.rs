@@ -1,6 +1,7 @@
 //! The encoders against bitsandbytes' own output, bit for bit. `tests/fixtures/bnb/nf4_vectors.json` describes the vectors.
 #![allow(clippy::unwrap_used, clippy::panic, reason = "helpers of tests are tests")]
 
+use nf4pack::convert::encode::nested::Nesting;
 use nf4pack::convert::encode::{self, Encoder, ScalePrecision, Stats, Weights, nested};
 use nf4pack::dequant;
 use nf4pack::format::FloatType;
@@ -117,7 +118,7 @@ fn nested_scales_are_those_of_bitsandbytes() {
     for case in cases(&tensors) {
         let tensor = |name: &str| tensors.tensor(&format!("{case}.{name}")).unwrap();
         let (absmax, theirs) = (floats(tensor("absmax").data()), floats(tensor("nested.absmax_dequant").data()));
-        let payload = nested::nest(&absmax, Encoder::Absmax);
+        let payload = nested::nest(&absmax, Nesting::Bitsandbytes);
         let table = Scales::from_payload(&payload, ScaleType::Dq8, absmax.len()).unwrap();
         let Scales::Dq8 { offset, super_scales, codes, .. } = table else { panic!() };
         let their_offset = floats(tensor("nested.offset").data())[0];
@@ -165,7 +166,7 @@ fn mse_keeps_its_quality_on_a_model() {
         absmax.merge(&encode_all(Encoder::Absmax, ScalePrecision::Bf16, weights).2);
         let (mut codes, scales, stats) = encode_all(Encoder::Mse, ScalePrecision::Bf16, weights);
         mse.merge(&stats);
-        let payload = nested::nest(&scales, Encoder::Mse);
+        let payload = nested::nest(&scales, Nesting::Linear);
         let table = Scales::from_payload(&payload, ScaleType::Dq8, scales.len()).unwrap();
         let stored: Vec<f32> = (0..scales.len()).map(|i| table.get(i)).collect();
         nested.merge(&encode::encode_with_scales(BLOCK, weights, &stored, &mut codes));

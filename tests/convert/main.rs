@@ -2,3 +2,4 @@
 
 mod conversion;
 mod encode_vectors;
+mod strays;

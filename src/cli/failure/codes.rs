@@ -106,6 +106,7 @@ codes! {
         TargetIsSource "target-is-source"
         NoSpace "no-space"
         Target "target-unwritable"
+        NotDurable "target-not-durable"
         Cancelled "cancelled"
         Threads "no-threads"
     }
@@ -114,16 +115,19 @@ codes! {
         Io "source-unreadable"
         NotACheckpoint "source-not-a-checkpoint"
         NoWeights "source-no-weights"
+        HubCache "source-hub-cache"
         NoConfig "source-no-config"
         NotAFile "source-not-a-file"
         LinkLeavesFolder "source-link-outside"
         ShardName "source-shard-name"
         MissingShard "source-shard-missing"
+        TooManyFiles "source-too-many-files"
+        LfsPointer "source-lfs-pointer"
         TooLarge "source-file-too-large"
         Json "source-json"
         DuplicateKey "source-duplicate-key"
         NotInShard "source-not-in-shard"
-        NotInIndex "source-not-in-index"
+        Unstorable "source-unstorable"
         DuplicateTensor "source-duplicate-tensor"
     }
     HeaderError {
@@ -138,9 +142,7 @@ codes! {
         MissingField "safetensors-missing-field"
         TooManyTensors "safetensors-too-many-tensors"
         NameTooLong "safetensors-name-too-long"
-        UnsupportedDtype "safetensors-dtype"
-        Rank "safetensors-rank"
-        ZeroDimension "safetensors-zero-dimension"
+        UnknownType "safetensors-dtype"
         TensorLength "safetensors-tensor-length"
         Impossible "safetensors-impossible"
         Layout "safetensors-layout"
@@ -150,14 +152,13 @@ codes! {
         Config "quantised-config"
         Bitsandbytes "quantised-bitsandbytes"
         Packed "quantised-packed"
+        Scaled "quantised-scaled"
         Narrow "quantised-narrow"
     }
     ArchError {
         .0 of Config;
         MissingTensor "model-missing-tensor"
         Shape "model-tensor-shape"
-        ExtraLayer "model-extra-layer"
-        UnexpectedTensor "model-unexpected-tensor"
     }
     ConfigError {
         Json "config-json"
@@ -238,6 +239,7 @@ codes! {
         TensorName "target-tensor-name"
         Target "target-unwritable"
         Safetensors "target-safetensors"
+        NotDurable "target-not-durable"
         Cancelled "cancelled"
     }
     MergeError {
@@ -334,6 +336,8 @@ codes! {
         SomeLayers "adapter-some-layers"
         MissingTensor "adapter-missing-tensor"
         UnexpectedTensor "adapter-unexpected-tensor"
+        Vocabulary "adapter-vocabulary"
+        SameMatrix "adapter-same-matrix"
         Shape "adapter-tensor-shape"
         Type "adapter-dtype"
         Length "adapter-length"
@@ -404,8 +408,15 @@ mod tests {
     const DOCUMENT: &str = include_str!("../../../docs/error-codes.md");
 
     /// Codes of what several parts refuse in the same way.
-    const SHARED: [&str; 6] =
-        ["cancelled", "no-threads", "no-space", "target-unwritable", "gpu-budget", "layer-out-of-range"];
+    const SHARED: [&str; 7] = [
+        "cancelled",
+        "no-threads",
+        "no-space",
+        "target-unwritable",
+        "target-not-durable",
+        "gpu-budget",
+        "layer-out-of-range",
+    ];
 
     #[test]
     fn a_code_belongs_to_one_error() {

@@ -1,8 +1,9 @@
 //! The algorithms, written once over eight lanes. What a backend may change is how fast the operations of [`Lanes`] are, never
 //! their results, so all backends agree bit for bit by construction.
 
+use super::nested::Margin;
 use super::search::{Grid, Search};
-use super::{Encoder, NotFinite, ScalePrecision, Stats, Task, Weights};
+use super::{BlockError, Encoder, NotFinite, ScalePrecision, Stats, Task, Weights};
 use crate::format::{FloatType, nf4};
 
 /// Weights that a pass takes at a time: four vectors of eight, sixteen bytes of codes. Divides every block size.
@@ -295,14 +296,15 @@ impl Block<'_> {
 
     fn stats(&self, sums: Sums) -> Stats {
         let Sums { sq, sq_error, max_error } = sums;
-        Stats { weights: self.len as u64, sum_sq: sq, sum_sq_error: sq_error, max_abs_error: max_error }
+        let worst_block = BlockError { sum_sq: sq, sum_sq_error: sq_error };
+        Stats { weights: self.len as u64, sum_sq: sq, sum_sq_error: sq_error, max_abs_error: max_error, worst_block }
     }
 }
 
 /// What encoding a block cost.
 #[derive(Clone, Copy)]
 pub(super) struct Sums {
-    sq: f64,
+    pub sq: f64,
     pub sq_error: f64,
     max_error: f32,
 }
@@ -354,12 +356,14 @@ impl<const MSE: bool> Task for Encode<'_, MSE> {
     }
 }
 
-/// [`super::choose_scales`].
+/// [`super::choose_scales`] and [`super::choose_scales_with_margins`].
 pub(super) struct ChooseScales<'a> {
     pub encoder: Encoder,
     pub block: usize,
     pub weights: Weights<'a>,
     pub scales: &'a mut [f32],
+    /// As many as scales, or none; only [`Encoder::Mse`] has any.
+    pub margins: &'a mut [Margin],
 }
 
 impl Task for ChooseScales<'_> {
@@ -376,10 +380,15 @@ impl Task for ChooseScales<'_> {
             }
             for (i, scale) in scales.iter_mut().enumerate() {
                 let block = tile.block(i);
-                *scale = match self.encoder {
-                    Encoder::Mse if block.absmax > 0.0 => search.best(l, ScalePrecision::F32, &block, i).scale,
-                    Encoder::Absmax | Encoder::Mse => block.absmax,
-                };
+                if self.encoder == Encoder::Absmax || block.absmax == 0.0 {
+                    *scale = block.absmax;
+                    continue;
+                }
+                let best = search.best(l, ScalePrecision::F32, &block, i);
+                *scale = best.scale;
+                if let Some(margin) = self.margins.get_mut(t * capacity + i) {
+                    *margin = best.margin();
+                }
             }
         }
         Ok(())
@@ -412,6 +421,33 @@ impl Task for EncodeWithScales<'_> {
             }
         }
         stats
+    }
+}
+
+/// [`super::block_errors`].
+pub(super) struct BlockErrors<'a> {
+    pub block: usize,
+    pub weights: Weights<'a>,
+    pub scales: &'a [f32],
+    pub errors: &'a mut [BlockError],
+}
+
+impl Task for BlockErrors<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<L: Lanes>(self, l: L) {
+        let (mut tile, mut codes) = (Tile::new(self.block), [0; MAX_BLOCK / 2]);
+        let capacity = tile.capacity();
+        let tiles = self.errors.chunks_mut(capacity).zip(self.scales.chunks(capacity));
+        for (t, (errors, scales)) in tiles.enumerate() {
+            // As in the second pass: the first one has refused what is not finite.
+            let _ = tile.load(l, self.weights, t * capacity);
+            for (i, (error, &scale)) in errors.iter_mut().zip(scales).enumerate() {
+                let sums = tile.block(i).encode_at(l, scale, &mut codes);
+                *error = BlockError { sum_sq: sums.sq, sum_sq_error: sums.sq_error };
+            }
+        }
     }
 }
 

@@ -15,7 +15,8 @@ mod tests;
 
 use crate::format::{FloatType, nf4};
 use half::{bf16, f16};
-use kernel::{ChooseScales, Encode, EncodeWithScales, FirstNotFinite, Lanes};
+use kernel::{BlockErrors, ChooseScales, Encode, EncodeWithScales, FirstNotFinite, Lanes};
+use nested::Margin;
 
 /// How the scale of a block is chosen. The decoder is the same for both.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -118,6 +119,36 @@ pub struct Stats {
     pub sum_sq_error: f64,
     /// The largest magnitude of an error.
     pub max_abs_error: f32,
+    /// The error of the block that lost most of itself.
+    pub worst_block: BlockError,
+}
+
+/// The error of one block.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct BlockError {
+    /// Sum of squares of the weights.
+    pub sum_sq: f64,
+    /// Sum of squares of the errors.
+    pub sum_sq_error: f64,
+}
+
+/// A block without an error.
+impl Default for BlockError {
+    fn default() -> Self {
+        Self { sum_sq: 1.0, sum_sq_error: 0.0 }
+    }
+}
+
+impl BlockError {
+    /// The error relative to the block: the norm of the errors over the norm of the weights. 1 where all weights were lost.
+    pub fn relative(&self) -> f64 {
+        if self.sum_sq > 0.0 { (self.sum_sq_error / self.sum_sq).sqrt() } else { 0.0 }
+    }
+
+    /// Whether it is larger than `other`, relative to the blocks. No square of float32 overflows here.
+    pub fn exceeds(&self, other: &Self) -> bool {
+        self.sum_sq_error * other.sum_sq > other.sum_sq_error * self.sum_sq
+    }
 }
 
 impl Stats {
@@ -127,6 +158,9 @@ impl Stats {
         self.sum_sq += other.sum_sq;
         self.sum_sq_error += other.sum_sq_error;
         self.max_abs_error = self.max_abs_error.max(other.max_abs_error);
+        if other.worst_block.exceeds(&self.worst_block) {
+            self.worst_block = other.worst_block;
+        }
     }
 
     /// Squared error per squared weight, the measure of an encoder's quality; 0 where every weight is zero.
@@ -176,7 +210,35 @@ pub fn encode(
 /// Where `block_size` is not one of [`nf4::BLOCK_SIZES`], or `scales` has not `ceil(weights.len() / block_size)` elements.
 pub fn choose_scales(encoder: Encoder, block_size: u32, weights: Weights<'_>, scales: &mut [f32]) -> Result<(), NotFinite> {
     let block = checked_block(block_size, weights, scales.len(), None);
-    run(ChooseScales { encoder, block, weights, scales })
+    run(ChooseScales { encoder, block, weights, scales, margins: &mut [] })
+}
+
+/// [`choose_scales`] with [`Encoder::Mse`], and what each block has to spare against absmax.
+///
+/// # Errors
+/// The first NaN or infinity.
+///
+/// # Panics
+/// As [`choose_scales`] does, and where `margins` has not as many elements as `scales`.
+pub fn choose_scales_with_margins(
+    block_size: u32,
+    weights: Weights<'_>,
+    scales: &mut [f32],
+    margins: &mut [Margin],
+) -> Result<(), NotFinite> {
+    let block = checked_block(block_size, weights, scales.len(), None);
+    assert_eq!(margins.len(), scales.len(), "one margin a scale");
+    run(ChooseScales { encoder: Encoder::Mse, block, weights, scales, margins })
+}
+
+/// The error of each block that [`encode_with_scales`] would leave with these scales.
+///
+/// # Panics
+/// As [`encode_with_scales`] does, and where `errors` has not as many elements as `scales`.
+pub fn block_errors(block_size: u32, weights: Weights<'_>, scales: &[f32], errors: &mut [BlockError]) {
+    let block = checked_block(block_size, weights, scales.len(), None);
+    assert_eq!(errors.len(), scales.len(), "one error a scale");
+    run(BlockErrors { block, weights, scales, errors });
 }
 
 /// Encodes finite `weights` with the scales that the reader will see, of either sign or zero: the second pass of a nested (`dq8`)

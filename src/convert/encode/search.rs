@@ -10,6 +10,7 @@
 
 use super::ScalePrecision;
 use super::kernel::{Block, GROUP, Lanes, MAX_BLOCK, MAX_GROUPS, Sums, Tile};
+use super::nested::Margin;
 use crate::format::nf4;
 
 /// Candidates as fractions of absmax, each tried with both signs.
@@ -87,6 +88,17 @@ pub(super) struct Best<'a> {
     /// The codes of whole groups, and then some.
     pub codes: &'a [u8],
     pub sums: Sums,
+    /// The squared error that absmax leaves.
+    absmax_sq_error: f64,
+}
+
+impl Best<'_> {
+    /// What the block has to spare against absmax.
+    #[inline(always)]
+    pub fn margin(&self) -> Margin {
+        let gain = (self.absmax_sq_error - self.sums.sq_error) / self.sums.sq;
+        Margin { sum_sq: self.sums.sq as f32, gain: gain as f32 }
+    }
 }
 
 impl Search {
@@ -114,11 +126,12 @@ impl Search {
         let (scale, absmax) = (precision.round(block.absmax * self.fractions[i]), precision.round(block.absmax));
         let sums = block.encode_at(l, scale, &mut self.codes);
         // One block in thirty: only then are absmax's codes worth their time.
-        if block.sq_error_at(l, absmax) <= sums.sq_error {
+        let absmax_sq_error = block.sq_error_at(l, absmax);
+        if absmax_sq_error <= sums.sq_error {
             let sums = block.encode_at(l, absmax, &mut self.codes);
-            return Best { scale: absmax, codes: &self.codes, sums };
+            return Best { scale: absmax, codes: &self.codes, sums, absmax_sq_error };
         }
-        Best { scale, codes: &self.codes, sums }
+        Best { scale, codes: &self.codes, sums, absmax_sq_error }
     }
 }
 

@@ -37,10 +37,11 @@ const ENCODERS: [(Encoder, ScalePrecision); 4] = [
 ];
 
 /// Codes, scales and statistics, as bits.
-type Encoded = (Vec<u8>, Vec<u32>, [u64; 4]);
+type Encoded = (Vec<u8>, Vec<u32>, [u64; 5]);
 
-fn bits(stats: Stats) -> [u64; 4] {
-    [stats.weights, stats.sum_sq.to_bits(), stats.sum_sq_error.to_bits(), u64::from(stats.max_abs_error.to_bits())]
+fn bits(stats: Stats) -> [u64; 5] {
+    let (max_abs_error, worst_block) = (u64::from(stats.max_abs_error.to_bits()), stats.worst_block.relative().to_bits());
+    [stats.weights, stats.sum_sq.to_bits(), stats.sum_sq_error.to_bits(), max_abs_error, worst_block]
 }
 
 fn encode_on(
@@ -61,18 +62,37 @@ fn encode_on(
     Ok((codes, scales.iter().map(|s| s.to_bits()).collect(), bits(stats)))
 }
 
-fn encode_with_on(backend: Backend, block_size: u32, weights: Weights<'_>, scales: &[f32]) -> (Vec<u8>, [u64; 4]) {
+fn encode_with_on(backend: Backend, block_size: u32, weights: Weights<'_>, scales: &[f32]) -> (Vec<u8>, [u64; 5]) {
     let block = block_size as usize;
     let mut codes = vec![0xee; scales.len() * block / 2];
     let stats = backend.run(EncodeWithScales { block, weights, scales, codes: &mut codes });
     (codes, bits(stats))
 }
 
-fn choose_on(backend: Backend, encoder: Encoder, block_size: u32, weights: Weights<'_>) -> Vec<f32> {
+fn choose_on(backend: Backend, encoder: Encoder, block_size: u32, weights: Weights<'_>) -> (Vec<f32>, Vec<Margin>) {
     let block = block_size as usize;
     let mut scales = vec![f32::NAN; weights.len().div_ceil(block)];
-    backend.run(ChooseScales { encoder, block, weights, scales: &mut scales }).unwrap();
-    scales
+    let mut margins = vec![Margin::default(); scales.len()];
+    backend.run(ChooseScales { encoder, block, weights, scales: &mut scales, margins: &mut margins }).unwrap();
+    (scales, margins)
+}
+
+/// What each block has to spare, by encoding it twice.
+fn check_margins(block_size: u32, weights: Weights<'_>, margins: &[Margin]) {
+    let bytes = block_size as usize * weights.float_type.size();
+    for (bytes, margin) in weights.bytes.chunks(bytes).zip(margins) {
+        let weights = Weights { float_type: weights.float_type, bytes };
+        let [absmax, mse] = [Encoder::Absmax, Encoder::Mse].map(|encoder| {
+            let (mut scale, mut error) = ([0.0], [BlockError::default()]);
+            choose_scales(encoder, block_size, weights, &mut scale).unwrap();
+            block_errors(block_size, weights, &scale, &mut error);
+            error[0]
+        });
+        let (sum_sq, gain) = (absmax.sum_sq, absmax.sum_sq_error - mse.sum_sq_error);
+        let gain = if sum_sq == 0.0 { 0.0 } else { gain / sum_sq };
+        assert!(gain >= 0.0 && (f64::from(margin.gain) - gain).abs() <= 1e-5 * (1.0 + gain), "{margin:?} {gain}");
+        assert_eq!(margin.sum_sq, sum_sq as f32);
+    }
 }
 
 /// The code of element `i`.
@@ -89,7 +109,7 @@ fn naive_code(s: f32) -> usize {
 fn check_encoding(how: (Encoder, ScalePrecision), block_size: u32, weights: Weights<'_>, encoded: &Encoded) {
     let (codes, scales, stats) = encoded;
     let block = block_size as usize;
-    let (mut sq, mut sq_error, mut max_error) = (0.0_f64, 0.0_f64, 0.0_f32);
+    let (mut sq, mut sq_error, mut max_error, mut worst) = (0.0_f64, 0.0_f64, 0.0_f32, 0.0_f64);
     for (b, scale) in scales.iter().map(|&bits| f32::from_bits(bits)).enumerate() {
         let w: Vec<f32> = (b * block..weights.len().min((b + 1) * block)).map(|i| weights.get(i)).collect();
         let absmax = w.iter().fold(0.0_f32, |absmax, w| absmax.max(w.abs()));
@@ -103,6 +123,7 @@ fn check_encoding(how: (Encoder, ScalePrecision), block_size: u32, weights: Weig
             assert_eq!(scale, how.1.round(absmax));
         }
         let divisor = if how.0 == Encoder::Absmax { scale.max(1e-38) } else { scale };
+        let (mut block_sq, mut block_sq_error) = (0.0_f64, 0.0_f64);
         for i in 0..block {
             let code = code(codes, b * block + i);
             let Some(&w) = w.get(i) else {
@@ -119,16 +140,21 @@ fn check_encoding(how: (Encoder, ScalePrecision), block_size: u32, weights: Weig
                 assert_eq!(code, expected, "block {b} element {i}: {w} at scale {scale}");
             }
             let error = w - CODEBOOK[code] * scale;
-            sq += f64::from(w) * f64::from(w);
-            sq_error += f64::from(error) * f64::from(error);
+            block_sq += f64::from(w) * f64::from(w);
+            block_sq_error += f64::from(error) * f64::from(error);
             max_error = max_error.max(error.abs());
         }
+        sq += block_sq;
+        sq_error += block_sq_error;
+        worst = worst.max(if block_sq == 0.0 { 0.0 } else { (block_sq_error / block_sq).sqrt() });
     }
     assert_eq!(stats[0], weights.len() as u64);
     // What is 2^-74 of the largest weight may vanish from a sum.
     let close = |got: u64, want: f64| (f64::from_bits(got) - want).abs() <= 1e-5 * want + 1e-40 * sq;
     assert!(close(stats[1], sq) && close(stats[2], sq_error), "{stats:?} against {sq} {sq_error}");
     assert_eq!(stats[3], u64::from(max_error.to_bits()));
+    let found = f64::from_bits(stats[4]);
+    assert!((found - worst).abs() <= 1e-4 * worst + 1e-20, "worst block {found} against {worst}");
 }
 
 fn w_len(weights: Weights<'_>, b: usize, block: usize) -> usize {
@@ -156,10 +182,28 @@ fn check_all(values: &[f32], block_size: u32, offset: usize) {
     }
 }
 
+/// The errors of blocks are those that encoding each of them finds.
+fn check_block_errors(backend: Backend, block_size: u32, weights: Weights<'_>, scales: &[f32]) {
+    let block = block_size as usize;
+    let mut errors = vec![BlockError { sum_sq: f64::NAN, sum_sq_error: f64::NAN }; scales.len()];
+    backend.run(BlockErrors { block, weights, scales, errors: &mut errors });
+    let blocks = weights.bytes.chunks(block * weights.float_type.size()).zip(scales);
+    for ((bytes, scale), error) in blocks.zip(errors) {
+        let weights = Weights { float_type: weights.float_type, bytes };
+        let (_, stats) = encode_with_on(Backend::Scalar, block_size, weights, &[*scale]);
+        assert_eq!(stats[1..3], [error.sum_sq.to_bits(), error.sum_sq_error.to_bits()], "{backend:?}");
+    }
+}
+
 /// The two passes of a nested table give what one call gives, and agree between backends.
 fn check_two_passes(how: (Encoder, ScalePrecision), block_size: u32, weights: Weights<'_>, once: &Encoded) {
+    let reference = choose_on(Backend::Scalar, how.0, block_size, weights);
+    if how.0 == Encoder::Mse {
+        check_margins(block_size, weights, &reference.1);
+    }
     for backend in backends() {
-        let scales = choose_on(backend, how.0, block_size, weights);
+        let (scales, margins) = choose_on(backend, how.0, block_size, weights);
+        assert_eq!((&scales, &margins), (&reference.0, &reference.1), "{backend:?}");
         if how.1 == ScalePrecision::F32 {
             for (&scale, &of_once) in scales.iter().zip(&once.1) {
                 assert!(scale.to_bits() == of_once || scale == 0.0 && f32::from_bits(of_once) == 1.0);
@@ -173,6 +217,7 @@ fn check_two_passes(how: (Encoder, ScalePrecision), block_size: u32, weights: We
         for factor in [-1.1, 1e-3, -1e3, 0.0] {
             let scales: Vec<f32> = scales.iter().map(|s| (s * factor).clamp(f32::MIN, f32::MAX)).collect();
             let got = encode_with_on(backend, block_size, weights, &scales);
+            check_block_errors(backend, block_size, weights, &scales);
             assert_eq!(got, encode_with_on(Backend::Scalar, block_size, weights, &scales), "{backend:?} {factor}");
             if factor == 0.0 {
                 assert!(got.0.iter().all(|&byte| byte == 0x77));
@@ -267,8 +312,8 @@ fn mse_is_never_worse_than_absmax_in_any_block() {
         .collect();
     let bytes = bytes_of(&values, FloatType::F32, 0);
     let error = |how, bytes| {
-        let [.., error, _] = encode_on(Backend::best(), how, 64, Weights { float_type: FloatType::F32, bytes }).unwrap().2;
-        f64::from_bits(error)
+        let stats = encode_on(Backend::best(), how, 64, Weights { float_type: FloatType::F32, bytes }).unwrap().2;
+        f64::from_bits(stats[2])
     };
     let (mut absmax, mut mse) = (0.0, 0.0);
     for block in bytes.chunks(64 * 4) {

@@ -33,7 +33,7 @@ fn with_head(head: u8, tied: bool) -> (Model, Checkpoint, tempfile::TempDir) {
     fs::write(dir.path().join("model.safetensors"), bytes).unwrap();
     fs::write(dir.path().join(CONFIG), config.to_string()).unwrap();
     let checkpoint = Checkpoint::open(dir.path(), None).unwrap();
-    (place(&checkpoint).unwrap(), checkpoint, dir)
+    (place(&checkpoint).unwrap().model, checkpoint, dir)
 }
 
 #[test]

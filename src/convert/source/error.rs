@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use super::header::HeaderError;
+use super::header::{HeaderError, Unstorable};
 use super::quantised::Quantised;
 
 /// Why a checkpoint cannot be read. Every message names the file; an underlying error is the `source`.
@@ -28,6 +28,16 @@ pub enum SourceError {
     NoWeights {
         /// The folder.
         folder: PathBuf,
+        /// The files in it that look like weights.
+        found: Vec<String>,
+    },
+    /// The hub's cache of a model, which holds its snapshots.
+    #[error("{folder} is the cache of a model, not one of the snapshots in it")]
+    HubCache {
+        /// The folder.
+        folder: PathBuf,
+        /// A snapshot in it.
+        snapshot: PathBuf,
     },
     /// No config.json beside the weights.
     #[error("{folder} has no config.json: put it there, or name one with --config FILE")]
@@ -65,6 +75,20 @@ pub enum SourceError {
         /// The shard.
         shard: String,
     },
+    /// A folder with more files than any real one of its kind.
+    #[error("{path} has more than {limit} files")]
+    TooManyFiles {
+        /// The folder.
+        path: PathBuf,
+        /// Files accepted.
+        limit: usize,
+    },
+    /// The text file that stands for a large file in a repository cloned without Git LFS.
+    #[error("{path} is a Git LFS pointer, not the file that it stands for")]
+    LfsPointer {
+        /// The file.
+        path: PathBuf,
+    },
     /// A file that is larger than any real one of its kind.
     #[error("{path} has {found} bytes, at most {limit} are accepted")]
     TooLarge {
@@ -75,7 +99,7 @@ pub enum SourceError {
         /// Bytes of the file.
         found: u64,
     },
-    /// config.json or the index is not the JSON object that it should be.
+    /// A file is not the JSON object that it should be.
     #[error("{path} is not valid JSON of its kind")]
     Json {
         /// The file.
@@ -107,21 +131,23 @@ pub enum SourceError {
         /// How.
         source: Quantised,
     },
-    /// The index promises a tensor that its shard does not have.
-    #[error("tensor {tensor:?} is not in {shard:?}, where the index places it")]
+    /// A part of the model that no shard has, although the index lists it.
+    #[error("tensor {tensor:?} is missing: the index places it in {shard:?}, where it is not")]
     NotInShard {
         /// The tensor.
         tensor: String,
         /// The shard of the index.
         shard: String,
     },
-    /// A shard holds a tensor that the index does not list.
-    #[error("tensor {tensor:?} of {shard:?} is not in the index")]
-    NotInIndex {
+    /// A part of the model that a pack cannot hold.
+    #[error("tensor {tensor:?} of {path} is a part of the model, and cannot be stored")]
+    Unstorable {
         /// The tensor.
         tensor: String,
-        /// The shard that holds it.
-        shard: String,
+        /// The file that holds it.
+        path: PathBuf,
+        /// Why.
+        source: Unstorable,
     },
     /// Two shards hold a tensor of the same name.
     #[error("tensor {tensor:?} is in both {first:?} and {second:?}")]

@@ -6,7 +6,8 @@ use std::fmt;
 
 use safetensors::tensor::{Metadata, TensorInfo as CrateInfo};
 use safetensors::{Dtype, SafeTensorError};
-use serde::de::{Deserialize, DeserializeSeed, Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
+use serde::de::value::StrDeserializer;
+use serde::de::{Deserialize, DeserializeSeed, Deserializer, IgnoredAny, IntoDeserializer, MapAccess, SeqAccess, Visitor};
 
 use super::TensorInfo;
 use super::json::Object;
@@ -108,29 +109,13 @@ pub enum HeaderError {
         /// How.
         source: Quantised,
     },
-    /// An element type that is not converted.
-    #[error("tensor {tensor:?} has the type {found:?}; F32, F16 and BF16 are supported")]
-    UnsupportedDtype {
+    /// An element type that safetensors does not have, so that the length of the tensor is unknown.
+    #[error("tensor {tensor:?} has the type {found:?}, which is none of safetensors")]
+    UnknownType {
         /// The tensor.
         tensor: String,
         /// The type in the header.
         found: String,
-    },
-    /// No dimension, or too many.
-    #[error("tensor {tensor:?} has {found} dimensions; 1 to {MAX_RANK} are supported")]
-    Rank {
-        /// The tensor.
-        tensor: String,
-        /// Number of dimensions.
-        found: u64,
-    },
-    /// A tensor without elements.
-    #[error("tensor {tensor:?} has no elements: its shape is {shape:?}")]
-    ZeroDimension {
-        /// The tensor.
-        tensor: String,
-        /// Its shape.
-        shape: Vec<u64>,
     },
     /// Shape and offsets contradict each other.
     #[error("tensor {tensor:?}: its shape and type need {expected} bytes, its offsets span {found}")]
@@ -168,6 +153,57 @@ pub enum HeaderError {
     },
 }
 
+/// Why a pack cannot hold a tensor.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum Unstorable {
+    /// An element type that a pack does not have.
+    #[error("its type is {found}; F32, F16 and BF16 can be stored")]
+    Type {
+        /// The type in the header.
+        found: String,
+    },
+    /// No dimension, or too many.
+    #[error("it has {found} dimensions; 1 to {MAX_RANK} can be stored")]
+    Rank {
+        /// Number of dimensions.
+        found: u64,
+    },
+    /// A tensor without elements.
+    #[error("it has no elements: its shape is {shape:?}")]
+    Empty {
+        /// Its shape.
+        shape: Vec<u64>,
+    },
+}
+
+impl Unstorable {
+    /// In a few words, for a list.
+    pub(crate) fn in_short(&self) -> String {
+        match self {
+            Self::Type { found } => found.clone(),
+            Self::Rank { found: 0 } => "no dimension".to_owned(),
+            Self::Rank { found } => format!("{found} dimensions"),
+            Self::Empty { .. } => "no elements".to_owned(),
+        }
+    }
+}
+
+/// A tensor that a pack cannot hold. As long as it is no part of the model, the checkpoint can be converted without it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct UnstorableTensor {
+    /// Its name, unique in the checkpoint.
+    pub name: String,
+    /// Why it cannot be stored.
+    pub why: Unstorable,
+    /// Index into [`Checkpoint::files`](super::Checkpoint::files).
+    pub file: usize,
+    /// Where its bytes start in that file.
+    pub offset: u64,
+    /// Its bytes.
+    pub length: u64,
+}
+
 /// A valid header.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Header {
@@ -175,6 +211,8 @@ pub struct Header {
     pub data_start: u64,
     /// The tensors in the order of their offsets. [`TensorInfo::file`] is 0.
     pub tensors: Vec<TensorInfo>,
+    /// Those that a pack cannot hold, in the same order.
+    pub unstorable: Vec<UnstorableTensor>,
 }
 
 /// Bytes from the file's start to its data, by its length field and checked against the file's length.
@@ -214,35 +252,37 @@ pub fn parse_header(bytes: &[u8], file_len: u64) -> Result<Header, HeaderError> 
     if let Some(source) = Quantised::by_tensors(dtypes) {
         return Err(HeaderError::Quantised { source });
     }
-    let mut tensors =
-        entries.into_iter().map(|(name, entry)| entry.check(name, data_start)).collect::<Result<Vec<_>, _>>()?;
-    tensors.sort_by_key(|tensor| (tensor.offset, tensor.length));
-    let end = validate(&tensors, data_start)?;
+    let entries = entries.into_iter().map(|(name, entry)| entry.check(name, data_start));
+    let mut entries = entries.collect::<Result<Vec<Checked>, _>>()?;
+    entries.sort_by_key(|entry| (entry.offset, entry.length));
+    let end = validate(&entries, data_start)?;
     if end != file_len {
         return Err(HeaderError::FileLength { expected: end, found: file_len });
     }
-    Ok(Header { data_start, tensors })
+    let (mut tensors, mut unstorable) = (Vec::with_capacity(entries.len()), Vec::new());
+    for entry in entries {
+        match entry.storable() {
+            Ok(tensor) => tensors.push(tensor),
+            Err(tensor) => unstorable.push(tensor),
+        }
+    }
+    Ok(Header { data_start, tensors, unstorable })
 }
 
 /// Lets the safetensors crate look for holes and overlaps; gives the end of the data in the file.
-fn validate(tensors: &[TensorInfo], data_start: u64) -> Result<u64, HeaderError> {
-    let infos = tensors.iter().map(|tensor| crate_info(tensor, data_start)).collect::<Result<Vec<_>, _>>();
+fn validate(entries: &[Checked], data_start: u64) -> Result<u64, HeaderError> {
+    let infos = entries.iter().map(|entry| crate_info(entry, data_start)).collect::<Result<Vec<_>, _>>();
     let metadata = infos.and_then(|infos| Metadata::new(None, infos)).map_err(|source| HeaderError::Layout { source })?;
     Ok(data_start.saturating_add(metadata.data_len() as u64))
 }
 
-/// A tensor as the safetensors crate describes it.
-fn crate_info(tensor: &TensorInfo, data_start: u64) -> Result<(String, CrateInfo), SafeTensorError> {
+/// A tensor as the safetensors crate describes it; of its shape only the number of elements matters there.
+fn crate_info(entry: &Checked, data_start: u64) -> Result<(String, CrateInfo), SafeTensorError> {
     let size = |n: u64| usize::try_from(n).map_err(|_| SafeTensorError::ValidationOverflow);
-    let begin = size(tensor.offset - data_start)?;
-    let end = begin.checked_add(size(tensor.length)?).ok_or(SafeTensorError::ValidationOverflow)?;
-    let shape = tensor.shape.iter().map(|&n| size(n)).collect::<Result<_, _>>()?;
-    let dtype = match tensor.float_type {
-        FloatType::F32 => Dtype::F32,
-        FloatType::F16 => Dtype::F16,
-        FloatType::Bf16 => Dtype::BF16,
-    };
-    Ok((tensor.name.clone(), CrateInfo { dtype, shape, data_offsets: (begin, end) }))
+    let begin = size(entry.offset - data_start)?;
+    let end = begin.checked_add(size(entry.length)?).ok_or(SafeTensorError::ValidationOverflow)?;
+    let info = CrateInfo { dtype: entry.dtype, shape: vec![size(entry.elements)?], data_offsets: (begin, end) };
+    Ok((entry.name.clone(), info))
 }
 
 /// Reads the JSON into one entry a tensor, and refuses what a map would hide.
@@ -332,33 +372,58 @@ struct Entry {
 
 impl Entry {
     /// The tensor that the entry describes, with its offset counted from the start of the file.
-    fn check(self, name: String, data_start: u64) -> Result<TensorInfo, HeaderError> {
+    fn check(self, name: String, data_start: u64) -> Result<Checked, HeaderError> {
         let missing = |field| HeaderError::MissingField { tensor: name.clone(), field };
-        let dtype = self.dtype.ok_or_else(|| missing("dtype"))?;
-        let Dimensions { dims: shape, rank } = self.shape.ok_or_else(|| missing("shape"))?;
+        let found = self.dtype.ok_or_else(|| missing("dtype"))?;
+        let Dimensions { dims: shape, rank, elements } = self.shape.ok_or_else(|| missing("shape"))?;
         let offsets = self.offsets.ok_or_else(|| missing("data_offsets"))?;
-        let float_type = match dtype.as_str() {
-            "F32" => FloatType::F32,
-            "F16" => FloatType::F16,
-            "BF16" => FloatType::Bf16,
-            _ => return Err(HeaderError::UnsupportedDtype { tensor: name, found: dtype }),
+        let name_of_type: StrDeserializer<'_, serde::de::value::Error> = found.as_str().into_deserializer();
+        let Ok(dtype) = Dtype::deserialize(name_of_type) else {
+            return Err(HeaderError::UnknownType { tensor: name, found });
         };
-        if rank == 0 || rank > MAX_RANK as u64 {
-            return Err(HeaderError::Rank { tensor: name, found: rank });
-        }
-        if shape.contains(&0) {
-            return Err(HeaderError::ZeroDimension { tensor: name, shape });
-        }
-        let expected = shape.iter().try_fold(float_type.size() as u64, |n, &dim| n.checked_mul(dim));
-        let found = offsets.1.checked_sub(offsets.0);
+        // A length that is no whole number of bytes fits no offsets, and the crate refuses it.
+        let expected = elements.and_then(|n| n.checked_mul(dtype.bitsize() as u64)).map(|bits| bits.div_ceil(8));
+        let length = offsets.1.checked_sub(offsets.0);
         let offset = data_start.checked_add(offsets.0);
-        let (Some(expected), Some(found), Some(offset)) = (expected, found, offset) else {
+        let (Some(elements), Some(expected), Some(length), Some(offset)) = (elements, expected, length, offset) else {
             return Err(HeaderError::Impossible { tensor: name, shape, offsets });
         };
-        if expected != found {
-            return Err(HeaderError::TensorLength { tensor: name, expected, found });
+        if expected != length {
+            return Err(HeaderError::TensorLength { tensor: name, expected, found: length });
         }
-        Ok(TensorInfo { name, float_type, shape, file: 0, offset, length: found })
+        Ok(Checked { name, dtype, shape, rank, elements, offset, length })
+    }
+}
+
+/// An entry that agrees with itself.
+struct Checked {
+    name: String,
+    dtype: Dtype,
+    /// Its first [`MAX_RANK`] dimensions.
+    shape: Vec<u64>,
+    rank: u64,
+    elements: u64,
+    offset: u64,
+    length: u64,
+}
+
+impl Checked {
+    /// The tensor, or why a pack cannot hold it.
+    fn storable(self) -> Result<TensorInfo, UnstorableTensor> {
+        let Self { name, dtype, shape, rank, offset, length, .. } = self;
+        let float_type = match dtype {
+            Dtype::F32 => Ok(FloatType::F32),
+            Dtype::F16 => Ok(FloatType::F16),
+            Dtype::BF16 => Ok(FloatType::Bf16),
+            other => Err(Unstorable::Type { found: format!("{other:?}") }),
+        };
+        let why = match float_type {
+            Ok(_) if rank == 0 || rank > MAX_RANK as u64 => Unstorable::Rank { found: rank },
+            Ok(_) if shape.contains(&0) => Unstorable::Empty { shape },
+            Ok(float_type) => return Ok(TensorInfo { name, float_type, shape, file: 0, offset, length }),
+            Err(why) => why,
+        };
+        Err(UnstorableTensor { name, why, file: 0, offset, length })
     }
 }
 
@@ -396,6 +461,8 @@ impl<'de> Visitor<'de> for EntryVisitor {
 struct Dimensions {
     dims: Vec<u64>,
     rank: u64,
+    /// The product of all dimensions, where a u64 holds it.
+    elements: Option<u64>,
 }
 
 impl<'de> Deserialize<'de> for Dimensions {
@@ -414,12 +481,13 @@ impl<'de> Visitor<'de> for DimensionsVisitor {
     }
 
     fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Dimensions, A::Error> {
-        let mut shape = Dimensions { dims: Vec::with_capacity(MAX_RANK), rank: 0 };
-        while let Some(dim) = seq.next_element()? {
+        let mut shape = Dimensions { dims: Vec::with_capacity(MAX_RANK), rank: 0, elements: Some(1) };
+        while let Some(dim) = seq.next_element::<u64>()? {
             if shape.dims.len() < MAX_RANK {
                 shape.dims.push(dim);
             }
             shape.rank += 1;
+            shape.elements = shape.elements.and_then(|n| n.checked_mul(dim));
         }
         Ok(shape)
     }

@@ -8,6 +8,7 @@ mod error;
 mod header;
 mod json;
 mod quantised;
+mod side;
 mod snapshot;
 
 use std::collections::{BTreeSet, HashMap};
@@ -19,27 +20,20 @@ use half::f16;
 use serde_json::{Map, Value};
 
 pub use error::SourceError;
-pub use header::{Header, HeaderError, MAX_HEADER_LEN, MAX_NAME_LEN, MAX_RANK, MAX_TENSORS, parse_header};
+pub use header::{
+    Header, HeaderError, MAX_HEADER_LEN, MAX_NAME_LEN, MAX_RANK, MAX_TENSORS, Unstorable, UnstorableTensor, parse_header,
+};
 pub use quantised::Quantised;
 
 use self::json::Object;
+pub(super) use self::side::no_tokenizer;
 use self::snapshot::{Folder, INDEX, OpenFile, SINGLE, Weights};
 use super::notice::Notice;
 use crate::arch::Naming;
 use crate::format::FloatType;
+pub use crate::format::files::CONFIG;
 use crate::io::{AlignedBuf, read_exact_at};
 
-/// The configuration file of a checkpoint.
-pub const CONFIG: &str = "config.json";
-/// The files that are taken from a checkpoint beside its tensors, in the order of [`Checkpoint::side_files`].
-pub const SIDE_FILES: [&str; 6] = [
-    CONFIG,
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "generation_config.json",
-    "chat_template.jinja",
-    "special_tokens_map.json",
-];
 /// Bytes that a side file may have.
 pub const MAX_SIDE_FILE_LEN: u64 = 256 << 20;
 /// Bytes that config.json may have: it is parsed as a whole, which takes many times its length.
@@ -89,11 +83,20 @@ pub struct SourceFile {
 pub struct Checkpoint {
     /// The weights files, ordered by name.
     pub files: Vec<SourceFile>,
-    /// All tensors, ordered by file and offset.
+    /// All tensors that a pack can hold, ordered by file and offset.
     pub tensors: Vec<TensorInfo>,
+    /// Those that it cannot hold, in the same order.
+    pub unstorable: Vec<UnstorableTensor>,
+    /// Tensors that the index lists and no shard has, each with the shard that should, ordered by name.
+    pub absent: Vec<(String, String)>,
+    /// The quantisation that config.json speaks of. The tensors show none, or the checkpoint would have been refused.
+    pub claimed_quantisation: Option<Quantised>,
+    /// Where config.json is, as the user would write it.
+    pub config_path: PathBuf,
     /// The object in config.json.
     pub config: Map<String, Value>,
-    /// Name and bytes of those of [`SIDE_FILES`] that are present, in that order. The first is always config.json.
+    /// Name in a pack and bytes of those of [`SNAPSHOT_FILES`](crate::format::files::SNAPSHOT_FILES) that are present, in that
+    /// order, and of further chat templates. The first is always config.json.
     pub side_files: Vec<(String, Vec<u8>)>,
     /// Name and bytes of the index of a sharded checkpoint; a pack needs nothing of it but its hash.
     pub index: Option<(String, Vec<u8>)>,
@@ -114,30 +117,47 @@ impl Checkpoint {
     /// A [`SourceError`] that names the file.
     pub fn open(path: &Path, config_override: Option<&Path>) -> Result<Self, SourceError> {
         let (folder, weights) = snapshot::locate(path)?;
-        let side_files = read_side_files(&folder, config_override)?;
+        let (side_files, mut notices) = side::read(&folder, config_override)?;
         let config_path = config_override.map_or_else(|| folder.path(CONFIG), Path::to_owned);
         let config = side_files.first().map_or(&[][..], |(_, bytes)| bytes);
         let config = parse_config(config, &config_path)?;
-        if let Some(source) = Quantised::by_config(&config) {
-            return Err(SourceError::Quantised { path: config_path, source });
-        }
-        let mut notices = Vec::new();
-        let (index, files, tensors) = match weights {
+        let (mut index, mut absent) = (None, Vec::new());
+        let Contents { files, tensors, unstorable } = match weights {
             Weights::Single(name) => {
                 if name == SINGLE && path.is_dir() && snapshot::exists(&folder, INDEX) {
                     notices.push(Notice::IndexIgnored);
                 }
-                let file = folder.file(&name)?.ok_or_else(|| SourceError::NotACheckpoint { path: path.to_owned() })?;
-                let (file, tensors) = read_header(file, name, 0, 0)?;
-                (None, vec![file], tensors)
+                let missing = |_: &str| SourceError::NotACheckpoint { path: path.to_owned() };
+                Contents::read(&folder, [name.as_str()], missing)?
+            }
+            Weights::Shards(names) => {
+                notices.push(Notice::NoIndex { shards: names.len() });
+                let missing = |_: &str| SourceError::NotACheckpoint { path: path.to_owned() };
+                Contents::read(&folder, names.iter().map(String::as_str), missing)?
             }
             Weights::Sharded => {
-                let (bytes, index) = read_index(&folder)?;
-                let (files, tensors) = read_shards(&folder, &index)?;
-                (Some((INDEX.to_owned(), bytes)), files, tensors)
+                let (bytes, weight_map) = read_index(&folder)?;
+                let shards: BTreeSet<&str> = weight_map.values().map(String::as_str).collect();
+                let missing = |shard: &str| SourceError::MissingShard { index: folder.path(INDEX), shard: shard.to_owned() };
+                let contents = Contents::read(&folder, shards, missing)?;
+                absent = contents.hold_against(&weight_map, &mut notices);
+                index = Some((INDEX.to_owned(), bytes));
+                contents
             }
         };
-        let mut checkpoint = Self { files, tensors, config, side_files, index, notices };
+        let claimed_quantisation = Quantised::by_config(&config);
+        let mut checkpoint = Self {
+            files,
+            tensors,
+            unstorable,
+            absent,
+            claimed_quantisation,
+            config_path,
+            config,
+            side_files,
+            index,
+            notices,
+        };
         checkpoint.rename()?;
         Ok(checkpoint)
     }
@@ -149,6 +169,8 @@ impl Checkpoint {
             return Ok(());
         }
         let mut holders = HashMap::with_capacity(self.tensors.len());
+        self.unstorable.iter_mut().for_each(|tensor| tensor.name = naming.stored(&tensor.name));
+        self.absent.iter_mut().for_each(|(tensor, _)| *tensor = naming.stored(tensor));
         for tensor in &mut self.tensors {
             tensor.name = naming.stored(&tensor.name);
             if let Some(first) = holders.insert(tensor.name.clone(), tensor.file) {
@@ -217,24 +239,6 @@ fn widened<'a>(tensor: &TensorInfo, bytes: &'a [u8]) -> impl Iterator<Item = u32
     })
 }
 
-/// The side files that are present, config.json first and required.
-fn read_side_files(folder: &Folder, config: Option<&Path>) -> Result<Vec<(String, Vec<u8>)>, SourceError> {
-    let mut files = Vec::with_capacity(SIDE_FILES.len());
-    for name in SIDE_FILES {
-        let (file, limit) = match config {
-            _ if name != CONFIG => (folder.file(name)?, MAX_SIDE_FILE_LEN),
-            Some(path) => (Some(OpenFile::open(path, path.to_owned())?), MAX_CONFIG_LEN),
-            None => (folder.file(name)?, MAX_CONFIG_LEN),
-        };
-        match file {
-            Some(file) => files.push((name.to_owned(), file.read(limit)?)),
-            None if name == CONFIG => return Err(SourceError::NoConfig { folder: folder.shown.clone() }),
-            None => {}
-        }
-    }
-    Ok(files)
-}
-
 /// The object in config.json. Only its top level is searched for repeated keys: what the converter reads stands there.
 fn parse_config(bytes: &[u8], path: &Path) -> Result<Map<String, Value>, SourceError> {
     let object: Object<Value> =
@@ -245,27 +249,97 @@ fn parse_config(bytes: &[u8], path: &Path) -> Result<Map<String, Value>, SourceE
     }
 }
 
-/// Reads the header of one weights file; its tensors will stand from `first` on in the list of all.
-fn read_header(
-    file: OpenFile,
-    name: String,
-    index: usize,
-    first: usize,
-) -> Result<(SourceFile, Vec<TensorInfo>), SourceError> {
-    let refuse = |source| match source {
-        HeaderError::Quantised { source } => SourceError::Quantised { path: file.path.clone(), source },
-        source => SourceError::Header { path: file.path.clone(), source },
-    };
-    let field = file.read_first(file.len.min(header::LENGTH_FIELD) as usize)?;
-    let data_start = header::data_start(&field, file.len).map_err(refuse)?;
-    // At most MAX_HEADER_LEN, and no more than the file has.
-    let bytes = file.read_first(data_start as usize)?;
-    let Header { data_start, mut tensors } = parse_header(&bytes, file.len).map_err(refuse)?;
-    for tensor in &mut tensors {
-        tensor.file = index;
+/// The weights files of a checkpoint and what is in them.
+#[derive(Default)]
+struct Contents {
+    files: Vec<SourceFile>,
+    tensors: Vec<TensorInfo>,
+    unstorable: Vec<UnstorableTensor>,
+}
+
+impl Contents {
+    /// Reads the headers of these files, in their order.
+    fn read<'a>(
+        folder: &Folder,
+        names: impl IntoIterator<Item = &'a str>,
+        missing: impl Fn(&str) -> SourceError,
+    ) -> Result<Self, SourceError> {
+        let mut contents = Self::default();
+        for name in names {
+            let file = folder.file(name)?.ok_or_else(|| missing(name))?;
+            contents.add(file, name)?;
+        }
+        contents.check_names()?;
+        Ok(contents)
     }
-    let OpenFile { path, file, len: length } = file;
-    Ok((SourceFile { name, path, file, length, data_start, tensors: first..first + tensors.len() }, tensors))
+
+    /// Reads the header of one weights file.
+    fn add(&mut self, file: OpenFile, name: &str) -> Result<(), SourceError> {
+        let refuse = |source| match source {
+            HeaderError::Quantised { source } => SourceError::Quantised { path: file.path.clone(), source },
+            source => SourceError::Header { path: file.path.clone(), source },
+        };
+        let field = file.read_first(file.len.min(header::LENGTH_FIELD) as usize)?;
+        let data_start = header::data_start(&field, file.len).map_err(refuse)?;
+        // At most MAX_HEADER_LEN, and no more than the file has.
+        let bytes = file.read_first(data_start as usize)?;
+        let Header { data_start, mut tensors, mut unstorable } = parse_header(&bytes, file.len).map_err(refuse)?;
+        let (number, first) = (self.files.len(), self.tensors.len());
+        tensors.iter_mut().for_each(|tensor| tensor.file = number);
+        unstorable.iter_mut().for_each(|tensor| tensor.file = number);
+        let OpenFile { path, file, len: length } = file;
+        let tensors_of_file = first..first + tensors.len();
+        self.files.push(SourceFile { name: name.to_owned(), path, file, length, data_start, tensors: tensors_of_file });
+        self.tensors.extend(tensors);
+        self.unstorable.extend(unstorable);
+        Ok(())
+    }
+
+    fn file_name(&self, file: usize) -> &str {
+        self.files.get(file).map_or("", |file| file.name.as_str())
+    }
+
+    /// Names are unique in the checkpoint. What cannot be stored may be in every shard: nothing is taken from it.
+    fn check_names(&self) -> Result<(), SourceError> {
+        let mut holders = HashMap::with_capacity(self.tensors.len());
+        for TensorInfo { name, file, .. } in &self.tensors {
+            if let Some(first) = holders.insert(name, *file) {
+                let (first, second) = (self.file_name(first).to_owned(), self.file_name(*file).to_owned());
+                return Err(SourceError::DuplicateTensor { tensor: name.clone(), first, second });
+            }
+        }
+        Ok(())
+    }
+
+    /// Notes where the shards do not hold exactly the tensors that the index lists, each where it says. The shards decide, as
+    /// in transformers. Gives what the index lists and no shard has, with the shard that should, ordered by name.
+    fn hold_against(&self, index: &HashMap<String, String>, notices: &mut Vec<Notice>) -> Vec<(String, String)> {
+        let held = self.tensors.iter().map(|t| (t.name.as_str(), t.file));
+        let held = held.chain(self.unstorable.iter().map(|t| (t.name.as_str(), t.file)));
+        let mut holders: HashMap<&str, Vec<&str>> = HashMap::with_capacity(self.tensors.len());
+        let (mut unlisted, mut elsewhere, mut absent) = (Vec::new(), Vec::new(), Vec::new());
+        for (name, file) in held {
+            holders.entry(name).or_default().push(self.file_name(file));
+            if !index.contains_key(name) {
+                unlisted.push(name.to_owned());
+            }
+        }
+        for (tensor, shard) in index {
+            match holders.get(tensor.as_str()) {
+                None => absent.push((tensor.clone(), shard.clone())),
+                Some(shards) if !shards.contains(&shard.as_str()) => elsewhere.push(tensor.clone()),
+                Some(_) => {}
+            }
+        }
+        // The order of a hash map is no order.
+        [&mut unlisted, &mut elsewhere].into_iter().for_each(|names| names.sort_unstable());
+        absent.sort_unstable();
+        if !absent.is_empty() || !unlisted.is_empty() || !elsewhere.is_empty() {
+            let absent = absent.iter().map(|(tensor, _)| tensor.clone()).collect();
+            notices.push(Notice::IndexDiffers { absent, unlisted, elsewhere });
+        }
+        absent
+    }
 }
 
 /// What is used of an index. Serde refuses a second `weight_map` by itself.
@@ -277,7 +351,8 @@ struct Index {
 /// The index of a sharded checkpoint: tensor to shard.
 fn read_index(folder: &Folder) -> Result<(Vec<u8>, HashMap<String, String>), SourceError> {
     let path = folder.path(INDEX);
-    let file = folder.file(INDEX)?.ok_or_else(|| SourceError::NoWeights { folder: folder.shown.clone() })?;
+    let file =
+        folder.file(INDEX)?.ok_or_else(|| SourceError::NoWeights { folder: folder.shown.clone(), found: Vec::new() })?;
     let bytes = file.read(MAX_INDEX_LEN)?;
     let Index { weight_map } =
         serde_json::from_slice(&bytes).map_err(|source| SourceError::Json { path: path.clone(), source })?;
@@ -288,43 +363,6 @@ fn read_index(folder: &Folder) -> Result<(Vec<u8>, HashMap<String, String>), Sou
         return Err(SourceError::ShardName { index: path, shard: shard.clone() });
     }
     Ok((bytes, weight_map.entries.into_iter().collect()))
-}
-
-/// Reads every shard of the index and checks that the two agree.
-fn read_shards(folder: &Folder, index: &HashMap<String, String>) -> Result<(Vec<SourceFile>, Vec<TensorInfo>), SourceError> {
-    let shards: BTreeSet<&str> = index.values().map(String::as_str).collect();
-    let (mut files, mut tensors) = (Vec::with_capacity(shards.len()), Vec::new());
-    for (i, shard) in shards.into_iter().enumerate() {
-        let missing = || SourceError::MissingShard { index: folder.path(INDEX), shard: shard.to_owned() };
-        let file = folder.file(shard)?.ok_or_else(missing)?;
-        let (file, found) = read_header(file, shard.to_owned(), i, tensors.len())?;
-        files.push(file);
-        tensors.extend(found);
-    }
-    check_index(index, &files, &tensors)?;
-    Ok((files, tensors))
-}
-
-/// Checks that the shards hold exactly the tensors that the index lists, each where it says.
-fn check_index(index: &HashMap<String, String>, files: &[SourceFile], tensors: &[TensorInfo]) -> Result<(), SourceError> {
-    let mut holders: HashMap<&str, &str> = HashMap::with_capacity(tensors.len());
-    for file in files {
-        for TensorInfo { name, .. } in tensors.get(file.tensors.clone()).unwrap_or_default() {
-            let (tensor, shard) = (name.clone(), file.name.clone());
-            if let Some(first) = holders.insert(name, &file.name) {
-                return Err(SourceError::DuplicateTensor { tensor, first: first.to_owned(), second: shard });
-            }
-            if !index.contains_key(name) {
-                return Err(SourceError::NotInIndex { tensor, shard });
-            }
-        }
-    }
-    // The smallest name, so that the message does not depend on the order of a hash map.
-    let misplaced = index.iter().filter(|(tensor, shard)| holders.get(tensor.as_str()) != Some(&shard.as_str())).min();
-    match misplaced {
-        Some((tensor, shard)) => Err(SourceError::NotInShard { tensor: tensor.clone(), shard: shard.clone() }),
-        None => Ok(()),
-    }
 }
 
 #[cfg(test)]

@@ -19,6 +19,8 @@ pub(super) enum Weights {
     Single(String),
     /// An index with shards.
     Sharded,
+    /// All shards of a set, without an index.
+    Shards(Vec<String>),
 }
 
 /// A folder whose files may be read, and nothing else.
@@ -66,6 +68,76 @@ impl Folder {
         }
         OpenFile::open(&target, path).map(Some)
     }
+
+    /// The names of what is in the folder `name` of this folder, in order; none where there is no such folder.
+    ///
+    /// # Errors
+    /// [`SourceError::LinkLeavesFolder`], [`SourceError::TooManyFiles`] or [`SourceError::Io`].
+    pub(super) fn names_in(&self, name: &str, limit: usize) -> Result<Vec<String>, SourceError> {
+        let path = self.path(name);
+        let folder = match fs::canonicalize(self.root.join(name)) {
+            Err(e) if e.kind() == ErrorKind::NotFound => return Ok(Vec::new()),
+            found => found.map_err(|source| SourceError::Io { path: path.clone(), source })?,
+        };
+        if !folder.starts_with(&self.root) {
+            return Err(SourceError::LinkLeavesFolder { path, target: folder });
+        }
+        if !folder.is_dir() {
+            return Ok(Vec::new());
+        }
+        let names = names(&folder, limit + 1).map_err(|source| SourceError::Io { path: path.clone(), source })?;
+        if names.len() > limit {
+            return Err(SourceError::TooManyFiles { path, limit });
+        }
+        Ok(names)
+    }
+}
+
+/// The names of at most `limit` files in a folder, in order. Names that are not UTF-8 are none that a checkpoint has.
+fn names(folder: &Path, limit: usize) -> std::io::Result<Vec<String>> {
+    let entries = fs::read_dir(folder)?.take(limit);
+    let mut names: Vec<String> =
+        entries.filter_map(|e| e.map(|e| e.file_name().into_string().ok()).transpose()).collect::<Result<_, _>>()?;
+    names.sort_unstable();
+    Ok(names)
+}
+
+/// Entries of a folder that are looked at to tell why it is no checkpoint.
+const MAX_ENTRIES: usize = 10_000;
+
+/// The weights of a folder that has neither the usual file nor an index: a whole set of shards, or the reason why not.
+fn without_index(folder: &Folder) -> Result<Weights, SourceError> {
+    let shown = &folder.shown;
+    let names = names(&folder.root, MAX_ENTRIES).map_err(|source| SourceError::Io { path: shown.clone(), source })?;
+    if let Some(snapshot) = cached_snapshot(&folder.root) {
+        return Err(SourceError::HubCache { folder: shown.clone(), snapshot: shown.join(snapshot) });
+    }
+    let shards: Vec<String> = names.iter().filter(|name| shard_number(name).is_some()).cloned().collect();
+    let count = shards.len() as u64;
+    let whole = shards.iter().zip(1_u64..).all(|(name, number)| shard_number(name) == Some((number, count)));
+    if whole && count > 0 {
+        return Ok(Weights::Shards(shards));
+    }
+    let is_weights =
+        |name: &String| [".safetensors", ".bin", ".pt", ".pth", ".gguf", ".npz"].iter().any(|end| name.ends_with(end));
+    Err(SourceError::NoWeights { folder: shown.clone(), found: names.into_iter().filter(is_weights).collect() })
+}
+
+/// Number and count in the name of a shard, `model-00001-of-00002.safetensors`.
+fn shard_number(name: &str) -> Option<(u64, u64)> {
+    let (number, count) = name.strip_prefix("model-")?.strip_suffix(".safetensors")?.split_once("-of-")?;
+    let parse = |digits: &str| digits.bytes().all(|b| b.is_ascii_digit()).then(|| digits.parse().ok()).flatten();
+    Some((parse(number)?, parse(count)?))
+}
+
+/// The snapshot in the cache of a model: the one of its main branch, or the only one.
+fn cached_snapshot(root: &Path) -> Option<PathBuf> {
+    let snapshots = root.join("snapshots");
+    let main = fs::read_to_string(root.join("refs").join("main")).ok().map(|text| text.trim().to_owned());
+    let main = main.filter(|name| is_plain_name(name) && snapshots.join(name).is_dir());
+    let only = || names(&snapshots, 2).ok().and_then(|names| <[String; 1]>::try_from(names).ok()).map(|[name]| name);
+    let name = main.or_else(only)?;
+    Some(Path::new("snapshots").join(name))
 }
 
 /// The blobs folder of a hub cache, where `root` is `.../models--X--Y/snapshots/REV` without symlinks.
@@ -136,7 +208,7 @@ pub(super) fn locate(path: &Path) -> Result<(Folder, Weights), SourceError> {
         } else if exists(&folder, INDEX) {
             Weights::Sharded
         } else {
-            return Err(SourceError::NoWeights { folder: path.to_owned() });
+            without_index(&folder)?
         };
         return Ok((folder, weights));
     }

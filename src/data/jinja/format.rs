@@ -322,7 +322,8 @@ fn parsed(text: &str) -> Result<Spec> {
     match (two.next(), two.next()) {
         (Some(fill), Some(align)) if is_align(align) => {
             (spec.fill, spec.align) = (Some(fill), Some(align));
-            (chars.next(), chars.next());
+            chars.next();
+            chars.next();
         }
         (Some(align), _) if is_align(align) => spec.align = chars.next(),
         _ => {}

@@ -135,10 +135,19 @@ fn halves_are_read() {
 #[test]
 fn other_names_of_the_same_tensors_are_read() {
     let plain = Copy::new().read().unwrap();
-    let renamings: [fn(&str) -> String; 3] = [
+    let renamings: [fn(&str) -> String; 11] = [
         |name| name.replace(".weight", ".default.weight"),
         |name| name.replace("base_model.model.model.", "base_model.model."),
         |name| name.replace("base_model.model.", ""),
+        |name| name.replace(".weight", ".my_adapter.weight"),
+        // What other programs put before or between.
+        |name| format!("_orig_mod.{name}"),
+        |name| name.replacen("base_model.model.", "base_model.model._orig_mod.", 1),
+        |name| format!("module.{name}"),
+        |name| format!("base_model.model.{name}"),
+        |name| name.replace(".self_attn.", "._orig_mod.self_attn."),
+        |name| name.replace(".mlp.", "._fsdp_wrapped_module.mlp._checkpoint_wrapped_module."),
+        |name| name.replace("model.layers.", "model.language_model.layers."),
     ];
     for rename in renamings {
         let mut copy = Copy::new();
@@ -208,12 +217,26 @@ fn tensors_that_do_not_fit_are_named() {
     copy = Copy::new();
     copy.tensors.insert(extra.to_owned(), (Dtype::F32, vec![1], vec![0; 4]));
     let error = copy.read().unwrap_err();
-    assert!(matches!(&error, AdapterError::UnexpectedTensor { tensor } if tensor == extra), "{error}");
+    assert!(matches!(&error, AdapterError::Vocabulary { tensor } if tensor == extra), "{error}");
+    copy = Copy::new();
+    copy.tensors.insert("base_model.model.model.embed_tokens.weight".to_owned(), (Dtype::BF16, vec![2, 2], vec![0; 8]));
+    let error = copy.read().unwrap_err();
+    assert!(matches!(&error, AdapterError::Vocabulary { .. }), "{error}");
+
+    let extra = A.replace(".2.", ".9.");
+    copy = Copy::new();
+    copy.tensors.insert(extra.clone(), copy.tensors[A].clone());
+    let error = copy.read().unwrap_err();
+    assert!(matches!(&error, AdapterError::UnexpectedTensor { tensor } if *tensor == extra), "{error}");
 
     copy = Copy::new();
     copy.tensors.insert(A.replace("base_model.model.", ""), copy.tensors[A].clone());
     let error = copy.read().unwrap_err();
-    assert!(matches!(&error, AdapterError::UnexpectedTensor { .. }), "one matrix under two names: {error}");
+    assert!(matches!(&error, AdapterError::SameMatrix { .. }), "one matrix under two names: {error}");
+    copy = Copy::new();
+    copy.tensors.insert(A.replace("lora_A.", "lora_A.other."), copy.tensors[A].clone());
+    let error = copy.read().unwrap_err();
+    assert!(matches!(&error, AdapterError::SameMatrix { .. }), "two adapters in one file: {error}");
 
     copy = Copy::new();
     copy.tensors.insert(A.to_owned(), (Dtype::F64, vec![8, 192], vec![0; 8 * 8 * 192]));

@@ -1,0 +1,79 @@
+//! The files of a checkpoint that are no weights.
+
+use std::path::Path;
+
+use super::snapshot::{Folder, OpenFile};
+use super::{MAX_CONFIG_LEN, MAX_SIDE_FILE_LEN, SourceError};
+use crate::convert::notice::Notice;
+use crate::format::files::{CONFIG, SNAPSHOT_FILES, TEMPLATES_FOLDER, packed_template};
+
+/// The tokenizer that training and generation read.
+const TOKENIZER: &str = "tokenizer.json";
+
+/// Files that other programs make a tokenizer of; tokenizer.json can be made of them.
+const OTHER_TOKENIZERS: [&str; 6] =
+    ["tokenizer.model", "tokenizer.model.v3", "tokenizer.model.v7", "tekken.json", "spiece.model", "vocab.json"];
+
+/// How the text begins that stands for a large file in a repository cloned without Git LFS.
+const LFS_POINTER: &[u8] = b"version https://git-lfs.github.com/spec/";
+
+/// Further templates that a checkpoint may have.
+const MAX_TEMPLATES: usize = 256;
+
+/// Name in a pack and bytes of each side file that is present, config.json first, and what the user should know.
+pub(super) fn read(folder: &Folder, config: Option<&Path>) -> Result<(Vec<(String, Vec<u8>)>, Vec<Notice>), SourceError> {
+    let mut files = Vec::with_capacity(SNAPSHOT_FILES.len());
+    for name in SNAPSHOT_FILES {
+        let (file, limit) = match config {
+            _ if name != CONFIG => (folder.file(name)?, MAX_SIDE_FILE_LEN),
+            Some(path) => (Some(OpenFile::open(path, path.to_owned())?), MAX_CONFIG_LEN),
+            None => (folder.file(name)?, MAX_CONFIG_LEN),
+        };
+        match file {
+            Some(file) => files.push((name.to_owned(), read_one(&file, limit)?)),
+            None if name == CONFIG => return Err(SourceError::NoConfig { folder: folder.shown.clone() }),
+            None => {}
+        }
+    }
+    let mut notices = Vec::new();
+    read_templates(folder, &mut files, &mut notices)?;
+    Ok((files, notices))
+}
+
+/// What is to be said where the side files of a checkpoint have another tokenizer than the one that this program reads.
+pub(in crate::convert) fn no_tokenizer(files: &[(String, Vec<u8>)]) -> Option<Notice> {
+    let has = |name: &str| files.iter().any(|(found, _)| found == name);
+    let other = OTHER_TOKENIZERS.into_iter().find(|name| has(name));
+    other.filter(|_| !has(TOKENIZER)).map(|other| Notice::NoTokenizer { other })
+}
+
+/// The chat templates in a folder of their own.
+fn read_templates(
+    folder: &Folder,
+    files: &mut Vec<(String, Vec<u8>)>,
+    notices: &mut Vec<Notice>,
+) -> Result<(), SourceError> {
+    let mut left_out = Vec::new();
+    for name in folder.names_in(TEMPLATES_FOLDER, MAX_TEMPLATES)? {
+        let path = format!("{TEMPLATES_FOLDER}/{name}");
+        let Some(packed) = packed_template(&name) else {
+            left_out.push(path);
+            continue;
+        };
+        if let Some(file) = folder.file(&path)? {
+            files.push((packed, read_one(&file, MAX_SIDE_FILE_LEN)?));
+        }
+    }
+    if !left_out.is_empty() {
+        notices.push(Notice::FilesLeftOut { files: left_out });
+    }
+    Ok(())
+}
+
+fn read_one(file: &OpenFile, limit: u64) -> Result<Vec<u8>, SourceError> {
+    let bytes = file.read(limit)?;
+    if bytes.starts_with(LFS_POINTER) {
+        return Err(SourceError::LfsPointer { path: file.path.clone() });
+    }
+    Ok(bytes)
+}
