@@ -52,10 +52,11 @@ pub struct ExportReport {
     pub seconds: f64,
 }
 
-/// Writes the pack at `path` as a snapshot folder `target`: quantised tensors decoded to `dtype`, raw ones in their own type
-/// byte for byte, and the embedded files of checkpoints ([`crate::format::files::place_of`]) unchanged, except
-/// config.json: its dtype can represent all tensors, `tie_word_embeddings` is false if the pack has an output
-/// projection, and it has no quantisation settings. The folder appears only when it is complete.
+/// Writes the pack at `path` as a snapshot folder `target`: quantised tensors decoded to `dtype`,
+/// raw ones in their own type byte for byte, and the embedded files of checkpoints
+/// ([`crate::format::files::place_of`]) unchanged, except config.json: its dtype can represent all
+/// tensors, `tie_word_embeddings` is false if the pack has an output projection, and it has no
+/// quantisation settings. The folder appears only when it is complete.
 ///
 /// The pack is mapped: nobody may change it meanwhile
 /// ([`MappedPack::open`](crate::MappedPack::open)).

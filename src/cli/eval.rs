@@ -9,7 +9,7 @@ use super::Outcome;
 use super::adapter;
 use super::args::EvalArgs;
 use super::device::{self, AdapterEntry};
-use super::train::{dropped_text, read, print_data, print_plan, warnings};
+use super::train::{dropped_text, print_data, print_plan, read, warnings};
 use super::ui::{self, Cancelled, Ui, Unit};
 use crate::arch::config::ModelConfig;
 use crate::convert::Progress as _;

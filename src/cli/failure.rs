@@ -341,7 +341,9 @@ fn of_open(error: &OpenError) -> Option<String> {
         OpenError::Io { source, .. } if source.kind() == ErrorKind::NotFound => {
             Some("`nf4pack convert SRC OUT.nf4pack` writes a pack".into())
         }
-        OpenError::Io { source, .. } if source.kind() == ErrorKind::InvalidInput => Some("FILE must be an .nf4pack file".into()),
+        OpenError::Io { source, .. } if source.kind() == ErrorKind::InvalidInput => {
+            Some("FILE must be an .nf4pack file".into())
+        }
         OpenError::Io { source, .. } if source.kind() == ErrorKind::PermissionDenied => {
             Some("you need permission to read it".into())
         }
@@ -353,7 +355,9 @@ fn of_open(error: &OpenError) -> Option<String> {
 fn of_format(error: &FormatError) -> Option<&'static str> {
     Some(match error {
         FormatError::BadMagic { .. } => "FILE must be a pack that `nf4pack convert SRC OUT.nf4pack` wrote",
-        FormatError::UnsupportedVersion { .. } | FormatError::UnknownFeatures { .. } => "update nf4pack: a newer version reads this file",
+        FormatError::UnsupportedVersion { .. } | FormatError::UnknownFeatures { .. } => {
+            "update nf4pack: a newer version reads this file"
+        }
         FormatError::TooShort { .. } | FormatError::FileLength { .. } => "the file was cut or extended: copy it again",
         _ => "the file is damaged: copy it again, or convert the checkpoint again",
     })
@@ -386,10 +390,9 @@ fn of_merge(error: &MergeError) -> Option<String> {
         MergeError::Source(e) => of_source(e),
         MergeError::Write(e) => of_write(e),
         MergeError::Adapter(e) => of_adapter(e),
-        MergeError::OtherBase { .. } => Some(
-            "`nf4pack inspect` shows the SHA-256 of the pack's source files; --base dequant needs none of them"
-                .into(),
-        ),
+        MergeError::OtherBase { .. } => {
+            Some("`nf4pack inspect` shows the SHA-256 of the pack's source files; --base dequant needs none of them".into())
+        }
         MergeError::NotFinite { .. } => Some("the adapter diverged, or the base is damaged".into()),
         _ => None,
     }

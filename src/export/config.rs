@@ -22,8 +22,8 @@ pub(super) fn common(types: impl IntoIterator<Item = FloatType>) -> Option<Float
 /// The keys for quantisation settings of a checkpoint. A snapshot has none.
 const QUANTISATION: [&str; 2] = ["quantization_config", "compression_config"];
 
-/// The config.json of a snapshot whose tensors have `float_type`, `tied` or not: see [`with_type`] and [`with_tied`]. Quantisation
-/// settings are removed, otherwise transformers looks for codes.
+/// The config.json of a snapshot whose tensors have `float_type`, `tied` or not: see [`with_type`]
+/// and [`with_tied`]. Quantisation settings are removed, otherwise transformers looks for codes.
 pub(super) fn of_snapshot(config: &[u8], float_type: Option<FloatType>, tied: bool) -> Vec<u8> {
     let plain = without_quantisation(config);
     let config = with_tied(plain.as_deref().unwrap_or(config), tied);
@@ -42,8 +42,8 @@ fn without_quantisation(config: &[u8]) -> Option<Vec<u8>> {
     found.then(|| format!("{:#}\n", Value::Object(object)).into_bytes())
 }
 
-/// The config.json with `float_type` as every dtype, otherwise byte for byte the same. Without a dtype,
-/// transformers uses that of the weights.
+/// The config.json with `float_type` as every dtype, otherwise byte for byte the same. Without a
+/// dtype, transformers uses that of the weights.
 pub(super) fn with_type(config: &[u8], float_type: FloatType) -> Vec<u8> {
     let name = match float_type {
         FloatType::F32 => "float32",

@@ -65,7 +65,8 @@ pub enum WriteError {
         /// The library's error.
         source: SafeTensorError,
     },
-    /// The snapshot is whole and has its name, but its folder cannot be made durable: a loss of power may undo the renaming.
+    /// The snapshot is whole and has its name, but its folder cannot be made durable: a loss of
+    /// power may undo the renaming.
     #[error("{} is written and whole, but its folder cannot be made durable: {source}", path.display())]
     NotDurable {
         /// The snapshot.
@@ -89,12 +90,14 @@ pub struct Written {
     pub tensors: u64,
     /// Bytes of all tensors.
     pub bytes: u64,
-    /// Tensors of the checkpoint that are missing here, since the conversion left them out as no part of the model.
+    /// Tensors of the checkpoint that are missing here, since the conversion left them out as no
+    /// part of the model.
     pub left_out: Vec<String>,
 }
 
-/// What the conversion of `pack` left out, by its own record, but for an output projection that repeats the embedding.
-/// A merge may take some of it from the checkpoint: those are among `written`.
+/// What the conversion of `pack` left out, by its own record, but for an output projection that
+/// repeats the embedding. A merge may take some of it from the checkpoint: those are among
+/// `written`.
 fn left_out<'a>(pack: Pack<'_>, written: impl Iterator<Item = &'a str>) -> Vec<String> {
     let dropped = Provenance::from_json(pack.index().metadata()).map(|p| p.dropped).unwrap_or_default();
     let written: HashSet<&str> = written.collect();
@@ -134,10 +137,11 @@ pub(crate) fn refuse_existing(target: &Path) -> Result<(), WriteError> {
     Ok(())
 }
 
-/// Writes `tensors` and the checkpoint files of `pack` ([`files::place_of`]) as the folder `target`, which appears
-/// only when it is complete. The dtype of its config.json can represent all tensors, and `tie_word_embeddings`
-/// says whether the pack has no output projection. A weights file has at most `shard_len` bytes of tensors (or
-/// one longer tensor). Only one tensor at a time is in memory. Progress is counted in weights.
+/// Writes `tensors` and the checkpoint files of `pack` ([`files::place_of`]) as the folder
+/// `target`, which appears only when it is complete. The dtype of its config.json can represent all
+/// tensors, and `tie_word_embeddings` says whether the pack has no output projection. A weights
+/// file has at most `shard_len` bytes of tensors (or one longer tensor). Only one tensor at a time
+/// is in memory. Progress is counted in weights.
 ///
 /// # Errors
 /// A [`WriteError`], or what a tensor's `make` says.

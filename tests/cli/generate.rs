@@ -125,7 +125,8 @@ fn a_hint_names_what_helps() {
     };
     ask("one two three four five", &["--context", "4"]).stderr(contains("hint: give a larger --context"));
     let too_long = ask(&"one two three ".repeat(600), &[]).stderr(contains("and only 1024 are remembered"));
-    too_long.stderr(contains("hint: give a shorter prompt: the model supports 1024 tokens").and(contains("--context").not()));
+    too_long
+        .stderr(contains("hint: give a shorter prompt: the model supports 1024 tokens").and(contains("--context").not()));
 }
 
 /// Writes the trained adapter, with every B zero, into the folder `untrained`.

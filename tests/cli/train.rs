@@ -114,8 +114,8 @@ fn a_mark_of_windows_before_the_first_line_changes_nothing() {
         show("marked.jsonl").success().stderr(predicate::str::contains("training data: 2 samples of prompt/completion, "));
     assert_eq!(marked.get_output().stdout, show("chat.jsonl").success().get_output().stdout);
     fs::write(folder.join("stray.jsonl"), [b"'", &text[..]].concat()).unwrap();
-    let what =
-        predicate::str::contains("stray.jsonl: line 1 is not JSON").and(predicate::str::contains("hint: each line must be one"));
+    let what = predicate::str::contains("stray.jsonl: line 1 is not JSON")
+        .and(predicate::str::contains("hint: each line must be one"));
     show("stray.jsonl").code(1).stderr(what);
     fs::write(folder.join("plain.txt"), text).unwrap();
     show("plain.txt").success().stderr(predicate::str::contains("1 sample of plain text"));
@@ -241,7 +241,9 @@ fn what_cannot_be_trained_is_told_before_anything_is_written() {
     fs::write(folder.join("short.txt"), "Once upon a time.").unwrap();
     let one =
         command(folder, &["train", PACK, "--data", "short.txt", "--out", "out", "--eval-split", "0.5"]).assert().code(1);
-    one.stderr(predicate::str::contains("nothing can be held out").and(predicate::str::contains("hint: use --eval-data FILE")));
+    one.stderr(
+        predicate::str::contains("nothing can be held out").and(predicate::str::contains("hint: use --eval-data FILE")),
+    );
     train("missing.jsonl").stderr(predicate::str::contains("cannot read missing.jsonl"));
     let usage = ["train", PACK, "--data", "chat.jsonl", "--out", "out", "--lr", "-1"];
     command(folder, &usage).assert().code(2).stderr(predicate::str::contains("--lr should be"));

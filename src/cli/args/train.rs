@@ -331,8 +331,7 @@ impl TrainOptions {
     fn check_evaluation(&self, settings: &Settings) -> Result<(), Usage> {
         let splits = settings.eval_split > 0.0;
         if splits && self.eval_data.is_some() {
-            let both =
-                "--eval-data and --eval-split are both given: give one of them (--eval-split 0 is off)";
+            let both = "--eval-data and --eval-split are both given: give one of them (--eval-split 0 is off)";
             return Err(Usage(both.to_owned()));
         }
         if splits || self.eval_data.is_some() {
@@ -340,9 +339,7 @@ impl TrainOptions {
         }
         let given = [("--eval-every", settings.eval_every.is_some()), ("--early-stop", settings.early_stop.is_some())];
         match given.into_iter().find(|(_, given)| *given) {
-            Some((flag, _)) => {
-                Err(Usage(format!("{flag} needs evaluation data: --eval-data FILE, or --eval-split SHARE")))
-            }
+            Some((flag, _)) => Err(Usage(format!("{flag} needs evaluation data: --eval-data FILE, or --eval-split SHARE"))),
             None => Ok(()),
         }
     }
