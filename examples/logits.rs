@@ -7,10 +7,10 @@ use std::path::Path;
 
 use nf4pack::dequant::stream::PackSource;
 use nf4pack::gpu::{Gpu, Options};
-use nf4pack::lora::adapter::Adapter;
-use nf4pack::model::decoder::read_config;
-use nf4pack::model::open::Passes;
-use nf4pack::model::session::Session;
+use nf4pack::lora::Adapter;
+use nf4pack::model::Passes;
+use nf4pack::model::Session;
+use nf4pack::model::read_config;
 
 fn main() -> Result<(), Box<dyn Error>> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();

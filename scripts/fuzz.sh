@@ -15,12 +15,13 @@ sanitizer=${NF4PACK_FUZZ_SANITIZER:-address}
 host=$(rustc -vV | sed -n 's/^host: //p')
 
 # What cargo-fuzz passes: coverage of edges and comparisons; arithmetic that overflows panics.
-flags="--cfg fuzzing -Cdebug-assertions -Ccodegen-units=1 -Cpasses=sancov-module -Cllvm-args=-sanitizer-coverage-level=4"
+flags="--cfg fuzzing -Cdebug-assertions -Cpasses=sancov-module -Cllvm-args=-sanitizer-coverage-level=4"
 flags+=" -Cllvm-args=-sanitizer-coverage-inline-8bit-counters -Cllvm-args=-sanitizer-coverage-pc-table"
 flags+=" -Cllvm-args=-sanitizer-coverage-trace-compares"
 toolchain=()
 case $sanitizer in
-    none) ;;
+    # For runs of seconds, for which a build of minutes does not pay.
+    none) export CARGO_PROFILE_RELEASE_OPT_LEVEL=1 ;;
     address)
         toolchain=(+nightly)
         flags+=" -Zsanitizer=address"

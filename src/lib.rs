@@ -1,10 +1,171 @@
-//! A Hugging Face checkpoint, converted once into one 4-bit file that any program can memory-map.
+//! A Hugging Face checkpoint, converted once into one file of 4-bit weights that any program can
+//! map into memory; a loader that streams it to a GPU; and a LoRA trainer on top of that.
 //!
-//! - [`format`](mod@format): the bytes of a pack, validated once, then views that cannot fail.
-//! - `MappedPack` (feature `mmap`): a pack as a file that is mapped or read.
-//! - [`dequant`]: codes and scales to floats on the CPU.
-//! - `train` (feature `train`): LoRA adapters on a pack, on any GPU.
-//! - `convert`, `verify`, `export` (feature `convert`): from a checkpoint and back, and the checks of a pack.
+//! # Convert a checkpoint
+//!
+//! Feature `convert`. The source is a folder as Hugging Face writes it, or one safetensors file.
+//!
+//! ```
+//! # #[cfg(feature = "convert")]
+//! # fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! use nf4pack::convert::{Options, convert};
+//!
+//! # let folder = tempfile::tempdir()?;
+//! # let pack = folder.path().join("tiny-qwen3.nf4pack");
+//! let source = "tests/fixtures/tiny-qwen3".as_ref();
+//! let report = convert(source, &pack, Options::default(), &())?;
+//! assert!(report.relative_error < 0.01);
+//! # Ok(())
+//! # }
+//! # #[cfg(not(feature = "convert"))]
+//! # fn main() {}
+//! ```
+//!
+//! # Open a pack and decode weights
+//!
+//! Feature `mmap`. `MappedPack::read` reads the file; `MappedPack::open` maps it, and is `unsafe`,
+//! because no other program may change a mapped file.
+//!
+//! ```
+//! # #[cfg(feature = "mmap")]
+//! # fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! use nf4pack::MappedPack;
+//! use nf4pack::dequant::dequantize;
+//!
+//! let pack = MappedPack::read("tests/fixtures/golden/v1.0-full.nf4pack")?;
+//! for tensor in pack.pack().quantized_tensors() {
+//!     let mut weights = vec![0.0_f32; tensor.data.elements as usize];
+//!     dequantize(&tensor.data, 0, &mut weights)?;
+//!     println!("{} {}: {:?}", tensor.name, tensor.shape, weights.first());
+//! }
+//! # Ok(())
+//! # }
+//! # #[cfg(not(feature = "mmap"))]
+//! # fn main() {}
+//! ```
+//!
+//! # Stream the layers to a GPU
+//!
+//! Feature `gpu`. While the GPU works on one layer, the next one is loaded.
+//!
+//! ```
+//! # #[cfg(feature = "gpu")]
+//! # fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! use nf4pack::dequant::stream::{Direction, LayerStream, StreamOptions};
+//! use nf4pack::dequant::{Dequantizer, Output};
+//! use nf4pack::gpu::{Gpu, Options};
+//!
+//! # if nf4pack::gpu::adapters().is_empty() { return Ok(()) }
+//! let gpu = Gpu::open(&Options::from_env())?;
+//! let kernels = Dequantizer::new(&gpu)?;
+//! let pack = "tests/fixtures/golden/v1.0-full.nf4pack";
+//! let mut stream = LayerStream::open(&gpu, pack, &StreamOptions::default())?;
+//! for number in 0..stream.layer_count() {
+//!     let layer = stream.layer(number, Direction::Forward)?;
+//!     let Some(tensor) = layer.quantized_tensors.first() else { continue };
+//!     let first_weights = kernels.read(&tensor.weights, 0..8, Output::F32)?;
+//!     println!("{} {first_weights:?}", tensor.name);
+//! }
+//! # Ok(())
+//! # }
+//! # #[cfg(not(feature = "gpu"))]
+//! # fn main() {}
+//! ```
+//!
+//! # Train an adapter
+//!
+//! Feature `train`. The folder `out` then holds an adapter that PEFT loads, checkpoints that a run
+//! resumes from bit for bit, and records of the run.
+//!
+//! ```
+//! # #[cfg(all(feature = "train", feature = "convert"))]
+//! # fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! use nf4pack::data::DataFile;
+//! use nf4pack::dequant::stream::PackSource;
+//! use nf4pack::gpu::{Gpu, Options};
+//! use nf4pack::train::{End, Prepared, Run, Settings, Task};
+//!
+//! # if nf4pack::gpu::adapters().is_empty() { return Ok(()) }
+//! # let folder = tempfile::tempdir()?;
+//! # let (pack, out) = (folder.path().join("tiny.nf4pack"), folder.path().join("out"));
+//! # let source = "tests/fixtures/tiny-qwen3".as_ref();
+//! # nf4pack::convert::convert(source, &pack, Default::default(), &())?;
+//! let path = "tests/fixtures/chat.jsonl".as_ref();
+//! let bytes = std::fs::read(path)?;
+//! let settings = Settings { steps: Some(1), max_length: 64, ..Settings::default() };
+//! let task = Task {
+//!     settings: &settings,
+//!     data: DataFile::new(path, &bytes),
+//!     eval_data: None,
+//!     out: &out,
+//!     base: None,
+//!     files: &[],
+//!     now: 0,
+//! };
+//! let prepared = Prepared::new(PackSource::open(&pack)?, &task, None, &mut |_, _| true)?;
+//! let gpu = Gpu::open(&Options::from_env())?;
+//! let plan = prepared.plan(&gpu, &settings)?;
+//! let mut run = Run::start(&gpu, prepared, &task, plan)?;
+//! assert_eq!(run.train(|_event| true)?, End::Complete);
+//! # Ok(())
+//! # }
+//! # #[cfg(not(all(feature = "train", feature = "convert")))]
+//! # fn main() {}
+//! ```
+//!
+//! # Generate text
+//!
+//! Feature `train`.
+//!
+//! ```
+//! # #[cfg(all(feature = "train", feature = "convert"))]
+//! # fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! use std::ops::ControlFlow;
+//!
+//! use nf4pack::dequant::stream::PackSource;
+//! use nf4pack::gpu::{Gpu, Options};
+//! use nf4pack::model::{
+//!     GenerateError, Sampler, SamplerOptions, TextGenerator, read_config, read_tokenizer,
+//! };
+//!
+//! # if nf4pack::gpu::adapters().is_empty() { return Ok(()) }
+//! # let folder = tempfile::tempdir()?;
+//! # let path = folder.path().join("tiny.nf4pack");
+//! # let source = "tests/fixtures/tiny-qwen3".as_ref();
+//! # nf4pack::convert::convert(source, &path, Default::default(), &())?;
+//! let pack = PackSource::open(&path)?;
+//! let tokenizer = read_tokenizer(&pack, &read_config(&pack)?, 0)?;
+//! let prompt = tokenizer.encode("The compiler", true)?;
+//! let gpu = Gpu::open(&Options::from_env())?;
+//! let mut generator = TextGenerator::open(&gpu, pack, None, tokenizer.eos(), 64, None)?;
+//! let mut sampler = Sampler::new(SamplerOptions::GREEDY)?;
+//! let keep_going = |_event| Ok::<_, GenerateError>(ControlFlow::Continue(()));
+//! let answer = generator.answer(&prompt, 8, &mut sampler, keep_going)?;
+//! println!("{}", tokenizer.decode(&answer.tokens)?);
+//! # Ok(())
+//! # }
+//! # #[cfg(not(all(feature = "train", feature = "convert")))]
+//! # fn main() {}
+//! ```
+//!
+//! # Why it is built this way
+//!
+//! Quantising takes as long as reading the checkpoint, and its result never changes. So it is done
+//! once, and the result is a file whose layers are contiguous, aligned ranges: one sequential read
+//! and one copy bring a layer to a GPU. Data flows one way,
+//! `checkpoint -> convert -> format -> dequant / gpu -> model -> train`:
+//!
+//! - [`format`](mod@format) turns bytes into views. A pack is validated once; after that, no accessor
+//!   can fail. It knows no paths, threads or GPU, and has no unsafe code.
+//! - `convert` writes packs in bounded memory. `verify`, `export` and `merge` join a pack with its
+//!   source again.
+//! - [`dequant`] decodes, on the CPU and in WGSL kernels, bit for bit the same. `gpu` is the device
+//!   layer below; it has never heard of 4-bit weights.
+//! - `arch` describes each family of models as data; `data` turns files into batches; `lora` holds
+//!   adapters; `model` runs a model; `train` trains an adapter on it.
+//!
+//! `convert` and [`dequant`] do not import each other. Both take the meaning of a code from
+//! [`format::nf4`], so that a mistake in one cannot hide in the other.
 
 #[cfg(any(feature = "convert", feature = "train"))]
 pub mod arch;
@@ -32,9 +193,9 @@ mod mmap;
 #[cfg(feature = "train")]
 pub mod model;
 #[cfg(feature = "train")]
-pub mod ops;
+pub(crate) mod ops;
 #[cfg(feature = "train")]
-pub mod random;
+mod random;
 #[cfg(feature = "train")]
 pub mod train;
 #[cfg(feature = "convert")]

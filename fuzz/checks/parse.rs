@@ -7,8 +7,7 @@ use nf4pack::format::{
 };
 use nf4pack::format::{check, crc32};
 
-#[path = "../../tests/common/seal.rs"]
-mod seal;
+use super::seal;
 
 /// Runs the check.
 pub fn run(bytes: &[u8]) {

@@ -3,10 +3,7 @@
 
 use arbitrary::{Result, Unstructured};
 
-use super::parse;
-
-#[path = "../../tests/common/seal.rs"]
-mod seal;
+use super::{parse, seal};
 
 /// Packs with every kind of section, scales and optional field between them.
 const PACKS: [&[u8]; 3] = [
@@ -151,7 +148,9 @@ fn sections(pack: &[u8]) -> usize {
 fn change(u: &mut Unstructured<'_>, pack: &mut [u8], at: usize, width: usize) -> Result<()> {
     let read = |pack: &[u8], at: usize| {
         let mut value = [0; 8];
-        pack.get(at..at + width).map(|bytes| value[..width].copy_from_slice(bytes));
+        if let Some(bytes) = pack.get(at..at + width) {
+            value[..width].copy_from_slice(bytes);
+        }
         u64::from_le_bytes(value)
     };
     let value = match u.int_in_range(0..=3)? {

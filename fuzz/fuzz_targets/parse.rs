@@ -4,4 +4,7 @@
 #[path = "../checks/parse.rs"]
 mod check;
 
+#[path = "../../tests/common/seal.rs"]
+mod seal;
+
 libfuzzer_sys::fuzz_target!(|bytes: &[u8]| check::run(bytes));

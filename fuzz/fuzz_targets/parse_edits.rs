@@ -7,4 +7,7 @@ mod check;
 #[path = "../checks/parse.rs"]
 mod parse;
 
+#[path = "../../tests/common/seal.rs"]
+mod seal;
+
 libfuzzer_sys::fuzz_target!(|bytes: &[u8]| check::run(bytes));

@@ -2,88 +2,21 @@
 //! that is not the number of one certain model; every other missing key is an error.
 
 mod attention;
-pub(super) mod keys;
+mod error;
+mod keys;
 mod rope;
 
 use serde_json::{Map, Value};
-use thiserror::Error;
 
-use super::family::{Absent, Bias, Dim, Family, Part, Scope, When, model_types};
+use super::family::{Absent, Bias, Dim, Family, Part, Scope, When};
 use crate::format::Role;
 pub use attention::LayerAttention;
+pub use error::ConfigError;
 use keys::Keys;
 pub use rope::{Rope, RopeScaling};
 
 /// Layers that a model may have: as many as a pack can number.
 pub const MAX_LAYERS: u32 = 1 << 16;
-
-/// Why a configuration does not describe a model that is supported.
-#[derive(Debug, Error)]
-#[non_exhaustive]
-pub enum ConfigError {
-    /// Not a JSON object.
-    #[error("{file} is not a JSON object: {source}")]
-    Json {
-        /// config.json or generation_config.json.
-        file: &'static str,
-        /// Where it is broken.
-        source: serde_json::Error,
-    },
-    /// An architecture that is not supported.
-    #[error("model_type {found:?} is not supported; supported are {}", model_types().collect::<Vec<_>>().join(", "))]
-    ModelType {
-        /// What config.json says, or its `text_config`.
-        found: String,
-    },
-    /// A key without which the model is not described.
-    #[error("config.json has no {key:?}, which {model_type} models need")]
-    MissingKey {
-        /// The model type; "all" for the key `model_type` itself.
-        model_type: &'static str,
-        /// The key; with a dot inside an object such as `rope_parameters`.
-        key: String,
-    },
-    /// A key with a value that cannot be, or that is not supported.
-    #[error("{file}: {key:?} should be {expected}, found {found}")]
-    BadValue {
-        /// config.json or generation_config.json.
-        file: &'static str,
-        /// The key; with a dot inside an object such as `rope_parameters`.
-        key: String,
-        /// What it should be.
-        expected: &'static str,
-        /// What it is.
-        found: Value,
-    },
-    /// More layers than a pack can number.
-    #[error("config.json: num_hidden_layers is {found}, at most {limit} are supported")]
-    TooManyLayers {
-        /// Layers supported.
-        limit: u32,
-        /// Layers in config.json.
-        found: u32,
-    },
-    /// A number of heads that does not divide what it has to.
-    #[error("config.json: {divisor_key} = {divisor} does not divide {key} = {value}")]
-    Indivisible {
-        /// The key whose value is divided.
-        key: &'static str,
-        /// Its value.
-        value: u32,
-        /// The key of the divisor.
-        divisor_key: &'static str,
-        /// Its value.
-        divisor: u32,
-    },
-    /// Heads times head size does not fit in 32 bits.
-    #[error("config.json: {heads} heads of {head_dim} elements are too many")]
-    Overflow {
-        /// Number of heads.
-        heads: u32,
-        /// Elements of a head.
-        head_dim: u32,
-    },
-}
 
 /// A decoder-only transformer.
 #[derive(Debug, Clone, PartialEq)]

@@ -1,7 +1,6 @@
 //! What sets one `model_type` apart, as data. Everything that reads a model takes it from here: the converter names, roles and
 //! shapes, the trainer its sizes, LoRA its targets. Adding a family is described in CONTRIBUTING.md.
 
-use super::families;
 use crate::format::Role;
 
 /// One `model_type`, by its configuration and modelling files in transformers 5.24.
@@ -276,21 +275,8 @@ impl PartialEq for Family {
 impl Eq for Family {}
 
 impl Family {
-    /// Every family, in the order in which messages list them.
-    pub const ALL: &'static [&'static Self] = families::ALL;
-
-    /// The family of a `model_type`.
-    pub fn find(model_type: &str) -> Option<&'static Self> {
-        Self::ALL.iter().copied().find(|family| family.model_type == model_type)
-    }
-
     /// The part with this role.
     pub fn part(&self, role: Role) -> Option<&'static Part> {
         self.parts.iter().find(|part| part.role == role)
     }
-}
-
-/// The `model_type`s that are supported.
-pub fn model_types() -> impl Iterator<Item = &'static str> {
-    Family::ALL.iter().map(|family| family.model_type)
 }

@@ -10,15 +10,16 @@
 //!              obstacle  why a model that can be packed cannot be run
 //! ```
 
-pub mod config;
+pub(crate) mod config;
 mod families;
-pub mod family;
+pub(crate) mod family;
 mod names;
 mod obstacle;
 mod place;
 
 pub use config::{ConfigError, LayerAttention, MAX_LAYERS, ModelConfig, Rope, RopeScaling};
-pub use family::{Family, PROJECTIONS, model_types};
+pub use families::model_types;
+pub use family::{Family, PROJECTIONS};
 pub use names::{Naming, Prefix};
 pub use obstacle::{MAX_HEAD_DIM, Obstacle, check_files_runnable, check_pack_runnable};
 pub use place::{ArchError, Model, Placed, Stray, StrayKind, TensorShape, place};

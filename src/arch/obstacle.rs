@@ -133,19 +133,75 @@ pub fn check_pack_runnable(pack: &Pack<'_>) -> Result<(), Obstacle> {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use serde_json::json;
 
-    fn of(files: &[(&str, &str)]) -> Vec<String> {
+    use super::*;
+    use crate::arch::family::{DECODER, Family, Norm};
+    use crate::format::{Entry, FloatType, Index, Layout, Shape, Storage};
+
+    const CONFIG: &str = r#"{"model_type": "llama", "hidden_size": 8, "intermediate_size": 12, "num_hidden_layers": 1,
+        "num_attention_heads": 2, "vocab_size": 10, "rms_norm_eps": 1e-6}"#;
+
+    /// The obstacle of a pack with this config.json and an embedding of this shape.
+    fn of(config: Option<&str>, embedding: Option<[u64; 2]>) -> Obstacle {
+        let entry = |name: &str, role, storage, shape: &[u64]| Entry {
+            name: name.to_owned(),
+            role,
+            layer: None,
+            expert: None,
+            shape: Shape::new(shape).unwrap(),
+            storage,
+        };
+        let file = config.map(|text| entry("config.json", Role::Other, Storage::File, &[text.len() as u64]));
+        let tensor = embedding.map(|shape| entry("embed", Role::Embedding, Storage::Raw(FloatType::Bf16), &shape));
+        let metadata = "{}";
+        let layout = Layout::new(file.into_iter().chain(tensor).collect(), 0, metadata.len() as u64).unwrap();
+        let payload = |section: &crate::format::Section| match section.role {
+            Role::Embedding => vec![0; section.length as usize],
+            _ => config.unwrap().as_bytes().to_vec(),
+        };
+        let payloads: Vec<Vec<u8>> = layout.sections().iter().map(payload).collect();
+        let payloads: Vec<&[u8]> = payloads.iter().map(Vec::as_slice).collect();
+        let bytes = layout.assemble(&payloads, metadata).unwrap();
+        let index = Index::parse(&bytes, bytes.len() as u64).unwrap();
+        check_pack_runnable(&Pack::new(&bytes, &index).unwrap()).unwrap_err()
+    }
+
+    #[test]
+    fn a_pack_is_held_against_its_own_config() {
+        assert!(matches!(of(None, Some([10, 8])), Obstacle::NoConfig));
+        let config = json!({ "model_type": "gpt2" }).to_string();
+        assert!(matches!(of(Some(&config), None), Obstacle::Config(ConfigError::ModelType { .. })));
+        assert!(matches!(of(Some(CONFIG), None), Obstacle::Missing { layer: None, role: Role::Embedding }));
+        let found = of(Some(CONFIG), Some([10, 4]));
+        assert_eq!(found.to_string(), "the embedding has the shape [10, 4], by config.json it should have [10, 8]");
+        let found = of(Some(CONFIG), Some([10, 8]));
+        assert_eq!(found.to_string(), "the pack has no input_norm in layer 0");
+        let heads = CONFIG.replace("\"num_attention_heads\": 2", "\"num_attention_heads\": 2, \"head_dim\": 6");
+        assert!(matches!(of(Some(&heads), None), Obstacle::HeadDim { found: 6 }));
+    }
+
+    #[test]
+    fn norms_that_no_kernel_has() {
+        static GEMMA: Family =
+            Family { model_type: "gemma", norm: Norm { weight: NormWeight::OnePlus, epsilon: "rms_norm_eps" }, ..DECODER };
+        let model = ModelConfig::parse(CONFIG.as_bytes(), None).unwrap();
+        model.check_runnable().unwrap();
+        let error = ModelConfig { family: &GEMMA, ..model }.check_runnable().unwrap_err();
+        assert!(matches!(error, Obstacle::Norm { model_type: "gemma" }), "{error}");
+    }
+
+    fn of_files(files: &[(&str, &str)]) -> Vec<String> {
         let file = |name: &str| files.iter().find(|(n, _)| *n == name).map(|(_, text)| text.as_bytes());
         check_files_runnable(file).iter().map(Obstacle::to_string).collect()
     }
 
     #[test]
     fn files_that_are_not_there_or_are_not_what_they_should_be_are_named() {
-        assert_eq!(of(&[("tokenizer.json", "{}")]), [""; 0]);
-        assert_eq!(of(&[]), ["the pack has no tokenizer.json"]);
+        assert_eq!(of_files(&[("tokenizer.json", "{}")]), [""; 0]);
+        assert_eq!(of_files(&[]), ["the pack has no tokenizer.json"]);
         let pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 7\n";
-        let found = of(&[("tokenizer.json", pointer), ("tokenizer_config.json", "{")]);
+        let found = of_files(&[("tokenizer.json", pointer), ("tokenizer_config.json", "{")]);
         assert!(found[0].starts_with("tokenizer.json is a pointer of Git LFS"), "{found:?}");
         assert!(found[1].starts_with("tokenizer_config.json is not JSON: EOF"), "{found:?}");
     }

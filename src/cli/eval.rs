@@ -9,6 +9,7 @@ use super::Outcome;
 use super::adapter;
 use super::args::EvalArgs;
 use super::device::{self, AdapterEntry};
+use super::model;
 use super::train::{dropped_text, print_data, print_plan, read, warnings};
 use super::ui::{self, Cancelled, Ui, Unit};
 use crate::arch::config::ModelConfig;
@@ -17,7 +18,7 @@ use crate::data::{DataFile, Dataset, Dropped, Options};
 use crate::dequant::stream::PackSource;
 use crate::gpu::Gpu;
 use crate::lora::adapter::Adapter;
-use crate::model::decoder::{read_config, read_tokenizer};
+use crate::model::decoder::read_tokenizer;
 use crate::model::open::Passes;
 use crate::model::session::Session;
 
@@ -45,7 +46,7 @@ pub fn run(args: &EvalArgs) -> Result<Outcome> {
     ui::handle_interrupts()?;
     let bytes = read(&args.data)?;
     let pack = PackSource::map_unchanged(&args.pack)?;
-    let model = read_config(&pack)?;
+    let model = model::read(&pack, ui)?;
     let max_length = args.max_length(&model);
     let adapter = adapter::read(args.adapter.as_deref(), &model, ui)?;
     // A fixed date for templates that print it, so losses can be compared.

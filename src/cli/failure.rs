@@ -297,8 +297,12 @@ fn of_config(error: &ConfigError) -> Option<String> {
             "if the model has one of these architectures under another name, copy config.json, set that model_type, and \
              pass it with --config FILE"
         }
-        ConfigError::MissingKey { .. } | ConfigError::BadValue { .. } | ConfigError::Indivisible { .. } => {
-            "download config.json again, or convert with a corrected copy: --config FILE"
+        ConfigError::BadValue { .. } => {
+            "where config.json is wrong, a corrected copy can be given when converting: --config FILE; otherwise such a model \
+             is not supported"
+        }
+        ConfigError::MissingKey { .. } | ConfigError::Indivisible { .. } => {
+            "download config.json again, or give a corrected copy when converting: --config FILE"
         }
         _ => return None,
     };

@@ -13,11 +13,12 @@ use super::Outcome;
 use super::adapter;
 use super::args::GenerateArgs;
 use super::device;
+use super::model;
 use super::ui::{self, Ui};
 use crate::arch::config::ModelConfig;
 use crate::data::{LeftOut, Tokenizer};
 use crate::dequant::stream::PackSource;
-use crate::model::decoder::{read_config, read_tokenizer};
+use crate::model::decoder::read_tokenizer;
 use crate::model::generate::sampling::{Sampler, SamplerOptions};
 use crate::model::generate::{Ending, Event, GenerateError, Generated, TextGenerator};
 use chat::Conversation;
@@ -31,7 +32,7 @@ pub fn run(args: &GenerateArgs) -> Result<Outcome> {
     // Fail before loading a model.
     let sampler = Sampler::new(SamplerOptions::from(&args.sampling))?;
     let pack = PackSource::map_unchanged(&args.pack)?;
-    let config = read_config(&pack)?;
+    let config = model::read(&pack, ui)?;
     let tokenizer = read_tokenizer(&pack, &config, ui::now())?;
     let adapter = adapter::read(args.adapter.as_deref(), &config, ui)?;
     let prompt = args.prompt.as_ref().map(|text| tokenizer.encode(text, true)).transpose()?;

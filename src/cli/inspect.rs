@@ -10,6 +10,7 @@ use serde_json::Value;
 use super::Outcome;
 use super::args::InspectArgs;
 use super::ui::{self, Table, Ui};
+use crate::arch::Family;
 use crate::convert::plan::scale_type_name;
 use crate::format::layout::{FEATURE_SIGNED_SCALES, MAJOR_VERSION};
 use crate::format::{Pack, Provenance, Role, Section, SectionKind};
@@ -202,7 +203,8 @@ impl<'a> Document<'a> {
 /// The origin of the pack; `tied` if it has no lm_head.
 fn origin(text: &mut String, p: &Provenance, tied: bool) {
     let tied = if tied { ", lm_head tied to the embedding" } else { "" };
-    let _ = writeln!(text, "model        {}{tied}", p.model_type);
+    let class = Family::find(&p.model_type).map_or("no family that this version runs", |family| family.class);
+    let _ = writeln!(text, "model        {} ({class}){tied}", p.model_type);
     let _ =
         writeln!(text, "made by      {}, encoder {}, {} scales, block size {}", p.tool, p.encoder, p.scales, p.block_size);
     for (option, pattern) in [("keep", &p.keep), ("quantize", &p.quantize)] {

@@ -14,6 +14,7 @@ mod failure;
 mod generate;
 mod inspect;
 mod merge;
+mod model;
 mod train;
 mod ui;
 mod verify;

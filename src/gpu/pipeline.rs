@@ -59,7 +59,7 @@ impl std::hash::Hash for KernelSpec {
     }
 }
 
-#[cfg(test)]
+#[cfg(all(test, feature = "train"))]
 impl KernelSpec {
     /// The same with other text in the place of some of its shader's, and runtime checks.
     pub(crate) fn patched(self, from: &str, to: &str) -> Self {

@@ -1,5 +1,9 @@
 //! LoRA adapters: their settings, PEFT's folder, and their place in GPU memory.
 
-pub mod adapter;
-pub mod config;
-pub mod gpu;
+pub(crate) mod adapter;
+pub(crate) mod config;
+pub(crate) mod gpu;
+
+pub use adapter::{Adapter, AdapterError, WEIGHTS};
+pub use config::{AdapterLayout, LoraConfig, LoraError, TARGETS};
+pub use gpu::GpuAdapter;

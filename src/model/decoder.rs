@@ -140,12 +140,10 @@ impl GpuBatch {
 /// Reads a pack's own config.json.
 ///
 /// # Errors
-/// [`ModelError::Stream`], [`ModelError::MissingFile`], [`ModelError::Config`], and [`ModelError::Obstacle`] where no kernel fits.
+/// [`ModelError::Stream`], [`ModelError::MissingFile`], [`ModelError::Config`].
 pub fn read_config(pack: &PackSource) -> Result<ModelConfig, ModelError> {
     let config = pack.file("config.json")?.ok_or(ModelError::MissingFile { name: "config.json" })?;
-    let model = ModelConfig::parse(&config, pack.file("generation_config.json")?.as_deref())?;
-    model.check_runnable()?;
-    Ok(model)
+    Ok(ModelConfig::parse(&config, pack.file("generation_config.json")?.as_deref())?)
 }
 
 /// Reads a pack's own tokenizer; `now` as in [`Tokenizer::new`].
@@ -190,6 +188,7 @@ impl Model {
     /// What is wrong with the pack; what the device cannot.
     pub fn new(gpu: &Gpu, pack: PackSource, max_length: u32, options: &StreamOptions) -> Result<Self, ModelError> {
         let config = read_config(&pack)?;
+        config.check_runnable()?;
         let rope = &config.rope;
         // Where the angles depend on a text's length, these are those of short texts: see `OwnAngles`.
         let table = inverse_frequencies(rope.theta, config.head_dim, &rope.scaling, 1);

@@ -1,14 +1,24 @@
 //! A model that runs: the layers of a pack as they are streamed, the head and its loss, and text from it.
 
-pub mod decoder;
-pub mod error;
-pub mod generate;
+pub(crate) mod decoder;
+pub(crate) mod error;
+pub(crate) mod generate;
 mod kv_cache;
 mod layer;
 mod linear;
-pub mod open;
-pub mod plan;
-pub mod session;
-pub mod workspace;
+pub(crate) mod open;
+pub(crate) mod plan;
+pub(crate) mod session;
+pub(crate) mod workspace;
 
+pub use decoder::{Model, read_config, read_tokenizer};
 pub use error::{ModelError, NonFiniteAt};
+pub use generate::sampling::{Sampler, SamplerOptions, SamplingError};
+pub use generate::{Ending, Event, GenerateError, Generated, TextGenerator};
+pub use open::Passes;
+pub use plan::{MemoryError, MemoryPlan, MicroBatch};
+pub use session::Session;
+pub use workspace::{Memory, Sizes};
+
+// The labels of a batch are what the loss reads.
+const _: () = assert!(crate::data::IGNORE_INDEX == crate::ops::IGNORE_INDEX);

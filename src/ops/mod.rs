@@ -25,11 +25,11 @@ pub use attention::{Attention, AttentionShape};
 pub use cached_attention::{CachedAttention, CachedAttentionShape};
 pub use dropout::{Dropout, DropoutKey};
 pub use embedding::Gather;
-pub use finite::{FiniteCheck, NonFinite};
+pub use finite::FiniteCheck;
 pub use loss::{ChunkedLoss, IGNORE_INDEX};
-pub use optimizer::{AdamW, AdamWState, AdamWStep, StepReport};
+pub use optimizer::{AdamW, AdamWState, AdamWStep};
 pub use rms_norm::RmsNorm;
-pub use rotary::{Rotary, RotaryTable, inverse_frequencies};
+pub use rotary::{Rotary, inverse_frequencies};
 pub use scale::Scale;
 pub use swiglu::SwiGlu;
 

@@ -184,11 +184,6 @@ impl AdamW {
         commands.dispatch(&self.norm, &bindings, bytemuck::bytes_of(&params), [1, 1, 1], self.partials.size);
     }
 
-    /// Where the device leaves the [`StepReport`] of the last step, to be copied or read.
-    pub fn report(&self) -> &BufferRange {
-        &self.report
-    }
-
     /// The report of the last step that was submitted: waits for it.
     ///
     /// # Errors

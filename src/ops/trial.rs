@@ -82,8 +82,10 @@ const PASSED: &[u8] = b"passed";
 pub(super) fn difference(found: &[f32], expected: impl Iterator<Item = (f64, f64)>) -> Option<String> {
     let wrong = |&(_, (&found, (expected, tolerance))): &(usize, (&f32, (f64, f64)))| match expected.is_nan() {
         true => !found.is_nan(),
-        // In this form NaN is wrong.
-        false => !((f64::from(found) - expected).abs() <= tolerance),
+        false => {
+            let error = (f64::from(found) - expected).abs();
+            error > tolerance || error.is_nan()
+        }
     };
     let mut all = found.iter().zip(expected).enumerate().filter(wrong);
     let (i, (found, (expected, _))) = all.next()?;

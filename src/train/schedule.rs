@@ -41,11 +41,6 @@ impl Schedule {
         Self { shape, peak, warmup, steps }
     }
 
-    /// Steps in which the learning rate rises.
-    pub fn warmup(&self) -> u64 {
-        self.warmup
-    }
-
     /// The learning rate of a step, the first of which is 0. With a warm-up, that of step 0 is zero, as in transformers.
     pub fn learning_rate(&self, step: u64) -> f64 {
         if step < self.warmup {
@@ -92,7 +87,7 @@ mod tests {
 
     #[test]
     fn a_share_is_rounded_up() {
-        let warmup = |share, steps| Schedule::new(Shape::Cosine, 1.0, Warmup::Fraction(share), steps).warmup();
+        let warmup = |share, steps| Schedule::new(Shape::Cosine, 1.0, Warmup::Fraction(share), steps).warmup;
         assert_eq!(warmup(0.03, 100), 3);
         assert_eq!(warmup(0.03, 101), 4);
         assert_eq!(warmup(0.0, 100), 0);

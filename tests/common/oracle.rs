@@ -3,20 +3,20 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use nf4pack::arch::config::ModelConfig;
+use nf4pack::arch::ModelConfig;
 use nf4pack::convert::{self, encode::Encoder};
 use nf4pack::data::{Batch, IGNORE_INDEX};
 use nf4pack::dequant::stream::{PackSource, StreamOptions, StreamPlan};
 use nf4pack::format::Role;
 use nf4pack::format::nf4::ScaleType;
 use nf4pack::gpu::Gpu;
-use nf4pack::lora::adapter::Adapter;
-use nf4pack::lora::config::AdapterLayout;
-use nf4pack::lora::gpu::GpuAdapter;
-use nf4pack::model::decoder::{Model, read_config};
-use nf4pack::model::session::Session;
-use nf4pack::model::workspace::{Memory, Sizes};
-use nf4pack::train::trainer::{Hyperparameters, Trainer};
+use nf4pack::lora::Adapter;
+use nf4pack::lora::AdapterLayout;
+use nf4pack::lora::GpuAdapter;
+use nf4pack::model::Session;
+use nf4pack::model::{Memory, Sizes};
+use nf4pack::model::{Model, read_config};
+use nf4pack::train::{Hyperparameters, Trainer};
 use safetensors::SafeTensors;
 use serde_json::Value;
 

@@ -2,4 +2,5 @@
 
 mod conversion;
 mod encode_vectors;
+mod families;
 mod strays;

@@ -17,6 +17,8 @@ mod roundtrip;
 
 use std::path::Path;
 
+use crate::common::seal;
+
 /// Runs the check over the target's files; gives how many there were.
 fn replay(target: &str, check: impl Fn(&[u8])) -> usize {
     let fuzz = Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz");

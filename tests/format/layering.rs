@@ -60,18 +60,6 @@ const FENCED: &[(&str, &[&str])] = &[
 
 /// Files that name each other: a handle and its parts.
 const CIRCLES: &[&[&str]] = &[
-    &["arch/config.rs", "arch/config/attention.rs", "arch/config/keys.rs", "arch/config/rope.rs"],
-    &[
-        "arch/families/granite.rs",
-        "arch/families/llama.rs",
-        "arch/families/mistral.rs",
-        "arch/families/mod.rs",
-        "arch/families/qwen2.rs",
-        "arch/families/qwen3.rs",
-        "arch/families/seed_oss.rs",
-        "arch/families/smollm3.rs",
-        "arch/family.rs",
-    ],
     &[
         "cli/args.rs",
         "cli/args/bench.rs",

@@ -11,13 +11,13 @@ use nf4pack::data::Tokenizer;
 use nf4pack::dequant::stream::PackSource;
 use nf4pack::format::Role;
 use nf4pack::gpu::Gpu;
-use nf4pack::lora::adapter::Adapter;
-use nf4pack::model::decoder::{read_config, read_tokenizer};
-use nf4pack::model::generate::sampling::{Sampler, SamplerOptions};
-use nf4pack::model::generate::{Ending, Event, GenerateError, TextGenerator};
-use nf4pack::model::open::Passes;
-use nf4pack::model::session::Session;
+use nf4pack::lora::Adapter;
+use nf4pack::model::Passes;
+use nf4pack::model::Session;
+use nf4pack::model::{Ending, Event, GenerateError, TextGenerator};
 use nf4pack::model::{ModelError, NonFiniteAt};
+use nf4pack::model::{Sampler, SamplerOptions};
+use nf4pack::model::{read_config, read_tokenizer};
 use tempfile::TempDir;
 
 /// Tokens that a text may have.

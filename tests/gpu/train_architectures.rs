@@ -19,9 +19,9 @@ use nf4pack::export::export;
 use nf4pack::format::FloatType;
 use nf4pack::format::nf4::ScaleType;
 use nf4pack::gpu::Gpu;
-use nf4pack::model::generate::sampling::{Sampler, SamplerOptions};
-use nf4pack::model::generate::{GenerateError, TextGenerator};
-use nf4pack::train::trainer::Trainer;
+use nf4pack::model::{GenerateError, TextGenerator};
+use nf4pack::model::{Sampler, SamplerOptions};
+use nf4pack::train::Trainer;
 use regex::Regex;
 use serde_json::Value;
 
@@ -114,14 +114,15 @@ fn a_stored_head_counts_where_config_json_calls_it_tied() {
 fn a_quantised_embedding_computes_what_its_decoded_values_do() {
     let Some(gpu) = common::gpu() else { return };
     // The head of the one is tied, that of the other is not.
+    let (ends, everything) = (Regex::new("embed_tokens|lm_head").unwrap(), Regex::new(".").unwrap());
     for (name, scale_type) in [("qwen2", ScaleType::Dq8), ("llama", ScaleType::Bf16)] {
         let (folder, scratch) = (fixture("architectures").join(name), tempfile::tempdir().unwrap());
-        let quantize = Some(Regex::new("embed_tokens|lm_head").unwrap());
+        let quantize = Some(ends.clone());
         let options = Options { quantize, scale_type, ..Options::default() };
         let four_bits = Fixture::converted(gpu.clone(), &folder, folder.clone(), LENGTH, RANK, options);
         let decoded = scratch.path().join("decoded");
         export(&four_bits.pack, &decoded, FloatType::F32, &()).unwrap();
-        let options = Options { keep: Some(Regex::new(".").unwrap()), ..Options::default() };
+        let options = Options { keep: Some(everything.clone()), ..Options::default() };
         let floats = Fixture::converted(gpu.clone(), &decoded, folder.clone(), LENGTH, RANK, options);
         let row = json(&folder.join("expected.json"));
         let (tokens, batch) = (oracle::tokens(&row["tokens"]), oracle::batch([[&row["tokens"], &row["labels"]]]));

@@ -9,13 +9,13 @@ use std::collections::BTreeMap;
 
 use crate::common::oracle::{Fixture, assert_gradients, assert_near, fixture, json, numbers, relative};
 use half::bf16;
-use nf4pack::arch::config::ModelConfig;
+use nf4pack::arch::ModelConfig;
 use nf4pack::data::{Batch, IGNORE_INDEX};
 use nf4pack::format::Role;
-use nf4pack::lora::adapter::Adapter;
-use nf4pack::lora::config::{LoraConfig, TARGETS};
-use nf4pack::model::session::Session;
-use nf4pack::train::step::StepResult;
+use nf4pack::lora::Adapter;
+use nf4pack::lora::{LoraConfig, TARGETS};
+use nf4pack::model::Session;
+use nf4pack::train::StepResult;
 use safetensors::SafeTensors;
 use serde_json::Value;
 

@@ -6,20 +6,20 @@ use crate::common;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use nf4pack::arch::config::ModelConfig;
+use nf4pack::arch::ModelConfig;
 use nf4pack::convert;
 use nf4pack::data::DataFile;
 use nf4pack::dequant::stream::PackSource;
 use nf4pack::format::Role;
 use nf4pack::gpu::Gpu;
-use nf4pack::lora::adapter::{Adapter, WEIGHTS};
-use nf4pack::model::plan::MemoryError;
-use nf4pack::model::plan::MicroBatch;
-use nf4pack::train::checkpoint::Checkpoint;
-use nf4pack::train::record::{METRICS, Record, read_metrics};
-use nf4pack::train::run::{End, Event, Leftover, Prepared, Run, RunError, Task, check_folder};
-use nf4pack::train::schedule::{Shape, Warmup};
-use nf4pack::train::settings::Settings;
+use nf4pack::lora::{Adapter, WEIGHTS};
+use nf4pack::model::MemoryError;
+use nf4pack::model::MicroBatch;
+use nf4pack::train::Checkpoint;
+use nf4pack::train::Settings;
+use nf4pack::train::{End, Event, Leftover, Prepared, Run, RunError, Task, check_folder};
+use nf4pack::train::{METRICS, Record, read_metrics};
+use nf4pack::train::{Shape, Warmup};
 
 /// A pack of tiny-qwen3, and a folder for runs.
 struct Fixture {

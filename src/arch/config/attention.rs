@@ -1,6 +1,6 @@
 //! Which tokens each layer sees, and whether it rotates queries and keys.
 
-use super::ConfigError;
+use super::error::ConfigError;
 use super::keys::Keys;
 use crate::arch::family::{Family, Rotary, Windows};
 

@@ -2,7 +2,7 @@
 
 use serde_json::{Map, Value};
 
-use super::ConfigError;
+use super::error::ConfigError;
 
 /// A JSON object of a configuration file, or one inside it.
 #[derive(Debug, Clone)]

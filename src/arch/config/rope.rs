@@ -1,6 +1,6 @@
 //! The rotary embedding: `rope_parameters` of newer configurations, `rope_theta` and `rope_scaling` of older ones.
 
-use super::ConfigError;
+use super::error::ConfigError;
 use super::keys::Keys;
 
 /// A rotary embedding of all features of a head.

@@ -10,13 +10,25 @@ mod smollm3;
 
 use super::family::Family;
 
-/// All of them, by name.
-pub(super) const ALL: &[&Family] = &[
-    &granite::FAMILY,
-    &llama::FAMILY,
-    &mistral::FAMILY,
-    &qwen2::FAMILY,
-    &qwen3::FAMILY,
-    &seed_oss::FAMILY,
-    &smollm3::FAMILY,
-];
+impl Family {
+    /// Every family, by name.
+    pub const ALL: &'static [&'static Self] = &[
+        &granite::FAMILY,
+        &llama::FAMILY,
+        &mistral::FAMILY,
+        &qwen2::FAMILY,
+        &qwen3::FAMILY,
+        &seed_oss::FAMILY,
+        &smollm3::FAMILY,
+    ];
+
+    /// The family of a `model_type`.
+    pub fn find(model_type: &str) -> Option<&'static Self> {
+        Self::ALL.iter().copied().find(|family| family.model_type == model_type)
+    }
+}
+
+/// The `model_type`s that are supported.
+pub fn model_types() -> impl Iterator<Item = &'static str> {
+    Family::ALL.iter().map(|family| family.model_type)
+}

@@ -67,6 +67,7 @@ impl Prepared {
         let settings = task.settings;
         settings.check()?;
         let model = read_config(&pack)?;
+        model.check_runnable().map_err(ModelError::from)?;
         let checkpoint =
             resume.map(|path| Ok::<_, RunError>((path.to_owned(), Checkpoint::read(path, &model)?))).transpose()?;
         let now = checkpoint.as_ref().map_or(task.now, |(_, checkpoint)| checkpoint.state.now);
