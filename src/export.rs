@@ -1,4 +1,4 @@
-//! A pack back into a snapshot folder that transformers loads.
+//! Exports a pack to a snapshot folder that transformers loads.
 
 mod config;
 pub(crate) mod writer;
@@ -22,19 +22,19 @@ pub use writer::{MAX_SHARD_LEN, WriteError, Written};
 /// Weights that a thread decodes at a time.
 const PIECE_WEIGHTS: usize = 1 << 17;
 
-/// Why a pack could not be exported. Nothing is left behind, but after [`WriteError::NotDurable`].
+/// Why a pack could not be exported. No files remain, except after [`WriteError::NotDurable`].
 #[derive(Debug, Error)]
 #[non_exhaustive]
 pub enum ExportError {
     /// The pack cannot be opened or checked, or is damaged.
     #[error(transparent)]
     Verify(#[from] VerifyError),
-    /// A weight is too large for the type asked for.
-    #[error("tensor {tensor} has a weight that {dtype} cannot hold")]
+    /// A weight is too large for the requested type.
+    #[error("tensor {tensor} has a weight that {dtype} cannot represent")]
     Overflow {
         /// The tensor.
         tensor: String,
-        /// The type asked for.
+        /// The requested type.
         dtype: FloatType,
     },
     /// The snapshot cannot be written.
@@ -42,7 +42,7 @@ pub enum ExportError {
     Write(#[from] WriteError),
 }
 
-/// What an export did.
+/// The report of an export.
 #[derive(Debug, Clone, Serialize)]
 pub struct ExportReport {
     /// The snapshot.
@@ -52,12 +52,14 @@ pub struct ExportReport {
     pub seconds: f64,
 }
 
-/// Writes the pack at `path` as a snapshot folder `target`: quantised tensors decoded to `dtype`, raw ones in their own type
-/// byte for byte, those embedded files that checkpoints have ([`crate::format::files::place_of`]) verbatim but for config.json:
-/// it names a type that holds all tensors, does not call an output projection tied that the pack has, and speaks of no
-/// quantisation. The folder appears under its name once it is whole.
+/// Writes the pack at `path` as a snapshot folder `target`: quantised tensors decoded to `dtype`,
+/// raw ones in their own type byte for byte, and the embedded files of checkpoints
+/// ([`crate::format::files::place_of`]) unchanged, except config.json: its dtype can represent all
+/// tensors, `tie_word_embeddings` is false if the pack has an output projection, and it has no
+/// quantisation settings. The folder appears only when it is complete.
 ///
-/// The pack is mapped meanwhile: nobody may change it ([`MappedPack::open`](crate::MappedPack::open)).
+/// The pack is mapped: nobody may change it meanwhile
+/// ([`MappedPack::open`](crate::MappedPack::open)).
 ///
 /// # Errors
 /// See [`ExportError`]; a pack whose payloads are damaged is refused.
@@ -65,7 +67,8 @@ pub fn export(path: &Path, target: &Path, dtype: FloatType, progress: &dyn Progr
     export_sharded(path, target, dtype, MAX_SHARD_LEN, progress)
 }
 
-/// [`export`] with weights files of at most `shard_len` bytes of tensors each (or one tensor, where that is longer).
+/// [`export`] with weights files of at most `shard_len` bytes of tensors each (or one longer
+/// tensor).
 ///
 /// # Errors
 /// As [`export`].

@@ -1,7 +1,7 @@
-//! An adapter merged into the weights: a snapshot folder in bfloat16 that needs no adapter any more.
+//! Merges an adapter into the weights, as a snapshot folder in bfloat16.
 //!
-//! For every adapted projection W' = W + scale * B A (Hu et al., "LoRA", section 4.1), computed in float64 and rounded to
-//! bfloat16 once, to nearest, ties to even.
+//! For every adapted projection W' = W + scale * B A (Hu et al., "LoRA", section 4.1), computed in
+//! float64 and rounded to bfloat16 once, to nearest, ties to even.
 
 mod base;
 mod compare;
@@ -29,17 +29,17 @@ use base::BaseTensor;
 pub use compare::{CompareError, Comparison, compare};
 use sum::{Change, Delta};
 
-/// Why an adapter could not be merged. Nothing is left behind.
+/// Why an adapter could not be merged. No files remain.
 #[derive(Debug, Error)]
 #[non_exhaustive]
 pub enum MergeError {
     /// The pack cannot be opened or checked, or is damaged.
     #[error(transparent)]
     Verify(#[from] VerifyError),
-    /// The pack does not say what model it is, or that is not one that adapters are for.
+    /// The pack's config.json is missing, invalid or of an unsupported model.
     #[error(transparent)]
     Train(#[from] ModelError),
-    /// The adapter cannot be read, or is one for another model.
+    /// The adapter cannot be read, or belongs to another model.
     #[error(transparent)]
     Adapter(#[from] AdapterError),
     /// The base cannot be read.
@@ -50,11 +50,11 @@ pub enum MergeError {
     OtherBase {
         /// The base.
         path: PathBuf,
-        /// The first thing that does not fit.
+        /// The first mismatch.
         mismatch: Mismatch,
     },
     /// The pack lacks a projection that the adapter changes, or has it in another shape.
-    #[error("the adapter changes {role} of layer {layer}, and the pack has no such matrix of {outputs} x {inputs}")]
+    #[error("the adapter changes {role} of layer {layer}, but the pack has no such matrix of {outputs} x {inputs}")]
     NoProjection {
         /// The layer.
         layer: u32,
@@ -65,8 +65,8 @@ pub enum MergeError {
         /// Columns that it should have.
         inputs: u32,
     },
-    /// A weight that is no number, or too large for bfloat16.
-    #[error("tensor {tensor}: the value at flat index {index} is {value}, which is no finite bfloat16")]
+    /// A weight is NaN or too large for bfloat16.
+    #[error("tensor {tensor}: the value at flat index {index} is {value}, which is not a finite bfloat16")]
     NotFinite {
         /// The tensor.
         tensor: String,
@@ -89,7 +89,7 @@ pub enum Base<'a> {
     Checkpoint {
         /// A snapshot folder, or one safetensors file.
         path: &'a Path,
-        /// A config.json to use in place of the checkpoint's.
+        /// A config.json to use instead of the checkpoint's.
         config: Option<&'a Path>,
     },
 }
@@ -105,7 +105,7 @@ pub struct Sources<'a> {
     pub base: Base<'a>,
 }
 
-/// How much of the change a rounding took away again.
+/// The share of the change that rounding removed.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Rounding {
     /// The tensor.
@@ -114,7 +114,7 @@ pub struct Rounding {
     pub relative_error: f64,
 }
 
-/// What a merge did.
+/// The report of a merge.
 #[derive(Debug, Clone, Serialize)]
 pub struct MergeReport {
     /// The snapshot.
@@ -124,9 +124,10 @@ pub struct MergeReport {
     pub merged: u64,
     /// The factor on B A.
     pub scale: f64,
-    /// Norm of the rounding error over norm of the change, over all merged tensors; `None` where nothing changes (B is zero).
+    /// Norm of the rounding error over norm of the change, over all merged tensors; `None` if
+    /// nothing changes (B is zero).
     pub rounding_error: Option<f64>,
-    /// The tensor of which rounding took the largest part; none where nothing changes.
+    /// The tensor that lost the largest share to rounding; `None` if nothing changes.
     pub worst: Option<Rounding>,
     /// Files of the base that are not, by SHA-256, the ones that the pack was made from.
     pub other_files: Vec<String>,
@@ -135,16 +136,18 @@ pub struct MergeReport {
 }
 
 impl MergeReport {
-    /// [`MergeReport::rounding_error`] from which on a good part of the tune is lost.
+    /// [`MergeReport::rounding_error`] above which much of the tuning is lost.
     pub const WORRYING: f64 = 0.5;
 }
 
-/// Merges `sources` into a snapshot folder `target`, in weights files of at most `shard_len` bytes of tensors each (or one
-/// tensor, where that is longer); see [`crate::export::MAX_SHARD_LEN`]. All tensors are bfloat16; what the adapter does not
-/// change is byte for byte the base's where that is bfloat16. The pack's config.json (its dtype made bfloat16), tokenizer and so on
-/// come with them. The folder appears under its name once it is whole. One tensor at a time is in memory.
+/// Merges `sources` into a snapshot folder `target`, in weights files of at most `shard_len` bytes
+/// of tensors each (or one longer tensor); see [`crate::export::MAX_SHARD_LEN`]. All tensors are
+/// bfloat16. Bfloat16 tensors of the base that the adapter does not change stay byte for byte the
+/// same. The folder also gets the pack's config.json (with dtype bfloat16), tokenizer and other
+/// files. It appears only when it is complete. Only one tensor at a time is in memory.
 ///
-/// The pack is mapped meanwhile: nobody may change it ([`MappedPack::open`](crate::MappedPack::open)).
+/// The pack is mapped: nobody may change it meanwhile
+/// ([`MappedPack::open`](crate::MappedPack::open)).
 ///
 /// # Errors
 /// See [`MergeError`].
@@ -182,7 +185,7 @@ pub fn merge(
     })
 }
 
-/// The tensor of the snapshot that becomes of `base`.
+/// The tensor of the snapshot for `base`.
 fn tensor<'a>(
     base: &'a BaseTensor<'a>,
     adapter: &'a Adapter,

@@ -1,5 +1,5 @@
-//! Checks a whole pack: every checksum, scale and padding byte, on all cores; and a pack against the checkpoint that it
-//! was made from.
+//! Checks a whole pack: every checksum, scale and padding byte, on all cores; and a pack against
+//! the checkpoint that it was made from.
 
 mod against;
 
@@ -24,17 +24,17 @@ use crate::format::{FormatError, Index, PieceCrc, Section, check, crc32};
 use crate::io::{AlignedBuf, read_exact_at};
 use crate::{MappedPack, OpenError};
 
-/// Bytes that are read and summed at a time: they stay in the second-level cache between the two.
+/// Bytes that are read and checksummed at a time: they fit in the second-level cache.
 const PIECE_LEN: u64 = 256 << 10;
 
-/// Why a pack could not be checked (a fault that was found is not an error, but part of the report).
+/// Why a pack could not be checked. (A fault is not an error; it is part of the report.)
 #[derive(Debug, Error)]
 #[non_exhaustive]
 pub enum VerifyError {
     /// The pack cannot be opened.
     #[error(transparent)]
     Open(#[from] OpenError),
-    /// The pack is damaged, and the caller asked for a sound one.
+    /// The pack is damaged, and the caller needs an undamaged one.
     #[error("{} is damaged: {first}", path.display())]
     Damaged {
         /// The pack.
@@ -53,7 +53,7 @@ pub enum VerifyError {
     /// The checkpoint to compare with cannot be read.
     #[error(transparent)]
     Source(#[from] SourceError),
-    /// The checkpoint to compare with is not what its config.json says.
+    /// The checkpoint to compare with contradicts its config.json.
     #[error(transparent)]
     Arch(#[from] ArchError),
     /// The caller asked to stop.
@@ -73,7 +73,7 @@ impl From<PartsError> for VerifyError {
     }
 }
 
-/// What [`verify`] found.
+/// The result of [`verify`].
 #[derive(Debug, Clone, Serialize)]
 pub struct VerifyReport {
     /// Bytes of the file.
@@ -82,7 +82,7 @@ pub struct VerifyReport {
     pub sections: u64,
     /// Wall-clock seconds.
     pub seconds: f64,
-    /// Everything that is wrong: per section in file order, then between sections; none in a good pack.
+    /// All faults: of sections in file order, then between sections. Empty for a good pack.
     #[serde(serialize_with = "as_text")]
     pub faults: Vec<FormatError>,
 }
@@ -99,13 +99,15 @@ struct Piece {
     len: u64,
 }
 
-/// Checks every checksum, every scale and every padding byte of the pack at `path`, on `threads` threads (0: one per core).
+/// Checks every checksum, every scale and every padding byte of the pack at `path`, on `threads`
+/// threads (0: one per core).
 ///
-/// Payloads are read, not mapped, which is faster and keeps memory flat; only scale tables are looked at through a map: nobody may
-/// change the file meanwhile ([`MappedPack::open`]).
+/// Payloads are read, not mapped, which is faster and keeps memory flat. Only scale tables are
+/// mapped: nobody may change the file meanwhile ([`MappedPack::open`]).
 ///
 /// # Errors
-/// Where the file cannot be read, or its header, index or metadata are invalid; damage of payloads is in the report.
+/// If the file cannot be read, or its header, index or metadata are invalid. The report has the
+/// damage of payloads.
 pub fn verify(path: &Path, threads: usize, progress: &dyn Progress) -> Result<VerifyReport, VerifyError> {
     let started = Instant::now();
     let pack = MappedPack::open_unchanged(path)?;
@@ -120,7 +122,7 @@ pub fn verify(path: &Path, threads: usize, progress: &dyn Progress) -> Result<Ve
     Ok(VerifyReport { bytes, sections, seconds: started.elapsed().as_secs_f64(), faults })
 }
 
-/// Opens a pack of which every checksum, scale and padding byte is right. Of `progress` only the wish to stop is heeded.
+/// Verifies and opens a pack. `progress` is only asked whether to stop.
 ///
 /// # Errors
 /// As [`verify`], and [`VerifyError::Damaged`].
@@ -132,7 +134,7 @@ pub(crate) fn open_sound(path: &Path, progress: &dyn Progress) -> Result<MappedP
     }
 }
 
-/// Passes on the wish to stop, and keeps the progress of the check to itself.
+/// Forwards only the request to stop, not the progress.
 struct Stoppable<'a>(&'a dyn Progress);
 
 impl Progress for Stoppable<'_> {
@@ -141,7 +143,7 @@ impl Progress for Stoppable<'_> {
     }
 }
 
-/// The CRC-32 of every payload; `Err(None)` where the caller asked to stop.
+/// The CRC-32 of every payload; `Err(None)` if the caller asked to stop.
 fn payload_crcs(file: &File, index: &Index, progress: &dyn Progress) -> Result<Vec<u32>, Option<std::io::Error>> {
     let pieces: Vec<Piece> = index.sections().iter().enumerate().flat_map(|(n, s)| pieces(n, s)).collect();
     let done = AtomicU64::new(0);
@@ -173,7 +175,7 @@ fn pieces(number: usize, section: &Section) -> impl Iterator<Item = Piece> + use
     (0..length.div_ceil(PIECE_LEN)).map(piece)
 }
 
-/// Everything wrong with a pack whose payloads have these checksums: per section, then the gaps.
+/// All faults of a pack whose payloads have these checksums: of sections, then of gaps.
 fn faults(mapped: &MappedPack, crcs: &[u32]) -> Vec<FormatError> {
     let pack = mapped.pack();
     let index = pack.index();

@@ -35,24 +35,25 @@ const STYLES: Styles = Styles::styled()
 
 const LONG_ABOUT: &str = "\
 One file, 4 bits: converts a Hugging Face checkpoint once into a memory-mapped NF4 pack, trains LoRA adapters on it on any GPU \
-that Vulkan, Metal or DX12 reach, and generates with them.
+that Vulkan, Metal or DX12 support, and generates text with them.
 
 Quick start:
   nf4pack convert Qwen3-0.6B q.nf4pack            # once
   nf4pack verify  q.nf4pack --against Qwen3-0.6B  # every checksum, every weight
   nf4pack doctor  q.nf4pack                       # how it will run on this machine's GPU
-  nf4pack train   q.nf4pack --data chat.jsonl --out adapter     # an adapter that PEFT loads, too
-  nf4pack generate q.nf4pack --adapter adapter --chat           # talk to what was trained
+  nf4pack train   q.nf4pack --data chat.jsonl --out adapter     # PEFT loads the adapter, too
+  nf4pack generate q.nf4pack --adapter adapter --chat           # chat with the adapter
   nf4pack export  q.nf4pack Qwen3-0.6B-nf4        # a folder for transformers";
 
 const AFTER_HELP: &str = "\
-Exit codes: 0 good, 1 failed (or the pack is damaged), 2 wrong usage.
+Exit codes: 0 success, 1 failure (or a damaged pack), 2 wrong usage.
 With --json a command prints one JSON document on stdout and everything else on stderr. On failure it is
-{\"code\", \"error\", \"hint\"} (of doctor with all that it has found out). The codes are stable: docs/error-codes.md
-lists them. A pack that `verify` finds damaged is its report with \"good\": false; wrong usage prints nothing on stdout.
+{\"code\", \"error\", \"hint\"} (`doctor` adds all that it found). The codes are stable: docs/error-codes.md
+lists them. For a damaged pack, `verify` prints its report with \"good\": false. Wrong usage prints nothing on stdout.
 `nf4pack COMMAND --help` explains every option, with examples.";
 
-/// Wrong usage that only shows when options, or a file of them, are looked at as a whole; the exit code is that of what clap finds.
+/// Wrong usage that shows only in the combination of options, or in a file of options. The exit
+/// code is clap's.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
 #[error("{0}")]
 pub struct Usage(pub String);
@@ -91,10 +92,10 @@ pub enum Command {
 const CONVERT_EXAMPLES: &str = "\
 Examples:
   nf4pack convert Qwen3-4B q.nf4pack
-  nf4pack convert Qwen3-4B q.nf4pack --scales dq8           # 4.13 bits each
-  nf4pack convert Qwen3-4B q.nf4pack --keep 'layers\\.0\\.'   # layer 0 as it is
+  nf4pack convert Qwen3-4B q.nf4pack --scales dq8           # 4.13 bits per weight
+  nf4pack convert Qwen3-4B q.nf4pack --keep 'layers\\.0\\.'   # do not quantise layer 0
   nf4pack convert Llama-3-8B l.nf4pack --quantize ^lm_head  # lm_head, too
-  nf4pack convert Qwen3-4B q.nf4pack --dry-run              # what, and how large
+  nf4pack convert Qwen3-4B q.nf4pack --dry-run              # the plan and the size
 
 OUT appears under its name only when it is whole and on disk: stopped by Ctrl-C, failed or out of space, there is no OUT and no \
 temporary file. (If only its folder cannot be made durable at the end, that is an error, and OUT is there.) What is no part of \
@@ -104,7 +105,8 @@ the model is named, and left out if it cannot be stored. A process that is kille
 #[derive(Debug, Args)]
 #[command(after_help = CONVERT_EXAMPLES)]
 pub struct ConvertArgs {
-    /// The checkpoint: a folder with model.safetensors or its shards (a hub snapshot), or one .safetensors file
+    /// The checkpoint: a folder with model.safetensors or its shards (a hub snapshot), or one
+    /// .safetensors file
     #[arg(value_name = "SRC", value_hint = ValueHint::AnyPath)]
     pub source: PathBuf,
 
@@ -115,31 +117,32 @@ pub struct ConvertArgs {
     #[command(flatten)]
     pub quality: QualityArgs,
 
-    /// Keep projections whose name matches in their own float type; wins over --quantize
+    /// Do not quantise projections whose name matches; overrides --quantize
     ///
-    /// Names are those of the checkpoint, such as model.layers.0.mlp.down_proj.weight; the expression may match any part.
+    /// Names are those of the checkpoint, such as model.layers.0.mlp.down_proj.weight. The
+    /// expression may match any part.
     #[arg(long, value_name = "REGEX")]
     pub keep: Option<Regex>,
 
-    /// Quantise further tensors of two or more dimensions whose name matches
+    /// Also quantise tensors of two or more dimensions whose name matches
     ///
-    /// By default the seven projections of every layer are quantised (q, k, v, o, gate, up, down); embeddings, lm_head, norms
-    /// and biases are copied as they are.
+    /// By default the seven projections of every layer are quantised (q, k, v, o, gate, up, down);
+    /// embeddings, lm_head, norms and biases are copied unchanged.
     #[arg(long, value_name = "REGEX")]
     pub quantize: Option<Regex>,
 
     #[command(flatten)]
     pub threads: ThreadsArg,
 
-    /// A config.json to use in place of the checkpoint's own
+    /// A config.json to use instead of the checkpoint's
     #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
     pub config: Option<PathBuf>,
 
-    /// Print what would be written, and write nothing
+    /// Print the plan, and write nothing
     #[arg(long)]
     pub dry_run: bool,
 
-    /// Replace OUT where it exists
+    /// Replace OUT if it exists
     #[arg(long)]
     pub force: bool,
 
@@ -147,7 +150,7 @@ pub struct ConvertArgs {
     pub output: OutputArgs,
 }
 
-/// Choices that decide size and error.
+/// Options that determine size and error.
 #[derive(Debug, Args)]
 pub struct QualityArgs {
     /// How the scale of a block is chosen
@@ -176,7 +179,7 @@ pub struct OutputArgs {
     #[arg(long)]
     pub json: bool,
 
-    /// Print nothing but errors (and the JSON document)
+    /// Print only errors (and the JSON document)
     #[arg(long)]
     pub quiet: bool,
 }
@@ -188,9 +191,9 @@ Examples:
   nf4pack inspect qwen3.nf4pack --layer 0
   nf4pack inspect qwen3.nf4pack --json | jq .provenance
 
-Reads header, index and metadata only, whatever the size of the file; `nf4pack verify` checks the rest.";
+Reads only header, index and metadata; `nf4pack verify` checks the rest.";
 
-/// Show what a pack holds
+/// Show the contents of a pack
 #[derive(Debug, Args)]
 #[command(after_help = INSPECT_EXAMPLES)]
 pub struct InspectArgs {
@@ -217,9 +220,9 @@ Examples:
   nf4pack verify qwen3.nf4pack --against ./Qwen3-0.6B
   nf4pack verify qwen3.nf4pack --json | jq -r '.faults[]'
 
-Every checksum, scale and padding byte is read, on all cores; each damaged section is named. With --against every weight is \
-decoded and held against the checkpoint: the errors are listed by tensor, and one that no encoder can have produced, a \
-tensor that is missing or a byte of a copied one that differs is a mismatch. Faults and mismatches give exit code 1.";
+Checks every checksum, scale and padding byte on all cores, and names each damaged section. With --against, decodes every \
+weight and compares it with the checkpoint: the errors are listed by tensor. A mismatch is an error that no encoder produces, \
+a missing tensor, or a copied tensor with a different byte. Faults and mismatches give exit code 1.";
 
 /// Check a pack, alone or against its checkpoint
 #[derive(Debug, Args)]
@@ -233,7 +236,7 @@ pub struct VerifyArgs {
     #[arg(long, value_name = "SRC", value_hint = ValueHint::AnyPath)]
     pub against: Option<PathBuf>,
 
-    /// A config.json to use in place of the checkpoint's own
+    /// A config.json to use instead of the checkpoint's
     #[arg(long, value_name = "FILE", requires = "against", value_hint = ValueHint::FilePath)]
     pub config: Option<PathBuf>,
 
@@ -249,9 +252,10 @@ Examples:
   nf4pack export qwen3.nf4pack ./Qwen3-0.6B-nf4
   nf4pack export qwen3.nf4pack ./exact --dtype f32
 
-The folder holds the weights as .safetensors, and the checkpoint's config and tokenizer files byte for byte, but that
-config.json's dtype is the one that holds all weights: `AutoModelForCausalLM.from_pretrained(\"./Qwen3-0.6B-nf4\")` loads
-them in it. The pack is checked first, and the folder appears under its name only when it is whole.";
+The folder has the weights as .safetensors, and the checkpoint's config and tokenizer files byte for byte, except that
+config.json's dtype is the one that can represent all weights.
+`AutoModelForCausalLM.from_pretrained(\"./Qwen3-0.6B-nf4\")` loads them in that dtype. The pack is verified first. The
+folder appears only when it is complete.";
 
 /// Write a pack back as a folder that transformers loads
 #[derive(Debug, Args)]
@@ -261,11 +265,11 @@ pub struct ExportArgs {
     #[arg(value_name = "FILE", value_hint = ValueHint::FilePath)]
     pub file: PathBuf,
 
-    /// The folder to write: a new or an empty one
+    /// The folder to write; it must be new or empty
     #[arg(value_name = "OUT_DIR", value_hint = ValueHint::DirPath)]
     pub target: PathBuf,
 
-    /// Type of the decoded weights; tensors that were not quantised keep their own
+    /// Type of the decoded weights; other tensors keep their type
     #[arg(long, value_enum, default_value_t = DtypeArg::Bf16)]
     pub dtype: DtypeArg,
 
@@ -280,13 +284,13 @@ Examples:
   nf4pack doctor qwen3.nf4pack --budget 8GiB   # on a smaller GPU
   nf4pack doctor --gpu llvmpipe --json
 
-Lists the GPUs that Vulkan, Metal or DX12 reach, opens one (the best, or the one that --gpu or NF4PACK_ADAPTER names), \
-tries every kernel on it against the CPU, and measures uploading and decoding for a moment; `nf4pack bench` measures at \
-length. For a pack it says whether all layers fit into the GPU's memory, or how many at a time are streamed through it; exit code 1 \
-says that not even two do. Where something fails, exit code 1 too, what is known is shown nevertheless. \
-With NF4PACK_PROFILE=1 the time of every kernel is printed at the end.";
+Lists the GPUs of Vulkan, Metal and DX12, and opens one (the best, or the one that --gpu or NF4PACK_ADAPTER names). Compares \
+every decoding kernel with the CPU, and measures upload and decoding briefly; `nf4pack bench` measures longer. For a pack it \
+says whether all layers fit in GPU memory, or how many are streamed at a time; exit code 1 means that two layers do not fit. \
+If a step fails, it prints the results so far and ends with exit code 1. With NF4PACK_PROFILE=1 it prints the time of every \
+kernel at the end.";
 
-/// Show what GPUs there are, whether they work, and how a pack will run
+/// Show the GPUs, test their kernels, and show how a pack will run
 #[derive(Debug, Args)]
 #[command(after_help = DOCTOR_EXAMPLES)]
 pub struct DoctorArgs {
@@ -294,7 +298,7 @@ pub struct DoctorArgs {
     #[arg(value_name = "PACK", value_hint = ValueHint::FilePath)]
     pub pack: Option<PathBuf>,
 
-    /// GPU memory to plan with, such as 8GiB or 500MB [default: nine tenths of what the device has left]
+    /// GPU memory to plan with, such as 8GiB or 500MB [default: 90 % of the free GPU memory]
     #[arg(long, value_name = "SIZE", requires = "pack", value_parser = parse_size)]
     pub budget: Option<u64>,
 
@@ -308,20 +312,21 @@ pub struct DoctorArgs {
 
 #[derive(Debug, Args)]
 pub struct GpuArg {
-    /// The GPU: its number in `nf4pack doctor`, or a part of its name [default: NF4PACK_ADAPTER, or the best]
+    /// The GPU: its number in `nf4pack doctor`, or a part of its name [default: NF4PACK_ADAPTER, or
+    /// the best]
     #[arg(long, value_name = "NUMBER|NAME")]
     pub gpu: Option<String>,
 }
 
 impl GpuArg {
-    /// As [`gpu::Gpu::open`] has it; the environment fills in what is not said here.
+    /// The options of [`gpu::Gpu::open`]; the environment supplies what the flags do not set.
     pub fn options(&self) -> gpu::Options {
         let env = gpu::Options::from_env();
         gpu::Options { adapter: self.gpu.clone().or(env.adapter), ..env }
     }
 }
 
-/// Units of [`parse_size`]; a longer one stands before one that it ends in.
+/// Units of [`parse_size`]; a unit comes before its own suffixes.
 const SIZE_UNITS: [(&str, u64); 9] = [
     ("KiB", 1 << 10),
     ("MiB", 1 << 20),
@@ -364,9 +369,10 @@ pub struct CompletionsArgs {
 /// [`Encoder`] on the command line.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum EncoderArg {
-    /// The scale with the least squared error: 18.5 % less than absmax at the same size (trained weights, block 64)
+    /// The scale with the least squared error: 18.5 % less than absmax at the same size (trained
+    /// weights, block 64)
     Mse,
-    /// The largest magnitude of the block, as bitsandbytes does it: faster to encode
+    /// The largest magnitude of the block, as in bitsandbytes: faster to encode
     Absmax,
 }
 
@@ -386,7 +392,7 @@ pub enum ScalesArg {
     Bf16,
     /// float32: 4.5 bits per weight
     F32,
-    /// 8-bit, nested under float32, as double quantisation in bitsandbytes: 4.13 bits per weight
+    /// 8-bit with nested float32 scales, as bitsandbytes' double quantisation: 4.13 bits per weight
     Dq8,
 }
 
@@ -429,12 +435,12 @@ fn block_size_parser() -> impl TypedValueParser<Value = u32> {
 }
 
 impl ThreadsArg {
-    /// As [`Options::threads`] has it.
+    /// The value for [`Options::threads`].
     pub fn non_zero(&self) -> Option<NonZeroUsize> {
         self.threads.and_then(|n| NonZeroUsize::new(usize::from(n)))
     }
 
-    /// As verify has it: 0 is one per core.
+    /// The value for verify: 0 is one per core.
     pub fn or_zero(&self) -> usize {
         self.threads.map_or(0, usize::from)
     }

@@ -28,7 +28,7 @@ pub fn run(args: &ConvertArgs) -> anyhow::Result<Outcome> {
     if args.dry_run {
         let preview = Preview { cannot_run, ..Preview::new(args, &conversion) };
         if preview.target_exists && !args.force {
-            ui.warning(&format!("{} exists already: without --force it would not be replaced", args.target.display()));
+            ui.warning(&format!("{} exists already: only --force replaces it", args.target.display()));
         }
         ui.result(&preview, || preview.text())?;
         return Ok(Outcome::Good);
@@ -50,7 +50,7 @@ struct Document<'a> {
     target: String,
     #[serde(flatten)]
     report: &'a Report,
-    /// Why train, eval and generate would refuse the pack, but for what a notice says.
+    /// Why train, eval and generate cannot use the pack, except reasons that a notice names.
     cannot_run: Vec<String>,
 }
 
@@ -83,7 +83,7 @@ fn summary(target: &Path, model_type: &str, report: &Report) -> String {
     text
 }
 
-/// What a conversion would write.
+/// The output of a conversion, by its plan.
 #[derive(Serialize)]
 struct Preview {
     dry_run: bool,
@@ -101,7 +101,7 @@ struct Preview {
     left_out: Vec<LeftOut>,
     kept_unused: Vec<String>,
     notices: Vec<String>,
-    /// Why train, eval and generate would refuse the pack, but for what a notice says.
+    /// Why train, eval and generate cannot use the pack, except reasons that a notice names.
     cannot_run: Vec<String>,
 }
 
@@ -153,7 +153,7 @@ impl Preview {
         let percent = 100.0 * self.pack_bytes as f64 / self.source_bytes.max(1) as f64;
         table.row([&self.target, &"", &"", &"", &ui::grouped(self.pack_bytes)]);
         let before = ui::grouped(self.source_bytes);
-        format!("{table}\n{percent:.1} % of the {before} bytes of the checkpoint's weights; nothing was written\n")
+        format!("{table}\n{percent:.1} % of the {before} bytes of the checkpoint's weights; dry run, nothing was written\n")
     }
 }
 

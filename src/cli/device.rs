@@ -1,4 +1,4 @@
-//! What the commands of the GPU share: opening it, describing it, timing work on it.
+//! Shared by the GPU commands: opens a GPU, describes it, times work on it.
 
 use std::fmt;
 
@@ -33,53 +33,55 @@ impl fmt::Display for AdapterEntry {
     }
 }
 
-/// Runs `work` with the GPU that was asked for; with `NF4PACK_PROFILE=1` the time of every kernel is printed at the end, also where
-/// the work failed.
+/// Runs `work` with the requested GPU. With `NF4PACK_PROFILE=1` it prints the time of every kernel
+/// at the end, also if the work failed.
 pub fn with<T>(args: &GpuArg, ui: Ui, work: impl FnOnce(&Gpu) -> Result<T>) -> Result<T> {
     let gpu = Gpu::open(&args.options())?;
     let result = work(&gpu);
     match gpu.profile() {
         Ok(profile) if profile.0.is_empty() => {}
         Ok(profile) => ui.stage(&format!("\n{profile}")),
-        // What the work gave is worth more than a table beside it.
-        Err(e) => ui.warning(&format!("the kernels' times are not known: {e}")),
+        // A failed profile must not hide the result.
+        Err(e) => ui.warning(&format!("the kernels' times are unknown: {e}")),
     }
     result
 }
 
-/// Whether the CPU does the GPU's work: what is measured is then small.
+/// Whether the GPU is software; benchmarks are then small.
 pub fn is_software(gpu: &Gpu) -> bool {
     gpu.adapter().kind == "software"
 }
 
-/// Seconds of a submission that is long enough for its overhead not to matter, and short enough for every driver's watchdog.
+/// Seconds of a submission: long enough to hide its overhead, short enough for every driver's
+/// watchdog.
 const SUBMISSION_SECONDS: f64 = 0.02;
-/// Calls in a submission at most: each takes memory of the driver's.
+/// Maximum calls in a submission; each takes driver memory.
 const MAX_CALLS: u32 = 256;
 
 /// Records the call with this number.
 type Record<'a> = dyn Fn(&mut Commands, u32) -> Result<(), DequantError> + 'a;
 
-/// Work that is timed again and again.
+/// Work that is timed repeatedly.
 pub struct Load<'a> {
     label: &'static str,
     record: Box<Record<'a>>,
     calls: u32,
     /// Of one call: one figure a run.
     pub seconds: Vec<f64>,
-    /// Whether the device took the time, not the clock.
+    /// Whether the device measured the time (otherwise the host's clock).
     pub by_timestamps: bool,
 }
 
 impl<'a> Load<'a> {
-    /// `record` records one call, whose number it gets. It is called once to warm up, and to see how many calls fill a submission.
+    /// `record` records one call, whose number it gets. It is called once to warm up, and to see
+    /// how many calls fill a submission.
     pub fn new(
         gpu: &Gpu,
         label: &'static str,
         record: impl Fn(&mut Commands, u32) -> Result<(), DequantError> + 'a,
     ) -> Result<Self> {
         let mut load = Self { label, record: Box::new(record), calls: 1, seconds: Vec::new(), by_timestamps: false };
-        // The first call also compiles; the second tells the time.
+        // The first call also compiles; only the second is timed.
         for _ in 0..2 {
             load.run(gpu)?;
         }
@@ -89,7 +91,7 @@ impl<'a> Load<'a> {
         Ok(load)
     }
 
-    /// One run more: many calls, one submission.
+    /// One more run: many calls in one submission.
     pub fn run(&mut self, gpu: &Gpu) -> Result<()> {
         let mut commands = gpu.commands(self.label);
         (0..self.calls).try_for_each(|call| (self.record)(&mut commands, call))?;

@@ -21,7 +21,7 @@ use crate::format::SectionKind;
 use crate::format::nf4::{DEFAULT_BLOCK_SIZE, ScaleType};
 use crate::gpu::{self, Gpu};
 
-/// Times that each thing is measured: a moment, not a benchmark.
+/// Number of measurements: a quick look, not a benchmark.
 const RUNS: u16 = 3;
 
 pub fn run(args: &DoctorArgs) -> Result<Outcome> {
@@ -29,7 +29,7 @@ pub fn run(args: &DoctorArgs) -> Result<Outcome> {
     ui::handle_interrupts()?;
     let adapters = gpu::adapters().iter().map(AdapterEntry::from).collect();
     let mut document = Document { adapters, ..Document::default() };
-    // Where something fails, all that is known is shown nevertheless: that is when it is needed.
+    // A failure must not hide the results so far.
     if let Err(error) = device::with(&args.gpu, ui, |gpu| document.examine(args, gpu)) {
         ui::not_interrupted()?;
         document.failure = Some(Failure::new(&error, Advice::DOCTOR));
@@ -39,25 +39,25 @@ pub fn run(args: &DoctorArgs) -> Result<Outcome> {
     }
     ui.result(&document, || document.text())?;
     if let Some(failure) = &document.failure {
-        failure.tell();
+        failure.print();
     }
     Ok(Outcome::from(document.failure.is_none()))
 }
 
-/// What has been found out so far.
+/// The results so far.
 #[derive(Default, Serialize)]
 struct Document {
     adapters: Vec<AdapterEntry>,
-    /// Nothing where none could be opened.
+    /// `None` if no device could be opened.
     #[serde(flatten)]
     device: Option<Device>,
-    /// Empty where they could not be tried, or give wrong values.
+    /// Empty if the kernels could not run or compute wrong values.
     kernels: Vec<KernelEntry>,
-    /// Nothing where it was not measured.
+    /// `None` if it was not measured.
     speed: Option<Speed>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pack: Option<PackEntry>,
-    /// What ended the examination early.
+    /// The failure that ended the examination.
     #[serde(flatten)]
     failure: Option<Failure>,
 }
@@ -84,7 +84,7 @@ struct Limits {
     largest_subgroup: u32,
 }
 
-/// Bytes of the device's memory, where its driver tells.
+/// Bytes of the device's memory, if its driver reports them.
 #[derive(Serialize)]
 struct Memory {
     total: Option<u64>,
@@ -96,7 +96,7 @@ struct KernelEntry {
     output: String,
     scales: &'static str,
     fast: bool,
-    /// Why it is not the fast one.
+    /// Why the fast kernel is not used.
     #[serde(skip_serializing_if = "Option::is_none")]
     reason: Option<String>,
 }
@@ -114,16 +114,16 @@ struct PackEntry {
     /// GPU bytes of all layers, and of the largest.
     layers_bytes: u64,
     largest_layer_bytes: u64,
-    /// File bytes of the tensors of no layer: embedding, final norm, lm_head.
+    /// File bytes of the global tensors: embedding, final norm, lm_head.
     globals_bytes: u64,
-    /// GPU memory that was planned with, if any is known.
+    /// GPU memory for the plan, if it is known.
     budget_bytes: Option<u64>,
-    /// What it takes to keep all layers, and to stream them through a ring of two; staging included.
+    /// Bytes to keep all layers, and to stream them through a ring of two, including staging.
     resident_bytes: u64,
     smallest_bytes: u64,
-    /// How it will run; nothing where the budget is too small for that.
+    /// The plan; `None` if the budget is too small.
     plan: Option<PlanEntry>,
-    /// Why train, eval and generate would refuse it.
+    /// Why train, eval and generate cannot use the pack.
     cannot_run: Vec<String>,
 }
 
@@ -140,7 +140,7 @@ impl Document {
     fn examine(&mut self, args: &DoctorArgs, gpu: &Gpu) -> Result<()> {
         self.device = Some(Device::new(gpu));
         let budget = args.budget.or_else(|| default_budget(gpu));
-        // Before anything is measured: what it shows is damaged packs and wrong names.
+        // Before the measurements, since it finds damaged packs and wrong names.
         self.pack = args.pack.as_deref().map(|file| PackEntry::new(file, gpu, budget)).transpose()?;
         let kernels = Dequantizer::new(gpu)?;
         self.kernels = kernels.choices().into_iter().map(KernelEntry::from).collect();
@@ -176,8 +176,8 @@ impl Document {
             table.row([&mark, &a.index, &a.name, &a.kind, &a.backend, &a.driver]);
         }
         let note = match used {
-            Some(_) => "* the one in use; --gpu or NF4PACK_ADAPTER names another",
-            None => "none is in use; --gpu or NF4PACK_ADAPTER names one",
+            Some(_) => "* in use; --gpu or NF4PACK_ADAPTER names another GPU",
+            None => "none in use; --gpu or NF4PACK_ADAPTER names a GPU",
         };
         let _ = writeln!(text, "{table}({note})");
     }
@@ -195,12 +195,12 @@ impl Document {
         }
         let slow: Vec<&KernelEntry> = self.kernels.iter().filter(|k| !k.fast).collect();
         let verdict = match slow.len() {
-            0 => "all equal the CPU's values".to_owned(),
-            n => format!("{n} fast ones failed, the plain ones equal the CPU's values"),
+            0 => "all equal the CPU".to_owned(),
+            n => format!("{n} fast kernels failed, the plain ones equal the CPU"),
         };
         let _ = writeln!(text, "\n{table}(self-test on this device: {verdict})");
         for k in slow {
-            let reason = k.reason.as_deref().unwrap_or("no reason is known");
+            let reason = k.reason.as_deref().unwrap_or("unknown reason");
             let _ = writeln!(text, "{} from {} scales: {reason}", k.output, k.scales);
         }
     }
@@ -231,7 +231,7 @@ impl Device {
         let memory = match (self.memory.total, self.memory.available) {
             (Some(total), Some(available)) => format!("{}, {} of it free", binary(total), binary(available)),
             (Some(total), None) => binary(total),
-            _ => "the driver does not tell".to_owned(),
+            _ => "not reported by the driver".to_owned(),
         };
         let Limits { buffer_bytes, binding_bytes, workgroup_bytes, workgroup_threads, .. } = self.limits;
         let (smallest, largest) = (self.limits.smallest_subgroup, self.limits.largest_subgroup);
@@ -275,7 +275,7 @@ impl Speed {
     }
 
     fn text(&self, text: &mut String) {
-        let mut table = Table::new(&["speed, at a glance", ">GB/s", "beside"]);
+        let mut table = Table::new(&["quick measurement", ">GB/s", "baseline"]);
         let memcpy = format!("memcpy {} GB/s", gigabytes(self.upload.memcpy_bytes_per_second));
         let threads = ui::plural(self.upload.threads.into(), "thread");
         table.row([&format!("upload, {threads}"), &gigabytes(self.upload.bytes_per_second), &memcpy]);
@@ -325,13 +325,13 @@ impl PackEntry {
         let bytes = |n: u64| ui::bytes(n as f64);
         let (layers, all) = (ui::plural(u64::from(self.layers), "layer"), bytes(self.layers_bytes));
         let (largest, globals) = (bytes(self.largest_layer_bytes), bytes(self.globals_bytes));
-        let _ = writeln!(text, "\n{}: {layers}, {all}, the largest {largest}; tensors of no layer: {globals}", self.file);
+        let _ = writeln!(text, "\n{}: {layers}, {all}, the largest {largest}; global tensors: {globals}", self.file);
         let within = self.budget_bytes.map_or("memory of unknown size".to_owned(), bytes);
         let verdict = match &self.plan {
-            Some(plan) if plan.resident => format!("all layers stay in {within}, taking {}", bytes(plan.needed_bytes)),
+            Some(plan) if plan.resident => format!("all layers fit in {within} and take {}", bytes(plan.needed_bytes)),
             Some(plan) => {
                 let (slots, needed) = (plan.slots, bytes(plan.needed_bytes));
-                format!("{within} hold {slots} of {layers} at a time ({needed}); the others are streamed through them")
+                format!("{within} holds {slots} of {layers} at a time ({needed}); the layers are streamed")
             }
             None => format!("does not run in {within}"),
         };
@@ -343,7 +343,7 @@ impl PackEntry {
             "{:<15} {resident} for all layers (--budget {all}), {smallest} for a ring of two (--budget {least});",
             "needs"
         );
-        let _ = writeln!(text, "{:<15} with buffers to upload through, and without the tensors of no layer", "");
+        let _ = writeln!(text, "{:<15} including staging buffers, without the global tensors", "");
         for (i, reason) in self.cannot_run.iter().enumerate() {
             let _ = writeln!(text, "{:<15} {reason}", if i == 0 { "does not run" } else { "" });
         }

@@ -10,7 +10,7 @@ use super::adapter;
 use super::args::EvalArgs;
 use super::device::{self, AdapterEntry};
 use super::model;
-use super::train::{left_out, read, tell_data, tell_plan, warnings};
+use super::train::{dropped_text, print_data, print_plan, read, warnings};
 use super::ui::{self, Cancelled, Ui, Unit};
 use crate::arch::config::ModelConfig;
 use crate::convert::Progress as _;
@@ -28,7 +28,7 @@ struct Evaluation {
     adapter: Option<String>,
     data: String,
     samples: u64,
-    /// Samples that were left out.
+    /// Dropped samples.
     dropped: Dropped,
     /// Tokens that were predicted.
     tokens: u64,
@@ -36,7 +36,7 @@ struct Evaluation {
     loss: f64,
     perplexity: f64,
     seconds: f64,
-    /// What may be wrong with the data.
+    /// Warnings about the data.
     warnings: Vec<String>,
     gpu: AdapterEntry,
 }
@@ -49,7 +49,7 @@ pub fn run(args: &EvalArgs) -> Result<Outcome> {
     let model = model::read(&pack, ui)?;
     let max_length = args.max_length(&model);
     let adapter = adapter::read(args.adapter.as_deref(), &model, ui)?;
-    // Of templates that tell the date: the same one every day, so that losses can be compared.
+    // A fixed date for templates that print it, so losses can be compared.
     let tokenizer = read_tokenizer(&pack, &model, 0)?;
     let options = Options { train_on: args.train_on.into(), max_length, strict: args.strict };
     let meter = ui.meter("reading", Unit::Rows);
@@ -58,7 +58,7 @@ pub fn run(args: &EvalArgs) -> Result<Outcome> {
         !ui::interrupted()
     })?;
     drop(meter);
-    tell_data(ui, "data", "predicted", &data, &model);
+    print_data(ui, "data", "predicted", &data, &model);
     let evaluation = device::with(&args.gpu, ui, |gpu| evaluate(args, ui, gpu, pack, &model, adapter.as_ref(), &data))?;
     ui.result(&evaluation, || evaluation.text())?;
     Ok(Outcome::Good)
@@ -82,7 +82,7 @@ fn evaluate(
         ..Passes::one_row(length)
     };
     let plan = passes.plan(gpu, &pack, config, adapter)?;
-    tell_plan(ui, &plan);
+    print_plan(ui, &plan);
     let mut session = Session::open(gpu, pack, adapter, &plan)?;
     let meter = ui.meter("evaluating", Unit::Rows);
     let started = std::time::Instant::now();
@@ -115,7 +115,7 @@ impl Evaluation {
             self.perplexity,
             ui::grouped(self.tokens),
             ui::plural(self.samples, "sample"),
-            left_out(self.dropped),
+            dropped_text(self.dropped),
             ui::duration(self.seconds)
         )
     }

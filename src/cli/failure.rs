@@ -1,4 +1,4 @@
-//! What went wrong, in one line, and what to do about it, in another.
+//! A failure as one line, and a hint as another.
 
 mod codes;
 
@@ -36,7 +36,7 @@ use crate::train::record::RecordError;
 use crate::train::run::{Leftover, RunError};
 use crate::verify::VerifyError;
 
-/// A failure as people and JSON are told.
+/// A failure, as stderr and JSON show it.
 #[derive(Debug, Serialize)]
 pub struct Failure {
     code: &'static str,
@@ -44,20 +44,20 @@ pub struct Failure {
     hint: Option<String>,
 }
 
-/// What the flags of a command can do about a GPU that is too small, or gone.
+/// The flags of a command that help if a GPU is too small or lost.
 #[derive(Debug, Clone, Copy)]
 pub struct Advice {
-    /// With less of these it works in smaller pieces.
+    /// A smaller value of these flags needs smaller buffers.
     smaller: &'static [&'static str],
-    /// The most memory that it takes.
+    /// The flag that limits its GPU memory.
     budget: Option<&'static str>,
-    /// What to do when the GPU is there again.
+    /// What to do when the GPU works again.
     again: &'static str,
 }
 
 impl Advice {
     const NONE: Self = Self { smaller: &[], budget: None, again: "try again" };
-    /// Of `nf4pack doctor`.
+    /// The advice of `nf4pack doctor`.
     pub const DOCTOR: Self = Self { budget: Some("--budget"), ..Self::NONE };
 
     fn of(command: &Command) -> Self {
@@ -65,7 +65,7 @@ impl Advice {
         let vram = |smaller| Self { smaller, budget: Some("--vram-budget"), ..Self::NONE };
         match command {
             Command::Train(_) => {
-                let again = "--resume goes on from the newest checkpoint";
+                let again = "--resume continues from the newest checkpoint";
                 Self { again, ..vram(&["--micro-batch", "--max-length"]) }
             }
             Command::Eval(_) => vram(&["--micro-batch", "--max-length"]),
@@ -84,15 +84,15 @@ impl Advice {
 
     fn too_large(self) -> String {
         match self.smaller {
-            [] => "another GPU may take it (--gpu)".to_owned(),
-            smaller => format!("a smaller {} may fit; so may another GPU (--gpu)", either(smaller)),
+            [] => "another GPU may have larger limits (--gpu)".to_owned(),
+            smaller => format!("take a smaller {}, or another GPU (--gpu)", either(smaller)),
         }
     }
 
     fn out_of_memory(self) -> String {
         let flags: Vec<&str> = self.smaller.iter().copied().chain(self.budget).collect();
         let smaller = if flags.is_empty() { String::new() } else { format!("take a smaller {}, or ", either(&flags)) };
-        format!("end other programs that use the GPU, or {smaller}name another GPU (--gpu)")
+        format!("close other programs that use the GPU, or {smaller}name another GPU (--gpu)")
     }
 }
 
@@ -105,13 +105,13 @@ fn either(flags: &[&str]) -> String {
 }
 
 impl Failure {
-    /// Of a command that can be given this advice.
+    /// Describes the error of a command with this advice.
     pub fn new(error: &anyhow::Error, advice: Advice) -> Self {
         Self { code: codes::code(error), error: text(error), hint: hint(error, advice) }
     }
 
-    /// On stderr.
-    pub fn tell(&self) {
+    /// Prints the failure on stderr.
+    pub fn print(&self) {
         ui::labelled("error", AnsiColor::Red, &self.error);
         if let Some(hint) = &self.hint {
             ui::labelled("hint", AnsiColor::Cyan, hint);
@@ -119,21 +119,21 @@ impl Failure {
     }
 }
 
-/// Says what went wrong: on stderr for people, and on stdout where JSON was asked for, unless the usage was wrong.
+/// Prints the error on stderr, and with `--json` also on stdout, unless the usage was wrong.
 pub fn report(error: &anyhow::Error, command: &Command) -> ExitCode {
     let failure = Failure::new(error, Advice::of(command));
-    failure.tell();
+    failure.print();
     if error.is::<Usage>() {
         return ExitCode::from(2);
     }
     if command.json() {
-        // Where stdout cannot be written, stderr has said it all.
+        // If stdout cannot be written, stderr has the error.
         let _ = ui::print(&format!("{:#}\n", json!(failure)));
     }
     ExitCode::FAILURE
 }
 
-/// The error and its causes, without those that a message before them has told already.
+/// The error and its causes, without causes that an earlier message contains.
 fn text(error: &anyhow::Error) -> String {
     error.chain().fold(String::new(), |mut text, cause| {
         let cause = cause.to_string();
@@ -146,7 +146,7 @@ fn text(error: &anyhow::Error) -> String {
     })
 }
 
-/// What to do about it, where there is something to do.
+/// What to do about the error, if anything helps.
 fn hint(error: &anyhow::Error, advice: Advice) -> Option<String> {
     error.chain().find_map(|cause| {
         if let Some(e) = cause.downcast_ref() {
@@ -191,17 +191,17 @@ fn of_convert(error: &ConvertError) -> Option<String> {
         ConvertError::Arch(e) => of_arch(e),
         ConvertError::Plan(e) => of_plan(e),
         ConvertError::NotFinite { .. } => Some(
-            "the checkpoint is damaged or diverged: compare the file's SHA-256 with the hub's and download it again".into(),
+            "the checkpoint is damaged or diverged: compare the file's SHA-256 with the hub's, and download it again".into(),
         ),
-        ConvertError::TargetExists { .. } => Some("--force replaces it".into()),
+        ConvertError::TargetExists { .. } => Some("--force replaces the file".into()),
         ConvertError::TargetIsSource { .. } => Some("name another OUT".into()),
         ConvertError::TargetNotAFile { .. } => {
-            Some("OUT is a file: a pack is written in any order, so it cannot be piped".into())
+            Some("OUT must be a regular file: a pack is written in any order, so it cannot be piped".into())
         }
         ConvertError::NoSpace { needed, available, .. } => Some(no_space(*needed, *available)),
         ConvertError::Target { path, source } => of_target(path, source),
         ConvertError::NotDurable { .. } => Some(SYNC.into()),
-        ConvertError::Threads(_) => Some("--threads N takes fewer".into()),
+        ConvertError::Threads(_) => Some("--threads N starts fewer threads".into()),
         ConvertError::Cancelled => None,
     }
 }
@@ -209,44 +209,44 @@ fn of_convert(error: &ConvertError) -> Option<String> {
 fn of_source(error: &SourceError) -> Option<String> {
     let hint = match error {
         SourceError::Io { source, .. } if source.kind() == ErrorKind::NotFound => {
-            "a checkpoint is a folder with model.safetensors or its shards, or one .safetensors file; `hf download REPO` prints \
-             the folder of a model of the hub"
+            "a checkpoint is a folder with model.safetensors or its shards, or one .safetensors file; `hf download REPO` \
+             prints the folder of a model of the hub"
         }
-        SourceError::Io { source, .. } if source.kind() == ErrorKind::PermissionDenied => "it must be readable for you",
+        SourceError::Io { source, .. } if source.kind() == ErrorKind::PermissionDenied => "you need permission to read it",
         SourceError::NotACheckpoint { .. } => {
-            "only .safetensors are read: convert .bin or .gguf weights with other tools first"
+            "nf4pack reads only .safetensors: convert .bin or .gguf weights with other tools first"
         }
         SourceError::NoWeights { folder, found } => return Some(no_weights(folder, found)),
         SourceError::HubCache { snapshot, .. } => return Some(format!("name the snapshot: {}", snapshot.display())),
         SourceError::TooManyFiles { .. } => "name a copy of the checkpoint without that folder",
         SourceError::LfsPointer { .. } => LFS_PULL,
-        SourceError::NoConfig { .. } => "the model's page has it beside the weights; --config FILE takes one from elsewhere",
-        SourceError::LinkLeavesFolder { .. } => "copy the file into the folder, or name the folder where it really is",
-        SourceError::MissingShard { .. } => "`hf download REPO` fetches what is missing and keeps what is there",
+        SourceError::NoConfig { .. } => "download config.json from the model's page, or name one with --config FILE",
+        SourceError::LinkLeavesFolder { .. } => "copy the file into the folder, or name the folder that really contains it",
+        SourceError::MissingShard { .. } => "`hf download REPO` fetches the missing files and keeps the others",
         SourceError::Header { source: HeaderError::FileLength { .. } | HeaderError::Truncated { .. }, .. } => {
             "the download is incomplete: remove the file and download it again"
         }
         SourceError::Header { source: HeaderError::LfsPointer, .. } => LFS_PULL,
         SourceError::Header { source: HeaderError::TooShort { .. } | HeaderError::TooLarge { .. }, .. } => {
-            "this is no safetensors file, or a damaged one: download it again; other formats are not read"
+            "this is not a safetensors file, or it is damaged: download it again; other formats are not read"
         }
         SourceError::Unstorable { source: Unstorable::Type { .. }, .. } => {
-            "a copy in another type can be converted: \
-             AutoModelForCausalLM.from_pretrained(SRC, dtype=\"bfloat16\").save_pretrained(COPY) in Python makes it"
+            "convert a copy in another type, made in Python by \
+             AutoModelForCausalLM.from_pretrained(SRC, dtype=\"bfloat16\").save_pretrained(COPY)"
         }
-        SourceError::Unstorable { .. } => "the checkpoint is damaged, or config.json is of another model",
+        SourceError::Unstorable { .. } => "the checkpoint is damaged, or config.json belongs to another model",
         SourceError::NotInShard { .. } => {
-            "the download is incomplete, or index and shards are of different revisions: `hf download REPO` fetches what is \
-             missing"
+            "the download is incomplete, or index and shards are of different revisions: `hf download REPO` fetches the \
+             missing files"
         }
         SourceError::Header { source: HeaderError::Quantised { .. }, .. } | SourceError::Quantised { .. } => {
-            "quantising twice loses quality that the original still has; the model card names it as base_model"
+            "convert the original checkpoint, which the model card names as base_model: quantising twice loses quality"
         }
         SourceError::DuplicateTensor { .. } => {
             "the shards are of different revisions, or copies of each other: download them again into an empty folder"
         }
         SourceError::Json { path, .. } if !path.ends_with(CONFIG) => {
-            "download the file again; what is not needed can be removed"
+            "download the file again, or remove it if it is not needed"
         }
         SourceError::Json { .. } | SourceError::DuplicateKey { .. } => "download the file again",
         _ => return None,
@@ -283,10 +283,10 @@ fn of_arch(error: &ArchError) -> Option<String> {
         ArchError::Config(e) => return of_config(e),
         ArchError::MissingTensor { tensor } if tensor.ends_with("lm_head.weight") => {
             "the checkpoint was saved without its output projection (AutoModel instead of AutoModelForCausalLM); if the embedding \
-             takes its place, config.json says so with tie_word_embeddings: --config FILE names a copy"
+             replaces it, set tie_word_embeddings in a copy of config.json and name it with --config FILE"
         }
-        ArchError::MissingTensor { .. } => "the checkpoint is incomplete, or config.json is of another model",
-        ArchError::Shape { .. } => "config.json is of another model: --config FILE names the right one",
+        ArchError::MissingTensor { .. } => "the checkpoint is incomplete, or config.json belongs to another model",
+        ArchError::Shape { .. } => "config.json belongs to another model: name the right one with --config FILE",
     };
     Some(hint.to_owned())
 }
@@ -294,8 +294,8 @@ fn of_arch(error: &ArchError) -> Option<String> {
 fn of_config(error: &ConfigError) -> Option<String> {
     let hint = match error {
         ConfigError::ModelType { .. } => {
-            "a model of one of these architectures under another name can be converted with --config FILE, a copy of \
-             config.json with that model_type"
+            "if the model has one of these architectures under another name, copy config.json, set that model_type, and \
+             pass it with --config FILE"
         }
         ConfigError::BadValue { .. } => {
             "where config.json is wrong, a corrected copy can be given when converting: --config FILE; otherwise such a model \
@@ -313,7 +313,7 @@ fn of_plan(error: &PlanError) -> Option<String> {
     let hint = match error {
         PlanError::NoMatch { .. } => {
             "the expression is matched against names such as model.layers.0.mlp.down_proj.weight, model.embed_tokens.weight or \
-             lm_head.weight; what is no projection is kept without --keep"
+             lm_head.weight; tensors that are not projections are kept without --keep"
         }
         _ => return None,
     };
@@ -324,13 +324,13 @@ fn of_target(path: &Path, error: &std::io::Error) -> Option<String> {
     let folder = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
     Some(match error.kind() {
         ErrorKind::NotFound | ErrorKind::NotADirectory => {
-            format!("the folder {} must be there: create it", folder.display())
+            format!("create the folder {} first", folder.display())
         }
-        ErrorKind::PermissionDenied => format!("you must be allowed to write to the folder {}", folder.display()),
-        ErrorKind::ReadOnlyFilesystem => "name a place on a file system that can be written".to_owned(),
-        ErrorKind::IsADirectory => format!("OUT is a file: {}, say", path.join("model.nf4pack").display()),
+        ErrorKind::PermissionDenied => format!("you need permission to write to the folder {}", folder.display()),
+        ErrorKind::ReadOnlyFilesystem => "name a path on a writable file system".to_owned(),
+        ErrorKind::IsADirectory => format!("OUT must be a file, such as {}", path.join("model.nf4pack").display()),
         ErrorKind::StorageFull | ErrorKind::QuotaExceeded => "free some space, or write to another file system".to_owned(),
-        ErrorKind::FileTooLarge => "the file system or `ulimit -f` allows no file of this size".to_owned(),
+        ErrorKind::FileTooLarge => "the file system or `ulimit -f` does not allow a file of this size".to_owned(),
         _ => return None,
     })
 }
@@ -343,11 +343,13 @@ fn no_space(needed: u64, available: u64) -> String {
 fn of_open(error: &OpenError) -> Option<String> {
     match error {
         OpenError::Io { source, .. } if source.kind() == ErrorKind::NotFound => {
-            Some("`nf4pack convert SRC OUT.nf4pack` makes one".into())
+            Some("`nf4pack convert SRC OUT.nf4pack` writes a pack".into())
         }
-        OpenError::Io { source, .. } if source.kind() == ErrorKind::InvalidInput => Some("FILE is one .nf4pack file".into()),
+        OpenError::Io { source, .. } if source.kind() == ErrorKind::InvalidInput => {
+            Some("FILE must be an .nf4pack file".into())
+        }
         OpenError::Io { source, .. } if source.kind() == ErrorKind::PermissionDenied => {
-            Some("it must be readable for you".into())
+            Some("you need permission to read it".into())
         }
         OpenError::Io { .. } => None,
         OpenError::Format { source, .. } => of_format(source).map(str::to_owned),
@@ -356,8 +358,10 @@ fn of_open(error: &OpenError) -> Option<String> {
 
 fn of_format(error: &FormatError) -> Option<&'static str> {
     Some(match error {
-        FormatError::BadMagic { .. } => "FILE is what `nf4pack convert SRC OUT.nf4pack` writes",
-        FormatError::UnsupportedVersion { .. } | FormatError::UnknownFeatures { .. } => "a newer nf4pack reads it: update",
+        FormatError::BadMagic { .. } => "FILE must be a pack that `nf4pack convert SRC OUT.nf4pack` wrote",
+        FormatError::UnsupportedVersion { .. } | FormatError::UnknownFeatures { .. } => {
+            "update nf4pack: a newer version reads this file"
+        }
         FormatError::TooShort { .. } | FormatError::FileLength { .. } => "the file was cut or extended: copy it again",
         _ => "the file is damaged: copy it again, or convert the checkpoint again",
     })
@@ -369,9 +373,9 @@ fn of_verify(error: &VerifyError) -> Option<String> {
         VerifyError::Source(e) => of_source(e),
         VerifyError::Arch(e) => of_arch(e),
         VerifyError::Damaged { path, .. } => {
-            Some(format!("`nf4pack verify {}` lists all that is damaged; convert the checkpoint again", path.display()))
+            Some(format!("`nf4pack verify {}` lists the damaged sections; convert the checkpoint again", path.display()))
         }
-        VerifyError::Threads(_) => Some("--threads N takes fewer".into()),
+        VerifyError::Threads(_) => Some("--threads N starts fewer threads".into()),
         VerifyError::Io { .. } | VerifyError::Cancelled => None,
     }
 }
@@ -379,7 +383,7 @@ fn of_verify(error: &VerifyError) -> Option<String> {
 fn of_export(error: &ExportError) -> Option<String> {
     match error {
         ExportError::Verify(e) => of_verify(e),
-        ExportError::Overflow { .. } => Some("--dtype bf16 or f32 holds it".into()),
+        ExportError::Overflow { .. } => Some("--dtype bf16 or f32 can represent it".into()),
         ExportError::Write(e) => of_write(e),
     }
 }
@@ -390,10 +394,9 @@ fn of_merge(error: &MergeError) -> Option<String> {
         MergeError::Source(e) => of_source(e),
         MergeError::Write(e) => of_write(e),
         MergeError::Adapter(e) => of_adapter(e),
-        MergeError::OtherBase { .. } => Some(
-            "`nf4pack inspect` shows which files, by SHA-256, the pack was made from; --base dequant needs none of them"
-                .into(),
-        ),
+        MergeError::OtherBase { .. } => {
+            Some("`nf4pack inspect` shows the SHA-256 of the pack's source files; --base dequant needs none of them".into())
+        }
         MergeError::NotFinite { .. } => Some("the adapter diverged, or the base is damaged".into()),
         _ => None,
     }
@@ -405,16 +408,16 @@ fn of_adapter(error: &AdapterError) -> Option<String> {
             "an adapter is a folder with adapter_model.safetensors and adapter_config.json, as `nf4pack train` and PEFT write it"
         }
         AdapterError::MissingTensor { .. } | AdapterError::Shape { .. } => {
-            "the adapter is for another model: its base_model_name_or_path names the one"
+            "the adapter belongs to another model: see its base_model_name_or_path"
         }
         AdapterError::UnexpectedTensor { .. } => {
-            "the adapter changes more than its settings say, or is for another model: its base_model_name_or_path names the one"
+            "the adapter changes more than its settings say, or belongs to another model: see its base_model_name_or_path"
         }
         AdapterError::Vocabulary { .. } => {
-            "PEFT saves the vocabulary where tokens were added, or where target_modules or modules_to_save name it: without that \
-             train again; if it was not changed, save_pretrained(DIR, save_embedding_layers=False) leaves it out"
+            "PEFT saves the embedding if tokens were added, or if target_modules or modules_to_save name it: train again \
+             without that, or, if it is unchanged, use save_pretrained(DIR, save_embedding_layers=False)"
         }
-        AdapterError::SameMatrix { .. } => "the file holds two adapters: save each into a folder of its own",
+        AdapterError::SameMatrix { .. } => "the file has two adapters: save each one to its own folder",
         AdapterError::Write { path, source } => return of_target(path, source),
         _ => return None,
     };
@@ -423,7 +426,7 @@ fn of_adapter(error: &AdapterError) -> Option<String> {
 
 fn of_write(error: &WriteError) -> Option<String> {
     match error {
-        WriteError::TargetExists { .. } => Some("name a new folder, or empty this one".into()),
+        WriteError::TargetExists { .. } => Some("name a new folder, or empty this folder".into()),
         WriteError::NoSpace { needed, available, .. } => Some(no_space(*needed, *available)),
         WriteError::Target { path, source } => of_target(path, source),
         WriteError::NotDurable { .. } => Some(SYNC.into()),
@@ -434,15 +437,15 @@ fn of_write(error: &WriteError) -> Option<String> {
 fn of_gpu(error: &GpuError, advice: Advice) -> Option<String> {
     let hint = match error {
         GpuError::NoAdapter => DRIVER_HINT,
-        GpuError::NoSuchAdapter { .. } => "--gpu and NF4PACK_ADAPTER take such a number, or a part of a name",
+        GpuError::NoSuchAdapter { .. } => "--gpu and NF4PACK_ADAPTER take a listed number, or a part of a name",
         GpuError::NoDevice { .. } => return Some(no_device()),
         GpuError::TooLarge { .. } => return Some(advice.too_large()),
         GpuError::OutOfMemory { .. } => return Some(advice.out_of_memory()),
         GpuError::DeviceLost { .. } => {
-            return Some(format!("the driver was reset, or the GPU removed: update the driver; {}", advice.again));
+            return Some(format!("the driver was reset, or the GPU was removed: update the driver; {}", advice.again));
         }
         GpuError::NotMapped { .. } => {
-            return Some(format!("other programs may use all memory that host and GPU share: end them; {}", advice.again));
+            return Some(format!("other programs may use all memory that host and GPU share: close them; {}", advice.again));
         }
         GpuError::Timeout { .. } => {
             return Some(format!("other programs use the GPU, or its driver hangs: update it; {}", advice.again));
@@ -452,29 +455,31 @@ fn of_gpu(error: &GpuError, advice: Advice) -> Option<String> {
     Some(hint.to_owned())
 }
 
-/// Names the GPUs there are: the best one may be the one that does not work.
+/// Lists the GPUs, since the best one may be the broken one.
 fn no_device() -> String {
     let names: Vec<String> = gpu::adapters().iter().map(|a| format!("{} {}", a.index, a.name)).collect();
     if names.len() < 2 {
         "update its driver; no other GPU was found".to_owned()
     } else {
-        format!("update its driver, or name another GPU with --gpu; there are: {}", names.join(", "))
+        format!("update its driver, or name another GPU with --gpu: {}", names.join(", "))
     }
 }
 
-/// Why the embedded files of a pack do not do to train, evaluate and generate, a sentence each; `file` gives the bytes of one.
+/// Why the embedded files of a pack are not enough to train, evaluate and generate, one sentence
+/// each. `file` returns the bytes of a file.
 pub fn bad_files<'a>(file: impl Fn(&str) -> Option<&'a [u8]>) -> Vec<String> {
     check_files_runnable(file).iter().map(unusable).collect()
 }
 
-/// Why the model of the pack at `path` cannot be run, a sentence each: by its index, by its files, and by whether its tokenizer loads.
+/// Why the model of the pack at `path` cannot run, one sentence each. Checks the index, the files,
+/// and the tokenizer.
 pub fn cannot_run_pack(path: &Path, pack: Pack<'_>) -> Vec<String> {
     let mut found: Vec<String> = check_pack_runnable(&pack).err().iter().map(unusable).collect();
     found.extend(bad_files(|name| pack.file(name).map(|file| file.bytes)));
     if found.is_empty() { cannot_load(path).into_iter().collect() } else { found }
 }
 
-/// Why the tokenizer of the pack at `path`, in which nothing else is wrong, does not load.
+/// Why the tokenizer of the pack at `path` does not load, if nothing else is wrong with the pack.
 pub fn cannot_load(path: &Path) -> Option<String> {
     let source = PackSource::open(path).ok()?;
     let load = |model: ModelConfig| read_tokenizer(&source, &model, 0).map(drop);
@@ -485,8 +490,8 @@ fn unusable(reason: &impl std::fmt::Display) -> String {
     format!("train, eval and generate cannot use this pack: {reason}")
 }
 
-/// Where kernels give wrong values.
-const UNFIT: &str = "the kernels do not work on this GPU: update its driver, or name another with --gpu";
+/// The hint if kernels compute wrong values.
+const UNFIT: &str = "the kernels do not work on this GPU: update its driver, or name another GPU with --gpu";
 
 fn of_dequant(error: &DequantError, advice: Advice) -> Option<String> {
     match error {
@@ -503,20 +508,20 @@ fn of_run(error: &RunError, advice: Advice) -> Option<String> {
         RunError::Checkpoint(e) => of_checkpoint(e),
         RunError::OtherRun { source, .. } => of_difference(source),
         RunError::Occupied { found: Leftover::Checkpoints, .. } => {
-            Some("--resume goes on with it; a new run takes another --out".into())
+            Some("--resume continues it; a new run needs another --out".into())
         }
         RunError::Occupied { found: Leftover::OfOthers, .. } => {
-            Some("--out names another folder, or they are moved away: a run would replace them".into())
+            Some("name another --out, or move the files away: a run would replace them".into())
         }
-        RunError::Occupied { .. } => Some("a new run takes another --out, or the folder has to go".into()),
-        RunError::Elsewhere { .. } => Some("--out names the folder that the checkpoint is in".into()),
+        RunError::Occupied { .. } => Some("name another --out, or remove the folder".into()),
+        RunError::Elsewhere { .. } => Some("name the folder of the checkpoint with --out".into()),
         RunError::Record(e) => of_record(e),
         RunError::NoCheckpoint { .. } => {
-            Some("a run has one after --save-every steps, an epoch or ten minutes; without --resume it starts anew".into())
+            Some("a run saves one after --save-every steps, an epoch or ten minutes; without --resume it starts from the beginning".into())
         }
         RunError::Diverged { checkpoint: None, .. } => Some("a smaller --lr, or a longer --warmup, often helps".into()),
         RunError::Diverged { .. } => {
-            Some("train anew with a smaller --lr; the checkpoint itself is an adapter that works".into())
+            Some("train again with a smaller --lr; the checkpoint itself is a working adapter".into())
         }
         _ => None,
     }
@@ -525,19 +530,19 @@ fn of_run(error: &RunError, advice: Advice) -> Option<String> {
 fn of_memory(error: &MemoryError, advice: Advice) -> Option<String> {
     match error {
         MemoryError::Budget { remedy: None, needed, .. } => Some(format!(
-            "--vram-budget {} or more, where the GPU has it, or a GPU with more memory (--gpu)",
+            "--vram-budget {} or more, if the GPU has it, or a GPU with more memory (--gpu)",
             at_least(*needed)
         )),
         MemoryError::Budget { needed, .. } => {
-            Some(format!("so would --vram-budget {} or more, where the GPU has it", at_least(*needed)))
+            Some(format!("--vram-budget {} or more works too, if the GPU has it", at_least(*needed)))
         }
         MemoryError::Matrix { remedy: None, .. } => Some(advice.too_large()),
-        MemoryError::Matrix { .. } => Some("another GPU may take it as it is (--gpu)".into()),
+        MemoryError::Matrix { .. } => Some("another GPU may have larger limits (--gpu)".into()),
         MemoryError::Stream(e) => of_stream(e, advice),
     }
 }
 
-/// Bytes for people who give them to a flag: no fewer.
+/// Bytes as the value of a flag, rounded up.
 fn at_least(bytes: u64) -> String {
     format!("{}MB", bytes.div_ceil(1_000_000))
 }
@@ -546,7 +551,7 @@ fn of_checkpoint(error: &CheckpointError) -> Option<String> {
     let in_checkpoint = |path: &Path| path.file_name().is_some_and(|name| name == STATE || name == OPTIMIZER);
     let hint = match error {
         CheckpointError::Read { path, .. } if !in_checkpoint(path) => {
-            "--out names a folder, and you must be allowed to read it"
+            "--out must be a folder that you have permission to read"
         }
         CheckpointError::Adapter { source: AdapterError::Write { path, source }, .. } => return of_target(path, source),
         CheckpointError::Read { .. }
@@ -554,41 +559,41 @@ fn of_checkpoint(error: &CheckpointError) -> Option<String> {
         | CheckpointError::Json { .. }
         | CheckpointError::Safetensors { .. }
         | CheckpointError::Tensor { .. }
-        | CheckpointError::Checksum { .. } => "--resume=CHECKPOINT names another one, such as OUT/checkpoint-100",
+        | CheckpointError::Checksum { .. } => "name another checkpoint with --resume=CHECKPOINT, such as OUT/checkpoint-100",
         CheckpointError::SetAside { .. } | CheckpointError::Remove { .. } => {
-            "you must be allowed to write in the folder of --out"
+            "you need permission to write in the folder of --out"
         }
-        CheckpointError::Format { .. } => "the version of nf4pack that wrote it reads it",
+        CheckpointError::Format { .. } => "use the version of nf4pack that wrote it",
         _ => return None,
     };
     Some(hint.to_owned())
 }
 
 fn of_difference(difference: &Difference) -> Option<String> {
-    let as_it_was = match difference.setting.as_str() {
+    let remedy = match difference.setting.as_str() {
         "PACK" => "name the pack that the run was started with".to_owned(),
-        file @ ("--data" | "--eval-data") => format!("the file of {file} must have the bytes that it had"),
+        file @ ("--data" | "--eval-data") => format!("the file of {file} must be unchanged"),
         "--steps" => {
-            "the learning rate depends on the number of steps, which follows from --epochs or --steps, and from the data \
-                      and --max-length: give them as they were (a run may be made longer if it was started with --schedule \
-                      constant, and --warmup as a number of steps)"
+            "the learning rate depends on the number of steps, which follows from --epochs or --steps, the data and \
+             --max-length: give the same values (a run can be extended only if it was started with --schedule constant \
+             and --warmup as a number of steps)"
                 .to_owned()
         }
-        name => format!("give {name} as it was (OUT/nf4pack-train.toml has all settings: --config)"),
+        name => format!("give the same {name} (--config OUT/nf4pack-train.toml has all settings)"),
     };
-    Some(format!("{as_it_was}, or train anew into another --out"))
+    Some(format!("{remedy}, or start a new run with another --out"))
 }
 
 fn of_record(error: &RecordError) -> Option<String> {
     match error {
         RecordError::Write { source, .. } if source.kind() == ErrorKind::IsADirectory => {
-            Some("a file belongs there: move the folder away".to_owned())
+            Some("a folder has the name of the file: move the folder away".to_owned())
         }
         RecordError::Write { path, source } => {
-            of_target(path, source).map(|hint| format!("{hint}; --resume then goes on from the newest checkpoint"))
+            of_target(path, source).map(|hint| format!("{hint}; --resume then continues from the newest checkpoint"))
         }
         RecordError::Read { .. } | RecordError::Json { .. } => {
-            Some("move the file away: --resume then goes on without the records before".to_owned())
+            Some("move the file away: --resume then continues without the earlier records".to_owned())
         }
     }
 }
@@ -598,13 +603,13 @@ fn of_stream(error: &StreamError, advice: Advice) -> Option<String> {
         StreamError::Open(e) => of_open(e),
         StreamError::Gpu(e) => of_gpu(e, advice),
         StreamError::Budget { needed, .. } => Some(match advice.budget {
-            Some(flag) => format!("{flag} {needed} is the least that works"),
-            None => format!("a GPU with {needed} bytes free is the least that works (--gpu)"),
+            Some(flag) => format!("{flag} {needed} is the minimum"),
+            None => format!("take a GPU with at least {needed} bytes free (--gpu)"),
         }),
         StreamError::Damaged { path, .. } => {
-            Some(format!("`nf4pack verify {}` lists all that is damaged; convert the checkpoint again", path.display()))
+            Some(format!("`nf4pack verify {}` lists the damaged sections; convert the checkpoint again", path.display()))
         }
-        StreamError::Truncated { .. } => Some("copy the file again, and leave it alone while it is in use".into()),
+        StreamError::Truncated { .. } => Some("copy the file again, and do not change it while nf4pack uses it".into()),
         _ => None,
     }
 }
@@ -612,12 +617,12 @@ fn of_stream(error: &StreamError, advice: Advice) -> Option<String> {
 fn of_generate(error: &GenerateError, advice: Advice) -> Option<String> {
     match error {
         GenerateError::Budget { needed, .. } => {
-            Some(format!("--vram-budget {needed} is the least that works; a smaller --context takes less"))
+            Some(format!("--vram-budget {needed} is the minimum; a smaller --context needs less"))
         }
         GenerateError::Memory(e) => of_memory(e, advice),
-        GenerateError::NoPrompt => Some("this model starts no text by itself: --prompt TEXT has to".into()),
-        GenerateError::TooLong { capacity, most, .. } if capacity < most => Some("--context N remembers more".into()),
-        GenerateError::TooLong { most, .. } => Some(format!("the model was made for {most} tokens: a shorter prompt fits")),
+        GenerateError::NoPrompt => Some("give a --prompt with text: this model has no token that starts a text".into()),
+        GenerateError::TooLong { capacity, most, .. } if capacity < most => Some("give a larger --context".into()),
+        GenerateError::TooLong { most, .. } => Some(format!("give a shorter prompt: the model supports {most} tokens")),
         GenerateError::Train(e) => of_train(e, advice),
         GenerateError::Sampling(_) => None,
     }
@@ -639,36 +644,36 @@ fn of_train(error: &ModelError, advice: Advice) -> Option<String> {
 fn of_data(error: &DataError) -> Option<String> {
     let hint = match error {
         DataError::File { source, .. } => return of_data(source),
-        DataError::NoChatTemplate => "--prompt goes on with a text as it stands",
-        DataError::Utf8 { .. } => "save the file as UTF-8 (`iconv -f UTF-16 -t UTF-8` makes it from UTF-16)",
+        DataError::NoChatTemplate => "use --prompt, which continues a text without a template",
+        DataError::Utf8 { .. } => "save the file as UTF-8 (from UTF-16: `iconv -f UTF-16 -t UTF-8`)",
         DataError::Json { .. } | DataError::NotAnObject { .. } => {
-            "each line is one JSON object, in UTF-8; plain text belongs into a file whose name ends in .txt"
+            "each line must be one JSON object in UTF-8; plain text needs a file name that ends in .txt"
         }
         DataError::NoTemplate { .. } => {
             "prompts and completions need no chat template: {\"prompt\": ..., \"completion\": ...}"
         }
         DataError::Spans { .. } => {
-            "--train-on all learns every token; with \"prompt\" and \"completion\" instead of messages no template is used"
+            "--train-on all learns every token; \"prompt\" and \"completion\" instead of messages need no template"
         }
         DataError::NothingTrained { length, max_length, .. } if *length > u64::from(*max_length) => {
-            return Some(format!("--max-length {length} takes all of it; without this line the file may do as it is"));
+            return Some(format!("--max-length {length} keeps the whole sample; or remove this line"));
         }
         DataError::AllDropped { first, .. } => return of_data(first),
         DataError::Unlearned { .. } => "remove \"weight\" and \"train\" from the messages, or leave --train-on completions",
         DataError::TokenId { .. } => {
-            "give the model the rows (transformers: model.resize_token_embeddings(len(tokenizer))) and convert it again, or \
-             convert it with the tokenizer that it was trained with"
+            "resize the embedding (transformers: model.resize_token_embeddings(len(tokenizer))) and convert again, or \
+             convert with the tokenizer that the model was trained with"
         }
         DataError::NoDefaultTemplate { .. } => {
             "tokenizer_config.json needs a template of that name; prompts and completions need none"
         }
         DataError::Template(_) => {
-            "chat_template.jinja in the checkpoint's folder goes before the template of tokenizer_config.json; prompts and \
+            "chat_template.jinja in the checkpoint's folder overrides the template of tokenizer_config.json; prompts and \
              completions need none"
         }
-        DataError::NothingTrained { .. } => "remove the line, or let --train-on all learn every token",
+        DataError::NothingTrained { .. } => "remove the line, or learn every token with --train-on all",
         DataError::NothingHeldOut => {
-            "--eval-data FILE has samples of its own; a smaller --max-length cuts a plain text into more of them"
+            "use --eval-data FILE, or a smaller --max-length, which cuts a plain text into more samples"
         }
         _ => return None,
     };

@@ -23,13 +23,13 @@ use crate::model::generate::sampling::{Sampler, SamplerOptions};
 use crate::model::generate::{Ending, Event, GenerateError, Generated, TextGenerator};
 use chat::Conversation;
 
-/// Tokens that a chat remembers where nobody says how many.
+/// Default context of a chat, in tokens.
 const CHAT_CONTEXT: u32 = 4096;
 
 pub fn run(args: &GenerateArgs) -> Result<Outcome> {
     let ui = Ui::new(args.json);
     ui::handle_interrupts()?;
-    // What cannot be is said before a model is loaded.
+    // Fail before loading a model.
     let sampler = Sampler::new(SamplerOptions::from(&args.sampling))?;
     let pack = PackSource::map_unchanged(&args.pack)?;
     let config = model::read(&pack, ui)?;
@@ -50,7 +50,7 @@ pub fn run(args: &GenerateArgs) -> Result<Outcome> {
     })
 }
 
-/// Tokens to remember where nobody says how many: all of a prompt, and within what the model was made for.
+/// Default context: the whole prompt, at most the model's maximum.
 fn context(prompt: Option<&[u32]>, max_tokens: u32, model: &ModelConfig) -> u32 {
     let most = model.max_position_embeddings;
     let Some(prompt) = prompt else { return CHAT_CONTEXT.min(most) };
@@ -58,24 +58,24 @@ fn context(prompt: Option<&[u32]>, max_tokens: u32, model: &ModelConfig) -> u32 
     tokens.saturating_add(max_tokens).min(most)
 }
 
-/// A model that speaks.
+/// A model that generates text.
 struct Speaker<'a> {
     generator: TextGenerator,
     tokenizer: &'a Tokenizer,
     sampler: Sampler,
-    /// Tokens that are remembered.
+    /// Tokens of the context.
     context: u32,
     max_tokens: u32,
-    /// What the chat template is known to leave out.
+    /// The parts that the chat template left out so far.
     left_out: Vec<LeftOut>,
     ui: Ui,
 }
 
-/// What the model said.
+/// The generated text.
 struct Answer {
     text: String,
     generated: Generated,
-    /// Whether the one who reads has seen enough (`| head`).
+    /// Whether the reader closed the pipe (`| head`).
     unread: bool,
 }
 
@@ -86,7 +86,7 @@ impl Answer {
     }
 }
 
-/// What was generated, as JSON.
+/// The generated text, as JSON.
 #[derive(Serialize)]
 struct Document<'a> {
     text: &'a str,
@@ -102,7 +102,7 @@ struct Document<'a> {
 }
 
 impl Speaker<'_> {
-    /// Goes on with a text.
+    /// Continues a text.
     fn go_on(&mut self, prompt: &[u32]) -> Result<Outcome> {
         let answer = self.answer(prompt, prompt)?;
         let generated = &answer.generated;
@@ -116,7 +116,7 @@ impl Speaker<'_> {
             seconds: generated.seconds,
             tokens_per_second: generated.tokens_per_second(),
         };
-        // As text it was shown already.
+        // The text was already streamed.
         self.ui.result(&document, || "\n".to_owned())?;
         self.summary(generated);
         Ok(Outcome::from(!answer.interrupted()))
@@ -134,7 +134,7 @@ impl Speaker<'_> {
             conversation.ask(&line);
             let answer = match self.reply(&mut conversation) {
                 Err(error) if is_too_long(&error) => {
-                    self.ui.warning(&format!("{error}: the question is left out"));
+                    self.ui.warning(&format!("{error}: the question is dropped"));
                     conversation.take_back();
                     all_answered = false;
                     continue;
@@ -158,14 +158,14 @@ impl Speaker<'_> {
         Ok(Outcome::from(all_answered && (typed || !ui::interrupted())))
     }
 
-    /// Answers the last question, with what room there is for the turns before.
+    /// Answers the last question, with as many earlier turns as fit.
     fn reply(&mut self, conversation: &mut Conversation) -> Result<Answer> {
         let room = self.max_tokens.min(self.context / 4);
         let [most, limit] = [self.context.saturating_sub(room), self.context].map(|tokens| tokens as usize);
         let (prompt, dropped) = conversation.fit(most, limit, |messages| self.tokenizer.chat_prompt(messages))?;
         if dropped > 0 {
             let (turns, tokens) = (ui::plural(dropped as u64, "turn"), ui::grouped(self.context.into()));
-            self.ui.note(&format!("forgot the oldest {turns} of the chat: {tokens} tokens are remembered"));
+            self.ui.note(&format!("dropped the oldest {turns} of the chat: the context is {tokens} tokens"));
         }
         for left_out in self.tokenizer.left_out(conversation.messages()) {
             if !self.left_out.contains(&left_out) {
@@ -176,7 +176,8 @@ impl Speaker<'_> {
         self.answer(&prompt, &[])
     }
 
-    /// Generates after `prompt`, and shows it as it comes, unless JSON is to follow. `shown` is what the text goes on from.
+    /// Generates after `prompt`. Streams the text, unless the output is JSON; `shown` is the text
+    /// before it.
     fn answer(&mut self, prompt: &[u32], shown: &[u32]) -> Result<Answer> {
         let mut stream = self.tokenizer.stream(shown);
         let (mut text, unread, ui) = (String::new(), Cell::new(false), self.ui);

@@ -28,7 +28,7 @@ pub fn run(args: &InspectArgs) -> Result<Outcome> {
     Ok(Outcome::Good)
 }
 
-/// All that the index of a pack tells.
+/// The contents of a pack's index.
 #[derive(Serialize)]
 struct Document<'a> {
     file: String,
@@ -39,7 +39,7 @@ struct Document<'a> {
     layers: u32,
     sections: u64,
     provenance: Option<Provenance>,
-    /// The metadata where it is not a provenance record.
+    /// The metadata, if it is not a provenance record.
     #[serde(skip_serializing_if = "Option::is_none")]
     metadata: Option<Value>,
     sizes: Sizes,
@@ -87,7 +87,7 @@ struct LayerEntry {
     bytes: u64,
 }
 
-/// A place in the file.
+/// A range of the file.
 #[derive(Debug, Serialize)]
 struct Payload {
     offset: u64,
@@ -156,7 +156,7 @@ impl<'a> Document<'a> {
 
     fn text(&self, args: &InspectArgs) -> String {
         let mut text = String::new();
-        // A list of tensors is for other programs to read, so that nothing stands around it.
+        // A list of tensors is input for other programs, so nothing else is printed.
         match (&self.tensors, &self.layer) {
             (Some(tensors), None) => list(&mut text, tensors),
             (Some(tensors), Some(layer)) => {
@@ -200,7 +200,7 @@ impl<'a> Document<'a> {
     }
 }
 
-/// Where the pack comes from; `tied` where it has no lm_head, which is what decides.
+/// The origin of the pack; `tied` if it has no lm_head.
 fn origin(text: &mut String, p: &Provenance, tied: bool) {
     let tied = if tied { ", lm_head tied to the embedding" } else { "" };
     let class = Family::find(&p.model_type).map_or("no family that this version runs", |family| family.class);
@@ -305,7 +305,7 @@ fn tensors<'a>(pack: Pack<'a>, listed: impl Fn(&&Section) -> bool) -> Vec<Tensor
                 data: payload(section),
                 scales: None,
             }),
-            // Validation made sure that a scale table stands right behind its codes.
+            // Validation ensures that a scale table directly follows its codes.
             Some(SectionKind::Scales) => {
                 if let Some(entry) = entries.last_mut() {
                     entry.bytes += section.length;

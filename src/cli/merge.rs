@@ -34,11 +34,11 @@ pub fn run(args: &MergeArgs) -> anyhow::Result<Outcome> {
     let (target, base) = (args.out.display().to_string(), args.base.display().to_string());
     let document = Document { target, base, report: &report, comparison };
     ui.result(&document, || document.text())?;
-    // The snapshot is whole, but not all that was asked for was done.
+    // The snapshot is complete, but the comparison was skipped.
     Ok(Outcome::from(!ui::interrupted()))
 }
 
-/// Compares logits. The snapshot is there already: what goes wrong here is told, and no failure of the command.
+/// Compares logits. The snapshot is written already, so an error here is a warning.
 fn comparison(args: &MergeArgs, ui: Ui, sources: &Sources<'_>) -> Option<Comparison> {
     let compared = device::with(&args.gpu, ui, |gpu| {
         let meter = ui.meter("comparing", Unit::Weights);
@@ -55,17 +55,17 @@ fn comparison(args: &MergeArgs, ui: Ui, sources: &Sources<'_>) -> Option<Compari
     None
 }
 
-/// What may be wrong with the snapshot.
+/// Warnings about the snapshot.
 fn warn(ui: Ui, base: Base<'_>, report: &MergeReport) {
     if let (Base::Checkpoint { path, .. }, [first, more @ ..]) = (base, report.other_files.as_slice()) {
         let more = if more.is_empty() { String::new() } else { format!(" (and {} more)", more.len()) };
         let path = path.display();
-        ui.warning(&format!("{first}{more} of {path} is not, by SHA-256, a file that the pack was made from"));
+        ui.warning(&format!("{first}{more} of {path} differs, by SHA-256, from the files that the pack was made from"));
     }
     match (report.rounding_error, &report.worst) {
         (None, _) => ui.warning(CHANGES_NOTHING),
         (Some(error), Some(worst)) if error >= MergeReport::WORRYING => ui.warning(&format!(
-            "bfloat16 is too coarse for this adapter: rounding took {:.0} % of its change ({:.0} % of {}); use the adapter itself",
+            "bfloat16 is too coarse for this adapter: rounding removed {:.0} % of its change ({:.0} % of {}); use the adapter itself",
             100.0 * error,
             100.0 * worst.relative_error,
             worst.tensor

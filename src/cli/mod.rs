@@ -1,4 +1,5 @@
-//! The command line: the only part that prints, and the only one that sees clap, indicatif and anyhow. It never names wgpu.
+//! The command line: the only part that prints, and the only one that sees clap, indicatif and
+//! anyhow. It never names wgpu.
 
 mod adapter;
 mod args;
@@ -25,12 +26,12 @@ use clap::Parser;
 
 use args::{BenchCommand, Cli, Command};
 
-/// How a command ended that did what it was asked to.
+/// The outcome of a command that ran to its end.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Outcome {
-    /// All is well.
+    /// Success.
     Good,
-    /// What was looked at is not; the command has said so.
+    /// The command found a problem and printed it.
     Bad,
 }
 
@@ -40,12 +41,13 @@ impl From<bool> for Outcome {
     }
 }
 
-/// Runs the program with these arguments, the first of which is its own name: 0 is success, 1 failure, 2 wrong usage.
+/// Runs the program with these arguments, the first of which is its own name: 0 is success, 1
+/// failure, 2 wrong usage.
 pub fn run(args: impl IntoIterator<Item = OsString>) -> ExitCode {
     let cli = match Cli::try_parse_from(args) {
         Ok(cli) => cli,
         Err(error) => {
-            // Help goes to stdout, errors to stderr; where that is closed, nobody is there to be told.
+            // Help goes to stdout, errors to stderr. A closed stream is ignored.
             let _ = error.print();
             return ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(2));
         }

@@ -25,13 +25,13 @@ use crate::train::settings::Settings;
 
 /// The settings that were used, in the adapter's folder.
 const SETTINGS_FILE: &str = "nf4pack-train.toml";
-/// With fewer steps than these a run hardly learns, and a user should know what makes more.
+/// A run with fewer steps hardly learns; a warning names the flags that make more.
 const FEW_STEPS: u64 = 10;
 
 #[derive(Serialize)]
 struct Summary {
     out: String,
-    /// `None` where it could not be written.
+    /// `None` if it could not be written.
     report: Option<String>,
     /// What may be wrong with the data, and what could not be removed or recorded.
     warnings: Vec<String>,
@@ -46,11 +46,11 @@ struct Summary {
     adapter_step: u64,
     first_loss: Option<f32>,
     last_loss: Option<f32>,
-    /// Of that adapter.
+    /// The held-out loss of that adapter.
     held_out_loss: Option<f64>,
     tokens_per_second: Option<f64>,
     micro_batch: u32,
-    /// Bytes of GPU memory by the plan, and as taken of the driver, where the backend tells.
+    /// Bytes of GPU memory: planned, and allocated by the driver, if the backend reports it.
     planned_bytes: u64,
     reserved_bytes: Option<u64>,
     resident: bool,
@@ -68,7 +68,7 @@ struct Shown {
 pub fn run(args: &TrainArgs) -> Result<Outcome> {
     let ui = Ui::new(args.json);
     ui::handle_interrupts_with(move || {
-        ui.stage("\nstopping: a step that has begun is finished first, then all is saved; Ctrl-C again ends at once");
+        ui.stage("\nstopping after the current step, then saving; Ctrl-C again ends at once");
     })?;
     let options = args.merged()?;
     let data_path = options.data()?;
@@ -82,14 +82,14 @@ pub fn run(args: &TrainArgs) -> Result<Outcome> {
     let toml = options.to_toml()?;
     let files = [(SETTINGS_FILE, toml.as_bytes())];
     let resume = match &options.resume {
-        // What is only shown goes on with nothing.
+        // A batch that is only shown resumes nothing.
         _ if args.show_batch => None,
         None | Some(ResumeArg::No) => None,
         Some(ResumeArg::Checkpoint(checkpoint)) => Some(checkpoint.clone()),
         Some(ResumeArg::Newest) => Some(Run::latest(out)?),
     };
     let stem = || args.pack.file_stem().unwrap_or_default().to_string_lossy().into_owned();
-    // What goes on keeps its name.
+    // A resumed run keeps its base model's name.
     let base = options.base_model.clone().or_else(|| resume.is_none().then(stem));
     let task = Task {
         settings: &settings,
@@ -109,9 +109,9 @@ pub fn run(args: &TrainArgs) -> Result<Outcome> {
         !ui::interrupted()
     })?;
     drop(meter);
-    tell_data(ui, "training data", "learned", &prepared.data, &prepared.model);
+    print_data(ui, "training data", "learned", &prepared.data, &prepared.model);
     if let Some(held_out) = &prepared.held_out {
-        tell_data(ui, "held out", "predicted", held_out, &prepared.model);
+        print_data(ui, "held out", "predicted", held_out, &prepared.model);
     }
     if args.show_batch {
         return show(ui, &prepared, &settings);
@@ -126,9 +126,9 @@ pub fn read(path: &Path) -> Result<Vec<u8>> {
     fs::read(path).with_context(|| format!("cannot read {}", path.display()))
 }
 
-/// What there is and how much of it, what was cut, and what is longer than the model was made for. `used` says what becomes of the tokens
-/// that count: they are learned, or only predicted.
-pub fn tell_data(ui: Ui, what: &str, used: &str, data: &Dataset, model: &ModelConfig) {
+/// Prints the size of the data, and warns of cut, dropped and overlong samples. `used` is "learned"
+/// or "predicted".
+pub fn print_data(ui: Ui, what: &str, used: &str, data: &Dataset, model: &ModelConfig) {
     let [tokens, trained] = [data.tokens(), data.trained_tokens()].map(ui::grouped);
     let samples = ui::plural(data.samples.len() as u64, "sample");
     ui.stage(&format!("{what}: {samples} of {}, {tokens} tokens, {trained} of them {used}", form_name(data.form)));
@@ -136,39 +136,39 @@ pub fn tell_data(ui: Ui, what: &str, used: &str, data: &Dataset, model: &ModelCo
     let longer = data.samples.iter().filter(|sample| sample.tokens.len() > most as usize).count() as u64;
     if longer > 0 {
         ui.warning(&format!(
-            "{} longer than the {most} tokens that the model was made for; --max-length {most} cuts",
+            "{} longer than the model's maximum of {most} tokens; --max-length {most} cuts them",
             ui::plural(longer, "sample")
         ));
     }
     if data.cut.samples > 0 {
         let (samples, tokens) = (ui::plural(data.cut.samples, "sample"), ui::plural(data.cut.tokens, "token"));
-        ui.warning(&format!("samples that were longer than --max-length are cut: {samples}, by {tokens} in all"));
+        ui.warning(&format!("samples longer than --max-length are cut: {samples}, {tokens} in all"));
     }
-    tell_dropped(ui, data);
+    print_dropped(ui, data);
     data.notices.iter().for_each(|notice| ui.warning(&notice.to_string()));
     if !data.ignored_keys.is_empty() {
         let keys = data.ignored_keys.iter().map(|(key, lines)| format!("{key} ({})", ui::plural(*lines, "line")));
-        ui.note(&format!("keys that mean nothing here are ignored: {}", keys.collect::<Vec<_>>().join(", ")));
+        ui.note(&format!("unknown keys are ignored: {}", keys.collect::<Vec<_>>().join(", ")));
     }
 }
 
-/// Samples that are left out, and why.
-fn tell_dropped(ui: Ui, data: &Dataset) {
+/// Warns of dropped samples, with the reason.
+fn print_dropped(ui: Ui, data: &Dataset) {
     let Dropped { empty, overlong, first_line } = data.dropped;
     let reasons = [(empty, "nothing to learn"), (overlong, "nothing to learn within --max-length")];
     for (samples, reason) in reasons.into_iter().filter(|(samples, _)| *samples > 0) {
         let samples = ui::plural(samples, "sample");
         ui.warning(&format!(
-            "left out: {samples} with {reason} (the first one left out is line {first_line}; --strict ends here)"
+            "dropped: {samples} with {reason} (the first one is line {first_line}; --strict makes this an error)"
         ));
     }
 }
 
-/// Words for samples that are left out.
-pub fn left_out(dropped: Dropped) -> String {
+/// The number of dropped samples, in words.
+pub fn dropped_text(dropped: Dropped) -> String {
     match dropped.samples() {
         0 => String::new(),
-        samples => format!(" ({} left out)", ui::plural(samples, "sample")),
+        samples => format!(" ({} dropped)", ui::plural(samples, "sample")),
     }
 }
 
@@ -203,8 +203,8 @@ impl Shown {
     }
 }
 
-/// What takes how much memory.
-pub fn tell_plan(ui: Ui, plan: &MemoryPlan) {
+/// Prints the parts of the memory plan.
+pub fn print_plan(ui: Ui, plan: &MemoryPlan) {
     let mut table = Table::new(&["GPU memory", ">"]);
     for (what, bytes) in plan.parts() {
         table.row([&what, &ui::bytes(bytes as f64)]);
@@ -213,20 +213,20 @@ pub fn tell_plan(ui: Ui, plan: &MemoryPlan) {
     table.row([&"all", &format!("{}{budget}", ui::bytes(plan.total() as f64))]);
     let layers = match plan.stream.resident {
         true => "all layers stay in GPU memory".to_owned(),
-        false => format!("the layers go through a ring of {}", plan.stream.slots),
+        false => format!("the layers are streamed through a ring of {}", plan.stream.slots),
     };
-    ui.stage(&format!("\n{table}\n{} a forward pass; {layers}", ui::plural(plan.micro_batch.into(), "row")));
+    ui.stage(&format!("\n{table}\n{} per forward pass; {layers}", ui::plural(plan.micro_batch.into(), "row")));
 }
 
 fn train(ui: Ui, gpu: &Gpu, prepared: Prepared, task: &Task<'_>) -> Result<Summary> {
     let plan = prepared.plan(gpu, task.settings)?;
-    tell_plan(ui, &plan);
+    print_plan(ui, &plan);
     if plan.budget.is_none() && task.settings.micro_batch == MicroBatch::Auto {
-        ui.note("how much memory this GPU has is not known: --vram-budget SIZE lets --micro-batch auto take more rows");
+        ui.note("the memory of this GPU is unknown: --vram-budget SIZE lets --micro-batch auto take more rows");
     }
     let mut run = Run::start(gpu, prepared, task, plan)?;
     for path in &run.set_aside {
-        ui.note(&format!("a later checkpoint is {} now", path.display()));
+        ui.note(&format!("a later checkpoint was renamed to {}", path.display()));
     }
     let (done, total) = run.steps();
     warn_of_length(ui, task.settings, total);
@@ -236,15 +236,15 @@ fn train(ui: Ui, gpu: &Gpu, prepared: Prepared, task: &Task<'_>) -> Result<Summa
         if let Event::Warning(warning) = &event {
             warnings.push(warning.to_string());
         }
-        tell(&meter, &event);
+        show_event(&meter, &event);
         !ui::interrupted()
     });
     drop(meter);
     let lost = run.lost_records();
     let lost = lost
         .into_iter()
-        .map(|(file, count)| format!("{file} could not be written: it lacks {}", ui::plural(count, "record")));
-    // How the training ended is worth more than the report on it.
+        .map(|(file, count)| format!("{file} could not be written: {} missing", ui::plural(count, "record")));
+    // A failed report must not hide the result of the training.
     let (report, failed) =
         write_report(gpu, &run, task, &end).map_or_else(|e| (None, Some(e.to_string())), |path| (Some(path), None));
     for warning in lost.chain(failed) {
@@ -254,7 +254,7 @@ fn train(ui: Ui, gpu: &Gpu, prepared: Prepared, task: &Task<'_>) -> Result<Summa
     Ok(Summary::new(gpu, task, &run, end?, report, warnings))
 }
 
-/// A run that is over before it has learned much.
+/// Warns of a run that is too short to learn much.
 fn warn_of_length(ui: Ui, settings: &Settings, total: u64) {
     if total < FEW_STEPS {
         ui.warning(&format!(
@@ -272,13 +272,13 @@ fn warn_of_length(ui: Ui, settings: &Settings, total: u64) {
     }
 }
 
-/// Whatever the end of the run: that of one that failed shows why.
+/// Writes the report, also of a failed run, with the reason.
 fn write_report(gpu: &Gpu, run: &Run, task: &Task<'_>, end: &Result<End, RunError>) -> Result<PathBuf, RunError> {
     let ended = end.as_ref().map_or_else(|error| format!("failed: {error}"), |end| end_name(*end).to_owned());
     let data = format!(
         "{}{} of {}, {} tokens",
         ui::plural(run.data.samples.len() as u64, "sample"),
-        left_out(run.data.dropped),
+        dropped_text(run.data.dropped),
         form_name(run.data.form),
         ui::grouped(run.data.tokens())
     );
@@ -303,25 +303,25 @@ fn write_report(gpu: &Gpu, run: &Run, task: &Task<'_>, end: &Result<End, RunErro
 
 fn end_name(end: End) -> &'static str {
     match end {
-        End::Stopped => "stopped; --resume goes on",
-        End::EarlyStop => "ended early: the held-out loss did not fall any more",
+        End::Stopped => "stopped; --resume continues",
+        End::EarlyStop => "stopped early: the held-out loss no longer fell",
         End::Complete => "done",
     }
 }
 
-/// How far the training is.
-fn tell(meter: &Meter, event: &Event<'_>) {
+/// Shows an event of the training.
+fn show_event(meter: &Meter, event: &Event<'_>) {
     match event {
         Event::Step(step, total) => {
             let (loss, lr, speed, memory) = (step.loss, step.lr, step.tokens_per_second, ui::bytes(step.gpu_bytes as f64));
             let text = format!("loss {loss:.4}  lr {lr:.2e}  {speed:.0} tokens/s  {memory}");
-            meter.tell(step.step, *total, &text);
+            meter.advance_with(step.step, *total, &text);
         }
-        // Heard for the sake of Ctrl-C.
+        // This event only lets Ctrl-C stop an evaluation.
         Event::Evaluating(..) => {}
         Event::Eval(eval) => meter.line(&eval_line(eval)),
         Event::Saved(path) => meter.line(&format!("saved {}", path.display())),
-        Event::Warning(warning) => meter.line(&format!("warning: {warning}; the training goes on, and this is tried again")),
+        Event::Warning(warning) => meter.line(&format!("warning: {warning}; the training continues and tries again")),
     }
 }
 

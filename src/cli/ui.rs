@@ -1,4 +1,4 @@
-//! How things look: numbers, tables, progress, and the two streams. Nothing here panics where a stream is closed.
+//! Output: numbers, tables, progress, stdout and stderr. A closed stream never causes a panic.
 
 mod meter;
 
@@ -16,12 +16,12 @@ use super::args::OutputArgs;
 pub use crate::train::record::{duration, median};
 pub use meter::{Meter, Unit};
 
-/// Ctrl-C ended the work: what could be saved is saved, what was half done is removed.
+/// Ctrl-C stopped the work: results are saved, partial output is removed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("stopped before the end")]
 pub struct Cancelled;
 
-/// Set by Ctrl-C and SIGTERM; every command that works for long looks at it.
+/// Set by Ctrl-C and SIGTERM; every long-running command checks it.
 static INTERRUPTED: AtomicBool = AtomicBool::new(false);
 
 /// Whether the user asked to stop.
@@ -29,12 +29,12 @@ pub fn interrupted() -> bool {
     INTERRUPTED.load(Ordering::Relaxed)
 }
 
-/// Whether the user asked to stop, which is then dealt with.
+/// Whether the user asked to stop; clears the request.
 pub fn take_interrupt() -> bool {
     INTERRUPTED.swap(false, Ordering::Relaxed)
 }
 
-/// Ends the command where the user asked to stop.
+/// Fails if the user asked to stop.
 ///
 /// # Errors
 /// [`Cancelled`].
@@ -42,36 +42,36 @@ pub fn not_interrupted() -> Result<(), Cancelled> {
     if interrupted() { Err(Cancelled) } else { Ok(()) }
 }
 
-/// From here on Ctrl-C and SIGTERM ask the command to end in order: it saves what it can, and removes what it was writing. Who asks
-/// again before that has happened does not want to wait: the program ends at once.
+/// Makes Ctrl-C and SIGTERM stop the command in order: it saves what it can and removes partial
+/// output. A second signal ends the program at once.
 ///
 /// # Errors
-/// Where the system does not let handlers be set.
+/// If the system refuses to set a handler.
 pub fn handle_interrupts() -> anyhow::Result<()> {
     handle_interrupts_with(|| {})
 }
 
-/// As [`handle_interrupts`]; `told` says at once that it was heard, where the end may take a while.
+/// As [`handle_interrupts`]; `on_signal` acknowledges the first signal at once.
 ///
 /// # Errors
 /// As [`handle_interrupts`].
-pub fn handle_interrupts_with(told: impl Fn() + Send + 'static) -> anyhow::Result<()> {
+pub fn handle_interrupts_with(on_signal: impl Fn() + Send + 'static) -> anyhow::Result<()> {
     let asked = move || {
         if INTERRUPTED.swap(true, Ordering::Relaxed) {
             let _ = writeln!(io::stderr(), "\nended at once; temporary files may be left");
             std::process::exit(1);
         }
-        told();
+        on_signal();
     };
     ctrlc::set_handler(asked).context("cannot handle Ctrl-C")
 }
 
-/// Seconds since 1970, for templates that tell the date.
+/// Seconds since 1970, for templates that print the date.
 pub fn now() -> i64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs().cast_signed())
 }
 
-/// The streams of one run, and what may go there.
+/// The output of one run.
 #[derive(Debug, Clone, Copy)]
 pub struct Ui {
     json: bool,
@@ -85,7 +85,7 @@ impl From<OutputArgs> for Ui {
 }
 
 impl Ui {
-    /// Of a command without `--quiet`.
+    /// For a command without `--quiet`.
     pub fn new(json: bool) -> Self {
         Self { json, quiet: false }
     }
@@ -93,7 +93,7 @@ impl Ui {
     /// The result, on stdout: `document` with `--json`, otherwise (unless quiet) `text`.
     ///
     /// # Errors
-    /// Where stdout cannot be written. A reader that has seen enough (`| head`) is no error.
+    /// If stdout cannot be written. A reader that closes the pipe (`| head`) is not an error.
     pub fn result(self, document: &impl Serialize, text: impl FnOnce() -> String) -> anyhow::Result<()> {
         if self.json {
             let document = serde_json::to_string_pretty(document).context("cannot print the result as JSON")?;
@@ -102,8 +102,8 @@ impl Ui {
         if self.quiet { Ok(()) } else { print(&text()) }
     }
 
-    /// A piece of a result that is shown as it comes; with `--json` all of it follows at the end. [`ControlFlow::Break`] where the
-    /// reader has seen enough.
+    /// Prints a part of a streamed result; with `--json` the whole result follows at the end.
+    /// [`ControlFlow::Break`] if the reader closed the pipe.
     ///
     /// # Errors
     /// As [`Ui::result`].
@@ -111,21 +111,21 @@ impl Ui {
         if self.json || piece.is_empty() { Ok(ControlFlow::Continue(())) } else { write(piece) }
     }
 
-    /// Something that the user should know.
+    /// Prints a note.
     pub fn note(self, text: &str) {
         if !self.quiet {
             labelled("note", AnsiColor::Cyan, text);
         }
     }
 
-    /// Something that may be wrong.
+    /// Prints a warning.
     pub fn warning(self, text: &str) {
         if !self.quiet {
             labelled("warning", AnsiColor::Yellow, text);
         }
     }
 
-    /// Where the command is, for lack of a number that grows.
+    /// Prints the stage of the command.
     pub fn stage(self, text: &str) {
         if !self.quiet {
             let _ = writeln!(io::stderr(), "{text}");
@@ -137,7 +137,7 @@ impl Ui {
         self.meter_from(verb, unit, 0)
     }
 
-    /// Progress of what goes on after its first `done` units, which say nothing about how fast it is now.
+    /// Progress of work whose first `done` units were done earlier and do not count for the rate.
     pub fn meter_from(self, verb: &'static str, unit: Unit, done: u64) -> Meter {
         if self.quiet { Meter::Silent } else { Meter::new(verb, unit, done, io::stderr().is_terminal()) }
     }
@@ -151,7 +151,7 @@ pub fn print(text: &str) -> anyhow::Result<()> {
     write(text).map(|_| ())
 }
 
-/// [`print`], and whether anyone still reads.
+/// [`print`]; returns whether the reader is still there.
 fn write(text: &str) -> anyhow::Result<ControlFlow<()>> {
     let mut stdout = io::stdout().lock();
     match stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()) {

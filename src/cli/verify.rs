@@ -12,7 +12,7 @@ use super::ui::{self, Table, Ui, Unit};
 use crate::MappedPack;
 use crate::verify::{self, AgainstReport, VerifyReport};
 
-/// Mismatches that are printed: another model has one for every tensor.
+/// Maximum number of printed mismatches; another model has one for every tensor.
 const SHOWN: usize = 10;
 
 #[derive(Serialize)]
@@ -24,7 +24,7 @@ struct Document<'a> {
     report: &'a VerifyReport,
     #[serde(skip_serializing_if = "Option::is_none")]
     against: Option<&'a AgainstReport>,
-    /// Why train, eval and generate would refuse the pack; empty where it is damaged, too.
+    /// Why train, eval and generate cannot use the pack; empty if the pack is damaged.
     cannot_run: &'a [String],
 }
 
@@ -59,7 +59,8 @@ pub fn run(args: &VerifyArgs) -> anyhow::Result<Outcome> {
     Ok(Outcome::from(good))
 }
 
-/// Says on stderr that the pack is not good; with `--quiet` that is all there is to read, so it names the first culprit.
+/// Prints on stderr that the pack is not good, with the first fault, since `--quiet` prints nothing
+/// else.
 fn complain(document: &Document<'_>) {
     let file = &document.file;
     let and_more = |n: usize| if n > 1 { format!(" (and {} more)", n - 1) } else { String::new() };
@@ -72,7 +73,7 @@ fn complain(document: &Document<'_>) {
     if let Some(first) = mismatches.first() {
         let more = and_more(mismatches.len());
         ui::labelled("error", AnsiColor::Red, &format!("{file} is not of this checkpoint: {first}{more}"));
-        ui::labelled("hint", AnsiColor::Cyan, "`nf4pack inspect` shows which files, by SHA-256, the pack was made from");
+        ui::labelled("hint", AnsiColor::Cyan, "`nf4pack inspect` shows the SHA-256 of the pack's source files");
     }
 }
 
@@ -101,7 +102,7 @@ impl Document<'_> {
     }
 }
 
-/// The errors of each tensor, and what does not fit.
+/// The errors of each tensor, and the mismatches.
 fn compared(text: &mut String, against: &AgainstReport) {
     let mut table = Table::new(&["tensor", ">weights", ">max error", ">RMS error", ">relative error", ">worst block"]);
     for tensor in &against.tensors {

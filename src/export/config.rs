@@ -1,35 +1,36 @@
-//! What config.json says of the weights: their type, in which transformers 5 loads all of them, and whether the output
-//! projection is the embedding.
+//! The keys of config.json about the weights: the dtype, in which transformers 5 loads all of them,
+//! and whether the output projection is tied to the embedding.
 
 use regex::bytes::Regex;
 use serde_json::{Map, Value};
 
 use crate::format::FloatType;
 
-/// The keys of the type: transformers 5 reads the one, or else the other, which is older. What stands before a key keeps strings that
-/// look like one out.
+/// The keys of the dtype: transformers 5 reads `dtype`, otherwise the older `torch_dtype`. The
+/// prefix of the pattern excludes strings that look like a key.
 const KEYS: &str = r#"([{,]\s*"(?:torch_)?dtype"\s*:\s*)"[^"\\]*""#;
 
-/// Whether the output projection is the embedding.
+/// Whether the output projection is tied to the embedding.
 const TIED: &str = r#"([{,]\s*"tie_word_embeddings"\s*:\s*)(?:true|false)"#;
 
-/// The smallest type that holds all values of all `types`: f16 has not the range of bf16, nor that the digits of f16.
+/// The smallest type that holds all values of all `types`: f16 lacks the range of bf16, and bf16
+/// the precision of f16.
 pub(super) fn common(types: impl IntoIterator<Item = FloatType>) -> Option<FloatType> {
     types.into_iter().reduce(|a, b| if a == b { a } else { FloatType::F32 })
 }
 
-/// What config.json says of a quantisation of the checkpoint. The tensors of a snapshot have none.
+/// The keys for quantisation settings of a checkpoint. A snapshot has none.
 const QUANTISATION: [&str; 2] = ["quantization_config", "compression_config"];
 
-/// The config.json of a snapshot whose tensors have `float_type`, `tied` or not: see [`with_type`] and [`with_tied`]. Where it
-/// speaks of a quantisation, that is left out: transformers would look for the codes.
+/// The config.json of a snapshot whose tensors have `float_type`, `tied` or not: see [`with_type`]
+/// and [`with_tied`]. Quantisation settings are removed, otherwise transformers looks for codes.
 pub(super) fn of_snapshot(config: &[u8], float_type: Option<FloatType>, tied: bool) -> Vec<u8> {
     let plain = without_quantisation(config);
     let config = with_tied(plain.as_deref().unwrap_or(config), tied);
     float_type.map_or_else(|| config.clone(), |float_type| with_type(&config, float_type))
 }
 
-/// `None` where nothing is to be left out; only then every byte stays.
+/// `None` if there is nothing to remove; only then every byte stays.
 fn without_quantisation(config: &[u8]) -> Option<Vec<u8>> {
     let mut object: Map<String, Value> = serde_json::from_slice(config).ok()?;
     let mut found = false;
@@ -41,8 +42,8 @@ fn without_quantisation(config: &[u8]) -> Option<Vec<u8>> {
     found.then(|| format!("{:#}\n", Value::Object(object)).into_bytes())
 }
 
-/// A config.json that names `float_type` wherever it names a type, and is otherwise the same in every byte. Where it names none,
-/// transformers looks at the weights.
+/// The config.json with `float_type` as every dtype, otherwise byte for byte the same. Without a
+/// dtype, transformers uses that of the weights.
 pub(super) fn with_type(config: &[u8], float_type: FloatType) -> Vec<u8> {
     let name = match float_type {
         FloatType::F32 => "float32",
@@ -52,13 +53,12 @@ pub(super) fn with_type(config: &[u8], float_type: FloatType) -> Vec<u8> {
     replace(config, KEYS, &format!("\"{name}\""))
 }
 
-/// A config.json that says `tied` wherever it says whether the output projection is the embedding, and is otherwise the
-/// same in every byte.
+/// The config.json with `tied` as every `tie_word_embeddings`, otherwise byte for byte the same.
 pub(super) fn with_tied(config: &[u8], tied: bool) -> Vec<u8> {
     replace(config, TIED, if tied { "true" } else { "false" })
 }
 
-/// `value` in place of what follows the first group of `pattern`.
+/// Replaces the text after the first group of `pattern` by `value`.
 fn replace(config: &[u8], pattern: &str, value: &str) -> Vec<u8> {
     match Regex::new(pattern) {
         Ok(keys) => keys.replace_all(config, format!("${{1}}{value}").as_bytes()).into_owned(),

@@ -1,4 +1,4 @@
-//! A snapshot folder, written tensor by tensor: what export and merge share.
+//! Writes a snapshot folder, tensor by tensor; for export and merge.
 
 use std::borrow::Cow;
 use std::cell::RefCell;
@@ -22,12 +22,12 @@ pub const MAX_SHARD_LEN: u64 = 5_000_000_000;
 /// The name that a tensor of a safetensors file cannot have.
 const RESERVED_NAME: &str = "__metadata__";
 
-/// Why a snapshot folder could not be written. After [`WriteError::NotDurable`] it is whole; after any other error nothing of
-/// it is left behind.
+/// Why a snapshot folder could not be written. After [`WriteError::NotDurable`] it is complete;
+/// after any other error no files remain.
 #[derive(Debug, Error)]
 #[non_exhaustive]
 pub enum WriteError {
-    /// Something stands where the snapshot should go.
+    /// The target exists and is not an empty folder.
     #[error("{} exists already and is not an empty folder", path.display())]
     TargetExists {
         /// The target.
@@ -43,8 +43,8 @@ pub enum WriteError {
         /// Free bytes.
         available: u64,
     },
-    /// A tensor has the name under which safetensors files keep their own strings.
-    #[error("there is a tensor named {name:?}, which a safetensors file cannot have")]
+    /// A tensor has the name that safetensors reserves for its metadata.
+    #[error("a tensor has the name {name:?}, which safetensors reserves")]
     TensorName {
         /// The name.
         name: String,
@@ -65,7 +65,8 @@ pub enum WriteError {
         /// The library's error.
         source: SafeTensorError,
     },
-    /// The snapshot is whole and has its name, but its folder cannot be made durable: a loss of power may undo the renaming.
+    /// The snapshot is whole and has its name, but its folder cannot be made durable: a loss of
+    /// power may undo the renaming.
     #[error("{} is written and whole, but its folder cannot be made durable: {source}", path.display())]
     NotDurable {
         /// The snapshot.
@@ -89,12 +90,14 @@ pub struct Written {
     pub tensors: u64,
     /// Bytes of all tensors.
     pub bytes: u64,
-    /// Tensors of the checkpoint that are missing here, since the conversion left them out as no part of the model.
+    /// Tensors of the checkpoint that are missing here, since the conversion left them out as no
+    /// part of the model.
     pub left_out: Vec<String>,
 }
 
-/// What the conversion of `pack` left out, by its own record, but for an output projection that repeats the embedding.
-/// A merge may take some of it from the checkpoint: those are among `written`.
+/// What the conversion of `pack` left out, by its own record, but for an output projection that
+/// repeats the embedding. A merge may take some of it from the checkpoint: those are among
+/// `written`.
 fn left_out<'a>(pack: Pack<'_>, written: impl Iterator<Item = &'a str>) -> Vec<String> {
     let dropped = Provenance::from_json(pack.index().metadata()).map(|p| p.dropped).unwrap_or_default();
     let written: HashSet<&str> = written.collect();
@@ -123,7 +126,7 @@ impl<E> Tensor<'_, E> {
     }
 }
 
-/// An error where `target` is anything but an empty folder or nothing.
+/// Fails unless `target` is missing or an empty folder.
 pub(crate) fn refuse_existing(target: &Path) -> Result<(), WriteError> {
     // Only a folder of its own can be replaced: not a link to one, and not `.`.
     let replaceable = |m: fs::Metadata| m.is_dir() && target.file_name().is_some();
@@ -134,10 +137,11 @@ pub(crate) fn refuse_existing(target: &Path) -> Result<(), WriteError> {
     Ok(())
 }
 
-/// Writes `tensors` and those files of `pack` that checkpoints have ([`files::place_of`]) as the folder `target`, which appears under
-/// its name once it is whole; its config.json names the type that holds all of the tensors, and says whether the pack has
-/// an output projection of its own. A weights file has at most `shard_len`
-/// bytes of tensors (or one tensor, where that is longer). One tensor at a time is in memory. Progress is counted in weights.
+/// Writes `tensors` and the checkpoint files of `pack` ([`files::place_of`]) as the folder
+/// `target`, which appears only when it is complete. The dtype of its config.json can represent all
+/// tensors, and `tie_word_embeddings` says whether the pack has no output projection. A weights
+/// file has at most `shard_len` bytes of tensors (or one longer tensor). Only one tensor at a time
+/// is in memory. Progress is counted in weights.
 ///
 /// # Errors
 /// A [`WriteError`], or what a tensor's `make` says.
@@ -158,7 +162,7 @@ pub(crate) fn write<E: From<WriteError>>(
     if available < bytes {
         return Err(WriteError::NoSpace { path: folder.to_owned(), needed: bytes, available }.into());
     }
-    // Asked for now, not after the work: the folder is made durable at the end.
+    // Open the folder before the work: it is synced at the end.
     sync_dir(folder).map_err(error)?;
     let temporary = temporary_folder(folder).map_err(error)?;
     let total = tensors.iter().map(Tensor::elements).sum();
@@ -190,7 +194,7 @@ fn write_files(folder: &Path, pack: Pack<'_>, float_type: Option<FloatType>) -> 
     Ok(names)
 }
 
-/// What went wrong or was done while safetensors asked for one tensor after the other: its interface has no errors.
+/// Errors and progress while safetensors requests tensors: its interface cannot return errors.
 struct State<E> {
     done: u64,
     error: Option<E>,
@@ -233,7 +237,8 @@ impl<E: From<WriteError>> View for TensorView<'_, '_, E> {
 }
 
 impl<E: From<WriteError>> Job<'_, E> {
-    /// The tensor's bytes; none after an error, or where the caller asked to stop: what is written then means nothing.
+    /// The tensor's bytes; empty after an error or a request to stop, when the file is discarded
+    /// anyway.
     fn make<'t>(&self, tensor: &'t Tensor<'_, E>) -> Cow<'t, [u8]> {
         let mut state = self.state.borrow_mut();
         if state.error.is_some() {
@@ -282,7 +287,7 @@ impl<E: From<WriteError>> Job<'_, E> {
         // transformers refuses a file without this entry.
         let metadata = HashMap::from([("format".to_owned(), "pt".to_owned())]);
         let error = |source| WriteError::Target { path: path.to_owned(), source };
-        // safetensors makes a file that only its owner may read; it shall have the permissions of any new file.
+        // safetensors creates a file with mode 0600; give it the permissions of a new file.
         let permissions = File::create_new(path).and_then(|f| f.metadata()).map_err(error)?.permissions();
         let written = safetensors::serialize_to_file(views, Some(metadata), path);
         if let Some(error) = self.state.borrow_mut().error.take() {
@@ -295,7 +300,7 @@ impl<E: From<WriteError>> Job<'_, E> {
     }
 }
 
-/// Cuts tensors, in their order, into runs of at most `shard_len` bytes.
+/// Splits tensors, in order, into runs of at most `shard_len` bytes.
 fn shards<'a, 'b, E>(tensors: &'a [Tensor<'b, E>], shard_len: u64) -> Vec<Vec<&'a Tensor<'b, E>>> {
     let mut shards: Vec<Vec<&Tensor<'_, E>>> = Vec::new();
     let mut len = 0;

@@ -1,5 +1,6 @@
-//! What opening leaves out: checksums of payloads, scales, and padding (spec section 8.2). Each check is over one section (or
-//! one gap), so that callers may run them in any order and on any number of threads.
+//! The checks that opening skips: payload checksums, scales, and padding (spec section 8.2). Each
+//! check covers one section or one gap, so callers may run them in any order and on any number of
+//! threads.
 
 use super::checksum::crc32;
 use super::error::FormatError;
@@ -12,14 +13,14 @@ use super::section::Section;
 /// `codes of model.layers.0.mlp.up_proj.weight`
 pub fn describe(index: &Index, section: &Section) -> String {
     let kind = section.kind.map_or("unknown section", SectionKind::name);
-    // Names come from the file: what is printed must not steer a terminal.
+    // Names come from the file: escape them, so they cannot control a terminal.
     format!("{kind} of {}", index.name(section).escape_debug())
 }
 
 /// Compares the checksum of a payload with the one in the section's record.
 ///
 /// # Errors
-/// [`FormatError::PayloadChecksum`] where `found` is another.
+/// [`FormatError::PayloadChecksum`] if `found` differs.
 pub fn checksum(index: &Index, number: usize, section: &Section, found: u32) -> Result<(), FormatError> {
     if section.crc == found {
         return Ok(());
@@ -34,8 +35,9 @@ pub fn checksum(index: &Index, number: usize, section: &Section, found: u32) -> 
     })
 }
 
-/// Checks what the payload of a section means: scales are finite, and negative only where the header allows it; the codes
-/// that pad the last block are 7. Raw tensors, files and unknown sections have nothing to check.
+/// Checks the values of a section's payload: scales are finite, and negative only if the header
+/// allows it; the codes that pad the last block are 7. Raw tensors, files and unknown sections
+/// always pass.
 ///
 /// # Errors
 /// [`FormatError::ScaleNotFinite`], [`FormatError::ScaleNegative`], [`FormatError::CodePadding`].
@@ -50,7 +52,8 @@ pub fn contents(index: &Index, number: usize, section: &Section, payload: &[u8])
 fn scales(index: &Index, number: usize, section: &Section, payload: &[u8]) -> Result<(), FormatError> {
     let blocks = nf4::block_count(section.shape.elements(), section.block_size) as usize;
     let table = section.scale_type.and_then(|scale_type| Scales::from_payload(payload, scale_type, blocks));
-    // A payload of the wrong length cannot come from a validated pack; with no table, nothing is finite.
+    // A payload of the wrong length cannot come from a validated pack; with no table, nothing is
+    // finite.
     let blocks = table.map_or(1, |t| t.len());
     let signed = index.header().signed_scales();
     if table.is_some_and(|t| all_allowed(&t, signed)) {
@@ -73,8 +76,9 @@ fn scales(index: &Index, number: usize, section: &Section, payload: &[u8]) -> Re
     Ok(())
 }
 
-/// Whether every scale is finite and, unless `signed`, has no sign bit: without looking at them one by one, which takes a reader
-/// longer than to copy the codes. False also where it cannot be told so (`dq8`).
+/// Whether every scale is finite and, unless `signed`, has no sign bit. It checks all of them at
+/// once: one by one takes longer than copying the codes. Also false if this check cannot decide
+/// (`dq8`).
 fn all_allowed(table: &Scales<'_>, signed: bool) -> bool {
     let (largest, signs) = match table {
         Scales::F32(bytes) => {
@@ -90,14 +94,16 @@ fn all_allowed(table: &Scales<'_>, signed: bool) -> bool {
     largest < f32::INFINITY.to_bits() && (signed || !signs)
 }
 
-/// The largest magnitude of float32 bit patterns (which order as their magnitudes do), and whether any has the sign bit.
+/// The largest magnitude of float32 bit patterns (which order as their magnitudes do), and whether
+/// any has the sign bit.
 fn extremes(bits: impl Iterator<Item = u32>) -> (u32, bool) {
     let fold = |(largest, all): (u32, u32), x: u32| (largest.max(x & i32::MAX.cast_unsigned()), all | x);
     let (largest, all) = bits.fold((0, 0), fold);
     (largest, all >> 31 == 1)
 }
 
-/// Whether a scales payload has a scale with the sign bit set; false for every other kind of section.
+/// Whether a scales payload has a scale with the sign bit set; false for every other kind of
+/// section.
 pub fn has_negative_scale(section: &Section, payload: &[u8]) -> bool {
     let blocks = nf4::block_count(section.shape.elements(), section.block_size) as usize;
     let table = section.scale_type.filter(|_| section.kind == Some(SectionKind::Scales));
@@ -119,7 +125,8 @@ fn code_padding(index: &Index, number: usize, section: &Section, payload: &[u8])
     Ok(())
 }
 
-/// The gaps between the parts of a file, which must be zero: (start, end) of each that is not empty.
+/// The gaps between the parts of a file, which must be zero: (start, end) of each that is not
+/// empty.
 pub fn gaps(index: &Index) -> impl Iterator<Item = (u64, u64)> + '_ {
     let header = index.header();
     let index_end = super::layout::HEADER_LEN as u64 + header.index_len;
@@ -132,7 +139,7 @@ pub fn gaps(index: &Index) -> impl Iterator<Item = (u64, u64)> + '_ {
 /// Checks that the bytes of a gap (which starts at `start` in the file) are zero.
 ///
 /// # Errors
-/// [`FormatError::Padding`] with the first byte that is not.
+/// [`FormatError::Padding`] with the first nonzero byte.
 pub fn padding(start: u64, bytes: &[u8]) -> Result<(), FormatError> {
     match bytes.iter().position(|&b| b != 0) {
         None => Ok(()),
@@ -150,10 +157,10 @@ pub fn section(pack: &Pack<'_>, number: usize, section: &Section) -> Result<(), 
     contents(pack.index(), number, section, payload)
 }
 
-/// Checks every section and gap of a pack in memory, on the calling thread, and gives all faults: first the
-/// sections' in file order, at most one of each, then the gaps'.
+/// Checks every section and gap of a pack in memory, on the calling thread. Returns all faults:
+/// first of sections in file order, at most one of each, then of gaps.
 ///
-/// Programs that want it in parallel, or without mapping the payload, use `nf4pack::verify` (feature `convert`).
+/// `nf4pack::verify` (feature `convert`) does it in parallel, without mapping the payload.
 pub fn all(pack: &Pack<'_>) -> Vec<FormatError> {
     let sections = pack.index().sections().iter().enumerate().map(|(number, s)| section(pack, number, s));
     let gaps = gaps(pack.index())
@@ -161,7 +168,7 @@ pub fn all(pack: &Pack<'_>) -> Vec<FormatError> {
     sections.chain(gaps).filter_map(Result::err).collect()
 }
 
-/// Checks the scales and the code padding of the quantised tensors of no layer, for a first use that need not read all codes.
+/// Checks the scales and the code padding of global quantised tensors, without reading all codes.
 ///
 /// # Errors
 /// As [`contents`].
@@ -172,7 +179,7 @@ pub fn global_contents(pack: &Pack<'_>) -> Result<(), FormatError> {
 }
 
 impl Layer<'_> {
-    /// Checks the scales and the code padding of this layer, for a first use that need not read all codes.
+    /// Checks the scales and the code padding of this layer, without reading all codes.
     ///
     /// # Errors
     /// As [`contents`].

@@ -1,11 +1,13 @@
-//! CRC-32 (the one of zlib and PNG: polynomial 0x04C11DB7, reflected) of whole payloads and of payloads in pieces.
+//! CRC-32 (the one of zlib and PNG: polynomial 0x04C11DB7, reflected) of whole payloads and of
+//! payloads in pieces.
 
 /// The CRC-32 of `bytes`.
 pub fn crc32(bytes: &[u8]) -> u32 {
     crc32fast::hash(bytes)
 }
 
-/// The CRC-32 of a payload whose pieces were summed apart, possibly by several threads: push the pieces in order.
+/// Combines the CRC-32 of a payload's pieces, possibly from several threads: push the pieces in
+/// order.
 #[derive(Debug, Clone, Default)]
 pub struct PieceCrc(crc32fast::Hasher);
 

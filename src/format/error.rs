@@ -1,8 +1,8 @@
-//! What can be wrong with a pack.
+//! The errors of an invalid pack.
 
 use thiserror::Error;
 
-/// A part of a pack that has a place and a checksum of its own.
+/// A part of a pack with its own offset and checksum.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Part {
@@ -84,14 +84,14 @@ impl std::fmt::Display for Field {
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
 #[non_exhaustive]
 pub enum FormatError {
-    /// The file does not reach to the end of its header, index or metadata.
+    /// The file ends inside its header, index or metadata.
     #[error("the file ends inside its {part}: {expected} bytes needed, {found} found")]
     TooShort {
-        /// What is cut.
+        /// The truncated part.
         part: Part,
-        /// Bytes that the file must have at least.
+        /// The minimum length of the file.
         expected: u64,
-        /// Bytes that it has.
+        /// The length of the file.
         found: u64,
     },
     /// The first eight bytes are not those of a pack.
@@ -101,7 +101,7 @@ pub enum FormatError {
         found: [u8; 8],
     },
     /// A major version that this reader does not know.
-    #[error("format version {major}.{minor} at offset 8 is not readable here (expected {}.x)", super::layout::MAJOR_VERSION)]
+    #[error("format version {major}.{minor} at offset 8 is not supported (expected {}.x)", super::layout::MAJOR_VERSION)]
     UnsupportedVersion {
         /// Major version of the file.
         major: u16,
@@ -109,17 +109,17 @@ pub enum FormatError {
         minor: u16,
     },
     /// The file needs features that this reader does not have.
-    #[error("required features {bits:#x} at offset 16 are unknown here (known: {:#x})", super::layout::KNOWN_FEATURES)]
+    #[error("required features {bits:#x} at offset 16 are unknown (known: {:#x})", super::layout::KNOWN_FEATURES)]
     UnknownFeatures {
         /// The unknown bits.
         bits: u64,
     },
-    /// The header's file length is not the file's: cut short, or bytes after the end.
+    /// The header's file length is not the file's: truncated, or bytes after the end.
     #[error("the file has {found} bytes, its header says {expected}")]
     FileLength {
-        /// What the header (or the last section's end) says.
+        /// The length in the header (or the last section's end).
         expected: u64,
-        /// What the file has.
+        /// The length of the file.
         found: u64,
     },
     /// A checksum of the header, index or metadata does not match.
@@ -142,19 +142,19 @@ pub enum FormatError {
         /// Its value.
         found: u8,
     },
-    /// More of something than a reader accepts.
+    /// A count or length exceeds a limit of the format.
     #[error("{field} at offset {offset}: expected at most {limit}, found {found}")]
     Limit {
-        /// What there is too much of.
+        /// The field.
         field: Field,
-        /// Where it is said.
+        /// The offset of the field.
         offset: u64,
         /// The limit.
         limit: u64,
         /// What the file has.
         found: u64,
     },
-    /// A header field has another value than the rest of the file demands.
+    /// A header field contradicts the rest of the file.
     #[error("{field} in the header at offset {offset}: expected {expected}, found {found}")]
     Header {
         /// The field.
@@ -212,8 +212,8 @@ pub enum FormatError {
         /// The name.
         text: String,
     },
-    /// A section field holds a number that means nothing here.
-    #[error("section {section}: {field} at offset {offset}: expected one that may stand there, found {found}")]
+    /// A section field has an unknown value.
+    #[error("section {section}: {field} at offset {offset}: expected a known value, found {found}")]
     Unknown {
         /// Number of the section.
         section: u64,
@@ -234,7 +234,7 @@ pub enum FormatError {
         /// Where the field is.
         offset: u64,
     },
-    /// A section field has another value than the rest of the file demands.
+    /// A section field contradicts the rest of the file.
     #[error("section {section}: {field} at offset {offset}: expected {expected}, found {found}")]
     Mismatch {
         /// Number of the section.
@@ -248,7 +248,7 @@ pub enum FormatError {
         /// Its value.
         found: u64,
     },
-    /// A section's shape has more bytes than 64 bits can count.
+    /// The byte count of a section's shape overflows 64 bits.
     #[error("section {section}: the size of its shape {shape:?} overflows")]
     ShapeOverflow {
         /// Number of the section.
@@ -266,7 +266,7 @@ pub enum FormatError {
         /// Its length.
         length: u64,
     },
-    /// Sections are not in the order of the specification, or one stands twice.
+    /// Sections are not in the order of the specification, or one occurs twice.
     #[error("section {section} is out of order (record at offset {offset})")]
     Order {
         /// Number of the section.
@@ -275,7 +275,7 @@ pub enum FormatError {
         offset: u64,
     },
     /// Codes without a scale table right behind, or a scale table without codes.
-    #[error("section {section} (record at offset {offset}): codes and scales do not stand in a pair")]
+    #[error("section {section} (record at offset {offset}): codes and scales are not a pair")]
     Unpaired {
         /// Number of the section.
         section: u64,

@@ -27,15 +27,15 @@ pub const SNAPSHOT_FILES: [&str; 20] = [
     "vocab.txt",
 ];
 
-/// The folder of a checkpoint that has further chat templates, `tool_use.jinja` for one. A pack has no folders: this and a
-/// dot stand before the name there.
+/// The folder of a checkpoint that has further chat templates, `tool_use.jinja` for one. A pack has
+/// no folders: this and a dot stand before the name there.
 pub const TEMPLATES_FOLDER: &str = "additional_chat_templates";
 
 /// How the names of templates end.
 const TEMPLATE_END: &str = ".jinja";
 
-/// The name in a pack of the file `template` in [`TEMPLATES_FOLDER`]; `None` where it is no template, or a pack cannot have
-/// such a name.
+/// The name in a pack of the file `template` in [`TEMPLATES_FOLDER`]; `None` where it is no
+/// template, or a pack cannot have such a name.
 pub fn packed_template(template: &str) -> Option<String> {
     let allowed = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'_' | b'-');
     let name = template.strip_suffix(TEMPLATE_END)?;
@@ -43,15 +43,16 @@ pub fn packed_template(template: &str) -> Option<String> {
     fits.then(|| format!("{TEMPLATES_FOLDER}.{template}"))
 }
 
-/// The file name in [`TEMPLATES_FOLDER`] of a pack's file; `None` where it is no such template. Without the ending it is the
-/// template's name, `tool_use` for one.
+/// The file name in [`TEMPLATES_FOLDER`] of a pack's file; `None` where it is no such template.
+/// Without the ending it is the template's name, `tool_use` for one.
 pub fn template_file(packed: &str) -> Option<&str> {
     let template = packed.strip_prefix(TEMPLATES_FOLDER)?.strip_prefix('.')?;
     (packed_template(template).as_deref() == Some(packed)).then_some(template)
 }
 
-/// The folder (`None`: that of the checkpoint itself) and the file name that a pack's file has in a checkpoint; `None` where
-/// checkpoints have no such file. A pack of unknown origin must not bring others, code least of all.
+/// The folder (`None`: that of the checkpoint itself) and the file name that a pack's file has in a
+/// checkpoint; `None` where checkpoints have no such file. A pack of unknown origin must not bring
+/// others, code least of all.
 pub fn place_of(packed: &str) -> Option<(Option<&'static str>, &str)> {
     match template_file(packed) {
         Some(template) => Some((Some(TEMPLATES_FOLDER), template)),

@@ -1,4 +1,4 @@
-//! The fixed header (spec section 2): encode, decode, and the checks that need nothing but the header.
+//! The fixed header (spec section 2): encode, decode, and the checks within the header.
 
 use super::checksum::crc32;
 use super::error::{Field, FormatError, Part};
@@ -50,7 +50,8 @@ pub(super) fn u64_at(bytes: &[u8], offset: usize) -> u64 {
     bytes.get(offset..offset + 8).and_then(|b| b.try_into().ok()).map_or(0, u64::from_le_bytes)
 }
 
-/// Fails on the first byte of `range` (of `bytes`, which starts at `base` in the file) that is not zero.
+/// Fails on the first byte of `range` (of `bytes`, which starts at `base` in the file) that is not
+/// zero.
 pub(super) fn check_reserved(bytes: &[u8], range: std::ops::Range<usize>, base: u64) -> Result<(), FormatError> {
     let start = range.start;
     match bytes.get(range).unwrap_or_default().iter().position(|&b| b != 0) {
@@ -87,7 +88,7 @@ impl Header {
     /// Decodes and checks the header at the start of `bytes`, for a file of `file_len` bytes.
     ///
     /// # Errors
-    /// Everything that the header alone can show to be wrong: magic, version, features, checksum, lengths, limits.
+    /// Every fault within the header: magic, version, features, checksum, lengths, limits.
     pub fn decode(bytes: &[u8], file_len: u64, limits: &Limits) -> Result<Self, FormatError> {
         let Some(bytes) = bytes.get(..HEADER_LEN) else {
             return Err(too_short(bytes));
@@ -153,14 +154,14 @@ impl Header {
         Ok(())
     }
 
-    /// Index and metadata stand where they must, and both lie inside the file.
+    /// Index and metadata are at their offsets and inside the file.
     fn check_positions(&self, index_offset: u64) -> Result<(), FormatError> {
         let header_field =
             |field, at: usize, expected, found| FormatError::Header { field, offset: at as u64, expected, found };
         if index_offset != HEADER_LEN as u64 {
             return Err(header_field(Field::IndexOffset, at::INDEX_OFFSET, HEADER_LEN as u64, index_offset));
         }
-        // Saturating, since a caller's limits may allow any count: then `tables` is more than any index has.
+        // Saturating, since a caller's limits may allow any count: `tables` then exceeds any index.
         let records = self.section_count.saturating_mul(RECORD_LEN as u64);
         let tables = records.saturating_add(self.name_count.saturating_mul(NAME_END_LEN as u64));
         if self.index_len < tables {
@@ -195,7 +196,7 @@ impl Header {
     }
 }
 
-/// A file shorter than a header: named as "not a pack" where even the magic differs.
+/// The error for a file shorter than a header: "not a pack" if the magic differs, too.
 fn too_short(bytes: &[u8]) -> FormatError {
     match bytes.get(..8).and_then(|b| <[u8; 8]>::try_from(b).ok()) {
         Some(found) if found != layout::MAGIC => FormatError::BadMagic { found },

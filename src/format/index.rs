@@ -1,4 +1,5 @@
-//! The validated index of a pack: every rule that can be checked without reading a payload (spec sections 3 to 5).
+//! The validated index of a pack: every rule that can be checked without reading a payload (spec
+//! sections 3 to 5).
 
 use std::cmp::Ordering;
 use std::collections::HashMap;
@@ -11,10 +12,11 @@ use super::kinds::{Role, SectionKind};
 use super::layout::{GROUP_ALIGN, HEADER_LEN, Limits, NAME_END_LEN, RECORD_LEN, SECTION_ALIGN, align_up, record};
 use super::section::{self, Section};
 
-/// Header, sections, names and metadata of a pack, after validation; it owns them and holds no payload.
+/// Header, sections, names and metadata of a pack, after validation. It owns them and has no
+/// payload.
 ///
-/// Opening is O(header + index + metadata): no payload is touched, so checksums of payloads, scales and padding are left to
-/// [`super::check`].
+/// Opening is O(header + index + metadata): no payload is read. [`super::check`]
+/// checks payload checksums, scales and padding.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Index {
     header: Header,
@@ -26,8 +28,9 @@ pub struct Index {
 }
 
 impl Index {
-    /// Validates `front`, the first bytes of a file of `file_len` bytes: at least [`Header::front_len`] of them (the whole
-    /// file will do), under the [default limits](Limits::default).
+    /// Validates `front`, the first bytes of a file of `file_len` bytes: at least
+    /// [`Header::front_len`] of them (the whole file works, too), under the [default
+    /// limits](Limits::default).
     ///
     /// # Errors
     /// The first rule of the specification that the front breaks.
@@ -35,7 +38,7 @@ impl Index {
         Self::parse_with(front, file_len, &Limits::default())
     }
 
-    /// [`Index::parse`] under limits of the caller's.
+    /// [`Index::parse`] with the caller's limits.
     ///
     /// # Errors
     /// As [`Index::parse`].
@@ -171,7 +174,7 @@ fn parse_sections(records: &[u8], names: &Names, header: &Header, limits: &Limit
     Ok(sections)
 }
 
-/// What a record must follow on from.
+/// The state after the previous record.
 struct Walk<'a> {
     names: &'a Names,
     /// Names that records have used so far; a record uses one of them or the next.
@@ -204,8 +207,8 @@ impl Walk<'_> {
         Ok(())
     }
 
-    /// A tensor or file stands behind the one before it, and uses the next name. (A scale table has the place and the name
-    /// of its codes.)
+    /// A tensor or file follows the previous one in order, and uses the next name. (A scale table
+    /// has the place and the name of its codes.)
     fn check_order_and_name(
         &mut self,
         section: &Section,
@@ -236,7 +239,7 @@ impl Walk<'_> {
         Ok(())
     }
 
-    /// The only place where a section can start: right behind the last one, aligned.
+    /// The only valid start of a section: the aligned end of the previous one.
     fn next_offset(&self, section: &Section, previous: Option<&Section>) -> u64 {
         let group = |s: &Section| section::group(s.kind, s.layer);
         let aligned = match previous {
@@ -248,7 +251,8 @@ impl Walk<'_> {
     }
 }
 
-/// Whether a name is a file's own, without a folder, for every system: a pack must not choose where an export writes.
+/// Whether a name is a plain file name on every system: a pack must not choose the folder of an
+/// export.
 fn is_plain_file_name(name: &str) -> bool {
     let plain = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'_' | b'-');
     name.bytes().all(plain) && !name.starts_with('.')

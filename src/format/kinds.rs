@@ -1,6 +1,6 @@
-//! The enumerations of a section record and the numbers that stand for them in a file (spec section 4).
+//! The enumerations of a section record and their numbers in a file (spec section 4).
 
-/// Declares an enum whose values have a fixed number and a fixed name: one list, so that the two directions cannot differ.
+/// Declares an enum whose values have a fixed number and name. One list serves both directions.
 macro_rules! numbered {
     ($(#[$meta:meta])* $name:ident { $($(#[$doc:meta])* $variant:ident = $number:literal, $label:literal;)+ }) => {
         $(#[$meta])*
@@ -12,12 +12,12 @@ macro_rules! numbered {
             /// Every value, in the order of their numbers.
             pub const ALL: &'static [Self] = &[$(Self::$variant,)+];
 
-            /// The number that stands for this value in a file.
+            /// The number of this value in a file.
             pub const fn number(self) -> u16 {
                 self as u16
             }
 
-            /// The value that a number stands for, if any.
+            /// The value of a number, if any.
             pub const fn from_number(number: u16) -> Option<Self> {
                 match number { $($number => Some(Self::$variant),)+ _ => None }
             }
@@ -37,11 +37,11 @@ macro_rules! numbered {
 }
 
 numbered! {
-    /// What a section holds.
+    /// The kind of a section.
     SectionKind {
         /// Packed 4-bit codes of one projection.
         Codes = 1, "codes";
-        /// The scale table of the projection whose codes stand just before.
+        /// The scale table of the codes directly before it.
         Scales = 2, "scales";
         /// A tensor in its own element type, byte for byte.
         Raw = 3, "raw";
@@ -51,7 +51,7 @@ numbered! {
 }
 
 numbered! {
-    /// What a tensor is for in the model. The numbers also give the order inside a layer.
+    /// The part of the model that a tensor is. The numbers also give the order inside a layer.
     Role {
         /// RMSNorm gamma before attention.
         InputNorm = 1, "input_norm";
@@ -95,7 +95,7 @@ numbered! {
         Embedding = 32, "embedding";
         /// RMSNorm gamma after the last layer.
         FinalNorm = 33, "final_norm";
-        /// Output projection, [vocabulary, hidden]; absent where it is tied to the embedding.
+        /// Output projection, [vocabulary, hidden]; absent if it is tied to the embedding.
         LmHead = 34, "lm_head";
         /// A file, or a tensor that the architecture does not name.
         Other = 255, "other";

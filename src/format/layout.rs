@@ -1,12 +1,13 @@
-//! Where everything lies in a pack (spec sections 2 to 4): each offset is the previous field's end.
+//! The layout of a pack (spec sections 2 to 4): each offset is the previous field's end.
 
-/// First eight bytes of every pack. The high bit and the line ends show a transfer in text mode, as PNG's do.
+/// First eight bytes of every pack. The high bit and the line ends reveal a transfer in text mode,
+/// as in PNG.
 pub const MAGIC: [u8; 8] = [0x89, b'N', b'F', b'4', 0x0d, 0x0a, 0x1a, 0x0a];
 
 /// Major version that this crate reads and writes; any other is refused.
 pub const MAJOR_VERSION: u16 = 1;
 
-/// Minor version that this crate writes; a higher one is read, skipping what is optional.
+/// Minor version that this crate writes. It reads higher ones and skips their optional sections.
 pub const MINOR_VERSION: u16 = 0;
 
 /// Required-feature bit: scales may be negative.
@@ -18,13 +19,14 @@ pub const KNOWN_FEATURES: u64 = FEATURE_SIGNED_SCALES;
 /// Section flag: a reader that does not know the section's kind may skip it.
 pub const FLAG_OPTIONAL: u16 = 1;
 
-/// Every section starts on a multiple of this, so that it can be bound as a GPU buffer at its offset.
+/// Every section starts on a multiple of this, so that it can be bound as a GPU buffer at its
+/// offset.
 pub const SECTION_ALIGN: u64 = 256;
 
 /// Every group (the files, the global tensors, each layer) starts on a multiple of this: a page.
 pub const GROUP_ALIGN: u64 = 4096;
 
-/// Dimensions that a shape may have.
+/// Maximum number of dimensions of a shape.
 pub const MAX_RANK: usize = 4;
 
 /// In the layer and expert fields: none.
@@ -89,7 +91,7 @@ pub(crate) fn align_up(value: u64, align: u64) -> Option<u64> {
     value.checked_add(align - 1).map(|v| v & !(align - 1))
 }
 
-/// What a reader accepts at most. A file over a limit is refused before anything of its size is allocated.
+/// The limits of a reader. A file over a limit is refused before any allocation of its size.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Limits {
     /// Sections in a file.

@@ -1,7 +1,9 @@
-//! The `.nf4pack` file format: bytes in, validated views out; a plan in, bytes out. No paths, no threads, no GPU.
+//! The `.nf4pack` file format: bytes in, validated views out; a plan in, bytes out. No paths, no
+//! threads, no GPU.
 //!
-//! `spec/nf4pack-format.md` is the only authority on the bytes; this code cites its sections. [`Index::parse`] validates once;
-//! after that the accessors of [`Pack`] cannot fail; [`check`] has what opening leaves out; [`Layout`] places what is to be written.
+//! `spec/nf4pack-format.md` is the only authority on the bytes; this code cites its sections.
+//! [`Index::parse`] validates once; after that the accessors of [`Pack`] cannot fail; [`check`] has
+//! what opening leaves out; [`Layout`] places what is to be written.
 #![forbid(unsafe_code)]
 
 pub mod check;

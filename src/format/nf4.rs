@@ -1,9 +1,10 @@
-//! What the bytes mean: the NF4 codebook, the block rule, the order of codes in a word, the scale tables
-//! (spec section 7). Everything that encodes or decodes takes these meanings from here.
+//! What the bytes mean: the NF4 codebook, the block rule, the order of codes in a word, the scale
+//! tables (spec section 7). Everything that encodes or decodes takes these meanings from here.
 
 use half::bf16;
 
-/// The 16 values of 4-bit NormalFloat (Dettmers et al., *QLoRA*, 2023, appendix E), as bitsandbytes stores them in float32.
+/// The 16 values of 4-bit NormalFloat (Dettmers et al., *QLoRA*, 2023, appendix E), as bitsandbytes
+/// stores them in float32.
 pub const CODEBOOK: [f32; 16] = {
     let bits: [u32; 16] = [
         0xbf80_0000,
@@ -34,7 +35,8 @@ pub const CODEBOOK: [f32; 16] = {
 
 /// The float32 midpoints between neighbouring entries of [`CODEBOOK`].
 ///
-/// A normalised weight `s` gets the code "number of midpoints strictly below `s`", so a tie takes the lower code.
+/// A normalised weight `s` gets the code "number of midpoints strictly below `s`", so a tie takes
+/// the lower code.
 pub const MIDPOINTS: [f32; 15] = {
     let mut values = [0.0; 15];
     let mut i = 0;
@@ -51,19 +53,21 @@ pub const ZERO_CODE: u8 = 7;
 /// A codes word made of eight [`ZERO_CODE`]s.
 pub const ZERO_WORD: u32 = 0x7777_7777;
 
-/// Codes in one little-endian u32: element `i` of a tensor sits at bits `4 * (i % 8)` of word `i / 8`.
+/// Codes in one little-endian u32: element `i` of a tensor sits at bits `4 * (i % 8)` of word `i /
+/// 8`.
 pub const CODES_PER_WORD: usize = 8;
 
 /// The block sizes that a pack may use.
 pub const BLOCK_SIZES: [u32; 8] = [32, 64, 128, 256, 512, 1024, 2048, 4096];
 
-/// The block size that the converter uses unless told otherwise.
+/// The default block size of the converter.
 pub const DEFAULT_BLOCK_SIZE: u32 = 64;
 
 /// Scales that share one float32 super-scale in a `dq8` table.
 pub const SUPER_BLOCK: usize = 256;
 
-/// Largest distance between a value in [-1, 1] and its nearest codebook entry: half the gap between codes 0 and 1.
+/// Largest distance between a value in [-1, 1] and its nearest codebook entry: half the gap between
+/// codes 0 and 1.
 pub const MAX_UNIT_ERROR: f32 = (CODEBOOK[1] - CODEBOOK[0]) * 0.5;
 
 /// How the scales of a tensor are stored.
@@ -73,8 +77,9 @@ pub enum ScaleType {
     F32,
     /// One bfloat16 per block.
     Bf16,
-    /// One byte per block into a 256-entry float32 map, times one float32 per [`SUPER_BLOCK`] blocks, plus one float32
-    /// offset per tensor: the nested ("double") quantisation of bitsandbytes.
+    /// One byte per block into a 256-entry float32 map, times one float32 per [`SUPER_BLOCK`]
+    /// blocks, plus one float32 offset per tensor: the nested ("double") quantisation of
+    /// bitsandbytes.
     Dq8,
 }
 
@@ -98,7 +103,8 @@ pub enum Scales<'a> {
     },
 }
 
-/// Reads the `i`-th little-endian float32 of `bytes`; NaN past the end, so that a wrong index can never look like data.
+/// Reads the `i`-th little-endian float32 of `bytes`; NaN past the end, so that a wrong index can
+/// never look like data.
 fn f32_at(bytes: &[u8], i: usize) -> f32 {
     bytes.get(4 * i..4 * i + 4).and_then(|b| b.try_into().ok()).map_or(f32::NAN, f32::from_le_bytes)
 }
@@ -107,8 +113,8 @@ impl<'a> Scales<'a> {
     /// Bytes of a `dq8` table ahead of its super-scales: the offset and the map.
     pub const DQ8_FIXED_LEN: usize = 4 + 4 * 256;
 
-    /// Splits the payload of a scales section of `blocks` scales; `None` where its length is not the one that
-    /// [`scales_len`] gives.
+    /// Splits the payload of a scales section of `blocks` scales; `None` where its length is not
+    /// the one that [`scales_len`] gives.
     pub fn from_payload(payload: &'a [u8], scale_type: ScaleType, blocks: usize) -> Option<Self> {
         if scales_len(blocks as u64, scale_type) != Some(payload.len() as u64) {
             return None;
@@ -149,7 +155,8 @@ impl<'a> Scales<'a> {
 
     /// The scale of block `i` in float32; NaN past the end.
     ///
-    /// A `dq8` scale is a product rounded to float32, then a sum rounded to float32 (never a fused multiply-add).
+    /// A `dq8` scale is a product rounded to float32, then a sum rounded to float32 (never a fused
+    /// multiply-add).
     pub fn get(&self, i: usize) -> f32 {
         match self {
             Self::F32(bytes) => f32_at(bytes, i),
@@ -171,10 +178,12 @@ impl<'a> Scales<'a> {
     }
 }
 
-/// A quantised tensor as the file holds it: `value[i] = CODEBOOK[code[i]] * scale[i / block_size]`, one float32 multiply.
+/// A quantised tensor as the file holds it: `value[i] = CODEBOOK[code[i]] * scale[i / block_size]`,
+/// one float32 multiply.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Nf4Tensor<'a> {
-    /// Packed codes, little-endian u32 words as bytes, in whole blocks: `blocks * block_size / 2` bytes.
+    /// Packed codes, little-endian u32 words as bytes, in whole blocks: `blocks * block_size / 2`
+    /// bytes.
     pub codes: &'a [u8],
     /// One scale per block.
     pub scales: Scales<'a>,

@@ -8,7 +8,8 @@ use super::kinds::{FloatType, Role, SectionKind};
 use super::nf4;
 use super::section::{Section, Shape};
 
-/// A whole pack: its bytes (mapped or in memory) and its validated index. Copying it copies two references.
+/// A whole pack: its bytes (mapped or in memory) and its validated index. Copying it copies two
+/// references.
 ///
 /// ```
 /// use nf4pack::format::{Index, Pack};
@@ -238,7 +239,8 @@ impl<'a> Layer<'a> {
         }
     }
 
-    /// The layer's bytes: one sequential read, one copy to a GPU buffer, in which each section starts on a multiple of 256.
+    /// The layer's bytes: one sequential read, one copy to a GPU buffer, in which each section
+    /// starts on a multiple of 256.
     pub fn bytes(&self) -> &'a [u8] {
         let range = self.file_range();
         self.pack.bytes.get(range.start as usize..range.end as usize).unwrap_or_default()

@@ -23,7 +23,8 @@ pub struct Provenance {
     /// Regular expression of further tensors that were quantised.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub quantize: Option<String>,
-    /// Tensors of the source that the pack does not hold: each repeats another, or is no part of the model.
+    /// Tensors of the source that the pack does not hold: each repeats another, or is no part of
+    /// the model.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub dropped: Vec<String>,
     /// The files that the tensors came from.

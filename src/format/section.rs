@@ -1,4 +1,5 @@
-//! One section record of the index (spec section 4): encode, decode, and the checks that need nothing but the record.
+//! One section record of the index (spec section 4): encode, decode, and the checks that need
+//! nothing but the record.
 
 use super::error::{Field, FormatError};
 use super::header::{check_reserved, u16_at, u32_at, u64_at};
@@ -6,7 +7,8 @@ use super::kinds::{ElementType, Role, SectionKind};
 use super::layout::{FLAG_OPTIONAL, HEADER_LEN, Limits, MAX_RANK, NONE_U32, RECORD_LEN, record as at};
 use super::nf4::{self, ScaleType};
 
-/// Dimensions of a tensor: one to four, each at least 1, so that the product is the number of elements.
+/// Dimensions of a tensor: one to four, each at least 1, so that the product is the number of
+/// elements.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Shape {
     dims: [u64; MAX_RANK],
@@ -14,7 +16,8 @@ pub struct Shape {
 }
 
 impl Shape {
-    /// A shape of one to four dimensions, none of them zero, whose product fits 64 bits; `None` otherwise.
+    /// A shape of one to four dimensions, none of them zero, whose product fits 64 bits; `None`
+    /// otherwise.
     pub fn new(dims: &[u64]) -> Option<Self> {
         let mut shape = Self { dims: [0; MAX_RANK], rank: u8::try_from(dims.len()).ok()? };
         shape.dims.get_mut(..dims.len())?.copy_from_slice(dims);
@@ -45,13 +48,15 @@ impl std::fmt::Display for Shape {
 /// A validated section record.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Section {
-    /// What it holds; `None` for an optional kind from a later minor version, of which only the place is known.
+    /// What it holds; `None` for an optional kind from a later minor version, of which only the
+    /// place is known.
     pub kind: Option<SectionKind>,
     /// What the tensor is for.
     pub role: Role,
     /// The layer that it belongs to; `None` for files and global tensors.
     pub layer: Option<u32>,
-    /// The expert that it belongs to; `None` where the layer has no experts, and for a stack of all of them.
+    /// The expert that it belongs to; `None` where the layer has no experts, and for a stack of all
+    /// of them.
     pub expert: Option<u32>,
     /// Element type of the payload.
     pub element_type: ElementType,
@@ -114,7 +119,8 @@ impl Section {
         self.offset.saturating_add(self.length)
     }
 
-    /// Whether `other` describes the same tensor in everything that a pair of codes and scales shares.
+    /// Whether `other` describes the same tensor in everything that a pair of codes and scales
+    /// shares.
     pub(super) fn same_tensor(&self, other: &Self) -> bool {
         let key = |s: &Self| (s.name, s.role, s.layer, s.expert, s.shape, s.block_size, s.scale_type);
         key(self) == key(other)
@@ -182,7 +188,8 @@ impl RecordReader<'_> {
         FormatError::Zero { section: self.section, field, offset: self.field_offset(at) }
     }
 
-    /// A number from 0 is too high for `count` of its kind; the limit that the error names is the highest valid number.
+    /// A number from 0 is too high for `count` of its kind; the limit that the error names is the
+    /// highest valid number.
     fn over(&self, field: Field, at: usize, count: u32, found: u32) -> FormatError {
         let limit = count.saturating_sub(1).into();
         FormatError::Limit { field, offset: self.field_offset(at), limit, found: found.into() }
@@ -222,7 +229,8 @@ impl RecordReader<'_> {
         }
     }
 
-    /// A section of an unknown optional kind: only its place, its layer and its checksum mean something.
+    /// A section of an unknown optional kind: only its place, its layer and its checksum mean
+    /// something.
     fn skipped(&self) -> Result<Section, FormatError> {
         let length = u64_at(self.bytes, at::LENGTH);
         Ok(Section {

@@ -1,5 +1,6 @@
-//! From a list of tensors to the place of every byte (spec sections 3 to 5), and to the front of the file once the
-//! checksums are known. Writing the payloads is the caller's: each has its offset, so they may be written in any order.
+//! From a list of tensors to the place of every byte (spec sections 3 to 5), and to the front of
+//! the file once the checksums are known. Writing the payloads is the caller's: each has its
+//! offset, so they may be written in any order.
 
 use super::checksum::crc32;
 use super::error::{Field, FormatError};
@@ -57,11 +58,12 @@ pub struct Layout {
 }
 
 impl Layout {
-    /// Sorts `entries` into the order of the specification and gives each section its place. The metadata (see
-    /// [`super::Provenance`]) must have its final length already.
+    /// Sorts `entries` into the order of the specification and gives each section its place. The
+    /// metadata (see [`super::Provenance`]) must have its final length already.
     ///
     /// # Errors
-    /// Whatever a reader would refuse: metadata over the limit, two entries of one name or place, a layer without sections, sizes that overflow.
+    /// Whatever a reader would refuse: metadata over the limit, two entries of one name or place, a
+    /// layer without sections, sizes that overflow.
     pub fn new(mut entries: Vec<Entry>, layer_count: u32, metadata_len: u64) -> Result<Self, FormatError> {
         let limits = Limits::default();
         if metadata_len > limits.metadata_len {
@@ -134,13 +136,15 @@ impl Layout {
         self.file_len
     }
 
-    /// Header, index and metadata: the first bytes of the file, up to the padding before the first section.
+    /// Header, index and metadata: the first bytes of the file, up to the padding before the first
+    /// section.
     ///
     /// `crcs` has the CRC-32 of each section's payload; `required_features` is 0 or
     /// [`super::layout::FEATURE_SIGNED_SCALES`].
     ///
     /// # Errors
-    /// [`FormatError::Header`] where `metadata` or `crcs` do not have the planned length, [`FormatError::UnknownFeatures`].
+    /// [`FormatError::Header`] where `metadata` or `crcs` do not have the planned length,
+    /// [`FormatError::UnknownFeatures`].
     pub fn front(&self, crcs: &[u32], required_features: u64, metadata: &str) -> Result<Vec<u8>, FormatError> {
         let (section_count, metadata_len) = (crcs.len() as u64, metadata.len() as u64);
         planned(Field::SectionCount, at::SECTION_COUNT, self.sections.len() as u64, section_count)?;
@@ -179,10 +183,12 @@ impl Layout {
         Ok(out)
     }
 
-    /// A whole pack in memory, from the payload of each section: for small packs, tests and examples.
+    /// A whole pack in memory, from the payload of each section: for small packs, tests and
+    /// examples.
     ///
     /// # Errors
-    /// As [`Layout::front`]; [`FormatError::Mismatch`] where a payload does not have its section's length.
+    /// As [`Layout::front`]; [`FormatError::Mismatch`] where a payload does not have its section's
+    /// length.
     pub fn assemble(&self, payloads: &[&[u8]], metadata: &str) -> Result<Vec<u8>, FormatError> {
         let crcs: Vec<u32> = payloads.iter().map(|p| crc32(p)).collect();
         let signed = self.sections.iter().zip(payloads).any(|(s, p)| super::check::has_negative_scale(s, p));
@@ -204,7 +210,8 @@ fn planned(field: Field, at: usize, expected: u64, found: u64) -> Result<(), For
     if expected == found { Ok(()) } else { Err(FormatError::Header { field, offset: at as u64, expected, found }) }
 }
 
-/// The order of entries: group, role, expert, and for tensors that no role tells apart, the bytes of the name.
+/// The order of entries: group, role, expert, and for tensors with the same role, the bytes of the
+/// name.
 fn entry_key(entry: &Entry) -> (u32, u16, u32, &str) {
     let kind = matches!(entry.storage, Storage::File).then_some(SectionKind::File);
     (group(kind, entry.layer), entry.role.number(), entry.expert.unwrap_or(NONE_U32), &entry.name)

@@ -20,7 +20,7 @@ use crate::verify::{Mismatch, widen};
 /// Bytes that are hashed at a time.
 const HASH_LEN: usize = 1 << 20;
 
-/// A tensor of the base, and what it is in the model.
+/// A tensor of the base, and its part of the model.
 pub(super) struct BaseTensor<'a> {
     pub(super) name: &'a str,
     pub(super) dims: &'a [u64],
@@ -95,7 +95,7 @@ fn of_pack(pack: Pack<'_>) -> impl Iterator<Item = BaseTensor<'_>> {
     pack.quantized_tensors().map(BaseTensor::quantised).chain(pack.raw_tensors().map(BaseTensor::raw))
 }
 
-/// The tensors of the snapshot: the pack's or, where there is one, those of its checkpoint.
+/// The tensors of the snapshot: the pack's, or those of its checkpoint if one is given.
 pub(super) fn tensors<'a>(pack: Pack<'a>, checkpoint: Option<&'a Checkpoint>) -> Vec<BaseTensor<'a>> {
     let Some(checkpoint) = checkpoint else { return of_pack(pack).collect() };
     let places: HashMap<&str, (Role, Option<u32>)> = of_pack(pack).map(|t| (t.name, (t.role, t.layer))).collect();
@@ -125,7 +125,7 @@ pub(super) fn check_projections(pack: Pack<'_>, layout: &AdapterLayout) -> Resul
 /// Opens the checkpoint that `pack` was made from.
 ///
 /// # Errors
-/// Where it cannot be read, or has other tensors than the pack.
+/// If it cannot be read, or its tensors differ from the pack's.
 pub(super) fn open(path: &Path, config: Option<&Path>, pack: Pack<'_>) -> Result<Checkpoint, MergeError> {
     let checkpoint = Checkpoint::open(path, config)?;
     match mismatch(&checkpoint, pack) {
@@ -152,11 +152,11 @@ fn mismatch(checkpoint: &Checkpoint, pack: Pack<'_>) -> Option<Mismatch> {
     missing.into_keys().min().map(|name| Mismatch::NotInCheckpoint { name: name.to_owned() })
 }
 
-/// The weights files that are not, by length and SHA-256, among those that the pack was made from. A pack of another program may
-/// have no such record; then that is all of them.
+/// The weights files that differ, by length and SHA-256, from the files that the pack was made
+/// from. A pack of another program may have no such record; then all files count as different.
 ///
 /// # Errors
-/// Where a file cannot be read, and [`WriteError::Cancelled`].
+/// If a file cannot be read, and [`WriteError::Cancelled`].
 pub(super) fn other_files(
     checkpoint: &Checkpoint,
     pack: Pack<'_>,

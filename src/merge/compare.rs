@@ -1,4 +1,4 @@
-//! What a merge does to the model's answers: the logits of a text by the pack with its adapter, and by the merged weights.
+//! Compares the logits of a text: the pack with its adapter against the merged weights.
 
 use std::path::Path;
 
@@ -18,7 +18,7 @@ use crate::model::open::Passes;
 use crate::model::plan::MemoryError;
 use crate::model::session::Session;
 
-/// Tokens of a sample that are looked at.
+/// Maximum number of tokens of a sample.
 const MAX_TOKENS: usize = 128;
 
 /// Why logits could not be compared.
@@ -51,25 +51,27 @@ impl From<StreamError> for CompareError {
     }
 }
 
-/// How far the logits of two models are apart, over all tokens of the sample and all of the vocabulary.
+/// The difference of two models' logits, over all tokens of the sample and the whole vocabulary.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Comparison {
-    /// Tokens of the sample, of which at most the first 128 are looked at.
+    /// Compared tokens of the sample, at most the first 128.
     pub tokens: u64,
     /// The largest absolute difference of two logits.
     pub max_difference: f64,
     /// Root of the mean squared difference.
     pub rms_difference: f64,
-    /// Root of the mean square of the logits before the merge: what the differences are to be held against.
+    /// Root of the mean square of the logits before the merge, the scale of the differences.
     pub rms_logit: f64,
-    /// Tokens after which another token is the top-1: the one with the largest logit.
+    /// Number of tokens after which the top-1 token (that of the largest logit) changed.
     pub top1_changed: u64,
 }
 
-/// Compares the logits of `sample` by the pack of `sources` with its adapter, which is what was trained, and by `merged`, the snapshot
-/// that was written of them. A pack of the snapshot, all of it in bfloat16, stands beside it for as long as this takes.
+/// Compares the logits of `sample` from the pack of `sources` with its adapter, and from `merged`,
+/// the written snapshot. A temporary pack of the snapshot, all in bfloat16, is next to it
+/// meanwhile.
 ///
-/// The pack is mapped meanwhile: nobody may change it ([`MappedPack::open`](crate::MappedPack::open)).
+/// The pack is mapped: nobody may change it meanwhile
+/// ([`MappedPack::open`](crate::MappedPack::open)).
 ///
 /// # Errors
 /// See [`CompareError`].

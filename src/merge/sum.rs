@@ -1,4 +1,4 @@
-//! W + scale * B A of one tensor, piece by piece, and what rounding took of it.
+//! W + scale * B A of one tensor, piece by piece, and the error of rounding.
 
 use std::ops::Add;
 
@@ -11,7 +11,7 @@ use crate::convert::Progress;
 use crate::export::WriteError;
 use crate::lora::adapter::Adapter;
 
-/// Weights that a thread works on at a time, at least a row.
+/// Weights per piece of a thread, at least a row.
 const PIECE_WEIGHTS: usize = 1 << 17;
 
 /// The change that an adapter makes to one matrix.
@@ -26,7 +26,7 @@ pub(super) struct Delta<'a> {
 }
 
 impl<'a> Delta<'a> {
-    /// `None` for a tensor that the adapter leaves as it is.
+    /// `None` for a tensor that the adapter does not change.
     pub(super) fn of(adapter: &'a Adapter, base: &BaseTensor<'_>) -> Option<Self> {
         let place = adapter.layout.place(base.layer?, base.role)?;
         Some(Self {
@@ -67,7 +67,7 @@ impl Add for Change {
 }
 
 impl Change {
-    /// Norm of the rounding over norm of the change; `None` where nothing changes.
+    /// Norm of the rounding over norm of the change; `None` if nothing changes.
     pub(super) fn rounding_error(self) -> Option<f64> {
         (self.delta > 0.0).then(|| (self.rounding / self.delta).sqrt())
     }
@@ -76,7 +76,7 @@ impl Change {
 /// The weights of `base`, changed by `delta`, as little-endian bfloat16; all threads work on it.
 ///
 /// # Errors
-/// Where the base cannot be read, [`MergeError::NotFinite`], [`WriteError::Cancelled`].
+/// If the base cannot be read, [`MergeError::NotFinite`], [`WriteError::Cancelled`].
 pub(super) fn add(
     base: &BaseTensor<'_>,
     delta: Option<&Delta<'_>>,
@@ -91,7 +91,7 @@ pub(super) fn add(
         }
         add_piece(base, delta, (i * piece) as u64, bytes)
     });
-    // Added up in the order of the tensor, so that the sums do not depend on the number of threads.
+    // Added in the order of the tensor, so the sums do not depend on the number of threads.
     let changes: Vec<Change> = pieces.collect::<Result<_, MergeError>>()?;
     Ok((out, changes.into_iter().fold(Change::default(), Add::add)))
 }
@@ -122,13 +122,13 @@ fn add_piece(base: &BaseTensor<'_>, delta: Option<&Delta<'_>>, first: u64, bytes
     Ok(change)
 }
 
-/// The nearest bfloat16, ties to even. `bf16::from_f64` looks at the upper half of the number only, and takes what lies just
-/// beside a tie for one.
+/// The nearest bfloat16, ties to even. `bf16::from_f64` uses only the upper half of the number, so
+/// it takes a value next to a tie for a tie.
 fn round(value: f64) -> bf16 {
     let nearest = value as f32;
     let bits = nearest.to_bits();
     let toward_zero = if f64::from(nearest).abs() > value.abs() { bits - 1 } else { bits };
-    // Rounded to odd, a float32 is a tie between two bfloat16 only where the value itself is.
+    // Rounded to odd, a float32 is a tie between two bfloat16 only if the value itself is one.
     let inexact = f64::from(f32::from_bits(toward_zero)) != value;
     bf16::from_f32(f32::from_bits(toward_zero | u32::from(inexact)))
 }

@@ -1,4 +1,5 @@
-//! A pack held against its checkpoint: every tensor is there, and no error is larger than the encoder can produce.
+//! Compares a pack with its checkpoint: every tensor exists, and no error exceeds what the encoder
+//! can produce.
 
 use std::collections::{HashMap, HashSet};
 use std::path::Path;
@@ -17,25 +18,27 @@ use crate::format::nf4::{self, SUPER_BLOCK, Scales};
 use crate::format::{FloatType, Pack, Provenance, QuantizedTensor, RawTensor, Role};
 use crate::io::AlignedBuf;
 
-/// Weights that are compared at a time: a multiple of every block size.
+/// Weights to compare at a time: a multiple of every block size.
 const PIECE_WEIGHTS: u64 = 1 << 17;
 
-/// A nested scale lies at most this part of its super-scale from the one that the encoder wanted: half the widest gap of
-/// the 8-bit dynamic map (0.9 / 64), and the step of the 65,536-point grid that bitsandbytes rounds through.
+/// The error of a nested scale, as a part of its super-scale, is at most this: half the widest gap
+/// of the 8-bit dynamic map (0.9 / 64), and the step of the 65,536-point grid that bitsandbytes
+/// rounds through.
 const DQ8_STEP: f32 = 0.5 * 0.9 / 64.0 + 1.0 / 32768.0;
 
-/// Slack for float32 rounding, relative and absolute (the weakest block that the absmax encoder resolves).
+/// Slack for float32 rounding, relative and absolute (the weakest block that the absmax encoder
+/// resolves).
 const SLACK: f32 = 1.0 + 1e-3;
 const TINY: f32 = 1e-38;
 
-/// What a comparison found.
+/// The result of a comparison.
 #[derive(Debug, Clone, Serialize)]
 pub struct AgainstReport {
     /// One entry per tensor of the pack that was quantised, in file order.
     pub tensors: Vec<TensorReport>,
     /// Raw tensors and files that were compared byte for byte.
     pub identical: u64,
-    /// Everything that does not fit: none where the pack is of this checkpoint.
+    /// All mismatches; empty if the pack was made from this checkpoint.
     pub mismatches: Vec<Mismatch>,
 }
 
@@ -54,13 +57,13 @@ pub struct TensorReport {
     pub rms_error: f64,
     /// Sum of squared errors over sum of squared weights.
     pub relative_error: f64,
-    /// The block that lost most of itself: norm of its errors over norm of its weights.
+    /// The largest relative error of a block: norm of its errors over norm of its weights.
     pub max_block_error: f64,
-    /// The number of that block.
+    /// The index of that block.
     pub max_block: u64,
 }
 
-/// One thing that does not fit.
+/// A mismatch.
 #[derive(Debug, Clone, PartialEq, Serialize, thiserror::Error)]
 #[serde(tag = "kind", rename_all = "snake_case")]
 #[non_exhaustive]
@@ -105,8 +108,8 @@ pub enum Mismatch {
         /// The first byte that differs.
         offset: u64,
     },
-    /// A block is farther from the source than any encoder leaves it.
-    #[error("{}: the RMS error of block {block} is {found}, no encoder leaves more than {limit}", name.escape_debug())]
+    /// The error of a block exceeds that of any encoder.
+    #[error("{}: the RMS error of block {block} is {found}, the maximum of any encoder is {limit}", name.escape_debug())]
     BlockError {
         /// The tensor.
         name: String,
@@ -118,7 +121,7 @@ pub enum Mismatch {
         found: f32,
     },
     /// A code is not the nearest one for its scale.
-    #[error("{}: the error of element {element} is {found}, the nearest code leaves {limit}", name.escape_debug())]
+    #[error("{}: the error of element {element} is {found}, that of the nearest code is {limit}", name.escape_debug())]
     Code {
         /// The tensor.
         name: String,
@@ -131,12 +134,14 @@ pub enum Mismatch {
     },
 }
 
-/// Compares the pack at `path` with the checkpoint at `source`, on `threads` threads (0: one per core).
+/// Compares the pack at `path` with the checkpoint at `source`, on `threads` threads (0: one per
+/// core).
 ///
-/// The pack is mapped meanwhile: nobody may change it ([`MappedPack::open`](crate::MappedPack::open)).
+/// The pack is mapped meanwhile: nobody may change it
+/// ([`MappedPack::open`](crate::MappedPack::open)).
 ///
 /// # Errors
-/// Where one of them cannot be read; what does not fit is in the report.
+/// If one of them cannot be read. The report has the mismatches.
 pub fn against(
     path: &Path,
     source: &Path,
@@ -145,12 +150,12 @@ pub fn against(
     progress: &dyn Progress,
 ) -> Result<AgainstReport, VerifyError> {
     let mapped = MappedPack::open_unchanged(path)?;
-    // A pack of another program may have no such record; then nothing was dropped.
+    // A pack of another program may have no such record; then nothing was left out.
     let provenance = Provenance::from_json(mapped.pack().index().metadata());
     let dropped = provenance.map(|p| p.dropped).unwrap_or_default();
     let checkpoint = Checkpoint::open(source, config)?;
     let mut model = parts::place(&checkpoint)?.model;
-    // What a conversion may leave out is settled anew, not believed.
+    // Do not trust the record: decide again what a conversion may leave out.
     parts::resolve_tied(&mut model, &checkpoint)?;
     let kept: HashSet<&str> = model.tensors.iter().map(|p| checkpoint.tensors[p.tensor].name.as_str()).collect();
     let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build()?;
@@ -253,7 +258,8 @@ impl<'a> Comparison<'a> {
         Ok(report)
     }
 
-    /// The checkpoint's tensor of this name, if it has the same shape (and type); otherwise the report says so.
+    /// The checkpoint's tensor of this name, if it has the same shape (and type); otherwise the
+    /// report says so.
     fn source_of(
         &self,
         name: &str,
@@ -401,7 +407,8 @@ impl Encoded<'_> {
     }
 }
 
-/// One piece of a tensor: the source, the decoded pack, the best codes for the stored scales, and what plain absmax would do.
+/// One piece of a tensor: the source, the decoded pack, the best codes for the stored scales, and
+/// plain absmax.
 struct Blocks<'a> {
     projection: &'a QuantizedTensor<'a>,
     first: u64,
@@ -441,8 +448,9 @@ impl Blocks<'_> {
         result
     }
 
-    /// The largest RMS error that an encoder leaves in a block: that of plain absmax, which the mse encoder never exceeds,
-    /// for a scale as far off as its stored type allows (no value of the codebook is above 1, so no weight is moved by more).
+    /// The largest RMS error of a block by any encoder: that of plain absmax, which the mse encoder
+    /// never exceeds, plus the rounding of the stored scale (codebook values are at most 1, so it
+    /// moves no weight by more).
     fn limit(&self, source: &[f32], number: usize) -> f32 {
         let block = self.projection.data.block_size as usize;
         let error = |(i, &w): (usize, &f32)| f64::from(w - self.absmax.value(number * block + i, block)).powi(2);

@@ -356,7 +356,7 @@ fn errors_say_what_to_do_on_stderr_and_in_json() {
         ("convert tiny tiny/model.safetensors --force", "target-is-source", "another OUT"),
         ("convert tiny out.nf4pack", "target-exists", "--force"),
         ("verify none", "pack-unreadable", "nf4pack convert"),
-        ("verify empty", "pack-unreadable", "FILE is one"),
+        ("verify empty", "pack-unreadable", "FILE must be"),
         ("verify out.nf4pack --against none", "source-unreadable", "a checkpoint is a folder"),
         ("inspect tiny/config.json", "pack-bad-magic", "nf4pack convert"),
         ("export out.nf4pack tiny", "target-folder-exists", "new folder"),

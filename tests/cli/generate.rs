@@ -108,8 +108,8 @@ fn a_chat_that_is_full_forgets_its_start_and_goes_on() {
     let lines = format!("one\ntwo\nthree\nfour\n{long}\nfive\n");
     let chat = ["generate", PACK, "--chat", "--max-tokens", "4", "--context", "48"];
     let assert = command(place.path(), &chat).write_stdin(lines).assert().code(1);
-    let assert = assert.stderr(contains("note: forgot the oldest 1 turn of the chat: 48 tokens are remembered"));
-    let left_out = "and only 48 are remembered: the question is left out";
+    let assert = assert.stderr(contains("note: dropped the oldest 1 turn of the chat: the context is 48 tokens"));
+    let left_out = "and only 48 are remembered: the question is dropped";
     let stderr = String::from_utf8(assert.stderr(contains(left_out)).get_output().stderr.clone()).unwrap();
     assert_eq!(stderr.matches("tokens of prompt in").count(), 5, "all others were answered: {stderr}");
 }
@@ -123,9 +123,10 @@ fn a_hint_names_what_helps() {
             .assert()
             .code(1)
     };
-    ask("one two three four five", &["--context", "4"]).stderr(contains("hint: --context N remembers more"));
+    ask("one two three four five", &["--context", "4"]).stderr(contains("hint: give a larger --context"));
     let too_long = ask(&"one two three ".repeat(600), &[]).stderr(contains("and only 1024 are remembered"));
-    too_long.stderr(contains("hint: the model was made for 1024 tokens").and(contains("--context").not()));
+    too_long
+        .stderr(contains("hint: give a shorter prompt: the model supports 1024 tokens").and(contains("--context").not()));
 }
 
 /// Writes the trained adapter, with every B zero, into the folder `untrained`.

@@ -40,7 +40,7 @@ fn train_resume_eval_and_generate() {
     }
     let again = command(folder, &train).assert().failure().code(1);
     again.stderr(predicate::str::contains("checkpoints of an earlier run").and(predicate::str::contains("--resume")));
-    // A constant rate does not depend on the end of the run: flags win over the file, and it goes on.
+    // A constant rate does not depend on the end of the run: flags override the file, and the run continues.
     let more = json(folder, &[&train[..], &["--steps", "2", "--resume"]].concat());
     assert_eq!((&more["end"], &more["steps"]), (&"complete".into(), &2.into()));
     assert_eq!(fs::read_to_string(folder.join("out/metrics.jsonl")).unwrap().lines().count(), 2);
@@ -114,8 +114,8 @@ fn a_mark_of_windows_before_the_first_line_changes_nothing() {
         show("marked.jsonl").success().stderr(predicate::str::contains("training data: 2 samples of prompt/completion, "));
     assert_eq!(marked.get_output().stdout, show("chat.jsonl").success().get_output().stdout);
     fs::write(folder.join("stray.jsonl"), [b"'", &text[..]].concat()).unwrap();
-    let what =
-        predicate::str::contains("stray.jsonl: line 1 is not JSON").and(predicate::str::contains("hint: each line is one"));
+    let what = predicate::str::contains("stray.jsonl: line 1 is not JSON")
+        .and(predicate::str::contains("hint: each line must be one"));
     show("stray.jsonl").code(1).stderr(what);
     fs::write(folder.join("plain.txt"), text).unwrap();
     show("plain.txt").success().stderr(predicate::str::contains("1 sample of plain text"));
@@ -138,7 +138,7 @@ fn what_is_longer_than_the_model_was_made_for_is_cut_or_told() {
         predicate::str::contains("were longer than --max-length").and(predicate::str::contains("max_position").not()),
     );
     let told = command(folder, &[&show[..], &["--max-length", "64"]].concat()).assert().success();
-    told.stderr(predicate::str::contains("warning: 1 sample longer than the 8 tokens that the model was made for"));
+    told.stderr(predicate::str::contains("warning: 1 sample longer than the model's maximum of 8 tokens"));
 }
 
 /// A pack of tiny-qwen3 with another chat template.
@@ -177,7 +177,7 @@ fn what_a_chat_template_lacks_is_told() {
             "{warnings:?}"
         );
     }
-    // The hint of what cannot be told is one that helps.
+    // The hint of ambiguous spans helps.
     fs::remove_dir_all(folder.join("changed")).unwrap();
     fs::remove_file(folder.join("changed.nf4pack")).unwrap();
     pack_with_template(folder, "{% for m in messages %}{{ m.content | upper }}{% endfor %}");
@@ -217,7 +217,7 @@ fn a_run_that_fails_has_a_report_all_the_same() {
     assert!(report.contains("failed: step 1: the loss after the step is not finite"), "{report}");
     fs::write(folder.join("file"), "").unwrap();
     let onto = command(folder, &["train", PACK, "--data", "chat.jsonl", "--out", "file"]).assert().code(1);
-    onto.stderr(predicate::str::contains("hint: --out names a folder").and(predicate::str::contains("--resume").not()));
+    onto.stderr(predicate::str::contains("hint: --out must be a folder").and(predicate::str::contains("--resume").not()));
 }
 
 #[test]
@@ -241,7 +241,9 @@ fn what_cannot_be_trained_is_told_before_anything_is_written() {
     fs::write(folder.join("short.txt"), "Once upon a time.").unwrap();
     let one =
         command(folder, &["train", PACK, "--data", "short.txt", "--out", "out", "--eval-split", "0.5"]).assert().code(1);
-    one.stderr(predicate::str::contains("nothing can be held out").and(predicate::str::contains("hint: --eval-data FILE")));
+    one.stderr(
+        predicate::str::contains("nothing can be held out").and(predicate::str::contains("hint: use --eval-data FILE")),
+    );
     train("missing.jsonl").stderr(predicate::str::contains("cannot read missing.jsonl"));
     let usage = ["train", PACK, "--data", "chat.jsonl", "--out", "out", "--lr", "-1"];
     command(folder, &usage).assert().code(2).stderr(predicate::str::contains("--lr should be"));
@@ -297,9 +299,9 @@ mod alive {
         let output = child.wait_with_output().unwrap();
         let [stdout, stderr] = [output.stdout, output.stderr].map(|bytes| String::from_utf8(bytes).unwrap());
         assert_eq!(output.status.code(), Some(1), "{stderr}");
-        let heard = stderr.find("stopping: a step that has begun is finished first").unwrap();
+        let heard = stderr.find("stopping after the current step").unwrap();
         let saved = stderr.find(&format!("saved out/checkpoint-{}\n", steps())).unwrap_or_else(|| panic!("{stderr}"));
         assert!(heard < saved, "{stderr}");
-        assert!(stdout.contains(&format!("stopped; --resume goes on: {} of 100000 steps", steps())), "{stdout}");
+        assert!(stdout.contains(&format!("stopped; --resume continues: {} of 100000 steps", steps())), "{stdout}");
     }
 }

@@ -97,7 +97,7 @@ fn every_flag_of_a_training_has_its_effect() {
             predicate::str::contains("note: a later checkpoint is ")
                 .and(predicate::str::contains("aside-1-checkpoint-2 now")),
         )
-        .stdout(predicate::str::contains("ended early: ").and(predicate::str::contains(": 2 of 5 steps")));
+        .stdout(predicate::str::contains("stopped early: ").and(predicate::str::contains(": 2 of 5 steps")));
     assert_eq!(checkpoints(out), ["aside-1-checkpoint-2", "checkpoint-2"]);
     assert_eq!(metric(out, "loss"), losses, "bit for bit");
     assert!(weights("checkpoint-2") == last && weights("aside-1-checkpoint-2") == last);

@@ -30,12 +30,12 @@ Examples:
   nf4pack bench convert --shape qwen3-4b --dir /mnt/fast  # needs 14 GB
   nf4pack bench convert --shape tiny --json
 
-Writes a checkpoint of random weights into a temporary folder, converts it several times (everything included: reading, \
-SHA-256, encoding, writing, fsync), and measures the parts alone in the same run: the encoder on one thread, the decoder \
-beside memcpy, verify, SHA-256, and a plain write and fsync of as many bytes as the pack has, the floor of any converter. \
-All figures are medians. The checkpoint has just been written, so that it is read from the page cache where it fits.";
+Writes a checkpoint of random weights into a temporary folder, and converts it several times, including reading, SHA-256, \
+encoding, writing and fsync. In the same run it measures each part alone: the encoder on one thread, the decoder and memcpy, \
+verify, SHA-256, and a plain write and fsync of the pack's size, which no converter can beat. All figures are medians. The \
+checkpoint is new, so it comes from the page cache if it fits.";
 
-/// Measure conversion, and what bounds it
+/// Measure conversion and its limits
 #[derive(Debug, Args)]
 #[command(after_help = CONVERT_EXAMPLES)]
 pub struct BenchConvertArgs {
@@ -58,11 +58,12 @@ pub struct BenchConvertArgs {
     #[command(flatten)]
     pub threads: ThreadsArg,
 
-    /// Times that each thing is measured
+    /// Number of measurements
     #[arg(long, value_name = "N", default_value = "5", value_parser = clap::value_parser!(u16).range(1..=1000))]
     pub runs: u16,
 
-    /// Folder for the temporary files: its file system is what is measured [default: the system's temporary folder]
+    /// Folder for the temporary files, whose file system is measured [default: the system's
+    /// temporary folder]
     #[arg(long, value_name = "FOLDER", value_hint = ValueHint::DirPath)]
     pub dir: Option<PathBuf>,
 
@@ -78,18 +79,18 @@ Examples:
   nf4pack bench dequant --shape qwen3-4b      # the seven projections of a layer
   nf4pack bench dequant --gpu llvmpipe --json
 
-Random codes and scales are made in the GPU's memory and decoded to every float type from every type of scales. Each run \
-hands the device many calls at once and divides its time by their number; what is printed is the median of the runs. \
-GB/s counts the bytes that must move: codes and scales once, the output once. In the same run, turn by turn, \
-a kernel that only copies is timed, and the driver's own copy (whose bytes count twice, read and written): a \
-kernel hardly moves bytes faster, so that `of copy` says how good it is on any device. Where a tensor would stay in a \
-cache, several take turns; as these do not wait for one another, their calls may overlap.";
+Decodes random codes and scales in GPU memory, from every scale type to every float type. Each run submits many calls at once \
+and divides the time by their number; the output is the median of the runs. GB/s counts codes and scales once and the output \
+once. The baselines alternate with the kernels in the same run: a kernel that only copies, and the driver's own copy (its bytes \
+count twice, read and written). A kernel rarely moves bytes faster than a copy, so `of copy` is comparable between devices. If \
+a tensor would stay in a cache, several tensors alternate; their calls are independent and may overlap.";
 
-/// Measure the kernels that decode, beside a copy
+/// Measure the decoding kernels against a copy
 #[derive(Debug, Args)]
 #[command(after_help = DEQUANT_EXAMPLES)]
 pub struct BenchDequantArgs {
-    /// A matrix, or the projections of a layer of qwen3-0.6b, qwen3-4b or tiny [default: 32768x16384, where the GPU is not discrete less]
+    /// A matrix, or the projections of a layer of qwen3-0.6b, qwen3-4b or tiny [default:
+    /// 32768x16384, less if the GPU is not discrete]
     #[arg(long, value_name = "MODEL|RxC", value_parser = parse_matrices)]
     pub shape: Option<Matrices>,
 
@@ -105,26 +106,27 @@ const UPLOAD_EXAMPLES: &str = "\
 Examples:
   nf4pack bench upload
   nf4pack bench upload --bytes 4GiB --threads 8
-  nf4pack bench upload --shape qwen3-4b       # as many bytes as its layers
+  nf4pack bench upload --shape qwen3-4b       # the size of its layers
   nf4pack bench upload --json
 
-Random bytes go from memory to the GPU as the layers of a pack do: threads fill mapped staging buffers, which the device \
-copies out of meanwhile. Beside it stands memcpy by as many threads, from the same memory into memory: where that is \
-no faster, the machine's memory is the limit. All figures are medians.";
+Uploads random bytes as the layers of a pack are uploaded: threads fill mapped staging buffers while the device copies from \
+them. The baseline is memcpy with the same threads and the same source: if it is not faster, the machine's memory is the limit. \
+All figures are medians.";
 
-/// Measure the way from memory to the GPU, beside memcpy
+/// Measure uploads to the GPU against memcpy
 #[derive(Debug, Args)]
 #[command(after_help = UPLOAD_EXAMPLES)]
 pub struct BenchUploadArgs {
-    /// Bytes of a run, such as 512MB or 2GiB [default: 1GiB, on software 64MiB]
+    /// Bytes of a run, such as 512MB or 2GiB [default: 1GiB, on a software GPU 64MiB]
     #[arg(long, value_name = "SIZE", value_parser = parse_size)]
     pub bytes: Option<u64>,
 
-    /// As many bytes as the projections of all layers of qwen3-0.6b, qwen3-4b or tiny take, or a matrix, in place of --bytes
+    /// The size of all projections of qwen3-0.6b, qwen3-4b or tiny, or of a matrix, instead of
+    /// --bytes
     #[arg(long, value_name = "MODEL|RxC", value_parser = parse_matrices, conflicts_with = "bytes")]
     pub shape: Option<Matrices>,
 
-    /// Only with this many threads [default: 1, 2, 4 and 8]
+    /// Only this number of threads [default: 1, 2, 4 and 8]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
     pub threads: Option<u16>,
 
@@ -134,37 +136,36 @@ pub struct BenchUploadArgs {
 
 const STREAM_EXAMPLES: &str = "\
 Examples:
-  nf4pack bench stream                                 # needs 1.9 GB, on software 1 MB
+  nf4pack bench stream                                 # needs 1.9 GB, on a software GPU 1 MB
   nf4pack bench stream --shape qwen3-0.6b --dir /mnt/fast
   nf4pack bench stream --shape qwen3-4b --budget 1GiB
   nf4pack bench stream --shape 9728x2560               # 8 layers of one projection
   nf4pack bench stream --no-mmap --verify-on-load
 
-Writes a pack of random codes with the layers of a model into a temporary folder, then measures: from opening the file to \
-all layers in GPU memory (the device is open already), and a pass over all layers forward and backward out of an open stream with a \
-ring of two layers. Both are measured with the file mapped and read, with and without checksums; \
---no-mmap and --verify-on-load leave the other half out. In the same run, as many threads upload from memory, without a file, and \
-copy in memory: `of upload` says what the file costs. The file has just been written, so that it comes from the page cache \
-where it fits. All figures are medians.";
+Writes a pack of random codes with the layers of a model into a temporary folder, then measures two things: the time from opening \
+the file to all layers in GPU memory (the device is open already), and a pass over all layers, forward and backward, with a ring of \
+two slots. Both are measured with the file mapped and read, with and without checksums; --no-mmap and --verify-on-load select one \
+half. The baselines of the same run are an upload from memory without a file, and memcpy, with the same threads: `of upload` shows \
+the cost of the file. The file is new, so it comes from the page cache if it fits. All figures are medians.";
 
-/// Measure how fast the layers of a pack get to the GPU
+/// Measure the speed of loading a pack's layers to the GPU
 #[derive(Debug, Args)]
 #[command(after_help = STREAM_EXAMPLES)]
 pub struct BenchStreamArgs {
-    /// The model whose layers the random pack has (qwen3-0.6b, qwen3-4b or tiny), or a matrix, which each of 8 layers then
-    /// has [default: qwen3-4b, on software tiny]
+    /// The model whose layers the random pack has (qwen3-0.6b, qwen3-4b or tiny), or the one matrix
+    /// of each of 8 layers [default: qwen3-4b, on a software GPU tiny]
     #[arg(long, value_name = "MODEL|RxC", value_parser = parse_whole_blocks)]
     pub shape: Option<Matrices>,
 
-    /// GPU memory for the first measurement, such as 8GiB [default: nine tenths of what the device has left]
+    /// GPU memory for the first measurement, such as 8GiB [default: 90 % of the free GPU memory]
     #[arg(long, value_name = "SIZE", value_parser = parse_size)]
     pub budget: Option<u64>,
 
-    /// Only read the file, do not map it
+    /// Read the file, do not map it
     #[arg(long)]
     pub no_mmap: bool,
 
-    /// Only with the checksum of every payload checked in passing
+    /// Check the checksum of every payload while loading
     #[arg(long)]
     pub verify_on_load: bool,
 
@@ -186,20 +187,20 @@ Examples:
   nf4pack bench train --shape qwen3-4b --seq 2048 --dir /dev/shm  # needs 11 GB there
   NF4PACK_PROFILE=1 nf4pack bench train --runs 1                  # with the time of every kernel
 
-Writes a checkpoint of random weights, converts it, and trains an adapter on all seven projections of every layer with random tokens, \
-all of them learned: forward, loss, backward with every layer recomputed, AdamW. One step warms up and is not counted; one more waits \
-for the device after each phase and gives the times of the phases. With NF4PACK_PROFILE=1 every dispatch gets a pass of its own: \
-the steps then take longer, so that only the shares of the kernels count.";
+Writes a checkpoint of random weights, converts it, and trains an adapter on all seven projections of every layer with random \
+tokens, all of them learned: forward, loss, backward with every layer recomputed, AdamW. The first step warms up and does not \
+count. One more step waits for the device after each phase and measures the phases. With NF4PACK_PROFILE=1 every dispatch gets \
+its own pass: steps take longer, so only the kernels' shares are meaningful.";
 
-/// Measure training: tokens a second, time a phase, GPU memory as planned and as allocated
+/// Measure training: tokens/s, time per phase, planned and allocated GPU memory
 #[derive(Debug, Args)]
 #[command(after_help = TRAIN_EXAMPLES)]
 pub struct BenchTrainArgs {
-    /// The model whose shapes the random weights have [default: qwen3-0.6b, on software tiny]
+    /// The model whose shapes the random weights have [default: qwen3-0.6b, on a software GPU tiny]
     #[arg(long, value_enum)]
     pub shape: Option<ShapeArg>,
 
-    /// Samples of a step, all in one forward pass
+    /// Samples of a step, in one forward pass
     #[arg(long, value_name = "B", default_value = "1", value_parser = clap::value_parser!(u32).range(1..=1024))]
     pub batch: u32,
 
@@ -219,13 +220,13 @@ pub struct BenchTrainArgs {
     pub common: GpuBenchArgs,
 }
 
-/// What all benchmarks of the GPU take.
+/// The options of all GPU benchmarks.
 #[derive(Debug, Args)]
 pub struct GpuBenchArgs {
     #[command(flatten)]
     pub gpu: GpuArg,
 
-    /// Times that each thing is measured
+    /// Number of measurements
     #[arg(long, value_name = "N", default_value = "10", value_parser = clap::value_parser!(u16).range(1..=1000))]
     pub runs: u16,
 
@@ -247,19 +248,19 @@ impl BenchCommand {
     }
 }
 
-/// Matrices [rows, columns] that are decoded one after the other.
+/// Matrices [rows, columns] to decode in sequence.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Matrices {
-    /// As it was asked for.
+    /// The text of the flag.
     pub name: String,
     /// Rows and columns of each.
     pub shapes: Vec<[u64; 2]>,
 }
 
-/// Weights that a benchmark may have: more would pass any device's memory.
+/// The largest number of weights of a benchmark; more exceed any device's memory.
 const MAX_WEIGHTS: u64 = 1 << 36;
 
-/// `9728x2560`, or a model whose layer it is.
+/// `9728x2560`, or the name of a model, for its layer.
 pub fn parse_matrices(text: &str) -> Result<Matrices, String> {
     let shapes = match Shape::from_name(text) {
         Some(shape) => projections(&shape),
@@ -299,12 +300,12 @@ pub enum ShapeArg {
     /// 3.6 billion weights in projections; as a checkpoint 8.0 GB
     #[value(name = "qwen3-4b")]
     Qwen3_4b,
-    /// 2 million weights; as a checkpoint 5 MB: whether it works, not how fast it is
+    /// 2 million weights; as a checkpoint 5 MB; for tests, not for speed
     Tiny,
 }
 
 impl ShapeArg {
-    /// The name that [`crate::convert::synth::Shape::from_name`] knows.
+    /// The name for [`crate::convert::synth::Shape::from_name`].
     pub fn name(self) -> &'static str {
         match self {
             Self::Qwen3_0_6b => "qwen3-0.6b",

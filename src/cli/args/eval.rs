@@ -13,12 +13,12 @@ use crate::model::plan::MicroBatch;
 const EXAMPLES: &str = "\
 Examples:
   nf4pack eval qwen3.nf4pack --data test.jsonl                     # the base
-  nf4pack eval qwen3.nf4pack --data test.jsonl --adapter adapter   # what training made of it
+  nf4pack eval qwen3.nf4pack --data test.jsonl --adapter adapter   # with the adapter
   nf4pack eval qwen3.nf4pack --data book.txt --max-length 4096
 
-Loss is the mean of -log p over the tokens that --train-on names, perplexity is exp(loss). FILE is JSON Lines in the forms \
-of `nf4pack train`, or any other text, which is cut into pieces of --max-length tokens. Two models are compared fairly \
-with the same FILE, --max-length and --train-on.";
+Loss is the mean of -log p over the tokens that --train-on selects; perplexity is exp(loss). FILE is JSON Lines in the forms \
+of `nf4pack train`, or plain text, which is cut into pieces of --max-length tokens. To compare two models, use the same FILE, \
+--max-length and --train-on.";
 
 /// Measure how well a pack, with or without an adapter, predicts a text
 #[derive(Debug, Args)]
@@ -32,27 +32,28 @@ pub struct EvalArgs {
     #[arg(long, value_name = "DIR", value_hint = ValueHint::DirPath)]
     pub adapter: Option<PathBuf>,
 
-    /// What to predict: JSON Lines, or plain text
+    /// The evaluation data: JSON Lines, or plain text
     #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
     pub data: PathBuf,
 
-    /// What counts of a sample
+    /// The tokens of a sample that count
     #[arg(long, value_enum, default_value_t = TrainOnArg::Completions)]
     pub train_on: TrainOnArg,
 
-    /// A sample of which nothing can be predicted is an error: by default it is left out, and counted
+    /// Fail on a sample without anything to predict; by default it is dropped and counted
     #[arg(long)]
     pub strict: bool,
 
-    /// Tokens of a row; longer samples are cut, and counted [default: 2048, or what the model was made for where that is less]
+    /// Tokens of a row; longer samples are cut and counted [default: 2048, or the model's maximum
+    /// if that is less]
     #[arg(long, value_name = "TOKENS", value_parser = clap::value_parser!(u32).range(2..))]
     pub max_length: Option<u32>,
 
-    /// Rows of a forward pass; auto is as many as fit, 8 at most [default: auto]
+    /// Rows of a forward pass; auto takes the most that fit, up to 8 [default: auto]
     #[arg(long, value_name = "N|auto")]
     pub micro_batch: Option<MicroBatchArg>,
 
-    /// GPU memory to keep within, such as 6GiB [default: nine tenths of what the device has left]
+    /// Maximum GPU memory, such as 6GiB [default: 90 % of the free GPU memory]
     #[arg(long, value_name = "SIZE")]
     pub vram_budget: Option<SizeArg>,
 
@@ -65,12 +66,12 @@ pub struct EvalArgs {
 }
 
 impl EvalArgs {
-    /// As `nf4pack train` has it.
+    /// The value of `--max-length`, with the default of `nf4pack train`.
     pub fn max_length(&self, model: &ModelConfig) -> u32 {
         self.max_length.unwrap_or_else(|| default_max_length(model))
     }
 
-    /// As [`Settings::micro_batch`](crate::train::settings::Settings::micro_batch) has it.
+    /// The value for [`Settings::micro_batch`](crate::train::settings::Settings::micro_batch).
     pub fn micro_batch(&self) -> MicroBatch {
         self.micro_batch.map_or(MicroBatch::Auto, |rows| rows.0)
     }

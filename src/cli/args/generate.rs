@@ -15,14 +15,14 @@ Examples:
   nf4pack generate qwen3.nf4pack --prompt 'A haiku:' --temperature 0.7 --top-p 0.9 --seed 3
   nf4pack generate qwen3.nf4pack --prompt 'Once' --json | jq -r .text
 
---prompt goes on with a text as it stands; --chat asks with the model's chat template, a line of stdin for each turn, and remembers \
-the turns before; the oldest are forgotten where --context is full. Text goes to stdout as it comes, how fast it came to stderr. Ctrl-C ends an answer; where \
-questions are typed, the next one may follow, and another Ctrl-C (or Ctrl-D) ends the program.
+--prompt continues a text without a template. --chat uses the model's chat template, with one line of stdin per turn. It keeps \
+earlier turns and drops the oldest ones when --context is full. Text streams to stdout, the speed goes to stderr. Ctrl-C ends an \
+answer; on a terminal the next question may follow, and another Ctrl-C (or Ctrl-D) ends the program.
 
-Without --temperature, --top-k, --top-p and --seed the likeliest token is always chosen: the same prompt gives the same text. The \
-filters are those of transformers, in the same order: temperature, top-k, top-p.";
+Without --temperature, --top-k, --top-p and --seed, decoding is greedy: the same prompt gives the same text. The filters are \
+those of transformers, in the same order: temperature, top-k, top-p.";
 
-/// Go on with a text, or answer in a chat, with or without an adapter
+/// Continue a text, or answer in a chat, with or without an adapter
 #[derive(Debug, Args)]
 #[command(after_help = EXAMPLES, group = ArgGroup::new("what").required(true).args(["prompt", "chat"]))]
 pub struct GenerateArgs {
@@ -34,7 +34,7 @@ pub struct GenerateArgs {
     #[arg(long, value_name = "DIR", value_hint = ValueHint::DirPath)]
     pub adapter: Option<PathBuf>,
 
-    /// The text to go on with
+    /// The text to continue
     #[arg(long, value_name = "TEXT")]
     pub prompt: Option<String>,
 
@@ -42,22 +42,24 @@ pub struct GenerateArgs {
     #[arg(long)]
     pub chat: bool,
 
-    /// What the model is told before the first turn
+    /// The system prompt
     #[arg(long, value_name = "TEXT", requires = "chat")]
     pub system: Option<String>,
 
-    /// The most tokens of an answer
+    /// Maximum number of new tokens
     #[arg(long, value_name = "N", default_value = "256", value_parser = clap::value_parser!(u32).range(1..))]
     pub max_tokens: u32,
 
-    /// The most tokens that are remembered, prompt and answers [default: what --prompt needs, 4096 with --chat]
+    /// Maximum number of tokens in the context, prompt and answers [default: what --prompt needs,
+    /// 4096 with --chat]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     pub context: Option<u32>,
 
     #[command(flatten)]
     pub sampling: SamplingArgs,
 
-    /// GPU memory to take at most, such as 8GiB: layers that do not fit are streamed [default: nine tenths of what the device has left]
+    /// Maximum GPU memory, such as 8GiB: layers that do not fit are streamed [default: 90 % of the
+    /// free GPU memory]
     #[arg(long, value_name = "SIZE", value_parser = parse_size)]
     pub vram_budget: Option<u64>,
 
@@ -69,23 +71,23 @@ pub struct GenerateArgs {
     pub json: bool,
 }
 
-/// How tokens are chosen.
+/// How tokens are sampled.
 #[derive(Debug, Args)]
 pub struct SamplingArgs {
-    /// What the model's scores are divided by: less than 1 is safer, more is wilder, 0 is always the likeliest token [default: 0; 1
-    /// with --top-k, --top-p or --seed]
+    /// Divisor of the logits: below 1 is more predictable, above 1 more varied, 0 is greedy
+    /// [default: 0; 1 with --top-k, --top-p or --seed]
     #[arg(long, allow_negative_numbers = true, value_name = "T", value_parser = temperature)]
     pub temperature: Option<f64>,
 
-    /// Choose among the K likeliest tokens only [default: among all]
+    /// Sample only from the K likeliest tokens [default: all]
     #[arg(long, value_name = "K", value_parser = clap::value_parser!(u32).range(1..))]
     pub top_k: Option<u32>,
 
-    /// Choose among the likeliest tokens only that together have this probability [default: 1]
+    /// Sample only from the likeliest tokens that together have this probability [default: 1]
     #[arg(long, allow_negative_numbers = true, value_name = "P", value_parser = top_p)]
     pub top_p: Option<f64>,
 
-    /// The seed of the choice: the same seed gives the same text [default: 0]
+    /// Seed of sampling: the same seed gives the same text [default: 0]
     #[arg(long, value_name = "N")]
     pub seed: Option<u64>,
 }
@@ -108,7 +110,7 @@ fn sampled_with(text: &str, options: fn(f64) -> SamplerOptions) -> Result<f64, S
 impl From<&SamplingArgs> for SamplerOptions {
     fn from(args: &SamplingArgs) -> Self {
         let &SamplingArgs { temperature, top_k, top_p, seed } = args;
-        // Who asks for a choice gets one.
+        // These flags turn sampling on.
         let chooses = top_k.is_some() || top_p.is_some() || seed.is_some();
         Self {
             temperature: temperature.unwrap_or(if chooses { 1.0 } else { 0.0 }),

@@ -17,21 +17,22 @@ use values::{MicroBatchArg, ResumeArg, ScheduleArg, SizeArg, TargetsArg, TrainOn
 
 const EXAMPLES: &str = "\
 Examples:
-  nf4pack train q.nf4pack --data chat.jsonl --show-batch                # what would be learned
+  nf4pack train q.nf4pack --data chat.jsonl --show-batch                # show what is learned
   nf4pack train q.nf4pack --data chat.jsonl --out adapter
-  nf4pack train q.nf4pack --data chat.jsonl --out adapter --resume      # goes on after Ctrl-C
+  nf4pack train q.nf4pack --data chat.jsonl --out adapter --resume      # continue after Ctrl-C
   nf4pack train q.nf4pack --data chat.jsonl --out adapter --epochs 9 --eval-split 0.1 --early-stop 2
-  nf4pack train q.nf4pack --config adapter/nf4pack-train.toml --lr 1e-4 --out other    # flags win over the file
+  nf4pack train q.nf4pack --config adapter/nf4pack-train.toml --lr 1e-4 --out other    # flags override the file
 
-FILE is JSON Lines, one sample a line: {\"messages\": [{\"role\", \"content\"}]}, {\"prompt\", \"completion\"}, {\"text\"}, \
-{\"instruction\", \"input\", \"output\"} or {\"conversations\"}. A message with \"weight\": 0 or \"train\": false is in the text and not \
-learned. \"system\", \"tools\" and \"history\" ([[question, answer], ..]) stand next to a form that has a place for them: a \
-system prompt stands before a prompt, with an empty line between. Line ends of DOS in a plain text are line ends. Samples are \
-packed into rows of --max-length tokens, and none sees another. An optimiser step learns from --micro-batch times --accumulate rows.
+FILE is JSON Lines, one sample per line: {\"messages\": [{\"role\", \"content\"}]}, {\"prompt\", \"completion\"}, {\"text\"}, \
+{\"instruction\", \"input\", \"output\"} or {\"conversations\"}. A message with \"weight\": 0 or \"train\": false is in the text but not \
+learned. \"system\", \"tools\" and \"history\" ([[question, answer], ..]) are extra keys of the forms that support them. A \
+system prompt precedes a prompt, with an empty line between them. In plain text, CR LF is a line end. Samples are packed \
+into rows of --max-length tokens, and attention never crosses samples. An optimiser step uses --micro-batch times \
+--accumulate rows.
 
-DIR gets an adapter that PEFT and `nf4pack generate --adapter` load, checkpoints, metrics.jsonl, TensorBoard's events, \
-report.html, and nf4pack-train.toml, the settings as --config takes them. Such a file has the flags' names, and paths that start in the \
-current folder:
+DIR gets an adapter that PEFT and `nf4pack generate --adapter` load, checkpoints, metrics.jsonl, TensorBoard events, \
+report.html, and nf4pack-train.toml, the settings for --config. Such a file has the flags' names, and its paths are relative \
+to the current folder:
   data = \"chat.jsonl\"
   lr = 1e-4
   targets = [\"q_proj\", \"v_proj\"]";
@@ -40,18 +41,19 @@ current folder:
 #[derive(Debug, Args)]
 #[command(after_help = EXAMPLES)]
 pub struct TrainArgs {
-    /// The pack; its weights stay as they are
+    /// The pack; training does not change its weights
     #[arg(value_name = "PACK", value_hint = ValueHint::FilePath)]
     pub pack: PathBuf,
 
     #[command(flatten)]
     pub options: TrainOptions,
 
-    /// A TOML file with any of the flags but --config, --show-batch, --gpu and --json; flags win over it
+    /// A TOML file with any flags except --config, --show-batch, --gpu and --json; flags override
+    /// it
     #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
     pub config: Option<PathBuf>,
 
-    /// Print the first batch with what is learned marked, and train nothing
+    /// Print the first batch with the learned tokens marked, and do not train
     #[arg(long)]
     pub show_batch: bool,
 
@@ -63,17 +65,18 @@ pub struct TrainArgs {
     pub json: bool,
 }
 
-/// What both the command line and a TOML file may say. `None`: nothing was said.
+/// The options of both the command line and a TOML file. `None`: not set.
 #[derive(Debug, Clone, Default, PartialEq, Args, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields, default)]
 pub struct TrainOptions {
-    /// What to learn from: JSON Lines, or plain text (.txt, .md)
+    /// The training data: JSON Lines, or plain text (.txt, .md)
     #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath, required_unless_present = "config")]
     pub data: Option<PathBuf>,
-    /// The folder for the adapter; made where it is not there
+    /// The folder for the adapter; created if it is missing
     #[arg(long, value_name = "DIR", value_hint = ValueHint::DirPath, required_unless_present_any = ["config", "show_batch"])]
     pub out: Option<PathBuf>,
-    /// Go on from the newest checkpoint of --out, or from this one, with the same settings: to the same losses, bit for bit
+    /// Continue from the newest checkpoint of --out, or from CHECKPOINT, with the same settings:
+    /// the losses are the same bit for bit
     #[arg(
         long,
         value_name = "CHECKPOINT",
@@ -83,27 +86,28 @@ pub struct TrainOptions {
         value_parser = PathBufValueParser::new().map(ResumeArg::from),
         value_hint = ValueHint::DirPath
     )]
-    // What was used once is no order to go on with it.
+    // A saved settings file must not make a later run resume.
     #[serde(skip_serializing)]
     pub resume: Option<ResumeArg>,
 
-    /// What PEFT shall load the adapter on: the model's name on the hub, or its folder [default: the pack's name]
+    /// The base model for PEFT: its name on the hub, or its folder [default: the pack's name]
     #[arg(long, value_name = "NAME", help_heading = "Adapter")]
     pub base_model: Option<String>,
-    /// Rank of the adapter: a higher one can learn more, and takes more memory [default: 16]
+    /// Rank of the adapter: a higher rank can learn more and needs more memory [default: 16]
     #[arg(long, value_name = "N", help_heading = "Adapter")]
     pub rank: Option<u32>,
     /// The adapter's scale is alpha / rank [default: 32]
     #[arg(long, allow_negative_numbers = true, value_name = "X", help_heading = "Adapter")]
     pub alpha: Option<f64>,
-    /// Share of the adapter's inputs that is dropped in training, against overfitting [default: 0]
+    /// Dropout of the adapter's inputs in training, against overfitting [default: 0]
     #[arg(long, allow_negative_numbers = true, value_name = "SHARE", help_heading = "Adapter")]
     pub dropout: Option<f64>,
-    /// Adapted projections: all-linear, or names with commas between them, such as q_proj,v_proj [default: all-linear]
+    /// Adapted projections: all-linear, or comma-separated names such as q_proj,v_proj [default:
+    /// all-linear]
     #[arg(long, value_name = "NAMES", help_heading = "Adapter")]
     #[serde(deserialize_with = "as_flag")]
     pub targets: Option<TargetsArg>,
-    /// The scale is alpha / sqrt(rank), for high ranks
+    /// Use the scale alpha / sqrt(rank), for high ranks
     #[arg(
         long,
         value_name = "BOOL",
@@ -118,43 +122,47 @@ pub struct TrainOptions {
     /// The highest learning rate [default: 0.0002]
     #[arg(long, allow_negative_numbers = true, value_name = "X", help_heading = "Optimiser")]
     pub lr: Option<f64>,
-    /// What the learning rate does after the warm-up [default: cosine]
+    /// The learning rate after the warm-up [default: cosine]
     #[arg(long, value_enum, help_heading = "Optimiser")]
     pub schedule: Option<ScheduleArg>,
-    /// How long the learning rate rises: a share of all steps below 1, or a number of steps [default: 0.03]
+    /// Length of the warm-up: a share of all steps (below 1), or a number of steps [default: 0.03]
     #[arg(long, allow_negative_numbers = true, value_name = "SHARE|STEPS", help_heading = "Optimiser")]
     #[serde(deserialize_with = "as_flag")]
     pub warmup: Option<WarmupArg>,
-    /// Gradients whose norm is larger are scaled down to it; 0 leaves them as they are [default: 1]
+    /// Maximum norm of the gradient; larger gradients are scaled down. 0 disables clipping
+    /// [default: 1]
     #[arg(long, allow_negative_numbers = true, value_name = "NORM", help_heading = "Optimiser")]
     pub clip: Option<f64>,
-    /// AdamW's decay of the weights [default: 0]
+    /// Weight decay of AdamW [default: 0]
     #[arg(long, allow_negative_numbers = true, value_name = "X", help_heading = "Optimiser")]
     pub weight_decay: Option<f64>,
-    /// Every random number depends on it: the adapter's start, the order of the samples, dropout, the split [default: 0]
+    /// Seed of all random numbers: adapter initialisation, sample order, dropout, evaluation split
+    /// [default: 0]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(..=i64::MAX as u64), help_heading = "Optimiser")]
     pub seed: Option<u64>,
 
-    /// Times that all samples are seen [default: 1]
+    /// Passes over all samples [default: 1]
     #[arg(long, value_name = "N", help_heading = "Length and batches")]
     pub epochs: Option<u32>,
-    /// Optimiser steps, in place of --epochs
+    /// Optimiser steps, instead of --epochs
     #[arg(long, value_name = "N", help_heading = "Length and batches")]
     pub steps: Option<u64>,
-    /// Rows of a forward pass: more are faster and take more memory; auto is as many as fit, 8 at most [default: auto]
+    /// Rows of a forward pass: more rows are faster and need more memory; auto takes the most that
+    /// fit, up to 8 [default: auto]
     #[arg(long, value_name = "N|auto", help_heading = "Length and batches")]
     #[serde(deserialize_with = "as_flag")]
     pub micro_batch: Option<MicroBatchArg>,
-    /// Forward passes of an optimiser step: a larger batch in the same memory [default: 1]
+    /// Forward passes per optimiser step: a larger batch in the same memory [default: 1]
     #[arg(long, value_name = "N", help_heading = "Length and batches")]
     pub accumulate: Option<u32>,
-    /// Tokens of a row; longer samples are cut, and counted [default: 2048, or what the model was made for where that is less]
+    /// Tokens of a row; longer samples are cut and counted [default: 2048, or the model's maximum
+    /// if that is less]
     #[arg(long, value_name = "TOKENS", help_heading = "Length and batches")]
     pub max_length: Option<u32>,
     /// What is learned of a sample [default: completions]
     #[arg(long, value_enum, help_heading = "Length and batches")]
     pub train_on: Option<TrainOnArg>,
-    /// A sample from which nothing can be learned is an error: by default it is left out, and counted
+    /// Fail on a sample without anything to learn; by default it is dropped and counted
     #[arg(
         long,
         value_name = "BOOL",
@@ -165,37 +173,39 @@ pub struct TrainOptions {
         help_heading = "Length and batches"
     )]
     pub strict: Option<bool>,
-    /// GPU memory to plan within, such as 6GiB; drivers hand it out in blocks, which are a little more [default: nine tenths of what the
-    /// device has left]
+    /// GPU memory to plan within, such as 6GiB; drivers allocate in blocks, which takes a little
+    /// more [default: 90 % of the free GPU memory]
     #[arg(long, value_name = "SIZE", help_heading = "Length and batches")]
     #[serde(deserialize_with = "as_flag")]
     pub vram_budget: Option<SizeArg>,
 
-    /// What to evaluate on, in the forms of --data
+    /// The evaluation data, in the forms of --data
     #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath, help_heading = "Evaluation and checkpoints")]
     pub eval_data: Option<PathBuf>,
-    /// Share of --data that is held out to evaluate on, in place of --eval-data [default: 0]
+    /// Share of --data that is held out for evaluation, instead of --eval-data [default: 0]
     #[arg(long, allow_negative_numbers = true, value_name = "SHARE", help_heading = "Evaluation and checkpoints")]
     pub eval_split: Option<f64>,
     /// Optimiser steps between two evaluations [default: once an epoch]
     #[arg(long, value_name = "STEPS", help_heading = "Evaluation and checkpoints")]
     pub eval_every: Option<u64>,
-    /// End after so many evaluations in a row without a lower loss; the best adapter then stays in DIR [default: do not]
+    /// Stop after N evaluations in a row without a lower loss, and keep the best adapter in DIR
+    /// [default: off]
     #[arg(long, value_name = "N", help_heading = "Evaluation and checkpoints")]
     pub early_stop: Option<u32>,
     /// Optimiser steps between two checkpoints [default: once an epoch, and every ten minutes]
     #[arg(long, value_name = "STEPS", help_heading = "Evaluation and checkpoints")]
     pub save_every: Option<u64>,
-    /// Checkpoints that are kept, the newest [default: 2]
+    /// Number of newest checkpoints to keep [default: 2]
     #[arg(long, value_name = "N", help_heading = "Evaluation and checkpoints")]
     pub keep: Option<u32>,
 }
 
 impl TrainArgs {
-    /// The flags, and what the file of `--config` says where they say nothing.
+    /// The flags, completed by the file of `--config`.
     ///
     /// # Errors
-    /// A file that cannot be read; [`Usage`] for other names or values, with the file's name where they are in it.
+    /// A file that cannot be read; [`Usage`] for other names or values, with the file's name where
+    /// they are in it.
     pub fn merged(&self) -> Result<TrainOptions> {
         let flags = self.options.clone();
         let Some(path) = &self.config else {
@@ -321,8 +331,7 @@ impl TrainOptions {
     fn check_evaluation(&self, settings: &Settings) -> Result<(), Usage> {
         let splits = settings.eval_split > 0.0;
         if splits && self.eval_data.is_some() {
-            let both =
-                "--eval-data and --eval-split are both given: one of them says what to evaluate on (--eval-split 0 is none)";
+            let both = "--eval-data and --eval-split are both given: give one of them (--eval-split 0 is off)";
             return Err(Usage(both.to_owned()));
         }
         if splits || self.eval_data.is_some() {
@@ -330,25 +339,23 @@ impl TrainOptions {
         }
         let given = [("--eval-every", settings.eval_every.is_some()), ("--early-stop", settings.early_stop.is_some())];
         match given.into_iter().find(|(_, given)| *given) {
-            Some((flag, _)) => {
-                Err(Usage(format!("{flag} needs something to evaluate on: --eval-data FILE, or --eval-split SHARE")))
-            }
+            Some((flag, _)) => Err(Usage(format!("{flag} needs evaluation data: --eval-data FILE, or --eval-split SHARE"))),
             None => Ok(()),
         }
     }
 
-    /// A file for `--config` that says all that these options and the library's defaults do.
+    /// A file for `--config` with these options and the library's defaults.
     ///
     /// # Errors
     /// Paths that are not text.
     pub fn to_toml(&self) -> Result<String> {
         let all = self.clone().or(Self::from(&self.settings()?));
         let text = toml::to_string(&all).context("the settings cannot be written as TOML")?;
-        Ok(format!("# What this adapter was trained with. nf4pack train PACK --config FILE takes it.\n{text}"))
+        Ok(format!("# The settings of this adapter, for nf4pack train PACK --config FILE.\n{text}"))
     }
 }
 
-/// Tokens of a row, where none were asked for: what the model was made for is not exceeded unawares.
+/// Tokens of a row by default: at most the model's maximum.
 pub fn default_max_length(model: &ModelConfig) -> u32 {
     Settings::default().max_length.min(model.max_position_embeddings)
 }

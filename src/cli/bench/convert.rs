@@ -1,4 +1,4 @@
-//! `nf4pack bench convert`: the whole command, and what bounds it, measured in one run.
+//! `nf4pack bench convert`: measures the whole command and its parts in one run.
 
 use std::fmt::Write as _;
 use std::fs::{self, File};
@@ -118,7 +118,8 @@ impl Runner<'_> {
         })
     }
 
-    /// The reports of every run, by encoder. Encoders take turns, so that a machine that slows down treats both alike.
+    /// The reports of every run, by encoder. Encoders take turns, so that a machine that slows down
+    /// treats both alike.
     fn conversions(&self, encoders: &[Encoder]) -> Result<Vec<Vec<Report>>> {
         let mut reports = vec![Vec::new(); encoders.len()];
         for run in 1..=self.args.runs {
@@ -270,7 +271,7 @@ fn decode_into(pack: Pack<'_>, out: &mut [f32]) -> Result<()> {
     Ok(())
 }
 
-/// The most memory that this process has had, where the system tells.
+/// The peak memory of this process, if the system reports it.
 fn peak_rss() -> Option<u64> {
     let status = fs::read_to_string("/proc/self/status").ok()?;
     let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;

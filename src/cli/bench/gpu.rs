@@ -1,4 +1,4 @@
-//! Tensors of random codes in a device's memory, and a copy to hold their decoding against.
+//! Tensors of random codes in GPU memory, and a copy as the baseline of their decoding.
 
 use anyhow::Result;
 use serde::Serialize;
@@ -13,10 +13,10 @@ use crate::dequant::{Dequantizer, GpuWeights, KernelChoice, Output};
 use crate::format::nf4::{Nf4Tensor, SUPER_BLOCK, ScaleType, Scales, block_count, codes_len, scales_len};
 use crate::gpu::{BufferRange, Commands, Gpu, GpuError};
 
-/// Sets at most: tiny tensors are not worth more.
+/// Maximum number of sets, for tiny tensors.
 const MAX_SETS: u64 = 128;
 
-/// What a kernel takes.
+/// The measurement of a kernel.
 #[derive(Debug, Serialize)]
 pub struct KernelFigures {
     pub output: String,
@@ -128,15 +128,15 @@ pub struct Task<'a> {
     pub tensors: &'a [u64],
     pub block_size: u32,
     pub runs: u16,
-    /// More bytes than a cache of the device holds: tensors that are together smaller take turns with others, and as many are
-    /// copied.
+    /// More bytes than a cache of the device holds: tensors that are together smaller take turns
+    /// with others, and as many are copied.
     pub beyond_caches: u64,
     /// Which kernels.
     pub wanted: fn(&KernelChoice) -> bool,
 }
 
 impl Task<'_> {
-    /// Measures the kernels and the copy. They take turns, so that a device that grows warm and slow treats them alike.
+    /// Measures the kernels and the copy alternately, so a device that slows down affects both.
     pub fn measure(&self, gpu: &Gpu, kernels: &Dequantizer) -> Result<Figures> {
         let choices: Vec<KernelChoice> = kernels.choices().into_iter().filter(self.wanted).collect();
         let sets = self.sets(gpu)?;
@@ -170,7 +170,7 @@ impl Task<'_> {
         Ok(self.figures(sets.len(), copy.bytes(), &choices, &loads))
     }
 
-    /// As many sets as it takes to pass the caches.
+    /// Enough sets to exceed the caches.
     fn sets(&self, gpu: &Gpu) -> Result<Vec<Vec<Tensor>>> {
         let smallest: u64 = self.tensors.iter().map(|n| n / 2 + Output::F16.bytes(*n)).sum();
         let count = self.beyond_caches.div_ceil(smallest.max(1)).min(MAX_SETS);

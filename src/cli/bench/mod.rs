@@ -1,4 +1,4 @@
-//! `nf4pack bench`: the whole of a thing, and what bounds it, measured in one run.
+//! `nf4pack bench`: measures a command and its baselines in one run.
 
 pub mod convert;
 pub mod dequant;
@@ -21,7 +21,7 @@ pub fn cores() -> usize {
     std::thread::available_parallelism().map_or(1, |n| n.get())
 }
 
-/// A folder in `dir` that is gone at the end.
+/// A temporary folder in `dir`.
 fn temporary_folder(dir: &Path) -> Result<TempDir> {
     let failed = || format!("cannot make a folder in {} (--dir names another place)", dir.display());
     tempfile::Builder::new().prefix("nf4pack-bench-").tempdir_in(dir).with_context(failed)
@@ -42,7 +42,7 @@ fn write_checkpoint(folder: &Path, shape: &str, ui: Ui) -> Result<u64> {
     told_or_cancelled(written, folder)
 }
 
-/// What became of writing to `path`.
+/// The result of writing to `path`, with context.
 fn told_or_cancelled(written: io::Result<u64>, path: &Path) -> Result<u64> {
     match written {
         Err(_) if ui::interrupted() => Err(Cancelled.into()),
@@ -50,7 +50,7 @@ fn told_or_cancelled(written: io::Result<u64>, path: &Path) -> Result<u64> {
     }
 }
 
-/// The median of the runs, of which there is one at least.
+/// The median of the runs; there is at least one.
 fn median(seconds: &[f64]) -> f64 {
     ui::median(seconds).unwrap_or_default()
 }

@@ -37,7 +37,7 @@ struct Bench {
     measurements: Vec<Measurement>,
 }
 
-/// One way of loading, measured.
+/// The measurement of one way of loading.
 #[derive(Serialize)]
 struct Measurement {
     /// `mapped` or `read`.
@@ -105,7 +105,8 @@ fn measure(args: &BenchStreamArgs, ui: Ui, gpu: &Gpu) -> Result<Bench> {
     })
 }
 
-/// What uploading takes where no file is read. After all else, so that the memory it takes is not missing from a budget.
+/// What uploading takes where no file is read. After all else, so that the memory it takes is not
+/// missing from a budget.
 fn from_memory(args: &BenchStreamArgs, gpu: &Gpu) -> Result<upload::UploadFigures> {
     let bytes = if is_software(gpu) { upload::SOFTWARE_BYTES } else { upload::BYTES };
     let bytes = bytes.min(args.budget.unwrap_or(u64::MAX));

@@ -25,7 +25,7 @@ use crate::random::{Generator, Stream};
 use crate::train::step::Phase;
 use crate::train::trainer::{Hyperparameters, Trainer};
 
-/// Does not matter to the time.
+/// Does not affect the time.
 const LEARNING_RATE: f64 = 1e-4;
 
 #[derive(Serialize)]
@@ -35,20 +35,21 @@ struct Bench {
     batch: u32,
     seq: u32,
     rank: u32,
-    /// Of every step that was counted.
+    /// One figure for each counted step.
     seconds: Vec<f64>,
     median_seconds: f64,
     tokens_per_second: f64,
-    /// Of a step more, in which the device was waited for after each phase.
+    /// Of an extra step that waits for the device after each phase.
     ms_per_phase: Phases,
-    /// Bytes of GPU memory by the plan, and what for.
+    /// Planned bytes of GPU memory, by part.
     planned_bytes: u64,
     planned: Vec<(&'static str, u64)>,
     /// Whether all layers stay in GPU memory.
     resident: bool,
-    /// The most bytes that buffers used, and that were taken of the driver for them, where the backend tells. It is the peak: what is
-    /// made before the first step stays to the last, and what a step makes (a batch, parameters of kernels) is freed only when the device
-    /// has worked it off, while this is read when the phases of a step are submitted, and not worked off yet. All steps are alike.
+    /// Peak bytes in buffers, and allocated by the driver for them, if the backend reports it. It
+    /// is read when the phases of a step are submitted but not finished. Buffers from before the
+    /// first step are never freed, and those of a step (a batch, kernel parameters) only when the
+    /// device is done.
     used_bytes: Option<u64>,
     reserved_bytes: Option<u64>,
 }
@@ -59,7 +60,7 @@ struct Phases {
     forward: f64,
     /// Head, loss, and their gradient.
     loss: f64,
-    /// With the layers' recomputation.
+    /// Including the recomputation of the layers.
     backward: f64,
     /// AdamW.
     optimizer: f64,
@@ -83,7 +84,7 @@ fn measure(args: &BenchTrainArgs, ui: Ui, gpu: &Gpu) -> Result<Bench> {
     let mut generator = Generator::new(0, Stream::Split);
     let batch = random_batch(args, &mut generator, vocab);
     ui.stage(&format!("training on {}", gpu.adapter()));
-    // It compiles the kernels, and its time is not counted.
+    // It compiles the kernels, so its time does not count.
     let allocated = peak(&mut trainer, gpu, &batch)?;
     let mut seconds = Vec::new();
     for _ in 0..args.common.runs {
@@ -150,13 +151,13 @@ fn trainer(args: &BenchTrainArgs, gpu: &Gpu, pack: &Path) -> Result<(Trainer, Me
     Ok((Trainer::new(model, adapter, memory, hyperparameters)?, plan, config.vocab))
 }
 
-/// A plan says in the flags of `nf4pack train` what would fit; here they have other names, and there is no budget to raise.
+/// A plan's remedy uses flags of `nf4pack train`; `bench train` has other flags and no budget.
 fn in_own_flags(error: MemoryError) -> anyhow::Error {
     let remedy = error.remedy().map(|remedy| format!("; {} would fit", remedy.in_flags("--batch", "--seq")));
     anyhow::anyhow!("{}{}", error.with(None), remedy.unwrap_or_default())
 }
 
-/// Samples of random tokens, all of which are learned.
+/// Samples of random tokens; all are learned.
 fn random_batch(args: &BenchTrainArgs, generator: &mut Generator, vocab: u32) -> Batch {
     let seq = args.seq as usize;
     let count = args.batch as usize * seq;
@@ -168,7 +169,7 @@ fn random_batch(args: &BenchTrainArgs, generator: &mut Generator, vocab: u32) ->
     Batch { rows: args.batch, tokens, labels, starts, loss_tokens }
 }
 
-/// The most memory that is taken in a step.
+/// The peak memory of a step.
 fn peak(trainer: &mut Trainer, gpu: &Gpu, batch: &Batch) -> Result<Option<AllocatedMemory>> {
     let mut peak: Option<AllocatedMemory> = None;
     trainer.observed_step(std::slice::from_ref(batch), LEARNING_RATE, &mut |_| {

@@ -38,7 +38,7 @@ struct Bench {
     threads: Vec<UploadFigures>,
 }
 
-/// What so many threads reach.
+/// The speed with this number of threads.
 #[derive(Debug, Serialize)]
 pub struct UploadFigures {
     pub threads: u16,
@@ -90,9 +90,10 @@ pub struct Task<'a> {
 }
 
 impl<'a> Task<'a> {
-    /// Of about so many bytes.
+    /// An upload of about `bytes` bytes.
     pub fn new(gpu: &'a Gpu, bytes: u64) -> Result<Self> {
-        // Copies are multiples of 4. A target that is smaller than the source, whole chunks then, is written over and over.
+        // Copies are multiples of 4. If the target is smaller than the source, it is overwritten
+        // repeatedly, in whole chunks.
         let bytes = bytes.next_multiple_of(16);
         let mut source = zeros(bytes)?;
         random_bytes(&mut source, bytes);
@@ -160,7 +161,7 @@ impl Bench {
     }
 }
 
-/// Memory for `bytes` bytes, where the machine has it.
+/// Memory for `bytes` bytes, if the machine has it.
 fn zeros(bytes: u64) -> Result<Vec<u8>> {
     let missing = || format!("{} are more than this machine's memory (--bytes names fewer)", ui::bytes(bytes as f64));
     let len = usize::try_from(bytes).with_context(missing)?;

@@ -1,7 +1,9 @@
-//! A stable code for every error: what scripts that read `--json` can rely on, however the sentences change.
+//! A stable code for every error: what scripts that read `--json` can rely on, however the
+//! sentences change.
 //!
-//! A new variant of an error does not compile before it has its code here; `docs/error-codes.md` then needs a row, which a test
-//! asks for. A code is never renamed, and never given to another error.
+//! A new variant of an error does not compile before it has its code here; `docs/error-codes.md`
+//! then needs a row, which a test asks for. A code is never renamed, and never given to another
+//! error.
 
 use std::error::Error;
 
@@ -49,8 +51,9 @@ pub(super) fn code(error: &anyhow::Error) -> &'static str {
     error.chain().find_map(of_cause).or_else(io).unwrap_or(OTHER)
 }
 
-/// The table. For each enum, the variants that hold an error with codes of its own come first: in their only field (`.0 of`),
-/// or in their field `source` (`.source of`). The code of each other variant follows. Structs stand before all of them.
+/// The table. For each enum, the variants that hold an error with codes of its own come first: in
+/// their only field (`.0 of`), or in their field `source` (`.source of`). The code of each other
+/// variant follows. Structs stand before all of them.
 macro_rules! codes {
     (
         structs { $($plain:ident $plain_code:literal)* }

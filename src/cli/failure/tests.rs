@@ -1,4 +1,4 @@
-//! Hints: for which command, and whether it has the flags that they name.
+//! Hints name only flags that the command has.
 
 use clap::{CommandFactory, Parser};
 
@@ -33,7 +33,7 @@ const COMMANDS: [&str; 9] = [
 ];
 
 #[test]
-fn flags_that_are_advised_are_those_of_the_command() {
+fn hints_name_only_flags_of_the_command() {
     for line in COMMANDS {
         let mut command = Cli::command();
         for name in line.split(' ').take(if line.starts_with("bench") { 2 } else { 1 }) {
@@ -51,16 +51,16 @@ fn flags_that_are_advised_are_those_of_the_command() {
 }
 
 #[test]
-fn a_training_that_lost_its_device_can_be_resumed_and_no_other_command() {
+fn only_training_can_be_resumed_after_a_lost_device() {
     for line in COMMANDS {
         for error in [GpuError::DeviceLost { reason: "reset".to_owned() }, GpuError::Timeout { seconds: 60 }] {
-            assert_eq!(hint_of(line, error).contains("--resume goes on"), line.starts_with("train"), "{line}");
+            assert_eq!(hint_of(line, error).contains("--resume continues"), line.starts_with("train"), "{line}");
         }
     }
 }
 
 #[test]
-fn what_differs_from_the_run_of_a_checkpoint_is_told_with_a_way_back() {
+fn a_setting_that_differs_from_the_checkpoint_has_a_hint() {
     let differs = |setting: &str| {
         let [setting, expected, found] = [setting, "1", "2"].map(str::to_owned);
         let source = Difference { setting, expected, found };
@@ -69,24 +69,24 @@ fn what_differs_from_the_run_of_a_checkpoint_is_told_with_a_way_back() {
     assert!(differs("--steps").contains("--epochs or --steps") && differs("--steps").contains("learning rate"));
     assert!(!differs("PACK").contains("toml") && differs("PACK").contains("name the pack"));
     assert!(differs("--data").contains("the file of --data"));
-    assert!(differs("--lr").contains("give --lr as it was (OUT/nf4pack-train.toml"));
+    assert!(differs("--lr").contains("give the same --lr (--config OUT/nf4pack-train.toml"));
 }
 
 #[test]
-fn a_folder_that_is_taken_is_told_with_a_way_out() {
+fn an_occupied_folder_has_a_hint() {
     let occupied = |found| hint_of(COMMANDS[0], RunError::Occupied { out: "out".into(), found });
-    assert!(occupied(Leftover::Checkpoints).contains("--resume goes on"));
+    assert!(occupied(Leftover::Checkpoints).contains("--resume continues"));
     assert!(!occupied(Leftover::Adapter).contains("--resume") && occupied(Leftover::Records).contains("another --out"));
-    assert!(occupied(Leftover::OfOthers).contains("--out names another folder"));
+    assert!(occupied(Leftover::OfOthers).contains("name another --out"));
     let elsewhere = RunError::Elsewhere { checkpoint: "a/checkpoint-1".into(), out: "b".into() };
-    assert!(hint_of(COMMANDS[0], elsewhere).contains("--out names the folder"));
+    assert!(hint_of(COMMANDS[0], elsewhere).contains("with --out"));
     let source = std::io::Error::from(ErrorKind::PermissionDenied);
     let error = RunError::Checkpoint(CheckpointError::SetAside { path: "out/checkpoint-3".into(), source });
     assert!(error.to_string().contains("rename") && hint_of(COMMANDS[0], error).contains("--out"));
 }
 
 #[test]
-fn records_that_fail_leave_a_way_on() {
+fn records_that_fail_have_a_hint() {
     let full = std::io::Error::from(ErrorKind::StorageFull);
     let error = RunError::Record(RecordError::Write { path: "out/metrics.jsonl".into(), source: full });
     let hint = hint_of(COMMANDS[0], error);
@@ -97,10 +97,10 @@ fn records_that_fail_leave_a_way_on() {
 }
 
 #[test]
-fn a_run_that_does_not_fit_is_told_what_would() {
+fn a_run_that_does_not_fit_names_a_budget_that_does() {
     let budget = |remedy| MemoryError::Budget { budget: 1, needed: 7_000_001, remedy };
     assert!(hint_of(COMMANDS[0], budget(None)).starts_with("--vram-budget 8MB or more"));
-    assert!(hint_of(COMMANDS[0], budget(Some(Remedy::Rank(8)))).starts_with("so would --vram-budget 8MB or more"));
+    assert!(hint_of(COMMANDS[0], budget(Some(Remedy::Rank(8)))).starts_with("--vram-budget 8MB or more works too"));
     let matrix = |remedy| MemoryError::Matrix { most: 1, needed: 2, remedy };
     assert!(hint_of(COMMANDS[0], matrix(Some(Remedy::Rows(1)))).contains("another GPU"));
     assert!(hint_of(COMMANDS[0], matrix(None)).contains("a smaller --micro-batch or --max-length"));

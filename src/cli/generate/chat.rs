@@ -1,4 +1,4 @@
-//! A conversation: what was said, and the lines that are still to come.
+//! A conversation: its history, and the lines of stdin.
 
 use std::io::{self, BufRead};
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
@@ -10,10 +10,10 @@ use anyhow::{Context, Result};
 use crate::cli::ui;
 use crate::data::Message;
 
-/// How often a wait for a line looks for Ctrl-C.
+/// Interval at which a wait for a line checks for Ctrl-C.
 const PATIENCE: Duration = Duration::from_millis(50);
 
-/// What was said, as far as it is remembered: a system prompt, if there is one, then questions, each with its answer.
+/// The history within the context: an optional system prompt, then questions with their answers.
 #[derive(Debug, Default)]
 pub struct Conversation {
     messages: Vec<Message>,
@@ -35,18 +35,19 @@ impl Conversation {
         self.messages.push(message("assistant", answer));
     }
 
-    /// What was said and is not forgotten.
+    /// The messages of the history.
     pub fn messages(&self) -> &[Message] {
         &self.messages
     }
 
-    /// Forgets the last question, which has no answer.
+    /// Drops the last question, which has no answer.
     pub fn take_back(&mut self) {
         self.messages.pop();
     }
 
-    /// The tokens of it all, by `tokens_of`, without the oldest questions and answers where there would be more than `most`; how many
-    /// of these were forgotten. The last question always stays; where even that is more than `limit`, nothing is forgotten for it.
+    /// The tokens of it all, by `tokens_of`, without the oldest questions and answers where there
+    /// would be more than `most`; how many of these were forgotten. The last question always stays;
+    /// where even that is more than `limit`, nothing is forgotten for it.
     pub fn fit<E>(
         &mut self,
         most: usize,
@@ -74,7 +75,7 @@ fn message(role: &'static str, content: &str) -> Message {
     Message { role, content: content.to_owned() }
 }
 
-/// The lines of stdin, read beside what waits for them, since nothing ends a read.
+/// The lines of stdin, read by a thread, since a read cannot be interrupted.
 pub fn lines() -> Receiver<io::Result<String>> {
     let (sender, receiver) = mpsc::channel();
     thread::spawn(move || io::stdin().lock().lines().try_for_each(|line| sender.send(line)));
@@ -122,7 +123,8 @@ mod tests {
         let (fitting, dropped) = conversation.fit(3 + 18 + 4, 1000, tokens).unwrap();
         assert_eq!((fitting.len(), dropped), (25, 2));
         assert_eq!(texts(&conversation), ["sys", "question 2", "answer 2", "last"]);
-        // What remains is the least that there can be, even if it leaves less room than there should be.
+        // What remains is the least that there can be, even if it leaves less room than there
+        // should be.
         let (least, dropped) = conversation.fit(2, 7, tokens).unwrap();
         assert_eq!((least.len(), dropped, texts(&conversation)), (7, 1, vec!["sys", "last"]));
         conversation.take_back();

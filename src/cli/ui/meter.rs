@@ -28,7 +28,7 @@ impl Unit {
         }
     }
 
-    /// `None` where something else says how fast it goes.
+    /// `None` if the text already has a rate.
     fn rate(self, per_second: f64) -> Option<String> {
         match self {
             Self::Weights => Some(format!("{} weights/s", count(per_second))),
@@ -59,14 +59,14 @@ pub enum Meter {
 }
 
 impl Meter {
-    /// Of what goes on after its first `before` units.
+    /// A meter of work whose first `before` units are done.
     pub(super) fn new(verb: &'static str, unit: Unit, before: u64, terminal: bool) -> Self {
         let pace = Pace::after(before);
         if terminal { Self::Bar(Bar::new(verb, unit, pace)) } else { Self::Lines(Lines::new(verb, unit, pace)) }
     }
 
-    /// As [`Progress::advance`], with something to say about what was done last.
-    pub fn tell(&self, done: u64, total: u64, text: &str) {
+    /// As [`Progress::advance`], with a text about the last unit.
+    pub fn advance_with(&self, done: u64, total: u64, text: &str) {
         match self {
             Self::Silent => {}
             Self::Bar(bar) => bar.advance(done, total, text),
@@ -74,7 +74,7 @@ impl Meter {
         }
     }
 
-    /// A line of its own, which stays.
+    /// Prints a separate line, which stays.
     pub fn line(&self, text: &str) {
         let line = || {
             let _ = writeln!(io::stderr(), "{text}");
@@ -89,7 +89,7 @@ impl Meter {
 
 impl Progress for Meter {
     fn advance(&self, done: u64, total: u64) {
-        self.tell(done, total, "");
+        self.advance_with(done, total, "");
     }
 
     fn cancelled(&self) -> bool {
@@ -97,12 +97,12 @@ impl Progress for Meter {
     }
 }
 
-/// How fast it goes: the mean since the first thing was done, because what comes before that (headers, an embedding that is
-/// only copied, kernels that are compiled) says nothing about the rest.
+/// The rate: the mean since the first unit was done. Earlier work (headers, a copied embedding,
+/// compilation of kernels) would distort it.
 #[derive(Debug)]
 struct Pace {
     started: Instant,
-    /// What was done before.
+    /// Units done before the start.
     before: u64,
     first: OnceLock<(Instant, u64)>,
 }
@@ -118,7 +118,7 @@ impl Pace {
         }
     }
 
-    /// `None` where nothing was done yet.
+    /// `None` if nothing was done yet.
     fn per_second(&self, done: u64) -> Option<f64> {
         let since = |at: Instant| at.elapsed().as_secs_f64();
         match self.first.get() {
@@ -129,7 +129,7 @@ impl Pace {
     }
 }
 
-/// ` 43 %  189M of 440M weights  92.1M weights/s  3 s left`; what is not known yet is left out.
+/// ` 43 %  189M of 440M weights  92.1M weights/s  3 s left`; unknown parts are left out.
 fn status(unit: Unit, done: u64, total: u64, per_second: Option<f64>) -> String {
     let percent = 100.0 * done as f64 / total.max(1) as f64;
     let progress = format!("{percent:3.0} %  {}", unit.progress(done, total));
@@ -185,7 +185,7 @@ impl Drop for Bar {
     }
 }
 
-/// A line for every tenth of the work, but no flood of them where it is quick and no silence where it is slow.
+/// A line for every tenth of the work, with a minimum and a maximum time between lines.
 #[derive(Debug)]
 pub struct Lines {
     verb: &'static str,
@@ -194,7 +194,7 @@ pub struct Lines {
     last: Mutex<(u64, Instant)>,
 }
 
-/// The least and the most time between two lines; the end always gets one.
+/// The minimum and maximum time between two lines; the end always gets a line.
 const LINE_INTERVALS: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(10));
 
 impl Lines {
@@ -230,7 +230,7 @@ impl Lines {
     }
 }
 
-/// An estimate of the time left: no finer than a second, and nothing where it means nothing yet.
+/// An estimate of the time left, in seconds at the finest; `None` if it is unknown.
 fn time_left(seconds: f64) -> Option<String> {
     match seconds.ceil() {
         s if s < 100.0 => Some(format!("{s:.0} s left")),

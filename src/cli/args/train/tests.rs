@@ -282,7 +282,7 @@ fn settings_that_cannot_be_are_named_by_their_flag() {
     let error = |text: &str| file(text).unwrap().settings().unwrap_err().to_string();
     assert!(error("rank = 0").contains("--rank"));
     assert!(error("clip = -1").contains("--clip"));
-    assert!(error("early-stop = 3").contains("--early-stop needs something to evaluate on: --eval-data"));
+    assert!(error("early-stop = 3").contains("--early-stop needs evaluation data: --eval-data"));
     assert!(error("eval-every = 3").contains("--eval-every needs"));
     assert!(error("eval-data = \"e\"\neval-split = 0.1").contains("--eval-data and --eval-split are both given"));
     file("early-stop = 3\neval-data = \"e\"\neval-split = 0").unwrap().settings().unwrap();

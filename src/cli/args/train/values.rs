@@ -1,4 +1,5 @@
-//! Values that are more than a number: read from the text of a flag, or from what a TOML file has in its place.
+//! Values that are more than a number: read from the text of a flag, or from what a TOML file has
+//! in its place.
 
 use std::fmt;
 use std::path::PathBuf;
