@@ -155,8 +155,8 @@
 //! and one copy bring a layer to a GPU. Data flows one way,
 //! `checkpoint -> convert -> format -> dequant / gpu -> model -> train`:
 //!
-//! - [`format`](mod@format) turns bytes into views. A pack is validated once; after that, no accessor
-//!   can fail. It knows no paths, threads or GPU, and has no unsafe code.
+//! - [`format`](mod@format) turns bytes into views. A pack is validated once; after that, no
+//!   accessor can fail. It knows no paths, threads or GPU, and has no unsafe code.
 //! - `convert` writes packs in bounded memory. `verify`, `export` and `merge` join a pack with its
 //!   source again.
 //! - [`dequant`] decodes, on the CPU and in WGSL kernels, bit for bit the same. `gpu` is the device

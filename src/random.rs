@@ -3,7 +3,8 @@
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{Rng, SeedableRng};
 
-/// What random numbers are for. Each use has a stream of its own, so that none depends on how many another one drew.
+/// What random numbers are for. Each use has a stream of its own, so that none depends on how many
+/// another one drew.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Stream {
     /// The initial A matrix of the `module`th projection of a layer.
@@ -55,7 +56,8 @@ impl Generator {
         (self.0.next_u32() >> 8) as f32 / (1_u32 << 24) as f32
     }
 
-    /// Uniform in [0, `bound`); 0 where `bound` is 0. Its bias is below 2^-32 for fewer than 2^32 choices.
+    /// Uniform in [0, `bound`); 0 where `bound` is 0. Its bias is below 2^-32 for fewer than 2^32
+    /// choices.
     pub fn below(&mut self, bound: usize) -> usize {
         ((u128::from(self.0.next_u64()) * bound as u128) >> 64) as usize
     }

@@ -1,8 +1,10 @@
-//! Any bytes as the start of a safetensors file: the header is refused, or its tensors lie inside the file without overlap.
+//! Any bytes as the start of a safetensors file: the header is refused, or its tensors lie inside
+//! the file without overlap.
 
 use nf4pack::convert::source::{MAX_NAME_LEN, MAX_RANK, parse_header};
 
-/// Runs the check: the bytes as a whole file, and as the start of a file of the length that the last eight bytes say.
+/// Runs the check: the bytes as a whole file, and as the start of a file of the length that the
+/// last eight bytes say.
 pub fn run(bytes: &[u8]) {
     parse(bytes, bytes.len() as u64);
     if let Some((start, len)) = bytes.split_last_chunk() {

@@ -1,4 +1,5 @@
-//! A good safetensors header with something changed in some of its tensors: names, types, shapes, places, the length of the file.
+//! A good safetensors header with something changed in some of its tensors: names, types, shapes,
+//! places, the length of the file.
 
 use arbitrary::{Result, Unstructured};
 

@@ -1,5 +1,6 @@
-//! Any bytes: the reader does not panic, and what it accepts holds what it promises. The bytes are tried as they are, and once
-//! more with length and checksums made right, so that mutations get past them.
+//! Any bytes: the reader does not panic, and what it accepts holds what it promises. The bytes are
+//! tried as they are, and once more with length and checksums made right, so that mutations get
+//! past them.
 
 use nf4pack::format::nf4::CODEBOOK;
 use nf4pack::format::{
@@ -64,7 +65,8 @@ pub fn parse(bytes: &[u8]) {
     let _ = Provenance::from_json(index.metadata());
 }
 
-/// Every section is inside the file, aligned, behind the one before, named, and encodes to its record.
+/// Every section is inside the file, aligned, behind the one before, named, and encodes to its
+/// record.
 fn sections(pack: &Pack<'_>) {
     let index = pack.index();
     let header = index.header();
@@ -135,7 +137,8 @@ fn weights(projection: &QuantizedTensor<'_>) {
     assert!(last_two[1].is_nan(), "past the end there is no scale");
 }
 
-/// A pack without faults is the only one of its tensors: laying them out again gives the same bytes.
+/// A pack without faults is the only one of its tensors: laying them out again gives the same
+/// bytes.
 fn rebuild(pack: &Pack<'_>) {
     let index = pack.index();
     let header = index.header();
@@ -150,7 +153,8 @@ fn rebuild(pack: &Pack<'_>) {
     assert_eq!(layout.file_len(), header.file_len);
 }
 
-/// What the writer would have been given for a section; `None` for scales, which their codes stand for.
+/// What the writer would have been given for a section; `None` for scales, which their codes stand
+/// for.
 fn entry(index: &Index, section: &Section) -> Option<Entry> {
     let storage = match section.kind? {
         SectionKind::Codes => Storage::Nf4 { scale_type: section.scale_type?, block_size: section.block_size },

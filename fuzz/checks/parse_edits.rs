@@ -1,5 +1,6 @@
-//! A good pack with some of its fields changed, its records moved and its payloads touched, and all checksums made right: the reader
-//! gets past them, so each rule of the format is reached within few mutations. What holds for any bytes holds here, too.
+//! A good pack with some of its fields changed, its records moved and its payloads touched, and all
+//! checksums made right: the reader gets past them, so each rule of the format is reached within
+//! few mutations. What holds for any bytes holds here, too.
 
 use arbitrary::{Result, Unstructured};
 
@@ -15,7 +16,8 @@ const PACKS: [&[u8]; 3] = [
 const HEADER_LEN: usize = 128;
 const RECORD_LEN: usize = 96;
 
-/// Offsets and widths of the fields of the header, but for the checksums (section 2 of the specification).
+/// Offsets and widths of the fields of the header, but for the checksums (section 2 of the
+/// specification).
 const HEADER: [(usize, usize); 15] = [
     (0, 8),
     (8, 2),

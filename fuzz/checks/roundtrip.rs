@@ -101,7 +101,8 @@ fn compare(bytes: &[u8], entries: &[Entry], payloads: &[Vec<u8>], metadata: &str
     faults(&pack);
 }
 
-/// The payloads are any bytes, so scales may be no numbers and padding codes not 7; all else is right.
+/// The payloads are any bytes, so scales may be no numbers and padding codes not 7; all else is
+/// right.
 fn faults(pack: &Pack<'_>) {
     for fault in check::all(pack) {
         let (section, kind) = match fault {

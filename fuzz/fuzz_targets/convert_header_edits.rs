@@ -1,4 +1,5 @@
-//! See `checks/convert_header_edits.rs`; `tests/format/fuzz_regressions.rs` runs the same check over the files kept here.
+//! See `checks/convert_header_edits.rs`; `tests/format/fuzz_regressions.rs` runs the same check
+//! over the files kept here.
 #![no_main]
 
 #[path = "../checks/convert_header_edits.rs"]

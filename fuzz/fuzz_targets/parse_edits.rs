@@ -1,4 +1,5 @@
-//! See `checks/parse_edits.rs`; `tests/format/fuzz_regressions.rs` runs the same check over the files kept here.
+//! See `checks/parse_edits.rs`; `tests/format/fuzz_regressions.rs` runs the same check over the
+//! files kept here.
 #![no_main]
 
 #[path = "../checks/parse_edits.rs"]

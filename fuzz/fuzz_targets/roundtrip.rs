@@ -1,4 +1,5 @@
-//! See `checks/roundtrip.rs`; `tests/format/fuzz_regressions.rs` runs the same check over the files kept here.
+//! See `checks/roundtrip.rs`; `tests/format/fuzz_regressions.rs` runs the same check over the files
+//! kept here.
 #![no_main]
 
 #[path = "../checks/roundtrip.rs"]

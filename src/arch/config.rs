@@ -1,5 +1,6 @@
-//! What config.json says about a model. A missing key takes the default of that very class in transformers 5.24, where it has one
-//! that is not the number of one certain model; every other missing key is an error.
+//! What config.json says about a model. A missing key takes the default of that very class in
+//! transformers 5.24, where it has one that is not the number of one certain model; every other
+//! missing key is an error.
 
 mod attention;
 mod error;
@@ -41,8 +42,8 @@ pub struct ModelConfig {
     pub rms_norm_eps: f64,
     /// The rotary embedding of the layers that have one.
     pub rope: Rope,
-    /// Whether a checkpoint may lack the output projection, because the embedding takes its place. In a pack it is there or not:
-    /// this says nothing about it.
+    /// Whether a checkpoint may lack the output projection, because the embedding takes its place.
+    /// In a pack it is there or not: this says nothing about it.
     pub tied: bool,
     /// Whether queries and keys are normalised per head.
     pub q_k_norm: bool,
@@ -54,9 +55,11 @@ pub struct ModelConfig {
     pub mlp_bias: bool,
     /// What each embedding is multiplied by.
     pub embedding_multiplier: f64,
-    /// What the output of attention and of the feed-forward network is multiplied by before it is added to the residual.
+    /// What the output of attention and of the feed-forward network is multiplied by before it is
+    /// added to the residual.
     pub residual_multiplier: f64,
-    /// What the product of a query and a key is multiplied by before the softmax; usually `1 / sqrt(head_dim)`.
+    /// What the product of a query and a key is multiplied by before the softmax; usually
+    /// `1 / sqrt(head_dim)`.
     pub attention_multiplier: f64,
     /// What the logits are divided by.
     pub logits_scaling: f64,
@@ -66,7 +69,8 @@ pub struct ModelConfig {
     pub max_position_embeddings: u32,
     /// Tokens that end a text; those of generation_config.json where it names some.
     pub eos_token_ids: Vec<u32>,
-    /// Keys of the rotary embedding's parameters that have no effect. transformers warns of them, too.
+    /// Keys of the rotary embedding's parameters that have no effect. transformers warns of them,
+    /// too.
     pub ignored_keys: Vec<String>,
 }
 
@@ -81,8 +85,8 @@ impl ModelConfig {
         Self::read(&config, generation.as_ref())
     }
 
-    /// Reads the object of config.json and, if there is one, that of generation_config.json. Where config.json is that of a model
-    /// of text and images, its `text_config` counts.
+    /// Reads the object of config.json and, if there is one, that of generation_config.json. Where
+    /// config.json is that of a model of text and images, its `text_config` counts.
     ///
     /// # Errors
     /// A [`ConfigError`] that names the key.
@@ -144,7 +148,8 @@ impl ModelConfig {
         self.kv_heads * self.head_dim
     }
 
-    /// Whether such a model has a part. The output projection of a tied one may be there all the same.
+    /// Whether such a model has a part. The output projection of a tied one may be there all the
+    /// same.
     pub fn has(&self, part: &Part) -> bool {
         match part.when {
             When::Always => true,
@@ -259,7 +264,8 @@ fn scale(keys: &Keys<'_>, key: Option<&'static str>) -> Result<Option<f64>, Conf
     Ok(Some(keys.number_if_present(key, "a number above 0", |x| x > 0.0)?.unwrap_or(1.0)))
 }
 
-/// Those of generation_config.json, if it names some, or else those of config.json, which is checked all the same.
+/// Those of generation_config.json, if it names some, or else those of config.json, which is
+/// checked all the same.
 fn eos_token_ids(
     keys: &Keys<'_>,
     outer: &Keys<'_>,

@@ -1,5 +1,6 @@
-//! What sets one `model_type` apart, as data. Everything that reads a model takes it from here: the converter names, roles and
-//! shapes, the trainer its sizes, LoRA its targets. Adding a family is described in CONTRIBUTING.md.
+//! What sets one `model_type` apart, as data. Everything that reads a model takes it from here: the
+//! converter names, roles and shapes, the trainer its sizes, LoRA its targets. Adding a family is
+//! described in CONTRIBUTING.md.
 
 use crate::format::Role;
 
@@ -114,7 +115,8 @@ impl Activation {
 /// What a missing size means.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Absent {
-    /// Nothing: the default of the class is the number of one certain model. A null means what [`Absent::Derived`] does.
+    /// Nothing: the default of the class is the number of one certain model. A null means what
+    /// [`Absent::Derived`] does.
     Required,
     /// Nothing, and neither does a null.
     Given,
@@ -132,14 +134,16 @@ pub enum Windows {
         /// `sliding_window` where config.json does not say.
         default: u32,
     },
-    /// Those that `layer_types` names, if `use_sliding_window`; without that list those from `max_window_layers` on.
+    /// Those that `layer_types` names, if `use_sliding_window`; without that list those from
+    /// `max_window_layers` on.
     Listed {
         /// `sliding_window` where config.json does not say.
         default: u32,
         /// `max_window_layers` where config.json does not say.
         first: u32,
     },
-    /// Those that `layer_types` names; without that list, if `use_sliding_window`, those without a rotary embedding.
+    /// Those that `layer_types` names; without that list, if `use_sliding_window`, those without a
+    /// rotary embedding.
     WithoutRotary,
 }
 
@@ -148,7 +152,8 @@ pub enum Windows {
 pub enum Rotary {
     /// All.
     EveryLayer,
-    /// Those with a 1 in `no_rope_layers`; without that list all but each `no_rope_layer_interval`-th.
+    /// Those with a 1 in `no_rope_layers`; without that list all but each
+    /// `no_rope_layer_interval`-th.
     Listed {
         /// `no_rope_layer_interval` where config.json does not say.
         interval: u32,
@@ -224,7 +229,8 @@ pub enum When {
     OBias,
     /// Those with [`Family::mlp_bias`].
     MlpBias,
-    /// All that do not take the embedding for it; where config.json ties the two, it may be there all the same.
+    /// All that do not take the embedding for it; where config.json ties the two, it may be there
+    /// all the same.
     Head,
 }
 
@@ -261,7 +267,8 @@ const PARTS: [Part; 21] = [
     part(Scope::Model, "lm_head.weight", Role::LmHead, &[Dim::Vocabulary, Dim::Hidden], When::Head),
 ];
 
-/// The projections of a layer: they are quantised, and LoRA may adapt them. Their order is that of an adapter's layer.
+/// The projections of a layer: they are quantised, and LoRA may adapt them. Their order is that of
+/// an adapter's layer.
 pub const PROJECTIONS: [Role; 7] =
     [Role::QProj, Role::KProj, Role::VProj, Role::OProj, Role::GateProj, Role::UpProj, Role::DownProj];
 

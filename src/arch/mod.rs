@@ -1,6 +1,6 @@
-//! Families of models. Everything that is to be known of a model is here, once, as data: which tensors it has and under which
-//! names, what the keys of config.json mean, and what its layers do. A family is one file of [`families`](Family::ALL); the
-//! readers of that data are shared:
+//! Families of models. Everything that is to be known of a model is here, once, as data: which
+//! tensors it has and under which names, what the keys of config.json mean, and what its layers do.
+//! A family is one file of [`families`](Family::ALL); the readers of that data are shared:
 //!
 //! ```text
 //! families/ -> family    one model_type: tensors, keys, defaults

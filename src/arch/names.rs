@@ -1,9 +1,11 @@
-//! The names of a checkpoint's tensors: what programs put around them, and what stands before the decoder's own.
+//! The names of a checkpoint's tensors: what programs put around them, and what stands before the
+//! decoder's own.
 
 use super::family::{Family, Scope};
 
-/// How the names of a checkpoint are read. Programs that wrap a model leave their mark in every name, and a model that was saved
-/// without its head has no `model.` before them: [`Naming::stored`] gives the name that transformers would have written.
+/// How the names of a checkpoint are read. Programs that wrap a model leave their mark in every
+/// name, and a model that was saved without its head has no `model.` before them:
+/// [`Naming::stored`] gives the name that transformers would have written.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Naming {
     /// What was taken off, each once: `module.`, `_orig_mod.`, ...
@@ -69,7 +71,8 @@ fn in_decoder(name: &str) -> bool {
     layer_of(name).is_some() || parts().any(|part| part.name == name)
 }
 
-/// The layer that a name without a prefix gives, and what follows it; a number that no u64 holds counts as the largest.
+/// The layer that a name without a prefix gives, and what follows it; a number that no u64 holds
+/// counts as the largest.
 pub(super) fn layer_of(name: &str) -> Option<(u64, &str)> {
     let (number, rest) = name.strip_prefix(LAYERS)?.split_once('.')?;
     let canonical =
@@ -93,7 +96,8 @@ impl Prefix {
     /// Of a model of text.
     pub const PLAIN: Self = Self { decoder: "model.", head: "" };
 
-    /// Every prefix that is read. The longer ones are those of models of text and images, new and old.
+    /// Every prefix that is read. The longer ones are those of models of text and images, new and
+    /// old.
     pub const ALL: [Self; 3] = [
         Self::PLAIN,
         Self { decoder: "model.language_model.", head: "" },

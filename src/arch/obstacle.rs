@@ -1,4 +1,5 @@
-//! Why a model that can be packed cannot be run: said by `convert`, `verify` and `doctor`, not only by `train`.
+//! Why a model that can be packed cannot be run: said by `convert`, `verify` and `doctor`, not only
+//! by `train`.
 
 use serde::de::IgnoredAny;
 use thiserror::Error;
@@ -87,7 +88,8 @@ impl ModelConfig {
 /// How a file begins that Git LFS has left in the place of another.
 const LFS_POINTER: &[u8] = b"version https://git-lfs";
 
-/// What is wrong with the files that texts need, as far as that shows without a tokenizer; `file` gives the bytes of one.
+/// What is wrong with the files that texts need, as far as that shows without a tokenizer; `file`
+/// gives the bytes of one.
 pub fn check_files_runnable<'a>(file: impl Fn(&str) -> Option<&'a [u8]>) -> Vec<Obstacle> {
     const NEEDED: &str = "tokenizer.json";
     let bad = |name: &'static str| not_json(file(name)?).map(|reason| Obstacle::BadFile { name, reason });

@@ -1,5 +1,5 @@
-//! Which tensor of a checkpoint is which part of the model: config.json gives the sizes, and the names and shapes of the tensors
-//! must fit them.
+//! Which tensor of a checkpoint is which part of the model: config.json gives the sizes, and the
+//! names and shapes of the tensors must fit them.
 
 use std::collections::HashMap;
 
@@ -11,7 +11,8 @@ use super::family::{PROJECTIONS, Part, Scope, When};
 use super::names::{Prefix, layer_of};
 use crate::format::Role;
 
-/// Name and shape of a tensor of a checkpoint. Names are those of [`Naming::stored`](super::Naming::stored).
+/// Name and shape of a tensor of a checkpoint. Names are those of
+/// [`Naming::stored`](super::Naming::stored).
 #[derive(Debug, Clone, Copy)]
 pub struct TensorShape<'a> {
     /// Its name.
@@ -52,11 +53,11 @@ pub struct Model {
     pub config: ModelConfig,
     /// What stands before the names of its parts.
     pub prefix: Prefix,
-    /// The tensors that are a part of the model, in the order of the checkpoint. Of the parts only [`Role::LmHead`] may be absent,
-    /// where config.json ties it to the embedding.
+    /// The tensors that are a part of the model, in the order of the checkpoint. Of the parts only
+    /// [`Role::LmHead`] may be absent, where config.json ties it to the embedding.
     pub tensors: Vec<Placed>,
-    /// The tensors that are no part of the model, in the order of the checkpoint. None of them is an error here: what becomes of
-    /// them is for the caller to decide and to say.
+    /// The tensors that are no part of the model, in the order of the checkpoint. None of them is
+    /// an error here: what becomes of them is for the caller to decide and to say.
     pub strays: Vec<Stray>,
 }
 
@@ -89,8 +90,8 @@ pub struct Stray {
 /// Why a tensor is no part of the model.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum StrayKind {
-    /// It has the name of a part in a layer beyond those of config.json: layers for multi-token prediction stand there, or
-    /// config.json is of a smaller model.
+    /// It has the name of a part in a layer beyond those of config.json: layers for multi-token
+    /// prediction stand there, or config.json is of a smaller model.
     BeyondLayers,
     /// It has the name of a part that the family has, but not with this config.json: a bias, say.
     NotInThisModel,
@@ -101,7 +102,8 @@ pub enum StrayKind {
 /// Finds the place of every tensor, by names and shapes alone.
 ///
 /// # Errors
-/// An [`ArchError`] that names the key or the tensor: a part that is missing, or that has another shape.
+/// An [`ArchError`] that names the key or the tensor: a part that is missing, or that has another
+/// shape.
 pub fn place(config: &Map<String, Value>, tensors: &[TensorShape<'_>]) -> Result<Model, ArchError> {
     let config = ModelConfig::read(config, None)?;
     let prefix = Prefix::of(tensors.iter().map(|tensor| tensor.name));
@@ -112,8 +114,8 @@ pub fn place(config: &Map<String, Value>, tensors: &[TensorShape<'_>]) -> Result
         by_name: tensors.iter().enumerate().map(|(i, tensor)| (tensor.name, i)).collect(),
         placed: vec![None; tensors.len()],
     };
-    // The one part that may be there although it need not. Where the embedding is not there, it is the embedding, too: transformers
-    // ties either of the two to the other.
+    // The one part that may be there although it need not. Where the embedding is not there, it is
+    // the embedding, too: transformers ties either of the two to the other.
     let head = config.family.parts.iter().find(|part| part.when == When::Head && config.tied);
     for (part, layer) in config.parts() {
         match head.filter(|_| part.role == Role::Embedding) {
@@ -146,7 +148,8 @@ impl Places<'_> {
         }
     }
 
-    /// Takes the embedding and the output projection of a tied model, of which one may be missing: what is there is the embedding.
+    /// Takes the embedding and the output projection of a tied model, of which one may be missing:
+    /// what is there is the embedding.
     fn take_tied(&mut self, embedding: &Part, head: &Part) -> Result<(), ArchError> {
         let has_head = self.take_if_present(head, None)?;
         if has_head && !self.is_present(embedding) {

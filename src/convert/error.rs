@@ -18,8 +18,8 @@ impl From<PartsError> for ConvertError {
     }
 }
 
-/// Why a conversion failed. After [`ConvertError::NotDurable`] the target is whole; after any other error there is none (or
-/// still the old one). A temporary file is never left behind.
+/// Why a conversion failed. After [`ConvertError::NotDurable`] the target is whole; after any other
+/// error there is none (or still the old one). A temporary file is never left behind.
 #[derive(Debug, Error)]
 #[non_exhaustive]
 pub enum ConvertError {
@@ -78,7 +78,8 @@ pub enum ConvertError {
         /// The system's error.
         source: std::io::Error,
     },
-    /// The target is whole and has its name, but its folder cannot be made durable: a loss of power may undo the renaming.
+    /// The target is whole and has its name, but its folder cannot be made durable: a loss of power
+    /// may undo the renaming.
     #[error("{} is written and whole, but its folder cannot be made durable: {source}", path.display())]
     NotDurable {
         /// The target.

@@ -1,9 +1,10 @@
 //! Which table of nested scales (`dq8`) a tensor gets.
 //!
-//! The even map ([`nested::LINEAR_MAP`]) is best where the scales of a super-block are alike. One large weight makes them
-//! differ: 255 neighbours then share few steps of the map, or none. The first pass notices that, block by block and at no cost
-//! worth naming. Only then are other tables tried: each is measured on all weights, and taken only where no super-block is
-//! worse than with bitsandbytes' rule.
+//! The even map ([`nested::LINEAR_MAP`]) is best where the scales of a super-block are alike. One
+//! large weight makes them differ: 255 neighbours then share few steps of the map, or none. The
+//! first pass notices that, block by block and at no cost worth naming. Only then are other tables
+//! tried: each is measured on all weights, and taken only where no super-block is worse than with
+//! bitsandbytes' rule.
 
 use super::encode::nested::{self, Grade, Margin, Nesting};
 use super::encode::{BlockError, Encoder};
@@ -81,12 +82,13 @@ impl Candidates {
     }
 }
 
-/// Blocks of a super-block that must not decide: outliers have gains and losses of their own, which would hide those of
-/// their neighbours.
+/// Blocks of a super-block that must not decide: outliers have gains and losses of their own, which
+/// would hide those of their neighbours.
 const OUTLIERS: usize = 4;
 
-/// Whether a super-block is no worse off by these gains of its blocks (losses are negative). It must hold for all blocks
-/// together, and still without the [`OUTLIERS`] that gain most: then it holds for all blocks but any [`OUTLIERS`].
+/// Whether a super-block is no worse off by these gains of its blocks (losses are negative). It
+/// must hold for all blocks together, and still without the [`OUTLIERS`] that gain most: then it
+/// holds for all blocks but any [`OUTLIERS`].
 fn is_no_worse(mut gains: Vec<f64>) -> bool {
     gains.sort_unstable_by(|a, b| b.total_cmp(a));
     let rest = gains.get(OUTLIERS..).unwrap_or_default();
@@ -133,8 +135,8 @@ impl Trial {
         }
     }
 
-    /// The number of the best candidate: of those that are nowhere worse than the last one, the one with the smaller
-    /// relative errors.
+    /// The number of the best candidate: of those that are nowhere worse than the last one, the one
+    /// with the smaller relative errors.
     fn best(mut self) -> usize {
         self.judge(SUPER_BLOCK);
         let fitting = self.totals.into_iter().zip(0..).zip(self.fits).filter(|(_, fits)| *fits);

@@ -12,7 +12,8 @@ pub enum Notice {
     TiedHeadDropped,
     /// The options leave nothing to quantise.
     NothingQuantised,
-    /// `lm_head.weight` differs from the embedding although config.json ties them; the pack keeps both.
+    /// `lm_head.weight` differs from the embedding although config.json ties them; the pack keeps
+    /// both.
     TiedHeadDiffers,
     /// Names are not those that transformers writes; they are stored as it would have written them.
     Renamed {
@@ -68,13 +69,14 @@ pub enum Notice {
         /// Their names.
         tensors: Vec<String>,
     },
-    /// Tensors like parts of the model, which it does not have by config.json. They are stored as they are and not used.
+    /// Tensors like parts of the model, which it does not have by config.json. They are stored as
+    /// they are and not used.
     Unexpected {
         /// Their names.
         tensors: Vec<String>,
     },
-    /// Tensors of layers that the model does not have by config.json, and that are no layers for multi-token prediction, as
-    /// far as can be seen. They are not stored.
+    /// Tensors of layers that the model does not have by config.json, and that are no layers for
+    /// multi-token prediction, as far as can be seen. They are not stored.
     BeyondLayers {
         /// Layers by config.json.
         layers: u32,

@@ -19,7 +19,8 @@ pub struct Options {
     pub block_size: u32,
     /// Projections whose name matches stay in their own float type; this wins over `quantize`.
     pub keep: Option<Regex>,
-    /// Further tensors of two or more dimensions whose name matches are quantised, too (lm_head, say).
+    /// Further tensors of two or more dimensions whose name matches are quantised, too (lm_head,
+    /// say).
     pub quantize: Option<Regex>,
     /// Worker threads; `None` takes one per core. The output does not depend on it.
     pub threads: Option<NonZeroUsize>,

@@ -1,8 +1,10 @@
-//! The tensors of a checkpoint as the parts of its model: [`crate::arch`] finds their places; here stands what becomes of the rest.
+//! The tensors of a checkpoint as the parts of its model: [`crate::arch`] finds their places; here
+//! stands what becomes of the rest.
 //!
-//! transformers loads a checkpoint with tensors that the model does not have, and names them. So does a conversion. What a
-//! pack can hold is kept as it is, so that an export gives it back; left out are tensors that no pack can hold and layers that
-//! the model does not have, for multi-token prediction as a rule.
+//! transformers loads a checkpoint with tensors that the model does not have, and names them. So
+//! does a conversion. What a pack can hold is kept as it is, so that an export gives it back; left
+//! out are tensors that no pack can hold and layers that the model does not have, for multi-token
+//! prediction as a rule.
 
 use std::collections::HashSet;
 
@@ -57,7 +59,8 @@ pub(super) fn shape(tensor: &TensorInfo) -> TensorShape<'_> {
     TensorShape { name: &tensor.name, shape: &tensor.shape }
 }
 
-/// An error of [`arch::place`] as what it comes from: it has seen only the tensors that a pack can hold.
+/// An error of [`arch::place`] as what it comes from: it has seen only the tensors that a pack can
+/// hold.
 fn true_reason(checkpoint: &Checkpoint, error: ArchError) -> PartsError {
     let ArchError::MissingTensor { tensor } = &error else { return error.into() };
     if let Some(found) = checkpoint.unstorable.iter().find(|found| found.name == *tensor) {
@@ -81,7 +84,8 @@ fn quantised(checkpoint: &Checkpoint, source: &Quantised) -> SourceError {
     SourceError::Quantised { path: checkpoint.config_path.clone(), source: source.clone() }
 }
 
-/// Whether the checkpoint has something else instead of the weights `tensor`: `x.codes` for `x.weight`.
+/// Whether the checkpoint has something else instead of the weights `tensor`: `x.codes` for
+/// `x.weight`.
 fn has_other_forms(checkpoint: &Checkpoint, tensor: &str) -> bool {
     let Some(stem) = tensor.strip_suffix("weight") else { return false };
     let names = checkpoint.tensors.iter().map(|t| t.name.as_str());
@@ -89,8 +93,8 @@ fn has_other_forms(checkpoint: &Checkpoint, tensor: &str) -> bool {
     names.any(|name| name.strip_prefix(stem).is_some_and(|rest| rest != "bias"))
 }
 
-/// An output projection counts where it is present, tied or not; so one that cannot be stored is an error. One without
-/// elements is a mark that others leave where the embedding takes its place.
+/// An output projection counts where it is present, tied or not; so one that cannot be stored is an
+/// error. One without elements is a mark that others leave where the embedding takes its place.
 fn check_head(model: &Model, checkpoint: &Checkpoint) -> Result<(), SourceError> {
     let head = model.prefix.name(arch::family::Scope::Model, None, "lm_head.weight");
     let found = checkpoint.unstorable.iter().find(|tensor| tensor.name == head);
@@ -186,15 +190,16 @@ fn is_prediction_part(name: &str) -> bool {
     is_prediction(name) || name.split('.').any(is_part)
 }
 
-/// Whether a tensor in the decoder looks like weights that a layer would compute with, rather than like a buffer.
+/// Whether a tensor in the decoder looks like weights that a layer would compute with, rather than
+/// like a buffer.
 fn is_weight_of_a_layer(name: &str, stray: &Stray) -> bool {
     let is_weight = name.ends_with(".weight") || name.ends_with(".bias");
     name.split('.').any(|word| word.ends_with("_proj")) || (stray.layer.is_some() && is_weight)
 }
 
-/// Settles what becomes of an output projection that config.json ties to the embedding. One that has the embedding's
-/// values, in any float type, is dropped from `model`; one that differs stays, and the model is not tied. Reads both
-/// tensors.
+/// Settles what becomes of an output projection that config.json ties to the embedding. One that
+/// has the embedding's values, in any float type, is dropped from `model`; one that differs stays,
+/// and the model is not tied. Reads both tensors.
 ///
 /// # Errors
 ///

@@ -44,7 +44,8 @@ pub(super) struct Outcome {
     pub stats: Option<Stats>,
     /// Whether a scale is negative.
     pub signed: bool,
-    /// First pass of a `dq8` tensor: the scales that the encoder would like, and what each has to spare.
+    /// First pass of a `dq8` tensor: the scales that the encoder would like, and what each has to
+    /// spare.
     pub wanted: Option<(Vec<f32>, Vec<Margin>)>,
 }
 

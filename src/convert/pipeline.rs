@@ -1,6 +1,7 @@
-//! Runs a plan. Every source file is read once, front to back, in windows. Each thread reads a piece of the window and encodes
-//! it while it is in that core's cache; meanwhile the window before is hashed, and its output written. Memory is two windows
-//! and their output, whatever the model's size.
+//! Runs a plan. Every source file is read once, front to back, in windows. Each thread reads a
+//! piece of the window and encodes it while it is in that core's cache; meanwhile the window before
+//! is hashed, and its output written. Memory is two windows and their output, whatever the model's
+//! size.
 
 use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
@@ -26,7 +27,8 @@ use crate::format::nf4::{ScaleType, Scales};
 use crate::format::{PieceCrc, Role, Section, SectionKind, check, crc32};
 use crate::io::{AlignedBuf, folder_of, read_exact_at};
 
-/// Bytes of a window for each thread, so that there is work for all; at least [`MIN_WINDOW`], at most [`MAX_WINDOW`].
+/// Bytes of a window for each thread, so that there is work for all; at least [`MIN_WINDOW`], at
+/// most [`MAX_WINDOW`].
 const WINDOW_PER_THREAD: usize = 2 << 20;
 const MIN_WINDOW: usize = 4 << 20;
 const MAX_WINDOW: usize = 64 << 20;
@@ -34,7 +36,8 @@ const MAX_WINDOW: usize = 64 << 20;
 /// Pieces of a `dq8` tensor whose codes are held at a time.
 const NESTED_PIECES: usize = 64;
 
-/// A checkpoint that has been opened, checked against its config.json, and planned: all that can be known before writing.
+/// A checkpoint that has been opened, checked against its config.json, and planned: all that can be
+/// known before writing.
 #[derive(Debug)]
 pub struct Conversion {
     checkpoint: Checkpoint,
@@ -56,7 +59,8 @@ pub fn convert(source: &Path, target: &Path, options: Options, progress: &dyn Pr
 }
 
 impl Conversion {
-    /// Opens and plans; reads headers and small files only (and a tied lm_head, to compare it with the embedding).
+    /// Opens and plans; reads headers and small files only (and a tied lm_head, to compare it with
+    /// the embedding).
     ///
     /// # Errors
     /// Where the checkpoint cannot be read or converted as asked.
@@ -100,7 +104,8 @@ impl Conversion {
         &self.kept_unused
     }
 
-    /// The bytes of a file of the checkpoint that the pack will hold; an empty one has no place in it.
+    /// The bytes of a file of the checkpoint that the pack will hold; an empty one has no place in
+    /// it.
     pub fn file(&self, name: &str) -> Option<&[u8]> {
         let mut files = self.checkpoint.side_files.iter().filter(|(_, bytes)| !bytes.is_empty());
         files.find(|(file, _)| file == name).map(|(_, bytes)| bytes.as_slice())
@@ -132,7 +137,8 @@ impl Conversion {
         Ok(self.report(&state))
     }
 
-    /// Refuses to replace a file that the conversion reads: weights, index, small files, `--config`.
+    /// Refuses to replace a file that the conversion reads: weights, index, small files,
+    /// `--config`.
     fn check_target(&self, path: &Path) -> Result<(), ConvertError> {
         let Ok(target) = path.canonicalize() else { return Ok(()) };
         let folder = self.checkpoint.files.first().map(|f| folder_of(&f.path));
@@ -173,7 +179,8 @@ impl Conversion {
     }
 }
 
-/// What the pieces add up to. Pieces are absorbed in file order, so that nothing depends on the number of threads.
+/// What the pieces add up to. Pieces are absorbed in file order, so that nothing depends on the
+/// number of threads.
 #[derive(Debug, Default)]
 struct State {
     crcs: Vec<PieceCrc>,
@@ -360,8 +367,8 @@ impl<'a> Run<'a> {
         })
     }
 
-    /// Second pass of a `dq8` tensor: its scales are nested, its pieces are read again, and codes are chosen for the scales
-    /// as they will be read.
+    /// Second pass of a `dq8` tensor: its scales are nested, its pieces are read again, and codes
+    /// are chosen for the scales as they will be read.
     fn finish_nested(&mut self, tensor: usize) -> Result<(), ConvertError> {
         let Action::Quantise { codes } = self.job.plan.actions[tensor] else { return Ok(()) };
         let mut wanted = self.state.wanted.remove(&tensor).unwrap_or_default();
@@ -390,8 +397,8 @@ impl<'a> Run<'a> {
         Ok(())
     }
 
-    /// The table of a `dq8` tensor whose scales differ too much for the even map: the tensor is read again, once for the scales
-    /// of plain absmax and once to measure each table.
+    /// The table of a `dq8` tensor whose scales differ too much for the even map: the tensor is
+    /// read again, once for the scales of plain absmax and once to measure each table.
     fn best_table(&self, tensor: usize, wanted: &[f32]) -> Result<Vec<u8>, ConvertError> {
         let pieces = self.pieces_of(tensor);
         let mut absmax = Vec::with_capacity(wanted.len());

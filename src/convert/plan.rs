@@ -1,4 +1,5 @@
-//! Pure: which tensor becomes which sections, and how long the pack will be, to the byte. Nothing is read or written here.
+//! Pure: which tensor becomes which sections, and how long the pack will be, to the byte. Nothing
+//! is read or written here.
 
 use thiserror::Error;
 
@@ -66,7 +67,8 @@ pub enum PlanError {
     Provenance(#[from] serde_json::Error),
 }
 
-/// A SHA-256 that is not known yet; the final one has the same length, so that the plan's lengths are final.
+/// A SHA-256 that is not known yet; the final one has the same length, so that the plan's lengths
+/// are final.
 const PENDING_HASH: &str = "0000000000000000000000000000000000000000000000000000000000000000";
 
 impl Plan {

@@ -7,7 +7,8 @@ use super::notice::{LeftOut, Notice};
 use super::source::TensorInfo;
 use crate::format::Role;
 
-/// What a caller wants to know while it waits, and a way to stop the work. Calls come from any thread.
+/// What a caller wants to know while it waits, and a way to stop the work. Calls come from any
+/// thread.
 pub trait Progress: Sync {
     /// `done` of `total` units (weights, or bytes where a command says so) are finished.
     fn advance(&self, done: u64, total: u64) {

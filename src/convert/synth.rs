@@ -1,4 +1,5 @@
-//! Checkpoints and packs of random weights in the shape of a real model, for benchmarks and tests where none can be downloaded.
+//! Checkpoints and packs of random weights in the shape of a real model, for benchmarks and tests
+//! where none can be downloaded.
 
 mod pack;
 
@@ -97,7 +98,8 @@ impl Shape {
     }
 }
 
-/// Name and shape of every tensor of the model that a config.json describes, in the order of its layers.
+/// Name and shape of every tensor of the model that a config.json describes, in the order of its
+/// layers.
 ///
 /// # Errors
 /// A [`ConfigError`] where it describes none.
@@ -113,20 +115,22 @@ struct Tensor {
     shape: Vec<u64>,
     /// Bytes.
     len: u64,
-    /// Start of its random numbers, so that its values depend neither on the shards nor on the other tensors.
+    /// Start of its random numbers, so that its values depend neither on the shards nor on the
+    /// other tensors.
     seed: u64,
 }
 
-/// Writes a snapshot of `shape` into the folder `dir`, which is made where it is missing and must otherwise be empty: one
-/// `model.safetensors`, or shards of at most `shard_bytes` of data (but at least one tensor) with an index. The same seed
-/// gives the same weights, however they are sharded: about normal, with a standard deviation of 0.02 around 0, and around 1
-/// in norms. Gives the number of bytes in weights files. Memory stays at a few MiB; all is synced to disk at the end, so
-/// that the write-back does not disturb what is measured next.
+/// Writes a snapshot of `shape` into the folder `dir`, which is made where it is missing and must
+/// otherwise be empty: one `model.safetensors`, or shards of at most `shard_bytes` of data (but at
+/// least one tensor) with an index. The same seed gives the same weights, however they are sharded:
+/// about normal, with a standard deviation of 0.02 around 0, and around 1 in norms. Gives the
+/// number of bytes in weights files. Memory stays at a few MiB; all is synced to disk at the end,
+/// so that the write-back does not disturb what is measured next.
 ///
 /// # Errors
 ///
-/// `AlreadyExists` where `dir` is not empty; `Interrupted` where `progress`, which counts bytes of weights, says so; otherwise what
-/// the operating system says.
+/// `AlreadyExists` where `dir` is not empty; `Interrupted` where `progress`, which counts bytes of
+/// weights, says so; otherwise what the operating system says.
 pub fn write(dir: &Path, shape: &Shape, seed: u64, shard_bytes: Option<u64>, progress: &impl Progress) -> io::Result<u64> {
     write_model(dir, &shape.config(), seed, shard_bytes, progress)
 }
@@ -195,7 +199,8 @@ fn shards(tensors: Vec<(String, Vec<u64>)>, seed: u64, shard_bytes: Option<u64>)
     shards
 }
 
-/// Writes one safetensors file, with the values for weights and for norms, and gives its length; `advance` hears of each run of bytes.
+/// Writes one safetensors file, with the values for weights and for norms, and gives its length;
+/// `advance` hears of each run of bytes.
 fn write_file(
     path: &Path,
     tensors: &[Tensor],
@@ -235,15 +240,17 @@ fn write_file(
 /// Step of the counter of [`mix`]: 2^64 divided by the golden ratio.
 const STEP: u64 = 0x9e37_79b9_7f4a_7c15;
 
-/// The output function of SplitMix64 (Steele, Lea, Flood, 2014): fast, and good enough for weights that nobody learns from.
+/// The output function of SplitMix64 (Steele, Lea, Flood, 2014): fast, and good enough for weights
+/// that nobody learns from.
 fn mix(state: u64) -> u64 {
     let z = (state ^ (state >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
     let z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
     z ^ (z >> 31)
 }
 
-/// The values that weights are drawn from, as little-endian bfloat16: the 2^16 quantiles of a normal distribution. A look-up
-/// is several times as fast as computing a normal sample, and reaches 4.3 standard deviations.
+/// The values that weights are drawn from, as little-endian bfloat16: the 2^16 quantiles of a
+/// normal distribution. A look-up is several times as fast as computing a normal sample, and
+/// reaches 4.3 standard deviations.
 fn quantiles(mean: f32) -> Vec<[u8; 2]> {
     // Winitzki's approximation of the inverse error function, good to 2 parts in 1000.
     const A: f64 = 0.147;
@@ -257,8 +264,8 @@ fn quantiles(mean: f32) -> Vec<[u8; 2]> {
     (0..1 << 16).map(value).collect()
 }
 
-/// Fills `bytes` with values of `quantiles`, four to a random number; gives the state that goes on from there. Chunks of a
-/// multiple of 8 bytes therefore give the same values as one long chunk.
+/// Fills `bytes` with values of `quantiles`, four to a random number; gives the state that goes on
+/// from there. Chunks of a multiple of 8 bytes therefore give the same values as one long chunk.
 fn fill(bytes: &mut [u8], mut state: u64, quantiles: &[[u8; 2]]) -> u64 {
     for group in bytes.chunks_mut(8) {
         state = state.wrapping_add(STEP);

@@ -59,7 +59,8 @@ impl Target {
     /// Creates the temporary file beside `path`, after looking whether `len` bytes fit.
     ///
     /// # Errors
-    /// Where `path` exists and `force` is not set, where it is a folder, where the folder is missing or full.
+    /// Where `path` exists and `force` is not set, where it is a folder, where the folder is
+    /// missing or full.
     pub(crate) fn create(path: &Path, len: u64, force: bool) -> Result<Self, ConvertError> {
         let error = |source| ConvertError::Target { path: path.to_owned(), source };
         if path.is_dir() {
@@ -88,8 +89,8 @@ impl Target {
         Ok(Self { temporary, path: path.to_owned(), folder, force })
     }
 
-    /// Runs `work`, which writes through the [`Writer`]. Beside it a thread of its own makes the file durable as it grows, so
-    /// that little is left to wait for at the end.
+    /// Runs `work`, which writes through the [`Writer`]. Beside it a thread of its own makes the
+    /// file durable as it grows, so that little is left to wait for at the end.
     pub(crate) fn write_with<T>(
         &self,
         work: impl FnOnce(&Writer<'_>) -> Result<T, ConvertError>,
@@ -119,7 +120,8 @@ impl Target {
     /// Makes the file durable and gives it its name.
     ///
     /// # Errors
-    /// After [`ConvertError::NotDurable`] the file has its name; after any other error there is nothing of it.
+    /// After [`ConvertError::NotDurable`] the file has its name; after any other error there is
+    /// nothing of it.
     pub(crate) fn finish(self) -> Result<(), ConvertError> {
         self.file().sync_all().map_err(|source| self.error(source))?;
         let Self { temporary, path, folder, force } = self;

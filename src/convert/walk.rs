@@ -1,12 +1,13 @@
-//! Cuts a source file into windows that are read one after the other, and each window into pieces that are worked on in
-//! parallel. Every byte of the file is in exactly one piece, so that hashing the windows in order hashes the file.
+//! Cuts a source file into windows that are read one after the other, and each window into pieces
+//! that are worked on in parallel. Every byte of the file is in exactly one piece, so that hashing
+//! the windows in order hashes the file.
 
 use std::ops::Range;
 
 use super::source::{SourceFile, TensorInfo};
 
-/// Weights of a piece: a multiple of every block size, small enough that a piece and its output stay in the second-level
-/// cache of a core.
+/// Weights of a piece: a multiple of every block size, small enough that a piece and its output
+/// stay in the second-level cache of a core.
 pub(super) const PIECE_WEIGHTS: u64 = 1 << 17;
 
 /// Bytes of a piece that belongs to no tensor (the header).
@@ -59,7 +60,8 @@ pub(super) fn windows<'a>(
     })
 }
 
-/// All pieces of a file in order; a checked safetensors file has no holes, but a hole would be a piece, too.
+/// All pieces of a file in order; a checked safetensors file has no holes, but a hole would be a
+/// piece, too.
 fn pieces<'a>(file: &'a SourceFile, tensors: &'a [TensorInfo]) -> impl Iterator<Item = Piece> + 'a {
     let mut end = 0;
     let numbered = file.tensors.clone().zip(tensors.get(file.tensors.clone()).unwrap_or_default());

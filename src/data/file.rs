@@ -5,7 +5,8 @@ use std::path::Path;
 use super::formats::without_mark;
 use super::{DataError, Dataset, Options, Tokenizer};
 
-/// Endings of names of JSON Lines, and of plain text; other files are told by their first character.
+/// Endings of names of JSON Lines, and of plain text; other files are told by their first
+/// character.
 const JSON_LINES: [&str; 3] = ["jsonl", "json", "ndjson"];
 const TEXT: [&str; 2] = ["txt", "md"];
 
@@ -21,14 +22,16 @@ pub struct DataFile<'a> {
 }
 
 impl<'a> DataFile<'a> {
-    /// A file that holds what its name says or, where that says nothing, what its first character does.
+    /// A file that holds what its name says or, where that says nothing, what its first character
+    /// does.
     pub fn new(path: &'a Path, bytes: &'a [u8]) -> Self {
         let named = |endings: &[&str]| path.extension().is_some_and(|e| endings.iter().any(|n| e.eq_ignore_ascii_case(n)));
         let like_json = || without_mark(bytes).trim_ascii_start().first().is_none_or(|byte| b"{[".contains(byte));
         Self { path, bytes, json_lines: named(&JSON_LINES) || (!named(&TEXT) && like_json()) }
     }
 
-    /// The samples of the file. `progress` hears how many of all lines are tokenised, and ends the work where it says `false`.
+    /// The samples of the file. `progress` hears how many of all lines are tokenised, and ends the
+    /// work where it says `false`.
     ///
     /// # Errors
     /// [`DataError::File`] with what is wrong; [`DataError::Cancelled`].
@@ -40,7 +43,8 @@ impl<'a> DataFile<'a> {
     ) -> Result<Dataset, DataError> {
         let read = match self.json_lines {
             true => Dataset::from_json_lines(self.bytes, tokenizer, options, progress),
-            // One call of the tokenizer, which nothing ends: cut at another place, a text has other tokens.
+            // One call of the tokenizer, which nothing ends: cut at another place, a text has other
+            // tokens.
             false => Dataset::from_text(self.bytes, tokenizer, options.max_length),
         };
         read.map_err(|error| match error {

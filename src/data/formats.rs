@@ -56,7 +56,8 @@ pub enum Form {
     ShareGpt,
 }
 
-/// Keys that change what a line means wherever they stand, and what to say where a form has no place for one.
+/// Keys that change what a line means wherever they stand, and what to say where a form has no
+/// place for one.
 const MEANINGFUL: [(&str, &str); 28] = [
     ("system", NO_PLACE),
     ("system_prompt", NO_PLACE),
@@ -172,7 +173,8 @@ impl Record<'_> {
     /// The keys that nothing is known of.
     ///
     /// # Errors
-    /// [`DataError::Value`] for a key that changes what the line means, and that the form has no place for.
+    /// [`DataError::Value`] for a key that changes what the line means, and that the form has no
+    /// place for.
     fn ignored(&self, form: Form) -> Result<Vec<&str>, DataError> {
         let mut ignored = Vec::new();
         let known = |key: &&str| form.keys().contains(key) || form.optional().contains(key);
@@ -269,7 +271,8 @@ impl Record<'_> {
         }
     }
 
-    /// The tools that a conversation may call: a list or, where a table has no room for one, its JSON; `None` where there are none.
+    /// The tools that a conversation may call: a list or, where a table has no room for one, its
+    /// JSON; `None` where there are none.
     fn tools(&self) -> Result<Value, DataError> {
         let bad = || self.bad("tools", "a list of tools, or its JSON as a string");
         let Some(given) = given(self.dict, "tools") else { return Ok(Value::None) };
@@ -287,7 +290,8 @@ pub(super) fn role(message: &Dict) -> Option<&str> {
     message.get_str("role").and_then(Value::as_str)
 }
 
-/// A key of a map that is there and not null: what writes tables as JSON has every column in every line.
+/// A key of a map that is there and not null: what writes tables as JSON has every column in every
+/// line.
 pub(super) fn given<'a>(dict: &'a Dict, key: &str) -> Option<&'a Value> {
     dict.get_str(key).filter(|value| !value.is_none())
 }

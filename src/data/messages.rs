@@ -17,7 +17,8 @@ pub(super) enum Learns {
 const ROLES: [&str; 8] = ["system", "developer", "user", "assistant", "tool", "function", "ipython", "observation"];
 const ROLES_EXPECTED: &str = "one of system, developer, user, assistant, tool, function, ipython, observation";
 
-/// Names under which files have what the assistant thought. Templates read the first one; gpt-oss reads the second one.
+/// Names under which files have what the assistant thought. Templates read the first one; gpt-oss
+/// reads the second one.
 const THOUGHTS: [&str; 3] = ["reasoning_content", "thinking", "reasoning"];
 
 /// Keys that say whether a message is learned: OpenAI's, Axolotl's (two), ms-swift's.
@@ -36,7 +37,8 @@ const MEANINGFUL: [(&str, &str); 9] = [
     ("videos", "left out: only text is learned"),
 ];
 
-/// A message as templates read it: all that it has and that is not null, as transformers gives it to them.
+/// A message as templates read it: all that it has and that is not null, as transformers gives it
+/// to them.
 pub(super) fn message(record: &Record<'_>, message: &Value) -> Result<(Dict, Learns), DataError> {
     let Some(given_message) = message.as_dict() else { return Err(record.bad("messages", "a list of messages")) };
     let says = record.string(given_message, "role")?;
@@ -76,7 +78,8 @@ pub(super) fn turn(record: &Record<'_>, turn: &Value) -> Result<(Dict, Learns), 
     finished(record, message)
 }
 
-/// Takes what is for the trainer out of a message, and gives its thoughts every name that templates have for them.
+/// Takes what is for the trainer out of a message, and gives its thoughts every name that templates
+/// have for them.
 fn finished(record: &Record<'_>, mut message: Dict) -> Result<(Dict, Learns), DataError> {
     let meaningful = MEANINGFUL.iter().find(|(key, _)| given(&message, key).is_some_and(Value::is_true));
     if let Some((key, expected)) = meaningful {

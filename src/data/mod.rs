@@ -1,4 +1,5 @@
-//! Training data: files of people's forms, to tokens with a mark on those to be learned, to packed batches.
+//! Training data: files of people's forms, to tokens with a mark on those to be learned, to packed
+//! batches.
 
 mod file;
 mod formats;

@@ -6,8 +6,9 @@ use crate::random::{Generator, Stream};
 /// The label of a token whose successor is not learned.
 pub const IGNORE_INDEX: u32 = u32::MAX;
 
-/// Tokens of some rows, one row after the other, without any in between: a token sees its own sample alone, so that a row only says
-/// how many tokens there may be. All vectors have an element for each token.
+/// Tokens of some rows, one row after the other, without any in between: a token sees its own
+/// sample alone, so that a row only says how many tokens there may be. All vectors have an element
+/// for each token.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Batch {
     /// Rows.
@@ -29,8 +30,9 @@ pub fn epoch_order(count: usize, seed: u64, epoch: u32) -> Vec<usize> {
     order
 }
 
-/// The samples of each row: in `order`, each into the first row that still has room for it. Samples longer than `length` are
-/// left out; there are none after [`Dataset`](super::Dataset) has cut them.
+/// The samples of each row: in `order`, each into the first row that still has room for it. Samples
+/// longer than `length` are left out; there are none after [`Dataset`](super::Dataset) has cut
+/// them.
 pub fn rows(samples: &[Sample], order: &[usize], length: u32) -> Vec<Vec<usize>> {
     let mut rows: Vec<Vec<usize>> = Vec::new();
     let mut room = Room::new(order.len(), length as usize);
@@ -47,7 +49,8 @@ pub fn rows(samples: &[Sample], order: &[usize], length: u32) -> Vec<Vec<usize>>
     rows
 }
 
-/// The room left in each of many rows, as a tree of maxima: the first row with enough is found without looking at all.
+/// The room left in each of many rows, as a tree of maxima: the first row with enough is found
+/// without looking at all.
 struct Room {
     /// Node 1 is the root, the children of node `i` are `2i` and `2i + 1`; the leaves are the rows.
     tree: Vec<usize>,

@@ -1,10 +1,12 @@
 //! Probes: a conversation whose words are replaced by letters that stand for them.
 //!
-//! A chat template copies words and writes text of its own between them. To know which is which, the words are replaced, letter by
-//! letter, and the conversation is rendered again. A replacement is a letter of a script that the conversation does not use, and
-//! each value of each message has its own, so that a rendering shows whose every letter is. Blanks, quotes and, where a template
-//! looks for them, its own strings stay: it takes the same branches, and the rendering has the same length. Where the
-//! letters are put back the text must come out again. If it does not, the probe shows nothing and another one is tried.
+//! A chat template copies words and writes text of its own between them. To know which is which,
+//! the words are replaced, letter by letter, and the conversation is rendered again. A replacement
+//! is a letter of a script that the conversation does not use, and each value of each message has
+//! its own, so that a rendering shows whose every letter is. Blanks, quotes and, where a template
+//! looks for them, its own strings stay: it takes the same branches, and the rendering has the same
+//! length. Where the letters are put back the text must come out again. If it does not, the probe
+//! shows nothing and another one is tried.
 
 use std::collections::{HashMap, HashSet};
 use std::ops::{Range, RangeInclusive};
@@ -133,7 +135,8 @@ impl Probe {
             written.push(match words {
                 Words::Kept => message.clone(),
                 _ if is_assistant(message) => writer.message(index, message, words, plan.calls),
-                // Some templates compare messages: equal ones stay equal. Which one an assistant said must be known.
+                // Some templates compare messages: equal ones stay equal. Which one an assistant
+                // said must be known.
                 _ => {
                     let replace = || writer.message(index, message, words, plan.calls);
                     equal.entry((message.to_string(), words)).or_insert_with(replace).clone()
@@ -181,7 +184,8 @@ impl Probe {
         Reading { text, runs }
     }
 
-    /// The leaf of a rendering's last letter, and what the template writes after it: all of it where no letter is.
+    /// The leaf of a rendering's last letter, and what the template writes after it: all of it
+    /// where no letter is.
     pub(super) fn tail<'a>(&self, rendered: &'a str) -> (Option<usize>, &'a str) {
         let last = rendered.char_indices().rev().find_map(|(at, c)| Some((self.letters.get(&c)?.leaf, at + c.len_utf8())));
         match last {
@@ -322,7 +326,8 @@ pub(super) fn is_assistant(message: &Value) -> bool {
     message.get("role").as_str() == Some("assistant")
 }
 
-/// Whether a character is never replaced: what templates trim, and what has another length where JSON and Python escape it.
+/// Whether a character is never replaced: what templates trim, and what has another length where
+/// JSON and Python escape it.
 fn stays(c: char) -> bool {
     c.is_whitespace() || c.is_control() || matches!(c, '"' | '\'' | '\\')
 }

@@ -17,7 +17,8 @@ use crate::random::{Generator, Stream};
 const ALPACA: &str =
     "Below is an instruction that describes a task. Write a response that appropriately completes the request.";
 
-/// Records that are tokenised between two looks at whether to go on: enough for all cores, and done in a moment.
+/// Records that are tokenised between two looks at whether to go on: enough for all cores, and done
+/// in a moment.
 const AT_A_TIME: usize = 512;
 
 /// What is learned.
@@ -37,7 +38,8 @@ pub struct Options {
     pub train_on: TrainOn,
     /// Tokens of a sample at most; what is over is cut at the end.
     pub max_length: u32,
-    /// Whether a sample from which nothing can be learned is an error; otherwise it is left out and counted.
+    /// Whether a sample from which nothing can be learned is an error; otherwise it is left out and
+    /// counted.
     pub strict: bool,
 }
 
@@ -48,7 +50,8 @@ pub struct Sample {
     pub line: u64,
     /// Its tokens.
     pub tokens: Vec<u32>,
-    /// One a token: whether it is to be predicted. The first token never is: nothing stands before it.
+    /// One a token: whether it is to be predicted. The first token never is: nothing stands before
+    /// it.
     pub trained: Vec<bool>,
 }
 
@@ -104,11 +107,13 @@ pub struct Dataset {
 }
 
 impl Dataset {
-    /// Reads a JSON Lines file. `progress` hears how many of all records are tokenised, and ends the work where it says `false`.
+    /// Reads a JSON Lines file. `progress` hears how many of all records are tokenised, and ends
+    /// the work where it says `false`.
     ///
     /// # Errors
-    /// A [`DataError`] with the line; [`DataError::AllDropped`] where nothing can be learned from any sample, and
-    /// [`DataError::NothingTrained`] for the first one of these where `options` are strict; [`DataError::Cancelled`].
+    /// A [`DataError`] with the line; [`DataError::AllDropped`] where nothing can be learned from
+    /// any sample, and [`DataError::NothingTrained`] for the first one of these where `options` are
+    /// strict; [`DataError::Cancelled`].
     pub fn from_json_lines(
         bytes: &[u8],
         tokenizer: &Tokenizer,
@@ -143,7 +148,8 @@ impl Dataset {
         }
     }
 
-    /// Cuts one plain text into samples of `max_length` tokens; every token is learned. Line ends of DOS count as line ends.
+    /// Cuts one plain text into samples of `max_length` tokens; every token is learned. Line ends
+    /// of DOS count as line ends.
     ///
     /// # Errors
     /// [`DataError::Utf8`]; [`DataError::Empty`] where there are not two tokens.
@@ -159,8 +165,8 @@ impl Dataset {
         Ok(Self { samples, ..Self::default() })
     }
 
-    /// Takes a share of the samples out, to evaluate on: at random, one at least, and never the last one. Both parts keep the
-    /// order of the file.
+    /// Takes a share of the samples out, to evaluate on: at random, one at least, and never the
+    /// last one. Both parts keep the order of the file.
     ///
     /// # Errors
     /// [`DataError::NothingHeldOut`] where there are not two samples.
@@ -260,7 +266,8 @@ fn encode(
     Ok((sample, concerns))
 }
 
-/// Whether something that is learned ends in a token that ends a text; where all is learned, whether there is one.
+/// Whether something that is learned ends in a token that ends a text; where all is learned,
+/// whether there is one.
 fn learns_an_end(tokenizer: &Tokenizer, sample: &Sample, train_on: TrainOn) -> bool {
     let next = sample.trained.iter().skip(1).chain([&false]);
     let tokens = sample.tokens.iter().zip(&sample.trained).zip(next).skip(1);
@@ -277,8 +284,8 @@ fn instruction_messages(system: Option<&str>, turns: &[[String; 2]]) -> Vec<Valu
     system.into_iter().chain(turns).collect()
 }
 
-/// Instructions and answers in the form of Alpaca's prompt. Every answer ends in the token that ends a text; the last one gets
-/// it with its tokens.
+/// Instructions and answers in the form of Alpaca's prompt. Every answer ends in the token that
+/// ends a text; the last one gets it with its tokens.
 fn alpaca(tokenizer: &Tokenizer, system: Option<&str>, turns: &[[String; 2]]) -> Result<Marked, DataError> {
     let end = tokenizer.eos().map(|eos| tokenizer.decode(&[eos])).transpose()?.unwrap_or_default();
     let mut text = system.unwrap_or(ALPACA).to_owned();

@@ -1,5 +1,5 @@
-//! What a template writes between the words of messages, compared by marks, words and characters: `<|user|>` and `<|end|>` have nothing
-//! in common.
+//! What a template writes between the words of messages, compared by marks, words and characters:
+//! `<|user|>` and `<|end|>` have nothing in common.
 
 /// Bytes of the first atom of a text: `<..>` or `[..]` without blanks, a word, or a character.
 fn atom(text: &str) -> usize {

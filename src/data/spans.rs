@@ -1,9 +1,10 @@
 //! Where in a text stands what is to be learned.
 //!
-//! A template with `{% generation %}` says so itself. Every other one is probed (see [`super::probe`]): of each letter of the rendered
-//! text it is then known which message it is of, or that the template wrote it. What the template writes between the words of two
-//! messages is a seam. A seam has the end of a turn and the header of the next one. The end is what also follows where
-//! the turn is the last one. The header is what also stands in the generation prompt.
+//! A template with `{% generation %}` says so itself. Every other one is probed (see
+//! [`super::probe`]): of each letter of the rendered text it is then known which message it is of,
+//! or that the template wrote it. What the template writes between the words of two messages is a
+//! seam. A seam has the end of a turn and the header of the next one. The end is what also follows
+//! where the turn is the last one. The header is what also stands in the generation prompt.
 
 use std::ops::Range;
 
@@ -32,18 +33,20 @@ impl Marked {
         Self { text, trained, left_out: Vec::new() }
     }
 
-    /// Whether a token that stands for these bytes is to be learned: some of them are. A token's spaces may not count as its
-    /// own, so that nothing but its end is certain.
+    /// Whether a token that stands for these bytes is to be learned: some of them are. A token's
+    /// spaces may not count as its own, so that nothing but its end is certain.
     pub(super) fn is_trained(&self, token: &Range<usize>) -> bool {
         let start = token.start.min(token.end.saturating_sub(1));
         self.trained.iter().any(|span| token.end > span.start && start < span.end)
     }
 }
 
-/// A conversation as the chat template writes it, with what the assistant says marked, up to the token that ends its turn.
+/// A conversation as the chat template writes it, with what the assistant says marked, up to the
+/// token that ends its turn.
 ///
 /// # Errors
-/// [`DataError::NoTemplate`], [`DataError::Render`], [`DataError::Unlearned`], [`DataError::Spans`].
+/// [`DataError::NoTemplate`], [`DataError::Render`], [`DataError::Unlearned`],
+/// [`DataError::Spans`].
 pub(super) fn conversation(tokenizer: &Tokenizer, line: u64, chat: &Chat, train_on: TrainOn) -> Result<Marked, DataError> {
     let Chat { messages, tools, unlearned } = chat;
     let template = tokenizer.template(tools).map_err(|error| error.of_line(line))?;
@@ -167,7 +170,8 @@ impl<'a> Probed<'a> {
         let none_of = |owner: Owner| !leaves().any(|(at, leaf)| leaf.owner == owner && rendered(at));
         let lost = |(at, leaf): (usize, &Leaf)| match leaf.owner {
             Owner::Message(message, Part::Content) if !rendered(at) => role(message).map(|role| LeftOut::Message { role }),
-            // Templates leave out what was thought in earlier turns; of the last one it is to be learned.
+            // Templates leave out what was thought in earlier turns; of the last one it is to be
+            // learned.
             Owner::Message(message, Part::Thought) if last == Some(message) && !rendered(at) => Some(LeftOut::Thought),
             Owner::Message(_, Part::Calls) if none_of(leaf.owner) => Some(LeftOut::Calls),
             Owner::Tools if !rendered(at) => Some(LeftOut::Tools),
@@ -221,7 +225,8 @@ impl<'a> Probed<'a> {
         Ok(Some(start.min(end)..end))
     }
 
-    /// Where the words of a turn, given by its runs, begin to be learned: where the generation prompt ends.
+    /// Where the words of a turn, given by its runs, begin to be learned: where the generation
+    /// prompt ends.
     fn start(&self, turn: usize, words: &Range<usize>) -> usize {
         let before = words.start.checked_sub(1).and_then(|before| self.runs.get(before));
         let (leaf, base) = (before.map(|run| run.leaf), before.map_or(0, |run| run.bytes.end));
@@ -231,7 +236,8 @@ impl<'a> Probed<'a> {
         let style = self.rendering.template.style();
         let seam = self.slice(base..first);
         if let Some((_, prompt)) = self.prefix(turn, true).filter(|(of, _)| *of == leaf) {
-            // A conversation of no messages may have nothing in common with one that the assistant begins.
+            // A conversation of no messages may have nothing in common with one that the assistant
+            // begins.
             let prompted = before.is_some() || !prompt.trim().is_empty();
             // It may end within the words, where they begin with its thought.
             if prompted && self.slice(base..last + self.said_after(words)).starts_with(&prompt) {
@@ -301,7 +307,8 @@ impl<'a> Probed<'a> {
         (prompted && end > start).then(|| base + start..base + end)
     }
 
-    /// The conversation of the first `count` messages: whose its last letter is, and what the template writes after it.
+    /// The conversation of the first `count` messages: whose its last letter is, and what the
+    /// template writes after it.
     fn prefix(&self, count: usize, add_generation_prompt: bool) -> Option<(Option<usize>, String)> {
         let messages = self.probe.messages.get(..count)?;
         if count == self.probe.messages.len() && add_generation_prompt == self.rendering.add_generation_prompt {
@@ -324,7 +331,8 @@ impl<'a> Probed<'a> {
         self.text.get(bytes).unwrap_or_default()
     }
 
-    /// What every span must be: it has all that its message says, nothing of another one, and no header.
+    /// What every span must be: it has all that its message says, nothing of another one, and no
+    /// header.
     fn check(&self, spans: &[(usize, Range<usize>)]) -> Result<(), (usize, SpanFlaw)> {
         let style = self.rendering.template.style();
         let header = Some(style.header.trim()).filter(|header| !header.is_empty());

@@ -35,7 +35,8 @@ impl SpecialTokens {
         [&self.config, &self.map].into_iter().find_map(|file| text(file.get(name)?))
     }
 
-    /// The variables that chat templates have of them: every token by its name, and the list of those without one.
+    /// The variables that chat templates have of them: every token by its name, and the list of
+    /// those without one.
     pub(super) fn variables(&self) -> Vec<(String, TemplateValue)> {
         let files = [&self.config, &self.map];
         let keys = files.into_iter().flat_map(Map::keys).filter(|key| key.ends_with("_token")).map(String::as_str);
@@ -70,7 +71,8 @@ fn object(file: TokenizerFile, bytes: Option<&[u8]>) -> Result<Map<String, Value
     }
 }
 
-/// The sources of a model's chat templates by their names, of which `default` and `tool_use` have a meaning.
+/// The sources of a model's chat templates by their names, of which `default` and `tool_use` have a
+/// meaning.
 ///
 /// Files of their own go before tokenizer_config.json, and that before chat_template.json.
 ///

@@ -7,26 +7,30 @@ const REPLACEMENT: char = char::REPLACEMENT_CHARACTER;
 
 /// Turns tokens into text one by one: what is shown is never taken back.
 ///
-/// Tokens are decoded together with those of the text before them, since a decoder may treat the first token of a text differently
-/// (a space before it is lost), and since a character may be spread over several tokens.
+/// Tokens are decoded together with those of the text before them, since a decoder may treat the
+/// first token of a text differently (a space before it is lost), and since a character may be
+/// spread over several tokens.
 #[derive(Debug)]
 pub struct TokenStream<'a> {
     tokenizer: &'a Tokenizer,
-    /// The tokens of the text that was shown last, and behind them those of which nothing was shown.
+    /// The tokens of the text that was shown last, and behind them those of which nothing was
+    /// shown.
     tokens: Vec<u32>,
     /// How many of them were shown.
     shown: usize,
 }
 
 impl Tokenizer {
-    /// A stream of text that goes on after `before`, the tokens of a text that nobody is shown again; empty where a text starts.
+    /// A stream of text that goes on after `before`, the tokens of a text that nobody is shown
+    /// again; empty where a text starts.
     pub fn stream(&self, before: &[u32]) -> TokenStream<'_> {
         TokenStream { tokenizer: self, tokens: before.to_vec(), shown: before.len() }
     }
 }
 
 impl TokenStream<'_> {
-    /// The text that a token adds, without special tokens; nothing where it ends within a character.
+    /// The text that a token adds, without special tokens; nothing where it ends within a
+    /// character.
     ///
     /// # Errors
     /// [`DataError::Encode`].

@@ -15,8 +15,8 @@ pub(super) struct Style {
 }
 
 impl Style {
-    /// That of a template, tried on a question and an answer. Where it refuses these nothing is known. `render` is told
-    /// messages, tools and whether the generation prompt is asked for.
+    /// That of a template, tried on a question and an answer. Where it refuses these nothing is
+    /// known. `render` is told messages, tools and whether the generation prompt is asked for.
     pub(super) fn new(render: impl Fn(&[Value], &Value, bool) -> Option<String>) -> Self {
         let function = Value::from_pairs([("name", "f"), ("description", "f")]);
         let tools = Value::from(vec![Value::from_pairs([("type", Value::from("function")), ("function", function)])]);
@@ -56,8 +56,8 @@ impl Style {
     }
 }
 
-/// The generation prompt that stands `before` an answer, and follows the one that is closed, too. An `empty` conversation may
-/// have nothing else.
+/// The generation prompt that stands `before` an answer, and follows the one that is closed, too.
+/// An `empty` conversation may have nothing else.
 fn always<'a>(before: &str, closing: &'a str, empty: &str) -> &'a str {
     let common = common_suffix(before, closing);
     let alone = Some(common_suffix(empty, closing)).filter(|&alone| alone > 0).map_or(common, |alone| alone.min(common));

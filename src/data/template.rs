@@ -19,8 +19,8 @@ pub(super) struct ChatTemplate {
 }
 
 impl ChatTemplate {
-    /// Compiles a template. `special_tokens` are its variables `bos_token`, `eos_token` and so on; `now`, in seconds since
-    /// the Unix epoch, is what `strftime_now` says (in UTC).
+    /// Compiles a template. `special_tokens` are its variables `bos_token`, `eos_token` and so on;
+    /// `now`, in seconds since the Unix epoch, is what `strftime_now` says (in UTC).
     ///
     /// # Errors
     /// Where the template is broken.

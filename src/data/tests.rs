@@ -1,4 +1,5 @@
-//! Files to samples to batches, with the fixture's tokenizer and with templates as models have them.
+//! Files to samples to batches, with the fixture's tokenizer and with templates as models have
+//! them.
 
 use std::path::Path;
 
@@ -119,7 +120,8 @@ fn sharegpt_is_a_conversation() {
     assert!(matches!(error, DataError::NoTemplate { line: 1 }), "{error}");
 }
 
-/// In the manner of Qwen3: the last turn of the assistant begins with a thought, even an empty one; earlier ones lose it.
+/// In the manner of Qwen3: the last turn of the assistant begins with a thought, even an empty one;
+/// earlier ones lose it.
 const THINKING: &str = "{%- for m in messages %}{%- if m.role == 'assistant' %}{%- set c = m.content.split('</think>')[-1].lstrip('\\n') %}\
     {{- '<|im_start|>assistant\\n' }}{%- if loop.last %}{{- '<think>\\n\\n</think>\\n\\n' }}{%- endif %}{{- c + '<|im_end|>\\n' }}\
     {%- else %}{{- '<|im_start|>' + m.role + '\\n' + m.content + '<|im_end|>\\n' }}{%- endif %}{%- endfor %}\
@@ -454,7 +456,8 @@ fn streams_leave_special_tokens_out_and_go_on_after_a_prompt() {
     assert!(pieces(&tokenizer, &[], &[100_000]).is_empty());
 }
 
-/// As Llama 2 has it: a space is a part of the word after it, lost at the start of a text; bytes are tokens of their own.
+/// As Llama 2 has it: a space is a part of the word after it, lost at the start of a text; bytes
+/// are tokens of their own.
 #[test]
 fn streams_keep_spaces_between_words_and_join_bytes() {
     let json = br#"{"version": "1.0", "truncation": null, "padding": null, "added_tokens": [], "normalizer": null, "pre_tokenizer": null,
@@ -680,7 +683,8 @@ fn a_text_may_end_otherwise_than_a_turn() {
     assert_eq!(shown(&tokenizer(Some(results)), &line), expected);
 }
 
-/// In the manner of Mistral: the system prompt stands before the last message, if that is the user's.
+/// In the manner of Mistral: the system prompt stands before the last message, if that is the
+/// user's.
 const DROPS_SYSTEM: &str = "{% if messages[0].role == 'system' %}{% set sys = messages[0].content %}{% set rest = messages[1:] %}\
     {% else %}{% set rest = messages %}{% endif %}{% for m in rest %}{% if m.role == 'user' %}\
     {% if loop.last and sys is defined %}[INST]{{ sys }}\n\n{{ m.content }}[/INST]{% else %}[INST]{{ m.content }}[/INST]{% endif %}\

@@ -43,7 +43,8 @@ pub struct Message {
 /// Text to tokens and back.
 pub struct Tokenizer {
     inner: tokenizers::Tokenizer,
-    /// The chat templates that are used, by name; one that is broken is an error where it is needed.
+    /// The chat templates that are used, by name; one that is broken is an error where it is
+    /// needed.
     templates: Vec<(String, Result<ChatTemplate, TemplateError>)>,
     /// The token that ends a text.
     eos: Option<u32>,
@@ -63,15 +64,16 @@ impl fmt::Debug for Tokenizer {
     }
 }
 
-/// The tokens of a text, and the bytes of the text that each stands for; empty at 0 for tokens that are not in the text.
+/// The tokens of a text, and the bytes of the text that each stands for; empty at 0 for tokens that
+/// are not in the text.
 pub(super) struct Encoded {
     pub(super) tokens: Vec<u32>,
     pub(super) spans: Vec<Range<usize>>,
 }
 
 impl Tokenizer {
-    /// Reads a pack's files. `now`, in seconds since the Unix epoch, is the date that some chat templates show to the model:
-    /// one that is kept over a resumed training.
+    /// Reads a pack's files. `now`, in seconds since the Unix epoch, is the date that some chat
+    /// templates show to the model: one that is kept over a resumed training.
     ///
     /// # Errors
     /// [`DataError::Tokenizer`], [`DataError::TokenizerJson`].
@@ -115,7 +117,8 @@ impl Tokenizer {
         !self.templates.is_empty()
     }
 
-    /// The chat template of a conversation: `tool_use` where tools are given, if there is one of that name, or else `default`.
+    /// The chat template of a conversation: `tool_use` where tools are given, if there is one of
+    /// that name, or else `default`.
     ///
     /// # Errors
     /// [`DataError::NoChatTemplate`], [`DataError::NoDefaultTemplate`], [`DataError::Template`].
@@ -133,7 +136,8 @@ impl Tokenizer {
         }
     }
 
-    /// Tokens of a text; with `special`, those that the tokenizer puts around every text, such as that of its beginning.
+    /// Tokens of a text; with `special`, those that the tokenizer puts around every text, such as
+    /// that of its beginning.
     ///
     /// # Errors
     /// [`DataError::Encode`]; [`DataError::TokenId`] for a token that the model does not have.
@@ -157,8 +161,8 @@ impl Tokenizer {
         Ok(Encoded { tokens, spans })
     }
 
-    /// Where tokens are without those that the tokenizer adds to a text that has them already: one token of the beginning is
-    /// enough, and one of the end.
+    /// Where tokens are without those that the tokenizer adds to a text that has them already: one
+    /// token of the beginning is enough, and one of the end.
     fn doubled(&self, tokens: &[u32]) -> Range<usize> {
         let [before, after] = &self.around;
         let rest = tokens.strip_prefix(before.as_slice()).unwrap_or_default();
@@ -184,8 +188,9 @@ impl Tokenizer {
     /// Tokens of a conversation up to where the assistant's answer starts.
     ///
     /// # Errors
-    /// [`DataError::NoChatTemplate`], [`DataError::NoDefaultTemplate`], [`DataError::Template`]; [`DataError::Chat`], for many
-    /// templates refuse orders of roles; [`DataError::Encode`], [`DataError::TokenId`].
+    /// [`DataError::NoChatTemplate`], [`DataError::NoDefaultTemplate`], [`DataError::Template`];
+    /// [`DataError::Chat`], for many templates refuse orders of roles; [`DataError::Encode`],
+    /// [`DataError::TokenId`].
     pub fn chat_prompt(&self, messages: &[Message]) -> Result<Vec<u32>, DataError> {
         let template = self.template(&Value::None)?;
         let text = template.render(&values(messages), &Value::None, true).map_err(DataError::Chat)?;

@@ -1,4 +1,5 @@
-//! Adapters as PEFT keeps them: a folder with `adapter_model.safetensors` and `adapter_config.json`.
+//! Adapters as PEFT keeps them: a folder with `adapter_model.safetensors` and
+//! `adapter_config.json`.
 
 mod peft;
 
@@ -281,8 +282,9 @@ impl Names {
         Self { naming, prefix }
     }
 
-    /// The name that [`matrices`] gives a tensor: without what PEFT and other wrappers put around it, with `model.` before the
-    /// layers, without the adapter's name, as versions of PEFT and adapters of the model without its head have them.
+    /// The name that [`matrices`] gives a tensor: without what PEFT and other wrappers put around
+    /// it, with `model.` before the layers, without the adapter's name, as versions of PEFT and
+    /// adapters of the model without its head have them.
     fn canonical(&self, name: &str) -> String {
         let name = self.naming.stored(name);
         let name =

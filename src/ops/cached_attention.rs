@@ -74,9 +74,9 @@ impl CachedAttention {
         check_head_dim(OPERATION, head_dim)?;
         // SAFETY: `forward` checks every tensor against `CachedAttentionShape`, and the kernels
         // index by tokens, heads and keys below its counts, keys from `first` on, which is below
-        // `past + tokens`; `parts` holds all runs, because only fewer than `TARGET_WORKGROUPS` rows are
-        // cut, into as many parts at most; loops end at those counts; workgroup memory is written,
-        // with a barrier after it, before it is read.
+        // `past + tokens`; `parts` holds all runs, because only fewer than `TARGET_WORKGROUPS` rows
+        // are cut, into as many parts at most; loops end at those counts; workgroup memory is
+        // written, with a barrier after it, before it is read.
         let shader = unsafe { Shader::trusted("cached_attention", include_str!("../../shaders/cached_attention.wgsl")) };
         let kernel = |entry| {
             gpu.kernel(&KernelSpec { shader: shader.clone(), entry, constants: vec![("HEAD", (head_dim / 4).into())] })

@@ -18,7 +18,8 @@ pub enum Shape {
 pub enum Warmup {
     /// So many steps.
     Steps(u64),
-    /// This share of all steps, rounded up, and never all of them: the learning rate of the first step is zero.
+    /// This share of all steps, rounded up, and never all of them: the learning rate of the first
+    /// step is zero.
     Fraction(f64),
 }
 
@@ -41,7 +42,8 @@ impl Schedule {
         Self { shape, peak, warmup, steps }
     }
 
-    /// The learning rate of a step, the first of which is 0. With a warm-up, that of step 0 is zero, as in transformers.
+    /// The learning rate of a step, the first of which is 0. With a warm-up, that of step 0 is
+    /// zero, as in transformers.
     pub fn learning_rate(&self, step: u64) -> f64 {
         if step < self.warmup {
             return self.peak * step as f64 / self.warmup as f64;

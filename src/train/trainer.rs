@@ -49,7 +49,8 @@ impl Trainer {
     /// Puts `adapter`, which must have room for its gradient, on `model`; moments start at zero.
     ///
     /// # Errors
-    /// [`ModelError::Shape`] where the adapter or the memory has no room for gradients; [`ModelError::Gpu`].
+    /// [`ModelError::Shape`] where the adapter or the memory has no room for gradients;
+    /// [`ModelError::Gpu`].
     pub fn new(
         model: Model,
         adapter: GpuAdapter,
@@ -97,7 +98,8 @@ impl Trainer {
         Ok(layers.map(|(layer, ..)| NonFiniteAt::Gradient(layer)).last())
     }
 
-    /// Looks whether the parameters still give a finite loss: a step is judged by the loss before it.
+    /// Looks whether the parameters still give a finite loss: a step is judged by the loss before
+    /// it.
     ///
     /// # Errors
     /// [`ModelError::NotFinite`] with the layer; what went wrong on the device.
@@ -142,8 +144,8 @@ impl Trainer {
         Ok([parameters.read(gpu)?, exp_avg.read(gpu)?, exp_avg_sq.read(gpu)?])
     }
 
-    /// Goes on where another trainer stopped: its moments, steps and micro-batches. Its parameters are those of the adapter given to
-    /// [`Trainer::new`].
+    /// Goes on where another trainer stopped: its moments, steps and micro-batches. Its parameters
+    /// are those of the adapter given to [`Trainer::new`].
     ///
     /// # Errors
     /// [`ModelError::Shape`], [`ModelError::Gpu`].

@@ -596,7 +596,8 @@ mod unix {
         let place = Place::new();
         place.run("convert tiny out.nf4pack").success();
         for arguments in ["completions bash", "inspect out.nf4pack --tensors", "verify out.nf4pack --json", "--help"] {
-            // Exit code of the program, not of the reader; `exec` closes the pipe before anything is written.
+            // Exit code of the program, not of the reader; `exec` closes the pipe before anything
+            // is written.
             let script = format!("{{ sleep 0.2; \"$0\" {arguments}; echo $? >&2; }} | exec true");
             let output = shell(&place, &script).output().unwrap();
             let text = String::from_utf8(output.stderr).unwrap();

@@ -1,7 +1,7 @@
 //! One golden output of each command, and of its `--help`: `tests/fixtures/golden-cli`.
 //!
-//! What is measured is left out. `NF4PACK_GOLDEN=update cargo test --test cli golden` writes the files anew; read the difference before
-//! it is committed.
+//! What is measured is left out. `NF4PACK_GOLDEN=update cargo test --test cli golden` writes the
+//! files anew; read the difference before it is committed.
 #![allow(clippy::unwrap_used, clippy::panic, reason = "tests fail by panicking")]
 
 use std::fs;
@@ -113,7 +113,8 @@ fn outputs_with_a_gpu_are_golden() {
     let data = "{\"prompt\": \"Q: \", \"completion\": \"zebra quartz\"}\n".repeat(4);
     fs::write(folder.path().join("data.jsonl"), data).unwrap();
     let adapter = gpu.adapter();
-    // The first line of a benchmark is the GPU; doctor has a table of all there are, and a list of features.
+    // The first line of a benchmark is the GPU; doctor has a table of all there are, and a list of
+    // features.
     let run = |line: &str| {
         let text = stdout(folder.path(), &line.split(' ').collect::<Vec<_>>());
         let text = text.replace(&adapter.to_string(), "GPU");

@@ -195,7 +195,8 @@ fn bench_upload_stands_beside_memcpy() {
     let assert = run(folder.path(), "bench upload --bytes 20MiB --threads 3 --runs 1").success();
     assert.stdout(contains("memcpy GB/s")).stdout(contains("\n      3  "));
 
-    // Half a byte a weight, and a bfloat16 for each 64: of a matrix, and of the projections of all layers.
+    // Half a byte a weight, and a bfloat16 for each 64: of a matrix, and of the projections of all
+    // layers.
     let bytes =
         |shape| json(folder.path(), &format!("bench upload --shape {shape} --threads 1 --runs 1"), 0)["bytes"].clone();
     assert_eq!(bytes("512x384"), 512 * 384 / 2 + 512 * 384 / 64 * 2);
@@ -274,7 +275,8 @@ fn bench_train_takes_the_memory_it_plans_and_cleans_up() {
     let phases = report["ms_per_phase"].as_object().unwrap();
     assert_eq!(phases.keys().collect::<Vec<_>>(), ["backward", "forward", "loss", "optimizer"]);
     assert!(phases.values().all(positive), "{phases:?}");
-    // The phases are a step's: milliseconds, and no more than a few times as long as one that was not looked at.
+    // The phases are a step's: milliseconds, and no more than a few times as long as one that was
+    // not looked at.
     let milliseconds: f64 = phases.values().map(|ms| ms.as_f64().unwrap()).sum();
     assert!((0.1..10.0).contains(&(milliseconds / 1e3 / median)), "{milliseconds} ms, {median} s");
 
@@ -284,7 +286,8 @@ fn bench_train_takes_the_memory_it_plans_and_cleans_up() {
     };
     let bytes: u64 = report["planned"].as_array().unwrap().iter().map(|part| part[1].as_u64().unwrap()).sum();
     assert_eq!((report["planned_bytes"].as_u64(), &report["resident"]), (Some(bytes), &Value::from(true)));
-    // Rows and columns of the seven projections: 4 floats of each at rank 4, for parameters, gradient and two moments.
+    // Rows and columns of the seven projections: 4 floats of each at rank 4, for parameters,
+    // gradient and two moments.
     let sides = (192 + 256) + 2 * (192 + 128) + (256 + 192) + 3 * (192 + 512);
     assert_eq!(part("adapter, gradient, moments"), 4 * 4 * 4 * 4 * sides);
     assert_eq!(part("activations kept"), 4 * 5 * 48 * 192);

@@ -143,7 +143,8 @@ fn nearest(value: f64) -> bf16 {
         .unwrap()
 }
 
-/// Name to values of all weights that a merge of these should give, and the rounding error over the change.
+/// Name to values of all weights that a merge of these should give, and the rounding error over the
+/// change.
 fn expected(base: &Tensors, adapter: &Tensors, rank: usize, scale: f64) -> (BTreeMap<String, Vec<bf16>>, f64) {
     let (mut change, mut rounding) = (0.0, 0.0);
     let mut merged = BTreeMap::new();

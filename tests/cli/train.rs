@@ -40,7 +40,8 @@ fn train_resume_eval_and_generate() {
     }
     let again = command(folder, &train).assert().failure().code(1);
     again.stderr(predicate::str::contains("checkpoints of an earlier run").and(predicate::str::contains("--resume")));
-    // A constant rate does not depend on the end of the run: flags override the file, and the run continues.
+    // A constant rate does not depend on the end of the run: flags override the file, and the run
+    // continues.
     let more = json(folder, &[&train[..], &["--steps", "2", "--resume"]].concat());
     assert_eq!((&more["end"], &more["steps"]), (&"complete".into(), &2.into()));
     assert_eq!(fs::read_to_string(folder.join("out/metrics.jsonl")).unwrap().lines().count(), 2);

@@ -56,7 +56,8 @@ fn every_flag_of_a_training_has_its_effect() {
     }
     let place = place();
     let (folder, out) = (place.path(), &place.path().join("out"));
-    // No two samples fit into a row of 16 tokens: an epoch is longer than the two steps of two rows.
+    // No two samples fit into a row of 16 tokens: an epoch is longer than the two steps of two
+    // rows.
     let line = |i: u32| format!("{{\"prompt\": \"Q{i}: \", \"completion\": \"zebra {} quartz\"}}\n", i % 3);
     fs::write(folder.join("data.jsonl"), (0..8).map(line).collect::<String>()).unwrap();
     // Words that the data has none of become less likely.

@@ -1,5 +1,5 @@
-//! Helpers that the test binaries share: devices, models whose results others computed, the program, small packs, and
-//! bytes of a pack changed in place.
+//! Helpers that the test binaries share: devices, models whose results others computed, the
+//! program, small packs, and bytes of a pack changed in place.
 #![allow(dead_code, unused_imports, reason = "each test binary uses a part of this")]
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "helpers of tests fail by panicking")]
 
@@ -163,8 +163,9 @@ pub fn pack(items: &[Item], layer_count: u32, metadata: &str) -> Vec<u8> {
     layout.assemble(&payloads, metadata).expect("payloads of the planned lengths")
 }
 
-/// The pack that the rejection and flip tests change: a file, two global tensors, two layers. Sections: 0 file, 1 and 2
-/// `a` and `b` (role other), 3 norm of layer 0, 4 and 5 codes and scales of layer 0, 6 and 7 those of layer 1.
+/// The pack that the rejection and flip tests change: a file, two global tensors, two layers.
+/// Sections: 0 file, 1 and 2 `a` and `b` (role other), 3 norm of layer 0, 4 and 5 codes and scales
+/// of layer 0, 6 and 7 those of layer 1.
 pub fn small_pack() -> Vec<u8> {
     let scales = dq8_scales(0.5, &[2.0], &[0, 128, 255]);
     let items = [

@@ -1,5 +1,5 @@
-//! A second reader, written from the specification alone and for good packs only: it shares no code with the crate, and
-//! panics at what it does not understand.
+//! A second reader, written from the specification alone and for good packs only: it shares no code
+//! with the crate, and panics at what it does not understand.
 
 /// One section as the naive reader sees it.
 #[derive(Debug, Clone, PartialEq)]

@@ -1,4 +1,5 @@
-//! A checkpoint whose weights NF4 holds exactly, run by the library, and what others computed with the same weights.
+//! A checkpoint whose weights NF4 holds exactly, run by the library, and what others computed with
+//! the same weights.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -48,7 +49,8 @@ pub fn tokens(value: &Value) -> Vec<u32> {
     numbers(value).iter().map(|&id| id as u32).collect()
 }
 
-/// Rows of as many tokens and labels as a batch of ours: their labels stand at the token itself, ours at the one before.
+/// Rows of as many tokens and labels as a batch of ours: their labels stand at the token itself,
+/// ours at the one before.
 pub fn batch<'a>(rows: impl IntoIterator<Item = [&'a Value; 2]>) -> Batch {
     let mut batch = Batch { rows: 0, tokens: Vec::new(), labels: Vec::new(), starts: Vec::new(), loss_tokens: 0 };
     for [row, labels] in rows {
@@ -124,7 +126,8 @@ impl Fixture {
         self.trainer_of(adapter, self.model(ring), self.memory(rows))
     }
 
-    /// With the model and the memory of a session: another model takes seconds on a software driver.
+    /// With the model and the memory of a session: another model takes seconds on a software
+    /// driver.
     pub fn trainer_of(&self, adapter: &Adapter, model: Model, memory: Memory) -> Trainer {
         let on_gpu = GpuAdapter::new(&self.gpu, &adapter.config, &adapter.layout, &adapter.vector, true).unwrap();
         let hyperparameters = Hyperparameters { weight_decay: 0.01, clip: Some(1.0), ..Hyperparameters::default() };

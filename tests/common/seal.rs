@@ -1,5 +1,5 @@
-//! Checksums of a changed pack, made right again. Also used by the fuzz targets, so it accepts any bytes, and knows the
-//! layout only from sections 2 and 4 of the specification.
+//! Checksums of a changed pack, made right again. Also used by the fuzz targets, so it accepts any
+//! bytes, and knows the layout only from sections 2 and 4 of the specification.
 
 fn u64_at(bytes: &[u8], offset: usize) -> Option<u64> {
     bytes.get(offset..offset.checked_add(8)?)?.try_into().ok().map(u64::from_le_bytes)

@@ -1,4 +1,5 @@
-//! Whole conversions through the public API: a checkpoint in, a pack out, and everything that must hold between the two.
+//! Whole conversions through the public API: a checkpoint in, a pack out, and everything that must
+//! hold between the two.
 #![allow(clippy::unwrap_used, clippy::panic, reason = "helpers of tests")]
 
 use std::fs;
@@ -23,7 +24,8 @@ fn fixture(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures").join(name)
 }
 
-/// A Qwen3 so small that a test may convert it many times; no size is a multiple of a block of 4096.
+/// A Qwen3 so small that a test may convert it many times; no size is a multiple of a block of
+/// 4096.
 fn small_shape() -> synth::Shape {
     synth::Shape { hidden: 48, intermediate: 80, layers: 2, heads: 2, kv_heads: 1, head_dim: 24, vocabulary: 50, tied: true }
 }
@@ -96,7 +98,8 @@ fn every_choice_converts_verifies_and_fits_its_source() {
     }
 }
 
-/// Trained weights have blocks of every kind: in none is an encoder worse than plain absmax, which the comparison checks.
+/// Trained weights have blocks of every kind: in none is an encoder worse than plain absmax, which
+/// the comparison checks.
 #[test]
 fn a_trained_model_fits_its_source_in_every_block() {
     let source = fixture("tiny-qwen3");
@@ -369,7 +372,8 @@ fn packs_and_exports_have_the_permissions_of_ordinary_new_files() {
     }
 }
 
-/// Adds lm_head.weight to the weights file: a copy of the embedding, but for one bit where it `differs`.
+/// Adds lm_head.weight to the weights file: a copy of the embedding, but for one bit where it
+/// `differs`.
 fn add_head(folder: &Path, differs: bool) {
     let bytes = fs::read(folder.join("model.safetensors")).unwrap();
     let tensors = SafeTensors::deserialize(&bytes).unwrap();
@@ -499,7 +503,8 @@ fn a_code_that_is_not_the_nearest_is_found_although_its_checksum_fits() {
     let source = checkpoint.path().join("model");
     let (_folder, target, _) = converted(&source, Options::default());
     let section = section_of(&target, "layers.1.self_attn.o_proj");
-    // The first code of a byte becomes its neighbour. Where that is a small step, the error of the whole block hides it.
+    // The first code of a byte becomes its neighbour. Where that is a small step, the error of the
+    // whole block hides it.
     let neighbour = |byte: u8| if byte & 15 == 15 { byte - 1 } else { byte + 1 };
     let pristine = fs::read(&target).unwrap();
     let mut found = [0, 0];
@@ -529,7 +534,8 @@ fn a_scale_that_no_encoder_chooses_is_found_although_its_checksum_fits() {
     assert!(matches!(&mismatches[..], [Mismatch::BlockError { block: 2, .. }]), "{mismatches:?}");
 }
 
-/// All codes are the nearest ones for their scales, which are a third too large: no encoder chooses such.
+/// All codes are the nearest ones for their scales, which are a third too large: no encoder chooses
+/// such.
 #[test]
 fn scales_that_are_too_large_are_found_although_their_codes_fit() {
     use nf4pack::convert::encode::{Weights, encode_with_scales};
@@ -569,7 +575,8 @@ fn a_tensor_in_another_place_of_the_model_is_found() {
     let source = folder.path().join("model");
     let (_folder, target, _) = converted(&source, Options::default());
     let section = section_of(&target, "model.layers.1.self_attn.k_norm.weight");
-    // The section before it, q_norm, claims to be the bias o_bias, whose number is one less: the order still holds.
+    // The section before it, q_norm, claims to be the bias o_bias, whose number is one less: the
+    // order still holds.
     let mut bytes = fs::read(&target).unwrap();
     let record = 128 + 96 * (section - 1);
     bytes[record + 4..record + 6].copy_from_slice(&Role::OBias.number().to_le_bytes());
@@ -794,7 +801,8 @@ fn an_exported_absmax_pack_converts_to_the_same_pack_again() {
     let (_second, again, _) = converted(&out, choice);
     let (first, second) = (MappedPack::read(&target).unwrap(), MappedPack::read(&again).unwrap());
     for (a, b) in first.pack().quantized_tensors().zip(second.pack().quantized_tensors()) {
-        // Only a scale may change: in a block whose largest weight is negative, -1 * scale is the largest magnitude all the same.
+        // Only a scale may change: in a block whose largest weight is negative, -1 * scale is the
+        // largest magnitude all the same.
         assert_eq!((a.name, a.data), (b.name, b.data));
     }
 }
@@ -839,7 +847,8 @@ fn a_synthetic_pack_stops_when_it_is_told_to() {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(24))]
 
-    /// Any shape, block size, encoder, scale type and source type: the pack verifies and fits its source.
+    /// Any shape, block size, encoder, scale type and source type: the pack verifies and fits its
+    /// source.
     #[test]
     fn any_small_model_converts(
         hidden in 1_u64..40, intermediate in 1_u64..70, layers in 1_u64..3, heads in 1_u64..4, head_dim in 1_u64..20,

@@ -1,4 +1,5 @@
-//! The encoders against bitsandbytes' own output, bit for bit. `tests/fixtures/bnb/nf4_vectors.json` describes the vectors.
+//! The encoders against bitsandbytes' own output, bit for bit.
+//! `tests/fixtures/bnb/nf4_vectors.json` describes the vectors.
 #![allow(clippy::unwrap_used, clippy::panic, reason = "helpers of tests are tests")]
 
 use nf4pack::convert::encode::nested::Nesting;

@@ -199,7 +199,8 @@ fn two_names_for_one_tensor_are_refused() {
     assert!(error.to_string().contains("model.norm.weight"), "{error}");
 }
 
-/// What convert says about a model that the kernels have no heads for, and about keys without effect.
+/// What convert says about a model that the kernels have no heads for, and about keys without
+/// effect.
 #[test]
 fn what_cannot_be_run_is_said_when_it_is_converted() {
     let more = json!({ "head_dim": 10, "rope_scaling": { "type": "linear", "factor": 2.0, "finetuned": true } });

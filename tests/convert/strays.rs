@@ -1,4 +1,5 @@
-//! Checkpoints with what no part of the model is: they convert, and every tensor and file that a pack does not have is named.
+//! Checkpoints with what no part of the model is: they convert, and every tensor and file that a
+//! pack does not have is named.
 #![allow(clippy::unwrap_used, clippy::panic, reason = "helpers of tests")]
 
 use std::collections::BTreeMap;

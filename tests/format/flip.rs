@@ -1,5 +1,5 @@
-//! No byte of a pack is free: every change of any byte, every truncation and every byte too many is found, by opening or by
-//! the full check.
+//! No byte of a pack is free: every change of any byte, every truncation and every byte too many is
+//! found, by opening or by the full check.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests fail by panicking")]
 
 use crate::common::{Item, bf16_scales, dq8_scales, f32_scales, faults, pack, small_pack};

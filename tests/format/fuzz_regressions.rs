@@ -1,5 +1,5 @@
-//! The checks of the fuzz targets, over the committed seeds and over everything that a target has ever failed on, on any
-//! toolchain.
+//! The checks of the fuzz targets, over the committed seeds and over everything that a target has
+//! ever failed on, on any toolchain.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests fail by panicking")]
 
 #[cfg(feature = "convert")]
@@ -50,7 +50,8 @@ fn convert_header() {
     assert!(replay("convert_header", convert_header::run) >= 3);
 }
 
-/// Runs the check on bytes drawn at random: where edits are drawn from them, that reaches as far as fuzzing does at first.
+/// Runs the check on bytes drawn at random: where edits are drawn from them, that reaches as far as
+/// fuzzing does at first.
 fn draw(check: impl Fn(&[u8])) {
     let mut state = 0x9e37_79b9_7f4a_7c15_u64;
     let mut next = || {

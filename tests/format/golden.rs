@@ -1,7 +1,8 @@
-//! Packs of each format version, frozen: they stay readable with the same values, and the writer still makes these bytes.
+//! Packs of each format version, frozen: they stay readable with the same values, and the writer
+//! still makes these bytes.
 //!
-//! The frozen figures were computed by a third reader (in Python, from the specification). A file here never changes;
-//! a new minor version gets files of its own, made with
+//! The frozen figures were computed by a third reader (in Python, from the specification). A file
+//! here never changes; a new minor version gets files of its own, made with
 //! `cargo test --test format golden -- --ignored write_missing_golden_files`.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests fail by panicking")]
 
@@ -42,7 +43,8 @@ fn tiny() -> Vec<u8> {
     pack(&[file, raw, projection.role(Role::QProj).layer(0)], 1, TINY_METADATA)
 }
 
-/// Every kind of section, role by layer, by expert and by stack; all three scale types; a dq8 table of two super-blocks.
+/// Every kind of section, role by layer, by expert and by stack; all three scale types; a dq8 table
+/// of two super-blocks.
 fn full() -> Vec<u8> {
     use FloatType::{Bf16, F16, F32};
     let ramp = |n: usize| (1..=n).map(|i| i as f32 * 0.25).collect::<Vec<f32>>();
@@ -109,7 +111,8 @@ fn golden_packs_are_valid() {
     }
 }
 
-/// What a projection decodes to: name, number of weights, CRC-32 of all as little-endian float32, bits of first and last.
+/// What a projection decodes to: name, number of weights, CRC-32 of all as little-endian float32,
+/// bits of first and last.
 type Frozen = (&'static str, usize, u32, u32, u32);
 
 const FULL: [Frozen; 6] = [
@@ -231,8 +234,8 @@ fn only_the_pack_with_negative_scales_says_so() {
     assert!(!signed("v1.0-full.nf4pack"));
 }
 
-/// The bytes of the hex dump in the specification: lines `offset  bytes  ; note`, each at the end of the one before; a line
-/// `*` stands for zeros up to the next offset.
+/// The bytes of the hex dump in the specification: lines `offset  bytes  ; note`, each at the end
+/// of the one before; a line `*` stands for zeros up to the next offset.
 fn hex_dump(markdown: &str) -> Vec<u8> {
     let block = markdown.split("```hex\n").nth(1).and_then(|rest| rest.split("```").next()).expect("a ```hex block");
     let (mut bytes, mut zeros) = (Vec::new(), false);

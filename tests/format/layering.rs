@@ -1,5 +1,5 @@
-//! Holds the sources against the import rules of ARCHITECTURE.md: who may use which module and which crate, and where
-//! unsafe code may stand.
+//! Holds the sources against the import rules of ARCHITECTURE.md: who may use which module and
+//! which crate, and where unsafe code may stand.
 #![allow(clippy::unwrap_used, reason = "tests fail by panicking")]
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -233,7 +233,8 @@ fn unsafe_code_stands_only_where_it_may() {
     assert!(found.contains(&"mmap.rs"), "the search finds no unsafe code at all");
 }
 
-/// A file that no test binary names would never run, and a fifth binary would be linked and open devices of its own.
+/// A file that no test binary names would never run, and a fifth binary would be linked and open
+/// devices of its own.
 #[test]
 fn every_file_of_tests_is_in_one_of_four_binaries() {
     let tests = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests");

@@ -1,5 +1,5 @@
-//! The format: golden packs, what is refused, what changed bytes do, round trips, what fuzzing found; and the rules of
-//! the sources and of these tests.
+//! The format: golden packs, what is refused, what changed bytes do, round trips, what fuzzing
+//! found; and the rules of the sources and of these tests.
 
 #[path = "../common/mod.rs"]
 mod common;

@@ -1,5 +1,6 @@
-//! Every way in which a pack can be wrong, one test each: a valid pack is changed in place, its checksums are made right
-//! again where they are not what the test is about, and exactly one error comes back, with the fields that it must have.
+//! Every way in which a pack can be wrong, one test each: a valid pack is changed in place, its
+//! checksums are made right again where they are not what the test is about, and exactly one error
+//! comes back, with the fields that it must have.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests fail by panicking")]
 
 use crate::common::seal::{seal, seal_payloads};
@@ -60,7 +61,8 @@ fn unpaired(section: usize) -> FormatError {
     FormatError::Unpaired { section: section as u64, offset: field(section, 0) as u64 }
 }
 
-/// Keeps the first `records` records and writes other names behind them. The metadata must stay where it is.
+/// Keeps the first `records` records and writes other names behind them. The metadata must stay
+/// where it is.
 fn reindex(bytes: &mut [u8], records: usize, names: &[&str]) {
     let (mut end, mut ends) = (0, Vec::new());
     for name in names {
@@ -116,7 +118,8 @@ reject! {
     };
     another_format_and_short => (b"\x89PNG\r\n\x1a\n".to_vec(), FormatError::BadMagic { found: *b"\x89PNG\r\n\x1a\n" });
     another_format => (changed(0, b"GGUF"), FormatError::BadMagic { found: *b"GGUF\r\n\x1a\n" });
-    /// A later major version may have another header, so its version is looked at before any checksum.
+    /// A later major version may have another header, so its version is looked at before any
+    /// checksum.
     later_major_version => {
         let mut bytes = small_pack();
         put(&mut bytes, header::MAJOR, &[2, 0, 7, 0]);
@@ -517,7 +520,8 @@ reject! {
         let mut bytes = small_pack();
         swap_records(&mut bytes, FILE, A);
         seal(&mut bytes);
-        // The tensor uses name 1 before name 0 is used, which is seen before the file comes out of order.
+        // The tensor uses name 1 before name 0 is used, which is seen before the file comes out of
+        // order.
         (bytes, mismatch(FILE, Field::Name, record::NAME, 0, 1))
     };
     layer_out_of_order => (record_field(NORM, record::LAYER, &[2]), order(CODES));
@@ -644,7 +648,8 @@ reject! {
     };
 }
 
-/// `small_pack` with bytes of a payload changed and its checksum right, and the error that a test makes of its offset.
+/// `small_pack` with bytes of a payload changed and its checksum right, and the error that a test
+/// makes of its offset.
 fn payload(section: usize, at: usize, value: &[u8], error: impl Fn(u64) -> FormatError) -> (Vec<u8>, FormatError) {
     let mut bytes = small_pack();
     let offset = get_u64(&bytes, field(section, record::OFFSET));
@@ -679,7 +684,8 @@ fn all_faults_of_the_payloads_are_found() {
     ));
 }
 
-/// Limits below and above those of the specification, on every count; none may make arithmetic overflow.
+/// Limits below and above those of the specification, on every count; none may make arithmetic
+/// overflow.
 #[test]
 fn limits_are_the_callers() {
     let bytes = small_pack();

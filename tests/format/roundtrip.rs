@@ -1,4 +1,5 @@
-//! Any tensors in, the same tensors out; and packs from later minor versions are read by the rules of this one.
+//! Any tensors in, the same tensors out; and packs from later minor versions are read by the rules
+//! of this one.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests fail by panicking")]
 
 use crate::common::seal::{seal, seal_payloads};
@@ -33,7 +34,8 @@ fn scale_table(scale_type: ScaleType, blocks: usize, signed: bool, seed: u64) ->
 fn shapes() -> impl Strategy<Value = Vec<u64>> {
     prop_oneof![
         prop::collection::vec(1_u64..9, 1..=4),
-        // One long dimension: lengths around multiples of 8 and of the blocks, and more than 256 blocks.
+        // One long dimension: lengths around multiples of 8 and of the blocks, and more than 256
+        // blocks.
         (0_u64..5, 0_u64..300, 1_u64..4).prop_map(|(fine, blocks, rows)| vec![rows, (32 * blocks + fine).max(1)]),
     ]
 }
@@ -190,8 +192,8 @@ proptest! {
     }
 }
 
-/// A pack whose second tensor of layer 0 is of a kind that this version does not know, with nonsense in the fields that such
-/// a kind need not keep.
+/// A pack whose second tensor of layer 0 is of a kind that this version does not know, with
+/// nonsense in the fields that such a kind need not keep.
 fn with_unknown_section(flags: u16) -> Vec<u8> {
     let mut bytes = pack(
         &[

@@ -1,4 +1,5 @@
-//! The package's sources, as far as the rules of `layering` look at them: the paths that each file names, made absolute.
+//! The package's sources, as far as the rules of `layering` look at them: the paths that each file
+//! names, made absolute.
 #![allow(clippy::unwrap_used, reason = "tests fail by panicking")]
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -54,7 +55,8 @@ impl Source {
         Self { path: path.to_owned(), code, module, names, imports }
     }
 
-    /// The module right under the crate's root: `convert` for `convert/plan.rs`, `mmap` for `mmap.rs`.
+    /// The module right under the crate's root: `convert` for `convert/plan.rs`, `mmap` for
+    /// `mmap.rs`.
     pub fn top(&self) -> &str {
         self.module.first().map_or("lib", String::as_str)
     }
@@ -279,7 +281,8 @@ impl<'a> Reader<'a> {
         }
     }
 
-    /// Makes the path absolute. One without a prefix leads into a module below this one or into another crate: `Files` tells.
+    /// Makes the path absolute. One without a prefix leads into a module below this one or into
+    /// another crate: `Files` tells.
     fn add(&mut self, segments: &[String], alias: Option<&str>, import: bool, handed_on: bool) {
         let Some(first) = segments.first() else { return };
         let mut base = if matches!(first.as_str(), "crate" | "nf4pack") { Vec::new() } else { self.module.clone() };

@@ -7,7 +7,8 @@ use crate::arch::family::{Family, Rotary, Windows};
 /// What the attention of one layer does.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct LayerAttention {
-    /// A token attends to itself and the `window - 1` tokens before it; to all before it where this is `None`.
+    /// A token attends to itself and the `window - 1` tokens before it; to all before it where this
+    /// is `None`.
     pub window: Option<u32>,
     /// Whether queries and keys are rotated by their positions.
     pub rotary: bool,

@@ -111,7 +111,8 @@ impl<'a> Keys<'a> {
         self.get(key).map_or(Ok(default), |found| found.as_bool().ok_or_else(|| bad(found)))
     }
 
-    /// A list with `len` elements or more, each of which `element` reads; `None` where the key is absent or null.
+    /// A list with `len` elements or more, each of which `element` reads; `None` where the key is
+    /// absent or null.
     pub fn list<T>(
         &self,
         key: &str,
@@ -138,7 +139,8 @@ impl<'a> Keys<'a> {
         known.iter().copied().find(named).ok_or_else(|| self.bad(key, expected, found))
     }
 
-    /// A token id or a list of them; `None` where the key is absent, an empty list where it is null.
+    /// A token id or a list of them; `None` where the key is absent, an empty list where it is
+    /// null.
     pub fn token_ids(&self, key: &str) -> Result<Option<Vec<u32>>, ConfigError> {
         let expected = "a token id or a list of token ids";
         let Some(found) = self.get(key) else { return Ok(None) };

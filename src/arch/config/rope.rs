@@ -1,4 +1,5 @@
-//! The rotary embedding: `rope_parameters` of newer configurations, `rope_theta` and `rope_scaling` of older ones.
+//! The rotary embedding: `rope_parameters` of newer configurations, `rope_theta` and `rope_scaling`
+//! of older ones.
 
 use super::error::ConfigError;
 use super::keys::Keys;
@@ -12,7 +13,8 @@ pub struct Rope {
     pub scaling: RopeScaling,
 }
 
-/// How a rotary embedding is stretched; the parameters have transformers' names. Lengths are in tokens.
+/// How a rotary embedding is stretched; the parameters have transformers' names. Lengths are in
+/// tokens.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum RopeScaling {
     /// It is not.
@@ -35,12 +37,14 @@ pub enum RopeScaling {
         factor: f64,
         /// Waves longer than `original_max_position_embeddings` divided by this are long.
         low_freq_factor: f64,
-        /// Waves shorter than `original_max_position_embeddings` divided by this are short; above `low_freq_factor`.
+        /// Waves shorter than `original_max_position_embeddings` divided by this are short; above
+        /// `low_freq_factor`.
         high_freq_factor: f64,
         /// Length of the first training.
         original_max_position_embeddings: f64,
     },
-    /// A ramp over the features from unscaled to divided by `factor`, and a factor on the attention.
+    /// A ramp over the features from unscaled to divided by `factor`, and a factor on the
+    /// attention.
     Yarn {
         /// At least 1.
         factor: f64,
@@ -62,9 +66,10 @@ pub enum RopeScaling {
 }
 
 impl Rope {
-    /// Reads the configuration of a model that was made for `max_positions`, as `convert_rope_params_to_dict` of transformers
-    /// 5.24 does: `rope_scaling`, unless it is empty, or else `rope_parameters`. `default_theta` is that of the class. Keys that
-    /// the scaling does not use are added to `ignored`.
+    /// Reads the configuration of a model that was made for `max_positions`, as
+    /// `convert_rope_params_to_dict` of transformers 5.24 does: `rope_scaling`, unless it is empty,
+    /// or else `rope_parameters`. `default_theta` is that of the class. Keys that the scaling does
+    /// not use are added to `ignored`.
     pub(super) fn read(
         config: &Keys<'_>,
         default_theta: f64,
@@ -97,8 +102,8 @@ impl Rope {
 /// What every scaling reads.
 const COMMON_KEYS: [&str; 4] = ["rope_theta", "rope_type", "type", "partial_rotary_factor"];
 
-/// The classes that are supported have one rotary embedding, with parameters that are no objects. Newer ones have one for each
-/// kind of layer.
+/// The classes that are supported have one rotary embedding, with parameters that are no objects.
+/// Newer ones have one for each kind of layer.
 fn one_for_all_layers(parameters: &Keys<'_>) -> Result<(), ConfigError> {
     match parameters.entries().find(|(_, value)| value.is_object()) {
         Some((key, value)) => {
@@ -108,8 +113,8 @@ fn one_for_all_layers(parameters: &Keys<'_>) -> Result<(), ConfigError> {
     }
 }
 
-/// The classes that are supported turn every feature of a head. Without scaling they do not look at this key; with one,
-/// transformers computes angles for a part of the head, and then fails.
+/// The classes that are supported turn every feature of a head. Without scaling they do not look at
+/// this key; with one, transformers computes angles for a part of the head, and then fails.
 fn whole_head(keys: &Keys<'_>, scaling: RopeScaling, ignored: &mut Vec<String>) -> Result<(), ConfigError> {
     const KEY: &str = "partial_rotary_factor";
     match keys.given(KEY) {

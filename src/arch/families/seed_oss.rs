@@ -1,5 +1,6 @@
-//! Seed-OSS: biases of queries, keys and values, unless config.json says otherwise; that of the output has a key of its own. Its
-//! `attention_dropout` and `residual_dropout` are left out: an adapter has a dropout of its own.
+//! Seed-OSS: biases of queries, keys and values, unless config.json says otherwise; that of the
+//! output has a key of its own. Its `attention_dropout` and `residual_dropout` are left out: an
+//! adapter has a dropout of its own.
 
 use crate::arch::family::{Absent, Bias, DECODER, Family};
 

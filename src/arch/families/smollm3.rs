@@ -1,4 +1,5 @@
-//! SmolLM3: every fourth layer has no rotary embedding. The embedding is the output projection unless config.json says otherwise.
+//! SmolLM3: every fourth layer has no rotary embedding. The embedding is the output projection
+//! unless config.json says otherwise.
 
 use crate::arch::family::{Bias, DECODER, Family, Rotary, Windows};
 

@@ -5,7 +5,8 @@ use serde_json::json;
 use super::super::{MAX_LAYERS, model_types};
 use super::*;
 
-/// Hidden 8, 2 layers, 4 heads of 4 elements (q is 16 wide), 2 kv heads, feed-forward 12, vocabulary 10.
+/// Hidden 8, 2 layers, 4 heads of 4 elements (q is 16 wide), 2 kv heads, feed-forward 12,
+/// vocabulary 10.
 fn config(model_type: &str) -> Map<String, Value> {
     let Value::Object(config) = json!({
         "model_type": model_type, "hidden_size": 8, "intermediate_size": 12, "num_hidden_layers": 2,

@@ -26,10 +26,12 @@ impl Avx2 {
     }
 }
 
-/// The thresholds of the third step of the search, at the places that 0, -1, -2 and -3 select by their low two bits.
+/// The thresholds of the third step of the search, at the places that 0, -1, -2 and -3 select by
+/// their low two bits.
 const THIRD: [f32; 4] = [MIDPOINTS[1], MIDPOINTS[13], MIDPOINTS[9], MIDPOINTS[5]];
 
-/// Every other entry of a table, from `first` on, at the places that 0, -1, ..., -7 select by their low three bits.
+/// Every other entry of a table, from `first` on, at the places that 0, -1, ..., -7 select by their
+/// low three bits.
 const fn every_other(table: &[f32], first: usize) -> [f32; 8] {
     let mut picked = [0.0; 8];
     let mut k = 0;
@@ -62,7 +64,8 @@ fn codes(s: __m256) -> Codes {
     // SAFETY: both tables have the lengths that are loaded.
     let (third, fourth) = unsafe { (_mm256_broadcast_ps(&_mm_loadu_ps(THIRD.as_ptr())), _mm256_loadu_ps(FOURTH.as_ptr())) };
     let above = |threshold| _mm256_castps_si256(_mm256_cmp_ps::<_CMP_LT_OQ>(threshold, s));
-    // Each step leaves minus the number of thresholds below, so that a comparison's -1 can be added as it is.
+    // Each step leaves minus the number of thresholds below, so that a comparison's -1 can be added
+    // as it is.
     let k1 = above(_mm256_set1_ps(MIDPOINTS[7]));
     let second = _mm256_blendv_ps(_mm256_set1_ps(MIDPOINTS[3]), _mm256_set1_ps(MIDPOINTS[11]), _mm256_castsi256_ps(k1));
     let k2 = _mm256_add_epi32(_mm256_add_epi32(k1, k1), above(second));
@@ -92,7 +95,8 @@ fn pack(codes: [Codes; 4]) -> __m128i {
     };
     let [a, b, c, d] = codes;
     let (a, b, c, d) = (code(a), code(b), code(c), code(d));
-    // Packing works within 128-bit halves, so the bytes come out in the order of the 4-element runs a0 b0 c0 d0 a1 b1 c1 d1.
+    // Packing works within 128-bit halves, so the bytes come out in the order of the 4-element runs
+    // a0 b0 c0 d0 a1 b1 c1 d1.
     let bytes = _mm256_packus_epi16(_mm256_packs_epi32(a, b), _mm256_packs_epi32(c, d));
     let bytes = _mm256_permutevar8x32_epi32(bytes, _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7));
     // Each pair of bytes: low + 16 * high, in 16 bits.
@@ -161,7 +165,8 @@ impl Tables {
         let above = |threshold| _mm256_cmpgt_epi8(w, threshold);
         let k1 = above(self.first);
         let m2 = above(_mm256_blendv_epi8(self.second[0], self.second[1], k1));
-        // Minus a comparison's -1; unlike the float search, `vpshufb` wants indices that are not negative.
+        // Minus a comparison's -1; unlike the float search, `vpshufb` wants indices that are not
+        // negative.
         let k1 = _mm256_abs_epi8(k1);
         let k2 = _mm256_sub_epi8(_mm256_add_epi8(k1, k1), m2);
         let k3 = _mm256_sub_epi8(_mm256_add_epi8(k2, k2), above(_mm256_shuffle_epi8(self.third, k2)));
@@ -199,8 +204,8 @@ macro_rules! forward {
     ($($name:ident($($arg:ident: $type:ty),*) -> $out:ty = $body:expr;)+) => {$(
         #[inline(always)]
         fn $name(self, $($arg: $type),*) -> $out {
-            // SAFETY: `self` exists, so `Avx2::detect` has found AVX2 and F16C. Pointers in `$body` are those of arrays of
-            // exactly the bytes that are loaded or stored, at any alignment.
+            // SAFETY: `self` exists, so `Avx2::detect` has found AVX2 and F16C. Pointers in `$body`
+            // are those of arrays of exactly the bytes that are loaded or stored, at any alignment.
             unsafe { $body }
         }
     )+};

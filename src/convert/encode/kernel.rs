@@ -1,12 +1,14 @@
-//! The algorithms, written once over eight lanes. What a backend may change is how fast the operations of [`Lanes`] are, never
-//! their results, so all backends agree bit for bit by construction.
+//! The algorithms, written once over eight lanes. What a backend may change is how fast the
+//! operations of [`Lanes`] are, never their results, so all backends agree bit for bit by
+//! construction.
 
 use super::nested::Margin;
 use super::search::{Grid, Search};
 use super::{BlockError, Encoder, NotFinite, ScalePrecision, Stats, Task, Weights};
 use crate::format::{FloatType, nf4};
 
-/// Weights that a pass takes at a time: four vectors of eight, sixteen bytes of codes. Divides every block size.
+/// Weights that a pass takes at a time: four vectors of eight, sixteen bytes of codes. Divides
+/// every block size.
 pub(super) const GROUP: usize = 32;
 
 /// The largest block.
@@ -18,15 +20,15 @@ pub(super) const MAX_GROUPS: usize = MAX_BLOCK / GROUP;
 /// bitsandbytes divides by at least this.
 const MIN_ABSMAX: f32 = 1e-38;
 
-/// Below this, 2^-100, scales are divided by. A scale that [`Search`] tries is never less than 2^-14 of absmax, so above it no
-/// reciprocal overflows.
+/// Below this, 2^-100, scales are divided by. A scale that [`Search`] tries is never less than
+/// 2^-14 of absmax, so above it no reciprocal overflows.
 const SMALL_ABSMAX: f32 = f32::from_bits(27 << 23);
 
 /// A byte of two codes of zero weights.
 const ZERO_CODES: u8 = nf4::ZERO_CODE << 4 | nf4::ZERO_CODE;
 
-/// The operations of a backend, on eight float32 lanes at a time. Each is exact IEEE 754 binary32 with one rounding (no fused
-/// multiply-add), subnormal numbers included.
+/// The operations of a backend, on eight float32 lanes at a time. Each is exact IEEE 754 binary32
+/// with one rounding (no fused multiply-add), subnormal numbers included.
 pub(super) trait Lanes: Copy {
     /// Eight float32.
     type F: Copy;
@@ -63,16 +65,19 @@ pub(super) trait Lanes: Copy {
     /// Thirty-two codes as the file packs them.
     fn pack(self, codes: [Self::C; 4]) -> [u8; 16];
 
-    /// Each lane rounded to the nearest integer, ties to even, and held to -128..=127; lanes are within the range of i32.
+    /// Each lane rounded to the nearest integer, ties to even, and held to -128..=127; lanes are
+    /// within the range of i32.
     fn to_i8(self, x: [Self::F; 4], to: &mut [i8; GROUP]);
-    /// The sums that [`Search`] ranks candidates by, for two grids, each with weights times 1 or -1:
-    /// `[<q,w>, <q,q>]` of the first, then of the second. See [`Grid`].
+    /// The sums that [`Search`] ranks candidates by, for two grids, each with weights times 1 or
+    /// -1: `[<q,w>, <q,q>]` of the first, then of the second. See [`Grid`].
     fn dots(self, weights: &[[i8; GROUP]], candidates: [(&Grid, i8); 2]) -> [i32; 4];
 }
 
-/// Some blocks in float32, each padded with zeros to whole groups. A zero gets code 7 and adds nothing to any sum.
+/// Some blocks in float32, each padded with zeros to whole groups. A zero gets code 7 and adds
+/// nothing to any sum.
 ///
-/// [`Search`] takes all of them through one step before the next: what one block waits for, another can do.
+/// [`Search`] takes all of them through one step before the next: what one block waits for, another
+/// can do.
 pub(super) struct Tile {
     weights: [[f32; GROUP]; MAX_GROUPS],
     blocks: [Extent; MAX_GROUPS],
@@ -142,7 +147,8 @@ pub(super) struct Block<'a> {
     partial: bool,
     /// The largest magnitude.
     pub absmax: f32,
-    /// A power of two near `1 / absmax`: at this unit squares of weights neither overflow nor vanish.
+    /// A power of two near `1 / absmax`: at this unit squares of weights neither overflow nor
+    /// vanish.
     pub unit: f32,
 }
 
@@ -157,8 +163,8 @@ fn square_of(unit: f32) -> f64 {
     1.0 / (f64::from(unit) * f64::from(unit))
 }
 
-/// Widens `N / 8`-byte elements into `to`, pads the last group with zeros, and returns the largest magnitude: infinity or NaN if
-/// there is any.
+/// Widens `N / 8`-byte elements into `to`, pads the last group with zeros, and returns the largest
+/// magnitude: infinity or NaN if there is any.
 #[inline(always)]
 fn widen<L: Lanes, const N: usize>(l: L, bytes: &[u8], to: &mut [[f32; GROUP]], load: impl Fn(L, &[u8; N]) -> L::F) -> f32 {
     let mut largest = l.splat(0.0);
@@ -198,14 +204,15 @@ struct Divisor {
 }
 
 impl Divisor {
-    /// As bitsandbytes does it: a reciprocal in full blocks, division in partial ones, by 1e-38 at least.
+    /// As bitsandbytes does it: a reciprocal in full blocks, division in partial ones, by 1e-38 at
+    /// least.
     fn bitsandbytes(scale: f32, block: &Block<'_>) -> Self {
         let divisor = scale.max(MIN_ABSMAX);
         if block.partial { Self { by: divisor, divide: true } } else { Self { by: 1.0 / divisor, divide: false } }
     }
 
-    /// The same for ordinary scales of either sign. Where a reciprocal could overflow it divides, so that the smallest blocks keep
-    /// their signal; a zero scale brings every weight to zero.
+    /// The same for ordinary scales of either sign. Where a reciprocal could overflow it divides,
+    /// so that the smallest blocks keep their signal; a zero scale brings every weight to zero.
     fn new(scale: f32, block: &Block<'_>) -> Self {
         if block.divides() || scale.abs() < f32::MIN_POSITIVE {
             Self { by: if scale == 0.0 { f32::INFINITY } else { scale }, divide: true }
@@ -221,7 +228,8 @@ impl Block<'_> {
         self.partial || self.absmax < SMALL_ABSMAX
     }
 
-    /// Encodes the block for a scale that brings weights to the codebook by `divisor`. `codes` takes the codes of whole groups.
+    /// Encodes the block for a scale that brings weights to the codebook by `divisor`. `codes`
+    /// takes the codes of whole groups.
     #[inline(always)]
     fn encode<L: Lanes>(&self, l: L, scale: f32, divisor: Divisor, codes: &mut [u8]) -> Sums {
         if divisor.divide {
@@ -309,7 +317,8 @@ pub(super) struct Sums {
     max_error: f32,
 }
 
-/// [`super::encode`] with [`Encoder::Mse`] or with [`Encoder::Absmax`]; separate types, since each is compiled better on its own.
+/// [`super::encode`] with [`Encoder::Mse`] or with [`Encoder::Absmax`]; separate types, since each
+/// is compiled better on its own.
 pub(super) struct Encode<'a, const MSE: bool> {
     pub precision: ScalePrecision,
     pub block: usize,
@@ -412,7 +421,8 @@ impl Task for EncodeWithScales<'_> {
         let capacity = tile.capacity();
         let tiles = self.codes.chunks_mut(capacity * self.block / 2).zip(self.scales.chunks(capacity));
         for (t, (codes, scales)) in tiles.enumerate() {
-            // The first pass has refused what is not finite; here it would only make codes and statistics meaningless.
+            // The first pass has refused what is not finite; here it would only make codes and
+            // statistics meaningless.
             let _ = tile.load(l, self.weights, t * capacity);
             for (i, (codes, &scale)) in codes.chunks_exact_mut(self.block / 2).zip(scales).enumerate() {
                 let block = tile.block(i);

@@ -1,8 +1,10 @@
-//! Floats in, NF4 codes and scales out: the pure arithmetic of a conversion, with no paths and no threads.
+//! Floats in, NF4 codes and scales out: the pure arithmetic of a conversion, with no paths and no
+//! threads.
 //!
-//! A tensor is cut into blocks of `block_size` elements in flattened row-major order. A call takes any run of whole blocks, and
-//! the tensor's last, partial block only at its end. Every backend gives the bits of the portable reference in `scalar.rs`,
-//! so a pack does not depend on the machine that wrote it.
+//! A tensor is cut into blocks of `block_size` elements in flattened row-major order. A call takes
+//! any run of whole blocks, and the tensor's last, partial block only at its end. Every backend
+//! gives the bits of the portable reference in `scalar.rs`, so a pack does not depend on the
+//! machine that wrote it.
 
 mod avx2;
 mod kernel;
@@ -23,7 +25,8 @@ use nested::Margin;
 pub enum Encoder {
     /// The largest magnitude in the block, as bitsandbytes does it.
     Absmax,
-    /// The scale, of either sign, with the smallest squared error that a search finds; never worse than [`Encoder::Absmax`].
+    /// The scale, of either sign, with the smallest squared error that a search finds; never worse
+    /// than [`Encoder::Absmax`].
     Mse,
 }
 
@@ -37,12 +40,14 @@ impl Encoder {
     }
 }
 
-/// How a scale is rounded before the codes of its block are chosen, so that the codes fit the scale that is stored.
+/// How a scale is rounded before the codes of its block are chosen, so that the codes fit the scale
+/// that is stored.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum ScalePrecision {
     /// Kept in float32.
     F32,
-    /// Rounded to the nearest bfloat16, ties to even; what would round to infinity becomes the largest finite bfloat16.
+    /// Rounded to the nearest bfloat16, ties to even; what would round to infinity becomes the
+    /// largest finite bfloat16.
     Bf16,
 }
 
@@ -107,8 +112,9 @@ pub struct NotFinite {
 
 /// What encoding cost, over the weights of one call or, merged, of many.
 ///
-/// Errors are those of the decoder: `weight - CODEBOOK[code] * scale` in float32. Their squares are summed in float32 within a
-/// block (eight lanes, at a power-of-two unit that keeps them from overflow and underflow) and in float64 over blocks.
+/// Errors are those of the decoder: `weight - CODEBOOK[code] * scale` in float32. Their squares are
+/// summed in float32 within a block (eight lanes, at a power-of-two unit that keeps them from
+/// overflow and underflow) and in float64 over blocks.
 #[derive(Debug, Clone, Copy, PartialEq, Default)]
 pub struct Stats {
     /// Number of weights.
@@ -140,19 +146,22 @@ impl Default for BlockError {
 }
 
 impl BlockError {
-    /// The error relative to the block: the norm of the errors over the norm of the weights. 1 where all weights were lost.
+    /// The error relative to the block: the norm of the errors over the norm of the weights. 1
+    /// where all weights were lost.
     pub fn relative(&self) -> f64 {
         if self.sum_sq > 0.0 { (self.sum_sq_error / self.sum_sq).sqrt() } else { 0.0 }
     }
 
-    /// Whether it is larger than `other`, relative to the blocks. No square of float32 overflows here.
+    /// Whether it is larger than `other`, relative to the blocks. No square of float32 overflows
+    /// here.
     pub fn exceeds(&self, other: &Self) -> bool {
         self.sum_sq_error * other.sum_sq > other.sum_sq_error * self.sum_sq
     }
 }
 
 impl Stats {
-    /// Adds the weights that `other` counts. Float64 sums depend on their order: merge in a fixed one.
+    /// Adds the weights that `other` counts. Float64 sums depend on their order: merge in a fixed
+    /// one.
     pub fn merge(&mut self, other: &Self) {
         self.weights += other.weights;
         self.sum_sq += other.sum_sq;
@@ -163,7 +172,8 @@ impl Stats {
         }
     }
 
-    /// Squared error per squared weight, the measure of an encoder's quality; 0 where every weight is zero.
+    /// Squared error per squared weight, the measure of an encoder's quality; 0 where every weight
+    /// is zero.
     pub fn relative_sq_error(&self) -> f64 {
         if self.sum_sq > 0.0 { self.sum_sq_error / self.sum_sq } else { 0.0 }
     }
@@ -171,18 +181,20 @@ impl Stats {
 
 /// Encodes `weights`: one scale per block, already rounded to `precision`, and the packed codes.
 ///
-/// Codes are packed as the file holds them ([`nf4::CODES_PER_WORD`]); the padding of a partial last block gets
-/// [`nf4::ZERO_CODE`]. A block of zeros gets scale 1.0. With [`Encoder::Absmax`] and [`ScalePrecision::F32`] codes and scales are
-/// those of bitsandbytes 0.50.2 in every bit, but for that 1.0 (0.0 or 1e-38 there). That includes its weak point: a block
-/// is divided by `max(absmax, 1e-38)`, so a full block below 1e-38 keeps almost nothing.
-/// ([`Encoder::Mse`] has no such limit.) A scale that rounds to zero gets codes 7.
+/// Codes are packed as the file holds them ([`nf4::CODES_PER_WORD`]); the padding of a partial last
+/// block gets [`nf4::ZERO_CODE`]. A block of zeros gets scale 1.0. With [`Encoder::Absmax`] and
+/// [`ScalePrecision::F32`] codes and scales are those of bitsandbytes 0.50.2 in every bit, but for
+/// that 1.0 (0.0 or 1e-38 there). That includes its weak point: a block is divided by
+/// `max(absmax, 1e-38)`, so a full block below 1e-38 keeps almost nothing. ([`Encoder::Mse`] has no
+/// such limit.) A scale that rounds to zero gets codes 7.
 ///
 /// # Errors
 /// The first NaN or infinity; `codes` and `scales` then hold nothing of use.
 ///
 /// # Panics
-/// Where `block_size` is not one of [`nf4::BLOCK_SIZES`], or with `blocks = ceil(weights.len() / block_size)`, where `scales` has not
-/// `blocks` elements or `codes` not `blocks * block_size / 2` bytes.
+/// Where `block_size` is not one of [`nf4::BLOCK_SIZES`], or with
+/// `blocks = ceil(weights.len() / block_size)`, where `scales` has not `blocks` elements or `codes`
+/// not `blocks * block_size / 2` bytes.
 pub fn encode(
     encoder: Encoder,
     precision: ScalePrecision,
@@ -198,16 +210,19 @@ pub fn encode(
     }
 }
 
-/// Chooses a float32 scale per block and no codes: the first of the two passes of a nested (`dq8`) scale table.
+/// Chooses a float32 scale per block and no codes: the first of the two passes of a nested (`dq8`)
+/// scale table.
 ///
-/// The scales are those of [`encode`] with [`ScalePrecision::F32`], except that a block of zeros gets 0.0, as in bitsandbytes: any
-/// scale decodes it, and a 1.0 among small scales would cost its 255 neighbours their precision.
+/// The scales are those of [`encode`] with [`ScalePrecision::F32`], except that a block of zeros
+/// gets 0.0, as in bitsandbytes: any scale decodes it, and a 1.0 among small scales would cost its
+/// 255 neighbours their precision.
 ///
 /// # Errors
 /// The first NaN or infinity.
 ///
 /// # Panics
-/// Where `block_size` is not one of [`nf4::BLOCK_SIZES`], or `scales` has not `ceil(weights.len() / block_size)` elements.
+/// Where `block_size` is not one of [`nf4::BLOCK_SIZES`], or `scales` has not
+/// `ceil(weights.len() / block_size)` elements.
 pub fn choose_scales(encoder: Encoder, block_size: u32, weights: Weights<'_>, scales: &mut [f32]) -> Result<(), NotFinite> {
     let block = checked_block(block_size, weights, scales.len(), None);
     run(ChooseScales { encoder, block, weights, scales, margins: &mut [] })
@@ -241,11 +256,12 @@ pub fn block_errors(block_size: u32, weights: Weights<'_>, scales: &[f32], error
     run(BlockErrors { block, weights, scales, errors });
 }
 
-/// Encodes finite `weights` with the scales that the reader will see, of either sign or zero: the second pass of a nested (`dq8`)
-/// scale table. A zero scale gets codes 7.
+/// Encodes finite `weights` with the scales that the reader will see, of either sign or zero: the
+/// second pass of a nested (`dq8`) scale table. A zero scale gets codes 7.
 ///
 /// # Panics
-/// As [`encode`] does. Where a weight or a scale is not finite, the codes and the statistics mean nothing.
+/// As [`encode`] does. Where a weight or a scale is not finite, the codes and the statistics mean
+/// nothing.
 pub fn encode_with_scales(block_size: u32, weights: Weights<'_>, scales: &[f32], codes: &mut [u8]) -> Stats {
     let block = checked_block(block_size, weights, scales.len(), Some(codes.len()));
     run(EncodeWithScales { block, weights, scales, codes })
@@ -256,7 +272,8 @@ pub fn first_not_finite(weights: Weights<'_>) -> Option<NotFinite> {
     run(FirstNotFinite { weights })
 }
 
-/// The block size as an index, once the lengths of a call agree. Panics as the public functions document.
+/// The block size as an index, once the lengths of a call agree. Panics as the public functions
+/// document.
 fn checked_block(block_size: u32, weights: Weights<'_>, scales: usize, codes: Option<usize>) -> usize {
     assert!(nf4::BLOCK_SIZES.contains(&block_size), "block size {block_size} is none of {:?}", nf4::BLOCK_SIZES);
     let block = block_size as usize;
@@ -272,8 +289,9 @@ fn checked_block(block_size: u32, weights: Weights<'_>, scales: usize, codes: Op
 trait Task {
     type Output;
 
-    /// Does the work with the vector operations of `lanes`. Implementations are `#[inline(always)]`, so that they are compiled with
-    /// the target features of the backend's entry point.
+    /// Does the work with the vector operations of `lanes`. Implementations are
+    /// `#[inline(always)]`, so that they are compiled with the target features of the backend's
+    /// entry point.
     fn run<L: Lanes>(self, lanes: L) -> Self::Output;
 }
 

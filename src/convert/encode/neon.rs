@@ -1,4 +1,5 @@
-//! The NEON backend: eight lanes are two registers of four. Compiled in CI; run only where the tests run on Arm.
+//! The NEON backend: eight lanes are two registers of four. Compiled in CI; run only where the
+//! tests run on Arm.
 #![cfg(target_arch = "aarch64")]
 
 use super::Task;
@@ -150,8 +151,8 @@ macro_rules! forward {
     ($($name:ident($($arg:ident: $type:ty),*) -> $out:ty = $body:expr;)+) => {$(
         #[inline(always)]
         fn $name(self, $($arg: $type),*) -> $out {
-            // SAFETY: `self` exists, so `Neon::detect` has found NEON. Pointers in `$body` are those of arrays of exactly the bytes
-            // that are loaded or stored, at any alignment.
+            // SAFETY: `self` exists, so `Neon::detect` has found NEON. Pointers in `$body` are
+            // those of arrays of exactly the bytes that are loaded or stored, at any alignment.
             unsafe { $body }
         }
     )+};

@@ -1,15 +1,18 @@
-//! Nested ("double") quantisation of scales, as bitsandbytes does it on the CPU: 8 bits a scale into a fixed map, one float32
-//! for [`SUPER_BLOCK`] scales, one offset for the tensor.
+//! Nested ("double") quantisation of scales, as bitsandbytes does it on the CPU: 8 bits a scale
+//! into a fixed map, one float32 for [`SUPER_BLOCK`] scales, one offset for the tensor.
 
 use crate::format::nf4::{SUPER_BLOCK, Scales};
 
-/// bitsandbytes' `create_dynamic_map(signed=True, total_bits=8)`, in ascending order: seven decades, each cut linearly, the
-/// largest into 64, so that a value's relative precision falls slowly with its size.
+/// bitsandbytes' `create_dynamic_map(signed=True, total_bits=8)`, in ascending order: seven
+/// decades, each cut linearly, the largest into 64, so that a value's relative precision falls
+/// slowly with its size.
 ///
-/// torch computes it in float32 with `linspace`, whose products and sums are fused; in float64, rounded once, they come out the same.
+/// torch computes it in float32 with `linspace`, whose products and sums are fused; in float64,
+/// rounded once, they come out the same.
 pub const DYNAMIC_MAP: [f32; 256] = {
     let mut map = [0.0; 256];
-    // Index 127 is 0.0, index 255 is 1.0; decade `d` has 2^d values on either side, the smallest next to zero.
+    // Index 127 is 0.0, index 255 is 1.0; decade `d` has 2^d values on either side, the smallest
+    // next to zero.
     map[255] = 1.0;
     let powers = [1e-6_f32, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0];
     let (mut decade, mut next) = (0, 1);
@@ -40,8 +43,9 @@ const fn linspace(i: usize, steps: usize) -> f32 {
 
 /// The map for scales of both signs: 256 even steps from -1 to 1.
 ///
-/// Scales that a search has chosen are rarely near zero, so the dynamic map would spend half of its entries where there are none.
-/// Measured on two models with blocks of 64: 0.2 % more squared error than float32 scales have, instead of 0.5 %.
+/// Scales that a search has chosen are rarely near zero, so the dynamic map would spend half of its
+/// entries where there are none. Measured on two models with blocks of 64: 0.2 % more squared error
+/// than float32 scales have, instead of 0.5 %.
 pub const LINEAR_MAP: [f32; 256] = {
     let mut map = [0.0; 256];
     let mut i = 0;
@@ -53,8 +57,8 @@ pub const LINEAR_MAP: [f32; 256] = {
 };
 
 /// The steps of the maps for scales that differ much: near the largest scale they are as even as
-/// [`LINEAR_MAP`] (by [`EVEN_STEP`]), below that each entry is the one above it divided by the ratio.
-/// A larger ratio reaches further down: from a 28th of the largest scale to an 87,000th.
+/// [`LINEAR_MAP`] (by [`EVEN_STEP`]), below that each entry is the one above it divided by the
+/// ratio. A larger ratio reaches further down: from a 28th of the largest scale to an 87,000th.
 const RATIOS: [f64; 6] = [1.03, 1.05, 1.07, 1.10, 1.13, 1.16];
 
 /// The distance of two entries near the largest scale: no more than the dynamic map has there.
@@ -90,7 +94,8 @@ impl Grade {
     }
 }
 
-/// The sum of squared errors of scales of one super-block, each relative to the scale, and none above 1.
+/// The sum of squared errors of scales of one super-block, each relative to the scale, and none
+/// above 1.
 fn relative_cost(scales: &[f32], map: &[f32; 256]) -> f64 {
     let largest = largest_magnitude(scales);
     let cost = |&scale: &f32| {
@@ -108,7 +113,8 @@ fn largest_magnitude(scales: &[f32]) -> f32 {
 /// How a table of scales becomes 8 bits a scale.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Nesting {
-    /// As bitsandbytes does it: the mean as offset (its sum may differ in the last bit), [`DYNAMIC_MAP`].
+    /// As bitsandbytes does it: the mean as offset (its sum may differ in the last bit),
+    /// [`DYNAMIC_MAP`].
     Bitsandbytes,
     /// Offset 0 and [`LINEAR_MAP`]: for scales of both signs and similar magnitude.
     Linear,
@@ -117,8 +123,8 @@ pub enum Nesting {
 }
 
 /// The payload of a `dq8` scales section ([`Scales::Dq8`]) for finite `scales`, one per block, as
-/// [`choose_scales`](super::choose_scales) gives them: little-endian offset, map, super-scales, then one byte a scale.
-/// Every scale that it decodes to is finite.
+/// [`choose_scales`](super::choose_scales) gives them: little-endian offset, map, super-scales,
+/// then one byte a scale. Every scale that it decodes to is finite.
 pub fn nest(scales: &[f32], nesting: Nesting) -> Vec<u8> {
     let (offset, map) = match nesting {
         Nesting::Bitsandbytes => (mean(scales), DYNAMIC_MAP),
@@ -144,22 +150,25 @@ pub fn nest(scales: &[f32], nesting: Nesting) -> Vec<u8> {
     payload
 }
 
-/// What a block has to spare: how much better its scale of [`Encoder::Mse`](super::Encoder::Mse) is than absmax.
+/// What a block has to spare: how much better its scale of [`Encoder::Mse`](super::Encoder::Mse) is
+/// than absmax.
 #[derive(Debug, Clone, Copy, PartialEq, Default)]
 pub struct Margin {
     /// The sum of the squares of its weights.
     pub sum_sq: f32,
-    /// The squared error that absmax would add to the error of the chosen scale, per squared weight.
+    /// The squared error that absmax would add to the error of the chosen scale, per squared
+    /// weight.
     pub gain: f32,
 }
 
-/// How many times the estimated cost of rounding the margins must cover: it is an estimate, and bitsandbytes may be
-/// lucky.
+/// How many times the estimated cost of rounding the margins must cover: it is an estimate, and
+/// bitsandbytes may be lucky.
 const SAFETY: f64 = 2.0;
 
-/// Whether [`LINEAR_MAP`] costs the blocks of a super-block less than they have to spare against absmax, so that they stay
-/// better than with bitsandbytes' rule. It must hold for the sum of all squared errors, and for the sum of those relative to
-/// each block, and without the gains of the [`OUTLIERS`] blocks that gain most: so no block can hide its neighbours.
+/// Whether [`LINEAR_MAP`] costs the blocks of a super-block less than they have to spare against
+/// absmax, so that they stay better than with bitsandbytes' rule. It must hold for the sum of all
+/// squared errors, and for the sum of those relative to each block, and without the gains of the
+/// [`OUTLIERS`] blocks that gain most: so no block can hide its neighbours.
 ///
 /// A scale that is off by d adds about (d / scale)^2 of the block's squared weights to its error.
 pub fn linear_suffices(scales: &[f32], margins: &[Margin]) -> bool {
@@ -215,7 +224,8 @@ fn mean(scales: &[f32]) -> f32 {
     (sum / scales.len().max(1) as f64) as f32
 }
 
-/// `value / largest`, by a reciprocal where there is one, as bitsandbytes does it; -1 (index 0) where every value is zero.
+/// `value / largest`, by a reciprocal where there is one, as bitsandbytes does it; -1 (index 0)
+/// where every value is zero.
 fn to_unit(value: f32, largest: f32) -> f32 {
     if largest == 0.0 {
         -1.0
@@ -226,8 +236,9 @@ fn to_unit(value: f32, largest: f32) -> f32 {
     }
 }
 
-/// bitsandbytes rounds to 65536 steps before it looks for the nearest entry, so that it does not always find the nearest one to the
-/// value itself: 0.15 % of scales differ by an index, and the seven indices around zero never occur.
+/// bitsandbytes rounds to 65536 steps before it looks for the nearest entry, so that it does not
+/// always find the nearest one to the value itself: 0.15 % of scales differ by an index, and the
+/// seven indices around zero never occur.
 fn to_grid(unit: f32) -> f32 {
     let step = ((unit + 1.0) * 32767.5 + 0.5).trunc();
     step / 32767.5 - 1.0
@@ -315,7 +326,8 @@ mod tests {
         let found = [1.0, 20.0, 100.0, 400.0, 2_000.0, 12_000.0, 60_000.0].map(grade);
         assert!(found.is_sorted_by_key(|(grade, _)| *grade), "{found:?}");
         assert!(found.iter().all(|&(_, cost)| cost < 0.0025), "{found:?}");
-        // Of the 0.0015 that the search gains on normal weights, the first outliers take a third at most.
+        // Of the 0.0015 that the search gains on normal weights, the first outliers take a third at
+        // most.
         assert!(found[..4].iter().all(|&(_, cost)| cost < 0.0005), "{found:?}");
     }
 

@@ -1,4 +1,5 @@
-//! The portable backend and the definition of every operation of [`Lanes`]; the others are held to it bit for bit.
+//! The portable backend and the definition of every operation of [`Lanes`]; the others are held to
+//! it bit for bit.
 
 use super::kernel::{GROUP, Lanes};
 use super::search::{Grid, MAGNITUDES};

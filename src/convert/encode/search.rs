@@ -1,12 +1,16 @@
-//! The search of the `mse` encoder: which scale, of either sign, leaves the smallest squared error in a block.
+//! The search of the `mse` encoder: which scale, of either sign, leaves the smallest squared error
+//! in a block.
 //!
-//! The error of a block is `<w,w> - <q,w>^2 / <q,q>` once its scale is refitted by least squares to the codebook's values `q` of
-//! its codes. So each candidate `absmax * g` is ranked by `<q,w>^2 / <q,q>`, in 8-bit integers: exact, hence the same on every
-//! machine, and 32 weights an instruction. The best [`REFINED`] are refitted, encoded and refitted again in the same integers.
-//! Float32 encodes the better one, and compares it with absmax itself, so that no block is worse than with absmax.
+//! The error of a block is `<w,w> - <q,w>^2 / <q,q>` once its scale is refitted by least squares to
+//! the codebook's values `q` of its codes. So each candidate `absmax * g` is ranked by
+//! `<q,w>^2 / <q,q>`, in 8-bit integers: exact, hence the same on every machine, and 32 weights an
+//! instruction. The best [`REFINED`] are refitted, encoded and refitted again in the same integers.
+//! Float32 encodes the better one, and compares it with absmax itself, so that no block is worse
+//! than with absmax.
 //!
-//! On the projections of two trained models, in blocks of 64, that leaves 0.5 % more error than 41 candidates a sign, all of it in
-//! float32, and 18.5 % less than absmax. `benches/RESULTS.md` has what other numbers of candidates cost and gain.
+//! On the projections of two trained models, in blocks of 64, that leaves 0.5 % more error than 41
+//! candidates a sign, all of it in float32, and 18.5 % less than absmax. `benches/RESULTS.md` has
+//! what other numbers of candidates cost and gain.
 
 use super::ScalePrecision;
 use super::kernel::{Block, GROUP, Lanes, MAX_BLOCK, MAX_GROUPS, Sums, Tile};
@@ -25,13 +29,15 @@ const CANDIDATES: usize = 2 * FRACTIONS.len();
 /// The bits of a candidate's index.
 const INDEX: u32 = CANDIDATES.next_power_of_two() as u32 - 1;
 
-/// Thresholds between the codes of weights in units of `absmax / 127`, at one candidate scale: the code of `w` is the number of them
-/// strictly below it. They stand in the order of a binary search: the middle one, the two below it in the tree and a filler
-/// that no weight exceeds, the four below those, the last eight.
+/// Thresholds between the codes of weights in units of `absmax / 127`, at one candidate scale: the
+/// code of `w` is the number of them strictly below it. They stand in the order of a binary search:
+/// the middle one, the two below it in the tree and a filler that no weight exceeds, the four below
+/// those, the last eight.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Grid(pub [i8; 16]);
 
-/// The midpoints in the order of a [`Grid`], in 127ths. The filler stays beyond 127 at any fraction of absmax that can come up.
+/// The midpoints in the order of a [`Grid`], in 127ths. The filler stays beyond 127 at any fraction
+/// of absmax that can come up.
 const TREE: [f32; 16] = {
     const ORDER: [usize; 16] = [7, 3, 11, usize::MAX, 1, 5, 9, 13, 0, 2, 4, 6, 8, 10, 12, 14];
     let mut tree = [0.0; 16];
@@ -43,8 +49,8 @@ const TREE: [f32; 16] = {
     tree
 };
 
-/// Magnitude of the codebook's values in 127ths. Those below the middle are negative, as are the weights that they encode, so
-/// products of value and weight are products of magnitudes.
+/// Magnitude of the codebook's values in 127ths. Those below the middle are negative, as are the
+/// weights that they encode, so products of value and weight are products of magnitudes.
 pub(super) const MAGNITUDES: [u8; 16] = {
     let mut magnitudes = [0; 16];
     let mut i = 0;
@@ -107,7 +113,8 @@ impl Search {
         Self { weights: [[0; GROUP]; MAX_GROUPS], fractions: [0.0; MAX_GROUPS], codes: [0; MAX_BLOCK / 2] }
     }
 
-    /// Finds the most promising scales of the first `blocks` blocks of `tile`, blocks of zeros left out.
+    /// Finds the most promising scales of the first `blocks` blocks of `tile`, blocks of zeros left
+    /// out.
     #[inline(always)]
     pub fn prepare<L: Lanes>(&mut self, l: L, tile: &Tile, blocks: usize) {
         for i in 0..blocks {
@@ -120,7 +127,8 @@ impl Search {
         }
     }
 
-    /// Encodes `block`, number `i` of the tile and not all zeros, at the best of its scales and absmax, rounded to `precision`.
+    /// Encodes `block`, number `i` of the tile and not all zeros, at the best of its scales and
+    /// absmax, rounded to `precision`.
     #[inline(always)]
     pub fn best<L: Lanes>(&mut self, l: L, precision: ScalePrecision, block: &Block<'_>, i: usize) -> Best<'_> {
         let (scale, absmax) = (precision.round(block.absmax * self.fractions[i]), precision.round(block.absmax));
@@ -148,7 +156,8 @@ fn round_to_i8<L: Lanes>(l: L, block: &Block<'_>, to: &mut [[i8; GROUP]]) {
     }
 }
 
-/// The signed fractions of absmax that promise the smallest errors, refitted to their codes, best first.
+/// The signed fractions of absmax that promise the smallest errors, refitted to their codes, best
+/// first.
 #[inline(always)]
 fn candidates<L: Lanes>(l: L, weights: &[[i8; GROUP]]) -> [f32; REFINED] {
     let mut dots = [[0; 4]; FRACTIONS.len()];
@@ -158,8 +167,8 @@ fn candidates<L: Lanes>(l: L, weights: &[[i8; GROUP]]) -> [f32; REFINED] {
     let dots: &[[i32; 2]] = dots.as_flattened().as_chunks().0;
     let (mut best, mut second) = (0, 0);
     for (i, &[qw, qq]) in dots.iter().enumerate() {
-        // What a candidate explains is positive, so it orders as its bits do. The low bits, worth less than 8-bit weights can tell,
-        // name the candidate, which also settles ties.
+        // What a candidate explains is positive, so it orders as its bits do. The low bits, worth
+        // less than 8-bit weights can tell, name the candidate, which also settles ties.
         let (qw, qq) = (qw as f32, qq as f32);
         let key = (qw * qw / qq).to_bits() & !INDEX | i as u32;
         second = second.max(key.min(best));
@@ -194,7 +203,8 @@ fn refit<L: Lanes>(l: L, weights: &[[i8; GROUP]], fractions: [f32; REFINED]) -> 
     let sign = |fraction: f32| if fraction < 0.0 { -1 } else { 1 };
     let signs = [sign(fractions[0]), sign(fractions[1])];
     let dots = l.dots(weights, [(&grids[0], signs[0]), (&grids[1], signs[1])]);
-    // The largest weight has a code that is not zero's at any candidate scale, so no sum of squares is 0.
+    // The largest weight has a code that is not zero's at any candidate scale, so no sum of squares
+    // is 0.
     let (a, b) = ((dots[0] as f32, dots[1] as f32), (dots[2] as f32, dots[3] as f32));
     let explained = |(qw, qq): (f32, f32)| qw * qw / qq;
     let refitted = |sign: i8, (qw, qq): (f32, f32)| f32::from(sign) * qw / qq;

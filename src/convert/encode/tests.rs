@@ -15,7 +15,8 @@ fn backends() -> Vec<Backend> {
     backends
 }
 
-/// `values` in `float_type`, after `offset` other bytes, so that the weights start at any alignment.
+/// `values` in `float_type`, after `offset` other bytes, so that the weights start at any
+/// alignment.
 fn bytes_of(values: &[f32], float_type: FloatType, offset: usize) -> Vec<u8> {
     let mut bytes = vec![0xff; offset];
     for &value in values {

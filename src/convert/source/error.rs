@@ -5,7 +5,8 @@ use std::path::PathBuf;
 use super::header::{HeaderError, Unstorable};
 use super::quantised::Quantised;
 
-/// Why a checkpoint cannot be read. Every message names the file; an underlying error is the `source`.
+/// Why a checkpoint cannot be read. Every message names the file; an underlying error is the
+/// `source`.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum SourceError {

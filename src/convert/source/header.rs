@@ -1,4 +1,5 @@
-//! The header of one safetensors file: scanned strictly here, then validated by the safetensors crate.
+//! The header of one safetensors file: scanned strictly here, then validated by the safetensors
+//! crate.
 
 use std::collections::BTreeMap;
 use std::collections::btree_map::Entry as Slot;
@@ -189,7 +190,8 @@ impl Unstorable {
     }
 }
 
-/// A tensor that a pack cannot hold. As long as it is no part of the model, the checkpoint can be converted without it.
+/// A tensor that a pack cannot hold. As long as it is no part of the model, the checkpoint can be
+/// converted without it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct UnstorableTensor {
     /// Its name, unique in the checkpoint.
@@ -215,11 +217,13 @@ pub struct Header {
     pub unstorable: Vec<UnstorableTensor>,
 }
 
-/// Bytes from the file's start to its data, by its length field and checked against the file's length.
+/// Bytes from the file's start to its data, by its length field and checked against the file's
+/// length.
 ///
 /// # Errors
 ///
-/// [`HeaderError::TooShort`], [`HeaderError::LfsPointer`], [`HeaderError::TooLarge`] or [`HeaderError::Truncated`].
+/// [`HeaderError::TooShort`], [`HeaderError::LfsPointer`], [`HeaderError::TooLarge`] or
+/// [`HeaderError::Truncated`].
 pub fn data_start(first: &[u8], file_len: u64) -> Result<u64, HeaderError> {
     let field = first.first_chunk().filter(|_| file_len >= LENGTH_FIELD).ok_or(HeaderError::TooShort { found: file_len })?;
     if field == LFS_START {
@@ -235,8 +239,9 @@ pub fn data_start(first: &[u8], file_len: u64) -> Result<u64, HeaderError> {
     Ok(LENGTH_FIELD + claimed)
 }
 
-/// Parses the header of a safetensors file of `file_len` bytes; `bytes` starts with the file's first byte and reaches at
-/// least to the end of the header. It reads nothing else and never panics, whatever the bytes: it is a fuzz target.
+/// Parses the header of a safetensors file of `file_len` bytes; `bytes` starts with the file's
+/// first byte and reaches at least to the end of the header. It reads nothing else and never
+/// panics, whatever the bytes: it is a fuzz target.
 ///
 /// # Errors
 ///
@@ -276,7 +281,8 @@ fn validate(entries: &[Checked], data_start: u64) -> Result<u64, HeaderError> {
     Ok(data_start.saturating_add(metadata.data_len() as u64))
 }
 
-/// A tensor as the safetensors crate describes it; of its shape only the number of elements matters there.
+/// A tensor as the safetensors crate describes it; of its shape only the number of elements matters
+/// there.
 fn crate_info(entry: &Checked, data_start: u64) -> Result<(String, CrateInfo), SafeTensorError> {
     let size = |n: u64| usize::try_from(n).map_err(|_| SafeTensorError::ValidationOverflow);
     let begin = size(entry.offset - data_start)?;
@@ -294,7 +300,8 @@ fn scan(json: &[u8]) -> Result<BTreeMap<String, Entry>, HeaderError> {
     entries.map_err(|source| refused.unwrap_or(HeaderError::Json { source }))
 }
 
-/// Visits the header's top level. A refusal is left in `refused`, since a serde error holds no more than a message.
+/// Visits the header's top level. A refusal is left in `refused`, since a serde error holds no more
+/// than a message.
 struct Scan<'a> {
     refused: &'a mut Option<HeaderError>,
 }
@@ -457,7 +464,8 @@ impl<'de> Visitor<'de> for EntryVisitor {
     }
 }
 
-/// A shape of which only as many dimensions are kept as a tensor may have, so that a long one costs no memory.
+/// A shape of which only as many dimensions are kept as a tensor may have, so that a long one costs
+/// no memory.
 struct Dimensions {
     dims: Vec<u64>,
     rank: u64,

@@ -1,4 +1,5 @@
-//! JSON objects read key by key, so that a repeated key is seen; `serde_json` alone would silently keep the last.
+//! JSON objects read key by key, so that a repeated key is seen; `serde_json` alone would silently
+//! keep the last.
 
 use std::collections::HashSet;
 use std::fmt;
@@ -8,8 +9,9 @@ use serde::de::{Deserialize, Deserializer, Error as _, MapAccess, Visitor};
 
 use super::header::MAX_TENSORS;
 
-/// The entries of one object in the order of the file, and the first key that came twice. An object of more than
-/// [`MAX_TENSORS`] keys is an error: short keys take many times their length in memory.
+/// The entries of one object in the order of the file, and the first key that came twice. An object
+/// of more than [`MAX_TENSORS`] keys is an error: short keys take many times their length in
+/// memory.
 pub(super) struct Object<T> {
     pub(super) entries: Vec<(String, T)>,
     pub(super) repeated: Option<String>,

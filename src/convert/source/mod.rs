@@ -1,8 +1,9 @@
-//! The only reader of safetensors checkpoints: a snapshot folder (one file, or an index with shards) or a single file.
+//! The only reader of safetensors checkpoints: a snapshot folder (one file, or an index with
+//! shards) or a single file.
 //!
-//! Everything in a checkpoint is taken as hostile: names, offsets, shapes and links are checked before they are used, and
-//! nothing is allocated that the file's own length does not bear out. Element bytes stay on disk until
-//! [`Checkpoint::read`] asks for them.
+//! Everything in a checkpoint is taken as hostile: names, offsets, shapes and links are checked
+//! before they are used, and nothing is allocated that the file's own length does not bear out.
+//! Element bytes stay on disk until [`Checkpoint::read`] asks for them.
 
 mod error;
 mod header;
@@ -87,30 +88,35 @@ pub struct Checkpoint {
     pub tensors: Vec<TensorInfo>,
     /// Those that it cannot hold, in the same order.
     pub unstorable: Vec<UnstorableTensor>,
-    /// Tensors that the index lists and no shard has, each with the shard that should, ordered by name.
+    /// Tensors that the index lists and no shard has, each with the shard that should, ordered by
+    /// name.
     pub absent: Vec<(String, String)>,
-    /// The quantisation that config.json speaks of. The tensors show none, or the checkpoint would have been refused.
+    /// The quantisation that config.json speaks of. The tensors show none, or the checkpoint would
+    /// have been refused.
     pub claimed_quantisation: Option<Quantised>,
     /// Where config.json is, as the user would write it.
     pub config_path: PathBuf,
     /// The object in config.json.
     pub config: Map<String, Value>,
-    /// Name in a pack and bytes of those of [`SNAPSHOT_FILES`](crate::format::files::SNAPSHOT_FILES) that are present, in that
-    /// order, and of further chat templates. The first is always config.json.
+    /// Name in a pack and bytes of those of
+    /// [`SNAPSHOT_FILES`](crate::format::files::SNAPSHOT_FILES) that are present, in that order,
+    /// and of further chat templates. The first is always config.json.
     pub side_files: Vec<(String, Vec<u8>)>,
-    /// Name and bytes of the index of a sharded checkpoint; a pack needs nothing of it but its hash.
+    /// Name and bytes of the index of a sharded checkpoint; a pack needs nothing of it but its
+    /// hash.
     pub index: Option<(String, Vec<u8>)>,
     /// What the user should know.
     pub notices: Vec<Notice>,
 }
 
 impl Checkpoint {
-    /// Opens the checkpoint at `path`: a snapshot folder or one `.safetensors` file with its config.json beside it. Where a
-    /// folder has both, `model.safetensors` wins over the index, as in transformers. `config_override` is read in place of
-    /// config.json and stored under its name.
+    /// Opens the checkpoint at `path`: a snapshot folder or one `.safetensors` file with its
+    /// config.json beside it. Where a folder has both, `model.safetensors` wins over the index, as
+    /// in transformers. `config_override` is read in place of config.json and stored under its
+    /// name.
     ///
-    /// Links inside a folder are followed only where they stay in it, or lead into the blobs of the hub cache that the
-    /// folder is a snapshot of.
+    /// Links inside a folder are followed only where they stay in it, or lead into the blobs of the
+    /// hub cache that the folder is a snapshot of.
     ///
     /// # Errors
     ///
@@ -183,12 +189,13 @@ impl Checkpoint {
         Ok(())
     }
 
-    /// Fills `buf` with the bytes of `tensor`, one of [`Checkpoint::tensors`], from byte `from` of the tensor on.
+    /// Fills `buf` with the bytes of `tensor`, one of [`Checkpoint::tensors`], from byte `from` of
+    /// the tensor on.
     ///
     /// # Errors
     ///
-    /// [`SourceError::Io`] where the file cannot be read or has become shorter since it was opened, and where the range is
-    /// not inside the tensor.
+    /// [`SourceError::Io`] where the file cannot be read or has become shorter since it was opened,
+    /// and where the range is not inside the tensor.
     pub fn read(&self, tensor: &TensorInfo, from: u64, buf: &mut [u8]) -> Result<(), SourceError> {
         let end = from.checked_add(buf.len() as u64).filter(|&end| end <= tensor.length);
         let file = self.files.get(tensor.file);
@@ -199,8 +206,8 @@ impl Checkpoint {
         result.map_err(|source| SourceError::Io { path: file.map(|file| file.path.clone()).unwrap_or_default(), source })
     }
 
-    /// Whether two tensors have the same shape and, each in float32, the same values. Both are read in pieces, up to
-    /// the first difference.
+    /// Whether two tensors have the same shape and, each in float32, the same values. Both are read
+    /// in pieces, up to the first difference.
     ///
     /// # Errors
     ///
@@ -239,7 +246,8 @@ fn widened<'a>(tensor: &TensorInfo, bytes: &'a [u8]) -> impl Iterator<Item = u32
     })
 }
 
-/// The object in config.json. Only its top level is searched for repeated keys: what the converter reads stands there.
+/// The object in config.json. Only its top level is searched for repeated keys: what the converter
+/// reads stands there.
 fn parse_config(bytes: &[u8], path: &Path) -> Result<Map<String, Value>, SourceError> {
     let object: Object<Value> =
         serde_json::from_slice(bytes).map_err(|source| SourceError::Json { path: path.to_owned(), source })?;
@@ -299,7 +307,8 @@ impl Contents {
         self.files.get(file).map_or("", |file| file.name.as_str())
     }
 
-    /// Names are unique in the checkpoint. What cannot be stored may be in every shard: nothing is taken from it.
+    /// Names are unique in the checkpoint. What cannot be stored may be in every shard: nothing is
+    /// taken from it.
     fn check_names(&self) -> Result<(), SourceError> {
         let mut holders = HashMap::with_capacity(self.tensors.len());
         for TensorInfo { name, file, .. } in &self.tensors {
@@ -311,8 +320,9 @@ impl Contents {
         Ok(())
     }
 
-    /// Notes where the shards do not hold exactly the tensors that the index lists, each where it says. The shards decide, as
-    /// in transformers. Gives what the index lists and no shard has, with the shard that should, ordered by name.
+    /// Notes where the shards do not hold exactly the tensors that the index lists, each where it
+    /// says. The shards decide, as in transformers. Gives what the index lists and no shard has,
+    /// with the shard that should, ordered by name.
     fn hold_against(&self, index: &HashMap<String, String>, notices: &mut Vec<Notice>) -> Vec<(String, String)> {
         let held = self.tensors.iter().map(|t| (t.name.as_str(), t.file));
         let held = held.chain(self.unstorable.iter().map(|t| (t.name.as_str(), t.file)));

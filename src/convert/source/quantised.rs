@@ -1,5 +1,5 @@
-//! How a checkpoint that was quantised before is recognised. Such a checkpoint is never converted: rounding twice costs
-//! quality that the original still has.
+//! How a checkpoint that was quantised before is recognised. Such a checkpoint is never converted:
+//! rounding twice costs quality that the original still has.
 
 use serde_json::{Map, Value};
 
@@ -46,8 +46,8 @@ pub enum Quantised {
 }
 
 impl Quantised {
-    /// What config.json says about a quantisation. It is often wrong: merging an adapter, or decoding the weights, leaves
-    /// it behind. So the tensors decide.
+    /// What config.json says about a quantisation. It is often wrong: merging an adapter, or
+    /// decoding the weights, leaves it behind. So the tensors decide.
     pub(super) fn by_config(config: &Map<String, Value>) -> Option<Self> {
         let text = config.get("text_config").and_then(Value::as_object);
         let entry = |key| config.get(key).or_else(|| text?.get(key)).filter(|found| !found.is_null());
@@ -56,7 +56,8 @@ impl Quantised {
         Some(Self::Config { method })
     }
 
-    /// Looks for a quantisation in (name, type) pairs. Names come first, since they say more than the type does.
+    /// Looks for a quantisation in (name, type) pairs. Names come first, since they say more than
+    /// the type does.
     pub(super) fn by_tensors<'a>(tensors: impl Iterator<Item = (&'a str, &'a str)> + Clone) -> Option<Self> {
         let named = |ends: &[&str]| {
             let mut names = tensors.clone().map(|(name, _)| name);

@@ -20,7 +20,8 @@ const LFS_POINTER: &[u8] = b"version https://git-lfs.github.com/spec/";
 /// Further templates that a checkpoint may have.
 const MAX_TEMPLATES: usize = 256;
 
-/// Name in a pack and bytes of each side file that is present, config.json first, and what the user should know.
+/// Name in a pack and bytes of each side file that is present, config.json first, and what the user
+/// should know.
 pub(super) fn read(folder: &Folder, config: Option<&Path>) -> Result<(Vec<(String, Vec<u8>)>, Vec<Notice>), SourceError> {
     let mut files = Vec::with_capacity(SNAPSHOT_FILES.len());
     for name in SNAPSHOT_FILES {
@@ -40,7 +41,8 @@ pub(super) fn read(folder: &Folder, config: Option<&Path>) -> Result<(Vec<(Strin
     Ok((files, notices))
 }
 
-/// What is to be said where the side files of a checkpoint have another tokenizer than the one that this program reads.
+/// What is to be said where the side files of a checkpoint have another tokenizer than the one that
+/// this program reads.
 pub(in crate::convert) fn no_tokenizer(files: &[(String, Vec<u8>)]) -> Option<Notice> {
     let has = |name: &str| files.iter().any(|(found, _)| found == name);
     let other = OTHER_TOKENIZERS.into_iter().find(|name| has(name));

@@ -47,11 +47,13 @@ impl Folder {
         self.shown.join(name)
     }
 
-    /// The regular file `name` of this folder; `None` where there is none. `name` must be a plain file name.
+    /// The regular file `name` of this folder; `None` where there is none. `name` must be a plain
+    /// file name.
     ///
     /// # Errors
     ///
-    /// [`SourceError::LinkLeavesFolder`], [`SourceError::NotAFile`] or [`SourceError::Io`], such as for a dangling link.
+    /// [`SourceError::LinkLeavesFolder`], [`SourceError::NotAFile`] or [`SourceError::Io`], such as
+    /// for a dangling link.
     pub(super) fn file(&self, name: &str) -> Result<Option<OpenFile>, SourceError> {
         let path = self.path(name);
         let io = |source| SourceError::Io { path: path.clone(), source };
@@ -69,7 +71,8 @@ impl Folder {
         OpenFile::open(&target, path).map(Some)
     }
 
-    /// The names of what is in the folder `name` of this folder, in order; none where there is no such folder.
+    /// The names of what is in the folder `name` of this folder, in order; none where there is no
+    /// such folder.
     ///
     /// # Errors
     /// [`SourceError::LinkLeavesFolder`], [`SourceError::TooManyFiles`] or [`SourceError::Io`].
@@ -93,7 +96,8 @@ impl Folder {
     }
 }
 
-/// The names of at most `limit` files in a folder, in order. Names that are not UTF-8 are none that a checkpoint has.
+/// The names of at most `limit` files in a folder, in order. Names that are not UTF-8 are none that
+/// a checkpoint has.
 fn names(folder: &Path, limit: usize) -> std::io::Result<Vec<String>> {
     let entries = fs::read_dir(folder)?.take(limit);
     let mut names: Vec<String> =
@@ -105,7 +109,8 @@ fn names(folder: &Path, limit: usize) -> std::io::Result<Vec<String>> {
 /// Entries of a folder that are looked at to tell why it is no checkpoint.
 const MAX_ENTRIES: usize = 10_000;
 
-/// The weights of a folder that has neither the usual file nor an index: a whole set of shards, or the reason why not.
+/// The weights of a folder that has neither the usual file nor an index: a whole set of shards, or
+/// the reason why not.
 fn without_index(folder: &Folder) -> Result<Weights, SourceError> {
     let shown = &folder.shown;
     let names = names(&folder.root, MAX_ENTRIES).map_err(|source| SourceError::Io { path: shown.clone(), source })?;
@@ -140,7 +145,8 @@ fn cached_snapshot(root: &Path) -> Option<PathBuf> {
     Some(Path::new("snapshots").join(name))
 }
 
-/// The blobs folder of a hub cache, where `root` is `.../models--X--Y/snapshots/REV` without symlinks.
+/// The blobs folder of a hub cache, where `root` is `.../models--X--Y/snapshots/REV` without
+/// symlinks.
 fn hub_blobs(root: &Path) -> Option<PathBuf> {
     let snapshots = root.parent().filter(|p| p.file_name().is_some_and(|name| name == "snapshots"))?;
     let model = snapshots.parent()?;
@@ -171,7 +177,8 @@ impl OpenFile {
         }
     }
 
-    /// `None` where `target` is not a regular file: asked before opening too, since opening a pipe waits for its writer.
+    /// `None` where `target` is not a regular file: asked before opening too, since opening a pipe
+    /// waits for its writer.
     fn open_regular(target: &Path) -> std::io::Result<Option<(File, Metadata)>> {
         if !fs::metadata(target)?.is_file() {
             return Ok(None);
@@ -220,7 +227,8 @@ pub(super) fn locate(path: &Path) -> Result<(Folder, Weights), SourceError> {
     Ok((Folder::open(parent)?, Weights::Single(name.to_owned())))
 }
 
-/// Whether the folder has an entry `name`, a dangling link included: what is named there must not be passed over.
+/// Whether the folder has an entry `name`, a dangling link included: what is named there must not
+/// be passed over.
 pub(super) fn exists(folder: &Folder, name: &str) -> bool {
     fs::symlink_metadata(folder.root.join(name)).is_ok()
 }

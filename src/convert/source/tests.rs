@@ -564,7 +564,8 @@ mod links {
         let dir = folder(&[(CONFIG, b"{}"), (INDEX, br#"{"weight_map":{"a":"s"}}"#)]);
         to("s", dir.path());
         leaves(Checkpoint::open(dir.path(), None), "s");
-        // Inside, a link is a file like another; one that leads nowhere is an error, not an absent file.
+        // Inside, a link is a file like another; one that leads nowhere is an error, not an absent
+        // file.
         let dir = folder(&[(CONFIG, b"{}"), ("w", &vectors(&["a"]))]);
         symlink("w", dir.path().join(SINGLE)).unwrap();
         Checkpoint::open(dir.path(), None).unwrap();

@@ -1,4 +1,5 @@
-//! Packs of random codes in the shape of a real model: for benchmarks of what reads packs, where no weight need mean anything.
+//! Packs of random codes in the shape of a real model: for benchmarks of what reads packs, where no
+//! weight need mean anything.
 
 use std::fs::File;
 use std::io;
@@ -19,13 +20,14 @@ use crate::io::{AlignedBuf, write_all_at};
 /// How projections are stored: the converter's default.
 const STORAGE: Storage = Storage::Nf4 { scale_type: ScaleType::Bf16, block_size: DEFAULT_BLOCK_SIZE };
 
-/// Writes a pack with the layers of `shape` to `path`, which must not exist: random codes under bfloat16 scales, block size 64. What
-/// belongs to no layer (the embedding, the last norm) is left out. Gives the length of the file. Each section is of its own random
-/// numbers, so that threads (all of rayon's) change nothing; the file is synced at the end, as in [`super::write`].
+/// Writes a pack with the layers of `shape` to `path`, which must not exist: random codes under
+/// bfloat16 scales, block size 64. What belongs to no layer (the embedding, the last norm) is left
+/// out. Gives the length of the file. Each section is of its own random numbers, so that threads
+/// (all of rayon's) change nothing; the file is synced at the end, as in [`super::write`].
 ///
 /// # Errors
-/// `Interrupted` where `progress` says so; `InvalidInput` where `shape` is none of a model, or a projection ends within a block;
-/// otherwise what the operating system says.
+/// `Interrupted` where `progress` says so; `InvalidInput` where `shape` is none of a model, or a
+/// projection ends within a block; otherwise what the operating system says.
 pub fn write_pack(path: &Path, shape: &Shape, seed: u64, progress: &impl Progress) -> io::Result<u64> {
     write_entries(path, entries(shape)?, shape.layers as u32, seed, progress)
 }
@@ -133,7 +135,8 @@ pub(crate) fn random_bytes(bytes: &mut [u8], state: u64) -> u64 {
     masked(bytes, state, u64::MAX, 0)
 }
 
-/// Fills `bytes` with positive numbers near 1/64, whether they are taken for bfloat16 or for float32.
+/// Fills `bytes` with positive numbers near 1/64, whether they are taken for bfloat16 or for
+/// float32.
 pub(crate) fn random_scales(bytes: &mut [u8], state: u64) -> u64 {
     masked(bytes, state, 0x007f_007f_007f_007f, 0x3c80_3c80_3c80_3c80)
 }

@@ -15,8 +15,8 @@ impl Args {
         Self { positional, named: Vec::new() }
     }
 
-    /// The values of parameters; an argument that is none of them is an error, and so is one of the first `required` that is not
-    /// there.
+    /// The values of parameters; an argument that is none of them is an error, and so is one of the
+    /// first `required` that is not there.
     pub(super) fn bind<const N: usize>(
         self,
         function: &str,

@@ -1,4 +1,5 @@
-//! The text of a template to tokens, with the whitespace that Jinja2 leaves out with `trim_blocks` and `lstrip_blocks`.
+//! The text of a template to tokens, with the whitespace that Jinja2 leaves out with `trim_blocks`
+//! and `lstrip_blocks`.
 
 use super::error::{ErrorKind, TemplateError};
 use super::text::is_space;
@@ -117,7 +118,8 @@ impl<'a> Lexer<'a> {
         text
     }
 
-    /// Skips the end of a tag: `-` takes the blanks after it, otherwise one line end goes unless a `+` keeps it.
+    /// Skips the end of a tag: `-` takes the blanks after it, otherwise one line end goes unless a
+    /// `+` keeps it.
     fn skip_end(&mut self, end: &str, tag: Tag) -> bool {
         let rest = self.rest();
         let (sign, length) = match rest.strip_prefix(['-', '+']) {

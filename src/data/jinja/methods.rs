@@ -80,7 +80,8 @@ const OF_NUMBERS: [&str; 12] = [
 const CHANGE_LISTS: [&str; 8] = ["append", "clear", "extend", "insert", "pop", "remove", "reverse", "sort"];
 const CHANGE_DICTS: [&str; 5] = ["clear", "pop", "popitem", "setdefault", "update"];
 
-/// A method by its name: `None` where the value has none of that name, `Some(None)` where it is hidden.
+/// A method by its name: `None` where the value has none of that name, `Some(None)` where it is
+/// hidden.
 pub(super) fn method(value: &Value, name: &str) -> Option<Option<Value>> {
     let (methods, hidden): (&[&'static str], &[&str]) = match value {
         Value::Str(_) | Value::Markup(_) => (&OF_STRINGS, &[]),

@@ -1,9 +1,11 @@
-//! Chat templates as transformers renders them: the part of Jinja2 that they use, over values of Python.
+//! Chat templates as transformers renders them: the part of Jinja2 that they use, over values of
+//! Python.
 //!
-//! Jinja2's and Python's rules decide what a template writes, down to how a float is printed, which value has which method and
-//! what counts as iterable. What a template asks for and is not there is an error that names it
-//! ([`ErrorKind::Unsupported`]), never another text. `tests/interop/templates.py` writes what transformers makes of some
-//! thousand snippets; `tests.rs` compares.
+//! Jinja2's and Python's rules decide what a template writes, down to how a float is printed, which
+//! value has which method and what counts as iterable. What a template asks for and is not there is
+//! an error that names it ([`ErrorKind::Unsupported`]), never another text.
+//! `tests/interop/templates.py` writes what transformers makes of some thousand snippets;
+//! `tests.rs` compares.
 
 mod args;
 mod ast;
@@ -39,7 +41,8 @@ pub struct Template {
 }
 
 impl Template {
-    /// Compiles a template. `now`, in seconds since the Unix epoch, is what `strftime_now` says (in UTC).
+    /// Compiles a template. `now`, in seconds since the Unix epoch, is what `strftime_now` says (in
+    /// UTC).
     ///
     /// # Errors
     /// Where it is not Jinja, or asks for what is not supported.

@@ -359,7 +359,8 @@ impl Parser {
         Ok(name)
     }
 
-    /// Expressions with commas between them, or one. Where `if` means something else, none of them is a conditional.
+    /// Expressions with commas between them, or one. Where `if` means something else, none of them
+    /// is a conditional.
     fn tuple(&mut self, conditionals: bool) -> Result<Expr> {
         let mut items = Vec::new();
         let mut is_tuple = false;

@@ -31,7 +31,8 @@ fn render(template: &str, messages: &Value, tools: &Value) -> Result<String, Tem
     Ok(Template::new(template, NOW)?.render(variables)?.text)
 }
 
-/// What differs from Python's answer, if anything does. What prints an address has no answer: it is to be refused.
+/// What differs from Python's answer, if anything does. What prints an address has no answer: it is
+/// to be refused.
 fn difference(case: &Case, found: Result<String, TemplateError>) -> Option<String> {
     let expected = case.text.as_ref().filter(|text| !text.contains(" at 0x"));
     match (found, expected) {

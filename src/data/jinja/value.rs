@@ -334,8 +334,9 @@ impl Value {
         })
     }
 
-    /// Whether it is nested no deeper than `levels` and has no more than `nodes` values in it, those that it has twice
-    /// counted twice. What is larger would take forever to write, and too much of the stack to drop.
+    /// Whether it is nested no deeper than `levels` and has no more than `nodes` values in it,
+    /// those that it has twice counted twice. What is larger would take forever to write, and too
+    /// much of the stack to drop.
     pub(super) fn is_within(&self, levels: usize, nodes: &mut usize) -> bool {
         let Some(left) = nodes.checked_sub(1) else { return false };
         *nodes = left;

@@ -1,4 +1,5 @@
-//! Spans of random conversations in the shapes of templates that models have, against spans that are put together here by hand.
+//! Spans of random conversations in the shapes of templates that models have, against spans that
+//! are put together here by hand.
 
 use super::*;
 
@@ -278,7 +279,8 @@ fn spans_of_random_conversations_are_those_of_the_pieces() {
     assert!(wrong.is_empty(), "{} of them:\n{}", wrong.len(), wrong.join("\n\n"));
 }
 
-/// Texts, assistant masks and ends of prompts, as transformers has them (tests/interop/chat_templates.py).
+/// Texts, assistant masks and ends of prompts, as transformers has them
+/// (tests/interop/chat_templates.py).
 #[test]
 fn spans_and_texts_are_those_of_transformers() {
     let cases = std::fs::read_to_string(format!("{FOLDER}/expected.jsonl")).unwrap();

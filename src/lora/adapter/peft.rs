@@ -8,8 +8,8 @@ use crate::arch::config::ModelConfig;
 use crate::format::Role;
 use crate::lora::config::{LoraConfig, TARGETS};
 
-/// Settings that make an adapter something else than B (A x) on whole projections, unless they are absent, null, false or
-/// empty.
+/// Settings that make an adapter something else than B (A x) on whole projections, unless they are
+/// absent, null, false or empty.
 const UNSUPPORTED: [&str; 17] = [
     "alora_invocation_tokens",
     "alpha_pattern",
@@ -93,8 +93,8 @@ fn is_unset(value: &Value) -> bool {
     }
 }
 
-/// The projections that `target_modules` takes: names, or the ends of names after a dot; a pattern for the whole name; or
-/// the word for all of them.
+/// The projections that `target_modules` takes: names, or the ends of names after a dot; a pattern
+/// for the whole name; or the word for all of them.
 fn targets(found: &Value, model: &ModelConfig) -> Result<Vec<Role>, AdapterError> {
     let bad =
         || AdapterError::BadValue { key: "target_modules", expected: "a list of names, or a pattern", found: found.clone() };

@@ -19,7 +19,8 @@ fn inputs() -> Inputs {
     Inputs { pack, data, eval_data: None, micro_batch: 4, total_steps: 100 }
 }
 
-/// A run after `step` steps, whose numbers have all bits: random ones, and those that text and other types would change.
+/// A run after `step` steps, whose numbers have all bits: random ones, and those that text and
+/// other types would change.
 fn checkpoint(step: u64) -> Checkpoint {
     let settings = Settings { rank: 3, alpha: 0.1 + 0.2, ..Settings::default() };
     let mut adapter = Adapter::new(settings.lora(), Some("org/model".to_owned()), &model(), 1).unwrap();

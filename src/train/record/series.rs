@@ -3,13 +3,14 @@
 /// Points of a curve at most.
 pub(super) const MAX_POINTS: usize = 1000;
 
-/// Whether a number can be drawn: finite, and within f32, so that differences and ratios are finite, too.
+/// Whether a number can be drawn: finite, and within f32, so that differences and ratios are
+/// finite, too.
 pub(super) fn drawable(x: f64) -> bool {
     (x as f32).is_finite()
 }
 
-/// Indices of at most [`MAX_POINTS`] values, in order: all of them, or the smallest and the largest of each of so many equal
-/// stretches. Spikes stay, and so do the first and the last value.
+/// Indices of at most [`MAX_POINTS`] values, in order: all of them, or the smallest and the largest
+/// of each of so many equal stretches. Spikes stay, and so do the first and the last value.
 pub(super) fn thin_out(values: &[f64]) -> Vec<usize> {
     if values.len() <= MAX_POINTS {
         return (0..values.len()).collect();
@@ -27,13 +28,15 @@ pub(super) fn thin_out(values: &[f64]) -> Vec<usize> {
     kept
 }
 
-/// How many values make a mean that follows the curve of `len` values: odd, a fiftieth of them; 1 where there are few.
+/// How many values make a mean that follows the curve of `len` values: odd, a fiftieth of them; 1
+/// where there are few.
 pub(super) fn window(len: usize) -> usize {
     if len < 20 { 1 } else { (len / 50).clamp(2, 500) * 2 + 1 }
 }
 
-/// The mean of those that can be drawn among the `window` values around each value; at the start, around as many as there are
-/// on both sides, so that a curve that falls fast begins where it does. NaN where there are none.
+/// The mean of those that can be drawn among the `window` values around each value; at the start,
+/// around as many as there are on both sides, so that a curve that falls fast begins where it does.
+/// NaN where there are none.
 pub(super) fn smooth(values: &[f64], window: usize) -> Vec<f64> {
     let mut sums = vec![(0.0, 0_u32)];
     let (mut sum, mut count) = (0.0, 0);
@@ -58,7 +61,8 @@ pub(super) fn last_mean(values: &[f64], window: usize) -> Option<f64> {
     (!last.is_empty()).then(|| last.iter().sum::<f64>() / last.len() as f64)
 }
 
-/// The middle one of the values that are finite, or the mean of the middle two; `None` where there is none.
+/// The middle one of the values that are finite, or the mean of the middle two; `None` where there
+/// is none.
 pub fn median(values: &[f64]) -> Option<f64> {
     let mut sorted: Vec<f64> = values.iter().copied().filter(|x| x.is_finite()).collect();
     sorted.sort_by(f64::total_cmp);
@@ -78,8 +82,8 @@ pub(super) struct Scale {
 }
 
 impl Scale {
-    /// A scale from a nice number to a nice one around the values that can be drawn; around 0, too, where that is wanted.
-    /// Positive values that are far apart get a logarithmic one.
+    /// A scale from a nice number to a nice one around the values that can be drawn; around 0, too,
+    /// where that is wanted. Positive values that are far apart get a logarithmic one.
     pub(super) fn around(values: impl Iterator<Item = f64>, from_zero: bool) -> Self {
         let empty = (f64::INFINITY, f64::NEG_INFINITY);
         let (low, high) = values.filter(|x| drawable(*x)).fold(empty, |(l, h), x| (l.min(x), h.max(x)));

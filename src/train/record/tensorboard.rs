@@ -1,5 +1,5 @@
-//! TensorBoard's event files: TFRecord frames (tensorflow/core/lib/io/record_writer.h) around Event messages
-//! (tensorflow/core/util/event.proto), which are few enough to be written by hand.
+//! TensorBoard's event files: TFRecord frames (tensorflow/core/lib/io/record_writer.h) around Event
+//! messages (tensorflow/core/util/event.proto), which are few enough to be written by hand.
 
 use std::fs;
 use std::io;
@@ -10,7 +10,8 @@ use super::{Appender, Record, RecordError};
 
 const PREFIX: &str = "events.out.tfevents.";
 
-/// A new event file after all others of the folder. What those have of step `first_step` and later is not shown any more.
+/// A new event file after all others of the folder. What those have of step `first_step` and later
+/// is not shown any more.
 pub(super) fn create(folder: &Path, first_step: u64) -> Result<Appender, RecordError> {
     let name = next_name(folder, wall_time() as u64);
     let name = name.map_err(|source| RecordError::Read { path: folder.to_owned(), source })?;
@@ -47,8 +48,8 @@ fn wall_time() -> f64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0.0, |t| t.as_secs_f64())
 }
 
-/// TensorBoard reads the files of a folder in the order of their names, each to its end and never again: a new one has to
-/// come last, even on a clock that was put back.
+/// TensorBoard reads the files of a folder in the order of their names, each to its end and never
+/// again: a new one has to come last, even on a clock that was put back.
 fn next_name(folder: &Path, now: u64) -> io::Result<String> {
     let (mut count, mut seconds) = (0, now);
     for entry in fs::read_dir(folder)? {
@@ -87,8 +88,8 @@ fn version() -> Vec<u8> {
     delimited(3, b"brain.Event:2")
 }
 
-/// `SessionLog session_log = 7 { SessionStatus status = 1 [START = 1] }`: from the step of this event on, what earlier files
-/// say is void.
+/// `SessionLog session_log = 7 { SessionStatus status = 1 [START = 1] }`: from the step of this
+/// event on, what earlier files say is void.
 fn session_start() -> Vec<u8> {
     delimited(7, &[tag(1, VARINT), 1])
 }

@@ -1,5 +1,5 @@
-//! The sources of the encoder and the decoder, as they are, without all that the package needs fixed. `scripts/neon.sh`
-//! builds their tests for Arm and runs them under qemu.
+//! The sources of the encoder and the decoder, as they are, without all that the package needs
+//! fixed. `scripts/neon.sh` builds their tests for Arm and runs them under qemu.
 #![allow(dead_code, reason = "the rest of the package uses it")]
 
 /// A part of the package's module.

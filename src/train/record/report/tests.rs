@@ -41,7 +41,8 @@ fn parts<'a>(text: &'a str, open: &str, close: &str) -> Vec<&'a str> {
     text.match_indices(open).map(part).collect()
 }
 
-/// Fails unless the text is one XML element: tags that close each other, attributes in quotes, no stray `<`, `>` or `&`.
+/// Fails unless the text is one XML element: tags that close each other, attributes in quotes, no
+/// stray `<`, `>` or `&`.
 fn assert_xml(text: &str) {
     let tag = regex::Regex::new(r#"^<(/?)([a-z]+)((?: [a-zA-Z-]+="[^"<>&]*")*)(/?)>"#).unwrap();
     let (mut open, mut rest) = (Vec::new(), text);
