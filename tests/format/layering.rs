@@ -101,6 +101,7 @@ const CIRCLES: &[&[&str]] = &[
         "convert/source/header.rs",
         "convert/source/json.rs",
         "convert/source/mod.rs",
+        "convert/source/side.rs",
         "convert/source/snapshot.rs",
     ],
     &["data/formats.rs", "data/messages.rs", "data/mod.rs", "data/special.rs", "data/tokenizer.rs"],
