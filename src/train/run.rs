@@ -169,7 +169,12 @@ impl Run {
 
     /// Reports the warnings; returns whether the run continues.
     fn tell_warnings(&mut self, observe: &mut impl FnMut(Event<'_>) -> bool) -> bool {
-        self.warnings.drain(..).fold(true, |wanted, warning| observe(Event::Warning(&warning)) && wanted)
+        let mut continues = true;
+        for warning in self.warnings.drain(..) {
+            // Each warning is reported, also after the caller asked to stop.
+            continues &= observe(Event::Warning(&warning));
+        }
+        continues
     }
 
     /// How many records the files of the run lack, because they could not be written: the name of

@@ -20,9 +20,12 @@ const LFS_POINTER: &[u8] = b"version https://git-lfs.github.com/spec/";
 /// Further templates that a checkpoint may have.
 const MAX_TEMPLATES: usize = 256;
 
+/// Names in a pack, and bytes.
+pub(super) type SideFiles = Vec<(String, Vec<u8>)>;
+
 /// Name in a pack and bytes of each side file that is present, config.json first, and what the user
 /// should know.
-pub(super) fn read(folder: &Folder, config: Option<&Path>) -> Result<(Vec<(String, Vec<u8>)>, Vec<Notice>), SourceError> {
+pub(super) fn read(folder: &Folder, config: Option<&Path>) -> Result<(SideFiles, Vec<Notice>), SourceError> {
     let mut files = Vec::with_capacity(SNAPSHOT_FILES.len());
     for name in SNAPSHOT_FILES {
         let (file, limit) = match config {

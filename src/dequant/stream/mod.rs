@@ -31,7 +31,7 @@ pub use source::PackSource;
 const MAX_THREADS: usize = 8;
 
 /// Options of a layer stream.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct StreamOptions {
     /// Maximum GPU bytes for layers, globals and staging. `None`: [`default_budget`].
     pub budget: Option<u64>,
@@ -41,12 +41,6 @@ pub struct StreamOptions {
     pub verify: bool,
     /// Threads that fill staging memory. 0: one per core, at most eight.
     pub threads: usize,
-}
-
-impl Default for StreamOptions {
-    fn default() -> Self {
-        Self { budget: None, globals: false, verify: false, threads: 0 }
-    }
 }
 
 /// The order of layer requests. It determines which layers are prefetched.
