@@ -101,12 +101,12 @@ impl Place {
     }
 
     fn dropped(&self) -> Vec<String> {
-        let mapped = MappedPack::read(&self.target()).unwrap();
+        let mapped = MappedPack::read(self.target()).unwrap();
         Provenance::from_json(mapped.pack().index().metadata()).unwrap().dropped
     }
 
     fn raw_role(&self, name: &str) -> Option<(Role, Option<u32>)> {
-        let mapped = MappedPack::read(&self.target()).unwrap();
+        let mapped = MappedPack::read(self.target()).unwrap();
         mapped.pack().raw_tensor(name).map(|tensor| (tensor.role, tensor.layer))
     }
 }
@@ -272,7 +272,7 @@ fn a_quantisation_that_config_json_alone_speaks_of_is_not_followed() {
     let config = fs::read(place.source().join("config.json")).unwrap();
     let report = place.convert().unwrap();
     assert_named(&report, "bitsandbytes");
-    let mapped = MappedPack::read(&place.target()).unwrap();
+    let mapped = MappedPack::read(place.target()).unwrap();
     assert!(mapped.pack().files().any(|file| file.name == "config.json" && file.bytes == config));
     let (snapshot, _) = place.export();
     let exported: Value = serde_json::from_slice(&fs::read(snapshot.join("config.json")).unwrap()).unwrap();
@@ -305,7 +305,7 @@ fn names_behind_wrappers_or_without_a_prefix_are_those_of_the_model() {
         place.tensors = std::mem::take(&mut place.tensors).into_iter().map(|(name, t)| (rename(&name), t)).collect();
         let report = place.convert().unwrap();
         assert_named(&report, "the names of the tensors");
-        let mapped = MappedPack::read(&place.target()).unwrap();
+        let mapped = MappedPack::read(place.target()).unwrap();
         assert!(mapped.pack().quantized_tensors().any(|tensor| tensor.name == LAST));
         assert_eq!(report.left_out.len(), 1);
         let (snapshot, _) = place.export();
