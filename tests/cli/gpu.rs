@@ -127,7 +127,7 @@ fn doctor_shows_what_it_knows_where_something_fails() {
     let folder = place();
     let assert = run(folder.path(), "doctor --gpu no-such-gpu").code(1).stderr(contains("hint: --gpu"));
     let assert = assert.stderr(contains("error: no GPU")).stdout(contains(&gpu.adapter().name));
-    assert.stdout(contains("none is in use")).stdout(contains("largest buffer").not());
+    assert.stdout(contains("none in use")).stdout(contains("largest buffer").not());
     let document = json(folder.path(), "doctor --gpu no-such-gpu", 1);
     assert_eq!(document["adapters"][gpu.adapter().index]["name"], gpu.adapter().name);
     assert!(document["hint"].is_string() && document.get("adapter").is_none(), "{document}");
@@ -135,7 +135,7 @@ fn doctor_shows_what_it_knows_where_something_fails() {
 
     // The device is open by then.
     let assert = run(folder.path(), "doctor none.nf4pack").code(1).stderr(contains("hint: `nf4pack convert"));
-    let assert = assert.stderr(contains("error: none.nf4pack")).stdout(contains("* the one in use"));
+    let assert = assert.stderr(contains("error: none.nf4pack")).stdout(contains("* in use"));
     assert.stdout(contains("largest buffer")).stdout(contains("decode to").not());
     let document = json(folder.path(), "doctor none.nf4pack", 1);
     assert_eq!(document["adapter"].as_u64(), Some(gpu.adapter().index as u64));

@@ -136,7 +136,7 @@ fn what_is_longer_than_the_model_was_made_for_is_cut_or_told() {
     let show = ["train", "short.nf4pack", "--data", "long.jsonl", "--show-batch"];
     let cut = command(folder, &show).assert().success();
     cut.stderr(
-        predicate::str::contains("were longer than --max-length").and(predicate::str::contains("max_position").not()),
+        predicate::str::contains("longer than --max-length are cut").and(predicate::str::contains("max_position").not()),
     );
     let told = command(folder, &[&show[..], &["--max-length", "64"]].concat()).assert().success();
     told.stderr(predicate::str::contains("warning: 1 sample longer than the model's maximum of 8 tokens"));
