@@ -14,6 +14,7 @@ pub(crate) mod session;
 mod weights;
 pub(crate) mod workspace;
 
+pub use crate::ops::OpError;
 pub use decoder::{Model, read_config, read_tokenizer};
 pub use error::{ModelError, NonFiniteAt};
 pub use generate::sampling::{Sampler, SamplerOptions, SamplingError};

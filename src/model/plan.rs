@@ -145,7 +145,7 @@ pub struct MemoryPlan {
 }
 
 impl MemoryPlan {
-    /// Plans a run: the rows asked for, or as many as fit ([`MAX_AUTO_ROWS`] at most, and one where
+    /// Plans a run: the rows asked for, or as many as fit (`MAX_AUTO_ROWS` at most, and one where
     /// no budget is known), all layers resident if any rows allow that, else in a ring.
     ///
     /// # Errors

@@ -22,7 +22,7 @@ impl Session {
     /// The mean loss over the loss tokens of a batch: negative log-likelihood, in nats a token.
     ///
     /// # Errors
-    /// [`ModelError::Value`] where the batch has no loss token; what went wrong on the device.
+    /// [`OpError::Value`](crate::ops::OpError::Value) where the batch has no loss token; what went wrong on the device.
     pub fn loss(&mut self, batch: &Batch) -> Result<f32, ModelError> {
         let (work, on_gpu) = self.model.begin(&self.memory, batch)?;
         let mut commands = self.model.gpu().commands("loss");

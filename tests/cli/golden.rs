@@ -65,9 +65,11 @@ fn replace(text: &str, pattern: &str, with: &str) -> String {
     Regex::new(pattern).unwrap().replace_all(text, with).into_owned()
 }
 
-/// Without times and rates.
+/// Without times and rates, whose units change with the machine's load, too.
 fn untimed(text: &str) -> String {
-    replace(text, r"\d[\d.]*[kMGT]? ?(s|ms|min|h|[kMGT]?B/s|weights/s|tokens/s)\b", "# $1")
+    let text = replace(text, r"\d[\d.]* ?(ms|min|h|s)\b", "# s");
+    let text = replace(&text, r"\d[\d.]* ?[kMGT]?B/s\b", "# B/s");
+    replace(&text, r"\d[\d.]*[kMGT]? ?(weights/s|tokens/s)\b", "# $1")
 }
 
 /// Without any number, and without what depends on how many digits they have.
