@@ -135,10 +135,10 @@ pub fn write(dir: &Path, shape: &Shape, seed: u64, shard_bytes: Option<u64>, pro
     write_model(dir, &shape.config(), seed, shard_bytes, progress)
 }
 
-/// [`write`] for the model that a config.json describes, of any family.
+/// [`write()`] for the model that a config.json describes, of any family.
 ///
 /// # Errors
-/// Those of [`write`]; `InvalidInput` where it describes no model.
+/// Those of [`write()`]; `InvalidInput` where it describes no model.
 pub fn write_model(
     dir: &Path,
     config: &Value,

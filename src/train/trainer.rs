@@ -49,8 +49,8 @@ impl Trainer {
     /// Puts `adapter`, which must have room for its gradient, on `model`; moments start at zero.
     ///
     /// # Errors
-    /// [`ModelError::Shape`] where the adapter or the memory has no room for gradients;
-    /// [`ModelError::Gpu`].
+    /// [`OpError::Shape`] where the adapter or the memory has no room for gradients;
+    /// [`OpError::Gpu`].
     pub fn new(
         model: Model,
         adapter: GpuAdapter,
@@ -148,7 +148,7 @@ impl Trainer {
     /// are those of the adapter given to [`Trainer::new`].
     ///
     /// # Errors
-    /// [`ModelError::Shape`], [`ModelError::Gpu`].
+    /// [`OpError::Shape`], [`OpError::Gpu`].
     pub fn restore(
         &mut self,
         exp_avg: &[f32],
