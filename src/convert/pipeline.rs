@@ -121,7 +121,7 @@ impl Conversion {
         self.checkpoint.files.iter().map(|f| f.length).sum()
     }
 
-    /// Writes the pack: a temporary file beside `path`, fsync, rename, fsync of the folder.
+    /// Writes the pack: a temporary file next to `path`, fsync, rename, fsync of the folder.
     ///
     /// # Errors
     /// See [`ConvertError`].

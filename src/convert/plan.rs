@@ -56,7 +56,7 @@ pub enum PlanError {
         option: &'static str,
         /// The pattern.
         pattern: String,
-        /// What it was held against.
+        /// What it was compared with.
         what: &'static str,
     },
     /// The pack would break the format's own rules.

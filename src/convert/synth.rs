@@ -324,11 +324,11 @@ mod tests {
         let half = Half::default();
         let stopped = write(&dir.path().join("half"), &Shape::from_name("tiny").unwrap(), 7, None, &half).unwrap_err();
         assert_eq!(stopped.kind(), io::ErrorKind::Interrupted);
-        let told = half.0.into_inner().unwrap();
+        let reported = half.0.into_inner().unwrap();
         let bytes: u64 =
             Shape::from_name("tiny").unwrap().tensors().iter().map(|(_, s)| 2 * s.iter().product::<u64>()).sum();
-        assert!(told.is_sorted() && told.iter().all(|&(_, total)| total == bytes), "{told:?}");
-        assert!(told.last().unwrap().0 < bytes, "the rest was not written");
+        assert!(reported.is_sorted() && reported.iter().all(|&(_, total)| total == bytes), "{reported:?}");
+        assert!(reported.last().unwrap().0 < bytes, "the rest was not written");
     }
 
     #[test]

@@ -46,7 +46,7 @@ impl Writer<'_> {
     }
 }
 
-/// A temporary file beside `path`, with the permissions that a new file gets there.
+/// A temporary file next to `path`, with the permissions that a new file gets there.
 fn temporary_beside(path: &Path) -> io::Result<NamedTempFile> {
     let mut builder = Builder::new();
     builder.prefix(".nf4pack-").suffix(".tmp");
@@ -56,7 +56,7 @@ fn temporary_beside(path: &Path) -> io::Result<NamedTempFile> {
 }
 
 impl Target {
-    /// Creates the temporary file beside `path`, after looking whether `len` bytes fit.
+    /// Creates the temporary file next to `path`, after looking whether `len` bytes fit.
     ///
     /// # Errors
     /// Where `path` exists and `force` is not set, where it is a folder, where the folder is

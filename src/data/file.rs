@@ -5,7 +5,7 @@ use std::path::Path;
 use super::formats::without_mark;
 use super::{DataError, Dataset, Options, Tokenizer};
 
-/// Endings of names of JSON Lines, and of plain text; other files are told by their first
+/// Endings of names of JSON Lines, and of plain text; other files are recognised by their first
 /// character.
 const JSON_LINES: [&str; 3] = ["jsonl", "json", "ndjson"];
 const TEXT: [&str; 2] = ["txt", "md"];

@@ -138,10 +138,10 @@ pub enum DataError {
         /// What it says.
         source: TemplateError,
     },
-    /// A conversation to go on with, and a model without a chat template.
+    /// A conversation to continue, and a model without a chat template.
     #[error("the model has no chat template")]
     NoChatTemplate,
-    /// The chat template refuses a conversation to go on with.
+    /// The chat template refuses a conversation to continue.
     #[error("the chat template refuses the conversation: {0}")]
     Chat(TemplateError),
     /// Where the words of the assistant stand in the text cannot be known.

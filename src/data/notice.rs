@@ -71,7 +71,7 @@ impl fmt::Display for Notice {
     }
 }
 
-/// Why what a message of the assistant says cannot be told from the rest of a rendered
+/// Why what a message of the assistant says cannot be separated from the rest of a rendered
 /// conversation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]

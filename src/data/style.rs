@@ -16,7 +16,7 @@ pub(super) struct Style {
 
 impl Style {
     /// That of a template, tried on a question and an answer. Where it refuses these nothing is
-    /// known. `render` is told messages, tools and whether the generation prompt is asked for.
+    /// known. `render` gets messages, tools and whether the generation prompt is asked for.
     pub(super) fn new(render: impl Fn(&[Value], &Value, bool) -> Option<String>) -> Self {
         let function = Value::from_pairs([("name", "f"), ("description", "f")]);
         let tools = Value::from(vec![Value::from_pairs([("type", Value::from("function")), ("function", function)])]);

@@ -40,7 +40,7 @@ pub enum SourceError {
         /// A snapshot in it.
         snapshot: PathBuf,
     },
-    /// No config.json beside the weights.
+    /// No config.json next to the weights.
     #[error("{folder} has no config.json: put it there, or name one with --config FILE")]
     NoConfig {
         /// The folder of the weights.

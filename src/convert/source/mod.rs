@@ -111,7 +111,7 @@ pub struct Checkpoint {
 
 impl Checkpoint {
     /// Opens the checkpoint at `path`: a snapshot folder or one `.safetensors` file with its
-    /// config.json beside it. Where a folder has both, `model.safetensors` wins over the index, as
+    /// config.json next to it. Where a folder has both, `model.safetensors` wins over the index, as
     /// in transformers. `config_override` is read in place of config.json and stored under its
     /// name.
     ///

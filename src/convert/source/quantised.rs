@@ -13,7 +13,7 @@ pub enum Quantised {
         /// Its `quant_method`; "unknown" where there is none.
         method: String,
     },
-    /// By the tables that bitsandbytes stores beside its 4-bit codes.
+    /// By the tables that bitsandbytes stores next to its 4-bit codes.
     #[error("{tensor:?} belongs to 4-bit weights of bitsandbytes: convert the unquantised original instead")]
     Bitsandbytes {
         /// The tensor.
