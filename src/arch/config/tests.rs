@@ -420,3 +420,15 @@ fn models_that_cannot_be() {
     let error = ModelConfig::parse(config("llama").to_string().as_bytes(), Some(b"{")).unwrap_err();
     assert!(matches!(error, ConfigError::Json { file: "generation_config.json", .. }), "{error}");
 }
+
+/// The rotary embedding turns pairs of features: a head of odd size is refused, at convert too.
+#[test]
+fn heads_of_odd_size_are_refused() {
+    let of = |head_dim: u32| parse(&with("llama", &json!({ "head_dim": head_dim })));
+    assert_eq!(of(8).unwrap().head_dim, 8);
+    for odd in [1, 7, 255] {
+        let error = of(odd).unwrap_err();
+        let ConfigError::BadValue { key, found, .. } = &error else { panic!("{error}") };
+        assert_eq!((key.as_str(), found), ("head_dim", &json!(odd)));
+    }
+}
