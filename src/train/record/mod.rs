@@ -13,7 +13,10 @@ use serde::{Deserialize, Deserializer, Serialize};
 use thiserror::Error;
 
 use crate::io::folder::publish;
-pub use report::{Report, duration, report};
+#[cfg(feature = "cli")]
+pub use report::duration;
+pub use report::{Report, report};
+#[cfg(feature = "cli")]
 pub use series::median;
 
 /// The file of all records, one JSON object a line.
