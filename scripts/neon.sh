@@ -24,10 +24,13 @@ apt_stable() {
 fetch_debian_rust() {
     [ ! -x "$debian/rustc" ] || return 0
     command -v apt-get >/dev/null && [ "$(uname -m)" = x86_64 ] || return 1
-    local keys=/usr/share/keyrings/debian-archive-keyring.gpg root=$debian/root archives=$debian/apt/cache/archives
+    local keys=/usr/share/keyrings/debian-archive-keyring.gpg root=$debian/root archives=$debian/apt/cache/archives mirror
+    # Debian's packages come from where the system's own come from.
+    mirror=$(apt-get indextargets --format '$(REPO_URI)' 'Created-By: Packages' 'Origin: Debian' 'Label: Debian' | head -n 1)
+    [ -n "$mirror" ] || return 1
     rm -rf "$debian"
     mkdir -p "$root" "$debian/apt/lists/partial" "$archives/partial"
-    echo "deb [signed-by=$keys] http://deb.debian.org/debian stable main" >"$debian/apt/sources.list"
+    echo "deb [signed-by=$keys] $mirror stable main" >"$debian/apt/sources.list"
     apt_stable apt-get update -qq
     # What the compiler's library needs comes with it, libc too; the compiler itself would bring a linker.
     apt_stable apt-get install -qq -y --download-only --no-install-recommends libstd-rust-web-dev
