@@ -4,11 +4,11 @@ use std::ops::Range;
 
 use super::dequantize;
 use super::error::DequantError;
-use super::kernel::GpuWeights;
 use super::kernel::scales_constant;
 pub(crate) use super::plan::ALIGN;
 use super::plan::{Job, Window};
 use super::sample::Sample;
+use super::weights::GpuWeights;
 use crate::format::nf4::{self, CODEBOOK, CODES_PER_WORD, ScaleType};
 use crate::gpu::{BufferRange, Gpu, GpuError};
 
