@@ -64,8 +64,12 @@ impl Fast {
     }
 }
 
-const FAST_SOURCE: &str = concat!(include_str!("../../shaders/codec_nf4.wgsl"), include_str!("../../shaders/nf4_fast.wgsl"));
-const PLAIN_SOURCE: &str = include_str!("../../shaders/nf4_plain.wgsl");
+macro_rules! shaders {
+    ($($file:literal),*) => { concat!($(include_str!(concat!("../../shaders/", $file, ".wgsl"))),*) };
+}
+
+const FAST_SOURCE: &str = shaders!("nf4_params", "nf4_bindings", "codec_nf4", "nf4_fast");
+const PLAIN_SOURCE: &str = shaders!("nf4_params", "nf4_bindings", "nf4_plain");
 
 /// Each output has both kernels.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -24,10 +24,12 @@ pub(crate) enum Codec {
 }
 
 impl Codec {
-    /// The functions in WGSL. Every decoding kernel includes them.
+    /// The bindings and functions in WGSL. Every decoding kernel includes them.
     pub fn source(self) -> &'static str {
         match self {
-            Self::Nf4(_) => include_str!("../../shaders/codec_nf4.wgsl"),
+            Self::Nf4(_) => {
+                concat!(include_str!("../../shaders/nf4_bindings.wgsl"), include_str!("../../shaders/codec_nf4.wgsl"))
+            }
         }
     }
 
