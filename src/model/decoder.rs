@@ -6,11 +6,11 @@ use crate::data::{Batch, IGNORE_INDEX, Tokenizer, TokenizerFiles};
 use crate::dequant::stream::{Direction, LayerStream, PackSource, StreamOptions, StreamPlan, StreamedLayer};
 use crate::format::Role;
 use crate::gpu::{Commands, Gpu};
-use crate::lora::gpu::{GpuAdapter, Mask};
+use crate::lora::gpu::GpuAdapter;
 use crate::model::error::{ModelError, NonFiniteAt};
 use crate::model::kv_cache::Past;
 use crate::model::layer::Layer;
-use crate::model::pass::{GpuBatch, Kernels, OwnAngles, Pass, positions};
+use crate::model::pass::{GpuBatch, Kernels, OwnAngles, Pass, PassInputs, positions};
 use crate::model::weights::{elements, weight};
 use crate::model::workspace::{Backward, Memory, Workspace};
 use crate::ops::matmul::Weight;
@@ -117,78 +117,66 @@ impl Model {
         Ok(())
     }
 
-    /// A batch on its way through the model: its tensors, and the memory they take.
-    pub(crate) fn begin(&self, memory: &Memory, batch: &Batch) -> Result<(Workspace<Mat>, GpuBatch), ModelError> {
-        self.begin_at(memory, batch, &positions(batch))
-    }
-
-    /// As [`Model::begin`], for a batch of one sample after `past` cached tokens, of a text of
-    /// `length` tokens.
-    pub(super) fn begin_after(
+    /// The inputs of a pass over `batch`.
+    pub(crate) fn begin<'a>(
         &self,
         memory: &Memory,
         batch: &Batch,
-        past: u32,
-        length: u32,
-    ) -> Result<(Workspace<Mat>, GpuBatch), ModelError> {
-        let positions: Vec<_> = (past..).take(batch.tokens.len()).map(|position| (position, length)).collect();
-        self.begin_at(memory, batch, &positions)
+        adapter: Option<&'a GpuAdapter>,
+    ) -> Result<PassInputs<'a>, ModelError> {
+        self.begin_at(memory, batch, &positions(batch), adapter)
     }
 
-    fn begin_at(
+    /// As [`Model::begin`], for a batch of one sample after the cached tokens of `past`, of a text
+    /// of `length` tokens.
+    pub(super) fn begin_after<'a>(
+        &self,
+        memory: &Memory,
+        batch: &Batch,
+        past: Past<'a>,
+        length: u32,
+        adapter: Option<&'a GpuAdapter>,
+    ) -> Result<PassInputs<'a>, ModelError> {
+        let positions: Vec<_> = (past.tokens..).take(batch.tokens.len()).map(|position| (position, length)).collect();
+        Ok(PassInputs { past: Some(past), ..self.begin_at(memory, batch, &positions, adapter)? })
+    }
+
+    fn begin_at<'a>(
         &self,
         memory: &Memory,
         batch: &Batch,
         positions: &[(u32, u32)],
-    ) -> Result<(Workspace<Mat>, GpuBatch), ModelError> {
+        adapter: Option<&'a GpuAdapter>,
+    ) -> Result<PassInputs<'a>, ModelError> {
         self.check(batch)?;
         let tokens = u32::try_from(batch.tokens.len()).unwrap_or(u32::MAX);
         let own_angles = OwnAngles::new(&self.gpu, &self.config, positions)?;
-        Ok((memory.workspace(&self.config, tokens)?, GpuBatch::new(&self.gpu, batch, own_angles)?))
+        let work = memory.workspace(&self.config, tokens)?;
+        let batch = GpuBatch::new(&self.gpu, batch, own_angles)?;
+        Ok(PassInputs { work, batch, adapter, mask: None, past: None })
     }
 
-    /// Submits the embedding and all layers: the residual stream of each is then in `work`.
-    pub(crate) fn forward(
-        &mut self,
-        work: &Workspace<Mat>,
-        batch: &GpuBatch,
-        adapter: Option<&GpuAdapter>,
-        mask: Option<Mask>,
-    ) -> Result<(), ModelError> {
-        self.forward_after(None, work, batch, adapter, mask)
+    /// Submits the embedding and all layers. The residual stream of each layer is then in the
+    /// workspace.
+    pub(crate) fn forward(&mut self, inputs: &PassInputs<'_>) -> Result<(), ModelError> {
+        self.forward_observed(inputs, &|_, _, _| Ok(()))
     }
 
-    /// As [`Model::forward`], for a batch of one sample after the cached tokens of `past`, if
-    /// given.
-    pub(super) fn forward_after(
-        &mut self,
-        past: Option<Past<'_>>,
-        work: &Workspace<Mat>,
-        batch: &GpuBatch,
-        adapter: Option<&GpuAdapter>,
-        mask: Option<Mask>,
-    ) -> Result<(), ModelError> {
-        self.forward_observed(past, work, batch, adapter, mask, &|_, _, _| Ok(()))
-    }
-
-    /// As [`Model::forward_after`]; `record` adds to the commands of each residual stream, before
-    /// layer 0, 1, .. and after the last, as soon as it is there. Without training, the next but
-    /// one takes its place.
+    /// As [`Model::forward`]. `record` adds commands that read each residual stream: before layer
+    /// 0, 1, .. and after the last layer. It reads them at once, because without training the
+    /// stream after the next one overwrites each.
     fn forward_observed(
         &mut self,
-        past: Option<Past<'_>>,
-        work: &Workspace<Mat>,
-        batch: &GpuBatch,
-        adapter: Option<&GpuAdapter>,
-        mask: Option<Mask>,
+        inputs: &PassInputs<'_>,
         record: &dyn Fn(&mut Commands, &Mat, u32) -> Result<(), ModelError>,
     ) -> Result<(), ModelError> {
+        let work = &inputs.work;
         let mut commands = self.gpu.commands("embedding");
-        self.embed(&mut commands, work, batch)?;
+        self.embed(&mut commands, inputs)?;
         record(&mut commands, work.before(0)?, 0)?;
         commands.submit()?;
         let Self { gpu, config, stream, rotary, kernels, .. } = self;
-        let pass = Pass { kernels, model: config, rotary, work, batch, adapter, mask, past };
+        let pass = Pass { kernels, model: config, rotary, inputs };
         for number in 0..config.layers {
             let streamed = stream.layer(number, Direction::Forward)?;
             let mut commands = gpu.commands("layer forward");
@@ -201,21 +189,14 @@ impl Model {
         Ok(())
     }
 
-    /// Runs a batch forward once more, as [`Model::forward_after`] does, to find where the first
-    /// number arises that is not finite; `None` where all are.
-    pub(super) fn first_non_finite(
-        &mut self,
-        past: Option<Past<'_>>,
-        work: &Workspace<Mat>,
-        batch: &GpuBatch,
-        adapter: Option<&GpuAdapter>,
-        mask: Option<Mask>,
-    ) -> Result<Option<NonFiniteAt>, ModelError> {
+    /// Runs a batch forward again, as [`Model::forward`] does, to find where the first non-finite
+    /// number arises. `None` if all numbers are finite.
+    pub(super) fn first_non_finite(&mut self, inputs: &PassInputs<'_>) -> Result<Option<NonFiniteAt>, ModelError> {
         let check = FiniteCheck::new(&self.gpu, self.config.layers + 1)?;
         let look = |commands: &mut Commands, x: &Mat, number: u32| -> Result<(), ModelError> {
             Ok(check.record(commands, x, number)?)
         };
-        self.forward_observed(past, work, batch, adapter, mask, &look)?;
+        self.forward_observed(inputs, &look)?;
         let first = check.read()?.iter().position(Option::is_some);
         Ok(first.map(|at| match at {
             0 => NonFiniteAt::Embedding,
@@ -223,28 +204,22 @@ impl Model {
         }))
     }
 
-    fn embed(&self, commands: &mut Commands, work: &Workspace<Mat>, batch: &GpuBatch) -> Result<(), ModelError> {
+    fn embed(&self, commands: &mut Commands, inputs: &PassInputs<'_>) -> Result<(), ModelError> {
         let table = weight(&self.globals, Role::Embedding, self.config.vocab, self.config.hidden)?;
-        let x = work.before(0)?;
-        self.kernels.gather.embed(commands, &table, &batch.ids, x)?;
+        let x = inputs.work.before(0)?;
+        self.kernels.gather.embed(commands, &table, &inputs.batch.ids, x)?;
         self.kernels.scale.record(commands, self.config.embedding_multiplier as f32, x)?;
         Ok(())
     }
 
     /// Submits all layers backward, the last one first, after [`Model::forward`] and
     /// [`Model::loss_gradient`].
-    pub(crate) fn backward(
-        &mut self,
-        work: &Workspace<Mat>,
-        batch: &GpuBatch,
-        adapter: &GpuAdapter,
-        mask: Option<Mask>,
-    ) -> Result<(), ModelError> {
+    pub(crate) fn backward(&mut self, inputs: &PassInputs<'_>) -> Result<(), ModelError> {
         let Self { gpu, config, stream, rotary, kernels, .. } = self;
-        let pass = Pass { kernels, model: config, rotary, work, batch, adapter: Some(adapter), mask, past: None };
+        let pass = Pass { kernels, model: config, rotary, inputs };
         for number in (0..config.layers).rev() {
             let streamed = stream.layer(number, Direction::Backward)?;
-            let x = work.before(number)?;
+            let x = inputs.work.before(number)?;
             let mut commands = gpu.commands("layer backward");
             let layer = Layer::new(&pass, &mut commands, streamed)?;
             layer.recompute(&mut commands, x)?;
@@ -309,8 +284,9 @@ impl Model {
     }
 
     /// Submits the loss of a batch after [`Model::forward`]: the sum over its loss tokens, divided
-    /// by `normalizer`, is added to `work.loss`.
-    pub(crate) fn loss(&self, work: &Workspace<Mat>, batch: &GpuBatch, normalizer: u64) -> Result<(), ModelError> {
+    /// by `normalizer`, is added to the loss of the workspace.
+    pub(crate) fn loss(&self, inputs: &PassInputs<'_>, normalizer: u64) -> Result<(), ModelError> {
+        let PassInputs { work, batch, .. } = inputs;
         self.norm(work)?;
         let loss = &self.kernels.loss;
         self.for_chunks(work, |commands, logits, first, _| {
@@ -322,15 +298,15 @@ impl Model {
         Ok(())
     }
 
-    /// Submits the gradient of the loss after [`Model::loss`]: that of the residual stream after
-    /// the last layer is then in `work`.
+    /// Submits the gradient of the loss after [`Model::loss`]. The gradient of the residual stream
+    /// after the last layer is then in `gradients`, a part of the workspace.
     pub(crate) fn loss_gradient(
         &self,
-        work: &Workspace<Mat>,
+        inputs: &PassInputs<'_>,
         gradients: &Backward<Mat>,
-        batch: &GpuBatch,
         normalizer: u64,
     ) -> Result<(), ModelError> {
+        let PassInputs { work, batch, .. } = inputs;
         let Kernels { loss, matmul, norm, .. } = &self.kernels;
         self.for_chunks(work, |commands, logits, first, rows| {
             loss.gradient(commands, logits, first, &batch.labels, &work.loss_state, normalizer)?;

@@ -2,7 +2,7 @@
 
 use crate::arch::config::ModelConfig;
 use crate::gpu::{BufferRange, Commands, Gpu};
-use crate::ops::{CachedAttention, CachedAttentionShape, Mat, OpError};
+use crate::ops::{CachedAttention, CachedAttentionShape, Heads, Mat, OpError};
 
 /// The keys (rotated, where their layer rotates) and values of one text's tokens, in float32, and
 /// the attention over them.
@@ -16,7 +16,7 @@ pub struct KvCache {
 
 /// A cache that holds the tokens before those of a pass.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Past<'a> {
+pub(crate) struct Past<'a> {
     pub cache: &'a KvCache,
     pub tokens: u32,
 }
@@ -63,7 +63,6 @@ impl Past<'_> {
         out: &Mat,
     ) -> Result<(), OpError> {
         let Self { cache, tokens: past } = *self;
-        let &ModelConfig { heads, kv_heads, head_dim, layers, .. } = model;
         let shape = |what, expected: u32, found: u64| OpError::Shape {
             operation: "cached keys and values",
             what,
@@ -72,7 +71,7 @@ impl Past<'_> {
         };
         let found = cache.layers.len() as u64;
         let [keys, values] =
-            cache.layers.get(number as usize).ok_or_else(|| shape("the number of layers", layers, found))?;
+            cache.layers.get(number as usize).ok_or_else(|| shape("the number of layers", model.layers, found))?;
         let end = u64::from(past) + u64::from(k.rows);
         if end > cache.capacity.into() {
             return Err(shape("the number of tokens", cache.capacity, end));
@@ -80,10 +79,16 @@ impl Past<'_> {
         for (new, all) in [(k, keys), (v, values)] {
             commands.copy(&new.range, &rows(all, past, new.rows));
         }
-        let (scale, window) = (model.attention_multiplier as f32, model.attention(number).window);
-        let shape = CachedAttentionShape { tokens: q.rows, past, heads, kv_heads, head_dim, scale, window };
+        let shape = CachedAttentionShape { tokens: q.rows, past, heads: attention_heads(model, number) };
         cache.attention.forward(commands, &shape, q, keys, values, out)
     }
+}
+
+/// The heads of layer `number`.
+pub(super) fn attention_heads(model: &ModelConfig, number: u32) -> Heads {
+    let &ModelConfig { heads, kv_heads, head_dim, .. } = model;
+    let (scale, window) = (model.attention_multiplier as f32, model.attention(number).window);
+    Heads { heads, kv_heads, head_dim, scale, window }
 }
 
 /// Some rows of a matrix.

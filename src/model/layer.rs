@@ -15,8 +15,9 @@ use crate::format::Role;
 use crate::gpu::Commands;
 use crate::lora::config::TARGETS;
 use crate::model::error::ModelError;
+use crate::model::kv_cache::attention_heads;
 use crate::model::linear::Linear;
-use crate::model::pass::Pass;
+use crate::model::pass::{Pass, PassInputs};
 use crate::model::weights::{elements, projection};
 use crate::model::workspace::{Backward, Workspace};
 use crate::ops::{AttentionShape, Mat, OpError};
@@ -47,8 +48,8 @@ impl<'a> Layer<'a> {
         let number = layer.number.unwrap_or_default();
         let linear = |index: usize| -> Result<Linear<'a>, ModelError> {
             let role = TARGETS[index];
-            let bias = pass.work.constants.biases[index].as_ref();
-            let lora = pass.adapter.and_then(|adapter| adapter.lora(number, role, pass.mask));
+            let bias = pass.inputs.work.constants.biases[index].as_ref();
+            let lora = pass.inputs.adapter.and_then(|adapter| adapter.lora(number, role, pass.inputs.mask));
             let factor = output_factor(pass.model, role);
             let weight = projection(layer, role, pass.model)?.times(factor);
             Ok(Linear { weight, bias, lora: lora.map(|lora| lora.times(factor)) })
@@ -60,7 +61,7 @@ impl<'a> Layer<'a> {
 
     /// Records the layer: `x` and `out` [tokens, hidden].
     pub fn forward(&self, commands: &mut Commands, x: &Mat, out: &Mat) -> Result<(), OpError> {
-        let Pass { kernels, work, .. } = self.pass;
+        let Pass { kernels, inputs: PassInputs { work, .. }, .. } = self.pass;
         self.attention_block(commands, x)?;
         self.feed_forward(commands)?;
         commands.copy(&work.middle.range, &out.range);
@@ -76,7 +77,7 @@ impl<'a> Layer<'a> {
     /// Records the gradients, after [`Layer::recompute`]: that of the output becomes that of `x`,
     /// in place, in the workspace.
     pub fn backward(&self, commands: &mut Commands, x: &Mat) -> Result<(), OpError> {
-        let Some(gradients) = &self.pass.work.backward else {
+        let Some(gradients) = &self.pass.inputs.work.backward else {
             return Err(OpError::Shape {
                 operation: "backward",
                 what: "the workspaces with gradients",
@@ -90,7 +91,7 @@ impl<'a> Layer<'a> {
 
     /// `middle` of `x`.
     fn attention_block(&self, commands: &mut Commands, x: &Mat) -> Result<(), OpError> {
-        let Pass { kernels, model, work, .. } = self.pass;
+        let Pass { kernels, model, inputs: PassInputs { work, .. }, .. } = self.pass;
         let Workspace { normed, queries, keys, values, middle, .. } = work;
         kernels.norm.forward(commands, x, &work.constants.input_norm, model.rms_norm_eps as f32, normed)?;
         let raw_queries = work.raw_queries.as_ref().unwrap_or(queries);
@@ -107,7 +108,7 @@ impl<'a> Layer<'a> {
     /// `attended` of queries and keys, which are rotated, and values: within each sample, or over a
     /// cache.
     fn attend(&self, commands: &mut Commands) -> Result<(), OpError> {
-        let Pass { kernels, model, work, batch, past, .. } = self.pass;
+        let Pass { kernels, model, inputs: PassInputs { work, batch, past, .. }, .. } = self.pass;
         let Workspace { queries, keys, values, attended, lse, .. } = work;
         if self.attention.rotary {
             self.rotate(commands, queries, model.heads)?;
@@ -122,8 +123,8 @@ impl<'a> Layer<'a> {
 
     /// Queries or keys, rotated by the positions of their tokens.
     fn rotate(&self, commands: &mut Commands, x: &Mat, heads: u32) -> Result<(), OpError> {
-        let Pass { kernels, past, .. } = self.pass;
-        if let Some(past) = past {
+        let kernels = self.pass.kernels;
+        if let Some(past) = self.pass.inputs.past {
             let (angles, first) = self.pass.angles_after(past.tokens);
             return kernels.rotary.forward_from(commands, x, heads, first, angles);
         }
@@ -132,14 +133,12 @@ impl<'a> Layer<'a> {
     }
 
     fn attention_shape(&self, tokens: u32) -> AttentionShape {
-        let &ModelConfig { heads, kv_heads, head_dim, .. } = self.pass.model;
-        let (scale, window) = (self.pass.model.attention_multiplier as f32, self.attention.window);
-        AttentionShape { tokens, heads, kv_heads, head_dim, scale, window }
+        AttentionShape { tokens, heads: attention_heads(self.pass.model, self.number) }
     }
 
     /// The norms of queries and keys, where the model has them.
     fn norm_heads(&self, commands: &mut Commands) -> Result<(), OpError> {
-        let Pass { kernels, model, work, .. } = self.pass;
+        let Pass { kernels, model, inputs: PassInputs { work, .. }, .. } = self.pass;
         let epsilon = model.rms_norm_eps as f32;
         if let (Some(raw), Some(gamma)) = (&work.raw_queries, &work.constants.query_norm) {
             kernels.norm.forward(commands, raw, gamma, epsilon, &work.queries)?;
@@ -152,7 +151,7 @@ impl<'a> Layer<'a> {
 
     /// `activated` of `middle`.
     fn feed_forward(&self, commands: &mut Commands) -> Result<(), OpError> {
-        let Pass { kernels, model, work, .. } = self.pass;
+        let Pass { kernels, model, inputs: PassInputs { work, .. }, .. } = self.pass;
         let Workspace { normed, middle, gate, up, activated, constants, .. } = work;
         kernels.norm.forward(commands, middle, &constants.post_attention_norm, model.rms_norm_eps as f32, normed)?;
         self.gate.forward(kernels, commands, work, normed, false, gate)?;
@@ -162,7 +161,7 @@ impl<'a> Layer<'a> {
 
     /// The gradient of the output becomes that of `middle`.
     fn feed_forward_backward(&self, commands: &mut Commands, gradients: &Backward<Mat>) -> Result<(), OpError> {
-        let Pass { kernels, model, work, .. } = self.pass;
+        let Pass { kernels, model, inputs: PassInputs { work, .. }, .. } = self.pass;
         let Workspace { normed, middle, gate, up, activated, constants, .. } = work;
         self.down.backward(kernels, commands, work, [activated, &gradients.residual, activated], false)?;
         kernels.swiglu.backward(commands, gate, up, activated)?;
@@ -174,7 +173,7 @@ impl<'a> Layer<'a> {
 
     /// The gradient of `middle` becomes that of `x`.
     fn attention_block_backward(&self, commands: &mut Commands, x: &Mat, gradients: &Backward<Mat>) -> Result<(), OpError> {
-        let Pass { kernels, model, work, batch, .. } = self.pass;
+        let Pass { kernels, model, inputs: PassInputs { work, batch, .. }, .. } = self.pass;
         let (gamma, epsilon) = (&work.constants.input_norm, model.rms_norm_eps as f32);
         self.o.backward(kernels, commands, work, [&work.attended, &gradients.residual, &gradients.attended], false)?;
         let Workspace { queries, keys, values, .. } = work;
@@ -215,7 +214,7 @@ impl<'a> Layer<'a> {
         commands: &mut Commands,
         gradients: &'b Backward<Mat>,
     ) -> Result<[&'b Mat; 2], OpError> {
-        let Pass { kernels, model, work, .. } = self.pass;
+        let Pass { kernels, model, inputs: PassInputs { work, .. }, .. } = self.pass;
         let epsilon = model.rms_norm_eps as f32;
         let mut found = [&gradients.queries, &gradients.keys];
         if let (Some(raw), Some(gamma)) = (&work.raw_queries, &work.constants.query_norm) {
@@ -240,7 +239,7 @@ fn output_factor(model: &ModelConfig, role: Role) -> f32 {
 
 /// Norms and biases to float32.
 fn record_constants(pass: &Pass<'_>, commands: &mut Commands, layer: &StreamedLayer) -> Result<(), ModelError> {
-    let constants = &pass.work.constants;
+    let constants = &pass.inputs.work.constants;
     let norms = [
         (Role::InputNorm, Some(&constants.input_norm)),
         (Role::PostAttentionNorm, Some(&constants.post_attention_norm)),

@@ -41,20 +41,34 @@ impl Kernels {
     }
 }
 
+/// The inputs of a pass: a batch, the memory of its tensors, and an adapter.
+#[derive(Debug)]
+pub(crate) struct PassInputs<'a> {
+    pub work: Workspace<Mat>,
+    pub batch: GpuBatch,
+    pub adapter: Option<&'a GpuAdapter>,
+    /// The dropout of a training step.
+    pub mask: Option<Mask>,
+    /// The cached tokens before the batch, which is then one sample.
+    pub past: Option<Past<'a>>,
+}
+
+impl PassInputs<'_> {
+    /// The same inputs with this mask.
+    pub fn masked(self, mask: Option<Mask>) -> Self {
+        Self { mask, ..self }
+    }
+}
+
 /// What the layers of a pass share.
 #[derive(Debug)]
 pub(super) struct Pass<'a> {
     pub kernels: &'a Kernels,
     pub model: &'a ModelConfig,
-    /// Cosines and sines of every position, for texts of any length; read them through
-    /// [`Pass::angles`].
+    /// Cosines and sines of every position, for texts of any length. [`Pass::angles`] selects the
+    /// table of a batch.
     pub rotary: &'a Mat,
-    pub work: &'a Workspace<Mat>,
-    pub batch: &'a GpuBatch,
-    pub adapter: Option<&'a GpuAdapter>,
-    pub mask: Option<Mask>,
-    /// The cached tokens before the batch, which is then one sample.
-    pub past: Option<Past<'a>>,
+    pub inputs: &'a PassInputs<'a>,
 }
 
 /// A batch in GPU memory: a u32 for each token.
@@ -109,15 +123,15 @@ pub(super) fn positions(batch: &Batch) -> Vec<(u32, u32)> {
 impl Pass<'_> {
     /// Cosines and sines, and the token from which their rows are counted, for each token.
     pub fn angles(&self) -> (&Mat, &BufferRange) {
-        match &self.batch.own_angles {
+        match &self.inputs.batch.own_angles {
             Some(own) => (&own.table, &own.starts),
-            None => (self.rotary, &self.batch.starts),
+            None => (self.rotary, &self.inputs.batch.starts),
         }
     }
 
     /// The same for tokens after `past` cached ones: the row of the first token.
     pub fn angles_after(&self, past: u32) -> (&Mat, u32) {
-        match &self.batch.own_angles {
+        match &self.inputs.batch.own_angles {
             Some(own) => (&own.table, 0),
             None => (self.rotary, past),
         }

@@ -24,20 +24,20 @@ impl Session {
     /// # Errors
     /// [`OpError::Value`](crate::ops::OpError::Value) where the batch has no loss token; what went wrong on the device.
     pub fn loss(&mut self, batch: &Batch) -> Result<f32, ModelError> {
-        let (work, on_gpu) = self.model.begin(&self.memory, batch)?;
+        let inputs = self.model.begin(&self.memory, batch, self.adapter.as_ref())?;
         let mut commands = self.model.gpu().commands("loss");
-        commands.clear(&work.loss.range);
+        commands.clear(&inputs.work.loss.range);
         commands.submit()?;
-        self.model.forward(&work, &on_gpu, self.adapter.as_ref(), None)?;
-        self.model.loss(&work, &on_gpu, batch.loss_tokens)?;
-        let loss = work.loss.read(self.model.gpu())?;
+        self.model.forward(&inputs)?;
+        self.model.loss(&inputs, batch.loss_tokens)?;
+        let loss = inputs.work.loss.read(self.model.gpu())?;
         Ok(loss.first().copied().unwrap_or(f32::NAN))
     }
 
     /// The first layer whose output of a batch is not finite.
     pub(crate) fn first_non_finite(&mut self, batch: &Batch, mask: Option<Mask>) -> Result<Option<NonFiniteAt>, ModelError> {
-        let (work, on_gpu) = self.model.begin(&self.memory, batch)?;
-        self.model.first_non_finite(None, &work, &on_gpu, self.adapter.as_ref(), mask)
+        let inputs = self.model.begin(&self.memory, batch, self.adapter.as_ref())?.masked(mask);
+        self.model.first_non_finite(&inputs)
     }
 
     /// The mean loss over the loss tokens of all samples, and their number. Samples are packed into
@@ -78,9 +78,9 @@ impl Session {
     /// # Errors
     /// What went wrong on the device.
     pub fn logits(&mut self, tokens: &[u32]) -> Result<Vec<f32>, ModelError> {
-        let (work, batch) = self.model.begin(&self.memory, &sample(tokens))?;
-        self.model.forward(&work, &batch, self.adapter.as_ref(), None)?;
-        self.model.logits(&work)
+        let inputs = self.model.begin(&self.memory, &sample(tokens), self.adapter.as_ref())?;
+        self.model.forward(&inputs)?;
+        self.model.logits(&inputs.work)
     }
 
     /// The logits of the token after `tokens`. `tokens` is not empty and follows the first `past`
@@ -98,15 +98,15 @@ impl Session {
         past: u32,
         length: u32,
     ) -> Result<Vec<f32>, ModelError> {
-        let (work, batch) = self.model.begin_after(&self.memory, &sample(tokens), past, length)?;
-        let past = || Some(Past { cache, tokens: past });
-        self.model.forward_after(past(), &work, &batch, self.adapter.as_ref(), None)?;
+        let past = Past { cache, tokens: past };
+        let inputs = self.model.begin_after(&self.memory, &sample(tokens), past, length, self.adapter.as_ref())?;
+        self.model.forward(&inputs)?;
         let last = self.memory.workspace(self.model.config(), 1)?;
-        let logits = self.model.last_logits(&work, &last)?;
+        let logits = self.model.last_logits(&inputs.work, &last)?;
         if logits.iter().all(|x| x.is_finite()) {
             return Ok(logits);
         }
-        let layer = self.model.first_non_finite(past(), &work, &batch, self.adapter.as_ref(), None)?;
+        let layer = self.model.first_non_finite(&inputs)?;
         Err(ModelError::NotFinite { step: None, what: "a score of the next token", layer })
     }
 
@@ -116,9 +116,9 @@ impl Session {
     /// # Errors
     /// What went wrong on the device.
     pub fn hidden_states(&mut self, tokens: &[u32]) -> Result<Vec<Vec<f32>>, ModelError> {
-        let (work, batch) = self.model.begin(&self.memory, &sample(tokens))?;
-        self.model.forward(&work, &batch, self.adapter.as_ref(), None)?;
-        work.residual.iter().map(|x| Ok(x.read(self.model.gpu())?)).collect()
+        let inputs = self.model.begin(&self.memory, &sample(tokens), self.adapter.as_ref())?;
+        self.model.forward(&inputs)?;
+        inputs.work.residual.iter().map(|x| Ok(x.read(self.model.gpu())?)).collect()
     }
 }
 
