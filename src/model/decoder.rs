@@ -1,5 +1,4 @@
-//! A decoder on the GPU: embedding, the layers of a pack as they are streamed, the head and its
-//! loss.
+//! A decoder on the GPU: the embedding, the streamed layers of a pack, the head and its loss.
 
 use crate::arch::config::ModelConfig;
 use crate::data::{Batch, IGNORE_INDEX, Tokenizer, TokenizerFiles};
@@ -34,7 +33,7 @@ pub fn read_tokenizer(pack: &PackSource, model: &ModelConfig, now: i64) -> Resul
     let config = pack.file("tokenizer_config.json")?;
     let special_tokens_map = pack.file("special_tokens_map.json")?;
     let chat_template = pack.file("chat_template.jinja")?;
-    // A pack has no folders: a dot stands in its place.
+    // A pack has no folders: a dot replaces the slash.
     let tool_use_template = pack.file("additional_chat_templates.tool_use.jinja")?;
     let processor_template = pack.file("chat_template.json")?;
     let files = TokenizerFiles {
@@ -48,7 +47,7 @@ pub fn read_tokenizer(pack: &PackSource, model: &ModelConfig, now: i64) -> Resul
     Ok(Tokenizer::new(files, model, now)?)
 }
 
-/// A model whose layers are in GPU memory, or come there as they are needed.
+/// A model with layers in GPU memory, or streamed to it.
 #[derive(Debug)]
 pub struct Model {
     gpu: Gpu,
@@ -65,13 +64,12 @@ impl Model {
     /// ignored: globals are always loaded.
     ///
     /// # Errors
-    /// What is wrong with the pack; what the device cannot.
+    /// Errors of the pack and of the device.
     pub fn new(gpu: &Gpu, pack: PackSource, max_length: u32, options: &StreamOptions) -> Result<Self, ModelError> {
         let config = read_config(&pack)?;
         config.check_runnable()?;
         let rope = &config.rope;
-        // Where the angles depend on a text's length, these are those of short texts: see
-        // `OwnAngles`.
+        // With dynamic scaling, these are the angles of short texts: see `OwnAngles`.
         let table = inverse_frequencies(rope.theta, config.head_dim, &rope.scaling, 1);
         let rotary = table.upload(gpu, max_length.max(1))?;
         let kernels = Kernels::new(gpu, &config)?;
@@ -91,17 +89,18 @@ impl Model {
         &self.gpu
     }
 
-    /// What the pack's config.json says.
+    /// The pack's config.json.
     pub fn config(&self) -> &ModelConfig {
         &self.config
     }
 
-    /// How the layers go through GPU memory.
+    /// The plan of the layer stream.
     pub fn plan(&self) -> &StreamPlan {
         self.stream.plan()
     }
 
-    /// Checks tokens and labels by the vocabulary, and the lengths of samples by the rotary table.
+    /// Checks tokens and labels against the vocabulary, and the lengths of samples against the
+    /// rotary table.
     fn check(&self, batch: &Batch) -> Result<(), ModelError> {
         let vocab = self.config.vocab;
         let labels = batch.labels.iter().filter(|&&label| label != IGNORE_INDEX);
@@ -212,7 +211,7 @@ impl Model {
         Ok(())
     }
 
-    /// Submits all layers backward, the last one first, after [`Model::forward`] and
+    /// Submits the backward pass of all layers, the last layer first, after [`Model::forward`] and
     /// [`Model::loss_gradient`].
     pub(crate) fn backward(&mut self, inputs: &PassInputs<'_>) -> Result<(), ModelError> {
         let Self { gpu, config, stream, rotary, kernels, .. } = self;
@@ -230,14 +229,14 @@ impl Model {
     }
 
     /// The output projection: a stored `lm_head`, else the embedding (spec section 4).
-    /// `tie_word_embeddings` is ignored. Its products have the scaling of the logits.
+    /// `tie_word_embeddings` is ignored. Its products are scaled as the logits are.
     fn head(&self) -> Result<Weight<'_>, ModelError> {
         let role = if self.globals.has(Role::LmHead) { Role::LmHead } else { Role::Embedding };
         let head = weight(&self.globals, role, self.config.vocab, self.config.hidden)?;
         Ok(head.times((1.0 / self.config.logits_scaling) as f32))
     }
 
-    /// Submits the last norm: `x` [tokens, hidden] to `work.normed`.
+    /// Submits the final norm of the residual stream, to `work.normed`.
     fn norm(&self, work: &Workspace<Mat>) -> Result<(), ModelError> {
         let (x, epsilon) = (work.before(self.config.layers)?, self.config.rms_norm_eps as f32);
         let mut commands = self.gpu.commands("final norm");
@@ -246,8 +245,8 @@ impl Model {
         Ok(())
     }
 
-    /// The vocabulary in chunks: the first token of each, its rows of the output projection, and
-    /// where its logits [tokens, columns] go.
+    /// The chunks of the vocabulary: the first token of each, its rows of the output projection, and
+    /// its logits [tokens, columns].
     fn chunks(&self, work: &Workspace<Mat>) -> Result<impl Iterator<Item = (u32, Weight<'_>, Mat)>, ModelError> {
         let (head, vocab, logits) = (self.head()?, self.config.vocab, work.logits.clone());
         let chunk = move |first| {
@@ -257,7 +256,7 @@ impl Model {
         Ok((0..vocab).step_by(work.logits.cols.max(1) as usize).map(chunk))
     }
 
-    /// Records the logits of a chunk: those of `work.normed`.
+    /// Records the logits of a chunk, from `work.normed`.
     fn record_logits(
         &self,
         commands: &mut Commands,
@@ -268,7 +267,7 @@ impl Model {
         Ok(self.kernels.matmul.forward(commands, &work.normed, rows, None, false, logits)?)
     }
 
-    /// Submits the logits of each chunk of the vocabulary, and `then` behind them.
+    /// Submits the logits of each chunk of the vocabulary, followed by the commands of `then`.
     fn for_chunks(
         &self,
         work: &Workspace<Mat>,
@@ -325,8 +324,7 @@ impl Model {
         self.project(work)
     }
 
-    /// The logits of the last token alone. `last` is the workspace of one token in the same memory
-    /// as `work`.
+    /// The logits of the last token. `last` is the workspace of one token in the memory of `work`.
     pub(crate) fn last_logits(&self, work: &Workspace<Mat>, last: &Workspace<Mat>) -> Result<Vec<f32>, ModelError> {
         let (x, epsilon) = (work.before(self.config.layers)?, self.config.rms_norm_eps as f32);
         let row = last.middle.range.size;
@@ -337,7 +335,7 @@ impl Model {
         self.project(last)
     }
 
-    /// The logits of `work.normed`.
+    /// The logits, from `work.normed`.
     fn project(&self, work: &Workspace<Mat>) -> Result<Vec<f32>, ModelError> {
         let (vocab, tokens) = (self.config.vocab as usize, work.normed.rows as usize);
         let mut all = vec![0.0; vocab * tokens];
@@ -356,10 +354,10 @@ impl Model {
 }
 
 impl Workspace<Mat> {
-    /// The residual stream before layer `number`, counted on to the number of layers.
+    /// The residual stream before layer `number`. `number` may be the number of layers.
     fn before(&self, number: u32) -> Result<&Mat, ModelError> {
         let count = self.residual.len();
-        // Without training, two take turns.
+        // Without training, two matrices alternate.
         let at = if self.backward.is_some() { number as usize } else { number as usize % count.max(1) };
         let (expected, found) = (u64::from(number) + 1, count as u64);
         let missing = OpError::Shape { operation: "a pass", what: "the number of residual streams", expected, found };

@@ -1,20 +1,20 @@
-//! The cache of keys and values of a text.
+//! The KV cache of a text.
 
 use crate::arch::config::ModelConfig;
 use crate::gpu::{BufferRange, Commands, Gpu};
 use crate::ops::{CachedAttention, CachedAttentionShape, Heads, Mat, OpError};
 
-/// The keys (rotated, where their layer rotates) and values of one text's tokens, in float32, and
-/// the attention over them.
+/// The keys and values of the tokens of a text, in float32, and the attention over them. Keys are
+/// rotated if their layer rotates.
 #[derive(Debug)]
 pub struct KvCache {
-    /// Of each layer: [capacity, kv_heads * head_dim] each.
+    /// Keys and values of each layer, [capacity, kv_heads * head_dim] each.
     layers: Vec<[Mat; 2]>,
     capacity: u32,
     attention: CachedAttention,
 }
 
-/// A cache that holds the tokens before those of a pass.
+/// A cache with the tokens before the tokens of a pass.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Past<'a> {
     pub cache: &'a KvCache,
@@ -38,22 +38,22 @@ impl KvCache {
         2 * u64::from(model.layers) * Self::matrix_bytes(model, capacity) + CachedAttention::scratch_bytes(model.head_dim)
     }
 
-    /// Of those, the keys or the values of one layer: what a kernel sees at once.
+    /// Bytes of the keys or the values of one layer, which a kernel binds at once.
     pub fn matrix_bytes(model: &ModelConfig, capacity: u32) -> u64 {
         4 * u64::from(model.keys()) * u64::from(capacity)
     }
 
-    /// Tokens that it has room for.
+    /// Maximum tokens.
     pub fn capacity(&self) -> u32 {
         self.capacity
     }
 }
 
 impl Past<'_> {
-    /// Records layer `number`'s attention of new tokens, whose keys and values go into the cache
-    /// behind those of the tokens before them. `q` and `out` [tokens, heads * head_dim], `k` and
-    /// `v` [tokens, kv_heads * head_dim]; `q` and `k` are rotated where the layer does that. Of the
-    /// cache, a layer with a window sees the last tokens alone.
+    /// Records the attention of new tokens in layer `number`. Their keys and values are added to the
+    /// cache after those of the earlier tokens. `q` and `out` are [tokens, heads * head_dim], `k`
+    /// and `v` [tokens, kv_heads * head_dim]. `q` and `k` are rotated if the layer rotates. A layer
+    /// with a window attends only to the last tokens of the cache.
     pub fn attend(
         &self,
         commands: &mut Commands,

@@ -5,9 +5,9 @@
 //! out    = middle + r * down_proj(silu(gate_proj(m)) * up_proj(m))                                  with m = norm(middle)
 //! ```
 //!
-//! Only Qwen3 has norms of queries and keys. Some layers of some models do not rotate, or attend to
-//! the last tokens alone. The factor r (`residual_multiplier`) is 1 except in Granite: the products
-//! with the weights have it, and so have their gradients.
+//! Only Qwen3 has norms of queries and keys. Some layers of some models do not rotate, or have a
+//! window. The factor r (`residual_multiplier`) is 1 except in Granite. It multiplies the products
+//! with the weights and their gradients.
 
 use crate::arch::config::{LayerAttention, ModelConfig};
 use crate::dequant::stream::StreamedLayer;
@@ -25,7 +25,7 @@ use crate::ops::{AttentionShape, Mat, OpError};
 /// The bias of each of [`TARGETS`].
 const BIASES: [Role; 7] = [Role::QBias, Role::KBias, Role::VBias, Role::OBias, Role::GateBias, Role::UpBias, Role::DownBias];
 
-/// A layer that is in GPU memory, ready for a pass.
+/// A layer in GPU memory during a pass.
 #[derive(Debug)]
 pub(super) struct Layer<'a> {
     pass: &'a Pass<'a>,
@@ -59,7 +59,7 @@ impl<'a> Layer<'a> {
         Ok(Self { pass, number, attention, q: q?, k: k?, v: v?, o: o?, gate: gate?, up: up?, down: down? })
     }
 
-    /// Records the layer: `x` and `out` [tokens, hidden].
+    /// Records the layer. `x` and `out` are [tokens, hidden].
     pub fn forward(&self, commands: &mut Commands, x: &Mat, out: &Mat) -> Result<(), OpError> {
         let Pass { kernels, inputs: PassInputs { work, .. }, .. } = self.pass;
         self.attention_block(commands, x)?;
@@ -68,14 +68,15 @@ impl<'a> Layer<'a> {
         self.down.forward(kernels, commands, work, &work.activated, true, out)
     }
 
-    /// Records the layer once more, up to where its gradients need it: `x` is what it got.
+    /// Records the layer again without `down_proj`, for its gradients. `x` is the input of the
+    /// layer.
     pub fn recompute(&self, commands: &mut Commands, x: &Mat) -> Result<(), OpError> {
         self.attention_block(commands, x)?;
         self.feed_forward(commands)
     }
 
-    /// Records the gradients, after [`Layer::recompute`]: that of the output becomes that of `x`,
-    /// in place, in the workspace.
+    /// Records the gradients, after [`Layer::recompute`]. In the workspace, the gradient of the
+    /// output becomes the gradient of `x`, in place.
     pub fn backward(&self, commands: &mut Commands, x: &Mat) -> Result<(), OpError> {
         let Some(gradients) = &self.pass.inputs.work.backward else {
             return Err(OpError::Shape {
@@ -89,7 +90,7 @@ impl<'a> Layer<'a> {
         self.attention_block_backward(commands, x, gradients)
     }
 
-    /// `middle` of `x`.
+    /// Computes `middle` from `x`.
     fn attention_block(&self, commands: &mut Commands, x: &Mat) -> Result<(), OpError> {
         let Pass { kernels, model, inputs: PassInputs { work, .. }, .. } = self.pass;
         let Workspace { normed, queries, keys, values, middle, .. } = work;
@@ -105,8 +106,7 @@ impl<'a> Layer<'a> {
         self.o.forward(kernels, commands, work, &work.attended, true, middle)
     }
 
-    /// `attended` of queries and keys, which are rotated, and values: within each sample, or over a
-    /// cache.
+    /// Rotates queries and keys, and computes `attended`: within each sample, or over a KV cache.
     fn attend(&self, commands: &mut Commands) -> Result<(), OpError> {
         let Pass { kernels, model, inputs: PassInputs { work, batch, past, .. }, .. } = self.pass;
         let Workspace { queries, keys, values, attended, lse, .. } = work;
@@ -121,7 +121,7 @@ impl<'a> Layer<'a> {
         kernels.attention.forward(commands, &shape, queries, keys, values, &batch.starts, attended, lse)
     }
 
-    /// Queries or keys, rotated by the positions of their tokens.
+    /// Rotates queries or keys by the positions of their tokens.
     fn rotate(&self, commands: &mut Commands, x: &Mat, heads: u32) -> Result<(), OpError> {
         let kernels = self.pass.kernels;
         if let Some(past) = self.pass.inputs.past {
@@ -136,7 +136,7 @@ impl<'a> Layer<'a> {
         AttentionShape { tokens, heads: attention_heads(self.pass.model, self.number) }
     }
 
-    /// The norms of queries and keys, where the model has them.
+    /// Applies the norms of queries and keys, if the model has them.
     fn norm_heads(&self, commands: &mut Commands) -> Result<(), OpError> {
         let Pass { kernels, model, inputs: PassInputs { work, .. }, .. } = self.pass;
         let epsilon = model.rms_norm_eps as f32;
@@ -149,7 +149,7 @@ impl<'a> Layer<'a> {
         Ok(())
     }
 
-    /// `activated` of `middle`.
+    /// Computes `activated` from `middle`.
     fn feed_forward(&self, commands: &mut Commands) -> Result<(), OpError> {
         let Pass { kernels, model, inputs: PassInputs { work, .. }, .. } = self.pass;
         let Workspace { normed, middle, gate, up, activated, constants, .. } = work;
@@ -159,7 +159,7 @@ impl<'a> Layer<'a> {
         kernels.swiglu.forward(commands, gate, up, activated)
     }
 
-    /// The gradient of the output becomes that of `middle`.
+    /// The gradient of the output becomes the gradient of `middle`.
     fn feed_forward_backward(&self, commands: &mut Commands, gradients: &Backward<Mat>) -> Result<(), OpError> {
         let Pass { kernels, model, inputs: PassInputs { work, .. }, .. } = self.pass;
         let Workspace { normed, middle, gate, up, activated, constants, .. } = work;
@@ -171,7 +171,7 @@ impl<'a> Layer<'a> {
         kernels.norm.backward(commands, middle, gamma, epsilon, &gradients.normed, &gradients.residual, true)
     }
 
-    /// The gradient of `middle` becomes that of `x`.
+    /// The gradient of `middle` becomes the gradient of `x`.
     fn attention_block_backward(&self, commands: &mut Commands, x: &Mat, gradients: &Backward<Mat>) -> Result<(), OpError> {
         let Pass { kernels, model, inputs: PassInputs { work, batch, .. }, .. } = self.pass;
         let (gamma, epsilon) = (&work.constants.input_norm, model.rms_norm_eps as f32);
@@ -199,7 +199,7 @@ impl<'a> Layer<'a> {
             kernels.rotary.backward(commands, &gradients.keys, model.kv_heads, starts, angles)?;
         }
         let [d_queries, d_keys] = self.norm_heads_backward(commands, gradients)?;
-        // `normed` holds the output of the post-attention norm: compute the input norm again.
+        // `normed` contains the output of the post-attention norm, so compute the input norm again.
         kernels.norm.forward(commands, x, gamma, epsilon, &work.normed)?;
         self.q.backward(kernels, commands, work, [&work.normed, d_queries, &gradients.normed], false)?;
         self.k.backward(kernels, commands, work, [&work.normed, d_keys, &gradients.normed], true)?;
@@ -207,8 +207,8 @@ impl<'a> Layer<'a> {
         kernels.norm.backward(commands, x, gamma, epsilon, &gradients.normed, &gradients.residual, true)
     }
 
-    /// The gradients of what the norms per head got. They go where queries and keys stand, which
-    /// are not needed any more.
+    /// The gradients of the inputs of the norms per head. They overwrite queries and keys, which
+    /// are no longer needed.
     fn norm_heads_backward<'b>(
         &'b self,
         commands: &mut Commands,
@@ -229,7 +229,7 @@ impl<'a> Layer<'a> {
     }
 }
 
-/// What the output of a projection is multiplied by.
+/// The factor of the output of a projection.
 fn output_factor(model: &ModelConfig, role: Role) -> f32 {
     match role {
         Role::OProj | Role::DownProj => model.residual_multiplier as f32,
@@ -237,7 +237,7 @@ fn output_factor(model: &ModelConfig, role: Role) -> f32 {
     }
 }
 
-/// Norms and biases to float32.
+/// Records the conversion of norms and biases to float32.
 fn record_constants(pass: &Pass<'_>, commands: &mut Commands, layer: &StreamedLayer) -> Result<(), ModelError> {
     let constants = &pass.inputs.work.constants;
     let norms = [
