@@ -80,20 +80,7 @@ const CIRCLES: &[&[&str]] = &[
     &["data/jinja/eval.rs", "data/jinja/objects.rs"],
     &["data/jinja/format.rs", "data/jinja/methods.rs", "data/jinja/ops.rs"],
     &["data/sample.rs", "data/spans.rs"],
-    &["dequant/avx2.rs", "dequant/mod.rs", "dequant/neon.rs", "dequant/scalar.rs"],
-    &["dequant/error.rs", "dequant/kernel.rs", "dequant/selftest.rs"],
-    &[
-        "gpu/buffer.rs",
-        "gpu/cache.rs",
-        "gpu/device.rs",
-        "gpu/dispatch.rs",
-        "gpu/needs.rs",
-        "gpu/pipeline.rs",
-        "gpu/timing.rs",
-        "gpu/verdict.rs",
-    ],
     &["lora/adapter.rs", "lora/adapter/peft.rs"],
-    &["ops/matmul/kernels.rs", "ops/matmul/rows.rs"],
 ];
 
 /// The only files with unsafe code.
@@ -105,8 +92,10 @@ const UNSAFE: &[&str] = &[
     "dequant/kernel.rs",
     "dequant/neon.rs",
     "dequant/copy_baseline.rs",
+    "gpu/compile.rs",
     "gpu/memory.rs",
     "gpu/pipeline.rs",
+    "gpu/shader.rs",
     "ops/matmul/kernels.rs",
     "ops/attention.rs",
     "ops/cached_attention.rs",
