@@ -679,8 +679,12 @@ fn of_generate(error: &GenerateError, advice: Advice) -> Option<String> {
         }
         GenerateError::Memory(e) => of_memory(e, advice),
         GenerateError::NoPrompt => Some("give a --prompt with text: this model has no token that starts a text".into()),
-        GenerateError::TooLong { capacity, most, .. } if capacity < most => Some("give a larger --context".into()),
-        GenerateError::TooLong { most, .. } => Some(format!("give a shorter prompt: the model supports {most} tokens")),
+        GenerateError::TooLong { capacity, max_position_embeddings: max, .. } if capacity < max => {
+            Some("give a larger --context".into())
+        }
+        GenerateError::TooLong { max_position_embeddings: max, .. } => {
+            Some(format!("give a shorter prompt: the model supports {max} tokens"))
+        }
         GenerateError::Train(e) => of_train(e, advice),
         GenerateError::Sampling(_) => None,
     }

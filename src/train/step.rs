@@ -56,14 +56,14 @@ impl Trainer {
     fn accumulate(&mut self, batch: &Batch, loss_tokens: u64, observe: Observer<'_>) -> Result<(), ModelError> {
         let Session { model, adapter, memory } = &mut self.session;
         let mask = Some(Mask { seed: self.hyperparameters.seed, micro_batch: self.micro_batches });
-        let (work, batch) = model.begin(memory, batch)?;
-        model.forward(&work, &batch, adapter.as_ref(), mask)?;
+        let inputs = model.begin(memory, batch, adapter.as_ref())?.masked(mask);
+        model.forward(&inputs)?;
         observe(Phase::Forward)?;
-        model.loss(&work, &batch, loss_tokens)?;
-        if let (Some(gradients), Some(adapter)) = (&work.backward, adapter) {
-            model.loss_gradient(&work, gradients, &batch, loss_tokens)?;
+        model.loss(&inputs, loss_tokens)?;
+        if let (Some(gradients), Some(_)) = (&inputs.work.backward, inputs.adapter) {
+            model.loss_gradient(&inputs, gradients, loss_tokens)?;
             observe(Phase::Loss)?;
-            model.backward(&work, &batch, adapter, mask)?;
+            model.backward(&inputs)?;
             observe(Phase::Backward)?;
         }
         self.micro_batches += 1;
