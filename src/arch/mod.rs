@@ -18,7 +18,6 @@ mod obstacle;
 mod place;
 
 pub use config::{ConfigError, LayerAttention, MAX_LAYERS, ModelConfig, Rope, RopeScaling};
-pub(crate) use config::{not_json, standard_json};
 pub use families::model_types;
 pub use family::{Family, PROJECTIONS};
 pub use names::{Naming, Prefix};

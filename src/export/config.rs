@@ -4,7 +4,7 @@
 use regex::bytes::Regex;
 use serde_json::{Map, Value};
 
-use crate::arch::standard_json;
+use crate::arch::config::standard_json;
 use crate::format::FloatType;
 
 /// The keys of the dtype: transformers 5 reads `dtype`, otherwise the older `torch_dtype`. The
