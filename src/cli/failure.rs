@@ -99,7 +99,7 @@ impl Advice {
 /// `a`, `a or b`, `a, b or c`.
 fn either(flags: &[&str]) -> String {
     match flags {
-        [most @ .., last] if !most.is_empty() => format!("{} or {last}", most.join(", ")),
+        [first @ .., last] if !first.is_empty() => format!("{} or {last}", first.join(", ")),
         flags => flags.concat(),
     }
 }
@@ -568,7 +568,7 @@ fn of_run(error: &RunError, advice: Advice) -> Option<String> {
         RunError::Occupied { found: Leftover::Checkpoints, .. } => {
             Some("--resume continues it; a new run needs another --out".into())
         }
-        RunError::Occupied { found: Leftover::OfOthers, .. } => {
+        RunError::Occupied { found: Leftover::Foreign, .. } => {
             Some("name another --out, or move the files away: a run would replace them".into())
         }
         RunError::Occupied { .. } => Some("name another --out, or remove the folder".into()),
@@ -662,7 +662,7 @@ fn of_stream(error: &StreamError, advice: Advice) -> Option<String> {
         StreamError::Gpu(e) => of_gpu(e, advice),
         StreamError::Budget { needed, .. } => Some(match advice.budget {
             Some(flag) => format!("{flag} {needed} is the minimum"),
-            None => format!("take a GPU with at least {needed} bytes free (--gpu)"),
+            None => format!("take a GPU with {needed} bytes of free memory (--gpu)"),
         }),
         StreamError::Damaged { path, .. } => {
             Some(format!("`nf4pack verify {}` lists the damaged sections; convert the checkpoint again", path.display()))

@@ -8,7 +8,7 @@ use half::{bf16, f16};
 use rayon::prelude::*;
 use serde::Serialize;
 
-use super::VerifyError;
+use super::error::VerifyError;
 use crate::MappedPack;
 use crate::arch::{Model, Placed};
 use crate::convert::source::{Checkpoint, TensorInfo};

@@ -360,6 +360,6 @@ fn folders_are_recognised_by_their_kind() {
     assert_eq!(found("trained", None), Some(Leftover::Adapter));
     put("of-others/checkpoint-500/trainer_state.json");
     put("of-others/checkpoint-last/optimizer.pt");
-    assert_eq!(found("of-others", None), Some(Leftover::OfOthers));
-    assert_eq!(found("of-others", Some(Path::new("of-others/checkpoint-1"))), Some(Leftover::OfOthers));
+    assert_eq!(found("of-others", None), Some(Leftover::Foreign));
+    assert_eq!(found("of-others", Some(Path::new("of-others/checkpoint-1"))), Some(Leftover::Foreign));
 }

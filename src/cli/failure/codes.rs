@@ -1,9 +1,8 @@
-//! A stable code for every error: what scripts that read `--json` can rely on, however the
-//! sentences change.
+//! A stable code for every error, for scripts that read `--json`: sentences may change, codes do
+//! not.
 //!
-//! A new variant of an error does not compile before it has its code here; `docs/error-codes.md`
-//! then needs a row, which a test asks for. A code is never renamed, and never given to another
-//! error.
+//! A new variant of an error does not compile without a code here, and a test requires its row in
+//! `docs/error-codes.md`. A code is never renamed, and never given to another error.
 
 use std::error::Error;
 
@@ -35,9 +34,9 @@ use crate::train::settings::SettingsError;
 use crate::verify::VerifyError;
 use crate::{LayerError, OpenError};
 
-/// What the system refused outside of any part that has an error of its own.
+/// An error of the operating system that no error type of this crate wraps.
 const IO: &str = "io";
-/// What has no type: a defect that no one has met yet.
+/// An error without a type.
 const OTHER: &str = "other";
 
 /// An error that has a code.
@@ -84,7 +83,7 @@ macro_rules! codes {
             None
         }
 
-        /// Every code, as often as an error has it.
+        /// Every code, once for each error that has it.
         #[cfg(test)]
         const ALL: &[&str] = &[$($($code,)*)* $($plain_code,)* IO, OTHER];
     };
@@ -409,7 +408,7 @@ mod tests {
 
     const DOCUMENT: &str = include_str!("../../../docs/error-codes.md");
 
-    /// Codes of what several parts refuse in the same way.
+    /// Codes that several errors share.
     const SHARED: [&str; 7] = [
         "cancelled",
         "no-threads",
@@ -442,7 +441,7 @@ mod tests {
         let unknown: Vec<_> = unique.difference(&known).collect();
         assert!(
             missing.is_empty() && unknown.is_empty(),
-            "docs/error-codes.md lacks {missing:?}, and has {unknown:?} fixed"
+            "docs/error-codes.md lacks {missing:?}, and has the unknown {unknown:?}"
         );
     }
 
