@@ -1,5 +1,5 @@
 // The codec NF4: how a kernel reads quantised weights. A codec has these four functions, and the
-// bindings 0 to 3:
+// bindings 0 to 3 (here in nf4_bindings.wgsl):
 //
 //     fill_tables(thread, threads)  fills tables in workgroup memory; all threads call it first
 //     codes_at(at)                  the codes from element `at` to the end of its word
@@ -8,13 +8,6 @@
 //
 // Every fast decoding kernel includes this file. The rest of the kernel has `params` with the
 // fields used here.
-
-@group(0) @binding(0) var<storage, read> codes: array<u32>;     // 8 codes per word, low nibble first
-@group(0) @binding(1) var<storage, read> head: array<f32>;      // dq8: offset, then the map [256]
-@group(0) @binding(2) var<storage, read> supers: array<f32>;    // dq8: one per 256 scales
-@group(0) @binding(3) var<storage, read> scales: array<u32>;    // one f32, half (bf16) or byte (dq8) per block
-
-override SCALES: u32 = 0u;  // 0 f32, 1 bf16, 2 dq8
 
 // In workgroup memory: with a dynamically indexed constant, every thread would spill the table to
 // memory.

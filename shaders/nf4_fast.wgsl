@@ -1,21 +1,9 @@
-// Decodes NF4 codes to floats at memory speed. It is combined with codec_nf4.wgsl. Runs unchecked:
-// `dequant::plan` proves on the host that every index is in its binding. It uses no subgroup
-// operations, so it does not depend on the subgroup size.
-
-struct Params {
-    words: u32,         // words of codes to decode, 8 elements each
-    codes_first: u32,   // index of the first word in `codes`
-    block_phase: u32,   // offset of the first word in its block, in words
-    block_shift: u32,   // log2 of the words per block
-    scales_first: u32,  // index of its scale in `scales`
-    supers_first: u32,  // dq8: index of its scale, from the first scale of `supers[0]`
-    out_first: u32,     // index of its first vec4 in `out`
-    zero: u32,          // 0; the compiler does not know its value
-    codebook: array<vec4<f32>, 4>,
-}
+// Decodes NF4 codes to floats at memory speed. It is combined with nf4_params.wgsl,
+// nf4_bindings.wgsl and codec_nf4.wgsl. Runs unchecked: `dequant::plan` proves on the host that every
+// index is in its binding. It uses no subgroup operations, so it does not depend on the subgroup
+// size.
 
 @group(0) @binding(4) var<storage, read_write> out: array<vec4<u32>>;   // 4 f32, or 8 f16 or bf16
-@group(1) @binding(0) var<uniform> params: Params;
 
 override WORKGROUP: u32 = 64u;
 override BF16: bool = false;        // `to_16` writes bf16 instead of f16

@@ -1,26 +1,9 @@
 // Decodes NF4 codes to floats on any driver: bounds-checked, one thread per word, no workgroup
-// memory, integer rounding. Bindings and parameters are those of nf4_fast.wgsl, except `out`.
+// memory, integer rounding. It is combined with nf4_params.wgsl and nf4_bindings.wgsl. It does not
+// use codec_nf4.wgsl, so that a driver that breaks that file still has a kernel.
 
-struct Params {
-    words: u32,         // words of codes to decode, 8 elements each
-    codes_first: u32,   // index of the first word in `codes`
-    block_phase: u32,   // offset of the first word in its block, in words
-    block_shift: u32,   // log2 of the words per block
-    scales_first: u32,  // index of its scale in `scales`
-    supers_first: u32,  // dq8: index of its scale, from the first scale of `supers[0]`
-    out_first: u32,     // index of its first four words in `out`
-    zero: u32,          // 0; the compiler does not know its value
-    codebook: array<vec4<f32>, 4>,
-}
-
-@group(0) @binding(0) var<storage, read> codes: array<u32>;         // 8 codes per word, low nibble first
-@group(0) @binding(1) var<storage, read> head: array<f32>;          // dq8: offset, then the map [256]
-@group(0) @binding(2) var<storage, read> supers: array<f32>;        // dq8: one per 256 scales
-@group(0) @binding(3) var<storage, read> scales: array<u32>;        // one f32, half (bf16) or byte (dq8) per block
 @group(0) @binding(4) var<storage, read_write> out: array<u32>;     // one f32, or two f16 or bf16
-@group(1) @binding(0) var<uniform> params: Params;
 
-override SCALES: u32 = 0u;  // 0 f32, 1 bf16, 2 dq8
 override OUTPUT: u32 = 0u;  // 0 f32, 1 f16, 2 bf16
 
 // The scale of block `block`, counted from the first one.

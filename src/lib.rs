@@ -160,7 +160,7 @@
 //! - `convert` writes packs in bounded memory. `verify`, `export` and `merge` join a pack with its
 //!   source again.
 //! - [`dequant`] decodes, on the CPU and in WGSL kernels, bit for bit the same. `gpu` is the device
-//!   layer below; it has never heard of 4-bit weights.
+//!   layer below, which is independent of 4-bit weights.
 //! - `arch` describes each family of models as data; `data` turns files into batches; `lora` holds
 //!   adapters; `model` runs a model; `train` trains an adapter on it.
 //!

@@ -7,8 +7,8 @@ use anyhow::Result;
 use serde::Serialize;
 use serde_json::Value;
 
-use super::Outcome;
 use super::args::InspectArgs;
+use super::outcome::Outcome;
 use super::ui::{self, Table, Ui};
 use crate::arch::Family;
 use crate::convert::plan::scale_type_name;

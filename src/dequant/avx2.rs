@@ -1,7 +1,8 @@
 //! The AVX2 backend. It keeps the table of a block in two registers.
 #![cfg(target_arch = "x86_64")]
 
-use super::{Element, Lookup, each_block, scalar};
+use super::blocks::{Element, Lookup, each_block};
+use super::scalar;
 use crate::format::nf4::Nf4Tensor;
 use std::arch::x86_64::*;
 

@@ -1,6 +1,6 @@
 //! Errors of dequantisation on the GPU.
 
-use super::kernel::Output;
+use super::output::Output;
 use crate::gpu::GpuError;
 
 /// An error of dequantisation on the GPU.

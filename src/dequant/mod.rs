@@ -6,9 +6,12 @@
 //! computed once per block, and the backends look them up.
 
 mod avx2;
+mod blocks;
 #[cfg(feature = "gpu")]
 #[doc(hidden)]
 pub mod copy_baseline;
+#[cfg(feature = "gpu")]
+mod dequantizer;
 #[cfg(feature = "gpu")]
 mod error;
 #[cfg(feature = "gpu")]
@@ -16,6 +19,8 @@ mod kernel;
 mod neon;
 #[cfg(feature = "train")]
 pub(crate) mod operand;
+#[cfg(feature = "gpu")]
+mod output;
 #[cfg(feature = "gpu")]
 mod plan;
 #[cfg(feature = "gpu")]
@@ -27,17 +32,24 @@ mod selftest;
 pub mod stream;
 #[cfg(test)]
 mod tests;
+#[cfg(feature = "gpu")]
+mod weights;
 
+#[cfg(feature = "gpu")]
+pub use dequantizer::{Dequantizer, KernelChoice};
 #[cfg(feature = "gpu")]
 pub use error::DequantError;
 #[cfg(feature = "gpu")]
-pub use kernel::{Dequantizer, GpuWeights, KernelChoice, Output};
-#[cfg(feature = "gpu")]
 #[doc(hidden)]
 pub use kernel::{Fast, Setup};
+#[cfg(feature = "gpu")]
+pub use output::Output;
+#[cfg(feature = "gpu")]
+pub use weights::GpuWeights;
 
-use crate::format::nf4::{self, CODEBOOK, Nf4Tensor, SUPER_BLOCK, Scales};
-use half::slice::HalfFloatSliceExt;
+use blocks::{Element, each_block};
+
+use crate::format::nf4::{self, Nf4Tensor, SUPER_BLOCK, Scales};
 use half::{bf16, f16};
 
 /// The requested elements are out of range. They exceed the tensor, or the lengths of codes or
@@ -104,92 +116,6 @@ fn checked_run<T: Element>(projection: &Nf4Tensor<'_>, first: u64, out: &mut [T]
     }
     Backend::best().run(projection, first, out);
     Ok(())
-}
-
-/// An output type.
-trait Element: Copy {
-    /// The sixteen values of a block with this scale.
-    fn table(scale: f32) -> [Self; 16];
-    /// `out[i] = table[code i]`; `codes` has `out.len()` codes, low nibble first, and no spare
-    /// bytes.
-    fn look_up<L: Lookup>(l: L, codes: &[u8], table: &[Self; 16], out: &mut [Self]);
-}
-
-impl Element for f32 {
-    #[inline(always)]
-    fn table(scale: f32) -> [Self; 16] {
-        CODEBOOK.map(|value| value * scale)
-    }
-
-    #[inline(always)]
-    fn look_up<L: Lookup>(l: L, codes: &[u8], table: &[Self; 16], out: &mut [Self]) {
-        l.look_up_32(codes, table, out);
-    }
-}
-
-impl Element for bf16 {
-    #[inline(always)]
-    fn table(scale: f32) -> [Self; 16] {
-        f32::table(scale).map(round_to_bf16)
-    }
-
-    #[inline(always)]
-    fn look_up<L: Lookup>(l: L, codes: &[u8], table: &[Self; 16], out: &mut [Self]) {
-        l.look_up_16(codes, &table.map(Self::to_bits), out.reinterpret_cast_mut());
-    }
-}
-
-impl Element for f16 {
-    #[inline(always)]
-    fn table(scale: f32) -> [Self; 16] {
-        let mut halves = [Self::ZERO; 16];
-        halves.convert_from_f32_slice(&f32::table(scale));
-        halves
-    }
-
-    #[inline(always)]
-    fn look_up<L: Lookup>(l: L, codes: &[u8], table: &[Self; 16], out: &mut [Self]) {
-        l.look_up_16(codes, &table.map(Self::to_bits), out.reinterpret_cast_mut());
-    }
-}
-
-/// [`bf16::from_f32`] without a branch. So the compiler vectorises a table of sixteen values.
-#[inline(always)]
-fn round_to_bf16(value: f32) -> bf16 {
-    let bits = value.to_bits();
-    let rounded = bits.wrapping_add(0x7fff + (bits >> 16 & 1)) >> 16;
-    let quiet_nan = bits >> 16 | 0x40;
-    bf16::from_bits(if value.is_nan() { quiet_nan } else { rounded } as u16)
-}
-
-/// The operation that an instruction set speeds up: lookups in a table of sixteen entries.
-trait Lookup: Copy {
-    /// [`Element::look_up`] for 16-bit elements, as their bits.
-    fn look_up_16(self, codes: &[u8], table: &[u16; 16], out: &mut [u16]);
-    /// [`Element::look_up`] for float32.
-    fn look_up_32(self, codes: &[u8], table: &[f32; 16], out: &mut [f32]);
-}
-
-/// Cuts the elements `first..first + out.len()` at block boundaries, and looks up each piece. The
-/// caller has checked the range.
-#[inline(always)]
-fn each_block<L: Lookup, T: Element>(l: L, projection: &Nf4Tensor<'_>, first: u64, mut out: &mut [T]) {
-    let block_size = u64::from(projection.block_size);
-    let mut at = first;
-    while !out.is_empty() {
-        let len = (block_size - at % block_size).min(out.len() as u64) as usize;
-        let (mut piece, after) = out.split_at_mut(len);
-        // Indices of blocks and code bytes fit usize, because both are in memory.
-        let table = T::table(projection.scales.get((at / block_size) as usize));
-        let mut codes = &projection.codes[(at / 2) as usize..];
-        if at % 2 == 1 {
-            piece[0] = table[usize::from(codes[0] >> 4)];
-            (piece, codes) = (&mut piece[1..], &codes[1..]);
-        }
-        T::look_up(l, &codes[..piece.len().div_ceil(2)], &table, piece);
-        at += len as u64;
-        out = after;
-    }
 }
 
 /// An instruction set that this processor has.

@@ -2,7 +2,8 @@
 //! bytes. CI runs its tests under qemu (`scripts/neon.sh`).
 #![cfg(target_arch = "aarch64")]
 
-use super::{Element, Lookup, each_block, scalar};
+use super::blocks::{Element, Lookup, each_block};
+use super::scalar;
 use crate::format::nf4::Nf4Tensor;
 use std::arch::aarch64::*;
 

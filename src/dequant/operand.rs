@@ -4,11 +4,11 @@ use std::ops::Range;
 
 use super::dequantize;
 use super::error::DequantError;
-use super::kernel::GpuWeights;
 use super::kernel::scales_constant;
 pub(crate) use super::plan::ALIGN;
 use super::plan::{Job, Window};
 use super::sample::Sample;
+use super::weights::GpuWeights;
 use crate::format::nf4::{self, CODEBOOK, CODES_PER_WORD, ScaleType};
 use crate::gpu::{BufferRange, Gpu, GpuError};
 
@@ -24,10 +24,12 @@ pub(crate) enum Codec {
 }
 
 impl Codec {
-    /// The functions in WGSL. Every decoding kernel includes them.
+    /// The bindings and functions in WGSL. Every decoding kernel includes them.
     pub fn source(self) -> &'static str {
         match self {
-            Self::Nf4(_) => include_str!("../../shaders/codec_nf4.wgsl"),
+            Self::Nf4(_) => {
+                concat!(include_str!("../../shaders/nf4_bindings.wgsl"), include_str!("../../shaders/codec_nf4.wgsl"))
+            }
         }
     }
 

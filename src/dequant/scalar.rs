@@ -1,6 +1,6 @@
 //! The portable backend. All other backends equal it bit for bit.
 
-use super::Lookup;
+use super::blocks::Lookup;
 
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Scalar;

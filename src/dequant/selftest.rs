@@ -3,8 +3,10 @@
 use half::{bf16, f16};
 
 use super::error::DequantError;
-use super::kernel::{Dequantizer, Fast, GpuWeights, Output, Path};
+use super::kernel::{Fast, Kernels, Path};
+use super::output::Output;
 use super::sample::Sample;
+use super::weights::GpuWeights;
 use super::{dequantize, dequantize_bf16, dequantize_f16};
 use crate::format::nf4::{Nf4Tensor, ScaleType};
 use crate::gpu::{BufferRange, GpuError};
@@ -51,16 +53,16 @@ impl Verdicts {
 }
 
 /// The stored results for these kernels on this adapter and driver, or the results of a new test.
-pub(super) fn recall_or_run(dequantizer: &Dequantizer) -> Result<Verdicts, DequantError> {
-    let find = || verdicts(dequantizer);
-    dequantizer.gpu().recall_or_find(dequantizer.sources(), Verdicts::from_record, Verdicts::to_record, find)
+pub(super) fn recall_or_run(kernels: &Kernels) -> Result<Verdicts, DequantError> {
+    let find = || verdicts(kernels);
+    kernels.gpu().recall_or_find(kernels.sources(), Verdicts::from_record, Verdicts::to_record, find)
 }
 
 /// Tests the fast kernels, and the plain kernel for each failure.
-fn verdicts(dequantizer: &Dequantizer) -> Result<Verdicts, DequantError> {
+fn verdicts(kernels: &Kernels) -> Result<Verdicts, DequantError> {
     let all: Vec<Which> = every_kernel().collect();
-    let refused = if dequantizer.setup().fast != Fast::Off {
-        failures(dequantizer, Path::Fast, &all)?
+    let refused = if kernels.setup().fast != Fast::Off {
+        failures(kernels, Path::Fast, &all)?
     } else {
         all.into_iter().map(|which| (which, "the plain kernels were requested".to_owned())).collect()
     };
@@ -68,15 +70,15 @@ fn verdicts(dequantizer: &Dequantizer) -> Result<Verdicts, DequantError> {
         return Ok(Verdicts(refused));
     }
     let plain: Vec<Which> = refused.iter().map(|(which, _)| *which).collect();
-    match failures(dequantizer, Path::Plain, &plain)?.into_iter().next() {
+    match failures(kernels, Path::Plain, &plain)?.into_iter().next() {
         None => Ok(Verdicts(refused)),
         Some(((output, _), reason)) => Err(DequantError::Unfit { output, reason }),
     }
 }
 
 /// The kernels among `which` that do not compile or give a wrong value, and the reason.
-fn failures(dequantizer: &Dequantizer, path: Path, which: &[Which]) -> Result<Vec<(Which, String)>, DequantError> {
-    let gpu = dequantizer.gpu();
+fn failures(kernels: &Kernels, path: Path, which: &[Which]) -> Result<Vec<(Which, String)>, DequantError> {
+    let gpu = kernels.gpu();
     let mut commands = gpu.commands("self-test");
     let (mut failures, mut trials) = (Vec::new(), Vec::new());
     for &(output, scale_type) in which {
@@ -85,7 +87,7 @@ fn failures(dequantizer: &Dequantizer, path: Path, which: &[Which]) -> Result<Ve
         let weights = GpuWeights::upload(gpu, &projection)?;
         let poison = vec![0xaa; output.bytes(ELEMENTS) as usize];
         let out = BufferRange::whole(gpu.storage_with("self-test", &poison)?);
-        match dequantizer.record_on(path, &mut commands, &weights, 0..ELEMENTS, output, &out) {
+        match kernels.record(path, &mut commands, &weights, 0..ELEMENTS, output, &out) {
             Ok(()) => trials.push(((output, scale_type), out, reference(&projection, output))),
             Err(DequantError::Gpu(e @ (GpuError::Invalid { .. } | GpuError::KernelLimit { .. }))) => {
                 failures.push(((output, scale_type), e.to_string()));

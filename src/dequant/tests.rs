@@ -1,7 +1,8 @@
 //! Tests every backend against one multiplication per element.
 
+use super::blocks::round_to_bf16;
 use super::*;
-use crate::format::nf4::ScaleType;
+use crate::format::nf4::{CODEBOOK, ScaleType};
 use proptest::prelude::*;
 
 /// All backends of this machine, the reference first.

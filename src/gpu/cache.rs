@@ -1,11 +1,11 @@
 //! Small files that persist between runs: compiled kernels and test results of a device. A lost
 //! file costs only time, so no function here returns an error.
 
+use std::collections::HashMap;
 use std::fs;
 use std::io::Write;
 use std::path::{Path, PathBuf};
-
-use super::device::Gpu;
+use std::sync::{Mutex, PoisonError};
 
 /// The folder for one adapter, driver and version of this crate, if caching is on.
 #[derive(Debug)]
@@ -63,17 +63,17 @@ fn key(info: &wgpu::AdapterInfo) -> String {
     format!("{}-{:x}-{:x}-{:08x}", info.backend, info.vendor, info.device, crc32fast::hash(all.as_bytes()))
 }
 
-impl Gpu {
-    /// The record that [`Gpu::cache_record`] stored under `name` in an earlier run on the same
-    /// adapter, driver and version of this crate. `name` has letters, digits, `-` and `_`.
-    pub fn cached_record(&self, name: &str) -> Option<Vec<u8>> {
-        self.0.cache.load(name)
+/// Records in memory, by name, while the device is open.
+#[derive(Debug, Default)]
+pub(super) struct Known(Mutex<HashMap<String, Vec<u8>>>);
+
+impl Known {
+    pub(super) fn get(&self, name: &str) -> Option<Vec<u8>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).get(name).cloned()
     }
 
-    /// Stores a small record for later runs, if [`Options::cache`](super::Options::cache) is a
-    /// writable folder.
-    pub fn cache_record(&self, name: &str, bytes: &[u8]) {
-        self.0.cache.store(name, bytes);
+    pub(super) fn insert(&self, name: String, record: Vec<u8>) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).insert(name, record);
     }
 }
 

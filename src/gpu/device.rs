@@ -8,11 +8,10 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use super::adapter::{self, AdapterSummary};
-use super::cache::{self, Cache};
+use super::cache::{self, Cache, Known};
 use super::error::GpuError;
 use super::pipeline::Registry;
-use super::timing::Profiler;
-use super::verdict::Known;
+use super::profile::Profiler;
 
 /// Duration of one poll. wgpu holds a lock during a poll, and other threads may need that lock.
 const STEP: Duration = Duration::from_millis(200);
@@ -78,6 +77,10 @@ pub(super) struct Inner {
     fault: Arc<Mutex<Option<GpuError>>>,
     under_way: Mutex<VecDeque<wgpu::SubmissionIndex>>,
 }
+
+/// Submitted work.
+#[derive(Debug, Clone)]
+pub struct Submission(pub(super) wgpu::SubmissionIndex);
 
 impl Gpu {
     /// Opens the adapter that `options` selects, with the limits of that adapter.
@@ -180,8 +183,16 @@ impl Gpu {
         self.wait_until(None)
     }
 
+    /// Waits for a submission.
+    ///
+    /// # Errors
+    /// Any device error.
+    pub fn wait_for(&self, submission: &Submission) -> Result<(), GpuError> {
+        self.wait_until(Some(&submission.0))
+    }
+
     /// Waits for a submission, or for all of them.
-    pub(super) fn wait_until(&self, submission: Option<&wgpu::SubmissionIndex>) -> Result<(), GpuError> {
+    fn wait_until(&self, submission: Option<&wgpu::SubmissionIndex>) -> Result<(), GpuError> {
         self.fault()?;
         self.poll_until(submission)?;
         self.fault()

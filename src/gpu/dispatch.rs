@@ -2,12 +2,12 @@
 
 use std::time::Instant;
 
-use super::buffer::BufferRange;
-use super::device::Gpu;
+use super::device::{Gpu, Submission};
 use super::error::GpuError;
 use super::lease::{Buffer, Lease};
 use super::needs::{BUFFERS_GROUP, Bound, PARAMS_GROUP};
 use super::pipeline::Kernel;
+use super::range::BufferRange;
 use super::timing::{Stamps, Timed};
 
 /// Alignment of parameters: the largest `minUniformBufferOffsetAlignment` of WebGPU.
@@ -40,19 +40,15 @@ enum Work {
 }
 
 #[derive(Debug)]
-pub(super) struct Dispatch {
-    pub(super) kernel: Kernel,
+struct Dispatch {
+    kernel: Kernel,
     bindings: Vec<BufferRange>,
     /// Offset and size in `Commands::params`.
     params: (u64, u64),
     groups: [u32; 3],
     /// Minimum memory traffic in bytes, for the profiler.
-    pub(super) bytes: u64,
+    bytes: u64,
 }
-
-/// Submitted work.
-#[derive(Debug, Clone)]
-pub struct Submission(wgpu::SubmissionIndex);
 
 impl Gpu {
     /// An empty list of commands.
@@ -69,14 +65,6 @@ impl Gpu {
         let rows = groups.div_ceil(max).max(1);
         let columns = groups.div_ceil(rows);
         [u32::try_from(columns).unwrap_or(u32::MAX), u32::try_from(rows).unwrap_or(u32::MAX), 1]
-    }
-
-    /// Waits for a submission.
-    ///
-    /// # Errors
-    /// Any device error.
-    pub fn wait_for(&self, submission: &Submission) -> Result<(), GpuError> {
-        self.wait_until(Some(&submission.0))
     }
 
     fn uniform(&self, bytes: &[u8]) -> Result<Option<Buffer>, GpuError> {
@@ -204,8 +192,10 @@ impl Commands {
                 None => break submission,
             }
         };
-        if let (Some(profiler), Some(stamps)) = (&self.gpu.0.profiler, stamps) {
-            profiler.add(&self.gpu, stamps, self.work.iter().filter_map(Work::as_dispatch))?;
+        if let Some(stamps) = stamps.filter(|_| self.gpu.0.profiler.is_some()) {
+            let dispatches = self.work.iter().filter_map(Work::as_dispatch);
+            let calls = dispatches.map(|dispatch| (dispatch.kernel.name().to_owned(), dispatch.bytes)).collect();
+            self.gpu.add_to_profile(stamps, calls)?;
         }
         Ok(submission)
     }

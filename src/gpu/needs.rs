@@ -8,7 +8,7 @@ use wgpu::naga::valid::{Capabilities, ModuleInfo, ValidationFlags, Validator};
 use wgpu::naga::{AddressSpace, Module, ShaderStage, front::wgsl};
 
 use super::error::GpuError;
-use super::pipeline::KernelSpec;
+use super::shader::KernelSpec;
 
 /// Bind group of the buffers, and bind group of the uniform parameters (binding 0).
 pub(super) const BUFFERS_GROUP: u32 = 0;
@@ -40,7 +40,7 @@ impl Needs {
     /// Reads the WGSL of a kernel.
     pub(super) fn of(kernel: &str, spec: &KernelSpec) -> Result<Self, GpuError> {
         let invalid = |reason: String| GpuError::invalid(format!("kernel {kernel}"), reason);
-        let source = spec.shader.source();
+        let source = spec.shader.source.as_ref();
         let module = wgsl::parse_str(source).map_err(|e| invalid(e.emit_to_string(source)))?;
         let info = Validator::new(ValidationFlags::all(), Capabilities::all())
             .validate(&module)

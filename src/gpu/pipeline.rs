@@ -1,78 +1,29 @@
-//! Kernels: WGSL that is compiled once per device.
+//! Compiled kernels, and their registry on a device.
 
-use std::borrow::Cow;
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use super::cache::Cache;
-use super::device::Gpu;
-use super::error::GpuError;
-use super::needs::{BUFFERS_GROUP, Needs, PARAMS_GROUP};
+use super::needs::Needs;
+use super::shader::{KernelSpec, Shader};
 
 /// Record name of the compiled kernels of the driver.
 const CACHED: &str = "pipelines";
 
-/// WGSL, and whether it runs without the runtime checks of wgpu.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub struct Shader {
-    name: Cow<'static, str>,
-    source: Cow<'static, str>,
-    trusted: bool,
-}
-
-impl Shader {
-    /// A shader with bounds checks on every access.
-    pub fn checked(name: impl Into<Cow<'static, str>>, source: impl Into<Cow<'static, str>>) -> Self {
-        Self { name: name.into(), source: source.into(), trusted: false }
-    }
-
-    /// A shader without runtime checks. `NF4PACK_CHECKED=1` turns them on.
-    ///
-    /// # Safety
-    /// The caller must prove for every dispatch: each access lies in the bound ranges, all loops
-    /// end, and workgroup memory is written before it is read.
-    pub unsafe fn trusted(name: impl Into<Cow<'static, str>>, source: impl Into<Cow<'static, str>>) -> Self {
-        Self { name: name.into(), source: source.into(), trusted: true }
-    }
-
-    pub(super) fn source(&self) -> &str {
-        &self.source
-    }
-}
-
-/// The parts of a kernel: shader, entry point and constants.
-#[derive(Debug, Clone, PartialEq)]
-pub struct KernelSpec {
-    /// The shader.
-    pub shader: Shader,
-    /// The entry point.
-    pub entry: &'static str,
-    /// Values of `override` constants.
-    pub constants: Vec<(&'static str, f64)>,
-}
-
-impl std::hash::Hash for KernelSpec {
-    fn hash<H: std::hash::Hasher>(&self, state: &mut H) {
-        (&self.shader, self.entry).hash(state);
-        self.constants.iter().for_each(|(name, value)| (name, value.to_bits()).hash(state));
-    }
-}
-
-#[cfg(all(test, feature = "train"))]
-impl KernelSpec {
-    /// The same kernel with `from` replaced by `to` in its shader, and with runtime checks.
-    pub(crate) fn patched(self, from: &str, to: &str) -> Self {
-        let source = self.shader.source.replace(from, to);
-        Self { shader: Shader::checked(self.shader.name, source), ..self }
-    }
-}
-
+/// Identifies a kernel.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 struct Key {
     shader: Shader,
     entry: &'static str,
     constants: Vec<(&'static str, u64)>,
+}
+
+impl Key {
+    fn of(spec: &KernelSpec) -> Self {
+        let constants = spec.constants.iter().map(|&(name, value)| (name, value.to_bits())).collect();
+        Self { shader: spec.shader.clone(), entry: spec.entry, constants }
+    }
 }
 
 /// A compiled kernel. Clones share it.
@@ -116,6 +67,24 @@ impl Registry {
         Self { kernels: Mutex::default(), cache, grown: AtomicBool::new(false) }
     }
 
+    /// The kernel that was compiled before, or the result of `compile`, which gets the cache of the
+    /// driver. Compiles one kernel at a time.
+    pub(super) fn get_or_compile<E>(
+        &self,
+        spec: &KernelSpec,
+        compile: impl FnOnce(Option<&wgpu::PipelineCache>) -> Result<Compiled, E>,
+    ) -> Result<Kernel, E> {
+        let key = Key::of(spec);
+        let mut kernels = self.kernels.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(kernel) = kernels.get(&key) {
+            return Ok(kernel.clone());
+        }
+        let kernel = Kernel(Arc::new(compile(self.cache.as_ref())?));
+        self.grown.store(true, Ordering::Relaxed);
+        kernels.insert(key, kernel.clone());
+        Ok(kernel)
+    }
+
     /// Stores the compiled kernels of the driver for the next run.
     pub(super) fn save(&self, cache: &Cache) {
         if self.grown.load(Ordering::Relaxed) {
@@ -137,61 +106,5 @@ fn pipeline_cache(device: &wgpu::Device, data: Option<&[u8]>) -> Option<wgpu::Pi
     match pollster::block_on(errors.pop()) {
         None => Some(cache),
         Some(_) => data.and_then(|_| pipeline_cache(device, None)),
-    }
-}
-
-impl Gpu {
-    /// Compiles a kernel, or returns the kernel that was compiled before.
-    ///
-    /// # Errors
-    /// [`GpuError::KernelLimit`], [`GpuError::Invalid`].
-    pub fn kernel(&self, spec: &KernelSpec) -> Result<Kernel, GpuError> {
-        let constants = spec.constants.iter().map(|&(name, value)| (name, value.to_bits())).collect();
-        let key = Key { shader: spec.shader.clone(), entry: spec.entry, constants };
-        let mut kernels = self.0.registry.kernels.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(kernel) = kernels.get(&key) {
-            return Ok(kernel.clone());
-        }
-        let name = format!("{}:{}", spec.shader.name, spec.entry);
-        let needs = Needs::of(&name, spec)?;
-        needs.check(&name, self.limits())?;
-        let kernel = Kernel(Arc::new(self.compile(name, needs, spec)?));
-        self.0.registry.grown.store(true, Ordering::Relaxed);
-        kernels.insert(key, kernel.clone());
-        Ok(kernel)
-    }
-
-    fn compile(&self, name: String, needs: Needs, spec: &KernelSpec) -> Result<Compiled, GpuError> {
-        let descriptor = wgpu::ShaderModuleDescriptor {
-            label: Some(&name),
-            source: wgpu::ShaderSource::Wgsl(Cow::Borrowed(&spec.shader.source)),
-        };
-        let unchecked = spec.shader.trusted && !self.0.checked;
-        let what = format!("kernel {name}");
-        let (pipeline, buffers, params) = self.guarded(&what, |device| {
-            let module = if unchecked {
-                // SAFETY: the shader was made by `Shader::trusted`, whose caller has proven its
-                // accesses.
-                unsafe { device.create_shader_module_trusted(descriptor, wgpu::ShaderRuntimeChecks::unchecked()) }
-            } else {
-                device.create_shader_module(descriptor)
-            };
-            let pipeline = device.create_compute_pipeline(&wgpu::ComputePipelineDescriptor {
-                label: Some(&name),
-                layout: None,
-                module: &module,
-                entry_point: Some(spec.entry),
-                compilation_options: wgpu::PipelineCompilationOptions {
-                    constants: &spec.constants,
-                    zero_initialize_workgroup_memory: !unchecked,
-                },
-                cache: self.0.registry.cache.as_ref(),
-            });
-            let layout = |used: bool, group| used.then(|| pipeline.get_bind_group_layout(group));
-            let buffers = layout(!needs.buffers.is_empty(), BUFFERS_GROUP);
-            let params = layout(needs.params.is_some(), PARAMS_GROUP);
-            (pipeline, buffers, params)
-        })?;
-        Ok(Compiled { name, pipeline, needs, buffers, params })
     }
 }

@@ -2,9 +2,9 @@
 
 use std::sync::mpsc;
 
-use super::buffer::BufferRange;
 use super::device::{Gpu, PATIENCE};
 use super::error::GpuError;
+use super::range::BufferRange;
 
 /// Bytes of one read.
 const CHUNK: u64 = 64 << 20;

@@ -1,20 +1,14 @@
 //! Kernel times, from timestamps that the device writes between kernels.
 
-use std::collections::HashMap;
-use std::fmt;
-use std::mem;
-use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use super::buffer::BufferRange;
-use super::device::Gpu;
-use super::dispatch::{Dispatch, Submission};
+use super::device::{Gpu, Submission};
 use super::error::GpuError;
+use super::profile::{ProfileTable, Profiler};
+use super::range::BufferRange;
 
 /// Queries of one set. Each has `wgpu::QUERY_SIZE` bytes.
 const SET: usize = wgpu::QUERY_SET_MAX_QUERIES as usize;
-/// Maximum submissions with unread times.
-const MAX_PENDING: usize = 256;
 
 /// The timestamps of one submission: around all passes, or around each pass.
 #[derive(Debug)]
@@ -119,101 +113,23 @@ impl Timed {
     }
 }
 
-/// The cost of one kernel.
-#[derive(Debug, Clone, PartialEq)]
-pub struct KernelTime {
-    /// `shader:entry`.
-    pub kernel: String,
-    /// Number of dispatches.
-    pub calls: u64,
-    /// Time on the device.
-    pub seconds: f64,
-    /// Minimum memory traffic in bytes.
-    pub bytes: u64,
-}
-
-/// The cost of each kernel, longest time first.
-#[derive(Debug, Clone, Default, PartialEq)]
-pub struct ProfileTable(pub Vec<KernelTime>);
-
-impl ProfileTable {
-    /// All kernels together.
-    pub fn total(&self) -> KernelTime {
-        let mut total = KernelTime { kernel: "total".to_owned(), calls: 0, seconds: 0.0, bytes: 0 };
-        self.0.iter().for_each(|row| total.add(row.calls, row.seconds, row.bytes));
-        total
-    }
-}
-
-impl KernelTime {
-    fn add(&mut self, calls: u64, seconds: f64, bytes: u64) {
-        self.calls += calls;
-        self.seconds += seconds;
-        self.bytes = self.bytes.saturating_add(bytes);
-    }
-}
-
-impl fmt::Display for ProfileTable {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let total = self.total();
-        let rows = || self.0.iter().chain([&total]);
-        let width = rows().map(|row| row.kernel.chars().count()).max().unwrap_or(0);
-        write!(f, "{:width$}  {:>9}  {:>11}  {:>8}", "kernel", "calls", "ms", "GB/s")?;
-        for KernelTime { kernel, calls, seconds, bytes } in rows() {
-            let rate = if *seconds > 0.0 { *bytes as f64 / seconds / 1e9 } else { 0.0 };
-            write!(f, "\n{kernel:width$}  {calls:>9}  {:>11.3}  {rate:>8.1}", seconds * 1e3)?;
-        }
-        Ok(())
-    }
-}
-
-/// Times of all dispatches since the device was opened.
-#[derive(Debug, Default)]
-pub(super) struct Profiler {
-    pending: Mutex<Vec<Pending>>,
-    totals: Mutex<HashMap<String, KernelTime>>,
-}
-
-#[derive(Debug)]
-struct Pending {
-    stamps: BufferRange,
-    /// Kernel and bytes of each dispatch.
-    calls: Vec<(String, u64)>,
-}
-
-impl Profiler {
-    /// Records the dispatches of a submission. If too many times are unread, it waits for the
-    /// earlier submissions and reads them.
-    pub(super) fn add<'a>(
-        &self,
-        gpu: &Gpu,
-        stamps: &Stamps,
-        dispatches: impl Iterator<Item = &'a Dispatch>,
-    ) -> Result<(), GpuError> {
-        let calls = dispatches.map(|d| (d.kernel.name().to_owned(), d.bytes)).collect();
-        let mut pending = self.pending.lock().unwrap_or_else(PoisonError::into_inner);
-        pending.push(Pending { stamps: stamps.resolved.clone(), calls });
-        let full = pending.len() >= MAX_PENDING;
-        drop(pending);
-        if full { self.collect(gpu) } else { Ok(()) }
-    }
-
-    fn collect(&self, gpu: &Gpu) -> Result<(), GpuError> {
-        // A read submits commands too, so hold no lock here.
-        let pending = mem::take(&mut *self.pending.lock().unwrap_or_else(PoisonError::into_inner));
-        for Pending { stamps, calls } in pending {
-            let times = seconds(gpu, &stamps)?;
-            let mut totals = self.totals.lock().unwrap_or_else(PoisonError::into_inner);
-            for ((kernel, bytes), seconds) in calls.into_iter().zip(times) {
-                let new = || KernelTime { kernel: kernel.clone(), calls: 0, seconds: 0.0, bytes: 0 };
-                totals.entry(kernel.clone()).or_insert_with(new).add(1, seconds, bytes);
-            }
-        }
-        Ok(())
-    }
-}
-
 impl Gpu {
+    /// Adds the times of the dispatches of a submission to the profile, each a kernel and its
+    /// bytes. If too many times are unread, it waits for the earlier submissions and reads them.
+    pub(super) fn add_to_profile(&self, stamps: &Stamps, dispatches: Vec<(String, u64)>) -> Result<(), GpuError> {
+        let Some(profiler) = &self.0.profiler else { return Ok(()) };
+        let full = profiler.add(stamps.resolved.clone(), dispatches);
+        if full { self.collect(profiler) } else { Ok(()) }
+    }
+
+    fn collect(&self, profiler: &Profiler) -> Result<(), GpuError> {
+        for pending in profiler.take_pending() {
+            let times = seconds(self, &pending.stamps)?;
+            profiler.add_times(pending, times);
+        }
+        Ok(())
+    }
+
     /// Waits for all submitted work. Returns the cost of each kernel since the device was opened.
     /// Empty unless [`Options::profile`](super::Options::profile) is set.
     ///
@@ -221,27 +137,7 @@ impl Gpu {
     /// Any device error.
     pub fn profile(&self) -> Result<ProfileTable, GpuError> {
         let Some(profiler) = &self.0.profiler else { return Ok(ProfileTable::default()) };
-        profiler.collect(self)?;
-        let totals = profiler.totals.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut rows: Vec<_> = totals.values().cloned().collect();
-        rows.sort_by(|a, b| b.seconds.total_cmp(&a.seconds).then_with(|| a.kernel.cmp(&b.kernel)));
-        Ok(ProfileTable(rows))
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_table_has_a_row_per_kernel_and_their_total() {
-        let row = |kernel: &str, calls, seconds, bytes| KernelTime { kernel: kernel.to_owned(), calls, seconds, bytes };
-        let table = ProfileTable(vec![row("dequant:f16", 36, 0.0125, 50_000_000_000), row("copy", 2, 0.0, 0)]);
-        let text = "\
-kernel           calls           ms      GB/s
-dequant:f16         36       12.500    4000.0
-copy                 2        0.000       0.0
-total               38       12.500    4000.0";
-        assert_eq!(table.to_string(), text);
+        self.collect(profiler)?;
+        Ok(profiler.table())
     }
 }

@@ -8,11 +8,10 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
 
-use super::buffer::BufferRange;
-use super::device::Gpu;
-use super::dispatch::Submission;
+use super::device::{Gpu, Submission};
 use super::error::GpuError;
 use super::lease::Buffer;
+use super::range::BufferRange;
 
 /// A mapped staging buffer. Threads may write different parts of it concurrently.
 #[derive(Debug)]

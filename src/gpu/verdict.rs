@@ -1,17 +1,23 @@
 //! Test results of kernels on a device. They are cached while the device is open, and between runs
 //! if there is a folder for records.
 
-use std::collections::HashMap;
 use std::hash::{DefaultHasher, Hash, Hasher};
-use std::sync::{Mutex, PoisonError};
 
 use super::device::Gpu;
 
-/// Records by name, as stored in the folder.
-#[derive(Debug, Default)]
-pub(super) struct Known(Mutex<HashMap<String, Vec<u8>>>);
-
 impl Gpu {
+    /// The record that [`Gpu::cache_record`] stored under `name` in an earlier run on the same
+    /// adapter, driver and version of this crate. `name` has letters, digits, `-` and `_`.
+    pub fn cached_record(&self, name: &str) -> Option<Vec<u8>> {
+        self.0.cache.load(name)
+    }
+
+    /// Stores a small record for later runs, if [`Options::cache`](super::Options::cache) is a
+    /// writable folder.
+    pub fn cache_record(&self, name: &str, bytes: &[u8]) {
+        self.0.cache.store(name, bytes);
+    }
+
     /// The cached result for `kernels` on this adapter and driver, or the result of `find`.
     /// `kernels` must include everything that the result depends on. `write` converts a result to a
     /// record, and `read` converts it back.
@@ -28,15 +34,14 @@ impl Gpu {
         let mut hasher = DefaultHasher::new();
         (kernels, self.is_checked()).hash(&mut hasher);
         let name = format!("self-test-{:016x}", hasher.finish());
-        let known = || self.0.known.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let record = self.cached_record(&name).or_else(|| known().get(&name).cloned());
+        let record = self.cached_record(&name).or_else(|| self.0.known.get(&name));
         if let Some(found) = record.as_deref().and_then(read) {
             return Ok(found);
         }
         let found = find()?;
         let record = write(&found);
         self.cache_record(&name, &record);
-        known().insert(name, record);
+        self.0.known.insert(name, record);
         Ok(found)
     }
 }

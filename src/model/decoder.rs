@@ -1,16 +1,16 @@
-//! A decoder on the GPU: embedding, the layers of a pack as they are streamed, the head and its
-//! loss.
+//! A decoder on the GPU: the embedding, the streamed layers of a pack, the head and its loss.
 
 use crate::arch::config::ModelConfig;
 use crate::data::{Batch, IGNORE_INDEX, Tokenizer, TokenizerFiles};
 use crate::dequant::stream::{Direction, LayerStream, PackSource, StreamOptions, StreamPlan, StreamedLayer};
-use crate::format::Role;
+use crate::format::files::template_name;
+use crate::format::{Role, SectionKind};
 use crate::gpu::{Commands, Gpu};
-use crate::lora::gpu::{GpuAdapter, Mask};
+use crate::lora::gpu::GpuAdapter;
 use crate::model::error::{ModelError, NonFiniteAt};
 use crate::model::kv_cache::Past;
 use crate::model::layer::Layer;
-use crate::model::pass::{GpuBatch, Kernels, OwnAngles, Pass, positions};
+use crate::model::pass::{GpuBatch, Kernels, OwnAngles, Pass, PassInputs, positions};
 use crate::model::weights::{elements, weight};
 use crate::model::workspace::{Backward, Memory, Workspace};
 use crate::ops::matmul::Weight;
@@ -33,22 +33,33 @@ pub fn read_tokenizer(pack: &PackSource, model: &ModelConfig, now: i64) -> Resul
     let tokenizer = pack.file("tokenizer.json")?.ok_or(ModelError::MissingFile { name: "tokenizer.json" })?;
     let config = pack.file("tokenizer_config.json")?;
     let special_tokens_map = pack.file("special_tokens_map.json")?;
+    let added_tokens = pack.file("added_tokens.json")?;
     let chat_template = pack.file("chat_template.jinja")?;
-    // A pack has no folders: a dot stands in its place.
-    let tool_use_template = pack.file("additional_chat_templates.tool_use.jinja")?;
+    let additional = additional_templates(pack)?;
+    let additional: Vec<(&str, &[u8])> = additional.iter().map(|(name, bytes)| (name.as_str(), bytes.as_slice())).collect();
     let processor_template = pack.file("chat_template.json")?;
     let files = TokenizerFiles {
         tokenizer: &tokenizer,
         config: config.as_deref(),
         special_tokens_map: special_tokens_map.as_deref(),
+        added_tokens: added_tokens.as_deref(),
         chat_template: chat_template.as_deref(),
-        tool_use_template: tool_use_template.as_deref(),
+        additional_templates: &additional,
         processor_template: processor_template.as_deref(),
     };
     Ok(Tokenizer::new(files, model, now)?)
 }
 
-/// A model whose layers are in GPU memory, or come there as they are needed.
+/// The chat templates of a pack that are files of their own, with their names.
+fn additional_templates(pack: &PackSource) -> Result<Vec<(String, Vec<u8>)>, ModelError> {
+    let index = pack.index();
+    let files = index.sections().iter().filter(|section| section.kind == Some(SectionKind::File));
+    let named = files.filter_map(|section| Some((template_name(index.name(section))?, index.name(section))));
+    let read = |(name, packed): (&str, &str)| Ok((name.to_owned(), pack.file(packed)?.unwrap_or_default()));
+    named.map(read).collect()
+}
+
+/// A model with layers in GPU memory, or streamed to it.
 #[derive(Debug)]
 pub struct Model {
     gpu: Gpu,
@@ -65,13 +76,12 @@ impl Model {
     /// ignored: globals are always loaded.
     ///
     /// # Errors
-    /// What is wrong with the pack; what the device cannot.
+    /// Errors of the pack and of the device.
     pub fn new(gpu: &Gpu, pack: PackSource, max_length: u32, options: &StreamOptions) -> Result<Self, ModelError> {
         let config = read_config(&pack)?;
         config.check_runnable()?;
         let rope = &config.rope;
-        // Where the angles depend on a text's length, these are those of short texts: see
-        // `OwnAngles`.
+        // With dynamic scaling, these are the angles of short texts: see `OwnAngles`.
         let table = inverse_frequencies(rope.theta, config.head_dim, &rope.scaling, 1);
         let rotary = table.upload(gpu, max_length.max(1))?;
         let kernels = Kernels::new(gpu, &config)?;
@@ -91,17 +101,18 @@ impl Model {
         &self.gpu
     }
 
-    /// What the pack's config.json says.
+    /// The pack's config.json.
     pub fn config(&self) -> &ModelConfig {
         &self.config
     }
 
-    /// How the layers go through GPU memory.
+    /// The plan of the layer stream.
     pub fn plan(&self) -> &StreamPlan {
         self.stream.plan()
     }
 
-    /// Checks tokens and labels by the vocabulary, and the lengths of samples by the rotary table.
+    /// Checks tokens and labels against the vocabulary, and the lengths of samples against the
+    /// rotary table.
     fn check(&self, batch: &Batch) -> Result<(), ModelError> {
         let vocab = self.config.vocab;
         let labels = batch.labels.iter().filter(|&&label| label != IGNORE_INDEX);
@@ -117,78 +128,66 @@ impl Model {
         Ok(())
     }
 
-    /// A batch on its way through the model: its tensors, and the memory they take.
-    pub(crate) fn begin(&self, memory: &Memory, batch: &Batch) -> Result<(Workspace<Mat>, GpuBatch), ModelError> {
-        self.begin_at(memory, batch, &positions(batch))
-    }
-
-    /// As [`Model::begin`], for a batch of one sample after `past` cached tokens, of a text of
-    /// `length` tokens.
-    pub(super) fn begin_after(
+    /// The inputs of a pass over `batch`.
+    pub(crate) fn begin<'a>(
         &self,
         memory: &Memory,
         batch: &Batch,
-        past: u32,
-        length: u32,
-    ) -> Result<(Workspace<Mat>, GpuBatch), ModelError> {
-        let positions: Vec<_> = (past..).take(batch.tokens.len()).map(|position| (position, length)).collect();
-        self.begin_at(memory, batch, &positions)
+        adapter: Option<&'a GpuAdapter>,
+    ) -> Result<PassInputs<'a>, ModelError> {
+        self.begin_at(memory, batch, &positions(batch), adapter)
     }
 
-    fn begin_at(
+    /// As [`Model::begin`], for a batch of one sample after the cached tokens of `past`, of a text
+    /// of `length` tokens.
+    pub(super) fn begin_after<'a>(
+        &self,
+        memory: &Memory,
+        batch: &Batch,
+        past: Past<'a>,
+        length: u32,
+        adapter: Option<&'a GpuAdapter>,
+    ) -> Result<PassInputs<'a>, ModelError> {
+        let positions: Vec<_> = (past.tokens..).take(batch.tokens.len()).map(|position| (position, length)).collect();
+        Ok(PassInputs { past: Some(past), ..self.begin_at(memory, batch, &positions, adapter)? })
+    }
+
+    fn begin_at<'a>(
         &self,
         memory: &Memory,
         batch: &Batch,
         positions: &[(u32, u32)],
-    ) -> Result<(Workspace<Mat>, GpuBatch), ModelError> {
+        adapter: Option<&'a GpuAdapter>,
+    ) -> Result<PassInputs<'a>, ModelError> {
         self.check(batch)?;
         let tokens = u32::try_from(batch.tokens.len()).unwrap_or(u32::MAX);
         let own_angles = OwnAngles::new(&self.gpu, &self.config, positions)?;
-        Ok((memory.workspace(&self.config, tokens)?, GpuBatch::new(&self.gpu, batch, own_angles)?))
+        let work = memory.workspace(&self.config, tokens)?;
+        let batch = GpuBatch::new(&self.gpu, batch, own_angles)?;
+        Ok(PassInputs { work, batch, adapter, mask: None, past: None })
     }
 
-    /// Submits the embedding and all layers: the residual stream of each is then in `work`.
-    pub(crate) fn forward(
-        &mut self,
-        work: &Workspace<Mat>,
-        batch: &GpuBatch,
-        adapter: Option<&GpuAdapter>,
-        mask: Option<Mask>,
-    ) -> Result<(), ModelError> {
-        self.forward_after(None, work, batch, adapter, mask)
+    /// Submits the embedding and all layers. The residual stream of each layer is then in the
+    /// workspace.
+    pub(crate) fn forward(&mut self, inputs: &PassInputs<'_>) -> Result<(), ModelError> {
+        self.forward_observed(inputs, &|_, _, _| Ok(()))
     }
 
-    /// As [`Model::forward`], for a batch of one sample after the cached tokens of `past`, if
-    /// given.
-    pub(super) fn forward_after(
-        &mut self,
-        past: Option<Past<'_>>,
-        work: &Workspace<Mat>,
-        batch: &GpuBatch,
-        adapter: Option<&GpuAdapter>,
-        mask: Option<Mask>,
-    ) -> Result<(), ModelError> {
-        self.forward_observed(past, work, batch, adapter, mask, &|_, _, _| Ok(()))
-    }
-
-    /// As [`Model::forward_after`]; `record` adds to the commands of each residual stream, before
-    /// layer 0, 1, .. and after the last, as soon as it is there. Without training, the next but
-    /// one takes its place.
+    /// As [`Model::forward`]. `record` adds commands that read each residual stream: before layer
+    /// 0, 1, .. and after the last layer. It reads them at once, because without training the
+    /// stream after the next one overwrites each.
     fn forward_observed(
         &mut self,
-        past: Option<Past<'_>>,
-        work: &Workspace<Mat>,
-        batch: &GpuBatch,
-        adapter: Option<&GpuAdapter>,
-        mask: Option<Mask>,
+        inputs: &PassInputs<'_>,
         record: &dyn Fn(&mut Commands, &Mat, u32) -> Result<(), ModelError>,
     ) -> Result<(), ModelError> {
+        let work = &inputs.work;
         let mut commands = self.gpu.commands("embedding");
-        self.embed(&mut commands, work, batch)?;
+        self.embed(&mut commands, inputs)?;
         record(&mut commands, work.before(0)?, 0)?;
         commands.submit()?;
         let Self { gpu, config, stream, rotary, kernels, .. } = self;
-        let pass = Pass { kernels, model: config, rotary, work, batch, adapter, mask, past };
+        let pass = Pass { kernels, model: config, rotary, inputs };
         for number in 0..config.layers {
             let streamed = stream.layer(number, Direction::Forward)?;
             let mut commands = gpu.commands("layer forward");
@@ -201,21 +200,14 @@ impl Model {
         Ok(())
     }
 
-    /// Runs a batch forward once more, as [`Model::forward_after`] does, to find where the first
-    /// number arises that is not finite; `None` where all are.
-    pub(super) fn first_non_finite(
-        &mut self,
-        past: Option<Past<'_>>,
-        work: &Workspace<Mat>,
-        batch: &GpuBatch,
-        adapter: Option<&GpuAdapter>,
-        mask: Option<Mask>,
-    ) -> Result<Option<NonFiniteAt>, ModelError> {
+    /// Runs a batch forward again, as [`Model::forward`] does, to find where the first non-finite
+    /// number arises. `None` if all numbers are finite.
+    pub(super) fn first_non_finite(&mut self, inputs: &PassInputs<'_>) -> Result<Option<NonFiniteAt>, ModelError> {
         let check = FiniteCheck::new(&self.gpu, self.config.layers + 1)?;
         let look = |commands: &mut Commands, x: &Mat, number: u32| -> Result<(), ModelError> {
             Ok(check.record(commands, x, number)?)
         };
-        self.forward_observed(past, work, batch, adapter, mask, &look)?;
+        self.forward_observed(inputs, &look)?;
         let first = check.read()?.iter().position(Option::is_some);
         Ok(first.map(|at| match at {
             0 => NonFiniteAt::Embedding,
@@ -223,28 +215,22 @@ impl Model {
         }))
     }
 
-    fn embed(&self, commands: &mut Commands, work: &Workspace<Mat>, batch: &GpuBatch) -> Result<(), ModelError> {
+    fn embed(&self, commands: &mut Commands, inputs: &PassInputs<'_>) -> Result<(), ModelError> {
         let table = weight(&self.globals, Role::Embedding, self.config.vocab, self.config.hidden)?;
-        let x = work.before(0)?;
-        self.kernels.gather.embed(commands, &table, &batch.ids, x)?;
+        let x = inputs.work.before(0)?;
+        self.kernels.gather.embed(commands, &table, &inputs.batch.ids, x)?;
         self.kernels.scale.record(commands, self.config.embedding_multiplier as f32, x)?;
         Ok(())
     }
 
-    /// Submits all layers backward, the last one first, after [`Model::forward`] and
+    /// Submits the backward pass of all layers, the last layer first, after [`Model::forward`] and
     /// [`Model::loss_gradient`].
-    pub(crate) fn backward(
-        &mut self,
-        work: &Workspace<Mat>,
-        batch: &GpuBatch,
-        adapter: &GpuAdapter,
-        mask: Option<Mask>,
-    ) -> Result<(), ModelError> {
+    pub(crate) fn backward(&mut self, inputs: &PassInputs<'_>) -> Result<(), ModelError> {
         let Self { gpu, config, stream, rotary, kernels, .. } = self;
-        let pass = Pass { kernels, model: config, rotary, work, batch, adapter: Some(adapter), mask, past: None };
+        let pass = Pass { kernels, model: config, rotary, inputs };
         for number in (0..config.layers).rev() {
             let streamed = stream.layer(number, Direction::Backward)?;
-            let x = work.before(number)?;
+            let x = inputs.work.before(number)?;
             let mut commands = gpu.commands("layer backward");
             let layer = Layer::new(&pass, &mut commands, streamed)?;
             layer.recompute(&mut commands, x)?;
@@ -255,14 +241,14 @@ impl Model {
     }
 
     /// The output projection: a stored `lm_head`, else the embedding (spec section 4).
-    /// `tie_word_embeddings` is ignored. Its products have the scaling of the logits.
+    /// `tie_word_embeddings` is ignored. Its products are scaled as the logits are.
     fn head(&self) -> Result<Weight<'_>, ModelError> {
         let role = if self.globals.has(Role::LmHead) { Role::LmHead } else { Role::Embedding };
         let head = weight(&self.globals, role, self.config.vocab, self.config.hidden)?;
         Ok(head.times((1.0 / self.config.logits_scaling) as f32))
     }
 
-    /// Submits the last norm: `x` [tokens, hidden] to `work.normed`.
+    /// Submits the final norm of the residual stream, to `work.normed`.
     fn norm(&self, work: &Workspace<Mat>) -> Result<(), ModelError> {
         let (x, epsilon) = (work.before(self.config.layers)?, self.config.rms_norm_eps as f32);
         let mut commands = self.gpu.commands("final norm");
@@ -271,8 +257,8 @@ impl Model {
         Ok(())
     }
 
-    /// The vocabulary in chunks: the first token of each, its rows of the output projection, and
-    /// where its logits [tokens, columns] go.
+    /// The chunks of the vocabulary: the first token of each, its rows of the output projection, and
+    /// its logits [tokens, columns].
     fn chunks(&self, work: &Workspace<Mat>) -> Result<impl Iterator<Item = (u32, Weight<'_>, Mat)>, ModelError> {
         let (head, vocab, logits) = (self.head()?, self.config.vocab, work.logits.clone());
         let chunk = move |first| {
@@ -282,7 +268,7 @@ impl Model {
         Ok((0..vocab).step_by(work.logits.cols.max(1) as usize).map(chunk))
     }
 
-    /// Records the logits of a chunk: those of `work.normed`.
+    /// Records the logits of a chunk, from `work.normed`.
     fn record_logits(
         &self,
         commands: &mut Commands,
@@ -293,7 +279,7 @@ impl Model {
         Ok(self.kernels.matmul.forward(commands, &work.normed, rows, None, false, logits)?)
     }
 
-    /// Submits the logits of each chunk of the vocabulary, and `then` behind them.
+    /// Submits the logits of each chunk of the vocabulary, followed by the commands of `then`.
     fn for_chunks(
         &self,
         work: &Workspace<Mat>,
@@ -309,8 +295,9 @@ impl Model {
     }
 
     /// Submits the loss of a batch after [`Model::forward`]: the sum over its loss tokens, divided
-    /// by `normalizer`, is added to `work.loss`.
-    pub(crate) fn loss(&self, work: &Workspace<Mat>, batch: &GpuBatch, normalizer: u64) -> Result<(), ModelError> {
+    /// by `normalizer`, is added to the loss of the workspace.
+    pub(crate) fn loss(&self, inputs: &PassInputs<'_>, normalizer: u64) -> Result<(), ModelError> {
+        let PassInputs { work, batch, .. } = inputs;
         self.norm(work)?;
         let loss = &self.kernels.loss;
         self.for_chunks(work, |commands, logits, first, _| {
@@ -322,15 +309,15 @@ impl Model {
         Ok(())
     }
 
-    /// Submits the gradient of the loss after [`Model::loss`]: that of the residual stream after
-    /// the last layer is then in `work`.
+    /// Submits the gradient of the loss after [`Model::loss`]. The gradient of the residual stream
+    /// after the last layer is then in `gradients`, a part of the workspace.
     pub(crate) fn loss_gradient(
         &self,
-        work: &Workspace<Mat>,
+        inputs: &PassInputs<'_>,
         gradients: &Backward<Mat>,
-        batch: &GpuBatch,
         normalizer: u64,
     ) -> Result<(), ModelError> {
+        let PassInputs { work, batch, .. } = inputs;
         let Kernels { loss, matmul, norm, .. } = &self.kernels;
         self.for_chunks(work, |commands, logits, first, rows| {
             loss.gradient(commands, logits, first, &batch.labels, &work.loss_state, normalizer)?;
@@ -349,8 +336,7 @@ impl Model {
         self.project(work)
     }
 
-    /// The logits of the last token alone. `last` is the workspace of one token in the same memory
-    /// as `work`.
+    /// The logits of the last token. `last` is the workspace of one token in the memory of `work`.
     pub(crate) fn last_logits(&self, work: &Workspace<Mat>, last: &Workspace<Mat>) -> Result<Vec<f32>, ModelError> {
         let (x, epsilon) = (work.before(self.config.layers)?, self.config.rms_norm_eps as f32);
         let row = last.middle.range.size;
@@ -361,7 +347,7 @@ impl Model {
         self.project(last)
     }
 
-    /// The logits of `work.normed`.
+    /// The logits, from `work.normed`.
     fn project(&self, work: &Workspace<Mat>) -> Result<Vec<f32>, ModelError> {
         let (vocab, tokens) = (self.config.vocab as usize, work.normed.rows as usize);
         let mut all = vec![0.0; vocab * tokens];
@@ -380,10 +366,10 @@ impl Model {
 }
 
 impl Workspace<Mat> {
-    /// The residual stream before layer `number`, counted on to the number of layers.
+    /// The residual stream before layer `number`. `number` may be the number of layers.
     fn before(&self, number: u32) -> Result<&Mat, ModelError> {
         let count = self.residual.len();
-        // Without training, two take turns.
+        // Without training, two matrices alternate.
         let at = if self.backward.is_some() { number as usize } else { number as usize % count.max(1) };
         let (expected, found) = (u64::from(number) + 1, count as u64);
         let missing = OpError::Shape { operation: "a pass", what: "the number of residual streams", expected, found };

@@ -1,4 +1,4 @@
-//! Why a model cannot be trained or run.
+//! Errors of training and running a model.
 
 use thiserror::Error;
 
@@ -13,7 +13,7 @@ use crate::lora::adapter::AdapterError;
 use crate::lora::config::LoraError;
 use crate::ops::error::OpError;
 
-/// Why a model could not be trained or run.
+/// An error of training or running a model.
 #[derive(Debug, Error)]
 #[non_exhaustive]
 pub enum ModelError {
@@ -23,13 +23,13 @@ pub enum ModelError {
     /// The pack cannot be streamed.
     #[error(transparent)]
     Stream(#[from] StreamError),
-    /// The pack's config.json describes no model that can be run.
+    /// The pack's config.json does not describe a model that can be run.
     #[error(transparent)]
     Config(#[from] ConfigError),
     /// The kernels cannot run such a model.
     #[error("this model cannot be run: {0}")]
     Obstacle(#[from] Obstacle),
-    /// There can be no such adapter.
+    /// The settings of the adapter are invalid.
     #[error(transparent)]
     Lora(#[from] LoraError),
     /// The adapter cannot be read or written.
@@ -41,37 +41,37 @@ pub enum ModelError {
     /// The pack lacks a file that a model needs.
     #[error("the pack has no {name}")]
     MissingFile {
-        /// Its name.
+        /// Name of the file.
         name: &'static str,
     },
-    /// The pack lacks a tensor that its config.json asks for.
+    /// The pack lacks a tensor that its config.json requires.
     #[error("{} has no {role}", place(*.layer))]
     MissingTensor {
-        /// The layer; `None` where the tensor is of no layer.
+        /// The layer. `None` for a tensor outside of the layers.
         layer: Option<u32>,
-        /// What the tensor is for.
+        /// The role of the tensor.
         role: Role,
     },
-    /// A tensor of the pack has another shape than its config.json says.
+    /// The shape of a tensor contradicts config.json.
     #[error("{}: {role} has the shape {found:?}, by config.json it should have {expected:?}", place(*.layer))]
     TensorShape {
-        /// The layer; `None` where the tensor is of no layer.
+        /// The layer. `None` for a tensor outside of the layers.
         layer: Option<u32>,
-        /// What the tensor is for.
+        /// The role of the tensor.
         role: Role,
-        /// By config.json.
+        /// Shape by config.json.
         expected: Vec<u64>,
-        /// In the pack.
+        /// Shape in the pack.
         found: Vec<u64>,
     },
-    /// Numbers that are not finite, so that nothing can be learned from them.
+    /// The loss or the gradient is not finite.
     #[error("{}{what} is not finite; {}", of_step(*.step), origin(*.layer))]
     NotFinite {
-        /// The step, from 1; `None` where nothing was trained.
+        /// The step, from 1. `None` outside of training.
         step: Option<u64>,
         /// The loss, or the norm of the gradient.
         what: &'static str,
-        /// Where the first number that is not finite came out of.
+        /// The origin of the first non-finite number.
         layer: Option<NonFiniteAt>,
     },
 }
@@ -88,14 +88,14 @@ impl From<DequantError> for ModelError {
     }
 }
 
-/// Where in a pass the first number arose that is not finite.
+/// The origin of the first non-finite number of a pass.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum NonFiniteAt {
-    /// Already in the embeddings.
+    /// The embeddings.
     Embedding,
-    /// In the output of this layer.
+    /// The output of this layer.
     Layer(u32),
-    /// In the gradients of this layer; all outputs are finite.
+    /// The gradients of this layer. All outputs are finite.
     Gradient(u32),
 }
 

@@ -1,22 +1,22 @@
-//! The cache of keys and values of a text.
+//! The KV cache of a text.
 
 use crate::arch::config::ModelConfig;
 use crate::gpu::{BufferRange, Commands, Gpu};
-use crate::ops::{CachedAttention, CachedAttentionShape, Mat, OpError};
+use crate::ops::{CachedAttention, CachedAttentionShape, Heads, Mat, OpError};
 
-/// The keys (rotated, where their layer rotates) and values of one text's tokens, in float32, and
-/// the attention over them.
+/// The keys and values of the tokens of a text, in float32, and the attention over them. Keys are
+/// rotated if their layer rotates.
 #[derive(Debug)]
 pub struct KvCache {
-    /// Of each layer: [capacity, kv_heads * head_dim] each.
+    /// Keys and values of each layer, [capacity, kv_heads * head_dim] each.
     layers: Vec<[Mat; 2]>,
     capacity: u32,
     attention: CachedAttention,
 }
 
-/// A cache that holds the tokens before those of a pass.
+/// A cache with the tokens before the tokens of a pass.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Past<'a> {
+pub(crate) struct Past<'a> {
     pub cache: &'a KvCache,
     pub tokens: u32,
 }
@@ -38,22 +38,22 @@ impl KvCache {
         2 * u64::from(model.layers) * Self::matrix_bytes(model, capacity) + CachedAttention::scratch_bytes(model.head_dim)
     }
 
-    /// Of those, the keys or the values of one layer: what a kernel sees at once.
+    /// Bytes of the keys or the values of one layer, which a kernel binds at once.
     pub fn matrix_bytes(model: &ModelConfig, capacity: u32) -> u64 {
         4 * u64::from(model.keys()) * u64::from(capacity)
     }
 
-    /// Tokens that it has room for.
+    /// Maximum tokens.
     pub fn capacity(&self) -> u32 {
         self.capacity
     }
 }
 
 impl Past<'_> {
-    /// Records layer `number`'s attention of new tokens, whose keys and values go into the cache
-    /// behind those of the tokens before them. `q` and `out` [tokens, heads * head_dim], `k` and
-    /// `v` [tokens, kv_heads * head_dim]; `q` and `k` are rotated where the layer does that. Of the
-    /// cache, a layer with a window sees the last tokens alone.
+    /// Records the attention of new tokens in layer `number`. Their keys and values are added to the
+    /// cache after those of the earlier tokens. `q` and `out` are [tokens, heads * head_dim], `k`
+    /// and `v` [tokens, kv_heads * head_dim]. `q` and `k` are rotated if the layer rotates. A layer
+    /// with a window attends only to the last tokens of the cache.
     pub fn attend(
         &self,
         commands: &mut Commands,
@@ -63,7 +63,6 @@ impl Past<'_> {
         out: &Mat,
     ) -> Result<(), OpError> {
         let Self { cache, tokens: past } = *self;
-        let &ModelConfig { heads, kv_heads, head_dim, layers, .. } = model;
         let shape = |what, expected: u32, found: u64| OpError::Shape {
             operation: "cached keys and values",
             what,
@@ -72,7 +71,7 @@ impl Past<'_> {
         };
         let found = cache.layers.len() as u64;
         let [keys, values] =
-            cache.layers.get(number as usize).ok_or_else(|| shape("the number of layers", layers, found))?;
+            cache.layers.get(number as usize).ok_or_else(|| shape("the number of layers", model.layers, found))?;
         let end = u64::from(past) + u64::from(k.rows);
         if end > cache.capacity.into() {
             return Err(shape("the number of tokens", cache.capacity, end));
@@ -80,10 +79,16 @@ impl Past<'_> {
         for (new, all) in [(k, keys), (v, values)] {
             commands.copy(&new.range, &rows(all, past, new.rows));
         }
-        let (scale, window) = (model.attention_multiplier as f32, model.attention(number).window);
-        let shape = CachedAttentionShape { tokens: q.rows, past, heads, kv_heads, head_dim, scale, window };
+        let shape = CachedAttentionShape { tokens: q.rows, past, heads: attention_heads(model, number) };
         cache.attention.forward(commands, &shape, q, keys, values, out)
     }
+}
+
+/// The heads of layer `number`.
+pub(super) fn attention_heads(model: &ModelConfig, number: u32) -> Heads {
+    let &ModelConfig { heads, kv_heads, head_dim, .. } = model;
+    let (scale, window) = (model.attention_multiplier as f32, model.attention(number).window);
+    Heads { heads, kv_heads, head_dim, scale, window }
 }
 
 /// Some rows of a matrix.

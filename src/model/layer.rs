@@ -5,9 +5,9 @@
 //! out    = middle + r * down_proj(silu(gate_proj(m)) * up_proj(m))                                  with m = norm(middle)
 //! ```
 //!
-//! Only Qwen3 has norms of queries and keys. Some layers of some models do not rotate, or attend to
-//! the last tokens alone. The factor r (`residual_multiplier`) is 1 except in Granite: the products
-//! with the weights have it, and so have their gradients.
+//! Only Qwen3 has norms of queries and keys. Some layers of some models do not rotate, or have a
+//! window. The factor r (`residual_multiplier`) is 1 except in Granite. It multiplies the products
+//! with the weights and their gradients.
 
 use crate::arch::config::{LayerAttention, ModelConfig};
 use crate::dequant::stream::StreamedLayer;
@@ -15,8 +15,9 @@ use crate::format::Role;
 use crate::gpu::Commands;
 use crate::lora::config::TARGETS;
 use crate::model::error::ModelError;
+use crate::model::kv_cache::attention_heads;
 use crate::model::linear::Linear;
-use crate::model::pass::Pass;
+use crate::model::pass::{Pass, PassInputs};
 use crate::model::weights::{elements, projection};
 use crate::model::workspace::{Backward, Workspace};
 use crate::ops::{AttentionShape, Mat, OpError};
@@ -24,7 +25,7 @@ use crate::ops::{AttentionShape, Mat, OpError};
 /// The bias of each of [`TARGETS`].
 const BIASES: [Role; 7] = [Role::QBias, Role::KBias, Role::VBias, Role::OBias, Role::GateBias, Role::UpBias, Role::DownBias];
 
-/// A layer that is in GPU memory, ready for a pass.
+/// A layer in GPU memory during a pass.
 #[derive(Debug)]
 pub(super) struct Layer<'a> {
     pass: &'a Pass<'a>,
@@ -47,8 +48,8 @@ impl<'a> Layer<'a> {
         let number = layer.number.unwrap_or_default();
         let linear = |index: usize| -> Result<Linear<'a>, ModelError> {
             let role = TARGETS[index];
-            let bias = pass.work.constants.biases[index].as_ref();
-            let lora = pass.adapter.and_then(|adapter| adapter.lora(number, role, pass.mask));
+            let bias = pass.inputs.work.constants.biases[index].as_ref();
+            let lora = pass.inputs.adapter.and_then(|adapter| adapter.lora(number, role, pass.inputs.mask));
             let factor = output_factor(pass.model, role);
             let weight = projection(layer, role, pass.model)?.times(factor);
             Ok(Linear { weight, bias, lora: lora.map(|lora| lora.times(factor)) })
@@ -58,25 +59,26 @@ impl<'a> Layer<'a> {
         Ok(Self { pass, number, attention, q: q?, k: k?, v: v?, o: o?, gate: gate?, up: up?, down: down? })
     }
 
-    /// Records the layer: `x` and `out` [tokens, hidden].
+    /// Records the layer. `x` and `out` are [tokens, hidden].
     pub fn forward(&self, commands: &mut Commands, x: &Mat, out: &Mat) -> Result<(), OpError> {
-        let Pass { kernels, work, .. } = self.pass;
+        let Pass { kernels, inputs: PassInputs { work, .. }, .. } = self.pass;
         self.attention_block(commands, x)?;
         self.feed_forward(commands)?;
         commands.copy(&work.middle.range, &out.range);
         self.down.forward(kernels, commands, work, &work.activated, true, out)
     }
 
-    /// Records the layer once more, up to where its gradients need it: `x` is what it got.
+    /// Records the layer again without `down_proj`, for its gradients. `x` is the input of the
+    /// layer.
     pub fn recompute(&self, commands: &mut Commands, x: &Mat) -> Result<(), OpError> {
         self.attention_block(commands, x)?;
         self.feed_forward(commands)
     }
 
-    /// Records the gradients, after [`Layer::recompute`]: that of the output becomes that of `x`,
-    /// in place, in the workspace.
+    /// Records the gradients, after [`Layer::recompute`]. In the workspace, the gradient of the
+    /// output becomes the gradient of `x`, in place.
     pub fn backward(&self, commands: &mut Commands, x: &Mat) -> Result<(), OpError> {
-        let Some(gradients) = &self.pass.work.backward else {
+        let Some(gradients) = &self.pass.inputs.work.backward else {
             return Err(OpError::Shape {
                 operation: "backward",
                 what: "the workspaces with gradients",
@@ -88,9 +90,9 @@ impl<'a> Layer<'a> {
         self.attention_block_backward(commands, x, gradients)
     }
 
-    /// `middle` of `x`.
+    /// Computes `middle` from `x`.
     fn attention_block(&self, commands: &mut Commands, x: &Mat) -> Result<(), OpError> {
-        let Pass { kernels, model, work, .. } = self.pass;
+        let Pass { kernels, model, inputs: PassInputs { work, .. }, .. } = self.pass;
         let Workspace { normed, queries, keys, values, middle, .. } = work;
         kernels.norm.forward(commands, x, &work.constants.input_norm, model.rms_norm_eps as f32, normed)?;
         let raw_queries = work.raw_queries.as_ref().unwrap_or(queries);
@@ -104,10 +106,9 @@ impl<'a> Layer<'a> {
         self.o.forward(kernels, commands, work, &work.attended, true, middle)
     }
 
-    /// `attended` of queries and keys, which are rotated, and values: within each sample, or over a
-    /// cache.
+    /// Rotates queries and keys, and computes `attended`: within each sample, or over a KV cache.
     fn attend(&self, commands: &mut Commands) -> Result<(), OpError> {
-        let Pass { kernels, model, work, batch, past, .. } = self.pass;
+        let Pass { kernels, model, inputs: PassInputs { work, batch, past, .. }, .. } = self.pass;
         let Workspace { queries, keys, values, attended, lse, .. } = work;
         if self.attention.rotary {
             self.rotate(commands, queries, model.heads)?;
@@ -120,10 +121,10 @@ impl<'a> Layer<'a> {
         kernels.attention.forward(commands, &shape, queries, keys, values, &batch.starts, attended, lse)
     }
 
-    /// Queries or keys, rotated by the positions of their tokens.
+    /// Rotates queries or keys by the positions of their tokens.
     fn rotate(&self, commands: &mut Commands, x: &Mat, heads: u32) -> Result<(), OpError> {
-        let Pass { kernels, past, .. } = self.pass;
-        if let Some(past) = past {
+        let kernels = self.pass.kernels;
+        if let Some(past) = self.pass.inputs.past {
             let (angles, first) = self.pass.angles_after(past.tokens);
             return kernels.rotary.forward_from(commands, x, heads, first, angles);
         }
@@ -132,14 +133,12 @@ impl<'a> Layer<'a> {
     }
 
     fn attention_shape(&self, tokens: u32) -> AttentionShape {
-        let &ModelConfig { heads, kv_heads, head_dim, .. } = self.pass.model;
-        let (scale, window) = (self.pass.model.attention_multiplier as f32, self.attention.window);
-        AttentionShape { tokens, heads, kv_heads, head_dim, scale, window }
+        AttentionShape { tokens, heads: attention_heads(self.pass.model, self.number) }
     }
 
-    /// The norms of queries and keys, where the model has them.
+    /// Applies the norms of queries and keys, if the model has them.
     fn norm_heads(&self, commands: &mut Commands) -> Result<(), OpError> {
-        let Pass { kernels, model, work, .. } = self.pass;
+        let Pass { kernels, model, inputs: PassInputs { work, .. }, .. } = self.pass;
         let epsilon = model.rms_norm_eps as f32;
         if let (Some(raw), Some(gamma)) = (&work.raw_queries, &work.constants.query_norm) {
             kernels.norm.forward(commands, raw, gamma, epsilon, &work.queries)?;
@@ -150,9 +149,9 @@ impl<'a> Layer<'a> {
         Ok(())
     }
 
-    /// `activated` of `middle`.
+    /// Computes `activated` from `middle`.
     fn feed_forward(&self, commands: &mut Commands) -> Result<(), OpError> {
-        let Pass { kernels, model, work, .. } = self.pass;
+        let Pass { kernels, model, inputs: PassInputs { work, .. }, .. } = self.pass;
         let Workspace { normed, middle, gate, up, activated, constants, .. } = work;
         kernels.norm.forward(commands, middle, &constants.post_attention_norm, model.rms_norm_eps as f32, normed)?;
         self.gate.forward(kernels, commands, work, normed, false, gate)?;
@@ -160,9 +159,9 @@ impl<'a> Layer<'a> {
         kernels.swiglu.forward(commands, gate, up, activated)
     }
 
-    /// The gradient of the output becomes that of `middle`.
+    /// The gradient of the output becomes the gradient of `middle`.
     fn feed_forward_backward(&self, commands: &mut Commands, gradients: &Backward<Mat>) -> Result<(), OpError> {
-        let Pass { kernels, model, work, .. } = self.pass;
+        let Pass { kernels, model, inputs: PassInputs { work, .. }, .. } = self.pass;
         let Workspace { normed, middle, gate, up, activated, constants, .. } = work;
         self.down.backward(kernels, commands, work, [activated, &gradients.residual, activated], false)?;
         kernels.swiglu.backward(commands, gate, up, activated)?;
@@ -172,9 +171,9 @@ impl<'a> Layer<'a> {
         kernels.norm.backward(commands, middle, gamma, epsilon, &gradients.normed, &gradients.residual, true)
     }
 
-    /// The gradient of `middle` becomes that of `x`.
+    /// The gradient of `middle` becomes the gradient of `x`.
     fn attention_block_backward(&self, commands: &mut Commands, x: &Mat, gradients: &Backward<Mat>) -> Result<(), OpError> {
-        let Pass { kernels, model, work, batch, .. } = self.pass;
+        let Pass { kernels, model, inputs: PassInputs { work, batch, .. }, .. } = self.pass;
         let (gamma, epsilon) = (&work.constants.input_norm, model.rms_norm_eps as f32);
         self.o.backward(kernels, commands, work, [&work.attended, &gradients.residual, &gradients.attended], false)?;
         let Workspace { queries, keys, values, .. } = work;
@@ -200,7 +199,7 @@ impl<'a> Layer<'a> {
             kernels.rotary.backward(commands, &gradients.keys, model.kv_heads, starts, angles)?;
         }
         let [d_queries, d_keys] = self.norm_heads_backward(commands, gradients)?;
-        // `normed` holds the output of the post-attention norm: compute the input norm again.
+        // `normed` contains the output of the post-attention norm, so compute the input norm again.
         kernels.norm.forward(commands, x, gamma, epsilon, &work.normed)?;
         self.q.backward(kernels, commands, work, [&work.normed, d_queries, &gradients.normed], false)?;
         self.k.backward(kernels, commands, work, [&work.normed, d_keys, &gradients.normed], true)?;
@@ -208,14 +207,14 @@ impl<'a> Layer<'a> {
         kernels.norm.backward(commands, x, gamma, epsilon, &gradients.normed, &gradients.residual, true)
     }
 
-    /// The gradients of what the norms per head got. They go where queries and keys stand, which
-    /// are not needed any more.
+    /// The gradients of the inputs of the norms per head. They overwrite queries and keys, which
+    /// are no longer needed.
     fn norm_heads_backward<'b>(
         &'b self,
         commands: &mut Commands,
         gradients: &'b Backward<Mat>,
     ) -> Result<[&'b Mat; 2], OpError> {
-        let Pass { kernels, model, work, .. } = self.pass;
+        let Pass { kernels, model, inputs: PassInputs { work, .. }, .. } = self.pass;
         let epsilon = model.rms_norm_eps as f32;
         let mut found = [&gradients.queries, &gradients.keys];
         if let (Some(raw), Some(gamma)) = (&work.raw_queries, &work.constants.query_norm) {
@@ -230,7 +229,7 @@ impl<'a> Layer<'a> {
     }
 }
 
-/// What the output of a projection is multiplied by.
+/// The factor of the output of a projection.
 fn output_factor(model: &ModelConfig, role: Role) -> f32 {
     match role {
         Role::OProj | Role::DownProj => model.residual_multiplier as f32,
@@ -238,9 +237,9 @@ fn output_factor(model: &ModelConfig, role: Role) -> f32 {
     }
 }
 
-/// Norms and biases to float32.
+/// Records the conversion of norms and biases to float32.
 fn record_constants(pass: &Pass<'_>, commands: &mut Commands, layer: &StreamedLayer) -> Result<(), ModelError> {
-    let constants = &pass.work.constants;
+    let constants = &pass.inputs.work.constants;
     let norms = [
         (Role::InputNorm, Some(&constants.input_norm)),
         (Role::PostAttentionNorm, Some(&constants.post_attention_norm)),

@@ -10,7 +10,7 @@ use crate::ops::{Mat, OpError};
 /// A projection of one layer.
 #[derive(Debug)]
 pub(super) struct Linear<'a> {
-    /// Frozen, [outputs, inputs]; it has the factor on its products.
+    /// Frozen, [outputs, inputs]. Its products are multiplied by the factor.
     pub weight: Weight<'a>,
     /// Frozen, [1, outputs].
     pub bias: Option<&'a Mat>,
@@ -18,8 +18,8 @@ pub(super) struct Linear<'a> {
 }
 
 impl Linear<'_> {
-    /// Records y = factor * (x W^T (+ bias)) + scale * (drop(x) A^T) B^T, on top of what `y` holds
-    /// where `add`. `x` [tokens, inputs], `y` [tokens, outputs].
+    /// Records y = factor * (x W^T (+ bias)) + scale * (drop(x) A^T) B^T, added to `y` if `add` is
+    /// set. `x` is [tokens, inputs], `y` [tokens, outputs].
     pub fn forward(
         &self,
         kernels: &Kernels,
@@ -38,9 +38,9 @@ impl Linear<'_> {
     }
 
     /// Records the gradients for `dy` [tokens, outputs]: dx = factor * dy W + drop'(du A) with du =
-    /// scale * dy B, on top of what `dx` holds where `add`; dA += du^T drop(x), dB += scale * dy^T
-    /// (drop(x) A^T). `x` is what went into [`Linear::forward`] and may be `dx` itself, since it is
-    /// read before that is written.
+    /// scale * dy B, added to `dx` if `add` is set; dA += du^T drop(x), dB += scale * dy^T (drop(x)
+    /// A^T). `x` is the input of [`Linear::forward`]. It may be `dx` itself, because it is read
+    /// before `dx` is written.
     pub fn backward(
         &self,
         kernels: &Kernels,
@@ -73,12 +73,12 @@ impl Linear<'_> {
 }
 
 impl Lora {
-    /// The same adapter with a factor on what it adds.
+    /// The same adapter with a factor on its output.
     pub fn times(self, factor: f32) -> Self {
         Self { scale: self.scale * factor, ..self }
     }
 
-    /// The first columns of a scratch matrix, as many as the rank.
+    /// The scratch matrix [rows, rank].
     fn low_rank(&self, scratch: &Mat, rows: u32) -> Mat {
         scratch.narrow(rows, self.a.rows)
     }

@@ -1,4 +1,4 @@
-//! A model opened to be run, not trained: for losses, logits and texts.
+//! Opens a model to run it without training: for losses, logits and texts.
 
 use crate::arch::config::ModelConfig;
 use crate::dequant::stream::{PackSource, default_budget};
@@ -10,7 +10,7 @@ use crate::model::plan::MicroBatch;
 use crate::model::plan::{Demand, MemoryError, MemoryPlan};
 use crate::model::session::Session;
 
-/// What a model is opened for.
+/// The passes that a model is opened for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Passes {
     /// Tokens of a row.
@@ -19,12 +19,12 @@ pub struct Passes {
     pub rows: u64,
     /// Rows of a forward pass.
     pub micro_batch: MicroBatch,
-    /// Tokens of the longest text: fewer than a row has, or more where a text goes through the
-    /// model piece by piece.
+    /// Tokens of the longest text. Fewer than a row has, or more if a text passes through the model
+    /// in pieces.
     pub positions: u32,
-    /// Bytes that something else takes of the budget.
+    /// Bytes of the budget that are in use for other purposes.
     pub reserved: u64,
-    /// Bytes of GPU memory that all of it may take; `None`: what the device has left.
+    /// Maximum bytes of GPU memory. `None`: the available memory of the device.
     pub budget: Option<u64>,
 }
 
@@ -34,7 +34,7 @@ impl Passes {
         Self { length, rows: 1, micro_batch: MicroBatch::Rows(1), positions: length, reserved: 0, budget: None }
     }
 
-    /// Plans the memory for `model`, that of `pack`, with an adapter or without.
+    /// Plans the memory for `model`, the model of `pack`, with or without an adapter.
     ///
     /// # Errors
     /// As [`MemoryPlan::new`].
@@ -65,7 +65,7 @@ impl Passes {
 }
 
 impl Session {
-    /// Opens the model of `pack` as [`Passes::plan`] has planned it, with the same adapter.
+    /// Opens the model of `pack` by the plan of [`Passes::plan`], with the same adapter.
     ///
     /// # Errors
     /// As [`MemoryPlan::reserve`] and [`GpuAdapter::new`].

@@ -1,5 +1,5 @@
-//! What the layers of one pass share: the kernels of the device, the batch, and the angles of the
-//! rotary embedding.
+//! The shared parts of all layers in a pass: the kernels of the device, the batch, and the angles
+//! of the rotary embedding.
 
 use crate::arch::config::{ModelConfig, RopeScaling};
 use crate::data::Batch;
@@ -41,20 +41,34 @@ impl Kernels {
     }
 }
 
-/// What the layers of a pass share.
+/// The inputs of a pass: a batch, the memory of its tensors, and an adapter.
+#[derive(Debug)]
+pub(crate) struct PassInputs<'a> {
+    pub work: Workspace<Mat>,
+    pub batch: GpuBatch,
+    pub adapter: Option<&'a GpuAdapter>,
+    /// The dropout of a training step.
+    pub mask: Option<Mask>,
+    /// The cached tokens before the batch, which is then one sample.
+    pub past: Option<Past<'a>>,
+}
+
+impl PassInputs<'_> {
+    /// The same inputs with this mask.
+    pub fn masked(self, mask: Option<Mask>) -> Self {
+        Self { mask, ..self }
+    }
+}
+
+/// The shared parts of all layers in a pass.
 #[derive(Debug)]
 pub(super) struct Pass<'a> {
     pub kernels: &'a Kernels,
     pub model: &'a ModelConfig,
-    /// Cosines and sines of every position, for texts of any length; read them through
-    /// [`Pass::angles`].
+    /// Cosines and sines of every position, for texts of any length. [`Pass::angles`] selects the
+    /// table of a batch.
     pub rotary: &'a Mat,
-    pub work: &'a Workspace<Mat>,
-    pub batch: &'a GpuBatch,
-    pub adapter: Option<&'a GpuAdapter>,
-    pub mask: Option<Mask>,
-    /// The cached tokens before the batch, which is then one sample.
-    pub past: Option<Past<'a>>,
+    pub inputs: &'a PassInputs<'a>,
 }
 
 /// A batch in GPU memory: a u32 for each token.
@@ -65,22 +79,21 @@ pub(crate) struct GpuBatch {
     pub labels: BufferRange,
     /// The first token of its sample.
     pub starts: BufferRange,
-    /// Where the angles of a text depend on its length, and a text is longer than those of the
-    /// shared table.
+    /// Angles by the length of each text, if a text of the batch is too long for the shared table.
     own_angles: Option<OwnAngles>,
 }
 
-/// Cosines and sines of a batch's own: a row for each token.
+/// The own cosines and sines of a batch: a row for each token.
 #[derive(Debug)]
 pub(super) struct OwnAngles {
     table: Mat,
-    /// A zero for each token: rows are counted from the batch's first one.
+    /// Zero for each token: rows count from the first token of the batch.
     starts: BufferRange,
 }
 
 impl OwnAngles {
-    /// The angles of a batch, each token given as its position and the length of its text; `None`
-    /// where the shared table has them.
+    /// The angles of a batch. Each token is given by its position and the length of its text.
+    /// `None` if the shared table has all of these angles.
     pub fn new(gpu: &Gpu, model: &ModelConfig, positions: &[(u32, u32)]) -> Result<Option<Self>, ModelError> {
         let RopeScaling::Dynamic { max_position_embeddings: unscaled, .. } = model.rope.scaling else { return Ok(None) };
         if positions.iter().all(|&(_, length)| f64::from(length) <= unscaled) {
@@ -107,17 +120,17 @@ pub(super) fn positions(batch: &Batch) -> Vec<(u32, u32)> {
 }
 
 impl Pass<'_> {
-    /// Cosines and sines, and the token from which their rows are counted, for each token.
+    /// Cosines and sines, and for each token the token from which their rows count.
     pub fn angles(&self) -> (&Mat, &BufferRange) {
-        match &self.batch.own_angles {
+        match &self.inputs.batch.own_angles {
             Some(own) => (&own.table, &own.starts),
-            None => (self.rotary, &self.batch.starts),
+            None => (self.rotary, &self.inputs.batch.starts),
         }
     }
 
-    /// The same for tokens after `past` cached ones: the row of the first token.
+    /// Cosines and sines for tokens after `past` cached tokens, and the row of the first token.
     pub fn angles_after(&self, past: u32) -> (&Mat, u32) {
-        match &self.batch.own_angles {
+        match &self.inputs.batch.own_angles {
             Some(own) => (&own.table, 0),
             None => (self.rotary, past),
         }

@@ -1,4 +1,4 @@
-//! How much GPU memory a run takes, computed before any of it is allocated.
+//! The GPU memory of a run, computed before any of it is allocated.
 
 use std::fmt;
 
@@ -16,61 +16,60 @@ use crate::ops::matmul::Matmul;
 /// Rows of a forward pass.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum MicroBatch {
-    /// As many as fit into the GPU's memory.
+    /// The maximum that fits in GPU memory.
     #[default]
     Auto,
-    /// So many.
+    /// This number.
     Rows(u32),
 }
 
-/// `--micro-batch auto` takes no more rows than this: a step of more would be few steps an epoch.
+/// Maximum rows of `--micro-batch auto`. With more rows per step, an epoch has too few steps.
 pub const MAX_AUTO_ROWS: u32 = 8;
 
-/// Why a run does not fit.
+/// The reason why a run does not fit.
 #[derive(Debug, Error)]
 #[non_exhaustive]
 pub enum MemoryError {
-    /// More memory than there is.
+    /// The run needs more memory than the budget.
     #[error("the run takes {needed} bytes of GPU memory, and {budget} are there{}", remedy.map(|r| format!("; {r} would fit")).unwrap_or_default())]
     Budget {
-        /// Bytes allowed.
+        /// Maximum bytes.
         budget: u64,
         /// Bytes of the smallest plan with these settings.
         needed: u64,
-        /// With what it fits, if there is such a thing.
+        /// A change that makes it fit.
         remedy: Option<Remedy>,
     },
     /// A matrix that is too large for one buffer, or for one binding of a kernel.
-    #[error("the run has a matrix of {needed} bytes, and the GPU takes {most} at once{}", remedy.map(|r| format!("; {r} would fit")).unwrap_or_default())]
+    #[error("the run has a matrix of {needed} bytes, and the GPU takes at most {limit} at once{}", remedy.map(|r| format!("; {r} would fit")).unwrap_or_default())]
     Matrix {
-        /// Bytes that the device takes.
-        most: u64,
+        /// Maximum bytes of a buffer and of a binding.
+        limit: u64,
         /// Bytes of the largest matrix with these settings.
         needed: u64,
-        /// With what it fits, if there is such a thing.
+        /// A change that makes it fit.
         remedy: Option<Remedy>,
     },
-    /// The pack's layers cannot be placed on this device.
+    /// The layers of the pack do not fit on this device.
     #[error(transparent)]
     Stream(#[from] StreamError),
 }
 
-/// What makes a run fit; as a text, in the flags of `nf4pack train`.
+/// A change that makes a run fit. As a text, it has the flags of `nf4pack train`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Remedy {
-    /// So many rows at a time.
+    /// This number of rows per pass.
     Rows(u32),
-    /// Rows of so many tokens, with the requested rows of a pass.
+    /// Rows of this number of tokens, with the requested rows per pass.
     Length(u32),
-    /// Rows of so many tokens, one at a time.
+    /// Rows of this number of tokens, one per pass.
     LengthAndOneRow(u32),
     /// An adapter of this rank.
     Rank(u32),
 }
 
 impl Remedy {
-    /// The flags that say so, of a command with these names for the rows at a time and their
-    /// length.
+    /// The flags of a command. `rows_flag` sets the rows per pass, `length_flag` their length.
     pub fn in_flags(self, rows_flag: &str, length_flag: &str) -> String {
         match self {
             Self::Rows(rows) => format!("{rows_flag} {rows}"),
@@ -87,42 +86,42 @@ impl fmt::Display for Remedy {
     }
 }
 
-/// What a run is planned from.
+/// The input of a plan.
 #[derive(Debug, Clone, Copy)]
 pub struct Demand<'a> {
     /// The pack's index.
     pub index: &'a Index,
-    /// Its model.
+    /// The model of the pack.
     pub model: &'a ModelConfig,
     /// The device's largest buffer.
     pub max_buffer: u64,
     /// Bytes of the largest binding of a kernel.
     pub max_binding: u64,
-    /// Bytes allowed; `None`: no limit is known.
+    /// Maximum bytes. `None`: unknown.
     pub budget: Option<u64>,
-    /// Floats of the adapter; 0 without one.
+    /// Floats of the adapter. 0: no adapter.
     pub adapter: u64,
-    /// Rank of the adapter; 0 without one.
+    /// Rank of the adapter. 0: no adapter.
     pub rank: u32,
-    /// Whether inputs are dropped.
+    /// Whether adapters have dropout.
     pub dropout: bool,
-    /// Whether gradients are taken.
+    /// Whether gradients are computed.
     pub training: bool,
     /// Tokens of a row.
     pub length: u32,
-    /// Tokens of the longest text: of a sample in a row, or of one that goes through the model
-    /// piece by piece.
+    /// Tokens of the longest text: of a sample in a row, or of a text that passes through the model
+    /// in pieces.
     pub positions: u32,
-    /// Rows of the data: a pass has no more.
+    /// Rows of the data. A pass has at most this number.
     pub rows: u64,
-    /// Bytes that something else takes.
+    /// Bytes in use for other purposes.
     pub reserved: u64,
 }
 
 /// The memory of a run, in bytes.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct MemoryPlan {
-    /// How the layers go through it.
+    /// The plan of the layer stream.
     pub stream: StreamPlan,
     /// Rows of a forward pass.
     pub micro_batch: u32,
@@ -130,35 +129,37 @@ pub struct MemoryPlan {
     pub length: u32,
     /// Tokens of the longest text.
     pub positions: u32,
-    /// What passes work in.
+    /// The sizes of the workspace.
     pub sizes: Sizes,
-    /// Bytes of that: activations and logits.
+    /// Bytes of the workspace: activations and logits.
     pub workspace: WorkspaceBytes,
     /// Parameters of the adapter.
     pub adapter: u64,
     /// Gradient and moments.
     pub optimizer: u64,
-    /// Sums of products, angles of the rotary embedding, and what something else takes.
+    /// Sums of products, angles of the rotary embedding, and bytes in use for other purposes.
     pub scratch: u64,
-    /// Bytes allowed.
+    /// Maximum bytes. `None`: unknown.
     pub budget: Option<u64>,
 }
 
 impl MemoryPlan {
-    /// Plans a run: the rows asked for, or as many as fit (`MAX_AUTO_ROWS` at most, and one where
-    /// no budget is known), all layers resident if any rows allow that, else in a ring.
+    /// Plans a run with the requested rows, or with the maximum that fits: at most
+    /// [`MAX_AUTO_ROWS`], and one row if the budget is unknown. All layers are resident if a number
+    /// of rows permits that. Otherwise, they are streamed through a ring.
     ///
     /// # Errors
-    /// [`MemoryError::Budget`] with a flag that helps.
+    /// [`MemoryError::Budget`] and [`MemoryError::Matrix`], with a change that makes the run fit;
+    /// [`MemoryError::Stream`].
     pub fn new(demand: &Demand<'_>, micro_batch: MicroBatch) -> Result<Self, MemoryError> {
-        let (least, most) = match micro_batch {
+        let (min, max) = match micro_batch {
             MicroBatch::Rows(rows) => (rows, rows),
-            // What is not known is not used up.
+            // With an unknown budget, it uses little.
             MicroBatch::Auto if demand.budget.is_none() => (1, 1),
             MicroBatch::Auto => (1, demand.rows.clamp(1, MAX_AUTO_ROWS.into()) as u32),
         };
-        let fewest = Self::of(demand, least).map_err(|error| error.with(demand.remedy(least)))?;
-        let more: Vec<Self> = (least + 1..=most).rev().filter_map(|rows| Self::of(demand, rows).ok()).collect();
+        let fewest = Self::of(demand, min).map_err(|error| error.with(demand.remedy(min)))?;
+        let more: Vec<Self> = (min + 1..=max).rev().filter_map(|rows| Self::of(demand, rows).ok()).collect();
         let resident = more.iter().chain([&fewest]).find(|plan| plan.stream.resident);
         Ok(resident.or(more.first()).unwrap_or(&fewest).clone())
     }
@@ -168,9 +169,9 @@ impl MemoryPlan {
         let tokens = rows.saturating_mul(length);
         let sizes = Sizes { tokens, rank: demand.rank, dropout: demand.dropout, training };
         let workspace = WorkspaceBytes::of(model, sizes);
-        let most = demand.max_binding.min(demand.max_buffer);
-        if workspace.largest > most {
-            return Err(MemoryError::Matrix { most, needed: workspace.largest, remedy: None });
+        let limit = demand.max_binding.min(demand.max_buffer);
+        if workspace.largest > limit {
+            return Err(MemoryError::Matrix { limit, needed: workspace.largest, remedy: None });
         }
         let adapter = 4 * demand.adapter;
         let optimizer = if training { 3 * adapter } else { 0 };
@@ -189,7 +190,7 @@ impl MemoryPlan {
         Ok(Self { stream, micro_batch: rows, length, positions, sizes, workspace, adapter, optimizer, scratch, budget })
     }
 
-    /// Opens the model, and reserves what passes work in.
+    /// Opens the model and reserves the workspace.
     ///
     /// # Errors
     /// As [`Model::new`] and [`Memory::new`].
@@ -200,12 +201,12 @@ impl MemoryPlan {
         Ok((model, memory))
     }
 
-    /// Bytes of it all.
+    /// All bytes.
     pub fn total(&self) -> u64 {
         self.stream.needed_bytes + self.workspace.total() + self.adapter + self.optimizer + self.scratch
     }
 
-    /// What takes how many bytes, for people.
+    /// The bytes of each part, with a name for users.
     pub fn parts(&self) -> [(&'static str, u64); 8] {
         let weights = self.stream.needed_bytes - self.stream.staging_bytes - self.stream.globals_bytes;
         [
@@ -221,15 +222,15 @@ impl MemoryPlan {
     }
 }
 
-/// Bytes of the angles of the rotary embedding, for texts of `length` tokens, and of those that a
-/// batch of `tokens` has of its own.
+/// Bytes of the angles of the rotary embedding: the shared table for texts of `length` tokens, and
+/// the own table of a batch of `tokens` tokens.
 fn rotary_bytes(model: &ModelConfig, length: u32, tokens: u32) -> u64 {
     let own = if matches!(model.rope.scaling, RopeScaling::Dynamic { .. }) { tokens } else { 0 };
     4 * (u64::from(length) + u64::from(own)) * u64::from(model.head_dim)
 }
 
 impl MemoryError {
-    /// What would fit, if there is such a thing.
+    /// A change that makes it fit.
     pub fn remedy(&self) -> Option<Remedy> {
         match *self {
             Self::Budget { remedy, .. } | Self::Matrix { remedy, .. } => remedy,
@@ -237,19 +238,19 @@ impl MemoryError {
         }
     }
 
-    /// The same, with this as what would fit.
+    /// The same error with this remedy.
     #[must_use]
     pub fn with(self, remedy: Option<Remedy>) -> Self {
         match self {
             Self::Budget { budget, needed, .. } => Self::Budget { budget, needed, remedy },
-            Self::Matrix { most, needed, .. } => Self::Matrix { most, needed, remedy },
+            Self::Matrix { limit, needed, .. } => Self::Matrix { limit, needed, remedy },
             error => error,
         }
     }
 }
 
 impl Demand<'_> {
-    /// What would fit where `rows` do not: fewer of them, then shorter ones, then a lower rank.
+    /// A change that makes `rows` rows fit: fewer rows, else shorter rows, else a lower rank.
     fn remedy(&self, rows: u32) -> Option<Remedy> {
         self.fewer_rows(rows).or_else(|| self.shorter_rows(rows)).or_else(|| self.lower_rank(rows))
     }
@@ -258,7 +259,7 @@ impl Demand<'_> {
         MemoryPlan::of(self, rows).is_ok()
     }
 
-    /// Most rows that fit, fewer than `rows` and at most the rows of the data.
+    /// The maximum rows that fit, fewer than `rows` and at most the rows of the data.
     fn fewer_rows(&self, rows: u32) -> Option<Remedy> {
         let (mut fewer, mut too_many) = (0, rows.min(u32::try_from(self.rows).unwrap_or(u32::MAX).saturating_add(1)));
         while too_many - fewer > 1 {

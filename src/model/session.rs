@@ -7,42 +7,43 @@ use crate::model::error::{ModelError, NonFiniteAt};
 use crate::model::kv_cache::{KvCache, Past};
 use crate::model::workspace::Memory;
 
-/// What it takes to run a model.
+/// A model, its adapter and its memory.
 #[derive(Debug)]
 pub struct Session {
     /// The model.
     pub model: Model,
-    /// The adapter, if any; it must be one of this model's.
+    /// An adapter of this model.
     pub adapter: Option<GpuAdapter>,
-    /// What passes work in; as many tokens as a batch may have.
+    /// The memory of passes. It limits the tokens of a batch.
     pub memory: Memory,
 }
 
 impl Session {
-    /// The mean loss over the loss tokens of a batch: negative log-likelihood, in nats a token.
+    /// The mean loss over the loss tokens of a batch: negative log-likelihood, in nats per token.
     ///
     /// # Errors
-    /// [`OpError::Value`](crate::ops::OpError::Value) where the batch has no loss token; what went wrong on the device.
+    /// [`OpError::Value`](crate::ops::OpError::Value) if the batch has no loss token; any device
+    /// error.
     pub fn loss(&mut self, batch: &Batch) -> Result<f32, ModelError> {
-        let (work, on_gpu) = self.model.begin(&self.memory, batch)?;
+        let inputs = self.model.begin(&self.memory, batch, self.adapter.as_ref())?;
         let mut commands = self.model.gpu().commands("loss");
-        commands.clear(&work.loss.range);
+        commands.clear(&inputs.work.loss.range);
         commands.submit()?;
-        self.model.forward(&work, &on_gpu, self.adapter.as_ref(), None)?;
-        self.model.loss(&work, &on_gpu, batch.loss_tokens)?;
-        let loss = work.loss.read(self.model.gpu())?;
+        self.model.forward(&inputs)?;
+        self.model.loss(&inputs, batch.loss_tokens)?;
+        let loss = inputs.work.loss.read(self.model.gpu())?;
         Ok(loss.first().copied().unwrap_or(f32::NAN))
     }
 
     /// The first layer whose output of a batch is not finite.
     pub(crate) fn first_non_finite(&mut self, batch: &Batch, mask: Option<Mask>) -> Result<Option<NonFiniteAt>, ModelError> {
-        let (work, on_gpu) = self.model.begin(&self.memory, batch)?;
-        self.model.first_non_finite(None, &work, &on_gpu, self.adapter.as_ref(), mask)
+        let inputs = self.model.begin(&self.memory, batch, self.adapter.as_ref())?.masked(mask);
+        self.model.first_non_finite(&inputs)
     }
 
-    /// The mean loss over the loss tokens of all samples, and their number. Samples are packed into
-    /// rows of `length` tokens, as many at a time as the memory has room for. `progress` gets the
-    /// rows done and all rows; `false` ends the work.
+    /// The mean loss over the loss tokens of all samples, and the number of these tokens. Samples
+    /// are packed into rows of `length` tokens. A pass has the maximum rows that the memory permits.
+    /// `progress` gets the finished rows and all rows; if it returns `false`, the result is `None`.
     ///
     /// # Errors
     /// As [`Session::loss`]; [`ModelError::NotFinite`].
@@ -76,21 +77,21 @@ impl Session {
     /// The logits of every token of one sample, [tokens, vocabulary], row-major.
     ///
     /// # Errors
-    /// What went wrong on the device.
+    /// Any device error.
     pub fn logits(&mut self, tokens: &[u32]) -> Result<Vec<f32>, ModelError> {
-        let (work, batch) = self.model.begin(&self.memory, &sample(tokens))?;
-        self.model.forward(&work, &batch, self.adapter.as_ref(), None)?;
-        self.model.logits(&work)
+        let inputs = self.model.begin(&self.memory, &sample(tokens), self.adapter.as_ref())?;
+        self.model.forward(&inputs)?;
+        self.model.logits(&inputs.work)
     }
 
     /// The logits of the token after `tokens`. `tokens` is not empty and follows the first `past`
-    /// tokens of the text in `cache`; their keys and values are added to it. `length` are the
-    /// tokens of the text that is read, those after `tokens` included: where the angles of the
-    /// rotary embedding depend on it, all of a prompt is rotated by the prompt's length.
+    /// tokens of the text in `cache`. Its keys and values are added to the cache. `length` is the
+    /// number of known tokens of the text, including tokens after `tokens`: dynamic scaling rotates
+    /// all of a prompt by the length of the prompt.
     ///
     /// # Errors
-    /// [`OpError::Shape`](crate::ops::OpError::Shape) where the cache or the memory has no room for
-    /// them; [`ModelError::NotFinite`]; what went wrong on the device.
+    /// [`OpError::Shape`](crate::ops::OpError::Shape) if the cache or the memory is too small;
+    /// [`ModelError::NotFinite`]; any device error.
     pub(crate) fn next_logits(
         &mut self,
         tokens: &[u32],
@@ -98,27 +99,27 @@ impl Session {
         past: u32,
         length: u32,
     ) -> Result<Vec<f32>, ModelError> {
-        let (work, batch) = self.model.begin_after(&self.memory, &sample(tokens), past, length)?;
-        let past = || Some(Past { cache, tokens: past });
-        self.model.forward_after(past(), &work, &batch, self.adapter.as_ref(), None)?;
+        let past = Past { cache, tokens: past };
+        let inputs = self.model.begin_after(&self.memory, &sample(tokens), past, length, self.adapter.as_ref())?;
+        self.model.forward(&inputs)?;
         let last = self.memory.workspace(self.model.config(), 1)?;
-        let logits = self.model.last_logits(&work, &last)?;
+        let logits = self.model.last_logits(&inputs.work, &last)?;
         if logits.iter().all(|x| x.is_finite()) {
             return Ok(logits);
         }
-        let layer = self.model.first_non_finite(past(), &work, &batch, self.adapter.as_ref(), None)?;
+        let layer = self.model.first_non_finite(&inputs)?;
         Err(ModelError::NotFinite { step: None, what: "a score of the next token", layer })
     }
 
-    /// The residual stream before each layer, and after the last one, [tokens, hidden] each, of one
-    /// sample. All of them only where the memory is one for training, which keeps them.
+    /// The residual streams of one sample before each layer and after the last layer, [tokens,
+    /// hidden] each. Only memory for training keeps all of them.
     ///
     /// # Errors
-    /// What went wrong on the device.
+    /// Any device error.
     pub fn hidden_states(&mut self, tokens: &[u32]) -> Result<Vec<Vec<f32>>, ModelError> {
-        let (work, batch) = self.model.begin(&self.memory, &sample(tokens))?;
-        self.model.forward(&work, &batch, self.adapter.as_ref(), None)?;
-        work.residual.iter().map(|x| Ok(x.read(self.model.gpu())?)).collect()
+        let inputs = self.model.begin(&self.memory, &sample(tokens), self.adapter.as_ref())?;
+        self.model.forward(&inputs)?;
+        inputs.work.residual.iter().map(|x| Ok(x.read(self.model.gpu())?)).collect()
     }
 }
 

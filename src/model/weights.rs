@@ -7,7 +7,7 @@ use crate::lora::config::projection_shape;
 use crate::model::error::ModelError;
 use crate::ops::matmul::{Elements, Weight};
 
-/// The elements of a tensor of this shape, quantised or kept as floats.
+/// The elements of a tensor of this shape, quantised or raw.
 pub(super) fn elements<'a>(layer: &'a StreamedLayer, role: Role, expected: &[u64]) -> Result<Elements<'a>, ModelError> {
     if let Some(quantised) = layer.quantized_tensor(role) {
         check_shape(layer, role, quantised.shape.dims(), expected)?;
@@ -28,14 +28,14 @@ fn check_shape(layer: &StreamedLayer, role: Role, found: &[u64], expected: &[u64
     }
 }
 
-/// A projection of the layer, quantised or kept as floats.
+/// A projection of the layer, quantised or raw.
 pub(super) fn projection<'a>(layer: &'a StreamedLayer, role: Role, model: &ModelConfig) -> Result<Weight<'a>, ModelError> {
     let missing = ModelError::MissingTensor { layer: layer.number, role };
     let (inputs, outputs) = projection_shape(model, role).ok_or(missing)?;
     weight(layer, role, outputs, inputs)
 }
 
-/// A weight [outputs, inputs], quantised or kept as floats.
+/// A weight [outputs, inputs], quantised or raw.
 pub(super) fn weight<'a>(layer: &'a StreamedLayer, role: Role, outputs: u32, inputs: u32) -> Result<Weight<'a>, ModelError> {
     let elements = elements(layer, role, &[outputs.into(), inputs.into()])?;
     Ok(Weight::new(elements, outputs, inputs))

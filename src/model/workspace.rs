@@ -7,7 +7,7 @@
 //! ```text
 //! forward, and again before backward
 //!   input norm            residual[i]                  -> normed
-//!   q_proj, k_proj        normed                       -> raw_queries, raw_keys, where heads have a norm;
+//!   q_proj, k_proj        normed                       -> raw_queries, raw_keys if heads have a norm,
 //!                                                         else queries, keys
 //!   norms of the heads    raw_queries, raw_keys        -> queries, keys
 //!   v_proj                normed                       -> values
@@ -17,19 +17,19 @@
 //!   post-attention norm   middle                       -> normed
 //!   gate_proj, up_proj    normed                       -> gate, up
 //!   SwiGLU                gate, up                     -> activated
-//!   down_proj             middle + activated           -> residual[i + 1], in the forward pass alone
+//!   down_proj             middle + activated           -> residual[i + 1], only in the forward pass
 //! backward: d.residual holds the gradient of the layer's output
 //!   down_proj             d.residual                   -> activated, which becomes its own gradient
 //!   SwiGLU                activated                    -> gate, up, which become their own gradients
 //!   gate_proj, up_proj    gate, up                     -> d.normed
-//!   post-attention norm   middle, d.normed             -> d.residual, on top: the gradient of middle
+//!   post-attention norm   middle, d.normed             -> d.residual, added: the gradient of middle
 //!   o_proj                d.residual                   -> d.attended
 //!   attention             d.attended, attended, lse    -> d.delta, d.queries, d.keys, d.values
 //!   rotary                d.queries, d.keys            -> the same, in place
 //!   norms of the heads    d.queries, d.keys            -> queries, keys, which become gradients
-//!   input norm            residual[i]                  -> normed, once more
-//!   q_, k_, v_proj        those gradients              -> d.normed
-//!   input norm            d.normed                     -> d.residual, on top: the gradient of residual[i]
+//!   input norm            residual[i]                  -> normed, computed again
+//!   q_, k_, v_proj        the gradients of their outputs -> d.normed
+//!   input norm            d.normed                     -> d.residual, added: the gradient of residual[i]
 //! ```
 //!
 //! Every projection uses `low_rank` and `dropped` as scratch and writes them before it reads them.
@@ -38,29 +38,29 @@ use crate::arch::config::ModelConfig;
 use crate::gpu::{BufferRange, Gpu, GpuError};
 use crate::ops::{Mat, OpError};
 
-/// Bytes of logits at a time, at most: a small share of a large model's activations, and enough
+/// Maximum bytes of a chunk of logits: a small share of a large model's activations, and enough
 /// columns to keep a large GPU busy.
 const LOGITS_BYTES: u64 = 128 << 20;
-/// The columns of logits at a time are a multiple of this, where it fits.
+/// The columns of a chunk are a multiple of this, unless a chunk is smaller.
 const CHUNK_ALIGN: u32 = 256;
 
-/// What a workspace is for.
+/// The sizes of a workspace.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Sizes {
-    /// Tokens of a micro-batch at most.
+    /// Maximum tokens of a micro-batch.
     pub tokens: u32,
-    /// Rank of the adapter; 0 without one.
+    /// Rank of the adapter. 0: no adapter.
     pub rank: u32,
-    /// Whether inputs are dropped.
+    /// Whether adapters have dropout.
     pub dropout: bool,
-    /// Whether gradients are taken.
+    /// Whether gradients are computed.
     pub training: bool,
 }
 
-/// What memory is for.
+/// The use of memory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Use {
-    /// Saved of each layer in the forward pass for the backward pass.
+    /// Activations that the forward pass saves for the backward pass.
     SavedActivations,
     /// Activations and gradients of the current layer.
     Layer,
@@ -71,14 +71,14 @@ pub(crate) enum Use {
 /// Matrices of `tokens` rows each, except the constants.
 #[derive(Debug)]
 pub(crate) struct Workspace<M> {
-    /// The residual stream before each layer and after the last one; without training, two that
-    /// take turns.
+    /// The residual stream before each layer and after the last layer. Without training, two
+    /// matrices that alternate.
     pub residual: Vec<M>,
     /// The output of a norm: hidden.
     pub normed: M,
-    /// heads * head_dim, before the norm per head; only where the model has one.
+    /// heads * head_dim, before the norm per head, if the model has that norm.
     pub raw_queries: Option<M>,
-    /// kv_heads * head_dim, before the norm per head; only where the model has one.
+    /// kv_heads * head_dim, before the norm per head, if the model has that norm.
     pub raw_keys: Option<M>,
     /// heads * head_dim.
     pub queries: M,
@@ -100,14 +100,15 @@ pub(crate) struct Workspace<M> {
     pub activated: M,
     /// x A^T, or its gradient: rank.
     pub low_rank: M,
-    /// The inputs of an adapter after dropout: the widest input; one column without dropout.
+    /// The inputs of an adapter after dropout: as wide as the widest input. One column without
+    /// dropout.
     pub dropped: M,
     pub backward: Option<Backward<M>>,
     /// Logits of a chunk of the vocabulary.
     pub logits: M,
     /// 4.
     pub loss_state: M,
-    /// [1, 1]: the mean loss of the micro-batches so far.
+    /// [1, 1]: the sum of the losses of the micro-batches so far.
     pub loss: M,
     pub constants: Constants<M>,
 }
@@ -123,11 +124,11 @@ pub(crate) struct Backward<M> {
     pub values: M,
     /// Sums of attended * its gradient: heads.
     pub delta: M,
-    /// x A^T once more: rank.
+    /// x A^T, computed again: rank.
     pub low_rank: M,
 }
 
-/// Norms and biases of a layer, as float32: one row each.
+/// Norms and biases of a layer in float32, one row each.
 #[derive(Debug)]
 pub(crate) struct Constants<M> {
     pub input_norm: M,
@@ -139,8 +140,8 @@ pub(crate) struct Constants<M> {
 }
 
 impl<M> Workspace<M> {
-    /// All matrices, each made by `new` from its use, name, rows and columns, always in the same
-    /// order.
+    /// Calls `new` for each matrix, with its use, name, rows and columns. The order is always the
+    /// same.
     fn build<E>(
         model: &ModelConfig,
         sizes: Sizes,
@@ -232,18 +233,18 @@ impl<M> Constants<M> {
 /// Bytes of a workspace.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct WorkspaceBytes {
-    /// The residual stream, saved of each layer.
+    /// The residual streams of all layers.
     pub saved_activations: u64,
     /// Activations of one layer, and their gradients.
     pub layer: u64,
     /// Logits and losses.
     pub loss: u64,
-    /// The largest matrix of all.
+    /// The largest matrix.
     pub largest: u64,
 }
 
 impl WorkspaceBytes {
-    /// What [`Memory::new`] reserves.
+    /// The bytes that [`Memory::new`] reserves.
     pub fn of(model: &ModelConfig, sizes: Sizes) -> Self {
         let mut bytes = Self::default();
         let count = |purpose, _: &'static str, rows: u32, cols: u32| {
@@ -260,7 +261,7 @@ impl WorkspaceBytes {
         bytes
     }
 
-    /// All of it.
+    /// All bytes.
     pub fn total(&self) -> u64 {
         self.saved_activations + self.layer + self.loss
     }
@@ -271,11 +272,11 @@ fn buffer_bytes(rows: u32, cols: u32) -> u64 {
     (4 * u64::from(rows) * u64::from(cols)).max(1).next_multiple_of(16)
 }
 
-/// Columns of logits at a time.
+/// Columns of a chunk of logits.
 fn chunk(model: &ModelConfig, tokens: u32) -> u32 {
-    let most = (LOGITS_BYTES / (4 * u64::from(tokens.max(1)))).min(u64::from(model.vocab)) as u32;
-    let aligned = most / CHUNK_ALIGN * CHUNK_ALIGN;
-    if aligned == 0 || most == model.vocab { most.max(1) } else { aligned }
+    let max = (LOGITS_BYTES / (4 * u64::from(tokens.max(1)))).min(u64::from(model.vocab)) as u32;
+    let aligned = max / CHUNK_ALIGN * CHUNK_ALIGN;
+    if aligned == 0 || max == model.vocab { max.max(1) } else { aligned }
 }
 
 /// Reserved memory of a workspace.
@@ -287,7 +288,7 @@ pub struct Memory {
 }
 
 impl Memory {
-    /// Reserves what passes of at most `sizes.tokens` tokens work in.
+    /// Reserves the memory for passes of at most `sizes.tokens` tokens.
     ///
     /// # Errors
     /// [`GpuError::TooLarge`], [`GpuError::OutOfMemory`].
@@ -302,15 +303,15 @@ impl Memory {
         Ok(Self { sizes, chunk, buffers })
     }
 
-    /// What it was made for.
+    /// The sizes that it was reserved for.
     pub fn sizes(&self) -> Sizes {
         self.sizes
     }
 
-    /// The matrices for so many tokens.
+    /// The matrices for `tokens` tokens.
     ///
     /// # Errors
-    /// [`OpError::Shape`] where they are more than the memory was made for.
+    /// [`OpError::Shape`] if the memory was reserved for fewer tokens.
     pub(crate) fn workspace(&self, model: &ModelConfig, tokens: u32) -> Result<Workspace<Mat>, OpError> {
         let too_small = |found: u32| {
             let (expected, what) = (self.sizes.tokens.into(), "the number of tokens");
@@ -322,7 +323,7 @@ impl Memory {
         let mut buffers = self.buffers.iter();
         let view = |_, _: &'static str, rows: u32, cols: u32| {
             let size = 4 * u64::from(rows) * u64::from(cols);
-            // The same order as when they were reserved, and no more rows.
+            // In the order of `new`, with at most the rows that it reserved.
             buffers.next().map(|range| Mat { range: range.slice(0, size), rows, cols }).ok_or_else(|| too_small(rows))
         };
         Workspace::build(model, Sizes { tokens, ..self.sizes }, self.chunk, view)

@@ -7,6 +7,7 @@
 
 use bytemuck::{Pod, Zeroable};
 
+use super::heads::{Heads, MAX_HEAD_DIM, check_head_dim};
 use super::{Mat, same};
 use crate::gpu::{BufferRange, Commands, Gpu, Kernel, KernelSpec, Shader};
 use crate::ops::error::OpError;
@@ -19,16 +20,8 @@ use crate::ops::error::OpError;
 pub struct AttentionShape {
     /// Number of tokens in all samples.
     pub tokens: u32,
-    /// Number of query heads, a multiple of `kv_heads`.
-    pub heads: u32,
-    /// Number of key and value heads. Query head `h` uses head `h / (heads / kv_heads)`.
-    pub kv_heads: u32,
-    /// Elements of a head.
-    pub head_dim: u32,
-    /// Factor of the scores. 1 / sqrt(head_dim) in most models.
-    pub scale: f32,
-    /// Size of the attention window in tokens, including the token itself. `None`: no window.
-    pub window: Option<u32>,
+    /// The heads.
+    pub heads: Heads,
 }
 
 /// The tiling of a workgroup, as constants of the shader. A thread has 4 rows and 4 columns of a
@@ -59,9 +52,8 @@ impl Tiling {
     }
 }
 
-/// The largest head: the shader's `4 * MAX_PARTS` elements for each thread along the columns.
-const MAX_HEAD_DIM: u32 = 32 * Tiling::DEFAULT.columns;
-const _: () = assert!(MAX_HEAD_DIM == crate::arch::MAX_HEAD_DIM, "convert and verify check packs against this limit");
+// The shader has `4 * MAX_PARTS` elements of a head for each thread along the columns.
+const _: () = assert!(MAX_HEAD_DIM == 32 * Tiling::DEFAULT.columns);
 
 /// Causal attention with query heads that share key and value heads, forward and backward.
 ///
@@ -95,7 +87,7 @@ impl Attention {
     /// Compiles the kernels for heads of `head_dim` elements: a multiple of 4, at most 256.
     ///
     /// # Errors
-    /// [`OpError::Shape`] for any other size; [`OpError::Gpu`] if a kernel does not compile.
+    /// [`OpError::Value`] for any other size; [`OpError::Gpu`] if a kernel does not compile.
     pub fn new(gpu: &Gpu, head_dim: u32) -> Result<Self, OpError> {
         check_head_dim(OPERATION, head_dim)?;
         Self::with(gpu, head_dim, Tiling::DEFAULT)
@@ -151,7 +143,7 @@ impl Attention {
         self.check(shape, &[q, out], &[k, v], &[lse], starts)?;
         // This entry point does not use `row_b` and `delta` of the module.
         let roles = Roles { rows: [q, q], columns: [k, v], starts, lse, delta: lse, out, row_sums: lse };
-        self.dispatch(commands, &self.forward, shape, shape.heads, &roles);
+        self.dispatch(commands, &self.forward, shape, shape.heads.heads, &roles);
         Ok(())
     }
 
@@ -184,9 +176,9 @@ impl Attention {
         let by_query = Roles { rows: [q, d_out], columns: [k, v], starts, lse, delta, out: dq, row_sums: delta };
         let by_key = Roles { rows: [k, v], columns: [q, d_out], out: dk, ..by_query };
         self.sum_rows(commands, shape, out, d_out, &by_query);
-        self.dispatch(commands, &self.query_gradient, shape, shape.heads, &by_query);
-        self.dispatch(commands, &self.key_gradient, shape, shape.kv_heads, &by_key);
-        self.dispatch(commands, &self.value_gradient, shape, shape.kv_heads, &Roles { out: dv, ..by_key });
+        self.dispatch(commands, &self.query_gradient, shape, shape.heads.heads, &by_query);
+        self.dispatch(commands, &self.key_gradient, shape, shape.heads.kv_heads, &by_key);
+        self.dispatch(commands, &self.value_gradient, shape, shape.heads.kv_heads, &Roles { out: dv, ..by_key });
         Ok(())
     }
 
@@ -198,14 +190,11 @@ impl Attention {
         of_rows: &[&Mat],
         starts: &BufferRange,
     ) -> Result<(), OpError> {
-        let &AttentionShape { tokens, heads, kv_heads, head_dim, window, .. } = shape;
-        same(OPERATION, "the size of a head", self.head_dim.into(), head_dim.into())?;
-        check_heads(OPERATION, heads, kv_heads)?;
-        check_window(OPERATION, window)?;
-        let columns = |heads: u32| heads.saturating_mul(head_dim);
-        of_queries.iter().try_for_each(|mat| mat.check(OPERATION, tokens, columns(heads)))?;
-        of_keys.iter().try_for_each(|mat| mat.check(OPERATION, tokens, columns(kv_heads)))?;
-        of_rows.iter().try_for_each(|mat| mat.check(OPERATION, tokens, heads))?;
+        let &AttentionShape { tokens, heads } = shape;
+        heads.check(OPERATION, self.head_dim)?;
+        heads.check_queries(OPERATION, tokens, of_queries)?;
+        heads.check_keys(OPERATION, tokens, of_keys)?;
+        of_rows.iter().try_for_each(|mat| mat.check(OPERATION, tokens, heads.heads))?;
         let bytes = 4 * u64::from(tokens);
         same(OPERATION, "the size of the samples' starts", bytes, starts.size.min(bytes))
     }
@@ -221,7 +210,7 @@ impl Attention {
 
     /// Dispatches `delta`: the sums of out * d_out.
     fn sum_rows(&self, commands: &mut Commands, shape: &AttentionShape, out: &Mat, d_out: &Mat, roles: &Roles<'_>) {
-        let rows = u64::from(shape.tokens) * u64::from(shape.heads);
+        let rows = u64::from(shape.tokens) * u64::from(shape.heads.heads);
         if rows > 0 {
             let groups = self.gpu.grid(rows.div_ceil(self.tiling.rows.into()));
             let roles = Roles { rows: [out, d_out], ..*roles };
@@ -233,30 +222,9 @@ impl Attention {
 
 const OPERATION: &str = "attention";
 
-/// Checks the head size against the kernels of attention: a multiple of 4, at most 256.
-pub(super) fn check_head_dim(operation: &'static str, head_dim: u32) -> Result<(), OpError> {
-    let expected = head_dim.clamp(4, MAX_HEAD_DIM).next_multiple_of(4);
-    same(operation, "the size of a head", expected.into(), head_dim.into())
-}
-
-/// Checks the head counts: `heads` is a multiple of `kv_heads`, and neither is zero.
-pub(super) fn check_heads(operation: &'static str, heads: u32, kv_heads: u32) -> Result<(), OpError> {
-    let left_over = heads.checked_rem(kv_heads).map_or(1, |rest| u64::from(rest) + u64::from(heads == 0));
-    same(operation, "the remainder of heads / kv_heads", 0, left_over)
-}
-
-/// Refuses a window of zero tokens.
-pub(super) fn check_window(operation: &'static str, window: Option<u32>) -> Result<(), OpError> {
-    let window = window.unwrap_or(NO_WINDOW);
-    same(operation, "the window size", window.max(1).into(), window.into())
-}
-
-/// The window size in the kernels for no window.
-pub(super) const NO_WINDOW: u32 = u32::MAX;
-
 fn params(shape: &AttentionShape) -> Params {
-    let &AttentionShape { tokens, heads, kv_heads, scale, window, .. } = shape;
-    Params { tokens, heads, kv_heads, scale, window: window.unwrap_or(NO_WINDOW), pad: [0; 3] }
+    let Heads { heads, kv_heads, scale, .. } = shape.heads;
+    Params { tokens: shape.tokens, heads, kv_heads, scale, window: shape.heads.window_size(), pad: [0; 3] }
 }
 
 /// The tensors of a kernel, in the order of the bindings in the shader.
@@ -301,16 +269,8 @@ impl Roles<'_> {
 mod tests {
     #![allow(clippy::unwrap_used, clippy::panic, reason = "tests fail by panicking")]
 
-    use std::sync::OnceLock;
-
     use super::super::testing::{assert_close, assert_gradient, assert_untouched, gpu, poisoned, random, wide};
     use super::*;
-
-    /// All tests share one device: software drivers take seconds to compile the kernels.
-    fn device() -> Option<Gpu> {
-        static DEVICE: OnceLock<Option<Gpu>> = OnceLock::new();
-        DEVICE.get_or_init(gpu).clone()
-    }
 
     /// Inputs, and the gradient of the output.
     #[derive(Clone)]
@@ -333,9 +293,15 @@ mod tests {
         dv: Vec<f32>,
     }
 
-    /// The same shape with a window.
+    /// The same shape with other heads.
+    fn with_heads(mut shape: AttentionShape, change: impl FnOnce(&mut Heads)) -> AttentionShape {
+        change(&mut shape.heads);
+        shape
+    }
+
+    /// The same inputs with a window.
     fn windowed(inputs: Inputs, window: u32) -> Inputs {
-        Inputs { shape: AttentionShape { window: Some(window), ..inputs.shape }, ..inputs }
+        Inputs { shape: with_heads(inputs.shape, |heads| heads.window = Some(window)), ..inputs }
     }
 
     /// Samples with these lengths.
@@ -346,7 +312,7 @@ mod tests {
             starts.resize(starts.len() + length as usize, starts.len() as u32);
         }
         let scale = 1.0 / (head_dim as f32).sqrt();
-        let shape = AttentionShape { tokens, heads, kv_heads, head_dim, scale, window: None };
+        let shape = AttentionShape { tokens, heads: Heads { heads, kv_heads, head_dim, scale, window: None } };
         let seed = u64::from(tokens) << 16 | u64::from(head_dim * heads + kv_heads);
         let (wide, narrow) = ((tokens * heads * head_dim) as usize, (tokens * kv_heads * head_dim) as usize);
         // Scores between about -5 and 5.
@@ -356,11 +322,11 @@ mod tests {
     }
 
     fn run(gpu: &Gpu, inputs: &Inputs) -> Outputs {
-        run_on(&Attention::new(gpu, inputs.shape.head_dim).unwrap(), gpu, inputs)
+        run_on(&Attention::new(gpu, inputs.shape.heads.head_dim).unwrap(), gpu, inputs)
     }
 
     fn run_on(attention: &Attention, gpu: &Gpu, inputs: &Inputs) -> Outputs {
-        let &AttentionShape { tokens, heads, kv_heads, head_dim, .. } = &inputs.shape;
+        let AttentionShape { tokens, heads: Heads { heads, kv_heads, head_dim, .. } } = inputs.shape;
         let mat = |heads, elements| Mat::from_slice(gpu, "input", tokens, heads * head_dim, elements).unwrap();
         let empty = |cols| poisoned(gpu, tokens, cols);
         let (q, d_out) = (mat(heads, &inputs.q), mat(heads, &inputs.d_out));
@@ -380,7 +346,8 @@ mod tests {
 
     /// The reference in f64, one row of one head at a time: out, lse, dq, dk, dv.
     fn reference(shape: &AttentionShape, starts: &[u32], q: &[f64], k: &[f64], v: &[f64], d_out: &[f64]) -> [Vec<f64>; 5] {
-        let (heads, kv_heads, dim) = (shape.heads as usize, shape.kv_heads as usize, shape.head_dim as usize);
+        let Heads { heads, kv_heads, head_dim, scale, window } = shape.heads;
+        let (heads, kv_heads, dim) = (heads as usize, kv_heads as usize, head_dim as usize);
         let dot = |a: &[f64], b: &[f64]| a.iter().zip(b).map(|(a, b)| a * b).sum::<f64>();
         let add = |to: &mut [f64], factor: f64, from: &[f64]| to.iter_mut().zip(from).for_each(|(t, f)| *t += factor * f);
         let (mut out, mut lse) = (vec![0.0; q.len()], Vec::new());
@@ -391,9 +358,9 @@ mod tests {
                 let first = (t * kv_heads + row % heads / (heads / kv_heads)) * dim;
                 first..first + dim
             };
-            let window = shape.window.map_or(usize::MAX, |window| window as usize);
+            let window = window.map_or(usize::MAX, |window| window as usize);
             let seen = (start as usize).max((token + 1).saturating_sub(window))..token + 1;
-            let scores: Vec<f64> = seen.clone().map(|t| f64::from(shape.scale) * dot(&q[own.clone()], &k[key(t)])).collect();
+            let scores: Vec<f64> = seen.clone().map(|t| f64::from(scale) * dot(&q[own.clone()], &k[key(t)])).collect();
             let highest = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
             lse.push(highest + scores.iter().map(|s| (s - highest).exp()).sum::<f64>().ln());
             let weights: Vec<f64> = scores.iter().map(|s| (s - lse[row]).exp()).collect();
@@ -401,7 +368,7 @@ mod tests {
             let delta = dot(&d_out[own.clone()], &out[own.clone()]);
             for (t, &w) in seen.zip(&weights) {
                 add(&mut dv[key(t)], w, &d_out[own.clone()]);
-                let slope = f64::from(shape.scale) * w * (dot(&d_out[own.clone()], &v[key(t)]) - delta);
+                let slope = f64::from(scale) * w * (dot(&d_out[own.clone()], &v[key(t)]) - delta);
                 add(&mut dq[own.clone()], slope, &k[key(t)]);
                 add(&mut dk[key(t)], slope, &q[own.clone()]);
             }
@@ -426,7 +393,7 @@ mod tests {
 
     #[test]
     fn outputs_and_gradients_are_the_reference_s() {
-        let Some(gpu) = device() else { return };
+        let Some(gpu) = gpu() else { return };
         for (head_dim, heads, kv_heads, lengths) in [
             (64, 4, 4, &[1][..]),
             (64, 4, 2, &[5]),
@@ -447,7 +414,7 @@ mod tests {
     /// than a sample.
     #[test]
     fn windows_end_what_a_token_sees() {
-        let Some(gpu) = device() else { return };
+        let Some(gpu) = gpu() else { return };
         for (head_dim, heads, kv_heads, lengths, windows) in [
             (64, 4, 2, &[5][..], &[1, 3][..]),
             (64, 4, 1, &[7, 90, 33], &[1, 2, 33, 34]),
@@ -465,7 +432,7 @@ mod tests {
     /// A window that covers the longest sample gives the same bits as no window.
     #[test]
     fn a_wide_window_changes_nothing() {
-        let Some(gpu) = device() else { return };
+        let Some(gpu) = gpu() else { return };
         let inputs = inputs(64, 4, 2, &[7, 90, 33]);
         let expected = run(&gpu, &inputs);
         for window in [90, 91, u32::MAX] {
@@ -477,7 +444,7 @@ mod tests {
     /// are NaN.
     #[test]
     fn tiles_outside_of_the_window_are_left_out() {
-        let Some(gpu) = device() else { return };
+        let Some(gpu) = gpu() else { return };
         let inputs = windowed(inputs(64, 2, 1, &[400]), 40);
         let expected = run(&gpu, &inputs);
         // A block of queries starts at 320. Its first key is 281.
@@ -499,7 +466,7 @@ mod tests {
 
     #[test]
     fn heads_of_any_size_fit() {
-        let Some(gpu) = device() else { return };
+        let Some(gpu) = gpu() else { return };
         for head_dim in [4, 256] {
             let inputs = inputs(head_dim, 2, 1, &[3, 67]);
             assert_matches(&run(&gpu, &inputs), &inputs);
@@ -508,7 +475,7 @@ mod tests {
 
     #[test]
     fn tiles_of_another_size_fit() {
-        let Some(gpu) = device() else { return };
+        let Some(gpu) = gpu() else { return };
         let inputs = inputs(20, 2, 1, &[3, 133]);
         let attention = Attention::with(&gpu, 20, Tiling { columns: 4, rows: 8 }).unwrap();
         for inputs in [windowed(inputs.clone(), 21), inputs] {
@@ -518,7 +485,7 @@ mod tests {
 
     #[test]
     fn scores_whose_exponential_overflows_are_exact() {
-        let Some(gpu) = device() else { return };
+        let Some(gpu) = gpu() else { return };
         let mut inputs = inputs(64, 2, 1, &[40, 30]);
         // Small integers: the scores reach several hundred without rounding.
         inputs.q.iter_mut().for_each(|x| *x = 8.0 * x.round());
@@ -544,14 +511,14 @@ mod tests {
 
     #[test]
     fn the_same_inputs_give_the_same_bits() {
-        let Some(gpu) = device() else { return };
+        let Some(gpu) = gpu() else { return };
         let inputs = inputs(64, 4, 2, &[7, 90, 33]);
         assert!(run(&gpu, &inputs) == run(&gpu, &inputs));
     }
 
     #[test]
     fn a_sample_changes_nothing_in_the_others() {
-        let Some(gpu) = device() else { return };
+        let Some(gpu) = gpu() else { return };
         let inputs = inputs(64, 4, 2, &[40, 37, 53]);
         let mut changed = inputs.clone();
         let tokens = 40..77;
@@ -577,28 +544,34 @@ mod tests {
 
     #[test]
     fn what_does_not_fit_is_refused() {
-        let Some(gpu) = device() else { return };
+        let Some(gpu) = gpu() else { return };
         for head_dim in [0, 6, 260] {
-            assert!(matches!(Attention::new(&gpu, head_dim), Err(OpError::Shape { .. })), "{head_dim}");
+            let error = Attention::new(&gpu, head_dim).unwrap_err().to_string();
+            assert_eq!(
+                error,
+                format!("attention: the size of a head is {head_dim}, but must be a multiple of 4, from 4 to 256")
+            );
         }
         let attention = Attention::new(&gpu, 64).unwrap();
         let [wide, narrow, sums] = [256, 128, 4].map(|cols| Mat::new(&gpu, "test", 5, cols).unwrap());
         let range = |bytes| BufferRange { buffer: gpu.storage("starts", 32).unwrap(), offset: 0, size: bytes };
-        let shape = AttentionShape { tokens: 5, heads: 4, kv_heads: 2, head_dim: 64, scale: 0.125, window: Some(1) };
+        let heads = Heads { heads: 4, kv_heads: 2, head_dim: 64, scale: 0.125, window: Some(1) };
+        let shape = AttentionShape { tokens: 5, heads };
         let forward = |shape: AttentionShape, k: &Mat, lse: &Mat, starts: u64| {
             let mut commands = gpu.commands("test");
             let result = attention.forward(&mut commands, &shape, &wide, k, &narrow, &range(starts), &wide, lse);
-            matches!(result, Err(OpError::Shape { .. }))
+            matches!(result, Err(OpError::Shape { .. } | OpError::Value { .. }))
         };
         assert!(!forward(shape, &narrow, &sums, 20));
         assert!(forward(shape, &wide, &sums, 20));
         assert!(forward(shape, &narrow, &wide, 20));
         assert!(forward(shape, &narrow, &sums, 16));
         assert!(forward(AttentionShape { tokens: 6, ..shape }, &narrow, &sums, 32));
-        assert!(forward(AttentionShape { head_dim: 128, ..shape }, &narrow, &sums, 20));
-        assert!(forward(AttentionShape { window: Some(0), ..shape }, &narrow, &sums, 20));
+        assert!(forward(with_heads(shape, |heads| heads.head_dim = 128), &narrow, &sums, 20));
+        assert!(forward(with_heads(shape, |heads| heads.window = Some(0)), &narrow, &sums, 20));
         for (heads, kv_heads) in [(0, 2), (4, 0), (4, 3)] {
-            assert!(forward(AttentionShape { heads, kv_heads, ..shape }, &narrow, &sums, 20), "{heads} {kv_heads}");
+            let shape = AttentionShape { heads: Heads { heads, kv_heads, ..shape.heads }, ..shape };
+            assert!(forward(shape, &narrow, &sums, 20), "{heads} {kv_heads}");
         }
     }
 }

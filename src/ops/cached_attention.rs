@@ -2,7 +2,7 @@
 
 use bytemuck::{Pod, Zeroable};
 
-use super::attention::{NO_WINDOW, check_head_dim, check_heads, check_window};
+use super::heads::{Heads, check_head_dim};
 use super::{Mat, same};
 use crate::gpu::{BufferRange, Commands, Gpu, Kernel, KernelSpec, Shader};
 use crate::ops::error::OpError;
@@ -15,16 +15,8 @@ pub struct CachedAttentionShape {
     /// Number of earlier tokens in the cache. New token `i` attends to the first `past + i + 1`
     /// rows, or to the last `window` of them if there is a window.
     pub past: u32,
-    /// Number of query heads, a multiple of `kv_heads`.
-    pub heads: u32,
-    /// Number of key and value heads. Query head `h` uses head `h / (heads / kv_heads)`.
-    pub kv_heads: u32,
-    /// Elements of a head.
-    pub head_dim: u32,
-    /// Factor of the scores. 1 / sqrt(head_dim) in most models.
-    pub scale: f32,
-    /// Size of the attention window in tokens, including the token itself. `None`: no window.
-    pub window: Option<u32>,
+    /// The heads.
+    pub heads: Heads,
 }
 
 /// Attention of the new tokens of one sequence over all of its tokens.
@@ -68,7 +60,7 @@ impl CachedAttention {
     /// Compiles the kernels for heads of `head_dim` elements: a multiple of 4, at most 256.
     ///
     /// # Errors
-    /// [`OpError::Shape`] for any other size; [`OpError::Gpu`] if a kernel does not compile or
+    /// [`OpError::Value`] for any other size; [`OpError::Gpu`] if a kernel does not compile or
     /// memory is exhausted.
     pub fn new(gpu: &Gpu, head_dim: u32) -> Result<Self, OpError> {
         check_head_dim(OPERATION, head_dim)?;
@@ -109,13 +101,13 @@ impl CachedAttention {
         out: &Mat,
     ) -> Result<(), OpError> {
         self.check(shape, q, k, v, out)?;
-        let &CachedAttentionShape { tokens, past, heads, kv_heads, head_dim, scale, window } = shape;
+        let &CachedAttentionShape { tokens, past, heads: Heads { heads, kv_heads, head_dim, scale, .. } } = shape;
         let rows = u64::from(tokens) * u64::from(heads);
         if rows == 0 {
             return Ok(());
         }
         let keys = past + tokens;
-        let window = window.unwrap_or(NO_WINDOW);
+        let window = shape.heads.window_size();
         let first = (past + 1).saturating_sub(window);
         let (splits, run) = runs(keys - first, rows);
         let seen = |mat: &Mat| mat.range.slice(0, 4 * u64::from(keys) * u64::from(mat.cols));
@@ -133,13 +125,10 @@ impl CachedAttention {
     }
 
     fn check(&self, shape: &CachedAttentionShape, q: &Mat, k: &Mat, v: &Mat, out: &Mat) -> Result<(), OpError> {
-        let &CachedAttentionShape { tokens, past, heads, kv_heads, head_dim, window, .. } = shape;
-        same(OPERATION, "the size of a head", self.head_dim.into(), head_dim.into())?;
-        check_heads(OPERATION, heads, kv_heads)?;
-        check_window(OPERATION, window)?;
-        let columns = |heads: u32| heads.saturating_mul(head_dim);
-        [q, out].into_iter().try_for_each(|mat| mat.check(OPERATION, tokens, columns(heads)))?;
-        [k, v].into_iter().try_for_each(|mat| mat.check(OPERATION, k.rows, columns(kv_heads)))?;
+        let &CachedAttentionShape { tokens, past, heads } = shape;
+        heads.check(OPERATION, self.head_dim)?;
+        heads.check_queries(OPERATION, tokens, &[q, out])?;
+        heads.check_keys(OPERATION, k.rows, &[k, v])?;
         let keys = u64::from(past) + u64::from(tokens);
         same(OPERATION, "the number of cache rows", keys.min(k.rows.into()), keys)
     }
@@ -157,17 +146,9 @@ fn runs(keys: u32, rows: u64) -> (u32, u32) {
 mod tests {
     #![allow(clippy::unwrap_used, clippy::panic, reason = "tests fail by panicking")]
 
-    use std::sync::OnceLock;
-
     use super::super::testing::{assert_close, assert_untouched, gpu, mat, poisoned, random};
     use super::super::{Attention, AttentionShape};
     use super::*;
-
-    /// All tests share one device: software drivers take seconds to compile the kernels.
-    fn device() -> Option<Gpu> {
-        static DEVICE: OnceLock<Option<Gpu>> = OnceLock::new();
-        DEVICE.get_or_init(gpu).clone()
-    }
 
     struct Inputs {
         shape: CachedAttentionShape,
@@ -179,7 +160,7 @@ mod tests {
 
     fn inputs(head_dim: u32, heads: u32, kv_heads: u32, past: u32, tokens: u32) -> Inputs {
         let scale = 1.0 / (head_dim as f32).sqrt();
-        let shape = CachedAttentionShape { tokens, past, heads, kv_heads, head_dim, scale, window: None };
+        let shape = CachedAttentionShape { tokens, past, heads: Heads { heads, kv_heads, head_dim, scale, window: None } };
         let seed = u64::from(past) << 20 | u64::from(tokens) << 10 | u64::from(head_dim + heads + kv_heads);
         let keys = ((past + tokens) * kv_heads * head_dim) as usize;
         // Scores between about -5 and 5.
@@ -189,7 +170,7 @@ mod tests {
 
     /// Runs with `spare` rows of NaN at the end of the cache.
     fn run(gpu: &Gpu, inputs: &Inputs, spare: u32) -> Vec<f32> {
-        let &CachedAttentionShape { tokens, past, heads, kv_heads, head_dim, .. } = &inputs.shape;
+        let CachedAttentionShape { tokens, past, heads: Heads { heads, kv_heads, head_dim, .. } } = inputs.shape;
         let capacity = past + tokens + spare;
         let cache = |elements: &[f32]| {
             let rest = vec![f32::NAN; (spare * kv_heads * head_dim) as usize];
@@ -206,7 +187,7 @@ mod tests {
 
     /// The reference in f64, one row of one head at a time.
     fn reference(inputs: &Inputs) -> Vec<f32> {
-        let CachedAttentionShape { past, heads, kv_heads, head_dim, scale, window, .. } = inputs.shape;
+        let CachedAttentionShape { past, heads: Heads { heads, kv_heads, head_dim, scale, window }, .. } = inputs.shape;
         let window = window.map_or(usize::MAX, |window| window as usize);
         let (heads, kv_heads, dim) = (heads as usize, kv_heads as usize, head_dim as usize);
         let row_of = |elements: &[f32], t: usize, head: usize| -> Vec<f64> {
@@ -237,7 +218,7 @@ mod tests {
 
     #[test]
     fn new_tokens_see_the_cache_and_those_before_them() {
-        let Some(gpu) = device() else { return };
+        let Some(gpu) = gpu() else { return };
         for (head_dim, heads, kv_heads, past, tokens) in [
             (64, 4, 4, 0, 1),
             (64, 4, 2, 0, 7),
@@ -259,7 +240,7 @@ mod tests {
     /// Windows of one key, inside a run, over several runs, and longer than the text.
     #[test]
     fn windows_end_what_a_token_sees() {
-        let Some(gpu) = device() else { return };
+        let Some(gpu) = gpu() else { return };
         for (head_dim, heads, kv_heads, past, tokens, windows) in [
             (64, 4, 2, 0, 1, &[1, 2][..]),
             (64, 4, 2, 0, 7, &[1, 3, 6, 7, 8]),
@@ -273,7 +254,7 @@ mod tests {
         ] {
             for &window in windows {
                 let mut inputs = inputs(head_dim, heads, kv_heads, past, tokens);
-                inputs.shape.window = Some(window);
+                inputs.shape.heads.window = Some(window);
                 check(&gpu, &inputs);
             }
         }
@@ -282,9 +263,9 @@ mod tests {
     /// Keys before all windows are not read, even if they are NaN: a cache may have dropped them.
     #[test]
     fn keys_before_the_window_are_not_read() {
-        let Some(gpu) = device() else { return };
+        let Some(gpu) = gpu() else { return };
         let mut inputs = inputs(64, 4, 2, 3000, 2);
-        inputs.shape.window = Some(700);
+        inputs.shape.heads.window = Some(700);
         let expected = run(&gpu, &inputs, 1);
         let before = (3001 - 700) * 128;
         inputs.k[..before].fill(f32::NAN);
@@ -294,7 +275,7 @@ mod tests {
 
     #[test]
     fn heads_of_any_size_fit() {
-        let Some(gpu) = device() else { return };
+        let Some(gpu) = gpu() else { return };
         for head_dim in [4, 20, 252, 256] {
             check(&gpu, &inputs(head_dim, 2, 1, 200, 3));
         }
@@ -302,20 +283,20 @@ mod tests {
 
     #[test]
     fn long_caches_are_cut_into_runs() {
-        let Some(gpu) = device() else { return };
+        let Some(gpu) = gpu() else { return };
         check(&gpu, &inputs(16, 1, 1, 99_999, 1));
         check(&gpu, &inputs(64, 4, 2, 5000, 2));
     }
 
     #[test]
     fn more_workgroups_than_one_dimension_has() {
-        let Some(gpu) = device() else { return };
+        let Some(gpu) = gpu() else { return };
         check(&gpu, &inputs(4, 300, 1, 0, 220));
     }
 
     #[test]
     fn scores_whose_exponential_overflows_are_exact() {
-        let Some(gpu) = device() else { return };
+        let Some(gpu) = gpu() else { return };
         let mut inputs = inputs(64, 2, 1, 500, 2);
         // Small integers: the scores reach several hundred, of either sign, without rounding.
         inputs.q.iter_mut().for_each(|x| *x = 8.0 * x.round());
@@ -338,11 +319,12 @@ mod tests {
     /// Without earlier tokens, it equals the attention of training.
     #[test]
     fn it_agrees_with_the_attention_of_training() {
-        let Some(gpu) = device() else { return };
+        let Some(gpu) = gpu() else { return };
         let mut inputs = inputs(64, 4, 2, 0, 70);
-        inputs.shape.window = Some(50);
-        let CachedAttentionShape { tokens, heads, kv_heads, head_dim, scale, window, .. } = inputs.shape;
-        let shape = AttentionShape { tokens, heads, kv_heads, head_dim, scale, window };
+        inputs.shape.heads.window = Some(50);
+        let CachedAttentionShape { tokens, heads: shared, .. } = inputs.shape;
+        let shape = AttentionShape { tokens, heads: shared };
+        let Heads { heads, kv_heads, head_dim, .. } = shared;
         let (q, k) = (mat(&gpu, tokens, heads * head_dim, &inputs.q), mat(&gpu, tokens, kv_heads * head_dim, &inputs.k));
         let v = mat(&gpu, tokens, kv_heads * head_dim, &inputs.v);
         let starts = BufferRange::whole(gpu.storage_with("starts", &vec![0; 4 * tokens as usize]).unwrap());
@@ -357,24 +339,24 @@ mod tests {
 
     #[test]
     fn the_same_inputs_give_the_same_bits() {
-        let Some(gpu) = device() else { return };
+        let Some(gpu) = gpu() else { return };
         let inputs = inputs(64, 4, 2, 3000, 1);
         assert!(run(&gpu, &inputs, 1) == run(&gpu, &inputs, 70));
     }
 
     #[test]
     fn what_does_not_fit_is_refused() {
-        let Some(gpu) = device() else { return };
+        let Some(gpu) = gpu() else { return };
         for head_dim in [0, 6, 260] {
-            assert!(matches!(CachedAttention::new(&gpu, head_dim), Err(OpError::Shape { .. })), "{head_dim}");
+            assert!(matches!(CachedAttention::new(&gpu, head_dim), Err(OpError::Value { .. })), "{head_dim}");
         }
         let attention = CachedAttention::new(&gpu, 64).unwrap();
         let [wide, cache] = [(5, 256), (9, 128)].map(|(rows, cols)| Mat::new(&gpu, "test", rows, cols).unwrap());
-        let (scale, window) = (0.125, Some(1));
-        let shape = CachedAttentionShape { tokens: 5, past: 4, heads: 4, kv_heads: 2, head_dim: 64, scale, window };
+        let heads = Heads { heads: 4, kv_heads: 2, head_dim: 64, scale: 0.125, window: Some(1) };
+        let shape = CachedAttentionShape { tokens: 5, past: 4, heads };
         let refused = |shape: CachedAttentionShape, k: &Mat, v: &Mat| {
             let result = attention.forward(&mut gpu.commands("test"), &shape, &wide, k, v, &wide);
-            matches!(result, Err(OpError::Shape { .. }))
+            matches!(result, Err(OpError::Shape { .. } | OpError::Value { .. }))
         };
         assert!(!refused(shape, &cache, &cache));
         assert!(refused(shape, &wide, &cache));
@@ -382,9 +364,10 @@ mod tests {
         assert!(refused(CachedAttentionShape { past: 5, ..shape }, &cache, &cache));
         assert!(refused(CachedAttentionShape { past: u32::MAX, ..shape }, &cache, &cache));
         assert!(refused(CachedAttentionShape { tokens: 6, ..shape }, &cache, &cache));
-        assert!(refused(CachedAttentionShape { window: Some(0), ..shape }, &cache, &cache));
-        for (heads, kv_heads) in [(0, 2), (4, 0), (4, 3)] {
-            assert!(refused(CachedAttentionShape { heads, kv_heads, ..shape }, &cache, &cache), "{heads} {kv_heads}");
+        let refused_heads = |heads| refused(CachedAttentionShape { heads, ..shape }, &cache, &cache);
+        assert!(refused_heads(Heads { window: Some(0), ..heads }));
+        for (queries, kv_heads) in [(0, 2), (4, 0), (4, 3)] {
+            assert!(refused_heads(Heads { heads: queries, kv_heads, ..heads }), "{queries} {kv_heads}");
         }
     }
 }

@@ -10,21 +10,19 @@
 //! single row.
 
 mod kernels;
+mod product;
 mod rows;
 #[cfg(test)]
 mod tests;
 mod trial;
 pub(in crate::ops) mod weight;
 
-use std::ops::Range;
-
-use kernels::{Kernels, Product, View};
+use kernels::Kernels;
+use product::{Product, View, dense};
 pub use weight::{Elements, Weight};
-use weight::{Right, bound};
 
 use super::Mat;
 use crate::dequant::operand::ALIGN;
-use crate::format::FloatType;
 use crate::gpu::{Commands, Gpu};
 use crate::ops::error::OpError;
 use crate::ops::trial::Tried;
@@ -194,41 +192,5 @@ impl Matmul {
             self.kernels.record(commands, &Product { m: rows.end - first, a, out, ..product.clone() })?;
         }
         Ok(())
-    }
-}
-
-/// A product of float32 matrices. The right one has `b_rows` rows. The caller sets `k`, `scale` and
-/// `add`.
-fn dense(a: View, (b, b_rows): (&Mat, Range<u32>), b_strides: (u32, u32), out: &Mat) -> Product {
-    let cols = u64::from(b.cols);
-    let (range, first) = bound(&b.range, u64::from(b_rows.start) * cols, u64::from(b_rows.end) * cols, 4);
-    let b = Right::Raw { range, first, float_type: FloatType::F32 };
-    Product { m: out.rows, n: out.cols, k: 0, a, b, b_strides, out: View::of(out), scale: 1.0, add: false, bias: None }
-}
-
-impl View {
-    /// A whole matrix.
-    fn of(mat: &Mat) -> Self {
-        Self { range: mat.range.clone(), first: 0, row: mat.cols, column: 1 }
-    }
-
-    /// The columns from `column` on.
-    fn shifted(self, column: u32) -> Self {
-        Self { first: self.first + column, ..self }
-    }
-
-    /// The transposed view.
-    fn transposed(self) -> Self {
-        Self { row: self.column, column: self.row, ..self }
-    }
-
-    /// The view of the first `columns` columns of these rows, in the smallest range that contains
-    /// them.
-    fn window(&self, rows: Range<u32>, columns: u32) -> Self {
-        let [row, column] = [self.row, self.column].map(u64::from);
-        let start = u64::from(self.first) + u64::from(rows.start) * row;
-        let end = start + u64::from(rows.end - rows.start - 1) * row + u64::from(columns.max(1) - 1) * column + 1;
-        let (range, first) = bound(&self.range, start, end, 4);
-        Self { range, first, ..*self }
     }
 }

@@ -310,7 +310,12 @@ fn subnormal_products_are_exact_or_zero() {
 
 /// The fast shader with `from` replaced by `to`.
 fn sabotaged(from: &str, to: &str) -> Setup {
-    let source = concat!(include_str!("../../shaders/codec_nf4.wgsl"), include_str!("../../shaders/nf4_fast.wgsl"));
+    let source = concat!(
+        include_str!("../../shaders/nf4_params.wgsl"),
+        include_str!("../../shaders/nf4_bindings.wgsl"),
+        include_str!("../../shaders/codec_nf4.wgsl"),
+        include_str!("../../shaders/nf4_fast.wgsl")
+    );
     assert!(source.contains(from));
     Setup { fast: Fast::Other(source.replace(from, to)), ..Setup::default() }
 }

@@ -256,7 +256,7 @@ fn bytes_in_use_go_up_and_down() {
 }
 
 #[test]
-fn bindings_are_held_against_limits_and_the_kernel() {
+fn bindings_are_checked_against_limits_and_the_kernel() {
     let Some(gpu) = common::gpu_with(|options| options.max_binding = Some(4096)) else { return };
     let next = kernel(&gpu, "next", NEXT);
     let (a, b) = (poisoned(&gpu, 2048), poisoned(&gpu, 2048));
@@ -294,7 +294,7 @@ fn bindings_are_held_against_limits_and_the_kernel() {
 }
 
 #[test]
-fn parameters_are_held_against_the_kernel() {
+fn parameters_are_checked_against_the_kernel() {
     let Some(gpu) = common::gpu() else { return };
     let out = poisoned(&gpu, 4);
     for params in [0, 4, 20] {
@@ -487,7 +487,7 @@ fn bindings_that_an_entry_point_does_not_use_are_left_out() {
 }
 
 #[test]
-fn trusted_kernels_are_checked_where_the_options_ask_for_it() {
+fn trusted_kernels_are_checked_if_the_options_request_it() {
     let source = "
         @group(0) @binding(0) var<storage, read_write> out: array<u32>;
         @compute @workgroup_size(64) fn main(@builtin(global_invocation_id) id: vec3<u32>) { out[id.x] = id.x; }";
@@ -678,7 +678,7 @@ fn records_are_kept_per_device() {
 }
 
 #[test]
-fn the_device_tells_what_it_is() {
+fn the_device_names_itself() {
     let Some(gpu) = common::gpu() else { return };
     let (least, most) = gpu.subgroup_sizes();
     assert!(least <= most);

@@ -244,7 +244,7 @@ fn texts_end_and_do_not_pass_the_cache() {
     assert_eq!(greedy(&mut small, &[&prompt[..], &all[..4]].concat(), 12).unwrap().1, expected.1);
     let too_long = greedy(&mut small, &long, 1).unwrap_err();
     assert!(
-        matches!(too_long, GenerateError::TooLong { tokens: 300, capacity: found, most: 1024 } if found == capacity),
+        matches!(too_long, GenerateError::TooLong { tokens: 300, capacity: found, max_position_embeddings: 1024 } if found == capacity),
         "{too_long}"
     );
 }

@@ -17,8 +17,11 @@ const TYPES: &[f64] = &[0.0, 1.0, 2.0];
 /// The files of every shader, and its constants.
 const FORMS: &[(&[&str], Constants)] = &[
     (&["copy.wgsl"], &[]),
-    (&["codec_nf4.wgsl", "nf4_fast.wgsl"], &[("WORKGROUP", &[64.0, 256.0]), ("SCALES", TYPES), ("BF16", EITHER)]),
-    (&["nf4_plain.wgsl"], &[("SCALES", TYPES), ("OUTPUT", TYPES)]),
+    (
+        &["nf4_params.wgsl", "nf4_bindings.wgsl", "codec_nf4.wgsl", "nf4_fast.wgsl"],
+        &[("WORKGROUP", &[64.0, 256.0]), ("SCALES", TYPES), ("BF16", EITHER)],
+    ),
+    (&["nf4_params.wgsl", "nf4_bindings.wgsl", "nf4_plain.wgsl"], &[("SCALES", TYPES), ("OUTPUT", TYPES)]),
     (
         &["matmul_params.wgsl", "matmul.wgsl", "matmul_floats.wgsl", "matmul_raw.wgsl"],
         &[
@@ -32,7 +35,7 @@ const FORMS: &[(&[&str], Constants)] = &[
         ],
     ),
     (
-        &["matmul_params.wgsl", "matmul.wgsl", "codec_nf4.wgsl", "matmul_quantized.wgsl"],
+        &["matmul_params.wgsl", "matmul.wgsl", "nf4_bindings.wgsl", "codec_nf4.wgsl", "matmul_quantized.wgsl"],
         &[
             ("TX", &[8.0, 16.0]),
             ("TY", &[4.0, 16.0]),
@@ -56,7 +59,7 @@ const FORMS: &[(&[&str], Constants)] = &[
         ],
     ),
     (
-        &["matmul_params.wgsl", "matmul_rows.wgsl", "codec_nf4.wgsl", "matmul_rows_quantized.wgsl"],
+        &["matmul_params.wgsl", "matmul_rows.wgsl", "nf4_bindings.wgsl", "codec_nf4.wgsl", "matmul_rows_quantized.wgsl"],
         &[
             ("M", &[1.0, 2.0, 4.0, 8.0]),
             ("LANES", &[32.0, 256.0]),
@@ -77,7 +80,7 @@ const FORMS: &[(&[&str], Constants)] = &[
     (&["dropout.wgsl"], &[]),
     (&["finite.wgsl"], &[]),
     (&["gather.wgsl", "gather_raw.wgsl"], &[("FLOATS", TYPES)]),
-    (&["gather.wgsl", "codec_nf4.wgsl", "gather_quantized.wgsl"], &[("SCALES", TYPES)]),
+    (&["gather.wgsl", "nf4_bindings.wgsl", "codec_nf4.wgsl", "gather_quantized.wgsl"], &[("SCALES", TYPES)]),
     (&["loss.wgsl"], &[]),
     (&["optimizer.wgsl"], &[]),
     (&["rms_norm.wgsl"], &[("LANES", &[32.0, 256.0])]),

@@ -331,7 +331,7 @@ fn memory_is_planned_and_what_does_not_fit_says_what_would() {
 }
 
 #[test]
-fn what_is_in_a_folder_is_told_by_its_kind() {
+fn folders_are_recognised_by_their_kind() {
     let folder = tempfile::tempdir().unwrap();
     let config = include_bytes!("../fixtures/tiny-qwen3/config.json");
     let model = ModelConfig::parse(config, None).unwrap();
@@ -360,6 +360,6 @@ fn what_is_in_a_folder_is_told_by_its_kind() {
     assert_eq!(found("trained", None), Some(Leftover::Adapter));
     put("of-others/checkpoint-500/trainer_state.json");
     put("of-others/checkpoint-last/optimizer.pt");
-    assert_eq!(found("of-others", None), Some(Leftover::OfOthers));
-    assert_eq!(found("of-others", Some(Path::new("of-others/checkpoint-1"))), Some(Leftover::OfOthers));
+    assert_eq!(found("of-others", None), Some(Leftover::Foreign));
+    assert_eq!(found("of-others", Some(Path::new("of-others/checkpoint-1"))), Some(Leftover::Foreign));
 }

@@ -7,9 +7,9 @@ use anyhow::{Context as _, Result};
 use serde::Serialize;
 
 use super::{median, temporary_folder, write_checkpoint};
-use crate::cli::Outcome;
 use crate::cli::args::{BenchTrainArgs, ShapeArg};
 use crate::cli::device::{self, AdapterEntry, is_software};
+use crate::cli::outcome::Outcome;
 use crate::cli::ui::{self, Table, Ui, Unit};
 use crate::convert::encode::Encoder;
 use crate::convert::{self, Options};

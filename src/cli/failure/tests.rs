@@ -77,7 +77,7 @@ fn an_occupied_folder_has_a_hint() {
     let occupied = |found| hint_of(COMMANDS[0], RunError::Occupied { out: "out".into(), found });
     assert!(occupied(Leftover::Checkpoints).contains("--resume continues"));
     assert!(!occupied(Leftover::Adapter).contains("--resume") && occupied(Leftover::Records).contains("another --out"));
-    assert!(occupied(Leftover::OfOthers).contains("name another --out"));
+    assert!(occupied(Leftover::Foreign).contains("name another --out"));
     let elsewhere = RunError::Elsewhere { checkpoint: "a/checkpoint-1".into(), out: "b".into() };
     assert!(hint_of(COMMANDS[0], elsewhere).contains("with --out"));
     let source = std::io::Error::from(ErrorKind::PermissionDenied);
@@ -101,7 +101,7 @@ fn a_run_that_does_not_fit_names_a_budget_that_does() {
     let budget = |remedy| MemoryError::Budget { budget: 1, needed: 7_000_001, remedy };
     assert!(hint_of(COMMANDS[0], budget(None)).starts_with("--vram-budget 8MB or more"));
     assert!(hint_of(COMMANDS[0], budget(Some(Remedy::Rank(8)))).starts_with("--vram-budget 8MB or more works too"));
-    let matrix = |remedy| MemoryError::Matrix { most: 1, needed: 2, remedy };
+    let matrix = |remedy| MemoryError::Matrix { limit: 1, needed: 2, remedy };
     assert!(hint_of(COMMANDS[0], matrix(Some(Remedy::Rows(1)))).contains("another GPU"));
     assert!(hint_of(COMMANDS[0], matrix(None)).contains("a smaller --micro-batch or --max-length"));
     assert!(hint_of("generate p --chat", GenerateError::Memory(matrix(None))).contains("a smaller --context"));

@@ -19,7 +19,7 @@ use std::sync::Arc;
 use crate::format::{FloatType, Index, Role, SectionKind, Shape};
 use crate::gpu::{Buffer, BufferRange, Gpu, GpuError, Lease};
 
-use super::kernel::GpuWeights;
+use super::weights::GpuWeights;
 pub use error::StreamError;
 use loader::{GroupId, Loader, Reply, Request};
 use plan::Group;

@@ -1,4 +1,4 @@
-//! Text from a model: a prompt read into a cache of keys and values, then token after token.
+//! Generates text: fills a KV cache with the prompt, then chooses one token after another.
 
 pub mod sampling;
 
@@ -18,10 +18,10 @@ use crate::model::open::Passes;
 use crate::model::plan::MemoryError;
 use crate::model::session::Session;
 
-/// Tokens of a prompt that go through the model together.
+/// Tokens of a prompt in one pass.
 const CHUNK: u32 = 256;
 
-/// Why there is no text.
+/// An error of text generation.
 #[derive(Debug, Error)]
 #[non_exhaustive]
 pub enum GenerateError {
@@ -31,61 +31,61 @@ pub enum GenerateError {
     /// No token can be chosen.
     #[error(transparent)]
     Sampling(#[from] SamplingError),
-    /// Not enough GPU memory was allowed.
+    /// The budget of GPU memory is too small.
     #[error(
         "a budget of {budget} bytes is too small: two layers, what belongs to none, the keys and values of {capacity} tokens, and \
          working memory take {needed}"
     )]
     Budget {
-        /// Bytes allowed.
+        /// Maximum bytes.
         budget: u64,
         /// Bytes needed.
         needed: u64,
-        /// Tokens that are remembered.
+        /// Tokens of the KV cache.
         capacity: u32,
     },
-    /// The device takes no matrix of that size, or no layers of this pack.
+    /// A matrix or the layers of the pack do not fit on the device.
     #[error(transparent)]
     Memory(#[from] MemoryError),
-    /// A prompt without tokens.
+    /// The prompt has no tokens.
     #[error("the prompt has no tokens")]
     NoPrompt,
-    /// A prompt that passes the cache.
+    /// The prompt exceeds the KV cache.
     #[error("the prompt has {tokens} tokens, and only {capacity} are remembered")]
     TooLong {
-        /// Its tokens.
+        /// Tokens of the prompt.
         tokens: u64,
-        /// Those that the cache holds.
+        /// Tokens of the KV cache.
         capacity: u32,
-        /// Those that the model was made for.
-        most: u32,
+        /// Tokens that the model supports.
+        max_position_embeddings: u32,
     },
 }
 
 /// Progress of [`TextGenerator::answer`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Event {
-    /// So many tokens of the prompt are read, not all of them.
+    /// Tokens of the prompt read so far, fewer than all.
     Read(u64),
     /// The next token of the text.
     Token(u32),
 }
 
-/// Why a text ended.
+/// The reason why a text ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Ending {
-    /// The model ended it.
+    /// The model chose an end token.
     EndToken,
-    /// It has as many tokens as were asked for.
+    /// The text has the requested number of tokens.
     MaxTokens,
     /// The cache is full.
     ContextFull,
-    /// The observer stopped it.
+    /// The observer stopped the generation.
     Stopped,
 }
 
 impl Ending {
-    /// For people and JSON.
+    /// The name for users and in JSON.
     pub fn name(self) -> &'static str {
         match self {
             Self::EndToken => "end",
@@ -96,31 +96,30 @@ impl Ending {
     }
 }
 
-/// A text, and how long it took.
+/// A text and its timing.
 #[derive(Debug, Clone)]
 pub struct Generated {
-    /// Its tokens, without that of its end.
+    /// Tokens of the text, without the end token.
     pub tokens: Vec<u32>,
-    /// Tokens of the prompt that were not in the cache yet.
+    /// Tokens of the prompt that were not in the cache.
     pub prompt_tokens: u64,
-    /// Why it ended.
+    /// The reason why it ended.
     pub ending: Ending,
     /// Seconds for the prompt, up to the choice of the first token.
     pub prompt_seconds: f64,
-    /// Tokens of the text that went through the model, for the next one. The first token is the
-    /// prompt's work.
+    /// Passes of one token each. The first token of the text comes from the pass of the prompt.
     pub passes: u64,
-    /// Seconds for them, and for the choice of each token.
+    /// Seconds of these passes and of the choice of each token.
     pub seconds: f64,
 }
 
 impl Generated {
-    /// How fast the prompt was read; `None` where none of it was.
+    /// Speed of the prompt. `None` if the cache contained all of it.
     pub fn prompt_tokens_per_second(&self) -> Option<f64> {
         rate(self.prompt_tokens, self.prompt_seconds)
     }
 
-    /// How fast the text came after its first token; `None` where there was no more.
+    /// Speed of the text after its first token. `None` without further tokens.
     pub fn tokens_per_second(&self) -> Option<f64> {
         rate(self.passes, self.seconds)
     }
@@ -142,13 +141,13 @@ pub struct TextGenerator {
 }
 
 impl TextGenerator {
-    /// Opens the model of a pack, with an adapter or without, for texts of `capacity` tokens,
-    /// prompt included; they end with one of the model's end tokens or with `eos`, that of the
-    /// tokenizer. `budget` are the bytes of GPU memory that all of it may take; `None`: what the
-    /// device has. Layers that do not fit are streamed.
+    /// Opens the model of a pack, with or without an adapter, for texts of at most `capacity`
+    /// tokens, including the prompt. A text ends with an end token of the model or with `eos`, the
+    /// end token of the tokenizer. `budget` is the maximum GPU memory in bytes; `None`: the
+    /// available memory of the device. Layers that do not fit are streamed.
     ///
     /// # Errors
-    /// [`GenerateError::Budget`]; what is wrong with pack or adapter, and what the device cannot.
+    /// [`GenerateError::Budget`]; errors of the pack, the adapter and the device.
     pub fn open(
         gpu: &Gpu,
         pack: PackSource,
@@ -158,9 +157,9 @@ impl TextGenerator {
         budget: Option<u64>,
     ) -> Result<Self, GenerateError> {
         let config = read_config(&pack)?;
-        let (needed, most) = (KvCache::matrix_bytes(&config, capacity), gpu.limits().max_storage_buffer_binding_size);
-        if needed > most {
-            return Err(MemoryError::Matrix { most, needed, remedy: None }.into());
+        let (needed, limit) = (KvCache::matrix_bytes(&config, capacity), gpu.limits().max_storage_buffer_binding_size);
+        if needed > limit {
+            return Err(MemoryError::Matrix { limit, needed, remedy: None }.into());
         }
         let reserved = KvCache::bytes(&config, capacity);
         let passes = Passes { positions: capacity, reserved, budget, ..Passes::one_row(CHUNK.min(capacity.max(1))) };
@@ -174,17 +173,17 @@ impl TextGenerator {
         Ok(Self { session, cache, cached: Vec::new(), ends })
     }
 
-    /// How the layers go through GPU memory.
+    /// The plan of the layer stream.
     pub fn plan(&self) -> &StreamPlan {
         self.session.model.plan()
     }
 
-    /// Continues `prompt`, the whole text so far, by at most `max_tokens` tokens. The longest
-    /// prefix that is in the cache from earlier calls is used again. `observe` gets the progress of
-    /// a long prompt and every token; it says whether to stop.
+    /// Continues `prompt`, the whole text so far, by at most `max_tokens` tokens. It uses the
+    /// longest prefix that earlier calls left in the cache. `observe` gets the progress of a long
+    /// prompt and every token, and can stop the generation.
     ///
     /// # Errors
-    /// [`GenerateError`], and what `observe` gives.
+    /// [`GenerateError`]; the errors of `observe`.
     pub fn answer<E: From<GenerateError>>(
         &mut self,
         prompt: &[u32],
@@ -205,7 +204,7 @@ impl TextGenerator {
         Ok(text)
     }
 
-    /// Samples tokens into `text`, the first one from `logits`; returns why the text ended.
+    /// Samples tokens into `text`, the first one from `logits`. Returns why the text ended.
     fn decode_loop<E: From<GenerateError>>(
         &mut self,
         mut logits: Vec<f32>,
@@ -237,8 +236,8 @@ impl TextGenerator {
         }
     }
 
-    /// Brings a text into the cache; the logits of its next token, unless it was stopped, and how
-    /// many tokens were new.
+    /// Fills the cache with a text. Returns the logits of the next token, unless the observer
+    /// stopped, and the number of new tokens.
     fn read<E: From<GenerateError>>(
         &mut self,
         text: &[u32],
@@ -246,10 +245,10 @@ impl TextGenerator {
     ) -> Result<(Option<Vec<f32>>, u64), E> {
         let (tokens, capacity) = (text.len() as u64, self.cache.capacity());
         if tokens > capacity.into() {
-            let most = self.session.model.config().max_position_embeddings;
-            return Err(GenerateError::TooLong { tokens, capacity, most }.into());
+            let max_position_embeddings = self.session.model.config().max_position_embeddings;
+            return Err(GenerateError::TooLong { tokens, capacity, max_position_embeddings }.into());
         }
-        // The last token is read again: its logits are not kept.
+        // The last token passes through the model again, because its logits were not kept.
         let (_, before_last) = text.split_last().ok_or(GenerateError::NoPrompt)?;
         let same = before_last.iter().zip(&self.cached).take_while(|(a, b)| a == b).count();
         self.cached.truncate(same);
@@ -264,8 +263,8 @@ impl TextGenerator {
         Ok((logits, (text.len() - same) as u64))
     }
 
-    /// Brings further tokens of a text of `length` tokens, for which there is room, into the cache;
-    /// the logits of the next one.
+    /// Adds tokens of a text of `length` tokens to the cache, which must have room for them.
+    /// Returns the logits of the next token.
     fn advance(&mut self, tokens: &[u32], length: usize) -> Result<Vec<f32>, GenerateError> {
         let (past, length) = (self.cached.len() as u32, length as u32);
         let logits = self.session.next_logits(tokens, &self.cache, past, length)?;

@@ -1,5 +1,4 @@
-//! The choice of the next token from the model's logits, by the rules of transformers' logits
-//! processors.
+//! Chooses the next token from the model's logits, by the rules of transformers' logits processors.
 
 use std::cmp::{Ordering, Reverse};
 use std::collections::BinaryHeap;
@@ -8,23 +7,23 @@ use thiserror::Error;
 
 use crate::random::{Generator, Stream};
 
-/// Why no token can be chosen.
+/// The reason why no token can be chosen.
 #[derive(Debug, Clone, Copy, PartialEq, Error)]
 #[non_exhaustive]
 pub enum SamplingError {
-    /// A temperature below 0, or none at all.
+    /// The temperature is negative or not finite.
     #[error("the temperature must be 0 (always the likeliest token) or a number above 0, and is {found}")]
     Temperature {
-        /// What was asked for.
+        /// Requested value.
         found: f64,
     },
-    /// A share of the probability outside 0..=1.
+    /// Top-p is outside 0..=1.
     #[error("top-p must be a number from 0 to 1, and is {found}")]
     TopP {
-        /// What was asked for.
+        /// Requested value.
         found: f64,
     },
-    /// A logit that is infinite or no number.
+    /// A logit is infinite or NaN.
     #[error("the model gave token {token} the score {found}: the weights or the adapter are damaged")]
     Logit {
         /// The token.
@@ -32,21 +31,21 @@ pub enum SamplingError {
         /// Its logit.
         found: f32,
     },
-    /// No token has a probability.
+    /// All logits are negative infinity.
     #[error("the model gave no token a chance")]
     NoToken,
 }
 
-/// How tokens are chosen. The filters come in the order of transformers: temperature, top-k, top-p.
+/// Options of the choice. The order is that of transformers: temperature, top-k, top-p.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct SamplerOptions {
-    /// What logits are divided by; at 0 the likeliest token is always chosen, and the other options
+    /// The divisor of the logits. At 0, the likeliest token is always chosen and the other options
     /// are ignored.
     pub temperature: f64,
-    /// Keeps the tokens whose logit is at least that of the `top_k`th; 0 keeps all.
+    /// Keeps the tokens with a logit of at least the `top_k`th largest. 0 keeps all.
     pub top_k: u32,
-    /// Keeps the fewest of the likeliest tokens whose probabilities sum to this share, at least
-    /// one; 1 keeps all.
+    /// Keeps the smallest set of the likeliest tokens with at least this total probability, at
+    /// least one token. 1 keeps all.
     pub top_p: f64,
     /// The seed of the draws.
     pub seed: u64,
@@ -64,7 +63,7 @@ pub struct Sampler {
     generator: Generator,
 }
 
-/// A token that may be chosen; the greatest is the likeliest.
+/// A token that may be chosen. The maximum is the likeliest.
 #[derive(Debug, Clone, Copy)]
 struct Candidate {
     /// Finite.
@@ -95,7 +94,7 @@ impl PartialEq for Candidate {
 impl Eq for Candidate {}
 
 impl Sampler {
-    /// A sampler at the start of its seed's stream.
+    /// A sampler at the start of the random stream of its seed.
     ///
     /// # Errors
     /// [`SamplingError::Temperature`], [`SamplingError::TopP`].
@@ -110,7 +109,8 @@ impl Sampler {
         Ok(Self { options, generator: Generator::new(seed, Stream::Sampling) })
     }
 
-    /// The next token; `logits[i]` is that of token `i`, and negative infinity forbids it.
+    /// Chooses the next token. `logits[i]` is the logit of token `i`. Negative infinity excludes a
+    /// token.
     ///
     /// # Errors
     /// [`SamplingError::Logit`], [`SamplingError::NoToken`].
@@ -128,16 +128,16 @@ impl Sampler {
             rest -= weight(candidate);
             rest < 0.0
         });
-        // Rounding may leave something of the last one.
+        // Rounding may leave a positive rest after the last candidate.
         Ok(chosen.or(left.last()).map_or(likeliest.token, |chosen| chosen.token))
     }
 
-    /// A token's probability over that of the likeliest one.
+    /// The probability of a token divided by the probability of the likeliest token.
     fn weight(&self, candidate: Candidate, likeliest: Candidate) -> f64 {
         ((f64::from(candidate.logit) - f64::from(likeliest.logit)) / self.options.temperature).exp()
     }
 
-    /// What top-k and then top-p leave, one token at least.
+    /// The candidates after top-k and top-p, at least one.
     fn filtered(&self, candidates: Vec<Candidate>, likeliest: Candidate) -> Vec<Candidate> {
         let SamplerOptions { top_k, top_p, .. } = self.options;
         let top_k = if top_k == 0 { usize::MAX } else { top_k as usize };
@@ -147,7 +147,7 @@ impl Sampler {
         let mut heap = BinaryHeap::from(candidates);
         let mut left = Vec::new();
         if top_k < heap.len() {
-            // Equals of the last one are kept, as TopKLogitsWarper keeps them.
+            // Tokens equal to the `top_k`th are kept, as TopKLogitsWarper keeps them.
             while let Some(next) = heap.pop() {
                 if left.len() >= top_k && left.last().is_some_and(|last: &Candidate| next.logit < last.logit) {
                     break;
@@ -157,8 +157,8 @@ impl Sampler {
             heap = BinaryHeap::from(left);
         }
         let total: f64 = heap.iter().map(|&candidate| self.weight(candidate, likeliest)).sum();
-        // TopPLogitsWarper drops, from the least likely on, while no more than 1 - top_p is
-        // dropped: what is left is the shortest run of the likeliest whose share reaches top_p.
+        // TopPLogitsWarper drops the least likely tokens while their total is at most 1 - top_p. So
+        // it keeps the smallest set of the likeliest tokens with a total of at least top_p.
         let mut share = 0.0;
         let mut left = Vec::new();
         while let Some(next) = heap.pop().filter(|_| left.is_empty() || top_p == 1.0 || share < top_p * total) {
@@ -169,7 +169,7 @@ impl Sampler {
     }
 }
 
-/// Tokens that are not forbidden.
+/// The tokens that are not excluded.
 fn candidates(logits: &[f32]) -> Result<Vec<Candidate>, SamplingError> {
     let mut candidates = Vec::with_capacity(logits.len());
     for (token, &logit) in (0_u32..).zip(logits) {
@@ -200,7 +200,7 @@ mod tests {
         left
     }
 
-    /// How often each token is chosen in `draws`.
+    /// Counts of each token in `draws` choices.
     fn counts(options: SamplerOptions, logits: &[f32], draws: usize) -> Vec<usize> {
         let mut sampler = Sampler::new(options).unwrap();
         let mut counts = vec![0; logits.len()];
@@ -264,7 +264,7 @@ mod tests {
         assert_eq!(top(0.49), [1]);
         assert_eq!(top(0.51), [1, 2]);
         assert_eq!(top(0.74), [1, 2]);
-        // Of equals the first.
+        // The first of equal tokens.
         assert_eq!(top(0.76), [0, 1, 2]);
         assert_eq!(top(0.88), [0, 1, 2, 3]);
         assert_eq!(top(1.0), [0, 1, 2, 3]);

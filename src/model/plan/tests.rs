@@ -53,8 +53,8 @@ fn no_matrix_is_larger_than_a_binding_or_a_buffer() {
     for limited in [by_binding, by_buffer] {
         assert_eq!(plan(&limited, MicroBatch::Auto).micro_batch, 5);
         let error = refused(&limited, MicroBatch::Rows(8));
-        let MemoryError::Matrix { most, needed, remedy: Some(Remedy::Rows(5)) } = error else { panic!("{error}") };
-        assert_eq!((most, needed), (5 * row, 8 * row));
+        let MemoryError::Matrix { limit, needed, remedy: Some(Remedy::Rows(5)) } = error else { panic!("{error}") };
+        assert_eq!((limit, needed), (5 * row, 8 * row));
     }
     let narrow = Demand { max_binding: row - 1, ..unlimited };
     let error = refused(&narrow, MicroBatch::Auto);

@@ -4,6 +4,7 @@ use std::borrow::Cow;
 
 use bytemuck::{Pod, Zeroable};
 
+use super::product::{Product, View};
 use super::rows::FewRows;
 use super::weight::{Right, floats_constant};
 use crate::dequant::operand::Codec;
@@ -23,35 +24,6 @@ const MIN_TERMS: u32 = 256;
 pub(super) const SCRATCH_BYTES: u64 = 64 << 20;
 /// Threads per workgroup of the kernel that adds the partial sums.
 const SUM_WORKGROUP: u64 = 256;
-
-/// The bound part of a float32 matrix. Element (i, j) is at `first + i * row + j * column`.
-#[derive(Debug, Clone)]
-pub(super) struct View {
-    pub range: BufferRange,
-    pub first: u32,
-    pub row: u32,
-    pub column: u32,
-}
-
-/// `out[m, n] = scale * (a[m, k] b[k, n] (+ bias)) (+ out)`. `m` and `n` are not 0.
-#[derive(Debug, Clone)]
-pub(super) struct Product {
-    pub m: u32,
-    pub n: u32,
-    pub k: u32,
-    /// [m, k]. One of its strides is 1.
-    pub a: View,
-    /// The right operand. Its first element is b[0, 0].
-    pub b: Right,
-    /// Strides of b in elements, between columns and between terms. One of them is 1.
-    pub b_strides: (u32, u32),
-    /// [m, n]. Its `column` is 1.
-    pub out: View,
-    pub scale: f32,
-    pub add: bool,
-    /// Its range, and the index of the element for the first column.
-    pub bias: Option<(BufferRange, u32)>,
-}
 
 /// Threads per workgroup along n and m. Each thread has 8 x 8 sums.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -216,7 +188,7 @@ struct SumParams {
     pad: [u32; 3],
 }
 
-pub(super) fn flag(set: bool) -> f64 {
+fn flag(set: bool) -> f64 {
     u8::from(set).into()
 }
 

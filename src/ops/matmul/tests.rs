@@ -1,12 +1,14 @@
 //! Tests every product against sums in f64.
 #![allow(clippy::unwrap_used, clippy::panic, reason = "tests fail by panicking")]
 
+use std::ops::Range;
 use std::sync::OnceLock;
 
 use half::{bf16, f16};
 
 use super::*;
 use crate::dequant::{GpuWeights, dequantize};
+use crate::format::FloatType;
 use crate::format::nf4::{self, Nf4Tensor, ScaleType, Scales};
 use crate::gpu::{BufferRange, Options};
 use crate::ops::testing::{self, assert_close, assert_gradient, assert_untouched, poisoned, random, random_mat};

@@ -2,7 +2,8 @@
 //! several tiles with a partial last one, weights from the middle of a tensor, a bias, and an
 //! initial output to add to.
 
-use super::kernels::{Form, Kernels, Product, RightKind, TERMS, Trials, Variant, View};
+use super::kernels::{Form, Kernels, RightKind, TERMS, Trials, Variant};
+use super::product::{Product, View};
 use super::weight::{Elements, Right, Weight};
 use crate::dequant::sample::Random;
 use crate::format::FloatType;
