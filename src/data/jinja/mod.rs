@@ -56,6 +56,20 @@ impl Template {
     /// # Errors
     /// What the template itself refuses, and what Python would raise.
     pub fn render<'a>(&self, variables: impl IntoIterator<Item = (&'a str, Value)>) -> Result<Rendered, TemplateError> {
-        Interpreter::new(self.now, variables).run(&self.body)
+        let interpreter = Interpreter::new(self.now, variables);
+        with_stack(|| interpreter.run(&self.body))
     }
+}
+
+/// Bytes of stack that a template at its limit of nesting needs, with room: an unoptimised build
+/// takes some 10 MB. The system commits only the pages that are touched.
+const STACK: usize = 64 << 20;
+
+/// Runs `work` on a thread of its own, so that the stack of the caller's thread is no limit.
+fn with_stack<T: Send>(work: impl FnOnce() -> Result<T, TemplateError> + Send) -> Result<T, TemplateError> {
+    std::thread::scope(|scope| {
+        let thread = std::thread::Builder::new().name("template".to_owned()).stack_size(STACK);
+        let started = thread.spawn_scoped(scope, work).map_err(|_| ErrorKind::Limit("cannot run: the system starts no thread").at(0))?;
+        started.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+    })
 }
