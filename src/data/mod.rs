@@ -1,38 +1,36 @@
 //! Training data: files of people's forms, to tokens with a mark on those to be learned, to packed
 //! batches.
 
-mod file;
-mod formats;
+pub(crate) mod file;
+pub(crate) mod formats;
 mod jinja;
 mod literals;
 mod messages;
-mod notice;
-mod pack;
+pub(crate) mod notice;
+pub(crate) mod pack;
 mod probe;
-mod sample;
+pub(crate) mod sample;
 mod seam;
-mod show;
+pub(crate) mod show;
 mod spans;
 mod special;
-mod stream;
+pub(crate) mod stream;
 mod style;
 mod template;
-mod tokenizer;
+pub(crate) mod tokenizer;
+
+pub use file::DataFile;
+pub use formats::Form;
+pub use jinja::{ErrorKind as TemplateErrorKind, TemplateError};
+pub use notice::SpanFlaw;
+pub use sample::TrainOn;
+pub use stream::TokenStream;
+pub use tokenizer::{Message, Tokenizer};
 
 use std::fmt;
 use std::path::PathBuf;
 
 use thiserror::Error;
-
-pub use file::DataFile;
-pub use formats::Form;
-pub use jinja::{ErrorKind as TemplateErrorKind, TemplateError};
-pub use notice::{Concern, LeftOut, Notice, SpanFlaw};
-pub use pack::{Batch, IGNORE_INDEX, batch, epoch_order, rows};
-pub use sample::{Cut, Dataset, Dropped, Options, Sample, TrainOn};
-pub use show::{Part, ShownSample, show_batch};
-pub use stream::TokenStream;
-pub use tokenizer::{Message, Tokenizer, TokenizerFiles};
 
 /// Why data cannot be trained on. Lines count from 1.
 #[derive(Debug, Error)]

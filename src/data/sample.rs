@@ -5,12 +5,13 @@ use std::collections::BTreeMap;
 use rayon::prelude::*;
 use serde::Serialize;
 
+use super::DataError;
+use super::formats::Form;
 use super::formats::{self, Chat, Content, Records, without_mark};
 use super::jinja::Value;
 use super::notice::{self, Concern, Notice};
 use super::spans::{Marked, conversation};
 use super::tokenizer::Tokenizer;
-use super::{DataError, Form};
 use crate::random::{Generator, Stream};
 
 /// The prompt of Stanford's Alpaca, for models without a chat template.

@@ -69,6 +69,7 @@ pub(super) fn conversation(tokenizer: &Tokenizer, line: u64, chat: &Chat, train_
 
 impl Tokenizer {
     /// What [`Tokenizer::chat_prompt`] has nothing of.
+    #[doc(hidden)]
     pub fn left_out(&self, messages: &[Message]) -> Vec<LeftOut> {
         let Ok(template) = self.template(&Value::None) else { return Vec::new() };
         let messages = values(messages);

@@ -3,6 +3,11 @@
 
 use std::path::Path;
 
+use super::notice::{Concern, LeftOut, Notice};
+use super::pack::{IGNORE_INDEX, batch, epoch_order, rows};
+use super::sample::{Cut, Dataset, Dropped, Options};
+use super::show::show_batch;
+use super::tokenizer::TokenizerFiles;
 use super::*;
 use crate::arch::config::ModelConfig;
 

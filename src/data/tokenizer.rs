@@ -77,7 +77,7 @@ impl Tokenizer {
     ///
     /// # Errors
     /// [`DataError::Tokenizer`], [`DataError::TokenizerJson`].
-    pub fn new(files: TokenizerFiles<'_>, model: &ModelConfig, now: i64) -> Result<Self, DataError> {
+    pub(crate) fn new(files: TokenizerFiles<'_>, model: &ModelConfig, now: i64) -> Result<Self, DataError> {
         let mut inner = tokenizers::Tokenizer::from_bytes(files.tokenizer).map_err(DataError::Tokenizer)?;
         // Cutting and padding are the trainer's: a tokenizer.json may ask for both.
         inner.with_truncation(None).map_err(DataError::Tokenizer)?;

@@ -30,7 +30,7 @@ use self::json::Object;
 pub(super) use self::side::no_tokenizer;
 use self::snapshot::{Folder, INDEX, OpenFile, SINGLE, Weights};
 use super::notice::Notice;
-use crate::arch::Naming;
+use crate::arch::names::Naming;
 use crate::format::FloatType;
 pub use crate::format::files::CONFIG;
 use crate::io::{AlignedBuf, read_exact_at};
