@@ -104,11 +104,9 @@ impl Conversion {
         &self.kept_unused
     }
 
-    /// The bytes of a file of the checkpoint that the pack will hold; an empty one has no place in
-    /// it.
+    /// The bytes of a file of the checkpoint that the pack will hold.
     pub fn file(&self, name: &str) -> Option<&[u8]> {
-        let mut files = self.checkpoint.side_files.iter().filter(|(_, bytes)| !bytes.is_empty());
-        files.find(|(file, _)| file == name).map(|(_, bytes)| bytes.as_slice())
+        self.checkpoint.side_files.iter().find(|(file, _)| file == name).map(|(_, bytes)| bytes.as_slice())
     }
 
     /// What the user should know.

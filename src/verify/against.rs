@@ -292,7 +292,6 @@ impl<'a> Comparison<'a> {
                     None => report.identical += 1,
                     Some(offset) => report.mismatches.push(Mismatch::Bytes { name: name.clone(), offset }),
                 },
-                None if bytes.is_empty() => {}
                 None => report.mismatches.push(Mismatch::NotInPack { name: name.clone() }),
             }
         }

@@ -22,7 +22,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("model", &["arch", "data", "dequant", "format", "gpu", "lora", "ops", "random"]),
     ("train", &["arch", "data", "dequant", "format", "gpu", "io", "lora", "model", "ops", "random"]),
     ("verify", &["arch", "format", "io", "mmap", "convert", "dequant"]),
-    ("export", &["format", "io", "mmap", "convert", "dequant", "verify"]),
+    ("export", &["arch", "format", "io", "mmap", "convert", "dequant", "verify"]),
     ("merge", &["arch", "format", "io", "convert", "data", "dequant", "gpu", "lora", "model", "verify", "export"]),
     (
         "cli",
@@ -45,7 +45,8 @@ const FENCED: &[(&str, &[&str])] = &[
     ("dirs", &["gpu"]),
     ("pollster", &["gpu"]),
     ("wgpu", &["gpu", "dequant", "ops"]),
-    ("regex", &["convert", "cli", "data", "lora", "merge", "export", "train"]),
+    ("regex", &["convert", "cli", "data", "merge", "export", "train"]),
+    ("fancy_regex", &["lora"]),
     ("crc32c", &["train"]),
     ("jiff", &["data"]),
     ("rand_chacha", &["random"]),

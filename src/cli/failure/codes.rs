@@ -119,6 +119,7 @@ codes! {
         NotAFile "source-not-a-file"
         LinkLeavesFolder "source-link-outside"
         ShardName "source-shard-name"
+        EmptyIndex "source-empty-index"
         MissingShard "source-shard-missing"
         TooManyFiles "source-too-many-files"
         LfsPointer "source-lfs-pointer"
@@ -127,10 +128,10 @@ codes! {
         DuplicateKey "source-duplicate-key"
         NotInShard "source-not-in-shard"
         Unstorable "source-unstorable"
+        Unmerged "source-adapter-not-merged"
         DuplicateTensor "source-duplicate-tensor"
     }
     HeaderError {
-        .source of Quantised;
         TooShort "safetensors-too-short"
         LfsPointer "safetensors-lfs-pointer"
         TooLarge "safetensors-header-too-large"
@@ -329,10 +330,11 @@ codes! {
         Write "adapter-unwritable"
         Safetensors "adapter-safetensors"
         Json "adapter-json"
-        BadValue "adapter-bad-value"
+        Settings "adapter-bad-value"
         Unsupported "adapter-unsupported"
         Pattern "adapter-pattern"
         SomeLayers "adapter-some-layers"
+        NoMatrices "adapter-no-matrices"
         MissingTensor "adapter-missing-tensor"
         UnexpectedTensor "adapter-unexpected-tensor"
         Vocabulary "adapter-vocabulary"
