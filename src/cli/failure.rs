@@ -734,7 +734,9 @@ fn of_data(error: &DataError) -> Option<String> {
             "chat_template.jinja in the checkpoint's folder overrides the template of tokenizer_config.json; prompts and \
              completions need none"
         }
-        DataError::NothingTrained { .. } => "remove the line, or learn every token with --train-on all",
+        DataError::NothingTrained { .. } => {
+            "remove the line, or learn every token with --train-on all (which does not allow \"weight\": 0 or \"train\": false)"
+        }
         DataError::NothingHeldOut => {
             "use --eval-data FILE, or a smaller --max-length, which cuts a plain text into more samples"
         }

@@ -14,7 +14,7 @@ use super::ui::{self, Meter, Table, Ui, Unit};
 use crate::arch::config::ModelConfig;
 use crate::convert::Progress as _;
 use crate::data::DataFile;
-use crate::data::formats::Form;
+use crate::data::form::Form;
 use crate::data::sample::{Dataset, Dropped};
 use crate::data::show::{ShownSample, show_batch};
 use crate::dequant::stream::PackSource;

@@ -2,9 +2,11 @@
 
 use std::path::Path;
 
+use super::error::DataError;
 use super::formats::without_mark;
-use super::sample::{Dataset, Options};
-use super::{DataError, Tokenizer};
+use super::options::Options;
+use super::sample::Dataset;
+use super::tokenizer::Tokenizer;
 
 /// Endings of names of JSON Lines, and of plain text; other files are recognised by their first
 /// character.

@@ -77,10 +77,8 @@ const CIRCLES: &[&[&str]] = &[
         "convert/source/side.rs",
         "convert/source/snapshot.rs",
     ],
-    &["data/formats.rs", "data/messages.rs", "data/mod.rs", "data/special.rs", "data/tokenizer.rs"],
     &["data/jinja/eval.rs", "data/jinja/objects.rs"],
     &["data/jinja/format.rs", "data/jinja/methods.rs", "data/jinja/ops.rs"],
-    &["data/sample.rs", "data/spans.rs"],
     &["lora/adapter.rs", "lora/adapter/peft.rs"],
 ];
 

@@ -4,8 +4,9 @@ use std::path::{Path, PathBuf};
 
 use super::{Leftover, RunError};
 use crate::arch::config::ModelConfig;
+use crate::data::options::Options;
 use crate::data::pack::{Batch, batch, epoch_order, rows};
-use crate::data::sample::{Dataset, Options};
+use crate::data::sample::Dataset;
 use crate::data::{DataFile, Tokenizer};
 use crate::dequant::stream::{PackSource, default_budget};
 use crate::gpu::Gpu;
