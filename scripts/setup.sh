@@ -46,7 +46,7 @@ need_vulkan() {
     echo "setup: no Vulkan driver found, installing Mesa's software one" >&2
     install_packages mesa-vulkan-drivers libvulkan1 || {
         echo "setup: install a Vulkan driver: Debian, Ubuntu: mesa-vulkan-drivers libvulkan1; Fedora: mesa-vulkan-drivers" \
-            "vulkan-loader; Arch: vulkan-swrast vulkan-icd-loader (NF4PACK_REQUIRE_GPU=0 goes on without GPU tests)" >&2
+            "vulkan-loader; Arch: vulkan-swrast vulkan-icd-loader (NF4PACK_REQUIRE_GPU=0 continues without GPU tests)" >&2
         exit 1
     }
 }

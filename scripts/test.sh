@@ -3,7 +3,7 @@
 # (those of the GPU on Mesa's software Vulkan where there is no other), the examples, the NEON backends under qemu, and some seconds of
 # each fuzz target. At the end it prints how long each step took.
 #   NF4PACK_FUZZ_SECONDS=N    seconds of each fuzz target (default 10; 0 leaves fuzzing out; scripts/fuzz.sh fuzzes for longer)
-#   NF4PACK_REQUIRE_GPU=0     goes on without a GPU; its tests are then skipped
+#   NF4PACK_REQUIRE_GPU=0     continues without a GPU; its tests are then skipped
 set -euo pipefail
 cd "$(dirname "$0")/.."
 . scripts/setup.sh
@@ -14,7 +14,7 @@ export CARGO_INCREMENTAL=0
 export RUST_LIB_BACKTRACE=0
 
 steps=()
-# Ends the step before, whose seconds go into the table, and begins another.
+# Ends the previous step, whose seconds go into the table, and starts another.
 step() {
     [ "${#steps[@]}" = 0 ] || steps[-1]="$((SECONDS - began)) ${steps[-1]}"
     began=$SECONDS
@@ -30,8 +30,8 @@ step "format"
 cargo fmt --check
 (cd fuzz && cargo fmt --check)
 
-# A feature adds code and takes none away (tests/format/layering.rs), so what all lints find with none and with all of them is all that
-# there is to find; each set between must still compile alone.
+# A feature only adds code (tests/format/layering.rs), so lints of no feature and of all features find everything. Each set between must
+# still compile alone.
 step "lints: all features"
 cargo clippy --locked --all-targets --all-features -- -D warnings
 step "lints: no feature"
@@ -41,7 +41,7 @@ log=$(mktemp)
 trap 'rm -f "$log"' EXIT
 for feature in mmap convert gpu train; do
     cargo check --locked --all-targets --no-default-features --features "$feature" 2>&1 | tee "$log"
-    # Flags that deny warnings would have all dependencies checked once more.
+    # Flags that deny warnings would check all dependencies again.
     if grep -q '^warning' "$log"; then
         echo "warnings with the feature $feature alone" >&2
         exit 1

@@ -5,105 +5,30 @@
 
 mod base;
 mod compare;
+mod error;
 mod sum;
 
 use std::borrow::Cow;
 use std::cell::RefCell;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::Instant;
 
 use serde::Serialize;
-use thiserror::Error;
 
 use crate::convert::Progress;
-use crate::convert::source::SourceError;
 use crate::dequant::stream::PackSource;
+use crate::export::Written;
 use crate::export::writer::{self, Tensor};
-use crate::export::{WriteError, Written};
-use crate::format::{FloatType, Role};
-use crate::lora::adapter::{Adapter, AdapterError};
+use crate::format::FloatType;
+use crate::lora::adapter::Adapter;
 use crate::model::ModelError;
 use crate::model::decoder::read_config;
-use crate::verify::{Mismatch, VerifyError, open_sound};
+use crate::verify::open_sound;
 use base::BaseTensor;
+pub use base::{Base, Sources};
 pub use compare::{CompareError, Comparison, compare};
+pub use error::MergeError;
 use sum::{Change, Delta};
-
-/// Why an adapter could not be merged. No files remain.
-#[derive(Debug, Error)]
-#[non_exhaustive]
-pub enum MergeError {
-    /// The pack cannot be opened or checked, or is damaged.
-    #[error(transparent)]
-    Verify(#[from] VerifyError),
-    /// The pack's config.json is missing, invalid or of an unsupported model.
-    #[error(transparent)]
-    Train(#[from] ModelError),
-    /// The adapter cannot be read, or belongs to another model.
-    #[error(transparent)]
-    Adapter(#[from] AdapterError),
-    /// The base cannot be read.
-    #[error(transparent)]
-    Source(#[from] SourceError),
-    /// The base is not the checkpoint that the pack was made from.
-    #[error("{} is not the checkpoint that the pack was made from: {mismatch}", path.display())]
-    OtherBase {
-        /// The base.
-        path: PathBuf,
-        /// The first mismatch.
-        mismatch: Mismatch,
-    },
-    /// The pack lacks a projection that the adapter changes, or has it in another shape.
-    #[error("the adapter changes {role} of layer {layer}, but the pack has no such matrix of {outputs} x {inputs}")]
-    NoProjection {
-        /// The layer.
-        layer: u32,
-        /// The projection.
-        role: Role,
-        /// Rows that it should have.
-        outputs: u32,
-        /// Columns that it should have.
-        inputs: u32,
-    },
-    /// A weight is NaN or too large for bfloat16.
-    #[error("tensor {tensor}: the value at flat index {index} is {value}, which is not a finite bfloat16")]
-    NotFinite {
-        /// The tensor.
-        tensor: String,
-        /// Index into the flattened tensor.
-        index: u64,
-        /// The value before it was rounded.
-        value: f64,
-    },
-    /// The snapshot cannot be written.
-    #[error(transparent)]
-    Write(#[from] WriteError),
-}
-
-/// The weights that an adapter is added to.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Base<'a> {
-    /// The pack's own, decoded: what the adapter was trained on.
-    Dequantised,
-    /// Those of the checkpoint that the pack was made from.
-    Checkpoint {
-        /// A snapshot folder, or one safetensors file.
-        path: &'a Path,
-        /// A config.json to use instead of the checkpoint's.
-        config: Option<&'a Path>,
-    },
-}
-
-/// What is merged.
-#[derive(Debug, Clone, Copy)]
-pub struct Sources<'a> {
-    /// The pack.
-    pub pack: &'a Path,
-    /// The adapter's folder.
-    pub adapter: &'a Path,
-    /// What the adapter is added to.
-    pub base: Base<'a>,
-}
 
 /// The share of the change that rounding removed.
 #[derive(Debug, Clone, PartialEq, Serialize)]

@@ -2,76 +2,28 @@
 //! the checkpoint that it was made from.
 
 mod against;
+mod error;
 
 use std::fs::File;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
 use rayon::prelude::*;
 use serde::Serialize;
-use thiserror::Error;
 
 #[cfg(feature = "train")]
 pub(crate) use against::widen;
 pub use against::{AgainstReport, Mismatch, TensorReport, against};
+pub use error::VerifyError;
 
-use crate::arch::ArchError;
+use crate::MappedPack;
 use crate::convert::Progress;
-use crate::convert::parts::PartsError;
-use crate::convert::source::SourceError;
 use crate::format::{FormatError, Index, PieceCrc, Section, check, crc32};
 use crate::io::{AlignedBuf, read_exact_at};
-use crate::{MappedPack, OpenError};
 
 /// Bytes that are read and checksummed at a time: they fit in the second-level cache.
 const PIECE_LEN: u64 = 256 << 10;
-
-/// Why a pack could not be checked. (A fault is not an error; it is part of the report.)
-#[derive(Debug, Error)]
-#[non_exhaustive]
-pub enum VerifyError {
-    /// The pack cannot be opened.
-    #[error(transparent)]
-    Open(#[from] OpenError),
-    /// The pack is damaged, and the caller needs an undamaged one.
-    #[error("{} is damaged: {first}", path.display())]
-    Damaged {
-        /// The pack.
-        path: PathBuf,
-        /// The first fault.
-        first: FormatError,
-    },
-    /// The pack cannot be read.
-    #[error("cannot read {path}")]
-    Io {
-        /// The pack.
-        path: PathBuf,
-        /// The system's error.
-        source: std::io::Error,
-    },
-    /// The checkpoint to compare with cannot be read.
-    #[error(transparent)]
-    Source(#[from] SourceError),
-    /// The checkpoint to compare with contradicts its config.json.
-    #[error(transparent)]
-    Arch(#[from] ArchError),
-    /// The caller asked to stop.
-    #[error("stopped before the end")]
-    Cancelled,
-    /// The worker threads could not be started.
-    #[error("cannot start the worker threads: {0}")]
-    Threads(#[from] rayon::ThreadPoolBuildError),
-}
-
-impl From<PartsError> for VerifyError {
-    fn from(error: PartsError) -> Self {
-        match error {
-            PartsError::Source(e) => Self::Source(e),
-            PartsError::Arch(e) => Self::Arch(e),
-        }
-    }
-}
 
 /// The result of [`verify`].
 #[derive(Debug, Clone, Serialize)]

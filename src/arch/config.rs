@@ -5,15 +5,18 @@
 mod attention;
 mod error;
 mod keys;
+mod python;
 mod rope;
 
+use serde::de::IgnoredAny;
 use serde_json::{Map, Value};
 
 use super::family::{Absent, Bias, Dim, Family, Part, Scope, When};
 use crate::format::Role;
 pub use attention::LayerAttention;
 pub use error::ConfigError;
-use keys::Keys;
+pub(crate) use keys::Keys;
+pub use python::standard_json;
 pub use rope::{Rope, RopeScaling};
 
 /// Layers that a model may have: as many as a pack can number.
@@ -23,12 +26,12 @@ pub const MAX_LAYERS: u32 = 1 << 16;
 #[derive(Debug, Clone, PartialEq)]
 pub struct ModelConfig {
     /// What its `model_type` stands for.
-    pub family: &'static Family,
+    pub(crate) family: &'static Family,
     /// Features of the residual stream.
     pub hidden: u32,
     /// Features inside the feed-forward network.
     pub intermediate: u32,
-    /// Number of layers; at most [`MAX_LAYERS`].
+    /// Number of layers; at most 65,536.
     pub layers: u32,
     /// Query heads.
     pub heads: u32,
@@ -41,7 +44,7 @@ pub struct ModelConfig {
     /// What RMSNorm adds to the mean square.
     pub rms_norm_eps: f64,
     /// The rotary embedding of the layers that have one.
-    pub rope: Rope,
+    pub(crate) rope: Rope,
     /// Whether a checkpoint may lack the output projection, because the embedding takes its place.
     /// In a pack it is there or not: this says nothing about it.
     pub tied: bool,
@@ -64,7 +67,7 @@ pub struct ModelConfig {
     /// What the logits are divided by.
     pub logits_scaling: f64,
     /// The attention of each layer, in order; read it through [`ModelConfig::attention`].
-    pub layer_attention: Vec<LayerAttention>,
+    pub(crate) layer_attention: Vec<LayerAttention>,
     /// Positions that the model was made for.
     pub max_position_embeddings: u32,
     /// Tokens that end a text; those of generation_config.json where it names some.
@@ -75,13 +78,15 @@ pub struct ModelConfig {
 }
 
 impl ModelConfig {
-    /// Reads config.json and, if there is one, generation_config.json.
+    /// Reads config.json and, if there is one, generation_config.json. Where the latter is not
+    /// JSON, it is ignored, as in transformers.
     ///
     /// # Errors
     /// A [`ConfigError`] that names the key.
     pub fn parse(config_json: &[u8], generation_config: Option<&[u8]>) -> Result<Self, ConfigError> {
         let config = object("config.json", config_json)?;
-        let generation = generation_config.map(|bytes| object(GENERATION_CONFIG, bytes)).transpose()?;
+        let generation = generation_config.filter(|bytes| not_json(bytes).is_none());
+        let generation = generation.map(|bytes| object(GENERATION_CONFIG, bytes)).transpose()?;
         Self::read(&config, generation.as_ref())
     }
 
@@ -93,6 +98,7 @@ impl ModelConfig {
     pub fn read(config: &Map<String, Value>, generation: Option<&Map<String, Value>>) -> Result<Self, ConfigError> {
         let outer = Keys::new("config.json", config);
         let nested = outer.inner("text_config")?;
+        let is_nested = nested.is_some();
         let mut keys = nested.unwrap_or_else(|| outer.clone());
         let family = family(&keys)?;
         keys.model_type = family.model_type;
@@ -103,7 +109,7 @@ impl ModelConfig {
         let head_dim = head_dim(keys, family, hidden, heads)?;
         let layers = layers(keys)?;
         let max_positions = keys.optional_size("max_position_embeddings")?.unwrap_or(family.max_positions);
-        let layer_attention = LayerAttention::read(keys, family, layers)?;
+        let layer_attention = LayerAttention::read(keys, family, layers, is_nested)?;
         let mut ignored_keys = Vec::new();
         Ok(Self {
             family,
@@ -114,7 +120,7 @@ impl ModelConfig {
             kv_heads: kv_heads(keys, family, heads)?,
             head_dim,
             vocab: keys.size("vocab_size")?,
-            rms_norm_eps: keys.number(family.norm.epsilon, "a number from 0 on", |eps| eps >= 0.0)?,
+            rms_norm_eps: epsilon(keys, family)?,
             rope: Rope::read(keys, family.theta, max_positions, &mut ignored_keys)?,
             // Models of text and images say it outside, inside or in both places.
             tied: keys.flag(TIED, family.tied)? || outer.flag(TIED, false)?,
@@ -134,6 +140,7 @@ impl ModelConfig {
     }
 
     /// What the attention of `layer` does.
+    #[doc(hidden)]
     pub fn attention(&self, layer: u32) -> LayerAttention {
         self.layer_attention.get(layer as usize).copied().unwrap_or(LayerAttention::FULL)
     }
@@ -150,7 +157,7 @@ impl ModelConfig {
 
     /// Whether such a model has a part. The output projection of a tied one may be there all the
     /// same.
-    pub fn has(&self, part: &Part) -> bool {
+    pub(crate) fn has(&self, part: &Part) -> bool {
         match part.when {
             When::Always => true,
             When::QkNorm => self.q_k_norm,
@@ -162,7 +169,7 @@ impl ModelConfig {
     }
 
     /// The shape of a part.
-    pub fn shape(&self, part: &Part) -> Vec<u64> {
+    pub(crate) fn shape(&self, part: &Part) -> Vec<u64> {
         let size = |dim: &Dim| match dim {
             Dim::Hidden => self.hidden,
             Dim::Intermediate => self.intermediate,
@@ -182,7 +189,7 @@ impl ModelConfig {
     }
 
     /// Every part of the model with its layer: the parts before the layers, the layers, the rest.
-    pub fn parts(&self) -> impl Iterator<Item = (&'static Part, Option<u32>)> {
+    pub(crate) fn parts(&self) -> impl Iterator<Item = (&'static Part, Option<u32>)> {
         let parts = self.family.parts;
         let in_layer = |part: &Part| part.scope == Scope::Layer;
         let (before, after) = parts.split_at(parts.iter().position(in_layer).unwrap_or(parts.len()));
@@ -200,7 +207,12 @@ const TIED: &str = "tie_word_embeddings";
 const GENERATION_CONFIG: &str = "generation_config.json";
 
 fn object(file: &'static str, bytes: &[u8]) -> Result<Map<String, Value>, ConfigError> {
-    serde_json::from_slice(bytes).map_err(|source| ConfigError::Json { file, source })
+    serde_json::from_slice(&standard_json(bytes)).map_err(|source| ConfigError::Json { file, source })
+}
+
+/// Why a configuration is not JSON, as Python reads it.
+pub fn not_json(bytes: &[u8]) -> Option<serde_json::Error> {
+    serde_json::from_slice::<IgnoredAny>(&standard_json(bytes)).err()
 }
 
 fn family(keys: &Keys<'_>) -> Result<&'static Family, ConfigError> {
@@ -212,8 +224,9 @@ fn family(keys: &Keys<'_>) -> Result<&'static Family, ConfigError> {
 
 fn layers(keys: &Keys<'_>) -> Result<u32, ConfigError> {
     // Layers that differ in size: transformers' heterogeneous models.
-    if let Some(found) = keys.given("per_layer_config") {
-        return Err(keys.bad("per_layer_config", "absent: all layers of a pack have the same sizes", found));
+    let is_empty = |found: &Value| found.as_object().is_some_and(Map::is_empty);
+    if let Some(found) = keys.given("per_layer_config").filter(|found| !is_empty(found)) {
+        return Err(keys.bad("per_layer_config", "absent: one description is read for all layers", found));
     }
     let layers = keys.size("num_hidden_layers")?;
     if layers > MAX_LAYERS { Err(ConfigError::TooManyLayers { limit: MAX_LAYERS, found: layers }) } else { Ok(layers) }
@@ -248,6 +261,12 @@ fn head_dim(keys: &Keys<'_>, family: &Family, hidden: u32, heads: u32) -> Result
 fn divide(key: &'static str, value: u32, divisor_key: &'static str, divisor: u32) -> Result<u32, ConfigError> {
     let quotient = value.checked_div(divisor).filter(|_| value.is_multiple_of(divisor));
     quotient.ok_or(ConfigError::Indivisible { key, value, divisor_key, divisor })
+}
+
+/// What the norms add to the mean square; a null is an error, as in transformers.
+fn epsilon(keys: &Keys<'_>, family: &Family) -> Result<f64, ConfigError> {
+    let found = keys.number_if_present(family.norm.epsilon, "a number from 0 on", |eps| eps >= 0.0)?;
+    Ok(found.unwrap_or(family.norm.default_epsilon))
 }
 
 fn bias(keys: &Keys<'_>, bias: Bias) -> Result<bool, ConfigError> {

@@ -50,7 +50,7 @@ pub const DECODER: Family = Family {
     model_type: "",
     class: "",
     parts: &PARTS,
-    norm: Norm { weight: NormWeight::Plain, epsilon: "rms_norm_eps" },
+    norm: Norm { weight: NormWeight::Plain, epsilon: "rms_norm_eps", default_epsilon: 1e-6 },
     q_k_norm: false,
     qkv_bias: Bias::Never,
     o_bias: Bias::Never,
@@ -68,12 +68,14 @@ pub const DECODER: Family = Family {
 };
 
 /// The norms of a family.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Norm {
     /// What the normalised features are multiplied by.
     pub weight: NormWeight,
     /// The key of what is added to the mean square.
     pub epsilon: &'static str,
+    /// What is added where config.json has no such key.
+    pub default_epsilon: f64,
 }
 
 /// What RMSNorm multiplies the normalised features by.
@@ -129,7 +131,9 @@ pub enum Absent {
 pub enum Windows {
     /// None has.
     None,
-    /// All have one of `sliding_window` tokens, unless that is null.
+    /// All have one of `sliding_window` tokens, unless that is null. With a `layer_types`,
+    /// transformers reads a `mistral` model as a `ministral` one, whose windows are those of the
+    /// layers that the list names.
     EveryLayer {
         /// `sliding_window` where config.json does not say.
         default: u32,

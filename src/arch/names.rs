@@ -1,17 +1,22 @@
 //! The names of a checkpoint's tensors: what programs put around them, and what stands before the
 //! decoder's own.
 
+use std::collections::{BTreeMap, HashSet};
+
 use super::family::{Family, Scope};
 
 /// How the names of a checkpoint are read. Programs that wrap a model leave their mark in every
-/// name, and a model that was saved without its head has no `model.` before them:
-/// [`Naming::stored`] gives the name that transformers would have written.
+/// name, a model that was saved without its head has no `model.` before them, and some programs
+/// write a word of their own in its place: [`Naming::stored`] gives the name that transformers
+/// would have written.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Naming {
-    /// What was taken off, each once: `module.`, `_orig_mod.`, ...
-    pub wrappers: Vec<&'static str>,
-    /// Whether the names of the decoder's tensors lack `model.`, which is then put before them.
-    pub bare: bool,
+    /// What was removed, each once: `module.`, `_orig_mod.`, ...
+    pub wrappers: Vec<String>,
+    /// What stands in place of the decoder's `model.`: nothing, or another word.
+    pub replaced: Option<String>,
+    /// Whether the output projection stands in the decoder.
+    pub head_inside: bool,
 }
 
 /// What wrappers put before all of a name.
@@ -22,27 +27,115 @@ const ANYWHERE: [&str; 3] = ["_orig_mod.", "_fsdp_wrapped_module.", "_checkpoint
 impl Naming {
     /// How these names are read.
     pub fn of<'a>(names: impl Iterator<Item = &'a str>) -> Self {
-        let (mut wrappers, mut bare, mut prefixed) = (Vec::new(), false, false);
-        for name in names {
-            let name = unwrap(name, &mut wrappers);
-            bare |= in_decoder(&name);
-            prefixed |= Prefix::ALL.iter().any(|p| name.strip_prefix(p.decoder).is_some_and(in_decoder));
+        let mut wrappers = Vec::new();
+        let names: HashSet<String> = names.map(|name| unwrap(name, &mut wrappers)).collect();
+        let mut wrappers: Vec<String> = wrappers.into_iter().map(str::to_owned).collect();
+        let mut replaced = None;
+        match found_prefix(&names) {
+            Found::Known => {}
+            Found::Behind(wrapper) => wrappers.push(wrapper),
+            Found::InPlace(prefix) => replaced = Some(prefix),
         }
         wrappers.sort_unstable();
         wrappers.dedup();
-        Self { wrappers, bare: bare && !prefixed }
+        let mut naming = Self { wrappers, replaced, head_inside: false };
+        let stored: HashSet<String> = names.iter().map(|name| naming.stored(name)).collect();
+        naming.head_inside = heads().any(|head| {
+            let inside = format!("{}{head}", Prefix::PLAIN.decoder);
+            stored.contains(&inside) && !stored.contains(head)
+        });
+        naming
     }
 
     /// The name under which a pack has the tensor.
     pub fn stored(&self, name: &str) -> String {
         let name = unwrap(name, &mut Vec::new());
-        if self.bare && in_decoder(&name) { format!("{}{name}", Prefix::PLAIN.decoder) } else { name }
+        let name = self.wrappers.iter().find_map(|wrapper| name.strip_prefix(wrapper.as_str())).unwrap_or(&name);
+        let rest = self.replaced.as_deref().and_then(|prefix| name.strip_prefix(prefix));
+        let in_place = |rest: &str| in_decoder(rest) || (self.replaced.as_deref() != Some("") && is_head(rest));
+        let name = match rest.filter(|rest| in_place(rest)) {
+            Some(rest) => format!("{}{rest}", Prefix::PLAIN.decoder),
+            None => name.to_owned(),
+        };
+        let head = name.strip_prefix(Prefix::PLAIN.decoder).filter(|rest| self.head_inside && is_head(rest));
+        head.map(str::to_owned).unwrap_or(name)
     }
 
     /// Whether every name is stored as it stands.
     pub fn is_plain(&self) -> bool {
-        self.wrappers.is_empty() && !self.bare
+        self.wrappers.is_empty() && self.replaced.is_none() && !self.head_inside
     }
+}
+
+/// Where the tensors of a decoder stand.
+enum Found {
+    /// Behind a prefix that transformers writes, or nowhere.
+    Known,
+    /// Behind such a prefix, which this wrapper stands before.
+    Behind(String),
+    /// Behind this, in place of such a prefix.
+    InPlace(String),
+}
+
+/// Looks for the decoder among the names.
+fn found_prefix(names: &HashSet<String>) -> Found {
+    let mut prefixes: BTreeMap<&str, Seen> = BTreeMap::new();
+    for (prefix, rest) in names.iter().filter_map(|name| split(name)) {
+        let seen = prefixes.entry(prefix).or_default();
+        seen.layers |= layer_of(rest).is_some();
+        seen.embedding |= rest == EMBEDDING;
+    }
+    let is_known = |prefix: &str| Prefix::ALL.iter().any(|known| known.decoder == prefix);
+    let has_known = prefixes.keys().any(|prefix| is_known(prefix));
+    // As transformers does, where some names have the prefix and others lack it.
+    let lacks_it = |name: &String| !names.contains(&format!("{}{name}", Prefix::PLAIN.decoder));
+    let mut bare = names.iter().filter(|name| in_decoder(name)).peekable();
+    let only_plain = prefixes.keys().all(|prefix| !is_known(prefix) || *prefix == Prefix::PLAIN.decoder);
+    if only_plain && bare.peek().is_some() && bare.all(lacks_it) {
+        return Found::InPlace(String::new());
+    }
+    if has_known {
+        return Found::Known;
+    }
+    // A vision tower has layers, too, but no embedding of tokens; an adapter has none at all.
+    let with_embedding = prefixes.values().any(|seen| seen.embedding);
+    let decoders: Vec<&str> = prefixes
+        .iter()
+        .filter(|(_, seen)| seen.layers && seen.embedding == with_embedding)
+        .map(|(prefix, _)| *prefix)
+        .collect();
+    let [prefix] = decoders[..] else { return Found::Known };
+    let behind = |known: &Prefix| prefix.strip_suffix(known.decoder).filter(|wrapper| wrapper.ends_with('.'));
+    match Prefix::ALL.iter().rev().find_map(behind) {
+        Some(wrapper) => Found::Behind(wrapper.to_owned()),
+        None => Found::InPlace(prefix.to_owned()),
+    }
+}
+
+/// What a decoder has behind a prefix.
+#[derive(Default)]
+struct Seen {
+    layers: bool,
+    embedding: bool,
+}
+
+/// The embedding's name in the decoder.
+const EMBEDDING: &str = "embed_tokens.weight";
+
+/// What stands before the decoder's own name of a tensor, and that name.
+fn split(name: &str) -> Option<(&str, &str)> {
+    let dots = name.match_indices('.').map(|(at, _)| at + 1);
+    std::iter::once(0).chain(dots).map(|at| name.split_at(at)).find(|(_, rest)| in_decoder(rest))
+}
+
+/// The names of parts outside the decoder: the output projection.
+fn heads() -> impl Iterator<Item = &'static str> {
+    let parts = Family::ALL.iter().flat_map(|family| family.parts);
+    parts.filter(|part| part.scope == Scope::Model).map(|part| part.name)
+}
+
+fn is_head(name: &str) -> bool {
+    heads().any(|head| head == name)
 }
 
 /// A name without what wrappers put around it, which is noted in `found`.
@@ -157,7 +250,7 @@ mod tests {
             ("model.layers.1._checkpoint_wrapped_module.self_attn.q_proj.weight", &["_checkpoint_wrapped_module."]),
         ] {
             let naming = naming(&[name]);
-            assert_eq!((naming.stored(name).as_str(), naming.bare), (stored, false), "{name}");
+            assert_eq!((naming.stored(name).as_str(), naming.replaced.as_deref()), (stored, None), "{name}");
             assert_eq!(naming.wrappers, wrappers, "{name}");
         }
     }
@@ -166,11 +259,63 @@ mod tests {
     fn names_without_a_prefix_get_one() {
         let names = ["embed_tokens.weight", "layers.0.mlp.up_proj.weight", "norm.weight", "lm_head.weight", "score.weight"];
         let naming = naming(&names);
-        assert!(naming.bare && naming.wrappers.is_empty());
+        assert!(naming.replaced.as_deref() == Some("") && naming.wrappers.is_empty());
         let stored = names.map(|name| naming.stored(name));
         let expected = ["model.embed_tokens.weight", "model.layers.0.mlp.up_proj.weight", "model.norm.weight"];
         assert_eq!(stored[..3], expected);
         assert_eq!(stored[3..], names[3..]);
+    }
+
+    /// The stored names of a decoder whose names are `names`, one line each: how they are read.
+    fn read(names: &[&str]) -> (Vec<String>, Vec<String>, Option<String>) {
+        let naming = naming(names);
+        (names.iter().map(|name| naming.stored(name)).collect(), naming.wrappers, naming.replaced)
+    }
+
+    const STORED: [&str; 3] = ["model.embed_tokens.weight", "model.layers.0.mlp.up_proj.weight", "lm_head.weight"];
+
+    #[test]
+    fn any_single_word_before_the_names_is_taken_off() {
+        for wrapper in ["model.", "transformer.", "student.", "actor.module2."] {
+            let names = STORED.map(|name| format!("{wrapper}{name}"));
+            let names: Vec<&str> = names.iter().map(String::as_str).chain(["vision.layers.0.x.weight"]).collect();
+            let (stored, wrappers, replaced) = read(&names);
+            assert_eq!((&stored[..3], replaced), (&STORED.map(str::to_owned)[..], None), "{wrapper}");
+            assert_eq!((wrappers, stored[3].as_str()), (vec![wrapper.to_owned()], "vision.layers.0.x.weight"));
+        }
+        let (stored, wrappers, _) = read(&["llm.language_model.model.layers.0.x", "llm.language_model.lm_head.weight"]);
+        assert_eq!(stored, ["language_model.model.layers.0.x", "language_model.lm_head.weight"]);
+        assert_eq!(wrappers, ["llm."]);
+    }
+
+    #[test]
+    fn another_word_in_place_of_the_prefix_is_replaced() {
+        for word in ["transformer.", "text_model.", "model.decoder.", "language_model."] {
+            let names = STORED.map(|name| name.replace("model.", word));
+            let names: Vec<&str> = names.iter().map(String::as_str).collect();
+            assert_eq!(read(&names), (STORED.map(str::to_owned).to_vec(), vec![], Some(word.to_owned())));
+        }
+        let (stored, _, replaced) =
+            read(&["text.embed_tokens.weight", "text.layers.0.mlp.up_proj.weight", "text.lm_head.weight"]);
+        assert_eq!((stored, replaced.as_deref()), (STORED.map(str::to_owned).to_vec(), Some("text.")));
+    }
+
+    #[test]
+    fn two_decoders_or_none_leave_the_names_as_they_are() {
+        let two = ["a.layers.0.x", "a.embed_tokens.weight", "b.layers.0.x", "b.embed_tokens.weight"];
+        assert!(naming(&two).is_plain());
+        assert!(naming(&["a.layers.0.x", "b.layers.0.x"]).is_plain());
+        assert!(naming(&["x", "vision.norm.weight"]).is_plain());
+    }
+
+    #[test]
+    fn some_names_may_lack_the_prefix_and_the_head_may_have_it() {
+        let names = ["layers.0.mlp.up_proj.weight", "model.embed_tokens.weight", "model.lm_head.weight"];
+        let (stored, _, _) = read(&names);
+        assert_eq!(stored, [STORED[1], STORED[0], STORED[2]]);
+        // Both names of one tensor are no such case.
+        let twice = ["layers.0.x", "model.layers.0.x", "model.lm_head.weight", "lm_head.weight"];
+        assert!(naming(&twice).is_plain());
     }
 
     #[test]

@@ -186,7 +186,7 @@ mod tests {
     #[test]
     fn norms_that_no_kernel_has() {
         static GEMMA: Family =
-            Family { model_type: "gemma", norm: Norm { weight: NormWeight::OnePlus, epsilon: "rms_norm_eps" }, ..DECODER };
+            Family { model_type: "gemma", norm: Norm { weight: NormWeight::OnePlus, ..DECODER.norm }, ..DECODER };
         let model = ModelConfig::parse(CONFIG.as_bytes(), None).unwrap();
         model.check_runnable().unwrap();
         let error = ModelConfig { family: &GEMMA, ..model }.check_runnable().unwrap_err();

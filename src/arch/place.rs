@@ -29,10 +29,12 @@ pub enum ArchError {
     #[error(transparent)]
     Config(#[from] ConfigError),
     /// A part of the model is not in the checkpoint.
-    #[error("tensor {tensor:?} is missing in the checkpoint")]
+    #[error("tensor {tensor:?} is missing in the checkpoint{}", .similar.as_ref().map_or_else(String::new, |name| format!(", which has {name:?}")))]
     MissingTensor {
         /// The name that it should have.
         tensor: String,
+        /// A tensor whose name ends in the same way.
+        similar: Option<String>,
     },
     /// A tensor whose shape is not the one that config.json makes it have.
     #[error("tensor {tensor:?} has the shape {found:?}, by config.json it should have {expected:?}")]
@@ -144,8 +146,16 @@ impl Places<'_> {
     fn take(&mut self, part: &Part, layer: Option<u32>) -> Result<(), ArchError> {
         match self.take_if_present(part, layer)? {
             true => Ok(()),
-            false => Err(ArchError::MissingTensor { tensor: self.prefix.name(part.scope, layer, part.name) }),
+            false => Err(self.missing(part, layer)),
         }
+    }
+
+    fn missing(&self, part: &Part, layer: Option<u32>) -> ArchError {
+        let tensor = self.prefix.name(part.scope, layer, part.name);
+        let own = Prefix { decoder: "", head: "" }.name(part.scope, layer, part.name);
+        let ends_alike = |name: &&str| name.strip_suffix(own.as_str()).is_some_and(|rest| rest.ends_with('.'));
+        let similar = self.tensors.iter().map(|tensor| tensor.name).find(ends_alike).map(str::to_owned);
+        ArchError::MissingTensor { tensor, similar }
     }
 
     /// Takes the embedding and the output projection of a tied model, of which one may be missing:

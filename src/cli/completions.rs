@@ -2,8 +2,8 @@
 
 use clap::CommandFactory;
 
-use super::Outcome;
 use super::args::{Cli, CompletionsArgs};
+use super::outcome::Outcome;
 use super::ui;
 
 pub fn run(args: &CompletionsArgs) -> anyhow::Result<Outcome> {

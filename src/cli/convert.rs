@@ -6,9 +6,9 @@ use std::path::Path;
 
 use serde::Serialize;
 
-use super::Outcome;
 use super::args::ConvertArgs;
 use super::failure;
+use super::outcome::Outcome;
 use super::ui::{self, Table, Ui, Unit};
 use crate::convert::notice::{LeftOut, Notice};
 use crate::convert::{Conversion, Report};

@@ -6,12 +6,12 @@ use std::path::Path;
 use anyhow::{Context, Result};
 use serde::Serialize;
 
-use super::Outcome;
 use super::args::DoctorArgs;
 use super::bench::dequant::{gigabytes, percent};
 use super::bench::{gpu as decode, upload};
 use super::device::{self, AdapterEntry, is_software};
 use super::failure::{self, Advice, Failure};
+use super::outcome::Outcome;
 use super::ui::{self, Table, Ui};
 use crate::MappedPack;
 use crate::convert::plan::scale_type_name;
@@ -337,10 +337,10 @@ impl PackEntry {
         };
         let _ = writeln!(text, "{:<15} {verdict}", "layers");
         let (resident, smallest) = (bytes(self.resident_bytes), bytes(self.smallest_bytes));
-        let (all, least) = (self.resident_bytes, self.smallest_bytes);
+        let (all, ring) = (self.resident_bytes, self.smallest_bytes);
         let _ = writeln!(
             text,
-            "{:<15} {resident} for all layers (--budget {all}), {smallest} for a ring of two (--budget {least});",
+            "{:<15} {resident} for all layers (--budget {all}), {smallest} for a ring of two (--budget {ring});",
             "needs"
         );
         let _ = writeln!(text, "{:<15} including staging buffers, without the global tensors", "");

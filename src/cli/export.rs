@@ -2,8 +2,8 @@
 
 use serde::Serialize;
 
-use super::Outcome;
 use super::args::ExportArgs;
+use super::outcome::Outcome;
 use super::ui::{self, Ui, Unit};
 use crate::export::{ExportReport, Written, export};
 use crate::format::FloatType;

@@ -14,10 +14,11 @@ use serde_json::json;
 use super::args::{BenchCommand, Command, Usage};
 use super::ui;
 use crate::OpenError;
-use crate::arch::{ArchError, ConfigError, ModelConfig, check_files_runnable, check_pack_runnable};
+use crate::arch::obstacle::{check_files_runnable, check_pack_runnable};
+use crate::arch::{ArchError, ConfigError, ModelConfig};
 use crate::convert::ConvertError;
 use crate::convert::plan::PlanError;
-use crate::convert::source::{CONFIG, HeaderError, SourceError, Unstorable};
+use crate::convert::source::{CONFIG, HeaderError, INDEX, SourceError, Unstorable};
 use crate::data::DataError;
 use crate::dequant::DequantError;
 use crate::dequant::stream::{PackSource, StreamError};
@@ -99,7 +100,7 @@ impl Advice {
 /// `a`, `a or b`, `a, b or c`.
 fn either(flags: &[&str]) -> String {
     match flags {
-        [most @ .., last] if !most.is_empty() => format!("{} or {last}", most.join(", ")),
+        [first @ .., last] if !first.is_empty() => format!("{} or {last}", first.join(", ")),
         flags => flags.concat(),
     }
 }
@@ -220,9 +221,14 @@ fn of_source(error: &SourceError) -> Option<String> {
         SourceError::HubCache { snapshot, .. } => return Some(format!("name the snapshot: {}", snapshot.display())),
         SourceError::TooManyFiles { .. } => "name a copy of the checkpoint without that folder",
         SourceError::LfsPointer { .. } => LFS_PULL,
+        SourceError::ShardName { .. } => "write plain file names into its weight_map: shards are beside their index",
+        SourceError::EmptyIndex { .. } => "download the index again, or remove it if all shards are there",
         SourceError::NoConfig { .. } => "download config.json from the model's page, or name one with --config FILE",
         SourceError::LinkLeavesFolder { .. } => "copy the file into the folder, or name the folder that really contains it",
         SourceError::MissingShard { .. } => "`hf download REPO` fetches the missing files and keeps the others",
+        SourceError::Header { source: HeaderError::FileLength { expected, found }, .. } if found > expected => {
+            "the file is damaged: remove it and download it again"
+        }
         SourceError::Header { source: HeaderError::FileLength { .. } | HeaderError::Truncated { .. }, .. } => {
             "the download is incomplete: remove the file and download it again"
         }
@@ -232,23 +238,35 @@ fn of_source(error: &SourceError) -> Option<String> {
         }
         SourceError::Unstorable { source: Unstorable::Type { .. }, .. } => {
             "convert a copy in another type, made in Python by \
-             AutoModelForCausalLM.from_pretrained(SRC, dtype=\"bfloat16\").save_pretrained(COPY)"
+             AutoModelForCausalLM.from_pretrained(SRC, dtype=\"bfloat16\").save_pretrained(COPY) and \
+             AutoTokenizer.from_pretrained(SRC).save_pretrained(COPY)"
+        }
+        SourceError::Unmerged { .. } => {
+            "convert the base model, and give the adapter to train, eval, generate or merge (--adapter); or merge first, in \
+             Python, with PEFT's merge_and_unload() and save_pretrained()"
         }
         SourceError::Unstorable { .. } => "the checkpoint is damaged, or config.json belongs to another model",
         SourceError::NotInShard { .. } => {
             "the download is incomplete, or index and shards are of different revisions: `hf download REPO` fetches the \
              missing files"
         }
-        SourceError::Header { source: HeaderError::Quantised { .. }, .. } | SourceError::Quantised { .. } => {
+        SourceError::Quantised { .. } => {
             "convert the original checkpoint, which the model card names as base_model: quantising twice loses quality"
         }
         SourceError::DuplicateTensor { .. } => {
-            "the shards are of different revisions, or copies of each other: download them again into an empty folder"
+            "the shards are of different revisions: download them again into an empty folder"
         }
         SourceError::Json { path, .. } if !path.ends_with(CONFIG) => {
             "download the file again, or remove it if it is not needed"
         }
-        SourceError::Json { .. } | SourceError::DuplicateKey { .. } => "download the file again",
+        SourceError::DuplicateKey { path, .. } if !path.ends_with(INDEX) => {
+            "remove one of the two in a copy of the file, and name the copy with --config FILE"
+        }
+        SourceError::DuplicateKey { .. } => "download the index again, or remove it if all shards are there",
+        SourceError::Json { .. } => {
+            "the file must be one JSON object, in UTF-8 without a byte order mark: download it again, or name a corrected copy \
+             with --config FILE"
+        }
         _ => return None,
     };
     Some(hint.to_owned())
@@ -268,6 +286,12 @@ fn no_weights(folder: &Path, found: &[String]) -> String {
             "this is an adapter: convert the model that it is for, and `nf4pack merge` adds the adapter".to_owned()
         }
         [only] if has(".safetensors") => format!("a file can be named, too: {}", folder.join(only).display()),
+        found if has(".bin") && !has(".safetensors") => format!(
+            "only .safetensors are read, and there is {}: make a copy in Python, by \
+             AutoModelForCausalLM.from_pretrained(SRC).save_pretrained(COPY) and \
+             AutoTokenizer.from_pretrained(SRC).save_pretrained(COPY)",
+            found.join(", ")
+        ),
         found if !found.is_empty() && !has(".safetensors") => {
             format!("only .safetensors are read, and there is {}: convert it with other tools first", found.join(", "))
         }
@@ -281,11 +305,20 @@ fn no_weights(folder: &Path, found: &[String]) -> String {
 fn of_arch(error: &ArchError) -> Option<String> {
     let hint = match error {
         ArchError::Config(e) => return of_config(e),
-        ArchError::MissingTensor { tensor } if tensor.ends_with("lm_head.weight") => {
-            "the checkpoint was saved without its output projection (AutoModel instead of AutoModelForCausalLM); if the embedding \
-             replaces it, set tie_word_embeddings in a copy of config.json and name it with --config FILE"
+        ArchError::MissingTensor { similar: Some(_), .. } => {
+            "the checkpoint has several models, or names that begin in several ways: save the model alone, in Python, by \
+             save_pretrained()"
+        }
+        ArchError::MissingTensor { tensor, .. } if tensor.ends_with("lm_head.weight") => {
+            "the checkpoint was saved without its output projection (AutoModel or a classifier instead of \
+             AutoModelForCausalLM); if the embedding replaces it, set tie_word_embeddings to true in a copy of config.json and \
+             name it with --config FILE"
         }
         ArchError::MissingTensor { .. } => "the checkpoint is incomplete, or config.json belongs to another model",
+        ArchError::Shape { tensor, .. } if tensor.ends_with("embed_tokens.weight") || tensor.ends_with("lm_head.weight") => {
+            "config.json belongs to another model, or the vocabulary was resized without it: name the right one, or a copy with \
+             the right vocab_size, with --config FILE"
+        }
         ArchError::Shape { .. } => "config.json belongs to another model: name the right one with --config FILE",
     };
     Some(hint.to_owned())
@@ -296,6 +329,9 @@ fn of_config(error: &ConfigError) -> Option<String> {
         ConfigError::ModelType { .. } => {
             "if the model has one of these architectures under another name, copy config.json, set that model_type, and \
              pass it with --config FILE"
+        }
+        ConfigError::BadValue { file, .. } | ConfigError::Json { file, .. } if *file != CONFIG => {
+            "correct or remove generation_config.json in the checkpoint's folder, and convert again"
         }
         ConfigError::BadValue { .. } => {
             "where config.json is wrong, a corrected copy can be given when converting: --config FILE; otherwise such a model \
@@ -313,7 +349,8 @@ fn of_plan(error: &PlanError) -> Option<String> {
     let hint = match error {
         PlanError::NoMatch { .. } => {
             "the expression is matched against names such as model.layers.0.mlp.down_proj.weight, model.embed_tokens.weight or \
-             lm_head.weight; tensors that are not projections are kept without --keep"
+             lm_head.weight; of a tied model only one of the last two is stored; tensors that are not projections are kept \
+             without --keep"
         }
         _ => return None,
     };
@@ -403,19 +440,41 @@ fn of_merge(error: &MergeError) -> Option<String> {
 }
 
 fn of_adapter(error: &AdapterError) -> Option<String> {
+    /// PEFT runs every adapter; what it makes of one can be converted.
+    const MERGE_IN_PYTHON: &str = "let PEFT merge it, in Python: PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(BASE), \
+                                   ADAPTER).merge_and_unload().save_pretrained(MERGED); with the tokenizer's files of BASE, MERGED \
+                                   can be converted";
     let hint = match error {
         AdapterError::Read { source, .. } if source.kind() == ErrorKind::NotFound => {
             "an adapter is a folder with adapter_model.safetensors and adapter_config.json, as `nf4pack train` and PEFT write it"
         }
-        AdapterError::MissingTensor { .. } | AdapterError::Shape { .. } => {
-            "the adapter belongs to another model: see its base_model_name_or_path"
+        AdapterError::MissingTensor { .. } => {
+            "the adapter belongs to another model (see its base_model_name_or_path), or its target_modules name more than it has"
+        }
+        AdapterError::Shape { .. } => {
+            "the adapter belongs to another model (see its base_model_name_or_path), or \"r\" in adapter_config.json is not its \
+             rank"
+        }
+        AdapterError::NoMatrices { .. } => {
+            "PEFT names matrices base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight; adapters of other programs \
+             must be converted to PEFT's form with the tools of those programs"
+        }
+        AdapterError::Unsupported { .. } | AdapterError::SomeLayers { .. } => MERGE_IN_PYTHON,
+        AdapterError::Pattern { .. } => "write target_modules as a list of names, such as [\"q_proj\", \"v_proj\"]",
+        AdapterError::Settings(ConfigError::BadValue { key, .. }) if key == "task_type" => {
+            "if the adapter is one of a language model, set task_type to CAUSAL_LM in adapter_config.json"
+        }
+        AdapterError::Settings(ConfigError::BadValue { key, .. }) if key == "bias" || key == "peft_type" => MERGE_IN_PYTHON,
+        AdapterError::Settings(_) | AdapterError::Json(_) | AdapterError::Lora(_) => {
+            "correct adapter_config.json, or save the adapter again with PEFT"
         }
         AdapterError::UnexpectedTensor { .. } => {
             "the adapter changes more than its settings say, or belongs to another model: see its base_model_name_or_path"
         }
         AdapterError::Vocabulary { .. } => {
-            "PEFT saves the embedding if tokens were added, or if target_modules or modules_to_save name it: train again \
-             without that, or, if it is unchanged, use save_pretrained(DIR, save_embedding_layers=False)"
+            "PEFT saves the embedding if tokens were added, or if target_modules or modules_to_save name it: if it is \
+             unchanged, use save_pretrained(DIR, save_embedding_layers=False); otherwise merge with PEFT \
+             (merge_and_unload) and convert the result"
         }
         AdapterError::SameMatrix { .. } => "the file has two adapters: save each one to its own folder",
         AdapterError::Write { path, source } => return of_target(path, source),
@@ -510,7 +569,7 @@ fn of_run(error: &RunError, advice: Advice) -> Option<String> {
         RunError::Occupied { found: Leftover::Checkpoints, .. } => {
             Some("--resume continues it; a new run needs another --out".into())
         }
-        RunError::Occupied { found: Leftover::OfOthers, .. } => {
+        RunError::Occupied { found: Leftover::Foreign, .. } => {
             Some("name another --out, or move the files away: a run would replace them".into())
         }
         RunError::Occupied { .. } => Some("name another --out, or remove the folder".into()),
@@ -604,7 +663,7 @@ fn of_stream(error: &StreamError, advice: Advice) -> Option<String> {
         StreamError::Gpu(e) => of_gpu(e, advice),
         StreamError::Budget { needed, .. } => Some(match advice.budget {
             Some(flag) => format!("{flag} {needed} is the minimum"),
-            None => format!("take a GPU with at least {needed} bytes free (--gpu)"),
+            None => format!("take a GPU with {needed} bytes of free memory (--gpu)"),
         }),
         StreamError::Damaged { path, .. } => {
             Some(format!("`nf4pack verify {}` lists the damaged sections; convert the checkpoint again", path.display()))
@@ -675,7 +734,9 @@ fn of_data(error: &DataError) -> Option<String> {
             "chat_template.jinja in the checkpoint's folder overrides the template of tokenizer_config.json; prompts and \
              completions need none"
         }
-        DataError::NothingTrained { .. } => "remove the line, or learn every token with --train-on all",
+        DataError::NothingTrained { .. } => {
+            "remove the line, or learn every token with --train-on all (which does not allow \"weight\": 0 or \"train\": false)"
+        }
         DataError::NothingHeldOut => {
             "use --eval-data FILE, or a smaller --max-length, which cuts a plain text into more samples"
         }

@@ -9,14 +9,15 @@ use std::ops::ControlFlow;
 use anyhow::Result;
 use serde::Serialize;
 
-use super::Outcome;
 use super::adapter;
 use super::args::GenerateArgs;
 use super::device;
 use super::model;
+use super::outcome::Outcome;
 use super::ui::{self, Ui};
 use crate::arch::config::ModelConfig;
-use crate::data::{LeftOut, Tokenizer};
+use crate::data::Tokenizer;
+use crate::data::notice::LeftOut;
 use crate::dequant::stream::PackSource;
 use crate::model::decoder::read_tokenizer;
 use crate::model::generate::sampling::{Sampler, SamplerOptions};
@@ -44,7 +45,7 @@ pub fn run(args: &GenerateArgs) -> Result<Outcome> {
         let mut speaker =
             Speaker { generator, tokenizer: &tokenizer, sampler, context, max_tokens, left_out: Vec::new(), ui };
         match prompt {
-            Some(prompt) => speaker.go_on(&prompt),
+            Some(prompt) => speaker.complete(&prompt),
             None => speaker.chat(args.system.as_deref()),
         }
     })
@@ -52,10 +53,10 @@ pub fn run(args: &GenerateArgs) -> Result<Outcome> {
 
 /// Default context: the whole prompt, at most the model's maximum.
 fn context(prompt: Option<&[u32]>, max_tokens: u32, model: &ModelConfig) -> u32 {
-    let most = model.max_position_embeddings;
-    let Some(prompt) = prompt else { return CHAT_CONTEXT.min(most) };
+    let max = model.max_position_embeddings;
+    let Some(prompt) = prompt else { return CHAT_CONTEXT.min(max) };
     let tokens = u32::try_from(prompt.len()).unwrap_or(u32::MAX);
-    tokens.saturating_add(max_tokens).min(most)
+    tokens.saturating_add(max_tokens).min(max)
 }
 
 /// A model that generates text.
@@ -94,16 +95,16 @@ struct Document<'a> {
     prompt_tokens: u64,
     ending: &'static str,
     prompt_seconds: f64,
-    /// `None` where nothing was to be read.
+    /// `None` without new tokens in the prompt.
     prompt_tokens_per_second: Option<f64>,
     seconds: f64,
-    /// Of the tokens after the first; `None` where there are none.
+    /// Of the tokens after the first; `None` if there are none.
     tokens_per_second: Option<f64>,
 }
 
 impl Speaker<'_> {
     /// Continues a text.
-    fn go_on(&mut self, prompt: &[u32]) -> Result<Outcome> {
+    fn complete(&mut self, prompt: &[u32]) -> Result<Outcome> {
         let answer = self.answer(prompt, prompt)?;
         let generated = &answer.generated;
         let document = Document {
@@ -149,7 +150,7 @@ impl Speaker<'_> {
                 true => conversation.take_back(),
                 false => conversation.answer(&answer.text),
             }
-            // Ctrl-C ends an answer, and all of it where nobody is there to ask on.
+            // Ctrl-C ends an answer, and the program if stdin is not a terminal.
             if !typed && ui::interrupted() {
                 break;
             }
@@ -158,11 +159,11 @@ impl Speaker<'_> {
         Ok(Outcome::from(all_answered && (typed || !ui::interrupted())))
     }
 
-    /// Answers the last question, with as many earlier turns as fit.
+    /// Answers the last question, with the earlier turns that fit.
     fn reply(&mut self, conversation: &mut Conversation) -> Result<Answer> {
         let room = self.max_tokens.min(self.context / 4);
-        let [most, limit] = [self.context.saturating_sub(room), self.context].map(|tokens| tokens as usize);
-        let (prompt, dropped) = conversation.fit(most, limit, |messages| self.tokenizer.chat_prompt(messages))?;
+        let [preferred, limit] = [self.context.saturating_sub(room), self.context].map(|tokens| tokens as usize);
+        let (prompt, dropped) = conversation.fit(preferred, limit, |messages| self.tokenizer.chat_prompt(messages))?;
         if dropped > 0 {
             let (turns, tokens) = (ui::plural(dropped as u64, "turn"), ui::grouped(self.context.into()));
             self.ui.note(&format!("dropped the oldest {turns} of the chat: the context is {tokens} tokens"));
@@ -210,7 +211,7 @@ impl Speaker<'_> {
     }
 }
 
-/// Whether a prompt passes what is remembered.
+/// Whether a prompt exceeds the context.
 fn is_too_long(error: &anyhow::Error) -> bool {
     matches!(error.downcast_ref(), Some(GenerateError::TooLong { .. }))
 }

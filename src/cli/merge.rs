@@ -2,11 +2,11 @@
 
 use serde::Serialize;
 
-use super::Outcome;
 use super::adapter::CHANGES_NOTHING;
 use super::args::MergeArgs;
 use super::device;
 use super::export::{amounts, left_out};
+use super::outcome::Outcome;
 use super::ui::{self, Ui, Unit};
 use crate::export::MAX_SHARD_LEN;
 use crate::gpu::GpuError;
@@ -46,7 +46,7 @@ fn comparison(args: &MergeArgs, ui: Ui, sources: &Sources<'_>) -> Option<Compari
     });
     match compared {
         Ok(comparison) => return Some(comparison),
-        Err(_) if ui::interrupted() => ui.note("the snapshot is written; logits were not compared, as you asked to stop"),
+        Err(_) if ui::interrupted() => ui.note("the snapshot is written; logits were not compared, because of Ctrl-C"),
         Err(e) if matches!(e.downcast_ref(), Some(GpuError::NoAdapter)) => {
             ui.note("logits were not compared: there is no GPU");
         }
@@ -81,7 +81,7 @@ impl Document<'_> {
         let amounts = amounts(&report.written, report.seconds);
         let rounding = match (report.rounding_error, &report.worst) {
             (Some(error), Some(worst)) => format!(
-                "rounding to bf16: {:.2} % of the change, at worst {:.2} % ({})\n",
+                "rounding to bf16: {:.2} % of the change, at most {:.2} % ({})\n",
                 100.0 * error,
                 100.0 * worst.relative_error,
                 worst.tensor
@@ -90,7 +90,7 @@ impl Document<'_> {
         };
         let logits = self.comparison.as_ref().map_or_else(String::new, |c| {
             format!(
-                "logits: at most {:.4} apart (RMS {:.4} of {:.4}) over {}, top-1 token changed after {} of them\n",
+                "logits: largest difference {:.4}, RMS difference {:.4} of {:.4}, over {}; the top-1 token changed after {} of them\n",
                 c.max_difference,
                 c.rms_difference,
                 c.rms_logit,

@@ -15,6 +15,7 @@ mod generate;
 mod inspect;
 mod merge;
 mod model;
+mod outcome;
 mod train;
 mod ui;
 mod verify;
@@ -25,21 +26,7 @@ use std::process::ExitCode;
 use clap::Parser;
 
 use args::{BenchCommand, Cli, Command};
-
-/// The outcome of a command that ran to its end.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Outcome {
-    /// Success.
-    Good,
-    /// The command found a problem and printed it.
-    Bad,
-}
-
-impl From<bool> for Outcome {
-    fn from(good: bool) -> Self {
-        if good { Self::Good } else { Self::Bad }
-    }
-}
+use outcome::Outcome;
 
 /// Runs the program with these arguments, the first of which is its own name: 0 is success, 1
 /// failure, 2 wrong usage.

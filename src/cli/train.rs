@@ -6,14 +6,17 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result};
 use serde::Serialize;
 
-use super::Outcome;
 use super::args::{ResumeArg, TrainArgs};
 use super::device::{self, AdapterEntry};
 use super::model;
+use super::outcome::Outcome;
 use super::ui::{self, Meter, Table, Ui, Unit};
 use crate::arch::config::ModelConfig;
 use crate::convert::Progress as _;
-use crate::data::{DataFile, Dataset, Dropped, Form, ShownSample, show_batch};
+use crate::data::DataFile;
+use crate::data::form::Form;
+use crate::data::sample::{Dataset, Dropped};
+use crate::data::show::{ShownSample, show_batch};
 use crate::dequant::stream::PackSource;
 use crate::gpu::Gpu;
 use crate::model::plan::MemoryPlan;
@@ -33,7 +36,7 @@ struct Summary {
     out: String,
     /// `None` if it could not be written.
     report: Option<String>,
-    /// What may be wrong with the data, and what could not be removed or recorded.
+    /// Warnings about the data, and about files that could not be removed or written.
     warnings: Vec<String>,
     end: End,
     steps: u64,
@@ -41,7 +44,9 @@ struct Summary {
     /// Samples of the data that were left out.
     dropped: Dropped,
     seconds: f64,
-    trained_tokens: u64,
+    /// Tokens with a loss, in all epochs together.
+    #[serde(rename = "trained_tokens")]
+    loss_tokens: u64,
     /// The step whose adapter is in the folder: the last one or, with an early stop, the best one.
     adapter_step: u64,
     first_loss: Option<f32>,
@@ -57,11 +62,11 @@ struct Summary {
     gpu: AdapterEntry,
 }
 
-/// What `--show-batch --json` prints.
+/// The output of `--show-batch --json`.
 #[derive(Serialize)]
 struct Shown {
     samples: Vec<ShownSample>,
-    /// What may be wrong with the data.
+    /// Warnings about the data.
     warnings: Vec<String>,
 }
 
@@ -82,7 +87,7 @@ pub fn run(args: &TrainArgs) -> Result<Outcome> {
     let toml = options.to_toml()?;
     let files = [(SETTINGS_FILE, toml.as_bytes())];
     let resume = match &options.resume {
-        // A batch that is only shown resumes nothing.
+        // --show-batch does not resume.
         _ if args.show_batch => None,
         None | Some(ResumeArg::No) => None,
         Some(ResumeArg::Checkpoint(checkpoint)) => Some(checkpoint.clone()),
@@ -129,14 +134,14 @@ pub fn read(path: &Path) -> Result<Vec<u8>> {
 /// Prints the size of the data, and warns of cut, dropped and overlong samples. `used` is "learned"
 /// or "predicted".
 pub fn print_data(ui: Ui, what: &str, used: &str, data: &Dataset, model: &ModelConfig) {
-    let [tokens, trained] = [data.tokens(), data.trained_tokens()].map(ui::grouped);
+    let [tokens, loss_tokens] = [data.tokens(), data.trained_tokens()].map(ui::grouped);
     let samples = ui::plural(data.samples.len() as u64, "sample");
-    ui.stage(&format!("{what}: {samples} of {}, {tokens} tokens, {trained} of them {used}", form_name(data.form)));
-    let most = model.max_position_embeddings;
-    let longer = data.samples.iter().filter(|sample| sample.tokens.len() > most as usize).count() as u64;
+    ui.stage(&format!("{what}: {samples} of {}, {tokens} tokens, {loss_tokens} of them {used}", form_name(data.form)));
+    let max = model.max_position_embeddings;
+    let longer = data.samples.iter().filter(|sample| sample.tokens.len() > max as usize).count() as u64;
     if longer > 0 {
         ui.warning(&format!(
-            "{} longer than the model's maximum of {most} tokens; --max-length {most} cuts them",
+            "{} longer than the model's maximum of {max} tokens; --max-length {max} cuts them",
             ui::plural(longer, "sample")
         ));
     }
@@ -172,7 +177,7 @@ pub fn dropped_text(dropped: Dropped) -> String {
     }
 }
 
-/// What may be wrong with the samples, for `--json`.
+/// The warnings about the samples, for `--json`.
 pub fn warnings<'a>(data: impl IntoIterator<Item = &'a Dataset>) -> Vec<String> {
     data.into_iter().flat_map(|data| &data.notices).map(ToString::to_string).collect()
 }
@@ -258,14 +263,14 @@ fn train(ui: Ui, gpu: &Gpu, prepared: Prepared, task: &Task<'_>) -> Result<Summa
 fn warn_of_length(ui: Ui, settings: &Settings, total: u64) {
     if total < FEW_STEPS {
         ui.warning(&format!(
-            "{} of the optimiser may be too few: a smaller --micro-batch, --accumulate or --max-length makes more, and so does a \
-             larger --epochs or --steps",
+            "{} of the optimiser may be too few: a larger --epochs or --steps makes more, and so does a smaller --micro-batch, \
+             --accumulate or --max-length",
             ui::plural(total, "step")
         ));
     }
     match settings.warmup {
         Warmup::Steps(warmup) if warmup >= total => ui.warning(&format!(
-            "the learning rate rises for {} and the run has {total}: it never reaches --lr (a smaller --warmup, or more steps)",
+            "the warm-up takes {} and the run has {total}: the learning rate never reaches --lr (a smaller --warmup, or more steps)",
             ui::plural(warmup, "step")
         )),
         _ => {}
@@ -290,7 +295,7 @@ fn write_report(gpu: &Gpu, run: &Run, task: &Task<'_>, end: &Result<End, RunErro
         ("rows of a forward pass", run.plan.micro_batch.to_string()),
         ("GPU memory, planned", ui::bytes(run.plan.total() as f64)),
         ("time", ui::duration(run.seconds())),
-        ("tokens learned from", ui::grouped(run.trained_tokens())),
+        ("tokens learned", ui::grouped(run.loss_tokens())),
         ("end", ended),
     ];
     run.write_report(&Report {
@@ -344,7 +349,7 @@ impl Summary {
             total_steps,
             dropped: run.data.dropped,
             seconds: run.seconds(),
-            trained_tokens: run.trained_tokens(),
+            loss_tokens: run.loss_tokens(),
             adapter_step: run.adapter_step(),
             first_loss: steps.first().map(|step| step.loss),
             last_loss: steps.last().map(|step| step.loss),

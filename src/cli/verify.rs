@@ -5,9 +5,9 @@ use std::fmt::Write;
 use clap::builder::styling::AnsiColor;
 use serde::Serialize;
 
-use super::Outcome;
 use super::args::VerifyArgs;
 use super::failure;
+use super::outcome::Outcome;
 use super::ui::{self, Table, Ui, Unit};
 use crate::MappedPack;
 use crate::verify::{self, AgainstReport, VerifyReport};

@@ -1,6 +1,6 @@
 //! What the user should know about a checkpoint that is not an error.
 
-use crate::arch::Naming;
+use crate::arch::names::Naming;
 
 /// Something that was decided about a checkpoint, for the caller to show or to ignore.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -53,6 +53,21 @@ pub enum Notice {
     NoTokenizer {
         /// The file.
         other: &'static str,
+    },
+    /// Files without content, which a pack does not store.
+    EmptyFiles {
+        /// Their names in the checkpoint.
+        files: Vec<String>,
+    },
+    /// generation_config.json is not JSON.
+    GenerationConfigIgnored {
+        /// What is wrong with it.
+        why: String,
+    },
+    /// Tensors that several shards hold with the same values.
+    Copies {
+        /// Their names.
+        tensors: Vec<String>,
     },
     /// Files whose names a pack cannot have.
     FilesLeftOut {
@@ -109,6 +124,8 @@ impl Notice {
             | Self::IgnoredKeys { .. }
             | Self::NotRunnable { .. }
             | Self::FilesLeftOut { .. }
+            | Self::EmptyFiles { .. }
+            | Self::GenerationConfigIgnored { .. }
             | Self::Unexpected { .. }
             | Self::BeyondLayers { .. } => true,
             Self::IndexIgnored
@@ -117,6 +134,7 @@ impl Notice {
             | Self::NoIndex { .. }
             | Self::NoTokenizer { .. }
             | Self::IndexDiffers { .. }
+            | Self::Copies { .. }
             | Self::QuantisationIgnored { .. }
             | Self::LeftOut { .. }
             | Self::KeptUnused { .. } => false,
@@ -165,6 +183,19 @@ impl std::fmt::Display for Notice {
                      snapshot exported from the pack has none, either"
                 );
             }
+            Self::EmptyFiles { files } => {
+                return write!(f, "files without content are left out (download them again): {}", Names(files));
+            }
+            Self::GenerationConfigIgnored { why } => {
+                return write!(
+                    f,
+                    "generation_config.json is not JSON ({why}): it is ignored, as in transformers, and config.json alone \
+                     says which tokens end a text"
+                );
+            }
+            Self::Copies { tensors } => {
+                return write!(f, "in several shards with the same values, and stored once: {}", Names(tensors));
+            }
             Self::FilesLeftOut { files } => {
                 return write!(f, "a pack cannot have files of these names, which are left out: {}", Names(files));
             }
@@ -195,14 +226,15 @@ impl std::fmt::Display for Notice {
 
 /// What was taken off the names, and what was put before them.
 fn renamed(f: &mut std::fmt::Formatter<'_>, naming: &Naming) -> std::fmt::Result {
-    let without = naming.wrappers.join(", ");
-    match (naming.wrappers.is_empty(), naming.bare) {
-        (false, false) => write!(f, "the names of the tensors are stored without {without}"),
-        (true, _) => f.write_str("the names of the tensors lack \"model.\": they are stored with it"),
-        (false, true) => {
-            write!(f, "the names of the tensors are stored without {without}, and with the \"model.\" that they lack")
-        }
-    }
+    let replaced = naming.replaced.as_deref();
+    let parts = [
+        (!naming.wrappers.is_empty()).then(|| format!("without {}", naming.wrappers.join(", "))),
+        replaced.filter(|prefix| prefix.is_empty()).map(|_| "with the \"model.\" that they lack".to_owned()),
+        replaced.filter(|prefix| !prefix.is_empty()).map(|prefix| format!("with \"model.\" in place of {prefix:?}")),
+        naming.head_inside.then(|| "with lm_head.weight outside of the decoder".to_owned()),
+    ];
+    let parts: Vec<String> = parts.into_iter().flatten().collect();
+    write!(f, "the names of the tensors are stored {}", parts.join(", "))
 }
 
 /// Names that a note shows of many.

@@ -12,7 +12,8 @@ use serde_json::Value;
 
 use super::notice::{LeftOut, Notice};
 use super::source::{Checkpoint, Quantised, SourceError, TensorInfo, Unstorable, UnstorableTensor};
-use crate::arch::{self, ArchError, Model, Stray, StrayKind, TensorShape};
+use crate::arch::place::{Model, Stray, StrayKind, TensorShape};
+use crate::arch::{self, ArchError};
 use crate::format::Role;
 
 /// Why the tensors of a checkpoint are not the parts of a model that can be stored.
@@ -45,7 +46,7 @@ pub struct Parts {
 /// A [`PartsError`] that names the key or the tensor.
 pub fn place(checkpoint: &Checkpoint) -> Result<Parts, PartsError> {
     let shapes: Vec<_> = checkpoint.tensors.iter().map(shape).collect();
-    let mut model = arch::place(&checkpoint.config, &shapes).map_err(|error| true_reason(checkpoint, error))?;
+    let mut model = arch::place::place(&checkpoint.config, &shapes).map_err(|error| true_reason(checkpoint, error))?;
     check_head(&model, checkpoint)?;
     let strays = std::mem::take(&mut model.strays);
     let sorted = Sorted::new(checkpoint, &model, &strays);
@@ -62,12 +63,15 @@ pub(super) fn shape(tensor: &TensorInfo) -> TensorShape<'_> {
 /// An error of [`arch::place`] as what it comes from: it has seen only the tensors that a pack can
 /// hold.
 fn true_reason(checkpoint: &Checkpoint, error: ArchError) -> PartsError {
-    let ArchError::MissingTensor { tensor } = &error else { return error.into() };
+    let ArchError::MissingTensor { tensor, .. } = &error else { return error.into() };
     if let Some(found) = checkpoint.unstorable.iter().find(|found| found.name == *tensor) {
         return unstorable(checkpoint, found).into();
     }
     if let Some((_, shard)) = checkpoint.absent.iter().find(|(name, _)| name == tensor) {
         return SourceError::NotInShard { tensor: tensor.clone(), shard: shard.clone() }.into();
+    }
+    if let Some(found) = under_adapter(checkpoint, tensor) {
+        return SourceError::Unmerged { tensor: found }.into();
     }
     match &checkpoint.claimed_quantisation {
         Some(source) if has_other_forms(checkpoint, tensor) => quantised(checkpoint, source).into(),
@@ -84,6 +88,13 @@ fn quantised(checkpoint: &Checkpoint, source: &Quantised) -> SourceError {
     SourceError::Quantised { path: checkpoint.config_path.clone(), source: source.clone() }
 }
 
+/// The name of the weights `tensor` in a model that PEFT has wrapped with an adapter.
+fn under_adapter(checkpoint: &Checkpoint, tensor: &str) -> Option<String> {
+    let (module, parameter) = tensor.rsplit_once('.')?;
+    let wrapped = format!("{module}.base_layer.{parameter}");
+    checkpoint.tensors.iter().any(|tensor| tensor.name == wrapped).then_some(wrapped)
+}
+
 /// Whether the checkpoint has something else instead of the weights `tensor`: `x.codes` for
 /// `x.weight`.
 fn has_other_forms(checkpoint: &Checkpoint, tensor: &str) -> bool {
@@ -94,13 +105,16 @@ fn has_other_forms(checkpoint: &Checkpoint, tensor: &str) -> bool {
 }
 
 /// An output projection counts where it is present, tied or not; so one that cannot be stored is an
-/// error. One without elements is a mark that others leave where the embedding takes its place.
+/// error. One without elements is a mark that others leave where the embedding takes its place, and
+/// one with the embedding's values in float64 is not needed.
 fn check_head(model: &Model, checkpoint: &Checkpoint) -> Result<(), SourceError> {
     let head = model.prefix.name(arch::family::Scope::Model, None, "lm_head.weight");
-    let found = checkpoint.unstorable.iter().find(|tensor| tensor.name == head);
-    match found {
-        Some(found) if !matches!(found.why, Unstorable::Empty { .. }) => Err(unstorable(checkpoint, found)),
-        _ => Ok(()),
+    let Some(found) = checkpoint.unstorable.iter().find(|tensor| tensor.name == head) else { return Ok(()) };
+    let embedding = model.tensors.iter().find(|placed| placed.role == Role::Embedding && model.config.tied);
+    match embedding.and_then(|placed| checkpoint.tensors.get(placed.tensor)) {
+        _ if matches!(found.why, Unstorable::Empty { .. }) => Ok(()),
+        Some(embedding) if checkpoint.same_values_in_f64(embedding, found)? => Ok(()),
+        _ => Err(unstorable(checkpoint, found)),
     }
 }
 
@@ -145,7 +159,13 @@ impl<'a> Sorted<'a> {
         let (beyond, unexpected, kept) = (names(&self.beyond), names(&self.unexpected), names(&self.kept));
         let mut left_out: Vec<LeftOut> =
             names(&self.left_out).into_iter().map(|name| LeftOut::new(name, PREDICTION)).collect();
-        left_out.extend(checkpoint.unstorable.iter().map(|t| LeftOut::new(t.name.clone(), &t.why.in_short())));
+        let head = model.prefix.name(arch::family::Scope::Model, None, "lm_head.weight");
+        let why = |t: &UnstorableTensor| match &t.why {
+            // Only such a head has come as far as this.
+            Unstorable::Type { .. } if t.name == head => "the values of the tied embedding".to_owned(),
+            why => why.in_short(),
+        };
+        left_out.extend(checkpoint.unstorable.iter().map(|t| LeftOut::new(t.name.clone(), &why(t))));
         let claim = match &checkpoint.claimed_quantisation {
             Some(Quantised::Config { method }) => Some(Notice::QuantisationIgnored { method: method.clone() }),
             _ => None,

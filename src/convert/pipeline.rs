@@ -21,7 +21,7 @@ use super::report::{Progress, Report, RoleSums, name_of, notice_texts};
 use super::source::{self, Checkpoint, SourceError, SourceFile};
 use super::target::{Target, Writer};
 use super::walk::{Piece, Window, tensor_pieces, windows};
-use crate::arch::Model;
+use crate::arch::place::Model;
 use crate::format::layout::FEATURE_SIGNED_SCALES;
 use crate::format::nf4::{ScaleType, Scales};
 use crate::format::{PieceCrc, Role, Section, SectionKind, check, crc32};
@@ -104,11 +104,9 @@ impl Conversion {
         &self.kept_unused
     }
 
-    /// The bytes of a file of the checkpoint that the pack will hold; an empty one has no place in
-    /// it.
+    /// The bytes of a file of the checkpoint that the pack will hold.
     pub fn file(&self, name: &str) -> Option<&[u8]> {
-        let mut files = self.checkpoint.side_files.iter().filter(|(_, bytes)| !bytes.is_empty());
-        files.find(|(file, _)| file == name).map(|(_, bytes)| bytes.as_slice())
+        self.checkpoint.side_files.iter().find(|(file, _)| file == name).map(|(_, bytes)| bytes.as_slice())
     }
 
     /// What the user should know.

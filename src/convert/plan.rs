@@ -5,7 +5,7 @@ use thiserror::Error;
 
 use super::options::Options;
 use super::source::{Checkpoint, TensorInfo};
-use crate::arch::{Model, Placed};
+use crate::arch::place::{Model, Placed};
 use crate::format::nf4::{BLOCK_SIZES, ScaleType};
 use crate::format::{Entry, FormatError, Layout, Provenance, Role, SectionKind, Shape, SourceRecord, Storage};
 
@@ -125,13 +125,11 @@ fn check_patterns(checkpoint: &Checkpoint, model: &Model, options: &Options) -> 
 }
 
 fn files(checkpoint: &Checkpoint) -> Result<Vec<Entry>, PlanError> {
-    // An empty file has no bytes to keep, and the format has no empty sections.
-    let files = checkpoint.side_files.iter().filter(|(_, bytes)| !bytes.is_empty());
     let entry = |(name, bytes): &(String, Vec<u8>)| {
         let shape = shape_of(&[bytes.len() as u64])?;
         Ok(Entry { name: name.clone(), role: Role::Other, layer: None, expert: None, shape, storage: Storage::File })
     };
-    files.map(entry).collect()
+    checkpoint.side_files.iter().map(entry).collect()
 }
 
 fn shape_of(dims: &[u64]) -> Result<Shape, FormatError> {

@@ -2,8 +2,11 @@
 
 use std::path::Path;
 
+use super::error::DataError;
 use super::formats::without_mark;
-use super::{DataError, Dataset, Options, Tokenizer};
+use super::options::Options;
+use super::sample::Dataset;
+use super::tokenizer::Tokenizer;
 
 /// Endings of names of JSON Lines, and of plain text; other files are recognised by their first
 /// character.
@@ -35,7 +38,7 @@ impl<'a> DataFile<'a> {
     ///
     /// # Errors
     /// [`DataError::File`] with what is wrong; [`DataError::Cancelled`].
-    pub fn samples(
+    pub(crate) fn samples(
         &self,
         tokenizer: &Tokenizer,
         options: Options,

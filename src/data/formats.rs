@@ -1,10 +1,12 @@
 //! JSON Lines: what a line says, in one of the forms that people have.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
-use super::DataError;
-use super::jinja::{Dict, Value};
-use super::messages::{Learns, message, turn};
+use super::error::DataError;
+use super::form::Form;
+use super::jinja::{Dict, Value, loads};
+use super::messages::{Learns, Turn, message, turn};
+use super::record::{Record, given, role};
 
 /// What a record of a file says.
 #[derive(Debug, Clone)]
@@ -14,7 +16,7 @@ pub(super) enum Content {
     /// What follows a prompt is to be learned.
     Completion { prompt: String, completion: String },
     /// The answers to instructions are to be learned.
-    Instruction { system: Option<String>, turns: Vec<[String; 2]>, tools: Value },
+    Instruction { system: Option<String>, turns: Vec<[String; 2]>, tools: Value, variables: Dict },
     /// What the assistant says is to be learned.
     Chat(Chat),
 }
@@ -26,6 +28,10 @@ pub(super) struct Chat {
     pub(super) messages: Vec<Value>,
     /// The tools that it may call, or `None`.
     pub(super) tools: Value,
+    /// Further variables of the chat template.
+    pub(super) variables: Dict,
+    /// The messages before this index are a prompt, which is learned only if everything is.
+    pub(super) prompt: usize,
     /// The messages of the assistant that are not to be learned, by their indices.
     pub(super) unlearned: Vec<usize>,
 }
@@ -39,25 +45,11 @@ pub(super) struct Records {
     pub(super) records: Vec<(u64, Content)>,
     /// Keys of no known meaning, and how many lines have each.
     pub(super) ignored: BTreeMap<String, u64>,
+    /// The same for the keys of messages. A chat template may read them.
+    pub(super) ignored_of_messages: BTreeMap<String, u64>,
 }
 
-/// The forms, by the keys that they have.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Form {
-    /// `text`.
-    Text,
-    /// `prompt`, `completion`, and perhaps `system`.
-    Completion,
-    /// `messages`, each with `role` and `content`, and perhaps `system`, `tools`.
-    Messages,
-    /// `instruction`, `output`, and perhaps `input`, `system`, `history`, `tools`.
-    Instruction,
-    /// `conversations`, each with `from` and `value`, and perhaps `system`, `tools`.
-    ShareGpt,
-}
-
-/// Keys that change what a line means wherever they stand, and what to say where a form has no
-/// place for one.
+/// Keys that change what a line means, and what to say if a form has no place for one.
 const MEANINGFUL: [(&str, &str); 28] = [
     ("system", NO_PLACE),
     ("system_prompt", NO_PLACE),
@@ -69,7 +61,7 @@ const MEANINGFUL: [(&str, &str); 28] = [
     ("reasoning_content", "a key of a message"),
     ("documents", NO_PLACE),
     ("chat_template", NO_PLACE),
-    ("chat_template_kwargs", NO_PLACE),
+    (VARIABLES, NO_PLACE),
     ("chosen", PREFERENCES),
     ("rejected", PREFERENCES),
     ("kto_tag", PREFERENCES),
@@ -94,49 +86,34 @@ const ONE_A_MESSAGE: &str = "a key of a message (\"weight\": 0, or \"train\": fa
 const TOKENS: &str = "left out: lines are text, not tokens";
 const MEDIA: &str = "left out: only text is learned";
 
-impl Form {
-    const ALL: [Self; 5] = [Self::Messages, Self::ShareGpt, Self::Completion, Self::Instruction, Self::Text];
+/// TRL's key for further variables of the chat template, such as `enable_thinking`.
+const VARIABLES: &str = "chat_template_kwargs";
+/// Variables that a conversation has without it.
+const OWN_VARIABLES: [&str; 4] = ["messages", "tools", "documents", "add_generation_prompt"];
 
-    /// The keys that a record of this form has at least.
-    pub fn keys(self) -> &'static [&'static str] {
-        match self {
-            Self::Text => &["text"],
-            Self::Completion => &["prompt", "completion"],
-            Self::Messages => &["messages"],
-            Self::Instruction => &["instruction", "output"],
-            Self::ShareGpt => &["conversations"],
-        }
-    }
-
-    /// The keys that it may have, too.
-    fn optional(self) -> &'static [&'static str] {
-        match self {
-            Self::Text => &[],
-            Self::Completion => &["system", "system_prompt"],
-            Self::Messages | Self::ShareGpt => &["system", "system_prompt", "tools"],
-            Self::Instruction => &["input", "system", "system_prompt", "history", "tools"],
-        }
-    }
-}
+/// Keys that a prompt, a conversation and an instruction may have.
+const OF_PROMPTS: [&str; 2] = ["system", "system_prompt"];
+const OF_CHATS: [&str; 4] = ["system", "system_prompt", "tools", VARIABLES];
+const OF_INSTRUCTIONS: [&str; 6] = ["input", "system", "system_prompt", "history", "tools", VARIABLES];
 
 /// The bytes without the mark of UTF-8 that some programs of Windows put before a text.
 pub(super) fn without_mark(bytes: &[u8]) -> &[u8] {
     bytes.strip_prefix(b"\xef\xbb\xbf").unwrap_or(bytes)
 }
 
-/// The records of a file. The first record tells the form of all.
+/// The records of a file. The first record decides on the form of all.
 pub(super) fn parse(bytes: &[u8]) -> Result<Records, DataError> {
     let bytes = without_mark(bytes);
     if bytes.trim_ascii_start().starts_with(b"[") {
         return Err(DataError::Array);
     }
     let mut form = None;
-    let (mut records, mut ignored) = (Vec::new(), BTreeMap::new());
+    let (mut records, mut ignored, mut ignored_of_messages) = (Vec::new(), BTreeMap::new(), BTreeMap::new());
     for (line, text) in (1..).zip(bytes.split(|&b| b == b'\n')) {
         if text.trim_ascii().is_empty() {
             continue;
         }
-        let value: Value = serde_json::from_slice(text).map_err(|source| DataError::Json { line, source })?;
+        let value = loads(text).map_err(|source| DataError::Json { line, source })?;
         let Some(dict) = value.as_dict() else { return Err(DataError::NotAnObject { line }) };
         let record = Record { line, dict };
         let form = match form {
@@ -144,20 +121,17 @@ pub(super) fn parse(bytes: &[u8]) -> Result<Records, DataError> {
             Some(form) => return Err(DataError::OtherForm { line, form }),
             None => *form.insert(record.form()?),
         };
-        records.push((line, record.content(form)?));
-        for key in record.ignored(form)? {
-            *ignored.entry(key.to_owned()).or_default() += 1;
-        }
+        let (content, unknown) = record.content(form)?;
+        records.push((line, content));
+        let count = |ignored: &mut BTreeMap<String, u64>, key: &str| *ignored.entry(key.to_owned()).or_default() += 1;
+        record.ignored(form)?.into_iter().for_each(|key| count(&mut ignored, key));
+        unknown.iter().for_each(|key| count(&mut ignored_of_messages, key));
     }
-    form.map(|form| Records { form, records, ignored }).ok_or(DataError::Empty)
+    form.map(|form| Records { form, records, ignored, ignored_of_messages }).ok_or(DataError::Empty)
 }
 
-/// A line.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct Record<'a> {
-    line: u64,
-    dict: &'a Dict,
-}
+/// Keys of messages of no known meaning.
+type UnknownKeys = BTreeSet<String>;
 
 impl Record<'_> {
     fn form(&self) -> Result<Form, DataError> {
@@ -170,28 +144,41 @@ impl Record<'_> {
         form.keys().iter().all(|key| given(self.dict, key).is_some())
     }
 
-    /// The keys that nothing is known of.
+    /// The keys that it may have besides those of its form.
+    fn optional(&self, form: Form) -> &'static [&'static str] {
+        match form {
+            Form::Text => &[],
+            Form::Completion if self.is_prompted_chat() => &OF_CHATS,
+            Form::Completion => &OF_PROMPTS,
+            Form::Messages | Form::ShareGpt => &OF_CHATS,
+            Form::Instruction => &OF_INSTRUCTIONS,
+        }
+    }
+
+    /// The keys of no known meaning.
     ///
     /// # Errors
     /// [`DataError::Value`] for a key that changes what the line means, and that the form has no
     /// place for.
     fn ignored(&self, form: Form) -> Result<Vec<&str>, DataError> {
         let mut ignored = Vec::new();
-        let known = |key: &&str| form.keys().contains(key) || form.optional().contains(key);
+        let known = |key: &&str| form.keys().contains(key) || self.optional(form).contains(key);
         let keys = self.dict.entries().iter().filter_map(|(key, value)| Some((key.as_str()?, value)));
         for (key, value) in keys.filter(|(key, _)| !known(key)) {
-            // A table has every column in every line.
-            let says_something = value.is_number() || value.is_true();
-            match MEANINGFUL.iter().find(|(meaningful, _)| *meaningful == key).filter(|_| says_something) {
-                Some((_, expected)) => return Err(self.bad(key, expected)),
-                None => ignored.push(key),
+            match MEANINGFUL.iter().find(|(meaningful, _)| *meaningful == key) {
+                Some(&(_, expected)) if says_something(value, expected) => return Err(self.bad(key, expected)),
+                _ => ignored.push(key),
             }
         }
         Ok(ignored)
     }
 
-    fn content(&self, form: Form) -> Result<Content, DataError> {
-        Ok(match form {
+    /// What it says, and the keys of its messages of no known meaning.
+    fn content(&self, form: Form) -> Result<(Content, UnknownKeys), DataError> {
+        let content = match form {
+            Form::Messages => return self.chat("messages", message),
+            Form::ShareGpt => return self.chat("conversations", turn),
+            Form::Completion if self.is_prompted_chat() => return self.prompted_chat(),
             Form::Text => Content::Text(self.string(self.dict, "text")?),
             Form::Completion => {
                 let prompt = self.string(self.dict, "prompt")?;
@@ -202,9 +189,13 @@ impl Record<'_> {
                 Content::Completion { prompt, completion: self.string(self.dict, "completion")? }
             }
             Form::Instruction => self.instruction()?,
-            Form::Messages => self.chat("messages", message)?,
-            Form::ShareGpt => self.chat("conversations", turn)?,
-        })
+        };
+        Ok((content, UnknownKeys::new()))
+    }
+
+    /// Whether its prompt or its completion is a list of messages.
+    fn is_prompted_chat(&self) -> bool {
+        ["prompt", "completion"].into_iter().any(|key| self.dict.get_str(key).is_some_and(|value| value.as_list().is_some()))
     }
 
     fn instruction(&self) -> Result<Content, DataError> {
@@ -215,7 +206,7 @@ impl Record<'_> {
         }
         let mut turns = self.history()?;
         turns.push([instruction, self.string(self.dict, "output")?]);
-        Ok(Content::Instruction { system: self.system()?, turns, tools: self.tools()? })
+        Ok(Content::Instruction { system: self.system()?, turns, tools: self.tools()?, variables: self.variables()? })
     }
 
     /// The questions and answers before an instruction.
@@ -229,37 +220,65 @@ impl Record<'_> {
         history.as_list().ok_or_else(bad)?.iter().map(|turn| pair(turn).ok_or_else(bad)).collect()
     }
 
-    /// The error of a value that is not what it should be.
-    pub(super) fn bad(&self, key: &str, expected: &'static str) -> DataError {
-        DataError::Value { line: self.line, key: key.to_owned(), expected }
-    }
-
-    pub(super) fn string(&self, of: &Dict, key: &str) -> Result<String, DataError> {
-        of.get_str(key).and_then(Value::as_str).map(str::to_owned).ok_or_else(|| self.bad(key, "a string"))
-    }
-
-    fn optional_string(&self, key: &str) -> Result<Option<String>, DataError> {
-        given(self.dict, key).map(|_| self.string(self.dict, key)).transpose()
+    /// The messages of a key, and whether each is learned.
+    fn turns(
+        &self,
+        key: &'static str,
+        read: impl Fn(&Record<'_>, &'static str, &Value) -> Result<Turn, DataError>,
+    ) -> Result<Vec<Turn>, DataError> {
+        let list = self.dict.get_str(key).and_then(Value::as_list).filter(|list| !list.is_empty());
+        let list = list.ok_or_else(|| self.bad(key, "a list of messages"))?;
+        list.iter().map(|message| read(self, key, message)).collect()
     }
 
     fn chat(
         &self,
         key: &'static str,
-        read: impl Fn(&Record<'_>, &Value) -> Result<(Dict, Learns), DataError>,
-    ) -> Result<Content, DataError> {
-        let list = self.dict.get_str(key).and_then(Value::as_list).filter(|list| !list.is_empty());
-        let list = list.ok_or_else(|| self.bad(key, "a list of messages"))?;
-        let read: Vec<(Dict, Learns)> = list.iter().map(|message| read(self, message)).collect::<Result<_, _>>()?;
-        let has_system = read.first().is_some_and(|(first, _)| role(first) == Some("system"));
-        let system = self.system()?.filter(|_| !has_system);
-        let first = usize::from(system.is_some());
-        let unlearned = (first..).zip(&read).filter(|(_, (_, learns))| *learns == Learns::Not).map(|(i, _)| i).collect();
-        let system = system.map(|system| Value::from_pairs([("role", "system"), ("content", &system)]));
-        let messages = system.into_iter().chain(read.into_iter().map(|(message, _)| message.into())).collect();
-        Ok(Content::Chat(Chat { messages, tools: self.tools()?, unlearned }))
+        read: impl Fn(&Record<'_>, &'static str, &Value) -> Result<Turn, DataError>,
+    ) -> Result<(Content, UnknownKeys), DataError> {
+        self.conversation(self.turns(key, read)?, 0)
     }
 
-    /// What stands next to a conversation, an instruction or a prompt, to be said before it.
+    /// TRL's conversational form: `prompt` and `completion` are lists of messages.
+    fn prompted_chat(&self) -> Result<(Content, UnknownKeys), DataError> {
+        let mut turns = self.turns("prompt", message)?;
+        let prompt = turns.len();
+        turns.extend(self.turns("completion", message)?);
+        self.conversation(turns, prompt)
+    }
+
+    /// The conversation of some messages. The first `prompt` of them are a prompt.
+    fn conversation(&self, turns: Vec<Turn>, prompt: usize) -> Result<(Content, UnknownKeys), DataError> {
+        let first = turns.first().filter(|turn| role(&turn.message) == Some("system"));
+        let own = first.map(|turn| turn.message.get_str("content").cloned().unwrap_or_default());
+        let system = match (self.system()?, own) {
+            (Some(system), Some(own)) if own != Value::from(&system) => {
+                return Err(self.bad("system", "what the system message says, or left out"));
+            }
+            (system, None) => system,
+            (_, Some(_)) => None,
+        };
+        let first = usize::from(system.is_some());
+        let is_unlearned = |(at, turn): (usize, &Turn)| (turn.learns == Learns::Not).then_some(first + at);
+        let unlearned = turns.iter().enumerate().filter_map(is_unlearned).collect();
+        let unknown = turns.iter().flat_map(|turn| turn.unknown.iter().cloned()).collect();
+        let system = system.map(|system| Value::from_pairs([("role", "system"), ("content", &system)]));
+        let messages = system.into_iter().chain(turns.into_iter().map(|turn| turn.message.into())).collect();
+        let (tools, variables) = (self.tools()?, self.variables()?);
+        Ok((Content::Chat(Chat { messages, tools, variables, prompt: first + prompt, unlearned }), unknown))
+    }
+
+    /// Further variables of the chat template.
+    fn variables(&self) -> Result<Dict, DataError> {
+        let Some(given) = given(self.dict, VARIABLES) else { return Ok(Dict::default()) };
+        let own = |dict: &Dict| OWN_VARIABLES.iter().any(|own| dict.get_str(own).is_some());
+        match given.as_dict() {
+            Some(dict) if !own(dict) => Ok(dict.clone()),
+            _ => Err(self.bad(VARIABLES, "an object without messages, tools, documents and add_generation_prompt")),
+        }
+    }
+
+    /// The system prompt of a conversation, an instruction or a prompt.
     fn system(&self) -> Result<Option<String>, DataError> {
         let system = self.optional_string("system")?.filter(|system| !system.is_empty());
         let prompt = self.optional_string("system_prompt")?.filter(|system| !system.is_empty());
@@ -271,29 +290,26 @@ impl Record<'_> {
         }
     }
 
-    /// The tools that a conversation may call: a list or, where a table has no room for one, its
-    /// JSON; `None` where there are none.
+    /// The tools that a conversation may call: a list, or its JSON in a string, as tables have it;
+    /// `None` if there are none.
     fn tools(&self) -> Result<Value, DataError> {
         let bad = || self.bad("tools", "a list of tools, or its JSON as a string");
         let Some(given) = given(self.dict, "tools") else { return Ok(Value::None) };
         let tools = match given.as_str().map(str::trim) {
             Some("") => Value::None,
-            Some(json) => serde_json::from_str(json).map_err(|_| bad())?,
+            Some(json) => loads(json.as_bytes()).map_err(|_| bad())?,
             None => given.clone(),
         };
         if tools.is_none() || tools.as_list().is_some() { Ok(tools) } else { Err(bad()) }
     }
 }
 
-/// The role of a message.
-pub(super) fn role(message: &Dict) -> Option<&str> {
-    message.get_str("role").and_then(Value::as_str)
-}
-
-/// A key of a map that is there and not null: what writes tables as JSON has every column in every
-/// line.
-pub(super) fn given<'a>(dict: &'a Dict, key: &str) -> Option<&'a Value> {
-    dict.get_str(key).filter(|value| !value.is_none())
+/// Whether a value changes what its line means. A table has every column in every line, so that many
+/// values say nothing.
+fn says_something(value: &Value, expected: &str) -> bool {
+    let is_default = expected == ONE_A_MESSAGE && value.as_flag() == Some(true);
+    let is_flag = expected == ONE_A_MESSAGE && value.as_flag().is_some();
+    (value.is_number() || value.is_true() || is_flag) && !is_default
 }
 
 #[cfg(test)]
@@ -374,9 +390,14 @@ mod tests {
         for none in ["null", r#""""#] {
             assert_eq!(with(none), says(&[("user", "a"), ("assistant", "b")]), "{none}");
         }
-        let own =
-            of(r#"{"conversations": [{"from": "system", "value": "own"}, {"from": "gpt", "value": "b"}], "system": "S"}"#);
-        assert_eq!(own, says(&[("system", "own"), ("assistant", "b")]));
+        let own = |own: &str| {
+            format!(
+                r#"{{"conversations": [{{"from": "system", "value": "{own}"}}, {{"from": "gpt", "value": "b"}}], "system": "S"}}"#
+            )
+        };
+        assert_eq!(of(&own("S")), says(&[("system", "S"), ("assistant", "b")]));
+        let error = parse(own("own").as_bytes()).unwrap_err();
+        assert!(matches!(&error, DataError::Value { line: 1, key, .. } if key == "system"), "{error}");
         let messages = of(r#"{"system": "S", "messages": [{"role": "user", "content": "a"}]}"#);
         assert_eq!(messages, says(&[("system", "S"), ("user", "a")]));
         let error = parse(format!(r#"{{{turns}, "system": ["S"]}}"#).as_bytes()).unwrap_err();
@@ -448,13 +469,50 @@ mod tests {
             (r#"{"messages": [{"role": "assistant", "content": "a", "weight": 1, "train": false}]}"#, "train"),
             (r#"{"messages": [{"role": "assistant", "content": "a", "function_call": {"name": "f"}}]}"#, "function_call"),
             (r#"{"conversations": [{"from": "gpt", "value": "a", "weight": 2}]}"#, "weight"),
+            (r#"{"messages": [{"role": "assistant", "content": null, "function_call": {"name": "f"}}]}"#, "function_call"),
+            (r#"{"messages": [{"role": "assistant", "content": null, "refusal": "No."}]}"#, "refusal"),
+            (r#"{"messages": [{"role": "assistant", "content": "a", "mask": true}]}"#, "mask"),
+            (r#"{"messages": [{"role": "assistant", "content": "a", "ignore": false}]}"#, "ignore"),
+            (
+                r#"{"messages": [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "a"}]}]}"#,
+                "content",
+            ),
+            (r#"{"messages": [{"role": "user", "content": "a"}], "train": false}"#, "train"),
+            (
+                r#"{"messages": [{"role": "user", "content": "a"}], "chat_template_kwargs": {"tools": []}}"#,
+                "chat_template_kwargs",
+            ),
+            (r#"{"prompt": "a", "completion": "b", "chat_template_kwargs": {"x": 1}}"#, "chat_template_kwargs"),
+            (r#"{"prompt": [{"role": "user", "content": "a"}], "completion": "b"}"#, "completion"),
+            (r#"{"prompt": "a", "completion": [{"role": "assistant", "content": "b"}]}"#, "prompt"),
         ];
         for (line, key) in cases {
             assert_eq!(error(line), key, "{line}");
         }
+        let trainable = r#"{"messages": [{"role": "assistant", "content": "a", "trainable": false}]}"#;
+        assert_eq!(conversation(&contents(trainable).1[0].1).unlearned, [0]);
+        parse(br#"{"messages": [{"role": "user", "content": "a"}], "weight": 1}"#).unwrap();
         // Columns of a table that say nothing.
         let line = r#"{"text": "a", "system": "", "tools": null, "history": [], "images": []}"#;
         assert_eq!(parse(line.as_bytes()).unwrap().ignored.len(), 4);
+    }
+
+    #[test]
+    fn a_prompt_and_a_completion_may_be_lists_of_messages() {
+        let line = r#"{"prompt": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}, {"role": "user", "content": "c"}],
+            "completion": [{"role": "assistant", "content": "d"}], "system": "S", "tools": [{}], "chat_template_kwargs": {"x": 1}}"#;
+        let (form, records) = contents(&line.replace('\n', " "));
+        assert_eq!(form, Form::Completion);
+        let chat = conversation(&records[0].1);
+        assert_eq!((chat.messages.len(), chat.prompt), (5, 4));
+        assert_eq!((chat.tools.to_string(), chat.variables.entries().len()), ("[{}]".to_owned(), 1));
+    }
+
+    #[test]
+    fn keys_of_messages_without_a_meaning_are_counted() {
+        let line = r#"{"messages": [{"role": "user", "content": "a", "mood": "sad", "id": null, "notes": []}, {"role": "assistant", "content": "b", "mood": "glad"}]}"#;
+        let ignored = parse(format!("{line}\n{line}").as_bytes()).unwrap().ignored_of_messages;
+        assert_eq!(ignored.into_iter().collect::<Vec<_>>(), [("messages[].mood".to_owned(), 2)]);
     }
 
     #[test]

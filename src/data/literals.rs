@@ -3,12 +3,11 @@
 use std::collections::HashSet;
 use std::ops::Range;
 
-use regex::Regex;
-
 /// The strings of a template.
 #[derive(Debug)]
 pub(super) struct Literals {
-    any: Option<Regex>,
+    source: String,
+    strings: Vec<String>,
     /// The first words of its tags.
     tags: HashSet<String>,
 }
@@ -22,11 +21,12 @@ impl Literals {
         };
         let (strings, tags) = strings(source);
         let found: HashSet<String> = strings.into_iter().filter(|literal| counts(literal)).collect();
-        let mut found: Vec<String> = found.into_iter().collect();
-        // The longest that fits counts.
-        found.sort_unstable_by(|a, b| b.len().cmp(&a.len()).then_with(|| a.cmp(b)));
-        let escaped: Vec<String> = found.iter().map(|literal| regex::escape(literal)).collect();
-        Self { any: (!escaped.is_empty()).then(|| Regex::new(&escaped.join("|")).ok()).flatten(), tags }
+        Self { source: source.to_owned(), strings: found.into_iter().collect(), tags }
+    }
+
+    /// Whether the template has a word anywhere.
+    pub(super) fn mentions(&self, word: &str) -> bool {
+        self.source.contains(word)
     }
 
     /// Whether the template has a tag of that name.
@@ -34,9 +34,20 @@ impl Literals {
         self.tags.contains(name)
     }
 
-    /// Where a text has them.
+    /// The parts of a text that are in one of them: ranges in order that do not touch. The strings
+    /// may overlap in the text.
     pub(super) fn within(&self, text: &str) -> Vec<Range<usize>> {
-        self.any.iter().flat_map(|any| any.find_iter(text).map(|found| found.range())).collect()
+        let of = |literal: &String| text.match_indices(literal.as_str()).map(|(at, found)| at..at + found.len()).collect();
+        let mut found: Vec<Range<usize>> = self.strings.iter().flat_map(|literal| -> Vec<_> { of(literal) }).collect();
+        found.sort_unstable_by_key(|range| (range.start, range.end));
+        let mut merged: Vec<Range<usize>> = Vec::new();
+        for range in found {
+            match merged.last_mut().filter(|last| last.end >= range.start) {
+                Some(last) => last.end = last.end.max(range.end),
+                None => merged.push(range),
+            }
+        }
+        merged
     }
 }
 
@@ -107,7 +118,9 @@ mod tests {
         let source = "'no'{# 'no' #}{{ 'a\\n' + \"b'}}\" }}{% if x == '\\'%}' %}\"no\"{% endif %}{{ 'open";
         assert_eq!(strings(source).0, ["a\n", "b'}}", "'%}", "open"]);
         let literals = Literals::new("{% if '</think>' in c or c == 'think' or c == 'a' or c == '\\n' or c == '?' %}");
-        assert_eq!(literals.within("a</think>\nthink?"), [1..9, 10..15, 15..16]);
+        assert_eq!(literals.within("a</think>\nthink?"), [1..9, 10..16]);
+        let overlapping = Literals::new("{{ '\\n</' + '</think>' + 'ab' + 'bc' }}");
+        assert_eq!(overlapping.within("So.\n</think> abc"), [3..12, 13..16]);
         let tags = Literals::new("{%- generation -%}{# {% comment %} #}{{ '{% string %}' }}{%+ endgeneration %}{%if x%}");
         assert!(["generation", "endgeneration", "if"].iter().all(|name| tags.names_tag(name)), "{tags:?}");
         assert!(!tags.names_tag("comment") && !tags.names_tag("string"), "{tags:?}");

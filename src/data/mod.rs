@@ -1,252 +1,38 @@
 //! Training data: files of people's forms, to tokens with a mark on those to be learned, to packed
 //! batches.
 
-mod file;
+pub(crate) mod error;
+pub(crate) mod file;
+pub(crate) mod files;
+pub(crate) mod form;
 mod formats;
 mod jinja;
 mod literals;
 mod messages;
-mod notice;
-mod pack;
+pub(crate) mod notice;
+pub(crate) mod options;
+pub(crate) mod pack;
 mod probe;
-mod sample;
+mod record;
+pub(crate) mod sample;
 mod seam;
-mod show;
+pub(crate) mod show;
 mod spans;
 mod special;
-mod stream;
+pub(crate) mod stream;
 mod style;
 mod template;
-mod tokenizer;
+pub(crate) mod tokenizer;
 
-use std::fmt;
-use std::path::PathBuf;
-
-use thiserror::Error;
-
+pub use error::DataError;
 pub use file::DataFile;
-pub use formats::Form;
+pub use files::TokenizerFile;
+pub use form::Form;
 pub use jinja::{ErrorKind as TemplateErrorKind, TemplateError};
-pub use notice::{Concern, LeftOut, Notice, SpanFlaw};
-pub use pack::{Batch, IGNORE_INDEX, batch, epoch_order, rows};
-pub use sample::{Cut, Dataset, Dropped, Options, Sample, TrainOn};
-pub use show::{Part, ShownSample, show_batch};
+pub use notice::SpanFlaw;
+pub use options::TrainOn;
 pub use stream::TokenStream;
-pub use tokenizer::{Message, Tokenizer, TokenizerFiles};
-
-/// Why data cannot be trained on. Lines count from 1.
-#[derive(Debug, Error)]
-#[non_exhaustive]
-pub enum DataError {
-    /// What is wrong with a file.
-    #[error("{}: {source}", path.display())]
-    File {
-        /// The file.
-        path: PathBuf,
-        /// What is wrong.
-        source: Box<DataError>,
-    },
-    /// The caller asked to stop.
-    #[error("stopped while the data was read; nothing was written")]
-    Cancelled,
-    /// Nothing but blank lines.
-    #[error("the file has no samples")]
-    Empty,
-    /// One JSON array instead of a line for each sample.
-    #[error("the file is a JSON array: write one object a line (jq -c '.[]' does it)")]
-    Array,
-    /// A line that is not JSON in UTF-8.
-    #[error("line {line} is not JSON: {source}")]
-    Json {
-        /// The line.
-        line: u64,
-        /// Where it is broken.
-        source: serde_json::Error,
-    },
-    /// A line with some other JSON value.
-    #[error("line {line} is not a JSON object")]
-    NotAnObject {
-        /// The line.
-        line: u64,
-    },
-    /// A first line without the keys of a known form.
-    #[error(
-        "line {line} has the keys of no known form: \"text\"; \"prompt\", \"completion\"; \"messages\"; \"instruction\", \
-         \"output\"; \"conversations\"; it has {}", found.join(", ")
-    )]
-    UnknownForm {
-        /// The line.
-        line: u64,
-        /// Its keys.
-        found: Vec<String>,
-    },
-    /// A later line of another form.
-    #[error("line {line} has no {}: every line has the form of the first one", form.keys().join("/"))]
-    OtherForm {
-        /// The line.
-        line: u64,
-        /// That of the first one.
-        form: Form,
-    },
-    /// A value that is not what the form of the file has there.
-    #[error("line {line}: {key:?} should be {expected}")]
-    Value {
-        /// The line.
-        line: u64,
-        /// The key.
-        key: String,
-        /// What it should be.
-        expected: &'static str,
-    },
-    /// Text that is not UTF-8.
-    #[error("the text is not UTF-8 from byte {byte} on")]
-    Utf8 {
-        /// The first byte that is not.
-        byte: u64,
-    },
-    /// tokenizer.json cannot be used.
-    #[error("tokenizer.json: {0}")]
-    Tokenizer(tokenizers::Error),
-    /// A file next to it is not a JSON object.
-    #[error("{file} is not a JSON object: {source}")]
-    TokenizerJson {
-        /// The file.
-        file: TokenizerFile,
-        /// Where it is broken.
-        source: serde_json::Error,
-    },
-    /// The chat template is broken.
-    #[error("the chat template cannot be used: {0}")]
-    Template(TemplateError),
-    /// Several chat templates, and none of them for every conversation.
-    #[error("the model has the chat templates {}, and none that is named default", names.join(", "))]
-    NoDefaultTemplate {
-        /// Their names.
-        names: Vec<String>,
-    },
-    /// Conversations, and a model without a chat template.
-    #[error("line {line} is a conversation, and the model has no chat template")]
-    NoTemplate {
-        /// The line.
-        line: u64,
-    },
-    /// The chat template refuses a conversation.
-    #[error("line {line}: the chat template refuses the conversation: {source}")]
-    Render {
-        /// The line.
-        line: u64,
-        /// What it says.
-        source: TemplateError,
-    },
-    /// A conversation to continue, and a model without a chat template.
-    #[error("the model has no chat template")]
-    NoChatTemplate,
-    /// The chat template refuses a conversation to continue.
-    #[error("the chat template refuses the conversation: {0}")]
-    Chat(TemplateError),
-    /// Where the words of the assistant stand in the text cannot be known.
-    #[error(
-        "line {line}: what the assistant says in message {message} (from 0) cannot be told from the rest of the text: {flaw}"
-    )]
-    Spans {
-        /// The line.
-        line: u64,
-        /// The message, from 0.
-        message: usize,
-        /// Why.
-        flaw: SpanFlaw,
-    },
-    /// Text cannot be tokenised, or tokens not be read.
-    #[error("the tokenizer: {0}")]
-    Encode(tokenizers::Error),
-    /// A token that the model does not have.
-    #[error(
-        "{}the text has the token {id} ({token:?}), and the model has {vocab} tokens, from 0 to {}: tokens were added to the \
-         tokenizer, and no rows to the model's embedding", at_line(*.line), vocab.saturating_sub(1)
-    )]
-    TokenId {
-        /// The line, where the text is of a file.
-        line: Option<u64>,
-        /// The token.
-        id: u32,
-        /// Its text.
-        token: String,
-        /// Tokens of the model.
-        vocab: u32,
-    },
-    /// Messages that are not to be learned, where everything is.
-    #[error("line {line} has messages that are not to be learned, and every token is to be learned")]
-    Unlearned {
-        /// The line.
-        line: u64,
-    },
-    /// No sample of a file is left.
-    #[error("nothing can be learned from any of {samples} samples; the first one: {first}")]
-    AllDropped {
-        /// How many there are.
-        samples: u64,
-        /// Why the first one was left out.
-        first: Box<DataError>,
-    },
-    /// A share of the samples is to be held out, and there are not two.
-    #[error("nothing can be held out for evaluation: the data is one sample")]
-    NothingHeldOut,
-    /// A sample from which nothing can be learned.
-    #[error("line {line} has no token to be learned{}:\n{text}", cut_reason(*.length, *.max_length))]
-    NothingTrained {
-        /// The line.
-        line: u64,
-        /// Tokens before it was cut.
-        length: u64,
-        /// Tokens to which it was cut.
-        max_length: u32,
-        /// The sample as the model sees it.
-        text: String,
-    },
-}
-
-impl DataError {
-    /// What is wrong with the text or the conversation of a line.
-    fn of_line(self, line: u64) -> Self {
-        match self {
-            Self::TokenId { id, token, vocab, .. } => Self::TokenId { line: Some(line), id, token, vocab },
-            Self::NoChatTemplate => Self::NoTemplate { line },
-            other => other,
-        }
-    }
-}
-
-/// A file next to tokenizer.json.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum TokenizerFile {
-    /// tokenizer_config.json.
-    Config,
-    /// special_tokens_map.json.
-    SpecialTokensMap,
-    /// chat_template.json.
-    ChatTemplate,
-}
-
-impl fmt::Display for TokenizerFile {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Config => "tokenizer_config.json",
-            Self::SpecialTokensMap => "special_tokens_map.json",
-            Self::ChatTemplate => "chat_template.json",
-        })
-    }
-}
-
-fn at_line(line: Option<u64>) -> String {
-    line.map_or_else(String::new, |line| format!("line {line}: "))
-}
-
-fn cut_reason(length: u64, max_length: u32) -> String {
-    if length <= u64::from(max_length) {
-        return String::new();
-    }
-    format!(" within the maximum length of {max_length}: it has {length} tokens")
-}
+pub use tokenizer::{Message, Tokenizer};
 
 #[cfg(test)]
 mod tests;

@@ -84,6 +84,8 @@ pub(super) struct Plan {
     pub(super) calls: bool,
     /// Whether the strings of the template stay where a text has them.
     pub(super) keep_literals: bool,
+    /// Keys whose values stay.
+    pub(super) kept_keys: &'static [&'static str],
 }
 
 /// What a letter stands for.
@@ -127,8 +129,14 @@ impl Probe {
         let used: HashSet<char> = text.chars().filter(in_alphabet).collect();
         let free = ALPHABET.into_iter().flatten().filter(move |c| !used.contains(c));
         let literals = plan.keep_literals.then_some(literals);
-        let mut writer =
-            Writer { literals, free: Box::new(free), chosen: HashMap::new(), letters: HashMap::new(), leaves: Vec::new() };
+        let mut writer = Writer {
+            literals,
+            kept_keys: plan.kept_keys,
+            free: Box::new(free),
+            chosen: HashMap::new(),
+            letters: HashMap::new(),
+            leaves: Vec::new(),
+        };
         let mut written: Vec<Value> = Vec::with_capacity(messages.len());
         let mut equal: HashMap<(String, Words), Value> = HashMap::new();
         for (index, (message, &words)) in messages.iter().zip(&plan.messages).enumerate() {
@@ -202,6 +210,7 @@ impl Probe {
 /// Replaces letters.
 struct Writer<'a> {
     literals: Option<&'a Literals>,
+    kept_keys: &'static [&'static str],
     free: Box<dyn Iterator<Item = char>>,
     chosen: HashMap<(usize, char), char>,
     letters: HashMap<char, Letter>,
@@ -218,7 +227,7 @@ impl Writer<'_> {
         let content = (words != Words::Replaced).then(|| self.extended(index, &message.get("content"), words));
         let replaced = map_values(message, |key, value| match key {
             "content" => content.clone().unwrap_or_else(|| self.content(index, value)),
-            _ if KEPT_KEYS.contains(&key) => value.clone(),
+            _ if self.keeps(key) => value.clone(),
             _ if THOUGHT_KEYS.contains(&key) => self.values(Owner::Message(index, Part::Thought), value),
             _ if CALL_KEYS.contains(&key) && calls => self.values(Owner::Message(index, Part::Calls), value),
             _ if calls => self.values(Owner::Message(index, Part::Other), value),
@@ -233,6 +242,11 @@ impl Writer<'_> {
             }
             _ => replaced,
         }
+    }
+
+    /// Whether the value of a key stays.
+    fn keeps(&self, key: &str) -> bool {
+        KEPT_KEYS.contains(&key) || self.kept_keys.contains(&key)
     }
 
     fn content(&mut self, index: usize, content: &Value) -> Value {
@@ -282,7 +296,7 @@ impl Writer<'_> {
         if let Some(items) = value.as_list() {
             return items.iter().map(|item| self.deep(item, leaf)).collect::<Vec<_>>().into();
         }
-        map_values(value, |key, value| if KEPT_KEYS.contains(&key) { value.clone() } else { self.deep(value, leaf) })
+        map_values(value, |key, value| if self.keeps(key) { value.clone() } else { self.deep(value, leaf) })
     }
 
     fn words(&mut self, text: &str, leaf: usize) -> String {

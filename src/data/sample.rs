@@ -5,12 +5,14 @@ use std::collections::BTreeMap;
 use rayon::prelude::*;
 use serde::Serialize;
 
+use super::error::DataError;
+use super::form::Form;
 use super::formats::{self, Chat, Content, Records, without_mark};
 use super::jinja::Value;
 use super::notice::{self, Concern, Notice};
+use super::options::{Options, TrainOn};
 use super::spans::{Marked, conversation};
 use super::tokenizer::Tokenizer;
-use super::{DataError, Form};
 use crate::random::{Generator, Stream};
 
 /// The prompt of Stanford's Alpaca, for models without a chat template.
@@ -20,28 +22,6 @@ const ALPACA: &str =
 /// Records that are tokenised between two looks at whether to go on: enough for all cores, and done
 /// in a moment.
 const AT_A_TIME: usize = 512;
-
-/// What is learned.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum TrainOn {
-    /// Completions and the words of the assistant; all of a plain text.
-    #[default]
-    Completions,
-    /// Every token.
-    All,
-}
-
-/// How samples are made.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Options {
-    /// What is learned.
-    pub train_on: TrainOn,
-    /// Tokens of a sample at most; what is over is cut at the end.
-    pub max_length: u32,
-    /// Whether a sample from which nothing can be learned is an error; otherwise it is left out and
-    /// counted.
-    pub strict: bool,
-}
 
 /// One text.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -120,7 +100,8 @@ impl Dataset {
         options: Options,
         progress: &mut dyn FnMut(u64, u64) -> bool,
     ) -> Result<Self, DataError> {
-        let Records { form, records, ignored } = formats::parse(bytes)?;
+        let Records { form, records, mut ignored, ignored_of_messages } = formats::parse(bytes)?;
+        ignored.extend(ignored_of_messages.into_iter().filter(|(key, _)| !tokenizer.may_read(key)));
         let total = records.len() as u64;
         let mut dataset = Self { form: Some(form), ignored_keys: ignored, ..Self::default() };
         let (mut first_dropped, mut concerns) = (None, Vec::new());
@@ -237,9 +218,9 @@ fn encode(
             (Marked::from_byte(format!("{prompt}{completion}"), prompt.len()), false)
         }
         Content::Chat(chat) => (conversation(tokenizer, line, &chat, train_on)?, true),
-        Content::Instruction { system, turns, tools } if tokenizer.has_template() => {
+        Content::Instruction { system, turns, tools, variables } if tokenizer.has_template() => {
             let messages = instruction_messages(system.as_deref(), &turns);
-            let chat = Chat { messages, tools, unlearned: Vec::new() };
+            let chat = Chat { messages, tools, variables, prompt: 0, unlearned: Vec::new() };
             (conversation(tokenizer, line, &chat, train_on)?, true)
         }
         Content::Instruction { tools, .. } if !tools.is_none() => return Err(DataError::NoTemplate { line }),

@@ -4,8 +4,9 @@ use std::fmt;
 
 use serde::Serialize;
 
+use super::error::DataError;
 use super::pack::{Batch, IGNORE_INDEX};
-use super::{DataError, Tokenizer};
+use super::tokenizer::Tokenizer;
 
 /// What stands around text that is learned.
 const MARKS: [&str; 2] = ["⟦", "⟧"];

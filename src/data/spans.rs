@@ -8,14 +8,15 @@
 
 use std::ops::Range;
 
+use super::error::DataError;
 use super::formats::Chat;
 use super::jinja::{Rendered, TemplateError, Value};
 use super::notice::{LeftOut, SpanFlaw};
+use super::options::TrainOn;
 use super::probe::{Leaf, Owner, Part, Plan, Probe, Reading, Run, Words, is_assistant};
 use super::seam::{common_prefix, common_suffix, header_end, last_end};
 use super::template::ChatTemplate;
 use super::tokenizer::{Message, Tokenizer, values};
-use super::{DataError, TrainOn};
 
 /// A text, and its bytes that are to be learned: ranges in order.
 #[derive(Debug, PartialEq)]
@@ -48,8 +49,10 @@ impl Marked {
 /// [`DataError::NoTemplate`], [`DataError::Render`], [`DataError::Unlearned`],
 /// [`DataError::Spans`].
 pub(super) fn conversation(tokenizer: &Tokenizer, line: u64, chat: &Chat, train_on: TrainOn) -> Result<Marked, DataError> {
-    let Chat { messages, tools, unlearned } = chat;
+    let Chat { messages, tools, variables, prompt, unlearned } = chat;
     let template = tokenizer.template(tools).map_err(|error| error.of_line(line))?;
+    let own = (!variables.entries().is_empty()).then(|| template.with(variables));
+    let template = own.as_ref().unwrap_or(template);
     let rendering = Rendering { template, messages, tools, add_generation_prompt: false };
     let Rendered { text, generations } =
         template.rendered(messages, tools, false).map_err(|source| DataError::Render { line, source })?;
@@ -58,9 +61,13 @@ pub(super) fn conversation(tokenizer: &Tokenizer, line: u64, chat: &Chat, train_
     let trained = match train_on {
         TrainOn::All if !unlearned.is_empty() => return Err(DataError::Unlearned { line }),
         TrainOn::All => std::iter::once(0..text.len()).collect(),
-        TrainOn::Completions if template.marks_generation() => probed.with_letters_added().without(generations, unlearned),
         TrainOn::Completions => {
-            let spans = probed.with_letters_added().spans(&tokenizer.end_tokens(), unlearned);
+            let probed = probed.with_letters_added();
+            let unlearned: Vec<usize> = (0..*prompt).chain(unlearned.iter().copied()).collect();
+            let spans = match template.marks_generation() {
+                true => Ok(probed.without(generations, &unlearned)),
+                false => probed.spans(&tokenizer.end_tokens(), &unlearned),
+            };
             spans.map_err(|(message, flaw)| DataError::Spans { line, message, flaw })?
         }
     };
@@ -69,6 +76,7 @@ pub(super) fn conversation(tokenizer: &Tokenizer, line: u64, chat: &Chat, train_
 
 impl Tokenizer {
     /// What [`Tokenizer::chat_prompt`] has nothing of.
+    #[doc(hidden)]
     pub fn left_out(&self, messages: &[Message]) -> Vec<LeftOut> {
         let Ok(template) = self.template(&Value::None) else { return Vec::new() };
         let messages = values(messages);
@@ -113,12 +121,20 @@ struct Probed<'a> {
 
 impl<'a> Probed<'a> {
     fn new(rendering: Rendering<'a>, text: &'a str) -> Self {
-        let all = |tools, calls, keep_literals| {
+        let all = |tools, calls, keep_literals, kept_keys| {
             let messages = vec![Words::Replaced; rendering.messages.len()];
-            Plan { messages, tools, calls, keep_literals }
+            Plan { messages, tools, calls, keep_literals, kept_keys }
         };
         // Few templates look at words. One that does finds what it looks for in the second attempt.
-        let plans = [all(true, true, false), all(true, true, true), all(false, false, true)];
+        // Others look for the call of a result by its identifier, or for a tool by its name.
+        let plans = [
+            all(true, true, false, &[]),
+            all(true, true, true, &[]),
+            all(true, true, true, &["id", "tool_call_id"]),
+            all(true, true, true, &["id", "tool_call_id", "name"]),
+            all(false, true, true, &["id", "tool_call_id", "name"]),
+            all(false, false, true, &[]),
+        ];
         let found = plans.into_iter().find_map(|plan| Some((rendering.attempt(&plan, text)?, plan)));
         let (found, plan) = found.unwrap_or_else(|| one_by_one(rendering, text));
         Self::of(rendering, text, plan, found)
@@ -195,13 +211,18 @@ impl<'a> Probed<'a> {
     fn spans(&self, ends: &[String], unlearned: &[usize]) -> Result<Vec<Range<usize>>, (usize, SpanFlaw)> {
         let mut spans = Vec::new();
         for turn in self.turns().filter(|turn| !unlearned.contains(turn)) {
-            let changed = self.plan.messages.get(turn) == Some(&Words::Kept);
+            let changed = self.plan.messages.get(turn) == Some(&Words::Kept) || (!self.plan.calls && self.calls(turn));
             let flawed = |flaw| (turn, flaw);
             let span = if changed { Err(SpanFlaw::Changed) } else { self.turn(turn, ends) };
             spans.extend(span.map_err(flawed)?.map(|span| (turn, span)));
         }
         self.check(&spans)?;
         Ok(spans.into_iter().map(|(_, span)| span).collect())
+    }
+
+    /// Whether a message calls tools.
+    fn calls(&self, turn: usize) -> bool {
+        self.rendering.messages.get(turn).is_some_and(|message| message.get("tool_calls").is_true())
     }
 
     /// The runs of what a message says, by their indices.
@@ -272,10 +293,7 @@ impl<'a> Probed<'a> {
 
     /// Bytes of a seam that end the turn before it, of which the first `said` are words.
     fn closing(&self, turn: usize, leaf: Option<usize>, seam: &str, said: usize, ends: &[String]) -> usize {
-        let alone = self.prefix(turn + 1, false).filter(|(of, _)| *of == leaf).map(|(_, tail)| tail);
-        let always = &self.rendering.template.style().always;
-        let alone = alone.map(|tail| tail.get(..tail.len() - common_suffix(&tail, always)).unwrap_or_default().to_owned());
-        let common = alone.map_or(0, |tail| common_prefix(seam, &tail)).max(said);
+        let common = self.alone(turn + 1, leaf, seam).max(said);
         let closing = seam.get(said..common).unwrap_or_default();
         // Blanks separate turns, unless nothing else does.
         let closed = match (last_end(closing, ends), closing.trim_end().len()) {
@@ -291,6 +309,14 @@ impl<'a> Probed<'a> {
         end
     }
 
+    /// Bytes of a seam that also end the conversation of the first `count` messages, if the letters
+    /// before both are of the same leaf.
+    fn alone(&self, count: usize, leaf: Option<usize>, seam: &str) -> usize {
+        let Some((_, tail)) = self.prefix(count, false).filter(|(of, _)| *of == leaf) else { return 0 };
+        let always = common_suffix(&tail, &self.rendering.template.style().always);
+        common_prefix(seam, tail.get(..tail.len() - always).unwrap_or_default())
+    }
+
     /// A turn that says nothing, and is written in another way than one that says something.
     fn silent_turn(&self, turn: usize, ends: &[String]) -> Option<Range<usize>> {
         let earlier = |run: &Run| matches!(self.probe.owner(run.leaf), Some(Owner::Message(message, _)) if message < turn);
@@ -299,12 +325,17 @@ impl<'a> Probed<'a> {
         let (leaf, base) = (run.map(|run| run.leaf), run.map_or(0, |run| run.bytes.end));
         let next = self.runs.get(before.map_or(0, |before| before + 1)).map_or(self.text.len(), |run| run.bytes.start);
         let seam = self.slice(base..next);
-        let (_, prompt) = self.prefix(turn, true).filter(|(of, _)| *of == leaf)?;
-        // Without a prompt of its own nothing shows that there is such a turn.
-        let start = prompt.len();
-        let prompted = !self.rendering.template.style().prompt.is_empty() && seam.starts_with(&prompt);
         let end = self.closing(turn, leaf, seam, 0, ends);
-        (prompted && end > start).then(|| base + start..base + end)
+        // A prompt of its own shows that there is such a turn.
+        let prompt = self.prefix(turn, true).filter(|(of, _)| *of == leaf).map_or(String::new(), |(_, prompt)| prompt);
+        let prompted = !self.rendering.template.style().prompt.is_empty() && !prompt.is_empty() && seam.starts_with(&prompt);
+        if prompted && end > prompt.len() {
+            return Some(base + prompt.len()..base + end);
+        }
+        // So does another end of a turn than that of the message before it.
+        let closed = seam.get(..end)?;
+        let mark = ends.iter().filter(|mark| !mark.is_empty() && closed.ends_with(mark.as_str())).map(String::len).max()?;
+        (end - mark >= self.alone(turn, leaf, seam)).then(|| base + end - mark..base + end)
     }
 
     /// The conversation of the first `count` messages: whose its last letter is, and what the
@@ -366,7 +397,7 @@ fn said_by(probe: &Probe, run: &Run) -> Option<usize> {
 /// The plan that replaces as many messages as can be, for a template that changes some of them.
 fn one_by_one(rendering: Rendering<'_>, text: &str) -> ((Probe, Reading), Plan) {
     let messages = vec![Words::Kept; rendering.messages.len()];
-    let mut plan = Plan { messages, tools: false, calls: false, keep_literals: true };
+    let mut plan = Plan { messages, tools: false, calls: false, keep_literals: true, kept_keys: &[] };
     let nothing = Probe::new(rendering.messages, rendering.tools, &plan, rendering.template.literals(), text);
     let mut found = (nothing, Reading { text: text.to_owned(), runs: Vec::new() });
     for message in 0..rendering.messages.len() {

@@ -1,56 +1,101 @@
 //! The special tokens and chat templates of a tokenizer's files, as transformers reads them.
 
 use serde_json::{Map, Value};
+use tokenizers::AddedToken;
 
+use super::error::DataError;
+use super::files::{TokenizerFile, TokenizerFiles};
 use super::jinja::Value as TemplateValue;
-use super::tokenizer::TokenizerFiles;
-use super::{DataError, TokenizerFile};
 
 /// The special tokens that transformers knows by name.
 const NAMED: [&str; 7] = ["bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token"];
 /// The list of further special tokens.
 const ADDITIONAL: &str = "additional_special_tokens";
-/// Where further special tokens have names.
-const WITH_NAMES: [&str; 2] = ["extra_special_tokens", "model_specific_special_tokens"];
+/// Keys with further special tokens: lists, or objects with names.
+const EXTRA: [&str; 3] = ["extra_special_tokens", "model_specific_special_tokens", ADDITIONAL];
+/// Tokens that the tokenizer finds in a text before it splits the text, by their indices.
+const DECODER: &str = "added_tokens_decoder";
 
-/// The files that have special tokens; what the first one lacks, the second one may have.
+/// The files that have special tokens; if the first one lacks a token, the second one may have it.
 #[derive(Debug)]
 pub(super) struct SpecialTokens {
-    config: Map<String, Value>,
-    map: Map<String, Value>,
+    files: [Map<String, Value>; 2],
+    /// The tokens of `added_tokens_decoder`. They go before those of tokenizer.json.
+    decoder: Option<Vec<AddedToken>>,
+    /// The tokens of added_tokens.json.
+    listed: Map<String, Value>,
 }
 
 impl SpecialTokens {
     /// # Errors
     /// [`DataError::TokenizerJson`].
     pub(super) fn read(files: &TokenizerFiles<'_>) -> Result<Self, DataError> {
-        Ok(Self {
-            config: object(TokenizerFile::Config, files.config)?,
-            map: object(TokenizerFile::SpecialTokensMap, files.special_tokens_map)?,
-        })
+        let config = object(TokenizerFile::Config, files.config)?;
+        let map = object(TokenizerFile::SpecialTokensMap, files.special_tokens_map)?;
+        let decoder = config.get(DECODER).and_then(Value::as_object).map(in_order);
+        let listed = object(TokenizerFile::AddedTokens, files.added_tokens.filter(|_| decoder.is_none()))?;
+        let files = if decoder.is_some() { [config, map] } else { [map, config] };
+        Ok(Self { files, decoder, listed })
     }
 
     /// A special token by its name.
     pub(super) fn get(&self, name: &str) -> Option<String> {
-        [&self.config, &self.map].into_iter().find_map(|file| text(file.get(name)?))
+        self.files.iter().find_map(|file| text(file.get(name)?))
+    }
+
+    /// Whether tokenizer_config.json asks that special tokens in a text are split as words are.
+    pub(super) fn are_split(&self) -> bool {
+        self.files.iter().any(|file| file.get("split_special_tokens") == Some(&Value::Bool(true)))
+    }
+
+    /// The tokens that the tokenizer must find in a text before it splits the text, in the order in
+    /// which transformers adds them. `is_known` says whether tokenizer.json has such a token.
+    pub(super) fn added(&self, is_known: impl Fn(&str) -> bool) -> Vec<AddedToken> {
+        match &self.decoder {
+            Some(decoder) => decoder.clone(),
+            None => self.listed().into_iter().filter(|token| !is_known(&token.content)).collect(),
+        }
+    }
+
+    /// The tokens of added_tokens.json in the order of their indices.
+    fn listed(&self) -> Vec<AddedToken> {
+        let special: Vec<String> = self.special().into_iter().map(|token| token.content).collect();
+        let mut listed: Vec<(u64, &String)> =
+            self.listed.iter().filter_map(|(token, index)| Some((index.as_u64()?, token))).collect();
+        listed.sort_unstable();
+        listed.into_iter().map(|(_, token)| AddedToken::from(token.as_str(), special.contains(token))).collect()
+    }
+
+    /// All special tokens: those with names, then the others.
+    pub(super) fn special(&self) -> Vec<AddedToken> {
+        let keys = || self.files.iter().flat_map(Map::keys).map(String::as_str);
+        let models = keys().filter(|key| key.ends_with("_token") && !NAMED.contains(key));
+        let named = NAMED.into_iter().chain(models);
+        let named = named.filter_map(|name| self.files.iter().find_map(|file| added_token(file.get(name)?, true)));
+        let extra = self.files.iter().flat_map(|file| EXTRA.iter().filter_map(|key| file.get(*key)));
+        let extra = extra.flat_map(|extra| match extra {
+            Value::Array(tokens) => tokens.iter().collect::<Vec<_>>(),
+            Value::Object(tokens) => tokens.values().collect(),
+            _ => Vec::new(),
+        });
+        named.chain(extra.filter_map(|token| added_token(token, true))).collect()
     }
 
     /// The variables that chat templates have of them: every token by its name, and the list of
-    /// those without one.
+    /// tokens without a name.
     pub(super) fn variables(&self) -> Vec<(String, TemplateValue)> {
-        let files = [&self.config, &self.map];
-        let keys = files.into_iter().flat_map(Map::keys).filter(|key| key.ends_with("_token")).map(String::as_str);
+        let keys = self.files.iter().flat_map(Map::keys).filter(|key| key.ends_with("_token")).map(String::as_str);
         let mut names: Vec<&str> = NAMED.into_iter().chain(keys).collect();
         names.sort_unstable();
         names.dedup();
         let mut variables: Vec<(String, TemplateValue)> =
             names.into_iter().filter_map(|name| Some((name.to_owned(), self.get(name)?.into()))).collect();
-        let nested = files.into_iter().flat_map(|file| WITH_NAMES.iter().filter_map(|key| file.get(*key)?.as_object()));
+        let nested = self.files.iter().flat_map(|file| EXTRA.iter().filter_map(|key| file.get(*key)?.as_object()));
         for (name, token) in nested.flatten() {
             let known = variables.iter().any(|(known, _)| known == name);
             variables.extend(text(token).filter(|_| !known).map(|token| (name.clone(), token.into())));
         }
-        let listed = files.into_iter().find_map(|file| file.get(ADDITIONAL)?.as_array());
+        let listed = self.files.iter().find_map(|file| file.get(ADDITIONAL)?.as_array());
         variables.extend(listed.map(|tokens| {
             let tokens: Vec<TemplateValue> = tokens.iter().filter_map(text).map(TemplateValue::from).collect();
             (ADDITIONAL.to_owned(), tokens.into())
@@ -64,6 +109,26 @@ fn text(token: &Value) -> Option<String> {
     token.as_str().or_else(|| token.get("content")?.as_str()).map(str::to_owned)
 }
 
+/// A token as the tokenizer finds it in a text. A string gets the defaults of transformers.
+fn added_token(token: &Value, is_special: bool) -> Option<AddedToken> {
+    let flag = |name: &str| token.get(name).and_then(Value::as_bool);
+    let special = is_special || flag("special").unwrap_or_default();
+    let mut added = AddedToken::from(text(token)?, special);
+    added.single_word = flag("single_word").unwrap_or(added.single_word);
+    added.lstrip = flag("lstrip").unwrap_or(added.lstrip);
+    added.rstrip = flag("rstrip").unwrap_or(added.rstrip);
+    added.normalized = flag("normalized").unwrap_or(added.normalized);
+    Some(added).filter(|added| !added.content.is_empty())
+}
+
+/// The tokens of `added_tokens_decoder` in the order of their indices.
+fn in_order(decoder: &Map<String, Value>) -> Vec<AddedToken> {
+    let mut tokens: Vec<(u64, AddedToken)> =
+        decoder.iter().filter_map(|(index, token)| Some((index.parse().ok()?, added_token(token, false)?))).collect();
+    tokens.sort_by_key(|(index, _)| *index);
+    tokens.into_iter().map(|(_, token)| token).collect()
+}
+
 fn object(file: TokenizerFile, bytes: Option<&[u8]>) -> Result<Map<String, Value>, DataError> {
     match bytes {
         Some(bytes) => serde_json::from_slice(bytes).map_err(|source| DataError::TokenizerJson { file, source }),
@@ -71,10 +136,10 @@ fn object(file: TokenizerFile, bytes: Option<&[u8]>) -> Result<Map<String, Value
     }
 }
 
-/// The sources of a model's chat templates by their names, of which `default` and `tool_use` have a
-/// meaning.
+/// The sources of a model's chat templates by their names. `default` and `tool_use` have a meaning.
 ///
-/// Files of their own go before tokenizer_config.json, and that before chat_template.json.
+/// The files of additional_chat_templates go before chat_template.jinja, that before
+/// tokenizer_config.json, and that before chat_template.json.
 ///
 /// # Errors
 /// [`DataError::TokenizerJson`].
@@ -82,20 +147,22 @@ pub(super) fn chat_templates(
     files: &TokenizerFiles<'_>,
     special: &SpecialTokens,
 ) -> Result<Vec<(String, String)>, DataError> {
-    let of_files = [("default", files.chat_template), ("tool_use", files.tool_use_template)];
+    let own = files.chat_template.map(|bytes| ("default", bytes));
     let mut templates: Vec<(String, String)> = Vec::new();
-    for (name, bytes) in of_files {
-        templates.extend(bytes.map(|bytes| (name.to_owned(), String::from_utf8_lossy(bytes).into_owned())));
-    }
-    let own_default = templates.iter().any(|(name, _)| name == "default");
-    let processor = object(TokenizerFile::ChatTemplate, files.processor_template)?;
-    let listed =
-        [&special.config, &processor].into_iter().find_map(|file| file.get("chat_template").filter(|t| !t.is_null()));
-    // A file with the default template replaces all that is listed.
-    for (name, source) in listed.filter(|_| !own_default).map(named_templates).unwrap_or_default() {
-        if !templates.iter().any(|(known, _)| *known == name) {
-            templates.push((name, source));
+    let mut add = |name: &str, source: String| {
+        if !templates.iter().any(|(known, _)| known == name) {
+            templates.push((name.to_owned(), source));
         }
+    };
+    for (name, bytes) in files.additional_templates.iter().copied().chain(own) {
+        add(name, String::from_utf8_lossy(bytes).into_owned());
+    }
+    // A file with the default template replaces all that the JSON files have.
+    if own.is_none() {
+        let processor = object(TokenizerFile::ChatTemplate, files.processor_template)?;
+        let listed =
+            special.files.iter().chain([&processor]).find_map(|file| file.get("chat_template").filter(|t| !t.is_null()));
+        listed.map(named_templates).unwrap_or_default().into_iter().for_each(|(name, source)| add(&name, source));
     }
     Ok(templates)
 }

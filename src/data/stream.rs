@@ -1,6 +1,7 @@
 //! Tokens to text as they come, a whole character at a time.
 
-use super::{DataError, Tokenizer};
+use super::error::DataError;
+use super::tokenizer::Tokenizer;
 
 /// What stands for bytes that are no UTF-8, also for those of a character that is not whole yet.
 const REPLACEMENT: char = char::REPLACEMENT_CHARACTER;

@@ -45,8 +45,9 @@ impl Style {
         let (before, closing) = answered.split_once(answer)?;
         let before = after(before, question)?;
         let written = before.get(common_prefix(&before, &silent)..).unwrap_or_default();
-        let is_always = asked == silent && before == silent;
-        let always = if is_always { always(&before, closing, &render(&[], true).unwrap_or_default()) } else { "" };
+        // An answer may begin with more than the prompt.
+        let is_always = asked == silent && before.starts_with(&silent);
+        let always = if is_always { always(&silent, closing, &render(&[], true).unwrap_or_default()) } else { "" };
         let header = match (prompt, always) {
             ("", "") => written,
             ("", _) => always,

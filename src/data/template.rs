@@ -2,16 +2,17 @@
 
 use std::sync::{Arc, OnceLock};
 
-use super::jinja::{Rendered, Template, TemplateError, Value};
+use super::jinja::{Dict, Rendered, Template, TemplateError, Value};
 use super::literals::Literals;
 use super::style::Style;
 
 /// A compiled chat template with the special tokens that it may name.
 #[derive(Debug)]
 pub(super) struct ChatTemplate {
-    template: Template,
-    special_tokens: Arc<[(String, Value)]>,
-    literals: Literals,
+    template: Arc<Template>,
+    /// Special tokens by their names, and further variables of a conversation.
+    variables: Arc<[(String, Value)]>,
+    literals: Arc<Literals>,
     /// Found at the first conversation.
     style: OnceLock<Style>,
     /// Whether it has `{% generation %}`.
@@ -25,9 +26,26 @@ impl ChatTemplate {
     /// # Errors
     /// Where the template is broken.
     pub(super) fn new(source: &str, special_tokens: Arc<[(String, Value)]>, now: i64) -> Result<Self, TemplateError> {
-        let (template, literals) = (Template::new(source, now)?, Literals::new(source));
+        let (template, literals) = (Template::new(source, now)?.into(), Arc::new(Literals::new(source)));
         let marks_generation = literals.names_tag("generation");
-        Ok(Self { template, special_tokens, literals, style: OnceLock::new(), marks_generation })
+        Ok(Self { template, variables: special_tokens, literals, style: OnceLock::new(), marks_generation })
+    }
+
+    /// The same template with further variables.
+    pub(super) fn with(&self, variables: &Dict) -> Self {
+        let own = variables.entries().iter().map(|(name, value)| (name.to_string(), value.clone()));
+        Self {
+            template: self.template.clone(),
+            variables: self.variables.iter().cloned().chain(own).collect(),
+            literals: self.literals.clone(),
+            style: OnceLock::new(),
+            marks_generation: self.marks_generation,
+        }
+    }
+
+    /// Whether its source has a word.
+    pub(super) fn mentions(&self, word: &str) -> bool {
+        self.literals.mentions(word)
     }
 
     /// The strings that it may look for.
@@ -74,8 +92,8 @@ impl ChatTemplate {
             ("documents", Value::None),
             ("add_generation_prompt", Value::from(add_generation_prompt)),
         ];
-        let tokens = self.special_tokens.iter().map(|(name, token)| (name.as_str(), token.clone()));
-        self.template.render(variables.into_iter().chain(tokens))
+        let further = self.variables.iter().map(|(name, value)| (name.as_str(), value.clone()));
+        self.template.render(variables.into_iter().chain(further))
     }
 }
 

@@ -3,6 +3,12 @@
 
 use std::path::Path;
 
+use super::files::TokenizerFiles;
+use super::notice::{Concern, LeftOut, Notice};
+use super::options::Options;
+use super::pack::{IGNORE_INDEX, batch, epoch_order, rows};
+use super::sample::{Cut, Dataset, Dropped};
+use super::show::show_batch;
 use super::*;
 use crate::arch::config::ModelConfig;
 
@@ -548,15 +554,57 @@ fn special_tokens_are_read_from_both_files() {
         r#"{{"chat_template": {template:?}, "bos_token": {{"content": "<b>"}}, "pad_token": null, "image_token": "<i>", "add_bos_token": true,
             "extra_special_tokens": {{"audio_token": "<a>"}}}}"#
     );
-    let map = br#"{"bos_token": "<no>", "eos_token": {"content": "<|endoftext|>", "lstrip": false}, "pad_token": "<p>", "sep_token": "<s>",
+    let map = br#"{"bos_token": "<n>", "eos_token": {"content": "<|endoftext|>", "lstrip": false}, "pad_token": "<p>", "sep_token": "<s>",
         "cls_token": "<c>", "mask_token": "<m>", "additional_special_tokens": ["<x>", {"content": "<y>"}]}"#;
     let files =
         TokenizerFiles { config: Some(config.as_bytes()), special_tokens_map: Some(map), ..TokenizerFiles::default() };
     let tokenizer = with_files(files);
-    assert_eq!(rendered(&tokenizer), "<b>|<|endoftext|>|<p>|<s>|<c>|<m>||<i>|<a>|<x>,<y>|False");
+    let after_bos = "<|endoftext|>|<p>|<s>|<c>|<m>||<i>|<a>|<x>,<y>|False";
+    assert_eq!(rendered(&tokenizer), format!("<n>|{after_bos}"), "special_tokens_map.json goes first");
     assert_eq!(tokenizer.eos(), Some(0), "the token that ends a text is that of special_tokens_map.json");
+    let with_decoder = config.replacen('{', "{\"added_tokens_decoder\": {}, ", 1);
+    let tokenizer = with_files(TokenizerFiles { config: Some(with_decoder.as_bytes()), ..files });
+    assert_eq!(rendered(&tokenizer), format!("<b>|{after_bos}"), "tokenizer_config.json goes first");
     let without = with_files(TokenizerFiles { config: Some(config.as_bytes()), ..TokenizerFiles::default() });
     assert_eq!(without.eos(), Some(2), "config.json's");
+}
+
+/// Tokens that tokenizer.json does not list as added, as transformers 5.24 finds them in a text.
+#[test]
+fn added_tokens_are_read_from_all_files() {
+    let tokens = |files: TokenizerFiles<'_>, text: &str| with_files(files).encode(text, false).unwrap();
+    let none = TokenizerFiles::default();
+    let token = |name: &str| split_token(&with_files(none), name);
+    let (a, space_b) = (token("a"), token(" b"));
+    assert_ne!(tokens(none, "atheb"), [a, token("the"), token("b")], "no token by itself");
+    let decoder = br#"{"added_tokens_decoder": {"9": {"content": "the", "normalized": false, "special": true}}}"#;
+    let expected = [a, token("the"), token("b")];
+    assert_eq!(tokens(TokenizerFiles { config: Some(decoder), ..none }, "atheb"), expected);
+    let named = br#"{"sep_token": "the"}"#;
+    assert_eq!(tokens(TokenizerFiles { config: Some(named), ..none }, "atheb"), expected);
+    assert_eq!(tokens(TokenizerFiles { special_tokens_map: Some(named), ..none }, "atheb"), expected);
+    let listed = br#"{"additional_special_tokens": ["the"]}"#;
+    assert_eq!(tokens(TokenizerFiles { config: Some(listed), ..none }, "atheb"), expected);
+    assert_eq!(tokens(TokenizerFiles { added_tokens: Some(br#"{"the": 9}"#), ..none }, "atheb"), expected);
+    let stripping = br#"{"added_tokens_decoder": {"2": {"content": "<|im_end|>", "lstrip": true, "special": true}}}"#;
+    assert_eq!(tokens(TokenizerFiles { config: Some(stripping), ..none }, "a <|im_end|>"), [a, 2]);
+    // A token without a row in the model is an error only if a text has it.
+    let new = TokenizerFiles { added_tokens: Some(br#"{"<new>": 2048}"#), ..none };
+    assert_eq!(tokens(new, "a b"), [a, space_b]);
+    let error = with_files(new).encode("<new>", false).unwrap_err();
+    assert!(matches!(error, DataError::TokenId { id: 2048, .. }), "{error}");
+    let named = TokenizerFiles { config: Some(br#"{"sep_token": "<new>"}"#), ..none };
+    assert_eq!(tokens(named, "<new>"), tokens(none, "<new>"), "a special token without a row is split");
+    let split_special = br#"{"split_special_tokens": true}"#;
+    assert!(tokens(TokenizerFiles { config: Some(split_special), ..none }, "<|im_end|>").len() > 1);
+}
+
+/// The number of a token.
+#[track_caller]
+fn split_token(tokenizer: &Tokenizer, name: &str) -> u32 {
+    let tokens = tokenizer.encode(name, false).unwrap();
+    assert_eq!(tokens.len(), 1, "{name}");
+    tokens[0]
 }
 
 #[test]
@@ -579,12 +627,17 @@ fn files_of_templates_go_before_listed_ones() {
     assert_eq!(rendered(&with_files(files)), "config");
     assert_eq!(rendered(&with_files(TokenizerFiles { chat_template: Some(b"file"), ..files })), "file");
     assert_eq!(rendered(&with_files(TokenizerFiles { config: None, ..files })), "processor");
-    let with_tools =
-        with_files(TokenizerFiles { tool_use_template: Some(b"{{ messages[0].content }} with tools"), ..files });
+    let with_tools = with_files(TokenizerFiles {
+        additional_templates: &[("tool_use", b"{{ messages[0].content }} with tools")],
+        ..files
+    });
     assert_eq!(rendered(&with_tools), "config");
     let line = r#"{"messages": [{"role": "assistant", "content": "Hi"}], "tools": [{"name": "look"}]}"#;
     assert!(shown(&with_tools, line).contains("with tools"));
-    let only_tools = with_files(TokenizerFiles { tool_use_template: Some(b"x"), ..TokenizerFiles::default() });
+    let named_default = [("default", &b"additional"[..]), ("tool_use", b"x")];
+    let additional = TokenizerFiles { additional_templates: &named_default, chat_template: Some(b"file"), ..files };
+    assert_eq!(rendered(&with_files(additional)), "additional");
+    let only_tools = with_files(TokenizerFiles { additional_templates: &[("tool_use", b"x")], ..TokenizerFiles::default() });
     let refused = only_tools.chat_prompt(&[say("user", "Hi")]).unwrap_err();
     assert_eq!(refused.to_string(), "the model has the chat templates tool_use, and none that is named default");
 }
@@ -760,4 +813,107 @@ fn content_may_be_a_list_of_parts() {
     let expected =
         "<|im_start|>user\ntext<|im_end|>\n<|im_start|>assistant\n⟦a text<|im_end|>⟧\n<|im_start|>assistant\n⟦<|im_end|>⟧";
     assert_eq!(shown(&tokenizer(Some(parts)), &line.replace('\n', " ")), expected);
+}
+
+/// Messages and the generation prompt of ChatML, with `answer` for the turns of the assistant.
+fn chat_ml(answer: &str, prompt: &str) -> String {
+    format!(
+        "{{% for m in messages %}}{{% if m.role == 'assistant' %}}{answer}{{% else %}}<|im_start|>{{{{ m.role }}}}\n{{{{ m.content }}}}<|im_end|>\n{{% endif %}}\
+         {{% endfor %}}{prompt}"
+    )
+}
+
+#[test]
+fn an_answer_may_begin_with_more_than_a_prompt_that_is_always_there() {
+    let prompt = "{{ '<|im_start|>assistant\n' }}";
+    let template = chat_ml("<|im_start|>assistant\n<|start|>{{ m.content }}<|stop|><|im_end|>\n", prompt);
+    let text = shown(&tokenizer(Some(&template)), &chat());
+    let expected = "<|im_start|>assistant\n⟦<|start|>Hello, friend!<|stop|><|im_end|>⟧\n<|im_start|>user\nBye<|im_end|>\n<|im_start|>assistant\n\
+        ⟦<|start|>So long.<|stop|><|im_end|>⟧\n<|im_start|>assistant";
+    assert!(text.ends_with(expected), "{text}");
+}
+
+/// In the manner of Command-R: a result has the number of its call, which is found by identifiers.
+#[test]
+fn calls_are_found_by_their_identifiers_and_tools_by_their_names() {
+    let answer = "<|im_start|>assistant\n{% for c in m.tool_calls or [] %}{{ c.function.name }}({{ c.function.arguments.q }}){% endfor %}\
+        {{ m.content }}<|im_end|>\n";
+    let by_id = "{% for o in messages if o.tool_calls %}{% for c in o.tool_calls if c.id == m.tool_call_id %}{{ loop.index }}={% endfor %}{% endfor %}";
+    let by_name = "{% for t in tools if t.function.name == m.name %}{{ t.function.name }}={% endfor %}";
+    let line = r#"{"messages": [{"role": "user", "content": "Rain?"},
+        {"role": "assistant", "content": "", "tool_calls": [{"id": "c7", "type": "function", "function": {"name": "look", "arguments": {"q": "sky"}}}]},
+        {"role": "tool", "content": "12", "tool_call_id": "c7", "name": "look"}, {"role": "assistant", "content": "12."}],
+        "tools": [{"type": "function", "function": {"name": "look"}}]}"#;
+    for (found, written) in [(by_id, "1="), (by_name, "look=")] {
+        let template = chat_ml(answer, "")
+            .replace("{{ m.content }}<|im_end|>\n{% endif", &format!("{found}{{{{ m.content }}}}<|im_end|>\n{{% endif"));
+        let text = shown(&tokenizer(Some(&template)), &line.replace('\n', " "));
+        let expected = format!(
+            "<|im_start|>assistant\n⟦look(sky)<|im_end|>⟧\n<|im_start|>tool\n{written}12<|im_end|>\n<|im_start|>assistant\n⟦12.<|im_end|>⟧"
+        );
+        assert!(text.ends_with(&expected), "{text}");
+    }
+    // What is done with a call may not be known.
+    let hidden = chat_ml(
+        "<|im_start|>assistant\n{% for c in m.tool_calls or [] %}{{ c.function.arguments.q | length }}{{ c.function.arguments.q | upper }}{% endfor %}{{ m.content }}<|im_end|>\n",
+        "",
+    );
+    let error = load(&tokenizer(Some(&hidden)), &line.replace('\n', " ")).unwrap_err();
+    assert!(matches!(error, DataError::Spans { message: 1, flaw: SpanFlaw::Changed, .. }), "{error}");
+}
+
+/// In the manner of Nemotron 3: two strings that the template looks for overlap in the answer.
+#[test]
+fn strings_that_a_template_looks_for_may_overlap() {
+    let answer = "{% set c = m.content %}{% if '<think>' in c and '</think>' in c and not loop.last %}{% set c = '<think></think>' ~ c.split('</think>')[-1] %}\
+        {% endif %}<|im_start|>assistant\n{{ c }}{{ '\n</x>' if false }}<|im_end|>\n";
+    let template = chat_ml(answer, "{% if add_generation_prompt %}<|im_start|>assistant\n<think>\n{% endif %}");
+    let line = chat().replace("Hello, friend!", "<think>\\nHm.\\n</think>\\n\\nHello!");
+    let text = shown(&tokenizer(Some(&template)), &line);
+    assert!(text.contains("<|im_start|>assistant\n⟦<think></think>\n\nHello!<|im_end|>⟧\n"), "{text}");
+}
+
+/// In the manner of Exaone 4: an answer that says nothing has no thought either.
+#[test]
+fn a_turn_that_says_nothing_may_lack_what_the_prompt_begins() {
+    let answer = "<|im_start|>assistant\n{% if m.content %}<think>\n\n</think>\n\n{{ m.content }}{% endif %}<|im_end|>\n";
+    let prompt = "{% if add_generation_prompt %}<|im_start|>assistant\n<think>\n\n</think>\n\n{% endif %}";
+    let text = shown(&tokenizer(Some(&chat_ml(answer, prompt))), &chat().replace("Hello, friend!", ""));
+    let expected = "<|im_start|>assistant\n⟦<|im_end|>⟧\n<|im_start|>user\nBye<|im_end|>\n<|im_start|>assistant\n<think>\n\n</think>\n\n\
+        ⟦So long.<|im_end|>⟧";
+    assert!(text.ends_with(expected), "{text}");
+}
+
+#[test]
+fn a_prompt_of_messages_is_learned_only_if_everything_is() {
+    let line = r#"{"prompt": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}, {"role": "user", "content": "c"}],
+        "completion": [{"role": "assistant", "content": "d"}, {"role": "user", "content": "e"}, {"role": "assistant", "content": "f"}]}"#;
+    let (tokenizer, line) = (tokenizer(None), line.replace('\n', " "));
+    let expected = "<|im_start|>user\na<|im_end|>\n<|im_start|>assistant\nb<|im_end|>\n<|im_start|>user\nc<|im_end|>\n<|im_start|>assistant\n\
+        ⟦d<|im_end|>⟧\n<|im_start|>user\ne<|im_end|>\n<|im_start|>assistant\n⟦f<|im_end|>⟧";
+    assert_eq!(shown(&tokenizer, &line), expected);
+    let all = load_as(&tokenizer, &line, Options { train_on: TrainOn::All, ..OPTIONS }).unwrap();
+    assert_eq!(all.trained_tokens(), all.tokens() - 1);
+}
+
+#[test]
+fn a_line_may_have_variables_of_its_template() {
+    let prompt =
+        "{% if add_generation_prompt %}<|im_start|>assistant\n{{ '' if enable_thinking else '<think></think>' }}{% endif %}";
+    let answer = "<|im_start|>assistant\n{{ '' if enable_thinking else '<think></think>' }}{{ m.content }}<|im_end|>\n";
+    let tokenizer = tokenizer(Some(&chat_ml(answer, prompt)));
+    let with = |thinking: &str| {
+        let line = chat().replacen('{', &format!("{{\"chat_template_kwargs\": {{\"enable_thinking\": {thinking}}}, "), 1);
+        shown(&tokenizer, &line)
+    };
+    assert!(with("true").ends_with("<|im_start|>assistant\n⟦So long.<|im_end|>⟧"), "{}", with("true"));
+    assert!(with("false").ends_with("<|im_start|>assistant\n<think></think>⟦So long.<|im_end|>⟧"), "{}", with("false"));
+}
+
+#[test]
+fn keys_of_messages_that_no_template_reads_are_counted() {
+    let line = r#"{"messages": [{"role": "user", "content": "a", "mood": "sad"}, {"role": "assistant", "content": "b"}]}"#;
+    let ignored = |template: Option<&str>| load(&tokenizer(template), line).unwrap().ignored_keys;
+    assert_eq!(ignored(None).into_iter().collect::<Vec<_>>(), [("messages[].mood".to_owned(), 1)]);
+    assert!(ignored(Some(&chat_ml("{{ m.mood }}{{ m.content }}<|im_end|>", ""))).is_empty());
 }

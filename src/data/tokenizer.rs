@@ -4,7 +4,8 @@ use std::fmt;
 use std::ops::Range;
 use std::sync::Arc;
 
-use super::DataError;
+use super::error::DataError;
+use super::files::TokenizerFiles;
 use super::jinja::{TemplateError, Value};
 use super::special::{SpecialTokens, chat_templates};
 use super::template::ChatTemplate;
@@ -13,23 +14,6 @@ use crate::arch::config::ModelConfig;
 /// The template of conversations, and that of conversations with tools.
 const DEFAULT: &str = "default";
 const TOOL_USE: &str = "tool_use";
-
-/// The files of a pack that text is tokenised by.
-#[derive(Debug, Clone, Copy, Default)]
-pub struct TokenizerFiles<'a> {
-    /// tokenizer.json.
-    pub tokenizer: &'a [u8],
-    /// tokenizer_config.json.
-    pub config: Option<&'a [u8]>,
-    /// special_tokens_map.json, for special tokens that tokenizer_config.json lacks.
-    pub special_tokens_map: Option<&'a [u8]>,
-    /// chat_template.jinja, which goes before the template of tokenizer_config.json.
-    pub chat_template: Option<&'a [u8]>,
-    /// additional_chat_templates/tool_use.jinja, for conversations with tools.
-    pub tool_use_template: Option<&'a [u8]>,
-    /// chat_template.json, which is used where no other file has a template.
-    pub processor_template: Option<&'a [u8]>,
-}
 
 /// One turn of a conversation.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -77,13 +61,15 @@ impl Tokenizer {
     ///
     /// # Errors
     /// [`DataError::Tokenizer`], [`DataError::TokenizerJson`].
-    pub fn new(files: TokenizerFiles<'_>, model: &ModelConfig, now: i64) -> Result<Self, DataError> {
+    pub(crate) fn new(files: TokenizerFiles<'_>, model: &ModelConfig, now: i64) -> Result<Self, DataError> {
         let mut inner = tokenizers::Tokenizer::from_bytes(files.tokenizer).map_err(DataError::Tokenizer)?;
         // Cutting and padding are the trainer's: a tokenizer.json may ask for both.
         inner.with_truncation(None).map_err(DataError::Tokenizer)?;
         inner.with_padding(None);
         let special = SpecialTokens::read(&files)?;
-        let eos = special.get("eos_token").and_then(|token| inner.token_to_id(&token));
+        add_tokens(&mut inner, &special, model.vocab).map_err(DataError::Tokenizer)?;
+        inner.set_encode_special_tokens(special.are_split());
+        let eos = special.get("eos_token").and_then(|token| inner.token_to_id(&token)).filter(|&eos| eos < model.vocab);
         let variables: Arc<[(String, Value)]> = special.variables().into();
         let sources = chat_templates(&files, &special)?;
         let compiled = |(name, source): (String, String)| (name, ChatTemplate::new(&source, variables.clone(), now));
@@ -115,6 +101,12 @@ impl Tokenizer {
     /// Whether there is a chat template.
     pub fn has_template(&self) -> bool {
         !self.templates.is_empty()
+    }
+
+    /// Whether a chat template may read a key of messages, such as `messages[].name`.
+    pub(super) fn may_read(&self, key: &str) -> bool {
+        let name = key.rsplit('.').next().unwrap_or(key);
+        self.templates.iter().any(|(_, template)| template.as_ref().is_ok_and(|template| template.mentions(name)))
     }
 
     /// The chat template of a conversation: `tool_use` where tools are given, if there is one of
@@ -197,6 +189,21 @@ impl Tokenizer {
         // A template writes the special tokens itself.
         self.encode(&text, false)
     }
+}
+
+/// Adds the tokens that other files have and tokenizer.json lacks, as transformers does. A special
+/// token without a row in the model is not added: the text of such a token is split.
+fn add_tokens(inner: &mut tokenizers::Tokenizer, special: &SpecialTokens, vocab: u32) -> tokenizers::Result<()> {
+    let added = special.added(|token| inner.get_added_vocabulary().get_vocab().contains_key(token));
+    inner.add_tokens(added)?;
+    for token in special.special() {
+        let is_known = inner.get_added_vocabulary().get_vocab().contains_key(&token.content);
+        let id = inner.token_to_id(&token.content).map_or(inner.get_vocab_size(true), |id| id as usize);
+        if !is_known && id < vocab as usize {
+            inner.add_tokens([token])?;
+        }
+    }
+    Ok(())
 }
 
 /// Messages as templates read them.

@@ -4,6 +4,7 @@
 use regex::bytes::Regex;
 use serde_json::{Map, Value};
 
+use crate::arch::config::standard_json;
 use crate::format::FloatType;
 
 /// The keys of the dtype: transformers 5 reads `dtype`, otherwise the older `torch_dtype`. The
@@ -32,7 +33,7 @@ pub(super) fn of_snapshot(config: &[u8], float_type: Option<FloatType>, tied: bo
 
 /// `None` if there is nothing to remove; only then every byte stays.
 fn without_quantisation(config: &[u8]) -> Option<Vec<u8>> {
-    let mut object: Map<String, Value> = serde_json::from_slice(config).ok()?;
+    let mut object: Map<String, Value> = serde_json::from_slice(&standard_json(config)).ok()?;
     let mut found = false;
     for key in QUANTISATION {
         found |= object.remove(key).is_some();

@@ -43,11 +43,16 @@ pub fn packed_template(template: &str) -> Option<String> {
     fits.then(|| format!("{TEMPLATES_FOLDER}.{template}"))
 }
 
-/// The file name in [`TEMPLATES_FOLDER`] of a pack's file; `None` where it is no such template.
-/// Without the ending it is the template's name, `tool_use` for one.
+/// The file name in [`TEMPLATES_FOLDER`] of a pack's file; `None` if it is no such template.
 pub fn template_file(packed: &str) -> Option<&str> {
     let template = packed.strip_prefix(TEMPLATES_FOLDER)?.strip_prefix('.')?;
     (packed_template(template).as_deref() == Some(packed)).then_some(template)
+}
+
+/// The name of the chat template in a pack's file, such as `tool_use`; `None` if the file is no such
+/// template.
+pub fn template_name(packed: &str) -> Option<&str> {
+    template_file(packed)?.strip_suffix(TEMPLATE_END)
 }
 
 /// The folder (`None`: that of the checkpoint itself) and the file name that a pack's file has in a
@@ -69,6 +74,7 @@ mod tests {
         for template in ["tool_use.jinja", "rag.v2.jinja", "A-1.jinja"] {
             let packed = packed_template(template).unwrap();
             assert_eq!(template_file(&packed), Some(template));
+            assert_eq!(template_name(&packed), template.strip_suffix(".jinja"));
             assert_eq!(place_of(&packed), Some((Some(TEMPLATES_FOLDER), template)));
         }
         for other in

@@ -15,9 +15,10 @@ use safetensors::{Dtype, SafeTensorError, SafeTensors};
 use serde_json::Value;
 use thiserror::Error;
 
-use crate::arch::config::ModelConfig;
+use crate::arch::config::{ConfigError, ModelConfig};
+use crate::arch::family::Family;
 use crate::arch::family::Scope;
-use crate::arch::{Family, Naming, Prefix};
+use crate::arch::names::{Naming, Prefix};
 use crate::format::Role;
 use crate::io::folder::publish;
 use crate::lora::config::{AdapterLayout, LoraConfig, LoraError};
@@ -54,15 +55,8 @@ pub enum AdapterError {
     #[error("{CONFIG} is not a JSON object: {0}")]
     Json(serde_json::Error),
     /// A setting with a value that cannot be.
-    #[error("{CONFIG}: {key:?} should be {expected}, found {found}")]
-    BadValue {
-        /// The key.
-        key: &'static str,
-        /// What it should be.
-        expected: &'static str,
-        /// What it is.
-        found: Value,
-    },
+    #[error(transparent)]
+    Settings(#[from] ConfigError),
     /// A setting that makes the adapter something else than B (A x) on some projections.
     #[error("{CONFIG}: adapters with {key:?} are not supported, found {found}")]
     Unsupported {
@@ -71,16 +65,18 @@ pub enum AdapterError {
         /// Its value.
         found: Value,
     },
-    /// `target_modules` is a pattern that is not understood.
-    #[error("{CONFIG}: target_modules {pattern:?} is not a pattern: {source}")]
+    /// `target_modules` or `exclude_modules` is a pattern that is not understood.
+    #[error("{CONFIG}: {key} {pattern:?} is not a pattern: {source}")]
     Pattern {
+        /// The key.
+        key: &'static str,
         /// The pattern.
         pattern: String,
         /// Where it is broken.
-        source: regex::Error,
+        source: Box<fancy_regex::Error>,
     },
     /// A projection is adapted in some layers only.
-    #[error("{CONFIG}: target_modules takes {role} in some layers and not in others, which is not supported")]
+    #[error("{CONFIG}: {role} is adapted in some layers and not in others, which is not supported")]
     SomeLayers {
         /// The projection.
         role: Role,
@@ -88,6 +84,12 @@ pub enum AdapterError {
     /// Settings that cannot be.
     #[error("{CONFIG}: {0}")]
     Lora(#[from] LoraError),
+    /// No tensor has a name of PEFT's.
+    #[error("{WEIGHTS}: no tensor is named as PEFT names the matrices of LoRA, the first one is {tensor:?}")]
+    NoMatrices {
+        /// The first tensor; "" where there is none.
+        tensor: String,
+    },
     /// A matrix that is not there.
     #[error("{WEIGHTS} has no tensor {tensor:?}")]
     MissingTensor {
@@ -127,7 +129,7 @@ pub enum AdapterError {
         found: Vec<u64>,
     },
     /// A matrix of numbers that are not read.
-    #[error("{WEIGHTS}: tensor {tensor:?} has the type {found:?}; F32, F16 and BF16 are supported")]
+    #[error("{WEIGHTS}: tensor {tensor:?} has the type {found:?}; F64, F32, F16 and BF16 are supported")]
     Type {
         /// Its name.
         tensor: String,
@@ -223,6 +225,9 @@ pub(crate) fn serialize(tensors: Vec<(String, TensorView<'_>)>) -> Result<Vec<u8
     safetensors::serialize(tensors, Some([("format".to_owned(), "pt".to_owned())].into()))
 }
 
+/// The words for the two matrices of a projection.
+const MATRICES: [&str; 2] = ["lora_A", "lora_B"];
+
 /// What PEFT puts before the names of the model.
 const PREFIX: &str = "base_model.model.";
 
@@ -253,7 +258,8 @@ pub(crate) fn matrices(layout: &AdapterLayout) -> impl Iterator<Item = Matrix> {
     layout.places().flat_map(|(layer, role, place)| {
         let module = module(layout.family(), layer, role);
         let (a, b) = ([layout.rank(), place.inputs], [place.outputs, layout.rank()]);
-        [("lora_A", a, place.a), ("lora_B", b, place.b)].map(|(which, shape, range)| Matrix {
+        let [name_a, name_b] = MATRICES;
+        [(name_a, a, place.a), (name_b, b, place.b)].map(|(which, shape, range)| Matrix {
             name: format!("{module}.{which}.weight"),
             shape,
             range,
@@ -316,6 +322,10 @@ fn read_vector(bytes: &[u8], layout: &AdapterLayout) -> Result<Vec<f32>, Adapter
             return Err(AdapterError::SameMatrix { first: first.to_owned(), second: name.to_owned() });
         }
     }
+    if !tensors.keys().any(|name| MATRICES.iter().any(|which| name.ends_with(&format!(".{which}.weight")))) {
+        let tensor = tensors.values().next().map_or_else(String::new, |(name, _)| (*name).to_owned());
+        return Err(AdapterError::NoMatrices { tensor });
+    }
     let mut vector = vec![0.0; layout.len()];
     for matrix in matrices(layout) {
         let missing = || AdapterError::MissingTensor { tensor: matrix.peft_name() };
@@ -334,6 +344,7 @@ fn decode(name: &str, view: &TensorView<'_>, out: &mut [f32]) -> Result<(), Adap
     let bytes = view.data();
     let halves = bytes.as_chunks::<2>().0.iter();
     match view.dtype() {
+        Dtype::F64 => out.iter_mut().zip(bytes.as_chunks::<8>().0).for_each(|(x, &b)| *x = f64::from_le_bytes(b) as f32),
         Dtype::F32 => out.iter_mut().zip(bytes.as_chunks::<4>().0).for_each(|(x, &b)| *x = f32::from_le_bytes(b)),
         Dtype::F16 => out.iter_mut().zip(halves).for_each(|(x, &b)| *x = f16::from_le_bytes(b).to_f32()),
         Dtype::BF16 => out.iter_mut().zip(halves).for_each(|(x, &b)| *x = bf16::from_le_bytes(b).to_f32()),

@@ -6,7 +6,7 @@ use std::path::Path;
 
 use rayon::prelude::*;
 
-use super::MergeError;
+use super::error::MergeError;
 use crate::convert::Progress;
 use crate::convert::hash::FileHash;
 use crate::convert::source::{Checkpoint, SourceError, SourceFile, TensorInfo};
@@ -19,6 +19,31 @@ use crate::verify::{Mismatch, widen};
 
 /// Bytes that are hashed at a time.
 const HASH_LEN: usize = 1 << 20;
+
+/// The weights that an adapter is added to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Base<'a> {
+    /// The pack's own, decoded: what the adapter was trained on.
+    Dequantised,
+    /// Those of the checkpoint that the pack was made from.
+    Checkpoint {
+        /// A snapshot folder, or one safetensors file.
+        path: &'a Path,
+        /// A config.json to use instead of the checkpoint's.
+        config: Option<&'a Path>,
+    },
+}
+
+/// What is merged.
+#[derive(Debug, Clone, Copy)]
+pub struct Sources<'a> {
+    /// The pack.
+    pub pack: &'a Path,
+    /// The adapter's folder.
+    pub adapter: &'a Path,
+    /// What the adapter is added to.
+    pub base: Base<'a>,
+}
 
 /// A tensor of the base, and its part of the model.
 pub(super) struct BaseTensor<'a> {

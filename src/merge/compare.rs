@@ -6,7 +6,7 @@ use regex::Regex;
 use serde::Serialize;
 use thiserror::Error;
 
-use super::Sources;
+use super::base::Sources;
 use crate::convert::{Conversion, ConvertError, Options, Progress};
 use crate::dequant::stream::{PackSource, StreamError};
 use crate::export::WriteError;

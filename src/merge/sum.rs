@@ -5,8 +5,8 @@ use std::ops::Add;
 use half::bf16;
 use rayon::prelude::*;
 
-use super::MergeError;
 use super::base::BaseTensor;
+use super::error::MergeError;
 use crate::convert::Progress;
 use crate::export::WriteError;
 use crate::lora::adapter::Adapter;

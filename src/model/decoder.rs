@@ -1,9 +1,12 @@
 //! A decoder on the GPU: the embedding, the streamed layers of a pack, the head and its loss.
 
 use crate::arch::config::ModelConfig;
-use crate::data::{Batch, IGNORE_INDEX, Tokenizer, TokenizerFiles};
+use crate::data::Tokenizer;
+use crate::data::files::TokenizerFiles;
+use crate::data::pack::{Batch, IGNORE_INDEX};
 use crate::dequant::stream::{Direction, LayerStream, PackSource, StreamOptions, StreamPlan, StreamedLayer};
-use crate::format::Role;
+use crate::format::files::template_name;
+use crate::format::{Role, SectionKind};
 use crate::gpu::{Commands, Gpu};
 use crate::lora::gpu::GpuAdapter;
 use crate::model::error::{ModelError, NonFiniteAt};
@@ -24,7 +27,8 @@ pub fn read_config(pack: &PackSource) -> Result<ModelConfig, ModelError> {
     Ok(ModelConfig::parse(&config, pack.file("generation_config.json")?.as_deref())?)
 }
 
-/// Reads a pack's own tokenizer; `now` as in [`Tokenizer::new`].
+/// Reads a pack's own tokenizer. `now` is the date that chat templates print, in seconds since
+/// 1970.
 ///
 /// # Errors
 /// [`ModelError::Stream`], [`ModelError::MissingFile`], [`ModelError::Data`].
@@ -32,19 +36,30 @@ pub fn read_tokenizer(pack: &PackSource, model: &ModelConfig, now: i64) -> Resul
     let tokenizer = pack.file("tokenizer.json")?.ok_or(ModelError::MissingFile { name: "tokenizer.json" })?;
     let config = pack.file("tokenizer_config.json")?;
     let special_tokens_map = pack.file("special_tokens_map.json")?;
+    let added_tokens = pack.file("added_tokens.json")?;
     let chat_template = pack.file("chat_template.jinja")?;
-    // A pack has no folders: a dot replaces the slash.
-    let tool_use_template = pack.file("additional_chat_templates.tool_use.jinja")?;
+    let additional = additional_templates(pack)?;
+    let additional: Vec<(&str, &[u8])> = additional.iter().map(|(name, bytes)| (name.as_str(), bytes.as_slice())).collect();
     let processor_template = pack.file("chat_template.json")?;
     let files = TokenizerFiles {
         tokenizer: &tokenizer,
         config: config.as_deref(),
         special_tokens_map: special_tokens_map.as_deref(),
+        added_tokens: added_tokens.as_deref(),
         chat_template: chat_template.as_deref(),
-        tool_use_template: tool_use_template.as_deref(),
+        additional_templates: &additional,
         processor_template: processor_template.as_deref(),
     };
     Ok(Tokenizer::new(files, model, now)?)
+}
+
+/// The chat templates of a pack that are files of their own, with their names.
+fn additional_templates(pack: &PackSource) -> Result<Vec<(String, Vec<u8>)>, ModelError> {
+    let index = pack.index();
+    let files = index.sections().iter().filter(|section| section.kind == Some(SectionKind::File));
+    let named = files.filter_map(|section| Some((template_name(index.name(section))?, index.name(section))));
+    let read = |(name, packed): (&str, &str)| Ok((name.to_owned(), pack.file(packed)?.unwrap_or_default()));
+    named.map(read).collect()
 }
 
 /// A model with layers in GPU memory, or streamed to it.

@@ -1,7 +1,7 @@
-//! Checkpoints: all that a run needs to resume as if it had never stopped, bit for bit on the same
-//! device. Random numbers need no bytes of their own: each is a function of the seed, of what it is
-//! for, and of a counter ([`random`](super::random); [`DropoutKey`](crate::ops::DropoutKey)), and
-//! [`State`] has all the counters.
+//! Checkpoints: a run that resumes from one computes the same numbers as a run that never stopped,
+//! bit for bit on the same device. A checkpoint stores no generator of random numbers: each number
+//! is a function of the seed, its use and a counter ([`random`](crate::random),
+//! [`DropoutKey`](crate::ops::DropoutKey)), and [`State`] has the counters.
 //!
 //! A checkpoint is a folder `checkpoint-STEP` of the output folder: an adapter that PEFT loads, the
 //! optimiser's moments, and the state.
@@ -29,13 +29,13 @@ pub const OPTIMIZER: &str = "optimizer.safetensors";
 /// The file of the state.
 pub const STATE: &str = "trainer_state.json";
 
-/// What comes before the step in the name of a checkpoint's folder.
+/// The name of a checkpoint's folder before the step.
 const FOLDER_PREFIX: &str = "checkpoint-";
-/// What comes before the name of a checkpoint that the run went back behind.
+/// The new name of a later checkpoint begins with this.
 const ASIDE_PREFIX: &str = "aside-";
-/// Suffixes of the moments' names; AdamW's words in PyTorch.
+/// Suffixes of the moments' names, as in PyTorch's AdamW.
 const MOMENTS: [&str; 2] = ["exp_avg", "exp_avg_sq"];
-/// What [`STATE`] is: a change of its meaning is another number.
+/// The format of [`STATE`]; a change of its meaning gets another number.
 const FORMAT: u32 = 3;
 
 /// Why a checkpoint could not be written, found or read.
@@ -58,7 +58,7 @@ pub enum CheckpointError {
         /// The system's error.
         source: io::Error,
     },
-    /// A checkpoint that the run goes back behind cannot get another name.
+    /// A checkpoint of a later step than the resumed one cannot be renamed.
     #[error("cannot rename the later checkpoint {}: {source}", path.display())]
     SetAside {
         /// The folder.
@@ -74,7 +74,7 @@ pub enum CheckpointError {
         /// What is wrong.
         source: AdapterError,
     },
-    /// The state is not what this program writes.
+    /// The state is damaged, or from another program.
     #[error("{} is damaged: {source}", path.display())]
     Json {
         /// The file.
@@ -90,44 +90,44 @@ pub enum CheckpointError {
         /// What is wrong.
         source: SafeTensorError,
     },
-    /// A state of another version of this program.
+    /// The state is from another version of this program.
     #[error("{}: the format is {found}, this version reads {expected}", path.display())]
     Format {
         /// The file.
         path: PathBuf,
-        /// What this version reads.
+        /// The format that this version reads.
         expected: u32,
-        /// What it is.
+        /// The format of the file.
         found: u32,
     },
-    /// A tensor of the moments that is not what the adapter has.
+    /// A tensor of the moments differs in type or shape from the adapter's.
     #[error("{}: tensor {tensor:?} should be {expected}, found {found}", path.display())]
     Tensor {
         /// The file.
         path: PathBuf,
         /// Its name.
         tensor: String,
-        /// Type and shape that it should have.
+        /// The adapter's type and shape.
         expected: String,
-        /// What it has.
+        /// The tensor's type and shape.
         found: String,
     },
-    /// Files that are damaged, or not of one checkpoint.
-    #[error("{} is damaged: its numbers have the checksum {found:08x}, written were {expected:08x}", path.display())]
+    /// The files are damaged, or from different checkpoints.
+    #[error("{} is damaged: the checksum of its numbers is {found:08x}, and should be {expected:08x}", path.display())]
     Checksum {
         /// The folder.
         path: PathBuf,
-        /// By the state.
+        /// The checksum in the state.
         expected: u32,
-        /// Of the adapter and the moments.
+        /// The checksum of adapter and moments.
         found: u32,
     },
-    /// Moments that are not of the adapter's layout: a defect of this program.
+    /// The moments do not have the adapter's layout: a defect of this program.
     #[error("the optimiser has moments of {found} floats, the adapter has {expected}")]
     Length {
-        /// In the adapter.
+        /// Floats of the adapter.
         expected: u64,
-        /// In the moments.
+        /// Floats of the moments.
         found: u64,
     },
 }
@@ -136,7 +136,7 @@ pub enum CheckpointError {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct State {
-    /// Optimiser steps that are done.
+    /// Optimiser steps so far.
     pub step: u64,
     /// Optimiser steps of the whole run.
     pub total_steps: u64,
@@ -144,25 +144,26 @@ pub struct State {
     pub epoch: u32,
     /// Rows of that epoch that are used.
     pub row: u64,
-    /// Forward passes of training that are done: the counter of dropout's masks.
+    /// Forward passes of training so far: the counter of dropout's masks.
     pub micro_batches: u64,
-    /// Tokens that were learned from, repetitions counted.
-    pub trained_tokens: u64,
-    /// Seconds that were trained.
+    /// Tokens with a loss so far, in all epochs together.
+    #[serde(rename = "trained_tokens")]
+    pub loss_tokens: u64,
+    /// Seconds of training so far.
     pub seconds: f64,
-    /// The date that chat templates see, in seconds since 1970: it is in the tokens.
+    /// The date that chat templates print, in seconds since 1970: it affects the tokens.
     pub now: i64,
-    /// The least loss of an evaluation so far.
+    /// The lowest loss of an evaluation so far.
     pub best_eval: Option<f64>,
     /// The step of that evaluation.
     pub best_step: u64,
-    /// CRC-32 of that step's adapter, where it was put into the folder of the run.
+    /// CRC-32 of that step's adapter, if the folder of the run keeps the best one.
     pub best_adapter: Option<u32>,
     /// Evaluations since then.
     pub evals_without_gain: u32,
-    /// Whether this step's evaluation is still to be made.
+    /// Whether this step's evaluation is still due.
     pub eval_due: bool,
-    /// What must be the same for the run to be the same.
+    /// The settings and inputs that a resumed run must share.
     pub fingerprint: Fingerprint,
 }
 
@@ -175,7 +176,7 @@ impl State {
             epoch: 0,
             row: 0,
             micro_batches: 0,
-            trained_tokens: 0,
+            loss_tokens: 0,
             seconds: 0.0,
             now,
             best_eval: None,
@@ -187,25 +188,25 @@ impl State {
         }
     }
 
-    /// Takes the present adapter for the best one, whatever was better: it is to be evaluated.
+    /// Makes the present adapter the best one so far; its evaluation is due.
     pub fn forget_best(&mut self) {
         (self.best_eval, self.best_step, self.best_adapter) = (None, self.step, None);
         (self.evals_without_gain, self.eval_due) = (0, true);
     }
 }
 
-/// What [`STATE`] holds.
+/// The contents of [`STATE`].
 #[derive(Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct StateFile<S> {
-    /// Before the rest, so that another version's state is known as such.
+    /// First, so that the state of another version is recognised.
     format: u32,
-    /// CRC-32 of the adapter's matrices, then of both moments': it ties the files together.
+    /// CRC-32 of the adapter's matrices and of both moments: the files belong together.
     checksum: u32,
     state: S,
 }
 
-/// What every format of [`STATE`] has.
+/// The part that every format of [`STATE`] has.
 #[derive(Deserialize)]
 struct AnyState {
     format: u32,
@@ -225,13 +226,13 @@ pub struct Checkpoint {
 }
 
 impl Checkpoint {
-    /// Writes the folder `checkpoint-STEP` in `out`, and returns its path. It appears whole, or not
-    /// at all.
+    /// Writes the folder `checkpoint-STEP` in `out`, and returns its path. The folder appears only
+    /// when it is complete.
     ///
-    /// Where the step has a checkpoint already, one with the same numbers is replaced in place,
-    /// file by file: it is whole all the time, because the numbers are the same bytes. That is so
-    /// where an evaluation has changed the state after it was saved. What else has that name is
-    /// renamed first, as [`Checkpoint::set_aside`] does.
+    /// If the step already has a checkpoint with the same numbers, its files are replaced one by
+    /// one: it is complete at all times, because the numbers are the same bytes. This happens if an
+    /// evaluation changed the state after it was saved. Anything else with that name is renamed
+    /// first, as [`Checkpoint::set_aside`] does.
     ///
     /// # Errors
     /// [`CheckpointError::Length`], [`CheckpointError::Adapter`], [`CheckpointError::SetAside`].
@@ -251,15 +252,15 @@ impl Checkpoint {
         let json = |source| CheckpointError::Json { path: folder.join(STATE), source };
         let state = serde_json::to_vec_pretty(&file).map_err(json)?;
         let more = [(OPTIMIZER, optimizer.as_slice()), (STATE, state.as_slice())];
-        let has_these_numbers = || read_state(&folder).is_ok_and(|there| there.checksum == file.checksum);
-        if fs::symlink_metadata(&folder).is_ok() && !has_these_numbers() {
+        let has_same_numbers = || read_state(&folder).is_ok_and(|there| there.checksum == file.checksum);
+        if fs::symlink_metadata(&folder).is_ok() && !has_same_numbers() {
             rename_aside(out, &folder)?;
         }
         self.adapter.write(&folder, &more).map_err(failed)?;
         Ok(folder)
     }
 
-    /// Whether `out` has something with the name of this step's checkpoint.
+    /// Whether `out` has an entry with the name of this step's checkpoint.
     pub fn is_there(out: &Path, step: u64) -> bool {
         fs::symlink_metadata(out.join(format!("{FOLDER_PREFIX}{step}"))).is_ok()
     }
@@ -267,8 +268,7 @@ impl Checkpoint {
     /// Reads a folder that [`Checkpoint::write`] wrote, for `model`.
     ///
     /// # Errors
-    /// See [`CheckpointError`]; files of different checkpoints, and any damage to the numbers, are
-    /// errors.
+    /// See [`CheckpointError`]. Files of different checkpoints and damaged numbers are errors.
     pub fn read(folder: &Path, model: &ModelConfig) -> Result<Self, CheckpointError> {
         let file = read_state(folder)?;
         let of_adapter = |source| CheckpointError::Adapter { path: folder.to_owned(), source };
@@ -283,7 +283,7 @@ impl Checkpoint {
         Ok(checkpoint)
     }
 
-    /// The checkpoint of `out` with the most steps; `None` where there is none, or no such folder.
+    /// The latest checkpoint of `out`; `None` if it has none or does not exist.
     ///
     /// # Errors
     /// [`CheckpointError::Read`].
@@ -291,8 +291,8 @@ impl Checkpoint {
         Ok(list(out)?.pop())
     }
 
-    /// Whether `out` has folders or files that are named as checkpoints are, and are none of this
-    /// program's.
+    /// Whether `out` has folders or files that are named like checkpoints, but are not from this
+    /// program.
     ///
     /// # Errors
     /// [`CheckpointError::Read`].
@@ -300,17 +300,17 @@ impl Checkpoint {
         Ok(named(out)?.iter().any(|(_, entry)| !is_ours(entry)))
     }
 
-    /// Removes the oldest checkpoints of `out` up to `step` until `keep` are left; the newest
-    /// always stays, and so does everything that is not such a folder. Each vanishes at once. What
-    /// an earlier call could not remove is tried again.
+    /// Removes the oldest checkpoints of `out` up to `step`, and keeps the newest `keep` (at least
+    /// one) and everything that is not a checkpoint. Each vanishes at once. A later call tries
+    /// again what this one cannot remove.
     ///
-    /// Returns what cannot be removed ([`CheckpointError::Read`], [`CheckpointError::Remove`]):
-    /// nothing that a run has learned depends on it.
+    /// Returns what cannot be removed ([`CheckpointError::Read`], [`CheckpointError::Remove`]); a
+    /// run does not depend on it.
     pub fn prune(out: &Path, step: u64, keep: u32) -> Vec<CheckpointError> {
         Self::prune_with(out, step, keep, |path| fs::remove_dir_all(path))
     }
 
-    /// [`Checkpoint::prune`] with a way to remove a folder.
+    /// [`Checkpoint::prune`] with a function that removes a folder.
     fn prune_with(out: &Path, step: u64, keep: u32, remove_all: impl Fn(&Path) -> io::Result<()>) -> Vec<CheckpointError> {
         let mut failed = Vec::new();
         let mut check = |path: PathBuf, removed: io::Result<()>| {
@@ -322,8 +322,7 @@ impl Checkpoint {
         }
         match list(out) {
             Ok(mut checkpoints) => {
-                // A later one, which could not be set aside, is not counted: what is kept are
-                // checkpoints of the run as it is.
+                // A later checkpoint that could not be renamed is not part of the run.
                 checkpoints.retain(|path| !is_after(path, step));
                 let old = checkpoints.len().saturating_sub(keep.max(1) as usize);
                 for path in checkpoints.into_iter().take(old) {
@@ -336,9 +335,9 @@ impl Checkpoint {
         failed
     }
 
-    /// Renames the checkpoints of `out` after `step`, which a run resumed from there does not have:
-    /// `aside-1-checkpoint-STEP`, or the next number that is free. Returns the new names, and what
-    /// cannot be renamed ([`CheckpointError::SetAside`]).
+    /// Renames the checkpoints of `out` after `step`, which are not part of a run that resumes
+    /// there, to `aside-1-checkpoint-STEP`, or the next free number. Returns the new names, and
+    /// what cannot be renamed ([`CheckpointError::SetAside`]).
     ///
     /// # Errors
     /// [`CheckpointError::Read`].
@@ -363,7 +362,7 @@ pub fn adapter_checksum(adapter: &Adapter) -> u32 {
     checksum(&adapter.layout, &[&adapter.vector])
 }
 
-/// CRC-32 of matrices in this layout, those of one vector behind those of the other.
+/// CRC-32 of matrices in this layout, vector after vector.
 fn checksum(layout: &AdapterLayout, vectors: &[&[f32]]) -> u32 {
     let mut crc = PieceCrc::default();
     for vector in vectors {
@@ -383,7 +382,7 @@ fn read_state(folder: &Path) -> Result<StateFile<State>, CheckpointError> {
     let path = folder.join(STATE);
     let bytes = read(&path)?;
     let json = |source| CheckpointError::Json { path: path.clone(), source };
-    // Of another format, only that number is understood.
+    // Another format may differ in everything else.
     let found = serde_json::from_slice::<AnyState>(&bytes).map_err(json)?.format;
     if found != FORMAT {
         return Err(CheckpointError::Format { path, expected: FORMAT, found });
@@ -391,7 +390,7 @@ fn read_state(folder: &Path) -> Result<StateFile<State>, CheckpointError> {
     serde_json::from_slice(&bytes).map_err(json)
 }
 
-/// The moments' name of a matrix.
+/// The name of a matrix's moment.
 fn moment_name(matrix: &Matrix, moment: &str) -> String {
     format!("{}.{moment}", matrix.peft_name())
 }
@@ -428,13 +427,13 @@ fn read_moments(path: &Path, bytes: &[u8], layout: &AdapterLayout) -> Result<[Ve
     Ok(moments)
 }
 
-/// The checkpoints of `out`, the oldest first. Trainers of others name their folders like this,
-/// too.
+/// The checkpoints of `out`, the oldest first, without those of other programs, which use the same
+/// names.
 fn list(out: &Path) -> Result<Vec<PathBuf>, CheckpointError> {
     Ok(named(out)?.into_iter().filter(|(_, entry)| is_ours(entry)).map(|(_, entry)| entry.path()).collect())
 }
 
-/// What in `out` has the name of a checkpoint, by its step.
+/// The entries of `out` with the name of a checkpoint, in the order of their steps.
 fn named(out: &Path) -> Result<Vec<(u64, fs::DirEntry)>, CheckpointError> {
     let failed = |source| CheckpointError::Read { path: out.to_owned(), source };
     let entries = match fs::read_dir(out) {
@@ -451,7 +450,7 @@ fn named(out: &Path) -> Result<Vec<(u64, fs::DirEntry)>, CheckpointError> {
     Ok(found)
 }
 
-/// The step of a folder's name, in the one way in which [`Checkpoint::write`] spells it.
+/// The step in a folder's name, spelled exactly as [`Checkpoint::write`] does.
 fn step_of(name: &str) -> Option<u64> {
     let step = name.strip_prefix(FOLDER_PREFIX)?;
     step.parse().ok().filter(|number: &u64| number.to_string() == step)
@@ -462,7 +461,7 @@ fn is_after(path: &Path, step: u64) -> bool {
     path.file_name().and_then(|name| step_of(name.to_str()?)).is_some_and(|found| found > step)
 }
 
-/// Gives a checkpoint of `out` a name that is none of a checkpoint's, and returns it.
+/// Gives a checkpoint of `out` another kind of name, and returns the new path.
 fn rename_aside(out: &Path, path: &Path) -> Result<PathBuf, CheckpointError> {
     let name = path.file_name().unwrap_or_default().to_string_lossy();
     let free = |number: u32| Some(out.join(format!("{ASIDE_PREFIX}{number}-{name}"))).filter(|path| !path.exists());
@@ -473,7 +472,7 @@ fn rename_aside(out: &Path, path: &Path) -> Result<PathBuf, CheckpointError> {
     }
 }
 
-/// Whether it is a folder, not a link to one, with what PEFT and transformers write none of.
+/// Whether it is a folder (not a link) with a file that PEFT and transformers do not write.
 fn is_ours(entry: &fs::DirEntry) -> bool {
     entry.file_type().is_ok_and(|kind| kind.is_dir()) && entry.path().join(OPTIMIZER).is_file()
 }
@@ -481,15 +480,15 @@ fn is_ours(entry: &fs::DirEntry) -> bool {
 /// The name of a checkpoint that is being removed, in a temporary folder.
 const REMOVED: &str = "removed";
 
-/// Moves a checkpoint that is to be removed into a temporary folder, and returns that: no
-/// checkpoint is ever seen in part.
+/// Moves a checkpoint into a temporary folder to be removed, and returns that folder: no partial
+/// checkpoint is ever visible.
 fn take_name(out: &Path, checkpoint: &Path) -> io::Result<PathBuf> {
     let temporary = temporary_folder(out)?;
     fs::rename(checkpoint, temporary.path().join(REMOVED))?;
     Ok(temporary.keep())
 }
 
-/// Temporary folders of `out` with a checkpoint that could be renamed, and not removed.
+/// Temporary folders of `out` with a checkpoint that could be moved there, but not removed.
 fn remains(out: &Path) -> Vec<PathBuf> {
     let entries = fs::read_dir(out).into_iter().flatten().flatten().map(|entry| entry.path());
     entries.filter(|path| is_temporary(path) && path.join(REMOVED).is_dir()).collect()

@@ -10,7 +10,8 @@ use std::time::{Duration, Instant};
 
 use serde::Serialize;
 
-use crate::data::{Batch, Dataset, batch};
+use crate::data::pack::{Batch, batch};
+use crate::data::sample::Dataset;
 use crate::gpu::Gpu;
 use crate::io::folder::publish;
 use crate::lora::adapter::Adapter;
@@ -26,23 +27,23 @@ use prepare::epoch_rows;
 pub use prepare::{Prepared, Task, check_folder};
 use start::Start;
 
-/// After so long, what was learned is saved even where no epoch has ended.
+/// A checkpoint is written after this time at the latest, also within an epoch.
 const SAVE_AFTER: Duration = Duration::from_secs(600);
 
 /// Progress of a run.
 #[derive(Debug)]
 #[non_exhaustive]
 pub enum Event<'a> {
-    /// A step is done, of so many.
+    /// A step is done; the number of all steps.
     Step(&'a StepRecord, u64),
-    /// So many rows of the held-out samples, of all, are evaluated.
+    /// Rows of the held-out samples that are evaluated, and all of them.
     Evaluating(u64, u64),
     /// The held-out samples were evaluated.
     Eval(&'a EvalRecord),
     /// A checkpoint was written.
     Saved(&'a Path),
-    /// Something cannot be removed or recorded that the training does not depend on. It is tried
-    /// again; the same warning does not come twice.
+    /// A file cannot be removed or written that the training does not depend on. The run tries
+    /// again; it reports the same warning once.
     Warning(&'a RunError),
 }
 
@@ -52,22 +53,24 @@ pub enum Event<'a> {
 pub enum End {
     /// All steps are done.
     Complete,
-    /// No evaluation was better for as many as were allowed.
+    /// Too many evaluations in a row were no better than the best one ([`Settings::early_stop`]).
     EarlyStop,
-    /// The caller asked for it; it can be resumed.
+    /// The caller stopped it; it can be resumed.
     Stopped,
 }
 
-/// A training that is ready for its next step.
+/// A run, ready for its next step.
 #[derive(Debug)]
 pub struct Run {
     settings: Settings,
     out: PathBuf,
-    /// What is learned.
+    /// The training data.
+    #[doc(hidden)]
     pub data: Dataset,
-    /// What is evaluated on.
+    /// The evaluation data.
+    #[doc(hidden)]
     pub held_out: Option<Dataset>,
-    /// The memory that it takes.
+    /// Its plan of GPU memory.
     pub plan: MemoryPlan,
     trainer: Trainer,
     adapter: Adapter,
@@ -76,19 +79,20 @@ pub struct Run {
     /// Rows of the epoch that [`State::epoch`] is in.
     rows: Vec<Vec<usize>>,
     recorder: Recorder,
-    /// Warnings that the caller has not got yet, and the texts of all that there were.
+    /// Warnings that are not yet reported, and the texts of all warnings so far.
     warnings: Vec<RunError>,
     warned: BTreeSet<String>,
-    /// All records, those before a resumption too.
+    /// All records, including those before a resumption.
+    #[doc(hidden)]
     pub records: Vec<Record>,
     /// Checkpoints after the one that the run resumed from, by their present names.
     pub set_aside: Vec<PathBuf>,
     last_checkpoint: Option<PathBuf>,
-    /// The state in it, if this part of the run has written it.
+    /// The state in that checkpoint, if this process wrote it.
     saved: Option<State>,
-    /// When that was, or when this part of the run began.
+    /// When this process wrote it, or started.
     saved_at: Instant,
-    /// Seconds of earlier parts of the run, and when this one began.
+    /// Seconds of the run before this process, and when this process started.
     clock: (f64, Instant),
     /// A batch of the last step.
     last_batch: Option<Batch>,
@@ -103,9 +107,8 @@ impl Run {
         Checkpoint::latest(out)?.ok_or_else(|| RunError::NoCheckpoint { out: out.to_owned() })
     }
 
-    /// Loads the model, then writes the adapter as it is before the first step, so that a folder
-    /// that cannot be written is known before the training. Checkpoints after the one that is
-    /// resumed are renamed.
+    /// Loads the model and writes the adapter, so that a folder that cannot be written is an error
+    /// before the first step. Checkpoints after the one that the run resumes from are renamed.
     ///
     /// # Errors
     /// See [`RunError`].
@@ -115,19 +118,19 @@ impl Run {
         let total_steps = prepared.total_steps(&settings, plan.micro_batch);
         let fingerprint = prepared.fingerprint(task, plan.micro_batch, total_steps);
         let Prepared { pack, model, data, held_out, checkpoint, now, .. } = prepared;
-        let mut begun = match checkpoint {
+        let mut start = match checkpoint {
             Some((path, checkpoint)) => Start::resumed(task, path, checkpoint, total_steps, fingerprint)?,
             None => Start::fresh(task, &model, State::new(total_steps, now, fingerprint))?,
         };
-        let trainer = begun.trainer(gpu, pack, &settings, &plan)?;
+        let trainer = start.trainer(gpu, pack, &settings, &plan)?;
         let out = task.out.to_owned();
         let (set_aside, stuck) =
-            if begun.is_fresh() { Default::default() } else { Checkpoint::set_aside(&out, begun.state.step)? };
+            if start.is_fresh() { Default::default() } else { Checkpoint::set_aside(&out, start.state.step)? };
         let keeps_best = settings.early_stop.is_some() && held_out.is_some();
-        begun.write_adapter(task, &model, keeps_best)?;
-        let (mut recorder, records) = begun.records(&out)?;
+        start.write_adapter(task, &model, keeps_best)?;
+        let (mut recorder, records) = start.records(&out)?;
         let unrecorded = recorder.flush();
-        let Start { adapter, state, checkpoint: last_checkpoint, .. } = begun;
+        let Start { adapter, state, checkpoint: last_checkpoint, .. } = start;
         let schedule = Schedule::new(settings.schedule, settings.lr, settings.warmup, total_steps);
         let rows = epoch_rows(&data, &settings, plan.length, state.epoch);
         let clock = (state.seconds, Instant::now());
@@ -158,7 +161,7 @@ impl Run {
         Ok(run)
     }
 
-    /// Keeps what went wrong for the caller, unless that has happened before.
+    /// Keeps new warnings for the caller; drops repeated ones.
     fn warn<E: Into<RunError>>(&mut self, errors: impl IntoIterator<Item = E>) {
         for error in errors.into_iter().map(Into::into) {
             if self.warned.insert(error.to_string()) {
@@ -168,72 +171,72 @@ impl Run {
     }
 
     /// Reports the warnings; returns whether the run continues.
-    fn tell_warnings(&mut self, observe: &mut impl FnMut(Event<'_>) -> bool) -> bool {
+    fn report_warnings(&mut self, observe: &mut impl FnMut(Event<'_>) -> bool) -> bool {
         let mut continues = true;
         for warning in self.warnings.drain(..) {
-            // Each warning is reported, also after the caller asked to stop.
+            // Every warning is reported, also after `observe` has answered `false`.
             continues &= observe(Event::Warning(&warning));
         }
         continues
     }
 
-    /// How many records the files of the run lack, because they could not be written: the name of
-    /// each file, and a number above 0.
+    /// Files of the run that lack records because they could not be written: the name of each
+    /// file, and the number of records that it lacks.
     pub fn lost_records(&self) -> Vec<(&'static str, u64)> {
         self.recorder.missing()
     }
 
-    /// Runs to the end, or until `observe` answers `false`. In the end the last adapter is in its
-    /// folder or, with an early stop, the best one.
+    /// Runs to the end, or until `observe` answers `false`. At the end the folder has the last
+    /// adapter or, with an early stop, the best one.
     ///
     /// # Errors
-    /// See [`RunError`]; what was saved before stays.
+    /// See [`RunError`]; earlier checkpoints remain.
     pub fn train(&mut self, mut observe: impl FnMut(Event<'_>) -> bool) -> Result<End, RunError> {
         self.clock = (self.state.seconds, Instant::now());
         if self.state.step == 0 {
             // The loss before training: the baseline of all later losses.
             self.state.eval_due = self.held_out.is_some();
         }
-        let mut wanted = self.evaluate(&mut observe)? && self.tell_warnings(&mut observe);
-        while wanted && self.state.step < self.state.total_steps && !self.stops_early() {
+        let mut continues = self.evaluate(&mut observe)? && self.report_warnings(&mut observe);
+        while continues && self.state.step < self.state.total_steps && !self.stops_early() {
             let (record, epoch_ends) = self.step()?;
             let last = self.state.step >= self.state.total_steps;
-            wanted = observe(Event::Step(&record, self.state.total_steps)) && self.tell_warnings(&mut observe);
+            continues = observe(Event::Step(&record, self.state.total_steps)) && self.report_warnings(&mut observe);
             self.state.eval_due = self.held_out.is_some() && (last || self.is_due(self.settings.eval_every, epoch_ends));
-            // Before the evaluation: nothing that happens there loses what was learned.
+            // Before the evaluation, so that a failure there does not lose the step.
             let in_time = self.settings.save_every.is_none() && self.saved_at.elapsed() >= SAVE_AFTER;
-            if !wanted || last || in_time || self.is_due(self.settings.save_every, epoch_ends) {
-                wanted &= self.save(&mut observe)?;
+            if !continues || last || in_time || self.is_due(self.settings.save_every, epoch_ends) {
+                continues &= self.save(&mut observe)?;
             }
-            if wanted {
-                wanted = self.evaluate(&mut observe)?;
+            if continues {
+                continues = self.evaluate(&mut observe)?;
             }
-            wanted &= self.tell_warnings(&mut observe);
+            continues &= self.report_warnings(&mut observe);
         }
         self.end(&mut observe)
     }
 
-    /// Saves what was not, and says why the run ended.
+    /// Saves the state if it is not saved, and returns why the run ended.
     fn end(&mut self, observe: &mut impl FnMut(Event<'_>) -> bool) -> Result<End, RunError> {
         let end = match self.stops_early() {
             true => End::EarlyStop,
             false if self.state.step >= self.state.total_steps && !self.state.eval_due => End::Complete,
             false => End::Stopped,
         };
-        // What an evaluation after the last checkpoint has changed, too: a run that is resumed does
-        // not make it again.
+        // An evaluation after the last checkpoint also changes the state: a resumed run does not
+        // repeat it.
         if self.saved.as_ref() != Some(&self.state) {
             self.save(observe)?;
         }
         let unrecorded = self.recorder.flush();
         self.warn(unrecorded);
-        self.tell_warnings(observe);
+        self.report_warnings(observe);
         Ok(end)
     }
 
-    /// Whether as many evaluations as are allowed were no better than the best one.
+    /// Whether the last [`Settings::early_stop`] evaluations were no better than the best one.
     fn stops_early(&self) -> bool {
-        self.settings.early_stop.is_some_and(|most| self.state.evals_without_gain >= most)
+        self.settings.early_stop.is_some_and(|limit| self.state.evals_without_gain >= limit)
     }
 
     /// The step whose adapter is in the folder.
@@ -245,30 +248,31 @@ impl Run {
         self.settings.early_stop.is_some() && self.held_out.is_some()
     }
 
-    /// Name or path of the base, as the adapter has it.
+    /// Name or path of the base model, as in the adapter's settings.
     pub fn base(&self) -> Option<&str> {
         self.adapter.base.as_deref()
     }
 
-    /// Steps that are done, and of how many.
+    /// Steps that are done, and all steps.
     pub fn steps(&self) -> (u64, u64) {
         (self.state.step, self.state.total_steps)
     }
 
-    /// Seconds that the run took, earlier parts of a resumed one included.
+    /// Seconds of training, including those before a resumption.
     pub fn seconds(&self) -> f64 {
         self.state.seconds
     }
 
-    /// Tokens that were learned from, repeated ones counted again.
-    pub fn trained_tokens(&self) -> u64 {
-        self.state.trained_tokens
+    /// Tokens with a loss, in all epochs together.
+    pub fn loss_tokens(&self) -> u64 {
+        self.state.loss_tokens
     }
 
     /// Writes `report.html` into the folder of the adapter.
     ///
     /// # Errors
     /// [`RunError::Record`].
+    #[doc(hidden)]
     pub fn write_report(&self, report: &Report) -> Result<PathBuf, RunError> {
         const NAME: &str = "report.html";
         let path = self.out.join(NAME);
@@ -278,7 +282,7 @@ impl Run {
         Ok(path)
     }
 
-    /// Every so many steps, or at the end of an epoch.
+    /// Whether the step is a multiple of `every`; without `every`, whether the epoch ends.
     fn is_due(&self, every: Option<u64>, epoch_ends: bool) -> bool {
         every.map_or(epoch_ends, |every| self.state.step.is_multiple_of(every.max(1)))
     }
@@ -289,9 +293,9 @@ impl Run {
         let lr = self.schedule.learning_rate(self.state.step);
         let result = self.trainer.step(&batches, lr).map_err(|source| self.failed(source))?;
         let sum = |of: fn(&Batch) -> u64| batches.iter().map(of).sum::<u64>();
-        let (tokens, trained_tokens) = (sum(|batch| batch.tokens.len() as u64), sum(|batch| batch.loss_tokens));
+        let (tokens, loss_tokens) = (sum(|batch| batch.tokens.len() as u64), sum(|batch| batch.loss_tokens));
         self.state.step += 1;
-        self.state.trained_tokens += trained_tokens;
+        self.state.loss_tokens += loss_tokens;
         self.state.seconds = self.seconds_now();
         (_, self.state.micro_batches) = self.trainer.counts();
         let allocated = self.trainer.session().model.gpu().allocated();
@@ -302,7 +306,7 @@ impl Run {
             lr,
             grad_norm: result.grad_norm,
             clip: self.settings.clip.unwrap_or_default() as f32,
-            trained_tokens,
+            loss_tokens,
             tokens,
             tokens_per_second: tokens as f64 / began.elapsed().as_secs_f64().max(1e-9),
             gpu_bytes: allocated.map_or(self.plan.total(), |allocated| allocated.reserved),
@@ -315,7 +319,7 @@ impl Run {
         Ok((record, self.state.row as usize >= self.rows.len()))
     }
 
-    /// The batches of the next step: an epoch's last step may have fewer.
+    /// The batches of the next step; the last step of an epoch may have fewer.
     fn next_batches(&mut self) -> Vec<Batch> {
         if self.state.row as usize >= self.rows.len() {
             self.state.epoch += 1;
@@ -342,8 +346,8 @@ impl Run {
         }
     }
 
-    /// Evaluates where that is due and there is something to evaluate on; whether the run is to go
-    /// on. Where the caller does not want it to, the evaluation stays due.
+    /// Evaluates if an evaluation is due. Returns whether the run continues; if the caller stops
+    /// it, the evaluation remains due.
     fn evaluate(&mut self, observe: &mut impl FnMut(Event<'_>) -> bool) -> Result<bool, RunError> {
         let Some(held_out) = self.held_out.as_ref().filter(|_| self.state.eval_due) else { return Ok(true) };
         let progress = |done, total| observe(Event::Evaluating(done, total));
@@ -374,8 +378,8 @@ impl Run {
         Ok(observe(Event::Eval(&record)))
     }
 
-    /// Removes old checkpoints, and renames those of later steps that the start of the run could
-    /// not. What fails is tried again after the next checkpoint.
+    /// Removes old checkpoints, and renames checkpoints of later steps that could not be renamed at
+    /// the start. The next call tries again what fails.
     fn tidy(&mut self) {
         let step = self.state.step;
         self.warn(Checkpoint::prune(&self.out, step, self.settings.keep));
@@ -396,11 +400,11 @@ impl Run {
         Ok(())
     }
 
-    /// Writes a checkpoint and, unless the best adapter is kept there, the adapter of the run, then
-    /// removes old checkpoints; whether the run is to go on.
+    /// Writes a checkpoint and, unless the folder keeps the best adapter, the present one, then
+    /// removes old checkpoints. Returns whether the run continues.
     fn save(&mut self, observe: &mut impl FnMut(Event<'_>) -> bool) -> Result<bool, RunError> {
         if let Some(batch) = &self.last_batch {
-            // No checkpoint is one that cannot be gone on from.
+            // A checkpoint with a NaN could not be resumed.
             self.trainer.check(batch).map_err(|source| self.failed(source))?;
         }
         let [vector, exp_avg, exp_avg_sq] = self.trainer.read()?;
@@ -412,8 +416,8 @@ impl Run {
         }
         let path = match written {
             Ok(path) => path,
-            // An old folder has the name and cannot be moved: the run is worth more than this
-            // checkpoint, and those before it stay.
+            // An old folder has the name and cannot be renamed. The run continues without this
+            // checkpoint; the earlier ones remain.
             Err(error) if Checkpoint::is_there(&self.out, self.state.step) => {
                 self.warn([error]);
                 self.saved_at = Instant::now();
@@ -422,9 +426,9 @@ impl Run {
             Err(error) => return Err(error.into()),
         };
         self.tidy();
-        let again = self.last_checkpoint.as_ref() == Some(&path);
+        let rewritten = self.last_checkpoint.as_ref() == Some(&path);
         self.last_checkpoint = Some(path.clone());
         (self.saved, self.saved_at) = (Some(checkpoint.state), Instant::now());
-        Ok(again || observe(Event::Saved(&path)))
+        Ok(rewritten || observe(Event::Saved(&path)))
     }
 }

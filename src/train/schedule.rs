@@ -2,24 +2,24 @@
 
 use std::f64::consts::PI;
 
-/// What follows the warm-up.
+/// The learning rate after the warm-up.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Shape {
-    /// The peak, to the end.
+    /// The peak until the end.
     Constant,
-    /// A line from the peak to zero.
+    /// Linear from the peak to zero.
     Linear,
-    /// Half a wave of the cosine, from the peak to zero.
+    /// Half a cosine wave from the peak to zero.
     Cosine,
 }
 
-/// How long the learning rate rises.
+/// The length of the warm-up.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Warmup {
-    /// So many steps.
+    /// A number of steps.
     Steps(u64),
-    /// This share of all steps, rounded up, and never all of them: the learning rate of the first
-    /// step is zero.
+    /// A share of all steps, rounded up, but not all of them: the learning rate of the first step
+    /// is zero.
     Fraction(f64),
 }
 
@@ -42,8 +42,8 @@ impl Schedule {
         Self { shape, peak, warmup, steps }
     }
 
-    /// The learning rate of a step, the first of which is 0. With a warm-up, that of step 0 is
-    /// zero, as in transformers.
+    /// The learning rate of a step, from 0 on. With a warm-up, that of step 0 is zero, as in
+    /// transformers.
     pub fn learning_rate(&self, step: u64) -> f64 {
         if step < self.warmup {
             return self.peak * step as f64 / self.warmup as f64;

@@ -10,21 +10,21 @@ use crate::lora::config::{LoraConfig, LoraError, TARGETS};
 use crate::model::plan::MicroBatch;
 use crate::train::schedule::{Shape, Warmup};
 
-/// Why nothing can be trained with these settings. Flags are named as on the command line.
+/// Why settings are invalid. Flags are named as on the command line.
 #[derive(Debug, Clone, PartialEq, Error)]
 #[non_exhaustive]
 pub enum SettingsError {
-    /// A value that cannot be.
+    /// An invalid value.
     #[error("{flag} should be {expected}, found {found}")]
     Value {
         /// The flag.
         flag: &'static str,
-        /// What it should be.
+        /// What it must be.
         expected: &'static str,
-        /// What it is.
+        /// The value.
         found: String,
     },
-    /// A value with which there can be no adapter.
+    /// An invalid value for the adapter.
     #[error("{flag}: {source}")]
     Lora {
         /// The flag.
@@ -34,14 +34,14 @@ pub enum SettingsError {
     },
 }
 
-/// The settings of a training. [`Settings::default`] has what people expect of a LoRA trainer.
+/// The settings of a training. [`Settings::default`] has the usual defaults of LoRA trainers.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Settings {
     /// Rank of the adapter.
     pub rank: u32,
     /// The adapter's scale is alpha / rank.
     pub alpha: f64,
-    /// Share of an adapter's inputs that is dropped, from 0 on and below 1.
+    /// Share of an adapter's inputs that is dropped: at least 0, below 1.
     pub dropout: f64,
     /// The adapted projections, some of [`TARGETS`].
     pub targets: Vec<Role>,
@@ -49,13 +49,13 @@ pub struct Settings {
     pub rslora: bool,
     /// The highest learning rate.
     pub lr: f64,
-    /// What the learning rate does after the warm-up.
+    /// The learning rate after the warm-up.
     pub schedule: Shape,
-    /// How long it rises before.
+    /// The length of the warm-up.
     pub warmup: Warmup,
-    /// Times that all samples are seen.
+    /// Passes over all samples.
     pub epochs: u32,
-    /// Optimiser steps in place of `epochs`: the run ends earlier, or takes more epochs.
+    /// Optimiser steps, instead of `epochs`.
     pub steps: Option<u64>,
     /// Rows of a forward pass.
     pub micro_batch: MicroBatch,
@@ -63,29 +63,27 @@ pub struct Settings {
     pub accumulate: u32,
     /// Tokens of a row; longer samples are cut.
     pub max_length: u32,
-    /// The largest norm of all gradients; what is longer is scaled down to it. `None`: as they are.
+    /// The maximum norm of the gradient; a larger one is scaled down to it. `None`: no limit.
     pub clip: Option<f64>,
-    /// AdamW's decay.
+    /// Weight decay of AdamW.
     pub weight_decay: f64,
-    /// Every random number depends on it.
+    /// The seed of all random numbers.
     pub seed: u64,
-    /// What is learned.
+    /// The tokens of a sample that are learned.
     pub train_on: TrainOn,
-    /// Whether a sample from which nothing can be learned is an error; otherwise it is left out and
-    /// counted.
+    /// Whether a sample without a token to learn is an error; otherwise it is dropped and counted.
     pub strict: bool,
     /// Share of the samples that is held out for evaluation; 0: none.
     pub eval_split: f64,
-    /// Optimiser steps between two evaluations; `None`: one at the end of each epoch, where there
-    /// is something to evaluate on.
+    /// Optimiser steps between two evaluations; `None`: one at the end of each epoch.
     pub eval_every: Option<u64>,
-    /// The run ends after so many evaluations in a row without a lower loss; `None`: it does not.
+    /// The run ends after this many evaluations in a row without a lower loss; `None`: never.
     pub early_stop: Option<u32>,
     /// Optimiser steps between two checkpoints; `None`: one at the end of each epoch.
     pub save_every: Option<u64>,
-    /// Checkpoints that are kept, the newest.
+    /// Number of newest checkpoints to keep.
     pub keep: u32,
-    /// GPU memory that the run may take, in bytes; `None`: what the device has left.
+    /// Maximum GPU memory in bytes; `None`: 90 % of the free memory.
     pub vram_budget: Option<u64>,
 }
 
@@ -120,34 +118,31 @@ impl Default for Settings {
     }
 }
 
-const AT_LEAST_1: &str = "1 at least";
+const AT_LEAST_1: &str = "at least 1";
 const ABOVE_0: &str = "a number above 0";
-const SHARE: &str = "from 0 on and below 1";
+const SHARE: &str = "at least 0 and below 1";
 
 impl Settings {
     /// # Errors
-    /// The first setting that cannot be.
+    /// The first invalid setting.
     pub fn check(&self) -> Result<(), SettingsError> {
         self.lora().check().map_err(|source| SettingsError::Lora { flag: lora_flag(&source), source })?;
         let positive = |x: f64| x.is_finite() && x > 0.0;
         let share = |x: f64| (0.0..1.0).contains(&x);
         demand("--lr", ABOVE_0, self.lr, positive)?;
         if let Warmup::Fraction(warmup) = self.warmup {
-            demand("--warmup", "a share from 0 on and below 1, or a number of steps", warmup, share)?;
+            demand("--warmup", "a share (at least 0, below 1) or a number of steps", warmup, share)?;
         }
-        demand("--epochs", "from 1 to 10000, which are all ordered beforehand", self.epochs, |n| (1..=10_000).contains(&n))?;
+        demand("--epochs", "from 1 to 10000", self.epochs, |n| (1..=10_000).contains(&n))?;
         if let MicroBatch::Rows(rows) = self.micro_batch {
-            demand("--micro-batch", "auto, or 1 at least", rows, |n| n > 0)?;
+            demand("--micro-batch", "auto or at least 1", rows, |n| n > 0)?;
         }
         demand("--accumulate", AT_LEAST_1, self.accumulate, |n| n > 0)?;
-        demand("--max-length", "2 at least: the first token of a sample is not predicted", self.max_length, |n| n > 1)?;
-        demand_if(
-            "--clip",
-            "a number above 0 (`None`, or 0 on the command line, leaves gradients as they are)",
-            self.clip,
-            positive,
-        )?;
-        demand("--weight-decay", "a number from 0 on", self.weight_decay, |x| x.is_finite() && x >= 0.0)?;
+        demand("--max-length", "at least 2, because the first token of a sample is not predicted", self.max_length, |n| {
+            n > 1
+        })?;
+        demand_if("--clip", "a number above 0 (`None`, or 0 on the command line, disables clipping)", self.clip, positive)?;
+        demand("--weight-decay", "a number of at least 0", self.weight_decay, |x| x.is_finite() && x >= 0.0)?;
         demand("--eval-split", SHARE, self.eval_split, share)?;
         demand("--keep", AT_LEAST_1, self.keep, |n| n > 0)?;
         demand_if("--early-stop", AT_LEAST_1, self.early_stop, |n| n > 0)?;
@@ -179,7 +174,7 @@ fn demand<T: Display + Copy>(
     if good(value) { Ok(()) } else { Err(SettingsError::Value { flag, expected, found: value.to_string() }) }
 }
 
-/// [`demand`] for what need not be given.
+/// [`demand`] for an optional value.
 fn demand_if<T: Display + Copy>(
     flag: &'static str,
     expected: &'static str,

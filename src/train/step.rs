@@ -1,25 +1,26 @@
 //! The training step.
 
-use crate::data::Batch;
+use std::ops::Range;
+
+use crate::data::pack::Batch;
 use crate::lora::gpu::Mask;
-use crate::model::error::ModelError;
+use crate::model::error::{ModelError, NonFiniteAt};
 use crate::model::session::Session;
 use crate::ops::AdamWStep;
 use crate::train::trainer::{Hyperparameters, Trainer};
 
 impl Trainer {
-    /// A step: the gradient of the mean loss over all trained tokens of `batches`, one batch after
-    /// the other, then AdamW. Where the loss or the gradient is not finite, the parameters stay as
-    /// they are.
+    /// A step: the gradient of the mean loss over all loss tokens of `batches`, one batch after the
+    /// other, then AdamW. If the loss or the gradient is not finite, the parameters do not change.
     ///
     /// # Errors
-    /// [`ModelError::NotFinite`] with the layer; what went wrong on the device.
+    /// [`ModelError::NotFinite`] with the layer, [`ModelError::Op`], [`ModelError::Stream`].
     pub fn step(&mut self, batches: &[Batch], learning_rate: f64) -> Result<StepResult, ModelError> {
         self.observed_step(batches, learning_rate, &mut |_| Ok(()))
     }
 
-    /// As [`Trainer::step`]; `observe` is called after each phase was submitted (for each
-    /// micro-batch), to take times.
+    /// As [`Trainer::step`]; `observe` is called after each phase of each micro-batch was
+    /// submitted, to measure times.
     ///
     /// # Errors
     /// As [`Trainer::step`].
@@ -79,23 +80,51 @@ impl Trainer {
         Ok(())
     }
 
-    /// All that comes back from the device.
+    /// Reads the results from the device.
     fn result(&self) -> Result<StepResult, ModelError> {
         let report = self.optimizer.read_report()?;
         let loss = self.state.loss.read(self.session.model.gpu())?;
         let loss = loss.first().copied().unwrap_or(f32::NAN);
         Ok(StepResult { loss, grad_norm: report.norm, clip: report.clip })
     }
+
+    /// Runs the batches forward again to find the layer of the first number that is not finite.
+    fn explain(&mut self, batches: &[Batch], result: StepResult) -> ModelError {
+        let (step, what) =
+            (Some(self.steps + 1), if result.loss.is_finite() { "the norm of the gradient" } else { "the loss" });
+        let first = self.micro_batches.saturating_sub(batches.len() as u64);
+        for (batch, micro_batch) in batches.iter().zip(first..) {
+            let mask = Some(Mask { seed: self.hyperparameters.seed, micro_batch });
+            match self.session.first_non_finite(batch, mask) {
+                Ok(None) => {}
+                Ok(layer) => return ModelError::NotFinite { step, what, layer },
+                Err(error) => return error,
+            }
+        }
+        match self.non_finite_gradient() {
+            Ok(layer) => ModelError::NotFinite { step, what, layer },
+            Err(error) => error,
+        }
+    }
+
+    /// The last layer whose gradient is not finite: the backward pass reaches it first.
+    fn non_finite_gradient(&self) -> Result<Option<NonFiniteAt>, ModelError> {
+        let gradient = self.gradient()?;
+        let finite = |range| gradient.get::<Range<usize>>(range).unwrap_or_default().iter().all(|x| x.is_finite());
+        let places = self.session.adapter.iter().flat_map(|adapter| adapter.layout.places());
+        let layers = places.filter(|(_, _, place)| !finite(place.a.clone()) || !finite(place.b.clone()));
+        Ok(layers.map(|(layer, ..)| NonFiniteAt::Gradient(layer)).last())
+    }
 }
 
-/// What came of a step.
+/// The result of a step.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct StepResult {
-    /// Mean loss over the trained tokens, before the step.
+    /// Mean loss over the loss tokens, before the step.
     pub loss: f32,
-    /// Norm of the gradient, before it was clipped.
+    /// Norm of the gradient before clipping.
     pub grad_norm: f32,
-    /// What the gradient was multiplied by.
+    /// The factor by which clipping multiplied the gradient.
     pub clip: f32,
 }
 
@@ -112,5 +141,5 @@ pub enum Phase {
     Optimizer,
 }
 
-/// Hears which phase of a step was submitted.
+/// Called with each phase that was submitted.
 type Observer<'a> = &'a mut dyn FnMut(Phase) -> Result<(), ModelError>;

@@ -1,28 +1,25 @@
 //! An adapter in training, and its optimiser.
 
-use std::ops::Range;
-
-use crate::data::Batch;
-use crate::lora::gpu::{GpuAdapter, Mask};
+use crate::data::pack::Batch;
+use crate::lora::gpu::GpuAdapter;
 use crate::model::decoder::Model;
-use crate::model::error::{ModelError, NonFiniteAt};
+use crate::model::error::ModelError;
 use crate::model::session::Session;
 use crate::model::workspace::Memory;
 use crate::ops::{AdamW, AdamWState, Mat, OpError};
-use crate::train::step::StepResult;
 
-/// What does not change from step to step.
+/// The constants of all steps.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Hyperparameters {
-    /// Decay of AdamW's first and of its second moment.
+    /// AdamW's decay rates of the first and second moment.
     pub betas: [f64; 2],
-    /// What AdamW adds to the root of the second moment.
+    /// AdamW's epsilon: added to the square root of the second moment.
     pub epsilon: f64,
     /// Decoupled weight decay.
     pub weight_decay: f64,
-    /// Gradients of a larger norm are scaled down to it.
+    /// The maximum norm of the gradient; a larger one is scaled down to it.
     pub clip: Option<f64>,
-    /// Of the dropped inputs.
+    /// Seed of dropout.
     pub seed: u64,
 }
 
@@ -39,17 +36,17 @@ pub struct Trainer {
     pub(super) optimizer: AdamW,
     pub(super) state: AdamWState,
     pub(super) hyperparameters: Hyperparameters,
-    /// Steps that are done.
+    /// Steps so far.
     pub(super) steps: u64,
-    /// Micro-batches that are done.
+    /// Micro-batches so far.
     pub(super) micro_batches: u64,
 }
 
 impl Trainer {
-    /// Puts `adapter`, which must have room for its gradient, on `model`; moments start at zero.
+    /// A trainer of `adapter`, which must have a buffer for its gradient. Moments start at zero.
     ///
     /// # Errors
-    /// [`OpError::Shape`] where the adapter or the memory has no room for gradients;
+    /// [`OpError::Shape`] if the adapter or the memory has no buffers for gradients;
     /// [`OpError::Gpu`].
     pub fn new(
         model: Model,
@@ -57,9 +54,9 @@ impl Trainer {
         memory: Memory,
         hyperparameters: Hyperparameters,
     ) -> Result<Self, ModelError> {
-        let (expected, found, what) = (1, 0, "the room for gradients");
-        let no_room = || OpError::Shape { operation: "training", what, expected, found };
-        let gradient = adapter.gradient.clone().filter(|_| memory.sizes().training).ok_or_else(no_room)?;
+        let (expected, found, what) = (1, 0, "the buffers for gradients");
+        let no_buffers = || OpError::Shape { operation: "training", what, expected, found };
+        let gradient = adapter.gradient.clone().filter(|_| memory.sizes().training).ok_or_else(no_buffers)?;
         let gpu = model.gpu();
         let count = gradient.cols;
         let optimizer = AdamW::new(gpu, count)?;
@@ -70,39 +67,11 @@ impl Trainer {
         Ok(Self { session, optimizer, state, hyperparameters, steps: 0, micro_batches: 0 })
     }
 
-    /// Runs the batches forward once more, to say where the first number arose that is not finite.
-    pub(super) fn explain(&mut self, batches: &[Batch], result: StepResult) -> ModelError {
-        let (step, what) =
-            (Some(self.steps + 1), if result.loss.is_finite() { "the norm of the gradient" } else { "the loss" });
-        let first = self.micro_batches.saturating_sub(batches.len() as u64);
-        for (batch, micro_batch) in batches.iter().zip(first..) {
-            let mask = Some(Mask { seed: self.hyperparameters.seed, micro_batch });
-            match self.session.first_non_finite(batch, mask) {
-                Ok(None) => {}
-                Ok(layer) => return ModelError::NotFinite { step, what, layer },
-                Err(error) => return error,
-            }
-        }
-        match self.non_finite_gradient() {
-            Ok(layer) => ModelError::NotFinite { step, what, layer },
-            Err(error) => error,
-        }
-    }
-
-    /// The last layer whose gradient is not finite: the first one on the way back.
-    fn non_finite_gradient(&self) -> Result<Option<NonFiniteAt>, ModelError> {
-        let gradient = self.gradient()?;
-        let finite = |range| gradient.get::<Range<usize>>(range).unwrap_or_default().iter().all(|x| x.is_finite());
-        let places = self.session.adapter.iter().flat_map(|adapter| adapter.layout.places());
-        let layers = places.filter(|(_, _, place)| !finite(place.a.clone()) || !finite(place.b.clone()));
-        Ok(layers.map(|(layer, ..)| NonFiniteAt::Gradient(layer)).last())
-    }
-
-    /// Looks whether the parameters still give a finite loss: a step is judged by the loss before
-    /// it.
+    /// Checks that the loss is finite with the present parameters. [`Trainer::step`] only sees the
+    /// loss before it changes them.
     ///
     /// # Errors
-    /// [`ModelError::NotFinite`] with the layer; what went wrong on the device.
+    /// [`ModelError::NotFinite`] with the layer, [`ModelError::Op`], [`ModelError::Stream`].
     pub fn check(&mut self, batch: &Batch) -> Result<(), ModelError> {
         if self.session.loss(batch)?.is_finite() {
             return Ok(());
@@ -116,12 +85,12 @@ impl Trainer {
         &mut self.session
     }
 
-    /// The model with its adapter, when there is nothing more to learn.
+    /// The model with its adapter, after training.
     pub fn into_session(self) -> Session {
         self.session
     }
 
-    /// Steps that are done, and micro-batches.
+    /// Steps and micro-batches so far.
     pub fn counts(&self) -> (u64, u64) {
         (self.steps, self.micro_batches)
     }
@@ -129,7 +98,7 @@ impl Trainer {
     /// The gradient of the last step, before clipping, in the adapter's layout.
     ///
     /// # Errors
-    /// What went wrong on the device.
+    /// [`ModelError::Op`].
     pub fn gradient(&self) -> Result<Vec<f32>, ModelError> {
         Ok(self.state.gradient.read(self.session.model.gpu())?)
     }
@@ -137,15 +106,15 @@ impl Trainer {
     /// Parameters, first and second moments, in the adapter's layout.
     ///
     /// # Errors
-    /// What went wrong on the device.
+    /// [`ModelError::Op`].
     pub fn read(&self) -> Result<[Vec<f32>; 3], ModelError> {
         let AdamWState { parameters, exp_avg, exp_avg_sq, .. } = &self.state;
         let gpu = self.session.model.gpu();
         Ok([parameters.read(gpu)?, exp_avg.read(gpu)?, exp_avg_sq.read(gpu)?])
     }
 
-    /// Goes on where another trainer stopped: its moments, steps and micro-batches. Its parameters
-    /// are those of the adapter given to [`Trainer::new`].
+    /// Continues another trainer: takes its moments, steps and micro-batches. The parameters are
+    /// those of the adapter given to [`Trainer::new`].
     ///
     /// # Errors
     /// [`OpError::Shape`], [`OpError::Gpu`].

@@ -8,9 +8,9 @@ use half::{bf16, f16};
 use rayon::prelude::*;
 use serde::Serialize;
 
-use super::VerifyError;
+use super::error::VerifyError;
 use crate::MappedPack;
-use crate::arch::{Model, Placed};
+use crate::arch::place::{Model, Placed};
 use crate::convert::source::{Checkpoint, TensorInfo};
 use crate::convert::{Progress, encode, parts};
 use crate::dequant;
@@ -292,7 +292,6 @@ impl<'a> Comparison<'a> {
                     None => report.identical += 1,
                     Some(offset) => report.mismatches.push(Mismatch::Bytes { name: name.clone(), offset }),
                 },
-                None if bytes.is_empty() => {}
                 None => report.mismatches.push(Mismatch::NotInPack { name: name.clone() }),
             }
         }

@@ -7,7 +7,7 @@ use crate::common::program;
 use std::fs;
 use std::path::Path;
 
-use crate::common::program::{PACK, TINY, command, place};
+use crate::common::program::{PACK, TINY, command, failure, place};
 use assert_cmd::assert::Assert;
 use predicates::prelude::*;
 use safetensors::SafeTensors;
@@ -34,8 +34,8 @@ fn contains(text: &str) -> impl Predicate<str> {
 fn a_text_is_the_same_again_and_as_json() {
     let Some(_) = common::gpu() else { return };
     let place = place();
-    let asked = ["--prompt", PROMPT, "--max-tokens", "8"];
-    let document = json(place.path(), &asked);
+    let line = ["--prompt", PROMPT, "--max-tokens", "8"];
+    let document = json(place.path(), &line);
     assert_eq!(document["tokens"].as_array().unwrap().len(), 8);
     assert_eq!((&document["ending"], &document["prompt_tokens"]), (&"max tokens".into(), &7.into()));
     let positive = |name: &str| document[name].as_f64().is_some_and(|x| x > 0.0);
@@ -46,12 +46,11 @@ fn a_text_is_the_same_again_and_as_json() {
     let rate = 7.0 / document["seconds"].as_f64().unwrap();
     assert!((document["tokens_per_second"].as_f64().unwrap() / rate - 1.0).abs() < 1e-9, "{document}");
 
-    let shown = command(place.path(), &[&["generate", PACK], &asked[..]].concat()).assert().success();
+    let shown = command(place.path(), &[&["generate", PACK], &line[..]].concat()).assert().success();
     assert_eq!(stdout(&shown), format!("{}\n", document["text"].as_str().unwrap()));
-    let note =
-        predicate::str::is_match(r"8 tokens in .*, [0-9.]+ tokens/s \(max tokens\); 7 tokens of prompt in .*, [0-9.]+ tok");
+    let note = predicate::str::is_match(r"8 tokens .*, [0-9.]+ tokens/s.*; 7 tokens .*, [0-9.]+ tokens/s");
     shown.stderr(note.unwrap());
-    let tuned = json(place.path(), &[&asked[..], &["--adapter", TRAINED]].concat());
+    let tuned = json(place.path(), &[&line[..], &["--adapter", TRAINED]].concat());
     assert_ne!(tuned["text"], document["text"], "the adapter does something");
 }
 
@@ -69,9 +68,9 @@ fn a_seed_is_a_text() {
 fn an_end_token_ends_a_text() {
     let Some(_) = common::gpu() else { return };
     let place = place();
-    let asked = ["--prompt", PROMPT, "--max-tokens", "6"];
-    let all: Vec<u64> = serde_json::from_value(json(place.path(), &asked)["tokens"].clone()).unwrap();
-    // The same model, but for what ends a text.
+    let line = ["--prompt", PROMPT, "--max-tokens", "6"];
+    let all: Vec<u64> = serde_json::from_value(json(place.path(), &line)["tokens"].clone()).unwrap();
+    // The same model with another end token.
     let copy = place.path().join("copy");
     fs::create_dir(&copy).unwrap();
     for entry in fs::read_dir(TINY).unwrap() {
@@ -80,7 +79,7 @@ fn an_end_token_ends_a_text() {
     }
     fs::write(copy.join("generation_config.json"), format!("{{\"eos_token_id\": {}}}", all[3])).unwrap();
     command(place.path(), &["convert", "copy", PACK, "--force"]).assert().success();
-    let ended = json(place.path(), &asked);
+    let ended = json(place.path(), &line);
     let before: Vec<u64> = all.iter().copied().take_while(|&token| token != all[3]).collect();
     assert_eq!((&ended["ending"], &ended["tokens"]), (&"end".into(), &serde_json::to_value(before).unwrap()));
 }
@@ -101,17 +100,18 @@ fn a_chat_answers_line_by_line() {
 }
 
 #[test]
-fn a_chat_that_is_full_forgets_its_start_and_goes_on() {
+fn a_chat_that_is_full_drops_its_oldest_turns_and_continues() {
     let Some(_) = common::gpu() else { return };
     let place = place();
     let long = "word ".repeat(60);
     let lines = format!("one\ntwo\nthree\nfour\n{long}\nfive\n");
     let chat = ["generate", PACK, "--chat", "--max-tokens", "4", "--context", "48"];
     let assert = command(place.path(), &chat).write_stdin(lines).assert().code(1);
-    let assert = assert.stderr(contains("note: dropped the oldest 1 turn of the chat: the context is 48 tokens"));
-    let left_out = "and only 48 are remembered: the question is dropped";
-    let stderr = String::from_utf8(assert.stderr(contains(left_out)).get_output().stderr.clone()).unwrap();
-    assert_eq!(stderr.matches("tokens of prompt in").count(), 5, "all others were answered: {stderr}");
+    let stderr = String::from_utf8(assert.get_output().stderr.clone()).unwrap();
+    let lines = |label: &str, number: &str| stderr.lines().filter(|l| l.starts_with(label) && l.contains(number)).count();
+    assert!(lines("note: ", " 1 turn ") > 0, "{stderr}");
+    assert_eq!(lines("warning: ", " 48 "), 1, "the long question: {stderr}");
+    assert_eq!(lines("", "tokens/s"), 5, "all others were answered: {stderr}");
 }
 
 #[test]
@@ -119,14 +119,12 @@ fn a_hint_names_what_helps() {
     let Some(_) = common::gpu() else { return };
     let place = place();
     let ask = |prompt: &str, context: &[&str]| {
-        command(place.path(), &[&["generate", PACK, "--max-tokens", "1", "--prompt", prompt], context].concat())
-            .assert()
-            .code(1)
+        failure(place.path(), &[&["generate", PACK, "--max-tokens", "1", "--prompt", prompt], context].concat())
     };
-    ask("one two three four five", &["--context", "4"]).stderr(contains("hint: give a larger --context"));
-    let too_long = ask(&"one two three ".repeat(600), &[]).stderr(contains("and only 1024 are remembered"));
-    too_long
-        .stderr(contains("hint: give a shorter prompt: the model supports 1024 tokens").and(contains("--context").not()));
+    ask("one two three four five", &["--context", "4"]).assert("prompt-too-long", &["4"], &["--context"]);
+    let too_long = ask(&"one two three ".repeat(600), &[]);
+    too_long.assert("prompt-too-long", &["1024"], &["1024"]);
+    assert!(!too_long.hint.contains("--context"), "{too_long:?}");
 }
 
 /// Writes the trained adapter, with every B zero, into the folder `untrained`.
@@ -145,7 +143,7 @@ fn write_untrained(folder: &Path) {
 }
 
 #[test]
-fn an_adapter_that_was_not_trained_is_told() {
+fn an_adapter_that_was_not_trained_is_warned_about() {
     let Some(_) = common::gpu() else { return };
     let place = place();
     write_untrained(place.path());
@@ -154,7 +152,7 @@ fn an_adapter_that_was_not_trained_is_told() {
         [&["generate", PACK, "--prompt", PROMPT, "--max-tokens", "1"], &["eval", PACK, "--data", "text.txt"]];
     for arguments in commands {
         let run = |adapter| command(place.path(), &[arguments, &["--adapter", adapter]].concat()).assert().success();
-        run("untrained").stderr(contains("warning: the adapter changes nothing: its B is zero"));
+        run("untrained").stderr(predicate::str::is_match("warning: the adapter").unwrap());
         run(TRAINED).stderr(contains("warning").not());
     }
 }
@@ -172,7 +170,7 @@ mod alive {
 
     fn start(folder: &Path, arguments: &[&str]) -> Child {
         let mut command = Command::new(env!("CARGO_BIN_EXE_nf4pack"));
-        command.current_dir(folder).env("NF4PACK_CACHE_DIR", "").env_remove("NF4PACK_PROFILE").args(arguments);
+        command.current_dir(folder).env("NF4PACK_CACHE_DIR", program::CACHE).env_remove("NF4PACK_PROFILE").args(arguments);
         command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
     }
 
@@ -189,7 +187,7 @@ mod alive {
         bytes
     }
 
-    /// The number of tokens by the note at the end, which says that it was stopped.
+    /// The number of tokens by the note at the end, which says that the user stopped it.
     fn tokens(output: &Output) -> u32 {
         let stderr = String::from_utf8(output.stderr.clone()).unwrap();
         let note = stderr.lines().find(|line| line.contains("(stopped)")).unwrap_or_else(|| panic!("{stderr}"));
@@ -197,7 +195,7 @@ mod alive {
     }
 
     #[test]
-    fn a_reader_who_has_seen_enough_ends_the_work() {
+    fn a_closed_pipe_ends_the_work() {
         let Some(_) = common::gpu() else { return };
         let place = place();
         let mut child = start(place.path(), &["generate", PACK, "--prompt", PROMPT, "--max-tokens", MANY]);
@@ -228,7 +226,7 @@ mod alive {
     }
 
     #[test]
-    fn whoever_asks_to_stop_twice_need_not_wait() {
+    fn a_second_ctrl_c_ends_the_program_at_once() {
         let place = place();
         assert!(Command::new("mkfifo").arg(place.path().join("data")).status().unwrap().success());
         let mut child = start(place.path(), &["eval", PACK, "--data", "data"]);
@@ -241,6 +239,6 @@ mod alive {
         let output = child.wait_with_output().unwrap();
         drop(data);
         assert_eq!(output.status.code(), Some(1));
-        assert!(String::from_utf8(output.stderr).unwrap().contains("ended at once; temporary files may be left"));
+        assert!(String::from_utf8(output.stderr).unwrap().contains("temporary files"));
     }
 }

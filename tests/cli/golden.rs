@@ -1,9 +1,12 @@
-//! One golden output of each command, and of its `--help`: `tests/fixtures/golden-cli`.
+//! The golden outputs of each command in `tests/fixtures/golden-cli`: what it prints (`NAME.txt`),
+//! its help (`NAME.help.txt`), and an error with its hint (`NAME.error.txt`). They alone fix the
+//! wording; other tests match codes, names and numbers.
 //!
-//! What is measured is left out. `NF4PACK_GOLDEN=update cargo test --test cli golden` writes the
-//! files anew; read the difference before it is committed.
+//! Measured values are left out. `NF4PACK_GOLDEN=update cargo test --test cli golden` writes the
+//! files anew; read the difference before you commit it.
 #![allow(clippy::unwrap_used, clippy::panic, reason = "tests fail by panicking")]
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::path::Path;
 
@@ -15,7 +18,7 @@ use crate::common::program::{PACK, TINY, command, place};
 const FOLDER: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/golden-cli");
 /// An adapter of the bundled model.
 const ADAPTER: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/oracle/adapter_final");
-/// Every command that does something.
+/// Every command. `bench` is a group: it prints only its help.
 const COMMANDS: [&str; 16] = [
     "convert",
     "inspect",
@@ -93,6 +96,28 @@ fn helps_are_golden() {
     }
 }
 
+/// The output of a command on stderr when it fails, without names of temporary folders.
+fn stderr(folder: &Path, line: &str) -> String {
+    let assert = command(folder, &line.split(' ').collect::<Vec<_>>()).assert().failure();
+    let text = String::from_utf8(assert.get_output().stderr.clone()).unwrap();
+    // Mesa prints a line, too.
+    let text = replace(&text, r"(?m)^.*XDG_RUNTIME_DIR.*\n", "");
+    let text = text.replace(folder.to_str().unwrap(), "FOLDER");
+    replace(&text, r"nf4pack-bench-\w+", "nf4pack-bench-#")
+}
+
+#[test]
+fn every_command_has_its_golden_files_and_no_others_exist() {
+    let files = |name: &str| {
+        let name = name.replace(' ', "-");
+        let output = (!["bench", "nf4pack"].contains(&name.as_str())).then(|| format!("{name}.txt"));
+        [format!("{name}.help.txt"), format!("{name}.error.txt")].into_iter().chain(output).collect::<Vec<_>>()
+    };
+    let expected: BTreeSet<String> = COMMANDS.iter().chain(&["nf4pack"]).flat_map(|name| files(name)).collect();
+    let names = fs::read_dir(FOLDER).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap());
+    assert_eq!(names.collect::<BTreeSet<_>>(), expected);
+}
+
 #[test]
 fn outputs_without_a_gpu_are_golden() {
     let folder = tempfile::tempdir().unwrap();
@@ -103,9 +128,36 @@ fn outputs_without_a_gpu_are_golden() {
     assert_golden("export", &run(&["export", PACK, "back"]));
     let merge = ["merge", PACK, "--adapter", ADAPTER, "--base", "dequant", "--out", "merged", "--no-compare"];
     assert_golden("merge", &run(&merge));
-    // The script has an entry for every option: its beginning tells that it is one.
+    let convert = ["bench", "convert", "--shape", "tiny", "--runs", "1", "--dir", ".", "--threads", "2"];
+    assert_golden("bench-convert", &unnumbered(&run(&convert)));
+    // The script has an entry for every option: its beginning shows that it is a script.
     let script = run(&["completions", "bash"]);
     assert_golden("completions", &script.lines().take(12).fold(String::new(), |text, line| text + line + "\n"));
+}
+
+#[test]
+fn errors_without_a_gpu_are_golden() {
+    let folder = place();
+    fs::write(folder.path().join("data.jsonl"), "Once upon a time.\n").unwrap();
+    let check = |name: &str, line: &str| assert_golden(&format!("{name}.error"), &stderr(folder.path(), line));
+    check("nf4pack", "frobnicate");
+    check("convert", &format!("convert {TINY} {PACK}"));
+    check("inspect", &format!("inspect {PACK} --layer 9"));
+    check("export", "export none back");
+    check("merge", &format!("merge {PACK} --adapter none --base dequant --out merged"));
+    check("train", &format!("train {PACK} --data data.jsonl --out out"));
+    check("eval", &format!("eval {PACK} --data none.jsonl"));
+    check("generate", "generate none.nf4pack --prompt Once");
+    check("bench", "bench frobnicate");
+    check("bench-convert", "bench convert --shape tiny --dir nowhere");
+    check("completions", "completions csh");
+    // Damage in the last section.
+    let pack = folder.path().join(PACK);
+    let mut bytes = fs::read(&pack).unwrap();
+    let last = bytes.iter().rposition(|&byte| byte != 0).unwrap();
+    bytes[last] ^= 1;
+    fs::write(&pack, bytes).unwrap();
+    check("verify", &format!("verify {PACK}"));
 }
 
 #[test]
@@ -115,18 +167,32 @@ fn outputs_with_a_gpu_are_golden() {
     let data = "{\"prompt\": \"Q: \", \"completion\": \"zebra quartz\"}\n".repeat(4);
     fs::write(folder.path().join("data.jsonl"), data).unwrap();
     let adapter = gpu.adapter();
-    // The first line of a benchmark is the GPU; doctor has a table of all there are, and a list of
+    // The first line of a benchmark is the GPU; doctor prints a table of all GPUs, and a list of
     // features.
-    let run = |line: &str| {
-        let text = stdout(folder.path(), &line.split(' ').collect::<Vec<_>>());
+    let plain = |text: &str| {
         let text = text.replace(&adapter.to_string(), "GPU");
         let text = replace(&text, r"(?m)^[ *]  \d  [A-Za-z].*$", "  GPU");
-        unnumbered(&replace(&text, r"(?m)^features .*$", "features"))
+        unnumbered(&untimed(&replace(&text, r"(?m)^features .*$", "features")))
     };
+    let run = |line: &str| plain(&stdout(folder.path(), &line.split(' ').collect::<Vec<_>>()));
     let rows = "--data data.jsonl --micro-batch 1 --max-length 16";
     assert_golden("train", &run(&format!("train {PACK} {rows} --out out --steps 1 --rank 4")));
     assert_golden("eval", &run(&format!("eval {PACK} {rows} --adapter out")));
     assert_golden("generate", &run(&format!("generate {PACK} --prompt Once --max-tokens 3")));
-    assert_golden("bench", &run("bench upload --bytes 1MB --runs 1 --threads 2"));
     assert_golden("doctor", &run("doctor"));
+    assert_golden("bench-dequant", &run("bench dequant --shape tiny --runs 1 --block-size 32"));
+    assert_golden("bench-upload", &run("bench upload --bytes 1MB --runs 1 --threads 2"));
+    assert_golden("bench-stream", &run("bench stream --shape tiny --runs 1 --dir ."));
+    assert_golden("bench-train", &run("bench train --shape tiny --seq 16 --rank 4 --runs 1 --dir ."));
+
+    let check = |name: &str, line: &str| {
+        // The other GPUs of the machine.
+        let text = replace(&stderr(folder.path(), line), r"there are: .*", "there are: GPUS");
+        assert_golden(&format!("{name}.error"), &plain(&text));
+    };
+    check("doctor", "doctor none.nf4pack");
+    check("bench-dequant", "bench dequant --gpu no-such-gpu");
+    check("bench-upload", "bench upload --bytes 1000TB");
+    check("bench-stream", "bench stream --shape tiny --dir . --budget 4kB");
+    check("bench-train", "bench train --shape tiny --dir nowhere");
 }

@@ -3,7 +3,7 @@
 #![allow(clippy::unwrap_used, clippy::panic, reason = "tests fail by panicking")]
 
 use crate::common;
-use crate::common::program;
+use crate::common::program::{self, Failure};
 
 use std::fs;
 use std::path::Path;
@@ -25,6 +25,11 @@ fn command(folder: &Path, arguments: &str) -> Command {
 
 fn run(folder: &Path, arguments: &str) -> Assert {
     command(folder, arguments).assert()
+}
+
+/// Runs it with `--json`, to fail with exit code 1.
+fn failure(folder: &Path, arguments: &str) -> Failure {
+    program::failure(folder, &arguments.split(' ').collect::<Vec<_>>())
 }
 
 /// Runs it with `--json`, and parses all of stdout.
@@ -57,7 +62,7 @@ fn contains(text: &str) -> impl Predicate<str> {
 }
 
 #[test]
-fn doctor_tells_of_the_gpu_and_of_the_kernels() {
+fn doctor_shows_the_gpu_and_the_kernels() {
     let Some(gpu) = common::gpu() else { return };
     let folder = place();
     let document = json(folder.path(), "doctor", 0);
@@ -76,11 +81,6 @@ fn doctor_tells_of_the_gpu_and_of_the_kernels() {
     assert!(positive(&speed["dequant"]["copy"]["kernel_bytes_per_second"]));
     assert_eq!(speed["dequant"]["kernels"].as_array().unwrap().len(), 3);
     assert!(document.get("pack").is_none());
-
-    let assert = run(folder.path(), "doctor").success().stdout(contains(&gpu.adapter().name));
-    ["largest buffer", "features", "self-test", "upload", "decode to f16"]
-        .iter()
-        .fold(assert, |assert, word| assert.stdout(contains(word)));
 }
 
 #[test]
@@ -103,40 +103,31 @@ fn doctor_plans_for_a_pack_and_a_budget() {
 
     // Made of layers alone.
     let reasons = pack["cannot_run"].as_array().unwrap();
-    assert!(reasons.iter().any(|reason| reason.as_str().unwrap().contains("the pack has no config.json")), "{reasons:?}");
+    assert!(reasons.iter().any(|reason| reason.as_str().unwrap().contains("config.json")), "{reasons:?}");
     let assert = run(folder.path(), "doctor tiny.nf4pack --budget 1GiB").success();
-    assert.stdout(contains("all layers fit in 1.07 GB")).stdout(contains("the pack has no tokenizer.json"));
+    assert.stdout(contains("1.07 GB")).stdout(contains("tokenizer.json"));
     let assert = run(folder.path(), &format!("doctor tiny.nf4pack --budget {smallest}")).success();
-    assert.stdout(contains("2 of 4 layers at a time"));
-    let assert = run(folder.path(), "doctor tiny.nf4pack --budget 4096").code(1);
-    assert
-        .stdout(contains("does not run in 4.10 kB").and(contains(&format!("--budget {smallest}"))))
-        .stderr(contains("a budget of 4096 bytes is too small"))
-        .stderr(contains(&format!("hint: --budget {smallest}")));
-    let failed = json(folder.path(), "doctor tiny.nf4pack --budget 4096", 1);
-    assert!(
-        failed["code"] == "gpu-budget"
-            && failed["hint"].is_string()
-            && failed["kernels"].as_array().is_some_and(|k| k.len() == 9)
-    );
+    assert.stdout(contains("2 of 4 layers"));
+    let assert = run(folder.path(), "doctor tiny.nf4pack --budget 4096 --json").code(1);
+    let assert = assert.stderr(contains(&format!("hint: --budget {smallest}")));
+    let failed = parse(&assert);
+    assert_eq!(failed["code"], "gpu-budget", "{failed}");
+    assert!(failed["error"].as_str().unwrap().contains("4096"), "{failed}");
+    assert_eq!(failed["kernels"].as_array().map(Vec::len), Some(KERNELS));
 }
 
 #[test]
 fn doctor_shows_what_it_knows_where_something_fails() {
     let Some(gpu) = common::gpu() else { return };
     let folder = place();
-    let assert = run(folder.path(), "doctor --gpu no-such-gpu").code(1).stderr(contains("hint: --gpu"));
-    let assert = assert.stderr(contains("error: no GPU")).stdout(contains(&gpu.adapter().name));
-    assert.stdout(contains("none in use")).stdout(contains("largest buffer").not());
+    let assert = run(folder.path(), "doctor --gpu no-such-gpu").code(1).stdout(contains(&gpu.adapter().name));
+    assert.stderr(contains("hint: --gpu"));
     let document = json(folder.path(), "doctor --gpu no-such-gpu", 1);
     assert_eq!(document["adapters"][gpu.adapter().index]["name"], gpu.adapter().name);
-    assert!(document["hint"].is_string() && document.get("adapter").is_none(), "{document}");
+    assert!(document["code"] == "gpu-no-such" && document.get("adapter").is_none(), "{document}");
     assert_eq!((document["kernels"].as_array().map(Vec::len), &document["speed"]), (Some(0), &Value::Null));
 
     // The device is open by then.
-    let assert = run(folder.path(), "doctor none.nf4pack").code(1).stderr(contains("hint: `nf4pack convert"));
-    let assert = assert.stderr(contains("error: none.nf4pack")).stdout(contains("* in use"));
-    assert.stdout(contains("largest buffer")).stdout(contains("decode to").not());
     let document = json(folder.path(), "doctor none.nf4pack", 1);
     assert_eq!(document["adapter"].as_u64(), Some(gpu.adapter().index as u64));
     assert!(document["code"] == "pack-unreadable" && document["limits"].is_object(), "{document}");
@@ -165,9 +156,8 @@ fn bench_dequant_counts_the_bytes_that_must_move() {
     }
     assert!(positive(&report["copy"]["kernel_bytes_per_second"]) && positive(&report["copy"]["driver_bytes_per_second"]));
 
-    let assert = run(folder.path(), "bench dequant --shape tiny --runs 1 --block-size 32").success();
-    let assert = assert.stdout(contains("7 tensors, block size 32, median of 1 run")).stdout(contains("of copy"));
-    assert.stdout(contains("weights/s")).stdout(contains("dq8"));
+    let report = json(folder.path(), "bench dequant --shape tiny --runs 1 --block-size 32", 0);
+    assert_eq!((report["tensors"].as_array().map(Vec::len), report["block_size"].as_u64()), (Some(7), Some(32)));
 }
 
 #[test]
@@ -181,7 +171,7 @@ fn the_profile_of_the_kernels_goes_to_stderr() {
 }
 
 #[test]
-fn bench_upload_stands_beside_memcpy() {
+fn bench_upload_has_a_baseline() {
     let Some(_) = common::gpu() else { return };
     let folder = place();
     let report = json(folder.path(), "bench upload --bytes 3MB --runs 2", 0);
@@ -192,8 +182,8 @@ fn bench_upload_stands_beside_memcpy() {
         assert_eq!(t["seconds"].as_array().unwrap().len(), 2);
         assert!(positive(&t["bytes_per_second"]) && positive(&t["memcpy_bytes_per_second"]), "{t}");
     }
-    let assert = run(folder.path(), "bench upload --bytes 20MiB --threads 3 --runs 1").success();
-    assert.stdout(contains("memcpy GB/s")).stdout(contains("\n      3  "));
+    let report = json(folder.path(), "bench upload --bytes 20MiB --threads 3 --runs 1", 0);
+    assert_eq!((report["bytes"].as_u64(), &report["threads"][0]["threads"]), (Some(20 << 20), &Value::from(3)));
 
     // Half a byte a weight, and a bfloat16 for each 64: of a matrix, and of the projections of all
     // layers.
@@ -202,7 +192,8 @@ fn bench_upload_stands_beside_memcpy() {
     assert_eq!(bytes("512x384"), 512 * 384 / 2 + 512 * 384 / 64 * 2);
     let layer = 192 * (2 * 256 + 2 * 128) + 3 * 192 * 512;
     assert_eq!(bytes("tiny"), 4 * (layer / 2 + layer / 64 * 2));
-    run(folder.path(), "bench upload --bytes 1000TB").code(1).stderr(contains("more than this machine's memory"));
+    let failed = failure(folder.path(), "bench upload --bytes 1000TB");
+    assert!(failed.error.contains("--bytes"), "{failed:?}");
     run(folder.path(), "bench upload --shape tiny --bytes 1MB").code(2);
 }
 
@@ -234,12 +225,8 @@ fn bench_stream_measures_every_way_and_cleans_up() {
     let ways = narrowed["measurements"].as_array().unwrap();
     assert!(ways.len() == 2 && ways.iter().all(|way| way["source"] == "read" && way["verified"] == true));
 
-    let assert = run(folder.path(), "bench stream --shape tiny --runs 1 --dir .").success();
-    let assert = assert.stdout(contains("ring of 2, there and back")).stdout(contains("4 layers of 237 kB"));
-    assert.stdout(contains("of upload")).stdout(contains("upload from memory in the same run"));
-    let assert = run(folder.path(), "bench stream --shape tiny --dir . --budget 4kB").code(1);
-    assert.stderr(contains("a budget of 4000 bytes is too small")).stderr(contains("hint: --budget "));
-    run(folder.path(), "bench stream --shape tiny --dir nowhere").code(1).stderr(contains("--dir"));
+    failure(folder.path(), "bench stream --shape tiny --dir . --budget 4kB").assert("gpu-budget", &["4000"], &["--budget "]);
+    failure(folder.path(), "bench stream --shape tiny --dir nowhere").assert("io", &["nowhere", "--dir"], &[]);
     assert_eq!(names(folder.path()), ["tiny.nf4pack"]);
 }
 
@@ -253,7 +240,7 @@ fn bench_stream_takes_a_matrix() {
     let (bytes, payload) = (report["layers_bytes"].as_u64().unwrap(), 8 * (256 * 128 / 2 + 256 * 128 / 64 * 2));
     assert!((payload..payload + 8 * 512).contains(&bytes), "{bytes} of {payload}");
     assert_eq!(report["measurements"].as_array().unwrap().len(), 4);
-    run(folder.path(), "bench stream --shape 3x5 --dir .").code(2).stderr(contains("no multiple of 64 weights"));
+    run(folder.path(), "bench stream --shape 3x5 --dir .").code(2).stderr(contains("3x5"));
     assert_eq!(names(folder.path()), [""; 0]);
 }
 
@@ -309,7 +296,7 @@ fn bench_train_can_be_stopped_while_it_writes_its_weights() {
     let Some(_) = common::gpu() else { return };
     let folder = tempfile::tempdir().unwrap();
     let mut command = Command::new(env!("CARGO_BIN_EXE_nf4pack"));
-    command.current_dir(folder.path()).env("NF4PACK_CACHE_DIR", "");
+    command.current_dir(folder.path()).env("NF4PACK_CACHE_DIR", program::CACHE);
     command.args(["bench", "train", "--shape", "qwen3-0.6b", "--dir", "."]).stdout(Stdio::null()).stderr(Stdio::piped());
     let mut child = command.spawn().unwrap();
     let mut lines = BufReader::new(child.stderr.take().unwrap()).lines().map(Result::unwrap);
@@ -317,7 +304,7 @@ fn bench_train_can_be_stopped_while_it_writes_its_weights() {
     assert!(Command::new("sh").arg("-c").arg(format!("kill -INT {}", child.id())).status().unwrap().success());
     let rest: Vec<String> = lines.collect();
     assert_eq!(child.wait().unwrap().code(), Some(1));
-    assert_eq!(rest.last().unwrap(), "error: stopped before the end");
+    assert!(rest.last().unwrap().starts_with("error: "), "{rest:?}");
     assert!(rest.iter().all(|line| !line.starts_with("converting")), "{rest:?}");
     assert_eq!(names(folder.path()), [""; 0]);
 }
@@ -327,17 +314,16 @@ fn bench_train_names_its_own_flags_where_it_does_not_fit() {
     let Some(_) = common::gpu().filter(|gpu| gpu.memory().is_some()) else { return };
     let folder = place();
     // A matrix of terabytes.
-    let assert = run(folder.path(), "bench train --shape tiny --batch 1024 --seq 131072 --rank 4096 --dir .").code(1);
-    let assert =
-        assert.stdout("").stderr(contains("the run has a matrix of")).stderr(contains("--batch").or(contains("--seq")));
-    assert.stderr(contains("--micro-batch").or(contains("--max-length")).or(contains("--vram-budget")).not());
-    let assert = run(folder.path(), "bench train --shape tiny --dir nowhere").code(1);
-    assert.stderr(contains("--dir names another place"));
+    let failed = failure(folder.path(), "bench train --shape tiny --batch 1024 --seq 131072 --rank 4096 --dir .");
+    let any = |flags: &[&str]| flags.iter().any(|flag| failed.error.contains(flag) || failed.hint.contains(flag));
+    assert!(any(&["--batch", "--seq"]), "{failed:?}");
+    assert!(!any(&["--micro-batch", "--max-length", "--vram-budget"]), "{failed:?}");
+    failure(folder.path(), "bench train --shape tiny --dir nowhere").assert("io", &["nowhere", "--dir"], &[]);
     assert_eq!(names(folder.path()), ["tiny.nf4pack"]);
 }
 
 #[test]
-fn a_gpu_that_is_not_there_is_an_error_that_lists_those_that_are() {
+fn a_gpu_that_does_not_exist_is_an_error_that_lists_the_others() {
     let Some(gpu) = common::gpu() else { return };
     let folder = place();
     for arguments in ["doctor", "bench dequant", "bench upload", "bench stream --shape tiny", "bench train --shape tiny"] {
@@ -361,8 +347,7 @@ fn without_a_driver_every_command_says_what_to_install() {
             let mut command = command(folder.path(), arguments);
             command.env("VK_DRIVER_FILES", "/nonexistent").env("VK_ICD_FILENAMES", "/nonexistent").assert().code(1)
         };
-        let assert = without_driver(arguments).stdout("").stderr(contains("error: no GPU found"));
-        assert.stderr(contains("hint: ")).stderr(contains("mesa-vulkan-drivers"));
+        without_driver(arguments).stdout("").stderr(contains("error: ").and(contains("hint: ")));
         let document = parse(&without_driver(&format!("{arguments} --json")));
         assert_eq!(document["code"], "gpu-none", "{document}");
         assert!(document["hint"].as_str().unwrap().contains("mesa-vulkan-drivers"), "{document}");

@@ -1,7 +1,8 @@
-//! Adapters merged into weights, held against float64 arithmetic and against files that PEFT wrote.
+//! Adapters merged into weights, compared with float64 arithmetic and with files that PEFT wrote.
 #![allow(clippy::unwrap_used, clippy::panic, reason = "tests fail by panicking")]
 
 use crate::common;
+use crate::common::program;
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -11,9 +12,10 @@ use half::{bf16, f16};
 use nf4pack::MappedPack;
 use nf4pack::convert::source::Checkpoint;
 use nf4pack::convert::{Conversion, Options, Progress};
-use nf4pack::export::export;
+use nf4pack::export::{WriteError, export};
 use nf4pack::format::FloatType;
-use nf4pack::merge::{Base, MergeError, MergeReport, Sources, compare, merge};
+use nf4pack::merge::{Base, CompareError, MergeError, MergeReport, Sources, compare, merge};
+use nf4pack::verify::{Mismatch, VerifyError};
 use predicates::prelude::*;
 use safetensors::tensor::TensorView;
 use safetensors::{Dtype, SafeTensors};
@@ -187,7 +189,7 @@ fn decoded(pack: &Path) -> Tensors {
     quantised.chain(raw).collect()
 }
 
-/// Holds the snapshot `out` against the expectation, weight by weight.
+/// Compares the snapshot `out` with the expectation, weight by weight.
 fn check(out: &Path, expected: &BTreeMap<String, Vec<bf16>>) {
     let found = read_tensors(&out.join("model.safetensors"));
     assert_eq!(found.keys().collect::<Vec<_>>(), expected.keys().collect::<Vec<_>>());
@@ -265,7 +267,7 @@ fn scales_targets_types_and_names_of_peft_s_adapters() {
 }
 
 #[test]
-fn an_adapter_before_training_changes_nothing_and_that_is_said() {
+fn an_adapter_before_training_changes_nothing() {
     let place = Place::new();
     let report = place.merge(&place.untrained(), tiny(), "out").unwrap();
     assert_eq!((report.rounding_error, report.worst), (None, None));
@@ -294,7 +296,7 @@ fn a_stored_head_of_a_model_that_config_json_calls_tied_is_merged_as_it_is() {
 }
 
 #[test]
-fn all_of_the_snapshot_is_bfloat16_and_sharded_as_asked() {
+fn all_of_the_snapshot_is_bfloat16_in_shards_of_the_given_size() {
     let place = Place::new();
     let base = place.checkpoint("wide", |tensors| {
         for (name, dtype) in
@@ -367,16 +369,20 @@ fn another_checkpoint_is_refused_or_warned_about() {
         let base = Base::Checkpoint { path: &path, config: None };
         place.merge(Path::new(ADAPTER), base, "out")
     };
-    let error = |name, change| wrong(name, change).unwrap_err().to_string();
-    let text = error("missing", |tensors| drop(tensors.remove(DOWN)));
-    assert!(text.contains(DOWN) && text.contains("not in the checkpoint"), "{text}");
-    let text = error("more", |tensors| {
+    let mismatch = |name, change| match wrong(name, change).unwrap_err() {
+        MergeError::OtherBase { mismatch, .. } => mismatch,
+        other => panic!("{name}: {other}"),
+    };
+    let missing = mismatch("missing", |tensors| drop(tensors.remove(DOWN)));
+    assert_eq!(missing, Mismatch::NotInCheckpoint { name: DOWN.to_owned() });
+    let more = mismatch("more", |tensors| {
         let norm = tensors["model.norm.weight"].clone();
         tensors.insert("extra.weight".to_owned(), norm);
     });
-    assert!(text.contains("extra.weight") && text.contains("not in the pack"), "{text}");
-    let text = error("shape", |tensors| tensors.get_mut(DOWN).unwrap().1.reverse());
-    assert!(text.contains(DOWN) && text.contains("[512, 192]"), "{text}");
+    assert_eq!(more, Mismatch::NotInPack { name: "extra.weight".to_owned() });
+    let shape = mismatch("shape", |tensors| tensors.get_mut(DOWN).unwrap().1.reverse());
+    let [expected, found] = ["[512, 192]", "[192, 512]"].map(str::to_owned);
+    assert_eq!(shape, Mismatch::Shape { name: DOWN.to_owned(), expected, found });
     assert!(!place.path("out").exists());
 
     let report = wrong("edited", |tensors| tensors.get_mut(DOWN).unwrap().2[0] ^= 1).unwrap();
@@ -401,7 +407,7 @@ fn adapters_of_other_models_are_refused() {
     });
     assert!(text.contains("layers.7"), "{text}");
     let text = error("shallow", |_, tensors| tensors.retain(|name, _| !name.contains("layers.3")));
-    assert!(text.contains("layers.3") && text.contains("no tensor"), "{text}");
+    assert!(text.contains("layers.3"), "{text}");
     let text = error("dora", |config, _| config["use_dora"] = json!(true));
     assert!(text.contains("use_dora"), "{text}");
     assert!(!place.path("out").exists());
@@ -443,7 +449,8 @@ fn stopped_anywhere_it_leaves_nothing() {
     let sources = Sources { pack: &pack, adapter: Path::new(ADAPTER), base: tiny() };
     for after in [0, 1, 5, 20, 60] {
         let error = merge(&sources, &place.path("out"), u64::MAX, &StopAfter(after.into())).unwrap_err();
-        assert!(error.to_string().contains("stopped"), "{after}: {error}");
+        let stopped = matches!(error, MergeError::Verify(VerifyError::Cancelled) | MergeError::Write(WriteError::Cancelled));
+        assert!(stopped, "{after}: {error}");
         assert_eq!(place.names(), ["tiny.nf4pack"], "{after}");
     }
 }
@@ -452,7 +459,12 @@ fn stopped_anywhere_it_leaves_nothing() {
 fn run(place: &Place, arguments: &str) -> assert_cmd::assert::Assert {
     let arguments = arguments.replace("TINY", TINY).replace("ADAPTER", ADAPTER);
     let mut command = assert_cmd::cargo::cargo_bin_cmd!("nf4pack");
-    command.current_dir(place.folder.path()).arg("merge").args(arguments.split(' ')).assert()
+    command
+        .env("NF4PACK_CACHE_DIR", program::CACHE)
+        .current_dir(place.folder.path())
+        .arg("merge")
+        .args(arguments.split(' '))
+        .assert()
 }
 
 fn contains(text: &str) -> impl Predicate<str> {
@@ -463,11 +475,10 @@ fn contains(text: &str) -> impl Predicate<str> {
 fn the_command_merges_says_so_and_reports_in_json() {
     let place = Place::new();
     let merged = run(&place, "tiny.nf4pack --adapter ADAPTER --base TINY --out out --no-compare").success();
-    let merged = merged.stdout(contains("out: 46 tensors in bf16, 28 of them merged")).stdout(contains("rounding to bf16"));
-    merged.stderr(contains("merging: 100 %"));
+    merged.stdout(contains("out: 46 tensors")).stdout(contains(" 28 of them")).stderr(contains("100 %"));
     run(&place, "tiny.nf4pack --adapter ADAPTER --base dequant --config c.json --out own --no-compare")
         .code(2)
-        .stderr(contains("--config needs --base SNAPSHOT"));
+        .stderr(contains("--config").and(contains("--base SNAPSHOT")));
     let json = run(&place, "tiny.nf4pack --adapter ADAPTER --base dequant --out own --json --quiet --no-compare")
         .success()
         .stderr("");
@@ -478,10 +489,10 @@ fn the_command_merges_says_so_and_reports_in_json() {
     place.untrained();
     run(&place, "tiny.nf4pack --adapter untrained --base dequant --out same --no-compare")
         .success()
-        .stderr(contains("changes nothing"));
+        .stderr(contains("warning: the adapter"));
     place.checkpoint("edited", |tensors| tensors.get_mut(DOWN).unwrap().2[0] ^= 1);
     let warned = run(&place, "tiny.nf4pack --adapter ADAPTER --base edited --out new --no-compare").success();
-    warned.stderr(contains("warning: model.safetensors of edited differs, by SHA-256,"));
+    warned.stderr(contains("warning: model.safetensors of edited"));
 }
 
 #[test]
@@ -489,7 +500,7 @@ fn an_adapter_too_small_for_bfloat16_is_warned_about() {
     let place = Place::new();
     place.adapter("weak", |config, _| config["lora_alpha"] = json!(0.001));
     let warned = run(&place, "tiny.nf4pack --adapter weak --base TINY --out out --no-compare").success();
-    warned.stderr(contains("bfloat16 is too coarse for this adapter: rounding removed"));
+    warned.stderr(predicate::str::is_match("warning: bfloat16 .* %").unwrap());
 }
 
 #[test]
@@ -501,7 +512,7 @@ fn failures_of_the_command_say_what_to_do() {
     place.checkpoint("other", |tensors| tensors.get_mut(DOWN).unwrap().1.reverse());
     let before = place.names();
     for (arguments, error, hint) in [
-        ("tiny.nf4pack --adapter ADAPTER --base TINY --out full", "target-folder-exists", "new folder"),
+        ("tiny.nf4pack --adapter ADAPTER --base TINY --out full", "target-folder-exists", "folder"),
         ("tiny.nf4pack --adapter empty --base TINY --out out", "adapter-unreadable", "adapter_config.json"),
         ("tiny.nf4pack --adapter ADAPTER --base none --out out", "source-unreadable", "folder"),
         ("tiny.nf4pack --adapter ADAPTER --base other --out out", "merge-other-base", "--base dequant"),
@@ -541,7 +552,7 @@ fn merged_weights_give_the_logits_of_pack_and_adapter() {
     assert!(own > 0.0 && own < 0.01 && own < original && 3.0 * own < without, "{own} {original} {without}");
     assert_eq!(place.names(), ["original", "own", "tiny.nf4pack", "without"]);
     let empty = compare(&gpu, &sources, &place.path("own"), "", &()).unwrap_err();
-    assert!(empty.to_string().contains("no tokens"), "{empty}");
+    assert!(matches!(empty, CompareError::Empty), "{empty}");
 }
 
 #[test]
@@ -551,15 +562,15 @@ fn the_command_compares_logits_where_there_is_a_gpu() {
     let report: Value = serde_json::from_slice(&merged.get_output().stdout).unwrap();
     if common::gpu().is_none() {
         assert_eq!(report["comparison"], Value::Null);
-        merged.stderr(contains("logits were not compared: there is no GPU"));
+        merged.stderr(contains("logits").and(contains("GPU")));
     } else {
         assert!(report["comparison"]["max_difference"].as_f64().unwrap() > 0.0);
         assert!(report["comparison"]["top1_changed"].is_u64(), "{report}");
         run(&place, "tiny.nf4pack --adapter ADAPTER --base dequant --out text")
             .success()
-            .stdout(contains("logits: at most").and(contains("top-1 token changed after ")));
+            .stdout(contains("logits: ").and(contains("top-1")));
     }
     assert!(place.path("own/model.safetensors").is_file());
     let other = run(&place, "tiny.nf4pack --adapter ADAPTER --base dequant --out other --gpu nonesuch").success();
-    other.stderr(contains("logits were not compared"));
+    other.stderr(contains("logits").and(contains("nonesuch")));
 }

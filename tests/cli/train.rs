@@ -7,7 +7,7 @@ use crate::common::program;
 use std::fs;
 use std::path::Path;
 
-use crate::common::program::{PACK, command, json};
+use crate::common::program::{PACK, command, failure, json};
 use predicates::prelude::*;
 use serde_json::Value;
 
@@ -38,8 +38,7 @@ fn train_resume_eval_and_generate() {
     for name in ["adapter_model.safetensors", "adapter_config.json", "metrics.jsonl", "nf4pack-train.toml", "report.html"] {
         assert!(folder.join("out").join(name).is_file(), "{name}");
     }
-    let again = command(folder, &train).assert().failure().code(1);
-    again.stderr(predicate::str::contains("checkpoints of an earlier run").and(predicate::str::contains("--resume")));
+    failure(folder, &train).assert("run-out-occupied", &["out"], &["--resume", "--out"]);
     // A constant rate does not depend on the end of the run: flags override the file, and the run
     // continues.
     let more = json(folder, &[&train[..], &["--steps", "2", "--resume"]].concat());
@@ -47,11 +46,8 @@ fn train_resume_eval_and_generate() {
     assert_eq!(fs::read_to_string(folder.join("out/metrics.jsonl")).unwrap().lines().count(), 2);
     let text = fs::read_to_string(folder.join("run.toml")).unwrap().replace("steps = 1", "steps = 3\nresume = true");
     fs::write(folder.join("run.toml"), text).unwrap();
-    let few = command(folder, &train).assert().success().stdout(predicate::str::contains("done: 3 of 3 steps"));
-    few.stderr(
-        predicate::str::contains("warning: 3 steps of the optimiser may be too few")
-            .and(predicate::str::contains("--epochs")),
-    );
+    let few = command(folder, &train).assert().success().stdout(predicate::str::contains("3 of 3 steps"));
+    few.stderr(predicate::str::is_match("warning: 3 steps .*--epochs").unwrap());
     let eval = |adapter: &[&str]| json(folder, &[&["eval", PACK, "--data", "chat.jsonl"], adapter].concat());
     let loss = |eval: &Value| eval["loss"].as_f64().unwrap();
     let (base, tuned) = (eval(&[]), eval(&["--adapter", "out"]));
@@ -70,9 +66,9 @@ fn a_quantised_embedding_is_trained_evaluated_generated_from_merged_and_exported
     let place = place();
     let folder = place.path();
     let four_bits = ["convert", program::TINY, "four.nf4pack", "--quantize", "embed", "--scales", "dq8"];
-    command(folder, &four_bits).assert().success().stderr(predicate::str::contains("cannot").not());
-    command(folder, &["verify", "four.nf4pack"]).assert().success().stderr(predicate::str::contains("note").not());
-    command(folder, &["doctor", "four.nf4pack"]).assert().success().stdout(predicate::str::contains("does not run").not());
+    command(folder, &four_bits).assert().success().stderr(predicate::str::contains("warning").not());
+    assert_eq!(json(folder, &["verify", "four.nf4pack"])["cannot_run"], Value::Array(Vec::new()));
+    assert_eq!(json(folder, &["doctor", "four.nf4pack"])["pack"]["cannot_run"], Value::Array(Vec::new()));
     let train = ["train", "four.nf4pack", "--data", "chat.jsonl", "--out", "out", "--rank", "2", "--steps", "1"];
     let done = json(folder, &[&train[..], &["--micro-batch", "1", "--schedule", "constant"]].concat());
     assert_eq!(done["steps"], 1);
@@ -110,20 +106,18 @@ fn a_mark_of_windows_before_the_first_line_changes_nothing() {
     let folder = place.path();
     let text = fs::read(folder.join("chat.jsonl")).unwrap();
     fs::write(folder.join("marked.jsonl"), [b"\xef\xbb\xbf", &text[..]].concat()).unwrap();
-    let show = |data: &str| command(folder, &["train", PACK, "--data", data, "--show-batch"]).assert();
-    let marked =
-        show("marked.jsonl").success().stderr(predicate::str::contains("training data: 2 samples of prompt/completion, "));
-    assert_eq!(marked.get_output().stdout, show("chat.jsonl").success().get_output().stdout);
+    let show = |data: &'static str| ["train", PACK, "--data", data, "--show-batch"];
+    let shown = |data| command(folder, &show(data)).assert().success();
+    let marked = shown("marked.jsonl").stderr(predicate::str::contains("2 samples of prompt/completion"));
+    assert_eq!(marked.get_output().stdout, shown("chat.jsonl").get_output().stdout);
     fs::write(folder.join("stray.jsonl"), [b"'", &text[..]].concat()).unwrap();
-    let what = predicate::str::contains("stray.jsonl: line 1 is not JSON")
-        .and(predicate::str::contains("hint: each line must be one"));
-    show("stray.jsonl").code(1).stderr(what);
+    failure(folder, &show("stray.jsonl")).assert("data-json", &["stray.jsonl", "line 1"], &["JSON"]);
     fs::write(folder.join("plain.txt"), text).unwrap();
-    show("plain.txt").success().stderr(predicate::str::contains("1 sample of plain text"));
+    assert_eq!(json(folder, &show("plain.txt"))["samples"].as_array().unwrap().len(), 1);
 }
 
 #[test]
-fn what_is_longer_than_the_model_was_made_for_is_cut_or_told() {
+fn samples_longer_than_the_models_maximum_are_cut_or_warned_about() {
     let place = place();
     let folder = place.path();
     let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/tiny-qwen3");
@@ -134,12 +128,11 @@ fn what_is_longer_than_the_model_was_made_for_is_cut_or_told() {
     command(folder, &convert).assert().success();
     fs::write(folder.join("long.jsonl"), format!("{{\"text\": \"{}\"}}\n", "word ".repeat(40))).unwrap();
     let show = ["train", "short.nf4pack", "--data", "long.jsonl", "--show-batch"];
+    let warning = |text| predicate::str::is_match(text).unwrap();
     let cut = command(folder, &show).assert().success();
-    cut.stderr(
-        predicate::str::contains("longer than --max-length are cut").and(predicate::str::contains("max_position").not()),
-    );
-    let told = command(folder, &[&show[..], &["--max-length", "64"]].concat()).assert().success();
-    told.stderr(predicate::str::contains("warning: 1 sample longer than the model's maximum of 8 tokens"));
+    cut.stderr(warning("warning: .*--max-length .*1 sample").and(warning("warning: .* 8 tokens").not()));
+    let long = command(folder, &[&show[..], &["--max-length", "64"]].concat()).assert().success();
+    long.stderr(warning("warning: 1 sample .* 8 tokens.*--max-length 8"));
 }
 
 /// A pack of tiny-qwen3 with another chat template.
@@ -156,7 +149,7 @@ fn pack_with_template(folder: &Path, template: &str) {
 }
 
 #[test]
-fn what_a_chat_template_lacks_is_told() {
+fn a_template_that_lacks_an_end_token_or_drops_a_message_is_warned_about() {
     let place = place();
     let folder = place.path();
     let questions = "{% for m in messages if m.role != 'system' %}{{ m.role + ': ' + m.content + '\n' }}{% endfor %}";
@@ -164,26 +157,21 @@ fn what_a_chat_template_lacks_is_told() {
     let line = r#"{"messages": [{"role": "system", "content": "s"}, {"role": "user", "content": "u"}, {"role": "assistant", "content": "a"}]}"#;
     fs::write(folder.join("talk.jsonl"), line).unwrap();
     let show = ["train", "changed.nf4pack", "--data", "talk.jsonl", "--show-batch"];
-    let lacks =
-        ["no answer ends in a token that ends a text (line 1)", "the chat template leaves out the system prompt (line 1)"];
     for flags in [&[][..], &["--train-on", "all"]] {
-        let shown = command(folder, &[&show[..], flags].concat()).assert().success();
-        shown.stderr(lacks.iter().fold(predicate::str::contains("warning: ").boxed(), |all, lack| {
-            all.and(predicate::str::contains(*lack)).boxed()
-        }));
-        let warnings = json(folder, &[&show[..], flags].concat())["warnings"].clone();
+        let line = [&show[..], flags].concat();
+        let warnings = json(folder, &line)["warnings"].clone();
         let warnings: Vec<&str> = warnings.as_array().unwrap().iter().map(|warning| warning.as_str().unwrap()).collect();
-        assert!(
-            warnings.len() == 2 && lacks.iter().zip(&warnings).all(|(lack, found)| found.starts_with(lack)),
-            "{warnings:?}"
-        );
+        let [end, system] = warnings[..] else { panic!("{warnings:?}") };
+        assert!(end.contains("(line 1)") && system.contains("system prompt (line 1)"), "{warnings:?}");
+        let stderr = command(folder, &line).assert().success().get_output().stderr.clone();
+        let stderr = String::from_utf8(stderr).unwrap();
+        assert!(warnings.iter().all(|warning| stderr.contains(&format!("warning: {warning}"))), "{stderr}");
     }
     // The hint of ambiguous spans helps.
     fs::remove_dir_all(folder.join("changed")).unwrap();
     fs::remove_file(folder.join("changed.nf4pack")).unwrap();
     pack_with_template(folder, "{% for m in messages %}{{ m.content | upper }}{% endfor %}");
-    let refused = command(folder, &show).assert().code(1);
-    refused.stderr(predicate::str::contains("message 2 (from 0)").and(predicate::str::contains("hint: --train-on all")));
+    failure(folder, &show).assert("data-spans", &["message 2"], &["--train-on all"]);
     command(folder, &[&show[..], &["--train-on", "all"]].concat()).assert().success();
 }
 
@@ -196,10 +184,9 @@ fn settings_that_cannot_be_are_wrong_usage_also_in_a_file() {
         command(folder, &["train", PACK, "--config", "run.toml", "--json"]).assert().stdout("")
     };
     train("data = 'chat.jsonl'\nout = 'out'\nrank = 0").code(2).stderr(predicate::str::contains("run.toml: --rank"));
-    train("ranks = 1").code(2).stderr(predicate::str::contains("run.toml is not a file for --config"));
+    train("ranks = 1").code(2).stderr(predicate::str::contains("run.toml").and(predicate::str::contains("`ranks`")));
     train("out = 'out'").code(2).stderr(predicate::str::contains("--data"));
-    let missing = command(folder, &["train", PACK, "--config", "none.toml"]).assert().code(1);
-    missing.stderr(predicate::str::contains("cannot read none.toml"));
+    failure(folder, &["train", PACK, "--config", "none.toml"]).assert("io", &["none.toml"], &[]);
     assert!(!folder.join("out").exists());
 }
 
@@ -211,43 +198,34 @@ fn a_run_that_fails_has_a_report_all_the_same() {
     let place = place();
     let folder = place.path();
     let train = ["train", PACK, "--data", "chat.jsonl", "--out", "out", "--rank", "2", "--steps", "3"];
-    let failed =
-        command(folder, &[&train[..], &["--lr", "1e30", "--schedule", "constant", "--warmup", "0"]].concat()).assert();
-    failed.code(1).stderr(predicate::str::contains("is not finite").and(predicate::str::contains("a smaller --lr")));
+    let failed = failure(folder, &[&train[..], &["--lr", "1e30", "--schedule", "constant", "--warmup", "0"]].concat());
+    failed.assert("run-diverged", &["step 1"], &["--lr"]);
     let report = fs::read_to_string(folder.join("out/report.html")).unwrap();
-    assert!(report.contains("failed: step 1: the loss after the step is not finite"), "{report}");
+    assert!(report.contains(&format!("failed: {}", failed.error)), "{failed:?} {report}");
     fs::write(folder.join("file"), "").unwrap();
-    let onto = command(folder, &["train", PACK, "--data", "chat.jsonl", "--out", "file"]).assert().code(1);
-    onto.stderr(predicate::str::contains("hint: --out must be a folder").and(predicate::str::contains("--resume").not()));
+    let onto = failure(folder, &["train", PACK, "--data", "chat.jsonl", "--out", "file"]);
+    onto.assert("checkpoint-unreadable", &["file"], &["--out"]);
+    assert!(!onto.hint.contains("--resume"), "{onto:?}");
 }
 
 #[test]
-fn what_cannot_be_trained_is_told_before_anything_is_written() {
+fn data_that_cannot_be_trained_on_is_an_error_before_anything_is_written() {
     let place = place();
     let folder = place.path();
     fs::write(folder.join("empty.jsonl"), "{\"prompt\": \"a\", \"completion\": 7}\n").unwrap();
-    let train = |data: &str| command(folder, &["train", PACK, "--data", data, "--out", "out"]).assert().code(1);
-    train("empty.jsonl").stderr(predicate::str::contains("empty.jsonl: line 1: \"completion\" should be"));
-    let more = |more: [&str; 2]| {
-        command(folder, &[&["train", PACK, "--data", "chat.jsonl", "--out", "out"], &more[..]].concat()).assert().code(1)
-    };
-    more(["--eval-data", "empty.jsonl"]).stderr(predicate::str::contains("error: empty.jsonl: line 1: "));
-    more(["--max-length", "2"])
-        .stderr(predicate::str::contains("line 1 has no token").and(predicate::str::contains("hint: --max-length ")));
+    let train =
+        |data: &str, more: &[&str]| failure(folder, &[&["train", PACK, "--out", "out", "--data", data], more].concat());
+    let line = ["empty.jsonl", "line 1", "\"completion\""];
+    train("empty.jsonl", &[]).assert("data-value", &line, &[]);
+    train("chat.jsonl", &["--eval-data", "empty.jsonl"]).assert("data-value", &line, &[]);
+    train("chat.jsonl", &["--max-length", "2"]).assert("data-all-dropped", &["line 1"], &["--max-length "]);
     fs::write(folder.join("wide.txt"), b"\xff\xfeO\0n\0").unwrap();
-    more(["--eval-data", "wide.txt"]).stderr(
-        predicate::str::contains("error: wide.txt: the text is not UTF-8")
-            .and(predicate::str::contains("hint: save the file as UTF-8")),
-    );
+    train("chat.jsonl", &["--eval-data", "wide.txt"]).assert("data-utf8", &["wide.txt"], &["UTF-8"]);
     fs::write(folder.join("short.txt"), "Once upon a time.").unwrap();
-    let one =
-        command(folder, &["train", PACK, "--data", "short.txt", "--out", "out", "--eval-split", "0.5"]).assert().code(1);
-    one.stderr(
-        predicate::str::contains("nothing can be held out").and(predicate::str::contains("hint: use --eval-data FILE")),
-    );
-    train("missing.jsonl").stderr(predicate::str::contains("cannot read missing.jsonl"));
+    train("short.txt", &["--eval-split", "0.5"]).assert("data-nothing-held-out", &[], &["--eval-data FILE"]);
+    train("missing.jsonl", &[]).assert("io", &["missing.jsonl"], &[]);
     let usage = ["train", PACK, "--data", "chat.jsonl", "--out", "out", "--lr", "-1"];
-    command(folder, &usage).assert().code(2).stderr(predicate::str::contains("--lr should be"));
+    command(folder, &usage).assert().code(2).stderr(predicate::str::contains("--lr"));
     assert!(!folder.join("out").exists());
 }
 
@@ -255,16 +233,11 @@ fn what_cannot_be_trained_is_told_before_anything_is_written() {
 fn a_missing_adapter_or_checkpoint_is_named_with_what_to_do() {
     let place = place();
     let folder = place.path();
-    let eval = command(folder, &["eval", PACK, "--data", "chat.jsonl", "--adapter", "none"]).assert().code(1);
-    let what = "an adapter is a folder with adapter_model.safetensors and adapter_config.json";
-    eval.stderr(predicate::str::contains("cannot read none").and(predicate::str::contains(what)));
-    let train =
-        |resume: &str| command(folder, &["train", PACK, "--data", "chat.jsonl", "--out", "out", resume]).assert().code(1);
-    train("--resume").stderr(
-        predicate::str::contains("out has no checkpoint to go on from").and(predicate::str::contains("--save-every")),
-    );
-    train("--resume=none")
-        .stderr(predicate::str::contains("cannot read none").and(predicate::str::contains("--resume=CHECKPOINT")));
+    let eval = failure(folder, &["eval", PACK, "--data", "chat.jsonl", "--adapter", "none"]);
+    eval.assert("adapter-unreadable", &["none"], &["adapter_model.safetensors", "adapter_config.json"]);
+    let train = |resume: &str| failure(folder, &["train", PACK, "--data", "chat.jsonl", "--out", "out", resume]);
+    train("--resume").assert("run-no-checkpoint", &["out"], &["--save-every"]);
+    train("--resume=none").assert("checkpoint-unreadable", &["none"], &["--resume=CHECKPOINT"]);
 }
 
 /// What needs a process that lives on while it is looked at.
@@ -285,7 +258,7 @@ mod alive {
         }
         let place = place();
         let mut child = Command::new(env!("CARGO_BIN_EXE_nf4pack"));
-        child.current_dir(place.path()).env("NF4PACK_CACHE_DIR", "").env_remove("NF4PACK_PROFILE");
+        child.current_dir(place.path()).env("NF4PACK_CACHE_DIR", program::CACHE).env_remove("NF4PACK_PROFILE");
         child.args(["train", PACK, "--data", "chat.jsonl", "--out", "out", "--steps", "100000", "--rank", "1"]);
         let child = child.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
         let metrics = place.path().join("out/metrics.jsonl");
@@ -300,9 +273,9 @@ mod alive {
         let output = child.wait_with_output().unwrap();
         let [stdout, stderr] = [output.stdout, output.stderr].map(|bytes| String::from_utf8(bytes).unwrap());
         assert_eq!(output.status.code(), Some(1), "{stderr}");
-        let heard = stderr.find("stopping after the current step").unwrap();
-        let saved = stderr.find(&format!("saved out/checkpoint-{}\n", steps())).unwrap_or_else(|| panic!("{stderr}"));
+        let heard = stderr.find("Ctrl-C again").unwrap();
+        let saved = stderr.find(&format!("out/checkpoint-{}\n", steps())).unwrap_or_else(|| panic!("{stderr}"));
         assert!(heard < saved, "{stderr}");
-        assert!(stdout.contains(&format!("stopped; --resume continues: {} of 100000 steps", steps())), "{stdout}");
+        assert!(stdout.contains(&format!("{} of 100000 steps", steps())) && stdout.contains("--resume"), "{stdout}");
     }
 }

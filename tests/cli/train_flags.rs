@@ -34,7 +34,7 @@ const FLAGS: &str = "--rank 2 --dropout 0.1 --rslora --targets q_proj,v_proj --l
     --weight-decay 0.01 --seed 7 --micro-batch 1 --accumulate 2 --max-length 16 --steps 5 --vram-budget 100MB --eval-data held.jsonl \
     --eval-every 2 --early-stop 1 --save-every 1 --keep 3";
 
-/// Those of [`FLAGS`] that are told nowhere else.
+/// Those of [`FLAGS`] that no other file shows.
 const SAVED: [&str; 7] = [
     "weight-decay = 0.01",
     "seed = 7",
@@ -63,8 +63,7 @@ fn every_flag_of_a_training_has_its_effect() {
     // Words that the data has none of become less likely.
     fs::write(folder.join("held.jsonl"), "{\"text\": \"Once upon a time.\"}\n").unwrap();
     let small = FLAGS.replace("100MB", "64MB");
-    let small = command(folder, &train(&small)).assert().code(1);
-    small.stderr(predicate::str::contains("64000000 are there").and(predicate::str::contains("hint: --vram-budget")));
+    program::failure(folder, &train(&small)).assert("gpu-budget", &["64000000"], &["--vram-budget"]);
 
     let done = program::json(folder, &train(FLAGS));
     assert!(done["planned_bytes"].as_u64().unwrap() <= 100_000_000, "{done}");
@@ -94,18 +93,15 @@ fn every_flag_of_a_training_has_its_effect() {
     let earlier = [&FLAGS.replace("--keep 3", "--keep 1"), "--resume=out/checkpoint-1"].join(" ");
     let resumed = command(folder, &train(&earlier)).assert().success();
     resumed
-        .stderr(
-            predicate::str::contains("note: a later checkpoint was renamed to ")
-                .and(predicate::str::contains("aside-1-checkpoint-2")),
-        )
-        .stdout(predicate::str::contains("stopped early: ").and(predicate::str::contains(": 2 of 5 steps")));
+        .stderr(predicate::str::is_match("note: .*aside-1-checkpoint-2").unwrap())
+        .stdout(predicate::str::contains("2 of 5 steps"));
     assert_eq!(checkpoints(out), ["aside-1-checkpoint-2", "checkpoint-2"]);
     assert_eq!(metric(out, "loss"), losses, "bit for bit");
     assert!(weights("checkpoint-2") == last && weights("aside-1-checkpoint-2") == last);
 }
 
 #[test]
-fn an_evaluation_counts_what_it_is_told_to() {
+fn an_evaluation_counts_the_tokens_that_its_flags_select() {
     if common::gpu().is_none() {
         return;
     }
@@ -137,6 +133,6 @@ fn an_evaluation_counts_what_it_is_told_to() {
     let (_, tokens, pieces) = eval("text.txt", &["--max-length", "4"]);
     assert!(pieces > 1 && tokens + pieces == plain.1 + 1, "{tokens} in {pieces} pieces, {plain:?}");
     let cut = command(folder, &["eval", PACK, "--data", "text.jsonl", "--max-length", "4"]).assert().success();
-    let lost = format!("samples longer than --max-length are cut: 1 sample, {} tokens in all", plain.1 + 1 - 4);
-    cut.stderr(predicate::str::contains("4 tokens, 3 of them predicted").and(predicate::str::contains(lost)));
+    let lost = format!("warning: .*--max-length.* 1 sample, {} tokens", plain.1 + 1 - 4);
+    cut.stderr(predicate::str::contains(" 4 tokens, 3 of them").and(predicate::str::is_match(lost).unwrap()));
 }

@@ -9,10 +9,14 @@ use serde_json::Value;
 pub const TINY: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/tiny-qwen3");
 pub const PACK: &str = "tiny.nf4pack";
 
-/// The program in `folder`. It keeps nothing between runs.
+/// The cache of all tests: each kernel is tried once on the device, not in every process. A verdict
+/// counts only for the same kernel, driver and version.
+pub const CACHE: &str = concat!(env!("CARGO_TARGET_TMPDIR"), "/nf4pack-cache");
+
+/// The program in `folder`.
 pub fn command(folder: &Path, arguments: &[&str]) -> Command {
     let mut command = assert_cmd::cargo::cargo_bin_cmd!("nf4pack");
-    command.current_dir(folder).env("NF4PACK_CACHE_DIR", "").env_remove("NF4PACK_PROFILE").args(arguments);
+    command.current_dir(folder).env("NF4PACK_CACHE_DIR", CACHE).env_remove("NF4PACK_PROFILE").args(arguments);
     command
 }
 
@@ -22,11 +26,31 @@ pub fn json(folder: &Path, arguments: &[&str]) -> Value {
     serde_json::from_slice(&assert.get_output().stdout).unwrap()
 }
 
-/// Runs it with `--json`, to fail: the code of the error.
-pub fn error_code(folder: &Path, arguments: &[&str]) -> String {
+/// What a command that fails prints with `--json`.
+#[derive(Debug)]
+pub struct Failure {
+    pub code: String,
+    pub error: String,
+    /// Empty if there is none.
+    pub hint: String,
+}
+
+/// Runs it with `--json`, to fail with exit code 1.
+pub fn failure(folder: &Path, arguments: &[&str]) -> Failure {
     let assert = command(folder, arguments).arg("--json").assert().code(1);
     let document: Value = serde_json::from_slice(&assert.get_output().stdout).unwrap();
-    document["code"].as_str().unwrap().to_owned()
+    let text = |key: &str| document[key].as_str().unwrap_or_default().to_owned();
+    Failure { code: text("code"), error: text("error"), hint: text("hint") }
+}
+
+impl Failure {
+    /// Checks the code, and that the error and the hint name these things: paths, numbers, flags.
+    #[track_caller]
+    pub fn assert(&self, code: &str, error: &[&str], hint: &[&str]) {
+        assert_eq!(self.code, code, "{self:?}");
+        assert!(error.iter().all(|name| self.error.contains(name)), "no {error:?} in {self:?}");
+        assert!(hint.iter().all(|name| self.hint.contains(name)), "no {hint:?} in {self:?}");
+    }
 }
 
 /// A folder with a pack of the bundled model.

@@ -6,10 +6,10 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use nf4pack::MappedPack;
-use nf4pack::arch::{check_pack_runnable, model_types};
 use nf4pack::convert::{Conversion, Options, convert, synth};
 use nf4pack::export::export;
 use nf4pack::format::{FloatType, Role};
+use nf4pack::internals::{check_pack_runnable, model_types};
 use nf4pack::verify::{against, verify};
 use safetensors::{Dtype, SafeTensors};
 use serde_json::{Value, json};
@@ -147,7 +147,7 @@ fn rename(source: &Path, name: impl Fn(&str) -> String) {
 fn names_behind_wrappers_or_without_their_prefix_are_stored_as_transformers_writes_them() {
     let bare = |name: &str| name.strip_prefix("model.").unwrap_or(name).to_owned();
     for (rename_to, note) in [
-        (Box::new(bare) as Box<dyn Fn(&str) -> String>, "lack \"model.\""),
+        (Box::new(bare) as Box<dyn Fn(&str) -> String>, "with the \"model.\" that they lack"),
         (Box::new(|name: &str| format!("module.{name}")), "without module."),
         (Box::new(|name: &str| format!("_orig_mod.module.{name}")), "without _orig_mod., module."),
         (Box::new(|name: &str| format!("base_model.model.{name}")), "without base_model.model."),

@@ -7,6 +7,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use nf4pack::MappedPack;
+use nf4pack::arch::ArchError;
 use nf4pack::convert::source::{Quantised, SourceError, Unstorable};
 use nf4pack::convert::{ConvertError, Options, Report, convert, synth};
 use nf4pack::export::{ExportReport, export};
@@ -293,7 +294,11 @@ fn a_quantisation_that_config_json_alone_speaks_of_is_not_followed() {
 
 #[test]
 fn names_behind_wrappers_or_without_a_prefix_are_those_of_the_model() {
-    let rename: [fn(&str) -> String; 5] = [
+    let rename: [fn(&str) -> String; 9] = [
+        |name| format!("model.{name}"),
+        |name| format!("student.{name}"),
+        |name| name.replacen("model.", "transformer.", 1),
+        |name| if name.contains("layers.0.") { name.replacen("model.", "", 1) } else { name.to_owned() },
         |name| name.replacen("model.", "", 1),
         |name| format!("module.{name}"),
         |name| format!("_orig_mod.{name}"),
@@ -312,6 +317,41 @@ fn names_behind_wrappers_or_without_a_prefix_are_those_of_the_model() {
         let bytes = fs::read(snapshot.join(WEIGHTS)).unwrap();
         assert!(SafeTensors::deserialize(&bytes).unwrap().tensor(LAST).is_ok());
     }
+}
+
+#[test]
+fn a_missing_part_is_named_with_what_is_there_instead() {
+    // Two models in one checkpoint: none of them is the one.
+    let mut place = Place::new();
+    let tensors = std::mem::take(&mut place.tensors);
+    let both = tensors.iter().flat_map(|(name, t)| ["a.", "b."].map(|prefix| (format!("{prefix}{name}"), t.clone())));
+    place.tensors = both.collect();
+    match place.convert().unwrap_err() {
+        ConvertError::Arch(ArchError::MissingTensor { tensor, similar: Some(similar) }) => {
+            assert_eq!((tensor.as_str(), similar.as_str()), ("model.embed_tokens.weight", "a.model.embed_tokens.weight"));
+        }
+        other => panic!("{other:?}"),
+    }
+    // A model that PEFT has wrapped, saved without merging.
+    let wrapped = |name: &str| format!("base_model.model.{}", name.replace("_proj.weight", "_proj.base_layer.weight"));
+    place.tensors = tensors.into_iter().map(|(name, t)| (wrapped(&name), t)).collect();
+    match place.convert().unwrap_err() {
+        ConvertError::Source(SourceError::Unmerged { tensor }) => assert!(tensor.ends_with("q_proj.base_layer.weight")),
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn a_tied_head_in_float64_is_the_embedding() {
+    let mut place = Place::new();
+    let (_, shape, bytes) = place.tensors["model.embed_tokens.weight"].clone();
+    let widen = |pair: &[u8; 2]| f64::from(half::bf16::from_le_bytes(*pair)).to_le_bytes();
+    let wide: Vec<u8> = bytes.as_chunks().0.iter().flat_map(widen).collect();
+    place.tensors.insert("lm_head.weight".to_owned(), (Dtype::F64, shape, wide));
+    let report = place.convert().unwrap();
+    assert_eq!(left_out(&report), ["lm_head.weight"]);
+    assert_named(&report, "the values of the tied embedding");
+    place.export();
 }
 
 #[test]

@@ -18,10 +18,10 @@ impl LayerAttention {
     /// All tokens before, rotated.
     pub const FULL: Self = Self { window: None, rotary: true };
 
-    /// That of each of the model's `layers`.
-    pub(super) fn read(keys: &Keys<'_>, family: &Family, layers: u32) -> Result<Vec<Self>, ConfigError> {
+    /// That of each of the model's `layers`; `nested` where the keys stand in a `text_config`.
+    pub(super) fn read(keys: &Keys<'_>, family: &Family, layers: u32, nested: bool) -> Result<Vec<Self>, ConfigError> {
         let rotary = rotary(keys, family, layers)?;
-        let windows = windows(keys, family, &rotary)?;
+        let windows = windows(keys, family, &rotary, nested)?;
         Ok(windows.into_iter().zip(rotary).map(|(window, rotary)| Self { window, rotary }).collect())
     }
 }
@@ -38,14 +38,19 @@ fn rotary(keys: &Keys<'_>, family: &Family, layers: u32) -> Result<Vec<bool>, Co
 }
 
 /// The window of each layer, where `rotary` says which layers have a rotary embedding.
-fn windows(keys: &Keys<'_>, family: &Family, rotary: &[bool]) -> Result<Vec<Option<u32>>, ConfigError> {
+fn windows(keys: &Keys<'_>, family: &Family, rotary: &[bool], nested: bool) -> Result<Vec<Option<u32>>, ConfigError> {
     let window = |default: Option<u32>| match keys.get("sliding_window") {
         None => Ok(default),
         Some(_) => keys.optional_size("sliding_window"),
     };
     match family.windows {
         Windows::None => Ok(vec![None; rotary.len()]),
-        Windows::EveryLayer { default } => Ok(vec![window(Some(default))?; rotary.len()]),
+        // Inside a `text_config` transformers does not look at the list.
+        Windows::EveryLayer { default } if nested => Ok(vec![window(Some(default))?; rotary.len()]),
+        Windows::EveryLayer { default } => {
+            let window = window(Some(default))?;
+            listed(keys, rotary.len(), window, |_| window.is_some())
+        }
         Windows::Listed { default, first } => {
             let used = keys.flag("use_sliding_window", false)?;
             let window = if used { window(Some(default))? } else { None };

@@ -6,7 +6,7 @@ use super::error::ConfigError;
 
 /// A JSON object of a configuration file, or one inside it.
 #[derive(Debug, Clone)]
-pub(super) struct Keys<'a> {
+pub(crate) struct Keys<'a> {
     file: &'static str,
     /// What stands before a key in messages: empty, or the key of this object and a dot.
     prefix: String,
@@ -22,9 +22,23 @@ impl<'a> Keys<'a> {
 
     /// The object under `key`; `None` where it is absent or null.
     pub fn inner(&self, key: &str) -> Result<Option<Self>, ConfigError> {
-        let Some(found) = self.given(key) else { return Ok(None) };
+        self.given(key).map(|found| self.object_under(key, found)).transpose()
+    }
+
+    /// The object under `key`; `None` where it is absent, or a value that Python takes for false:
+    /// an empty object, null, false, 0.
+    pub fn truthy_inner(&self, key: &str) -> Result<Option<Self>, ConfigError> {
+        self.truthy(key).map(|found| self.object_under(key, found)).transpose()
+    }
+
+    /// The value of a key that is there and that Python takes for true.
+    pub fn truthy(&self, key: &str) -> Option<&'a Value> {
+        self.get(key).filter(|found| is_truthy(found))
+    }
+
+    fn object_under(&self, key: &str, found: &'a Value) -> Result<Self, ConfigError> {
         let object = found.as_object().ok_or_else(|| self.bad(key, "an object", found))?;
-        Ok(Some(Self { prefix: self.full(key) + ".", object, ..*self }))
+        Ok(Self { prefix: self.full(key) + ".", object, ..*self })
     }
 
     /// All keys and values.
@@ -152,6 +166,18 @@ impl<'a> Keys<'a> {
             id => self.whole(key, id, 0, expected).map(|id| vec![id]),
         };
         ids.map(Some)
+    }
+}
+
+/// Whether Python takes a value for true.
+fn is_truthy(value: &Value) -> bool {
+    match value {
+        Value::Null => false,
+        Value::Bool(flag) => *flag,
+        Value::Number(number) => number.as_f64() != Some(0.0),
+        Value::String(text) => !text.is_empty(),
+        Value::Array(items) => !items.is_empty(),
+        Value::Object(entries) => !entries.is_empty(),
     }
 }
 

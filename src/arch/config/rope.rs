@@ -21,19 +21,19 @@ pub enum RopeScaling {
     Default,
     /// Positions divided by `factor`.
     Linear {
-        /// At least 1.
+        /// Above 0; below 1 it shortens the waves.
         factor: f64,
     },
     /// A theta that grows with the longest position beyond `max_position_embeddings`.
     Dynamic {
-        /// At least 1.
+        /// Above 0; below 1 it shortens the waves.
         factor: f64,
         /// Up to this length theta stays as it is.
         max_position_embeddings: f64,
     },
     /// Long waves divided by `factor`, short ones left, those between blended.
     Llama3 {
-        /// At least 1.
+        /// Above 0; below 1 it shortens the waves.
         factor: f64,
         /// Waves longer than `original_max_position_embeddings` divided by this are long.
         low_freq_factor: f64,
@@ -46,7 +46,7 @@ pub enum RopeScaling {
     /// A ramp over the features from unscaled to divided by `factor`, and a factor on the
     /// attention.
     Yarn {
-        /// At least 1.
+        /// Above 0; below 1 it shortens the waves.
         factor: f64,
         /// Length of the first training.
         original_max_position_embeddings: f64,
@@ -76,8 +76,7 @@ impl Rope {
         max_positions: u32,
         ignored: &mut Vec<String>,
     ) -> Result<Self, ConfigError> {
-        let not_empty = |key: &str| Ok::<_, ConfigError>(config.inner(key)?.filter(|keys| keys.entries().next().is_some()));
-        let (scaling, parameters) = (not_empty("rope_scaling")?, not_empty("rope_parameters")?);
+        let (scaling, parameters) = (config.truthy_inner("rope_scaling")?, config.truthy_inner("rope_parameters")?);
         if scaling.is_some() && parameters.is_some() && config.get("rope_scaling") != config.get("rope_parameters") {
             ignored.push(config.full("rope_parameters"));
         }
@@ -137,7 +136,7 @@ fn scaling_of(
     const KNOWN: [&str; 5] = ["default", "linear", "dynamic", "llama3", "yarn"];
     let key = if parameters.get("rope_type").is_some() { "rope_type" } else { "type" };
     let kind = parameters.one_of(key, "default", &KNOWN, "one of default, linear, dynamic, llama3, yarn")?;
-    let factor = || parameters.number("factor", "a number from 1 on", |x| x >= 1.0);
+    let factor = || parameters.number("factor", "a number above 0", |x| x > 0.0);
     Ok(match kind {
         "linear" => (RopeScaling::Linear { factor: factor()? }, &["factor"]),
         "dynamic" => (RopeScaling::Dynamic { factor: factor()?, max_position_embeddings: max_positions }, &["factor"]),
@@ -166,8 +165,9 @@ const YARN_KEYS: [&str; 8] = [
 /// Length of the first training; where it stands outside, that counts.
 fn original_positions(config: &Keys<'_>, parameters: &Keys<'_>) -> Result<Option<f64>, ConfigError> {
     const KEY: &str = "original_max_position_embeddings";
-    let outside = config.optional_size(KEY)?;
-    Ok(outside.or(parameters.optional_size(KEY)?).map(f64::from))
+    let length = |keys: &Keys<'_>| keys.optional_number(KEY, "a number from 1 on", |x| x >= 1.0);
+    let outside = length(config)?;
+    Ok(outside.or(length(parameters)?))
 }
 
 fn llama3(parameters: &Keys<'_>, factor: f64, original: f64) -> Result<RopeScaling, ConfigError> {
@@ -186,24 +186,24 @@ fn llama3(parameters: &Keys<'_>, factor: f64, original: f64) -> Result<RopeScali
 
 fn yarn(config: &Keys<'_>, parameters: &Keys<'_>, max_positions: f64) -> Result<RopeScaling, ConfigError> {
     let original = original_positions(config, parameters)?.unwrap_or(max_positions);
-    let positive = |key| parameters.optional_number(key, "a number above 0", |x| x > 0.0);
     // A null, unlike a missing key, asks for the ratio of the two lengths.
     let factor = match parameters.get("factor") {
         Some(found) if found.is_null() => max_positions / original,
-        _ => parameters.number("factor", "a number from 1 on", |x| x >= 1.0)?,
+        _ => parameters.number("factor", "a number above 0", |x| x > 0.0)?,
     };
+    let from_0 = |key| parameters.optional_number(key, "a number from 0 on", |x| x >= 0.0);
     // transformers takes a zero for "the default".
-    let or_default = |key| {
-        Ok::<_, ConfigError>(parameters.optional_number(key, "a number from 0 on", |x| x >= 0.0)?.filter(|&x| x > 0.0))
-    };
+    let or_default = |key| Ok::<_, ConfigError>(from_0(key)?.filter(|&x| x > 0.0));
+    // It takes a null for false.
+    let is_null = parameters.get("truncate").is_some_and(serde_json::Value::is_null);
     Ok(RopeScaling::Yarn {
         factor,
         original_max_position_embeddings: original,
-        attention_factor: positive("attention_factor")?,
+        attention_factor: from_0("attention_factor")?,
         beta_fast: or_default("beta_fast")?,
         beta_slow: or_default("beta_slow")?,
         mscale: or_default("mscale")?,
         mscale_all_dim: or_default("mscale_all_dim")?,
-        truncate: parameters.flag("truncate", true)?,
+        truncate: !is_null && parameters.flag("truncate", true)?,
     })
 }

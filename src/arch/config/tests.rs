@@ -83,6 +83,9 @@ fn defaults_are_those_of_the_class() {
     let llama = parse(&without("llama", "num_key_value_heads")).unwrap();
     assert_eq!((llama.kv_heads, llama.head_dim), (4, 6));
     assert_eq!(parse(&without("llama", "head_dim")).unwrap().head_dim, 2);
+    for model_type in ["granite", "llama", "mistral", "qwen2", "qwen3", "seed_oss", "smollm3"] {
+        assert_eq!(parse(&without(model_type, "rms_norm_eps")).unwrap().rms_norm_eps, 1e-6, "{model_type}");
+    }
 }
 
 #[test]
@@ -138,6 +141,13 @@ fn yarn_without_lengths_takes_those_of_the_model() {
     };
     assert_eq!(of(json!({ "type": "yarn", "factor": 2.0 })), (2.0, 4096.0));
     assert_eq!(of(json!({ "type": "yarn", "factor": null, "original_max_position_embeddings": 1024 })), (4.0, 1024.0));
+    // Inside this object transformers takes any number.
+    assert_eq!(of(json!({ "type": "yarn", "factor": 0.5, "original_max_position_embeddings": 64.0 })), (0.5, 64.0));
+    let yarn = scaling(&json!({ "type": "yarn", "factor": 2.0, "truncate": null, "attention_factor": 0 })).unwrap();
+    assert!(matches!(yarn, RopeScaling::Yarn { truncate: false, attention_factor: Some(0.0), .. }), "{yarn:?}");
+    for kind in ["linear", "dynamic"] {
+        scaling(&json!({ "type": kind, "factor": 0.5 })).unwrap();
+    }
 }
 
 #[test]
@@ -168,7 +178,7 @@ fn rope_scaling_wins_over_rope_parameters_unless_it_is_empty() {
     assert_eq!(rope(more.clone()), (5e5, true, ignored(&["rope_parameters"])));
     more["rope_scaling"]["rope_theta"] = json!(2e5);
     assert_eq!(rope(more), (2e5, true, ignored(&["rope_parameters"])));
-    for empty in [json!({}), json!(null)] {
+    for empty in [json!({}), json!(null), json!(false), json!([]), json!(0), json!("")] {
         assert_eq!(rope(both(&yarn, &empty)), (1e4, true, vec![]));
         assert_eq!(rope(both(&empty, &saved)), (1e6, false, vec![]));
         assert_eq!(rope(both(&empty, &yarn)), (1e4, true, vec![]));
@@ -320,6 +330,14 @@ fn sliding_windows_count_where_a_layer_has_one() {
     assert_eq!(windows("mistral", json!({ "sliding_window": 7 })), [Some(7); 2]);
     assert_eq!(windows("mistral", json!({ "sliding_window": null })), [None; 2]);
     assert_eq!(windows("llama", json!({ "sliding_window": 7 })), [None; 2]);
+    // With a list, transformers' AutoConfig takes a mistral for a ministral.
+    let listed = |more: [&str; 2]| windows("mistral", json!({ "sliding_window": 7, "layer_types": more }));
+    assert_eq!(listed(["full_attention", "sliding_attention"]), [None, Some(7)]);
+    assert_eq!(listed(["full_attention"; 2]), [None; 2]);
+    assert_eq!(windows("mistral", json!({ "sliding_window": 7, "layer_types": null })), [Some(7); 2]);
+    let mut nested = json!({ "model_type": "mistral3", "text_config": config("mistral") });
+    nested["text_config"]["layer_types"] = json!(["full_attention", "full_attention"]);
+    assert_eq!(parse(&nested).unwrap().attention(0).window, Some(4096));
     assert_eq!(windows("qwen2", json!({ "sliding_window": 7, "use_sliding_window": false })), [None; 2]);
     assert_eq!(windows("qwen2", json!({ "sliding_window": 7, "use_sliding_window": true })), [None; 2]);
     let first = json!({ "sliding_window": 7, "use_sliding_window": true, "max_window_layers": 1 });
@@ -344,15 +362,16 @@ fn token_ids_may_be_lists_and_generation_config_wins() {
     let ids = |generation| ModelConfig::parse(config.as_bytes(), generation).unwrap().eos_token_ids;
     assert_eq!(ids(None), [5, 6]);
     assert_eq!(ids(Some(br#"{"eos_token_id": 9}"#)), [9]);
-    for none in ["{}", r#"{"eos_token_id": null}"#, r#"{"eos_token_id": -1}"#] {
+    assert_eq!(ids(Some(br#"{"temperature": NaN, "eos_token_id": 9}"#)), [9]);
+    // transformers goes on without a file that is not JSON.
+    for none in ["{}", r#"{"eos_token_id": null}"#, r#"{"eos_token_id": -1}"#, "<html>", "{"] {
         assert_eq!(ids(Some(none.as_bytes())), [5, 6], "{none}");
     }
 }
 
 #[test]
 fn keys_that_every_model_needs() {
-    for key in ["hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "vocab_size", "rms_norm_eps"]
-    {
+    for key in ["hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "vocab_size"] {
         let error = parse(&without("llama", key)).unwrap_err();
         assert!(matches!(&error, ConfigError::MissingKey { model_type: "llama", key: found } if found == key), "{error}");
     }
@@ -372,6 +391,7 @@ fn values_that_cannot_be_name_their_key() {
         (json!({ "hidden_size": 0 }), "hidden_size"),
         (json!({ "vocab_size": 1_u64 << 32 }), "vocab_size"),
         (json!({ "rms_norm_eps": -1.0 }), "rms_norm_eps"),
+        (json!({ "rms_norm_eps": null }), "rms_norm_eps"),
         (json!({ "hidden_act": "gelu" }), "hidden_act"),
         (json!({ "hidden_act": "swiglu" }), "hidden_act"),
         (json!({ "hidden_act": null }), "hidden_act"),
@@ -382,7 +402,8 @@ fn values_that_cannot_be_name_their_key() {
         (json!({ "rope_scaling": 3 }), "rope_scaling"),
         (json!({ "rope_scaling": { "type": "longrope" } }), "rope_scaling.type"),
         (json!({ "rope_parameters": { "rope_type": "mrope" } }), "rope_parameters.rope_type"),
-        (json!({ "rope_scaling": { "type": "linear", "factor": 0.5 } }), "rope_scaling.factor"),
+        (json!({ "rope_scaling": { "type": "linear", "factor": 0 } }), "rope_scaling.factor"),
+        (json!({ "rope_scaling": { "type": "yarn", "factor": -2 } }), "rope_scaling.factor"),
         (
             json!({ "partial_rotary_factor": 0.5, "rope_scaling": { "type": "linear", "factor": 2 } }),
             "partial_rotary_factor",
@@ -417,7 +438,7 @@ fn models_that_cannot_be() {
     assert!(matches!(&error, ConfigError::ModelType { found } if found == "gpt2"), "{error}");
     let error = ModelConfig::parse(b"[]", None).unwrap_err();
     assert!(matches!(error, ConfigError::Json { file: "config.json", .. }), "{error}");
-    let error = ModelConfig::parse(config("llama").to_string().as_bytes(), Some(b"{")).unwrap_err();
+    let error = ModelConfig::parse(config("llama").to_string().as_bytes(), Some(b"[]")).unwrap_err();
     assert!(matches!(error, ConfigError::Json { file: "generation_config.json", .. }), "{error}");
 }
 

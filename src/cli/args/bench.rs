@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Subcommand, ValueEnum, ValueHint};
 
-use super::{EncoderArg, GpuArg, ScalesArg, ThreadsArg, block_size_parser, parse_size};
+use super::common::{EncoderArg, GpuArg, ScalesArg, ThreadsArg, block_size_parser, parse_size};
 use crate::convert::synth::Shape;
 use crate::format::nf4::DEFAULT_BLOCK_SIZE;
 

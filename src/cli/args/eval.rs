@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::{Args, ValueHint};
 
-use super::GpuArg;
+use super::common::GpuArg;
 use super::train::default_max_length;
 use super::train::values::{MicroBatchArg, SizeArg, TrainOnArg};
 use crate::arch::config::ModelConfig;

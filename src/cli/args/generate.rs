@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::{ArgGroup, Args, ValueHint};
 
-use super::{GpuArg, parse_size};
+use super::common::{GpuArg, parse_size};
 use crate::model::generate::sampling::{Sampler, SamplerOptions};
 
 const EXAMPLES: &str = "\

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use clap::{Args, ValueHint};
 
-use super::{GpuArg, OutputArgs, Usage};
+use super::common::{GpuArg, OutputArgs, Usage};
 use crate::merge::Base;
 
 const EXAMPLES: &str = "\

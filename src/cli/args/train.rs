@@ -10,7 +10,7 @@ use clap::builder::{PathBufValueParser, TypedValueParser};
 use clap::{Args, ValueHint};
 use serde::{Deserialize, Serialize};
 
-use super::{GpuArg, Usage};
+use super::common::{GpuArg, Usage};
 use crate::arch::config::ModelConfig;
 use crate::train::settings::Settings;
 use values::{MicroBatchArg, ResumeArg, ScheduleArg, SizeArg, TargetsArg, TrainOnArg, WarmupArg, as_flag};
@@ -204,8 +204,8 @@ impl TrainArgs {
     /// The flags, completed by the file of `--config`.
     ///
     /// # Errors
-    /// A file that cannot be read; [`Usage`] for other names or values, with the file's name where
-    /// they are in it.
+    /// A file that cannot be read; [`Usage`] for unknown names and invalid values, with the file's
+    /// name if they are in it.
     pub fn merged(&self) -> Result<TrainOptions> {
         let flags = self.options.clone();
         let Some(path) = &self.config else {
@@ -231,7 +231,7 @@ impl TrainOptions {
         Ok(toml::from_str(&text).map_err(wrong)?)
     }
 
-    /// What `self` says; where it says nothing, what `other` does.
+    /// The options of `self`, completed by those of `other`.
     fn or(self, other: Self) -> Self {
         Self {
             data: self.data.or(other.data),
@@ -250,7 +250,7 @@ impl TrainOptions {
             weight_decay: self.weight_decay.or(other.weight_decay),
             seed: self.seed.or(other.seed),
             epochs: self.epochs.or(other.epochs),
-            // A length that is asked for wins over any other length.
+            // --epochs of `self` wins over --steps of `other`.
             steps: self.steps.or(other.steps.filter(|_| self.epochs.is_none())),
             micro_batch: self.micro_batch.or(other.micro_batch),
             accumulate: self.accumulate.or(other.accumulate),
@@ -267,12 +267,12 @@ impl TrainOptions {
         }
     }
 
-    /// The file to learn from.
+    /// The training data.
     ///
     /// # Errors
-    /// Where neither a flag nor the file of `--config` names it.
+    /// If neither a flag nor the file of `--config` names it.
     pub fn data(&self) -> Result<&Path, Usage> {
-        let missing = || Usage("neither --data nor the file of --config says what to learn from".to_owned());
+        let missing = || Usage("neither --data nor the file of --config names the training data".to_owned());
         self.data.as_deref().ok_or_else(missing)
     }
 
@@ -281,20 +281,20 @@ impl TrainOptions {
     /// # Errors
     /// As [`TrainOptions::data`].
     pub fn out(&self) -> Result<&Path, Usage> {
-        let missing = || Usage("neither --out nor the file of --config says where the adapter goes".to_owned());
+        let missing = || Usage("neither --out nor the file of --config names the folder for the adapter".to_owned());
         self.out.as_deref().ok_or_else(missing)
     }
 
-    /// With the default length for this model, where none was asked for.
+    /// With the default `--max-length` of this model, if none is set.
     #[must_use]
     pub fn for_model(self, model: &ModelConfig) -> Self {
         Self { max_length: self.max_length.or(Some(default_max_length(model))), ..self }
     }
 
-    /// The settings, with the library's defaults for what nobody has said.
+    /// The settings, with the library's defaults for options that are not set.
     ///
     /// # Errors
-    /// Settings that cannot be, or that have no effect, by the name of their flag.
+    /// Settings that are invalid or have no effect, by the names of their flags.
     pub fn settings(&self) -> Result<Settings, Usage> {
         let default = Settings::default();
         let settings = Settings {
@@ -347,7 +347,7 @@ impl TrainOptions {
     /// A file for `--config` with these options and the library's defaults.
     ///
     /// # Errors
-    /// Paths that are not text.
+    /// Paths that are not UTF-8.
     pub fn to_toml(&self) -> Result<String> {
         let all = self.clone().or(Self::from(&self.settings()?));
         let text = toml::to_string(&all).context("the settings cannot be written as TOML")?;

@@ -11,8 +11,8 @@ use anyhow::{Context, Result};
 use serde::Serialize;
 
 use super::{cores, median, temporary_folder, write_checkpoint};
-use crate::cli::Outcome;
 use crate::cli::args::{BenchConvertArgs, EncoderArg};
+use crate::cli::outcome::Outcome;
 use crate::cli::ui::{self, Meter, Table, Ui};
 use crate::convert::encode::{self, Encoder, ScalePrecision, Weights};
 use crate::convert::hash::FileHash;
@@ -24,10 +24,10 @@ use crate::format::{FloatType, Pack};
 use crate::verify::verify;
 use crate::{MappedPack, dequant};
 
-/// Weights that the parts are measured on: 64 MiB in float32, more than any cache holds.
+/// Weights of the measurements of parts: 64 MiB in float32, more than any cache holds.
 const PART_WEIGHTS: usize = 16 << 20;
 
-/// Bytes that are written at a time to find the floor.
+/// Bytes per write of the baseline.
 const WRITE_LEN: usize = 4 << 20;
 
 /// All figures; each is the median of the runs.
@@ -46,11 +46,11 @@ struct Bench {
     /// Bytes that one thread copies into the same buffer.
     memcpy_bytes_per_second: f64,
     verify_bytes_per_second: f64,
-    /// Of one thread: the source is hashed in order.
+    /// SHA-256 of one thread, since a conversion hashes its source in order.
     sha256_bytes_per_second: f64,
     /// A file of the pack's length in the same folder, written and synced by one thread.
     write_sync_bytes_per_second: f64,
-    /// Of this process, after all conversions and before anything else.
+    /// The peak of this process after the conversions.
     peak_rss_bytes: Option<u64>,
 }
 
@@ -60,7 +60,7 @@ struct EncoderBench {
     weights: u64,
     pack_bytes: u64,
     relative_error: f64,
-    /// Of the whole command, every run.
+    /// Seconds of the whole command, one figure per run.
     seconds: Vec<f64>,
     median_seconds: f64,
     weights_per_second: f64,
@@ -118,8 +118,8 @@ impl Runner<'_> {
         })
     }
 
-    /// The reports of every run, by encoder. Encoders take turns, so that a machine that slows down
-    /// treats both alike.
+    /// The reports of every run, by encoder. Encoders alternate, so that a machine that slows down
+    /// affects both.
     fn conversions(&self, encoders: &[Encoder]) -> Result<Vec<Vec<Report>>> {
         let mut reports = vec![Vec::new(); encoders.len()];
         for run in 1..=self.args.runs {
@@ -170,7 +170,7 @@ impl Runner<'_> {
                 ScaleType::F32 => {
                     encode::encode(encoder, ScalePrecision::F32, block, weights, &mut codes, &mut scales)?;
                 }
-                // Nesting the scales lies between the two; it is small, and not the encoder's.
+                // Nesting the scales is between the two; it takes little time and does not count.
                 ScaleType::Dq8 => {
                     encode::choose_scales(encoder, block, weights, &mut scales)?;
                     encode::encode_with_scales(block, weights, &scales, &mut codes);
@@ -199,7 +199,7 @@ impl Runner<'_> {
         let mapped = MappedPack::open_unchanged(&self.pack)?;
         let weights = mapped.pack().quantized_tensors().map(|p| p.data.elements as usize).sum::<usize>().min(PART_WEIGHTS);
         let (mut out, from) = (vec![0.0_f32; weights], vec![1.0_f32; weights]);
-        // The first time maps the file's pages in and touches the buffer's.
+        // Page faults of file and buffer do not count.
         decode_into(mapped.pack(), &mut out)?;
         let bytes = 4.0 * weights as f64;
         let decode = self.rate(bytes, || decode_into(mapped.pack(), &mut out))?;
@@ -227,7 +227,7 @@ impl Runner<'_> {
         })
     }
 
-    /// Writes and syncs as many bytes as the pack has, which do not compress much.
+    /// Writes and syncs a file of the pack's length, of bytes that hardly compress.
     fn write_floor(&self, weights: &[u8]) -> Result<f64> {
         let len = fs::metadata(&self.pack)?.len();
         let path = self.pack.with_extension("floor");

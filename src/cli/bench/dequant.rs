@@ -6,22 +6,22 @@ use anyhow::Result;
 use serde::Serialize;
 
 use super::gpu::{Figures, Task};
-use crate::cli::Outcome;
 use crate::cli::args::{BenchDequantArgs, Matrices, parse_matrices};
 use crate::cli::device::{self, AdapterEntry};
+use crate::cli::outcome::Outcome;
 use crate::cli::ui::{self, Table, Ui};
 use crate::dequant::Dequantizer;
 use crate::gpu::Gpu;
 
-/// Half a billion weights: what is fixed about a call does not show.
+/// Half a billion weights: the overhead of a call is negligible.
 const LARGE: &str = "32768x16384";
-/// For devices whose buffers do not hold that, and those that share the machine's memory.
+/// For devices with smaller buffers, and for those that share the machine's memory.
 const MEDIUM: &str = "8192x8192";
-/// Bytes that no cache of a GPU holds.
+/// More bytes than any GPU cache holds.
 const BEYOND_CACHES: u64 = 512 << 20;
-/// Of a software GPU, whose memory is the machine's.
+/// The same for a software GPU.
 const BEYOND_CPU_CACHES: u64 = 16 << 20;
-/// Software: whether it works.
+/// For a software GPU.
 const SMALL: &str = "1024x1024";
 
 #[derive(Serialize)]
@@ -93,7 +93,7 @@ impl Bench {
         let (tensors, runs) = (self.tensors.len() as u64, ui::plural(u64::from(self.runs), "run"));
         let _ = write!(text, " in {}, block size {}, median of {runs}", ui::plural(tensors, "tensor"), self.block_size);
         let by = if figures.timed_by == "clock" { "the clock (no timestamps)" } else { "the device's timestamps" };
-        let turns = if figures.sets > 1 { format!(", {} sets take turns", figures.sets) } else { String::new() };
+        let turns = if figures.sets > 1 { format!(", {} sets alternate", figures.sets) } else { String::new() };
         let checks = if self.checked { ", with runtime checks" } else { "" };
         let _ = writeln!(text, ", by {by}{turns}{checks}\n");
         let _ =

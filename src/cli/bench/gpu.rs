@@ -25,12 +25,12 @@ pub struct KernelFigures {
     pub fast: bool,
     /// Codes and scales read once, output written once.
     pub bytes: u64,
-    /// Of all tensors, each decoded once.
+    /// Seconds to decode every tensor once.
     pub median_seconds: f64,
     pub min_seconds: f64,
     pub bytes_per_second: f64,
     pub weights_per_second: f64,
-    /// Of the copying kernel's bytes per second.
+    /// Share of the speed of the copy kernel.
     pub of_copy: f64,
 }
 
@@ -44,15 +44,15 @@ pub struct CopyFigures {
 
 #[derive(Debug, Serialize)]
 pub struct Figures {
-    /// Sets of tensors that take turns, so that none stays in a cache.
+    /// Sets of tensors that alternate, so that none stays in a cache.
     pub sets: usize,
-    /// `timestamps` of the device, or the `clock` where it has none.
+    /// `timestamps` of the device, or the `clock` if it has none.
     pub timed_by: &'static str,
     pub copy: CopyFigures,
     pub kernels: Vec<KernelFigures>,
 }
 
-/// One tensor under each type of scales, and room for its floats.
+/// A tensor with each scale type, and a buffer for its floats.
 struct Tensor {
     weights: Vec<GpuWeights>,
     out: BufferRange,
@@ -128,10 +128,10 @@ pub struct Task<'a> {
     pub tensors: &'a [u64],
     pub block_size: u32,
     pub runs: u16,
-    /// More bytes than a cache of the device holds: tensors that are together smaller take turns
-    /// with others, and as many are copied.
+    /// More bytes than a cache of the device holds: smaller sets of tensors alternate with others,
+    /// and this is the size of a copy.
     pub beyond_caches: u64,
-    /// Which kernels.
+    /// The kernels to measure.
     pub wanted: fn(&KernelChoice) -> bool,
 }
 

@@ -23,7 +23,7 @@ pub fn cores() -> usize {
 
 /// A temporary folder in `dir`.
 fn temporary_folder(dir: &Path) -> Result<TempDir> {
-    let failed = || format!("cannot make a folder in {} (--dir names another place)", dir.display());
+    let failed = || format!("cannot create a folder in {} (--dir names another one)", dir.display());
     tempfile::Builder::new().prefix("nf4pack-bench-").tempdir_in(dir).with_context(failed)
 }
 
@@ -34,19 +34,19 @@ fn seconds(work: impl FnOnce() -> Result<()>) -> Result<f64> {
     Ok(started.elapsed().as_secs_f64())
 }
 
-/// The checkpoint of a model of random weights, in `folder`, which must not exist; its bytes.
+/// Writes a checkpoint of random weights into `folder`, which must not exist; returns its bytes.
 fn write_checkpoint(folder: &Path, shape: &str, ui: Ui) -> Result<u64> {
     let sizes = Shape::from_name(shape).with_context(|| format!("no shape {shape}"))?;
     ui.stage(&format!("writing random weights in the shape of {shape} to {}", folder.display()));
     let written = synth::write(folder, &sizes, 0, None, &ui.meter("writing", Unit::Bytes));
-    told_or_cancelled(written, folder)
+    with_context(written, folder)
 }
 
-/// The result of writing to `path`, with context.
-fn told_or_cancelled(written: io::Result<u64>, path: &Path) -> Result<u64> {
+/// The result of writing to `path`, with context; [`Cancelled`] after Ctrl-C.
+fn with_context(written: io::Result<u64>, path: &Path) -> Result<u64> {
     match written {
         Err(_) if ui::interrupted() => Err(Cancelled.into()),
-        result => result.with_context(|| format!("cannot write {} (--dir names another place)", path.display())),
+        result => result.with_context(|| format!("cannot write {} (--dir names another folder)", path.display())),
     }
 }
 

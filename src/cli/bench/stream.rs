@@ -7,17 +7,17 @@ use anyhow::{Context, Result};
 use serde::Serialize;
 
 use super::dequant::{gigabytes, percent};
-use super::{cores, median, seconds, temporary_folder, told_or_cancelled, upload};
+use super::{cores, median, seconds, temporary_folder, upload, with_context};
 use crate::MappedPack;
-use crate::cli::Outcome;
 use crate::cli::args::{BenchStreamArgs, Matrices, ShapeArg, parse_matrices};
 use crate::cli::device::{self, AdapterEntry, is_software};
+use crate::cli::outcome::Outcome;
 use crate::cli::ui::{self, Table, Ui, Unit};
 use crate::convert::synth::{self, Shape};
 use crate::dequant::stream::{Direction, LayerStream, PackSource, StreamOptions, StreamPlan};
 use crate::gpu::Gpu;
 
-/// Layers of a pack of one matrix each: a ring of two has to turn.
+/// Layers of a pack of one matrix each, more than a ring of two holds.
 const MATRICES: u32 = 8;
 
 #[derive(Serialize)]
@@ -32,7 +32,7 @@ struct Bench {
     /// 0 is one per core, at most eight.
     threads: u16,
     runs: u16,
-    /// From memory to the GPU without a file, by as many threads: the copy_baseline.
+    /// The baseline: an upload from memory with the same threads.
     upload: upload::UploadFigures,
     measurements: Vec<Measurement>,
 }
@@ -49,13 +49,13 @@ struct Measurement {
     resident: bool,
     /// GPU bytes that the plan takes, staging included.
     needed_bytes: u64,
-    /// What went to the GPU: each layer once where all stay; else forward and backward.
+    /// Uploaded bytes: each layer once if all are resident, otherwise of a pass forward and back.
     bytes: u64,
-    /// From opening the file to the last byte in the GPU's memory; every run.
+    /// One figure per run, from opening the file to the last byte in the GPU's memory.
     seconds: Vec<f64>,
     median_seconds: f64,
     bytes_per_second: f64,
-    /// Of the bytes per second of an upload from memory.
+    /// Share of the speed of an upload from memory.
     of_upload: f64,
 }
 
@@ -105,8 +105,8 @@ fn measure(args: &BenchStreamArgs, ui: Ui, gpu: &Gpu) -> Result<Bench> {
     })
 }
 
-/// What uploading takes where no file is read. After all else, so that the memory it takes is not
-/// missing from a budget.
+/// Measures an upload from memory, without a file. It runs last, so that its buffers do not reduce
+/// the free memory of the other measurements.
 fn from_memory(args: &BenchStreamArgs, gpu: &Gpu) -> Result<upload::UploadFigures> {
     let bytes = if is_software(gpu) { upload::SOFTWARE_BYTES } else { upload::BYTES };
     let bytes = bytes.min(args.budget.unwrap_or(u64::MAX));
@@ -124,11 +124,11 @@ fn write_pack(path: &Path, shape: &Matrices, ui: Ui) -> Result<u64> {
             synth::write_pack(path, &sizes, 0, &meter)
         }
     };
-    told_or_cancelled(written, path)
+    with_context(written, path)
 }
 
 impl Measurement {
-    /// The first time is not counted.
+    /// Measures one way of loading; the first time does not count.
     fn new(gpu: &Gpu, pack: &Path, map: bool, options: &StreamOptions, runs: u16) -> Result<Self> {
         let open = || -> Result<LayerStream> {
             let source = if map { PackSource::map_unchanged(pack) } else { PackSource::open(pack) };
@@ -140,7 +140,7 @@ impl Measurement {
         for _ in 0..=runs {
             ui::not_interrupted()?;
             all.push(if plan.resident {
-                // Closing the one before is not part of it.
+                // Closing the previous stream does not count.
                 drop(stream);
                 let started = Instant::now();
                 stream = open()?;
@@ -152,7 +152,7 @@ impl Measurement {
         }
         let seconds = all.split_off(1);
         let median_seconds = median(&seconds);
-        // Those that are still there when a pass turns around are not loaded again.
+        // The layers in the ring at the turn of a pass are not loaded again.
         let loads = if plan.resident { plan.layers } else { 2 * (plan.layers - plan.slots) };
         let bytes = plan.weights_bytes / u64::from(plan.layers.max(1)) * u64::from(loads);
         Ok(Self {
@@ -199,10 +199,10 @@ impl Bench {
             0 => "a thread per core, at most 8".to_owned(),
             n => ui::plural(u64::from(n), "thread"),
         };
-        let copy_baseline = ui::plural(self.upload.threads.into(), "thread");
+        let upload_threads = ui::plural(self.upload.threads.into(), "thread");
         let [upload, memcpy] = [self.upload.bytes_per_second, self.upload.memcpy_bytes_per_second].map(gigabytes);
         format!(
-            "\n{}\n{}: {} of {}, {threads}, median of {}, in {}\n\n{table}(upload from memory in the same run, {copy_baseline}: \
+            "\n{}\n{}: {} of {}, {threads}, median of {}, in {}\n\n{table}(upload from memory in the same run, {upload_threads}: \
              {upload} GB/s; memcpy: {memcpy} GB/s)\n",
             self.gpu,
             self.shape,

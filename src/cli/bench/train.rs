@@ -7,13 +7,13 @@ use anyhow::{Context as _, Result};
 use serde::Serialize;
 
 use super::{median, temporary_folder, write_checkpoint};
-use crate::cli::Outcome;
 use crate::cli::args::{BenchTrainArgs, ShapeArg};
 use crate::cli::device::{self, AdapterEntry, is_software};
+use crate::cli::outcome::Outcome;
 use crate::cli::ui::{self, Table, Ui, Unit};
 use crate::convert::encode::Encoder;
 use crate::convert::{self, Options};
-use crate::data::{Batch, IGNORE_INDEX};
+use crate::data::pack::{Batch, IGNORE_INDEX};
 use crate::dequant::stream::{PackSource, default_budget};
 use crate::gpu::{AllocatedMemory, Gpu};
 use crate::lora::config::{AdapterLayout, LoraConfig, TARGETS};

@@ -8,23 +8,23 @@ use serde::Serialize;
 use super::dequant::gigabytes;
 use super::gpu::stored_bytes;
 use super::{cores, median, seconds};
-use crate::cli::Outcome;
 use crate::cli::args::{BenchUploadArgs, Matrices};
 use crate::cli::device::{self, AdapterEntry, is_software};
+use crate::cli::outcome::Outcome;
 use crate::cli::ui::{self, Table, Ui};
 use crate::convert::synth::{Shape, random_bytes};
 use crate::format::nf4::{DEFAULT_BLOCK_SIZE, ScaleType};
 use crate::gpu::{BufferRange, Gpu, GpuError, StagingArea, Uploader};
 
-/// Threads that are tried.
+/// Numbers of threads to measure.
 const THREADS: [u16; 4] = [1, 2, 4, 8];
-/// A run's bytes: more than caches hold.
+/// Bytes of a run: more than any cache holds.
 pub const BYTES: u64 = 1 << 30;
 pub const SOFTWARE_BYTES: u64 = 64 << 20;
-/// Staging buffers, as a layer stream has them.
+/// Staging buffers, the same as those of a layer stream.
 const CHUNK: u64 = 16 << 20;
 const CHUNKS: usize = 4;
-/// What a thread copies at a time.
+/// Bytes that a thread copies at a time.
 const PIECE: usize = 256 << 10;
 
 #[derive(Serialize)]
@@ -38,14 +38,14 @@ struct Bench {
     threads: Vec<UploadFigures>,
 }
 
-/// The speed with this number of threads.
+/// The speed with one number of threads.
 #[derive(Debug, Serialize)]
 pub struct UploadFigures {
     pub threads: u16,
-    /// Every run, until the last byte is in the device's memory.
+    /// One figure per run, until the last byte is in the device's memory.
     seconds: Vec<f64>,
     pub bytes_per_second: f64,
-    /// From the same memory into memory, by as many threads; bytes are counted once.
+    /// memcpy from the same memory with the same threads; bytes are counted once.
     pub memcpy_bytes_per_second: f64,
 }
 
@@ -58,8 +58,8 @@ pub fn run(args: &BenchUploadArgs) -> Result<Outcome> {
 }
 
 fn measure(args: &BenchUploadArgs, ui: Ui, gpu: &Gpu) -> Result<Bench> {
-    let asked = args.bytes.or_else(|| args.shape.as_ref().map(nf4_bytes));
-    let bytes = asked.unwrap_or(if is_software(gpu) { SOFTWARE_BYTES } else { BYTES });
+    let requested = args.bytes.or_else(|| args.shape.as_ref().map(nf4_bytes));
+    let bytes = requested.unwrap_or(if is_software(gpu) { SOFTWARE_BYTES } else { BYTES });
     ui.stage(&format!("uploading {} to {}", ui::bytes(bytes as f64), gpu.adapter()));
     let task = Task::new(gpu, bytes)?;
     let counts = args.threads.map_or(THREADS.to_vec(), |one| vec![one]);
@@ -82,7 +82,7 @@ fn nf4_bytes(matrices: &Matrices) -> u64 {
     layers * matrices.shapes.iter().map(of).sum::<u64>()
 }
 
-/// What is uploaded, and where to.
+/// The source and the target of an upload.
 pub struct Task<'a> {
     gpu: &'a Gpu,
     source: Vec<u8>,
@@ -163,7 +163,7 @@ impl Bench {
 
 /// Memory for `bytes` bytes, if the machine has it.
 fn zeros(bytes: u64) -> Result<Vec<u8>> {
-    let missing = || format!("{} are more than this machine's memory (--bytes names fewer)", ui::bytes(bytes as f64));
+    let missing = || format!("{} exceed this machine's memory (take a smaller --bytes)", ui::bytes(bytes as f64));
     let len = usize::try_from(bytes).with_context(missing)?;
     let mut memory = Vec::new();
     memory.try_reserve_exact(len).with_context(missing)?;

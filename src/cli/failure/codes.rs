@@ -1,9 +1,8 @@
-//! A stable code for every error: what scripts that read `--json` can rely on, however the
-//! sentences change.
+//! A stable code for every error, for scripts that read `--json`: sentences may change, codes do
+//! not.
 //!
-//! A new variant of an error does not compile before it has its code here; `docs/error-codes.md`
-//! then needs a row, which a test asks for. A code is never renamed, and never given to another
-//! error.
+//! A new variant of an error does not compile without a code here, and a test requires its row in
+//! `docs/error-codes.md`. A code is never renamed, and never given to another error.
 
 use std::error::Error;
 
@@ -35,9 +34,9 @@ use crate::train::settings::SettingsError;
 use crate::verify::VerifyError;
 use crate::{LayerError, OpenError};
 
-/// What the system refused outside of any part that has an error of its own.
+/// An error of the operating system that no error type of this crate wraps.
 const IO: &str = "io";
-/// What has no type: a defect that no one has met yet.
+/// An error without a type.
 const OTHER: &str = "other";
 
 /// An error that has a code.
@@ -84,7 +83,7 @@ macro_rules! codes {
             None
         }
 
-        /// Every code, as often as an error has it.
+        /// Every code, once for each error that has it.
         #[cfg(test)]
         const ALL: &[&str] = &[$($($code,)*)* $($plain_code,)* IO, OTHER];
     };
@@ -120,6 +119,7 @@ codes! {
         NotAFile "source-not-a-file"
         LinkLeavesFolder "source-link-outside"
         ShardName "source-shard-name"
+        EmptyIndex "source-empty-index"
         MissingShard "source-shard-missing"
         TooManyFiles "source-too-many-files"
         LfsPointer "source-lfs-pointer"
@@ -128,10 +128,10 @@ codes! {
         DuplicateKey "source-duplicate-key"
         NotInShard "source-not-in-shard"
         Unstorable "source-unstorable"
+        Unmerged "source-adapter-not-merged"
         DuplicateTensor "source-duplicate-tensor"
     }
     HeaderError {
-        .source of Quantised;
         TooShort "safetensors-too-short"
         LfsPointer "safetensors-lfs-pointer"
         TooLarge "safetensors-header-too-large"
@@ -330,10 +330,11 @@ codes! {
         Write "adapter-unwritable"
         Safetensors "adapter-safetensors"
         Json "adapter-json"
-        BadValue "adapter-bad-value"
+        Settings "adapter-bad-value"
         Unsupported "adapter-unsupported"
         Pattern "adapter-pattern"
         SomeLayers "adapter-some-layers"
+        NoMatrices "adapter-no-matrices"
         MissingTensor "adapter-missing-tensor"
         UnexpectedTensor "adapter-unexpected-tensor"
         Vocabulary "adapter-vocabulary"
@@ -407,7 +408,7 @@ mod tests {
 
     const DOCUMENT: &str = include_str!("../../../docs/error-codes.md");
 
-    /// Codes of what several parts refuse in the same way.
+    /// Codes that several errors share.
     const SHARED: [&str; 7] = [
         "cancelled",
         "no-threads",
@@ -440,7 +441,7 @@ mod tests {
         let unknown: Vec<_> = unique.difference(&known).collect();
         assert!(
             missing.is_empty() && unknown.is_empty(),
-            "docs/error-codes.md lacks {missing:?}, and has {unknown:?} fixed"
+            "docs/error-codes.md lacks {missing:?}, and has the unknown {unknown:?}"
         );
     }
 

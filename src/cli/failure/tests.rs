@@ -77,7 +77,7 @@ fn an_occupied_folder_has_a_hint() {
     let occupied = |found| hint_of(COMMANDS[0], RunError::Occupied { out: "out".into(), found });
     assert!(occupied(Leftover::Checkpoints).contains("--resume continues"));
     assert!(!occupied(Leftover::Adapter).contains("--resume") && occupied(Leftover::Records).contains("another --out"));
-    assert!(occupied(Leftover::OfOthers).contains("name another --out"));
+    assert!(occupied(Leftover::Foreign).contains("name another --out"));
     let elsewhere = RunError::Elsewhere { checkpoint: "a/checkpoint-1".into(), out: "b".into() };
     assert!(hint_of(COMMANDS[0], elsewhere).contains("with --out"));
     let source = std::io::Error::from(ErrorKind::PermissionDenied);

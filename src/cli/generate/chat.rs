@@ -8,7 +8,7 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 
 use crate::cli::ui;
-use crate::data::Message;
+use crate::data::tokenizer::Message;
 
 /// Interval at which a wait for a line checks for Ctrl-C.
 const PATIENCE: Duration = Duration::from_millis(50);
@@ -45,12 +45,12 @@ impl Conversation {
         self.messages.pop();
     }
 
-    /// The tokens of it all, by `tokens_of`, without the oldest questions and answers where there
-    /// would be more than `most`; how many of these were forgotten. The last question always stays;
-    /// where even that is more than `limit`, nothing is forgotten for it.
+    /// Drops the oldest turns (a question and its answer each) until at most `preferred` tokens, by
+    /// `tokens_of`, are left, and returns the tokens and the number of dropped turns. The last
+    /// question always remains; if it alone exceeds `limit`, nothing is dropped.
     pub fn fit<E>(
         &mut self,
-        most: usize,
+        preferred: usize,
         limit: usize,
         tokens_of: impl Fn(&[Message]) -> Result<Vec<u32>, E>,
     ) -> Result<(Vec<u32>, usize), E> {
@@ -58,11 +58,11 @@ impl Conversation {
         let mut dropped = 0;
         loop {
             let tokens = tokens_of(&[kept, turns.get(2 * dropped..).unwrap_or_default()].concat())?;
-            let least = turns.len() <= 2 * dropped + 1;
-            if least && tokens.len() > limit {
+            let last_only = turns.len() <= 2 * dropped + 1;
+            if last_only && tokens.len() > limit {
                 return Ok((tokens, 0));
             }
-            if least || tokens.len() <= most {
+            if last_only || tokens.len() <= preferred {
                 self.messages.drain(self.kept..self.kept + 2 * dropped);
                 return Ok((tokens, dropped));
             }
@@ -123,10 +123,9 @@ mod tests {
         let (fitting, dropped) = conversation.fit(3 + 18 + 4, 1000, tokens).unwrap();
         assert_eq!((fitting.len(), dropped), (25, 2));
         assert_eq!(texts(&conversation), ["sys", "question 2", "answer 2", "last"]);
-        // What remains is the least that there can be, even if it leaves less room than there
-        // should be.
-        let (least, dropped) = conversation.fit(2, 7, tokens).unwrap();
-        assert_eq!((least.len(), dropped, texts(&conversation)), (7, 1, vec!["sys", "last"]));
+        // The last question remains, although it exceeds the preferred number.
+        let (last, dropped) = conversation.fit(2, 7, tokens).unwrap();
+        assert_eq!((last.len(), dropped, texts(&conversation)), (7, 1, vec!["sys", "last"]));
         conversation.take_back();
         assert_eq!(texts(&conversation), ["sys"]);
     }

@@ -7,7 +7,8 @@ use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressState, ProgressStyle};
 
-use super::{bytes, count, duration, grouped, interrupted};
+use super::interrupt::interrupted;
+use super::numbers::{bytes, count, duration, grouped};
 use crate::convert::Progress;
 
 /// What a meter counts.
@@ -213,8 +214,8 @@ impl Lines {
         let tenth = (10 * u128::from(done) / u128::from(total.max(1))) as u64;
         let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
         let (last_tenth, at) = *last;
-        let (least, most) = LINE_INTERVALS;
-        let (later, due) = (tenth > last_tenth, at.elapsed() > if tenth > last_tenth { least } else { most });
+        let (min, max) = LINE_INTERVALS;
+        let (later, due) = (tenth > last_tenth, at.elapsed() > if tenth > last_tenth { min } else { max });
         // Threads report out of order; a line never goes back.
         if done == 0 || tenth < last_tenth || !(due || (later && done == total)) {
             return false;

@@ -68,6 +68,12 @@ pub enum SourceError {
         /// The name in it.
         shard: String,
     },
+    /// The index lists nothing.
+    #[error("{path} lists no tensor")]
+    EmptyIndex {
+        /// The index.
+        path: PathBuf,
+    },
     /// A shard of the index is not there.
     #[error("the shard {shard:?} of {index} is missing: the download is incomplete")]
     MissingShard {
@@ -150,8 +156,14 @@ pub enum SourceError {
         /// Why.
         source: Unstorable,
     },
-    /// Two shards hold a tensor of the same name.
-    #[error("tensor {tensor:?} is in both {first:?} and {second:?}")]
+    /// The checkpoint is of a model with an adapter that was not merged.
+    #[error("{tensor:?} are weights below an adapter: the checkpoint is of a model with an adapter that was not merged")]
+    Unmerged {
+        /// The tensor.
+        tensor: String,
+    },
+    /// Two shards hold different tensors of the same name.
+    #[error("tensor {tensor:?} is in both {first:?} and {second:?}, with different values")]
     DuplicateTensor {
         /// The tensor.
         tensor: String,

@@ -12,7 +12,6 @@ use serde::de::{Deserialize, DeserializeSeed, Deserializer, IgnoredAny, IntoDese
 
 use super::TensorInfo;
 use super::json::Object;
-use super::quantised::Quantised;
 use crate::format::FloatType;
 
 /// Bytes of the length field that every safetensors file starts with.
@@ -104,12 +103,6 @@ pub enum HeaderError {
         /// Bytes found.
         found: usize,
     },
-    /// The tensors were quantised before.
-    #[error("the checkpoint is already quantised")]
-    Quantised {
-        /// How.
-        source: Quantised,
-    },
     /// An element type that safetensors does not have, so that the length of the tensor is unknown.
     #[error("tensor {tensor:?} has the type {found:?}, which is none of safetensors")]
     UnknownType {
@@ -170,6 +163,9 @@ pub enum Unstorable {
         /// Number of dimensions.
         found: u64,
     },
+    /// No name.
+    #[error("it has no name")]
+    Name,
     /// A tensor without elements.
     #[error("it has no elements: its shape is {shape:?}")]
     Empty {
@@ -179,10 +175,19 @@ pub enum Unstorable {
 }
 
 impl Unstorable {
+    /// The type that is at fault; "" where it is none.
+    pub(super) fn type_name(&self) -> &str {
+        match self {
+            Self::Type { found } => found,
+            Self::Rank { .. } | Self::Name | Self::Empty { .. } => "",
+        }
+    }
+
     /// In a few words, for a list.
     pub(crate) fn in_short(&self) -> String {
         match self {
             Self::Type { found } => found.clone(),
+            Self::Name => "no name".to_owned(),
             Self::Rank { found: 0 } => "no dimension".to_owned(),
             Self::Rank { found } => format!("{found} dimensions"),
             Self::Empty { .. } => "no elements".to_owned(),
@@ -253,10 +258,6 @@ pub fn parse_header(bytes: &[u8], file_len: u64) -> Result<Header, HeaderError> 
         found: (bytes.len() as u64).saturating_sub(LENGTH_FIELD),
     })?;
     let entries = scan(json)?;
-    let dtypes = entries.iter().map(|(name, entry)| (name.as_str(), entry.dtype.as_deref().unwrap_or_default()));
-    if let Some(source) = Quantised::by_tensors(dtypes) {
-        return Err(HeaderError::Quantised { source });
-    }
     let entries = entries.into_iter().map(|(name, entry)| entry.check(name, data_start));
     let mut entries = entries.collect::<Result<Vec<Checked>, _>>()?;
     entries.sort_by_key(|entry| (entry.offset, entry.length));
@@ -425,6 +426,7 @@ impl Checked {
             other => Err(Unstorable::Type { found: format!("{other:?}") }),
         };
         let why = match float_type {
+            Ok(_) if name.is_empty() => Unstorable::Name,
             Ok(_) if rank == 0 || rank > MAX_RANK as u64 => Unstorable::Rank { found: rank },
             Ok(_) if shape.contains(&0) => Unstorable::Empty { shape },
             Ok(float_type) => return Ok(TensorInfo { name, float_type, shape, file: 0, offset, length }),

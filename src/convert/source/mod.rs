@@ -12,7 +12,8 @@ mod quantised;
 mod side;
 mod snapshot;
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::hash_map::Entry;
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::fs::File;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
@@ -28,9 +29,11 @@ pub use quantised::Quantised;
 
 use self::json::Object;
 pub(super) use self::side::no_tokenizer;
-use self::snapshot::{Folder, INDEX, OpenFile, SINGLE, Weights};
+pub use self::snapshot::INDEX;
+use self::snapshot::{Folder, OpenFile, SINGLE, Weights};
 use super::notice::Notice;
-use crate::arch::Naming;
+use crate::arch::config::standard_json;
+use crate::arch::names::Naming;
 use crate::format::FloatType;
 pub use crate::format::files::CONFIG;
 use crate::io::{AlignedBuf, read_exact_at};
@@ -164,28 +167,55 @@ impl Checkpoint {
             index,
             notices,
         };
-        checkpoint.rename()?;
+        checkpoint.rename();
+        checkpoint.drop_copies()?;
         Ok(checkpoint)
     }
 
     /// Gives every tensor the name that transformers would have written: see [`Naming`].
-    fn rename(&mut self) -> Result<(), SourceError> {
+    fn rename(&mut self) {
         let naming = Naming::of(self.tensors.iter().map(|tensor| tensor.name.as_str()));
         if naming.is_plain() {
-            return Ok(());
+            return;
         }
-        let mut holders = HashMap::with_capacity(self.tensors.len());
+        self.tensors.iter_mut().for_each(|tensor| tensor.name = naming.stored(&tensor.name));
         self.unstorable.iter_mut().for_each(|tensor| tensor.name = naming.stored(&tensor.name));
         self.absent.iter_mut().for_each(|(tensor, _)| *tensor = naming.stored(tensor));
-        for tensor in &mut self.tensors {
-            tensor.name = naming.stored(&tensor.name);
-            if let Some(first) = holders.insert(tensor.name.clone(), tensor.file) {
-                let file = |index: usize| self.files.get(index).map(|file| file.name.clone()).unwrap_or_default();
-                let (tensor, first, second) = (tensor.name.clone(), file(first), file(tensor.file));
-                return Err(SourceError::DuplicateTensor { tensor, first, second });
+        self.notices.push(Notice::Renamed { naming });
+    }
+
+    /// Names are unique in a checkpoint: of tensors with one name and the same values the first one
+    /// stays. What cannot be stored may be in every shard: nothing is taken from it.
+    fn drop_copies(&mut self) -> Result<(), SourceError> {
+        let mut holders: HashMap<&str, &TensorInfo> = HashMap::with_capacity(self.tensors.len());
+        let mut copies = HashSet::new();
+        for (i, tensor) in self.tensors.iter().enumerate() {
+            match holders.entry(&tensor.name) {
+                Entry::Vacant(place) => drop(place.insert(tensor)),
+                Entry::Occupied(first) if self.same_values(first.get(), tensor)? => drop(copies.insert(i)),
+                Entry::Occupied(first) => {
+                    let file = |index: usize| self.files.get(index).map(|file| file.name.clone()).unwrap_or_default();
+                    let (first, second) = (file(first.get().file), file(tensor.file));
+                    return Err(SourceError::DuplicateTensor { tensor: tensor.name.clone(), first, second });
+                }
             }
         }
-        self.notices.push(Notice::Renamed { naming });
+        let name = |&i: &usize| self.tensors.get(i).map_or_else(String::new, |tensor| tensor.name.clone());
+        let mut names: Vec<String> = copies.iter().map(name).collect();
+        if names.is_empty() {
+            return Ok(());
+        }
+        names.sort_unstable();
+        names.dedup();
+        let mut i = 0..;
+        self.tensors.retain(|_| i.next().is_none_or(|i| !copies.contains(&i)));
+        let mut start = 0;
+        for (number, file) in self.files.iter_mut().enumerate() {
+            let end = start + self.tensors.iter().filter(|tensor| tensor.file == number).count();
+            file.tensors = start..end;
+            start = end;
+        }
+        self.notices.push(Notice::Copies { tensors: names });
         Ok(())
     }
 
@@ -236,6 +266,55 @@ impl Checkpoint {
     }
 }
 
+impl Checkpoint {
+    /// Whether `wide` is of float64 and has the values of `tensor`. Both are read in pieces, up to
+    /// the first difference.
+    ///
+    /// # Errors
+    ///
+    /// [`SourceError::Io`].
+    pub fn same_values_in_f64(&self, tensor: &TensorInfo, wide: &UnstorableTensor) -> Result<bool, SourceError> {
+        const SIZE: u64 = size_of::<f64>() as u64;
+        let size = tensor.float_type.size() as u64;
+        let elements = tensor.length / size;
+        if wide.why.type_name() != "F64" || wide.length != elements * SIZE {
+            return Ok(false);
+        }
+        // Read as a tensor of twice as many elements of half the size.
+        let wide = TensorInfo {
+            name: wide.name.clone(),
+            float_type: FloatType::F32,
+            shape: vec![2 * elements],
+            file: wide.file,
+            offset: wide.offset,
+            length: wide.length,
+        };
+        let (mut narrow_buf, mut wide_buf) = (AlignedBuf::new(COMPARE_LEN), AlignedBuf::new(COMPARE_LEN));
+        let mut from = 0;
+        while from < elements {
+            let count = (elements - from).min(COMPARE_LEN as u64 / SIZE);
+            let (left, right) = (narrow_buf.first_mut((count * size) as usize), wide_buf.first_mut((count * SIZE) as usize));
+            self.read(tensor, from * size, left)?;
+            self.read(&wide, from * SIZE, right)?;
+            let values = right.as_chunks().0.iter().map(|bytes| f64::from_le_bytes(*bytes).to_bits());
+            if !widened(tensor, left).map(|bits| f64::from(f32::from_bits(bits)).to_bits()).eq(values) {
+                return Ok(false);
+            }
+            from += count;
+        }
+        Ok(true)
+    }
+}
+
+/// A type as safetensors names it.
+fn type_name(float_type: FloatType) -> &'static str {
+    match float_type {
+        FloatType::F32 => "F32",
+        FloatType::F16 => "F16",
+        FloatType::Bf16 => "BF16",
+    }
+}
+
 /// The bits of a tensor's elements in float32, which holds every value of the other types.
 fn widened<'a>(tensor: &TensorInfo, bytes: &'a [u8]) -> impl Iterator<Item = u32> + use<'a> {
     let (float_type, size) = (tensor.float_type, tensor.float_type.size());
@@ -249,8 +328,8 @@ fn widened<'a>(tensor: &TensorInfo, bytes: &'a [u8]) -> impl Iterator<Item = u32
 /// The object in config.json. Only its top level is searched for repeated keys: what the converter
 /// reads stands there.
 fn parse_config(bytes: &[u8], path: &Path) -> Result<Map<String, Value>, SourceError> {
-    let object: Object<Value> =
-        serde_json::from_slice(bytes).map_err(|source| SourceError::Json { path: path.to_owned(), source })?;
+    let object: Object<Value> = serde_json::from_slice(&standard_json(bytes))
+        .map_err(|source| SourceError::Json { path: path.to_owned(), source })?;
     match object.repeated {
         Some(key) => Err(SourceError::DuplicateKey { path: path.to_owned(), key }),
         None => Ok(object.entries.into_iter().collect()),
@@ -277,16 +356,13 @@ impl Contents {
             let file = folder.file(name)?.ok_or_else(|| missing(name))?;
             contents.add(file, name)?;
         }
-        contents.check_names()?;
+        contents.check_quantised()?;
         Ok(contents)
     }
 
     /// Reads the header of one weights file.
     fn add(&mut self, file: OpenFile, name: &str) -> Result<(), SourceError> {
-        let refuse = |source| match source {
-            HeaderError::Quantised { source } => SourceError::Quantised { path: file.path.clone(), source },
-            source => SourceError::Header { path: file.path.clone(), source },
-        };
+        let refuse = |source| SourceError::Header { path: file.path.clone(), source };
         let field = file.read_first(file.len.min(header::LENGTH_FIELD) as usize)?;
         let data_start = header::data_start(&field, file.len).map_err(refuse)?;
         // At most MAX_HEADER_LEN, and no more than the file has.
@@ -307,17 +383,16 @@ impl Contents {
         self.files.get(file).map_or("", |file| file.name.as_str())
     }
 
-    /// Names are unique in the checkpoint. What cannot be stored may be in every shard: nothing is
-    /// taken from it.
-    fn check_names(&self) -> Result<(), SourceError> {
-        let mut holders = HashMap::with_capacity(self.tensors.len());
-        for TensorInfo { name, file, .. } in &self.tensors {
-            if let Some(first) = holders.insert(name, *file) {
-                let (first, second) = (self.file_name(first).to_owned(), self.file_name(*file).to_owned());
-                return Err(SourceError::DuplicateTensor { tensor: name.clone(), first, second });
-            }
-        }
-        Ok(())
+    /// The tensors must not show that the checkpoint was quantised before.
+    fn check_quantised(&self) -> Result<(), SourceError> {
+        let stored = self.tensors.iter().map(|t| (t.name.as_str(), type_name(t.float_type)));
+        let others = self.unstorable.iter().map(|t| (t.name.as_str(), t.why.type_name()));
+        let Some(source) = Quantised::by_tensors(stored.chain(others)) else { return Ok(()) };
+        let shown_by = |name: &str| source.tensor() == Some(name);
+        let stored = self.tensors.iter().find(|t| shown_by(&t.name)).map(|t| t.file);
+        let file = stored.or_else(|| self.unstorable.iter().find(|t| shown_by(&t.name)).map(|t| t.file));
+        let path = file.and_then(|file| self.files.get(file)).map(|file| file.path.clone()).unwrap_or_default();
+        Err(SourceError::Quantised { path, source })
     }
 
     /// Notes where the shards do not hold exactly the tensors that the index lists, each where it
@@ -363,11 +438,14 @@ fn read_index(folder: &Folder) -> Result<(Vec<u8>, HashMap<String, String>), Sou
     let path = folder.path(INDEX);
     let file =
         folder.file(INDEX)?.ok_or_else(|| SourceError::NoWeights { folder: folder.shown.clone(), found: Vec::new() })?;
-    let bytes = file.read(MAX_INDEX_LEN)?;
+    let bytes = side::read_one(&file, MAX_INDEX_LEN)?;
     let Index { weight_map } =
         serde_json::from_slice(&bytes).map_err(|source| SourceError::Json { path: path.clone(), source })?;
     if let Some(key) = weight_map.repeated {
         return Err(SourceError::DuplicateKey { path, key });
+    }
+    if weight_map.entries.is_empty() {
+        return Err(SourceError::EmptyIndex { path });
     }
     if let Some((_, shard)) = weight_map.entries.iter().find(|(_, shard)| !snapshot::is_plain_name(shard)) {
         return Err(SourceError::ShardName { index: path, shard: shard.clone() });

@@ -1,7 +1,11 @@
 //! How a checkpoint that was quantised before is recognised. Such a checkpoint is never converted:
 //! rounding twice costs quality that the original still has.
 
+use std::collections::HashSet;
+
 use serde_json::{Map, Value};
+
+use crate::arch::family::Family;
 
 /// How a checkpoint was quantised, and what shows it.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -46,6 +50,17 @@ pub enum Quantised {
 }
 
 impl Quantised {
+    /// The tensor that shows it.
+    pub(super) fn tensor(&self) -> Option<&str> {
+        match self {
+            Self::Config { .. } => None,
+            Self::Bitsandbytes { tensor }
+            | Self::Packed { tensor }
+            | Self::Scaled { tensor }
+            | Self::Narrow { tensor, .. } => Some(tensor),
+        }
+    }
+
     /// What config.json says about a quantisation. It is often wrong: merging an adapter, or
     /// decoding the weights, leaves it behind. So the tensors decide.
     pub(super) fn by_config(config: &Map<String, Value>) -> Option<Self> {
@@ -56,14 +71,19 @@ impl Quantised {
         Some(Self::Config { method })
     }
 
-    /// Looks for a quantisation in (name, type) pairs. Names come first, since they say more than
-    /// the type does.
+    /// Looks for a quantisation in (name, type) pairs, those of all of a checkpoint. Names come
+    /// first, since they say more than the type does. Tables and scales of weights that are there
+    /// as floats are left over, as [`Self::by_config`] may be.
     pub(super) fn by_tensors<'a>(tensors: impl Iterator<Item = (&'a str, &'a str)> + Clone) -> Option<Self> {
+        let floats: HashSet<&str> =
+            tensors.clone().filter(|(_, dtype)| FLOATS.contains(dtype)).map(|(name, _)| name).collect();
+        let is_left_over = |stem: &str| floats.contains(format!("{stem}.weight").as_str());
         let named = |ends: &[&str]| {
-            let mut names = tensors.clone().map(|(name, _)| name);
-            names.find(|name| ends.iter().any(|end| name.ends_with(end))).map(str::to_owned)
+            let shows = |name: &&str| ends.iter().any(|end| name.strip_suffix(end).is_some_and(|stem| !is_left_over(stem)));
+            tensors.clone().map(|(name, _)| name).find(shows).map(str::to_owned)
         };
-        let state = || tensors.clone().map(|(name, _)| name).find(|name| name.contains(".quant_state.")).map(str::to_owned);
+        let is_state = |name: &&str| name.split_once(".quant_state.").is_some_and(|(weight, _)| !floats.contains(weight));
+        let state = || tensors.clone().map(|(name, _)| name).find(is_state).map(str::to_owned);
         if let Some(tensor) = named(&BITSANDBYTES).or_else(state) {
             return Some(Self::Bitsandbytes { tensor });
         }
@@ -78,9 +98,19 @@ impl Quantised {
                 || dtype.starts_with("F8_")
                 || dtype.starts_with("F6_")
         };
-        let (tensor, dtype) = tensors.clone().find(|(name, dtype)| name.ends_with(".weight") && narrow(dtype))?;
+        let (tensor, dtype) = tensors.clone().find(|(name, dtype)| narrow(dtype) && is_weight(name))?;
         Some(Self::Narrow { tensor: tensor.to_owned(), dtype: dtype.to_owned() })
     }
+}
+
+/// The types of weights that are not quantised.
+const FLOATS: [&str; 4] = ["F64", "F32", "F16", "BF16"];
+
+/// Whether a name is one of weights that a model may have, whatever stands before it. Tensors that
+/// are no part of a model may have any type.
+fn is_weight(name: &str) -> bool {
+    let mut parts = Family::ALL.iter().flat_map(|family| family.parts);
+    parts.any(|part| name.strip_suffix(part.name).is_some_and(|rest| rest.is_empty() || rest.ends_with('.')))
 }
 
 /// Tables of bitsandbytes, of 4 and of 8 bits.

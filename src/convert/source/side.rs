@@ -4,11 +4,15 @@ use std::path::Path;
 
 use super::snapshot::{Folder, OpenFile};
 use super::{MAX_CONFIG_LEN, MAX_SIDE_FILE_LEN, SourceError};
+use crate::arch::config::not_json;
 use crate::convert::notice::Notice;
 use crate::format::files::{CONFIG, SNAPSHOT_FILES, TEMPLATES_FOLDER, packed_template};
 
 /// The tokenizer that training and generation read.
 const TOKENIZER: &str = "tokenizer.json";
+
+/// What says which tokens end a text, besides config.json.
+const GENERATION_CONFIG: &str = "generation_config.json";
 
 /// Files that other programs make a tokenizer of; tokenizer.json can be made of them.
 const OTHER_TOKENIZERS: [&str; 6] =
@@ -26,7 +30,7 @@ pub(super) type SideFiles = Vec<(String, Vec<u8>)>;
 /// Name in a pack and bytes of each side file that is present, config.json first, and what the user
 /// should know.
 pub(super) fn read(folder: &Folder, config: Option<&Path>) -> Result<(SideFiles, Vec<Notice>), SourceError> {
-    let mut files = Vec::with_capacity(SNAPSHOT_FILES.len());
+    let (mut files, mut empty) = (Vec::with_capacity(SNAPSHOT_FILES.len()), Vec::new());
     for name in SNAPSHOT_FILES {
         let (file, limit) = match config {
             _ if name != CONFIG => (folder.file(name)?, MAX_SIDE_FILE_LEN),
@@ -34,13 +38,22 @@ pub(super) fn read(folder: &Folder, config: Option<&Path>) -> Result<(SideFiles,
             None => (folder.file(name)?, MAX_CONFIG_LEN),
         };
         match file {
+            // A pack has no files without content.
+            Some(file) if file.len == 0 && name != CONFIG => empty.push(name.to_owned()),
             Some(file) => files.push((name.to_owned(), read_one(&file, limit)?)),
             None if name == CONFIG => return Err(SourceError::NoConfig { folder: folder.shown.clone() }),
             None => {}
         }
     }
     let mut notices = Vec::new();
-    read_templates(folder, &mut files, &mut notices)?;
+    read_templates(folder, &mut files, &mut empty, &mut notices)?;
+    if !empty.is_empty() {
+        notices.push(Notice::EmptyFiles { files: empty });
+    }
+    let generation = files.iter().find(|(name, _)| name == GENERATION_CONFIG);
+    if let Some(error) = generation.and_then(|(_, bytes)| not_json(bytes)) {
+        notices.push(Notice::GenerationConfigIgnored { why: error.to_string() });
+    }
     Ok((files, notices))
 }
 
@@ -55,7 +68,8 @@ pub(in crate::convert) fn no_tokenizer(files: &[(String, Vec<u8>)]) -> Option<No
 /// The chat templates in a folder of their own.
 fn read_templates(
     folder: &Folder,
-    files: &mut Vec<(String, Vec<u8>)>,
+    files: &mut SideFiles,
+    empty: &mut Vec<String>,
     notices: &mut Vec<Notice>,
 ) -> Result<(), SourceError> {
     let mut left_out = Vec::new();
@@ -65,8 +79,10 @@ fn read_templates(
             left_out.push(path);
             continue;
         };
-        if let Some(file) = folder.file(&path)? {
-            files.push((packed, read_one(&file, MAX_SIDE_FILE_LEN)?));
+        match folder.file(&path)? {
+            Some(file) if file.len == 0 => empty.push(path),
+            Some(file) => files.push((packed, read_one(&file, MAX_SIDE_FILE_LEN)?)),
+            None => {}
         }
     }
     if !left_out.is_empty() {
@@ -75,7 +91,8 @@ fn read_templates(
     Ok(())
 }
 
-fn read_one(file: &OpenFile, limit: u64) -> Result<Vec<u8>, SourceError> {
+/// The bytes of a file that is not a pointer of Git LFS.
+pub(super) fn read_one(file: &OpenFile, limit: u64) -> Result<Vec<u8>, SourceError> {
     let bytes = file.read(limit)?;
     if bytes.starts_with(LFS_POINTER) {
         return Err(SourceError::LfsPointer { path: file.path.clone() });

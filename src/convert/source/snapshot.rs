@@ -10,7 +10,7 @@ use crate::io::read_exact_at;
 /// The single weights file of a snapshot.
 pub(super) const SINGLE: &str = "model.safetensors";
 /// The list of shards of a snapshot.
-pub(super) const INDEX: &str = "model.safetensors.index.json";
+pub const INDEX: &str = "model.safetensors.index.json";
 
 /// Where the weights are listed.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -145,31 +145,76 @@ fn types_other_than_the_three_floats_cannot_be_stored() {
     assert!(matches!(odd, Err(HeaderError::Layout { .. })), "{odd:?}");
 }
 
+/// A checkpoint of vectors of eight bytes, with these names and types.
+fn typed(tensors: &[(&str, &str)]) -> Result<Checkpoint, SourceError> {
+    let entry = |(i, (name, dtype)): (usize, &(&str, &str))| {
+        let elements = match *dtype {
+            "F4" => 16,
+            "F6_E2M3" => 0,
+            "I32" | "U32" | "F32" => 2,
+            "F64" => 1,
+            "F16" | "BF16" => 4,
+            _ => 8,
+        };
+        let (start, end) = (8 * i, 8 * i + if elements == 0 { 0 } else { 8 });
+        format!(r#""{name}":{{"dtype":"{dtype}","shape":[{elements}],"data_offsets":[{start},{end}]}}"#)
+    };
+    let entries: Vec<String> = tensors.iter().enumerate().map(entry).collect();
+    let length = 8 * tensors.iter().filter(|(_, dtype)| *dtype != "F6_E2M3").count();
+    open(&[(CONFIG, b"{}"), (SINGLE, &file(&format!("{{{}}}", entries.join(",")), length))])
+}
+
+fn quantised(tensors: &[(&str, &str)]) -> Quantised {
+    match typed(tensors) {
+        Err(SourceError::Quantised { source, path }) if path.ends_with(SINGLE) => source,
+        other => panic!("{tensors:?}: {other:?}"),
+    }
+}
+
 #[test]
 fn quantised_tensors_are_recognised() {
-    let found = |names: &[&str]| match parse(&vectors(names)) {
-        Err(HeaderError::Quantised { source }) => source,
-        other => panic!("{other:?}"),
-    };
     for tensor in ["l.weight.absmax", "l.weight.quant_state.bitsandbytes__nf4", "l.SCB"] {
-        assert_eq!(found(&["l.weight", tensor]), Quantised::Bitsandbytes { tensor: tensor.to_owned() });
+        let found = quantised(&[("l.weight", "U8"), (tensor, "F32")]);
+        assert_eq!(found, Quantised::Bitsandbytes { tensor: tensor.to_owned() });
     }
     for tensor in ["l.weight_scale_inv", "l.weight_scale"] {
-        assert_eq!(found(&["l.weight", tensor]), Quantised::Scaled { tensor: tensor.to_owned() });
+        let found = quantised(&[("l.weight", "F8_E4M3"), (tensor, "F32")]);
+        assert_eq!(found, Quantised::Scaled { tensor: tensor.to_owned() });
     }
     for tensor in ["l.qweight", "l.qzeros", "l.weight_packed", "l.W_q"] {
-        assert_eq!(found(&["l.scales", tensor]), Quantised::Packed { tensor: tensor.to_owned() });
+        let found = quantised(&[("l.scales", "F16"), (tensor, "I32")]);
+        assert_eq!(found, Quantised::Packed { tensor: tensor.to_owned() });
     }
-    for dtype in ["U8", "I8", "F8_E4M3", "F8_E5M2", "F6_E2M3", "F4", "I32", "U32"] {
-        let header = format!(r#"{{"l.weight":{{"dtype":"{dtype}","shape":[8],"data_offsets":[0,8]}}}}"#);
-        match parse(&file(&header, 8)) {
-            Err(HeaderError::Quantised { source }) => {
-                assert_eq!(source, Quantised::Narrow { tensor: "l.weight".to_owned(), dtype: dtype.to_owned() });
-            }
-            other => panic!("{other:?}"),
+    for name in ["model.layers.0.mlp.up_proj.weight", "language_model.lm_head.weight", "embed_tokens.weight"] {
+        for dtype in ["U8", "I8", "F8_E4M3", "F8_E5M2", "F6_E2M3", "F4", "I32", "U32"] {
+            let expected = Quantised::Narrow { tensor: name.to_owned(), dtype: dtype.to_owned() };
+            assert_eq!(quantised(&[(name, dtype)]), expected);
         }
     }
-    assert!(parse(&vectors(&["model.layers.0.mlp.scales"])).is_ok());
+}
+
+#[test]
+fn what_a_quantisation_left_behind_is_none() {
+    // transformers loads all of these.
+    for (tensor, dtype) in [
+        ("l.weight_scale", "F32"),
+        ("l.weight_scale_inv", "F32"),
+        ("l.weight.absmax", "F32"),
+        ("l.weight.quant_state.bitsandbytes__nf4", "U8"),
+        ("l.SCB", "F32"),
+        ("l.qweight", "I32"),
+    ] {
+        for float in ["F16", "BF16", "F32", "F64"] {
+            assert!(typed(&[("l.weight", float), (tensor, dtype)]).is_ok(), "{tensor} beside {float}");
+        }
+    }
+    // In another shard, too.
+    let index = r#"{"weight_map":{"l.weight":"1","l.weight_scale":"2"}}"#;
+    assert!(sharded(index, &[("1", &["l.weight"]), ("2", &["l.weight_scale"])]).is_ok());
+    // What is no part of a model may have any type.
+    for (name, dtype) in [("extra.weight", "U8"), ("vision.pos.weight", "I32"), ("model.layers.0.mlp.scales", "F16")] {
+        assert!(typed(&[(name, dtype)]).is_ok(), "{name}");
+    }
 }
 
 #[test]
@@ -317,9 +362,28 @@ fn where_index_and_shards_differ_the_shards_decide() {
     assert_eq!(swapped.notices, notice(&[], &[], &["a", "b"]));
     let unlisted = sharded(r#"{"weight_map":{"a":"1"}}"#, &[("1", &["a", "x"])]).unwrap();
     assert_eq!((unlisted.tensors.len(), unlisted.notices.as_slice()), (2, &notice(&[], &["x"], &[])[..]));
-    let twice = sharded(r#"{"weight_map":{"a":"1","b":"2"}}"#, &[("1", &["a"]), ("2", &["b", "a"])]);
-    assert!(matches!(twice, Err(SourceError::DuplicateTensor { tensor, first, second })
+}
+
+#[test]
+fn copies_of_a_tensor_are_one_tensor_and_others_of_its_name_are_an_error() {
+    let index = r#"{"weight_map":{"a":"1","b":"2"}}"#;
+    let twice = sharded(index, &[("1", &["a"]), ("2", &["b", "a", "c"]), ("3", &["c"])]).unwrap();
+    let names: Vec<_> = twice.tensors.iter().map(|t| (t.name.as_str(), t.file)).collect();
+    assert_eq!(names, [("a", 0), ("b", 1), ("c", 1)]);
+    assert_eq!([&twice.files[0].tensors, &twice.files[1].tensors], [&(0..1), &(1..3)]);
+    assert!(twice.notices.contains(&Notice::Copies { tensors: vec!["a".to_owned()] }));
+
+    let mut other = vectors(&["b", "a"]);
+    *other.last_mut().unwrap() = 1;
+    let result = open(&[(CONFIG, b"{}"), (INDEX, index.as_bytes()), ("1", &vectors(&["a"])), ("2", &other)]);
+    assert!(matches!(result, Err(SourceError::DuplicateTensor { tensor, first, second })
         if tensor == "a" && first == "1" && second == "2"));
+}
+
+#[test]
+fn a_tensor_without_a_name_cannot_be_stored() {
+    let header = parse(&vectors(&["", "a"])).unwrap();
+    assert_eq!((header.tensors.len(), &header.unstorable[0].why), (1, &Unstorable::Name));
 }
 
 #[test]
@@ -341,6 +405,10 @@ fn broken_json_and_repeated_keys_are_refused() {
     assert!(matches!(repeated, Err(SourceError::DuplicateKey { key, .. }) if key == "vocab_size"));
     let repeated = sharded(r#"{"weight_map":{"a":"1","a":"2"}}"#, &[("1", &["a"]), ("2", &["a"])]);
     assert!(matches!(repeated, Err(SourceError::DuplicateKey { path, key }) if key == "a" && path.ends_with(INDEX)));
+    let empty = sharded(r#"{"metadata":{},"weight_map":{}}"#, &[("1", &["a"])]);
+    assert!(matches!(empty, Err(SourceError::EmptyIndex { path }) if path.ends_with(INDEX)));
+    // Python writes and reads numbers that JSON does not have.
+    assert_eq!(config(br#"{"a":NaN,"b":[-Infinity]}"#).unwrap().config["a"], Value::Null);
     for index in ["{}", r#"{"weight_map":{},"weight_map":{}}"#, r#"{"weight_map":{"a":1}}"#] {
         assert!(matches!(sharded(index, &[]), Err(SourceError::Json { path, .. }) if path.ends_with(INDEX)), "{index}");
     }
@@ -444,10 +512,24 @@ fn side_files_that_are_pointers_are_refused() {
         let result = with(name, pointer);
         assert!(matches!(result, Err(SourceError::LfsPointer { path }) if path.ends_with(name)), "{name}");
     }
+    let index = open(&[(CONFIG, b"{}"), (INDEX, pointer)]);
+    assert!(matches!(index, Err(SourceError::LfsPointer { path }) if path.ends_with(INDEX)));
     // What else may be wrong with them keeps no pack from being made: it is said of the pack.
-    for (name, bytes) in [("tokenizer.json", &b"<html>"[..]), ("merges.txt", b"")] {
-        assert!(with(name, bytes).is_ok(), "{name}");
-    }
+    assert!(with("tokenizer.json", b"<html>").is_ok());
+}
+
+#[test]
+fn files_without_content_and_broken_generation_settings_are_named() {
+    let single = vectors(&["a"]);
+    let files = [(CONFIG, &b"{}"[..]), (SINGLE, &single), ("tokenizer_config.json", b""), ("merges.txt", b"")];
+    let checkpoint = open(&files).unwrap();
+    let names = ["tokenizer_config.json", "merges.txt"].map(str::to_owned);
+    assert_eq!(checkpoint.notices, [Notice::EmptyFiles { files: names.to_vec() }]);
+    assert_eq!(checkpoint.side_files.len(), 1);
+
+    let generation = |bytes| open(&[(CONFIG, b"{}"), (SINGLE, &single), ("generation_config.json", bytes)]).unwrap().notices;
+    assert!(matches!(&generation(b"<html>")[..], [Notice::GenerationConfigIgnored { .. }]));
+    assert_eq!(generation(br#"{"temperature": NaN}"#), []);
 }
 
 #[test]
@@ -608,6 +690,17 @@ fn values_are_the_same_in_any_float_type_that_holds_them() {
     assert!(same([("BF16", &bf16s), ("F32", &wide)]));
     assert!(same([("F32", &wide), ("F16", &f16s)]));
     assert!(same([("F16", &f16s), ("BF16", &bf16s)]));
+    let f64s: Vec<u8> = values.iter().flat_map(|&x| f64::from(x).to_le_bytes()).collect();
+    let same_in_f64 = |narrow: (&str, &[u8]), f64s: &[u8]| {
+        let (checkpoint, _dir) = two_tensors([narrow, ("F64", f64s)], count);
+        checkpoint.same_values_in_f64(&checkpoint.tensors[0], &checkpoint.unstorable[0]).unwrap()
+    };
+    for narrow in [("F16", &f16s[..]), ("BF16", &bf16s), ("F32", &wide)] {
+        assert!(same_in_f64(narrow, &f64s), "{}", narrow.0);
+        let mut other = f64s.clone();
+        other[8 * (count - 1)] ^= 1;
+        assert!(!same_in_f64(narrow, &other), "{}", narrow.0);
+    }
     let mut other = values.clone();
     *other.last_mut().unwrap() += 1e-6;
     let other = f32s(&other);

@@ -111,9 +111,10 @@ impl Interpreter {
             "sum" | "sort" | "unique" | "min" | "max" | "dictsort" => self.ordered(name, &value, args),
             "map" => self.map(&value, args),
             "select" | "reject" | "selectattr" | "rejectattr" => self.select(name, &value, args),
-            "filesizeformat" | "groupby" | "random" | "striptags" | "urlize" | "wordwrap" | "xmlattr" => {
-                unsupported(format!("the filter {name:?}"))
-            }
+            "filesizeformat" => file_size(&value, args),
+            "xmlattr" => xml_attributes(&value, args),
+            "groupby" => self.group(&value, args),
+            "random" | "striptags" | "urlize" | "wordwrap" => unsupported(format!("the filter {name:?}")),
             name => Err(ErrorKind::Unknown { what: "filter", name: name.to_owned() }),
         }
     }
@@ -374,6 +375,49 @@ fn pretty(value: &Value) -> Result<Value> {
     };
     let text = sorted.repr()?;
     if text.len() > 80 { unsupported("the filter \"pprint\" of values that take more than a line") } else { Ok(text.into()) }
+}
+
+/// Jinja2's `filesizeformat`: bytes with a prefix.
+fn file_size(value: &Value, args: Args) -> Result<Value> {
+    let [binary] = args.bind("filesizeformat", 0, ["binary"])?;
+    let is_binary = flag_or(binary.as_ref(), false);
+    let Some(bytes) = to_float(ops::defined(value)?) else {
+        return invalid(format!("a {} is no size of a file", value.type_name()));
+    };
+    let (base, infix) = if is_binary { (1024.0, "iB") } else { (1000.0_f64, "B") };
+    if bytes == 1.0 {
+        return Ok("1 Byte".into());
+    }
+    if bytes < base {
+        return Ok(format!("{} Bytes", bytes as i128).into());
+    }
+    let prefixes = [if is_binary { "K" } else { "k" }, "M", "G", "T", "P", "E", "Z", "Y"];
+    let unit = |at: usize| base.powi(at as i32 + 2);
+    let at = (0..prefixes.len()).find(|&at| bytes < unit(at)).unwrap_or(prefixes.len() - 1);
+    let prefix = prefixes.get(at).unwrap_or(&"");
+    Ok(format!("{:.1} {prefix}{infix}", base * bytes / unit(at)).into())
+}
+
+/// Jinja2's `xmlattr`: the items of a dict as attributes of a tag.
+fn xml_attributes(value: &Value, args: Args) -> Result<Value> {
+    let [space] = args.bind("xmlattr", 0, ["autospace"])?;
+    let Some(dict) = ops::defined(value)?.as_dict() else {
+        return invalid(format!("xmlattr wants a dict, not a {}", value.type_name()));
+    };
+    let escaped = |value: &Value| -> Result<String> {
+        let text = value.to_text()?;
+        Ok(if matches!(value, Value::Markup(_)) { text.to_string() } else { escape(&text) })
+    };
+    let mut attributes = Vec::new();
+    for (key, value) in dict.entries().iter().filter(|(_, value)| !value.is_none() && !value.is_undefined()) {
+        let name = text_of("xmlattr", key)?;
+        if name.contains(|c: char| is_space(c) || "/>=".contains(c)) {
+            return invalid(format!("invalid character in the attribute name {name:?}"));
+        }
+        attributes.push(format!("{}=\"{}\"", escaped(key)?, escaped(value)?));
+    }
+    let before = if attributes.is_empty() || !flag_or(space.as_ref(), true) { "" } else { " " };
+    Ok(format!("{before}{}", attributes.join(" ")).into())
 }
 
 fn of_number(name: &str, value: &Value, args: Args) -> Result<Value> {

@@ -1,9 +1,9 @@
-//! Python's `json.dumps`.
+//! Python's `json.dumps` and `json.loads`.
 
 use super::error::{Result, invalid};
 use super::ops::sort_by_key;
 use super::text::float_repr;
-use super::value::Value;
+use super::value::{Dict, Value};
 
 /// How `json.dumps` writes.
 #[derive(Debug, Default)]
@@ -125,4 +125,110 @@ fn json_key(key: &Value) -> Result<String> {
         Value::Float(value) => json_float(*value),
         other => return invalid(format!("a key of JSON cannot be a {}", other.type_name())),
     })
+}
+
+/// Digits of the shortest integer that does not fit into 64 bits.
+const LONG: usize = 19;
+
+/// Python's `json.loads`: integers keep all their digits.
+///
+/// # Errors
+/// Where it is not JSON in UTF-8.
+pub fn loads(json: &[u8]) -> std::result::Result<Value, serde_json::Error> {
+    let value = serde_json::from_slice(json)?;
+    // serde_json reads an integer of more than 64 bits as a float.
+    let is_long = json.split(|byte| !byte.is_ascii_digit()).any(|digits| digits.len() >= LONG);
+    let exact = if is_long { std::str::from_utf8(json).ok().and_then(|json| Reader { rest: json }.value()) } else { None };
+    Ok(exact.unwrap_or(value))
+}
+
+/// Reads JSON that is known to be correct.
+struct Reader<'a> {
+    rest: &'a str,
+}
+
+impl<'a> Reader<'a> {
+    /// The next character that is not blank; it stays.
+    fn peek(&mut self) -> Option<char> {
+        self.rest = self.rest.trim_start();
+        self.rest.chars().next()
+    }
+
+    fn skip(&mut self, c: char) -> Option<()> {
+        self.peek()?;
+        self.rest = self.rest.strip_prefix(c)?;
+        Some(())
+    }
+
+    fn take(&mut self, length: usize) -> Option<&'a str> {
+        let (taken, rest) = self.rest.split_at_checked(length)?;
+        self.rest = rest;
+        Some(taken)
+    }
+
+    fn value(&mut self) -> Option<Value> {
+        match self.peek()? {
+            '{' => self.dict(),
+            '[' => self.list(),
+            '"' => self.string().map(Value::from),
+            _ => {
+                let length = self.rest.find([',', ']', '}', ' ', '\t', '\n', '\r']).unwrap_or(self.rest.len());
+                let scalar = self.take(length)?;
+                let integer = scalar.parse().ok().map(Value::Int);
+                integer.or_else(|| serde_json::from_str(scalar).ok())
+            }
+        }
+    }
+
+    fn string(&mut self) -> Option<String> {
+        self.peek()?;
+        let mut escaped = false;
+        let end = self.rest.char_indices().skip(1).find(|&(_, c)| {
+            let ends = c == '"' && !escaped;
+            escaped = c == '\\' && !escaped;
+            ends
+        });
+        serde_json::from_str(self.take(end?.0 + 1)?).ok()
+    }
+
+    fn list(&mut self) -> Option<Value> {
+        self.skip('[')?;
+        let mut items = Vec::new();
+        while self.peek()? != ']' {
+            items.push(self.value()?);
+            self.skip(',');
+        }
+        self.skip(']')?;
+        Some(items.into())
+    }
+
+    fn dict(&mut self) -> Option<Value> {
+        self.skip('{')?;
+        let mut dict = Dict::default();
+        while self.peek()? != '}' {
+            let key = self.string()?;
+            self.skip(':')?;
+            dict.insert(key.into(), self.value()?);
+            self.skip(',');
+        }
+        self.skip('}')?;
+        Some(dict.into())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn integers_keep_all_their_digits() {
+        let json = r#" {"a\\\"": [1180591620717411303424, -18446744073709551616, 1.5, 18446744073709551615, 1e30, {}, []],
+            "b": "1180591620717411303424 \u00e9\n", "b": null, "c" : [ true , "" ] } "#;
+        let found = JsonStyle::default().dumps(&loads(json.as_bytes()).unwrap()).unwrap();
+        let expected = r#"{"a\\\"": [1180591620717411303424, -18446744073709551616, 1.5, 18446744073709551615, 1e+30, {}, []], "b": null, "c": [true, ""]}"#;
+        assert_eq!(found, expected);
+        assert_eq!(loads(b"1180591620717411303424").unwrap(), Value::Int(1 << 70));
+        loads(b"[1180591620717411303424").unwrap_err();
+        loads(b"[1180591620717411303424, \"\xff\"]").unwrap_err();
+    }
 }

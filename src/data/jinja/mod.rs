@@ -2,7 +2,7 @@
 //! Python.
 //!
 //! Jinja2's and Python's rules decide what a template writes, down to how a float is printed, which
-//! value has which method and what counts as iterable. What a template asks for and is not there is
+//! value has which method and what counts as iterable. What a template uses and this module lacks is
 //! an error that names it ([`ErrorKind::Unsupported`]), never another text.
 //! `tests/interop/templates.py` writes what transformers makes of some thousand snippets;
 //! `tests.rs` compares.
@@ -28,6 +28,7 @@ mod value;
 
 pub use error::{ErrorKind, TemplateError};
 pub use eval::Rendered;
+pub use json::loads;
 pub use value::{Dict, Value};
 
 use ast::Body;

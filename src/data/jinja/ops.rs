@@ -255,6 +255,10 @@ pub(super) fn attribute(value: &Value, name: &str) -> Result<Value> {
     }
     let found = match value {
         Value::Dict(dict) => dict.get_str(name).cloned(),
+        // Such a pair may be one of `groupby`.
+        Value::Tuple(pair) if pair.len() == 2 && ["grouper", "list"].contains(&name) => {
+            return unsupported(format!("the attribute {name:?} of a pair"));
+        }
         _ => None,
     };
     Ok(found.unwrap_or_else(|| no_attribute(value, name)))

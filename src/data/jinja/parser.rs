@@ -14,7 +14,7 @@ const MAX_CHAIN: usize = 100;
 
 /// Parses a template.
 pub(super) fn parse(source: &str) -> std::result::Result<Body, TemplateError> {
-    let mut parser = Parser { tokens: tokens(source)?, at: 0, depth: 0, loops: 0, names: Vec::new() };
+    let mut parser = Parser { tokens: tokens(source)?, at: 0, depth: 0, loops: 0, names: Vec::new(), blocks: Vec::new() };
     parser.body(&[]).map_err(|kind| kind.at(parser.line()))
 }
 
@@ -26,6 +26,8 @@ struct Parser {
     loops: u32,
     /// Names that were used so far.
     names: Vec<String>,
+    /// Blocks so far.
+    blocks: Vec<String>,
 }
 
 fn syntax<T>(message: impl Into<String>) -> Result<T> {
@@ -188,11 +190,31 @@ impl Parser {
                     _ => Ok(Statement::Continue),
                 }
             }
+            "block" if self.depth == 1 => self.block(),
             "block" | "include" | "extends" | "import" | "from" | "autoescape" => {
                 Err(ErrorKind::Unsupported(format!("the statement {name:?}")))
             }
             _ => Err(ErrorKind::Unknown { what: "statement", name }),
         }
+    }
+
+    /// A block of a template that nothing extends: its body in a scope of its own.
+    fn block(&mut self) -> Result<Statement> {
+        let name = self.name()?;
+        self.skip_name("scoped");
+        if self.is_name("required") {
+            return Err(ErrorKind::Unsupported("a block that is required".to_owned()));
+        }
+        if self.blocks.contains(&name) {
+            return syntax(format!("the block {name:?} is defined twice"));
+        }
+        self.blocks.push(name.clone());
+        self.block_end()?;
+        let body = self.body(&["endblock"])?;
+        self.at += 1;
+        self.skip_name(&name);
+        self.block_end()?;
+        Ok(Statement::With(Vec::new(), body))
     }
 
     fn conditional(&mut self) -> Result<Statement> {

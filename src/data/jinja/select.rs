@@ -192,6 +192,27 @@ impl Interpreter {
         Ok(keyed)
     }
 
+    /// Jinja2's `groupby`: a list of pairs, each of a value and of the items that have it.
+    pub(super) fn group(&mut self, value: &Value, args: Args) -> Result<Value> {
+        let [attribute, default, case_sensitive] = args.bind("groupby", 1, ["attribute", "default", "case_sensitive"])?;
+        let attribute = attribute.unwrap_or_default();
+        let ignores_case = !flag_or(case_sensitive.as_ref(), false);
+        let mut keyed = Vec::new();
+        for item in self.iterate(value)? {
+            let found = self.path(&item, &attribute)?;
+            let default = default.clone().filter(|default| found.is_undefined() && !default.is_none());
+            keyed.push((default.unwrap_or(found), item));
+        }
+        let key = |(key, _): &(Value, Value)| folded(key, ignores_case);
+        ops::sort_by_key(&mut keyed, false, |pair| Ok(key(pair)))?;
+        // Each group has the value of its first item.
+        let groups = keyed.chunk_by(|a, b| key(a) == key(b)).map(|group| {
+            let items: Vec<Value> = group.iter().map(|(_, item)| item.clone()).collect();
+            Value::tuple(vec![group.first().map(|(key, _)| key.clone()).unwrap_or_default(), items.into()])
+        });
+        Ok(groups.collect::<Vec<_>>().into())
+    }
+
     fn sum(&mut self, value: &Value, args: Args) -> Result<Value> {
         let [attribute, start] = args.bind("sum", 0, ["attribute", "start"])?;
         let mut sum = start.unwrap_or(Value::Int(0));

@@ -1,24 +1,20 @@
 //! adapter_config.json: PEFT's settings of LoRA.
 
-use regex::Regex;
+use fancy_regex::Regex;
 use serde_json::{Map, Value, json};
 
-use super::{AdapterError, module};
-use crate::arch::config::ModelConfig;
+use super::{AdapterError, CONFIG, module};
+use crate::arch::config::{Keys, ModelConfig};
 use crate::format::Role;
 use crate::lora::config::{LoraConfig, TARGETS};
 
 /// Settings that make an adapter something else than B (A x) on whole projections, unless they are
-/// absent, null, false or empty.
-const UNSUPPORTED: [&str; 17] = [
+/// absent, null, false or empty. PEFT ignores `fan_in_fan_out` for the projections of these models.
+const UNSUPPORTED: [&str; 13] = [
     "alora_invocation_tokens",
     "alpha_pattern",
-    "exclude_modules",
-    "fan_in_fan_out",
     "kasa_config",
     "layer_replication",
-    "layers_pattern",
-    "layers_to_transform",
     "lora_bias",
     "modules_to_save",
     "monteclora_config",
@@ -36,96 +32,109 @@ const PLAIN_INITIALISATIONS: [&str; 3] = ["gaussian", "eva", "orthogonal"];
 /// The settings, and the name of the base. What is absent has the default of PEFT's class.
 pub(super) fn parse(bytes: &[u8], model: &ModelConfig) -> Result<(LoraConfig, Option<String>), AdapterError> {
     let object: Map<String, Value> = serde_json::from_slice(bytes).map_err(AdapterError::Json)?;
-    let keys = Keys(&object);
-    keys.only("peft_type", "\"LORA\"", |v| v == "LORA")?;
-    keys.only("task_type", "\"CAUSAL_LM\" or null", |v| v == "CAUSAL_LM" || v.is_null())?;
-    keys.only("bias", "\"none\"", |v| v == "none")?;
-    if let Some(key) = UNSUPPORTED.into_iter().find(|key| keys.0.get(*key).is_some_and(|v| !is_unset(v))) {
-        return Err(AdapterError::Unsupported { key, found: keys.get(key) });
+    let keys = Keys::new(CONFIG, &object);
+    keys.one_of("peft_type", "LORA", &["LORA"], "\"LORA\"")?;
+    keys.one_of("bias", "none", &["none"], "\"none\"")?;
+    if keys.given("task_type").is_some() {
+        keys.one_of("task_type", "CAUSAL_LM", &["CAUSAL_LM"], "\"CAUSAL_LM\" or null")?;
     }
-    let plain = |v: &Value| v.as_str().is_none_or(|s| PLAIN_INITIALISATIONS.contains(&s));
-    if !object.get("init_lora_weights").is_none_or(plain) {
-        return Err(AdapterError::Unsupported { key: "init_lora_weights", found: keys.get("init_lora_weights") });
+    if let Some((key, found)) = UNSUPPORTED.into_iter().find_map(|key| Some((key, keys.truthy(key)?))) {
+        return Err(AdapterError::Unsupported { key, found: found.clone() });
     }
+    let changes_base = |v: &&Value| v.as_str().is_some_and(|s| !PLAIN_INITIALISATIONS.contains(&s));
+    if let Some(found) = keys.get("init_lora_weights").filter(changes_base) {
+        return Err(AdapterError::Unsupported { key: "init_lora_weights", found: found.clone() });
+    }
+    let number = |key| keys.number_if_present(key, "a number", |_| true);
     let config = LoraConfig {
-        rank: keys.value("r", "a whole number from 1 on", 8, |v| v.as_u64().and_then(|n| u32::try_from(n).ok()))?,
-        alpha: keys.value("lora_alpha", "a number", 8.0, Value::as_f64)?,
-        dropout: keys.value("lora_dropout", "a number", 0.0, Value::as_f64)?,
-        targets: targets(&keys.get("target_modules"), model)?,
-        rslora: keys.value("use_rslora", "true or false", false, Value::as_bool)?,
+        rank: keys.get("r").map_or(Ok(8), |_| keys.size("r"))?,
+        alpha: number("lora_alpha")?.unwrap_or(8.0),
+        dropout: number("lora_dropout")?.unwrap_or(0.0),
+        targets: targets(&keys, model)?,
+        // A null is false for Python.
+        rslora: keys.given("use_rslora").is_some() && keys.flag("use_rslora", false)?,
     };
-    Ok((config, object.get("base_model_name_or_path").and_then(Value::as_str).map(str::to_owned)))
+    Ok((config, keys.get("base_model_name_or_path").and_then(Value::as_str).map(str::to_owned)))
 }
 
-struct Keys<'a>(&'a Map<String, Value>);
-
-impl Keys<'_> {
-    fn get(&self, key: &str) -> Value {
-        self.0.get(key).cloned().unwrap_or_default()
-    }
-
-    fn bad(&self, key: &'static str, expected: &'static str) -> AdapterError {
-        AdapterError::BadValue { key, expected, found: self.get(key) }
-    }
-
-    /// An error where the key is there with a value that `valid` refuses.
-    fn only(&self, key: &'static str, expected: &'static str, valid: fn(&Value) -> bool) -> Result<(), AdapterError> {
-        if self.0.get(key).is_none_or(valid) { Ok(()) } else { Err(self.bad(key, expected)) }
-    }
-
-    fn value<T>(
-        &self,
-        key: &'static str,
-        expected: &'static str,
-        default: T,
-        read: fn(&Value) -> Option<T>,
-    ) -> Result<T, AdapterError> {
-        self.0.get(key).map_or(Ok(default), |v| read(v).ok_or_else(|| self.bad(key, expected)))
-    }
+/// Modules of a model, as `target_modules` and `exclude_modules` name them.
+enum Modules {
+    /// All projections: the word `all-linear`.
+    All,
+    /// A pattern for the whole name.
+    Pattern(Box<Regex>),
+    /// Names, or the ends of names after a dot.
+    Names(Vec<String>),
 }
 
-fn is_unset(value: &Value) -> bool {
-    match value {
-        Value::Null | Value::Bool(false) => true,
-        Value::Array(items) => items.is_empty(),
-        Value::Object(entries) => entries.is_empty(),
-        _ => false,
-    }
-}
-
-/// The projections that `target_modules` takes: names, or the ends of names after a dot; a pattern
-/// for the whole name; or the word for all of them.
-fn targets(found: &Value, model: &ModelConfig) -> Result<Vec<Role>, AdapterError> {
-    let bad =
-        || AdapterError::BadValue { key: "target_modules", expected: "a list of names, or a pattern", found: found.clone() };
-    match found {
-        Value::String(word) if word.eq_ignore_ascii_case("all-linear") => Ok(TARGETS.to_vec()),
-        Value::String(pattern) => {
-            let error = |source| AdapterError::Pattern { pattern: pattern.clone(), source };
-            let whole = Regex::new(&format!("^(?:{pattern})$")).map_err(error)?;
-            taken(model, |name| whole.is_match(name))
+impl Modules {
+    /// The modules under `key`; `None` where it is absent or null.
+    fn read(keys: &Keys<'_>, key: &'static str) -> Result<Option<Self>, AdapterError> {
+        match keys.given(key) {
+            None => Ok(None),
+            Some(Value::String(word)) if word.eq_ignore_ascii_case("all-linear") => Ok(Some(Self::All)),
+            Some(Value::String(pattern)) => match Regex::new(&format!("^(?:{pattern})$")) {
+                Ok(whole) => Ok(Some(Self::Pattern(Box::new(whole)))),
+                Err(source) => Err(AdapterError::Pattern { key, pattern: pattern.clone(), source: Box::new(source) }),
+            },
+            Some(_) => {
+                let name = |value: &Value| value.as_str().map(str::to_owned);
+                Ok(keys.list(key, 0, "a list of names, or a pattern", name)?.map(Self::Names))
+            }
         }
-        Value::Array(names) => {
-            let names: Vec<&str> = names.iter().map(|v| v.as_str().ok_or_else(bad)).collect::<Result<_, _>>()?;
-            let ends =
-                |name: &str, end: &str| name.strip_suffix(end).is_some_and(|rest| rest.is_empty() || rest.ends_with('.'));
-            taken(model, |name| names.iter().any(|end| ends(name, end)))
+    }
+
+    /// Whether they have the module `name`.
+    fn contains(&self, name: &str) -> bool {
+        let ends = |end: &str| name.strip_suffix(end).is_some_and(|rest| rest.is_empty() || rest.ends_with('.'));
+        match self {
+            Self::All => true,
+            // An error is a pattern that takes too long.
+            Self::Pattern(pattern) => pattern.is_match(name).unwrap_or(false),
+            Self::Names(names) => names.iter().any(|name| ends(name)),
         }
-        _ => Err(bad()),
     }
 }
 
-fn taken(model: &ModelConfig, takes: impl Fn(&str) -> bool) -> Result<Vec<Role>, AdapterError> {
+/// The projections that an adapter changes: those of `target_modules` without those of
+/// `exclude_modules`, in the layers of `layers_to_transform`.
+fn targets(keys: &Keys<'_>, model: &ModelConfig) -> Result<Vec<Role>, AdapterError> {
+    const TARGET: &str = "target_modules";
+    let missing = || keys.bad(TARGET, "a list of names, or a pattern", &Value::Null);
+    let (taken, excluded) = (Modules::read(keys, TARGET)?.ok_or_else(missing)?, Modules::read(keys, "exclude_modules")?);
+    let layers = layers(keys)?;
     let mut targets = Vec::new();
     for role in TARGETS {
-        let layers = (0..model.layers).filter(|&layer| takes(&module(model.family, layer, role))).count();
-        match layers {
+        let takes = |&layer: &u32| {
+            let name = module(model.family, layer, role);
+            let in_layer = layers.as_ref().is_none_or(|layers| layers.contains(&layer));
+            in_layer && taken.contains(&name) && !excluded.as_ref().is_some_and(|excluded| excluded.contains(&name))
+        };
+        match (0..model.layers).filter(takes).count() {
             0 => {}
             n if n == model.layers as usize => targets.push(role),
             _ => return Err(AdapterError::SomeLayers { role }),
         }
     }
     Ok(targets)
+}
+
+/// The layers of `layers_to_transform`, a number or a list; `None` where it is absent or null.
+fn layers(keys: &Keys<'_>) -> Result<Option<Vec<u32>>, AdapterError> {
+    const KEY: &str = "layers_to_transform";
+    // The name of the list of layers, which is the same in all of these models.
+    if let Some(found) = keys.truthy("layers_pattern").filter(|found| *found != "layers" && **found != json!(["layers"])) {
+        return Err(AdapterError::Unsupported { key: "layers_pattern", found: found.clone() });
+    }
+    let number = |value: &Value| value.as_u64().and_then(|n| u32::try_from(n).ok());
+    match keys.given(KEY) {
+        Some(Value::Array(list)) if list.is_empty() => Ok(None),
+        Some(one @ Value::Number(_)) => {
+            let layer = number(one).ok_or_else(|| keys.bad(KEY, "the number of a layer, or a list of them", one))?;
+            Ok(Some(vec![layer]))
+        }
+        _ => Ok(keys.list(KEY, 0, "the number of a layer, or a list of them", number)?),
+    }
 }
 
 /// What all versions of PEFT with rsLoRA read; later ones fill in the rest with their defaults.

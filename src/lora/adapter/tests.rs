@@ -119,11 +119,13 @@ fn alphas_are_written_as_they_are() {
 }
 
 #[test]
-fn halves_are_read() {
+fn other_float_types_are_read() {
     let number = 0.156_25_f32;
-    for (dtype, bytes) in
-        [(Dtype::F16, f16::from_f32(number).to_le_bytes()), (Dtype::BF16, bf16::from_f32(number).to_le_bytes())]
-    {
+    for (dtype, bytes) in [
+        (Dtype::F16, f16::from_f32(number).to_le_bytes().to_vec()),
+        (Dtype::BF16, bf16::from_f32(number).to_le_bytes().to_vec()),
+        (Dtype::F64, f64::from(number).to_le_bytes().to_vec()),
+    ] {
         let mut copy = Copy::new();
         copy.tensors.insert(A.to_owned(), (dtype, vec![8, 192], bytes.repeat(8 * 192)));
         let adapter = copy.read().unwrap();
@@ -135,7 +137,10 @@ fn halves_are_read() {
 #[test]
 fn other_names_of_the_same_tensors_are_read() {
     let plain = Copy::new().read().unwrap();
-    let renamings: [fn(&str) -> String; 11] = [
+    let renamings: [fn(&str) -> String; 14] = [
+        |name| name.replace("model.layers.", "language_model.layers."),
+        |name| name.replacen("base_model.model.", "base_model.model.student.", 1),
+        |name| name.replace("model.layers.", "transformer.layers."),
         |name| name.replace(".weight", ".default.weight"),
         |name| name.replace("base_model.model.model.", "base_model.model."),
         |name| name.replace("base_model.model.", ""),
@@ -174,7 +179,62 @@ fn target_modules_may_be_names_or_a_pattern() {
     let error = targets(json!("(")).unwrap_err();
     assert!(matches!(error, AdapterError::Pattern { .. }), "{error}");
     let error = targets(json!(3)).unwrap_err();
-    assert!(matches!(error, AdapterError::BadValue { key: "target_modules", .. }), "{error}");
+    assert_setting(&error, "target_modules");
+    // Python's patterns may look around.
+    assert_eq!(targets(json!(r"^(?!.*(?:visual|lm_head)).*\.(q|up)_proj")).unwrap(), expected);
+}
+
+#[track_caller]
+fn assert_setting(error: &AdapterError, expected: &str) {
+    assert!(
+        matches!(error, AdapterError::Settings(ConfigError::BadValue { key, .. }) if key == expected),
+        "{expected}: {error}"
+    );
+}
+
+/// PEFT 0.21 gives all of these the loss that it gives the adapter without the key.
+#[test]
+fn settings_that_change_nothing_are_no_obstacle() {
+    let plain = Copy::new().read().unwrap();
+    for (key, value) in [
+        ("fan_in_fan_out", json!(true)),
+        ("exclude_modules", json!(["lm_head"])),
+        ("exclude_modules", json!("lm_head")),
+        ("exclude_modules", json!([])),
+        ("layers_to_transform", json!([0, 1, 2, 3])),
+        ("layers_to_transform", json!([])),
+        ("layers_pattern", json!("")),
+        ("use_rslora", json!(null)),
+        ("unknown", json!({ "x": 1 })),
+        ("target_modules", json!(".*_proj")),
+    ] {
+        assert_eq!(Copy::with(key, value).read().unwrap(), plain, "{key}");
+    }
+}
+
+#[test]
+fn excluded_modules_are_not_adapted() {
+    let mut copy = Copy::with("exclude_modules", json!(["down_proj", "mlp.up_proj"]));
+    copy.tensors.retain(|name, _| !name.contains("down_proj") && !name.contains("up_proj"));
+    for targets in [json!("all-linear"), json!(".*_proj")] {
+        copy.config["target_modules"] = targets;
+        let found = copy.read().unwrap().config.targets;
+        assert_eq!(found, [Role::QProj, Role::KProj, Role::VProj, Role::OProj, Role::GateProj]);
+    }
+    copy.config["exclude_modules"] = json!(".*layers.1.*");
+    assert!(matches!(copy.read().unwrap_err(), AdapterError::SomeLayers { .. }));
+    copy.config["exclude_modules"] = json!("(");
+    assert!(matches!(copy.read().unwrap_err(), AdapterError::Pattern { key: "exclude_modules", .. }));
+}
+
+#[test]
+fn files_without_the_names_of_peft_say_so() {
+    for (a, b) in [("lora_a", "lora_b"), ("lora.down", "lora.up")] {
+        let mut copy = Copy::new();
+        let name = |name: String| name.replace("lora_A", a).replace("lora_B", b);
+        copy.tensors = copy.tensors.into_iter().map(|(old, tensor)| (name(old), tensor)).collect();
+        assert!(matches!(copy.read().unwrap_err(), AdapterError::NoMatrices { tensor } if tensor.contains(a)));
+    }
 }
 
 #[test]
@@ -184,8 +244,7 @@ fn adapters_of_another_kind_are_refused() {
         ("rank_pattern", json!({ "q_proj": 4 })),
         ("modules_to_save", json!(["lm_head"])),
         ("use_dora", json!(true)),
-        ("layers_to_transform", json!([0])),
-        ("fan_in_fan_out", json!(true)),
+        ("layers_pattern", json!("blocks")),
         ("init_lora_weights", json!("pissa_niter_16")),
     ];
     for (key, value) in cases {
@@ -197,13 +256,17 @@ fn adapters_of_another_kind_are_refused() {
         ("task_type", json!("SEQ_CLS")),
         ("bias", json!("all")),
         ("r", json!(-1)),
+        ("r", json!(0)),
         ("use_rslora", json!(1)),
+        ("layers_to_transform", json!("all")),
+        ("exclude_modules", json!(3)),
     ] {
-        let error = Copy::with(key, value).read().unwrap_err();
-        assert!(matches!(error, AdapterError::BadValue { key: found, .. } if found == key), "{key}: {error}");
+        assert_setting(&Copy::with(key, value).read().unwrap_err(), key);
     }
-    let error = Copy::with("r", json!(0)).read().unwrap_err();
-    assert!(matches!(error, AdapterError::Lora(LoraError::Rank)), "{error}");
+    for layers in [json!([0]), json!(0)] {
+        let error = Copy::with("layers_to_transform", layers).read().unwrap_err();
+        assert!(matches!(error, AdapterError::SomeLayers { .. }), "{error}");
+    }
 }
 
 #[test]
@@ -239,9 +302,9 @@ fn tensors_that_do_not_fit_are_named() {
     assert!(matches!(&error, AdapterError::SameMatrix { .. }), "two adapters in one file: {error}");
 
     copy = Copy::new();
-    copy.tensors.insert(A.to_owned(), (Dtype::F64, vec![8, 192], vec![0; 8 * 8 * 192]));
+    copy.tensors.insert(A.to_owned(), (Dtype::I64, vec![8, 192], vec![0; 8 * 8 * 192]));
     let error = copy.read().unwrap_err();
-    assert!(matches!(&error, AdapterError::Type { found: Dtype::F64, .. }), "{error}");
+    assert!(matches!(&error, AdapterError::Type { found: Dtype::I64, .. }), "{error}");
 
     let error = Copy::with("r", json!(4)).read().unwrap_err();
     assert!(matches!(&error, AdapterError::Shape { expected, .. } if *expected == [4, 192]), "{error}");

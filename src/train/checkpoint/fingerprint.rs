@@ -1,4 +1,4 @@
-//! What must be equal for a resumed run to be the same run.
+//! The settings and inputs that a resumed run must share with its checkpoint.
 
 use std::collections::BTreeMap;
 
@@ -18,11 +18,11 @@ pub struct Difference {
     pub setting: String,
     /// What the checkpoint has.
     pub expected: String,
-    /// What was asked for.
+    /// The requested value.
     pub found: String,
 }
 
-/// What settings alone do not tell of a run.
+/// The inputs of a run that its settings do not have.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Inputs {
     /// [`pack_identity`].
@@ -31,24 +31,23 @@ pub struct Inputs {
     pub data: String,
     /// [`data_identity`] of a file for evaluation.
     pub eval_data: Option<String>,
-    /// Rows of a forward pass, also where the settings leave them open.
+    /// Rows of a forward pass, also with `--micro-batch auto`.
     pub micro_batch: u32,
     /// Optimiser steps of the whole run.
     pub total_steps: u64,
 }
 
-/// Names and values of all that decides the numbers of a run. Names are those of flags and
-/// arguments; numbers are written so that no two have the same text.
+/// Names and values of everything that determines the numbers of a run. Names are those of flags
+/// and arguments; different numbers have different texts.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct Fingerprint(BTreeMap<String, String>);
 
 impl Fingerprint {
-    /// Of a run with these settings.
+    /// The fingerprint of a run with these settings and inputs.
     pub fn new(settings: &Settings, inputs: &Inputs) -> Self {
         let s = settings;
-        // In the order of a layer, as they are trained: how they were asked for makes no
-        // difference.
+        // In the order of a layer: the order on the command line does not affect the run.
         let mut targets = s.targets.clone();
         targets.sort_unstable();
         targets.dedup();
@@ -73,15 +72,15 @@ impl Fingerprint {
             ("--train-on", train_on_name(s.train_on).to_owned()),
             ("--eval-split", s.eval_split.to_string()),
         ];
-        // Where the learning rate does not depend on it, a run may be made longer.
+        // If the learning rate does not depend on the number of steps, a run may be extended.
         if s.schedule != Shape::Constant || matches!(s.warmup, Warmup::Fraction(_)) {
             entries.push(("--steps", inputs.total_steps.to_string()));
         }
         Self(entries.into_iter().map(|(name, value)| (name.to_owned(), value)).collect())
     }
 
-    /// Rows of a forward pass; `None` where the fingerprint is damaged. On resume, `--micro-batch
-    /// auto` keeps it.
+    /// Rows of a forward pass, which `--micro-batch auto` keeps on resume; `None` if the
+    /// fingerprint is damaged.
     pub fn micro_batch(&self) -> Option<u32> {
         self.0.get("--micro-batch")?.parse().ok()
     }
@@ -89,26 +88,28 @@ impl Fingerprint {
     /// Compares the requested run with that of the checkpoint, `self`.
     ///
     /// # Errors
-    /// The first setting, by name, that is not the same.
-    pub fn check(&self, asked: &Self) -> Result<(), Difference> {
+    /// The first setting, by name, that differs.
+    pub fn check(&self, requested: &Self) -> Result<(), Difference> {
         let value = |of: &Self, name: &String| of.0.get(name).map_or(ABSENT, String::as_str).to_owned();
-        let differs = |name: &&String| self.0.get(*name) != asked.0.get(*name);
-        match self.0.keys().chain(asked.0.keys()).filter(differs).min() {
+        let differs = |name: &&String| self.0.get(*name) != requested.0.get(*name);
+        match self.0.keys().chain(requested.0.keys()).filter(differs).min() {
             None => Ok(()),
-            Some(name) => Err(Difference { setting: name.clone(), expected: value(self, name), found: value(asked, name) }),
+            Some(name) => {
+                Err(Difference { setting: name.clone(), expected: value(self, name), found: value(requested, name) })
+            }
         }
     }
 }
 
-/// The value of a setting that is not there.
+/// The value of a missing setting.
 const ABSENT: &str = "none";
 
-/// Tells packs apart: the index has the checksum of every section.
+/// Identifies a pack: its index has the checksum of every section.
 pub fn pack_identity(index: &Index) -> String {
     format!("{:08x}-{:08x}", index.header().index_crc, index.header().metadata_crc)
 }
 
-/// Tells files of data apart: CRC-32 and length.
+/// Identifies a file of data: CRC-32 and length.
 pub fn data_identity(bytes: &[u8]) -> String {
     format!("{:08x} ({} bytes)", crc32(bytes), bytes.len())
 }

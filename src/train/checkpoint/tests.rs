@@ -19,8 +19,8 @@ fn inputs() -> Inputs {
     Inputs { pack, data, eval_data: None, micro_batch: 4, total_steps: 100 }
 }
 
-/// A run after `step` steps, whose numbers have all bits: random ones, and those that text and
-/// other types would change.
+/// A run after `step` steps, with random numbers and with numbers that text and other types would
+/// change.
 fn checkpoint(step: u64) -> Checkpoint {
     let settings = Settings { rank: 3, alpha: 0.1 + 0.2, ..Settings::default() };
     let mut adapter = Adapter::new(settings.lora(), Some("org/model".to_owned()), &model(), 1).unwrap();
@@ -41,7 +41,7 @@ fn checkpoint(step: u64) -> Checkpoint {
         epoch: 3,
         row: u64::MAX,
         micro_batches: (1 << 53) + 1,
-        trained_tokens: 12_345_678_901,
+        loss_tokens: 12_345_678_901,
         seconds: 0.1 + 0.2,
         now: -1,
         best_eval: Some(f64::from_bits(0x3ff1_2345_6789_abcd)),
@@ -58,7 +58,7 @@ fn bits(vector: &[f32]) -> Vec<u32> {
     vector.iter().map(|x| x.to_bits()).collect()
 }
 
-/// A checkpoint in a folder of its own.
+/// A checkpoint in its own folder.
 fn written() -> (tempfile::TempDir, PathBuf) {
     let out = tempfile::tempdir().unwrap();
     let folder = checkpoint(7).write(out.path()).unwrap();
@@ -255,7 +255,7 @@ fn the_latest_is_the_one_with_the_most_steps() {
     assert!(matches!(error, CheckpointError::Read { .. }), "{error}");
 }
 
-/// What is no checkpoint, however much it looks like one.
+/// Entries that look like checkpoints, but are not.
 fn other_things(out: &Path) {
     for name in ["checkpoint-0200", "checkpoint-", "checkpoint-x", "checkpoint-+300", "old-checkpoint-400", ".nf4pack-x.tmp"]
     {
@@ -263,7 +263,7 @@ fn other_things(out: &Path) {
         fs::write(out.join(name).join(OPTIMIZER), "").unwrap();
     }
     fs::write(out.join("checkpoint-500"), "a file").unwrap();
-    // As transformers has them.
+    // The form of transformers.
     fs::create_dir(out.join("checkpoint-600")).unwrap();
     fs::write(out.join("checkpoint-600").join(STATE), "{}").unwrap();
     fs::write(out.join("checkpoint-600/optimizer.pt"), "").unwrap();
@@ -308,7 +308,7 @@ fn what_cannot_be_removed_is_told_and_tried_again() {
         [CheckpointError::Remove { path, .. }] => assert_eq!(path, &out.path().join("checkpoint-1")),
         other => panic!("{other:?}"),
     }
-    // Its name is gone, so that nobody takes it for a whole one; the others were removed.
+    // It has lost its name, so nobody takes it for a complete one; the others were removed.
     let left = names(out.path());
     assert!(left.len() == 2 && left[0].ends_with(".tmp") && left[1] == "checkpoint-3", "{left:?}");
     assert_eq!(Checkpoint::prune_with(out.path(), 3, 1, refused).len(), 1, "tried again");
@@ -346,7 +346,7 @@ fn a_step_that_is_saved_twice_keeps_what_was_there_unless_it_is_the_same() {
     assert_eq!(Checkpoint::read(&folder, &model()).unwrap(), other);
     assert_eq!(Checkpoint::read(&out.path().join("aside-1-checkpoint-5"), &model()).unwrap(), again);
 
-    // What is no checkpoint of ours is not written over, either.
+    // A checkpoint of another program is not overwritten, either.
     fs::write(out.path().join("checkpoint-6"), "mine").unwrap();
     checkpoint(6).write(out.path()).unwrap();
     assert_eq!(fs::read(out.path().join("aside-1-checkpoint-6")).unwrap(), b"mine");

@@ -1,5 +1,5 @@
-//! One diagram over the steps. Curves are a drawing that stretches to the width of the page; labels
-//! are text around it, which keeps its size.
+//! One chart over the steps. The curves are a drawing that stretches to the width of the page; the
+//! labels are text around it, which keeps its size.
 
 use std::fmt::Write;
 
@@ -32,9 +32,9 @@ impl Look {
 /// Values at some of the steps.
 #[derive(Debug)]
 pub(super) struct Curve {
-    /// For the legend.
+    /// Its name in the legend.
     pub(super) name: String,
-    /// How it looks.
+    /// Its look.
     pub(super) look: Look,
     /// Steps, rising.
     pub(super) steps: Vec<u64>,
@@ -54,14 +54,14 @@ impl Curve {
     }
 }
 
-/// A diagram.
+/// A chart.
 #[derive(Debug)]
 pub(super) struct Chart<'a> {
-    /// What is shown.
+    /// Its title.
     pub(super) title: &'a str,
     /// Its unit, if it has one.
     pub(super) unit: &'a str,
-    /// Whether the axis has to show 0.
+    /// Whether the axis includes 0.
     pub(super) from_zero: bool,
     /// From the back to the front.
     pub(super) curves: Vec<Curve>,
@@ -70,7 +70,7 @@ pub(super) struct Chart<'a> {
 }
 
 impl Chart<'_> {
-    /// The diagram as an HTML figure.
+    /// The chart as an HTML figure.
     pub(super) fn render(&self) -> String {
         let values = self.curves.iter().flat_map(|c| &c.values).copied();
         let y = Scale::around(values, self.from_zero);
@@ -88,7 +88,7 @@ impl Chart<'_> {
         )
     }
 
-    /// The names of the curves, where there are several.
+    /// The names of the curves, if there are several.
     fn legend(&self) -> String {
         if self.curves.len() == 1 && self.limit.is_none() {
             return String::new();
@@ -120,7 +120,7 @@ impl Chart<'_> {
         )
     }
 
-    /// How many values could not be drawn.
+    /// The number of values that cannot be drawn.
     fn absent(&self) -> String {
         let Some(curve) = self.curves.iter().find(|c| c.look != Look::Strong || self.curves.len() == 1) else {
             return String::new();
@@ -134,9 +134,9 @@ impl Chart<'_> {
         )
     }
 
-    /// What the script that reads values out has to know: `[name, class, [[x, y, step, value],
-    /// ..]]` for each curve, x and y in thousandths of the drawing. Numbers and names without
-    /// quotes only: nothing in it needs an escape.
+    /// The data of the script that shows values: `[name, class, [[x, y, step, value], ..]]` for
+    /// each curve, x and y in thousandths of the drawing. Names have no quotes, so nothing is
+    /// escaped.
     fn data(&self, x: &Scale, y: &Scale) -> String {
         let point = |(step, value): (u64, f64)| {
             let (x, y) = (x.place(step as f64) * 1000.0, (1.0 - y.place(value)) * 1000.0);
@@ -165,8 +165,8 @@ fn axes(x: &Scale, y: &Scale) -> String {
     labels + "</div>"
 }
 
-/// A curve as a path that is broken where a value cannot be drawn. A point alone is a line without
-/// length: with round ends, it is a dot, whatever the drawing is stretched to.
+/// A curve as a path with gaps at values that cannot be drawn. A single point is a line without
+/// length: with round ends it is a dot, however the drawing is stretched.
 fn path(curve: &Curve, x: &Scale, y: &Scale) -> String {
     let (width, height) = SIZE;
     let (mut line, mut dots, mut pen_down) = (String::new(), String::new(), false);
@@ -194,7 +194,7 @@ fn round(x: f64) -> f64 {
     (x * 10.0).round() / 10.0
 }
 
-/// A label with as many digits as the distance of labels needs.
+/// A label with the digits that the distance of labels needs.
 fn tick_label(tick: f64, step: f64, scale: &Scale) -> String {
     let largest = scale.ticks.iter().fold(0.0_f64, |m, t| m.max(t.abs()));
     let digits = |unit: f64| (0..6).find(|&d| ((step / unit) * 10_f64.powi(d)).fract().abs() < 1e-6).unwrap_or(6) as usize;

@@ -1,30 +1,29 @@
-//! The report: one file of HTML that asks nothing of a network, and needs no script but to read
-//! values out.
+//! The report: one HTML file that loads nothing from a network. Its script only shows the values
+//! under the mouse.
 
 mod settings;
 
 use super::chart::{Chart, Curve, Look, grouped, significant};
+use super::records::{EvalRecord, Record, StepRecord};
 use super::series::{drawable, last_mean, median, smooth, window};
-use super::{EvalRecord, Record, StepRecord};
 use crate::train::settings::Settings;
 use settings::rows;
 
-/// What a report says.
+/// The contents of a report.
 #[derive(Debug, Clone, Default)]
 pub struct Report {
     /// Its title.
     pub title: String,
     /// The settings of the training.
     pub settings: Settings,
-    /// Names and values of what else is known, in order: model, device, data, memory.
+    /// Names and values of other facts, in order: model, device, data, memory.
     pub facts: Vec<(String, String)>,
     /// All records, in order.
     pub records: Vec<Record>,
 }
 
-/// The report as the text of one HTML file, below 1 MB of curves for any number of records. Texts
-/// are escaped, and whatever they say, the policy in the file keeps a browser from fetching
-/// anything.
+/// The report as one HTML file, with less than 1 MB of curves for any number of records. Texts are
+/// escaped, and the file's content security policy keeps a browser from fetching anything.
 pub fn report(report: &Report) -> String {
     let run = Run::new(&report.records);
     format!(
@@ -66,14 +65,14 @@ impl<'a> Run<'a> {
         self.column(|step| step.loss.into())
     }
 
-    /// How long it took, and over how much.
+    /// Steps, epochs and tokens.
     fn summary(&self) -> String {
         let Some(last) = self.steps.last() else { return "No step was recorded.".to_owned() };
         let total = |of: fn(&StepRecord) -> u64| self.steps.iter().fold(0, |sum: u64, s| sum.saturating_add(of(s))) as f64;
-        let (tokens, trained) = (grouped(total(|s| s.tokens), 0), grouped(total(|s| s.trained_tokens), 0));
+        let (tokens, learned) = (grouped(total(|s| s.tokens), 0), grouped(total(|s| s.loss_tokens), 0));
         let (steps, plural) = (grouped(last.step as f64, 0), if last.step == 1 { "" } else { "s" });
         let epochs = if drawable(last.epoch) { format!("{:.2}", last.epoch) } else { "?".to_owned() };
-        format!("{steps} step{plural} · {epochs} epochs · {tokens} tokens, {trained} of them trained")
+        format!("{steps} step{plural} · {epochs} epochs · {tokens} tokens, {learned} of them learned")
     }
 
     /// The final numbers.
@@ -100,7 +99,7 @@ impl<'a> Run<'a> {
         if let Some(step) = self.steps.last() {
             figures.push(("Time", duration(step.seconds), String::new()));
             let peak = self.steps.iter().map(|s| s.gpu_bytes).max().unwrap_or(0);
-            figures.push(("GPU memory", format!("{:.2} GiB", peak as f64 / f64::from(1 << 30)), "most in use".to_owned()));
+            figures.push(("GPU memory", format!("{:.2} GiB", peak as f64 / f64::from(1 << 30)), "peak".to_owned()));
         }
         let figure = |(name, value, note): &(&str, String, String)| {
             format!("<div><dt>{name}</dt><dd>{value}<small>{note}</small></dd></div>\n")
@@ -112,7 +111,7 @@ impl<'a> Run<'a> {
         let losses = self.losses();
         let (Some(&first), Some(&last)) = (losses.first(), losses.last()) else { return };
         let window = window(losses.len());
-        // A run that ended in NaN must not look as if it had not.
+        // A run that ended in NaN must show that.
         let end = if drawable(last) { last_mean(&losses, window).unwrap_or(last) } else { last };
         let (first, end) = (significant(first), significant(end));
         match losses.len() {
@@ -158,7 +157,7 @@ impl<'a> Run<'a> {
         Curve { name: name.to_owned(), look, steps, values }
     }
 
-    /// Each step faint and a mean over several; where there are few steps, these alone.
+    /// Each step as a faint line and a mean over several; with few steps only the steps.
     fn smoothed(&self, values: Vec<f64>) -> Vec<Curve> {
         let window = window(values.len());
         if window == 1 {
@@ -197,7 +196,7 @@ fn escape(text: &str) -> String {
     out
 }
 
-/// `3.1 ms`, `0.31 s`, `42 s`, `2 min 05 s`, `1 h 02 min`; `unknown` where it is no time.
+/// `3.1 ms`, `0.31 s`, `42 s`, `2 min 05 s`, `1 h 02 min`; `unknown` for an invalid time.
 pub fn duration(seconds: f64) -> String {
     match seconds {
         s if !s.is_finite() || s < 0.0 => "unknown".to_owned(),

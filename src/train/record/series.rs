@@ -1,6 +1,6 @@
-//! Columns of numbers: their gaps, their means, their scale, and fewer of them that look the same.
+//! Columns of numbers: gaps, moving means, scales, and thinning that keeps the shape.
 
-/// Points of a curve at most.
+/// Maximum number of points of a curve.
 pub(super) const MAX_POINTS: usize = 1000;
 
 /// Whether a number can be drawn: finite, and within f32, so that differences and ratios are
@@ -9,8 +9,8 @@ pub(super) fn drawable(x: f64) -> bool {
     (x as f32).is_finite()
 }
 
-/// Indices of at most [`MAX_POINTS`] values, in order: all of them, or the smallest and the largest
-/// of each of so many equal stretches. Spikes stay, and so do the first and the last value.
+/// Indices of at most [`MAX_POINTS`] values, in order: all of them, or the minimum and the maximum
+/// of equal stretches. Spikes remain, and so do the first and the last value.
 pub(super) fn thin_out(values: &[f64]) -> Vec<usize> {
     if values.len() <= MAX_POINTS {
         return (0..values.len()).collect();
@@ -28,15 +28,15 @@ pub(super) fn thin_out(values: &[f64]) -> Vec<usize> {
     kept
 }
 
-/// How many values make a mean that follows the curve of `len` values: odd, a fiftieth of them; 1
-/// where there are few.
+/// Length of the moving mean for a curve of `len` values: odd, about a twenty-fifth of them; 1 for
+/// short curves.
 pub(super) fn window(len: usize) -> usize {
     if len < 20 { 1 } else { (len / 50).clamp(2, 500) * 2 + 1 }
 }
 
-/// The mean of those that can be drawn among the `window` values around each value; at the start,
-/// around as many as there are on both sides, so that a curve that falls fast begins where it does.
-/// NaN where there are none.
+/// For each value the mean of the drawable values in a window around it; NaN if there are none. At
+/// the start the window is narrower and stays symmetric, so that the mean starts at the first
+/// value.
 pub(super) fn smooth(values: &[f64], window: usize) -> Vec<f64> {
     let mut sums = vec![(0.0, 0_u32)];
     let (mut sum, mut count) = (0.0, 0);
@@ -55,14 +55,13 @@ pub(super) fn smooth(values: &[f64], window: usize) -> Vec<f64> {
     (0..values.len()).map(mean).collect()
 }
 
-/// The mean of the last `window` values that can be drawn.
+/// The mean of the last `window` drawable values.
 pub(super) fn last_mean(values: &[f64], window: usize) -> Option<f64> {
     let last: Vec<f64> = values.iter().rev().copied().filter(|x| drawable(*x)).take(window).collect();
     (!last.is_empty()).then(|| last.iter().sum::<f64>() / last.len() as f64)
 }
 
-/// The middle one of the values that are finite, or the mean of the middle two; `None` where there
-/// is none.
+/// The median of the finite values; `None` if there are none.
 pub fn median(values: &[f64]) -> Option<f64> {
     let mut sorted: Vec<f64> = values.iter().copied().filter(|x| x.is_finite()).collect();
     sorted.sort_by(f64::total_cmp);
@@ -70,7 +69,7 @@ pub fn median(values: &[f64]) -> Option<f64> {
     Some(f64::midpoint(*sorted.get(lower)?, *sorted.get(upper)?))
 }
 
-/// Where values lie on an axis, and which of them are labelled.
+/// The scale of an axis: its range and its labelled values.
 #[derive(Debug)]
 pub(super) struct Scale {
     low: f64,
@@ -82,8 +81,8 @@ pub(super) struct Scale {
 }
 
 impl Scale {
-    /// A scale from a nice number to a nice one around the values that can be drawn; around 0, too,
-    /// where that is wanted. Positive values that are far apart get a logarithmic one.
+    /// A scale around the drawable values, between round numbers; `from_zero` includes 0. Positive
+    /// values that are far apart get a logarithmic scale.
     pub(super) fn around(values: impl Iterator<Item = f64>, from_zero: bool) -> Self {
         let empty = (f64::INFINITY, f64::NEG_INFINITY);
         let (low, high) = values.filter(|x| drawable(*x)).fold(empty, |(l, h), x| (l.min(x), h.max(x)));
@@ -96,7 +95,7 @@ impl Scale {
         let (low, high) = if from_zero { (low.min(0.0), high.max(0.0)) } else { (low, high) };
         let size = high.abs().max(low.abs());
         let pad = match high - low {
-            // One value has no extent.
+            // A single value has no extent.
             extent if extent <= 1e-9 * size => 0.1 * size,
             _ => 0.0,
         };
@@ -105,7 +104,7 @@ impl Scale {
         Self::linear(low, high + pad, 5.0)
     }
 
-    /// A scale of steps from the first to the last, not wider.
+    /// A scale of steps, exactly from the first to the last.
     pub(super) fn steps(first: u64, last: u64) -> Self {
         let (low, high) = (first as f64, last as f64);
         if low >= high {
@@ -139,7 +138,7 @@ impl Scale {
         (self.low..=self.high).contains(&x)
     }
 
-    /// Where a value lies: 0 at the low end, 1 at the high one, never outside.
+    /// The position of a value: 0 at the low end, 1 at the high end, never outside.
     pub(super) fn place(&self, x: f64) -> f64 {
         let x = if self.logarithmic { x.log10() } else { x };
         ((x - self.low) / (self.high - self.low)).clamp(0.0, 1.0)

@@ -1,17 +1,18 @@
 //! TensorBoard's event files: TFRecord frames (tensorflow/core/lib/io/record_writer.h) around Event
-//! messages (tensorflow/core/util/event.proto), which are few enough to be written by hand.
+//! messages (tensorflow/core/util/event.proto). They are few, so this file encodes them itself.
 
 use std::fs;
 use std::io;
 use std::path::Path;
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use super::{Appender, Record, RecordError};
+use super::file::{Appender, RecordError};
+use super::records::Record;
 
 const PREFIX: &str = "events.out.tfevents.";
 
-/// A new event file after all others of the folder. What those have of step `first_step` and later
-/// is not shown any more.
+/// A new event file after all others of the folder. TensorBoard no longer shows what those have of
+/// step `first_step` and later.
 pub(super) fn create(folder: &Path, first_step: u64) -> Result<Appender, RecordError> {
     let name = next_name(folder, wall_time() as u64);
     let name = name.map_err(|source| RecordError::Read { path: folder.to_owned(), source })?;
@@ -19,18 +20,18 @@ pub(super) fn create(folder: &Path, first_step: u64) -> Result<Appender, RecordE
     let mut file = Appender::open(path.clone())?;
     let start = frame(&event(wall_time(), first_step, &session_start()));
     file.append(&[frame(&event(wall_time(), 0, &version())), start].concat()).inspect_err(|_| {
-        // It is tried again, under another name.
+        // The next try takes another name.
         let _ = fs::remove_file(&path);
     })?;
     Ok(file)
 }
 
-/// A record as it stands in an event file.
+/// A record as an event.
 pub(super) fn event_of(record: &Record) -> Vec<u8> {
     frame(&event(wall_time(), record.step(), &summary(&scalars(record))))
 }
 
-/// What a record looks like in TensorBoard: tags and values.
+/// Tags and values of a record in TensorBoard.
 fn scalars(record: &Record) -> Vec<(&'static str, f32)> {
     match record {
         Record::Step(step) => vec![
@@ -48,8 +49,8 @@ fn wall_time() -> f64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0.0, |t| t.as_secs_f64())
 }
 
-/// TensorBoard reads the files of a folder in the order of their names, each to its end and never
-/// again: a new one has to come last, even on a clock that was put back.
+/// TensorBoard reads the files of a folder once, in the order of their names: a new one must come
+/// last, even if the clock was set back.
 fn next_name(folder: &Path, now: u64) -> io::Result<String> {
     let (mut count, mut seconds) = (0, now);
     for entry in fs::read_dir(folder)? {
@@ -88,8 +89,8 @@ fn version() -> Vec<u8> {
     delimited(3, b"brain.Event:2")
 }
 
-/// `SessionLog session_log = 7 { SessionStatus status = 1 [START = 1] }`: from the step of this
-/// event on, what earlier files say is void.
+/// `SessionLog session_log = 7 { SessionStatus status = 1 [START = 1] }`: replaces the events of
+/// earlier files from the step of this event on.
 fn session_start() -> Vec<u8> {
     delimited(7, &[tag(1, VARINT), 1])
 }

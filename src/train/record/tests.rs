@@ -1,5 +1,10 @@
 #![allow(clippy::unwrap_used, clippy::panic, reason = "tests fail by panicking")]
 
+#[cfg(target_os = "linux")]
+use std::fs::File;
+#[cfg(target_os = "linux")]
+use std::io::Write;
+
 use super::*;
 
 fn step(step: u64, loss: f32) -> Record {
@@ -11,7 +16,7 @@ fn step(step: u64, loss: f32) -> Record {
         lr,
         grad_norm,
         clip: 1.0,
-        trained_tokens: 300,
+        loss_tokens: 300,
         tokens: 512,
         tokens_per_second: 341.25,
         gpu_bytes: 3 << 30,
@@ -175,7 +180,7 @@ fn a_resumed_training_keeps_what_it_could_not_read_at_first() {
     let errors = recorder.record(&step(3, 1.0));
     assert!(matches!(errors[..], [RecordError::Read { .. }]), "{errors:?}");
     fs::remove_dir_all(&path).unwrap();
-    // The file itself was elsewhere, with a step that the training went back behind.
+    // A file from elsewhere, with a step after the one that the training resumes from.
     let line = |record: &Record| format!("{}\n", serde_json::to_string(record).unwrap());
     fs::write(&path, [step(1, 3.0), step(2, 2.0), step(3, 9.0)].iter().map(line).collect::<String>()).unwrap();
     assert!(recorder.flush().is_empty());
@@ -185,7 +190,7 @@ fn a_resumed_training_keeps_what_it_could_not_read_at_first() {
 /// A device that is always full.
 #[cfg(target_os = "linux")]
 #[test]
-fn a_full_disk_is_told_and_the_file_has_no_part_of_a_record() {
+fn a_full_disk_is_an_error_and_the_file_has_no_part_of_a_record() {
     let root = tempfile::tempdir().unwrap();
     let mut recorder = Recorder::create(root.path());
     record_all(&mut recorder, &[step(1, 1.0)]);
@@ -233,7 +238,7 @@ fn a_later_event_file_has_a_later_name_and_voids_what_it_repeats() {
     assert_eq!((last[1].step, last[1].starts_session, last[2].step), (42, true, 42));
 }
 
-/// What an event of a file says.
+/// The contents of an event.
 #[derive(Debug, Default)]
 struct Event {
     wall_time: f64,
@@ -249,7 +254,7 @@ fn split<const N: usize>(bytes: &mut &[u8]) -> [u8; N] {
     *first
 }
 
-/// The checksum by its definition: the reflected polynomial 0x82f63b78, a bit at a time.
+/// The checksum by its definition: the reflected polynomial 0x82f63b78, bit by bit.
 fn crc32c_bitwise(bytes: &[u8]) -> u32 {
     let shift = |crc: u32, _| crc >> 1 ^ (0x82f6_3b78 * (crc & 1));
     !bytes.iter().fold(!0, |crc, &b| (0..8).fold(crc ^ u32::from(b), shift))

@@ -1,4 +1,4 @@
-//! Why a run does not begin, or ends early.
+//! Why a run does not start, or ends early.
 
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -12,11 +12,11 @@ use crate::train::checkpoint::{CheckpointError, Difference};
 use crate::train::record::RecordError;
 use crate::train::settings::SettingsError;
 
-/// Why a run could not begin, or did not reach its end.
+/// Why a run could not start, or failed.
 #[derive(Debug, Error)]
 #[non_exhaustive]
 pub enum RunError {
-    /// Settings that cannot be.
+    /// Invalid settings.
     #[error(transparent)]
     Settings(#[from] SettingsError),
     /// The model, the data or the device.
@@ -28,15 +28,15 @@ pub enum RunError {
     /// A checkpoint cannot be read or written.
     #[error(transparent)]
     Checkpoint(#[from] CheckpointError),
-    /// What is resumed was started with other settings.
-    #[error("cannot go on from {}: {source}", checkpoint.display())]
+    /// The run of the checkpoint has other settings.
+    #[error("cannot resume from {}: {source}", checkpoint.display())]
     OtherRun {
         /// The checkpoint.
         checkpoint: PathBuf,
         /// What differs.
         source: Difference,
     },
-    /// A new run would replace what is there.
+    /// A new run would replace files in the folder.
     #[error("{} has {found}", out.display())]
     Occupied {
         /// The folder.
@@ -45,7 +45,7 @@ pub enum RunError {
         found: Leftover,
     },
     /// A checkpoint of another run.
-    #[error("{} is not in {}, where the run that goes on is", checkpoint.display(), out.display())]
+    #[error("the checkpoint {} is not in {}, the folder of the run", checkpoint.display(), out.display())]
     Elsewhere {
         /// The checkpoint.
         checkpoint: PathBuf,
@@ -53,7 +53,7 @@ pub enum RunError {
         out: PathBuf,
     },
     /// Nothing to resume.
-    #[error("{} has no checkpoint to go on from", out.display())]
+    #[error("{} has no checkpoint to resume from", out.display())]
     NoCheckpoint {
         /// The folder.
         out: PathBuf,
@@ -64,24 +64,24 @@ pub enum RunError {
     /// A loss or a gradient that is not finite.
     #[error("{source}{}", last_good(.checkpoint.as_deref()))]
     Diverged {
-        /// Where.
+        /// The number, its step and its layer.
         source: Box<ModelError>,
         /// The last checkpoint before.
         checkpoint: Option<PathBuf>,
     },
 }
 
-/// What is in a folder already.
+/// The files in a folder that a new run would replace.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Leftover {
     /// Checkpoints of a run: it can be resumed.
     Checkpoints,
-    /// An adapter that was trained, without checkpoints.
+    /// A trained adapter, without checkpoints.
     Adapter,
-    /// Nothing but records.
+    /// Only records.
     Records,
-    /// Checkpoints of another program, where ours would go.
-    OfOthers,
+    /// Checkpoints of another program, whose names this one needs.
+    Foreign,
 }
 
 impl fmt::Display for Leftover {
@@ -90,7 +90,7 @@ impl fmt::Display for Leftover {
             Self::Checkpoints => "checkpoints of an earlier run",
             Self::Adapter => "the adapter of an earlier run",
             Self::Records => "the records of an earlier run",
-            Self::OfOthers => "checkpoints of another program",
+            Self::Foreign => "checkpoints of another program",
         })
     }
 }

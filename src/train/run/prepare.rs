@@ -1,10 +1,13 @@
-//! What a run needs before it takes a GPU: its folder, pack and data.
+//! The part of a run that needs no GPU: its folder, pack and data.
 
 use std::path::{Path, PathBuf};
 
 use super::{Leftover, RunError};
 use crate::arch::config::ModelConfig;
-use crate::data::{Batch, DataFile, Dataset, Options, Tokenizer, batch, epoch_order, rows};
+use crate::data::options::Options;
+use crate::data::pack::{Batch, batch, epoch_order, rows};
+use crate::data::sample::Dataset;
+use crate::data::{DataFile, Tokenizer};
 use crate::dequant::stream::{PackSource, default_budget};
 use crate::gpu::Gpu;
 use crate::lora::adapter::{self, Adapter};
@@ -17,14 +20,14 @@ use crate::train::checkpoint::{Checkpoint, Fingerprint, Inputs, data_identity, p
 use crate::train::record::METRICS;
 use crate::train::settings::Settings;
 
-/// What a run is made of.
+/// The inputs of a run.
 #[derive(Debug, Clone, Copy)]
 pub struct Task<'a> {
     /// The settings.
     pub settings: &'a Settings,
-    /// What is learned.
+    /// The training data.
     pub data: DataFile<'a>,
-    /// What is evaluated on, if it is not a part of the data.
+    /// The evaluation data, if it is not split from the training data.
     pub eval_data: Option<DataFile<'a>>,
     /// The folder of adapter, checkpoints and records.
     pub out: &'a Path,
@@ -37,7 +40,7 @@ pub struct Task<'a> {
     pub now: i64,
 }
 
-/// A pack and the data for it, tokenised: what can be known without a GPU.
+/// A pack and the tokenised data for it.
 #[derive(Debug)]
 pub struct Prepared {
     /// The pack.
@@ -46,20 +49,21 @@ pub struct Prepared {
     pub model: ModelConfig,
     /// Its tokenizer.
     pub tokenizer: Tokenizer,
-    /// What is learned.
-    pub data: Dataset,
-    /// What is evaluated on.
-    pub held_out: Option<Dataset>,
+    /// The training data.
+    pub(crate) data: Dataset,
+    /// The evaluation data.
+    pub(crate) held_out: Option<Dataset>,
     pub(super) checkpoint: Option<(PathBuf, Checkpoint)>,
     pub(super) now: i64,
 }
 
 impl Prepared {
-    /// Reads pack and data. `resume` is the checkpoint to resume from; `progress` is that of
-    /// [`DataFile::samples`].
+    /// Reads pack and data. `resume` is the checkpoint to resume from. `progress` gets the number of
+    /// lines that are tokenised, and of all; if it returns `false`, reading stops with
+    /// [`DataError::Cancelled`](crate::data::DataError::Cancelled).
     ///
     /// # Errors
-    /// What is wrong with settings, pack, data or checkpoint.
+    /// See [`RunError`].
     pub fn new(
         pack: PackSource,
         task: &Task<'_>,
@@ -89,17 +93,18 @@ impl Prepared {
         self.data.longest().max(self.held_out.as_ref().map_or(0, Dataset::longest))
     }
 
-    /// Tokens of a row: no more than there are.
+    /// Tokens of a row, at most those of the data.
     fn row_length(&self, settings: &Settings) -> u32 {
-        let most = |data: &Dataset| u32::try_from(data.tokens()).unwrap_or(u32::MAX);
-        let most = most(&self.data).max(self.held_out.as_ref().map_or(0, most));
-        settings.max_length.min(most.max(1))
+        let tokens = |data: &Dataset| u32::try_from(data.tokens()).unwrap_or(u32::MAX);
+        let tokens = tokens(&self.data).max(self.held_out.as_ref().map_or(0, tokens));
+        settings.max_length.min(tokens.max(1))
     }
 
-    /// The first batch, as the run will see it.
-    pub fn first_batch(&self, settings: &Settings, rows_at_a_time: u32) -> Batch {
+    /// The first batch of the run, of this many rows.
+    #[doc(hidden)]
+    pub fn first_batch(&self, settings: &Settings, micro_batch: u32) -> Batch {
         let rows = self.epoch(settings, 0);
-        let first: Vec<Vec<usize>> = rows.into_iter().take(rows_at_a_time as usize).collect();
+        let first: Vec<Vec<usize>> = rows.into_iter().take(micro_batch as usize).collect();
         batch(&self.data.samples, &first)
     }
 
@@ -107,14 +112,14 @@ impl Prepared {
         epoch_rows(&self.data, settings, self.row_length(settings), epoch)
     }
 
-    /// The steps of a run with so many rows at a time.
+    /// The steps of a run with this many rows per forward pass.
     pub(super) fn total_steps(&self, settings: &Settings, micro_batch: u32) -> u64 {
-        let rows_a_step = u64::from(micro_batch) * u64::from(settings.accumulate);
-        let of_epoch = |epoch| (self.epoch(settings, epoch).len() as u64).div_ceil(rows_a_step);
+        let rows_per_step = u64::from(micro_batch) * u64::from(settings.accumulate);
+        let of_epoch = |epoch| (self.epoch(settings, epoch).len() as u64).div_ceil(rows_per_step);
         settings.steps.unwrap_or_else(|| (0..settings.epochs).map(of_epoch).sum())
     }
 
-    /// What a checkpoint of the run must have been made with.
+    /// The fingerprint that all checkpoints of the run have.
     pub(super) fn fingerprint(&self, task: &Task<'_>, micro_batch: u32, total_steps: u64) -> Fingerprint {
         let inputs = Inputs {
             pack: pack_identity(self.pack.index()),
@@ -159,14 +164,14 @@ impl Prepared {
     }
 }
 
-/// Checks that the folder fits the run of `model`, begun or resumed: nothing of worth is replaced.
+/// Checks that a run of `model`, new or resumed, replaces no other results in the folder.
 ///
 /// # Errors
 /// [`RunError::Occupied`], [`RunError::Elsewhere`], [`RunError::Checkpoint`].
 pub fn check_folder(out: &Path, resume: Option<&Path>, model: &ModelConfig) -> Result<(), RunError> {
     let same = |a: &Path, b: &Path| a.canonicalize().ok().zip(b.canonicalize().ok()).is_some_and(|(a, b)| a == b);
     let found = match (Checkpoint::foreign(out)?, resume) {
-        (true, _) => Some(Leftover::OfOthers),
+        (true, _) => Some(Leftover::Foreign),
         // A missing one is reported when it is read.
         (false, Some(checkpoint)) if !checkpoint.exists() || same(crate::io::folder_of(checkpoint), out) => None,
         (false, Some(checkpoint)) => {
@@ -177,14 +182,14 @@ pub fn check_folder(out: &Path, resume: Option<&Path>, model: &ModelConfig) -> R
     found.map_or(Ok(()), |found| Err(RunError::Occupied { out: out.to_owned(), found }))
 }
 
-/// What a new run in `out` would replace. A run that ended before its first checkpoint has left
-/// nothing that it had learned.
+/// The results that a new run in `out` would replace. A run that ended before its first checkpoint
+/// has left an adapter that changes nothing, so that one may be replaced.
 fn leftover(out: &Path, model: &ModelConfig) -> Result<Option<Leftover>, RunError> {
     let has = |name: &str| out.join(name).exists();
-    let learned_nothing = || Adapter::read(out, model).is_ok_and(|adapter| adapter.changes_nothing());
+    let untrained = || Adapter::read(out, model).is_ok_and(|adapter| adapter.changes_nothing());
     Ok(match Checkpoint::latest(out)? {
         Some(_) => Some(Leftover::Checkpoints),
-        None if has(adapter::WEIGHTS) && learned_nothing() => None,
+        None if has(adapter::WEIGHTS) && untrained() => None,
         None if has(adapter::WEIGHTS) || has(adapter::CONFIG) => Some(Leftover::Adapter),
         None if has(METRICS) => Some(Leftover::Records),
         None => None,

@@ -1,4 +1,4 @@
-//! Where a run starts: at nothing, or at a checkpoint.
+//! The start of a run: a new one, or one from a checkpoint.
 
 use std::path::{Path, PathBuf};
 
@@ -21,19 +21,19 @@ pub(super) struct Start {
     pub state: State,
     /// The checkpoint that it resumes from.
     pub checkpoint: Option<PathBuf>,
-    /// The moments in it.
+    /// The moments of that checkpoint.
     moments: Option<[Vec<f32>; 2]>,
 }
 
 impl Start {
-    /// At an adapter that changes nothing.
+    /// A new adapter, which changes nothing yet.
     pub fn fresh(task: &Task<'_>, model: &ModelConfig, state: State) -> Result<Self, RunError> {
         let (lora, base) = (task.settings.lora(), task.base.map(str::to_owned));
         let adapter = Adapter::new(lora, base, model, task.settings.seed).map_err(ModelError::from)?;
         Ok(Self { adapter, state, checkpoint: None, moments: None })
     }
 
-    /// At a checkpoint, which must be one of the same run.
+    /// A checkpoint of the same run.
     pub fn resumed(
         task: &Task<'_>,
         path: PathBuf,
@@ -53,7 +53,7 @@ impl Start {
         self.checkpoint.is_none()
     }
 
-    /// The trainer, with the moments where there are some.
+    /// The trainer, with the moments of the checkpoint.
     pub fn trainer(
         &self,
         gpu: &Gpu,
@@ -73,9 +73,9 @@ impl Start {
         Ok(trainer)
     }
 
-    /// Writes what is in the folder of the run before its first step: with an early stop the best
-    /// adapter so far, which is there already. Where it is not, the search for the best one begins
-    /// anew.
+    /// Writes the adapter into the folder of the run before the first step. With an early stop it
+    /// keeps the best adapter so far, which the folder already has. If the folder does not have
+    /// it, the search for the best one starts again.
     pub fn write_adapter(&mut self, task: &Task<'_>, model: &ModelConfig, keeps_best: bool) -> Result<(), RunError> {
         let is_best = |adapter: &Adapter| self.state.best_adapter == Some(adapter_checksum(adapter));
         let best = || Adapter::read(task.out, model).ok().filter(is_best);
@@ -88,7 +88,7 @@ impl Start {
         Ok(adapter.write(task.out, task.files).map_err(ModelError::from)?)
     }
 
-    /// The records of the run, and what writes more of them.
+    /// The recorder of the run, and the records so far.
     pub fn records(&self, out: &Path) -> Result<(Recorder, Vec<Record>), RunError> {
         match self.checkpoint {
             Some(_) => Ok(Recorder::resume(out, self.state.step, self.state.eval_due)?),

@@ -1,5 +1,4 @@
-//! Values that are more than a number: read from the text of a flag, or from what a TOML file has
-//! in its place.
+//! Values of flags that are not plain numbers, read from a flag's text or from a TOML file.
 
 use std::fmt;
 use std::path::PathBuf;
@@ -8,7 +7,7 @@ use std::str::FromStr;
 use clap::ValueEnum;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-use super::super::parse_size;
+use super::super::common::parse_size;
 use crate::data::TrainOn;
 use crate::format::Role;
 use crate::lora::config::TARGETS;
@@ -33,7 +32,7 @@ impl FromStr for TargetsArg {
             let name = name.trim();
             TARGETS.into_iter().find(|role| role.name() == name).ok_or_else(|| {
                 let names = TARGETS.map(Role::name).join(", ");
-                format!("{name:?} is no target: {ALL_LINEAR}, or some of {names}, with commas between them")
+                format!("{name:?} is not a target: give {ALL_LINEAR}, or some of {names}, separated by commas")
             })
         };
         text.split(',').map(role).collect::<Result<_, _>>().map(Self)
@@ -49,7 +48,7 @@ impl Serialize for TargetsArg {
     }
 }
 
-/// [`Warmup`]: below 1 a share, a whole number steps.
+/// [`Warmup`]: a share below 1, or a whole number of steps.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct WarmupArg(pub Warmup);
 
@@ -87,7 +86,7 @@ impl FromStr for MicroBatchArg {
         match text.parse() {
             Ok(rows) if rows > 0 => Ok(Self(MicroBatch::Rows(rows))),
             _ if text == "auto" => Ok(Self(MicroBatch::Auto)),
-            _ => Err("auto, or a number of rows from 1 on".to_owned()),
+            _ => Err("auto, or a number of rows of at least 1".to_owned()),
         }
     }
 }
@@ -101,15 +100,15 @@ impl Serialize for MicroBatchArg {
     }
 }
 
-/// Where a run goes on from.
+/// Where a run resumes from.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(from = "FlagOrPath")]
 pub enum ResumeArg {
-    /// From nowhere: it is a new one.
+    /// Not at all: a new run.
     No,
-    /// From the newest checkpoint of its folder.
+    /// The newest checkpoint of its folder.
     Newest,
-    /// From this checkpoint.
+    /// This checkpoint.
     Checkpoint(PathBuf),
 }
 
@@ -158,11 +157,11 @@ impl FromStr for SizeArg {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum ScheduleArg {
-    /// The peak, to the end
+    /// Stays at the peak
     Constant,
-    /// A line from the peak to zero
+    /// Falls linearly to zero
     Linear,
-    /// Half a wave of the cosine, from the peak to zero
+    /// Falls to zero as half a cosine wave
     Cosine,
 }
 
@@ -190,7 +189,7 @@ impl From<Shape> for ScheduleArg {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum TrainOnArg {
-    /// Completions and what the assistant says; all of a plain text
+    /// Completions and the assistant's messages; all of a plain text
     Completions,
     /// Every token
     All,
@@ -214,7 +213,7 @@ impl From<TrainOn> for TrainOnArg {
     }
 }
 
-/// A value of a TOML file that a flag's text may stand for.
+/// A value of a TOML file that a flag's text may also express.
 #[derive(Deserialize)]
 #[serde(untagged, expecting = "a text, a number or a list of texts")]
 enum Loose {
@@ -236,7 +235,7 @@ impl fmt::Display for Loose {
     }
 }
 
-/// Reads a TOML value as the flag's text is read.
+/// Reads a TOML value like a flag's text.
 pub fn as_flag<'de, D: Deserializer<'de>, T: FromStr<Err = String>>(deserializer: D) -> Result<Option<T>, D::Error> {
     let text = Loose::deserialize(deserializer)?.to_string();
     text.parse().map(Some).map_err(serde::de::Error::custom)

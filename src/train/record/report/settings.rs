@@ -6,7 +6,7 @@ use crate::model::plan::MicroBatch;
 use crate::train::schedule::{Shape, Warmup};
 use crate::train::settings::Settings;
 
-/// All settings but those that play no part.
+/// All settings except unused ones.
 pub(super) fn rows(settings: &Settings) -> Vec<(String, String)> {
     let s = settings;
     let names = || s.targets.iter().map(|role| role.name()).collect::<Vec<_>>().join(", ");

@@ -12,7 +12,7 @@ fn step(step: u64, loss: f32, grad_norm: f32) -> Record {
         lr: 1e-4 / step as f64,
         grad_norm,
         clip: 1.0,
-        trained_tokens: 1_000,
+        loss_tokens: 1_000,
         tokens: 2_048,
         tokens_per_second: 1_234.0 + (step % 7) as f64,
         gpu_bytes: 3 << 30,
@@ -32,7 +32,7 @@ fn render(records: Vec<Record>) -> String {
     report(&Report { title: "Run".to_owned(), records, ..Report::default() })
 }
 
-/// What stands between each `open` and the `close` after it, both included.
+/// The texts from each `open` to the next `close`, including both.
 fn parts<'a>(text: &'a str, open: &str, close: &str) -> Vec<&'a str> {
     let part = |(at, _): (usize, &str)| {
         let rest = &text[at..];
@@ -59,7 +59,7 @@ fn assert_xml(text: &str) {
     }
 }
 
-/// The points of a path, each `M`, `L`, `H` or `h0` of it held against the size of the drawing.
+/// The points of a path. Checks that each `M`, `L`, `H` and `h0` is within the drawing.
 fn points(path: &str) -> Vec<(f64, f64)> {
     let d = path.split_once(" d=\"").unwrap().1.split_once('"').unwrap().0;
     let command = regex::Regex::new(r"^(?:[ML]([0-9.]+) ([0-9.]+)|H1000|h0)").unwrap();
@@ -78,7 +78,7 @@ fn points(path: &str) -> Vec<(f64, f64)> {
 /// The paths of a drawing: class and points.
 type Drawing = Vec<(String, Vec<(f64, f64)>)>;
 
-/// Checks all of a report but its words; its drawings.
+/// Checks everything in a report except its words; returns its drawings.
 #[track_caller]
 fn drawings(html: &str) -> Vec<Drawing> {
     let drawings = parts(html, "<svg", "</svg>");
@@ -123,7 +123,7 @@ fn the_final_numbers_are_there() {
     records.extend([eval(2, 1.25), eval(4, 1.5)]);
     let html = render(records);
     for text in [
-        "4 steps · 0.04 epochs · 8,192 tokens, 4,000 of them trained",
+        "4 steps · 0.04 epochs · 8,192 tokens, 4,000 of them learned",
         "3.000 → 1.500<small>first and last step",
         "1.500<small>at step 4; best 1.250 at step 2",
         "4.482<small>over 4,321 tokens",
