@@ -17,6 +17,10 @@ use super::literals::Literals;
 /// Rare letters without upper and lower case. JSON and Python's `repr` write them as they are.
 const ALPHABET: [RangeInclusive<char>; 3] = ['\u{20000}'..='\u{2a6df}', '\u{ac00}'..='\u{d7a3}', '\u{3400}'..='\u{4dbf}'];
 
+/// What stands for words in the shape of a message, and for an added letter.
+const WORD: char = '\u{1}';
+const ADDED: char = '\u{2}';
+
 /// Keys whose values choose a branch of a template: they are never replaced.
 const KEPT_KEYS: [&str; 3] = ["role", "type", "required"];
 /// Keys of what an assistant thinks before it answers.
@@ -102,6 +106,8 @@ pub(super) struct Probe {
     pub(super) messages: Vec<Value>,
     pub(super) tools: Value,
     pub(super) leaves: Vec<Leaf>,
+    /// The leaves of each message; equal messages may have the same leaves.
+    leaves_of: Vec<Range<usize>>,
     letters: HashMap<char, Letter>,
 }
 
@@ -137,21 +143,23 @@ impl Probe {
             letters: HashMap::new(),
             leaves: Vec::new(),
         };
-        let mut written: Vec<Value> = Vec::with_capacity(messages.len());
-        let mut equal: HashMap<(String, Words), Value> = HashMap::new();
+        let mut written: Vec<(Value, Range<usize>)> = Vec::with_capacity(messages.len());
+        let mut equal: HashMap<(String, Words), (Value, Range<usize>)> = HashMap::new();
         for (index, (message, &words)) in messages.iter().zip(&plan.messages).enumerate() {
+            let mut replace = || {
+                let first = writer.leaves.len();
+                let message = writer.message(index, message, words, plan.calls);
+                (message, first..writer.leaves.len())
+            };
             written.push(match words {
-                Words::Kept => message.clone(),
-                _ if is_assistant(message) => writer.message(index, message, words, plan.calls),
+                Words::Kept => (message.clone(), 0..0),
+                _ if is_assistant(message) => replace(),
                 // Some templates compare messages: equal ones stay equal. Which one an assistant
                 // said must be known.
-                _ => {
-                    let replace = || writer.message(index, message, words, plan.calls);
-                    equal.entry((message.to_string(), words)).or_insert_with(replace).clone()
-                }
+                _ => equal.entry((message.to_string(), words)).or_insert_with(replace).clone(),
             });
         }
-        let messages = written;
+        let (messages, leaves_of) = written.into_iter().unzip();
         let tools = match plan.tools {
             true => {
                 let leaf = writer.leaf(Owner::Tools);
@@ -160,7 +168,40 @@ impl Probe {
             false => tools.clone(),
         };
         let Writer { letters, leaves, .. } = writer;
-        Self { messages, tools, leaves, letters }
+        Self { messages, tools, leaves, leaves_of, letters }
+    }
+
+    /// The leaves of a message.
+    pub(super) fn leaves_of(&self, message: usize) -> Range<usize> {
+        self.leaves_of.get(message).cloned().unwrap_or_default()
+    }
+
+    /// A message without its words: what a template may look at. Words are one letter, also with the
+    /// blanks and quotes between them.
+    pub(super) fn shape(&self, message: usize) -> String {
+        let mut text = String::new();
+        self.messages.get(message).into_iter().for_each(|message| spell(message, &mut text));
+        let mut shape = String::new();
+        let mut gap = String::new();
+        for c in text.chars() {
+            let written = match self.letters.get(&c) {
+                Some(Letter { original: Some(_), .. }) => WORD,
+                Some(Letter { original: None, .. }) => ADDED,
+                None if stays(c) => {
+                    gap.push(c);
+                    continue;
+                }
+                None => c,
+            };
+            if written == WORD && shape.ends_with(WORD) {
+                gap.clear();
+                continue;
+            }
+            shape.push_str(&gap);
+            gap.clear();
+            shape.push(written);
+        }
+        shape + &gap
     }
 
     /// Puts the letters of a rendering back.
@@ -344,6 +385,24 @@ pub(super) fn is_assistant(message: &Value) -> bool {
 /// JSON and Python escape it.
 fn stays(c: char) -> bool {
     c.is_whitespace() || c.is_control() || matches!(c, '"' | '\'' | '\\')
+}
+
+/// Writes all strings of a value with marks around them.
+fn spell(value: &Value, out: &mut String) {
+    if let Some(items) = value.as_list() {
+        out.push('[');
+        items.iter().for_each(|item| spell(item, out));
+        out.push(']');
+    } else if let Some(dict) = value.as_dict() {
+        out.push('{');
+        for (key, value) in dict.entries() {
+            out.push_str(&key.to_string());
+            spell(value, out);
+        }
+        out.push('}');
+    } else {
+        out.push_str(&format!("<{value}>"));
+    }
 }
 
 /// A dict with other values; what is no dict stays.

@@ -6,7 +6,10 @@
 //! seam. A seam has the end of a turn and the header of the next one. The end is what also follows
 //! where the turn is the last one. The header is what also stands in the generation prompt.
 
+use std::cell::RefCell;
+use std::collections::{HashMap, HashSet};
 use std::ops::Range;
+use std::rc::Rc;
 
 use super::error::DataError;
 use super::formats::Chat;
@@ -116,6 +119,25 @@ struct Probed<'a> {
     runs: Vec<Run>,
     /// The runs of what each message says, by their indices.
     words: Vec<Option<Range<usize>>>,
+    /// The shape of each message.
+    shapes: Vec<Rc<str>>,
+    /// The ends of renderings of the first messages, by the shapes of the last few of these.
+    tails: RefCell<HashMap<TailKey, Tail>>,
+}
+
+/// Messages whose shapes decide on what a template writes after the last one of them.
+const CONTEXT: usize = 3;
+
+/// Whether a rendering has a generation prompt, whether its messages are all of the conversation's
+/// first ones, and the shapes of the last ones.
+type TailKey = (bool, bool, Vec<Rc<str>>);
+
+/// What a template writes after the last letter, and that letter's leaf, counted from the first leaf
+/// of the last message.
+#[derive(Debug, Clone)]
+struct Tail {
+    leaf: usize,
+    text: String,
 }
 
 impl<'a> Probed<'a> {
@@ -145,7 +167,8 @@ impl<'a> Probed<'a> {
             let Some(words) = said_by(&probe, run).and_then(|message| words.get_mut(message)) else { continue };
             words.get_or_insert(at..at).end = at + 1;
         }
-        Self { rendering, text, plan, probe, runs, words }
+        let shapes = (0..rendering.messages.len()).map(|message| probe.shape(message).into()).collect();
+        Self { rendering, text, plan, probe, runs, words, shapes, tails: RefCell::default() }
     }
 
     /// Gives the messages that say nothing a letter each, where that changes nothing else.
@@ -178,7 +201,8 @@ impl<'a> Probed<'a> {
 
     /// What messages say and the text has nothing of.
     fn left_out(&self) -> Vec<LeftOut> {
-        let rendered = |leaf: usize| self.runs.iter().any(|run| run.leaf == leaf);
+        let written: HashSet<usize> = self.runs.iter().map(|run| run.leaf).collect();
+        let rendered = |leaf: usize| written.contains(&leaf);
         let role = |message: usize| self.rendering.messages.get(message).map(|message| message.get("role").to_string());
         let last = self.rendering.messages.len().checked_sub(1);
         let leaves = || self.probe.leaves.iter().enumerate().filter(|(_, leaf)| leaf.letters > 0 && !leaf.added);
@@ -346,9 +370,24 @@ impl<'a> Probed<'a> {
             let tail = self.text.get(last.map_or(0, |run| run.bytes.end)..)?;
             return Some((last.map(|run| run.leaf), tail.to_owned()));
         }
+        // A long conversation repeats few shapes. Rendering each prefix takes time that grows with
+        // the square of the turns.
+        let key = self.tail_key(count, add_generation_prompt);
+        let own = self.probe.leaves_of(count.saturating_sub(1));
+        if let Some(Tail { leaf, text }) = self.tails.borrow().get(&key) {
+            return Some((Some(own.start + leaf), text.clone()));
+        }
         let rendered = self.rendering.template.render(messages, &self.probe.tools, add_generation_prompt).ok()?;
         let (leaf, tail) = self.probe.tail(&rendered);
+        if let Some(leaf) = leaf.filter(|leaf| own.contains(leaf)) {
+            self.tails.borrow_mut().insert(key, Tail { leaf: leaf - own.start, text: tail.to_owned() });
+        }
         Some((leaf, tail.to_owned()))
+    }
+
+    fn tail_key(&self, count: usize, add_generation_prompt: bool) -> TailKey {
+        let first = count.saturating_sub(CONTEXT);
+        (add_generation_prompt, first == 0, self.shapes.get(first..count).unwrap_or_default().to_vec())
     }
 
     /// First and last byte of some runs.
