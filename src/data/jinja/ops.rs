@@ -228,7 +228,7 @@ pub(super) fn sort_by_key<T>(items: &mut Vec<T>, reverse: bool, key: impl Fn(&T)
     failed.map_or(Ok(()), Err)
 }
 
-/// `item in container`, but for what only lives while a template is rendered.
+/// `item in container`, except for objects of a rendering.
 pub(super) fn contains(container: &Value, item: &Value) -> Result<bool> {
     match container {
         Value::Str(text) | Value::Markup(text) => match item.as_str() {
