@@ -37,7 +37,7 @@ impl<'a> DataFile<'a> {
     ///
     /// # Errors
     /// [`DataError::File`] with what is wrong; [`DataError::Cancelled`].
-    pub fn samples(
+    pub(crate) fn samples(
         &self,
         tokenizer: &Tokenizer,
         options: Options,

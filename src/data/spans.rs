@@ -79,6 +79,7 @@ pub(super) fn conversation(tokenizer: &Tokenizer, line: u64, chat: &Chat, train_
 
 impl Tokenizer {
     /// The parts of a conversation that [`Tokenizer::chat_prompt`] lacks.
+    #[doc(hidden)]
     pub fn left_out(&self, messages: &[Message]) -> Vec<LeftOut> {
         let Ok(template) = self.template(&Value::None) else { return Vec::new() };
         let messages = values(messages);

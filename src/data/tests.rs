@@ -3,6 +3,12 @@
 
 use std::path::Path;
 
+use super::files::TokenizerFiles;
+use super::notice::{Concern, LeftOut, Notice};
+use super::options::Options;
+use super::pack::{IGNORE_INDEX, batch, epoch_order, rows};
+use super::sample::{Cut, Dataset, Dropped};
+use super::show::show_batch;
 use super::*;
 use crate::arch::config::ModelConfig;
 

@@ -61,7 +61,7 @@ impl Tokenizer {
     ///
     /// # Errors
     /// [`DataError::Tokenizer`], [`DataError::TokenizerJson`].
-    pub fn new(files: TokenizerFiles<'_>, model: &ModelConfig, now: i64) -> Result<Self, DataError> {
+    pub(crate) fn new(files: TokenizerFiles<'_>, model: &ModelConfig, now: i64) -> Result<Self, DataError> {
         let mut inner = tokenizers::Tokenizer::from_bytes(files.tokenizer).map_err(DataError::Tokenizer)?;
         // The trainer cuts and pads; a tokenizer.json may have settings for both.
         inner.with_truncation(None).map_err(DataError::Tokenizer)?;

@@ -12,13 +12,15 @@ use nf4pack::data::DataFile;
 use nf4pack::dequant::stream::PackSource;
 use nf4pack::format::Role;
 use nf4pack::gpu::Gpu;
-use nf4pack::lora::{Adapter, WEIGHTS};
+use nf4pack::internals::Checkpoint;
+use nf4pack::internals::WEIGHTS;
+use nf4pack::internals::{Leftover, check_folder};
+use nf4pack::internals::{METRICS, Record, read_metrics};
+use nf4pack::lora::Adapter;
 use nf4pack::model::MemoryError;
 use nf4pack::model::MicroBatch;
-use nf4pack::train::Checkpoint;
 use nf4pack::train::Settings;
-use nf4pack::train::{End, Event, Leftover, Prepared, Run, RunError, Task, check_folder};
-use nf4pack::train::{METRICS, Record, read_metrics};
+use nf4pack::train::{End, Event, Prepared, Run, RunError, Task};
 use nf4pack::train::{Shape, Warmup};
 
 /// A pack of tiny-qwen3, and a folder for runs.
