@@ -134,7 +134,7 @@ pub fn read(path: &Path) -> Result<Vec<u8>> {
 /// Prints the size of the data, and warns of cut, dropped and overlong samples. `used` is "learned"
 /// or "predicted".
 pub fn print_data(ui: Ui, what: &str, used: &str, data: &Dataset, model: &ModelConfig) {
-    let [tokens, loss_tokens] = [data.tokens(), data.trained_tokens()].map(ui::grouped);
+    let [tokens, loss_tokens] = [data.tokens(), data.loss_tokens()].map(ui::grouped);
     let samples = ui::plural(data.samples.len() as u64, "sample");
     ui.stage(&format!("{what}: {samples} of {}, {tokens} tokens, {loss_tokens} of them {used}", form_name(data.form)));
     let max = model.max_position_embeddings;

@@ -1,4 +1,4 @@
-//! Training data: files of people's forms, to tokens with a mark on those to be learned, to packed
+//! Training data: files of several forms become tokens with a loss mask, and these become packed
 //! batches.
 
 pub(crate) mod error;

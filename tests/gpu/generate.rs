@@ -132,8 +132,8 @@ fn what_is_not_finite_is_named_by_its_layer_without_training() {
     let Some(gpu) = common::gpu() else { return };
     let fixture = Fixture::new();
     let prompt = fixture.tokenizer().encode("Once upon a time", true).unwrap();
-    let trained = vec![true; prompt.len()];
-    let sample = nf4pack::internals::Sample { line: 1, tokens: prompt.clone(), trained };
+    let loss_mask = vec![true; prompt.len()];
+    let sample = nf4pack::internals::Sample { line: 1, tokens: prompt.clone(), loss_mask };
     // One layer for each of the two buffers.
     for number in [0, 3] {
         let mut adapter = fixture.adapter();
