@@ -10,6 +10,8 @@ cd "$(dirname "$0")/.."
 export NF4PACK_REQUIRE_GPU=${NF4PACK_REQUIRE_GPU:-1}
 # Nothing here is compiled a second time after an edit, and files of incremental compilation cost time to write.
 export CARGO_INCREMENTAL=0
+# Where RUST_BACKTRACE is set, a debug build of wgpu would take a backtrace at each lock. Panics keep theirs.
+export RUST_LIB_BACKTRACE=0
 
 steps=()
 # Ends the previous step, whose seconds go into the table, and starts another.

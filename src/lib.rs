@@ -204,6 +204,38 @@ pub mod verify;
 #[cfg(feature = "mmap")]
 pub use mmap::{LayerError, MappedPack, OpenError};
 
+/// Parts below the public API that this crate's own tests and command line use. They may change at
+/// any time.
+#[cfg(any(feature = "convert", feature = "train"))]
+#[doc(hidden)]
+pub mod internals {
+    pub use crate::arch::config::{LayerAttention, RopeScaling};
+    pub use crate::arch::families::model_types;
+    pub use crate::arch::family::Family;
+    pub use crate::arch::names::Naming;
+    pub use crate::arch::obstacle::{check_files_runnable, check_pack_runnable};
+    #[cfg(feature = "train")]
+    pub use training::*;
+
+    #[cfg(feature = "train")]
+    mod training {
+        pub use crate::data::notice::LeftOut;
+        pub use crate::data::pack::{Batch, IGNORE_INDEX};
+        pub use crate::data::sample::{Dataset, Sample};
+        pub use crate::data::show::show_batch;
+        pub use crate::lora::adapter::WEIGHTS;
+        pub use crate::lora::config::{AdapterLayout, LoraConfig, TARGETS};
+        pub use crate::lora::gpu::GpuAdapter;
+        pub use crate::model::decoder::Model;
+        pub use crate::model::workspace::{Memory, Sizes};
+        pub use crate::train::checkpoint::Checkpoint;
+        pub use crate::train::record::{METRICS, Record, Report, read_metrics};
+        pub use crate::train::run::{Leftover, check_folder};
+        pub use crate::train::step::StepResult;
+        pub use crate::train::trainer::{Hyperparameters, Trainer};
+    }
+}
+
 /// The README's examples, compiled.
 #[cfg(all(doctest, feature = "mmap"))]
 #[doc = include_str!("../README.md")]

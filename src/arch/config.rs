@@ -25,12 +25,12 @@ pub const MAX_LAYERS: u32 = 1 << 16;
 #[derive(Debug, Clone, PartialEq)]
 pub struct ModelConfig {
     /// What its `model_type` stands for.
-    pub family: &'static Family,
+    pub(crate) family: &'static Family,
     /// Features of the residual stream.
     pub hidden: u32,
     /// Features inside the feed-forward network.
     pub intermediate: u32,
-    /// Number of layers; at most [`MAX_LAYERS`].
+    /// Number of layers; at most 65,536.
     pub layers: u32,
     /// Query heads.
     pub heads: u32,
@@ -43,7 +43,7 @@ pub struct ModelConfig {
     /// What RMSNorm adds to the mean square.
     pub rms_norm_eps: f64,
     /// The rotary embedding of the layers that have one.
-    pub rope: Rope,
+    pub(crate) rope: Rope,
     /// Whether a checkpoint may lack the output projection, because the embedding takes its place.
     /// In a pack it is there or not: this says nothing about it.
     pub tied: bool,
@@ -66,7 +66,7 @@ pub struct ModelConfig {
     /// What the logits are divided by.
     pub logits_scaling: f64,
     /// The attention of each layer, in order; read it through [`ModelConfig::attention`].
-    pub layer_attention: Vec<LayerAttention>,
+    pub(crate) layer_attention: Vec<LayerAttention>,
     /// Positions that the model was made for.
     pub max_position_embeddings: u32,
     /// Tokens that end a text; those of generation_config.json where it names some.
@@ -139,6 +139,7 @@ impl ModelConfig {
     }
 
     /// What the attention of `layer` does.
+    #[doc(hidden)]
     pub fn attention(&self, layer: u32) -> LayerAttention {
         self.layer_attention.get(layer as usize).copied().unwrap_or(LayerAttention::FULL)
     }
@@ -155,7 +156,7 @@ impl ModelConfig {
 
     /// Whether such a model has a part. The output projection of a tied one may be there all the
     /// same.
-    pub fn has(&self, part: &Part) -> bool {
+    pub(crate) fn has(&self, part: &Part) -> bool {
         match part.when {
             When::Always => true,
             When::QkNorm => self.q_k_norm,
@@ -167,7 +168,7 @@ impl ModelConfig {
     }
 
     /// The shape of a part.
-    pub fn shape(&self, part: &Part) -> Vec<u64> {
+    pub(crate) fn shape(&self, part: &Part) -> Vec<u64> {
         let size = |dim: &Dim| match dim {
             Dim::Hidden => self.hidden,
             Dim::Intermediate => self.intermediate,
@@ -187,7 +188,7 @@ impl ModelConfig {
     }
 
     /// Every part of the model with its layer: the parts before the layers, the layers, the rest.
-    pub fn parts(&self) -> impl Iterator<Item = (&'static Part, Option<u32>)> {
+    pub(crate) fn parts(&self) -> impl Iterator<Item = (&'static Part, Option<u32>)> {
         let parts = self.family.parts;
         let in_layer = |part: &Part| part.scope == Scope::Layer;
         let (before, after) = parts.split_at(parts.iter().position(in_layer).unwrap_or(parts.len()));

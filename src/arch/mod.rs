@@ -1,6 +1,6 @@
 //! Families of models. The description of a model is here, once, as data: its tensors and their
 //! names, the meaning of the keys of config.json, and what its layers do. A family is one file of
-//! [`families`](Family::ALL); the readers of that data are shared:
+//! `families` (all of them are in `Family::ALL`); the readers of that data are shared:
 //!
 //! ```text
 //! families/ -> family    one model_type: tensors, keys, defaults
@@ -11,15 +11,14 @@
 //! ```
 
 pub(crate) mod config;
-mod families;
+pub(crate) mod families;
 pub(crate) mod family;
-mod names;
-mod obstacle;
-mod place;
+pub(crate) mod names;
+pub(crate) mod obstacle;
+#[cfg(feature = "convert")]
+pub(crate) mod place;
 
-pub use config::{ConfigError, LayerAttention, MAX_LAYERS, ModelConfig, Rope, RopeScaling};
-pub use families::model_types;
-pub use family::{Family, PROJECTIONS};
-pub use names::{Naming, Prefix};
-pub use obstacle::{MAX_HEAD_DIM, Obstacle, check_files_runnable, check_pack_runnable};
-pub use place::{ArchError, Model, Placed, Stray, StrayKind, TensorShape, place};
+pub use config::{ConfigError, ModelConfig};
+pub use obstacle::Obstacle;
+#[cfg(feature = "convert")]
+pub use place::ArchError;

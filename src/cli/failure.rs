@@ -14,7 +14,8 @@ use serde_json::json;
 use super::args::{BenchCommand, Command, Usage};
 use super::ui;
 use crate::OpenError;
-use crate::arch::{ArchError, ConfigError, ModelConfig, check_files_runnable, check_pack_runnable};
+use crate::arch::obstacle::{check_files_runnable, check_pack_runnable};
+use crate::arch::{ArchError, ConfigError, ModelConfig};
 use crate::convert::ConvertError;
 use crate::convert::plan::PlanError;
 use crate::convert::source::{CONFIG, HeaderError, INDEX, SourceError, Unstorable};
@@ -734,7 +735,7 @@ fn of_data(error: &DataError) -> Option<String> {
         DataError::Spans { .. } => {
             "--train-on all learns every token; \"prompt\" and \"completion\" instead of messages need no template"
         }
-        DataError::NothingTrained { length, max_length, .. } if *length > u64::from(*max_length) => {
+        DataError::NothingLearned { length, max_length, .. } if *length > u64::from(*max_length) => {
             return Some(format!("--max-length {length} keeps the whole sample; or remove this line"));
         }
         DataError::AllDropped { first, .. } => return of_data(first),
@@ -750,7 +751,7 @@ fn of_data(error: &DataError) -> Option<String> {
             "chat_template.jinja in the checkpoint's folder overrides the template of tokenizer_config.json; prompts and \
              completions need none"
         }
-        DataError::NothingTrained { .. } => {
+        DataError::NothingLearned { .. } => {
             "remove the line, or learn every token with --train-on all (which does not allow \"weight\": 0 or \"train\": false)"
         }
         DataError::NothingHeldOut => {

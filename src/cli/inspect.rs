@@ -10,7 +10,7 @@ use serde_json::Value;
 use super::args::InspectArgs;
 use super::outcome::Outcome;
 use super::ui::{self, Table, Ui};
-use crate::arch::Family;
+use crate::arch::family::Family;
 use crate::convert::plan::scale_type_name;
 use crate::format::layout::{FEATURE_SIGNED_SCALES, MAJOR_VERSION};
 use crate::format::{Pack, Provenance, Role, Section, SectionKind};

@@ -13,7 +13,10 @@ use super::outcome::Outcome;
 use super::ui::{self, Meter, Table, Ui, Unit};
 use crate::arch::config::ModelConfig;
 use crate::convert::Progress as _;
-use crate::data::{DataFile, Dataset, Dropped, Form, ShownSample, show_batch};
+use crate::data::DataFile;
+use crate::data::form::Form;
+use crate::data::sample::{Dataset, Dropped};
+use crate::data::show::{ShownSample, show_batch};
 use crate::dequant::stream::PackSource;
 use crate::gpu::Gpu;
 use crate::model::plan::MemoryPlan;
@@ -131,7 +134,7 @@ pub fn read(path: &Path) -> Result<Vec<u8>> {
 /// Prints the size of the data, and warns of cut, dropped and overlong samples. `used` is "learned"
 /// or "predicted".
 pub fn print_data(ui: Ui, what: &str, used: &str, data: &Dataset, model: &ModelConfig) {
-    let [tokens, loss_tokens] = [data.tokens(), data.trained_tokens()].map(ui::grouped);
+    let [tokens, loss_tokens] = [data.tokens(), data.loss_tokens()].map(ui::grouped);
     let samples = ui::plural(data.samples.len() as u64, "sample");
     ui.stage(&format!("{what}: {samples} of {}, {tokens} tokens, {loss_tokens} of them {used}", form_name(data.form)));
     let max = model.max_position_embeddings;

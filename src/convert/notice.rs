@@ -1,6 +1,6 @@
 //! What the user should know about a checkpoint that is not an error.
 
-use crate::arch::Naming;
+use crate::arch::names::Naming;
 
 /// Something that was decided about a checkpoint, for the caller to show or to ignore.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -12,7 +12,8 @@ use serde_json::Value;
 
 use super::notice::{LeftOut, Notice};
 use super::source::{Checkpoint, Quantised, SourceError, TensorInfo, Unstorable, UnstorableTensor};
-use crate::arch::{self, ArchError, Model, Stray, StrayKind, TensorShape};
+use crate::arch::place::{Model, Stray, StrayKind, TensorShape};
+use crate::arch::{self, ArchError};
 use crate::format::Role;
 
 /// Why the tensors of a checkpoint are not the parts of a model that can be stored.
@@ -45,7 +46,7 @@ pub struct Parts {
 /// A [`PartsError`] that names the key or the tensor.
 pub fn place(checkpoint: &Checkpoint) -> Result<Parts, PartsError> {
     let shapes: Vec<_> = checkpoint.tensors.iter().map(shape).collect();
-    let mut model = arch::place(&checkpoint.config, &shapes).map_err(|error| true_reason(checkpoint, error))?;
+    let mut model = arch::place::place(&checkpoint.config, &shapes).map_err(|error| true_reason(checkpoint, error))?;
     check_head(&model, checkpoint)?;
     let strays = std::mem::take(&mut model.strays);
     let sorted = Sorted::new(checkpoint, &model, &strays);

@@ -21,7 +21,7 @@ use super::report::{Progress, Report, RoleSums, name_of, notice_texts};
 use super::source::{self, Checkpoint, SourceError, SourceFile};
 use super::target::{Target, Writer};
 use super::walk::{Piece, Window, tensor_pieces, windows};
-use crate::arch::Model;
+use crate::arch::place::Model;
 use crate::format::layout::FEATURE_SIGNED_SCALES;
 use crate::format::nf4::{ScaleType, Scales};
 use crate::format::{PieceCrc, Role, Section, SectionKind, check, crc32};

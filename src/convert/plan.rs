@@ -5,7 +5,7 @@ use thiserror::Error;
 
 use super::options::Options;
 use super::source::{Checkpoint, TensorInfo};
-use crate::arch::{Model, Placed};
+use crate::arch::place::{Model, Placed};
 use crate::format::nf4::{BLOCK_SIZES, ScaleType};
 use crate::format::{Entry, FormatError, Layout, Provenance, Role, SectionKind, Shape, SourceRecord, Storage};
 

@@ -14,7 +14,8 @@ use serde_json::{Map, Value, json};
 
 use super::report::Progress;
 use crate::arch::family::Part;
-use crate::arch::{ConfigError, ModelConfig, Prefix};
+use crate::arch::names::Prefix;
+use crate::arch::{ConfigError, ModelConfig};
 use crate::io::{AlignedBuf, sync_dir, write_all_at};
 
 pub use pack::write_pack;

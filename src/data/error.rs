@@ -1,4 +1,4 @@
-//! What is wrong with data.
+//! The errors of data.
 
 use std::path::PathBuf;
 
@@ -9,7 +9,7 @@ use super::form::Form;
 use super::jinja::TemplateError;
 use super::notice::SpanFlaw;
 
-/// Why data cannot be trained on. Lines count from 1.
+/// Why data cannot be used. Lines count from 1.
 #[derive(Debug, Error)]
 #[non_exhaustive]
 pub enum DataError {
@@ -21,13 +21,13 @@ pub enum DataError {
         /// What is wrong.
         source: Box<DataError>,
     },
-    /// The caller asked to stop.
-    #[error("stopped while the data was read; nothing was written")]
+    /// The caller stopped the work.
+    #[error("stopped while reading the data; nothing was written")]
     Cancelled,
-    /// Nothing but blank lines.
+    /// All lines are blank.
     #[error("the file has no samples")]
     Empty,
-    /// One JSON array instead of a line for each sample.
+    /// One JSON array instead of one line per sample.
     #[error("the file is a JSON array: write one object a line (jq -c '.[]' does it)")]
     Array,
     /// A line that is not JSON in UTF-8.
@@ -60,10 +60,10 @@ pub enum DataError {
     OtherForm {
         /// The line.
         line: u64,
-        /// That of the first one.
+        /// The form of the first line.
         form: Form,
     },
-    /// A value that is not what the form of the file has there.
+    /// A value of the wrong kind for the form of the file.
     #[error("line {line}: {key:?} should be {expected}")]
     Value {
         /// The line.
@@ -93,7 +93,7 @@ pub enum DataError {
     /// The chat template is broken.
     #[error("the chat template cannot be used: {0}")]
     Template(TemplateError),
-    /// Several chat templates, and none of them for every conversation.
+    /// Several chat templates without a default.
     #[error("the model has the chat templates {}, and none that is named default", names.join(", "))]
     NoDefaultTemplate {
         /// Their names.
@@ -119,9 +119,9 @@ pub enum DataError {
     /// The chat template refuses a conversation to continue.
     #[error("the chat template refuses the conversation: {0}")]
     Chat(TemplateError),
-    /// Where the words of the assistant stand in the text cannot be known.
+    /// The span of an answer in the text is unknown.
     #[error(
-        "line {line}: what the assistant says in message {message} (from 0) cannot be told from the rest of the text: {flaw}"
+        "line {line}: what the assistant says in message {message} (from 0) cannot be separated from the rest of the text: {flaw}"
     )]
     Spans {
         /// The line.
@@ -131,7 +131,7 @@ pub enum DataError {
         /// Why.
         flaw: SpanFlaw,
     },
-    /// Text cannot be tokenised, or tokens not be read.
+    /// Text cannot be tokenised, or tokens cannot be decoded.
     #[error("the tokenizer: {0}")]
     Encode(tokenizers::Error),
     /// A token that the model does not have.
@@ -149,26 +149,26 @@ pub enum DataError {
         /// Tokens of the model.
         vocab: u32,
     },
-    /// Messages that are not to be learned, where everything is.
+    /// Messages that are not learned, although everything is to be learned.
     #[error("line {line} has messages that are not to be learned, and every token is to be learned")]
     Unlearned {
         /// The line.
         line: u64,
     },
-    /// No sample of a file is left.
+    /// All samples of a file were dropped.
     #[error("nothing can be learned from any of {samples} samples; the first one: {first}")]
     AllDropped {
-        /// How many there are.
+        /// Number of samples.
         samples: u64,
-        /// Why the first one was left out.
+        /// Why the first one was dropped.
         first: Box<DataError>,
     },
-    /// A share of the samples is to be held out, and there are not two.
+    /// A share of the samples cannot be held out: there is only one.
     #[error("nothing can be held out for evaluation: the data is one sample")]
     NothingHeldOut,
     /// A sample from which nothing can be learned.
     #[error("line {line} has no token to be learned{}:\n{text}", cut_reason(*.length, *.max_length))]
-    NothingTrained {
+    NothingLearned {
         /// The line.
         line: u64,
         /// Tokens before it was cut.

@@ -25,20 +25,19 @@ pub struct DataFile<'a> {
 }
 
 impl<'a> DataFile<'a> {
-    /// A file that holds what its name says or, where that says nothing, what its first character
-    /// does.
+    /// A file. Its name decides on its form; if it does not, the first character does.
     pub fn new(path: &'a Path, bytes: &'a [u8]) -> Self {
         let named = |endings: &[&str]| path.extension().is_some_and(|e| endings.iter().any(|n| e.eq_ignore_ascii_case(n)));
         let like_json = || without_mark(bytes).trim_ascii_start().first().is_none_or(|byte| b"{[".contains(byte));
         Self { path, bytes, json_lines: named(&JSON_LINES) || (!named(&TEXT) && like_json()) }
     }
 
-    /// The samples of the file. `progress` hears how many of all lines are tokenised, and ends the
-    /// work where it says `false`.
+    /// The samples of the file. `progress` gets the number of tokenised lines and of all lines; it
+    /// stops the work by returning `false`.
     ///
     /// # Errors
     /// [`DataError::File`] with what is wrong; [`DataError::Cancelled`].
-    pub fn samples(
+    pub(crate) fn samples(
         &self,
         tokenizer: &Tokenizer,
         options: Options,

@@ -1,4 +1,4 @@
-//! The strings that a chat template names in its tags: what it may look for in a message.
+//! The strings in the tags of a chat template: it may look for them in a message.
 
 use std::collections::HashSet;
 use std::ops::Range;

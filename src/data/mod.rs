@@ -1,39 +1,36 @@
-//! Training data: files of people's forms, to tokens with a mark on those to be learned, to packed
+//! Training data: files of several forms become tokens with a loss mask, and these become packed
 //! batches.
 
-mod error;
-mod file;
-mod files;
-mod form;
+pub(crate) mod error;
+pub(crate) mod file;
+pub(crate) mod files;
+pub(crate) mod form;
 mod formats;
 mod jinja;
 mod literals;
 mod messages;
-mod notice;
-mod options;
-mod pack;
+pub(crate) mod notice;
+pub(crate) mod options;
+pub(crate) mod pack;
 mod probe;
 mod record;
-mod sample;
+pub(crate) mod sample;
 mod seam;
-mod show;
+pub(crate) mod show;
 mod spans;
 mod special;
-mod stream;
+pub(crate) mod stream;
 mod style;
 mod template;
-mod tokenizer;
+pub(crate) mod tokenizer;
 
 pub use error::DataError;
 pub use file::DataFile;
-pub use files::{TokenizerFile, TokenizerFiles};
+pub use files::TokenizerFile;
 pub use form::Form;
 pub use jinja::{ErrorKind as TemplateErrorKind, TemplateError};
-pub use notice::{Concern, LeftOut, Notice, SpanFlaw};
-pub use options::{Options, TrainOn};
-pub use pack::{Batch, IGNORE_INDEX, batch, epoch_order, rows};
-pub use sample::{Cut, Dataset, Dropped, Sample};
-pub use show::{Part, ShownSample, show_batch};
+pub use notice::SpanFlaw;
+pub use options::TrainOn;
 pub use stream::TokenStream;
 pub use tokenizer::{Message, Tokenizer};
 

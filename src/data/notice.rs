@@ -1,18 +1,18 @@
-//! What may be wrong with the conversations of a file.
+//! Warnings about the conversations of a file.
 
 use std::collections::BTreeMap;
 use std::fmt;
 
-/// Something that a conversation has and the text that a chat template makes of it has not.
+/// A part of a conversation that its rendering lacks.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 #[non_exhaustive]
 pub enum LeftOut {
-    /// What a message says.
+    /// The content of a message.
     Message {
         /// Its role.
         role: String,
     },
-    /// What the last message's `reasoning_content` says.
+    /// The last message's `reasoning_content`.
     Thought,
     /// A message's `tool_calls`.
     Calls,
@@ -32,22 +32,22 @@ impl fmt::Display for LeftOut {
     }
 }
 
-/// What may be wrong with a conversation.
+/// A possible mistake in a conversation.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 #[non_exhaustive]
 pub enum Concern {
-    /// Nothing that is learned of it ends in a token that ends a text.
+    /// None of its learned spans ends in a token that ends a text.
     NoEnd,
     /// Its text lacks something.
     LeftOut(LeftOut),
 }
 
-/// What may be wrong with some samples of a file.
+/// A possible mistake in some samples of a file.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Notice {
-    /// What it is.
+    /// The mistake.
     pub concern: Concern,
-    /// How many samples it is true of.
+    /// The number of samples with it.
     pub samples: u64,
     /// The line of the first one.
     pub line: u64,
@@ -71,8 +71,7 @@ impl fmt::Display for Notice {
     }
 }
 
-/// Why what a message of the assistant says cannot be separated from the rest of a rendered
-/// conversation.
+/// Why the span of an answer in a rendered conversation is unknown.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum SpanFlaw {

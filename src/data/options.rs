@@ -15,9 +15,9 @@ pub enum TrainOn {
 pub struct Options {
     /// What is learned.
     pub train_on: TrainOn,
-    /// Tokens of a sample at most; what is over is cut at the end.
+    /// Maximum number of tokens of a sample; the rest is cut off.
     pub max_length: u32,
-    /// Whether a sample from which nothing can be learned is an error; otherwise it is left out and
+    /// Whether a sample from which nothing can be learned is an error; otherwise it is dropped and
     /// counted.
     pub strict: bool,
 }

@@ -1,4 +1,4 @@
-//! Samples to rows of one length, several samples in a row, none of which sees another.
+//! Samples to rows of one length. A row has several samples, and attention never crosses samples.
 
 use super::sample::Sample;
 use crate::random::{Generator, Stream};
@@ -6,18 +6,17 @@ use crate::random::{Generator, Stream};
 /// The label of a token whose successor is not learned.
 pub const IGNORE_INDEX: u32 = u32::MAX;
 
-/// Tokens of some rows, one row after the other, without any in between: a token sees its own
-/// sample alone, so that a row only says how many tokens there may be. All vectors have an element
-/// for each token.
+/// Tokens of some rows, one row after the other, without padding. A token sees only its own sample,
+/// so a row is only a number of tokens. All vectors have one element per token.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Batch {
     /// Rows.
     pub rows: u32,
     /// The tokens.
     pub tokens: Vec<u32>,
-    /// One a token: the next token of the same sample, or [`IGNORE_INDEX`].
+    /// One per token: the next token of the same sample, or [`IGNORE_INDEX`].
     pub labels: Vec<u32>,
-    /// One a token: where in this batch its sample starts.
+    /// One per token: the index in this batch of its sample's first token.
     pub starts: Vec<u32>,
     /// Labels other than [`IGNORE_INDEX`].
     pub loss_tokens: u64,
@@ -30,9 +29,8 @@ pub fn epoch_order(count: usize, seed: u64, epoch: u32) -> Vec<usize> {
     order
 }
 
-/// The samples of each row: in `order`, each into the first row that still has room for it. Samples
-/// longer than `length` are left out; there are none after [`Dataset`](super::Dataset) has cut
-/// them.
+/// The samples of each row: in `order`, each sample into the first row with room for it. Samples
+/// longer than `length` are skipped; [`Dataset`](super::Dataset) has none, since it cuts them.
 pub fn rows(samples: &[Sample], order: &[usize], length: u32) -> Vec<Vec<usize>> {
     let mut rows: Vec<Vec<usize>> = Vec::new();
     let mut room = Room::new(order.len(), length as usize);
@@ -49,8 +47,8 @@ pub fn rows(samples: &[Sample], order: &[usize], length: u32) -> Vec<Vec<usize>>
     rows
 }
 
-/// The room left in each of many rows, as a tree of maxima: the first row with enough is found
-/// without looking at all.
+/// The free tokens of each row, as a tree of maxima: it finds the first row with enough of them in
+/// logarithmic time.
 struct Room {
     /// Node 1 is the root, the children of node `i` are `2i` and `2i + 1`; the leaves are the rows.
     tree: Vec<usize>,
@@ -63,7 +61,7 @@ impl Room {
         Self { tree: vec![length; 2 * leaves], leaves }
     }
 
-    /// Takes `needed` from the first row that has it.
+    /// Takes `needed` tokens from the first row that has them free.
     fn take(&mut self, needed: usize) -> Option<usize> {
         let has = |tree: &[usize], node: usize| tree.get(node).is_some_and(|&room| room >= needed);
         let mut node = 1;
@@ -79,8 +77,8 @@ impl Room {
         while node > 1 {
             node /= 2;
             let child = |i: usize| self.tree.get(2 * node + i).copied().unwrap_or_default();
-            let most = child(0).max(child(1));
-            *self.tree.get_mut(node)? = most;
+            let max = child(0).max(child(1));
+            *self.tree.get_mut(node)? = max;
         }
         Some(row)
     }
@@ -97,13 +95,13 @@ pub fn batch(samples: &[Sample], rows: &[Vec<usize>]) -> Batch {
 impl Batch {
     fn push(&mut self, sample: &Sample) {
         let start = self.tokens.len() as u32;
-        let targets = sample.tokens.iter().zip(&sample.trained).skip(1);
-        let labels = targets.map(|(&token, &trained)| if trained { token } else { IGNORE_INDEX });
+        let targets = sample.tokens.iter().zip(&sample.loss_mask).skip(1);
+        let labels = targets.map(|(&token, &learned)| if learned { token } else { IGNORE_INDEX });
         self.labels.extend(labels);
         self.labels.extend(sample.tokens.last().map(|_| IGNORE_INDEX));
         self.tokens.extend(&sample.tokens);
         self.starts.resize(self.tokens.len(), start);
-        self.loss_tokens += sample.trained_tokens();
+        self.loss_tokens += sample.loss_tokens();
     }
 }
 
@@ -111,9 +109,9 @@ impl Batch {
 mod tests {
     use super::*;
 
-    /// A sample whose tokens are 10, 11, ... and whose trained ones are given.
-    fn sample(first: u32, trained: &[bool]) -> Sample {
-        Sample { line: 1, tokens: (first..).take(trained.len()).collect(), trained: trained.to_vec() }
+    /// A sample with the tokens `first`, `first + 1`, ... and a loss mask.
+    fn sample(first: u32, loss_mask: &[bool]) -> Sample {
+        Sample { line: 1, tokens: (first..).take(loss_mask.len()).collect(), loss_mask: loss_mask.to_vec() }
     }
 
     fn of_length(length: usize) -> Sample {

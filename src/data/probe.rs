@@ -1,12 +1,12 @@
 //! Probes: a conversation whose words are replaced by letters that stand for them.
 //!
-//! A chat template copies words and writes text of its own between them. To know which is which,
-//! the words are replaced, letter by letter, and the conversation is rendered again. A replacement
-//! is a letter of a script that the conversation does not use, and each value of each message has
-//! its own, so that a rendering shows whose every letter is. Blanks, quotes and, where a template
-//! looks for them, its own strings stay: it takes the same branches, and the rendering has the same
-//! length. Where the letters are put back the text must come out again. If it does not, the probe
-//! shows nothing and another one is tried.
+//! A chat template copies words and writes text of its own between them. To separate the two, the
+//! words are replaced letter by letter, and the conversation is rendered again. Replacements are
+//! letters of scripts that the conversation does not use. Each value of each message has its own
+//! replacements, so a rendering shows the origin of every letter. Blanks and quotes stay, and so do
+//! the template's own strings if it looks for them: then it takes the same branches. With the
+//! original letters put back, the rendering must equal the text. Otherwise the probe is discarded,
+//! and another one is tried.
 
 use std::collections::{HashMap, HashSet};
 use std::ops::{Range, RangeInclusive};
@@ -14,8 +14,12 @@ use std::ops::{Range, RangeInclusive};
 use super::jinja::{Dict, Value};
 use super::literals::Literals;
 
-/// Rare letters without upper and lower case. JSON and Python's `repr` write them as they are.
+/// Rare letters without upper and lower case. JSON and Python's `repr` do not escape them.
 const ALPHABET: [RangeInclusive<char>; 3] = ['\u{20000}'..='\u{2a6df}', '\u{ac00}'..='\u{d7a3}', '\u{3400}'..='\u{4dbf}'];
+
+/// What stands for words in the shape of a message, and for an added letter.
+const WORD: char = '\u{1}';
+const ADDED: char = '\u{2}';
 
 /// Keys whose values choose a branch of a template: they are never replaced.
 const KEPT_KEYS: [&str; 3] = ["role", "type", "required"];
@@ -37,7 +41,7 @@ pub(super) enum Part {
     Other,
 }
 
-/// Whose letters they are.
+/// The origin of letters.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Owner {
     /// A message, by its index.
@@ -46,49 +50,49 @@ pub(super) enum Owner {
     Tools,
 }
 
-/// One string of the conversation (all strings of the tools are one).
+/// One string of the conversation; all strings of the tools count as one.
 #[derive(Debug)]
 pub(super) struct Leaf {
     pub(super) owner: Owner,
-    /// How many of its letters are replaced.
+    /// The number of its replaced letters.
     pub(super) letters: usize,
-    /// What stands before the first replaced letter, without blanks at the start.
+    /// The text before the first replaced letter, without blanks at the start.
     pub(super) head: String,
-    /// What follows the last replaced letter, without blanks at the end.
+    /// The text after the last replaced letter, without blanks at the end.
     pub(super) tail: String,
-    /// Whether it is a letter that was added.
+    /// Whether it is an added letter.
     pub(super) added: bool,
 }
 
-/// What becomes of a message.
+/// What a probe does with a message.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(super) enum Words {
     /// It stays.
     Kept,
     /// Its letters are replaced.
     Replaced,
-    /// They are replaced, and a letter is added to what it says: it has none to replace.
+    /// They are replaced, and a letter is added to its content, which has none to replace.
     Extended,
-    /// The same, and the letter stands in place of the blanks at the end.
+    /// The same, and the letter replaces the blanks at the end.
     Trimmed,
 }
 
 /// What is replaced.
 #[derive(Debug, Clone)]
 pub(super) struct Plan {
-    /// One a message.
+    /// One per message.
     pub(super) messages: Vec<Words>,
-    /// Whether the tools are.
+    /// Whether the tools are replaced.
     pub(super) tools: bool,
-    /// Whether the calls of tools are, and keys other than content and thought.
+    /// Whether calls of tools are replaced, and keys other than content and thought.
     pub(super) calls: bool,
-    /// Whether the strings of the template stay where a text has them.
+    /// Whether the strings of the template stay in texts.
     pub(super) keep_literals: bool,
     /// Keys whose values stay.
     pub(super) kept_keys: &'static [&'static str],
 }
 
-/// What a letter stands for.
+/// The meaning of a replacement.
 #[derive(Debug)]
 struct Letter {
     /// `None`: it was added.
@@ -102,6 +106,8 @@ pub(super) struct Probe {
     pub(super) messages: Vec<Value>,
     pub(super) tools: Value,
     pub(super) leaves: Vec<Leaf>,
+    /// The leaves of each message; equal messages may have the same leaves.
+    leaves_of: Vec<Range<usize>>,
     letters: HashMap<char, Letter>,
 }
 
@@ -137,21 +143,23 @@ impl Probe {
             letters: HashMap::new(),
             leaves: Vec::new(),
         };
-        let mut written: Vec<Value> = Vec::with_capacity(messages.len());
-        let mut equal: HashMap<(String, Words), Value> = HashMap::new();
+        let mut written: Vec<(Value, Range<usize>)> = Vec::with_capacity(messages.len());
+        let mut equal: HashMap<(String, Words), (Value, Range<usize>)> = HashMap::new();
         for (index, (message, &words)) in messages.iter().zip(&plan.messages).enumerate() {
+            let mut replace = || {
+                let first = writer.leaves.len();
+                let message = writer.message(index, message, words, plan.calls);
+                (message, first..writer.leaves.len())
+            };
             written.push(match words {
-                Words::Kept => message.clone(),
-                _ if is_assistant(message) => writer.message(index, message, words, plan.calls),
-                // Some templates compare messages: equal ones stay equal. Which one an assistant
-                // said must be known.
-                _ => {
-                    let replace = || writer.message(index, message, words, plan.calls);
-                    equal.entry((message.to_string(), words)).or_insert_with(replace).clone()
-                }
+                Words::Kept => (message.clone(), 0..0),
+                _ if is_assistant(message) => replace(),
+                // Some templates compare messages: equal ones stay equal, except answers, which must
+                // be distinguished.
+                _ => equal.entry((message.to_string(), words)).or_insert_with(replace).clone(),
             });
         }
-        let messages = written;
+        let (messages, leaves_of) = written.into_iter().unzip();
         let tools = match plan.tools {
             true => {
                 let leaf = writer.leaf(Owner::Tools);
@@ -160,7 +168,40 @@ impl Probe {
             false => tools.clone(),
         };
         let Writer { letters, leaves, .. } = writer;
-        Self { messages, tools, leaves, letters }
+        Self { messages, tools, leaves, leaves_of, letters }
+    }
+
+    /// The leaves of a message.
+    pub(super) fn leaves_of(&self, message: usize) -> Range<usize> {
+        self.leaves_of.get(message).cloned().unwrap_or_default()
+    }
+
+    /// A message without its words: what a template may look at. Words are one letter, also with the
+    /// blanks and quotes between them.
+    pub(super) fn shape(&self, message: usize) -> String {
+        let mut text = String::new();
+        self.messages.get(message).into_iter().for_each(|message| spell(message, &mut text));
+        let mut shape = String::new();
+        let mut gap = String::new();
+        for c in text.chars() {
+            let written = match self.letters.get(&c) {
+                Some(Letter { original: Some(_), .. }) => WORD,
+                Some(Letter { original: None, .. }) => ADDED,
+                None if stays(c) => {
+                    gap.push(c);
+                    continue;
+                }
+                None => c,
+            };
+            if written == WORD && shape.ends_with(WORD) {
+                gap.clear();
+                continue;
+            }
+            shape.push_str(&gap);
+            gap.clear();
+            shape.push(written);
+        }
+        shape + &gap
     }
 
     /// Puts the letters of a rendering back.
@@ -192,8 +233,8 @@ impl Probe {
         Reading { text, runs }
     }
 
-    /// The leaf of a rendering's last letter, and what the template writes after it: all of it
-    /// where no letter is.
+    /// The leaf of a rendering's last letter, and the text after that letter; the whole rendering if
+    /// it has no letter.
     pub(super) fn tail<'a>(&self, rendered: &'a str) -> (Option<usize>, &'a str) {
         let last = rendered.char_indices().rev().find_map(|(at, c)| Some((self.letters.get(&c)?.leaf, at + c.len_utf8())));
         match last {
@@ -323,7 +364,7 @@ impl Writer<'_> {
         written
     }
 
-    /// The letter that stands for one; `None` once the alphabet is used up.
+    /// The replacement of a letter; `None` once the alphabet is used up.
     fn letter(&mut self, c: char, leaf: usize) -> Option<char> {
         if let Some(&letter) = self.chosen.get(&(leaf, c)) {
             return Some(letter);
@@ -340,13 +381,30 @@ pub(super) fn is_assistant(message: &Value) -> bool {
     message.get("role").as_str() == Some("assistant")
 }
 
-/// Whether a character is never replaced: what templates trim, and what has another length where
-/// JSON and Python escape it.
+/// Whether a character is never replaced: templates trim it, or JSON and Python escape it.
 fn stays(c: char) -> bool {
     c.is_whitespace() || c.is_control() || matches!(c, '"' | '\'' | '\\')
 }
 
-/// A dict with other values; what is no dict stays.
+/// Writes all strings of a value with marks around them.
+fn spell(value: &Value, out: &mut String) {
+    if let Some(items) = value.as_list() {
+        out.push('[');
+        items.iter().for_each(|item| spell(item, out));
+        out.push(']');
+    } else if let Some(dict) = value.as_dict() {
+        out.push('{');
+        for (key, value) in dict.entries() {
+            out.push_str(&key.to_string());
+            spell(value, out);
+        }
+        out.push('}');
+    } else {
+        out.push_str(&format!("<{value}>"));
+    }
+}
+
+/// A dict with other values; any other value stays.
 fn map_values(map: &Value, mut value: impl FnMut(&str, &Value) -> Value) -> Value {
     let Some(dict) = map.as_dict() else { return map.clone() };
     let pair = |(key, old): &(Value, Value)| (key.clone(), value(key.as_str().unwrap_or_default(), old));

@@ -1,4 +1,4 @@
-//! Records to samples: tokens, and which of them are to be learned.
+//! Records to samples: tokens and their loss mask.
 
 use std::collections::BTreeMap;
 
@@ -19,8 +19,8 @@ use crate::random::{Generator, Stream};
 const ALPACA: &str =
     "Below is an instruction that describes a task. Write a response that appropriately completes the request.";
 
-/// Records that are tokenised between two looks at whether to go on: enough for all cores, and done
-/// in a moment.
+/// Records that are tokenised between two calls of `progress`: enough for all cores, and done in a
+/// moment.
 const AT_A_TIME: usize = 512;
 
 /// One text.
@@ -30,40 +30,39 @@ pub struct Sample {
     pub line: u64,
     /// Its tokens.
     pub tokens: Vec<u32>,
-    /// One a token: whether it is to be predicted. The first token never is: nothing stands before
-    /// it.
-    pub trained: Vec<bool>,
+    /// One per token: whether its prediction counts in the loss. The first token is never predicted.
+    pub loss_mask: Vec<bool>,
 }
 
 impl Sample {
-    /// Tokens to be predicted.
-    pub fn trained_tokens(&self) -> u64 {
-        self.trained.iter().skip(1).filter(|&&t| t).count() as u64
+    /// Tokens that count in the loss.
+    pub fn loss_tokens(&self) -> u64 {
+        self.loss_mask.iter().skip(1).filter(|&&t| t).count() as u64
     }
 }
 
-/// What the maximum length took.
+/// What the maximum length cut off.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Cut {
     /// Samples that were longer.
     pub samples: u64,
-    /// Their tokens that are gone.
+    /// Their tokens that were cut off.
     pub tokens: u64,
 }
 
-/// Samples that are left out: nothing can be learned from them.
+/// Samples that were dropped: nothing can be learned from them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize)]
 pub struct Dropped {
     /// Samples that have no token to be learned.
     pub empty: u64,
     /// Samples that have none within the maximum length.
     pub overlong: u64,
-    /// The line of the first one; 0 where there is none.
+    /// The line of the first one; 0 if there is none.
     pub first_line: u64,
 }
 
 impl Dropped {
-    /// How many there are.
+    /// Their number.
     pub fn samples(self) -> u64 {
         self.empty + self.overlong
     }
@@ -76,23 +75,23 @@ pub struct Dataset {
     pub form: Option<Form>,
     /// The samples, in the order of the file.
     pub samples: Vec<Sample>,
-    /// What the maximum length took.
+    /// What the maximum length cut off.
     pub cut: Cut,
-    /// Samples that are left out.
+    /// Samples that were dropped.
     pub dropped: Dropped,
-    /// Keys of lines that mean nothing to the form, and how many lines have each.
+    /// Keys of lines and messages without a known meaning, and the number of lines with each.
     pub ignored_keys: BTreeMap<String, u64>,
     /// What may be wrong with the samples.
     pub notices: Vec<Notice>,
 }
 
 impl Dataset {
-    /// Reads a JSON Lines file. `progress` hears how many of all records are tokenised, and ends
-    /// the work where it says `false`.
+    /// Reads a JSON Lines file. `progress` gets the number of tokenised records and of all records; it
+    /// stops the work by returning `false`.
     ///
     /// # Errors
     /// A [`DataError`] with the line; [`DataError::AllDropped`] where nothing can be learned from
-    /// any sample, and [`DataError::NothingTrained`] for the first one of these where `options` are
+    /// any sample, and [`DataError::NothingLearned`] for the first one of these where `options` are
     /// strict; [`DataError::Cancelled`].
     pub fn from_json_lines(
         bytes: &[u8],
@@ -114,7 +113,7 @@ impl Dataset {
                 let (sample, of_sample) = sample?;
                 let line = sample.line;
                 let dropped = dataset.push(sample, tokenizer, options)?;
-                // What is left out does no harm.
+                // A dropped sample does no harm.
                 concerns.extend(of_sample.into_iter().filter(|_| dropped.is_none()).map(|concern| (line, concern)));
                 first_dropped = first_dropped.or(dropped);
             }
@@ -138,7 +137,7 @@ impl Dataset {
         let text = std::str::from_utf8(without_mark(bytes)).map_err(|e| DataError::Utf8 { byte: e.valid_up_to() as u64 })?;
         let tokens = tokenizer.encode(&text.replace("\r\n", "\n"), true)?;
         let windows = tokens.chunks(max_length.max(1) as usize).filter(|window| window.len() > 1);
-        let sample = |tokens: &[u32]| Sample { line: 1, tokens: tokens.to_vec(), trained: vec![true; tokens.len()] };
+        let sample = |tokens: &[u32]| Sample { line: 1, tokens: tokens.to_vec(), loss_mask: vec![true; tokens.len()] };
         let samples: Vec<Sample> = windows.map(sample).collect();
         if samples.is_empty() {
             return Err(DataError::Empty);
@@ -146,8 +145,7 @@ impl Dataset {
         Ok(Self { samples, ..Self::default() })
     }
 
-    /// Takes a share of the samples out, to evaluate on: at random, one at least, and never the
-    /// last one. Both parts keep the order of the file.
+    /// Moves a random share of the samples out for evaluation: at least one, and never all of them. Both parts keep the order of the file.
     ///
     /// # Errors
     /// [`DataError::NothingHeldOut`] where there are not two samples.
@@ -175,9 +173,9 @@ impl Dataset {
         u32::try_from(longest).unwrap_or(u32::MAX)
     }
 
-    /// Tokens to be predicted.
-    pub fn trained_tokens(&self) -> u64 {
-        self.samples.iter().map(Sample::trained_tokens).sum()
+    /// Tokens that count in the loss.
+    pub fn loss_tokens(&self) -> u64 {
+        self.samples.iter().map(Sample::loss_tokens).sum()
     }
 
     /// Adds a sample, cut to its maximum length, or leaves it out and says why.
@@ -185,10 +183,10 @@ impl Dataset {
         let (line, length, max_length) = (sample.line, sample.tokens.len() as u64, options.max_length);
         let over = sample.tokens.len().saturating_sub(max_length as usize);
         sample.tokens.truncate(max_length as usize);
-        sample.trained.truncate(max_length as usize);
-        if sample.trained_tokens() == 0 {
+        sample.loss_mask.truncate(max_length as usize);
+        if sample.loss_tokens() == 0 {
             let text = tokenizer.decode(&sample.tokens)?;
-            let error = DataError::NothingTrained { line, length, max_length, text };
+            let error = DataError::NothingLearned { line, length, max_length, text };
             if options.strict {
                 return Err(error);
             }
@@ -229,18 +227,18 @@ fn encode(
     // A template writes the special tokens itself.
     let encoded = tokenizer.encode_spans(&marked.text, !in_template).map_err(|error| error.of_line(line))?;
     let mut tokens = encoded.tokens;
-    let mut trained: Vec<bool> = encoded.spans.iter().map(|span| marked.is_trained(span)).collect();
+    let mut loss_mask: Vec<bool> = encoded.spans.iter().map(|span| marked.is_learned(span)).collect();
     let eos = tokenizer.eos().filter(|eos| !in_template && tokens.last() != Some(eos));
     tokens.extend(eos);
     if !in_template && tokens.last().copied() == tokenizer.eos() {
-        // Whoever put it there: a model that does not learn where to end goes on forever.
-        trained.resize(tokens.len(), true);
-        trained.last_mut().into_iter().for_each(|last| *last = true);
+        // It is learned, whether the text or this function added it: otherwise the model never stops.
+        loss_mask.resize(tokens.len(), true);
+        loss_mask.last_mut().into_iter().for_each(|last| *last = true);
     }
     if train_on == TrainOn::All {
-        trained.fill(true);
+        loss_mask.fill(true);
     }
-    let sample = Sample { line, tokens, trained };
+    let sample = Sample { line, tokens, loss_mask };
     let no_end = in_template && !learns_an_end(tokenizer, &sample, train_on);
     let left_out = marked.left_out.into_iter().map(Concern::LeftOut);
     let concerns = no_end.then_some(Concern::NoEnd).into_iter().chain(left_out).collect();
@@ -250,10 +248,10 @@ fn encode(
 /// Whether something that is learned ends in a token that ends a text; where all is learned,
 /// whether there is one.
 fn learns_an_end(tokenizer: &Tokenizer, sample: &Sample, train_on: TrainOn) -> bool {
-    let next = sample.trained.iter().skip(1).chain([&false]);
-    let tokens = sample.tokens.iter().zip(&sample.trained).zip(next).skip(1);
-    let ends = |((&token, &trained), &next): ((&u32, &bool), &bool)| {
-        trained && (!next || train_on == TrainOn::All) && tokenizer.is_end(token)
+    let next = sample.loss_mask.iter().skip(1).chain([&false]);
+    let tokens = sample.tokens.iter().zip(&sample.loss_mask).zip(next).skip(1);
+    let ends = |((&token, &learned), &next): ((&u32, &bool), &bool)| {
+        learned && (!next || train_on == TrainOn::All) && tokenizer.is_end(token)
     };
     tokens.into_iter().any(ends)
 }
@@ -270,7 +268,7 @@ fn instruction_messages(system: Option<&str>, turns: &[[String; 2]]) -> Vec<Valu
 fn alpaca(tokenizer: &Tokenizer, system: Option<&str>, turns: &[[String; 2]]) -> Result<Marked, DataError> {
     let end = tokenizer.eos().map(|eos| tokenizer.decode(&[eos])).transpose()?.unwrap_or_default();
     let mut text = system.unwrap_or(ALPACA).to_owned();
-    let mut trained = Vec::new();
+    let mut learned = Vec::new();
     for (i, [question, answer]) in turns.iter().enumerate() {
         text.push_str(&format!("\n\n### Instruction:\n{question}\n\n### Response:\n"));
         let start = text.len();
@@ -278,7 +276,7 @@ fn alpaca(tokenizer: &Tokenizer, system: Option<&str>, turns: &[[String; 2]]) ->
         if i + 1 < turns.len() {
             text.push_str(&end);
         }
-        trained.push(start..text.len());
+        learned.push(start..text.len());
     }
-    Ok(Marked { text, trained, left_out: Vec::new() })
+    Ok(Marked { text, learned, left_out: Vec::new() })
 }

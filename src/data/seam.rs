@@ -1,5 +1,5 @@
-//! What a template writes between the words of messages, compared by marks, words and characters:
-//! `<|user|>` and `<|end|>` have nothing in common.
+//! Comparison of the texts that a template writes between messages. They are compared by atoms (marks,
+//! words, characters): `<|user|>` and `<|end|>` have nothing in common.
 
 /// Bytes of the first atom of a text: `<..>` or `[..]` without blanks, a word, or a character.
 fn atom(text: &str) -> usize {
@@ -50,21 +50,21 @@ pub(super) fn common_suffix(a: &str, b: &str) -> usize {
     same.map(|(atom, _)| atom.len()).sum()
 }
 
-/// Where the last `header` of a seam ends, if it has one; a blank one is none.
+/// The end of the last `header` in a seam, if it has one; a blank header does not count.
 pub(super) fn header_end(seam: &str, header: &str) -> Option<usize> {
     let (seam, of_header) = (atoms(seam), atoms(header));
     let at = seam.windows(of_header.len().max(1)).rposition(|window| window == of_header)?;
     (!header.trim().is_empty()).then(|| bytes(seam.get(..at + of_header.len()).unwrap_or_default()))
 }
 
-/// Bytes up to the end of the first atom that is not blank, and of the blanks after it.
+/// Bytes up to the end of the first atom that is not blank, including the blanks after it.
 pub(super) fn first_mark(text: &str) -> usize {
     let rest = text.trim_start();
     let after = rest.get(atom(rest)..).unwrap_or_default();
     text.len() - after.trim_start().len()
 }
 
-/// Where the last of some strings ends that a text has.
+/// The end of the last of some strings in a text.
 pub(super) fn last_end(text: &str, strings: &[String]) -> Option<usize> {
     strings.iter().filter_map(|string| Some(text.rfind(string.as_str())? + string.len())).max()
 }

@@ -1,4 +1,4 @@
-//! A batch as people can read it.
+//! A batch as text, with the learned tokens marked.
 
 use std::fmt;
 
@@ -8,15 +8,15 @@ use super::error::DataError;
 use super::pack::{Batch, IGNORE_INDEX};
 use super::tokenizer::Tokenizer;
 
-/// What stands around text that is learned.
+/// The marks around learned text.
 const MARKS: [&str; 2] = ["⟦", "⟧"];
 
-/// A sample of a batch, decoded; as a text, what is learned stands in ⟦ ⟧.
+/// A sample of a batch, decoded. Its `Display` puts learned text in ⟦ ⟧.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct ShownSample {
     /// Its tokens.
     pub tokens: u64,
-    /// Those that are learned.
+    /// Its learned tokens.
     pub learned: u64,
     /// The sample from its start to its end.
     pub parts: Vec<Part>,

@@ -1,12 +1,15 @@
-//! Where in a text stands what is to be learned.
+//! The spans of a rendered conversation that are learned.
 //!
-//! A template with `{% generation %}` says so itself. Every other one is probed (see
-//! [`super::probe`]): of each letter of the rendered text it is then known which message it is of,
-//! or that the template wrote it. What the template writes between the words of two messages is a
-//! seam. A seam has the end of a turn and the header of the next one. The end is what also follows
-//! where the turn is the last one. The header is what also stands in the generation prompt.
+//! A template with `{% generation %}` marks them itself. Any other template is probed (see
+//! [`super::probe`]): then the origin of each letter is known, a message or the template. The text of
+//! the template between the words of two messages is a seam. A seam has the end of a turn and the
+//! header of the next one. The end also follows the turn if it is the last one. The header is also in
+//! the generation prompt.
 
+use std::cell::RefCell;
+use std::collections::{HashMap, HashSet};
 use std::ops::Range;
+use std::rc::Rc;
 
 use super::error::DataError;
 use super::formats::Chat;
@@ -18,32 +21,32 @@ use super::seam::{common_prefix, common_suffix, header_end, last_end};
 use super::template::ChatTemplate;
 use super::tokenizer::{Message, Tokenizer, values};
 
-/// A text, and its bytes that are to be learned: ranges in order.
+/// A text, and the bytes of it that are learned: ranges in order.
 #[derive(Debug, PartialEq)]
 pub(super) struct Marked {
     pub(super) text: String,
-    pub(super) trained: Vec<Range<usize>>,
-    /// What the text lacks of the conversation that it was rendered from.
+    pub(super) learned: Vec<Range<usize>>,
+    /// The parts of the conversation that the text lacks.
     pub(super) left_out: Vec<LeftOut>,
 }
 
 impl Marked {
-    /// All that follows the first `start` bytes.
+    /// A text that is learned from byte `start`.
     pub(super) fn from_byte(text: String, start: usize) -> Self {
-        let trained = std::iter::once(start..text.len()).collect();
-        Self { text, trained, left_out: Vec::new() }
+        let learned = std::iter::once(start..text.len()).collect();
+        Self { text, learned, left_out: Vec::new() }
     }
 
-    /// Whether a token that stands for these bytes is to be learned: some of them are. A token's
-    /// spaces may not count as its own, so that nothing but its end is certain.
-    pub(super) fn is_trained(&self, token: &Range<usize>) -> bool {
+    /// Whether the token of these bytes is learned: some of the bytes are. A tokenizer may leave a
+    /// token's spaces out of its bytes, so only the end is certain.
+    pub(super) fn is_learned(&self, token: &Range<usize>) -> bool {
         let start = token.start.min(token.end.saturating_sub(1));
-        self.trained.iter().any(|span| token.end > span.start && start < span.end)
+        self.learned.iter().any(|span| token.end > span.start && start < span.end)
     }
 }
 
-/// A conversation as the chat template writes it, with what the assistant says marked, up to the
-/// token that ends its turn.
+/// A conversation as the chat template writes it, with the assistant's turns marked, up to the token
+/// that ends each.
 ///
 /// # Errors
 /// [`DataError::NoTemplate`], [`DataError::Render`], [`DataError::Unlearned`],
@@ -58,7 +61,7 @@ pub(super) fn conversation(tokenizer: &Tokenizer, line: u64, chat: &Chat, train_
         template.rendered(messages, tools, false).map_err(|source| DataError::Render { line, source })?;
     let probed = Probed::new(rendering, &text);
     let left_out = probed.left_out();
-    let trained = match train_on {
+    let learned = match train_on {
         TrainOn::All if !unlearned.is_empty() => return Err(DataError::Unlearned { line }),
         TrainOn::All => std::iter::once(0..text.len()).collect(),
         TrainOn::Completions => {
@@ -71,11 +74,12 @@ pub(super) fn conversation(tokenizer: &Tokenizer, line: u64, chat: &Chat, train_
             spans.map_err(|(message, flaw)| DataError::Spans { line, message, flaw })?
         }
     };
-    Ok(Marked { text, trained, left_out })
+    Ok(Marked { text, learned, left_out })
 }
 
 impl Tokenizer {
-    /// What [`Tokenizer::chat_prompt`] has nothing of.
+    /// The parts of a conversation that [`Tokenizer::chat_prompt`] lacks.
+    #[doc(hidden)]
     pub fn left_out(&self, messages: &[Message]) -> Vec<LeftOut> {
         let Ok(template) = self.template(&Value::None) else { return Vec::new() };
         let messages = values(messages);
@@ -98,7 +102,7 @@ impl Rendering<'_> {
         self.template.render(self.messages, self.tools, self.add_generation_prompt)
     }
 
-    /// The probe of a plan, if its letters put back give the same text.
+    /// The probe of a plan, if its rendering with the letters put back equals the text.
     fn attempt(&self, plan: &Plan, text: &str) -> Option<(Probe, Reading)> {
         let probe = Probe::new(self.messages, self.tools, plan, self.template.literals(), text);
         let rendered = self.template.render(&probe.messages, &probe.tools, self.add_generation_prompt).ok()?;
@@ -107,15 +111,34 @@ impl Rendering<'_> {
     }
 }
 
-/// A rendered conversation of which it is known whose each letter is.
+/// A rendered conversation, with the origin of each letter.
 struct Probed<'a> {
     rendering: Rendering<'a>,
     text: &'a str,
     plan: Plan,
     probe: Probe,
     runs: Vec<Run>,
-    /// The runs of what each message says, by their indices.
+    /// The runs of each message's words, by their indices.
     words: Vec<Option<Range<usize>>>,
+    /// The shape of each message.
+    shapes: Vec<Rc<str>>,
+    /// The ends of renderings of the first messages, by the shapes of the last few of these.
+    tails: RefCell<HashMap<TailKey, Tail>>,
+}
+
+/// Messages whose shapes decide on what a template writes after the last one of them.
+const CONTEXT: usize = 3;
+
+/// Whether a rendering has a generation prompt, whether its messages are all of the conversation's
+/// first ones, and the shapes of the last ones.
+type TailKey = (bool, bool, Vec<Rc<str>>);
+
+/// What a template writes after the last letter, and that letter's leaf, counted from the first leaf
+/// of the last message.
+#[derive(Debug, Clone)]
+struct Tail {
+    leaf: usize,
+    text: String,
 }
 
 impl<'a> Probed<'a> {
@@ -124,8 +147,8 @@ impl<'a> Probed<'a> {
             let messages = vec![Words::Replaced; rendering.messages.len()];
             Plan { messages, tools, calls, keep_literals, kept_keys }
         };
-        // Few templates look at words. One that does finds what it looks for in the second attempt.
-        // Others look for the call of a result by its identifier, or for a tool by its name.
+        // Few templates look at words; the second plan keeps the strings that they look for. Others
+        // find the call of a result by its identifier, or a tool by its name.
         let plans = [
             all(true, true, false, &[]),
             all(true, true, true, &[]),
@@ -145,10 +168,11 @@ impl<'a> Probed<'a> {
             let Some(words) = said_by(&probe, run).and_then(|message| words.get_mut(message)) else { continue };
             words.get_or_insert(at..at).end = at + 1;
         }
-        Self { rendering, text, plan, probe, runs, words }
+        let shapes = (0..rendering.messages.len()).map(|message| probe.shape(message).into()).collect();
+        Self { rendering, text, plan, probe, runs, words, shapes, tails: RefCell::default() }
     }
 
-    /// Gives the messages that say nothing a letter each, where that changes nothing else.
+    /// Adds a letter to each message without words, if that changes nothing else.
     fn with_letters_added(mut self) -> Self {
         let messages = self.rendering.messages;
         let silent = |probed: &Self, at| !probed.runs.iter().any(|run| probed.of_message(run, at));
@@ -176,17 +200,17 @@ impl<'a> Probed<'a> {
         (0..messages.len()).filter(|&i| messages.get(i).is_some_and(is_assistant))
     }
 
-    /// What messages say and the text has nothing of.
+    /// The parts of messages that the text lacks.
     fn left_out(&self) -> Vec<LeftOut> {
-        let rendered = |leaf: usize| self.runs.iter().any(|run| run.leaf == leaf);
+        let written: HashSet<usize> = self.runs.iter().map(|run| run.leaf).collect();
+        let rendered = |leaf: usize| written.contains(&leaf);
         let role = |message: usize| self.rendering.messages.get(message).map(|message| message.get("role").to_string());
         let last = self.rendering.messages.len().checked_sub(1);
         let leaves = || self.probe.leaves.iter().enumerate().filter(|(_, leaf)| leaf.letters > 0 && !leaf.added);
         let none_of = |owner: Owner| !leaves().any(|(at, leaf)| leaf.owner == owner && rendered(at));
         let lost = |(at, leaf): (usize, &Leaf)| match leaf.owner {
             Owner::Message(message, Part::Content) if !rendered(at) => role(message).map(|role| LeftOut::Message { role }),
-            // Templates leave out what was thought in earlier turns; of the last one it is to be
-            // learned.
+            // Templates leave out the thoughts of earlier turns. That of the last one is learned.
             Owner::Message(message, Part::Thought) if last == Some(message) && !rendered(at) => Some(LeftOut::Thought),
             Owner::Message(_, Part::Calls) if none_of(leaf.owner) => Some(LeftOut::Calls),
             Owner::Tools if !rendered(at) => Some(LeftOut::Tools),
@@ -198,7 +222,7 @@ impl<'a> Probed<'a> {
         lost
     }
 
-    /// What the template marks, but for what some messages say.
+    /// The spans that the template marks, without those of some messages.
     fn without(&self, mut generations: Vec<Range<usize>>, unlearned: &[usize]) -> Vec<Range<usize>> {
         let said = |span: &Range<usize>, run: &Run| run.bytes.start >= span.start && run.bytes.end <= span.end;
         let of_unlearned = |run: &Run| unlearned.iter().any(|&message| self.of_message(run, message));
@@ -206,7 +230,7 @@ impl<'a> Probed<'a> {
         generations
     }
 
-    /// What is learned, without some messages; or the message that cannot be, and why.
+    /// The learned spans, without those of some messages; or the message whose span is unknown, and why.
     fn spans(&self, ends: &[String], unlearned: &[usize]) -> Result<Vec<Range<usize>>, (usize, SpanFlaw)> {
         let mut spans = Vec::new();
         for turn in self.turns().filter(|turn| !unlearned.contains(turn)) {
@@ -224,7 +248,7 @@ impl<'a> Probed<'a> {
         self.rendering.messages.get(turn).is_some_and(|message| message.get("tool_calls").is_true())
     }
 
-    /// The runs of what a message says, by their indices.
+    /// The runs of a message's words, by their indices.
     fn words(&self, turn: usize) -> Option<Range<usize>> {
         self.words.get(turn)?.clone()
     }
@@ -233,7 +257,7 @@ impl<'a> Probed<'a> {
         matches!(self.probe.owner(run.leaf), Some(Owner::Message(message, _)) if message == turn)
     }
 
-    /// The span of a turn; `None` where the text has no such turn.
+    /// The span of a turn; `None` if the text has no such turn.
     fn turn(&self, turn: usize, ends: &[String]) -> Result<Option<Range<usize>>, SpanFlaw> {
         let Some(words) = self.words(turn) else { return Ok(self.silent_turn(turn, ends)) };
         let runs = self.runs.get(words.clone()).unwrap_or_default();
@@ -245,8 +269,7 @@ impl<'a> Probed<'a> {
         Ok(Some(start.min(end)..end))
     }
 
-    /// Where the words of a turn, given by its runs, begin to be learned: where the generation
-    /// prompt ends.
+    /// The start of a turn's span, given its runs: the end of the generation prompt.
     fn start(&self, turn: usize, words: &Range<usize>) -> usize {
         let before = words.start.checked_sub(1).and_then(|before| self.runs.get(before));
         let (leaf, base) = (before.map(|run| run.leaf), before.map_or(0, |run| run.bytes.end));
@@ -256,7 +279,7 @@ impl<'a> Probed<'a> {
         let style = self.rendering.template.style();
         let seam = self.slice(base..first);
         if let Some((_, prompt)) = self.prefix(turn, true).filter(|(of, _)| *of == leaf) {
-            // A conversation of no messages may have nothing in common with one that the assistant
+            // The prompt of an empty conversation may differ from the start of one that the assistant
             // begins.
             let prompted = before.is_some() || !prompt.trim().is_empty();
             // It may end within the words, where they begin with its thought.
@@ -273,7 +296,7 @@ impl<'a> Probed<'a> {
         header.map_or(first, |end| base + end)
     }
 
-    /// Where a turn, given by its runs, ends.
+    /// The end of a turn's span, given its runs.
     fn end(&self, turn: usize, words: &Range<usize>, ends: &[String]) -> usize {
         let (_, base) = self.bytes(words);
         let leaf = words.end.checked_sub(1).and_then(|last| self.runs.get(last)).map(|run| run.leaf);
@@ -282,7 +305,7 @@ impl<'a> Probed<'a> {
         base + self.closing(turn, leaf, seam, self.said_after(words), ends)
     }
 
-    /// Bytes of words that follow the last replaced letter of a turn, given by its runs.
+    /// Bytes of words after the last replaced letter of a turn, given its runs.
     fn said_after(&self, words: &Range<usize>) -> usize {
         let last = words.end.checked_sub(1).and_then(|last| self.runs.get(last));
         let tail = last.and_then(|run| Some((run, self.probe.leaves.get(run.leaf)?.tail.as_str())));
@@ -290,11 +313,11 @@ impl<'a> Probed<'a> {
             .map_or(0, |(_, tail)| tail.len())
     }
 
-    /// Bytes of a seam that end the turn before it, of which the first `said` are words.
+    /// Bytes of a seam that end the turn before it. The first `said` bytes are words.
     fn closing(&self, turn: usize, leaf: Option<usize>, seam: &str, said: usize, ends: &[String]) -> usize {
         let common = self.alone(turn + 1, leaf, seam).max(said);
         let closing = seam.get(said..common).unwrap_or_default();
-        // Blanks separate turns, unless nothing else does.
+        // Blanks separate turns and are not learned, unless nothing else separates the turns.
         let closed = match (last_end(closing, ends), closing.trim_end().len()) {
             (Some(end), _) => end,
             (None, 0) => closing.len(),
@@ -316,7 +339,7 @@ impl<'a> Probed<'a> {
         common_prefix(seam, tail.get(..tail.len() - always).unwrap_or_default())
     }
 
-    /// A turn that says nothing, and is written in another way than one that says something.
+    /// The span of a turn without words that the template writes in another way than a turn with words.
     fn silent_turn(&self, turn: usize, ends: &[String]) -> Option<Range<usize>> {
         let earlier = |run: &Run| matches!(self.probe.owner(run.leaf), Some(Owner::Message(message, _)) if message < turn);
         let before = self.runs.iter().rposition(earlier);
@@ -337,8 +360,8 @@ impl<'a> Probed<'a> {
         (end - mark >= self.alone(turn, leaf, seam)).then(|| base + end - mark..base + end)
     }
 
-    /// The conversation of the first `count` messages: whose its last letter is, and what the
-    /// template writes after it.
+    /// The rendering of the first `count` messages: the leaf of its last letter, and the text after that
+    /// letter.
     fn prefix(&self, count: usize, add_generation_prompt: bool) -> Option<(Option<usize>, String)> {
         let messages = self.probe.messages.get(..count)?;
         if count == self.probe.messages.len() && add_generation_prompt == self.rendering.add_generation_prompt {
@@ -346,9 +369,24 @@ impl<'a> Probed<'a> {
             let tail = self.text.get(last.map_or(0, |run| run.bytes.end)..)?;
             return Some((last.map(|run| run.leaf), tail.to_owned()));
         }
+        // A long conversation repeats few shapes. Rendering each prefix takes time that grows with
+        // the square of the turns.
+        let key = self.tail_key(count, add_generation_prompt);
+        let own = self.probe.leaves_of(count.saturating_sub(1));
+        if let Some(Tail { leaf, text }) = self.tails.borrow().get(&key) {
+            return Some((Some(own.start + leaf), text.clone()));
+        }
         let rendered = self.rendering.template.render(messages, &self.probe.tools, add_generation_prompt).ok()?;
         let (leaf, tail) = self.probe.tail(&rendered);
+        if let Some(leaf) = leaf.filter(|leaf| own.contains(leaf)) {
+            self.tails.borrow_mut().insert(key, Tail { leaf: leaf - own.start, text: tail.to_owned() });
+        }
         Some((leaf, tail.to_owned()))
+    }
+
+    fn tail_key(&self, count: usize, add_generation_prompt: bool) -> TailKey {
+        let first = count.saturating_sub(CONTEXT);
+        (add_generation_prompt, first == 0, self.shapes.get(first..count).unwrap_or_default().to_vec())
     }
 
     /// First and last byte of some runs.
@@ -361,8 +399,7 @@ impl<'a> Probed<'a> {
         self.text.get(bytes).unwrap_or_default()
     }
 
-    /// What every span must be: it has all that its message says, nothing of another one, and no
-    /// header.
+    /// Checks the spans: each has all words of its message, no words of another one, and no header.
     fn check(&self, spans: &[(usize, Range<usize>)]) -> Result<(), (usize, SpanFlaw)> {
         let style = self.rendering.template.style();
         let header = Some(style.header.trim()).filter(|header| !header.is_empty());
@@ -385,7 +422,7 @@ impl<'a> Probed<'a> {
     }
 }
 
-/// The message that says a run: a name is not said.
+/// The message whose words a run is; names are not words.
 fn said_by(probe: &Probe, run: &Run) -> Option<usize> {
     match probe.owner(run.leaf)? {
         Owner::Message(message, part) if part != Part::Other => Some(message),
@@ -393,7 +430,7 @@ fn said_by(probe: &Probe, run: &Run) -> Option<usize> {
     }
 }
 
-/// The plan that replaces as many messages as can be, for a template that changes some of them.
+/// The plan that replaces all messages that can be replaced, for a template that changes some of them.
 fn one_by_one(rendering: Rendering<'_>, text: &str) -> ((Probe, Reading), Plan) {
     let messages = vec![Words::Kept; rendering.messages.len()];
     let mut plan = Plan { messages, tools: false, calls: false, keep_literals: true, kept_keys: &[] };
@@ -414,7 +451,7 @@ fn one_by_one(rendering: Rendering<'_>, text: &str) -> ((Probe, Reading), Plan) 
     (found, plan)
 }
 
-/// Bytes up to the end of a token that ends a text, if a text begins with one after blanks.
+/// Bytes up to the end of an end token, if a text begins with one after blanks.
 fn next_end(text: &str, ends: &[String]) -> Option<usize> {
     let rest = text.trim_start();
     let end = ends.iter().filter(|end| !end.is_empty() && rest.starts_with(end.as_str())).map(String::len).max()?;

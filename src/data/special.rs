@@ -43,7 +43,7 @@ impl SpecialTokens {
         self.files.iter().find_map(|file| text(file.get(name)?))
     }
 
-    /// Whether tokenizer_config.json asks that special tokens in a text are split as words are.
+    /// Whether special tokens in a text are split as words are.
     pub(super) fn are_split(&self) -> bool {
         self.files.iter().any(|file| file.get("split_special_tokens") == Some(&Value::Bool(true)))
     }

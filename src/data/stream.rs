@@ -1,12 +1,12 @@
-//! Tokens to text as they come, a whole character at a time.
+//! Tokens to text, one whole character at a time.
 
 use super::error::DataError;
 use super::tokenizer::Tokenizer;
 
-/// What stands for bytes that are no UTF-8, also for those of a character that is not whole yet.
+/// Replaces bytes that are not UTF-8, also those of an incomplete character.
 const REPLACEMENT: char = char::REPLACEMENT_CHARACTER;
 
-/// Turns tokens into text one by one: what is shown is never taken back.
+/// Turns tokens into text, one by one. Text that was shown never changes.
 ///
 /// Tokens are decoded together with those of the text before them, since a decoder may treat the
 /// first token of a text differently (a space before it is lost), and since a character may be
@@ -14,16 +14,15 @@ const REPLACEMENT: char = char::REPLACEMENT_CHARACTER;
 #[derive(Debug)]
 pub struct TokenStream<'a> {
     tokenizer: &'a Tokenizer,
-    /// The tokens of the text that was shown last, and behind them those of which nothing was
-    /// shown.
+    /// The tokens of the text that was shown last, followed by the tokens without shown text.
     tokens: Vec<u32>,
-    /// How many of them were shown.
+    /// The number of shown tokens.
     shown: usize,
 }
 
 impl Tokenizer {
-    /// A stream of text that goes on after `before`, the tokens of a text that nobody is shown
-    /// again; empty where a text starts.
+    /// A stream of text that continues `before`, the tokens of a text that is not shown again; empty
+    /// at the start of a text.
     pub fn stream(&self, before: &[u32]) -> TokenStream<'_> {
         TokenStream { tokenizer: self, tokens: before.to_vec(), shown: before.len() }
     }

@@ -1,4 +1,4 @@
-//! How a chat template begins and ends the turns of an assistant, whatever is said.
+//! How a chat template begins and ends the turns of an assistant, independent of their words.
 
 use super::jinja::Value;
 use super::seam::{common_prefix, common_suffix, first_mark};
@@ -6,17 +6,17 @@ use super::seam::{common_prefix, common_suffix, first_mark};
 /// How a template begins and ends the turns of an assistant.
 #[derive(Debug, Default, PartialEq)]
 pub(super) struct Style {
-    /// What a generation prompt adds.
+    /// The text that a generation prompt adds.
     pub(super) prompt: String,
-    /// What stands before an answer, without a thought that the template begins.
+    /// The text before an answer, without a thought that the template begins.
     pub(super) header: String,
-    /// The generation prompt that every rendering ends in, whether one was asked for or not.
+    /// The generation prompt at the end of every rendering, also without `add_generation_prompt`.
     pub(super) always: String,
 }
 
 impl Style {
-    /// That of a template, tried on a question and an answer. Where it refuses these nothing is
-    /// known. `render` gets messages, tools and whether the generation prompt is asked for.
+    /// The style of a template, found by rendering a question and an answer. If the template refuses
+    /// them, the style is empty. `render` gets messages, tools and `add_generation_prompt`.
     pub(super) fn new(render: impl Fn(&[Value], &Value, bool) -> Option<String>) -> Self {
         let function = Value::from_pairs([("name", "f"), ("description", "f")]);
         let tools = Value::from(vec![Value::from_pairs([("type", Value::from("function")), ("function", function)])]);
@@ -32,7 +32,7 @@ impl Style {
         found.unwrap_or_default()
     }
 
-    /// That of one form of content; `None` where the template does not write it.
+    /// The style for one form of content; `None` if the template does not write it.
     fn of(render: impl Fn(&[Value], bool) -> Option<String>, content: &dyn Fn(&str) -> Value) -> Option<Self> {
         let (question, answer) = ("\u{20000}", "\u{20001}");
         let message = |role: &str, text| Value::from_pairs([("role", Value::from(role)), ("content", content(text))]);
@@ -57,8 +57,8 @@ impl Style {
     }
 }
 
-/// The generation prompt that stands `before` an answer, and follows the one that is closed, too.
-/// An `empty` conversation may have nothing else.
+/// The generation prompt that is at the end of the text `before` an answer and at the end of the text
+/// `closing` after it. The rendering of an `empty` conversation may be this prompt alone.
 fn always<'a>(before: &str, closing: &'a str, empty: &str) -> &'a str {
     let common = common_suffix(before, closing);
     let alone = Some(common_suffix(empty, closing)).filter(|&alone| alone > 0).map_or(common, |alone| alone.min(common));

@@ -134,7 +134,7 @@ mod tests {
     }
 
     #[test]
-    fn strings_may_go_on_in_the_next_line() {
+    fn strings_may_continue_in_the_next_line() {
         let template = "a\\\n{# don't #}{{ 'b\\\nc\\n\\\'' + \"\\\n\" }}\\\nd{% if '%}\\\n' %}e{% endif %}";
         assert_eq!(render(template, ONE).unwrap(), "a\\\nbc\n'\\\nde");
     }

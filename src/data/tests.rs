@@ -3,6 +3,12 @@
 
 use std::path::Path;
 
+use super::files::TokenizerFiles;
+use super::notice::{Concern, LeftOut, Notice};
+use super::options::Options;
+use super::pack::{IGNORE_INDEX, batch, epoch_order, rows};
+use super::sample::{Cut, Dataset, Dropped};
+use super::show::show_batch;
 use super::*;
 use crate::arch::config::ModelConfig;
 
@@ -67,7 +73,7 @@ fn the_assistant_s_words_and_the_end_of_its_turn_are_learned() {
     let dataset = load(&tokenizer(None), &chat()).unwrap();
     let sample = &dataset.samples[0];
     let ends: Vec<_> =
-        sample.tokens.iter().zip(&sample.trained).filter(|(token, _)| **token == 2).map(|(_, t)| *t).collect();
+        sample.tokens.iter().zip(&sample.loss_mask).filter(|(token, _)| **token == 2).map(|(_, t)| *t).collect();
     assert_eq!(ends, [false, false, true, false, true], "<|im_end|> of the assistant's turns alone");
 }
 
@@ -75,12 +81,12 @@ fn the_assistant_s_words_and_the_end_of_its_turn_are_learned() {
 fn everything_is_learned_on_demand() {
     let options = Options { train_on: TrainOn::All, ..OPTIONS };
     let dataset = load_as(&tokenizer(None), &chat(), options).unwrap();
-    assert_eq!(dataset.trained_tokens(), dataset.tokens() - 1);
+    assert_eq!(dataset.loss_tokens(), dataset.tokens() - 1);
     // Also by a template that does not tell whose words are whose.
     let confusing = tokenizer(Some(CONFUSING));
     assert!(matches!(load(&confusing, &chat()), Err(DataError::Spans { .. })));
     let dataset = load_as(&confusing, &chat(), options).unwrap();
-    assert_eq!(dataset.trained_tokens(), dataset.tokens() - 1);
+    assert_eq!(dataset.loss_tokens(), dataset.tokens() - 1);
 }
 
 /// Writes other words than a message has.
@@ -238,7 +244,7 @@ fn a_sample_with_nothing_to_learn_is_shown() {
     let tokenizer = tokenizer(None);
     let line = r#"{"messages": [{"role": "user", "content": "only a question"}]}"#;
     let error = load(&tokenizer, &format!("{}\n{line}", chat())).unwrap_err();
-    assert!(matches!(&error, DataError::NothingTrained { line: 2, text, .. } if text.contains("only a question")));
+    assert!(matches!(&error, DataError::NothingLearned { line: 2, text, .. } if text.contains("only a question")));
     assert!(error.to_string().starts_with("line 2 has no token to be learned:\n<|im_start|>user"), "{error}");
 
     let options = Options { max_length: 8, ..OPTIONS };
@@ -261,7 +267,7 @@ fn samples_with_nothing_to_learn_are_left_out_and_counted() {
     assert_eq!((dataset.samples.len(), dataset.cut), (1, Cut::default()), "what is left out is not cut");
     assert!(matches!(
         load_as(&tokenizer, &lines, Options { strict: true, ..options }),
-        Err(DataError::NothingTrained { line: 2, .. })
+        Err(DataError::NothingLearned { line: 2, .. })
     ));
     let error = load_as(&tokenizer, &format!("{long}\n{long}"), options).unwrap_err();
     assert!(
@@ -323,7 +329,7 @@ fn plain_text_is_cut_into_windows() {
     assert!(dataset.samples.iter().rev().skip(1).all(|sample| sample.tokens.len() == 16));
     let all: Vec<u32> = dataset.samples.iter().flat_map(|sample| sample.tokens.clone()).collect();
     assert_eq!(tokenizer.decode(&all).unwrap(), text);
-    assert_eq!(dataset.trained_tokens(), dataset.tokens() - dataset.samples.len() as u64);
+    assert_eq!(dataset.loss_tokens(), dataset.tokens() - dataset.samples.len() as u64);
     assert_eq!(Dataset::from_text(format!("\u{feff}{text}").as_bytes(), &tokenizer, 16).unwrap(), dataset);
     let [unix, dos] =
         ["a\nb\n\nc\rd", "a\r\nb\r\n\r\nc\rd"].map(|text| Dataset::from_text(text.as_bytes(), &tokenizer, 16).unwrap());
@@ -350,7 +356,7 @@ fn a_share_of_the_samples_can_be_held_out() {
     assert_eq!(all, (1..=40).collect::<Vec<_>>());
     assert_eq!(split(0.1, 5).1, held_out);
     assert_ne!(split(0.1, 6).1, held_out);
-    assert_eq!(split(0.001, 5).1.len(), 1, "a share asks for one sample at least");
+    assert_eq!(split(0.001, 5).1.len(), 1, "at least one sample is held out");
     assert_eq!(split(1.0, 5).0.len(), 1, "one sample is left to train on");
     let mut one = load(&tokenizer, lines.lines().next().unwrap()).unwrap();
     assert!(matches!(one.hold_out(0.5, 5), Err(DataError::NothingHeldOut)));
@@ -377,7 +383,7 @@ fn packed_batches_hold_every_sample_once() {
     let batch = batch(&dataset.samples, &rows);
     assert_eq!(batch.tokens.len() as u64, dataset.tokens());
     assert_eq!(batch.rows as usize, rows.len());
-    assert_eq!(batch.loss_tokens, dataset.trained_tokens());
+    assert_eq!(batch.loss_tokens, dataset.loss_tokens());
     assert_eq!(batch.labels.iter().filter(|&&label| label != IGNORE_INDEX).count() as u64, batch.loss_tokens);
     let mut seen: Vec<usize> = rows.concat();
     seen.sort_unstable();
@@ -397,18 +403,18 @@ fn say(role: &'static str, content: &str) -> Message {
 }
 
 #[test]
-fn a_conversation_goes_on_with_the_assistant() {
+fn a_chat_prompt_ends_where_the_answer_starts() {
     let messages = [say("system", "Be kind."), say("user", "Hi"), say("assistant", "Ho"), say("user", "<Bye>")];
     let tokenizer = tokenizer(None);
     let tokens = tokenizer.chat_prompt(&messages).unwrap();
     let expected = "<|im_start|>system\nBe kind.<|im_end|>\n<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\nHo<|im_end|>\n\
         <|im_start|>user\n<Bye><|im_end|>\n<|im_start|>assistant\n";
     assert_eq!(tokenizer.decode(&tokens).unwrap(), expected);
-    // What the assistant then says is what it was trained to say there.
+    // Generation starts where training starts to learn.
     let trained = load(&tokenizer, &chat()).unwrap();
     let asked = tokenizer.chat_prompt(&[say("system", "Be kind."), say("user", "Hi")]).unwrap();
     assert!(trained.samples[0].tokens.starts_with(&asked));
-    assert!(trained.samples[0].trained[asked.len()] && !trained.samples[0].trained[asked.len() - 1]);
+    assert!(trained.samples[0].loss_mask[asked.len()] && !trained.samples[0].loss_mask[asked.len() - 1]);
 }
 
 #[test]
@@ -440,7 +446,7 @@ fn streamed_text_is_the_text_and_never_a_part_of_a_character() {
     let tokens = tokenizer.encode("🦀", false).unwrap();
     assert!(tokens.len() > 1, "several tokens make this character");
     assert_eq!(pieces(&tokenizer, &[], &tokens), ["🦀"]);
-    assert_eq!(pieces(&tokenizer, &[], &tokens[..tokens.len() - 1]), ["\u{fffd}"], "told at the end");
+    assert_eq!(pieces(&tokenizer, &[], &tokens[..tokens.len() - 1]), ["\u{fffd}"], "shown at the end");
     let wrong = [&tokens[..tokens.len() - 1], &tokenizer.encode("ok", false).unwrap()].concat();
     assert_eq!(pieces(&tokenizer, &[], &wrong).concat(), "\u{fffd}ok");
 }
@@ -499,17 +505,17 @@ fn errors_of_files_name_them() {
 }
 
 #[test]
-fn reading_tells_how_far_it_is_and_stops_when_told() {
+fn reading_reports_progress_and_can_be_stopped() {
     let tokenizer = tokenizer(None);
     let lines = "{\"text\": \"word\"}\n".repeat(1100);
-    let mut heard = Vec::new();
+    let mut calls = Vec::new();
     let file = DataFile::new(Path::new("a.jsonl"), lines.as_bytes());
     let mut listen = |done, total| {
-        heard.push((done, total));
+        calls.push((done, total));
         true
     };
     assert_eq!(file.samples(&tokenizer, OPTIONS, &mut listen).unwrap().samples.len(), 1100);
-    assert_eq!(heard, [(512, 1100), (1024, 1100), (1100, 1100)]);
+    assert_eq!(calls, [(512, 1100), (1024, 1100), (1100, 1100)]);
     let stopped = file.samples(&tokenizer, OPTIONS, &mut |_, _| false);
     assert!(matches!(stopped, Err(DataError::Cancelled)), "{stopped:?}");
 }
@@ -522,7 +528,7 @@ fn a_shown_batch_has_every_token_in_a_part() {
     assert_eq!(shown.len(), 2);
     for (shown, sample) in shown.iter().zip(&dataset.samples) {
         assert_eq!(shown.parts.iter().flat_map(|part| part.tokens.clone()).collect::<Vec<_>>(), sample.tokens);
-        assert_eq!((shown.tokens, shown.learned), (sample.tokens.len() as u64, sample.trained_tokens()));
+        assert_eq!((shown.tokens, shown.learned), (sample.tokens.len() as u64, sample.loss_tokens()));
         let learned: usize = shown.parts.iter().filter(|part| part.learned).map(|part| part.tokens.len()).sum();
         assert_eq!(learned as u64, shown.learned);
     }
@@ -887,7 +893,7 @@ fn a_prompt_of_messages_is_learned_only_if_everything_is() {
         ⟦d<|im_end|>⟧\n<|im_start|>user\ne<|im_end|>\n<|im_start|>assistant\n⟦f<|im_end|>⟧";
     assert_eq!(shown(&tokenizer, &line), expected);
     let all = load_as(&tokenizer, &line, Options { train_on: TrainOn::All, ..OPTIONS }).unwrap();
-    assert_eq!(all.trained_tokens(), all.tokens() - 1);
+    assert_eq!(all.loss_tokens(), all.tokens() - 1);
 }
 
 #[test]

@@ -20,7 +20,7 @@ const TOOL_USE: &str = "tool_use";
 pub struct Message {
     /// Who speaks: `system`, `user` or `assistant`.
     pub role: &'static str,
-    /// What is said.
+    /// Its text.
     pub content: String,
 }
 
@@ -34,7 +34,7 @@ pub struct Tokenizer {
     eos: Option<u32>,
     /// All tokens that generation stops at.
     ends: Vec<u32>,
-    /// What the tokenizer puts before and after every text.
+    /// The tokens that the tokenizer adds before and after every text.
     around: [Vec<u32>; 2],
     vocab: u32,
 }
@@ -48,8 +48,8 @@ impl fmt::Debug for Tokenizer {
     }
 }
 
-/// The tokens of a text, and the bytes of the text that each stands for; empty at 0 for tokens that
-/// are not in the text.
+/// The tokens of a text, and the bytes of the text for each; `0..0` for tokens that the tokenizer
+/// added.
 pub(super) struct Encoded {
     pub(super) tokens: Vec<u32>,
     pub(super) spans: Vec<Range<usize>>,
@@ -57,13 +57,13 @@ pub(super) struct Encoded {
 
 impl Tokenizer {
     /// Reads a pack's files. `now`, in seconds since the Unix epoch, is the date that some chat
-    /// templates show to the model: one that is kept over a resumed training.
+    /// templates write; a resumed run keeps it.
     ///
     /// # Errors
     /// [`DataError::Tokenizer`], [`DataError::TokenizerJson`].
-    pub fn new(files: TokenizerFiles<'_>, model: &ModelConfig, now: i64) -> Result<Self, DataError> {
+    pub(crate) fn new(files: TokenizerFiles<'_>, model: &ModelConfig, now: i64) -> Result<Self, DataError> {
         let mut inner = tokenizers::Tokenizer::from_bytes(files.tokenizer).map_err(DataError::Tokenizer)?;
-        // Cutting and padding are the trainer's: a tokenizer.json may ask for both.
+        // The trainer cuts and pads; a tokenizer.json may have settings for both.
         inner.with_truncation(None).map_err(DataError::Tokenizer)?;
         inner.with_padding(None);
         let special = SpecialTokens::read(&files)?;
@@ -128,8 +128,8 @@ impl Tokenizer {
         }
     }
 
-    /// Tokens of a text; with `special`, those that the tokenizer puts around every text, such as
-    /// that of its beginning.
+    /// Tokens of a text; with `special`, also the tokens that the tokenizer adds to every text, such as
+    /// BOS.
     ///
     /// # Errors
     /// [`DataError::Encode`]; [`DataError::TokenId`] for a token that the model does not have.
@@ -153,8 +153,8 @@ impl Tokenizer {
         Ok(Encoded { tokens, spans })
     }
 
-    /// Where tokens are without those that the tokenizer adds to a text that has them already: one
-    /// token of the beginning is enough, and one of the end.
+    /// The range of tokens without a second BOS or EOS: a tokenizer also adds them to a text that has
+    /// them already.
     fn doubled(&self, tokens: &[u32]) -> Range<usize> {
         let [before, after] = &self.around;
         let rest = tokens.strip_prefix(before.as_slice()).unwrap_or_default();
@@ -177,11 +177,11 @@ impl Tokenizer {
         self.inner.decode(tokens, true).map_err(DataError::Encode)
     }
 
-    /// Tokens of a conversation up to where the assistant's answer starts.
+    /// Tokens of a conversation up to the start of the assistant's answer.
     ///
     /// # Errors
     /// [`DataError::NoChatTemplate`], [`DataError::NoDefaultTemplate`], [`DataError::Template`];
-    /// [`DataError::Chat`], for many templates refuse orders of roles; [`DataError::Encode`],
+    /// [`DataError::Chat`] (many templates refuse some orders of roles); [`DataError::Encode`],
     /// [`DataError::TokenId`].
     pub fn chat_prompt(&self, messages: &[Message]) -> Result<Vec<u32>, DataError> {
         let template = self.template(&Value::None)?;
@@ -212,7 +212,7 @@ pub(super) fn values(messages: &[Message]) -> Vec<Value> {
     messages.iter().map(value).collect()
 }
 
-/// What a tokenizer puts before and after every text: what a text of one letter gets.
+/// The tokens that a tokenizer adds before and after every text, found with a text of one letter.
 fn tokens_around(inner: &tokenizers::Tokenizer) -> Result<[Vec<u32>; 2], DataError> {
     let encode = |special| inner.encode("a", special).map(|encoding| encoding.get_ids().to_vec()).map_err(DataError::Encode);
     let (with, without) = (encode(true)?, encode(false)?);

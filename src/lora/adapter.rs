@@ -16,8 +16,9 @@ use serde_json::Value;
 use thiserror::Error;
 
 use crate::arch::config::{ConfigError, ModelConfig};
+use crate::arch::family::Family;
 use crate::arch::family::Scope;
-use crate::arch::{Family, Naming, Prefix};
+use crate::arch::names::{Naming, Prefix};
 use crate::format::Role;
 use crate::io::folder::publish;
 use crate::lora::config::{AdapterLayout, LoraConfig, LoraError};

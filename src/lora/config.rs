@@ -7,7 +7,8 @@ use std::ops::Range;
 use thiserror::Error;
 
 use crate::arch::config::ModelConfig;
-use crate::arch::{Family, PROJECTIONS};
+use crate::arch::family::Family;
+use crate::arch::family::PROJECTIONS;
 use crate::format::Role;
 use crate::random::{Generator, Stream};
 

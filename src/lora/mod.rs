@@ -4,6 +4,5 @@ pub(crate) mod adapter;
 pub(crate) mod config;
 pub(crate) mod gpu;
 
-pub use adapter::{Adapter, AdapterError, WEIGHTS};
-pub use config::{AdapterLayout, LoraConfig, LoraError, TARGETS};
-pub use gpu::GpuAdapter;
+pub use adapter::{Adapter, AdapterError};
+pub use config::LoraError;

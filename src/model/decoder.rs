@@ -1,7 +1,9 @@
 //! A decoder on the GPU: the embedding, the streamed layers of a pack, the head and its loss.
 
 use crate::arch::config::ModelConfig;
-use crate::data::{Batch, IGNORE_INDEX, Tokenizer, TokenizerFiles};
+use crate::data::Tokenizer;
+use crate::data::files::TokenizerFiles;
+use crate::data::pack::{Batch, IGNORE_INDEX};
 use crate::dequant::stream::{Direction, LayerStream, PackSource, StreamOptions, StreamPlan, StreamedLayer};
 use crate::format::files::template_name;
 use crate::format::{Role, SectionKind};
@@ -25,7 +27,8 @@ pub fn read_config(pack: &PackSource) -> Result<ModelConfig, ModelError> {
     Ok(ModelConfig::parse(&config, pack.file("generation_config.json")?.as_deref())?)
 }
 
-/// Reads a pack's own tokenizer; `now` as in [`Tokenizer::new`].
+/// Reads a pack's own tokenizer. `now` is the date that chat templates print, in seconds since
+/// 1970.
 ///
 /// # Errors
 /// [`ModelError::Stream`], [`ModelError::MissingFile`], [`ModelError::Data`].

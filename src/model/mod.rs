@@ -15,14 +15,13 @@ mod weights;
 pub(crate) mod workspace;
 
 pub use crate::ops::OpError;
-pub use decoder::{Model, read_config, read_tokenizer};
+pub use decoder::{read_config, read_tokenizer};
 pub use error::{ModelError, NonFiniteAt};
 pub use generate::sampling::{Sampler, SamplerOptions, SamplingError};
 pub use generate::{Ending, Event, GenerateError, Generated, TextGenerator};
 pub use open::Passes;
-pub use plan::{MemoryError, MemoryPlan, MicroBatch};
+pub use plan::{MemoryError, MemoryPlan, MicroBatch, Remedy};
 pub use session::Session;
-pub use workspace::{Memory, Sizes};
 
 // The labels of a batch are what the loss reads.
-const _: () = assert!(crate::data::IGNORE_INDEX == crate::ops::IGNORE_INDEX);
+const _: () = assert!(crate::data::pack::IGNORE_INDEX == crate::ops::IGNORE_INDEX);

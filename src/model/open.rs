@@ -37,7 +37,7 @@ impl Passes {
     /// Plans the memory for `model`, the model of `pack`, with or without an adapter.
     ///
     /// # Errors
-    /// As [`MemoryPlan::new`].
+    /// [`MemoryError`] if the plan does not fit the device or the budget.
     pub fn plan(
         &self,
         gpu: &Gpu,
@@ -68,7 +68,7 @@ impl Session {
     /// Opens the model of `pack` by the plan of [`Passes::plan`], with the same adapter.
     ///
     /// # Errors
-    /// As [`MemoryPlan::reserve`] and [`GpuAdapter::new`].
+    /// [`ModelError`] if the model, its adapter or its memory cannot be loaded.
     pub fn open(gpu: &Gpu, pack: PackSource, adapter: Option<&Adapter>, plan: &MemoryPlan) -> Result<Self, ModelError> {
         let (model, memory) = plan.reserve(gpu, pack)?;
         let upload = |a: &Adapter| GpuAdapter::new(gpu, &a.config, &a.layout, &a.vector, false);

@@ -2,7 +2,7 @@
 //! of the rotary embedding.
 
 use crate::arch::config::{ModelConfig, RopeScaling};
-use crate::data::Batch;
+use crate::data::pack::Batch;
 use crate::gpu::{BufferRange, Gpu};
 use crate::lora::gpu::{GpuAdapter, Mask};
 use crate::model::error::ModelError;

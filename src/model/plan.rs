@@ -130,9 +130,9 @@ pub struct MemoryPlan {
     /// Tokens of the longest text.
     pub positions: u32,
     /// The sizes of the workspace.
-    pub sizes: Sizes,
+    pub(crate) sizes: Sizes,
     /// Bytes of the workspace: activations and logits.
-    pub workspace: WorkspaceBytes,
+    pub(crate) workspace: WorkspaceBytes,
     /// Parameters of the adapter.
     pub adapter: u64,
     /// Gradient and moments.
@@ -151,7 +151,7 @@ impl MemoryPlan {
     /// # Errors
     /// [`MemoryError::Budget`] and [`MemoryError::Matrix`], with a change that makes the run fit;
     /// [`MemoryError::Stream`].
-    pub fn new(demand: &Demand<'_>, micro_batch: MicroBatch) -> Result<Self, MemoryError> {
+    pub(crate) fn new(demand: &Demand<'_>, micro_batch: MicroBatch) -> Result<Self, MemoryError> {
         let (min, max) = match micro_batch {
             MicroBatch::Rows(rows) => (rows, rows),
             // With an unknown budget, it uses little.
@@ -194,7 +194,7 @@ impl MemoryPlan {
     ///
     /// # Errors
     /// As [`Model::new`] and [`Memory::new`].
-    pub fn reserve(&self, gpu: &Gpu, pack: PackSource) -> Result<(Model, Memory), ModelError> {
+    pub(crate) fn reserve(&self, gpu: &Gpu, pack: PackSource) -> Result<(Model, Memory), ModelError> {
         let stream = StreamOptions { budget: Some(self.stream.needed_bytes), ..StreamOptions::default() };
         let model = Model::new(gpu, pack, self.positions, &stream)?;
         let memory = Memory::new(gpu, model.config(), self.sizes)?;
@@ -240,7 +240,7 @@ impl MemoryError {
 
     /// The same error with this remedy.
     #[must_use]
-    pub fn with(self, remedy: Option<Remedy>) -> Self {
+    pub(crate) fn with(self, remedy: Option<Remedy>) -> Self {
         match self {
             Self::Budget { budget, needed, .. } => Self::Budget { budget, needed, remedy },
             Self::Matrix { limit, needed, .. } => Self::Matrix { limit, needed, remedy },

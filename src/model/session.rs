@@ -1,6 +1,7 @@
 //! A model, an adapter and the memory to run them on batches.
 
-use crate::data::{Batch, IGNORE_INDEX, Sample, batch, rows};
+use crate::data::pack::{Batch, IGNORE_INDEX, batch, rows};
+use crate::data::sample::Sample;
 use crate::lora::gpu::{GpuAdapter, Mask};
 use crate::model::decoder::Model;
 use crate::model::error::{ModelError, NonFiniteAt};
@@ -11,10 +12,13 @@ use crate::model::workspace::Memory;
 #[derive(Debug)]
 pub struct Session {
     /// The model.
+    #[doc(hidden)]
     pub model: Model,
     /// An adapter of this model.
+    #[doc(hidden)]
     pub adapter: Option<GpuAdapter>,
     /// The memory of passes. It limits the tokens of a batch.
+    #[doc(hidden)]
     pub memory: Memory,
 }
 
@@ -24,6 +28,7 @@ impl Session {
     /// # Errors
     /// [`OpError::Value`](crate::ops::OpError::Value) if the batch has no loss token; any device
     /// error.
+    #[doc(hidden)]
     pub fn loss(&mut self, batch: &Batch) -> Result<f32, ModelError> {
         let inputs = self.model.begin(&self.memory, batch, self.adapter.as_ref())?;
         let mut commands = self.model.gpu().commands("loss");
@@ -47,6 +52,7 @@ impl Session {
     ///
     /// # Errors
     /// As [`Session::loss`]; [`ModelError::NotFinite`].
+    #[doc(hidden)]
     pub fn mean_loss(
         &mut self,
         samples: &[Sample],

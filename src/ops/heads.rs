@@ -20,7 +20,8 @@ pub struct Heads {
 
 /// The largest head of the kernels.
 pub(super) const MAX_HEAD_DIM: u32 = 256;
-const _: () = assert!(MAX_HEAD_DIM == crate::arch::MAX_HEAD_DIM, "convert and verify check packs against this limit");
+const _: () =
+    assert!(MAX_HEAD_DIM == crate::arch::obstacle::MAX_HEAD_DIM, "convert and verify check packs against this limit");
 
 /// The window size in the kernels for no window.
 const NO_WINDOW: u32 = u32::MAX;

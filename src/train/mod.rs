@@ -8,10 +8,8 @@ pub(crate) mod settings;
 pub(crate) mod step;
 pub(crate) mod trainer;
 
-pub use checkpoint::{Checkpoint, CheckpointError};
-pub use record::{METRICS, Record, RecordError, read_metrics};
-pub use run::{End, Event, Leftover, Prepared, Run, RunError, Task, check_folder};
+pub use checkpoint::{CheckpointError, Difference};
+pub use record::{EvalRecord, RecordError, StepRecord};
+pub use run::{End, Event, Prepared, Run, RunError, Task};
 pub use schedule::{Shape, Warmup};
-pub use settings::Settings;
-pub use step::StepResult;
-pub use trainer::{Hyperparameters, Trainer};
+pub use settings::{Settings, SettingsError};

@@ -10,7 +10,8 @@ use std::time::{Duration, Instant};
 
 use serde::Serialize;
 
-use crate::data::{Batch, Dataset, batch};
+use crate::data::pack::{Batch, batch};
+use crate::data::sample::Dataset;
 use crate::gpu::Gpu;
 use crate::io::folder::publish;
 use crate::lora::adapter::Adapter;
@@ -64,8 +65,10 @@ pub struct Run {
     settings: Settings,
     out: PathBuf,
     /// The training data.
+    #[doc(hidden)]
     pub data: Dataset,
     /// The evaluation data.
+    #[doc(hidden)]
     pub held_out: Option<Dataset>,
     /// Its plan of GPU memory.
     pub plan: MemoryPlan,
@@ -80,6 +83,7 @@ pub struct Run {
     warnings: Vec<RunError>,
     warned: BTreeSet<String>,
     /// All records, including those before a resumption.
+    #[doc(hidden)]
     pub records: Vec<Record>,
     /// Checkpoints after the one that the run resumed from, by their present names.
     pub set_aside: Vec<PathBuf>,
@@ -268,6 +272,7 @@ impl Run {
     ///
     /// # Errors
     /// [`RunError::Record`].
+    #[doc(hidden)]
     pub fn write_report(&self, report: &Report) -> Result<PathBuf, RunError> {
         const NAME: &str = "report.html";
         let path = self.out.join(NAME);

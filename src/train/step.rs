@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use crate::data::Batch;
+use crate::data::pack::Batch;
 use crate::lora::gpu::Mask;
 use crate::model::error::{ModelError, NonFiniteAt};
 use crate::model::session::Session;

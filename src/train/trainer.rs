@@ -1,6 +1,6 @@
 //! An adapter in training, and its optimiser.
 
-use crate::data::Batch;
+use crate::data::pack::Batch;
 use crate::lora::gpu::GpuAdapter;
 use crate::model::decoder::Model;
 use crate::model::error::ModelError;

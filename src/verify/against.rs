@@ -10,7 +10,7 @@ use serde::Serialize;
 
 use super::error::VerifyError;
 use crate::MappedPack;
-use crate::arch::{Model, Placed};
+use crate::arch::place::{Model, Placed};
 use crate::convert::source::{Checkpoint, TensorInfo};
 use crate::convert::{Progress, encode, parts};
 use crate::dequant;

@@ -6,18 +6,19 @@ use std::path::{Path, PathBuf};
 
 use nf4pack::arch::ModelConfig;
 use nf4pack::convert::{self, encode::Encoder};
-use nf4pack::data::{Batch, IGNORE_INDEX};
 use nf4pack::dequant::stream::{PackSource, StreamOptions, StreamPlan};
 use nf4pack::format::Role;
 use nf4pack::format::nf4::ScaleType;
 use nf4pack::gpu::Gpu;
+use nf4pack::internals::AdapterLayout;
+use nf4pack::internals::GpuAdapter;
+use nf4pack::internals::Model;
+use nf4pack::internals::{Batch, IGNORE_INDEX};
+use nf4pack::internals::{Hyperparameters, Trainer};
+use nf4pack::internals::{Memory, Sizes};
 use nf4pack::lora::Adapter;
-use nf4pack::lora::AdapterLayout;
-use nf4pack::lora::GpuAdapter;
 use nf4pack::model::Session;
-use nf4pack::model::{Memory, Sizes};
-use nf4pack::model::{Model, read_config};
-use nf4pack::train::{Hyperparameters, Trainer};
+use nf4pack::model::read_config;
 use safetensors::SafeTensors;
 use serde_json::Value;
 

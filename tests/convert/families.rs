@@ -6,10 +6,10 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use nf4pack::MappedPack;
-use nf4pack::arch::{check_pack_runnable, model_types};
 use nf4pack::convert::{Conversion, Options, convert, synth};
 use nf4pack::export::export;
 use nf4pack::format::{FloatType, Role};
+use nf4pack::internals::{check_pack_runnable, model_types};
 use nf4pack::verify::{against, verify};
 use safetensors::{Dtype, SafeTensors};
 use serde_json::{Value, json};

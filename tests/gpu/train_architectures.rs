@@ -13,16 +13,16 @@ use std::path::Path;
 use crate::common::oracle::{Fixture, assert_gradients, assert_near, fixture, floats, json, relative};
 use nf4pack::MappedPack;
 use nf4pack::convert::Options;
-use nf4pack::data::{Batch, IGNORE_INDEX};
 use nf4pack::dequant::dequantize;
 use nf4pack::dequant::stream::PackSource;
 use nf4pack::export::export;
 use nf4pack::format::FloatType;
 use nf4pack::format::nf4::ScaleType;
 use nf4pack::gpu::Gpu;
+use nf4pack::internals::Trainer;
+use nf4pack::internals::{Batch, IGNORE_INDEX};
 use nf4pack::model::{GenerateError, TextGenerator};
 use nf4pack::model::{Sampler, SamplerOptions};
-use nf4pack::train::Trainer;
 use regex::Regex;
 use serde_json::Value;
 

@@ -11,12 +11,12 @@ use std::collections::BTreeMap;
 use crate::common::oracle::{Fixture, assert_gradients, assert_near, fixture, json, numbers, relative};
 use half::bf16;
 use nf4pack::arch::ModelConfig;
-use nf4pack::data::{Batch, IGNORE_INDEX};
 use nf4pack::format::Role;
+use nf4pack::internals::StepResult;
+use nf4pack::internals::{Batch, IGNORE_INDEX};
+use nf4pack::internals::{LoraConfig, TARGETS};
 use nf4pack::lora::Adapter;
-use nf4pack::lora::{LoraConfig, TARGETS};
 use nf4pack::model::Session;
-use nf4pack::train::StepResult;
 use safetensors::SafeTensors;
 use serde_json::Value;
 

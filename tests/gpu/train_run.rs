@@ -12,13 +12,15 @@ use nf4pack::data::DataFile;
 use nf4pack::dequant::stream::PackSource;
 use nf4pack::format::Role;
 use nf4pack::gpu::Gpu;
-use nf4pack::lora::{Adapter, WEIGHTS};
+use nf4pack::internals::Checkpoint;
+use nf4pack::internals::{Leftover, check_folder};
+use nf4pack::internals::{METRICS, Record, read_metrics};
+use nf4pack::internals::{TARGETS, WEIGHTS};
+use nf4pack::lora::Adapter;
 use nf4pack::model::MemoryError;
 use nf4pack::model::MicroBatch;
-use nf4pack::train::Checkpoint;
 use nf4pack::train::Settings;
-use nf4pack::train::{End, Event, Leftover, Prepared, Run, RunError, Task, check_folder};
-use nf4pack::train::{METRICS, Record, read_metrics};
+use nf4pack::train::{End, Event, Prepared, Run, RunError, Task};
 use nf4pack::train::{Shape, Warmup};
 
 /// A pack of tiny-qwen3, and a folder for runs.
@@ -64,10 +66,11 @@ impl Fixture {
     }
 }
 
-/// Two rows of few tokens per step, to be fast on software Vulkan.
+/// Two rows of few tokens per step and two projections per layer, to be fast on software Vulkan.
 fn settings() -> Settings {
     Settings {
         rank: 4,
+        targets: vec![Role::QProj, Role::DownProj],
         lr: 4e-3,
         schedule: Shape::Constant,
         warmup: Warmup::Steps(0),
@@ -88,7 +91,8 @@ fn losses(out: &Path) -> Vec<u32> {
 fn training_on_a_text_lowers_the_held_out_loss() {
     let Some(fixture) = Fixture::of_text() else { return };
     let out = fixture.out("learned");
-    let settings = Settings { steps: Some(8), lr: 2e-3, eval_split: 0.2, eval_every: Some(8), ..settings() };
+    let targets = TARGETS.to_vec();
+    let settings = Settings { targets, steps: Some(8), lr: 2e-3, eval_split: 0.2, eval_every: Some(8), ..settings() };
     let mut run = fixture.start(&settings, &out, None).unwrap();
     // Adapter and settings are written before the first step, so a bad path fails early.
     let before = fs::read(out.join(WEIGHTS)).unwrap();
@@ -108,13 +112,7 @@ fn a_resumed_run_is_the_uninterrupted_one_bit_for_bit() {
     let Some(fixture) = Fixture::new() else { return };
     let [whole, parts] = ["whole", "parts"].map(|name| fixture.out(name));
     // Past the end of an epoch of 3 steps, with dropout, moments and a schedule.
-    let settings = Settings {
-        steps: Some(5),
-        dropout: 0.1,
-        schedule: Shape::Cosine,
-        targets: vec![Role::QProj, Role::DownProj],
-        ..settings()
-    };
+    let settings = Settings { steps: Some(5), dropout: 0.1, schedule: Shape::Cosine, ..settings() };
     fixture.start(&settings, &whole, None).unwrap().train(|_| true).unwrap();
     let mut run = fixture.start(&settings, &parts, None).unwrap();
     let mut saved = Vec::new();
@@ -151,7 +149,8 @@ fn a_loss_that_is_not_finite_names_the_layer_and_the_last_checkpoint() {
     let Some(fixture) = Fixture::new() else { return };
     let out = fixture.out("diverged");
     // The first step of the warm-up changes nothing. The second step diverges.
-    let settings = Settings { steps: Some(4), lr: 1e30, warmup: Warmup::Steps(2), ..settings() };
+    let targets = TARGETS.to_vec();
+    let settings = Settings { targets, steps: Some(4), lr: 1e30, warmup: Warmup::Steps(2), ..settings() };
     let diverged = |settings: &Settings, out: &Path, expected: &str| match fixture
         .start(settings, out, None)
         .unwrap()

@@ -849,6 +849,31 @@ pad_token is defined
 tools is not none and tools | length
 tools | map(attribute='function.name') | list
 tools | map(attribute='function') | map(attribute='name') | join(',')
+{u}.list | groupby('k') | list
+[{{'k': 2, 's': 'b'}}, {{'k': 1, 's': 'A'}}, {{'k': 2, 's': 'a'}}] | groupby('k') | list
+[{{'k': 2, 's': 'b'}}, {{'k': 1, 's': 'A'}}, {{'k': 2, 's': 'a'}}] | groupby('s')
+[{{'k': 2, 's': 'b'}}, {{'k': 1, 's': 'A'}}, {{'k': 2, 's': 'a'}}] | groupby('s', case_sensitive=true)
+[{{'k': 2, 's': 'b'}}, {{'s': 'A'}}, {{'k': 2}}] | groupby('s', default='b')
+[{{'k': {{'x': 1}}}}, {{'k': {{'x': 0}}}}] | groupby('k.x')
+1500 | filesizeformat
+[1, 0.5, 999, 1000, 1500, 1e30, '12', -5] | map('filesizeformat') | list
+[1024, 1500.7, 3 * 1024 * 1024] | map('filesizeformat', true) | list
+{{'a': 1, 'b': none, 'c': '<x>', 'd': '"'}} | xmlattr
+{{'a': 1}} | xmlattr(false)
+{{'a b': 1}} | xmlattr
+{{}} | xmlattr
+[1, 2, 3] | sort(attribute='k')
+['b', 'a'] | sort(attribute='k,l')
+[1, 2, 3] | truncate(9, true, '..')
+[1, 2, 3] | truncate(2, true, '')
+{u}.n | truncate(5)
+{u}.list | urlencode
+[('a', 1), ('b c', 'é/')] | urlencode
+{u}.none[1:]
+{u}.n[1:]
+{u}.m[:2]
+{u}.list['a':]
+{u}.list is filter
 """.strip("\n").split("\n")
 
 
@@ -997,6 +1022,11 @@ STATEMENTS = [
     "{{ 'a' if messages[0].x is not defined else messages[0].x }}",
     "{{ 'long ' * 3 }}{{ '-' * 0 }}|{{ '-' * -1 }}|",
     "{{ 'é' | urlencode }}{{ 'x' | center(5) }}|",
+    "{% set x = 1 %}{% block b %}{{ x }}{% set x = 2 %}{{ x }}{% endblock %}{{ x }}",
+    "{% block b %}{% for m in messages %}{{ m.role }}{% endfor %}{% endblock b %}",
+    "{% set ns = namespace(v=1) %}{% block b scoped %}{% set ns.v = 3 %}{% endblock %}{{ ns.v }}",
+    "{% block a %}{% endblock %}{% block a %}{% endblock %}",
+    "{% for name, group in messages | groupby('role') %}{{ name }}={{ group | length }};{% endfor %}",
 ]
 
 

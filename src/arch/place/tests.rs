@@ -2,8 +2,9 @@
 
 use serde_json::json;
 
-use super::super::{MAX_LAYERS, model_types};
 use super::*;
+use crate::arch::config::MAX_LAYERS;
+use crate::arch::families::model_types;
 
 /// Hidden 8, 2 layers, 4 heads of 4 elements (q is 16 wide), 2 kv heads, feed-forward 12,
 /// vocabulary 10.

@@ -23,12 +23,13 @@ Examples:
   nf4pack train q.nf4pack --data chat.jsonl --out adapter --epochs 9 --eval-split 0.1 --early-stop 2
   nf4pack train q.nf4pack --config adapter/nf4pack-train.toml --lr 1e-4 --out other    # flags override the file
 
-FILE is JSON Lines, one sample per line: {\"messages\": [{\"role\", \"content\"}]}, {\"prompt\", \"completion\"}, {\"text\"}, \
-{\"instruction\", \"input\", \"output\"} or {\"conversations\"}. A message with \"weight\": 0 or \"train\": false is in the text but not \
-learned. \"system\", \"tools\" and \"history\" ([[question, answer], ..]) are extra keys of the forms that support them. A \
-system prompt precedes a prompt, with an empty line between them. In plain text, CR LF is a line end. Samples are packed \
-into rows of --max-length tokens, and attention never crosses samples. An optimiser step uses --micro-batch times \
---accumulate rows.
+FILE is JSON Lines, one sample per line: {\"messages\": [{\"role\", \"content\"}]}, {\"prompt\", \"completion\"} \
+(strings, or lists of messages), {\"text\"}, {\"instruction\", \"input\", \"output\"} or {\"conversations\"}. A \
+message with \"weight\": 0 or \"train\": false is in the text but not learned. \"system\", \"tools\", \"history\" \
+([[question, answer], ..]) and \"chat_template_kwargs\" are extra keys of the forms that support them. A system prompt \
+precedes a prompt, with an empty line between them. In plain text, CR LF is a line end. Samples are packed into rows \
+of --max-length tokens, and attention never crosses samples. An optimiser step uses --micro-batch times --accumulate \
+rows.
 
 DIR gets an adapter that PEFT and `nf4pack generate --adapter` load, checkpoints, metrics.jsonl, TensorBoard events, \
 report.html, and nf4pack-train.toml, the settings for --config. Such a file has the flags' names, and its paths are relative \

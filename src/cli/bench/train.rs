@@ -13,7 +13,7 @@ use crate::cli::outcome::Outcome;
 use crate::cli::ui::{self, Table, Ui, Unit};
 use crate::convert::encode::Encoder;
 use crate::convert::{self, Options};
-use crate::data::{Batch, IGNORE_INDEX};
+use crate::data::pack::{Batch, IGNORE_INDEX};
 use crate::dequant::stream::{PackSource, default_budget};
 use crate::gpu::{AllocatedMemory, Gpu};
 use crate::lora::config::{AdapterLayout, LoraConfig, TARGETS};

@@ -322,7 +322,7 @@ codes! {
         Encode "tokenizer-encode"
         TokenId "tokenizer-token-id"
         NothingHeldOut "data-nothing-held-out"
-        NothingTrained "data-nothing-trained"
+        NothingLearned "data-nothing-trained"
     }
     AdapterError {
         .0 of Lora;

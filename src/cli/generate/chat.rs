@@ -8,7 +8,7 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 
 use crate::cli::ui;
-use crate::data::Message;
+use crate::data::tokenizer::Message;
 
 /// Interval at which a wait for a line checks for Ctrl-C.
 const PATIENCE: Duration = Duration::from_millis(50);

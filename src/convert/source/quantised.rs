@@ -5,7 +5,7 @@ use std::collections::HashSet;
 
 use serde_json::{Map, Value};
 
-use crate::arch::Family;
+use crate::arch::family::Family;
 
 /// How a checkpoint was quantised, and what shows it.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]

@@ -97,8 +97,8 @@ fn entries(shape: &Shape) -> io::Result<Vec<Entry>> {
     let config = shape.config();
     let config = config.as_object().ok_or_else(|| invalid("no configuration".to_owned()))?;
     let shapes: Vec<_> = tensors.iter().map(parts::shape).collect();
-    let model = arch::place(config, &shapes).map_err(|e| invalid(e.to_string()))?;
-    let entry = |placed: &arch::Placed| {
+    let model = arch::place::place(config, &shapes).map_err(|e| invalid(e.to_string()))?;
+    let entry = |placed: &arch::place::Placed| {
         let tensor = &tensors[placed.tensor];
         let whole_blocks = tensor.shape.iter().product::<u64>().is_multiple_of(DEFAULT_BLOCK_SIZE.into());
         let shape = crate::format::Shape::new(&tensor.shape).filter(|_| whole_blocks || !placed.quantise);

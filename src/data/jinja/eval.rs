@@ -443,7 +443,12 @@ impl Interpreter {
     }
 
     fn slice(&mut self, of: &Expr, bounds: &[Option<Box<Expr>>; 3]) -> Result<Value> {
+        // Jinja2 evaluates constants when it compiles a template, and forgives more there.
+        let is_constant = matches!(of, Expr::Const(_));
         let of = self.eval(of)?;
+        if is_constant && of.len().is_none() {
+            return Ok(Value::undefined(format!("a {} cannot be sliced", of.type_name())));
+        }
         let mut values = [Value::None, Value::None, Value::None];
         for (value, bound) in values.iter_mut().zip(bounds) {
             if let Some(bound) = bound {

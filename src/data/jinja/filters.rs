@@ -256,7 +256,7 @@ fn of_text(name: &str, value: &Value, args: Args) -> Result<Value> {
             replace(&text, &old?, &new?, integer_or(name, count.as_ref(), -1)?)
         }
         "indent" => indent(value, args),
-        "truncate" => truncate(&text, args),
+        "truncate" => truncate(value, args),
         "wordcount" => {
             let [] = args.bind(name, 0, [])?;
             let words = text.split(|c: char| c != '_' && !c.is_alphanumeric()).filter(|word| !word.is_empty());
@@ -326,7 +326,7 @@ fn indent(value: &Value, args: Args) -> Result<Value> {
     Ok(like(value, lines.join("\n").into()))
 }
 
-fn truncate(text: &str, args: Args) -> Result<Value> {
+fn truncate(value: &Value, args: Args) -> Result<Value> {
     let [length, kill_words, end, leeway] = args.bind("truncate", 0, ["length", "killwords", "end", "leeway"])?;
     let length = integer_or("truncate", length.as_ref(), 255)?;
     let leeway = integer_or("truncate", leeway.as_ref().filter(|leeway| !leeway.is_none()), 5)?;
@@ -335,9 +335,13 @@ fn truncate(text: &str, args: Args) -> Result<Value> {
     if length < end_length || leeway < 0 {
         return invalid("truncate needs a length that its end fits in");
     }
-    if text.chars().count() as i128 <= length + leeway {
-        return Ok(text.into());
+    // What is short enough may be any value with a length.
+    match value.len() {
+        Some(items) if items as i128 <= length + leeway => return Ok(value.clone()),
+        Some(_) => {}
+        None => return invalid(format!("a {} has no length", value.type_name())),
     }
+    let text = text_of("truncate", value)?;
     let kept: String = text.chars().take(usize::try_from(length - end_length).unwrap_or_default()).collect();
     let kept = match flag_or(kill_words.as_ref(), false) {
         true => kept.as_str(),
@@ -359,8 +363,18 @@ fn urlencode(value: &Value) -> Result<Value> {
         }
         Ok(out)
     };
-    let Some(dict) = value.as_dict() else { return Ok(quoted(value, false)?.into()) };
-    let pairs = dict.entries().iter().map(|(key, value)| Ok(format!("{}={}", quoted(key, true)?, quoted(value, true)?)));
+    let pairs: Vec<(Value, Value)> = match (value.as_str(), value.as_dict(), value.items()) {
+        (None, Some(dict), _) => dict.entries().to_vec(),
+        (None, None, Some(items)) => {
+            let pair = |item: &Value| match item.items().as_deref() {
+                Some([key, value]) => Ok((key.clone(), value.clone())),
+                _ => invalid("urlencode wants pairs"),
+            };
+            items.iter().map(pair).collect::<Result<_>>()?
+        }
+        _ => return Ok(quoted(value, false)?.into()),
+    };
+    let pairs = pairs.iter().map(|(key, value)| Ok(format!("{}={}", quoted(key, true)?, quoted(value, true)?)));
     Ok(pairs.collect::<Result<Vec<_>>>()?.join("&").into())
 }
 

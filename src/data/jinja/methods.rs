@@ -313,7 +313,7 @@ fn split(text: &str, from_right: bool, separator: Option<&Value>, limit: Option<
     Ok(parts.into_iter().map(Value::from).collect::<Vec<_>>().into())
 }
 
-/// What blanks separate; what is left after so many cuts keeps its inner blanks.
+/// Parts between blanks. The rest after `limit` cuts keeps its inner blanks.
 fn words(text: &str, from_right: bool, limit: usize) -> Vec<&str> {
     let mut parts = Vec::new();
     let mut rest = if from_right { text.trim_end_matches(is_space) } else { text.trim_start_matches(is_space) };

@@ -46,7 +46,7 @@ impl Template {
     /// UTC).
     ///
     /// # Errors
-    /// Where it is not Jinja, or asks for what is not supported.
+    /// Where it is not Jinja, or uses an unsupported feature.
     pub fn new(source: &str, now: i64) -> Result<Self, TemplateError> {
         Ok(Self { body: parser::parse(source)?, now })
     }

@@ -18,7 +18,7 @@ pub(super) enum Object {
     /// A macro and the scope that it was defined in.
     Macro(Arc<Macro>, usize),
     Cycler(Vec<Value>, usize),
-    /// A separator, and whether it was asked for before.
+    /// A separator, and whether it was used before.
     Joiner(Value, bool),
 }
 

@@ -228,7 +228,7 @@ pub(super) fn sort_by_key<T>(items: &mut Vec<T>, reverse: bool, key: impl Fn(&T)
     failed.map_or(Ok(()), Err)
 }
 
-/// `item in container`, but for what only lives while a template is rendered.
+/// `item in container`, except for objects of a rendering.
 pub(super) fn contains(container: &Value, item: &Value) -> Result<bool> {
     match container {
         Value::Str(text) | Value::Markup(text) => match item.as_str() {
@@ -307,15 +307,15 @@ fn own_item(value: &Value, key: &Value) -> Option<Value> {
 /// `value[start:stop:step]`.
 pub(super) fn slice(value: &Value, bounds: &[Value; 3]) -> Result<Value> {
     defined(value)?;
-    let nothing = || Ok(Value::undefined(format!("a {} cannot be sliced", value.type_name())));
-    let Some(length) = value.len().filter(|_| !matches!(value, Value::Dict(_) | Value::View(..))) else { return nothing() };
+    let cannot = || invalid(format!("a {} cannot be sliced so", value.type_name()));
+    let Some(length) = value.len().filter(|_| !matches!(value, Value::Dict(_) | Value::View(..))) else { return cannot() };
     let mut parts = [None; 3];
     for (part, bound) in parts.iter_mut().zip(bounds) {
         *part = match bound {
             Value::None => None,
             bound => match bound.as_int() {
                 Some(bound) => Some(bound),
-                None => return nothing(),
+                None => return cannot(),
             },
         };
     }
@@ -338,7 +338,7 @@ pub(super) fn slice(value: &Value, bounds: &[Value; 3]) -> Result<Value> {
         }
         Value::Tuple(items) => Value::tuple(indices.filter_map(|i| items.get(i).cloned()).collect()),
         Value::List(items) => Value::from(indices.filter_map(|i| items.get(i).cloned()).collect::<Vec<_>>()),
-        _ => return nothing(),
+        _ => return cannot(),
     })
 }
 

@@ -118,7 +118,7 @@ impl Parser {
         parsed
     }
 
-    /// Fails where a chain of so many links is too long: each is a level of the tree.
+    /// Counts the links of a chain and fails for a long one: each is a level of the tree.
     fn chain(links: &mut usize) -> Result<()> {
         *links += 1;
         if *links > MAX_CHAIN { Err(ErrorKind::Limit("has too long an expression")) } else { Ok(()) }

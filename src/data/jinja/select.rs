@@ -132,7 +132,7 @@ impl Interpreter {
                 let [case_sensitive, attribute] = args.bind(filter, 0, ["case_sensitive", "attribute"])?;
                 let mut seen: Vec<Value> = Vec::new();
                 let mut kept = Vec::new();
-                for (key, item) in self.keyed(value, case_sensitive.as_ref(), attribute.as_ref())? {
+                for (key, item) in self.keyed_by_one(value, case_sensitive.as_ref(), attribute.as_ref())? {
                     self.burn(seen.len())?;
                     if !key.is_hashable() {
                         return invalid(format!("a {} cannot be a key", key.type_name()));
@@ -147,7 +147,7 @@ impl Interpreter {
             _ => {
                 let [case_sensitive, attribute] = args.bind(filter, 0, ["case_sensitive", "attribute"])?;
                 let wanted = if filter == "min" { Comparison::Lt } else { Comparison::Gt };
-                let mut keyed = self.keyed(value, case_sensitive.as_ref(), attribute.as_ref())?.into_iter();
+                let mut keyed = self.keyed_by_one(value, case_sensitive.as_ref(), attribute.as_ref())?.into_iter();
                 let Some(mut best) = keyed.next() else {
                     return Ok(Value::undefined("no aggregated item, sequence was empty"));
                 };
@@ -161,7 +161,27 @@ impl Interpreter {
         }
     }
 
-    /// Items and what they are ordered by.
+    /// Items and the value of one attribute.
+    fn keyed_by_one(
+        &mut self,
+        value: &Value,
+        case_sensitive: Option<&Value>,
+        attribute: Option<&Value>,
+    ) -> Result<Vec<(Value, Value)>> {
+        let ignores_case = !flag_or(case_sensitive, false);
+        let path = attribute.filter(|attribute| !attribute.is_none());
+        let mut keyed = Vec::new();
+        for item in self.iterate(value)? {
+            let key = match path {
+                Some(path) => self.path(&item, path)?,
+                None => item.clone(),
+            };
+            keyed.push((folded(&key, ignores_case), item));
+        }
+        Ok(keyed)
+    }
+
+    /// Items and what they are sorted by: several attributes with commas between them.
     fn keyed(
         &mut self,
         value: &Value,
@@ -169,11 +189,11 @@ impl Interpreter {
         attribute: Option<&Value>,
     ) -> Result<Vec<(Value, Value)>> {
         let ignores_case = !flag_or(case_sensitive, false);
-        let paths: Option<Vec<Value>> =
-            attribute.filter(|attribute| !attribute.is_none()).map(|attribute| match attribute.as_str() {
-                Some(paths) => paths.split(',').map(Value::from).collect(),
-                None => vec![attribute.clone()],
-            });
+        let paths = attribute.filter(|attribute| !attribute.is_none()).map(|attribute| match attribute.as_str() {
+            Some(paths) => paths.split(',').map(Value::from).collect(),
+            None => vec![attribute.clone()],
+        });
+        let paths: Option<Vec<Value>> = paths;
         let items = self.iterate(value)?;
         let mut keyed = Vec::with_capacity(items.len());
         for item in items {
@@ -184,7 +204,8 @@ impl Interpreter {
                     for path in paths {
                         keys.push(folded(&self.path(&item, path)?, ignores_case));
                     }
-                    if keys.len() == 1 { keys.swap_remove(0) } else { Value::from(keys) }
+                    // Lists of keys are compared: two that are undefined are equal.
+                    Value::from(keys)
                 }
             };
             keyed.push((key, item));
@@ -265,6 +286,9 @@ impl Interpreter {
             }
             "filter" | "test" => {
                 let [] = args.bind(name, 0, [])?;
+                if !value.is_hashable() {
+                    return invalid(format!("a {} cannot be a key", value.type_name()));
+                }
                 let known: &[&str] = if name == "filter" { &FILTERS } else { &TESTS };
                 Ok(value.as_str().is_some_and(|value| known.contains(&value)))
             }

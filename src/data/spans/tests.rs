@@ -593,3 +593,25 @@ fn vicuna(says: &[Say]) -> Vec<Piece> {
     }
     pieces
 }
+
+/// Rendering every prefix would take time that grows with the square of the turns.
+#[test]
+fn a_long_conversation_needs_few_renderings() {
+    let shape = SHAPES.iter().find(|shape| shape.name == "qwen3").unwrap();
+    let template = template(shape);
+    let say = |role, content| Say { role, content, calls: Vec::new() };
+    let answer = |i: usize| format!("Answer {i}:\n{} \"{}\"", "word ".repeat(i % 7), "é".repeat(i % 5));
+    let turns = (0..300).flat_map(|i| [say("user", format!("Question {}?", i * i)), say("assistant", answer(i))]);
+    let messages: Vec<Value> = turns.map(|say| say.value(false)).collect();
+    let text = template.render(&messages, &Value::None, false).unwrap();
+    let rendering =
+        Rendering { template: &template, messages: &messages, tools: &Value::None, add_generation_prompt: false };
+    let probed = Probed::new(rendering, &text).with_letters_added();
+    let spans = probed.spans(&["<|im_end|>".to_owned()], &[]).unwrap();
+    let learned: Vec<&str> = spans.iter().map(|span| &text[span.clone()]).collect();
+    let last = format!("<think>\n\n</think>\n\n{}<|im_end|>", answer(299));
+    let expected: Vec<String> = (0..299).map(|i| format!("{}<|im_end|>", answer(i))).chain([last]).collect();
+    assert_eq!(learned, expected);
+    let renderings = probed.tails.borrow().len();
+    assert!(renderings < 30, "{renderings}");
+}

@@ -4,7 +4,10 @@ use std::path::{Path, PathBuf};
 
 use super::{Leftover, RunError};
 use crate::arch::config::ModelConfig;
-use crate::data::{Batch, DataFile, Dataset, Options, Tokenizer, batch, epoch_order, rows};
+use crate::data::options::Options;
+use crate::data::pack::{Batch, batch, epoch_order, rows};
+use crate::data::sample::Dataset;
+use crate::data::{DataFile, Tokenizer};
 use crate::dequant::stream::{PackSource, default_budget};
 use crate::gpu::Gpu;
 use crate::lora::adapter::{self, Adapter};
@@ -47,16 +50,17 @@ pub struct Prepared {
     /// Its tokenizer.
     pub tokenizer: Tokenizer,
     /// The training data.
-    pub data: Dataset,
+    pub(crate) data: Dataset,
     /// The evaluation data.
-    pub held_out: Option<Dataset>,
+    pub(crate) held_out: Option<Dataset>,
     pub(super) checkpoint: Option<(PathBuf, Checkpoint)>,
     pub(super) now: i64,
 }
 
 impl Prepared {
-    /// Reads pack and data. `resume` is the checkpoint to resume from; `progress` is that of
-    /// [`DataFile::samples`].
+    /// Reads pack and data. `resume` is the checkpoint to resume from. `progress` gets the number of
+    /// lines that are tokenised, and of all; if it returns `false`, reading stops with
+    /// [`DataError::Cancelled`](crate::data::DataError::Cancelled).
     ///
     /// # Errors
     /// See [`RunError`].
@@ -97,6 +101,7 @@ impl Prepared {
     }
 
     /// The first batch of the run, of this many rows.
+    #[doc(hidden)]
     pub fn first_batch(&self, settings: &Settings, micro_batch: u32) -> Batch {
         let rows = self.epoch(settings, 0);
         let first: Vec<Vec<usize>> = rows.into_iter().take(micro_batch as usize).collect();
