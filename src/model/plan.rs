@@ -145,7 +145,7 @@ pub struct MemoryPlan {
 
 impl MemoryPlan {
     /// Plans a run with the requested rows, or with the maximum that fits: at most
-    /// [`MAX_AUTO_ROWS`], and one row if the budget is unknown. All layers are resident if a number
+    /// `MAX_AUTO_ROWS`, and one row if the budget is unknown. All layers are resident if a number
     /// of rows permits that. Otherwise, they are streamed through a ring.
     ///
     /// # Errors
