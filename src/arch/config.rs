@@ -1,6 +1,5 @@
-//! What config.json says about a model. A missing key takes the default of that very class in
-//! transformers 5.24, where it has one that is not the number of one certain model; every other
-//! missing key is an error.
+//! What config.json says about a model. A missing key has the default of its class in transformers
+//! 5.24, unless that default is a size of one particular model: then the key is required.
 
 mod attention;
 mod error;
@@ -19,7 +18,7 @@ pub(crate) use keys::Keys;
 pub use python::standard_json;
 pub use rope::{Rope, RopeScaling};
 
-/// Layers that a model may have: as many as a pack can number.
+/// The maximum number of layers: a pack cannot number more.
 pub const MAX_LAYERS: u32 = 1 << 16;
 
 /// A decoder-only transformer.
@@ -277,7 +276,7 @@ fn bias(keys: &Keys<'_>, bias: Bias) -> Result<bool, ConfigError> {
     }
 }
 
-/// The scalar under `key`, 1 where it is absent; `None` where the family has no such key.
+/// The scalar under `key`, 1 if it is absent; `None` if the family has no such key.
 fn scale(keys: &Keys<'_>, key: Option<&'static str>) -> Result<Option<f64>, ConfigError> {
     let Some(key) = key else { return Ok(None) };
     Ok(Some(keys.number_if_present(key, "a number above 0", |x| x > 0.0)?.unwrap_or(1.0)))

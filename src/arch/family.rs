@@ -1,6 +1,5 @@
-//! What sets one `model_type` apart, as data. Everything that reads a model takes it from here: the
-//! converter names, roles and shapes, the trainer its sizes, LoRA its targets. Adding a family is
-//! described in CONTRIBUTING.md.
+//! What distinguishes one `model_type`, as data. The converter takes names, roles and shapes from
+//! here, the trainer sizes, LoRA its targets. CONTRIBUTING.md says how to add a family.
 
 use crate::format::Role;
 
@@ -164,7 +163,7 @@ pub enum Rotary {
     },
 }
 
-/// The keys of config.json that hold a family's scalars; each is 1 where it is missing.
+/// The keys of config.json for a family's scalars; each is 1 if it is missing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Scales {
     /// What embeddings are multiplied by.
@@ -233,8 +232,7 @@ pub enum When {
     OBias,
     /// Those with [`Family::mlp_bias`].
     MlpBias,
-    /// All that do not take the embedding for it; where config.json ties the two, it may be there
-    /// all the same.
+    /// Those whose config.json does not tie it to the embedding; a tied model may have it, too.
     Head,
 }
 

@@ -1,12 +1,12 @@
-//! Families of models. Everything that is to be known of a model is here, once, as data: which
-//! tensors it has and under which names, what the keys of config.json mean, and what its layers do.
-//! A family is one file of `families` (all of them are in `Family::ALL`); the readers of that data are shared:
+//! Families of models. The description of a model is here, once, as data: its tensors and their
+//! names, the meaning of the keys of config.json, and what its layers do. A family is one file of
+//! `families` (all of them are in `Family::ALL`); the readers of that data are shared:
 //!
 //! ```text
 //! families/ -> family    one model_type: tensors, keys, defaults
 //!              config    config.json -> ModelConfig: the sizes of one model, and what each of its layers does
 //!              names     the names of a checkpoint -> the names that transformers writes
-//!              place     config.json, names and shapes -> which tensor is which part of the model
+//!              place     config.json, names and shapes -> the part of the model that each tensor is
 //!              obstacle  why a model that can be packed cannot be run
 //! ```
 

@@ -117,7 +117,7 @@ pub fn check_pack_runnable(pack: &Pack<'_>) -> Result<(), Obstacle> {
     let quantised = pack.quantized_tensors().map(|t| ((t.layer, t.role), t.shape));
     let raw = pack.raw_tensors().map(|t| ((t.layer, t.role), t.shape));
     let shapes: std::collections::HashMap<_, _> = quantised.chain(raw).collect();
-    // A stored output projection counts, whatever config.json says.
+    // A stored output projection counts, even if config.json ties it to the embedding.
     let head = config.family.parts.iter().find(|part| part.role == Role::LmHead && config.tied);
     let head = head.filter(|_| pack.has(Role::LmHead)).map(|part| (part, None));
     for (part, layer) in config.parts().chain(head) {

@@ -158,8 +158,8 @@ impl Places<'_> {
         ArchError::MissingTensor { tensor, similar }
     }
 
-    /// Takes the embedding and the output projection of a tied model, of which one may be missing:
-    /// what is there is the embedding.
+    /// Takes the embedding and the output projection of a tied model. If one of them is missing,
+    /// the other one is the embedding.
     fn take_tied(&mut self, embedding: &Part, head: &Part) -> Result<(), ArchError> {
         let has_head = self.take_if_present(head, None)?;
         if has_head && !self.is_present(embedding) {

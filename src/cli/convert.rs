@@ -24,6 +24,10 @@ pub fn run(args: &ConvertArgs) -> anyhow::Result<Outcome> {
     // A notice of its own.
     let not_runnable = conversion.notices().iter().any(|notice| matches!(notice, Notice::NotRunnable { .. }));
     let mut cannot_run = failure::bad_files(|name| conversion.file(name));
+    if cannot_run.is_empty() && !not_runnable {
+        let files: Vec<(&str, &[u8])> = conversion.files().collect();
+        cannot_run.extend(failure::cannot_load(&files));
+    }
     cannot_run.iter().for_each(|reason| ui.warning(reason));
     if args.dry_run {
         let preview = Preview { cannot_run, ..Preview::new(args, &conversion) };
@@ -36,10 +40,6 @@ pub fn run(args: &ConvertArgs) -> anyhow::Result<Outcome> {
     let meter = ui.meter("converting", Unit::Weights);
     let report = conversion.write(&args.target, &meter)?;
     drop(meter);
-    if cannot_run.is_empty() && !not_runnable {
-        cannot_run.extend(failure::cannot_load(&args.target));
-        cannot_run.iter().for_each(|reason| ui.warning(reason));
-    }
     let document = Document { target: args.target.display().to_string(), report: &report, cannot_run };
     ui.result(&document, || summary(&args.target, conversion.model().config.family.model_type, &report))?;
     Ok(Outcome::Good)

@@ -311,7 +311,7 @@ impl PackEntry {
             resident_bytes: whole.needed_bytes,
             smallest_bytes: whole.minimum_bytes,
             plan,
-            cannot_run: failure::cannot_run_pack(file, pack),
+            cannot_run: failure::cannot_run_pack(pack),
         })
     }
 

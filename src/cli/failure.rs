@@ -21,14 +21,14 @@ use crate::convert::plan::PlanError;
 use crate::convert::source::{CONFIG, HeaderError, INDEX, SourceError, Unstorable};
 use crate::data::DataError;
 use crate::dequant::DequantError;
-use crate::dequant::stream::{PackSource, StreamError};
+use crate::dequant::stream::StreamError;
 use crate::export::{ExportError, WriteError};
 use crate::format::{FormatError, Pack};
 use crate::gpu::{self, DRIVER_HINT, GpuError};
 use crate::lora::adapter::AdapterError;
 use crate::merge::MergeError;
 use crate::model::ModelError;
-use crate::model::decoder::{read_config, read_tokenizer};
+use crate::model::decoder::tokenizer_of;
 use crate::model::generate::GenerateError;
 use crate::model::plan::MemoryError;
 use crate::ops::OpError;
@@ -233,6 +233,9 @@ fn of_source(error: &SourceError) -> Option<String> {
             "the download is incomplete: remove the file and download it again"
         }
         SourceError::Header { source: HeaderError::LfsPointer, .. } => LFS_PULL,
+        SourceError::Header { source: HeaderError::NameTooLong { .. }, .. } => {
+            "save the model again without that tensor, in Python, by save_pretrained()"
+        }
         SourceError::Header { source: HeaderError::TooShort { .. } | HeaderError::TooLarge { .. }, .. } => {
             "this is not a safetensors file, or it is damaged: download it again; other formats are not read"
         }
@@ -474,7 +477,7 @@ fn of_adapter(error: &AdapterError) -> Option<String> {
         AdapterError::Vocabulary { .. } => {
             "PEFT saves the embedding if tokens were added, or if target_modules or modules_to_save name it: if it is \
              unchanged, use save_pretrained(DIR, save_embedding_layers=False); otherwise merge with PEFT \
-             (merge_and_unload) and convert the result"
+             (merge_and_unload), unless config.json ties the two, and convert the result"
         }
         AdapterError::SameMatrix { .. } => "the file has two adapters: save each one to its own folder",
         AdapterError::Write { path, source } => return of_target(path, source),
@@ -530,19 +533,25 @@ pub fn bad_files<'a>(file: impl Fn(&str) -> Option<&'a [u8]>) -> Vec<String> {
     check_files_runnable(file).iter().map(unusable).collect()
 }
 
-/// Why the model of the pack at `path` cannot run, one sentence each. Checks the index, the files,
-/// and the tokenizer.
-pub fn cannot_run_pack(path: &Path, pack: Pack<'_>) -> Vec<String> {
+/// Why the model of a pack cannot run, one sentence each. Checks the index, the files, and the
+/// tokenizer.
+pub fn cannot_run_pack(pack: Pack<'_>) -> Vec<String> {
     let mut found: Vec<String> = check_pack_runnable(&pack).err().iter().map(unusable).collect();
-    found.extend(bad_files(|name| pack.file(name).map(|file| file.bytes)));
-    if found.is_empty() { cannot_load(path).into_iter().collect() } else { found }
+    let files: Vec<(&str, &[u8])> = pack.files().map(|file| (file.name, file.bytes)).collect();
+    found.extend(bad_files(|name| of_name(&files, name)));
+    if found.is_empty() { cannot_load(&files).into_iter().collect() } else { found }
 }
 
-/// Why the tokenizer of the pack at `path` does not load, if nothing else is wrong with the pack.
-pub fn cannot_load(path: &Path) -> Option<String> {
-    let source = PackSource::open(path).ok()?;
-    let load = |model: ModelConfig| read_tokenizer(&source, &model, 0).map(drop);
-    read_config(&source).and_then(load).err().map(|error| unusable(&error))
+/// Why the tokenizer of a pack with these files does not load, if nothing else is wrong with them.
+pub fn cannot_load(files: &[(&str, &[u8])]) -> Option<String> {
+    let generation = of_name(files, "generation_config.json");
+    let config = ModelConfig::parse(of_name(files, CONFIG)?, generation).map_err(ModelError::from);
+    let load = |model: ModelConfig| tokenizer_of(files, &model, 0).map(drop);
+    config.and_then(load).err().map(|error| unusable(&error))
+}
+
+fn of_name<'a>(files: &[(&str, &'a [u8])], name: &str) -> Option<&'a [u8]> {
+    files.iter().find(|(found, _)| *found == name).map(|(_, bytes)| *bytes)
 }
 
 fn unusable(reason: &impl std::fmt::Display) -> String {
@@ -700,6 +709,11 @@ fn of_train(error: &ModelError, advice: Advice) -> Option<String> {
         ModelError::Data(e) => of_data(e),
         ModelError::Adapter(e) => of_adapter(e),
         ModelError::Config(e) => of_config(e),
+        ModelError::MissingFile { .. } => Some(
+            "convert again from a folder that has the file; AutoTokenizer.from_pretrained(SRC).save_pretrained(SRC) in Python \
+             makes tokenizer.json of other files of a tokenizer"
+                .into(),
+        ),
         _ => None,
     }
 }
@@ -707,6 +721,9 @@ fn of_train(error: &ModelError, advice: Advice) -> Option<String> {
 fn of_data(error: &DataError) -> Option<String> {
     let hint = match error {
         DataError::File { source, .. } => return of_data(source),
+        DataError::Tokenizer(_) | DataError::TokenizerJson { .. } => {
+            "replace the file in the checkpoint's folder, and convert again"
+        }
         DataError::NoChatTemplate => "use --prompt, which continues a text without a template",
         DataError::Utf8 { .. } => "save the file as UTF-8 (from UTF-16: `iconv -f UTF-16 -t UTF-8`)",
         DataError::Json { .. } | DataError::NotAnObject { .. } => {

@@ -47,7 +47,7 @@ pub fn run(args: &VerifyArgs) -> anyhow::Result<Outcome> {
     let mut cannot_run = Vec::new();
     if report.faults.is_empty() {
         let mapped = MappedPack::open_unchanged(&args.file)?;
-        cannot_run = failure::cannot_run_pack(&args.file, mapped.pack());
+        cannot_run = failure::cannot_run_pack(mapped.pack());
     }
     let file = args.file.display().to_string();
     let document = Document { file, good, report: &report, against: against.as_ref(), cannot_run: &cannot_run };

@@ -1,10 +1,10 @@
-//! The tensors of a checkpoint as the parts of its model: [`crate::arch`] finds their places; here
-//! stands what becomes of the rest.
+//! The tensors of a checkpoint as the parts of its model. [`crate::arch`] finds their places; this
+//! module decides about the other tensors.
 //!
 //! transformers loads a checkpoint with tensors that the model does not have, and names them. So
-//! does a conversion. What a pack can hold is kept as it is, so that an export gives it back; left
-//! out are tensors that no pack can hold and layers that the model does not have, for multi-token
-//! prediction as a rule.
+//! does a conversion. It keeps the tensors that a pack can store, so that an export returns them.
+//! It leaves out the others, and layers that the model does not have, usually for multi-token
+//! prediction.
 
 use std::collections::HashSet;
 
@@ -104,9 +104,9 @@ fn has_other_forms(checkpoint: &Checkpoint, tensor: &str) -> bool {
     names.any(|name| name.strip_prefix(stem).is_some_and(|rest| rest != "bias"))
 }
 
-/// An output projection counts where it is present, tied or not; so one that cannot be stored is an
-/// error. One without elements is a mark that others leave where the embedding takes its place, and
-/// one with the embedding's values in float64 is not needed.
+/// An output projection counts if it is present, tied or not; so one that cannot be stored is an
+/// error. Other programs leave one without elements as a mark that the embedding takes its place,
+/// and one with the embedding's values in float64 is not needed.
 fn check_head(model: &Model, checkpoint: &Checkpoint) -> Result<(), SourceError> {
     let head = model.prefix.name(arch::family::Scope::Model, None, "lm_head.weight");
     let Some(found) = checkpoint.unstorable.iter().find(|tensor| tensor.name == head) else { return Ok(()) };

@@ -1,6 +1,6 @@
 //! Runs a plan. Every source file is read once, front to back, in windows. Each thread reads a
 //! piece of the window and encodes it while it is in that core's cache; meanwhile the window before
-//! is hashed, and its output written. Memory is two windows and their output, whatever the model's
+//! is hashed, and its output written. Memory is two windows and their output, for a model of any
 //! size.
 
 use std::collections::{BTreeMap, HashMap};
@@ -106,7 +106,12 @@ impl Conversion {
 
     /// The bytes of a file of the checkpoint that the pack will hold.
     pub fn file(&self, name: &str) -> Option<&[u8]> {
-        self.checkpoint.side_files.iter().find(|(file, _)| file == name).map(|(_, bytes)| bytes.as_slice())
+        self.files().find(|(file, _)| *file == name).map(|(_, bytes)| bytes)
+    }
+
+    /// Name and bytes of each file of the checkpoint that the pack will hold, by its name there.
+    pub fn files(&self) -> impl Iterator<Item = (&str, &[u8])> {
+        self.checkpoint.side_files.iter().map(|(name, bytes)| (name.as_str(), bytes.as_slice()))
     }
 
     /// What the user should know.
@@ -317,7 +322,7 @@ impl<'a> Run<'a> {
         Work { plan, options, tensor, action, piece, bytes }
     }
 
-    /// Adds the outcomes of a window to the state, and gives what is to be written.
+    /// Adds the outcomes of a window to the state, and returns the output to write.
     fn absorb_window(
         &mut self,
         window: &Window,

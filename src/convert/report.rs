@@ -1,4 +1,4 @@
-//! What a conversion tells its caller, on the way and at the end.
+//! What a conversion reports to its caller: its progress, and its result.
 
 use serde::Serialize;
 

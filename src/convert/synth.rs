@@ -121,12 +121,12 @@ struct Tensor {
     seed: u64,
 }
 
-/// Writes a snapshot of `shape` into the folder `dir`, which is made where it is missing and must
-/// otherwise be empty: one `model.safetensors`, or shards of at most `shard_bytes` of data (but at
-/// least one tensor) with an index. The same seed gives the same weights, however they are sharded:
-/// about normal, with a standard deviation of 0.02 around 0, and around 1 in norms. Gives the
-/// number of bytes in weights files. Memory stays at a few MiB; all is synced to disk at the end,
-/// so that the write-back does not disturb what is measured next.
+/// Writes a snapshot of `shape` into the folder `dir`, which is created, or must be empty: one
+/// `model.safetensors`, or shards of at most `shard_bytes` of data (but at least one tensor) with
+/// an index. The same seed gives the same weights, however they are sharded: about normal, with a
+/// standard deviation of 0.02 around 0, and around 1 in norms. Gives the number of bytes in weights
+/// files. Memory stays at a few MiB; all is synced to disk at the end, so that the write-back does
+/// not disturb what is measured next.
 ///
 /// # Errors
 ///
@@ -201,7 +201,7 @@ fn shards(tensors: Vec<(String, Vec<u64>)>, seed: u64, shard_bytes: Option<u64>)
 }
 
 /// Writes one safetensors file, with the values for weights and for norms, and gives its length;
-/// `advance` hears of each run of bytes.
+/// `advance` is called for each run of bytes.
 fn write_file(
     path: &Path,
     tensors: &[Tensor],
@@ -265,8 +265,8 @@ fn quantiles(mean: f32) -> Vec<[u8; 2]> {
     (0..1 << 16).map(value).collect()
 }
 
-/// Fills `bytes` with values of `quantiles`, four to a random number; gives the state that goes on
-/// from there. Chunks of a multiple of 8 bytes therefore give the same values as one long chunk.
+/// Fills `bytes` with values of `quantiles`, four per random number; returns the state for the next
+/// call. Chunks of a multiple of 8 bytes therefore give the same values as one long chunk.
 fn fill(bytes: &mut [u8], mut state: u64, quantiles: &[[u8; 2]]) -> u64 {
     for group in bytes.chunks_mut(8) {
         state = state.wrapping_add(STEP);

@@ -56,11 +56,11 @@ fn temporary_beside(path: &Path) -> io::Result<NamedTempFile> {
 }
 
 impl Target {
-    /// Creates the temporary file next to `path`, after looking whether `len` bytes fit.
+    /// Creates the temporary file next to `path`, after checking that `len` bytes fit.
     ///
     /// # Errors
-    /// Where `path` exists and `force` is not set, where it is a folder, where the folder is
-    /// missing or full.
+    /// If `path` exists and `force` is not set, if it is a folder, or if its folder is missing or
+    /// full.
     pub(crate) fn create(path: &Path, len: u64, force: bool) -> Result<Self, ConvertError> {
         let error = |source| ConvertError::Target { path: path.to_owned(), source };
         if path.is_dir() {

@@ -95,9 +95,9 @@ pub struct Written {
     pub left_out: Vec<String>,
 }
 
-/// What the conversion of `pack` left out, by its own record, but for an output projection that
-/// repeats the embedding. A merge may take some of it from the checkpoint: those are among
-/// `written`.
+/// The tensors that the conversion of `pack` left out, by its own record, except an output
+/// projection that repeats the embedding. A merge takes some of them from the checkpoint: these are
+/// among `written`.
 fn left_out<'a>(pack: Pack<'_>, written: impl Iterator<Item = &'a str>) -> Vec<String> {
     let dropped = Provenance::from_json(pack.index().metadata()).map(|p| p.dropped).unwrap_or_default();
     let written: HashSet<&str> = written.collect();

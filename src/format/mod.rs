@@ -3,7 +3,7 @@
 //!
 //! `spec/nf4pack-format.md` is the only authority on the bytes; this code cites its sections.
 //! [`Index::parse`] validates once; after that the accessors of [`Pack`] cannot fail; [`check`] has
-//! what opening leaves out; [`Layout`] places what is to be written.
+//! the checks that opening skips; [`Layout`] gives every section of a new file its place.
 #![forbid(unsafe_code)]
 
 pub mod check;

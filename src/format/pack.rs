@@ -164,7 +164,7 @@ impl<'a> Pack<'a> {
         self.raw_tensors().find(|t| t.name == name)
     }
 
-    /// Whether a tensor of no layer has this role, in whatever way it is stored.
+    /// Whether a tensor outside the layers has this role, quantised or not.
     pub fn has(self, role: Role) -> bool {
         let is = |s: &Section| {
             s.role == role && s.layer.is_none() && matches!(s.kind, Some(SectionKind::Codes | SectionKind::Raw))

@@ -48,8 +48,8 @@ impl std::fmt::Display for Shape {
 /// A validated section record.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Section {
-    /// What it holds; `None` for an optional kind from a later minor version, of which only the
-    /// place is known.
+    /// Its content; `None` for an optional kind from a later minor version, which this program only
+    /// knows the place of.
     pub kind: Option<SectionKind>,
     /// What the tensor is for.
     pub role: Role,

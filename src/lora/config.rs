@@ -97,7 +97,7 @@ impl LoraConfig {
     }
 }
 
-/// Where a role stands in [`TARGETS`], of which it is one.
+/// The index of a role in [`TARGETS`].
 pub(crate) fn target_index(role: Role) -> u32 {
     TARGETS.iter().zip(0..).find(|(target, _)| **target == role).map_or(0, |(_, index)| index)
 }
@@ -194,7 +194,7 @@ impl AdapterLayout {
         self.places.iter().map(of).sum::<u64>() * u64::from(self.layers)
     }
 
-    /// The place of a projection's matrices; `None` where it is not adapted.
+    /// The place of a projection's matrices; `None` if it is not adapted.
     pub fn place(&self, layer: u32, role: Role) -> Option<Place> {
         let (_, first) = self.places.iter().find(|(r, _)| *r == role).filter(|_| layer < self.layers)?;
         let offset = layer as usize * self.layer_len;

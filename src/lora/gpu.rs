@@ -43,7 +43,7 @@ pub(crate) struct Lora {
 }
 
 impl GpuAdapter {
-    /// Copies an adapter to the device, with room for its gradient where it is `trained`.
+    /// Copies an adapter to the device, with room for its gradient if it is `trained`.
     ///
     /// # Errors
     /// [`OpError::Shape`] where `vector` is not of this layout, [`OpError::Gpu`].

@@ -96,7 +96,7 @@ pub(super) fn add(
     Ok((out, changes.into_iter().fold(Change::default(), Add::add)))
 }
 
-/// [`add`] for the weights from `first` on, the start of a row, as many as `bytes` has room for.
+/// [`add`] for the weights from `first` on, the start of a row, until `bytes` is full.
 fn add_piece(base: &BaseTensor<'_>, delta: Option<&Delta<'_>>, first: u64, bytes: &mut [u8]) -> Result<Change, MergeError> {
     let weights = base.read(first, bytes.len() / size_of::<bf16>())?;
     let row = delta.map_or(weights.len(), |delta| delta.inputs);

@@ -33,33 +33,48 @@ pub fn read_config(pack: &PackSource) -> Result<ModelConfig, ModelError> {
 /// # Errors
 /// [`ModelError::Stream`], [`ModelError::MissingFile`], [`ModelError::Data`].
 pub fn read_tokenizer(pack: &PackSource, model: &ModelConfig, now: i64) -> Result<Tokenizer, ModelError> {
-    let tokenizer = pack.file("tokenizer.json")?.ok_or(ModelError::MissingFile { name: "tokenizer.json" })?;
-    let config = pack.file("tokenizer_config.json")?;
-    let special_tokens_map = pack.file("special_tokens_map.json")?;
-    let added_tokens = pack.file("added_tokens.json")?;
-    let chat_template = pack.file("chat_template.jinja")?;
-    let additional = additional_templates(pack)?;
-    let additional: Vec<(&str, &[u8])> = additional.iter().map(|(name, bytes)| (name.as_str(), bytes.as_slice())).collect();
-    let processor_template = pack.file("chat_template.json")?;
+    let index = pack.index();
+    let files = index.sections().iter().filter(|section| section.kind == Some(SectionKind::File));
+    let names = files.map(|section| index.name(section)).filter(|name| is_of_tokenizer(name));
+    let read = |name: &str| Ok::<_, ModelError>((name.to_owned(), pack.file(name)?.unwrap_or_default()));
+    let files: Vec<(String, Vec<u8>)> = names.map(read).collect::<Result<_, _>>()?;
+    let files: Vec<(&str, &[u8])> = files.iter().map(|(name, bytes)| (name.as_str(), bytes.as_slice())).collect();
+    tokenizer_of(&files, model, now)
+}
+
+/// The tokenizer of these files, which have their names in a pack; others may be among them.
+///
+/// # Errors
+/// [`ModelError::MissingFile`], [`ModelError::Data`].
+pub(crate) fn tokenizer_of(files: &[(&str, &[u8])], model: &ModelConfig, now: i64) -> Result<Tokenizer, ModelError> {
+    let file = |name: &str| files.iter().find(|(found, _)| *found == name).map(|(_, bytes)| *bytes);
+    let [tokenizer, config, special_tokens_map, added_tokens, chat_template, processor_template] = TOKENIZER_FILES.map(file);
+    let additional: Vec<(&str, &[u8])> =
+        files.iter().filter_map(|&(name, bytes)| Some((template_name(name)?, bytes))).collect();
     let files = TokenizerFiles {
-        tokenizer: &tokenizer,
-        config: config.as_deref(),
-        special_tokens_map: special_tokens_map.as_deref(),
-        added_tokens: added_tokens.as_deref(),
-        chat_template: chat_template.as_deref(),
+        tokenizer: tokenizer.ok_or(ModelError::MissingFile { name: "tokenizer.json" })?,
+        config,
+        special_tokens_map,
+        added_tokens,
+        chat_template,
         additional_templates: &additional,
-        processor_template: processor_template.as_deref(),
+        processor_template,
     };
     Ok(Tokenizer::new(files, model, now)?)
 }
 
-/// The chat templates of a pack that are files of their own, with their names.
-fn additional_templates(pack: &PackSource) -> Result<Vec<(String, Vec<u8>)>, ModelError> {
-    let index = pack.index();
-    let files = index.sections().iter().filter(|section| section.kind == Some(SectionKind::File));
-    let named = files.filter_map(|section| Some((template_name(index.name(section))?, index.name(section))));
-    let read = |(name, packed): (&str, &str)| Ok((name.to_owned(), pack.file(packed)?.unwrap_or_default()));
-    named.map(read).collect()
+/// The files of a tokenizer, besides additional chat templates.
+const TOKENIZER_FILES: [&str; 6] = [
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "chat_template.jinja",
+    "chat_template.json",
+];
+
+fn is_of_tokenizer(name: &str) -> bool {
+    TOKENIZER_FILES.contains(&name) || template_name(name).is_some()
 }
 
 /// A model with layers in GPU memory, or streamed to it.
@@ -260,8 +275,8 @@ impl Model {
         Ok(())
     }
 
-    /// The chunks of the vocabulary: the first token of each, its rows of the output projection, and
-    /// its logits [tokens, columns].
+    /// The chunks of the vocabulary: the first token of each, its rows of the output projection,
+    /// and its logits [tokens, columns].
     fn chunks(&self, work: &Workspace<Mat>) -> Result<impl Iterator<Item = (u32, Weight<'_>, Mat)>, ModelError> {
         let (head, vocab, logits) = (self.head()?, self.config.vocab, work.logits.clone());
         let chunk = move |first| {

@@ -257,7 +257,7 @@ fn a_pack_that_cannot_be_run_is_warned_about_at_once() {
 
     // JSON, and no tokenizer.
     fs::write(place.path("tiny").join("tokenizer.json"), "{}").unwrap();
-    for command in ["convert tiny empty.nf4pack", "verify empty.nf4pack"] {
+    for command in ["convert tiny empty.nf4pack", "verify empty.nf4pack", "convert tiny other.nf4pack --dry-run"] {
         let text = stderr(&place.run(command).success());
         assert!(text.contains("tokenizer.json"), "{text}");
     }

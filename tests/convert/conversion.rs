@@ -372,7 +372,7 @@ fn packs_and_exports_have_the_permissions_of_ordinary_new_files() {
     }
 }
 
-/// Adds lm_head.weight to the weights file: a copy of the embedding, but for one bit where it
+/// Adds lm_head.weight to the weights file: a copy of the embedding, with one other bit if it
 /// `differs`.
 fn add_head(folder: &Path, differs: bool) {
     let bytes = fs::read(folder.join("model.safetensors")).unwrap();

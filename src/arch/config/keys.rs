@@ -20,12 +20,12 @@ impl<'a> Keys<'a> {
         Self { file, prefix: String::new(), object, model_type: "all" }
     }
 
-    /// The object under `key`; `None` where it is absent or null.
+    /// The object under `key`; `None` if it is absent or null.
     pub fn inner(&self, key: &str) -> Result<Option<Self>, ConfigError> {
         self.given(key).map(|found| self.object_under(key, found)).transpose()
     }
 
-    /// The object under `key`; `None` where it is absent, or a value that Python takes for false:
+    /// The object under `key`; `None` if it is absent, or a value that Python takes for false:
     /// an empty object, null, false, 0.
     pub fn truthy_inner(&self, key: &str) -> Result<Option<Self>, ConfigError> {
         self.truthy(key).map(|found| self.object_under(key, found)).transpose()

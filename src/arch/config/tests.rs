@@ -236,7 +236,7 @@ fn smollm3_has_layers_without_a_rotary_embedding() {
     let slides = json!({ "sliding_window": 7, "use_sliding_window": true });
     assert_eq!(layers(slides).unwrap(), of(fourth, [None, None, None, Some(7)]));
     assert_eq!(layers(json!({ "sliding_window": 7 })).unwrap(), of(fourth, none));
-    // The mask follows `layer_types`, whatever `use_sliding_window` says.
+    // The mask follows `layer_types`, with any `use_sliding_window`.
     let types = json!(["sliding_attention", "full_attention", "full_attention", "full_attention"]);
     let listed = json!({ "sliding_window": 7, "layer_types": types });
     assert_eq!(layers(listed).unwrap(), of(fourth, [Some(7), None, None, None]));
@@ -363,7 +363,7 @@ fn token_ids_may_be_lists_and_generation_config_wins() {
     assert_eq!(ids(None), [5, 6]);
     assert_eq!(ids(Some(br#"{"eos_token_id": 9}"#)), [9]);
     assert_eq!(ids(Some(br#"{"temperature": NaN, "eos_token_id": 9}"#)), [9]);
-    // transformers goes on without a file that is not JSON.
+    // transformers ignores a file that is not JSON.
     for none in ["{}", r#"{"eos_token_id": null}"#, r#"{"eos_token_id": -1}"#, "<html>", "{"] {
         assert_eq!(ids(Some(none.as_bytes())), [5, 6], "{none}");
     }

@@ -66,7 +66,7 @@ const O_BIAS: [(&str, &[u64]); 1] = [("self_attn.o_proj.bias", &[8])];
 const MLP_BIAS: [(&str, &[u64]); 3] =
     [("mlp.gate_proj.bias", &[12]), ("mlp.up_proj.bias", &[12]), ("mlp.down_proj.bias", &[8])];
 
-/// A tied model with these parts in each of its layers beside the common ones.
+/// A tied model with these parts in each of its layers, and the common ones.
 fn tensors(extra: &[&[(&str, &[u64])]]) -> Vec<Tensor> {
     let mut all = vec![tensor("model.embed_tokens.weight", &[10, 8])];
     for layer in 0..2 {

@@ -106,3 +106,30 @@ fn a_run_that_does_not_fit_names_a_budget_that_does() {
     assert!(hint_of(COMMANDS[0], matrix(None)).contains("a smaller --micro-batch or --max-length"));
     assert!(hint_of("generate p --chat", GenerateError::Memory(matrix(None))).contains("a smaller --context"));
 }
+
+#[test]
+fn adapters_that_are_not_supported_can_be_merged_by_peft() {
+    let hint = |error: AdapterError| hint_of("eval p --data d", error);
+    let unsupported = AdapterError::Unsupported { key: "use_dora", found: json!(true) };
+    assert!(hint(unsupported).contains("merge_and_unload().save_pretrained(MERGED)"));
+    let setting = |key: &str| {
+        let (file, expected, found) = ("adapter_config.json", "something else", json!(1));
+        hint(ConfigError::BadValue { file, key: key.to_owned(), expected, found }.into())
+    };
+    assert!(setting("bias").contains("merge_and_unload"));
+    assert!(setting("task_type").contains("set task_type"));
+    assert!(setting("r").contains("correct adapter_config.json"));
+}
+
+#[test]
+fn the_hint_about_a_configuration_names_its_file() {
+    let hint = |file| {
+        let (key, expected, found) = ("eos_token_id".to_owned(), "a token id", json!("x"));
+        hint_of("eval p --data d", ModelError::Config(ConfigError::BadValue { file, key, expected, found }))
+    };
+    assert!(
+        hint("generation_config.json").contains("generation_config.json")
+            && !hint("generation_config.json").contains("--config")
+    );
+    assert!(hint("config.json").contains("--config FILE"));
+}

@@ -105,7 +105,7 @@ impl Tile {
         MAX_BLOCK / self.block
     }
 
-    /// Loads blocks from block `first` of `weights` on, as many as there are and have room.
+    /// Loads blocks from block `first` of `weights` on, up to the last one or until it is full.
     #[inline(always)]
     fn load<L: Lanes>(&mut self, l: L, weights: Weights<'_>, first: usize) -> Result<(), NotFinite> {
         let (block, size) = (self.block, weights.float_type.size());

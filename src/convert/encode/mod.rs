@@ -183,8 +183,8 @@ impl Stats {
 ///
 /// Codes are packed as the file holds them ([`nf4::CODES_PER_WORD`]); the padding of a partial last
 /// block gets [`nf4::ZERO_CODE`]. A block of zeros gets scale 1.0. With [`Encoder::Absmax`] and
-/// [`ScalePrecision::F32`] codes and scales are those of bitsandbytes 0.50.2 in every bit, but for
-/// that 1.0 (0.0 or 1e-38 there). That includes its weak point: a block is divided by
+/// [`ScalePrecision::F32`] codes and scales are those of bitsandbytes 0.50.2 in every bit, except
+/// for that 1.0 (0.0 or 1e-38 there). That includes its weak point: a block is divided by
 /// `max(absmax, 1e-38)`, so a full block below 1e-38 keeps almost nothing. ([`Encoder::Mse`] has no
 /// such limit.) A scale that rounds to zero gets codes 7.
 ///

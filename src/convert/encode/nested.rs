@@ -317,7 +317,7 @@ mod tests {
 
     #[test]
     fn the_grade_fits_the_range_of_the_scales() {
-        // 255 scales of a kind, and one that is so many times larger.
+        // 255 similar scales, and one that is larger by this factor.
         let grade = |outlier: f32| {
             let scales: Vec<f32> = (0..255).map(|i| 0.8 + i as f32 * 0.001).chain([outlier]).collect();
             let cost = relative_cost(&scales, &Grade::of(&scales).map()) / 255.0;

@@ -186,7 +186,7 @@ fn candidates<L: Lanes>(l: L, weights: &[[i8; GROUP]]) -> [f32; REFINED] {
 /// The better one of two fractions of absmax, refitted to the codes that it gives.
 #[inline(always)]
 fn refit<L: Lanes>(l: L, weights: &[[i8; GROUP]], fractions: [f32; REFINED]) -> f32 {
-    // Less a half and rounded to the nearest is rounded down, but for ties.
+    // Subtracting a half and rounding to the nearest rounds down, except for ties.
     let (half, mut thresholds) = (l.splat(0.5), [l.splat(0.0); 4]);
     for (i, fraction) in fractions.iter().enumerate() {
         let fraction = l.splat(fraction.abs());

@@ -139,7 +139,7 @@ pub enum SourceError {
         source: Quantised,
     },
     /// A part of the model that no shard has, although the index lists it.
-    #[error("tensor {tensor:?} is missing: the index places it in {shard:?}, where it is not")]
+    #[error("tensor {tensor:?} is missing: the index places it in {shard:?}, which does not have it")]
     NotInShard {
         /// The tensor.
         tensor: String,

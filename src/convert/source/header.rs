@@ -175,7 +175,7 @@ pub enum Unstorable {
 }
 
 impl Unstorable {
-    /// The type that is at fault; "" where it is none.
+    /// The type, if that is the reason; "" otherwise.
     pub(super) fn type_name(&self) -> &str {
         match self {
             Self::Type { found } => found,
@@ -466,8 +466,7 @@ impl<'de> Visitor<'de> for EntryVisitor {
     }
 }
 
-/// A shape of which only as many dimensions are kept as a tensor may have, so that a long one costs
-/// no memory.
+/// A shape. Only the first [`MAX_RANK`] dimensions are kept, so that a long one costs no memory.
 struct Dimensions {
     dims: Vec<u64>,
     rank: u64,

@@ -149,7 +149,7 @@ impl Checkpoint {
                 let shards: BTreeSet<&str> = weight_map.values().map(String::as_str).collect();
                 let missing = |shard: &str| SourceError::MissingShard { index: folder.path(INDEX), shard: shard.to_owned() };
                 let contents = Contents::read(&folder, shards, missing)?;
-                absent = contents.hold_against(&weight_map, &mut notices);
+                absent = contents.compare_with(&weight_map, &mut notices);
                 index = Some((INDEX.to_owned(), bytes));
                 contents
             }
@@ -395,10 +395,10 @@ impl Contents {
         Err(SourceError::Quantised { path, source })
     }
 
-    /// Notes where the shards do not hold exactly the tensors that the index lists, each where it
-    /// says. The shards decide, as in transformers. Gives what the index lists and no shard has,
-    /// with the shard that should, ordered by name.
-    fn hold_against(&self, index: &HashMap<String, String>, notices: &mut Vec<Notice>) -> Vec<(String, String)> {
+    /// Adds a notice if the index and the shards differ in their tensors, or in the shard of one.
+    /// The shards decide, as in transformers. Returns the tensors that the index lists and no shard
+    /// has, each with its shard by the index, ordered by name.
+    fn compare_with(&self, index: &HashMap<String, String>, notices: &mut Vec<Notice>) -> Vec<(String, String)> {
         let held = self.tensors.iter().map(|t| (t.name.as_str(), t.file));
         let held = held.chain(self.unstorable.iter().map(|t| (t.name.as_str(), t.file)));
         let mut holders: HashMap<&str, Vec<&str>> = HashMap::with_capacity(self.tensors.len());

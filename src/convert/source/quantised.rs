@@ -106,7 +106,7 @@ impl Quantised {
 /// The types of weights that are not quantised.
 const FLOATS: [&str; 4] = ["F64", "F32", "F16", "BF16"];
 
-/// Whether a name is one of weights that a model may have, whatever stands before it. Tensors that
+/// Whether a name is one of weights that a model may have, with any prefix. Tensors that
 /// are no part of a model may have any type.
 fn is_weight(name: &str) -> bool {
     let mut parts = Family::ALL.iter().flat_map(|family| family.parts);

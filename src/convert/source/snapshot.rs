@@ -96,8 +96,8 @@ impl Folder {
     }
 }
 
-/// The names of at most `limit` files in a folder, in order. Names that are not UTF-8 are none that
-/// a checkpoint has.
+/// The names of at most `limit` files in a folder, in order. Names that are not UTF-8 are skipped:
+/// no file of a checkpoint has one.
 fn names(folder: &Path, limit: usize) -> std::io::Result<Vec<String>> {
     let entries = fs::read_dir(folder)?.take(limit);
     let mut names: Vec<String> =

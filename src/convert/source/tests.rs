@@ -1,4 +1,4 @@
-//! One rejection per error variant, and what must be accepted beside it.
+//! One rejection per error variant, and similar input that must be accepted.
 
 use std::fs;
 
@@ -205,7 +205,7 @@ fn what_a_quantisation_left_behind_is_none() {
         ("l.qweight", "I32"),
     ] {
         for float in ["F16", "BF16", "F32", "F64"] {
-            assert!(typed(&[("l.weight", float), (tensor, dtype)]).is_ok(), "{tensor} beside {float}");
+            assert!(typed(&[("l.weight", float), (tensor, dtype)]).is_ok(), "{tensor} with {float}");
         }
     }
     // In another shard, too.

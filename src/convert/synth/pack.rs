@@ -130,7 +130,7 @@ fn metadata() -> io::Result<String> {
     Ok(provenance.to_json()?)
 }
 
-/// Fills `bytes` with random ones: any codes. Gives the state that goes on from there.
+/// Fills `bytes` with random bytes: any codes. Returns the state for the next call.
 pub(crate) fn random_bytes(bytes: &mut [u8], state: u64) -> u64 {
     masked(bytes, state, u64::MAX, 0)
 }

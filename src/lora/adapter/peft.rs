@@ -68,7 +68,7 @@ enum Modules {
 }
 
 impl Modules {
-    /// The modules under `key`; `None` where it is absent or null.
+    /// The modules under `key`; `None` if it is absent or null.
     fn read(keys: &Keys<'_>, key: &'static str) -> Result<Option<Self>, AdapterError> {
         match keys.given(key) {
             None => Ok(None),
@@ -119,7 +119,7 @@ fn targets(keys: &Keys<'_>, model: &ModelConfig) -> Result<Vec<Role>, AdapterErr
     Ok(targets)
 }
 
-/// The layers of `layers_to_transform`, a number or a list; `None` where it is absent or null.
+/// The layers of `layers_to_transform`, a number or a list; `None` if it is absent or null.
 fn layers(keys: &Keys<'_>) -> Result<Option<Vec<u32>>, AdapterError> {
     const KEY: &str = "layers_to_transform";
     // The name of the list of layers, which is the same in all of these models.
