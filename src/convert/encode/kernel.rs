@@ -247,7 +247,8 @@ impl Block<'_> {
 
     #[inline(always)]
     fn encode_by<L: Lanes, const DIVIDE: bool>(&self, l: L, scale: f32, by: f32, codes: &mut [u8]) -> Sums {
-        let unit_f32 = unit_of(self.absmax.max(scale.abs()));
+        // An error is at most as large as its weight: zero is one of the values.
+        let unit_f32 = self.unit;
         let (scale, by, unit, zero) = (l.splat(scale), l.splat(by), l.splat(unit_f32), l.splat(0.0));
         let (mut sq_error, mut max_error, mut sq) = (zero, zero, zero);
         for (group, packed) in self.groups.iter().zip(codes.as_chunks_mut::<{ GROUP / 2 }>().0) {
@@ -283,7 +284,7 @@ impl Block<'_> {
 
     #[inline(always)]
     fn sq_error_by<L: Lanes, const DIVIDE: bool>(&self, l: L, scale: f32, by: f32) -> f64 {
-        let unit_f32 = unit_of(self.absmax.max(scale.abs()));
+        let unit_f32 = self.unit;
         let (scale, by, unit, mut sq_error) = (l.splat(scale), l.splat(by), l.splat(unit_f32), l.splat(0.0));
         for vector in self.groups.as_flattened().as_chunks::<8>().0 {
             let w = l.load(vector);

@@ -196,6 +196,21 @@ fn check_block_errors(backend: Backend, block_size: u32, weights: Weights<'_>, s
     }
 }
 
+/// The error of weights that a far larger scale rounds to zero is all of them, also where its square
+/// in units of the scale would vanish.
+#[test]
+fn weights_far_below_their_scale_are_lost_and_counted() {
+    let bytes: Vec<u8> = (0..64).flat_map(|i| (0.01 * (i as f32 - 31.5)).to_le_bytes()).collect();
+    let weights = Weights { float_type: FloatType::F32, bytes: &bytes };
+    for backend in backends() {
+        for scale in [1e3, 1e20, 1e30, -1e30, f32::MAX] {
+            let mut errors = [BlockError::default()];
+            backend.run(BlockErrors { block: 64, weights, scales: &[scale], errors: &mut errors });
+            assert_eq!(errors[0].relative(), 1.0, "{backend:?} {scale}");
+        }
+    }
+}
+
 /// The two passes of a nested table give what one call gives, and agree between backends.
 fn check_two_passes(how: (Encoder, ScalePrecision), block_size: u32, weights: Weights<'_>, once: &Encoded) {
     let reference = choose_on(Backend::Scalar, how.0, block_size, weights);
