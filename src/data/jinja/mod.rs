@@ -69,7 +69,9 @@ const STACK: usize = 64 << 20;
 fn with_stack<T: Send>(work: impl FnOnce() -> Result<T, TemplateError> + Send) -> Result<T, TemplateError> {
     std::thread::scope(|scope| {
         let thread = std::thread::Builder::new().name("template".to_owned()).stack_size(STACK);
-        let started = thread.spawn_scoped(scope, work).map_err(|_| ErrorKind::Limit("cannot run: the system starts no thread").at(0))?;
+        let started = thread
+            .spawn_scoped(scope, work)
+            .map_err(|_| ErrorKind::Limit("cannot run: the system starts no thread").at(0))?;
         started.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
     })
 }
