@@ -1,7 +1,7 @@
 // Decodes NF4 codes to floats at memory speed. It is combined with nf4_params.wgsl,
-// nf4_bindings.wgsl and codec_nf4.wgsl. Runs unchecked: `dequant::plan` proves on the host that every
-// index is in its binding. It uses no subgroup operations, so it does not depend on the subgroup
-// size.
+// nf4_bindings.wgsl and codec_nf4.wgsl. Runs unchecked: `dequant::plan` proves on the host that
+// every index is in its binding. It uses no subgroup operations, so it does not depend on the
+// subgroup size.
 
 @group(0) @binding(4) var<storage, read_write> out: array<vec4<u32>>;   // 4 f32, or 8 f16 or bf16
 

@@ -1,6 +1,6 @@
 // The norm of a gradient, and a step of AdamW. Runs unchecked: the host proves that `gradient`,
-// `parameters`, `exp_avg` and `exp_avg_sq` hold `count` floats, `partials` one for each block of all
-// pieces, and `loss` one.
+// `parameters`, `exp_avg` and `exp_avg_sq` hold `count` floats, `partials` one for each block of
+// all pieces, and `loss` one.
 
 struct Params {
     count: u32,             // number of elements; in `norm`: number of blocks

@@ -4,9 +4,9 @@
 //!
 //! ```text
 //! families/ -> family    one model_type: tensors, keys, defaults
-//!              config    config.json -> ModelConfig: the sizes of one model, and what each of its layers does
+//!              config    config.json -> ModelConfig: sizes, and what each layer does
 //!              names     the names of a checkpoint -> the names that transformers writes
-//!              place     config.json, names and shapes -> the part of the model that each tensor is
+//!              place     config.json, names and shapes -> the part that each tensor is
 //!              obstacle  why a model that can be packed cannot be run
 //! ```
 

@@ -221,7 +221,9 @@ fn of_source(error: &SourceError) -> Option<String> {
         SourceError::HubCache { snapshot, .. } => return Some(format!("name the snapshot: {}", snapshot.display())),
         SourceError::TooManyFiles { .. } => "name a copy of the checkpoint without that folder",
         SourceError::LfsPointer { .. } => LFS_PULL,
-        SourceError::ShardName { .. } => "write plain file names into its weight_map: shards are beside their index",
+        SourceError::ShardName { .. } => {
+            "write plain file names into its weight_map: shards stand in the folder of their index"
+        }
         SourceError::EmptyIndex { .. } => "download the index again, or remove it if all shards are there",
         SourceError::NoConfig { .. } => "download config.json from the model's page, or name one with --config FILE",
         SourceError::LinkLeavesFolder { .. } => "copy the file into the folder, or name the folder that really contains it",

@@ -5,8 +5,8 @@
 pub enum Form {
     /// `text`.
     Text,
-    /// `prompt`, `completion`, and perhaps `system`. Both are strings, or both are lists of messages,
-    /// which may have `tools`, too.
+    /// `prompt`, `completion`, and perhaps `system`. Both are strings, or both are lists of
+    /// messages, which may have `tools`, too.
     Completion,
     /// `messages`, each with `role` and `content`, and perhaps `system`, `tools`.
     Messages,

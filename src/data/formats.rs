@@ -304,8 +304,8 @@ impl Record<'_> {
     }
 }
 
-/// Whether a value changes what its line means. A table has every column in every line, so that many
-/// values say nothing.
+/// Whether a value changes what its line means. A table has every column in every line, so that
+/// many values say nothing.
 fn says_something(value: &Value, expected: &str) -> bool {
     let is_default = expected == ONE_A_MESSAGE && value.as_flag() == Some(true);
     let is_flag = expected == ONE_A_MESSAGE && value.as_flag().is_some();

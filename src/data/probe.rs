@@ -154,8 +154,8 @@ impl Probe {
             written.push(match words {
                 Words::Kept => (message.clone(), 0..0),
                 _ if is_assistant(message) => replace(),
-                // Some templates compare messages: equal ones stay equal, except answers, which must
-                // be distinguished.
+                // Some templates compare messages: equal ones stay equal, except answers, which
+                // must be distinguished.
                 _ => equal.entry((message.to_string(), words)).or_insert_with(replace).clone(),
             });
         }
@@ -176,8 +176,8 @@ impl Probe {
         self.leaves_of.get(message).cloned().unwrap_or_default()
     }
 
-    /// A message without its words: what a template may look at. Words are one letter, also with the
-    /// blanks and quotes between them.
+    /// A message without its words: what a template may look at. Words are one letter, also with
+    /// the blanks and quotes between them.
     pub(super) fn shape(&self, message: usize) -> String {
         let mut text = String::new();
         self.messages.get(message).into_iter().for_each(|message| spell(message, &mut text));
@@ -233,8 +233,8 @@ impl Probe {
         Reading { text, runs }
     }
 
-    /// The leaf of a rendering's last letter, and the text after that letter; the whole rendering if
-    /// it has no letter.
+    /// The leaf of a rendering's last letter, and the text after that letter; the whole rendering
+    /// if it has no letter.
     pub(super) fn tail<'a>(&self, rendered: &'a str) -> (Option<usize>, &'a str) {
         let last = rendered.char_indices().rev().find_map(|(at, c)| Some((self.letters.get(&c)?.leaf, at + c.len_utf8())));
         match last {

@@ -30,7 +30,8 @@ pub struct Sample {
     pub line: u64,
     /// Its tokens.
     pub tokens: Vec<u32>,
-    /// One per token: whether its prediction counts in the loss. The first token is never predicted.
+    /// One per token: whether its prediction counts in the loss. The first token is never
+    /// predicted.
     pub loss_mask: Vec<bool>,
 }
 
@@ -86,8 +87,8 @@ pub struct Dataset {
 }
 
 impl Dataset {
-    /// Reads a JSON Lines file. `progress` gets the number of tokenised records and of all records; it
-    /// stops the work by returning `false`.
+    /// Reads a JSON Lines file. `progress` gets the number of tokenised records and of all records;
+    /// it stops the work by returning `false`.
     ///
     /// # Errors
     /// A [`DataError`] with the line; [`DataError::AllDropped`] where nothing can be learned from
@@ -145,7 +146,8 @@ impl Dataset {
         Ok(Self { samples, ..Self::default() })
     }
 
-    /// Moves a random share of the samples out for evaluation: at least one, and never all of them. Both parts keep the order of the file.
+    /// Moves a random share of the samples out for evaluation: at least one, and never all of them.
+    /// Both parts keep the order of the file.
     ///
     /// # Errors
     /// [`DataError::NothingHeldOut`] where there are not two samples.
@@ -231,7 +233,8 @@ fn encode(
     let eos = tokenizer.eos().filter(|eos| !in_template && tokens.last() != Some(eos));
     tokens.extend(eos);
     if !in_template && tokens.last().copied() == tokenizer.eos() {
-        // It is learned, whether the text or this function added it: otherwise the model never stops.
+        // It is learned, whether the text or this function added it: otherwise the model never
+        // stops.
         loss_mask.resize(tokens.len(), true);
         loss_mask.last_mut().into_iter().for_each(|last| *last = true);
     }

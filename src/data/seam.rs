@@ -1,5 +1,5 @@
-//! Comparison of the texts that a template writes between messages. They are compared by atoms (marks,
-//! words, characters): `<|user|>` and `<|end|>` have nothing in common.
+//! Comparison of the texts that a template writes between messages. They are compared by atoms
+//! (marks, words, characters): `<|user|>` and `<|end|>` have nothing in common.
 
 /// Bytes of the first atom of a text: `<..>` or `[..]` without blanks, a word, or a character.
 fn atom(text: &str) -> usize {

@@ -1,10 +1,10 @@
 //! The spans of a rendered conversation that are learned.
 //!
 //! A template with `{% generation %}` marks them itself. Any other template is probed (see
-//! [`super::probe`]): then the origin of each letter is known, a message or the template. The text of
-//! the template between the words of two messages is a seam. A seam has the end of a turn and the
-//! header of the next one. The end also follows the turn if it is the last one. The header is also in
-//! the generation prompt.
+//! [`super::probe`]): then the origin of each letter is known, a message or the template. The text
+//! of the template between the words of two messages is a seam. A seam has the end of a turn and
+//! the header of the next one. The end also follows the turn if it is the last one. The header is
+//! also in the generation prompt.
 
 use std::cell::RefCell;
 use std::collections::{HashMap, HashSet};
@@ -45,8 +45,8 @@ impl Marked {
     }
 }
 
-/// A conversation as the chat template writes it, with the assistant's turns marked, up to the token
-/// that ends each.
+/// A conversation as the chat template writes it, with the assistant's turns marked, up to the
+/// token that ends each.
 ///
 /// # Errors
 /// [`DataError::NoTemplate`], [`DataError::Render`], [`DataError::Unlearned`],
@@ -133,8 +133,8 @@ const CONTEXT: usize = 3;
 /// first ones, and the shapes of the last ones.
 type TailKey = (bool, bool, Vec<Rc<str>>);
 
-/// What a template writes after the last letter, and that letter's leaf, counted from the first leaf
-/// of the last message.
+/// What a template writes after the last letter, and that letter's leaf, counted from the first
+/// leaf of the last message.
 #[derive(Debug, Clone)]
 struct Tail {
     leaf: usize,
@@ -230,7 +230,8 @@ impl<'a> Probed<'a> {
         generations
     }
 
-    /// The learned spans, without those of some messages; or the message whose span is unknown, and why.
+    /// The learned spans, without those of some messages; or the message whose span is unknown, and
+    /// why.
     fn spans(&self, ends: &[String], unlearned: &[usize]) -> Result<Vec<Range<usize>>, (usize, SpanFlaw)> {
         let mut spans = Vec::new();
         for turn in self.turns().filter(|turn| !unlearned.contains(turn)) {
@@ -279,8 +280,8 @@ impl<'a> Probed<'a> {
         let style = self.rendering.template.style();
         let seam = self.slice(base..first);
         if let Some((_, prompt)) = self.prefix(turn, true).filter(|(of, _)| *of == leaf) {
-            // The prompt of an empty conversation may differ from the start of one that the assistant
-            // begins.
+            // The prompt of an empty conversation may differ from the start of one that the
+            // assistant begins.
             let prompted = before.is_some() || !prompt.trim().is_empty();
             // It may end within the words, where they begin with its thought.
             if prompted && self.slice(base..last + self.said_after(words)).starts_with(&prompt) {
@@ -339,7 +340,8 @@ impl<'a> Probed<'a> {
         common_prefix(seam, tail.get(..tail.len() - always).unwrap_or_default())
     }
 
-    /// The span of a turn without words that the template writes in another way than a turn with words.
+    /// The span of a turn without words that the template writes in another way than a turn with
+    /// words.
     fn silent_turn(&self, turn: usize, ends: &[String]) -> Option<Range<usize>> {
         let earlier = |run: &Run| matches!(self.probe.owner(run.leaf), Some(Owner::Message(message, _)) if message < turn);
         let before = self.runs.iter().rposition(earlier);
@@ -360,8 +362,8 @@ impl<'a> Probed<'a> {
         (end - mark >= self.alone(turn, leaf, seam)).then(|| base + end - mark..base + end)
     }
 
-    /// The rendering of the first `count` messages: the leaf of its last letter, and the text after that
-    /// letter.
+    /// The rendering of the first `count` messages: the leaf of its last letter, and the text after
+    /// that letter.
     fn prefix(&self, count: usize, add_generation_prompt: bool) -> Option<(Option<usize>, String)> {
         let messages = self.probe.messages.get(..count)?;
         if count == self.probe.messages.len() && add_generation_prompt == self.rendering.add_generation_prompt {
@@ -430,7 +432,8 @@ fn said_by(probe: &Probe, run: &Run) -> Option<usize> {
     }
 }
 
-/// The plan that replaces all messages that can be replaced, for a template that changes some of them.
+/// The plan that replaces all messages that can be replaced, for a template that changes some of
+/// them.
 fn one_by_one(rendering: Rendering<'_>, text: &str) -> ((Probe, Reading), Plan) {
     let messages = vec![Words::Kept; rendering.messages.len()];
     let mut plan = Plan { messages, tools: false, calls: false, keep_literals: true, kept_keys: &[] };

@@ -21,8 +21,8 @@ pub struct TokenStream<'a> {
 }
 
 impl Tokenizer {
-    /// A stream of text that continues `before`, the tokens of a text that is not shown again; empty
-    /// at the start of a text.
+    /// A stream of text that continues `before`, the tokens of a text that is not shown again;
+    /// empty at the start of a text.
     pub fn stream(&self, before: &[u32]) -> TokenStream<'_> {
         TokenStream { tokenizer: self, tokens: before.to_vec(), shown: before.len() }
     }

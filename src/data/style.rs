@@ -15,8 +15,8 @@ pub(super) struct Style {
 }
 
 impl Style {
-    /// The style of a template, found by rendering a question and an answer. If the template refuses
-    /// them, the style is empty. `render` gets messages, tools and `add_generation_prompt`.
+    /// The style of a template, found by rendering a question and an answer. If the template
+    /// refuses them, the style is empty. `render` gets messages, tools and `add_generation_prompt`.
     pub(super) fn new(render: impl Fn(&[Value], &Value, bool) -> Option<String>) -> Self {
         let function = Value::from_pairs([("name", "f"), ("description", "f")]);
         let tools = Value::from(vec![Value::from_pairs([("type", Value::from("function")), ("function", function)])]);
@@ -39,14 +39,14 @@ impl Style {
         let (user, assistant) = (message("user", question), message("assistant", answer));
         let after = |text: &str, words: &str| text.rsplit_once(words).map(|(_, tail)| tail.to_owned());
         let tail = |prompt| after(&render(std::slice::from_ref(&user), prompt)?, question);
-        let (asked, silent) = (tail(true)?, tail(false)?);
-        let prompt = asked.get(common_prefix(&asked, &silent)..).unwrap_or_default();
+        let (prompted, silent) = (tail(true)?, tail(false)?);
+        let prompt = prompted.get(common_prefix(&prompted, &silent)..).unwrap_or_default();
         let answered = render(&[user.clone(), assistant], false)?;
         let (before, closing) = answered.split_once(answer)?;
         let before = after(before, question)?;
         let written = before.get(common_prefix(&before, &silent)..).unwrap_or_default();
         // An answer may begin with more than the prompt.
-        let is_always = asked == silent && before.starts_with(&silent);
+        let is_always = prompted == silent && before.starts_with(&silent);
         let always = if is_always { always(&silent, closing, &render(&[], true).unwrap_or_default()) } else { "" };
         let header = match (prompt, always) {
             ("", "") => written,
@@ -57,8 +57,8 @@ impl Style {
     }
 }
 
-/// The generation prompt that is at the end of the text `before` an answer and at the end of the text
-/// `closing` after it. The rendering of an `empty` conversation may be this prompt alone.
+/// The generation prompt that is at the end of the text `before` an answer and at the end of the
+/// text `closing` after it. The rendering of an `empty` conversation may be this prompt alone.
 fn always<'a>(before: &str, closing: &'a str, empty: &str) -> &'a str {
     let common = common_suffix(before, closing);
     let alone = Some(common_suffix(empty, closing)).filter(|&alone| alone > 0).map_or(common, |alone| alone.min(common));

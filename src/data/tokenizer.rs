@@ -128,8 +128,8 @@ impl Tokenizer {
         }
     }
 
-    /// Tokens of a text; with `special`, also the tokens that the tokenizer adds to every text, such as
-    /// BOS.
+    /// Tokens of a text; with `special`, also the tokens that the tokenizer adds to every text,
+    /// such as BOS.
     ///
     /// # Errors
     /// [`DataError::Encode`]; [`DataError::TokenId`] for a token that the model does not have.
@@ -153,8 +153,8 @@ impl Tokenizer {
         Ok(Encoded { tokens, spans })
     }
 
-    /// The range of tokens without a second BOS or EOS: a tokenizer also adds them to a text that has
-    /// them already.
+    /// The range of tokens without a second BOS or EOS: a tokenizer also adds them to a text that
+    /// has them already.
     fn doubled(&self, tokens: &[u32]) -> Range<usize> {
         let [before, after] = &self.around;
         let rest = tokens.strip_prefix(before.as_slice()).unwrap_or_default();

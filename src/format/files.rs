@@ -49,8 +49,8 @@ pub fn template_file(packed: &str) -> Option<&str> {
     (packed_template(template).as_deref() == Some(packed)).then_some(template)
 }
 
-/// The name of the chat template in a pack's file, such as `tool_use`; `None` if the file is no such
-/// template.
+/// The name of the chat template in a pack's file, such as `tool_use`; `None` if the file is no
+/// such template.
 pub fn template_name(packed: &str) -> Option<&str> {
     template_file(packed)?.strip_suffix(TEMPLATE_END)
 }

@@ -58,22 +58,22 @@ pub fn adapters() -> Vec<AdapterSummary> {
     ranked().iter().map(|(summary, _)| summary.clone()).collect()
 }
 
-/// The adapter that matches `asked`, or the best adapter.
-pub(super) fn find(asked: Option<&str>) -> Result<(AdapterSummary, wgpu::Adapter), GpuError> {
-    let chosen = choose(&adapters(), asked)?.index;
+/// The adapter that matches `requested`, or the best adapter.
+pub(super) fn find(requested: Option<&str>) -> Result<(AdapterSummary, wgpu::Adapter), GpuError> {
+    let chosen = choose(&adapters(), requested)?.index;
     ranked().get(chosen).cloned().ok_or(GpuError::NoAdapter)
 }
 
-/// The summary that matches `asked`: an index, or a substring of the name in any case. Returns the
-/// best one if several match or if `asked` is `None`.
-fn choose<'a>(ranked: &'a [AdapterSummary], asked: Option<&str>) -> Result<&'a AdapterSummary, GpuError> {
+/// The summary that matches `requested`: an index, or a substring of the name in any case. Returns
+/// the best one if several match or if `requested` is `None`.
+fn choose<'a>(ranked: &'a [AdapterSummary], requested: Option<&str>) -> Result<&'a AdapterSummary, GpuError> {
     let best = ranked.first().ok_or(GpuError::NoAdapter)?;
-    let Some(asked) = asked else { return Ok(best) };
-    let by_index = asked.trim().parse().ok().and_then(|index: usize| ranked.get(index));
-    let part = asked.trim().to_lowercase();
+    let Some(requested) = requested else { return Ok(best) };
+    let by_index = requested.trim().parse().ok().and_then(|index: usize| ranked.get(index));
+    let part = requested.trim().to_lowercase();
     let by_name = || ranked.iter().find(|s| s.name.to_lowercase().contains(&part));
     by_index.or_else(by_name).ok_or_else(|| GpuError::NoSuchAdapter {
-        asked: asked.to_owned(),
+        requested: requested.to_owned(),
         present: ranked.iter().map(|s| format!("{} {}", s.index, s.name)).collect(),
     })
 }
@@ -174,7 +174,7 @@ mod tests {
     #[test]
     fn an_adapter_is_found_by_index_or_part_of_its_name() {
         let found = three();
-        let index = |asked| choose(&found, Some(asked)).map(|s| s.index).ok();
+        let index = |requested| choose(&found, Some(requested)).map(|s| s.index).ok();
         assert_eq!(index("6"), Some(6));
         assert_eq!(index("LLVMpipe"), Some(6));
         assert_eq!(index("geforce"), Some(0), "the best of several matches");

@@ -38,7 +38,8 @@ impl Gpu {
         mapped_at_creation: bool,
     ) -> Result<Buffer, GpuError> {
         let limit = self.limits().max_buffer_size;
-        let too_large = || GpuError::TooLarge { what: label.to_owned(), asked: size, limit, limit_name: "maxBufferSize" };
+        let too_large =
+            || GpuError::TooLarge { what: label.to_owned(), requested: size, limit, limit_name: "maxBufferSize" };
         let size = size.max(1).checked_next_multiple_of(16).filter(|&size| size <= limit).ok_or_else(too_large)?;
         let descriptor = wgpu::BufferDescriptor { label: Some(label), size, usage, mapped_at_creation };
         self.guarded_taking(size, label, |device| device.create_buffer(&descriptor).into())

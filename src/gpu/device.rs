@@ -313,7 +313,9 @@ fn caught<T>(work: impl FnOnce() -> T) -> Result<T, String> {
 
 fn from_wgpu(what: &str, bytes: u64, in_use: impl FnOnce() -> Option<u64>, error: &wgpu::Error) -> GpuError {
     match error {
-        wgpu::Error::OutOfMemory { .. } => GpuError::OutOfMemory { what: what.to_owned(), asked: bytes, in_use: in_use() },
+        wgpu::Error::OutOfMemory { .. } => {
+            GpuError::OutOfMemory { what: what.to_owned(), requested: bytes, in_use: in_use() }
+        }
         other => GpuError::invalid(what, other.to_string()),
     }
 }

@@ -303,7 +303,7 @@ impl Dispatch {
         let limit = limits.max_uniform_buffer_binding_size;
         if given > limit {
             let what = format!("parameters of kernel {kernel}");
-            return Err(GpuError::TooLarge { what, asked: given, limit, limit_name: "maxUniformBufferBindingSize" });
+            return Err(GpuError::TooLarge { what, requested: given, limit, limit_name: "maxUniformBufferBindingSize" });
         }
         let limit = limits.max_compute_workgroups_per_dimension;
         match self.groups.into_iter().find(|&groups| groups > limit) {
@@ -351,7 +351,7 @@ impl Bound {
             (align, limits.max_storage_buffer_binding_size, "maxStorageBufferBindingSize")
         };
         if range.size > limit {
-            return Err(GpuError::TooLarge { what: what(), asked: range.size, limit, limit_name });
+            return Err(GpuError::TooLarge { what: what(), requested: range.size, limit, limit_name });
         }
         if range.size < self.min_size {
             return Err(GpuError::invalid(what(), format!("has {} bytes, but {} are needed", range.size, self.min_size)));

@@ -11,10 +11,10 @@ pub enum GpuError {
     #[error("no GPU found, not even a software one")]
     NoAdapter,
     /// No adapter has the requested name or index.
-    #[error("no GPU {asked:?}; there are: {}", present.join(", "))]
+    #[error("no GPU {requested:?}; there are: {}", present.join(", "))]
     NoSuchAdapter {
         /// Requested name or index.
-        asked: String,
+        requested: String,
         /// Names of the present adapters, by index.
         present: Vec<String>,
     },
@@ -35,24 +35,24 @@ pub enum GpuError {
         feature: &'static str,
     },
     /// A buffer or binding exceeds the device limit.
-    #[error("{what} takes {asked} bytes, but the device allows {limit} ({limit_name})")]
+    #[error("{what} takes {requested} bytes, but the device allows {limit} ({limit_name})")]
     TooLarge {
         /// The object to create.
         what: String,
         /// Requested bytes.
-        asked: u64,
+        requested: u64,
         /// Allowed bytes.
         limit: u64,
         /// Name of the limit in WebGPU.
         limit_name: &'static str,
     },
     /// The device is out of memory.
-    #[error("out of GPU memory: {what}{}", sizes(*asked, *in_use))]
+    #[error("out of GPU memory: {what}{}", sizes(*requested, *in_use))]
     OutOfMemory {
         /// The object to create.
         what: String,
         /// Requested bytes. 0 for objects without a size, such as a list of commands.
-        asked: u64,
+        requested: u64,
         /// Bytes in use on this device before the request, if the backend reports it.
         in_use: Option<u64>,
     },
@@ -106,8 +106,8 @@ pub enum GpuError {
     },
 }
 
-fn sizes(asked: u64, in_use: Option<u64>) -> String {
-    let takes = if asked > 0 { format!(" takes {asked} bytes") } else { String::new() };
+fn sizes(requested: u64, in_use: Option<u64>) -> String {
+    let takes = if requested > 0 { format!(" takes {requested} bytes") } else { String::new() };
     in_use.map_or(takes.clone(), |bytes| format!("{takes}, with {bytes} bytes in use"))
 }
 

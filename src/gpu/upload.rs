@@ -105,7 +105,7 @@ impl Uploader {
     fn take(&mut self, size: u64) -> Result<Staging, GpuError> {
         if size > self.chunk {
             let what = "a staged copy".to_owned();
-            return Err(GpuError::TooLarge { what, asked: size, limit: self.chunk, limit_name: "staging chunk" });
+            return Err(GpuError::TooLarge { what, requested: size, limit: self.chunk, limit_name: "staging chunk" });
         }
         let oldest_is_ready = self.ring.front().is_some_and(|s| s.mapped.load(Ordering::Acquire) == MAPPED);
         if self.ring.len() < self.chunks && !oldest_is_ready {

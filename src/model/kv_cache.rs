@@ -50,10 +50,10 @@ impl KvCache {
 }
 
 impl Past<'_> {
-    /// Records the attention of new tokens in layer `number`. Their keys and values are added to the
-    /// cache after those of the earlier tokens. `q` and `out` are [tokens, heads * head_dim], `k`
-    /// and `v` [tokens, kv_heads * head_dim]. `q` and `k` are rotated if the layer rotates. A layer
-    /// with a window attends only to the last tokens of the cache.
+    /// Records the attention of new tokens in layer `number`. Their keys and values are added to
+    /// the cache after those of the earlier tokens. `q` and `out` are [tokens, heads * head_dim],
+    /// `k` and `v` [tokens, kv_heads * head_dim]. `q` and `k` are rotated if the layer rotates. A
+    /// layer with a window attends only to the last tokens of the cache.
     pub fn attend(
         &self,
         commands: &mut Commands,

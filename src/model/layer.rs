@@ -1,8 +1,10 @@
 //! One layer of the decoder, forward and backward:
 //!
 //! ```text
-//! middle = x + r * o_proj(attention(rotate(norm(q_proj(n))), rotate(norm(k_proj(n))), v_proj(n)))   with n = norm(x)
-//! out    = middle + r * down_proj(silu(gate_proj(m)) * up_proj(m))                                  with m = norm(middle)
+//! n = norm(x)
+//! middle = x + r * o_proj(attention(rotate(norm(q_proj(n))), rotate(norm(k_proj(n))), v_proj(n)))
+//! m = norm(middle)
+//! out = middle + r * down_proj(silu(gate_proj(m)) * up_proj(m))
 //! ```
 //!
 //! Only Qwen3 has norms of queries and keys. Some layers of some models do not rotate, or have a

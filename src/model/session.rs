@@ -47,8 +47,9 @@ impl Session {
     }
 
     /// The mean loss over the loss tokens of all samples, and the number of these tokens. Samples
-    /// are packed into rows of `length` tokens. A pass has the maximum rows that the memory permits.
-    /// `progress` gets the finished rows and all rows; if it returns `false`, the result is `None`.
+    /// are packed into rows of `length` tokens. A pass has the maximum rows that the memory
+    /// permits. `progress` gets the finished rows and all rows; if it returns `false`, the result
+    /// is `None`.
     ///
     /// # Errors
     /// As [`Session::loss`]; [`ModelError::NotFinite`].

@@ -6,30 +6,30 @@
 //!
 //! ```text
 //! forward, and again before backward
-//!   input norm            residual[i]                  -> normed
-//!   q_proj, k_proj        normed                       -> raw_queries, raw_keys if heads have a norm,
-//!                                                         else queries, keys
-//!   norms of the heads    raw_queries, raw_keys        -> queries, keys
-//!   v_proj                normed                       -> values
-//!   rotary                queries, keys                -> the same, in place
-//!   attention             queries, keys, values        -> attended, lse
-//!   o_proj                residual[i] + attended       -> middle
-//!   post-attention norm   middle                       -> normed
-//!   gate_proj, up_proj    normed                       -> gate, up
-//!   SwiGLU                gate, up                     -> activated
-//!   down_proj             middle + activated           -> residual[i + 1], only in the forward pass
+//!   input norm           residual[i]                -> normed
+//!   q_proj, k_proj       normed                     -> raw_queries, raw_keys if heads have a norm,
+//!                                                      else queries, keys
+//!   norms of the heads   raw_queries, raw_keys      -> queries, keys
+//!   v_proj               normed                     -> values
+//!   rotary               queries, keys              -> the same, in place
+//!   attention            queries, keys, values      -> attended, lse
+//!   o_proj               residual[i] + attended     -> middle
+//!   post-attention norm  middle                     -> normed
+//!   gate_proj, up_proj   normed                     -> gate, up
+//!   SwiGLU               gate, up                   -> activated
+//!   down_proj            middle + activated         -> residual[i + 1], only in the forward pass
 //! backward: d.residual holds the gradient of the layer's output
-//!   down_proj             d.residual                   -> activated, which becomes its own gradient
-//!   SwiGLU                activated                    -> gate, up, which become their own gradients
-//!   gate_proj, up_proj    gate, up                     -> d.normed
-//!   post-attention norm   middle, d.normed             -> d.residual, added: the gradient of middle
-//!   o_proj                d.residual                   -> d.attended
-//!   attention             d.attended, attended, lse    -> d.delta, d.queries, d.keys, d.values
-//!   rotary                d.queries, d.keys            -> the same, in place
-//!   norms of the heads    d.queries, d.keys            -> queries, keys, which become gradients
-//!   input norm            residual[i]                  -> normed, computed again
-//!   q_, k_, v_proj        the gradients of their outputs -> d.normed
-//!   input norm            d.normed                     -> d.residual, added: the gradient of residual[i]
+//!   down_proj            d.residual                 -> activated, which becomes its own gradient
+//!   SwiGLU               activated                  -> gate, up, which become their own gradients
+//!   gate_proj, up_proj   gate, up                   -> d.normed
+//!   post-attention norm  middle, d.normed           -> d.residual, added: that of middle
+//!   o_proj               d.residual                 -> d.attended
+//!   attention            d.attended, attended, lse  -> d.delta, d.queries, d.keys, d.values
+//!   rotary               d.queries, d.keys          -> the same, in place
+//!   norms of the heads   d.queries, d.keys          -> queries, keys, which become gradients
+//!   input norm           residual[i]                -> normed, computed again
+//!   q_, k_, v_proj       gradients of the outputs   -> d.normed
+//!   input norm           d.normed                   -> d.residual, added: that of residual[i]
 //! ```
 //!
 //! Every projection uses `low_rank` and `dropped` as scratch and writes them before it reads them.

@@ -35,7 +35,7 @@ pub(super) fn pieces(gpu: &Gpu, rows: u64, row_bytes: u64, multiple: u64) -> Res
     let limit = gpu.limits().max_storage_buffer_binding_size.min(MAX_BYTES);
     cut(rows, row_bytes, multiple, limit).ok_or_else(|| GpuError::TooLarge {
         what: format!("{multiple} rows"),
-        asked: multiple.saturating_mul(row_bytes),
+        requested: multiple.saturating_mul(row_bytes),
         limit,
         limit_name: "maxStorageBufferBindingSize",
     })

@@ -118,7 +118,7 @@ impl Default for Settings {
     }
 }
 
-const AT_LEAST_1: &str = "at least 1";
+const FROM_1: &str = "at least 1";
 const ABOVE_0: &str = "a number above 0";
 const SHARE: &str = "at least 0 and below 1";
 
@@ -137,18 +137,18 @@ impl Settings {
         if let MicroBatch::Rows(rows) = self.micro_batch {
             demand("--micro-batch", "auto or at least 1", rows, |n| n > 0)?;
         }
-        demand("--accumulate", AT_LEAST_1, self.accumulate, |n| n > 0)?;
+        demand("--accumulate", FROM_1, self.accumulate, |n| n > 0)?;
         demand("--max-length", "at least 2, because the first token of a sample is not predicted", self.max_length, |n| {
             n > 1
         })?;
         demand_if("--clip", "a number above 0 (`None`, or 0 on the command line, disables clipping)", self.clip, positive)?;
         demand("--weight-decay", "a number of at least 0", self.weight_decay, |x| x.is_finite() && x >= 0.0)?;
         demand("--eval-split", SHARE, self.eval_split, share)?;
-        demand("--keep", AT_LEAST_1, self.keep, |n| n > 0)?;
-        demand_if("--early-stop", AT_LEAST_1, self.early_stop, |n| n > 0)?;
+        demand("--keep", FROM_1, self.keep, |n| n > 0)?;
+        demand_if("--early-stop", FROM_1, self.early_stop, |n| n > 0)?;
         for (flag, steps) in [("--steps", self.steps), ("--eval-every", self.eval_every), ("--save-every", self.save_every)]
         {
-            demand_if(flag, AT_LEAST_1, steps, |n| n > 0)?;
+            demand_if(flag, FROM_1, steps, |n| n > 0)?;
         }
         Ok(())
     }

@@ -145,7 +145,7 @@ pub fn relative(found: &[f32], expected: &[f32]) -> f64 {
     (difference / norm).sqrt()
 }
 
-/// Holds the gradient of every matrix of an adapter against PEFT's: one of them each, and no more.
+/// Compares the gradient of every matrix of an adapter with PEFT's. Both have the same matrices.
 #[track_caller]
 pub fn assert_gradients(layout: &AdapterLayout, gradient: &[f32], expected: &BTreeMap<String, Vec<f32>>) {
     let mut compared = 0;
@@ -163,7 +163,7 @@ pub fn assert_gradients(layout: &AdapterLayout, gradient: &[f32], expected: &BTr
     assert_eq!(compared, expected.keys().filter(|name| name.contains(".lora_")).count());
 }
 
-/// Holds every number against what is expected, within 2e-4.
+/// Compares every number with the expected one, within 2e-4.
 #[track_caller]
 pub fn assert_near(what: &str, found: &[f32], expected: &[f32]) {
     assert_eq!(found.len(), expected.len(), "{what}");

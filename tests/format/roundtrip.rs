@@ -269,7 +269,7 @@ fn the_smallest_packs() {
     assert_eq!((faults(&one), one.len()), (vec![], 4097));
 }
 
-/// Whatever the writer is asked for that a reader would refuse, it refuses, too.
+/// The writer refuses all that a reader would refuse.
 #[test]
 fn the_writer_makes_nothing_that_a_reader_refuses() {
     let raw = |name: &str| Item::raw(name, FloatType::F32, &[2]);

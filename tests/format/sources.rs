@@ -282,7 +282,7 @@ impl<'a> Reader<'a> {
     }
 
     /// Makes the path absolute. One without a prefix leads into a module below this one or into
-    /// another crate: `Files` tells.
+    /// another crate: `Files` decides.
     fn add(&mut self, segments: &[String], alias: Option<&str>, import: bool, handed_on: bool) {
         let Some(first) = segments.first() else { return };
         let mut base = if matches!(first.as_str(), "crate" | "nf4pack") { Vec::new() } else { self.module.clone() };

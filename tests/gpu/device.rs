@@ -70,7 +70,7 @@ fn adapters_are_listed_and_found_by_index_and_name() {
     let listed = adapters();
     assert_eq!(&listed[0], gpu.adapter());
     assert!(listed.iter().enumerate().all(|(i, adapter)| adapter.index == i));
-    let open = |asked: &str| Gpu::open(&Options { adapter: Some(asked.to_owned()), ..Options::default() });
+    let open = |requested: &str| Gpu::open(&Options { adapter: Some(requested.to_owned()), ..Options::default() });
     assert_eq!(open("0").unwrap().adapter(), gpu.adapter());
     assert_eq!(open(&gpu.adapter().name.to_uppercase()).unwrap().adapter(), gpu.adapter());
     match open("no such thing") {
@@ -200,8 +200,8 @@ fn buffers_past_the_limits_are_refused_by_size() {
     assert!(gpu.storage("fits", 1 << 20).is_ok());
     for size in [(1 << 20) + 1, u64::MAX] {
         match gpu.storage("weights", size) {
-            Err(GpuError::TooLarge { what, asked, limit: 1_048_576, limit_name: "maxBufferSize" }) => {
-                assert_eq!((what.as_str(), asked), ("weights", size));
+            Err(GpuError::TooLarge { what, requested, limit: 1_048_576, limit_name: "maxBufferSize" }) => {
+                assert_eq!((what.as_str(), requested), ("weights", size));
             }
             other => panic!("{other:?}"),
         }
@@ -230,8 +230,8 @@ fn memory_runs_out_in_an_error_that_says_how_much_was_asked() {
         assert!(held.len() as u64 * size <= total, "more buffers than memory");
     };
     match error {
-        GpuError::OutOfMemory { what, asked, in_use } => {
-            assert_eq!((what.as_str(), asked), ("weights", size));
+        GpuError::OutOfMemory { what, requested, in_use } => {
+            assert_eq!((what.as_str(), requested), ("weights", size));
             assert!(in_use.is_none_or(|bytes| bytes >= size * held.len() as u64), "{in_use:?}");
         }
         other => panic!("{other:?}"),
@@ -268,7 +268,7 @@ fn bindings_are_checked_against_limits_and_the_kernel() {
     let part = |range: &BufferRange| range.slice(0, 4096);
     submit(&[part(&a), part(&b)], &[]).unwrap();
     match submit(&[part(&a), b.clone()], &[]) {
-        Err(GpuError::TooLarge { what, asked: 8192, limit: 4096, limit_name: "maxStorageBufferBindingSize" }) => {
+        Err(GpuError::TooLarge { what, requested: 8192, limit: 4096, limit_name: "maxStorageBufferBindingSize" }) => {
             assert_eq!(what, "kernel next:main, binding 1");
         }
         other => panic!("{other:?}"),

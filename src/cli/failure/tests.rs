@@ -13,11 +13,11 @@ fn hint_of(line: &str, error: impl Into<anyhow::Error>) -> String {
 }
 
 fn out_of_memory() -> GpuError {
-    GpuError::OutOfMemory { what: "weights".to_owned(), asked: 1, in_use: None }
+    GpuError::OutOfMemory { what: "weights".to_owned(), requested: 1, in_use: None }
 }
 
 fn too_large() -> GpuError {
-    GpuError::TooLarge { what: "weights".to_owned(), asked: 2, limit: 1, limit_name: "max_buffer_size" }
+    GpuError::TooLarge { what: "weights".to_owned(), requested: 2, limit: 1, limit_name: "max_buffer_size" }
 }
 
 const COMMANDS: [&str; 9] = [

@@ -196,8 +196,8 @@ fn check_block_errors(backend: Backend, block_size: u32, weights: Weights<'_>, s
     }
 }
 
-/// The error of weights that a far larger scale rounds to zero is all of them, also where its square
-/// in units of the scale would vanish.
+/// The error of weights that a far larger scale rounds to zero is all of them, also where its
+/// square in units of the scale would vanish.
 #[test]
 fn weights_far_below_their_scale_are_lost_and_counted() {
     let bytes: Vec<u8> = (0..64).flat_map(|i| (0.01 * (i as f32 - 31.5)).to_le_bytes()).collect();

@@ -99,7 +99,7 @@ impl Interpreter {
         }
     }
 
-    /// Takes so many steps.
+    /// Spends steps of the limit.
     pub(super) fn burn(&mut self, steps: usize) -> Result<()> {
         self.fuel = self.fuel.saturating_sub(steps as u64);
         if self.fuel == 0 { Err(ErrorKind::Limit("takes too many steps")) } else { Ok(()) }

@@ -2,8 +2,8 @@
 //! Python.
 //!
 //! Jinja2's and Python's rules decide what a template writes, down to how a float is printed, which
-//! value has which method and what counts as iterable. What a template uses and this module lacks is
-//! an error that names it ([`ErrorKind::Unsupported`]), never another text.
+//! value has which method and what counts as iterable. What a template uses and this module lacks
+//! is an error that names it ([`ErrorKind::Unsupported`]), never another text.
 //! `tests/interop/templates.py` writes what transformers makes of some thousand snippets;
 //! `tests.rs` compares.
 

@@ -45,7 +45,7 @@ impl Group {
                     let what = check::describe(index, section);
                     return Err(GpuError::TooLarge {
                         what,
-                        asked: section.length,
+                        requested: section.length,
                         limit: max_part,
                         limit_name: "maxBufferSize",
                     }

@@ -391,8 +391,8 @@ fn another_run_is_told_by_the_first_setting_that_differs() {
 #[test]
 fn both_values_are_told() {
     let kept = Fingerprint::new(&Settings::default(), &inputs());
-    let asked = Settings { warmup: Warmup::Steps(3), ..Settings::default() };
-    let error = kept.check(&Fingerprint::new(&asked, &inputs())).unwrap_err().to_string();
+    let requested = Settings { warmup: Warmup::Steps(3), ..Settings::default() };
+    let error = kept.check(&Fingerprint::new(&requested, &inputs())).unwrap_err().to_string();
     assert_eq!(error, "--warmup is 3 steps now, and was a share of 0.03 in the run of the checkpoint");
 }
 

@@ -58,8 +58,8 @@ pub struct Prepared {
 }
 
 impl Prepared {
-    /// Reads pack and data. `resume` is the checkpoint to resume from. `progress` gets the number of
-    /// lines that are tokenised, and of all; if it returns `false`, reading stops with
+    /// Reads pack and data. `resume` is the checkpoint to resume from. `progress` gets the number
+    /// of lines that are tokenised, and of all; if it returns `false`, reading stops with
     /// [`DataError::Cancelled`](crate::data::DataError::Cancelled).
     ///
     /// # Errors
