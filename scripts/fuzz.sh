@@ -19,9 +19,13 @@ flags="--cfg fuzzing -Cdebug-assertions -Cpasses=sancov-module -Cllvm-args=-sani
 flags+=" -Cllvm-args=-sanitizer-coverage-inline-8bit-counters -Cllvm-args=-sanitizer-coverage-pc-table"
 flags+=" -Cllvm-args=-sanitizer-coverage-trace-compares"
 toolchain=()
+options_of_cargo=()
 case $sanitizer in
     # For runs of seconds, for which a build of minutes does not pay.
-    none) export CARGO_PROFILE_RELEASE_OPT_LEVEL=1 ;;
+    none)
+        export CARGO_PROFILE_RELEASE_OPT_LEVEL=1
+        options_of_cargo=(--config 'profile.release.package."*".opt-level=0' --config 'profile.release.package.nf4pack.opt-level=1')
+        ;;
     address)
         toolchain=(+nightly)
         flags+=" -Zsanitizer=address"
@@ -33,7 +37,7 @@ case $sanitizer in
     *) echo "fuzz: NF4PACK_FUZZ_SANITIZER is $sanitizer, neither address nor none" >&2; exit 1 ;;
 esac
 # With --target the flags are those of the targets, not of build scripts.
-RUSTFLAGS=$flags cargo "${toolchain[@]}" build --locked --release --manifest-path fuzz/Cargo.toml --target-dir "fuzz/target/$sanitizer" \
+RUSTFLAGS=$flags cargo "${toolchain[@]}" build "${options_of_cargo[@]}" --locked --release --manifest-path fuzz/Cargo.toml --target-dir "fuzz/target/$sanitizer" \
     --target "$host" "${@/#/--bin=}"
 
 logs=$(mktemp -d)
