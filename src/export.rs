@@ -12,10 +12,11 @@ use rayon::prelude::*;
 use serde::Serialize;
 use thiserror::Error;
 
+use crate::MappedPack;
 use crate::convert::Progress;
 use crate::dequant;
 use crate::format::{FloatType, QuantizedTensor};
-use crate::verify::{VerifyError, open_sound};
+use crate::verify::{VerifyError, require_undamaged};
 use writer::Tensor;
 pub use writer::{MAX_SHARD_LEN, WriteError, Written};
 
@@ -26,7 +27,7 @@ const PIECE_WEIGHTS: usize = 1 << 17;
 #[derive(Debug, Error)]
 #[non_exhaustive]
 pub enum ExportError {
-    /// The pack cannot be opened or checked, or is damaged.
+    /// The pack cannot be checked, or is damaged.
     #[error(transparent)]
     Verify(#[from] VerifyError),
     /// A weight is too large for the requested type.
@@ -52,19 +53,16 @@ pub struct ExportReport {
     pub seconds: f64,
 }
 
-/// Writes the pack at `path` as a snapshot folder `target`: quantised tensors decoded to `dtype`,
+/// Writes a pack as a snapshot folder `target`: quantised tensors decoded to `dtype`,
 /// raw ones in their own type byte for byte, and the embedded files of checkpoints
 /// ([`crate::format::files::place_of`]) unchanged, except config.json: its dtype can represent all
 /// tensors, `tie_word_embeddings` is false if the pack has an output projection, and it has no
 /// quantisation settings. The folder appears only when it is complete.
 ///
-/// The pack is mapped: nobody may change it meanwhile
-/// ([`MappedPack::open`](crate::MappedPack::open)).
-///
 /// # Errors
 /// See [`ExportError`]; a pack whose payloads are damaged is refused.
-pub fn export(path: &Path, target: &Path, dtype: FloatType, progress: &dyn Progress) -> Result<ExportReport, ExportError> {
-    export_sharded(path, target, dtype, MAX_SHARD_LEN, progress)
+pub fn export(pack: &MappedPack, target: &Path, dtype: FloatType, progress: &dyn Progress) -> Result<ExportReport, ExportError> {
+    export_sharded(pack, target, dtype, MAX_SHARD_LEN, progress)
 }
 
 /// [`export`] with weights files of at most `shard_len` bytes of tensors each (or one longer
@@ -73,7 +71,7 @@ pub fn export(path: &Path, target: &Path, dtype: FloatType, progress: &dyn Progr
 /// # Errors
 /// As [`export`].
 pub fn export_sharded(
-    path: &Path,
+    pack: &MappedPack,
     target: &Path,
     dtype: FloatType,
     shard_len: u64,
@@ -81,8 +79,8 @@ pub fn export_sharded(
 ) -> Result<ExportReport, ExportError> {
     let started = Instant::now();
     writer::refuse_existing(target)?;
-    let mapped = open_sound(path, progress)?;
-    let pack = mapped.pack();
+    require_undamaged(pack, progress)?;
+    let pack = pack.pack();
     let decoded = pack.quantized_tensors().map(|projection| Tensor {
         name: projection.name,
         float_type: dtype,

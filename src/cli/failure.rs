@@ -411,7 +411,6 @@ fn of_format(error: &FormatError) -> Option<&'static str> {
 
 fn of_verify(error: &VerifyError) -> Option<String> {
     match error {
-        VerifyError::Open(e) => of_open(e),
         VerifyError::Source(e) => of_source(e),
         VerifyError::Arch(e) => of_arch(e),
         VerifyError::Damaged { path, .. } => {

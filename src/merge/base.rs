@@ -7,6 +7,7 @@ use std::path::Path;
 use rayon::prelude::*;
 
 use super::error::MergeError;
+use crate::MappedPack;
 use crate::convert::Progress;
 use crate::convert::hash::FileHash;
 use crate::convert::source::{Checkpoint, SourceError, SourceFile, TensorInfo};
@@ -38,7 +39,7 @@ pub enum Base<'a> {
 #[derive(Debug, Clone, Copy)]
 pub struct Sources<'a> {
     /// The pack.
-    pub pack: &'a Path,
+    pub pack: &'a MappedPack,
     /// The adapter's folder.
     pub adapter: &'a Path,
     /// What the adapter is added to.

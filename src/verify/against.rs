@@ -134,24 +134,20 @@ pub enum Mismatch {
     },
 }
 
-/// Compares the pack at `path` with the checkpoint at `source`, on `threads` threads (0: one per
-/// core).
-///
-/// The pack is mapped meanwhile: nobody may change it
-/// ([`MappedPack::open`](crate::MappedPack::open)).
+/// Compares a pack with the checkpoint at `source`, on `threads` threads (0: one per core).
 ///
 /// # Errors
-/// If one of them cannot be read. The report has the mismatches.
+/// If the checkpoint cannot be read. The report has the mismatches.
 pub fn against(
-    path: &Path,
+    pack: &MappedPack,
     source: &Path,
     config: Option<&Path>,
     threads: usize,
     progress: &dyn Progress,
 ) -> Result<AgainstReport, VerifyError> {
-    let mapped = MappedPack::open_unchanged(path)?;
+    let pack = pack.pack();
     // A pack of another program may have no such record; then nothing was left out.
-    let provenance = Provenance::from_json(mapped.pack().index().metadata());
+    let provenance = Provenance::from_json(pack.index().metadata());
     let dropped = provenance.map(|p| p.dropped).unwrap_or_default();
     let checkpoint = Checkpoint::open(source, config)?;
     let mut model = parts::place(&checkpoint)?.model;
@@ -159,7 +155,7 @@ pub fn against(
     parts::resolve_tied(&mut model, &checkpoint)?;
     let kept: HashSet<&str> = model.tensors.iter().map(|p| checkpoint.tensors[p.tensor].name.as_str()).collect();
     let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build()?;
-    let comparison = Comparison::new(mapped.pack(), &checkpoint, &model, progress);
+    let comparison = Comparison::new(pack, &checkpoint, &model, progress);
     let mut report = pool.install(|| comparison.run())?;
     let in_pack: HashSet<&str> =
         comparison.pack.quantized_tensors().map(|p| p.name).chain(comparison.pack.raw_tensors().map(|t| t.name)).collect();

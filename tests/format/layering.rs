@@ -23,7 +23,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("train", &["arch", "data", "dequant", "format", "gpu", "io", "lora", "model", "ops", "random"]),
     ("verify", &["arch", "format", "io", "mmap", "convert", "dequant"]),
     ("export", &["arch", "format", "io", "mmap", "convert", "dequant", "verify"]),
-    ("merge", &["arch", "format", "io", "convert", "data", "dequant", "gpu", "lora", "model", "verify", "export"]),
+    ("merge", &["arch", "format", "io", "mmap", "convert", "data", "dequant", "gpu", "lora", "model", "verify", "export"]),
     (
         "cli",
         &[
@@ -85,6 +85,7 @@ const CIRCLES: &[&[&str]] = &[
 /// The only files with unsafe code.
 const UNSAFE: &[&str] = &[
     "mmap.rs",
+    "cli/open.rs",
     "convert/encode/avx2.rs",
     "convert/encode/neon.rs",
     "dequant/avx2.rs",

@@ -223,7 +223,7 @@ codes! {
         OutOfRange "layer-out-of-range"
     }
     VerifyError {
-        .0 of Open, Source, Arch;
+        .0 of Source, Arch;
         Damaged "pack-damaged"
         Io "verify-unreadable"
         Cancelled "cancelled"
