@@ -153,8 +153,11 @@ fn what_no_pack_can_hold_is_left_out_and_named() {
 fn layers_for_multi_token_prediction_are_left_out_and_named() {
     let mut place = Place::with("mtp.layers.0.self_attn.q_proj.weight", Dtype::BF16, &[4, 4]);
     place.add("mtp.fc.weight", Dtype::BF16, &[2, 2]);
+    // Not the model's own lm_head, which is tied.
+    place.add("mtp.lm_head.weight", Dtype::BF16, &[50, 48]);
     let report = place.convert().unwrap();
-    assert_eq!(left_out(&report), ["mtp.fc.weight", "mtp.layers.0.self_attn.q_proj.weight"]);
+    let expected = ["mtp.fc.weight", "mtp.layers.0.self_attn.q_proj.weight", "mtp.lm_head.weight"];
+    assert_eq!(left_out(&report), expected);
     assert_eq!(place.export().1.written.left_out, left_out(&report));
 
     // As a layer behind the last one, by its own parts or by config.json.
