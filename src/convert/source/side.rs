@@ -2,8 +2,9 @@
 
 use std::path::Path;
 
+use super::error::SourceError;
+use super::limits::{MAX_CONFIG_LEN, MAX_SIDE_FILE_LEN};
 use super::snapshot::{Folder, OpenFile};
-use super::{MAX_CONFIG_LEN, MAX_SIDE_FILE_LEN, SourceError};
 use crate::arch::config::not_json;
 use crate::convert::notice::Notice;
 use crate::format::files::{CONFIG, SNAPSHOT_FILES, TEMPLATES_FOLDER, packed_template};
