@@ -61,7 +61,12 @@ pub struct ExportReport {
 ///
 /// # Errors
 /// See [`ExportError`]; a pack whose payloads are damaged is refused.
-pub fn export(pack: &MappedPack, target: &Path, dtype: FloatType, progress: &dyn Progress) -> Result<ExportReport, ExportError> {
+pub fn export(
+    pack: &MappedPack,
+    target: &Path,
+    dtype: FloatType,
+    progress: &dyn Progress,
+) -> Result<ExportReport, ExportError> {
     export_sharded(pack, target, dtype, MAX_SHARD_LEN, progress)
 }
 
@@ -81,11 +86,11 @@ pub fn export_sharded(
     writer::refuse_existing(target)?;
     require_undamaged(pack, progress)?;
     let pack = pack.pack();
-    let decoded = pack.quantized_tensors().map(|projection| Tensor {
-        name: projection.name,
+    let decoded = pack.quantized_tensors().map(|tensor| Tensor {
+        name: tensor.name,
         float_type: dtype,
-        dims: projection.shape.dims(),
-        make: Box::new(move || decode(&projection, dtype, progress).map(Cow::Owned)),
+        dims: tensor.shape.dims(),
+        make: Box::new(move || decode(&tensor, dtype, progress).map(Cow::Owned)),
     });
     let raw = pack.raw_tensors().map(|tensor| Tensor {
         name: tensor.name,
@@ -99,27 +104,22 @@ pub fn export_sharded(
 }
 
 /// The bytes of a decoded tensor; all threads work on it.
-fn decode(projection: &QuantizedTensor<'_>, dtype: FloatType, progress: &dyn Progress) -> Result<Vec<u8>, ExportError> {
-    let mut out = vec![0; projection.data.elements as usize * dtype.size()];
+fn decode(tensor: &QuantizedTensor<'_>, dtype: FloatType, progress: &dyn Progress) -> Result<Vec<u8>, ExportError> {
+    let mut out = vec![0; tensor.data.elements as usize * dtype.size()];
     let pieces = out.par_chunks_mut(PIECE_WEIGHTS * dtype.size()).enumerate();
     pieces.try_for_each(|(i, bytes)| {
         if progress.cancelled() {
             return Err(WriteError::Cancelled.into());
         }
-        decode_piece(projection, dtype, (i * PIECE_WEIGHTS) as u64, bytes)
+        decode_piece(tensor, dtype, (i * PIECE_WEIGHTS) as u64, bytes)
     })?;
     Ok(out)
 }
 
-fn decode_piece(
-    projection: &QuantizedTensor<'_>,
-    dtype: FloatType,
-    first: u64,
-    bytes: &mut [u8],
-) -> Result<(), ExportError> {
-    let overflow = || ExportError::Overflow { tensor: projection.name.to_owned(), dtype };
+fn decode_piece(tensor: &QuantizedTensor<'_>, dtype: FloatType, first: u64, bytes: &mut [u8]) -> Result<(), ExportError> {
+    let overflow = || ExportError::Overflow { tensor: tensor.name.to_owned(), dtype };
     let len = bytes.len() / dtype.size();
-    let data = &projection.data;
+    let data = &tensor.data;
     // A validated pack always decodes: the only error of these calls is a range outside the tensor.
     match dtype {
         FloatType::F32 => {

@@ -6,6 +6,7 @@ use thiserror::Error;
 
 use super::config::{ConfigError, ModelConfig};
 use super::family::NormWeight;
+use crate::format::files::{GENERATION_CONFIG, LFS_POINTER};
 use crate::format::{Pack, Role};
 
 /// The largest head of the attention's kernels.
@@ -85,21 +86,19 @@ impl ModelConfig {
     }
 }
 
-/// How a file begins that Git LFS has left in the place of another.
-const LFS_POINTER: &[u8] = b"version https://git-lfs";
-
 /// What is wrong with the files that texts need, as far as that shows without a tokenizer; `file`
 /// gives the bytes of one.
 pub fn check_files_runnable<'a>(file: impl Fn(&str) -> Option<&'a [u8]>) -> Vec<Obstacle> {
     const NEEDED: &str = "tokenizer.json";
-    let bad = |name: &'static str| not_json(file(name)?).map(|reason| Obstacle::BadFile { name, reason });
+    let bad = |name: &'static str| fault_of(file(name)?).map(|reason| Obstacle::BadFile { name, reason });
     let missing = file(NEEDED).is_none().then_some(Obstacle::MissingFile { name: NEEDED });
     let files = [NEEDED, "tokenizer_config.json", "special_tokens_map.json"];
     missing.into_iter().chain(files.into_iter().filter_map(bad)).collect()
 }
 
-/// Why bytes are not JSON.
-fn not_json(bytes: &[u8]) -> Option<String> {
+/// Why a file of a tokenizer cannot be read. Tokenizers read strict JSON, without NaN and
+/// infinities.
+fn fault_of(bytes: &[u8]) -> Option<String> {
     if bytes.starts_with(LFS_POINTER) {
         return Some("is a pointer of Git LFS, not the file itself: `git lfs pull` fetches it".to_owned());
     }
@@ -112,7 +111,7 @@ fn not_json(bytes: &[u8]) -> Option<String> {
 /// The first [`Obstacle`].
 pub fn check_pack_runnable(pack: &Pack<'_>) -> Result<(), Obstacle> {
     let file = |name: &str| pack.files().find(|file| file.name == name).map(|file| file.bytes);
-    let config = ModelConfig::parse(file("config.json").ok_or(Obstacle::NoConfig)?, file("generation_config.json"))?;
+    let config = ModelConfig::parse(file("config.json").ok_or(Obstacle::NoConfig)?, file(GENERATION_CONFIG))?;
     config.check_runnable()?;
     let quantised = pack.quantized_tensors().map(|t| ((t.layer, t.role), t.shape));
     let raw = pack.raw_tensors().map(|t| ((t.layer, t.role), t.shape));

@@ -24,6 +24,7 @@ use crate::data::DataError;
 use crate::dequant::DequantError;
 use crate::dequant::stream::StreamError;
 use crate::export::{ExportError, WriteError};
+use crate::format::files::GENERATION_CONFIG;
 use crate::format::{FormatError, Pack, Role};
 use crate::gpu::{self, DRIVER_HINT, GpuError};
 use crate::lora::adapter::AdapterError;
@@ -546,7 +547,7 @@ pub fn cannot_run_pack(pack: Pack<'_>) -> Vec<String> {
 
 /// Why the tokenizer of a pack with these files does not load, if nothing else is wrong with them.
 pub fn cannot_load(files: &[(&str, &[u8])]) -> Option<String> {
-    let generation = of_name(files, "generation_config.json");
+    let generation = of_name(files, GENERATION_CONFIG);
     let config = ModelConfig::parse(of_name(files, CONFIG)?, generation).map_err(ModelError::from);
     let load = |model: ModelConfig| tokenizer_of(files, &model, 0).map(drop);
     config.and_then(load).err().map(|error| unusable(&error))

@@ -55,8 +55,8 @@ impl Codec {
                 let mut values = vec![f32::NAN; elements as usize];
                 // The lengths of the sample are right by construction. If they were wrong, NaN
                 // would fail the kernel.
-                let _ = dequantize(&sample.projection(), 0, &mut values);
-                Ok((GpuWeights::upload(gpu, &sample.projection())?, values))
+                let _ = dequantize(&sample.tensor(), 0, &mut values);
+                Ok((GpuWeights::upload(gpu, &sample.tensor())?, values))
             }
         }
     }

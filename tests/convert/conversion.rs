@@ -616,7 +616,8 @@ fn an_export_writes_only_what_a_checkpoint_has() {
     let error = export_sharded(&open(&pack), &folder.path().join("out2"), FloatType::Bf16, u64::MAX, &()).unwrap_err();
     assert!(error.to_string().contains("__metadata__"), "{error}");
     let pack = write(vec![entry("a", raw)]);
-    let error = export_sharded(&open(&pack), &folder.path().join("out3"), FloatType::Bf16, u64::MAX, &StopAtOnce).unwrap_err();
+    let error =
+        export_sharded(&open(&pack), &folder.path().join("out3"), FloatType::Bf16, u64::MAX, &StopAtOnce).unwrap_err();
     assert!(error.to_string().contains("stopped"), "{error}");
     for bad in [PathBuf::from("."), out.clone()] {
         let error = export_sharded(&open(&pack), &bad, FloatType::Bf16, u64::MAX, &()).unwrap_err();

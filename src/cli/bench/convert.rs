@@ -20,10 +20,10 @@ use crate::convert::hash::FileHash;
 use crate::convert::plan::scale_type_name;
 use crate::convert::source::Checkpoint;
 use crate::convert::{Options, Report, convert};
+use crate::dequant;
 use crate::format::nf4::ScaleType;
 use crate::format::{FloatType, Pack};
 use crate::verify::verify;
-use crate::dequant;
 
 /// Weights of the measurements of parts: 64 MiB in float32, more than any cache holds.
 const PART_WEIGHTS: usize = 16 << 20;

@@ -75,8 +75,7 @@ fn measure(args: &BenchStreamArgs, ui: Ui, gpu: &Gpu) -> Result<Bench> {
     let pack = folder.path().join("layers.nf4pack");
     let pack_bytes = write_pack(&pack, &shape, ui)?;
     ui.stage(&format!("streaming {} to {}", ui::bytes(pack_bytes as f64), gpu.adapter()));
-    let plan =
-        StreamPlan::new(open::pack(&pack)?.pack().index(), gpu.limits().max_buffer_size, None, false)?;
+    let plan = StreamPlan::new(open::pack(&pack)?.pack().index(), gpu.limits().max_buffer_size, None, false)?;
     let mut measurements = Vec::new();
     for map in [true, false].into_iter().filter(|&map| !(map && args.no_mmap)) {
         for verify in [false, true].into_iter().filter(|&verify| verify || !args.verify_on_load) {

@@ -13,8 +13,8 @@ pub(super) const MAX_GROUPS: usize = MAX_BLOCK / GROUP;
 /// bitsandbytes divides by at least this.
 const MIN_ABSMAX: f32 = 1e-38;
 
-/// Below this, 2^-100, scales are divided by. A scale that [`Search`](super::search::Search) tries is never less than
-/// 2^-14 of absmax, so above it no reciprocal overflows.
+/// Below this, 2^-100, scales are divided by. A scale that [`Search`](super::search::Search) tries
+/// is never less than 2^-14 of absmax, so above it no reciprocal overflows.
 const SMALL_ABSMAX: f32 = f32::from_bits(27 << 23);
 
 /// A byte of two codes of zero weights.
@@ -23,8 +23,8 @@ pub(super) const ZERO_CODES: u8 = nf4::ZERO_CODE << 4 | nf4::ZERO_CODE;
 /// Some blocks in float32, each padded with zeros to whole groups. A zero gets code 7 and adds
 /// nothing to any sum.
 ///
-/// [`Search`](super::search::Search) takes all of them through one step before the next: what one block waits for, another
-/// can do.
+/// [`Search`](super::search::Search) takes all of them through one step before the next: what one
+/// block waits for, another can do.
 pub(super) struct Tile {
     weights: [[f32; GROUP]; MAX_GROUPS],
     blocks: [Extent; MAX_GROUPS],

@@ -67,8 +67,8 @@ pub(super) trait Lanes: Copy {
     /// Each lane rounded to the nearest integer, ties to even, and held to -128..=127; lanes are
     /// within the range of i32.
     fn to_i8(self, x: [Self::F; 4], to: &mut [i8; GROUP]);
-    /// The sums that [`Search`](super::search::Search) ranks candidates by, for two grids, each with weights times 1 or
-    /// -1: `[<q,w>, <q,q>]` of the first, then of the second. See [`Grid`].
+    /// The sums that [`Search`](super::search::Search) ranks candidates by, for two grids, each
+    /// with weights times 1 or -1: `[<q,w>, <q,q>]` of the first, then of the second. See [`Grid`].
     fn dots(self, weights: &[[i8; GROUP]], candidates: [(&Grid, i8); 2]) -> [i32; 4];
 }
 

@@ -2,8 +2,8 @@
 //! tests run on Arm.
 #![cfg(target_arch = "aarch64")]
 
-use super::scalar::Scalar;
 use super::lanes::{GROUP, Grid, Lanes, MAGNITUDES, Task};
+use super::scalar::Scalar;
 use crate::format::nf4::{CODEBOOK, MIDPOINTS};
 use std::arch::aarch64::*;
 
