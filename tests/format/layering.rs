@@ -77,8 +77,6 @@ const CIRCLES: &[&[&str]] = &[
         "convert/source/side.rs",
         "convert/source/snapshot.rs",
     ],
-    &["data/jinja/eval.rs", "data/jinja/objects.rs"],
-    &["data/jinja/format.rs", "data/jinja/methods.rs", "data/jinja/ops.rs"],
     &["lora/adapter.rs", "lora/adapter/peft.rs"],
 ];
 

@@ -16,11 +16,15 @@ mod filters;
 mod format;
 mod json;
 mod lexer;
+mod members;
 mod methods;
+mod names;
 mod objects;
 mod ops;
 mod parser;
+mod printf;
 mod select;
+mod spec;
 #[cfg(test)]
 mod tests;
 mod text;
