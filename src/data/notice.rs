@@ -38,6 +38,8 @@ impl fmt::Display for LeftOut {
 pub enum Concern {
     /// None of its learned spans ends in a token that ends a text.
     NoEnd,
+    /// Words of the assistant are outside the template's `{% generation %}`, and are not learned.
+    Unmarked,
     /// Its text lacks something.
     LeftOut(LeftOut),
 }
@@ -66,6 +68,11 @@ impl fmt::Display for Notice {
                 "no answer ends in a token that ends a text ({where_it_is}): the model does not learn to stop; the chat template \
                  has to write its eos_token after an answer"
             ),
+            Concern::Unmarked => write!(
+                f,
+                "the chat template's {{% generation %}} does not mark all words of the assistant ({where_it_is}): those outside it \
+                 are not learned"
+            ),
             Concern::LeftOut(what) => write!(f, "the chat template leaves out {what} ({where_it_is})"),
         }
     }
@@ -77,6 +84,8 @@ impl fmt::Display for Notice {
 pub enum SpanFlaw {
     /// The template does not write the message's letters as they are.
     Changed,
+    /// The conversation has more different letters than there are replacements.
+    Letters,
     /// Another message's words stand between those of this one.
     Mixed,
     /// The header of a turn is in it.
@@ -87,6 +96,7 @@ impl fmt::Display for SpanFlaw {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Changed => "the template does not write its words as they are",
+            Self::Letters => "the conversation is too long: it has too many different letters to find its words",
             Self::Mixed => "the template writes words of other messages between its words",
             Self::Header => "the template writes the header of a turn into it",
         })

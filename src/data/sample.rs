@@ -243,8 +243,7 @@ fn encode(
     }
     let sample = Sample { line, tokens, loss_mask };
     let no_end = in_template && !learns_an_end(tokenizer, &sample, train_on);
-    let left_out = marked.left_out.into_iter().map(Concern::LeftOut);
-    let concerns = no_end.then_some(Concern::NoEnd).into_iter().chain(left_out).collect();
+    let concerns = no_end.then_some(Concern::NoEnd).into_iter().chain(marked.concerns).collect();
     Ok((sample, concerns))
 }
 
@@ -281,5 +280,5 @@ fn alpaca(tokenizer: &Tokenizer, system: Option<&str>, turns: &[[String; 2]]) ->
         }
         learned.push(start..text.len());
     }
-    Ok(Marked { text, learned, left_out: Vec::new() })
+    Ok(Marked { text, learned, concerns: Vec::new() })
 }
