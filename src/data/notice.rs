@@ -18,6 +18,11 @@ pub enum LeftOut {
     Calls,
     /// The tools that may be called.
     Tools,
+    /// The `name` of a message.
+    Name {
+        /// The message's role.
+        role: String,
+    },
 }
 
 impl fmt::Display for LeftOut {
@@ -28,6 +33,7 @@ impl fmt::Display for LeftOut {
             Self::Thought => f.write_str("the last message's reasoning_content"),
             Self::Calls => f.write_str("tool_calls"),
             Self::Tools => f.write_str("the tools"),
+            Self::Name { role } => write!(f, "the name of {role:?} messages"),
         }
     }
 }
@@ -40,6 +46,8 @@ pub enum Concern {
     NoEnd,
     /// Words of the assistant are outside the template's `{% generation %}`, and are not learned.
     Unmarked,
+    /// It begins with the tokens that the tokenizer puts before every text; they are there once.
+    DoubledBos,
     /// Its text lacks something.
     LeftOut(LeftOut),
 }
@@ -72,6 +80,10 @@ impl fmt::Display for Notice {
                 f,
                 "the chat template's {{% generation %}} does not mark all words of the assistant ({where_it_is}): those outside it \
                  are not learned"
+            ),
+            Concern::DoubledBos => write!(
+                f,
+                "the text begins with the token that the tokenizer puts before every text ({where_it_is}): it is put once, not twice"
             ),
             Concern::LeftOut(what) => write!(f, "the chat template leaves out {what} ({where_it_is})"),
         }

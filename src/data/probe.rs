@@ -40,6 +40,9 @@ const THOUGHT_KEYS: [&str; 4] = ["reasoning_content", "reasoning", "thinking", "
 /// Keys of what an assistant calls.
 const CALL_KEYS: [&str; 2] = ["tool_calls", "function_call"];
 
+/// The key of the name of who speaks, or of the tool that answers.
+const NAME_KEY: &str = "name";
+
 /// A part of what a message says.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Part {
@@ -49,7 +52,9 @@ pub(super) enum Part {
     Thought,
     /// `tool_calls`.
     Calls,
-    /// Any other key, such as `name`.
+    /// `name`.
+    Name,
+    /// Any other key.
     Other,
 }
 
@@ -288,6 +293,7 @@ impl Writer<'_> {
             _ if self.keeps(key) => value.clone(),
             _ if THOUGHT_KEYS.contains(&key) => self.values(Owner::Message(index, Part::Thought), value),
             _ if CALL_KEYS.contains(&key) && calls => self.values(Owner::Message(index, Part::Calls), value),
+            NAME_KEY if calls => self.values(Owner::Message(index, Part::Name), value),
             _ if calls => self.values(Owner::Message(index, Part::Other), value),
             _ => value.clone(),
         });

@@ -13,7 +13,7 @@ use std::rc::Rc;
 
 use super::error::DataError;
 use super::formats::Chat;
-use super::jinja::{Rendered, TemplateError, Value};
+use super::jinja::{Rendered, TemplateError, Value, with_stack};
 use super::notice::{Concern, LeftOut, SpanFlaw};
 use super::options::TrainOn;
 use super::probe::{Leaf, Owner, Part, Plan, Probe, Reading, Run, Words, is_assistant};
@@ -52,6 +52,12 @@ impl Marked {
 /// [`DataError::NoTemplate`], [`DataError::Render`], [`DataError::Unlearned`],
 /// [`DataError::Spans`].
 pub(super) fn conversation(tokenizer: &Tokenizer, line: u64, chat: &Chat, train_on: TrainOn) -> Result<Marked, DataError> {
+    // It is rendered many times: on one thread.
+    with_stack(|| marked_conversation(tokenizer, line, chat, train_on))
+        .map_err(|source| DataError::Render { line, source })?
+}
+
+fn marked_conversation(tokenizer: &Tokenizer, line: u64, chat: &Chat, train_on: TrainOn) -> Result<Marked, DataError> {
     let Chat { messages, tools, variables, prompt, unlearned } = chat;
     let template = tokenizer.template(tools).map_err(|error| error.of_line(line))?;
     let own = (!variables.entries().is_empty()).then(|| template.with(variables));
@@ -239,6 +245,7 @@ impl<'a> Probed<'a> {
             // Templates leave out the thoughts of earlier turns. That of the last one is learned.
             Owner::Message(message, Part::Thought) if last == Some(message) && !rendered(at) => Some(LeftOut::Thought),
             Owner::Message(_, Part::Calls) if none_of(leaf.owner) => Some(LeftOut::Calls),
+            Owner::Message(message, Part::Name) if !rendered(at) => role(message).map(|role| LeftOut::Name { role }),
             Owner::Tools if !rendered(at) => Some(LeftOut::Tools),
             Owner::Message(..) | Owner::Tools => None,
         };
@@ -515,7 +522,7 @@ impl<'a> Probed<'a> {
 /// The message whose words a run is; names are not words.
 fn said_by(probe: &Probe, run: &Run) -> Option<usize> {
     match probe.owner(run.leaf)? {
-        Owner::Message(message, part) if part != Part::Other => Some(message),
+        Owner::Message(message, Part::Content | Part::Thought | Part::Calls) => Some(message),
         _ => None,
     }
 }

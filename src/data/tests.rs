@@ -763,7 +763,8 @@ fn what_a_template_leaves_out_is_named() {
         {"role": "assistant", "content": "", "tool_calls": [{"type": "function", "function": {"name": "f", "arguments": {"a": "b"}}}]},
         {"role": "tool", "name": "f", "content": "12"}, {"role": "assistant", "content": "A", "reasoning_content": "R"}],
         "tools": [{"type": "function", "function": {"name": "f"}}]}"#;
-    let lacks = [LeftOut::Message { role: "developer".into() }, LeftOut::Thought, LeftOut::Calls, LeftOut::Tools];
+    let name = LeftOut::Name { role: "tool".into() };
+    let lacks = [LeftOut::Message { role: "developer".into() }, LeftOut::Thought, LeftOut::Calls, LeftOut::Tools, name];
     let found = concerns(&tokenizer(Some(speaks)), &more.replace('\n', " "), TrainOn::Completions);
     assert_eq!(found, lacks.map(Concern::LeftOut));
 }
@@ -847,6 +848,33 @@ fn answers_without_marks_are_counted() {
     assert_eq!(concerns(&tokenizer, &line, TrainOn::All), []);
     let line = line.replace("\"Ho\"", "\"Ho\", \"weight\": 0");
     assert_eq!(concerns(&tokenizer, &line, TrainOn::Completions), []);
+}
+
+#[test]
+fn a_token_that_begins_every_text_and_this_one_is_put_once_with_a_warning() {
+    let tokenizer = framing_tokenizer();
+    let expected = [Notice { concern: Concern::DoubledBos, samples: 1, line: 2 }];
+    let lines = "{\"text\": \"one<|im_end|>\"}\n{\"text\": \"<|endoftext|>two\"}";
+    assert_eq!(load(&tokenizer, lines).unwrap().notices, expected);
+    let notices = |text: &str| Dataset::from_text(text.as_bytes(), &tokenizer, 16).unwrap().notices;
+    assert_eq!(notices("<|endoftext|>two"), [Notice { line: 1, ..expected[0].clone() }]);
+    assert_eq!(notices("two<|im_end|>"), []);
+}
+
+#[test]
+fn names_and_identifiers_that_no_template_writes_are_named() {
+    let template = |answer: &str| chat_ml(&format!("{answer}{{{{ m.content }}}}<|im_end|>\n"), "");
+    let line = r#"{"messages": [{"role": "user", "content": "a", "name": "Ann"}, {"role": "tool", "content": "12", "tool_call_id": "c7"},
+        {"role": "assistant", "content": "b", "name": "Bob"}]}"#
+        .replace('\n', " ");
+    let name = |role: &str| Concern::LeftOut(LeftOut::Name { role: role.into() });
+    let found = |answer: &str| concerns(&tokenizer(Some(&template(answer))), &line, TrainOn::Completions);
+    assert_eq!(found(""), [name("assistant"), name("user")]);
+    assert_eq!(found("{{ tools[0].name if tools else '' }}"), [name("assistant"), name("user")]);
+    assert_eq!(found("{{ m.name }}: "), [name("user")]);
+    let ignored = |answer: &str| load(&tokenizer(Some(&template(answer))), &line).unwrap().ignored_keys;
+    assert_eq!(ignored("").into_iter().collect::<Vec<_>>(), [("messages[].tool_call_id".to_owned(), 1)]);
+    assert!(ignored("{{ m.tool_call_id }}").is_empty());
 }
 
 #[test]
