@@ -1,6 +1,7 @@
 //! The format: golden packs, what is refused, what changed bytes do, round trips, what fuzzing
 //! found; and the rules of the sources and of these tests.
 
+mod columns;
 #[path = "../common/mod.rs"]
 mod common;
 mod flip;

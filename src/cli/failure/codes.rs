@@ -173,6 +173,7 @@ codes! {
         .0 of Config;
         HeadDim "run-head-dim"
         Norm "run-norm"
+        Part "run-part"
         NoConfig "run-no-config"
         MissingFile "run-missing-file"
         BadFile "run-bad-file"
