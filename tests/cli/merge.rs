@@ -287,8 +287,8 @@ fn a_stored_head_of_a_model_that_config_json_calls_tied_is_merged_as_it_is() {
         bytes.rotate_left(2);
         tensors.insert("lm_head.weight".to_owned(), (dtype, shape, bytes));
     });
-    let pack = place.open("headed.nf4pack");
     place.convert(&base, "headed.nf4pack");
+    let pack = place.open("headed.nf4pack");
     let head = read_tensors(&base.join("model.safetensors")).remove("lm_head.weight");
     for (from, out) in [(Base::Dequantised, "a"), (Base::Checkpoint { path: &base, config: None }, "b")] {
         let sources = Sources { pack: &pack, adapter: Path::new(ADAPTER), base: from };
