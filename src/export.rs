@@ -12,10 +12,11 @@ use rayon::prelude::*;
 use serde::Serialize;
 use thiserror::Error;
 
+use crate::MappedPack;
 use crate::convert::Progress;
 use crate::dequant;
 use crate::format::{FloatType, QuantizedTensor};
-use crate::verify::{VerifyError, open_sound};
+use crate::verify::{VerifyError, require_undamaged};
 use writer::Tensor;
 pub use writer::{MAX_SHARD_LEN, WriteError, Written};
 
@@ -26,7 +27,7 @@ const PIECE_WEIGHTS: usize = 1 << 17;
 #[derive(Debug, Error)]
 #[non_exhaustive]
 pub enum ExportError {
-    /// The pack cannot be opened or checked, or is damaged.
+    /// The pack cannot be checked, or is damaged.
     #[error(transparent)]
     Verify(#[from] VerifyError),
     /// A weight is too large for the requested type.
@@ -52,19 +53,21 @@ pub struct ExportReport {
     pub seconds: f64,
 }
 
-/// Writes the pack at `path` as a snapshot folder `target`: quantised tensors decoded to `dtype`,
+/// Writes a pack as a snapshot folder `target`: quantised tensors decoded to `dtype`,
 /// raw ones in their own type byte for byte, and the embedded files of checkpoints
 /// ([`crate::format::files::place_of`]) unchanged, except config.json: its dtype can represent all
 /// tensors, `tie_word_embeddings` is false if the pack has an output projection, and it has no
 /// quantisation settings. The folder appears only when it is complete.
 ///
-/// The pack is mapped: nobody may change it meanwhile
-/// ([`MappedPack::open`](crate::MappedPack::open)).
-///
 /// # Errors
 /// See [`ExportError`]; a pack whose payloads are damaged is refused.
-pub fn export(path: &Path, target: &Path, dtype: FloatType, progress: &dyn Progress) -> Result<ExportReport, ExportError> {
-    export_sharded(path, target, dtype, MAX_SHARD_LEN, progress)
+pub fn export(
+    pack: &MappedPack,
+    target: &Path,
+    dtype: FloatType,
+    progress: &dyn Progress,
+) -> Result<ExportReport, ExportError> {
+    export_sharded(pack, target, dtype, MAX_SHARD_LEN, progress)
 }
 
 /// [`export`] with weights files of at most `shard_len` bytes of tensors each (or one longer
@@ -73,7 +76,7 @@ pub fn export(path: &Path, target: &Path, dtype: FloatType, progress: &dyn Progr
 /// # Errors
 /// As [`export`].
 pub fn export_sharded(
-    path: &Path,
+    pack: &MappedPack,
     target: &Path,
     dtype: FloatType,
     shard_len: u64,
@@ -81,13 +84,13 @@ pub fn export_sharded(
 ) -> Result<ExportReport, ExportError> {
     let started = Instant::now();
     writer::refuse_existing(target)?;
-    let mapped = open_sound(path, progress)?;
-    let pack = mapped.pack();
-    let decoded = pack.quantized_tensors().map(|projection| Tensor {
-        name: projection.name,
+    require_undamaged(pack, progress)?;
+    let pack = pack.pack();
+    let decoded = pack.quantized_tensors().map(|tensor| Tensor {
+        name: tensor.name,
         float_type: dtype,
-        dims: projection.shape.dims(),
-        make: Box::new(move || decode(&projection, dtype, progress).map(Cow::Owned)),
+        dims: tensor.shape.dims(),
+        make: Box::new(move || decode(&tensor, dtype, progress).map(Cow::Owned)),
     });
     let raw = pack.raw_tensors().map(|tensor| Tensor {
         name: tensor.name,
@@ -101,27 +104,22 @@ pub fn export_sharded(
 }
 
 /// The bytes of a decoded tensor; all threads work on it.
-fn decode(projection: &QuantizedTensor<'_>, dtype: FloatType, progress: &dyn Progress) -> Result<Vec<u8>, ExportError> {
-    let mut out = vec![0; projection.data.elements as usize * dtype.size()];
+fn decode(tensor: &QuantizedTensor<'_>, dtype: FloatType, progress: &dyn Progress) -> Result<Vec<u8>, ExportError> {
+    let mut out = vec![0; tensor.data.elements as usize * dtype.size()];
     let pieces = out.par_chunks_mut(PIECE_WEIGHTS * dtype.size()).enumerate();
     pieces.try_for_each(|(i, bytes)| {
         if progress.cancelled() {
             return Err(WriteError::Cancelled.into());
         }
-        decode_piece(projection, dtype, (i * PIECE_WEIGHTS) as u64, bytes)
+        decode_piece(tensor, dtype, (i * PIECE_WEIGHTS) as u64, bytes)
     })?;
     Ok(out)
 }
 
-fn decode_piece(
-    projection: &QuantizedTensor<'_>,
-    dtype: FloatType,
-    first: u64,
-    bytes: &mut [u8],
-) -> Result<(), ExportError> {
-    let overflow = || ExportError::Overflow { tensor: projection.name.to_owned(), dtype };
+fn decode_piece(tensor: &QuantizedTensor<'_>, dtype: FloatType, first: u64, bytes: &mut [u8]) -> Result<(), ExportError> {
+    let overflow = || ExportError::Overflow { tensor: tensor.name.to_owned(), dtype };
     let len = bytes.len() / dtype.size();
-    let data = &projection.data;
+    let data = &tensor.data;
     // A validated pack always decodes: the only error of these calls is a range outside the tensor.
     match dtype {
         FloatType::F32 => {

@@ -23,7 +23,7 @@ use crate::format::FloatType;
 use crate::lora::adapter::Adapter;
 use crate::model::ModelError;
 use crate::model::decoder::read_config;
-use crate::verify::open_sound;
+use crate::verify::require_undamaged;
 use base::BaseTensor;
 pub use base::{Base, Sources};
 pub use compare::{CompareError, Comparison, compare};
@@ -71,9 +71,6 @@ impl MergeReport {
 /// same. The folder also gets the pack's config.json (with dtype bfloat16), tokenizer and other
 /// files. It appears only when it is complete. Only one tensor at a time is in memory.
 ///
-/// The pack is mapped: nobody may change it meanwhile
-/// ([`MappedPack::open`](crate::MappedPack::open)).
-///
 /// # Errors
 /// See [`MergeError`].
 pub fn merge(
@@ -84,9 +81,9 @@ pub fn merge(
 ) -> Result<MergeReport, MergeError> {
     let started = Instant::now();
     writer::refuse_existing(target)?;
-    let mapped = open_sound(sources.pack, progress)?;
-    let pack = mapped.pack();
-    let model = read_config(&PackSource::map_unchanged(sources.pack).map_err(ModelError::from)?)?;
+    require_undamaged(sources.pack, progress)?;
+    let pack = sources.pack.pack();
+    let model = read_config(&PackSource::open(sources.pack.path()).map_err(ModelError::from)?)?;
     let adapter = Adapter::read(sources.adapter, &model)?;
     base::check_projections(pack, &adapter.layout)?;
     let opened = match sources.base {

@@ -37,6 +37,7 @@ use crate::format::{FormatError, Index, Layer, Pack, QuantizedTensor, check};
 /// read the file.
 #[derive(Debug)]
 pub struct MappedPack {
+    path: PathBuf,
     file: File,
     bytes: Bytes,
     index: Index,
@@ -138,15 +139,6 @@ impl MappedPack {
         })
     }
 
-    /// [`MappedPack::open`] for functions of this crate that take the path of a pack. Their
-    /// documentation requires the promise from their caller.
-    #[cfg(feature = "convert")]
-    pub(crate) fn open_unchanged(path: impl AsRef<Path>) -> Result<Self, OpenError> {
-        // SAFETY: the documentation of the calling functions requires that the file does not change
-        // during the call.
-        unsafe { Self::open(path) }
-    }
-
     fn of(path: &Path, bytes: impl FnOnce(&File) -> std::io::Result<Bytes>) -> Result<Self, OpenError> {
         let io = |source| OpenError::Io { path: path.to_owned(), source };
         let file = open_regular(path).map_err(io)?;
@@ -154,7 +146,22 @@ impl MappedPack {
         let format = |source| OpenError::Format { path: path.to_owned(), source };
         let index = Index::parse(bytes.all(), bytes.all().len() as u64).map_err(format)?;
         let checked = (0..=index.layers().len()).map(|_| AtomicBool::new(false)).collect();
-        Ok(Self { file, bytes, index, checked })
+        Ok(Self { path: path.to_owned(), file, bytes, index, checked })
+    }
+
+    /// The path that the pack was opened with.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// The file of a mapped pack, for bulk reads, which are faster than the mapping. `None` if the
+    /// pack was read into memory.
+    #[cfg(feature = "convert")]
+    pub(crate) fn mapped_file(&self) -> Option<&File> {
+        match self.bytes {
+            Bytes::Mapped(_) => Some(&self.file),
+            Bytes::Read(_) => None,
+        }
     }
 
     /// The present length of the file. If it is shorter than at opening, the file was truncated,

@@ -4,8 +4,6 @@
 mod against;
 mod error;
 
-use std::fs::File;
-use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
@@ -19,7 +17,7 @@ pub use error::VerifyError;
 
 use crate::MappedPack;
 use crate::convert::Progress;
-use crate::format::{FormatError, Index, PieceCrc, Section, check, crc32};
+use crate::format::{FormatError, PieceCrc, Section, check, crc32};
 use crate::io::{AlignedBuf, read_exact_at};
 
 /// Bytes that are read and checksummed at a time: they fit in the second-level cache.
@@ -51,38 +49,35 @@ struct Piece {
     len: u64,
 }
 
-/// Checks every checksum, every scale and every padding byte of the pack at `path`, on `threads`
-/// threads (0: one per core).
+/// Checks every checksum, every scale and every padding byte of a pack, on `threads` threads (0:
+/// one per core).
 ///
-/// Payloads are read, not mapped, which is faster and keeps memory flat. Only scale tables are
-/// mapped: nobody may change the file meanwhile ([`MappedPack::open`]).
+/// The payloads of a mapped pack are read from its file, which is faster and keeps memory flat.
+/// Only scale tables and padding are accessed through the mapping.
 ///
 /// # Errors
-/// If the file cannot be read, or its header, index or metadata are invalid. The report has the
-/// damage of payloads.
-pub fn verify(path: &Path, threads: usize, progress: &dyn Progress) -> Result<VerifyReport, VerifyError> {
+/// If the file cannot be read. The report has the damage of payloads.
+pub fn verify(pack: &MappedPack, threads: usize, progress: &dyn Progress) -> Result<VerifyReport, VerifyError> {
     let started = Instant::now();
-    let pack = MappedPack::open_unchanged(path)?;
-    let io = |source| VerifyError::Io { path: path.to_owned(), source };
-    let file = File::open(path).map_err(io)?;
+    let io = |source| VerifyError::Io { path: pack.path().to_owned(), source };
     let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build()?;
     let faults = pool.install(|| {
-        let crcs = payload_crcs(&file, pack.pack().index(), progress).map_err(|e| e.map_or(VerifyError::Cancelled, io))?;
-        Ok::<_, VerifyError>(faults(&pack, &crcs))
+        let crcs = payload_crcs(pack, progress).map_err(|e| e.map_or(VerifyError::Cancelled, io))?;
+        Ok::<_, VerifyError>(faults(pack, &crcs))
     })?;
     let (bytes, sections) = (pack.pack().bytes().len() as u64, pack.pack().index().sections().len() as u64);
     Ok(VerifyReport { bytes, sections, seconds: started.elapsed().as_secs_f64(), faults })
 }
 
-/// Verifies and opens a pack. `progress` is only asked whether to stop.
+/// Verifies a pack. `progress` only stops it.
 ///
 /// # Errors
 /// As [`verify`], and [`VerifyError::Damaged`].
-pub(crate) fn open_sound(path: &Path, progress: &dyn Progress) -> Result<MappedPack, VerifyError> {
-    let report = verify(path, 0, &Stoppable(progress))?;
+pub(crate) fn require_undamaged(pack: &MappedPack, progress: &dyn Progress) -> Result<(), VerifyError> {
+    let report = verify(pack, 0, &Stoppable(progress))?;
     match report.faults.into_iter().next() {
-        Some(first) => Err(VerifyError::Damaged { path: path.to_owned(), first }),
-        None => Ok(MappedPack::open_unchanged(path)?),
+        Some(first) => Err(VerifyError::Damaged { path: pack.path().to_owned(), first }),
+        None => Ok(()),
     }
 }
 
@@ -96,7 +91,8 @@ impl Progress for Stoppable<'_> {
 }
 
 /// The CRC-32 of every payload; `Err(None)` if the caller asked to stop.
-fn payload_crcs(file: &File, index: &Index, progress: &dyn Progress) -> Result<Vec<u32>, Option<std::io::Error>> {
+fn payload_crcs(pack: &MappedPack, progress: &dyn Progress) -> Result<Vec<u32>, Option<std::io::Error>> {
+    let index = pack.pack().index();
     let pieces: Vec<Piece> = index.sections().iter().enumerate().flat_map(|(n, s)| pieces(n, s)).collect();
     let done = AtomicU64::new(0);
     let total = index.header().file_len;
@@ -104,9 +100,7 @@ fn payload_crcs(file: &File, index: &Index, progress: &dyn Progress) -> Result<V
         if progress.cancelled() {
             return Err(None);
         }
-        let bytes = buf.first_mut(piece.len as usize);
-        read_exact_at(file, bytes, piece.offset).map_err(Some)?;
-        let crc = crc32(bytes);
+        let crc = crc32(piece_bytes(pack, piece, buf).map_err(Some)?);
         progress.advance(done.fetch_add(piece.len, Ordering::Relaxed) + piece.len, total);
         Ok(crc)
     });
@@ -116,6 +110,18 @@ fn payload_crcs(file: &File, index: &Index, progress: &dyn Progress) -> Result<V
         crcs[piece.section].push(crc, piece.len);
     }
     Ok(crcs.iter().map(PieceCrc::value).collect())
+}
+
+/// The bytes of a piece: from the file if the pack is mapped, else from memory.
+fn piece_bytes<'a>(pack: &'a MappedPack, piece: &Piece, buf: &'a mut AlignedBuf) -> std::io::Result<&'a [u8]> {
+    let (offset, len) = (piece.offset as usize, piece.len as usize);
+    let Some(file) = pack.mapped_file() else {
+        let bytes = pack.pack().bytes().get(offset..offset + len);
+        return bytes.ok_or_else(|| std::io::ErrorKind::UnexpectedEof.into());
+    };
+    let bytes = buf.first_mut(len);
+    read_exact_at(file, bytes, piece.offset)?;
+    Ok(bytes)
 }
 
 fn pieces(number: usize, section: &Section) -> impl Iterator<Item = Piece> + use<> {

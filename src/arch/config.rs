@@ -12,6 +12,7 @@ use serde_json::{Map, Value};
 
 use super::family::{Absent, Bias, Dim, Family, Part, Scope, When};
 use crate::format::Role;
+use crate::format::files::GENERATION_CONFIG;
 pub use attention::LayerAttention;
 pub use error::ConfigError;
 pub(crate) use keys::Keys;
@@ -203,7 +204,6 @@ impl ModelConfig {
 }
 
 const TIED: &str = "tie_word_embeddings";
-const GENERATION_CONFIG: &str = "generation_config.json";
 
 fn object(file: &'static str, bytes: &[u8]) -> Result<Map<String, Value>, ConfigError> {
     serde_json::from_slice(&standard_json(bytes)).map_err(|source| ConfigError::Json { file, source })

@@ -1,5 +1,9 @@
 //! What distinguishes one `model_type`, as data. The converter takes names, roles and shapes from
 //! here, the trainer sizes, LoRA its targets. CONTRIBUTING.md says how to add a family.
+//!
+//! Not described yet, because no supported family needs it: rotary embeddings of a part of each
+//! head, or with other parameters per kind of layer (`config/rope.rs` rejects both); experts (a
+//! [`Part`] has no expert number); fused projections (a [`Part`] has one role).
 
 use crate::format::Role;
 
@@ -12,7 +16,7 @@ pub struct Family {
     pub class: &'static str,
     /// Every tensor that a model may have, in the order of its layers.
     pub parts: &'static [Part],
-    /// The norms: where they stand is in `parts`.
+    /// The norms of the layers and of the output.
     pub norm: Norm,
     /// Whether queries and keys have an RMSNorm per head.
     pub q_k_norm: bool,
@@ -49,7 +53,7 @@ pub const DECODER: Family = Family {
     model_type: "",
     class: "",
     parts: &PARTS,
-    norm: Norm { weight: NormWeight::Plain, epsilon: "rms_norm_eps", default_epsilon: 1e-6 },
+    norm: Norm { position: NormPosition::Before, weight: NormWeight::Plain, epsilon: "rms_norm_eps", default_epsilon: 1e-6 },
     q_k_norm: false,
     qkv_bias: Bias::Never,
     o_bias: Bias::Never,
@@ -69,12 +73,25 @@ pub const DECODER: Family = Family {
 /// The norms of a family.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Norm {
+    /// The place of a layer's norms.
+    pub position: NormPosition,
     /// What the normalised features are multiplied by.
     pub weight: NormWeight,
     /// The key of what is added to the mean square.
     pub epsilon: &'static str,
     /// What is added where config.json has no such key.
     pub default_epsilon: f64,
+}
+
+/// The place of the norms in a layer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum NormPosition {
+    /// Before attention ([`Role::InputNorm`]) and before the feed-forward network
+    /// ([`Role::PostAttentionNorm`]).
+    Before,
+    /// After them, before the sum with the residual. No kernel does it yet: see
+    /// [`super::Obstacle`].
+    After,
 }
 
 /// What RMSNorm multiplies the normalised features by.

@@ -4,6 +4,7 @@
 use std::collections::{BTreeMap, HashSet};
 
 use super::family::{Family, Scope};
+use crate::format::Role;
 
 /// How the names of a checkpoint are read. Programs that wrap a model leave their mark in every
 /// name, a model that was saved without its head has no `model.` before them, and some programs
@@ -83,7 +84,7 @@ fn found_prefix(names: &HashSet<String>) -> Found {
     for (prefix, rest) in names.iter().filter_map(|name| split(name)) {
         let seen = prefixes.entry(prefix).or_default();
         seen.layers |= layer_of(rest).is_some();
-        seen.embedding |= rest == EMBEDDING;
+        seen.embedding |= names_of(Role::Embedding).any(|embedding| rest == embedding);
     }
     let is_known = |prefix: &str| Prefix::ALL.iter().any(|known| known.decoder == prefix);
     let has_known = prefixes.keys().any(|prefix| is_known(prefix));
@@ -119,9 +120,6 @@ struct Seen {
     embedding: bool,
 }
 
-/// The embedding's name in the decoder.
-const EMBEDDING: &str = "embed_tokens.weight";
-
 /// What stands before the decoder's own name of a tensor, and that name.
 fn split(name: &str) -> Option<(&str, &str)> {
     let dots = name.match_indices('.').map(|(at, _)| at + 1);
@@ -132,6 +130,24 @@ fn split(name: &str) -> Option<(&str, &str)> {
 fn heads() -> impl Iterator<Item = &'static str> {
     let parts = Family::ALL.iter().flat_map(|family| family.parts);
     parts.filter(|part| part.scope == Scope::Model).map(|part| part.name)
+}
+
+/// The names of the parts with this role in all families, without a prefix.
+fn names_of(role: Role) -> impl Iterator<Item = &'static str> {
+    Family::ALL.iter().filter_map(move |family| family.part(role)).map(|part| part.name)
+}
+
+/// Whether a name contains the module of the parts with this role: `lm_head` of `lm_head.weight`.
+pub fn has_module_of(name: &str, role: Role) -> bool {
+    let module_of = |part: &'static str| part.rsplit_once('.').map(|(module, _)| module);
+    names_of(role).filter_map(module_of).any(|module| name.split('.').any(|word| word == module))
+}
+
+/// Whether a name is, with some prefix, that of a part with this role outside the layers.
+#[cfg(feature = "cli")]
+pub fn is_part(name: &str, role: Role) -> bool {
+    let mut parts = Prefix::ALL.iter().flat_map(|prefix| Family::ALL.iter().map(move |family| prefix.part(family, role)));
+    parts.any(|part| part.as_deref() == Some(name))
 }
 
 fn is_head(name: &str) -> bool {
@@ -201,6 +217,12 @@ impl Prefix {
     pub fn of<'a>(names: impl Iterator<Item = &'a str> + Clone) -> Self {
         let fits = |prefix: &&Self| names.clone().any(|name| name.strip_prefix(prefix.decoder).is_some_and(in_decoder));
         Self::ALL.iter().find(fits).copied().unwrap_or(Self::PLAIN)
+    }
+
+    /// The name of a family's part with this role, which is not in a layer.
+    #[cfg(feature = "convert")]
+    pub fn part(&self, family: &Family, role: Role) -> Option<String> {
+        family.part(role).map(|part| self.name(part.scope, None, part.name))
     }
 
     /// The name of a part, in `layer` if it has one.

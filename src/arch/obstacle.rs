@@ -5,7 +5,8 @@ use serde::de::IgnoredAny;
 use thiserror::Error;
 
 use super::config::{ConfigError, ModelConfig};
-use super::family::NormWeight;
+use super::family::{Activation, Family, NormPosition, NormWeight, Part, Scope};
+use crate::format::files::{GENERATION_CONFIG, LFS_POINTER};
 use crate::format::{Pack, Role};
 
 /// The largest head of the attention's kernels.
@@ -22,10 +23,22 @@ pub enum Obstacle {
         found: u32,
     },
     /// The kernels have no such norm.
-    #[error("the norms of {model_type} models multiply by 1 + weight, which no kernel does")]
+    #[error("the norms of {model_type} models {found}, which no kernel does")]
     Norm {
         /// The model type.
         model_type: &'static str,
+        /// What its norms do.
+        found: &'static str,
+    },
+    /// The family has a tensor that the layers do not use.
+    #[error("{model_type} models have a {name} ({role}), which no kernel uses")]
+    Part {
+        /// The model type.
+        model_type: &'static str,
+        /// The name of the tensor.
+        name: &'static str,
+        /// Its role.
+        role: Role,
     },
     /// A pack without a description of its model.
     #[error("the pack has no config.json")]
@@ -78,28 +91,66 @@ impl ModelConfig {
         if !self.head_dim.is_multiple_of(4) || self.head_dim > MAX_HEAD_DIM {
             return Err(Obstacle::HeadDim { found: self.head_dim });
         }
-        match self.family.norm.weight {
-            NormWeight::Plain => Ok(()),
-            NormWeight::OnePlus => Err(Obstacle::Norm { model_type: self.family.model_type }),
+        let Family { model_type, parts, norm, activation, .. } = *self.family;
+        match norm.weight {
+            NormWeight::Plain => {}
+            NormWeight::OnePlus => return Err(Obstacle::Norm { model_type, found: "multiply by 1 + weight" }),
+        }
+        match norm.position {
+            NormPosition::Before => {}
+            NormPosition::After => {
+                return Err(Obstacle::Norm { model_type, found: "follow attention and the feed-forward network" });
+            }
+        }
+        match activation {
+            Activation::Silu => {}
+        }
+        match parts.iter().find(|part| !is_used(part)) {
+            Some(Part { name, role, .. }) => Err(Obstacle::Part { model_type, name, role: *role }),
+            None => Ok(()),
         }
     }
 }
 
-/// How a file begins that Git LFS has left in the place of another.
-const LFS_POINTER: &[u8] = b"version https://git-lfs";
+/// Whether the decoder or its layers compute with a part.
+fn is_used(part: &Part) -> bool {
+    match part.role {
+        Role::Embedding | Role::FinalNorm | Role::LmHead => part.scope != Scope::Layer,
+        Role::InputNorm
+        | Role::QProj
+        | Role::KProj
+        | Role::VProj
+        | Role::OProj
+        | Role::QBias
+        | Role::KBias
+        | Role::VBias
+        | Role::OBias
+        | Role::QNorm
+        | Role::KNorm
+        | Role::PostAttentionNorm
+        | Role::GateProj
+        | Role::UpProj
+        | Role::DownProj
+        | Role::GateBias
+        | Role::UpBias
+        | Role::DownBias => part.scope == Scope::Layer,
+        Role::Router | Role::Other => false,
+    }
+}
 
 /// What is wrong with the files that texts need, as far as that shows without a tokenizer; `file`
 /// gives the bytes of one.
 pub fn check_files_runnable<'a>(file: impl Fn(&str) -> Option<&'a [u8]>) -> Vec<Obstacle> {
     const NEEDED: &str = "tokenizer.json";
-    let bad = |name: &'static str| not_json(file(name)?).map(|reason| Obstacle::BadFile { name, reason });
+    let bad = |name: &'static str| fault_of(file(name)?).map(|reason| Obstacle::BadFile { name, reason });
     let missing = file(NEEDED).is_none().then_some(Obstacle::MissingFile { name: NEEDED });
     let files = [NEEDED, "tokenizer_config.json", "special_tokens_map.json"];
     missing.into_iter().chain(files.into_iter().filter_map(bad)).collect()
 }
 
-/// Why bytes are not JSON.
-fn not_json(bytes: &[u8]) -> Option<String> {
+/// Why a file of a tokenizer cannot be read. Tokenizers read strict JSON, without NaN and
+/// infinities.
+fn fault_of(bytes: &[u8]) -> Option<String> {
     if bytes.starts_with(LFS_POINTER) {
         return Some("is a pointer of Git LFS, not the file itself: `git lfs pull` fetches it".to_owned());
     }
@@ -112,7 +163,7 @@ fn not_json(bytes: &[u8]) -> Option<String> {
 /// The first [`Obstacle`].
 pub fn check_pack_runnable(pack: &Pack<'_>) -> Result<(), Obstacle> {
     let file = |name: &str| pack.files().find(|file| file.name == name).map(|file| file.bytes);
-    let config = ModelConfig::parse(file("config.json").ok_or(Obstacle::NoConfig)?, file("generation_config.json"))?;
+    let config = ModelConfig::parse(file("config.json").ok_or(Obstacle::NoConfig)?, file(GENERATION_CONFIG))?;
     config.check_runnable()?;
     let quantised = pack.quantized_tensors().map(|t| ((t.layer, t.role), t.shape));
     let raw = pack.raw_tensors().map(|t| ((t.layer, t.role), t.shape));
@@ -138,7 +189,7 @@ mod tests {
     use serde_json::json;
 
     use super::*;
-    use crate::arch::family::{DECODER, Family, Norm};
+    use crate::arch::family::{DECODER, Dim, Norm, When};
     use crate::format::{Entry, FloatType, Index, Layout, Shape, Storage};
 
     const CONFIG: &str = r#"{"model_type": "llama", "hidden_size": 8, "intermediate_size": 12, "num_hidden_layers": 1,
@@ -170,7 +221,7 @@ mod tests {
     }
 
     #[test]
-    fn a_pack_is_held_against_its_own_config() {
+    fn a_pack_is_compared_with_its_own_config() {
         assert!(matches!(of(None, Some([10, 8])), Obstacle::NoConfig));
         let config = json!({ "model_type": "gpt2" }).to_string();
         assert!(matches!(of(Some(&config), None), Obstacle::Config(ConfigError::ModelType { .. })));
@@ -184,13 +235,28 @@ mod tests {
     }
 
     #[test]
-    fn norms_that_no_kernel_has() {
-        static GEMMA: Family =
-            Family { model_type: "gemma", norm: Norm { weight: NormWeight::OnePlus, ..DECODER.norm }, ..DECODER };
+    fn families_that_no_kernel_supports() {
+        const fn extra(role: Role, scope: Scope) -> Part {
+            Part { name: "extra.weight", role, shape: &[Dim::Hidden], scope, when: When::Always }
+        }
+        static ONE_PLUS: Family = Family { norm: Norm { weight: NormWeight::OnePlus, ..DECODER.norm }, ..DECODER };
+        static AFTER: Family = Family { norm: Norm { position: NormPosition::After, ..DECODER.norm }, ..DECODER };
+        static ROUTER: Family = Family { parts: &[extra(Role::Router, Scope::Layer)], ..DECODER };
+        static OTHER: Family = Family { parts: &[extra(Role::Other, Scope::Decoder)], ..DECODER };
+        static OUTSIDE: Family = Family { parts: &[extra(Role::QNorm, Scope::Decoder)], ..DECODER };
         let model = ModelConfig::parse(CONFIG.as_bytes(), None).unwrap();
-        model.check_runnable().unwrap();
-        let error = ModelConfig { family: &GEMMA, ..model }.check_runnable().unwrap_err();
-        assert!(matches!(error, Obstacle::Norm { model_type: "gemma" }), "{error}");
+        let of = |family| ModelConfig { family, ..model.clone() }.check_runnable();
+        for family in Family::ALL {
+            of(family).unwrap();
+        }
+        assert!(matches!(of(&ONE_PLUS), Err(Obstacle::Norm { found: "multiply by 1 + weight", .. })));
+        assert!(matches!(of(&AFTER), Err(Obstacle::Norm { .. })));
+        for (family, expected) in [(&ROUTER, Role::Router), (&OTHER, Role::Other), (&OUTSIDE, Role::QNorm)] {
+            match of(family) {
+                Err(Obstacle::Part { name: "extra.weight", role, .. }) => assert_eq!(role, expected),
+                other => panic!("{other:?}"),
+            }
+        }
     }
 
     fn of_files(files: &[(&str, &str)]) -> Vec<String> {

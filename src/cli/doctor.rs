@@ -11,9 +11,9 @@ use super::bench::dequant::{gigabytes, percent};
 use super::bench::{gpu as decode, upload};
 use super::device::{self, AdapterEntry, is_software};
 use super::failure::{self, Advice, Failure};
+use super::open;
 use super::outcome::Outcome;
 use super::ui::{self, Table, Ui};
-use crate::MappedPack;
 use crate::convert::plan::scale_type_name;
 use crate::dequant::stream::{StreamError, StreamPlan, default_budget};
 use crate::dequant::{Dequantizer, KernelChoice, Output};
@@ -290,7 +290,7 @@ impl Speed {
 
 impl PackEntry {
     fn new(file: &Path, gpu: &Gpu, budget: Option<u64>) -> Result<Self> {
-        let mapped = MappedPack::open_unchanged(file)?;
+        let mapped = open::pack(file)?;
         let pack = mapped.pack();
         let index = pack.index();
         let max_buffer = gpu.limits().max_buffer_size;

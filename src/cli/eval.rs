@@ -9,6 +9,7 @@ use super::adapter;
 use super::args::EvalArgs;
 use super::device::{self, AdapterEntry};
 use super::model;
+use super::open;
 use super::outcome::Outcome;
 use super::train::{dropped_text, print_data, print_plan, read, warnings};
 use super::ui::{self, Cancelled, Ui, Unit};
@@ -47,7 +48,7 @@ pub fn run(args: &EvalArgs) -> Result<Outcome> {
     let ui = Ui::new(args.json);
     ui::handle_interrupts()?;
     let bytes = read(&args.data)?;
-    let pack = PackSource::map_unchanged(&args.pack)?;
+    let pack = open::source(&args.pack)?;
     let model = model::read(&pack, ui)?;
     let max_length = args.max_length(&model);
     let adapter = adapter::read(args.adapter.as_deref(), &model, ui)?;

@@ -3,6 +3,7 @@
 use serde::Serialize;
 
 use super::args::ExportArgs;
+use super::open;
 use super::outcome::Outcome;
 use super::ui::{self, Ui, Unit};
 use crate::export::{ExportReport, Written, export};
@@ -20,8 +21,9 @@ pub fn run(args: &ExportArgs) -> anyhow::Result<Outcome> {
     let ui = Ui::from(args.output);
     ui::handle_interrupts()?;
     let dtype = FloatType::from(args.dtype);
+    let pack = open::pack(&args.file)?;
     let meter = ui.meter("exporting", Unit::Weights);
-    let report = export(&args.file, &args.target, dtype, &meter)?;
+    let report = export(&pack, &args.target, dtype, &meter)?;
     drop(meter);
     let target = args.target.display().to_string();
     let document = Document { target, dtype: dtype.element_type().name(), report: &report };

@@ -14,6 +14,7 @@ use serde_json::json;
 use super::args::{BenchCommand, Command, Usage};
 use super::ui;
 use crate::OpenError;
+use crate::arch::names::is_part;
 use crate::arch::obstacle::{check_files_runnable, check_pack_runnable};
 use crate::arch::{ArchError, ConfigError, ModelConfig};
 use crate::convert::ConvertError;
@@ -23,7 +24,8 @@ use crate::data::DataError;
 use crate::dequant::DequantError;
 use crate::dequant::stream::StreamError;
 use crate::export::{ExportError, WriteError};
-use crate::format::{FormatError, Pack};
+use crate::format::files::GENERATION_CONFIG;
+use crate::format::{FormatError, Pack, Role};
 use crate::gpu::{self, DRIVER_HINT, GpuError};
 use crate::lora::adapter::AdapterError;
 use crate::merge::MergeError;
@@ -314,13 +316,13 @@ fn of_arch(error: &ArchError) -> Option<String> {
             "the checkpoint has several models, or names that begin in several ways: save the model alone, in Python, by \
              save_pretrained()"
         }
-        ArchError::MissingTensor { tensor, .. } if tensor.ends_with("lm_head.weight") => {
+        ArchError::MissingTensor { tensor, .. } if is_part(tensor, Role::LmHead) => {
             "the checkpoint was saved without its output projection (AutoModel or a classifier instead of \
              AutoModelForCausalLM); if the embedding replaces it, set tie_word_embeddings to true in a copy of config.json and \
              name it with --config FILE"
         }
         ArchError::MissingTensor { .. } => "the checkpoint is incomplete, or config.json belongs to another model",
-        ArchError::Shape { tensor, .. } if tensor.ends_with("embed_tokens.weight") || tensor.ends_with("lm_head.weight") => {
+        ArchError::Shape { tensor, .. } if is_part(tensor, Role::Embedding) || is_part(tensor, Role::LmHead) => {
             "config.json belongs to another model, or the vocabulary was resized without it: name the right one, or a copy with \
              the right vocab_size, with --config FILE"
         }
@@ -411,7 +413,6 @@ fn of_format(error: &FormatError) -> Option<&'static str> {
 
 fn of_verify(error: &VerifyError) -> Option<String> {
     match error {
-        VerifyError::Open(e) => of_open(e),
         VerifyError::Source(e) => of_source(e),
         VerifyError::Arch(e) => of_arch(e),
         VerifyError::Damaged { path, .. } => {
@@ -546,7 +547,7 @@ pub fn cannot_run_pack(pack: Pack<'_>) -> Vec<String> {
 
 /// Why the tokenizer of a pack with these files does not load, if nothing else is wrong with them.
 pub fn cannot_load(files: &[(&str, &[u8])]) -> Option<String> {
-    let generation = of_name(files, "generation_config.json");
+    let generation = of_name(files, GENERATION_CONFIG);
     let config = ModelConfig::parse(of_name(files, CONFIG)?, generation).map_err(ModelError::from);
     let load = |model: ModelConfig| tokenizer_of(files, &model, 0).map(drop);
     config.and_then(load).err().map(|error| unusable(&error))

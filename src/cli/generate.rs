@@ -13,12 +13,12 @@ use super::adapter;
 use super::args::GenerateArgs;
 use super::device;
 use super::model;
+use super::open;
 use super::outcome::Outcome;
 use super::ui::{self, Ui};
 use crate::arch::config::ModelConfig;
 use crate::data::Tokenizer;
 use crate::data::notice::LeftOut;
-use crate::dequant::stream::PackSource;
 use crate::model::decoder::read_tokenizer;
 use crate::model::generate::sampling::{Sampler, SamplerOptions};
 use crate::model::generate::{Ending, Event, GenerateError, Generated, TextGenerator};
@@ -32,7 +32,7 @@ pub fn run(args: &GenerateArgs) -> Result<Outcome> {
     ui::handle_interrupts()?;
     // Fail before loading a model.
     let sampler = Sampler::new(SamplerOptions::from(&args.sampling))?;
-    let pack = PackSource::map_unchanged(&args.pack)?;
+    let pack = open::source(&args.pack)?;
     let config = model::read(&pack, ui)?;
     let tokenizer = read_tokenizer(&pack, &config, ui::now())?;
     let adapter = adapter::read(args.adapter.as_deref(), &config, ui)?;

@@ -8,17 +8,18 @@ use serde::Serialize;
 use serde_json::Value;
 
 use super::args::InspectArgs;
+use super::open;
 use super::outcome::Outcome;
 use super::ui::{self, Table, Ui};
+use crate::LayerError;
 use crate::arch::family::Family;
 use crate::convert::plan::scale_type_name;
 use crate::format::layout::{FEATURE_SIGNED_SCALES, MAJOR_VERSION};
 use crate::format::{Pack, Provenance, Role, Section, SectionKind};
-use crate::{LayerError, MappedPack};
 
 pub fn run(args: &InspectArgs) -> Result<Outcome> {
     let ui = Ui::new(args.json);
-    let mapped = MappedPack::open_unchanged(&args.file)?;
+    let mapped = open::pack(&args.file)?;
     let pack = mapped.pack();
     let document = Document::new(args, pack)?;
     if document.provenance.is_none() {

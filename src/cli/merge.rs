@@ -6,6 +6,7 @@ use super::adapter::CHANGES_NOTHING;
 use super::args::MergeArgs;
 use super::device;
 use super::export::{amounts, left_out};
+use super::open;
 use super::outcome::Outcome;
 use super::ui::{self, Ui, Unit};
 use crate::export::MAX_SHARD_LEN;
@@ -25,7 +26,8 @@ struct Document<'a> {
 pub fn run(args: &MergeArgs) -> anyhow::Result<Outcome> {
     let ui = Ui::from(args.output);
     ui::handle_interrupts()?;
-    let sources = Sources { pack: &args.file, adapter: &args.adapter, base: args.base()? };
+    let pack = open::pack(&args.file)?;
+    let sources = Sources { pack: &pack, adapter: &args.adapter, base: args.base()? };
     let meter = ui.meter("merging", Unit::Weights);
     let report = merge(&sources, &args.out, MAX_SHARD_LEN, &meter)?;
     drop(meter);

@@ -15,6 +15,7 @@ mod generate;
 mod inspect;
 mod merge;
 mod model;
+mod open;
 mod outcome;
 mod train;
 mod ui;

@@ -7,9 +7,9 @@ use serde::Serialize;
 
 use super::args::VerifyArgs;
 use super::failure;
+use super::open;
 use super::outcome::Outcome;
 use super::ui::{self, Table, Ui, Unit};
-use crate::MappedPack;
 use crate::verify::{self, AgainstReport, VerifyReport};
 
 /// Maximum number of printed mismatches; another model has one for every tensor.
@@ -32,13 +32,14 @@ pub fn run(args: &VerifyArgs) -> anyhow::Result<Outcome> {
     let ui = Ui::from(args.output);
     ui::handle_interrupts()?;
     let threads = args.threads.or_zero();
+    let pack = open::pack(&args.file)?;
     let meter = ui.meter("verifying", Unit::Bytes);
-    let report = verify::verify(&args.file, threads, &meter)?;
+    let report = verify::verify(&pack, threads, &meter)?;
     drop(meter);
     let against = match &args.against {
         Some(source) => {
             let meter = ui.meter("comparing", Unit::Weights);
-            Some(verify::against(&args.file, source, args.config.as_deref(), threads, &meter)?)
+            Some(verify::against(&pack, source, args.config.as_deref(), threads, &meter)?)
         }
         None => None,
     };
@@ -46,8 +47,7 @@ pub fn run(args: &VerifyArgs) -> anyhow::Result<Outcome> {
     let good = report.faults.is_empty() && mismatches == 0;
     let mut cannot_run = Vec::new();
     if report.faults.is_empty() {
-        let mapped = MappedPack::open_unchanged(&args.file)?;
-        cannot_run = failure::cannot_run_pack(mapped.pack());
+        cannot_run = failure::cannot_run_pack(pack.pack());
     }
     let file = args.file.display().to_string();
     let document = Document { file, good, report: &report, against: against.as_ref(), cannot_run: &cannot_run };

@@ -6,7 +6,7 @@
 //! tried: each is measured on all weights, and taken only where no super-block is worse than with
 //! bitsandbytes' rule.
 
-use super::encode::nested::{self, Grade, Margin, Nesting};
+use super::encode::nested::{self, Grade, Margin, Nesting, OUTLIERS};
 use super::encode::{BlockError, Encoder};
 use crate::format::nf4::{SUPER_BLOCK, ScaleType, Scales};
 
@@ -81,10 +81,6 @@ impl Candidates {
         }
     }
 }
-
-/// Blocks of a super-block that must not decide: outliers have gains and losses of their own, which
-/// would hide those of their neighbours.
-const OUTLIERS: usize = 4;
 
 /// Whether a super-block is no worse off by these gains of its blocks (losses are negative). It
 /// must hold for all blocks together, and still without the [`OUTLIERS`] that gain most: then it

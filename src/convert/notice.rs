@@ -1,8 +1,10 @@
-//! What the user should know about a checkpoint that is not an error.
+//! Notes and warnings about a checkpoint.
+
+use std::fmt;
 
 use crate::arch::names::Naming;
 
-/// Something that was decided about a checkpoint, for the caller to show or to ignore.
+/// A decision about a checkpoint, for the caller to show or to ignore.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Notice {
@@ -15,9 +17,10 @@ pub enum Notice {
     /// `lm_head.weight` differs from the embedding although config.json ties them; the pack keeps
     /// both.
     TiedHeadDiffers,
-    /// Names are not those that transformers writes; they are stored as it would have written them.
+    /// The names differ from those that transformers writes; the pack has the names of
+    /// transformers.
     Renamed {
-        /// How they are read.
+        /// How the names are read.
         naming: Naming,
     },
     /// Keys of config.json that have no effect.
@@ -27,29 +30,29 @@ pub enum Notice {
     },
     /// The pack is good, but this program cannot train it or generate from it.
     NotRunnable {
-        /// Why.
+        /// The reason.
         why: String,
     },
-    /// There is no index; the shards are all there, by their names.
+    /// There is no index, but the names of the shards show that none is missing.
     NoIndex {
         /// Number of shards.
         shards: usize,
     },
     /// Index and shards do not agree; the shards decide, as in transformers.
     IndexDiffers {
-        /// What the index lists, and no shard has.
+        /// Tensors that the index lists but no shard has.
         absent: Vec<String>,
-        /// What a shard has, and the index does not list.
+        /// Tensors that a shard has but the index does not list.
         unlisted: Vec<String>,
-        /// What another shard has than the index says.
+        /// Tensors that another shard has than the index says.
         elsewhere: Vec<String>,
     },
-    /// config.json speaks of a quantisation, but the weights have none.
+    /// config.json has a quantisation, but the weights are not quantised.
     QuantisationIgnored {
         /// The method that config.json names.
         method: String,
     },
-    /// No tokenizer.json, but a file that it can be made of.
+    /// There is no tokenizer.json, but a file from which it can be made.
     NoTokenizer {
         /// The file.
         other: &'static str,
@@ -61,7 +64,7 @@ pub enum Notice {
     },
     /// generation_config.json is not JSON.
     GenerationConfigIgnored {
-        /// What is wrong with it.
+        /// The error of the JSON parser.
         why: String,
     },
     /// Tensors that several shards hold with the same values.
@@ -79,19 +82,19 @@ pub enum Notice {
         /// Each with the reason.
         tensors: Vec<LeftOut>,
     },
-    /// Tensors that are no part of the model, and are stored all the same, as they are.
+    /// Tensors that are no part of the model, but are stored as they are.
     KeptUnused {
         /// Their names.
         tensors: Vec<String>,
     },
-    /// Tensors like parts of the model, which it does not have by config.json. They are stored as
-    /// they are and not used.
+    /// Tensors named like parts of a layer that the model does not have by config.json. They are
+    /// stored as they are and not used.
     Unexpected {
         /// Their names.
         tensors: Vec<String>,
     },
-    /// Tensors of layers that the model does not have by config.json, and that are no layers for
-    /// multi-token prediction, as far as can be seen. They are not stored.
+    /// Tensors of layers that the model does not have by config.json and that are not recognised as
+    /// layers for multi-token prediction. They are not stored.
     BeyondLayers {
         /// Layers by config.json.
         layers: u32,
@@ -105,7 +108,7 @@ pub enum Notice {
 pub struct LeftOut {
     /// Its name in the checkpoint.
     pub name: String,
-    /// Why.
+    /// The reason.
     pub why: String,
 }
 
@@ -116,7 +119,7 @@ impl LeftOut {
 }
 
 impl Notice {
-    /// Whether something may be wrong with the checkpoint, rather than only worth a word.
+    /// Whether the checkpoint may be wrong. Other notices are only information.
     pub fn is_warning(&self) -> bool {
         match self {
             Self::TiedHeadDiffers
@@ -142,90 +145,90 @@ impl Notice {
     }
 }
 
-impl std::fmt::Display for Notice {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let text = match self {
-            Self::Renamed { naming } => return renamed(f, naming),
+impl fmt::Display for Notice {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::IndexIgnored => f.write_str(INDEX_IGNORED),
+            Self::TiedHeadDropped => f.write_str(TIED_HEAD_DROPPED),
+            Self::NothingQuantised => f.write_str("no tensor is quantised: the pack holds the weights as they are"),
+            Self::TiedHeadDiffers => f.write_str(TIED_HEAD_DIFFERS),
+            Self::Renamed { naming } => renamed(f, naming),
             Self::IgnoredKeys { keys } => {
-                return write!(f, "config.json: {} has no effect, as in transformers", keys.join(", "));
+                write!(f, "config.json: {} has no effect, as in transformers", keys.join(", "))
             }
             Self::NotRunnable { why } => {
-                return write!(f, "the pack can be verified and exported, but not trained or generated from: {why}");
-            }
-            Self::IndexIgnored => {
-                "model.safetensors and model.safetensors.index.json are both present: model.safetensors is read, as \
-                 transformers does, and the index with its shards is ignored"
-            }
-            Self::TiedHeadDropped => {
-                "lm_head.weight has the values of model.embed_tokens.weight and is tied to it (tie_word_embeddings): they \
-                 are stored once"
-            }
-            Self::NothingQuantised => "no tensor is quantised: the pack holds the weights as they are",
-            Self::TiedHeadDiffers => {
-                "config.json says tie_word_embeddings, but lm_head.weight differs from model.embed_tokens.weight: both are \
-                 kept, and lm_head.weight gives the logits, as in transformers 5"
+                write!(f, "the pack can be verified and exported, but not trained or generated from: {why}")
             }
             Self::NoIndex { shards } => {
-                return write!(f, "there is no model.safetensors.index.json: all {shards} shards are read, by their names");
+                write!(f, "there is no model.safetensors.index.json: all {shards} shards are read, by their names")
             }
-            Self::IndexDiffers { absent, unlisted, elsewhere } => return index_differs(f, absent, unlisted, elsewhere),
-            Self::QuantisationIgnored { method } => {
-                return write!(
-                    f,
-                    "config.json has a quantization_config of the method {method:?}, but the weights are not quantised: it is \
-                     not followed, and an export leaves it out"
-                );
-            }
-            Self::NoTokenizer { other } => {
-                return write!(
-                    f,
-                    "tokenizer.json can be made of {other}: AutoTokenizer.from_pretrained(SRC).save_pretrained(SRC) in Python; a \
-                     snapshot exported from the pack has none, either"
-                );
-            }
-            Self::EmptyFiles { files } => {
-                return write!(f, "files without content are left out (download them again): {}", Names(files));
-            }
-            Self::GenerationConfigIgnored { why } => {
-                return write!(
-                    f,
-                    "generation_config.json is not JSON ({why}): it is ignored, as in transformers, and config.json alone \
-                     says which tokens end a text"
-                );
-            }
-            Self::Copies { tensors } => {
-                return write!(f, "in several shards with the same values, and stored once: {}", Names(tensors));
-            }
-            Self::FilesLeftOut { files } => {
-                return write!(f, "a pack cannot have files of these names, which are left out: {}", Names(files));
-            }
-            Self::LeftOut { tensors } => return left_out(f, tensors),
-            Self::KeptUnused { tensors } => {
-                return write!(f, "no part of the model, and kept as they are: {}", Names(tensors));
-            }
-            Self::Unexpected { tensors } => {
-                return write!(
-                    f,
-                    "the model has no such tensors by config.json: they are kept as they are and not used, as transformers \
-                     does not use them: {}",
-                    Names(tensors)
-                );
-            }
-            Self::BeyondLayers { layers, tensors } => {
-                return write!(
-                    f,
-                    "the model has {layers} layers by config.json: tensors of further layers are left out, as transformers \
-                     does: {}",
-                    Names(tensors)
-                );
-            }
-        };
-        f.write_str(text)
+            Self::IndexDiffers { absent, unlisted, elsewhere } => index_differs(f, absent, unlisted, elsewhere),
+            Self::QuantisationIgnored { method } => quantisation_ignored(f, method),
+            Self::NoTokenizer { other } => no_tokenizer(f, other),
+            Self::EmptyFiles { files } => listed(f, "files without content are left out (download them again)", files),
+            Self::GenerationConfigIgnored { why } => generation_config_ignored(f, why),
+            Self::Copies { tensors } => listed(f, "in several shards with the same values, and stored once", tensors),
+            Self::FilesLeftOut { files } => listed(f, "a pack cannot have files of these names, which are left out", files),
+            Self::LeftOut { tensors } => left_out(f, tensors),
+            Self::KeptUnused { tensors } => listed(f, "no part of the model, and kept as they are", tensors),
+            Self::Unexpected { tensors } => listed(f, UNEXPECTED, tensors),
+            Self::BeyondLayers { layers, tensors } => beyond_layers(f, *layers, tensors),
+        }
     }
 }
 
-/// What was taken off the names, and what was put before them.
-fn renamed(f: &mut std::fmt::Formatter<'_>, naming: &Naming) -> std::fmt::Result {
+const INDEX_IGNORED: &str = "model.safetensors and model.safetensors.index.json are both present: model.safetensors is read, \
+                             as transformers does, and the index with its shards is ignored";
+
+const TIED_HEAD_DROPPED: &str = "lm_head.weight has the values of model.embed_tokens.weight and is tied to it \
+                                 (tie_word_embeddings): they are stored once";
+
+const TIED_HEAD_DIFFERS: &str = "config.json says tie_word_embeddings, but lm_head.weight differs from \
+                                 model.embed_tokens.weight: both are kept, and lm_head.weight gives the logits, as in \
+                                 transformers 5";
+
+const UNEXPECTED: &str = "the model has no such tensors by config.json: they are kept as they are and not used, as in \
+                          transformers";
+
+fn quantisation_ignored(f: &mut fmt::Formatter<'_>, method: &str) -> fmt::Result {
+    write!(
+        f,
+        "config.json has a quantization_config of the method {method:?}, but the weights are not quantised: it is not \
+         followed, and an export leaves it out"
+    )
+}
+
+fn no_tokenizer(f: &mut fmt::Formatter<'_>, other: &str) -> fmt::Result {
+    write!(
+        f,
+        "tokenizer.json can be made of {other}: AutoTokenizer.from_pretrained(SRC).save_pretrained(SRC) in Python; a \
+         snapshot exported from the pack has none, either"
+    )
+}
+
+fn generation_config_ignored(f: &mut fmt::Formatter<'_>, why: &str) -> fmt::Result {
+    write!(
+        f,
+        "generation_config.json is not JSON ({why}): it is ignored, as in transformers, and config.json alone says which \
+         tokens end a text"
+    )
+}
+
+fn beyond_layers(f: &mut fmt::Formatter<'_>, layers: u32, tensors: &[String]) -> fmt::Result {
+    write!(
+        f,
+        "the model has {layers} layers by config.json: tensors of further layers are left out, as transformers does: {}",
+        Names(tensors)
+    )
+}
+
+/// A sentence about tensors or files, and their names.
+fn listed(f: &mut fmt::Formatter<'_>, text: &str, names: &[String]) -> fmt::Result {
+    write!(f, "{text}: {}", Names(names))
+}
+
+/// The changes to the names.
+fn renamed(f: &mut fmt::Formatter<'_>, naming: &Naming) -> fmt::Result {
     let replaced = naming.replaced.as_deref();
     let parts = [
         (!naming.wrappers.is_empty()).then(|| format!("without {}", naming.wrappers.join(", "))),
@@ -237,40 +240,35 @@ fn renamed(f: &mut std::fmt::Formatter<'_>, naming: &Naming) -> std::fmt::Result
     write!(f, "the names of the tensors are stored {}", parts.join(", "))
 }
 
-/// Names that a note shows of many.
+/// Maximum number of names that a note shows.
 const SHOWN: usize = 4;
 
-/// The first names of a list, and how many more there are.
+/// The first names of a list, and the number of further ones.
 struct Names<'a>(&'a [String]);
 
-impl std::fmt::Display for Names<'_> {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+impl fmt::Display for Names<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let shown: Vec<String> = self.0.iter().take(SHOWN).map(|name| name.escape_debug().to_string()).collect();
         f.write_str(&shown.join(", "))?;
         and_more(f, self.0.len())
     }
 }
 
-fn and_more(f: &mut std::fmt::Formatter<'_>, all: usize) -> std::fmt::Result {
+fn and_more(f: &mut fmt::Formatter<'_>, all: usize) -> fmt::Result {
     match all.saturating_sub(SHOWN) {
         0 => Ok(()),
         more => write!(f, " and {more} more"),
     }
 }
 
-fn left_out(f: &mut std::fmt::Formatter<'_>, tensors: &[LeftOut]) -> std::fmt::Result {
+fn left_out(f: &mut fmt::Formatter<'_>, tensors: &[LeftOut]) -> fmt::Result {
     f.write_str("no part of the model, and left out: ")?;
     let one = |tensor: &LeftOut| format!("{} ({})", tensor.name.escape_debug(), tensor.why);
     f.write_str(&tensors.iter().take(SHOWN).map(one).collect::<Vec<_>>().join(", "))?;
     and_more(f, tensors.len())
 }
 
-fn index_differs(
-    f: &mut std::fmt::Formatter<'_>,
-    absent: &[String],
-    unlisted: &[String],
-    elsewhere: &[String],
-) -> std::fmt::Result {
+fn index_differs(f: &mut fmt::Formatter<'_>, absent: &[String], unlisted: &[String], elsewhere: &[String]) -> fmt::Result {
     f.write_str("model.safetensors.index.json and the shards differ, and the shards decide, as in transformers")?;
     for (what, names) in
         [("listed, but in no shard", absent), ("not listed", unlisted), ("in another shard than listed", elsewhere)]

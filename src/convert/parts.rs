@@ -12,6 +12,7 @@ use serde_json::Value;
 
 use super::notice::{LeftOut, Notice};
 use super::source::{Checkpoint, Quantised, SourceError, TensorInfo, Unstorable, UnstorableTensor};
+use crate::arch::names::has_module_of;
 use crate::arch::place::{Model, Stray, StrayKind, TensorShape};
 use crate::arch::{self, ArchError};
 use crate::format::Role;
@@ -108,8 +109,9 @@ fn has_other_forms(checkpoint: &Checkpoint, tensor: &str) -> bool {
 /// error. Other programs leave one without elements as a mark that the embedding takes its place,
 /// and one with the embedding's values in float64 is not needed.
 fn check_head(model: &Model, checkpoint: &Checkpoint) -> Result<(), SourceError> {
-    let head = model.prefix.name(arch::family::Scope::Model, None, "lm_head.weight");
-    let Some(found) = checkpoint.unstorable.iter().find(|tensor| tensor.name == head) else { return Ok(()) };
+    let head = model.prefix.part(model.config.family, Role::LmHead);
+    let is_head = |tensor: &&UnstorableTensor| Some(&tensor.name) == head.as_ref();
+    let Some(found) = checkpoint.unstorable.iter().find(is_head) else { return Ok(()) };
     let embedding = model.tensors.iter().find(|placed| placed.role == Role::Embedding && model.config.tied);
     match embedding.and_then(|placed| checkpoint.tensors.get(placed.tensor)) {
         _ if matches!(found.why, Unstorable::Empty { .. }) => Ok(()),
@@ -159,10 +161,10 @@ impl<'a> Sorted<'a> {
         let (beyond, unexpected, kept) = (names(&self.beyond), names(&self.unexpected), names(&self.kept));
         let mut left_out: Vec<LeftOut> =
             names(&self.left_out).into_iter().map(|name| LeftOut::new(name, PREDICTION)).collect();
-        let head = model.prefix.name(arch::family::Scope::Model, None, "lm_head.weight");
+        let head = model.prefix.part(model.config.family, Role::LmHead);
         let why = |t: &UnstorableTensor| match &t.why {
             // Only such a head has come as far as this.
-            Unstorable::Type { .. } if t.name == head => "the values of the tied embedding".to_owned(),
+            Unstorable::Type { .. } if Some(&t.name) == head.as_ref() => "the values of the tied embedding".to_owned(),
             why => why.in_short(),
         };
         left_out.extend(checkpoint.unstorable.iter().map(|t| LeftOut::new(t.name.clone(), &why(t))));
@@ -206,8 +208,8 @@ fn is_prediction(name: &str) -> bool {
 
 /// Whether a name in a layer is one that only layers for multi-token prediction have.
 fn is_prediction_part(name: &str) -> bool {
-    let is_part = |word: &str| matches!(word, "eh_proj" | "enorm" | "hnorm" | "shared_head" | "embed_tokens");
-    is_prediction(name) || name.split('.').any(is_part)
+    let is_part = |word: &str| matches!(word, "eh_proj" | "enorm" | "hnorm" | "shared_head");
+    is_prediction(name) || name.split('.').any(is_part) || has_module_of(name, Role::Embedding)
 }
 
 /// Whether a tensor in the decoder looks like weights that a layer would compute with, rather than

@@ -24,7 +24,7 @@ pub trait Progress: Sync {
 /// No progress, no stopping.
 impl Progress for () {}
 
-/// The projections of one role.
+/// The quantised tensors of one role.
 #[derive(Debug, Clone, Serialize)]
 pub struct RoleReport {
     /// The role's name.

@@ -47,7 +47,7 @@ impl Writer<'_> {
 }
 
 /// A temporary file next to `path`, with the permissions that a new file gets there.
-fn temporary_beside(path: &Path) -> io::Result<NamedTempFile> {
+fn temporary_next_to(path: &Path) -> io::Result<NamedTempFile> {
     let mut builder = Builder::new();
     builder.prefix(".nf4pack-").suffix(".tmp");
     #[cfg(unix)]
@@ -83,7 +83,7 @@ impl Target {
         if available < len {
             return Err(ConvertError::NoSpace { path: folder, needed: len, available });
         }
-        let temporary = temporary_beside(path).map_err(error)?;
+        let temporary = temporary_next_to(path).map_err(error)?;
         // What is never written, the padding, reads as zero.
         temporary.as_file().set_len(len).map_err(error)?;
         Ok(Self { temporary, path: path.to_owned(), folder, force })

@@ -380,7 +380,7 @@ mod tests {
     }
 
     #[test]
-    fn a_system_prompt_may_stand_beside_a_conversation() {
+    fn a_line_may_have_a_system_prompt_and_a_conversation() {
         let of = |line: &str| roles_and_contents(&contents(line).1[0].1);
         let says =
             |pairs: &[(&str, &str)]| pairs.iter().map(|(r, c)| ((*r).to_owned(), (*c).to_owned())).collect::<Vec<_>>();

@@ -32,8 +32,11 @@ const ROLES_EXPECTED: &str = "one of system, developer, user, assistant, tool, f
 /// reads the second one.
 const THOUGHTS: [&str; 3] = ["reasoning_content", "thinking", "reasoning"];
 
-/// Keys of a message that templates know, except its thoughts.
-const KNOWN: [&str; 5] = ["role", "content", "name", "tool_calls", "tool_call_id"];
+/// Keys of a message that a notice names if its rendering lacks them ([`LeftOut`]), except its
+/// thoughts.
+///
+/// [`LeftOut`]: super::notice::LeftOut
+const KNOWN: [&str; 4] = ["role", "content", "name", "tool_calls"];
 
 /// Keys that say whether a message is learned: OpenAI's, Axolotl's (two), ms-swift's, and another
 /// common one.

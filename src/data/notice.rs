@@ -18,6 +18,11 @@ pub enum LeftOut {
     Calls,
     /// The tools that may be called.
     Tools,
+    /// The `name` of a message.
+    Name {
+        /// The message's role.
+        role: String,
+    },
 }
 
 impl fmt::Display for LeftOut {
@@ -28,6 +33,7 @@ impl fmt::Display for LeftOut {
             Self::Thought => f.write_str("the last message's reasoning_content"),
             Self::Calls => f.write_str("tool_calls"),
             Self::Tools => f.write_str("the tools"),
+            Self::Name { role } => write!(f, "the name of {role:?} messages"),
         }
     }
 }
@@ -38,6 +44,10 @@ impl fmt::Display for LeftOut {
 pub enum Concern {
     /// None of its learned spans ends in a token that ends a text.
     NoEnd,
+    /// Words of the assistant are outside the template's `{% generation %}`, and are not learned.
+    Unmarked,
+    /// It begins with the tokens that the tokenizer puts before every text; they are there once.
+    DoubledBos,
     /// Its text lacks something.
     LeftOut(LeftOut),
 }
@@ -66,6 +76,15 @@ impl fmt::Display for Notice {
                 "no answer ends in a token that ends a text ({where_it_is}): the model does not learn to stop; the chat template \
                  has to write its eos_token after an answer"
             ),
+            Concern::Unmarked => write!(
+                f,
+                "the chat template's {{% generation %}} does not mark all words of the assistant ({where_it_is}): those outside it \
+                 are not learned"
+            ),
+            Concern::DoubledBos => write!(
+                f,
+                "the text begins with the token that the tokenizer puts before every text ({where_it_is}): it is put once, not twice"
+            ),
             Concern::LeftOut(what) => write!(f, "the chat template leaves out {what} ({where_it_is})"),
         }
     }
@@ -77,6 +96,8 @@ impl fmt::Display for Notice {
 pub enum SpanFlaw {
     /// The template does not write the message's letters as they are.
     Changed,
+    /// The conversation has more different letters than there are replacements.
+    Letters,
     /// Another message's words stand between those of this one.
     Mixed,
     /// The header of a turn is in it.
@@ -87,6 +108,7 @@ impl fmt::Display for SpanFlaw {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Changed => "the template does not write its words as they are",
+            Self::Letters => "the conversation is too long: it has too many different letters to find its words",
             Self::Mixed => "the template writes words of other messages between its words",
             Self::Header => "the template writes the header of a turn into it",
         })

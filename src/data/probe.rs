@@ -14,8 +14,20 @@ use std::ops::{Range, RangeInclusive};
 use super::jinja::{Dict, Value};
 use super::literals::Literals;
 
-/// Rare letters without upper and lower case. JSON and Python's `repr` do not escape them.
-const ALPHABET: [RangeInclusive<char>; 3] = ['\u{20000}'..='\u{2a6df}', '\u{ac00}'..='\u{d7a3}', '\u{3400}'..='\u{4dbf}'];
+/// Letters without upper and lower case, the rare ones first. JSON and Python's `repr` do not
+/// escape them.
+const ALPHABET: [RangeInclusive<char>; 10] = [
+    '\u{20000}'..='\u{2a6df}',
+    '\u{ac00}'..='\u{d7a3}',
+    '\u{3400}'..='\u{4dbf}',
+    '\u{2a700}'..='\u{2b738}',
+    '\u{2b740}'..='\u{2b81d}',
+    '\u{2b820}'..='\u{2cea1}',
+    '\u{2ceb0}'..='\u{2ebe0}',
+    '\u{30000}'..='\u{3134a}',
+    '\u{31350}'..='\u{323af}',
+    '\u{4e00}'..='\u{9fff}',
+];
 
 /// What stands for words in the shape of a message, and for an added letter.
 const WORD: char = '\u{1}';
@@ -28,6 +40,9 @@ const THOUGHT_KEYS: [&str; 4] = ["reasoning_content", "reasoning", "thinking", "
 /// Keys of what an assistant calls.
 const CALL_KEYS: [&str; 2] = ["tool_calls", "function_call"];
 
+/// The key of the name of who speaks, or of the tool that answers.
+const NAME_KEY: &str = "name";
+
 /// A part of what a message says.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Part {
@@ -37,7 +52,9 @@ pub(super) enum Part {
     Thought,
     /// `tool_calls`.
     Calls,
-    /// Any other key, such as `name`.
+    /// `name`.
+    Name,
+    /// Any other key.
     Other,
 }
 
@@ -106,6 +123,8 @@ pub(super) struct Probe {
     pub(super) messages: Vec<Value>,
     pub(super) tools: Value,
     pub(super) leaves: Vec<Leaf>,
+    /// Whether there were too few replacements: some letters stayed.
+    pub(super) exhausted: bool,
     /// The leaves of each message; equal messages may have the same leaves.
     leaves_of: Vec<Range<usize>>,
     letters: HashMap<char, Letter>,
@@ -142,6 +161,7 @@ impl Probe {
             chosen: HashMap::new(),
             letters: HashMap::new(),
             leaves: Vec::new(),
+            exhausted: false,
         };
         let mut written: Vec<(Value, Range<usize>)> = Vec::with_capacity(messages.len());
         let mut equal: HashMap<(String, Words), (Value, Range<usize>)> = HashMap::new();
@@ -167,8 +187,8 @@ impl Probe {
             }
             false => tools.clone(),
         };
-        let Writer { letters, leaves, .. } = writer;
-        Self { messages, tools, leaves, leaves_of, letters }
+        let Writer { letters, leaves, exhausted, .. } = writer;
+        Self { messages, tools, leaves, exhausted, leaves_of, letters }
     }
 
     /// The leaves of a message.
@@ -256,6 +276,8 @@ struct Writer<'a> {
     chosen: HashMap<(usize, char), char>,
     letters: HashMap<char, Letter>,
     leaves: Vec<Leaf>,
+    /// Whether it needed a letter when none was free.
+    exhausted: bool,
 }
 
 impl Writer<'_> {
@@ -271,6 +293,7 @@ impl Writer<'_> {
             _ if self.keeps(key) => value.clone(),
             _ if THOUGHT_KEYS.contains(&key) => self.values(Owner::Message(index, Part::Thought), value),
             _ if CALL_KEYS.contains(&key) && calls => self.values(Owner::Message(index, Part::Calls), value),
+            NAME_KEY if calls => self.values(Owner::Message(index, Part::Name), value),
             _ if calls => self.values(Owner::Message(index, Part::Other), value),
             _ => value.clone(),
         });
@@ -304,7 +327,7 @@ impl Writer<'_> {
     /// Content with a letter more at the end of its text.
     fn extended(&mut self, index: usize, content: &Value, words: Words) -> Value {
         let replaced = self.content(index, content);
-        let Some(added) = self.free.next() else { return replaced };
+        let Some(added) = self.unused() else { return replaced };
         let leaf = self.leaf(Owner::Message(index, Part::Content));
         self.letters.insert(added, Letter { original: None, leaf });
         if let Some(leaf) = self.leaves.get_mut(leaf) {
@@ -364,12 +387,19 @@ impl Writer<'_> {
         written
     }
 
+    /// A letter that stands for nothing yet.
+    fn unused(&mut self) -> Option<char> {
+        let unused = self.free.next();
+        self.exhausted |= unused.is_none();
+        unused
+    }
+
     /// The replacement of a letter; `None` once the alphabet is used up.
     fn letter(&mut self, c: char, leaf: usize) -> Option<char> {
         if let Some(&letter) = self.chosen.get(&(leaf, c)) {
             return Some(letter);
         }
-        let letter = self.free.next()?;
+        let letter = self.unused()?;
         self.chosen.insert((leaf, c), letter);
         self.letters.insert(letter, Letter { original: Some(c), leaf });
         Some(letter)

@@ -12,7 +12,7 @@ use super::jinja::Value;
 use super::notice::{self, Concern, Notice};
 use super::options::{Options, TrainOn};
 use super::spans::{Marked, conversation};
-use super::tokenizer::Tokenizer;
+use super::tokenizer::{Encoded, Tokenizer};
 use crate::random::{Generator, Stream};
 
 /// The prompt of Stanford's Alpaca, for models without a chat template.
@@ -136,14 +136,15 @@ impl Dataset {
     /// [`DataError::Utf8`]; [`DataError::Empty`] where there are not two tokens.
     pub fn from_text(bytes: &[u8], tokenizer: &Tokenizer, max_length: u32) -> Result<Self, DataError> {
         let text = std::str::from_utf8(without_mark(bytes)).map_err(|e| DataError::Utf8 { byte: e.valid_up_to() as u64 })?;
-        let tokens = tokenizer.encode(&text.replace("\r\n", "\n"), true)?;
+        let Encoded { tokens, doubled_bos, .. } = tokenizer.encode_spans(&text.replace("\r\n", "\n"), true)?;
         let windows = tokens.chunks(max_length.max(1) as usize).filter(|window| window.len() > 1);
         let sample = |tokens: &[u32]| Sample { line: 1, tokens: tokens.to_vec(), loss_mask: vec![true; tokens.len()] };
         let samples: Vec<Sample> = windows.map(sample).collect();
         if samples.is_empty() {
             return Err(DataError::Empty);
         }
-        Ok(Self { samples, ..Self::default() })
+        let notices = notice::count(doubled_bos.then_some((1, Concern::DoubledBos)));
+        Ok(Self { samples, notices, ..Self::default() })
     }
 
     /// Moves a random share of the samples out for evaluation: at least one, and never all of them.
@@ -243,8 +244,8 @@ fn encode(
     }
     let sample = Sample { line, tokens, loss_mask };
     let no_end = in_template && !learns_an_end(tokenizer, &sample, train_on);
-    let left_out = marked.left_out.into_iter().map(Concern::LeftOut);
-    let concerns = no_end.then_some(Concern::NoEnd).into_iter().chain(left_out).collect();
+    let of_tokens = [no_end.then_some(Concern::NoEnd), encoded.doubled_bos.then_some(Concern::DoubledBos)];
+    let concerns = of_tokens.into_iter().flatten().chain(marked.concerns).collect();
     Ok((sample, concerns))
 }
 
@@ -281,5 +282,5 @@ fn alpaca(tokenizer: &Tokenizer, system: Option<&str>, turns: &[[String; 2]]) ->
         }
         learned.push(start..text.len());
     }
-    Ok(Marked { text, learned, left_out: Vec::new() })
+    Ok(Marked { text, learned, concerns: Vec::new() })
 }

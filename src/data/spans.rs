@@ -13,8 +13,8 @@ use std::rc::Rc;
 
 use super::error::DataError;
 use super::formats::Chat;
-use super::jinja::{Rendered, TemplateError, Value};
-use super::notice::{LeftOut, SpanFlaw};
+use super::jinja::{Rendered, TemplateError, Value, with_stack};
+use super::notice::{Concern, LeftOut, SpanFlaw};
 use super::options::TrainOn;
 use super::probe::{Leaf, Owner, Part, Plan, Probe, Reading, Run, Words, is_assistant};
 use super::seam::{common_prefix, common_suffix, header_end, last_end};
@@ -26,15 +26,15 @@ use super::tokenizer::{Message, Tokenizer, values};
 pub(super) struct Marked {
     pub(super) text: String,
     pub(super) learned: Vec<Range<usize>>,
-    /// The parts of the conversation that the text lacks.
-    pub(super) left_out: Vec<LeftOut>,
+    /// What may be wrong with it.
+    pub(super) concerns: Vec<Concern>,
 }
 
 impl Marked {
     /// A text that is learned from byte `start`.
     pub(super) fn from_byte(text: String, start: usize) -> Self {
         let learned = std::iter::once(start..text.len()).collect();
-        Self { text, learned, left_out: Vec::new() }
+        Self { text, learned, concerns: Vec::new() }
     }
 
     /// Whether the token of these bytes is learned: some of the bytes are. A tokenizer may leave a
@@ -52,6 +52,12 @@ impl Marked {
 /// [`DataError::NoTemplate`], [`DataError::Render`], [`DataError::Unlearned`],
 /// [`DataError::Spans`].
 pub(super) fn conversation(tokenizer: &Tokenizer, line: u64, chat: &Chat, train_on: TrainOn) -> Result<Marked, DataError> {
+    // It is rendered many times: on one thread.
+    with_stack(|| marked_conversation(tokenizer, line, chat, train_on))
+        .map_err(|source| DataError::Render { line, source })?
+}
+
+fn marked_conversation(tokenizer: &Tokenizer, line: u64, chat: &Chat, train_on: TrainOn) -> Result<Marked, DataError> {
     let Chat { messages, tools, variables, prompt, unlearned } = chat;
     let template = tokenizer.template(tools).map_err(|error| error.of_line(line))?;
     let own = (!variables.entries().is_empty()).then(|| template.with(variables));
@@ -60,7 +66,7 @@ pub(super) fn conversation(tokenizer: &Tokenizer, line: u64, chat: &Chat, train_
     let Rendered { text, generations } =
         template.rendered(messages, tools, false).map_err(|source| DataError::Render { line, source })?;
     let probed = Probed::new(rendering, &text);
-    let left_out = probed.left_out();
+    let mut concerns: Vec<Concern> = probed.left_out().into_iter().map(Concern::LeftOut).collect();
     let learned = match train_on {
         TrainOn::All if !unlearned.is_empty() => return Err(DataError::Unlearned { line }),
         TrainOn::All => std::iter::once(0..text.len()).collect(),
@@ -68,13 +74,15 @@ pub(super) fn conversation(tokenizer: &Tokenizer, line: u64, chat: &Chat, train_
             let probed = probed.with_letters_added();
             let unlearned: Vec<usize> = (0..*prompt).chain(unlearned.iter().copied()).collect();
             let spans = match template.marks_generation() {
-                true => Ok(probed.without(generations, &unlearned)),
+                true => probed.marked(generations, &unlearned).inspect(|spans| {
+                    concerns.extend(probed.lacks_marks(spans, &unlearned).then_some(Concern::Unmarked));
+                }),
                 false => probed.spans(&tokenizer.end_tokens(), &unlearned),
             };
             spans.map_err(|(message, flaw)| DataError::Spans { line, message, flaw })?
         }
     };
-    Ok(Marked { text, learned, left_out })
+    Ok(Marked { text, learned, concerns })
 }
 
 impl Tokenizer {
@@ -103,12 +111,24 @@ impl Rendering<'_> {
     }
 
     /// The probe of a plan, if its rendering with the letters put back equals the text.
-    fn attempt(&self, plan: &Plan, text: &str) -> Option<(Probe, Reading)> {
+    fn attempt(&self, plan: &Plan, text: &str) -> Result<(Probe, Reading), Discarded> {
         let probe = Probe::new(self.messages, self.tools, plan, self.template.literals(), text);
-        let rendered = self.template.render(&probe.messages, &probe.tools, self.add_generation_prompt).ok()?;
-        let reading = probe.read(&rendered);
-        (reading.text == text).then_some((probe, reading))
+        if probe.exhausted {
+            return Err(Discarded::Exhausted);
+        }
+        let rendered = self.template.render(&probe.messages, &probe.tools, self.add_generation_prompt);
+        let reading = probe.read(&rendered.map_err(|_| Discarded::Differs)?);
+        if reading.text == text { Ok((probe, reading)) } else { Err(Discarded::Differs) }
     }
+}
+
+/// Why a probe is discarded.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Discarded {
+    /// The template refuses it, or writes another text.
+    Differs,
+    /// The conversation has more different letters than there are replacements.
+    Exhausted,
 }
 
 /// A rendered conversation, with the origin of each letter.
@@ -122,6 +142,8 @@ struct Probed<'a> {
     words: Vec<Option<Range<usize>>>,
     /// The shape of each message.
     shapes: Vec<Rc<str>>,
+    /// Whether there were too few replacements for all letters.
+    exhausted: bool,
     /// The ends of renderings of the first messages, by the shapes of the last few of these.
     tails: RefCell<HashMap<TailKey, Tail>>,
 }
@@ -157,9 +179,15 @@ impl<'a> Probed<'a> {
             all(false, true, true, &["id", "tool_call_id", "name"]),
             all(false, false, true, &[]),
         ];
-        let found = plans.into_iter().find_map(|plan| Some((rendering.attempt(&plan, text)?, plan)));
-        let (found, plan) = found.unwrap_or_else(|| one_by_one(rendering, text));
-        Self::of(rendering, text, plan, found)
+        let mut exhausted = false;
+        for plan in plans {
+            match rendering.attempt(&plan, text) {
+                Ok(found) => return Self::of(rendering, text, plan, found),
+                Err(discarded) => exhausted |= discarded == Discarded::Exhausted,
+            }
+        }
+        let (found, plan) = one_by_one(rendering, text);
+        Self { exhausted, ..Self::of(rendering, text, plan, found) }
     }
 
     fn of(rendering: Rendering<'a>, text: &'a str, plan: Plan, (probe, Reading { runs, .. }): (Probe, Reading)) -> Self {
@@ -169,7 +197,7 @@ impl<'a> Probed<'a> {
             words.get_or_insert(at..at).end = at + 1;
         }
         let shapes = (0..rendering.messages.len()).map(|message| probe.shape(message).into()).collect();
-        Self { rendering, text, plan, probe, runs, words, shapes, tails: RefCell::default() }
+        Self { rendering, text, plan, probe, runs, words, shapes, exhausted: false, tails: RefCell::default() }
     }
 
     /// Adds a letter to each message without words, if that changes nothing else.
@@ -184,8 +212,12 @@ impl<'a> Probed<'a> {
                     plan.messages.iter_mut().zip(messages).filter(|(_, other)| *other == message && !is_assistant(message));
                 equal.for_each(|(equal, _)| *equal = words);
                 plan.messages.get_mut(at).into_iter().for_each(|message| *message = words);
-                let Some(found) = self.rendering.attempt(&plan, self.text) else { continue };
-                self = Self::of(self.rendering, self.text, plan, found);
+                match self.rendering.attempt(&plan, self.text) {
+                    Ok(found) => {
+                        self = Self { exhausted: self.exhausted, ..Self::of(self.rendering, self.text, plan, found) }
+                    }
+                    Err(discarded) => self.exhausted |= discarded == Discarded::Exhausted,
+                }
                 if !silent(&self, at) {
                     break;
                 }
@@ -213,6 +245,7 @@ impl<'a> Probed<'a> {
             // Templates leave out the thoughts of earlier turns. That of the last one is learned.
             Owner::Message(message, Part::Thought) if last == Some(message) && !rendered(at) => Some(LeftOut::Thought),
             Owner::Message(_, Part::Calls) if none_of(leaf.owner) => Some(LeftOut::Calls),
+            Owner::Message(message, Part::Name) if !rendered(at) => role(message).map(|role| LeftOut::Name { role }),
             Owner::Tools if !rendered(at) => Some(LeftOut::Tools),
             Owner::Message(..) | Owner::Tools => None,
         };
@@ -222,12 +255,64 @@ impl<'a> Probed<'a> {
         lost
     }
 
-    /// The spans that the template marks, without those of some messages.
-    fn without(&self, mut generations: Vec<Range<usize>>, unlearned: &[usize]) -> Vec<Range<usize>> {
-        let said = |span: &Range<usize>, run: &Run| run.bytes.start >= span.start && run.bytes.end <= span.end;
-        let of_unlearned = |run: &Run| unlearned.iter().any(|&message| self.of_message(run, message));
-        generations.retain(|span| !span.is_empty() && !self.runs.iter().any(|run| said(span, run) && of_unlearned(run)));
-        generations
+    /// The spans that the template marks, without those of some messages; or the message whose
+    /// marks are unknown, and why. Some templates mark the header of a turn, too.
+    fn marked(&self, generations: Vec<Range<usize>>, unlearned: &[usize]) -> Result<Vec<Range<usize>>, (usize, SpanFlaw)> {
+        let (mut spans, mut unknown) = (Vec::new(), false);
+        let unlearned: Vec<usize> = self.turns().filter(|turn| unlearned.contains(turn)).collect();
+        let mut any = false;
+        for span in generations.into_iter().filter(|span| !span.is_empty()) {
+            any = true;
+            let turns = self.turns_within(&span)?;
+            unknown |= turns.is_empty();
+            match turns.iter().find(|turn| unlearned.contains(turn)) {
+                None => spans.push(span),
+                Some(_) if turns.iter().all(|turn| unlearned.contains(turn)) => {}
+                Some(&turn) => return Err((turn, SpanFlaw::Mixed)),
+            }
+        }
+        // A span without known words may be that of an unlearned message without known words.
+        let silent = |turn: usize| !self.runs.iter().any(|run| self.of_message(run, turn));
+        let lost = |&turn: &usize| self.is_changed(turn) || (unknown && silent(turn));
+        match unlearned.into_iter().find(lost).filter(|_| any) {
+            Some(turn) => Err((turn, self.flaw_of_changed())),
+            None => Ok(spans),
+        }
+    }
+
+    /// The assistant's messages that have words in a span; or an error if a part of the span
+    /// belongs to another message or the tools.
+    fn turns_within(&self, span: &Range<usize>) -> Result<Vec<usize>, (usize, SpanFlaw)> {
+        let touches = |run: &&Run| match run.bytes.is_empty() {
+            true => span.start <= run.bytes.start && run.bytes.end <= span.end,
+            false => run.bytes.start < span.end && run.bytes.end > span.start,
+        };
+        let (mut turns, mut foreign) = (Vec::new(), None);
+        for run in self.runs.iter().filter(touches) {
+            match self.probe.owner(run.leaf) {
+                Some(Owner::Message(turn, _)) if self.rendering.messages.get(turn).is_some_and(is_assistant) => {
+                    turns.push(turn)
+                }
+                // An added letter at the border of the span is not in it.
+                _ if run.bytes.is_empty() => {}
+                Some(Owner::Message(message, _)) => foreign = Some(message),
+                Some(Owner::Tools) | None => foreign = foreign.or(Some(0)),
+            }
+        }
+        turns.dedup();
+        match foreign {
+            Some(message) => Err((turns.first().copied().unwrap_or(message), SpanFlaw::Mixed)),
+            None => Ok(turns),
+        }
+    }
+
+    /// Whether words of a learned message are outside the marked spans.
+    fn lacks_marks(&self, spans: &[Range<usize>], unlearned: &[usize]) -> bool {
+        let learned =
+            |turn: usize| self.rendering.messages.get(turn).is_some_and(is_assistant) && !unlearned.contains(&turn);
+        let marked = |run: &Run| spans.iter().any(|span| span.start <= run.bytes.start && run.bytes.end <= span.end);
+        let words = self.runs.iter().filter(|run| !run.repeated && !run.bytes.is_empty());
+        words.filter(|run| said_by(&self.probe, run).is_some_and(learned)).any(|run| !marked(run))
     }
 
     /// The learned spans, without those of some messages; or the message whose span is unknown, and
@@ -235,13 +320,23 @@ impl<'a> Probed<'a> {
     fn spans(&self, ends: &[String], unlearned: &[usize]) -> Result<Vec<Range<usize>>, (usize, SpanFlaw)> {
         let mut spans = Vec::new();
         for turn in self.turns().filter(|turn| !unlearned.contains(turn)) {
-            let changed = self.plan.messages.get(turn) == Some(&Words::Kept) || (!self.plan.calls && self.calls(turn));
             let flawed = |flaw| (turn, flaw);
-            let span = if changed { Err(SpanFlaw::Changed) } else { self.turn(turn, ends) };
+            let span = if self.is_changed(turn) { Err(self.flaw_of_changed()) } else { self.turn(turn, ends) };
             spans.extend(span.map_err(flawed)?.map(|span| (turn, span)));
         }
         self.check(&spans)?;
         Ok(spans.into_iter().map(|(_, span)| span).collect())
+    }
+
+    /// Whether some words of a message have no replacements.
+    fn is_changed(&self, turn: usize) -> bool {
+        let is_kept = self.plan.messages.get(turn) == Some(&Words::Kept) || (!self.plan.calls && self.calls(turn));
+        is_kept || (self.exhausted && self.words(turn).is_none())
+    }
+
+    /// Why.
+    fn flaw_of_changed(&self) -> SpanFlaw {
+        if self.exhausted { SpanFlaw::Letters } else { SpanFlaw::Changed }
     }
 
     /// Whether a message calls tools.
@@ -427,7 +522,7 @@ impl<'a> Probed<'a> {
 /// The message whose words a run is; names are not words.
 fn said_by(probe: &Probe, run: &Run) -> Option<usize> {
     match probe.owner(run.leaf)? {
-        Owner::Message(message, part) if part != Part::Other => Some(message),
+        Owner::Message(message, Part::Content | Part::Thought | Part::Calls) => Some(message),
         _ => None,
     }
 }
@@ -442,12 +537,12 @@ fn one_by_one(rendering: Rendering<'_>, text: &str) -> ((Probe, Reading), Plan) 
     for message in 0..rendering.messages.len() {
         let mut next = plan.clone();
         next.messages.get_mut(message).into_iter().for_each(|words| *words = Words::Replaced);
-        if let Some(probe) = rendering.attempt(&next, text) {
+        if let Ok(probe) = rendering.attempt(&next, text) {
             (found, plan) = (probe, next);
         }
     }
     for next in [Plan { tools: true, ..plan.clone() }, Plan { calls: true, ..plan.clone() }] {
-        if let Some(probe) = rendering.attempt(&next, text) {
+        if let Ok(probe) = rendering.attempt(&next, text) {
             (found, plan) = (probe, next);
         }
     }

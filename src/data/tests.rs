@@ -452,7 +452,7 @@ fn streamed_text_is_the_text_and_never_a_part_of_a_character() {
 }
 
 #[test]
-fn streams_leave_special_tokens_out_and_go_on_after_a_prompt() {
+fn streams_leave_special_tokens_out_and_continue_a_prompt() {
     let tokenizer = tokenizer(None);
     let [hi, there] = ["Hi", " there"].map(|text| tokenizer.encode(text, false).unwrap());
     let end = tokenizer.eos().unwrap();
@@ -763,7 +763,8 @@ fn what_a_template_leaves_out_is_named() {
         {"role": "assistant", "content": "", "tool_calls": [{"type": "function", "function": {"name": "f", "arguments": {"a": "b"}}}]},
         {"role": "tool", "name": "f", "content": "12"}, {"role": "assistant", "content": "A", "reasoning_content": "R"}],
         "tools": [{"type": "function", "function": {"name": "f"}}]}"#;
-    let lacks = [LeftOut::Message { role: "developer".into() }, LeftOut::Thought, LeftOut::Calls, LeftOut::Tools];
+    let name = LeftOut::Name { role: "tool".into() };
+    let lacks = [LeftOut::Message { role: "developer".into() }, LeftOut::Thought, LeftOut::Calls, LeftOut::Tools, name];
     let found = concerns(&tokenizer(Some(speaks)), &more.replace('\n', " "), TrainOn::Completions);
     assert_eq!(found, lacks.map(Concern::LeftOut));
 }
@@ -789,6 +790,91 @@ fn what_a_template_marks_itself_is_learned_and_nothing_else() {
     let expected = "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n⟦Ho<|im_end|>\n⟧<|im_start|>user\nHi<|im_end|>";
     let line = line_of(&[("user", "Hi"), ("assistant", "Ho"), ("user", "Hi")]);
     assert_eq!(shown(&tokenizer(Some(marking)), &line), expected);
+}
+
+/// A template that marks its answers, with `answer` for their words.
+fn marking(answer: &str) -> String {
+    chat_ml(&format!("<|im_start|>assistant\n{{% generation %}}{answer}<|im_end|>{{% endgeneration %}}{{{{ '\\n' }}}}"), "")
+}
+
+/// Three answers; the first one is not learned.
+fn unlearned_first(content: &str, more: &str) -> String {
+    format!(
+        r#"{{"messages": [{{"role": "user", "content": "Hi"}}, {{"role": "assistant", "content": "{content}", "weight": 0{more}}},
+        {{"role": "assistant", "content": "a"}}, {{"role": "user", "content": "Hi"}}, {{"role": "assistant", "content": "b"}}]}}"#
+    )
+    .replace('\n', " ")
+}
+
+#[test]
+fn an_unlearned_answer_between_marks_is_left_out_or_an_error() {
+    let tokenizer = |answer: &str| tokenizer(Some(&marking(answer)));
+    let ends = "<|im_end|>\n<|im_start|>assistant\n⟦a<|im_end|>⟧\n<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n⟦b<|im_end|>⟧";
+    for content in ["Ho", ""] {
+        let text = shown(&tokenizer("{{ m.content }}"), &unlearned_first(content, ""));
+        assert!(text.ends_with(&format!("<|im_start|>assistant\n{content}{ends}")), "{text}");
+    }
+    // What is written of it does not show whose it is: changed words, a changed call, no words.
+    let changed = "{{ m.content | upper if loop.index == 2 else m.content }}";
+    let call = r#", "tool_calls": [{"type": "function", "function": {"name": "f", "arguments": {"q": "sky"}}}]"#;
+    let called = "{{ m.content }}{% for c in m.tool_calls or [] %}{{ c.function.arguments.q | upper }}{% endfor %}";
+    let silent = "{{ m.content or 'Nothing.' }}";
+    for (answer, content, more) in [(changed, "ho", ""), (called, "", call), (called, "Ho", call), (silent, "", "")] {
+        let error = load(&tokenizer(answer), &unlearned_first(content, more)).unwrap_err();
+        assert!(matches!(error, DataError::Spans { message: 1, flaw: SpanFlaw::Changed, .. }), "{answer}: {error}");
+    }
+}
+
+#[test]
+fn marks_around_words_of_others_are_an_error() {
+    let error = |template: &str, line: &str| load(&tokenizer(Some(template)), line).unwrap_err();
+    let all = "{% generation %}{% for m in messages %}{{ m.content + eos_token }}{% endfor %}{% endgeneration %}";
+    let found = error(all, &line_of(&[("user", "Hi"), ("assistant", "Ho")]));
+    assert!(matches!(found, DataError::Spans { message: 1, flaw: SpanFlaw::Mixed, .. }), "{found}");
+    let answers = "{% for m in messages if m.role == 'user' %}{{ m.content }}{% endfor %}{% generation %}\
+        {% for m in messages if m.role == 'assistant' %}{{ m.content + eos_token }}{% endfor %}{% endgeneration %}";
+    let found = error(answers, &unlearned_first("Ho", ""));
+    assert!(matches!(found, DataError::Spans { message: 1, flaw: SpanFlaw::Mixed, .. }), "{found}");
+    let line = line_of(&[("user", "Hi"), ("assistant", "Ho"), ("assistant", "Ha")]);
+    assert_eq!(shown(&tokenizer(Some(answers)), &line), "Hi⟦Ho<|im_end|>Ha<|im_end|>⟧");
+}
+
+#[test]
+fn answers_without_marks_are_counted() {
+    let last = marking("{{ m.content }}").replace("m.role == 'assistant'", "m.role == 'assistant' and loop.last");
+    let tokenizer = tokenizer(Some(&last));
+    let line = line_of(&[("user", "Hi"), ("assistant", "Ho"), ("user", "Hi"), ("assistant", "Ha")]);
+    assert_eq!(concerns(&tokenizer, &line, TrainOn::Completions), [Concern::Unmarked]);
+    assert_eq!(concerns(&tokenizer, &line, TrainOn::All), []);
+    let line = line.replace("\"Ho\"", "\"Ho\", \"weight\": 0");
+    assert_eq!(concerns(&tokenizer, &line, TrainOn::Completions), []);
+}
+
+#[test]
+fn a_token_that_begins_every_text_and_this_one_is_put_once_with_a_warning() {
+    let tokenizer = framing_tokenizer();
+    let expected = [Notice { concern: Concern::DoubledBos, samples: 1, line: 2 }];
+    let lines = "{\"text\": \"one<|im_end|>\"}\n{\"text\": \"<|endoftext|>two\"}";
+    assert_eq!(load(&tokenizer, lines).unwrap().notices, expected);
+    let notices = |text: &str| Dataset::from_text(text.as_bytes(), &tokenizer, 16).unwrap().notices;
+    assert_eq!(notices("<|endoftext|>two"), [Notice { line: 1, ..expected[0].clone() }]);
+    assert_eq!(notices("two<|im_end|>"), []);
+}
+
+#[test]
+fn names_and_identifiers_that_no_template_writes_are_named() {
+    let template = |answer: &str| chat_ml(&format!("{answer}{{{{ m.content }}}}<|im_end|>\n"), "");
+    let line = r#"{"messages": [{"role": "user", "content": "a", "name": "Ann"}, {"role": "tool", "content": "12", "tool_call_id": "c7"},
+        {"role": "assistant", "content": "b", "name": "Bob"}]}"#
+        .replace('\n', " ");
+    let name = |role: &str| Concern::LeftOut(LeftOut::Name { role: role.into() });
+    let found = |answer: &str| concerns(&tokenizer(Some(&template(answer))), &line, TrainOn::Completions);
+    assert_eq!(found(""), [name("assistant"), name("user")]);
+    assert_eq!(found("{{ tools[0].name if tools else '' }}"), [name("assistant"), name("user")]);
+    assert_eq!(found("{{ m.name }}: "), [name("user")]);
+    let ignored = |answer: &str| load(&tokenizer(Some(&template(answer))), &line).unwrap().ignored_keys;
+    assert_eq!(ignored("").into_iter().collect::<Vec<_>>(), [("messages[].tool_call_id".to_owned(), 1)]);
+    assert!(ignored("{{ m.tool_call_id }}").is_empty());
 }
 
 #[test]

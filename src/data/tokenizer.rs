@@ -53,6 +53,8 @@ impl fmt::Debug for Tokenizer {
 pub(super) struct Encoded {
     pub(super) tokens: Vec<u32>,
     pub(super) spans: Vec<Range<usize>>,
+    /// Whether the text begins with what the tokenizer puts before every text; it is there once.
+    pub(super) doubled_bos: bool,
 }
 
 impl Tokenizer {
@@ -141,21 +143,23 @@ impl Tokenizer {
         let encoding = self.inner.encode(text, special).map_err(DataError::Encode)?;
         let mut tokens = encoding.get_ids().to_vec();
         let mut spans: Vec<Range<usize>> = encoding.get_offsets().iter().map(|&(start, end)| start..end).collect();
+        let mut doubled_bos = false;
         if special {
-            let doubled = self.doubled(&tokens);
-            tokens = tokens.get(doubled.clone()).unwrap_or_default().to_vec();
-            spans = spans.get(doubled).unwrap_or_default().to_vec();
+            let single = self.without_doubled(&tokens);
+            doubled_bos = single.start > 0;
+            tokens = tokens.get(single.clone()).unwrap_or_default().to_vec();
+            spans = spans.get(single).unwrap_or_default().to_vec();
         }
         if let Some(&id) = tokens.iter().find(|&&id| id >= self.vocab) {
             let token = self.inner.id_to_token(id).unwrap_or_default();
             return Err(DataError::TokenId { line: None, id, token, vocab: self.vocab });
         }
-        Ok(Encoded { tokens, spans })
+        Ok(Encoded { tokens, spans, doubled_bos })
     }
 
     /// The range of tokens without a second BOS or EOS: a tokenizer also adds them to a text that
     /// has them already.
-    fn doubled(&self, tokens: &[u32]) -> Range<usize> {
+    fn without_doubled(&self, tokens: &[u32]) -> Range<usize> {
         let [before, after] = &self.around;
         let rest = tokens.strip_prefix(before.as_slice()).unwrap_or_default();
         let start = if !before.is_empty() && rest.starts_with(before) { before.len() } else { 0 };

@@ -15,13 +15,13 @@ impl Avx2 {
         std::is_x86_feature_detected!("avx2").then_some(Self(()))
     }
 
-    pub fn run<T: Element>(self, projection: &Nf4Tensor<'_>, first: u64, out: &mut [T]) {
+    pub fn run<T: Element>(self, tensor: &Nf4Tensor<'_>, first: u64, out: &mut [T]) {
         #[target_feature(enable = "avx2")]
-        fn inner<T: Element>(avx2: Avx2, projection: &Nf4Tensor<'_>, first: u64, out: &mut [T]) {
-            each_block(avx2, projection, first, out);
+        fn inner<T: Element>(avx2: Avx2, tensor: &Nf4Tensor<'_>, first: u64, out: &mut [T]) {
+            each_block(avx2, tensor, first, out);
         }
         // SAFETY: `self` exists, so `detect` has found AVX2.
-        unsafe { inner(self, projection, first, out) }
+        unsafe { inner(self, tensor, first, out) }
     }
 }
 

@@ -72,15 +72,15 @@ pub(super) trait Lookup: Copy {
 /// Cuts the elements `first..first + out.len()` at block boundaries, and looks up each piece. The
 /// caller has checked the range.
 #[inline(always)]
-pub(super) fn each_block<L: Lookup, T: Element>(l: L, projection: &Nf4Tensor<'_>, first: u64, mut out: &mut [T]) {
-    let block_size = u64::from(projection.block_size);
+pub(super) fn each_block<L: Lookup, T: Element>(l: L, tensor: &Nf4Tensor<'_>, first: u64, mut out: &mut [T]) {
+    let block_size = u64::from(tensor.block_size);
     let mut at = first;
     while !out.is_empty() {
         let len = (block_size - at % block_size).min(out.len() as u64) as usize;
         let (mut piece, after) = out.split_at_mut(len);
         // Indices of blocks and code bytes fit usize, because both are in memory.
-        let table = T::table(projection.scales.get((at / block_size) as usize));
-        let mut codes = &projection.codes[(at / 2) as usize..];
+        let table = T::table(tensor.scales.get((at / block_size) as usize));
+        let mut codes = &tensor.codes[(at / 2) as usize..];
         if at % 2 == 1 {
             piece[0] = table[usize::from(codes[0] >> 4)];
             (piece, codes) = (&mut piece[1..], &codes[1..]);

@@ -71,16 +71,16 @@ pub struct OutOfRange {
 ///
 /// # Errors
 /// [`OutOfRange`]; `out` is then unchanged.
-pub fn dequantize(projection: &Nf4Tensor<'_>, first: u64, out: &mut [f32]) -> Result<(), OutOfRange> {
-    checked_run(projection, first, out)
+pub fn dequantize(tensor: &Nf4Tensor<'_>, first: u64, out: &mut [f32]) -> Result<(), OutOfRange> {
+    checked_run(tensor, first, out)
 }
 
 /// As [`dequantize`], with each float32 value rounded to the nearest bfloat16, ties to even.
 ///
 /// # Errors
 /// [`OutOfRange`]; `out` is then unchanged.
-pub fn dequantize_bf16(projection: &Nf4Tensor<'_>, first: u64, out: &mut [bf16]) -> Result<(), OutOfRange> {
-    checked_run(projection, first, out)
+pub fn dequantize_bf16(tensor: &Nf4Tensor<'_>, first: u64, out: &mut [bf16]) -> Result<(), OutOfRange> {
+    checked_run(tensor, first, out)
 }
 
 /// As [`dequantize`], with each float32 value rounded to the nearest binary16, ties to even. A
@@ -88,13 +88,13 @@ pub fn dequantize_bf16(projection: &Nf4Tensor<'_>, first: u64, out: &mut [bf16])
 ///
 /// # Errors
 /// [`OutOfRange`]; `out` is then unchanged.
-pub fn dequantize_f16(projection: &Nf4Tensor<'_>, first: u64, out: &mut [f16]) -> Result<(), OutOfRange> {
-    checked_run(projection, first, out)
+pub fn dequantize_f16(tensor: &Nf4Tensor<'_>, first: u64, out: &mut [f16]) -> Result<(), OutOfRange> {
+    checked_run(tensor, first, out)
 }
 
-/// Elements of `projection`, or 0 if the lengths of its codes and scales are inconsistent.
-fn available(projection: &Nf4Tensor<'_>) -> u64 {
-    let Nf4Tensor { codes, scales, block_size, elements } = *projection;
+/// Elements of `tensor`, or 0 if the lengths of its codes and scales are inconsistent.
+fn available(tensor: &Nf4Tensor<'_>) -> u64 {
+    let Nf4Tensor { codes, scales, block_size, elements } = *tensor;
     let blocks = nf4::block_count(elements, block_size);
     let scales_fit = match scales {
         Scales::F32(bytes) => blocks.checked_mul(4) == Some(bytes.len() as u64),
@@ -109,12 +109,12 @@ fn available(projection: &Nf4Tensor<'_>) -> u64 {
     if nf4::BLOCK_SIZES.contains(&block_size) && codes_fit && scales_fit { elements } else { 0 }
 }
 
-fn checked_run<T: Element>(projection: &Nf4Tensor<'_>, first: u64, out: &mut [T]) -> Result<(), OutOfRange> {
-    let (count, available) = (out.len() as u64, available(projection));
+fn checked_run<T: Element>(tensor: &Nf4Tensor<'_>, first: u64, out: &mut [T]) -> Result<(), OutOfRange> {
+    let (count, available) = (out.len() as u64, available(tensor));
     if first.checked_add(count).is_none_or(|end| end > available) {
         return Err(OutOfRange { first, count, available });
     }
-    Backend::best().run(projection, first, out);
+    Backend::best().run(tensor, first, out);
     Ok(())
 }
 
@@ -143,13 +143,13 @@ impl Backend {
     }
 
     /// As [`each_block`], compiled for this instruction set.
-    fn run<T: Element>(self, projection: &Nf4Tensor<'_>, first: u64, out: &mut [T]) {
+    fn run<T: Element>(self, tensor: &Nf4Tensor<'_>, first: u64, out: &mut [T]) {
         match self {
-            Self::Scalar => each_block(scalar::Scalar, projection, first, out),
+            Self::Scalar => each_block(scalar::Scalar, tensor, first, out),
             #[cfg(target_arch = "x86_64")]
-            Self::Avx2(avx2) => avx2.run(projection, first, out),
+            Self::Avx2(avx2) => avx2.run(tensor, first, out),
             #[cfg(target_arch = "aarch64")]
-            Self::Neon(neon) => neon.run(projection, first, out),
+            Self::Neon(neon) => neon.run(tensor, first, out),
         }
     }
 }

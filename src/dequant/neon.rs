@@ -17,13 +17,13 @@ impl Neon {
         (cfg!(target_endian = "little") && std::arch::is_aarch64_feature_detected!("neon")).then_some(Self(()))
     }
 
-    pub fn run<T: Element>(self, projection: &Nf4Tensor<'_>, first: u64, out: &mut [T]) {
+    pub fn run<T: Element>(self, tensor: &Nf4Tensor<'_>, first: u64, out: &mut [T]) {
         #[target_feature(enable = "neon")]
-        fn inner<T: Element>(neon: Neon, projection: &Nf4Tensor<'_>, first: u64, out: &mut [T]) {
-            each_block(neon, projection, first, out);
+        fn inner<T: Element>(neon: Neon, tensor: &Nf4Tensor<'_>, first: u64, out: &mut [T]) {
+            each_block(neon, tensor, first, out);
         }
         // SAFETY: `self` exists, so `detect` has found NEON.
-        unsafe { inner(self, projection, first, out) }
+        unsafe { inner(self, tensor, first, out) }
     }
 }
 

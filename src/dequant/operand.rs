@@ -15,8 +15,9 @@ use crate::gpu::{BufferRange, Gpu, GpuError};
 /// Block size of the weights in a kernel test. It is small, so that small weights have many blocks.
 const SAMPLE_BLOCK: u32 = 32;
 
-/// How kernels decode quantised weights. A new codec is a WGSL file with the four functions that
-/// codec_nf4.wgsl lists, and an arm here.
+/// How kernels decode quantised weights. A new 4-bit codec with 16 values is a WGSL file with the
+/// four functions that codec_nf4.wgsl lists, and an arm here. For other sizes of codes,
+/// matmul_quantized.wgsl and [`Codec::codebook`] must change, too.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) enum Codec {
     /// NF4 with scales of this type.
@@ -55,8 +56,8 @@ impl Codec {
                 let mut values = vec![f32::NAN; elements as usize];
                 // The lengths of the sample are right by construction. If they were wrong, NaN
                 // would fail the kernel.
-                let _ = dequantize(&sample.projection(), 0, &mut values);
-                Ok((GpuWeights::upload(gpu, &sample.projection())?, values))
+                let _ = dequantize(&sample.tensor(), 0, &mut values);
+                Ok((GpuWeights::upload(gpu, &sample.tensor())?, values))
             }
         }
     }

@@ -59,7 +59,7 @@ impl Sample {
         Self { codes, scales, scale_type, block_size, elements }
     }
 
-    pub fn projection(&self) -> Nf4Tensor<'_> {
+    pub fn tensor(&self) -> Nf4Tensor<'_> {
         let blocks = nf4::block_count(self.elements, self.block_size) as usize;
         let scales = Scales::from_payload(&self.scales, self.scale_type, blocks).unwrap_or(Scales::F32(&[]));
         Nf4Tensor { codes: &self.codes, scales, block_size: self.block_size, elements: self.elements }

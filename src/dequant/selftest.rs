@@ -83,12 +83,12 @@ fn failures(kernels: &Kernels, path: Path, which: &[Which]) -> Result<Vec<(Which
     let (mut failures, mut trials) = (Vec::new(), Vec::new());
     for &(output, scale_type) in which {
         let sample = Sample::new(scale_type, ELEMENTS, BLOCK_SIZE);
-        let projection = sample.projection();
-        let weights = GpuWeights::upload(gpu, &projection)?;
+        let tensor = sample.tensor();
+        let weights = GpuWeights::upload(gpu, &tensor)?;
         let poison = vec![0xaa; output.bytes(ELEMENTS) as usize];
         let out = BufferRange::whole(gpu.storage_with("self-test", &poison)?);
         match kernels.record(path, &mut commands, &weights, 0..ELEMENTS, output, &out) {
-            Ok(()) => trials.push(((output, scale_type), out, reference(&projection, output))),
+            Ok(()) => trials.push(((output, scale_type), out, reference(&tensor, output))),
             Err(DequantError::Gpu(e @ (GpuError::Invalid { .. } | GpuError::KernelLimit { .. }))) => {
                 failures.push(((output, scale_type), e.to_string()));
             }
@@ -104,15 +104,15 @@ fn failures(kernels: &Kernels, path: Path, which: &[Which]) -> Result<Vec<(Which
 }
 
 /// All elements of a tensor as little-endian bytes.
-fn reference(projection: &Nf4Tensor<'_>, output: Output) -> Vec<u8> {
-    let len = projection.elements as usize;
+fn reference(tensor: &Nf4Tensor<'_>, output: Output) -> Vec<u8> {
+    let len = tensor.elements as usize;
     let (mut f32s, mut f16s, mut bf16s) = (vec![0.0; len], vec![f16::ZERO; len], vec![bf16::ZERO; len]);
     // The lengths of the sample are right by construction. If they were wrong, zeros would fail the
     // kernel.
     match output {
-        Output::F32 => drop(dequantize(projection, 0, &mut f32s)),
-        Output::F16 => drop(dequantize_f16(projection, 0, &mut f16s)),
-        Output::Bf16 => drop(dequantize_bf16(projection, 0, &mut bf16s)),
+        Output::F32 => drop(dequantize(tensor, 0, &mut f32s)),
+        Output::F16 => drop(dequantize_f16(tensor, 0, &mut f16s)),
+        Output::Bf16 => drop(dequantize_bf16(tensor, 0, &mut bf16s)),
     }
     match output {
         Output::F32 => f32s.into_iter().flat_map(f32::to_le_bytes).collect(),
@@ -155,9 +155,9 @@ mod tests {
     fn samples_are_whole_and_differences_are_found() {
         for scale_type in SCALE_TYPES {
             let sample = Sample::new(scale_type, ELEMENTS, BLOCK_SIZE);
-            assert_eq!(sample.projection().scales.len() as u64, nf4::block_count(ELEMENTS, BLOCK_SIZE));
+            assert_eq!(sample.tensor().scales.len() as u64, nf4::block_count(ELEMENTS, BLOCK_SIZE));
             for output in Output::ALL {
-                let expected = reference(&sample.projection(), output);
+                let expected = reference(&sample.tensor(), output);
                 assert_eq!(expected.len() as u64, ELEMENTS * output.element_bytes());
                 assert!(expected.iter().filter(|&&byte| byte != 0).count() > expected.len() / 2);
                 assert_eq!(difference(output, &expected, &expected), None);

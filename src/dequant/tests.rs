@@ -17,27 +17,27 @@ fn backends() -> Vec<Backend> {
 }
 
 /// Element `i`, by the formula.
-fn naive(projection: &Nf4Tensor<'_>, i: u64) -> f32 {
-    let code = projection.codes[(i / 2) as usize] >> (4 * (i % 2)) & 15;
-    CODEBOOK[usize::from(code)] * projection.scales.get((i / u64::from(projection.block_size)) as usize)
+fn naive(tensor: &Nf4Tensor<'_>, i: u64) -> f32 {
+    let code = tensor.codes[(i / 2) as usize] >> (4 * (i % 2)) & 15;
+    CODEBOOK[usize::from(code)] * tensor.scales.get((i / u64::from(tensor.block_size)) as usize)
 }
 
 /// Checks elements `first..first + len` in all three types on every backend.
-fn check(projection: &Nf4Tensor<'_>, first: u64, len: usize) {
-    let expected: Vec<f32> = (first..first + len as u64).map(|i| naive(projection, i)).collect();
+fn check(tensor: &Nf4Tensor<'_>, first: u64, len: usize) {
+    let expected: Vec<f32> = (first..first + len as u64).map(|i| naive(tensor, i)).collect();
     for backend in backends() {
         let mut out = vec![-12345.0_f32; len];
-        backend.run(projection, first, &mut out);
+        backend.run(tensor, first, &mut out);
         for (got, want) in out.iter().zip(&expected) {
             assert!(got.to_bits() == want.to_bits() || got.is_nan() && want.is_nan(), "{backend:?}: {got} for {want}");
         }
         let mut out = vec![bf16::MIN; len];
-        backend.run(projection, first, &mut out);
+        backend.run(tensor, first, &mut out);
         for (got, want) in out.iter().zip(expected.iter().map(|&x| bf16::from_f32(x))) {
             assert!(got.to_bits() == want.to_bits() || got.is_nan() && want.is_nan(), "{backend:?}: {got} for {want}");
         }
         let mut out = vec![f16::MIN; len];
-        backend.run(projection, first, &mut out);
+        backend.run(tensor, first, &mut out);
         for (got, want) in out.iter().zip(expected.iter().map(|&x| f16::from_f32(x))) {
             assert!(got.to_bits() == want.to_bits() || got.is_nan() && want.is_nan(), "{backend:?}: {got} for {want}");
         }
@@ -52,7 +52,7 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(if cfg!(miri) { 4 } else { 128 }))]
 
     #[test]
-    fn every_range_of_every_projection(
+    fn every_range_of_every_tensor(
         scale_type in scale_type(),
         elements in 1..3000_u64,
         size in 0..4_usize,
@@ -77,11 +77,11 @@ proptest! {
             payload.chunks_mut(size).for_each(|scale| scale[size - 1] = 0x3c);
         }
         let scales = Scales::from_payload(&payload, scale_type, blocks as usize).unwrap();
-        let projection = Nf4Tensor { codes: &codes[1..], scales, block_size, elements };
+        let tensor = Nf4Tensor { codes: &codes[1..], scales, block_size, elements };
         let first = (range.0 * elements as f64) as u64;
         let len = (range.1 * (elements - first) as f64) as usize;
-        check(&projection, first, len);
-        check(&projection, 0, elements as usize);
+        check(&tensor, first, len);
+        check(&tensor, 0, elements as usize);
     }
 }
 
@@ -99,9 +99,9 @@ fn rounding_to_bf16_is_that_of_half() {
 fn the_words_of_the_specification() {
     let codes = 0x90F5_1C73_u32.to_le_bytes();
     let codes = [codes.as_slice(), &[0x77; 12]].concat();
-    let projection = Nf4Tensor { codes: &codes, scales: Scales::F32(&2.0_f32.to_le_bytes()), block_size: 32, elements: 8 };
+    let tensor = Nf4Tensor { codes: &codes, scales: Scales::F32(&2.0_f32.to_le_bytes()), block_size: 32, elements: 8 };
     let mut out = [0.0; 8];
-    dequantize(&projection, 0, &mut out).unwrap();
+    dequantize(&tensor, 0, &mut out).unwrap();
     assert_eq!(out, [3, 7, 12, 1, 5, 15, 0, 9].map(|code: usize| CODEBOOK[code] * 2.0));
 }
 
@@ -112,11 +112,11 @@ fn what_does_not_fit_is_an_error() {
     let mut out = [1.0; 100];
     assert_eq!(dequantize(&good, 0, &mut out), Ok(()));
     assert_eq!(dequantize(&good, 100, &mut []), Ok(()));
-    let refused = |projection: &Nf4Tensor<'_>, first, len: usize, available| {
+    let refused = |tensor: &Nf4Tensor<'_>, first, len: usize, available| {
         let expected = Err(OutOfRange { first, count: len as u64, available });
-        assert_eq!(dequantize(projection, first, &mut vec![1.0; len]), expected);
-        assert_eq!(dequantize_bf16(projection, first, &mut vec![bf16::ONE; len]), expected);
-        assert_eq!(dequantize_f16(projection, first, &mut vec![f16::ONE; len]), expected);
+        assert_eq!(dequantize(tensor, first, &mut vec![1.0; len]), expected);
+        assert_eq!(dequantize_bf16(tensor, first, &mut vec![bf16::ONE; len]), expected);
+        assert_eq!(dequantize_f16(tensor, first, &mut vec![f16::ONE; len]), expected);
     };
     refused(&good, 1, 100, 100);
     refused(&good, 101, 0, 100);

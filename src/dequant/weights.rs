@@ -33,7 +33,7 @@ impl GpuWeights {
     ///
     /// # Errors
     /// [`GpuError::TooLarge`] if the scales exceed the largest buffer, [`GpuError::OutOfMemory`].
-    pub fn upload(gpu: &Gpu, projection: &Nf4Tensor<'_>) -> Result<Self, GpuError> {
+    pub fn upload(gpu: &Gpu, tensor: &Nf4Tensor<'_>) -> Result<Self, GpuError> {
         let part = (gpu.limits().max_buffer_size / PART_ALIGN * PART_ALIGN).max(PART_ALIGN);
         let part = usize::try_from(part).unwrap_or(usize::MAX);
         let buffer = |bytes: &[u8]| {
@@ -41,11 +41,11 @@ impl GpuWeights {
             Ok(BufferRange { buffer, offset: 0, size: bytes.len() as u64 })
         };
         Ok(Self {
-            codes: projection.codes.chunks(part).map(buffer).collect::<Result<_, GpuError>>()?,
-            scales: buffer(&payload(&projection.scales))?,
-            scale_type: projection.scales.scale_type(),
-            block_size: projection.block_size,
-            elements: projection.elements,
+            codes: tensor.codes.chunks(part).map(buffer).collect::<Result<_, GpuError>>()?,
+            scales: buffer(&payload(&tensor.scales))?,
+            scale_type: tensor.scales.scale_type(),
+            block_size: tensor.block_size,
+            elements: tensor.elements,
         })
     }
 

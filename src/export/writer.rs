@@ -12,6 +12,8 @@ use serde::Serialize;
 use thiserror::Error;
 
 use super::config;
+use crate::arch::family::Family;
+use crate::arch::names::Prefix;
 use crate::convert::Progress;
 use crate::format::{FloatType, Pack, Provenance, Role, files};
 use crate::io::{publish_folder, sync_dir, temporary_folder};
@@ -95,14 +97,18 @@ pub struct Written {
     pub left_out: Vec<String>,
 }
 
-/// The tensors that the conversion of `pack` left out, by its own record, except an output
-/// projection that repeats the embedding. A merge takes some of them from the checkpoint: these are
-/// among `written`.
+/// The tensors that the conversion of `pack` left out, by its own record, except the model's output
+/// projection: if it was left out, it is tied to the embedding. A merge takes some of them from the
+/// checkpoint: these are among `written`.
 fn left_out<'a>(pack: Pack<'_>, written: impl Iterator<Item = &'a str>) -> Vec<String> {
-    let dropped = Provenance::from_json(pack.index().metadata()).map(|p| p.dropped).unwrap_or_default();
+    let Ok(provenance) = Provenance::from_json(pack.index().metadata()) else { return Vec::new() };
+    let names = pack.quantized_tensors().map(|tensor| tensor.name).chain(pack.raw_tensors().map(|tensor| tensor.name));
+    let names: Vec<&str> = names.collect();
+    let prefix = Prefix::of(names.iter().copied());
+    let head = Family::find(&provenance.model_type).and_then(|family| prefix.part(family, Role::LmHead));
     let written: HashSet<&str> = written.collect();
-    let missing = |name: &String| !name.ends_with("lm_head.weight") && !written.contains(name.as_str());
-    dropped.into_iter().filter(missing).collect()
+    let missing = |name: &String| Some(name) != head.as_ref() && !written.contains(name.as_str());
+    provenance.dropped.into_iter().filter(missing).collect()
 }
 
 /// Makes the little-endian elements of a tensor.

@@ -3,12 +3,19 @@
 /// The configuration of the model.
 pub const CONFIG: &str = "config.json";
 
+/// The settings of generation, such as the tokens that end a text.
+pub const GENERATION_CONFIG: &str = "generation_config.json";
+
+/// The start of a Git LFS pointer: the text that replaces a large file in a repository cloned
+/// without Git LFS.
+pub const LFS_POINTER: &[u8] = b"version https://git-lfs.github.com/spec/";
+
 /// The files directly in a checkpoint's folder, under the same name in a pack.
 pub const SNAPSHOT_FILES: [&str; 20] = [
     CONFIG,
     "tokenizer.json",
     "tokenizer_config.json",
-    "generation_config.json",
+    GENERATION_CONFIG,
     "chat_template.jinja",
     "special_tokens_map.json",
     "added_tokens.json",

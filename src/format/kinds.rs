@@ -39,7 +39,7 @@ macro_rules! numbered {
 numbered! {
     /// The kind of a section.
     SectionKind {
-        /// Packed 4-bit codes of one projection.
+        /// Packed 4-bit codes of one tensor.
         Codes = 1, "codes";
         /// The scale table of the codes directly before it.
         Scales = 2, "scales";

@@ -19,8 +19,8 @@ use super::section::{Section, Shape};
 /// let index = Index::parse(&bytes, bytes.len() as u64)?;
 /// let pack = Pack::new(&bytes, &index)?;
 /// for layer in pack.layers() {
-///     for projection in layer.quantized_tensors() {
-///         println!("{} {}", projection.name, projection.shape);
+///     for tensor in layer.quantized_tensors() {
+///         println!("{} {}", tensor.name, tensor.shape);
 ///     }
 /// }
 /// # Ok(())

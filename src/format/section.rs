@@ -60,7 +60,7 @@ pub struct Section {
     pub expert: Option<u32>,
     /// Element type of the payload.
     pub element_type: ElementType,
-    /// How the scales of a projection are stored (codes and scales sections).
+    /// How the scales of a quantised tensor are stored (codes and scales sections).
     pub scale_type: Option<ScaleType>,
     /// Weights per block (codes and scales sections), else 0.
     pub block_size: u32,

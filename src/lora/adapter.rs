@@ -18,7 +18,7 @@ use thiserror::Error;
 use crate::arch::config::{ConfigError, ModelConfig};
 use crate::arch::family::Family;
 use crate::arch::family::Scope;
-use crate::arch::names::{Naming, Prefix};
+use crate::arch::names::{Naming, Prefix, has_module_of};
 use crate::format::Role;
 use crate::io::folder::publish;
 use crate::lora::config::{AdapterLayout, LoraConfig, LoraError};
@@ -305,7 +305,7 @@ impl Names {
 
 /// Whether a tensor is of the embedding or the output projection.
 fn is_vocabulary(name: &str) -> bool {
-    name.split('.').any(|word| matches!(word, "embed_tokens" | "lm_head"))
+    [Role::Embedding, Role::LmHead].into_iter().any(|role| has_module_of(name, role))
 }
 
 fn read_vector(bytes: &[u8], layout: &AdapterLayout) -> Result<Vec<f32>, AdapterError> {

@@ -7,6 +7,7 @@ use std::path::Path;
 use rayon::prelude::*;
 
 use super::error::MergeError;
+use crate::MappedPack;
 use crate::convert::Progress;
 use crate::convert::hash::FileHash;
 use crate::convert::source::{Checkpoint, SourceError, SourceFile, TensorInfo};
@@ -38,7 +39,7 @@ pub enum Base<'a> {
 #[derive(Debug, Clone, Copy)]
 pub struct Sources<'a> {
     /// The pack.
-    pub pack: &'a Path,
+    pub pack: &'a MappedPack,
     /// The adapter's folder.
     pub adapter: &'a Path,
     /// What the adapter is added to.
@@ -61,9 +62,9 @@ enum Weights<'a> {
 }
 
 impl<'a> BaseTensor<'a> {
-    fn quantised(projection: QuantizedTensor<'a>) -> Self {
-        let QuantizedTensor { name, role, layer, shape, .. } = projection;
-        Self { name, dims: shape.dims(), role, layer, weights: Weights::Quantised(projection) }
+    fn quantised(tensor: QuantizedTensor<'a>) -> Self {
+        let QuantizedTensor { name, role, layer, shape, .. } = tensor;
+        Self { name, dims: shape.dims(), role, layer, weights: Weights::Quantised(tensor) }
     }
 
     fn raw(tensor: RawTensor<'a>) -> Self {
@@ -93,11 +94,11 @@ impl<'a> BaseTensor<'a> {
     pub(super) fn read(&self, first: u64, len: usize) -> Result<Vec<f32>, MergeError> {
         let mut out = Vec::new();
         match self.weights {
-            Weights::Quantised(projection) => {
+            Weights::Quantised(tensor) => {
                 out.resize(len, 0.0);
                 // A validated pack always decodes: the only error is a range outside the tensor.
                 let no_number = |_| MergeError::NotFinite { tensor: self.name.to_owned(), index: first, value: f64::NAN };
-                dequant::dequantize(&projection.data, first, &mut out).map_err(no_number)?;
+                dequant::dequantize(&tensor.data, first, &mut out).map_err(no_number)?;
             }
             Weights::Raw(tensor) => {
                 let size = tensor.float_type.size();

@@ -70,8 +70,7 @@ pub struct Comparison {
 /// the written snapshot. A temporary pack of the snapshot, all in bfloat16, is next to it
 /// meanwhile.
 ///
-/// The pack is mapped: nobody may change it meanwhile
-/// ([`MappedPack::open`](crate::MappedPack::open)).
+/// The layers of both packs are read, not mapped.
 ///
 /// # Errors
 /// See [`CompareError`].
@@ -89,7 +88,7 @@ pub fn compare(
     let options = Options { keep: Some(Regex::new(".")?), ..Options::default() };
     Conversion::prepare(merged, options)?.write(&path, progress)?;
 
-    let pack = PackSource::map_unchanged(sources.pack)?;
+    let pack = PackSource::open(sources.pack.path())?;
     let config = read_config(&pack)?;
     let adapter = Adapter::read(sources.adapter, &config).map_err(ModelError::from)?;
     let mut tokens = read_tokenizer(&pack, &config, 0)?.encode(sample, true).map_err(ModelError::from)?;
@@ -101,7 +100,7 @@ pub fn compare(
     if progress.cancelled() {
         return Err(ConvertError::Cancelled.into());
     }
-    let after = logits(gpu, PackSource::map_unchanged(&path)?, None, &tokens)?;
+    let after = logits(gpu, PackSource::open(&path)?, None, &tokens)?;
     Ok(Comparison::of(&before, &after, config.vocab as usize))
 }
 

@@ -15,7 +15,7 @@ use crate::verify::{Mismatch, VerifyError};
 #[derive(Debug, Error)]
 #[non_exhaustive]
 pub enum MergeError {
-    /// The pack cannot be opened or checked, or is damaged.
+    /// The pack cannot be checked, or is damaged.
     #[error(transparent)]
     Verify(#[from] VerifyError),
     /// The pack's config.json is missing, invalid or of an unsupported model.

@@ -5,7 +5,7 @@ use crate::data::Tokenizer;
 use crate::data::files::TokenizerFiles;
 use crate::data::pack::{Batch, IGNORE_INDEX};
 use crate::dequant::stream::{Direction, LayerStream, PackSource, StreamOptions, StreamPlan, StreamedLayer};
-use crate::format::files::template_name;
+use crate::format::files::{GENERATION_CONFIG, template_name};
 use crate::format::{Role, SectionKind};
 use crate::gpu::{Commands, Gpu};
 use crate::lora::gpu::GpuAdapter;
@@ -24,7 +24,7 @@ use crate::ops::{FiniteCheck, Mat, OpError, inverse_frequencies};
 /// [`ModelError::Stream`], [`ModelError::MissingFile`], [`ModelError::Config`].
 pub fn read_config(pack: &PackSource) -> Result<ModelConfig, ModelError> {
     let config = pack.file("config.json")?.ok_or(ModelError::MissingFile { name: "config.json" })?;
-    Ok(ModelConfig::parse(&config, pack.file("generation_config.json")?.as_deref())?)
+    Ok(ModelConfig::parse(&config, pack.file(GENERATION_CONFIG)?.as_deref())?)
 }
 
 /// Reads a pack's own tokenizer. `now` is the date that chat templates print, in seconds since

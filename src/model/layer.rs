@@ -7,11 +7,12 @@
 //! out = middle + r * down_proj(silu(gate_proj(m)) * up_proj(m))
 //! ```
 //!
-//! Only Qwen3 has norms of queries and keys. Some layers of some models do not rotate, or have a
-//! window. The factor r (`residual_multiplier`) is 1 except in Granite. It multiplies the products
-//! with the weights and their gradients.
+//! Some models have no norms of queries and keys. Some layers do not rotate, or have a window. The
+//! factor r (`residual_multiplier`) multiplies the products with the weights and their gradients; it
+//! is 1 in most models.
 
 use crate::arch::config::{LayerAttention, ModelConfig};
+use crate::arch::family::Activation;
 use crate::dequant::stream::StreamedLayer;
 use crate::format::Role;
 use crate::gpu::Commands;
@@ -158,7 +159,9 @@ impl<'a> Layer<'a> {
         kernels.norm.forward(commands, middle, &constants.post_attention_norm, model.rms_norm_eps as f32, normed)?;
         self.gate.forward(kernels, commands, work, normed, false, gate)?;
         self.up.forward(kernels, commands, work, normed, false, up)?;
-        kernels.swiglu.forward(commands, gate, up, activated)
+        match model.family.activation {
+            Activation::Silu => kernels.swiglu.forward(commands, gate, up, activated),
+        }
     }
 
     /// The gradient of the output becomes the gradient of `middle`.
@@ -166,7 +169,9 @@ impl<'a> Layer<'a> {
         let Pass { kernels, model, inputs: PassInputs { work, .. }, .. } = self.pass;
         let Workspace { normed, middle, gate, up, activated, constants, .. } = work;
         self.down.backward(kernels, commands, work, [activated, &gradients.residual, activated], false)?;
-        kernels.swiglu.backward(commands, gate, up, activated)?;
+        match model.family.activation {
+            Activation::Silu => kernels.swiglu.backward(commands, gate, up, activated)?,
+        }
         self.gate.backward(kernels, commands, work, [normed, gate, &gradients.normed], false)?;
         self.up.backward(kernels, commands, work, [normed, up, &gradients.normed], true)?;
         let (gamma, epsilon) = (&constants.post_attention_norm, model.rms_norm_eps as f32);

@@ -2,10 +2,13 @@
 //! three times: to count the bytes, to reserve them, and to view them as matrices with a row for
 //! each token of a batch.
 //!
-//! Which step of layer `i` reads and writes which matrix (`d.x` is `backward.x`, a gradient):
+//! Which step reads and writes which matrix (`d.x` is `backward.x`, a gradient):
 //!
 //! ```text
-//! forward, and again before backward
+//! before the layers, in the forward pass
+//!   embedding            tokens                     -> residual[0]
+//! layer i: forward, and again before backward
+//!   constants            norms and biases in a pack -> constants
 //!   input norm           residual[i]                -> normed
 //!   q_proj, k_proj       normed                     -> raw_queries, raw_keys if heads have a norm,
 //!                                                      else queries, keys
@@ -18,21 +21,34 @@
 //!   gate_proj, up_proj   normed                     -> gate, up
 //!   SwiGLU               gate, up                   -> activated
 //!   down_proj            middle + activated         -> residual[i + 1], only in the forward pass
-//! backward: d.residual holds the gradient of the layer's output
-//!   down_proj            d.residual                 -> activated, which becomes its own gradient
-//!   SwiGLU               activated                  -> gate, up, which become their own gradients
-//!   gate_proj, up_proj   gate, up                   -> d.normed
+//! after the layers, in the forward pass
+//!   final norm           residual[layers]           -> normed
+//!   head, per chunk      normed                     -> logits
+//!   loss, per chunk      logits                     -> loss_state
+//!   loss                 loss_state                 -> loss, added
+//! before the layers, in the backward pass
+//!   head, per chunk      normed                     -> logits, computed again
+//!   loss, per chunk      logits, loss_state         -> logits, which become their own gradients
+//!   head, per chunk      logits                     -> d.normed, added after the first chunk
+//!   final norm           residual[layers], d.normed -> d.residual
+//! layer i: backward, d.residual holds the gradient of the layer's output
+//!   down_proj            activated, d.residual      -> activated, which becomes its own gradient
+//!   SwiGLU               gate, up, activated        -> gate, up, which become their own gradients
+//!   gate_proj, up_proj   normed, gate, up           -> d.normed
 //!   post-attention norm  middle, d.normed           -> d.residual, added: that of middle
-//!   o_proj               d.residual                 -> d.attended
-//!   attention            d.attended, attended, lse  -> d.delta, d.queries, d.keys, d.values
+//!   o_proj               attended, d.residual       -> d.attended
+//!   attention            queries, keys, values,
+//!                        d.attended, attended, lse  -> d.delta, d.queries, d.keys, d.values
 //!   rotary               d.queries, d.keys          -> the same, in place
-//!   norms of the heads   d.queries, d.keys          -> queries, keys, which become gradients
+//!   norms of the heads   raw_queries, raw_keys,
+//!                        d.queries, d.keys          -> queries, keys, which become gradients
 //!   input norm           residual[i]                -> normed, computed again
-//!   q_, k_, v_proj       gradients of the outputs   -> d.normed
-//!   input norm           d.normed                   -> d.residual, added: that of residual[i]
+//!   q_, k_, v_proj       normed, their gradients    -> d.normed
+//!   input norm           residual[i], d.normed      -> d.residual, added: that of residual[i]
 //! ```
 //!
-//! Every projection uses `low_rank` and `dropped` as scratch and writes them before it reads them.
+//! Every projection with an adapter uses `low_rank`, `dropped` and (backward) `d.low_rank` as
+//! scratch, and writes them before it reads them.
 
 use crate::arch::config::ModelConfig;
 use crate::gpu::{BufferRange, Gpu, GpuError};

@@ -260,11 +260,6 @@ impl Checkpoint {
         Ok(folder)
     }
 
-    /// Whether `out` has an entry with the name of this step's checkpoint.
-    pub fn is_there(out: &Path, step: u64) -> bool {
-        fs::symlink_metadata(out.join(format!("{FOLDER_PREFIX}{step}"))).is_ok()
-    }
-
     /// Reads a folder that [`Checkpoint::write`] wrote, for `model`.
     ///
     /// # Errors

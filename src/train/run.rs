@@ -17,7 +17,7 @@ use crate::io::folder::publish;
 use crate::lora::adapter::Adapter;
 use crate::model::error::ModelError;
 use crate::model::plan::MemoryPlan;
-use crate::train::checkpoint::{Checkpoint, State, adapter_checksum};
+use crate::train::checkpoint::{Checkpoint, CheckpointError, State, adapter_checksum};
 use crate::train::record::{EvalRecord, Record, RecordError, Recorder, Report, StepRecord};
 use crate::train::schedule::Schedule;
 use crate::train::settings::Settings;
@@ -418,7 +418,7 @@ impl Run {
             Ok(path) => path,
             // An old folder has the name and cannot be renamed. The run continues without this
             // checkpoint; the earlier ones remain.
-            Err(error) if Checkpoint::is_there(&self.out, self.state.step) => {
+            Err(error @ CheckpointError::SetAside { .. }) => {
                 self.warn([error]);
                 self.saved_at = Instant::now();
                 return Ok(true);

@@ -134,24 +134,20 @@ pub enum Mismatch {
     },
 }
 
-/// Compares the pack at `path` with the checkpoint at `source`, on `threads` threads (0: one per
-/// core).
-///
-/// The pack is mapped meanwhile: nobody may change it
-/// ([`MappedPack::open`](crate::MappedPack::open)).
+/// Compares a pack with the checkpoint at `source`, on `threads` threads (0: one per core).
 ///
 /// # Errors
-/// If one of them cannot be read. The report has the mismatches.
+/// If the checkpoint cannot be read. The report has the mismatches.
 pub fn against(
-    path: &Path,
+    pack: &MappedPack,
     source: &Path,
     config: Option<&Path>,
     threads: usize,
     progress: &dyn Progress,
 ) -> Result<AgainstReport, VerifyError> {
-    let mapped = MappedPack::open_unchanged(path)?;
+    let pack = pack.pack();
     // A pack of another program may have no such record; then nothing was left out.
-    let provenance = Provenance::from_json(mapped.pack().index().metadata());
+    let provenance = Provenance::from_json(pack.index().metadata());
     let dropped = provenance.map(|p| p.dropped).unwrap_or_default();
     let checkpoint = Checkpoint::open(source, config)?;
     let mut model = parts::place(&checkpoint)?.model;
@@ -159,7 +155,7 @@ pub fn against(
     parts::resolve_tied(&mut model, &checkpoint)?;
     let kept: HashSet<&str> = model.tensors.iter().map(|p| checkpoint.tensors[p.tensor].name.as_str()).collect();
     let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build()?;
-    let comparison = Comparison::new(mapped.pack(), &checkpoint, &model, progress);
+    let comparison = Comparison::new(pack, &checkpoint, &model, progress);
     let mut report = pool.install(|| comparison.run())?;
     let in_pack: HashSet<&str> =
         comparison.pack.quantized_tensors().map(|p| p.name).chain(comparison.pack.raw_tensors().map(|t| t.name)).collect();
@@ -233,13 +229,13 @@ impl<'a> Comparison<'a> {
         let mut report = AgainstReport { tensors: Vec::new(), identical: 0, mismatches: Vec::new() };
         let total = self.pack.quantized_tensors().map(|p| p.data.elements).sum();
         let mut done = 0;
-        for projection in self.pack.quantized_tensors() {
-            let place = (projection.role, projection.layer, projection.expert);
-            let Some(tensor) = self.source_of(projection.name, projection.shape.dims(), None, place, &mut report) else {
+        for quantised in self.pack.quantized_tensors() {
+            let place = (quantised.role, quantised.layer, quantised.expert);
+            let Some(tensor) = self.source_of(quantised.name, quantised.shape.dims(), None, place, &mut report) else {
                 continue;
             };
-            self.projection(&projection, tensor, &mut report)?;
-            done += projection.data.elements;
+            self.quantised(&quantised, tensor, &mut report)?;
+            done += quantised.data.elements;
             self.progress.advance(done, total);
         }
         for raw in self.pack.raw_tensors() {
@@ -315,16 +311,16 @@ impl<'a> Comparison<'a> {
         Ok(())
     }
 
-    fn projection(
+    fn quantised(
         &self,
-        projection: &QuantizedTensor<'_>,
+        quantised: &QuantizedTensor<'_>,
         tensor: &TensorInfo,
         report: &mut AgainstReport,
     ) -> Result<(), VerifyError> {
-        let pieces = projection.data.elements.div_ceil(PIECE_WEIGHTS);
+        let pieces = quantised.data.elements.div_ceil(PIECE_WEIGHTS);
         let results: Vec<Result<PieceResult, VerifyError>> = (0..pieces)
             .into_par_iter()
-            .map_init(Scratch::default, |scratch, i| self.piece(projection, tensor, i * PIECE_WEIGHTS, scratch))
+            .map_init(Scratch::default, |scratch, i| self.piece(quantised, tensor, i * PIECE_WEIGHTS, scratch))
             .collect();
         let mut sums = PieceResult::default();
         for result in results {
@@ -337,11 +333,11 @@ impl<'a> Comparison<'a> {
         }
         report.mismatches.extend(sums.mismatch);
         report.tensors.push(TensorReport {
-            name: projection.name.to_owned(),
-            role: projection.role.name(),
-            weights: projection.data.elements,
+            name: quantised.name.to_owned(),
+            role: quantised.role.name(),
+            weights: quantised.data.elements,
             max_abs_error: sums.max,
-            rms_error: (sums.sum_sq_error / projection.data.elements as f64).sqrt(),
+            rms_error: (sums.sum_sq_error / quantised.data.elements as f64).sqrt(),
             // A checkpoint with a NaN gives a NaN.
             relative_error: if sums.sum_sq == 0.0 { 0.0 } else { sums.sum_sq_error / sums.sum_sq },
             max_block_error: sums.worst.error.relative(),
@@ -352,7 +348,7 @@ impl<'a> Comparison<'a> {
 
     fn piece(
         &self,
-        projection: &QuantizedTensor<'_>,
+        quantised: &QuantizedTensor<'_>,
         tensor: &TensorInfo,
         first: u64,
         scratch: &mut Scratch,
@@ -360,7 +356,7 @@ impl<'a> Comparison<'a> {
         if self.progress.cancelled() {
             return Err(VerifyError::Cancelled);
         }
-        let data = &projection.data;
+        let data = &quantised.data;
         let len = (data.elements - first).min(PIECE_WEIGHTS) as usize;
         let Scratch { bytes, source, decoded, scales, codes, reference, reference_codes } = scratch;
         let bytes = bytes.first_mut(len * tensor.float_type.size());
@@ -369,8 +365,8 @@ impl<'a> Comparison<'a> {
         decoded.resize(len, 0.0);
         if dequant::dequantize(data, first, decoded).is_err() {
             // A validated pack always decodes; if not, the shape is what disagrees.
-            let (expected, found) = (format!("{:?}", tensor.shape), projection.shape.to_string());
-            let mismatch = Some(Mismatch::Shape { name: projection.name.to_owned(), expected, found });
+            let (expected, found) = (format!("{:?}", tensor.shape), quantised.shape.to_string());
+            let mismatch = Some(Mismatch::Shape { name: quantised.name.to_owned(), expected, found });
             return Ok(PieceResult { mismatch, ..PieceResult::default() });
         }
         let block = data.block_size as usize;
@@ -386,7 +382,7 @@ impl<'a> Comparison<'a> {
         encode::encode_with_scales(data.block_size, weights, reference, reference_codes);
         let best = Encoded { scales, codes };
         let absmax = Encoded { scales: reference, codes: reference_codes };
-        let blocks = Blocks { projection, first, source, decoded, best, absmax };
+        let blocks = Blocks { quantised, first, source, decoded, best, absmax };
         Ok(blocks.compare())
     }
 }
@@ -409,7 +405,7 @@ impl Encoded<'_> {
 /// One piece of a tensor: the source, the decoded pack, the best codes for the stored scales, and
 /// plain absmax.
 struct Blocks<'a> {
-    projection: &'a QuantizedTensor<'a>,
+    quantised: &'a QuantizedTensor<'a>,
     first: u64,
     source: &'a [f32],
     decoded: &'a [f32],
@@ -419,7 +415,7 @@ struct Blocks<'a> {
 
 impl Blocks<'_> {
     fn compare(&self) -> PieceResult {
-        let block = self.projection.data.block_size as usize;
+        let block = self.quantised.data.block_size as usize;
         let mut result = PieceResult::default();
         let pairs = self.source.chunks(block).zip(self.decoded.chunks(block));
         for (i, (source, decoded)) in pairs.enumerate() {
@@ -439,7 +435,7 @@ impl Blocks<'_> {
             // Written so that a NaN does not pass.
             let within = rms <= limit;
             if !within && result.mismatch.is_none() {
-                let name = self.projection.name.to_owned();
+                let name = self.quantised.name.to_owned();
                 result.mismatch = Some(Mismatch::BlockError { name, block: number, limit, found: rms });
             }
         }
@@ -451,10 +447,10 @@ impl Blocks<'_> {
     /// never exceeds, plus the rounding of the stored scale (codebook values are at most 1, so it
     /// moves no weight by more).
     fn limit(&self, source: &[f32], number: usize) -> f32 {
-        let block = self.projection.data.block_size as usize;
+        let block = self.quantised.data.block_size as usize;
         let error = |(i, &w): (usize, &f32)| f64::from(w - self.absmax.value(number * block + i, block)).powi(2);
         let sum_sq: f64 = source.iter().enumerate().map(error).sum();
-        let scale_step = match self.projection.data.scales {
+        let scale_step = match self.quantised.data.scales {
             Scales::F32(_) | Scales::Bf16(_) => 0.0,
             Scales::Dq8 { super_scales, .. } => {
                 let number = (self.first as usize / block + number) / SUPER_BLOCK;
@@ -467,15 +463,15 @@ impl Blocks<'_> {
     /// The first stored code that is farther from the source than the best one for the same scale.
     fn worse_code(&self) -> Option<Mismatch> {
         let from = (self.first / 2) as usize;
-        let stored = self.projection.data.codes.get(from..from + self.best.codes.len()).unwrap_or_default();
+        let stored = self.quantised.data.codes.get(from..from + self.best.codes.len()).unwrap_or_default();
         if stored == self.best.codes {
             return None;
         }
-        let block = self.projection.data.block_size as usize;
+        let block = self.quantised.data.block_size as usize;
         self.source.iter().zip(self.decoded).enumerate().find_map(|(i, (&w, &v))| {
             let limit = (w - self.best.value(i, block)).abs();
             let found = (w - v).abs();
-            let name = || self.projection.name.to_owned();
+            let name = || self.quantised.name.to_owned();
             let worse = found > limit * SLACK + TINY;
             worse.then(|| Mismatch::Code { name: name(), element: self.first + i as u64, limit, found })
         })

@@ -4,7 +4,6 @@ use std::path::PathBuf;
 
 use thiserror::Error;
 
-use crate::OpenError;
 use crate::arch::ArchError;
 use crate::convert::parts::PartsError;
 use crate::convert::source::SourceError;
@@ -14,9 +13,6 @@ use crate::format::FormatError;
 #[derive(Debug, Error)]
 #[non_exhaustive]
 pub enum VerifyError {
-    /// The pack cannot be opened.
-    #[error(transparent)]
-    Open(#[from] OpenError),
     /// The pack is damaged, and the caller needs an undamaged one.
     #[error("{} is damaged: {first}", path.display())]
     Damaged {

@@ -48,8 +48,12 @@ impl Place {
         self.folder.path().join(name)
     }
 
+    fn open(&self, name: &str) -> MappedPack {
+        MappedPack::read(self.path(name)).unwrap()
+    }
+
     fn merge(&self, adapter: &Path, base: Base<'_>, out: &str) -> Result<MergeReport, MergeError> {
-        let pack = self.path("tiny.nf4pack");
+        let pack = self.open("tiny.nf4pack");
         merge(&Sources { pack: &pack, adapter, base }, &self.path(out), u64::MAX, &())
     }
 
@@ -283,8 +287,8 @@ fn a_stored_head_of_a_model_that_config_json_calls_tied_is_merged_as_it_is() {
         bytes.rotate_left(2);
         tensors.insert("lm_head.weight".to_owned(), (dtype, shape, bytes));
     });
-    let pack = place.path("headed.nf4pack");
     place.convert(&base, "headed.nf4pack");
+    let pack = place.open("headed.nf4pack");
     let head = read_tensors(&base.join("model.safetensors")).remove("lm_head.weight");
     for (from, out) in [(Base::Dequantised, "a"), (Base::Checkpoint { path: &base, config: None }, "b")] {
         let sources = Sources { pack: &pack, adapter: Path::new(ADAPTER), base: from };
@@ -312,7 +316,7 @@ fn all_of_the_snapshot_is_bfloat16_in_shards_of_the_given_size() {
     fs::write(base.join("config.json"), config.replace("bfloat16", "float32")).unwrap();
     place.convert(&base, "wide.nf4pack");
     let adapter = read_tensors(&Path::new(ADAPTER).join("adapter_model.safetensors"));
-    let pack = place.path("wide.nf4pack");
+    let pack = place.open("wide.nf4pack");
     let sources = Sources { pack: &pack, adapter: Path::new(ADAPTER), base: Base::Checkpoint { path: &base, config: None } };
     merge(&sources, &place.path("whole"), u64::MAX, &()).unwrap();
     let tensors = read_tensors(&base.join("model.safetensors"));
@@ -445,7 +449,7 @@ impl Progress for StopAfter {
 #[test]
 fn stopped_anywhere_it_leaves_nothing() {
     let place = Place::new();
-    let pack = place.path("tiny.nf4pack");
+    let pack = place.open("tiny.nf4pack");
     let sources = Sources { pack: &pack, adapter: Path::new(ADAPTER), base: tiny() };
     for after in [0, 1, 5, 20, 60] {
         let error = merge(&sources, &place.path("out"), u64::MAX, &StopAfter(after.into())).unwrap_err();
@@ -537,7 +541,7 @@ const SAMPLE: &str = "The quick brown fox jumps over the lazy dog.";
 fn merged_weights_give_the_logits_of_pack_and_adapter() {
     let Some(gpu) = common::gpu() else { return };
     let place = Place::new();
-    let pack = place.path("tiny.nf4pack");
+    let pack = place.open("tiny.nf4pack");
     let sources = Sources { pack: &pack, adapter: Path::new(ADAPTER), base: Base::Dequantised };
     merge(&sources, &place.path("own"), u64::MAX, &()).unwrap();
     merge(&Sources { base: tiny(), ..sources }, &place.path("original"), u64::MAX, &()).unwrap();

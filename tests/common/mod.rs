@@ -75,7 +75,7 @@ pub fn get_u64(bytes: &[u8], offset: usize) -> u64 {
     u64::from_le_bytes(bytes[offset..offset + 8].try_into().unwrap())
 }
 
-/// One tensor or file and its payloads (two for a projection).
+/// One tensor or file and its payloads (two for a quantised tensor).
 #[derive(Debug, Clone)]
 pub struct Item {
     pub entry: Entry,
@@ -101,7 +101,7 @@ impl Item {
         Self::new(name, Storage::Raw(float_type), shape, vec![(0..len).map(|i| (i * 37 + 1) as u8).collect()])
     }
 
-    /// A projection with codes that go round, and the scale table given.
+    /// A quantised tensor with codes that go round, and the scale table given.
     pub fn nf4(name: &str, shape: &[u64], block_size: u32, scale_type: ScaleType, scales: Vec<u8>) -> Self {
         let codes = codes(shape.iter().product(), block_size);
         Self::new(name, Storage::Nf4 { scale_type, block_size }, shape, vec![codes, scales])
@@ -187,13 +187,13 @@ pub fn faults(bytes: &[u8]) -> Vec<FormatError> {
     }
 }
 
-/// All weights of a projection, decoded by the formula of section 7 of the specification.
-pub fn decode(projection: &nf4pack::format::nf4::Nf4Tensor<'_>) -> Vec<f32> {
-    let scales: &Scales<'_> = &projection.scales;
-    (0..projection.elements as usize)
+/// All weights of a quantised tensor, decoded by the formula of section 7 of the specification.
+pub fn decode(tensor: &nf4pack::format::nf4::Nf4Tensor<'_>) -> Vec<f32> {
+    let scales: &Scales<'_> = &tensor.scales;
+    (0..tensor.elements as usize)
         .map(|i| {
-            let code = projection.codes[i / 2] >> (4 * (i % 2)) & 15;
-            nf4pack::format::nf4::CODEBOOK[usize::from(code)] * scales.get(i / projection.block_size as usize)
+            let code = tensor.codes[i / 2] >> (4 * (i % 2)) & 15;
+            nf4pack::format::nf4::CODEBOOK[usize::from(code)] * scales.get(i / tensor.block_size as usize)
         })
         .collect()
 }

@@ -47,8 +47,12 @@ fn converted(source: &Path, options: Options) -> (TempDir, PathBuf, Report) {
     (folder, target, report)
 }
 
+fn open(pack: impl AsRef<Path>) -> MappedPack {
+    MappedPack::read(pack).unwrap()
+}
+
 fn compare(pack: &Path, source: &Path) -> AgainstReport {
-    against(pack, source, None, 2, &()).unwrap()
+    against(&open(pack), source, None, 2, &()).unwrap()
 }
 
 fn names_in(folder: &Path) -> Vec<String> {
@@ -87,7 +91,7 @@ fn every_choice_converts_verifies_and_fits_its_source() {
             for block_size in BLOCK_SIZES {
                 let what = format!("{encoder:?} {scale_type:?} {block_size}");
                 let (_folder, target, report) = converted(&source, options(encoder, scale_type, block_size));
-                assert_eq!(verify(&target, 2, &()).unwrap().faults, [], "{what}");
+                assert_eq!(verify(&open(&target), 2, &()).unwrap().faults, [], "{what}");
                 let compared = compare(&target, &source);
                 assert_eq!(compared.mismatches, [], "{what}");
                 assert_eq!(compared.tensors.len(), 14, "{what}");
@@ -279,7 +283,7 @@ fn a_target_is_replaced_only_by_force_and_never_a_source() {
     assert!(matches!(refused, ConvertError::TargetExists { .. }), "{refused:?}");
     assert_eq!(fs::read(&target).unwrap(), b"precious");
     convert(&source, &target, Options { force: true, ..Options::default() }, &()).unwrap();
-    assert_eq!(verify(&target, 1, &()).unwrap().faults, []);
+    assert_eq!(verify(&open(&target), 1, &()).unwrap().faults, []);
 
     let weights = source.join("model.safetensors");
     let before = fs::read(&weights).unwrap();
@@ -366,7 +370,7 @@ fn packs_and_exports_have_the_permissions_of_ordinary_new_files() {
     let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode();
     assert_eq!(mode(&target), mode(&folder.path().join("ordinary")));
     let snapshot = folder.path().join("snapshot");
-    export_sharded(&target, &snapshot, FloatType::Bf16, u64::MAX, &()).unwrap();
+    export_sharded(&open(&target), &snapshot, FloatType::Bf16, u64::MAX, &()).unwrap();
     for name in names_in(&snapshot) {
         assert_eq!(mode(&snapshot.join(&name)), mode(&folder.path().join("ordinary")), "{name}");
     }
@@ -404,7 +408,7 @@ fn a_tied_head_is_stored_once_and_a_differing_one_is_kept() {
         assert_eq!(compare(&target, &source).mismatches, []);
         // A snapshot with a projection of its own must not say that it is the embedding.
         let snapshot = target.with_extension("snapshot");
-        export_sharded(&target, &snapshot, FloatType::Bf16, u64::MAX, &()).unwrap();
+        export_sharded(&open(&target), &snapshot, FloatType::Bf16, u64::MAX, &()).unwrap();
         let [before, after] = [&source, &snapshot].map(|folder| fs::read_to_string(folder.join("config.json")).unwrap());
         let tied = |said: bool| format!("\"tie_word_embeddings\": {said}");
         assert!(before.contains(&tied(true)), "{before}");
@@ -511,7 +515,7 @@ fn a_code_that_is_not_the_nearest_is_found_although_its_checksum_fits() {
     for at in 0..96 {
         fs::write(&target, &pristine).unwrap();
         patch_payload(&target, section, at, neighbour);
-        assert_eq!(verify(&target, 1, &()).unwrap().faults, []);
+        assert_eq!(verify(&open(&target), 1, &()).unwrap().faults, []);
         match &compare(&target, &source).mismatches[..] {
             [Mismatch::Code { element, .. }] if *element == 2 * at => found[0] += 1,
             [Mismatch::BlockError { block, .. }] if *block == at / 32 => found[1] += 1,
@@ -529,7 +533,7 @@ fn a_scale_that_no_encoder_chooses_is_found_although_its_checksum_fits() {
     let section = section_of(&target, "layers.0.mlp.gate_proj") + 1;
     // The exponent of the third scale becomes smaller by two.
     patch_payload(&target, section, 2 * 2 + 1, |byte| byte - 1);
-    assert_eq!(verify(&target, 1, &()).unwrap().faults, []);
+    assert_eq!(verify(&open(&target), 1, &()).unwrap().faults, []);
     let mismatches = compare(&target, &source).mismatches;
     assert!(matches!(&mismatches[..], [Mismatch::BlockError { block: 2, .. }]), "{mismatches:?}");
 }
@@ -605,17 +609,18 @@ fn an_export_writes_only_what_a_checkpoint_has() {
     let raw = Storage::Raw(FloatType::F32);
     let pack = write(vec![entry("modeling.py", Storage::File), entry("config.json", Storage::File), entry("a", raw)]);
     let out = folder.path().join("out");
-    export_sharded(&pack, &out, FloatType::Bf16, u64::MAX, &()).unwrap();
+    export_sharded(&open(&pack), &out, FloatType::Bf16, u64::MAX, &()).unwrap();
     assert_eq!(names_in(&out), ["config.json", "model.safetensors"]);
 
     let pack = write(vec![entry("__metadata__", raw)]);
-    let error = export_sharded(&pack, &folder.path().join("out2"), FloatType::Bf16, u64::MAX, &()).unwrap_err();
+    let error = export_sharded(&open(&pack), &folder.path().join("out2"), FloatType::Bf16, u64::MAX, &()).unwrap_err();
     assert!(error.to_string().contains("__metadata__"), "{error}");
     let pack = write(vec![entry("a", raw)]);
-    let error = export_sharded(&pack, &folder.path().join("out3"), FloatType::Bf16, u64::MAX, &StopAtOnce).unwrap_err();
+    let error =
+        export_sharded(&open(&pack), &folder.path().join("out3"), FloatType::Bf16, u64::MAX, &StopAtOnce).unwrap_err();
     assert!(error.to_string().contains("stopped"), "{error}");
     for bad in [PathBuf::from("."), out.clone()] {
-        let error = export_sharded(&pack, &bad, FloatType::Bf16, u64::MAX, &()).unwrap_err();
+        let error = export_sharded(&open(&pack), &bad, FloatType::Bf16, u64::MAX, &()).unwrap_err();
         assert!(error.to_string().contains("exists already"), "{error}");
     }
     assert_eq!(names_in(folder.path()), ["in.nf4pack", "out"]);
@@ -647,7 +652,7 @@ fn verify_names_every_damaged_section() {
         bytes[index.sections()[number].offset as usize + 1] ^= 0x10;
     }
     fs::write(&target, &bytes).unwrap();
-    let faults = verify(&target, 2, &()).unwrap().faults;
+    let faults = verify(&open(&target), 2, &()).unwrap().faults;
     let numbers: Vec<u64> = faults
         .iter()
         .map(|f| match f {
@@ -656,7 +661,7 @@ fn verify_names_every_damaged_section() {
         })
         .collect();
     assert_eq!(numbers, damaged.map(|n| n as u64));
-    let error = export_sharded(&target, &target.with_extension("out"), FloatType::F32, 1 << 30, &()).unwrap_err();
+    let error = export_sharded(&open(&target), &target.with_extension("out"), FloatType::F32, 1 << 30, &()).unwrap_err();
     assert!(error.to_string().contains("damaged"), "{error}");
 }
 
@@ -690,7 +695,10 @@ fn verify_checks_scales_and_padding_as_the_parser_in_memory_does() {
 }
 
 fn check_same_fault(target: &Path, message: &str) {
-    let faults = verify(target, 2, &()).unwrap().faults;
+    // SAFETY: nothing changes the pack while it is mapped.
+    let mapped = unsafe { MappedPack::open(target) }.unwrap();
+    let faults = verify(&mapped, 2, &()).unwrap().faults;
+    assert_eq!(verify(&open(target), 2, &()).unwrap().faults, faults, "read into memory");
     let bytes = fs::read(target).unwrap();
     let index = Index::parse(&bytes, bytes.len() as u64).unwrap();
     assert_eq!(faults, nf4pack::format::check::all(&Pack::new(&bytes, &index).unwrap()));
@@ -746,7 +754,7 @@ fn an_export_is_a_checkpoint_with_the_decoded_weights() {
     let (folder, target, _) = converted(&source, Options::default());
     for (dtype, shard_len) in [(FloatType::F32, u64::MAX), (FloatType::Bf16, 1_000_000), (FloatType::F16, u64::MAX)] {
         let out = folder.path().join(format!("{dtype}"));
-        let report = export_sharded(&target, &out, dtype, shard_len, &()).unwrap();
+        let report = export_sharded(&open(&target), &out, dtype, shard_len, &()).unwrap();
         assert_eq!(report.written.weights_files.len() > 1, shard_len != u64::MAX);
         for name in ["config.json", "tokenizer.json", "tokenizer_config.json", "generation_config.json"] {
             let held = if dtype == FloatType::Bf16 { "bfloat16" } else { "float32" };
@@ -771,7 +779,7 @@ fn an_export_is_a_checkpoint_with_the_decoded_weights() {
             checkpoint.read(info, 0, &mut bytes).unwrap();
             assert!(bytes == raw.bytes, "{}", raw.name);
         }
-        let again = export_sharded(&target, &out, dtype, shard_len, &()).unwrap_err();
+        let again = export_sharded(&open(&target), &out, dtype, shard_len, &()).unwrap_err();
         assert!(again.to_string().contains("exists already"), "{again}");
     }
     assert_eq!(names_in(folder.path()), ["bf16", "f16", "f32", "out.nf4pack"]);
@@ -797,7 +805,7 @@ fn an_exported_absmax_pack_converts_to_the_same_pack_again() {
     let choice = options(Encoder::Absmax, ScaleType::F32, 64);
     let (folder, target, _) = converted(&source, choice.clone());
     let out = folder.path().join("snapshot");
-    export_sharded(&target, &out, FloatType::F32, u64::MAX, &()).unwrap();
+    export_sharded(&open(&target), &out, FloatType::F32, u64::MAX, &()).unwrap();
     let (_second, again, _) = converted(&out, choice);
     let (first, second) = (MappedPack::read(&target).unwrap(), MappedPack::read(&again).unwrap());
     for (a, b) in first.pack().quantized_tensors().zip(second.pack().quantized_tensors()) {
@@ -822,7 +830,7 @@ fn a_synthetic_pack_is_good_and_depends_on_the_seed_alone() {
     let within_a_block = synth::write_pack(&folder.path().join("d"), &odd, 1, &()).unwrap_err();
     assert_eq!(within_a_block.kind(), std::io::ErrorKind::InvalidInput);
 
-    let report = verify(&a, 1, &()).unwrap();
+    let report = verify(&open(&a), 1, &()).unwrap();
     assert_eq!((report.bytes, report.faults), (len, vec![]));
     let mapped = MappedPack::read(&a).unwrap();
     let weights: u64 = shape.tensors().iter().filter(|(n, _)| n.contains("_proj")).map(|(_, s)| s[0] * s[1]).sum();
@@ -864,7 +872,7 @@ proptest! {
         let target = folder.path().join("out.nf4pack");
         let report = convert(&source, &target, options(encoder, scale_type, BLOCK_SIZES[block]), &()).unwrap();
         prop_assert_eq!(u64::from(report.layers), layers);
-        prop_assert_eq!(verify(&target, 1, &()).unwrap().faults, vec![]);
+        prop_assert_eq!(verify(&open(&target), 1, &()).unwrap().faults, vec![]);
         prop_assert_eq!(compare(&target, &source).mismatches, vec![]);
     }
 }

@@ -84,29 +84,29 @@ fn absmax_codes_and_scales_are_those_of_bitsandbytes() {
         }
         let scales: Vec<u8> = scales.iter().flat_map(|scale| scale.to_le_bytes()).collect();
         let elements = weights.len() as u64;
-        let projection = Nf4Tensor { codes: &codes, scales: Scales::F32(&scales), block_size: BLOCK, elements };
+        let tensor = Nf4Tensor { codes: &codes, scales: Scales::F32(&scales), block_size: BLOCK, elements };
         let expected = tensors.tensor(&format!("{case}.dequant")).unwrap();
-        assert_eq!(dequantized(&projection, expected.dtype()), expected.data(), "{case}");
+        assert_eq!(dequantized(&tensor, expected.dtype()), expected.data(), "{case}");
     }
 }
 
-/// The whole projection in a checkpoint's type, as bytes.
-fn dequantized(projection: &Nf4Tensor<'_>, dtype: Dtype) -> Vec<u8> {
-    let len = projection.elements as usize;
+/// The whole tensor in a checkpoint's type, as bytes.
+fn dequantized(tensor: &Nf4Tensor<'_>, dtype: Dtype) -> Vec<u8> {
+    let len = tensor.elements as usize;
     match dtype {
         Dtype::F32 => {
             let mut out = vec![f32::NAN; len];
-            dequant::dequantize(projection, 0, &mut out).unwrap();
+            dequant::dequantize(tensor, 0, &mut out).unwrap();
             out.iter().flat_map(|x| x.to_le_bytes()).collect()
         }
         Dtype::F16 => {
             let mut out = vec![half::f16::NAN; len];
-            dequant::dequantize_f16(projection, 0, &mut out).unwrap();
+            dequant::dequantize_f16(tensor, 0, &mut out).unwrap();
             out.iter().flat_map(|x| x.to_le_bytes()).collect()
         }
         _ => {
             let mut out = vec![half::bf16::NAN; len];
-            dequant::dequantize_bf16(projection, 0, &mut out).unwrap();
+            dequant::dequantize_bf16(tensor, 0, &mut out).unwrap();
             out.iter().flat_map(|x| x.to_le_bytes()).collect()
         }
     }

@@ -18,6 +18,10 @@ use safetensors::{Dtype, SafeTensors};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
+fn open(pack: impl AsRef<Path>) -> MappedPack {
+    MappedPack::read(pack).unwrap()
+}
+
 type Tensors = BTreeMap<String, (Dtype, Vec<usize>, Vec<u8>)>;
 
 /// A small checkpoint to change, in the folder `model`.
@@ -95,9 +99,9 @@ impl Place {
 
     /// The pack is of its checkpoint, and an export gives back what it holds.
     fn export(&self) -> (PathBuf, ExportReport) {
-        assert_eq!(against(&self.target(), &self.source(), None, 2, &()).unwrap().mismatches, []);
+        assert_eq!(against(&open(self.target()), &self.source(), None, 2, &()).unwrap().mismatches, []);
         let snapshot = self.folder.path().join("snapshot");
-        let report = export(&self.target(), &snapshot, FloatType::Bf16, &()).unwrap();
+        let report = export(&open(self.target()), &snapshot, FloatType::Bf16, &()).unwrap();
         (snapshot, report)
     }
 
@@ -149,8 +153,11 @@ fn what_no_pack_can_hold_is_left_out_and_named() {
 fn layers_for_multi_token_prediction_are_left_out_and_named() {
     let mut place = Place::with("mtp.layers.0.self_attn.q_proj.weight", Dtype::BF16, &[4, 4]);
     place.add("mtp.fc.weight", Dtype::BF16, &[2, 2]);
+    // Not the model's own lm_head, which is tied.
+    place.add("mtp.lm_head.weight", Dtype::BF16, &[50, 48]);
     let report = place.convert().unwrap();
-    assert_eq!(left_out(&report), ["mtp.fc.weight", "mtp.layers.0.self_attn.q_proj.weight"]);
+    let expected = ["mtp.fc.weight", "mtp.layers.0.self_attn.q_proj.weight", "mtp.lm_head.weight"];
+    assert_eq!(left_out(&report), expected);
     assert_eq!(place.export().1.written.left_out, left_out(&report));
 
     // As a layer behind the last one, by its own parts or by config.json.
@@ -385,7 +392,7 @@ fn the_files_of_a_tokenizer_are_kept_and_given_back() {
 fn the_report_names_the_block_that_lost_most() {
     let place = Place::new();
     let report = place.convert().unwrap();
-    let compared = against(&place.target(), &place.source(), None, 1, &()).unwrap();
+    let compared = against(&open(place.target()), &place.source(), None, 1, &()).unwrap();
     let worst = compared.tensors.iter().max_by(|a, b| a.max_block_error.total_cmp(&b.max_block_error)).unwrap();
     assert_eq!(report.max_block_error_tensor.as_deref(), Some(worst.name.as_str()));
     assert!((report.max_block_error - worst.max_block_error).abs() < 1e-5 * worst.max_block_error);
@@ -420,7 +427,7 @@ fn a_file_of_a_pack_cannot_leave_the_snapshot() {
     let pack = folder.path().join("x.nf4pack");
     fs::write(&pack, layout.assemble(&[b"a", b"b", b"c"], "{}").unwrap()).unwrap();
     let snapshot = folder.path().join("snapshot");
-    let report = export(&pack, &snapshot, FloatType::Bf16, &()).unwrap();
+    let report = export(&open(&pack), &snapshot, FloatType::Bf16, &()).unwrap();
     assert_eq!(report.written.files, ["additional_chat_templates/ok.jinja"]);
     assert_file(&snapshot.join("additional_chat_templates/ok.jinja"));
     assert_eq!(fs::read_dir(snapshot.join("additional_chat_templates")).unwrap().count(), 1);

@@ -20,7 +20,7 @@ use nf4pack::lora::Adapter;
 use nf4pack::model::MemoryError;
 use nf4pack::model::MicroBatch;
 use nf4pack::train::Settings;
-use nf4pack::train::{End, Event, Prepared, Run, RunError, Task};
+use nf4pack::train::{CheckpointError, End, Event, Prepared, Run, RunError, Task};
 use nf4pack::train::{Shape, Warmup};
 
 /// A pack of tiny-qwen3, and a folder for runs.
@@ -244,6 +244,28 @@ fn records_that_cannot_be_written_do_not_end_a_run() {
     // Only the records of the failing part are lost.
     let steps: Vec<u64> = read_metrics(&out.join(METRICS)).unwrap().iter().map(Record::step).collect();
     assert_eq!(steps, [1, 4]);
+}
+
+#[test]
+fn a_checkpoint_that_cannot_be_written_again_ends_the_run() {
+    let Some(fixture) = Fixture::new() else { return };
+    let out = fixture.out("unwritable");
+    // The evaluation after the last checkpoint changes the state: the end writes the step again.
+    let settings = Settings { steps: Some(2), eval_split: 0.25, eval_every: Some(2), ..settings() };
+    let checkpoint = out.join("checkpoint-2");
+    let result = fixture.start(&settings, &out, None).unwrap().train(|event| {
+        if matches!(event, Event::Eval(eval) if eval.step == 2) {
+            // A folder in place of a file: not even root can replace it.
+            let optimizer = checkpoint.join("optimizer.safetensors");
+            fs::remove_file(&optimizer).unwrap();
+            fs::create_dir_all(optimizer.join("in the way")).unwrap();
+        }
+        !matches!(event, Event::Warning(_))
+    });
+    match result {
+        Err(RunError::Checkpoint(CheckpointError::Adapter { path, .. })) => assert_eq!(path, checkpoint),
+        other => panic!("{other:?}"),
+    }
 }
 
 #[test]

@@ -12,6 +12,7 @@ use serde::Serialize;
 
 use super::{cores, median, temporary_folder, write_checkpoint};
 use crate::cli::args::{BenchConvertArgs, EncoderArg};
+use crate::cli::open;
 use crate::cli::outcome::Outcome;
 use crate::cli::ui::{self, Meter, Table, Ui};
 use crate::convert::encode::{self, Encoder, ScalePrecision, Weights};
@@ -19,10 +20,10 @@ use crate::convert::hash::FileHash;
 use crate::convert::plan::scale_type_name;
 use crate::convert::source::Checkpoint;
 use crate::convert::{Options, Report, convert};
+use crate::dequant;
 use crate::format::nf4::ScaleType;
 use crate::format::{FloatType, Pack};
 use crate::verify::verify;
-use crate::{MappedPack, dequant};
 
 /// Weights of the measurements of parts: 64 MiB in float32, more than any cache holds.
 const PART_WEIGHTS: usize = 16 << 20;
@@ -196,7 +197,7 @@ impl Runner<'_> {
 
     /// Bytes per second of the decoder and of memcpy, both into the same buffer.
     fn decode(&self) -> Result<(f64, f64)> {
-        let mapped = MappedPack::open_unchanged(&self.pack)?;
+        let mapped = open::pack(&self.pack)?;
         let weights = mapped.pack().quantized_tensors().map(|p| p.data.elements as usize).sum::<usize>().min(PART_WEIGHTS);
         let (mut out, from) = (vec![0.0_f32; weights], vec![1.0_f32; weights]);
         // Page faults of file and buffer do not count.
@@ -213,7 +214,7 @@ impl Runner<'_> {
     fn verify(&self) -> Result<f64> {
         let bytes = fs::metadata(&self.pack)?.len() as f64;
         self.rate(bytes, || {
-            black_box(verify(&self.pack, self.args.threads.or_zero(), &Meter::Silent)?);
+            black_box(verify(&open::pack(&self.pack)?, self.args.threads.or_zero(), &Meter::Silent)?);
             Ok(())
         })
     }

@@ -173,6 +173,7 @@ codes! {
         .0 of Config;
         HeadDim "run-head-dim"
         Norm "run-norm"
+        Part "run-part"
         NoConfig "run-no-config"
         MissingFile "run-missing-file"
         BadFile "run-bad-file"
@@ -223,7 +224,7 @@ codes! {
         OutOfRange "layer-out-of-range"
     }
     VerifyError {
-        .0 of Open, Source, Arch;
+        .0 of Source, Arch;
         Damaged "pack-damaged"
         Io "verify-unreadable"
         Cancelled "cancelled"

@@ -1,9 +1,7 @@
 //! The AVX2 backend. Codes are found by binary search in tables that fit one register.
 #![cfg(target_arch = "x86_64")]
 
-use super::Task;
-use super::kernel::{GROUP, Lanes};
-use super::search::{Grid, MAGNITUDES};
+use super::lanes::{GROUP, Grid, Lanes, MAGNITUDES, Task};
 use crate::format::nf4::{CODEBOOK, MIDPOINTS};
 use std::arch::x86_64::*;
 

@@ -2,10 +2,8 @@
 //! tests run on Arm.
 #![cfg(target_arch = "aarch64")]
 
-use super::Task;
-use super::kernel::{GROUP, Lanes};
+use super::lanes::{GROUP, Grid, Lanes, MAGNITUDES, Task};
 use super::scalar::Scalar;
-use super::search::{Grid, MAGNITUDES};
 use crate::format::nf4::{CODEBOOK, MIDPOINTS};
 use std::arch::aarch64::*;
 

@@ -168,7 +168,7 @@ const SAFETY: f64 = 2.0;
 /// Whether [`LINEAR_MAP`] costs the blocks of a super-block less than they have to spare against
 /// absmax, so that they stay better than with bitsandbytes' rule. It must hold for the sum of all
 /// squared errors, and for the sum of those relative to each block, and without the gains of the
-/// `OUTLIERS` blocks that gain most: so no block can hide its neighbours.
+/// [`OUTLIERS`] blocks that gain most: so no block can hide its neighbours.
 ///
 /// A scale that is off by d adds about (d / scale)^2 of the block's squared weights to its error.
 pub fn linear_suffices(scales: &[f32], margins: &[Margin]) -> bool {
@@ -192,8 +192,9 @@ pub fn linear_suffices(scales: &[f32], margins: &[Margin]) -> bool {
     covered(cost, gain.without_largest()) && covered(weighted_cost, weighted_gain.without_largest())
 }
 
-/// Blocks whose gains do not count: outliers gain more than their neighbours can lose.
-const OUTLIERS: usize = 4;
+/// Blocks of a super-block whose gains do not count: outliers gain more than their neighbours can
+/// lose.
+pub const OUTLIERS: usize = 4;
 
 /// A sum, and the largest of what was added.
 #[derive(Default)]

@@ -1,8 +1,7 @@
 //! The portable backend and the definition of every operation of [`Lanes`]; the others are held to
 //! it bit for bit.
 
-use super::kernel::{GROUP, Lanes};
-use super::search::{Grid, MAGNITUDES};
+use super::lanes::{GROUP, Grid, Lanes, MAGNITUDES};
 use crate::format::nf4;
 use half::{bf16, f16};
 

@@ -12,9 +12,10 @@
 //! candidates a sign, all of it in float32, and 18.5 % less than absmax. `benches/RESULTS.md` has
 //! what other numbers of candidates cost and gain.
 
-use super::ScalePrecision;
-use super::kernel::{Block, GROUP, Lanes, MAX_BLOCK, MAX_GROUPS, Sums, Tile};
+use super::block::{Block, MAX_BLOCK, MAX_GROUPS, Sums, Tile};
+use super::lanes::{GROUP, Grid, Lanes};
 use super::nested::Margin;
+use super::types::ScalePrecision;
 use crate::format::nf4;
 
 /// Candidates as fractions of absmax, each tried with both signs.
@@ -29,13 +30,6 @@ const CANDIDATES: usize = 2 * FRACTIONS.len();
 /// The bits of a candidate's index.
 const INDEX: u32 = CANDIDATES.next_power_of_two() as u32 - 1;
 
-/// Thresholds between the codes of weights in units of `absmax / 127`, at one candidate scale: the
-/// code of `w` is the number of them strictly below it. They stand in the order of a binary search:
-/// the middle one, the two below it in the tree and a filler that no weight exceeds, the four below
-/// those, the last eight.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct Grid(pub [i8; 16]);
-
 /// The midpoints in the order of a [`Grid`], in 127ths. The filler stays beyond 127 at any fraction
 /// of absmax that can come up.
 const TREE: [f32; 16] = {
@@ -47,18 +41,6 @@ const TREE: [f32; 16] = {
         i += 1;
     }
     tree
-};
-
-/// Magnitude of the codebook's values in 127ths. Those below the middle are negative, as are the
-/// weights that they encode, so products of value and weight are products of magnitudes.
-pub(super) const MAGNITUDES: [u8; 16] = {
-    let mut magnitudes = [0; 16];
-    let mut i = 0;
-    while i < 16 {
-        magnitudes[i] = (nf4::CODEBOOK[i].abs() * 127.0 + 0.5) as u8;
-        i += 1;
-    }
-    magnitudes
 };
 
 const GRIDS: [Grid; FRACTIONS.len()] = {

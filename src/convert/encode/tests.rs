@@ -1,8 +1,11 @@
 //! Every backend against the scalar one, and the scalar one against a linear search.
 
-use super::*;
-use crate::format::nf4::{BLOCK_SIZES, CODEBOOK, MIDPOINTS};
+use half::{bf16, f16};
 use proptest::prelude::*;
+
+use super::*;
+use crate::format::FloatType;
+use crate::format::nf4::{BLOCK_SIZES, CODEBOOK, MIDPOINTS};
 
 /// All backends of this machine, the reference first.
 fn backends() -> Vec<Backend> {

@@ -10,17 +10,14 @@ use safetensors::{Dtype, SafeTensorError};
 use serde::de::value::StrDeserializer;
 use serde::de::{Deserialize, DeserializeSeed, Deserializer, IgnoredAny, IntoDeserializer, MapAccess, SeqAccess, Visitor};
 
-use super::TensorInfo;
 use super::json::Object;
+use super::limits::MAX_TENSORS;
 use crate::format::FloatType;
 
 /// Bytes of the length field that every safetensors file starts with.
 pub const LENGTH_FIELD: u64 = 8;
 /// Bytes that a header may have: the cap of the safetensors crate.
 pub const MAX_HEADER_LEN: u64 = 100_000_000;
-/// Tensors that one file or index may have: far fewer than a pack has sections, and several times
-/// what the largest mixtures of experts have.
-pub const MAX_TENSORS: usize = 1 << 18;
 /// Bytes of a tensor's name; a pack would take more.
 pub const MAX_NAME_LEN: usize = 1 << 10;
 /// Dimensions of a tensor, as in a pack.
@@ -208,6 +205,23 @@ pub struct UnstorableTensor {
     /// Where its bytes start in that file.
     pub offset: u64,
     /// Its bytes.
+    pub length: u64,
+}
+
+/// One tensor of a checkpoint: little-endian elements in row-major order, without gaps.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TensorInfo {
+    /// Its name, unique in the checkpoint.
+    pub name: String,
+    /// Type of its elements.
+    pub float_type: FloatType,
+    /// Its dimensions, 1 to 4 of them, none 0.
+    pub shape: Vec<u64>,
+    /// Index into [`Checkpoint::files`](super::Checkpoint::files).
+    pub file: usize,
+    /// Where its bytes start in that file.
+    pub offset: u64,
+    /// Its bytes: the product of the shape times the size of an element.
     pub length: u64,
 }
 

@@ -7,7 +7,7 @@ use std::marker::PhantomData;
 
 use serde::de::{Deserialize, Deserializer, Error as _, MapAccess, Visitor};
 
-use super::header::MAX_TENSORS;
+use super::limits::MAX_TENSORS;
 
 /// The entries of one object in the order of the file, and the first key that came twice. An object
 /// of more than [`MAX_TENSORS`] keys is an error: short keys take many times their length in

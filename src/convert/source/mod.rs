@@ -8,6 +8,7 @@
 mod error;
 mod header;
 mod json;
+mod limits;
 mod quantised;
 mod side;
 mod snapshot;
@@ -23,8 +24,9 @@ use serde_json::{Map, Value};
 
 pub use error::SourceError;
 pub use header::{
-    Header, HeaderError, MAX_HEADER_LEN, MAX_NAME_LEN, MAX_RANK, MAX_TENSORS, Unstorable, UnstorableTensor, parse_header,
+    Header, HeaderError, MAX_HEADER_LEN, MAX_NAME_LEN, MAX_RANK, TensorInfo, Unstorable, UnstorableTensor, parse_header,
 };
+pub use limits::{MAX_CONFIG_LEN, MAX_INDEX_LEN, MAX_SIDE_FILE_LEN, MAX_TENSORS};
 pub use quantised::Quantised;
 
 use self::json::Object;
@@ -38,32 +40,8 @@ use crate::format::FloatType;
 pub use crate::format::files::CONFIG;
 use crate::io::{AlignedBuf, read_exact_at};
 
-/// Bytes that a side file may have.
-pub const MAX_SIDE_FILE_LEN: u64 = 256 << 20;
-/// Bytes that config.json may have: it is parsed as a whole, which takes many times its length.
-pub const MAX_CONFIG_LEN: u64 = 16 << 20;
-/// Bytes that an index may have; [`MAX_TENSORS`] lines of a usual length fit.
-pub const MAX_INDEX_LEN: u64 = 128 << 20;
-
 /// Bytes that are compared at a time.
 const COMPARE_LEN: usize = 1 << 20;
-
-/// One tensor of a checkpoint: little-endian elements in row-major order, without gaps.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct TensorInfo {
-    /// Its name, unique in the checkpoint.
-    pub name: String,
-    /// Type of its elements.
-    pub float_type: FloatType,
-    /// Its dimensions, 1 to 4 of them, none 0.
-    pub shape: Vec<u64>,
-    /// Index into [`Checkpoint::files`].
-    pub file: usize,
-    /// Where its bytes start in that file.
-    pub offset: u64,
-    /// Its bytes: the product of the shape times the size of an element.
-    pub length: u64,
-}
 
 /// One weights file of a checkpoint, open for reading.
 #[derive(Debug)]

@@ -2,24 +2,19 @@
 
 use std::path::Path;
 
+use super::error::SourceError;
+use super::limits::{MAX_CONFIG_LEN, MAX_SIDE_FILE_LEN};
 use super::snapshot::{Folder, OpenFile};
-use super::{MAX_CONFIG_LEN, MAX_SIDE_FILE_LEN, SourceError};
 use crate::arch::config::not_json;
 use crate::convert::notice::Notice;
-use crate::format::files::{CONFIG, SNAPSHOT_FILES, TEMPLATES_FOLDER, packed_template};
+use crate::format::files::{CONFIG, GENERATION_CONFIG, LFS_POINTER, SNAPSHOT_FILES, TEMPLATES_FOLDER, packed_template};
 
 /// The tokenizer that training and generation read.
 const TOKENIZER: &str = "tokenizer.json";
 
-/// What says which tokens end a text, besides config.json.
-const GENERATION_CONFIG: &str = "generation_config.json";
-
 /// Files that other programs make a tokenizer of; tokenizer.json can be made of them.
 const OTHER_TOKENIZERS: [&str; 6] =
     ["tokenizer.model", "tokenizer.model.v3", "tokenizer.model.v7", "tekken.json", "spiece.model", "vocab.json"];
-
-/// How the text begins that stands for a large file in a repository cloned without Git LFS.
-const LFS_POINTER: &[u8] = b"version https://git-lfs.github.com/spec/";
 
 /// Further templates that a checkpoint may have.
 const MAX_TEMPLATES: usize = 256;

@@ -4,7 +4,7 @@ use std::fs::{self, File, Metadata};
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
-use super::SourceError;
+use super::error::SourceError;
 use crate::io::read_exact_at;
 
 /// The single weights file of a snapshot.

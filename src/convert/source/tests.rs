@@ -616,7 +616,7 @@ mod links {
         // The user may reach the snapshot by a link too.
         symlink(&snapshot, dir.path().join("mine")).unwrap();
         Checkpoint::open(&dir.path().join("mine"), None).unwrap();
-        // Beside the blobs is outside.
+        // The folder above the blobs is outside.
         fs::write(dir.path().join("models--X--Y/secret"), b"x").unwrap();
         symlink("../../secret", snapshot.join("tokenizer.json")).unwrap();
         leaves(Checkpoint::open(&snapshot, None), "tokenizer.json");

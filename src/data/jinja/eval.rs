@@ -9,6 +9,7 @@ use super::ast::{Arguments, Body, Comparison, Expr, Filter, For, Statement, Targ
 use super::error::{ErrorKind, Result, TemplateError, invalid, unsupported};
 use super::objects::{Loop, Object};
 use super::ops;
+use super::text::checked_length;
 use super::value::{Dict, Function, Value};
 
 /// Steps that a rendering may take: a template of unknown origin shall not run forever.
@@ -488,7 +489,7 @@ impl Interpreter {
             text.push_str(&self.eval(part)?.to_text()?);
         }
         self.burn(text.len() / 64)?;
-        ops::checked_length(text.len())?;
+        checked_length(text.len())?;
         Ok(text.into())
     }
 

@@ -3,10 +3,11 @@
 use super::args::{Args, flag_or, integer_or, text_of};
 use super::error::{ErrorKind, Result, invalid, unsupported};
 use super::eval::Interpreter;
-use super::format::printf;
 use super::json::JsonStyle;
-use super::methods::{changed_case, justified, lines, method, replace, trimmed};
+use super::methods::{changed_case, justified, lines, replace, trimmed};
+use super::names::method;
 use super::ops;
+use super::printf::printf;
 use super::text::{escape, is_space};
 use super::value::{Value, View};
 

@@ -5,99 +5,8 @@ use std::sync::Arc;
 use super::args::{Args, flag_or, integer_or, text_of};
 use super::error::{Result, invalid, unsupported};
 use super::format::str_format;
-use super::ops::checked_length;
-use super::text::{escape, is_printable, is_space, title_case};
+use super::text::{checked_length, escape, is_printable, is_space, title_case};
 use super::value::{Dict, Value, View};
-
-const OF_STRINGS: [&str; 47] = [
-    "capitalize",
-    "casefold",
-    "center",
-    "count",
-    "encode",
-    "endswith",
-    "expandtabs",
-    "find",
-    "format",
-    "format_map",
-    "index",
-    "isalnum",
-    "isalpha",
-    "isascii",
-    "isdecimal",
-    "isdigit",
-    "isidentifier",
-    "islower",
-    "isnumeric",
-    "isprintable",
-    "isspace",
-    "istitle",
-    "isupper",
-    "join",
-    "ljust",
-    "lower",
-    "lstrip",
-    "maketrans",
-    "partition",
-    "removeprefix",
-    "removesuffix",
-    "replace",
-    "rfind",
-    "rindex",
-    "rjust",
-    "rpartition",
-    "rsplit",
-    "rstrip",
-    "split",
-    "splitlines",
-    "startswith",
-    "strip",
-    "swapcase",
-    "title",
-    "translate",
-    "upper",
-    "zfill",
-];
-const OF_LISTS: [&str; 3] = ["copy", "count", "index"];
-const OF_TUPLES: [&str; 2] = ["count", "index"];
-const OF_DICTS: [&str; 6] = ["copy", "fromkeys", "get", "items", "keys", "values"];
-const OF_VIEWS: [&str; 2] = ["isdisjoint", "mapping"];
-const OF_NUMBERS: [&str; 12] = [
-    "as_integer_ratio",
-    "bit_count",
-    "bit_length",
-    "conjugate",
-    "denominator",
-    "from_bytes",
-    "fromhex",
-    "hex",
-    "imag",
-    "is_integer",
-    "numerator",
-    "real",
-];
-/// What changes a value: the sandbox of Jinja2 hides it.
-const CHANGE_LISTS: [&str; 8] = ["append", "clear", "extend", "insert", "pop", "remove", "reverse", "sort"];
-const CHANGE_DICTS: [&str; 5] = ["clear", "pop", "popitem", "setdefault", "update"];
-
-/// A method by its name: `None` where the value has none of that name, `Some(None)` where it is
-/// hidden.
-pub(super) fn method(value: &Value, name: &str) -> Option<Option<Value>> {
-    let (methods, hidden): (&[&'static str], &[&str]) = match value {
-        Value::Str(_) | Value::Markup(_) => (&OF_STRINGS, &[]),
-        Value::List(_) => (&OF_LISTS, &CHANGE_LISTS),
-        Value::Tuple(_) | Value::Range(..) => (&OF_TUPLES, &[]),
-        Value::Dict(_) => (&OF_DICTS, &CHANGE_DICTS),
-        Value::View(..) => (&OF_VIEWS, &[]),
-        Value::Bool(_) | Value::Int(_) | Value::Float(_) => (&OF_NUMBERS, &[]),
-        _ => return None,
-    };
-    if hidden.contains(&name) {
-        return Some(None);
-    }
-    let name = methods.iter().find(|known| **known == name)?;
-    Some(Some(Value::Method(Arc::new((value.clone(), name)))))
-}
 
 /// Calls a method.
 pub(super) fn call(receiver: &Value, name: &'static str, args: Args) -> Result<Value> {
@@ -192,32 +101,14 @@ fn of_string(text: &str, safe: bool, name: &'static str, args: Args) -> Result<V
             let found = if name == "removeprefix" { text.strip_prefix(&part) } else { text.strip_suffix(&part) };
             Ok(found.unwrap_or(text).into())
         }
-        "split" | "rsplit" => {
-            let [separator, limit] = args.bind(name, 0, ["sep", "maxsplit"])?;
-            split(text, name == "rsplit", separator.as_ref(), limit.as_ref())
-        }
-        "splitlines" => {
-            let [keep] = args.bind(name, 0, ["keepends"])?;
-            Ok(lines(text, flag_or(keep.as_ref(), false)).into_iter().map(Value::from).collect::<Vec<_>>().into())
-        }
-        "partition" | "rpartition" => {
-            let [separator] = args.bind(name, 1, ["sep"])?;
-            partition(text, name == "rpartition", &text_of(name, &separator.unwrap_or_default())?)
-        }
+        "split" | "rsplit" | "splitlines" | "partition" | "rpartition" => split_by(text, name, args),
         "replace" => {
             let [old, new, count] = args.bind(name, 2, ["old", "new", "count"])?;
             let [old, new] = [old, new].map(|value| text_of(name, &value.unwrap_or_default()));
             let new = if safe { escape(&new?) } else { new? };
             replace(text, &old?, &new, integer_or(name, count.as_ref(), -1)?)
         }
-        "find" | "rfind" | "index" | "rindex" | "count" => {
-            let [part, start, stop] = args.bind(name, 1, ["sub", "start", "end"])?;
-            find(text, name, &text_of(name, &part.unwrap_or_default())?, start.as_ref(), stop.as_ref())
-        }
-        "startswith" | "endswith" => {
-            let [part, start, stop] = args.bind(name, 1, ["prefix", "start", "end"])?;
-            borders(text, name, &part.unwrap_or_default(), start.as_ref(), stop.as_ref())
-        }
+        "find" | "rfind" | "index" | "rindex" | "count" | "startswith" | "endswith" => search(text, name, args),
         "join" => {
             let [items] = args.bind(name, 1, ["iterable"])?;
             join(text, &items.unwrap_or_default())
@@ -236,6 +127,38 @@ fn of_string(text: &str, safe: bool, name: &'static str, args: Args) -> Result<V
             is(text, name).map(Value::Bool)
         }
         name => unsupported(format!("the method {name} of strings")),
+    }
+}
+
+/// The methods that split a string.
+fn split_by(text: &str, name: &'static str, args: Args) -> Result<Value> {
+    match name {
+        "split" | "rsplit" => {
+            let [separator, limit] = args.bind(name, 0, ["sep", "maxsplit"])?;
+            split(text, name == "rsplit", separator.as_ref(), limit.as_ref())
+        }
+        "splitlines" => {
+            let [keep] = args.bind(name, 0, ["keepends"])?;
+            Ok(lines(text, flag_or(keep.as_ref(), false)).into_iter().map(Value::from).collect::<Vec<_>>().into())
+        }
+        _ => {
+            let [separator] = args.bind(name, 1, ["sep"])?;
+            partition(text, name == "rpartition", &text_of(name, &separator.unwrap_or_default())?)
+        }
+    }
+}
+
+/// The methods that search a string.
+fn search(text: &str, name: &'static str, args: Args) -> Result<Value> {
+    match name {
+        "find" | "rfind" | "index" | "rindex" | "count" => {
+            let [part, start, stop] = args.bind(name, 1, ["sub", "start", "end"])?;
+            find(text, name, &text_of(name, &part.unwrap_or_default())?, start.as_ref(), stop.as_ref())
+        }
+        _ => {
+            let [part, start, stop] = args.bind(name, 1, ["prefix", "start", "end"])?;
+            borders(text, name, &part.unwrap_or_default(), start.as_ref(), stop.as_ref())
+        }
     }
 }
 

@@ -16,11 +16,15 @@ mod filters;
 mod format;
 mod json;
 mod lexer;
+mod members;
 mod methods;
+mod names;
 mod objects;
 mod ops;
 mod parser;
+mod printf;
 mod select;
+mod spec;
 #[cfg(test)]
 mod tests;
 mod text;
@@ -30,6 +34,8 @@ pub use error::{ErrorKind, TemplateError};
 pub use eval::Rendered;
 pub use json::loads;
 pub use value::{Dict, Value};
+
+use std::cell::Cell;
 
 use ast::Body;
 use eval::Interpreter;
@@ -48,7 +54,7 @@ impl Template {
     /// # Errors
     /// Where it is not Jinja, or uses an unsupported feature.
     pub fn new(source: &str, now: i64) -> Result<Self, TemplateError> {
-        Ok(Self { body: parser::parse(source)?, now })
+        Ok(Self { body: with_stack(|| parser::parse(source))??, now })
     }
 
     /// What the template writes with these variables.
@@ -57,7 +63,7 @@ impl Template {
     /// What the template itself refuses, and what Python would raise.
     pub fn render<'a>(&self, variables: impl IntoIterator<Item = (&'a str, Value)>) -> Result<Rendered, TemplateError> {
         let interpreter = Interpreter::new(self.now, variables);
-        with_stack(|| interpreter.run(&self.body))
+        with_stack(|| interpreter.run(&self.body))?
     }
 }
 
@@ -65,13 +71,29 @@ impl Template {
 /// takes some 10 MB. The system commits only the pages that are touched.
 const STACK: usize = 64 << 20;
 
-/// Runs `work` on a thread of its own, so that the stack of the caller's thread is no limit.
-fn with_stack<T: Send>(work: impl FnOnce() -> Result<T, TemplateError> + Send) -> Result<T, TemplateError> {
+thread_local! {
+    /// Whether this is a thread of [`with_stack`].
+    static HAS_STACK: Cell<bool> = const { Cell::new(false) };
+}
+
+/// Runs `work` on a thread of its own, so that the stack of the caller's thread is no limit. Within
+/// `work`, this starts no further thread.
+///
+/// # Errors
+/// Where the system starts no thread.
+pub fn with_stack<T: Send>(work: impl FnOnce() -> T + Send) -> Result<T, TemplateError> {
+    if HAS_STACK.get() {
+        return Ok(work());
+    }
+    let work = || {
+        HAS_STACK.set(true);
+        work()
+    };
     std::thread::scope(|scope| {
         let thread = std::thread::Builder::new().name("template".to_owned()).stack_size(STACK);
         let started = thread
             .spawn_scoped(scope, work)
             .map_err(|_| ErrorKind::Limit("cannot run: the system starts no thread").at(0))?;
-        started.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+        Ok(started.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
     })
 }

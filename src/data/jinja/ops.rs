@@ -5,20 +5,13 @@ use std::sync::Arc;
 
 use super::ast::{Binary, Comparison};
 use super::error::{ErrorKind, Result, invalid, unsupported};
-use super::format::printf;
-use super::methods::method;
-use super::text::escape;
+use super::names::method;
+use super::printf::printf;
+use super::text::{MAX_LENGTH, checked_length, escape};
 use super::value::Value;
 
-/// Bytes of a text that an operator makes, at most.
-const MAX_LENGTH: usize = 16 << 20;
-/// Items of a list that one makes.
+/// Items of a list that an operator makes, at most.
 const MAX_ITEMS: usize = 1 << 20;
-
-/// Fails for a text that is too long.
-pub(super) fn checked_length(length: usize) -> Result<()> {
-    if length > MAX_LENGTH { Err(ErrorKind::Limit("makes a text that is too long")) } else { Ok(()) }
-}
 
 /// The error of a value that is not there.
 pub(super) fn undefined(value: &Value) -> ErrorKind {

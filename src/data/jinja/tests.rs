@@ -106,3 +106,12 @@ fn real_templates_are_rendered_as_by_transformers() {
     println!("{equal:?}");
     assert!(equal.values().all(|count| count[1] == 0), "{equal:?}");
 }
+
+#[test]
+fn work_on_a_large_stack_stays_on_one_thread() {
+    let id = || std::thread::current().id();
+    let outer = id();
+    let (first, second) = with_stack(|| (id(), with_stack(id).unwrap())).unwrap();
+    assert!(first != outer && first == second);
+    assert_ne!(with_stack(id).unwrap(), outer);
+}

@@ -1,5 +1,15 @@
 //! How Python writes numbers and strings.
 
+use super::error::{ErrorKind, Result};
+
+/// Bytes of a text that a template makes, at most.
+pub(super) const MAX_LENGTH: usize = 16 << 20;
+
+/// Fails for a text that is too long.
+pub(super) fn checked_length(length: usize) -> Result<()> {
+    if length > MAX_LENGTH { Err(ErrorKind::Limit("makes a text that is too long")) } else { Ok(()) }
+}
+
 /// Python's `str.isspace` of one character.
 pub(super) fn is_space(c: char) -> bool {
     c.is_whitespace() || ('\x1c'..='\x1f').contains(&c)

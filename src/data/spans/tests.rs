@@ -152,7 +152,7 @@ fn found(template: &ChatTemplate, messages: &[Value], tools: &Value, ends: &[&st
     let ends: Vec<String> = ends.iter().map(|&end| end.to_owned()).collect();
     let probed = Probed::new(rendering, &text).with_letters_added();
     let spans = match template.marks_generation() {
-        true => probed.without(generations, &[]),
+        true => probed.marked(generations, &[]).unwrap_or_else(|flaw| panic!("{flaw:?} in {text}")),
         false => probed.spans(&ends, &[]).unwrap_or_else(|flaw| panic!("{flaw:?} in {text}")),
     };
     // Two answers in a row may touch.
@@ -614,4 +614,22 @@ fn a_long_conversation_needs_few_renderings() {
     assert_eq!(learned, expected);
     let renderings = probed.tails.borrow().len();
     assert!(renderings < 30, "{renderings}");
+}
+
+/// Each answer has each letter of its plane once: one has enough replacements, and two have not.
+#[test]
+fn too_many_letters_are_an_error_and_no_answer_is_lost() {
+    let template = template(&SHAPES[0]);
+    let plane = |first: u32| (first..first + 0xfffe).filter_map(char::from_u32).collect::<String>();
+    let say = |role: &str, content: &str| Value::from_pairs([("role", role), ("content", content)]);
+    let answers = [plane(0xf_0000), plane(0x10_0000)];
+    let messages = [say("user", "Hi"), say("assistant", &answers[0]), say("assistant", &answers[1])];
+    let spans = |messages: &[Value]| {
+        let text = template.render(messages, &Value::None, false).unwrap();
+        let rendering = Rendering { template: &template, messages, tools: &Value::None, add_generation_prompt: false };
+        let spans = Probed::new(rendering, &text).with_letters_added().spans(&["<|im_end|>".to_owned()], &[]);
+        spans.map(|spans| spans.into_iter().map(|span| text[span].to_owned()).collect::<Vec<_>>())
+    };
+    assert_eq!(spans(&messages[..2]), Ok(vec![format!("{}<|im_end|>", answers[0])]));
+    assert_eq!(spans(&messages), Err((2, SpanFlaw::Letters)));
 }

@@ -41,17 +41,6 @@ impl PackSource {
         Self { path: path.as_ref().to_owned(), bytes: Bytes::Mapped(pack) }
     }
 
-    /// Maps a pack. The documentation of the calling function must say that the file may not change
-    /// during the call.
-    ///
-    /// # Errors
-    /// [`StreamError::Open`].
-    #[cfg(all(feature = "convert", feature = "train"))]
-    pub(crate) fn map_unchanged(path: impl AsRef<Path>) -> Result<Self, StreamError> {
-        let path = path.as_ref();
-        Ok(Self::of_mapped(path, MappedPack::open_unchanged(path)?))
-    }
-
     /// The pack's index.
     pub fn index(&self) -> &Index {
         match &self.bytes {
