@@ -32,7 +32,7 @@ need_rust() {
 
 # Whether the system has a Vulkan loader and a driver for it, of whatever GPU.
 has_vulkan() {
-    PATH="$PATH:/sbin:/usr/sbin" ldconfig -p 2>/dev/null | grep -q 'libvulkan\.so\.1' || return 1
+    PATH="$PATH:/sbin:/usr/sbin" ldconfig -p 2>/dev/null | grep 'libvulkan\.so\.1' >/dev/null || return 1
     [ -z "${VK_DRIVER_FILES:-${VK_ICD_FILENAMES:-}}" ] || return 0
     compgen -G '/usr/share/vulkan/icd.d/*.json' >/dev/null ||
         compgen -G '/usr/local/share/vulkan/icd.d/*.json' >/dev/null ||

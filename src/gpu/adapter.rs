@@ -65,13 +65,15 @@ pub(super) fn find(requested: Option<&str>) -> Result<(AdapterSummary, wgpu::Ada
 }
 
 /// The summary that matches `requested`: an index, or a substring of the name in any case. Returns
-/// the best one if several match or if `requested` is `None`.
+/// the best one if several match or if `requested` is `None`. A number of one or two digits is an
+/// index only: it could be part of any version in a name.
 fn choose<'a>(ranked: &'a [AdapterSummary], requested: Option<&str>) -> Result<&'a AdapterSummary, GpuError> {
     let best = ranked.first().ok_or(GpuError::NoAdapter)?;
     let Some(requested) = requested else { return Ok(best) };
     let by_index = requested.trim().parse().ok().and_then(|index: usize| ranked.get(index));
     let part = requested.trim().to_lowercase();
-    let by_name = || ranked.iter().find(|s| s.name.to_lowercase().contains(&part));
+    let only_index = part.len() <= 2 && part.parse::<usize>().is_ok();
+    let by_name = || ranked.iter().find(|s| !only_index && s.name.to_lowercase().contains(&part));
     by_index.or_else(by_name).ok_or_else(|| GpuError::NoSuchAdapter {
         requested: requested.to_owned(),
         present: ranked.iter().map(|s| format!("{} {}", s.index, s.name)).collect(),
@@ -182,6 +184,7 @@ mod tests {
         assert_eq!(index("uhd"), Some(3), "the better of two backends that list the GPU");
         assert_eq!(index("radeon"), None);
         assert_eq!(index("7"), None);
+        assert_eq!(index("15"), None, "a part of a version");
     }
 
     #[test]

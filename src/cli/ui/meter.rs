@@ -159,10 +159,12 @@ impl Bar {
                 let _ = out.write_str(if all { "finishing" } else { verb });
             })
             .with_key("state", move |state: &ProgressState, out: &mut dyn fmt::Write| {
-                let (done, total) = (state.pos(), state.len().unwrap_or(0));
+                // Before the first report the total is not known.
+                let Some(total) = state.len() else { return };
+                let done = state.pos();
                 let _ = out.write_str(&status(unit, done, total, shared.per_second(done)));
             });
-        let bar = ProgressBar::with_draw_target(Some(0), ProgressDrawTarget::stderr_with_hz(10)).with_style(style);
+        let bar = ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr_with_hz(10)).with_style(style);
         bar.set_position(pace.before);
         // Without a tick the clock stands still while a large tensor is copied.
         bar.enable_steady_tick(Duration::from_millis(250));
