@@ -8,8 +8,8 @@
 //! ```
 //!
 //! Some models have no norms of queries and keys. Some layers do not rotate, or have a window. The
-//! factor r (`residual_multiplier`) multiplies the products with the weights and their gradients; it
-//! is 1 in most models.
+//! factor r (`residual_multiplier`) multiplies the products with the weights and their gradients;
+//! it is 1 in most models.
 
 use crate::arch::config::{LayerAttention, ModelConfig};
 use crate::arch::family::Activation;
