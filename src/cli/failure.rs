@@ -177,7 +177,7 @@ fn hint(error: &anyhow::Error, advice: Advice) -> Option<String> {
         } else if let Some(e) = cause.downcast_ref() {
             of_generate(e, advice)
         } else if let Some(e) = cause.downcast_ref() {
-            of_train(e, advice)
+            of_model(e, advice)
         } else if let Some(e) = cause.downcast_ref() {
             of_data(e)
         } else if let Some(e) = cause.downcast_ref() {
@@ -574,7 +574,7 @@ fn of_dequant(error: &DequantError, advice: Advice) -> Option<String> {
 
 fn of_run(error: &RunError, advice: Advice) -> Option<String> {
     match error {
-        RunError::Train(e) => of_train(e, advice),
+        RunError::Model(e) => of_model(e, advice),
         RunError::Plan(e) => of_memory(e, advice),
         RunError::Checkpoint(e) => of_checkpoint(e),
         RunError::OtherRun { source, .. } => of_difference(source),
@@ -698,12 +698,12 @@ fn of_generate(error: &GenerateError, advice: Advice) -> Option<String> {
         GenerateError::TooLong { max_position_embeddings: max, .. } => {
             Some(format!("give a shorter prompt: the model supports {max} tokens"))
         }
-        GenerateError::Train(e) => of_train(e, advice),
+        GenerateError::Model(e) => of_model(e, advice),
         GenerateError::Sampling(_) => None,
     }
 }
 
-fn of_train(error: &ModelError, advice: Advice) -> Option<String> {
+fn of_model(error: &ModelError, advice: Advice) -> Option<String> {
     match error {
         ModelError::Op(OpError::Gpu(e)) => of_gpu(e, advice),
         ModelError::Op(OpError::Weights(e)) => of_dequant(e, advice),

@@ -27,7 +27,7 @@ const MAX_TOKENS: usize = 128;
 pub enum CompareError {
     /// A model, its pack, its tokenizer or the adapter.
     #[error(transparent)]
-    Train(#[from] ModelError),
+    Model(#[from] ModelError),
     /// The device's memory.
     #[error(transparent)]
     Memory(#[from] MemoryError),
@@ -47,7 +47,7 @@ pub enum CompareError {
 
 impl From<StreamError> for CompareError {
     fn from(error: StreamError) -> Self {
-        Self::Train(error.into())
+        Self::Model(error.into())
     }
 }
 

@@ -20,7 +20,7 @@ pub enum MergeError {
     Verify(#[from] VerifyError),
     /// The pack's config.json is missing, invalid or of an unsupported model.
     #[error(transparent)]
-    Train(#[from] ModelError),
+    Model(#[from] ModelError),
     /// The adapter cannot be read, or belongs to another model.
     #[error(transparent)]
     Adapter(#[from] AdapterError),

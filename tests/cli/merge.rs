@@ -361,7 +361,7 @@ fn a_model_that_nothing_can_be_trained_on_is_refused() {
     common::seal::seal_payloads(&mut bytes);
     fs::write(&pack, bytes).unwrap();
     let error = place.merge(Path::new(ADAPTER), Base::Dequantised, "out").unwrap_err();
-    assert!(matches!(&error, MergeError::Train(_)) && error.to_string().contains("hidden_act"), "{error}");
+    assert!(matches!(&error, MergeError::Model(_)) && error.to_string().contains("hidden_act"), "{error}");
     assert_eq!(place.names(), ["tiny.nf4pack"]);
 }
 

@@ -146,7 +146,7 @@ fn what_is_not_finite_is_named_by_its_layer_without_training() {
             other => panic!("{other}"),
         }
         match greedy(&mut fixture.generator(&gpu, Some(&adapter), None), &prompt, 3).unwrap_err() {
-            GenerateError::Train(ModelError::NotFinite { layer, .. }) => assert_eq!(layer, Some(expected)),
+            GenerateError::Model(ModelError::NotFinite { layer, .. }) => assert_eq!(layer, Some(expected)),
             other => panic!("{other}"),
         }
     }

@@ -244,13 +244,13 @@ codes! {
         Cancelled "cancelled"
     }
     MergeError {
-        .0 of Verify, Train, Adapter, Source, Write;
+        .0 of Verify, Model, Adapter, Source, Write;
         OtherBase "merge-other-base"
         NoProjection "merge-no-projection"
         NotFinite "merge-not-finite"
     }
     CompareError {
-        .0 of Train, Memory, Convert, Write;
+        .0 of Model, Memory, Convert, Write;
         Pattern "compare-pattern"
         Empty "compare-empty"
     }
@@ -358,7 +358,7 @@ codes! {
         Matrix "gpu-matrix-too-large"
     }
     GenerateError {
-        .0 of Train, Sampling, Memory;
+        .0 of Model, Sampling, Memory;
         Budget "gpu-budget"
         NoPrompt "prompt-empty"
         TooLong "prompt-too-long"
@@ -370,7 +370,7 @@ codes! {
         NoToken "sampling-no-token"
     }
     RunError {
-        .0 of Settings, Train, Plan, Checkpoint, Record;
+        .0 of Settings, Model, Plan, Checkpoint, Record;
         OtherRun "run-other-settings"
         Occupied "run-out-occupied"
         Elsewhere "run-checkpoint-elsewhere"

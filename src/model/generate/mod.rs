@@ -27,7 +27,7 @@ const CHUNK: u32 = 256;
 pub enum GenerateError {
     /// The model cannot be run.
     #[error(transparent)]
-    Train(#[from] ModelError),
+    Model(#[from] ModelError),
     /// No token can be chosen.
     #[error(transparent)]
     Sampling(#[from] SamplingError),

@@ -21,7 +21,7 @@ pub enum RunError {
     Settings(#[from] SettingsError),
     /// The model, the data or the device.
     #[error(transparent)]
-    Train(#[from] ModelError),
+    Model(#[from] ModelError),
     /// The memory does not suffice.
     #[error(transparent)]
     Plan(#[from] MemoryError),
@@ -101,6 +101,6 @@ fn last_good(checkpoint: Option<&Path>) -> String {
 
 impl From<DataError> for RunError {
     fn from(error: DataError) -> Self {
-        Self::Train(error.into())
+        Self::Model(error.into())
     }
 }
