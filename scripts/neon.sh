@@ -26,7 +26,7 @@ fetch_debian_rust() {
     command -v apt-get >/dev/null && [ "$(uname -m)" = x86_64 ] || return 1
     local keys=/usr/share/keyrings/debian-archive-keyring.gpg root=$debian/root archives=$debian/apt/cache/archives mirror
     # Debian's packages come from where the system's own come from.
-    mirror=$(apt-get indextargets --format '$(REPO_URI)' 'Created-By: Packages' 'Origin: Debian' 'Label: Debian' | head -n 1)
+    mirror=$(apt-get indextargets --format '$(REPO_URI)' 'Created-By: Packages' 'Origin: Debian' 'Label: Debian' | sed -n 1p)
     [ -n "$mirror" ] || return 1
     rm -rf "$debian"
     mkdir -p "$root" "$debian/apt/lists/partial" "$archives/partial"
