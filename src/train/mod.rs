@@ -8,6 +8,14 @@ pub(crate) mod settings;
 pub(crate) mod step;
 pub(crate) mod trainer;
 
+/// What the fuzz targets call below the public API.
+#[cfg(any(fuzzing, test))]
+#[doc(hidden)]
+pub mod fuzzing {
+    pub use super::checkpoint::{Checkpoint, Fingerprint, OPTIMIZER, STATE, State};
+    pub use super::record::{METRICS, read_metrics};
+}
+
 pub use checkpoint::{CheckpointError, Difference};
 pub use record::{EvalRecord, RecordError, StepRecord};
 pub use run::{End, Event, Prepared, Run, RunError, Task};
