@@ -19,6 +19,10 @@ pub const TARGETS: [Role; 7] = PROJECTIONS;
 /// start.
 const ALIGN: usize = 64;
 
+/// Floats that every adapter may have. A larger one must have fewer than the projections that it
+/// adapts: otherwise a few settings of a stranger would take any amount of memory.
+const SMALL: u128 = 1 << 24;
+
 /// Why there can be no such adapter.
 #[derive(Debug, Clone, PartialEq, Error)]
 #[non_exhaustive]
@@ -47,8 +51,8 @@ pub enum LoraError {
         /// The role.
         found: Role,
     },
-    /// More floats than memory can address.
-    #[error("an adapter of rank {rank} is too large")]
+    /// More floats than the projections have that are adapted, and more than any small adapter has.
+    #[error("an adapter of rank {rank} is too large: it would have more numbers than the projections that it adapts")]
     TooLarge {
         /// The rank.
         rank: u32,
@@ -107,6 +111,19 @@ pub fn projection_shape(model: &ModelConfig, role: Role) -> Option<(u32, u32)> {
     model.projection(role).filter(|_| TARGETS.contains(&role))
 }
 
+/// Whether the adapter has more floats than the projections that it adapts, and is not small.
+fn exceeds_model(config: &LoraConfig, model: &ModelConfig) -> bool {
+    let [mut floats, mut weights] = [0_u128; 2];
+    for (inputs, outputs) in
+        TARGETS.iter().filter(|role| config.targets.contains(role)).filter_map(|&role| projection_shape(model, role))
+    {
+        let [inputs, outputs] = [inputs, outputs].map(u128::from);
+        floats += u128::from(config.rank) * (inputs + outputs);
+        weights += inputs * outputs;
+    }
+    floats > weights && floats * u128::from(model.layers) > SMALL
+}
+
 /// Where the two matrices of one projection stand in the vector of an adapter.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Place {
@@ -140,6 +157,9 @@ impl AdapterLayout {
     pub fn new(config: &LoraConfig, model: &ModelConfig) -> Result<Self, LoraError> {
         config.check()?;
         let too_large = || LoraError::TooLarge { rank: config.rank };
+        if exceeds_model(config, model) {
+            return Err(too_large());
+        }
         let mut places = Vec::new();
         let mut layer_len = 0_usize;
         let mut take = |rows: u32, cols: u32| {
