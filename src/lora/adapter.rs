@@ -70,10 +70,10 @@ pub enum AdapterError {
     /// The settings are not a JSON object.
     #[error("{CONFIG} is not a JSON object: {0}")]
     Json(serde_json::Error),
-    /// A setting with a value that cannot be.
+    /// A setting with an invalid value.
     #[error(transparent)]
     Settings(#[from] ConfigError),
-    /// A setting that makes the adapter something else than B (A x) on some projections.
+    /// A setting that changes the computation to something other than B (A x) on some projections.
     #[error("{CONFIG}: adapters with {key:?} are not supported, found {}", brief(&found.to_string()))]
     Unsupported {
         /// The key.
@@ -81,14 +81,14 @@ pub enum AdapterError {
         /// Its value.
         found: Value,
     },
-    /// `target_modules` or `exclude_modules` is a pattern that is not understood.
+    /// `target_modules` or `exclude_modules` is a pattern that cannot be parsed.
     #[error("{CONFIG}: {key} {:?} is not a pattern: {source}", brief(pattern))]
     Pattern {
         /// The key.
         key: &'static str,
         /// The pattern.
         pattern: String,
-        /// Where it is broken.
+        /// The parser's error.
         source: Box<fancy_regex::Error>,
     },
     /// A pattern that takes too long on the name of a module.
@@ -107,22 +107,22 @@ pub enum AdapterError {
         /// The projection.
         role: Role,
     },
-    /// Settings that cannot be.
+    /// Invalid settings.
     #[error("{CONFIG}: {0}")]
     Lora(#[from] LoraError),
-    /// No tensor has a name of PEFT's.
+    /// No tensor has a name that PEFT writes.
     #[error("{WEIGHTS}: no tensor is named as PEFT names the matrices of LoRA, the first one is {tensor:?}")]
     NoMatrices {
-        /// The first tensor; "" where there is none.
+        /// The first tensor; empty if there is none.
         tensor: String,
     },
-    /// A matrix that is not there.
+    /// A missing matrix.
     #[error("{WEIGHTS} has no tensor {tensor:?}")]
     MissingTensor {
         /// Its name.
         tensor: String,
     },
-    /// A tensor that is no matrix of this adapter on this model.
+    /// A tensor that is not a matrix of this adapter on this model.
     #[error("{WEIGHTS}: tensor {tensor:?} has no place in an adapter with these settings on this model")]
     UnexpectedTensor {
         /// Its name.
@@ -136,7 +136,7 @@ pub enum AdapterError {
         /// Its name.
         tensor: String,
     },
-    /// Two adapters in one file, say.
+    /// Two tensors for one matrix, for example of two adapters in one file.
     #[error("{WEIGHTS}: tensors {first:?} and {second:?} are the same matrix of the model")]
     SameMatrix {
         /// The name of one.
@@ -144,17 +144,17 @@ pub enum AdapterError {
         /// The name of the other.
         second: String,
     },
-    /// A matrix that does not fit the model, or not the settings.
+    /// A matrix with a shape that does not fit the model or the settings.
     #[error("{WEIGHTS}: tensor {tensor:?} has the shape {found:?}, for this model it should have {expected:?}")]
     Shape {
         /// Its name.
         tensor: String,
-        /// What it should be.
+        /// The expected shape.
         expected: Vec<u64>,
-        /// What it is.
+        /// Its shape.
         found: Vec<u64>,
     },
-    /// A matrix of numbers that are not read.
+    /// A matrix of a number type that is not supported.
     #[error("{WEIGHTS}: tensor {tensor:?} has the type {found:?}; F64, F32, F16 and BF16 are supported")]
     Type {
         /// Its name.
@@ -162,7 +162,7 @@ pub enum AdapterError {
         /// Its type.
         found: Dtype,
     },
-    /// A vector that is not one of the adapter's layout: a defect of this program.
+    /// A vector whose length is not that of the adapter's layout: a defect of this program.
     #[error("the adapter has {found} floats, by its layout it should have {expected}")]
     Length {
         /// By the layout.
@@ -210,19 +210,19 @@ impl From<SafeTensorError> for AdapterError {
 pub struct Adapter {
     /// Its settings.
     pub config: LoraConfig,
-    /// Name or path of the model that it is for, as PEFT would load it.
+    /// Name or path of its base model, as PEFT would load it.
     pub base: Option<String>,
-    /// Where the matrices stand.
+    /// The places of the matrices in the vector.
     pub layout: AdapterLayout,
     /// All matrices.
     pub vector: Vec<f32>,
 }
 
 impl Adapter {
-    /// An adapter before training, which leaves the model as it is: see [`AdapterLayout::initial`].
+    /// An adapter before training, which does not change the model: see [`AdapterLayout::initial`].
     ///
     /// # Errors
-    /// Settings that cannot be.
+    /// Invalid settings.
     pub fn new(config: LoraConfig, base: Option<String>, model: &ModelConfig, seed: u64) -> Result<Self, LoraError> {
         let layout = AdapterLayout::new(&config, model)?;
         let vector = layout.initial(seed);
@@ -260,15 +260,15 @@ impl Adapter {
         Ok(Self { config, base, layout, vector })
     }
 
-    /// Whether it leaves the model as it is: every B is zero, as before training.
+    /// Whether it does not change the model: every B is zero, as before training.
     pub fn changes_nothing(&self) -> bool {
         let zero = |range: Range<usize>| self.vector.get(range).unwrap_or_default().iter().all(|&x| x == 0.0);
         self.layout.places().all(|(_, _, place)| zero(place.b))
     }
 
     /// Writes the adapter as PEFT would, and `more` files (name, bytes) into the same folder.
-    /// Everything is durable under another name before anything in `folder` changes; what else is
-    /// there stays.
+    /// Everything is durable under another name before anything in `folder` changes. Other files of
+    /// the folder stay.
     ///
     /// # Errors
     /// [`AdapterError::Length`], [`AdapterError::Write`].
@@ -290,12 +290,12 @@ impl Adapter {
     }
 }
 
-/// The floats as safetensors has them.
+/// The floats as little-endian bytes, as in safetensors.
 pub(crate) fn le_bytes(vector: &[f32]) -> Vec<u8> {
     vector.iter().flat_map(|x| x.to_le_bytes()).collect()
 }
 
-/// A safetensors file that transformers reads: it refuses one without this metadata.
+/// A safetensors file with the metadata that transformers requires.
 pub(crate) fn serialize(tensors: Vec<(String, TensorView<'_>)>) -> Result<Vec<u8>, SafeTensorError> {
     safetensors::serialize(tensors, Some([("format".to_owned(), "pt".to_owned())].into()))
 }
@@ -303,7 +303,7 @@ pub(crate) fn serialize(tensors: Vec<(String, TensorView<'_>)>) -> Result<Vec<u8
 /// The words for the two matrices of a projection.
 const MATRICES: [&str; 2] = ["lora_A", "lora_B"];
 
-/// What PEFT puts before the names of the model.
+/// PEFT's prefix of the names of the model.
 const PREFIX: &str = "base_model.model.";
 
 /// One matrix of an adapter.
@@ -322,7 +322,7 @@ impl Matrix {
         format!("{PREFIX}{}", self.name)
     }
 
-    /// Its part of a vector of the adapter's layout, which `bytes` are.
+    /// Its part of `bytes`, a vector of the adapter's layout.
     pub(crate) fn view<'a>(&self, bytes: &'a [u8]) -> Result<TensorView<'a>, SafeTensorError> {
         let data = bytes.get(4 * self.range.start..4 * self.range.end).unwrap_or_default();
         TensorView::new(Dtype::F32, self.shape.map(|n| n as usize).to_vec(), data)
@@ -349,7 +349,7 @@ fn module(family: &Family, layer: u32, role: Role) -> String {
     Prefix::PLAIN.name(Scope::Layer, Some(layer), module)
 }
 
-/// How the names of a file of matrices are read.
+/// The names in a file of matrices.
 struct Names {
     naming: Naming,
     prefix: Prefix,
@@ -378,7 +378,7 @@ impl Names {
     }
 }
 
-/// Whether a tensor is of the embedding or the output projection.
+/// Whether a tensor belongs to the embedding or the output projection.
 fn is_vocabulary(name: &str) -> bool {
     [Role::Embedding, Role::LmHead].into_iter().any(|role| has_module_of(name, role))
 }

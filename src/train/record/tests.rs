@@ -149,7 +149,7 @@ fn a_broken_line_is_named_and_nothing_is_changed() {
 }
 
 #[test]
-fn what_cannot_be_written_is_told_and_written_later() {
+fn unwritten_records_are_reported_and_written_later() {
     let root = tempfile::tempdir().unwrap();
     let file = root.path().join("run");
     fs::write(&file, "precious").unwrap();
