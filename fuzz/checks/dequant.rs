@@ -33,9 +33,7 @@ fn decode(u: &mut Unstructured<'_>) -> Result<()> {
         scales: match &tensor.scales {
             Table::F32(bytes) => Scales::F32(bytes),
             Table::Bf16(bytes) => Scales::Bf16(bytes),
-            Table::Dq8 { offset, map, super_scales, codes } => {
-                Scales::Dq8 { offset: *offset, map, super_scales, codes }
-            }
+            Table::Dq8 { offset, map, super_scales, codes } => Scales::Dq8 { offset: *offset, map, super_scales, codes },
         },
         block_size: tensor.block_size,
         elements: tensor.elements,
@@ -76,7 +74,11 @@ fn tensor(u: &mut Unstructured<'_>) -> Result<Tensor> {
     let blocks = elements.div_ceil(block);
     let wrong = u.ratio(1, 16)?;
     let length = |u: &mut Unstructured<'_>, len: u64| {
-        Ok::<_, arbitrary::Error>(if wrong && u.ratio(1, 3)? { len.saturating_add_signed(u.arbitrary::<i8>()?.into()) } else { len })
+        Ok::<_, arbitrary::Error>(if wrong && u.ratio(1, 3)? {
+            len.saturating_add_signed(u.arbitrary::<i8>()?.into())
+        } else {
+            len
+        })
     };
     let code_bytes = length(u, blocks * block / 2)?;
     let codes = fill(u, code_bytes)?;
@@ -119,10 +121,14 @@ impl Tensor {
 
 impl Table {
     fn get(&self, block: usize) -> f32 {
-        let float = |bytes: &[u8], i: usize| f32::from_le_bytes([bytes[4 * i], bytes[4 * i + 1], bytes[4 * i + 2], bytes[4 * i + 3]]);
+        let float = |bytes: &[u8], i: usize| {
+            f32::from_le_bytes([bytes[4 * i], bytes[4 * i + 1], bytes[4 * i + 2], bytes[4 * i + 3]])
+        };
         match self {
             Self::F32(bytes) => float(bytes, block),
-            Self::Bf16(bytes) => f32::from_bits(u32::from(u16::from_le_bytes([bytes[2 * block], bytes[2 * block + 1]])) << 16),
+            Self::Bf16(bytes) => {
+                f32::from_bits(u32::from(u16::from_le_bytes([bytes[2 * block], bytes[2 * block + 1]])) << 16)
+            }
             Self::Dq8 { offset, map, super_scales, codes } => {
                 float(map, usize::from(codes[block])) * float(super_scales, block / 256) + offset
             }

@@ -17,8 +17,18 @@ const SHARDS: [&str; 2] = ["model-00001-of-00002.safetensors", "model-00002-of-0
 
 /// Names that an index may have in place of a shard's.
 const NAMES: [&str; 12] = [
-    "", ".", "..", "/etc/hostname", "../model.safetensors", "a/b.safetensors", "C:\\a", "config.json", INDEX,
-    "model-00003-of-00002.safetensors", "folder", "a\u{0}b",
+    "",
+    ".",
+    "..",
+    "/etc/hostname",
+    "../model.safetensors",
+    "a/b.safetensors",
+    "C:\\a",
+    "config.json",
+    INDEX,
+    "model-00003-of-00002.safetensors",
+    "folder",
+    "a\u{0}b",
 ];
 
 /// A folder with two shards of one small model, made once.

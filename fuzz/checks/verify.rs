@@ -7,7 +7,7 @@ use std::path::PathBuf;
 
 use arbitrary::{Result, Unstructured};
 use nf4pack::MappedPack;
-use nf4pack::format::nf4::{SUPER_BLOCK, Scales, ScaleType, ZERO_CODE};
+use nf4pack::format::nf4::{SUPER_BLOCK, ScaleType, Scales, ZERO_CODE};
 use nf4pack::format::{Entry, Index, Layout, Pack, Section, SectionKind, check};
 use nf4pack::verify::verify;
 

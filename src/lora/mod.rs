@@ -12,5 +12,5 @@ pub mod fuzzing {
     pub use super::config::{AdapterLayout, LoraConfig};
 }
 
-pub use adapter::{Adapter, AdapterError};
+pub use adapter::{Adapter, AdapterError, TensorsError};
 pub use config::LoraError;
