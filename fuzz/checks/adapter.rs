@@ -121,10 +121,11 @@ pub fn edited_safetensors(u: &mut Unstructured<'_>, file: &[u8]) -> Result<Vec<u
     json::edit(u, &mut header, &names)?;
     if u.ratio(1, 4)? {
         let tensors: Vec<String> = header.as_object().map(|map| map.keys().cloned().collect()).unwrap_or_default();
-        let tensor = u.choose_index(tensors.len().max(1))?;
-        if let Some(tensor) = tensors.get(tensor) {
-            header[tensor.as_str()]["dtype"] =
-                json!(*u.choose(&["F64", "F32", "F16", "BF16", "I64", "U8", "F8_E4M3", "F4", "BOOL"])?);
+        let chosen = u.choose_index(tensors.len().max(1))?;
+        let dtype = *u.choose(&["F64", "F32", "F16", "BF16", "I64", "U8", "F8_E4M3", "F4", "BOOL"])?;
+        let tensor = tensors.get(chosen).and_then(|tensor| header.get_mut(tensor)).and_then(Value::as_object_mut);
+        if let Some(tensor) = tensor {
+            tensor.insert("dtype".to_owned(), json!(dtype));
         }
     }
     let header = json::bytes(u, &header)?;
