@@ -16,7 +16,7 @@ use super::ui;
 use crate::OpenError;
 use crate::arch::names::is_part;
 use crate::arch::obstacle::{check_files_runnable, check_pack_runnable};
-use crate::arch::{ArchError, ConfigError, ModelConfig};
+use crate::arch::{ArchError, ConfigError, ModelConfig, Obstacle};
 use crate::convert::ConvertError;
 use crate::convert::plan::PlanError;
 use crate::convert::source::{CONFIG, HeaderError, INDEX, SourceError, Unstorable};
@@ -712,6 +712,9 @@ fn of_model(error: &ModelError, advice: Advice) -> Option<String> {
         ModelError::Data(e) => of_data(e),
         ModelError::Adapter(e) => of_adapter(e),
         ModelError::Config(e) => of_config(e),
+        ModelError::Obstacle(Obstacle::LayerCount { .. }) => {
+            Some("config.json is of another model: convert the checkpoint again, with the right one (--config FILE)".into())
+        }
         ModelError::MissingFile { .. } => Some(
             "convert again from a folder that has the file; AutoTokenizer.from_pretrained(SRC).save_pretrained(SRC) in Python \
              makes tokenizer.json of other files of a tokenizer"

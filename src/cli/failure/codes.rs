@@ -177,6 +177,7 @@ codes! {
         NoConfig "run-no-config"
         MissingFile "run-missing-file"
         BadFile "run-bad-file"
+        LayerCount "run-layer-count"
         Missing "run-missing-tensor"
         Shape "run-tensor-shape"
     }
