@@ -839,7 +839,7 @@ fn a_synthetic_pack_is_good_and_depends_on_the_seed_alone() {
 }
 
 #[test]
-fn a_synthetic_pack_stops_when_it_is_told_to() {
+fn writing_a_synthetic_pack_can_be_cancelled() {
     struct Stop;
     impl Progress for Stop {
         fn cancelled(&self) -> bool {
