@@ -511,7 +511,10 @@ fn of_write(error: &WriteError) -> Option<String> {
         WriteError::NoSpace { needed, available, .. } => Some(no_space(*needed, *available)),
         WriteError::Target { path, source } => of_target(path, source),
         WriteError::NotDurable { .. } => Some(SYNC.into()),
-        WriteError::TensorName { .. } | WriteError::Safetensors { .. } | WriteError::Cancelled => None,
+        WriteError::Source { .. }
+        | WriteError::TensorName { .. }
+        | WriteError::Safetensors { .. }
+        | WriteError::Cancelled => None,
     }
 }
 
