@@ -1,6 +1,8 @@
 //! Fine-tuning: LoRA adapters on a frozen pack, on any GPU.
 
 pub(crate) mod checkpoint;
+#[cfg(test)]
+mod fuzz_regressions;
 pub(crate) mod record;
 pub(crate) mod run;
 pub(crate) mod schedule;

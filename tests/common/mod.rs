@@ -10,6 +10,7 @@ pub mod naive;
 pub mod oracle;
 #[cfg(feature = "cli")]
 pub mod program;
+pub mod replay;
 pub mod seal;
 
 #[cfg(feature = "gpu")]
