@@ -1,6 +1,6 @@
-//! A good pack of any tensors. `verify` finds nothing in it; no single byte can change without being
-//! found; and where several bytes change and the checksums are made right again, the reader and
-//! `verify` agree about what is wrong.
+//! A good pack of any tensors. `verify` finds nothing in it, and finds every change of one byte.
+//! Where several bytes change and the checksums are made right again, the reader and `verify` agree
+//! about what is wrong.
 
 use std::fs;
 use std::path::PathBuf;
