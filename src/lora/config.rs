@@ -165,11 +165,6 @@ impl AdapterLayout {
         self.layer_len * self.layers as usize
     }
 
-    /// Whether the model has no layers.
-    pub fn is_empty(&self) -> bool {
-        self.len() == 0
-    }
-
     /// The model's family.
     pub fn family(&self) -> &'static Family {
         self.family
@@ -180,20 +175,9 @@ impl AdapterLayout {
         self.rank
     }
 
-    /// Layers of the model.
-    pub fn layers(&self) -> u32 {
-        self.layers
-    }
-
     /// The adapted projections of each layer, in the order in which they stand there.
     pub fn roles(&self) -> impl Iterator<Item = Role> {
         self.places.iter().map(|&(role, _)| role)
-    }
-
-    /// Parameters that are trained: the floats of all matrices.
-    pub fn parameters(&self) -> u64 {
-        let of = |(_, place): &(Role, Place)| (place.a.len() + place.b.len()) as u64;
-        self.places.iter().map(of).sum::<u64>() * u64::from(self.layers)
     }
 
     /// The place of a projection's matrices; `None` if it is not adapted.
@@ -259,7 +243,8 @@ mod tests {
             }
         }
         assert!(layout.len() >= end && layout.len().is_multiple_of(64));
-        assert_eq!(layout.parameters(), parameters);
+        let len = |(_, _, place): (u32, Role, Place)| (place.a.len() + place.b.len()) as u64;
+        assert_eq!(layout.places().map(len).sum::<u64>(), parameters);
         assert_eq!(layout.places().count(), 28);
         assert_eq!(layout.place(1, Role::KProj).unwrap().outputs, 128);
         assert_eq!(layout.place(1, Role::OProj).unwrap().inputs, 256);

@@ -7,6 +7,12 @@ use std::io::Write;
 
 use super::*;
 
+/// Reads `metrics.jsonl`, without an incomplete last line.
+fn read_metrics(path: &Path) -> Result<Vec<Record>, RecordError> {
+    let text = fs::read(path).map_err(|source| RecordError::Read { path: path.to_owned(), source })?;
+    Ok(parse(path, &text)?.into_iter().map(|(record, _)| record).collect())
+}
+
 fn step(step: u64, loss: f32) -> Record {
     let (lr, grad_norm, seconds) = (2e-4, 0.5 + loss, step as f64 * 1.5);
     Record::Step(StepRecord {
