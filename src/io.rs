@@ -7,6 +7,8 @@ use std::path::Path;
 
 #[cfg(feature = "train")]
 pub(crate) mod folder;
+#[cfg(any(feature = "convert", feature = "gpu"))]
+pub(crate) mod read;
 
 /// Alignment of an [`AlignedBuf`]: a page. A large allocation usually starts 16 bytes past a page,
 /// and a read into such a buffer has a fifth of the speed.

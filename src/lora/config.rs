@@ -19,6 +19,10 @@ pub const TARGETS: [Role; 7] = PROJECTIONS;
 /// buffer.
 const ALIGN: usize = 64;
 
+/// Floats that every adapter may have. A larger one must have fewer than the projections that it
+/// adapts: otherwise a few settings of a stranger would take any amount of memory.
+const SMALL: u128 = 1 << 24;
+
 /// Invalid settings of an adapter.
 #[derive(Debug, Clone, PartialEq, Error)]
 #[non_exhaustive]
@@ -47,8 +51,8 @@ pub enum LoraError {
         /// The role.
         found: Role,
     },
-    /// More floats than memory can address.
-    #[error("an adapter of rank {rank} is too large")]
+    /// More floats than the projections have that are adapted, and more than any small adapter has.
+    #[error("an adapter of rank {rank} is too large: it would have more numbers than the projections that it adapts")]
     TooLarge {
         /// The rank.
         rank: u32,
@@ -109,6 +113,19 @@ pub fn projection_shape(model: &ModelConfig, role: Role) -> Option<(u32, u32)> {
     model.projection(role).filter(|_| TARGETS.contains(&role))
 }
 
+/// Whether the adapter has more floats than the projections that it adapts, and is not small.
+fn exceeds_model(config: &LoraConfig, model: &ModelConfig) -> bool {
+    let [mut floats, mut weights] = [0_u128; 2];
+    for (inputs, outputs) in
+        TARGETS.iter().filter(|role| config.targets.contains(role)).filter_map(|&role| projection_shape(model, role))
+    {
+        let [inputs, outputs] = [inputs, outputs].map(u128::from);
+        floats += u128::from(config.rank) * (inputs + outputs);
+        weights += inputs * outputs;
+    }
+    floats > weights && floats * u128::from(model.layers) > SMALL
+}
+
 /// The place of the two matrices of one projection in the vector of an adapter.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Place {
@@ -142,6 +159,9 @@ impl AdapterLayout {
     pub fn new(config: &LoraConfig, model: &ModelConfig) -> Result<Self, LoraError> {
         config.check()?;
         let too_large = || LoraError::TooLarge { rank: config.rank };
+        if exceeds_model(config, model) {
+            return Err(too_large());
+        }
         let mut places = Vec::new();
         let mut layer_len = 0_usize;
         let mut take = |rows: u32, cols: u32| {
@@ -178,6 +198,13 @@ impl AdapterLayout {
     /// The adapted projections of each layer, in the order in which they stand there.
     pub fn roles(&self) -> impl Iterator<Item = Role> {
         self.places.iter().map(|&(role, _)| role)
+    }
+
+    /// The floats of all matrices.
+    #[cfg(test)]
+    pub fn parameters(&self) -> u64 {
+        let of = |(_, place): &(Role, Place)| (place.a.len() + place.b.len()) as u64;
+        self.places.iter().map(of).sum::<u64>() * u64::from(self.layers)
     }
 
     /// The place of a projection's matrices; `None` if it is not adapted.
@@ -243,8 +270,7 @@ mod tests {
             }
         }
         assert!(layout.len() >= end && layout.len().is_multiple_of(64));
-        let len = |(_, _, place): (u32, Role, Place)| (place.a.len() + place.b.len()) as u64;
-        assert_eq!(layout.places().map(len).sum::<u64>(), parameters);
+        assert_eq!(layout.parameters(), parameters);
         assert_eq!(layout.places().count(), 28);
         assert_eq!(layout.place(1, Role::KProj).unwrap().outputs, 128);
         assert_eq!(layout.place(1, Role::OProj).unwrap().inputs, 256);

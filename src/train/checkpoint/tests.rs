@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use safetensors::SafeTensors;
 use serde_json::Value;
 
 use super::*;

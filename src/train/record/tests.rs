@@ -1,5 +1,6 @@
 #![allow(clippy::unwrap_used, clippy::panic, reason = "tests fail by panicking")]
 
+use std::fs;
 #[cfg(target_os = "linux")]
 use std::fs::File;
 #[cfg(target_os = "linux")]
@@ -9,7 +10,7 @@ use super::*;
 
 /// Reads `metrics.jsonl`, without an incomplete last line.
 fn read_metrics(path: &Path) -> Result<Vec<Record>, RecordError> {
-    let text = fs::read(path).map_err(|source| RecordError::Read { path: path.to_owned(), source })?;
+    let text = read::read(path, Links::Refuse, MAX_METRICS_LEN)?;
     Ok(parse(path, &text)?.into_iter().map(|(record, _)| record).collect())
 }
 
@@ -184,7 +185,7 @@ fn a_resumed_training_keeps_what_it_could_not_read_at_first() {
     let (mut recorder, records) = Recorder::resume(root.path(), 2, false).unwrap();
     assert!(records.is_empty());
     let errors = recorder.record(&step(3, 1.0));
-    assert!(matches!(errors[..], [RecordError::Read { .. }]), "{errors:?}");
+    assert!(matches!(errors[..], [RecordError::File(FileError::NotAFile { .. })]), "{errors:?}");
     fs::remove_dir_all(&path).unwrap();
     // A file from elsewhere, with a step after the one that the training resumes from.
     let line = |record: &Record| format!("{}\n", serde_json::to_string(record).unwrap());

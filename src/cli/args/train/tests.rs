@@ -1,5 +1,7 @@
 //! Flags, files, and their precedence.
 
+use std::fs;
+
 use clap::Parser;
 
 use super::super::{Cli, Command};
