@@ -510,7 +510,10 @@ fn of_write(error: &WriteError) -> Option<String> {
         WriteError::NoSpace { needed, available, .. } => Some(no_space(*needed, *available)),
         WriteError::Target { path, source } => of_target(path, source),
         WriteError::NotDurable { .. } => Some(SYNC.into()),
-        WriteError::TensorName { .. } | WriteError::Safetensors { .. } | WriteError::Cancelled => None,
+        WriteError::Source { .. }
+        | WriteError::TensorName { .. }
+        | WriteError::Safetensors { .. }
+        | WriteError::Cancelled => None,
     }
 }
 
@@ -728,6 +731,9 @@ fn of_model(error: &ModelError, advice: Advice) -> Option<String> {
         ModelError::Data(e) => of_data(e),
         ModelError::Adapter(e) => of_adapter(e),
         ModelError::Config(e) => of_config(e),
+        ModelError::Obstacle(Obstacle::LayerCount { .. }) => {
+            Some("config.json is of another model: convert the checkpoint again, with the right one (--config FILE)".into())
+        }
         ModelError::MissingFile { .. } => Some(
             "convert again from a folder that has the file; AutoTokenizer.from_pretrained(SRC).save_pretrained(SRC) in Python \
              makes tokenizer.json of other files of a tokenizer"

@@ -19,13 +19,16 @@ use crate::ops::matmul::Weight;
 use crate::ops::{FiniteCheck, Mat, OpError, inverse_frequencies};
 
 impl ModelConfig {
-    /// Reads a pack's own config.json.
+    /// Reads a pack's own config.json, which must describe exactly the layers that the pack has.
     ///
     /// # Errors
-    /// [`ModelError::Stream`], [`ModelError::MissingFile`], [`ModelError::Config`].
+    /// [`ModelError::Stream`], [`ModelError::MissingFile`], [`ModelError::Config`],
+    /// [`ModelError::Obstacle`].
     pub fn of_pack(pack: &PackSource) -> Result<Self, ModelError> {
         let config = pack.file("config.json")?.ok_or(ModelError::MissingFile { name: "config.json" })?;
-        Ok(Self::parse(&config, pack.file(GENERATION_CONFIG)?.as_deref())?)
+        let config = Self::parse(&config, pack.file(GENERATION_CONFIG)?.as_deref())?;
+        config.check_layers(pack.index().header().layer_count)?;
+        Ok(config)
     }
 }
 
