@@ -184,6 +184,9 @@ pub mod dequant;
 #[cfg(feature = "convert")]
 pub mod export;
 pub mod format;
+#[cfg(all(any(fuzzing, test), feature = "convert", feature = "train"))]
+#[doc(hidden)]
+pub mod fuzzing;
 #[cfg(feature = "gpu")]
 pub mod gpu;
 #[cfg(any(feature = "convert", feature = "gpu"))]

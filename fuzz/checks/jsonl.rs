@@ -4,7 +4,7 @@
 
 use arbitrary::{Result, Unstructured};
 use nf4pack::arch::ModelConfig;
-use nf4pack::data::fuzzing::{Dataset, Options, TokenizerFiles, tokenizer};
+use nf4pack::fuzzing::{Dataset, Options, TokenizerFiles, tokenizer};
 use nf4pack::data::{Tokenizer, TrainOn};
 use serde_json::{Value, json};
 

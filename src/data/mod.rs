@@ -7,8 +7,7 @@ pub(crate) mod files;
 pub(crate) mod form;
 mod formats;
 #[cfg(any(fuzzing, test))]
-#[doc(hidden)]
-pub mod fuzzing;
+pub(crate) mod fuzzing;
 mod jinja;
 mod literals;
 mod messages;

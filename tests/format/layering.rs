@@ -32,6 +32,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
         ],
     ),
     ("tests", &["arch", "format", "mmap", "convert", "data", "dequant", "gpu", "lora", "model", "ops", "train", "export"]),
+    ("fuzzing", &["arch", "convert", "data", "lora", "train"]),
     ("main", &["cli"]),
 ];
 
