@@ -167,6 +167,9 @@
 //! `convert` and [`dequant`] do not import each other. Both take the meaning of a code from
 //! [`format::nf4`], so that a mistake in one cannot hide in the other.
 
+// Other builds have the lint: here, `fuzzing` hands on what is not public.
+#![cfg_attr(any(fuzzing, test), allow(unnameable_types))]
+
 /// The checks of the fuzz targets name the library from outside, in unit tests, too.
 #[cfg(test)]
 extern crate self as nf4pack;

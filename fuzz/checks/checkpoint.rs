@@ -5,7 +5,7 @@ use std::fs;
 use std::path::PathBuf;
 
 use arbitrary::{Result, Unstructured};
-use nf4pack::fuzzing::{Checkpoint, Fingerprint, METRICS, OPTIMIZER, STATE, Recorder, State};
+use nf4pack::fuzzing::{Checkpoint, Fingerprint, METRICS, OPTIMIZER, Recorder, STATE, State};
 use serde_json::{Value, json};
 
 use super::adapter::{Base, edited_safetensors, write};

@@ -1,5 +1,5 @@
-//! The checks of the fuzz targets that reach below the public API, over the committed seeds and over
-//! everything that a target has ever failed on. The others are in
+//! The checks of the fuzz targets that reach below the public API, over the committed seeds and
+//! over everything that a target has ever failed on. The others are in
 //! `tests/format/fuzz_regressions.rs`.
 #![allow(clippy::expect_used, clippy::unwrap_used, clippy::panic, reason = "tests fail by panicking")]
 
@@ -19,6 +19,8 @@ mod jsonl;
 mod replay;
 #[path = "../../fuzz/checks/template.rs"]
 mod template;
+#[path = "../../fuzz/checks/tokenizer.rs"]
+mod tokenizer;
 
 use replay::{draw_changes, replay};
 
@@ -56,4 +58,10 @@ fn jsonl() {
 fn template() {
     assert!(replay("template", template::run) >= 3);
     draw_changes(300, template::run);
+}
+
+#[test]
+fn tokenizer() {
+    assert!(replay("tokenizer", tokenizer::run) >= 3);
+    draw_changes(200, tokenizer::run);
 }
