@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# From a fresh clone to a trained adapter: builds nf4pack, converts the bundled model, shows the pack, verifies it, looks for a GPU, and
-# trains an adapter on it.
+# From a fresh clone to a trained adapter: builds nf4pack, converts the bundled model, shows the
+# pack, verifies it, looks for a GPU, and trains an adapter on it.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 . scripts/setup.sh

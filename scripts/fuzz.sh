@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
-# Fuzzes the readers and the writer: all targets at the same time, or those that are named. Without cargo-fuzz: libFuzzer is a crate,
-# and the flags are the compiler's own.
-#   scripts/fuzz.sh [TARGET...]        parse, parse_edits, roundtrip, convert_header, convert_header_edits
+# Fuzzes the readers and the writer: all targets at the same time, or those that are named. Without
+# cargo-fuzz: libFuzzer is a crate, and the flags are the compiler's own.
+#   scripts/fuzz.sh [TARGET...]        parse, parse_edits, roundtrip, convert_header,
+#                                      convert_header_edits
 #   NF4PACK_FUZZ_SECONDS=N             seconds of each target (default 3600)
 #   NF4PACK_FUZZ_SANITIZER=none        without AddressSanitizer, which needs a nightly toolchain
 set -euo pipefail

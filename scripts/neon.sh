@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
-# Builds the tests of the encoder and the decoder for Arm and runs them: nothing else runs the NEON backends on another processor.
+# Builds the tests of the encoder and the decoder for Arm and runs them: nothing else runs the NEON
+# backends on another processor.
 #   scripts/neon.sh          prepares and runs
-#   scripts/neon.sh prepare  installs what that takes: an Arm linker, qemu, and Rust's standard library for Arm
+#   scripts/neon.sh prepare  installs an Arm linker, qemu, and Rust's standard library for Arm
 set -euo pipefail
 cd "$(dirname "$0")/.."
 . scripts/setup.sh
@@ -9,10 +10,12 @@ cd "$(dirname "$0")/.."
 arm=aarch64-unknown-linux-gnu
 debian=$PWD/target/debian-rust
 
-# Rust's standard library for Arm, from rustup or, where rustup has none, from Debian together with the compiler that it was built by.
+# Rust's standard library for Arm, from rustup or, where rustup has none, from Debian together with
+# the compiler that it was built by.
 has_standard_library() { [ -d "$(rustc --print sysroot)/lib/rustlib/$arm/lib" ]; }
 
-# apt-get on Debian's stable packages alone, for both processors, in a folder of its own: it knows of no installed package.
+# apt-get on Debian's stable packages alone, for both processors, in a folder of its own: it knows
+# of no installed package.
 apt_stable() {
     local command=$1
     shift
@@ -32,7 +35,8 @@ fetch_debian_rust() {
     mkdir -p "$root" "$debian/apt/lists/partial" "$archives/partial"
     echo "deb [signed-by=$keys] $mirror stable main" >"$debian/apt/sources.list"
     apt_stable apt-get update -qq
-    # What the compiler's library needs comes with it, libc too; the compiler itself would bring a linker.
+    # What the compiler's library needs comes with it, libc too; the compiler itself would bring a
+    # linker.
     apt_stable apt-get install -qq -y --download-only --no-install-recommends libstd-rust-web-dev
     (cd "$archives" && apt_stable apt-get download -qq rustc-web libstd-rust-web-dev:arm64)
     local package

@@ -1,5 +1,5 @@
-# Sourced by the other scripts: makes sure of a C linker and of Rust, and on request of a Vulkan driver; says what to do where it
-# cannot install them.
+# Sourced by the other scripts: makes sure of a C linker and of Rust, and on request of a Vulkan
+# driver; says what to do where it cannot install them.
 
 # Runs apt-get where there is one, as root or through sudo.
 install_packages() {
@@ -39,7 +39,8 @@ has_vulkan() {
         compgen -G '/etc/vulkan/icd.d/*.json' >/dev/null
 }
 
-# For what runs on a GPU: Mesa's software Vulkan, where there is no driver (macOS and Windows bring their own).
+# For what runs on a GPU: Mesa's software Vulkan, where there is no driver (macOS and Windows bring
+# their own).
 need_vulkan() {
     [ "$(uname -s)" = Linux ] || return 0
     ! has_vulkan || return 0

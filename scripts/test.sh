@@ -1,16 +1,20 @@
 #!/usr/bin/env bash
-# Everything that CI checks, from a fresh clone on a bare Debian machine: format, lints, documentation, each feature set alone, all tests
-# (those of the GPU on Mesa's software Vulkan where there is no other), the examples, the NEON backends under qemu, and some seconds of
-# each fuzz target. At the end it prints how long each step took.
-#   NF4PACK_FUZZ_SECONDS=N    seconds of each fuzz target (default 10; 0 leaves fuzzing out; scripts/fuzz.sh fuzzes for longer)
+# Everything that CI checks, from a fresh clone on a bare Debian machine: format, lints,
+# documentation, each feature set alone, all tests (those of the GPU on Mesa's software Vulkan where
+# there is no other), the examples, the NEON backends under qemu, and some seconds of each fuzz
+# target. At the end it prints how long each step took.
+#   NF4PACK_FUZZ_SECONDS=N    seconds of each fuzz target (default 10; 0 leaves fuzzing out;
+#                             scripts/fuzz.sh fuzzes for longer)
 #   NF4PACK_REQUIRE_GPU=0     continues without a GPU; its tests are then skipped
 set -euo pipefail
 cd "$(dirname "$0")/.."
 . scripts/setup.sh
 export NF4PACK_REQUIRE_GPU=${NF4PACK_REQUIRE_GPU:-1}
-# Nothing here is compiled a second time after an edit, and files of incremental compilation cost time to write.
+# Nothing here is compiled a second time after an edit, and files of incremental compilation cost
+# time to write.
 export CARGO_INCREMENTAL=0
-# Where RUST_BACKTRACE is set, a debug build of wgpu would take a backtrace at each lock. Panics keep theirs.
+# Where RUST_BACKTRACE is set, a debug build of wgpu would take a backtrace at each lock. Panics
+# keep theirs.
 export RUST_LIB_BACKTRACE=0
 
 steps=()
@@ -30,8 +34,8 @@ step "format"
 cargo fmt --check
 (cd fuzz && cargo fmt --check)
 
-# A feature only adds code (tests/format/layering.rs), so lints of no feature and of all features find everything. Each set between must
-# still compile alone.
+# A feature only adds code (tests/format/layering.rs), so lints of no feature and of all features
+# find everything. Each set between must still compile alone.
 step "lints: all features"
 cargo clippy --locked --all-targets --all-features -- -D warnings
 step "lints: no feature"
@@ -64,8 +68,8 @@ else
     cargo run --locked --example stream_layer -- tests/fixtures/golden/v1.0-full.nf4pack
 fi
 
-# The tests of kernels, of the device and of decoding, once more with wgpu's runtime checks in the kernels. The runs without are the only
-# ones that leave workgroup memory uninitialised.
+# The tests of kernels, of the device and of decoding, once more with wgpu's runtime checks in the
+# kernels. The runs without are the only ones that leave workgroup memory uninitialised.
 step "checked kernels"
 NF4PACK_CHECKED=1 cargo test --locked --lib -- gpu:: dequant:: ops::
 NF4PACK_CHECKED=1 cargo test --locked --test gpu -- dequant:: device::

@@ -201,6 +201,8 @@ pub mod train;
 #[cfg(feature = "convert")]
 pub mod verify;
 
+#[cfg(any(feature = "convert", feature = "gpu"))]
+pub use io::read::FileError;
 #[cfg(feature = "mmap")]
 pub use mmap::{LayerError, MappedPack, OpenError};
 

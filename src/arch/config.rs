@@ -1,5 +1,6 @@
-//! What config.json says about a model. A missing key has the default of its class in transformers
-//! 5.24, unless that default is a size of one particular model: then the key is required.
+//! The configuration of a model in config.json. A missing key has the default of its class in
+//! transformers 5.24, unless that default is a size of one particular model: then the key is
+//! required.
 
 mod attention;
 mod error;
@@ -25,7 +26,7 @@ pub const MAX_LAYERS: u32 = 1 << 16;
 /// A decoder-only transformer.
 #[derive(Debug, Clone, PartialEq)]
 pub struct ModelConfig {
-    /// What its `model_type` stands for.
+    /// The family of its `model_type`.
     pub(crate) family: &'static Family,
     /// Features of the residual stream.
     pub hidden: u32,
@@ -41,12 +42,12 @@ pub struct ModelConfig {
     pub head_dim: u32,
     /// Rows of the embedding.
     pub vocab: u32,
-    /// What RMSNorm adds to the mean square.
+    /// The number that RMSNorm adds to the mean square.
     pub rms_norm_eps: f64,
     /// The rotary embedding of the layers that have one.
     pub(crate) rope: Rope,
     /// Whether a checkpoint may lack the output projection, because the embedding takes its place.
-    /// In a pack it is there or not: this says nothing about it.
+    /// A pack may have it in any case.
     pub tied: bool,
     /// Whether queries and keys are normalised per head.
     pub q_k_norm: bool,
@@ -56,21 +57,21 @@ pub struct ModelConfig {
     pub o_bias: bool,
     /// Whether the feed-forward projections have biases.
     pub mlp_bias: bool,
-    /// What each embedding is multiplied by.
+    /// The factor of embeddings.
     pub embedding_multiplier: f64,
-    /// What the output of attention and of the feed-forward network is multiplied by before it is
+    /// The factor of the outputs of attention and of the feed-forward network, before they are
     /// added to the residual.
     pub residual_multiplier: f64,
-    /// What the product of a query and a key is multiplied by before the softmax; usually
+    /// The factor of the product of a query and a key before the softmax; usually
     /// `1 / sqrt(head_dim)`.
     pub attention_multiplier: f64,
-    /// What the logits are divided by.
+    /// The divisor of the logits.
     pub logits_scaling: f64,
     /// The attention of each layer, in order; read it through [`ModelConfig::attention`].
     pub(crate) layer_attention: Vec<LayerAttention>,
-    /// Positions that the model was made for.
+    /// The positions of the model's training.
     pub max_position_embeddings: u32,
-    /// Tokens that end a text; those of generation_config.json where it names some.
+    /// Tokens that end a text; those of generation_config.json if it names some.
     pub eos_token_ids: Vec<u32>,
     /// Keys of the rotary embedding's parameters that have no effect. transformers warns of them,
     /// too.
@@ -78,8 +79,8 @@ pub struct ModelConfig {
 }
 
 impl ModelConfig {
-    /// Reads config.json and, if there is one, generation_config.json. Where the latter is not
-    /// JSON, it is ignored, as in transformers.
+    /// Reads config.json and, if there is one, generation_config.json. The latter is ignored if it
+    /// is not JSON, as in transformers.
     ///
     /// # Errors
     /// A [`ConfigError`] that names the key.
@@ -90,8 +91,8 @@ impl ModelConfig {
         Self::read(&config, generation.as_ref())
     }
 
-    /// Reads the object of config.json and, if there is one, that of generation_config.json. Where
-    /// config.json is that of a model of text and images, its `text_config` counts.
+    /// Reads the object of config.json and, if there is one, that of generation_config.json. If
+    /// config.json belongs to a model of text and images, its `text_config` is read.
     ///
     /// # Errors
     /// A [`ConfigError`] that names the key.
@@ -139,7 +140,7 @@ impl ModelConfig {
         })
     }
 
-    /// What the attention of `layer` does.
+    /// The attention of `layer`.
     #[doc(hidden)]
     pub fn attention(&self, layer: u32) -> LayerAttention {
         self.layer_attention.get(layer as usize).copied().unwrap_or(LayerAttention::FULL)
@@ -155,8 +156,7 @@ impl ModelConfig {
         self.kv_heads * self.head_dim
     }
 
-    /// Whether such a model has a part. The output projection of a tied one may be there all the
-    /// same.
+    /// Whether such a model has a part. A tied model may have an output projection, too.
     pub(crate) fn has(&self, part: &Part) -> bool {
         match part.when {
             When::Always => true,
@@ -262,7 +262,7 @@ fn divide(key: &'static str, value: u32, divisor_key: &'static str, divisor: u32
     quotient.ok_or(ConfigError::Indivisible { key, value, divisor_key, divisor })
 }
 
-/// What the norms add to the mean square; a null is an error, as in transformers.
+/// The number that the norms add to the mean square; a null is an error, as in transformers.
 fn epsilon(keys: &Keys<'_>, family: &Family) -> Result<f64, ConfigError> {
     let found = keys.number_if_present(family.norm.epsilon, "a number from 0 on", |eps| eps >= 0.0)?;
     Ok(found.unwrap_or(family.norm.default_epsilon))
@@ -282,8 +282,8 @@ fn scale(keys: &Keys<'_>, key: Option<&'static str>) -> Result<Option<f64>, Conf
     Ok(Some(keys.number_if_present(key, "a number above 0", |x| x > 0.0)?.unwrap_or(1.0)))
 }
 
-/// Those of generation_config.json, if it names some, or else those of config.json, which is
-/// checked all the same.
+/// The tokens of generation_config.json if it names some, else those of config.json, which is
+/// checked in both cases.
 fn eos_token_ids(
     keys: &Keys<'_>,
     outer: &Keys<'_>,

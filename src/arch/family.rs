@@ -1,4 +1,4 @@
-//! What distinguishes one `model_type`, as data. The converter takes names, roles and shapes from
+//! The description of one `model_type`, as data. The converter takes names, roles and shapes from
 //! here, the trainer sizes, LoRA its targets. CONTRIBUTING.md says how to add a family.
 //!
 //! Not described yet, because no supported family needs it: rotary embeddings of a part of each
@@ -10,7 +10,7 @@ use crate::format::Role;
 /// One `model_type`, by its configuration and modelling files in transformers 5.24.
 #[derive(Debug)]
 pub struct Family {
-    /// As config.json says it.
+    /// Its name in config.json.
     pub model_type: &'static str,
     /// Its class in transformers, which `architectures` of config.json names.
     pub class: &'static str,
@@ -26,11 +26,11 @@ pub struct Family {
     pub o_bias: Bias,
     /// Biases of the feed-forward projections.
     pub mlp_bias: Bias,
-    /// Between the feed-forward projections.
+    /// The function between the feed-forward projections.
     pub activation: Activation,
-    /// What a missing `num_key_value_heads` means.
+    /// The meaning of a missing `num_key_value_heads`.
     pub kv_heads: Absent,
-    /// What a missing `head_dim` means.
+    /// The meaning of a missing `head_dim`.
     pub head_dim: Absent,
     /// Which layers have a sliding window.
     pub windows: Windows,
@@ -40,15 +40,15 @@ pub struct Family {
     pub theta: f64,
     /// The scalars.
     pub scales: Scales,
-    /// `tie_word_embeddings` where config.json does not say.
+    /// The default of `tie_word_embeddings`.
     pub tied: bool,
-    /// `max_position_embeddings` where config.json does not say.
+    /// The default of `max_position_embeddings`.
     pub max_positions: u32,
-    /// `eos_token_id` where config.json does not say.
+    /// The default of `eos_token_id`.
     pub eos: &'static [u32],
 }
 
-/// What most decoders do; a family's file states what differs. Its names belong to no model.
+/// The defaults: what most decoders do. A family's file states the differences.
 pub const DECODER: Family = Family {
     model_type: "",
     class: "",
@@ -75,11 +75,11 @@ pub const DECODER: Family = Family {
 pub struct Norm {
     /// The place of a layer's norms.
     pub position: NormPosition,
-    /// What the normalised features are multiplied by.
+    /// The factor of the normalised features.
     pub weight: NormWeight,
-    /// The key of what is added to the mean square.
+    /// The key of the number that is added to the mean square.
     pub epsilon: &'static str,
-    /// What is added where config.json has no such key.
+    /// The default of that key.
     pub default_epsilon: f64,
 }
 
@@ -94,7 +94,7 @@ pub enum NormPosition {
     After,
 }
 
-/// What RMSNorm multiplies the normalised features by.
+/// The factor of the normalised features in RMSNorm.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum NormWeight {
     /// The stored weight.
@@ -110,7 +110,7 @@ pub enum Bias {
     Never,
     /// They have one.
     Always,
-    /// As this key of config.json says, or the default.
+    /// As this key of config.json says; its default.
     Key(&'static str, bool),
 }
 
@@ -130,13 +130,13 @@ impl Activation {
     }
 }
 
-/// What a missing size means.
+/// The meaning of a missing size.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Absent {
-    /// Nothing: the default of the class is the number of one certain model. A null means what
-    /// [`Absent::Derived`] does.
+    /// It is an error: the default of the class is the size of one certain model. A null means the
+    /// same as for [`Absent::Derived`].
     Required,
-    /// Nothing, and neither does a null.
+    /// It is an error, and so is a null.
     Given,
     /// It follows from other sizes.
     Derived,
@@ -145,77 +145,77 @@ pub enum Absent {
 /// Which layers have a sliding window, and its length.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Windows {
-    /// None has.
+    /// No layer.
     None,
-    /// All have one of `sliding_window` tokens, unless that is null. With a `layer_types`,
-    /// transformers reads a `mistral` model as a `ministral` one, whose windows are those of the
-    /// layers that the list names.
+    /// All layers have one of `sliding_window` tokens, unless that is null. With `layer_types`,
+    /// transformers reads a `mistral` model as a `ministral` one: only the layers that the list
+    /// names have windows.
     EveryLayer {
-        /// `sliding_window` where config.json does not say.
+        /// The default of `sliding_window`.
         default: u32,
     },
-    /// Those that `layer_types` names, if `use_sliding_window`; without that list those from
-    /// `max_window_layers` on.
+    /// The layers that `layer_types` names, if `use_sliding_window`; without that list the layers
+    /// from `max_window_layers` on.
     Listed {
-        /// `sliding_window` where config.json does not say.
+        /// The default of `sliding_window`.
         default: u32,
-        /// `max_window_layers` where config.json does not say.
+        /// The default of `max_window_layers`.
         first: u32,
     },
-    /// Those that `layer_types` names; without that list, if `use_sliding_window`, those without a
-    /// rotary embedding.
+    /// The layers that `layer_types` names; without that list, if `use_sliding_window`, the layers
+    /// without a rotary embedding.
     WithoutRotary,
 }
 
 /// Which layers rotate queries and keys by their positions.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Rotary {
-    /// All.
+    /// All layers.
     EveryLayer,
-    /// Those with a 1 in `no_rope_layers`; without that list all but each
+    /// The layers with a 1 in `no_rope_layers`; without that list all layers except every
     /// `no_rope_layer_interval`-th.
     Listed {
-        /// `no_rope_layer_interval` where config.json does not say.
+        /// The default of `no_rope_layer_interval`.
         interval: u32,
     },
 }
 
-/// The keys of config.json for a family's scalars; each is 1 if it is missing.
+/// The keys of config.json for a family's scalars. A missing one is 1.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Scales {
-    /// What embeddings are multiplied by.
+    /// The factor of embeddings.
     pub embedding: Option<&'static str>,
-    /// What the output of attention and of the feed-forward network is multiplied by.
+    /// The factor of the outputs of attention and of the feed-forward network.
     pub residual: Option<&'static str>,
-    /// What scores are multiplied by; `1 / sqrt(head_dim)` without a key.
+    /// The factor of attention scores; `1 / sqrt(head_dim)` without a key.
     pub attention: Option<&'static str>,
-    /// What logits are divided by.
+    /// The divisor of logits.
     pub logits: Option<&'static str>,
 }
 
 /// A tensor that a model may have.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Part {
-    /// Its name, without what stands before it: see [`Scope`].
+    /// Its name without the prefix, which [`Scope`] gives.
     pub name: &'static str,
-    /// What it is.
+    /// Its role.
     pub role: Role,
     /// Its shape; weights are `[outputs, inputs]`.
     pub shape: &'static [Dim],
-    /// Where it stands. A mixture of experts will need a scope for what each expert has.
+    /// The part of the model that has it.
     pub scope: Scope,
     /// Which models have it.
     pub when: When,
 }
 
-/// How often a model has a part, and what stands before its name.
+/// The part of a model that has a tensor, and the prefix of its name.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Scope {
-    /// Once, outside the decoder: nothing, in the simplest case.
+    /// The model, outside the decoder: no prefix, usually.
     Model,
-    /// Once, in the decoder: `model.`.
+    /// The decoder, once: `model.`.
     Decoder,
-    /// In each layer: `model.layers.N.`.
+    /// Each layer: `model.layers.N.`.
     Layer,
 }
 
@@ -239,17 +239,17 @@ pub enum Dim {
 /// Which models have a part.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum When {
-    /// All.
+    /// All models.
     Always,
-    /// Those with [`Family::q_k_norm`].
+    /// Models with [`Family::q_k_norm`].
     QkNorm,
-    /// Those with [`Family::qkv_bias`].
+    /// Models with [`Family::qkv_bias`].
     QkvBias,
-    /// Those with [`Family::o_bias`].
+    /// Models with [`Family::o_bias`].
     OBias,
-    /// Those with [`Family::mlp_bias`].
+    /// Models with [`Family::mlp_bias`].
     MlpBias,
-    /// Those whose config.json does not tie it to the embedding; a tied model may have it, too.
+    /// Models whose config.json does not tie it to the embedding. A tied model may have it, too.
     Head,
 }
 
@@ -286,12 +286,12 @@ const PARTS: [Part; 21] = [
     part(Scope::Model, "lm_head.weight", Role::LmHead, &[Dim::Vocabulary, Dim::Hidden], When::Head),
 ];
 
-/// The projections of a layer: they are quantised, and LoRA may adapt them. Their order is that of
-/// an adapter's layer.
+/// The projections of a layer, which are quantised and which LoRA can adapt, in the order of an
+/// adapter's layer.
 pub const PROJECTIONS: [Role; 7] =
     [Role::QProj, Role::KProj, Role::VProj, Role::OProj, Role::GateProj, Role::UpProj, Role::DownProj];
 
-/// Families are the same where their model types are.
+/// Families are equal if their model types are.
 impl PartialEq for Family {
     fn eq(&self, other: &Self) -> bool {
         self.model_type == other.model_type

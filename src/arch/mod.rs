@@ -1,6 +1,6 @@
-//! Families of models. The description of a model is here, once, as data: its tensors and their
-//! names, the meaning of the keys of config.json, and what its layers do. A family is one file of
-//! `families` (all of them are in `Family::ALL`); the readers of that data are shared:
+//! Families of models. This module has the only description of each, as data: its tensors and their
+//! names, the meaning of the keys of config.json, and the properties of its layers. A family is one
+//! file of `families` (all of them are in `Family::ALL`). The readers of that data are shared:
 //!
 //! ```text
 //! families/ -> family    one model_type: tensors, keys, defaults

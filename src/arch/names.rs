@@ -1,32 +1,31 @@
-//! The names of a checkpoint's tensors: what programs put around them, and what stands before the
-//! decoder's own.
+//! The names of a checkpoint's tensors: the prefixes that programs add, and those of the decoder.
 
 use std::collections::{BTreeMap, HashSet};
 
 use super::family::{Family, Scope};
 use crate::format::Role;
 
-/// How the names of a checkpoint are read. Programs that wrap a model leave their mark in every
-/// name, a model that was saved without its head has no `model.` before them, and some programs
-/// write a word of their own in its place: [`Naming::stored`] gives the name that transformers
-/// would have written.
+/// The differences of a checkpoint's names from those that transformers writes. Programs that wrap
+/// a model add a prefix to every name. A model that was saved without its head lacks `model.`. Some
+/// programs write another word in its place. [`Naming::stored`] gives the name that transformers
+/// writes.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Naming {
-    /// What was removed, each once: `module.`, `_orig_mod.`, ...
+    /// The prefixes that are removed, each once: `module.`, `_orig_mod.`, ...
     pub wrappers: Vec<String>,
-    /// What stands in place of the decoder's `model.`: nothing, or another word.
+    /// The text in place of the decoder's `model.`: empty, or another word.
     pub replaced: Option<String>,
-    /// Whether the output projection stands in the decoder.
+    /// Whether the output projection has the decoder's prefix.
     pub head_inside: bool,
 }
 
-/// What wrappers put before all of a name.
+/// The prefixes that wrappers add to a whole name.
 const OUTER: [&str; 2] = ["module.", "base_model.model."];
-/// What wrappers put before any part of a name.
+/// The prefixes that wrappers add to any component of a name.
 const ANYWHERE: [&str; 3] = ["_orig_mod.", "_fsdp_wrapped_module.", "_checkpoint_wrapped_module."];
 
 impl Naming {
-    /// How these names are read.
+    /// The differences of these names.
     pub fn of<'a>(names: impl Iterator<Item = &'a str>) -> Self {
         let mut wrappers = Vec::new();
         let names: HashSet<String> = names.map(|name| unwrap(name, &mut wrappers)).collect();
@@ -48,7 +47,7 @@ impl Naming {
         naming
     }
 
-    /// The name under which a pack has the tensor.
+    /// The name of the tensor in a pack.
     pub fn stored(&self, name: &str) -> String {
         let name = unwrap(name, &mut Vec::new());
         let name = self.wrappers.iter().find_map(|wrapper| name.strip_prefix(wrapper.as_str())).unwrap_or(&name);
@@ -62,19 +61,19 @@ impl Naming {
         head.map(str::to_owned).unwrap_or(name)
     }
 
-    /// Whether every name is stored as it stands.
+    /// Whether every name is stored unchanged.
     pub fn is_plain(&self) -> bool {
         self.wrappers.is_empty() && self.replaced.is_none() && !self.head_inside
     }
 }
 
-/// Where the tensors of a decoder stand.
+/// The prefix of a decoder's tensors.
 enum Found {
-    /// Behind a prefix that transformers writes, or nowhere.
+    /// A prefix that transformers writes, or there is no decoder.
     Known,
-    /// Behind such a prefix, which this wrapper stands before.
+    /// Such a prefix after this wrapper's.
     Behind(String),
-    /// Behind this, in place of such a prefix.
+    /// This, in place of such a prefix.
     InPlace(String),
 }
 
@@ -88,7 +87,7 @@ fn found_prefix(names: &HashSet<String>) -> Found {
     }
     let is_known = |prefix: &str| Prefix::ALL.iter().any(|known| known.decoder == prefix);
     let has_known = prefixes.keys().any(|prefix| is_known(prefix));
-    // As transformers does, where some names have the prefix and others lack it.
+    // As in transformers if some names have the prefix and others lack it.
     let lacks_it = |name: &String| !names.contains(&format!("{}{name}", Prefix::PLAIN.decoder));
     let mut bare = names.iter().filter(|name| in_decoder(name)).peekable();
     let only_plain = prefixes.keys().all(|prefix| !is_known(prefix) || *prefix == Prefix::PLAIN.decoder);
@@ -113,14 +112,14 @@ fn found_prefix(names: &HashSet<String>) -> Found {
     }
 }
 
-/// What a decoder has behind a prefix.
+/// The names of a decoder after a prefix.
 #[derive(Default)]
 struct Seen {
     layers: bool,
     embedding: bool,
 }
 
-/// What stands before the decoder's own name of a tensor, and that name.
+/// The prefix before the decoder's own name of a tensor, and that name.
 fn split(name: &str) -> Option<(&str, &str)> {
     let dots = name.match_indices('.').map(|(at, _)| at + 1);
     std::iter::once(0).chain(dots).map(|at| name.split_at(at)).find(|(_, rest)| in_decoder(rest))
@@ -154,7 +153,7 @@ fn is_head(name: &str) -> bool {
     heads().any(|head| head == name)
 }
 
-/// A name without what wrappers put around it, which is noted in `found`.
+/// A name without the prefixes of wrappers, which are added to `found`.
 fn unwrap(name: &str, found: &mut Vec<&'static str>) -> String {
     let mut rest = name;
     while let Some((wrapper, inner)) =
@@ -189,24 +188,23 @@ pub(super) fn layer_of(name: &str) -> Option<(u64, &str)> {
     canonical.then(|| (number.parse().unwrap_or(u64::MAX), rest))
 }
 
-/// Before the number of a layer.
+/// The text before the number of a layer.
 const LAYERS: &str = "layers.";
 
-/// What stands before the names of a model's parts.
+/// The prefixes of the names of a model's parts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Prefix {
-    /// Before those of the decoder.
+    /// That of the decoder.
     pub decoder: &'static str,
-    /// Before that of the output projection.
+    /// That of the output projection.
     pub head: &'static str,
 }
 
 impl Prefix {
-    /// Of a model of text.
+    /// The prefixes of a model of text.
     pub const PLAIN: Self = Self { decoder: "model.", head: "" };
 
-    /// Every prefix that is read. The longer ones are those of models of text and images, new and
-    /// old.
+    /// Every supported prefix. The longer ones are those of models of text and images, new and old.
     pub const ALL: [Self; 3] = [
         Self::PLAIN,
         Self { decoder: "model.language_model.", head: "" },

@@ -1,5 +1,5 @@
-//! Why a model that can be packed cannot be run: said by `convert`, `verify` and `doctor`, not only
-//! by `train`.
+//! Why a model that can be packed cannot be run. `convert`, `verify` and `doctor` report it, not
+//! only `train`.
 
 use serde::de::IgnoredAny;
 use thiserror::Error;
@@ -16,13 +16,13 @@ pub const MAX_HEAD_DIM: u32 = 256;
 #[derive(Debug, Error)]
 #[non_exhaustive]
 pub enum Obstacle {
-    /// The kernels have no such heads.
+    /// The kernels do not support this head size.
     #[error("a head has {found} features: the kernels need a multiple of 4, and at most {MAX_HEAD_DIM}")]
     HeadDim {
         /// Features of a head.
         found: u32,
     },
-    /// The kernels have no such norm.
+    /// The kernels do not support these norms.
     #[error("the norms of {model_type} models {found}, which no kernel does")]
     Norm {
         /// The model type.
@@ -43,37 +43,45 @@ pub enum Obstacle {
     /// A pack without a description of its model.
     #[error("the pack has no config.json")]
     NoConfig,
-    /// A pack whose config.json describes no model that is supported.
+    /// A pack whose config.json does not describe a supported model.
     #[error(transparent)]
     Config(#[from] ConfigError),
-    /// A pack without a file that texts need.
+    /// A pack without a file that its tokenizer needs.
     #[error("the pack has no {name}")]
     MissingFile {
         /// Its name.
         name: &'static str,
     },
-    /// A file that does not say what it should.
+    /// A file with other content than its name says.
     #[error("{name} {reason}")]
     BadFile {
         /// Its name.
         name: &'static str,
-        /// What is wrong with it.
+        /// The defect.
         reason: String,
+    },
+    /// A config.json that describes another number of layers than the pack has.
+    #[error("config.json describes {config} layers (num_hidden_layers), the pack has {pack}")]
+    LayerCount {
+        /// Layers by config.json.
+        config: u32,
+        /// Layers of the pack.
+        pack: u32,
     },
     /// A pack that lacks a tensor of its model.
     #[error("the pack has no {role}{}", .layer.map_or_else(String::new, |layer| format!(" in layer {layer}")))]
     Missing {
-        /// The layer; `None` for what a model has once.
+        /// The layer; `None` outside the layers.
         layer: Option<u32>,
-        /// What is missing.
+        /// The role of the missing tensor.
         role: Role,
     },
     /// A pack with a tensor that does not fit its config.json.
     #[error("the {role}{} has the shape {found:?}, by config.json it should have {expected:?}", .layer.map_or_else(String::new, |layer| format!(" of layer {layer}")))]
     Shape {
-        /// The layer; `None` for what a model has once.
+        /// The layer; `None` outside the layers.
         layer: Option<u32>,
-        /// What it is.
+        /// Its role.
         role: Role,
         /// Shape by config.json.
         expected: Vec<u64>,
@@ -83,10 +91,18 @@ pub enum Obstacle {
 }
 
 impl ModelConfig {
+    /// Whether it describes exactly the layers of a pack that has `pack` of them.
+    ///
+    /// # Errors
+    /// [`Obstacle::LayerCount`].
+    pub fn check_layers(&self, pack: u32) -> Result<(), Obstacle> {
+        if self.layers == pack { Ok(()) } else { Err(Obstacle::LayerCount { config: self.layers, pack }) }
+    }
+
     /// Whether the kernels can run such a model.
     ///
     /// # Errors
-    /// The [`Obstacle`] that they meet first.
+    /// The first [`Obstacle`].
     pub fn check_runnable(&self) -> Result<(), Obstacle> {
         if !self.head_dim.is_multiple_of(4) || self.head_dim > MAX_HEAD_DIM {
             return Err(Obstacle::HeadDim { found: self.head_dim });
@@ -138,8 +154,8 @@ fn is_used(part: &Part) -> bool {
     }
 }
 
-/// What is wrong with the files that texts need, as far as that shows without a tokenizer; `file`
-/// gives the bytes of one.
+/// Missing and broken files of the tokenizer, as far as they can be recognised without loading it.
+/// `file` gives the bytes of a file.
 pub fn check_files_runnable<'a>(file: impl Fn(&str) -> Option<&'a [u8]>) -> Vec<Obstacle> {
     const NEEDED: &str = "tokenizer.json";
     let bad = |name: &'static str| fault_of(file(name)?).map(|reason| Obstacle::BadFile { name, reason });
@@ -164,6 +180,7 @@ fn fault_of(bytes: &[u8]) -> Option<String> {
 pub fn check_pack_runnable(pack: &Pack<'_>) -> Result<(), Obstacle> {
     let file = |name: &str| pack.files().find(|file| file.name == name).map(|file| file.bytes);
     let config = ModelConfig::parse(file("config.json").ok_or(Obstacle::NoConfig)?, file(GENERATION_CONFIG))?;
+    config.check_layers(pack.layer_count())?;
     config.check_runnable()?;
     let quantised = pack.quantized_tensors().map(|t| ((t.layer, t.role), t.shape));
     let raw = pack.raw_tensors().map(|t| ((t.layer, t.role), t.shape));
@@ -176,7 +193,7 @@ pub fn check_pack_runnable(pack: &Pack<'_>) -> Result<(), Obstacle> {
         match shapes.get(&(layer, role)) {
             Some(found) if found.dims() == expected => {}
             Some(found) => return Err(Obstacle::Shape { layer, role, expected, found: found.dims().to_vec() }),
-            // Where a pack has none, the embedding takes its place.
+            // Without it, the embedding takes its place.
             None if role == Role::LmHead => {}
             None => return Err(Obstacle::Missing { layer, role }),
         }
@@ -265,7 +282,7 @@ mod tests {
     }
 
     #[test]
-    fn files_that_are_not_there_or_are_not_what_they_should_be_are_named() {
+    fn missing_and_broken_files_are_named() {
         assert_eq!(of_files(&[("tokenizer.json", "{}")]), [""; 0]);
         assert_eq!(of_files(&[]), ["the pack has no tokenizer.json"]);
         let pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 7\n";

@@ -1,4 +1,4 @@
-//! Which tensor of a checkpoint is which part of the model: config.json gives the sizes, and the
+//! Finds the tensor of each part of a model in a checkpoint: config.json gives the sizes, and the
 //! names and shapes of the tensors must fit them.
 
 use std::collections::HashMap;
@@ -21,22 +21,22 @@ pub struct TensorShape<'a> {
     pub shape: &'a [u64],
 }
 
-/// Why config.json and the tensors are not a model.
+/// An error of config.json, or of tensors that do not fit it.
 #[derive(Debug, Error)]
 #[non_exhaustive]
 pub enum ArchError {
-    /// config.json describes no model that is supported.
+    /// config.json does not describe a supported model.
     #[error(transparent)]
     Config(#[from] ConfigError),
-    /// A part of the model is not in the checkpoint.
+    /// The checkpoint lacks a part of the model.
     #[error("tensor {tensor:?} is missing in the checkpoint{}", .similar.as_ref().map_or_else(String::new, |name| format!(", which has {name:?}")))]
     MissingTensor {
-        /// The name that it should have.
+        /// Its expected name.
         tensor: String,
         /// A tensor whose name ends in the same way.
         similar: Option<String>,
     },
-    /// A tensor whose shape is not the one that config.json makes it have.
+    /// A tensor has another shape than config.json requires.
     #[error("tensor {tensor:?} has the shape {found:?}, by config.json it should have {expected:?}")]
     Shape {
         /// The tensor.
@@ -48,18 +48,18 @@ pub enum ArchError {
     },
 }
 
-/// What the tensors of a checkpoint are.
+/// The model of a checkpoint: each tensor with its place.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Model {
-    /// What config.json says.
+    /// The configuration in config.json.
     pub config: ModelConfig,
-    /// What stands before the names of its parts.
+    /// The prefixes of the names of its parts.
     pub prefix: Prefix,
     /// The tensors that are a part of the model, in the order of the checkpoint. Of the parts only
-    /// [`Role::LmHead`] may be absent, where config.json ties it to the embedding.
+    /// [`Role::LmHead`] may be absent, if config.json ties it to the embedding.
     pub tensors: Vec<Placed>,
-    /// The tensors that are no part of the model, in the order of the checkpoint. None of them is
-    /// an error here: what becomes of them is for the caller to decide and to say.
+    /// The other tensors, in the order of the checkpoint. They are no error here: the caller
+    /// decides what to do with them.
     pub strays: Vec<Stray>,
 }
 
@@ -68,7 +68,7 @@ pub struct Model {
 pub struct Placed {
     /// Index into the checkpoint's tensors.
     pub tensor: usize,
-    /// What it is; [`Role::Other`] where the architecture does not name it.
+    /// Its role; [`Role::Other`] if the architecture does not name it.
     pub role: Role,
     /// Its layer.
     pub layer: Option<u32>,
@@ -78,24 +78,25 @@ pub struct Placed {
     pub quantise: bool,
 }
 
-/// A tensor that is no part of the model.
+/// A tensor that is not a part of the model.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Stray {
     /// Index into the checkpoint's tensors.
     pub tensor: usize,
     /// The layer of the model that its name gives.
     pub layer: Option<u32>,
-    /// Why it is none.
+    /// Why it is not.
     pub why: StrayKind,
 }
 
-/// Why a tensor is no part of the model.
+/// Why a tensor is not a part of the model.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum StrayKind {
-    /// It has the name of a part in a layer beyond those of config.json: layers for multi-token
-    /// prediction stand there, or config.json is of a smaller model.
+    /// It has the name of a part in a layer beyond those of config.json: a layer for multi-token
+    /// prediction, or config.json belongs to a smaller model.
     BeyondLayers,
-    /// It has the name of a part that the family has, but not with this config.json: a bias, say.
+    /// It has the name of a part that the family has, but not with this config.json, such as a
+    /// bias.
     NotInThisModel,
     /// No family names it: a buffer, a vision tower, heads for other tasks.
     Unknown,
@@ -116,8 +117,8 @@ pub fn place(config: &Map<String, Value>, tensors: &[TensorShape<'_>]) -> Result
         by_name: tensors.iter().enumerate().map(|(i, tensor)| (tensor.name, i)).collect(),
         placed: vec![None; tensors.len()],
     };
-    // The one part that may be there although it need not. Where the embedding is not there, it is
-    // the embedding, too: transformers ties either of the two to the other.
+    // The only optional part. If the embedding is missing, it is the embedding, too: transformers
+    // ties either of the two to the other.
     let head = config.family.parts.iter().find(|part| part.when == When::Head && config.tied);
     for (part, layer) in config.parts() {
         match head.filter(|_| part.role == Role::Embedding) {
@@ -137,7 +138,7 @@ struct Places<'a> {
     prefix: Prefix,
     tensors: &'a [TensorShape<'a>],
     by_name: HashMap<&'a str, usize>,
-    /// One a tensor: its place, once found.
+    /// The place of each tensor, once it is found.
     placed: Vec<Option<Placed>>,
 }
 
@@ -174,7 +175,7 @@ impl Places<'_> {
         self.by_name.contains_key(self.prefix.name(part.scope, None, part.name).as_str())
     }
 
-    /// The same; `false` where there is no such tensor.
+    /// The same; `false` if there is no such tensor.
     fn take_if_present(&mut self, part: &Part, layer: Option<u32>) -> Result<bool, ArchError> {
         let name = self.prefix.name(part.scope, layer, part.name);
         let found = self.by_name.get(name.as_str()).and_then(|&i| Some((i, self.tensors.get(i)?)));

@@ -13,10 +13,9 @@ use serde_json::json;
 
 use super::args::{BenchCommand, Command, Usage};
 use super::ui;
-use crate::OpenError;
 use crate::arch::names::is_part;
 use crate::arch::obstacle::{check_files_runnable, check_pack_runnable};
-use crate::arch::{ArchError, ConfigError, ModelConfig};
+use crate::arch::{ArchError, ConfigError, ModelConfig, Obstacle};
 use crate::convert::ConvertError;
 use crate::convert::plan::PlanError;
 use crate::convert::source::{CONFIG, HeaderError, INDEX, SourceError, Unstorable};
@@ -38,6 +37,7 @@ use crate::train::checkpoint::{CheckpointError, Difference, OPTIMIZER, STATE};
 use crate::train::record::RecordError;
 use crate::train::run::{Leftover, RunError};
 use crate::verify::VerifyError;
+use crate::{FileError, OpenError};
 
 /// A failure, as stderr and JSON show it.
 #[derive(Debug, Serialize)]
@@ -183,7 +183,7 @@ fn hint(error: &anyhow::Error, advice: Advice) -> Option<String> {
         } else if let Some(e) = cause.downcast_ref() {
             of_adapter(e)
         } else {
-            cause.downcast_ref().and_then(of_open)
+            cause.downcast_ref().and_then(of_open).or_else(|| cause.downcast_ref().and_then(of_file))
         }
     })
 }
@@ -466,7 +466,9 @@ fn of_adapter(error: &AdapterError) -> Option<String> {
              must be converted to PEFT's form with the tools of those programs"
         }
         AdapterError::Unsupported { .. } | AdapterError::SomeLayers { .. } => MERGE_IN_PYTHON,
-        AdapterError::Pattern { .. } => "write target_modules as a list of names, such as [\"q_proj\", \"v_proj\"]",
+        AdapterError::Pattern { .. } | AdapterError::SlowPattern { .. } => {
+            "write target_modules as a list of names, such as [\"q_proj\", \"v_proj\"]"
+        }
         AdapterError::Settings(ConfigError::BadValue { key, .. }) if key == "task_type" => {
             "if the adapter is one of a language model, set task_type to CAUSAL_LM in adapter_config.json"
         }
@@ -482,11 +484,25 @@ fn of_adapter(error: &AdapterError) -> Option<String> {
              unchanged, use save_pretrained(DIR, save_embedding_layers=False); otherwise merge with PEFT \
              (merge_and_unload), unless config.json ties the two, and convert the result"
         }
+        AdapterError::Layers { .. } => {
+            "the adapter belongs to another model (see its base_model_name_or_path), or its file is incomplete"
+        }
+        AdapterError::Safetensors(_) => "the file is damaged, or not from PEFT: download the adapter again",
+        AdapterError::File(e) => return of_file(e),
         AdapterError::SameMatrix { .. } => "the file has two adapters: save each one to its own folder",
         AdapterError::Write { path, source } => return of_target(path, source),
         _ => return None,
     };
     Some(hint.to_owned())
+}
+
+fn of_file(error: &FileError) -> Option<String> {
+    match error {
+        FileError::Io { .. } => None,
+        FileError::NotAFile { .. } => Some("put the file itself there".to_owned()),
+        FileError::Link { .. } => Some("put a copy of the file there".to_owned()),
+        FileError::TooLarge { .. } => Some("the file is damaged, or another one has its name".to_owned()),
+    }
 }
 
 fn of_write(error: &WriteError) -> Option<String> {
@@ -495,7 +511,10 @@ fn of_write(error: &WriteError) -> Option<String> {
         WriteError::NoSpace { needed, available, .. } => Some(no_space(*needed, *available)),
         WriteError::Target { path, source } => of_target(path, source),
         WriteError::NotDurable { .. } => Some(SYNC.into()),
-        WriteError::TensorName { .. } | WriteError::Safetensors { .. } | WriteError::Cancelled => None,
+        WriteError::Source { .. }
+        | WriteError::TensorName { .. }
+        | WriteError::Safetensors { .. }
+        | WriteError::Cancelled => None,
     }
 }
 
@@ -626,6 +645,7 @@ fn of_checkpoint(error: &CheckpointError) -> Option<String> {
         }
         CheckpointError::Adapter { source: AdapterError::Write { path, source }, .. } => return of_target(path, source),
         CheckpointError::Read { .. }
+        | CheckpointError::File(_)
         | CheckpointError::Adapter { .. }
         | CheckpointError::Json { .. }
         | CheckpointError::Safetensors { .. }
@@ -663,7 +683,7 @@ fn of_record(error: &RecordError) -> Option<String> {
         RecordError::Write { path, source } => {
             of_target(path, source).map(|hint| format!("{hint}; --resume then continues from the newest checkpoint"))
         }
-        RecordError::Read { .. } | RecordError::Json { .. } => {
+        RecordError::Read { .. } | RecordError::File(_) | RecordError::Json { .. } => {
             Some("move the file away: --resume then continues without the earlier records".to_owned())
         }
     }
@@ -712,6 +732,9 @@ fn of_model(error: &ModelError, advice: Advice) -> Option<String> {
         ModelError::Data(e) => of_data(e),
         ModelError::Adapter(e) => of_adapter(e),
         ModelError::Config(e) => of_config(e),
+        ModelError::Obstacle(Obstacle::LayerCount { .. }) => {
+            Some("config.json is of another model: convert the checkpoint again, with the right one (--config FILE)".into())
+        }
         ModelError::MissingFile { .. } => Some(
             "convert again from a folder that has the file; AutoTokenizer.from_pretrained(SRC).save_pretrained(SRC) in Python \
              makes tokenizer.json of other files of a tokenizer"

@@ -309,7 +309,7 @@ mod tests {
     }
 
     #[test]
-    fn writing_tells_how_far_it_is_and_can_be_stopped() {
+    fn writing_reports_its_progress_and_can_be_stopped() {
         /// Says to stop at half of the bytes.
         #[derive(Default)]
         struct Half(std::sync::Mutex<Vec<(u64, u64)>>);

@@ -7,6 +7,11 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 
+use crate::io::read::{self, Links};
+
+/// Bytes of a file; the compiled kernels of a driver take some megabytes.
+const MAX_LEN: u64 = 1 << 30;
+
 /// The folder for one adapter, driver and version of this crate, if caching is on.
 #[derive(Debug)]
 pub(super) struct Cache(Option<PathBuf>);
@@ -28,7 +33,7 @@ impl Cache {
     /// The bytes that were last stored under `name`, or `None` if the file is absent or its
     /// checksum differs.
     pub(super) fn load(&self, name: &str) -> Option<Vec<u8>> {
-        let mut file = fs::read(self.path(name)?).ok()?;
+        let mut file = read::read(&self.path(name)?, Links::Follow, MAX_LEN).ok()?;
         let (bytes, checksum) = file.split_last_chunk()?;
         (crc32fast::hash(bytes) == u32::from_le_bytes(*checksum)).then_some(())?;
         file.truncate(file.len() - size_of::<u32>());

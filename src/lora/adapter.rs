@@ -2,16 +2,15 @@
 //! `adapter_config.json`.
 
 mod peft;
+mod tensors;
 
 use std::collections::BTreeMap;
-use std::fs;
 use std::io;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
-use half::{bf16, f16};
-use safetensors::tensor::TensorView;
-use safetensors::{Dtype, SafeTensorError, SafeTensors};
+use safetensors::tensor::{TensorInfo, TensorView};
+use safetensors::{Dtype, SafeTensorError};
 use serde_json::Value;
 use thiserror::Error;
 
@@ -21,12 +20,18 @@ use crate::arch::family::Scope;
 use crate::arch::names::{Naming, Prefix, has_module_of};
 use crate::format::Role;
 use crate::io::folder::publish;
+use crate::io::read::{self, FileError, Links};
+pub use crate::lora::adapter::tensors::TensorsError;
+pub(crate) use crate::lora::adapter::tensors::{ReadFloats, TensorFile};
 use crate::lora::config::{AdapterLayout, LoraConfig, LoraError};
 
 /// The file of the matrices.
 pub const WEIGHTS: &str = "adapter_model.safetensors";
 /// The file of the settings.
 pub const CONFIG: &str = "adapter_config.json";
+/// Bytes that the settings may have: PEFT writes about a thousand, and the names of all modules of
+/// a large model take less than a tenth of this.
+const MAX_CONFIG_LEN: u64 = 1 << 20;
 
 /// Why an adapter could not be read or written.
 #[derive(Debug, Error)]
@@ -48,32 +53,53 @@ pub enum AdapterError {
         /// The system's error.
         source: io::Error,
     },
+    /// A file of the adapter is not a regular file of a usual size.
+    #[error(transparent)]
+    File(FileError),
     /// The matrices are not a safetensors file.
     #[error("{WEIGHTS}: {0}")]
-    Safetensors(#[from] SafeTensorError),
+    Safetensors(TensorsError),
+    /// The model has more layers than the file has tensors.
+    #[error("{WEIGHTS} has {found} tensors, and an adapter of this model has two for each of its {layers} layers or more")]
+    Layers {
+        /// Layers of the model.
+        layers: u32,
+        /// Tensors of the file.
+        found: u64,
+    },
     /// The settings are not a JSON object.
     #[error("{CONFIG} is not a JSON object: {0}")]
     Json(serde_json::Error),
-    /// A setting with a value that cannot be.
+    /// A setting with an invalid value.
     #[error(transparent)]
     Settings(#[from] ConfigError),
-    /// A setting that makes the adapter something else than B (A x) on some projections.
-    #[error("{CONFIG}: adapters with {key:?} are not supported, found {found}")]
+    /// A setting that changes the computation to something other than B (A x) on some projections.
+    #[error("{CONFIG}: adapters with {key:?} are not supported, found {}", brief(&found.to_string()))]
     Unsupported {
         /// The key.
         key: &'static str,
         /// Its value.
         found: Value,
     },
-    /// `target_modules` or `exclude_modules` is a pattern that is not understood.
-    #[error("{CONFIG}: {key} {pattern:?} is not a pattern: {source}")]
+    /// `target_modules` or `exclude_modules` is a pattern that cannot be parsed.
+    #[error("{CONFIG}: {key} {:?} is not a pattern: {source}", brief(pattern))]
     Pattern {
         /// The key.
         key: &'static str,
         /// The pattern.
         pattern: String,
-        /// Where it is broken.
+        /// The parser's error.
         source: Box<fancy_regex::Error>,
+    },
+    /// A pattern that takes too long on the name of a module.
+    #[error("{CONFIG}: {key} {:?} takes too long on the name {module:?}", brief(pattern))]
+    SlowPattern {
+        /// The key.
+        key: &'static str,
+        /// The pattern.
+        pattern: String,
+        /// The module.
+        module: String,
     },
     /// A projection is adapted in some layers only.
     #[error("{CONFIG}: {role} is adapted in some layers and not in others, which is not supported")]
@@ -81,22 +107,22 @@ pub enum AdapterError {
         /// The projection.
         role: Role,
     },
-    /// Settings that cannot be.
+    /// Invalid settings.
     #[error("{CONFIG}: {0}")]
     Lora(#[from] LoraError),
-    /// No tensor has a name of PEFT's.
+    /// No tensor has a name that PEFT writes.
     #[error("{WEIGHTS}: no tensor is named as PEFT names the matrices of LoRA, the first one is {tensor:?}")]
     NoMatrices {
-        /// The first tensor; "" where there is none.
+        /// The first tensor; empty if there is none.
         tensor: String,
     },
-    /// A matrix that is not there.
+    /// A missing matrix.
     #[error("{WEIGHTS} has no tensor {tensor:?}")]
     MissingTensor {
         /// Its name.
         tensor: String,
     },
-    /// A tensor that is no matrix of this adapter on this model.
+    /// A tensor that is not a matrix of this adapter on this model.
     #[error("{WEIGHTS}: tensor {tensor:?} has no place in an adapter with these settings on this model")]
     UnexpectedTensor {
         /// Its name.
@@ -110,7 +136,7 @@ pub enum AdapterError {
         /// Its name.
         tensor: String,
     },
-    /// Two adapters in one file, say.
+    /// Two tensors for one matrix, for example of two adapters in one file.
     #[error("{WEIGHTS}: tensors {first:?} and {second:?} are the same matrix of the model")]
     SameMatrix {
         /// The name of one.
@@ -118,17 +144,17 @@ pub enum AdapterError {
         /// The name of the other.
         second: String,
     },
-    /// A matrix that does not fit the model, or not the settings.
+    /// A matrix with a shape that does not fit the model or the settings.
     #[error("{WEIGHTS}: tensor {tensor:?} has the shape {found:?}, for this model it should have {expected:?}")]
     Shape {
         /// Its name.
         tensor: String,
-        /// What it should be.
+        /// The expected shape.
         expected: Vec<u64>,
-        /// What it is.
+        /// Its shape.
         found: Vec<u64>,
     },
-    /// A matrix of numbers that are not read.
+    /// A matrix of a number type that is not supported.
     #[error("{WEIGHTS}: tensor {tensor:?} has the type {found:?}; F64, F32, F16 and BF16 are supported")]
     Type {
         /// Its name.
@@ -136,7 +162,7 @@ pub enum AdapterError {
         /// Its type.
         found: Dtype,
     },
-    /// A vector that is not one of the adapter's layout: a defect of this program.
+    /// A vector whose length is not that of the adapter's layout: a defect of this program.
     #[error("the adapter has {found} floats, by its layout it should have {expected}")]
     Length {
         /// By the layout.
@@ -146,54 +172,103 @@ pub enum AdapterError {
     },
 }
 
+/// The start of a long text.
+fn brief(text: &str) -> String {
+    const LEN: usize = 200;
+    match text.char_indices().nth(LEN) {
+        Some((end, _)) => format!("{} ...", text.get(..end).unwrap_or_default()),
+        None => text.to_owned(),
+    }
+}
+
+impl From<FileError> for AdapterError {
+    fn from(error: FileError) -> Self {
+        match error {
+            FileError::Io { path, source } => Self::Read { path, source },
+            error => Self::File(error),
+        }
+    }
+}
+
+impl From<TensorsError> for AdapterError {
+    fn from(error: TensorsError) -> Self {
+        match error {
+            TensorsError::File(error) => error.into(),
+            error => Self::Safetensors(error),
+        }
+    }
+}
+
+impl From<SafeTensorError> for AdapterError {
+    fn from(error: SafeTensorError) -> Self {
+        Self::Safetensors(error.into())
+    }
+}
+
 /// An adapter in memory.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Adapter {
     /// Its settings.
     pub config: LoraConfig,
-    /// Name or path of the model that it is for, as PEFT would load it.
+    /// Name or path of its base model, as PEFT would load it.
     pub base: Option<String>,
-    /// Where the matrices stand.
+    /// The places of the matrices in the vector.
     pub layout: AdapterLayout,
     /// All matrices.
     pub vector: Vec<f32>,
 }
 
 impl Adapter {
-    /// An adapter before training, which leaves the model as it is: see [`AdapterLayout::initial`].
+    /// An adapter before training, which does not change the model: see [`AdapterLayout::initial`].
     ///
     /// # Errors
-    /// Settings that cannot be.
+    /// Invalid settings.
     pub fn new(config: LoraConfig, base: Option<String>, model: &ModelConfig, seed: u64) -> Result<Self, LoraError> {
         let layout = AdapterLayout::new(&config, model)?;
         let vector = layout.initial(seed);
         Ok(Self { config, base, layout, vector })
     }
 
-    /// Reads a folder that this program or PEFT wrote, for `model`.
+    /// Reads a folder that this program or PEFT wrote, for `model`. A link to a file is followed:
+    /// the hub's cache is made of links.
+    ///
+    /// Nothing is allocated by the settings alone: the file must have a tensor of the right shape
+    /// for each matrix.
     ///
     /// # Errors
     /// See [`AdapterError`].
     pub fn read(folder: &Path, model: &ModelConfig) -> Result<Self, AdapterError> {
-        let read = |name: &str| {
-            let path = folder.join(name);
-            fs::read(&path).map_err(|source| AdapterError::Read { path, source })
-        };
-        let (config, base) = peft::parse(&read(CONFIG)?, model)?;
+        Self::read_with(folder, model, Links::Follow)
+    }
+
+    /// [`Adapter::read`], which follows no links if `links` says so.
+    ///
+    /// # Errors
+    /// See [`AdapterError`].
+    pub(crate) fn read_with(folder: &Path, model: &ModelConfig, links: Links) -> Result<Self, AdapterError> {
+        let settings = peft::Settings::parse(&read::read(&folder.join(CONFIG), links, MAX_CONFIG_LEN)?)?;
+        let file = TensorFile::open(&folder.join(WEIGHTS), links)?;
+        let tensors = named(&file)?;
+        let found = tensors.len() as u64;
+        // The settings are compared with each layer, so there must not be more than the file has.
+        if found < u64::from(model.layers) {
+            return Err(AdapterError::Layers { layers: model.layers, found });
+        }
+        let (config, base) = settings.of(model)?;
         let layout = AdapterLayout::new(&config, model)?;
-        let vector = read_vector(&read(WEIGHTS)?, &layout)?;
+        let vector = read_vector(&file, tensors, &layout)?;
         Ok(Self { config, base, layout, vector })
     }
 
-    /// Whether it leaves the model as it is: every B is zero, as before training.
+    /// Whether it does not change the model: every B is zero, as before training.
     pub fn changes_nothing(&self) -> bool {
         let zero = |range: Range<usize>| self.vector.get(range).unwrap_or_default().iter().all(|&x| x == 0.0);
         self.layout.places().all(|(_, _, place)| zero(place.b))
     }
 
     /// Writes the adapter as PEFT would, and `more` files (name, bytes) into the same folder.
-    /// Everything is durable under another name before anything in `folder` changes; what else is
-    /// there stays.
+    /// Everything is durable under another name before anything in `folder` changes. Other files of
+    /// the folder stay.
     ///
     /// # Errors
     /// [`AdapterError::Length`], [`AdapterError::Write`].
@@ -215,12 +290,12 @@ impl Adapter {
     }
 }
 
-/// The floats as safetensors has them.
+/// The floats as little-endian bytes, as in safetensors.
 pub(crate) fn le_bytes(vector: &[f32]) -> Vec<u8> {
     vector.iter().flat_map(|x| x.to_le_bytes()).collect()
 }
 
-/// A safetensors file that transformers reads: it refuses one without this metadata.
+/// A safetensors file with the metadata that transformers requires.
 pub(crate) fn serialize(tensors: Vec<(String, TensorView<'_>)>) -> Result<Vec<u8>, SafeTensorError> {
     safetensors::serialize(tensors, Some([("format".to_owned(), "pt".to_owned())].into()))
 }
@@ -228,7 +303,7 @@ pub(crate) fn serialize(tensors: Vec<(String, TensorView<'_>)>) -> Result<Vec<u8
 /// The words for the two matrices of a projection.
 const MATRICES: [&str; 2] = ["lora_A", "lora_B"];
 
-/// What PEFT puts before the names of the model.
+/// PEFT's prefix of the names of the model.
 const PREFIX: &str = "base_model.model.";
 
 /// One matrix of an adapter.
@@ -247,7 +322,7 @@ impl Matrix {
         format!("{PREFIX}{}", self.name)
     }
 
-    /// Its part of a vector of the adapter's layout, which `bytes` are.
+    /// Its part of `bytes`, a vector of the adapter's layout.
     pub(crate) fn view<'a>(&self, bytes: &'a [u8]) -> Result<TensorView<'a>, SafeTensorError> {
         let data = bytes.get(4 * self.range.start..4 * self.range.end).unwrap_or_default();
         TensorView::new(Dtype::F32, self.shape.map(|n| n as usize).to_vec(), data)
@@ -274,7 +349,7 @@ fn module(family: &Family, layer: u32, role: Role) -> String {
     Prefix::PLAIN.name(Scope::Layer, Some(layer), module)
 }
 
-/// How the names of a file of matrices are read.
+/// The names in a file of matrices.
 struct Names {
     naming: Naming,
     prefix: Prefix,
@@ -303,55 +378,65 @@ impl Names {
     }
 }
 
-/// Whether a tensor is of the embedding or the output projection.
+/// Whether a tensor belongs to the embedding or the output projection.
 fn is_vocabulary(name: &str) -> bool {
     [Role::Embedding, Role::LmHead].into_iter().any(|role| has_module_of(name, role))
 }
 
-fn read_vector(bytes: &[u8], layout: &AdapterLayout) -> Result<Vec<f32>, AdapterError> {
-    let file = SafeTensors::deserialize(bytes)?;
-    let names: Vec<&str> = file.names().into_iter().collect();
+/// The tensors of a file by the names that [`matrices`] gives them, each with its own name.
+fn named(file: &TensorFile) -> Result<BTreeMap<String, (&str, &TensorInfo)>, AdapterError> {
+    let names: Vec<&str> = file.tensors.keys().map(String::as_str).collect();
     let names = Names::of(&names);
-    let unexpected = |tensor: &str| match is_vocabulary(tensor) {
-        true => AdapterError::Vocabulary { tensor: tensor.to_owned() },
-        false => AdapterError::UnexpectedTensor { tensor: tensor.to_owned() },
-    };
     let mut tensors = BTreeMap::new();
-    for (name, view) in file.iter() {
-        if let Some((first, _)) = tensors.insert(names.canonical(name), (name, view)) {
-            return Err(AdapterError::SameMatrix { first: first.to_owned(), second: name.to_owned() });
+    for (name, info) in &file.tensors {
+        if let Some((first, _)) = tensors.insert(names.canonical(name), (name.as_str(), info)) {
+            return Err(AdapterError::SameMatrix { first: first.to_owned(), second: name.clone() });
         }
     }
     if !tensors.keys().any(|name| MATRICES.iter().any(|which| name.ends_with(&format!(".{which}.weight")))) {
         let tensor = tensors.values().next().map_or_else(String::new, |(name, _)| (*name).to_owned());
         return Err(AdapterError::NoMatrices { tensor });
     }
-    let mut vector = vec![0.0; layout.len()];
+    Ok(tensors)
+}
+
+/// Reads all matrices, after all of their shapes are checked.
+fn read_vector(
+    file: &TensorFile,
+    mut tensors: BTreeMap<String, (&str, &TensorInfo)>,
+    layout: &AdapterLayout,
+) -> Result<Vec<f32>, AdapterError> {
+    let mut found = Vec::new();
     for matrix in matrices(layout) {
         let missing = || AdapterError::MissingTensor { tensor: matrix.peft_name() };
-        let (name, view) = tensors.remove(&matrix.name).ok_or_else(missing)?;
+        let (name, info) = tensors.remove(&matrix.name).ok_or_else(missing)?;
         let expected = matrix.shape.map(u64::from).to_vec();
-        let found: Vec<u64> = view.shape().iter().map(|&n| n as u64).collect();
-        if found != expected {
-            return Err(AdapterError::Shape { tensor: name.to_owned(), expected, found });
+        let shape: Vec<u64> = info.shape.iter().map(|&n| n as u64).collect();
+        if shape != expected {
+            return Err(AdapterError::Shape { tensor: name.to_owned(), expected, found: shape });
         }
-        decode(name, &view, vector.get_mut(matrix.range).unwrap_or_default())?;
+        found.push((matrix.range, name, info));
     }
-    tensors.values().next().map_or(Ok(vector), |(name, _)| Err(unexpected(name)))
+    if let Some((name, _)) = tensors.into_values().next() {
+        let tensor = name.to_owned();
+        let of_vocabulary = is_vocabulary(name);
+        return Err(if of_vocabulary {
+            AdapterError::Vocabulary { tensor }
+        } else {
+            AdapterError::UnexpectedTensor { tensor }
+        });
+    }
+    let mut vector = vec![0.0; layout.len()];
+    for (range, name, info) in found {
+        file.read(info, vector.get_mut(range).unwrap_or_default()).map_err(|error| match error {
+            ReadFloats::Type(found) => AdapterError::Type { tensor: name.to_owned(), found },
+            ReadFloats::File(error) => error.into(),
+        })?;
+    }
+    Ok(vector)
 }
 
-fn decode(name: &str, view: &TensorView<'_>, out: &mut [f32]) -> Result<(), AdapterError> {
-    let bytes = view.data();
-    let halves = bytes.as_chunks::<2>().0.iter();
-    match view.dtype() {
-        Dtype::F64 => out.iter_mut().zip(bytes.as_chunks::<8>().0).for_each(|(x, &b)| *x = f64::from_le_bytes(b) as f32),
-        Dtype::F32 => out.iter_mut().zip(bytes.as_chunks::<4>().0).for_each(|(x, &b)| *x = f32::from_le_bytes(b)),
-        Dtype::F16 => out.iter_mut().zip(halves).for_each(|(x, &b)| *x = f16::from_le_bytes(b).to_f32()),
-        Dtype::BF16 => out.iter_mut().zip(halves).for_each(|(x, &b)| *x = bf16::from_le_bytes(b).to_f32()),
-        found => return Err(AdapterError::Type { tensor: name.to_owned(), found }),
-    }
-    Ok(())
-}
-
+#[cfg(test)]
+mod hostile;
 #[cfg(test)]
 mod tests;

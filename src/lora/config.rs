@@ -1,5 +1,5 @@
 //! LoRA: y = W x + scale * B (A x), with A [rank, inputs] and B [outputs, rank] for each adapted
-//! projection. All matrices of an adapter stand in one vector, so that the optimiser sees one
+//! projection. All matrices of an adapter are in one vector, so that the optimiser sees one
 //! tensor.
 
 use std::ops::Range;
@@ -12,27 +12,31 @@ use crate::arch::family::PROJECTIONS;
 use crate::format::Role;
 use crate::random::{Generator, Stream};
 
-/// The projections that can be adapted, in the order in which they stand in a layer of an adapter.
+/// The projections that can be adapted, in their order in a layer of an adapter.
 pub const TARGETS: [Role; 7] = PROJECTIONS;
 
-/// A matrix starts on a multiple of this many floats, 256 bytes: where a range of a GPU buffer may
-/// start.
+/// A matrix starts on a multiple of this many floats, 256 bytes: the alignment of a range of a GPU
+/// buffer.
 const ALIGN: usize = 64;
 
-/// Why there can be no such adapter.
+/// Floats that every adapter may have. A larger one must have fewer than the projections that it
+/// adapts: otherwise a few settings of a stranger would take any amount of memory.
+const SMALL: u128 = 1 << 24;
+
+/// Invalid settings of an adapter.
 #[derive(Debug, Clone, PartialEq, Error)]
 #[non_exhaustive]
 pub enum LoraError {
     /// A rank of zero.
-    #[error("the rank of an adapter is 1 at least")]
+    #[error("the rank of an adapter must be at least 1")]
     Rank,
-    /// A scale that is no positive number.
+    /// An alpha that is not a positive number.
     #[error("alpha should be a number above 0, found {found}")]
     Alpha {
         /// The alpha.
         found: f64,
     },
-    /// A dropout that leaves nothing, or less.
+    /// A dropout below 0, or of 1 or more.
     #[error("dropout should be from 0 on and below 1, found {found}")]
     Dropout {
         /// The dropout.
@@ -47,8 +51,8 @@ pub enum LoraError {
         /// The role.
         found: Role,
     },
-    /// More floats than memory can address.
-    #[error("an adapter of rank {rank} is too large")]
+    /// More floats than the projections have that are adapted, and more than any small adapter has.
+    #[error("an adapter of rank {rank} is too large: it would have more numbers than the projections that it adapts")]
     TooLarge {
         /// The rank.
         rank: u32,
@@ -60,9 +64,9 @@ pub enum LoraError {
 pub struct LoraConfig {
     /// Rows of A, columns of B.
     pub rank: u32,
-    /// What the scale is made of.
+    /// The numerator of the scale.
     pub alpha: f64,
-    /// Share of an adapter's inputs that training drops.
+    /// The probability that training drops an input of an adapter.
     pub dropout: f64,
     /// The adapted projections, some of [`TARGETS`], in any order.
     pub targets: Vec<Role>,
@@ -77,6 +81,8 @@ impl LoraConfig {
         self.alpha / if self.rslora { rank.sqrt() } else { rank }
     }
 
+    /// Checks the settings.
+    ///
     /// # Errors
     /// A [`LoraError`] that names the setting.
     pub fn check(&self) -> Result<(), LoraError> {
@@ -107,7 +113,20 @@ pub fn projection_shape(model: &ModelConfig, role: Role) -> Option<(u32, u32)> {
     model.projection(role).filter(|_| TARGETS.contains(&role))
 }
 
-/// Where the two matrices of one projection stand in the vector of an adapter.
+/// Whether the adapter has more floats than the projections that it adapts, and is not small.
+fn exceeds_model(config: &LoraConfig, model: &ModelConfig) -> bool {
+    let [mut floats, mut weights] = [0_u128; 2];
+    for (inputs, outputs) in
+        TARGETS.iter().filter(|role| config.targets.contains(role)).filter_map(|&role| projection_shape(model, role))
+    {
+        let [inputs, outputs] = [inputs, outputs].map(u128::from);
+        floats += u128::from(config.rank) * (inputs + outputs);
+        weights += inputs * outputs;
+    }
+    floats > weights && floats * u128::from(model.layers) > SMALL
+}
+
+/// The place of the two matrices of one projection in the vector of an adapter.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Place {
     /// A, [rank, inputs], row-major: floats of the vector, from a multiple of 64 on.
@@ -120,8 +139,8 @@ pub struct Place {
     pub outputs: u32,
 }
 
-/// Where everything stands in the vector of an adapter: by layer, then in the order of [`TARGETS`],
-/// A before B. What lies between the matrices is zero.
+/// The places of all matrices in the vector of an adapter: by layer, then in the order of
+/// [`TARGETS`], A before B. The padding between the matrices is zero.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct AdapterLayout {
     family: &'static Family,
@@ -136,10 +155,13 @@ impl AdapterLayout {
     /// The layout of an adapter of `model`.
     ///
     /// # Errors
-    /// A setting of `config` that cannot be.
+    /// An invalid setting of `config`.
     pub fn new(config: &LoraConfig, model: &ModelConfig) -> Result<Self, LoraError> {
         config.check()?;
         let too_large = || LoraError::TooLarge { rank: config.rank };
+        if exceeds_model(config, model) {
+            return Err(too_large());
+        }
         let mut places = Vec::new();
         let mut layer_len = 0_usize;
         let mut take = |rows: u32, cols: u32| {

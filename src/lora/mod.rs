@@ -4,5 +4,5 @@ pub(crate) mod adapter;
 pub(crate) mod config;
 pub(crate) mod gpu;
 
-pub use adapter::{Adapter, AdapterError};
+pub use adapter::{Adapter, AdapterError, TensorsError};
 pub use config::LoraError;

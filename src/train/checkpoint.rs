@@ -12,14 +12,15 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use safetensors::{Dtype, SafeTensorError, SafeTensors};
+use safetensors::{Dtype, SafeTensorError};
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 use crate::arch::config::ModelConfig;
 use crate::format::{PieceCrc, crc32};
-use crate::io::{is_temporary, temporary_folder};
-use crate::lora::adapter::{self, Adapter, AdapterError, Matrix, le_bytes, matrices};
+use crate::io::read::{self, FileError, Links};
+use crate::io::{is_temporary, step, temporary_folder};
+use crate::lora::adapter::{self, Adapter, AdapterError, Matrix, ReadFloats, TensorFile, TensorsError, le_bytes, matrices};
 use crate::lora::config::AdapterLayout;
 pub use fingerprint::{Difference, Fingerprint, Inputs, data_identity, pack_identity};
 
@@ -35,6 +36,8 @@ const FOLDER_PREFIX: &str = "checkpoint-";
 const ASIDE_PREFIX: &str = "aside-";
 /// Suffixes of the moments' names, as in PyTorch's AdamW.
 const MOMENTS: [&str; 2] = ["exp_avg", "exp_avg_sq"];
+/// Bytes that [`STATE`] may have; it has about two thousand.
+const MAX_STATE_LEN: u64 = 1 << 20;
 /// The format of [`STATE`]; a change of its meaning gets another number.
 const FORMAT: u32 = 3;
 
@@ -50,6 +53,9 @@ pub enum CheckpointError {
         /// The system's error.
         source: io::Error,
     },
+    /// A file is not a regular file of a usual size.
+    #[error(transparent)]
+    File(FileError),
     /// An old checkpoint cannot be removed.
     #[error("cannot remove the old checkpoint {}: {source}", path.display())]
     Remove {
@@ -88,7 +94,7 @@ pub enum CheckpointError {
         /// The file.
         path: PathBuf,
         /// What is wrong.
-        source: SafeTensorError,
+        source: TensorsError,
     },
     /// The state is from another version of this program.
     #[error("{}: the format is {found}, this version reads {expected}", path.display())]
@@ -130,6 +136,15 @@ pub enum CheckpointError {
         /// Floats of the moments.
         found: u64,
     },
+}
+
+impl From<FileError> for CheckpointError {
+    fn from(error: FileError) -> Self {
+        match error {
+            FileError::Io { path, source } => Self::Read { path, source },
+            error => Self::File(error),
+        }
+    }
 }
 
 /// Where a run is.
@@ -267,9 +282,8 @@ impl Checkpoint {
     pub fn read(folder: &Path, model: &ModelConfig) -> Result<Self, CheckpointError> {
         let file = read_state(folder)?;
         let of_adapter = |source| CheckpointError::Adapter { path: folder.to_owned(), source };
-        let adapter = Adapter::read(folder, model).map_err(of_adapter)?;
-        let path = folder.join(OPTIMIZER);
-        let [exp_avg, exp_avg_sq] = read_moments(&path, &read(&path)?, &adapter.layout)?;
+        let adapter = Adapter::read_with(folder, model, Links::Refuse).map_err(of_adapter)?;
+        let [exp_avg, exp_avg_sq] = read_moments(&folder.join(OPTIMIZER), &adapter.layout)?;
         let checkpoint = Self { adapter, exp_avg, exp_avg_sq, state: file.state };
         let (expected, found) = (file.checksum, checkpoint.checksum());
         if found != expected {
@@ -302,7 +316,7 @@ impl Checkpoint {
     /// Returns what cannot be removed ([`CheckpointError::Read`], [`CheckpointError::Remove`]); a
     /// run does not depend on it.
     pub fn prune(out: &Path, step: u64, keep: u32) -> Vec<CheckpointError> {
-        Self::prune_with(out, step, keep, |path| fs::remove_dir_all(path))
+        Self::prune_with(out, step, keep, step::remove_dir_all)
     }
 
     /// [`Checkpoint::prune`] with a function that removes a folder.
@@ -369,13 +383,9 @@ fn checksum(layout: &AdapterLayout, vectors: &[&[f32]]) -> u32 {
     crc.value()
 }
 
-fn read(path: &Path) -> Result<Vec<u8>, CheckpointError> {
-    fs::read(path).map_err(|source| CheckpointError::Read { path: path.to_owned(), source })
-}
-
 fn read_state(folder: &Path) -> Result<StateFile<State>, CheckpointError> {
     let path = folder.join(STATE);
-    let bytes = read(&path)?;
+    let bytes = read::read(&path, Links::Refuse, MAX_STATE_LEN)?;
     let json = |source| CheckpointError::Json { path: path.clone(), source };
     // Another format may differ in everything else.
     let found = serde_json::from_slice::<AnyState>(&bytes).map_err(json)?.format;
@@ -401,22 +411,39 @@ fn optimizer_file(layout: &AdapterLayout, moments: &[Vec<u8>; 2]) -> Result<Vec<
     adapter::serialize(tensors)
 }
 
-fn read_moments(path: &Path, bytes: &[u8], layout: &AdapterLayout) -> Result<[Vec<f32>; 2], CheckpointError> {
-    let damaged = |source| CheckpointError::Safetensors { path: path.to_owned(), source };
-    let file = SafeTensors::deserialize(bytes).map_err(damaged)?;
-    let mut moments = [vec![0.0; layout.len()], vec![0.0; layout.len()]];
-    for (moment, vector) in MOMENTS.iter().zip(&mut moments) {
+/// Reads both moments, after the types and shapes of all tensors are checked.
+fn read_moments(path: &Path, layout: &AdapterLayout) -> Result<[Vec<f32>; 2], CheckpointError> {
+    let damaged = |source| match source {
+        TensorsError::File(error) => error.into(),
+        source => CheckpointError::Safetensors { path: path.to_owned(), source },
+    };
+    let mut file = TensorFile::open(path, Links::Refuse).map_err(damaged)?;
+    let mut tensors = std::mem::take(&mut file.tensors);
+    let wrong = |tensor, expected, found| CheckpointError::Tensor { path: path.to_owned(), tensor, expected, found };
+    let mut found = [Vec::new(), Vec::new()];
+    for (moment, found) in MOMENTS.iter().zip(&mut found) {
         for matrix in matrices(layout) {
             let tensor = moment_name(&matrix, moment);
-            let view = file.tensor(&tensor).map_err(damaged)?;
+            let missing = || damaged(SafeTensorError::TensorNotFound(tensor.clone()).into());
+            let info = tensors.remove(&tensor).ok_or_else(missing)?;
             let shape = matrix.shape.map(|n| n as usize);
-            if view.dtype() != Dtype::F32 || view.shape() != shape {
-                let expected = format!("F32 of {shape:?}");
-                let found = format!("{:?} of {:?}", view.dtype(), view.shape());
-                return Err(CheckpointError::Tensor { path: path.to_owned(), tensor, expected, found });
+            if info.dtype != Dtype::F32 || info.shape != shape {
+                return Err(wrong(tensor, format!("F32 of {shape:?}"), format!("{:?} of {:?}", info.dtype, info.shape)));
             }
-            let floats = view.data().as_chunks::<4>().0.iter().map(|&b| f32::from_le_bytes(b));
-            vector.get_mut(matrix.range).unwrap_or_default().iter_mut().zip(floats).for_each(|(x, value)| *x = value);
+            found.push((matrix.range, info));
+        }
+    }
+    if let Some((tensor, info)) = tensors.pop_first() {
+        return Err(wrong(tensor, "absent".to_owned(), format!("{:?} of {:?}", info.dtype, info.shape)));
+    }
+    let mut moments = [vec![0.0; layout.len()], vec![0.0; layout.len()]];
+    for (vector, found) in moments.iter_mut().zip(found) {
+        for (range, info) in found {
+            file.read(&info, vector.get_mut(range).unwrap_or_default()).map_err(|error| match error {
+                ReadFloats::File(error) => error.into(),
+                // Every tensor is F32.
+                ReadFloats::Type(_) => damaged(SafeTensorError::TensorInvalidInfo.into()),
+            })?;
         }
     }
     Ok(moments)
@@ -461,7 +488,7 @@ fn rename_aside(out: &Path, path: &Path) -> Result<PathBuf, CheckpointError> {
     let name = path.file_name().unwrap_or_default().to_string_lossy();
     let free = |number: u32| Some(out.join(format!("{ASIDE_PREFIX}{number}-{name}"))).filter(|path| !path.exists());
     let target = (1..=u32::MAX).find_map(free).unwrap_or_default();
-    match fs::rename(path, &target) {
+    match step::rename(path, &target) {
         Ok(()) => Ok(target),
         Err(source) => Err(CheckpointError::SetAside { path: path.to_owned(), source }),
     }
@@ -479,7 +506,7 @@ const REMOVED: &str = "removed";
 /// checkpoint is ever visible.
 fn take_name(out: &Path, checkpoint: &Path) -> io::Result<PathBuf> {
     let temporary = temporary_folder(out)?;
-    fs::rename(checkpoint, temporary.path().join(REMOVED))?;
+    step::rename(checkpoint, &temporary.path().join(REMOVED))?;
     Ok(temporary.keep())
 }
 

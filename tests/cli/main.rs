@@ -1,5 +1,6 @@
 //! The program as its users start it, and what only it puts together.
 
+mod adapters;
 mod commands;
 #[path = "../common/mod.rs"]
 mod common;

@@ -11,9 +11,18 @@ fn files(folder: &Path, found: &mut Vec<PathBuf>) {
         let path = entry.unwrap().path();
         if path.is_dir() && !path.ends_with("target") {
             files(&path, found);
-        } else if path.extension().is_some_and(|e| e == "rs" || e == "wgsl") {
+        } else if comment_mark(&path).is_some() {
             found.push(path);
         }
+    }
+}
+
+/// What a comment of such a file starts with.
+fn comment_mark(path: &Path) -> Option<&'static str> {
+    match path.extension()?.to_str()? {
+        "rs" | "wgsl" => Some("//"),
+        "sh" | "py" | "toml" => Some("#"),
+        _ => None,
     }
 }
 
@@ -21,14 +30,17 @@ fn files(folder: &Path, found: &mut Vec<PathBuf>) {
 fn comments_fit_into_100_columns() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let mut found = Vec::new();
-    for folder in ["src", "shaders", "tests", "examples", "benches", "fuzz"] {
+    for folder in ["src", "shaders", "tests", "examples", "benches", "fuzz", "scripts"] {
         files(&root.join(folder), &mut found);
     }
     assert!(found.len() >= 200, "only {} files found", found.len());
+    let in_scripts = |file: &&PathBuf| comment_mark(file) == Some("#");
+    assert!(found.iter().filter(in_scripts).count() >= 10, "scripts are not found");
     let mut long = Vec::new();
     for file in found {
+        let mark = comment_mark(&file).unwrap();
         for (number, line) in fs::read_to_string(&file).unwrap().lines().enumerate() {
-            if line.trim_start().starts_with("//") && line.chars().count() > COLUMNS {
+            if line.trim_start().starts_with(mark) && line.chars().count() > COLUMNS {
                 long.push(format!("{}:{}", file.strip_prefix(root).unwrap().display(), number + 1));
             }
         }

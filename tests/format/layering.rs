@@ -12,7 +12,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("io", &[]),
     ("mmap", &["format"]),
     ("convert", &["arch", "format", "io"]),
-    ("gpu", &[]),
+    ("gpu", &["io"]),
     ("dequant", &["format", "gpu", "io", "mmap"]),
     ("random", &[]),
     ("arch", &["format"]),

@@ -194,8 +194,8 @@ fn a_conversation_uses_what_it_has_in_the_cache() {
     let other = [first.clone(), vec![40, 41]].concat();
     let mut sampler = Sampler::new(SamplerOptions::GREEDY).unwrap();
     for (prompt, new) in [(&second, 4), (&other, 2), (&second, 11), (&second, 1), (&first, 1)] {
-        let go_on = |_| -> Result<_, GenerateError> { Ok(ControlFlow::Continue(())) };
-        let found = generator.answer(prompt, 1, &mut sampler, go_on).unwrap();
+        let keep_going = |_| -> Result<_, GenerateError> { Ok(ControlFlow::Continue(())) };
+        let found = generator.answer(prompt, 1, &mut sampler, keep_going).unwrap();
         assert_eq!(found.tokens.len(), 1);
         assert_most_likely(&mut session, prompt, &found.tokens);
         assert_eq!(found.prompt_tokens, new, "of {}", prompt.len());

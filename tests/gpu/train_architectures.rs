@@ -214,8 +214,8 @@ fn dynamic_scaling_is_by_the_length_of_each_text() {
         let expected: Vec<u32> =
             of["tokens"].as_array().unwrap().iter().map(|of| of["token"].as_u64().unwrap() as u32).collect();
         let mut sampler = Sampler::new(SamplerOptions::GREEDY).unwrap();
-        let go_on = |_| Ok::<_, GenerateError>(std::ops::ControlFlow::Continue(()));
-        let found = generator.answer(prompt, expected.len() as u32, &mut sampler, go_on).unwrap();
+        let keep_going = |_| Ok::<_, GenerateError>(std::ops::ControlFlow::Continue(()));
+        let found = generator.answer(prompt, expected.len() as u32, &mut sampler, keep_going).unwrap();
         assert_eq!(found.tokens, expected, "after {}", prompt.len());
     }
 }

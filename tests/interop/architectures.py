@@ -58,7 +58,8 @@ MODELS = {
             "original_max_position_embeddings": 32,
         },
     },
-    # No bias, a size of heads that follows from the others, a window of all layers that is shorter than the row.
+    # No bias, a size of heads that follows from the others, a window of all layers that is shorter
+    # than the row.
     "mistral": {
         "model_type": "mistral",
         "vocab_size": 160,
@@ -71,7 +72,8 @@ MODELS = {
         "tie_word_embeddings": False,
         "rope_parameters": {"rope_type": "linear", "rope_theta": 10000.0, "factor": 4.0},
     },
-    # Biases of queries, keys and values, a tied head, last blocks that are not full; the keys of configurations before transformers 5.
+    # Biases of queries, keys and values, a tied head, last blocks that are not full; the keys of
+    # configurations before transformers 5.
     "qwen2": {
         "model_type": "qwen2",
         "vocab_size": 96,
@@ -85,7 +87,8 @@ MODELS = {
         "rope_theta": 100.0,
         "rope_scaling": {"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16},
     },
-    # Biases before norms per head, as many keys as queries, a theta that has grown: the row is longer than the model was made for.
+    # Biases before norms per head, as many keys as queries, a theta that has grown: the row is
+    # longer than the model was made for.
     "qwen3": {
         "model_type": "qwen3",
         "vocab_size": 96,
@@ -118,7 +121,8 @@ MODELS = {
         "eos_token_id": None,
         "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0},
     },
-    # A layer without rotary embedding between others, by the default interval of 4; a head that is tied by default.
+    # A layer without rotary embedding between others, by the default interval of 4; a head that is
+    # tied by default.
     "smollm3": {
         "model_type": "smollm3",
         **NO_SPECIAL_TOKENS,
@@ -130,7 +134,8 @@ MODELS = {
         "num_hidden_layers": 5,
         "rope_parameters": {"rope_type": "default", "rope_theta": 50000.0},
     },
-    # Rotary embedding and windows layer by layer: the layers without rotary embedding are those with a window.
+    # Rotary embedding and windows layer by layer: the layers without rotary embedding are those
+    # with a window.
     "smollm3_windows": {
         "model_type": "smollm3",
         **NO_SPECIAL_TOKENS,
@@ -148,7 +153,8 @@ MODELS = {
         "tie_word_embeddings": False,
         "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0},
     },
-    # Biases of queries, keys and values by default, none of attention's output, and those of the feed-forward network.
+    # Biases of queries, keys and values by default, none of attention's output, and those of the
+    # feed-forward network.
     "seed_oss": {
         "model_type": "seed_oss",
         "vocab_size": 96,
@@ -190,7 +196,8 @@ MODELS = {
         "tie_word_embeddings": False,
         "rope_theta": 10000.0,
     },
-    # Windows by `layer_types`. Beside it, `rope_scaling` counts and not `rope_parameters`, as where a user adds what a model card says.
+    # Windows by `layer_types`. Beside it, `rope_scaling` counts and not `rope_parameters`, as where
+    # a user adds what a model card says.
     "qwen3_windows": {
         "model_type": "qwen3",
         "vocab_size": 96,

@@ -1,14 +1,14 @@
-//! Which tokens each layer sees, and whether it rotates queries and keys.
+//! The attention of each layer: its window, and whether it rotates queries and keys.
 
 use super::error::ConfigError;
 use super::keys::Keys;
 use crate::arch::family::{Family, Rotary, Windows};
 
-/// What the attention of one layer does.
+/// The attention of one layer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct LayerAttention {
-    /// A token attends to itself and the `window - 1` tokens before it; to all before it where this
-    /// is `None`.
+    /// A token attends to itself and the `window - 1` tokens before it; if this is `None`, to all
+    /// tokens before it.
     pub window: Option<u32>,
     /// Whether queries and keys are rotated by their positions.
     pub rotary: bool,
@@ -18,7 +18,8 @@ impl LayerAttention {
     /// All tokens before, rotated.
     pub const FULL: Self = Self { window: None, rotary: true };
 
-    /// That of each of the model's `layers`; `nested` where the keys stand in a `text_config`.
+    /// The attention of each of the model's `layers`. `nested`: the keys are those of a
+    /// `text_config`.
     pub(super) fn read(keys: &Keys<'_>, family: &Family, layers: u32, nested: bool) -> Result<Vec<Self>, ConfigError> {
         let rotary = rotary(keys, family, layers)?;
         let windows = windows(keys, family, &rotary, nested)?;
@@ -37,7 +38,7 @@ fn rotary(keys: &Keys<'_>, family: &Family, layers: u32) -> Result<Vec<bool>, Co
     Ok(rotary)
 }
 
-/// The window of each layer, where `rotary` says which layers have a rotary embedding.
+/// The window of each layer. `rotary` says which layers have a rotary embedding.
 fn windows(keys: &Keys<'_>, family: &Family, rotary: &[bool], nested: bool) -> Result<Vec<Option<u32>>, ConfigError> {
     let window = |default: Option<u32>| match keys.get("sliding_window") {
         None => Ok(default),
@@ -45,7 +46,7 @@ fn windows(keys: &Keys<'_>, family: &Family, rotary: &[bool], nested: bool) -> R
     };
     match family.windows {
         Windows::None => Ok(vec![None; rotary.len()]),
-        // Inside a `text_config` transformers does not look at the list.
+        // transformers ignores the list of a `text_config`.
         Windows::EveryLayer { default } if nested => Ok(vec![window(Some(default))?; rotary.len()]),
         Windows::EveryLayer { default } => {
             let window = window(Some(default))?;

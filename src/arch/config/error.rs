@@ -1,11 +1,11 @@
-//! Why config.json describes no model that is supported.
+//! Errors of a configuration.
 
 use serde_json::Value;
 use thiserror::Error;
 
 use crate::arch::families::model_types;
 
-/// Why a configuration does not describe a model that is supported.
+/// Why a configuration does not describe a supported model.
 #[derive(Debug, Error)]
 #[non_exhaustive]
 pub enum ConfigError {
@@ -14,16 +14,16 @@ pub enum ConfigError {
     Json {
         /// config.json or generation_config.json.
         file: &'static str,
-        /// Where it is broken.
+        /// The parser's error.
         source: serde_json::Error,
     },
     /// An architecture that is not supported.
     #[error("model_type {found:?} is not supported; supported are {}", model_types().collect::<Vec<_>>().join(", "))]
     ModelType {
-        /// What config.json says, or its `text_config`.
+        /// The type in config.json or its `text_config`.
         found: String,
     },
-    /// A key without which the model is not described.
+    /// A required key is missing.
     #[error("config.json has no {key:?}, which {model_type} models need")]
     MissingKey {
         /// The model type; "all" for the key `model_type` itself.
@@ -31,16 +31,16 @@ pub enum ConfigError {
         /// The key; with a dot inside an object such as `rope_parameters`.
         key: String,
     },
-    /// A key with a value that cannot be, or that is not supported.
+    /// A key has an invalid or unsupported value.
     #[error("{file}: {key:?} should be {expected}, found {found}")]
     BadValue {
         /// config.json or generation_config.json.
         file: &'static str,
         /// The key; with a dot inside an object such as `rope_parameters`.
         key: String,
-        /// What it should be.
+        /// The expected value.
         expected: &'static str,
-        /// What it is.
+        /// Its value.
         found: Value,
     },
     /// More layers than a pack can number.
@@ -51,7 +51,7 @@ pub enum ConfigError {
         /// Layers in config.json.
         found: u32,
     },
-    /// A number of heads that does not divide what it has to.
+    /// A number of heads that does not divide another size.
     #[error("config.json: {divisor_key} = {divisor} does not divide {key} = {value}")]
     Indivisible {
         /// The key whose value is divided.

@@ -8,7 +8,7 @@ use super::error::ConfigError;
 #[derive(Debug, Clone)]
 pub(crate) struct Keys<'a> {
     file: &'static str,
-    /// What stands before a key in messages: empty, or the key of this object and a dot.
+    /// The prefix of keys in messages: empty, or the key of this object and a dot.
     prefix: String,
     object: &'a Map<String, Value>,
     /// The model type, for messages about missing keys; "all" while it is not known.
@@ -31,7 +31,7 @@ impl<'a> Keys<'a> {
         self.truthy(key).map(|found| self.object_under(key, found)).transpose()
     }
 
-    /// The value of a key that is there and that Python takes for true.
+    /// The value of a present key that Python takes for true.
     pub fn truthy(&self, key: &str) -> Option<&'a Value> {
         self.get(key).filter(|found| is_truthy(found))
     }
@@ -55,7 +55,7 @@ impl<'a> Keys<'a> {
         self.object.get(key)
     }
 
-    /// The value of a key that is there and not null.
+    /// The value of a present key that is not null.
     pub fn given(&self, key: &str) -> Option<&'a Value> {
         self.get(key).filter(|value| !value.is_null())
     }
@@ -74,12 +74,12 @@ impl<'a> Keys<'a> {
         self.whole(key, found, 1, SIZE)
     }
 
-    /// A whole number from 1 on, or `None` where the key is absent or null.
+    /// A whole number from 1 on, or `None` if the key is absent or null.
     pub fn optional_size(&self, key: &str) -> Result<Option<u32>, ConfigError> {
         self.given(key).map(|found| self.whole(key, found, 1, SIZE)).transpose()
     }
 
-    /// A whole number, or `None` where the key is absent or null.
+    /// A whole number, or `None` if the key is absent or null.
     pub fn optional_count(&self, key: &str) -> Result<Option<u32>, ConfigError> {
         self.given(key).map(|found| self.whole(key, found, 0, "a whole number from 0 to 4294967295")).transpose()
     }
@@ -94,7 +94,7 @@ impl<'a> Keys<'a> {
         self.optional_number(key, expected, valid)?.ok_or_else(|| self.missing(key))
     }
 
-    /// A finite number that `valid` accepts, or `None` where the key is absent or null.
+    /// A finite number that `valid` accepts, or `None` if the key is absent or null.
     pub fn optional_number(
         &self,
         key: &str,
@@ -104,7 +104,7 @@ impl<'a> Keys<'a> {
         self.given(key).map(|found| self.finite(key, found, expected, valid)).transpose()
     }
 
-    /// A finite number that `valid` accepts, or `None` where the key is absent; a null is an error.
+    /// A finite number that `valid` accepts, or `None` if the key is absent; a null is an error.
     pub fn number_if_present(
         &self,
         key: &str,
@@ -119,13 +119,13 @@ impl<'a> Keys<'a> {
         number.ok_or_else(|| self.bad(key, expected, found))
     }
 
-    /// A boolean, or `default` where the key is absent.
+    /// A boolean, or `default` if the key is absent.
     pub fn flag(&self, key: &str, default: bool) -> Result<bool, ConfigError> {
         let bad = |found| self.bad(key, "true or false", found);
         self.get(key).map_or(Ok(default), |found| found.as_bool().ok_or_else(|| bad(found)))
     }
 
-    /// A list with `len` elements or more, each of which `element` reads; `None` where the key is
+    /// A list with `len` elements or more, each of which `element` reads; `None` if the key is
     /// absent or null.
     pub fn list<T>(
         &self,
@@ -140,7 +140,7 @@ impl<'a> Keys<'a> {
         list.map(Some).ok_or_else(|| self.bad(key, expected, found))
     }
 
-    /// One of the strings of `known`; `default` where the key is absent.
+    /// One of the strings of `known`; `default` if the key is absent.
     pub fn one_of(
         &self,
         key: &str,
@@ -153,7 +153,7 @@ impl<'a> Keys<'a> {
         known.iter().copied().find(named).ok_or_else(|| self.bad(key, expected, found))
     }
 
-    /// A token id or a list of them; `None` where the key is absent, an empty list where it is
+    /// A token id or a list of them; `None` if the key is absent, an empty list if it is
     /// null.
     pub fn token_ids(&self, key: &str) -> Result<Option<Vec<u32>>, ConfigError> {
         let expected = "a token id or a list of token ids";
@@ -161,7 +161,7 @@ impl<'a> Keys<'a> {
         let ids = match found {
             Value::Null => Ok(Vec::new()),
             Value::Array(ids) => ids.iter().map(|id| self.whole(key, id, 0, expected)).collect(),
-            // What older configurations say where there is none.
+            // The value of older configurations without such a token.
             Value::Number(id) if id.as_i64() == Some(-1) => Ok(Vec::new()),
             id => self.whole(key, id, 0, expected).map(|id| vec![id]),
         };

@@ -5,8 +5,8 @@ use std::borrow::Cow;
 /// The words that Python's `json` writes for numbers that JSON does not have.
 const WORDS: [&[u8]; 3] = [b"NaN", b"Infinity", b"-Infinity"];
 
-/// JSON in which every NaN and infinity is null. Nothing that is read is one of them, but a file
-/// may have them elsewhere.
+/// JSON with null in place of every NaN and infinity. Keys that are read have no such values, but
+/// others may.
 pub fn standard_json(bytes: &[u8]) -> Cow<'_, [u8]> {
     if !WORDS.iter().any(|word| bytes.windows(word.len()).any(|found| found == *word)) {
         return Cow::Borrowed(bytes);
@@ -15,7 +15,7 @@ pub fn standard_json(bytes: &[u8]) -> Cow<'_, [u8]> {
     let (mut rest, mut in_string) = (bytes, false);
     while let Some((&first, after)) = rest.split_first() {
         let word = WORDS.iter().find(|word| !in_string && rest.starts_with(word));
-        // What a backslash escapes ends no string.
+        // An escaped quote does not end the string.
         let escaped = if in_string && first == b'\\' { after.split_first() } else { None };
         match (word, escaped) {
             (Some(word), _) => {

@@ -9,15 +9,15 @@ use super::keys::Keys;
 pub struct Rope {
     /// The base of the wavelengths.
     pub theta: f64,
-    /// How positions beyond those of the first training are reached.
+    /// The scaling for positions beyond those of the first training.
     pub scaling: RopeScaling,
 }
 
-/// How a rotary embedding is stretched; the parameters have transformers' names. Lengths are in
+/// The scaling of a rotary embedding; the parameters have transformers' names. Lengths are in
 /// tokens.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum RopeScaling {
-    /// It is not.
+    /// No scaling.
     Default,
     /// Positions divided by `factor`.
     Linear {
@@ -28,7 +28,7 @@ pub enum RopeScaling {
     Dynamic {
         /// Above 0; below 1 it shortens the waves.
         factor: f64,
-        /// Up to this length theta stays as it is.
+        /// Up to this length theta does not change.
         max_position_embeddings: f64,
     },
     /// Long waves divided by `factor`, short ones left, those between blended.
@@ -98,7 +98,7 @@ impl Rope {
     }
 }
 
-/// What every scaling reads.
+/// The keys that every scaling reads.
 const COMMON_KEYS: [&str; 4] = ["rope_theta", "rope_type", "type", "partial_rotary_factor"];
 
 /// The classes that are supported have one rotary embedding, with parameters that are no objects.
@@ -162,7 +162,7 @@ const YARN_KEYS: [&str; 8] = [
     "truncate",
 ];
 
-/// Length of the first training; where it stands outside, that counts.
+/// Length of the first training; the value outside of `parameters` takes precedence.
 fn original_positions(config: &Keys<'_>, parameters: &Keys<'_>) -> Result<Option<f64>, ConfigError> {
     const KEY: &str = "original_max_position_embeddings";
     let length = |keys: &Keys<'_>| keys.optional_number(KEY, "a number from 1 on", |x| x >= 1.0);

@@ -2,7 +2,6 @@
 
 pub mod values;
 
-use std::fs;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
@@ -12,8 +11,12 @@ use serde::{Deserialize, Serialize};
 
 use super::common::{GpuArg, Usage};
 use crate::arch::config::ModelConfig;
+use crate::io::read::read_any;
 use crate::train::settings::Settings;
 use values::{MicroBatchArg, ResumeArg, ScheduleArg, SizeArg, TargetsArg, TrainOnArg, WarmupArg, as_flag};
+
+/// Bytes that a file for --config may have.
+const MAX_CONFIG_LEN: u64 = 1 << 20;
 
 const EXAMPLES: &str = "\
 Examples:
@@ -227,7 +230,8 @@ impl TrainOptions {
     /// # Errors
     /// See [`TrainArgs::merged`].
     fn read(path: &Path) -> Result<Self> {
-        let text = fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
+        let bytes = read_any(path, MAX_CONFIG_LEN)?;
+        let text = String::from_utf8(bytes).with_context(|| format!("{} is not UTF-8", path.display()))?;
         let wrong = |e: toml::de::Error| Usage(format!("{} is not a file for --config: {e}", path.display()));
         Ok(toml::from_str(&text).map_err(wrong)?)
     }

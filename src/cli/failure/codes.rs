@@ -32,7 +32,7 @@ use crate::train::record::RecordError;
 use crate::train::run::RunError;
 use crate::train::settings::SettingsError;
 use crate::verify::VerifyError;
-use crate::{LayerError, OpenError};
+use crate::{FileError, LayerError, OpenError};
 
 /// An error of the operating system that no error type of this crate wraps.
 const IO: &str = "io";
@@ -177,6 +177,7 @@ codes! {
         NoConfig "run-no-config"
         MissingFile "run-missing-file"
         BadFile "run-bad-file"
+        LayerCount "run-layer-count"
         Missing "run-missing-tensor"
         Shape "run-tensor-shape"
     }
@@ -238,6 +239,7 @@ codes! {
         TargetExists "target-folder-exists"
         NoSpace "no-space"
         TensorName "target-tensor-name"
+        Source "source-unreadable"
         Target "target-unwritable"
         Safetensors "target-safetensors"
         NotDurable "target-not-durable"
@@ -330,8 +332,14 @@ codes! {
         NothingHeldOut "data-nothing-held-out"
         NothingLearned "data-nothing-trained"
     }
+    FileError {
+        Io "io"
+        NotAFile "file-not-regular"
+        Link "file-link"
+        TooLarge "file-too-large"
+    }
     AdapterError {
-        .0 of Lora;
+        .0 of Lora, File;
         Read "adapter-unreadable"
         Write "adapter-unwritable"
         Safetensors "adapter-safetensors"
@@ -339,7 +347,9 @@ codes! {
         Settings "adapter-bad-value"
         Unsupported "adapter-unsupported"
         Pattern "adapter-pattern"
+        SlowPattern "adapter-slow-pattern"
         SomeLayers "adapter-some-layers"
+        Layers "adapter-layers"
         NoMatrices "adapter-no-matrices"
         MissingTensor "adapter-missing-tensor"
         UnexpectedTensor "adapter-unexpected-tensor"
@@ -383,6 +393,7 @@ codes! {
         Diverged "run-diverged"
     }
     CheckpointError {
+        .0 of File;
         .source of Adapter;
         Read "checkpoint-unreadable"
         Remove "checkpoint-remove"
@@ -395,6 +406,7 @@ codes! {
         Length "checkpoint-length"
     }
     RecordError {
+        .0 of File;
         Read "record-unreadable"
         Write "record-unwritable"
         Json "record-json"
@@ -415,7 +427,8 @@ mod tests {
     const DOCUMENT: &str = include_str!("../../../docs/error-codes.md");
 
     /// Codes that several errors share.
-    const SHARED: [&str; 7] = [
+    const SHARED: [&str; 8] = [
+        "io",
         "cancelled",
         "no-threads",
         "no-space",

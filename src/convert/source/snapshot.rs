@@ -1,10 +1,11 @@
 //! Which files make up a checkpoint, and which paths they may have.
 
-use std::fs::{self, File, Metadata};
+use std::fs::{self, File};
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
 use super::error::SourceError;
+use crate::io::read::{self, FileError, Links, RegularFile};
 use crate::io::read_exact_at;
 
 /// The single weights file of a snapshot.
@@ -135,10 +136,14 @@ fn shard_number(name: &str) -> Option<(u64, u64)> {
     Some((parse(number)?, parse(count)?))
 }
 
+/// Bytes of a file with the name of a revision.
+const MAX_REF_LEN: u64 = 1 << 12;
+
 /// The snapshot in the cache of a model: the one of its main branch, or the only one.
 fn cached_snapshot(root: &Path) -> Option<PathBuf> {
     let snapshots = root.join("snapshots");
-    let main = fs::read_to_string(root.join("refs").join("main")).ok().map(|text| text.trim().to_owned());
+    let main = read::read(&root.join("refs").join("main"), Links::Follow, MAX_REF_LEN);
+    let main = main.ok().and_then(|bytes| Some(str::from_utf8(&bytes).ok()?.trim().to_owned()));
     let main = main.filter(|name| is_plain_name(name) && snapshots.join(name).is_dir());
     let only = || names(&snapshots, 2).ok().and_then(|names| <[String; 1]>::try_from(names).ok()).map(|[name]| name);
     let name = main.or_else(only)?;
@@ -169,23 +174,11 @@ pub(super) struct OpenFile {
 impl OpenFile {
     /// Opens `target`, which is called `path` in messages.
     pub(super) fn open(target: &Path, path: PathBuf) -> Result<Self, SourceError> {
-        let opened = Self::open_regular(target);
-        match opened {
-            Ok(Some((file, metadata))) => Ok(Self { path, file, len: metadata.len() }),
-            Ok(None) => Err(SourceError::NotAFile { path }),
-            Err(source) => Err(SourceError::Io { path, source }),
+        match RegularFile::open(target, Links::Follow) {
+            Ok(RegularFile { file, len, .. }) => Ok(Self { path, file, len }),
+            Err(FileError::Io { source, .. }) => Err(SourceError::Io { path, source }),
+            Err(_) => Err(SourceError::NotAFile { path }),
         }
-    }
-
-    /// `None` where `target` is not a regular file: asked before opening too, since opening a pipe
-    /// waits for its writer.
-    fn open_regular(target: &Path) -> std::io::Result<Option<(File, Metadata)>> {
-        if !fs::metadata(target)?.is_file() {
-            return Ok(None);
-        }
-        let file = File::open(target)?;
-        let metadata = file.metadata()?;
-        Ok(metadata.is_file().then_some((file, metadata)))
     }
 
     /// The file's bytes, at most `limit` of them.

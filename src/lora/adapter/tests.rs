@@ -1,5 +1,9 @@
 //! Adapters of PEFT read and written; one rejection per error.
 
+use std::fs;
+
+use half::{bf16, f16};
+use safetensors::SafeTensors;
 use serde_json::json;
 
 use super::*;

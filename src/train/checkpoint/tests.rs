@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use safetensors::SafeTensors;
 use serde_json::Value;
 
 use super::*;
@@ -293,7 +294,7 @@ fn pruning_keeps_the_newest_and_everything_else() {
 }
 
 #[test]
-fn what_cannot_be_removed_is_told_and_tried_again() {
+fn folders_that_cannot_be_removed_are_reported_and_tried_again() {
     let out = tempfile::tempdir().unwrap();
     for step in [1, 2, 3] {
         checkpoint(step).write(out.path()).unwrap();
@@ -353,7 +354,7 @@ fn a_step_that_is_saved_twice_keeps_what_was_there_unless_it_is_the_same() {
 }
 
 #[test]
-fn another_run_is_told_by_the_first_setting_that_differs() {
+fn another_run_is_recognised_by_the_first_setting_that_differs() {
     let settings = Settings::default();
     let kept = Fingerprint::new(&settings, &inputs());
     assert_eq!(kept.micro_batch(), Some(4));
@@ -389,7 +390,7 @@ fn another_run_is_told_by_the_first_setting_that_differs() {
 }
 
 #[test]
-fn both_values_are_told() {
+fn the_error_has_both_values() {
     let kept = Fingerprint::new(&Settings::default(), &inputs());
     let requested = Settings { warmup: Warmup::Steps(3), ..Settings::default() };
     let error = kept.check(&Fingerprint::new(&requested, &inputs())).unwrap_err().to_string();

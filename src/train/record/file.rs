@@ -6,6 +6,8 @@ use std::path::PathBuf;
 
 use thiserror::Error;
 
+use crate::io::read::FileError;
+
 /// Why records could not be written or read.
 #[derive(Debug, Error)]
 #[non_exhaustive]
@@ -18,6 +20,9 @@ pub enum RecordError {
         /// The system's error.
         source: io::Error,
     },
+    /// The records are not a regular file of a usual size.
+    #[error(transparent)]
+    File(FileError),
     /// The records cannot be written.
     #[error("cannot write {}: {source}", path.display())]
     Write {
@@ -36,6 +41,15 @@ pub enum RecordError {
         /// What is wrong with it.
         source: serde_json::Error,
     },
+}
+
+impl From<FileError> for RecordError {
+    fn from(error: FileError) -> Self {
+        match error {
+            FileError::Io { path, source } => Self::Read { path, source },
+            error => Self::File(error),
+        }
+    }
 }
 
 /// A file that grows by whole records.

@@ -7,11 +7,11 @@ mod report;
 mod series;
 mod tensorboard;
 
-use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
 use crate::io::folder::publish;
+use crate::io::read::{self, FileError, Links};
 use file::Appender;
 pub use file::RecordError;
 pub use records::{EvalRecord, Record, StepRecord};
@@ -23,6 +23,8 @@ pub use series::median;
 
 /// The file of all records, one JSON object per line.
 pub const METRICS: &str = "metrics.jsonl";
+/// Bytes that it may have: a million steps take a third.
+const MAX_METRICS_LEN: u64 = 1 << 30;
 
 /// Writes records into a folder at once: `metrics.jsonl`, and an event file for TensorBoard. Each
 /// record tries again to write a file that could not be written, with all records that it lacks.
@@ -144,10 +146,10 @@ fn open(folder: &Path, kind: Kind) -> Result<Appender, RecordError> {
 /// none if there is no file.
 fn read_kept(folder: &Path, step: u64, eval_due: bool) -> Result<(Vec<u8>, Vec<Record>), RecordError> {
     let path = folder.join(METRICS);
-    let text = match fs::read(&path) {
+    let text = match read::read(&path, Links::Refuse, MAX_METRICS_LEN) {
         Ok(text) => text,
-        Err(e) if e.kind() == io::ErrorKind::NotFound => Vec::new(),
-        Err(source) => return Err(RecordError::Read { path, source }),
+        Err(FileError::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => Vec::new(),
+        Err(error) => return Err(error.into()),
     };
     let (mut kept, mut records) = (Vec::new(), Vec::new());
     for (record, line) in parse(&path, &text)? {
@@ -166,7 +168,7 @@ fn read_kept(folder: &Path, step: u64, eval_due: bool) -> Result<(Vec<u8>, Vec<R
 /// # Errors
 /// [`RecordError::Read`], [`RecordError::Json`].
 pub fn read_metrics(path: &Path) -> Result<Vec<Record>, RecordError> {
-    let text = fs::read(path).map_err(|source| RecordError::Read { path: path.to_owned(), source })?;
+    let text = read::read(path, Links::Refuse, MAX_METRICS_LEN)?;
     Ok(parse(path, &text)?.into_iter().map(|(record, _)| record).collect())
 }
 

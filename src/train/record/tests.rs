@@ -1,5 +1,6 @@
 #![allow(clippy::unwrap_used, clippy::panic, reason = "tests fail by panicking")]
 
+use std::fs;
 #[cfg(target_os = "linux")]
 use std::fs::File;
 #[cfg(target_os = "linux")]
@@ -148,7 +149,7 @@ fn a_broken_line_is_named_and_nothing_is_changed() {
 }
 
 #[test]
-fn what_cannot_be_written_is_told_and_written_later() {
+fn unwritten_records_are_reported_and_written_later() {
     let root = tempfile::tempdir().unwrap();
     let file = root.path().join("run");
     fs::write(&file, "precious").unwrap();
@@ -178,7 +179,7 @@ fn a_resumed_training_keeps_what_it_could_not_read_at_first() {
     let (mut recorder, records) = Recorder::resume(root.path(), 2, false).unwrap();
     assert!(records.is_empty());
     let errors = recorder.record(&step(3, 1.0));
-    assert!(matches!(errors[..], [RecordError::Read { .. }]), "{errors:?}");
+    assert!(matches!(errors[..], [RecordError::File(FileError::NotAFile { .. })]), "{errors:?}");
     fs::remove_dir_all(&path).unwrap();
     // A file from elsewhere, with a step after the one that the training resumes from.
     let line = |record: &Record| format!("{}\n", serde_json::to_string(record).unwrap());

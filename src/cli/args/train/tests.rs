@@ -1,5 +1,7 @@
 //! Flags, files, and their precedence.
 
+use std::fs;
+
 use clap::Parser;
 
 use super::super::{Cli, Command};
@@ -146,7 +148,7 @@ fn the_default_length_is_within_what_the_model_was_made_for() {
 }
 
 #[test]
-fn what_the_file_gets_wrong_is_told_with_its_name() {
+fn errors_of_the_file_name_the_setting() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("a.toml");
     let error = |text: &str, flags: &str| {

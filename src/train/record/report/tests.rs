@@ -202,7 +202,7 @@ fn a_hundred_thousand_steps_are_a_small_file() {
 }
 
 #[test]
-fn numbers_that_are_none_are_gaps_and_are_told() {
+fn numbers_that_are_not_finite_are_gaps_and_are_reported() {
     let mut records = falling(30);
     records[10] = step(11, f32::NAN, f32::INFINITY);
     records[12] = step(13, f32::NAN, f32::INFINITY);
