@@ -19,8 +19,6 @@ use super::ui::{self, Ui};
 use crate::arch::config::ModelConfig;
 use crate::data::Tokenizer;
 use crate::data::caught::interruptible;
-use crate::data::notice::LeftOut;
-use crate::model::decoder::read_tokenizer;
 use crate::model::generate::sampling::{Sampler, SamplerOptions};
 use crate::model::generate::{Ending, Event, GenerateError, Generated, TextGenerator};
 use chat::Conversation;
@@ -35,7 +33,7 @@ pub fn run(args: &GenerateArgs) -> Result<Outcome> {
     let sampler = Sampler::new(SamplerOptions::from(&args.sampling))?;
     let pack = open::source(&args.pack)?;
     let config = model::read(&pack, ui)?;
-    let tokenizer = read_tokenizer(&pack, &config, ui::now())?;
+    let tokenizer = Tokenizer::of_pack(&pack, &config, ui::now())?;
     let adapter = adapter::read(args.adapter.as_deref(), &config, ui)?;
     let encode = |text: String| {
         let tokenizer = tokenizer.clone();
@@ -73,7 +71,7 @@ struct Speaker<'a> {
     context: u32,
     max_tokens: u32,
     /// The parts that the chat template left out so far.
-    left_out: Vec<LeftOut>,
+    left_out: Vec<String>,
     ui: Ui,
 }
 

@@ -17,8 +17,8 @@ thread_local! {
     static CATCHES: Cell<bool> = const { Cell::new(false) };
 }
 
-#[cfg()]
 /// Whether a panic of this thread becomes an error, so that no message of it is due.
+#[cfg(feature = "cli")]
 pub(crate) fn catches_panics() -> bool {
     CATCHES.get()
 }

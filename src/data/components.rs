@@ -4,12 +4,13 @@
 //! The file is a stranger's. The library indexes, unwraps and repeats by the numbers and strings in
 //! it, so they are checked before it reads them.
 
+pub(super) mod error;
 mod model;
 
 use serde::de::{Deserialize, Deserializer, MapAccess, SeqAccess, Visitor};
 use serde_json::{Map, Value};
-use thiserror::Error;
 
+use error::{Result, TokenizerError};
 use model::Model;
 
 /// Bytes of a tokenizer.json, at most. The largest ones have some 35 MB.
@@ -31,84 +32,15 @@ const MAX_ADDED: usize = 16 << 20;
 /// Pieces of a template, and tokens of a piece.
 const MAX_PIECES: usize = 64;
 
-/// Why a tokenizer.json is refused.
-#[derive(Debug, Error)]
-#[non_exhaustive]
-pub enum TokenizerFlaw {
-    /// The file is too large.
-    #[error("the file has {found} bytes; the limit is {limit}")]
-    Bytes {
-        /// Its bytes.
-        found: usize,
-        /// The limit.
-        limit: usize,
-    },
-    /// It is not JSON of a tokenizer.
-    #[error("{0}")]
-    Json(serde_json::Error),
-    /// A component that tokenizers of supported models do not use.
-    #[error("the {section} {found:?} is not supported; supported are {}", known.join(", "))]
-    Component {
-        /// The section that it is in.
-        section: &'static str,
-        /// Its type.
-        found: String,
-        /// The supported types.
-        known: &'static [&'static str],
-    },
-    /// A value that the library does not take, or that does harm.
-    #[error("the {section} {component}: {key:?} should be {expected}")]
-    Value {
-        /// The section that the component is in.
-        section: &'static str,
-        /// The type of the component.
-        component: String,
-        /// The key of the value.
-        key: &'static str,
-        /// What the value should be.
-        expected: String,
-    },
-    /// A key without a meaning in a component.
-    #[error("the {section} {component} has the unknown key {key:?}")]
-    Key {
-        /// The section that the component is in.
-        section: &'static str,
-        /// The type of the component.
-        component: String,
-        /// The key.
-        key: String,
-    },
-    /// More of something than is allowed.
-    #[error("the {section} has more than {limit} {what}")]
-    Limit {
-        /// The section.
-        section: &'static str,
-        /// What is counted.
-        what: &'static str,
-        /// The limit.
-        limit: u64,
-    },
-    /// A section makes texts much longer.
-    #[error("the {section} makes a text more than {limit} times as long")]
-    Growth {
-        /// The section.
-        section: &'static str,
-        /// The limit.
-        limit: u64,
-    },
-}
-
-type Result<T> = std::result::Result<T, TokenizerFlaw>;
-
 /// Checks a tokenizer.json.
 ///
 /// # Errors
-/// See [`TokenizerFlaw`].
+/// See [`TokenizerError`].
 pub(super) fn check(json: &[u8]) -> Result<()> {
     if json.len() > MAX_BYTES {
-        return Err(TokenizerFlaw::Bytes { found: json.len(), limit: MAX_BYTES });
+        return Err(TokenizerError::Bytes { found: json.len(), limit: MAX_BYTES });
     }
-    let file: File = serde_json::from_slice(json).map_err(TokenizerFlaw::Json)?;
+    let file: File = serde_json::from_slice(json).map_err(TokenizerError::Json)?;
     file.model.check()?;
     added_tokens(&file.added_tokens)?;
     // Both write the text that the model reads.
@@ -143,10 +75,10 @@ struct Added {
 
 fn added_tokens(tokens: &[Added]) -> Result<()> {
     let bad = |key, expected: String| {
-        Err(TokenizerFlaw::Value { section: "list", component: "added_tokens".to_owned(), key, expected })
+        Err(TokenizerError::Value { section: "list", component: "added_tokens".to_owned(), key, expected })
     };
     if tokens.iter().map(|token| token.content.len()).sum::<usize>() > MAX_ADDED {
-        return Err(TokenizerFlaw::Limit { section: "added_tokens", what: "bytes", limit: MAX_ADDED as u64 });
+        return Err(TokenizerError::Limit { section: "added_tokens", what: "bytes", limit: MAX_ADDED as u64 });
     }
     if tokens.iter().any(|token| token.content.len() > MAX_STRING) {
         return bad("content", format!("at most {MAX_STRING} bytes"));
@@ -253,22 +185,22 @@ impl Walk {
         let section = self.section;
         self.components += 1;
         if self.components > MAX_COMPONENTS {
-            return Err(TokenizerFlaw::Limit { section, what: "components", limit: MAX_COMPONENTS as u64 });
+            return Err(TokenizerError::Limit { section, what: "components", limit: MAX_COMPONENTS as u64 });
         }
         let found = value.as_object().and_then(|map| Some((map, map.get("type")?.as_str()?)));
         let Some((map, kind)) = found else {
             let expected = "the type of a component".to_owned();
-            return Err(TokenizerFlaw::Value { section, component: "object".to_owned(), key: "type", expected });
+            return Err(TokenizerError::Value { section, component: "object".to_owned(), key: "type", expected });
         };
         let component = Component { section, kind, map };
         if kind != "Sequence" {
             let growth = (self.check)(&component)?;
             self.growth = self.growth.saturating_mul(growth);
             let limit = MAX_GROWTH;
-            return if self.growth > limit { Err(TokenizerFlaw::Growth { section, limit }) } else { Ok(()) };
+            return if self.growth > limit { Err(TokenizerError::Growth { section, limit }) } else { Ok(()) };
         }
         if nesting == MAX_NESTING {
-            return Err(TokenizerFlaw::Limit { section, what: "sequences within sequences", limit: MAX_NESTING as u64 });
+            return Err(TokenizerError::Limit { section, what: "sequences within sequences", limit: MAX_NESTING as u64 });
         }
         let key = match section {
             "normalizer" => "normalizers",
@@ -285,7 +217,7 @@ impl Walk {
 impl Component<'_> {
     fn bad<T>(&self, key: &'static str, expected: impl Into<String>) -> Result<T> {
         let component = self.kind.to_owned();
-        Err(TokenizerFlaw::Value { section: self.section, component, key, expected: expected.into() })
+        Err(TokenizerError::Value { section: self.section, component, key, expected: expected.into() })
     }
 
     /// Fails for a key that is none of these: the library decides by their keys on the types of
@@ -294,13 +226,13 @@ impl Component<'_> {
         match self.map.keys().find(|key| *key != "type" && !known.contains(&key.as_str())) {
             None => Ok(()),
             Some(key) => {
-                Err(TokenizerFlaw::Key { section: self.section, component: self.kind.to_owned(), key: key.clone() })
+                Err(TokenizerError::Key { section: self.section, component: self.kind.to_owned(), key: key.clone() })
             }
         }
     }
 
     fn unknown<T>(&self, known: &'static [&'static str]) -> Result<T> {
-        Err(TokenizerFlaw::Component { section: self.section, found: self.kind.to_owned(), known })
+        Err(TokenizerError::Component { section: self.section, found: self.kind.to_owned(), known })
     }
 
     fn text(&self, key: &'static str) -> Result<&str> {

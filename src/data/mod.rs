@@ -18,6 +18,7 @@ mod probe;
 mod record;
 pub(crate) mod sample;
 mod seam;
+#[cfg(any(feature = "cli", test))]
 pub(crate) mod show;
 mod spans;
 mod special;
@@ -26,11 +27,9 @@ mod style;
 mod template;
 pub(crate) mod tokenizer;
 
-pub use components::TokenizerFlaw;
+pub use components::error::TokenizerError;
 pub use error::DataError;
 pub use file::DataFile;
-pub use files::TokenizerFile;
-pub use form::Form;
 pub use jinja::{ErrorKind as TemplateErrorKind, TemplateError};
 pub use notice::SpanFlaw;
 pub use options::TrainOn;

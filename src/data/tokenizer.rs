@@ -6,7 +6,8 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use super::caught::caught;
-use super::components::{self, TokenizerFlaw};
+use super::components;
+use super::components::error::TokenizerError;
 use super::error::DataError;
 use super::files::TokenizerFiles;
 use super::jinja::{TemplateError, Value};
@@ -69,7 +70,7 @@ impl Tokenizer {
     /// [`DataError::Tokenizer`], [`DataError::TokenizerRefused`], [`DataError::TokenizerJson`].
     pub(crate) fn new(files: TokenizerFiles<'_>, model: &ModelConfig, now: i64) -> Result<Self, DataError> {
         components::check(files.tokenizer).map_err(|flaw| match flaw {
-            TokenizerFlaw::Json(error) => DataError::Tokenizer(error.into()),
+            TokenizerError::Json(error) => DataError::Tokenizer(error.into()),
             flaw => DataError::TokenizerRefused(flaw),
         })?;
         let special = SpecialTokens::read(&files)?;

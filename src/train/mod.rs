@@ -10,6 +10,6 @@ pub(crate) mod trainer;
 
 pub use checkpoint::{CheckpointError, Difference};
 pub use record::{EvalRecord, RecordError, StepRecord};
-pub use run::{End, Event, Prepared, Run, RunError, Task};
+pub use run::{End, Event, Leftover, Prepared, Run, RunError, Task};
 pub use schedule::{Shape, Warmup};
 pub use settings::{Settings, SettingsError};

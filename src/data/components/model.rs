@@ -4,7 +4,7 @@ use std::fmt;
 
 use serde::de::{Deserialize, Deserializer, Error, IgnoredAny, MapAccess, SeqAccess, Visitor};
 
-use super::{Result, TokenizerFlaw};
+use super::error::{Result, TokenizerError};
 
 /// The largest index of a token. The library counts on from the largest one.
 pub(super) const MAX_ID: u64 = (1 << 26) - 1;
@@ -49,13 +49,13 @@ impl Model {
         let section = "model";
         let kind = self.kind.clone().unwrap_or_default();
         if !["BPE", "Unigram"].contains(&kind.as_str()) {
-            return Err(TokenizerFlaw::Component { section, found: kind, known: &["BPE", "Unigram"] });
+            return Err(TokenizerError::Component { section, found: kind, known: &["BPE", "Unigram"] });
         }
         let is_list = kind == "Unigram";
         let bad = |key, expected: &str| {
-            Err(TokenizerFlaw::Value { section, component: kind.clone(), key, expected: expected.to_owned() })
+            Err(TokenizerError::Value { section, component: kind.clone(), key, expected: expected.to_owned() })
         };
-        let limit = |what| Err(TokenizerFlaw::Limit { section, what, limit: MAX_ENTRIES });
+        let limit = |what| Err(TokenizerError::Limit { section, what, limit: MAX_ENTRIES });
         // Tokens would be random.
         if self.dropout.is_some_and(|dropout| dropout != 0.0) {
             return bad("dropout", "null or 0");

@@ -158,7 +158,7 @@ fn a_key_that_is_there_twice_is_refused() {
         let error = load(json.replace(once, twice).as_bytes()).unwrap_err().to_string();
         assert!(error.contains("twice") || error.contains("duplicate field"), "{error}");
     }
-    assert!(matches!(check(&vec![b' '; MAX_BYTES + 1]), Err(TokenizerFlaw::Bytes { .. })));
+    assert!(matches!(check(&vec![b' '; MAX_BYTES + 1]), Err(TokenizerError::Bytes { .. })));
 }
 
 #[test]

@@ -2,27 +2,24 @@
 //! interop/architectures.py writes fixtures/architectures. Together the models have every bias,
 //! tied and untied heads, several ratios of query heads to key heads, every scaling of the rotary
 //! embedding, layers without it, windows in all layers and in some, and every factor.
-#![allow(clippy::unwrap_used, clippy::panic, reason = "tests fail by panicking")]
-
-use crate::common;
-use crate::common::oracle;
 
 use std::fs;
 use std::path::Path;
 
-use crate::common::oracle::{Fixture, assert_gradients, assert_near, fixture, floats, json, relative};
-use nf4pack::MappedPack;
-use nf4pack::convert::Options;
-use nf4pack::dequant::dequantize;
-use nf4pack::dequant::stream::PackSource;
-use nf4pack::export::export;
-use nf4pack::format::FloatType;
-use nf4pack::format::nf4::ScaleType;
-use nf4pack::gpu::Gpu;
-use nf4pack::internals::Trainer;
-use nf4pack::internals::{Batch, IGNORE_INDEX};
-use nf4pack::model::{GenerateError, TextGenerator};
-use nf4pack::model::{Sampler, SamplerOptions};
+use super::{Fixture, assert_gradients, assert_near, fixture, floats, json, relative};
+use crate::MappedPack;
+use crate::convert::Options;
+use crate::data::pack::{Batch, IGNORE_INDEX};
+use crate::dequant::dequantize;
+use crate::dequant::stream::PackSource;
+use crate::export::export;
+use crate::format::FloatType;
+use crate::format::nf4::ScaleType;
+use crate::gpu::Gpu;
+use crate::model::{GenerateError, TextGenerator};
+use crate::model::{Sampler, SamplerOptions};
+use crate::ops::testing::gpu;
+use crate::train::trainer::Trainer;
 use regex::Regex;
 use serde_json::Value;
 
@@ -57,8 +54,8 @@ fn assert_packed_as_alone(trainer: &mut Trainer, row: &Value) {
         let step = trainer.step(batches, 0.0).unwrap();
         (step.loss, trainer.gradient().unwrap())
     };
-    let (loss, gradient) = run(&samples.map(|sample| oracle::batch([sample])));
-    let (packed_loss, packed_gradient) = run(&[oracle::batch(samples)]);
+    let (loss, gradient) = run(&samples.map(|sample| super::batch([sample])));
+    let (packed_loss, packed_gradient) = run(&[super::batch(samples)]);
     assert!((packed_loss - loss).abs() <= 1e-5, "packed: loss {packed_loss}, alone {loss}");
     let error = relative(&packed_gradient, &gradient);
     assert!(error <= 1e-5, "the gradients of packed samples are {error} off");
@@ -66,7 +63,7 @@ fn assert_packed_as_alone(trainer: &mut Trainer, row: &Value) {
 
 /// Converts a model, and compares its results with the expected ones.
 fn check(name: &str) {
-    let Some(gpu) = common::gpu() else { return };
+    let Some(gpu) = gpu() else { return };
     check_folder(gpu, &fixture("architectures").join(name));
 }
 
@@ -74,7 +71,7 @@ fn check_folder(gpu: Gpu, folder: &Path) {
     let model = Fixture::new(gpu, folder, folder.to_owned(), LENGTH, RANK);
     assert_exact(&model.pack, &folder.join("model.safetensors"), model.config.layers);
     let (row, expected) = (json(&folder.join("expected.json")), floats(&folder.join("expected.safetensors")));
-    let tokens = oracle::tokens(&row["tokens"]);
+    let tokens = super::tokens(&row["tokens"]);
     assert_eq!(tokens.len(), LENGTH);
 
     let mut session = model.session(None, false);
@@ -88,7 +85,7 @@ fn check_folder(gpu: Gpu, folder: &Path) {
     let adapter = model.adapter("adapter");
     let mut trainer = model.trainer_of(&adapter, session.model, session.memory);
     assert_packed_as_alone(&mut trainer, &row);
-    let step = trainer.step(&[oracle::batch([[&row["tokens"], &row["labels"]]])], 1e-3).unwrap();
+    let step = trainer.step(&[super::batch([[&row["tokens"], &row["labels"]]])], 1e-3).unwrap();
     let loss = row["loss"].as_f64().unwrap();
     assert!((f64::from(step.loss) - loss).abs() <= 1e-4, "loss {}, expected {loss}", step.loss);
     assert_gradients(&adapter.layout, &trainer.gradient().unwrap(), &expected);
@@ -97,7 +94,7 @@ fn check_folder(gpu: Gpu, folder: &Path) {
 /// A stored output projection gives logits and gradients, regardless of config.json.
 #[test]
 fn a_stored_head_counts_where_config_json_calls_it_tied() {
-    let Some(gpu) = common::gpu() else { return };
+    let Some(gpu) = gpu() else { return };
     let (from, folder) = (fixture("architectures").join("llama"), tempfile::tempdir().unwrap());
     let copy = folder.path().join("llama");
     fs::create_dir_all(copy.join("adapter")).unwrap();
@@ -116,7 +113,7 @@ fn a_stored_head_counts_where_config_json_calls_it_tied() {
 /// decoded by the CPU.
 #[test]
 fn a_quantised_embedding_computes_what_its_decoded_values_do() {
-    let Some(gpu) = common::gpu() else { return };
+    let Some(gpu) = gpu() else { return };
     // The head of the one is tied, that of the other is not.
     let (ends, everything) = (Regex::new("embed_tokens|lm_head").unwrap(), Regex::new(".").unwrap());
     for (name, scale_type) in [("qwen2", ScaleType::Dq8), ("llama", ScaleType::Bf16)] {
@@ -129,7 +126,7 @@ fn a_quantised_embedding_computes_what_its_decoded_values_do() {
         let options = Options { keep: Some(everything.clone()), ..Options::default() };
         let floats = Fixture::converted(gpu.clone(), &decoded, folder.clone(), LENGTH, RANK, options);
         let row = json(&folder.join("expected.json"));
-        let (tokens, batch) = (oracle::tokens(&row["tokens"]), oracle::batch([[&row["tokens"], &row["labels"]]]));
+        let (tokens, batch) = (super::tokens(&row["tokens"]), super::batch([[&row["tokens"], &row["labels"]]]));
         let run = |fixture: &Fixture| {
             let mut session = fixture.session(None, false);
             let logits = session.logits(&tokens).unwrap();
@@ -141,7 +138,7 @@ fn a_quantised_embedding_computes_what_its_decoded_values_do() {
         let (found, expected) = (run(&four_bits), run(&floats));
         assert_near(&format!("{name}: logits"), &found.0, &expected.0);
         assert!((found.1 - expected.1).abs() <= 1e-5, "{name}: loss {}, expected {}", found.1, expected.1);
-        assert!(oracle::relative(&found.2, &expected.2) <= 1e-4, "{name}: gradient");
+        assert!(super::relative(&found.2, &expected.2) <= 1e-4, "{name}: gradient");
     }
 }
 
@@ -183,11 +180,11 @@ fn packed(texts: &[&[u32]]) -> Batch {
 /// length.
 #[test]
 fn dynamic_scaling_is_by_the_length_of_each_text() {
-    let Some(gpu) = common::gpu() else { return };
+    let Some(gpu) = gpu() else { return };
     let folder = fixture("architectures/qwen3");
     let model = Fixture::new(gpu.clone(), &folder, folder.clone(), 64, RANK);
     let (row, expected) = (json(&folder.join("expected.json")), json(&folder.join("lengths.json")));
-    let tokens = oracle::tokens(&row["tokens"]);
+    let tokens = super::tokens(&row["tokens"]);
     let losses: Vec<(usize, f64)> = expected["losses"]
         .as_array()
         .unwrap()

@@ -1,29 +1,29 @@
 //! Tests the model and its training step against transformers, PEFT and bitsandbytes in float32 on
 //! tiny-qwen3. The weights of fixtures/oracle equal those of a pack with absmax scales in float32,
 //! bit for bit.
-#![allow(clippy::unwrap_used, clippy::panic, reason = "tests fail by panicking")]
-
-use crate::common;
-use crate::common::oracle;
 
 use std::collections::BTreeMap;
 
-use crate::common::oracle::{Fixture, assert_gradients, assert_near, fixture, json, numbers, relative};
+use super::{Fixture, assert_gradients, assert_near, fixture, json, numbers, relative};
+use crate::arch::ModelConfig;
+use crate::data::Tokenizer;
+use crate::data::pack::{Batch, IGNORE_INDEX};
+use crate::data::sample::Sample;
+use crate::dequant::stream::PackSource;
+use crate::format::Role;
+use crate::lora::Adapter;
+use crate::lora::config::{LoraConfig, TARGETS};
+use crate::model::{GenerateError, MemoryPlan, ModelError, NonFiniteAt, Sampler, SamplerOptions, Session, TextGenerator};
+use crate::ops::testing::gpu;
+use crate::train::step::StepResult;
 use half::bf16;
-use nf4pack::arch::ModelConfig;
-use nf4pack::format::Role;
-use nf4pack::internals::StepResult;
-use nf4pack::internals::{Batch, IGNORE_INDEX};
-use nf4pack::internals::{LoraConfig, TARGETS};
-use nf4pack::lora::Adapter;
-use nf4pack::model::Session;
 use safetensors::SafeTensors;
 use serde_json::Value;
 
 const LENGTH: usize = 48;
 
 fn floats(file: &str) -> BTreeMap<String, Vec<f32>> {
-    oracle::floats(&fixture("oracle").join(file))
+    super::floats(&fixture("oracle").join(file))
 }
 
 fn oracle() -> Value {
@@ -32,12 +32,12 @@ fn oracle() -> Value {
 
 /// Rows of a batch of the oracle.
 fn batch(oracle: &Value, number: usize, rows: &[usize]) -> Batch {
-    oracle::batch(rows.iter().map(|&row| [&oracle["batches"][number][row], &oracle["labels"][number][row]]))
+    super::batch(rows.iter().map(|&row| [&oracle["batches"][number][row], &oracle["labels"][number][row]]))
 }
 
 /// tiny-qwen3 with the weights of the oracle.
 fn tiny_qwen3() -> Option<Fixture> {
-    Some(Fixture::new(common::gpu()?, &fixture("tiny-qwen3"), fixture("oracle"), LENGTH, 8))
+    Some(Fixture::new(gpu()?, &fixture("tiny-qwen3"), fixture("oracle"), LENGTH, 8))
 }
 
 /// The final norm of tiny-qwen3 in float64.
@@ -56,7 +56,7 @@ fn final_norm(config: &ModelConfig, x: &[f32]) -> Vec<f32> {
 
 /// Both rows of the first batch of the oracle.
 fn first_rows(oracle: &Value) -> [Vec<u32>; 2] {
-    [0, 1].map(|row| oracle::tokens(&oracle["batches"][0][row]))
+    [0, 1].map(|row| super::tokens(&oracle["batches"][0][row]))
 }
 
 #[test]
@@ -251,4 +251,34 @@ fn a_gradient_that_is_not_finite_names_its_layer() {
     let error = fixture.trainer(&adapter, false, 1).step(&[batch(&oracle(), 0, &[0])], 1e-3).unwrap_err().to_string();
     assert!(error.starts_with("step 1: the norm of the gradient is not finite; "), "{error}");
     assert!(error.ends_with("it arose first in the gradients of layer 1"), "{error}");
+}
+
+/// In inference, the residual streams share two buffers. The error still names the layer.
+#[test]
+fn what_is_not_finite_is_named_by_its_layer_without_training() {
+    let Some(fixture) = tiny_qwen3() else { return };
+    let pack = || PackSource::open(&fixture.pack).unwrap();
+    let tokenizer = Tokenizer::of_pack(&pack(), &fixture.config, 0).unwrap();
+    let prompt = tokenizer.encode("Once upon a time", true).unwrap();
+    let sample = Sample { line: 1, tokens: prompt.clone(), loss_mask: vec![true; prompt.len()] };
+    // One layer for each of the two buffers.
+    for number in [0, 3] {
+        let mut adapter = fixture.adapter("adapter_final");
+        let place = adapter.layout.place(number, Role::DownProj).unwrap();
+        adapter.vector[place.b].fill(f32::NAN);
+        let expected = NonFiniteAt::Layer(number);
+        let plan = MemoryPlan::one_row(&fixture.gpu, &pack(), &fixture.config, Some(&adapter), LENGTH as u32).unwrap();
+        let mut session = Session::open(&fixture.gpu, pack(), Some(&adapter), &plan).unwrap();
+        match session.mean_loss(std::slice::from_ref(&sample), LENGTH as u32, |_, _| true).unwrap_err() {
+            ModelError::NotFinite { layer, step: None, .. } => assert_eq!(layer, Some(expected)),
+            other => panic!("{other}"),
+        }
+        let mut generator = TextGenerator::open(&fixture.gpu, pack(), Some(&adapter), None, LENGTH as u32, None).unwrap();
+        let mut sampler = Sampler::new(SamplerOptions::GREEDY).unwrap();
+        let keep_going = |_| Ok::<_, GenerateError>(std::ops::ControlFlow::Continue(()));
+        match generator.answer(&prompt, 3, &mut sampler, keep_going).unwrap_err() {
+            GenerateError::Model(ModelError::NotFinite { layer, .. }) => assert_eq!(layer, Some(expected)),
+            other => panic!("{other}"),
+        }
+    }
 }

@@ -1,24 +1,28 @@
-//! A checkpoint whose weights NF4 holds exactly, run by the library, and what others computed with
-//! the same weights.
+//! Tests of the model and of the trainer below the public API, against the results of transformers
+//! and PEFT: a checkpoint whose weights NF4 represents exactly, and the expected results with the
+//! same weights.
+#![allow(clippy::unwrap_used, clippy::panic, reason = "tests fail by panicking")]
+
+mod architectures;
+mod oracle;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use nf4pack::arch::ModelConfig;
-use nf4pack::convert::{self, encode::Encoder};
-use nf4pack::dequant::stream::{PackSource, StreamOptions, StreamPlan};
-use nf4pack::format::Role;
-use nf4pack::format::nf4::ScaleType;
-use nf4pack::gpu::Gpu;
-use nf4pack::internals::AdapterLayout;
-use nf4pack::internals::GpuAdapter;
-use nf4pack::internals::Model;
-use nf4pack::internals::{Batch, IGNORE_INDEX};
-use nf4pack::internals::{Hyperparameters, Trainer};
-use nf4pack::internals::{Memory, Sizes};
-use nf4pack::lora::Adapter;
-use nf4pack::model::Session;
-use nf4pack::model::read_config;
+use crate::arch::ModelConfig;
+use crate::convert::{self, encode::Encoder};
+use crate::data::pack::{Batch, IGNORE_INDEX};
+use crate::dequant::stream::{PackSource, StreamOptions, StreamPlan};
+use crate::format::Role;
+use crate::format::nf4::ScaleType;
+use crate::gpu::Gpu;
+use crate::lora::Adapter;
+use crate::lora::config::AdapterLayout;
+use crate::lora::gpu::GpuAdapter;
+use crate::model::Session;
+use crate::model::decoder::Model;
+use crate::model::workspace::{Memory, Sizes};
+use crate::train::trainer::{Hyperparameters, Trainer};
 use safetensors::SafeTensors;
 use serde_json::Value;
 
@@ -96,7 +100,7 @@ impl Fixture {
         let scratch = tempfile::tempdir().unwrap();
         let pack = scratch.path().join("model.nf4pack");
         convert::convert(checkpoint, &pack, options, &()).unwrap();
-        let config = read_config(&PackSource::open(&pack).unwrap()).unwrap();
+        let config = ModelConfig::of_pack(&PackSource::open(&pack).unwrap()).unwrap();
         Self { gpu, folder, pack, config, length: length as u32, rank, _scratch: scratch }
     }
 

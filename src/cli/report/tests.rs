@@ -1,7 +1,7 @@
 #![allow(clippy::unwrap_used, clippy::panic, reason = "tests fail by panicking")]
 
-use super::super::chart::SIZE;
-use super::super::series::MAX_POINTS;
+use super::chart::SIZE;
+use super::series::MAX_POINTS;
 use super::*;
 
 fn step(step: u64, loss: f32, grad_norm: f32) -> Record {
@@ -29,7 +29,7 @@ fn falling(steps: u64) -> Vec<Record> {
 }
 
 fn render(records: Vec<Record>) -> String {
-    report(&Report { title: "Run".to_owned(), records, ..Report::default() })
+    html(&Report { title: "Run".to_owned(), records, ..Report::default() })
 }
 
 /// The texts from each `open` to the next `close`, including both.
@@ -223,7 +223,7 @@ fn numbers_that_are_not_finite_are_gaps_and_are_reported() {
 fn texts_are_escaped() {
     let evil = "</title></script><script>alert('1')</script>\"&<img src=x>".to_owned();
     let facts = vec![(evil.clone(), evil.clone())];
-    let html = report(&Report { title: evil, facts, records: falling(2), ..Report::default() });
+    let html = html(&Report { title: evil, facts, records: falling(2), ..Report::default() });
     assert_eq!(html.matches("<script").count(), 1, "our own");
     assert_eq!(html.matches("<img").count(), 0);
     let escaped = "&lt;/title&gt;&lt;/script&gt;&lt;script&gt;alert(&#39;1&#39;)&lt;/script&gt;&quot;&amp;&lt;img src=x&gt;";

@@ -1,12 +1,19 @@
 //! The report: one HTML file that loads nothing from a network. Its script only shows the values
 //! under the mouse.
 
+mod chart;
+mod series;
 mod settings;
 
-use super::chart::{Chart, Curve, Look, grouped, significant};
-use super::records::{EvalRecord, Record, StepRecord};
-use super::series::{drawable, last_mean, median, smooth, window};
+use std::io;
+use std::path::{Path, PathBuf};
+
+use crate::io::folder::publish;
+use crate::train::record::{EvalRecord, Record, RecordError, StepRecord};
 use crate::train::settings::Settings;
+use chart::{Chart, Curve, Look, grouped, significant};
+pub use series::median;
+use series::{drawable, last_mean, smooth, window};
 use settings::rows;
 
 /// The contents of a report.
@@ -22,20 +29,32 @@ pub struct Report {
     pub records: Vec<Record>,
 }
 
+/// Writes `report.html` into the folder of a run.
+///
+/// # Errors
+/// [`RecordError::Write`].
+pub fn write(report: &Report, out: &Path) -> Result<PathBuf, RecordError> {
+    const NAME: &str = "report.html";
+    let path = out.join(NAME);
+    let failed = |source: io::Error| RecordError::Write { path: path.clone(), source };
+    publish(out, &[(NAME, html(report).as_bytes())]).map_err(failed)?;
+    Ok(path)
+}
+
 /// The report as one HTML file, with less than 1 MB of curves for any number of records. Texts are
 /// escaped, and the file's content security policy keeps a browser from fetching anything.
-pub fn report(report: &Report) -> String {
+fn html(report: &Report) -> String {
     let run = Run::new(&report.records);
     format!(
-        include_str!("report.html"),
+        include_str!("report/report.html"),
         title = escape(&report.title),
-        css = include_str!("report.css"),
+        css = include_str!("report/report.css"),
         summary = run.summary(),
         figures = run.figures(),
         charts = run.charts(),
         tables = table("Settings", &rows(&report.settings)) + &table("Run", &report.facts),
         version = env!("CARGO_PKG_VERSION"),
-        script = include_str!("report.js"),
+        script = include_str!("report/report.js"),
     )
 }
 
