@@ -167,6 +167,10 @@
 //! `convert` and [`dequant`] do not import each other. Both take the meaning of a code from
 //! [`format::nf4`], so that a mistake in one cannot hide in the other.
 
+/// The checks of the fuzz targets name the library from outside, in unit tests, too.
+#[cfg(test)]
+extern crate self as nf4pack;
+
 #[cfg(any(feature = "convert", feature = "train"))]
 pub mod arch;
 #[cfg(feature = "cli")]

@@ -8,6 +8,9 @@ pub(crate) mod file;
 pub(crate) mod files;
 pub(crate) mod form;
 mod formats;
+#[cfg(any(fuzzing, test))]
+#[doc(hidden)]
+pub mod fuzzing;
 mod jinja;
 mod literals;
 mod messages;

@@ -8,6 +8,7 @@ mod gpu;
 pub mod naive;
 #[cfg(feature = "cli")]
 pub mod program;
+pub mod replay;
 pub mod seal;
 
 #[cfg(feature = "gpu")]
