@@ -194,6 +194,8 @@ mod mmap;
 pub mod model;
 #[cfg(feature = "train")]
 pub(crate) mod ops;
+#[cfg(feature = "gpu")]
+mod panics;
 #[cfg(feature = "train")]
 mod random;
 #[cfg(feature = "train")]

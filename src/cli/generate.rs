@@ -126,7 +126,7 @@ impl Speaker<'_> {
     /// Answers line by line.
     fn chat(&mut self, system: Option<&str>) -> Result<Outcome> {
         let mut conversation = Conversation::new(system);
-        let (typed, lines) = (io::stdin().is_terminal(), chat::lines());
+        let (typed, lines) = (io::stdin().is_terminal(), chat::lines()?);
         let mut all_answered = true;
         while let Some(line) = chat::next_line(&lines, typed)? {
             if line.trim().is_empty() {
