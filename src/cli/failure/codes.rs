@@ -426,7 +426,7 @@ mod tests {
     const DOCUMENT: &str = include_str!("../../../docs/error-codes.md");
 
     /// Codes that several errors share.
-    const SHARED: [&str; 8] = [
+    const SHARED: [&str; 9] = [
         "io",
         "cancelled",
         "no-threads",
@@ -435,6 +435,7 @@ mod tests {
         "target-not-durable",
         "gpu-budget",
         "layer-out-of-range",
+        "source-unreadable",
     ];
 
     #[test]
