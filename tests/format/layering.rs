@@ -189,6 +189,7 @@ fn only_one_file_writes_to_the_terminal() {
         let attributes = before.rsplit(';').next().unwrap_or_default();
         attributes.contains("#[cfg(test)]") || attributes.contains("#[cfg(all(test,")
     };
+    let code = |s: &Source| s.code.split("#[cfg(test)]").next().unwrap_or_default().to_owned();
     let sources = sources();
     let in_tests = |s: &Source| s.module.last().is_some_and(|name| sources.iter().any(|parent| declared(parent, name)));
     let found: Vec<&str> = sources.iter().filter(|s| !in_tests(s) && writes(&code(s))).map(|s| s.path.as_str()).collect();
