@@ -12,7 +12,7 @@ use super::open;
 use super::outcome::Outcome;
 use super::ui::{self, Table, Ui};
 use crate::LayerError;
-use crate::arch::family::Family;
+use crate::arch::ModelConfig;
 use crate::convert::plan::scale_type_name;
 use crate::format::layout::{FEATURE_SIGNED_SCALES, MAJOR_VERSION};
 use crate::format::{Pack, Provenance, Role, Section, SectionKind};
@@ -204,7 +204,7 @@ impl<'a> Document<'a> {
 /// The origin of the pack; `tied` if it has no lm_head.
 fn origin(text: &mut String, p: &Provenance, tied: bool) {
     let tied = if tied { ", lm_head tied to the embedding" } else { "" };
-    let class = Family::find(&p.model_type).map_or("no family that this version runs", |family| family.class);
+    let class = ModelConfig::class_of(&p.model_type).unwrap_or("no family that this version runs");
     let _ = writeln!(text, "model        {} ({class}){tied}", ui::one_line(&p.model_type));
     let [tool, encoder, scales] = [&p.tool, &p.encoder, &p.scales].map(|text| ui::one_line(text));
     let _ = writeln!(text, "made by      {tool}, encoder {encoder}, {scales} scales, block size {}", p.block_size);

@@ -1,5 +1,6 @@
 //! The command line: the only part that prints, and the only one that sees clap, indicatif and
 //! anyhow. It never names wgpu.
+#![allow(unnameable_types, reason = "only main uses this module")]
 
 mod adapter;
 mod args;
@@ -18,6 +19,7 @@ mod model;
 mod open;
 mod outcome;
 mod process;
+mod report;
 mod train;
 mod ui;
 mod verify;
