@@ -1,6 +1,7 @@
 //! Training data: files of several forms become tokens with a loss mask, and these become packed
 //! batches.
 
+mod components;
 pub(crate) mod error;
 pub(crate) mod file;
 pub(crate) mod files;
@@ -9,6 +10,7 @@ mod formats;
 #[cfg(any(fuzzing, test))]
 #[doc(hidden)]
 pub mod fuzzing;
+pub(crate) mod interruptible;
 mod jinja;
 mod literals;
 mod messages;
@@ -28,6 +30,7 @@ mod style;
 mod template;
 pub(crate) mod tokenizer;
 
+pub use components::error::TokenizerError;
 pub use error::DataError;
 pub use file::DataFile;
 pub use jinja::{ErrorKind as TemplateErrorKind, TemplateError};
