@@ -1,7 +1,6 @@
 //! Training data: files of several forms become tokens with a loss mask, and these become packed
 //! batches.
 
-pub(crate) mod caught;
 mod components;
 pub(crate) mod error;
 pub(crate) mod file;
@@ -10,6 +9,7 @@ pub(crate) mod form;
 mod formats;
 #[cfg(any(fuzzing, test))]
 pub(crate) mod fuzzing;
+pub(crate) mod interruptible;
 mod jinja;
 mod literals;
 mod messages;
