@@ -196,6 +196,8 @@ pub mod model;
 pub(crate) mod ops;
 #[cfg(feature = "train")]
 mod random;
+#[cfg(any(feature = "convert", feature = "gpu"))]
+mod source;
 #[cfg(feature = "train")]
 pub mod train;
 #[cfg(feature = "convert")]
@@ -205,6 +207,8 @@ pub mod verify;
 pub use io::read::FileError;
 #[cfg(feature = "mmap")]
 pub use mmap::{LayerError, MappedPack, OpenError};
+#[cfg(any(feature = "convert", feature = "gpu"))]
+pub use source::{PackSource, ReadError};
 
 /// Parts below the public API that this crate's own tests and command line use. They may change at
 /// any time.

@@ -15,8 +15,9 @@ use super::config;
 use crate::arch::family::Family;
 use crate::arch::names::Prefix;
 use crate::convert::Progress;
-use crate::format::{FloatType, Pack, Provenance, Role, files};
+use crate::format::{FloatType, Provenance, Role, files};
 use crate::io::{publish_folder, sync_dir, temporary_folder};
+use crate::source::{PackSource, ReadError};
 
 /// Bytes of tensors in one file of the snapshot, as transformers cuts them.
 pub const MAX_SHARD_LEN: u64 = 5_000_000_000;
@@ -76,9 +77,32 @@ pub enum WriteError {
         /// The system's error.
         source: io::Error,
     },
+    /// The pack cannot be read.
+    #[error(transparent)]
+    Pack(#[from] ReadError),
+    /// A tensor does not fit in memory.
+    #[error("no memory for tensor {name} of {bytes} bytes", name = tensor.escape_debug())]
+    Memory {
+        /// The tensor.
+        tensor: String,
+        /// Its bytes.
+        bytes: u64,
+    },
     /// The caller asked to stop.
     #[error("stopped before the end")]
     Cancelled,
+}
+
+/// The bytes of a tensor, zero.
+///
+/// # Errors
+/// [`WriteError::Memory`].
+pub(crate) fn zeros(tensor: &str, elements: u64, float_type: FloatType) -> Result<Vec<u8>, WriteError> {
+    let bytes = elements.saturating_mul(float_type.size() as u64);
+    let fits = |len: &usize| Vec::<u8>::new().try_reserve_exact(*len).is_ok();
+    let len = usize::try_from(bytes).ok().filter(fits);
+    // Allocated anew: pages that the system clears are faster, and all threads touch them.
+    Ok(vec![0; len.ok_or_else(|| WriteError::Memory { tensor: tensor.to_owned(), bytes })?])
 }
 
 /// What was written.
@@ -100,10 +124,9 @@ pub struct Written {
 /// The tensors that the conversion of `pack` left out, by its own record, except the model's output
 /// projection: if it was left out, it is tied to the embedding. A merge takes some of them from the
 /// checkpoint: these are among `written`.
-fn left_out<'a>(pack: Pack<'_>, written: impl Iterator<Item = &'a str>) -> Vec<String> {
+fn left_out<'a>(pack: &PackSource, written: impl Iterator<Item = &'a str>) -> Vec<String> {
     let Ok(provenance) = Provenance::from_json(pack.index().metadata()) else { return Vec::new() };
-    let names = pack.quantized_tensors().map(|tensor| tensor.name).chain(pack.raw_tensors().map(|tensor| tensor.name));
-    let names: Vec<&str> = names.collect();
+    let names: Vec<&str> = pack.index().tensors().map(|(_, section)| pack.index().name(section)).collect();
     let prefix = Prefix::of(names.iter().copied());
     let head = Family::find(&provenance.model_type).and_then(|family| prefix.part(family, Role::LmHead));
     let written: HashSet<&str> = written.collect();
@@ -128,7 +151,7 @@ impl<E> Tensor<'_, E> {
     }
 
     fn len(&self) -> u64 {
-        self.elements() * self.float_type.size() as u64
+        self.elements().saturating_mul(self.float_type.size() as u64)
     }
 }
 
@@ -153,7 +176,7 @@ pub(crate) fn refuse_existing(target: &Path) -> Result<(), WriteError> {
 /// A [`WriteError`], or what a tensor's `make` says.
 pub(crate) fn write<E: From<WriteError>>(
     target: &Path,
-    pack: Pack<'_>,
+    pack: &PackSource,
     tensors: &[Tensor<'_, E>],
     shard_len: u64,
     progress: &dyn Progress,
@@ -161,7 +184,7 @@ pub(crate) fn write<E: From<WriteError>>(
     if let Some(tensor) = tensors.iter().find(|t| t.name == RESERVED_NAME) {
         return Err(WriteError::TensorName { name: tensor.name.to_owned() }.into());
     }
-    let bytes: u64 = tensors.iter().map(Tensor::len).sum();
+    let bytes = tensors.iter().map(Tensor::len).fold(0, u64::saturating_add);
     let folder = crate::io::folder_of(target);
     let error = |source| WriteError::Target { path: target.to_owned(), source };
     let available = fs4::available_space(folder).map_err(error)?;
@@ -171,7 +194,7 @@ pub(crate) fn write<E: From<WriteError>>(
     // Open the folder before the work: it is synced at the end.
     sync_dir(folder).map_err(error)?;
     let temporary = temporary_folder(folder).map_err(error)?;
-    let total = tensors.iter().map(Tensor::elements).sum();
+    let total = tensors.iter().map(Tensor::elements).fold(0, u64::saturating_add);
     let job = Job { progress, total, state: RefCell::new(State { done: 0, error: None }) };
     let weights_files = job.write_weights(temporary.path(), tensors, shard_len)?;
     let files = write_files(temporary.path(), pack, config::common(tensors.iter().map(|t| t.float_type)))?;
@@ -182,17 +205,18 @@ pub(crate) fn write<E: From<WriteError>>(
     Ok(Written { weights_files, files, tensors: tensors.len() as u64, bytes, left_out })
 }
 
-fn write_files(folder: &Path, pack: Pack<'_>, float_type: Option<FloatType>) -> Result<Vec<String>, WriteError> {
+fn write_files(folder: &Path, pack: &PackSource, float_type: Option<FloatType>) -> Result<Vec<String>, WriteError> {
     let mut names = Vec::new();
-    let tied = !pack.has(Role::LmHead);
-    for file in pack.files() {
-        let Some((inner, name)) = files::place_of(file.name) else { continue };
+    let tied = !pack.index().has(Role::LmHead);
+    for packed in pack.file_names() {
+        let Some((inner, name)) = files::place_of(packed) else { continue };
+        let bytes = pack.file(packed)?.unwrap_or_default();
         let parent = inner.map_or_else(|| folder.to_owned(), |inner| folder.join(inner));
         let error = |source| WriteError::Target { path: parent.clone(), source };
         fs::create_dir_all(&parent).map_err(error)?;
-        match file.name {
-            files::CONFIG => write_synced(&parent.join(name), &config::of_snapshot(file.bytes, float_type, tied))?,
-            _ => write_synced(&parent.join(name), file.bytes)?,
+        match packed {
+            files::CONFIG => write_synced(&parent.join(name), &config::of_snapshot(&bytes, float_type, tied))?,
+            _ => write_synced(&parent.join(name), &bytes)?,
         }
         sync_dir(&parent).map_err(error)?;
         names.push(inner.map_or_else(|| name.to_owned(), |inner| format!("{inner}/{name}")));
@@ -278,7 +302,7 @@ impl<E: From<WriteError>> Job<'_, E> {
             weight_map.extend(shard.iter().map(|t| (t.name.to_owned(), name(i))));
         }
         if count > 1 {
-            let total_size: u64 = tensors.iter().map(Tensor::len).sum();
+            let total_size = tensors.iter().map(Tensor::len).fold(0, u64::saturating_add);
             let index = serde_json::json!({ "metadata": { "total_size": total_size }, "weight_map": weight_map });
             write_synced(&folder.join("model.safetensors.index.json"), format!("{index:#}\n").as_bytes())?;
         }
@@ -312,13 +336,13 @@ fn shards<'a, 'b, E>(tensors: &'a [Tensor<'b, E>], shard_len: u64) -> Vec<Vec<&'
     let mut len = 0;
     for tensor in tensors {
         match shards.last_mut() {
-            Some(shard) if len + tensor.len() <= shard_len => shard.push(tensor),
+            Some(shard) if tensor.len() <= shard_len.saturating_sub(len) => shard.push(tensor),
             _ => {
                 shards.push(vec![tensor]);
                 len = 0;
             }
         }
-        len += tensor.len();
+        len = len.saturating_add(tensor.len());
     }
     shards
 }

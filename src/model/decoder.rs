@@ -1,6 +1,7 @@
 //! A decoder on the GPU: the embedding, the streamed layers of a pack, the head and its loss.
 
 use crate::arch::config::ModelConfig;
+use crate::arch::obstacle::check_layer_count;
 use crate::data::Tokenizer;
 use crate::data::files::TokenizerFiles;
 use crate::data::pack::{Batch, IGNORE_INDEX};
@@ -25,9 +26,8 @@ use crate::ops::{FiniteCheck, Mat, OpError, inverse_frequencies};
 /// [`ModelError::Obstacle`].
 pub fn read_config(pack: &PackSource) -> Result<ModelConfig, ModelError> {
     let config = pack.file("config.json")?.ok_or(ModelError::MissingFile { name: "config.json" })?;
-    let config = ModelConfig::parse(&config, pack.file(GENERATION_CONFIG)?.as_deref())?;
-    config.check_layers(pack.index().header().layer_count)?;
-    Ok(config)
+    check_layer_count(&config, pack.index().header().layer_count)?;
+    Ok(ModelConfig::parse(&config, pack.file(GENERATION_CONFIG)?.as_deref())?)
 }
 
 /// Reads a pack's own tokenizer. `now` is the date that chat templates print, in seconds since

@@ -4,9 +4,11 @@ mod adapters;
 mod commands;
 #[path = "../common/mod.rs"]
 mod common;
+mod damage;
 mod generate;
 mod golden;
 mod gpu;
 mod merge;
+mod sparse;
 mod train;
 mod train_flags;
