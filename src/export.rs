@@ -13,7 +13,7 @@ use rayon::prelude::*;
 use serde::Serialize;
 use thiserror::Error;
 
-use crate::arch::obstacle::{Obstacle, check_layer_count};
+use crate::arch::Obstacle;
 use crate::convert::Progress;
 use crate::dequant;
 use crate::format::files::CONFIG;
@@ -92,9 +92,10 @@ pub fn export_sharded(
     let started = Instant::now();
     writer::refuse_existing(target)?;
     if let Some(config) = pack.file(CONFIG).map_err(WriteError::from)? {
-        check_layer_count(&config, pack.index().header().layer_count)?;
+        Obstacle::check_layer_count(&config, pack.index().header().layer_count)?;
     }
     require_undamaged(pack, progress)?;
+    let readers = writer::readers(pack)?;
     let index = pack.index();
     let of_kind = |kind| index.tensors().filter(move |(_, section)| section.kind == Some(kind));
     let buf = &RefCell::new(TensorBuf::default());
@@ -106,7 +107,7 @@ pub fn export_sharded(
         make: Box::new(move || tensor_bytes(pack, number, &mut buf.borrow_mut(), dtype, progress).map(Cow::Owned)),
     };
     let tensors: Vec<Tensor<'_, ExportError>> = tensors.map(tensor).collect();
-    let written = writer::write(target, pack, &tensors, shard_len, progress)?;
+    let written = writer::write(target, pack, &tensors, shard_len, &readers, progress)?;
     Ok(ExportReport { written, seconds: started.elapsed().as_secs_f64() })
 }
 

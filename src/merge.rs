@@ -8,6 +8,7 @@ mod compare;
 mod error;
 mod sum;
 
+use crate::arch::ModelConfig;
 use std::borrow::Cow;
 use std::cell::RefCell;
 use std::path::Path;
@@ -20,7 +21,6 @@ use crate::export::Written;
 use crate::export::writer::{self, Tensor};
 use crate::format::FloatType;
 use crate::lora::adapter::Adapter;
-use crate::model::decoder::read_config;
 use crate::source::TensorBuf;
 use crate::verify::require_undamaged;
 use base::BaseTensor;
@@ -81,7 +81,7 @@ pub fn merge(
     let started = Instant::now();
     writer::refuse_existing(target)?;
     let pack = sources.pack;
-    let model = read_config(pack)?;
+    let model = ModelConfig::of_pack(pack)?;
     require_undamaged(pack, progress)?;
     let adapter = Adapter::read(sources.adapter, &model)?;
     base::check_projections(pack, &adapter.layout)?;
@@ -91,9 +91,10 @@ pub fn merge(
     };
     let other_files = opened.as_ref().map_or(Ok(Vec::new()), |c| base::other_files(c, pack, progress))?;
     let base = base::tensors(pack, opened.as_ref());
+    let readers = base::readers(sources, opened.as_ref())?;
     let (changes, buf) = (RefCell::new(Vec::new()), RefCell::new(TensorBuf::default()));
     let tensors: Vec<Tensor<'_, MergeError>> = base.iter().map(|t| tensor(t, &adapter, &changes, &buf, progress)).collect();
-    let written = writer::write(target, pack, &tensors, shard_len, progress)?;
+    let written = writer::write(target, pack, &tensors, shard_len, &readers, progress)?;
     let changes = changes.take();
     Ok(MergeReport {
         written,
@@ -139,3 +140,6 @@ fn worst(changes: &[(&str, Change)]) -> Option<Rounding> {
     let (tensor, relative_error) = errors.max_by(|a, b| a.1.total_cmp(&b.1))?;
     Some(Rounding { tensor: (*tensor).to_owned(), relative_error })
 }
+
+#[cfg(test)]
+mod tests;

@@ -109,6 +109,19 @@ impl PackSource {
         }
     }
 
+    /// The metadata of the file.
+    ///
+    /// # Errors
+    /// [`ReadError::Io`].
+    #[cfg(feature = "convert")]
+    pub(crate) fn metadata(&self) -> Result<std::fs::Metadata, ReadError> {
+        let metadata = match &self.bytes {
+            Bytes::Mapped(pack) => pack.metadata(),
+            Bytes::Read { file, .. } => file.metadata(),
+        };
+        metadata.map_err(|source| self.io(source))
+    }
+
     /// The names of the embedded files, in file order.
     pub fn file_names(&self) -> impl Iterator<Item = &str> {
         let index = self.index();

@@ -14,7 +14,6 @@ use serde_json::json;
 use super::args::{BenchCommand, Command, Usage};
 use super::ui;
 use crate::arch::names::is_part;
-use crate::arch::obstacle::{check_files_runnable, check_pack_runnable};
 use crate::arch::{ArchError, ConfigError, ModelConfig, Obstacle};
 use crate::convert::ConvertError;
 use crate::convert::plan::PlanError;
@@ -526,7 +525,10 @@ fn of_write(error: &WriteError) -> Option<String> {
         WriteError::NotDurable { .. } => Some(SYNC.into()),
         WriteError::Pack(e) => of_read(e),
         WriteError::Memory { .. } => Some(MORE_MEMORY.into()),
-        WriteError::TensorName { .. } | WriteError::Safetensors { .. } | WriteError::Cancelled => None,
+        WriteError::Source { .. }
+        | WriteError::TensorName { .. }
+        | WriteError::Safetensors { .. }
+        | WriteError::Cancelled => None,
     }
 }
 
@@ -564,7 +566,7 @@ fn no_device() -> String {
 /// Why the embedded files of a pack are not enough to train, evaluate and generate, one sentence
 /// each. `file` returns the bytes of a file.
 pub fn bad_files<'a>(file: impl Fn(&str) -> Option<&'a [u8]>) -> Vec<String> {
-    check_files_runnable(file).iter().map(unusable).collect()
+    Obstacle::check_files(file).iter().map(unusable).collect()
 }
 
 /// Why the model of a pack cannot run, one sentence each. Checks the index, the files, and the
@@ -575,7 +577,7 @@ pub fn bad_files<'a>(file: impl Fn(&str) -> Option<&'a [u8]>) -> Vec<String> {
 pub fn cannot_run_pack(pack: &PackSource) -> Result<Vec<String>, ReadError> {
     let files = pack.files()?;
     let files: Vec<(&str, &[u8])> = files.iter().map(|(name, bytes)| (name.as_str(), bytes.as_slice())).collect();
-    let runnable = check_pack_runnable(pack.index(), |name| of_name(&files, name));
+    let runnable = Obstacle::check_pack(pack.index(), |name| of_name(&files, name));
     let mut found: Vec<String> = runnable.err().iter().map(unusable).collect();
     found.extend(bad_files(|name| of_name(&files, name)));
     Ok(if found.is_empty() { cannot_load(&files).into_iter().collect() } else { found })

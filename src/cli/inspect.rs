@@ -11,8 +11,7 @@ use super::args::InspectArgs;
 use super::open;
 use super::outcome::Outcome;
 use super::ui::{self, Table, Ui};
-use crate::arch::family::Family;
-use crate::arch::obstacle::{Obstacle, check_layer_count};
+use crate::arch::{ModelConfig, Obstacle};
 use crate::convert::plan::scale_type_name;
 use crate::format::files::CONFIG;
 use crate::format::layout::{FEATURE_SIGNED_SCALES, MAJOR_VERSION};
@@ -42,7 +41,7 @@ fn layer_count(pack: &PackSource) -> Result<Option<Obstacle>> {
         Err(ReadError::Damaged { .. }) => None,
         Err(error) => return Err(error.into()),
     };
-    Ok(config.and_then(|config| check_layer_count(&config, pack.index().header().layer_count).err()))
+    Ok(config.and_then(|config| Obstacle::check_layer_count(&config, pack.index().header().layer_count).err()))
 }
 
 /// The contents of a pack's index.
@@ -220,7 +219,7 @@ impl<'a> Document<'a> {
 /// The origin of the pack; `tied` if it has no lm_head.
 fn origin(text: &mut String, p: &Provenance, tied: bool) {
     let tied = if tied { ", lm_head tied to the embedding" } else { "" };
-    let class = Family::find(&p.model_type).map_or("no family that this version runs", |family| family.class);
+    let class = ModelConfig::class_of(&p.model_type).unwrap_or("no family that this version runs");
     let _ = writeln!(text, "model        {} ({class}){tied}", p.model_type);
     let _ =
         writeln!(text, "made by      {}, encoder {}, {} scales, block size {}", p.tool, p.encoder, p.scales, p.block_size);

@@ -19,7 +19,7 @@ use thiserror::Error;
 use crate::arch::config::ModelConfig;
 use crate::format::{PieceCrc, crc32};
 use crate::io::read::{self, FileError, Links};
-use crate::io::{is_temporary, temporary_folder};
+use crate::io::{is_temporary, step, temporary_folder};
 use crate::lora::adapter::{self, Adapter, AdapterError, Matrix, ReadFloats, TensorFile, TensorsError, le_bytes, matrices};
 use crate::lora::config::AdapterLayout;
 pub use fingerprint::{Difference, Fingerprint, Inputs, data_identity, pack_identity};
@@ -316,7 +316,7 @@ impl Checkpoint {
     /// Returns what cannot be removed ([`CheckpointError::Read`], [`CheckpointError::Remove`]); a
     /// run does not depend on it.
     pub fn prune(out: &Path, step: u64, keep: u32) -> Vec<CheckpointError> {
-        Self::prune_with(out, step, keep, |path| fs::remove_dir_all(path))
+        Self::prune_with(out, step, keep, step::remove_dir_all)
     }
 
     /// [`Checkpoint::prune`] with a function that removes a folder.
@@ -488,7 +488,7 @@ fn rename_aside(out: &Path, path: &Path) -> Result<PathBuf, CheckpointError> {
     let name = path.file_name().unwrap_or_default().to_string_lossy();
     let free = |number: u32| Some(out.join(format!("{ASIDE_PREFIX}{number}-{name}"))).filter(|path| !path.exists());
     let target = (1..=u32::MAX).find_map(free).unwrap_or_default();
-    match fs::rename(path, &target) {
+    match step::rename(path, &target) {
         Ok(()) => Ok(target),
         Err(source) => Err(CheckpointError::SetAside { path: path.to_owned(), source }),
     }
@@ -506,7 +506,7 @@ const REMOVED: &str = "removed";
 /// checkpoint is ever visible.
 fn take_name(out: &Path, checkpoint: &Path) -> io::Result<PathBuf> {
     let temporary = temporary_folder(out)?;
-    fs::rename(checkpoint, temporary.path().join(REMOVED))?;
+    step::rename(checkpoint, &temporary.path().join(REMOVED))?;
     Ok(temporary.keep())
 }
 

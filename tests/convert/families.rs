@@ -5,11 +5,10 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use nf4pack::arch::Obstacle;
+use nf4pack::arch::{ModelConfig, Obstacle};
 use nf4pack::convert::{Conversion, Options, convert, synth};
 use nf4pack::export::export;
 use nf4pack::format::{FloatType, Role};
-use nf4pack::internals::{check_pack_runnable, model_types};
 use nf4pack::verify::{against, verify};
 use nf4pack::{MappedPack, PackSource};
 use safetensors::{Dtype, SafeTensors};
@@ -41,7 +40,7 @@ fn open(pack: impl AsRef<Path>) -> PackSource {
 fn runnable(pack: &Path) -> Result<(), Obstacle> {
     let mapped = MappedPack::read(pack).unwrap();
     let pack = mapped.pack();
-    check_pack_runnable(pack.index(), |name| pack.file(name).map(|file| file.bytes))
+    Obstacle::check_pack(pack.index(), |name| pack.file(name).map(|file| file.bytes))
 }
 
 /// Role and layer of every tensor of the pack.
@@ -125,7 +124,10 @@ fn every_tensor_of_every_family_lands_in_its_place() {
         assert_eq!(round_trip(&config(model_type, &json!({}))), expected("model.", "", plain), "{model_type}");
         assert_eq!(round_trip(&config(model_type, &all)), expected("model.", "", with_biases), "{model_type}");
     }
-    assert!(rows.iter().map(|(model_type, ..)| *model_type).eq(model_types()), "a row for each family, in their order");
+    assert!(
+        rows.iter().map(|(model_type, ..)| *model_type).eq(ModelConfig::model_types()),
+        "a row for each family, in their order"
+    );
 }
 
 /// Every family has a model whose results transformers and PEFT computed, and the README names it.
@@ -139,7 +141,7 @@ fn every_family_has_its_oracle_and_its_line_in_the_readme() {
     };
     let tried: Vec<String> = fixtures.map(|folder| model_type(folder.unwrap())).collect();
     let readme = fs::read_to_string(root.join("README.md")).unwrap();
-    for model_type in model_types() {
+    for model_type in ModelConfig::model_types() {
         assert!(tried.iter().any(|tried| tried == model_type), "{model_type} has no folder in tests/fixtures/architectures");
         assert!(readme.contains(&format!("| `{model_type}` |")), "README.md does not list {model_type}");
     }

@@ -247,6 +247,7 @@ codes! {
         TargetExists "target-folder-exists"
         NoSpace "no-space"
         TensorName "target-tensor-name"
+        Source "source-unreadable"
         Target "target-unwritable"
         Safetensors "target-safetensors"
         NotDurable "target-not-durable"
