@@ -6,25 +6,23 @@
 //! it was verified is found, too.
 
 mod error;
+#[cfg(feature = "convert")]
+mod tensor;
 mod windows;
 
 use std::fs::File;
 use std::path::{Path, PathBuf};
 
-use rayon::prelude::*;
-
 use crate::format::layout::HEADER_LEN;
-use crate::format::nf4::{Nf4Tensor, Scales, block_count};
-use crate::format::{FloatType, FormatError, Header, Index, Limits, PieceCrc, Section, SectionKind, check, crc32};
+use crate::format::{FormatError, Header, Index, Limits, Section, SectionKind, check, crc32};
 use crate::io::{AlignedBuf, read_exact_at};
 use crate::mmap::open_regular;
 use crate::{MappedPack, OpenError};
 
 pub use error::ReadError;
+#[cfg(feature = "convert")]
+pub(crate) use tensor::{TensorBuf, TensorData};
 pub(crate) use windows::WindowBuf;
-
-/// Bytes of one read and checksum. They stay in the L2 cache between the two.
-const PIECE_LEN: usize = 256 << 10;
 
 /// An open pack, of which every payload is read when it is needed.
 ///
@@ -49,22 +47,6 @@ pub struct PackSource {
 enum Bytes {
     Mapped(MappedPack),
     Read { file: File, index: Index },
-}
-
-/// Buffers for the payloads of one tensor, reused from tensor to tensor.
-#[cfg(feature = "convert")]
-#[derive(Debug, Default)]
-pub(crate) struct TensorBuf {
-    elements: AlignedBuf,
-    scales: AlignedBuf,
-}
-
-/// The payloads of a tensor.
-#[cfg(feature = "convert")]
-#[derive(Debug, Clone, Copy)]
-pub(crate) enum TensorData<'a> {
-    Quantized(Nf4Tensor<'a>),
-    Raw(FloatType, &'a [u8]),
 }
 
 impl PackSource {
@@ -154,60 +136,6 @@ impl PackSource {
     pub(crate) fn files(&self) -> Result<Vec<(String, Vec<u8>)>, ReadError> {
         let read = |name: &str| Ok((name.to_owned(), self.file(name)?.unwrap_or_default()));
         self.file_names().map(read).collect()
-    }
-
-    /// The tensor whose first section is `number`, checked. All threads of the pool read it.
-    ///
-    /// # Errors
-    /// [`ReadError`], except [`ReadError::Open`].
-    #[cfg(feature = "convert")]
-    pub(crate) fn tensor<'a>(&'a self, number: usize, buf: &'a mut TensorBuf) -> Result<TensorData<'a>, ReadError> {
-        let missing = || self.damaged(FormatError::Unpaired { section: number as u64, offset: 0 });
-        let section = self.index().sections().get(number).ok_or_else(missing)?;
-        let elements = self.payload(number, section, &mut buf.elements)?;
-        if let Some(float_type) = section.element_type.float_type() {
-            return Ok(TensorData::Raw(float_type, elements));
-        }
-        // Validation ensures that a scale table directly follows its codes.
-        let table = self.index().sections().get(number + 1).ok_or_else(missing)?;
-        let scales = self.payload(number + 1, table, &mut buf.scales)?;
-        let blocks = block_count(section.shape.elements(), section.block_size) as usize;
-        let scales = section.scale_type.and_then(|scale_type| Scales::from_payload(scales, scale_type, blocks));
-        Ok(TensorData::Quantized(Nf4Tensor {
-            codes: elements,
-            scales: scales.ok_or_else(missing)?,
-            block_size: section.block_size,
-            elements: section.shape.elements(),
-        }))
-    }
-
-    /// A whole payload, after its checks.
-    #[cfg(feature = "convert")]
-    fn payload<'a>(&'a self, number: usize, section: &Section, buf: &'a mut AlignedBuf) -> Result<&'a [u8], ReadError> {
-        let piece_crc = |piece: &[u8]| if self.verifies { crc32(piece) } else { 0 };
-        let (bytes, crcs): (&[u8], Vec<u32>) = match &self.bytes {
-            Bytes::Mapped(_) => {
-                let bytes = self.bytes(section.offset, section.length, buf)?;
-                (bytes, bytes.par_chunks(PIECE_LEN).map(piece_crc).collect())
-            }
-            Bytes::Read { file, .. } => {
-                let bytes = self.room(section.length, buf)?;
-                let pieces = bytes.par_chunks_mut(PIECE_LEN).enumerate().map(|(i, piece)| {
-                    self.read_into(file, piece, section.offset + (i * PIECE_LEN) as u64)?;
-                    Ok(piece_crc(piece))
-                });
-                let crcs = pieces.collect::<Result<_, ReadError>>()?;
-                (bytes, crcs)
-            }
-        };
-        let index = self.index();
-        if self.verifies {
-            let mut crc = PieceCrc::default();
-            bytes.chunks(PIECE_LEN).zip(crcs).for_each(|(piece, of_piece)| crc.push(of_piece, piece.len() as u64));
-            check::checksum(index, number, section, crc.value()).map_err(|e| self.damaged(e))?;
-        }
-        check::contents(index, number, section, bytes).map_err(|e| self.damaged(e))?;
-        Ok(bytes)
     }
 
     /// Checks that the file still has its length. With a mapping, the caller has promised this. If

@@ -1,7 +1,7 @@
-//! Windows into payloads that may be larger than the memory: scales, code padding, weights.
+//! Windows into payloads that may be larger than the memory: scales and code padding.
 
 use super::{PackSource, ReadError};
-use crate::format::nf4::{Nf4Tensor, SUPER_BLOCK, ScaleType, Scales, block_count};
+use crate::format::nf4::{SUPER_BLOCK, ScaleType, Scales, block_count};
 use crate::format::{FormatError, Section, SectionKind, check};
 use crate::io::AlignedBuf;
 
@@ -12,12 +12,12 @@ const WINDOW_SCALES: u64 = 1 << 16;
 #[derive(Debug, Default)]
 pub(crate) struct WindowBuf {
     #[cfg(feature = "convert")]
-    codes: AlignedBuf,
-    scales: ScaleBuf,
+    pub(super) codes: AlignedBuf,
+    pub(super) scales: ScaleBuf,
 }
 
 #[derive(Debug, Default)]
-struct ScaleBuf {
+pub(super) struct ScaleBuf {
     fixed: AlignedBuf,
     super_scales: AlignedBuf,
     scales: AlignedBuf,
@@ -59,7 +59,7 @@ impl PackSource {
     }
 
     /// `count` scales of a scale table from number `first` on, a multiple of [`SUPER_BLOCK`].
-    fn scales<'a>(
+    pub(super) fn scales<'a>(
         &'a self,
         section: &Section,
         first: u64,
@@ -85,28 +85,5 @@ impl PackSource {
             }
             None => Err(self.damaged(FormatError::Unpaired { section: section.name, offset })),
         }
-    }
-
-    /// Weights `first..first + len` of the tensor whose codes are section `number`. `first` is a
-    /// multiple of the weights of [`SUPER_BLOCK`] blocks. Checksums are not compared.
-    ///
-    /// # Errors
-    /// If the file cannot be read.
-    #[cfg(feature = "convert")]
-    pub(crate) fn weights<'a>(
-        &'a self,
-        number: usize,
-        first: u64,
-        len: u64,
-        buf: &'a mut WindowBuf,
-    ) -> Result<Nf4Tensor<'a>, ReadError> {
-        let missing = || self.damaged(FormatError::Unpaired { section: number as u64, offset: 0 });
-        let pair = self.index().sections().get(number).zip(self.index().sections().get(number + 1));
-        let (section, table) = pair.ok_or_else(missing)?;
-        let blocks = block_count(len, section.block_size);
-        let codes_len = blocks * u64::from(section.block_size / 2);
-        let codes = self.bytes(section.offset + first / 2, codes_len, &mut buf.codes)?;
-        let scales = self.scales(table, first / u64::from(section.block_size.max(1)), blocks, &mut buf.scales)?;
-        Ok(Nf4Tensor { codes, scales, block_size: section.block_size, elements: len })
     }
 }
