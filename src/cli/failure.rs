@@ -181,6 +181,8 @@ fn hint(error: &anyhow::Error, advice: Advice) -> Option<String> {
             of_data(e)
         } else if let Some(e) = cause.downcast_ref() {
             of_adapter(e)
+        } else if let Some(e) = cause.downcast_ref() {
+            of_read(e)
         } else {
             cause.downcast_ref().and_then(of_open).or_else(|| cause.downcast_ref().and_then(of_file))
         }
