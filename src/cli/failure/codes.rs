@@ -379,6 +379,9 @@ codes! {
     }
     RunError {
         .0 of Settings, Model, Plan, Checkpoint, Record;
+        Locked "run-locked"
+        Lock "run-lock"
+        BestLost "run-best-lost"
         OtherRun "run-other-settings"
         Occupied "run-out-occupied"
         Elsewhere "run-checkpoint-elsewhere"
@@ -395,6 +398,8 @@ codes! {
         Safetensors "checkpoint-safetensors"
         Format "checkpoint-format"
         Tensor "checkpoint-tensor"
+        StateChecksum "checkpoint-state-checksum"
+        Step "checkpoint-step"
         Checksum "checkpoint-checksum"
         Length "checkpoint-length"
     }

@@ -78,6 +78,12 @@ impl Recorder {
         [&mut self.metrics, &mut self.events].into_iter().filter_map(|log| log.write().err()).collect()
     }
 
+    /// Makes all records durable that are in the files. Returns the files that could not be synced.
+    pub fn sync(&mut self) -> Vec<RecordError> {
+        let files = [&self.metrics, &self.events].into_iter().filter_map(|log| log.file.as_ref());
+        files.filter_map(|file| file.sync().err()).collect()
+    }
+
     /// The files that lack records, and how many.
     pub fn missing(&self) -> Vec<(&'static str, u64)> {
         let logs = [(METRICS, &self.metrics), ("TensorBoard's events", &self.events)];
