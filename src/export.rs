@@ -85,6 +85,7 @@ pub fn export_sharded(
     let started = Instant::now();
     writer::refuse_existing(target)?;
     require_undamaged(pack, progress)?;
+    let readers = writer::readers(pack)?;
     let pack = pack.pack();
     let decoded = pack.quantized_tensors().map(|tensor| Tensor {
         name: tensor.name,
@@ -99,7 +100,7 @@ pub fn export_sharded(
         make: Box::new(move || Ok(Cow::Borrowed(tensor.bytes))),
     });
     let tensors: Vec<Tensor<'_, ExportError>> = decoded.chain(raw).collect();
-    let written = writer::write(target, pack, &tensors, shard_len, progress)?;
+    let written = writer::write(target, pack, &tensors, shard_len, &readers, progress)?;
     Ok(ExportReport { written, seconds: started.elapsed().as_secs_f64() })
 }
 

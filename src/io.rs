@@ -1,14 +1,34 @@
-//! Reads and writes at an offset without a shared cursor, and page-aligned buffers for fast reads.
+//! Reads and writes at an offset without a shared cursor, page-aligned buffers for fast reads, and
+//! files and folders that appear complete or not at all.
 
 use std::fs::File;
 use std::io;
 #[cfg(any(feature = "convert", feature = "train"))]
 use std::path::Path;
 
-#[cfg(feature = "train")]
+#[cfg(any(feature = "convert", feature = "train"))]
+pub(crate) mod access;
+#[cfg(any(feature = "convert", feature = "train"))]
 pub(crate) mod folder;
+#[cfg(any(feature = "convert", feature = "train"))]
+pub(crate) mod leftovers;
+#[cfg(feature = "convert")]
+pub(crate) mod new_file;
 #[cfg(any(feature = "convert", feature = "gpu"))]
 pub(crate) mod read;
+#[cfg(all(test, any(feature = "convert", feature = "train")))]
+mod record;
+#[cfg(any(feature = "convert", feature = "train"))]
+pub(crate) mod step;
+
+#[cfg(any(feature = "convert", feature = "train"))]
+pub(crate) use folder::temporary_folder;
+#[cfg(feature = "convert")]
+pub(crate) use folder::{publish_folder, write_synced};
+#[cfg(feature = "train")]
+pub(crate) use leftovers::is_temporary;
+#[cfg(feature = "convert")]
+pub(crate) use step::sync_dir;
 
 /// Alignment of an [`AlignedBuf`]: a page. A large allocation usually starts 16 bytes past a page,
 /// and a read into such a buffer has a fifth of the speed.
@@ -37,7 +57,7 @@ pub(crate) fn read_exact_at(file: &File, buf: &mut [u8], offset: u64) -> io::Res
 /// # Errors
 ///
 /// `WriteZero` if the file accepts no more bytes; else the error of the operating system.
-#[cfg(feature = "convert")]
+#[cfg(any(feature = "convert", feature = "train"))]
 pub(crate) fn write_all_at(file: &File, bytes: &[u8], offset: u64) -> io::Result<()> {
     #[cfg(unix)]
     return std::os::unix::fs::FileExt::write_all_at(file, bytes, offset);
@@ -73,7 +93,7 @@ mod windows {
         Ok(())
     }
 
-    #[cfg(feature = "convert")]
+    #[cfg(any(feature = "convert", feature = "train"))]
     pub(super) fn write_all_at(file: &File, mut bytes: &[u8], mut offset: u64) -> io::Result<()> {
         while !bytes.is_empty() {
             match file.seek_write(bytes, offset) {
@@ -94,85 +114,6 @@ mod windows {
 #[cfg(any(feature = "convert", feature = "train"))]
 pub(crate) fn folder_of(path: &Path) -> &Path {
     path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."))
-}
-
-/// Syncs `folder`, so that renames and new files in it survive a power failure. Does nothing on
-/// systems that cannot sync folders.
-///
-/// # Errors
-///
-/// Any error from opening or syncing the folder.
-#[cfg(any(feature = "convert", feature = "train"))]
-pub(crate) fn sync_dir(folder: &Path) -> io::Result<()> {
-    #[cfg(unix)]
-    return match File::open(folder)?.sync_all() {
-        // Some file systems do not support a sync of folders, and return an error.
-        Err(e) if matches!(e.kind(), io::ErrorKind::InvalidInput | io::ErrorKind::Unsupported) => Ok(()),
-        result => result,
-    };
-    #[cfg(not(unix))]
-    {
-        let _ = folder;
-        Ok(())
-    }
-}
-
-/// Creates the file `path` with these bytes and syncs it.
-///
-/// # Errors
-///
-/// `AlreadyExists` if the file exists; else the error of the operating system.
-#[cfg(any(feature = "convert", feature = "train"))]
-pub(crate) fn write_synced(path: &Path, bytes: &[u8]) -> io::Result<()> {
-    let mut file = File::create_new(path)?;
-    io::Write::write_all(&mut file, bytes)?;
-    file.sync_all()
-}
-
-/// Prefix and suffix of the name of a temporary folder.
-#[cfg(any(feature = "convert", feature = "train"))]
-const TEMPORARY: [&str; 2] = [".nf4pack-", ".tmp"];
-
-/// Whether the path names a temporary folder.
-#[cfg(feature = "train")]
-pub(crate) fn is_temporary(path: &Path) -> bool {
-    let [prefix, suffix] = TEMPORARY;
-    path.file_name().and_then(|name| name.to_str()).is_some_and(|name| name.starts_with(prefix) && name.ends_with(suffix))
-}
-
-/// Creates a hidden folder in `parent`, with the default permissions. It is removed on drop unless
-/// it is published.
-///
-/// # Errors
-///
-/// Any error of the operating system.
-#[cfg(any(feature = "convert", feature = "train"))]
-pub(crate) fn temporary_folder(parent: &Path) -> io::Result<tempfile::TempDir> {
-    let mut builder = tempfile::Builder::new();
-    let [prefix, suffix] = TEMPORARY;
-    builder.prefix(prefix).suffix(suffix);
-    #[cfg(unix)]
-    builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o777));
-    builder.tempdir_in(parent)
-}
-
-/// Renames `temporary` to `target`, in the same parent folder. `target` must be an empty folder or
-/// not exist. The caller syncs the parent: if that fails, the folder exists; if this fails, it does
-/// not.
-///
-/// # Errors
-///
-/// Any error of the operating system.
-#[cfg(any(feature = "convert", feature = "train"))]
-pub(crate) fn publish_folder(temporary: tempfile::TempDir, target: &Path) -> io::Result<()> {
-    // Some systems cannot rename over an empty folder.
-    if target.is_dir() {
-        std::fs::remove_dir(target)?;
-    }
-    std::fs::rename(temporary.path(), target)?;
-    // The temporary name no longer exists, so there is nothing to remove.
-    let _ = temporary.keep();
-    Ok(())
 }
 
 /// A page of bytes, aligned to a page.
@@ -237,10 +178,5 @@ mod tests {
             assert_eq!(bytes.as_ptr() as usize % BUFFER_ALIGN, 0);
             bytes.fill(0xaa);
         }
-    }
-
-    #[test]
-    fn a_folder_can_be_synced() {
-        sync_dir(tempfile::tempdir().unwrap().path()).unwrap();
     }
 }

@@ -92,9 +92,10 @@ pub fn merge(
     };
     let other_files = opened.as_ref().map_or(Ok(Vec::new()), |c| base::other_files(c, pack, progress))?;
     let base = base::tensors(pack, opened.as_ref());
+    let readers = base::readers(sources, opened.as_ref())?;
     let changes = RefCell::new(Vec::new());
     let tensors: Vec<Tensor<'_, MergeError>> = base.iter().map(|t| tensor(t, &adapter, &changes, progress)).collect();
-    let written = writer::write(target, pack, &tensors, shard_len, progress)?;
+    let written = writer::write(target, pack, &tensors, shard_len, &readers, progress)?;
     let changes = changes.take();
     Ok(MergeReport {
         written,

@@ -164,6 +164,15 @@ impl MappedPack {
         }
     }
 
+    /// The metadata of the file.
+    ///
+    /// # Errors
+    /// Any error of the operating system.
+    #[cfg(feature = "convert")]
+    pub(crate) fn metadata(&self) -> std::io::Result<std::fs::Metadata> {
+        self.file.metadata()
+    }
+
     /// The present length of the file. If it is shorter than at opening, the file was truncated,
     /// and bytes past its end must not be accessed.
     ///

@@ -60,6 +60,14 @@ pub enum Obstacle {
         /// The defect.
         reason: String,
     },
+    /// A config.json that describes another number of layers than the pack has.
+    #[error("config.json describes {config} layers (num_hidden_layers), the pack has {pack}")]
+    LayerCount {
+        /// Layers by config.json.
+        config: u32,
+        /// Layers of the pack.
+        pack: u32,
+    },
     /// A pack that lacks a tensor of its model.
     #[error("the pack has no {role}{}", .layer.map_or_else(String::new, |layer| format!(" in layer {layer}")))]
     Missing {
@@ -83,6 +91,14 @@ pub enum Obstacle {
 }
 
 impl ModelConfig {
+    /// Whether it describes exactly the layers of a pack that has `pack` of them.
+    ///
+    /// # Errors
+    /// [`Obstacle::LayerCount`].
+    pub fn check_layers(&self, pack: u32) -> Result<(), Obstacle> {
+        if self.layers == pack { Ok(()) } else { Err(Obstacle::LayerCount { config: self.layers, pack }) }
+    }
+
     /// Whether the kernels can run such a model.
     ///
     /// # Errors
@@ -164,6 +180,7 @@ fn fault_of(bytes: &[u8]) -> Option<String> {
 pub fn check_pack_runnable(pack: &Pack<'_>) -> Result<(), Obstacle> {
     let file = |name: &str| pack.files().find(|file| file.name == name).map(|file| file.bytes);
     let config = ModelConfig::parse(file("config.json").ok_or(Obstacle::NoConfig)?, file(GENERATION_CONFIG))?;
+    config.check_layers(pack.layer_count())?;
     config.check_runnable()?;
     let quantised = pack.quantized_tensors().map(|t| ((t.layer, t.role), t.shape));
     let raw = pack.raw_tensors().map(|t| ((t.layer, t.role), t.shape));

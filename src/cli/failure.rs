@@ -15,7 +15,7 @@ use super::args::{BenchCommand, Command, Usage};
 use super::ui;
 use crate::arch::names::is_part;
 use crate::arch::obstacle::{check_files_runnable, check_pack_runnable};
-use crate::arch::{ArchError, ConfigError, ModelConfig};
+use crate::arch::{ArchError, ConfigError, ModelConfig, Obstacle};
 use crate::convert::ConvertError;
 use crate::convert::plan::PlanError;
 use crate::convert::source::{CONFIG, HeaderError, INDEX, SourceError, Unstorable};
@@ -511,7 +511,10 @@ fn of_write(error: &WriteError) -> Option<String> {
         WriteError::NoSpace { needed, available, .. } => Some(no_space(*needed, *available)),
         WriteError::Target { path, source } => of_target(path, source),
         WriteError::NotDurable { .. } => Some(SYNC.into()),
-        WriteError::TensorName { .. } | WriteError::Safetensors { .. } | WriteError::Cancelled => None,
+        WriteError::Source { .. }
+        | WriteError::TensorName { .. }
+        | WriteError::Safetensors { .. }
+        | WriteError::Cancelled => None,
     }
 }
 
@@ -733,6 +736,9 @@ fn of_model(error: &ModelError, advice: Advice) -> Option<String> {
         ModelError::Data(e) => of_data(e),
         ModelError::Adapter(e) => of_adapter(e),
         ModelError::Config(e) => of_config(e),
+        ModelError::Obstacle(Obstacle::LayerCount { .. }) => {
+            Some("config.json is of another model: convert the checkpoint again, with the right one (--config FILE)".into())
+        }
         ModelError::MissingFile { .. } => Some(
             "convert again from a folder that has the file; AutoTokenizer.from_pretrained(SRC).save_pretrained(SRC) in Python \
              makes tokenizer.json of other files of a tokenizer"

@@ -4,7 +4,8 @@
 //! size.
 
 use std::collections::{BTreeMap, HashMap};
-use std::path::Path;
+use std::io;
+use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use rayon::prelude::*;
@@ -25,6 +26,7 @@ use crate::arch::place::Model;
 use crate::format::layout::FEATURE_SIGNED_SCALES;
 use crate::format::nf4::{ScaleType, Scales};
 use crate::format::{PieceCrc, Role, Section, SectionKind, check, crc32};
+use crate::io::access::Readers;
 use crate::io::{AlignedBuf, folder_of, read_exact_at};
 
 /// Bytes of a window for each thread, so that there is work for all; at least [`MIN_WINDOW`], at
@@ -124,13 +126,15 @@ impl Conversion {
         self.checkpoint.files.iter().map(|f| f.length).sum()
     }
 
-    /// Writes the pack: a temporary file next to `path`, fsync, rename, fsync of the folder.
+    /// Writes the pack: a file without its name in the folder of `path`, fsync, the name, fsync of
+    /// the folder. The pack is no wider readable than the checkpoint's files; one that replaces a
+    /// pack keeps its permissions.
     ///
     /// # Errors
     /// See [`ConvertError`].
     pub fn write(&self, path: &Path, progress: &dyn Progress) -> Result<Report, ConvertError> {
         self.check_target(path)?;
-        let target = Target::create(path, self.plan.layout.file_len(), self.options.force)?;
+        let target = Target::create(path, self.plan.layout.file_len(), self.options.force, self.readers()?)?;
         let pool = rayon::ThreadPoolBuilder::new().num_threads(self.options.threads.map_or(0, |n| n.get())).build()?;
         let state = target.write_with(|writer| pool.install(|| Run::new(self, writer, progress).run()))?;
         if progress.cancelled() {
@@ -140,19 +144,42 @@ impl Conversion {
         Ok(self.report(&state))
     }
 
-    /// Refuses to replace a file that the conversion reads: weights, index, small files,
-    /// `--config`.
+    /// Refuses to replace a file that the conversion reads.
     fn check_target(&self, path: &Path) -> Result<(), ConvertError> {
         let Ok(target) = path.canonicalize() else { return Ok(()) };
-        let folder = self.checkpoint.files.first().map(|f| folder_of(&f.path));
-        let small_files = self.checkpoint.index.iter().chain(&self.checkpoint.side_files).map(|(name, _)| name);
-        let small_files = folder.into_iter().flat_map(|folder| small_files.clone().map(|name| folder.join(name)));
-        let weights = self.checkpoint.files.iter().map(|f| f.path.clone());
-        let mut sources = weights.chain(small_files).chain(self.options.config.clone());
-        if sources.any(|source| source.canonicalize().is_ok_and(|source| source == target)) {
+        if self.source_paths().any(|source| source.canonicalize().is_ok_and(|source| source == target)) {
             return Err(ConvertError::TargetIsSource { path: path.to_owned() });
         }
         Ok(())
+    }
+
+    /// The files that the conversion reads: weights, index, small files, `--config`.
+    fn source_paths(&self) -> impl Iterator<Item = PathBuf> {
+        self.checkpoint.files.iter().map(|f| f.path.clone()).chain(self.small_paths())
+    }
+
+    fn small_paths(&self) -> impl Iterator<Item = PathBuf> {
+        let folder = self.checkpoint.files.first().map(|f| folder_of(&f.path));
+        let names = self.checkpoint.index.iter().chain(&self.checkpoint.side_files).map(|(name, _)| name);
+        let paths = folder.into_iter().flat_map(move |folder| names.clone().map(|name| folder.join(name)));
+        paths.chain(self.options.config.clone())
+    }
+
+    /// Those who may read all these files.
+    fn readers(&self) -> Result<Readers, ConvertError> {
+        let mut readers = Readers::default();
+        for SourceFile { file, path, .. } in &self.checkpoint.files {
+            readers.add(&file.metadata().map_err(|source| SourceError::Io { path: path.clone(), source })?);
+        }
+        for path in self.small_paths() {
+            match path.metadata() {
+                Ok(source) => readers.add(&source),
+                // config.json, if `--config` takes its place.
+                Err(e) if e.kind() == io::ErrorKind::NotFound => {}
+                Err(source) => return Err(SourceError::Io { path, source }.into()),
+            }
+        }
+        Ok(readers)
     }
 
     fn report(&self, state: &State) -> Report {

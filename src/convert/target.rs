@@ -1,20 +1,21 @@
-//! The file that a pack is written to: under another name until it is whole, then renamed.
+//! The file that a pack is written to: it gets its name when it is complete.
 
-use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{self, Sender};
 
-use tempfile::{Builder, NamedTempFile};
-
 use super::error::ConvertError;
-use crate::io::{folder_of, sync_dir, write_all_at};
+use crate::io::access::Readers;
+use crate::io::leftovers::remove_leftovers;
+use crate::io::new_file::NewFile;
+use crate::io::step::Output;
+use crate::io::{folder_of, sync_dir};
 
 /// A pack being written. Dropped before [`Target::finish`], it leaves nothing behind.
 #[derive(Debug)]
 pub(crate) struct Target {
-    temporary: NamedTempFile,
+    file: NewFile,
     path: PathBuf,
     folder: PathBuf,
     force: bool,
@@ -34,7 +35,7 @@ pub(crate) struct Writer<'a> {
 impl Writer<'_> {
     /// Writes `bytes` at `offset`.
     pub(crate) fn write(&self, bytes: &[u8], offset: u64) -> Result<(), ConvertError> {
-        write_all_at(self.target.file(), bytes, offset).map_err(|source| self.target.error(source))?;
+        self.target.output().write_at(bytes, offset).map_err(|source| self.target.error(source))?;
         let len = bytes.len() as u64;
         let unsynced = self.unsynced.fetch_add(len, Ordering::Relaxed) + len;
         if unsynced >= SYNC_LEN {
@@ -46,22 +47,15 @@ impl Writer<'_> {
     }
 }
 
-/// A temporary file next to `path`, with the permissions that a new file gets there.
-fn temporary_next_to(path: &Path) -> io::Result<NamedTempFile> {
-    let mut builder = Builder::new();
-    builder.prefix(".nf4pack-").suffix(".tmp");
-    #[cfg(unix)]
-    builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
-    builder.tempfile_in(folder_of(path))
-}
-
 impl Target {
-    /// Creates the temporary file next to `path`, after checking that `len` bytes fit.
+    /// Creates the file in the folder of `path`, after checking that `len` bytes fit. It is no
+    /// wider readable than `readers` allow; one that replaces a file keeps its permissions. First,
+    /// what dead processes left in the folder is removed.
     ///
     /// # Errors
     /// If `path` exists and `force` is not set, if it is a folder, or if its folder is missing or
     /// full.
-    pub(crate) fn create(path: &Path, len: u64, force: bool) -> Result<Self, ConvertError> {
+    pub(crate) fn create(path: &Path, len: u64, force: bool, mut readers: Readers) -> Result<Self, ConvertError> {
         let error = |source| ConvertError::Target { path: path.to_owned(), source };
         if path.is_dir() {
             return Err(error(io::Error::from(io::ErrorKind::IsADirectory)));
@@ -79,14 +73,18 @@ impl Target {
         let folder = folder_of(path).to_owned();
         // Asked for now, not after the work: the folder is made durable at the end.
         sync_dir(&folder).map_err(error)?;
+        remove_leftovers(&folder);
         let available = fs4::available_space(&folder).map_err(error)?;
         if available < len {
             return Err(ConvertError::NoSpace { path: folder, needed: len, available });
         }
-        let temporary = temporary_next_to(path).map_err(error)?;
+        if let Ok(old) = path.metadata() {
+            readers.replace(&old);
+        }
+        let file = NewFile::create(&folder, &readers).map_err(error)?;
         // What is never written, the padding, reads as zero.
-        temporary.as_file().set_len(len).map_err(error)?;
-        Ok(Self { temporary, path: path.to_owned(), folder, force })
+        file.output().set_len(len).map_err(error)?;
+        Ok(Self { file, path: path.to_owned(), folder, force })
     }
 
     /// Runs `work`, which writes through the [`Writer`]. Beside it a thread of its own makes the
@@ -97,7 +95,7 @@ impl Target {
     ) -> Result<T, ConvertError> {
         let (wake, woken) = mpsc::channel();
         std::thread::scope(|scope| {
-            let syncing = scope.spawn(move || woken.iter().try_for_each(|()| self.file().sync_data()));
+            let syncing = scope.spawn(move || woken.iter().try_for_each(|()| self.output().sync_data()));
             let writer = Writer { target: self, unsynced: AtomicU64::new(0), wake };
             let result = work(&writer);
             drop(writer);
@@ -109,8 +107,8 @@ impl Target {
         })
     }
 
-    fn file(&self) -> &File {
-        self.temporary.as_file()
+    fn output(&self) -> &Output {
+        self.file.output()
     }
 
     fn error(&self, source: io::Error) -> ConvertError {
@@ -123,12 +121,10 @@ impl Target {
     /// After [`ConvertError::NotDurable`] the file has its name; after any other error there is
     /// nothing of it.
     pub(crate) fn finish(self) -> Result<(), ConvertError> {
-        self.file().sync_all().map_err(|source| self.error(source))?;
-        let Self { temporary, path, folder, force } = self;
-        let persisted = if force { temporary.persist(&path) } else { temporary.persist_noclobber(&path) };
-        persisted.map_err(|e| match e.error.kind() {
+        let Self { file, path, folder, force } = self;
+        file.publish(&path, force).map_err(|source| match source.kind() {
             io::ErrorKind::AlreadyExists => ConvertError::TargetExists { path: path.clone() },
-            _ => ConvertError::Target { path: path.clone(), source: e.error },
+            _ => ConvertError::Target { path: path.clone(), source },
         })?;
         sync_dir(&folder).map_err(|source| ConvertError::NotDurable { path, source })
     }
@@ -142,21 +138,21 @@ mod tests {
     fn a_failing_write_is_an_error_that_leaves_nothing() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("out");
-        let mut target = Target::create(&path, 100, false).unwrap();
+        let mut target = Target::create(&path, 100, false, Readers::default()).unwrap();
         // A file that cannot be written stands for a disk that cannot.
-        let (_, temporary) = target.temporary.into_parts();
-        target.temporary = NamedTempFile::from_parts(File::open(&temporary).unwrap(), temporary);
+        std::fs::write(folder.path().join("read-only"), "").unwrap();
+        target.file.set_output(Output::of(std::fs::File::open(folder.path().join("read-only")).unwrap()));
         let error = target.write_with(|writer| writer.write(&[1; 10], 0)).unwrap_err();
         assert!(matches!(&error, ConvertError::Target { path: found, .. } if *found == path), "{error:?}");
         drop(target);
-        assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 0);
+        assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 1);
     }
 
     #[test]
     fn a_target_that_appears_meanwhile_is_not_replaced() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("out");
-        let target = Target::create(&path, 10, false).unwrap();
+        let target = Target::create(&path, 10, false, Readers::default()).unwrap();
         std::fs::write(&path, "precious").unwrap();
         let error = target.finish().unwrap_err();
         assert!(matches!(error, ConvertError::TargetExists { .. }), "{error:?}");
@@ -170,7 +166,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("out");
         std::fs::write(&path, "old").unwrap();
-        let mut target = Target::create(&path, 10, true).unwrap();
+        let mut target = Target::create(&path, 10, true, Readers::default()).unwrap();
         target.write_with(|writer| writer.write(b"0123456789", 0)).unwrap();
         // A folder that is not there stands for one that cannot be synced.
         target.folder = folder.path().join("none");
@@ -183,7 +179,7 @@ mod tests {
     #[test]
     fn a_pack_that_cannot_fit_is_refused_before_anything_is_written() {
         let folder = tempfile::tempdir().unwrap();
-        let error = Target::create(&folder.path().join("out"), u64::MAX, false).unwrap_err();
+        let error = Target::create(&folder.path().join("out"), u64::MAX, false, Readers::default()).unwrap_err();
         assert!(matches!(error, ConvertError::NoSpace { needed: u64::MAX, .. }), "{error:?}");
         assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 0);
     }

@@ -1,21 +1,26 @@
 //! Writes a snapshot folder, tensor by tensor; for export and merge.
 
 use std::borrow::Cow;
-use std::cell::RefCell;
 use std::collections::{BTreeMap, HashMap, HashSet};
-use std::fs::{self, File};
+use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use safetensors::{Dtype, SafeTensorError, View};
+use safetensors::tensor::{Metadata, TensorInfo};
+use safetensors::{Dtype, SafeTensorError};
 use serde::Serialize;
 use thiserror::Error;
 
 use super::config;
+use crate::MappedPack;
 use crate::arch::family::Family;
 use crate::arch::names::Prefix;
 use crate::convert::Progress;
 use crate::format::{FloatType, Pack, Provenance, Role, files};
+use crate::io::access::Readers;
+use crate::io::folder::restrict;
+use crate::io::leftovers::remove_leftovers;
+use crate::io::step::{Output, create_dir};
 use crate::io::{publish_folder, sync_dir, temporary_folder};
 
 /// Bytes of tensors in one file of the snapshot, as transformers cuts them.
@@ -50,6 +55,14 @@ pub enum WriteError {
     TensorName {
         /// The name.
         name: String,
+    },
+    /// The permissions of a source cannot be read.
+    #[error("cannot read the permissions of {}: {source}", path.display())]
+    Source {
+        /// The source.
+        path: PathBuf,
+        /// The system's error.
+        source: io::Error,
     },
     /// A file of the snapshot cannot be written.
     #[error("cannot write {}: {source}", path.display())]
@@ -130,6 +143,21 @@ impl<E> Tensor<'_, E> {
     fn len(&self) -> u64 {
         self.elements() * self.float_type.size() as u64
     }
+
+    fn dtype(&self) -> Dtype {
+        match self.float_type {
+            FloatType::F32 => Dtype::F32,
+            FloatType::F16 => Dtype::F16,
+            FloatType::Bf16 => Dtype::BF16,
+        }
+    }
+}
+
+/// Those who may read the pack.
+pub(crate) fn readers(pack: &MappedPack) -> Result<Readers, WriteError> {
+    let mut readers = Readers::default();
+    readers.add(&pack.metadata().map_err(|source| WriteError::Source { path: pack.path().to_owned(), source })?);
+    Ok(readers)
 }
 
 /// Fails unless `target` is missing or an empty folder.
@@ -147,7 +175,8 @@ pub(crate) fn refuse_existing(target: &Path) -> Result<(), WriteError> {
 /// `target`, which appears only when it is complete. The dtype of its config.json can represent all
 /// tensors, and `tie_word_embeddings` says whether the pack has no output projection. A weights
 /// file has at most `shard_len` bytes of tensors (or one longer tensor). Only one tensor at a time
-/// is in memory. Progress is counted in weights.
+/// is in memory. Its files are no wider readable than `readers` allow. First, what dead processes
+/// left next to it is removed. Progress is counted in weights.
 ///
 /// # Errors
 /// A [`WriteError`], or what a tensor's `make` says.
@@ -156,6 +185,7 @@ pub(crate) fn write<E: From<WriteError>>(
     pack: Pack<'_>,
     tensors: &[Tensor<'_, E>],
     shard_len: u64,
+    readers: &Readers,
     progress: &dyn Progress,
 ) -> Result<Written, E> {
     if let Some(tensor) = tensors.iter().find(|t| t.name == RESERVED_NAME) {
@@ -164,6 +194,7 @@ pub(crate) fn write<E: From<WriteError>>(
     let bytes: u64 = tensors.iter().map(Tensor::len).sum();
     let folder = crate::io::folder_of(target);
     let error = |source| WriteError::Target { path: target.to_owned(), source };
+    remove_leftovers(folder);
     let available = fs4::available_space(folder).map_err(error)?;
     if available < bytes {
         return Err(WriteError::NoSpace { path: folder.to_owned(), needed: bytes, available }.into());
@@ -171,10 +202,11 @@ pub(crate) fn write<E: From<WriteError>>(
     // Open the folder before the work: it is synced at the end.
     sync_dir(folder).map_err(error)?;
     let temporary = temporary_folder(folder).map_err(error)?;
+    restrict(temporary.path(), readers).map_err(error)?;
     let total = tensors.iter().map(Tensor::elements).sum();
-    let job = Job { progress, total, state: RefCell::new(State { done: 0, error: None }) };
+    let mut job = Job { progress, readers, total, done: 0 };
     let weights_files = job.write_weights(temporary.path(), tensors, shard_len)?;
-    let files = write_files(temporary.path(), pack, config::common(tensors.iter().map(|t| t.float_type)))?;
+    let files = write_files(temporary.path(), pack, config::common(tensors.iter().map(|t| t.float_type)), readers)?;
     sync_dir(temporary.path()).map_err(error)?;
     publish_folder(temporary, target).map_err(error)?;
     sync_dir(folder).map_err(|source| WriteError::NotDurable { path: target.to_owned(), source })?;
@@ -182,17 +214,26 @@ pub(crate) fn write<E: From<WriteError>>(
     Ok(Written { weights_files, files, tensors: tensors.len() as u64, bytes, left_out })
 }
 
-fn write_files(folder: &Path, pack: Pack<'_>, float_type: Option<FloatType>) -> Result<Vec<String>, WriteError> {
+fn write_files(
+    folder: &Path,
+    pack: Pack<'_>,
+    float_type: Option<FloatType>,
+    readers: &Readers,
+) -> Result<Vec<String>, WriteError> {
     let mut names = Vec::new();
     let tied = !pack.has(Role::LmHead);
     for file in pack.files() {
         let Some((inner, name)) = files::place_of(file.name) else { continue };
         let parent = inner.map_or_else(|| folder.to_owned(), |inner| folder.join(inner));
         let error = |source| WriteError::Target { path: parent.clone(), source };
-        fs::create_dir_all(&parent).map_err(error)?;
+        if !parent.exists() {
+            create_dir(&parent).and_then(|()| restrict(&parent, readers)).map_err(error)?;
+        }
         match file.name {
-            files::CONFIG => write_synced(&parent.join(name), &config::of_snapshot(file.bytes, float_type, tied))?,
-            _ => write_synced(&parent.join(name), file.bytes)?,
+            files::CONFIG => {
+                write_synced(&parent.join(name), &config::of_snapshot(file.bytes, float_type, tied), readers)?;
+            }
+            _ => write_synced(&parent.join(name), file.bytes, readers)?,
         }
         sync_dir(&parent).map_err(error)?;
         names.push(inner.map_or_else(|| name.to_owned(), |inner| format!("{inner}/{name}")));
@@ -200,72 +241,23 @@ fn write_files(folder: &Path, pack: Pack<'_>, float_type: Option<FloatType>) -> 
     Ok(names)
 }
 
-/// Errors and progress while safetensors requests tensors: its interface cannot return errors.
-struct State<E> {
-    done: u64,
-    error: Option<E>,
-}
-
-struct Job<'a, E> {
+struct Job<'a> {
     progress: &'a dyn Progress,
+    readers: &'a Readers,
     /// Weights of all tensors.
     total: u64,
-    state: RefCell<State<E>>,
+    /// Weights that are written.
+    done: u64,
 }
 
-/// What safetensors asks a tensor for.
-struct TensorView<'a, 'b, E> {
-    job: &'a Job<'a, E>,
-    tensor: &'a Tensor<'b, E>,
-    shape: Vec<usize>,
-}
-
-impl<E: From<WriteError>> View for TensorView<'_, '_, E> {
-    fn dtype(&self) -> Dtype {
-        match self.tensor.float_type {
-            FloatType::F32 => Dtype::F32,
-            FloatType::F16 => Dtype::F16,
-            FloatType::Bf16 => Dtype::BF16,
-        }
-    }
-
-    fn shape(&self) -> &[usize] {
-        &self.shape
-    }
-
-    fn data(&self) -> Cow<'_, [u8]> {
-        self.job.make(self.tensor)
-    }
-
-    fn data_len(&self) -> usize {
-        self.tensor.len() as usize
-    }
-}
-
-impl<E: From<WriteError>> Job<'_, E> {
-    /// The tensor's bytes; empty after an error or a request to stop, when the file is discarded
-    /// anyway.
-    fn make<'t>(&self, tensor: &'t Tensor<'_, E>) -> Cow<'t, [u8]> {
-        let mut state = self.state.borrow_mut();
-        if state.error.is_some() {
-            return Cow::Borrowed(&[]);
-        }
-        let made = if self.progress.cancelled() { Err(WriteError::Cancelled.into()) } else { (tensor.make)() };
-        match made {
-            Ok(bytes) => {
-                state.done += tensor.elements();
-                self.progress.advance(state.done, self.total);
-                bytes
-            }
-            Err(error) => {
-                state.error = Some(error);
-                Cow::Borrowed(&[])
-            }
-        }
-    }
-
+impl Job<'_> {
     /// One file, or shards and their index.
-    fn write_weights(&self, folder: &Path, tensors: &[Tensor<'_, E>], shard_len: u64) -> Result<Vec<String>, E> {
+    fn write_weights<E: From<WriteError>>(
+        &mut self,
+        folder: &Path,
+        tensors: &[Tensor<'_, E>],
+        shard_len: u64,
+    ) -> Result<Vec<String>, E> {
         let shards = shards(tensors, shard_len);
         let count = shards.len();
         let name = |i: usize| match count {
@@ -273,37 +265,58 @@ impl<E: From<WriteError>> Job<'_, E> {
             _ => format!("model-{:05}-of-{count:05}.safetensors", i + 1),
         };
         let mut weight_map = BTreeMap::new();
-        for (i, shard) in shards.iter().enumerate() {
-            self.write_shard(&folder.join(name(i)), shard)?;
+        for (i, shard) in shards.into_iter().enumerate() {
             weight_map.extend(shard.iter().map(|t| (t.name.to_owned(), name(i))));
+            self.write_shard(&folder.join(name(i)), shard)?;
         }
         if count > 1 {
             let total_size: u64 = tensors.iter().map(Tensor::len).sum();
             let index = serde_json::json!({ "metadata": { "total_size": total_size }, "weight_map": weight_map });
-            write_synced(&folder.join("model.safetensors.index.json"), format!("{index:#}\n").as_bytes())?;
+            let path = folder.join("model.safetensors.index.json");
+            write_synced(&path, format!("{index:#}\n").as_bytes(), self.readers)?;
         }
         Ok((0..count).map(name).collect())
     }
 
-    fn write_shard(&self, path: &Path, shard: &[&Tensor<'_, E>]) -> Result<(), E> {
-        let views = shard.iter().map(|&tensor| {
-            let shape = tensor.dims.iter().map(|&d| d as usize).collect();
-            (tensor.name, TensorView { job: self, tensor, shape })
-        });
-        // transformers refuses a file without this entry.
-        let metadata = HashMap::from([("format".to_owned(), "pt".to_owned())]);
+    /// Writes a safetensors file, tensor by tensor: the crate's own function cannot pass on a
+    /// tensor's error.
+    fn write_shard<E: From<WriteError>>(&mut self, path: &Path, mut shard: Vec<&Tensor<'_, E>>) -> Result<(), E> {
+        // The crate's order: the largest elements first, so that each tensor is aligned.
+        shard.sort_by(|a, b| b.dtype().cmp(&a.dtype()).then(a.name.cmp(b.name)));
         let error = |source| WriteError::Target { path: path.to_owned(), source };
-        // safetensors creates a file with mode 0600; give it the permissions of a new file.
-        let permissions = File::create_new(path).and_then(|f| f.metadata()).map_err(error)?.permissions();
-        let written = safetensors::serialize_to_file(views, Some(metadata), path);
-        if let Some(error) = self.state.borrow_mut().error.take() {
-            return Err(error);
+        let head = head(&shard).map_err(|source| WriteError::Safetensors { path: path.to_owned(), source })?;
+        let file = Output::create_new(path).map_err(error)?;
+        file.restrict(self.readers).map_err(error)?;
+        file.write_at(&head, 0).map_err(error)?;
+        let mut offset = head.len() as u64;
+        for tensor in shard {
+            if self.progress.cancelled() {
+                return Err(WriteError::Cancelled.into());
+            }
+            let bytes = (tensor.make)()?;
+            file.write_at(&bytes, offset).map_err(error)?;
+            offset += bytes.len() as u64;
+            self.done += tensor.elements();
+            self.progress.advance(self.done, self.total);
         }
-        written.map_err(|source| WriteError::Safetensors { path: path.to_owned(), source })?;
-        fs::set_permissions(path, permissions).map_err(error)?;
-        File::options().write(true).open(path).and_then(|f| f.sync_all()).map_err(error)?;
-        Ok(())
+        Ok(file.sync_all().map_err(error)?)
     }
+}
+
+/// The part of a safetensors file before its tensors: the length of the header, and the header,
+/// padded to a multiple of 8 bytes.
+fn head<E>(shard: &[&Tensor<'_, E>]) -> Result<Vec<u8>, SafeTensorError> {
+    let mut end = 0;
+    let infos = shard.iter().map(|tensor| {
+        let (start, shape) = (end, tensor.dims.iter().map(|&d| d as usize).collect());
+        end += tensor.len() as usize;
+        (tensor.name.to_owned(), TensorInfo { dtype: tensor.dtype(), shape, data_offsets: (start, end) })
+    });
+    // transformers refuses a file without this entry.
+    let metadata = HashMap::from([("format".to_owned(), "pt".to_owned())]);
+    let mut header = serde_json::to_vec(&Metadata::new(Some(metadata), infos.collect())?)?;
+    header.resize(header.len().next_multiple_of(8), b' ');
+    Ok([&(header.len() as u64).to_le_bytes(), header.as_slice()].concat())
 }
 
 /// Splits tensors, in order, into runs of at most `shard_len` bytes.
@@ -323,6 +336,6 @@ fn shards<'a, 'b, E>(tensors: &'a [Tensor<'b, E>], shard_len: u64) -> Vec<Vec<&'
     shards
 }
 
-fn write_synced(path: &Path, bytes: &[u8]) -> Result<(), WriteError> {
-    crate::io::write_synced(path, bytes).map_err(|source| WriteError::Target { path: path.to_owned(), source })
+fn write_synced(path: &Path, bytes: &[u8], readers: &Readers) -> Result<(), WriteError> {
+    crate::io::write_synced(path, bytes, readers).map_err(|source| WriteError::Target { path: path.to_owned(), source })
 }

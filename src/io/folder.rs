@@ -2,29 +2,127 @@
 
 use std::fs;
 use std::io;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
-use crate::io::{folder_of, publish_folder, sync_dir, temporary_folder, write_synced};
+use tempfile::{Builder, TempDir};
+
+use super::access::Readers;
+#[cfg(feature = "train")]
+use super::leftovers::remove_leftovers;
+use super::leftovers::{Lock, TEMPORARY, lock};
+#[cfg(feature = "train")]
+use super::step::sync_dir;
+use super::step::{self, Output};
+
+/// A hidden folder, which is removed on drop.
+#[derive(Debug)]
+pub(crate) struct TemporaryFolder {
+    folder: TempDir,
+    /// Holds the lock as long as the process uses the folder.
+    _lock: Option<fs::File>,
+}
+
+impl TemporaryFolder {
+    /// Its path.
+    pub(crate) fn path(&self) -> &Path {
+        self.folder.path()
+    }
+
+    /// Leaves the folder in place, and returns its path.
+    pub(crate) fn keep(self) -> PathBuf {
+        self.folder.keep()
+    }
+}
+
+/// Creates a hidden folder in `parent`, with the default permissions.
+///
+/// # Errors
+///
+/// Any error of the operating system.
+pub(crate) fn temporary_folder(parent: &Path) -> io::Result<TemporaryFolder> {
+    let mut builder = Builder::new();
+    let [prefix, suffix] = TEMPORARY;
+    builder.prefix(prefix).suffix(suffix);
+    #[cfg(unix)]
+    builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o777));
+    loop {
+        let folder = builder.tempdir_in(parent)?;
+        #[cfg(test)]
+        super::record::path(folder.path(), || super::record::Step::CreateFolder { path: folder.path().to_owned() });
+        // Only Unix opens folders.
+        let file = if cfg!(unix) { Some(fs::File::open(folder.path())?) } else { None };
+        match file.as_ref().map_or(Lock::None, |file| lock(file, folder.path())) {
+            Lock::Taken | Lock::None => return Ok(TemporaryFolder { folder, _lock: file }),
+            // Another process took it for a leftover.
+            Lock::Lost => {}
+        }
+    }
+}
+
+/// Makes the folder no wider readable than `readers` allow.
+///
+/// # Errors
+/// Any error of the operating system.
+#[cfg(feature = "convert")]
+pub(crate) fn restrict(folder: &Path, readers: &Readers) -> io::Result<()> {
+    match readers.permissions(&fs::metadata(folder)?) {
+        Some(permissions) => fs::set_permissions(folder, permissions),
+        None => Ok(()),
+    }
+}
+
+/// Renames `temporary` to `target`, in the same parent folder. `target` must be an empty folder or
+/// not exist. The caller syncs the parent: if that fails, the folder exists; if this fails, it does
+/// not.
+///
+/// # Errors
+///
+/// Any error of the operating system.
+pub(crate) fn publish_folder(temporary: TemporaryFolder, target: &Path) -> io::Result<()> {
+    // Windows cannot rename over an empty folder.
+    if cfg!(windows) && target.is_dir() {
+        fs::remove_dir(target)?;
+    }
+    step::rename(temporary.path(), target)?;
+    // The temporary name no longer exists, so there is nothing to remove.
+    let _ = temporary.keep();
+    Ok(())
+}
+
+/// Creates the file `path` with these bytes and syncs it. It is no wider readable than `readers`
+/// allow.
+///
+/// # Errors
+///
+/// `AlreadyExists` if the file exists; else the error of the operating system.
+pub(crate) fn write_synced(path: &Path, bytes: &[u8], readers: &Readers) -> io::Result<()> {
+    let file = Output::create_new(path)?;
+    file.restrict(readers)?;
+    file.write_at(bytes, 0)?;
+    file.sync_all()
+}
 
 /// Writes `files` (names and bytes) into the folder `target`. All files are synced under another
 /// name before `target` changes. A new folder then appears complete; missing parent folders are
 /// created. In an existing folder, each file replaces its earlier version, in the given order, and
-/// all other files stay.
+/// all other files stay. First, what dead processes left there is removed.
 ///
 /// # Errors
 /// Any error of the operating system. `target` is then unchanged, or some of its files are
 /// replaced.
+#[cfg(feature = "train")]
 pub(crate) fn publish(target: &Path, files: &[(&str, &[u8])]) -> io::Result<()> {
     // An existing folder may be a link, or a separate file system such as a container volume. A
     // rename from its parent folder cannot replace it.
     let there = fs::symlink_metadata(target).is_ok();
-    let place = if there { target } else { folder_of(target) };
+    let place = if there { target } else { super::folder_of(target) };
     if !there {
         fs::create_dir_all(place)?;
     }
+    remove_leftovers(place);
     let temporary = temporary_folder(place)?;
     for (name, bytes) in files {
-        write_synced(&temporary.path().join(name), bytes)?;
+        write_synced(&temporary.path().join(name), bytes, &Readers::default())?;
     }
     sync_dir(temporary.path())?;
     if !there {
@@ -32,12 +130,12 @@ pub(crate) fn publish(target: &Path, files: &[(&str, &[u8])]) -> io::Result<()> 
         return sync_dir(place);
     }
     for (name, _) in files {
-        fs::rename(temporary.path().join(name), target.join(name))?;
+        step::rename(&temporary.path().join(name), &target.join(name))?;
     }
     sync_dir(target)
 }
 
-#[cfg(test)]
+#[cfg(all(test, feature = "train"))]
 mod tests {
     use super::*;
 

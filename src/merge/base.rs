@@ -12,9 +12,11 @@ use crate::convert::Progress;
 use crate::convert::hash::FileHash;
 use crate::convert::source::{Checkpoint, SourceError, SourceFile, TensorInfo};
 use crate::dequant;
-use crate::export::WriteError;
+use crate::export::{WriteError, writer};
 use crate::format::{FloatType, Pack, Provenance, QuantizedTensor, RawTensor, Role};
+use crate::io::access::Readers;
 use crate::io::{AlignedBuf, read_exact_at};
+use crate::lora::adapter;
 use crate::lora::config::AdapterLayout;
 use crate::verify::{Mismatch, widen};
 
@@ -131,6 +133,23 @@ pub(super) fn tensors<'a>(pack: Pack<'a>, checkpoint: Option<&'a Checkpoint>) ->
         BaseTensor { name: &tensor.name, dims: &tensor.shape, role, layer, weights }
     };
     checkpoint.tensors.iter().map(tensor).collect()
+}
+
+/// Those who may read the pack, the adapter and the checkpoint.
+///
+/// # Errors
+/// [`WriteError::Source`].
+pub(super) fn readers(sources: &Sources<'_>, checkpoint: Option<&Checkpoint>) -> Result<Readers, WriteError> {
+    let mut readers = writer::readers(sources.pack)?;
+    let adapter = [adapter::WEIGHTS, adapter::CONFIG].map(|name| sources.adapter.join(name));
+    let base = checkpoint.into_iter().flat_map(|checkpoint| checkpoint.files.iter().map(|file| file.path.clone()));
+    for path in adapter.into_iter().chain(base) {
+        match path.metadata() {
+            Ok(source) => readers.add(&source),
+            Err(source) => return Err(WriteError::Source { path, source }),
+        }
+    }
+    Ok(readers)
 }
 
 /// Checks that the pack has every projection that an adapter of this layout changes.

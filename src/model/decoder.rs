@@ -18,13 +18,16 @@ use crate::model::workspace::{Backward, Memory, Workspace};
 use crate::ops::matmul::Weight;
 use crate::ops::{FiniteCheck, Mat, OpError, inverse_frequencies};
 
-/// Reads a pack's own config.json.
+/// Reads a pack's own config.json, which must describe exactly the layers that the pack has.
 ///
 /// # Errors
-/// [`ModelError::Stream`], [`ModelError::MissingFile`], [`ModelError::Config`].
+/// [`ModelError::Stream`], [`ModelError::MissingFile`], [`ModelError::Config`],
+/// [`ModelError::Obstacle`].
 pub fn read_config(pack: &PackSource) -> Result<ModelConfig, ModelError> {
     let config = pack.file("config.json")?.ok_or(ModelError::MissingFile { name: "config.json" })?;
-    Ok(ModelConfig::parse(&config, pack.file(GENERATION_CONFIG)?.as_deref())?)
+    let config = ModelConfig::parse(&config, pack.file(GENERATION_CONFIG)?.as_deref())?;
+    config.check_layers(pack.index().header().layer_count)?;
+    Ok(config)
 }
 
 /// Reads a pack's own tokenizer. `now` is the date that chat templates print, in seconds since

@@ -54,7 +54,7 @@ pub(crate) fn read(out: &Path, key: Key, model: &ModelConfig) -> Result<Adapter,
 
 /// Whether `out` has a trained best adapter.
 pub(crate) fn is_any_trained(out: &Path) -> bool {
-    folders(out).iter().any(|((step, _), _)| *step > 0)
+    keyed(out).iter().any(|((step, _), path)| *step > 0 && is_adapter_alone(path))
 }
 
 /// Removes the best adapters of `out` that no checkpoint needs, and that are not `present`. Each
@@ -63,7 +63,9 @@ pub(crate) fn is_any_trained(out: &Path) -> bool {
 /// Returns what cannot be removed ([`CheckpointError::Read`], [`CheckpointError::Remove`]); a run
 /// does not depend on it.
 pub(crate) fn prune(out: &Path, present: Option<Key>) -> Vec<CheckpointError> {
-    let folders = folders(out);
+    let mut folders = keyed(out);
+    // Anything else in it is the user's.
+    folders.retain(|(_, path)| is_adapter_alone(path));
     if folders.is_empty() {
         return Vec::new();
     }
@@ -87,12 +89,16 @@ fn key_of(found: &str) -> Option<Key> {
     (name(key) == found).then_some(key)
 }
 
-/// The best adapters of `out`: folders of that name, not links, with an adapter and nothing else.
-fn folders(out: &Path) -> Vec<(Key, PathBuf)> {
+/// The folders of `out` with the name of a best adapter, without links.
+pub(crate) fn folders(out: &Path) -> Vec<PathBuf> {
+    keyed(out).into_iter().map(|(_, path)| path).collect()
+}
+
+/// The same with their keys.
+fn keyed(out: &Path) -> Vec<(Key, PathBuf)> {
     let entries = fs::read_dir(out).into_iter().flatten().flatten();
     let ours = entries.filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()));
-    let keyed = ours.filter_map(|entry| Some((key_of(entry.file_name().to_str()?)?, entry.path())));
-    keyed.filter(|(_, path)| is_adapter_alone(path)).collect()
+    ours.filter_map(|entry| Some((key_of(entry.file_name().to_str()?)?, entry.path()))).collect()
 }
 
 fn is_adapter_alone(folder: &Path) -> bool {

@@ -20,7 +20,7 @@ use safetensors::{Dtype, SafeTensorError};
 use crate::arch::config::ModelConfig;
 use crate::format::{PieceCrc, crc32};
 use crate::io::read::Links;
-use crate::io::{is_temporary, temporary_folder};
+use crate::io::{is_temporary, step, temporary_folder};
 use crate::lora::adapter::{self, Adapter, Matrix, ReadFloats, TensorFile, TensorsError, le_bytes, matrices};
 use crate::lora::config::AdapterLayout;
 pub use error::CheckpointError;
@@ -132,7 +132,7 @@ impl Checkpoint {
     /// Returns what cannot be removed ([`CheckpointError::Read`], [`CheckpointError::Remove`]); a
     /// run does not depend on it.
     pub fn prune(out: &Path, step: u64, keep: u32) -> Vec<CheckpointError> {
-        Self::prune_with(out, step, keep, |path| fs::remove_dir_all(path))
+        Self::prune_with(out, step, keep, step::remove_dir_all)
     }
 
     /// [`Checkpoint::prune`] with a function that removes a folder.
@@ -257,6 +257,11 @@ fn read_moments(path: &Path, layout: &AdapterLayout) -> Result<[Vec<f32>; 2], Ch
     Ok(moments)
 }
 
+/// The checkpoints of `out`; none where it cannot be read.
+pub(super) fn folders(out: &Path) -> Vec<PathBuf> {
+    list(out).unwrap_or_default()
+}
+
 /// The checkpoints of `out`, the oldest first, without those of other programs, which use the same
 /// names.
 fn list(out: &Path) -> Result<Vec<PathBuf>, CheckpointError> {
@@ -328,7 +333,7 @@ pub(super) fn rename_aside(out: &Path, path: &Path) -> Result<PathBuf, Checkpoin
     let name = path.file_name().unwrap_or_default().to_string_lossy();
     let free = |number: u32| Some(out.join(format!("{ASIDE_PREFIX}{number}-{name}"))).filter(|path| !path.exists());
     let target = (1..=u32::MAX).find_map(free).unwrap_or_default();
-    match fs::rename(path, &target) {
+    match step::rename(path, &target) {
         Ok(()) => Ok(target),
         Err(source) => Err(CheckpointError::SetAside { path: path.to_owned(), source }),
     }
@@ -346,13 +351,13 @@ const REMOVED: &str = "removed";
 /// checkpoint is ever visible.
 fn take_name(out: &Path, checkpoint: &Path) -> io::Result<PathBuf> {
     let temporary = temporary_folder(out)?;
-    fs::rename(checkpoint, temporary.path().join(REMOVED))?;
+    step::rename(checkpoint, &temporary.path().join(REMOVED))?;
     Ok(temporary.keep())
 }
 
 /// Removes a folder of `out`, which vanishes at once.
 pub(super) fn remove_at_once(out: &Path, folder: &Path) -> Result<(), CheckpointError> {
-    let removed = take_name(out, folder).and_then(|path| fs::remove_dir_all(path));
+    let removed = take_name(out, folder).and_then(|path| step::remove_dir_all(&path));
     removed.map_err(|source| CheckpointError::Remove { path: folder.to_owned(), source })
 }
 

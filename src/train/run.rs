@@ -15,11 +15,12 @@ use crate::data::pack::{Batch, batch};
 use crate::data::sample::Dataset;
 use crate::gpu::Gpu;
 use crate::io::folder::publish;
+use crate::io::leftovers::remove_leftovers;
 use crate::lora::adapter::Adapter;
 use crate::model::error::ModelError;
 use crate::model::plan::MemoryPlan;
 use crate::train::best;
-use crate::train::checkpoint::{Checkpoint, CheckpointError, State};
+use crate::train::checkpoint::{self, Checkpoint, CheckpointError, State};
 use crate::train::record::{EvalRecord, Record, RecordError, Recorder, Report, StepRecord};
 use crate::train::schedule::Schedule;
 use crate::train::settings::Settings;
@@ -119,6 +120,7 @@ impl Run {
     /// See [`RunError`].
     pub fn start(gpu: &Gpu, prepared: Prepared, task: &Task<'_>, plan: MemoryPlan) -> Result<Self, RunError> {
         let lock = RunLock::take(task.out)?;
+        remove_leftovers_of_runs(task.out);
         check_results(task.out, prepared.checkpoint.as_ref().map(|(path, _)| path.as_path()), &prepared.model)?;
         let settings = task.settings.clone();
         let total_steps = prepared.total_steps(&settings, plan.micro_batch);
@@ -446,4 +448,10 @@ impl Run {
         (self.saved, self.saved_at) = (Some(checkpoint.state), Instant::now());
         Ok(rewritten || observe(Event::Saved(&path)))
     }
+}
+
+/// Removes what dead runs left in the folder of the run, and in the folders that they wrote there.
+fn remove_leftovers_of_runs(out: &Path) {
+    remove_leftovers(out);
+    checkpoint::folders(out).iter().chain(&best::folders(out)).for_each(|folder| remove_leftovers(folder));
 }

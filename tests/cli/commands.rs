@@ -630,11 +630,19 @@ mod unix {
         command.current_dir(place.folder.path()).args(["convert", "large", "out.nf4pack", "--threads", "1"]).args(options);
         let child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
         let started = Instant::now();
-        while !place.names().iter().any(|name| name.ends_with(".tmp")) {
+        while !writes(place, &child) {
             assert!(started.elapsed() < Duration::from_secs(60), "no temporary file appears");
             std::thread::sleep(Duration::from_millis(2));
         }
         child
+    }
+
+    /// Whether it has a temporary file, which has no name on Linux.
+    fn writes(place: &Place, child: &Child) -> bool {
+        let open = fs::read_dir(format!("/proc/{}/fd", child.id())).into_iter().flatten().flatten();
+        let unnamed = |link: PathBuf| link.starts_with(place.folder.path()) && link.to_string_lossy().ends_with("(deleted)");
+        open.filter_map(|entry| fs::read_link(entry.path()).ok()).any(unnamed)
+            || place.names().iter().any(|name| name.ends_with(".tmp"))
     }
 
     fn signal(child: &Child, name: &str) {
@@ -665,6 +673,25 @@ mod unix {
         assert_eq!(document["code"], "cancelled", "{document}");
         assert_eq!(place.names(), ["large", "out.nf4pack", "tiny"]);
         assert_eq!(place.read("out.nf4pack"), b"old");
+    }
+
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn killed_it_leaves_nothing_and_the_next_run_removes_what_others_left() {
+        let place = Place::new();
+        let large = Shape { hidden: 1024, intermediate: 3072, layers: 2, heads: 16, kv_heads: 8, head_dim: 128, ..TINY };
+        place.checkpoint("large", &large, 7, None);
+        let mut child = start(&place, &[]);
+        signal(&child, "KILL");
+        child.wait().unwrap();
+        assert_eq!(place.names(), ["large", "tiny"]);
+
+        fs::write(place.path(".nf4pack-a.tmp"), "dead").unwrap();
+        place.run("convert tiny out.nf4pack").success();
+        assert_eq!(place.names(), ["large", "out.nf4pack", "tiny"]);
+        fs::create_dir_all(place.path(".nf4pack-b.tmp/inside")).unwrap();
+        place.run("export out.nf4pack snapshot").success();
+        assert_eq!(place.names(), ["large", "out.nf4pack", "snapshot", "tiny"]);
     }
 
     #[test]

@@ -376,6 +376,54 @@ fn packs_and_exports_have_the_permissions_of_ordinary_new_files() {
     }
 }
 
+#[cfg(unix)]
+fn mode(path: &Path) -> u32 {
+    std::os::unix::fs::PermissionsExt::mode(&fs::metadata(path).unwrap().permissions()) & 0o777
+}
+
+#[cfg(unix)]
+fn set_mode(path: &Path, mode: u32) {
+    fs::set_permissions(path, std::os::unix::fs::PermissionsExt::from_mode(mode)).unwrap();
+}
+
+#[cfg(unix)]
+#[test]
+fn a_pack_is_no_wider_readable_than_its_narrowest_source() {
+    let checkpoint = small_checkpoint(Some(100_000));
+    let source = checkpoint.path().join("model");
+    for file in names_in(&source) {
+        set_mode(&source.join(&file), 0o600);
+        let (_folder, target, _) = converted(&source, Options::default());
+        assert_eq!(mode(&target), 0o600, "{file}");
+        set_mode(&source.join(&file), 0o644);
+    }
+    let config = checkpoint.path().join("config.json");
+    fs::copy(source.join("config.json"), &config).unwrap();
+    set_mode(&config, 0o600);
+    let (_folder, target, _) = converted(&source, Options { config: Some(config), ..Options::default() });
+    assert_eq!(mode(&target), 0o600, "--config");
+}
+
+#[cfg(unix)]
+#[test]
+fn a_replaced_pack_keeps_its_mode_and_an_export_has_the_packs() {
+    let checkpoint = small_checkpoint(None);
+    let source = checkpoint.path().join("model");
+    let (folder, target, _) = converted(&source, Options::default());
+    for bits in [0o600, 0o640, 0o664] {
+        set_mode(&target, bits);
+        convert(&source, &target, Options { force: true, ..Options::default() }, &()).unwrap();
+        assert_eq!(mode(&target), bits);
+    }
+    set_mode(&target, 0o600);
+    let snapshot = folder.path().join("snapshot");
+    export_sharded(&open(&target), &snapshot, FloatType::Bf16, 20_000, &()).unwrap();
+    assert_eq!(mode(&snapshot), 0o700);
+    let files = names_in(&snapshot);
+    assert!(files.len() > 3, "{files:?}");
+    files.iter().for_each(|name| assert_eq!(mode(&snapshot.join(name)), 0o600, "{name}"));
+}
+
 /// Adds lm_head.weight to the weights file: a copy of the embedding, with one other bit if it
 /// `differs`.
 fn add_head(folder: &Path, differs: bool) {

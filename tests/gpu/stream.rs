@@ -304,7 +304,7 @@ fn damage(path: &Path, offset: u64, byte: u8) {
 }
 
 #[test]
-fn damaged_codes_are_found_with_verify_and_only_then() {
+fn damaged_codes_are_found_by_default_and_in_every_load() {
     let Some(gpu) = common::gpu() else { return };
     let pack = small_pack(ScaleType::Bf16);
     let mapped = MappedPack::read(&pack.path).unwrap();
@@ -313,8 +313,8 @@ fn damaged_codes_are_found_with_verify_and_only_then() {
     let found = mapped.pack().payload(&codes)[40];
     drop(mapped);
     damage(&pack.path, codes.offset + 40, !found);
-    for map in [true, false] {
-        let options = StreamOptions { verify: true, ..Default::default() };
+    for (map, verify) in [(true, true), (true, false), (false, true), (false, false)] {
+        let options = StreamOptions { verify, ..Default::default() };
         let mut stream = LayerStream::of(&gpu, source(&pack.path, map).unwrap(), &options).unwrap();
         stream.layer(1, Forward).unwrap();
         let error = stream.layer(2, Forward).unwrap_err();
@@ -323,8 +323,28 @@ fn damaged_codes_are_found_with_verify_and_only_then() {
         };
         assert_eq!(offset, codes.offset);
         stream.layer(3, Forward).unwrap();
-        let mut stream = LayerStream::of(&gpu, source(&pack.path, map).unwrap(), &StreamOptions::default()).unwrap();
+        let unverified = source(&pack.path, map).unwrap().unverified();
+        let mut stream = LayerStream::of(&gpu, unverified, &StreamOptions::default()).unwrap();
         stream.layer(2, Forward).unwrap();
+    }
+}
+
+/// A ring loads a layer again and again: only the first load checks it, unless every load should.
+#[test]
+fn a_ring_checks_a_layer_once_or_in_every_load() {
+    let Some(gpu) = common::gpu() else { return };
+    for verify in [false, true] {
+        let pack = small_pack(ScaleType::Bf16);
+        let mapped = MappedPack::read(&pack.path).unwrap();
+        let sections = mapped.pack().index().sections();
+        let codes = sections.iter().find(|s| s.layer == Some(0) && s.kind == Some(SectionKind::Codes)).unwrap().clone();
+        let found = mapped.pack().payload(&codes)[40];
+        let options = StreamOptions { verify, budget: ring_of_two(&gpu, &pack.path), ..Default::default() };
+        let mut stream = LayerStream::open(&gpu, &pack.path, &options).unwrap();
+        (0..4).for_each(|number| assert!(stream.layer(number, Forward).is_ok()));
+        stream.wait_loaded().unwrap();
+        damage(&pack.path, codes.offset + 40, !found);
+        assert_eq!(stream.layer(0, Backward).is_err(), verify);
     }
 }
 
@@ -357,7 +377,7 @@ fn damaged_globals_do_not_hurt_the_layers() {
     let found = mapped.pack().payload(&raw)[7];
     drop(mapped);
     damage(&pack.path, raw.offset + 7, !found);
-    let options = StreamOptions { verify: true, globals: true, ..Default::default() };
+    let options = StreamOptions { globals: true, ..Default::default() };
     let mut stream = LayerStream::open(&gpu, &pack.path, &options).unwrap();
     for _ in 0..2 {
         assert_eq!(stream.layer(3, Forward).unwrap().number, Some(3));

@@ -195,6 +195,7 @@ fn nothing_of_another_run_is_replaced() {
     let mut run = fixture.start(&settings, &out, Some(&two)).unwrap();
     assert_eq!(run.set_aside, [out.join("aside-1-checkpoint-3")]);
     assert_eq!((run.train(|_| true).unwrap(), losses(&out).len()), (End::Complete, 3));
+    drop(run);
     assert_eq!(names(&out), ["aside-1-checkpoint-3", "checkpoint-2", "checkpoint-3"]);
     let optimizer = |name: &str| fs::read(out.join(name).join("optimizer.safetensors")).unwrap();
     assert_eq!(optimizer("aside-1-checkpoint-3"), optimizer("checkpoint-3"));

@@ -17,8 +17,9 @@ Examples:
   nf4pack convert Qwen3-4B q.nf4pack --dry-run              # the plan and the size
 
 OUT appears only when it is complete and on disk: after Ctrl-C, an error or a full disk there is no OUT and no temporary file. (If \
-only its folder cannot be synced at the end, that is an error, and OUT exists.) A process that is killed leaves a hidden \
-.nf4pack-*.tmp next to OUT. Tensors outside the model are named, and left out if a pack cannot store them. The same checkpoint and \
+only its folder cannot be synced at the end, that is an error, and OUT exists.) A process that is killed leaves nothing, or on a \
+file system without unnamed files a hidden .nf4pack-*.tmp next to OUT, which the next conversion there removes. OUT is no wider \
+readable than the files of SRC; with --force it keeps the permissions of the old OUT. Tensors outside the model are named, and left out if a pack cannot store them. The same checkpoint and \
 options give the same bytes with any number of threads.";
 
 /// Convert a checkpoint into a pack

@@ -130,8 +130,9 @@ impl Measurement {
     /// Measures one way of loading; the first time does not count.
     fn new(gpu: &Gpu, pack: &Path, map: bool, options: &StreamOptions, runs: u16) -> Result<Self> {
         let open = || -> Result<LayerStream> {
-            let source = if map { open::source(pack) } else { PackSource::open(pack) };
-            Ok(LayerStream::of(gpu, source?, options)?)
+            let source = if map { open::source(pack) } else { PackSource::open(pack) }?;
+            let source = if options.verify { source } else { source.unverified() };
+            Ok(LayerStream::of(gpu, source, options)?)
         };
         let mut stream = open()?;
         let plan = stream.plan().clone();

@@ -177,6 +177,7 @@ codes! {
         NoConfig "run-no-config"
         MissingFile "run-missing-file"
         BadFile "run-bad-file"
+        LayerCount "run-layer-count"
         Missing "run-missing-tensor"
         Shape "run-tensor-shape"
     }
@@ -238,6 +239,7 @@ codes! {
         TargetExists "target-folder-exists"
         NoSpace "no-space"
         TensorName "target-tensor-name"
+        Source "source-unreadable"
         Target "target-unwritable"
         Safetensors "target-safetensors"
         NotDurable "target-not-durable"

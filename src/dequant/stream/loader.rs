@@ -1,6 +1,6 @@
 //! The loader thread fills slots. It reads a layer in pieces on several threads, computes their
-//! checksums while they are in the cache (if `verify` is set), checks scales at the same time, and
-//! uploads the pieces through staging buffers.
+//! checksums while they are in the cache (in the first load of a layer, or in every load), checks
+//! scales at the same time, and uploads the pieces through staging buffers.
 //!
 //! The states of a slot:
 //!
@@ -151,8 +151,9 @@ struct Worker {
     pool: rayon::ThreadPool,
     /// One buffer per thread of the pool, for sources without a mapping.
     scratch: Vec<Mutex<AlignedBuf>>,
-    /// Sections with checked contents.
+    /// Sections with checked contents and checksums.
     checked: Vec<bool>,
+    /// Whether every load checks the checksums.
     verify: bool,
     stop: Arc<AtomicBool>,
 }
@@ -174,6 +175,7 @@ impl Worker {
             GroupId::Layer(number) => plan.groups.get(number as usize),
         };
         let Some(group) = group else { return Ok(()) };
+        let with_crcs = self.with_crcs(group);
         let mut crcs = vec![PieceCrc::default(); group.sections.len()];
         for (file, buffer) in group.buffers.iter().zip(&request.buffers) {
             for chunk in cut(file.clone(), self.uploader.chunk()) {
@@ -186,33 +188,45 @@ impl Worker {
                     offset: chunk.start - file.start,
                     size: (chunk.end - chunk.start).next_multiple_of(COPY_ALIGN),
                 };
-                self.send(group, &chunk, &target, &mut crcs)?;
+                self.send(group, &chunk, &target, with_crcs.then_some(&mut crcs))?;
             }
         }
+        if with_crcs {
+            self.check_crcs(group, &crcs)?;
+        }
         self.checked.get_mut(group.sections.clone()).into_iter().for_each(|checked| checked.fill(true));
-        self.check_crcs(group, &crcs)
+        Ok(())
     }
 
-    /// Uploads one chunk. The checksums of its pieces go to `crcs`, one entry per section of the
-    /// group. The first time, it also checks the contents of the sections that start in the chunk.
+    /// Whether this load of a group computes checksums: the first load, unless the source skips
+    /// them, or every load if `verify` is set.
+    fn with_crcs(&self, group: &Group) -> bool {
+        let checked = self.checked.get(group.sections.clone()).unwrap_or_default();
+        self.verify || (self.source.verifies() && checked.contains(&false))
+    }
+
+    /// Uploads one chunk. The checksums of its pieces go to `crcs` if it is there, one entry per
+    /// section of the group. The first time, it also checks the contents of the sections that start
+    /// in the chunk.
     fn send(
         &mut self,
         group: &Group,
         chunk: &Range<u64>,
         target: &BufferRange,
-        crcs: &mut [PieceCrc],
+        crcs: Option<&mut Vec<PieceCrc>>,
     ) -> Result<(), StreamError> {
         let index = self.source.index();
         let pieces = pieces(index, group, chunk);
         let starts_here = |n: &usize| index.sections().get(*n).is_some_and(|s| chunk.contains(&s.offset));
         let unchecked = |n: &usize| self.checked.get(*n) == Some(&false);
         let to_check: Vec<usize> = group.sections.clone().filter(starts_here).filter(unchecked).collect();
-        let Self { uploader, pool, source, scratch, verify, .. } = self;
+        let Self { uploader, pool, source, scratch, .. } = self;
+        let with_crcs = crcs.is_some();
         let one = |piece: &Piece, area: &StagingArea<'_>| {
             let thread = rayon::current_thread_index().unwrap_or(0) % scratch.len();
             let mut scratch = scratch[thread].lock().unwrap_or_else(PoisonError::into_inner);
             let bytes = source.bytes(piece.file.start, (piece.file.end - piece.file.start) as usize, &mut scratch)?;
-            let crc = if *verify { crc32(bytes.get(..piece.payload as usize).unwrap_or(bytes)) } else { 0 };
+            let crc = if with_crcs { crc32(bytes.get(..piece.payload as usize).unwrap_or(bytes)) } else { 0 };
             area.write(piece.file.start - chunk.start, bytes)?;
             Ok::<_, StreamError>(crc)
         };
@@ -224,6 +238,7 @@ impl Worker {
             sums = copied?;
             checked
         })?;
+        let Some(crcs) = crcs else { return Ok(()) };
         for (piece, crc) in pieces.iter().zip(sums) {
             if let Some(sum) = crcs.get_mut(piece.section - group.sections.start) {
                 sum.push(crc, piece.payload);
@@ -232,11 +247,8 @@ impl Worker {
         Ok(())
     }
 
-    /// Compares the checksums of the payloads with the index, if `verify` is set.
+    /// Compares the checksums of the payloads with the index.
     fn check_crcs(&self, group: &Group, crcs: &[PieceCrc]) -> Result<(), StreamError> {
-        if !self.verify {
-            return Ok(());
-        }
         let index = self.source.index();
         group.sections.clone().zip(crcs).try_for_each(|(number, crc)| match index.sections().get(number) {
             Some(section) => check::checksum(index, number, section, crc.value()).map_err(|e| self.source.damaged(e)),

@@ -37,7 +37,8 @@ pub struct StreamOptions {
     pub budget: Option<u64>,
     /// Also load the global tensors (embedding, final norm, lm_head). They stay in memory.
     pub globals: bool,
-    /// Check the CRC-32 of every payload during loading.
+    /// Check the CRC-32 of every payload in every load. By default, only the first load of a layer
+    /// checks them; [`PackSource::unverified`] skips that, too.
     pub verify: bool,
     /// Threads that fill staging memory. 0: one per core, at most eight.
     pub threads: usize,

@@ -16,6 +16,7 @@ use super::error::StreamError;
 pub struct PackSource {
     path: PathBuf,
     bytes: Bytes,
+    verifies: bool,
 }
 
 #[derive(Debug)]
@@ -32,13 +33,26 @@ impl PackSource {
     /// [`StreamError::Open`].
     pub fn open(path: impl AsRef<Path>) -> Result<Self, StreamError> {
         let path = path.as_ref();
-        Ok(Self { path: path.to_owned(), bytes: read_index(path)? })
+        Ok(Self { path: path.to_owned(), bytes: read_index(path)?, verifies: true })
     }
 
     /// Uses a mapped pack. Errors name `path`. With a warm page cache, a mapping is a quarter
     /// faster than reads.
     pub fn of_mapped(path: impl AsRef<Path>, pack: MappedPack) -> Self {
-        Self { path: path.as_ref().to_owned(), bytes: Bytes::Mapped(pack) }
+        Self { path: path.as_ref().to_owned(), bytes: Bytes::Mapped(pack), verifies: true }
+    }
+
+    /// The same pack, whose tensors are used without a look at their checksums. By default, the
+    /// first load of a layer and of the global tensors compares them: about 1 % of the time of a
+    /// load from a file that is not in the page cache.
+    #[must_use]
+    pub fn unverified(self) -> Self {
+        Self { verifies: false, ..self }
+    }
+
+    /// Whether the first load of a tensor compares its checksum.
+    pub fn verifies(&self) -> bool {
+        self.verifies
     }
 
     /// The pack's index.

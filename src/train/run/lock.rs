@@ -11,6 +11,7 @@ use std::thread::sleep;
 use std::time::Duration;
 
 use super::RunError;
+use crate::io::leftovers::{self, Lock};
 use crate::io::read::{FileError, Links, RegularFile};
 use crate::io::read_exact_at;
 
@@ -53,23 +54,22 @@ impl RunLock {
                 Err(e) if e.kind() == io::ErrorKind::NotFound => continue,
                 opened => opened.map_err(failed)?,
             };
-            match file.try_lock() {
-                Ok(()) if is_at(&file, &path) => {
+            match leftovers::lock(&file, &path) {
+                Lock::Taken => {
                     // The number only serves the error of another process.
                     let _ = file.set_len(0).and_then(|()| writeln!(&file, "{}", std::process::id()));
                     lock.file = Some(file);
                     return Ok(lock);
                 }
-                // The end of another run has just removed the file.
-                Ok(()) => pid = None,
-                Err(TryLockError::WouldBlock) => pid = Some(read_pid(&file)),
-                Err(TryLockError::Error(source)) => {
-                    lock.warning = Some(failed(source));
+                // Or the end of another run has just removed the file.
+                Lock::Lost => pid = read_pid(&file),
+                Lock::None => {
+                    lock.warning = Some(failed(io::ErrorKind::Unsupported.into()));
                     return Ok(lock);
                 }
             }
         }
-        Err(RunError::Locked { out: out.to_owned(), pid: pid.flatten() })
+        Err(RunError::Locked { out: out.to_owned(), pid })
     }
 
     /// Whether another run trains into the folder; changes nothing.
@@ -133,22 +133,6 @@ fn open(path: &Path) -> io::Result<File> {
         options.create(false);
     }
     options.open(path)
-}
-
-/// Whether `path` still is this file.
-fn is_at(file: &File, path: &Path) -> bool {
-    #[cfg(unix)]
-    {
-        use std::os::unix::fs::MetadataExt;
-        let number = |metadata: fs::Metadata| (metadata.dev(), metadata.ino());
-        let there = path.symlink_metadata().map(number);
-        there.is_ok_and(|there| file.metadata().is_ok_and(|here| number(here) == there))
-    }
-    #[cfg(not(unix))]
-    {
-        let _ = file;
-        path.exists()
-    }
 }
 
 /// The number of the process that has the lock; `None` where it has not written it yet, or where a

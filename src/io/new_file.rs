@@ -1,0 +1,135 @@
+//! A file that gets its name when it is complete.
+
+use std::io;
+use std::path::{Path, PathBuf};
+
+use tempfile::{Builder, TempPath};
+
+use super::access::Readers;
+use super::leftovers::{Lock, TEMPORARY, lock};
+use super::step::{self, Output};
+
+/// A file without its final name. Dropped before [`NewFile::publish`], it leaves nothing.
+#[derive(Debug)]
+pub(crate) struct NewFile {
+    output: Output,
+    folder: PathBuf,
+    /// Its temporary name, if the file system has no unnamed files.
+    name: Option<TempPath>,
+}
+
+impl NewFile {
+    /// Creates the file in `folder`, without a name if the file system can do that. It has the
+    /// permissions of a new file, and is no wider readable than `readers` allow.
+    ///
+    /// # Errors
+    /// Any error of the operating system.
+    pub(crate) fn create(folder: &Path, readers: &Readers) -> io::Result<Self> {
+        let (output, name) = match Output::unnamed(folder)? {
+            Some(output) => {
+                // For the moment before a replacement when it has a temporary name. A file system
+                // without locks has no leftovers that are removed.
+                let _ = output.as_file().try_lock();
+                (output, None)
+            }
+            None => named(folder)?,
+        };
+        output.restrict(readers)?;
+        Ok(Self { output, folder: folder.to_owned(), name })
+    }
+
+    /// The file, to write it.
+    pub(crate) const fn output(&self) -> &Output {
+        &self.output
+    }
+
+    /// Makes the file durable and names it `path`, in the folder that it was created in. The caller
+    /// syncs the folder: if that fails, the file has its name; if this fails, nothing of it
+    /// remains.
+    ///
+    /// # Errors
+    /// `AlreadyExists` if something has the name, unless `replace`; else the error of the operating
+    /// system.
+    pub(crate) fn publish(self, path: &Path, replace: bool) -> io::Result<()> {
+        self.output.sync_all()?;
+        let name = match self.name {
+            None if !replace => return self.output.link(path),
+            // A link cannot replace a file.
+            None => builder().make_in(&self.folder, |name| self.output.link(name))?.into_temp_path(),
+            Some(name) if !replace => return step::rename_new(name, path),
+            Some(name) => name,
+        };
+        step::rename(&name, path)?;
+        // The temporary name no longer exists, so there is nothing to remove.
+        let _ = name.keep();
+        Ok(())
+    }
+
+    /// Replaces the file, for tests of failing writes.
+    #[cfg(test)]
+    pub(crate) fn set_output(&mut self, output: Output) {
+        self.output = output;
+    }
+}
+
+fn builder() -> Builder<'static, 'static> {
+    let mut builder = Builder::new();
+    let [prefix, suffix] = TEMPORARY;
+    builder.prefix(prefix).suffix(suffix);
+    builder
+}
+
+/// A file with a temporary name.
+fn named(folder: &Path) -> io::Result<(Output, Option<TempPath>)> {
+    loop {
+        let (output, name) = builder().make_in(folder, Output::create_new)?.into_parts();
+        match lock(output.as_file(), &name) {
+            Lock::Taken | Lock::None => return Ok((output, Some(name))),
+            // Another process took it for a leftover.
+            Lock::Lost => {}
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::io::record;
+
+    /// Publishes `bytes`; `unnamed` says whether the file system has unnamed files.
+    fn publish(path: &Path, bytes: &[u8], replace: bool, unnamed: bool) -> io::Result<()> {
+        let folder = path.parent().unwrap();
+        let recording = record::start(folder);
+        recording.set_unnamed(unnamed);
+        let file = NewFile::create(folder, &Readers::default())?;
+        file.output().write_at(bytes, 0)?;
+        file.publish(path, replace)
+    }
+
+    #[test]
+    fn a_name_is_given_once_and_replaced_on_request() {
+        for unnamed in [true, false] {
+            let folder = tempfile::tempdir().unwrap();
+            let path = folder.path().join("out");
+            publish(&path, b"one", false, unnamed).unwrap();
+            let error = publish(&path, b"two", false, unnamed).unwrap_err();
+            assert_eq!(error.kind(), io::ErrorKind::AlreadyExists, "{error}");
+            assert_eq!(std::fs::read(&path).unwrap(), b"one");
+            publish(&path, b"two", true, unnamed).unwrap();
+            assert_eq!(std::fs::read(&path).unwrap(), b"two");
+            publish(&folder.path().join("new"), b"x", true, unnamed).unwrap();
+            drop(NewFile::create(folder.path(), &Readers::default()).unwrap());
+            assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 2);
+        }
+    }
+
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn an_unfinished_file_has_no_name_on_linux() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = NewFile::create(folder.path(), &Readers::default()).unwrap();
+        // A file system without unnamed files has nothing to show here.
+        let expected = usize::from(file.name.is_some());
+        assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), expected);
+    }
+}
