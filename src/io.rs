@@ -8,6 +8,8 @@ use std::path::Path;
 
 #[cfg(any(feature = "convert", feature = "train"))]
 pub(crate) mod access;
+#[cfg(all(test, feature = "convert", feature = "train"))]
+pub(crate) mod crash;
 #[cfg(any(feature = "convert", feature = "train"))]
 pub(crate) mod folder;
 #[cfg(any(feature = "convert", feature = "train"))]
@@ -17,7 +19,7 @@ pub(crate) mod new_file;
 #[cfg(any(feature = "convert", feature = "gpu"))]
 pub(crate) mod read;
 #[cfg(all(test, any(feature = "convert", feature = "train")))]
-mod record;
+pub(crate) mod record;
 #[cfg(any(feature = "convert", feature = "train"))]
 pub(crate) mod step;
 

@@ -138,3 +138,6 @@ fn worst(changes: &[(&str, Change)]) -> Option<Rounding> {
     let (tensor, relative_error) = errors.max_by(|a, b| a.1.total_cmp(&b.1))?;
     Some(Rounding { tensor: (*tensor).to_owned(), relative_error })
 }
+
+#[cfg(test)]
+mod tests;

@@ -130,9 +130,14 @@ impl Target {
     }
 }
 
-#[cfg(test)]
+#[cfg(all(test, feature = "train"))]
 mod tests {
+    use std::num::NonZeroUsize;
+
     use super::*;
+    use crate::convert::synth::{self, Shape};
+    use crate::convert::{Options, convert};
+    use crate::io::{crash, record};
 
     #[test]
     fn a_failing_write_is_an_error_that_leaves_nothing() {
@@ -182,5 +187,51 @@ mod tests {
         let error = Target::create(&folder.path().join("out"), u64::MAX, false, Readers::default()).unwrap_err();
         assert!(matches!(error, ConvertError::NoSpace { needed: u64::MAX, .. }), "{error:?}");
         assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 0);
+    }
+
+    /// A conversion into `root/out.nf4pack`, cut at each step; `old` is a pack that it replaces.
+    fn cut_conversion(unnamed: bool, replace: bool) -> crash::Counts {
+        let (root, source) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let shape = Shape {
+            hidden: 48,
+            intermediate: 80,
+            layers: 1,
+            heads: 2,
+            kv_heads: 1,
+            head_dim: 24,
+            vocabulary: 50,
+            tied: true,
+        };
+        let source = source.path().join("model");
+        synth::write(&source, &shape, 7, None, &()).unwrap();
+        let options = |force| Options { threads: Some(NonZeroUsize::MIN), force, ..Options::default() };
+        let pack = |root: &Path| root.join("out.nf4pack");
+        let old = b"an older pack".to_vec();
+        let before: crash::Tree = replace.then(|| ("out.nf4pack".to_owned(), old.clone())).into_iter().collect();
+        crash::put(&before, root.path());
+        let recording = record::start(root.path());
+        recording.set_unnamed(unnamed);
+        convert(&source, &pack(root.path()), options(replace), &()).unwrap();
+        let new = std::fs::read(pack(root.path())).unwrap();
+        crash::every_crash(root.path(), &before, &recording.steps(), |crash| {
+            match crash.tree.get("out.nf4pack") {
+                None => assert!(!replace && !crash.at_end, "the pack is lost"),
+                Some(found) => assert!(*found == new || (replace && !crash.at_end && *found == old), "half a pack"),
+            }
+            if crash.is_new_shape {
+                let root = tempfile::tempdir().unwrap();
+                crash::put(crash.tree, root.path());
+                convert(&source, &pack(root.path()), options(true), &()).unwrap();
+                assert_eq!(crash::tree(root.path()), [("out.nf4pack".to_owned(), new.clone())].into());
+            }
+        })
+    }
+
+    #[test]
+    fn cut_at_any_step_a_pack_is_whole_or_not_there_and_an_old_one_stays() {
+        for (unnamed, replace) in [(true, false), (true, true), (false, false), (false, true)] {
+            let counts = cut_conversion(unnamed, replace);
+            assert!(counts.steps >= 8 && counts.states > 2, "{counts:?}");
+        }
     }
 }

@@ -339,3 +339,6 @@ fn shards<'a, 'b, E>(tensors: &'a [Tensor<'b, E>], shard_len: u64) -> Vec<Vec<&'
 fn write_synced(path: &Path, bytes: &[u8], readers: &Readers) -> Result<(), WriteError> {
     crate::io::write_synced(path, bytes, readers).map_err(|source| WriteError::Target { path: path.to_owned(), source })
 }
+
+#[cfg(all(test, feature = "train"))]
+pub(crate) mod tests;

@@ -66,7 +66,6 @@ impl Recording {
     }
 
     /// The steps so far.
-    #[allow(dead_code)]
     pub(crate) fn steps(&self) -> Vec<Step> {
         locked(&self.log).steps.clone()
     }

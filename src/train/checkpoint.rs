@@ -90,8 +90,8 @@ impl Checkpoint {
     /// Reads a folder that [`Checkpoint::write`] wrote, for `model`.
     ///
     /// # Errors
-    /// See [`CheckpointError`]. Files of different checkpoints, damaged numbers, and a state that was
-    /// changed or is that of another step than the folder's name says are errors.
+    /// See [`CheckpointError`]. Files of different checkpoints, damaged numbers, and a state that
+    /// was changed or is that of another step than the folder's name says are errors.
     pub fn read(folder: &Path, model: &ModelConfig) -> Result<Self, CheckpointError> {
         let (state, expected) = read_state(folder)?;
         if let Some(expected) = step_by_name(folder).filter(|&step| step != state.step) {
@@ -295,8 +295,8 @@ pub(super) fn step_in_digits(digits: &str) -> Option<u64> {
     digits.parse().ok().filter(|number: &u64| number.to_string() == digits)
 }
 
-/// Steps and checksums of the best adapters that the checkpoints of `out` need, also those that were
-/// set aside.
+/// Steps and checksums of the best adapters that the checkpoints of `out` need, also those that
+/// were set aside.
 ///
 /// # Errors
 /// See [`CheckpointError`]: nothing is known about what a checkpoint needs whose state cannot be

@@ -427,8 +427,9 @@ mod tests {
     const DOCUMENT: &str = include_str!("../../../docs/error-codes.md");
 
     /// Codes that several errors share.
-    const SHARED: [&str; 8] = [
+    const SHARED: [&str; 9] = [
         "io",
+        "source-unreadable",
         "cancelled",
         "no-threads",
         "no-space",

@@ -6,6 +6,7 @@ use safetensors::SafeTensors;
 use serde_json::Value;
 
 use super::*;
+use crate::io::{crash, record};
 use crate::lora::adapter::{AdapterError, CONFIG, WEIGHTS};
 use crate::random::{Generator, Stream};
 use crate::train::schedule::{Shape, Warmup};
@@ -259,8 +260,7 @@ fn the_latest_is_the_one_with_the_most_steps() {
 
 /// Entries that look like checkpoints, but are not.
 fn other_things(out: &Path) {
-    for name in ["checkpoint-0200", "checkpoint-", "checkpoint-x", "checkpoint-+300", "old-checkpoint-400", ".nf4pack-x.tmp"]
-    {
+    for name in ["checkpoint-0200", "checkpoint-", "checkpoint-x", "checkpoint-+300", "old-checkpoint-400", ".nf4pack-x"] {
         fs::create_dir(out.join(name)).unwrap();
         fs::write(out.join(name).join(OPTIMIZER), "").unwrap();
     }
@@ -406,4 +406,41 @@ fn what_changes_no_number_may_change() {
     other.targets.reverse();
     let longer = Inputs { total_steps: 200, ..inputs() };
     assert_eq!(kept.check(&Fingerprint::new(&other, &longer)), Ok(()), "with a constant rate a run may be made longer");
+}
+
+/// What a run writes at a step: a checkpoint, the adapter of the folder, then older checkpoints are
+/// removed.
+fn save(step: u64, out: &Path) {
+    let now = checkpoint(step);
+    now.write(out).unwrap();
+    now.adapter.write(out, &[]).unwrap();
+    assert!(Checkpoint::prune(out, step, 1).is_empty());
+}
+
+#[test]
+fn cut_at_any_step_of_saving_a_run_can_resume_and_its_adapter_is_whole() {
+    let root = tempfile::tempdir().unwrap();
+    save(7, root.path());
+    let before = crash::tree(root.path());
+    let recording = record::start(root.path());
+    save(8, root.path());
+    let adapter_of = |step: u64| checkpoint(step).adapter.vector;
+    let adapters = [7, 8].map(adapter_of);
+    let counts = crash::every_crash(root.path(), &before, &recording.steps(), |crash| {
+        if !crash.is_new_shape && !crash.at_end {
+            return;
+        }
+        let root = tempfile::tempdir().unwrap();
+        crash::put(crash.tree, root.path());
+        let latest = Checkpoint::latest(root.path()).unwrap().expect("no checkpoint is left");
+        let resumed = Checkpoint::read(&latest, &model()).unwrap();
+        assert!(resumed.state.step == 8 || (resumed.state.step == 7 && !crash.at_end));
+        assert_eq!(bits(&resumed.adapter.vector), bits(&adapters[(resumed.state.step - 7) as usize]));
+        let best = Adapter::read(root.path(), &model()).unwrap();
+        assert!(adapters.iter().any(|adapter| bits(adapter) == bits(&best.vector)), "half an adapter");
+        save(9, root.path());
+        assert_eq!(Checkpoint::read(&root.path().join("checkpoint-9"), &model()).unwrap().state.step, 9);
+        assert_eq!(names(root.path()), [CONFIG, WEIGHTS, "checkpoint-9"]);
+    });
+    assert!(counts.steps > 20 && counts.states > 20, "{counts:?}");
 }
