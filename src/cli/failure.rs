@@ -14,7 +14,6 @@ use serde_json::json;
 use super::args::{BenchCommand, Command, Usage};
 use super::ui;
 use crate::arch::names::is_part;
-use crate::arch::obstacle::{check_files_runnable, check_pack_runnable};
 use crate::arch::{ArchError, ConfigError, ModelConfig, Obstacle};
 use crate::convert::ConvertError;
 use crate::convert::plan::PlanError;
@@ -552,13 +551,13 @@ fn no_device() -> String {
 /// Why the embedded files of a pack are not enough to train, evaluate and generate, one sentence
 /// each. `file` returns the bytes of a file.
 pub fn bad_files<'a>(file: impl Fn(&str) -> Option<&'a [u8]>) -> Vec<String> {
-    check_files_runnable(file).iter().map(unusable).collect()
+    Obstacle::check_files(file).iter().map(unusable).collect()
 }
 
 /// Why the model of a pack cannot run, one sentence each. Checks the index, the files, and the
 /// tokenizer.
 pub fn cannot_run_pack(pack: Pack<'_>) -> Vec<String> {
-    let mut found: Vec<String> = check_pack_runnable(&pack).err().iter().map(unusable).collect();
+    let mut found: Vec<String> = Obstacle::check_pack(&pack).err().iter().map(unusable).collect();
     let files: Vec<(&str, &[u8])> = pack.files().map(|file| (file.name, file.bytes)).collect();
     found.extend(bad_files(|name| of_name(&files, name)));
     if found.is_empty() { cannot_load(&files).into_iter().collect() } else { found }

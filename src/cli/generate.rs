@@ -18,8 +18,6 @@ use super::outcome::Outcome;
 use super::ui::{self, Ui};
 use crate::arch::config::ModelConfig;
 use crate::data::Tokenizer;
-use crate::data::notice::LeftOut;
-use crate::model::decoder::read_tokenizer;
 use crate::model::generate::sampling::{Sampler, SamplerOptions};
 use crate::model::generate::{Ending, Event, GenerateError, Generated, TextGenerator};
 use chat::Conversation;
@@ -34,7 +32,7 @@ pub fn run(args: &GenerateArgs) -> Result<Outcome> {
     let sampler = Sampler::new(SamplerOptions::from(&args.sampling))?;
     let pack = open::source(&args.pack)?;
     let config = model::read(&pack, ui)?;
-    let tokenizer = read_tokenizer(&pack, &config, ui::now())?;
+    let tokenizer = Tokenizer::of_pack(&pack, &config, ui::now())?;
     let adapter = adapter::read(args.adapter.as_deref(), &config, ui)?;
     let prompt = args.prompt.as_ref().map(|text| tokenizer.encode(text, true)).transpose()?;
     let context = args.context.unwrap_or_else(|| context(prompt.as_deref(), args.max_tokens, &config));
@@ -68,7 +66,7 @@ struct Speaker<'a> {
     context: u32,
     max_tokens: u32,
     /// The parts that the chat template left out so far.
-    left_out: Vec<LeftOut>,
+    left_out: Vec<String>,
     ui: Ui,
 }
 

@@ -1,5 +1,6 @@
 //! The command line: the only part that prints, and the only one that sees clap, indicatif and
 //! anyhow. It never names wgpu.
+#![allow(unnameable_types, reason = "only main uses this module")]
 
 mod adapter;
 mod args;
@@ -17,6 +18,7 @@ mod merge;
 mod model;
 mod open;
 mod outcome;
+mod report;
 mod train;
 mod ui;
 mod verify;

@@ -8,7 +8,7 @@ pub(crate) mod hash;
 mod nesting;
 pub mod notice;
 mod options;
-pub mod parts;
+pub(crate) mod parts;
 mod piece;
 mod pipeline;
 pub mod plan;
@@ -20,5 +20,6 @@ mod walk;
 
 pub use error::ConvertError;
 pub use options::Options;
+pub use parts::PartsError;
 pub use pipeline::{Conversion, convert};
 pub use report::{Progress, Report, RoleReport};

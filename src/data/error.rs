@@ -4,8 +4,6 @@ use std::path::PathBuf;
 
 use thiserror::Error;
 
-use super::files::TokenizerFile;
-use super::form::Form;
 use super::jinja::TemplateError;
 use super::notice::SpanFlaw;
 
@@ -56,12 +54,12 @@ pub enum DataError {
         found: Vec<String>,
     },
     /// A later line of another form.
-    #[error("line {line} has no {}: every line has the form of the first one", form.keys().join("/"))]
+    #[error("line {line} has no {}: every line has the form of the first one", keys.join("/"))]
     OtherForm {
         /// The line.
         line: u64,
-        /// The form of the first line.
-        form: Form,
+        /// The keys of the first line's form.
+        keys: &'static [&'static str],
     },
     /// A value of the wrong kind for the form of the file.
     #[error("line {line}: {key:?} should be {expected}")]
@@ -85,8 +83,8 @@ pub enum DataError {
     /// A file next to it is not a JSON object.
     #[error("{file} is not a JSON object: {source}")]
     TokenizerJson {
-        /// The file.
-        file: TokenizerFile,
+        /// Its name.
+        file: &'static str,
         /// Where it is broken.
         source: serde_json::Error,
     },

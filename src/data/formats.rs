@@ -118,7 +118,7 @@ pub(super) fn parse(bytes: &[u8]) -> Result<Records, DataError> {
         let record = Record { line, dict };
         let form = match form {
             Some(form) if record.has(form) => form,
-            Some(form) => return Err(DataError::OtherForm { line, form }),
+            Some(form) => return Err(DataError::OtherForm { line, keys: form.keys() }),
             None => *form.insert(record.form()?),
         };
         let (content, unknown) = record.content(form)?;
@@ -529,7 +529,7 @@ mod tests {
         let after = |line: &str| error(format!("{good}\n\n{line}\n{good}").as_bytes());
         assert!(matches!(after("{\"text\": \"a\""), DataError::Json { line: 3, .. }));
         assert!(matches!(after("3"), DataError::NotAnObject { line: 3 }));
-        assert!(matches!(after("{\"texts\": \"a\"}"), DataError::OtherForm { line: 3, form: Form::Text }));
+        assert!(matches!(after("{\"texts\": \"a\"}"), DataError::OtherForm { line: 3, keys: ["text"] }));
         assert!(matches!(after("{\"text\": 1}"), DataError::Value { line: 3, .. }));
         assert!(matches!(error(b"{\"text\": \"\xff\"}"), DataError::Json { line: 1, .. }));
         assert!(matches!(error(b"{\"a\": 1}"), DataError::UnknownForm { line: 1, .. }));

@@ -6,6 +6,9 @@ pub(crate) mod file;
 pub(crate) mod files;
 pub(crate) mod form;
 mod formats;
+#[cfg(any(fuzzing, test))]
+#[doc(hidden)]
+pub mod fuzzing;
 mod jinja;
 mod literals;
 mod messages;
@@ -16,6 +19,7 @@ mod probe;
 mod record;
 pub(crate) mod sample;
 mod seam;
+#[cfg(any(feature = "cli", test))]
 pub(crate) mod show;
 mod spans;
 mod special;
@@ -26,8 +30,6 @@ pub(crate) mod tokenizer;
 
 pub use error::DataError;
 pub use file::DataFile;
-pub use files::TokenizerFile;
-pub use form::Form;
 pub use jinja::{ErrorKind as TemplateErrorKind, TemplateError};
 pub use notice::SpanFlaw;
 pub use options::TrainOn;

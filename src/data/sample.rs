@@ -62,13 +62,6 @@ pub struct Dropped {
     pub first_line: u64,
 }
 
-impl Dropped {
-    /// Their number.
-    pub fn samples(self) -> u64 {
-        self.empty + self.overlong
-    }
-}
-
 /// The samples of a file.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Dataset {
@@ -174,11 +167,6 @@ impl Dataset {
     pub fn longest(&self) -> u32 {
         let longest = self.samples.iter().map(|sample| sample.tokens.len()).max().unwrap_or_default();
         u32::try_from(longest).unwrap_or(u32::MAX)
-    }
-
-    /// Tokens that count in the loss.
-    pub fn loss_tokens(&self) -> u64 {
-        self.samples.iter().map(Sample::loss_tokens).sum()
     }
 
     /// Adds a sample, cut to its maximum length, or leaves it out and says why.

@@ -1,5 +1,5 @@
-//! The best adapter of a run with an early stop: a folder `best-STEP-CHECKSUM` of the output folder,
-//! which PEFT loads.
+//! The best adapter of a run with an early stop: a folder `best-STEP-CHECKSUM` of the output
+//! folder, which PEFT loads.
 //!
 //! The output folder itself has a copy. The copy alone does not suffice: a run that resumes from a
 //! checkpoint needs the adapter that was the best one at that step, and a process that died later

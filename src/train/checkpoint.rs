@@ -314,8 +314,8 @@ pub(super) fn best_of_all(out: &Path) -> Result<BTreeSet<(u64, u32)>, Checkpoint
     Ok(found)
 }
 
-/// The step that the name of a checkpoint says, also after it was set aside; `None` for a folder with
-/// another name.
+/// The step that the name of a checkpoint says, also after it was set aside; `None` for a folder
+/// with another name.
 fn step_by_name(folder: &Path) -> Option<u64> {
     let folder = folder.canonicalize().ok()?;
     let name = folder.file_name()?.to_str()?;
