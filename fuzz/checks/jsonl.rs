@@ -92,7 +92,7 @@ fn check(bytes: &[u8], template: usize, strict: bool, max_length: u32) {
         let options = Options { train_on, max_length, strict };
         let read = [
             Dataset::from_json_lines(bytes, tokenizer, options, &mut |done, total| done <= total),
-            Dataset::from_text(bytes, tokenizer, max_length),
+            Dataset::from_text(bytes, tokenizer, max_length, &mut |_, _| true),
         ];
         for dataset in read {
             match dataset {

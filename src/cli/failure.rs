@@ -753,11 +753,20 @@ fn of_data(error: &DataError) -> Option<String> {
         DataError::Tokenizer(_) | DataError::TokenizerJson { .. } => {
             "replace the file in the checkpoint's folder, and convert again"
         }
+        DataError::TokenizerRefused(_) => {
+            "the tokenizer may be made to do harm; one of a supported model, saved by transformers, is accepted: replace \
+             tokenizer.json in the checkpoint's folder, and convert again"
+        }
+        DataError::NoThread(_) => "raise the limit of processes (ulimit -u) or of memory (ulimit -v)",
         DataError::NoChatTemplate => "use --prompt, which continues a text without a template",
         DataError::Utf8 { .. } => "save the file as UTF-8 (from UTF-16: `iconv -f UTF-16 -t UTF-8`)",
         DataError::Json { .. } | DataError::NotAnObject { .. } => {
             "each line must be one JSON object in UTF-8; plain text needs a file name that ends in .txt"
         }
+        DataError::LineBytes { .. } => {
+            "split the line into several, or save a plain text under a name that ends in .txt: it has no limit"
+        }
+        DataError::Messages { .. } => "split the conversation into several lines",
         DataError::NoTemplate { .. } => {
             "prompts and completions need no chat template: {\"prompt\": ..., \"completion\": ...}"
         }

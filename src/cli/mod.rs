@@ -28,6 +28,7 @@ use std::process::ExitCode;
 
 use clap::Parser;
 
+use crate::data::caught::catches_panics;
 use args::{BenchCommand, Cli, Command};
 use outcome::Outcome;
 
@@ -42,11 +43,22 @@ pub fn run(args: impl IntoIterator<Item = OsString>) -> ExitCode {
             return ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(2));
         }
     };
+    quiet_caught_panics();
     match dispatch(&cli.command) {
         Ok(Outcome::Good) => ExitCode::SUCCESS,
         Ok(Outcome::Bad) => ExitCode::FAILURE,
         Err(error) => failure::report(&error, &cli.command),
     }
+}
+
+/// Leaves out the message of a panic that becomes an error.
+fn quiet_caught_panics() {
+    let print = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |panic| {
+        if !catches_panics() {
+            print(panic);
+        }
+    }));
 }
 
 fn dispatch(command: &Command) -> anyhow::Result<Outcome> {

@@ -1,6 +1,8 @@
 //! Training data: files of several forms become tokens with a loss mask, and these become packed
 //! batches.
 
+pub(crate) mod caught;
+mod components;
 pub(crate) mod error;
 pub(crate) mod file;
 pub(crate) mod files;
@@ -28,6 +30,7 @@ mod style;
 mod template;
 pub(crate) mod tokenizer;
 
+pub use components::error::TokenizerError;
 pub use error::DataError;
 pub use file::DataFile;
 pub use jinja::{ErrorKind as TemplateErrorKind, TemplateError};

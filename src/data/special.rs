@@ -1,5 +1,7 @@
 //! The special tokens and chat templates of a tokenizer's files, as transformers reads them.
 
+use std::collections::HashSet;
+
 use serde_json::{Map, Value};
 use tokenizers::AddedToken;
 
@@ -59,11 +61,11 @@ impl SpecialTokens {
 
     /// The tokens of added_tokens.json in the order of their indices.
     fn listed(&self) -> Vec<AddedToken> {
-        let special: Vec<String> = self.special().into_iter().map(|token| token.content).collect();
+        let special: HashSet<String> = self.special().into_iter().map(|token| token.content).collect();
         let mut listed: Vec<(u64, &String)> =
             self.listed.iter().filter_map(|(token, index)| Some((index.as_u64()?, token))).collect();
         listed.sort_unstable();
-        listed.into_iter().map(|(_, token)| AddedToken::from(token.as_str(), special.contains(token))).collect()
+        listed.into_iter().map(|(_, token)| AddedToken::from(token.as_str(), special.contains(token.as_str()))).collect()
     }
 
     /// All special tokens: those with names, then the others.

@@ -18,7 +18,7 @@ fn read(name: &str) -> Vec<u8> {
     std::fs::read(format!("{FOLDER}/{name}")).unwrap()
 }
 
-fn model() -> ModelConfig {
+pub(super) fn model() -> ModelConfig {
     ModelConfig::parse(&read("config.json"), None).unwrap()
 }
 
@@ -302,7 +302,7 @@ fn one_token_begins_a_text_and_one_ends_it() {
         assert_eq!(shown(&tokenizer, &format!(r#"{{"text": "{text}"}}"#)), expected, "{text}");
         let encoded = tokenizer.encode(text, true).unwrap();
         assert_eq!(tokenizer.decode(&encoded).unwrap(), "<|endoftext|>Hello world<|im_end|>", "{text}");
-        let dataset = Dataset::from_text(text.as_bytes(), &tokenizer, 16).unwrap();
+        let dataset = Dataset::from_text(text.as_bytes(), &tokenizer, 16, &mut |_, _| true).unwrap();
         assert_eq!(dataset.samples[0].tokens, encoded);
     }
     let line = r#"{"prompt": "<|endoftext|>Say hi.", "completion": " Hi.<|im_end|>"}"#;
@@ -329,17 +329,17 @@ fn tokens_that_the_model_does_not_have_are_refused() {
 fn plain_text_is_cut_into_windows() {
     let tokenizer = tokenizer(None);
     let text = "It was a dark and stormy night; the rain fell in torrents. ".repeat(9);
-    let dataset = Dataset::from_text(text.as_bytes(), &tokenizer, 16).unwrap();
+    let dataset = Dataset::from_text(text.as_bytes(), &tokenizer, 16, &mut |_, _| true).unwrap();
     assert!(dataset.samples.iter().rev().skip(1).all(|sample| sample.tokens.len() == 16));
     let all: Vec<u32> = dataset.samples.iter().flat_map(|sample| sample.tokens.clone()).collect();
     assert_eq!(tokenizer.decode(&all).unwrap(), text);
     assert_eq!(loss_tokens(&dataset), dataset.tokens() - dataset.samples.len() as u64);
-    assert_eq!(Dataset::from_text(format!("\u{feff}{text}").as_bytes(), &tokenizer, 16).unwrap(), dataset);
-    let [unix, dos] =
-        ["a\nb\n\nc\rd", "a\r\nb\r\n\r\nc\rd"].map(|text| Dataset::from_text(text.as_bytes(), &tokenizer, 16).unwrap());
+    assert_eq!(Dataset::from_text(format!("\u{feff}{text}").as_bytes(), &tokenizer, 16, &mut |_, _| true).unwrap(), dataset);
+    let [unix, dos] = ["a\nb\n\nc\rd", "a\r\nb\r\n\r\nc\rd"]
+        .map(|text| Dataset::from_text(text.as_bytes(), &tokenizer, 16, &mut |_, _| true).unwrap());
     assert_eq!(unix, dos);
-    assert!(matches!(Dataset::from_text(b"", &tokenizer, 16), Err(DataError::Empty)));
-    assert!(matches!(Dataset::from_text(b"ab\xff", &tokenizer, 16), Err(DataError::Utf8 { byte: 2 })));
+    assert!(matches!(Dataset::from_text(b"", &tokenizer, 16, &mut |_, _| true), Err(DataError::Empty)));
+    assert!(matches!(Dataset::from_text(b"ab\xff", &tokenizer, 16, &mut |_, _| true), Err(DataError::Utf8 { byte: 2 })));
 }
 
 #[test]
@@ -530,6 +530,9 @@ fn reading_reports_progress_and_can_be_stopped() {
         true
     };
     assert_eq!(file.samples(&tokenizer, OPTIONS, &mut listen).unwrap().samples.len(), 1100);
+    // It is also called while lines are tokenised: with the numbers before these.
+    calls.dedup();
+    calls.retain(|&(done, _)| done > 0);
     assert_eq!(calls, [(512, 1100), (1024, 1100), (1100, 1100)]);
     let stopped = file.samples(&tokenizer, OPTIONS, &mut |_, _| false);
     assert!(matches!(stopped, Err(DataError::Cancelled)), "{stopped:?}");
@@ -871,7 +874,7 @@ fn a_token_that_begins_every_text_and_this_one_is_put_once_with_a_warning() {
     let expected = [Notice { concern: Concern::DoubledBos, samples: 1, line: 2 }];
     let lines = "{\"text\": \"one<|im_end|>\"}\n{\"text\": \"<|endoftext|>two\"}";
     assert_eq!(load(&tokenizer, lines).unwrap().notices, expected);
-    let notices = |text: &str| Dataset::from_text(text.as_bytes(), &tokenizer, 16).unwrap().notices;
+    let notices = |text: &str| Dataset::from_text(text.as_bytes(), &tokenizer, 16, &mut |_, _| true).unwrap().notices;
     assert_eq!(notices("<|endoftext|>two"), [Notice { line: 1, ..expected[0].clone() }]);
     assert_eq!(notices("two<|im_end|>"), []);
 }
