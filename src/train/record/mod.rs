@@ -161,6 +161,16 @@ fn read_kept(folder: &Path, step: u64, eval_due: bool) -> Result<(Vec<u8>, Vec<R
     Ok((kept, records))
 }
 
+/// Reads `metrics.jsonl`, without an incomplete last line.
+///
+/// # Errors
+/// See [`RecordError`].
+#[cfg(any(fuzzing, test))]
+pub fn read_metrics(path: &Path) -> Result<Vec<Record>, RecordError> {
+    let text = read::read(path, Links::Refuse, MAX_METRICS_LEN)?;
+    Ok(parse(path, &text)?.into_iter().map(|(record, _)| record).collect())
+}
+
 /// The records, each with its line.
 fn parse<'a>(path: &Path, text: &'a [u8]) -> Result<Vec<(Record, &'a [u8])>, RecordError> {
     let mut records = Vec::new();
