@@ -167,6 +167,9 @@
 //! `convert` and [`dequant`] do not import each other. Both take the meaning of a code from
 //! [`format::nf4`], so that a mistake in one cannot hide in the other.
 
+// Other builds have the lint: here, `fuzzing` hands on what is not public.
+#![cfg_attr(any(fuzzing, test), allow(unnameable_types))]
+
 /// The checks of the fuzz targets name the library from outside, in unit tests, too.
 #[cfg(test)]
 extern crate self as nf4pack;
@@ -184,6 +187,9 @@ pub mod dequant;
 #[cfg(feature = "convert")]
 pub mod export;
 pub mod format;
+#[cfg(all(any(fuzzing, test), feature = "convert", feature = "train"))]
+#[doc(hidden)]
+pub mod fuzzing;
 #[cfg(feature = "gpu")]
 pub mod gpu;
 #[cfg(any(feature = "convert", feature = "gpu"))]
@@ -198,6 +204,8 @@ mod mmap;
 pub mod model;
 #[cfg(feature = "train")]
 pub(crate) mod ops;
+#[cfg(feature = "gpu")]
+mod panics;
 #[cfg(feature = "train")]
 mod random;
 #[cfg(all(test, feature = "train", feature = "convert"))]

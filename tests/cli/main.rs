@@ -7,6 +7,8 @@ mod common;
 mod generate;
 mod golden;
 mod gpu;
+mod limits;
 mod merge;
+mod terminal;
 mod train;
 mod train_flags;

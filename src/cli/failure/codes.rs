@@ -7,6 +7,7 @@
 use std::error::Error;
 
 use super::super::args::Usage;
+use super::super::process::{Bug, NoThreads};
 use super::super::ui::Cancelled;
 use crate::arch::{ArchError, ConfigError, Obstacle};
 use crate::convert::ConvertError;
@@ -96,6 +97,8 @@ codes! {
         NotFinite "not-finite-element"
         OutOfRange "dequant-out-of-range"
         Difference "run-difference"
+        NoThreads "no-threads"
+        Bug "bug"
     }
     ConvertError {
         .0 of Source, Arch, Plan;
@@ -108,6 +111,7 @@ codes! {
         NotDurable "target-not-durable"
         Cancelled "cancelled"
         Threads "no-threads"
+        SyncThread "no-threads"
     }
     SourceError {
         .source of Header, Quantised;
@@ -442,6 +446,7 @@ mod tests {
         "target-not-durable",
         "gpu-budget",
         "layer-out-of-range",
+        "source-unreadable",
     ];
 
     #[test]
