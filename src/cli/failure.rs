@@ -655,6 +655,8 @@ fn of_run(error: &RunError, advice: Advice) -> Option<String> {
             Some("name another --out, or move the files away: a run would replace them".into())
         }
         RunError::Occupied { .. } => Some("name another --out, or remove the folder".into()),
+        RunError::Locked { .. } => Some("wait for its end, or name another --out".into()),
+        RunError::Lock { path, source } => of_target(path, source),
         RunError::Elsewhere { .. } => Some("name the folder of the checkpoint with --out".into()),
         RunError::Record(e) => of_record(e),
         RunError::NoCheckpoint { .. } => {
@@ -701,6 +703,8 @@ fn of_checkpoint(error: &CheckpointError) -> Option<String> {
         | CheckpointError::Json { .. }
         | CheckpointError::Safetensors { .. }
         | CheckpointError::Tensor { .. }
+        | CheckpointError::StateChecksum { .. }
+        | CheckpointError::Step { .. }
         | CheckpointError::Checksum { .. } => "name another checkpoint with --resume=CHECKPOINT, such as OUT/checkpoint-100",
         CheckpointError::SetAside { .. } | CheckpointError::Remove { .. } => {
             "you need permission to write in the folder of --out"

@@ -395,6 +395,9 @@ codes! {
     }
     RunError {
         .0 of Settings, Model, Plan, Checkpoint, Record;
+        Locked "run-locked"
+        Lock "run-lock"
+        BestLost "run-best-lost"
         OtherRun "run-other-settings"
         Occupied "run-out-occupied"
         Elsewhere "run-checkpoint-elsewhere"
@@ -411,6 +414,8 @@ codes! {
         Safetensors "checkpoint-safetensors"
         Format "checkpoint-format"
         Tensor "checkpoint-tensor"
+        StateChecksum "checkpoint-state-checksum"
+        Step "checkpoint-step"
         Checksum "checkpoint-checksum"
         Length "checkpoint-length"
     }
@@ -438,6 +443,7 @@ mod tests {
     /// Codes that several errors share.
     const SHARED: [&str; 9] = [
         "io",
+        "source-unreadable",
         "cancelled",
         "no-threads",
         "no-space",
