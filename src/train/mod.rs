@@ -1,5 +1,6 @@
 //! Fine-tuning: LoRA adapters on a frozen pack, on any GPU.
 
+pub(crate) mod best;
 pub(crate) mod checkpoint;
 pub(crate) mod record;
 pub(crate) mod run;
