@@ -5,7 +5,7 @@ use std::fs;
 use std::path::PathBuf;
 
 use arbitrary::{Result, Unstructured};
-use nf4pack::fuzzing::{Checkpoint, Fingerprint, METRICS, OPTIMIZER, Recorder, STATE, State, adapter_lengths};
+use nf4pack::fuzzing::{Checkpoint, Fingerprint, METRICS, OPTIMIZER, Recorder, STATE, State, adapter_lengths, read_metrics};
 use serde_json::{Value, json};
 
 use super::adapter::{Base, edited_safetensors, write};
@@ -121,6 +121,9 @@ impl Run {
         fs::create_dir_all(&folder).expect("a folder");
         write(&folder, METRICS, bytes);
         let lines = bytes.iter().filter(|&&byte| byte == b'\n').count();
+        if let Err(error) = read_metrics(&folder.join(METRICS)) {
+            assert!(!error.to_string().is_empty());
+        }
         match Recorder::resume(&folder, 5, false) {
             Ok((_, records)) => assert!(records.len() <= lines + 1),
             Err(error) => assert!(!error.to_string().is_empty()),
