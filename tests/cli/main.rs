@@ -9,6 +9,7 @@ mod golden;
 mod gpu;
 mod limits;
 mod merge;
+mod runs;
 mod terminal;
 mod train;
 mod train_flags;
