@@ -208,6 +208,8 @@ pub(crate) mod ops;
 mod panics;
 #[cfg(feature = "train")]
 mod random;
+#[cfg(any(feature = "convert", feature = "gpu"))]
+mod source;
 #[cfg(all(test, feature = "train", feature = "convert"))]
 mod tests;
 #[cfg(feature = "train")]
@@ -219,6 +221,8 @@ pub mod verify;
 pub use io::read::FileError;
 #[cfg(feature = "mmap")]
 pub use mmap::{LayerError, MappedPack, OpenError};
+#[cfg(any(feature = "convert", feature = "gpu"))]
+pub use source::{PackSource, ReadError};
 
 /// The README's examples, compiled.
 #[cfg(all(doctest, feature = "mmap"))]

@@ -72,7 +72,10 @@ fn files(out: &Path) -> BTreeMap<PathBuf, String> {
                 let timeless = |key: &&str| !TIMES.iter().any(|time| key.contains(&format!("\"{time}\":")));
                 text = text.split_inclusive([',', '\n']).filter(timeless).collect();
             } else if name == "nf4pack-train.toml" {
-                text = text.split_inclusive('\n').filter(|line| !line.starts_with("resume") && !line.starts_with("out")).collect();
+                text = text
+                    .split_inclusive('\n')
+                    .filter(|line| !line.starts_with("resume") && !line.starts_with("out"))
+                    .collect();
             }
             found.insert(path.strip_prefix(out).unwrap().to_owned(), text);
         }
