@@ -172,6 +172,7 @@
 extern crate self as nf4pack;
 
 #[cfg(any(feature = "convert", feature = "train"))]
+#[forbid(unsafe_code)]
 pub mod arch;
 #[cfg(feature = "cli")]
 #[doc(hidden)]
@@ -179,9 +180,11 @@ pub mod cli;
 #[cfg(feature = "convert")]
 pub mod convert;
 #[cfg(feature = "train")]
+#[forbid(unsafe_code)]
 pub mod data;
 pub mod dequant;
 #[cfg(feature = "convert")]
+#[forbid(unsafe_code)]
 pub mod export;
 pub mod format;
 #[cfg(feature = "gpu")]
@@ -189,24 +192,31 @@ pub mod gpu;
 #[cfg(any(feature = "convert", feature = "gpu"))]
 mod io;
 #[cfg(feature = "train")]
+#[forbid(unsafe_code)]
 pub mod lora;
 #[cfg(all(feature = "convert", feature = "train"))]
+#[forbid(unsafe_code)]
 pub mod merge;
 #[cfg(feature = "mmap")]
 mod mmap;
 #[cfg(feature = "train")]
+#[forbid(unsafe_code)]
 pub mod model;
 #[cfg(feature = "train")]
 pub(crate) mod ops;
 #[cfg(feature = "gpu")]
+#[forbid(unsafe_code)]
 mod panics;
 #[cfg(feature = "train")]
+#[forbid(unsafe_code)]
 mod random;
 #[cfg(all(test, feature = "train", feature = "convert"))]
 mod tests;
 #[cfg(feature = "train")]
+#[forbid(unsafe_code)]
 pub mod train;
 #[cfg(feature = "convert")]
+#[forbid(unsafe_code)]
 pub mod verify;
 
 #[cfg(any(feature = "convert", feature = "gpu"))]

@@ -1,4 +1,5 @@
 //! The program as its users start it, and what only it puts together.
+#![forbid(unsafe_code)]
 
 mod adapters;
 mod commands;
