@@ -167,6 +167,9 @@
 //! `convert` and [`dequant`] do not import each other. Both take the meaning of a code from
 //! [`format::nf4`], so that a mistake in one cannot hide in the other.
 
+// Other builds have the lint: here, `fuzzing` hands on what is not public.
+#![cfg_attr(any(fuzzing, test), allow(unnameable_types))]
+
 /// The checks of the fuzz targets name the library from outside, in unit tests, too.
 #[cfg(test)]
 extern crate self as nf4pack;
@@ -187,6 +190,9 @@ pub mod dequant;
 #[forbid(unsafe_code)]
 pub mod export;
 pub mod format;
+#[cfg(all(any(fuzzing, test), feature = "convert", feature = "train"))]
+#[doc(hidden)]
+pub mod fuzzing;
 #[cfg(feature = "gpu")]
 pub mod gpu;
 #[cfg(any(feature = "convert", feature = "gpu"))]
@@ -210,6 +216,8 @@ mod panics;
 #[cfg(feature = "train")]
 #[forbid(unsafe_code)]
 mod random;
+#[cfg(any(feature = "convert", feature = "gpu"))]
+mod source;
 #[cfg(all(test, feature = "train", feature = "convert"))]
 mod tests;
 #[cfg(feature = "train")]
@@ -223,6 +231,8 @@ pub mod verify;
 pub use io::read::FileError;
 #[cfg(feature = "mmap")]
 pub use mmap::{LayerError, MappedPack, OpenError};
+#[cfg(any(feature = "convert", feature = "gpu"))]
+pub use source::{PackSource, ReadError};
 
 /// The README's examples, compiled.
 #[cfg(all(doctest, feature = "mmap"))]

@@ -690,8 +690,16 @@ fn all_faults_of_the_payloads_are_found() {
 fn limits_are_the_callers() {
     let bytes = small_pack();
     let parse = |limits: &Limits| Index::parse_with(&bytes, bytes.len() as u64, limits);
-    let exact =
-        Limits { sections: 8, name_len: 11, index_len: get_u64(&bytes, 48), metadata_len: 15, layers: 2, experts: 0 };
+    let exact = Limits {
+        sections: 8,
+        name_len: 11,
+        index_len: get_u64(&bytes, 48),
+        metadata_len: 15,
+        layers: 2,
+        experts: 0,
+        file_len: 2,
+        config_len: 2,
+    };
     assert!(parse(&exact).is_ok());
     for (limits, field, at, most, found) in [
         (Limits { sections: 7, ..exact.clone() }, Field::SectionCount, header::SECTION_COUNT, 7, 8),
@@ -713,7 +721,9 @@ fn limits_are_the_callers() {
 #[test]
 fn claims_of_any_size_do_not_overflow_under_limits_of_any_size() {
     let (sections, name_len, index_len, metadata_len) = (u64::MAX, u64::MAX, u64::MAX, u64::MAX);
-    let limits = Limits { sections, name_len, index_len, metadata_len, layers: u32::MAX, experts: u32::MAX };
+    let (layers, experts) = (u32::MAX, u32::MAX);
+    let (file_len, config_len) = (u64::MAX, u64::MAX);
+    let limits = Limits { sections, name_len, index_len, metadata_len, layers, experts, file_len, config_len };
     let refusal = |fields: &[usize], value: u64, file_len: u64| {
         let mut bytes = small_pack();
         for &at in fields {
