@@ -1,5 +1,4 @@
 //! The program as its users start it, and what only it puts together.
-#![forbid(unsafe_code)]
 
 mod adapters;
 mod commands;
