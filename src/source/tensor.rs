@@ -79,7 +79,8 @@ impl PackSource {
     }
 
     /// Weights `first..first + len` of the tensor whose codes are section `number`. `first` is a
-    /// multiple of the weights of [`SUPER_BLOCK`](crate::format::nf4::SUPER_BLOCK) blocks. Checksums are not compared.
+    /// multiple of the weights of [`SUPER_BLOCK`](crate::format::nf4::SUPER_BLOCK) blocks.
+    /// Checksums are not compared.
     ///
     /// # Errors
     /// If the file cannot be read.

@@ -139,3 +139,103 @@ fn config_json_must_describe_exactly_the_layers_of_the_pack() {
         command(folder, &["inspect", PACK]).assert().success().stderr(predicates::str::contains("num_hidden_layers"));
     }
 }
+
+/// Seeded numbers (xorshift).
+struct Numbers(u64);
+
+impl Numbers {
+    fn below(&mut self, limit: usize) -> usize {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        (self.0 % limit as u64) as usize
+    }
+}
+
+/// Changes some bytes: a bit, the length, a range copied from another place, or a range of zeros.
+fn damage(bytes: &mut Vec<u8>, numbers: &mut Numbers) {
+    // Half of the changes hit the front, where the structure is.
+    let len = if numbers.below(2) == 0 { bytes.len().min(16 << 10) } else { bytes.len() };
+    let (at, from, count) = (numbers.below(len), numbers.below(len), 1 + numbers.below(4096));
+    let end = (at + count).min(bytes.len());
+    match numbers.below(4) {
+        0 => bytes[at] ^= 1 << numbers.below(8),
+        1 => bytes.truncate(at),
+        2 => {
+            let copied = bytes[from..].iter().copied().take(end - at).collect::<Vec<_>>();
+            bytes[at..at + copied.len()].copy_from_slice(&copied);
+        }
+        _ => bytes[at..end].fill(0),
+    }
+}
+
+/// What a run computed or wrote.
+fn result_of(folder: &Path, stdout: &[u8]) -> Option<Vec<u8>> {
+    if let Ok(weights) = fs::read(folder.join("out/model.safetensors")) {
+        return Some(weights);
+    }
+    let document: serde_json::Value = serde_json::from_slice(stdout).ok()?;
+    let keys = ["loss", "text", "first_loss", "last_loss"];
+    Some(keys.map(|key| document[key].to_string()).concat().into_bytes())
+}
+
+/// Random damage (`NF4PACK_CAMPAIGN=N` makes N changes): the right result, or exit code 1 with a
+/// code; never a signal, a panic or a file left over.
+#[test]
+fn random_damage_gives_the_right_result_or_an_error() {
+    let Some(_) = common::gpu() else { return };
+    let place = place();
+    let folder = place.path();
+    let good = fs::read(folder.join(PACK)).unwrap();
+    let run = |arguments: &[&str]| {
+        let _ = fs::remove_dir_all(folder.join("out"));
+        let output = command(folder, arguments).arg("--json").output().unwrap();
+        (output.status.code(), result_of(folder, &output.stdout), output)
+    };
+    let expected: Vec<_> = runs().iter().map(|arguments| run(arguments).1).collect();
+    let changes = std::env::var("NF4PACK_CAMPAIGN").ok().and_then(|n| n.parse().ok()).unwrap_or(100);
+    let (mut numbers, mut right, mut refused) = (Numbers(0x9e37_79b9_7f4a_7c15), 0, 0);
+    for change in 0..changes {
+        let mut bytes = good.clone();
+        damage(&mut bytes, &mut numbers);
+        fs::write(folder.join(PACK), &bytes).unwrap();
+        let which = change % runs().len();
+        let (code, found, output) = run(&runs()[which]);
+        let shown = String::from_utf8_lossy(&output.stderr);
+        match code {
+            Some(0) => assert!(found == expected[which], "change {change}: another result of {:?}", runs()[which]),
+            Some(1) => {
+                let document: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+                assert!(document["code"].is_string() && !shown.contains("panicked"), "change {change}: {shown}");
+                assert_eq!(leftovers(folder, runs()[which][0]), [""; 0], "change {change}: {shown}");
+            }
+            other => panic!("change {change}: {other:?}, {shown}"),
+        }
+        if code == Some(0) { right += 1 } else { refused += 1 }
+    }
+    println!("{changes} changes: {right} right results, {refused} errors");
+    assert!(refused > 0);
+}
+
+/// The pack is cut while export writes: an error, or the whole snapshot if all was read before.
+#[test]
+fn a_pack_that_is_cut_during_an_export_leaves_nothing() {
+    let place = place();
+    let folder = place.path();
+    let good = fs::read(folder.join(PACK)).unwrap();
+    for len in [0, 4096, good.len() as u64 / 2, good.len() as u64 - 1] {
+        fs::write(folder.join(PACK), &good).unwrap();
+        let mut export = std::process::Command::new(assert_cmd::cargo::cargo_bin!("nf4pack"));
+        let mut export = export.current_dir(folder).args(["export", PACK, "out", "--quiet"]).spawn().unwrap();
+        // Hidden while it is written.
+        let begun = || fs::read_dir(folder).unwrap().any(|e| e.unwrap().file_name().to_string_lossy().starts_with('.'));
+        while !begun() && export.try_wait().unwrap().is_none() {}
+        fs::File::options().write(true).open(folder.join(PACK)).unwrap().set_len(len).unwrap();
+        let code = export.wait().unwrap().code();
+        assert!(matches!(code, Some(0 | 1)), "{code:?}");
+        if code == Some(0) {
+            fs::remove_dir_all(folder.join("out")).unwrap();
+        }
+        assert_eq!(leftovers(folder, "export"), [""; 0]);
+    }
+}

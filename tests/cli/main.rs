@@ -10,6 +10,7 @@ mod golden;
 mod gpu;
 mod limits;
 mod merge;
+mod runs;
 mod sparse;
 mod terminal;
 mod train;

@@ -713,8 +713,30 @@ fn limits_are_the_callers() {
         ),
         (Limits { metadata_len: 14, ..exact.clone() }, Field::MetadataLength, header::METADATA_LEN, 14, 15),
         (Limits { layers: 1, ..exact.clone() }, Field::LayerCount, header::LAYER_COUNT, 1, 2),
+        (Limits { config_len: 1, ..exact.clone() }, Field::FileLength, field(0, record::LENGTH), 1, 2),
     ] {
         assert_eq!(parse(&limits), Err(limit(field, at, most, found)));
+    }
+}
+
+/// The writer has the same limits: a layout with a longer file is not made.
+#[test]
+fn embedded_files_have_limits_in_readers_and_writers() {
+    for (name, limit) in [("config.json", 16 << 20), ("generation_config.json", 16 << 20), ("tokenizer.json", 256 << 20)] {
+        let file = |len: u64| nf4pack::format::Entry {
+            name: name.to_owned(),
+            role: nf4pack::format::Role::Other,
+            layer: None,
+            expert: None,
+            shape: nf4pack::format::Shape::new(&[len]).unwrap(),
+            storage: nf4pack::format::Storage::File,
+        };
+        assert!(nf4pack::format::Layout::new(vec![file(limit)], 0, 2).is_ok());
+        let refused = nf4pack::format::Layout::new(vec![file(limit + 1)], 0, 2).unwrap_err();
+        assert!(
+            matches!(refused, FormatError::Limit { field: Field::FileLength, limit: l, found, .. } if l == limit && found == limit + 1),
+            "{refused}"
+        );
     }
 }
 

@@ -441,7 +441,7 @@ mod tests {
     const DOCUMENT: &str = include_str!("../../../docs/error-codes.md");
 
     /// Codes that several errors share.
-    const SHARED: [&str; 9] = [
+    const SHARED: [&str; 10] = [
         "io",
         "source-unreadable",
         "cancelled",
@@ -452,7 +452,6 @@ mod tests {
         "target-not-durable",
         "gpu-budget",
         "layer-out-of-range",
-        "source-unreadable",
     ];
 
     #[test]
