@@ -175,6 +175,7 @@
 extern crate self as nf4pack;
 
 #[cfg(any(feature = "convert", feature = "train"))]
+#[forbid(unsafe_code)]
 pub mod arch;
 #[cfg(feature = "cli")]
 #[doc(hidden)]
@@ -182,9 +183,11 @@ pub mod cli;
 #[cfg(feature = "convert")]
 pub mod convert;
 #[cfg(feature = "train")]
+#[forbid(unsafe_code)]
 pub mod data;
 pub mod dequant;
 #[cfg(feature = "convert")]
+#[forbid(unsafe_code)]
 pub mod export;
 pub mod format;
 #[cfg(all(any(fuzzing, test), feature = "convert", feature = "train"))]
@@ -195,26 +198,33 @@ pub mod gpu;
 #[cfg(any(feature = "convert", feature = "gpu"))]
 mod io;
 #[cfg(feature = "train")]
+#[forbid(unsafe_code)]
 pub mod lora;
 #[cfg(all(feature = "convert", feature = "train"))]
+#[forbid(unsafe_code)]
 pub mod merge;
 #[cfg(feature = "mmap")]
 mod mmap;
 #[cfg(feature = "train")]
+#[forbid(unsafe_code)]
 pub mod model;
 #[cfg(feature = "train")]
 pub(crate) mod ops;
 #[cfg(feature = "gpu")]
+#[forbid(unsafe_code)]
 mod panics;
 #[cfg(feature = "train")]
+#[forbid(unsafe_code)]
 mod random;
 #[cfg(any(feature = "convert", feature = "gpu"))]
 mod source;
 #[cfg(all(test, feature = "train", feature = "convert"))]
 mod tests;
 #[cfg(feature = "train")]
+#[forbid(unsafe_code)]
 pub mod train;
 #[cfg(feature = "convert")]
+#[forbid(unsafe_code)]
 pub mod verify;
 
 #[cfg(any(feature = "convert", feature = "gpu"))]

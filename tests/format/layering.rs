@@ -176,6 +176,21 @@ fn unsafe_code_stands_only_where_it_may() {
     assert!(found.contains(&"mmap.rs"), "the search finds no unsafe code at all");
 }
 
+/// The crate roots that forbid unsafe code: the compiler checks what they name. The tests of packs
+/// and of shaders call the unsafe functions of the library.
+#[test]
+fn roots_without_need_forbid_unsafe_code() {
+    let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR"));
+    let mut files: Vec<_> = ["src/main.rs", "tests/format/main.rs"].map(|name| root.join(name)).into();
+    for folder in ["examples", "benches"] {
+        let entries = std::fs::read_dir(root.join(folder)).unwrap().map(|entry| entry.unwrap().path());
+        files.extend(entries.filter(|path| path.extension().is_some_and(|e| e == "rs")));
+    }
+    let forbids = |path: &std::path::PathBuf| std::fs::read_to_string(path).unwrap().contains("#![forbid(unsafe_code)]");
+    let found: Vec<_> = files.iter().filter(|path| !forbids(path)).collect();
+    assert!(found.is_empty(), "{found:?}");
+}
+
 /// The only file that writes to stdout and stderr: it escapes what a terminal would act on.
 const DOOR: &str = "cli/ui/door.rs";
 
