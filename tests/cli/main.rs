@@ -7,6 +7,7 @@ mod common;
 mod generate;
 mod golden;
 mod gpu;
+mod kills;
 mod merge;
 mod train;
 mod train_flags;

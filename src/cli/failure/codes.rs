@@ -106,6 +106,9 @@ codes! {
         NoSpace "no-space"
         Target "target-unwritable"
         NotDurable "target-not-durable"
+        PartialInUse "partial-in-use"
+        PartialDiffers "partial-differs"
+        PartialSource "partial-source-changed"
         Cancelled "cancelled"
         Threads "no-threads"
     }
