@@ -1,64 +1,80 @@
 #!/usr/bin/env bash
-# Fuzzes the readers and the writer: all targets at the same time, or those that are named. Without
-# cargo-fuzz: libFuzzer is a crate, and the flags are the compiler's own.
-#   scripts/fuzz.sh [TARGET...]        parse, parse_edits, roundtrip, convert_header,
-#                                      convert_header_edits
+# Fuzzes the readers and the writer: all targets, or those that are named, as many at a time as the
+# machine has cores. Without cargo-fuzz: libFuzzer is a crate, and the flags are the compiler's own.
+#   scripts/fuzz.sh [TARGET...]        targets: the names in fuzz/checks/mod.rs
 #   NF4PACK_FUZZ_SECONDS=N             seconds of each target (default 3600)
-#   NF4PACK_FUZZ_SANITIZER=none        without AddressSanitizer, which needs a nightly toolchain
+#   NF4PACK_FUZZ_BUILD=address         optimised, with AddressSanitizer; needs a nightly toolchain
+#                                      (default)
+#   NF4PACK_FUZZ_BUILD=fuzz            optimised, without a sanitizer
+#   NF4PACK_FUZZ_BUILD=dev             unoptimised, over dependencies that the tests have built
 set -euo pipefail
 cd "$(dirname "$0")/.."
 . scripts/setup.sh
 command -v c++ >/dev/null || install_packages g++ || { echo "fuzz: install a C++ compiler (Debian: apt-get install g++)" >&2; exit 1; }
 
-seconds=${NF4PACK_FUZZ_SECONDS:-3600}
-sanitizer=${NF4PACK_FUZZ_SANITIZER:-address}
-[ "$#" -gt 0 ] || set -- parse parse_edits roundtrip convert_header convert_header_edits
-host=$(rustc -vV | sed -n 's/^host: //p')
+export seconds=${NF4PACK_FUZZ_SECONDS:-3600}
+build=${NF4PACK_FUZZ_BUILD:-address}
+mapfile -t all < <(sed -n 's/^    ("\([a-z_]*\)", [a-z_]*::run),$/\1/p' fuzz/checks/mod.rs)
+[ "${#all[@]}" -gt 0 ] || { echo "fuzz: no targets found in fuzz/checks/mod.rs" >&2; exit 1; }
+[ "$#" -gt 0 ] || set -- "${all[@]}"
+for target in "$@"; do
+    [[ " ${all[*]} " = *" $target "* ]] || { echo "fuzz: there is no target $target; targets are ${all[*]}" >&2; exit 1; }
+done
 
-# What cargo-fuzz passes: coverage of edges and comparisons; arithmetic that overflows panics.
-flags="--cfg fuzzing -Cdebug-assertions -Cpasses=sancov-module -Cllvm-args=-sanitizer-coverage-level=4"
-flags+=" -Cllvm-args=-sanitizer-coverage-inline-8bit-counters -Cllvm-args=-sanitizer-coverage-pc-table"
-flags+=" -Cllvm-args=-sanitizer-coverage-trace-compares"
+# The crates of this workspace are compiled with coverage, by fuzz/rustc.sh.
+export RUSTC_WORKSPACE_WRAPPER=$PWD/fuzz/rustc.sh
 toolchain=()
-options_of_cargo=()
-case $sanitizer in
-    # For runs of seconds, for which a build of minutes does not pay.
-    none)
-        export CARGO_PROFILE_RELEASE_OPT_LEVEL=1
-        options_of_cargo=(--config 'profile.release.package."*".opt-level=0' --config 'profile.release.package.nf4pack.opt-level=1')
+options=(--locked -p nf4pack-fuzz)
+case $build in
+    dev) folder=target/debug ;;
+    fuzz)
+        options+=(--profile fuzz)
+        folder=target/fuzz
         ;;
     address)
         toolchain=(+nightly)
-        flags+=" -Zsanitizer=address"
         if ! cargo +nightly --version >/dev/null 2>&1 && ! rustup toolchain install nightly --profile minimal; then
             echo "fuzz: AddressSanitizer needs a nightly toolchain (rustup toolchain install nightly)" >&2
             exit 1
         fi
+        host=$(rustc -vV | sed -n 's/^host: //p')
+        # With --target the flags are not those of build scripts.
+        export RUSTFLAGS="-Zsanitizer=address"
+        options+=(--profile fuzz --target "$host" --target-dir target/sanitize/fuzz)
+        folder=target/sanitize/fuzz/$host/fuzz
         ;;
-    *) echo "fuzz: NF4PACK_FUZZ_SANITIZER is $sanitizer, neither address nor none" >&2; exit 1 ;;
+    *) echo "fuzz: NF4PACK_FUZZ_BUILD is $build; it may be address, fuzz or dev" >&2; exit 1 ;;
 esac
-# With --target the flags are those of the targets, not of build scripts.
-RUSTFLAGS=$flags cargo "${toolchain[@]}" build "${options_of_cargo[@]}" --locked --release --manifest-path fuzz/Cargo.toml --target-dir "fuzz/target/$sanitizer" \
-    --target "$host" "${@/#/--bin=}"
+cargo "${toolchain[@]}" build "${options[@]}"
+export program=$folder/nf4pack-fuzz
 
 logs=$(mktemp -d)
 trap 'rm -rf "$logs"' EXIT
-runs=()
-for target in "$@"; do
-    mkdir -p "fuzz/corpus/$target" "fuzz/artifacts/$target"
+export logs
+
+# Fuzzes one target on one thread; its log has the name of the target, and a second file is there
+# if it failed.
+fuzz() {
+    local target=$1 options
+    mkdir -p "fuzz/corpus/$target" "fuzz/artifacts/$target" "$logs/tmp-$target"
     options=(-max_total_time="$seconds" -timeout=10 -rss_limit_mb=2048 -print_final_stats=1 -artifact_prefix="fuzz/artifacts/$target/")
     [ "$target" != parse ] || options+=(-dict=fuzz/pack.dict)
-    # Each is one thread.
-    "fuzz/target/$sanitizer/$host/release/$target" "fuzz/corpus/$target" "${options[@]}" >"$logs/$target" 2>&1 &
-    runs+=("$!")
-done
+    TMPDIR=$logs/tmp-$target NF4PACK_FUZZ_TARGET=$target RAYON_NUM_THREADS=1 \
+        "$program" "fuzz/corpus/$target" "${options[@]}" >"$logs/$target" 2>&1 || touch "$logs/$target.failed"
+    rm -rf "$logs/tmp-$target"
+}
+export -f fuzz
+printf '%s\n' "$@" | xargs -P "$(nproc 2>/dev/null || sysctl -n hw.ncpu)" -I{} bash -c 'fuzz {}'
+
 failed=()
-number=0
 for target in "$@"; do
-    printf '\n-- fuzzing %s for %s s\n' "$target" "$seconds"
-    wait "${runs[number]}" || failed+=("$target")
-    tail -n 30 "$logs/$target"
-    number=$((number + 1))
+    printf '\n-- fuzzed %s for %s s\n' "$target" "$seconds"
+    if [ -e "$logs/$target.failed" ]; then
+        failed+=("$target")
+        tail -n 60 "$logs/$target"
+    else
+        grep -a 'DONE' "$logs/$target" || tail -n 30 "$logs/$target"
+    fi
 done
 if [ "${#failed[@]}" -gt 0 ]; then
     echo "fuzzing found something: ${failed[*]} (see fuzz/artifacts)" >&2

@@ -3,7 +3,7 @@
 # documentation, each feature set alone, all tests (those of the GPU on Mesa's software Vulkan where
 # there is no other), the examples, the NEON backends under qemu, and some seconds of each fuzz
 # target. At the end it prints how long each step took.
-#   NF4PACK_FUZZ_SECONDS=N    seconds of each fuzz target (default 10; 0 leaves fuzzing out;
+#   NF4PACK_FUZZ_SECONDS=N    seconds of each fuzz target (default 5; 0 leaves fuzzing out;
 #                             scripts/fuzz.sh fuzzes for longer)
 #   NF4PACK_REQUIRE_GPU=0     continues without a GPU; its tests are then skipped
 set -euo pipefail
@@ -32,7 +32,7 @@ bash scripts/neon.sh prepare
 
 step "format"
 cargo fmt --check
-(cd fuzz && cargo fmt --check)
+cargo fmt --check -p nf4pack-fuzz
 
 # A feature only adds code (tests/format/layering.rs), so lints of no feature and of all features
 # find everything. Each set between must still compile alone.
@@ -95,11 +95,11 @@ for target in x86_64-pc-windows-gnu aarch64-apple-darwin wasm32-unknown-unknown;
 done
 
 step "fuzzing"
-seconds=${NF4PACK_FUZZ_SECONDS:-10}
+seconds=${NF4PACK_FUZZ_SECONDS:-5}
 if [ "$seconds" = 0 ]; then
     echo "SKIPPED: NF4PACK_FUZZ_SECONDS=0"
 else
-    NF4PACK_FUZZ_SECONDS=$seconds NF4PACK_FUZZ_SANITIZER=none bash scripts/fuzz.sh
+    NF4PACK_FUZZ_SECONDS=$seconds NF4PACK_FUZZ_BUILD=dev bash scripts/fuzz.sh
 fi
 
 step "all checks passed"

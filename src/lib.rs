@@ -122,11 +122,11 @@
 //! # fn main() -> Result<(), Box<dyn std::error::Error>> {
 //! use std::ops::ControlFlow;
 //!
+//! use nf4pack::arch::ModelConfig;
+//! use nf4pack::data::Tokenizer;
 //! use nf4pack::dequant::stream::PackSource;
 //! use nf4pack::gpu::{Gpu, Options};
-//! use nf4pack::model::{
-//!     GenerateError, Sampler, SamplerOptions, TextGenerator, read_config, read_tokenizer,
-//! };
+//! use nf4pack::model::{GenerateError, Sampler, SamplerOptions, TextGenerator};
 //!
 //! # if nf4pack::gpu::adapters().is_empty() { return Ok(()) }
 //! # let folder = tempfile::tempdir()?;
@@ -134,7 +134,7 @@
 //! # let source = "tests/fixtures/tiny-qwen3".as_ref();
 //! # nf4pack::convert::convert(source, &path, Default::default(), &())?;
 //! let pack = PackSource::open(&path)?;
-//! let tokenizer = read_tokenizer(&pack, &read_config(&pack)?, 0)?;
+//! let tokenizer = Tokenizer::of_pack(&pack, &ModelConfig::of_pack(&pack)?, 0)?;
 //! let prompt = tokenizer.encode("The compiler", true)?;
 //! let gpu = Gpu::open(&Options::from_env())?;
 //! let mut generator = TextGenerator::open(&gpu, pack, None, tokenizer.eos(), 64, None)?;
@@ -167,6 +167,10 @@
 //! `convert` and [`dequant`] do not import each other. Both take the meaning of a code from
 //! [`format::nf4`], so that a mistake in one cannot hide in the other.
 
+/// The checks of the fuzz targets name the library from outside, in unit tests, too.
+#[cfg(test)]
+extern crate self as nf4pack;
+
 #[cfg(any(feature = "convert", feature = "train"))]
 pub mod arch;
 #[cfg(feature = "cli")]
@@ -196,6 +200,8 @@ pub mod model;
 pub(crate) mod ops;
 #[cfg(feature = "train")]
 mod random;
+#[cfg(all(test, feature = "train", feature = "convert"))]
+mod tests;
 #[cfg(feature = "train")]
 pub mod train;
 #[cfg(feature = "convert")]
@@ -205,38 +211,6 @@ pub mod verify;
 pub use io::read::FileError;
 #[cfg(feature = "mmap")]
 pub use mmap::{LayerError, MappedPack, OpenError};
-
-/// Parts below the public API that this crate's own tests and command line use. They may change at
-/// any time.
-#[cfg(any(feature = "convert", feature = "train"))]
-#[doc(hidden)]
-pub mod internals {
-    pub use crate::arch::config::{LayerAttention, RopeScaling};
-    pub use crate::arch::families::model_types;
-    pub use crate::arch::family::Family;
-    pub use crate::arch::names::Naming;
-    pub use crate::arch::obstacle::{check_files_runnable, check_pack_runnable};
-    #[cfg(feature = "train")]
-    pub use training::*;
-
-    #[cfg(feature = "train")]
-    mod training {
-        pub use crate::data::notice::LeftOut;
-        pub use crate::data::pack::{Batch, IGNORE_INDEX};
-        pub use crate::data::sample::{Dataset, Sample};
-        pub use crate::data::show::show_batch;
-        pub use crate::lora::adapter::WEIGHTS;
-        pub use crate::lora::config::{AdapterLayout, LoraConfig, TARGETS};
-        pub use crate::lora::gpu::GpuAdapter;
-        pub use crate::model::decoder::Model;
-        pub use crate::model::workspace::{Memory, Sizes};
-        pub use crate::train::checkpoint::Checkpoint;
-        pub use crate::train::record::{METRICS, Record, Report, read_metrics};
-        pub use crate::train::run::{Leftover, check_folder};
-        pub use crate::train::step::StepResult;
-        pub use crate::train::trainer::{Hyperparameters, Trainer};
-    }
-}
 
 /// The README's examples, compiled.
 #[cfg(all(doctest, feature = "mmap"))]

@@ -8,6 +8,7 @@ mod compare;
 mod error;
 mod sum;
 
+use crate::arch::ModelConfig;
 use std::borrow::Cow;
 use std::cell::RefCell;
 use std::path::Path;
@@ -22,7 +23,6 @@ use crate::export::writer::{self, Tensor};
 use crate::format::FloatType;
 use crate::lora::adapter::Adapter;
 use crate::model::ModelError;
-use crate::model::decoder::read_config;
 use crate::verify::require_undamaged;
 use base::BaseTensor;
 pub use base::{Base, Sources};
@@ -83,7 +83,7 @@ pub fn merge(
     writer::refuse_existing(target)?;
     require_undamaged(sources.pack, progress)?;
     let pack = sources.pack.pack();
-    let model = read_config(&PackSource::open(sources.pack.path()).map_err(ModelError::from)?)?;
+    let model = ModelConfig::of_pack(&PackSource::open(sources.pack.path()).map_err(ModelError::from)?)?;
     let adapter = Adapter::read(sources.adapter, &model)?;
     base::check_projections(pack, &adapter.layout)?;
     let opened = match sources.base {

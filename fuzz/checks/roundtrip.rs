@@ -30,7 +30,8 @@ fn roundtrip(u: &mut Unstructured<'_>) -> Result<()> {
     Ok(())
 }
 
-fn entry(u: &mut Unstructured<'_>) -> Result<Entry> {
+/// A tensor or a file, mostly one that the writer takes.
+pub fn entry(u: &mut Unstructured<'_>) -> Result<Entry> {
     let storage = match u.int_in_range(0..=4)? {
         0 | 1 => Storage::Nf4 {
             scale_type: *u.choose(&[ScaleType::F32, ScaleType::Bf16, ScaleType::Dq8])?,

@@ -11,6 +11,7 @@ mod rope;
 use serde::de::IgnoredAny;
 use serde_json::{Map, Value};
 
+use super::families::model_types;
 use super::family::{Absent, Bias, Dim, Family, Part, Scope, When};
 use crate::format::Role;
 use crate::format::files::GENERATION_CONFIG;
@@ -18,7 +19,9 @@ pub use attention::LayerAttention;
 pub use error::ConfigError;
 pub(crate) use keys::Keys;
 pub use python::standard_json;
-pub use rope::{Rope, RopeScaling};
+pub use rope::Rope;
+#[cfg(feature = "train")]
+pub use rope::RopeScaling;
 
 /// The maximum number of layers: a pack cannot number more.
 pub const MAX_LAYERS: u32 = 1 << 16;
@@ -79,6 +82,16 @@ pub struct ModelConfig {
 }
 
 impl ModelConfig {
+    /// The `model_type`s that are supported.
+    pub fn model_types() -> impl Iterator<Item = &'static str> {
+        model_types()
+    }
+
+    /// The class of a supported `model_type` in transformers.
+    pub fn class_of(model_type: &str) -> Option<&'static str> {
+        Family::find(model_type).map(|family| family.class)
+    }
+
     /// Reads config.json and, if there is one, generation_config.json. The latter is ignored if it
     /// is not JSON, as in transformers.
     ///
@@ -141,9 +154,9 @@ impl ModelConfig {
     }
 
     /// The attention of `layer`.
-    #[doc(hidden)]
-    pub fn attention(&self, layer: u32) -> LayerAttention {
-        self.layer_attention.get(layer as usize).copied().unwrap_or(LayerAttention::FULL)
+    #[cfg(feature = "train")]
+    pub(crate) fn attention(&self, layer: u32) -> LayerAttention {
+        self.layer_attention.get(layer as usize).copied().unwrap_or(LayerAttention { window: None, rotary: true })
     }
 
     /// Rows of the query projection.

@@ -53,7 +53,7 @@ pub const DECODER: Family = Family {
     model_type: "",
     class: "",
     parts: &PARTS,
-    norm: Norm { position: NormPosition::Before, weight: NormWeight::Plain, epsilon: "rms_norm_eps", default_epsilon: 1e-6 },
+    norm: Norm { after: false, weight_offset: 0.0, epsilon: "rms_norm_eps", default_epsilon: 1e-6 },
     q_k_norm: false,
     qkv_bias: Bias::Never,
     o_bias: Bias::Never,
@@ -73,34 +73,16 @@ pub const DECODER: Family = Family {
 /// The norms of a family.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Norm {
-    /// The place of a layer's norms.
-    pub position: NormPosition,
-    /// The factor of the normalised features.
-    pub weight: NormWeight,
+    /// Whether a layer's norms follow attention and the feed-forward network, before the sum with
+    /// the residual. Usually they precede them: [`Role::InputNorm`] and
+    /// [`Role::PostAttentionNorm`]. No kernel does the other: see [`super::Obstacle`].
+    pub after: bool,
+    /// The number that is added to the stored weight: 1 in some families, which no kernel does.
+    pub weight_offset: f64,
     /// The key of the number that is added to the mean square.
     pub epsilon: &'static str,
     /// The default of that key.
     pub default_epsilon: f64,
-}
-
-/// The place of the norms in a layer.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum NormPosition {
-    /// Before attention ([`Role::InputNorm`]) and before the feed-forward network
-    /// ([`Role::PostAttentionNorm`]).
-    Before,
-    /// After them, before the sum with the residual. No kernel does it yet: see
-    /// [`super::Obstacle`].
-    After,
-}
-
-/// The factor of the normalised features in RMSNorm.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum NormWeight {
-    /// The stored weight.
-    Plain,
-    /// One more than the stored weight. No kernel does it yet: see [`super::Obstacle`].
-    OnePlus,
 }
 
 /// Whether projections have a bias.

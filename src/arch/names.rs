@@ -9,7 +9,7 @@ use crate::format::Role;
 /// a model add a prefix to every name. A model that was saved without its head lacks `model.`. Some
 /// programs write another word in its place. [`Naming::stored`] gives the name that transformers
 /// writes.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Naming {
     /// The prefixes that are removed, each once: `module.`, `_orig_mod.`, ...
     pub wrappers: Vec<String>,
@@ -59,11 +59,6 @@ impl Naming {
         };
         let head = name.strip_prefix(Prefix::PLAIN.decoder).filter(|rest| self.head_inside && is_head(rest));
         head.map(str::to_owned).unwrap_or(name)
-    }
-
-    /// Whether every name is stored unchanged.
-    pub fn is_plain(&self) -> bool {
-        self.wrappers.is_empty() && self.replaced.is_none() && !self.head_inside
     }
 }
 
@@ -253,7 +248,7 @@ mod tests {
             ],
         ] {
             let naming = naming(&names);
-            assert!(naming.is_plain(), "{naming:?}");
+            assert_eq!(naming, Naming::default());
             assert_eq!(names.map(|name| naming.stored(name)), names);
         }
     }
@@ -323,9 +318,9 @@ mod tests {
     #[test]
     fn two_decoders_or_none_leave_the_names_as_they_are() {
         let two = ["a.layers.0.x", "a.embed_tokens.weight", "b.layers.0.x", "b.embed_tokens.weight"];
-        assert!(naming(&two).is_plain());
-        assert!(naming(&["a.layers.0.x", "b.layers.0.x"]).is_plain());
-        assert!(naming(&["x", "vision.norm.weight"]).is_plain());
+        assert_eq!(naming(&two), Naming::default());
+        assert_eq!(naming(&["a.layers.0.x", "b.layers.0.x"]), Naming::default());
+        assert_eq!(naming(&["x", "vision.norm.weight"]), Naming::default());
     }
 
     #[test]
@@ -335,7 +330,7 @@ mod tests {
         assert_eq!(stored, [STORED[1], STORED[0], STORED[2]]);
         // Both names of one tensor are no such case.
         let twice = ["layers.0.x", "model.layers.0.x", "model.lm_head.weight", "lm_head.weight"];
-        assert!(naming(&twice).is_plain());
+        assert_eq!(naming(&twice), Naming::default());
     }
 
     #[test]

@@ -5,7 +5,7 @@ use serde::de::IgnoredAny;
 use thiserror::Error;
 
 use super::config::{ConfigError, ModelConfig};
-use super::family::{Activation, Family, NormPosition, NormWeight, Part, Scope};
+use super::family::{Activation, Family, Part, Scope};
 use crate::format::files::{GENERATION_CONFIG, LFS_POINTER};
 use crate::format::{Pack, Role};
 
@@ -108,15 +108,11 @@ impl ModelConfig {
             return Err(Obstacle::HeadDim { found: self.head_dim });
         }
         let Family { model_type, parts, norm, activation, .. } = *self.family;
-        match norm.weight {
-            NormWeight::Plain => {}
-            NormWeight::OnePlus => return Err(Obstacle::Norm { model_type, found: "multiply by 1 + weight" }),
+        if norm.weight_offset != 0.0 {
+            return Err(Obstacle::Norm { model_type, found: "add a number to their weights" });
         }
-        match norm.position {
-            NormPosition::Before => {}
-            NormPosition::After => {
-                return Err(Obstacle::Norm { model_type, found: "follow attention and the feed-forward network" });
-            }
+        if norm.after {
+            return Err(Obstacle::Norm { model_type, found: "follow attention and the feed-forward network" });
         }
         match activation {
             Activation::Silu => {}
@@ -154,14 +150,44 @@ fn is_used(part: &Part) -> bool {
     }
 }
 
-/// Missing and broken files of the tokenizer, as far as they can be recognised without loading it.
-/// `file` gives the bytes of a file.
-pub fn check_files_runnable<'a>(file: impl Fn(&str) -> Option<&'a [u8]>) -> Vec<Obstacle> {
-    const NEEDED: &str = "tokenizer.json";
-    let bad = |name: &'static str| fault_of(file(name)?).map(|reason| Obstacle::BadFile { name, reason });
-    let missing = file(NEEDED).is_none().then_some(Obstacle::MissingFile { name: NEEDED });
-    let files = [NEEDED, "tokenizer_config.json", "special_tokens_map.json"];
-    missing.into_iter().chain(files.into_iter().filter_map(bad)).collect()
+impl Obstacle {
+    /// Missing and broken files of the tokenizer, as far as they can be recognised without loading
+    /// it. `file` gives the bytes of a file.
+    pub fn check_files<'a>(file: impl Fn(&str) -> Option<&'a [u8]>) -> Vec<Self> {
+        const NEEDED: &str = "tokenizer.json";
+        let bad = |name: &'static str| fault_of(file(name)?).map(|reason| Self::BadFile { name, reason });
+        let missing = file(NEEDED).is_none().then_some(Self::MissingFile { name: NEEDED });
+        let files = [NEEDED, "tokenizer_config.json", "special_tokens_map.json"];
+        missing.into_iter().chain(files.into_iter().filter_map(bad)).collect()
+    }
+
+    /// Whether a pack can be trained, evaluated and generated from, as far as its index says.
+    ///
+    /// # Errors
+    /// The first obstacle.
+    pub fn check_pack(pack: &Pack<'_>) -> Result<(), Self> {
+        let file = |name: &str| pack.files().find(|file| file.name == name).map(|file| file.bytes);
+        let config = ModelConfig::parse(file("config.json").ok_or(Self::NoConfig)?, file(GENERATION_CONFIG))?;
+        config.check_layers(pack.layer_count())?;
+        config.check_runnable()?;
+        let quantised = pack.quantized_tensors().map(|t| ((t.layer, t.role), t.shape));
+        let raw = pack.raw_tensors().map(|t| ((t.layer, t.role), t.shape));
+        let shapes: std::collections::HashMap<_, _> = quantised.chain(raw).collect();
+        // A stored output projection counts, even if config.json ties it to the embedding.
+        let head = config.family.parts.iter().find(|part| part.role == Role::LmHead && config.tied);
+        let head = head.filter(|_| pack.has(Role::LmHead)).map(|part| (part, None));
+        for (part, layer) in config.parts().chain(head) {
+            let (role, expected) = (part.role, config.shape(part));
+            match shapes.get(&(layer, role)) {
+                Some(found) if found.dims() == expected => {}
+                Some(found) => return Err(Self::Shape { layer, role, expected, found: found.dims().to_vec() }),
+                // Without it, the embedding takes its place.
+                None if role == Role::LmHead => {}
+                None => return Err(Self::Missing { layer, role }),
+            }
+        }
+        Ok(())
+    }
 }
 
 /// Why a file of a tokenizer cannot be read. Tokenizers read strict JSON, without NaN and
@@ -171,34 +197,6 @@ fn fault_of(bytes: &[u8]) -> Option<String> {
         return Some("is a pointer of Git LFS, not the file itself: `git lfs pull` fetches it".to_owned());
     }
     serde_json::from_slice::<IgnoredAny>(bytes).err().map(|error| format!("is not JSON: {error}"))
-}
-
-/// Whether a pack can be trained, evaluated and generated from, as far as its index says.
-///
-/// # Errors
-/// The first [`Obstacle`].
-pub fn check_pack_runnable(pack: &Pack<'_>) -> Result<(), Obstacle> {
-    let file = |name: &str| pack.files().find(|file| file.name == name).map(|file| file.bytes);
-    let config = ModelConfig::parse(file("config.json").ok_or(Obstacle::NoConfig)?, file(GENERATION_CONFIG))?;
-    config.check_layers(pack.layer_count())?;
-    config.check_runnable()?;
-    let quantised = pack.quantized_tensors().map(|t| ((t.layer, t.role), t.shape));
-    let raw = pack.raw_tensors().map(|t| ((t.layer, t.role), t.shape));
-    let shapes: std::collections::HashMap<_, _> = quantised.chain(raw).collect();
-    // A stored output projection counts, even if config.json ties it to the embedding.
-    let head = config.family.parts.iter().find(|part| part.role == Role::LmHead && config.tied);
-    let head = head.filter(|_| pack.has(Role::LmHead)).map(|part| (part, None));
-    for (part, layer) in config.parts().chain(head) {
-        let (role, expected) = (part.role, config.shape(part));
-        match shapes.get(&(layer, role)) {
-            Some(found) if found.dims() == expected => {}
-            Some(found) => return Err(Obstacle::Shape { layer, role, expected, found: found.dims().to_vec() }),
-            // Without it, the embedding takes its place.
-            None if role == Role::LmHead => {}
-            None => return Err(Obstacle::Missing { layer, role }),
-        }
-    }
-    Ok(())
 }
 
 #[cfg(test)]
@@ -234,7 +232,7 @@ mod tests {
         let payloads: Vec<&[u8]> = payloads.iter().map(Vec::as_slice).collect();
         let bytes = layout.assemble(&payloads, metadata).unwrap();
         let index = Index::parse(&bytes, bytes.len() as u64).unwrap();
-        check_pack_runnable(&Pack::new(&bytes, &index).unwrap()).unwrap_err()
+        Obstacle::check_pack(&Pack::new(&bytes, &index).unwrap()).unwrap_err()
     }
 
     #[test]
@@ -256,8 +254,8 @@ mod tests {
         const fn extra(role: Role, scope: Scope) -> Part {
             Part { name: "extra.weight", role, shape: &[Dim::Hidden], scope, when: When::Always }
         }
-        static ONE_PLUS: Family = Family { norm: Norm { weight: NormWeight::OnePlus, ..DECODER.norm }, ..DECODER };
-        static AFTER: Family = Family { norm: Norm { position: NormPosition::After, ..DECODER.norm }, ..DECODER };
+        static ONE_PLUS: Family = Family { norm: Norm { weight_offset: 1.0, ..DECODER.norm }, ..DECODER };
+        static AFTER: Family = Family { norm: Norm { after: true, ..DECODER.norm }, ..DECODER };
         static ROUTER: Family = Family { parts: &[extra(Role::Router, Scope::Layer)], ..DECODER };
         static OTHER: Family = Family { parts: &[extra(Role::Other, Scope::Decoder)], ..DECODER };
         static OUTSIDE: Family = Family { parts: &[extra(Role::QNorm, Scope::Decoder)], ..DECODER };
@@ -266,7 +264,7 @@ mod tests {
         for family in Family::ALL {
             of(family).unwrap();
         }
-        assert!(matches!(of(&ONE_PLUS), Err(Obstacle::Norm { found: "multiply by 1 + weight", .. })));
+        assert!(matches!(of(&ONE_PLUS), Err(Obstacle::Norm { found: "add a number to their weights", .. })));
         assert!(matches!(of(&AFTER), Err(Obstacle::Norm { .. })));
         for (family, expected) in [(&ROUTER, Role::Router), (&OTHER, Role::Other), (&OUTSIDE, Role::QNorm)] {
             match of(family) {
@@ -278,7 +276,7 @@ mod tests {
 
     fn of_files(files: &[(&str, &str)]) -> Vec<String> {
         let file = |name: &str| files.iter().find(|(n, _)| *n == name).map(|(_, text)| text.as_bytes());
-        check_files_runnable(file).iter().map(Obstacle::to_string).collect()
+        Obstacle::check_files(file).iter().map(Obstacle::to_string).collect()
     }
 
     #[test]

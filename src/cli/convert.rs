@@ -57,7 +57,7 @@ pub fn run(args: &ConvertArgs) -> anyhow::Result<Outcome> {
         None => {}
     }
     let document = Document { target: args.target.display().to_string(), report: &report, cannot_run };
-    ui.result(&document, || summary(&args.target, conversion.model().config.family.model_type, &report))?;
+    ui.result(&document, || summary(&args.target, conversion.config().family.model_type, &report))?;
     Ok(Outcome::Good)
 }
 
@@ -140,7 +140,7 @@ impl Preview {
             target_exists: args.target.symlink_metadata().is_ok(),
             source_bytes: conversion.source_bytes(),
             pack_bytes: plan.layout.file_len(),
-            layers: conversion.model().config.layers,
+            layers: conversion.config().layers,
             weights: plan.weights,
             roles: role_previews(plan.layout.sections()),
             raw_tensors: of_kind(SectionKind::Raw).count() as u64,

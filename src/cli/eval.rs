@@ -1,5 +1,6 @@
 //! `nf4pack eval`.
 
+use crate::data::Tokenizer;
 use std::path::Path;
 
 use anyhow::Result;
@@ -21,7 +22,6 @@ use crate::data::sample::{Dataset, Dropped};
 use crate::dequant::stream::PackSource;
 use crate::gpu::Gpu;
 use crate::lora::adapter::Adapter;
-use crate::model::decoder::read_tokenizer;
 use crate::model::open::Passes;
 use crate::model::session::Session;
 
@@ -53,7 +53,7 @@ pub fn run(args: &EvalArgs) -> Result<Outcome> {
     let max_length = args.max_length(&model);
     let adapter = adapter::read(args.adapter.as_deref(), &model, ui)?;
     // A fixed date for templates that print it, so losses can be compared.
-    let tokenizer = read_tokenizer(&pack, &model, 0)?;
+    let tokenizer = Tokenizer::of_pack(&pack, &model, 0)?;
     let options = Options { train_on: args.train_on.into(), max_length, strict: args.strict };
     let meter = ui.meter("reading", Unit::Rows);
     let data = DataFile::new(&args.data, &bytes).samples(&tokenizer, options, &mut |done, total| {

@@ -14,7 +14,6 @@ use serde_json::json;
 use super::args::{BenchCommand, Command, Usage};
 use super::ui;
 use crate::arch::names::is_part;
-use crate::arch::obstacle::{check_files_runnable, check_pack_runnable};
 use crate::arch::{ArchError, ConfigError, ModelConfig, Obstacle};
 use crate::convert::ConvertError;
 use crate::convert::plan::PlanError;
@@ -560,13 +559,13 @@ fn no_device() -> String {
 /// Why the embedded files of a pack are not enough to train, evaluate and generate, one sentence
 /// each. `file` returns the bytes of a file.
 pub fn bad_files<'a>(file: impl Fn(&str) -> Option<&'a [u8]>) -> Vec<String> {
-    check_files_runnable(file).iter().map(unusable).collect()
+    Obstacle::check_files(file).iter().map(unusable).collect()
 }
 
 /// Why the model of a pack cannot run, one sentence each. Checks the index, the files, and the
 /// tokenizer.
 pub fn cannot_run_pack(pack: Pack<'_>) -> Vec<String> {
-    let mut found: Vec<String> = check_pack_runnable(&pack).err().iter().map(unusable).collect();
+    let mut found: Vec<String> = Obstacle::check_pack(&pack).err().iter().map(unusable).collect();
     let files: Vec<(&str, &[u8])> = pack.files().map(|file| (file.name, file.bytes)).collect();
     found.extend(bad_files(|name| of_name(&files, name)));
     if found.is_empty() { cannot_load(&files).into_iter().collect() } else { found }
@@ -758,11 +757,20 @@ fn of_data(error: &DataError) -> Option<String> {
         DataError::Tokenizer(_) | DataError::TokenizerJson { .. } => {
             "replace the file in the checkpoint's folder, and convert again"
         }
+        DataError::TokenizerRefused(_) => {
+            "the tokenizer may be made to do harm; one of a supported model, saved by transformers, is accepted: replace \
+             tokenizer.json in the checkpoint's folder, and convert again"
+        }
+        DataError::NoThread(_) => "raise the limit of processes (ulimit -u) or of memory (ulimit -v)",
         DataError::NoChatTemplate => "use --prompt, which continues a text without a template",
         DataError::Utf8 { .. } => "save the file as UTF-8 (from UTF-16: `iconv -f UTF-16 -t UTF-8`)",
         DataError::Json { .. } | DataError::NotAnObject { .. } => {
             "each line must be one JSON object in UTF-8; plain text needs a file name that ends in .txt"
         }
+        DataError::LineBytes { .. } => {
+            "split the line into several, or save a plain text under a name that ends in .txt: it has no limit"
+        }
+        DataError::Messages { .. } => "split the conversation into several lines",
         DataError::NoTemplate { .. } => {
             "prompts and completions need no chat template: {\"prompt\": ..., \"completion\": ...}"
         }

@@ -18,8 +18,7 @@ use super::outcome::Outcome;
 use super::ui::{self, Ui};
 use crate::arch::config::ModelConfig;
 use crate::data::Tokenizer;
-use crate::data::notice::LeftOut;
-use crate::model::decoder::read_tokenizer;
+use crate::data::caught::interruptible;
 use crate::model::generate::sampling::{Sampler, SamplerOptions};
 use crate::model::generate::{Ending, Event, GenerateError, Generated, TextGenerator};
 use chat::Conversation;
@@ -34,9 +33,13 @@ pub fn run(args: &GenerateArgs) -> Result<Outcome> {
     let sampler = Sampler::new(SamplerOptions::from(&args.sampling))?;
     let pack = open::source(&args.pack)?;
     let config = model::read(&pack, ui)?;
-    let tokenizer = read_tokenizer(&pack, &config, ui::now())?;
+    let tokenizer = Tokenizer::of_pack(&pack, &config, ui::now())?;
     let adapter = adapter::read(args.adapter.as_deref(), &config, ui)?;
-    let prompt = args.prompt.as_ref().map(|text| tokenizer.encode(text, true)).transpose()?;
+    let encode = |text: String| {
+        let tokenizer = tokenizer.clone();
+        interruptible(&mut || !ui::interrupted(), move || tokenizer.encode(&text, true))
+    };
+    let prompt = args.prompt.clone().map(encode).transpose()?;
     let context = args.context.unwrap_or_else(|| context(prompt.as_deref(), args.max_tokens, &config));
     device::with(&args.gpu, ui, |gpu| {
         let (eos, budget) = (tokenizer.eos(), args.vram_budget);
@@ -68,7 +71,7 @@ struct Speaker<'a> {
     context: u32,
     max_tokens: u32,
     /// The parts that the chat template left out so far.
-    left_out: Vec<LeftOut>,
+    left_out: Vec<String>,
     ui: Ui,
 }
 
@@ -163,12 +166,17 @@ impl Speaker<'_> {
     fn reply(&mut self, conversation: &mut Conversation) -> Result<Answer> {
         let room = self.max_tokens.min(self.context / 4);
         let [preferred, limit] = [self.context.saturating_sub(room), self.context].map(|tokens| tokens as usize);
-        let (prompt, dropped) = conversation.fit(preferred, limit, |messages| self.tokenizer.chat_prompt(messages))?;
+        let proceeds = || !ui::interrupted();
+        let (prompt, dropped) = conversation.fit(preferred, limit, |messages| {
+            let (tokenizer, messages) = (self.tokenizer.clone(), messages.to_vec());
+            interruptible(&mut { proceeds }, move || tokenizer.chat_prompt(&messages))
+        })?;
         if dropped > 0 {
             let (turns, tokens) = (ui::plural(dropped as u64, "turn"), ui::grouped(self.context.into()));
             self.ui.note(&format!("dropped the oldest {turns} of the chat: the context is {tokens} tokens"));
         }
-        for left_out in self.tokenizer.left_out(conversation.messages()) {
+        let (tokenizer, messages) = (self.tokenizer.clone(), conversation.messages().to_vec());
+        for left_out in interruptible(&mut { proceeds }, move || Ok(tokenizer.left_out(&messages)))? {
             if !self.left_out.contains(&left_out) {
                 self.ui.warning(&format!("the chat template leaves out {left_out}: the model does not see it"));
                 self.left_out.push(left_out);

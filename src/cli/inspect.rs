@@ -12,7 +12,7 @@ use super::open;
 use super::outcome::Outcome;
 use super::ui::{self, Table, Ui};
 use crate::LayerError;
-use crate::arch::family::Family;
+use crate::arch::ModelConfig;
 use crate::convert::plan::scale_type_name;
 use crate::format::layout::{FEATURE_SIGNED_SCALES, MAJOR_VERSION};
 use crate::format::{Pack, Provenance, Role, Section, SectionKind};
@@ -204,7 +204,7 @@ impl<'a> Document<'a> {
 /// The origin of the pack; `tied` if it has no lm_head.
 fn origin(text: &mut String, p: &Provenance, tied: bool) {
     let tied = if tied { ", lm_head tied to the embedding" } else { "" };
-    let class = Family::find(&p.model_type).map_or("no family that this version runs", |family| family.class);
+    let class = ModelConfig::class_of(&p.model_type).unwrap_or("no family that this version runs");
     let _ = writeln!(text, "model        {} ({class}){tied}", p.model_type);
     let _ =
         writeln!(text, "made by      {}, encoder {}, {} scales, block size {}", p.tool, p.encoder, p.scales, p.block_size);

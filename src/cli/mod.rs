@@ -1,5 +1,6 @@
 //! The command line: the only part that prints, and the only one that sees clap, indicatif and
 //! anyhow. It never names wgpu.
+#![allow(unnameable_types, reason = "only main uses this module")]
 
 mod adapter;
 mod args;
@@ -17,6 +18,7 @@ mod merge;
 mod model;
 mod open;
 mod outcome;
+mod report;
 mod train;
 mod ui;
 mod verify;
@@ -26,6 +28,7 @@ use std::process::ExitCode;
 
 use clap::Parser;
 
+use crate::data::caught::catches_panics;
 use args::{BenchCommand, Cli, Command};
 use outcome::Outcome;
 
@@ -40,11 +43,22 @@ pub fn run(args: impl IntoIterator<Item = OsString>) -> ExitCode {
             return ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(2));
         }
     };
+    quiet_caught_panics();
     match dispatch(&cli.command) {
         Ok(Outcome::Good) => ExitCode::SUCCESS,
         Ok(Outcome::Bad) => ExitCode::FAILURE,
         Err(error) => failure::report(&error, &cli.command),
     }
+}
+
+/// Leaves out the message of a panic that becomes an error.
+fn quiet_caught_panics() {
+    let print = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |panic| {
+        if !catches_panics() {
+            print(panic);
+        }
+    }));
 }
 
 fn dispatch(command: &Command) -> anyhow::Result<Outcome> {

@@ -11,17 +11,19 @@ use super::device::{self, AdapterEntry};
 use super::model;
 use super::open;
 use super::outcome::Outcome;
+use super::report::{self, Report};
 use super::ui::{self, Meter, Table, Ui, Unit};
 use crate::arch::config::ModelConfig;
 use crate::convert::Progress as _;
 use crate::data::DataFile;
 use crate::data::form::Form;
-use crate::data::sample::{Dataset, Dropped};
+use crate::data::pack::batch;
+use crate::data::sample::{Dataset, Dropped, Sample};
 use crate::data::show::{ShownSample, show_batch};
 use crate::gpu::Gpu;
 use crate::model::plan::MemoryPlan;
 use crate::model::plan::MicroBatch;
-use crate::train::record::{EvalRecord, Record, Report, StepRecord};
+use crate::train::record::{EvalRecord, Record, RecordError, StepRecord};
 use crate::train::run::{End, Event, Prepared, Run, RunError, Task, check_folder};
 use crate::train::schedule::Warmup;
 use crate::train::settings::Settings;
@@ -134,7 +136,8 @@ pub fn read(path: &Path) -> Result<Vec<u8>> {
 /// Prints the size of the data, and warns of cut, dropped and overlong samples. `used` is "learned"
 /// or "predicted".
 pub fn print_data(ui: Ui, what: &str, used: &str, data: &Dataset, model: &ModelConfig) {
-    let [tokens, loss_tokens] = [data.tokens(), data.loss_tokens()].map(ui::grouped);
+    let loss_tokens = data.samples.iter().map(Sample::loss_tokens).sum();
+    let [tokens, loss_tokens] = [data.tokens(), loss_tokens].map(ui::grouped);
     let samples = ui::plural(data.samples.len() as u64, "sample");
     ui.stage(&format!("{what}: {samples} of {}, {tokens} tokens, {loss_tokens} of them {used}", form_name(data.form)));
     let max = model.max_position_embeddings;
@@ -171,7 +174,7 @@ fn print_dropped(ui: Ui, data: &Dataset) {
 
 /// The number of dropped samples, in words.
 pub fn dropped_text(dropped: Dropped) -> String {
-    match dropped.samples() {
+    match dropped.empty + dropped.overlong {
         0 => String::new(),
         samples => format!(" ({} dropped)", ui::plural(samples, "sample")),
     }
@@ -192,7 +195,8 @@ fn show(ui: Ui, prepared: &Prepared, settings: &Settings) -> Result<Outcome> {
         MicroBatch::Auto => 1,
         MicroBatch::Rows(rows) => rows,
     };
-    let samples = show_batch(&prepared.first_batch(settings, rows), &prepared.tokenizer)?;
+    let first: Vec<Vec<usize>> = prepared.epoch(settings, 0).into_iter().take(rows as usize).collect();
+    let samples = show_batch(&batch(&prepared.data.samples, &first), &prepared.tokenizer)?;
     let shown = Shown { samples, warnings: warnings([&prepared.data].into_iter().chain(&prepared.held_out)) };
     ui.result(&shown, || shown.text())?;
     Ok(Outcome::Good)
@@ -278,7 +282,7 @@ fn warn_of_length(ui: Ui, settings: &Settings, total: u64) {
 }
 
 /// Writes the report, also of a failed run, with the reason.
-fn write_report(gpu: &Gpu, run: &Run, task: &Task<'_>, end: &Result<End, RunError>) -> Result<PathBuf, RunError> {
+fn write_report(gpu: &Gpu, run: &Run, task: &Task<'_>, end: &Result<End, RunError>) -> Result<PathBuf, RecordError> {
     let ended = end.as_ref().map_or_else(|error| format!("failed: {error}"), |end| end_name(*end).to_owned());
     let data = format!(
         "{}{} of {}, {} tokens",
@@ -298,12 +302,13 @@ fn write_report(gpu: &Gpu, run: &Run, task: &Task<'_>, end: &Result<End, RunErro
         ("tokens learned", ui::grouped(run.loss_tokens())),
         ("end", ended),
     ];
-    run.write_report(&Report {
+    let report = Report {
         title: format!("LoRA adapter on {model}"),
         settings: task.settings.clone(),
         facts: facts.map(|(name, value)| (name.to_owned(), value)).into(),
         records: run.records.clone(),
-    })
+    };
+    report::write(&report, task.out)
 }
 
 fn end_name(end: End) -> &'static str {

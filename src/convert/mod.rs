@@ -9,7 +9,7 @@ mod journal;
 mod nesting;
 pub mod notice;
 mod options;
-pub mod parts;
+pub(crate) mod parts;
 mod piece;
 mod pipeline;
 pub mod plan;
@@ -21,6 +21,7 @@ mod walk;
 
 pub use error::ConvertError;
 pub use options::Options;
+pub use parts::PartsError;
 pub use pipeline::{Conversion, convert};
 pub use report::{Kept, Progress, Report, RoleReport};
 #[cfg(feature = "cli")]

@@ -20,8 +20,8 @@ pub enum Notice {
     /// The names differ from those that transformers writes; the pack has the names of
     /// transformers.
     Renamed {
-        /// How the names are read.
-        naming: Naming,
+        /// The differences, such as "without module.".
+        how: String,
     },
     /// Keys of config.json that have no effect.
     IgnoredKeys {
@@ -119,6 +119,11 @@ impl LeftOut {
 }
 
 impl Notice {
+    /// The note about names that are read in this way.
+    pub(crate) fn renamed(naming: &Naming) -> Self {
+        Self::Renamed { how: changes(naming) }
+    }
+
     /// Whether the checkpoint may be wrong. Other notices are only information.
     pub fn is_warning(&self) -> bool {
         match self {
@@ -152,7 +157,7 @@ impl fmt::Display for Notice {
             Self::TiedHeadDropped => f.write_str(TIED_HEAD_DROPPED),
             Self::NothingQuantised => f.write_str("no tensor is quantised: the pack holds the weights as they are"),
             Self::TiedHeadDiffers => f.write_str(TIED_HEAD_DIFFERS),
-            Self::Renamed { naming } => renamed(f, naming),
+            Self::Renamed { how } => write!(f, "the names of the tensors are stored {how}"),
             Self::IgnoredKeys { keys } => {
                 write!(f, "config.json: {} has no effect, as in transformers", keys.join(", "))
             }
@@ -228,7 +233,7 @@ fn listed(f: &mut fmt::Formatter<'_>, text: &str, names: &[String]) -> fmt::Resu
 }
 
 /// The changes to the names.
-fn renamed(f: &mut fmt::Formatter<'_>, naming: &Naming) -> fmt::Result {
+fn changes(naming: &Naming) -> String {
     let replaced = naming.replaced.as_deref();
     let parts = [
         (!naming.wrappers.is_empty()).then(|| format!("without {}", naming.wrappers.join(", "))),
@@ -237,7 +242,7 @@ fn renamed(f: &mut fmt::Formatter<'_>, naming: &Naming) -> fmt::Result {
         naming.head_inside.then(|| "with lm_head.weight outside of the decoder".to_owned()),
     ];
     let parts: Vec<String> = parts.into_iter().flatten().collect();
-    write!(f, "the names of the tensors are stored {}", parts.join(", "))
+    parts.join(", ")
 }
 
 /// Maximum number of names that a note shows.

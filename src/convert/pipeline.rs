@@ -25,6 +25,7 @@ use super::report::{Kept, Progress, Report, RoleSums, name_of, notice_texts};
 use super::source::{self, Checkpoint, SourceError, SourceFile};
 use super::target::{Target, Writer};
 use super::walk::{Piece, Window, tensor_pieces, windows};
+use crate::arch::ModelConfig;
 use crate::arch::place::Model;
 use crate::format::layout::FEATURE_SIGNED_SCALES;
 use crate::format::nf4::{ScaleType, Scales};
@@ -95,9 +96,9 @@ impl Conversion {
         &self.plan
     }
 
-    /// The model that config.json and the tensors describe.
-    pub fn model(&self) -> &Model {
-        &self.model
+    /// The configuration of the model.
+    pub fn config(&self) -> &ModelConfig {
+        &self.model.config
     }
 
     /// Tensors that the pack will not hold, since they are no part of the model.

@@ -76,7 +76,7 @@ impl Plan {
     ///
     /// # Errors
     /// See [`PlanError`].
-    pub fn new(checkpoint: &Checkpoint, model: &Model, options: &Options) -> Result<Self, PlanError> {
+    pub(crate) fn new(checkpoint: &Checkpoint, model: &Model, options: &Options) -> Result<Self, PlanError> {
         if !BLOCK_SIZES.contains(&options.block_size) {
             return Err(PlanError::BlockSize { found: options.block_size });
         }

@@ -4,8 +4,7 @@ use std::path::PathBuf;
 
 use thiserror::Error;
 
-use super::files::TokenizerFile;
-use super::form::Form;
+use super::components::error::TokenizerError;
 use super::jinja::TemplateError;
 use super::notice::SpanFlaw;
 
@@ -21,6 +20,12 @@ pub enum DataError {
         /// What is wrong.
         source: Box<DataError>,
     },
+    /// The system starts no thread.
+    #[error("the system starts no thread: {0}")]
+    NoThread(std::io::Error),
+    /// A thread ended in a panic.
+    #[error("reading the data ended in a panic")]
+    Panicked,
     /// The caller stopped the work.
     #[error("stopped while reading the data; nothing was written")]
     Cancelled,
@@ -37,6 +42,26 @@ pub enum DataError {
         line: u64,
         /// Where it is broken.
         source: serde_json::Error,
+    },
+    /// A line that is too long.
+    #[error("line {line} has {found} bytes; the limit is {limit}")]
+    LineBytes {
+        /// The line.
+        line: u64,
+        /// Its bytes.
+        found: usize,
+        /// The limit.
+        limit: usize,
+    },
+    /// A conversation with too many messages.
+    #[error("line {line} is a conversation of {found} messages; the limit is {limit}")]
+    Messages {
+        /// The line.
+        line: u64,
+        /// Its messages.
+        found: usize,
+        /// The limit.
+        limit: usize,
     },
     /// A line with some other JSON value.
     #[error("line {line} is not a JSON object")]
@@ -56,12 +81,12 @@ pub enum DataError {
         found: Vec<String>,
     },
     /// A later line of another form.
-    #[error("line {line} has no {}: every line has the form of the first one", form.keys().join("/"))]
+    #[error("line {line} has no {}: every line has the form of the first one", keys.join("/"))]
     OtherForm {
         /// The line.
         line: u64,
-        /// The form of the first line.
-        form: Form,
+        /// The keys of the first line's form.
+        keys: &'static [&'static str],
     },
     /// A value of the wrong kind for the form of the file.
     #[error("line {line}: {key:?} should be {expected}")]
@@ -80,18 +105,21 @@ pub enum DataError {
         byte: u64,
     },
     /// tokenizer.json cannot be used.
-    #[error("tokenizer.json: {0}")]
+    #[error("the pack's tokenizer.json cannot be used: {0}")]
     Tokenizer(tokenizers::Error),
+    /// tokenizer.json has what the tokenizers of supported models do not have.
+    #[error("the pack's tokenizer.json is refused: {0}")]
+    TokenizerRefused(TokenizerError),
     /// A file next to it is not a JSON object.
     #[error("{file} is not a JSON object: {source}")]
     TokenizerJson {
-        /// The file.
-        file: TokenizerFile,
+        /// Its name.
+        file: &'static str,
         /// Where it is broken.
         source: serde_json::Error,
     },
     /// The chat template is broken.
-    #[error("the chat template cannot be used: {0}")]
+    #[error("the pack's chat template cannot be used: {0}")]
     Template(TemplateError),
     /// Several chat templates without a default.
     #[error("the model has the chat templates {}, and none that is named default", names.join(", "))]
@@ -106,7 +134,7 @@ pub enum DataError {
         line: u64,
     },
     /// The chat template refuses a conversation.
-    #[error("line {line}: the chat template refuses the conversation: {source}")]
+    #[error("line {line}: the pack's chat template refuses the conversation: {source}")]
     Render {
         /// The line.
         line: u64,
@@ -117,7 +145,7 @@ pub enum DataError {
     #[error("the model has no chat template")]
     NoChatTemplate,
     /// The chat template refuses a conversation to continue.
-    #[error("the chat template refuses the conversation: {0}")]
+    #[error("the pack's chat template refuses the conversation: {0}")]
     Chat(TemplateError),
     /// The span of an answer in the text is unknown.
     #[error(
@@ -132,7 +160,7 @@ pub enum DataError {
         flaw: SpanFlaw,
     },
     /// Text cannot be tokenised, or tokens cannot be decoded.
-    #[error("the tokenizer: {0}")]
+    #[error("the pack's tokenizer: {0}")]
     Encode(tokenizers::Error),
     /// A token that the model does not have.
     #[error(

@@ -45,9 +45,8 @@ impl<'a> DataFile<'a> {
     ) -> Result<Dataset, DataError> {
         let read = match self.json_lines {
             true => Dataset::from_json_lines(self.bytes, tokenizer, options, progress),
-            // One call of the tokenizer, which nothing ends: cut at another place, a text has other
-            // tokens.
-            false => Dataset::from_text(self.bytes, tokenizer, options.max_length),
+            // One call of the tokenizer: cut at another place, a text has other tokens.
+            false => Dataset::from_text(self.bytes, tokenizer, options.max_length, progress),
         };
         read.map_err(|error| match error {
             DataError::Cancelled => DataError::Cancelled,

@@ -1,7 +1,5 @@
 //! The files of a tokenizer.
 
-use std::fmt;
-
 /// The files of a pack that text is tokenised by.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct TokenizerFiles<'a> {
@@ -21,28 +19,4 @@ pub struct TokenizerFiles<'a> {
     pub additional_templates: &'a [(&'a str, &'a [u8])],
     /// chat_template.json, which is used if no other file has a template.
     pub processor_template: Option<&'a [u8]>,
-}
-
-/// A file next to tokenizer.json.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum TokenizerFile {
-    /// tokenizer_config.json.
-    Config,
-    /// special_tokens_map.json.
-    SpecialTokensMap,
-    /// added_tokens.json.
-    AddedTokens,
-    /// chat_template.json.
-    ChatTemplate,
-}
-
-impl fmt::Display for TokenizerFile {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Config => "tokenizer_config.json",
-            Self::SpecialTokensMap => "special_tokens_map.json",
-            Self::AddedTokens => "added_tokens.json",
-            Self::ChatTemplate => "chat_template.json",
-        })
-    }
 }

@@ -101,24 +101,43 @@ pub(super) fn without_mark(bytes: &[u8]) -> &[u8] {
     bytes.strip_prefix(b"\xef\xbb\xbf").unwrap_or(bytes)
 }
 
-/// The records of a file. The first record decides on the form of all.
-pub(super) fn parse(bytes: &[u8]) -> Result<Records, DataError> {
+/// Bytes of a line, at most: a line takes some 60 times as much memory while it is read.
+pub(super) const MAX_LINE: usize = 16 << 20;
+/// Messages of a conversation, at most.
+pub(super) const MAX_MESSAGES: usize = 20_000;
+/// Bytes that are read between two calls of `progress`.
+const AT_A_TIME: usize = 16 << 20;
+
+/// The records of a file. The first record decides on the form of all. `progress` gets 0 and the
+/// number of lines, and stops the work by returning `false`.
+pub(super) fn parse(bytes: &[u8], progress: &mut dyn FnMut(u64, u64) -> bool) -> Result<Records, DataError> {
     let bytes = without_mark(bytes);
     if bytes.trim_ascii_start().starts_with(b"[") {
         return Err(DataError::Array);
     }
-    let mut form = None;
+    let lines = bytes.split(|&b| b == b'\n').count() as u64;
+    let (mut form, mut unasked) = (None, 0);
     let (mut records, mut ignored, mut ignored_of_messages) = (Vec::new(), BTreeMap::new(), BTreeMap::new());
     for (line, text) in (1..).zip(bytes.split(|&b| b == b'\n')) {
+        unasked += text.len();
+        if unasked > AT_A_TIME {
+            unasked = 0;
+            if !progress(0, lines) {
+                return Err(DataError::Cancelled);
+            }
+        }
         if text.trim_ascii().is_empty() {
             continue;
+        }
+        if text.len() > MAX_LINE {
+            return Err(DataError::LineBytes { line, found: text.len(), limit: MAX_LINE });
         }
         let value = loads(text).map_err(|source| DataError::Json { line, source })?;
         let Some(dict) = value.as_dict() else { return Err(DataError::NotAnObject { line }) };
         let record = Record { line, dict };
         let form = match form {
             Some(form) if record.has(form) => form,
-            Some(form) => return Err(DataError::OtherForm { line, form }),
+            Some(form) => return Err(DataError::OtherForm { line, keys: form.keys() }),
             None => *form.insert(record.form()?),
         };
         let (content, unknown) = record.content(form)?;
@@ -217,7 +236,11 @@ impl Record<'_> {
             Some([question, answer]) => Some([question.as_str()?.to_owned(), answer.as_str()?.to_owned()]),
             _ => None,
         };
-        history.as_list().ok_or_else(bad)?.iter().map(|turn| pair(turn).ok_or_else(bad)).collect()
+        let history = history.as_list().ok_or_else(bad)?;
+        if history.len() > MAX_MESSAGES / 2 {
+            return Err(DataError::Messages { line: self.line, found: 2 * history.len(), limit: MAX_MESSAGES });
+        }
+        history.iter().map(|turn| pair(turn).ok_or_else(bad)).collect()
     }
 
     /// The messages of a key, and whether each is learned.
@@ -228,6 +251,9 @@ impl Record<'_> {
     ) -> Result<Vec<Turn>, DataError> {
         let list = self.dict.get_str(key).and_then(Value::as_list).filter(|list| !list.is_empty());
         let list = list.ok_or_else(|| self.bad(key, "a list of messages"))?;
+        if list.len() > MAX_MESSAGES {
+            return Err(DataError::Messages { line: self.line, found: list.len(), limit: MAX_MESSAGES });
+        }
         list.iter().map(|message| read(self, key, message)).collect()
     }
 
@@ -316,8 +342,12 @@ fn says_something(value: &Value, expected: &str) -> bool {
 mod tests {
     use super::*;
 
+    fn parse_all(bytes: &[u8]) -> Result<Records, DataError> {
+        parse(bytes, &mut |_, _| true)
+    }
+
     fn contents(text: &str) -> (Form, Vec<(u64, Content)>) {
-        let Records { form, records, .. } = parse(text.as_bytes()).unwrap();
+        let Records { form, records, .. } = parse_all(text.as_bytes()).unwrap();
         (form, records)
     }
 
@@ -362,21 +392,21 @@ mod tests {
         let (form, records) = contents(&format!(r#"{{"messages": null, "conversations": [{turn}]}}"#));
         assert_eq!(form, Form::ShareGpt);
         assert_eq!(roles_and_contents(&records[0].1), [("user".to_owned(), "a".to_owned())]);
-        assert!(matches!(parse(br#"{"text": null}"#), Err(DataError::UnknownForm { line: 1, .. })));
-        let later = parse(b"{\"text\": \"a\"}\n{\"text\": null, \"messages\": []}").unwrap_err();
+        assert!(matches!(parse_all(br#"{"text": null}"#), Err(DataError::UnknownForm { line: 1, .. })));
+        let later = parse_all(b"{\"text\": \"a\"}\n{\"text\": null, \"messages\": []}").unwrap_err();
         assert_eq!(later.to_string(), "line 2 has no text: every line has the form of the first one");
     }
 
     #[test]
     fn what_is_misspelt_is_named() {
-        let error = |text: &str| parse(text.as_bytes()).unwrap_err().to_string();
+        let error = |text: &str| parse_all(text.as_bytes()).unwrap_err().to_string();
         assert!(error(r#"{"Text": "a", "id": 1}"#).ends_with("; it has Text, id"));
         let messages = |message: &str| error(&format!("{{\"messages\": [{message}]}}"));
         assert!(
             messages(r#"{"role": "asistant", "content": "a"}"#).starts_with("line 1: \"role\" should be one of system, ")
         );
         assert_eq!(messages(r#"{"role": "user", "text": "a"}"#), "line 1: \"content\" should be what the message says");
-        assert!(parse(br#"{"messages": [{"role": "assistant", "tool_calls": [], "content": null}]}"#).is_ok());
+        assert!(parse_all(br#"{"messages": [{"role": "assistant", "tool_calls": [], "content": null}]}"#).is_ok());
     }
 
     #[test]
@@ -396,11 +426,11 @@ mod tests {
             )
         };
         assert_eq!(of(&own("S")), says(&[("system", "S"), ("assistant", "b")]));
-        let error = parse(own("own").as_bytes()).unwrap_err();
+        let error = parse_all(own("own").as_bytes()).unwrap_err();
         assert!(matches!(&error, DataError::Value { line: 1, key, .. } if key == "system"), "{error}");
         let messages = of(r#"{"system": "S", "messages": [{"role": "user", "content": "a"}]}"#);
         assert_eq!(messages, says(&[("system", "S"), ("user", "a")]));
-        let error = parse(format!(r#"{{{turns}, "system": ["S"]}}"#).as_bytes()).unwrap_err();
+        let error = parse_all(format!(r#"{{{turns}, "system": ["S"]}}"#).as_bytes()).unwrap_err();
         assert!(matches!(&error, DataError::Value { line: 1, key, .. } if key == "system"), "{error}");
     }
 
@@ -416,7 +446,7 @@ mod tests {
             assert!(tools(none).is_none(), "{none}");
         }
         for bad in ["3", "{}", r#""look""#, r#""{}""#] {
-            let error = parse(line(bad).as_bytes()).unwrap_err();
+            let error = parse_all(line(bad).as_bytes()).unwrap_err();
             assert!(matches!(&error, DataError::Value { line: 1, key, .. } if key == "tools"), "{bad}: {error}");
         }
     }
@@ -446,7 +476,7 @@ mod tests {
 
     #[test]
     fn keys_that_have_a_meaning_and_no_place_are_named() {
-        let error = |line: &str| match parse(line.as_bytes()).unwrap_err() {
+        let error = |line: &str| match parse_all(line.as_bytes()).unwrap_err() {
             DataError::Value { line: 1, key, .. } => key,
             other => panic!("{line}: {other}"),
         };
@@ -491,10 +521,10 @@ mod tests {
         }
         let trainable = r#"{"messages": [{"role": "assistant", "content": "a", "trainable": false}]}"#;
         assert_eq!(conversation(&contents(trainable).1[0].1).unlearned, [0]);
-        parse(br#"{"messages": [{"role": "user", "content": "a"}], "weight": 1}"#).unwrap();
+        parse_all(br#"{"messages": [{"role": "user", "content": "a"}], "weight": 1}"#).unwrap();
         // Columns of a table that say nothing.
         let line = r#"{"text": "a", "system": "", "tools": null, "history": [], "images": []}"#;
-        assert_eq!(parse(line.as_bytes()).unwrap().ignored.len(), 4);
+        assert_eq!(parse_all(line.as_bytes()).unwrap().ignored.len(), 4);
     }
 
     #[test]
@@ -511,7 +541,7 @@ mod tests {
     #[test]
     fn keys_of_messages_without_a_meaning_are_counted() {
         let line = r#"{"messages": [{"role": "user", "content": "a", "mood": "sad", "id": null, "notes": []}, {"role": "assistant", "content": "b", "mood": "glad"}]}"#;
-        let ignored = parse(format!("{line}\n{line}").as_bytes()).unwrap().ignored_of_messages;
+        let ignored = parse_all(format!("{line}\n{line}").as_bytes()).unwrap().ignored_of_messages;
         assert_eq!(ignored.into_iter().collect::<Vec<_>>(), [("messages[].mood".to_owned(), 2)]);
     }
 
@@ -524,12 +554,12 @@ mod tests {
 
     #[test]
     fn broken_lines_are_named() {
-        let error = |text: &[u8]| parse(text).unwrap_err();
+        let error = |text: &[u8]| parse_all(text).unwrap_err();
         let good = r#"{"text": "a"}"#;
         let after = |line: &str| error(format!("{good}\n\n{line}\n{good}").as_bytes());
         assert!(matches!(after("{\"text\": \"a\""), DataError::Json { line: 3, .. }));
         assert!(matches!(after("3"), DataError::NotAnObject { line: 3 }));
-        assert!(matches!(after("{\"texts\": \"a\"}"), DataError::OtherForm { line: 3, form: Form::Text }));
+        assert!(matches!(after("{\"texts\": \"a\"}"), DataError::OtherForm { line: 3, keys: ["text"] }));
         assert!(matches!(after("{\"text\": 1}"), DataError::Value { line: 3, .. }));
         assert!(matches!(error(b"{\"text\": \"\xff\"}"), DataError::Json { line: 1, .. }));
         assert!(matches!(error(b"{\"a\": 1}"), DataError::UnknownForm { line: 1, .. }));

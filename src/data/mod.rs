@@ -1,11 +1,16 @@
 //! Training data: files of several forms become tokens with a loss mask, and these become packed
 //! batches.
 
+pub(crate) mod caught;
+mod components;
 pub(crate) mod error;
 pub(crate) mod file;
 pub(crate) mod files;
 pub(crate) mod form;
 mod formats;
+#[cfg(any(fuzzing, test))]
+#[doc(hidden)]
+pub mod fuzzing;
 mod jinja;
 mod literals;
 mod messages;
@@ -16,6 +21,7 @@ mod probe;
 mod record;
 pub(crate) mod sample;
 mod seam;
+#[cfg(any(feature = "cli", test))]
 pub(crate) mod show;
 mod spans;
 mod special;
@@ -24,10 +30,9 @@ mod style;
 mod template;
 pub(crate) mod tokenizer;
 
+pub use components::error::TokenizerError;
 pub use error::DataError;
 pub use file::DataFile;
-pub use files::TokenizerFile;
-pub use form::Form;
 pub use jinja::{ErrorKind as TemplateErrorKind, TemplateError};
 pub use notice::SpanFlaw;
 pub use options::TrainOn;

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use rayon::prelude::*;
 use serde::Serialize;
 
+use super::caught::interruptible;
 use super::error::DataError;
 use super::form::Form;
 use super::formats::{self, Chat, Content, Records, without_mark};
@@ -62,13 +63,6 @@ pub struct Dropped {
     pub first_line: u64,
 }
 
-impl Dropped {
-    /// Their number.
-    pub fn samples(self) -> u64 {
-        self.empty + self.overlong
-    }
-}
-
 /// The samples of a file.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Dataset {
@@ -87,8 +81,8 @@ pub struct Dataset {
 }
 
 impl Dataset {
-    /// Reads a JSON Lines file. `progress` gets the number of tokenised records and of all records;
-    /// it stops the work by returning `false`.
+    /// Reads a JSON Lines file. `progress` gets the number of tokenised records and of all records,
+    /// the same ones again while it takes long; it stops the work by returning `false`.
     ///
     /// # Errors
     /// A [`DataError`] with the line; [`DataError::AllDropped`] where nothing can be learned from
@@ -100,16 +94,21 @@ impl Dataset {
         options: Options,
         progress: &mut dyn FnMut(u64, u64) -> bool,
     ) -> Result<Self, DataError> {
-        let Records { form, records, mut ignored, ignored_of_messages } = formats::parse(bytes)?;
+        let Records { form, records, mut ignored, ignored_of_messages } = formats::parse(bytes, progress)?;
         ignored.extend(ignored_of_messages.into_iter().filter(|(key, _)| !tokenizer.may_read(key)));
         let total = records.len() as u64;
         let mut dataset = Self { form: Some(form), ignored_keys: ignored, ..Self::default() };
         let (mut first_dropped, mut concerns) = (None, Vec::new());
-        let encode = |(line, content)| encode(tokenizer, line, content, options.train_on);
         let mut records = records.into_iter();
         while records.len() > 0 {
             let some: Vec<_> = records.by_ref().take(AT_A_TIME).collect();
-            let encoded: Vec<Result<(Sample, Vec<Concern>), DataError>> = some.into_par_iter().map(encode).collect();
+            let done = total - (records.len() + some.len()) as u64;
+            let own = tokenizer.clone();
+            let encode = move |(line, content)| encode(&own, line, content, options.train_on);
+            // One line may take long, and neither it nor the tokenizer can be interrupted.
+            let encoded = interruptible(&mut || progress(done, total), move || {
+                Ok(some.into_par_iter().map(encode).collect::<Vec<_>>())
+            })?;
             for sample in encoded {
                 let (sample, of_sample) = sample?;
                 let line = sample.line;
@@ -130,13 +129,21 @@ impl Dataset {
     }
 
     /// Cuts one plain text into samples of `max_length` tokens; every token is learned. Line ends
-    /// of DOS count as line ends.
+    /// of DOS count as line ends. `progress` stops the work by returning `false`.
     ///
     /// # Errors
-    /// [`DataError::Utf8`]; [`DataError::Empty`] where there are not two tokens.
-    pub fn from_text(bytes: &[u8], tokenizer: &Tokenizer, max_length: u32) -> Result<Self, DataError> {
+    /// [`DataError::Utf8`]; [`DataError::Empty`] where there are not two tokens;
+    /// [`DataError::Cancelled`].
+    pub fn from_text(
+        bytes: &[u8],
+        tokenizer: &Tokenizer,
+        max_length: u32,
+        progress: &mut dyn FnMut(u64, u64) -> bool,
+    ) -> Result<Self, DataError> {
         let text = std::str::from_utf8(without_mark(bytes)).map_err(|e| DataError::Utf8 { byte: e.valid_up_to() as u64 })?;
-        let Encoded { tokens, doubled_bos, .. } = tokenizer.encode_spans(&text.replace("\r\n", "\n"), true)?;
+        let (own, text) = (tokenizer.clone(), text.replace("\r\n", "\n"));
+        let encoded = interruptible(&mut || progress(0, 1), move || own.encode_spans(&text, true))?;
+        let Encoded { tokens, doubled_bos, .. } = encoded;
         let windows = tokens.chunks(max_length.max(1) as usize).filter(|window| window.len() > 1);
         let sample = |tokens: &[u32]| Sample { line: 1, tokens: tokens.to_vec(), loss_mask: vec![true; tokens.len()] };
         let samples: Vec<Sample> = windows.map(sample).collect();
@@ -174,11 +181,6 @@ impl Dataset {
     pub fn longest(&self) -> u32 {
         let longest = self.samples.iter().map(|sample| sample.tokens.len()).max().unwrap_or_default();
         u32::try_from(longest).unwrap_or(u32::MAX)
-    }
-
-    /// Tokens that count in the loss.
-    pub fn loss_tokens(&self) -> u64 {
-        self.samples.iter().map(Sample::loss_tokens).sum()
     }
 
     /// Adds a sample, cut to its maximum length, or leaves it out and says why.

@@ -86,13 +86,14 @@ fn marked_conversation(tokenizer: &Tokenizer, line: u64, chat: &Chat, train_on: 
 }
 
 impl Tokenizer {
-    /// The parts of a conversation that [`Tokenizer::chat_prompt`] lacks.
-    #[doc(hidden)]
-    pub fn left_out(&self, messages: &[Message]) -> Vec<LeftOut> {
+    /// The parts of a conversation that [`Tokenizer::chat_prompt`] lacks, in words, such as "the
+    /// system prompt".
+    pub fn left_out(&self, messages: &[Message]) -> Vec<String> {
         let Ok(template) = self.template(&Value::None) else { return Vec::new() };
         let messages = values(messages);
         let rendering = Rendering { template, messages: &messages, tools: &Value::None, add_generation_prompt: true };
-        rendering.text().map(|text| Probed::new(rendering, &text).left_out()).unwrap_or_default()
+        let lacks = rendering.text().map(|text| Probed::new(rendering, &text).left_out()).unwrap_or_default();
+        lacks.iter().map(ToString::to_string).collect()
     }
 }
 

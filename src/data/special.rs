@@ -1,10 +1,12 @@
 //! The special tokens and chat templates of a tokenizer's files, as transformers reads them.
 
+use std::collections::HashSet;
+
 use serde_json::{Map, Value};
 use tokenizers::AddedToken;
 
 use super::error::DataError;
-use super::files::{TokenizerFile, TokenizerFiles};
+use super::files::TokenizerFiles;
 use super::jinja::Value as TemplateValue;
 
 /// The special tokens that transformers knows by name.
@@ -30,10 +32,10 @@ impl SpecialTokens {
     /// # Errors
     /// [`DataError::TokenizerJson`].
     pub(super) fn read(files: &TokenizerFiles<'_>) -> Result<Self, DataError> {
-        let config = object(TokenizerFile::Config, files.config)?;
-        let map = object(TokenizerFile::SpecialTokensMap, files.special_tokens_map)?;
+        let config = object("tokenizer_config.json", files.config)?;
+        let map = object("special_tokens_map.json", files.special_tokens_map)?;
         let decoder = config.get(DECODER).and_then(Value::as_object).map(in_order);
-        let listed = object(TokenizerFile::AddedTokens, files.added_tokens.filter(|_| decoder.is_none()))?;
+        let listed = object("added_tokens.json", files.added_tokens.filter(|_| decoder.is_none()))?;
         let files = if decoder.is_some() { [config, map] } else { [map, config] };
         Ok(Self { files, decoder, listed })
     }
@@ -59,11 +61,11 @@ impl SpecialTokens {
 
     /// The tokens of added_tokens.json in the order of their indices.
     fn listed(&self) -> Vec<AddedToken> {
-        let special: Vec<String> = self.special().into_iter().map(|token| token.content).collect();
+        let special: HashSet<String> = self.special().into_iter().map(|token| token.content).collect();
         let mut listed: Vec<(u64, &String)> =
             self.listed.iter().filter_map(|(token, index)| Some((index.as_u64()?, token))).collect();
         listed.sort_unstable();
-        listed.into_iter().map(|(_, token)| AddedToken::from(token.as_str(), special.contains(token))).collect()
+        listed.into_iter().map(|(_, token)| AddedToken::from(token.as_str(), special.contains(token.as_str()))).collect()
     }
 
     /// All special tokens: those with names, then the others.
@@ -129,7 +131,7 @@ fn in_order(decoder: &Map<String, Value>) -> Vec<AddedToken> {
     tokens.into_iter().map(|(_, token)| token).collect()
 }
 
-fn object(file: TokenizerFile, bytes: Option<&[u8]>) -> Result<Map<String, Value>, DataError> {
+fn object(file: &'static str, bytes: Option<&[u8]>) -> Result<Map<String, Value>, DataError> {
     match bytes {
         Some(bytes) => serde_json::from_slice(bytes).map_err(|source| DataError::TokenizerJson { file, source }),
         None => Ok(Map::new()),
@@ -159,7 +161,7 @@ pub(super) fn chat_templates(
     }
     // A file with the default template replaces all that the JSON files have.
     if own.is_none() {
-        let processor = object(TokenizerFile::ChatTemplate, files.processor_template)?;
+        let processor = object("chat_template.json", files.processor_template)?;
         let listed =
             special.files.iter().chain([&processor]).find_map(|file| file.get("chat_template").filter(|t| !t.is_null()));
         listed.map(named_templates).unwrap_or_default().into_iter().for_each(|(name, source)| add(&name, source));

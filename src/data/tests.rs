@@ -7,7 +7,7 @@ use super::files::TokenizerFiles;
 use super::notice::{Concern, LeftOut, Notice};
 use super::options::Options;
 use super::pack::{IGNORE_INDEX, batch, epoch_order, rows};
-use super::sample::{Cut, Dataset, Dropped};
+use super::sample::{Cut, Dataset, Dropped, Sample};
 use super::show::show_batch;
 use super::*;
 use crate::arch::config::ModelConfig;
@@ -18,7 +18,7 @@ fn read(name: &str) -> Vec<u8> {
     std::fs::read(format!("{FOLDER}/{name}")).unwrap()
 }
 
-fn model() -> ModelConfig {
+pub(super) fn model() -> ModelConfig {
     ModelConfig::parse(&read("config.json"), None).unwrap()
 }
 
@@ -51,6 +51,10 @@ fn load_as(tokenizer: &Tokenizer, line: &str, options: Options) -> Result<Datase
 
 /// The text of a sample, with ⟦ ⟧ around what is learned.
 #[track_caller]
+fn loss_tokens(dataset: &Dataset) -> u64 {
+    dataset.samples.iter().map(Sample::loss_tokens).sum()
+}
+
 fn shown(tokenizer: &Tokenizer, line: &str) -> String {
     let dataset = load(tokenizer, line).unwrap();
     let batch = batch(&dataset.samples, &[vec![0]]);
@@ -81,12 +85,12 @@ fn the_assistant_s_words_and_the_end_of_its_turn_are_learned() {
 fn everything_is_learned_on_demand() {
     let options = Options { train_on: TrainOn::All, ..OPTIONS };
     let dataset = load_as(&tokenizer(None), &chat(), options).unwrap();
-    assert_eq!(dataset.loss_tokens(), dataset.tokens() - 1);
+    assert_eq!(loss_tokens(&dataset), dataset.tokens() - 1);
     // Also by a template that does not tell whose words are whose.
     let confusing = tokenizer(Some(CONFUSING));
     assert!(matches!(load(&confusing, &chat()), Err(DataError::Spans { .. })));
     let dataset = load_as(&confusing, &chat(), options).unwrap();
-    assert_eq!(dataset.loss_tokens(), dataset.tokens() - 1);
+    assert_eq!(loss_tokens(&dataset), dataset.tokens() - 1);
 }
 
 /// Writes other words than a message has.
@@ -298,7 +302,7 @@ fn one_token_begins_a_text_and_one_ends_it() {
         assert_eq!(shown(&tokenizer, &format!(r#"{{"text": "{text}"}}"#)), expected, "{text}");
         let encoded = tokenizer.encode(text, true).unwrap();
         assert_eq!(tokenizer.decode(&encoded).unwrap(), "<|endoftext|>Hello world<|im_end|>", "{text}");
-        let dataset = Dataset::from_text(text.as_bytes(), &tokenizer, 16).unwrap();
+        let dataset = Dataset::from_text(text.as_bytes(), &tokenizer, 16, &mut |_, _| true).unwrap();
         assert_eq!(dataset.samples[0].tokens, encoded);
     }
     let line = r#"{"prompt": "<|endoftext|>Say hi.", "completion": " Hi.<|im_end|>"}"#;
@@ -325,17 +329,28 @@ fn tokens_that_the_model_does_not_have_are_refused() {
 fn plain_text_is_cut_into_windows() {
     let tokenizer = tokenizer(None);
     let text = "It was a dark and stormy night; the rain fell in torrents. ".repeat(9);
-    let dataset = Dataset::from_text(text.as_bytes(), &tokenizer, 16).unwrap();
+    let dataset = Dataset::from_text(text.as_bytes(), &tokenizer, 16, &mut |_, _| true).unwrap();
     assert!(dataset.samples.iter().rev().skip(1).all(|sample| sample.tokens.len() == 16));
     let all: Vec<u32> = dataset.samples.iter().flat_map(|sample| sample.tokens.clone()).collect();
     assert_eq!(tokenizer.decode(&all).unwrap(), text);
-    assert_eq!(dataset.loss_tokens(), dataset.tokens() - dataset.samples.len() as u64);
-    assert_eq!(Dataset::from_text(format!("\u{feff}{text}").as_bytes(), &tokenizer, 16).unwrap(), dataset);
-    let [unix, dos] =
-        ["a\nb\n\nc\rd", "a\r\nb\r\n\r\nc\rd"].map(|text| Dataset::from_text(text.as_bytes(), &tokenizer, 16).unwrap());
+    assert_eq!(loss_tokens(&dataset), dataset.tokens() - dataset.samples.len() as u64);
+    assert_eq!(Dataset::from_text(format!("\u{feff}{text}").as_bytes(), &tokenizer, 16, &mut |_, _| true).unwrap(), dataset);
+    let [unix, dos] = ["a\nb\n\nc\rd", "a\r\nb\r\n\r\nc\rd"]
+        .map(|text| Dataset::from_text(text.as_bytes(), &tokenizer, 16, &mut |_, _| true).unwrap());
     assert_eq!(unix, dos);
-    assert!(matches!(Dataset::from_text(b"", &tokenizer, 16), Err(DataError::Empty)));
-    assert!(matches!(Dataset::from_text(b"ab\xff", &tokenizer, 16), Err(DataError::Utf8 { byte: 2 })));
+    assert!(matches!(Dataset::from_text(b"", &tokenizer, 16, &mut |_, _| true), Err(DataError::Empty)));
+    assert!(matches!(Dataset::from_text(b"ab\xff", &tokenizer, 16, &mut |_, _| true), Err(DataError::Utf8 { byte: 2 })));
+}
+
+#[test]
+fn the_held_out_part_of_a_text_is_not_learned() {
+    let text = &include_bytes!("../../LICENSE-APACHE")[..3000];
+    let file = DataFile::new(Path::new("text.txt"), text);
+    let options = Options { train_on: TrainOn::All, max_length: 32, strict: false };
+    let mut learned = file.samples(&tokenizer(None), options, &mut |_, _| true).unwrap();
+    let held_out = learned.hold_out(0.2, 0).unwrap().samples;
+    assert!(held_out.len() > 3, "{}", held_out.len());
+    assert!(held_out.iter().all(|sample| learned.samples.iter().all(|other| other.tokens != sample.tokens)));
 }
 
 #[test]
@@ -369,7 +384,7 @@ fn files_that_are_no_tokenizer() {
     let new = |files| Tokenizer::new(files, &model(), 0).unwrap_err();
     assert!(matches!(new(TokenizerFiles::default()), DataError::Tokenizer(_)));
     let files = TokenizerFiles { tokenizer: &json, config: Some(b"[]"), ..Default::default() };
-    assert!(matches!(new(files), DataError::TokenizerJson { file: TokenizerFile::Config, .. }));
+    assert!(matches!(new(files), DataError::TokenizerJson { file: "tokenizer_config.json", .. }));
     let files = TokenizerFiles { tokenizer: &json, special_tokens_map: Some(b"3"), ..Default::default() };
     assert!(new(files).to_string().starts_with("special_tokens_map.json is not a JSON object"));
 }
@@ -383,7 +398,7 @@ fn packed_batches_hold_every_sample_once() {
     let batch = batch(&dataset.samples, &rows);
     assert_eq!(batch.tokens.len() as u64, dataset.tokens());
     assert_eq!(batch.rows as usize, rows.len());
-    assert_eq!(batch.loss_tokens, dataset.loss_tokens());
+    assert_eq!(batch.loss_tokens, loss_tokens(&dataset));
     assert_eq!(batch.labels.iter().filter(|&&label| label != IGNORE_INDEX).count() as u64, batch.loss_tokens);
     let mut seen: Vec<usize> = rows.concat();
     seen.sort_unstable();
@@ -515,6 +530,9 @@ fn reading_reports_progress_and_can_be_stopped() {
         true
     };
     assert_eq!(file.samples(&tokenizer, OPTIONS, &mut listen).unwrap().samples.len(), 1100);
+    // It is also called while lines are tokenised: with the numbers before these.
+    calls.dedup();
+    calls.retain(|&(done, _)| done > 0);
     assert_eq!(calls, [(512, 1100), (1024, 1100), (1100, 1100)]);
     let stopped = file.samples(&tokenizer, OPTIONS, &mut |_, _| false);
     assert!(matches!(stopped, Err(DataError::Cancelled)), "{stopped:?}");
@@ -754,9 +772,9 @@ fn what_a_template_leaves_out_is_named() {
     }
     assert_eq!(shown(&dropping, &line), "[INST]Hi[/INST]⟦Hello.<|im_end|>⟧");
     let asked = [say("system", "Be kind."), say("user", "Hi")];
-    assert_eq!(dropping.left_out(&asked), []);
+    assert_eq!(dropping.left_out(&asked), [""; 0]);
     let asked = [say("system", "Be kind."), say("user", "Hi"), say("assistant", "Hello.")];
-    assert_eq!(dropping.left_out(&asked), [LeftOut::Message { role: "system".into() }]);
+    assert_eq!(dropping.left_out(&asked), ["the system prompt"]);
 
     let speaks = "{% for m in messages if m.role != 'developer' %}{{ m.role + m.content + eos_token }}{% endfor %}";
     let more = r#"{"messages": [{"role": "developer", "content": "D"}, {"role": "user", "content": "U"},
@@ -856,7 +874,7 @@ fn a_token_that_begins_every_text_and_this_one_is_put_once_with_a_warning() {
     let expected = [Notice { concern: Concern::DoubledBos, samples: 1, line: 2 }];
     let lines = "{\"text\": \"one<|im_end|>\"}\n{\"text\": \"<|endoftext|>two\"}";
     assert_eq!(load(&tokenizer, lines).unwrap().notices, expected);
-    let notices = |text: &str| Dataset::from_text(text.as_bytes(), &tokenizer, 16).unwrap().notices;
+    let notices = |text: &str| Dataset::from_text(text.as_bytes(), &tokenizer, 16, &mut |_, _| true).unwrap().notices;
     assert_eq!(notices("<|endoftext|>two"), [Notice { line: 1, ..expected[0].clone() }]);
     assert_eq!(notices("two<|im_end|>"), []);
 }
@@ -979,7 +997,7 @@ fn a_prompt_of_messages_is_learned_only_if_everything_is() {
         ⟦d<|im_end|>⟧\n<|im_start|>user\ne<|im_end|>\n<|im_start|>assistant\n⟦f<|im_end|>⟧";
     assert_eq!(shown(&tokenizer, &line), expected);
     let all = load_as(&tokenizer, &line, Options { train_on: TrainOn::All, ..OPTIONS }).unwrap();
-    assert_eq!(all.loss_tokens(), all.tokens() - 1);
+    assert_eq!(loss_tokens(&all), all.tokens() - 1);
 }
 
 #[test]

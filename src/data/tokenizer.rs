@@ -1,9 +1,13 @@
 //! The tokenizer of a pack, with its special tokens and its chat template.
 
+use std::collections::HashSet;
 use std::fmt;
 use std::ops::Range;
 use std::sync::Arc;
 
+use super::caught::caught;
+use super::components;
+use super::components::error::TokenizerError;
 use super::error::DataError;
 use super::files::TokenizerFiles;
 use super::jinja::{TemplateError, Value};
@@ -24,12 +28,13 @@ pub struct Message {
     pub content: String,
 }
 
-/// Text to tokens and back.
+/// Text to tokens and back. A clone is cheap.
+#[derive(Clone)]
 pub struct Tokenizer {
-    inner: tokenizers::Tokenizer,
+    inner: Arc<tokenizers::Tokenizer>,
     /// The chat templates that are used, by name; one that is broken is an error where it is
     /// needed.
-    templates: Vec<(String, Result<ChatTemplate, TemplateError>)>,
+    templates: Arc<[(String, Result<ChatTemplate, TemplateError>)]>,
     /// The token that ends a text.
     eos: Option<u32>,
     /// All tokens that generation stops at.
@@ -62,15 +67,14 @@ impl Tokenizer {
     /// templates write; a resumed run keeps it.
     ///
     /// # Errors
-    /// [`DataError::Tokenizer`], [`DataError::TokenizerJson`].
+    /// [`DataError::Tokenizer`], [`DataError::TokenizerRefused`], [`DataError::TokenizerJson`].
     pub(crate) fn new(files: TokenizerFiles<'_>, model: &ModelConfig, now: i64) -> Result<Self, DataError> {
-        let mut inner = tokenizers::Tokenizer::from_bytes(files.tokenizer).map_err(DataError::Tokenizer)?;
-        // The trainer cuts and pads; a tokenizer.json may have settings for both.
-        inner.with_truncation(None).map_err(DataError::Tokenizer)?;
-        inner.with_padding(None);
+        components::check(files.tokenizer).map_err(|flaw| match flaw {
+            TokenizerError::Json(error) => DataError::Tokenizer(error.into()),
+            flaw => DataError::TokenizerRefused(flaw),
+        })?;
         let special = SpecialTokens::read(&files)?;
-        add_tokens(&mut inner, &special, model.vocab).map_err(DataError::Tokenizer)?;
-        inner.set_encode_special_tokens(special.are_split());
+        let inner = without_panic(|| loaded(files.tokenizer, &special, model.vocab)).map_err(DataError::Tokenizer)?;
         let eos = special.get("eos_token").and_then(|token| inner.token_to_id(&token)).filter(|&eos| eos < model.vocab);
         let variables: Arc<[(String, Value)]> = special.variables().into();
         let sources = chat_templates(&files, &special)?;
@@ -81,7 +85,7 @@ impl Tokenizer {
             ends: model.eos_token_ids.iter().copied().chain(eos).collect(),
             around: tokens_around(&inner)?,
             vocab: model.vocab,
-            inner,
+            inner: inner.into(),
         })
     }
 
@@ -140,7 +144,7 @@ impl Tokenizer {
     }
 
     pub(super) fn encode_spans(&self, text: &str, special: bool) -> Result<Encoded, DataError> {
-        let encoding = self.inner.encode(text, special).map_err(DataError::Encode)?;
+        let encoding = without_panic(|| self.inner.encode(text, special)).map_err(DataError::Encode)?;
         let mut tokens = encoding.get_ids().to_vec();
         let mut spans: Vec<Range<usize>> = encoding.get_offsets().iter().map(|&(start, end)| start..end).collect();
         let mut doubled_bos = false;
@@ -173,12 +177,12 @@ impl Tokenizer {
     /// # Errors
     /// [`DataError::Encode`].
     pub fn decode(&self, tokens: &[u32]) -> Result<String, DataError> {
-        self.inner.decode(tokens, false).map_err(DataError::Encode)
+        without_panic(|| self.inner.decode(tokens, false)).map_err(DataError::Encode)
     }
 
     /// The text of tokens without special ones.
     pub(super) fn decode_words(&self, tokens: &[u32]) -> Result<String, DataError> {
-        self.inner.decode(tokens, true).map_err(DataError::Encode)
+        without_panic(|| self.inner.decode(tokens, true)).map_err(DataError::Encode)
     }
 
     /// Tokens of a conversation up to the start of the assistant's answer.
@@ -195,18 +199,41 @@ impl Tokenizer {
     }
 }
 
+/// Runs work of the library; a panic is an error. It indexes and unwraps by what a file has.
+fn without_panic<T>(work: impl FnOnce() -> tokenizers::Result<T>) -> tokenizers::Result<T> {
+    caught(work).unwrap_or_else(|message| Err(format!("the library tokenizers stopped: {message}").into()))
+}
+
+/// The tokenizer of a tokenizer.json that was checked.
+fn loaded(json: &[u8], special: &SpecialTokens, vocab: u32) -> tokenizers::Result<tokenizers::Tokenizer> {
+    let mut inner = tokenizers::Tokenizer::from_bytes(json)?;
+    // The trainer cuts and pads; a tokenizer.json may have settings for both.
+    inner.with_truncation(None)?;
+    inner.with_padding(None);
+    add_tokens(&mut inner, special, vocab)?;
+    inner.set_encode_special_tokens(special.are_split());
+    Ok(inner)
+}
+
 /// Adds the tokens that other files have and tokenizer.json lacks, as transformers does. A special
 /// token without a row in the model is not added: the text of such a token is split.
 fn add_tokens(inner: &mut tokenizers::Tokenizer, special: &SpecialTokens, vocab: u32) -> tokenizers::Result<()> {
     let added = special.added(|token| inner.get_added_vocabulary().get_vocab().contains_key(token));
     inner.add_tokens(added)?;
+    // All at once: the library builds its tables again with every call.
+    let (mut next, mut new, mut seen) = (inner.get_vocab_size(true), Vec::new(), HashSet::new());
     for token in special.special() {
         let is_known = inner.get_added_vocabulary().get_vocab().contains_key(&token.content);
-        let id = inner.token_to_id(&token.content).map_or(inner.get_vocab_size(true), |id| id as usize);
-        if !is_known && id < vocab as usize {
-            inner.add_tokens([token])?;
+        if is_known || token.content.is_empty() || !seen.insert(token.content.clone()) {
+            continue;
+        }
+        let own = inner.token_to_id(&token.content);
+        if own.map_or(next, |id| id as usize) < vocab as usize {
+            next += usize::from(own.is_none());
+            new.push(token);
         }
     }
+    inner.add_tokens(new)?;
     Ok(())
 }
 
@@ -218,7 +245,10 @@ pub(super) fn values(messages: &[Message]) -> Vec<Value> {
 
 /// The tokens that a tokenizer adds before and after every text, found with a text of one letter.
 fn tokens_around(inner: &tokenizers::Tokenizer) -> Result<[Vec<u32>; 2], DataError> {
-    let encode = |special| inner.encode("a", special).map(|encoding| encoding.get_ids().to_vec()).map_err(DataError::Encode);
+    let encode = |special| {
+        let encoding = without_panic(|| inner.encode("a", special));
+        encoding.map(|encoding| encoding.get_ids().to_vec()).map_err(DataError::Encode)
+    };
     let (with, without) = (encode(true)?, encode(false)?);
     let start = with.windows(without.len().max(1)).position(|window| window == without);
     Ok(start.map_or_else(Default::default, |start| {

@@ -209,13 +209,13 @@ impl From<SafeTensorError> for AdapterError {
 #[derive(Debug, Clone, PartialEq)]
 pub struct Adapter {
     /// Its settings.
-    pub config: LoraConfig,
+    pub(crate) config: LoraConfig,
     /// Name or path of its base model, as PEFT would load it.
     pub base: Option<String>,
     /// The places of the matrices in the vector.
-    pub layout: AdapterLayout,
+    pub(crate) layout: AdapterLayout,
     /// All matrices.
-    pub vector: Vec<f32>,
+    pub(crate) vector: Vec<f32>,
 }
 
 impl Adapter {
@@ -223,7 +223,7 @@ impl Adapter {
     ///
     /// # Errors
     /// Invalid settings.
-    pub fn new(config: LoraConfig, base: Option<String>, model: &ModelConfig, seed: u64) -> Result<Self, LoraError> {
+    pub(crate) fn new(config: LoraConfig, base: Option<String>, model: &ModelConfig, seed: u64) -> Result<Self, LoraError> {
         let layout = AdapterLayout::new(&config, model)?;
         let vector = layout.initial(seed);
         Ok(Self { config, base, layout, vector })

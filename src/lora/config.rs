@@ -185,11 +185,6 @@ impl AdapterLayout {
         self.layer_len * self.layers as usize
     }
 
-    /// Whether the model has no layers.
-    pub fn is_empty(&self) -> bool {
-        self.len() == 0
-    }
-
     /// The model's family.
     pub fn family(&self) -> &'static Family {
         self.family
@@ -200,17 +195,13 @@ impl AdapterLayout {
         self.rank
     }
 
-    /// Layers of the model.
-    pub fn layers(&self) -> u32 {
-        self.layers
-    }
-
     /// The adapted projections of each layer, in the order in which they stand there.
     pub fn roles(&self) -> impl Iterator<Item = Role> {
         self.places.iter().map(|&(role, _)| role)
     }
 
-    /// Parameters that are trained: the floats of all matrices.
+    /// The floats of all matrices.
+    #[cfg(test)]
     pub fn parameters(&self) -> u64 {
         let of = |(_, place): &(Role, Place)| (place.a.len() + place.b.len()) as u64;
         self.places.iter().map(of).sum::<u64>() * u64::from(self.layers)

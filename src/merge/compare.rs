@@ -1,5 +1,7 @@
 //! Compares the logits of a text: the pack with its adapter against the merged weights.
 
+use crate::arch::ModelConfig;
+use crate::data::Tokenizer;
 use std::path::Path;
 
 use regex::Regex;
@@ -13,9 +15,7 @@ use crate::export::WriteError;
 use crate::gpu::Gpu;
 use crate::lora::adapter::Adapter;
 use crate::model::ModelError;
-use crate::model::decoder::{read_config, read_tokenizer};
-use crate::model::open::Passes;
-use crate::model::plan::MemoryError;
+use crate::model::plan::{MemoryError, MemoryPlan};
 use crate::model::session::Session;
 
 /// Maximum number of tokens of a sample.
@@ -89,9 +89,9 @@ pub fn compare(
     Conversion::prepare(merged, options)?.write(&path, progress)?;
 
     let pack = PackSource::open(sources.pack.path())?;
-    let config = read_config(&pack)?;
+    let config = ModelConfig::of_pack(&pack)?;
     let adapter = Adapter::read(sources.adapter, &config).map_err(ModelError::from)?;
-    let mut tokens = read_tokenizer(&pack, &config, 0)?.encode(sample, true).map_err(ModelError::from)?;
+    let mut tokens = Tokenizer::of_pack(&pack, &config, 0)?.encode(sample, true).map_err(ModelError::from)?;
     tokens.truncate(MAX_TOKENS.min(config.max_position_embeddings as usize));
     if tokens.is_empty() {
         return Err(CompareError::Empty);
@@ -106,7 +106,7 @@ pub fn compare(
 
 /// The logits of every token, [tokens, vocabulary].
 fn logits(gpu: &Gpu, pack: PackSource, adapter: Option<&Adapter>, tokens: &[u32]) -> Result<Vec<f32>, CompareError> {
-    let plan = Passes::one_row(tokens.len() as u32).plan(gpu, &pack, &read_config(&pack)?, adapter)?;
+    let plan = MemoryPlan::one_row(gpu, &pack, &ModelConfig::of_pack(&pack)?, adapter, tokens.len() as u32)?;
     Ok(Session::open(gpu, pack, adapter, &plan)?.logits(tokens)?)
 }
 

@@ -16,7 +16,7 @@ fn cut_at_any_step_a_merge_is_whole_or_not_there() {
     let shape = Shape { hidden: 64, intermediate: 64, layers: 1, heads: 1, kv_heads: 1, vocabulary: 64, ..shape };
     synth::write(&source, &shape, 7, None, &()).unwrap();
     convert(&source, &path, Options::default(), &()).unwrap();
-    let model = read_config(&PackSource::open(&path).unwrap()).unwrap();
+    let model = ModelConfig::of_pack(&PackSource::open(&path).unwrap()).unwrap();
     let config = LoraConfig { rank: 1, alpha: 1.0, dropout: 0.0, targets: vec![Role::QProj], rslora: false };
     Adapter::new(config, None, &model, 1).unwrap().write(&tuned, &[]).unwrap();
     let pack = MappedPack::read(&path).unwrap();

@@ -18,31 +18,35 @@ use crate::model::workspace::{Backward, Memory, Workspace};
 use crate::ops::matmul::Weight;
 use crate::ops::{FiniteCheck, Mat, OpError, inverse_frequencies};
 
-/// Reads a pack's own config.json, which must describe exactly the layers that the pack has.
-///
-/// # Errors
-/// [`ModelError::Stream`], [`ModelError::MissingFile`], [`ModelError::Config`],
-/// [`ModelError::Obstacle`].
-pub fn read_config(pack: &PackSource) -> Result<ModelConfig, ModelError> {
-    let config = pack.file("config.json")?.ok_or(ModelError::MissingFile { name: "config.json" })?;
-    let config = ModelConfig::parse(&config, pack.file(GENERATION_CONFIG)?.as_deref())?;
-    config.check_layers(pack.index().header().layer_count)?;
-    Ok(config)
+impl ModelConfig {
+    /// Reads a pack's own config.json, which must describe exactly the layers that the pack has.
+    ///
+    /// # Errors
+    /// [`ModelError::Stream`], [`ModelError::MissingFile`], [`ModelError::Config`],
+    /// [`ModelError::Obstacle`].
+    pub fn of_pack(pack: &PackSource) -> Result<Self, ModelError> {
+        let config = pack.file("config.json")?.ok_or(ModelError::MissingFile { name: "config.json" })?;
+        let config = Self::parse(&config, pack.file(GENERATION_CONFIG)?.as_deref())?;
+        config.check_layers(pack.index().header().layer_count)?;
+        Ok(config)
+    }
 }
 
-/// Reads a pack's own tokenizer. `now` is the date that chat templates print, in seconds since
-/// 1970.
-///
-/// # Errors
-/// [`ModelError::Stream`], [`ModelError::MissingFile`], [`ModelError::Data`].
-pub fn read_tokenizer(pack: &PackSource, model: &ModelConfig, now: i64) -> Result<Tokenizer, ModelError> {
-    let index = pack.index();
-    let files = index.sections().iter().filter(|section| section.kind == Some(SectionKind::File));
-    let names = files.map(|section| index.name(section)).filter(|name| is_of_tokenizer(name));
-    let read = |name: &str| Ok::<_, ModelError>((name.to_owned(), pack.file(name)?.unwrap_or_default()));
-    let files: Vec<(String, Vec<u8>)> = names.map(read).collect::<Result<_, _>>()?;
-    let files: Vec<(&str, &[u8])> = files.iter().map(|(name, bytes)| (name.as_str(), bytes.as_slice())).collect();
-    tokenizer_of(&files, model, now)
+impl Tokenizer {
+    /// Reads a pack's own tokenizer. `now` is the date that chat templates print, in seconds since
+    /// 1970.
+    ///
+    /// # Errors
+    /// [`ModelError::Stream`], [`ModelError::MissingFile`], [`ModelError::Data`].
+    pub fn of_pack(pack: &PackSource, model: &ModelConfig, now: i64) -> Result<Self, ModelError> {
+        let index = pack.index();
+        let files = index.sections().iter().filter(|section| section.kind == Some(SectionKind::File));
+        let names = files.map(|section| index.name(section)).filter(|name| is_of_tokenizer(name));
+        let read = |name: &str| Ok::<_, ModelError>((name.to_owned(), pack.file(name)?.unwrap_or_default()));
+        let files: Vec<(String, Vec<u8>)> = names.map(read).collect::<Result<_, _>>()?;
+        let files: Vec<(&str, &[u8])> = files.iter().map(|(name, bytes)| (name.as_str(), bytes.as_slice())).collect();
+        tokenizer_of(&files, model, now)
+    }
 }
 
 /// The tokenizer of these files, which have their names in a pack; others may be among them.
@@ -99,7 +103,7 @@ impl Model {
     /// # Errors
     /// Errors of the pack and of the device.
     pub fn new(gpu: &Gpu, pack: PackSource, max_length: u32, options: &StreamOptions) -> Result<Self, ModelError> {
-        let config = read_config(&pack)?;
+        let config = ModelConfig::of_pack(&pack)?;
         config.check_runnable()?;
         let rope = &config.rope;
         // With dynamic scaling, these are the angles of short texts: see `OwnAngles`.

@@ -15,11 +15,9 @@ mod weights;
 pub(crate) mod workspace;
 
 pub use crate::ops::OpError;
-pub use decoder::{read_config, read_tokenizer};
 pub use error::{ModelError, NonFiniteAt};
 pub use generate::sampling::{Sampler, SamplerOptions, SamplingError};
 pub use generate::{Ending, Event, GenerateError, Generated, TextGenerator};
-pub use open::Passes;
 pub use plan::{MemoryError, MemoryPlan, MicroBatch, Remedy};
 pub use session::Session;
 

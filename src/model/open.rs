@@ -64,8 +64,25 @@ impl Passes {
     }
 }
 
+impl MemoryPlan {
+    /// Plans the memory for texts of up to `length` tokens, one at a time, for `model`, the model
+    /// of `pack`, with or without an adapter.
+    ///
+    /// # Errors
+    /// [`MemoryError`] if the plan does not fit the device.
+    pub fn one_row(
+        gpu: &Gpu,
+        pack: &PackSource,
+        model: &ModelConfig,
+        adapter: Option<&Adapter>,
+        length: u32,
+    ) -> Result<Self, MemoryError> {
+        Passes::one_row(length).plan(gpu, pack, model, adapter)
+    }
+}
+
 impl Session {
-    /// Opens the model of `pack` by the plan of [`Passes::plan`], with the same adapter.
+    /// Opens the model of `pack` by a plan that was made with the same adapter.
     ///
     /// # Errors
     /// [`ModelError`] if the model, its adapter or its memory cannot be loaded.

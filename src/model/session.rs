@@ -1,5 +1,6 @@
 //! A model, an adapter and the memory to run them on batches.
 
+use crate::arch::config::ModelConfig;
 use crate::data::pack::{Batch, IGNORE_INDEX, batch, rows};
 use crate::data::sample::Sample;
 use crate::lora::gpu::{GpuAdapter, Mask};
@@ -12,24 +13,25 @@ use crate::model::workspace::Memory;
 #[derive(Debug)]
 pub struct Session {
     /// The model.
-    #[doc(hidden)]
-    pub model: Model,
+    pub(crate) model: Model,
     /// An adapter of this model.
-    #[doc(hidden)]
-    pub adapter: Option<GpuAdapter>,
+    pub(crate) adapter: Option<GpuAdapter>,
     /// The memory of passes. It limits the tokens of a batch.
-    #[doc(hidden)]
-    pub memory: Memory,
+    pub(crate) memory: Memory,
 }
 
 impl Session {
+    /// The configuration of the model.
+    pub fn config(&self) -> &ModelConfig {
+        self.model.config()
+    }
+
     /// The mean loss over the loss tokens of a batch: negative log-likelihood, in nats per token.
     ///
     /// # Errors
     /// [`OpError::Value`](crate::ops::OpError::Value) if the batch has no loss token; any device
     /// error.
-    #[doc(hidden)]
-    pub fn loss(&mut self, batch: &Batch) -> Result<f32, ModelError> {
+    pub(crate) fn loss(&mut self, batch: &Batch) -> Result<f32, ModelError> {
         let inputs = self.model.begin(&self.memory, batch, self.adapter.as_ref())?;
         let mut commands = self.model.gpu().commands("loss");
         commands.clear(&inputs.work.loss.range);
@@ -53,8 +55,7 @@ impl Session {
     ///
     /// # Errors
     /// As [`Session::loss`]; [`ModelError::NotFinite`].
-    #[doc(hidden)]
-    pub fn mean_loss(
+    pub(crate) fn mean_loss(
         &mut self,
         samples: &[Sample],
         length: u32,

@@ -13,12 +13,11 @@ use serde::Serialize;
 use crate::data::pack::{Batch, batch};
 use crate::data::sample::Dataset;
 use crate::gpu::Gpu;
-use crate::io::folder::publish;
 use crate::lora::adapter::Adapter;
 use crate::model::error::ModelError;
 use crate::model::plan::MemoryPlan;
 use crate::train::checkpoint::{Checkpoint, CheckpointError, State, adapter_checksum};
-use crate::train::record::{EvalRecord, Record, RecordError, Recorder, Report, StepRecord};
+use crate::train::record::{EvalRecord, Record, Recorder, StepRecord};
 use crate::train::schedule::Schedule;
 use crate::train::settings::Settings;
 use crate::train::trainer::Trainer;
@@ -65,11 +64,9 @@ pub struct Run {
     settings: Settings,
     out: PathBuf,
     /// The training data.
-    #[doc(hidden)]
-    pub data: Dataset,
+    pub(crate) data: Dataset,
     /// The evaluation data.
-    #[doc(hidden)]
-    pub held_out: Option<Dataset>,
+    pub(crate) held_out: Option<Dataset>,
     /// Its plan of GPU memory.
     pub plan: MemoryPlan,
     trainer: Trainer,
@@ -83,8 +80,7 @@ pub struct Run {
     warnings: Vec<RunError>,
     warned: BTreeSet<String>,
     /// All records, including those before a resumption.
-    #[doc(hidden)]
-    pub records: Vec<Record>,
+    pub(crate) records: Vec<Record>,
     /// Checkpoints after the one that the run resumed from, by their present names.
     pub set_aside: Vec<PathBuf>,
     last_checkpoint: Option<PathBuf>,
@@ -266,20 +262,6 @@ impl Run {
     /// Tokens with a loss, in all epochs together.
     pub fn loss_tokens(&self) -> u64 {
         self.state.loss_tokens
-    }
-
-    /// Writes `report.html` into the folder of the adapter.
-    ///
-    /// # Errors
-    /// [`RunError::Record`].
-    #[doc(hidden)]
-    pub fn write_report(&self, report: &Report) -> Result<PathBuf, RunError> {
-        const NAME: &str = "report.html";
-        let path = self.out.join(NAME);
-        let text = crate::train::record::report(report);
-        let written = publish(&self.out, &[(NAME, text.as_bytes())]);
-        written.map_err(|source| RecordError::Write { path: path.clone(), source })?;
-        Ok(path)
     }
 
     /// Whether the step is a multiple of `every`; without `every`, whether the epoch ends.

@@ -154,7 +154,7 @@ impl Settings {
     }
 
     /// The settings of the adapter.
-    pub fn lora(&self) -> LoraConfig {
+    pub(crate) fn lora(&self) -> LoraConfig {
         LoraConfig {
             rank: self.rank,
             alpha: self.alpha,

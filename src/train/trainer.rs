@@ -86,6 +86,7 @@ impl Trainer {
     }
 
     /// The model with its adapter, after training.
+    #[cfg(test)]
     pub fn into_session(self) -> Session {
         self.session
     }

@@ -1,15 +1,14 @@
-//! Helpers that the test binaries share: devices, models whose results others computed, the
-//! program, small packs, and bytes of a pack changed in place.
+//! Helpers that the test binaries share: devices, the program, small packs, and bytes of a pack
+//! changed in place.
 #![allow(dead_code, unused_imports, reason = "each test binary uses a part of this")]
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "helpers of tests fail by panicking")]
 
 #[cfg(feature = "gpu")]
 mod gpu;
 pub mod naive;
-#[cfg(all(feature = "train", feature = "convert"))]
-pub mod oracle;
 #[cfg(feature = "cli")]
 pub mod program;
+pub mod replay;
 pub mod seal;
 
 #[cfg(feature = "gpu")]

@@ -6,10 +6,10 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use nf4pack::MappedPack;
+use nf4pack::arch::{ModelConfig, Obstacle};
 use nf4pack::convert::{Conversion, Options, convert, synth};
 use nf4pack::export::export;
 use nf4pack::format::{FloatType, Role};
-use nf4pack::internals::{check_pack_runnable, model_types};
 use nf4pack::verify::{against, verify};
 use safetensors::{Dtype, SafeTensors};
 use serde_json::{Value, json};
@@ -89,7 +89,7 @@ fn round_trip(config: &Value) -> BTreeMap<String, (Role, Option<u32>)> {
     convert(&source, &pack, Options::default(), &()).unwrap();
     assert_eq!(verify(&open(&pack), 2, &()).unwrap().faults, []);
     assert_eq!(against(&open(&pack), &source, None, 2, &()).unwrap().mismatches, []);
-    check_pack_runnable(&MappedPack::read(&pack).unwrap().pack()).unwrap();
+    Obstacle::check_pack(&MappedPack::read(&pack).unwrap().pack()).unwrap();
     export(&open(&pack), &exported, FloatType::Bf16, &()).unwrap();
     let names = |folder: &Path| {
         let bytes = fs::read(folder.join("model.safetensors")).unwrap();
@@ -118,7 +118,10 @@ fn every_tensor_of_every_family_lands_in_its_place() {
         assert_eq!(round_trip(&config(model_type, &json!({}))), expected("model.", "", plain), "{model_type}");
         assert_eq!(round_trip(&config(model_type, &all)), expected("model.", "", with_biases), "{model_type}");
     }
-    assert!(rows.iter().map(|(model_type, ..)| *model_type).eq(model_types()), "a row for each family, in their order");
+    assert!(
+        rows.iter().map(|(model_type, ..)| *model_type).eq(ModelConfig::model_types()),
+        "a row for each family, in their order"
+    );
 }
 
 /// Every family has a model whose results transformers and PEFT computed, and the README names it.
@@ -132,7 +135,7 @@ fn every_family_has_its_oracle_and_its_line_in_the_readme() {
     };
     let tried: Vec<String> = fixtures.map(|folder| model_type(folder.unwrap())).collect();
     let readme = fs::read_to_string(root.join("README.md")).unwrap();
-    for model_type in model_types() {
+    for model_type in ModelConfig::model_types() {
         assert!(tried.iter().any(|tried| tried == model_type), "{model_type} has no folder in tests/fixtures/architectures");
         assert!(readme.contains(&format!("| `{model_type}` |")), "README.md does not list {model_type}");
     }
@@ -185,7 +188,7 @@ fn the_language_model_of_a_model_of_text_and_images_keeps_its_names() {
         convert(&source, &pack, Options::default(), &()).unwrap();
         assert_eq!(places(&pack), expected(decoder, head, &[NORMS]));
         assert_eq!(against(&open(&pack), &source, None, 2, &()).unwrap().mismatches, []);
-        check_pack_runnable(&MappedPack::read(&pack).unwrap().pack()).unwrap();
+        Obstacle::check_pack(&MappedPack::read(&pack).unwrap().pack()).unwrap();
     }
 }
 
@@ -219,6 +222,6 @@ fn what_cannot_be_run_is_said_when_it_is_converted() {
     assert_eq!(notices, expected.map(|text| (true, text.to_owned())));
     let pack = folder.path().join("out.nf4pack");
     conversion.write(&pack, &()).unwrap();
-    let obstacle = check_pack_runnable(&MappedPack::read(&pack).unwrap().pack()).unwrap_err();
+    let obstacle = Obstacle::check_pack(&MappedPack::read(&pack).unwrap().pack()).unwrap_err();
     assert!(expected[1].ends_with(&obstacle.to_string()), "{obstacle}");
 }

@@ -31,13 +31,14 @@ const MAY_USE: &[(&str, &[&str])] = &[
             "verify", "export", "merge",
         ],
     ),
+    ("tests", &["arch", "format", "mmap", "convert", "data", "dequant", "gpu", "lora", "model", "ops", "train", "export"]),
     ("main", &["cli"]),
 ];
 
 /// A crate, and the only modules that may use it. Any module may use the other crates.
 const FENCED: &[(&str, &[&str])] = &[
     ("memmap2", &["mmap"]),
-    ("safetensors", &["convert", "export", "lora", "train"]),
+    ("safetensors", &["convert", "export", "lora", "tests", "train"]),
     ("sha2", &["convert"]),
     ("fs4", &["convert", "export"]),
     ("rayon", &["convert", "data", "dequant", "model", "verify", "export", "merge", "cli"]),
@@ -45,7 +46,7 @@ const FENCED: &[(&str, &[&str])] = &[
     ("dirs", &["gpu"]),
     ("pollster", &["gpu"]),
     ("wgpu", &["gpu", "dequant", "ops"]),
-    ("regex", &["convert", "cli", "data", "merge", "export", "train"]),
+    ("regex", &["convert", "cli", "data", "merge", "export", "tests", "train"]),
     ("fancy_regex", &["lora"]),
     ("crc32c", &["train"]),
     ("jiff", &["data"]),

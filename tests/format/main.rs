@@ -11,3 +11,4 @@ mod layering;
 mod reject;
 mod roundtrip;
 mod sources;
+mod surface;

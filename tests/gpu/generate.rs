@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used, clippy::panic, reason = "tests fail by panicking")]
 
 use crate::common;
+use nf4pack::arch::ModelConfig;
 
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
@@ -9,15 +10,11 @@ use std::path::{Path, PathBuf};
 use nf4pack::convert::{Options, convert};
 use nf4pack::data::Tokenizer;
 use nf4pack::dequant::stream::PackSource;
-use nf4pack::format::Role;
 use nf4pack::gpu::Gpu;
 use nf4pack::lora::Adapter;
-use nf4pack::model::Passes;
-use nf4pack::model::Session;
 use nf4pack::model::{Ending, Event, GenerateError, TextGenerator};
-use nf4pack::model::{ModelError, NonFiniteAt};
+use nf4pack::model::{MemoryPlan, Session};
 use nf4pack::model::{Sampler, SamplerOptions};
-use nf4pack::model::{read_config, read_tokenizer};
 use tempfile::TempDir;
 
 /// Maximum tokens of a text.
@@ -48,11 +45,11 @@ impl Fixture {
     }
 
     fn tokenizer(&self) -> Tokenizer {
-        read_tokenizer(&self.pack(), &read_config(&self.pack()).unwrap(), 0).unwrap()
+        Tokenizer::of_pack(&self.pack(), &ModelConfig::of_pack(&self.pack()).unwrap(), 0).unwrap()
     }
 
     fn adapter(&self) -> Adapter {
-        Adapter::read(&self.adapter, &read_config(&self.pack()).unwrap()).unwrap()
+        Adapter::read(&self.adapter, &ModelConfig::of_pack(&self.pack()).unwrap()).unwrap()
     }
 
     fn generator(&self, gpu: &Gpu, adapter: Option<&Adapter>, budget: Option<u64>) -> TextGenerator {
@@ -63,8 +60,8 @@ impl Fixture {
 
     /// The model without a KV cache.
     fn session(&self, gpu: &Gpu, adapter: Option<&Adapter>) -> Session {
-        let model = read_config(&self.pack()).unwrap();
-        let plan = Passes::one_row(CAPACITY).plan(gpu, &self.pack(), &model, adapter).unwrap();
+        let model = ModelConfig::of_pack(&self.pack()).unwrap();
+        let plan = MemoryPlan::one_row(gpu, &self.pack(), &model, adapter, CAPACITY).unwrap();
         Session::open(gpu, self.pack(), adapter, &plan).unwrap()
     }
 }
@@ -73,7 +70,7 @@ impl Fixture {
 /// no text. One full forward pass has the logits after every token.
 #[track_caller]
 fn assert_most_likely(session: &mut Session, prompt: &[u32], answer: &[u32]) {
-    let (vocab, ends) = (session.model.config().vocab as usize, session.model.config().eos_token_ids.clone());
+    let (vocab, ends) = (session.config().vocab as usize, session.config().eos_token_ids.clone());
     let text = [prompt, answer].concat();
     let logits = session.logits(&text[..text.len() - 1]).unwrap();
     let mut sampler = Sampler::new(SamplerOptions::GREEDY).unwrap();
@@ -124,32 +121,6 @@ fn the_cache_changes_nothing() {
     let fixture = Fixture::new();
     assert_agree(&fixture, &gpu, None, &prompts(&fixture.tokenizer()));
     assert_agree(&fixture, &gpu, Some(&fixture.adapter()), &prompts(&fixture.tokenizer())[..2]);
-}
-
-/// In inference, the residual streams share two buffers. The error still names the layer.
-#[test]
-fn what_is_not_finite_is_named_by_its_layer_without_training() {
-    let Some(gpu) = common::gpu() else { return };
-    let fixture = Fixture::new();
-    let prompt = fixture.tokenizer().encode("Once upon a time", true).unwrap();
-    let loss_mask = vec![true; prompt.len()];
-    let sample = nf4pack::internals::Sample { line: 1, tokens: prompt.clone(), loss_mask };
-    // One layer for each of the two buffers.
-    for number in [0, 3] {
-        let mut adapter = fixture.adapter();
-        let place = adapter.layout.place(number, Role::DownProj).unwrap();
-        adapter.vector[place.b].fill(f32::NAN);
-        let expected = NonFiniteAt::Layer(number);
-        let evaluated = fixture.session(&gpu, Some(&adapter)).mean_loss(std::slice::from_ref(&sample), 64, |_, _| true);
-        match evaluated.unwrap_err() {
-            ModelError::NotFinite { layer, step: None, .. } => assert_eq!(layer, Some(expected)),
-            other => panic!("{other}"),
-        }
-        match greedy(&mut fixture.generator(&gpu, Some(&adapter), None), &prompt, 3).unwrap_err() {
-            GenerateError::Model(ModelError::NotFinite { layer, .. }) => assert_eq!(layer, Some(expected)),
-            other => panic!("{other}"),
-        }
-    }
 }
 
 /// Windows in all layers and in some, layers without rotary embedding, factors.

@@ -10,8 +10,4 @@ mod shaders;
 #[cfg(feature = "convert")]
 mod stream;
 #[cfg(all(feature = "train", feature = "convert"))]
-mod train_architectures;
-#[cfg(all(feature = "train", feature = "convert"))]
-mod train_oracle;
-#[cfg(all(feature = "train", feature = "convert"))]
 mod train_run;

@@ -6,22 +6,22 @@ use crate::common;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use nf4pack::arch::ModelConfig;
 use nf4pack::convert;
 use nf4pack::data::DataFile;
 use nf4pack::dequant::stream::PackSource;
 use nf4pack::format::Role;
 use nf4pack::gpu::Gpu;
-use nf4pack::internals::Checkpoint;
-use nf4pack::internals::{Leftover, check_folder};
-use nf4pack::internals::{METRICS, Record, read_metrics};
-use nf4pack::internals::{TARGETS, WEIGHTS};
-use nf4pack::lora::Adapter;
 use nf4pack::model::MemoryError;
 use nf4pack::model::MicroBatch;
 use nf4pack::train::Settings;
-use nf4pack::train::{CheckpointError, End, Event, Prepared, Run, RunError, Task};
+use nf4pack::train::{CheckpointError, End, Event, Leftover, Prepared, Run, RunError, Task};
 use nf4pack::train::{Shape, Warmup};
+use serde_json::Value;
+
+/// The file of all records in the folder of a run.
+const METRICS: &str = "metrics.jsonl";
+/// The file of an adapter's matrices.
+const WEIGHTS: &str = "adapter_model.safetensors";
 
 /// A pack of tiny-qwen3, and a folder for runs.
 struct Fixture {
@@ -81,29 +81,36 @@ fn settings() -> Settings {
     }
 }
 
+/// The records of a run of this kind: "step" or "eval".
+fn records(out: &Path, kind: &str) -> Vec<Value> {
+    let text = fs::read_to_string(out.join(METRICS)).unwrap();
+    let records = text.lines().map(|line| serde_json::from_str::<Value>(line).unwrap());
+    records.filter(|record| record["kind"] == kind).collect()
+}
+
 fn losses(out: &Path) -> Vec<u32> {
-    let records = read_metrics(&out.join(METRICS)).unwrap();
-    let loss = |record: &Record| if let Record::Step(step) = record { Some(step.loss.to_bits()) } else { None };
-    records.iter().filter_map(loss).collect()
+    records(out, "step").iter().map(|step| (step["loss"].as_f64().unwrap() as f32).to_bits()).collect()
+}
+
+/// Step and loss of each evaluation.
+fn evaluations(out: &Path) -> Vec<(u64, f64)> {
+    records(out, "eval").iter().map(|eval| (eval["step"].as_u64().unwrap(), eval["loss"].as_f64().unwrap())).collect()
 }
 
 #[test]
 fn training_on_a_text_lowers_the_held_out_loss() {
     let Some(fixture) = Fixture::of_text() else { return };
     let out = fixture.out("learned");
-    let targets = TARGETS.to_vec();
+    let targets = Settings::default().targets;
     let settings = Settings { targets, steps: Some(8), lr: 2e-3, eval_split: 0.2, eval_every: Some(8), ..settings() };
     let mut run = fixture.start(&settings, &out, None).unwrap();
     // Adapter and settings are written before the first step, so a bad path fails early.
     let before = fs::read(out.join(WEIGHTS)).unwrap();
     assert_eq!(fs::read(out.join("settings.toml")).unwrap(), b"x = 1");
     assert_eq!(run.train(|_| true).unwrap(), End::Complete);
-    let eval = |record: &Record| if let Record::Eval(eval) = record { Some((eval.step, eval.loss)) } else { None };
-    let evals: Vec<(u64, f64)> = run.records.iter().filter_map(eval).collect();
+    let evals = evaluations(&out);
     let [(0, first), (8, last)] = evals[..] else { panic!("{evals:?}") };
     assert!(last < first - 0.4, "held-out loss {first} before, {last} after");
-    let [learned, held_out] = [&run.data, run.held_out.as_ref().unwrap()].map(|data| &data.samples);
-    assert!(held_out.len() > 3 && held_out.iter().all(|sample| learned.iter().all(|other| other.tokens != sample.tokens)));
     assert_ne!(fs::read(out.join(WEIGHTS)).unwrap(), before);
 }
 
@@ -149,7 +156,7 @@ fn a_loss_that_is_not_finite_names_the_layer_and_the_last_checkpoint() {
     let Some(fixture) = Fixture::new() else { return };
     let out = fixture.out("diverged");
     // The first step of the warm-up changes nothing. The second step diverges.
-    let targets = TARGETS.to_vec();
+    let targets = Settings::default().targets;
     let settings = Settings { targets, steps: Some(4), lr: 1e30, warmup: Warmup::Steps(2), ..settings() };
     let diverged = |settings: &Settings, out: &Path, expected: &str| match fixture
         .start(settings, out, None)
@@ -160,7 +167,7 @@ fn a_loss_that_is_not_finite_names_the_layer_and_the_last_checkpoint() {
         other => panic!("{other:?}"),
     };
     diverged(&settings, &out, "step 3: the loss is not finite; it arose first in layer 0");
-    assert_eq!(Checkpoint::latest(&out).unwrap(), None);
+    assert!(matches!(Run::latest(&out), Err(RunError::NoCheckpoint { .. })));
     // Nothing was learned, so another run may use the folder.
     let evaluated = Settings { eval_split: 0.25, eval_every: Some(1), ..settings.clone() };
     diverged(&evaluated, &out, "step 2: the held-out loss is not finite; it arose first in layer 0");
@@ -168,7 +175,7 @@ fn a_loss_that_is_not_finite_names_the_layer_and_the_last_checkpoint() {
     let (out, settings) = (fixture.out("saved"), Settings { save_every: Some(1), keep: 1, ..settings });
     diverged(&settings, &out, "step 2: the loss after the step is not finite; it arose first in layer 0");
     let checkpoint = out.join("checkpoint-1");
-    assert_eq!(Checkpoint::latest(&out).unwrap(), Some(checkpoint.clone()));
+    assert_eq!(Run::latest(&out).unwrap(), checkpoint);
     let again = fixture.start(&settings, &out, Some(&checkpoint)).unwrap().train(|_| true).unwrap_err().to_string();
     assert!(again.contains("the last good checkpoint is") && again.ends_with("checkpoint-1"), "{again}");
 }
@@ -242,7 +249,7 @@ fn records_that_cannot_be_written_do_not_end_a_run() {
     assert_eq!(end.unwrap(), End::Complete);
     assert!(run.lost_records().is_empty());
     // Only the records of the failing part are lost.
-    let steps: Vec<u64> = read_metrics(&out.join(METRICS)).unwrap().iter().map(Record::step).collect();
+    let steps: Vec<u64> = records(&out, "step").iter().map(|step| step["step"].as_u64().unwrap()).collect();
     assert_eq!(steps, [1, 4]);
 }
 
@@ -294,8 +301,7 @@ fn an_early_stop_leaves_the_best_adapter_and_a_stopped_evaluation_is_made_up_for
     drop(run);
     let mut run = fixture.start(&settings, &out, Some(&Run::latest(&out).unwrap())).unwrap();
     assert_eq!(run.train(|_| true).unwrap(), End::EarlyStop);
-    let evals: Vec<(u64, f64)> =
-        run.records.iter().filter_map(|r| if let Record::Eval(e) = r { Some((e.step, e.loss)) } else { None }).collect();
+    let evals = evaluations(&out);
     let steps = run.steps().0;
     assert_eq!(evals.iter().map(|eval| eval.0).collect::<Vec<_>>(), (0..=steps).collect::<Vec<_>>());
     let best = evals.iter().min_by(|a, b| a.1.total_cmp(&b.1)).unwrap().0;
@@ -349,38 +355,4 @@ fn memory_is_planned_and_what_does_not_fit_says_what_would() {
         other => panic!("{other:?}"),
     }
     assert!(!out.exists(), "planning writes nothing");
-}
-
-#[test]
-fn folders_are_recognised_by_their_kind() {
-    let folder = tempfile::tempdir().unwrap();
-    let config = include_bytes!("../fixtures/tiny-qwen3/config.json");
-    let model = ModelConfig::parse(config, None).unwrap();
-    let found = |name: &str, resume: Option<&Path>| match check_folder(&folder.path().join(name), resume, &model) {
-        Ok(()) => None,
-        Err(RunError::Occupied { found, .. }) => Some(found),
-        Err(error) => panic!("{error}"),
-    };
-    let put = |path: &str| {
-        let path = folder.path().join(path);
-        fs::create_dir_all(path.parent().unwrap()).unwrap();
-        fs::write(path, "{}").unwrap();
-    };
-    assert_eq!(found("none", None), None);
-    put("records/metrics.jsonl");
-    assert_eq!(found("records", None), Some(Leftover::Records));
-    put("settings/adapter_config.json");
-    assert_eq!(found("settings", None), Some(Leftover::Adapter));
-    let settings = Settings { rank: 2, ..settings() };
-    let mut adapter = Adapter::new(settings.lora(), None, &model, 1).unwrap();
-    adapter.write(&folder.path().join("untrained"), &[]).unwrap();
-    put("untrained/metrics.jsonl");
-    assert_eq!(found("untrained", None), None);
-    adapter.vector.fill(0.5);
-    adapter.write(&folder.path().join("trained"), &[]).unwrap();
-    assert_eq!(found("trained", None), Some(Leftover::Adapter));
-    put("of-others/checkpoint-500/trainer_state.json");
-    put("of-others/checkpoint-last/optimizer.pt");
-    assert_eq!(found("of-others", None), Some(Leftover::Foreign));
-    assert_eq!(found("of-others", Some(Path::new("of-others/checkpoint-1"))), Some(Leftover::Foreign));
 }

@@ -15,9 +15,6 @@ pub struct LayerAttention {
 }
 
 impl LayerAttention {
-    /// All tokens before, rotated.
-    pub const FULL: Self = Self { window: None, rotary: true };
-
     /// The attention of each of the model's `layers`. `nested`: the keys are those of a
     /// `text_config`.
     pub(super) fn read(keys: &Keys<'_>, family: &Family, layers: u32, nested: bool) -> Result<Vec<Self>, ConfigError> {

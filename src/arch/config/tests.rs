@@ -60,7 +60,7 @@ fn the_fixture_is_read() {
         residual_multiplier: 1.0,
         attention_multiplier: 0.125,
         logits_scaling: 1.0,
-        layer_attention: vec![LayerAttention::FULL; 4],
+        layer_attention: vec![LayerAttention { window: None, rotary: true }; 4],
         max_position_embeddings: 1024,
         eos_token_ids: vec![2, 0],
         ignored_keys: vec![],

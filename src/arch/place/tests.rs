@@ -4,7 +4,6 @@ use serde_json::json;
 
 use super::*;
 use crate::arch::config::MAX_LAYERS;
-use crate::arch::families::model_types;
 
 /// Hidden 8, 2 layers, 4 heads of 4 elements (q is 16 wide), 2 kv heads, feed-forward 12,
 /// vocabulary 10.
@@ -145,7 +144,7 @@ fn missing_keys_are_refused_by_name() {
     let required =
         ["model_type", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "vocab_size"];
     for key in required {
-        for model_type in model_types() {
+        for model_type in ModelConfig::model_types() {
             let result = place(&without(model_type, key), &[]);
             let missing = |e| matches!(e, ArchError::Config(ConfigError::MissingKey { key: found, .. }) if found == key);
             assert!(result.is_err_and(missing), "{model_type} {key}");

@@ -1,5 +1,6 @@
 //! `nf4pack bench train`.
 
+use crate::arch::ModelConfig;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
@@ -19,7 +20,6 @@ use crate::dequant::stream::default_budget;
 use crate::gpu::{AllocatedMemory, Gpu};
 use crate::lora::config::{AdapterLayout, LoraConfig, TARGETS};
 use crate::lora::gpu::GpuAdapter;
-use crate::model::decoder::read_config;
 use crate::model::plan::MicroBatch;
 use crate::model::plan::{Demand, MemoryError, MemoryPlan};
 use crate::random::{Generator, Stream};
@@ -126,7 +126,7 @@ fn write_pack(folder: &Path, shape: &str, ui: Ui) -> Result<PathBuf> {
 
 fn trainer(args: &BenchTrainArgs, gpu: &Gpu, pack: &Path) -> Result<(Trainer, MemoryPlan, u32)> {
     let source = open::source(pack)?;
-    let config = read_config(&source)?;
+    let config = ModelConfig::of_pack(&source)?;
     let (rank, dropout, targets) = (args.rank, 0.0, TARGETS.to_vec());
     let lora = LoraConfig { rank, alpha: 2.0 * f64::from(rank), dropout, targets, rslora: false };
     let layout = AdapterLayout::new(&lora, &config)?;

@@ -1,6 +1,6 @@
 //! Numbers and lists as text.
 
-pub use crate::train::record::{duration, median};
+pub use super::super::report::{duration, median};
 
 /// Three digits and a prefix: `999`, `1.23k`, `440M`, `3.63G`.
 fn three_digits(n: f64, prefixes: &[&str]) -> String {

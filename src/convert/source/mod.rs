@@ -153,13 +153,13 @@ impl Checkpoint {
     /// Gives every tensor the name that transformers would have written: see [`Naming`].
     fn rename(&mut self) {
         let naming = Naming::of(self.tensors.iter().map(|tensor| tensor.name.as_str()));
-        if naming.is_plain() {
+        if naming == Naming::default() {
             return;
         }
         self.tensors.iter_mut().for_each(|tensor| tensor.name = naming.stored(&tensor.name));
         self.unstorable.iter_mut().for_each(|tensor| tensor.name = naming.stored(&tensor.name));
         self.absent.iter_mut().for_each(|(tensor, _)| *tensor = naming.stored(tensor));
-        self.notices.push(Notice::Renamed { naming });
+        self.notices.push(Notice::renamed(&naming));
     }
 
     /// Names are unique in a checkpoint: of tensors with one name and the same values the first one

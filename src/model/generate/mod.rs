@@ -2,6 +2,7 @@
 
 pub mod sampling;
 
+use crate::arch::ModelConfig;
 use std::ops::ControlFlow;
 use std::time::Instant;
 
@@ -11,7 +12,6 @@ use super::ModelError;
 use crate::dequant::stream::{PackSource, StreamPlan};
 use crate::gpu::Gpu;
 use crate::lora::adapter::Adapter;
-use crate::model::decoder::read_config;
 use crate::model::generate::sampling::{Sampler, SamplingError};
 use crate::model::kv_cache::KvCache;
 use crate::model::open::Passes;
@@ -156,7 +156,7 @@ impl TextGenerator {
         capacity: u32,
         budget: Option<u64>,
     ) -> Result<Self, GenerateError> {
-        let config = read_config(&pack)?;
+        let config = ModelConfig::of_pack(&pack)?;
         let (needed, limit) = (KvCache::matrix_bytes(&config, capacity), gpu.limits().max_storage_buffer_binding_size);
         if needed > limit {
             return Err(MemoryError::Matrix { limit, needed, remedy: None }.into());

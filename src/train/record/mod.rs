@@ -1,10 +1,7 @@
-//! Records of a training, step by step: `metrics.jsonl`, TensorBoard's events and a report.
+//! Records of a training, step by step: `metrics.jsonl` and TensorBoard's events.
 
-mod chart;
 mod file;
 mod records;
-mod report;
-mod series;
 mod tensorboard;
 
 use std::io;
@@ -15,11 +12,6 @@ use crate::io::read::{self, FileError, Links};
 use file::Appender;
 pub use file::RecordError;
 pub use records::{EvalRecord, Record, StepRecord};
-#[cfg(feature = "cli")]
-pub use report::duration;
-pub use report::{Report, report};
-#[cfg(feature = "cli")]
-pub use series::median;
 
 /// The file of all records, one JSON object per line.
 pub const METRICS: &str = "metrics.jsonl";
@@ -161,15 +153,6 @@ fn read_kept(folder: &Path, step: u64, eval_due: bool) -> Result<(Vec<u8>, Vec<R
         }
     }
     Ok((kept, records))
-}
-
-/// Reads `metrics.jsonl`, without an incomplete last line.
-///
-/// # Errors
-/// [`RecordError::Read`], [`RecordError::Json`].
-pub fn read_metrics(path: &Path) -> Result<Vec<Record>, RecordError> {
-    let text = read::read(path, Links::Refuse, MAX_METRICS_LEN)?;
-    Ok(parse(path, &text)?.into_iter().map(|(record, _)| record).collect())
 }
 
 /// The records, each with its line.

@@ -5,14 +5,13 @@ use std::path::{Path, PathBuf};
 use super::{Leftover, RunError};
 use crate::arch::config::ModelConfig;
 use crate::data::options::Options;
-use crate::data::pack::{Batch, batch, epoch_order, rows};
+use crate::data::pack::{epoch_order, rows};
 use crate::data::sample::Dataset;
 use crate::data::{DataFile, Tokenizer};
 use crate::dequant::stream::{PackSource, default_budget};
 use crate::gpu::Gpu;
 use crate::lora::adapter::{self, Adapter};
 use crate::lora::config::AdapterLayout;
-use crate::model::decoder::{read_config, read_tokenizer};
 use crate::model::error::ModelError;
 use crate::model::plan::MicroBatch;
 use crate::model::plan::{Demand, MemoryPlan};
@@ -72,12 +71,12 @@ impl Prepared {
     ) -> Result<Self, RunError> {
         let settings = task.settings;
         settings.check()?;
-        let model = read_config(&pack)?;
+        let model = ModelConfig::of_pack(&pack)?;
         model.check_runnable().map_err(ModelError::from)?;
         let checkpoint =
             resume.map(|path| Ok::<_, RunError>((path.to_owned(), Checkpoint::read(path, &model)?))).transpose()?;
         let now = checkpoint.as_ref().map_or(task.now, |(_, checkpoint)| checkpoint.state.now);
-        let tokenizer = read_tokenizer(&pack, &model, now)?;
+        let tokenizer = Tokenizer::of_pack(&pack, &model, now)?;
         let options = Options { train_on: settings.train_on, max_length: settings.max_length, strict: settings.strict };
         let mut data = task.data.samples(&tokenizer, options, progress)?;
         let held_out = match task.eval_data {
@@ -100,15 +99,8 @@ impl Prepared {
         settings.max_length.min(tokens.max(1))
     }
 
-    /// The first batch of the run, of this many rows.
-    #[doc(hidden)]
-    pub fn first_batch(&self, settings: &Settings, micro_batch: u32) -> Batch {
-        let rows = self.epoch(settings, 0);
-        let first: Vec<Vec<usize>> = rows.into_iter().take(micro_batch as usize).collect();
-        batch(&self.data.samples, &first)
-    }
-
-    fn epoch(&self, settings: &Settings, epoch: u32) -> Vec<Vec<usize>> {
+    /// The rows of an epoch: the samples of each.
+    pub(crate) fn epoch(&self, settings: &Settings, epoch: u32) -> Vec<Vec<usize>> {
         epoch_rows(&self.data, settings, self.row_length(settings), epoch)
     }
 
@@ -199,3 +191,6 @@ fn leftover(out: &Path, model: &ModelConfig) -> Result<Option<Leftover>, RunErro
 pub(super) fn epoch_rows(data: &Dataset, settings: &Settings, row_length: u32, epoch: u32) -> Vec<Vec<usize>> {
     rows(&data.samples, &epoch_order(data.samples.len(), settings.seed, epoch), row_length)
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,178 @@
+//! Tests of the model and of the trainer below the public API, against the results of transformers
+//! and PEFT: a checkpoint whose weights NF4 represents exactly, and the expected results with the
+//! same weights.
+#![allow(clippy::unwrap_used, clippy::panic, reason = "tests fail by panicking")]
+
+mod architectures;
+mod oracle;
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use crate::arch::ModelConfig;
+use crate::convert::{self, encode::Encoder};
+use crate::data::pack::{Batch, IGNORE_INDEX};
+use crate::dequant::stream::{PackSource, StreamOptions, StreamPlan};
+use crate::format::Role;
+use crate::format::nf4::ScaleType;
+use crate::gpu::Gpu;
+use crate::lora::Adapter;
+use crate::lora::config::AdapterLayout;
+use crate::lora::gpu::GpuAdapter;
+use crate::model::Session;
+use crate::model::decoder::Model;
+use crate::model::workspace::{Memory, Sizes};
+use crate::train::trainer::{Hyperparameters, Trainer};
+use safetensors::SafeTensors;
+use serde_json::Value;
+
+/// A file or folder of the fixtures.
+pub fn fixture(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures").join(name)
+}
+
+/// The tensors of a safetensors file, all of them float32.
+pub fn floats(path: &Path) -> BTreeMap<String, Vec<f32>> {
+    let bytes = std::fs::read(path).unwrap();
+    let decode = |data: &[u8]| data.as_chunks::<4>().0.iter().map(|&b| f32::from_le_bytes(b)).collect();
+    let tensors = SafeTensors::deserialize(&bytes).unwrap();
+    tensors.iter().map(|(name, view)| (name.to_owned(), decode(view.data()))).collect()
+}
+
+/// A JSON file.
+pub fn json(path: &Path) -> Value {
+    serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap()
+}
+
+/// The numbers of a list.
+pub fn numbers(value: &Value) -> Vec<f64> {
+    value.as_array().unwrap().iter().map(|n| n.as_f64().unwrap()).collect()
+}
+
+/// The tokens of a list.
+pub fn tokens(value: &Value) -> Vec<u32> {
+    numbers(value).iter().map(|&id| id as u32).collect()
+}
+
+/// Rows of as many tokens and labels as a batch of ours: their labels stand at the token itself,
+/// ours at the one before.
+pub fn batch<'a>(rows: impl IntoIterator<Item = [&'a Value; 2]>) -> Batch {
+    let mut batch = Batch { rows: 0, tokens: Vec::new(), labels: Vec::new(), starts: Vec::new(), loss_tokens: 0 };
+    for [row, labels] in rows {
+        batch.rows += 1;
+        batch.tokens.extend(tokens(row));
+        let shifted = numbers(labels).into_iter().skip(1).chain([-100.0]);
+        batch.labels.extend(shifted.map(|n| if n < 0.0 { IGNORE_INDEX } else { n as u32 }));
+        batch.starts.resize(batch.tokens.len(), batch.starts.len() as u32);
+    }
+    batch.loss_tokens = batch.labels.iter().filter(|&&label| label != IGNORE_INDEX).count() as u64;
+    batch
+}
+
+/// A checkpoint as a pack without loss, and the folder of what is expected of it.
+pub struct Fixture {
+    gpu: Gpu,
+    folder: PathBuf,
+    pub pack: PathBuf,
+    pub config: ModelConfig,
+    length: u32,
+    rank: u32,
+    _scratch: tempfile::TempDir,
+}
+
+impl Fixture {
+    /// For rows of `length` tokens, and adapters of rank `rank`.
+    pub fn new(gpu: Gpu, checkpoint: &Path, folder: PathBuf, length: usize, rank: u32) -> Self {
+        let options =
+            convert::Options { encoder: Encoder::Absmax, scale_type: ScaleType::F32, ..convert::Options::default() };
+        Self::converted(gpu, checkpoint, folder, length, rank, options)
+    }
+
+    /// As [`Fixture::new`], with other options of the conversion.
+    pub fn converted(
+        gpu: Gpu,
+        checkpoint: &Path,
+        folder: PathBuf,
+        length: usize,
+        rank: u32,
+        options: convert::Options,
+    ) -> Self {
+        let scratch = tempfile::tempdir().unwrap();
+        let pack = scratch.path().join("model.nf4pack");
+        convert::convert(checkpoint, &pack, options, &()).unwrap();
+        let config = ModelConfig::of_pack(&PackSource::open(&pack).unwrap()).unwrap();
+        Self { gpu, folder, pack, config, length: length as u32, rank, _scratch: scratch }
+    }
+
+    pub fn model(&self, ring: bool) -> Model {
+        let source = PackSource::open(&self.pack).unwrap();
+        let least = StreamPlan::new(source.index(), u64::MAX, None, true).unwrap().minimum_bytes;
+        let options = StreamOptions { budget: ring.then_some(least), ..StreamOptions::default() };
+        let model = Model::new(&self.gpu, source, self.length, &options).unwrap();
+        assert_eq!(model.plan().resident, !ring);
+        model
+    }
+
+    pub fn memory(&self, rows: usize) -> Memory {
+        let sizes = Sizes { tokens: rows as u32 * self.length, rank: self.rank, dropout: true, training: true };
+        Memory::new(&self.gpu, &self.config, sizes).unwrap()
+    }
+
+    pub fn adapter(&self, name: &str) -> Adapter {
+        Adapter::read(&self.folder.join(name), &self.config).unwrap()
+    }
+
+    pub fn session(&self, adapter: Option<&Adapter>, ring: bool) -> Session {
+        let adapter = adapter.map(|a| GpuAdapter::new(&self.gpu, &a.config, &a.layout, &a.vector, false).unwrap());
+        Session { model: self.model(ring), adapter, memory: self.memory(2) }
+    }
+
+    pub fn trainer(&self, adapter: &Adapter, ring: bool, rows: usize) -> Trainer {
+        self.trainer_of(adapter, self.model(ring), self.memory(rows))
+    }
+
+    /// With the model and the memory of a session: another model takes seconds on a software
+    /// driver.
+    pub fn trainer_of(&self, adapter: &Adapter, model: Model, memory: Memory) -> Trainer {
+        let on_gpu = GpuAdapter::new(&self.gpu, &adapter.config, &adapter.layout, &adapter.vector, true).unwrap();
+        let hyperparameters = Hyperparameters { weight_decay: 0.01, clip: Some(1.0), ..Hyperparameters::default() };
+        Trainer::new(model, on_gpu, memory, hyperparameters).unwrap()
+    }
+}
+
+/// The norm of the difference over the norm of what is expected.
+pub fn relative(found: &[f32], expected: &[f32]) -> f64 {
+    assert_eq!(found.len(), expected.len());
+    let square = |x: f64| x * x;
+    let difference: f64 = found.iter().zip(expected).map(|(&a, &b)| square(f64::from(a) - f64::from(b))).sum();
+    let norm: f64 = expected.iter().map(|&b| square(b.into())).sum();
+    (difference / norm).sqrt()
+}
+
+/// Compares the gradient of every matrix of an adapter with PEFT's. Both have the same matrices.
+#[track_caller]
+pub fn assert_gradients(layout: &AdapterLayout, gradient: &[f32], expected: &BTreeMap<String, Vec<f32>>) {
+    let mut compared = 0;
+    for (layer, role, place) in layout.places() {
+        let block = if [Role::GateProj, Role::UpProj, Role::DownProj].contains(&role) { "mlp" } else { "self_attn" };
+        for (matrix, range) in [("A", place.a), ("B", place.b)] {
+            let name = format!("base_model.model.model.layers.{layer}.{block}.{role}.lora_{matrix}.weight");
+            let found = &gradient[range];
+            assert!(found.iter().any(|&g| g != 0.0), "{name} has no gradient");
+            let error = relative(found, &expected[&name]);
+            assert!(error <= 1e-3, "{name}: {error}");
+            compared += 1;
+        }
+    }
+    assert_eq!(compared, expected.keys().filter(|name| name.contains(".lora_")).count());
+}
+
+/// Compares every number with the expected one, within 2e-4.
+#[track_caller]
+pub fn assert_near(what: &str, found: &[f32], expected: &[f32]) {
+    assert_eq!(found.len(), expected.len(), "{what}");
+    for (i, (found, expected)) in found.iter().zip(expected).enumerate() {
+        // NaN is not near anything.
+        assert!((found - expected).abs() <= 2e-4, "{what}: element {i} is {found}, expected {expected}");
+    }
+}

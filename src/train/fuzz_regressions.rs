@@ -1,0 +1,42 @@
+//! The checks of the fuzz targets below the public API, over the committed seeds and over
+//! everything that a target has ever failed on. The others are in `tests/format/fuzz_regressions.rs`.
+#![allow(clippy::expect_used, clippy::unwrap_used, clippy::panic, reason = "tests fail by panicking")]
+
+#[path = "../../fuzz/checks/adapter.rs"]
+mod adapter;
+#[path = "../../fuzz/checks/checkpoint.rs"]
+mod checkpoint;
+#[path = "../../fuzz/checks/json.rs"]
+mod json;
+#[path = "../../fuzz/checks/jsonl.rs"]
+mod jsonl;
+#[path = "../../tests/common/replay.rs"]
+mod replay;
+#[path = "../../fuzz/checks/template.rs"]
+mod template;
+
+use replay::{draw_changes, replay};
+
+#[test]
+fn adapter() {
+    assert!(replay("adapter", adapter::run) >= 3);
+    draw_changes(300, adapter::run);
+}
+
+#[test]
+fn checkpoint() {
+    assert!(replay("checkpoint", checkpoint::run) >= 3);
+    draw_changes(300, checkpoint::run);
+}
+
+#[test]
+fn jsonl() {
+    assert!(replay("jsonl", jsonl::run) >= 3);
+    draw_changes(200, jsonl::run);
+}
+
+#[test]
+fn template() {
+    assert!(replay("template", template::run) >= 3);
+    draw_changes(300, template::run);
+}
