@@ -198,6 +198,8 @@ mod mmap;
 pub mod model;
 #[cfg(feature = "train")]
 pub(crate) mod ops;
+#[cfg(feature = "gpu")]
+mod panics;
 #[cfg(feature = "train")]
 mod random;
 #[cfg(all(test, feature = "train", feature = "convert"))]

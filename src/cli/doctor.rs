@@ -201,7 +201,7 @@ impl Document {
         let _ = writeln!(text, "\n{table}(self-test on this device: {verdict})");
         for k in slow {
             let reason = k.reason.as_deref().unwrap_or("unknown reason");
-            let _ = writeln!(text, "{} from {} scales: {reason}", k.output, k.scales);
+            let _ = writeln!(text, "{} from {} scales: {}", k.output, k.scales, ui::one_line(reason));
         }
     }
 }
@@ -325,7 +325,11 @@ impl PackEntry {
         let bytes = |n: u64| ui::bytes(n as f64);
         let (layers, all) = (ui::plural(u64::from(self.layers), "layer"), bytes(self.layers_bytes));
         let (largest, globals) = (bytes(self.largest_layer_bytes), bytes(self.globals_bytes));
-        let _ = writeln!(text, "\n{}: {layers}, {all}, the largest {largest}; global tensors: {globals}", self.file);
+        let _ = writeln!(
+            text,
+            "\n{}: {layers}, {all}, the largest {largest}; global tensors: {globals}",
+            ui::one_line(&self.file)
+        );
         let within = self.budget_bytes.map_or("memory of unknown size".to_owned(), bytes);
         let verdict = match &self.plan {
             Some(plan) if plan.resident => format!("all layers fit in {within} and take {}", bytes(plan.needed_bytes)),
@@ -345,7 +349,7 @@ impl PackEntry {
         );
         let _ = writeln!(text, "{:<15} including staging buffers, without the global tensors", "");
         for (i, reason) in self.cannot_run.iter().enumerate() {
-            let _ = writeln!(text, "{:<15} {reason}", if i == 0 { "does not run" } else { "" });
+            let _ = writeln!(text, "{:<15} {}", if i == 0 { "does not run" } else { "" }, ui::one_line(reason));
         }
     }
 }

@@ -12,6 +12,7 @@ use serde::Serialize;
 use serde_json::json;
 
 use super::args::{BenchCommand, Command, Usage};
+use super::process::{Bug, NoThreads};
 use super::ui;
 use crate::arch::names::is_part;
 use crate::arch::{ArchError, ConfigError, ModelConfig, Obstacle};
@@ -112,6 +113,15 @@ impl Failure {
         Self { code: codes::code(error), error: text(error), hint: hint(error, advice) }
     }
 
+    /// Prints the failure on stdout, if the command prints JSON.
+    fn print_json(&self, command: &Command) -> ExitCode {
+        if command.json() {
+            // If stdout cannot be written, stderr has the error.
+            let _ = ui::print_json(&format!("{:#}\n", json!(self)));
+        }
+        ExitCode::FAILURE
+    }
+
     /// Prints the failure on stderr.
     pub fn print(&self) {
         ui::labelled("error", AnsiColor::Red, &self.error);
@@ -128,11 +138,12 @@ pub fn report(error: &anyhow::Error, command: &Command) -> ExitCode {
     if error.is::<Usage>() {
         return ExitCode::from(2);
     }
-    if command.json() {
-        // If stdout cannot be written, stderr has the error.
-        let _ = ui::print(&format!("{:#}\n", json!(failure)));
-    }
-    ExitCode::FAILURE
+    failure.print_json(command)
+}
+
+/// As [`report`], for a panic, whose hook printed it on stderr.
+pub fn report_bug(bug: Bug, command: &Command) -> ExitCode {
+    Failure::new(&bug.into(), Advice::NONE).print_json(command)
 }
 
 /// The error and its causes, without causes that an earlier message contains.
@@ -181,11 +192,30 @@ fn hint(error: &anyhow::Error, advice: Advice) -> Option<String> {
             of_data(e)
         } else if let Some(e) = cause.downcast_ref() {
             of_adapter(e)
+        } else if cause.is::<NoThreads>() {
+            Some(NoThreads::HINT.into())
+        } else if cause.is::<Bug>() {
+            Some(Bug::HINT.into())
         } else {
-            cause.downcast_ref().and_then(of_open).or_else(|| cause.downcast_ref().and_then(of_file))
+            let of_system = || cause.downcast_ref().and_then(of_io);
+            cause.downcast_ref().and_then(of_open).or_else(|| cause.downcast_ref().and_then(of_file)).or_else(of_system)
         }
     })
 }
+
+/// What to do about an error of the operating system, of any file.
+fn of_io(error: &std::io::Error) -> Option<String> {
+    match error.kind() {
+        ErrorKind::StorageFull | ErrorKind::QuotaExceeded => Some(FULL.into()),
+        ErrorKind::FileTooLarge => Some(FILE_SIZE.into()),
+        _ => None,
+    }
+}
+
+/// What to do about a full file system.
+const FULL: &str = "free some space, or write to another file system";
+/// What to do about a limit of the size of files.
+const FILE_SIZE: &str = "the file system or `ulimit -f` does not allow a file of this size";
 
 fn of_convert(error: &ConvertError) -> Option<String> {
     match error {
@@ -211,7 +241,7 @@ fn of_convert(error: &ConvertError) -> Option<String> {
         ConvertError::PartialSource { path, .. } => {
             Some(format!("restore the file, or start again with `rm {}`", path.display()))
         }
-        ConvertError::Threads(_) => Some("--threads N starts fewer threads".into()),
+        ConvertError::Threads(_) | ConvertError::SyncThread(_) => Some("--threads N starts fewer threads".into()),
         ConvertError::Cancelled => None,
     }
 }
@@ -380,8 +410,8 @@ fn of_target(path: &Path, error: &std::io::Error) -> Option<String> {
         ErrorKind::PermissionDenied => format!("you need permission to write to the folder {}", folder.display()),
         ErrorKind::ReadOnlyFilesystem => "name a path on a writable file system".to_owned(),
         ErrorKind::IsADirectory => format!("OUT must be a file, such as {}", path.join("model.nf4pack").display()),
-        ErrorKind::StorageFull | ErrorKind::QuotaExceeded => "free some space, or write to another file system".to_owned(),
-        ErrorKind::FileTooLarge => "the file system or `ulimit -f` does not allow a file of this size".to_owned(),
+        ErrorKind::StorageFull | ErrorKind::QuotaExceeded => FULL.to_owned(),
+        ErrorKind::FileTooLarge => FILE_SIZE.to_owned(),
         _ => return None,
     })
 }

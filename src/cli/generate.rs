@@ -18,7 +18,7 @@ use super::outcome::Outcome;
 use super::ui::{self, Ui};
 use crate::arch::config::ModelConfig;
 use crate::data::Tokenizer;
-use crate::data::caught::interruptible;
+use crate::data::interruptible::interruptible;
 use crate::model::generate::sampling::{Sampler, SamplerOptions};
 use crate::model::generate::{Ending, Event, GenerateError, Generated, TextGenerator};
 use chat::Conversation;
@@ -129,7 +129,7 @@ impl Speaker<'_> {
     /// Answers line by line.
     fn chat(&mut self, system: Option<&str>) -> Result<Outcome> {
         let mut conversation = Conversation::new(system);
-        let (typed, lines) = (io::stdin().is_terminal(), chat::lines());
+        let (typed, lines) = (io::stdin().is_terminal(), chat::lines()?);
         let mut all_answered = true;
         while let Some(line) = chat::next_line(&lines, typed)? {
             if line.trim().is_empty() {

@@ -25,7 +25,7 @@ pub fn run(args: &InspectArgs) -> Result<Outcome> {
     if document.provenance.is_none() {
         ui.warning("the metadata is not the provenance record of the specification; --json shows it as it is");
     }
-    ui.result(&document, || document.text(args))?;
+    ui.result(&document, || document.text())?;
     Ok(Outcome::Good)
 }
 
@@ -155,7 +155,7 @@ impl<'a> Document<'a> {
         })
     }
 
-    fn text(&self, args: &InspectArgs) -> String {
+    fn text(&self) -> String {
         let mut text = String::new();
         // A list of tensors is input for other programs, so nothing else is printed.
         match (&self.tensors, &self.layer) {
@@ -165,14 +165,14 @@ impl<'a> Document<'a> {
                 let (offset, size) = (ui::grouped(layer.offset), ui::grouped(layer.bytes));
                 let _ = writeln!(text, "\nlayer {}: {size} bytes from offset {offset}", layer.number);
             }
-            _ => self.overview(&mut text, args),
+            _ => self.overview(&mut text),
         }
         text
     }
 
-    fn overview(&self, text: &mut String, args: &InspectArgs) {
+    fn overview(&self, text: &mut String) {
         let features = if self.required_features.is_empty() { "none".into() } else { self.required_features.join(", ") };
-        let _ = writeln!(text, "{}: nf4pack format {}, features: {features}", args.file.display(), self.version);
+        let _ = writeln!(text, "{}: nf4pack format {}, features: {features}", ui::one_line(&self.file), self.version);
         let (layers, sections) = (ui::plural(u64::from(self.layers), "layer"), ui::plural(self.sections, "section"));
         let _ = writeln!(text, "{} bytes, {layers}, {sections}\n", ui::grouped(self.bytes));
         if let Some(provenance) = &self.provenance {
@@ -205,17 +205,16 @@ impl<'a> Document<'a> {
 fn origin(text: &mut String, p: &Provenance, tied: bool) {
     let tied = if tied { ", lm_head tied to the embedding" } else { "" };
     let class = ModelConfig::class_of(&p.model_type).unwrap_or("no family that this version runs");
-    let _ = writeln!(text, "model        {} ({class}){tied}", p.model_type);
-    let _ =
-        writeln!(text, "made by      {}, encoder {}, {} scales, block size {}", p.tool, p.encoder, p.scales, p.block_size);
+    let _ = writeln!(text, "model        {} ({class}){tied}", ui::one_line(&p.model_type));
+    let [tool, encoder, scales] = [&p.tool, &p.encoder, &p.scales].map(|text| ui::one_line(text));
+    let _ = writeln!(text, "made by      {tool}, encoder {encoder}, {scales} scales, block size {}", p.block_size);
     for (option, pattern) in [("keep", &p.keep), ("quantize", &p.quantize)] {
         if let Some(pattern) = pattern {
-            let _ = writeln!(text, "{option:<12} {pattern}");
+            let _ = writeln!(text, "{option:<12} {}", ui::one_line(pattern));
         }
     }
     if !p.dropped.is_empty() {
-        let names: Vec<String> = p.dropped.iter().map(|name| name.escape_debug().to_string()).collect();
-        let _ = writeln!(text, "left out     {}", ui::first_of(&names));
+        let _ = writeln!(text, "left out     {}", ui::one_line(&ui::first_of(&p.dropped)));
     }
     let mut table = Table::new(&["source", ">bytes", "sha256"]);
     for source in &p.sources {

@@ -86,7 +86,7 @@ impl Document<'_> {
                 "rounding to bf16: {:.2} % of the change, at most {:.2} % ({})\n",
                 100.0 * error,
                 100.0 * worst.relative_error,
-                worst.tensor
+                ui::one_line(&worst.tensor)
             ),
             _ => String::new(),
         };
@@ -100,7 +100,7 @@ impl Document<'_> {
                 c.top1_changed
             )
         });
-        let left_out = left_out(&report.written);
+        let (target, left_out) = (ui::one_line(target), left_out(&report.written));
         format!("{target}: {tensors} in bf16, {merged} of them merged: {amounts}\n{left_out}{rounding}{logits}")
     }
 }

@@ -8,6 +8,8 @@ mod generate;
 mod golden;
 mod gpu;
 mod kills;
+mod limits;
 mod merge;
+mod terminal;
 mod train;
 mod train_flags;

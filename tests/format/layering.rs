@@ -12,11 +12,12 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("io", &[]),
     ("mmap", &["format"]),
     ("convert", &["arch", "format", "io"]),
-    ("gpu", &["io"]),
+    ("panics", &[]),
+    ("gpu", &["io", "panics"]),
     ("dequant", &["format", "gpu", "io", "mmap"]),
     ("random", &[]),
     ("arch", &["format"]),
-    ("data", &["arch", "random"]),
+    ("data", &["arch", "panics", "random"]),
     ("ops", &["arch", "format", "dequant", "gpu"]),
     ("lora", &["arch", "format", "gpu", "io", "ops", "random"]),
     ("model", &["arch", "data", "dequant", "format", "gpu", "lora", "ops", "random"]),
@@ -28,7 +29,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
         "cli",
         &[
             "arch", "format", "io", "mmap", "convert", "data", "dequant", "gpu", "lora", "model", "ops", "random", "train",
-            "verify", "export", "merge",
+            "verify", "export", "merge", "panics",
         ],
     ),
     ("tests", &["arch", "format", "mmap", "convert", "data", "dequant", "gpu", "lora", "model", "ops", "train", "export"]),
@@ -56,6 +57,7 @@ const FENCED: &[(&str, &[&str])] = &[
     ("clap", &["cli"]),
     ("clap_complete", &["cli"]),
     ("ctrlc", &["cli"]),
+    ("signal_hook", &["cli"]),
     ("indicatif", &["cli"]),
     ("toml", &["cli"]),
 ];
@@ -170,6 +172,29 @@ fn unsafe_code_stands_only_where_it_may() {
     let stray: Vec<_> = found.iter().filter(|path| !UNSAFE.contains(path)).collect();
     assert!(stray.is_empty(), "unsafe code in {stray:?}");
     assert!(found.contains(&"mmap.rs"), "the search finds no unsafe code at all");
+}
+
+/// The only file that writes to stdout and stderr: it escapes what a terminal would act on.
+const DOOR: &str = "cli/ui/door.rs";
+
+#[test]
+fn only_one_file_writes_to_the_terminal() {
+    let writes = |code: &str| {
+        let ways =
+            ["print!", "println!", "eprint!", "eprintln!", "dbg!", "stdout()", "stderr()", "io::stdout", "io::stderr"];
+        ways.iter().any(|way| code.contains(way))
+    };
+    // A file that only tests compile.
+    let declared = |s: &Source, name: &str| {
+        let before = s.code.split_once(&format!("mod {name};")).map_or("", |(before, _)| before);
+        let attributes = before.rsplit(';').next().unwrap_or_default();
+        attributes.contains("#[cfg(test)]") || attributes.contains("#[cfg(all(test,")
+    };
+    let code = |s: &Source| s.code.split("#[cfg(test)]").next().unwrap_or_default().to_owned();
+    let sources = sources();
+    let in_tests = |s: &Source| s.module.last().is_some_and(|name| sources.iter().any(|parent| declared(parent, name)));
+    let found: Vec<&str> = sources.iter().filter(|s| !in_tests(s) && writes(&code(s))).map(|s| s.path.as_str()).collect();
+    assert_eq!(found, [DOOR], "text of files reaches the terminal past the escapes of {DOOR}");
 }
 
 /// A file that no test binary names would never run, and a fifth binary would be linked and open

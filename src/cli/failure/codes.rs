@@ -7,6 +7,7 @@
 use std::error::Error;
 
 use super::super::args::Usage;
+use super::super::process::{Bug, NoThreads};
 use super::super::ui::Cancelled;
 use crate::arch::{ArchError, ConfigError, Obstacle};
 use crate::convert::ConvertError;
@@ -96,6 +97,8 @@ codes! {
         NotFinite "not-finite-element"
         OutOfRange "dequant-out-of-range"
         Difference "run-difference"
+        NoThreads "no-threads"
+        Bug "bug"
     }
     ConvertError {
         .0 of Source, Arch, Plan;
@@ -111,6 +114,7 @@ codes! {
         PartialSource "partial-source-changed"
         Cancelled "cancelled"
         Threads "no-threads"
+        SyncThread "no-threads"
     }
     SourceError {
         .source of Header, Quantised;
@@ -430,7 +434,7 @@ mod tests {
     const DOCUMENT: &str = include_str!("../../../docs/error-codes.md");
 
     /// Codes that several errors share.
-    const SHARED: [&str; 8] = [
+    const SHARED: [&str; 9] = [
         "io",
         "cancelled",
         "no-threads",
@@ -439,6 +443,7 @@ mod tests {
         "target-not-durable",
         "gpu-budget",
         "layer-out-of-range",
+        "source-unreadable",
     ];
 
     #[test]
