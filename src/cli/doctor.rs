@@ -6,7 +6,7 @@ use std::path::Path;
 use anyhow::{Context, Result};
 use serde::Serialize;
 
-use super::args::DoctorArgs;
+use super::args::{DoctorArgs, ReadArgs};
 use super::bench::dequant::{gigabytes, percent};
 use super::bench::{gpu as decode, upload};
 use super::device::{self, AdapterEntry, is_software};
@@ -141,7 +141,7 @@ impl Document {
         self.device = Some(Device::new(gpu));
         let budget = args.budget.or_else(|| default_budget(gpu));
         // Before the measurements, since it finds damaged packs and wrong names.
-        self.pack = args.pack.as_deref().map(|file| PackEntry::new(file, gpu, budget)).transpose()?;
+        self.pack = args.pack.as_deref().map(|file| PackEntry::new(file, args.read, gpu, budget)).transpose()?;
         let kernels = Dequantizer::new(gpu)?;
         self.kernels = kernels.choices().into_iter().map(KernelEntry::from).collect();
         self.speed = Some(Speed::new(gpu, &kernels).context("the speed cannot be measured")?);
@@ -289,9 +289,8 @@ impl Speed {
 }
 
 impl PackEntry {
-    fn new(file: &Path, gpu: &Gpu, budget: Option<u64>) -> Result<Self> {
-        let mapped = open::pack(file)?;
-        let pack = mapped.pack();
+    fn new(file: &Path, args: ReadArgs, gpu: &Gpu, budget: Option<u64>) -> Result<Self> {
+        let pack = open::read(file, args)?;
         let index = pack.index();
         let max_buffer = gpu.limits().max_buffer_size;
         let whole = StreamPlan::new(index, max_buffer, None, false)?;
@@ -311,7 +310,7 @@ impl PackEntry {
             resident_bytes: whole.needed_bytes,
             smallest_bytes: whole.minimum_bytes,
             plan,
-            cannot_run: failure::cannot_run_pack(pack),
+            cannot_run: failure::cannot_run_pack(&pack)?,
         })
     }
 

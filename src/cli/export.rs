@@ -21,7 +21,7 @@ pub fn run(args: &ExportArgs) -> anyhow::Result<Outcome> {
     let ui = Ui::from(args.output);
     ui::handle_interrupts()?;
     let dtype = FloatType::from(args.dtype);
-    let pack = open::pack(&args.file)?;
+    let pack = open::weights(&args.file, args.weights)?;
     let meter = ui.meter("exporting", Unit::Weights);
     let report = export(&pack, &args.target, dtype, &meter)?;
     drop(meter);

@@ -24,7 +24,7 @@ use crate::dequant::DequantError;
 use crate::dequant::stream::StreamError;
 use crate::export::{ExportError, WriteError};
 use crate::format::files::GENERATION_CONFIG;
-use crate::format::{FormatError, Pack, Role};
+use crate::format::{FormatError, Role};
 use crate::gpu::{self, DRIVER_HINT, GpuError};
 use crate::lora::adapter::AdapterError;
 use crate::merge::MergeError;
@@ -37,7 +37,7 @@ use crate::train::checkpoint::{CheckpointError, Difference, OPTIMIZER, STATE};
 use crate::train::record::RecordError;
 use crate::train::run::{Leftover, RunError};
 use crate::verify::VerifyError;
-use crate::{FileError, OpenError};
+use crate::{FileError, OpenError, PackSource, ReadError};
 
 /// A failure, as stderr and JSON show it.
 #[derive(Debug, Serialize)]
@@ -192,6 +192,8 @@ fn hint(error: &anyhow::Error, advice: Advice) -> Option<String> {
             of_data(e)
         } else if let Some(e) = cause.downcast_ref() {
             of_adapter(e)
+        } else if let Some(e) = cause.downcast_ref() {
+            of_read(e)
         } else if cause.is::<NoThreads>() {
             Some(NoThreads::HINT.into())
         } else if cause.is::<Bug>() {
@@ -456,15 +458,26 @@ fn of_verify(error: &VerifyError) -> Option<String> {
             Some(format!("`nf4pack verify {}` lists the damaged sections; convert the checkpoint again", path.display()))
         }
         VerifyError::Threads(_) => Some("--threads N starts fewer threads".into()),
-        VerifyError::Io { .. } | VerifyError::Cancelled => None,
+        VerifyError::Read(e) => of_read(e),
+        VerifyError::Cancelled => None,
     }
 }
 
 fn of_export(error: &ExportError) -> Option<String> {
     match error {
         ExportError::Verify(e) => of_verify(e),
+        ExportError::Obstacle(e) => of_obstacle(e),
         ExportError::Overflow { .. } => Some("--dtype bf16 or f32 can represent it".into()),
         ExportError::Write(e) => of_write(e),
+    }
+}
+
+fn of_obstacle(error: &Obstacle) -> Option<String> {
+    match error {
+        Obstacle::LayerCount { .. } => {
+            Some("config.json is of another model: convert the checkpoint again, with the right one (--config FILE)".into())
+        }
+        _ => None,
     }
 }
 
@@ -474,6 +487,8 @@ fn of_merge(error: &MergeError) -> Option<String> {
         MergeError::Source(e) => of_source(e),
         MergeError::Write(e) => of_write(e),
         MergeError::Adapter(e) => of_adapter(e),
+        MergeError::Model(ModelError::Obstacle(e)) => of_obstacle(e),
+        MergeError::Model(ModelError::Stream(StreamError::Read(e))) => of_read(e),
         MergeError::OtherBase { .. } => {
             Some("`nf4pack inspect` shows the SHA-256 of the pack's source files; --base dequant needs none of them".into())
         }
@@ -548,6 +563,8 @@ fn of_write(error: &WriteError) -> Option<String> {
         WriteError::NoSpace { needed, available, .. } => Some(no_space(*needed, *available)),
         WriteError::Target { path, source } => of_target(path, source),
         WriteError::NotDurable { .. } => Some(SYNC.into()),
+        WriteError::Pack(e) => of_read(e),
+        WriteError::Memory { .. } => Some(MORE_MEMORY.into()),
         WriteError::Source { .. }
         | WriteError::TensorName { .. }
         | WriteError::Safetensors { .. }
@@ -594,11 +611,16 @@ pub fn bad_files<'a>(file: impl Fn(&str) -> Option<&'a [u8]>) -> Vec<String> {
 
 /// Why the model of a pack cannot run, one sentence each. Checks the index, the files, and the
 /// tokenizer.
-pub fn cannot_run_pack(pack: Pack<'_>) -> Vec<String> {
-    let mut found: Vec<String> = Obstacle::check_pack(&pack).err().iter().map(unusable).collect();
-    let files: Vec<(&str, &[u8])> = pack.files().map(|file| (file.name, file.bytes)).collect();
+///
+/// # Errors
+/// If a file cannot be read, or is damaged.
+pub fn cannot_run_pack(pack: &PackSource) -> Result<Vec<String>, ReadError> {
+    let files = pack.files()?;
+    let files: Vec<(&str, &[u8])> = files.iter().map(|(name, bytes)| (name.as_str(), bytes.as_slice())).collect();
+    let runnable = Obstacle::check_pack(pack.index(), |name| of_name(&files, name));
+    let mut found: Vec<String> = runnable.err().iter().map(unusable).collect();
     found.extend(bad_files(|name| of_name(&files, name)));
-    if found.is_empty() { cannot_load(&files).into_iter().collect() } else { found }
+    Ok(if found.is_empty() { cannot_load(&files).into_iter().collect() } else { found })
 }
 
 /// Why the tokenizer of a pack with these files does not load, if nothing else is wrong with them.
@@ -641,6 +663,8 @@ fn of_run(error: &RunError, advice: Advice) -> Option<String> {
             Some("name another --out, or move the files away: a run would replace them".into())
         }
         RunError::Occupied { .. } => Some("name another --out, or remove the folder".into()),
+        RunError::Locked { .. } => Some("wait for its end, or name another --out".into()),
+        RunError::Lock { path, source } => of_target(path, source),
         RunError::Elsewhere { .. } => Some("name the folder of the checkpoint with --out".into()),
         RunError::Record(e) => of_record(e),
         RunError::NoCheckpoint { .. } => {
@@ -687,6 +711,8 @@ fn of_checkpoint(error: &CheckpointError) -> Option<String> {
         | CheckpointError::Json { .. }
         | CheckpointError::Safetensors { .. }
         | CheckpointError::Tensor { .. }
+        | CheckpointError::StateChecksum { .. }
+        | CheckpointError::Step { .. }
         | CheckpointError::Checksum { .. } => "name another checkpoint with --resume=CHECKPOINT, such as OUT/checkpoint-100",
         CheckpointError::SetAside { .. } | CheckpointError::Remove { .. } => {
             "you need permission to write in the folder of --out"
@@ -728,19 +754,30 @@ fn of_record(error: &RecordError) -> Option<String> {
 
 fn of_stream(error: &StreamError, advice: Advice) -> Option<String> {
     match error {
-        StreamError::Open(e) => of_open(e),
+        StreamError::Read(e) => of_read(e),
         StreamError::Gpu(e) => of_gpu(e, advice),
         StreamError::Budget { needed, .. } => Some(match advice.budget {
             Some(flag) => format!("{flag} {needed} is the minimum"),
             None => format!("take a GPU with {needed} bytes of free memory (--gpu)"),
         }),
-        StreamError::Damaged { path, .. } => {
-            Some(format!("`nf4pack verify {}` lists the damaged sections; convert the checkpoint again", path.display()))
-        }
-        StreamError::Truncated { .. } => Some("copy the file again, and do not change it while nf4pack uses it".into()),
         _ => None,
     }
 }
+
+fn of_read(error: &ReadError) -> Option<String> {
+    match error {
+        ReadError::Open(e) => of_open(e),
+        ReadError::Damaged { path, .. } => {
+            Some(format!("`nf4pack verify {}` lists the damaged sections; convert the checkpoint again", path.display()))
+        }
+        ReadError::Truncated { .. } => Some("copy the file again, and do not change it while nf4pack uses it".into()),
+        ReadError::Memory { .. } => Some(MORE_MEMORY.into()),
+        ReadError::Io { .. } => None,
+    }
+}
+
+/// The hint if a tensor does not fit in memory.
+const MORE_MEMORY: &str = "a machine with more memory can do it: one tensor at a time must fit";
 
 fn of_generate(error: &GenerateError, advice: Advice) -> Option<String> {
     match error {
@@ -769,9 +806,7 @@ fn of_model(error: &ModelError, advice: Advice) -> Option<String> {
         ModelError::Data(e) => of_data(e),
         ModelError::Adapter(e) => of_adapter(e),
         ModelError::Config(e) => of_config(e),
-        ModelError::Obstacle(Obstacle::LayerCount { .. }) => {
-            Some("config.json is of another model: convert the checkpoint again, with the right one (--config FILE)".into())
-        }
+        ModelError::Obstacle(e) => of_obstacle(e),
         ModelError::MissingFile { .. } => Some(
             "convert again from a folder that has the file; AutoTokenizer.from_pretrained(SRC).save_pretrained(SRC) in Python \
              makes tokenizer.json of other files of a tokenizer"

@@ -31,7 +31,7 @@ pub fn run(args: &GenerateArgs) -> Result<Outcome> {
     ui::handle_interrupts()?;
     // Fail before loading a model.
     let sampler = Sampler::new(SamplerOptions::from(&args.sampling))?;
-    let pack = open::source(&args.pack)?;
+    let pack = open::load(&args.pack, args.load)?;
     let config = model::read(&pack, ui)?;
     let tokenizer = Tokenizer::of_pack(&pack, &config, ui::now())?;
     let adapter = adapter::read(args.adapter.as_deref(), &config, ui)?;

@@ -82,7 +82,7 @@ pub fn run(args: &TrainArgs) -> Result<Outcome> {
     let out = if args.show_batch { Path::new("") } else { options.out()? };
     let data = read(data_path)?;
     let eval_data = options.eval_data.as_deref().map(read).transpose()?;
-    let pack = open::source(&args.pack)?;
+    let pack = open::load(&args.pack, args.load)?;
     let model = model::read(&pack, ui)?;
     let options = options.clone().for_model(&model);
     let settings = options.settings()?;

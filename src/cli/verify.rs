@@ -32,7 +32,7 @@ pub fn run(args: &VerifyArgs) -> anyhow::Result<Outcome> {
     let ui = Ui::from(args.output);
     ui::handle_interrupts()?;
     let threads = args.threads.or_zero();
-    let pack = open::pack(&args.file)?;
+    let pack = open::read(&args.file, args.read)?;
     let meter = ui.meter("verifying", Unit::Bytes);
     let report = verify::verify(&pack, threads, &meter)?;
     drop(meter);
@@ -47,7 +47,7 @@ pub fn run(args: &VerifyArgs) -> anyhow::Result<Outcome> {
     let good = report.faults.is_empty() && mismatches == 0;
     let mut cannot_run = Vec::new();
     if report.faults.is_empty() {
-        cannot_run = failure::cannot_run_pack(pack.pack());
+        cannot_run = failure::cannot_run_pack(&pack)?;
     }
     let file = args.file.display().to_string();
     let document = Document { file, good, report: &report, against: against.as_ref(), cannot_run: &cannot_run };

@@ -8,8 +8,7 @@ pub(crate) mod files;
 pub(crate) mod form;
 mod formats;
 #[cfg(any(fuzzing, test))]
-#[doc(hidden)]
-pub mod fuzzing;
+pub(crate) mod fuzzing;
 pub(crate) mod interruptible;
 mod jinja;
 mod literals;

@@ -4,12 +4,15 @@ mod adapters;
 mod commands;
 #[path = "../common/mod.rs"]
 mod common;
+mod damage;
 mod generate;
 mod golden;
 mod gpu;
 mod kills;
 mod limits;
 mod merge;
+mod runs;
+mod sparse;
 mod terminal;
 mod train;
 mod train_flags;

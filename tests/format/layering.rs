@@ -11,28 +11,30 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("format", &[]),
     ("io", &[]),
     ("mmap", &["format"]),
+    ("source", &["format", "io", "mmap"]),
     ("convert", &["arch", "format", "io"]),
     ("panics", &[]),
     ("gpu", &["io", "panics"]),
-    ("dequant", &["format", "gpu", "io", "mmap"]),
+    ("dequant", &["format", "gpu", "io", "mmap", "source"]),
     ("random", &[]),
     ("arch", &["format"]),
     ("data", &["arch", "panics", "random"]),
     ("ops", &["arch", "format", "dequant", "gpu"]),
     ("lora", &["arch", "format", "gpu", "io", "ops", "random"]),
-    ("model", &["arch", "data", "dequant", "format", "gpu", "lora", "ops", "random"]),
+    ("model", &["arch", "data", "dequant", "format", "gpu", "lora", "ops", "random", "source"]),
     ("train", &["arch", "data", "dequant", "format", "gpu", "io", "lora", "model", "ops", "random"]),
-    ("verify", &["arch", "format", "io", "mmap", "convert", "dequant"]),
-    ("export", &["arch", "format", "io", "mmap", "convert", "dequant", "verify"]),
-    ("merge", &["arch", "format", "io", "mmap", "convert", "data", "dequant", "gpu", "lora", "model", "verify", "export"]),
+    ("verify", &["arch", "format", "io", "source", "convert", "dequant"]),
+    ("export", &["arch", "format", "io", "source", "convert", "dequant", "verify"]),
+    ("merge", &["arch", "format", "io", "source", "convert", "data", "dequant", "gpu", "lora", "model", "verify", "export"]),
     (
         "cli",
         &[
             "arch", "format", "io", "mmap", "convert", "data", "dequant", "gpu", "lora", "model", "ops", "random", "train",
-            "verify", "export", "merge", "panics",
+            "verify", "export", "merge", "panics", "source",
         ],
     ),
     ("tests", &["arch", "format", "mmap", "convert", "data", "dequant", "gpu", "lora", "model", "ops", "train", "export"]),
+    ("fuzzing", &["arch", "convert", "data", "lora", "train"]),
     ("main", &["cli"]),
 ];
 
@@ -42,7 +44,7 @@ const FENCED: &[(&str, &[&str])] = &[
     ("safetensors", &["convert", "export", "lora", "tests", "train"]),
     ("sha2", &["convert"]),
     ("fs4", &["convert", "export"]),
-    ("rayon", &["convert", "data", "dequant", "model", "verify", "export", "merge", "cli"]),
+    ("rayon", &["convert", "data", "dequant", "model", "source", "verify", "export", "merge", "cli"]),
     ("ash", &["gpu"]),
     ("dirs", &["gpu"]),
     ("pollster", &["gpu"]),
@@ -172,6 +174,21 @@ fn unsafe_code_stands_only_where_it_may() {
     let stray: Vec<_> = found.iter().filter(|path| !UNSAFE.contains(path)).collect();
     assert!(stray.is_empty(), "unsafe code in {stray:?}");
     assert!(found.contains(&"mmap.rs"), "the search finds no unsafe code at all");
+}
+
+/// The crate roots that forbid unsafe code: the compiler checks what they name. The tests of packs
+/// and of shaders call the unsafe functions of the library.
+#[test]
+fn roots_without_need_forbid_unsafe_code() {
+    let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR"));
+    let mut files: Vec<_> = ["src/main.rs", "tests/format/main.rs"].map(|name| root.join(name)).into();
+    for folder in ["examples", "benches"] {
+        let entries = std::fs::read_dir(root.join(folder)).unwrap().map(|entry| entry.unwrap().path());
+        files.extend(entries.filter(|path| path.extension().is_some_and(|e| e == "rs")));
+    }
+    let forbids = |path: &std::path::PathBuf| std::fs::read_to_string(path).unwrap().contains("#![forbid(unsafe_code)]");
+    let found: Vec<_> = files.iter().filter(|path| !forbids(path)).collect();
+    assert!(found.is_empty(), "{found:?}");
 }
 
 /// The only file that writes to stdout and stderr: it escapes what a terminal would act on.

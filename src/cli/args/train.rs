@@ -9,7 +9,7 @@ use clap::builder::{PathBufValueParser, TypedValueParser};
 use clap::{Args, ValueHint};
 use serde::{Deserialize, Serialize};
 
-use super::common::{GpuArg, Usage};
+use super::common::{GpuArg, LoadArgs, Usage};
 use crate::arch::config::ModelConfig;
 use crate::io::read::read_any;
 use crate::train::settings::Settings;
@@ -48,6 +48,9 @@ pub struct TrainArgs {
     /// The pack; training does not change its weights
     #[arg(value_name = "PACK", value_hint = ValueHint::FilePath)]
     pub pack: PathBuf,
+
+    #[command(flatten)]
+    pub load: LoadArgs,
 
     #[command(flatten)]
     pub options: TrainOptions,
