@@ -21,6 +21,7 @@ use crate::data::pack::batch;
 use crate::data::sample::{Dataset, Dropped, Sample};
 use crate::data::show::{ShownSample, show_batch};
 use crate::gpu::Gpu;
+use crate::io::read::refuse_device;
 use crate::model::plan::MemoryPlan;
 use crate::model::plan::MicroBatch;
 use crate::train::record::{EvalRecord, Record, RecordError, StepRecord};
@@ -130,6 +131,7 @@ pub fn run(args: &TrainArgs) -> Result<Outcome> {
 
 /// The bytes of a file of samples.
 pub fn read(path: &Path) -> Result<Vec<u8>> {
+    refuse_device(path)?;
     fs::read(path).with_context(|| format!("cannot read {}", path.display()))
 }
 
