@@ -229,10 +229,12 @@ impl Gpu {
     /// Returns the loss of the device in place of `error`, if the device is lost. wgpu reports the
     /// loss only once the queue is empty.
     pub(super) fn lost_or(&self, error: GpuError) -> GpuError {
-        match self.poll_until(None) {
-            Err(lost @ GpuError::DeviceLost { .. }) => lost,
-            _ => error,
-        }
+        self.loss().unwrap_or(error)
+    }
+
+    /// The loss of the device, if it is lost. Waits for all submitted work.
+    pub(super) fn loss(&self) -> Option<GpuError> {
+        self.poll_until(None).err().filter(|error| matches!(error, GpuError::DeviceLost { .. }))
     }
 
     /// Returns an error that no call has returned: an error of the driver, or the loss of the

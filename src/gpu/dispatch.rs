@@ -173,6 +173,23 @@ impl Commands {
         Stamps::new(&self.gpu, passes, each)
     }
 
+    /// The names of the kernels, and all ranges that the list may write.
+    #[cfg(all(test, feature = "train"))]
+    pub(super) fn writes(&self) -> (std::collections::BTreeSet<&str>, Vec<&BufferRange>) {
+        let (mut names, mut ranges) = (std::collections::BTreeSet::new(), Vec::new());
+        for work in &self.work {
+            match work {
+                Work::Dispatch(Dispatch { kernel, bindings, .. }) => {
+                    names.insert(kernel.name());
+                    let writable = kernel.0.needs.buffers.iter().filter(|bound| bound.writable);
+                    ranges.extend(writable.filter_map(|bound| bindings.get(bound.binding as usize)));
+                }
+                Work::Copy { to: range, .. } | Work::Clear(range) => ranges.push(range),
+            }
+        }
+        (names, ranges)
+    }
+
     fn hand_over(&self, stamps: Option<&Stamps>) -> Result<Submission, GpuError> {
         self.work.iter().try_for_each(|work| work.check(&self.gpu, self.label))?;
         // The leases are held until everything is submitted. So a replacement of the contents is

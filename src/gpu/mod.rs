@@ -22,6 +22,8 @@ mod lease;
 mod memory;
 mod needs;
 mod pipeline;
+#[cfg(all(test, feature = "train"))]
+pub(crate) mod poison;
 mod profile;
 mod range;
 mod readback;

@@ -2,6 +2,8 @@
 //! before the driver compiles it: naga does not check workgroup memory against the device limit,
 //! and some drivers hang on too much of it.
 
+#[cfg(all(test, feature = "train"))]
+use wgpu::naga::StorageAccess;
 use wgpu::naga::back::pipeline_constants::process_overrides;
 use wgpu::naga::proc::Layouter;
 use wgpu::naga::valid::{Capabilities, ModuleInfo, ValidationFlags, Validator};
@@ -34,6 +36,9 @@ pub(super) struct Bound {
     /// Minimum size in bytes. A runtime-sized array counts as one element.
     pub(super) min_size: u64,
     pub(super) uniform: bool,
+    /// Whether the entry point may write it.
+    #[cfg(all(test, feature = "train"))]
+    pub(super) writable: bool,
 }
 
 impl Needs {
@@ -70,7 +75,13 @@ impl Needs {
             }
             let Some(at) = &variable.binding else { continue };
             let uniform = variable.space == AddressSpace::Uniform;
-            let bound = Bound { binding: at.binding, min_size: size, uniform };
+            let bound = Bound {
+                binding: at.binding,
+                min_size: size,
+                uniform,
+                #[cfg(all(test, feature = "train"))]
+                writable: matches!(variable.space, AddressSpace::Storage { access } if access.contains(StorageAccess::STORE)),
+            };
             let buffer = uniform || matches!(variable.space, AddressSpace::Storage { .. });
             match (at.group, at.binding) {
                 (BUFFERS_GROUP, _) if buffer => needs.buffers.push(bound),
@@ -141,7 +152,13 @@ mod tests {
 
     #[test]
     fn an_entry_point_needs_what_it_reaches() {
-        let bound = |binding, min_size, uniform| Bound { binding, min_size, uniform };
+        let bound = |binding, min_size, uniform| Bound {
+            binding,
+            min_size,
+            uniform,
+            #[cfg(feature = "train")]
+            writable: binding == 3,
+        };
         let tiled = |tile| Needs {
             workgroup_size: [tile, 2, 1],
             workgroup_bytes: u64::from(tile) * 32 + 16,
@@ -161,7 +178,13 @@ mod tests {
     fn each_limit_is_named() {
         let limits = wgpu::Limits::default();
         let check = |workgroup_size, workgroup_bytes, buffers: u32| {
-            let bound = |binding| Bound { binding, min_size: 4, uniform: false };
+            let bound = |binding| Bound {
+                binding,
+                min_size: 4,
+                uniform: false,
+                #[cfg(feature = "train")]
+                writable: false,
+            };
             let buffers = (0..buffers).map(bound).collect();
             match (Needs { workgroup_size, workgroup_bytes, buffers, ..Needs::default() }).check("test", &limits) {
                 Ok(()) => "",

@@ -64,7 +64,6 @@ impl Gpu {
         let view = staging.buffer.get_mapped_range(..staging.size).map_err(|e| failed(e.to_string()))?;
         bytes.copy_from_slice(&view);
         drop(view);
-        staging.buffer.unmap();
-        Ok(())
+        self.guarded("readback", |_| staging.buffer.unmap())
     }
 }

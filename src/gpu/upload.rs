@@ -98,7 +98,8 @@ impl Uploader {
             staging.send(&self.gpu, target)?;
         }
         self.ring.push_back(staging);
-        filled
+        // A lost device unmaps the memory, so the write to it fails first.
+        filled.map_err(|error| self.gpu.loss().map_or(error, E::from))
     }
 
     /// A mapped staging buffer: a new one if the ring is not full, else the oldest after its copy.
@@ -144,16 +145,17 @@ impl Staging {
 
     /// Unmaps, submits the copy and requests the next mapping.
     fn send(&mut self, gpu: &Gpu, target: &BufferRange) -> Result<(), GpuError> {
-        self.buffer.unmap();
+        gpu.guarded("staging memory", |_| self.buffer.unmap())?;
         self.mapped.store(PENDING, Ordering::Release);
         let mut commands = gpu.commands("upload");
         commands.copy(&BufferRange { buffer: self.buffer.clone(), offset: 0, size: target.size }, target);
         self.last = Some(commands.submit()?);
         let mapped = self.mapped.clone();
-        self.buffer.map_async(wgpu::MapMode::Write, .., move |result| {
-            mapped.store(if result.is_ok() { MAPPED } else { FAILED }, Ordering::Release);
-        });
-        Ok(())
+        gpu.guarded("staging memory", |_| {
+            self.buffer.map_async(wgpu::MapMode::Write, .., move |result| {
+                mapped.store(if result.is_ok() { MAPPED } else { FAILED }, Ordering::Release);
+            });
+        })
     }
 }
 

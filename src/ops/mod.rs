@@ -11,10 +11,14 @@ mod embedding;
 pub mod error;
 mod finite;
 mod heads;
+#[cfg(test)]
+mod limits;
 mod loss;
 pub mod matmul;
 mod optimizer;
 mod pieces;
+#[cfg(test)]
+mod poison;
 mod rms_norm;
 mod rotary;
 mod scale;

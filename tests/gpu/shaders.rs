@@ -6,7 +6,7 @@ use naga::valid::{Capabilities, ValidationFlags, Validator};
 use nf4pack::gpu::wgpu::naga;
 use std::collections::BTreeSet;
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 /// Constants and their values on the host.
 type Constants = &'static [(&'static str, &'static [f64])];
@@ -87,6 +87,10 @@ const FORMS: &[(&[&str], Constants)] = &[
     (&["swiglu.wgsl"], &[]),
 ];
 
+fn folder() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("shaders")
+}
+
 /// Every combination of values of the constants.
 fn combinations(constants: Constants) -> Vec<naga::back::PipelineConstants> {
     let mut all = vec![naga::back::PipelineConstants::default()];
@@ -118,9 +122,32 @@ fn given(module: &naga::Module) -> BTreeSet<&str> {
     given.filter_map(|(_, constant)| constant.name.as_deref()).collect()
 }
 
+/// The kernels of a form: the name of its last file, and each entry point.
+fn kernels(files: &[&str]) -> Vec<String> {
+    let source: String = files.iter().map(|file| fs::read_to_string(folder().join(file)).unwrap()).collect();
+    let module = naga::front::wgsl::parse_str(&source).unwrap();
+    let shader = files.last().unwrap().strip_suffix(".wgsl").unwrap();
+    module.entry_points.iter().map(|entry| format!("{shader}:{}", entry.name)).collect()
+}
+
+/// The names of kernels that a source passes to `assert_written`, which compares them with the
+/// kernels that run.
+fn poisoned(source: &str) -> impl Iterator<Item = String> {
+    let name = |text: &&str| text.contains(':') && text.chars().all(|c| c.is_ascii_alphanumeric() || "_:".contains(c));
+    source.split('"').filter(name).map(str::to_owned)
+}
+
+#[test]
+fn every_kernel_runs_over_poisoned_memory_in_a_test() {
+    let every: BTreeSet<String> = FORMS.iter().flat_map(|(files, _)| kernels(files)).collect();
+    let source = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("src/ops/poison.rs")).unwrap();
+    assert_eq!(poisoned(&source).collect::<BTreeSet<_>>(), every, "the kernels of src/ops/poison.rs, and those of shaders");
+    assert_eq!(every.len(), 34);
+}
+
 #[test]
 fn every_shader_is_valid_in_every_form() {
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("shaders");
+    let folder = folder();
     let found: BTreeSet<String> =
         fs::read_dir(&folder).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
     let listed = FORMS.iter().flat_map(|(files, _)| *files).map(|&file| file.to_owned()).collect();

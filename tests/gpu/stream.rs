@@ -9,6 +9,7 @@ use std::fs::{self, File, OpenOptions};
 use std::io::{Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
+use std::time::{Duration, Instant};
 
 use nf4pack::convert::encode::Encoder;
 use nf4pack::convert::{Options, convert, synth};
@@ -423,4 +424,36 @@ fn what_is_no_pack_is_refused_however_it_is_opened() {
     }
     let missing = LayerStream::open(&gpu, folder.path().join("nothing"), &StreamOptions::default());
     assert!(matches!(missing, Err(StreamError::Read(ReadError::Open(_)))));
+}
+
+/// The device is lost before, between and during loads: each call gives a layer or the loss, and
+/// the loader thread ends.
+#[test]
+fn a_device_that_is_lost_in_a_load_is_an_error() {
+    let pack = synthetic_pack(510, 1110, ScaleType::Bf16);
+    for (map, verify) in [(false, false), (true, true)] {
+        for delay in 0..8 {
+            let Some(gpu) = common::own_gpu() else { return };
+            let options = StreamOptions { budget: ring_of_two(&gpu, &pack.path), verify, ..Default::default() };
+            let mut stream = LayerStream::of(&gpu, source(&pack.path, map).unwrap(), &options).unwrap();
+            let device = gpu.device().clone();
+            let destroy = std::thread::spawn(move || {
+                std::thread::sleep(Duration::from_micros(delay * delay * 500));
+                device.destroy();
+            });
+            let mut number = 0;
+            let started = Instant::now();
+            let error = loop {
+                match stream.layer(number % 4, Forward) {
+                    Ok(_) => assert!(started.elapsed() < Duration::from_secs(60), "the loss is not found"),
+                    Err(error) => break error,
+                }
+                number += 1;
+            };
+            destroy.join().unwrap();
+            let is_lost = |error| matches!(error, StreamError::Gpu(GpuError::DeviceLost { .. }));
+            assert!(is_lost(error), "after {number} layers");
+            assert!(is_lost(stream.layer(0, Forward).unwrap_err()), "after the loss");
+        }
+    }
 }

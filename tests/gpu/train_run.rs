@@ -472,3 +472,47 @@ fn memory_is_planned_and_what_does_not_fit_says_what_would() {
     }
     assert!(!out.exists(), "planning writes nothing");
 }
+
+/// The device is lost between steps and in a step. The run ends with the loss, and the checkpoint
+/// before it is whole: a resumed run equals an uninterrupted one.
+#[test]
+fn a_device_that_is_lost_in_a_step_leaves_the_last_checkpoint() {
+    let Some(fixture) = Fixture::new() else { return };
+    let settings = Settings { steps: Some(4), save_every: Some(1), keep: 9, ..settings() };
+    let whole = fixture.out("whole");
+    fixture.start(&settings, &whole, None).unwrap().train(|_| true).unwrap();
+    for (name, delay) in [("between", None), ("first", Some(1)), ("middle", Some(30))] {
+        let out = fixture.out(name);
+        let Some(gpu) = common::own_gpu() else { return };
+        let device = gpu.device().clone();
+        let lossy = Fixture { gpu, folder: tempfile::tempdir().unwrap(), data: fixture.data.clone(), ..fixture };
+        fs::copy(fixture.out("tiny.nf4pack"), lossy.out("tiny.nf4pack")).unwrap();
+        let mut run = lossy.start(&settings, &out, None).unwrap();
+        let mut thread = None;
+        let result = run.train(|event| {
+            match (event, delay) {
+                (Event::Step(step, _), None) if step.step == 3 => device.destroy(),
+                (Event::Saved(path), Some(delay)) if path.ends_with("checkpoint-2") => {
+                    let device = device.clone();
+                    thread = Some(std::thread::spawn(move || {
+                        std::thread::sleep(std::time::Duration::from_millis(delay));
+                        device.destroy();
+                    }));
+                }
+                _ => {}
+            }
+            true
+        });
+        let error = result.unwrap_err();
+        assert!(format!("{error:?}").contains("DeviceLost {"), "{name}: {error:?}");
+        thread.into_iter().for_each(|thread| thread.join().unwrap());
+        drop(run);
+        let last = Run::latest(&out).unwrap();
+        assert!(last.ends_with("checkpoint-2"), "{name}: {}", last.display());
+        let mut run = fixture.start(&settings, &out, Some(&last)).unwrap();
+        assert_eq!(run.train(|_| true).unwrap(), End::Complete);
+        drop(run);
+        assert_eq!(fs::read(out.join(WEIGHTS)).unwrap(), fs::read(whole.join(WEIGHTS)).unwrap(), "{name}");
+        assert_eq!(losses(&out), losses(&whole), "{name}");
+    }
+}

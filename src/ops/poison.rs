@@ -1,0 +1,318 @@
+//! Runs every kernel over poisoned memory. Sizes are odd: no multiple of a tile, a workgroup or a
+//! vector.
+#![allow(clippy::unwrap_used, reason = "tests fail by panicking")]
+
+use super::matmul::{Elements, Matmul, Weight};
+use super::testing::{gpu, mat, poisoned, random, random_mat};
+use super::*;
+use crate::dequant::copy_baseline::CopyKernel;
+use crate::dequant::operand::Codec;
+use crate::dequant::{Dequantizer, Fast, GpuWeights, Output, Setup};
+use crate::format::FloatType;
+use crate::format::nf4::ScaleType;
+use crate::gpu::Commands;
+use crate::gpu::poison::assert_written;
+use crate::ops::trial::stored;
+
+const SCALES: [ScaleType; 3] = [ScaleType::F32, ScaleType::Bf16, ScaleType::Dq8];
+const TYPES: [FloatType; 3] = [FloatType::F32, FloatType::F16, FloatType::Bf16];
+
+fn ranges<const N: usize>(mats: [&Mat; N]) -> [&BufferRange; N] {
+    mats.map(|mat| &mat.range)
+}
+
+fn words(gpu: &Gpu, words: &[u32]) -> BufferRange {
+    BufferRange::whole(gpu.storage_with("words", bytemuck::cast_slice(words)).unwrap())
+}
+
+fn quantized(gpu: &Gpu, scale_type: ScaleType, elements: u32) -> GpuWeights {
+    Codec::Nf4(scale_type).sample(gpu, elements.into()).unwrap().0
+}
+
+fn raw(gpu: &Gpu, float_type: FloatType, elements: u32) -> [BufferRange; 1] {
+    let (bytes, _) = stored(float_type, &random(5, elements as usize));
+    let buffer = gpu.storage_with("raw", &bytes).unwrap();
+    [BufferRange { buffer, offset: 0, size: bytes.len() as u64 }]
+}
+
+#[test]
+fn decoders() {
+    let Some(gpu) = gpu() else { return };
+    let fast = Dequantizer::with(&gpu, Setup::default()).unwrap();
+    let plain = Dequantizer::with(&gpu, Setup { fast: Fast::Off, ..Setup::default() }).unwrap();
+    assert!(fast.choices().iter().all(|choice| choice.fast), "{:?}", fast.choices());
+    for scale_type in SCALES {
+        // Ends inside a word of codes, whose other elements are padding of the output.
+        let elements = 9001;
+        let weights = quantized(&gpu, scale_type, elements as u32);
+        let out = |output: Output| {
+            mat(&gpu, 1, (output.bytes(elements) / 4) as u32, &vec![0.0; output.bytes(elements) as usize / 4])
+        };
+        let outs = [&fast, &plain].map(|kernels| Output::ALL.map(|output| (kernels, output, out(output))));
+        let results: Vec<&BufferRange> = outs.iter().flatten().map(|(_, _, out)| &out.range).collect();
+        assert_written(&gpu, &["nf4_fast:to_16", "nf4_fast:to_f32", "nf4_plain:main"], &results, &[], |commands| {
+            for (kernels, output, out) in outs.iter().flatten() {
+                kernels.record(commands, &weights, 0..elements, *output, &out.range).unwrap();
+            }
+        });
+    }
+}
+
+#[test]
+fn copies() {
+    let Some(gpu) = gpu() else { return };
+    let copy = CopyKernel::new(&gpu).unwrap();
+    let ((from, _), to) = (random_mat(&gpu, 1, 1, 4 * 1003), poisoned(&gpu, 1, 4 * 1003));
+    assert_written(&gpu, &["copy:main"], &ranges([&to]), &[], |commands| copy.record(commands, &from.range, &to.range));
+}
+
+/// Tiles, chunks of the sums, and few rows; with a bias, and added to a result.
+#[test]
+fn products() {
+    let Some(gpu) = gpu() else { return };
+    let matmul = Matmul::new(&gpu).unwrap();
+    let (outputs, inputs) = (37, 523);
+    let (dense, _) = random_mat(&gpu, 9, outputs, inputs);
+    for (i, scale_type) in SCALES.into_iter().enumerate() {
+        let nf4 = quantized(&gpu, scale_type, outputs * inputs);
+        let parts = raw(&gpu, TYPES[i], outputs * inputs);
+        let weights = [Elements::Quantized(&nf4), Elements::Raw { float_type: TYPES[i], parts: &parts }]
+            .map(|e| Weight::new(e, outputs, inputs));
+        let (bias, _) = random_mat(&gpu, 3, 1, outputs);
+        for m in [3, 19] {
+            let ((x, _), (dy, _)) = (random_mat(&gpu, 1, m, inputs), random_mat(&gpu, 2, m, outputs));
+            let ys = [0, 1].map(|_| poisoned(&gpu, m, outputs));
+            let dxs = [0, 1].map(|_| poisoned(&gpu, m, inputs));
+            let (added, _) = random_mat(&gpu, 4, m, outputs);
+            let (gram, product) = (poisoned(&gpu, outputs, inputs), poisoned(&gpu, m, inputs));
+            let results = ranges([&ys[0], &ys[1], &dxs[0], &dxs[1], &gram, &product]);
+            let record = |commands: &mut Commands| {
+                for ((weight, y), dx) in weights.iter().zip(&ys).zip(&dxs) {
+                    matmul.forward(commands, &x, weight, Some(&bias), false, y).unwrap();
+                    matmul.backward(commands, &dy, weight, false, dx).unwrap();
+                }
+                matmul.nt(commands, &x, &dense, 0.5, true, &added).unwrap();
+                matmul.tn(commands, &dy, &x, 2.0, false, &gram).unwrap();
+                matmul.nn(commands, &dy, &dense, 1.0, false, &product).unwrap();
+            };
+            if m == 3 {
+                let kernels =
+                    ["matmul_quantized:main", "matmul_raw:main", "matmul_rows_quantized:main", "matmul_rows_raw:main"];
+                assert_written(&gpu, &kernels, &results, &ranges([&added]), record);
+            } else {
+                let kernels = ["matmul_quantized:main", "matmul_raw:main", "matmul_sum:main"];
+                assert_written(&gpu, &kernels, &results, &ranges([&added]), record);
+            }
+        }
+    }
+}
+
+/// Tokens at and past the end of the vocabulary.
+#[test]
+fn gathers() {
+    let Some(gpu) = gpu() else { return };
+    let (vocab, cols) = (29, 37);
+    let ids = [vocab - 1, vocab, 0, u32::MAX, vocab - 1, 7, u32::MAX - 1];
+    let ids_range = words(&gpu, &ids);
+    let gather = Gather::new(&gpu).unwrap();
+    for (scale_type, float_type) in SCALES.into_iter().zip(TYPES) {
+        let nf4 = quantized(&gpu, scale_type, vocab * cols);
+        let parts = raw(&gpu, float_type, vocab * cols);
+        let tables =
+            [Elements::Quantized(&nf4), Elements::Raw { float_type, parts: &parts }].map(|e| Weight::new(e, vocab, cols));
+        let outs = [0, 1].map(|_| poisoned(&gpu, ids.len() as u32, cols));
+        assert_written(
+            &gpu,
+            &["gather_quantized:gather", "gather_raw:gather"],
+            &ranges([&outs[0], &outs[1]]),
+            &[],
+            |commands| {
+                for (table, out) in tables.iter().zip(&outs) {
+                    gather.embed(commands, table, &ids_range, out).unwrap();
+                }
+            },
+        );
+        for out in outs {
+            for (row, &id) in out.read(&gpu).unwrap().chunks(cols as usize).zip(&ids) {
+                assert!(row.iter().all(|x| x.is_nan() == (id >= vocab)), "id {id}: {row:?}");
+            }
+        }
+    }
+}
+
+/// Several samples, a window, and shared key heads.
+#[test]
+fn attention_of_samples() {
+    let Some(gpu) = gpu() else { return };
+    for (head_dim, window) in [(20, None), (64, Some(9))] {
+        let (tokens, heads, kv_heads) = (67, 6, 2);
+        let shape = AttentionShape { tokens, heads: Heads { heads, kv_heads, head_dim, scale: 0.3, window } };
+        let starts: Vec<u32> = (0..tokens).map(|t| if t < 31 { 0 } else { 31 }).collect();
+        let starts = words(&gpu, &starts);
+        let [(q, _), (d_out, _)] = [1, 2].map(|seed| random_mat(&gpu, seed, tokens, heads * head_dim));
+        let [(k, _), (v, _)] = [3, 4].map(|seed| random_mat(&gpu, seed, tokens, kv_heads * head_dim));
+        let [out, dq] = [0, 1].map(|_| poisoned(&gpu, tokens, heads * head_dim));
+        let [dk, dv] = [0, 1].map(|_| poisoned(&gpu, tokens, kv_heads * head_dim));
+        let [lse, delta] = [0, 1].map(|_| poisoned(&gpu, tokens, heads));
+        let attention = Attention::new(&gpu, head_dim).unwrap();
+        let kernels = [
+            "attention:forward",
+            "attention:key_gradient",
+            "attention:query_gradient",
+            "attention:row_products",
+            "attention:value_gradient",
+        ];
+        assert_written(&gpu, &kernels, &ranges([&out, &lse, &delta, &dq, &dk, &dv]), &[], |commands| {
+            attention.forward(commands, &shape, &q, &k, &v, &starts, &out, &lse).unwrap();
+            attention.backward(commands, &shape, &q, &k, &v, &starts, &out, &lse, &d_out, &delta, &dq, &dk, &dv).unwrap();
+        });
+    }
+}
+
+/// A cache that is full, and one with rows that no token wrote.
+#[test]
+fn attention_over_a_cache() {
+    let Some(gpu) = gpu() else { return };
+    for (head_dim, past, tokens, spare) in [(20, 700, 1, 0), (64, 3, 5, 9), (4, 0, 3, 0)] {
+        let heads = Heads { heads: 6, kv_heads: 2, head_dim, scale: 0.3, window: None };
+        let shape = CachedAttentionShape { tokens, past, heads };
+        let (q, _) = random_mat(&gpu, 1, tokens, 6 * head_dim);
+        let cache = |seed| {
+            let mut rows = random(seed, ((past + tokens) * 2 * head_dim) as usize);
+            rows.resize(rows.len() + (spare * 2 * head_dim) as usize, f32::NAN);
+            mat(&gpu, past + tokens + spare, 2 * head_dim, &rows)
+        };
+        let (k, v, out) = (cache(2), cache(3), poisoned(&gpu, tokens, 6 * head_dim));
+        let attention = CachedAttention::new(&gpu, head_dim).unwrap();
+        let record = |commands: &mut Commands| attention.forward(commands, &shape, &q, &k, &v, &out).unwrap();
+        if past + tokens > 128 {
+            assert_written(&gpu, &["cached_attention:attend", "cached_attention:combine"], &ranges([&out]), &[], record);
+        } else {
+            assert_written(&gpu, &["cached_attention:attend"], &ranges([&out]), &[], record);
+        }
+        assert!(out.read(&gpu).unwrap().iter().all(|x| x.is_finite()));
+    }
+}
+
+#[test]
+fn rotations() {
+    let Some(gpu) = gpu() else { return };
+    let rotary = Rotary::new(&gpu).unwrap();
+    let (tokens, heads, positions) = (33, 3, 17);
+    let table = inverse_frequencies(1e4, 10, &crate::arch::config::RopeScaling::Default, 1).upload(&gpu, positions).unwrap();
+    // Positions up to the last row of the table, past it, and before the start of the sample.
+    let starts: Vec<u32> = (0..tokens).map(|t| if t < 20 { 0 } else { [20, u32::MAX][t as usize % 2] }).collect();
+    let starts = words(&gpu, &starts);
+    let [(x, _), (dx, _), (from, _)] = [1, 2, 3].map(|seed| random_mat(&gpu, seed, tokens, heads * 10));
+    let late = from.narrow(5, heads * 10);
+    assert_written(&gpu, &["rotary:rotate", "rotary:rotate_from"], &[], &ranges([&x, &dx, &late]), |commands| {
+        rotary.forward(commands, &x, heads, &starts, &table).unwrap();
+        rotary.backward(commands, &dx, heads, &starts, &table).unwrap();
+        rotary.forward_from(commands, &late, heads, positions - 5, &table).unwrap();
+    });
+    for mat in [x, dx, late] {
+        assert!(mat.read(&gpu).unwrap().iter().all(|x| x.is_finite()));
+    }
+}
+
+#[test]
+fn norms() {
+    let Some(gpu) = gpu() else { return };
+    let norm = RmsNorm::new(&gpu).unwrap();
+    // Narrow rows share a workgroup; a wide row has its own.
+    for (rows, width, per_row) in [(13, 37, 3), (5, 301, 1)] {
+        let cols = width * per_row;
+        let [(x, _), (dy, _), (added, _)] = [1, 2, 3].map(|seed| random_mat(&gpu, seed, rows, cols));
+        let (gamma, _) = random_mat(&gpu, 4, 1, width);
+        let [y, dx] = [0, 1].map(|_| poisoned(&gpu, rows, cols));
+        assert_written(
+            &gpu,
+            &["rms_norm:backward", "rms_norm:forward"],
+            &ranges([&y, &dx]),
+            &ranges([&added]),
+            |commands| {
+                norm.forward(commands, &x, &gamma, 1e-6, &y).unwrap();
+                norm.backward(commands, &x, &gamma, 1e-6, &dy, &dx, false).unwrap();
+                norm.backward(commands, &x, &gamma, 1e-6, &dy, &added, true).unwrap();
+            },
+        );
+    }
+}
+
+#[test]
+fn elements() {
+    let Some(gpu) = gpu() else { return };
+    let (swiglu, dropout, scale) = (SwiGlu::new(&gpu).unwrap(), Dropout::new(&gpu).unwrap(), Scale::new(&gpu).unwrap());
+    let [(gate, _), (up, _), (dh, _), (added, _), (scaled, _)] = [1, 2, 3, 4, 5].map(|seed| random_mat(&gpu, seed, 11, 73));
+    let [h, y] = [0, 1].map(|_| poisoned(&gpu, 11, 73));
+    let kernels = ["dropout:main", "scale:main", "swiglu:backward", "swiglu:forward"];
+    assert_written(&gpu, &kernels, &ranges([&h, &y]), &ranges([&gate, &up, &added, &scaled]), |commands| {
+        let key = DropoutKey { seed: 1, step: 2, module: 3 };
+        swiglu.forward(commands, &gate, &up, &h).unwrap();
+        swiglu.backward(commands, &gate, &up, &dh).unwrap();
+        dropout.record(commands, 0.3, key, &dh, &y, false).unwrap();
+        dropout.record(commands, 0.3, key, &dh, &added, true).unwrap();
+        scale.record(commands, 1.5, &scaled).unwrap();
+    });
+}
+
+/// Labels at and past the end of the vocabulary, and without a loss.
+#[test]
+fn losses() {
+    let Some(gpu) = gpu() else { return };
+    let loss = ChunkedLoss::new(&gpu).unwrap();
+    let (vocab, first) = (301, 161);
+    let labels = [0, vocab - 1, vocab, IGNORE_INDEX, first - 1, first, u32::MAX - 1];
+    let tokens = labels.len() as u32;
+    let range = words(&gpu, &labels);
+    let [(low, _), (high, _)] = [(1, first), (2, vocab - first)].map(|(seed, cols)| random_mat(&gpu, seed, tokens, cols));
+    let (state, total) = (poisoned(&gpu, tokens, 4), mat(&gpu, 1, 1, &[1.0]));
+    let updated = ranges([&low, &high, &total]);
+    assert_written(&gpu, &["loss:accumulate", "loss:finish", "loss:gradient"], &ranges([&state]), &updated, |commands| {
+        loss.accumulate(commands, &low, 0, &range, &state).unwrap();
+        loss.accumulate(commands, &high, first, &range, &state).unwrap();
+        loss.finish(commands, &state, 7, &total).unwrap();
+        loss.gradient(commands, &low, 0, &range, &state, 7).unwrap();
+        loss.gradient(commands, &high, first, &range, &state, 7).unwrap();
+    });
+    let found: Vec<f32> = state.read(&gpu).unwrap().chunks(4).map(|token| token[3]).collect();
+    for (loss, label) in found.iter().zip(labels) {
+        let expected = if label == IGNORE_INDEX { *loss == 0.0 } else { loss.is_finite() == (label < vocab) };
+        assert!(expected, "label {label}: {loss}");
+    }
+    let last = loss.accumulate(&mut gpu.commands("loss"), &low, u32::MAX - first + 1, &range, &state);
+    assert!(matches!(last, Err(OpError::Shape { what: "the end of the chunk", .. })), "{last:?}");
+}
+
+#[test]
+fn searches() {
+    let Some(gpu) = gpu() else { return };
+    let check = FiniteCheck::new(&gpu, 3).unwrap();
+    let (x, mut elements) = random_mat(&gpu, 1, 77, 101);
+    elements[7000] = f32::INFINITY;
+    let infinite = mat(&gpu, 77, 101, &elements);
+    assert_written(&gpu, &["finite:gather", "finite:search"], &[], &[], |commands| {
+        check.record(commands, &x, 0).unwrap();
+        check.record(commands, &infinite, 1).unwrap();
+        check.record(commands, &x, 2).unwrap();
+    });
+    let found: Vec<Option<u32>> = check.read().unwrap().iter().map(|report| report.map(|report| report.first)).collect();
+    assert_eq!(found, [None, Some(7000), None]);
+}
+
+#[test]
+fn steps_of_the_optimizer() {
+    let Some(gpu) = gpu() else { return };
+    let count = 2 * 16_384 + 77;
+    let adamw = AdamW::new(&gpu, count).unwrap();
+    let [(parameters, _), (gradient, _), (exp_avg, _)] = [1, 2, 3].map(|seed| random_mat(&gpu, seed, 1, count));
+    let exp_avg_sq = mat(&gpu, 1, count, &random(4, count as usize).into_iter().map(f32::abs).collect::<Vec<_>>());
+    let state = AdamWState { parameters, gradient, loss: mat(&gpu, 1, 1, &[1.0]), exp_avg, exp_avg_sq };
+    let step =
+        AdamWStep { step: 3, learning_rate: 1e-3, betas: [0.9, 0.999], epsilon: 1e-8, weight_decay: 0.01, clip: Some(1.0) };
+    let updated = ranges([&state.parameters, &state.exp_avg, &state.exp_avg_sq]);
+    assert_written(&gpu, &["optimizer:norm", "optimizer:squares", "optimizer:update"], &[], &updated, |commands| {
+        adamw.record(commands, &state, &step).unwrap();
+    });
+    assert_eq!(adamw.read_report().unwrap().applied, 1.0);
+}
