@@ -371,8 +371,8 @@ impl Run {
         Ok(observe(Event::Eval(&record)))
     }
 
-    /// Removes old checkpoints and best adapters that none needs, and renames checkpoints of later steps that could not be renamed at
-    /// the start. The next call tries again what fails.
+    /// Removes old checkpoints and best adapters that none needs, and renames checkpoints of later
+    /// steps that could not be renamed at the start. The next call tries again what fails.
     fn tidy(&mut self) {
         let step = self.state.step;
         self.warn(Checkpoint::prune(&self.out, step, self.settings.keep));
