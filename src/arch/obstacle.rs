@@ -40,6 +40,14 @@ pub enum Obstacle {
         /// Its role.
         role: Role,
     },
+    /// The family has two tensors of one role.
+    #[error("{model_type} models have two tensors of the role {role} in one place")]
+    PartTwice {
+        /// The model type.
+        model_type: &'static str,
+        /// The role.
+        role: Role,
+    },
     /// A pack without a description of its model.
     #[error("the pack has no config.json")]
     NoConfig,
@@ -108,6 +116,10 @@ impl ModelConfig {
         }
         match activation {
             Activation::Silu => {}
+        }
+        let is_twice = |part: &&Part| parts.iter().filter(|other| other.role == part.role).count() > 1;
+        if let Some(Part { role, .. }) = parts.iter().find(is_twice) {
+            return Err(Obstacle::PartTwice { model_type, role: *role });
         }
         match parts.iter().find(|part| !is_used(part)) {
             Some(Part { name, role, .. }) => Err(Obstacle::Part { model_type, name, role: *role }),
@@ -227,8 +239,11 @@ mod tests {
         let file = config.map(|text| entry("config.json", Role::Other, Storage::File, &[text.len() as u64]));
         let tensor = embedding.map(|shape| entry("embed", Role::Embedding, Storage::Raw(FloatType::Bf16), &shape));
         let metadata = "{}";
-        let layout = Layout::new(file.into_iter().chain(tensor).collect(), 0, metadata.len() as u64).unwrap();
+        // One layer, as config.json says, without any of its parts.
+        let stray = Entry { layer: Some(0), ..entry("stray", Role::Other, Storage::Raw(FloatType::Bf16), &[1]) };
+        let layout = Layout::new(file.into_iter().chain(tensor).chain([stray]).collect(), 1, metadata.len() as u64).unwrap();
         let payload = |section: &crate::format::Section| match section.role {
+            _ if section.layer.is_some() => vec![0; section.length as usize],
             Role::Embedding => vec![0; section.length as usize],
             _ => config.unwrap().as_bytes().to_vec(),
         };
@@ -264,6 +279,8 @@ mod tests {
         static ROUTER: Family = Family { parts: &[extra(Role::Router, Scope::Layer)], ..DECODER };
         static OTHER: Family = Family { parts: &[extra(Role::Other, Scope::Decoder)], ..DECODER };
         static OUTSIDE: Family = Family { parts: &[extra(Role::QNorm, Scope::Decoder)], ..DECODER };
+        static TWICE: Family =
+            Family { parts: &[extra(Role::QNorm, Scope::Layer), extra(Role::QNorm, Scope::Layer)], ..DECODER };
         let model = ModelConfig::parse(CONFIG.as_bytes(), None).unwrap();
         let of = |family| ModelConfig { family, ..model.clone() }.check_runnable();
         for family in Family::ALL {
@@ -271,6 +288,7 @@ mod tests {
         }
         assert!(matches!(of(&ONE_PLUS), Err(Obstacle::Norm { found: "add a number to their weights", .. })));
         assert!(matches!(of(&AFTER), Err(Obstacle::Norm { .. })));
+        assert!(matches!(of(&TWICE), Err(Obstacle::PartTwice { role: Role::QNorm, .. })));
         for (family, expected) in [(&ROUTER, Role::Router), (&OTHER, Role::Other), (&OUTSIDE, Role::QNorm)] {
             match of(family) {
                 Err(Obstacle::Part { name: "extra.weight", role, .. }) => assert_eq!(role, expected),

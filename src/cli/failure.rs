@@ -474,6 +474,10 @@ fn of_export(error: &ExportError) -> Option<String> {
 
 fn of_obstacle(error: &Obstacle) -> Option<String> {
     match error {
+        Obstacle::HeadDim { .. } | Obstacle::Norm { .. } | Obstacle::Part { .. } => Some(
+            "`nf4pack verify` and `nf4pack export` work with this pack; another program can run what export writes".into(),
+        ),
+        Obstacle::PartTwice { .. } => Some("this is a defect of nf4pack: please report it".into()),
         Obstacle::LayerCount { .. } => {
             Some("config.json is of another model: convert the checkpoint again, with the right one (--config FILE)".into())
         }

@@ -57,6 +57,13 @@ pub enum Notice {
         /// The file.
         other: &'static str,
     },
+    /// The tokenizer has more tokens than the embedding has rows.
+    TokensWithoutRows {
+        /// The last id of tokenizer.json.
+        last: u64,
+        /// Rows of the embedding.
+        rows: u32,
+    },
     /// Files without content, which a pack does not store.
     EmptyFiles {
         /// Their names in the checkpoint.
@@ -132,6 +139,7 @@ impl Notice {
             | Self::IgnoredKeys { .. }
             | Self::NotRunnable { .. }
             | Self::FilesLeftOut { .. }
+            | Self::TokensWithoutRows { .. }
             | Self::EmptyFiles { .. }
             | Self::GenerationConfigIgnored { .. }
             | Self::Unexpected { .. }
@@ -170,6 +178,7 @@ impl fmt::Display for Notice {
             Self::IndexDiffers { absent, unlisted, elsewhere } => index_differs(f, absent, unlisted, elsewhere),
             Self::QuantisationIgnored { method } => quantisation_ignored(f, method),
             Self::NoTokenizer { other } => no_tokenizer(f, other),
+            Self::TokensWithoutRows { last, rows } => tokens_without_rows(f, *last, *rows),
             Self::EmptyFiles { files } => listed(f, "files without content are left out (download them again)", files),
             Self::GenerationConfigIgnored { why } => generation_config_ignored(f, why),
             Self::Copies { tensors } => listed(f, "in several shards with the same values, and stored once", tensors),
@@ -208,6 +217,14 @@ fn no_tokenizer(f: &mut fmt::Formatter<'_>, other: &str) -> fmt::Result {
         f,
         "tokenizer.json can be made of {other}: AutoTokenizer.from_pretrained(SRC).save_pretrained(SRC) in Python; a \
          snapshot exported from the pack has none, either"
+    )
+}
+
+fn tokens_without_rows(f: &mut fmt::Formatter<'_>, last: u64, rows: u32) -> fmt::Result {
+    write!(
+        f,
+        "tokenizer.json has the token {last}, but the embedding has {rows} rows: texts with tokens from {rows} on are errors in \
+         train, eval and generate (transformers: model.resize_token_embeddings(len(tokenizer)), then convert again)"
     )
 }
 

@@ -88,6 +88,7 @@ impl Conversion {
             notices.push(Notice::NothingQuantised);
         }
         notices.extend(source::no_tokenizer(&checkpoint.side_files));
+        notices.extend(source::tokens_without_rows(&checkpoint.side_files, model.config.vocab));
         Ok(Self { checkpoint, plan, model, options, left_out, kept_unused, notices, started })
     }
 

@@ -109,8 +109,9 @@ impl Run {
         Checkpoint::latest(out)?.ok_or_else(|| RunError::NoCheckpoint { out: out.to_owned() })
     }
 
-    /// Locks the folder, loads the model and writes the adapter, so that a folder that cannot be written is an error
-    /// before the first step. Checkpoints after the one that the run resumes from are renamed.
+    /// Locks the folder, loads the model and writes the adapter, so that a folder that cannot be
+    /// written is an error before the first step. Checkpoints after the one that the run resumes
+    /// from are renamed.
     ///
     /// # Errors
     /// See [`RunError`].
@@ -386,8 +387,8 @@ impl Run {
         self.warn(best::prune(&self.out, self.state.best_key()));
     }
 
-    /// Writes the present adapter into a folder of its own, then into the folder of the run. Returns
-    /// its checksum.
+    /// Writes the present adapter into a folder of its own, then into the folder of the run.
+    /// Returns its checksum.
     fn publish_best(&mut self) -> Result<u32, RunError> {
         let [vector, ..] = self.trainer.read()?;
         self.adapter.vector = vector;

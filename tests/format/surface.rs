@@ -1,4 +1,4 @@
-//! The names of the public API outside `format`, `convert`, `dequant` and `gpu`. A new name is a
+//! The names of the public API outside of `format`, `convert`, `dequant` and `gpu`. A new name is a
 //! promise to users of the library: the list below changes with it. The lint `unnameable_types`
 //! makes sure that no public item needs a type that is not public.
 #![allow(clippy::unwrap_used, reason = "tests fail by panicking")]

@@ -181,6 +181,7 @@ codes! {
         HeadDim "run-head-dim"
         Norm "run-norm"
         Part "run-part"
+        PartTwice "run-part-twice"
         NoConfig "run-no-config"
         MissingFile "run-missing-file"
         BadFile "run-bad-file"

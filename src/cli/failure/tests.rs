@@ -133,3 +133,12 @@ fn the_hint_about_a_configuration_names_its_file() {
     );
     assert!(hint("config.json").contains("--config FILE"));
 }
+
+#[test]
+fn a_model_that_no_kernel_runs_can_still_be_exported() {
+    let part = Obstacle::Part { model_type: "llama", name: "extra.weight", role: Role::Router };
+    for obstacle in [part, Obstacle::HeadDim { found: 512 }, Obstacle::Norm { model_type: "llama", found: "" }] {
+        let hint = hint_of("train p --data d --out o", ModelError::from(obstacle));
+        assert!(hint.contains("`nf4pack export`"), "{hint}");
+    }
+}

@@ -30,7 +30,7 @@ pub use limits::{MAX_CONFIG_LEN, MAX_INDEX_LEN, MAX_SIDE_FILE_LEN, MAX_TENSORS};
 pub use quantised::Quantised;
 
 use self::json::Object;
-pub(super) use self::side::no_tokenizer;
+pub(super) use self::side::{no_tokenizer, tokens_without_rows};
 pub use self::snapshot::INDEX;
 use self::snapshot::{Folder, OpenFile, SINGLE, Weights};
 use super::notice::Notice;

@@ -1,6 +1,10 @@
 //! The files of a checkpoint that are no weights.
 
+use std::collections::HashMap;
 use std::path::Path;
+
+use serde::Deserialize;
+use serde::de::IgnoredAny;
 
 use super::error::SourceError;
 use super::limits::{MAX_CONFIG_LEN, MAX_SIDE_FILE_LEN};
@@ -94,4 +98,44 @@ pub(super) fn read_one(file: &OpenFile, limit: u64) -> Result<Vec<u8>, SourceErr
         return Err(SourceError::LfsPointer { path: file.path.clone() });
     }
     Ok(bytes)
+}
+
+/// The ids of a tokenizer.json.
+#[derive(Deserialize)]
+struct Ids {
+    model: Option<Model>,
+    #[serde(default)]
+    added_tokens: Vec<Added>,
+}
+
+#[derive(Deserialize)]
+struct Model {
+    vocab: Option<Vocabulary>,
+}
+
+/// Tokens with their ids, or in the order of their ids.
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum Vocabulary {
+    Map(HashMap<String, u64>),
+    List(Vec<IgnoredAny>),
+}
+
+#[derive(Deserialize)]
+struct Added {
+    id: u64,
+}
+
+/// A notice if the tokenizer has ids for which the embedding, with `rows` rows, has none. A
+/// tokenizer that cannot be read is another notice's concern.
+pub(in crate::convert) fn tokens_without_rows(files: &[(String, Vec<u8>)], rows: u32) -> Option<Notice> {
+    let (_, bytes) = files.iter().find(|(name, _)| name == TOKENIZER)?;
+    let Ids { model, added_tokens } = serde_json::from_slice(bytes).ok()?;
+    let last = match model.and_then(|model| model.vocab) {
+        Some(Vocabulary::Map(ids)) => ids.into_values().max(),
+        Some(Vocabulary::List(tokens)) => (tokens.len() as u64).checked_sub(1),
+        None => None,
+    };
+    let last = last.into_iter().chain(added_tokens.into_iter().map(|added| added.id)).max()?;
+    (last >= u64::from(rows)).then_some(Notice::TokensWithoutRows { last, rows })
 }

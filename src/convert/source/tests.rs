@@ -542,6 +542,20 @@ fn a_checkpoint_with_another_tokenizer_says_what_to_make_of_it() {
 }
 
 #[test]
+fn a_tokenizer_with_more_tokens_than_the_embedding_has_rows_is_named() {
+    let notice = |json: &str, rows| tokens_without_rows(&[("tokenizer.json".to_owned(), json.into())], rows);
+    let map = r#"{"model": {"vocab": {"a": 0, "b": 3}}, "added_tokens": [{"id": 5, "content": "<pad>"}]}"#;
+    assert_eq!(notice(map, 5), Some(Notice::TokensWithoutRows { last: 5, rows: 5 }));
+    assert_eq!(notice(map, 6), None);
+    let unigram = r#"{"model": {"vocab": [["a", -1.0], ["b", -2.5]]}}"#;
+    assert_eq!(notice(unigram, 1), Some(Notice::TokensWithoutRows { last: 1, rows: 1 }));
+    assert_eq!(notice(unigram, 2), None);
+    for other in ["{}", "<html>", r#"{"model": {}}"#, r#"{"model": {"vocab": 3}}"#] {
+        assert_eq!(notice(other, 0), None, "{other}");
+    }
+}
+
+#[test]
 fn further_chat_templates_are_read_from_their_folder() {
     let dir = folder(&[(CONFIG, b"{}"), (SINGLE, &vectors(&["a"])), ("tokenizer.model", b"\n")]);
     let templates = dir.path().join("additional_chat_templates");

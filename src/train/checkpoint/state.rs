@@ -90,7 +90,8 @@ impl State {
 struct StateFile<S> {
     /// First, so that the state of another version is recognised.
     format: u32,
-    /// CRC-32 of the adapter's settings and matrices and of both moments: the files belong together.
+    /// CRC-32 of the adapter's settings and matrices and of both moments: the files belong
+    /// together.
     checksum: u32,
     /// CRC-32 of the state, as JSON without spaces.
     state_checksum: u32,
