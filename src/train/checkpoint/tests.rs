@@ -446,8 +446,9 @@ fn cut_at_any_step_of_saving_a_run_can_resume_and_its_adapter_is_whole() {
     assert!(counts.steps > 20 && counts.states > 20, "{counts:?}");
 }
 
-/// What a run with an early stop writes if the evaluation at a step is the best one: the adapter, in
-/// its own folder and in that of the run, then a checkpoint that needs it. Older ones are removed.
+/// What a run with an early stop writes if the evaluation at a step is the best one: the adapter,
+/// in its own folder and in that of the run, then a checkpoint that needs it. Older ones are
+/// removed.
 fn save_best(step: u64, out: &Path) {
     let mut now = checkpoint(step);
     let (best_step, checksum) = best::write(out, step, &now.adapter).unwrap();
