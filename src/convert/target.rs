@@ -253,6 +253,8 @@ fn check_space(folder: &Path, needed: u64) -> Result<(), ConvertError> {
 
 #[cfg(all(test, feature = "train"))]
 mod tests {
+    #![allow(clippy::unwrap_used, clippy::panic, reason = "tests fail by panicking")]
+
     use std::num::NonZeroUsize;
 
     use super::*;

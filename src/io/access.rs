@@ -90,6 +90,8 @@ impl Readers {
 
 #[cfg(all(test, unix))]
 mod tests {
+    #![allow(clippy::unwrap_used, clippy::panic, reason = "tests fail by panicking")]
+
     use super::*;
 
     fn mode(new: (u32, u32), sources: &[(u32, u32)], replaced: Option<(u32, u32)>) -> u32 {

@@ -6,6 +6,7 @@
 //! 512 bytes may be there or not, in any order, and a file may have its new length without its
 //! bytes. Of changes of names since the last sync of their folder, any subset may be there; only
 //! a rename within a folder is atomic, and one between folders never loses the file.
+#![allow(clippy::unwrap_used, clippy::panic, reason = "tests fail by panicking")]
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::fs;

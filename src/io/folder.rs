@@ -137,6 +137,8 @@ pub(crate) fn publish(target: &Path, files: &[(&str, &[u8])]) -> io::Result<()> 
 
 #[cfg(all(test, feature = "train"))]
 mod tests {
+    #![allow(clippy::unwrap_used, clippy::panic, reason = "tests fail by panicking")]
+
     use super::*;
 
     fn names(folder: &Path) -> Vec<String> {

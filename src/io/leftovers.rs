@@ -47,7 +47,7 @@ fn is_at(file: &File, path: &Path) -> bool {
         use std::os::unix::fs::MetadataExt;
         let number = |m: fs::Metadata| (m.dev(), m.ino());
         let there = path.symlink_metadata().map(number);
-        return there.is_ok_and(|there| file.metadata().is_ok_and(|m| number(m) == there));
+        there.is_ok_and(|there| file.metadata().is_ok_and(|m| number(m) == there))
     }
     #[cfg(not(unix))]
     {
@@ -86,6 +86,8 @@ fn remove_dead(path: &Path, kind: FileType) -> io::Result<()> {
 
 #[cfg(all(test, unix))]
 mod tests {
+    #![allow(clippy::unwrap_used, clippy::panic, reason = "tests fail by panicking")]
+
     use super::*;
     use crate::io::temporary_folder;
 

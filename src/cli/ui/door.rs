@@ -41,7 +41,7 @@ fn escaped(text: &str, keep: impl Fn(char) -> bool) -> Cow<'_, str> {
         _ if text.chars().all(harmless) => Cow::Borrowed(text),
         Some(pattern) => pattern.replace_all(text, |found: &regex::Captures<'_>| escape(&found[0], &keep)),
         // The pattern is a constant; without it, only ASCII is known to be harmless.
-        None => Cow::Owned(text.chars().map(|c| escape(c.encode_utf8(&mut [0; 4]), &harmless)).collect()),
+        None => Cow::Owned(text.chars().map(|c| escape(c.encode_utf8(&mut [0; 4]), harmless)).collect()),
     }
 }
 

@@ -1,4 +1,5 @@
 //! A snapshot folder that is cut at each step of its writing.
+#![allow(clippy::unwrap_used, clippy::panic, reason = "tests fail by panicking")]
 
 use std::path::Path;
 
