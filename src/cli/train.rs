@@ -21,7 +21,7 @@ use crate::data::pack::batch;
 use crate::data::sample::{Dataset, Dropped, Sample};
 use crate::data::show::{ShownSample, show_batch};
 use crate::gpu::Gpu;
-use crate::io::read::read_any;
+use crate::io::read::{read_any, refuse_device};
 use crate::model::plan::MemoryPlan;
 use crate::model::plan::MicroBatch;
 use crate::train::record::{EvalRecord, Record, RecordError, StepRecord};
@@ -137,6 +137,7 @@ const MAX_DATA_LEN: u64 = 4 << 30;
 /// # Errors
 /// [`FileError`].
 pub fn read(path: &Path) -> Result<Vec<u8>, FileError> {
+    refuse_device(path)?;
     read_any(path, MAX_DATA_LEN)
 }
 

@@ -6,6 +6,7 @@
 
 pub(super) mod error;
 mod model;
+mod pattern;
 
 use serde::de::{Deserialize, Deserializer, MapAccess, SeqAccess, Visitor};
 use serde_json::{Map, Value};
@@ -276,6 +277,9 @@ impl Component<'_> {
         }
         if text("Regex").is_some_and(|regex| repeats(regex) > MAX_REPEATS) {
             return self.bad(key, format!("a regular expression whose counts repeat a part at most {MAX_REPEATS} times"));
+        }
+        if text("Regex").is_some_and(pattern::takes_long) {
+            return self.bad(key, pattern::EXPECTED);
         }
         Ok(shortest)
     }

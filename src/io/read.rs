@@ -147,6 +147,19 @@ pub(crate) fn read_any(path: &Path, limit: u64) -> Result<Vec<u8>, FileError> {
     if found > limit { Err(too_large(found)) } else { Ok(bytes) }
 }
 
+/// Refuses a device, which may have no end. The system says what is wrong with other paths when
+/// they are opened.
+///
+/// # Errors
+/// [`FileError::NotAFile`].
+#[cfg(feature = "cli")]
+pub(crate) fn refuse_device(path: &Path) -> Result<(), FileError> {
+    match fs::metadata(path).map(|metadata| name_of(metadata.file_type())) {
+        Ok(found @ "a device") => Err(FileError::NotAFile { path: path.to_owned(), found }),
+        _ => Ok(()),
+    }
+}
+
 /// Checks that it is a regular file.
 fn check(path: &Path, metadata: &fs::Metadata) -> Result<(), FileError> {
     let kind = metadata.file_type();
@@ -209,6 +222,20 @@ mod tests {
         assert!(matches!(&missing, FileError::Io { source, .. } if source.kind() == io::ErrorKind::NotFound), "{missing}");
         let of_folder = read(folder.path(), Links::Follow, 9).unwrap_err();
         assert!(matches!(of_folder, FileError::NotAFile { found: "a folder", .. }), "{of_folder}");
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn a_device_is_refused_also_behind_a_link() {
+        let folder = tempfile::tempdir().unwrap();
+        let link = folder.path().join("data.jsonl");
+        std::os::unix::fs::symlink("/dev/zero", &link).unwrap();
+        for path in [link.as_path(), Path::new("/dev/zero")] {
+            assert!(matches!(refuse_device(path), Err(FileError::NotAFile { found: "a device", .. })), "{path:?}");
+        }
+        fs::write(folder.path().join("file"), "a").unwrap();
+        refuse_device(&folder.path().join("file")).unwrap();
+        refuse_device(&folder.path().join("none")).unwrap();
     }
 
     #[test]

@@ -97,6 +97,8 @@ fn hostile() -> Vec<(&'static str, Value, &'static str)> {
         ("/pre_tokenizer", split(&"a".repeat(5000)), "at most 4096 bytes long"),
         ("/pre_tokenizer", split("(?:(?=a)a{999}){999}"), "at most 10000 times"),
         ("/pre_tokenizer", split("((a)"), "cannot be used"),
+        ("/pre_tokenizer", split(r"(a*)*\1*(.*)*c"), "without back-references"),
+        ("/pre_tokenizer", split(r"(?:(?=.)(?:.*))*x"), "without repeats and choices within repeats"),
         ("/post_processor", around(json!([text("A"), text("A")]), json!({})), "each text once"),
         ("/post_processor", around(json!([]), json!({})), "each text once"),
         ("/post_processor", around(json!([text("A"), x.clone()]), json!({})), "tokens that are defined"),
