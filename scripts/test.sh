@@ -54,9 +54,9 @@ done
 
 step "dependencies"
 if command -v cargo-deny >/dev/null; then
-    cargo deny --locked --all-features check licenses bans sources
+    cargo deny --workspace --locked --all-features check licenses bans sources
     # The advisories are fetched, so a machine without network cannot check them.
-    cargo deny --locked --all-features check advisories || [ "${NF4PACK_REQUIRE_ADVISORIES:-0}" = 0 ]
+    cargo deny --workspace --locked --all-features check advisories || [ "${NF4PACK_REQUIRE_ADVISORIES:-0}" = 0 ]
 else
     echo "SKIPPED: cargo-deny is not installed (cargo install cargo-deny)"
 fi

@@ -759,6 +759,7 @@ fn of_record(error: &RecordError) -> Option<String> {
 fn of_stream(error: &StreamError, advice: Advice) -> Option<String> {
     match error {
         StreamError::Read(e) => of_read(e),
+        StreamError::NoThread(_) => Some(MORE_THREADS.into()),
         StreamError::Gpu(e) => of_gpu(e, advice),
         StreamError::Budget { needed, .. } => Some(match advice.budget {
             Some(flag) => format!("{flag} {needed} is the minimum"),
@@ -779,6 +780,9 @@ fn of_read(error: &ReadError) -> Option<String> {
         ReadError::Io { .. } => None,
     }
 }
+
+/// The hint if a thread cannot be started.
+const MORE_THREADS: &str = "raise the limit of processes (ulimit -u) or of memory (ulimit -v)";
 
 /// The hint if a tensor does not fit in memory.
 const MORE_MEMORY: &str = "a machine with more memory can do it: one tensor at a time must fit";
@@ -830,7 +834,7 @@ fn of_data(error: &DataError) -> Option<String> {
             "the tokenizer may be made to do harm; one of a supported model, saved by transformers, is accepted: replace \
              tokenizer.json in the checkpoint's folder, and convert again"
         }
-        DataError::NoThread(_) => "raise the limit of processes (ulimit -u) or of memory (ulimit -v)",
+        DataError::NoThread(_) => MORE_THREADS,
         DataError::NoChatTemplate => "use --prompt, which continues a text without a template",
         DataError::Utf8 { .. } => "save the file as UTF-8 (from UTF-16: `iconv -f UTF-16 -t UTF-8`)",
         DataError::Json { .. } | DataError::NotAnObject { .. } => {

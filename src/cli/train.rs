@@ -1,9 +1,8 @@
 //! `nf4pack train`.
 
-use std::fs;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 use serde::Serialize;
 
 use super::args::{ResumeArg, TrainArgs};
@@ -13,6 +12,7 @@ use super::open;
 use super::outcome::Outcome;
 use super::report::{self, Report};
 use super::ui::{self, Meter, Table, Ui, Unit};
+use crate::FileError;
 use crate::arch::config::ModelConfig;
 use crate::convert::Progress as _;
 use crate::data::DataFile;
@@ -21,7 +21,7 @@ use crate::data::pack::batch;
 use crate::data::sample::{Dataset, Dropped, Sample};
 use crate::data::show::{ShownSample, show_batch};
 use crate::gpu::Gpu;
-use crate::io::read::refuse_device;
+use crate::io::read::{read_any, refuse_device};
 use crate::model::plan::MemoryPlan;
 use crate::model::plan::MicroBatch;
 use crate::train::record::{EvalRecord, Record, RecordError, StepRecord};
@@ -129,10 +129,16 @@ pub fn run(args: &TrainArgs) -> Result<Outcome> {
     Ok(Outcome::from(summary.end != End::Stopped))
 }
 
-/// The bytes of a file of samples.
-pub fn read(path: &Path) -> Result<Vec<u8>> {
+/// Bytes of a file of samples. Its tokens need several times as much memory.
+const MAX_DATA_LEN: u64 = 4 << 30;
+
+/// The bytes of a file of samples, or of a pipe.
+///
+/// # Errors
+/// [`FileError`].
+pub fn read(path: &Path) -> Result<Vec<u8>, FileError> {
     refuse_device(path)?;
-    fs::read(path).with_context(|| format!("cannot read {}", path.display()))
+    read_any(path, MAX_DATA_LEN)
 }
 
 /// Prints the size of the data, and warns of cut, dropped and overlong samples. `used` is "learned"

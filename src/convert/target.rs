@@ -192,7 +192,7 @@ impl Target {
         }
     }
 
-    /// Runs `work`, which writes through the [`Writer`]. Beside it a thread of its own makes the
+    /// Runs `work`, which writes through the [`Writer`]. Meanwhile a thread of its own makes the
     /// file durable as it grows, so that little is left to wait for at the end.
     pub(crate) fn write_with<T>(
         &self,

@@ -1,11 +1,12 @@
 //! The errors of data.
 
+use std::io;
 use std::path::PathBuf;
 
 use thiserror::Error;
 
 use super::components::error::TokenizerError;
-use super::jinja::TemplateError;
+use super::jinja::{ErrorKind, TemplateError};
 use super::notice::SpanFlaw;
 
 /// Why data cannot be used. Lines count from 1.
@@ -22,7 +23,7 @@ pub enum DataError {
     },
     /// The system starts no thread.
     #[error("the system starts no thread: {0}")]
-    NoThread(std::io::Error),
+    NoThread(io::Error),
     /// A thread ended in a panic.
     #[error("reading the data ended in a panic")]
     Panicked,
@@ -209,6 +210,14 @@ pub enum DataError {
 }
 
 impl DataError {
+    /// What `refused` makes of the error of a template, unless the template never ran.
+    pub(super) fn of_template(source: TemplateError, refused: impl FnOnce(TemplateError) -> Self) -> Self {
+        match source.kind {
+            ErrorKind::NoThread(reason) => Self::NoThread(io::Error::other(reason)),
+            _ => refused(source),
+        }
+    }
+
     /// What is wrong with the text or the conversation of a line.
     pub(super) fn of_line(self, line: u64) -> Self {
         match self {

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use super::error::DataError;
 
-/// Interval at which a wait asks whether to go on.
+/// Interval at which a wait asks whether to continue.
 const PATIENCE: Duration = Duration::from_millis(20);
 
 /// Runs `work` on a thread of its own while `proceeds` says so; it is asked all the time. When it

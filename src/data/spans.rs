@@ -53,8 +53,7 @@ impl Marked {
 /// [`DataError::Spans`].
 pub(super) fn conversation(tokenizer: &Tokenizer, line: u64, chat: &Chat, train_on: TrainOn) -> Result<Marked, DataError> {
     // It is rendered many times: on one thread.
-    with_stack(|| marked_conversation(tokenizer, line, chat, train_on))
-        .map_err(|source| DataError::Render { line, source })?
+    with_stack(|| marked_conversation(tokenizer, line, chat, train_on)).map_err(DataError::NoThread)?
 }
 
 fn marked_conversation(tokenizer: &Tokenizer, line: u64, chat: &Chat, train_on: TrainOn) -> Result<Marked, DataError> {

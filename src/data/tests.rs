@@ -86,7 +86,7 @@ fn everything_is_learned_on_demand() {
     let options = Options { train_on: TrainOn::All, ..OPTIONS };
     let dataset = load_as(&tokenizer(None), &chat(), options).unwrap();
     assert_eq!(loss_tokens(&dataset), dataset.tokens() - 1);
-    // Also by a template that does not tell whose words are whose.
+    // Also by a template that does not separate the words of the roles.
     let confusing = tokenizer(Some(CONFUSING));
     assert!(matches!(load(&confusing, &chat()), Err(DataError::Spans { .. })));
     let dataset = load_as(&confusing, &chat(), options).unwrap();
@@ -844,7 +844,7 @@ fn an_unlearned_answer_between_marks_is_left_out_or_an_error() {
 }
 
 #[test]
-fn marks_around_words_of_others_are_an_error() {
+fn marks_around_words_of_other_messages_are_an_error() {
     let error = |template: &str, line: &str| load(&tokenizer(Some(template)), line).unwrap_err();
     let all = "{% generation %}{% for m in messages %}{{ m.content + eos_token }}{% endfor %}{% endgeneration %}";
     let found = error(all, &line_of(&[("user", "Hi"), ("assistant", "Ho")]));

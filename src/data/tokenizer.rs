@@ -125,7 +125,7 @@ impl Tokenizer {
         let with_tools = if tools.is_none() { None } else { named(TOOL_USE) };
         match with_tools.or_else(|| named(DEFAULT)) {
             Some(Ok(template)) => Ok(template),
-            Some(Err(error)) => Err(DataError::Template(error.clone())),
+            Some(Err(error)) => Err(DataError::of_template(error.clone(), DataError::Template)),
             None if self.templates.is_empty() => Err(DataError::NoChatTemplate),
             None => {
                 let names = self.templates.iter().map(|(name, _)| name.clone()).collect();
@@ -193,7 +193,9 @@ impl Tokenizer {
     /// [`DataError::TokenId`].
     pub fn chat_prompt(&self, messages: &[Message]) -> Result<Vec<u32>, DataError> {
         let template = self.template(&Value::None)?;
-        let text = template.render(&values(messages), &Value::None, true).map_err(DataError::Chat)?;
+        let text = template
+            .render(&values(messages), &Value::None, true)
+            .map_err(|source| DataError::of_template(source, DataError::Chat))?;
         // A template writes the special tokens itself.
         self.encode(&text, false)
     }

@@ -141,7 +141,8 @@ pub(crate) fn read_any(path: &Path, limit: u64) -> Result<Vec<u8>, FileError> {
     if len > limit {
         return Err(too_large(len));
     }
-    let mut bytes = Vec::with_capacity(usize::try_from(len).unwrap_or_default());
+    let mut bytes = Vec::new();
+    bytes.try_reserve_exact(usize::try_from(len).unwrap_or_default()).map_err(|e| failed(e.into()))?;
     let found = file.take(limit.saturating_add(1)).read_to_end(&mut bytes).map_err(failed)? as u64;
     if found > limit { Err(too_large(found)) } else { Ok(bytes) }
 }

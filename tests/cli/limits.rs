@@ -46,17 +46,49 @@ fn a_limit_of_file_sizes_is_an_error() {
     }
 }
 
+/// A user without processes: the limit counts all processes of a user, and not those of root.
+#[cfg(target_os = "linux")]
+const USER: &str = "47110";
+
+#[cfg(target_os = "linux")]
+fn is_root() -> bool {
+    fs::metadata("/proc/self").is_ok_and(|own| std::os::unix::fs::MetadataExt::uid(&own) == 0)
+}
+
+/// Runs a command with a limit of processes; as another user, where this one is root.
+#[cfg(target_os = "linux")]
+fn with_processes(folder: &Path, limit: u32, arguments: &str) -> Output {
+    let program = assert_cmd::cargo::cargo_bin!("nf4pack");
+    let line = format!("ulimit -c 0; ulimit -u {limit}; exec {} {arguments}", program.display());
+    let mut shell = if is_root() {
+        let mut shell = Command::new("setpriv");
+        shell.args(["--reuid", USER, "--regid", USER, "--clear-groups", "bash"]);
+        shell
+    } else {
+        Command::new("bash")
+    };
+    shell.args(["-c", &line]).current_dir(folder).env("NF4PACK_CACHE_DIR", "").env("RAYON_NUM_THREADS", "1");
+    shell.output().unwrap()
+}
+
 #[test]
+#[cfg(target_os = "linux")]
 fn a_limit_of_threads_is_an_error() {
-    // The limit does not count for root.
     let folder = place();
-    let tried = limited(folder.path(), "ulimit -u 1; (true) || exit 9; true", "--version");
-    if tried.status.code() != Some(9) {
-        eprintln!("SKIPPED: the system starts processes beyond `ulimit -u`");
+    fs::set_permissions(folder.path(), std::os::unix::fs::PermissionsExt::from_mode(0o777)).unwrap();
+    let data = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/chat.jsonl");
+    if !with_processes(folder.path(), 64, "--version").status.success() {
+        eprintln!("SKIPPED: another user cannot run the program");
         return;
     }
     for arguments in [format!("convert {TINY} out.nf4pack"), format!("verify {PACK}"), format!("export {PACK} out")] {
-        let output = limited(folder.path(), "ulimit -u 1", &arguments);
-        assert_error(&output, folder.path(), &[PACK]);
+        assert_error(&with_processes(folder.path(), 1, &arguments), folder.path(), &[PACK]);
     }
+    let evaluate = format!("eval {PACK} --data {data} --max-length 64");
+    let errors =
+        (1..=6).map(|limit| with_processes(folder.path(), limit, &evaluate)).filter(|output| !output.status.success());
+    let errors: Vec<String> = errors.map(|output| assert_error(&output, folder.path(), &[PACK])).collect();
+    assert!(errors.iter().all(|error| !error.contains("template")), "{errors:?}");
+    // Another user may have other processes.
+    assert!(!is_root() || errors.iter().any(|error| error.contains("the system starts no thread")), "{errors:?}");
 }

@@ -196,7 +196,7 @@ MODELS = {
         "tie_word_embeddings": False,
         "rope_theta": 10000.0,
     },
-    # Windows by `layer_types`. Beside it, `rope_scaling` counts and not `rope_parameters`, as where
+    # Windows by `layer_types`. With it, `rope_scaling` counts and not `rope_parameters`, as where
     # a user adds what a model card says.
     "qwen3_windows": {
         "model_type": "qwen3",

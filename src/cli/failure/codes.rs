@@ -298,6 +298,7 @@ codes! {
         .0 of Read, Gpu;
         Budget "gpu-budget"
         OutOfRange "layer-out-of-range"
+        NoThread "no-threads"
         Loader "stream-loader"
     }
     OpError {

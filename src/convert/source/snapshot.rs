@@ -107,7 +107,7 @@ fn names(folder: &Path, limit: usize) -> std::io::Result<Vec<String>> {
     Ok(names)
 }
 
-/// Entries of a folder that are looked at to tell why it is no checkpoint.
+/// Entries of a folder that are read to find why it is no checkpoint.
 const MAX_ENTRIES: usize = 10_000;
 
 /// The weights of a folder that has neither the usual file nor an index: a whole set of shards, or

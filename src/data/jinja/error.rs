@@ -42,6 +42,9 @@ pub enum ErrorKind {
     /// The template works for too long, or writes too much.
     #[error("the template {0}")]
     Limit(&'static str),
+    /// The system starts no thread for the template.
+    #[error("the system starts no thread: {0}")]
+    NoThread(String),
 }
 
 impl ErrorKind {

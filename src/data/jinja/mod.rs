@@ -36,6 +36,7 @@ pub use json::loads;
 pub use value::{Dict, Value};
 
 use std::cell::Cell;
+use std::io;
 
 use ast::Body;
 use eval::Interpreter;
@@ -54,7 +55,7 @@ impl Template {
     /// # Errors
     /// Where it is not Jinja, or uses an unsupported feature.
     pub fn new(source: &str, now: i64) -> Result<Self, TemplateError> {
-        Ok(Self { body: with_stack(|| parser::parse(source))??, now })
+        Ok(Self { body: with_stack(|| parser::parse(source)).map_err(no_thread)??, now })
     }
 
     /// What the template writes with these variables.
@@ -63,8 +64,12 @@ impl Template {
     /// What the template itself refuses, and what Python would raise.
     pub fn render<'a>(&self, variables: impl IntoIterator<Item = (&'a str, Value)>) -> Result<Rendered, TemplateError> {
         let interpreter = Interpreter::new(self.now, variables);
-        with_stack(|| interpreter.run(&self.body))?
+        with_stack(|| interpreter.run(&self.body)).map_err(no_thread)?
     }
+}
+
+fn no_thread(source: io::Error) -> TemplateError {
+    ErrorKind::NoThread(source.to_string()).at(1)
 }
 
 /// Bytes of stack that a template at its limit of nesting needs, with room: an unoptimised build
@@ -80,8 +85,12 @@ thread_local! {
 /// `work`, this starts no further thread.
 ///
 /// # Errors
-/// Where the system starts no thread.
-pub fn with_stack<T: Send>(work: impl FnOnce() -> T + Send) -> Result<T, TemplateError> {
+/// That of the system, if it starts no thread.
+pub fn with_stack<T: Send>(work: impl FnOnce() -> T + Send) -> io::Result<T> {
+    with_stack_of(STACK, work)
+}
+
+fn with_stack_of<T: Send>(stack: usize, work: impl FnOnce() -> T + Send) -> io::Result<T> {
     if HAS_STACK.get() {
         return Ok(work());
     }
@@ -90,10 +99,8 @@ pub fn with_stack<T: Send>(work: impl FnOnce() -> T + Send) -> Result<T, Templat
         work()
     };
     std::thread::scope(|scope| {
-        let thread = std::thread::Builder::new().name("template".to_owned()).stack_size(STACK);
-        let started = thread
-            .spawn_scoped(scope, work)
-            .map_err(|_| ErrorKind::Limit("cannot run: the system starts no thread").at(0))?;
+        let thread = std::thread::Builder::new().name("template".to_owned()).stack_size(stack);
+        let started = thread.spawn_scoped(scope, work)?;
         Ok(started.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
     })
 }

@@ -1,6 +1,7 @@
 //! Snippets of templates against what transformers makes of them.
 
 use super::*;
+use crate::data::error::DataError;
 
 /// 2024-07-26 12:34:56 UTC, as `tests/interop/templates.py` has it.
 const NOW: i64 = 1_721_997_296;
@@ -114,4 +115,14 @@ fn work_on_a_large_stack_stays_on_one_thread() {
     let (first, second) = with_stack(|| (id(), with_stack(id).unwrap())).unwrap();
     assert!(first != outer && first == second);
     assert_ne!(with_stack(id).unwrap(), outer);
+}
+
+#[test]
+#[cfg(target_os = "linux")]
+fn a_thread_that_does_not_start_is_no_refusal_of_the_template() {
+    let source = with_stack_of(1 << 50, || ()).unwrap_err();
+    let reason = source.to_string();
+    let error = DataError::of_template(no_thread(source), DataError::Chat);
+    assert!(matches!(error, DataError::NoThread(_)), "{error}");
+    assert!(!reason.is_empty() && error.to_string().contains(&reason), "{error}");
 }

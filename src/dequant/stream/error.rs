@@ -38,7 +38,10 @@ pub enum StreamError {
         /// Layers of the pack.
         count: u32,
     },
-    /// The loader thread or its workers could not start or have ended.
+    /// The system does not start the loader thread or its workers.
+    #[error("cannot start the threads that load layers: {0}")]
+    NoThread(String),
+    /// The loader thread has ended.
     #[error("cannot run the loader: {0}")]
     Loader(String),
 }

@@ -86,7 +86,7 @@ impl Loader {
         threads: usize,
         verify: bool,
     ) -> Result<Self, StreamError> {
-        let failed = |e: &dyn std::error::Error| StreamError::Loader(e.to_string());
+        let failed = |e: &dyn std::error::Error| StreamError::NoThread(e.to_string());
         let name = |i| format!("nf4pack-load-{i}");
         let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).thread_name(name).build();
         let pool = pool.map_err(|e| failed(&e))?;

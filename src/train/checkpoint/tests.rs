@@ -9,6 +9,7 @@ use super::*;
 use crate::io::{crash, record};
 use crate::lora::adapter::{AdapterError, CONFIG, WEIGHTS};
 use crate::random::{Generator, Stream};
+use crate::train::best;
 use crate::train::schedule::{Shape, Warmup};
 use crate::train::settings::Settings;
 
@@ -443,4 +444,42 @@ fn cut_at_any_step_of_saving_a_run_can_resume_and_its_adapter_is_whole() {
         assert_eq!(names(root.path()), [CONFIG, WEIGHTS, "checkpoint-9"]);
     });
     assert!(counts.steps > 20 && counts.states > 20, "{counts:?}");
+}
+
+/// What a run with an early stop writes if the evaluation at a step is the best one: the adapter,
+/// in its own folder and in that of the run, then a checkpoint that needs it. Older ones are
+/// removed.
+fn save_best(step: u64, out: &Path) {
+    let mut now = checkpoint(step);
+    let (best_step, checksum) = best::write(out, step, &now.adapter).unwrap();
+    now.adapter.write(out, &[]).unwrap();
+    (now.state.best_step, now.state.best_adapter) = (best_step, Some(checksum));
+    now.write(out).unwrap();
+    assert!(Checkpoint::prune(out, step, 1).is_empty());
+    assert!(best::prune(out, now.state.best_key()).is_empty());
+}
+
+#[test]
+fn cut_at_any_step_of_saving_the_best_adapter_the_latest_checkpoint_has_its_own() {
+    let root = tempfile::tempdir().unwrap();
+    save_best(7, root.path());
+    let before = crash::tree(root.path());
+    let recording = record::start(root.path());
+    save_best(8, root.path());
+    let mut steps = BTreeMap::new();
+    let counts = crash::every_crash(root.path(), &before, &recording.steps(), |crash| {
+        if !crash.is_new_shape && !crash.at_end {
+            return;
+        }
+        let root = tempfile::tempdir().unwrap();
+        crash::put(crash.tree, root.path());
+        let latest = Checkpoint::latest(root.path()).unwrap().expect("no checkpoint is left");
+        let state = Checkpoint::read(&latest, &model()).unwrap().state;
+        assert!(state.step == 8 || (state.step == 7 && !crash.at_end));
+        let best = best::read(root.path(), state.best_key().unwrap(), &model()).unwrap();
+        assert_eq!(bits(&best.vector), bits(&checkpoint(state.step).adapter.vector));
+        Adapter::read(root.path(), &model()).unwrap();
+        *steps.entry(state.step).or_insert(0) += 1;
+    });
+    assert!(counts.steps > 30 && steps.len() == 2, "{counts:?}, {steps:?}");
 }

@@ -106,7 +106,7 @@ impl Drop for RunLock {
     fn drop(&mut self) {
         if let Some(file) = self.file.take() {
             // While the lock is held: another process must not take a file without a name for the
-            // lock. Windows cannot tell the two, so the file stays there.
+            // lock. Windows cannot distinguish the two, so the file stays there.
             if cfg!(unix) {
                 let _ = fs::remove_file(&self.path);
             }
