@@ -1,5 +1,6 @@
 //! Output bytes per second of dequantisation and of a memcpy of the same output: one thread, block
 //! 64.
+#![forbid(unsafe_code)]
 #![allow(clippy::unwrap_used, missing_docs, reason = "a benchmark stops at the first failure")]
 
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};

@@ -1,5 +1,6 @@
 //! Weights per second of the encoders: one thread, block 64, bf16. One input is a buffer that
 //! exceeds the caches, the other a piece of the converter, which fits.
+#![forbid(unsafe_code)]
 #![allow(clippy::unwrap_used, missing_docs, reason = "a benchmark stops at the first failure")]
 
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};

@@ -1,7 +1,7 @@
 //! Time of opening a pack: header, index and metadata. One model has the shapes of Qwen3-4B (36
 //! layers), the other is a mixture of experts with one tensor per expert (48 layers of 128
 //! experts). The packs have no payload.
-
+#![forbid(unsafe_code)]
 #![allow(clippy::expect_used, reason = "a benchmark that cannot start fails")]
 
 use std::hint::black_box;

@@ -1,6 +1,7 @@
 //! Writes the logits of a token sequence, [tokens, vocabulary] in little-endian float32, for
 //! comparison with other programs: `logits PACK ADAPTER|none IDS OUT`. IDS is a file of token ids,
 //! separated by whitespace.
+#![forbid(unsafe_code)]
 
 use nf4pack::arch::ModelConfig;
 use std::error::Error;

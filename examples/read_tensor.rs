@@ -1,5 +1,6 @@
 //! Decodes a tensor of a pack on the CPU and prints its first values:
 //! `cargo run --release --example read_tensor -- PACK [NAME]` (without NAME, it lists the tensors)
+#![forbid(unsafe_code)]
 
 use std::error::Error;
 

@@ -1,5 +1,6 @@
 //! Streams the layers of a pack through a GPU, decodes one projection of each layer, and compares
 //! it with the CPU: `cargo run --release --example stream_layer -- PACK [BUDGET_IN_BYTES]`
+#![forbid(unsafe_code)]
 
 use std::error::Error;
 

@@ -1,5 +1,6 @@
 //! Writes a Qwen3 checkpoint with random weights: `cargo run --release --example synth_checkpoint
 //! -- OUT --shape qwen3-0.6b|qwen3-4b|tiny [--seed N] [--shard-size BYTES]`
+#![forbid(unsafe_code)]
 
 use std::path::PathBuf;
 use std::process::ExitCode;

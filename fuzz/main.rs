@@ -1,5 +1,6 @@
 //! All fuzz targets in one program, which takes one link. `NF4PACK_FUZZ_TARGET` names the target;
 //! the rest is libFuzzer's.
+#![forbid(unsafe_code)]
 #![no_main]
 
 mod checks;

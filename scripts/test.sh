@@ -52,6 +52,15 @@ for feature in mmap convert gpu train; do
     fi
 done
 
+step "dependencies"
+if command -v cargo-deny >/dev/null; then
+    cargo deny --locked --all-features check licenses bans sources
+    # The advisories are fetched, so a machine without network cannot check them.
+    cargo deny --locked --all-features check advisories || [ "${NF4PACK_REQUIRE_ADVISORIES:-0}" = 0 ]
+else
+    echo "SKIPPED: cargo-deny is not installed (cargo install cargo-deny)"
+fi
+
 step "documentation"
 RUSTDOCFLAGS="-D warnings" cargo doc --locked --no-deps --all-features
 

@@ -4,6 +4,7 @@ mod config;
 pub(crate) mod writer;
 
 use std::borrow::Cow;
+use std::cell::RefCell;
 use std::path::Path;
 use std::time::Instant;
 
@@ -12,10 +13,13 @@ use rayon::prelude::*;
 use serde::Serialize;
 use thiserror::Error;
 
-use crate::MappedPack;
+use crate::arch::Obstacle;
 use crate::convert::Progress;
 use crate::dequant;
-use crate::format::{FloatType, QuantizedTensor};
+use crate::format::files::CONFIG;
+use crate::format::nf4::Nf4Tensor;
+use crate::format::{FloatType, SectionKind};
+use crate::source::{PackSource, TensorBuf, TensorData};
 use crate::verify::{VerifyError, require_undamaged};
 use writer::Tensor;
 pub use writer::{MAX_SHARD_LEN, WriteError, Written};
@@ -30,6 +34,9 @@ pub enum ExportError {
     /// The pack cannot be checked, or is damaged.
     #[error(transparent)]
     Verify(#[from] VerifyError),
+    /// The pack's config.json does not describe its layers.
+    #[error("{0}")]
+    Obstacle(#[from] Obstacle),
     /// A weight is too large for the requested type.
     #[error("tensor {tensor} has a weight that {dtype} cannot represent")]
     Overflow {
@@ -62,7 +69,7 @@ pub struct ExportReport {
 /// # Errors
 /// See [`ExportError`]; a pack whose payloads are damaged is refused.
 pub fn export(
-    pack: &MappedPack,
+    pack: &PackSource,
     target: &Path,
     dtype: FloatType,
     progress: &dyn Progress,
@@ -76,7 +83,7 @@ pub fn export(
 /// # Errors
 /// As [`export`].
 pub fn export_sharded(
-    pack: &MappedPack,
+    pack: &PackSource,
     target: &Path,
     dtype: FloatType,
     shard_len: u64,
@@ -84,43 +91,63 @@ pub fn export_sharded(
 ) -> Result<ExportReport, ExportError> {
     let started = Instant::now();
     writer::refuse_existing(target)?;
+    if let Some(config) = pack.file(CONFIG).map_err(WriteError::from)? {
+        Obstacle::check_layer_count(&config, pack.index().header().layer_count)?;
+    }
     require_undamaged(pack, progress)?;
     let readers = writer::readers(pack)?;
-    let pack = pack.pack();
-    let decoded = pack.quantized_tensors().map(|tensor| Tensor {
-        name: tensor.name,
-        float_type: dtype,
-        dims: tensor.shape.dims(),
-        make: Box::new(move || decode(&tensor, dtype, progress).map(Cow::Owned)),
-    });
-    let raw = pack.raw_tensors().map(|tensor| Tensor {
-        name: tensor.name,
-        float_type: tensor.float_type,
-        dims: tensor.shape.dims(),
-        make: Box::new(move || Ok(Cow::Borrowed(tensor.bytes))),
-    });
-    let tensors: Vec<Tensor<'_, ExportError>> = decoded.chain(raw).collect();
+    let index = pack.index();
+    let of_kind = |kind| index.tensors().filter(move |(_, section)| section.kind == Some(kind));
+    let buf = &RefCell::new(TensorBuf::default());
+    let tensors = of_kind(SectionKind::Codes).chain(of_kind(SectionKind::Raw));
+    let tensor = |(number, section)| Tensor {
+        name: index.name(section),
+        float_type: section.element_type.float_type().unwrap_or(dtype),
+        dims: section.shape.dims(),
+        make: Box::new(move || tensor_bytes(pack, number, &mut buf.borrow_mut(), dtype, progress).map(Cow::Owned)),
+    };
+    let tensors: Vec<Tensor<'_, ExportError>> = tensors.map(tensor).collect();
     let written = writer::write(target, pack, &tensors, shard_len, &readers, progress)?;
     Ok(ExportReport { written, seconds: started.elapsed().as_secs_f64() })
 }
 
+/// The bytes of a tensor: decoded, or as they are in the pack.
+fn tensor_bytes(
+    pack: &PackSource,
+    number: usize,
+    buf: &mut TensorBuf,
+    dtype: FloatType,
+    progress: &dyn Progress,
+) -> Result<Vec<u8>, ExportError> {
+    let name = || pack.index().sections().get(number).map_or("", |section| pack.index().name(section));
+    match pack.tensor(number, buf).map_err(WriteError::from)? {
+        TensorData::Raw(_, bytes) => Ok(bytes.to_vec()),
+        TensorData::Quantized(tensor) => decode(name(), &tensor, dtype, progress),
+    }
+}
+
 /// The bytes of a decoded tensor; all threads work on it.
-fn decode(tensor: &QuantizedTensor<'_>, dtype: FloatType, progress: &dyn Progress) -> Result<Vec<u8>, ExportError> {
-    let mut out = vec![0; tensor.data.elements as usize * dtype.size()];
+fn decode(name: &str, tensor: &Nf4Tensor<'_>, dtype: FloatType, progress: &dyn Progress) -> Result<Vec<u8>, ExportError> {
+    let mut out = writer::zeros(name, tensor.elements, dtype)?;
     let pieces = out.par_chunks_mut(PIECE_WEIGHTS * dtype.size()).enumerate();
     pieces.try_for_each(|(i, bytes)| {
         if progress.cancelled() {
             return Err(WriteError::Cancelled.into());
         }
-        decode_piece(tensor, dtype, (i * PIECE_WEIGHTS) as u64, bytes)
+        decode_piece(name, tensor, dtype, (i * PIECE_WEIGHTS) as u64, bytes)
     })?;
     Ok(out)
 }
 
-fn decode_piece(tensor: &QuantizedTensor<'_>, dtype: FloatType, first: u64, bytes: &mut [u8]) -> Result<(), ExportError> {
-    let overflow = || ExportError::Overflow { tensor: tensor.name.to_owned(), dtype };
+fn decode_piece(
+    name: &str,
+    data: &Nf4Tensor<'_>,
+    dtype: FloatType,
+    first: u64,
+    bytes: &mut [u8],
+) -> Result<(), ExportError> {
+    let overflow = || ExportError::Overflow { tensor: name.to_owned(), dtype };
     let len = bytes.len() / dtype.size();
-    let data = &tensor.data;
     // A validated pack always decodes: the only error of these calls is a range outside the tensor.
     match dtype {
         FloatType::F32 => {

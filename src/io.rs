@@ -150,6 +150,19 @@ impl AlignedBuf {
         }
         &mut bytemuck::cast_slice_mut(&mut self.0)[..len]
     }
+
+    /// As [`AlignedBuf::first_mut`]; `None` if there is no memory for `len` bytes.
+    #[cfg(any(feature = "convert", feature = "gpu"))]
+    pub(crate) fn try_first_mut(&mut self, len: usize) -> Option<&mut [u8]> {
+        let pages = len.div_ceil(BUFFER_ALIGN);
+        if self.0.len() < pages {
+            // Frees the old pages first.
+            self.0 = Vec::new();
+            self.0.try_reserve_exact(pages).ok()?;
+            self.0.resize(pages, bytemuck::Zeroable::zeroed());
+        }
+        Some(self.first_mut(len))
+    }
 }
 
 #[cfg(all(test, feature = "convert"))]

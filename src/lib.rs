@@ -167,11 +167,15 @@
 //! `convert` and [`dequant`] do not import each other. Both take the meaning of a code from
 //! [`format::nf4`], so that a mistake in one cannot hide in the other.
 
+// Other builds have the lint: here, `fuzzing` hands on what is not public.
+#![cfg_attr(any(fuzzing, test), allow(unnameable_types))]
+
 /// The checks of the fuzz targets name the library from outside, in unit tests, too.
 #[cfg(test)]
 extern crate self as nf4pack;
 
 #[cfg(any(feature = "convert", feature = "train"))]
+#[forbid(unsafe_code)]
 pub mod arch;
 #[cfg(feature = "cli")]
 #[doc(hidden)]
@@ -179,38 +183,56 @@ pub mod cli;
 #[cfg(feature = "convert")]
 pub mod convert;
 #[cfg(feature = "train")]
+#[forbid(unsafe_code)]
 pub mod data;
 pub mod dequant;
 #[cfg(feature = "convert")]
+#[forbid(unsafe_code)]
 pub mod export;
 pub mod format;
+#[cfg(all(any(fuzzing, test), feature = "convert", feature = "train"))]
+#[doc(hidden)]
+pub mod fuzzing;
 #[cfg(feature = "gpu")]
 pub mod gpu;
 #[cfg(any(feature = "convert", feature = "gpu"))]
 mod io;
 #[cfg(feature = "train")]
+#[forbid(unsafe_code)]
 pub mod lora;
 #[cfg(all(feature = "convert", feature = "train"))]
+#[forbid(unsafe_code)]
 pub mod merge;
 #[cfg(feature = "mmap")]
 mod mmap;
 #[cfg(feature = "train")]
+#[forbid(unsafe_code)]
 pub mod model;
 #[cfg(feature = "train")]
 pub(crate) mod ops;
+#[cfg(feature = "gpu")]
+#[forbid(unsafe_code)]
+mod panics;
 #[cfg(feature = "train")]
+#[forbid(unsafe_code)]
 mod random;
+#[cfg(any(feature = "convert", feature = "gpu"))]
+mod source;
 #[cfg(all(test, feature = "train", feature = "convert"))]
 mod tests;
 #[cfg(feature = "train")]
+#[forbid(unsafe_code)]
 pub mod train;
 #[cfg(feature = "convert")]
+#[forbid(unsafe_code)]
 pub mod verify;
 
 #[cfg(any(feature = "convert", feature = "gpu"))]
 pub use io::read::FileError;
 #[cfg(feature = "mmap")]
 pub use mmap::{LayerError, MappedPack, OpenError};
+#[cfg(any(feature = "convert", feature = "gpu"))]
+pub use source::{PackSource, ReadError};
 
 /// The README's examples, compiled.
 #[cfg(all(doctest, feature = "mmap"))]

@@ -1,4 +1,5 @@
 //! The `nf4pack` program: see [`nf4pack::cli`].
+#![forbid(unsafe_code)]
 
 use std::process::ExitCode;
 

@@ -17,12 +17,11 @@ use std::time::Instant;
 use serde::Serialize;
 
 use crate::convert::Progress;
-use crate::dequant::stream::PackSource;
 use crate::export::Written;
 use crate::export::writer::{self, Tensor};
 use crate::format::FloatType;
 use crate::lora::adapter::Adapter;
-use crate::model::ModelError;
+use crate::source::TensorBuf;
 use crate::verify::require_undamaged;
 use base::BaseTensor;
 pub use base::{Base, Sources};
@@ -81,9 +80,9 @@ pub fn merge(
 ) -> Result<MergeReport, MergeError> {
     let started = Instant::now();
     writer::refuse_existing(target)?;
-    require_undamaged(sources.pack, progress)?;
-    let pack = sources.pack.pack();
-    let model = ModelConfig::of_pack(&PackSource::open(sources.pack.path()).map_err(ModelError::from)?)?;
+    let pack = sources.pack;
+    let model = ModelConfig::of_pack(pack)?;
+    require_undamaged(pack, progress)?;
     let adapter = Adapter::read(sources.adapter, &model)?;
     base::check_projections(pack, &adapter.layout)?;
     let opened = match sources.base {
@@ -93,8 +92,8 @@ pub fn merge(
     let other_files = opened.as_ref().map_or(Ok(Vec::new()), |c| base::other_files(c, pack, progress))?;
     let base = base::tensors(pack, opened.as_ref());
     let readers = base::readers(sources, opened.as_ref())?;
-    let changes = RefCell::new(Vec::new());
-    let tensors: Vec<Tensor<'_, MergeError>> = base.iter().map(|t| tensor(t, &adapter, &changes, progress)).collect();
+    let (changes, buf) = (RefCell::new(Vec::new()), RefCell::new(TensorBuf::default()));
+    let tensors: Vec<Tensor<'_, MergeError>> = base.iter().map(|t| tensor(t, &adapter, &changes, &buf, progress)).collect();
     let written = writer::write(target, pack, &tensors, shard_len, &readers, progress)?;
     let changes = changes.take();
     Ok(MergeReport {
@@ -113,14 +112,17 @@ fn tensor<'a>(
     base: &'a BaseTensor<'a>,
     adapter: &'a Adapter,
     changes: &'a RefCell<Vec<(&'a str, Change)>>,
+    buf: &'a RefCell<TensorBuf>,
     progress: &'a dyn Progress,
 ) -> Tensor<'a, MergeError> {
     let make = move || {
         let delta = Delta::of(adapter, base);
-        if let (None, Some(bytes)) = (&delta, base.bfloat16()?) {
-            return Ok(bytes);
+        let mut buf = buf.borrow_mut();
+        let weights = base.load(&mut buf)?;
+        if let (None, Some(bytes)) = (&delta, weights.bfloat16()?) {
+            return Ok(Cow::Owned(bytes));
         }
-        let (bytes, change) = sum::add(base, delta.as_ref(), progress)?;
+        let (bytes, change) = sum::add(base, &weights, delta.as_ref(), progress)?;
         if delta.is_some() {
             changes.borrow_mut().push((base.name, change));
         }

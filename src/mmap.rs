@@ -33,8 +33,8 @@ use crate::format::{FormatError, Index, Layer, Pack, QuantizedTensor, check};
 /// this crate cannot check that: the file may be truncated between a check of its length and the
 /// access. So the caller must promise it, as with `memmap2` and with the mapped checkpoints of
 /// candle. If you cannot promise it, use [`MappedPack::read`], or
-/// [`PackSource::open`](crate::dequant::stream::PackSource::open) to stream layers to a GPU. Both
-/// read the file.
+/// `PackSource::open` (feature `convert` or `gpu`), which reads each payload when
+/// it is needed.
 #[derive(Debug)]
 pub struct MappedPack {
     path: PathBuf,
@@ -152,16 +152,6 @@ impl MappedPack {
     /// The path that the pack was opened with.
     pub fn path(&self) -> &Path {
         &self.path
-    }
-
-    /// The file of a mapped pack, for bulk reads, which are faster than the mapping. `None` if the
-    /// pack was read into memory.
-    #[cfg(feature = "convert")]
-    pub(crate) fn mapped_file(&self) -> Option<&File> {
-        match self.bytes {
-            Bytes::Mapped(_) => Some(&self.file),
-            Bytes::Read(_) => None,
-        }
     }
 
     /// The metadata of the file.

@@ -15,13 +15,17 @@ pub(crate) use against::widen;
 pub use against::{AgainstReport, Mismatch, TensorReport, against};
 pub use error::VerifyError;
 
-use crate::MappedPack;
 use crate::convert::Progress;
 use crate::format::{FormatError, PieceCrc, Section, check, crc32};
-use crate::io::{AlignedBuf, read_exact_at};
+use crate::io::AlignedBuf;
+use crate::source::{PackSource, ReadError, WindowBuf};
 
 /// Bytes that are read and checksummed at a time: they fit in the second-level cache.
 const PIECE_LEN: u64 = 256 << 10;
+
+/// Pieces that are distributed over the threads at a time, 1 GiB: a list of all pieces of a pack of
+/// a terabyte would take hundreds of megabytes.
+const BATCH: usize = 4096;
 
 /// The result of [`verify`].
 #[derive(Debug, Clone, Serialize)]
@@ -50,30 +54,30 @@ struct Piece {
 }
 
 /// Checks every checksum, every scale and every padding byte of a pack, on `threads` threads (0:
-/// one per core).
-///
-/// The payloads of a mapped pack are read from its file, which is faster and keeps memory flat.
-/// Only scale tables and padding are accessed through the mapping.
+/// one per core). Memory stays flat for packs of any size.
 ///
 /// # Errors
 /// If the file cannot be read. The report has the damage of payloads.
-pub fn verify(pack: &MappedPack, threads: usize, progress: &dyn Progress) -> Result<VerifyReport, VerifyError> {
+pub fn verify(pack: &PackSource, threads: usize, progress: &dyn Progress) -> Result<VerifyReport, VerifyError> {
     let started = Instant::now();
-    let io = |source| VerifyError::Io { path: pack.path().to_owned(), source };
     let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build()?;
     let faults = pool.install(|| {
-        let crcs = payload_crcs(pack, progress).map_err(|e| e.map_or(VerifyError::Cancelled, io))?;
-        Ok::<_, VerifyError>(faults(pack, &crcs))
+        let crcs = payload_crcs(pack, progress)?;
+        faults(pack, &crcs, progress)
     })?;
-    let (bytes, sections) = (pack.pack().bytes().len() as u64, pack.pack().index().sections().len() as u64);
+    let (bytes, sections) = (pack.index().header().file_len, pack.index().sections().len() as u64);
     Ok(VerifyReport { bytes, sections, seconds: started.elapsed().as_secs_f64(), faults })
 }
 
-/// Verifies a pack. `progress` only stops it.
+/// Verifies a pack, unless it is to be used without a look at its checksums. `progress` only stops
+/// it.
 ///
 /// # Errors
 /// As [`verify`], and [`VerifyError::Damaged`].
-pub(crate) fn require_undamaged(pack: &MappedPack, progress: &dyn Progress) -> Result<(), VerifyError> {
+pub(crate) fn require_undamaged(pack: &PackSource, progress: &dyn Progress) -> Result<(), VerifyError> {
+    if !pack.verifies() {
+        return Ok(());
+    }
     let report = verify(pack, 0, &Stoppable(progress))?;
     match report.faults.into_iter().next() {
         Some(first) => Err(VerifyError::Damaged { path: pack.path().to_owned(), first }),
@@ -90,38 +94,31 @@ impl Progress for Stoppable<'_> {
     }
 }
 
-/// The CRC-32 of every payload; `Err(None)` if the caller asked to stop.
-fn payload_crcs(pack: &MappedPack, progress: &dyn Progress) -> Result<Vec<u32>, Option<std::io::Error>> {
-    let index = pack.pack().index();
-    let pieces: Vec<Piece> = index.sections().iter().enumerate().flat_map(|(n, s)| pieces(n, s)).collect();
+/// The CRC-32 of every payload.
+fn payload_crcs(pack: &PackSource, progress: &dyn Progress) -> Result<Vec<u32>, VerifyError> {
+    let index = pack.index();
+    let mut pieces = index.sections().iter().enumerate().flat_map(|(n, s)| pieces(n, s));
     let done = AtomicU64::new(0);
     let total = index.header().file_len;
-    let sums = pieces.par_iter().map_init(AlignedBuf::default, |buf, piece| {
-        if progress.cancelled() {
-            return Err(None);
-        }
-        let crc = crc32(piece_bytes(pack, piece, buf).map_err(Some)?);
-        progress.advance(done.fetch_add(piece.len, Ordering::Relaxed) + piece.len, total);
-        Ok(crc)
-    });
-    let sums: Vec<u32> = sums.collect::<Result<_, _>>()?;
     let mut crcs = vec![PieceCrc::default(); index.sections().len()];
-    for (piece, crc) in pieces.iter().zip(sums) {
-        crcs[piece.section].push(crc, piece.len);
+    loop {
+        let batch: Vec<Piece> = pieces.by_ref().take(BATCH).collect();
+        if batch.is_empty() {
+            return Ok(crcs.iter().map(PieceCrc::value).collect());
+        }
+        let sums = batch.par_iter().map_init(AlignedBuf::default, |buf, piece| {
+            if progress.cancelled() {
+                return Err(VerifyError::Cancelled);
+            }
+            let crc = crc32(pack.bytes(piece.offset, piece.len, buf)?);
+            progress.advance(done.fetch_add(piece.len, Ordering::Relaxed) + piece.len, total);
+            Ok(crc)
+        });
+        let sums: Vec<u32> = sums.collect::<Result<_, VerifyError>>()?;
+        for (piece, crc) in batch.iter().zip(sums) {
+            crcs[piece.section].push(crc, piece.len);
+        }
     }
-    Ok(crcs.iter().map(PieceCrc::value).collect())
-}
-
-/// The bytes of a piece: from the file if the pack is mapped, else from memory.
-fn piece_bytes<'a>(pack: &'a MappedPack, piece: &Piece, buf: &'a mut AlignedBuf) -> std::io::Result<&'a [u8]> {
-    let (offset, len) = (piece.offset as usize, piece.len as usize);
-    let Some(file) = pack.mapped_file() else {
-        let bytes = pack.pack().bytes().get(offset..offset + len);
-        return bytes.ok_or_else(|| std::io::ErrorKind::UnexpectedEof.into());
-    };
-    let bytes = buf.first_mut(len);
-    read_exact_at(file, bytes, piece.offset)?;
-    Ok(bytes)
 }
 
 fn pieces(number: usize, section: &Section) -> impl Iterator<Item = Piece> + use<> {
@@ -134,17 +131,32 @@ fn pieces(number: usize, section: &Section) -> impl Iterator<Item = Piece> + use
 }
 
 /// All faults of a pack whose payloads have these checksums: of sections, then of gaps.
-fn faults(mapped: &MappedPack, crcs: &[u32]) -> Vec<FormatError> {
-    let pack = mapped.pack();
+fn faults(pack: &PackSource, crcs: &[u32], progress: &dyn Progress) -> Result<Vec<FormatError>, VerifyError> {
     let index = pack.index();
     let sections = index.sections().par_iter().zip(crcs).enumerate();
-    let of_section = |(number, (section, &crc)): (usize, (&Section, &u32))| {
-        check::checksum(index, number, section, crc)?;
-        check::contents(index, number, section, pack.payload(section))
+    let of_section = |buf: &mut WindowBuf, (number, (section, &crc)): (usize, (&Section, &u32))| match check::checksum(
+        index, number, section, crc,
+    ) {
+        Err(fault) => Ok(Some(fault)),
+        Ok(()) => fault(pack.check_contents(number, buf, || !progress.cancelled())),
     };
-    let mut faults: Vec<FormatError> = sections.map(of_section).filter_map(Result::err).collect();
-    let gap = |(start, end): (u64, u64)| pack.bytes().get(start as usize..end as usize).map(|bytes| (start, bytes));
-    let gaps = check::gaps(index).filter_map(gap);
-    faults.extend(gaps.filter_map(|(start, bytes)| check::padding(start, bytes).err()));
-    faults
+    let found: Vec<Option<FormatError>> = sections.map_init(WindowBuf::default, of_section).collect::<Result<_, _>>()?;
+    let mut faults: Vec<FormatError> = found.into_iter().flatten().collect();
+    if progress.cancelled() {
+        return Err(VerifyError::Cancelled);
+    }
+    let mut buf = AlignedBuf::default();
+    for (start, end) in check::gaps(index) {
+        faults.extend(check::padding(start, pack.bytes(start, end - start, &mut buf)?).err());
+    }
+    Ok(faults)
+}
+
+/// A violation is a fault of the pack; all else is an error.
+fn fault(checked: Result<(), ReadError>) -> Result<Option<FormatError>, VerifyError> {
+    match checked {
+        Ok(()) => Ok(None),
+        Err(ReadError::Damaged { source, .. }) => Ok(Some(source)),
+        Err(error) => Err(error.into()),
+    }
 }

@@ -6,8 +6,8 @@ use std::path::Path;
 
 use arbitrary::{Result, Unstructured};
 use nf4pack::arch::ModelConfig;
+use nf4pack::fuzzing::{ADAPTER_CONFIG as CONFIG, ADAPTER_WEIGHTS as WEIGHTS, LoraConfig};
 use nf4pack::lora::Adapter;
-use nf4pack::lora::fuzzing::{CONFIG, LoraConfig, WEIGHTS};
 use serde_json::{Value, json};
 
 use super::json;

@@ -5,7 +5,7 @@ use std::fs;
 use std::path::PathBuf;
 
 use arbitrary::{Result, Unstructured};
-use nf4pack::train::fuzzing::{Checkpoint, Fingerprint, METRICS, OPTIMIZER, STATE, State, read_metrics};
+use nf4pack::fuzzing::{Checkpoint, Fingerprint, METRICS, OPTIMIZER, Recorder, STATE, State};
 use serde_json::{Value, json};
 
 use super::adapter::{Base, edited_safetensors, write};
@@ -117,11 +117,14 @@ impl Run {
     }
 
     fn check_records(&self, bytes: &[u8]) {
-        write(&self.folder, METRICS, bytes);
+        let folder = self.folder.join("records");
+        fs::create_dir_all(&folder).expect("a folder");
+        write(&folder, METRICS, bytes);
         let lines = bytes.iter().filter(|&&byte| byte == b'\n').count();
-        match read_metrics(&self.folder.join(METRICS)) {
-            Ok(records) => assert!(records.len() <= lines + 1),
+        match Recorder::resume(&folder, 5, false) {
+            Ok((_, records)) => assert!(records.len() <= lines + 1),
             Err(error) => assert!(!error.to_string().is_empty()),
         }
+        fs::remove_dir_all(&folder).expect("the folder");
     }
 }

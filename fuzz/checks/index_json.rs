@@ -5,8 +5,8 @@ use std::fs;
 use std::path::Path;
 
 use arbitrary::{Result, Unstructured};
-use nf4pack::convert::parts::place;
 use nf4pack::convert::source::Checkpoint;
+use nf4pack::fuzzing::place;
 use serde_json::{Map, Value, json};
 
 use super::{arch_config, json};

@@ -4,8 +4,8 @@
 
 use arbitrary::{Result, Unstructured};
 use nf4pack::arch::ModelConfig;
-use nf4pack::data::fuzzing::{Dataset, Options, TokenizerFiles, tokenizer};
 use nf4pack::data::{Tokenizer, TrainOn};
+use nf4pack::fuzzing::{Dataset, Options, TokenizerFiles, tokenizer};
 use serde_json::{Value, json};
 
 use super::json;

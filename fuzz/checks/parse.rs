@@ -27,8 +27,16 @@ pub fn run(bytes: &[u8]) {
 fn lie_about_the_length(bytes: &[u8]) {
     let file_len = bytes.first_chunk().map_or(u64::MAX, |b| u64::from_le_bytes(*b));
     let (all, all_u32) = (u64::MAX, u32::MAX);
-    let limits =
-        Limits { sections: all, name_len: all, index_len: all, metadata_len: all, layers: all_u32, experts: all_u32 };
+    let limits = Limits {
+        sections: all,
+        name_len: all,
+        index_len: all,
+        metadata_len: all,
+        layers: all_u32,
+        experts: all_u32,
+        file_len: all,
+        config_len: all,
+    };
     for len in [file_len, u64::MAX, bytes.len() as u64] {
         let _ = Index::parse_with(bytes, len, &limits);
     }

@@ -5,7 +5,7 @@
 use std::fmt::Write as _;
 
 use arbitrary::{Result, Unstructured};
-use nf4pack::data::fuzzing::render;
+use nf4pack::fuzzing::render;
 
 use super::json;
 

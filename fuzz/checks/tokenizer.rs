@@ -4,7 +4,7 @@
 
 use arbitrary::{Result, Unstructured};
 use nf4pack::arch::ModelConfig;
-use nf4pack::data::fuzzing::{TokenizerFiles, tokenizer};
+use nf4pack::fuzzing::{TokenizerFiles, tokenizer};
 use serde_json::{Value, json};
 
 use super::json;

@@ -6,7 +6,7 @@ use std::fs;
 use std::path::PathBuf;
 
 use arbitrary::{Result, Unstructured};
-use nf4pack::MappedPack;
+use nf4pack::PackSource;
 use nf4pack::format::nf4::{SUPER_BLOCK, ScaleType, Scales, ZERO_CODE};
 use nf4pack::format::{Entry, Index, Layout, Pack, Section, SectionKind, check};
 use nf4pack::verify::verify;
@@ -59,7 +59,7 @@ fn compare_with_verify(bytes: &[u8]) {
     }
     let found = FILE.with(|path| {
         fs::write(path, bytes).expect("a temporary file");
-        let found = MappedPack::read(path).ok().map(|pack| verify(&pack, 1, &()).expect("its bytes are in memory"));
+        let found = PackSource::open(path).ok().map(|pack| verify(&pack, 1, &()).expect("the file is whole"));
         let _ = fs::remove_file(path);
         found
     });

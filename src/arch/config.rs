@@ -234,6 +234,14 @@ fn family(keys: &Keys<'_>) -> Result<&'static Family, ConfigError> {
     Family::find(found).ok_or_else(|| ConfigError::ModelType { found: found.to_owned() })
 }
 
+/// The number of layers by config.json, without a look at the rest of it. `None` if it names none.
+pub(crate) fn layer_count(config_json: &[u8]) -> Option<u64> {
+    let config = object("config.json", config_json).ok()?;
+    let outer = Keys::new("config.json", &config);
+    let keys = outer.inner("text_config").ok()?.unwrap_or_else(|| outer.clone());
+    keys.get("num_hidden_layers")?.as_u64()
+}
+
 fn layers(keys: &Keys<'_>) -> Result<u32, ConfigError> {
     // Layers that differ in size: transformers' heterogeneous models.
     let is_empty = |found: &Value| found.as_object().is_some_and(Map::is_empty);

@@ -4,10 +4,10 @@
 use serde::de::IgnoredAny;
 use thiserror::Error;
 
-use super::config::{ConfigError, ModelConfig};
+use super::config::{ConfigError, ModelConfig, layer_count};
 use super::family::{Activation, Family, Part, Scope};
 use crate::format::files::{GENERATION_CONFIG, LFS_POINTER};
-use crate::format::{Pack, Role};
+use crate::format::{Index, Role};
 
 /// The largest head of the attention's kernels.
 pub const MAX_HEAD_DIM: u32 = 256;
@@ -64,7 +64,7 @@ pub enum Obstacle {
     #[error("config.json describes {config} layers (num_hidden_layers), the pack has {pack}")]
     LayerCount {
         /// Layers by config.json.
-        config: u32,
+        config: u64,
         /// Layers of the pack.
         pack: u32,
     },
@@ -91,14 +91,6 @@ pub enum Obstacle {
 }
 
 impl ModelConfig {
-    /// Whether it describes exactly the layers of a pack that has `pack` of them.
-    ///
-    /// # Errors
-    /// [`Obstacle::LayerCount`].
-    pub fn check_layers(&self, pack: u32) -> Result<(), Obstacle> {
-        if self.layers == pack { Ok(()) } else { Err(Obstacle::LayerCount { config: self.layers, pack }) }
-    }
-
     /// Whether the kernels can run such a model.
     ///
     /// # Errors
@@ -151,6 +143,19 @@ fn is_used(part: &Part) -> bool {
 }
 
 impl Obstacle {
+    /// Whether config.json describes exactly the layers of a pack that has `pack` of them. It comes
+    /// before all else: other keys are read once for each layer.
+    ///
+    /// # Errors
+    /// [`Obstacle::LayerCount`].
+    pub fn check_layer_count(config_json: &[u8], pack: u32) -> Result<(), Self> {
+        match layer_count(config_json) {
+            Some(config) if config != u64::from(pack) => Err(Self::LayerCount { config, pack }),
+            // Its parser says so if it names none.
+            _ => Ok(()),
+        }
+    }
+
     /// Missing and broken files of the tokenizer, as far as they can be recognised without loading
     /// it. `file` gives the bytes of a file.
     pub fn check_files<'a>(file: impl Fn(&str) -> Option<&'a [u8]>) -> Vec<Self> {
@@ -165,17 +170,16 @@ impl Obstacle {
     ///
     /// # Errors
     /// The first obstacle.
-    pub fn check_pack(pack: &Pack<'_>) -> Result<(), Self> {
-        let file = |name: &str| pack.files().find(|file| file.name == name).map(|file| file.bytes);
-        let config = ModelConfig::parse(file("config.json").ok_or(Self::NoConfig)?, file(GENERATION_CONFIG))?;
-        config.check_layers(pack.layer_count())?;
+    pub fn check_pack<'a>(index: &Index, file: impl Fn(&str) -> Option<&'a [u8]>) -> Result<(), Self> {
+        let config = file("config.json").ok_or(Self::NoConfig)?;
+        Self::check_layer_count(config, index.header().layer_count)?;
+        let config = ModelConfig::parse(config, file(GENERATION_CONFIG))?;
         config.check_runnable()?;
-        let quantised = pack.quantized_tensors().map(|t| ((t.layer, t.role), t.shape));
-        let raw = pack.raw_tensors().map(|t| ((t.layer, t.role), t.shape));
-        let shapes: std::collections::HashMap<_, _> = quantised.chain(raw).collect();
+        let shapes = index.tensors().map(|(_, section)| ((section.layer, section.role), section.shape));
+        let shapes: std::collections::HashMap<_, _> = shapes.collect();
         // A stored output projection counts, even if config.json ties it to the embedding.
         let head = config.family.parts.iter().find(|part| part.role == Role::LmHead && config.tied);
-        let head = head.filter(|_| pack.has(Role::LmHead)).map(|part| (part, None));
+        let head = head.filter(|_| index.has(Role::LmHead)).map(|part| (part, None));
         for (part, layer) in config.parts().chain(head) {
             let (role, expected) = (part.role, config.shape(part));
             match shapes.get(&(layer, role)) {
@@ -205,7 +209,7 @@ mod tests {
 
     use super::*;
     use crate::arch::family::{DECODER, Dim, Norm, When};
-    use crate::format::{Entry, FloatType, Index, Layout, Shape, Storage};
+    use crate::format::{Entry, FloatType, Layout, Pack, Shape, Storage};
 
     const CONFIG: &str = r#"{"model_type": "llama", "hidden_size": 8, "intermediate_size": 12, "num_hidden_layers": 1,
         "num_attention_heads": 2, "vocab_size": 10, "rms_norm_eps": 1e-6}"#;
@@ -232,7 +236,8 @@ mod tests {
         let payloads: Vec<&[u8]> = payloads.iter().map(Vec::as_slice).collect();
         let bytes = layout.assemble(&payloads, metadata).unwrap();
         let index = Index::parse(&bytes, bytes.len() as u64).unwrap();
-        Obstacle::check_pack(&Pack::new(&bytes, &index).unwrap()).unwrap_err()
+        let pack = Pack::new(&bytes, &index).unwrap();
+        Obstacle::check_pack(&index, |name| pack.file(name).map(|file| file.bytes)).unwrap_err()
     }
 
     #[test]

@@ -74,10 +74,15 @@ fn summary(target: &Path, model_type: &str, report: &Report) -> String {
     let rate = ui::count(report.weights_per_second);
     let mut text = table.to_string();
     let _ = writeln!(text, "{}\n", ui::ERROR_COLUMNS);
-    let _ = writeln!(text, "{}: {model_type}, {}", target.display(), ui::plural(u64::from(report.layers), "layer"));
+    let _ = writeln!(
+        text,
+        "{}: {model_type}, {}",
+        ui::one_line(&target.display().to_string()),
+        ui::plural(u64::from(report.layers), "layer")
+    );
     let _ = writeln!(text, "size   {before} -> {after} ({percent:.1} %), {raw} of it in {kept} kept as they are");
     if let Some(tensor) = &report.max_block_error_tensor {
-        let _ = writeln!(text, "worst  block {}, in {}", ui::share(report.max_block_error), tensor.escape_debug());
+        let _ = writeln!(text, "worst  block {}, in {}", ui::share(report.max_block_error), ui::one_line(tensor));
     }
     let _ = writeln!(text, "time   {time}, {rate} weights/s");
     text

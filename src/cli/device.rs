@@ -40,7 +40,7 @@ pub fn with<T>(args: &GpuArg, ui: Ui, work: impl FnOnce(&Gpu) -> Result<T>) -> R
     let result = work(&gpu);
     match gpu.profile() {
         Ok(profile) if profile.0.is_empty() => {}
-        Ok(profile) => ui.stage(&format!("\n{profile}")),
+        Ok(profile) => ui.block(&format!("\n{profile}")),
         // A failed profile must not hide the result.
         Err(e) => ui.warning(&format!("the kernels' times are unknown: {e}")),
     }

@@ -6,7 +6,7 @@ use std::path::Path;
 use anyhow::{Context, Result};
 use serde::Serialize;
 
-use super::args::DoctorArgs;
+use super::args::{DoctorArgs, ReadArgs};
 use super::bench::dequant::{gigabytes, percent};
 use super::bench::{gpu as decode, upload};
 use super::device::{self, AdapterEntry, is_software};
@@ -141,7 +141,7 @@ impl Document {
         self.device = Some(Device::new(gpu));
         let budget = args.budget.or_else(|| default_budget(gpu));
         // Before the measurements, since it finds damaged packs and wrong names.
-        self.pack = args.pack.as_deref().map(|file| PackEntry::new(file, gpu, budget)).transpose()?;
+        self.pack = args.pack.as_deref().map(|file| PackEntry::new(file, args.read, gpu, budget)).transpose()?;
         let kernels = Dequantizer::new(gpu)?;
         self.kernels = kernels.choices().into_iter().map(KernelEntry::from).collect();
         self.speed = Some(Speed::new(gpu, &kernels).context("the speed cannot be measured")?);
@@ -201,7 +201,7 @@ impl Document {
         let _ = writeln!(text, "\n{table}(self-test on this device: {verdict})");
         for k in slow {
             let reason = k.reason.as_deref().unwrap_or("unknown reason");
-            let _ = writeln!(text, "{} from {} scales: {reason}", k.output, k.scales);
+            let _ = writeln!(text, "{} from {} scales: {}", k.output, k.scales, ui::one_line(reason));
         }
     }
 }
@@ -289,9 +289,8 @@ impl Speed {
 }
 
 impl PackEntry {
-    fn new(file: &Path, gpu: &Gpu, budget: Option<u64>) -> Result<Self> {
-        let mapped = open::pack(file)?;
-        let pack = mapped.pack();
+    fn new(file: &Path, args: ReadArgs, gpu: &Gpu, budget: Option<u64>) -> Result<Self> {
+        let pack = open::read(file, args)?;
         let index = pack.index();
         let max_buffer = gpu.limits().max_buffer_size;
         let whole = StreamPlan::new(index, max_buffer, None, false)?;
@@ -311,7 +310,7 @@ impl PackEntry {
             resident_bytes: whole.needed_bytes,
             smallest_bytes: whole.minimum_bytes,
             plan,
-            cannot_run: failure::cannot_run_pack(pack),
+            cannot_run: failure::cannot_run_pack(&pack)?,
         })
     }
 
@@ -325,7 +324,11 @@ impl PackEntry {
         let bytes = |n: u64| ui::bytes(n as f64);
         let (layers, all) = (ui::plural(u64::from(self.layers), "layer"), bytes(self.layers_bytes));
         let (largest, globals) = (bytes(self.largest_layer_bytes), bytes(self.globals_bytes));
-        let _ = writeln!(text, "\n{}: {layers}, {all}, the largest {largest}; global tensors: {globals}", self.file);
+        let _ = writeln!(
+            text,
+            "\n{}: {layers}, {all}, the largest {largest}; global tensors: {globals}",
+            ui::one_line(&self.file)
+        );
         let within = self.budget_bytes.map_or("memory of unknown size".to_owned(), bytes);
         let verdict = match &self.plan {
             Some(plan) if plan.resident => format!("all layers fit in {within} and take {}", bytes(plan.needed_bytes)),
@@ -345,7 +348,7 @@ impl PackEntry {
         );
         let _ = writeln!(text, "{:<15} including staging buffers, without the global tensors", "");
         for (i, reason) in self.cannot_run.iter().enumerate() {
-            let _ = writeln!(text, "{:<15} {reason}", if i == 0 { "does not run" } else { "" });
+            let _ = writeln!(text, "{:<15} {}", if i == 0 { "does not run" } else { "" }, ui::one_line(reason));
         }
     }
 }

@@ -48,7 +48,7 @@ pub fn run(args: &EvalArgs) -> Result<Outcome> {
     let ui = Ui::new(args.json);
     ui::handle_interrupts()?;
     let bytes = read(&args.data)?;
-    let pack = open::source(&args.pack)?;
+    let pack = open::load(&args.pack, args.load)?;
     let model = model::read(&pack, ui)?;
     let max_length = args.max_length(&model);
     let adapter = adapter::read(args.adapter.as_deref(), &model, ui)?;

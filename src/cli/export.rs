@@ -21,7 +21,7 @@ pub fn run(args: &ExportArgs) -> anyhow::Result<Outcome> {
     let ui = Ui::from(args.output);
     ui::handle_interrupts()?;
     let dtype = FloatType::from(args.dtype);
-    let pack = open::pack(&args.file)?;
+    let pack = open::weights(&args.file, args.weights)?;
     let meter = ui.meter("exporting", Unit::Weights);
     let report = export(&pack, &args.target, dtype, &meter)?;
     drop(meter);
@@ -36,19 +36,19 @@ impl Document<'_> {
         let Self { target, dtype, report } = self;
         let tensors = ui::plural(report.written.tensors, "tensor");
         let amounts = amounts(&report.written, report.seconds);
+        let target = ui::one_line(target);
         format!("{target}: {tensors}, decoded to {dtype}: {amounts}\n{}", left_out(&report.written))
     }
 }
 
 /// What a snapshot lacks of the checkpoint.
 pub fn left_out(written: &Written) -> String {
-    let names: Vec<String> = written.left_out.iter().map(|name| name.escape_debug().to_string()).collect();
-    match names.len() {
+    match written.left_out.len() {
         0 => String::new(),
         n => format!(
             "left out at conversion, as no part of the model: {} ({})\n",
             ui::plural(n as u64, "tensor"),
-            ui::first_of(&names)
+            ui::one_line(&ui::first_of(&written.left_out))
         ),
     }
 }

@@ -12,6 +12,7 @@ use serde::Serialize;
 use serde_json::json;
 
 use super::args::{BenchCommand, Command, Usage};
+use super::process::{Bug, NoThreads};
 use super::ui;
 use crate::arch::names::is_part;
 use crate::arch::{ArchError, ConfigError, ModelConfig, Obstacle};
@@ -23,7 +24,7 @@ use crate::dequant::DequantError;
 use crate::dequant::stream::StreamError;
 use crate::export::{ExportError, WriteError};
 use crate::format::files::GENERATION_CONFIG;
-use crate::format::{FormatError, Pack, Role};
+use crate::format::{FormatError, Role};
 use crate::gpu::{self, DRIVER_HINT, GpuError};
 use crate::lora::adapter::AdapterError;
 use crate::merge::MergeError;
@@ -36,7 +37,7 @@ use crate::train::checkpoint::{CheckpointError, Difference, OPTIMIZER, STATE};
 use crate::train::record::RecordError;
 use crate::train::run::{Leftover, RunError};
 use crate::verify::VerifyError;
-use crate::{FileError, OpenError};
+use crate::{FileError, OpenError, PackSource, ReadError};
 
 /// A failure, as stderr and JSON show it.
 #[derive(Debug, Serialize)]
@@ -112,6 +113,15 @@ impl Failure {
         Self { code: codes::code(error), error: text(error), hint: hint(error, advice) }
     }
 
+    /// Prints the failure on stdout, if the command prints JSON.
+    fn print_json(&self, command: &Command) -> ExitCode {
+        if command.json() {
+            // If stdout cannot be written, stderr has the error.
+            let _ = ui::print_json(&format!("{:#}\n", json!(self)));
+        }
+        ExitCode::FAILURE
+    }
+
     /// Prints the failure on stderr.
     pub fn print(&self) {
         ui::labelled("error", AnsiColor::Red, &self.error);
@@ -128,11 +138,12 @@ pub fn report(error: &anyhow::Error, command: &Command) -> ExitCode {
     if error.is::<Usage>() {
         return ExitCode::from(2);
     }
-    if command.json() {
-        // If stdout cannot be written, stderr has the error.
-        let _ = ui::print(&format!("{:#}\n", json!(failure)));
-    }
-    ExitCode::FAILURE
+    failure.print_json(command)
+}
+
+/// As [`report`], for a panic, whose hook printed it on stderr.
+pub fn report_bug(bug: Bug, command: &Command) -> ExitCode {
+    Failure::new(&bug.into(), Advice::NONE).print_json(command)
 }
 
 /// The error and its causes, without causes that an earlier message contains.
@@ -181,11 +192,32 @@ fn hint(error: &anyhow::Error, advice: Advice) -> Option<String> {
             of_data(e)
         } else if let Some(e) = cause.downcast_ref() {
             of_adapter(e)
+        } else if let Some(e) = cause.downcast_ref() {
+            of_read(e)
+        } else if cause.is::<NoThreads>() {
+            Some(NoThreads::HINT.into())
+        } else if cause.is::<Bug>() {
+            Some(Bug::HINT.into())
         } else {
-            cause.downcast_ref().and_then(of_open).or_else(|| cause.downcast_ref().and_then(of_file))
+            let of_system = || cause.downcast_ref().and_then(of_io);
+            cause.downcast_ref().and_then(of_open).or_else(|| cause.downcast_ref().and_then(of_file)).or_else(of_system)
         }
     })
 }
+
+/// What to do about an error of the operating system, of any file.
+fn of_io(error: &std::io::Error) -> Option<String> {
+    match error.kind() {
+        ErrorKind::StorageFull | ErrorKind::QuotaExceeded => Some(FULL.into()),
+        ErrorKind::FileTooLarge => Some(FILE_SIZE.into()),
+        _ => None,
+    }
+}
+
+/// What to do about a full file system.
+const FULL: &str = "free some space, or write to another file system";
+/// What to do about a limit of the size of files.
+const FILE_SIZE: &str = "the file system or `ulimit -f` does not allow a file of this size";
 
 fn of_convert(error: &ConvertError) -> Option<String> {
     match error {
@@ -203,7 +235,7 @@ fn of_convert(error: &ConvertError) -> Option<String> {
         ConvertError::NoSpace { needed, available, .. } => Some(no_space(*needed, *available)),
         ConvertError::Target { path, source } => of_target(path, source),
         ConvertError::NotDurable { .. } => Some(SYNC.into()),
-        ConvertError::Threads(_) => Some("--threads N starts fewer threads".into()),
+        ConvertError::Threads(_) | ConvertError::SyncThread(_) => Some("--threads N starts fewer threads".into()),
         ConvertError::Cancelled => None,
     }
 }
@@ -372,8 +404,8 @@ fn of_target(path: &Path, error: &std::io::Error) -> Option<String> {
         ErrorKind::PermissionDenied => format!("you need permission to write to the folder {}", folder.display()),
         ErrorKind::ReadOnlyFilesystem => "name a path on a writable file system".to_owned(),
         ErrorKind::IsADirectory => format!("OUT must be a file, such as {}", path.join("model.nf4pack").display()),
-        ErrorKind::StorageFull | ErrorKind::QuotaExceeded => "free some space, or write to another file system".to_owned(),
-        ErrorKind::FileTooLarge => "the file system or `ulimit -f` does not allow a file of this size".to_owned(),
+        ErrorKind::StorageFull | ErrorKind::QuotaExceeded => FULL.to_owned(),
+        ErrorKind::FileTooLarge => FILE_SIZE.to_owned(),
         _ => return None,
     })
 }
@@ -418,15 +450,26 @@ fn of_verify(error: &VerifyError) -> Option<String> {
             Some(format!("`nf4pack verify {}` lists the damaged sections; convert the checkpoint again", path.display()))
         }
         VerifyError::Threads(_) => Some("--threads N starts fewer threads".into()),
-        VerifyError::Io { .. } | VerifyError::Cancelled => None,
+        VerifyError::Read(e) => of_read(e),
+        VerifyError::Cancelled => None,
     }
 }
 
 fn of_export(error: &ExportError) -> Option<String> {
     match error {
         ExportError::Verify(e) => of_verify(e),
+        ExportError::Obstacle(e) => of_obstacle(e),
         ExportError::Overflow { .. } => Some("--dtype bf16 or f32 can represent it".into()),
         ExportError::Write(e) => of_write(e),
+    }
+}
+
+fn of_obstacle(error: &Obstacle) -> Option<String> {
+    match error {
+        Obstacle::LayerCount { .. } => {
+            Some("config.json is of another model: convert the checkpoint again, with the right one (--config FILE)".into())
+        }
+        _ => None,
     }
 }
 
@@ -436,6 +479,8 @@ fn of_merge(error: &MergeError) -> Option<String> {
         MergeError::Source(e) => of_source(e),
         MergeError::Write(e) => of_write(e),
         MergeError::Adapter(e) => of_adapter(e),
+        MergeError::Model(ModelError::Obstacle(e)) => of_obstacle(e),
+        MergeError::Model(ModelError::Stream(StreamError::Read(e))) => of_read(e),
         MergeError::OtherBase { .. } => {
             Some("`nf4pack inspect` shows the SHA-256 of the pack's source files; --base dequant needs none of them".into())
         }
@@ -510,6 +555,8 @@ fn of_write(error: &WriteError) -> Option<String> {
         WriteError::NoSpace { needed, available, .. } => Some(no_space(*needed, *available)),
         WriteError::Target { path, source } => of_target(path, source),
         WriteError::NotDurable { .. } => Some(SYNC.into()),
+        WriteError::Pack(e) => of_read(e),
+        WriteError::Memory { .. } => Some(MORE_MEMORY.into()),
         WriteError::Source { .. }
         | WriteError::TensorName { .. }
         | WriteError::Safetensors { .. }
@@ -556,11 +603,16 @@ pub fn bad_files<'a>(file: impl Fn(&str) -> Option<&'a [u8]>) -> Vec<String> {
 
 /// Why the model of a pack cannot run, one sentence each. Checks the index, the files, and the
 /// tokenizer.
-pub fn cannot_run_pack(pack: Pack<'_>) -> Vec<String> {
-    let mut found: Vec<String> = Obstacle::check_pack(&pack).err().iter().map(unusable).collect();
-    let files: Vec<(&str, &[u8])> = pack.files().map(|file| (file.name, file.bytes)).collect();
+///
+/// # Errors
+/// If a file cannot be read, or is damaged.
+pub fn cannot_run_pack(pack: &PackSource) -> Result<Vec<String>, ReadError> {
+    let files = pack.files()?;
+    let files: Vec<(&str, &[u8])> = files.iter().map(|(name, bytes)| (name.as_str(), bytes.as_slice())).collect();
+    let runnable = Obstacle::check_pack(pack.index(), |name| of_name(&files, name));
+    let mut found: Vec<String> = runnable.err().iter().map(unusable).collect();
     found.extend(bad_files(|name| of_name(&files, name)));
-    if found.is_empty() { cannot_load(&files).into_iter().collect() } else { found }
+    Ok(if found.is_empty() { cannot_load(&files).into_iter().collect() } else { found })
 }
 
 /// Why the tokenizer of a pack with these files does not load, if nothing else is wrong with them.
@@ -603,6 +655,8 @@ fn of_run(error: &RunError, advice: Advice) -> Option<String> {
             Some("name another --out, or move the files away: a run would replace them".into())
         }
         RunError::Occupied { .. } => Some("name another --out, or remove the folder".into()),
+        RunError::Locked { .. } => Some("wait for its end, or name another --out".into()),
+        RunError::Lock { path, source } => of_target(path, source),
         RunError::Elsewhere { .. } => Some("name the folder of the checkpoint with --out".into()),
         RunError::Record(e) => of_record(e),
         RunError::NoCheckpoint { .. } => {
@@ -649,6 +703,8 @@ fn of_checkpoint(error: &CheckpointError) -> Option<String> {
         | CheckpointError::Json { .. }
         | CheckpointError::Safetensors { .. }
         | CheckpointError::Tensor { .. }
+        | CheckpointError::StateChecksum { .. }
+        | CheckpointError::Step { .. }
         | CheckpointError::Checksum { .. } => "name another checkpoint with --resume=CHECKPOINT, such as OUT/checkpoint-100",
         CheckpointError::SetAside { .. } | CheckpointError::Remove { .. } => {
             "you need permission to write in the folder of --out"
@@ -690,19 +746,30 @@ fn of_record(error: &RecordError) -> Option<String> {
 
 fn of_stream(error: &StreamError, advice: Advice) -> Option<String> {
     match error {
-        StreamError::Open(e) => of_open(e),
+        StreamError::Read(e) => of_read(e),
         StreamError::Gpu(e) => of_gpu(e, advice),
         StreamError::Budget { needed, .. } => Some(match advice.budget {
             Some(flag) => format!("{flag} {needed} is the minimum"),
             None => format!("take a GPU with {needed} bytes of free memory (--gpu)"),
         }),
-        StreamError::Damaged { path, .. } => {
-            Some(format!("`nf4pack verify {}` lists the damaged sections; convert the checkpoint again", path.display()))
-        }
-        StreamError::Truncated { .. } => Some("copy the file again, and do not change it while nf4pack uses it".into()),
         _ => None,
     }
 }
+
+fn of_read(error: &ReadError) -> Option<String> {
+    match error {
+        ReadError::Open(e) => of_open(e),
+        ReadError::Damaged { path, .. } => {
+            Some(format!("`nf4pack verify {}` lists the damaged sections; convert the checkpoint again", path.display()))
+        }
+        ReadError::Truncated { .. } => Some("copy the file again, and do not change it while nf4pack uses it".into()),
+        ReadError::Memory { .. } => Some(MORE_MEMORY.into()),
+        ReadError::Io { .. } => None,
+    }
+}
+
+/// The hint if a tensor does not fit in memory.
+const MORE_MEMORY: &str = "a machine with more memory can do it: one tensor at a time must fit";
 
 fn of_generate(error: &GenerateError, advice: Advice) -> Option<String> {
     match error {
@@ -731,9 +798,7 @@ fn of_model(error: &ModelError, advice: Advice) -> Option<String> {
         ModelError::Data(e) => of_data(e),
         ModelError::Adapter(e) => of_adapter(e),
         ModelError::Config(e) => of_config(e),
-        ModelError::Obstacle(Obstacle::LayerCount { .. }) => {
-            Some("config.json is of another model: convert the checkpoint again, with the right one (--config FILE)".into())
-        }
+        ModelError::Obstacle(e) => of_obstacle(e),
         ModelError::MissingFile { .. } => Some(
             "convert again from a folder that has the file; AutoTokenizer.from_pretrained(SRC).save_pretrained(SRC) in Python \
              makes tokenizer.json of other files of a tokenizer"

@@ -18,7 +18,7 @@ use super::outcome::Outcome;
 use super::ui::{self, Ui};
 use crate::arch::config::ModelConfig;
 use crate::data::Tokenizer;
-use crate::data::caught::interruptible;
+use crate::data::interruptible::interruptible;
 use crate::model::generate::sampling::{Sampler, SamplerOptions};
 use crate::model::generate::{Ending, Event, GenerateError, Generated, TextGenerator};
 use chat::Conversation;
@@ -31,7 +31,7 @@ pub fn run(args: &GenerateArgs) -> Result<Outcome> {
     ui::handle_interrupts()?;
     // Fail before loading a model.
     let sampler = Sampler::new(SamplerOptions::from(&args.sampling))?;
-    let pack = open::source(&args.pack)?;
+    let pack = open::load(&args.pack, args.load)?;
     let config = model::read(&pack, ui)?;
     let tokenizer = Tokenizer::of_pack(&pack, &config, ui::now())?;
     let adapter = adapter::read(args.adapter.as_deref(), &config, ui)?;
@@ -129,7 +129,7 @@ impl Speaker<'_> {
     /// Answers line by line.
     fn chat(&mut self, system: Option<&str>) -> Result<Outcome> {
         let mut conversation = Conversation::new(system);
-        let (typed, lines) = (io::stdin().is_terminal(), chat::lines());
+        let (typed, lines) = (io::stdin().is_terminal(), chat::lines()?);
         let mut all_answered = true;
         while let Some(line) = chat::next_line(&lines, typed)? {
             if line.trim().is_empty() {

@@ -11,22 +11,37 @@ use super::args::InspectArgs;
 use super::open;
 use super::outcome::Outcome;
 use super::ui::{self, Table, Ui};
-use crate::LayerError;
-use crate::arch::ModelConfig;
+use crate::arch::{ModelConfig, Obstacle};
 use crate::convert::plan::scale_type_name;
+use crate::format::files::CONFIG;
 use crate::format::layout::{FEATURE_SIGNED_SCALES, MAJOR_VERSION};
-use crate::format::{Pack, Provenance, Role, Section, SectionKind};
+use crate::format::{Index, Provenance, Role, Section, SectionKind};
+use crate::{LayerError, PackSource, ReadError};
 
 pub fn run(args: &InspectArgs) -> Result<Outcome> {
     let ui = Ui::new(args.json);
-    let mapped = open::pack(&args.file)?;
-    let pack = mapped.pack();
-    let document = Document::new(args, pack)?;
+    let pack = open::read(&args.file, args.read)?;
+    let document = Document::new(args, pack.index())?;
     if document.provenance.is_none() {
         ui.warning("the metadata is not the provenance record of the specification; --json shows it as it is");
     }
-    ui.result(&document, || document.text(args))?;
+    if let Some(obstacle) = layer_count(&pack)? {
+        ui.warning(&obstacle.to_string());
+    }
+    ui.result(&document, || document.text())?;
     Ok(Outcome::Good)
+}
+
+/// Why config.json does not describe the layers of the pack. Of what else is wrong with it, verify
+/// reports.
+fn layer_count(pack: &PackSource) -> Result<Option<Obstacle>> {
+    let config = match pack.file(CONFIG) {
+        Ok(config) => config,
+        // Damage of payloads is not the subject of this command.
+        Err(ReadError::Damaged { .. }) => None,
+        Err(error) => return Err(error.into()),
+    };
+    Ok(config.and_then(|config| Obstacle::check_layer_count(&config, pack.index().header().layer_count).err()))
 }
 
 /// The contents of a pack's index.
@@ -127,11 +142,11 @@ fn payload(section: &Section) -> Payload {
 }
 
 impl<'a> Document<'a> {
-    fn new(args: &InspectArgs, pack: Pack<'a>) -> Result<Self> {
-        let (index, header) = (pack.index(), pack.index().header());
-        let layer = args.layer.map(|number| layer_entry(pack, number)).transpose()?;
+    fn new(args: &InspectArgs, index: &'a Index) -> Result<Self> {
+        let header = index.header();
+        let layer = args.layer.map(|number| layer_entry(index, number)).transpose()?;
         let listed = |section: &&Section| args.layer.is_none() || section.layer == args.layer;
-        let tensors = (args.tensors || layer.is_some()).then(|| tensors(pack, listed));
+        let tensors = (args.tensors || layer.is_some()).then(|| tensors(index, listed));
         let provenance = Provenance::from_json(index.metadata()).ok();
         let as_it_is = || serde_json::from_str(index.metadata()).unwrap_or_else(|_| Value::from(index.metadata()));
         let metadata = provenance.is_none().then(as_it_is);
@@ -147,15 +162,15 @@ impl<'a> Document<'a> {
             sections: header.section_count,
             provenance,
             metadata,
-            sizes: Sizes::new(pack),
-            roles: role_sizes(pack),
+            sizes: Sizes::new(index),
+            roles: role_sizes(index),
             files: files.map(file).collect(),
             layer,
             tensors,
         })
     }
 
-    fn text(&self, args: &InspectArgs) -> String {
+    fn text(&self) -> String {
         let mut text = String::new();
         // A list of tensors is input for other programs, so nothing else is printed.
         match (&self.tensors, &self.layer) {
@@ -165,14 +180,14 @@ impl<'a> Document<'a> {
                 let (offset, size) = (ui::grouped(layer.offset), ui::grouped(layer.bytes));
                 let _ = writeln!(text, "\nlayer {}: {size} bytes from offset {offset}", layer.number);
             }
-            _ => self.overview(&mut text, args),
+            _ => self.overview(&mut text),
         }
         text
     }
 
-    fn overview(&self, text: &mut String, args: &InspectArgs) {
+    fn overview(&self, text: &mut String) {
         let features = if self.required_features.is_empty() { "none".into() } else { self.required_features.join(", ") };
-        let _ = writeln!(text, "{}: nf4pack format {}, features: {features}", args.file.display(), self.version);
+        let _ = writeln!(text, "{}: nf4pack format {}, features: {features}", ui::one_line(&self.file), self.version);
         let (layers, sections) = (ui::plural(u64::from(self.layers), "layer"), ui::plural(self.sections, "section"));
         let _ = writeln!(text, "{} bytes, {layers}, {sections}\n", ui::grouped(self.bytes));
         if let Some(provenance) = &self.provenance {
@@ -205,17 +220,16 @@ impl<'a> Document<'a> {
 fn origin(text: &mut String, p: &Provenance, tied: bool) {
     let tied = if tied { ", lm_head tied to the embedding" } else { "" };
     let class = ModelConfig::class_of(&p.model_type).unwrap_or("no family that this version runs");
-    let _ = writeln!(text, "model        {} ({class}){tied}", p.model_type);
-    let _ =
-        writeln!(text, "made by      {}, encoder {}, {} scales, block size {}", p.tool, p.encoder, p.scales, p.block_size);
+    let _ = writeln!(text, "model        {} ({class}){tied}", ui::one_line(&p.model_type));
+    let [tool, encoder, scales] = [&p.tool, &p.encoder, &p.scales].map(|text| ui::one_line(text));
+    let _ = writeln!(text, "made by      {tool}, encoder {encoder}, {scales} scales, block size {}", p.block_size);
     for (option, pattern) in [("keep", &p.keep), ("quantize", &p.quantize)] {
         if let Some(pattern) = pattern {
-            let _ = writeln!(text, "{option:<12} {pattern}");
+            let _ = writeln!(text, "{option:<12} {}", ui::one_line(pattern));
         }
     }
     if !p.dropped.is_empty() {
-        let names: Vec<String> = p.dropped.iter().map(|name| name.escape_debug().to_string()).collect();
-        let _ = writeln!(text, "left out     {}", ui::first_of(&names));
+        let _ = writeln!(text, "left out     {}", ui::one_line(&ui::first_of(&p.dropped)));
     }
     let mut table = Table::new(&["source", ">bytes", "sha256"]);
     for source in &p.sources {
@@ -233,9 +247,9 @@ fn list(text: &mut String, tensors: &[TensorEntry<'_>]) {
     let _ = write!(text, "{table}");
 }
 
-fn layer_entry(pack: Pack<'_>, number: u32) -> Result<LayerEntry> {
-    let layer = pack.layer(number).ok_or(LayerError::OutOfRange { layer: number, count: pack.layer_count() })?;
-    let range = layer.file_range();
+fn layer_entry(index: &Index, number: u32) -> Result<LayerEntry> {
+    let range = index.layer_range(number);
+    let range = range.ok_or(LayerError::OutOfRange { layer: number, count: index.header().layer_count })?;
     Ok(LayerEntry { number, offset: range.start, bytes: range.end - range.start })
 }
 
@@ -245,9 +259,9 @@ fn features(bits: u64) -> Vec<String> {
 }
 
 impl Sizes {
-    fn new(pack: Pack<'_>) -> Self {
+    fn new(index: &Index) -> Self {
         let mut sizes = Self::default();
-        for section in pack.index().sections() {
+        for section in index.sections() {
             let sum = match section.kind {
                 Some(SectionKind::Codes) => &mut sizes.codes,
                 Some(SectionKind::Scales) => &mut sizes.scales,
@@ -258,15 +272,15 @@ impl Sizes {
             *sum += section.length;
         }
         let known = sizes.codes + sizes.scales + sizes.raw + sizes.files + sizes.unknown;
-        sizes.rest = pack.index().header().file_len - known;
+        sizes.rest = index.header().file_len - known;
         sizes
     }
 }
 
 /// Sums by role and type, in the order of roles.
-fn role_sizes(pack: Pack<'_>) -> Vec<RoleSize> {
+fn role_sizes(index: &Index) -> Vec<RoleSize> {
     let mut sums = BTreeMap::new();
-    for section in pack.index().sections() {
+    for section in index.sections() {
         let first = match section.kind {
             Some(SectionKind::Codes | SectionKind::Raw) => true,
             Some(SectionKind::Scales) => false,
@@ -289,8 +303,7 @@ fn role_sizes(pack: Pack<'_>) -> Vec<RoleSize> {
     sums.into_iter().map(size).collect()
 }
 
-fn tensors<'a>(pack: Pack<'a>, listed: impl Fn(&&Section) -> bool) -> Vec<TensorEntry<'a>> {
-    let index = pack.index();
+fn tensors<'a>(index: &'a Index, listed: impl Fn(&&Section) -> bool) -> Vec<TensorEntry<'a>> {
     let mut entries: Vec<TensorEntry<'a>> = Vec::new();
     for section in index.sections().iter().filter(listed) {
         match section.kind {

@@ -9,6 +9,7 @@ use super::export::{amounts, left_out};
 use super::open;
 use super::outcome::Outcome;
 use super::ui::{self, Ui, Unit};
+use crate::PackSource;
 use crate::export::MAX_SHARD_LEN;
 use crate::gpu::GpuError;
 use crate::merge::{Base, Comparison, MergeReport, Sources, compare, merge};
@@ -26,13 +27,13 @@ struct Document<'a> {
 pub fn run(args: &MergeArgs) -> anyhow::Result<Outcome> {
     let ui = Ui::from(args.output);
     ui::handle_interrupts()?;
-    let pack = open::pack(&args.file)?;
+    let pack = open::weights(&args.file, args.weights)?;
     let sources = Sources { pack: &pack, adapter: &args.adapter, base: args.base()? };
     let meter = ui.meter("merging", Unit::Weights);
     let report = merge(&sources, &args.out, MAX_SHARD_LEN, &meter)?;
     drop(meter);
     warn(ui, sources.base, &report);
-    let comparison = if args.no_compare { None } else { comparison(args, ui, &sources) };
+    let comparison = if args.no_compare { None } else { comparison(args, ui, pack) };
     let (target, base) = (args.out.display().to_string(), args.base.display().to_string());
     let document = Document { target, base, report: &report, comparison };
     ui.result(&document, || document.text())?;
@@ -41,10 +42,10 @@ pub fn run(args: &MergeArgs) -> anyhow::Result<Outcome> {
 }
 
 /// Compares logits. The snapshot is written already, so an error here is a warning.
-fn comparison(args: &MergeArgs, ui: Ui, sources: &Sources<'_>) -> Option<Comparison> {
+fn comparison(args: &MergeArgs, ui: Ui, pack: PackSource) -> Option<Comparison> {
     let compared = device::with(&args.gpu, ui, |gpu| {
         let meter = ui.meter("comparing", Unit::Weights);
-        Ok(compare(gpu, sources, &args.out, &args.sample, &meter)?)
+        Ok(compare(gpu, pack, &args.adapter, &args.out, &args.sample, &meter)?)
     });
     match compared {
         Ok(comparison) => return Some(comparison),
@@ -86,7 +87,7 @@ impl Document<'_> {
                 "rounding to bf16: {:.2} % of the change, at most {:.2} % ({})\n",
                 100.0 * error,
                 100.0 * worst.relative_error,
-                worst.tensor
+                ui::one_line(&worst.tensor)
             ),
             _ => String::new(),
         };
@@ -100,7 +101,7 @@ impl Document<'_> {
                 c.top1_changed
             )
         });
-        let left_out = left_out(&report.written);
+        let (target, left_out) = (ui::one_line(target), left_out(&report.written));
         format!("{target}: {tensors} in bf16, {merged} of them merged: {amounts}\n{left_out}{rounding}{logits}")
     }
 }

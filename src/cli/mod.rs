@@ -18,47 +18,43 @@ mod merge;
 mod model;
 mod open;
 mod outcome;
+mod process;
 mod report;
 mod train;
 mod ui;
 mod verify;
 
 use std::ffi::OsString;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::process::ExitCode;
 
 use clap::Parser;
 
-use crate::data::caught::catches_panics;
 use args::{BenchCommand, Cli, Command};
 use outcome::Outcome;
+use process::Bug;
 
 /// Runs the program with these arguments, the first of which is its own name: 0 is success, 1
 /// failure, 2 wrong usage.
 pub fn run(args: impl IntoIterator<Item = OsString>) -> ExitCode {
-    let cli = match Cli::try_parse_from(args) {
+    process::prepare();
+    let args: Vec<OsString> = args.into_iter().collect();
+    let cli = match Cli::try_parse_from(&args) {
         Ok(cli) => cli,
         Err(error) => {
-            // Help goes to stdout, errors to stderr. A closed stream is ignored.
-            let _ = error.print();
+            let error = Cli::try_parse_from(ui::visible_arguments(&args)).err().unwrap_or(error);
+            ui::print_usage(&error);
             return ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(2));
         }
     };
-    quiet_caught_panics();
-    match dispatch(&cli.command) {
-        Ok(Outcome::Good) => ExitCode::SUCCESS,
-        Ok(Outcome::Bad) => ExitCode::FAILURE,
-        Err(error) => failure::report(&error, &cli.command),
+    let command = &cli.command;
+    let work = || process::start_threads(command).map_err(anyhow::Error::from).and_then(|()| dispatch(command));
+    match catch_unwind(AssertUnwindSafe(work)) {
+        Ok(Ok(Outcome::Good)) => ExitCode::SUCCESS,
+        Ok(Ok(Outcome::Bad)) => ExitCode::FAILURE,
+        Ok(Err(error)) => failure::report(&error, command),
+        Err(panic) => failure::report_bug(Bug::new(&*panic), command),
     }
-}
-
-/// Leaves out the message of a panic that becomes an error.
-fn quiet_caught_panics() {
-    let print = std::panic::take_hook();
-    std::panic::set_hook(Box::new(move |panic| {
-        if !catches_panics() {
-            print(panic);
-        }
-    }));
 }
 
 fn dispatch(command: &Command) -> anyhow::Result<Outcome> {

@@ -1,18 +1,39 @@
-//! Maps packs. All commands that map a pack call these functions.
+//! Opens packs. All commands call these functions; each opens a pack once.
 
 use std::path::Path;
 
-use crate::dequant::stream::{PackSource, StreamError};
-use crate::{MappedPack, OpenError};
+use super::args::{LoadArgs, ReadArgs, WeightsArgs};
+use crate::{MappedPack, OpenError, PackSource, ReadError};
 
-/// Maps a pack.
-pub fn pack(path: &Path) -> Result<MappedPack, OpenError> {
-    // SAFETY: nf4pack never changes a pack in place, and its users are asked not to change or
-    // truncate a pack that is in use (README).
-    unsafe { MappedPack::open(path) }
+/// Opens a pack for reading.
+pub fn read(path: &Path, _: ReadArgs) -> Result<PackSource, ReadError> {
+    PackSource::open(path)
 }
 
-/// Maps a pack, as the source of a layer stream.
-pub fn source(path: &Path) -> Result<PackSource, StreamError> {
-    Ok(PackSource::of_mapped(path, pack(path)?))
+/// Opens a pack whose weights are written out.
+pub fn weights(path: &Path, args: WeightsArgs) -> Result<PackSource, ReadError> {
+    Ok(verified(read(path, args.read)?, args.no_verify))
+}
+
+/// Opens a pack whose layers are loaded into GPU memory.
+pub fn load(path: &Path, args: LoadArgs) -> Result<PackSource, ReadError> {
+    let pack = if args.mmap { mapped(path)? } else { PackSource::open(path)? };
+    Ok(verified(pack, args.no_verify))
+}
+
+fn verified(pack: PackSource, no_verify: bool) -> PackSource {
+    if no_verify { pack.unverified() } else { pack }
+}
+
+/// Maps a pack, as the source of a layer stream. The length of the file is compared before every
+/// upload.
+pub fn mapped(path: &Path) -> Result<PackSource, OpenError> {
+    Ok(PackSource::of_mapped(path, map(path)?))
+}
+
+/// Maps a pack.
+pub fn map(path: &Path) -> Result<MappedPack, OpenError> {
+    // SAFETY: nf4pack never changes a pack in place. Only --mmap, whose help asks users not to
+    // change the file, and benchmarks, which map files of their own, map a pack.
+    unsafe { MappedPack::open(path) }
 }

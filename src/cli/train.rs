@@ -75,14 +75,14 @@ struct Shown {
 pub fn run(args: &TrainArgs) -> Result<Outcome> {
     let ui = Ui::new(args.json);
     ui::handle_interrupts_with(move || {
-        ui.stage("\nstopping after the current step, then saving; Ctrl-C again ends at once");
+        ui.block("\nstopping after the current step, then saving; Ctrl-C again ends at once");
     })?;
     let options = args.merged()?;
     let data_path = options.data()?;
     let out = if args.show_batch { Path::new("") } else { options.out()? };
     let data = read(data_path)?;
     let eval_data = options.eval_data.as_deref().map(read).transpose()?;
-    let pack = open::source(&args.pack)?;
+    let pack = open::load(&args.pack, args.load)?;
     let model = model::read(&pack, ui)?;
     let options = options.clone().for_model(&model);
     let settings = options.settings()?;
@@ -224,7 +224,7 @@ pub fn print_plan(ui: Ui, plan: &MemoryPlan) {
         true => "all layers stay in GPU memory".to_owned(),
         false => format!("the layers are streamed through a ring of {}", plan.stream.slots),
     };
-    ui.stage(&format!("\n{table}\n{} per forward pass; {layers}", ui::plural(plan.micro_batch.into(), "row")));
+    ui.block(&format!("\n{table}\n{} per forward pass; {layers}", ui::plural(plan.micro_batch.into(), "row")));
 }
 
 fn train(ui: Ui, gpu: &Gpu, prepared: Prepared, task: &Task<'_>) -> Result<Summary> {
@@ -379,9 +379,9 @@ impl Summary {
             ui::duration(self.seconds),
             loss(self.first_loss),
             loss(self.last_loss),
-            self.out,
+            ui::one_line(&self.out),
             self.adapter_step,
-            self.report.as_deref().unwrap_or("could not be written"),
+            ui::one_line(self.report.as_deref().unwrap_or("could not be written")),
         )
     }
 }

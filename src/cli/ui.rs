@@ -1,19 +1,20 @@
 //! Output: numbers, tables, progress, stdout and stderr. A closed stream never causes a panic.
 
+mod door;
 mod interrupt;
 mod meter;
 mod numbers;
 mod table;
 
-use std::io::{self, IsTerminal, Write};
 use std::ops::ControlFlow;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use anyhow::Context;
-use clap::builder::styling::{AnsiColor, Style};
+use clap::builder::styling::AnsiColor;
 use serde::Serialize;
 
 use super::args::OutputArgs;
+pub use door::{labelled, one_line, print, print_json, print_usage, prompt, say, visible_arguments};
 pub use interrupt::{Cancelled, handle_interrupts, handle_interrupts_with, interrupted, not_interrupted, take_interrupt};
 pub use meter::{Meter, Unit};
 pub use numbers::{ERROR_COLUMNS, bytes, count, duration, error_value, first_of, grouped, median, plural, share};
@@ -50,18 +51,18 @@ impl Ui {
     pub fn result(self, document: &impl Serialize, text: impl FnOnce() -> String) -> anyhow::Result<()> {
         if self.json {
             let document = serde_json::to_string_pretty(document).context("cannot print the result as JSON")?;
-            return print(&format!("{document}\n"));
+            return print_json(&format!("{document}\n"));
         }
         if self.quiet { Ok(()) } else { print(&text()) }
     }
 
-    /// Prints a part of a streamed result; with `--json` the whole result follows at the end.
+    /// Prints a part of a generated text; with `--json` the whole result follows at the end.
     /// [`ControlFlow::Break`] if the reader closed the pipe.
     ///
     /// # Errors
     /// As [`Ui::result`].
     pub fn stream(self, piece: &str) -> anyhow::Result<ControlFlow<()>> {
-        if self.json || piece.is_empty() { Ok(ControlFlow::Continue(())) } else { write(piece) }
+        if self.json || piece.is_empty() { Ok(ControlFlow::Continue(())) } else { door::print_generated(piece) }
     }
 
     /// Prints a note.
@@ -78,10 +79,15 @@ impl Ui {
         }
     }
 
-    /// Prints the stage of the command.
+    /// Prints the stage of the command: one line.
     pub fn stage(self, text: &str) {
+        self.block(&one_line(text));
+    }
+
+    /// Prints lines, such as a table, on stderr. What files say must be [`one_line`] in it.
+    pub fn block(self, text: &str) {
         if !self.quiet {
-            let _ = writeln!(io::stderr(), "{text}");
+            door::say(text);
         }
     }
 
@@ -92,46 +98,6 @@ impl Ui {
 
     /// Progress of work whose first `done` units were done earlier and do not count for the rate.
     pub fn meter_from(self, verb: &'static str, unit: Unit, done: u64) -> Meter {
-        if self.quiet { Meter::Silent } else { Meter::new(verb, unit, done, io::stderr().is_terminal()) }
+        if self.quiet { Meter::Silent } else { Meter::new(verb, unit, done, door::stderr_is_terminal()) }
     }
-}
-
-/// Writes a result to stdout.
-///
-/// # Errors
-/// As [`Ui::result`].
-pub fn print(text: &str) -> anyhow::Result<()> {
-    write(text).map(|_| ())
-}
-
-/// [`print`]; returns whether the reader is still there.
-fn write(text: &str) -> anyhow::Result<ControlFlow<()>> {
-    let mut stdout = io::stdout().lock();
-    match stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()) {
-        Ok(()) => Ok(ControlFlow::Continue(())),
-        Err(e) if e.kind() == io::ErrorKind::BrokenPipe => Ok(ControlFlow::Break(())),
-        Err(e) => Err(e).context("cannot write to stdout"),
-    }
-}
-
-/// Asks for a line.
-pub fn prompt(sign: &str) {
-    let mut stderr = io::stderr();
-    let _ = write!(stderr, "{sign}").and_then(|()| stderr.flush());
-}
-
-/// A line `label: text` on stderr.
-pub fn labelled(label: &str, colour: AnsiColor, text: &str) {
-    let style = if stderr_has_colour() { colour.on_default().bold() } else { Style::new() };
-    let _ = writeln!(io::stderr(), "{style}{label}:{style:#} {text}");
-}
-
-/// By <https://no-color.org>.
-fn colour_wanted() -> bool {
-    let set = |name| std::env::var_os(name).is_some_and(|value| !value.is_empty());
-    !set("NO_COLOR") && std::env::var_os("TERM").is_none_or(|term| term != "dumb")
-}
-
-fn stderr_has_colour() -> bool {
-    io::stderr().is_terminal() && colour_wanted()
 }

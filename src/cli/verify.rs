@@ -32,7 +32,7 @@ pub fn run(args: &VerifyArgs) -> anyhow::Result<Outcome> {
     let ui = Ui::from(args.output);
     ui::handle_interrupts()?;
     let threads = args.threads.or_zero();
-    let pack = open::pack(&args.file)?;
+    let pack = open::read(&args.file, args.read)?;
     let meter = ui.meter("verifying", Unit::Bytes);
     let report = verify::verify(&pack, threads, &meter)?;
     drop(meter);
@@ -47,7 +47,7 @@ pub fn run(args: &VerifyArgs) -> anyhow::Result<Outcome> {
     let good = report.faults.is_empty() && mismatches == 0;
     let mut cannot_run = Vec::new();
     if report.faults.is_empty() {
-        cannot_run = failure::cannot_run_pack(pack.pack());
+        cannot_run = failure::cannot_run_pack(&pack)?;
     }
     let file = args.file.display().to_string();
     let document = Document { file, good, report: &report, against: against.as_ref(), cannot_run: &cannot_run };
@@ -85,7 +85,7 @@ impl Document<'_> {
             compared(&mut text, against);
         }
         for fault in &report.faults {
-            let _ = writeln!(text, "damaged: {fault}");
+            let _ = writeln!(text, "damaged: {}", ui::one_line(&fault.to_string()));
         }
         let (size, sections) = (ui::bytes(report.bytes as f64), ui::plural(report.sections, "section"));
         let rate = ui::bytes(report.bytes as f64 / report.seconds.max(1e-9));
@@ -97,6 +97,7 @@ impl Document<'_> {
             0 => "good".to_owned(),
             n => format!("damaged, {}", ui::plural(n as u64, "fault")),
         };
+        let file = ui::one_line(file);
         let _ = writeln!(text, "{file}: {verdict} ({size}, {sections}, {time}, {rate}/s)");
         text
     }
@@ -114,11 +115,11 @@ fn compared(text: &mut String, against: &AgainstReport) {
     let worst = against.tensors.iter().max_by(|a, b| a.max_block_error.total_cmp(&b.max_block_error));
     if let Some(worst) = worst {
         let _ = writeln!(text, "{table}{}", ui::ERROR_COLUMNS);
-        let (share, name) = (ui::share(worst.max_block_error), worst.name.escape_debug());
+        let (share, name) = (ui::share(worst.max_block_error), ui::one_line(&worst.name));
         let _ = writeln!(text, "worst block of all: {share}, block {} of {name}\n", worst.max_block);
     }
     for mismatch in against.mismatches.iter().take(SHOWN) {
-        let _ = writeln!(text, "mismatch: {mismatch}");
+        let _ = writeln!(text, "mismatch: {}", ui::one_line(&mismatch.to_string()));
     }
     if against.mismatches.len() > SHOWN {
         let _ = writeln!(text, "... and {} more (--json lists all)", against.mismatches.len() - SHOWN);

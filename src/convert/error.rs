@@ -93,4 +93,7 @@ pub enum ConvertError {
     /// The worker threads could not be started.
     #[error("cannot start the worker threads: {0}")]
     Threads(#[from] rayon::ThreadPoolBuildError),
+    /// The thread that syncs the target could not be started.
+    #[error("cannot start the syncing thread: {0}")]
+    SyncThread(std::io::Error),
 }

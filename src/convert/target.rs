@@ -4,6 +4,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{self, Sender};
+use std::thread;
 
 use super::error::ConvertError;
 use crate::io::access::Readers;
@@ -94,8 +95,9 @@ impl Target {
         work: impl FnOnce(&Writer<'_>) -> Result<T, ConvertError>,
     ) -> Result<T, ConvertError> {
         let (wake, woken) = mpsc::channel();
-        std::thread::scope(|scope| {
-            let syncing = scope.spawn(move || woken.iter().try_for_each(|()| self.output().sync_data()));
+        thread::scope(|scope| {
+            let sync = move || woken.iter().try_for_each(|()| self.output().sync_data());
+            let syncing = thread::Builder::new().spawn_scoped(scope, sync).map_err(ConvertError::SyncThread)?;
             let writer = Writer { target: self, unsynced: AtomicU64::new(0), wake };
             let result = work(&writer);
             drop(writer);

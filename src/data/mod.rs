@@ -1,7 +1,6 @@
 //! Training data: files of several forms become tokens with a loss mask, and these become packed
 //! batches.
 
-pub(crate) mod caught;
 mod components;
 pub(crate) mod error;
 pub(crate) mod file;
@@ -9,8 +8,8 @@ pub(crate) mod files;
 pub(crate) mod form;
 mod formats;
 #[cfg(any(fuzzing, test))]
-#[doc(hidden)]
-pub mod fuzzing;
+pub(crate) mod fuzzing;
+pub(crate) mod interruptible;
 mod jinja;
 mod literals;
 mod messages;

@@ -5,10 +5,10 @@ use std::collections::BTreeMap;
 use rayon::prelude::*;
 use serde::Serialize;
 
-use super::caught::interruptible;
 use super::error::DataError;
 use super::form::Form;
 use super::formats::{self, Chat, Content, Records, without_mark};
+use super::interruptible::interruptible;
 use super::jinja::Value;
 use super::notice::{self, Concern, Notice};
 use super::options::{Options, TrainOn};

@@ -5,7 +5,6 @@ use std::fmt;
 use std::ops::Range;
 use std::sync::Arc;
 
-use super::caught::caught;
 use super::components;
 use super::components::error::TokenizerError;
 use super::error::DataError;
@@ -14,6 +13,7 @@ use super::jinja::{TemplateError, Value};
 use super::special::{SpecialTokens, chat_templates};
 use super::template::ChatTemplate;
 use crate::arch::config::ModelConfig;
+use crate::panics::caught;
 
 /// The template of conversations, and that of conversations with tools.
 const DEFAULT: &str = "default";

@@ -12,16 +12,16 @@ use serde::Serialize;
 use thiserror::Error;
 
 use super::config;
-use crate::MappedPack;
 use crate::arch::family::Family;
 use crate::arch::names::Prefix;
 use crate::convert::Progress;
-use crate::format::{FloatType, Pack, Provenance, Role, files};
+use crate::format::{FloatType, Provenance, Role, files};
 use crate::io::access::Readers;
 use crate::io::folder::restrict;
 use crate::io::leftovers::remove_leftovers;
 use crate::io::step::{Output, create_dir};
 use crate::io::{publish_folder, sync_dir, temporary_folder};
+use crate::source::{PackSource, ReadError};
 
 /// Bytes of tensors in one file of the snapshot, as transformers cuts them.
 pub const MAX_SHARD_LEN: u64 = 5_000_000_000;
@@ -89,9 +89,32 @@ pub enum WriteError {
         /// The system's error.
         source: io::Error,
     },
+    /// The pack cannot be read.
+    #[error(transparent)]
+    Pack(#[from] ReadError),
+    /// A tensor does not fit in memory.
+    #[error("no memory for tensor {name} of {bytes} bytes", name = tensor.escape_debug())]
+    Memory {
+        /// The tensor.
+        tensor: String,
+        /// Its bytes.
+        bytes: u64,
+    },
     /// The caller asked to stop.
     #[error("stopped before the end")]
     Cancelled,
+}
+
+/// The bytes of a tensor, zero.
+///
+/// # Errors
+/// [`WriteError::Memory`].
+pub(crate) fn zeros(tensor: &str, elements: u64, float_type: FloatType) -> Result<Vec<u8>, WriteError> {
+    let bytes = elements.saturating_mul(float_type.size() as u64);
+    let fits = |len: &usize| Vec::<u8>::new().try_reserve_exact(*len).is_ok();
+    let len = usize::try_from(bytes).ok().filter(fits);
+    // Allocated anew: pages that the system clears are faster, and all threads touch them.
+    Ok(vec![0; len.ok_or_else(|| WriteError::Memory { tensor: tensor.to_owned(), bytes })?])
 }
 
 /// What was written.
@@ -113,10 +136,9 @@ pub struct Written {
 /// The tensors that the conversion of `pack` left out, by its own record, except the model's output
 /// projection: if it was left out, it is tied to the embedding. A merge takes some of them from the
 /// checkpoint: these are among `written`.
-fn left_out<'a>(pack: Pack<'_>, written: impl Iterator<Item = &'a str>) -> Vec<String> {
+fn left_out<'a>(pack: &PackSource, written: impl Iterator<Item = &'a str>) -> Vec<String> {
     let Ok(provenance) = Provenance::from_json(pack.index().metadata()) else { return Vec::new() };
-    let names = pack.quantized_tensors().map(|tensor| tensor.name).chain(pack.raw_tensors().map(|tensor| tensor.name));
-    let names: Vec<&str> = names.collect();
+    let names: Vec<&str> = pack.index().tensors().map(|(_, section)| pack.index().name(section)).collect();
     let prefix = Prefix::of(names.iter().copied());
     let head = Family::find(&provenance.model_type).and_then(|family| prefix.part(family, Role::LmHead));
     let written: HashSet<&str> = written.collect();
@@ -141,7 +163,7 @@ impl<E> Tensor<'_, E> {
     }
 
     fn len(&self) -> u64 {
-        self.elements() * self.float_type.size() as u64
+        self.elements().saturating_mul(self.float_type.size() as u64)
     }
 
     fn dtype(&self) -> Dtype {
@@ -154,9 +176,9 @@ impl<E> Tensor<'_, E> {
 }
 
 /// Those who may read the pack.
-pub(crate) fn readers(pack: &MappedPack) -> Result<Readers, WriteError> {
+pub(crate) fn readers(pack: &PackSource) -> Result<Readers, WriteError> {
     let mut readers = Readers::default();
-    readers.add(&pack.metadata().map_err(|source| WriteError::Source { path: pack.path().to_owned(), source })?);
+    readers.add(&pack.metadata()?);
     Ok(readers)
 }
 
@@ -182,7 +204,7 @@ pub(crate) fn refuse_existing(target: &Path) -> Result<(), WriteError> {
 /// A [`WriteError`], or what a tensor's `make` says.
 pub(crate) fn write<E: From<WriteError>>(
     target: &Path,
-    pack: Pack<'_>,
+    pack: &PackSource,
     tensors: &[Tensor<'_, E>],
     shard_len: u64,
     readers: &Readers,
@@ -191,7 +213,7 @@ pub(crate) fn write<E: From<WriteError>>(
     if let Some(tensor) = tensors.iter().find(|t| t.name == RESERVED_NAME) {
         return Err(WriteError::TensorName { name: tensor.name.to_owned() }.into());
     }
-    let bytes: u64 = tensors.iter().map(Tensor::len).sum();
+    let bytes = tensors.iter().map(Tensor::len).fold(0, u64::saturating_add);
     let folder = crate::io::folder_of(target);
     let error = |source| WriteError::Target { path: target.to_owned(), source };
     remove_leftovers(folder);
@@ -203,7 +225,7 @@ pub(crate) fn write<E: From<WriteError>>(
     sync_dir(folder).map_err(error)?;
     let temporary = temporary_folder(folder).map_err(error)?;
     restrict(temporary.path(), readers).map_err(error)?;
-    let total = tensors.iter().map(Tensor::elements).sum();
+    let total = tensors.iter().map(Tensor::elements).fold(0, u64::saturating_add);
     let mut job = Job { progress, readers, total, done: 0 };
     let weights_files = job.write_weights(temporary.path(), tensors, shard_len)?;
     let files = write_files(temporary.path(), pack, config::common(tensors.iter().map(|t| t.float_type)), readers)?;
@@ -216,24 +238,25 @@ pub(crate) fn write<E: From<WriteError>>(
 
 fn write_files(
     folder: &Path,
-    pack: Pack<'_>,
+    pack: &PackSource,
     float_type: Option<FloatType>,
     readers: &Readers,
 ) -> Result<Vec<String>, WriteError> {
     let mut names = Vec::new();
-    let tied = !pack.has(Role::LmHead);
-    for file in pack.files() {
-        let Some((inner, name)) = files::place_of(file.name) else { continue };
+    let tied = !pack.index().has(Role::LmHead);
+    for packed in pack.file_names() {
+        let Some((inner, name)) = files::place_of(packed) else { continue };
+        let bytes = pack.file(packed)?.unwrap_or_default();
         let parent = inner.map_or_else(|| folder.to_owned(), |inner| folder.join(inner));
         let error = |source| WriteError::Target { path: parent.clone(), source };
         if !parent.exists() {
             create_dir(&parent).and_then(|()| restrict(&parent, readers)).map_err(error)?;
         }
-        match file.name {
+        match packed {
             files::CONFIG => {
-                write_synced(&parent.join(name), &config::of_snapshot(file.bytes, float_type, tied), readers)?;
+                write_synced(&parent.join(name), &config::of_snapshot(&bytes, float_type, tied), readers)?;
             }
-            _ => write_synced(&parent.join(name), file.bytes, readers)?,
+            _ => write_synced(&parent.join(name), &bytes, readers)?,
         }
         sync_dir(&parent).map_err(error)?;
         names.push(inner.map_or_else(|| name.to_owned(), |inner| format!("{inner}/{name}")));
@@ -270,7 +293,7 @@ impl Job<'_> {
             self.write_shard(&folder.join(name(i)), shard)?;
         }
         if count > 1 {
-            let total_size: u64 = tensors.iter().map(Tensor::len).sum();
+            let total_size = tensors.iter().map(Tensor::len).fold(0, u64::saturating_add);
             let index = serde_json::json!({ "metadata": { "total_size": total_size }, "weight_map": weight_map });
             let path = folder.join("model.safetensors.index.json");
             write_synced(&path, format!("{index:#}\n").as_bytes(), self.readers)?;
@@ -325,13 +348,13 @@ fn shards<'a, 'b, E>(tensors: &'a [Tensor<'b, E>], shard_len: u64) -> Vec<Vec<&'
     let mut len = 0;
     for tensor in tensors {
         match shards.last_mut() {
-            Some(shard) if len + tensor.len() <= shard_len => shard.push(tensor),
+            Some(shard) if tensor.len() <= shard_len.saturating_sub(len) => shard.push(tensor),
             _ => {
                 shards.push(vec![tensor]);
                 len = 0;
             }
         }
-        len += tensor.len();
+        len = len.saturating_add(tensor.len());
     }
     shards
 }

@@ -44,7 +44,10 @@ pub fn checksum(index: &Index, number: usize, section: &Section, found: u32) -> 
 pub fn contents(index: &Index, number: usize, section: &Section, payload: &[u8]) -> Result<(), FormatError> {
     match section.kind {
         Some(SectionKind::Scales) => scales(index, number, section, payload),
-        Some(SectionKind::Codes) => code_padding(index, number, section, payload),
+        Some(SectionKind::Codes) => {
+            let first = (section.shape.elements() / 2).min(payload.len() as u64);
+            code_padding(index, number, section, first, payload.get(first as usize..).unwrap_or_default())
+        }
         _ => Ok(()),
     }
 }
@@ -54,18 +57,32 @@ fn scales(index: &Index, number: usize, section: &Section, payload: &[u8]) -> Re
     let table = section.scale_type.and_then(|scale_type| Scales::from_payload(payload, scale_type, blocks));
     // A payload of the wrong length cannot come from a validated pack; with no table, nothing is
     // finite.
-    let blocks = table.map_or(1, |t| t.len());
+    scale_values(index, number, section, 0, &table.unwrap_or(Scales::F32(&[0xff; 4])))
+}
+
+/// Checks the values of the scales from number `first` on, a part of a section's table: finite, and
+/// negative only if the header allows it.
+///
+/// # Errors
+/// [`FormatError::ScaleNotFinite`], [`FormatError::ScaleNegative`].
+pub(crate) fn scale_values(
+    index: &Index,
+    number: usize,
+    section: &Section,
+    first: u64,
+    table: &Scales<'_>,
+) -> Result<(), FormatError> {
     let signed = index.header().signed_scales();
-    if table.is_some_and(|t| all_allowed(&t, signed)) {
+    if all_allowed(table, signed) {
         return Ok(());
     }
-    for i in 0..blocks {
-        let scale = table.map_or(f32::NAN, |t| t.get(i));
+    for i in 0..table.len() {
+        let scale = table.get(i);
         if scale.is_finite() && (signed || !scale.is_sign_negative()) {
             continue;
         }
         let (section_number, name, offset, scale_number) =
-            (number as u64, describe(index, section), section.offset, i as u64);
+            (number as u64, describe(index, section), section.offset, first + i as u64);
         return Err(if scale.is_finite() {
             FormatError::ScaleNegative { section: section_number, name, offset, scale: scale_number }
         } else {
@@ -111,10 +128,21 @@ pub fn has_negative_scale(section: &Section, payload: &[u8]) -> bool {
     table.is_some_and(|t| (0..t.len()).any(|i| t.get(i).is_sign_negative()))
 }
 
-fn code_padding(index: &Index, number: usize, section: &Section, payload: &[u8]) -> Result<(), FormatError> {
-    let padded = 2 * payload.len() as u64;
+/// Checks that the codes after the last element are 7. `tail` is the end of the payload, from byte
+/// `first` on, at most that of the last element.
+///
+/// # Errors
+/// [`FormatError::CodePadding`].
+pub(crate) fn code_padding(
+    index: &Index,
+    number: usize,
+    section: &Section,
+    first: u64,
+    tail: &[u8],
+) -> Result<(), FormatError> {
+    let padded = 2 * (first + tail.len() as u64);
     for element in section.shape.elements()..padded {
-        let byte = payload.get((element / 2) as usize).copied().unwrap_or(0);
+        let byte = tail.get((element / 2 - first) as usize).copied().unwrap_or(0);
         let found = if element % 2 == 0 { byte & 15 } else { byte >> 4 };
         if found != ZERO_CODE {
             let (section_number, offset) = (number as u64, section.offset + element / 2);

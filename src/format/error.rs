@@ -49,6 +49,7 @@ pub enum Field {
     Name,
     Offset,
     Length,
+    FileLength,
     Shape,
 }
 
@@ -75,6 +76,7 @@ impl std::fmt::Display for Field {
             Self::Name => "name",
             Self::Offset => "offset",
             Self::Length => "length",
+            Self::FileLength => "length of an embedded file",
             Self::Shape => "shape",
         })
     }

@@ -70,9 +70,28 @@ impl Index {
         self.names.get(section.name).unwrap_or_default()
     }
 
+    /// The tensors, in file order: number and record of the first section of each, which has its
+    /// codes or its elements.
+    pub fn tensors(&self) -> impl Iterator<Item = (usize, &Section)> {
+        let is_first = |s: &Section| matches!(s.kind, Some(SectionKind::Codes | SectionKind::Raw));
+        self.sections.iter().enumerate().filter(move |(_, section)| is_first(section))
+    }
+
+    /// Whether a tensor outside the layers has this role, quantised or not.
+    pub fn has(&self, role: Role) -> bool {
+        self.tensors().any(|(_, section)| section.role == role && section.layer.is_none())
+    }
+
     /// The range of sections of each layer.
     pub fn layers(&self) -> &[Range<usize>] {
         &self.layers
+    }
+
+    /// The place of a layer in the file: from a multiple of 4096 to the end of its last section.
+    /// `None` past the last layer.
+    pub fn layer_range(&self, number: u32) -> Option<Range<u64>> {
+        let sections = self.sections.get(self.layers.get(number as usize)?.clone())?;
+        Some(sections.first()?.offset..sections.last()?.end())
     }
 
     /// The provenance record: JSON text (see [`super::Provenance`]).
@@ -152,7 +171,7 @@ fn parse_names(bytes: &[u8], header: &Header, limits: &Limits) -> Result<Names, 
 /// Decodes all records and checks each against the ones before it: names, order, pairs, places.
 fn parse_sections(records: &[u8], names: &Names, header: &Header, limits: &Limits) -> Result<Vec<Section>, FormatError> {
     let mut sections: Vec<Section> = Vec::with_capacity(header.section_count as usize);
-    let mut walk = Walk { names, names_used: 0, end: header.front_len(), first: header.first_section_offset() };
+    let mut walk = Walk { names, limits, names_used: 0, end: header.front_len(), first: header.first_section_offset() };
     let (records, _) = records.as_chunks::<RECORD_LEN>();
     for (number, bytes) in records.iter().enumerate() {
         let section = section::decode(bytes, number as u64, limits)?;
@@ -177,6 +196,7 @@ fn parse_sections(records: &[u8], names: &Names, header: &Header, limits: &Limit
 /// The state after the previous record.
 struct Walk<'a> {
     names: &'a Names,
+    limits: &'a Limits,
     /// Names that records have used so far; a record uses one of them or the next.
     names_used: u64,
     /// Where the last section (or the metadata) ended.
@@ -233,8 +253,22 @@ impl Walk<'_> {
         if order == Ordering::Equal && previous.and_then(|p| self.names.get(p.name)) >= Some(name) {
             return Err(out_of_order);
         }
-        if section.kind == Some(SectionKind::File) && !is_plain_file_name(name) {
-            return Err(FormatError::FileName { section: number, offset, text: name.to_owned() });
+        if section.kind == Some(SectionKind::File) {
+            self.check_file(section, name, number)?;
+        }
+        Ok(())
+    }
+
+    /// A file has a plain name, and a length that may be read at once.
+    fn check_file(&self, section: &Section, name: &str, number: u64) -> Result<(), FormatError> {
+        let at = |field: usize| section::record_offset(number) + field as u64;
+        if !is_plain_file_name(name) {
+            return Err(FormatError::FileName { section: number, offset: at(record::NAME), text: name.to_owned() });
+        }
+        let limit = self.limits.of_file(name);
+        if section.length > limit {
+            let (offset, found) = (at(record::LENGTH), section.length);
+            return Err(FormatError::Limit { field: Field::FileLength, offset, limit, found });
         }
         Ok(())
     }

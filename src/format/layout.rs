@@ -1,5 +1,7 @@
 //! The layout of a pack (spec sections 2 to 4): each offset is the previous field's end.
 
+use super::files::{CONFIG, GENERATION_CONFIG};
+
 /// First eight bytes of every pack. The high bit and the line ends reveal a transfer in text mode,
 /// as in PNG.
 pub const MAGIC: [u8; 8] = [0x89, b'N', b'F', b'4', 0x0d, 0x0a, 0x1a, 0x0a];
@@ -86,6 +88,12 @@ pub const RECORD_LEN: usize = record::LEN;
 /// Bytes of one entry of the table of name ends.
 pub const NAME_END_LEN: usize = 8;
 
+/// Maximum bytes of an embedded file.
+pub const MAX_FILE_LEN: u64 = 256 << 20;
+
+/// Maximum bytes of an embedded config.json or generation_config.json.
+pub const MAX_CONFIG_LEN: u64 = 16 << 20;
+
 /// Rounds up to a multiple of `align` (a power of two). `None` on overflow.
 pub(crate) fn align_up(value: u64, align: u64) -> Option<u64> {
     value.checked_add(align - 1).map(|v| v & !(align - 1))
@@ -106,6 +114,18 @@ pub struct Limits {
     pub layers: u32,
     /// Experts of a layer.
     pub experts: u32,
+    /// Bytes of an embedded file.
+    pub file_len: u64,
+    /// Bytes of an embedded config.json or generation_config.json: it is parsed as a whole, which
+    /// takes many times its length.
+    pub config_len: u64,
+}
+
+impl Limits {
+    /// The limit of the embedded file `name`.
+    pub fn of_file(&self, name: &str) -> u64 {
+        if [CONFIG, GENERATION_CONFIG].contains(&name) { self.config_len } else { self.file_len }
+    }
 }
 
 impl Default for Limits {
@@ -118,6 +138,8 @@ impl Default for Limits {
             metadata_len: 1 << 24,
             layers: 1 << 16,
             experts: 1 << 16,
+            file_len: MAX_FILE_LEN,
+            config_len: MAX_CONFIG_LEN,
         }
     }
 }

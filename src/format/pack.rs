@@ -166,10 +166,7 @@ impl<'a> Pack<'a> {
 
     /// Whether a tensor outside the layers has this role, quantised or not.
     pub fn has(self, role: Role) -> bool {
-        let is = |s: &Section| {
-            s.role == role && s.layer.is_none() && matches!(s.kind, Some(SectionKind::Codes | SectionKind::Raw))
-        };
-        self.index.sections().iter().any(is)
+        self.index.has(role)
     }
 
     fn quantized_tensors_in(self, range: Range<usize>) -> impl Iterator<Item = QuantizedTensor<'a>> + use<'a> {
@@ -232,11 +229,7 @@ impl<'a> Layer<'a> {
 
     /// Where the layer lies in the file: from a multiple of 4096 to the end of its last section.
     pub fn file_range(&self) -> Range<u64> {
-        match self.sections() {
-            [first, .., last] => first.offset..last.end(),
-            [only] => only.offset..only.end(),
-            [] => 0..0,
-        }
+        self.pack.index.layer_range(self.number).unwrap_or_default()
     }
 
     /// The layer's bytes: one sequential read, one copy to a GPU buffer, in which each section

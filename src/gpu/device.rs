@@ -1,8 +1,6 @@
 //! An open device: limits, errors and waiting.
 
-use std::any::Any;
 use std::collections::VecDeque;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -12,6 +10,7 @@ use super::cache::{self, Cache, Known};
 use super::error::GpuError;
 use super::pipeline::Registry;
 use super::profile::Profiler;
+use crate::panics::caught;
 
 /// Duration of one poll. wgpu holds a lock during a poll, and other threads may need that lock.
 const STEP: Duration = Duration::from_millis(200);
@@ -276,6 +275,8 @@ impl Gpu {
         let invalid = device.push_error_scope(wgpu::ErrorFilter::Validation);
         let internal = device.push_error_scope(wgpu::ErrorFilter::Internal);
         let memory = device.push_error_scope(wgpu::ErrorFilter::OutOfMemory);
+        // wgpu panics if a wait fails, and its shader writers panic on WGSL that they do not
+        // support. `work` holds no lock of this crate.
         let result = caught(|| work(device));
         let errors = [memory.pop(), internal.pop(), invalid.pop()].map(pollster::block_on);
         // wgpu reports the loss of a device by a callback alone. A poll runs that callback.
@@ -299,16 +300,6 @@ impl Drop for Inner {
             self.registry.save(&self.cache);
         }
     }
-}
-
-/// Runs `work` and returns the message of a panic as the error. wgpu panics if a wait fails, and
-/// its shader writers panic on WGSL that they do not support. `work` holds no lock of this crate.
-fn caught<T>(work: impl FnOnce() -> T) -> Result<T, String> {
-    let message = |panic: Box<dyn Any + Send>| match panic.downcast::<String>() {
-        Ok(message) => *message,
-        Err(panic) => panic.downcast_ref::<&str>().copied().unwrap_or("a panic without a message").to_owned(),
-    };
-    catch_unwind(AssertUnwindSafe(work)).map_err(message)
 }
 
 fn from_wgpu(what: &str, bytes: u64, in_use: impl FnOnce() -> Option<u64>, error: &wgpu::Error) -> GpuError {
@@ -359,13 +350,5 @@ mod tests {
         assert_eq!(from_wgpu("weights", 64, || None, &invalid).to_string(), "weights: too odd");
         let internal = wgpu::Error::Internal { source: source(), description: "too new".to_owned() };
         assert_eq!(from_wgpu("weights", 64, || None, &internal).to_string(), "weights: too new");
-    }
-
-    #[test]
-    fn panics_become_errors() {
-        assert_eq!(caught(|| 7), Ok(7));
-        assert_eq!(caught(|| -> u8 { panic!("a literal") }), Err("a literal".to_owned()));
-        let number = 8;
-        assert_eq!(caught(|| -> u8 { panic!("number {number}") }), Err("number 8".to_owned()));
     }
 }

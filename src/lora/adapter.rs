@@ -290,6 +290,11 @@ impl Adapter {
     }
 }
 
+/// The settings as text, without the name of the base model.
+pub(crate) fn settings(config: &LoraConfig) -> String {
+    peft::render(config, None)
+}
+
 /// The floats as little-endian bytes, as in safetensors.
 pub(crate) fn le_bytes(vector: &[f32]) -> Vec<u8> {
     vector.iter().flat_map(|x| x.to_le_bytes()).collect()

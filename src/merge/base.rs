@@ -1,23 +1,22 @@
 //! The weights that an adapter is added to: a pack's, or its checkpoint's.
 
-use std::borrow::Cow;
 use std::collections::HashMap;
 use std::path::Path;
 
 use rayon::prelude::*;
 
 use super::error::MergeError;
-use crate::MappedPack;
 use crate::convert::Progress;
 use crate::convert::hash::FileHash;
 use crate::convert::source::{Checkpoint, SourceError, SourceFile, TensorInfo};
 use crate::dequant;
 use crate::export::{WriteError, writer};
-use crate::format::{FloatType, Pack, Provenance, QuantizedTensor, RawTensor, Role};
+use crate::format::{FloatType, Provenance, Role, SectionKind};
 use crate::io::access::Readers;
 use crate::io::{AlignedBuf, read_exact_at};
 use crate::lora::adapter;
 use crate::lora::config::AdapterLayout;
+use crate::source::{PackSource, TensorBuf, TensorData};
 use crate::verify::{Mismatch, widen};
 
 /// Bytes that are hashed at a time.
@@ -41,7 +40,7 @@ pub enum Base<'a> {
 #[derive(Debug, Clone, Copy)]
 pub struct Sources<'a> {
     /// The pack.
-    pub pack: &'a MappedPack,
+    pub pack: &'a PackSource,
     /// The adapter's folder.
     pub adapter: &'a Path,
     /// What the adapter is added to.
@@ -57,36 +56,46 @@ pub(super) struct BaseTensor<'a> {
     weights: Weights<'a>,
 }
 
+#[derive(Clone, Copy)]
 enum Weights<'a> {
-    Quantised(QuantizedTensor<'a>),
-    Raw(RawTensor<'a>),
+    /// The tensor of a pack whose first section has this number.
+    Pack(&'a PackSource, usize),
     File(&'a Checkpoint, &'a TensorInfo),
 }
 
-impl<'a> BaseTensor<'a> {
-    fn quantised(tensor: QuantizedTensor<'a>) -> Self {
-        let QuantizedTensor { name, role, layer, shape, .. } = tensor;
-        Self { name, dims: shape.dims(), role, layer, weights: Weights::Quantised(tensor) }
-    }
-
-    fn raw(tensor: RawTensor<'a>) -> Self {
-        let RawTensor { name, role, layer, shape, .. } = tensor;
-        Self { name, dims: shape.dims(), role, layer, weights: Weights::Raw(tensor) }
-    }
-
+impl BaseTensor<'_> {
     /// Number of weights.
     pub(super) fn elements(&self) -> u64 {
         self.dims.iter().product()
     }
 
+    /// The tensor, ready to be read piece by piece: one of a pack is in `buf`, checked.
+    ///
+    /// # Errors
+    /// If the pack cannot be read, or is damaged.
+    pub(super) fn load<'b>(&'b self, buf: &'b mut TensorBuf) -> Result<Loaded<'b>, MergeError> {
+        Ok(match self.weights {
+            Weights::Pack(pack, number) => Loaded::Pack(self.name, pack.tensor(number, buf).map_err(WriteError::from)?),
+            Weights::File(checkpoint, tensor) => Loaded::File(checkpoint, tensor),
+        })
+    }
+}
+
+/// A loaded tensor.
+pub(super) enum Loaded<'a> {
+    Pack(&'a str, TensorData<'a>),
+    File(&'a Checkpoint, &'a TensorInfo),
+}
+
+impl Loaded<'_> {
     /// The bytes of a tensor that is bfloat16 already.
-    pub(super) fn bfloat16(&self) -> Result<Option<Cow<'a, [u8]>>, SourceError> {
-        match self.weights {
-            Weights::Raw(tensor) if tensor.float_type == FloatType::Bf16 => Ok(Some(Cow::Borrowed(tensor.bytes))),
-            Weights::File(checkpoint, tensor) if tensor.float_type == FloatType::Bf16 => {
-                let mut bytes = vec![0; tensor.length as usize];
+    pub(super) fn bfloat16(&self) -> Result<Option<Vec<u8>>, MergeError> {
+        match self {
+            Self::Pack(_, TensorData::Raw(FloatType::Bf16, bytes)) => Ok(Some(bytes.to_vec())),
+            Self::File(checkpoint, tensor) if tensor.float_type == FloatType::Bf16 => {
+                let mut bytes = writer::zeros(&tensor.name, tensor.length / 2, FloatType::Bf16)?;
                 checkpoint.read(tensor, 0, &mut bytes)?;
-                Ok(Some(Cow::Owned(bytes)))
+                Ok(Some(bytes))
             }
             _ => Ok(None),
         }
@@ -95,19 +104,19 @@ impl<'a> BaseTensor<'a> {
     /// Weights `first..first + len`, which exist, in float32, exactly.
     pub(super) fn read(&self, first: u64, len: usize) -> Result<Vec<f32>, MergeError> {
         let mut out = Vec::new();
-        match self.weights {
-            Weights::Quantised(tensor) => {
+        match self {
+            Self::Pack(name, TensorData::Quantized(tensor)) => {
                 out.resize(len, 0.0);
                 // A validated pack always decodes: the only error is a range outside the tensor.
-                let no_number = |_| MergeError::NotFinite { tensor: self.name.to_owned(), index: first, value: f64::NAN };
-                dequant::dequantize(&tensor.data, first, &mut out).map_err(no_number)?;
+                let no_number = |_| MergeError::NotFinite { tensor: (*name).to_owned(), index: first, value: f64::NAN };
+                dequant::dequantize(tensor, first, &mut out).map_err(no_number)?;
             }
-            Weights::Raw(tensor) => {
-                let size = tensor.float_type.size();
-                let bytes = tensor.bytes.get(first as usize * size..(first as usize + len) * size);
-                widen(tensor.float_type, bytes.unwrap_or_default(), &mut out);
+            Self::Pack(_, TensorData::Raw(float_type, bytes)) => {
+                let size = float_type.size();
+                let bytes = bytes.get(first as usize * size..(first as usize + len) * size);
+                widen(*float_type, bytes.unwrap_or_default(), &mut out);
             }
-            Weights::File(checkpoint, tensor) => {
+            Self::File(checkpoint, tensor) => {
                 let size = tensor.float_type.size();
                 let mut bytes = vec![0; len * size];
                 checkpoint.read(tensor, first * size as u64, &mut bytes)?;
@@ -118,13 +127,22 @@ impl<'a> BaseTensor<'a> {
     }
 }
 
-/// All tensors of a pack, in file order.
-fn of_pack(pack: Pack<'_>) -> impl Iterator<Item = BaseTensor<'_>> {
-    pack.quantized_tensors().map(BaseTensor::quantised).chain(pack.raw_tensors().map(BaseTensor::raw))
+/// All tensors of a pack, the quantised ones first.
+fn of_pack(pack: &PackSource) -> impl Iterator<Item = BaseTensor<'_>> {
+    let index = pack.index();
+    let of_kind = move |kind| index.tensors().filter(move |(_, section)| section.kind == Some(kind));
+    let tensors = of_kind(SectionKind::Codes).chain(of_kind(SectionKind::Raw));
+    tensors.map(move |(number, section)| BaseTensor {
+        name: index.name(section),
+        dims: section.shape.dims(),
+        role: section.role,
+        layer: section.layer,
+        weights: Weights::Pack(pack, number),
+    })
 }
 
 /// The tensors of the snapshot: the pack's, or those of its checkpoint if one is given.
-pub(super) fn tensors<'a>(pack: Pack<'a>, checkpoint: Option<&'a Checkpoint>) -> Vec<BaseTensor<'a>> {
+pub(super) fn tensors<'a>(pack: &'a PackSource, checkpoint: Option<&'a Checkpoint>) -> Vec<BaseTensor<'a>> {
     let Some(checkpoint) = checkpoint else { return of_pack(pack).collect() };
     let places: HashMap<&str, (Role, Option<u32>)> = of_pack(pack).map(|t| (t.name, (t.role, t.layer))).collect();
     let tensor = |tensor: &'a TensorInfo| {
@@ -156,7 +174,7 @@ pub(super) fn readers(sources: &Sources<'_>, checkpoint: Option<&Checkpoint>) ->
 ///
 /// # Errors
 /// [`MergeError::NoProjection`].
-pub(super) fn check_projections(pack: Pack<'_>, layout: &AdapterLayout) -> Result<(), MergeError> {
+pub(super) fn check_projections(pack: &PackSource, layout: &AdapterLayout) -> Result<(), MergeError> {
     let found: HashMap<(Option<u32>, Role), &[u64]> = of_pack(pack).map(|t| ((t.layer, t.role), t.dims)).collect();
     for (layer, role, place) in layout.places() {
         let (outputs, inputs) = (place.outputs, place.inputs);
@@ -171,7 +189,7 @@ pub(super) fn check_projections(pack: Pack<'_>, layout: &AdapterLayout) -> Resul
 ///
 /// # Errors
 /// If it cannot be read, or its tensors differ from the pack's.
-pub(super) fn open(path: &Path, config: Option<&Path>, pack: Pack<'_>) -> Result<Checkpoint, MergeError> {
+pub(super) fn open(path: &Path, config: Option<&Path>, pack: &PackSource) -> Result<Checkpoint, MergeError> {
     let checkpoint = Checkpoint::open(path, config)?;
     match mismatch(&checkpoint, pack) {
         Some(mismatch) => Err(MergeError::OtherBase { path: path.to_owned(), mismatch }),
@@ -180,7 +198,7 @@ pub(super) fn open(path: &Path, config: Option<&Path>, pack: Pack<'_>) -> Result
 }
 
 /// The first tensor that only one of the two has, or that differs in shape.
-fn mismatch(checkpoint: &Checkpoint, pack: Pack<'_>) -> Option<Mismatch> {
+fn mismatch(checkpoint: &Checkpoint, pack: &PackSource) -> Option<Mismatch> {
     let mut missing: HashMap<&str, &[u64]> = of_pack(pack).map(|t| (t.name, t.dims)).collect();
     let dropped = Provenance::from_json(pack.index().metadata()).map(|p| p.dropped).unwrap_or_default();
     for TensorInfo { name, shape, .. } in &checkpoint.tensors {
@@ -204,7 +222,7 @@ fn mismatch(checkpoint: &Checkpoint, pack: Pack<'_>) -> Option<Mismatch> {
 /// If a file cannot be read, and [`WriteError::Cancelled`].
 pub(super) fn other_files(
     checkpoint: &Checkpoint,
-    pack: Pack<'_>,
+    pack: &PackSource,
     progress: &dyn Progress,
 ) -> Result<Vec<String>, MergeError> {
     let sources = Provenance::from_json(pack.index().metadata()).map(|p| p.sources).unwrap_or_default();

@@ -8,15 +8,15 @@ use regex::Regex;
 use serde::Serialize;
 use thiserror::Error;
 
-use super::base::Sources;
 use crate::convert::{Conversion, ConvertError, Options, Progress};
-use crate::dequant::stream::{PackSource, StreamError};
+use crate::dequant::stream::StreamError;
 use crate::export::WriteError;
 use crate::gpu::Gpu;
 use crate::lora::adapter::Adapter;
 use crate::model::ModelError;
 use crate::model::plan::{MemoryError, MemoryPlan};
 use crate::model::session::Session;
+use crate::source::{PackSource, ReadError};
 
 /// Maximum number of tokens of a sample.
 const MAX_TOKENS: usize = 128;
@@ -45,9 +45,9 @@ pub enum CompareError {
     Empty,
 }
 
-impl From<StreamError> for CompareError {
-    fn from(error: StreamError) -> Self {
-        Self::Model(error.into())
+impl From<ReadError> for CompareError {
+    fn from(error: ReadError) -> Self {
+        Self::Model(StreamError::from(error).into())
     }
 }
 
@@ -66,17 +66,16 @@ pub struct Comparison {
     pub top1_changed: u64,
 }
 
-/// Compares the logits of `sample` from the pack of `sources` with its adapter, and from `merged`,
-/// the written snapshot. A temporary pack of the snapshot, all in bfloat16, is next to it
+/// Compares the logits of `sample` from `pack` with the adapter of a folder, and from `merged`, the
+/// written snapshot. A temporary pack of the snapshot, all in bfloat16, is next to it
 /// meanwhile.
-///
-/// The layers of both packs are read, not mapped.
 ///
 /// # Errors
 /// See [`CompareError`].
 pub fn compare(
     gpu: &Gpu,
-    sources: &Sources<'_>,
+    pack: PackSource,
+    adapter: &Path,
     merged: &Path,
     sample: &str,
     progress: &dyn Progress,
@@ -88,9 +87,8 @@ pub fn compare(
     let options = Options { keep: Some(Regex::new(".")?), ..Options::default() };
     Conversion::prepare(merged, options)?.write(&path, progress)?;
 
-    let pack = PackSource::open(sources.pack.path())?;
     let config = ModelConfig::of_pack(&pack)?;
-    let adapter = Adapter::read(sources.adapter, &config).map_err(ModelError::from)?;
+    let adapter = Adapter::read(adapter, &config).map_err(ModelError::from)?;
     let mut tokens = Tokenizer::of_pack(&pack, &config, 0)?.encode(sample, true).map_err(ModelError::from)?;
     tokens.truncate(MAX_TOKENS.min(config.max_position_embeddings as usize));
     if tokens.is_empty() {

@@ -5,10 +5,12 @@ use std::ops::Add;
 use half::bf16;
 use rayon::prelude::*;
 
-use super::base::BaseTensor;
+use super::base::{BaseTensor, Loaded};
 use super::error::MergeError;
 use crate::convert::Progress;
 use crate::export::WriteError;
+use crate::export::writer::zeros;
+use crate::format::FloatType;
 use crate::lora::adapter::Adapter;
 
 /// Weights per piece of a thread, at least a row.
@@ -79,17 +81,18 @@ impl Change {
 /// If the base cannot be read, [`MergeError::NotFinite`], [`WriteError::Cancelled`].
 pub(super) fn add(
     base: &BaseTensor<'_>,
+    weights: &Loaded<'_>,
     delta: Option<&Delta<'_>>,
     progress: &dyn Progress,
 ) -> Result<(Vec<u8>, Change), MergeError> {
     let row = delta.map_or(1, |delta| delta.inputs);
     let piece = row * (PIECE_WEIGHTS / row).max(1);
-    let mut out = vec![0; base.elements() as usize * size_of::<bf16>()];
+    let mut out = zeros(base.name, base.elements(), FloatType::Bf16)?;
     let pieces = out.par_chunks_mut(piece * size_of::<bf16>()).enumerate().map(|(i, bytes)| {
         if progress.cancelled() {
             return Err(WriteError::Cancelled.into());
         }
-        add_piece(base, delta, (i * piece) as u64, bytes)
+        add_piece(base.name, weights, delta, (i * piece) as u64, bytes)
     });
     // Added in the order of the tensor, so the sums do not depend on the number of threads.
     let changes: Vec<Change> = pieces.collect::<Result<_, MergeError>>()?;
@@ -97,8 +100,14 @@ pub(super) fn add(
 }
 
 /// [`add`] for the weights from `first` on, the start of a row, until `bytes` is full.
-fn add_piece(base: &BaseTensor<'_>, delta: Option<&Delta<'_>>, first: u64, bytes: &mut [u8]) -> Result<Change, MergeError> {
-    let weights = base.read(first, bytes.len() / size_of::<bf16>())?;
+fn add_piece(
+    name: &str,
+    weights: &Loaded<'_>,
+    delta: Option<&Delta<'_>>,
+    first: u64,
+    bytes: &mut [u8],
+) -> Result<Change, MergeError> {
+    let weights = weights.read(first, bytes.len() / size_of::<bf16>())?;
     let row = delta.map_or(weights.len(), |delta| delta.inputs);
     let mut change = Change::default();
     let mut deltas = vec![0.0; row];
@@ -112,7 +121,7 @@ fn add_piece(base: &BaseTensor<'_>, delta: Option<&Delta<'_>>, first: u64, bytes
             let value = f64::from(weight) + delta;
             let rounded = round(value);
             if !rounded.is_finite() {
-                return Err(MergeError::NotFinite { tensor: base.name.to_owned(), index: from + j as u64, value });
+                return Err(MergeError::NotFinite { tensor: name.to_owned(), index: from + j as u64, value });
             }
             change.delta += delta * delta;
             change.rounding += (f64::from(rounded) - value).powi(2);

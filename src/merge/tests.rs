@@ -1,7 +1,7 @@
 //! A merged snapshot that is cut at each step of its writing.
 
 use super::*;
-use crate::MappedPack;
+use crate::PackSource;
 use crate::convert::synth::{self, Shape};
 use crate::convert::{Options, convert};
 use crate::format::Role;
@@ -19,7 +19,7 @@ fn cut_at_any_step_a_merge_is_whole_or_not_there() {
     let model = ModelConfig::of_pack(&PackSource::open(&path).unwrap()).unwrap();
     let config = LoraConfig { rank: 1, alpha: 1.0, dropout: 0.0, targets: vec![Role::QProj], rslora: false };
     Adapter::new(config, None, &model, 1).unwrap().write(&tuned, &[]).unwrap();
-    let pack = MappedPack::read(&path).unwrap();
+    let pack = PackSource::open(&path).unwrap();
     let sources = Sources { pack: &pack, adapter: &tuned, base: Base::Dequantised };
     writer::tests::cut(false, |target| drop(merge(&sources, target, 20_000, &()).unwrap()));
 }

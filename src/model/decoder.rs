@@ -1,6 +1,7 @@
 //! A decoder on the GPU: the embedding, the streamed layers of a pack, the head and its loss.
 
 use crate::arch::config::ModelConfig;
+use crate::arch::obstacle::Obstacle;
 use crate::data::Tokenizer;
 use crate::data::files::TokenizerFiles;
 use crate::data::pack::{Batch, IGNORE_INDEX};
@@ -26,9 +27,8 @@ impl ModelConfig {
     /// [`ModelError::Obstacle`].
     pub fn of_pack(pack: &PackSource) -> Result<Self, ModelError> {
         let config = pack.file("config.json")?.ok_or(ModelError::MissingFile { name: "config.json" })?;
-        let config = Self::parse(&config, pack.file(GENERATION_CONFIG)?.as_deref())?;
-        config.check_layers(pack.index().header().layer_count)?;
-        Ok(config)
+        Obstacle::check_layer_count(&config, pack.index().header().layer_count)?;
+        Ok(Self::parse(&config, pack.file(GENERATION_CONFIG)?.as_deref())?)
     }
 }
 

@@ -12,6 +12,7 @@ use crate::gpu::GpuError;
 use crate::lora::adapter::AdapterError;
 use crate::lora::config::LoraError;
 use crate::ops::error::OpError;
+use crate::source::ReadError;
 
 /// An error of training or running a model.
 #[derive(Debug, Error)]
@@ -74,6 +75,12 @@ pub enum ModelError {
         /// The origin of the first non-finite number.
         layer: Option<NonFiniteAt>,
     },
+}
+
+impl From<ReadError> for ModelError {
+    fn from(error: ReadError) -> Self {
+        Self::Stream(error.into())
+    }
 }
 
 impl From<GpuError> for ModelError {

@@ -2,7 +2,7 @@
 
 use crate::arch::config::ModelConfig;
 use crate::gpu::{BufferRange, Commands, Gpu};
-use crate::ops::{CachedAttention, CachedAttentionShape, Heads, Mat, OpError};
+use crate::ops::{CachedAttention, CachedAttentionShape, Heads, Mat, OpError, mat_bytes};
 
 /// The keys and values of the tokens of a text, in float32, and the attention over them. Keys are
 /// rotated if their layer rotates.
@@ -35,12 +35,13 @@ impl KvCache {
 
     /// GPU memory of a cache for `capacity` tokens.
     pub fn bytes(model: &ModelConfig, capacity: u32) -> u64 {
-        2 * u64::from(model.layers) * Self::matrix_bytes(model, capacity) + CachedAttention::scratch_bytes(model.head_dim)
+        let layers = Self::matrix_bytes(model, capacity).saturating_mul(2 * u64::from(model.layers));
+        layers.saturating_add(CachedAttention::scratch_bytes(model.head_dim))
     }
 
     /// Bytes of the keys or the values of one layer, which a kernel binds at once.
     pub fn matrix_bytes(model: &ModelConfig, capacity: u32) -> u64 {
-        4 * u64::from(model.keys()) * u64::from(capacity)
+        mat_bytes(capacity, model.keys())
     }
 
     /// Maximum tokens.

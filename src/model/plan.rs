@@ -173,16 +173,16 @@ impl MemoryPlan {
         if workspace.largest > limit {
             return Err(MemoryError::Matrix { limit, needed: workspace.largest, remedy: None });
         }
-        let adapter = 4 * demand.adapter;
-        let optimizer = if training { 3 * adapter } else { 0 };
+        let adapter = demand.adapter.saturating_mul(4);
+        let optimizer = if training { adapter.saturating_mul(3) } else { 0 };
         let angles = rotary_bytes(model, demand.positions, tokens);
-        let scratch = Matmul::SCRATCH_BYTES + angles + demand.reserved;
-        let fixed = workspace.total() + adapter + optimizer + scratch;
+        let scratch = sum([Matmul::SCRATCH_BYTES, angles, demand.reserved]);
+        let fixed = sum([workspace.total(), adapter, optimizer, scratch]);
         let left = budget.map(|budget| budget.saturating_sub(fixed));
         let stream = match StreamPlan::new(demand.index, demand.max_buffer, left, true) {
             Err(StreamError::Budget { needed, .. }) => {
                 let budget = budget.unwrap_or(u64::MAX);
-                return Err(MemoryError::Budget { budget, needed: needed + fixed, remedy: None });
+                return Err(MemoryError::Budget { budget, needed: needed.saturating_add(fixed), remedy: None });
             }
             result => result?,
         };
@@ -203,7 +203,7 @@ impl MemoryPlan {
 
     /// All bytes.
     pub fn total(&self) -> u64 {
-        self.stream.needed_bytes + self.workspace.total() + self.adapter + self.optimizer + self.scratch
+        sum([self.stream.needed_bytes, self.workspace.total(), self.adapter, self.optimizer, self.scratch])
     }
 
     /// The bytes of each part, with a name for users.
@@ -216,17 +216,22 @@ impl MemoryPlan {
             ("activations kept", self.workspace.saved_activations),
             ("activations of a layer", self.workspace.layer),
             ("logits", self.workspace.loss),
-            ("adapter, gradient, moments", self.adapter + self.optimizer),
+            ("adapter, gradient, moments", self.adapter.saturating_add(self.optimizer)),
             ("scratch", self.scratch),
         ]
     }
+}
+
+/// A sum of sizes. It saturates: no device has that much memory.
+fn sum<const N: usize>(sizes: [u64; N]) -> u64 {
+    sizes.into_iter().fold(0, u64::saturating_add)
 }
 
 /// Bytes of the angles of the rotary embedding: the shared table for texts of `length` tokens, and
 /// the own table of a batch of `tokens` tokens.
 fn rotary_bytes(model: &ModelConfig, length: u32, tokens: u32) -> u64 {
     let own = if matches!(model.rope.scaling, RopeScaling::Dynamic { .. }) { tokens } else { 0 };
-    4 * (u64::from(length) + u64::from(own)) * u64::from(model.head_dim)
+    (u64::from(length) + u64::from(own)).saturating_mul(4 * u64::from(model.head_dim))
 }
 
 impl MemoryError {

@@ -52,7 +52,7 @@
 
 use crate::arch::config::ModelConfig;
 use crate::gpu::{BufferRange, Gpu, GpuError};
-use crate::ops::{Mat, OpError};
+use crate::ops::{Mat, OpError, mat_bytes};
 
 /// Maximum bytes of a chunk of logits: a small share of a large model's activations, and enough
 /// columns to keep a large GPU busy.
@@ -166,7 +166,7 @@ impl<M> Workspace<M> {
     ) -> Result<Self, E> {
         let &ModelConfig { hidden, intermediate, heads, head_dim, layers, .. } = model;
         let (queries, keys, tokens) = (model.queries(), model.keys(), sizes.tokens);
-        let streams = if sizes.training { layers + 1 } else { 2 };
+        let streams = if sizes.training { layers.saturating_add(1) } else { 2 };
         let residual =
             (0..streams).map(|_| new(Use::SavedActivations, "residual stream", tokens, hidden)).collect::<Result<_, E>>()?;
         let mut layer = |name, cols: u32| new(Use::Layer, name, tokens, cols);
@@ -267,9 +267,9 @@ impl WorkspaceBytes {
             let size = buffer_bytes(rows, cols);
             bytes.largest = bytes.largest.max(size);
             match purpose {
-                Use::SavedActivations => bytes.saved_activations += size,
-                Use::Layer => bytes.layer += size,
-                Use::Loss => bytes.loss += size,
+                Use::SavedActivations => bytes.saved_activations = bytes.saved_activations.saturating_add(size),
+                Use::Layer => bytes.layer = bytes.layer.saturating_add(size),
+                Use::Loss => bytes.loss = bytes.loss.saturating_add(size),
             }
             Ok::<_, std::convert::Infallible>(())
         };
@@ -279,13 +279,13 @@ impl WorkspaceBytes {
 
     /// All bytes.
     pub fn total(&self) -> u64 {
-        self.saved_activations + self.layer + self.loss
+        self.saved_activations.saturating_add(self.layer).saturating_add(self.loss)
     }
 }
 
 /// Buffers are a multiple of 16 bytes.
 fn buffer_bytes(rows: u32, cols: u32) -> u64 {
-    (4 * u64::from(rows) * u64::from(cols)).max(1).next_multiple_of(16)
+    mat_bytes(rows, cols).max(1).checked_next_multiple_of(16).unwrap_or(u64::MAX)
 }
 
 /// Columns of a chunk of logits.
@@ -338,10 +338,40 @@ impl Memory {
         }
         let mut buffers = self.buffers.iter();
         let view = |_, _: &'static str, rows: u32, cols: u32| {
-            let size = 4 * u64::from(rows) * u64::from(cols);
+            let size = mat_bytes(rows, cols);
             // In the order of `new`, with at most the rows that it reserved.
             buffers.next().map(|range| Mat { range: range.slice(0, size), rows, cols }).ok_or_else(|| too_small(rows))
         };
         Workspace::build(model, Sizes { tokens, ..self.sizes }, self.chunk, view)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::kv_cache::KvCache;
+
+    /// The largest sizes that a config.json may have: no product or sum wraps to a small number.
+    #[test]
+    fn sizes_that_no_u64_holds_saturate() {
+        let bytes = std::fs::read("tests/fixtures/tiny-qwen3/config.json").unwrap();
+        let mut config: serde_json::Value = serde_json::from_slice(&bytes).unwrap();
+        config["head_dim"] = 2.into();
+        for key in ["num_attention_heads", "num_key_value_heads"] {
+            config[key] = ((1_u32 << 31) - 1).into();
+        }
+        for key in ["hidden_size", "intermediate_size", "vocab_size"] {
+            config[key] = u32::MAX.into();
+        }
+        let model = ModelConfig::parse(config.to_string().as_bytes(), None).unwrap();
+        for training in [false, true] {
+            let sizes = Sizes { tokens: u32::MAX, rank: u32::MAX, dropout: true, training };
+            let bytes = WorkspaceBytes::of(&model, sizes);
+            assert_eq!((bytes.largest, bytes.total()), (u64::MAX, u64::MAX));
+        }
+        let many = ModelConfig { layers: u32::MAX, ..model };
+        assert_eq!(KvCache::bytes(&many, u32::MAX), u64::MAX);
+        assert_eq!(mat_bytes(1 << 31, 1 << 31), u64::MAX);
+        assert_eq!(mat_bytes(3, 5), 60);
     }
 }

@@ -59,6 +59,12 @@ pub struct Mat {
     pub cols: u32,
 }
 
+/// Bytes of a matrix. It saturates: no buffer has that many bytes, so a size that a u64 cannot hold
+/// is an error when the buffer is created, and never a small buffer.
+pub(crate) fn mat_bytes(rows: u32, cols: u32) -> u64 {
+    u64::from(rows).saturating_mul(cols.into()).saturating_mul(4)
+}
+
 impl Mat {
     /// Creates a matrix of zeros in its own buffer. WebGPU clears new buffers before their first
     /// use.
@@ -66,7 +72,7 @@ impl Mat {
     /// # Errors
     /// [`GpuError::TooLarge`], [`GpuError::OutOfMemory`].
     pub fn new(gpu: &Gpu, label: &str, rows: u32, cols: u32) -> Result<Self, GpuError> {
-        let bytes = 4 * u64::from(rows) * u64::from(cols);
+        let bytes = mat_bytes(rows, cols);
         let buffer = gpu.storage(label, bytes)?;
         Ok(Self { range: BufferRange { buffer, offset: 0, size: bytes }, rows, cols })
     }
@@ -97,7 +103,7 @@ impl Mat {
 
     /// A matrix of this shape, over the first `rows * cols` elements of the same memory.
     pub(super) fn narrow(&self, rows: u32, cols: u32) -> Self {
-        Self { range: self.range.slice(0, 4 * u64::from(rows) * u64::from(cols)), rows, cols }
+        Self { range: self.range.slice(0, mat_bytes(rows, cols)), rows, cols }
     }
 
     /// Number of elements.
@@ -109,7 +115,7 @@ impl Mat {
     pub(super) fn check(&self, operation: &'static str, rows: u32, cols: u32) -> Result<(), OpError> {
         same(operation, "the number of rows", rows.into(), self.rows.into())?;
         same(operation, "the number of columns", cols.into(), self.cols.into())?;
-        let bytes = 4 * u64::from(rows) * u64::from(cols);
+        let bytes = mat_bytes(rows, cols);
         if self.range.size < bytes {
             return Err(OpError::Shape {
                 operation,

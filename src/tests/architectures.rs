@@ -122,7 +122,7 @@ fn a_quantised_embedding_computes_what_its_decoded_values_do() {
         let options = Options { quantize, scale_type, ..Options::default() };
         let four_bits = Fixture::converted(gpu.clone(), &folder, folder.clone(), LENGTH, RANK, options);
         let decoded = scratch.path().join("decoded");
-        export(&MappedPack::read(&four_bits.pack).unwrap(), &decoded, FloatType::F32, &()).unwrap();
+        export(&PackSource::open(&four_bits.pack).unwrap(), &decoded, FloatType::F32, &()).unwrap();
         let options = Options { keep: Some(everything.clone()), ..Options::default() };
         let floats = Fixture::converted(gpu.clone(), &decoded, folder.clone(), LENGTH, RANK, options);
         let row = json(&folder.join("expected.json"));

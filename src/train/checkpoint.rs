@@ -6,29 +6,31 @@
 //! A checkpoint is a folder `checkpoint-STEP` of the output folder: an adapter that PEFT loads, the
 //! optimiser's moments, and the state.
 
+mod error;
 mod fingerprint;
+mod state;
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
 use safetensors::{Dtype, SafeTensorError};
-use serde::{Deserialize, Serialize};
-use thiserror::Error;
 
 use crate::arch::config::ModelConfig;
 use crate::format::{PieceCrc, crc32};
-use crate::io::read::{self, FileError, Links};
+use crate::io::read::Links;
 use crate::io::{is_temporary, step, temporary_folder};
-use crate::lora::adapter::{self, Adapter, AdapterError, Matrix, ReadFloats, TensorFile, TensorsError, le_bytes, matrices};
+use crate::lora::adapter::{self, Adapter, Matrix, ReadFloats, TensorFile, TensorsError, le_bytes, matrices};
 use crate::lora::config::AdapterLayout;
+pub use error::CheckpointError;
 pub use fingerprint::{Difference, Fingerprint, Inputs, data_identity, pack_identity};
+pub use state::{STATE, State};
+use state::{read_state, state_file};
 
 /// The file of the optimiser's moments: two tensors for each of the adapter's, under its name and a
 /// suffix.
 pub const OPTIMIZER: &str = "optimizer.safetensors";
-/// The file of the state.
-pub const STATE: &str = "trainer_state.json";
 
 /// The name of a checkpoint's folder before the step.
 const FOLDER_PREFIX: &str = "checkpoint-";
@@ -36,196 +38,6 @@ const FOLDER_PREFIX: &str = "checkpoint-";
 const ASIDE_PREFIX: &str = "aside-";
 /// Suffixes of the moments' names, as in PyTorch's AdamW.
 const MOMENTS: [&str; 2] = ["exp_avg", "exp_avg_sq"];
-/// Bytes that [`STATE`] may have; it has about two thousand.
-const MAX_STATE_LEN: u64 = 1 << 20;
-/// The format of [`STATE`]; a change of its meaning gets another number.
-const FORMAT: u32 = 3;
-
-/// Why a checkpoint could not be written, found or read.
-#[derive(Debug, Error)]
-#[non_exhaustive]
-pub enum CheckpointError {
-    /// A file or folder cannot be read.
-    #[error("cannot read {}: {source}", path.display())]
-    Read {
-        /// The file or folder.
-        path: PathBuf,
-        /// The system's error.
-        source: io::Error,
-    },
-    /// A file is not a regular file of a usual size.
-    #[error(transparent)]
-    File(FileError),
-    /// An old checkpoint cannot be removed.
-    #[error("cannot remove the old checkpoint {}: {source}", path.display())]
-    Remove {
-        /// The folder.
-        path: PathBuf,
-        /// The system's error.
-        source: io::Error,
-    },
-    /// A checkpoint of a later step than the resumed one cannot be renamed.
-    #[error("cannot rename the later checkpoint {}: {source}", path.display())]
-    SetAside {
-        /// The folder.
-        path: PathBuf,
-        /// The system's error.
-        source: io::Error,
-    },
-    /// The adapter of a checkpoint cannot be read or written.
-    #[error("the checkpoint {}: {source}", path.display())]
-    Adapter {
-        /// The folder.
-        path: PathBuf,
-        /// What is wrong.
-        source: AdapterError,
-    },
-    /// The state is damaged, or from another program.
-    #[error("{} is damaged: {source}", path.display())]
-    Json {
-        /// The file.
-        path: PathBuf,
-        /// Where it is broken.
-        source: serde_json::Error,
-    },
-    /// The moments are not a safetensors file.
-    #[error("{} is damaged: {source}", path.display())]
-    Safetensors {
-        /// The file.
-        path: PathBuf,
-        /// What is wrong.
-        source: TensorsError,
-    },
-    /// The state is from another version of this program.
-    #[error("{}: the format is {found}, this version reads {expected}", path.display())]
-    Format {
-        /// The file.
-        path: PathBuf,
-        /// The format that this version reads.
-        expected: u32,
-        /// The format of the file.
-        found: u32,
-    },
-    /// A tensor of the moments differs in type or shape from the adapter's.
-    #[error("{}: tensor {tensor:?} should be {expected}, found {found}", path.display())]
-    Tensor {
-        /// The file.
-        path: PathBuf,
-        /// Its name.
-        tensor: String,
-        /// The adapter's type and shape.
-        expected: String,
-        /// The tensor's type and shape.
-        found: String,
-    },
-    /// The files are damaged, or from different checkpoints.
-    #[error("{} is damaged: the checksum of its numbers is {found:08x}, and should be {expected:08x}", path.display())]
-    Checksum {
-        /// The folder.
-        path: PathBuf,
-        /// The checksum in the state.
-        expected: u32,
-        /// The checksum of adapter and moments.
-        found: u32,
-    },
-    /// The moments do not have the adapter's layout: a defect of this program.
-    #[error("the optimiser has moments of {found} floats, the adapter has {expected}")]
-    Length {
-        /// Floats of the adapter.
-        expected: u64,
-        /// Floats of the moments.
-        found: u64,
-    },
-}
-
-impl From<FileError> for CheckpointError {
-    fn from(error: FileError) -> Self {
-        match error {
-            FileError::Io { path, source } => Self::Read { path, source },
-            error => Self::File(error),
-        }
-    }
-}
-
-/// Where a run is.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct State {
-    /// Optimiser steps so far.
-    pub step: u64,
-    /// Optimiser steps of the whole run.
-    pub total_steps: u64,
-    /// The epoch, from 0.
-    pub epoch: u32,
-    /// Rows of that epoch that are used.
-    pub row: u64,
-    /// Forward passes of training so far: the counter of dropout's masks.
-    pub micro_batches: u64,
-    /// Tokens with a loss so far, in all epochs together.
-    #[serde(rename = "trained_tokens")]
-    pub loss_tokens: u64,
-    /// Seconds of training so far.
-    pub seconds: f64,
-    /// The date that chat templates print, in seconds since 1970: it affects the tokens.
-    pub now: i64,
-    /// The lowest loss of an evaluation so far.
-    pub best_eval: Option<f64>,
-    /// The step of that evaluation.
-    pub best_step: u64,
-    /// CRC-32 of that step's adapter, if the folder of the run keeps the best one.
-    pub best_adapter: Option<u32>,
-    /// Evaluations since then.
-    pub evals_without_gain: u32,
-    /// Whether this step's evaluation is still due.
-    pub eval_due: bool,
-    /// The settings and inputs that a resumed run must share.
-    pub fingerprint: Fingerprint,
-}
-
-impl State {
-    /// Before the first step.
-    pub fn new(total_steps: u64, now: i64, fingerprint: Fingerprint) -> Self {
-        Self {
-            step: 0,
-            total_steps,
-            epoch: 0,
-            row: 0,
-            micro_batches: 0,
-            loss_tokens: 0,
-            seconds: 0.0,
-            now,
-            best_eval: None,
-            best_step: 0,
-            best_adapter: None,
-            evals_without_gain: 0,
-            eval_due: false,
-            fingerprint,
-        }
-    }
-
-    /// Makes the present adapter the best one so far; its evaluation is due.
-    pub fn forget_best(&mut self) {
-        (self.best_eval, self.best_step, self.best_adapter) = (None, self.step, None);
-        (self.evals_without_gain, self.eval_due) = (0, true);
-    }
-}
-
-/// The contents of [`STATE`].
-#[derive(Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct StateFile<S> {
-    /// First, so that the state of another version is recognised.
-    format: u32,
-    /// CRC-32 of the adapter's matrices and of both moments: the files belong together.
-    checksum: u32,
-    state: S,
-}
-
-/// The part that every format of [`STATE`] has.
-#[derive(Deserialize)]
-struct AnyState {
-    format: u32,
-}
 
 /// A run that can be resumed.
 #[derive(Debug, Clone, PartialEq)]
@@ -263,11 +75,11 @@ impl Checkpoint {
         let moments = [&self.exp_avg, &self.exp_avg_sq].map(|moment| le_bytes(moment));
         let failed = |source| CheckpointError::Adapter { path: folder.clone(), source };
         let optimizer = optimizer_file(layout, &moments).map_err(|e| failed(e.into()))?;
-        let file = StateFile { format: FORMAT, checksum: self.checksum(), state: &self.state };
+        let checksum = self.checksum();
         let json = |source| CheckpointError::Json { path: folder.join(STATE), source };
-        let state = serde_json::to_vec_pretty(&file).map_err(json)?;
+        let state = state_file(&self.state, checksum).map_err(json)?;
         let more = [(OPTIMIZER, optimizer.as_slice()), (STATE, state.as_slice())];
-        let has_same_numbers = || read_state(&folder).is_ok_and(|there| there.checksum == file.checksum);
+        let has_same_numbers = || read_state(&folder).is_ok_and(|(_, there)| there == checksum);
         if fs::symlink_metadata(&folder).is_ok() && !has_same_numbers() {
             rename_aside(out, &folder)?;
         }
@@ -278,14 +90,18 @@ impl Checkpoint {
     /// Reads a folder that [`Checkpoint::write`] wrote, for `model`.
     ///
     /// # Errors
-    /// See [`CheckpointError`]. Files of different checkpoints and damaged numbers are errors.
+    /// See [`CheckpointError`]. Files of different checkpoints, damaged numbers, and a state that
+    /// was changed or is that of another step than the folder's name says are errors.
     pub fn read(folder: &Path, model: &ModelConfig) -> Result<Self, CheckpointError> {
-        let file = read_state(folder)?;
+        let (state, expected) = read_state(folder)?;
+        if let Some(expected) = step_by_name(folder).filter(|&step| step != state.step) {
+            return Err(CheckpointError::Step { path: folder.to_owned(), expected, found: state.step });
+        }
         let of_adapter = |source| CheckpointError::Adapter { path: folder.to_owned(), source };
         let adapter = Adapter::read_with(folder, model, Links::Refuse).map_err(of_adapter)?;
         let [exp_avg, exp_avg_sq] = read_moments(&folder.join(OPTIMIZER), &adapter.layout)?;
-        let checkpoint = Self { adapter, exp_avg, exp_avg_sq, state: file.state };
-        let (expected, found) = (file.checksum, checkpoint.checksum());
+        let checkpoint = Self { adapter, exp_avg, exp_avg_sq, state };
+        let found = checkpoint.checksum();
         if found != expected {
             return Err(CheckpointError::Checksum { path: folder.to_owned(), expected, found });
         }
@@ -362,17 +178,21 @@ impl Checkpoint {
     }
 
     fn checksum(&self) -> u32 {
-        checksum(&self.adapter.layout, &[&self.adapter.vector, &self.exp_avg, &self.exp_avg_sq])
+        let Adapter { config, layout, vector, .. } = &self.adapter;
+        let mut crc = crc_of(layout, &[vector, &self.exp_avg, &self.exp_avg_sq]);
+        let settings = adapter::settings(config);
+        crc.push(crc32(settings.as_bytes()), settings.len() as u64);
+        crc.value()
     }
 }
 
 /// CRC-32 of the matrices of an adapter.
 pub fn adapter_checksum(adapter: &Adapter) -> u32 {
-    checksum(&adapter.layout, &[&adapter.vector])
+    crc_of(&adapter.layout, &[&adapter.vector]).value()
 }
 
 /// CRC-32 of matrices in this layout, vector after vector.
-fn checksum(layout: &AdapterLayout, vectors: &[&[f32]]) -> u32 {
+fn crc_of(layout: &AdapterLayout, vectors: &[&[f32]]) -> PieceCrc {
     let mut crc = PieceCrc::default();
     for vector in vectors {
         for matrix in matrices(layout) {
@@ -380,19 +200,7 @@ fn checksum(layout: &AdapterLayout, vectors: &[&[f32]]) -> u32 {
             crc.push(crc32(&bytes), bytes.len() as u64);
         }
     }
-    crc.value()
-}
-
-fn read_state(folder: &Path) -> Result<StateFile<State>, CheckpointError> {
-    let path = folder.join(STATE);
-    let bytes = read::read(&path, Links::Refuse, MAX_STATE_LEN)?;
-    let json = |source| CheckpointError::Json { path: path.clone(), source };
-    // Another format may differ in everything else.
-    let found = serde_json::from_slice::<AnyState>(&bytes).map_err(json)?.format;
-    if found != FORMAT {
-        return Err(CheckpointError::Format { path, expected: FORMAT, found });
-    }
-    serde_json::from_slice(&bytes).map_err(json)
+    crc
 }
 
 /// The name of a matrix's moment.
@@ -449,6 +257,11 @@ fn read_moments(path: &Path, layout: &AdapterLayout) -> Result<[Vec<f32>; 2], Ch
     Ok(moments)
 }
 
+/// The checkpoints of `out`; none where it cannot be read.
+pub(super) fn folders(out: &Path) -> Vec<PathBuf> {
+    list(out).unwrap_or_default()
+}
+
 /// The checkpoints of `out`, the oldest first, without those of other programs, which use the same
 /// names.
 fn list(out: &Path) -> Result<Vec<PathBuf>, CheckpointError> {
@@ -474,8 +287,40 @@ fn named(out: &Path) -> Result<Vec<(u64, fs::DirEntry)>, CheckpointError> {
 
 /// The step in a folder's name, spelled exactly as [`Checkpoint::write`] does.
 fn step_of(name: &str) -> Option<u64> {
-    let step = name.strip_prefix(FOLDER_PREFIX)?;
-    step.parse().ok().filter(|number: &u64| number.to_string() == step)
+    step_in_digits(name.strip_prefix(FOLDER_PREFIX)?)
+}
+
+/// A step, spelled as this program does.
+pub(super) fn step_in_digits(digits: &str) -> Option<u64> {
+    digits.parse().ok().filter(|number: &u64| number.to_string() == digits)
+}
+
+/// Steps and checksums of the best adapters that the checkpoints of `out` need, also those that
+/// were set aside.
+///
+/// # Errors
+/// See [`CheckpointError`]: nothing is known about what a checkpoint needs whose state cannot be
+/// read.
+pub(super) fn best_of_all(out: &Path) -> Result<BTreeSet<(u64, u32)>, CheckpointError> {
+    let failed = |source| CheckpointError::Read { path: out.to_owned(), source };
+    let mut found = BTreeSet::new();
+    for entry in fs::read_dir(out).map_err(failed)? {
+        let entry = entry.map_err(failed)?;
+        if is_ours(&entry) {
+            let (state, _) = read_state(&entry.path())?;
+            found.extend(state.best_adapter.map(|checksum| (state.best_step, checksum)));
+        }
+    }
+    Ok(found)
+}
+
+/// The step that the name of a checkpoint says, also after it was set aside; `None` for a folder
+/// with another name.
+fn step_by_name(folder: &Path) -> Option<u64> {
+    let folder = folder.canonicalize().ok()?;
+    let name = folder.file_name()?.to_str()?;
+    let aside = name.strip_prefix(ASIDE_PREFIX).and_then(|rest| rest.split_once('-'));
+    step_of(aside.map_or(name, |(_, name)| name))
 }
 
 /// Whether it is the checkpoint of a later step.
@@ -484,7 +329,7 @@ fn is_after(path: &Path, step: u64) -> bool {
 }
 
 /// Gives a checkpoint of `out` another kind of name, and returns the new path.
-fn rename_aside(out: &Path, path: &Path) -> Result<PathBuf, CheckpointError> {
+pub(super) fn rename_aside(out: &Path, path: &Path) -> Result<PathBuf, CheckpointError> {
     let name = path.file_name().unwrap_or_default().to_string_lossy();
     let free = |number: u32| Some(out.join(format!("{ASIDE_PREFIX}{number}-{name}"))).filter(|path| !path.exists());
     let target = (1..=u32::MAX).find_map(free).unwrap_or_default();
@@ -510,11 +355,19 @@ fn take_name(out: &Path, checkpoint: &Path) -> io::Result<PathBuf> {
     Ok(temporary.keep())
 }
 
+/// Removes a folder of `out`, which vanishes at once.
+pub(super) fn remove_at_once(out: &Path, folder: &Path) -> Result<(), CheckpointError> {
+    let removed = take_name(out, folder).and_then(|path| step::remove_dir_all(&path));
+    removed.map_err(|source| CheckpointError::Remove { path: folder.to_owned(), source })
+}
+
 /// Temporary folders of `out` with a checkpoint that could be moved there, but not removed.
 fn remains(out: &Path) -> Vec<PathBuf> {
     let entries = fs::read_dir(out).into_iter().flatten().flatten().map(|entry| entry.path());
     entries.filter(|path| is_temporary(path) && path.join(REMOVED).is_dir()).collect()
 }
 
+#[cfg(test)]
+mod hostile;
 #[cfg(test)]
 mod tests;

@@ -1,6 +1,7 @@
 //! A training from its first step to its last: data, steps, evaluations, checkpoints, records.
 
 mod error;
+mod lock;
 mod prepare;
 mod start;
 
@@ -13,17 +14,20 @@ use serde::Serialize;
 use crate::data::pack::{Batch, batch};
 use crate::data::sample::Dataset;
 use crate::gpu::Gpu;
+use crate::io::leftovers::remove_leftovers;
 use crate::lora::adapter::Adapter;
 use crate::model::error::ModelError;
 use crate::model::plan::MemoryPlan;
-use crate::train::checkpoint::{Checkpoint, CheckpointError, State, adapter_checksum};
+use crate::train::best;
+use crate::train::checkpoint::{self, Checkpoint, CheckpointError, State};
 use crate::train::record::{EvalRecord, Record, Recorder, StepRecord};
 use crate::train::schedule::Schedule;
 use crate::train::settings::Settings;
 use crate::train::trainer::Trainer;
 pub use error::{Leftover, RunError};
-use prepare::epoch_rows;
+use lock::RunLock;
 pub use prepare::{Prepared, Task, check_folder};
+use prepare::{check_results, epoch_rows};
 use start::Start;
 
 /// A checkpoint is written after this time at the latest, also within an epoch.
@@ -92,6 +96,8 @@ pub struct Run {
     clock: (f64, Instant),
     /// A batch of the last step.
     last_batch: Option<Batch>,
+    /// Keeps other runs out of the folder. Released last.
+    lock: RunLock,
 }
 
 impl Run {
@@ -103,27 +109,34 @@ impl Run {
         Checkpoint::latest(out)?.ok_or_else(|| RunError::NoCheckpoint { out: out.to_owned() })
     }
 
-    /// Loads the model and writes the adapter, so that a folder that cannot be written is an error
+    /// Locks the folder, loads the model and writes the adapter, so that a folder that cannot be written is an error
     /// before the first step. Checkpoints after the one that the run resumes from are renamed.
     ///
     /// # Errors
     /// See [`RunError`].
     pub fn start(gpu: &Gpu, prepared: Prepared, task: &Task<'_>, plan: MemoryPlan) -> Result<Self, RunError> {
-        check_folder(task.out, prepared.checkpoint.as_ref().map(|(path, _)| path.as_path()), &prepared.model)?;
+        let lock = RunLock::take(task.out)?;
+        remove_leftovers_of_runs(task.out);
+        check_results(task.out, prepared.checkpoint.as_ref().map(|(path, _)| path.as_path()), &prepared.model)?;
         let settings = task.settings.clone();
         let total_steps = prepared.total_steps(&settings, plan.micro_batch);
         let fingerprint = prepared.fingerprint(task, plan.micro_batch, total_steps);
         let Prepared { pack, model, data, held_out, checkpoint, now, .. } = prepared;
         let mut start = match checkpoint {
             Some((path, checkpoint)) => Start::resumed(task, path, checkpoint, total_steps, fingerprint)?,
-            None => Start::fresh(task, &model, State::new(total_steps, now, fingerprint))?,
+            None => {
+                // The loss before training is the baseline of all later losses.
+                let state = State { eval_due: held_out.is_some(), ..State::new(total_steps, now, fingerprint) };
+                Start::fresh(task, &model, state)?
+            }
         };
         let trainer = start.trainer(gpu, pack, &settings, &plan)?;
         let out = task.out.to_owned();
         let (set_aside, stuck) =
             if start.is_fresh() { Default::default() } else { Checkpoint::set_aside(&out, start.state.step)? };
         let keeps_best = settings.early_stop.is_some() && held_out.is_some();
-        start.write_adapter(task, &model, keeps_best)?;
+        let lost = start.write_adapter(task, &model, keeps_best)?;
+        let unneeded = best::prune(&out, start.state.best_key());
         let (mut recorder, records) = start.records(&out)?;
         let unrecorded = recorder.flush();
         let Start { adapter, state, checkpoint: last_checkpoint, .. } = start;
@@ -151,7 +164,12 @@ impl Run {
             saved_at: Instant::now(),
             clock,
             last_batch: None,
+            lock,
         };
+        let unlocked = run.lock.warning.take();
+        run.warn(unlocked);
+        run.warn(lost);
+        run.warn(unneeded);
         run.warn(stuck);
         run.warn(unrecorded);
         Ok(run)
@@ -189,10 +207,6 @@ impl Run {
     /// See [`RunError`]; earlier checkpoints remain.
     pub fn train(&mut self, mut observe: impl FnMut(Event<'_>) -> bool) -> Result<End, RunError> {
         self.clock = (self.state.seconds, Instant::now());
-        if self.state.step == 0 {
-            // The loss before training: the baseline of all later losses.
-            self.state.eval_due = self.held_out.is_some();
-        }
         let mut continues = self.evaluate(&mut observe)? && self.report_warnings(&mut observe);
         while continues && self.state.step < self.state.total_steps && !self.stops_early() {
             let (record, epoch_ends) = self.step()?;
@@ -350,17 +364,14 @@ impl Run {
         if self.state.best_eval.is_none_or(|best| loss < best) {
             (self.state.best_eval, self.state.best_step) = (Some(loss), self.state.step);
             self.state.evals_without_gain = 0;
-            if self.keeps_best() {
-                self.publish()?;
-                self.state.best_adapter = Some(adapter_checksum(&self.adapter));
-            }
+            self.state.best_adapter = if self.keeps_best() { Some(self.publish_best()?) } else { None };
         } else {
             self.state.evals_without_gain += 1;
         }
         Ok(observe(Event::Eval(&record)))
     }
 
-    /// Removes old checkpoints, and renames checkpoints of later steps that could not be renamed at
+    /// Removes old checkpoints and best adapters that none needs, and renames checkpoints of later steps that could not be renamed at
     /// the start. The next call tries again what fails.
     fn tidy(&mut self) {
         let step = self.state.step;
@@ -372,14 +383,17 @@ impl Run {
             }
             Err(error) => self.warn([error]),
         }
+        self.warn(best::prune(&self.out, self.state.best_key()));
     }
 
-    /// Writes the present adapter into the folder of the run.
-    fn publish(&mut self) -> Result<(), RunError> {
+    /// Writes the present adapter into a folder of its own, then into the folder of the run. Returns
+    /// its checksum.
+    fn publish_best(&mut self) -> Result<u32, RunError> {
         let [vector, ..] = self.trainer.read()?;
         self.adapter.vector = vector;
+        let (_, checksum) = best::write(&self.out, self.state.step, &self.adapter)?;
         self.adapter.write(&self.out, &[]).map_err(ModelError::from)?;
-        Ok(())
+        Ok(checksum)
     }
 
     /// Writes a checkpoint and, unless the folder keeps the best adapter, the present one, then
@@ -392,6 +406,9 @@ impl Run {
         let [vector, exp_avg, exp_avg_sq] = self.trainer.read()?;
         self.adapter.vector = vector;
         let checkpoint = Checkpoint { adapter: self.adapter.clone(), exp_avg, exp_avg_sq, state: self.state.clone() };
+        // A checkpoint must not survive a power failure without its records.
+        let unsynced = self.recorder.sync();
+        self.warn(unsynced);
         let written = checkpoint.write(&self.out);
         if !self.keeps_best() {
             self.adapter.write(&self.out, &[]).map_err(ModelError::from)?;
@@ -413,4 +430,10 @@ impl Run {
         (self.saved, self.saved_at) = (Some(checkpoint.state), Instant::now());
         Ok(rewritten || observe(Event::Saved(&path)))
     }
+}
+
+/// Removes what dead runs left in the folder of the run, and in the folders that they wrote there.
+fn remove_leftovers_of_runs(out: &Path) {
+    remove_leftovers(out);
+    checkpoint::folders(out).iter().chain(&best::folders(out)).for_each(|folder| remove_leftovers(folder));
 }

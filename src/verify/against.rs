@@ -9,17 +9,22 @@ use rayon::prelude::*;
 use serde::Serialize;
 
 use super::error::VerifyError;
-use crate::MappedPack;
 use crate::arch::place::{Model, Placed};
 use crate::convert::source::{Checkpoint, TensorInfo};
 use crate::convert::{Progress, encode, parts};
 use crate::dequant;
 use crate::format::nf4::{self, SUPER_BLOCK, Scales};
-use crate::format::{FloatType, Pack, Provenance, QuantizedTensor, RawTensor, Role};
+use crate::format::{FloatType, Provenance, Role, Section, SectionKind};
 use crate::io::AlignedBuf;
+use crate::source::{PackSource, WindowBuf};
 
-/// Weights to compare at a time: a multiple of every block size.
+/// Weights to compare at a time, or the weights of a super-block if it has more: a multiple of
+/// every block size.
 const PIECE_WEIGHTS: u64 = 1 << 17;
+/// Bytes of an unquantised tensor to compare at a time.
+const PIECE_BYTES: u64 = 1 << 20;
+/// Pieces that are distributed over the threads at a time.
+const BATCH: usize = 4096;
 
 /// The error of a nested scale, as a part of its super-scale, is at most this: half the widest gap
 /// of the 8-bit dynamic map (0.9 / 64), and the step of the 65,536-point grid that bitsandbytes
@@ -139,13 +144,12 @@ pub enum Mismatch {
 /// # Errors
 /// If the checkpoint cannot be read. The report has the mismatches.
 pub fn against(
-    pack: &MappedPack,
+    pack: &PackSource,
     source: &Path,
     config: Option<&Path>,
     threads: usize,
     progress: &dyn Progress,
 ) -> Result<AgainstReport, VerifyError> {
-    let pack = pack.pack();
     // A pack of another program may have no such record; then nothing was left out.
     let provenance = Provenance::from_json(pack.index().metadata());
     let dropped = provenance.map(|p| p.dropped).unwrap_or_default();
@@ -157,8 +161,7 @@ pub fn against(
     let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build()?;
     let comparison = Comparison::new(pack, &checkpoint, &model, progress);
     let mut report = pool.install(|| comparison.run())?;
-    let in_pack: HashSet<&str> =
-        comparison.pack.quantized_tensors().map(|p| p.name).chain(comparison.pack.raw_tensors().map(|t| t.name)).collect();
+    let in_pack: HashSet<&str> = pack.index().tensors().map(|(_, section)| pack.index().name(section)).collect();
     let missing = checkpoint
         .tensors
         .iter()
@@ -172,7 +175,7 @@ pub fn against(
 type Place = (Role, Option<u32>, Option<u32>);
 
 struct Comparison<'a> {
-    pack: Pack<'a>,
+    pack: &'a PackSource,
     checkpoint: &'a Checkpoint,
     by_name: HashMap<&'a str, &'a TensorInfo>,
     /// Role, layer and expert of each tensor of the model.
@@ -205,9 +208,35 @@ impl WorstBlock {
     }
 }
 
+impl PieceResult {
+    /// Adds the next piece of the tensor.
+    fn add(&mut self, piece: Self) {
+        self.max = self.max.max(piece.max);
+        self.sum_sq += piece.sum_sq;
+        self.sum_sq_error += piece.sum_sq_error;
+        self.worst.update(piece.worst);
+        self.mismatch = self.mismatch.take().or(piece.mismatch);
+    }
+}
+
+/// A quantised tensor of the pack.
+struct Quantised<'a> {
+    /// Number of its codes section.
+    number: usize,
+    section: &'a Section,
+    name: &'a str,
+}
+
+impl Quantised<'_> {
+    fn piece_weights(&self) -> u64 {
+        PIECE_WEIGHTS.max(SUPER_BLOCK as u64 * u64::from(self.section.block_size))
+    }
+}
+
 /// Buffers of a thread.
 #[derive(Debug, Default)]
 struct Scratch {
+    window: WindowBuf,
     bytes: AlignedBuf,
     source: Vec<f32>,
     decoded: Vec<f32>,
@@ -218,7 +247,7 @@ struct Scratch {
 }
 
 impl<'a> Comparison<'a> {
-    fn new(pack: Pack<'a>, checkpoint: &'a Checkpoint, model: &Model, progress: &'a dyn Progress) -> Self {
+    fn new(pack: &'a PackSource, checkpoint: &'a Checkpoint, model: &Model, progress: &'a dyn Progress) -> Self {
         let by_name = checkpoint.tensors.iter().map(|t| (t.name.as_str(), t)).collect();
         let place = |p: &Placed| (checkpoint.tensors[p.tensor].name.as_str(), (p.role, p.layer, p.expert));
         let places = model.tensors.iter().map(place).collect();
@@ -227,43 +256,30 @@ impl<'a> Comparison<'a> {
 
     fn run(&self) -> Result<AgainstReport, VerifyError> {
         let mut report = AgainstReport { tensors: Vec::new(), identical: 0, mismatches: Vec::new() };
-        let total = self.pack.quantized_tensors().map(|p| p.data.elements).sum();
+        let index = self.pack.index();
+        let of_kind = |kind| index.tensors().filter(move |(_, section)| section.kind == Some(kind));
+        let total = of_kind(SectionKind::Codes).map(|(_, section)| section.shape.elements()).sum();
         let mut done = 0;
-        for quantised in self.pack.quantized_tensors() {
-            let place = (quantised.role, quantised.layer, quantised.expert);
-            let Some(tensor) = self.source_of(quantised.name, quantised.shape.dims(), None, place, &mut report) else {
-                continue;
-            };
-            self.quantised(&quantised, tensor, &mut report)?;
-            done += quantised.data.elements;
+        for (number, section) in of_kind(SectionKind::Codes) {
+            let Some(tensor) = self.source_of(section, &mut report) else { continue };
+            self.quantised(&Quantised { number, section, name: index.name(section) }, tensor, &mut report)?;
+            done += section.shape.elements();
             self.progress.advance(done, total);
         }
-        for raw in self.pack.raw_tensors() {
-            let Some(tensor) = self.source_of(
-                raw.name,
-                raw.shape.dims(),
-                Some(raw.float_type),
-                (raw.role, raw.layer, raw.expert),
-                &mut report,
-            ) else {
-                continue;
-            };
-            self.raw(&raw, tensor, &mut report)?;
+        for (_, section) in of_kind(SectionKind::Raw) {
+            let Some(tensor) = self.source_of(section, &mut report) else { continue };
+            self.raw(section, tensor, &mut report)?;
         }
-        self.files(&mut report);
+        self.files(&mut report)?;
         Ok(report)
     }
 
     /// The checkpoint's tensor of this name, if it has the same shape (and type); otherwise the
     /// report says so.
-    fn source_of(
-        &self,
-        name: &str,
-        dims: &[u64],
-        float_type: Option<FloatType>,
-        place: Place,
-        report: &mut AgainstReport,
-    ) -> Option<&'a TensorInfo> {
+    fn source_of(&self, section: &Section, report: &mut AgainstReport) -> Option<&'a TensorInfo> {
+        let (name, dims) = (self.pack.index().name(section), section.shape.dims());
+        let float_type = section.element_type.float_type();
+        let place = (section.role, section.layer, section.expert);
         let Some(&tensor) = self.by_name.get(name) else {
             report.mismatches.push(Mismatch::NotInCheckpoint { name: name.to_owned() });
             return None;
@@ -281,10 +297,10 @@ impl<'a> Comparison<'a> {
         Some(tensor)
     }
 
-    fn files(&self, report: &mut AgainstReport) {
+    fn files(&self, report: &mut AgainstReport) -> Result<(), VerifyError> {
         for (name, bytes) in &self.checkpoint.side_files {
-            match self.pack.file(name) {
-                Some(file) => match first_difference(file.bytes, bytes) {
+            match self.pack.file(name)? {
+                Some(file) => match first_difference(&file, bytes) {
                     None => report.identical += 1,
                     Some(offset) => report.mismatches.push(Mismatch::Bytes { name: name.clone(), offset }),
                 },
@@ -292,20 +308,28 @@ impl<'a> Comparison<'a> {
             }
         }
         let known = |name: &str| self.checkpoint.side_files.iter().any(|(n, _)| n == name);
-        let extra = self.pack.files().filter(|f| !known(f.name));
-        report.mismatches.extend(extra.map(|f| Mismatch::NotInCheckpoint { name: f.name.to_owned() }));
+        let extra = self.pack.file_names().filter(|name| !known(name));
+        report.mismatches.extend(extra.map(|name| Mismatch::NotInCheckpoint { name: name.to_owned() }));
+        Ok(())
     }
 
-    fn raw(&self, raw: &RawTensor<'_>, tensor: &TensorInfo, report: &mut AgainstReport) -> Result<(), VerifyError> {
-        let mut buf = AlignedBuf::default();
-        for (i, piece) in raw.bytes.chunks(1 << 20).enumerate() {
-            let from = (i << 20) as u64;
-            let bytes = buf.first_mut(piece.len());
+    fn raw(&self, section: &Section, tensor: &TensorInfo, report: &mut AgainstReport) -> Result<(), VerifyError> {
+        let (mut in_pack, mut in_checkpoint) = (AlignedBuf::default(), AlignedBuf::default());
+        let mut from = 0;
+        while from < section.length {
+            if self.progress.cancelled() {
+                return Err(VerifyError::Cancelled);
+            }
+            let len = (section.length - from).min(PIECE_BYTES);
+            let piece = self.pack.bytes(section.offset + from, len, &mut in_pack)?;
+            let bytes = in_checkpoint.first_mut(piece.len());
             self.checkpoint.read(tensor, from, bytes)?;
             if let Some(offset) = first_difference(piece, bytes) {
-                report.mismatches.push(Mismatch::Bytes { name: raw.name.to_owned(), offset: from + offset });
+                let name = self.pack.index().name(section).to_owned();
+                report.mismatches.push(Mismatch::Bytes { name, offset: from + offset });
                 return Ok(());
             }
+            from += len;
         }
         report.identical += 1;
         Ok(())
@@ -313,31 +337,28 @@ impl<'a> Comparison<'a> {
 
     fn quantised(
         &self,
-        quantised: &QuantizedTensor<'_>,
+        quantised: &Quantised<'_>,
         tensor: &TensorInfo,
         report: &mut AgainstReport,
     ) -> Result<(), VerifyError> {
-        let pieces = quantised.data.elements.div_ceil(PIECE_WEIGHTS);
-        let results: Vec<Result<PieceResult, VerifyError>> = (0..pieces)
-            .into_par_iter()
-            .map_init(Scratch::default, |scratch, i| self.piece(quantised, tensor, i * PIECE_WEIGHTS, scratch))
-            .collect();
+        let elements = quantised.section.shape.elements();
+        let weights = quantised.piece_weights();
+        let pieces = elements.div_ceil(weights);
         let mut sums = PieceResult::default();
-        for result in results {
-            let piece = result?;
-            sums.max = sums.max.max(piece.max);
-            sums.sum_sq += piece.sum_sq;
-            sums.sum_sq_error += piece.sum_sq_error;
-            sums.worst.update(piece.worst);
-            sums.mismatch = sums.mismatch.or(piece.mismatch);
+        for batch in (0..pieces).step_by(BATCH) {
+            let results: Vec<Result<PieceResult, VerifyError>> = (batch..pieces.min(batch + BATCH as u64))
+                .into_par_iter()
+                .map_init(Scratch::default, |scratch, i| self.piece(quantised, tensor, i * weights, scratch))
+                .collect();
+            results.into_iter().try_for_each(|piece| Ok::<_, VerifyError>(sums.add(piece?)))?;
         }
         report.mismatches.extend(sums.mismatch);
         report.tensors.push(TensorReport {
             name: quantised.name.to_owned(),
-            role: quantised.role.name(),
-            weights: quantised.data.elements,
+            role: quantised.section.role.name(),
+            weights: elements,
             max_abs_error: sums.max,
-            rms_error: (sums.sum_sq_error / quantised.data.elements as f64).sqrt(),
+            rms_error: (sums.sum_sq_error / elements as f64).sqrt(),
             // A checkpoint with a NaN gives a NaN.
             relative_error: if sums.sum_sq == 0.0 { 0.0 } else { sums.sum_sq_error / sums.sum_sq },
             max_block_error: sums.worst.error.relative(),
@@ -348,7 +369,7 @@ impl<'a> Comparison<'a> {
 
     fn piece(
         &self,
-        quantised: &QuantizedTensor<'_>,
+        quantised: &Quantised<'_>,
         tensor: &TensorInfo,
         first: u64,
         scratch: &mut Scratch,
@@ -356,23 +377,23 @@ impl<'a> Comparison<'a> {
         if self.progress.cancelled() {
             return Err(VerifyError::Cancelled);
         }
-        let data = &quantised.data;
-        let len = (data.elements - first).min(PIECE_WEIGHTS) as usize;
-        let Scratch { bytes, source, decoded, scales, codes, reference, reference_codes } = scratch;
+        let len = (quantised.section.shape.elements() - first).min(quantised.piece_weights());
+        let Scratch { window, bytes, source, decoded, scales, codes, reference, reference_codes } = scratch;
+        let data = &self.pack.weights(quantised.number, first, len, window)?;
+        let len = len as usize;
         let bytes = bytes.first_mut(len * tensor.float_type.size());
         self.checkpoint.read(tensor, first * tensor.float_type.size() as u64, bytes)?;
         widen(tensor.float_type, bytes, source);
         decoded.resize(len, 0.0);
-        if dequant::dequantize(data, first, decoded).is_err() {
+        if dequant::dequantize(data, 0, decoded).is_err() {
             // A validated pack always decodes; if not, the shape is what disagrees.
-            let (expected, found) = (format!("{:?}", tensor.shape), quantised.shape.to_string());
+            let (expected, found) = (format!("{:?}", tensor.shape), quantised.section.shape.to_string());
             let mismatch = Some(Mismatch::Shape { name: quantised.name.to_owned(), expected, found });
             return Ok(PieceResult { mismatch, ..PieceResult::default() });
         }
         let block = data.block_size as usize;
-        let first_block = first as usize / block;
         scales.resize(len.div_ceil(block), 0.0);
-        data.scales.read(first_block, scales);
+        data.scales.read(0, scales);
         codes.resize(scales.len() * block / 2, 0);
         let weights = encode::Weights { float_type: tensor.float_type, bytes };
         encode::encode_with_scales(data.block_size, weights, scales, codes);
@@ -382,7 +403,7 @@ impl<'a> Comparison<'a> {
         encode::encode_with_scales(data.block_size, weights, reference, reference_codes);
         let best = Encoded { scales, codes };
         let absmax = Encoded { scales: reference, codes: reference_codes };
-        let blocks = Blocks { quantised, first, source, decoded, best, absmax };
+        let blocks = Blocks { name: quantised.name, data, first, source, decoded, best, absmax };
         Ok(blocks.compare())
     }
 }
@@ -405,7 +426,10 @@ impl Encoded<'_> {
 /// One piece of a tensor: the source, the decoded pack, the best codes for the stored scales, and
 /// plain absmax.
 struct Blocks<'a> {
-    quantised: &'a QuantizedTensor<'a>,
+    name: &'a str,
+    /// Codes and scales of the piece.
+    data: &'a nf4::Nf4Tensor<'a>,
+    /// The number in the tensor of the piece's first weight.
     first: u64,
     source: &'a [f32],
     decoded: &'a [f32],
@@ -415,7 +439,7 @@ struct Blocks<'a> {
 
 impl Blocks<'_> {
     fn compare(&self) -> PieceResult {
-        let block = self.quantised.data.block_size as usize;
+        let block = self.data.block_size as usize;
         let mut result = PieceResult::default();
         let pairs = self.source.chunks(block).zip(self.decoded.chunks(block));
         for (i, (source, decoded)) in pairs.enumerate() {
@@ -435,7 +459,7 @@ impl Blocks<'_> {
             // Written so that a NaN does not pass.
             let within = rms <= limit;
             if !within && result.mismatch.is_none() {
-                let name = self.quantised.name.to_owned();
+                let name = self.name.to_owned();
                 result.mismatch = Some(Mismatch::BlockError { name, block: number, limit, found: rms });
             }
         }
@@ -447,31 +471,27 @@ impl Blocks<'_> {
     /// never exceeds, plus the rounding of the stored scale (codebook values are at most 1, so it
     /// moves no weight by more).
     fn limit(&self, source: &[f32], number: usize) -> f32 {
-        let block = self.quantised.data.block_size as usize;
+        let block = self.data.block_size as usize;
         let error = |(i, &w): (usize, &f32)| f64::from(w - self.absmax.value(number * block + i, block)).powi(2);
         let sum_sq: f64 = source.iter().enumerate().map(error).sum();
-        let scale_step = match self.quantised.data.scales {
+        let scale_step = match self.data.scales {
             Scales::F32(_) | Scales::Bf16(_) => 0.0,
-            Scales::Dq8 { super_scales, .. } => {
-                let number = (self.first as usize / block + number) / SUPER_BLOCK;
-                DQ8_STEP * Scales::F32(super_scales).get(number).abs()
-            }
+            Scales::Dq8 { super_scales, .. } => DQ8_STEP * Scales::F32(super_scales).get(number / SUPER_BLOCK).abs(),
         };
         ((sum_sq / source.len() as f64).sqrt() as f32 + scale_step) * SLACK + TINY
     }
 
     /// The first stored code that is farther from the source than the best one for the same scale.
     fn worse_code(&self) -> Option<Mismatch> {
-        let from = (self.first / 2) as usize;
-        let stored = self.quantised.data.codes.get(from..from + self.best.codes.len()).unwrap_or_default();
+        let stored = self.data.codes.get(..self.best.codes.len()).unwrap_or_default();
         if stored == self.best.codes {
             return None;
         }
-        let block = self.quantised.data.block_size as usize;
+        let block = self.data.block_size as usize;
         self.source.iter().zip(self.decoded).enumerate().find_map(|(i, (&w, &v))| {
             let limit = (w - self.best.value(i, block)).abs();
             let found = (w - v).abs();
-            let name = || self.quantised.name.to_owned();
+            let name = || self.name.to_owned();
             let worse = found > limit * SLACK + TINY;
             worse.then(|| Mismatch::Code { name: name(), element: self.first + i as u64, limit, found })
         })

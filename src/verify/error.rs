@@ -8,6 +8,7 @@ use crate::arch::ArchError;
 use crate::convert::parts::PartsError;
 use crate::convert::source::SourceError;
 use crate::format::FormatError;
+use crate::source::ReadError;
 
 /// Why a pack could not be checked. (A fault is not an error; it is part of the report.)
 #[derive(Debug, Error)]
@@ -22,13 +23,8 @@ pub enum VerifyError {
         first: FormatError,
     },
     /// The pack cannot be read.
-    #[error("cannot read {path}")]
-    Io {
-        /// The pack.
-        path: PathBuf,
-        /// The system's error.
-        source: std::io::Error,
-    },
+    #[error(transparent)]
+    Read(#[from] ReadError),
     /// The checkpoint to compare with cannot be read.
     #[error(transparent)]
     Source(#[from] SourceError),

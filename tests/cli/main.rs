@@ -4,9 +4,14 @@ mod adapters;
 mod commands;
 #[path = "../common/mod.rs"]
 mod common;
+mod damage;
 mod generate;
 mod golden;
 mod gpu;
+mod limits;
 mod merge;
+mod runs;
+mod sparse;
+mod terminal;
 mod train;
 mod train_flags;

@@ -9,13 +9,13 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use half::{bf16, f16};
-use nf4pack::MappedPack;
 use nf4pack::convert::source::Checkpoint;
 use nf4pack::convert::{Conversion, Options, Progress};
 use nf4pack::export::{WriteError, export};
 use nf4pack::format::FloatType;
 use nf4pack::merge::{Base, CompareError, MergeError, MergeReport, Sources, compare, merge};
 use nf4pack::verify::{Mismatch, VerifyError};
+use nf4pack::{MappedPack, PackSource};
 use predicates::prelude::*;
 use safetensors::tensor::TensorView;
 use safetensors::{Dtype, SafeTensors};
@@ -48,8 +48,8 @@ impl Place {
         self.folder.path().join(name)
     }
 
-    fn open(&self, name: &str) -> MappedPack {
-        MappedPack::read(self.path(name)).unwrap()
+    fn open(&self, name: &str) -> PackSource {
+        PackSource::open(self.path(name)).unwrap()
     }
 
     fn merge(&self, adapter: &Path, base: Base<'_>, out: &str) -> Result<MergeReport, MergeError> {
@@ -547,7 +547,7 @@ fn merged_weights_give_the_logits_of_pack_and_adapter() {
     merge(&Sources { base: tiny(), ..sources }, &place.path("original"), u64::MAX, &()).unwrap();
     export(&pack, &place.path("without"), FloatType::Bf16, &()).unwrap();
     let against = |name: &str| {
-        let found = compare(&gpu, &sources, &place.path(name), SAMPLE, &()).unwrap();
+        let found = compare(&gpu, place.open("tiny.nf4pack"), sources.adapter, &place.path(name), SAMPLE, &()).unwrap();
         assert!(found.tokens > 5 && found.rms_logit > 0.1 && found.max_difference >= found.rms_difference, "{found:?}");
         found.rms_difference / found.rms_logit
     };
@@ -555,7 +555,7 @@ fn merged_weights_give_the_logits_of_pack_and_adapter() {
     // Rounding to bfloat16 costs little, 4 bits more; without the adapter it is another model.
     assert!(own > 0.0 && own < 0.01 && own < original && 3.0 * own < without, "{own} {original} {without}");
     assert_eq!(place.names(), ["original", "own", "tiny.nf4pack", "without"]);
-    let empty = compare(&gpu, &sources, &place.path("own"), "", &()).unwrap_err();
+    let empty = compare(&gpu, place.open("tiny.nf4pack"), sources.adapter, &place.path("own"), "", &()).unwrap_err();
     assert!(matches!(empty, CompareError::Empty), "{empty}");
 }
 

@@ -15,7 +15,7 @@ pub mod seal;
 pub use gpu::{gpu, gpu_with, own_gpu};
 
 use nf4pack::format::nf4::{ScaleType, Scales, block_count};
-use nf4pack::format::{Entry, FloatType, FormatError, Index, Layout, Pack, Role, Shape, Storage, check};
+use nf4pack::format::{Entry, FloatType, FormatError, Index, Layout, Pack, Role, SectionKind, Shape, Storage, check};
 
 /// Offsets of the header's fields, as section 2 of the specification lists them.
 pub mod header {
@@ -160,6 +160,31 @@ pub fn pack(items: &[Item], layer_count: u32, metadata: &str) -> Vec<u8> {
     let (layout, payloads) = layout(items, layer_count, metadata).expect("a layout that a reader accepts");
     let payloads: Vec<&[u8]> = payloads.iter().map(Vec::as_slice).collect();
     layout.assemble(&payloads, metadata).expect("payloads of the planned lengths")
+}
+
+/// The items, the number of layers and the metadata of a pack, to be changed and assembled again.
+pub fn unpack(bytes: &[u8]) -> (Vec<Item>, u32, String) {
+    let index = Index::parse(bytes, bytes.len() as u64).expect("a pack that a reader accepts");
+    let mut items: Vec<Item> = Vec::new();
+    for section in index.sections() {
+        let payload = bytes[section.offset as usize..section.end() as usize].to_vec();
+        let storage = match section.kind.expect("a section of a known kind") {
+            SectionKind::Scales => {
+                items.last_mut().expect("codes before their scales").payloads.push(payload);
+                continue;
+            }
+            SectionKind::File => Storage::File,
+            SectionKind::Raw => Storage::Raw(section.element_type.float_type().expect("a float type")),
+            SectionKind::Codes => {
+                let scale_type = section.scale_type.expect("codes have a type of scales");
+                Storage::Nf4 { scale_type, block_size: section.block_size }
+            }
+        };
+        let mut item = Item::new(index.name(section), storage, section.shape.dims(), vec![payload]).role(section.role);
+        (item.entry.layer, item.entry.expert) = (section.layer, section.expert);
+        items.push(item);
+    }
+    (items, index.header().layer_count, index.metadata().to_owned())
 }
 
 /// The pack that the rejection and flip tests change: a file, two global tensors, two layers.

@@ -14,7 +14,7 @@ use nf4pack::export::export_sharded;
 use nf4pack::format::nf4::{BLOCK_SIZES, ScaleType, Scales};
 use nf4pack::format::{FloatType, FormatError, Index, Pack, Provenance, Role, crc32};
 use nf4pack::verify::{AgainstReport, Mismatch, against, verify};
-use nf4pack::{LayerError, MappedPack};
+use nf4pack::{LayerError, MappedPack, PackSource};
 use proptest::prelude::*;
 use regex::Regex;
 use safetensors::SafeTensors;
@@ -47,8 +47,8 @@ fn converted(source: &Path, options: Options) -> (TempDir, PathBuf, Report) {
     (folder, target, report)
 }
 
-fn open(pack: impl AsRef<Path>) -> MappedPack {
-    MappedPack::read(pack).unwrap()
+fn open(pack: impl AsRef<Path>) -> PackSource {
+    PackSource::open(pack).unwrap()
 }
 
 fn compare(pack: &Path, source: &Path) -> AgainstReport {
@@ -744,9 +744,9 @@ fn verify_checks_scales_and_padding_as_the_parser_in_memory_does() {
 
 fn check_same_fault(target: &Path, message: &str) {
     // SAFETY: nothing changes the pack while it is mapped.
-    let mapped = unsafe { MappedPack::open(target) }.unwrap();
+    let mapped = PackSource::of_mapped(target, unsafe { MappedPack::open(target) }.unwrap());
     let faults = verify(&mapped, 2, &()).unwrap().faults;
-    assert_eq!(verify(&open(target), 2, &()).unwrap().faults, faults, "read into memory");
+    assert_eq!(verify(&open(target), 2, &()).unwrap().faults, faults, "read");
     let bytes = fs::read(target).unwrap();
     let index = Index::parse(&bytes, bytes.len() as u64).unwrap();
     assert_eq!(faults, nf4pack::format::check::all(&Pack::new(&bytes, &index).unwrap()));

@@ -5,12 +5,12 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use nf4pack::MappedPack;
 use nf4pack::arch::{ModelConfig, Obstacle};
 use nf4pack::convert::{Conversion, Options, convert, synth};
 use nf4pack::export::export;
 use nf4pack::format::{FloatType, Role};
 use nf4pack::verify::{against, verify};
+use nf4pack::{MappedPack, PackSource};
 use safetensors::{Dtype, SafeTensors};
 use serde_json::{Value, json};
 use tempfile::TempDir;
@@ -33,8 +33,14 @@ fn checkpoint(config: &Value) -> (TempDir, PathBuf) {
     (folder, source)
 }
 
-fn open(pack: impl AsRef<Path>) -> MappedPack {
-    MappedPack::read(pack).unwrap()
+fn open(pack: impl AsRef<Path>) -> PackSource {
+    PackSource::open(pack).unwrap()
+}
+
+fn runnable(pack: &Path) -> Result<(), Obstacle> {
+    let mapped = MappedPack::read(pack).unwrap();
+    let pack = mapped.pack();
+    Obstacle::check_pack(pack.index(), |name| pack.file(name).map(|file| file.bytes))
 }
 
 /// Role and layer of every tensor of the pack.
@@ -89,7 +95,7 @@ fn round_trip(config: &Value) -> BTreeMap<String, (Role, Option<u32>)> {
     convert(&source, &pack, Options::default(), &()).unwrap();
     assert_eq!(verify(&open(&pack), 2, &()).unwrap().faults, []);
     assert_eq!(against(&open(&pack), &source, None, 2, &()).unwrap().mismatches, []);
-    Obstacle::check_pack(&MappedPack::read(&pack).unwrap().pack()).unwrap();
+    runnable(&pack).unwrap();
     export(&open(&pack), &exported, FloatType::Bf16, &()).unwrap();
     let names = |folder: &Path| {
         let bytes = fs::read(folder.join("model.safetensors")).unwrap();
@@ -188,7 +194,7 @@ fn the_language_model_of_a_model_of_text_and_images_keeps_its_names() {
         convert(&source, &pack, Options::default(), &()).unwrap();
         assert_eq!(places(&pack), expected(decoder, head, &[NORMS]));
         assert_eq!(against(&open(&pack), &source, None, 2, &()).unwrap().mismatches, []);
-        Obstacle::check_pack(&MappedPack::read(&pack).unwrap().pack()).unwrap();
+        runnable(&pack).unwrap();
     }
 }
 
@@ -222,6 +228,6 @@ fn what_cannot_be_run_is_said_when_it_is_converted() {
     assert_eq!(notices, expected.map(|text| (true, text.to_owned())));
     let pack = folder.path().join("out.nf4pack");
     conversion.write(&pack, &()).unwrap();
-    let obstacle = Obstacle::check_pack(&MappedPack::read(&pack).unwrap().pack()).unwrap_err();
+    let obstacle = runnable(&pack).unwrap_err();
     assert!(expected[1].ends_with(&obstacle.to_string()), "{obstacle}");
 }

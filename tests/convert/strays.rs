@@ -6,20 +6,20 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use nf4pack::MappedPack;
 use nf4pack::arch::ArchError;
 use nf4pack::convert::source::{Quantised, SourceError, Unstorable};
 use nf4pack::convert::{ConvertError, Options, Report, convert, synth};
 use nf4pack::export::{ExportReport, export};
 use nf4pack::format::{FloatType, Provenance, Role};
 use nf4pack::verify::against;
+use nf4pack::{MappedPack, PackSource};
 use safetensors::tensor::TensorView;
 use safetensors::{Dtype, SafeTensors};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
-fn open(pack: impl AsRef<Path>) -> MappedPack {
-    MappedPack::read(pack).unwrap()
+fn open(pack: impl AsRef<Path>) -> PackSource {
+    PackSource::open(pack).unwrap()
 }
 
 type Tensors = BTreeMap<String, (Dtype, Vec<usize>, Vec<u8>)>;

@@ -1,11 +1,7 @@
 //! The checks of the fuzz targets, over the committed seeds and over everything that a target has
-//! ever failed on, on any toolchain. Those below the public API are in
-//! `src/train/fuzz_regressions.rs`.
+//! ever failed on, on any toolchain. The other checks are in `src/fuzzing/regressions.rs`.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests fail by panicking")]
 
-#[cfg(feature = "convert")]
-#[path = "../../fuzz/checks/arch_config.rs"]
-mod arch_config;
 #[cfg(feature = "convert")]
 #[path = "../../fuzz/checks/convert_header.rs"]
 mod convert_header;
@@ -14,12 +10,6 @@ mod convert_header;
 mod convert_header_edits;
 #[path = "../../fuzz/checks/dequant.rs"]
 mod dequant;
-#[cfg(feature = "convert")]
-#[path = "../../fuzz/checks/index_json.rs"]
-mod index_json;
-#[cfg(feature = "convert")]
-#[path = "../../fuzz/checks/json.rs"]
-mod json;
 #[path = "../../fuzz/checks/parse.rs"]
 mod parse;
 #[path = "../../fuzz/checks/parse_edits.rs"]
@@ -30,8 +20,6 @@ mod roundtrip;
 #[path = "../../fuzz/checks/verify.rs"]
 mod verify;
 
-#[cfg(feature = "convert")]
-use crate::common::replay::draw_changes;
 use crate::common::replay::{draw, replay};
 use crate::common::seal;
 
@@ -75,18 +63,4 @@ fn convert_header() {
 fn convert_header_edits() {
     assert!(replay("convert_header_edits", convert_header_edits::run) >= 3);
     draw(2000, convert_header_edits::run);
-}
-
-#[cfg(feature = "convert")]
-#[test]
-fn index_json() {
-    assert!(replay("index_json", index_json::run) >= 3);
-    draw_changes(300, index_json::run);
-}
-
-#[cfg(feature = "convert")]
-#[test]
-fn arch_config() {
-    assert!(replay("arch_config", arch_config::run) >= 3);
-    draw_changes(1000, arch_config::run);
 }

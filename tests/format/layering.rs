@@ -11,27 +11,30 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("format", &[]),
     ("io", &[]),
     ("mmap", &["format"]),
+    ("source", &["format", "io", "mmap"]),
     ("convert", &["arch", "format", "io"]),
-    ("gpu", &["io"]),
-    ("dequant", &["format", "gpu", "io", "mmap"]),
+    ("panics", &[]),
+    ("gpu", &["io", "panics"]),
+    ("dequant", &["format", "gpu", "io", "mmap", "source"]),
     ("random", &[]),
     ("arch", &["format"]),
-    ("data", &["arch", "random"]),
+    ("data", &["arch", "panics", "random"]),
     ("ops", &["arch", "format", "dequant", "gpu"]),
     ("lora", &["arch", "format", "gpu", "io", "ops", "random"]),
-    ("model", &["arch", "data", "dequant", "format", "gpu", "lora", "ops", "random"]),
+    ("model", &["arch", "data", "dequant", "format", "gpu", "lora", "ops", "random", "source"]),
     ("train", &["arch", "data", "dequant", "format", "gpu", "io", "lora", "model", "ops", "random"]),
-    ("verify", &["arch", "format", "io", "mmap", "convert", "dequant"]),
-    ("export", &["arch", "format", "io", "mmap", "convert", "dequant", "verify"]),
-    ("merge", &["arch", "format", "io", "mmap", "convert", "data", "dequant", "gpu", "lora", "model", "verify", "export"]),
+    ("verify", &["arch", "format", "io", "source", "convert", "dequant"]),
+    ("export", &["arch", "format", "io", "source", "convert", "dequant", "verify"]),
+    ("merge", &["arch", "format", "io", "source", "convert", "data", "dequant", "gpu", "lora", "model", "verify", "export"]),
     (
         "cli",
         &[
             "arch", "format", "io", "mmap", "convert", "data", "dequant", "gpu", "lora", "model", "ops", "random", "train",
-            "verify", "export", "merge",
+            "verify", "export", "merge", "panics", "source",
         ],
     ),
     ("tests", &["arch", "format", "mmap", "convert", "data", "dequant", "gpu", "lora", "model", "ops", "train", "export"]),
+    ("fuzzing", &["arch", "convert", "data", "lora", "train"]),
     ("main", &["cli"]),
 ];
 
@@ -41,7 +44,7 @@ const FENCED: &[(&str, &[&str])] = &[
     ("safetensors", &["convert", "export", "lora", "tests", "train"]),
     ("sha2", &["convert"]),
     ("fs4", &["convert", "export"]),
-    ("rayon", &["convert", "data", "dequant", "model", "verify", "export", "merge", "cli"]),
+    ("rayon", &["convert", "data", "dequant", "model", "source", "verify", "export", "merge", "cli"]),
     ("ash", &["gpu"]),
     ("dirs", &["gpu"]),
     ("pollster", &["gpu"]),
@@ -56,6 +59,7 @@ const FENCED: &[(&str, &[&str])] = &[
     ("clap", &["cli"]),
     ("clap_complete", &["cli"]),
     ("ctrlc", &["cli"]),
+    ("signal_hook", &["cli"]),
     ("indicatif", &["cli"]),
     ("toml", &["cli"]),
 ];
@@ -170,6 +174,44 @@ fn unsafe_code_stands_only_where_it_may() {
     let stray: Vec<_> = found.iter().filter(|path| !UNSAFE.contains(path)).collect();
     assert!(stray.is_empty(), "unsafe code in {stray:?}");
     assert!(found.contains(&"mmap.rs"), "the search finds no unsafe code at all");
+}
+
+/// The crate roots that forbid unsafe code: the compiler checks what they name. The tests of packs
+/// and of shaders call the unsafe functions of the library.
+#[test]
+fn roots_without_need_forbid_unsafe_code() {
+    let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR"));
+    let mut files: Vec<_> = ["src/main.rs", "tests/format/main.rs"].map(|name| root.join(name)).into();
+    for folder in ["examples", "benches"] {
+        let entries = std::fs::read_dir(root.join(folder)).unwrap().map(|entry| entry.unwrap().path());
+        files.extend(entries.filter(|path| path.extension().is_some_and(|e| e == "rs")));
+    }
+    let forbids = |path: &std::path::PathBuf| std::fs::read_to_string(path).unwrap().contains("#![forbid(unsafe_code)]");
+    let found: Vec<_> = files.iter().filter(|path| !forbids(path)).collect();
+    assert!(found.is_empty(), "{found:?}");
+}
+
+/// The only file that writes to stdout and stderr: it escapes what a terminal would act on.
+const DOOR: &str = "cli/ui/door.rs";
+
+#[test]
+fn only_one_file_writes_to_the_terminal() {
+    let writes = |code: &str| {
+        let ways =
+            ["print!", "println!", "eprint!", "eprintln!", "dbg!", "stdout()", "stderr()", "io::stdout", "io::stderr"];
+        ways.iter().any(|way| code.contains(way))
+    };
+    // A file that only tests compile.
+    let declared = |s: &Source, name: &str| {
+        let before = s.code.split_once(&format!("mod {name};")).map_or("", |(before, _)| before);
+        let attributes = before.rsplit(';').next().unwrap_or_default();
+        attributes.contains("#[cfg(test)]") || attributes.contains("#[cfg(all(test,")
+    };
+    let code = |s: &Source| s.code.split("#[cfg(test)]").next().unwrap_or_default().to_owned();
+    let sources = sources();
+    let in_tests = |s: &Source| s.module.last().is_some_and(|name| sources.iter().any(|parent| declared(parent, name)));
+    let found: Vec<&str> = sources.iter().filter(|s| !in_tests(s) && writes(&code(s))).map(|s| s.path.as_str()).collect();
+    assert_eq!(found, [DOOR], "text of files reaches the terminal past the escapes of {DOOR}");
 }
 
 /// A file that no test binary names would never run, and a fifth binary would be linked and open

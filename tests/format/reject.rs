@@ -690,8 +690,16 @@ fn all_faults_of_the_payloads_are_found() {
 fn limits_are_the_callers() {
     let bytes = small_pack();
     let parse = |limits: &Limits| Index::parse_with(&bytes, bytes.len() as u64, limits);
-    let exact =
-        Limits { sections: 8, name_len: 11, index_len: get_u64(&bytes, 48), metadata_len: 15, layers: 2, experts: 0 };
+    let exact = Limits {
+        sections: 8,
+        name_len: 11,
+        index_len: get_u64(&bytes, 48),
+        metadata_len: 15,
+        layers: 2,
+        experts: 0,
+        file_len: 2,
+        config_len: 2,
+    };
     assert!(parse(&exact).is_ok());
     for (limits, field, at, most, found) in [
         (Limits { sections: 7, ..exact.clone() }, Field::SectionCount, header::SECTION_COUNT, 7, 8),
@@ -705,15 +713,39 @@ fn limits_are_the_callers() {
         ),
         (Limits { metadata_len: 14, ..exact.clone() }, Field::MetadataLength, header::METADATA_LEN, 14, 15),
         (Limits { layers: 1, ..exact.clone() }, Field::LayerCount, header::LAYER_COUNT, 1, 2),
+        (Limits { config_len: 1, ..exact.clone() }, Field::FileLength, field(0, record::LENGTH), 1, 2),
     ] {
         assert_eq!(parse(&limits), Err(limit(field, at, most, found)));
+    }
+}
+
+/// The writer has the same limits: a layout with a longer file is not made.
+#[test]
+fn embedded_files_have_limits_in_readers_and_writers() {
+    for (name, limit) in [("config.json", 16 << 20), ("generation_config.json", 16 << 20), ("tokenizer.json", 256 << 20)] {
+        let file = |len: u64| nf4pack::format::Entry {
+            name: name.to_owned(),
+            role: nf4pack::format::Role::Other,
+            layer: None,
+            expert: None,
+            shape: nf4pack::format::Shape::new(&[len]).unwrap(),
+            storage: nf4pack::format::Storage::File,
+        };
+        assert!(nf4pack::format::Layout::new(vec![file(limit)], 0, 2).is_ok());
+        let refused = nf4pack::format::Layout::new(vec![file(limit + 1)], 0, 2).unwrap_err();
+        assert!(
+            matches!(refused, FormatError::Limit { field: Field::FileLength, limit: l, found, .. } if l == limit && found == limit + 1),
+            "{refused}"
+        );
     }
 }
 
 #[test]
 fn claims_of_any_size_do_not_overflow_under_limits_of_any_size() {
     let (sections, name_len, index_len, metadata_len) = (u64::MAX, u64::MAX, u64::MAX, u64::MAX);
-    let limits = Limits { sections, name_len, index_len, metadata_len, layers: u32::MAX, experts: u32::MAX };
+    let (layers, experts) = (u32::MAX, u32::MAX);
+    let (file_len, config_len) = (u64::MAX, u64::MAX);
+    let limits = Limits { sections, name_len, index_len, metadata_len, layers, experts, file_len, config_len };
     let refusal = |fields: &[usize], value: u64, file_len: u64| {
         let mut bytes = small_pack();
         for &at in fields {

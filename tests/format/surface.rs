@@ -59,7 +59,7 @@ fn the_public_names_are_those_of_the_list() {
         assert_eq!(found, expected, "the public names of {module}");
     }
     let root = fs::read_to_string(src.join("lib.rs")).unwrap();
-    assert_eq!(re_exports(&root), ["FileError", "LayerError", "MappedPack", "OpenError"]);
+    assert_eq!(re_exports(&root), ["FileError", "LayerError", "MappedPack", "OpenError", "PackSource", "ReadError"]);
 }
 
 #[test]

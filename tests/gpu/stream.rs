@@ -10,7 +10,6 @@ use std::io::{Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
-use nf4pack::MappedPack;
 use nf4pack::convert::encode::Encoder;
 use nf4pack::convert::{Options, convert, synth};
 use nf4pack::dequant::stream::{Direction, LayerStream, PackSource, StreamError, StreamOptions, StreamPlan, StreamedLayer};
@@ -18,6 +17,7 @@ use nf4pack::dequant::{DequantError, Dequantizer, Output, dequantize};
 use nf4pack::format::nf4::ScaleType;
 use nf4pack::format::{FormatError, Pack, SectionKind};
 use nf4pack::gpu::{Gpu, GpuError};
+use nf4pack::{MappedPack, ReadError};
 use tempfile::TempDir;
 
 use Direction::{Backward, Forward};
@@ -97,11 +97,11 @@ fn ring_of_two(gpu: &Gpu, path: &Path) -> Option<u64> {
 /// The pack as a mapped or read source.
 fn source(path: &Path, map: bool) -> Result<PackSource, StreamError> {
     if !map {
-        return PackSource::open(path);
+        return Ok(PackSource::open(path)?);
     }
     // SAFETY: only the test changes its pack, between two uses. A truncated file gives an error or
     // kills the test.
-    Ok(PackSource::of_mapped(path, unsafe { MappedPack::open(path) }?))
+    Ok(PackSource::of_mapped(path, unsafe { MappedPack::open(path) }.map_err(ReadError::from)?))
 }
 
 fn stream_and_compare(gpu: &Gpu, kernels: &Dequantizer, path: &Path, options: &StreamOptions) -> StreamPlan {
@@ -290,9 +290,12 @@ fn a_file_that_is_cut_under_the_reader_is_an_error() {
         stream.layer(0, Backward).unwrap();
         OpenOptions::new().write(true).open(&pack.path).unwrap().set_len(last.start + 100).unwrap();
         let error = stream.layer(3, Backward).unwrap_err();
-        assert!(matches!(error, StreamError::Truncated { found, .. } if found == last.start + 100), "map {map}: {error}");
+        assert!(
+            matches!(error, StreamError::Read(ReadError::Truncated { found, .. }) if found == last.start + 100),
+            "map {map}: {error}"
+        );
         // The loader still runs and returns the error again.
-        assert!(matches!(stream.layer(3, Backward), Err(StreamError::Truncated { .. })));
+        assert!(matches!(stream.layer(3, Backward), Err(StreamError::Read(ReadError::Truncated { .. }))));
     }
 }
 
@@ -318,7 +321,7 @@ fn damaged_codes_are_found_by_default_and_in_every_load() {
         let mut stream = LayerStream::of(&gpu, source(&pack.path, map).unwrap(), &options).unwrap();
         stream.layer(1, Forward).unwrap();
         let error = stream.layer(2, Forward).unwrap_err();
-        let StreamError::Damaged { source: FormatError::PayloadChecksum { offset, .. }, .. } = error else {
+        let StreamError::Read(ReadError::Damaged { source: FormatError::PayloadChecksum { offset, .. }, .. }) = error else {
             panic!("{error}")
         };
         assert_eq!(offset, codes.offset);
@@ -362,7 +365,10 @@ fn a_scale_that_is_no_number_is_found_without_verify() {
         let mut stream = LayerStream::of(&gpu, source(&pack.path, map).unwrap(), &StreamOptions::default()).unwrap();
         stream.layer(0, Forward).unwrap();
         let error = stream.layer(1, Forward).unwrap_err();
-        assert!(matches!(error, StreamError::Damaged { source: FormatError::ScaleNotFinite { .. }, .. }), "{error}");
+        assert!(
+            matches!(error, StreamError::Read(ReadError::Damaged { source: FormatError::ScaleNotFinite { .. }, .. })),
+            "{error}"
+        );
     }
 }
 
@@ -382,7 +388,10 @@ fn damaged_globals_do_not_hurt_the_layers() {
     for _ in 0..2 {
         assert_eq!(stream.layer(3, Forward).unwrap().number, Some(3));
         let error = stream.globals().unwrap_err();
-        assert!(matches!(error, StreamError::Damaged { source: FormatError::PayloadChecksum { .. }, .. }), "{error}");
+        assert!(
+            matches!(error, StreamError::Read(ReadError::Damaged { source: FormatError::PayloadChecksum { .. }, .. })),
+            "{error}"
+        );
     }
     assert!(stream.wait_loaded().is_err());
     damage(&pack.path, raw.offset + 7, found);
@@ -409,9 +418,9 @@ fn what_is_no_pack_is_refused_however_it_is_opened() {
     for content in [&b""[..], b"short", &[0x89; 4096]] {
         fs::write(&path, content).unwrap();
         for map in [true, false] {
-            assert!(matches!(source(&path, map), Err(StreamError::Open(_))), "map {map}");
+            assert!(matches!(source(&path, map), Err(StreamError::Read(ReadError::Open(_)))), "map {map}");
         }
     }
     let missing = LayerStream::open(&gpu, folder.path().join("nothing"), &StreamOptions::default());
-    assert!(matches!(missing, Err(StreamError::Open(_))));
+    assert!(matches!(missing, Err(StreamError::Read(ReadError::Open(_)))));
 }

@@ -3,6 +3,7 @@
 
 use crate::common;
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -201,6 +202,7 @@ fn nothing_of_another_run_is_replaced() {
     let mut run = fixture.start(&settings, &out, Some(&two)).unwrap();
     assert_eq!(run.set_aside, [out.join("aside-1-checkpoint-3")]);
     assert_eq!((run.train(|_| true).unwrap(), losses(&out).len()), (End::Complete, 3));
+    drop(run);
     assert_eq!(names(&out), ["aside-1-checkpoint-3", "checkpoint-2", "checkpoint-3"]);
     let optimizer = |name: &str| fs::read(out.join(name).join("optimizer.safetensors")).unwrap();
     assert_eq!(optimizer("aside-1-checkpoint-3"), optimizer("checkpoint-3"));
@@ -316,12 +318,126 @@ fn an_early_stop_leaves_the_best_adapter_and_a_stopped_evaluation_is_made_up_for
     let checkpoint = |step: u64| fs::read(out.join(format!("checkpoint-{step}")).join(WEIGHTS)).unwrap();
     assert_eq!(adapter, checkpoint(best));
     assert_ne!(adapter, checkpoint(steps));
-    // Without the best adapter, the search restarts from the present one.
     drop(again);
+    let bests = || -> Vec<PathBuf> {
+        let paths = fs::read_dir(&out).unwrap().map(|e| e.unwrap().path());
+        paths.filter(|path| path.file_name().unwrap().to_str().unwrap().starts_with("best-")).collect()
+    };
+    // All checkpoints are kept, and with them the best adapter of each.
+    let mut kept: Vec<Vec<u8>> = bests().iter().map(|folder| fs::read(folder.join(WEIGHTS)).unwrap()).collect();
+    kept.sort();
+    kept.dedup();
+    assert!(kept.len() > 1 && kept.contains(&adapter));
+    // The adapter in the folder of the run is a copy.
     fs::remove_file(out.join(WEIGHTS)).unwrap();
+    drop(fixture.start(&settings, &out, Some(&Run::latest(&out).unwrap())).unwrap());
+    assert_eq!(fs::read(out.join(WEIGHTS)).unwrap(), adapter);
+    // Without the best adapter, the search restarts from the present one, with a warning.
+    fs::remove_file(out.join(WEIGHTS)).unwrap();
+    bests().iter().for_each(|folder| fs::remove_dir_all(folder).unwrap());
     let mut anew = fixture.start(&settings, &out, Some(&Run::latest(&out).unwrap())).unwrap();
     assert_eq!(fs::read(out.join(WEIGHTS)).unwrap(), checkpoint(steps));
-    assert_eq!((anew.train(|event| !matches!(event, Event::Eval(_))).unwrap(), anew.adapter_step()), (End::Stopped, steps));
+    let mut lost = 0;
+    let end = anew.train(|event| {
+        lost += u32::from(matches!(event, Event::Warning(RunError::BestLost { .. })));
+        !matches!(event, Event::Eval(_))
+    });
+    assert_eq!((end.unwrap(), anew.adapter_step(), lost), (End::Stopped, steps, 1));
+}
+
+/// The best adapter at a checkpoint is kept even if a later one took its place in the folder.
+#[test]
+fn a_run_that_resumes_before_its_best_step_equals_one_that_never_stopped() {
+    let Some(fixture) = Fixture::new() else { return };
+    let [whole, parts] = ["best-whole", "best-parts"].map(|name| fixture.out(name));
+    let settings = Settings {
+        steps: Some(9),
+        lr: 0.02,
+        warmup: Warmup::Steps(9),
+        eval_split: 0.25,
+        eval_every: Some(1),
+        early_stop: Some(3),
+        save_every: Some(4),
+        keep: 1,
+        ..settings()
+    };
+    fixture.start(&settings, &whole, None).unwrap().train(|_| true).unwrap();
+    // Ends at the third step after the checkpoint as a killed process does: it saves nothing more.
+    let copy = fixture.out("copy");
+    let mut run = fixture.start(&settings, &parts, None).unwrap();
+    let end = run.train(|event| {
+        if matches!(event, Event::Step(step, _) if step.step == 7) {
+            copy_folder(&parts, &copy);
+            return false;
+        }
+        true
+    });
+    assert_eq!(end.unwrap(), End::Stopped);
+    drop(run);
+    assert!(Run::latest(&copy).unwrap().ends_with("checkpoint-4"));
+    let mut run = fixture.start(&settings, &copy, Some(&Run::latest(&copy).unwrap())).unwrap();
+    assert!(run.set_aside.is_empty());
+    run.train(|event| !matches!(event, Event::Warning(_))).unwrap();
+    assert_eq!(files(&copy), files(&whole));
+}
+
+fn copy_folder(from: &Path, to: &Path) {
+    fs::create_dir(to).unwrap();
+    for entry in fs::read_dir(from).unwrap().map(Result::unwrap) {
+        let target = to.join(entry.file_name());
+        if entry.file_type().unwrap().is_dir() {
+            copy_folder(&entry.path(), &target);
+        } else {
+            fs::copy(entry.path(), target).unwrap();
+        }
+    }
+}
+
+/// Paths and bytes of all files of a run, without those that say when it was: seconds, speeds, the
+/// checksum of a state with seconds, and TensorBoard's events. The lock is no file of the run.
+fn files(out: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
+    const TIMES: [&str; 4] = ["seconds", "tokens_per_second", "state_checksum", "gpu_bytes"];
+    let mut found = BTreeMap::new();
+    let mut folders = vec![out.to_owned()];
+    while let Some(folder) = folders.pop() {
+        for entry in fs::read_dir(folder).unwrap().map(Result::unwrap) {
+            let (path, name) = (entry.path(), entry.file_name().into_string().unwrap());
+            if entry.file_type().unwrap().is_dir() {
+                folders.push(path);
+            } else if !name.starts_with("events.out.tfevents.") && name != ".nf4pack-lock" {
+                let mut bytes = fs::read(&path).unwrap();
+                if name == METRICS || name == "trainer_state.json" {
+                    let text = String::from_utf8(bytes).unwrap();
+                    let keys = text.split_inclusive([',', '\n']);
+                    let timeless = |key: &&str| !TIMES.iter().any(|time| key.contains(&format!("\"{time}\":")));
+                    bytes = keys.filter(timeless).collect::<String>().into_bytes();
+                }
+                found.insert(path.strip_prefix(out).unwrap().to_owned(), bytes);
+            }
+        }
+    }
+    found
+}
+
+#[test]
+fn a_folder_has_one_run_at_a_time() {
+    let Some(fixture) = Fixture::new() else { return };
+    let out = fixture.out("locked");
+    let settings = Settings { steps: Some(1), ..settings() };
+    let mut run = fixture.start(&settings, &out, None).unwrap();
+    match fixture.start(&settings, &out, None) {
+        Err(RunError::Locked { out: found, pid }) => assert_eq!((found, pid), (out.clone(), Some(std::process::id()))),
+        other => panic!("{other:?}"),
+    }
+    // Commands that read the adapter are not blocked.
+    let config = include_bytes!("../fixtures/tiny-qwen3/config.json");
+    let model = nf4pack::arch::ModelConfig::parse(config, None).unwrap();
+    nf4pack::lora::Adapter::read(&out, &model).unwrap();
+    assert_eq!(run.train(|_| true).unwrap(), End::Complete);
+    drop(run);
+    assert!(!out.join(".nf4pack-lock").exists());
+    let again = fixture.start(&settings, &out, Some(&Run::latest(&out).unwrap())).unwrap();
+    assert_eq!(again.steps(), (1, 1));
 }
 
 #[test]

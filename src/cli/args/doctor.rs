@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::{Args, ValueHint};
 
-use super::common::{GpuArg, parse_size};
+use super::common::{GpuArg, ReadArgs, parse_size};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -26,6 +26,9 @@ pub struct DoctorArgs {
     /// A pack to plan for
     #[arg(value_name = "PACK", value_hint = ValueHint::FilePath)]
     pub pack: Option<PathBuf>,
+
+    #[command(flatten)]
+    pub read: ReadArgs,
 
     /// GPU memory to plan with, such as 8GiB or 500MB [default: 90 % of the free GPU memory]
     #[arg(long, value_name = "SIZE", requires = "pack", value_parser = parse_size)]

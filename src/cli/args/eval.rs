@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::{Args, ValueHint};
 
-use super::common::GpuArg;
+use super::common::{GpuArg, LoadArgs};
 use super::train::default_max_length;
 use super::train::values::{MicroBatchArg, SizeArg, TrainOnArg};
 use crate::arch::config::ModelConfig;
@@ -27,6 +27,9 @@ pub struct EvalArgs {
     /// The pack
     #[arg(value_name = "PACK", value_hint = ValueHint::FilePath)]
     pub pack: PathBuf,
+
+    #[command(flatten)]
+    pub load: LoadArgs,
 
     /// A LoRA adapter: a folder that `nf4pack train` or PEFT wrote, or a checkpoint in one
     #[arg(long, value_name = "DIR", value_hint = ValueHint::DirPath)]

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::{Args, ValueEnum, ValueHint};
 
-use super::common::OutputArgs;
+use super::common::{OutputArgs, WeightsArgs};
 use crate::format::FloatType;
 
 const EXAMPLES: &str = "\
@@ -28,6 +28,9 @@ pub struct ExportArgs {
     /// The folder to write; it must be new or empty
     #[arg(value_name = "OUT_DIR", value_hint = ValueHint::DirPath)]
     pub target: PathBuf,
+
+    #[command(flatten)]
+    pub weights: WeightsArgs,
 
     /// Type of the decoded weights; other tensors keep their type
     #[arg(long, value_enum, default_value_t = DtypeArg::Bf16)]

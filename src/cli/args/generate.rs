@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::{ArgGroup, Args, ValueHint};
 
-use super::common::{GpuArg, parse_size};
+use super::common::{GpuArg, LoadArgs, parse_size};
 use crate::model::generate::sampling::{Sampler, SamplerOptions};
 
 const EXAMPLES: &str = "\
@@ -29,6 +29,9 @@ pub struct GenerateArgs {
     /// The pack
     #[arg(value_name = "PACK", value_hint = ValueHint::FilePath)]
     pub pack: PathBuf,
+
+    #[command(flatten)]
+    pub load: LoadArgs,
 
     /// A LoRA adapter for the pack's model: a folder that `nf4pack train` or PEFT wrote
     #[arg(long, value_name = "DIR", value_hint = ValueHint::DirPath)]

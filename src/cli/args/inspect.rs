@@ -4,6 +4,8 @@ use std::path::PathBuf;
 
 use clap::{Args, ValueHint};
 
+use super::common::ReadArgs;
+
 const EXAMPLES: &str = "\
 Examples:
   nf4pack inspect qwen3.nf4pack
@@ -20,6 +22,9 @@ pub struct InspectArgs {
     /// The pack
     #[arg(value_name = "FILE", value_hint = ValueHint::FilePath)]
     pub file: PathBuf,
+
+    #[command(flatten)]
+    pub read: ReadArgs,
 
     /// List every tensor: role, shape, type, offset and bytes
     #[arg(long)]

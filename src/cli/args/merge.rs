@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use clap::{Args, ValueHint};
 
-use super::common::{GpuArg, OutputArgs, Usage};
+use super::common::{GpuArg, OutputArgs, Usage, WeightsArgs};
 use crate::merge::Base;
 
 const EXAMPLES: &str = "\
@@ -27,6 +27,9 @@ pub struct MergeArgs {
     /// The pack that the adapter was trained on
     #[arg(value_name = "PACK", value_hint = ValueHint::FilePath)]
     pub file: PathBuf,
+
+    #[command(flatten)]
+    pub weights: WeightsArgs,
 
     /// The adapter's folder, written by this program or by PEFT
     #[arg(long, value_name = "DIR", value_hint = ValueHint::DirPath)]

@@ -9,7 +9,7 @@ use clap::builder::{PathBufValueParser, TypedValueParser};
 use clap::{Args, ValueHint};
 use serde::{Deserialize, Serialize};
 
-use super::common::{GpuArg, Usage};
+use super::common::{GpuArg, LoadArgs, Usage};
 use crate::arch::config::ModelConfig;
 use crate::io::read::read_any;
 use crate::train::settings::Settings;
@@ -48,6 +48,9 @@ pub struct TrainArgs {
     /// The pack; training does not change its weights
     #[arg(value_name = "PACK", value_hint = ValueHint::FilePath)]
     pub pack: PathBuf,
+
+    #[command(flatten)]
+    pub load: LoadArgs,
 
     #[command(flatten)]
     pub options: TrainOptions,
@@ -232,7 +235,12 @@ impl TrainOptions {
     fn read(path: &Path) -> Result<Self> {
         let bytes = read_any(path, MAX_CONFIG_LEN)?;
         let text = String::from_utf8(bytes).with_context(|| format!("{} is not UTF-8", path.display()))?;
-        let wrong = |e: toml::de::Error| Usage(format!("{} is not a file for --config: {e}", path.display()));
+        let wrong = |e: toml::de::Error| {
+            let before = e.span().and_then(|span| text.get(..span.start)).unwrap_or_default();
+            let number = before.matches('\n').count() + 1;
+            let line = text.lines().nth(number - 1).unwrap_or_default().trim();
+            Usage(format!("{} is not a file for --config: line {number}, `{line}`: {}", path.display(), e.message()))
+        };
         Ok(toml::from_str(&text).map_err(wrong)?)
     }
 

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::{Args, ValueHint};
 
-use super::common::{OutputArgs, ThreadsArg};
+use super::common::{OutputArgs, ReadArgs, ThreadsArg};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -23,6 +23,9 @@ pub struct VerifyArgs {
     /// The pack
     #[arg(value_name = "FILE", value_hint = ValueHint::FilePath)]
     pub file: PathBuf,
+
+    #[command(flatten)]
+    pub read: ReadArgs,
 
     /// The checkpoint that the pack was made from
     #[arg(long, value_name = "SRC", value_hint = ValueHint::AnyPath)]

@@ -11,6 +11,7 @@ use anyhow::{Context, Result};
 use serde::Serialize;
 
 use super::{cores, median, temporary_folder, write_checkpoint};
+use crate::PackSource;
 use crate::cli::args::{BenchConvertArgs, EncoderArg};
 use crate::cli::open;
 use crate::cli::outcome::Outcome;
@@ -197,7 +198,7 @@ impl Runner<'_> {
 
     /// Bytes per second of the decoder and of memcpy, both into the same buffer.
     fn decode(&self) -> Result<(f64, f64)> {
-        let mapped = open::pack(&self.pack)?;
+        let mapped = open::map(&self.pack)?;
         let weights = mapped.pack().quantized_tensors().map(|p| p.data.elements as usize).sum::<usize>().min(PART_WEIGHTS);
         let (mut out, from) = (vec![0.0_f32; weights], vec![1.0_f32; weights]);
         // Page faults of file and buffer do not count.
@@ -214,7 +215,7 @@ impl Runner<'_> {
     fn verify(&self) -> Result<f64> {
         let bytes = fs::metadata(&self.pack)?.len() as f64;
         self.rate(bytes, || {
-            black_box(verify(&open::pack(&self.pack)?, self.args.threads.or_zero(), &Meter::Silent)?);
+            black_box(verify(&PackSource::open(&self.pack)?, self.args.threads.or_zero(), &Meter::Silent)?);
             Ok(())
         })
     }

@@ -75,7 +75,7 @@ fn measure(args: &BenchStreamArgs, ui: Ui, gpu: &Gpu) -> Result<Bench> {
     let pack = folder.path().join("layers.nf4pack");
     let pack_bytes = write_pack(&pack, &shape, ui)?;
     ui.stage(&format!("streaming {} to {}", ui::bytes(pack_bytes as f64), gpu.adapter()));
-    let plan = StreamPlan::new(open::pack(&pack)?.pack().index(), gpu.limits().max_buffer_size, None, false)?;
+    let plan = StreamPlan::new(PackSource::open(&pack)?.index(), gpu.limits().max_buffer_size, None, false)?;
     let mut measurements = Vec::new();
     for map in [true, false].into_iter().filter(|&map| !(map && args.no_mmap)) {
         for verify in [false, true].into_iter().filter(|&verify| verify || !args.verify_on_load) {
@@ -130,7 +130,7 @@ impl Measurement {
     /// Measures one way of loading; the first time does not count.
     fn new(gpu: &Gpu, pack: &Path, map: bool, options: &StreamOptions, runs: u16) -> Result<Self> {
         let open = || -> Result<LayerStream> {
-            let source = if map { open::source(pack) } else { PackSource::open(pack) }?;
+            let source = if map { open::mapped(pack)? } else { PackSource::open(pack)? };
             let source = if options.verify { source } else { source.unverified() };
             Ok(LayerStream::of(gpu, source, options)?)
         };

@@ -8,9 +8,9 @@ use anyhow::{Context as _, Result};
 use serde::Serialize;
 
 use super::{median, temporary_folder, write_checkpoint};
+use crate::PackSource;
 use crate::cli::args::{BenchTrainArgs, ShapeArg};
 use crate::cli::device::{self, AdapterEntry, is_software};
-use crate::cli::open;
 use crate::cli::outcome::Outcome;
 use crate::cli::ui::{self, Table, Ui, Unit};
 use crate::convert::encode::Encoder;
@@ -125,7 +125,7 @@ fn write_pack(folder: &Path, shape: &str, ui: Ui) -> Result<PathBuf> {
 }
 
 fn trainer(args: &BenchTrainArgs, gpu: &Gpu, pack: &Path) -> Result<(Trainer, MemoryPlan, u32)> {
-    let source = open::source(pack)?;
+    let source = PackSource::open(pack)?;
     let config = ModelConfig::of_pack(&source)?;
     let (rank, dropout, targets) = (args.rank, 0.0, TARGETS.to_vec());
     let lora = LoraConfig { rank, alpha: 2.0 * f64::from(rank), dropout, targets, rslora: false };

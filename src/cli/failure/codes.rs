@@ -7,6 +7,7 @@
 use std::error::Error;
 
 use super::super::args::Usage;
+use super::super::process::{Bug, NoThreads};
 use super::super::ui::Cancelled;
 use crate::arch::{ArchError, ConfigError, Obstacle};
 use crate::convert::ConvertError;
@@ -32,7 +33,7 @@ use crate::train::record::RecordError;
 use crate::train::run::RunError;
 use crate::train::settings::SettingsError;
 use crate::verify::VerifyError;
-use crate::{FileError, LayerError, OpenError};
+use crate::{FileError, LayerError, OpenError, ReadError};
 
 /// An error of the operating system that no error type of this crate wraps.
 const IO: &str = "io";
@@ -96,6 +97,8 @@ codes! {
         NotFinite "not-finite-element"
         OutOfRange "dequant-out-of-range"
         Difference "run-difference"
+        NoThreads "no-threads"
+        Bug "bug"
     }
     ConvertError {
         .0 of Source, Arch, Plan;
@@ -108,6 +111,7 @@ codes! {
         NotDurable "target-not-durable"
         Cancelled "cancelled"
         Threads "no-threads"
+        SyncThread "no-threads"
     }
     SourceError {
         .source of Header, Quantised;
@@ -220,22 +224,30 @@ codes! {
         .source of Format;
         Io "pack-unreadable"
     }
+    ReadError {
+        .0 of Open;
+        .source of Damaged;
+        Truncated "pack-cut-in-use"
+        Io "stream-unreadable"
+        Memory "no-memory"
+    }
     LayerError {
         .source of Format, Globals;
         OutOfRange "layer-out-of-range"
     }
     VerifyError {
-        .0 of Source, Arch;
+        .0 of Source, Arch, Read;
         Damaged "pack-damaged"
-        Io "verify-unreadable"
         Cancelled "cancelled"
         Threads "no-threads"
     }
     ExportError {
-        .0 of Verify, Write;
+        .0 of Verify, Write, Obstacle;
         Overflow "export-overflow"
     }
     WriteError {
+        .0 of Pack;
+        Memory "no-memory"
         TargetExists "target-folder-exists"
         NoSpace "no-space"
         TensorName "target-tensor-name"
@@ -279,12 +291,9 @@ codes! {
         Unfit "dequant-unfit"
     }
     StreamError {
-        .0 of Open, Gpu;
-        .source of Damaged;
+        .0 of Read, Gpu;
         Budget "gpu-budget"
         OutOfRange "layer-out-of-range"
-        Truncated "pack-cut-in-use"
-        Io "stream-unreadable"
         Loader "stream-loader"
     }
     OpError {
@@ -386,6 +395,9 @@ codes! {
     }
     RunError {
         .0 of Settings, Model, Plan, Checkpoint, Record;
+        Locked "run-locked"
+        Lock "run-lock"
+        BestLost "run-best-lost"
         OtherRun "run-other-settings"
         Occupied "run-out-occupied"
         Elsewhere "run-checkpoint-elsewhere"
@@ -402,6 +414,8 @@ codes! {
         Safetensors "checkpoint-safetensors"
         Format "checkpoint-format"
         Tensor "checkpoint-tensor"
+        StateChecksum "checkpoint-state-checksum"
+        Step "checkpoint-step"
         Checksum "checkpoint-checksum"
         Length "checkpoint-length"
     }
@@ -427,11 +441,13 @@ mod tests {
     const DOCUMENT: &str = include_str!("../../../docs/error-codes.md");
 
     /// Codes that several errors share.
-    const SHARED: [&str; 8] = [
+    const SHARED: [&str; 10] = [
         "io",
+        "source-unreadable",
         "cancelled",
         "no-threads",
         "no-space",
+        "no-memory",
         "target-unwritable",
         "target-not-durable",
         "gpu-budget",
@@ -468,7 +484,7 @@ mod tests {
     fn the_innermost_error_with_a_code_of_its_own_is_named() {
         let magic = || FormatError::BadMagic { found: [0; 8] };
         let open = OpenError::Format { path: "p".into(), source: magic() };
-        assert_eq!(code(&StreamError::Open(open).into()), "pack-bad-magic");
+        assert_eq!(code(&StreamError::from(ReadError::from(open)).into()), "pack-bad-magic");
         assert_eq!(code(&anyhow::Error::from(magic()).context("more")), "pack-bad-magic");
         let refused = || std::io::Error::from(ErrorKind::PermissionDenied);
         let read = SourceError::Io { path: "p".into(), source: refused() };

@@ -76,10 +76,16 @@ fn message(role: &'static str, content: &str) -> Message {
 }
 
 /// The lines of stdin, read by a thread, since a read cannot be interrupted.
-pub fn lines() -> Receiver<io::Result<String>> {
+///
+/// # Errors
+/// If the system starts no thread.
+pub fn lines() -> Result<Receiver<io::Result<String>>> {
     let (sender, receiver) = mpsc::channel();
-    thread::spawn(move || io::stdin().lock().lines().try_for_each(|line| sender.send(line)));
-    receiver
+    let read = move || {
+        let _ = io::stdin().lock().lines().try_for_each(|line| sender.send(line));
+    };
+    thread::Builder::new().name("nf4pack-stdin".to_owned()).spawn(read).context("cannot start a thread")?;
+    Ok(receiver)
 }
 
 /// The next line; `None` at their end and at Ctrl-C.

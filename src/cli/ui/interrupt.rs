@@ -1,9 +1,10 @@
 //! Ctrl-C and SIGTERM.
 
-use std::io::{self, Write};
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::Context;
+
+use super::door::say;
 
 /// Ctrl-C stopped the work: results are saved, partial output is removed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -47,7 +48,7 @@ pub fn handle_interrupts() -> anyhow::Result<()> {
 pub fn handle_interrupts_with(acknowledge: impl Fn() + Send + 'static) -> anyhow::Result<()> {
     let on_signal = move || {
         if INTERRUPTED.swap(true, Ordering::Relaxed) {
-            let _ = writeln!(io::stderr(), "\nended at once; temporary files may be left");
+            say("\nended at once; temporary files may be left");
             std::process::exit(1);
         }
         acknowledge();

@@ -1,12 +1,14 @@
 //! Progress on stderr.
 
 use std::fmt;
-use std::io::{self, Write};
+use std::sync::mpsc::{self, RecvTimeoutError, Sender};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressState, ProgressStyle};
 
+use super::door::{one_line, say};
 use super::interrupt::interrupted;
 use super::numbers::{bytes, count, duration, grouped};
 use crate::convert::Progress;
@@ -77,9 +79,7 @@ impl Meter {
 
     /// Prints a separate line, which stays.
     pub fn line(&self, text: &str) {
-        let line = || {
-            let _ = writeln!(io::stderr(), "{text}");
-        };
+        let line = || say(&one_line(text));
         match self {
             Self::Silent => {}
             Self::Bar(bar) => bar.bar.suspend(line),
@@ -144,6 +144,7 @@ fn status(unit: Unit, done: u64, total: u64, per_second: Option<f64>) -> String 
 pub struct Bar {
     bar: ProgressBar,
     pace: Arc<Pace>,
+    _ticker: Option<Ticker>,
 }
 
 impl Bar {
@@ -166,9 +167,8 @@ impl Bar {
             });
         let bar = ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr_with_hz(10)).with_style(style);
         bar.set_position(pace.before);
-        // Without a tick the clock stands still while a large tensor is copied.
-        bar.enable_steady_tick(Duration::from_millis(250));
-        Self { bar, pace }
+        let ticker = Ticker::start(&bar);
+        Self { bar, pace, _ticker: ticker }
     }
 
     fn advance(&self, done: u64, total: u64, text: &str) {
@@ -177,7 +177,7 @@ impl Bar {
         // Threads report out of order; a bar does not go back.
         self.bar.set_position(done.max(self.bar.position()));
         if !text.is_empty() {
-            self.bar.set_message(text.to_owned());
+            self.bar.set_message(one_line(text).into_owned());
         }
     }
 }
@@ -187,6 +187,40 @@ impl Drop for Bar {
         self.bar.finish_and_clear();
     }
 }
+
+/// A thread that redraws a bar: without it, the clock stands still while a large tensor is copied.
+/// That of indicatif panics where the system starts no thread.
+#[derive(Debug)]
+struct Ticker {
+    /// The thread ends when this is dropped.
+    running: Option<Sender<()>>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Ticker {
+    /// `None` if the system starts no thread.
+    fn start(bar: &ProgressBar) -> Option<Self> {
+        let (running, end) = mpsc::channel::<()>();
+        let bar = bar.downgrade();
+        let tick = move || {
+            while end.recv_timeout(TICK) == Err(RecvTimeoutError::Timeout) {
+                bar.upgrade().inspect(ProgressBar::tick);
+            }
+        };
+        let thread = thread::Builder::new().name("nf4pack-progress".to_owned()).spawn(tick).ok()?;
+        Some(Self { running: Some(running), thread: Some(thread) })
+    }
+}
+
+impl Drop for Ticker {
+    fn drop(&mut self) {
+        self.running = None;
+        let _ = self.thread.take().map(JoinHandle::join);
+    }
+}
+
+/// The time between two drawings of a bar on which nothing happens.
+const TICK: Duration = Duration::from_millis(250);
 
 /// A line for every tenth of the work, with a minimum and a maximum time between lines.
 #[derive(Debug)]
@@ -208,7 +242,7 @@ impl Lines {
     fn advance(&self, done: u64, total: u64, text: &str) {
         self.pace.note(done);
         if self.is_due(done, total) {
-            let _ = writeln!(io::stderr(), "{}", self.line(done, total, self.pace.per_second(done), text));
+            say(&one_line(&self.line(done, total, self.pace.per_second(done), text)));
         }
     }
 

@@ -2,6 +2,8 @@
 
 use std::fmt::{self, Display};
 
+use super::door::one_line;
+
 /// Columns with two spaces between them; text is aligned to the left, numbers to the right.
 #[derive(Debug)]
 pub struct Table {
@@ -32,9 +34,8 @@ impl Table {
 
     /// Adds a row.
     pub fn row<const N: usize>(&mut self, cells: [&dyn Display; N]) {
-        // Names come from files: what is printed must not steer the terminal.
-        let plain = |c: char| if c.is_control() { c.escape_default().to_string() } else { c.to_string() };
-        let cell = |cell: &&dyn Display| cell.to_string().chars().map(plain).collect();
+        // A cell stays within its line and its column.
+        let cell = |cell: &&dyn Display| one_line(&cell.to_string()).into_owned();
         self.rows.push(Row::Cells(cells.iter().map(cell).collect()));
     }
 

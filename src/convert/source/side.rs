@@ -7,6 +7,7 @@ use super::limits::{MAX_CONFIG_LEN, MAX_SIDE_FILE_LEN};
 use super::snapshot::{Folder, OpenFile};
 use crate::arch::config::not_json;
 use crate::convert::notice::Notice;
+use crate::format::Limits;
 use crate::format::files::{CONFIG, GENERATION_CONFIG, LFS_POINTER, SNAPSHOT_FILES, TEMPLATES_FOLDER, packed_template};
 
 /// The tokenizer that training and generation read.
@@ -28,7 +29,7 @@ pub(super) fn read(folder: &Folder, config: Option<&Path>) -> Result<(SideFiles,
     let (mut files, mut empty) = (Vec::with_capacity(SNAPSHOT_FILES.len()), Vec::new());
     for name in SNAPSHOT_FILES {
         let (file, limit) = match config {
-            _ if name != CONFIG => (folder.file(name)?, MAX_SIDE_FILE_LEN),
+            _ if name != CONFIG => (folder.file(name)?, Limits::default().of_file(name)),
             Some(path) => (Some(OpenFile::open(path, path.to_owned())?), MAX_CONFIG_LEN),
             None => (folder.file(name)?, MAX_CONFIG_LEN),
         };

@@ -1,20 +1,17 @@
 //! Errors of the layer stream.
 
-use std::path::PathBuf;
-
 use thiserror::Error;
 
-use crate::OpenError;
-use crate::format::FormatError;
 use crate::gpu::GpuError;
+use crate::source::ReadError;
 
 /// An error of the layer stream.
 #[derive(Debug, Error)]
 #[non_exhaustive]
 pub enum StreamError {
-    /// The file cannot be opened or is not a pack.
+    /// The pack cannot be opened or read.
     #[error(transparent)]
-    Open(#[from] OpenError),
+    Read(#[from] ReadError),
     /// An error of the GPU.
     #[error(transparent)]
     Gpu(#[from] GpuError),
@@ -40,32 +37,6 @@ pub enum StreamError {
         layer: u32,
         /// Layers of the pack.
         count: u32,
-    },
-    /// A payload violates the index or the specification.
-    #[error("{}: {source}", path.display())]
-    Damaged {
-        /// The pack.
-        path: PathBuf,
-        /// The violation.
-        source: FormatError,
-    },
-    /// The file is shorter than when it was opened.
-    #[error("{} was cut to {found} bytes while it was in use; it had {expected}", path.display())]
-    Truncated {
-        /// The pack.
-        path: PathBuf,
-        /// Length at opening.
-        expected: u64,
-        /// Present length.
-        found: u64,
-    },
-    /// The file cannot be read.
-    #[error("{}: {source}", path.display())]
-    Io {
-        /// The pack.
-        path: PathBuf,
-        /// Error of the operating system.
-        source: std::io::Error,
     },
     /// The loader thread or its workers could not start or have ended.
     #[error("cannot run the loader: {0}")]

@@ -35,10 +35,10 @@ use rayon::prelude::*;
 use crate::format::{Index, PieceCrc, Section, SectionKind, check, crc32};
 use crate::gpu::{Buffer, BufferRange, Gpu, StagingArea, Uploader, wgpu};
 use crate::io::AlignedBuf;
+use crate::source::{PackSource, WindowBuf};
 
 use super::error::StreamError;
 use super::plan::{Group, StreamPlan};
-use super::source::PackSource;
 
 /// Bytes of one read, checksum and copy. They stay in the L2 cache between the three steps.
 const PIECE_LEN: u64 = 256 << 10;
@@ -225,7 +225,7 @@ impl Worker {
         let one = |piece: &Piece, area: &StagingArea<'_>| {
             let thread = rayon::current_thread_index().unwrap_or(0) % scratch.len();
             let mut scratch = scratch[thread].lock().unwrap_or_else(PoisonError::into_inner);
-            let bytes = source.bytes(piece.file.start, (piece.file.end - piece.file.start) as usize, &mut scratch)?;
+            let bytes = source.bytes(piece.file.start, piece.file.end - piece.file.start, &mut scratch)?;
             let crc = if with_crcs { crc32(bytes.get(..piece.payload as usize).unwrap_or(bytes)) } else { 0 };
             area.write(piece.file.start - chunk.start, bytes)?;
             Ok::<_, StreamError>(crc)
@@ -251,7 +251,7 @@ impl Worker {
     fn check_crcs(&self, group: &Group, crcs: &[PieceCrc]) -> Result<(), StreamError> {
         let index = self.source.index();
         group.sections.clone().zip(crcs).try_for_each(|(number, crc)| match index.sections().get(number) {
-            Some(section) => check::checksum(index, number, section, crc.value()).map_err(|e| self.source.damaged(e)),
+            Some(section) => check::checksum(index, number, section, crc.value()).map_err(|e| self.source.damaged(e).into()),
             None => Ok(()),
         })
     }
@@ -260,10 +260,10 @@ impl Worker {
 /// Checks scales and code padding of a section against the specification.
 fn check_contents(source: &PackSource, number: usize) -> Result<(), StreamError> {
     let index = source.index();
-    let Some(section) = index.sections().get(number).filter(|s| has_contents(s)) else { return Ok(()) };
-    let mut buf = AlignedBuf::default();
-    let payload = source.bytes(section.offset, section.length as usize, &mut buf)?;
-    check::contents(index, number, section, payload).map_err(|e| source.damaged(e))
+    if !index.sections().get(number).is_some_and(has_contents) {
+        return Ok(());
+    }
+    Ok(source.check_contents(number, &mut WindowBuf::default(), || true)?)
 }
 
 /// Whether [`check::contents`] checks this section: scales, or codes with padding.

@@ -9,7 +9,6 @@
 mod error;
 mod loader;
 mod plan;
-mod source;
 #[cfg(test)]
 mod tests;
 
@@ -20,11 +19,11 @@ use crate::format::{FloatType, Index, Role, SectionKind, Shape};
 use crate::gpu::{Buffer, BufferRange, Gpu, GpuError, Lease};
 
 use super::weights::GpuWeights;
+pub use crate::source::PackSource;
 pub use error::StreamError;
 use loader::{GroupId, Loader, Reply, Request};
 use plan::Group;
 pub use plan::StreamPlan;
-pub use source::PackSource;
 
 /// Maximum threads that fill staging memory, if the caller sets no number. More threads were not
 /// faster on any measured machine.

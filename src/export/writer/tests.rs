@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use crate::MappedPack;
+use crate::PackSource;
 use crate::convert::synth::{self, Shape};
 use crate::convert::{Options, convert};
 use crate::export::export_sharded;
@@ -44,7 +44,7 @@ fn cut_at_any_step_an_export_is_whole_or_not_there() {
     let (source, pack) = (folder.path().join("model"), folder.path().join("m.nf4pack"));
     synth::write(&source, &SHAPE, 7, None, &()).unwrap();
     convert(&source, &pack, Options::default(), &()).unwrap();
-    let pack = MappedPack::read(&pack).unwrap();
+    let pack = PackSource::open(&pack).unwrap();
     for empty in [false, true] {
         cut(empty, |target| drop(export_sharded(&pack, target, FloatType::Bf16, 20_000, &()).unwrap()));
     }

@@ -77,6 +77,11 @@ impl Appender {
         }
     }
 
+    /// Makes all bytes durable.
+    pub(super) fn sync(&self) -> Result<(), RecordError> {
+        self.file.sync_all().map_err(|source| RecordError::Write { path: self.path.clone(), source })
+    }
+
     /// Appends all of the bytes, or none.
     pub(super) fn append(&mut self, bytes: &[u8]) -> Result<(), RecordError> {
         if bytes.is_empty() {

@@ -70,6 +70,12 @@ impl Recorder {
         [&mut self.metrics, &mut self.events].into_iter().filter_map(|log| log.write().err()).collect()
     }
 
+    /// Makes all records durable that are in the files. Returns the files that could not be synced.
+    pub fn sync(&mut self) -> Vec<RecordError> {
+        let files = [&self.metrics, &self.events].into_iter().filter_map(|log| log.file.as_ref());
+        files.filter_map(|file| file.sync().err()).collect()
+    }
+
     /// The files that lack records, and how many.
     pub fn missing(&self) -> Vec<(&'static str, u64)> {
         let logs = [(METRICS, &self.metrics), ("TensorBoard's events", &self.events)];
@@ -153,6 +159,16 @@ fn read_kept(folder: &Path, step: u64, eval_due: bool) -> Result<(Vec<u8>, Vec<R
         }
     }
     Ok((kept, records))
+}
+
+/// Reads `metrics.jsonl`, without an incomplete last line.
+///
+/// # Errors
+/// See [`RecordError`].
+#[cfg(any(fuzzing, test))]
+pub fn read_metrics(path: &Path) -> Result<Vec<Record>, RecordError> {
+    let text = read::read(path, Links::Refuse, MAX_METRICS_LEN)?;
+    Ok(parse(path, &text)?.into_iter().map(|(record, _)| record).collect())
 }
 
 /// The records, each with its line.

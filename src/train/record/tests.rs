@@ -8,12 +8,6 @@ use std::io::Write;
 
 use super::*;
 
-/// Reads `metrics.jsonl`, without an incomplete last line.
-fn read_metrics(path: &Path) -> Result<Vec<Record>, RecordError> {
-    let text = read::read(path, Links::Refuse, MAX_METRICS_LEN)?;
-    Ok(parse(path, &text)?.into_iter().map(|(record, _)| record).collect())
-}
-
 fn step(step: u64, loss: f32) -> Record {
     let (lr, grad_norm, seconds) = (2e-4, 0.5 + loss, step as f64 * 1.5);
     Record::Step(StepRecord {

@@ -1,6 +1,7 @@
 //! Why a run does not start, or ends early.
 
 use std::fmt;
+use std::io;
 use std::path::{Path, PathBuf};
 
 use thiserror::Error;
@@ -43,6 +44,28 @@ pub enum RunError {
         out: PathBuf,
         /// What it has.
         found: Leftover,
+    },
+    /// Another run trains into the folder.
+    #[error("another nf4pack{} trains into {}", pid.map_or_else(String::new, |pid| format!(" (process {pid})")), out.display())]
+    Locked {
+        /// The folder.
+        out: PathBuf,
+        /// The number of its process, if known.
+        pid: Option<u32>,
+    },
+    /// The folder cannot be locked against other runs.
+    #[error("cannot lock {}: {source}", path.display())]
+    Lock {
+        /// The file of the lock.
+        path: PathBuf,
+        /// The system's error.
+        source: io::Error,
+    },
+    /// The best adapter of the resumed run is lost, so the search starts again.
+    #[error("the best adapter so far cannot be read, so the search for the best one starts again: {source}")]
+    BestLost {
+        /// Why it cannot be read.
+        source: CheckpointError,
     },
     /// A checkpoint of another run.
     #[error("the checkpoint {} is not in {}, the folder of the run", checkpoint.display(), out.display())]

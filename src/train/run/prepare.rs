@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
+use super::lock::RunLock;
 use super::{Leftover, RunError};
 use crate::arch::config::ModelConfig;
 use crate::data::options::Options;
@@ -15,6 +16,7 @@ use crate::lora::config::AdapterLayout;
 use crate::model::error::ModelError;
 use crate::model::plan::MicroBatch;
 use crate::model::plan::{Demand, MemoryPlan};
+use crate::train::best;
 use crate::train::checkpoint::{Checkpoint, Fingerprint, Inputs, data_identity, pack_identity};
 use crate::train::record::METRICS;
 use crate::train::settings::Settings;
@@ -156,11 +158,18 @@ impl Prepared {
     }
 }
 
-/// Checks that a run of `model`, new or resumed, replaces no other results in the folder.
+/// Checks that a run of `model`, new or resumed, replaces no other results in the folder, and that
+/// no other run trains there.
 ///
 /// # Errors
-/// [`RunError::Occupied`], [`RunError::Elsewhere`], [`RunError::Checkpoint`].
+/// [`RunError::Locked`], [`RunError::Occupied`], [`RunError::Elsewhere`], [`RunError::Checkpoint`].
 pub fn check_folder(out: &Path, resume: Option<&Path>, model: &ModelConfig) -> Result<(), RunError> {
+    RunLock::check(out)?;
+    check_results(out, resume, model)
+}
+
+/// The part of [`check_folder`] that is repeated under the lock.
+pub(super) fn check_results(out: &Path, resume: Option<&Path>, model: &ModelConfig) -> Result<(), RunError> {
     let same = |a: &Path, b: &Path| a.canonicalize().ok().zip(b.canonicalize().ok()).is_some_and(|(a, b)| a == b);
     let found = match (Checkpoint::foreign(out)?, resume) {
         (true, _) => Some(Leftover::Foreign),
@@ -181,6 +190,7 @@ fn leftover(out: &Path, model: &ModelConfig) -> Result<Option<Leftover>, RunErro
     let untrained = || Adapter::read(out, model).is_ok_and(|adapter| adapter.changes_nothing());
     Ok(match Checkpoint::latest(out)? {
         Some(_) => Some(Leftover::Checkpoints),
+        None if best::is_any_trained(out) => Some(Leftover::Adapter),
         None if has(adapter::WEIGHTS) && untrained() => None,
         None if has(adapter::WEIGHTS) || has(adapter::CONFIG) => Some(Leftover::Adapter),
         None if has(METRICS) => Some(Leftover::Records),

@@ -10,7 +10,8 @@ use crate::lora::adapter::Adapter;
 use crate::lora::gpu::GpuAdapter;
 use crate::model::error::ModelError;
 use crate::model::plan::MemoryPlan;
-use crate::train::checkpoint::{Checkpoint, Fingerprint, State, adapter_checksum};
+use crate::train::best;
+use crate::train::checkpoint::{Checkpoint, CheckpointError, Fingerprint, State, adapter_checksum};
 use crate::train::record::{Record, Recorder};
 use crate::train::settings::Settings;
 use crate::train::trainer::{Hyperparameters, Trainer};
@@ -73,19 +74,29 @@ impl Start {
         Ok(trainer)
     }
 
-    /// Writes the adapter into the folder of the run before the first step. With an early stop it
-    /// keeps the best adapter so far, which the folder already has. If the folder does not have
-    /// it, the search for the best one starts again.
-    pub fn write_adapter(&mut self, task: &Task<'_>, model: &ModelConfig, keeps_best: bool) -> Result<(), RunError> {
-        let is_best = |adapter: &Adapter| self.state.best_adapter == Some(adapter_checksum(adapter));
-        let best = || Adapter::read(task.out, model).ok().filter(is_best);
-        let best = if keeps_best { best() } else { None };
+    /// Writes the adapter into the folder of the run before the first step. With an early stop that
+    /// is the best adapter so far. If it cannot be found, the search for the best one starts again,
+    /// and a warning is returned.
+    pub fn write_adapter(
+        &mut self,
+        task: &Task<'_>,
+        model: &ModelConfig,
+        keeps_best: bool,
+    ) -> Result<Option<RunError>, RunError> {
+        let (best, warning) = match self.state.best_adapter.filter(|_| keeps_best) {
+            Some(checksum) => match best_adapter(task.out, (self.state.best_step, checksum), model) {
+                Ok(best) => (Some(best), None),
+                Err(source) => (None, Some(RunError::BestLost { source })),
+            },
+            None => (None, None),
+        };
         if keeps_best && best.is_none() {
             self.state.forget_best();
         }
         let best = best.map(|best| Adapter { base: self.adapter.base.clone(), ..best });
         let adapter = best.as_ref().unwrap_or(&self.adapter);
-        Ok(adapter.write(task.out, task.files).map_err(ModelError::from)?)
+        adapter.write(task.out, task.files).map_err(ModelError::from)?;
+        Ok(warning)
     }
 
     /// The recorder of the run, and the records so far.
@@ -95,4 +106,14 @@ impl Start {
             None => Ok((Recorder::create(out), Vec::new())),
         }
     }
+}
+
+/// The best adapter so far: from its own folder, or else from the folder of the run.
+fn best_adapter(out: &Path, key: best::Key, model: &ModelConfig) -> Result<Adapter, CheckpointError> {
+    best::read(out, key, model).or_else(|lost| {
+        let is_best = |adapter: &Adapter| adapter_checksum(adapter) == key.1;
+        let adapter = Adapter::read(out, model).ok().filter(is_best).ok_or(lost)?;
+        best::write(out, key.0, &adapter)?;
+        Ok(adapter)
+    })
 }

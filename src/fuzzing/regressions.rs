@@ -1,11 +1,16 @@
-//! The checks of the fuzz targets below the public API, over the committed seeds and over
-//! everything that a target has ever failed on. The others are in `tests/format/fuzz_regressions.rs`.
+//! The checks of the fuzz targets that reach below the public API, over the committed seeds and
+//! over everything that a target has ever failed on. The others are in
+//! `tests/format/fuzz_regressions.rs`.
 #![allow(clippy::expect_used, clippy::unwrap_used, clippy::panic, reason = "tests fail by panicking")]
 
 #[path = "../../fuzz/checks/adapter.rs"]
 mod adapter;
+#[path = "../../fuzz/checks/arch_config.rs"]
+mod arch_config;
 #[path = "../../fuzz/checks/checkpoint.rs"]
 mod checkpoint;
+#[path = "../../fuzz/checks/index_json.rs"]
+mod index_json;
 #[path = "../../fuzz/checks/json.rs"]
 mod json;
 #[path = "../../fuzz/checks/jsonl.rs"]
@@ -14,6 +19,8 @@ mod jsonl;
 mod replay;
 #[path = "../../fuzz/checks/template.rs"]
 mod template;
+#[path = "../../fuzz/checks/tokenizer.rs"]
+mod tokenizer;
 
 use replay::{draw_changes, replay};
 
@@ -24,9 +31,21 @@ fn adapter() {
 }
 
 #[test]
+fn arch_config() {
+    assert!(replay("arch_config", arch_config::run) >= 3);
+    draw_changes(1000, arch_config::run);
+}
+
+#[test]
 fn checkpoint() {
     assert!(replay("checkpoint", checkpoint::run) >= 3);
     draw_changes(300, checkpoint::run);
+}
+
+#[test]
+fn index_json() {
+    assert!(replay("index_json", index_json::run) >= 3);
+    draw_changes(300, index_json::run);
 }
 
 #[test]
@@ -39,4 +58,10 @@ fn jsonl() {
 fn template() {
     assert!(replay("template", template::run) >= 3);
     draw_changes(300, template::run);
+}
+
+#[test]
+fn tokenizer() {
+    assert!(replay("tokenizer", tokenizer::run) >= 3);
+    draw_changes(200, tokenizer::run);
 }

@@ -1,0 +1,103 @@
+//! Tensors in memory: whole and checked, or a window of their weights.
+
+use rayon::prelude::*;
+
+use super::windows::WindowBuf;
+use super::{Bytes, PackSource, ReadError};
+use crate::format::nf4::{Nf4Tensor, Scales, block_count};
+use crate::format::{FloatType, FormatError, PieceCrc, Section, check, crc32};
+use crate::io::AlignedBuf;
+
+/// Bytes of one read and checksum. They stay in the L2 cache between the two.
+const PIECE_LEN: usize = 256 << 10;
+
+/// Buffers for the payloads of one tensor, reused from tensor to tensor.
+#[derive(Debug, Default)]
+pub(crate) struct TensorBuf {
+    elements: AlignedBuf,
+    scales: AlignedBuf,
+}
+
+/// The payloads of a tensor.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum TensorData<'a> {
+    Quantized(Nf4Tensor<'a>),
+    Raw(FloatType, &'a [u8]),
+}
+
+impl PackSource {
+    /// The tensor whose first section is `number`, checked. All threads of the pool read it.
+    ///
+    /// # Errors
+    /// [`ReadError`], except [`ReadError::Open`].
+    pub(crate) fn tensor<'a>(&'a self, number: usize, buf: &'a mut TensorBuf) -> Result<TensorData<'a>, ReadError> {
+        let missing = || self.damaged(FormatError::Unpaired { section: number as u64, offset: 0 });
+        let section = self.index().sections().get(number).ok_or_else(missing)?;
+        let elements = self.payload(number, section, &mut buf.elements)?;
+        if let Some(float_type) = section.element_type.float_type() {
+            return Ok(TensorData::Raw(float_type, elements));
+        }
+        // Validation ensures that a scale table directly follows its codes.
+        let table = self.index().sections().get(number + 1).ok_or_else(missing)?;
+        let scales = self.payload(number + 1, table, &mut buf.scales)?;
+        let blocks = block_count(section.shape.elements(), section.block_size) as usize;
+        let scales = section.scale_type.and_then(|scale_type| Scales::from_payload(scales, scale_type, blocks));
+        Ok(TensorData::Quantized(Nf4Tensor {
+            codes: elements,
+            scales: scales.ok_or_else(missing)?,
+            block_size: section.block_size,
+            elements: section.shape.elements(),
+        }))
+    }
+
+    /// A whole payload, after its checks.
+    fn payload<'a>(&'a self, number: usize, section: &Section, buf: &'a mut AlignedBuf) -> Result<&'a [u8], ReadError> {
+        let piece_crc = |piece: &[u8]| if self.verifies { crc32(piece) } else { 0 };
+        let (bytes, crcs): (&[u8], Vec<u32>) = match &self.bytes {
+            Bytes::Mapped(_) => {
+                let bytes = self.bytes(section.offset, section.length, buf)?;
+                (bytes, bytes.par_chunks(PIECE_LEN).map(piece_crc).collect())
+            }
+            Bytes::Read { file, .. } => {
+                let bytes = self.room(section.length, buf)?;
+                let pieces = bytes.par_chunks_mut(PIECE_LEN).enumerate().map(|(i, piece)| {
+                    self.read_into(file, piece, section.offset + (i * PIECE_LEN) as u64)?;
+                    Ok(piece_crc(piece))
+                });
+                let crcs = pieces.collect::<Result<_, ReadError>>()?;
+                (bytes, crcs)
+            }
+        };
+        let index = self.index();
+        if self.verifies {
+            let mut crc = PieceCrc::default();
+            bytes.chunks(PIECE_LEN).zip(crcs).for_each(|(piece, of_piece)| crc.push(of_piece, piece.len() as u64));
+            check::checksum(index, number, section, crc.value()).map_err(|e| self.damaged(e))?;
+        }
+        check::contents(index, number, section, bytes).map_err(|e| self.damaged(e))?;
+        Ok(bytes)
+    }
+
+    /// Weights `first..first + len` of the tensor whose codes are section `number`. `first` is a
+    /// multiple of the weights of [`SUPER_BLOCK`](crate::format::nf4::SUPER_BLOCK) blocks.
+    /// Checksums are not compared.
+    ///
+    /// # Errors
+    /// If the file cannot be read.
+    pub(crate) fn weights<'a>(
+        &'a self,
+        number: usize,
+        first: u64,
+        len: u64,
+        buf: &'a mut WindowBuf,
+    ) -> Result<Nf4Tensor<'a>, ReadError> {
+        let missing = || self.damaged(FormatError::Unpaired { section: number as u64, offset: 0 });
+        let pair = self.index().sections().get(number).zip(self.index().sections().get(number + 1));
+        let (section, table) = pair.ok_or_else(missing)?;
+        let blocks = block_count(len, section.block_size);
+        let codes_len = blocks * u64::from(section.block_size / 2);
+        let codes = self.bytes(section.offset + first / 2, codes_len, &mut buf.codes)?;
+        let scales = self.scales(table, first / u64::from(section.block_size.max(1)), blocks, &mut buf.scales)?;
+        Ok(Nf4Tensor { codes, scales, block_size: section.block_size, elements: len })
+    }
+}

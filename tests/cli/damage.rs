@@ -1,0 +1,241 @@
+//! Packs that are damaged, cut or contradict themselves, in every command that opens them: the
+//! right result, or an error with a code and exit code 1, and no file left over.
+#![allow(clippy::unwrap_used, clippy::panic, reason = "tests fail by panicking")]
+
+use crate::common;
+use crate::common::program::{Failure, PACK, command, failure, place};
+
+use std::fs;
+use std::path::Path;
+
+use nf4pack::MappedPack;
+use nf4pack::format::{Entry, Layout, Pack, Role, Section, SectionKind, Storage};
+
+const DATA: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/chat.jsonl");
+const ADAPTER: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/oracle/adapter_final");
+
+/// The commands that run the model of a pack or write its weights.
+fn runs() -> [Vec<&'static str>; 5] {
+    [
+        vec!["eval", PACK, "--data", DATA, "--max-length", "64"],
+        vec!["generate", PACK, "--prompt", "a", "--max-tokens", "1"],
+        vec!["train", PACK, "--data", DATA, "--out", "out", "--steps", "1", "--max-length", "64", "--rank", "2"],
+        vec!["export", PACK, "out"],
+        vec!["merge", PACK, "--adapter", ADAPTER, "--base", "dequant", "--out", "out", "--no-compare"],
+    ]
+}
+
+/// Runs each command on the pack in `folder`, to fail.
+fn all_fail(folder: &Path) -> Vec<Failure> {
+    let fail = |arguments: &Vec<&str>| {
+        let failure = failure(folder, arguments);
+        assert_eq!(leftovers(folder, arguments[0]), [""; 0], "{arguments:?}");
+        failure
+    };
+    runs().iter().map(fail).collect()
+}
+
+/// What a command has left: hidden files and folders, and the output of one that failed. The folder
+/// of a training may remain: the next run continues in it.
+fn leftovers(folder: &Path, command: &str) -> Vec<String> {
+    if command == "train" {
+        let _ = fs::remove_dir_all(folder.join("out"));
+    }
+    let names = fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap());
+    names.filter(|name| name.starts_with('.') || name == "out").collect()
+}
+
+/// The pack in `folder`, with other bytes in the embedded file `name`.
+fn with_file(folder: &Path, name: &str, bytes: &[u8]) {
+    let mapped = MappedPack::read(folder.join(PACK)).unwrap();
+    let pack = mapped.pack();
+    let index = pack.index();
+    let payload = |section: &Section| match index.name(section) == name {
+        true => bytes.to_vec(),
+        false => pack.payload(section).to_vec(),
+    };
+    let layout = layout_of(pack, name, bytes.len() as u64);
+    // The order of sections does not change.
+    let payloads: Vec<Vec<u8>> = index.sections().iter().map(payload).collect();
+    let payloads: Vec<&[u8]> = payloads.iter().map(Vec::as_slice).collect();
+    fs::write(folder.join(PACK), layout.assemble(&payloads, index.metadata()).unwrap()).unwrap();
+}
+
+fn layout_of(pack: Pack<'_>, name: &str, len: u64) -> Layout {
+    let index = pack.index();
+    let entry = |section: &Section| {
+        let storage = match section.kind? {
+            SectionKind::Codes => Storage::Nf4 { scale_type: section.scale_type?, block_size: section.block_size },
+            SectionKind::Raw => Storage::Raw(section.element_type.float_type()?),
+            SectionKind::File => Storage::File,
+            SectionKind::Scales => return None,
+        };
+        let shape = if index.name(section) == name { nf4pack::format::Shape::new(&[len])? } else { section.shape };
+        let (role, layer, expert) = (section.role, section.layer, section.expert);
+        Some(Entry { name: index.name(section).to_owned(), role, layer, expert, shape, storage })
+    };
+    let entries = index.sections().iter().filter_map(entry).collect();
+    Layout::new(entries, pack.layer_count(), index.metadata().len() as u64).unwrap()
+}
+
+/// Changes one bit of a file.
+fn flip(path: &Path, offset: u64) {
+    let mut bytes = fs::read(path).unwrap();
+    bytes[offset as usize] ^= 0x40;
+    fs::write(path, bytes).unwrap();
+}
+
+/// The first section of the pack that is `wanted`.
+fn section(folder: &Path, wanted: impl Fn(&Section) -> bool) -> Section {
+    let mapped = MappedPack::read(folder.join(PACK)).unwrap();
+    mapped.pack().index().sections().iter().find(|section| wanted(section)).unwrap().clone()
+}
+
+#[test]
+fn a_changed_bit_in_any_kind_of_section_is_found_by_the_first_load() {
+    let Some(_) = common::gpu() else { return };
+    let place = place();
+    let folder = place.path();
+    let last = MappedPack::read(folder.join(PACK)).unwrap().pack().layer_count() - 1;
+    let kinds: [&dyn Fn(&Section) -> bool; 5] = [
+        &|s| s.kind == Some(SectionKind::Codes) && s.layer == Some(0),
+        &|s| s.kind == Some(SectionKind::Scales) && s.layer == Some(last),
+        &|s| s.kind == Some(SectionKind::Raw) && s.layer == Some(0),
+        &|s| s.role == Role::Embedding,
+        &|s| s.role == Role::FinalNorm,
+    ];
+    for wanted in kinds {
+        let damaged = section(folder, wanted);
+        // A low bit of a scale or an element, so that its value remains a small number.
+        let offset = damaged.offset + damaged.length / 2 / 2 * 2;
+        flip(&folder.join(PACK), offset);
+        for failure in all_fail(folder) {
+            let code = if failure.code == "pack-damaged" { "pack-damaged" } else { "pack-payload-checksum" };
+            failure.assert(code, &[PACK, &damaged.offset.to_string(), "checksum"], &["convert"]);
+        }
+        flip(&folder.join(PACK), offset);
+    }
+    let file = section(folder, |s| s.kind == Some(SectionKind::File));
+    flip(&folder.join(PACK), file.offset + 1);
+    all_fail(folder);
+}
+
+#[test]
+fn config_json_must_describe_exactly_the_layers_of_the_pack() {
+    let place = place();
+    let folder = place.path();
+    let mapped = MappedPack::read(folder.join(PACK)).unwrap();
+    let config = String::from_utf8(mapped.pack().file("config.json").unwrap().bytes.to_vec()).unwrap();
+    let layers = mapped.pack().layer_count();
+    drop(mapped);
+    let old = format!("\"num_hidden_layers\": {layers}");
+    assert!(config.contains(&old));
+    for wrong in [1, layers + 1, 1 << 16, u32::MAX] {
+        with_file(folder, "config.json", config.replace(&old, &format!("\"num_hidden_layers\": {wrong}")).as_bytes());
+        for failure in all_fail(folder) {
+            failure.assert("run-layer-count", &["num_hidden_layers", &wrong.to_string()], &["--config"]);
+        }
+        command(folder, &["verify", PACK]).assert().success().stderr(predicates::str::contains("num_hidden_layers"));
+        command(folder, &["inspect", PACK]).assert().success().stderr(predicates::str::contains("num_hidden_layers"));
+    }
+}
+
+/// Seeded numbers (xorshift).
+struct Numbers(u64);
+
+impl Numbers {
+    fn below(&mut self, limit: usize) -> usize {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        (self.0 % limit as u64) as usize
+    }
+}
+
+/// Changes some bytes: a bit, the length, a range copied from another place, or a range of zeros.
+fn damage(bytes: &mut Vec<u8>, numbers: &mut Numbers) {
+    // Half of the changes hit the front, where the structure is.
+    let len = if numbers.below(2) == 0 { bytes.len().min(16 << 10) } else { bytes.len() };
+    let (at, from, count) = (numbers.below(len), numbers.below(len), 1 + numbers.below(4096));
+    let end = (at + count).min(bytes.len());
+    match numbers.below(4) {
+        0 => bytes[at] ^= 1 << numbers.below(8),
+        1 => bytes.truncate(at),
+        2 => {
+            let copied = bytes[from..].iter().copied().take(end - at).collect::<Vec<_>>();
+            bytes[at..at + copied.len()].copy_from_slice(&copied);
+        }
+        _ => bytes[at..end].fill(0),
+    }
+}
+
+/// What a run computed or wrote.
+fn result_of(folder: &Path, stdout: &[u8]) -> Option<Vec<u8>> {
+    if let Ok(weights) = fs::read(folder.join("out/model.safetensors")) {
+        return Some(weights);
+    }
+    let document: serde_json::Value = serde_json::from_slice(stdout).ok()?;
+    let keys = ["loss", "text", "first_loss", "last_loss"];
+    Some(keys.map(|key| document[key].to_string()).concat().into_bytes())
+}
+
+/// Random damage (`NF4PACK_CAMPAIGN=N` makes N changes): the right result, or exit code 1 with a
+/// code; never a signal, a panic or a file left over.
+#[test]
+fn random_damage_gives_the_right_result_or_an_error() {
+    let Some(_) = common::gpu() else { return };
+    let place = place();
+    let folder = place.path();
+    let good = fs::read(folder.join(PACK)).unwrap();
+    let run = |arguments: &[&str]| {
+        let _ = fs::remove_dir_all(folder.join("out"));
+        let output = command(folder, arguments).arg("--json").output().unwrap();
+        (output.status.code(), result_of(folder, &output.stdout), output)
+    };
+    let expected: Vec<_> = runs().iter().map(|arguments| run(arguments).1).collect();
+    let changes = std::env::var("NF4PACK_CAMPAIGN").ok().and_then(|n| n.parse().ok()).unwrap_or(100);
+    let (mut numbers, mut right, mut refused) = (Numbers(0x9e37_79b9_7f4a_7c15), 0, 0);
+    for change in 0..changes {
+        let mut bytes = good.clone();
+        damage(&mut bytes, &mut numbers);
+        fs::write(folder.join(PACK), &bytes).unwrap();
+        let which = change % runs().len();
+        let (code, found, output) = run(&runs()[which]);
+        let shown = String::from_utf8_lossy(&output.stderr);
+        match code {
+            Some(0) => assert!(found == expected[which], "change {change}: another result of {:?}", runs()[which]),
+            Some(1) => {
+                let document: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+                assert!(document["code"].is_string() && !shown.contains("panicked"), "change {change}: {shown}");
+                assert_eq!(leftovers(folder, runs()[which][0]), [""; 0], "change {change}: {shown}");
+            }
+            other => panic!("change {change}: {other:?}, {shown}"),
+        }
+        if code == Some(0) { right += 1 } else { refused += 1 }
+    }
+    println!("{changes} changes: {right} right results, {refused} errors");
+    assert!(refused > 0);
+}
+
+/// The pack is cut while export writes: an error, or the whole snapshot if all was read before.
+#[test]
+fn a_pack_that_is_cut_during_an_export_leaves_nothing() {
+    let place = place();
+    let folder = place.path();
+    let good = fs::read(folder.join(PACK)).unwrap();
+    for len in [0, 4096, good.len() as u64 / 2, good.len() as u64 - 1] {
+        fs::write(folder.join(PACK), &good).unwrap();
+        let mut export = std::process::Command::new(assert_cmd::cargo::cargo_bin!("nf4pack"));
+        let mut export = export.current_dir(folder).args(["export", PACK, "out", "--quiet"]).spawn().unwrap();
+        // Hidden while it is written.
+        let begun = || fs::read_dir(folder).unwrap().any(|e| e.unwrap().file_name().to_string_lossy().starts_with('.'));
+        while !begun() && export.try_wait().unwrap().is_none() {}
+        fs::File::options().write(true).open(folder.join(PACK)).unwrap().set_len(len).unwrap();
+        let code = export.wait().unwrap().code();
+        assert!(matches!(code, Some(0 | 1)), "{code:?}");
+        if code == Some(0) {
+            fs::remove_dir_all(folder.join("out")).unwrap();
+        }
+        assert_eq!(leftovers(folder, "export"), [""; 0]);
+    }
+}
