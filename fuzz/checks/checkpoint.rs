@@ -5,7 +5,7 @@ use std::fs;
 use std::path::PathBuf;
 
 use arbitrary::{Result, Unstructured};
-use nf4pack::fuzzing::{Checkpoint, Fingerprint, METRICS, OPTIMIZER, Recorder, STATE, State};
+use nf4pack::fuzzing::{Checkpoint, Fingerprint, METRICS, OPTIMIZER, Recorder, STATE, State, adapter_lengths, read_metrics};
 use serde_json::{Value, json};
 
 use super::adapter::{Base, edited_safetensors, write};
@@ -69,7 +69,7 @@ impl Run {
     fn new() -> Self {
         let (base, out) = (Base::new(), tempfile::tempdir().expect("a temporary folder"));
         let fingerprint: Fingerprint = serde_json::from_value(json!({"PACK": "a", "--micro-batch": "2"})).expect("a map");
-        let moments = vec![0.5; base.adapter.vector.len()];
+        let moments = vec![0.5; adapter_lengths(&base.adapter)[0]];
         let state = State::new(10, 0, fingerprint);
         let checkpoint = Checkpoint { adapter: base.adapter.clone(), exp_avg: moments.clone(), exp_avg_sq: moments, state };
         let folder = checkpoint.write(out.path()).expect("a good checkpoint");
@@ -107,8 +107,8 @@ impl Run {
         write(&self.folder, OPTIMIZER, moments);
         match Checkpoint::read(&self.folder, &self.base.model) {
             Ok(found) => {
-                let floats = found.adapter.layout.len();
-                assert_eq!([found.adapter.vector.len(), found.exp_avg.len(), found.exp_avg_sq.len()], [floats; 3]);
+                let [floats, expected] = adapter_lengths(&found.adapter);
+                assert_eq!([floats, found.exp_avg.len(), found.exp_avg_sq.len()], [expected; 3]);
                 assert_eq!(found.adapter, self.base.adapter, "its files did not change");
                 let _ = found.state.fingerprint.micro_batch();
             }
@@ -121,6 +121,9 @@ impl Run {
         fs::create_dir_all(&folder).expect("a folder");
         write(&folder, METRICS, bytes);
         let lines = bytes.iter().filter(|&&byte| byte == b'\n').count();
+        if let Err(error) = read_metrics(&folder.join(METRICS)) {
+            assert!(!error.to_string().is_empty());
+        }
         match Recorder::resume(&folder, 5, false) {
             Ok((_, records)) => assert!(records.len() <= lines + 1),
             Err(error) => assert!(!error.to_string().is_empty()),

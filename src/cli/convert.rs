@@ -11,7 +11,7 @@ use super::failure;
 use super::outcome::Outcome;
 use super::ui::{self, Table, Ui, Unit};
 use crate::convert::notice::{LeftOut, Notice};
-use crate::convert::{Conversion, Report};
+use crate::convert::{Conversion, Kept, Report, partial_path};
 use crate::format::{Role, Section, SectionKind};
 
 pub fn run(args: &ConvertArgs) -> anyhow::Result<Outcome> {
@@ -37,9 +37,25 @@ pub fn run(args: &ConvertArgs) -> anyhow::Result<Outcome> {
         ui.result(&preview, || preview.text())?;
         return Ok(Outcome::Good);
     }
+    let partial = partial_path(&args.target);
+    if !args.resume && partial.is_file() {
+        ui.note(&format!("{} keeps a part of an interrupted conversion: --resume continues it", partial.display()));
+    }
     let meter = ui.meter("converting", Unit::Weights);
-    let report = conversion.write(&args.target, &meter)?;
+    let report = conversion.write(&args.target, &meter).inspect_err(|_| {
+        if args.resume && partial.is_file() {
+            ui.note(&format!("{} keeps the finished part: the same command continues from it", partial.display()));
+        }
+    })?;
     drop(meter);
+    match report.kept {
+        Some(Kept { damaged: true, .. }) => ui.warning("the kept part was damaged, so the conversion began again"),
+        Some(Kept { weights, .. }) => {
+            let percent = 100.0 * weights as f64 / report.weights.max(1) as f64;
+            ui.note(&format!("{percent:.0} % of the weights were kept from the interrupted conversion"));
+        }
+        None => {}
+    }
     let document = Document { target: args.target.display().to_string(), report: &report, cannot_run };
     ui.result(&document, || summary(&args.target, conversion.config().family.model_type, &report))?;
     Ok(Outcome::Good)

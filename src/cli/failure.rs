@@ -235,6 +235,14 @@ fn of_convert(error: &ConvertError) -> Option<String> {
         ConvertError::NoSpace { needed, available, .. } => Some(no_space(*needed, *available)),
         ConvertError::Target { path, source } => of_target(path, source),
         ConvertError::NotDurable { .. } => Some(SYNC.into()),
+        ConvertError::PartialInUse { .. } => Some("wait until it ends, or name another OUT".into()),
+        ConvertError::PartialDiffers { path } => Some(format!(
+            "give the SRC and the options of the interrupted conversion, or start again with `rm {}`",
+            path.display()
+        )),
+        ConvertError::PartialSource { path, .. } => {
+            Some(format!("restore the file, or start again with `rm {}`", path.display()))
+        }
         ConvertError::Threads(_) | ConvertError::SyncThread(_) => Some("--threads N starts fewer threads".into()),
         ConvertError::Cancelled => None,
     }

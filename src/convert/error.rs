@@ -19,7 +19,8 @@ impl From<PartsError> for ConvertError {
 }
 
 /// Why a conversion failed. After [`ConvertError::NotDurable`] the target is whole; after any other
-/// error there is none (or still the old one). A temporary file is never left behind.
+/// error there is none (or still the old one). A temporary file is never left behind; with
+/// [`Options::resume`](super::Options::resume) the finished part is.
 #[derive(Debug, Error)]
 #[non_exhaustive]
 pub enum ConvertError {
@@ -86,6 +87,26 @@ pub enum ConvertError {
         path: PathBuf,
         /// The system's error.
         source: std::io::Error,
+    },
+    /// Another process continues the same interrupted conversion.
+    #[error("another process is converting to {}", path.display())]
+    PartialInUse {
+        /// The file of the finished part.
+        path: PathBuf,
+    },
+    /// The finished part is not of this conversion.
+    #[error("{} keeps a conversion with other options, of another checkpoint or by another version", path.display())]
+    PartialDiffers {
+        /// The file of the finished part.
+        path: PathBuf,
+    },
+    /// A weights file has changed since the finished part was made from it.
+    #[error("{} has changed since the conversion that {} keeps", file.display(), path.display())]
+    PartialSource {
+        /// The file of the finished part.
+        path: PathBuf,
+        /// The weights file.
+        file: PathBuf,
     },
     /// The caller asked to stop.
     #[error("stopped before the end")]

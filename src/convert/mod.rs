@@ -5,6 +5,7 @@
 pub mod encode;
 mod error;
 pub(crate) mod hash;
+mod journal;
 mod nesting;
 pub mod notice;
 mod options;
@@ -22,4 +23,6 @@ pub use error::ConvertError;
 pub use options::Options;
 pub use parts::PartsError;
 pub use pipeline::{Conversion, convert};
-pub use report::{Progress, Report, RoleReport};
+pub use report::{Kept, Progress, Report, RoleReport};
+#[cfg(feature = "cli")]
+pub(crate) use target::partial_path;

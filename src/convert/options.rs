@@ -28,6 +28,9 @@ pub struct Options {
     pub config: Option<PathBuf>,
     /// Whether an existing target is replaced.
     pub force: bool,
+    /// Whether an interrupted conversion keeps its finished part in a hidden file next to the
+    /// target, and whether such a part is used. The bytes are the same.
+    pub resume: bool,
 }
 
 impl Default for Options {
@@ -41,6 +44,7 @@ impl Default for Options {
             threads: None,
             config: None,
             force: false,
+            resume: false,
         }
     }
 }

@@ -3,6 +3,8 @@
 //! is hashed, and its output written. Memory is two windows and their output, for a model of any
 //! size.
 
+mod resume;
+
 use std::collections::{BTreeMap, HashMap};
 use std::io;
 use std::path::{Path, PathBuf};
@@ -12,13 +14,14 @@ use rayon::prelude::*;
 
 use super::error::ConvertError;
 use super::hash::FileHash;
+use super::journal::Slots;
 use super::nesting::{Candidates, Trial, Wanted};
 use super::notice::{LeftOut, Notice};
 use super::options::Options;
 use super::parts::{self, Parts};
 use super::piece::{Outcome, Payload, Work, Write};
 use super::plan::{Action, Plan, PlanError};
-use super::report::{Progress, Report, RoleSums, name_of, notice_texts};
+use super::report::{Kept, Progress, Report, RoleSums, name_of, notice_texts};
 use super::source::{self, Checkpoint, SourceError, SourceFile};
 use super::target::{Target, Writer};
 use super::walk::{Piece, Window, tensor_pieces, windows};
@@ -29,6 +32,7 @@ use crate::format::nf4::{ScaleType, Scales};
 use crate::format::{PieceCrc, Role, Section, SectionKind, check, crc32};
 use crate::io::access::Readers;
 use crate::io::{AlignedBuf, folder_of, read_exact_at};
+use resume::{Journal, Start};
 
 /// Bytes of a window for each thread, so that there is work for all; at least [`MIN_WINDOW`], at
 /// most [`MAX_WINDOW`].
@@ -135,14 +139,35 @@ impl Conversion {
     /// See [`ConvertError`].
     pub fn write(&self, path: &Path, progress: &dyn Progress) -> Result<Report, ConvertError> {
         self.check_target(path)?;
-        let target = Target::create(path, self.plan.layout.file_len(), self.options.force, self.readers()?)?;
+        let target = self.target(path)?;
         let pool = rayon::ThreadPoolBuilder::new().num_threads(self.options.threads.map_or(0, |n| n.get())).build()?;
-        let state = target.write_with(|writer| pool.install(|| Run::new(self, writer, progress).run()))?;
-        if progress.cancelled() {
-            return Err(ConvertError::Cancelled);
+        let state = target.write_with(|writer| pool.install(|| Run::new(self, writer, progress).run()));
+        match state {
+            Ok(_) if progress.cancelled() => {
+                target.abandon();
+                Err(ConvertError::Cancelled)
+            }
+            Ok(state) => {
+                target.finish()?;
+                Ok(self.report(&state))
+            }
+            Err(error) => {
+                target.abandon();
+                Err(error)
+            }
         }
-        target.finish()?;
-        Ok(self.report(&state))
+    }
+
+    fn target(&self, path: &Path) -> Result<Target, ConvertError> {
+        let (layout, &Options { force, resume, .. }) = (&self.plan.layout, &self.options);
+        let (len, readers) = (layout.file_len(), self.readers()?);
+        match resume {
+            true => {
+                let slots = Slots::new(len, layout.sections().len(), self.checkpoint.files.len());
+                Target::resume(path, len, force, readers, slots)
+            }
+            false => Target::create(path, len, force, readers),
+        }
     }
 
     /// Refuses to replace a file that the conversion reads.
@@ -206,6 +231,7 @@ impl Conversion {
             left_out: self.left_out.clone(),
             kept_unused: self.kept_unused.clone(),
             notices: notice_texts(&self.notices),
+            kept: state.kept,
         }
     }
 }
@@ -221,6 +247,8 @@ struct State {
     wanted: HashMap<usize, Wanted>,
     hashes: Vec<String>,
     done: u64,
+    /// What an interrupted run had kept.
+    kept: Option<Kept>,
 }
 
 /// The output of a window that has been worked on, with the source bytes that parts of it repeat.
@@ -243,21 +271,25 @@ struct Run<'a> {
     writer: &'a Writer<'a>,
     progress: &'a dyn Progress,
     state: State,
+    /// With [`Options::resume`].
+    journal: Option<Journal>,
 }
 
 impl<'a> Run<'a> {
     fn new(job: &'a Conversion, writer: &'a Writer<'a>, progress: &'a dyn Progress) -> Self {
         let crcs = vec![PieceCrc::default(); job.plan.layout.sections().len()];
-        Self { job, writer, progress, state: State { crcs, ..State::default() } }
+        Self { job, writer, progress, state: State { crcs, ..State::default() }, journal: None }
     }
 
     fn run(mut self) -> Result<State, ConvertError> {
-        self.progress.advance(0, self.job.plan.weights);
+        let mut start = self.resume()?;
+        self.progress.advance(self.state.done, self.job.plan.weights);
         self.write_files()?;
-        for file in &self.job.checkpoint.files {
-            let hash = self.convert_file(file)?;
+        for file in self.job.checkpoint.files.iter().skip(self.state.hashes.len()) {
+            let hash = self.convert_file(file, std::mem::take(&mut start))?;
             self.state.hashes.push(hash);
         }
+        self.record(&FileHash::default(), 0)?;
         self.write_front()?;
         Ok(self.state)
     }
@@ -292,14 +324,21 @@ impl<'a> Run<'a> {
         self.writer.write(&front, 0)
     }
 
-    /// Converts every tensor of a file, and gives the file's SHA-256.
-    fn convert_file(&mut self, file: &SourceFile) -> Result<String, ConvertError> {
+    /// Converts the tensors of a file that are not finished, and gives the file's SHA-256.
+    fn convert_file(&mut self, file: &SourceFile, start: Start) -> Result<String, ConvertError> {
         let window_len = (WINDOW_PER_THREAD * rayon::current_num_threads()).clamp(MIN_WINDOW, MAX_WINDOW);
-        let windows = windows(file, &self.job.checkpoint.tensors, window_len);
-        let mut hash = FileHash::default();
+        let Start { offset, mut hash } = start;
+        let windows = windows(file, &self.job.checkpoint.tensors, offset, window_len);
         let (mut previous, mut spare) = (Pending::default(), AlignedBuf::default());
         for window in windows {
-            if self.progress.cancelled() {
+            let is_cancelled = self.progress.cancelled();
+            if self.record_is_due(is_cancelled) {
+                hash.update(previous.bytes());
+                self.write_pending(&previous)?;
+                previous = Pending { buf: previous.buf, ..Pending::default() };
+                self.record(&hash, window.offset)?;
+            }
+            if is_cancelled {
                 return Err(ConvertError::Cancelled);
             }
             let mut buf = spare;

@@ -1,6 +1,6 @@
 //! What a conversion reports to its caller: its progress, and its result.
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use super::encode::Stats;
 use super::notice::{LeftOut, Notice};
@@ -80,10 +80,23 @@ pub struct Report {
     pub kept_unused: Vec<String>,
     /// What the user should know.
     pub notices: Vec<String>,
+    /// What an interrupted run had kept ([`Options::resume`](super::Options::resume)); `None` if
+    /// nothing.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub kept: Option<Kept>,
+}
+
+/// What an interrupted conversion had kept.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub struct Kept {
+    /// Quantised weights that were not encoded again.
+    pub weights: u64,
+    /// Whether the file was damaged, so that the conversion began again.
+    pub damaged: bool,
 }
 
 /// Sums per role while a conversion runs.
-#[derive(Debug, Default, Clone)]
+#[derive(Debug, Default, Clone, Serialize, Deserialize)]
 pub(super) struct RoleSums {
     pub tensors: u64,
     pub bytes: u64,

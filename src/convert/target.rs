@@ -2,24 +2,45 @@
 
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::{self, Sender};
 use std::thread;
 
 use super::error::ConvertError;
+use super::journal::{self, Record, Slots};
 use crate::io::access::Readers;
 use crate::io::leftovers::remove_leftovers;
 use crate::io::new_file::NewFile;
 use crate::io::step::Output;
-use crate::io::{folder_of, sync_dir};
+use crate::io::{folder_of, read_exact_at, sync_dir};
 
-/// A pack being written. Dropped before [`Target::finish`], it leaves nothing behind.
+/// A pack being written. Dropped before [`Target::finish`], it leaves nothing behind, unless it is
+/// one of [`Target::resume`].
 #[derive(Debug)]
 pub(crate) struct Target {
     file: NewFile,
     path: PathBuf,
     folder: PathBuf,
     force: bool,
+    len: u64,
+    partial: Option<Partial>,
+}
+
+/// The file of a conversion that keeps its finished part.
+#[derive(Debug)]
+struct Partial {
+    path: PathBuf,
+    slots: Slots,
+    /// Whether it has a record, so that it is worth keeping.
+    is_recorded: AtomicBool,
+}
+
+/// Where a conversion into `target` keeps its finished part.
+pub(crate) fn partial_path(target: &Path) -> PathBuf {
+    let mut name = std::ffi::OsString::from(".");
+    name.push(target.file_name().unwrap_or_default());
+    name.push("-partial");
+    folder_of(target).join(name)
 }
 
 /// Bytes that may be written before they are sent to the disk.
@@ -33,7 +54,12 @@ pub(crate) struct Writer<'a> {
     wake: Sender<()>,
 }
 
-impl Writer<'_> {
+impl<'a> Writer<'a> {
+    /// The target.
+    pub(crate) const fn target(&self) -> &'a Target {
+        self.target
+    }
+
     /// Writes `bytes` at `offset`.
     pub(crate) fn write(&self, bytes: &[u8], offset: u64) -> Result<(), ConvertError> {
         self.target.output().write_at(bytes, offset).map_err(|source| self.target.error(source))?;
@@ -56,7 +82,38 @@ impl Target {
     /// # Errors
     /// If `path` exists and `force` is not set, if it is a folder, or if its folder is missing or
     /// full.
-    pub(crate) fn create(path: &Path, len: u64, force: bool, mut readers: Readers) -> Result<Self, ConvertError> {
+    pub(crate) fn create(path: &Path, len: u64, force: bool, readers: Readers) -> Result<Self, ConvertError> {
+        let error = |source| ConvertError::Target { path: path.to_owned(), source };
+        let (folder, readers) = Self::check(path, force, readers)?;
+        check_space(&folder, len)?;
+        let file = NewFile::create(&folder, &readers).map_err(error)?;
+        // What is never written, the padding, reads as zero.
+        file.output().set_len(len).map_err(error)?;
+        Ok(Self { file, path: path.to_owned(), folder, force, len, partial: None })
+    }
+
+    /// As [`Target::create`], but the file is [`partial_path`]. It is continued if it exists, and
+    /// stays after an error if it has a record.
+    ///
+    /// # Errors
+    /// As [`Target::create`], and [`ConvertError::PartialInUse`].
+    pub(super) fn resume(path: &Path, len: u64, force: bool, readers: Readers, slots: Slots) -> Result<Self, ConvertError> {
+        let (folder, readers) = Self::check(path, force, readers)?;
+        let partial = partial_path(path);
+        let error = |source| ConvertError::Target { path: partial.clone(), source };
+        let file = NewFile::open_kept(&partial, &readers).map_err(|source| match source.kind() {
+            io::ErrorKind::WouldBlock => ConvertError::PartialInUse { path: partial.clone() },
+            _ => error(source),
+        })?;
+        let used = fs4::FileExt::allocated_size(file.output().as_file()).map_err(error)?;
+        check_space(&folder, len.saturating_sub(used))?;
+        let partial = Some(Partial { path: partial, slots, is_recorded: AtomicBool::new(false) });
+        Ok(Self { file, path: path.to_owned(), folder, force, len, partial })
+    }
+
+    /// Checks that `path` can be written, and removes what dead processes left there. Returns its
+    /// folder, and the readers with those of the file that is replaced.
+    fn check(path: &Path, force: bool, mut readers: Readers) -> Result<(PathBuf, Readers), ConvertError> {
         let error = |source| ConvertError::Target { path: path.to_owned(), source };
         if path.is_dir() {
             return Err(error(io::Error::from(io::ErrorKind::IsADirectory)));
@@ -72,20 +129,67 @@ impl Target {
             return Err(error(io::Error::from(io::ErrorKind::IsADirectory)));
         }
         let folder = folder_of(path).to_owned();
-        // Asked for now, not after the work: the folder is made durable at the end.
+        // Opened now, not after the work: the folder is made durable at the end.
         sync_dir(&folder).map_err(error)?;
         remove_leftovers(&folder);
-        let available = fs4::available_space(&folder).map_err(error)?;
-        if available < len {
-            return Err(ConvertError::NoSpace { path: folder, needed: len, available });
-        }
         if let Ok(old) = path.metadata() {
             readers.replace(&old);
         }
-        let file = NewFile::create(&folder, &readers).map_err(error)?;
-        // What is never written, the padding, reads as zero.
-        file.output().set_len(len).map_err(error)?;
-        Ok(Self { file, path: path.to_owned(), folder, force })
+        Ok((folder, readers))
+    }
+
+    /// The records of an interrupted conversion, the newest first.
+    ///
+    /// # Errors
+    /// [`ConvertError::Target`].
+    pub(super) fn records(&self) -> Result<Vec<Record>, ConvertError> {
+        let Some(partial) = &self.partial else { return Ok(Vec::new()) };
+        let records = journal::read(self.output().as_file());
+        let records = records.map_err(|source| ConvertError::Target { path: partial.path.clone(), source })?;
+        partial.is_recorded.store(!records.is_empty(), Ordering::Relaxed);
+        Ok(records)
+    }
+
+    /// Forgets what an interrupted conversion has written.
+    ///
+    /// # Errors
+    /// [`ConvertError::Target`].
+    pub(super) fn clear(&self) -> Result<(), ConvertError> {
+        let Some(partial) = &self.partial else { return Ok(()) };
+        partial.is_recorded.store(false, Ordering::Relaxed);
+        partial.slots.clear(self.output()).map_err(|source| self.error(source))
+    }
+
+    /// Records what is finished, all of which has been written.
+    ///
+    /// # Errors
+    /// [`ConvertError::Target`].
+    pub(super) fn record(&self, record: &Record) -> Result<(), ConvertError> {
+        let Some(partial) = &self.partial else { return Ok(()) };
+        partial.slots.write(self.output(), record).map_err(|source| self.error(source))?;
+        partial.is_recorded.store(true, Ordering::Relaxed);
+        Ok(())
+    }
+
+    /// The path of the finished part, for errors.
+    pub(super) fn partial(&self) -> PathBuf {
+        self.partial.as_ref().map_or_else(|| self.path.clone(), |partial| partial.path.clone())
+    }
+
+    /// Fills `bytes` with those of the finished part at `offset`.
+    ///
+    /// # Errors
+    /// [`ConvertError::Target`].
+    pub(super) fn read(&self, bytes: &mut [u8], offset: u64) -> Result<(), ConvertError> {
+        read_exact_at(self.output().as_file(), bytes, offset)
+            .map_err(|source| ConvertError::Target { path: self.partial(), source })
+    }
+
+    /// Removes a finished part without a record: it is of no use.
+    pub(crate) fn abandon(self) {
+        if self.partial.is_some_and(|partial| !partial.is_recorded.into_inner()) {
+            self.file.discard();
+        }
     }
 
     /// Runs `work`, which writes through the [`Writer`]. Beside it a thread of its own makes the
@@ -123,12 +227,27 @@ impl Target {
     /// After [`ConvertError::NotDurable`] the file has its name; after any other error there is
     /// nothing of it.
     pub(crate) fn finish(self) -> Result<(), ConvertError> {
-        let Self { file, path, folder, force } = self;
+        if self.partial.is_some() {
+            // The records go last: without them, a crash would lose the finished part.
+            self.output().sync_data().map_err(|source| self.error(source))?;
+            self.output().set_len(self.len).map_err(|source| self.error(source))?;
+        }
+        let Self { file, path, folder, force, .. } = self;
         file.publish(&path, force).map_err(|source| match source.kind() {
             io::ErrorKind::AlreadyExists => ConvertError::TargetExists { path: path.clone() },
             _ => ConvertError::Target { path: path.clone(), source },
         })?;
         sync_dir(&folder).map_err(|source| ConvertError::NotDurable { path, source })
+    }
+}
+
+/// Fails unless `folder` has room for `needed` bytes.
+fn check_space(folder: &Path, needed: u64) -> Result<(), ConvertError> {
+    let error = |source| ConvertError::Target { path: folder.to_owned(), source };
+    let available = fs4::available_space(folder).map_err(error)?;
+    match available < needed {
+        true => Err(ConvertError::NoSpace { path: folder.to_owned(), needed, available }),
+        false => Ok(()),
     }
 }
 
@@ -191,21 +310,14 @@ mod tests {
         assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 0);
     }
 
+    const SHAPE: Shape =
+        Shape { hidden: 48, intermediate: 80, layers: 1, heads: 2, kv_heads: 1, head_dim: 24, vocabulary: 50, tied: true };
+
     /// A conversion into `root/out.nf4pack`, cut at each step; `old` is a pack that it replaces.
     fn cut_conversion(unnamed: bool, replace: bool) -> crash::Counts {
         let (root, source) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
-        let shape = Shape {
-            hidden: 48,
-            intermediate: 80,
-            layers: 1,
-            heads: 2,
-            kv_heads: 1,
-            head_dim: 24,
-            vocabulary: 50,
-            tied: true,
-        };
         let source = source.path().join("model");
-        synth::write(&source, &shape, 7, None, &()).unwrap();
+        synth::write(&source, &SHAPE, 7, None, &()).unwrap();
         let options = |force| Options { threads: Some(NonZeroUsize::MIN), force, ..Options::default() };
         let pack = |root: &Path| root.join("out.nf4pack");
         let old = b"an older pack".to_vec();
@@ -235,5 +347,33 @@ mod tests {
             let counts = cut_conversion(unnamed, replace);
             assert!(counts.steps >= 8 && counts.states > 2, "{counts:?}");
         }
+    }
+
+    #[test]
+    fn cut_at_any_step_a_conversion_that_keeps_its_part_continues_to_the_same_bytes() {
+        let (root, source) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let source = source.path().join("model");
+        synth::write(&source, &SHAPE, 7, Some(12_000), &()).unwrap();
+        let options = Options { threads: Some(NonZeroUsize::MIN), resume: true, ..Options::default() };
+        let recording = record::start(root.path());
+        let pack = |root: &Path| root.join("out.nf4pack");
+        convert(&source, &pack(root.path()), options.clone(), &()).unwrap();
+        let whole = crash::tree(root.path());
+        assert_eq!(whole.keys().collect::<Vec<_>>(), ["out.nf4pack"]);
+        let (mut continued, mut damaged) = (0, 0);
+        let counts = crash::every_crash(root.path(), &crash::Tree::new(), &recording.steps(), |crash| {
+            if crash.at_end || crash.tree.contains_key("out.nf4pack") {
+                assert!(*crash.tree == whole, "half a pack");
+                return;
+            }
+            let root = tempfile::tempdir().unwrap();
+            crash::put(crash.tree, root.path());
+            let report = convert(&source, &pack(root.path()), options.clone(), &()).unwrap();
+            assert!(crash::tree(root.path()) == whole);
+            continued += u32::from(report.kept.is_some_and(|kept| kept.weights > 0));
+            damaged += u32::from(report.kept.is_some_and(|kept| kept.damaged));
+        });
+        assert!(counts.steps > 30 && continued > 30, "{counts:?}, {continued} continued");
+        assert_eq!(damaged, 0, "a record was durable before what it names");
     }
 }

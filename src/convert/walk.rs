@@ -42,13 +42,15 @@ impl Window {
     }
 }
 
-/// The windows of a file, each of at most `window_len` bytes (or one piece, where that is longer).
+/// The windows of a file from `start` on, where a piece begins, each of at most `window_len` bytes
+/// (or one piece, where that is longer).
 pub(super) fn windows<'a>(
     file: &'a SourceFile,
     tensors: &'a [TensorInfo],
+    start: u64,
     window_len: usize,
 ) -> impl Iterator<Item = Window> + 'a {
-    let mut pieces = pieces(file, tensors).peekable();
+    let mut pieces = pieces(file, tensors).skip_while(move |piece| piece.offset < start).peekable();
     std::iter::from_fn(move || {
         let first = pieces.next()?;
         let mut window = Window { offset: first.offset, len: first.len, pieces: vec![first] };

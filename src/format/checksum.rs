@@ -9,17 +9,31 @@ pub fn crc32(bytes: &[u8]) -> u32 {
 /// Combines the CRC-32 of a payload's pieces, possibly from several threads: push the pieces in
 /// order.
 #[derive(Debug, Clone, Default)]
-pub struct PieceCrc(crc32fast::Hasher);
+pub struct PieceCrc {
+    hasher: crc32fast::Hasher,
+    len: u64,
+}
 
 impl PieceCrc {
     /// Appends a piece of `len` bytes whose CRC-32 is `crc`.
     pub fn push(&mut self, crc: u32, len: u64) {
-        self.0.combine(&crc32fast::Hasher::new_with_initial_len(crc, len));
+        self.hasher.combine(&crc32fast::Hasher::new_with_initial_len(crc, len));
+        self.len = self.len.wrapping_add(len);
     }
 
     /// The CRC-32 of everything pushed.
     pub fn value(&self) -> u32 {
-        self.0.clone().finalize()
+        self.hasher.clone().finalize()
+    }
+
+    /// Bytes of all pieces.
+    pub const fn len(&self) -> u64 {
+        self.len
+    }
+
+    /// Whether no byte was pushed.
+    pub const fn is_empty(&self) -> bool {
+        self.len == 0
     }
 }
 
@@ -39,6 +53,10 @@ mod tests {
         for piece in bytes.chunks(777) {
             pieces.push(crc32(piece), piece.len() as u64);
         }
-        assert_eq!(pieces.value(), crc32(&bytes));
+        assert_eq!((pieces.value(), pieces.len()), (crc32(&bytes), 10_000));
+        let mut again = PieceCrc::default();
+        assert!(again.is_empty());
+        again.push(pieces.value(), pieces.len());
+        assert_eq!(again.value(), pieces.value());
     }
 }

@@ -205,6 +205,11 @@ impl Disk {
                 let node = self.create(*id);
                 self.name(path, node);
             }
+            Step::OpenFile { id, path } => {
+                let (folder, name) = self.place(path);
+                let Some(&Node::File(file)) = self.folders[folder].now.get(&name) else { panic!("{name} is no file") };
+                self.open.insert(*id, file);
+            }
             Step::CreateUnnamed { id } => drop(self.create(*id)),
             Step::Link { id, path } => self.name(path, Node::File(self.open[id])),
             Step::SetLen { id, len } => self.change(*id, What::Len(*len)),

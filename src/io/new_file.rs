@@ -9,13 +9,24 @@ use super::access::Readers;
 use super::leftovers::{Lock, TEMPORARY, lock};
 use super::step::{self, Output};
 
-/// A file without its final name. Dropped before [`NewFile::publish`], it leaves nothing.
+/// A file without its final name. Dropped before [`NewFile::publish`], it leaves nothing, unless it
+/// is one that is kept.
 #[derive(Debug)]
 pub(crate) struct NewFile {
     output: Output,
     folder: PathBuf,
-    /// Its temporary name, if the file system has no unnamed files.
-    name: Option<TempPath>,
+    name: Name,
+}
+
+/// The name of a file that is not complete.
+#[derive(Debug)]
+enum Name {
+    /// None: the system removes the file with the process.
+    None,
+    /// If the file system has no unnamed files.
+    Temporary(TempPath),
+    /// It stays for a later run.
+    Kept(PathBuf),
 }
 
 impl NewFile {
@@ -30,12 +41,41 @@ impl NewFile {
                 // For the moment before a replacement when it has a temporary name. A file system
                 // without locks has no leftovers that are removed.
                 let _ = output.as_file().try_lock();
-                (output, None)
+                (output, Name::None)
             }
             None => named(folder)?,
         };
         output.restrict(readers)?;
         Ok(Self { output, folder: folder.to_owned(), name })
+    }
+
+    /// Opens the file `path` to continue it, or creates it. It is not removed on drop. It is no
+    /// wider readable than `readers` allow.
+    ///
+    /// # Errors
+    /// `WouldBlock` if another process has it; else the error of the operating system.
+    pub(crate) fn open_kept(path: &Path, readers: &Readers) -> io::Result<Self> {
+        let output = match Output::open(path) {
+            Err(e) if e.kind() == io::ErrorKind::NotFound => Output::create_new(path)?,
+            opened => opened?,
+        };
+        if !output.as_file().metadata()?.is_file() {
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, "not a regular file"));
+        }
+        if lock(output.as_file(), path) == Lock::Lost {
+            return Err(io::ErrorKind::WouldBlock.into());
+        }
+        output.restrict(readers)?;
+        let name = Name::Kept(path.to_owned());
+        Ok(Self { output, folder: super::folder_of(path).to_owned(), name })
+    }
+
+    /// Removes a file that is kept.
+    pub(crate) fn discard(self) {
+        if let Name::Kept(path) = &self.name {
+            // A later run replaces what cannot be removed.
+            let _ = step::remove_file(path);
+        }
     }
 
     /// The file, to write it.
@@ -53,12 +93,18 @@ impl NewFile {
     pub(crate) fn publish(self, path: &Path, replace: bool) -> io::Result<()> {
         self.output.sync_all()?;
         let name = match self.name {
-            None if !replace => return self.output.link(path),
+            Name::None if !replace => return self.output.link(path),
             // A link cannot replace a file.
-            None => builder().make_in(&self.folder, |name| self.output.link(name))?.into_temp_path(),
-            Some(name) if !replace => return step::rename_new(name, path),
-            Some(name) => name,
+            Name::None => builder().make_in(&self.folder, |name| self.output.link(name))?.into_temp_path(),
+            Name::Temporary(name) => name,
+            Name::Kept(name) => {
+                let result = if replace { step::rename(&name, path) } else { rename_kept(name, path) };
+                return result;
+            }
         };
+        if !replace {
+            return Ok(step::rename_new(name, path)?);
+        }
         step::rename(&name, path)?;
         // The temporary name no longer exists, so there is nothing to remove.
         let _ = name.keep();
@@ -72,6 +118,14 @@ impl NewFile {
     }
 }
 
+/// Renames a file, unless something has the name; it then keeps its own.
+fn rename_kept(from: PathBuf, to: &Path) -> io::Result<()> {
+    step::rename_new(TempPath::try_from_path(from)?, to).map_err(|error| {
+        let _ = error.path.keep();
+        error.error
+    })
+}
+
 fn builder() -> Builder<'static, 'static> {
     let mut builder = Builder::new();
     let [prefix, suffix] = TEMPORARY;
@@ -80,11 +134,11 @@ fn builder() -> Builder<'static, 'static> {
 }
 
 /// A file with a temporary name.
-fn named(folder: &Path) -> io::Result<(Output, Option<TempPath>)> {
+fn named(folder: &Path) -> io::Result<(Output, Name)> {
     loop {
         let (output, name) = builder().make_in(folder, Output::create_new)?.into_parts();
         match lock(output.as_file(), &name) {
-            Lock::Taken | Lock::None => return Ok((output, Some(name))),
+            Lock::Taken | Lock::None => return Ok((output, Name::Temporary(name))),
             // Another process took it for a leftover.
             Lock::Lost => {}
         }
@@ -129,7 +183,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let file = NewFile::create(folder.path(), &Readers::default()).unwrap();
         // A file system without unnamed files has nothing to show here.
-        let expected = usize::from(file.name.is_some());
+        let expected = usize::from(!matches!(file.name, Name::None));
         assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), expected);
     }
 }

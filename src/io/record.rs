@@ -8,6 +8,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 pub(crate) enum Step {
     /// An empty file with a name.
     CreateFile { id: usize, path: PathBuf },
+    /// An existing file is opened, to be written.
+    OpenFile { id: usize, path: PathBuf },
     /// An empty file without a name.
     CreateUnnamed { id: usize },
     /// Another name of a file.
@@ -103,6 +105,11 @@ fn new_file(path: &Path, step: impl FnOnce(usize) -> Step) -> Option<FileLog> {
 /// A file was created.
 pub(super) fn created(path: &Path) -> Option<FileLog> {
     new_file(path, |id| Step::CreateFile { id, path: path.to_owned() })
+}
+
+/// A file was opened.
+pub(super) fn opened(path: &Path) -> Option<FileLog> {
+    new_file(path, |id| Step::OpenFile { id, path: path.to_owned() })
 }
 
 /// A file without a name was created in `folder`.

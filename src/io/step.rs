@@ -36,6 +36,24 @@ impl Output {
         })
     }
 
+    /// Opens the existing file `path`, to continue it.
+    ///
+    /// # Errors
+    /// Any error of the operating system.
+    #[cfg(feature = "convert")]
+    pub(crate) fn open(path: &Path) -> io::Result<Self> {
+        let mut options = File::options();
+        options.read(true).write(true);
+        #[cfg(unix)]
+        no_follow(&mut options);
+        let file = options.open(path)?;
+        Ok(Self {
+            file,
+            #[cfg(test)]
+            log: record::opened(path),
+        })
+    }
+
     /// A file in `folder` without a name: it vanishes with the process, however that ends. `None`
     /// if the system or the file system has no such files.
     ///
@@ -199,10 +217,9 @@ pub(crate) fn rename(from: &Path, to: &Path) -> io::Result<()> {
 /// Renames a file, unless something has the name `to`.
 ///
 /// # Errors
-/// `AlreadyExists` if something has the name; else the error of the operating system. The file is
-/// then removed.
+/// `AlreadyExists` if something has the name; else the error of the operating system; and the path.
 #[cfg(feature = "convert")]
-pub(crate) fn rename_new(from: TempPath, to: &Path) -> io::Result<()> {
+pub(crate) fn rename_new(from: TempPath, to: &Path) -> Result<(), tempfile::PathPersistError> {
     #[cfg(test)]
     let step = Step::Rename { from: from.to_path_buf(), to: to.to_owned() };
     from.persist_noclobber(to)?;

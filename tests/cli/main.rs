@@ -8,6 +8,7 @@ mod damage;
 mod generate;
 mod golden;
 mod gpu;
+mod kills;
 mod limits;
 mod merge;
 mod runs;

@@ -3,4 +3,5 @@
 mod conversion;
 mod encode_vectors;
 mod families;
+mod resume;
 mod strays;

@@ -14,9 +14,10 @@ Examples:
   nf4pack convert Qwen3-4B q.nf4pack --scales dq8           # 4.13 bits per weight
   nf4pack convert Qwen3-4B q.nf4pack --keep 'layers\\.0\\.'   # do not quantise layer 0
   nf4pack convert Llama-3-8B l.nf4pack --quantize ^lm_head  # lm_head, too
+  nf4pack convert Qwen3-4B q.nf4pack --resume               # if interrupted, the same command continues
   nf4pack convert Qwen3-4B q.nf4pack --dry-run              # the plan and the size
 
-OUT appears only when it is complete and on disk: after Ctrl-C, an error or a full disk there is no OUT and no temporary file. (If \
+OUT appears only when it is complete and on disk: after Ctrl-C, an error or a full disk there is no OUT and, without --resume, no other file. (If \
 only its folder cannot be synced at the end, that is an error, and OUT exists.) A process that is killed leaves nothing, or on a \
 file system without unnamed files a hidden .nf4pack-*.tmp next to OUT, which the next conversion there removes. OUT is no wider \
 readable than the files of SRC; with --force it keeps the permissions of the old OUT. Tensors outside the model are named, and left out if a pack cannot store them. The same checkpoint and \
@@ -59,6 +60,14 @@ pub struct ConvertArgs {
     #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
     pub config: Option<PathBuf>,
 
+    /// Keep the finished part if interrupted, and continue from it
+    ///
+    /// The part is .OUT.nf4pack-partial, next to OUT; it is recorded every second. It is used only
+    /// if its checksums and the source bytes it was made from are still right. The pack has the
+    /// same bytes as that of an uninterrupted run.
+    #[arg(long)]
+    pub resume: bool,
+
     /// Print the plan, and write nothing
     #[arg(long)]
     pub dry_run: bool,
@@ -99,6 +108,7 @@ impl ConvertArgs {
             threads: self.threads.non_zero(),
             config: self.config.clone(),
             force: self.force,
+            resume: self.resume,
         }
     }
 }

@@ -1,6 +1,7 @@
 //! The arguments and results of an encoder.
 
 use half::{bf16, f16};
+use serde::{Deserialize, Serialize};
 
 use crate::format::FloatType;
 
@@ -99,7 +100,7 @@ pub struct NotFinite {
 /// Errors are those of the decoder: `weight - CODEBOOK[code] * scale` in float32. Their squares are
 /// summed in float32 within a block (eight lanes, at a power-of-two unit that keeps them from
 /// overflow and underflow) and in float64 over blocks.
-#[derive(Debug, Clone, Copy, PartialEq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Default, Serialize, Deserialize)]
 pub struct Stats {
     /// Number of weights.
     pub weights: u64,
@@ -114,7 +115,7 @@ pub struct Stats {
 }
 
 /// The error of one block.
-#[derive(Debug, Clone, Copy, PartialEq)]
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct BlockError {
     /// Sum of squares of the weights.
     pub sum_sq: f64,
