@@ -28,7 +28,7 @@ run_sanitizer() {
     local sanitizer=$1
     # With --target the flags are not those of build scripts and macros.
     RUSTFLAGS="-Zsanitizer=$sanitizer" RUSTDOCFLAGS="-Zsanitizer=$sanitizer" PROPTEST_CASES=32 \
-        TSAN_OPTIONS="halt_on_error=1 suppressions=$PWD/scripts/thread-sanitizer.txt" \
+        TSAN_OPTIONS="halt_on_error=1" \
         cargo +nightly test --locked -Zbuild-std --target "$host" --target-dir "$folder/$sanitizer" "${@:2}"
 }
 

@@ -19,7 +19,7 @@ use crate::dequant;
 use crate::format::files::CONFIG;
 use crate::format::nf4::Nf4Tensor;
 use crate::format::{FloatType, SectionKind};
-use crate::source::{PackSource, TensorBuf, TensorData};
+use crate::source::{PackSource, TensorBuf};
 use crate::verify::{VerifyError, require_undamaged};
 use writer::Tensor;
 pub use writer::{MAX_SHARD_LEN, WriteError, Written};
@@ -119,11 +119,12 @@ fn tensor_bytes(
     dtype: FloatType,
     progress: &dyn Progress,
 ) -> Result<Vec<u8>, ExportError> {
-    let name = || pack.index().sections().get(number).map_or("", |section| pack.index().name(section));
-    match pack.tensor(number, buf).map_err(WriteError::from)? {
-        TensorData::Raw(_, bytes) => Ok(bytes.to_vec()),
-        TensorData::Quantized(tensor) => decode(name(), &tensor, dtype, progress),
+    let section = pack.index().sections().get(number);
+    if section.is_some_and(|section| section.kind == Some(SectionKind::Raw)) {
+        return Ok(pack.raw(number, buf).map_err(WriteError::from)?.to_vec());
     }
+    let name = section.map_or("", |section| pack.index().name(section));
+    decode(name, &pack.quantized(number, buf).map_err(WriteError::from)?, dtype, progress)
 }
 
 /// The bytes of a decoded tensor; all threads work on it.

@@ -5,7 +5,7 @@ pub use crate::convert::parts::place;
 pub use crate::data::fuzzing::{Dataset, Options, TokenizerFiles, render, tokenizer};
 pub use crate::lora::adapter::{CONFIG as ADAPTER_CONFIG, WEIGHTS as ADAPTER_WEIGHTS};
 pub use crate::lora::config::LoraConfig;
-pub use crate::train::checkpoint::{Checkpoint, Fingerprint, OPTIMIZER, STATE, State};
+pub use crate::train::checkpoint::{Checkpoint, Fingerprint, OPTIMIZER, STATE, State, state_checksum};
 pub use crate::train::record::{METRICS, Recorder, read_metrics};
 
 use crate::arch::ModelConfig;

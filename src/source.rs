@@ -21,7 +21,7 @@ use crate::{MappedPack, OpenError};
 
 pub use error::ReadError;
 #[cfg(feature = "convert")]
-pub(crate) use tensor::{TensorBuf, TensorData};
+pub(crate) use tensor::TensorBuf;
 pub(crate) use windows::WindowBuf;
 
 /// An open pack, of which every payload is read when it is needed.

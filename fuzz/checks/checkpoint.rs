@@ -5,15 +5,18 @@ use std::fs;
 use std::path::PathBuf;
 
 use arbitrary::{Result, Unstructured};
-use nf4pack::fuzzing::{Checkpoint, Fingerprint, METRICS, OPTIMIZER, Recorder, STATE, State, adapter_lengths, read_metrics};
+use nf4pack::fuzzing::{
+    Checkpoint, Fingerprint, METRICS, OPTIMIZER, Recorder, STATE, State, adapter_lengths, read_metrics, state_checksum,
+};
 use serde_json::{Value, json};
 
 use super::adapter::{Base, edited_safetensors, write};
 use super::json;
 
-const KEYS: [&str; 20] = [
+const KEYS: [&str; 21] = [
     "format",
     "checksum",
+    "state_checksum",
     "state",
     "step",
     "total_steps",
@@ -95,6 +98,10 @@ impl Run {
         let (mut state, mut moments) = (self.state.clone(), self.moments.clone());
         if u.arbitrary()? {
             json::edit(u, &mut state, &KEYS)?;
+            // Most edits would stop at the checksum of the state.
+            if u.ratio(7, 8)? {
+                renew_state_checksum(&mut state);
+            }
         } else {
             moments = edited_safetensors(u, &moments)?;
         }
@@ -129,5 +136,14 @@ impl Run {
             Err(error) => assert!(!error.to_string().is_empty()),
         }
         fs::remove_dir_all(&folder).expect("the folder");
+    }
+}
+
+/// Gives an edited state, if it still is one, its checksum.
+fn renew_state_checksum(file: &mut Value) {
+    if let Ok(state) = serde_json::from_value::<State>(file.get("state").cloned().unwrap_or_default())
+        && let (Some(file), Ok(checksum)) = (file.as_object_mut(), state_checksum(&state))
+    {
+        file.insert("state_checksum".to_owned(), checksum.into());
     }
 }

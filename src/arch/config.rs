@@ -20,7 +20,7 @@ pub use error::ConfigError;
 pub(crate) use keys::Keys;
 pub use python::standard_json;
 pub use rope::Rope;
-#[cfg(feature = "train")]
+#[cfg(any(test, feature = "train"))]
 pub use rope::RopeScaling;
 
 /// The maximum number of layers: a pack cannot number more.
@@ -154,7 +154,7 @@ impl ModelConfig {
     }
 
     /// The attention of `layer`.
-    #[cfg(feature = "train")]
+    #[cfg(any(test, feature = "train"))]
     pub(crate) fn attention(&self, layer: u32) -> LayerAttention {
         self.layer_attention.get(layer as usize).copied().unwrap_or(LayerAttention { window: None, rotary: true })
     }

@@ -24,6 +24,11 @@ impl Literals {
         Self { source: source.to_owned(), strings: found.into_iter().collect(), tags }
     }
 
+    /// Their number.
+    pub(super) fn count(&self) -> usize {
+        self.strings.len()
+    }
+
     /// Whether the template has a word anywhere.
     pub(super) fn mentions(&self, word: &str) -> bool {
         self.source.contains(word)
@@ -72,8 +77,12 @@ fn strings(source: &str) -> (Vec<String>, HashSet<String>) {
 
 /// The next tag or comment, and what closes it.
 fn opening(source: &str) -> Option<(usize, &'static str)> {
-    let each = [("{{", "}}"), ("{%", "%}"), ("{#", "#}")];
-    each.into_iter().filter_map(|(open, close)| Some((source.find(open)?, close))).min()
+    source.match_indices('{').find_map(|(at, _)| match source.as_bytes().get(at + 1)? {
+        b'{' => Some((at, "}}")),
+        b'%' => Some((at, "%}")),
+        b'#' => Some((at, "#}")),
+        _ => None,
+    })
 }
 
 /// Reads a tag to its end; what follows it.

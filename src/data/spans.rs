@@ -13,7 +13,7 @@ use std::rc::Rc;
 
 use super::error::DataError;
 use super::formats::Chat;
-use super::jinja::{Rendered, TemplateError, Value, with_stack};
+use super::jinja::{Rendered, TemplateError, Value, check_steps, with_stack};
 use super::notice::{Concern, LeftOut, SpanFlaw};
 use super::options::TrainOn;
 use super::probe::{Leaf, Owner, Part, Plan, Probe, Reading, Run, Words, is_assistant};
@@ -78,7 +78,8 @@ fn marked_conversation(tokenizer: &Tokenizer, line: u64, chat: &Chat, train_on: 
                 }),
                 false => probed.spans(&tokenizer.end_tokens(), &unlearned),
             };
-            spans.map_err(|(message, flaw)| DataError::Spans { line, message, flaw })?
+            let spans = spans.map_err(|(message, flaw)| DataError::Spans { line, message, flaw });
+            check_steps().map_err(|source| DataError::Render { line, source }).and(spans)?
         }
     };
     Ok(Marked { text, learned, concerns })

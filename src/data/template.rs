@@ -2,9 +2,12 @@
 
 use std::sync::{Arc, OnceLock};
 
-use super::jinja::{Dict, Rendered, Template, TemplateError, Value};
+use super::jinja::{Dict, ErrorKind, Rendered, Template, TemplateError, Value};
 use super::literals::Literals;
 use super::style::Style;
+
+/// Strings of a template: a probe looks for each in each message.
+const MAX_STRINGS: usize = 4000;
 
 /// A compiled chat template with the special tokens that it may name.
 #[derive(Debug)]
@@ -27,6 +30,9 @@ impl ChatTemplate {
     /// Where the template is broken.
     pub(super) fn new(source: &str, special_tokens: Arc<[(String, Value)]>, now: i64) -> Result<Self, TemplateError> {
         let (template, literals) = (Template::new(source, now)?.into(), Arc::new(Literals::new(source)));
+        if literals.count() > MAX_STRINGS {
+            return Err(TemplateError { kind: ErrorKind::Limit("has more than 4000 strings"), line: 1 });
+        }
         let marks_generation = literals.names_tag("generation");
         Ok(Self { template, variables: special_tokens, literals, style: OnceLock::new(), marks_generation })
     }

@@ -112,7 +112,7 @@ impl NewFile {
     }
 
     /// Replaces the file, for tests of failing writes.
-    #[cfg(test)]
+    #[cfg(all(test, feature = "train"))]
     pub(crate) fn set_output(&mut self, output: Output) {
         self.output = output;
     }

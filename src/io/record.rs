@@ -68,6 +68,7 @@ impl Recording {
     }
 
     /// The steps so far.
+    #[cfg(all(feature = "convert", feature = "train"))]
     pub(crate) fn steps(&self) -> Vec<Step> {
         locked(&self.log).steps.clone()
     }

@@ -11,12 +11,13 @@ use crate::convert::hash::FileHash;
 use crate::convert::source::{Checkpoint, SourceError, SourceFile, TensorInfo};
 use crate::dequant;
 use crate::export::{WriteError, writer};
+use crate::format::nf4::Nf4Tensor;
 use crate::format::{FloatType, Provenance, Role, SectionKind};
 use crate::io::access::Readers;
 use crate::io::{AlignedBuf, read_exact_at};
 use crate::lora::adapter;
 use crate::lora::config::AdapterLayout;
-use crate::source::{PackSource, TensorBuf, TensorData};
+use crate::source::{PackSource, TensorBuf};
 use crate::verify::{Mismatch, widen};
 
 /// Bytes that are hashed at a time.
@@ -58,8 +59,10 @@ pub(super) struct BaseTensor<'a> {
 
 #[derive(Clone, Copy)]
 enum Weights<'a> {
-    /// The tensor of a pack whose first section has this number.
-    Pack(&'a PackSource, usize),
+    /// The quantised tensor of a pack whose codes are the section of this number.
+    Quantized(&'a PackSource, usize),
+    /// The tensor of a pack, of this type, that is the section of this number.
+    Raw(&'a PackSource, usize, FloatType),
     File(&'a Checkpoint, &'a TensorInfo),
 }
 
@@ -75,7 +78,12 @@ impl BaseTensor<'_> {
     /// If the pack cannot be read, or is damaged.
     pub(super) fn load<'b>(&'b self, buf: &'b mut TensorBuf) -> Result<Loaded<'b>, MergeError> {
         Ok(match self.weights {
-            Weights::Pack(pack, number) => Loaded::Pack(self.name, pack.tensor(number, buf).map_err(WriteError::from)?),
+            Weights::Quantized(pack, number) => {
+                Loaded::Quantized(self.name, pack.quantized(number, buf).map_err(WriteError::from)?)
+            }
+            Weights::Raw(pack, number, float_type) => {
+                Loaded::Raw(float_type, pack.raw(number, buf).map_err(WriteError::from)?)
+            }
             Weights::File(checkpoint, tensor) => Loaded::File(checkpoint, tensor),
         })
     }
@@ -83,7 +91,8 @@ impl BaseTensor<'_> {
 
 /// A loaded tensor.
 pub(super) enum Loaded<'a> {
-    Pack(&'a str, TensorData<'a>),
+    Quantized(&'a str, Nf4Tensor<'a>),
+    Raw(FloatType, &'a [u8]),
     File(&'a Checkpoint, &'a TensorInfo),
 }
 
@@ -91,7 +100,7 @@ impl Loaded<'_> {
     /// The bytes of a tensor that is bfloat16 already.
     pub(super) fn bfloat16(&self) -> Result<Option<Vec<u8>>, MergeError> {
         match self {
-            Self::Pack(_, TensorData::Raw(FloatType::Bf16, bytes)) => Ok(Some(bytes.to_vec())),
+            Self::Raw(FloatType::Bf16, bytes) => Ok(Some(bytes.to_vec())),
             Self::File(checkpoint, tensor) if tensor.float_type == FloatType::Bf16 => {
                 let mut bytes = writer::zeros(&tensor.name, tensor.length / 2, FloatType::Bf16)?;
                 checkpoint.read(tensor, 0, &mut bytes)?;
@@ -105,13 +114,13 @@ impl Loaded<'_> {
     pub(super) fn read(&self, first: u64, len: usize) -> Result<Vec<f32>, MergeError> {
         let mut out = Vec::new();
         match self {
-            Self::Pack(name, TensorData::Quantized(tensor)) => {
+            Self::Quantized(name, tensor) => {
                 out.resize(len, 0.0);
                 // A validated pack always decodes: the only error is a range outside the tensor.
                 let no_number = |_| MergeError::NotFinite { tensor: (*name).to_owned(), index: first, value: f64::NAN };
                 dequant::dequantize(tensor, first, &mut out).map_err(no_number)?;
             }
-            Self::Pack(_, TensorData::Raw(float_type, bytes)) => {
+            Self::Raw(float_type, bytes) => {
                 let size = float_type.size();
                 let bytes = bytes.get(first as usize * size..(first as usize + len) * size);
                 widen(*float_type, bytes.unwrap_or_default(), &mut out);
@@ -137,7 +146,10 @@ fn of_pack(pack: &PackSource) -> impl Iterator<Item = BaseTensor<'_>> {
         dims: section.shape.dims(),
         role: section.role,
         layer: section.layer,
-        weights: Weights::Pack(pack, number),
+        weights: match section.element_type.float_type() {
+            Some(float_type) => Weights::Raw(pack, number, float_type),
+            None => Weights::Quantized(pack, number),
+        },
     })
 }
 

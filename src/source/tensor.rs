@@ -5,7 +5,7 @@ use rayon::prelude::*;
 use super::windows::WindowBuf;
 use super::{Bytes, PackSource, ReadError};
 use crate::format::nf4::{Nf4Tensor, Scales, block_count};
-use crate::format::{FloatType, FormatError, PieceCrc, Section, check, crc32};
+use crate::format::{FormatError, PieceCrc, Section, check, crc32};
 use crate::io::AlignedBuf;
 
 /// Bytes of one read and checksum. They stay in the L2 cache between the two.
@@ -18,36 +18,43 @@ pub(crate) struct TensorBuf {
     scales: AlignedBuf,
 }
 
-/// The payloads of a tensor.
-#[derive(Debug, Clone, Copy)]
-pub(crate) enum TensorData<'a> {
-    Quantized(Nf4Tensor<'a>),
-    Raw(FloatType, &'a [u8]),
-}
-
 impl PackSource {
-    /// The tensor whose first section is `number`, checked. All threads of the pool read it.
+    /// The payload of section `number`, checked. All threads of the pool read it.
     ///
     /// # Errors
     /// [`ReadError`], except [`ReadError::Open`].
-    pub(crate) fn tensor<'a>(&'a self, number: usize, buf: &'a mut TensorBuf) -> Result<TensorData<'a>, ReadError> {
-        let missing = || self.damaged(FormatError::Unpaired { section: number as u64, offset: 0 });
-        let section = self.index().sections().get(number).ok_or_else(missing)?;
-        let elements = self.payload(number, section, &mut buf.elements)?;
-        if let Some(float_type) = section.element_type.float_type() {
-            return Ok(TensorData::Raw(float_type, elements));
-        }
+    pub(crate) fn raw<'a>(&'a self, number: usize, buf: &'a mut TensorBuf) -> Result<&'a [u8], ReadError> {
+        let section = self.section(number, number)?;
+        self.payload(number, section, &mut buf.elements)
+    }
+
+    /// The quantised tensor whose codes are section `number`, checked. All threads of the pool read
+    /// it.
+    ///
+    /// # Errors
+    /// [`ReadError`], except [`ReadError::Open`].
+    pub(crate) fn quantized<'a>(&'a self, number: usize, buf: &'a mut TensorBuf) -> Result<Nf4Tensor<'a>, ReadError> {
         // Validation ensures that a scale table directly follows its codes.
-        let table = self.index().sections().get(number + 1).ok_or_else(missing)?;
+        let (section, table) = (self.section(number, number)?, self.section(number + 1, number)?);
+        let codes = self.payload(number, section, &mut buf.elements)?;
         let scales = self.payload(number + 1, table, &mut buf.scales)?;
         let blocks = block_count(section.shape.elements(), section.block_size) as usize;
         let scales = section.scale_type.and_then(|scale_type| Scales::from_payload(scales, scale_type, blocks));
-        Ok(TensorData::Quantized(Nf4Tensor {
-            codes: elements,
-            scales: scales.ok_or_else(missing)?,
+        Ok(Nf4Tensor {
+            codes,
+            scales: scales.ok_or_else(|| self.unpaired(number))?,
             block_size: section.block_size,
             elements: section.shape.elements(),
-        }))
+        })
+    }
+
+    /// Section `number` of the tensor that starts with section `first`.
+    fn section(&self, number: usize, first: usize) -> Result<&Section, ReadError> {
+        self.index().sections().get(number).ok_or_else(|| self.unpaired(first))
+    }
+
+    fn unpaired(&self, number: usize) -> ReadError {
+        self.damaged(FormatError::Unpaired { section: number as u64, offset: 0 })
     }
 
     /// A whole payload, after its checks.

@@ -25,6 +25,8 @@ use crate::lora::adapter::{self, Adapter, Matrix, ReadFloats, TensorFile, Tensor
 use crate::lora::config::AdapterLayout;
 pub use error::CheckpointError;
 pub use fingerprint::{Difference, Fingerprint, Inputs, data_identity, pack_identity};
+#[cfg(all(any(fuzzing, test), feature = "convert"))]
+pub use state::state_checksum;
 pub use state::{STATE, State};
 use state::{read_state, state_file};
 

@@ -2,6 +2,7 @@
 
 use super::args::{Args, text_of};
 use super::ast::{Expr, Macro};
+use super::budget;
 use super::error::{ErrorKind, Result, invalid, unsupported};
 use super::eval::Interpreter;
 use super::methods;
@@ -23,6 +24,7 @@ impl Interpreter {
     }
 
     fn call(&mut self, callee: &Value, args: Args) -> Result<Value> {
+        budget::spend_args(&args)?;
         match callee {
             Value::Undefined(_) => Err(ops::undefined(callee)),
             Value::Function(function) => self.function(*function, args),

@@ -6,16 +6,15 @@ use std::sync::Arc;
 
 use super::args::Args;
 use super::ast::{Arguments, Body, Comparison, Expr, Filter, For, Statement, Target};
+use super::budget;
 use super::error::{ErrorKind, Result, TemplateError, invalid, unsupported};
 use super::objects::{Loop, Object};
 use super::ops;
 use super::text::checked_length;
 use super::value::{Dict, Function, Value};
 
-/// Steps that a rendering may take: a template of unknown origin shall not run forever.
-const FUEL: u64 = 5_000_000;
-/// Expressions and calls may be nested so deep.
-const MAX_DEPTH: u32 = 250;
+/// Statements, expressions and calls may be nested so deep.
+const MAX_DEPTH: u32 = 600;
 
 /// What a template wrote.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -26,6 +25,8 @@ pub struct Rendered {
     pub generations: Vec<Range<usize>>,
 }
 
+/// Steps for what is kept until the end of a rendering.
+pub(super) const KEPT: usize = 10;
 /// Levels of a value that a name stands for, and values in it.
 const MAX_LEVELS: usize = 200;
 const MAX_NODES: usize = 1_000_000;
@@ -57,7 +58,6 @@ pub(super) struct Interpreter {
     /// Texts that are written for something else than the output.
     captures: u32,
     generations: Vec<Range<usize>>,
-    fuel: u64,
     depth: u32,
     /// The line of the innermost statement that failed.
     failed_line: Option<u32>,
@@ -87,7 +87,6 @@ impl Interpreter {
             out: String::new(),
             captures: 0,
             generations: Vec::new(),
-            fuel: FUEL,
             depth: 0,
             failed_line: None,
         }
@@ -102,17 +101,32 @@ impl Interpreter {
 
     /// Spends steps of the limit.
     pub(super) fn burn(&mut self, steps: usize) -> Result<()> {
-        self.fuel = self.fuel.saturating_sub(steps as u64);
-        if self.fuel == 0 { Err(ErrorKind::Limit("takes too many steps")) } else { Ok(()) }
+        budget::spend(steps)
     }
 
     fn write(&mut self, text: &str) -> Result<()> {
+        checked_length(self.out.len() + text.len())?;
         self.burn(text.len() / 64)?;
         self.out.push_str(text);
         Ok(())
     }
 
     pub(super) fn body(&mut self, body: &Body) -> Result<Flow> {
+        self.deeper(|interpreter| interpreter.statements(body))
+    }
+
+    /// Works one level deeper.
+    fn deeper<T>(&mut self, work: impl FnOnce(&mut Self) -> Result<T>) -> Result<T> {
+        if self.depth >= MAX_DEPTH {
+            return Err(ErrorKind::Limit("is nested too deep"));
+        }
+        self.depth += 1;
+        let done = work(self);
+        self.depth -= 1;
+        done
+    }
+
+    fn statements(&mut self, body: &Body) -> Result<Flow> {
         for (line, statement) in body {
             let flow = self.burn(1).and_then(|()| self.statement(statement));
             if flow.is_err() {
@@ -160,8 +174,9 @@ impl Interpreter {
         self.scope = scopes;
         let done = work(self);
         self.scope = outer;
-        if self.macros == macros {
-            self.scopes.truncate(scopes);
+        match self.macros == macros {
+            true => self.scopes.truncate(scopes),
+            false => budget::charge(KEPT),
         }
         done
     }
@@ -308,9 +323,11 @@ impl Interpreter {
     }
 
     pub(super) fn assign(&mut self, target: &Target, value: Value) -> Result<()> {
-        if !value.is_within(MAX_LEVELS, &mut { MAX_NODES }) {
+        let mut left = MAX_NODES;
+        if !value.is_within(MAX_LEVELS, &mut left) {
             return Err(ErrorKind::Limit("makes a value that is too large"));
         }
+        self.burn((MAX_NODES - left) / 8)?;
         match target {
             Target::Name(name) => self.set(name, value),
             Target::Attribute(name, attribute) => {
@@ -330,6 +347,10 @@ impl Interpreter {
 
     /// What a loop over a value sees. A generator has nothing more afterwards.
     pub(super) fn iterate(&mut self, value: &Value) -> Result<Vec<Value>> {
+        if !matches!(value, Value::Object(_)) {
+            budget::spend_text(value)?;
+            budget::spend_items(value.len().unwrap_or_default())?;
+        }
         let items = match value {
             Value::Object(id) => match self.objects.get_mut(*id) {
                 Some(Object::Generator(items)) => Some(std::mem::take(items).into()),
@@ -352,13 +373,7 @@ impl Interpreter {
 
     pub(super) fn eval(&mut self, expr: &Expr) -> Result<Value> {
         self.burn(1)?;
-        if self.depth >= MAX_DEPTH {
-            return Err(ErrorKind::Limit("is nested too deep"));
-        }
-        self.depth += 1;
-        let value = self.expression(expr);
-        self.depth -= 1;
-        value
+        self.deeper(|interpreter| interpreter.expression(expr))
     }
 
     fn expression(&mut self, expr: &Expr) -> Result<Value> {
@@ -420,6 +435,7 @@ impl Interpreter {
         let mut dict = Dict::default();
         for (key, value) in entries {
             let (key, value) = (self.eval(key)?, self.eval(value)?);
+            budget::spend_lookup(&dict, &key)?;
             if !key.is_hashable() {
                 return invalid(format!("a {} cannot be a key", key.type_name()));
             }
@@ -484,12 +500,12 @@ impl Interpreter {
     }
 
     fn concat(&mut self, parts: &[Expr]) -> Result<Value> {
-        let mut text = String::new();
+        let (mut text, mut length) = (String::new(), budget::Length::default());
         for part in parts {
-            text.push_str(&self.eval(part)?.to_text()?);
+            let part = self.eval(part)?.to_text()?;
+            length.add(part.len())?;
+            text.push_str(&part);
         }
-        self.burn(text.len() / 64)?;
-        checked_length(text.len())?;
         Ok(text.into())
     }
 

@@ -1,6 +1,7 @@
 //! The filters of Jinja2, with transformers' `tojson`.
 
 use super::args::{Args, flag_or, integer_or, text_of};
+use super::budget::{self, Length};
 use super::error::{ErrorKind, Result, invalid, unsupported};
 use super::eval::Interpreter;
 use super::json::JsonStyle;
@@ -10,6 +11,9 @@ use super::ops;
 use super::printf::printf;
 use super::text::{escape, is_space};
 use super::value::{Value, View};
+
+/// Characters that a line may be indented by.
+const MAX_INDENT: usize = 1000;
 
 pub(super) const FILTERS: [&str; 54] = [
     "abs",
@@ -71,6 +75,14 @@ pub(super) const FILTERS: [&str; 54] = [
 impl Interpreter {
     /// `value | name(args)`.
     pub(super) fn filter(&mut self, name: &str, value: Value, args: Args) -> Result<Value> {
+        budget::spend_text(&value)?;
+        budget::spend_args(&args)?;
+        let result = self.apply(name, value, args)?;
+        budget::spend_text(&result)?;
+        Ok(result)
+    }
+
+    fn apply(&mut self, name: &str, value: Value, args: Args) -> Result<Value> {
         match name {
             "upper" | "lower" | "capitalize" | "title" | "trim" | "center" | "replace" | "indent" | "truncate"
             | "wordcount" | "urlencode" | "format" | "string" | "safe" | "e" | "escape" | "forceescape" => {
@@ -146,7 +158,10 @@ impl Interpreter {
     fn pairs(&mut self, value: &Value) -> Result<Value> {
         let items = match value {
             Value::Undefined(_) => Vec::new(),
-            Value::Dict(dict) => Value::View(View::Items, dict.clone()).items().unwrap_or_default(),
+            Value::Dict(dict) => {
+                budget::spend_items(dict.entries().len())?;
+                Value::View(View::Items, dict.clone()).items().unwrap_or_default()
+            }
             _ => return invalid("can only get item pairs from a mapping"),
         };
         Ok(self.generator(items))
@@ -174,17 +189,17 @@ impl Interpreter {
     fn join(&mut self, value: &Value, args: Args) -> Result<Value> {
         let [separator, attribute] = args.bind("join", 0, ["d", "attribute"])?;
         let separator = separator.unwrap_or_else(|| "".into()).to_text()?;
-        let mut texts = Vec::new();
+        let (mut texts, mut length) = (Vec::new(), Length::default());
         for item in self.iterate(value)? {
             let item = match &attribute {
                 Some(attribute) => self.path(&item, attribute)?,
                 None => item,
             };
-            texts.push(item.to_text()?);
+            let text = item.to_text()?;
+            length.add(text.len() + separator.len())?;
+            texts.push(text);
         }
-        let text = texts.join(&separator);
-        self.burn(text.len() / 64)?;
-        Ok(text.into())
+        Ok(texts.join(&separator).into())
     }
 
     fn parts(&mut self, name: &str, value: &Value, args: Args) -> Result<Value> {
@@ -194,6 +209,9 @@ impl Interpreter {
             return invalid(format!("{name} needs a number above 0"));
         }
         let fill = fill.filter(|fill| !fill.is_none());
+        if name == "slice" || fill.is_some() {
+            budget::spend_items(count)?;
+        }
         let items = self.iterate(value)?;
         let mut parts: Vec<Vec<Value>> = Vec::new();
         if name == "batch" {
@@ -233,6 +251,8 @@ fn like(value: &Value, result: Value) -> Value {
 
 fn of_text(name: &str, value: &Value, args: Args) -> Result<Value> {
     let text = value.to_text()?;
+    // Most go through single characters.
+    budget::spend(text.len() / 16)?;
     match name {
         "upper" | "lower" | "capitalize" => {
             let [] = args.bind(name, 0, [])?;
@@ -311,11 +331,14 @@ fn indent(value: &Value, args: Args) -> Result<Value> {
     let [width, first, blank] = args.bind("indent", 0, ["width", "first", "blank"])?;
     let indention = match &width {
         Some(Value::Str(text) | Value::Markup(text)) => text.to_string(),
-        width => " ".repeat(usize::try_from(integer_or("indent", width.as_ref(), 4)?.min(1000)).unwrap_or_default()),
+        width => blanks(integer_or("indent", width.as_ref(), 4)?)?,
     };
     let Some(text) = value.as_str() else { return invalid(format!("indent wants a string, not a {}", value.type_name())) };
     let (first, blank) = (flag_or(first.as_ref(), false), flag_or(blank.as_ref(), false));
     let with_end = format!("{text}\n");
+    let ends = with_end.chars().filter(|&c| is_space(c)).count();
+    budget::spend_items(ends)?;
+    Length::default().add(with_end.len().saturating_add(ends.saturating_mul(indention.len())))?;
     let lines: Vec<String> = lines(&with_end, false)
         .into_iter()
         .enumerate()
@@ -325,6 +348,14 @@ fn indent(value: &Value, args: Args) -> Result<Value> {
         })
         .collect();
     Ok(like(value, lines.join("\n").into()))
+}
+
+/// The blanks of an indention.
+fn blanks(width: i128) -> Result<String> {
+    match usize::try_from(width.max(0)) {
+        Ok(width) if width <= MAX_INDENT => Ok(" ".repeat(width)),
+        _ => Err(ErrorKind::Limit("indents by more than 1000 characters")),
+    }
 }
 
 fn truncate(value: &Value, args: Args) -> Result<Value> {
@@ -352,8 +383,10 @@ fn truncate(value: &Value, args: Args) -> Result<Value> {
 }
 
 fn urlencode(value: &Value) -> Result<Value> {
-    let quoted = |value: &Value, for_query: bool| -> Result<String> {
+    let mut length = Length::default();
+    let mut quoted = |value: &Value, for_query: bool| -> Result<String> {
         let mut out = String::new();
+        length.add(3 * value.to_text()?.len())?;
         for byte in value.to_text()?.bytes() {
             match byte {
                 b'A'..=b'Z' | b'a'..=b'z' | b'0'..=b'9' | b'_' | b'.' | b'-' | b'~' => out.push(byte.into()),
@@ -423,13 +456,15 @@ fn xml_attributes(value: &Value, args: Args) -> Result<Value> {
         let text = value.to_text()?;
         Ok(if matches!(value, Value::Markup(_)) { text.to_string() } else { escape(&text) })
     };
-    let mut attributes = Vec::new();
+    let (mut attributes, mut length) = (Vec::new(), Length::default());
     for (key, value) in dict.entries().iter().filter(|(_, value)| !value.is_none() && !value.is_undefined()) {
         let name = text_of("xmlattr", key)?;
         if name.contains(|c: char| is_space(c) || "/>=".contains(c)) {
             return invalid(format!("invalid character in the attribute name {name:?}"));
         }
-        attributes.push(format!("{}=\"{}\"", escaped(key)?, escaped(value)?));
+        let attribute = format!("{}=\"{}\"", escaped(key)?, escaped(value)?);
+        length.add(attribute.len())?;
+        attributes.push(attribute);
     }
     let before = if attributes.is_empty() || !flag_or(space.as_ref(), true) { "" } else { " " };
     Ok(format!("{before}{}", attributes.join(" ")).into())
@@ -551,10 +586,11 @@ fn to_json(value: &Value, args: Args) -> Result<Value> {
         args.bind("tojson", 0, ["ensure_ascii", "indent", "separators", "sort_keys"])?;
     let indent = match indent {
         None | Some(Value::None) => None,
-        Some(Value::Str(text) | Value::Markup(text)) => Some(text.to_string()),
-        Some(width) => {
-            Some(" ".repeat(usize::try_from(integer_or("tojson", Some(&width), 0)?.min(1000)).unwrap_or_default()))
+        Some(Value::Str(text) | Value::Markup(text)) if text.len() > MAX_INDENT => {
+            return Err(ErrorKind::Limit("indents by more than 1000 characters"));
         }
+        Some(Value::Str(text) | Value::Markup(text)) => Some(text.to_string()),
+        Some(width) => Some(blanks(integer_or("tojson", Some(&width), 0)?)?),
     };
     let separators = match separators {
         None | Some(Value::None) => None,

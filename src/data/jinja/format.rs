@@ -1,6 +1,7 @@
 //! `'{}'.format(x)`.
 
 use super::args::Args;
+use super::budget::{self, Length};
 use super::error::{Result, invalid, unsupported};
 use super::ops;
 use super::spec::{Field, Spec, float_text, integer_text, pad, with_sign};
@@ -12,6 +13,7 @@ pub(super) fn str_format(text: &str, safe: bool, args: &Args) -> Result<String> 
     let mut out = String::new();
     let mut automatic = 0;
     let mut chars = text.char_indices().peekable();
+    let mut length = Length::default();
     while let Some((i, c)) = chars.next() {
         match c {
             '{' | '}' if chars.peek().is_some_and(|(_, next)| *next == c) => {
@@ -31,7 +33,9 @@ pub(super) fn str_format(text: &str, safe: bool, args: &Args) -> Result<String> 
                 });
                 let Some(end) = end else { return invalid("expected '}' before the end of a format string") };
                 let field = text.get(i + 1..end).unwrap_or_default();
+                budget::spend(1 + field.len() / 16)?;
                 let value = replaced(field, args, &mut automatic)?;
+                length.add(value.len())?;
                 out.push_str(&if safe { escape(&value) } else { value });
             }
             c => out.push(c),

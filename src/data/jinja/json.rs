@@ -1,8 +1,9 @@
 //! Python's `json.dumps` and `json.loads`.
 
+use super::budget;
 use super::error::{Result, invalid};
 use super::ops::sort_by_key;
-use super::text::float_repr;
+use super::text::{checked_length, float_repr};
 use super::value::{Dict, Value};
 
 /// How `json.dumps` writes.
@@ -33,6 +34,8 @@ impl JsonStyle {
     }
 
     fn write(&self, value: &Value, depth: usize, out: &mut String) -> Result<()> {
+        budget::spend(1)?;
+        checked_length(out.len())?;
         match value {
             Value::None => out.push_str("null"),
             Value::Bool(value) => out.push_str(if *value { "true" } else { "false" }),

@@ -5,14 +5,16 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 
 use super::args::{Args, text_of};
+use super::budget;
 use super::error::{Result, invalid};
-use super::eval::Interpreter;
+use super::eval::{Interpreter, KEPT};
 use super::objects::{Loop, Object};
 use super::value::{Dict, Value};
 
 impl Interpreter {
     /// Makes an object.
     pub(super) fn object(&mut self, object: Object) -> Value {
+        budget::charge(KEPT);
         self.objects.push(object);
         Value::Object(self.objects.len() - 1)
     }
@@ -129,6 +131,9 @@ impl Interpreter {
                 }
             }
             (Some(Object::Loop(state)), "changed") => {
+                for value in args.positional.iter().chain(state.changed.iter().flatten()) {
+                    budget::spend_walk(value)?;
+                }
                 let changed = state.changed.as_ref() != Some(&args.positional);
                 state.changed = Some(args.positional);
                 Ok(Value::Bool(changed))
@@ -178,11 +183,17 @@ impl Interpreter {
         let mut dict = Dict::default();
         match args.positional.as_slice() {
             [] => {}
-            [Value::Dict(first)] => dict = first.as_ref().clone(),
+            [Value::Dict(first)] => {
+                budget::spend_items(first.entries().len())?;
+                dict = first.as_ref().clone();
+            }
             [pairs] => {
                 for pair in self.iterate(pairs)? {
                     match self.iterate(&pair)?.as_slice() {
-                        [key, value] if key.is_hashable() => dict.insert(key.clone(), value.clone()),
+                        [key, value] if key.is_hashable() => {
+                            budget::spend_lookup(&dict, key)?;
+                            dict.insert(key.clone(), value.clone());
+                        }
                         _ => return invalid("dict wants pairs"),
                     }
                 }

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use super::args::{Args, flag_or, integer_or, text_of};
+use super::budget::{self, Length};
 use super::error::{Result, invalid, unsupported};
 use super::format::str_format;
 use super::text::{checked_length, escape, is_printable, is_space, title_case};
@@ -10,6 +11,13 @@ use super::value::{Dict, Value, View};
 
 /// Calls a method.
 pub(super) fn call(receiver: &Value, name: &'static str, args: Args) -> Result<Value> {
+    budget::spend_text(receiver)?;
+    let result = apply(receiver, name, args)?;
+    budget::spend_text(&result)?;
+    Ok(result)
+}
+
+fn apply(receiver: &Value, name: &'static str, args: Args) -> Result<Value> {
     match receiver {
         Value::Str(text) => of_string(text, false, name, args),
         Value::Markup(text) => {
@@ -43,6 +51,7 @@ fn of_dict(dict: &Arc<Dict>, name: &'static str, args: Args) -> Result<Value> {
         if !key.is_hashable() {
             return invalid(format!("a {} cannot be a key", key.type_name()));
         }
+        budget::spend_lookup(dict, &key)?;
         return Ok(dict.get(&key).cloned().or(default).unwrap_or(Value::None));
     }
     if name == "fromkeys" {
@@ -62,6 +71,8 @@ fn of_list(list: &Value, name: &'static str, args: Args) -> Result<Value> {
         let [] = args.bind(name, 0, [])?;
         return Ok(list.clone());
     }
+    budget::spend_items(list.len().unwrap_or_default())?;
+    budget::spend_walk(list)?;
     let items = list.items().unwrap_or_default();
     let [value, start, stop] = args.bind(name, 1, ["value", "start", "stop"])?;
     let value = value.unwrap_or_default();
@@ -119,7 +130,7 @@ fn of_string(text: &str, safe: bool, name: &'static str, args: Args) -> Result<V
         }
         "expandtabs" => {
             let [size] = args.bind(name, 0, ["tabsize"])?;
-            Ok(expand_tabs(text, integer_or(name, size.as_ref(), 8)?).into())
+            Ok(expand_tabs(text, integer_or(name, size.as_ref(), 8)?)?.into())
         }
         "format" => Ok(str_format(text, safe, &args)?.into()),
         name if name.starts_with("is") => {
@@ -132,6 +143,10 @@ fn of_string(text: &str, safe: bool, name: &'static str, args: Args) -> Result<V
 
 /// The methods that split a string.
 fn split_by(text: &str, name: &'static str, args: Args) -> Result<Value> {
+    // There may be a part for every second character.
+    if !name.ends_with("partition") {
+        budget::spend(text.len() / 4)?;
+    }
     match name {
         "split" | "rsplit" => {
             let [separator, limit] = args.bind(name, 0, ["sep", "maxsplit"])?;
@@ -349,7 +364,14 @@ fn borders(text: &str, name: &str, part: &Value, start: Option<&Value>, stop: Op
 
 fn join(separator: &str, items: &Value) -> Result<Value> {
     let Some(items) = items.items() else { return invalid(format!("join cannot go through a {}", items.type_name())) };
-    let texts = items.iter().map(|item| text_of("join", item)).collect::<Result<Vec<_>>>()?;
+    let mut length = Length::default();
+    let mut text = |item: &Value| {
+        let text = text_of("join", item)?;
+        length.add(text.len() + separator.len())?;
+        Ok(text)
+    };
+    budget::spend_items(items.len())?;
+    let texts = items.iter().map(&mut text).collect::<Result<Vec<_>>>()?;
     Ok(texts.join(separator).into())
 }
 
@@ -383,8 +405,10 @@ pub(super) fn justified(text: &str, name: &str, width: i128, fill: Option<&Value
     .into())
 }
 
-fn expand_tabs(text: &str, size: i128) -> String {
-    let size = usize::try_from(size.min(1024)).unwrap_or_default();
+fn expand_tabs(text: &str, size: i128) -> Result<String> {
+    let size = usize::try_from(size.max(0)).unwrap_or(usize::MAX);
+    let tabs = text.bytes().filter(|&byte| byte == b'\t').count();
+    Length::default().add(text.len().saturating_add(tabs.saturating_mul(size)))?;
     let (mut out, mut column) = (String::new(), 0);
     for c in text.chars() {
         match c {
@@ -404,7 +428,7 @@ fn expand_tabs(text: &str, size: i128) -> String {
             }
         }
     }
-    out
+    Ok(out)
 }
 
 fn is(text: &str, name: &str) -> Result<bool> {

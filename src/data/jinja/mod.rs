@@ -9,11 +9,14 @@
 
 mod args;
 mod ast;
+mod budget;
 mod call;
 mod error;
 mod eval;
 mod filters;
 mod format;
+#[cfg(test)]
+mod hostile;
 mod json;
 mod lexer;
 mod members;
@@ -55,6 +58,9 @@ impl Template {
     /// # Errors
     /// Where it is not Jinja, or uses an unsupported feature.
     pub fn new(source: &str, now: i64) -> Result<Self, TemplateError> {
+        if source.len() > MAX_SOURCE {
+            return Err(ErrorKind::Limit("has more than 1 MiB").at(1));
+        }
         Ok(Self { body: with_stack(|| parser::parse(source)).map_err(no_thread)??, now })
     }
 
@@ -64,12 +70,23 @@ impl Template {
     /// What the template itself refuses, and what Python would raise.
     pub fn render<'a>(&self, variables: impl IntoIterator<Item = (&'a str, Value)>) -> Result<Rendered, TemplateError> {
         let interpreter = Interpreter::new(self.now, variables);
-        with_stack(|| interpreter.run(&self.body)).map_err(no_thread)?
+        with_stack(|| budget::rendering(|| interpreter.run(&self.body))).map_err(no_thread)?
     }
 }
 
 fn no_thread(source: io::Error) -> TemplateError {
     ErrorKind::NoThread(source.to_string()).at(1)
+}
+
+/// Bytes of a template. The longest ones have some 30,000.
+const MAX_SOURCE: usize = 1 << 20;
+
+/// Fails where the renderings within one [`with_stack`] took all steps that they may.
+///
+/// # Errors
+/// [`ErrorKind::Limit`].
+pub fn check_steps() -> Result<(), TemplateError> {
+    budget::check_all().map_err(|kind| kind.at(1))
 }
 
 /// Bytes of stack that a template at its limit of nesting needs, with room: an unoptimised build

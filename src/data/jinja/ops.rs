@@ -4,11 +4,12 @@ use std::cmp::Ordering;
 use std::sync::Arc;
 
 use super::ast::{Binary, Comparison};
+use super::budget;
 use super::error::{ErrorKind, Result, invalid, unsupported};
 use super::names::method;
 use super::printf::printf;
 use super::text::{MAX_LENGTH, checked_length, escape};
-use super::value::Value;
+use super::value::{Value, range_length};
 
 /// Items of a list that an operator makes, at most.
 const MAX_ITEMS: usize = 1 << 20;
@@ -28,6 +29,7 @@ pub(super) fn defined(value: &Value) -> Result<&Value> {
 
 pub(super) fn binary(operator: Binary, left: &Value, right: &Value) -> Result<Value> {
     let (left, right) = (defined(left)?, defined(right)?);
+    [left, right].into_iter().try_for_each(budget::spend_text)?;
     let result = match operator {
         Binary::Add => add(left, right)?,
         Binary::Mul => multiply(left, right)?,
@@ -38,6 +40,10 @@ pub(super) fn binary(operator: Binary, left: &Value, right: &Value) -> Result<Va
         },
         _ => None,
     };
+    if let Some(result) = &result {
+        budget::spend_text(result)?;
+        budget::spend_items(result.as_list().map_or(0, <[Value]>::len))?;
+    }
     match result.map(Ok).or_else(|| arithmetic(operator, left, right)) {
         Some(result) => result,
         None => invalid(format!(
@@ -170,6 +176,9 @@ pub(super) fn positive(value: &Value) -> Result<Value> {
 
 /// `==`, `<` and the like; `in` is [`contains`].
 pub(super) fn compare(comparison: Comparison, left: &Value, right: &Value) -> Result<bool> {
+    for value in [left, right] {
+        budget::spend_walk(value)?;
+    }
     let order = || order(left, right);
     Ok(match comparison {
         Comparison::Eq => left == right,
@@ -208,6 +217,11 @@ pub(super) fn order(left: &Value, right: &Value) -> Result<Option<Ordering>> {
 pub(super) fn sort_by_key<T>(items: &mut Vec<T>, reverse: bool, key: impl Fn(&T) -> Result<Value>) -> Result<()> {
     let mut keyed =
         std::mem::take(items).into_iter().map(|item| Ok((key(&item)?, item))).collect::<Result<Vec<(Value, T)>>>()?;
+    let mut steps = 0;
+    for (key, _) in &keyed {
+        steps += budget::spend_walk(key)?;
+    }
+    budget::spend(steps.saturating_mul(keyed.len().max(1).ilog2() as usize))?;
     let mut failed = None;
     keyed.sort_by(|(a, _), (b, _)| {
         let order = order(a, b).unwrap_or_else(|error| {
@@ -223,6 +237,13 @@ pub(super) fn sort_by_key<T>(items: &mut Vec<T>, reverse: bool, key: impl Fn(&T)
 
 /// `item in container`, except for objects of a rendering.
 pub(super) fn contains(container: &Value, item: &Value) -> Result<bool> {
+    [container, item].into_iter().try_for_each(budget::spend_text)?;
+    if let Value::Dict(dict) = container {
+        budget::spend_lookup(dict, item)?;
+    } else if container.as_str().is_none() {
+        budget::spend_items(container.len().unwrap_or_default())?;
+        budget::spend_walk(container)?;
+    }
     match container {
         Value::Str(text) | Value::Markup(text) => match item.as_str() {
             Some(item) => Ok(text.contains(item)),
@@ -269,6 +290,10 @@ fn no_attribute(value: &Value, name: &str) -> Value {
 /// `value[key]`: items go before methods.
 pub(super) fn item(value: &Value, key: &Value) -> Result<Value> {
     defined(value)?;
+    budget::spend_text(value)?;
+    if let Value::Dict(dict) = value {
+        budget::spend_lookup(dict, key)?;
+    }
     if let Some(found) = own_item(value, key) {
         return Ok(found);
     }
@@ -300,6 +325,7 @@ fn own_item(value: &Value, key: &Value) -> Option<Value> {
 /// `value[start:stop:step]`.
 pub(super) fn slice(value: &Value, bounds: &[Value; 3]) -> Result<Value> {
     defined(value)?;
+    budget::spend_text(value)?;
     let cannot = || invalid(format!("a {} cannot be sliced so", value.type_name()));
     let Some(length) = value.len().filter(|_| !matches!(value, Value::Dict(_) | Value::View(..))) else { return cannot() };
     let mut parts = [None; 3];
@@ -318,11 +344,14 @@ pub(super) fn slice(value: &Value, bounds: &[Value; 3]) -> Result<Value> {
         return invalid("slice step cannot be zero");
     }
     let (start, stop) = slice_bounds(start, stop, step, length as i128);
-    let indices = Value::Range(start, stop, step);
     if let Value::Range(first, _, by) = value {
         return Ok(Value::Range(first + start * by, first + stop * by, by * step));
     }
-    let indices = indices.items().unwrap_or_default().into_iter().filter_map(|i| usize::try_from(i.as_int()?).ok());
+    let count = range_length(start, stop, step);
+    if value.as_str().is_none() {
+        budget::spend_items(count)?;
+    }
+    let indices = (0..count).filter_map(|i| usize::try_from(start + i as i128 * step).ok());
     Ok(match value {
         Value::Str(text) | Value::Markup(text) => {
             let chars: Vec<char> = text.chars().collect();

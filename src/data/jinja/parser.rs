@@ -12,6 +12,9 @@ const MAX_DEPTH: u32 = 64;
 /// Operators of one kind, or filters, tests, calls and attributes, may follow one another so often.
 const MAX_CHAIN: usize = 100;
 
+/// Blocks of a template.
+const MAX_BLOCKS: usize = 1000;
+
 /// Parses a template.
 pub(super) fn parse(source: &str) -> std::result::Result<Body, TemplateError> {
     let mut parser = Parser { tokens: tokens(source)?, at: 0, depth: 0, loops: 0, names: Vec::new(), blocks: Vec::new() };
@@ -208,6 +211,9 @@ impl Parser {
         if self.blocks.contains(&name) {
             return syntax(format!("the block {name:?} is defined twice"));
         }
+        if self.blocks.len() == MAX_BLOCKS {
+            return Err(ErrorKind::Limit("has more than 1000 blocks"));
+        }
         self.blocks.push(name.clone());
         self.block_end()?;
         let body = self.body(&["endblock"])?;
@@ -376,7 +382,8 @@ impl Parser {
     fn dotted_name(&mut self) -> Result<String> {
         let mut name = self.name()?;
         while self.skip_operator(".") {
-            name = format!("{name}.{}", self.name()?);
+            name.push('.');
+            name.push_str(&self.name()?);
         }
         Ok(name)
     }

@@ -1,5 +1,6 @@
 //! `'%s' % x`.
 
+use super::budget::{self, Length};
 use super::error::{Result, invalid, unsupported};
 use super::spec::{Field, Spec, checked_width, float_text, integer_text, pad};
 use super::value::Value;
@@ -12,7 +13,7 @@ pub(super) fn printf(text: &str, value: &Value) -> Result<String> {
     };
     let mut operands = Operands { all: value, rest: values.into_iter(), used_mapping: false };
     let mut out = String::new();
-    let mut rest = text;
+    let (mut rest, mut length) = (text, Length::default());
     while let Some((before, field)) = rest.split_once('%') {
         out.push_str(before);
         let mut chars = Field(field);
@@ -22,7 +23,12 @@ pub(super) fn printf(text: &str, value: &Value) -> Result<String> {
         rest = chars.0;
         match kind {
             '%' => out.push('%'),
-            kind => out.push_str(&printf_field(kind, spec, &operands.value(key)?)?),
+            kind => {
+                budget::spend(1)?;
+                let field = printf_field(kind, spec, &operands.value(key)?)?;
+                length.add(field.len())?;
+                out.push_str(&field);
+            }
         }
     }
     out.push_str(rest);

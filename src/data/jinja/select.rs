@@ -2,6 +2,7 @@
 
 use super::args::{Args, flag_or, text_of};
 use super::ast::{Binary, Comparison};
+use super::budget;
 use super::error::{ErrorKind, Result, invalid};
 use super::eval::Interpreter;
 use super::filters::FILTERS;
@@ -56,6 +57,7 @@ impl Interpreter {
     pub(super) fn path(&mut self, value: &Value, path: &Value) -> Result<Value> {
         let Some(path) = path.as_str() else { return self.item(value, path) };
         let mut value = value.clone();
+        budget::spend(path.len())?;
         for step in path.split('.') {
             let key = step.parse::<usize>().map_or_else(|_| Value::from(step), Value::from);
             value = self.item(&value, &key)?;
@@ -133,7 +135,7 @@ impl Interpreter {
                 let mut seen: Vec<Value> = Vec::new();
                 let mut kept = Vec::new();
                 for (key, item) in self.keyed_by_one(value, case_sensitive.as_ref(), attribute.as_ref())? {
-                    self.burn(seen.len())?;
+                    self.burn(seen.len().saturating_mul(budget::spend_walk(&key)?))?;
                     if !key.is_hashable() {
                         return invalid(format!("a {} cannot be a key", key.type_name()));
                     }
@@ -176,6 +178,7 @@ impl Interpreter {
                 Some(path) => self.path(&item, path)?,
                 None => item.clone(),
             };
+            budget::spend_text(&key)?;
             keyed.push((folded(&key, ignores_case), item));
         }
         Ok(keyed)
@@ -198,9 +201,13 @@ impl Interpreter {
         let mut keyed = Vec::with_capacity(items.len());
         for item in items {
             let key = match &paths {
-                None => folded(&item, ignores_case),
+                None => {
+                    budget::spend_text(&item)?;
+                    folded(&item, ignores_case)
+                }
                 Some(paths) => {
                     let mut keys = Vec::new();
+                    budget::spend(paths.len())?;
                     for path in paths {
                         keys.push(folded(&self.path(&item, path)?, ignores_case));
                     }
@@ -226,6 +233,9 @@ impl Interpreter {
         }
         let key = |(key, _): &(Value, Value)| folded(key, ignores_case);
         ops::sort_by_key(&mut keyed, false, |pair| Ok(key(pair)))?;
+        for (key, _) in &keyed {
+            budget::spend_walk(key)?;
+        }
         // Each group has the value of its first item.
         let groups = keyed.chunk_by(|a, b| key(a) == key(b)).map(|group| {
             let items: Vec<Value> = group.iter().map(|(_, item)| item.clone()).collect();
@@ -252,6 +262,8 @@ impl Interpreter {
 
     /// `value is name(args)`.
     pub(super) fn test(&mut self, name: &str, value: &Value, args: Args) -> Result<bool> {
+        budget::spend_text(value)?;
+        budget::spend_args(&args)?;
         let comparison = match name {
             "==" | "eq" | "equalto" => Some(Comparison::Eq),
             "!=" | "ne" => Some(Comparison::Ne),
@@ -273,6 +285,7 @@ impl Interpreter {
             "sameas" => {
                 let [other] = args.bind(name, 1, ["other"])?;
                 let other = other.unwrap_or_default();
+                budget::spend_walk(&other)?;
                 Ok(value.type_name() == other.type_name() && *value == other)
             }
             "divisibleby" => {

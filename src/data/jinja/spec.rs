@@ -4,8 +4,9 @@ use super::error::{Result, invalid};
 use super::text::shortest_digits;
 use super::value::Value;
 
-/// Characters that a field may be wide, or digits that a number may have.
-const MAX_WIDTH: usize = 100_000;
+/// Characters that a field may be wide, or digits that a number may have. Rust's own formats panic
+/// beyond 65,535 digits.
+const MAX_WIDTH: usize = 10_000;
 
 /// How a value is written.
 #[derive(Debug, Default, Clone)]

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use serde::de::{Deserialize, Deserializer, MapAccess, SeqAccess, Visitor};
 
 use super::error::ErrorKind;
-use super::text::{float_repr, string_repr};
+use super::text::{checked_length, float_repr, string_repr};
 
 /// A value of a template, as Python has it.
 #[derive(Debug, Clone)]
@@ -398,6 +398,7 @@ impl Value {
     }
 
     fn write_repr(&self, out: &mut String) -> Result<(), ErrorKind> {
+        checked_length(out.len())?;
         let list = |out: &mut String, items: &[Value]| {
             items.iter().enumerate().try_for_each(|(i, item)| {
                 out.push_str(if i > 0 { ", " } else { "" });
@@ -461,7 +462,7 @@ impl View {
     }
 }
 
-fn range_length(start: i128, stop: i128, step: i128) -> usize {
+pub(super) fn range_length(start: i128, stop: i128, step: i128) -> usize {
     let distance = if step > 0 { stop.saturating_sub(start) } else { start.saturating_sub(stop) };
     let length = if distance <= 0 { 0 } else { (distance - 1) / step.saturating_abs() + 1 };
     usize::try_from(length).unwrap_or(usize::MAX)

@@ -104,10 +104,18 @@ struct AnyState {
     format: u32,
 }
 
+/// CRC-32 of a state, as JSON without spaces.
+///
+/// # Errors
+/// Those of serde_json, which no state causes.
+pub fn state_checksum(state: &State) -> serde_json::Result<u32> {
+    Ok(crc32(&serde_json::to_vec(state)?))
+}
+
 /// The file of a checkpoint's state, whose numbers have this checksum.
 pub(super) fn state_file(state: &State, checksum: u32) -> serde_json::Result<Vec<u8>> {
-    let state_checksum = crc32(&serde_json::to_vec(state)?);
-    serde_json::to_vec_pretty(&StateFile { format: FORMAT, checksum, state_checksum, state })
+    let file = StateFile { format: FORMAT, checksum, state_checksum: state_checksum(state)?, state };
+    serde_json::to_vec_pretty(&file)
 }
 
 /// Reads the state of a checkpoint, and the checksum of its numbers.
@@ -120,10 +128,11 @@ pub(super) fn read_state(folder: &Path) -> Result<(State, u32), CheckpointError>
     if found != FORMAT {
         return Err(CheckpointError::Format { path, expected: FORMAT, found });
     }
-    let StateFile::<State> { checksum, state_checksum, state, .. } = serde_json::from_slice(&bytes).map_err(json)?;
-    let found = crc32(&serde_json::to_vec(&state).map_err(json)?);
-    if found != state_checksum {
-        return Err(CheckpointError::StateChecksum { path, expected: state_checksum, found });
+    let StateFile::<State> { checksum, state_checksum: expected, state, .. } =
+        serde_json::from_slice(&bytes).map_err(json)?;
+    let found = state_checksum(&state).map_err(json)?;
+    if found != expected {
+        return Err(CheckpointError::StateChecksum { path, expected, found });
     }
     Ok((state, checksum))
 }
