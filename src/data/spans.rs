@@ -141,6 +141,8 @@ struct Probed<'a> {
     runs: Vec<Run>,
     /// The runs of each message's words, by their indices.
     words: Vec<Option<Range<usize>>>,
+    /// The messages that have runs.
+    written: HashSet<usize>,
     /// The shape of each message.
     shapes: Vec<Rc<str>>,
     /// Whether there were too few replacements for all letters.
@@ -197,14 +199,19 @@ impl<'a> Probed<'a> {
             let Some(words) = said_by(&probe, run).and_then(|message| words.get_mut(message)) else { continue };
             words.get_or_insert(at..at).end = at + 1;
         }
+        let message_of = |run: &Run| match probe.owner(run.leaf) {
+            Some(Owner::Message(message, _)) => Some(message),
+            Some(Owner::Tools) | None => None,
+        };
+        let written = runs.iter().filter_map(message_of).collect();
         let shapes = (0..rendering.messages.len()).map(|message| probe.shape(message).into()).collect();
-        Self { rendering, text, plan, probe, runs, words, shapes, exhausted: false, tails: RefCell::default() }
+        Self { rendering, text, plan, probe, runs, words, written, shapes, exhausted: false, tails: RefCell::default() }
     }
 
     /// Adds a letter to each message without words, if that changes nothing else.
     fn with_letters_added(mut self) -> Self {
         let messages = self.rendering.messages;
-        let silent = |probed: &Self, at| !probed.runs.iter().any(|run| probed.of_message(run, at));
+        let silent = |probed: &Self, at: usize| !probed.written.contains(&at);
         for (at, message) in messages.iter().enumerate().filter(|(_, message)| !message.get("role").is_undefined()) {
             for words in [Words::Extended, Words::Trimmed].into_iter().filter(|_| silent(&self, at)).collect::<Vec<_>>() {
                 let mut plan = self.plan.clone();
@@ -217,7 +224,9 @@ impl<'a> Probed<'a> {
                     Ok(found) => {
                         self = Self { exhausted: self.exhausted, ..Self::of(self.rendering, self.text, plan, found) }
                     }
-                    Err(discarded) => self.exhausted |= discarded == Discarded::Exhausted,
+                    // No letters are left for the messages after this one.
+                    Err(Discarded::Exhausted) => return Self { exhausted: true, ..self },
+                    Err(Discarded::Differs) => {}
                 }
                 if !silent(&self, at) {
                     break;
@@ -273,7 +282,7 @@ impl<'a> Probed<'a> {
             }
         }
         // A span without known words may be that of an unlearned message without known words.
-        let silent = |turn: usize| !self.runs.iter().any(|run| self.of_message(run, turn));
+        let silent = |turn: usize| !self.written.contains(&turn);
         let lost = |&turn: &usize| self.is_changed(turn) || (unknown && silent(turn));
         match unlearned.into_iter().find(lost).filter(|_| any) {
             Some(turn) => Err((turn, self.flaw_of_changed())),
@@ -503,14 +512,15 @@ impl<'a> Probed<'a> {
         let header = Some(style.header.trim()).filter(|header| !header.is_empty());
         let mut before = 0;
         for &(turn, ref span) in spans {
-            let inside = |run: &&Run| run.bytes.start < span.end && run.bytes.end > span.start;
-            let foreign = self.runs.iter().filter(inside).any(|run| !self.of_message(run, turn));
-            let beyond = |run: &Run| !run.repeated && said_by(&self.probe, run) == Some(turn) && run.bytes.end > span.end;
-            if span.start < before || foreign || self.runs.iter().any(beyond) {
+            // Runs are in order.
+            let inside = self.runs.partition_point(|run| run.bytes.end <= span.start);
+            let mut inside = self.runs.iter().skip(inside).take_while(|run| run.bytes.start < span.end);
+            let foreign = inside.any(|run| !self.of_message(run, turn));
+            let (first, last) = self.words(turn).map_or((span.end, span.end), |words| self.bytes(&words));
+            if span.start < before || foreign || last > span.end {
                 return Err((turn, SpanFlaw::Mixed));
             }
             before = span.end;
-            let (first, last) = self.words(turn).map_or((span.end, span.end), |words| self.bytes(&words));
             let written = [self.slice(span.start..first), self.slice(last..span.end)];
             if header.is_some_and(|header| written.iter().any(|text| text.contains(header))) {
                 return Err((turn, SpanFlaw::Header));
@@ -535,11 +545,20 @@ fn one_by_one(rendering: Rendering<'_>, text: &str) -> ((Probe, Reading), Plan) 
     let mut plan = Plan { messages, tools: false, calls: false, keep_literals: true, kept_keys: &[] };
     let nothing = Probe::new(rendering.messages, rendering.tools, &plan, rendering.template.literals(), text);
     let mut found = (nothing, Reading { text: text.to_owned(), runs: Vec::new() });
-    for message in 0..rendering.messages.len() {
+    // Halves of the messages, then halves of those that cannot be replaced at once: most can.
+    let mut ranges: Vec<Range<usize>> = std::iter::once(0..rendering.messages.len()).collect();
+    while let Some(range) = ranges.pop() {
         let mut next = plan.clone();
-        next.messages.get_mut(message).into_iter().for_each(|words| *words = Words::Replaced);
-        if let Ok(probe) = rendering.attempt(&next, text) {
-            (found, plan) = (probe, next);
+        next.messages.get_mut(range.clone()).into_iter().flatten().for_each(|words| *words = Words::Replaced);
+        match rendering.attempt(&next, text) {
+            Ok(probe) => (found, plan) = (probe, next),
+            Err(_) if range.len() > 1 => {
+                let middle = range.start + range.len() / 2;
+                ranges.extend([middle..range.end, range.start..middle]);
+            }
+            // No letters are left for the messages after this one.
+            Err(Discarded::Exhausted) => break,
+            Err(Discarded::Differs) => {}
         }
     }
     for next in [Plan { tools: true, ..plan.clone() }, Plan { calls: true, ..plan.clone() }] {

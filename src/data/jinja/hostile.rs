@@ -290,10 +290,12 @@ const METHODS: &[&str] = &[
 #[test]
 fn random_templates_end_without_a_panic() {
     let mut rendered = [0_u32; 2];
-    for seed in 0..2500 {
+    for seed in 0..200 {
         let mut writer = Writer { random: Generator::new(seed, Stream::Split) };
-        let source =
-            format!("{{% macro f(x) %}}{{{{ x }}}}{{% endmacro %}}{{% set ns = namespace(v=1) %}}{}", writer.statements(3));
+        let source = format!(
+            "{{% macro f(x) %}}{{{{ x }}}}{{% endmacro %}}{{% set ns = namespace(v=1) %}}{}",
+            writer.statements((seed % 4) as u32)
+        );
         let outcome = std::panic::catch_unwind(|| render(&source).is_ok());
         rendered[usize::from(outcome.unwrap_or_else(|_| panic!("seed {seed}: {source}")))] += 1;
     }

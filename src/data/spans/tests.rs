@@ -633,3 +633,36 @@ fn too_many_letters_are_an_error_and_no_answer_is_lost() {
     assert_eq!(spans(&messages[..2]), Ok(vec![format!("{}<|im_end|>", answers[0])]));
     assert_eq!(spans(&messages), Err((2, SpanFlaw::Letters)));
 }
+
+/// A rendering for each message would take more steps than a conversation may.
+#[test]
+fn a_long_conversation_with_too_many_letters_needs_few_renderings() {
+    let template = template(&SHAPES[0]);
+    let words: String = ('\u{100}'..'\u{13c}').collect();
+    let turn = |role: &str| Value::from_pairs([("role", role), ("content", words.as_str())]);
+    let messages: Vec<Value> = (0..2_000).map(|_| turn("assistant")).collect();
+    let text = template.render(&messages, &Value::None, false).unwrap();
+    let rendering =
+        Rendering { template: &template, messages: &messages, tools: &Value::None, add_generation_prompt: false };
+    let probed = Probed::new(rendering, &text).with_letters_added();
+    let kept = probed.plan.messages.iter().position(|words| *words == Words::Kept).unwrap();
+    assert!(kept > 1_500, "{kept}");
+    assert_eq!(probed.spans(&["<|im_end|>".to_owned()], &[]), Err((kept, SpanFlaw::Letters)));
+    check_steps().unwrap();
+}
+
+/// Messages that a template changes stay, wherever they are, and the others are replaced.
+#[test]
+fn only_messages_that_the_template_changes_stay() {
+    let source = "{% for m in messages %}{{ m.role }}: {{ m.content | upper if m.content.startswith('LOUD') else m.content }};{% endfor %}";
+    let template = ChatTemplate::new(source, [].into(), 0).unwrap();
+    let content = |i: usize| if [3, 4, 11].contains(&i) { "LOUD: Hello" } else { "hello" };
+    let turn = |i: usize| Value::from_pairs([("role", "assistant"), ("content", content(i))]);
+    let messages: Vec<Value> = (0..13).map(turn).collect();
+    let text = template.render(&messages, &Value::None, false).unwrap();
+    let rendering =
+        Rendering { template: &template, messages: &messages, tools: &Value::None, add_generation_prompt: false };
+    let (_, plan) = one_by_one(rendering, &text);
+    let kept: Vec<usize> = (0..13).filter(|&at| plan.messages[at] == Words::Kept).collect();
+    assert_eq!(kept, [3, 4, 11]);
+}
