@@ -50,7 +50,7 @@ const FENCED: &[(&str, &[&str])] = &[
     ("pollster", &["gpu"]),
     ("wgpu", &["gpu", "dequant", "ops"]),
     ("regex", &["convert", "cli", "data", "merge", "export", "tests", "train"]),
-    ("fancy_regex", &["lora"]),
+    ("fancy_regex", &["data", "lora"]),
     ("crc32c", &["train"]),
     ("jiff", &["data"]),
     ("rand_chacha", &["random"]),
