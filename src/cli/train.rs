@@ -25,7 +25,7 @@ use crate::io::read::{read_any, refuse_device};
 use crate::model::plan::MemoryPlan;
 use crate::model::plan::MicroBatch;
 use crate::train::record::{EvalRecord, Record, RecordError, StepRecord};
-use crate::train::run::{End, Event, Prepared, Run, RunError, Task, check_folder};
+use crate::train::run::{End, Event, Prepared, Run, RunError, Task};
 use crate::train::schedule::Warmup;
 use crate::train::settings::Settings;
 
@@ -109,7 +109,7 @@ pub fn run(args: &TrainArgs) -> Result<Outcome> {
         now: ui::now(),
     };
     if !args.show_batch {
-        check_folder(out, resume.as_deref(), &model)?;
+        Run::check_folder(out, resume.as_deref(), &model)?;
     }
     let meter = ui.meter("reading", Unit::Rows);
     let prepared = Prepared::new(pack, &task, resume.as_deref(), &mut |done, total| {

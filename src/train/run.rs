@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 
 use serde::Serialize;
 
+use crate::arch::config::ModelConfig;
 use crate::data::pack::{Batch, batch};
 use crate::data::sample::Dataset;
 use crate::gpu::Gpu;
@@ -26,8 +27,8 @@ use crate::train::settings::Settings;
 use crate::train::trainer::Trainer;
 pub use error::{Leftover, RunError};
 use lock::RunLock;
-pub use prepare::{Prepared, Task, check_folder};
-use prepare::{check_results, epoch_rows};
+pub use prepare::{Prepared, Task};
+use prepare::{check_folder, check_results, epoch_rows};
 use start::Start;
 
 /// A checkpoint is written after this time at the latest, also within an epoch.
@@ -107,6 +108,16 @@ impl Run {
     /// [`RunError::NoCheckpoint`], [`RunError::Checkpoint`].
     pub fn latest(out: &Path) -> Result<PathBuf, RunError> {
         Checkpoint::latest(out)?.ok_or_else(|| RunError::NoCheckpoint { out: out.to_owned() })
+    }
+
+    /// Checks that a run of `model`, new or resumed, replaces no other results in the folder, and
+    /// that no other run trains there. [`Run::start`] checks it again; this is for an early error.
+    ///
+    /// # Errors
+    /// [`RunError::Locked`], [`RunError::Occupied`], [`RunError::Elsewhere`],
+    /// [`RunError::Checkpoint`].
+    pub fn check_folder(out: &Path, resume: Option<&Path>, model: &ModelConfig) -> Result<(), RunError> {
+        check_folder(out, resume, model)
     }
 
     /// Locks the folder, loads the model and writes the adapter, so that a folder that cannot be

@@ -158,12 +158,8 @@ impl Prepared {
     }
 }
 
-/// Checks that a run of `model`, new or resumed, replaces no other results in the folder, and that
-/// no other run trains there.
-///
-/// # Errors
-/// [`RunError::Locked`], [`RunError::Occupied`], [`RunError::Elsewhere`], [`RunError::Checkpoint`].
-pub fn check_folder(out: &Path, resume: Option<&Path>, model: &ModelConfig) -> Result<(), RunError> {
+/// See [`Run::check_folder`](super::Run::check_folder).
+pub(super) fn check_folder(out: &Path, resume: Option<&Path>, model: &ModelConfig) -> Result<(), RunError> {
     RunLock::check(out)?;
     check_results(out, resume, model)
 }
