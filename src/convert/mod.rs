@@ -1,4 +1,4 @@
-//! From a Hugging Face checkpoint to a pack: [`source`] reads the checkpoint, [`parts`] says what
+//! From a Hugging Face checkpoint to a pack: [`source`] reads the checkpoint, `parts` says what
 //! its tensors are, [`plan`] places them in the pack, [`encode`] makes codes of weights, and
 //! [`convert`] runs it all in bounded memory.
 

@@ -45,7 +45,7 @@ pub enum LoraError {
     /// Nothing to train.
     #[error("an adapter needs at least one target")]
     NoTarget,
-    /// A target that is not one of [`TARGETS`].
+    /// A target that is not one of `q_proj`, `k_proj` and the other projections.
     #[error("{found} cannot be adapted; targets are q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj, down_proj")]
     Target {
         /// The role.

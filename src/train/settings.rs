@@ -43,7 +43,7 @@ pub struct Settings {
     pub alpha: f64,
     /// Share of an adapter's inputs that is dropped: at least 0, below 1.
     pub dropout: f64,
-    /// The adapted projections, some of [`TARGETS`].
+    /// The adapted projections: any of the seven of attention and MLP.
     pub targets: Vec<Role>,
     /// Whether the scale is alpha / sqrt(rank).
     pub rslora: bool,

@@ -205,7 +205,7 @@ impl LayerStream {
     /// they fit, else the first ones.
     ///
     /// # Errors
-    /// [`StreamError::Open`], [`StreamError::Budget`], [`StreamError::Gpu`].
+    /// [`StreamError::Read`], [`StreamError::Budget`], [`StreamError::Gpu`].
     pub fn open(gpu: &Gpu, path: impl AsRef<Path>, options: &StreamOptions) -> Result<Self, StreamError> {
         Self::of(gpu, PackSource::open(path)?, options)
     }
