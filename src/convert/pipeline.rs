@@ -4,8 +4,8 @@
 //! size.
 
 mod resume;
+mod state;
 
-use std::collections::{BTreeMap, HashMap};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
@@ -15,13 +15,13 @@ use rayon::prelude::*;
 use super::error::ConvertError;
 use super::hash::FileHash;
 use super::journal::Slots;
-use super::nesting::{Candidates, Trial, Wanted};
+use super::nesting::{Candidates, Trial};
 use super::notice::{LeftOut, Notice};
 use super::options::Options;
 use super::parts::{self, Parts};
 use super::piece::{Outcome, Payload, Work, Write};
 use super::plan::{Action, Plan, PlanError};
-use super::report::{Kept, Progress, Report, RoleSums, name_of, notice_texts};
+use super::report::{Progress, Report, RoleSums, name_of, notice_texts};
 use super::source::{self, Checkpoint, SourceError, SourceFile};
 use super::target::{Target, Writer};
 use super::walk::{Piece, Window, tensor_pieces, windows};
@@ -29,10 +29,11 @@ use crate::arch::ModelConfig;
 use crate::arch::place::Model;
 use crate::format::layout::FEATURE_SIGNED_SCALES;
 use crate::format::nf4::{ScaleType, Scales};
-use crate::format::{PieceCrc, Role, Section, SectionKind, check, crc32};
+use crate::format::{PieceCrc, Section, SectionKind, check, crc32};
 use crate::io::access::Readers;
 use crate::io::{AlignedBuf, folder_of, read_exact_at};
 use resume::{Journal, Start};
+use state::State;
 
 /// Bytes of a window for each thread, so that there is work for all; at least [`MIN_WINDOW`], at
 /// most [`MAX_WINDOW`].
@@ -142,21 +143,12 @@ impl Conversion {
         self.check_target(path)?;
         let target = self.target(path)?;
         let pool = rayon::ThreadPoolBuilder::new().num_threads(self.options.threads.map_or(0, |n| n.get())).build()?;
-        let state = target.write_with(|writer| pool.install(|| Run::new(self, writer, progress).run()));
-        match state {
-            Ok(_) if progress.cancelled() => {
-                target.abandon();
-                Err(ConvertError::Cancelled)
-            }
-            Ok(state) => {
-                target.finish()?;
-                Ok(self.report(&state))
-            }
-            Err(error) => {
-                target.abandon();
-                Err(error)
-            }
+        let state = target.write_with(|writer| pool.install(|| Run::new(self, writer, progress).run()))?;
+        if progress.cancelled() {
+            return Err(ConvertError::Cancelled);
         }
+        target.finish()?;
+        Ok(self.report(&state))
     }
 
     fn target(&self, path: &Path) -> Result<Target, ConvertError> {
@@ -237,21 +229,6 @@ impl Conversion {
     }
 }
 
-/// What the pieces add up to. Pieces are absorbed in file order, so that nothing depends on the
-/// number of threads.
-#[derive(Debug, Default)]
-struct State {
-    crcs: Vec<PieceCrc>,
-    signed: bool,
-    roles: BTreeMap<Role, RoleSums>,
-    /// Scales of the `dq8` tensors whose first pass is under way.
-    wanted: HashMap<usize, Wanted>,
-    hashes: Vec<String>,
-    done: u64,
-    /// What an interrupted run had kept.
-    kept: Option<Kept>,
-}
-
 /// The output of a window that has been worked on, with the source bytes that parts of it repeat.
 #[derive(Debug, Default)]
 struct Pending {
@@ -273,7 +250,7 @@ struct Run<'a> {
     progress: &'a dyn Progress,
     state: State,
     /// With [`Options::resume`].
-    journal: Option<Journal>,
+    journal: Option<Journal<'a>>,
 }
 
 impl<'a> Run<'a> {
@@ -293,6 +270,26 @@ impl<'a> Run<'a> {
         self.record(&FileHash::default(), 0)?;
         self.write_front()?;
         Ok(self.state)
+    }
+
+    /// Takes over the finished part of an interrupted conversion, if that is asked for.
+    fn resume(&mut self) -> Result<Start, ConvertError> {
+        let Conversion { checkpoint, plan, options, .. } = self.job;
+        if !options.resume {
+            return Ok(Start::default());
+        }
+        let journal = Journal::new(plan, &checkpoint.files, self.writer, self.progress)?;
+        self.journal.insert(journal).resume(&mut self.state)
+    }
+
+    /// Whether to record what is finished now.
+    fn record_is_due(&self, is_cancelled: bool) -> bool {
+        self.state.wanted.is_empty() && self.journal.as_ref().is_some_and(|journal| is_cancelled || journal.is_due())
+    }
+
+    /// Records what is finished, if an interrupted conversion is to be continued.
+    fn record(&mut self, hash: &FileHash, offset: u64) -> Result<(), ConvertError> {
+        self.journal.as_mut().map_or(Ok(()), |journal| journal.record(&self.state, hash, offset))
     }
 
     /// The embedded files; they are in memory already.

@@ -2,7 +2,7 @@
 
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{self, Sender};
 use std::thread;
 
@@ -31,8 +31,6 @@ pub(crate) struct Target {
 struct Partial {
     path: PathBuf,
     slots: Slots,
-    /// Whether it has a record, so that it is worth keeping.
-    is_recorded: AtomicBool,
 }
 
 /// Where a conversion into `target` keeps its finished part.
@@ -107,7 +105,7 @@ impl Target {
         })?;
         let used = fs4::FileExt::allocated_size(file.output().as_file()).map_err(error)?;
         check_space(&folder, len.saturating_sub(used))?;
-        let partial = Some(Partial { path: partial, slots, is_recorded: AtomicBool::new(false) });
+        let partial = Some(Partial { path: partial, slots });
         Ok(Self { file, path: path.to_owned(), folder, force, len, partial })
     }
 
@@ -146,7 +144,7 @@ impl Target {
         let Some(partial) = &self.partial else { return Ok(Vec::new()) };
         let records = journal::read(self.output().as_file());
         let records = records.map_err(|source| ConvertError::Target { path: partial.path.clone(), source })?;
-        partial.is_recorded.store(!records.is_empty(), Ordering::Relaxed);
+        self.file.set_kept(!records.is_empty());
         Ok(records)
     }
 
@@ -156,7 +154,7 @@ impl Target {
     /// [`ConvertError::Target`].
     pub(super) fn clear(&self) -> Result<(), ConvertError> {
         let Some(partial) = &self.partial else { return Ok(()) };
-        partial.is_recorded.store(false, Ordering::Relaxed);
+        self.file.set_kept(false);
         partial.slots.clear(self.output()).map_err(|source| self.error(source))
     }
 
@@ -167,7 +165,7 @@ impl Target {
     pub(super) fn record(&self, record: &Record) -> Result<(), ConvertError> {
         let Some(partial) = &self.partial else { return Ok(()) };
         partial.slots.write(self.output(), record).map_err(|source| self.error(source))?;
-        partial.is_recorded.store(true, Ordering::Relaxed);
+        self.file.set_kept(true);
         Ok(())
     }
 
@@ -183,13 +181,6 @@ impl Target {
     pub(super) fn read(&self, bytes: &mut [u8], offset: u64) -> Result<(), ConvertError> {
         read_exact_at(self.output().as_file(), bytes, offset)
             .map_err(|source| ConvertError::Target { path: self.partial(), source })
-    }
-
-    /// Removes a finished part without a record: it is of no use.
-    pub(crate) fn abandon(self) {
-        if self.partial.is_some_and(|partial| !partial.is_recorded.into_inner()) {
-            self.file.discard();
-        }
     }
 
     /// Runs `work`, which writes through the [`Writer`]. Meanwhile a thread of its own makes the
@@ -231,6 +222,7 @@ impl Target {
             // The records go last: without them, a crash would lose the finished part.
             self.output().sync_data().map_err(|source| self.error(source))?;
             self.output().set_len(self.len).map_err(|source| self.error(source))?;
+            self.file.set_kept(false);
         }
         let Self { file, path, folder, force, .. } = self;
         file.publish(&path, force).map_err(|source| match source.kind() {
@@ -310,6 +302,29 @@ mod tests {
         let error = Target::create(&folder.path().join("out"), u64::MAX, false, Readers::default()).unwrap_err();
         assert!(matches!(error, ConvertError::NoSpace { needed: u64::MAX, .. }), "{error:?}");
         assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn a_part_without_a_record_is_not_left_behind() {
+        let folder = tempfile::tempdir().unwrap();
+        let (path, count) = (folder.path().join("out"), || std::fs::read_dir(folder.path()).unwrap().count());
+        let resume = |len| Target::resume(&path, len, false, Readers::default(), Slots::new(10, 0, 0));
+        let error = resume(u64::MAX).unwrap_err();
+        assert!(matches!(error, ConvertError::NoSpace { .. }), "{error:?}");
+        assert_eq!(count(), 0, "no space");
+        drop(resume(10).unwrap());
+        assert_eq!(count(), 0, "an error before the first record");
+        let target = resume(10).unwrap();
+        target.record(&Record::default()).unwrap();
+        std::fs::write(&path, "precious").unwrap();
+        let error = target.finish().unwrap_err();
+        assert!(matches!(error, ConvertError::TargetExists { .. }), "{error:?}");
+        assert_eq!((std::fs::read(&path).unwrap().as_slice(), count()), (b"precious".as_slice(), 1));
+        std::fs::remove_file(&path).unwrap();
+        resume(10).unwrap().record(&Record::default()).unwrap();
+        assert_eq!(count(), 1, "a record");
+        resume(u64::MAX).unwrap_err();
+        assert_eq!(count(), 1, "an earlier part");
     }
 
     const SHAPE: Shape =

@@ -4,12 +4,12 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use tempfile::{Builder, TempDir};
+use tempfile::TempDir;
 
 use super::access::Readers;
 #[cfg(feature = "train")]
 use super::leftovers::remove_leftovers;
-use super::leftovers::{Lock, TEMPORARY, lock};
+use super::leftovers::{Lock, lock, temporary_names};
 #[cfg(feature = "train")]
 use super::step::sync_dir;
 use super::step::{self, Output};
@@ -40,9 +40,8 @@ impl TemporaryFolder {
 ///
 /// Any error of the operating system.
 pub(crate) fn temporary_folder(parent: &Path) -> io::Result<TemporaryFolder> {
-    let mut builder = Builder::new();
-    let [prefix, suffix] = TEMPORARY;
-    builder.prefix(prefix).suffix(suffix);
+    #[cfg_attr(not(unix), allow(unused_mut, reason = "only Unix has permissions"))]
+    let mut builder = temporary_names();
     #[cfg(unix)]
     builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o777));
     loop {
@@ -50,11 +49,14 @@ pub(crate) fn temporary_folder(parent: &Path) -> io::Result<TemporaryFolder> {
         #[cfg(test)]
         super::record::path(folder.path(), || super::record::Step::CreateFolder { path: folder.path().to_owned() });
         // Only Unix opens folders.
-        let file = if cfg!(unix) { Some(fs::File::open(folder.path())?) } else { None };
-        match file.as_ref().map_or(Lock::None, |file| lock(file, folder.path())) {
-            Lock::Taken | Lock::None => return Ok(TemporaryFolder { folder, _lock: file }),
-            // Another process took it for a leftover.
-            Lock::Lost => {}
+        let file = if cfg!(unix) { fs::File::open(folder.path()).map(Some) } else { Ok(None) };
+        // Another process may take it for a leftover before it is locked.
+        let is_lost = match &file {
+            Ok(file) => file.as_ref().is_some_and(|file| lock(file, folder.path()) == Lock::Lost),
+            Err(error) => error.kind() == io::ErrorKind::NotFound,
+        };
+        if !is_lost {
+            return Ok(TemporaryFolder { folder, _lock: file? });
         }
     }
 }
@@ -140,13 +142,7 @@ mod tests {
     #![allow(clippy::unwrap_used, clippy::panic, reason = "tests fail by panicking")]
 
     use super::*;
-
-    fn names(folder: &Path) -> Vec<String> {
-        let mut names: Vec<_> =
-            fs::read_dir(folder).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap()).collect();
-        names.sort();
-        names
-    }
+    use crate::io::leftovers::names;
 
     /// A number that identifies the folder, even if another one takes its name.
     fn number(path: &Path) -> u64 {

@@ -8,10 +8,20 @@ use std::fs::{self, File, FileType, TryLockError};
 use std::io;
 use std::path::Path;
 
+use tempfile::Builder;
+
 use super::step;
 
 /// Prefix and suffix of a temporary name.
-pub(super) const TEMPORARY: [&str; 2] = [".nf4pack-", ".tmp"];
+const TEMPORARY: [&str; 2] = [".nf4pack-", ".tmp"];
+
+/// Makes temporary names.
+pub(super) fn temporary_names() -> Builder<'static, 'static> {
+    let mut builder = Builder::new();
+    let [prefix, suffix] = TEMPORARY;
+    builder.prefix(prefix).suffix(suffix);
+    builder
+}
 
 /// Whether the path has a temporary name.
 pub(crate) fn is_temporary(path: &Path) -> bool {
@@ -84,19 +94,23 @@ fn remove_dead(path: &Path, kind: FileType) -> io::Result<()> {
     }
 }
 
+/// The names in a folder, sorted.
+#[cfg(all(test, any(unix, feature = "train")))]
+#[allow(clippy::unwrap_used, reason = "tests fail by panicking")]
+pub(crate) fn names(folder: &Path) -> Vec<String> {
+    let mut names: Vec<_> = fs::read_dir(folder).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap()).collect();
+    names.sort();
+    names
+}
+
 #[cfg(all(test, unix))]
 mod tests {
     #![allow(clippy::unwrap_used, clippy::panic, reason = "tests fail by panicking")]
 
+    use std::sync::atomic::{AtomicBool, Ordering};
+
     use super::*;
     use crate::io::temporary_folder;
-
-    fn names(folder: &Path) -> Vec<String> {
-        let mut names: Vec<_> =
-            fs::read_dir(folder).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap()).collect();
-        names.sort();
-        names
-    }
 
     #[test]
     fn what_dead_processes_left_is_removed_and_nothing_else() {
@@ -134,6 +148,23 @@ mod tests {
         assert!(kept.is_dir());
         remove_leftovers(root);
         assert!(!kept.exists(), "its lock is gone");
+    }
+
+    #[test]
+    fn a_folder_that_is_taken_for_a_leftover_at_once_is_made_again() {
+        let root = tempfile::tempdir().unwrap();
+        let done = AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                while !done.load(Ordering::Relaxed) {
+                    remove_leftovers(root.path());
+                }
+            });
+            let made: Vec<io::Result<bool>> =
+                (0..2000).map(|_| temporary_folder(root.path()).map(|folder| folder.path().is_dir())).collect();
+            done.store(true, Ordering::Relaxed);
+            assert!(made.iter().all(|made| matches!(made, Ok(true))), "{:?}", made.iter().find(|made| made.is_err()));
+        });
     }
 
     #[test]

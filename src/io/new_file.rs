@@ -2,20 +2,22 @@
 
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 
-use tempfile::{Builder, TempPath};
+use tempfile::TempPath;
 
 use super::access::Readers;
-use super::leftovers::{Lock, TEMPORARY, lock};
+use super::leftovers::{Lock, lock, temporary_names};
 use super::step::{self, Output};
 
 /// A file without its final name. Dropped before [`NewFile::publish`], it leaves nothing, unless it
 /// is one that is kept.
 #[derive(Debug)]
 pub(crate) struct NewFile {
+    /// Dropped before the file, whose lock covers the removal.
+    name: Name,
     output: Output,
     folder: PathBuf,
-    name: Name,
 }
 
 /// The name of a file that is not complete.
@@ -25,8 +27,32 @@ enum Name {
     None,
     /// If the file system has no unnamed files.
     Temporary(TempPath),
-    /// It stays for a later run.
-    Kept(PathBuf),
+    /// It may stay for a later run.
+    Kept(KeptName),
+}
+
+/// A name that is removed on drop, unless the file is kept.
+#[derive(Debug)]
+struct KeptName {
+    path: PathBuf,
+    is_kept: AtomicBool,
+}
+
+impl KeptName {
+    /// The name, which is then removed on drop in any case.
+    fn into_temporary(mut self) -> io::Result<TempPath> {
+        *self.is_kept.get_mut() = true;
+        TempPath::try_from_path(std::mem::take(&mut self.path))
+    }
+}
+
+impl Drop for KeptName {
+    fn drop(&mut self) {
+        if !*self.is_kept.get_mut() {
+            // A later run replaces what cannot be removed.
+            let _ = step::remove_file(&self.path);
+        }
+    }
 }
 
 impl NewFile {
@@ -46,18 +72,18 @@ impl NewFile {
             None => named(folder)?,
         };
         output.restrict(readers)?;
-        Ok(Self { output, folder: folder.to_owned(), name })
+        Ok(Self { name, output, folder: folder.to_owned() })
     }
 
-    /// Opens the file `path` to continue it, or creates it. It is not removed on drop. It is no
-    /// wider readable than `readers` allow.
+    /// Opens the file `path` to continue it, or creates it. On drop, a new file is removed, unless
+    /// [`NewFile::set_kept`] keeps it. It is no wider readable than `readers` allow.
     ///
     /// # Errors
     /// `WouldBlock` if another process has it; else the error of the operating system.
     pub(crate) fn open_kept(path: &Path, readers: &Readers) -> io::Result<Self> {
-        let output = match Output::open(path) {
-            Err(e) if e.kind() == io::ErrorKind::NotFound => Output::create_new(path)?,
-            opened => opened?,
+        let (output, is_kept) = match Output::open(path) {
+            Err(e) if e.kind() == io::ErrorKind::NotFound => (Output::create_new(path)?, false),
+            opened => (opened?, true),
         };
         if !output.as_file().metadata()?.is_file() {
             return Err(io::Error::new(io::ErrorKind::InvalidInput, "not a regular file"));
@@ -65,16 +91,16 @@ impl NewFile {
         if lock(output.as_file(), path) == Lock::Lost {
             return Err(io::ErrorKind::WouldBlock.into());
         }
-        output.restrict(readers)?;
-        let name = Name::Kept(path.to_owned());
-        Ok(Self { output, folder: super::folder_of(path).to_owned(), name })
+        let name = Name::Kept(KeptName { path: path.to_owned(), is_kept: AtomicBool::new(is_kept) });
+        let file = Self { name, output, folder: super::folder_of(path).to_owned() };
+        file.output.restrict(readers)?;
+        Ok(file)
     }
 
-    /// Removes a file that is kept.
-    pub(crate) fn discard(self) {
-        if let Name::Kept(path) = &self.name {
-            // A later run replaces what cannot be removed.
-            let _ = step::remove_file(path);
+    /// Whether a file of [`NewFile::open_kept`] stays if it is dropped.
+    pub(crate) fn set_kept(&self, is_kept: bool) {
+        if let Name::Kept(name) = &self.name {
+            name.is_kept.store(is_kept, Ordering::Relaxed);
         }
     }
 
@@ -95,12 +121,9 @@ impl NewFile {
         let name = match self.name {
             Name::None if !replace => return self.output.link(path),
             // A link cannot replace a file.
-            Name::None => builder().make_in(&self.folder, |name| self.output.link(name))?.into_temp_path(),
+            Name::None => temporary_names().make_in(&self.folder, |name| self.output.link(name))?.into_temp_path(),
             Name::Temporary(name) => name,
-            Name::Kept(name) => {
-                let result = if replace { step::rename(&name, path) } else { rename_kept(name, path) };
-                return result;
-            }
+            Name::Kept(name) => name.into_temporary()?,
         };
         if !replace {
             return Ok(step::rename_new(name, path)?);
@@ -118,25 +141,10 @@ impl NewFile {
     }
 }
 
-/// Renames a file, unless something has the name; it then keeps its own.
-fn rename_kept(from: PathBuf, to: &Path) -> io::Result<()> {
-    step::rename_new(TempPath::try_from_path(from)?, to).map_err(|error| {
-        let _ = error.path.keep();
-        error.error
-    })
-}
-
-fn builder() -> Builder<'static, 'static> {
-    let mut builder = Builder::new();
-    let [prefix, suffix] = TEMPORARY;
-    builder.prefix(prefix).suffix(suffix);
-    builder
-}
-
 /// A file with a temporary name.
 fn named(folder: &Path) -> io::Result<(Output, Name)> {
     loop {
-        let (output, name) = builder().make_in(folder, Output::create_new)?.into_parts();
+        let (output, name) = temporary_names().make_in(folder, Output::create_new)?.into_parts();
         match lock(output.as_file(), &name) {
             Lock::Taken | Lock::None => return Ok((output, Name::Temporary(name))),
             // Another process took it for a leftover.

@@ -154,12 +154,7 @@ impl Output {
     /// Any error of the operating system.
     #[cfg(feature = "convert")]
     pub(crate) fn sync_data(&self) -> io::Result<()> {
-        #[cfg(test)]
-        let begun = record::begin_sync(&self.log);
-        self.file.sync_data()?;
-        #[cfg(test)]
-        record::file(&self.log, |id| Step::SyncFile { id, until: begun });
-        Ok(())
+        self.sync(File::sync_data)
     }
 
     /// Makes the bytes and the permissions durable.
@@ -167,9 +162,13 @@ impl Output {
     /// # Errors
     /// Any error of the operating system.
     pub(crate) fn sync_all(&self) -> io::Result<()> {
+        self.sync(File::sync_all)
+    }
+
+    fn sync(&self, sync: impl FnOnce(&File) -> io::Result<()>) -> io::Result<()> {
         #[cfg(test)]
         let begun = record::begin_sync(&self.log);
-        self.file.sync_all()?;
+        sync(&self.file)?;
         #[cfg(test)]
         record::file(&self.log, |id| Step::SyncFile { id, until: begun });
         Ok(())

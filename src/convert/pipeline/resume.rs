@@ -8,13 +8,15 @@ use std::time::{Duration, Instant};
 
 use rayon::prelude::*;
 
-use super::{Conversion, ConvertError, FileHash, Run, State};
-use crate::convert::hash::sha256_hex;
+use super::state::State;
+use crate::convert::error::ConvertError;
+use crate::convert::hash::{FileHash, sha256_hex};
 use crate::convert::journal::{ENCODER_REVISION, Record};
-use crate::convert::plan::PlanError;
-use crate::convert::report::Kept;
+use crate::convert::plan::{Plan, PlanError};
+use crate::convert::report::{Kept, Progress};
 use crate::convert::source::{SourceError, SourceFile};
-use crate::format::{PieceCrc, Role, SectionKind, crc32};
+use crate::convert::target::Writer;
+use crate::format::{PieceCrc, Role, Section, SectionKind, crc32};
 use crate::io::{AlignedBuf, read_exact_at};
 
 /// A record is written after this time. Unit tests record at every chance.
@@ -23,9 +25,12 @@ const RECORD_AFTER: Duration = if cfg!(test) { Duration::ZERO } else { Duration:
 /// Bytes that are checked at a time.
 const CHECK_LEN: u64 = 1 << 20;
 
-/// When the next record is due.
-#[derive(Debug)]
-pub(super) struct Journal {
+/// Records what is finished, and finds what an interrupted run had finished.
+pub(super) struct Journal<'a> {
+    plan: &'a Plan,
+    files: &'a [SourceFile],
+    writer: &'a Writer<'a>,
+    progress: &'a dyn Progress,
     identity: String,
     sequence: u64,
     recorded: Instant,
@@ -38,53 +43,77 @@ pub(super) struct Start {
     pub(super) hash: FileHash,
 }
 
-impl Journal {
-    pub(super) fn new(job: &Conversion) -> Result<Self, PlanError> {
-        Ok(Self { identity: identity(job)?, sequence: 0, recorded: Instant::now() })
-    }
-}
-
 /// SHA-256 of all that determines the bytes of a pack except its weights: the version, the options,
 /// the small files, names, shapes and places of all tensors.
-fn identity(job: &Conversion) -> Result<String, PlanError> {
-    let layout = &job.plan.layout;
-    let metadata = job.plan.provenance.to_json()?;
-    let front = layout.front(&vec![0; layout.sections().len()], 0, &metadata)?;
+fn identity(plan: &Plan) -> Result<String, PlanError> {
+    let metadata = plan.provenance.to_json()?;
+    let front = plan.layout.front(&vec![0; plan.layout.sections().len()], 0, &metadata)?;
     Ok(sha256_hex(&[&ENCODER_REVISION.to_le_bytes(), front.as_slice()].concat()))
 }
 
-impl Run<'_> {
-    /// Whether to record what is finished now.
-    pub(super) fn record_is_due(&self, is_cancelled: bool) -> bool {
-        let due = |journal: &Journal| is_cancelled || journal.recorded.elapsed() >= RECORD_AFTER;
-        self.state.wanted.is_empty() && self.journal.as_ref().is_some_and(due)
+/// The state that a record names.
+fn state_of(record: Record) -> State {
+    let crc = |&(crc, len): &(u32, u64)| {
+        let mut whole = PieceCrc::default();
+        whole.push(crc, len);
+        whole
+    };
+    State {
+        crcs: record.sections.iter().map(crc).collect(),
+        signed: record.signed,
+        roles: record.roles.into_iter().filter_map(|(n, sums)| Some((Role::from_number(n)?, sums))).collect(),
+        hashes: record.hashes,
+        done: record.done,
+        kept: Some(Kept { weights: record.done, damaged: false }),
+        ..State::default()
+    }
+}
+
+impl<'a> Journal<'a> {
+    /// For a pack of `plan` from `files`.
+    ///
+    /// # Errors
+    /// See [`PlanError`].
+    pub(super) fn new(
+        plan: &'a Plan,
+        files: &'a [SourceFile],
+        writer: &'a Writer<'a>,
+        progress: &'a dyn Progress,
+    ) -> Result<Self, PlanError> {
+        let (identity, recorded) = (identity(plan)?, Instant::now());
+        Ok(Self { plan, files, writer, progress, identity, sequence: 0, recorded })
+    }
+
+    /// Whether the last record is old enough for another one.
+    pub(super) fn is_due(&self) -> bool {
+        self.recorded.elapsed() >= RECORD_AFTER
     }
 
     /// Records the state, all of which has been written: `offset` bytes of the present file are
     /// finished, with this hash.
-    pub(super) fn record(&mut self, hash: &FileHash, offset: u64) -> Result<(), ConvertError> {
-        let Some(journal) = &mut self.journal else { return Ok(()) };
-        journal.sequence += 1;
-        let state = &self.state;
-        let sections = self.job.plan.layout.sections().iter().zip(&state.crcs);
+    ///
+    /// # Errors
+    /// [`ConvertError::Target`].
+    pub(super) fn record(&mut self, state: &State, hash: &FileHash, offset: u64) -> Result<(), ConvertError> {
+        self.sequence += 1;
+        let finished = |(section, crc): (&Section, &PieceCrc)| match section.kind {
+            // Embedded files are always written again.
+            Some(SectionKind::File) => (0, 0),
+            _ => (crc.value(), crc.len()),
+        };
         let record = Record {
-            sequence: journal.sequence,
-            identity: journal.identity.clone(),
+            sequence: self.sequence,
+            identity: self.identity.clone(),
             hashes: state.hashes.clone(),
             offset,
             hash: hash.clone().hex(),
-            sections: sections
-                // Embedded files are always written again.
-                .map(
-                    |(section, crc)| if section.kind == Some(SectionKind::File) { (0, 0) } else { (crc.value(), crc.len()) },
-                )
-                .collect(),
+            sections: self.plan.layout.sections().iter().zip(&state.crcs).map(finished).collect(),
             signed: state.signed,
             roles: state.roles.iter().map(|(role, sums)| (role.number(), sums.clone())).collect(),
             done: state.done,
         };
         self.writer.target().record(&record)?;
-        journal.recorded = Instant::now();
+        self.recorded = Instant::now();
         Ok(())
     }
 
@@ -93,54 +122,31 @@ impl Run<'_> {
     /// # Errors
     /// [`ConvertError::PartialDiffers`], [`ConvertError::PartialSource`]: the part stays. A damaged
     /// part is forgotten, and the conversion starts at the beginning.
-    pub(super) fn resume(&mut self) -> Result<Start, ConvertError> {
+    pub(super) fn resume(&mut self, state: &mut State) -> Result<Start, ConvertError> {
         let target = self.writer.target();
-        if !self.job.options.resume {
-            return Ok(Start::default());
-        }
-        let identity = self.journal.insert(Journal::new(self.job)?).identity.clone();
         let records = target.records()?;
-        if records.iter().any(|record| record.identity != identity) {
+        if records.iter().any(|record| record.identity != self.identity) {
             return Err(ConvertError::PartialDiffers { path: target.partial() });
         }
         let is_damaged = !records.is_empty();
         for record in records {
             if let Some(hash) = self.check(&record)? {
-                return self.take_over(record, hash);
+                self.clear_gaps()?;
+                self.sequence = record.sequence;
+                let start = Start { offset: record.offset, hash };
+                *state = state_of(record);
+                return Ok(start);
             }
         }
         target.clear()?;
-        self.state.kept = is_damaged.then_some(Kept { weights: 0, damaged: true });
+        state.kept = is_damaged.then_some(Kept { weights: 0, damaged: true });
         Ok(Start::default())
-    }
-
-    /// Continues from a record.
-    fn take_over(&mut self, record: Record, hash: FileHash) -> Result<Start, ConvertError> {
-        self.clear_gaps()?;
-        if let Some(journal) = &mut self.journal {
-            journal.sequence = record.sequence;
-        }
-        let crc = |&(crc, len): &(u32, u64)| {
-            let mut whole = PieceCrc::default();
-            whole.push(crc, len);
-            whole
-        };
-        self.state = State {
-            crcs: record.sections.iter().map(crc).collect(),
-            signed: record.signed,
-            roles: record.roles.into_iter().filter_map(|(n, sums)| Some((Role::from_number(n)?, sums))).collect(),
-            hashes: record.hashes,
-            done: record.done,
-            kept: Some(Kept { weights: record.done, damaged: false }),
-            ..State::default()
-        };
-        Ok(Start { offset: record.offset, hash })
     }
 
     /// Compares what a record names with the bytes of the pack and of the source. Returns the hash
     /// of the first unfinished file up to there; `None` if the pack is damaged.
     fn check(&self, record: &Record) -> Result<Option<FileHash>, ConvertError> {
-        let (files, sections) = (&self.job.checkpoint.files, self.job.plan.layout.sections());
+        let (files, sections) = (self.files, self.plan.layout.sections());
         let fits = sections.len() == record.sections.len()
             && sections.iter().zip(&record.sections).all(|(section, &(_, len))| len <= section.length)
             && record.hashes.len() <= files.len()
@@ -149,7 +155,7 @@ impl Run<'_> {
             return Ok(None);
         }
         let finished = sections.par_iter().zip(&record.sections).filter(|(_, (_, len))| *len > 0);
-        let is_same = |(section, &(crc, len)): (&crate::format::Section, &(u32, u64))| {
+        let is_same = |(section, &(crc, len)): (&Section, &(u32, u64))| {
             Ok::<_, ConvertError>(self.crc_of(section.offset, len)? == crc)
         };
         if !finished.map(is_same).try_reduce(|| true, |a, b| Ok(a && b))? {
@@ -218,14 +224,14 @@ impl Run<'_> {
 
     /// Writes the zeros between the sections: no checksum covers them.
     fn clear_gaps(&self) -> Result<(), ConvertError> {
-        let sections = self.job.plan.layout.sections();
+        let sections = self.plan.layout.sections();
         let mut gap = 0;
         for section in sections {
             let zeros = vec![0; section.offset.saturating_sub(gap) as usize];
             self.writer.write(&zeros, gap)?;
             gap = section.offset + section.length;
         }
-        let zeros = vec![0; self.job.plan.layout.file_len().saturating_sub(gap) as usize];
+        let zeros = vec![0; self.plan.layout.file_len().saturating_sub(gap) as usize];
         self.writer.write(&zeros, gap)
     }
 }

@@ -6,6 +6,7 @@ use safetensors::SafeTensors;
 use serde_json::Value;
 
 use super::*;
+use crate::io::leftovers::names;
 use crate::io::{crash, record};
 use crate::lora::adapter::{AdapterError, CONFIG, WEIGHTS};
 use crate::random::{Generator, Stream};
@@ -66,12 +67,6 @@ pub(super) fn written() -> (tempfile::TempDir, PathBuf) {
     let out = tempfile::tempdir().unwrap();
     let folder = checkpoint(7).write(out.path()).unwrap();
     (out, folder)
-}
-
-fn names(folder: &Path) -> Vec<String> {
-    let mut names: Vec<_> = fs::read_dir(folder).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap()).collect();
-    names.sort();
-    names
 }
 
 #[test]
