@@ -1,11 +1,12 @@
-//! Who may read a file that is made from other files.
+//! Who may read and write a file that is made from other files.
 
 use std::fs::{Metadata, Permissions};
 #[cfg(unix)]
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 
 /// The permissions of the files that an output is made from, and of the file that it replaces. The
-/// output is no wider readable than each of them. Systems other than Unix have no such permissions.
+/// output is no wider readable than each of them, and no wider writable than each source or, if it
+/// replaces a file, than that. Systems other than Unix have no such permissions.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Readers {
     #[cfg(unix)]
@@ -27,16 +28,30 @@ impl Mode {
     fn of(metadata: &Metadata) -> Self {
         Self { bits: metadata.mode() & 0o777, group: metadata.gid() }
     }
+
+    /// The classes of an output of this group, [`GROUP`] and [`OTHERS`], whose members have a right
+    /// to this file.
+    fn classes(self, right: u32, group: u32) -> u32 {
+        let has = |class| self.bits & class & right != 0;
+        // A member of another group is one of this file's others, or in its group, too.
+        let has_all = has(GROUP) && has(OTHERS);
+        let class = |class| if has_all || (self.group == group && has(class)) { class } else { 0 };
+        class(GROUP) | class(OTHERS)
+    }
 }
 
-/// The bits of the group, and of all others.
+/// The bits of the owner, of the group, and of all others.
+#[cfg(unix)]
+const OWNER: u32 = 0o700;
 #[cfg(unix)]
 const GROUP: u32 = 0o070;
 #[cfg(unix)]
 const OTHERS: u32 = 0o007;
-/// The bits of reading.
+/// The bits of reading and of writing.
 #[cfg(unix)]
 const READ: u32 = 0o444;
+#[cfg(unix)]
+const WRITE: u32 = 0o222;
 
 impl Readers {
     /// Adds a source.
@@ -76,15 +91,12 @@ impl Readers {
 
     #[cfg(unix)]
     fn mode(&self, new: Mode) -> u32 {
-        let start = self.replaced.map_or(new.bits, |old| old.bits);
-        self.sources.iter().chain(&self.replaced).fold(start, |bits, source| {
-            let reads = |class: u32| source.bits & class & READ != 0;
-            let same = source.group == new.group;
-            // A member of another group is one of the source's others, or in its group, too.
-            let group = reads(GROUP) && (same || reads(OTHERS));
-            let others = reads(OTHERS) && (same || reads(GROUP));
-            bits & !(if group { 0 } else { GROUP }) & !(if others { 0 } else { OTHERS })
-        })
+        let readable = |bits, source: &Mode| bits & (OWNER | source.classes(READ, new.group));
+        let writable = |bits, source: &Mode| bits & (!WRITE | OWNER | source.classes(WRITE, new.group));
+        match self.replaced {
+            Some(old) => self.sources.iter().chain(&self.replaced).fold(old.bits, readable),
+            None => self.sources.iter().fold(self.sources.iter().fold(new.bits, readable), writable),
+        }
     }
 }
 
@@ -105,7 +117,10 @@ mod tests {
         assert_eq!(mode((0o644, 1), &[], None), 0o644);
         assert_eq!(mode((0o644, 1), &[(0o644, 1), (0o444, 1)], None), 0o644);
         assert_eq!(mode((0o644, 1), &[(0o644, 1), (0o600, 1)], None), 0o600);
-        assert_eq!(mode((0o664, 1), &[(0o640, 1)], None), 0o660, "others");
+        assert_eq!(mode((0o664, 1), &[(0o640, 1)], None), 0o640, "others");
+        assert_eq!(mode((0o666, 1), &[(0o664, 1), (0o666, 1)], None), 0o664, "others may not write");
+        assert_eq!(mode((0o666, 1), &[(0o664, 2)], None), 0o644, "another group");
+        assert_eq!(mode((0o777, 1), &[(0o640, 1)], None), 0o750, "a folder that its group may not write");
         assert_eq!(mode((0o755, 1), &[(0o640, 1)], None), 0o750, "a folder");
         assert_eq!(mode((0o644, 1), &[(0o604, 1)], None), 0o604, "not the group");
     }
