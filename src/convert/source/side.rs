@@ -1,10 +1,10 @@
 //! The files of a checkpoint that are no weights.
 
-use std::collections::HashMap;
+use std::fmt;
 use std::path::Path;
 
 use serde::Deserialize;
-use serde::de::IgnoredAny;
+use serde::de::{Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
 
 use super::error::SourceError;
 use super::limits::{MAX_CONFIG_LEN, MAX_SIDE_FILE_LEN};
@@ -110,15 +110,43 @@ struct Ids {
 
 #[derive(Deserialize)]
 struct Model {
-    vocab: Option<Vocabulary>,
+    vocab: Option<LastId>,
 }
 
-/// Tokens with their ids, or in the order of their ids.
-#[derive(Deserialize)]
-#[serde(untagged)]
-enum Vocabulary {
-    Map(HashMap<String, u64>),
-    List(Vec<IgnoredAny>),
+/// The last id of a vocabulary: an object of tokens with their ids, or a list in the order of the
+/// ids. The tokens are not kept: a stranger's file may have very many.
+struct LastId(Option<u64>);
+
+impl<'de> Deserialize<'de> for LastId {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_any(Vocabulary)
+    }
+}
+
+struct Vocabulary;
+
+impl<'de> Visitor<'de> for Vocabulary {
+    type Value = LastId;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a vocabulary")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut tokens: A) -> Result<LastId, A::Error> {
+        let mut last = None;
+        while let Some((IgnoredAny, id)) = tokens.next_entry::<IgnoredAny, u64>()? {
+            last = last.max(Some(id));
+        }
+        Ok(LastId(last))
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut tokens: A) -> Result<LastId, A::Error> {
+        let mut last = None;
+        while let Some(IgnoredAny) = tokens.next_element()? {
+            last = Some(last.map_or(0, |last| last + 1));
+        }
+        Ok(LastId(last))
+    }
 }
 
 #[derive(Deserialize)]
@@ -131,11 +159,7 @@ struct Added {
 pub(in crate::convert) fn tokens_without_rows(files: &[(String, Vec<u8>)], rows: u32) -> Option<Notice> {
     let (_, bytes) = files.iter().find(|(name, _)| name == TOKENIZER)?;
     let Ids { model, added_tokens } = serde_json::from_slice(bytes).ok()?;
-    let last = match model.and_then(|model| model.vocab) {
-        Some(Vocabulary::Map(ids)) => ids.into_values().max(),
-        Some(Vocabulary::List(tokens)) => (tokens.len() as u64).checked_sub(1),
-        None => None,
-    };
+    let last = model.and_then(|model| model.vocab).and_then(|LastId(last)| last);
     let last = last.into_iter().chain(added_tokens.into_iter().map(|added| added.id)).max()?;
     (last >= u64::from(rows)).then_some(Notice::TokensWithoutRows { last, rows })
 }
