@@ -62,9 +62,9 @@ pub struct ConvertArgs {
 
     /// Keep the finished part if interrupted, and continue from it
     ///
-    /// The part is .OUT.nf4pack-partial, next to OUT; it is recorded every second. It is used only
-    /// if its checksums and the source bytes it was made from are still right. The pack has the
-    /// same bytes as that of an uninterrupted run.
+    /// The part is .OUT-partial, next to OUT; it is recorded every second. It is used only if its
+    /// checksums and the source bytes it was made from are still right. The pack has the same bytes
+    /// as that of an uninterrupted run.
     #[arg(long)]
     pub resume: bool,
 
