@@ -8,7 +8,6 @@ mod compare;
 mod error;
 mod sum;
 
-use crate::arch::ModelConfig;
 use std::borrow::Cow;
 use std::cell::RefCell;
 use std::path::Path;
@@ -16,6 +15,7 @@ use std::time::Instant;
 
 use serde::Serialize;
 
+use crate::arch::ModelConfig;
 use crate::convert::Progress;
 use crate::export::Written;
 use crate::export::writer::{self, Tensor};

@@ -1,14 +1,14 @@
 //! Compares the logits of a text: the pack with its adapter against the merged weights.
 
-use crate::arch::ModelConfig;
-use crate::data::Tokenizer;
 use std::path::Path;
 
 use regex::Regex;
 use serde::Serialize;
 use thiserror::Error;
 
+use crate::arch::ModelConfig;
 use crate::convert::{Conversion, ConvertError, Options, Progress};
+use crate::data::Tokenizer;
 use crate::dequant::stream::StreamError;
 use crate::export::WriteError;
 use crate::gpu::Gpu;

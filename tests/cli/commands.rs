@@ -5,7 +5,7 @@
 use std::fs;
 use std::path::PathBuf;
 
-use crate::common::program::CACHE;
+use crate::common::program::{CACHE, names};
 
 use assert_cmd::Command;
 use assert_cmd::assert::Assert;
@@ -64,10 +64,7 @@ impl Place {
 
     /// The names in the folder, hidden ones too.
     fn names(&self) -> Vec<String> {
-        let entries = fs::read_dir(self.folder.path()).unwrap();
-        let mut names: Vec<String> = entries.map(|e| e.unwrap().file_name().into_string().unwrap()).collect();
-        names.sort();
-        names
+        names(self.folder.path())
     }
 
     fn read(&self, name: &str) -> Vec<u8> {

@@ -3,9 +3,8 @@
 #![allow(clippy::unwrap_used, clippy::panic, reason = "tests fail by panicking")]
 
 use crate::common;
-use crate::common::program::{self, Failure};
+use crate::common::program::{self, Failure, names};
 
-use std::fs;
 use std::path::Path;
 
 use assert_cmd::Command;
@@ -47,10 +46,6 @@ fn place() -> TempDir {
     let folder = tempfile::tempdir().unwrap();
     write_pack(&folder.path().join("tiny.nf4pack"), &Shape::from_name("tiny").unwrap(), 7, &()).unwrap();
     folder
-}
-
-fn names(folder: &Path) -> Vec<String> {
-    fs::read_dir(folder).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap()).collect()
 }
 
 fn positive(value: &Value) -> bool {

@@ -9,6 +9,8 @@ use std::time::{Duration, Instant};
 use nf4pack::convert::synth::{self, Shape};
 use serde_json::Value;
 
+use crate::common::program::names;
+
 /// Converts in some seconds, unoptimised.
 const SHAPE: Shape =
     Shape { hidden: 768, intermediate: 2048, layers: 3, heads: 8, kv_heads: 4, head_dim: 96, vocabulary: 256, tied: true };
@@ -30,10 +32,7 @@ impl Place {
     }
 
     fn names(&self) -> Vec<String> {
-        let mut names: Vec<_> =
-            fs::read_dir(self.folder.path()).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap()).collect();
-        names.sort();
-        names
+        names(self.folder.path())
     }
 
     fn command(&self, arguments: &str) -> Command {

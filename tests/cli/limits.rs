@@ -7,7 +7,7 @@ use std::fs;
 use std::path::Path;
 use std::process::{Command, Output};
 
-use crate::common::program::{CACHE, PACK, TINY, place};
+use crate::common::program::{CACHE, PACK, TINY, names, place};
 
 /// Runs a command under a limit of the shell.
 fn limited(folder: &Path, limit: &str, arguments: &str) -> Output {
@@ -24,10 +24,7 @@ fn assert_error(output: &Output, folder: &Path, expected: &[&str]) -> String {
     let stderr = String::from_utf8_lossy(&output.stderr).into_owned();
     assert_eq!(output.status.code(), Some(1), "{stderr}");
     assert!(stderr.contains("error: ") && !stderr.contains("panicked") && !stderr.contains("bug"), "{stderr}");
-    let names = fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap());
-    let mut names: Vec<String> = names.collect();
-    names.sort();
-    assert_eq!(names, expected, "{stderr}");
+    assert_eq!(names(folder), expected, "{stderr}");
     stderr
 }
 

@@ -53,6 +53,14 @@ impl Failure {
     }
 }
 
+/// The names in a folder, hidden ones too, sorted.
+pub fn names(folder: &Path) -> Vec<String> {
+    let entries = std::fs::read_dir(folder).unwrap();
+    let mut names: Vec<String> = entries.map(|e| e.unwrap().file_name().into_string().unwrap()).collect();
+    names.sort();
+    names
+}
+
 /// A folder with a pack of the bundled model.
 pub fn place() -> tempfile::TempDir {
     let folder = tempfile::tempdir().unwrap();

@@ -26,13 +26,20 @@ fn fixture(name: &str) -> PathBuf {
 
 /// A Qwen3 so small that a test may convert it many times; no size is a multiple of a block of
 /// 4096.
-fn small_shape() -> synth::Shape {
-    synth::Shape { hidden: 48, intermediate: 80, layers: 2, heads: 2, kv_heads: 1, head_dim: 24, vocabulary: 50, tied: true }
-}
+pub(crate) const SHAPE: synth::Shape = synth::Shape {
+    hidden: 48,
+    intermediate: 80,
+    layers: 2,
+    heads: 2,
+    kv_heads: 1,
+    head_dim: 24,
+    vocabulary: 50,
+    tied: true,
+};
 
 fn small_checkpoint(shard_len: Option<u64>) -> TempDir {
     let folder = tempfile::tempdir().unwrap();
-    synth::write(&folder.path().join("model"), &small_shape(), 7, shard_len, &()).unwrap();
+    synth::write(&folder.path().join("model"), &SHAPE, 7, shard_len, &()).unwrap();
     folder
 }
 
@@ -55,7 +62,7 @@ fn compare(pack: &Path, source: &Path) -> AgainstReport {
     against(&open(pack), source, None, 2, &()).unwrap()
 }
 
-fn names_in(folder: &Path) -> Vec<String> {
+pub(crate) fn names_in(folder: &Path) -> Vec<String> {
     let mut names: Vec<String> =
         fs::read_dir(folder).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap()).collect();
     names.sort();
@@ -511,7 +518,7 @@ fn another_checkpoint_does_not_fit() {
     assert_eq!(mismatches.len(), 2);
 
     let other = tempfile::tempdir().unwrap();
-    let shape = synth::Shape { layers: 3, ..small_shape() };
+    let shape = synth::Shape { layers: 3, ..SHAPE };
     synth::write(&other.path().join("model"), &shape, 7, None, &()).unwrap();
     let mismatches = compare(&target, &other.path().join("model")).mismatches;
     let missing =
@@ -679,8 +686,7 @@ fn an_export_writes_only_what_a_checkpoint_has() {
 fn the_bytes_of_a_large_tensor_do_not_depend_on_the_number_of_threads() {
     let folder = tempfile::tempdir().unwrap();
     let source = folder.path().join("model");
-    let shape =
-        synth::Shape { hidden: 2304, intermediate: 4000, layers: 1, heads: 1, kv_heads: 1, head_dim: 16, ..small_shape() };
+    let shape = synth::Shape { hidden: 2304, intermediate: 4000, layers: 1, heads: 1, kv_heads: 1, head_dim: 16, ..SHAPE };
     synth::write(&source, &shape, 3, None, &()).unwrap();
     let bytes = |threads| {
         let options = Options { threads: NonZeroUsize::new(threads), ..options(Encoder::Absmax, ScaleType::Dq8, 64) };
@@ -874,7 +880,7 @@ fn a_synthetic_pack_is_good_and_depends_on_the_seed_alone() {
     let read = |path| fs::read(path).unwrap();
     assert!(read(&a) == read(&b) && read(&a) != read(&c));
     assert_eq!(synth::write_pack(&a, &shape, 1, &()).unwrap_err().kind(), std::io::ErrorKind::AlreadyExists);
-    let odd = synth::Shape { hidden: 47, ..small_shape() };
+    let odd = synth::Shape { hidden: 47, ..SHAPE };
     let within_a_block = synth::write_pack(&folder.path().join("d"), &odd, 1, &()).unwrap_err();
     assert_eq!(within_a_block.kind(), std::io::ErrorKind::InvalidInput);
 

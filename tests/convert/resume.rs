@@ -11,16 +11,7 @@ use nf4pack::convert::{ConvertError, Kept, Options, Progress, Report, convert, s
 use nf4pack::format::nf4::ScaleType;
 use tempfile::TempDir;
 
-const SHAPE: synth::Shape = synth::Shape {
-    hidden: 48,
-    intermediate: 80,
-    layers: 2,
-    heads: 2,
-    kv_heads: 1,
-    head_dim: 24,
-    vocabulary: 50,
-    tied: true,
-};
+use crate::conversion::{SHAPE, names_in};
 
 /// Asks to stop at one of its questions.
 struct StopAt(AtomicU32);
@@ -58,10 +49,7 @@ impl Place {
     }
 
     fn names(&self) -> Vec<String> {
-        let mut names: Vec<_> =
-            fs::read_dir(self.folder.path()).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap()).collect();
-        names.sort();
-        names
+        names_in(self.folder.path())
     }
 }
 
@@ -190,7 +178,7 @@ fn a_damaged_part_is_noticed_and_the_conversion_begins_again() {
         fs::read(place.path("whole")).unwrap()
     };
     let part = fs::read(place.path(PARTIAL)).unwrap();
-    // The first byte of a quantised tensor, among all that may be damaged.
+    // Bytes of the front, of padding, of tensors, of the records and of the trailer.
     let (mut damaged, mut kept) = (0, 0);
     for at in (0..part.len() as u64).step_by(whole.len() / 40) {
         fs::write(place.path(PARTIAL), &part).unwrap();

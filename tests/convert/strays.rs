@@ -18,6 +18,8 @@ use safetensors::{Dtype, SafeTensors};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
+use crate::conversion::SHAPE;
+
 fn open(pack: impl AsRef<Path>) -> PackSource {
     PackSource::open(pack).unwrap()
 }
@@ -35,18 +37,8 @@ const LAST: &str = "model.layers.1.self_attn.q_proj.weight";
 
 impl Place {
     fn new() -> Self {
-        let shape = synth::Shape {
-            hidden: 48,
-            intermediate: 80,
-            layers: 2,
-            heads: 2,
-            kv_heads: 1,
-            head_dim: 24,
-            vocabulary: 50,
-            tied: true,
-        };
         let folder = tempfile::tempdir().unwrap();
-        synth::write(&folder.path().join("model"), &shape, 7, None, &()).unwrap();
+        synth::write(&folder.path().join("model"), &SHAPE, 7, None, &()).unwrap();
         let bytes = fs::read(folder.path().join("model").join(WEIGHTS)).unwrap();
         let tensors = SafeTensors::deserialize(&bytes).unwrap();
         let tensor = |(name, view): (&str, TensorView<'_>)| {
