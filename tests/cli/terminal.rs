@@ -1,5 +1,6 @@
 //! Texts of strangers on the terminal: nothing that a pack, a checkpoint, an adapter, a data file
 //! or a file's name says can act on the terminal, hide there, or pass for a line of the program.
+#![cfg(unix)]
 #![allow(clippy::unwrap_used, clippy::panic, reason = "tests fail by panicking")]
 
 use std::ffi::OsStr;
