@@ -157,6 +157,9 @@
 //!
 //! - [`format`](mod@format) turns bytes into views. A pack is validated once; after that, no
 //!   accessor can fail. It knows no paths, threads or GPU, and has no unsafe code.
+//! - `MappedPack` has the bytes of a whole pack, mapped or read, and gives views into them.
+//!   `PackSource` keeps a file open, reads a payload when it is needed, and compares its checksum:
+//!   streams, training, `verify`, `export` and `merge` take it.
 //! - `convert` writes packs in bounded memory. `verify`, `export` and `merge` join a pack with its
 //!   source again.
 //! - [`dequant`] decodes, on the CPU and in WGSL kernels, bit for bit the same. `gpu` is the device

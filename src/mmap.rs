@@ -32,9 +32,8 @@ use crate::format::{FormatError, Index, Layer, Pack, QuantizedTensor, check};
 /// Other processes can write to a mapped file. A `&[u8]` promises that its bytes do not change, and
 /// this crate cannot check that: the file may be truncated between a check of its length and the
 /// access. So the caller must promise it, as with `memmap2` and with the mapped checkpoints of
-/// candle. If you cannot promise it, use [`MappedPack::read`], or
-/// `PackSource::open` (feature `convert` or `gpu`), which reads each payload when
-/// it is needed.
+/// candle. If you cannot promise it, use [`MappedPack::read`], or `PackSource::open` (feature
+/// `convert` or `gpu`), which reads each payload when it is needed.
 #[derive(Debug)]
 pub struct MappedPack {
     path: PathBuf,

@@ -24,7 +24,8 @@ pub use error::ReadError;
 pub(crate) use tensor::TensorBuf;
 pub(crate) use windows::WindowBuf;
 
-/// An open pack, of which every payload is read when it is needed.
+/// An open pack, of which every payload is read when it is needed, and compared with its checksum.
+/// [`MappedPack`] gives views into the bytes of a whole pack instead.
 ///
 /// ```no_run
 /// use nf4pack::PackSource;

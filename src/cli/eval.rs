@@ -1,6 +1,5 @@
 //! `nf4pack eval`.
 
-use crate::data::Tokenizer;
 use std::path::Path;
 
 use anyhow::Result;
@@ -16,9 +15,9 @@ use super::train::{dropped_text, print_data, print_plan, read, warnings};
 use super::ui::{self, Cancelled, Ui, Unit};
 use crate::arch::config::ModelConfig;
 use crate::convert::Progress as _;
-use crate::data::DataFile;
 use crate::data::options::Options;
 use crate::data::sample::{Dataset, Dropped};
+use crate::data::{DataFile, Tokenizer};
 use crate::dequant::stream::PackSource;
 use crate::gpu::Gpu;
 use crate::lora::adapter::Adapter;

@@ -1,6 +1,5 @@
 //! `nf4pack bench train`.
 
-use crate::arch::ModelConfig;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
@@ -9,6 +8,7 @@ use serde::Serialize;
 
 use super::{median, temporary_folder, write_checkpoint};
 use crate::PackSource;
+use crate::arch::ModelConfig;
 use crate::cli::args::{BenchTrainArgs, ShapeArg};
 use crate::cli::device::{self, AdapterEntry, is_software};
 use crate::cli::outcome::Outcome;
