@@ -11,7 +11,7 @@ use super::failure;
 use super::outcome::Outcome;
 use super::ui::{self, Table, Ui, Unit};
 use crate::convert::notice::{LeftOut, Notice};
-use crate::convert::{Conversion, Kept, Report, partial_path};
+use crate::convert::{Conversion, ConvertError, Kept, Report, partial_path};
 use crate::format::{Role, Section, SectionKind};
 
 pub fn run(args: &ConvertArgs) -> anyhow::Result<Outcome> {
@@ -42,8 +42,8 @@ pub fn run(args: &ConvertArgs) -> anyhow::Result<Outcome> {
         ui.note(&format!("{} keeps a part of an interrupted conversion: --resume continues it", partial.display()));
     }
     let meter = ui.meter("converting", Unit::Weights);
-    let report = conversion.write(&args.target, &meter).inspect_err(|_| {
-        if args.resume && partial.is_file() {
+    let report = conversion.write(&args.target, &meter).inspect_err(|error| {
+        if args.resume && continues_after(error) && partial.is_file() {
             ui.note(&format!("{} keeps the finished part: the same command continues from it", partial.display()));
         }
     })?;
@@ -59,6 +59,13 @@ pub fn run(args: &ConvertArgs) -> anyhow::Result<Outcome> {
     let document = Document { target: args.target.display().to_string(), report: &report, cannot_run };
     ui.result(&document, || summary(&args.target, conversion.config().family.model_type, &report))?;
     Ok(Outcome::Good)
+}
+
+/// Whether the same command continues from the kept part. After these errors it fails again, or
+/// another process continues.
+fn continues_after(error: &ConvertError) -> bool {
+    use ConvertError::{PartialDiffers, PartialInUse, PartialSource};
+    !matches!(error, PartialDiffers { .. } | PartialInUse { .. } | PartialSource { .. })
 }
 
 #[derive(Serialize)]

@@ -4,6 +4,7 @@
 
 use std::fs;
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use crate::common::program::{CACHE, names};
 
@@ -11,6 +12,7 @@ use assert_cmd::Command;
 use assert_cmd::assert::Assert;
 use nf4pack::convert::source::Checkpoint;
 use nf4pack::convert::synth::{self, Shape};
+use nf4pack::convert::{ConvertError, Options, Progress, convert};
 use predicates::prelude::*;
 use serde_json::Value;
 use tempfile::TempDir;
@@ -576,6 +578,34 @@ fn completions_are_scripts() {
     for shell in ["bash", "zsh", "fish", "powershell", "elvish"] {
         nf4pack().args(["completions", shell]).assert().success().stdout(contains("nf4pack")).stdout(contains("block-size"));
     }
+}
+
+/// Stops a conversion once it has encoded something.
+#[derive(Default)]
+struct StopEarly(AtomicBool);
+
+impl Progress for StopEarly {
+    fn advance(&self, done: u64, _: u64) {
+        self.0.fetch_or(done > 0, Ordering::Relaxed);
+    }
+
+    fn cancelled(&self) -> bool {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
+#[test]
+fn a_kept_part_of_other_options_is_an_error_that_does_not_advise_the_same_command() {
+    let place = Place::new();
+    place.checkpoint("model", &TINY, 7, Some(20_000));
+    let options = Options { resume: true, ..Options::default() };
+    let stopped = convert(&place.path("model"), &place.path("out.nf4pack"), options, &StopEarly::default());
+    assert!(matches!(stopped, Err(ConvertError::Cancelled)), "{stopped:?}");
+    let refused = place.run("convert model out.nf4pack --resume --scales dq8").code(1);
+    refused.stderr(predicate::str::contains("hint:").and(predicate::str::contains("the same command").not()));
+    assert_eq!(place.error_code("convert model out.nf4pack --resume --scales dq8"), "partial-differs");
+    place.run("convert model out.nf4pack --resume").success();
+    assert_eq!(place.names(), ["model", "out.nf4pack", "tiny"]);
 }
 
 #[cfg(unix)]
