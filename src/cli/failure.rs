@@ -1,6 +1,9 @@
 //! A failure as one line, and a hint as another.
 
+mod checkpoint;
 mod codes;
+mod files;
+mod runnable;
 
 use std::fmt::Write;
 use std::io::ErrorKind;
@@ -14,22 +17,16 @@ use serde_json::json;
 use super::args::{BenchCommand, Command, Usage};
 use super::process::{Bug, NoThreads};
 use super::ui;
-use crate::arch::names::is_part;
-use crate::arch::{ArchError, ConfigError, ModelConfig, Obstacle};
+use crate::arch::{ConfigError, Obstacle};
 use crate::convert::ConvertError;
-use crate::convert::plan::PlanError;
-use crate::convert::source::{CONFIG, HeaderError, INDEX, SourceError, Unstorable};
 use crate::data::DataError;
 use crate::dequant::DequantError;
 use crate::dequant::stream::StreamError;
-use crate::export::{ExportError, WriteError};
-use crate::format::files::GENERATION_CONFIG;
-use crate::format::{FormatError, Role};
+use crate::export::ExportError;
 use crate::gpu::{self, DRIVER_HINT, GpuError};
 use crate::lora::adapter::AdapterError;
 use crate::merge::MergeError;
 use crate::model::ModelError;
-use crate::model::decoder::tokenizer_of;
 use crate::model::generate::GenerateError;
 use crate::model::plan::MemoryError;
 use crate::ops::OpError;
@@ -37,7 +34,9 @@ use crate::train::checkpoint::{CheckpointError, Difference, OPTIMIZER, STATE};
 use crate::train::record::RecordError;
 use crate::train::run::{Leftover, RunError};
 use crate::verify::VerifyError;
-use crate::{FileError, OpenError, PackSource, ReadError};
+use checkpoint::{of_arch, of_config, of_plan, of_source};
+use files::{SYNC, damaged, no_space, of_file, of_io, of_open, of_read, of_target, of_write};
+pub use runnable::{bad_files, cannot_load, cannot_run_pack};
 
 /// A failure, as stderr and JSON show it.
 #[derive(Debug, Serialize)]
@@ -205,20 +204,6 @@ fn hint(error: &anyhow::Error, advice: Advice) -> Option<String> {
     })
 }
 
-/// What to do about an error of the operating system, of any file.
-fn of_io(error: &std::io::Error) -> Option<String> {
-    match error.kind() {
-        ErrorKind::StorageFull | ErrorKind::QuotaExceeded => Some(FULL.into()),
-        ErrorKind::FileTooLarge => Some(FILE_SIZE.into()),
-        _ => None,
-    }
-}
-
-/// What to do about a full file system.
-const FULL: &str = "free some space, or write to another file system";
-/// What to do about a limit of the size of files.
-const FILE_SIZE: &str = "the file system or `ulimit -f` does not allow a file of this size";
-
 fn of_convert(error: &ConvertError) -> Option<String> {
     match error {
         ConvertError::Source(e) => of_source(e),
@@ -248,215 +233,11 @@ fn of_convert(error: &ConvertError) -> Option<String> {
     }
 }
 
-fn of_source(error: &SourceError) -> Option<String> {
-    let hint = match error {
-        SourceError::Io { source, .. } if source.kind() == ErrorKind::NotFound => {
-            "a checkpoint is a folder with model.safetensors or its shards, or one .safetensors file; `hf download REPO` \
-             prints the folder of a model of the hub"
-        }
-        SourceError::Io { source, .. } if source.kind() == ErrorKind::PermissionDenied => "you need permission to read it",
-        SourceError::NotACheckpoint { .. } => {
-            "nf4pack reads only .safetensors: convert .bin or .gguf weights with other tools first"
-        }
-        SourceError::NoWeights { folder, found } => return Some(no_weights(folder, found)),
-        SourceError::HubCache { snapshot, .. } => return Some(format!("name the snapshot: {}", snapshot.display())),
-        SourceError::TooManyFiles { .. } => "name a copy of the checkpoint without that folder",
-        SourceError::LfsPointer { .. } => LFS_PULL,
-        SourceError::ShardName { .. } => {
-            "write plain file names into its weight_map: shards stand in the folder of their index"
-        }
-        SourceError::EmptyIndex { .. } => "download the index again, or remove it if all shards are there",
-        SourceError::NoConfig { .. } => "download config.json from the model's page, or name one with --config FILE",
-        SourceError::LinkLeavesFolder { .. } => "copy the file into the folder, or name the folder that really contains it",
-        SourceError::MissingShard { .. } => "`hf download REPO` fetches the missing files and keeps the others",
-        SourceError::Header { source: HeaderError::FileLength { expected, found }, .. } if found > expected => {
-            "the file is damaged: remove it and download it again"
-        }
-        SourceError::Header { source: HeaderError::FileLength { .. } | HeaderError::Truncated { .. }, .. } => {
-            "the download is incomplete: remove the file and download it again"
-        }
-        SourceError::Header { source: HeaderError::LfsPointer, .. } => LFS_PULL,
-        SourceError::Header { source: HeaderError::NameTooLong { .. }, .. } => {
-            "save the model again without that tensor, in Python, by save_pretrained()"
-        }
-        SourceError::Header { source: HeaderError::TooShort { .. } | HeaderError::TooLarge { .. }, .. } => {
-            "this is not a safetensors file, or it is damaged: download it again; other formats are not read"
-        }
-        SourceError::Unstorable { source: Unstorable::Type { .. }, .. } => {
-            "convert a copy in another type, made in Python by \
-             AutoModelForCausalLM.from_pretrained(SRC, dtype=\"bfloat16\").save_pretrained(COPY) and \
-             AutoTokenizer.from_pretrained(SRC).save_pretrained(COPY)"
-        }
-        SourceError::Unmerged { .. } => {
-            "convert the base model, and give the adapter to train, eval, generate or merge (--adapter); or merge first, in \
-             Python, with PEFT's merge_and_unload() and save_pretrained()"
-        }
-        SourceError::Unstorable { .. } => "the checkpoint is damaged, or config.json belongs to another model",
-        SourceError::NotInShard { .. } => {
-            "the download is incomplete, or index and shards are of different revisions: `hf download REPO` fetches the \
-             missing files"
-        }
-        SourceError::Quantised { .. } => {
-            "convert the original checkpoint, which the model card names as base_model: quantising twice loses quality"
-        }
-        SourceError::DuplicateTensor { .. } => {
-            "the shards are of different revisions: download them again into an empty folder"
-        }
-        SourceError::Json { path, .. } if !path.ends_with(CONFIG) => {
-            "download the file again, or remove it if it is not needed"
-        }
-        SourceError::DuplicateKey { path, .. } if !path.ends_with(INDEX) => {
-            "remove one of the two in a copy of the file, and name the copy with --config FILE"
-        }
-        SourceError::DuplicateKey { .. } => "download the index again, or remove it if all shards are there",
-        SourceError::Json { .. } => {
-            "the file must be one JSON object, in UTF-8 without a byte order mark: download it again, or name a corrected copy \
-             with --config FILE"
-        }
-        _ => return None,
-    };
-    Some(hint.to_owned())
-}
-
-/// What to do about a folder that was not made durable.
-const SYNC: &str = "`sync` makes it durable; until then a loss of power may take it away again, or bring back an older one";
-
-/// What to do about the text that stands for a large file.
-const LFS_PULL: &str = "`git lfs pull` in that folder fetches the file itself";
-
-/// What a folder without a checkpoint has instead.
-fn no_weights(folder: &Path, found: &[String]) -> String {
-    let has = |end: &str| found.iter().any(|name| name.ends_with(end));
-    match found {
-        found if found.iter().any(|name| name == "adapter_model.safetensors") => {
-            "this is an adapter: convert the model that it is for, and `nf4pack merge` adds the adapter".to_owned()
-        }
-        [only] if has(".safetensors") => format!("a file can be named, too: {}", folder.join(only).display()),
-        found if has(".bin") && !has(".safetensors") => format!(
-            "only .safetensors are read, and there is {}: make a copy in Python, by \
-             AutoModelForCausalLM.from_pretrained(SRC).save_pretrained(COPY) and \
-             AutoTokenizer.from_pretrained(SRC).save_pretrained(COPY)",
-            found.join(", ")
-        ),
-        found if !found.is_empty() && !has(".safetensors") => {
-            format!("only .safetensors are read, and there is {}: convert it with other tools first", found.join(", "))
-        }
-        found if found.iter().any(|name| name.starts_with("model-")) => {
-            "shards are missing, and so is the index: `hf download REPO` fetches what is missing".to_owned()
-        }
-        _ => "a checkpoint is a folder with config.json and model.safetensors, or the shards and their index".to_owned(),
-    }
-}
-
-fn of_arch(error: &ArchError) -> Option<String> {
-    let hint = match error {
-        ArchError::Config(e) => return of_config(e),
-        ArchError::MissingTensor { similar: Some(_), .. } => {
-            "the checkpoint has several models, or names that begin in several ways: save the model alone, in Python, by \
-             save_pretrained()"
-        }
-        ArchError::MissingTensor { tensor, .. } if is_part(tensor, Role::LmHead) => {
-            "the checkpoint was saved without its output projection (AutoModel or a classifier instead of \
-             AutoModelForCausalLM); if the embedding replaces it, set tie_word_embeddings to true in a copy of config.json and \
-             name it with --config FILE"
-        }
-        ArchError::MissingTensor { .. } => "the checkpoint is incomplete, or config.json belongs to another model",
-        ArchError::Shape { tensor, .. } if is_part(tensor, Role::Embedding) || is_part(tensor, Role::LmHead) => {
-            "config.json belongs to another model, or the vocabulary was resized without it: name the right one, or a copy with \
-             the right vocab_size, with --config FILE"
-        }
-        ArchError::Shape { .. } => "config.json belongs to another model: name the right one with --config FILE",
-    };
-    Some(hint.to_owned())
-}
-
-fn of_config(error: &ConfigError) -> Option<String> {
-    let hint = match error {
-        ConfigError::ModelType { .. } => {
-            "if the model has one of these architectures under another name, copy config.json, set that model_type, and \
-             pass it with --config FILE"
-        }
-        ConfigError::BadValue { file, .. } | ConfigError::Json { file, .. } if *file != CONFIG => {
-            "correct or remove generation_config.json in the checkpoint's folder, and convert again"
-        }
-        ConfigError::BadValue { .. } => {
-            "where config.json is wrong, a corrected copy can be given when converting: --config FILE; otherwise such a model \
-             is not supported"
-        }
-        ConfigError::MissingKey { .. } | ConfigError::Indivisible { .. } => {
-            "download config.json again, or give a corrected copy when converting: --config FILE"
-        }
-        _ => return None,
-    };
-    Some(hint.to_owned())
-}
-
-fn of_plan(error: &PlanError) -> Option<String> {
-    let hint = match error {
-        PlanError::NoMatch { .. } => {
-            "the expression is matched against names such as model.layers.0.mlp.down_proj.weight, model.embed_tokens.weight or \
-             lm_head.weight; of a tied model only one of the last two is stored; tensors that are not projections are kept \
-             without --keep"
-        }
-        _ => return None,
-    };
-    Some(hint.to_owned())
-}
-
-fn of_target(path: &Path, error: &std::io::Error) -> Option<String> {
-    let folder = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    Some(match error.kind() {
-        ErrorKind::NotFound | ErrorKind::NotADirectory => {
-            format!("create the folder {} first", folder.display())
-        }
-        ErrorKind::PermissionDenied => format!("you need permission to write to the folder {}", folder.display()),
-        ErrorKind::ReadOnlyFilesystem => "name a path on a writable file system".to_owned(),
-        ErrorKind::IsADirectory => format!("OUT must be a file, such as {}", path.join("model.nf4pack").display()),
-        ErrorKind::StorageFull | ErrorKind::QuotaExceeded => FULL.to_owned(),
-        ErrorKind::FileTooLarge => FILE_SIZE.to_owned(),
-        _ => return None,
-    })
-}
-
-fn no_space(needed: u64, available: u64) -> String {
-    let missing = ui::bytes(needed.saturating_sub(available) as f64);
-    format!("free {missing} more, or write to another file system")
-}
-
-fn of_open(error: &OpenError) -> Option<String> {
-    match error {
-        OpenError::Io { source, .. } if source.kind() == ErrorKind::NotFound => {
-            Some("`nf4pack convert SRC OUT.nf4pack` writes a pack".into())
-        }
-        OpenError::Io { source, .. } if source.kind() == ErrorKind::InvalidInput => {
-            Some("FILE must be an .nf4pack file".into())
-        }
-        OpenError::Io { source, .. } if source.kind() == ErrorKind::PermissionDenied => {
-            Some("you need permission to read it".into())
-        }
-        OpenError::Io { .. } => None,
-        OpenError::Format { source, .. } => of_format(source).map(str::to_owned),
-    }
-}
-
-fn of_format(error: &FormatError) -> Option<&'static str> {
-    Some(match error {
-        FormatError::BadMagic { .. } => "FILE must be a pack that `nf4pack convert SRC OUT.nf4pack` wrote",
-        FormatError::UnsupportedVersion { .. } | FormatError::UnknownFeatures { .. } => {
-            "update nf4pack: a newer version reads this file"
-        }
-        FormatError::TooShort { .. } | FormatError::FileLength { .. } => "the file was cut or extended: copy it again",
-        _ => "the file is damaged: copy it again, or convert the checkpoint again",
-    })
-}
-
 fn of_verify(error: &VerifyError) -> Option<String> {
     match error {
         VerifyError::Source(e) => of_source(e),
         VerifyError::Arch(e) => of_arch(e),
-        VerifyError::Damaged { path, .. } => {
-            Some(format!("`nf4pack verify {}` lists the damaged sections; convert the checkpoint again", path.display()))
-        }
+        VerifyError::Damaged { path, .. } => Some(damaged(path)),
         VerifyError::Threads(_) => Some("--threads N starts fewer threads".into()),
         VerifyError::Read(e) => of_read(e),
         VerifyError::Cancelled => None,
@@ -552,30 +333,6 @@ fn of_adapter(error: &AdapterError) -> Option<String> {
     Some(hint.to_owned())
 }
 
-fn of_file(error: &FileError) -> Option<String> {
-    match error {
-        FileError::Io { .. } => None,
-        FileError::NotAFile { .. } => Some("put the file itself there".to_owned()),
-        FileError::Link { .. } => Some("put a copy of the file there".to_owned()),
-        FileError::TooLarge { .. } => Some("the file is damaged, or another one has its name".to_owned()),
-    }
-}
-
-fn of_write(error: &WriteError) -> Option<String> {
-    match error {
-        WriteError::TargetExists { .. } => Some("name a new folder, or empty this folder".into()),
-        WriteError::NoSpace { needed, available, .. } => Some(no_space(*needed, *available)),
-        WriteError::Target { path, source } => of_target(path, source),
-        WriteError::NotDurable { .. } => Some(SYNC.into()),
-        WriteError::Pack(e) => of_read(e),
-        WriteError::Memory { .. } => Some(MORE_MEMORY.into()),
-        WriteError::Source { .. }
-        | WriteError::TensorName { .. }
-        | WriteError::Safetensors { .. }
-        | WriteError::Cancelled => None,
-    }
-}
-
 fn of_gpu(error: &GpuError, advice: Advice) -> Option<String> {
     let hint = match error {
         GpuError::NoAdapter => DRIVER_HINT,
@@ -605,42 +362,6 @@ fn no_device() -> String {
     } else {
         format!("update its driver, or name another GPU with --gpu: {}", names.join(", "))
     }
-}
-
-/// Why the embedded files of a pack are not enough to train, evaluate and generate, one sentence
-/// each. `file` returns the bytes of a file.
-pub fn bad_files<'a>(file: impl Fn(&str) -> Option<&'a [u8]>) -> Vec<String> {
-    Obstacle::check_files(file).iter().map(unusable).collect()
-}
-
-/// Why the model of a pack cannot run, one sentence each. Checks the index, the files, and the
-/// tokenizer.
-///
-/// # Errors
-/// If a file cannot be read, or is damaged.
-pub fn cannot_run_pack(pack: &PackSource) -> Result<Vec<String>, ReadError> {
-    let files = pack.files()?;
-    let files: Vec<(&str, &[u8])> = files.iter().map(|(name, bytes)| (name.as_str(), bytes.as_slice())).collect();
-    let runnable = Obstacle::check_pack(pack.index(), |name| of_name(&files, name));
-    let mut found: Vec<String> = runnable.err().iter().map(unusable).collect();
-    found.extend(bad_files(|name| of_name(&files, name)));
-    Ok(if found.is_empty() { cannot_load(&files).into_iter().collect() } else { found })
-}
-
-/// Why the tokenizer of a pack with these files does not load, if nothing else is wrong with them.
-pub fn cannot_load(files: &[(&str, &[u8])]) -> Option<String> {
-    let generation = of_name(files, GENERATION_CONFIG);
-    let config = ModelConfig::parse(of_name(files, CONFIG)?, generation).map_err(ModelError::from);
-    let load = |model: ModelConfig| tokenizer_of(files, &model, 0).map(drop);
-    config.and_then(load).err().map(|error| unusable(&error))
-}
-
-fn of_name<'a>(files: &[(&str, &'a [u8])], name: &str) -> Option<&'a [u8]> {
-    files.iter().find(|(found, _)| *found == name).map(|(_, bytes)| *bytes)
-}
-
-fn unusable(reason: &impl std::fmt::Display) -> String {
-    format!("train, eval and generate cannot use this pack: {reason}")
 }
 
 /// The hint if kernels compute wrong values.
@@ -769,23 +490,8 @@ fn of_stream(error: &StreamError, advice: Advice) -> Option<String> {
     }
 }
 
-fn of_read(error: &ReadError) -> Option<String> {
-    match error {
-        ReadError::Open(e) => of_open(e),
-        ReadError::Damaged { path, .. } => {
-            Some(format!("`nf4pack verify {}` lists the damaged sections; convert the checkpoint again", path.display()))
-        }
-        ReadError::Truncated { .. } => Some("copy the file again, and do not change it while nf4pack uses it".into()),
-        ReadError::Memory { .. } => Some(MORE_MEMORY.into()),
-        ReadError::Io { .. } => None,
-    }
-}
-
 /// The hint if a thread cannot be started.
 const MORE_THREADS: &str = "raise the limit of processes (ulimit -u) or of memory (ulimit -v)";
-
-/// The hint if a tensor does not fit in memory.
-const MORE_MEMORY: &str = "a machine with more memory can do it: one tensor at a time must fit";
 
 fn of_generate(error: &GenerateError, advice: Advice) -> Option<String> {
     match error {

@@ -4,6 +4,7 @@ use clap::{CommandFactory, Parser};
 
 use super::*;
 use crate::cli::args::Cli;
+use crate::format::Role;
 use crate::model::plan::Remedy;
 
 /// The hint of a command, and of its line on the command line.

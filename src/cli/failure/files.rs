@@ -1,0 +1,117 @@
+//! Hints about files: packs that are read, and outputs that are written.
+
+use std::io::ErrorKind;
+use std::path::Path;
+
+use super::super::ui;
+use crate::export::WriteError;
+use crate::format::FormatError;
+use crate::{FileError, OpenError, ReadError};
+
+/// What to do about an error of the operating system, of any file.
+pub(super) fn of_io(error: &std::io::Error) -> Option<String> {
+    match error.kind() {
+        ErrorKind::StorageFull | ErrorKind::QuotaExceeded => Some(FULL.into()),
+        ErrorKind::FileTooLarge => Some(FILE_SIZE.into()),
+        _ => None,
+    }
+}
+
+/// What to do about a full file system.
+const FULL: &str = "free some space, or write to another file system";
+
+/// What to do about a limit of the size of files.
+const FILE_SIZE: &str = "the file system or `ulimit -f` does not allow a file of this size";
+
+/// What to do about a folder that was not made durable.
+pub(super) const SYNC: &str =
+    "`sync` makes it durable; until then a loss of power may take it away again, or bring back an older one";
+
+pub(super) fn of_target(path: &Path, error: &std::io::Error) -> Option<String> {
+    let folder = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    Some(match error.kind() {
+        ErrorKind::NotFound | ErrorKind::NotADirectory => {
+            format!("create the folder {} first", folder.display())
+        }
+        ErrorKind::PermissionDenied => format!("you need permission to write to the folder {}", folder.display()),
+        ErrorKind::ReadOnlyFilesystem => "name a path on a writable file system".to_owned(),
+        ErrorKind::IsADirectory => format!("OUT must be a file, such as {}", path.join("model.nf4pack").display()),
+        ErrorKind::StorageFull | ErrorKind::QuotaExceeded => FULL.to_owned(),
+        ErrorKind::FileTooLarge => FILE_SIZE.to_owned(),
+        _ => return None,
+    })
+}
+
+pub(super) fn no_space(needed: u64, available: u64) -> String {
+    let missing = ui::bytes(needed.saturating_sub(available) as f64);
+    format!("free {missing} more, or write to another file system")
+}
+
+pub(super) fn of_open(error: &OpenError) -> Option<String> {
+    match error {
+        OpenError::Io { source, .. } if source.kind() == ErrorKind::NotFound => {
+            Some("`nf4pack convert SRC OUT.nf4pack` writes a pack".into())
+        }
+        OpenError::Io { source, .. } if source.kind() == ErrorKind::InvalidInput => {
+            Some("FILE must be an .nf4pack file".into())
+        }
+        OpenError::Io { source, .. } if source.kind() == ErrorKind::PermissionDenied => {
+            Some("you need permission to read it".into())
+        }
+        OpenError::Io { .. } => None,
+        OpenError::Format { source, .. } => of_format(source).map(str::to_owned),
+    }
+}
+
+fn of_format(error: &FormatError) -> Option<&'static str> {
+    Some(match error {
+        FormatError::BadMagic { .. } => "FILE must be a pack that `nf4pack convert SRC OUT.nf4pack` wrote",
+        FormatError::UnsupportedVersion { .. } | FormatError::UnknownFeatures { .. } => {
+            "update nf4pack: a newer version reads this file"
+        }
+        FormatError::TooShort { .. } | FormatError::FileLength { .. } => "the file was cut or extended: copy it again",
+        _ => "the file is damaged: copy it again, or convert the checkpoint again",
+    })
+}
+
+pub(super) fn of_read(error: &ReadError) -> Option<String> {
+    match error {
+        ReadError::Open(e) => of_open(e),
+        ReadError::Damaged { path, .. } => Some(damaged(path)),
+        ReadError::Truncated { .. } => Some("copy the file again, and do not change it while nf4pack uses it".into()),
+        ReadError::Memory { .. } => Some(MORE_MEMORY.into()),
+        ReadError::Io { .. } => None,
+    }
+}
+
+/// What to do about a damaged pack.
+pub(super) fn damaged(path: &Path) -> String {
+    format!("`nf4pack verify {}` lists the damaged sections; convert the checkpoint again", path.display())
+}
+
+pub(super) fn of_file(error: &FileError) -> Option<String> {
+    match error {
+        FileError::Io { .. } => None,
+        FileError::NotAFile { .. } => Some("put the file itself there".to_owned()),
+        FileError::Link { .. } => Some("put a copy of the file there".to_owned()),
+        FileError::TooLarge { .. } => Some("the file is damaged, or another one has its name".to_owned()),
+    }
+}
+
+pub(super) fn of_write(error: &WriteError) -> Option<String> {
+    match error {
+        WriteError::TargetExists { .. } => Some("name a new folder, or empty this folder".into()),
+        WriteError::NoSpace { needed, available, .. } => Some(no_space(*needed, *available)),
+        WriteError::Target { path, source } => of_target(path, source),
+        WriteError::NotDurable { .. } => Some(SYNC.into()),
+        WriteError::Pack(e) => of_read(e),
+        WriteError::Memory { .. } => Some(MORE_MEMORY.into()),
+        WriteError::Source { .. }
+        | WriteError::TensorName { .. }
+        | WriteError::Safetensors { .. }
+        | WriteError::Cancelled => None,
+    }
+}
+
+/// The hint if a tensor does not fit in memory.
+const MORE_MEMORY: &str = "a machine with more memory can do it: one tensor at a time must fit";
