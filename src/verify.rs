@@ -134,11 +134,9 @@ fn pieces(number: usize, section: &Section) -> impl Iterator<Item = Piece> + use
 fn faults(pack: &PackSource, crcs: &[u32], progress: &dyn Progress) -> Result<Vec<FormatError>, VerifyError> {
     let index = pack.index();
     let sections = index.sections().par_iter().zip(crcs).enumerate();
-    let of_section = |buf: &mut WindowBuf, (number, (section, &crc)): (usize, (&Section, &u32))| match check::checksum(
-        index, number, section, crc,
-    ) {
-        Err(fault) => Ok(Some(fault)),
-        Ok(()) => fault(pack.check_contents(number, buf, || !progress.cancelled())),
+    let of_section = |buf: &mut WindowBuf, (number, (section, &crc)): (usize, (&Section, &u32))| {
+        let checked = check::checksum(index, number, section, crc).map_err(|e| pack.damaged(e));
+        fault(checked.and_then(|()| pack.check_contents(number, buf, || !progress.cancelled())))
     };
     let found: Vec<Option<FormatError>> = sections.map_init(WindowBuf::default, of_section).collect::<Result<_, _>>()?;
     let mut faults: Vec<FormatError> = found.into_iter().flatten().collect();

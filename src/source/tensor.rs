@@ -98,9 +98,7 @@ impl PackSource {
         len: u64,
         buf: &'a mut WindowBuf,
     ) -> Result<Nf4Tensor<'a>, ReadError> {
-        let missing = || self.damaged(FormatError::Unpaired { section: number as u64, offset: 0 });
-        let pair = self.index().sections().get(number).zip(self.index().sections().get(number + 1));
-        let (section, table) = pair.ok_or_else(missing)?;
+        let (section, table) = (self.section(number, number)?, self.section(number + 1, number)?);
         let blocks = block_count(len, section.block_size);
         let codes_len = blocks * u64::from(section.block_size / 2);
         let codes = self.bytes(section.offset + first / 2, codes_len, &mut buf.codes)?;
