@@ -17,8 +17,8 @@ use super::open;
 use super::outcome::Outcome;
 use super::ui::{self, Ui};
 use crate::arch::config::ModelConfig;
-use crate::data::Tokenizer;
 use crate::data::interruptible::interruptible;
+use crate::data::{DataError, Tokenizer};
 use crate::model::generate::sampling::{Sampler, SamplerOptions};
 use crate::model::generate::{Ending, Event, GenerateError, Generated, TextGenerator};
 use chat::Conversation;
@@ -35,10 +35,7 @@ pub fn run(args: &GenerateArgs) -> Result<Outcome> {
     let config = model::read(&pack, ui)?;
     let tokenizer = Tokenizer::of_pack(&pack, &config, ui::now())?;
     let adapter = adapter::read(args.adapter.as_deref(), &config, ui)?;
-    let encode = |text: String| {
-        let tokenizer = tokenizer.clone();
-        interruptible(&mut || !ui::interrupted(), move || tokenizer.encode(&text, true))
-    };
+    let encode = |text: String| until_interrupt(&tokenizer, move |tokenizer| tokenizer.encode(&text, true));
     let prompt = args.prompt.clone().map(encode).transpose()?;
     let context = args.context.unwrap_or_else(|| context(prompt.as_deref(), args.max_tokens, &config));
     device::with(&args.gpu, ui, |gpu| {
@@ -52,6 +49,15 @@ pub fn run(args: &GenerateArgs) -> Result<Outcome> {
             None => speaker.chat(args.system.as_deref()),
         }
     })
+}
+
+/// Runs work with the tokenizer, which Ctrl-C leaves behind.
+fn until_interrupt<T: Send + 'static>(
+    tokenizer: &Tokenizer,
+    work: impl FnOnce(&Tokenizer) -> Result<T, DataError> + Send + 'static,
+) -> Result<T, DataError> {
+    let tokenizer = tokenizer.clone();
+    interruptible(&mut || !ui::interrupted(), move || work(&tokenizer))
 }
 
 /// Default context: the whole prompt, at most the model's maximum.
@@ -143,6 +149,12 @@ impl Speaker<'_> {
                     all_answered = false;
                     continue;
                 }
+                // On a terminal, Ctrl-C before the first token ends the answer, too.
+                Err(error) if typed && matches!(error.downcast_ref(), Some(DataError::Cancelled)) => {
+                    conversation.take_back();
+                    ui::take_interrupt();
+                    continue;
+                }
                 answer => answer?,
             };
             if answer.unread || self.ui.stream("\n")?.is_break() {
@@ -166,17 +178,16 @@ impl Speaker<'_> {
     fn reply(&mut self, conversation: &mut Conversation) -> Result<Answer> {
         let room = self.max_tokens.min(self.context / 4);
         let [preferred, limit] = [self.context.saturating_sub(room), self.context].map(|tokens| tokens as usize);
-        let proceeds = || !ui::interrupted();
         let (prompt, dropped) = conversation.fit(preferred, limit, |messages| {
-            let (tokenizer, messages) = (self.tokenizer.clone(), messages.to_vec());
-            interruptible(&mut { proceeds }, move || tokenizer.chat_prompt(&messages))
+            let messages = messages.to_vec();
+            until_interrupt(self.tokenizer, move |tokenizer| tokenizer.chat_prompt(&messages))
         })?;
         if dropped > 0 {
             let (turns, tokens) = (ui::plural(dropped as u64, "turn"), ui::grouped(self.context.into()));
             self.ui.note(&format!("dropped the oldest {turns} of the chat: the context is {tokens} tokens"));
         }
-        let (tokenizer, messages) = (self.tokenizer.clone(), conversation.messages().to_vec());
-        for left_out in interruptible(&mut { proceeds }, move || Ok(tokenizer.left_out(&messages)))? {
+        let messages = conversation.messages().to_vec();
+        for left_out in until_interrupt(self.tokenizer, move |tokenizer| Ok(tokenizer.left_out(&messages)))? {
             if !self.left_out.contains(&left_out) {
                 self.ui.warning(&format!("the chat template leaves out {left_out}: the model does not see it"));
                 self.left_out.push(left_out);
