@@ -2,14 +2,14 @@
 //! right result, or an error with a code and exit code 1, and no file left over.
 #![allow(clippy::unwrap_used, clippy::panic, reason = "tests fail by panicking")]
 
-use crate::common;
-use crate::common::program::{Failure, PACK, command, failure, place};
-
 use std::fs;
 use std::path::Path;
 
 use nf4pack::MappedPack;
-use nf4pack::format::{Entry, Layout, Pack, Role, Section, SectionKind, Storage};
+use nf4pack::format::{Role, Section, SectionKind};
+
+use crate::common::program::{Failure, PACK, campaign, command, failure, place};
+use crate::common::{self, Item, pack, unpack};
 
 const DATA: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/chat.jsonl");
 const ADAPTER: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/oracle/adapter_final");
@@ -47,35 +47,10 @@ fn leftovers(folder: &Path, command: &str) -> Vec<String> {
 
 /// The pack in `folder`, with other bytes in the embedded file `name`.
 fn with_file(folder: &Path, name: &str, bytes: &[u8]) {
-    let mapped = MappedPack::read(folder.join(PACK)).unwrap();
-    let pack = mapped.pack();
-    let index = pack.index();
-    let payload = |section: &Section| match index.name(section) == name {
-        true => bytes.to_vec(),
-        false => pack.payload(section).to_vec(),
-    };
-    let layout = layout_of(pack, name, bytes.len() as u64);
-    // The order of sections does not change.
-    let payloads: Vec<Vec<u8>> = index.sections().iter().map(payload).collect();
-    let payloads: Vec<&[u8]> = payloads.iter().map(Vec::as_slice).collect();
-    fs::write(folder.join(PACK), layout.assemble(&payloads, index.metadata()).unwrap()).unwrap();
-}
-
-fn layout_of(pack: Pack<'_>, name: &str, len: u64) -> Layout {
-    let index = pack.index();
-    let entry = |section: &Section| {
-        let storage = match section.kind? {
-            SectionKind::Codes => Storage::Nf4 { scale_type: section.scale_type?, block_size: section.block_size },
-            SectionKind::Raw => Storage::Raw(section.element_type.float_type()?),
-            SectionKind::File => Storage::File,
-            SectionKind::Scales => return None,
-        };
-        let shape = if index.name(section) == name { nf4pack::format::Shape::new(&[len])? } else { section.shape };
-        let (role, layer, expert) = (section.role, section.layer, section.expert);
-        Some(Entry { name: index.name(section).to_owned(), role, layer, expert, shape, storage })
-    };
-    let entries = index.sections().iter().filter_map(entry).collect();
-    Layout::new(entries, pack.layer_count(), index.metadata().len() as u64).unwrap()
+    let (mut items, layers, metadata) = unpack(&fs::read(folder.join(PACK)).unwrap());
+    items.retain(|item| item.entry.name != name);
+    items.push(Item::file(name, bytes));
+    fs::write(folder.join(PACK), pack(&items, layers, &metadata)).unwrap();
 }
 
 /// Changes one bit of a file.
@@ -193,7 +168,7 @@ fn random_damage_gives_the_right_result_or_an_error() {
         (output.status.code(), result_of(folder, &output.stdout), output)
     };
     let expected: Vec<_> = runs().iter().map(|arguments| run(arguments).1).collect();
-    let changes = std::env::var("NF4PACK_CAMPAIGN").ok().and_then(|n| n.parse().ok()).unwrap_or(100);
+    let changes = campaign(100) as usize;
     let (mut numbers, mut right, mut refused) = (Numbers(0x9e37_79b9_7f4a_7c15), 0, 0);
     for change in 0..changes {
         let mut bytes = good.clone();

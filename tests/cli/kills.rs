@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use nf4pack::convert::synth::{self, Shape};
 use serde_json::Value;
 
-use crate::common::program::names;
+use crate::common::program::{campaign, names};
 
 /// Converts in some seconds, unoptimised.
 const SHAPE: Shape =
@@ -65,11 +65,6 @@ impl Place {
     }
 }
 
-/// How often to kill.
-fn campaign() -> u32 {
-    std::env::var("NF4PACK_CAMPAIGN").map_or(2, |count| count.parse().unwrap())
-}
-
 fn same(a: &Path, b: &Path) -> bool {
     fs::read(a).unwrap() == fs::read(b).unwrap()
 }
@@ -80,7 +75,7 @@ fn a_killed_conversion_continues_to_the_same_bytes() {
     let (time, _) = place.run("convert model whole.nf4pack --json --threads 1");
     let (pack, whole) = (place.path("out.nf4pack"), place.path("whole.nf4pack"));
     let (mut kills, mut continued, mut restarted) = (0, 0, 0);
-    while kills < campaign() {
+    while kills < campaign(2) {
         let threads = 1 + kills % 3;
         let arguments = format!("convert model out.nf4pack --resume --json --threads {threads}");
         if place.kill(&arguments, time) {
@@ -112,19 +107,19 @@ fn a_killed_conversion_leaves_nothing_and_a_killed_export_nothing_after_the_next
     let (pack, whole) = (place.path("out.nf4pack"), place.path("whole.nf4pack"));
     fs::write(&pack, "old").unwrap();
     let (mut kills, mut named, mut left) = (0, 0, 0);
-    while kills < campaign() {
-        kills += u32::from(!place.kill("convert model out.nf4pack --force --json", time));
+    while kills < campaign(2) {
+        kills += u64::from(!place.kill("convert model out.nf4pack --force --json", time));
         // The moment between a temporary name and the final one.
-        named += u32::from(place.names().len() > 3);
+        named += u64::from(place.names().len() > 3);
         assert!(fs::read(&pack).unwrap() == b"old" || same(&pack, &whole));
     }
     assert!(named <= 1 + kills / 20, "{named} of {kills} left a file");
     let (time, _) = place.run("export whole.nf4pack reference --json");
     let mut kills = 0;
-    while kills < campaign() {
+    while kills < campaign(2) {
         let ended = place.kill("export whole.nf4pack snapshot --json", time);
-        kills += u32::from(!ended);
-        left += u32::from(place.names().iter().any(|name| name.starts_with(".nf4pack-")));
+        kills += u64::from(!ended);
+        left += u64::from(place.names().iter().any(|name| name.starts_with(".nf4pack-")));
         if place.path("snapshot").exists() {
             assert!(same(&place.path("snapshot/model.safetensors"), &place.path("reference/model.safetensors")));
             fs::remove_dir_all(place.path("snapshot")).unwrap();

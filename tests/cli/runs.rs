@@ -9,7 +9,8 @@ use std::time::{Duration, Instant, SystemTime};
 
 use serde_json::Value;
 
-use crate::common::{self, program};
+use crate::common;
+use crate::common::program::{self, campaign};
 
 /// Of the clock, so that every campaign tries other moments; printed.
 fn seed() -> u64 {
@@ -20,11 +21,6 @@ fn seed() -> u64 {
 fn below(state: &mut u64, limit: u64) -> u64 {
     *state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
     (*state >> 33) % limit.max(1)
-}
-
-/// How often a campaign is repeated: a few times, or what the environment says.
-fn repeats(few: u64) -> u64 {
-    std::env::var("NF4PACK_CAMPAIGN").map_or(few, |count| count.parse().unwrap())
 }
 
 fn place() -> tempfile::TempDir {
@@ -123,7 +119,7 @@ fn a_killed_and_resumed_run_leaves_the_files_of_an_uninterrupted_one() {
     let folder = place.path();
     let seed = seed();
     let (mut random, mut resumed) = (seed, 0);
-    let kills = repeats(2);
+    let kills = campaign(2);
     for more in ["", EARLY] {
         let began = Instant::now();
         let output = start(folder, "whole", more).wait_with_output().unwrap();
@@ -153,7 +149,7 @@ fn of_two_trainings_into_one_folder_exactly_one_trains() {
         return;
     }
     let place = place();
-    for round in 0..repeats(2).min(5) {
+    for round in 0..campaign(2).min(5) {
         let out = format!("out{round}");
         let both = [(); 2].map(|()| start(place.path(), &out, ""));
         let outputs = both.map(|child| child.wait_with_output().unwrap());

@@ -61,6 +61,11 @@ pub fn names(folder: &Path) -> Vec<String> {
     names
 }
 
+/// How often a test repeats a random trial: `few` times, or as `NF4PACK_CAMPAIGN` says.
+pub fn campaign(few: u64) -> u64 {
+    std::env::var("NF4PACK_CAMPAIGN").map_or(few, |count| count.parse().unwrap())
+}
+
 /// A folder with a pack of the bundled model.
 pub fn place() -> tempfile::TempDir {
     let folder = tempfile::tempdir().unwrap();
