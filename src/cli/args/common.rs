@@ -46,10 +46,11 @@ impl ThreadsArg {
     }
 }
 
-/// How a pack is opened whose index and files are read, or that is read section by section.
+/// How a pack is opened by a command that cannot map it. The flag is there so that one command line
+/// works with all commands.
 #[derive(Debug, Clone, Copy, Default, Args)]
 pub struct ReadArgs {
-    /// Never map the pack into memory: this command always reads it, so the flag changes nothing
+    /// Read the pack, never map it: always so in this command
     #[arg(long)]
     pub no_mmap: bool,
 }
@@ -60,7 +61,8 @@ pub struct WeightsArgs {
     #[command(flatten)]
     pub read: ReadArgs,
 
-    /// Do not compare checksums: damaged weights are used as they are. Saves a look at every byte
+    /// Do not compare checksums: damaged weights are used as they are. Saves one read of the
+    /// whole file
     #[arg(long)]
     pub no_verify: bool,
 }

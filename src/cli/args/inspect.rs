@@ -13,7 +13,7 @@ Examples:
   nf4pack inspect qwen3.nf4pack --layer 0
   nf4pack inspect qwen3.nf4pack --json | jq .provenance
 
-Reads only header, index and metadata; `nf4pack verify` checks the rest.";
+Reads only header, index, metadata and config.json; `nf4pack verify` checks the rest.";
 
 /// Show the contents of a pack
 #[derive(Debug, Args)]
