@@ -11,7 +11,7 @@ use serde_json::Value;
 
 use crate::common::program::{campaign, names};
 
-/// Converts in some seconds, unoptimised.
+/// Converts in some seconds, unoptimised, with the faster encoder.
 const SHAPE: Shape =
     Shape { hidden: 768, intermediate: 2048, layers: 3, heads: 8, kv_heads: 4, head_dim: 96, vocabulary: 256, tied: true };
 
@@ -72,12 +72,12 @@ fn same(a: &Path, b: &Path) -> bool {
 #[test]
 fn a_killed_conversion_continues_to_the_same_bytes() {
     let mut place = Place::new();
-    let (time, _) = place.run("convert model whole.nf4pack --json --threads 1");
+    let (time, _) = place.run("convert model whole.nf4pack --encoder absmax --json --threads 1");
     let (pack, whole) = (place.path("out.nf4pack"), place.path("whole.nf4pack"));
     let (mut kills, mut continued, mut restarted) = (0, 0, 0);
     while kills < campaign(2) {
         let threads = 1 + kills % 3;
-        let arguments = format!("convert model out.nf4pack --resume --json --threads {threads}");
+        let arguments = format!("convert model out.nf4pack --encoder absmax --resume --json --threads {threads}");
         if place.kill(&arguments, time) {
             assert!(same(&pack, &whole));
         } else {
@@ -103,12 +103,12 @@ fn a_killed_conversion_continues_to_the_same_bytes() {
 #[test]
 fn a_killed_conversion_leaves_nothing_and_a_killed_export_nothing_after_the_next() {
     let mut place = Place::new();
-    let (time, _) = place.run("convert model whole.nf4pack --json");
+    let (time, _) = place.run("convert model whole.nf4pack --encoder absmax --json");
     let (pack, whole) = (place.path("out.nf4pack"), place.path("whole.nf4pack"));
     fs::write(&pack, "old").unwrap();
     let (mut kills, mut named, mut left) = (0, 0, 0);
     while kills < campaign(2) {
-        kills += u64::from(!place.kill("convert model out.nf4pack --force --json", time));
+        kills += u64::from(!place.kill("convert model out.nf4pack --encoder absmax --force --json", time));
         // The moment between a temporary name and the final one.
         named += u64::from(place.names().len() > 3);
         assert!(fs::read(&pack).unwrap() == b"old" || same(&pack, &whole));
