@@ -141,7 +141,7 @@ struct Probed<'a> {
     runs: Vec<Run>,
     /// The runs of each message's words, by their indices.
     words: Vec<Option<Range<usize>>>,
-    /// The messages that have runs.
+    /// The leaves that have runs.
     written: HashSet<usize>,
     /// The shape of each message.
     shapes: Vec<Rc<str>>,
@@ -199,11 +199,7 @@ impl<'a> Probed<'a> {
             let Some(words) = said_by(&probe, run).and_then(|message| words.get_mut(message)) else { continue };
             words.get_or_insert(at..at).end = at + 1;
         }
-        let message_of = |run: &Run| match probe.owner(run.leaf) {
-            Some(Owner::Message(message, _)) => Some(message),
-            Some(Owner::Tools) | None => None,
-        };
-        let written = runs.iter().filter_map(message_of).collect();
+        let written = runs.iter().map(|run| run.leaf).collect();
         let shapes = (0..rendering.messages.len()).map(|message| probe.shape(message).into()).collect();
         Self { rendering, text, plan, probe, runs, words, written, shapes, exhausted: false, tails: RefCell::default() }
     }
@@ -211,29 +207,39 @@ impl<'a> Probed<'a> {
     /// Adds a letter to each message without words, if that changes nothing else.
     fn with_letters_added(mut self) -> Self {
         let messages = self.rendering.messages;
-        let silent = |probed: &Self, at: usize| !probed.written.contains(&at);
-        for (at, message) in messages.iter().enumerate().filter(|(_, message)| !message.get("role").is_undefined()) {
-            for words in [Words::Extended, Words::Trimmed].into_iter().filter(|_| silent(&self, at)).collect::<Vec<_>>() {
-                let mut plan = self.plan.clone();
+        let has_role = |at: &usize| messages.get(*at).is_some_and(|message| !message.get("role").is_undefined());
+        for words in [Words::Extended, Words::Trimmed] {
+            let silent: Vec<usize> = (0..messages.len()).filter(has_role).filter(|&at| self.is_silent(at)).collect();
+            // Most templates allow all at once.
+            if silent.is_empty() || self.change(words, silent.iter().copied()).is_ok() {
+                continue;
+            }
+            for at in silent {
                 // Some templates compare messages: equal ones stay equal.
-                let equal =
-                    plan.messages.iter_mut().zip(messages).filter(|(_, other)| *other == message && !is_assistant(message));
-                equal.for_each(|(equal, _)| *equal = words);
-                plan.messages.get_mut(at).into_iter().for_each(|message| *message = words);
-                match self.rendering.attempt(&plan, self.text) {
-                    Ok(found) => {
-                        self = Self { exhausted: self.exhausted, ..Self::of(self.rendering, self.text, plan, found) }
-                    }
+                let message = messages.get(at).filter(|message| !is_assistant(message));
+                let is_equal = |other: &usize| *other == at || (message.is_some() && messages.get(*other) == message);
+                let equal = (0..messages.len()).filter(is_equal);
+                if self.is_silent(at) && self.change(words, equal) == Err(Discarded::Exhausted) {
                     // No letters are left for the messages after this one.
-                    Err(Discarded::Exhausted) => return Self { exhausted: true, ..self },
-                    Err(Discarded::Differs) => {}
-                }
-                if !silent(&self, at) {
-                    break;
+                    return Self { exhausted: true, ..self };
                 }
             }
         }
         self
+    }
+
+    /// Replaces the words of some messages in another way, if the text stays the same.
+    fn change(&mut self, words: Words, messages: impl Iterator<Item = usize>) -> Result<(), Discarded> {
+        let mut plan = self.plan.clone();
+        messages.for_each(|at| plan.messages.get_mut(at).into_iter().for_each(|message| *message = words));
+        let found = self.rendering.attempt(&plan, self.text)?;
+        *self = Self { exhausted: self.exhausted, ..Self::of(self.rendering, self.text, plan, found) };
+        Ok(())
+    }
+
+    /// Whether the text has no letter of a message. Equal messages have the same letters.
+    fn is_silent(&self, message: usize) -> bool {
+        !self.probe.leaves_of(message).any(|leaf| self.written.contains(&leaf))
     }
 
     /// The indices of the assistant's messages.
@@ -244,8 +250,7 @@ impl<'a> Probed<'a> {
 
     /// The parts of messages that the text lacks.
     fn left_out(&self) -> Vec<LeftOut> {
-        let written: HashSet<usize> = self.runs.iter().map(|run| run.leaf).collect();
-        let rendered = |leaf: usize| written.contains(&leaf);
+        let rendered = |leaf: usize| self.written.contains(&leaf);
         let role = |message: usize| self.rendering.messages.get(message).map(|message| message.get("role").to_string());
         let last = self.rendering.messages.len().checked_sub(1);
         let leaves = || self.probe.leaves.iter().enumerate().filter(|(_, leaf)| leaf.letters > 0 && !leaf.added);
@@ -282,8 +287,7 @@ impl<'a> Probed<'a> {
             }
         }
         // A span without known words may be that of an unlearned message without known words.
-        let silent = |turn: usize| !self.written.contains(&turn);
-        let lost = |&turn: &usize| self.is_changed(turn) || (unknown && silent(turn));
+        let lost = |&turn: &usize| self.is_changed(turn) || (unknown && self.is_silent(turn));
         match unlearned.into_iter().find(lost).filter(|_| any) {
             Some(turn) => Err((turn, self.flaw_of_changed())),
             None => Ok(spans),

@@ -49,12 +49,12 @@ fn load_as(tokenizer: &Tokenizer, line: &str, options: Options) -> Result<Datase
     Dataset::from_json_lines(line.as_bytes(), tokenizer, options, &mut |_, _| true)
 }
 
-/// The text of a sample, with ⟦ ⟧ around what is learned.
-#[track_caller]
 fn loss_tokens(dataset: &Dataset) -> u64 {
     dataset.samples.iter().map(Sample::loss_tokens).sum()
 }
 
+/// The text of a sample, with ⟦ ⟧ around what is learned.
+#[track_caller]
 fn shown(tokenizer: &Tokenizer, line: &str) -> String {
     let dataset = load(tokenizer, line).unwrap();
     let batch = batch(&dataset.samples, &[vec![0]]);

@@ -644,11 +644,15 @@ fn a_long_conversation_with_too_many_letters_needs_few_renderings() {
     let text = template.render(&messages, &Value::None, false).unwrap();
     let rendering =
         Rendering { template: &template, messages: &messages, tools: &Value::None, add_generation_prompt: false };
-    let probed = Probed::new(rendering, &text).with_letters_added();
-    let kept = probed.plan.messages.iter().position(|words| *words == Words::Kept).unwrap();
-    assert!(kept > 1_500, "{kept}");
-    assert_eq!(probed.spans(&["<|im_end|>".to_owned()], &[]), Err((kept, SpanFlaw::Letters)));
-    check_steps().unwrap();
+    // The renderings of one thread share a budget.
+    with_stack(|| {
+        let probed = Probed::new(rendering, &text).with_letters_added();
+        let kept = probed.plan.messages.iter().position(|words| *words == Words::Kept).unwrap();
+        assert!(kept > 1_500, "{kept}");
+        assert_eq!(probed.spans(&["<|im_end|>".to_owned()], &[]), Err((kept, SpanFlaw::Letters)));
+        check_steps().unwrap();
+    })
+    .unwrap();
 }
 
 /// Messages that a template changes stay, wherever they are, and the others are replaced.
@@ -665,4 +669,25 @@ fn only_messages_that_the_template_changes_stay() {
     let (_, plan) = one_by_one(rendering, &text);
     let kept: Vec<usize> = (0..13).filter(|&at| plan.messages[at] == Words::Kept).collect();
     assert_eq!(kept, [3, 4, 11]);
+}
+
+/// A rendering for each message would take more steps than a conversation may.
+#[test]
+fn letters_are_added_to_all_messages_at_once() {
+    // The template looks for the text of all messages, and writes it unchanged.
+    let source = "{% for m in messages %}<|{{ m.role }}|>{{ m.content if 'xy' in m.content else 'other' }};{% endfor %}";
+    let template = ChatTemplate::new(source, [].into(), 0).unwrap();
+    let turn = |i: usize| Value::from_pairs([("role", ["user", "assistant"][i % 2]), ("content", "xy")]);
+    let messages: Vec<Value> = (0..2_000).map(turn).collect();
+    let text = template.render(&messages, &Value::None, false).unwrap();
+    let rendering =
+        Rendering { template: &template, messages: &messages, tools: &Value::None, add_generation_prompt: false };
+    with_stack(|| {
+        let probed = Probed::new(rendering, &text);
+        assert!((0..2_000).all(|at| probed.is_silent(at)));
+        let probed = probed.with_letters_added();
+        assert!((0..2_000).all(|at| !probed.is_silent(at) && probed.plan.messages[at] == Words::Extended));
+        check_steps().unwrap();
+    })
+    .unwrap();
 }
