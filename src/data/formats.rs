@@ -116,12 +116,12 @@ pub(super) fn parse(bytes: &[u8], progress: &mut dyn FnMut(u64, u64) -> bool) ->
         return Err(DataError::Array);
     }
     let lines = bytes.split(|&b| b == b'\n').count() as u64;
-    let (mut form, mut unasked) = (None, 0);
+    let (mut form, mut unreported) = (None, 0);
     let (mut records, mut ignored, mut ignored_of_messages) = (Vec::new(), BTreeMap::new(), BTreeMap::new());
     for (line, text) in (1..).zip(bytes.split(|&b| b == b'\n')) {
-        unasked += text.len();
-        if unasked > AT_A_TIME {
-            unasked = 0;
+        unreported += text.len();
+        if unreported > AT_A_TIME {
+            unreported = 0;
             if !progress(0, lines) {
                 return Err(DataError::Cancelled);
             }

@@ -1,4 +1,4 @@
-//! Work that can be left behind.
+//! Work that the caller can stop waiting for.
 
 use std::sync::mpsc::{self, RecvTimeoutError};
 use std::thread;
@@ -6,11 +6,11 @@ use std::time::Duration;
 
 use super::error::DataError;
 
-/// Interval at which a wait asks whether to continue.
-const PATIENCE: Duration = Duration::from_millis(20);
+/// Time between two calls of `proceeds`.
+const INTERVAL: Duration = Duration::from_millis(20);
 
-/// Runs `work` on a thread of its own while `proceeds` says so; it is asked all the time. When it
-/// does not, the thread is left behind: nothing in the library `tokenizers` can be interrupted.
+/// Runs `work` on a thread of its own, and calls `proceeds` meanwhile. If that returns `false`, the
+/// result is not waited for. The thread runs on: the library `tokenizers` cannot be interrupted.
 ///
 /// # Errors
 /// [`DataError::Cancelled`]; [`DataError::NoThread`]; those of the work.
@@ -19,11 +19,11 @@ pub(crate) fn interruptible<T: Send + 'static>(
     work: impl FnOnce() -> Result<T, DataError> + Send + 'static,
 ) -> Result<T, DataError> {
     let (sender, receiver) = mpsc::sync_channel(1);
-    // No receiver is left where the work was left behind.
+    // Nobody receives a result that is not waited for.
     let run = move || drop(sender.send(work()));
     thread::Builder::new().name("tokens".to_owned()).spawn(run).map_err(DataError::NoThread)?;
     loop {
-        match receiver.recv_timeout(PATIENCE) {
+        match receiver.recv_timeout(INTERVAL) {
             Ok(done) => return done,
             Err(RecvTimeoutError::Timeout) if proceeds() => {}
             Err(RecvTimeoutError::Timeout) => return Err(DataError::Cancelled),
