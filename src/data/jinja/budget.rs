@@ -17,11 +17,12 @@ const STEPS: u64 = 5_000_000;
 const ALL_STEPS: u64 = 8 * STEPS;
 /// Bytes of text that one step pays for.
 const BYTES: usize = 64;
-/// Values that are walked through at most.
+/// Values in a value that is walked through or kept, at most.
 const MAX_NODES: usize = 1_000_000;
 
 thread_local! {
-    static LEFT: Cell<u64> = const { Cell::new(STEPS) };
+    /// Without a limit where nothing is rendered.
+    static LEFT: Cell<u64> = const { Cell::new(u64::MAX) };
     static LEFT_OF_ALL: Cell<u64> = const { Cell::new(ALL_STEPS) };
 }
 
@@ -31,7 +32,7 @@ pub(super) fn rendering<T>(work: impl FnOnce() -> T) -> T {
     let own = all.min(STEPS);
     LEFT.set(own);
     let done = work();
-    LEFT_OF_ALL.set(all - (own - LEFT.get()));
+    LEFT_OF_ALL.set(all - (own - LEFT.replace(u64::MAX)));
     done
 }
 
@@ -59,6 +60,12 @@ pub(super) fn spend_items(items: usize) -> Result<()> {
     spend(items.saturating_mul(2))
 }
 
+/// Spends what adding bytes to a text of a length takes; fails before the text is too long.
+pub(super) fn spend_bytes(length: usize, bytes: usize) -> Result<()> {
+    spend(bytes / BYTES)?;
+    checked_length(length.saturating_add(bytes))
+}
+
 /// Spends what reading or making a text takes, of a value that is one.
 pub(super) fn spend_text(value: &Value) -> Result<()> {
     let Some(text) = value.as_str() else { return Ok(()) };
@@ -72,12 +79,21 @@ pub(super) fn spend_walk(value: &Value) -> Result<usize> {
         spend(text.len() / BYTES)?;
         return Ok(1 + text.len() / BYTES);
     }
+    let nodes = nodes(value).ok_or(ErrorKind::Limit("goes through more than 1,000,000 values"))?;
+    spend(nodes)?;
+    Ok(nodes)
+}
+
+/// Spends what keeping a value under a name takes.
+pub(super) fn spend_kept(value: &Value) -> Result<()> {
+    let nodes = nodes(value).ok_or(ErrorKind::Limit("makes a value that is too large"))?;
+    spend(nodes / 8)
+}
+
+/// The number of values in a value, with itself; `None` if there are too many.
+fn nodes(value: &Value) -> Option<usize> {
     let mut left = MAX_NODES;
-    if !value.is_within(usize::MAX, &mut left) {
-        return Err(ErrorKind::Limit("goes through more than 1,000,000 values"));
-    }
-    spend(MAX_NODES - left)?;
-    Ok(MAX_NODES - left)
+    value.is_within(&mut left).then(|| MAX_NODES - left)
 }
 
 /// Spends what finding a key takes: keys that are no strings are compared one by one.
@@ -98,8 +114,8 @@ pub(super) struct Length(usize);
 impl Length {
     /// Adds a part; fails before the text is too long.
     pub(super) fn add(&mut self, bytes: usize) -> Result<()> {
-        self.0 = self.0.saturating_add(bytes);
-        spend(bytes / BYTES)?;
-        checked_length(self.0)
+        spend_bytes(self.0, bytes)?;
+        self.0 += bytes;
+        Ok(())
     }
 }

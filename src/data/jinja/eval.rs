@@ -10,10 +10,9 @@ use super::budget;
 use super::error::{ErrorKind, Result, TemplateError, invalid, unsupported};
 use super::objects::{Loop, Object};
 use super::ops;
-use super::text::checked_length;
 use super::value::{Dict, Function, Value};
 
-/// Statements, expressions and calls may be nested so deep.
+/// Levels of statements, expressions, calls and filters of `map`, at most.
 const MAX_DEPTH: u32 = 600;
 
 /// What a template wrote.
@@ -27,9 +26,8 @@ pub struct Rendered {
 
 /// Steps for what is kept until the end of a rendering.
 pub(super) const KEPT: usize = 10;
-/// Levels of a value that a name stands for, and values in it.
+/// Levels of a value. Deeper ones would take too much of the stack to write, compare and drop.
 const MAX_LEVELS: usize = 200;
-const MAX_NODES: usize = 1_000_000;
 
 /// How a statement ends.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -105,8 +103,7 @@ impl Interpreter {
     }
 
     fn write(&mut self, text: &str) -> Result<()> {
-        checked_length(self.out.len() + text.len())?;
-        self.burn(text.len() / 64)?;
+        budget::spend_bytes(self.out.len(), text.len())?;
         self.out.push_str(text);
         Ok(())
     }
@@ -116,7 +113,7 @@ impl Interpreter {
     }
 
     /// Works one level deeper.
-    fn deeper<T>(&mut self, work: impl FnOnce(&mut Self) -> Result<T>) -> Result<T> {
+    pub(super) fn deeper<T>(&mut self, work: impl FnOnce(&mut Self) -> Result<T>) -> Result<T> {
         if self.depth >= MAX_DEPTH {
             return Err(ErrorKind::Limit("is nested too deep"));
         }
@@ -323,11 +320,7 @@ impl Interpreter {
     }
 
     pub(super) fn assign(&mut self, target: &Target, value: Value) -> Result<()> {
-        let mut left = MAX_NODES;
-        if !value.is_within(MAX_LEVELS, &mut left) {
-            return Err(ErrorKind::Limit("makes a value that is too large"));
-        }
-        self.burn((MAX_NODES - left) / 8)?;
+        budget::spend_kept(&value)?;
         match target {
             Target::Name(name) => self.set(name, value),
             Target::Attribute(name, attribute) => {
@@ -373,7 +366,11 @@ impl Interpreter {
 
     pub(super) fn eval(&mut self, expr: &Expr) -> Result<Value> {
         self.burn(1)?;
-        self.deeper(|interpreter| interpreter.expression(expr))
+        let value = self.deeper(|interpreter| interpreter.expression(expr))?;
+        if value.levels() > MAX_LEVELS {
+            return Err(ErrorKind::Limit("makes a value that is too large"));
+        }
+        Ok(value)
     }
 
     fn expression(&mut self, expr: &Expr) -> Result<Value> {

@@ -56,7 +56,8 @@ fn templates_that_grow_or_run_end_in_errors() {
         (nested("not ", ""), "too deep"),
         (nested("+", ""), "too deep"),
         (format!("{}x{}", "{% if 1 %}".repeat(5000), "{% endif %}".repeat(5000)), "too deep"),
-        ("{% macro f(x) %}{{ f([x]) }}{% endmacro %}{{ f(1) }}".to_owned(), "too deep"),
+        ("{% macro f(x) %}{{ f(x) }}{% endmacro %}{{ f(1) }}".to_owned(), "too deep"),
+        ("{% macro f(x) %}{{ f([x]) }}{% endmacro %}{{ f(1) }}".to_owned(), "a value that is too large"),
         (
             format!(
                 "{{% macro f() %}}{}{{{{ f() }}}}{}{{% endmacro %}}{{{{ f() }}}}",
@@ -66,6 +67,8 @@ fn templates_that_grow_or_run_end_in_errors() {
             "too deep",
         ),
         ("{% for a in [1] recursive %}{{ loop([a]) }}{% endfor %}".to_owned(), "too deep"),
+        ("{{ 'a' | map(*(['map'] * 2000)) | list }}".to_owned(), "too deep"),
+        (format!("{{{{ {}x{} }}}}", "(".repeat(60), format!("{})", "|e".repeat(99)).repeat(60)), "too deep"),
         // Texts.
         ("{{ (['x' * 16000000] * 100000) | join }}".to_owned(), long),
         ("{{ ','.join(['x' * 16000000] * 100000) }}".to_owned(), long),
@@ -86,7 +89,7 @@ fn templates_that_grow_or_run_end_in_errors() {
         ("{{ ('a' * 16000000) | replace('a', 'b' * 1000) }}".to_owned(), long),
         ("{{ 'a'.replace('', 'b' * 16000000) }}".to_owned(), long),
         ("{{ ('&' * 16000000) | escape | length }}".to_owned(), long),
-        ("{{ ('/ ' * 8000000) | urlencode }}".to_owned(), "e"),
+        ("{{ ('/ ' * 8000000) | urlencode }}".to_owned(), long),
         ("{{ {'a': 'x' * 16000000, 'b': 'x' * 16000000} | xmlattr }}".to_owned(), long),
         (often("{{ 'x' * 1000 }}"), long),
         // Items.
@@ -101,7 +104,7 @@ fn templates_that_grow_or_run_end_in_errors() {
         (large(&often("{{ big | length }}")), steps),
         (large(&often("{{ big[i] }}")), steps),
         (large(&often("{{ 'y' in big }}")), steps),
-        (large(&often("{% if big == big ~ '' %}{% endif %}")), "e"),
+        (large(&often("{% if big == big ~ '' %}{% endif %}")), steps),
         (large(&often("{% if list == list %}{% endif %}")), steps),
         (large(&often("{% if 2 in list %}{% endif %}")), steps),
         (large(&often("{{ list.count(2) }}")), steps),
@@ -136,6 +139,56 @@ fn templates_that_grow_or_run_end_in_errors() {
         }
     }
     assert!(failed.is_empty(), "{}", failed.join("\n"));
+}
+
+#[test]
+fn values_that_nest_without_end_are_errors() {
+    let grows = |body: &str| {
+        format!(
+            "{{% set box = namespace(v=namespace(a=1)) %}}{{% for i in range(1000) %}}{body}{{% endfor %}}{{{{ box.v }}}}"
+        )
+    };
+    let parameters: String = (1..1000).map(|i| format!(", p{i}=[p{}]", i - 1)).collect();
+    for source in [
+        grows("{% set box.v = namespace(a=[box.v.a]) %}"),
+        grows("{% set box.v = namespace({'a': {'b': box.v.a}}) %}"),
+        grows("{% set box.v = namespace(a={'b': box.v.a}.items) %}"),
+        grows("{% set box.v = namespace(a={'b': box.v.a}.values()) %}"),
+        grows("{% set box.v = cycler((box.v.current, 1)) %}"),
+        format!("{{% set box = namespace(v=[1]) %}}{}", "{% set box.v = box.v | list | batch(1) %}".repeat(1000)),
+        format!("{{% macro f(p0=[1]{parameters}) %}}{{% endmacro %}}{{{{ f() }}}}"),
+        "{% macro f(x, n) %}{% if n %}{{ f([[[[x]]]], n - 1) }}{% endif %}{% endmacro %}{{ f(1, 100) }}".to_owned(),
+    ] {
+        let error = render(&source).unwrap_err().to_string();
+        assert!(error.contains("a value that is too large"), "{source}: {error}");
+    }
+}
+
+/// A template that needs more stack ends the process.
+#[test]
+fn the_deepest_nesting_takes_less_than_half_of_the_stack() {
+    let f = |body: &str| format!("{{% macro f(x) %}}{body}{{% endmacro %}}{{{{ f(1) }}}}");
+    let within = |open: &str, close: &str| f(&format!("{}{{{{ f(x) }}}}{}", open.repeat(20), close.repeat(20)));
+    let caller = "{% if 0 %}{{ caller() }}{% endif %}{% call f(x) %}x{% endcall %}";
+    for source in [
+        f("{{ f(x) }}"),
+        within("{% if x %}", "{% endif %}"),
+        within("{% set y %}", "{% endset %}"),
+        within("{% filter upper %}", "{% endfilter %}"),
+        within("{% with y = x %}", "{% endwith %}"),
+        within("{% for y in [x] if f %}", "{% endfor %}"),
+        f(&format!("{{{{ {}f(x){} }}}}", "[".repeat(40), "]".repeat(40))),
+        f(&format!("{{{{ {}f(x){} }}}}", "{1: ".repeat(40), "}".repeat(40))),
+        f(&format!("{{{{ {}f(x){} }}}}", "f(".repeat(40), ")".repeat(40))),
+        f("{{ x | d | d | d | d | d(f(x)) }}"),
+        format!("{{% macro f(x) %}}{caller}{{% endmacro %}}{{% call f(1) %}}x{{% endcall %}}"),
+        "{% for a in [1] recursive %}{{ loop([a]) }}{% endfor %}".to_owned(),
+        "{% for a in [1] if a recursive %}{% if a %}{{ loop([a]) }}{% endif %}{% endfor %}".to_owned(),
+        "{{ 'a' | map(*(['map'] * 2000)) | list }}".to_owned(),
+    ] {
+        let error = with_stack_of(STACK / 2, || render(&source)).unwrap().unwrap_err().to_string();
+        assert!(error.contains("nested too deep"), "{source}: {error}");
+    }
 }
 
 #[test]

@@ -3,7 +3,7 @@
 use super::budget;
 use super::error::{Result, invalid};
 use super::ops::sort_by_key;
-use super::text::{checked_length, float_repr};
+use super::text::float_repr;
 use super::value::{Dict, Value};
 
 /// How `json.dumps` writes.
@@ -35,7 +35,7 @@ impl JsonStyle {
 
     fn write(&self, value: &Value, depth: usize, out: &mut String) -> Result<()> {
         budget::spend(1)?;
-        checked_length(out.len())?;
+        budget::spend_bytes(out.len(), value.as_str().map_or(0, str::len))?;
         match value {
             Value::None => out.push_str("null"),
             Value::Bool(value) => out.push_str(if *value { "true" } else { "false" }),

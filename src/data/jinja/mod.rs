@@ -90,7 +90,7 @@ pub fn check_steps() -> Result<(), TemplateError> {
 }
 
 /// Bytes of stack that a template at its limit of nesting needs, with room: an unoptimised build
-/// takes some 10 MB. The system commits only the pages that are touched.
+/// takes less than half. The system commits only the pages that are touched.
 const STACK: usize = 64 << 20;
 
 thread_local! {

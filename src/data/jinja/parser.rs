@@ -7,7 +7,7 @@ use super::error::{ErrorKind, Result, TemplateError};
 use super::lexer::{Token, tokens};
 use super::value::Value;
 
-/// Expressions and statements may be nested so deep.
+/// Levels of expressions and statements, at most.
 const MAX_DEPTH: u32 = 64;
 /// Operators of one kind, or filters, tests, calls and attributes, may follow one another so often.
 const MAX_CHAIN: usize = 100;

@@ -8,7 +8,7 @@ use super::value::Value;
 /// `text % value`.
 pub(super) fn printf(text: &str, value: &Value) -> Result<String> {
     let values = match value {
-        Value::Tuple(items) => items.as_ref().clone(),
+        Value::Tuple(items) => items.to_vec(),
         other => vec![other.clone()],
     };
     let mut operands = Operands { all: value, rest: values.into_iter(), used_mapping: false };

@@ -85,7 +85,8 @@ impl Interpreter {
         let name = text_of("map", &args.positional.remove(0))?;
         for item in items {
             let args = Args { positional: args.positional.clone(), named: args.named.clone() };
-            mapped.push(self.filter(&name, item, args)?);
+            // The filter may be `map` again.
+            mapped.push(self.deeper(|interpreter| interpreter.filter(&name, item, args))?);
         }
         Ok(self.generator(mapped))
     }

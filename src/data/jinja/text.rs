@@ -49,7 +49,7 @@ pub(super) fn float_repr(value: f64) -> String {
 /// Whether Python prints a character of a string as it is.
 pub(super) fn is_printable(c: char) -> bool {
     // Behind another character an accent is not escaped; what is not printable always is.
-    matches!(c, '\\' | '\'' | '"') || format!("a{c}").escape_debug().nth(1) != Some('\\')
+    matches!(c, ' '..='~') || format!("a{c}").escape_debug().nth(1) != Some('\\')
 }
 
 /// Python's `repr` of a string.

@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::fmt;
+use std::ops::Deref;
 use std::sync::Arc;
 
 use serde::de::{Deserialize, Deserializer, MapAccess, SeqAccess, Visitor};
@@ -27,9 +28,9 @@ pub enum Value {
     /// A string that `safe` or `escape` made: what is added to it is escaped.
     Markup(Arc<str>),
     /// A list.
-    List(Arc<Vec<Value>>),
+    List(Arc<Items>),
     /// A tuple.
-    Tuple(Arc<Vec<Value>>),
+    Tuple(Arc<Items>),
     /// A dict.
     Dict(Arc<Dict>),
     /// `range(start, stop, step)`.
@@ -76,12 +77,37 @@ pub enum Function {
     StrftimeNow,
 }
 
+/// The items of a list or a tuple.
+#[derive(Debug)]
+pub struct Items {
+    values: Vec<Value>,
+    /// Levels of values within them.
+    levels: usize,
+}
+
+impl From<Vec<Value>> for Items {
+    fn from(values: Vec<Value>) -> Self {
+        let levels = values.iter().map(Value::levels).max().unwrap_or_default();
+        Self { values, levels }
+    }
+}
+
+impl Deref for Items {
+    type Target = Vec<Value>;
+
+    fn deref(&self) -> &Vec<Value> {
+        &self.values
+    }
+}
+
 /// A dict: keys in the order in which they came.
 #[derive(Debug, Clone, Default)]
 pub struct Dict {
     entries: Vec<(Value, Value)>,
     /// Where keys that are strings are.
     places: HashMap<Arc<str>, usize>,
+    /// Levels of values within it, at most.
+    levels: usize,
 }
 
 impl Dict {
@@ -116,6 +142,7 @@ impl Dict {
 
     /// Adds a key, or replaces its value.
     pub fn insert(&mut self, key: Value, value: Value) {
+        self.levels = self.levels.max(key.levels()).max(value.levels());
         if let Some((_, old)) = self.place(&key).and_then(|place| self.entries.get_mut(place)) {
             *old = value;
             return;
@@ -185,7 +212,7 @@ impl From<f64> for Value {
 
 impl From<Vec<Value>> for Value {
     fn from(items: Vec<Value>) -> Self {
-        Self::List(Arc::new(items))
+        Self::List(Arc::new(items.into()))
     }
 }
 
@@ -207,7 +234,7 @@ impl PartialEq for Value {
         match (self, other) {
             (Self::Undefined(_), Self::Undefined(_)) | (Self::None, Self::None) => true,
             (Self::Str(a) | Self::Markup(a), Self::Str(b) | Self::Markup(b)) => a == b,
-            (Self::List(a), Self::List(b)) | (Self::Tuple(a), Self::Tuple(b)) => a == b,
+            (Self::List(a), Self::List(b)) | (Self::Tuple(a), Self::Tuple(b)) => a.as_slice() == b.as_slice(),
             (Self::Dict(a), Self::Dict(b)) => {
                 a.entries.len() == b.entries.len() && a.entries.iter().all(|(key, value)| b.get(key) == Some(value))
             }
@@ -232,7 +259,7 @@ impl Value {
     }
 
     pub(super) fn tuple(items: Vec<Value>) -> Self {
-        Self::Tuple(Arc::new(items))
+        Self::Tuple(Arc::new(items.into()))
     }
 
     /// Whether there is no value.
@@ -324,7 +351,7 @@ impl Value {
         Some(match self {
             Self::Undefined(_) => Vec::new(),
             Self::Str(text) | Self::Markup(text) => text.chars().map(|c| Self::from(c.to_string())).collect(),
-            Self::List(items) | Self::Tuple(items) => items.as_ref().clone(),
+            Self::List(items) | Self::Tuple(items) => items.to_vec(),
             Self::Dict(dict) => dict.entries.iter().map(|(key, _)| key.clone()).collect(),
             Self::View(view, dict) => dict.entries.iter().map(|entry| view.of(entry)).collect(),
             Self::Range(start, stop, step) => {
@@ -334,13 +361,22 @@ impl Value {
         })
     }
 
-    /// Whether it is nested no deeper than `levels` and has no more than `nodes` values in it,
-    /// those that it has twice counted twice. What is larger would take forever to write, and too
-    /// much of the stack to drop.
-    pub(super) fn is_within(&self, levels: usize, nodes: &mut usize) -> bool {
+    /// Levels of lists, tuples and dicts that are nested in one another.
+    pub(super) fn levels(&self) -> usize {
+        match self {
+            Self::List(items) | Self::Tuple(items) => 1 + items.levels,
+            Self::Dict(dict) | Self::View(_, dict) => 1 + dict.levels,
+            Self::Method(method) => 1 + method.0.levels(),
+            _ => 0,
+        }
+    }
+
+    /// Whether it has no more than `nodes` values in it, those that it has twice counted twice.
+    /// What is larger would take forever to write.
+    pub(super) fn is_within(&self, nodes: &mut usize) -> bool {
         let Some(left) = nodes.checked_sub(1) else { return false };
         *nodes = left;
-        let mut inner = |value: &Self| levels > 0 && value.is_within(levels - 1, nodes);
+        let mut inner = |value: &Self| value.is_within(nodes);
         match self {
             Self::List(items) | Self::Tuple(items) => items.iter().all(inner),
             Self::Dict(dict) | Self::View(_, dict) => dict.entries.iter().all(|(key, value)| inner(key) && inner(value)),
@@ -398,7 +434,7 @@ impl Value {
     }
 
     fn write_repr(&self, out: &mut String) -> Result<(), ErrorKind> {
-        checked_length(out.len())?;
+        checked_length(out.len() + self.as_str().map_or(0, str::len))?;
         let list = |out: &mut String, items: &[Value]| {
             items.iter().enumerate().try_for_each(|(i, item)| {
                 out.push_str(if i > 0 { ", " } else { "" });
