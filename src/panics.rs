@@ -21,7 +21,7 @@ pub(crate) fn caught<T>(work: impl FnOnce() -> T) -> Result<T, String> {
     result.map_err(|panic| message(&*panic))
 }
 
-/// Whether a panic of this thread becomes an error, so that nobody needs to print it.
+/// Whether a panic of this thread becomes an error, which is printed in its place.
 #[cfg(feature = "cli")]
 pub(crate) fn expected() -> bool {
     DEPTH.get() > 0

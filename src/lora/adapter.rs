@@ -60,7 +60,7 @@ pub enum AdapterError {
     #[error("{WEIGHTS}: {0}")]
     Safetensors(TensorsError),
     /// The model has more layers than the file has tensors.
-    #[error("{WEIGHTS} has {found} tensors, and an adapter of this model has two for each of its {layers} layers or more")]
+    #[error("{WEIGHTS} has {found} tensors, and an adapter of this model has at least two for each of its {layers} layers")]
     Layers {
         /// Layers of the model.
         layers: u32,

@@ -139,23 +139,14 @@ impl Checkpoint {
 
     /// [`Checkpoint::prune`] with a function that removes a folder.
     fn prune_with(out: &Path, step: u64, keep: u32, remove_all: impl Fn(&Path) -> io::Result<()>) -> Vec<CheckpointError> {
-        let mut failed = Vec::new();
-        let mut check = |path: PathBuf, removed: io::Result<()>| {
-            failed.extend(removed.err().map(|source| CheckpointError::Remove { path, source }));
-        };
-        for path in remains(out) {
-            let removed = remove_all(&path);
-            check(path, removed);
-        }
+        let again = |path: PathBuf| remove_all(&path).map_err(|source| CheckpointError::Remove { path, source }).err();
+        let mut failed: Vec<_> = remains(out).into_iter().filter_map(again).collect();
         match list(out) {
             Ok(mut checkpoints) => {
                 // A later checkpoint that could not be renamed is not part of the run.
                 checkpoints.retain(|path| !is_after(path, step));
                 let old = checkpoints.len().saturating_sub(keep.max(1) as usize);
-                for path in checkpoints.into_iter().take(old) {
-                    let removed = take_name(out, &path).and_then(|path| remove_all(&path));
-                    check(path, removed);
-                }
+                failed.extend(checkpoints.iter().take(old).filter_map(|path| remove_with(out, path, &remove_all).err()));
             }
             Err(error) => failed.push(error),
         }
@@ -310,7 +301,7 @@ pub(super) fn best_of_all(out: &Path) -> Result<BTreeSet<(u64, u32)>, Checkpoint
         let entry = entry.map_err(failed)?;
         if is_ours(&entry) {
             let (state, _) = read_state(&entry.path())?;
-            found.extend(state.best_adapter.map(|checksum| (state.best_step, checksum)));
+            found.extend(state.best_key());
         }
     }
     Ok(found)
@@ -346,24 +337,29 @@ fn is_ours(entry: &fs::DirEntry) -> bool {
     entry.file_type().is_ok_and(|kind| kind.is_dir()) && entry.path().join(OPTIMIZER).is_file()
 }
 
-/// The name of a checkpoint that is being removed, in a temporary folder.
+/// The name of a folder that is being removed, in a temporary folder.
 const REMOVED: &str = "removed";
 
-/// Moves a checkpoint into a temporary folder to be removed, and returns that folder: no partial
-/// checkpoint is ever visible.
-fn take_name(out: &Path, checkpoint: &Path) -> io::Result<PathBuf> {
+/// Moves a folder into a temporary folder to be removed, and returns the latter: no part of a
+/// checkpoint or an adapter is ever visible.
+fn take_name(out: &Path, folder: &Path) -> io::Result<PathBuf> {
     let temporary = temporary_folder(out)?;
-    step::rename(checkpoint, &temporary.path().join(REMOVED))?;
+    step::rename(folder, &temporary.path().join(REMOVED))?;
     Ok(temporary.keep())
 }
 
 /// Removes a folder of `out`, which vanishes at once.
 pub(super) fn remove_at_once(out: &Path, folder: &Path) -> Result<(), CheckpointError> {
-    let removed = take_name(out, folder).and_then(|path| step::remove_dir_all(&path));
+    remove_with(out, folder, step::remove_dir_all)
+}
+
+/// [`remove_at_once`] with a function that removes a folder.
+fn remove_with(out: &Path, folder: &Path, remove_all: impl Fn(&Path) -> io::Result<()>) -> Result<(), CheckpointError> {
+    let removed = take_name(out, folder).and_then(|path| remove_all(&path));
     removed.map_err(|source| CheckpointError::Remove { path: folder.to_owned(), source })
 }
 
-/// Temporary folders of `out` with a checkpoint that could be moved there, but not removed.
+/// Temporary folders of `out` with a folder that could be moved there, but not removed.
 fn remains(out: &Path) -> Vec<PathBuf> {
     let entries = fs::read_dir(out).into_iter().flatten().flatten().map(|entry| entry.path());
     entries.filter(|path| is_temporary(path) && path.join(REMOVED).is_dir()).collect()

@@ -47,36 +47,17 @@ fn document(output: &Output) -> Value {
     serde_json::from_slice(&output.stdout).unwrap_or_default()
 }
 
-/// Paths and bytes of all files of a run, without those that say when it was: seconds, speeds, the
-/// checksum of a state with seconds, the report, and TensorBoard's events.
-fn files(out: &Path) -> BTreeMap<PathBuf, String> {
-    const TIMES: [&str; 5] = ["seconds", "tokens_per_second", "state_checksum", "gpu_bytes", "now"];
-    let mut found = BTreeMap::new();
-    let mut folders = vec![out.to_owned()];
-    while let Some(folder) = folders.pop() {
-        for entry in fs::read_dir(folder).unwrap().map(Result::unwrap) {
-            let (path, name) = (entry.path(), entry.file_name().into_string().unwrap());
-            if entry.file_type().unwrap().is_dir() {
-                folders.push(path);
-                continue;
-            }
-            if name.starts_with("events.out.tfevents.") || name == "report.html" {
-                continue;
-            }
-            let mut text = String::from_utf8_lossy(&fs::read(&path).unwrap()).into_owned();
-            if name == "metrics.jsonl" || name == "trainer_state.json" {
-                let timeless = |key: &&str| !TIMES.iter().any(|time| key.contains(&format!("\"{time}\":")));
-                text = text.split_inclusive([',', '\n']).filter(timeless).collect();
-            } else if name == "nf4pack-train.toml" {
-                text = text
-                    .split_inclusive('\n')
-                    .filter(|line| !line.starts_with("resume") && !line.starts_with("out"))
-                    .collect();
-            }
-            found.insert(path.strip_prefix(out).unwrap().to_owned(), text);
-        }
+/// The files of a run that are the same in every run, see [`common::run::files`]. The report and
+/// some settings differ, too.
+fn files(out: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
+    let mut files = common::run::files(out, &["now"]);
+    files.remove(Path::new("report.html"));
+    if let Some(settings) = files.get_mut(Path::new("nf4pack-train.toml")) {
+        let text = String::from_utf8(std::mem::take(settings)).unwrap();
+        let same = |line: &&str| !line.starts_with("resume") && !line.starts_with("out");
+        *settings = text.split_inclusive('\n').filter(same).collect::<String>().into_bytes();
     }
-    found
+    files
 }
 
 /// Trains to the end in a new folder, and kills it `kills` times on the way, at any moment. Returns
@@ -134,8 +115,8 @@ fn a_killed_and_resumed_run_leaves_the_files_of_an_uninterrupted_one() {
             let found = files(&folder.join("killed"));
             let [have, should]: [Vec<_>; 2] = [&found, &expected].map(|files| files.keys().collect());
             assert_eq!(have, should, "seed {seed}{more}");
-            for (path, text) in &expected {
-                assert!(found[path] == *text, "seed {seed}{more}: {}", path.display());
+            for (path, bytes) in &expected {
+                assert!(found[path] == *bytes, "seed {seed}{more}: {}", path.display());
             }
         }
         fs::remove_dir_all(folder.join("whole")).unwrap();

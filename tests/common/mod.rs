@@ -9,6 +9,7 @@ pub mod naive;
 #[cfg(feature = "cli")]
 pub mod program;
 pub mod replay;
+pub mod run;
 pub mod seal;
 
 #[cfg(feature = "gpu")]

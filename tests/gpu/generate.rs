@@ -2,11 +2,11 @@
 #![allow(clippy::unwrap_used, clippy::panic, reason = "tests fail by panicking")]
 
 use crate::common;
-use nf4pack::arch::ModelConfig;
 
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 
+use nf4pack::arch::ModelConfig;
 use nf4pack::convert::{Options, convert};
 use nf4pack::data::Tokenizer;
 use nf4pack::dequant::stream::PackSource;

@@ -2,13 +2,13 @@
 
 pub mod sampling;
 
-use crate::arch::ModelConfig;
 use std::ops::ControlFlow;
 use std::time::Instant;
 
 use thiserror::Error;
 
 use super::ModelError;
+use crate::arch::ModelConfig;
 use crate::dequant::stream::{PackSource, StreamPlan};
 use crate::gpu::Gpu;
 use crate::lora::adapter::Adapter;

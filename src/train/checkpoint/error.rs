@@ -23,16 +23,17 @@ pub enum CheckpointError {
     /// A file is not a regular file of a usual size.
     #[error(transparent)]
     File(FileError),
-    /// An old checkpoint cannot be removed.
-    #[error("cannot remove the old checkpoint {}: {source}", path.display())]
+    /// An old checkpoint, or a best adapter that no checkpoint needs, cannot be removed.
+    #[error("cannot remove {}, which the run no longer needs: {source}", path.display())]
     Remove {
         /// The folder.
         path: PathBuf,
         /// The system's error.
         source: io::Error,
     },
-    /// A checkpoint of a later step than the resumed one cannot be renamed.
-    #[error("cannot rename the later checkpoint {}: {source}", path.display())]
+    /// A checkpoint of a later step than the resumed one, or something else with the name of a
+    /// folder that the run writes, cannot be renamed.
+    #[error("cannot rename {}, which is not part of the run: {source}", path.display())]
     SetAside {
         /// The folder.
         path: PathBuf,

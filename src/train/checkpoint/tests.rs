@@ -6,6 +6,7 @@ use safetensors::SafeTensors;
 use serde_json::Value;
 
 use super::*;
+use crate::format::Role;
 use crate::io::leftovers::names;
 use crate::io::{crash, record};
 use crate::lora::adapter::{AdapterError, CONFIG, WEIGHTS};
@@ -26,7 +27,10 @@ fn inputs() -> Inputs {
 /// A run after `step` steps, with random numbers and with numbers that text and other types would
 /// change.
 pub(super) fn checkpoint(step: u64) -> Checkpoint {
-    let settings = Settings { rank: 3, alpha: 0.1 + 0.2, ..Settings::default() };
+    with_settings(step, &Settings { rank: 3, alpha: 0.1 + 0.2, ..Settings::default() })
+}
+
+fn with_settings(step: u64, settings: &Settings) -> Checkpoint {
     let mut adapter = Adapter::new(settings.lora(), Some("org/model".to_owned()), &model(), 1).unwrap();
     let mut generator = Generator::new(step, Stream::Split);
     let mut moments = [vec![0.0; adapter.layout.len()], vec![0.0; adapter.layout.len()]];
@@ -53,7 +57,7 @@ pub(super) fn checkpoint(step: u64) -> Checkpoint {
         best_adapter: Some(0x1234_5678),
         evals_without_gain: 2,
         eval_due: true,
-        fingerprint: Fingerprint::new(&settings, &inputs()),
+        fingerprint: Fingerprint::new(settings, &inputs()),
     };
     Checkpoint { adapter, exp_avg, exp_avg_sq, state }
 }
@@ -106,7 +110,7 @@ fn the_moments_stand_under_the_names_of_the_adapter_s_tensors() {
     assert_eq!(file.len(), 2 * 4 * 7 * 2);
     let name = "base_model.model.model.layers.2.self_attn.k_proj.lora_B.weight.exp_avg_sq";
     let expected = checkpoint(7);
-    let place = expected.adapter.layout.place(2, crate::format::Role::KProj).unwrap();
+    let place = expected.adapter.layout.place(2, Role::KProj).unwrap();
     assert_eq!(file.tensor(name).unwrap().data(), le_bytes(&expected.exp_avg_sq[place.b]));
 }
 
@@ -404,10 +408,35 @@ fn what_changes_no_number_may_change() {
     assert_eq!(kept.check(&Fingerprint::new(&other, &longer)), Ok(()), "with a constant rate a run may be made longer");
 }
 
+/// With an adapter of a few pages, so that the files of every crash are compared in a short time.
+fn small(step: u64) -> Checkpoint {
+    with_settings(step, &Settings { rank: 1, targets: vec![Role::KProj], ..Settings::default() })
+}
+
+/// Cuts `save` of step 8, which follows that of step 7, at each of its steps. Calls `check` with
+/// each folder that a crash may leave, and with its latest checkpoint, which must be whole.
+fn cut(save: impl Fn(u64, &Path), mut check: impl FnMut(&Path, &Checkpoint)) -> crash::Counts {
+    let root = tempfile::tempdir().unwrap();
+    save(7, root.path());
+    let before = crash::tree(root.path());
+    let recording = record::start(root.path());
+    save(8, root.path());
+    let saved = [7, 8].map(|step| bits(&small(step).adapter.vector));
+    crash::every_crash(root.path(), &before, &recording.steps(), |crash| {
+        let root = tempfile::tempdir().unwrap();
+        crash::put(crash.tree, root.path());
+        let latest = Checkpoint::latest(root.path()).unwrap().expect("no checkpoint is left");
+        let latest = Checkpoint::read(&latest, &model()).unwrap();
+        assert!(latest.state.step == 8 || (latest.state.step == 7 && !crash.at_end));
+        assert_eq!(bits(&latest.adapter.vector), saved[(latest.state.step - 7) as usize]);
+        check(root.path(), &latest);
+    })
+}
+
 /// What a run writes at a step: a checkpoint, the adapter of the folder, then older checkpoints are
 /// removed.
 fn save(step: u64, out: &Path) {
-    let now = checkpoint(step);
+    let now = small(step);
     now.write(out).unwrap();
     now.adapter.write(out, &[]).unwrap();
     assert!(Checkpoint::prune(out, step, 1).is_empty());
@@ -415,28 +444,13 @@ fn save(step: u64, out: &Path) {
 
 #[test]
 fn cut_at_any_step_of_saving_a_run_can_resume_and_its_adapter_is_whole() {
-    let root = tempfile::tempdir().unwrap();
-    save(7, root.path());
-    let before = crash::tree(root.path());
-    let recording = record::start(root.path());
-    save(8, root.path());
-    let adapter_of = |step: u64| checkpoint(step).adapter.vector;
-    let adapters = [7, 8].map(adapter_of);
-    let counts = crash::every_crash(root.path(), &before, &recording.steps(), |crash| {
-        if !crash.is_new_shape && !crash.at_end {
-            return;
-        }
-        let root = tempfile::tempdir().unwrap();
-        crash::put(crash.tree, root.path());
-        let latest = Checkpoint::latest(root.path()).unwrap().expect("no checkpoint is left");
-        let resumed = Checkpoint::read(&latest, &model()).unwrap();
-        assert!(resumed.state.step == 8 || (resumed.state.step == 7 && !crash.at_end));
-        assert_eq!(bits(&resumed.adapter.vector), bits(&adapters[(resumed.state.step - 7) as usize]));
-        let best = Adapter::read(root.path(), &model()).unwrap();
-        assert!(adapters.iter().any(|adapter| bits(adapter) == bits(&best.vector)), "half an adapter");
-        save(9, root.path());
-        assert_eq!(Checkpoint::read(&root.path().join("checkpoint-9"), &model()).unwrap().state.step, 9);
-        assert_eq!(names(root.path()), [CONFIG, WEIGHTS, "checkpoint-9"]);
+    let saved = [7, 8].map(|step| bits(&small(step).adapter.vector));
+    let counts = cut(save, |root, _| {
+        let published = Adapter::read(root, &model()).unwrap();
+        assert!(saved.contains(&bits(&published.vector)), "half an adapter");
+        save(9, root);
+        assert_eq!(Checkpoint::read(&root.join("checkpoint-9"), &model()).unwrap().state.step, 9);
+        assert_eq!(names(root), [CONFIG, WEIGHTS, "checkpoint-9"]);
     });
     assert!(counts.steps > 20 && counts.states > 20, "{counts:?}");
 }
@@ -445,7 +459,7 @@ fn cut_at_any_step_of_saving_a_run_can_resume_and_its_adapter_is_whole() {
 /// in its own folder and in that of the run, then a checkpoint that needs it. Older ones are
 /// removed.
 fn save_best(step: u64, out: &Path) {
-    let mut now = checkpoint(step);
+    let mut now = small(step);
     let (best_step, checksum) = best::write(out, step, &now.adapter).unwrap();
     now.adapter.write(out, &[]).unwrap();
     (now.state.best_step, now.state.best_adapter) = (best_step, Some(checksum));
@@ -456,25 +470,14 @@ fn save_best(step: u64, out: &Path) {
 
 #[test]
 fn cut_at_any_step_of_saving_the_best_adapter_the_latest_checkpoint_has_its_own() {
-    let root = tempfile::tempdir().unwrap();
-    save_best(7, root.path());
-    let before = crash::tree(root.path());
-    let recording = record::start(root.path());
-    save_best(8, root.path());
+    let saved = [7, 8].map(|step| bits(&small(step).adapter.vector));
     let mut steps = BTreeMap::new();
-    let counts = crash::every_crash(root.path(), &before, &recording.steps(), |crash| {
-        if !crash.is_new_shape && !crash.at_end {
-            return;
-        }
-        let root = tempfile::tempdir().unwrap();
-        crash::put(crash.tree, root.path());
-        let latest = Checkpoint::latest(root.path()).unwrap().expect("no checkpoint is left");
-        let state = Checkpoint::read(&latest, &model()).unwrap().state;
-        assert!(state.step == 8 || (state.step == 7 && !crash.at_end));
-        let best = best::read(root.path(), state.best_key().unwrap(), &model()).unwrap();
-        assert_eq!(bits(&best.vector), bits(&checkpoint(state.step).adapter.vector));
-        Adapter::read(root.path(), &model()).unwrap();
-        *steps.entry(state.step).or_insert(0) += 1;
+    let counts = cut(save_best, |root, latest| {
+        let best = best::read(root, latest.state.best_key().unwrap(), &model()).unwrap();
+        assert_eq!(bits(&best.vector), bits(&latest.adapter.vector));
+        let published = Adapter::read(root, &model()).unwrap();
+        assert!(saved.contains(&bits(&published.vector)), "half an adapter");
+        *steps.entry(latest.state.step).or_insert(0) += 1;
     });
     assert!(counts.steps > 30 && steps.len() == 2, "{counts:?}, {steps:?}");
 }

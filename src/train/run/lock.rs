@@ -105,8 +105,8 @@ impl Drop for RunLock {
     /// Removes the file, and the folders that nothing was written into.
     fn drop(&mut self) {
         if let Some(file) = self.file.take() {
-            // While the lock is held: another process must not take a file without a name for the
-            // lock. Windows cannot distinguish the two, so the file stays there.
+            // While the lock is held: a process that waits for it then finds that the name is gone,
+            // and creates a new file. Windows does not show that, so the file stays there.
             if cfg!(unix) {
                 let _ = fs::remove_file(&self.path);
             }

@@ -83,8 +83,8 @@ impl Start {
         model: &ModelConfig,
         keeps_best: bool,
     ) -> Result<Option<RunError>, RunError> {
-        let (best, warning) = match self.state.best_adapter.filter(|_| keeps_best) {
-            Some(checksum) => match best_adapter(task.out, (self.state.best_step, checksum), model) {
+        let (best, warning) = match self.state.best_key().filter(|_| keeps_best) {
+            Some(key) => match best_adapter(task.out, key, model) {
                 Ok(best) => (Some(best), None),
                 Err(source) => (None, Some(RunError::BestLost { source })),
             },

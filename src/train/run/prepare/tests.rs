@@ -32,8 +32,8 @@ fn folders_are_recognised_by_their_kind() {
     adapter.vector.fill(0.5);
     adapter.write(&folder.path().join("trained"), &[]).unwrap();
     assert_eq!(found("trained", None), Some(Leftover::Adapter));
-    put("of-others/checkpoint-500/trainer_state.json");
-    put("of-others/checkpoint-last/optimizer.pt");
-    assert_eq!(found("of-others", None), Some(Leftover::Foreign));
-    assert_eq!(found("of-others", Some(Path::new("of-others/checkpoint-1"))), Some(Leftover::Foreign));
+    put("foreign/checkpoint-500/trainer_state.json");
+    put("foreign/checkpoint-last/optimizer.pt");
+    assert_eq!(found("foreign", None), Some(Leftover::Foreign));
+    assert_eq!(found("foreign", Some(Path::new("foreign/checkpoint-1"))), Some(Leftover::Foreign));
 }
