@@ -35,7 +35,7 @@ impl Kernels {
             attention: Attention::new(gpu, model.head_dim)?,
             swiglu: SwiGlu::new(gpu)?,
             dropout: Dropout::new(gpu)?,
-            matmul: Matmul::new(gpu)?,
+            matmul: Matmul::new(gpu, None)?,
             loss: ChunkedLoss::new(gpu)?,
         })
     }

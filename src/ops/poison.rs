@@ -70,7 +70,7 @@ fn copies() {
 #[test]
 fn products() {
     let Some(gpu) = gpu() else { return };
-    let matmul = Matmul::new(&gpu).unwrap();
+    let matmul = Matmul::new(&gpu, None).unwrap();
     let (outputs, inputs) = (37, 523);
     let (dense, _) = random_mat(&gpu, 9, outputs, inputs);
     for (i, scale_type) in SCALES.into_iter().enumerate() {
