@@ -44,7 +44,7 @@ fn half_of_any(value: f32) -> u32 {
     let bits = bitcast<u32>(value);
     let magnitude = bits & 0x7fffffffu;
     if (magnitude >= 0x7f800000u) {
-        return select((bits >> 16u) & 0x8000u | 0x7c00u, 0x7e00u, magnitude > 0x7f800000u);
+        return select(((bits >> 16u) & 0x8000u) | 0x7c00u, 0x7e00u, magnitude > 0x7f800000u);
     }
     return pack2x16float(vec2(clamp(value, -65504.0, 65504.0), 0.0));
 }

@@ -100,6 +100,7 @@ impl<'a> Layer<'a> {
         kernels.norm.forward(commands, x, &work.constants.input_norm, model.rms_norm_eps as f32, normed)?;
         let raw_queries = work.raw_queries.as_ref().unwrap_or(queries);
         let raw_keys = work.raw_keys.as_ref().unwrap_or(keys);
+        let normed = &kernels.matmul.pack(commands, normed)?;
         self.q.forward(kernels, commands, work, normed, false, raw_queries)?;
         self.k.forward(kernels, commands, work, normed, false, raw_keys)?;
         self.v.forward(kernels, commands, work, normed, false, values)?;
@@ -157,6 +158,7 @@ impl<'a> Layer<'a> {
         let Pass { kernels, model, inputs: PassInputs { work, .. }, .. } = self.pass;
         let Workspace { normed, middle, gate, up, activated, constants, .. } = work;
         kernels.norm.forward(commands, middle, &constants.post_attention_norm, model.rms_norm_eps as f32, normed)?;
+        let normed = &kernels.matmul.pack(commands, normed)?;
         self.gate.forward(kernels, commands, work, normed, false, gate)?;
         self.up.forward(kernels, commands, work, normed, false, up)?;
         match model.family.activation {

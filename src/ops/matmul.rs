@@ -4,7 +4,8 @@
 //! Each kernel is tested against the CPU before its first use on a device.
 //!
 //! Products of many rows with frozen weights run on matrix units, if the device has them and the
-//! caller wants them: with f16 operands ([`mixed`]). All other products have float32 operands.
+//! caller wants them: with f16 operands ([`mixed`]). So do other products of a left operand that
+//! was packed for these. All other products have float32 operands.
 //!
 //! Sums are in float32. Their order depends only on the sizes, so the same product gives the same
 //! bits each time. Matrices that exceed the binding limit of the device are cut: the left operand
@@ -43,20 +44,13 @@ pub struct Matmul {
     mixed: Option<Mixed>,
 }
 
-/// The left operand of products with frozen weights. [`Matmul::pack`] prepares it once for several
+/// The left operand of products. [`Matmul::pack`] prepares it once for several
 /// products; a plain matrix is prepared for each.
 #[derive(Debug, Clone)]
 pub struct Packed {
     mat: Mat,
     /// The matrix for matrix units, and its number among all of them.
     panels: Option<(Panels, u64)>,
-}
-
-impl Packed {
-    /// The matrix.
-    pub fn mat(&self) -> &Mat {
-        &self.mat
-    }
 }
 
 /// The left operand of a product: a matrix, packed or not.
@@ -66,6 +60,13 @@ pub enum Left<'a> {
     Mat(&'a Mat),
     /// For several products.
     Packed(&'a Packed),
+}
+
+impl Packed {
+    /// The matrix.
+    pub fn mat(&self) -> &Mat {
+        &self.mat
+    }
 }
 
 impl<'a> From<&'a Mat> for Left<'a> {
@@ -90,8 +91,20 @@ impl<'a> Left<'a> {
 }
 
 impl Matmul {
-    /// GPU memory of a `Matmul` in bytes.
-    pub const SCRATCH_BYTES: u64 = kernels::SCRATCH_BYTES;
+    /// GPU memory of a `Matmul` in bytes, for products of at most `rows` rows with weights of these
+    /// shapes [outputs, inputs], forward and backward.
+    pub fn scratch_bytes(units: Option<MatrixUnits>, rows: u32, weights: &[(u32, u32)]) -> u64 {
+        let mixed = units.map_or(0, |_| Mixed::scratch_bytes(rows, weights));
+        kernels::SCRATCH_BYTES.saturating_add(mixed)
+    }
+
+    /// Reserves the memory of [`Matmul::scratch_bytes`]. Without this call, it grows on demand.
+    ///
+    /// # Errors
+    /// [`OpError::Gpu`] if memory is exhausted.
+    pub fn reserve(&self, rows: u32, weights: &[(u32, u32)]) -> Result<(), OpError> {
+        self.mixed.as_ref().map_or(Ok(()), |mixed| mixed.reserve(rows, weights))
+    }
 
     /// Prepares the products on `gpu`. With `units`, large products with frozen weights run on
     /// matrix units.
@@ -104,11 +117,23 @@ impl Matmul {
     }
 
     /// Records the preparation of a left operand for several products. It is valid until the next
-    /// preparation, also of a plain matrix.
+    /// preparation, also of a plain matrix. An operand that is packed stays so.
     ///
     /// # Errors
-    /// As [`Matmul::nt`].
-    pub fn pack(&self, commands: &mut Commands, x: &Mat) -> Result<Packed, OpError> {
+    /// [`OpError::Shape`] if a packed operand is no longer valid; as [`Matmul::nt`].
+    pub fn pack<'a>(&self, commands: &mut Commands, x: impl Into<Left<'a>>) -> Result<Packed, OpError> {
+        let x = match x.into() {
+            Left::Mat(mat) => mat,
+            Left::Packed(packed) => {
+                let (expected, found) = (self.mixed.as_ref().map(Mixed::present), packed.panels.as_ref());
+                return match found.map(|(_, number)| *number).zip(expected).filter(|(found, expected)| found != expected) {
+                    Some((found, expected)) => {
+                        Err(OpError::Shape { operation: "a packed operand", what: "its number", expected, found })
+                    }
+                    None => Ok(packed.clone()),
+                };
+            }
+        };
         x.check("pack", x.rows, x.cols)?;
         let size = Size { rows: x.rows, cols: x.cols };
         let wanted = |mixed: &&Mixed| size.rows >= mixed::MIN_ROWS && size.cols > 0 && mixed.binds(size);
@@ -119,46 +144,48 @@ impl Matmul {
         Ok(Packed { mat: x.clone(), panels: panels.transpose()? })
     }
 
-    /// The operand, prepared for matrix units if they multiply it.
-    fn prepared(&self, commands: &mut Commands, left: Left<'_>) -> Result<Packed, OpError> {
-        let packed = match left {
-            Left::Mat(mat) => self.pack(commands, mat)?,
-            Left::Packed(packed) => packed.clone(),
-        };
-        let present = self.mixed.as_ref().map_or(0, Mixed::present);
-        match packed.panels {
-            Some((_, number)) if number != present => Err(OpError::Shape {
-                operation: "a packed operand",
-                what: "its number",
-                expected: present,
-                found: number,
-            }),
-            _ => Ok(packed),
-        }
-    }
-
     /// Records `out[m, n] = scale * a[m, k] b[n, k]^T`, added to `out` if `add` is set.
     ///
     /// # Errors
     /// [`OpError::Shape`], [`OpError::Gpu`]; the recorded commands are then incomplete.
-    pub fn nt(&self, commands: &mut Commands, a: &Mat, b: &Mat, scale: f32, add: bool, out: &Mat) -> Result<(), OpError> {
+    pub fn nt<'a>(
+        &self,
+        commands: &mut Commands,
+        a: impl Into<Left<'a>>,
+        b: &Mat,
+        scale: f32,
+        add: bool,
+        out: &Mat,
+    ) -> Result<(), OpError> {
+        let left = a.into();
+        let a = left.mat();
         a.check("a b^T", out.rows, b.cols)?;
         b.check("a b^T", out.cols, b.cols)?;
         out.check("a b^T", out.rows, out.cols)?;
         let product = dense(View::of(a), (b, 0..b.rows), (b.cols, 1), out);
-        self.record(commands, &Product { k: b.cols, scale, add, ..product })
+        self.record_dense(commands, left, Terms::Columns, b, &Product { k: b.cols, scale, add, ..product })
     }
 
     /// Records `out[m, n] = scale * a[m, k] b[k, n]`, added to `out` if `add` is set.
     ///
     /// # Errors
     /// As [`Matmul::nt`].
-    pub fn nn(&self, commands: &mut Commands, a: &Mat, b: &Mat, scale: f32, add: bool, out: &Mat) -> Result<(), OpError> {
+    pub fn nn<'a>(
+        &self,
+        commands: &mut Commands,
+        a: impl Into<Left<'a>>,
+        b: &Mat,
+        scale: f32,
+        add: bool,
+        out: &Mat,
+    ) -> Result<(), OpError> {
+        let left = a.into();
+        let a = left.mat();
         a.check("a b", out.rows, b.rows)?;
         b.check("a b", b.rows, out.cols)?;
         out.check("a b", out.rows, out.cols)?;
         let product = dense(View::of(a), (b, 0..b.rows), (1, b.cols), out);
-        self.record(commands, &Product { k: b.rows, scale, add, ..product })
+        self.record_dense(commands, left, Terms::Rows, b, &Product { k: b.rows, scale, add, ..product })
     }
 
     /// Records `out[m, n] = scale * a[k, m]^T b[k, n]`, added to `out` if `add` is set.
@@ -208,7 +235,7 @@ impl Matmul {
             let bias = bias.map(|bias| (bias.range.clone(), 0));
             return self.record(commands, &Product { scale: w.factor(), add, bias, ..product });
         }
-        let packed = self.prepared(commands, left)?;
+        let packed = self.pack(commands, left)?;
         for (rectangle, b) in self.pieces("x W^T", &packed, w)? {
             let (rows, columns) = (&rectangle.rows, &rectangle.columns);
             // A later part of a cut row is added to the result of its first part.
@@ -247,7 +274,7 @@ impl Matmul {
         let dy = left.mat();
         dy.check("dy W", dy.rows, w.outputs())?;
         dx.check("dy W", dy.rows, w.inputs())?;
-        let packed = self.prepared(commands, left)?;
+        let packed = self.pack(commands, left)?;
         let pieces = self.pieces("dy W", &packed, w)?;
         // The first piece of whole rows writes every element; the others are added.
         let whole = |(rectangle, _): &(Rectangle, Right)| rectangle.columns == (0..w.inputs());
@@ -279,6 +306,27 @@ impl Matmul {
         match left.panels {
             Some(_) => w.pieces_of_rows(operation, self.binding(), Mixed::rows_at_once(w.inputs())),
             None => w.pieces(operation, self.binding()),
+        }
+    }
+
+    /// Records a product with a whole dense matrix: on matrix units if the left operand was packed
+    /// for other products, too, and has enough rows. Packing for this product alone costs more
+    /// than it saves: one side of these products is short.
+    fn record_dense(
+        &self,
+        commands: &mut Commands,
+        left: Left<'_>,
+        terms: Terms,
+        b: &Mat,
+        product: &Product,
+    ) -> Result<(), OpError> {
+        match left {
+            Left::Packed(packed) if product.m >= mixed::MIN_DENSE_ROWS && product.n > 0 && product.k > 0 => {
+                let packed = self.pack(commands, packed)?;
+                let rectangle = Rectangle { rows: 0..b.rows, columns: 0..b.cols };
+                self.record_frozen(commands, &packed, terms, &rectangle, product)
+            }
+            _ => self.record(commands, product),
         }
     }
 

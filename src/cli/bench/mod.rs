@@ -3,6 +3,7 @@
 pub mod convert;
 pub mod dequant;
 pub mod gpu;
+pub mod matmul;
 pub mod stream;
 pub mod train;
 pub mod upload;

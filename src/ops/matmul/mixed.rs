@@ -39,6 +39,8 @@ use source::{Form, Tile};
 /// With fewer rows, the memory traffic of the weights dominates, and kernels that decode them on
 /// the fly are faster.
 pub(super) const MIN_ROWS: u32 = 65;
+/// Rows from which on a packed operand serves products with dense matrices.
+pub(super) const MIN_DENSE_ROWS: u32 = 1024;
 /// Maximum elements of a decoded weight, unless 128 rows have more. Larger weights are decoded and
 /// multiplied in parts.
 const DECODED_ELEMENTS: u64 = 1 << 26;
@@ -51,8 +53,9 @@ const DECODED_TILE: u32 = 128;
 const CONCURRENT: u64 = 264;
 /// Minimum terms of a cut product.
 const MIN_TERMS: u32 = 512;
-/// Maximum cuts of a product.
+/// Maximum cuts of a product, and of one with few columns.
 const MAX_CUTS: u32 = 4;
+const MAX_NARROW_CUTS: u32 = 16;
 
 /// The properties that select a kernel.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -272,6 +275,35 @@ impl Mixed {
         size.bytes() <= self.gpu.limits().max_storage_buffer_binding_size
     }
 
+    /// Bytes of the operands in panels, for left operands of at most `rows` rows.
+    pub fn scratch_bytes(rows: u32, weights: &[(u32, u32)]) -> u64 {
+        Self::operand_bytes(rows, weights).into_iter().fold(0, u64::saturating_add)
+    }
+
+    pub fn reserve(&self, rows: u32, weights: &[(u32, u32)]) -> Result<(), OpError> {
+        let limit = self.gpu.limits().max_storage_buffer_binding_size;
+        let scratch = [&self.left, &self.right, &self.left_exponents];
+        for (scratch, bytes) in scratch.into_iter().zip(Self::operand_bytes(rows, weights)) {
+            // A larger operand is not packed.
+            if bytes > 0 && bytes <= limit {
+                scratch.get(&self.gpu, bytes)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Bytes of the largest left operand, of the largest right one, and of the exponents of rows.
+    fn operand_bytes(rows: u32, weights: &[(u32, u32)]) -> [u64; 3] {
+        if rows < MIN_ROWS {
+            return [0; 3];
+        }
+        let left = |&(outputs, inputs): &(u32, u32)| Size { rows, cols: outputs.max(inputs) }.bytes();
+        let right =
+            |&(outputs, inputs): &(u32, u32)| Size { rows: outputs.min(Self::rows_at_once(inputs)), cols: inputs }.bytes();
+        let [left, right] = [weights.iter().map(left).max(), weights.iter().map(right).max()];
+        [left.unwrap_or(0), right.unwrap_or(0), Size { rows, cols: 0 }.exponent_bytes()]
+    }
+
     /// Rows of a weight [outputs, inputs] that are decoded at once.
     pub fn rows_at_once(inputs: u32) -> u32 {
         let rows = DECODED_ELEMENTS / u64::from(inputs.max(1)).next_multiple_of(PADDING.into());
@@ -324,13 +356,7 @@ impl Mixed {
         Ok(panels)
     }
 
-    fn dispatch_extent(
-        &self,
-        commands: &mut Commands,
-        kernel: &Kernel,
-        b: &Right,
-        (size, row): (Size, u32),
-    ) {
+    fn dispatch_extent(&self, commands: &mut Commands, kernel: &Kernel, b: &Right, (size, row): (Size, u32)) {
         let params = DecodeParams::of(b, size, row);
         let [b0, b1, b2, b3] = b.bindings();
         let bytes = if let Right::Quantized { .. } = b { b3.size } else { b0.size };
@@ -360,7 +386,7 @@ impl Mixed {
         k: u32,
         target: Target<'_>,
     ) -> Result<(), OpError> {
-        let form = Form { tile: Tile::LARGE, left: left.terms, right: right.terms };
+        let form = Form { tile: Tile::of(target.n), left: left.terms, right: right.terms };
         let kernel = self.kernel(Kind::Product(form))?;
         let chunks = cuts(form.tile, target, k, kernels.scratch().size);
         let chunk = k.div_ceil(chunks).next_multiple_of(WIDTH);
@@ -435,13 +461,14 @@ const SPEED: u64 = 4;
 fn cuts(tile: Tile, target: Target<'_>, k: u32, scratch: u64) -> u32 {
     let tiles = tile.groups(target.m, target.n);
     let by_memory = scratch / (4 * u64::from(target.m) * u64::from(target.n));
-    let max = u64::from(k.div_ceil(MIN_TERMS).min(MAX_CUTS)).min(by_memory).max(1) as u32;
+    let max_cuts = if tile == Tile::LARGE { MAX_CUTS } else { MAX_NARROW_CUTS };
+    let max = u64::from(k.div_ceil(MIN_TERMS).min(max_cuts)).min(by_memory).max(1) as u32;
     // Time in units of one term of a full wave of tiles. The sum of the chunks reads and writes
     // each element again.
     let time = |cuts: &u32| {
         let waves = (tiles * u64::from(*cuts)).div_ceil(CONCURRENT);
         let products = waves * u64::from(k.div_ceil(*cuts));
-        let sums = if *cuts == 1 { 0 } else { 150 + u64::from(*cuts) * tiles * 13 / 10 };
+        let sums = if *cuts == 1 { 0 } else { 150 + u64::from(*cuts) * tiles * u64::from(tile.n) / 100 };
         products + sums
     };
     (1..=max).min_by_key(time).unwrap_or(1)

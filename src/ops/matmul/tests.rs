@@ -175,8 +175,15 @@ fn by_row(row: usize, term: usize, (_, _, k): (usize, usize, usize)) -> usize {
 fn check_dense(gpu: &Gpu, (m, n, k): (u32, u32, u32)) {
     let matmul = Matmul::new(gpu, None).unwrap();
     let cases: [Case; 3] = [
-        ("nt", Matmul::nt, (m, k), by_row, (n, k), by_row),
-        ("nn", Matmul::nn, (m, k), by_row, (k, n), |column, term, (_, n, _)| term * n + column),
+        ("nt", |of, c, a, b, scale, add, out| of.nt(c, a, b, scale, add, out), (m, k), by_row, (n, k), by_row),
+        (
+            "nn",
+            |of, c, a, b, scale, add, out| of.nn(c, a, b, scale, add, out),
+            (m, k),
+            by_row,
+            (k, n),
+            |column, term, (_, n, _)| term * n + column,
+        ),
         (
             "tn",
             Matmul::tn,

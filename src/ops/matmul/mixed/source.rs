@@ -54,6 +54,14 @@ impl Tile {
     /// 16 sums of 16 x 16 in the registers of each subgroup.
     pub const LARGE: Self = Self { m: 128, n: 128, subgroup_m: 64, subgroup_n: 64 };
 
+    /// For few columns, such as the rank of an adapter.
+    pub const NARROW: Self = Self { m: 128, n: 32, subgroup_m: 32, subgroup_n: 32 };
+
+    /// The tile for this number of columns.
+    pub fn of(n: u32) -> Self {
+        if n <= Self::NARROW.n { Self::NARROW } else { Self::LARGE }
+    }
+
     fn threads(self) -> u32 {
         self.m / self.subgroup_m * (self.n / self.subgroup_n) * SUBGROUP
     }

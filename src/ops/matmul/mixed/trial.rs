@@ -212,8 +212,10 @@ fn of_product(mixed: &Mixed, kernel: &Kernel, form: Form) -> Result<Option<Strin
     let (bias, out) = (Mat::from_slice(gpu, "trial", 1, n, &biases)?, Mat::from_slice(gpu, "trial", m, n, &old)?);
     let chunk = k.div_ceil(3).next_multiple_of(WIDTH);
     let parts = Mat::new(gpu, "trial", k.div_ceil(chunk) * m, n)?;
-    let sides =
-        [Side { panels: &left, terms: form.left, first: left_first }, Side { panels: &right, terms: form.right, first: (0, 0) }];
+    let sides = [
+        Side { panels: &left, terms: form.left, first: left_first },
+        Side { panels: &right, terms: form.right, first: (0, 0) },
+    ];
     run(gpu, |commands| {
         let (view, bias) = (View::of(&out), (bias.range.clone(), 0));
         let target = Target { m, n, out: &view, scale, add: true, bias: Some(&bias) };
@@ -232,8 +234,7 @@ fn of_product(mixed: &Mixed, kernel: &Kernel, form: Form) -> Result<Option<Strin
         (f64::from(scale) * (sum + f64::from(bias)) + f64::from(old), TOLERANCE * size)
     });
     let found = parts.read(gpu)?;
-    let summed: Vec<f32> =
-        (0..sums.len()).map(|i| found.iter().skip(i).step_by(sums.len()).sum()).collect();
+    let summed: Vec<f32> = (0..sums.len()).map(|i| found.iter().skip(i).step_by(sums.len()).sum()).collect();
     let of_parts = sums.iter().map(|&(sum, size)| (sum, TOLERANCE * size));
     Ok(difference(&out.read(gpu)?, expected).or_else(|| difference(&summed, of_parts)))
 }
