@@ -318,7 +318,7 @@ codes! {
         .source of File;
         Cancelled "cancelled"
         NoThread "no-threads"
-        Panicked "internal-panic"
+        Panicked "bug"
         Empty "data-empty"
         Array "data-array"
         Json "data-json"
