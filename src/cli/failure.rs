@@ -130,6 +130,12 @@ impl Failure {
     }
 }
 
+/// The code of an error.
+#[cfg(test)]
+pub fn code(error: &anyhow::Error) -> &'static str {
+    codes::code(error)
+}
+
 /// Prints the error on stderr, and with `--json` also on stdout, unless the usage was wrong.
 pub fn report(error: &anyhow::Error, command: &Command) -> ExitCode {
     let failure = Failure::new(error, Advice::of(command));

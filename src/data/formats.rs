@@ -626,8 +626,8 @@ mod tests {
         let error = parse_all(of(MAX_MESSAGES + 1).as_bytes()).err().unwrap();
         assert!(matches!(error, DataError::Messages { line: 1, found: 20_001, limit: MAX_MESSAGES }), "{error}");
         let history = vec![r#"["q", "a"]"#; MAX_MESSAGES / 2 + 1].join(", ");
-        let error = parse_all(format!(r#"{{"instruction": "a", "output": "b", "history": [{history}]}}"#).as_bytes());
-        assert!(matches!(error.err().unwrap(), DataError::Messages { found: 20_002, .. }));
+        let line = format!(r#"{{"instruction": "a", "output": "b", "history": [{history}]}}"#);
+        assert!(matches!(parse_all(line.as_bytes()).err().unwrap(), DataError::Messages { found: 20_002, .. }));
     }
 
     /// Lines are read when they are tokenised: never more than a line may have, or `count` lines.
@@ -638,7 +638,7 @@ mod tests {
         let mut reader = Records::new(text.as_bytes()).unwrap();
         let mut lines = || reader.read(2).unwrap().into_iter().map(|(line, _)| line).collect::<Vec<_>>();
         assert_eq!([lines(), lines(), lines(), lines()], [vec![1, 2], vec![3, 4], vec![5], vec![]]);
-        let text = [line(MAX_LINE / 2 + 1), line(MAX_LINE / 2 + 1)].concat();
+        let text = [line(MAX_LINE / 2 + 2), line(MAX_LINE / 2 + 2)].concat();
         let mut reader = Records::new(text.as_bytes()).unwrap();
         assert_eq!([reader.read(9).unwrap().len(), reader.read(9).unwrap().len(), reader.read(9).unwrap().len()], [1, 1, 0]);
     }

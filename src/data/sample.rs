@@ -339,7 +339,7 @@ mod tests {
             ("", &[""]),
             ("a\nb\n", &["a\nb\n"]),
             ("ab\ncd\nef\n", &["ab\ncd\n", "ef\n"]),
-            ("ab\n  cd\n\nef", &["ab\n  c", "d\n\n", "ef"]),
+            ("ab\n  cd\n\nef", &["ab\n  c", "d\n\nef"]),
             ("abcdefgh", &["abcdef", "gh"]),
             ("ééééé", &["ééé", "éé"]),
         ];

@@ -128,7 +128,7 @@ impl Rendering<'_> {
 }
 
 /// How many times as long as adding a text to another one it takes to probe it.
-const PROBED: usize = 16;
+const PROBED: usize = 4;
 /// Bytes of a text that take as long as a message without words.
 const BYTES_OF_MESSAGE: usize = 64;
 
@@ -520,6 +520,7 @@ impl<'a> Probed<'a> {
         if let Some(Tail { leaf, text }) = self.tails.borrow().get(&key) {
             return Some((Some(own.start + leaf), text.clone()));
         }
+        check_steps().ok()?;
         let rendered = self.rendering.template.render(messages, &self.probe.tools, add_generation_prompt).ok()?;
         let (leaf, tail) = self.probe.tail(&rendered);
         let tail: Rc<str> = tail.into();

@@ -9,14 +9,17 @@ use clap::{CommandFactory, Parser};
 
 use crate::cli::args::Cli;
 use crate::cli::dispatch;
-use crate::cli::failure::codes;
+use crate::cli::failure;
 use crate::convert::{Options, convert};
 use crate::format::layout::GROUP_ALIGN;
 use crate::ops::testing::gpu;
 use crate::source::cut::cut_at;
-use crate::tests::fixture;
 
 const PACK: &str = "tiny.nf4pack";
+
+fn fixture(name: &str) -> std::path::PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures").join(name)
+}
 
 /// The commands that open a pack, in `folder`; the last three need a GPU.
 fn commands(folder: &Path) -> Vec<Vec<String>> {
@@ -45,7 +48,7 @@ fn run(arguments: &[String]) -> Result<(), &'static str> {
         .chain(arguments.iter().cloned())
         .chain(["--no-mmap", "--json"].map(str::to_owned));
     let cli = Cli::try_parse_from(arguments).unwrap();
-    dispatch(&cli.command).map(drop).map_err(|error| codes::code(&error))
+    dispatch(&cli.command).map(drop).map_err(|error| failure::code(&error))
 }
 
 fn names(folder: &Path) -> Vec<String> {

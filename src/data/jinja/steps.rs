@@ -160,7 +160,7 @@ mod tests {
         let list = Value::from(vec![text.clone(), text, Value::Int(1)]);
         let (json, of_json) = taken(|| JsonStyle::default().dumps(&list).unwrap());
         let (repr, of_repr) = taken(|| list.repr().unwrap());
-        assert_eq!((json.len(), repr.len()), (128_009, 128_009));
+        assert_eq!((json.len(), repr.len()), (128_011, 128_011));
         assert_eq!((of_json, of_repr), (2_000 + 4, 2_000 + 4));
     }
 

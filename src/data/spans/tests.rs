@@ -152,8 +152,8 @@ fn found(template: &ChatTemplate, messages: &[Value], tools: &Value, ends: &[&st
     let ends: Vec<String> = ends.iter().map(|&end| end.to_owned()).collect();
     let probed = Probed::new(rendering, &text).with_letters_added();
     let spans = match template.marks_generation() {
-        true => probed.marked(generations, &[]).unwrap_or_else(|flaw| panic!("{flaw:?} in {text}")),
-        false => probed.spans(&ends, &[]).unwrap_or_else(|flaw| panic!("{flaw:?} in {text}")),
+        true => probed.marked(generations, &HashSet::new()).unwrap_or_else(|flaw| panic!("{flaw:?} in {text}")),
+        false => probed.spans(&ends, &HashSet::new()).unwrap_or_else(|flaw| panic!("{flaw:?} in {text}")),
     };
     // Two answers in a row may touch.
     let pieces = spans.iter().map(|span| span.start).zip(std::iter::once(0).chain(spans.iter().map(|span| span.end)));
