@@ -90,8 +90,8 @@ pub(super) fn without_mark(bytes: &[u8]) -> &[u8] {
     bytes.strip_prefix(b"\xef\xbb\xbf").unwrap_or(bytes)
 }
 
-/// Bytes of a line, at most: a line takes some 180 times as much memory while it is tokenised.
-pub(super) const MAX_LINE: usize = 3 << 20;
+/// Bytes of a line, at most: a line takes some 200 times as much memory while it is tokenised.
+pub(super) const MAX_LINE: usize = 2 << 20;
 /// Messages of a conversation, at most.
 pub(super) const MAX_MESSAGES: usize = 20_000;
 

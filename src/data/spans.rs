@@ -112,7 +112,7 @@ impl Rendering<'_> {
         self.template.render(self.messages, self.tools, self.add_generation_prompt)
     }
 
-    /// The probe of a plan and its runs, if its rendering with the letters put back equals the text.
+    /// The probe of a plan and its runs, if its rendering with the letters put back is the text.
     fn attempt(&self, plan: &Plan, text: &str) -> Result<(Probe, Vec<Run>), Discarded> {
         // Making and reading a probe takes time, too.
         charge_bytes(PROBED * (text.len() + BYTES_OF_MESSAGE * self.messages.len()));

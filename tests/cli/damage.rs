@@ -237,7 +237,8 @@ fn damaged_weights_that_are_not_verified_give_another_result() {
     }
 }
 
-/// [cut] The pack is cut while export writes: an error, or the whole snapshot if all was read before.
+/// [cut] The pack is cut while export writes: an error, or the whole snapshot if all was read
+/// before.
 #[test]
 fn a_pack_that_is_cut_during_an_export_leaves_nothing() {
     let place = place();

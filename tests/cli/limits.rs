@@ -98,11 +98,11 @@ fn a_long_line_and_a_long_conversation_are_errors() {
     let show = ["train", PACK, "--data", "data.jsonl", "--show-batch"];
     let turn = r#"{"role": "user", "content": "a"}"#;
     for (line, code, numbers, hint) in [
-        (format!("{{\"text\": \"{}\"}}", "a".repeat(16 << 20)), "data-line-bytes", ["line 2", "3145728"], ".txt"),
+        (format!("{{\"text\": \"{}\"}}", "a".repeat(16 << 20)), "data-line-bytes", ["line 2", "2097152"], ".txt"),
         (
-            format!("{{\"text\": \"{}\"}}", "a".repeat((3 << 20) - 11)),
+            format!("{{\"text\": \"{}\"}}", "a".repeat((2 << 20) - 11)),
             "data-line-bytes",
-            ["3145729 bytes", "limit is 3145728"],
+            ["2097153 bytes", "limit is 2097152"],
             "split",
         ),
         (
@@ -124,7 +124,7 @@ fn a_long_line_and_a_long_conversation_are_errors() {
 fn an_interrupt_ends_a_long_line() {
     use std::time::{Duration, Instant};
     let folder = place();
-    let line = format!("{{\"text\": \"{}\"}}", "word ".repeat(600_000));
+    let line = format!("{{\"text\": \"{}\"}}", "word ".repeat(400_000));
     fs::write(folder.path().join("data.jsonl"), line).unwrap();
     let mut train = Command::new(assert_cmd::cargo::cargo_bin!("nf4pack"));
     train.current_dir(folder.path()).args(["train", PACK, "--data", "data.jsonl", "--show-batch"]);

@@ -446,7 +446,8 @@ mod tests {
     const DOCUMENT: &str = include_str!("../../../docs/error-codes.md");
 
     /// Codes that several errors share.
-    const SHARED: [&str; 10] = [
+    const SHARED: [&str; 11] = [
+        "bug",
         "io",
         "source-unreadable",
         "cancelled",
