@@ -176,7 +176,7 @@ impl Bar {
     fn advance(&self, done: u64, total: u64, text: &str) {
         self.pace.note(done);
         self.bar.set_length(total);
-        // Threads report out of order; a bar does not go back, so the position changes under a lock.
+        // Threads report out of order; under a lock, the bar does not go back.
         let mut furthest = self.furthest.lock().unwrap_or_else(PoisonError::into_inner);
         *furthest = done.max(*furthest);
         self.bar.set_position(*furthest);
