@@ -6,7 +6,7 @@
 
 pub(super) mod error;
 mod model;
-mod pattern;
+pub(super) mod pattern;
 
 use serde::de::{Deserialize, Deserializer, MapAccess, SeqAccess, Visitor};
 use serde_json::{Map, Value};
@@ -15,7 +15,7 @@ use error::{Result, TokenizerError};
 use model::Model;
 
 /// Bytes of a tokenizer.json, at most. The largest ones have some 35 MB.
-const MAX_BYTES: usize = 256 << 20;
+const MAX_BYTES: usize = 64 << 20;
 /// Components of a section, those within sequences included.
 const MAX_COMPONENTS: usize = 32;
 /// Sequences within sequences.
@@ -28,10 +28,14 @@ const MAX_REPEATS: u64 = 10_000;
 const MAX_GROWTH: u64 = 16;
 /// Bytes of a string that a component writes, and of an added token.
 const MAX_STRING: usize = 4096;
+/// Added tokens. Models of speech have some 30,000.
+pub(super) const MAX_ADDED_TOKENS: usize = 1 << 17;
 /// Bytes of all added tokens.
 const MAX_ADDED: usize = 16 << 20;
 /// Pieces of a template, and tokens of a piece.
 const MAX_PIECES: usize = 64;
+/// Templates of a post-processor: the library puts each around the last one's result, and panics.
+const MAX_TEMPLATES: usize = 1;
 
 /// Checks a tokenizer.json.
 ///
@@ -77,6 +81,9 @@ fn added_tokens(tokens: &[Added]) -> Result<()> {
     let bad = |key, expected: String| {
         Err(TokenizerError::Value { section: "list", component: "added_tokens".to_owned(), key, expected })
     };
+    if tokens.len() > MAX_ADDED_TOKENS {
+        return Err(TokenizerError::Limit { section: "added_tokens", what: "tokens", limit: MAX_ADDED_TOKENS as u64 });
+    }
     if tokens.iter().map(|token| token.content.len()).sum::<usize>() > MAX_ADDED {
         return Err(TokenizerError::Limit { section: "added_tokens", what: "bytes", limit: MAX_ADDED as u64 });
     }
@@ -168,7 +175,7 @@ fn section(
     check: fn(&Component<'_>) -> Result<Growth>,
     before: Growth,
 ) -> Result<Growth> {
-    let mut walk = Walk { section: name, check, components: 0, growth: before };
+    let mut walk = Walk { section: name, check, components: 0, templates: 0, growth: before };
     value.map_or(Ok(()), |Strict(value)| walk.component(value, 0))?;
     Ok(walk.growth)
 }
@@ -177,6 +184,7 @@ struct Walk {
     section: &'static str,
     check: fn(&Component<'_>) -> Result<Growth>,
     components: usize,
+    templates: usize,
     growth: Growth,
 }
 
@@ -193,6 +201,14 @@ impl Walk {
             return Err(TokenizerError::Value { section, component: "object".to_owned(), key: "type", expected });
         };
         let component = Component { section, kind, map };
+        self.templates += usize::from(kind == "TemplateProcessing");
+        if self.templates > MAX_TEMPLATES {
+            return Err(TokenizerError::Limit {
+                section,
+                what: "template (TemplateProcessing)",
+                limit: MAX_TEMPLATES as u64,
+            });
+        }
         if kind != "Sequence" {
             let growth = (self.check)(&component)?;
             self.growth = self.growth.saturating_mul(growth);
@@ -287,6 +303,10 @@ impl Component<'_> {
     fn replaces(&self) -> Result<Growth> {
         self.keys(&["pattern", "content"])?;
         let (shortest, content) = (self.pattern()?, self.text("content")?.len() as u64);
+        let regex = self.map.get("pattern").and_then(|pattern| pattern.get("Regex")?.as_str());
+        if regex.is_some_and(pattern::looks_around) {
+            return self.bad("pattern", "a regular expression without look-arounds");
+        }
         Ok(if shortest == 0 { 1 + content } else { content.div_ceil(shortest).max(1) })
     }
 

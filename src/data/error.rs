@@ -25,7 +25,7 @@ pub enum DataError {
     #[error("the system starts no thread: {0}")]
     NoThread(io::Error),
     /// A thread ended in a panic.
-    #[error("reading the data ended in a panic")]
+    #[error("this is a bug in nf4pack: reading the data ended in a panic")]
     Panicked,
     /// The caller stopped the work.
     #[error("stopped while reading the data; nothing was written")]
@@ -118,6 +118,18 @@ pub enum DataError {
         file: &'static str,
         /// Where it is broken.
         source: serde_json::Error,
+    },
+    /// A file next to it has too much of something.
+    #[error("{file} has {found} {what}; the limit is {limit}")]
+    TokenizerFile {
+        /// Its name.
+        file: &'static str,
+        /// Bytes or tokens.
+        what: &'static str,
+        /// Its bytes or tokens.
+        found: usize,
+        /// The limit.
+        limit: usize,
     },
     /// The chat template is broken.
     #[error("the pack's chat template cannot be used: {0}")]

@@ -385,6 +385,20 @@ fn files_that_are_no_tokenizer() {
     assert!(matches!(new(TokenizerFiles::default()), DataError::Tokenizer(_)));
     let files = TokenizerFiles { tokenizer: &json, config: Some(b"[]"), ..Default::default() };
     assert!(matches!(new(files), DataError::TokenizerJson { file: "tokenizer_config.json", .. }));
+    // Files of any size and with any number of tokens would fill the memory.
+    let large = vec![b' '; (16 << 20) + 1];
+    let files = TokenizerFiles { tokenizer: &json, special_tokens_map: Some(&large), ..Default::default() };
+    assert!(matches!(new(files), DataError::TokenizerFile { what: "bytes", found: 16_777_217, limit: 16_777_216, .. }));
+    let tokens = (0..=1 << 17).map(|id| format!("\"t{id}\": {id}")).collect::<Vec<_>>().join(",");
+    let added = format!("{{{tokens}}}");
+    let files = TokenizerFiles { tokenizer: &json, added_tokens: Some(added.as_bytes()), ..Default::default() };
+    assert!(matches!(
+        new(files),
+        DataError::TokenizerFile { file: "added_tokens.json", what: "tokens", found: 131_073, .. }
+    ));
+    let config = format!("{{\"extra_special_tokens\": {added}}}");
+    let files = TokenizerFiles { tokenizer: &json, config: Some(config.as_bytes()), ..Default::default() };
+    assert!(matches!(new(files), DataError::TokenizerFile { file: "tokenizer_config.json", what: "tokens", .. }));
     let files = TokenizerFiles { tokenizer: &json, special_tokens_map: Some(b"3"), ..Default::default() };
     assert!(new(files).to_string().starts_with("special_tokens_map.json is not a JSON object"));
 }
@@ -1020,4 +1034,34 @@ fn keys_of_messages_that_no_template_reads_are_counted() {
     let ignored = |template: Option<&str>| load(&tokenizer(template), line).unwrap().ignored_keys;
     assert_eq!(ignored(None).into_iter().collect::<Vec<_>>(), [("messages[].mood".to_owned(), 1)]);
     assert!(ignored(Some(&chat_ml("{{ m.mood }}{{ m.content }}<|im_end|>", ""))).is_empty());
+}
+
+/// Piece by piece a text has the tokens that it has at once, where pieces end before words.
+#[test]
+fn a_long_text_is_tokenised_in_pieces() {
+    let text = "Once upon a time\nthere was a text.\n\n  It had lines,\nshort\nand long ones.\n".repeat(20);
+    for tokenizer in [without_template(), framing_tokenizer()] {
+        let mut calls = Vec::new();
+        let at_once = sample::tokens_of(&text, &tokenizer, text.len(), &mut |_, _| true).unwrap();
+        let in_pieces = sample::tokens_of(&text, &tokenizer, 100, &mut |done, total| {
+            calls.push((done, total));
+            true
+        });
+        assert_eq!(in_pieces.unwrap(), at_once);
+        assert!(calls.iter().all(|(done, total)| done < total && *total > 14), "{calls:?}");
+    }
+}
+
+/// Ctrl-C is heard while one line is tokenised.
+#[test]
+fn a_long_line_can_be_stopped() {
+    let line = format!("{{\"text\": \"{}\"}}\n", "word ".repeat(60_000));
+    let tokenizer = without_template();
+    let mut calls = Vec::new();
+    let stopped = Dataset::from_json_lines(line.repeat(2).as_bytes(), &tokenizer, OPTIONS, &mut |done, total| {
+        calls.push((done, total));
+        false
+    });
+    assert!(matches!(stopped, Err(DataError::Cancelled)));
+    assert_eq!(calls, [(0, 2)], "no line was done");
 }

@@ -319,7 +319,7 @@ codes! {
         .source of File;
         Cancelled "cancelled"
         NoThread "no-threads"
-        Panicked "internal-panic"
+        Panicked "bug"
         Empty "data-empty"
         Array "data-array"
         Json "data-json"
@@ -333,6 +333,7 @@ codes! {
         Tokenizer "tokenizer-unreadable"
         TokenizerRefused "tokenizer-refused"
         TokenizerJson "tokenizer-file-json"
+        TokenizerFile "tokenizer-file-limit"
         NoDefaultTemplate "chat-no-default-template"
         Unlearned "data-unlearned"
         AllDropped "data-all-dropped"
@@ -447,7 +448,8 @@ mod tests {
     const DOCUMENT: &str = include_str!("../../../docs/error-codes.md");
 
     /// Codes that several errors share.
-    const SHARED: [&str; 10] = [
+    const SHARED: [&str; 11] = [
+        "bug",
         "io",
         "source-unreadable",
         "cancelled",
