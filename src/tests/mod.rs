@@ -129,7 +129,7 @@ impl Fixture {
     }
 
     pub fn memory(&self, rows: usize) -> Memory {
-        let sizes = Sizes { tokens: rows as u32 * self.length, rank: self.rank, dropout: true, training: true };
+        let sizes = Sizes { tokens: rows as u32 * self.length, rank: self.rank, dropout: true, training: true, kept: 0 };
         Memory::new(&self.gpu, &self.config, sizes).unwrap()
     }
 
