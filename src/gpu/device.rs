@@ -2,7 +2,7 @@
 
 use std::collections::VecDeque;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use super::adapter::{self, AdapterSummary};
@@ -78,6 +78,8 @@ pub(super) struct Inner {
     pub(super) limits: wgpu::Limits,
     pub(super) checked: bool,
     pub(super) matrix_units: Result<MatrixUnits, String>,
+    /// Why the matrix units are not used although the device has them.
+    pub(super) refused: OnceLock<String>,
     pub(super) cache: Cache,
     pub(super) known: Known,
     pub(super) registry: Registry,
@@ -132,6 +134,7 @@ impl Gpu {
             info,
             checked: options.checked,
             matrix_units,
+            refused: OnceLock::new(),
             profiler: options.profile.then(Profiler::default),
             under_way: Mutex::default(),
             known: Known::default(),
@@ -165,6 +168,23 @@ impl Gpu {
     /// Minimum and maximum subgroup size of a kernel.
     pub fn subgroup_sizes(&self) -> (u32, u32) {
         (self.0.info.subgroup_min_size, self.0.info.subgroup_max_size)
+    }
+
+    /// How kernels for matrix units run on this device, or the reason why they do not.
+    ///
+    /// # Errors
+    /// The reason.
+    pub fn matrix_units(&self) -> Result<MatrixUnits, &str> {
+        match (self.0.refused.get(), &self.0.matrix_units) {
+            (Some(reason), _) | (None, Err(reason)) => Err(reason),
+            (None, Ok(units)) => Ok(*units),
+        }
+    }
+
+    /// Does not use the matrix units of this device from now on, because a kernel is wrong there.
+    pub(crate) fn refuse_matrix_units(&self, reason: String) {
+        // The first reason stays.
+        let _ = self.0.refused.set(reason);
     }
 
     /// Whether trusted kernels also run with the runtime checks of wgpu.
