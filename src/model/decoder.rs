@@ -10,6 +10,7 @@ use crate::format::files::{GENERATION_CONFIG, template_name};
 use crate::format::{Role, SectionKind};
 use crate::gpu::{Commands, Gpu};
 use crate::lora::gpu::GpuAdapter;
+use crate::model::constants::Constants;
 use crate::model::error::{ModelError, NonFiniteAt};
 use crate::model::kv_cache::Past;
 use crate::model::layer::Layer;
@@ -92,6 +93,8 @@ pub struct Model {
     stream: LayerStream,
     globals: StreamedLayer,
     final_norm: Mat,
+    /// Of each layer.
+    constants: Vec<Constants>,
     rotary: Mat,
     kernels: Kernels,
 }
@@ -118,7 +121,8 @@ impl Model {
         let mut commands = gpu.commands("final norm");
         kernels.gather.to_f32(&mut commands, elements(&globals, Role::FinalNorm, &[config.hidden.into()])?, &final_norm)?;
         commands.submit()?;
-        Ok(Self { gpu: gpu.clone(), config, stream, globals, final_norm, rotary, kernels })
+        let constants = Constants::reserve(gpu, &config)?;
+        Ok(Self { gpu: gpu.clone(), config, stream, globals, final_norm, constants, rotary, kernels })
     }
 
     /// The device.
@@ -211,16 +215,18 @@ impl Model {
         self.embed(&mut commands, inputs)?;
         record(&mut commands, work.before(0)?, 0)?;
         commands.submit()?;
-        let Self { gpu, config, stream, rotary, kernels, .. } = self;
+        let Self { gpu, config, stream, constants, rotary, kernels, .. } = self;
         let pass = Pass { kernels, model: config, rotary, inputs };
-        for number in 0..config.layers {
+        for (number, constants) in (0..config.layers).zip(constants) {
             let streamed = stream.layer(number, Direction::Forward)?;
             let mut commands = gpu.commands("layer forward");
-            let layer = Layer::new(&pass, &mut commands, streamed)?;
+            constants.record(&kernels.gather, &mut commands, streamed)?;
+            let layer = Layer::new(&pass, streamed, constants)?;
             let out = work.before(number + 1)?;
             layer.forward(&mut commands, work.before(number)?, out)?;
             record(&mut commands, out, number + 1)?;
             commands.submit()?;
+            constants.submitted();
         }
         Ok(())
     }
@@ -251,16 +257,18 @@ impl Model {
     /// Submits the backward pass of all layers, the last layer first, after [`Model::forward`] and
     /// [`Model::loss_gradient`].
     pub(crate) fn backward(&mut self, inputs: &PassInputs<'_>) -> Result<(), ModelError> {
-        let Self { gpu, config, stream, rotary, kernels, .. } = self;
+        let Self { gpu, config, stream, constants, rotary, kernels, .. } = self;
         let pass = Pass { kernels, model: config, rotary, inputs };
-        for number in (0..config.layers).rev() {
+        for (number, constants) in (0..config.layers).zip(constants).rev() {
             let streamed = stream.layer(number, Direction::Backward)?;
             let x = inputs.work.before(number)?;
             let mut commands = gpu.commands("layer backward");
-            let layer = Layer::new(&pass, &mut commands, streamed)?;
+            constants.record(&kernels.gather, &mut commands, streamed)?;
+            let layer = Layer::new(&pass, streamed, constants)?;
             layer.recompute(&mut commands, x)?;
             layer.backward(&mut commands, x)?;
             commands.submit()?;
+            constants.submitted();
         }
         Ok(())
     }
@@ -364,10 +372,11 @@ impl Model {
     /// The logits of the last token. `last` is the workspace of one token in the memory of `work`.
     pub(crate) fn last_logits(&self, work: &Workspace<Mat>, last: &Workspace<Mat>) -> Result<Vec<f32>, ModelError> {
         let (x, epsilon) = (work.before(self.config.layers)?, self.config.rms_norm_eps as f32);
-        let row = last.middle.range.size;
+        let stream = last.hidden_scratch();
+        let row = stream.range.size;
         let mut commands = self.gpu.commands("final norm");
-        commands.copy(&x.range.slice(u64::from(x.rows.saturating_sub(1)) * row, row), &last.middle.range);
-        self.kernels.norm.forward(&mut commands, &last.middle, &self.final_norm, epsilon, &last.normed)?;
+        commands.copy(&x.range.slice(u64::from(x.rows.saturating_sub(1)) * row, row), &stream.range);
+        self.kernels.norm.forward(&mut commands, stream, &self.final_norm, epsilon, &last.normed)?;
         commands.submit()?;
         self.project(last)
     }

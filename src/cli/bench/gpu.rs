@@ -142,10 +142,7 @@ impl Task<'_> {
         let sets = self.sets(gpu)?;
         let copy = Copy::new(gpu, self.beyond_caches)?;
         let mut loads = vec![
-            Load::new(gpu, "copy kernel", |commands, _| {
-                copy.kernel.record(commands, &copy.from, &copy.to);
-                Ok(())
-            })?,
+            Load::new(gpu, "copy kernel", |commands, _| Ok(copy.kernel.record(commands, &copy.from, &copy.to)?))?,
             Load::new(gpu, "driver copy", |commands, _| {
                 commands.copy(&copy.from, &copy.to);
                 Ok(())
