@@ -25,8 +25,13 @@ use crate::model::weights::{elements, projection};
 use crate::model::workspace::{Backward, Workspace};
 use crate::ops::{AttentionShape, Mat, OpError};
 
+mod few;
+
 /// The bias of each of [`TARGETS`].
 const BIASES: [Role; 7] = [Role::QBias, Role::KBias, Role::VBias, Role::OBias, Role::GateBias, Role::UpBias, Role::DownBias];
+
+/// From this number of tokens on, tiles of queries are faster than queries one by one.
+const LONG_PROMPT: u32 = 64;
 
 /// A layer in GPU memory during a pass.
 #[derive(Debug)]
@@ -67,8 +72,7 @@ impl<'a> Layer<'a> {
         let Pass { kernels, inputs: PassInputs { work, .. }, .. } = self.pass;
         self.attention_block(commands, x)?;
         self.feed_forward(commands)?;
-        commands.copy(&work.middle.range, &out.range);
-        self.down.forward(kernels, commands, work, &work.activated, true, out)
+        self.down.forward_plus(kernels, commands, work, &work.activated, &work.middle, out)
     }
 
     /// Records the layer again without `down_proj`, for its gradients. `x` is the input of the
@@ -97,6 +101,9 @@ impl<'a> Layer<'a> {
     fn attention_block(&self, commands: &mut Commands, x: &Mat) -> Result<(), OpError> {
         let Pass { kernels, model, inputs: PassInputs { work, .. }, .. } = self.pass;
         let Workspace { normed, queries, keys, values, middle, .. } = work;
+        if self.attend_few(commands, x)? {
+            return self.o.forward_plus(kernels, commands, work, &work.attended, x, middle);
+        }
         kernels.norm.forward(commands, x, &work.constants.input_norm, model.rms_norm_eps as f32, normed)?;
         let raw_queries = work.raw_queries.as_ref().unwrap_or(queries);
         let raw_keys = work.raw_keys.as_ref().unwrap_or(keys);
@@ -105,8 +112,7 @@ impl<'a> Layer<'a> {
         self.v.forward(kernels, commands, work, normed, false, values)?;
         self.norm_heads(commands)?;
         self.attend(commands)?;
-        commands.copy(&x.range, &middle.range);
-        self.o.forward(kernels, commands, work, &work.attended, true, middle)
+        self.o.forward_plus(kernels, commands, work, &work.attended, x, middle)
     }
 
     /// Rotates queries and keys, and computes `attended`: within each sample, or over a KV cache.
@@ -117,8 +123,13 @@ impl<'a> Layer<'a> {
             self.rotate(commands, queries, model.heads)?;
             self.rotate(commands, keys, model.kv_heads)?;
         }
-        if let Some(past) = past {
-            return past.attend(commands, model, self.number, [queries, keys, values], attended);
+        match past {
+            // The start of a long prompt is a sample of its own.
+            Some(past) if past.tokens == 0 && queries.rows >= LONG_PROMPT => {
+                past.store(commands, model, self.number, [keys, values])?;
+            }
+            Some(past) => return past.attend(commands, model, self.number, [queries, keys, values], attended),
+            None => {}
         }
         let shape = self.attention_shape(queries.rows);
         kernels.attention.forward(commands, &shape, queries, keys, values, &batch.starts, attended, lse)
@@ -156,6 +167,9 @@ impl<'a> Layer<'a> {
     fn feed_forward(&self, commands: &mut Commands) -> Result<(), OpError> {
         let Pass { kernels, model, inputs: PassInputs { work, .. }, .. } = self.pass;
         let Workspace { normed, middle, gate, up, activated, constants, .. } = work;
+        if self.activate_few(commands)? {
+            return Ok(());
+        }
         kernels.norm.forward(commands, middle, &constants.post_attention_norm, model.rms_norm_eps as f32, normed)?;
         self.gate.forward(kernels, commands, work, normed, false, gate)?;
         self.up.forward(kernels, commands, work, normed, false, up)?;

@@ -2,6 +2,7 @@
 
 pub mod convert;
 pub mod dequant;
+pub mod generate;
 pub mod gpu;
 pub mod stream;
 pub mod train;
