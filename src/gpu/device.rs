@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use super::adapter::{self, AdapterSummary};
 use super::cache::{self, Cache, Known};
 use super::error::GpuError;
+use super::matrix_units::{self, MatrixUnits, UseMatrixUnits};
 use super::pipeline::Registry;
 use super::profile::Profiler;
 use crate::panics::caught;
@@ -37,20 +38,27 @@ pub struct Options {
     pub max_buffer: Option<u64>,
     /// Maximum workgroups of a dispatch in one dimension, if below the device limit.
     pub max_groups: Option<u32>,
+    /// The use of matrix units.
+    pub matrix_units: UseMatrixUnits,
     /// Folder for compiled kernels and other records between runs. `None` stores nothing.
     pub cache: Option<PathBuf>,
 }
 
 impl Options {
     /// Reads the options from the environment: `NF4PACK_ADAPTER`, `NF4PACK_CHECKED=1`,
-    /// `NF4PACK_PROFILE=1` and `NF4PACK_CACHE_DIR` (empty: no cache; unset: the user's cache
-    /// folder).
+    /// `NF4PACK_PROFILE=1`, `NF4PACK_MATRIX_UNITS` (`off`, `loops`; else where the device has them)
+    /// and `NF4PACK_CACHE_DIR` (empty: no cache; unset: the user's cache folder).
     pub fn from_env() -> Self {
         let set = |name| std::env::var_os(name).is_some_and(|v| v == "1");
         Self {
             adapter: std::env::var("NF4PACK_ADAPTER").ok().filter(|v| !v.is_empty()),
             checked: set("NF4PACK_CHECKED"),
             profile: set("NF4PACK_PROFILE"),
+            matrix_units: match std::env::var("NF4PACK_MATRIX_UNITS").as_deref() {
+                Ok("off") => UseMatrixUnits::Off,
+                Ok("loops") => UseMatrixUnits::Loops,
+                _ => UseMatrixUnits::Auto,
+            },
             cache: cache::default_folder(),
             ..Self::default()
         }
@@ -69,6 +77,7 @@ pub(super) struct Inner {
     pub(super) info: wgpu::AdapterInfo,
     pub(super) limits: wgpu::Limits,
     pub(super) checked: bool,
+    pub(super) matrix_units: Result<MatrixUnits, String>,
     pub(super) cache: Cache,
     pub(super) known: Known,
     pub(super) registry: Registry,
@@ -95,7 +104,10 @@ impl Gpu {
         limits.max_buffer_size = limits.max_buffer_size.min(options.max_buffer.unwrap_or(u64::MAX));
         limits.max_compute_workgroups_per_dimension =
             limits.max_compute_workgroups_per_dimension.min(options.max_groups.unwrap_or(u32::MAX));
-        let features = adapter.features() & wanted_features();
+        let matrix_units = matrix_units::decide(options.matrix_units, &adapter);
+        let mut wanted = wanted_features();
+        wanted.set(matrix_units::features(), matrix_units == Ok(MatrixUnits::Hardware));
+        let features = adapter.features() & (wanted | wgpu::Features::SHADER_F16);
         if options.profile && !features.contains(wgpu::Features::TIMESTAMP_QUERY) {
             return Err(GpuError::NoFeature { what: "timing kernels", feature: "TIMESTAMP_QUERY" });
         }
@@ -103,6 +115,7 @@ impl Gpu {
             label: Some("nf4pack"),
             required_features: features,
             required_limits: limits,
+            experimental_features: matrix_units::experimental(features),
             ..Default::default()
         };
         let opened = pollster::block_on(adapter.request_device(&descriptor));
@@ -118,6 +131,7 @@ impl Gpu {
             adapter: summary,
             info,
             checked: options.checked,
+            matrix_units,
             profiler: options.profile.then(Profiler::default),
             under_way: Mutex::default(),
             known: Known::default(),

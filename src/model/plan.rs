@@ -7,7 +7,7 @@ use thiserror::Error;
 use crate::arch::config::{ModelConfig, RopeScaling};
 use crate::dequant::stream::{PackSource, StreamError, StreamOptions, StreamPlan};
 use crate::format::Index;
-use crate::gpu::Gpu;
+use crate::gpu::{Gpu, MatrixUnits};
 use crate::model::decoder::Model;
 use crate::model::error::ModelError;
 use crate::model::workspace::{Memory, Sizes, WorkspaceBytes};
@@ -116,6 +116,8 @@ pub struct Demand<'a> {
     pub rows: u64,
     /// Bytes in use for other purposes.
     pub reserved: u64,
+    /// The matrix units that run the products. `None`: float32.
+    pub units: Option<MatrixUnits>,
 }
 
 /// The memory of a run, in bytes.
@@ -141,6 +143,8 @@ pub struct MemoryPlan {
     pub scratch: u64,
     /// Maximum bytes. `None`: unknown.
     pub budget: Option<u64>,
+    /// The matrix units that run the products. `None`: float32.
+    pub(crate) units: Option<MatrixUnits>,
 }
 
 impl MemoryPlan {
@@ -187,7 +191,20 @@ impl MemoryPlan {
             result => result?,
         };
         let positions = demand.positions;
-        Ok(Self { stream, micro_batch: rows, length, positions, sizes, workspace, adapter, optimizer, scratch, budget })
+        let units = demand.units;
+        Ok(Self {
+            stream,
+            micro_batch: rows,
+            length,
+            positions,
+            sizes,
+            workspace,
+            adapter,
+            optimizer,
+            scratch,
+            budget,
+            units,
+        })
     }
 
     /// Opens the model and reserves the workspace.

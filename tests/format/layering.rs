@@ -78,6 +78,7 @@ const UNSAFE: &[&str] = &[
     "dequant/neon.rs",
     "dequant/copy_baseline.rs",
     "gpu/compile.rs",
+    "gpu/matrix_units.rs",
     "gpu/memory.rs",
     "gpu/pipeline.rs",
     "gpu/shader.rs",

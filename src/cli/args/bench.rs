@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Subcommand, ValueEnum, ValueHint};
 
-use super::common::{EncoderArg, GpuArg, ScalesArg, ThreadsArg, block_size_parser, parse_size};
+use super::common::{ComputeArgs, EncoderArg, GpuArg, ScalesArg, ThreadsArg, block_size_parser, parse_size};
 use super::generate::SamplingArgs;
 use crate::convert::synth::Shape;
 use crate::format::nf4::DEFAULT_BLOCK_SIZE;
@@ -219,6 +219,9 @@ pub struct BenchTrainArgs {
     pub dir: Option<PathBuf>,
 
     #[command(flatten)]
+    pub compute: ComputeArgs,
+
+    #[command(flatten)]
     pub common: GpuBenchArgs,
 }
 
@@ -258,6 +261,9 @@ pub struct BenchGenerateArgs {
 
     #[command(flatten)]
     pub sampling: SamplingArgs,
+
+    #[command(flatten)]
+    pub compute: ComputeArgs,
 
     /// Folder for the temporary checkpoint and pack [default: the system's temporary folder]
     #[arg(long, value_name = "FOLDER", value_hint = ValueHint::DirPath)]

@@ -63,7 +63,7 @@ struct Text {
 pub fn run(args: &BenchGenerateArgs) -> Result<Outcome> {
     let ui = Ui::new(args.common.json);
     ui::handle_interrupts()?;
-    let bench = device::with(&args.common.gpu, ui, |gpu| measure(args, ui, gpu))?;
+    let bench = device::with_precision(&args.common.gpu, args.compute.precision, ui, |gpu| measure(args, ui, gpu))?;
     ui.result(&bench, || bench.text())?;
     Ok(Outcome::Good)
 }

@@ -277,6 +277,7 @@ codes! {
         NoSuchAdapter "gpu-no-such"
         NoDevice "gpu-no-device"
         NoFeature "gpu-no-feature"
+        NoMatrixUnits "gpu-no-matrix-units"
         TooLarge "gpu-too-large"
         OutOfMemory "gpu-out-of-memory"
         KernelLimit "gpu-kernel-limit"
@@ -318,7 +319,7 @@ codes! {
         .source of File;
         Cancelled "cancelled"
         NoThread "no-threads"
-        Panicked "internal-panic"
+        Panicked "bug"
         Empty "data-empty"
         Array "data-array"
         Json "data-json"
@@ -446,7 +447,8 @@ mod tests {
     const DOCUMENT: &str = include_str!("../../../docs/error-codes.md");
 
     /// Codes that several errors share.
-    const SHARED: [&str; 10] = [
+    const SHARED: [&str; 11] = [
+        "bug",
         "io",
         "source-unreadable",
         "cancelled",
