@@ -33,7 +33,7 @@ impl KvCache {
     pub fn new(gpu: &Gpu, model: &ModelConfig, capacity: u32) -> Result<Self, OpError> {
         let mat = |name| Mat::new(gpu, name, capacity, model.keys());
         let layers = (0..model.layers).map(|_| Ok([mat("cached keys")?, mat("cached values")?]));
-        let (attention, split) = (CachedAttention::new(gpu, model.head_dim)?, SplitHeads::new(gpu)?);
+        let (attention, split) = (CachedAttention::new(gpu, model.head_dim, shared(model))?, SplitHeads::new(gpu)?);
         let joined = Mat::new(gpu, "joined queries, keys and values", MAX_ROWS, joined_columns(model))?;
         Ok(Self { layers: layers.collect::<Result<_, OpError>>()?, capacity, attention, joined, split })
     }
@@ -42,7 +42,7 @@ impl KvCache {
     pub fn bytes(model: &ModelConfig, capacity: u32) -> u64 {
         let layers = Self::matrix_bytes(model, capacity).saturating_mul(2 * u64::from(model.layers));
         let joined = mat_bytes(MAX_ROWS, joined_columns(model));
-        layers.saturating_add(CachedAttention::scratch_bytes(model.head_dim)).saturating_add(joined)
+        layers.saturating_add(CachedAttention::scratch_bytes(model.head_dim, shared(model))).saturating_add(joined)
     }
 
     /// Bytes of the keys or the values of one layer, which a kernel binds at once.
@@ -153,11 +153,16 @@ impl Past<'_> {
 
 /// What joined queries and keys lack.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Unsplit<'a> {
+pub(crate) struct Unsplit<'a> {
     /// Gammas of the norms of queries and keys, and their epsilon.
     pub norms: Option<([&'a Mat; 2], f32)>,
     /// Cosines and sines, and the row of the first token.
     pub angles: Option<(&'a Mat, u32)>,
+}
+
+/// Query heads that share a key head.
+fn shared(model: &ModelConfig) -> u32 {
+    model.heads.checked_div(model.kv_heads).unwrap_or(1)
 }
 
 /// Columns of queries, keys and values.

@@ -183,7 +183,7 @@ fn attention_over_a_cache() {
             mat(&gpu, past + tokens + spare, 2 * head_dim, &rows)
         };
         let (k, v, out) = (cache(2), cache(3), poisoned(&gpu, tokens, 6 * head_dim));
-        let attention = CachedAttention::new(&gpu, head_dim).unwrap();
+        let attention = CachedAttention::new(&gpu, head_dim, 3).unwrap();
         let record = |commands: &mut Commands| attention.forward(commands, &shape, &q, &k, &v, &out).unwrap();
         if past + tokens > 128 {
             assert_written(&gpu, &["cached_attention:attend", "cached_attention:combine"], &ranges([&out]), &[], record);

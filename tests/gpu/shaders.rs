@@ -74,7 +74,16 @@ const FORMS: &[(&[&str], Constants)] = &[
         &["attention.wgsl"],
         &[("HEAD", &[1.0, 16.0, 20.0, 32.0, 64.0]), ("TX", &[8.0]), ("TY", &[16.0]), ("VALUES", &[4.0, 16.0])],
     ),
-    (&["cached_attention.wgsl"], &[("HEAD", &[1.0, 5.0, 32.0, 64.0])]),
+    (
+        &["cached_attention.wgsl"],
+        &[
+            ("HEAD", &[1.0, 5.0, 32.0, 64.0]),
+            ("GROUP", &[1.0, 3.0, 8.0]),
+            ("QUERY", &[512.0]),
+            ("WEIGHTS", &[1024.0]),
+            ("HIGHS", &[128.0]),
+        ],
+    ),
     (&["rotary.wgsl"], &[]),
     (
         &["matmul_wide.wgsl", "matmul_wide_nf4.wgsl"],
@@ -200,7 +209,7 @@ fn every_shader_is_valid_in_every_form() {
     }
     let dequant = 1 + 2 * 12 + 9;
     let products = 72 + 48 + 2 * 48 + 1 + 32 * (3 + 2);
-    let attention = 5 * 10 + 4 * 2 + 2;
+    let attention = 5 * 10 + 3 * 4 * 2 + 2;
     let rest = 1 + 2 + 2 + 1 + 2 + 2 * 3 + 3 + 3 + 2 * 2 + 2;
     assert_eq!(compiled, dequant + products + attention + rest);
 }

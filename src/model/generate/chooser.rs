@@ -176,7 +176,7 @@ mod tests {
         logits.fill(1.0);
         assert_eq!(chosen(&gpu, &sample, &logits, &rules(0.0, 0, 0.0)), Choice { token: 0, certain: true });
         assert!(!chosen(&gpu, &sample, &logits, &rules(1.0, 2, 0.5)).certain);
-        let of_all = chosen(&gpu, &sample, &logits, &rules(1.0, 0, 0.50001));
+        let of_all = chosen(&gpu, &sample, &logits, &rules(1.0, 0, 0.5001));
         assert_eq!(of_all, Choice { token: 1500, certain: true });
     }
 
