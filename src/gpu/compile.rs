@@ -1,10 +1,11 @@
 //! Compiles kernels, each once per device.
 
 use std::borrow::Cow;
+use std::num::NonZeroU64;
 
 use super::device::Gpu;
 use super::error::GpuError;
-use super::needs::{BUFFERS_GROUP, Needs, PARAMS_GROUP};
+use super::needs::{Bound, Needs};
 use super::pipeline::{Compiled, Kernel};
 use super::shader::KernelSpec;
 
@@ -35,7 +36,7 @@ impl Gpu {
         };
         let unchecked = spec.shader.trusted && !self.0.checked;
         let what = format!("kernel {name}");
-        let (pipeline, buffers, params) = self.guarded(&what, |device| {
+        let (pipeline, buffers) = self.guarded(&what, |device| {
             let module = if unchecked {
                 // SAFETY: the shader was made by `Shader::trusted`, whose caller has proven its
                 // accesses.
@@ -43,9 +44,10 @@ impl Gpu {
             } else {
                 device.create_shader_module(descriptor)
             };
+            let (buffers, layout) = self.layouts(&name, &needs);
             let pipeline = device.create_compute_pipeline(&wgpu::ComputePipelineDescriptor {
                 label: Some(&name),
-                layout: None,
+                layout: Some(&layout),
                 module: &module,
                 entry_point: Some(spec.entry),
                 compilation_options: wgpu::PipelineCompilationOptions {
@@ -54,11 +56,39 @@ impl Gpu {
                 },
                 cache,
             });
-            let layout = |used: bool, group| used.then(|| pipeline.get_bind_group_layout(group));
-            let buffers = layout(!needs.buffers.is_empty(), BUFFERS_GROUP);
-            let params = layout(needs.params.is_some(), PARAMS_GROUP);
-            (pipeline, buffers, params)
+            (pipeline, buffers)
         })?;
-        Ok(Compiled { name, pipeline, needs, buffers, params })
+        Ok(Compiled { name, pipeline, needs, buffers, unchecked })
+    }
+
+    /// The layout of the bind group of the buffers, and the layout of the kernel. Parameters have a
+    /// dynamic offset.
+    fn layouts(&self, name: &str, needs: &Needs) -> (Option<wgpu::BindGroupLayout>, wgpu::PipelineLayout) {
+        let entry = |bound: &Bound| wgpu::BindGroupLayoutEntry {
+            binding: bound.binding,
+            visibility: wgpu::ShaderStages::COMPUTE,
+            ty: wgpu::BindingType::Buffer {
+                ty: match bound.uniform {
+                    true => wgpu::BufferBindingType::Uniform,
+                    false => wgpu::BufferBindingType::Storage { read_only: !bound.writable },
+                },
+                has_dynamic_offset: false,
+                min_binding_size: NonZeroU64::new(bound.min_size),
+            },
+            count: None,
+        };
+        let device = self.device();
+        let buffers = (!needs.buffers.is_empty()).then(|| {
+            let entries: Vec<_> = needs.buffers.iter().map(entry).collect();
+            device.create_bind_group_layout(&wgpu::BindGroupLayoutDescriptor { label: Some(name), entries: &entries })
+        });
+        let groups = [buffers.as_ref(), needs.params.as_ref().map(|_| self.0.params.layout())];
+        let used = groups.iter().rposition(Option::is_some).map_or(0, |last| last + 1);
+        let layout = device.create_pipeline_layout(&wgpu::PipelineLayoutDescriptor {
+            label: Some(name),
+            bind_group_layouts: groups.get(..used).unwrap_or_default(),
+            immediate_size: 0,
+        });
+        (buffers, layout)
     }
 }

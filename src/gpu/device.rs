@@ -6,9 +6,11 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use super::adapter::{self, AdapterSummary};
+use super::bind_groups::BindGroups;
 use super::cache::{self, Cache, Known};
 use super::error::GpuError;
 use super::matrix_units::{self, MatrixUnits, UseMatrixUnits};
+use super::params::Params;
 use super::pipeline::Registry;
 use super::profile::Profiler;
 use crate::panics::caught;
@@ -81,6 +83,8 @@ pub(super) struct Inner {
     pub(super) cache: Cache,
     pub(super) known: Known,
     pub(super) registry: Registry,
+    pub(super) bind_groups: Arc<BindGroups>,
+    pub(super) params: Params,
     pub(super) profiler: Option<Profiler>,
     fault: Arc<Mutex<Option<GpuError>>>,
     under_way: Mutex<VecDeque<wgpu::SubmissionIndex>>,
@@ -128,6 +132,8 @@ impl Gpu {
         Ok(Self(Arc::new(Inner {
             limits: device.limits(),
             registry: Registry::new(&device, &cache),
+            bind_groups: Arc::default(),
+            params: Params::new(&device),
             adapter: summary,
             info,
             checked: options.checked,

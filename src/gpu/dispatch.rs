@@ -1,17 +1,17 @@
 //! Commands: recorded in order, submitted together.
 
+use std::sync::Arc;
 use std::time::Instant;
 
 use super::device::{Gpu, Submission};
 use super::error::GpuError;
-use super::lease::{Buffer, Lease};
+use super::lease::Lease;
 use super::needs::{BUFFERS_GROUP, Bound, PARAMS_GROUP};
+use super::params::{Params, Written};
 use super::pipeline::Kernel;
 use super::range::BufferRange;
 use super::timing::{Stamps, Timed};
 
-/// Alignment of parameters: the largest `minUniformBufferOffsetAlignment` of WebGPU.
-const PARAMS_ALIGN: usize = 256;
 /// With more workgroups in one dimension, the linear workgroup index of a kernel would exceed u32.
 const MAX_COLUMNS: u32 = 65_535;
 
@@ -66,16 +66,6 @@ impl Gpu {
         let columns = groups.div_ceil(rows);
         [u32::try_from(columns).unwrap_or(u32::MAX), u32::try_from(rows).unwrap_or(u32::MAX), 1]
     }
-
-    fn uniform(&self, bytes: &[u8]) -> Result<Option<Buffer>, GpuError> {
-        if bytes.is_empty() {
-            return Ok(None);
-        }
-        let usage = wgpu::BufferUsages::UNIFORM | wgpu::BufferUsages::COPY_DST;
-        let buffer = self.buffer("parameters", bytes.len() as u64, usage)?;
-        self.guarded("parameters", |_| self.queue().write_buffer(&buffer, 0, bytes))?;
-        Ok(Some(buffer))
-    }
 }
 
 impl Commands {
@@ -93,7 +83,9 @@ impl Commands {
     ) -> &mut Self {
         let start = self.params.len();
         self.params.extend_from_slice(params);
-        self.params.resize(self.params.len().next_multiple_of(PARAMS_ALIGN), 0);
+        // The alignment of the device, and of a write to the buffer.
+        let align = self.gpu.limits().min_uniform_buffer_offset_alignment.max(16) as usize;
+        self.params.resize(self.params.len().next_multiple_of(align), 0);
         self.work.push(Work::Dispatch(Dispatch {
             kernel: kernel.clone(),
             bindings: bindings.to_vec(),
@@ -201,12 +193,11 @@ impl Commands {
         let leases = self.leases();
         let held = leases.iter().map(|lease| lease.hold()).collect::<Option<Vec<_>>>();
         let _held = held.ok_or_else(|| GpuError::Overwritten { what: self.label.to_owned() })?;
-        let params = self.gpu.uniform(&self.params)?;
         let (mut parts, mut pass) = (self.parts(), 0);
         let mut part = parts.next().unwrap_or_default();
         let submission = loop {
             let next = parts.next();
-            let submission = self.submit_part(part, params.as_ref(), stamps, &mut pass, next.is_none())?;
+            let submission = self.submit_part(part, stamps, &mut pass, next.is_none())?;
             self.gpu.pace(&submission.0)?;
             match next {
                 Some(next) => part = next,
@@ -226,12 +217,16 @@ impl Commands {
     fn submit_part(
         &self,
         part: &[Work],
-        params: Option<&Buffer>,
         stamps: Option<&Stamps>,
         pass: &mut usize,
         last: bool,
     ) -> Result<Submission, GpuError> {
-        self.gpu.guarded(self.label, |device| {
+        let params = self.params_of(part)?;
+        let submitted = self.gpu.guarded(self.label, |device| {
+            let mut params = params.map(|(first, bytes, largest)| {
+                let written = self.gpu.0.params.write(device, self.gpu.queue(), bytes, largest);
+                PartParams { first, written }
+            });
             let mut encoder = device.create_command_encoder(&wgpu::CommandEncoderDescriptor { label: Some(self.label) });
             for run in runs(part, stamps.is_some_and(Stamps::of_each)) {
                 match run {
@@ -243,8 +238,8 @@ impl Commands {
                         let timestamp_writes = stamps.and_then(|stamps| stamps.writes(*pass));
                         let label = Some(self.label);
                         let descriptor = wgpu::ComputePassDescriptor { label, timestamp_writes };
-                        let mut encoding = encoder.begin_compute_pass(&descriptor);
-                        dispatches.iter().for_each(|work| work.encode(device, &mut encoding, params));
+                        let encoding = Encoding::new(&self.gpu, encoder.begin_compute_pass(&descriptor), params.as_mut());
+                        encoding.encode(dispatches.iter().filter_map(Work::as_dispatch));
                         *pass += 1;
                     }
                 }
@@ -253,8 +248,45 @@ impl Commands {
                 stamps.resolve(&mut encoder);
             }
             Submission(self.gpu.queue().submit([encoder.finish()]))
-        })
+        });
+        if submitted.is_err() {
+            // They may be invalid now.
+            self.gpu.0.bind_groups.clear();
+            self.gpu.0.params.clear();
+        }
+        submitted
     }
+
+    /// The parameters of a part of the list: the offset of the first, all of them, and the maximum
+    /// bytes of one dispatch. `None` without parameters.
+    fn params_of(&self, part: &[Work]) -> Result<Option<(u64, &[u8], u64)>, GpuError> {
+        let used = || part.iter().filter_map(Work::as_dispatch).map(|d| d.params).filter(|(_, size)| *size > 0);
+        let (Some((first, _)), Some((last, size))) = (used().next(), used().next_back()) else { return Ok(None) };
+        let bytes = self.params.get(first as usize..(last + size) as usize).unwrap_or_default();
+        let largest = used().map(|(_, size)| size).max().unwrap_or(size);
+        let (requested, limit) = (Params::needed(bytes, largest), self.gpu.limits().max_buffer_size);
+        if requested > limit {
+            let what = format!("parameters of {}", self.label);
+            return Err(GpuError::TooLarge { what, requested, limit, limit_name: "maxBufferSize" });
+        }
+        Ok(Some((first, bytes, largest)))
+    }
+}
+
+/// The parameters of a part of a list.
+struct PartParams<'a> {
+    /// Offset of the part in `Commands::params`.
+    first: u64,
+    written: Written<'a>,
+}
+
+/// The encoding of a compute pass.
+struct Encoding<'a, 'p> {
+    gpu: &'a Gpu,
+    pass: wgpu::ComputePass<'a>,
+    params: Option<&'a mut PartParams<'p>>,
+    /// The key of a bind group, in memory that is used again.
+    key: Vec<u64>,
 }
 
 /// Consecutive dispatches that share a pass (one dispatch if each is timed), or one copy or clear.
@@ -291,12 +323,6 @@ impl Work {
                 if from.size == to.size { Ok(()) } else { Err(GpuError::invalid(label, sizes())) }
             }
             Self::Clear(range) => range.check(|| format!("{label}: range to clear"), 4, 4),
-        }
-    }
-
-    fn encode(&self, device: &wgpu::Device, pass: &mut wgpu::ComputePass<'_>, params: Option<&Buffer>) {
-        if let Self::Dispatch(dispatch) = self {
-            dispatch.encode(device, pass, params);
         }
     }
 }
@@ -338,26 +364,69 @@ impl Dispatch {
         }
     }
 
-    fn encode(&self, device: &wgpu::Device, pass: &mut wgpu::ComputePass<'_>, params: Option<&Buffer>) {
-        let kernel = &self.kernel.0;
-        pass.set_pipeline(&kernel.pipeline);
-        let mut bind = |index, layout: &wgpu::BindGroupLayout, entries: &[wgpu::BindGroupEntry<'_>]| {
-            let descriptor = wgpu::BindGroupDescriptor { label: Some(&kernel.name), layout, entries };
-            pass.set_bind_group(index, &device.create_bind_group(&descriptor), &[]);
-        };
+    /// The size of a binding. A kernel without runtime checks does not depend on it. So it gets the
+    /// rest of the buffer, and batches of different sizes share a bind group.
+    fn bound_size(&self, bound: &Bound, range: &BufferRange, limits: &wgpu::Limits) -> u64 {
+        if !self.kernel.0.unchecked || bound.uniform {
+            return range.size;
+        }
+        let limit = limits.max_storage_buffer_binding_size / 16 * 16;
+        range.buffer.size().saturating_sub(range.offset).min(limit).max(range.size)
+    }
+
+    /// The present ranges of its kernel's buffers, and their bound sizes.
+    fn bound<'a>(&'a self, limits: &'a wgpu::Limits) -> impl Iterator<Item = (u32, &'a BufferRange, u64)> {
+        self.kernel.0.needs.buffers.iter().filter_map(move |bound| {
+            let range = self.bindings.get(bound.binding as usize)?;
+            Some((bound.binding, range, self.bound_size(bound, range, limits)))
+        })
+    }
+}
+
+impl<'a, 'p> Encoding<'a, 'p> {
+    fn new(gpu: &'a Gpu, pass: wgpu::ComputePass<'a>, params: Option<&'a mut PartParams<'p>>) -> Self {
+        Self { gpu, pass, params, key: Vec::new() }
+    }
+
+    fn encode<'b>(mut self, dispatches: impl Iterator<Item = &'b Dispatch>) {
+        dispatches.for_each(|dispatch| self.dispatch(dispatch));
+    }
+
+    fn dispatch(&mut self, dispatch: &Dispatch) {
+        let kernel = &dispatch.kernel.0;
+        self.pass.set_pipeline(&kernel.pipeline);
         if let Some(layout) = &kernel.buffers {
-            let entry = |bound: &Bound| {
-                let range = self.bindings.get(bound.binding as usize)?;
-                Some(wgpu::BindGroupEntry { binding: bound.binding, resource: range.binding() })
-            };
-            bind(BUFFERS_GROUP, layout, &kernel.needs.buffers.iter().filter_map(entry).collect::<Vec<_>>());
+            let group = self.group(dispatch, layout);
+            self.pass.set_bind_group(BUFFERS_GROUP, &group, &[]);
         }
-        if let (Some(layout), Some(buffer)) = (&kernel.params, params) {
-            let range = BufferRange { buffer: buffer.clone(), offset: self.params.0, size: self.params.1 };
-            bind(PARAMS_GROUP, layout, &[wgpu::BindGroupEntry { binding: 0, resource: range.binding() }]);
+        if let (Some(_), Some(params)) = (&kernel.needs.params, &mut self.params) {
+            let (offset, size) = dispatch.params;
+            // The buffer of a list has fewer than 2^32 bytes.
+            let offset = (offset - params.first) as u32;
+            let group = params.written.group(self.gpu.device(), size);
+            self.pass.set_bind_group(PARAMS_GROUP, group, &[offset]);
         }
-        let [x, y, z] = self.groups;
-        pass.dispatch_workgroups(x, y, z);
+        let [x, y, z] = dispatch.groups;
+        self.pass.dispatch_workgroups(x, y, z);
+    }
+
+    /// The bind group of the buffers of a dispatch: kept, or a new one that is then kept.
+    fn group(&mut self, dispatch: &Dispatch, layout: &wgpu::BindGroupLayout) -> wgpu::BindGroup {
+        let kernel = &dispatch.kernel.0;
+        let (limits, groups) = (self.gpu.limits(), &self.gpu.0.bind_groups);
+        self.key.clear();
+        // The device keeps all its kernels, so no two of them ever have one address.
+        self.key.push(Arc::as_ptr(kernel).addr() as u64);
+        dispatch.bound(limits).for_each(|(_, range, size)| self.key.extend([range.buffer.id(), range.offset, size]));
+        groups.get_or_make(&self.key, || {
+            dispatch.bound(limits).for_each(|(_, range, _)| range.buffer.bound_in(groups));
+            let bound = dispatch.bound(limits);
+            let entries: Vec<_> = bound
+                .map(|(binding, range, size)| wgpu::BindGroupEntry { binding, resource: range.binding(size) })
+                .collect();
+            let descriptor = wgpu::BindGroupDescriptor { label: Some(&kernel.name), layout, entries: &entries };
+            self.gpu.device().create_bind_group(&descriptor)
+        })
     }
 }
 

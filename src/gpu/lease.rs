@@ -2,32 +2,64 @@
 //! present contents.
 
 use std::ops::Deref;
-use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock, PoisonError, RwLock, RwLockReadGuard, Weak};
+
+use super::bind_groups::BindGroups;
 
 /// A buffer of the device. If its contents are replaced at run time, as in a slot of the layer
 /// stream, its owner returns it with a [`Lease`]. Work with that buffer can be submitted until the
 /// lease ends.
 #[derive(Debug, Clone)]
 pub struct Buffer {
-    buffer: wgpu::Buffer,
+    owned: Arc<Owned>,
     lease: Option<Lease>,
+}
+
+/// A buffer, shared by its clones.
+#[derive(Debug)]
+struct Owned {
+    buffer: wgpu::Buffer,
+    id: u64,
+    /// The bind groups that may contain it. They go when it goes.
+    groups: OnceLock<Weak<BindGroups>>,
+}
+
+impl Drop for Owned {
+    fn drop(&mut self) {
+        if let Some(groups) = self.groups.get().and_then(Weak::upgrade) {
+            groups.forget(self.id);
+        }
+    }
 }
 
 impl Buffer {
     /// The same buffer under `lease`.
     #[must_use]
     pub fn leased(&self, lease: &Lease) -> Self {
-        Self { buffer: self.buffer.clone(), lease: Some(lease.clone()) }
+        Self { owned: self.owned.clone(), lease: Some(lease.clone()) }
     }
 
     pub(super) fn lease(&self) -> Option<&Lease> {
         self.lease.as_ref()
     }
+
+    /// Identifies the buffer among all buffers of the process.
+    pub(super) fn id(&self) -> u64 {
+        self.owned.id
+    }
+
+    /// Notes that bind groups of `groups` contain it.
+    pub(super) fn bound_in(&self, groups: &Arc<BindGroups>) {
+        self.owned.groups.get_or_init(|| Arc::downgrade(groups));
+    }
 }
 
 impl From<wgpu::Buffer> for Buffer {
     fn from(buffer: wgpu::Buffer) -> Self {
-        Self { buffer, lease: None }
+        static NEXT: AtomicU64 = AtomicU64::new(0);
+        let id = NEXT.fetch_add(1, Ordering::Relaxed);
+        Self { owned: Arc::new(Owned { buffer, id, groups: OnceLock::new() }), lease: None }
     }
 }
 
@@ -35,7 +67,7 @@ impl Deref for Buffer {
     type Target = wgpu::Buffer;
 
     fn deref(&self) -> &wgpu::Buffer {
-        &self.buffer
+        &self.owned.buffer
     }
 }
 

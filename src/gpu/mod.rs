@@ -12,6 +12,7 @@
 //! ```
 
 mod adapter;
+mod bind_groups;
 mod buffer;
 mod cache;
 mod compile;
@@ -22,6 +23,7 @@ mod lease;
 mod matrix_units;
 mod memory;
 mod needs;
+mod params;
 mod pipeline;
 #[cfg(all(test, feature = "train"))]
 pub(crate) mod poison;

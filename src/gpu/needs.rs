@@ -2,12 +2,10 @@
 //! before the driver compiles it: naga does not check workgroup memory against the device limit,
 //! and some drivers hang on too much of it.
 
-#[cfg(all(test, feature = "train"))]
-use wgpu::naga::StorageAccess;
 use wgpu::naga::back::pipeline_constants::process_overrides;
 use wgpu::naga::proc::Layouter;
 use wgpu::naga::valid::{Capabilities, ModuleInfo, ValidationFlags, Validator};
-use wgpu::naga::{AddressSpace, Module, ShaderStage, front::wgsl};
+use wgpu::naga::{AddressSpace, Module, ShaderStage, StorageAccess, front::wgsl};
 
 use super::error::GpuError;
 use super::shader::KernelSpec;
@@ -37,7 +35,6 @@ pub(super) struct Bound {
     pub(super) min_size: u64,
     pub(super) uniform: bool,
     /// Whether the entry point may write it.
-    #[cfg(all(test, feature = "train"))]
     pub(super) writable: bool,
 }
 
@@ -79,7 +76,6 @@ impl Needs {
                 binding: at.binding,
                 min_size: size,
                 uniform,
-                #[cfg(all(test, feature = "train"))]
                 writable: matches!(variable.space, AddressSpace::Storage { access } if access.contains(StorageAccess::STORE)),
             };
             let buffer = uniform || matches!(variable.space, AddressSpace::Storage { .. });
@@ -152,13 +148,7 @@ mod tests {
 
     #[test]
     fn an_entry_point_needs_what_it_reaches() {
-        let bound = |binding, min_size, uniform| Bound {
-            binding,
-            min_size,
-            uniform,
-            #[cfg(feature = "train")]
-            writable: binding == 3,
-        };
+        let bound = |binding, min_size, uniform| Bound { binding, min_size, uniform, writable: binding == 3 };
         let tiled = |tile| Needs {
             workgroup_size: [tile, 2, 1],
             workgroup_bytes: u64::from(tile) * 32 + 16,
@@ -178,13 +168,7 @@ mod tests {
     fn each_limit_is_named() {
         let limits = wgpu::Limits::default();
         let check = |workgroup_size, workgroup_bytes, buffers: u32| {
-            let bound = |binding| Bound {
-                binding,
-                min_size: 4,
-                uniform: false,
-                #[cfg(feature = "train")]
-                writable: false,
-            };
+            let bound = |binding| Bound { binding, min_size: 4, uniform: false, writable: false };
             let buffers = (0..buffers).map(bound).collect();
             match (Needs { workgroup_size, workgroup_bytes, buffers, ..Needs::default() }).check("test", &limits) {
                 Ok(()) => "",

@@ -35,8 +35,10 @@ pub(super) struct Compiled {
     pub(super) name: String,
     pub(super) pipeline: wgpu::ComputePipeline,
     pub(super) needs: Needs,
+    /// The layout of the bind group of its buffers, if it has some.
     pub(super) buffers: Option<wgpu::BindGroupLayout>,
-    pub(super) params: Option<wgpu::BindGroupLayout>,
+    /// Whether it runs without runtime checks.
+    pub(super) unchecked: bool,
 }
 
 impl Kernel {

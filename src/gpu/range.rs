@@ -47,8 +47,9 @@ impl BufferRange {
         Ok(())
     }
 
-    pub(super) fn binding(&self) -> wgpu::BindingResource<'_> {
-        let size = std::num::NonZeroU64::new(self.size);
+    /// The range as a resource, with `size` bytes.
+    pub(super) fn binding(&self, size: u64) -> wgpu::BindingResource<'_> {
+        let size = std::num::NonZeroU64::new(size);
         wgpu::BindingResource::Buffer(wgpu::BufferBinding { buffer: &self.buffer, offset: self.offset, size })
     }
 }

@@ -10,6 +10,7 @@ use crate::format::files::{GENERATION_CONFIG, template_name};
 use crate::format::{Role, SectionKind};
 use crate::gpu::{BufferRange, Commands, Gpu};
 use crate::lora::gpu::GpuAdapter;
+use crate::model::constants::Constants;
 use crate::model::error::{ModelError, NonFiniteAt};
 use crate::model::kv_cache::Past;
 use crate::model::layer::Layer;
@@ -92,6 +93,8 @@ pub struct Model {
     stream: LayerStream,
     globals: StreamedLayer,
     final_norm: Mat,
+    /// Of each layer.
+    constants: Vec<Constants>,
     rotary: Mat,
     kernels: Kernels,
 }
@@ -118,7 +121,8 @@ impl Model {
         let mut commands = gpu.commands("final norm");
         kernels.gather.to_f32(&mut commands, elements(&globals, Role::FinalNorm, &[config.hidden.into()])?, &final_norm)?;
         commands.submit()?;
-        Ok(Self { gpu: gpu.clone(), config, stream, globals, final_norm, rotary, kernels })
+        let constants = Constants::reserve(gpu, &config)?;
+        Ok(Self { gpu: gpu.clone(), config, stream, globals, final_norm, constants, rotary, kernels })
     }
 
     /// The device.
@@ -215,8 +219,8 @@ impl Model {
     /// Submits the embedding and all layers. The residual stream of each layer is then in the
     /// workspace.
     pub(crate) fn forward(&mut self, inputs: &PassInputs<'_>) -> Result<(), ModelError> {
-        self.record_forward(inputs, false, &|_, _, _| Ok(()))?.submit()?;
-        Ok(())
+        // Every layer is submitted, and nothing follows them.
+        self.record_forward(inputs, false, &|_, _, _| Ok(())).map(drop)
     }
 
     /// Records the embedding and all layers. Each layer is submitted alone, because a slot may then
@@ -236,18 +240,21 @@ impl Model {
         let mut commands = self.gpu.commands("forward");
         self.embed(&mut commands, inputs)?;
         observe(&mut commands, work.before(0)?, 0)?;
-        let Self { gpu, config, stream, rotary, kernels, .. } = self;
-        let together = together && stream.plan().resident;
+        let Self { gpu, config, stream, constants, rotary, kernels, .. } = self;
+        // Constants count as converted when their list is submitted.
+        let together = together && stream.plan().resident && constants.iter().all(Constants::is_converted);
         let pass = Pass { kernels, model: config, rotary, inputs };
-        for number in 0..config.layers {
-            if !together {
-                std::mem::replace(&mut commands, gpu.commands("layer forward")).submit()?;
-            }
+        for (number, constants) in (0..config.layers).zip(constants) {
             let streamed = stream.layer(number, Direction::Forward)?;
-            let layer = Layer::new(&pass, &mut commands, streamed)?;
+            constants.record(&kernels.gather, &mut commands, streamed)?;
+            let layer = Layer::new(&pass, streamed, constants)?;
             let out = work.before(number + 1)?;
             layer.forward(&mut commands, work.before(number)?, out)?;
             observe(&mut commands, out, number + 1)?;
+            if !together {
+                std::mem::replace(&mut commands, gpu.commands("layer forward")).submit()?;
+                constants.submitted();
+            }
         }
         Ok(commands)
     }
@@ -259,7 +266,7 @@ impl Model {
         let look = |commands: &mut Commands, x: &Mat, number: u32| -> Result<(), ModelError> {
             Ok(check.record(commands, x, number)?)
         };
-        self.record_forward(inputs, false, &look)?.submit()?;
+        self.record_forward(inputs, false, &look)?;
         let first = check.read()?.iter().position(Option::is_some);
         Ok(first.map(|at| match at {
             0 => NonFiniteAt::Embedding,
@@ -278,16 +285,18 @@ impl Model {
     /// Submits the backward pass of all layers, the last layer first, after [`Model::forward`] and
     /// [`Model::loss_gradient`].
     pub(crate) fn backward(&mut self, inputs: &PassInputs<'_>) -> Result<(), ModelError> {
-        let Self { gpu, config, stream, rotary, kernels, .. } = self;
+        let Self { gpu, config, stream, constants, rotary, kernels, .. } = self;
         let pass = Pass { kernels, model: config, rotary, inputs };
-        for number in (0..config.layers).rev() {
+        for (number, constants) in (0..config.layers).zip(constants).rev() {
             let streamed = stream.layer(number, Direction::Backward)?;
             let x = inputs.work.before(number)?;
             let mut commands = gpu.commands("layer backward");
-            let layer = Layer::new(&pass, &mut commands, streamed)?;
+            constants.record(&kernels.gather, &mut commands, streamed)?;
+            let layer = Layer::new(&pass, streamed, constants)?;
             layer.recompute(&mut commands, x)?;
             layer.backward(&mut commands, x)?;
             commands.submit()?;
+            constants.submitted();
         }
         Ok(())
     }
@@ -399,9 +408,10 @@ impl Model {
     ) -> Result<(), ModelError> {
         let (mut x, epsilon) = (work.before(self.config.layers)?, self.config.rms_norm_eps as f32);
         if x.rows > 1 {
-            let row = last.middle.range.size;
-            commands.copy(&x.range.slice(u64::from(x.rows - 1) * row, row), &last.middle.range);
-            x = &last.middle;
+            let stream = last.hidden_scratch();
+            let row = stream.range.size;
+            commands.copy(&x.range.slice(u64::from(x.rows - 1) * row, row), &stream.range);
+            x = stream;
         }
         let (matmul, head) = (&self.kernels.matmul, self.head()?);
         let weights = [&head];

@@ -17,18 +17,16 @@ use crate::dequant::stream::StreamedLayer;
 use crate::format::Role;
 use crate::gpu::Commands;
 use crate::lora::config::TARGETS;
+use crate::model::constants::Constants;
 use crate::model::error::ModelError;
 use crate::model::kv_cache::attention_heads;
 use crate::model::linear::Linear;
 use crate::model::pass::{Pass, PassInputs};
-use crate::model::weights::{elements, projection};
-use crate::model::workspace::{Backward, Workspace};
+use crate::model::weights::projection;
+use crate::model::workspace::{Activations, Backward, Workspace};
 use crate::ops::{AttentionShape, Mat, OpError};
 
 mod few;
-
-/// The bias of each of [`TARGETS`].
-const BIASES: [Role; 7] = [Role::QBias, Role::KBias, Role::VBias, Role::OBias, Role::GateBias, Role::UpBias, Role::DownBias];
 
 /// From this number of tokens on, tiles of queries are faster than queries one by one.
 const LONG_PROMPT: u32 = 64;
@@ -37,6 +35,10 @@ const LONG_PROMPT: u32 = 64;
 #[derive(Debug)]
 pub(super) struct Layer<'a> {
     pass: &'a Pass<'a>,
+    constants: &'a Constants,
+    activations: &'a Activations<Mat>,
+    /// Whether `activations` are those of its forward pass when its gradients are computed.
+    kept: bool,
     number: u32,
     attention: LayerAttention,
     q: Linear<'a>,
@@ -49,14 +51,12 @@ pub(super) struct Layer<'a> {
 }
 
 impl<'a> Layer<'a> {
-    /// Checks the shapes of the layer's tensors, and records the conversion of its norms and
-    /// biases.
-    pub fn new(pass: &'a Pass<'a>, commands: &mut Commands, layer: &'a StreamedLayer) -> Result<Self, ModelError> {
-        record_constants(pass, commands, layer)?;
+    /// Checks the shapes of the layer's projections.
+    pub fn new(pass: &'a Pass<'a>, layer: &'a StreamedLayer, constants: &'a Constants) -> Result<Self, ModelError> {
         let number = layer.number.unwrap_or_default();
         let linear = |index: usize| -> Result<Linear<'a>, ModelError> {
             let role = TARGETS[index];
-            let bias = pass.inputs.work.constants.biases[index].as_ref();
+            let bias = constants.biases[index].as_ref();
             let lora = pass.inputs.adapter.and_then(|adapter| adapter.lora(number, role, pass.inputs.mask));
             let factor = output_factor(pass.model, role);
             let weight = projection(layer, role, pass.model)?.times(factor);
@@ -64,7 +64,22 @@ impl<'a> Layer<'a> {
         };
         let [q, k, v, o, gate, up, down] = [0, 1, 2, 3, 4, 5, 6].map(linear);
         let attention = pass.model.attention(number);
-        Ok(Self { pass, number, attention, q: q?, k: k?, v: v?, o: o?, gate: gate?, up: up?, down: down? })
+        let (activations, kept) = pass.inputs.work.activations(number, pass.model.layers);
+        Ok(Self {
+            pass,
+            constants,
+            activations,
+            kept,
+            number,
+            attention,
+            q: q?,
+            k: k?,
+            v: v?,
+            o: o?,
+            gate: gate?,
+            up: up?,
+            down: down?,
+        })
     }
 
     /// Records the layer. `x` and `out` are [tokens, hidden].
@@ -72,14 +87,23 @@ impl<'a> Layer<'a> {
         let Pass { kernels, inputs: PassInputs { work, .. }, .. } = self.pass;
         self.attention_block(commands, x)?;
         self.feed_forward(commands)?;
-        self.down.forward_plus(kernels, commands, work, &work.activated, &work.middle, out)
+        self.down.forward_plus(kernels, commands, work, &work.activated, &self.activations.middle, out)
     }
 
-    /// Records the layer again without `down_proj`, for its gradients. `x` is the input of the
-    /// layer.
+    /// Records what its gradients need: the layer again without `down_proj`, or the parts that kept
+    /// activations do not contain. `x` is the input of the layer.
     pub fn recompute(&self, commands: &mut Commands, x: &Mat) -> Result<(), OpError> {
-        self.attention_block(commands, x)?;
-        self.feed_forward(commands)
+        if !self.kept {
+            self.attention_block(commands, x)?;
+            return self.feed_forward(commands);
+        }
+        // Queries and keys without norms are kept as they are after their rotation.
+        if self.activations.raw_queries.is_some() {
+            self.norm_heads(commands)?;
+            self.rotate_heads(commands)?;
+        }
+        self.norm_middle(commands)?;
+        self.activate(commands)
     }
 
     /// Records the gradients, after [`Layer::recompute`]. In the workspace, the gradient of the
@@ -100,29 +124,27 @@ impl<'a> Layer<'a> {
     /// Computes `middle` from `x`.
     fn attention_block(&self, commands: &mut Commands, x: &Mat) -> Result<(), OpError> {
         let Pass { kernels, model, inputs: PassInputs { work, .. }, .. } = self.pass;
-        let Workspace { normed, queries, keys, values, middle, .. } = work;
+        let Activations { raw_queries, raw_keys, queries, keys, values, attended, middle, .. } = self.activations;
         if self.attend_few(commands, x)? {
-            return self.o.forward_plus(kernels, commands, work, &work.attended, x, middle);
+            return self.o.forward_plus(kernels, commands, work, attended, x, middle);
         }
-        kernels.norm.forward(commands, x, &work.constants.input_norm, model.rms_norm_eps as f32, normed)?;
-        let raw_queries = work.raw_queries.as_ref().unwrap_or(queries);
-        let raw_keys = work.raw_keys.as_ref().unwrap_or(keys);
+        let normed = &work.normed;
+        kernels.norm.forward(commands, x, &self.constants.input_norm, model.rms_norm_eps as f32, normed)?;
+        let raw_queries = raw_queries.as_ref().unwrap_or(queries);
+        let raw_keys = raw_keys.as_ref().unwrap_or(keys);
         self.q.forward(kernels, commands, work, normed, false, raw_queries)?;
         self.k.forward(kernels, commands, work, normed, false, raw_keys)?;
         self.v.forward(kernels, commands, work, normed, false, values)?;
         self.norm_heads(commands)?;
         self.attend(commands)?;
-        self.o.forward_plus(kernels, commands, work, &work.attended, x, middle)
+        self.o.forward_plus(kernels, commands, work, attended, x, middle)
     }
 
     /// Rotates queries and keys, and computes `attended`: within each sample, or over a KV cache.
     fn attend(&self, commands: &mut Commands) -> Result<(), OpError> {
-        let Pass { kernels, model, inputs: PassInputs { work, batch, past, .. }, .. } = self.pass;
-        let Workspace { queries, keys, values, attended, lse, .. } = work;
-        if self.attention.rotary {
-            self.rotate(commands, queries, model.heads)?;
-            self.rotate(commands, keys, model.kv_heads)?;
-        }
+        let Pass { kernels, model, inputs: PassInputs { batch, past, .. }, .. } = self.pass;
+        let Activations { queries, keys, values, attended, lse, .. } = self.activations;
+        self.rotate_heads(commands)?;
         match past {
             // The start of a long prompt is a sample of its own.
             Some(past) if past.tokens == 0 && queries.rows >= LONG_PROMPT => {
@@ -133,6 +155,15 @@ impl<'a> Layer<'a> {
         }
         let shape = self.attention_shape(queries.rows);
         kernels.attention.forward(commands, &shape, queries, keys, values, &batch.starts, attended, lse)
+    }
+
+    /// Rotates queries and keys, if the layer does.
+    fn rotate_heads(&self, commands: &mut Commands) -> Result<(), OpError> {
+        if self.attention.rotary {
+            self.rotate(commands, &self.activations.queries, self.pass.model.heads)?;
+            self.rotate(commands, &self.activations.keys, self.pass.model.kv_heads)?;
+        }
+        Ok(())
     }
 
     /// Rotates queries or keys by the positions of their tokens.
@@ -152,52 +183,68 @@ impl<'a> Layer<'a> {
 
     /// Applies the norms of queries and keys, if the model has them.
     fn norm_heads(&self, commands: &mut Commands) -> Result<(), OpError> {
-        let Pass { kernels, model, inputs: PassInputs { work, .. }, .. } = self.pass;
+        let Pass { kernels, model, .. } = self.pass;
+        let Activations { raw_queries, raw_keys, queries, keys, .. } = self.activations;
         let epsilon = model.rms_norm_eps as f32;
-        if let (Some(raw), Some(gamma)) = (&work.raw_queries, &work.constants.query_norm) {
-            kernels.norm.forward(commands, raw, gamma, epsilon, &work.queries)?;
+        if let (Some(raw), Some(gamma)) = (raw_queries, &self.constants.query_norm) {
+            kernels.norm.forward(commands, raw, gamma, epsilon, queries)?;
         }
-        if let (Some(raw), Some(gamma)) = (&work.raw_keys, &work.constants.key_norm) {
-            kernels.norm.forward(commands, raw, gamma, epsilon, &work.keys)?;
+        if let (Some(raw), Some(gamma)) = (raw_keys, &self.constants.key_norm) {
+            kernels.norm.forward(commands, raw, gamma, epsilon, keys)?;
         }
         Ok(())
     }
 
     /// Computes `activated` from `middle`.
     fn feed_forward(&self, commands: &mut Commands) -> Result<(), OpError> {
-        let Pass { kernels, model, inputs: PassInputs { work, .. }, .. } = self.pass;
-        let Workspace { normed, middle, gate, up, activated, constants, .. } = work;
+        let Pass { kernels, inputs: PassInputs { work, .. }, .. } = self.pass;
+        let Activations { gate, up, .. } = self.activations;
         if self.activate_few(commands)? {
             return Ok(());
         }
-        kernels.norm.forward(commands, middle, &constants.post_attention_norm, model.rms_norm_eps as f32, normed)?;
-        self.gate.forward(kernels, commands, work, normed, false, gate)?;
-        self.up.forward(kernels, commands, work, normed, false, up)?;
+        self.norm_middle(commands)?;
+        self.gate.forward(kernels, commands, work, &work.normed, false, gate)?;
+        self.up.forward(kernels, commands, work, &work.normed, false, up)?;
+        self.activate(commands)
+    }
+
+    /// Computes `normed` from `middle`.
+    fn norm_middle(&self, commands: &mut Commands) -> Result<(), OpError> {
+        let Pass { kernels, model, inputs: PassInputs { work, .. }, .. } = self.pass;
+        let (gamma, epsilon) = (&self.constants.post_attention_norm, model.rms_norm_eps as f32);
+        kernels.norm.forward(commands, &self.activations.middle, gamma, epsilon, &work.normed)
+    }
+
+    /// Computes `activated` from `gate` and `up`.
+    fn activate(&self, commands: &mut Commands) -> Result<(), OpError> {
+        let Pass { kernels, model, inputs: PassInputs { work, .. }, .. } = self.pass;
+        let Activations { gate, up, .. } = self.activations;
         match model.family.activation {
-            Activation::Silu => kernels.swiglu.forward(commands, gate, up, activated),
+            Activation::Silu => kernels.swiglu.forward(commands, gate, up, &work.activated),
         }
     }
 
     /// The gradient of the output becomes the gradient of `middle`.
     fn feed_forward_backward(&self, commands: &mut Commands, gradients: &Backward<Mat>) -> Result<(), OpError> {
         let Pass { kernels, model, inputs: PassInputs { work, .. }, .. } = self.pass;
-        let Workspace { normed, middle, gate, up, activated, constants, .. } = work;
+        let Workspace { normed, activated, .. } = work;
+        let Activations { middle, gate, up, .. } = self.activations;
         self.down.backward(kernels, commands, work, [activated, &gradients.residual, activated], false)?;
         match model.family.activation {
             Activation::Silu => kernels.swiglu.backward(commands, gate, up, activated)?,
         }
         self.gate.backward(kernels, commands, work, [normed, gate, &gradients.normed], false)?;
         self.up.backward(kernels, commands, work, [normed, up, &gradients.normed], true)?;
-        let (gamma, epsilon) = (&constants.post_attention_norm, model.rms_norm_eps as f32);
+        let (gamma, epsilon) = (&self.constants.post_attention_norm, model.rms_norm_eps as f32);
         kernels.norm.backward(commands, middle, gamma, epsilon, &gradients.normed, &gradients.residual, true)
     }
 
     /// The gradient of `middle` becomes the gradient of `x`.
     fn attention_block_backward(&self, commands: &mut Commands, x: &Mat, gradients: &Backward<Mat>) -> Result<(), OpError> {
         let Pass { kernels, model, inputs: PassInputs { work, batch, .. }, .. } = self.pass;
-        let (gamma, epsilon) = (&work.constants.input_norm, model.rms_norm_eps as f32);
-        self.o.backward(kernels, commands, work, [&work.attended, &gradients.residual, &gradients.attended], false)?;
-        let Workspace { queries, keys, values, .. } = work;
+        let (gamma, epsilon) = (&self.constants.input_norm, model.rms_norm_eps as f32);
+        let Activations { queries, keys, values, attended, lse, .. } = self.activations;
+        self.o.backward(kernels, commands, work, [attended, &gradients.residual, &gradients.attended], false)?;
         let shape = self.attention_shape(x.rows);
         kernels.attention.backward(
             commands,
@@ -206,8 +253,8 @@ impl<'a> Layer<'a> {
             keys,
             values,
             &batch.starts,
-            &work.attended,
-            &work.lse,
+            attended,
+            lse,
             &gradients.attended,
             &gradients.delta,
             &gradients.queries,
@@ -235,16 +282,17 @@ impl<'a> Layer<'a> {
         commands: &mut Commands,
         gradients: &'b Backward<Mat>,
     ) -> Result<[&'b Mat; 2], OpError> {
-        let Pass { kernels, model, inputs: PassInputs { work, .. }, .. } = self.pass;
+        let Pass { kernels, model, .. } = self.pass;
+        let Activations { raw_queries, raw_keys, queries, keys, .. } = self.activations;
         let epsilon = model.rms_norm_eps as f32;
         let mut found = [&gradients.queries, &gradients.keys];
-        if let (Some(raw), Some(gamma)) = (&work.raw_queries, &work.constants.query_norm) {
-            kernels.norm.backward(commands, raw, gamma, epsilon, &gradients.queries, &work.queries, false)?;
-            found[0] = &work.queries;
+        if let (Some(raw), Some(gamma)) = (raw_queries, &self.constants.query_norm) {
+            kernels.norm.backward(commands, raw, gamma, epsilon, &gradients.queries, queries, false)?;
+            found[0] = queries;
         }
-        if let (Some(raw), Some(gamma)) = (&work.raw_keys, &work.constants.key_norm) {
-            kernels.norm.backward(commands, raw, gamma, epsilon, &gradients.keys, &work.keys, false)?;
-            found[1] = &work.keys;
+        if let (Some(raw), Some(gamma)) = (raw_keys, &self.constants.key_norm) {
+            kernels.norm.backward(commands, raw, gamma, epsilon, &gradients.keys, keys, false)?;
+            found[1] = keys;
         }
         Ok(found)
     }
@@ -256,21 +304,4 @@ fn output_factor(model: &ModelConfig, role: Role) -> f32 {
         Role::OProj | Role::DownProj => model.residual_multiplier as f32,
         _ => 1.0,
     }
-}
-
-/// Records the conversion of norms and biases to float32.
-fn record_constants(pass: &Pass<'_>, commands: &mut Commands, layer: &StreamedLayer) -> Result<(), ModelError> {
-    let constants = &pass.inputs.work.constants;
-    let norms = [
-        (Role::InputNorm, Some(&constants.input_norm)),
-        (Role::PostAttentionNorm, Some(&constants.post_attention_norm)),
-        (Role::QNorm, constants.query_norm.as_ref()),
-        (Role::KNorm, constants.key_norm.as_ref()),
-    ];
-    let biases = BIASES.into_iter().zip(constants.biases.iter().map(Option::as_ref));
-    for (role, target) in norms.into_iter().chain(biases) {
-        let Some(target) = target else { continue };
-        pass.kernels.gather.to_f32(commands, elements(layer, role, &[target.cols.into()])?, target)?;
-    }
-    Ok(())
 }

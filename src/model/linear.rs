@@ -46,7 +46,7 @@ impl Linear<'_> {
         let weights = [&self.weight];
         let wide = Wide { bias: self.bias, addend: Some(addend), ..Wide::of(&weights) };
         if !kernels.matmul.wide(commands, x, &wide, y)? {
-            commands.copy(&addend.range, &y.range);
+            kernels.copy.record(commands, &addend.range, &y.range)?;
             return self.forward(kernels, commands, work, x, true, y);
         }
         self.forward_adapter(kernels, commands, work, x, y)

@@ -1,6 +1,7 @@
 //! A model that runs: the layers of a pack as they are streamed, the head and its loss, and text
 //! from it.
 
+mod constants;
 pub(crate) mod decoder;
 pub(crate) mod error;
 pub(crate) mod generate;

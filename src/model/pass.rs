@@ -3,6 +3,7 @@
 
 use crate::arch::config::{ModelConfig, RopeScaling};
 use crate::data::pack::Batch;
+use crate::dequant::copy_baseline::CopyKernel;
 use crate::gpu::{BufferRange, Gpu};
 use crate::lora::gpu::{GpuAdapter, Mask};
 use crate::model::error::ModelError;
@@ -14,6 +15,7 @@ use crate::ops::{Attention, ChunkedLoss, Dropout, Gather, Mat, RmsNorm, Rotary, 
 /// The operations of a device.
 #[derive(Debug)]
 pub(super) struct Kernels {
+    pub copy: CopyKernel,
     pub gather: Gather,
     pub scale: Scale,
     pub norm: RmsNorm,
@@ -28,6 +30,7 @@ pub(super) struct Kernels {
 impl Kernels {
     pub fn new(gpu: &Gpu, model: &ModelConfig) -> Result<Self, ModelError> {
         Ok(Self {
+            copy: CopyKernel::new(gpu)?,
             gather: Gather::new(gpu)?,
             scale: Scale::new(gpu)?,
             norm: RmsNorm::new(gpu)?,

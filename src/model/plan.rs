@@ -8,6 +8,7 @@ use crate::arch::config::{ModelConfig, RopeScaling};
 use crate::dequant::stream::{PackSource, StreamError, StreamOptions, StreamPlan};
 use crate::format::Index;
 use crate::gpu::{Gpu, MatrixUnits};
+use crate::model::constants::Constants;
 use crate::model::decoder::Model;
 use crate::model::error::ModelError;
 use crate::model::workspace::{Memory, Sizes, WorkspaceBytes};
@@ -139,7 +140,8 @@ pub struct MemoryPlan {
     pub adapter: u64,
     /// Gradient and moments.
     pub optimizer: u64,
-    /// Sums of products, angles of the rotary embedding, and bytes in use for other purposes.
+    /// Sums of products, angles of the rotary embedding, norms and biases in float32, and bytes in
+    /// use for other purposes.
     pub scratch: u64,
     /// Maximum bytes. `None`: unknown.
     pub budget: Option<u64>,
@@ -171,7 +173,7 @@ impl MemoryPlan {
     fn of(demand: &Demand<'_>, rows: u32) -> Result<Self, MemoryError> {
         let Demand { model, budget, length, training, .. } = *demand;
         let tokens = rows.saturating_mul(length);
-        let sizes = Sizes { tokens, rank: demand.rank, dropout: demand.dropout, training };
+        let sizes = Sizes { tokens, rank: demand.rank, dropout: demand.dropout, training, kept: 0 };
         let workspace = WorkspaceBytes::of(model, sizes);
         let limit = demand.max_binding.min(demand.max_buffer);
         if workspace.largest > limit {
@@ -180,7 +182,7 @@ impl MemoryPlan {
         let adapter = demand.adapter.saturating_mul(4);
         let optimizer = if training { adapter.saturating_mul(3) } else { 0 };
         let angles = rotary_bytes(model, demand.positions, tokens);
-        let scratch = sum([Matmul::SCRATCH_BYTES, angles, demand.reserved]);
+        let scratch = sum([Matmul::SCRATCH_BYTES, angles, Constants::bytes(model), demand.reserved]);
         let fixed = sum([workspace.total(), adapter, optimizer, scratch]);
         let left = budget.map(|budget| budget.saturating_sub(fixed));
         let stream = match StreamPlan::new(demand.index, demand.max_buffer, left, true) {

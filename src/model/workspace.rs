@@ -8,7 +8,6 @@
 //! before the layers, in the forward pass
 //!   embedding            tokens                     -> residual[0]
 //! layer i: forward, and again before backward
-//!   constants            norms and biases in a pack -> constants
 //!   input norm           residual[i]                -> normed
 //!   q_proj, k_proj       normed                     -> raw_queries, raw_keys if heads have a norm,
 //!                                                      else queries, keys
@@ -71,13 +70,17 @@ pub struct Sizes {
     pub dropout: bool,
     /// Whether gradients are computed.
     pub training: bool,
+    /// Layers, the last ones, that keep their activations for their gradients.
+    pub kept: u32,
 }
 
 /// The use of memory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Use {
-    /// Activations that the forward pass saves for the backward pass.
+    /// The residual streams that the forward pass saves for the backward pass.
     SavedActivations,
+    /// The other activations of layers that are not computed again.
+    KeptActivations,
     /// Activations and gradients of the current layer.
     Layer,
     /// Logits and losses.
@@ -92,6 +95,29 @@ pub(crate) struct Workspace<M> {
     pub residual: Vec<M>,
     /// The output of a norm: hidden.
     pub normed: M,
+    /// silu(gate) * up, later its gradient: intermediate.
+    pub activated: M,
+    /// x A^T, or its gradient: rank.
+    pub low_rank: M,
+    /// The inputs of an adapter after dropout: as wide as the widest input. One column without
+    /// dropout.
+    pub dropped: M,
+    /// The activations of a layer that is computed again for its gradients.
+    shared: Activations<M>,
+    /// The activations of the last layers, which keep them.
+    kept: Vec<Activations<M>>,
+    pub backward: Option<Backward<M>>,
+    /// Logits of a chunk of the vocabulary.
+    pub logits: M,
+    /// 4.
+    pub loss_state: M,
+    /// [1, 1]: the sum of the losses of the micro-batches so far.
+    pub loss: M,
+}
+
+/// The activations of a layer that its gradients are computed from.
+#[derive(Debug)]
+pub(crate) struct Activations<M> {
     /// heads * head_dim, before the norm per head, if the model has that norm.
     pub raw_queries: Option<M>,
     /// kv_heads * head_dim, before the norm per head, if the model has that norm.
@@ -112,21 +138,6 @@ pub(crate) struct Workspace<M> {
     pub gate: M,
     /// Intermediate.
     pub up: M,
-    /// silu(gate) * up, later its gradient: intermediate.
-    pub activated: M,
-    /// x A^T, or its gradient: rank.
-    pub low_rank: M,
-    /// The inputs of an adapter after dropout: as wide as the widest input. One column without
-    /// dropout.
-    pub dropped: M,
-    pub backward: Option<Backward<M>>,
-    /// Logits of a chunk of the vocabulary.
-    pub logits: M,
-    /// 4.
-    pub loss_state: M,
-    /// [1, 1]: the sum of the losses of the micro-batches so far.
-    pub loss: M,
-    pub constants: Constants<M>,
 }
 
 /// Gradients, each named after its activation.
@@ -144,18 +155,7 @@ pub(crate) struct Backward<M> {
     pub low_rank: M,
 }
 
-/// Norms and biases of a layer in float32, one row each.
-#[derive(Debug)]
-pub(crate) struct Constants<M> {
-    pub input_norm: M,
-    pub post_attention_norm: M,
-    pub query_norm: Option<M>,
-    pub key_norm: Option<M>,
-    /// Of the projections in the order of `lora::TARGETS`.
-    pub biases: [Option<M>; 7],
-}
-
-impl<M> Workspace<M> {
+impl<M: Clone> Workspace<M> {
     /// Calls `new` for each matrix, with its use, name, rows and columns. The order is always the
     /// same.
     fn build<E>(
@@ -164,35 +164,26 @@ impl<M> Workspace<M> {
         chunk: u32,
         mut new: impl FnMut(Use, &'static str, u32, u32) -> Result<M, E>,
     ) -> Result<Self, E> {
-        let &ModelConfig { hidden, intermediate, heads, head_dim, layers, .. } = model;
+        let &ModelConfig { hidden, intermediate, heads, layers, .. } = model;
         let (queries, keys, tokens) = (model.queries(), model.keys(), sizes.tokens);
         let streams = if sizes.training { layers.saturating_add(1) } else { 2 };
         let residual =
             (0..streams).map(|_| new(Use::SavedActivations, "residual stream", tokens, hidden)).collect::<Result<_, E>>()?;
+        let shared = Activations::build(model, None, |name, cols| new(Use::Layer, name, tokens, cols))?;
+        let mut keep =
+            |_| Activations::build(model, Some(&shared), |name, cols| new(Use::KeptActivations, name, tokens, cols));
+        let kept = (0..sizes.kept).map(&mut keep).collect::<Result<_, E>>()?;
         let mut layer = |name, cols: u32| new(Use::Layer, name, tokens, cols);
-        let normed = layer("normed", hidden)?;
-        let [raw_queries, raw_keys] = match model.q_k_norm {
-            true => [Some(layer("raw queries", queries)?), Some(layer("raw keys", keys)?)],
-            false => [None, None],
-        };
         let widest = if sizes.dropout { intermediate.max(queries).max(hidden) } else { 1 };
         let rank = sizes.rank.max(1);
         Ok(Self {
             residual,
-            normed,
-            raw_queries,
-            raw_keys,
-            queries: layer("queries", queries)?,
-            keys: layer("keys", keys)?,
-            values: layer("values", keys)?,
-            attended: layer("attended", queries)?,
-            lse: layer("softmax denominators", heads)?,
-            middle: layer("middle of the residual stream", hidden)?,
-            gate: layer("gate", intermediate)?,
-            up: layer("up", intermediate)?,
+            normed: layer("normed", hidden)?,
             activated: layer("activated", intermediate)?,
             low_rank: layer("low rank", rank)?,
             dropped: layer("dropped", widest)?,
+            shared,
+            kept,
             backward: match sizes.training {
                 false => None,
                 true => Some(Backward {
@@ -209,40 +200,54 @@ impl<M> Workspace<M> {
             logits: new(Use::Loss, "logits", tokens, chunk)?,
             loss_state: new(Use::Loss, "losses", tokens, 4)?,
             loss: new(Use::Loss, "loss", 1, 1)?,
-            constants: Constants::build(model, head_dim, new)?,
         })
     }
 }
 
-impl<M> Constants<M> {
+impl<M: Clone> Activations<M> {
+    /// Calls `new` for each matrix, with its name and columns. Kept activations take from `shared`
+    /// what is cheap to compute again: queries and keys after the norms of the heads.
     fn build<E>(
         model: &ModelConfig,
-        head_dim: u32,
-        mut new: impl FnMut(Use, &'static str, u32, u32) -> Result<M, E>,
+        shared: Option<&Self>,
+        mut new: impl FnMut(&'static str, u32) -> Result<M, E>,
     ) -> Result<Self, E> {
-        let (hidden, intermediate, queries, keys) = (model.hidden, model.intermediate, model.queries(), model.keys());
-        let mut row = |wanted: bool, name, cols| match wanted {
-            true => new(Use::Layer, name, 1, cols).map(Some),
-            false => Ok(None),
+        let &ModelConfig { hidden, intermediate, heads, q_k_norm, .. } = model;
+        let (queries, keys) = (model.queries(), model.keys());
+        let [raw_queries, raw_keys] = match q_k_norm {
+            true => [Some(new("raw queries", queries)?), Some(new("raw keys", keys)?)],
+            false => [None, None],
         };
-        let [query_norm, key_norm] =
-            [row(model.q_k_norm, "query norm", head_dim)?, row(model.q_k_norm, "key norm", head_dim)?];
-        let biases = [
-            row(model.qkv_bias, "bias", queries)?,
-            row(model.qkv_bias, "bias", keys)?,
-            row(model.qkv_bias, "bias", keys)?,
-            row(model.o_bias, "bias", hidden)?,
-            row(model.mlp_bias, "bias", intermediate)?,
-            row(model.mlp_bias, "bias", intermediate)?,
-            row(model.mlp_bias, "bias", hidden)?,
-        ];
+        let [queries, keys_of_heads] = match shared.filter(|_| q_k_norm) {
+            Some(shared) => [shared.queries.clone(), shared.keys.clone()],
+            None => [new("queries", queries)?, new("keys", keys)?],
+        };
         Ok(Self {
-            input_norm: new(Use::Layer, "input norm", 1, hidden)?,
-            post_attention_norm: new(Use::Layer, "post-attention norm", 1, hidden)?,
-            query_norm,
-            key_norm,
-            biases,
+            raw_queries,
+            raw_keys,
+            queries,
+            keys: keys_of_heads,
+            values: new("values", keys)?,
+            attended: new("attended", model.queries())?,
+            lse: new("softmax denominators", heads)?,
+            middle: new("middle of the residual stream", hidden)?,
+            gate: new("gate", intermediate)?,
+            up: new("up", intermediate)?,
         })
+    }
+}
+
+impl<M> Workspace<M> {
+    /// The activations of layer `number` of `layers` layers, and whether it keeps them.
+    pub fn activations(&self, number: u32, layers: u32) -> (&Activations<M>, bool) {
+        let first = u64::from(layers).saturating_sub(self.kept.len() as u64);
+        let kept = u64::from(number).checked_sub(first).and_then(|at| self.kept.get(usize::try_from(at).ok()?));
+        kept.map_or((&self.shared, false), |kept| (kept, true))
+    }
+
+    /// A matrix [tokens, hidden] that no layer needs after a pass.
+    pub fn hidden_scratch(&self) -> &M {
+        &self.shared.middle
     }
 }
 
@@ -251,6 +256,8 @@ impl<M> Constants<M> {
 pub struct WorkspaceBytes {
     /// The residual streams of all layers.
     pub saved_activations: u64,
+    /// The activations of the layers that keep them.
+    pub kept_activations: u64,
     /// Activations of one layer, and their gradients.
     pub layer: u64,
     /// Logits and losses.
@@ -268,6 +275,7 @@ impl WorkspaceBytes {
             bytes.largest = bytes.largest.max(size);
             match purpose {
                 Use::SavedActivations => bytes.saved_activations = bytes.saved_activations.saturating_add(size),
+                Use::KeptActivations => bytes.kept_activations = bytes.kept_activations.saturating_add(size),
                 Use::Layer => bytes.layer = bytes.layer.saturating_add(size),
                 Use::Loss => bytes.loss = bytes.loss.saturating_add(size),
             }
@@ -279,7 +287,8 @@ impl WorkspaceBytes {
 
     /// All bytes.
     pub fn total(&self) -> u64 {
-        self.saved_activations.saturating_add(self.layer).saturating_add(self.loss)
+        let kept = self.saved_activations.saturating_add(self.kept_activations);
+        kept.saturating_add(self.layer).saturating_add(self.loss)
     }
 }
 
@@ -365,7 +374,7 @@ mod tests {
         }
         let model = ModelConfig::parse(config.to_string().as_bytes(), None).unwrap();
         for training in [false, true] {
-            let sizes = Sizes { tokens: u32::MAX, rank: u32::MAX, dropout: true, training };
+            let sizes = Sizes { tokens: u32::MAX, rank: u32::MAX, dropout: true, training, kept: u32::from(training) };
             let bytes = WorkspaceBytes::of(&model, sizes);
             assert_eq!((bytes.largest, bytes.total()), (u64::MAX, u64::MAX));
         }

@@ -62,8 +62,13 @@ fn decoders() {
 fn copies() {
     let Some(gpu) = gpu() else { return };
     let copy = CopyKernel::new(&gpu).unwrap();
-    let ((from, _), to) = (random_mat(&gpu, 1, 1, 4 * 1003), poisoned(&gpu, 1, 4 * 1003));
-    assert_written(&gpu, &["copy:main"], &ranges([&to]), &[], |commands| copy.record(commands, &from.range, &to.range));
+    let [by_vectors, by_words] = [4 * 1003, 4003].map(|count| (random_mat(&gpu, 1, 1, count).0, poisoned(&gpu, 1, count)));
+    let results = ranges([&by_vectors.1, &by_words.1]);
+    assert_written(&gpu, &["copy:vectors", "copy:words"], &results, &[], |commands| {
+        for (from, to) in [&by_vectors, &by_words] {
+            copy.record(commands, &from.range, &to.range).unwrap();
+        }
+    });
 }
 
 /// Tiles, chunks of the sums, and few rows; with a bias, and added to a result.

@@ -162,7 +162,7 @@ fn the_profile_of_the_kernels_goes_to_stderr() {
     let mut command = command(folder.path(), "bench dequant --shape 96x64 --runs 1 --json");
     let assert = command.env("NF4PACK_PROFILE", "1").assert().success();
     parse(&assert);
-    assert.stderr(contains("copy:main")).stderr(contains("nf4_fast:to_16")).stderr(contains("total"));
+    assert.stderr(contains("copy:vectors")).stderr(contains("nf4_fast:to_16")).stderr(contains("total"));
 }
 
 #[test]

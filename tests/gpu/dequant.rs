@@ -418,13 +418,15 @@ fn the_copy_baseline_copies() {
     for max_binding in [None, Some(4096 + 16)] {
         let Some(gpu) = common::gpu_with(|options| options.max_binding = max_binding) else { return };
         let mut random = Random(10);
-        for size in [16, 4096, 16 * 1024, 16 * 1024 + 4096, 200_016] {
+        for size in [16, 4096, 16 * 1024, 16 * 1024 + 4096, 200_016, 4, 8196, 200_012] {
             let bytes: Vec<u8> = (0..size).map(|_| random.bits(8) as u8).collect();
             let from = BufferRange::whole(gpu.storage_with("from", &bytes).unwrap());
             let to = BufferRange::whole(gpu.storage_with("to", &vec![POISON; size + 32]).unwrap());
+            let [from, target] = [&from, &to].map(|range| range.slice(0, size as u64));
             let copy = CopyKernel::new(&gpu).unwrap();
             let mut commands = gpu.commands("copy");
-            copy.record(&mut commands, &from, &to);
+            copy.record(&mut commands, &from, &target).unwrap();
+            assert!(copy.record(&mut commands, &from, &to).is_err());
             commands.submit().unwrap();
             let found = gpu.read(&to).unwrap();
             assert!(found[..size] == bytes, "{size} bytes");

@@ -255,6 +255,85 @@ fn bytes_in_use_go_up_and_down() {
     assert!(gpu.bytes_in_use().unwrap() < before + (32 << 20));
 }
 
+/// Kept bind groups contain buffers, but do not keep them alive.
+#[test]
+fn memory_of_a_bound_buffer_is_free_after_its_last_use() {
+    let Some(gpu) = common::own_gpu() else { return };
+    let Some(before) = gpu.bytes_in_use() else {
+        eprintln!("SKIPPED: {} does not report memory in use", gpu.adapter());
+        return;
+    };
+    let next = kernel(&gpu, "next", NEXT);
+    let kept = poisoned(&gpu, 8 << 20);
+    for _ in 0..3 {
+        let out = poisoned(&gpu, 8 << 20);
+        let mut commands = gpu.commands("bound");
+        commands.dispatch(&next, &[kept.slice(0, 256), out.slice(0, 256)], &[], [1, 1, 1], 0);
+        commands.dispatch(&next, &[out.slice(256, 256), kept.slice(512, 256)], &[], [1, 1, 1], 0);
+        commands.submit().unwrap();
+        drop(out);
+        gpu.wait().unwrap();
+        let used = gpu.bytes_in_use().unwrap();
+        assert!(used < before + (48 << 20), "{used} bytes after {before}");
+    }
+    drop(kept);
+    gpu.wait().unwrap();
+    assert!(gpu.bytes_in_use().unwrap() < before + (32 << 20));
+}
+
+/// Parts of lists, and lists of several threads, share a buffer for their parameters.
+#[test]
+fn every_dispatch_gets_its_own_parameters() {
+    let Some(gpu) = common::own_gpu() else { return };
+    let check = |thread: u32, dispatches: u32, operations: u64| {
+        let out = poisoned(&gpu, 64 * dispatches);
+        let mut commands = gpu.commands("parameters");
+        for i in 0..dispatches {
+            triple(&gpu, &mut commands, &out.slice(256 * u64::from(i), 12), 1000 * thread + i);
+            commands.add_operations(operations);
+        }
+        commands.submit().unwrap();
+        let words = words(&gpu, &out);
+        for (i, part) in (0..dispatches).zip(words.chunks(64)) {
+            let add = 1000 * thread + i;
+            assert_eq!(part[..4], [add, add + 3, add + 6, 0xaaaa_aaaa], "dispatch {i} of {dispatches}");
+        }
+    };
+    std::thread::scope(|scope| {
+        for thread in 0..4 {
+            let check = &check;
+            scope.spawn(move || {
+                for dispatches in [1, 2, 70, 300] {
+                    check(thread, dispatches, 0);
+                }
+                check(thread, 70, 1 << 37);
+            });
+        }
+    });
+    // More parameters than the buffer has at first.
+    check(9, 9_000, 0);
+    check(9, 3, 0);
+}
+
+/// A buffer is not taken for an earlier one with the same size, and an error leaves no bind group.
+#[test]
+fn bind_groups_are_those_of_present_buffers() {
+    let Some(gpu) = common::own_gpu() else { return };
+    let next = kernel(&gpu, "next", NEXT);
+    let from = poisoned(&gpu, 64);
+    for round in 0..20 {
+        let out = poisoned(&gpu, 64);
+        let mut commands = gpu.commands("present");
+        commands.dispatch(&next, &[from.clone(), out.clone()], &[], [1, 1, 1], 0);
+        commands.submit().unwrap();
+        assert!(words(&gpu, &out).iter().all(|&word| word == 0xaaaa_aaab), "round {round}");
+        let mut commands = gpu.commands("alias");
+        commands.dispatch(&next, &[from.clone(), out.clone()], &[], [1, 1, 1], 0);
+        commands.dispatch(&next, &[out.clone(), out.clone()], &[], [1, 1, 1], 0);
+        assert!(matches!(commands.submit(), Err(GpuError::Invalid { .. })));
+    }
+}
+
 #[test]
 fn bindings_are_checked_against_limits_and_the_kernel() {
     let Some(gpu) = common::gpu_with(|options| options.max_binding = Some(4096)) else { return };

@@ -29,15 +29,20 @@ struct Fixture {
 
 impl Fixture {
     fn new() -> Self {
-        Self::of("tiny-qwen3", "oracle/adapter_final")
+        Self::with("oracle/adapter_final", common::write_tiny)
     }
 
     /// The fixture of a checkpoint and an adapter.
     fn of(checkpoint: &str, adapter: &str) -> Self {
-        let (fixtures, folder) = (Path::new("tests/fixtures"), tempfile::tempdir().unwrap());
+        let source = Path::new("tests/fixtures").join(checkpoint);
+        Self::with(adapter, |path| drop(convert(&source, path, Options::default(), &()).unwrap()))
+    }
+
+    fn with(adapter: &str, write: impl FnOnce(&Path)) -> Self {
+        let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("tiny.nf4pack");
-        convert(&fixtures.join(checkpoint), &path, Options::default(), &()).unwrap();
-        Self { _folder: folder, path, adapter: fixtures.join(adapter) }
+        write(&path);
+        Self { _folder: folder, path, adapter: Path::new("tests/fixtures").join(adapter) }
     }
 
     fn pack(&self) -> PackSource {
@@ -243,13 +248,12 @@ fn sampled_tokens_are_those_of_the_cpu() {
     let mut session = fixture.session(&gpu, None);
     let refused = TextGenerator::open(&gpu, fixture.pack(), None, None, CAPACITY, Some(1)).unwrap_err();
     let GenerateError::Budget { needed, .. } = refused else { panic!("{refused}") };
-    for (temperature, top_k, top_p, seed) in
-        [(0.8, 0, 1.0, 1), (1.0, 20, 1.0, 2), (0.7, 0, 0.9, 3), (1.2, 40, 0.95, 4), (5.0, 0, 1.0, 5), (1.0, 0, 0.0, 6)]
-    {
+    for (temperature, top_k, top_p, seed) in [(0.8, 0, 1.0, 1), (1.0, 20, 1.0, 2), (0.7, 0, 0.9, 3), (5.0, 40, 0.95, 4)] {
         let options = SamplerOptions { temperature, top_k, top_p, seed };
         let start = Sampler::new(options).unwrap();
         let end = by_cpu(&mut session, &prompts[0], 4, &mut start.clone(), None).last().copied();
-        for (end, budget) in [(None, None), (end, None), (end, Some(needed))] {
+        let cases = if seed == 1 { vec![(None, None), (end, None), (end, Some(needed))] } else { vec![(None, None)] };
+        for (end, budget) in cases {
             let mut generator = TextGenerator::open(&gpu, fixture.pack(), None, end, CAPACITY, budget).unwrap();
             let (mut sampler, mut expected) = (start.clone(), start.clone());
             for prompt in prompts {

@@ -85,7 +85,8 @@ Decodes random codes and scales in GPU memory, from every scale type to every fl
 and divides the time by their number; the output is the median of the runs. GB/s counts codes and scales once and the output \
 once. The baselines alternate with the kernels in the same run: a kernel that only copies, and the driver's own copy (its bytes \
 count twice, read and written). A kernel rarely moves bytes faster than a copy, so `of copy` is comparable between devices. If \
-a tensor would stay in a cache, several tensors alternate; their calls are independent and may overlap.";
+a tensor would stay in a cache, several tensors alternate; their calls are independent and may overlap. The last line is the cost \
+of a small dispatch: of recording and submitting it, and of running it after the one before it.";
 
 /// Measure the decoding kernels against a copy
 #[derive(Debug, Args)]

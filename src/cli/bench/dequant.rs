@@ -5,6 +5,7 @@ use std::fmt::Write as _;
 use anyhow::Result;
 use serde::Serialize;
 
+use super::dispatch::{self, DispatchFigures};
 use super::gpu::{Figures, Task};
 use crate::cli::args::{BenchDequantArgs, Matrices, parse_matrices};
 use crate::cli::device::{self, AdapterEntry};
@@ -38,6 +39,7 @@ struct Bench {
     checked: bool,
     #[serde(flatten)]
     figures: Figures,
+    dispatch: DispatchFigures,
 }
 
 pub fn run(args: &BenchDequantArgs) -> Result<Outcome> {
@@ -59,8 +61,10 @@ fn measure(args: &BenchDequantArgs, ui: Ui, gpu: &Gpu) -> Result<Bench> {
     let beyond_caches = if device::is_software(gpu) { BEYOND_CPU_CACHES } else { BEYOND_CACHES };
     let task = Task { tensors: &tensors, block_size, runs, beyond_caches, wanted: |_| true };
     let figures = task.measure(gpu, &Dequantizer::new(gpu)?)?;
+    let dispatch = dispatch::measure(gpu, runs)?;
     let (weights, checked) = (tensors.iter().sum(), gpu.is_checked());
-    Ok(Bench { gpu: gpu.adapter().into(), shape: name, tensors: shapes, weights, block_size, runs, checked, figures })
+    let gpu = gpu.adapter().into();
+    Ok(Bench { gpu, shape: name, tensors: shapes, weights, block_size, runs, checked, figures, dispatch })
 }
 
 fn default_shape(gpu: &Gpu) -> &'static str {
@@ -98,6 +102,13 @@ impl Bench {
         let _ = writeln!(text, ", by {by}{turns}{checks}\n");
         let _ =
             writeln!(text, "{table}(GB/s: codes and scales read once, output written once; of a copy, read and written)");
+        let DispatchFigures { dispatches, host_seconds, device_seconds, seconds } = self.dispatch;
+        let [host, device, both] = [host_seconds, device_seconds, seconds].map(|seconds| format!("{:.2}", 1e6 * seconds));
+        let _ = writeln!(
+            text,
+            "a small dispatch in a list of {}: {host} µs on the host, {device} on the device, {both} one after the other",
+            ui::grouped(dispatches as u64),
+        );
         text
     }
 }

@@ -125,10 +125,8 @@ impl Copy {
 /// Bytes read and written per second by the copy kernel: the median of `runs` copies of `bytes`.
 pub fn copy_speed(gpu: &Gpu, bytes: u64, runs: u16) -> Result<f64> {
     let copy = Copy::new(gpu, bytes)?;
-    let mut load = Load::new(gpu, "copy kernel", |commands, _| {
-        copy.kernel.record(commands, &copy.from, &copy.to);
-        Ok(())
-    })?;
+    let record = |commands: &mut Commands, _| Ok(copy.kernel.record(commands, &copy.from, &copy.to)?);
+    let mut load = Load::new(gpu, "copy kernel", record)?;
     for _ in 0..runs {
         ui::not_interrupted()?;
         load.run(gpu)?;
@@ -156,10 +154,7 @@ impl Task<'_> {
         let sets = self.sets(gpu)?;
         let copy = Copy::new(gpu, self.beyond_caches)?;
         let mut loads = vec![
-            Load::new(gpu, "copy kernel", |commands, _| {
-                copy.kernel.record(commands, &copy.from, &copy.to);
-                Ok(())
-            })?,
+            Load::new(gpu, "copy kernel", |commands, _| Ok(copy.kernel.record(commands, &copy.from, &copy.to)?))?,
             Load::new(gpu, "driver copy", |commands, _| {
                 commands.copy(&copy.from, &copy.to);
                 Ok(())

@@ -19,23 +19,23 @@ fn is_plain(linear: &Linear<'_>) -> bool {
 impl Layer<'_> {
     /// Computes `attended` from `x`. `false` if this layer or pass does not permit it.
     pub(super) fn attend_few(&self, commands: &mut Commands, x: &Mat) -> Result<bool, OpError> {
-        let Pass { kernels, model, inputs: PassInputs { work, past, .. }, .. } = self.pass;
+        let Pass { kernels, model, inputs: PassInputs { past, .. }, .. } = self.pass;
         let Some(past) = past.filter(|past| past.fits(x.rows)) else { return Ok(false) };
         if ![&self.q, &self.k, &self.v].into_iter().all(is_plain) {
             return Ok(false);
         }
         let epsilon = model.rms_norm_eps as f32;
         let weights = [&self.q.weight, &self.k.weight, &self.v.weight];
-        let wide = Wide { norm: Some((&work.constants.input_norm, epsilon)), ..Wide::of(&weights) };
+        let wide = Wide { norm: Some((&self.constants.input_norm, epsilon)), ..Wide::of(&weights) };
         if !kernels.matmul.wide(commands, x, &wide, &past.joined(x.rows))? {
             return Ok(false);
         }
-        let gammas = work.constants.query_norm.as_ref().zip(work.constants.key_norm.as_ref());
+        let gammas = self.constants.query_norm.as_ref().zip(self.constants.key_norm.as_ref());
         let unsplit = Unsplit {
             norms: gammas.map(|(query, key)| ([query, key], epsilon)),
             angles: self.attention.rotary.then(|| self.pass.angles_after(past.tokens)),
         };
-        past.attend_joined(commands, model, self.number, unsplit, [&work.queries, &work.attended])?;
+        past.attend_joined(commands, model, self.number, unsplit, [&self.activations.queries, &self.activations.attended])?;
         Ok(true)
     }
 
@@ -48,8 +48,8 @@ impl Layer<'_> {
         let join = match model.family.activation {
             Activation::Silu => Join::Gated,
         };
-        let norm = Some((&work.constants.post_attention_norm, model.rms_norm_eps as f32));
+        let norm = Some((&self.constants.post_attention_norm, model.rms_norm_eps as f32));
         let weights = [&self.gate.weight, &self.up.weight];
-        kernels.matmul.wide(commands, &work.middle, &Wide { join, norm, ..Wide::of(&weights) }, &work.activated)
+        kernels.matmul.wide(commands, &self.activations.middle, &Wide { join, norm, ..Wide::of(&weights) }, &work.activated)
     }
 }
