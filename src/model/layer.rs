@@ -26,6 +26,11 @@ use crate::model::weights::projection;
 use crate::model::workspace::{Activations, Backward, Workspace};
 use crate::ops::{AttentionShape, Mat, OpError};
 
+mod few;
+
+/// From this number of tokens on, tiles of queries are faster than queries one by one.
+const LONG_PROMPT: u32 = 64;
+
 /// A layer in GPU memory during a pass.
 #[derive(Debug)]
 pub(super) struct Layer<'a> {
@@ -82,8 +87,7 @@ impl<'a> Layer<'a> {
         let Pass { kernels, inputs: PassInputs { work, .. }, .. } = self.pass;
         self.attention_block(commands, x)?;
         self.feed_forward(commands)?;
-        kernels.copy.record(commands, &self.activations.middle.range, &out.range)?;
-        self.down.forward(kernels, commands, work, &work.activated, true, out)
+        self.down.forward_plus(kernels, commands, work, &work.activated, &self.activations.middle, out)
     }
 
     /// Records what its gradients need: the layer again without `down_proj`, or the parts that kept
@@ -121,6 +125,9 @@ impl<'a> Layer<'a> {
     fn attention_block(&self, commands: &mut Commands, x: &Mat) -> Result<(), OpError> {
         let Pass { kernels, model, inputs: PassInputs { work, .. }, .. } = self.pass;
         let Activations { raw_queries, raw_keys, queries, keys, values, attended, middle, .. } = self.activations;
+        if self.attend_few(commands, x)? {
+            return self.o.forward_plus(kernels, commands, work, attended, x, middle);
+        }
         let normed = &work.normed;
         kernels.norm.forward(commands, x, &self.constants.input_norm, model.rms_norm_eps as f32, normed)?;
         let raw_queries = raw_queries.as_ref().unwrap_or(queries);
@@ -130,8 +137,7 @@ impl<'a> Layer<'a> {
         self.v.forward(kernels, commands, work, normed, false, values)?;
         self.norm_heads(commands)?;
         self.attend(commands)?;
-        kernels.copy.record(commands, &x.range, &middle.range)?;
-        self.o.forward(kernels, commands, work, attended, true, middle)
+        self.o.forward_plus(kernels, commands, work, attended, x, middle)
     }
 
     /// Rotates queries and keys, and computes `attended`: within each sample, or over a KV cache.
@@ -139,8 +145,13 @@ impl<'a> Layer<'a> {
         let Pass { kernels, model, inputs: PassInputs { batch, past, .. }, .. } = self.pass;
         let Activations { queries, keys, values, attended, lse, .. } = self.activations;
         self.rotate_heads(commands)?;
-        if let Some(past) = past {
-            return past.attend(commands, model, self.number, [queries, keys, values], attended);
+        match past {
+            // The start of a long prompt is a sample of its own.
+            Some(past) if past.tokens == 0 && queries.rows >= LONG_PROMPT => {
+                past.store(commands, model, self.number, [keys, values])?;
+            }
+            Some(past) => return past.attend(commands, model, self.number, [queries, keys, values], attended),
+            None => {}
         }
         let shape = self.attention_shape(queries.rows);
         kernels.attention.forward(commands, &shape, queries, keys, values, &batch.starts, attended, lse)
@@ -188,6 +199,9 @@ impl<'a> Layer<'a> {
     fn feed_forward(&self, commands: &mut Commands) -> Result<(), OpError> {
         let Pass { kernels, inputs: PassInputs { work, .. }, .. } = self.pass;
         let Activations { gate, up, .. } = self.activations;
+        if self.activate_few(commands)? {
+            return Ok(());
+        }
         self.norm_middle(commands)?;
         self.gate.forward(kernels, commands, work, &work.normed, false, gate)?;
         self.up.forward(kernels, commands, work, &work.normed, false, up)?;

@@ -4,7 +4,7 @@ use crate::gpu::Commands;
 use crate::lora::gpu::Lora;
 use crate::model::pass::Kernels;
 use crate::model::workspace::Workspace;
-use crate::ops::matmul::Weight;
+use crate::ops::matmul::{Weight, Wide};
 use crate::ops::{Mat, OpError};
 
 /// A projection of one layer.
@@ -30,6 +30,37 @@ impl Linear<'_> {
         y: &Mat,
     ) -> Result<(), OpError> {
         kernels.matmul.forward(commands, x, &self.weight, self.bias, add, y)?;
+        self.forward_adapter(kernels, commands, work, x, y)
+    }
+
+    /// As [`Linear::forward`], plus `addend`, another matrix of the shape of `y`.
+    pub fn forward_plus(
+        &self,
+        kernels: &Kernels,
+        commands: &mut Commands,
+        work: &Workspace<Mat>,
+        x: &Mat,
+        addend: &Mat,
+        y: &Mat,
+    ) -> Result<(), OpError> {
+        let weights = [&self.weight];
+        let wide = Wide { bias: self.bias, addend: Some(addend), ..Wide::of(&weights) };
+        if !kernels.matmul.wide(commands, x, &wide, y)? {
+            kernels.copy.record(commands, &addend.range, &y.range)?;
+            return self.forward(kernels, commands, work, x, true, y);
+        }
+        self.forward_adapter(kernels, commands, work, x, y)
+    }
+
+    /// Adds the output of the adapter to `y`, if there is one.
+    fn forward_adapter(
+        &self,
+        kernels: &Kernels,
+        commands: &mut Commands,
+        work: &Workspace<Mat>,
+        x: &Mat,
+        y: &Mat,
+    ) -> Result<(), OpError> {
         let Some(lora) = &self.lora else { return Ok(()) };
         let low_rank = lora.low_rank(&work.low_rank, x.rows);
         let x = lora.dropped(kernels, commands, &work.dropped, x)?;

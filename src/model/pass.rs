@@ -150,4 +150,10 @@ impl GpuBatch {
         let (ids, labels, starts) = (upload("tokens", ids)?, upload("labels", labels)?, upload("starts", starts)?);
         Ok(Self { ids, labels, starts, own_angles })
     }
+
+    /// One token after the tokens of a KV cache. Its id is in GPU memory. A pass over a cache reads
+    /// neither labels nor starts.
+    pub(super) fn of_token(id: &BufferRange, own_angles: Option<OwnAngles>) -> Self {
+        Self { ids: id.clone(), labels: id.clone(), starts: id.clone(), own_angles }
+    }
 }

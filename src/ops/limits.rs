@@ -62,7 +62,7 @@ const OPERATIONS: [(&str, Record); 15] = [
     }),
     ("cached attention", |gpu, c, of| {
         let shape = CachedAttentionShape { tokens: of.x.rows, past: 0, heads: heads(of).heads };
-        CachedAttention::new(gpu, 4)?.forward(c, &shape, &of.x, &of.y, &of.y, &of.z)
+        CachedAttention::new(gpu, 4, 1)?.forward(c, &shape, &of.x, &of.y, &of.y, &of.z)
     }),
     ("loss", |gpu, c, of| ChunkedLoss::new(gpu)?.accumulate(c, &of.x, 0, &of.words, &of.narrow)),
     ("gradient of the loss", |gpu, c, of| ChunkedLoss::new(gpu)?.gradient(c, &of.x, 0, &of.words, &of.narrow, 1)),

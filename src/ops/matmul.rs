@@ -16,10 +16,12 @@ mod rows;
 mod tests;
 mod trial;
 pub(in crate::ops) mod weight;
+mod wide;
 
-use kernels::Kernels;
+use kernels::{Families, Kernels};
 use product::{Product, View, dense};
 pub use weight::{Elements, Weight};
+pub use wide::{Join, MAX_ROWS, Wide};
 
 use super::Mat;
 use crate::dequant::operand::ALIGN;
@@ -42,7 +44,18 @@ impl Matmul {
     /// # Errors
     /// [`OpError::Gpu`] if memory is exhausted or a kernel does not compile.
     pub fn new(gpu: &Gpu) -> Result<Self, OpError> {
-        Ok(Self { kernels: Kernels::new(gpu, Tried::new(gpu), Tried::new(gpu), trial::TRIALS)? })
+        let families = Families { products: Tried::new(gpu), sum: Tried::new(gpu), wide: Tried::new(gpu) };
+        Ok(Self { kernels: Kernels::new(gpu, families, trial::TRIALS)? })
+    }
+
+    /// Records a product of few rows, or returns `false` if these rows and weights need other
+    /// kernels: more than [`MAX_ROWS`] rows, rows of weights that are no whole vectors, several
+    /// weights in different buffers, or a weight in several parts.
+    ///
+    /// # Errors
+    /// As [`Matmul::forward`].
+    pub fn wide(&self, commands: &mut Commands, x: &Mat, wide: &Wide<'_>, out: &Mat) -> Result<bool, OpError> {
+        self.kernels.record_wide(commands, x, wide, out)
     }
 
     /// Records `out[m, n] = scale * a[m, k] b[n, k]^T`, added to `out` if `add` is set.
@@ -113,6 +126,11 @@ impl Matmul {
             let product = dense(View::of(x), (x, 0..0), (0, 1), y);
             let bias = bias.map(|bias| (bias.range.clone(), 0));
             return self.record(commands, &Product { scale: w.factor(), add, bias, ..product });
+        }
+        let weights = [w];
+        let wide = Wide { bias, ..Wide::of(&weights) };
+        if !add && self.wide(commands, x, &wide, y)? {
+            return Ok(());
         }
         for (rectangle, b) in w.pieces("x W^T", self.binding())? {
             let (rows, columns) = (&rectangle.rows, &rectangle.columns);

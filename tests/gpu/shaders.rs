@@ -74,8 +74,46 @@ const FORMS: &[(&[&str], Constants)] = &[
         &["attention.wgsl"],
         &[("HEAD", &[1.0, 16.0, 20.0, 32.0, 64.0]), ("TX", &[8.0]), ("TY", &[16.0]), ("VALUES", &[4.0, 16.0])],
     ),
-    (&["cached_attention.wgsl"], &[("HEAD", &[1.0, 5.0, 32.0, 64.0])]),
+    (
+        &["cached_attention.wgsl"],
+        &[
+            ("HEAD", &[1.0, 5.0, 32.0, 64.0]),
+            ("GROUP", &[1.0, 3.0, 8.0]),
+            ("QUERY", &[512.0]),
+            ("WEIGHTS", &[1024.0]),
+            ("HIGHS", &[128.0]),
+        ],
+    ),
     (&["rotary.wgsl"], &[]),
+    (
+        &["matmul_wide.wgsl", "matmul_wide_nf4.wgsl"],
+        &[
+            ("M", &[1.0, 2.0, 4.0, 8.0]),
+            ("LANES", &[32.0, 64.0]),
+            ("QUADS", &[1.0]),
+            ("NORM", EITHER),
+            ("GATED", EITHER),
+            ("PARTIAL", &[512.0]),
+            ("SQUARES", &[512.0]),
+            ("SCALES", TYPES),
+            ("MAPS", &[768.0]),
+        ],
+    ),
+    (
+        &["matmul_wide.wgsl", "matmul_wide_raw.wgsl"],
+        &[
+            ("M", &[1.0, 2.0, 4.0, 8.0]),
+            ("LANES", &[32.0, 64.0]),
+            ("QUADS", &[1.0]),
+            ("NORM", EITHER),
+            ("GATED", EITHER),
+            ("PARTIAL", &[512.0]),
+            ("SQUARES", &[512.0]),
+            ("FLOATS", &[1.0, 2.0]),
+        ],
+    ),
+    (&["sample.wgsl"], &[]),
+    (&["split_heads.wgsl"], &[("NORM", EITHER)]),
     (&["scale.wgsl"], &[]),
     (&["dropout.wgsl"], &[]),
     (&["finite.wgsl"], &[]),
@@ -142,7 +180,7 @@ fn every_kernel_runs_over_poisoned_memory_in_a_test() {
     let every: BTreeSet<String> = FORMS.iter().flat_map(|(files, _)| kernels(files)).collect();
     let source = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("src/ops/poison.rs")).unwrap();
     assert_eq!(poisoned(&source).collect::<BTreeSet<_>>(), every, "the kernels of src/ops/poison.rs, and those of shaders");
-    assert_eq!(every.len(), 34);
+    assert_eq!(every.len(), 40);
 }
 
 #[test]
@@ -169,9 +207,9 @@ fn every_shader_is_valid_in_every_form() {
             }
         }
     }
-    let dequant = 1 + 2 * 12 + 9;
-    let products = 72 + 48 + 2 * 48 + 1;
-    let attention = 5 * 10 + 4 * 2 + 2;
-    let rest = 1 + 1 + 2 + 2 * 3 + 3 + 3 + 2 * 2 + 2;
+    let dequant = 2 + 2 * 12 + 9;
+    let products = 72 + 48 + 2 * 48 + 1 + 32 * (3 + 2);
+    let attention = 5 * 10 + 3 * 4 * 2 + 2;
+    let rest = 1 + 2 + 2 + 1 + 2 + 2 * 3 + 3 + 3 + 2 * 2 + 2;
     assert_eq!(compiled, dequant + products + attention + rest);
 }
