@@ -114,7 +114,12 @@ impl Fixture {
     }
 
     pub fn memory(&self, rows: usize) -> Memory {
-        let sizes = Sizes { tokens: rows as u32 * self.length, rank: self.rank, dropout: true, training: true, kept: 0 };
+        self.memory_keeping(rows, 0)
+    }
+
+    /// The last `kept` layers keep their activations.
+    pub fn memory_keeping(&self, rows: usize, kept: u32) -> Memory {
+        let sizes = Sizes { tokens: rows as u32 * self.length, rank: self.rank, dropout: true, training: true, kept };
         Memory::new(&self.gpu, &self.config, sizes).unwrap()
     }
 

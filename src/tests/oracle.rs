@@ -126,8 +126,14 @@ fn the_gradients_of_the_first_step_are_those_of_peft() {
 
 /// The first steps of the oracle.
 fn train(fixture: &Fixture, ring: bool, steps: usize) -> (Vec<StepResult>, Vec<f32>) {
+    train_keeping(fixture, ring, steps, 0)
+}
+
+/// As [`train`]; the last `kept` layers keep their activations.
+fn train_keeping(fixture: &Fixture, ring: bool, steps: usize, kept: u32) -> (Vec<StepResult>, Vec<f32>) {
     let oracle = oracle();
-    let mut trainer = fixture.trainer(&fixture.adapter("adapter_init"), ring, 2);
+    let memory = fixture.memory_keeping(2, kept);
+    let mut trainer = fixture.trainer_of(&fixture.adapter("adapter_init"), fixture.model(ring), memory);
     let steps = (0..steps).map(|step| trainer.step(&[batch(&oracle, step % 4, &[0, 1])], 1e-3).unwrap()).collect();
     let [parameters, ..] = trainer.read().unwrap();
     (steps, parameters)
@@ -160,6 +166,19 @@ fn a_ring_of_two_layers_changes_no_bit() {
     let (through_ring, of_ring) = train(&fixture, true, 2);
     assert_eq!(through_ring, resident);
     assert!(of_ring.iter().zip(&parameters).all(|(a, b)| a.to_bits() == b.to_bits()));
+}
+
+#[test]
+fn kept_activations_change_no_bit() {
+    let Some(fixture) = tiny_qwen3() else { return };
+    let layers = fixture.config.layers;
+    assert!(layers > 1);
+    let (computed_again, parameters) = train(&fixture, false, 3);
+    for (ring, kept) in [(false, 1), (false, layers), (true, 1)] {
+        let (steps, found) = train_keeping(&fixture, ring, 3, kept);
+        assert_eq!(steps, computed_again, "{kept} of {layers} layers kept");
+        assert!(found.iter().zip(&parameters).all(|(a, b)| a.to_bits() == b.to_bits()), "{kept} of {layers} layers kept");
+    }
 }
 
 #[test]

@@ -20,8 +20,7 @@ use crate::dequant::stream::default_budget;
 use crate::gpu::{AllocatedMemory, Gpu};
 use crate::lora::config::{AdapterLayout, LoraConfig, TARGETS};
 use crate::lora::gpu::GpuAdapter;
-use crate::model::plan::MicroBatch;
-use crate::model::plan::{Demand, MemoryError, MemoryPlan};
+use crate::model::plan::{Demand, KeepActivations, MemoryError, MemoryPlan, MicroBatch};
 use crate::random::{Generator, Stream};
 use crate::train::step::Phase;
 use crate::train::trainer::{Hyperparameters, Trainer};
@@ -47,6 +46,9 @@ struct Bench {
     planned: Vec<(&'static str, u64)>,
     /// Whether all layers stay in GPU memory.
     resident: bool,
+    /// Layers, of all, that keep their activations for the backward pass.
+    kept_layers: u32,
+    layers: u32,
     /// Peak bytes in buffers, and allocated by the driver for them, if the backend reports it. It
     /// is read when the phases of a step are submitted but not finished. Buffers from before the
     /// first step are never freed, and those of a step (a batch, kernel parameters) only when the
@@ -109,6 +111,8 @@ fn measure(args: &BenchTrainArgs, ui: Ui, gpu: &Gpu) -> Result<Bench> {
         planned_bytes: plan.total(),
         planned: plan.parts().into(),
         resident: plan.stream.resident,
+        kept_layers: plan.kept_layers(),
+        layers: plan.stream.layers,
         used_bytes: allocated.map(|allocated| allocated.used),
         reserved_bytes: allocated.map(|allocated| allocated.reserved),
     })
@@ -140,6 +144,7 @@ fn trainer(args: &BenchTrainArgs, gpu: &Gpu, pack: &Path) -> Result<(Trainer, Me
         rank,
         dropout: false,
         training: true,
+        keep_activations: args.keep_activations.map_or(KeepActivations::Auto, |keep| keep.0),
         length: args.seq,
         positions: args.seq,
         rows: args.batch.into(),
@@ -227,7 +232,7 @@ impl Bench {
             }
         }
         format!(
-            "\n{}\n{}, {} x {} tokens, rank {}: {:.0} tokens/s, {:.1} ms a step (median of {})\n\n{phases}\n{memory}",
+            "\n{}\n{}, {} x {} tokens, rank {}: {:.0} tokens/s, {:.1} ms a step (median of {}), {} of {} layers keep their activations\n\n{phases}\n{memory}",
             self.gpu,
             self.shape,
             self.batch,
@@ -236,6 +241,8 @@ impl Bench {
             self.tokens_per_second,
             1e3 * self.median_seconds,
             ui::plural(self.seconds.len() as u64, "run"),
+            self.kept_layers,
+            self.layers,
         )
     }
 }

@@ -1,0 +1,136 @@
+//! The choice of a plan: how many rows a pass has, and how many layers keep their activations.
+
+use super::{Demand, MAX_AUTO_ROWS, MemoryError, MemoryPlan};
+
+/// Rows of a forward pass.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum MicroBatch {
+    /// The rows that are estimated to be fastest, of those that fit in GPU memory.
+    #[default]
+    Auto,
+    /// This number.
+    Rows(u32),
+}
+
+/// Layers that keep their activations from the forward to the backward pass, the last ones first.
+/// The backward pass computes the other layers again. The results are the same bit for bit.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum KeepActivations {
+    /// As many as fit in GPU memory in which all layers stay, else none.
+    #[default]
+    Auto,
+    /// None of them.
+    None,
+    /// All of them.
+    All,
+    /// This number, at most all.
+    Layers(u32),
+}
+
+/// Tokens that a pass could compute in the time that it takes besides its tokens. Measured: 512
+/// tokens at 0.78 of the speed of 2,048.
+const OVERHEAD_TOKENS: f64 = 256.0;
+/// Share of a step in which the backward pass computes all layers again.
+const RECOMPUTED: f64 = 0.25;
+
+/// A plan that `--micro-batch auto` did not choose, because it is estimated to be slower.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Slower {
+    /// Rows of a forward pass.
+    pub micro_batch: u32,
+    /// Layers that keep their activations.
+    pub kept_layers: u32,
+    /// Estimated speed in percent of the chosen plan.
+    pub percent: u32,
+}
+
+impl KeepActivations {
+    /// The requested number of layers, of `layers`. `None`: as many as fit.
+    fn requested(self, layers: u32) -> Option<u32> {
+        match self {
+            Self::Auto => None,
+            Self::None => Some(0),
+            Self::All => Some(layers),
+            Self::Layers(count) => Some(count.min(layers)),
+        }
+    }
+}
+
+impl MemoryPlan {
+    /// Plans a run with the requested rows, or with the rows that are estimated to be fastest: at
+    /// most `MAX_AUTO_ROWS`, and one row if the budget is unknown. All layers are resident if a
+    /// number of rows permits that. Otherwise, they are streamed through a ring, and more rows are
+    /// faster.
+    ///
+    /// # Errors
+    /// [`MemoryError::Budget`] and [`MemoryError::Matrix`], with a change that makes the run fit;
+    /// [`MemoryError::Stream`].
+    pub(crate) fn new(demand: &Demand<'_>, micro_batch: MicroBatch) -> Result<Self, MemoryError> {
+        let (min, max) = match micro_batch {
+            MicroBatch::Rows(rows) => (rows, rows),
+            // With an unknown budget, it uses little.
+            MicroBatch::Auto if demand.budget.is_none() => (1, 1),
+            MicroBatch::Auto => (1, demand.rows.clamp(1, MAX_AUTO_ROWS.into()) as u32),
+        };
+        let fewest = Self::of_rows(demand, min).map_err(|error| error.with(demand.remedy(min)))?;
+        let more = (min + 1..=max).filter_map(|rows| Self::of_rows(demand, rows).ok());
+        let mut plans: Vec<Self> = [fewest.clone()].into_iter().chain(more).collect();
+        if plans.iter().any(|plan| plan.stream.resident) {
+            plans.retain(|plan| plan.stream.resident);
+        }
+        let fastest = plans.iter().max_by(|a, b| a.speed().total_cmp(&b.speed())).unwrap_or(&fewest);
+        let most = plans.last().filter(|most| most.micro_batch != fastest.micro_batch);
+        let slower = most.map(|most| Slower {
+            micro_batch: most.micro_batch,
+            kept_layers: most.kept_layers(),
+            percent: (100.0 * most.speed() / fastest.speed()) as u32,
+        });
+        Ok(Self { slower, ..fastest.clone() })
+    }
+
+    /// The plan of `rows` rows, in which the requested layers keep their activations.
+    pub(super) fn of_rows(demand: &Demand<'_>, rows: u32) -> Result<Self, MemoryError> {
+        if let Some(kept) = demand.requested() {
+            return Self::of(demand, rows, kept);
+        }
+        let none = Self::of(demand, rows, 0)?;
+        // With an unknown budget, it uses little. A ring of layers uses more memory for its slots.
+        if demand.budget.is_none() || !none.stream.resident {
+            return Ok(none);
+        }
+        let resident = |kept| Self::of(demand, rows, kept).ok().filter(|plan| plan.stream.resident);
+        Ok(most(demand.model.layers, |kept| resident(kept).is_some()).and_then(resident).unwrap_or(none))
+    }
+
+    /// The estimated speed in tokens per time, compared to other plans for the same layers.
+    fn speed(&self) -> f64 {
+        let tokens = f64::from(self.sizes.tokens);
+        let kept = f64::from(self.kept_layers()) / f64::from(self.stream.layers.max(1));
+        tokens / (tokens + OVERHEAD_TOKENS) / (1.0 - RECOMPUTED * kept)
+    }
+}
+
+impl Demand<'_> {
+    /// The requested layers that keep their activations. `None`: as many as fit.
+    pub(super) fn requested(&self) -> Option<u32> {
+        if self.training { self.keep_activations.requested(self.model.layers) } else { Some(0) }
+    }
+
+    /// The maximum number of layers that fits with `rows` rows, if it is fewer than requested.
+    pub(super) fn fewer_kept(&self, rows: u32) -> Option<u32> {
+        let requested = self.requested().filter(|&kept| kept > 0)?;
+        let fits = |kept| MemoryPlan::of(self, rows, kept).is_ok();
+        fits(0).then(|| most(requested - 1, fits).unwrap_or(0))
+    }
+}
+
+/// The largest number of 1..=max that fits, if a number that is larger than one that does not fit
+/// does not fit, either.
+fn most(max: u32, fits: impl Fn(u32) -> bool) -> Option<u32> {
+    let (mut fitting, mut too_many) = (0, max.saturating_add(1));
+    while too_many - fitting > 1 {
+        let middle = fitting + (too_many - fitting) / 2;
+        if fits(middle) { fitting = middle } else { too_many = middle }
+    }
+    (fitting > 0).then_some(fitting)
+}
