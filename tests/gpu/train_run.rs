@@ -11,8 +11,7 @@ use nf4pack::data::DataFile;
 use nf4pack::dequant::stream::PackSource;
 use nf4pack::format::Role;
 use nf4pack::gpu::Gpu;
-use nf4pack::model::MemoryError;
-use nf4pack::model::{KeepActivations, MicroBatch};
+use nf4pack::model::{KeepActivations, MemoryError, MemoryPlan, MicroBatch};
 use nf4pack::train::Settings;
 use nf4pack::train::{CheckpointError, End, Event, Leftover, Prepared, Run, RunError, Task};
 use nf4pack::train::{Shape, Warmup};
@@ -442,7 +441,7 @@ fn memory_is_planned_and_what_does_not_fit_says_what_would() {
         }
         other => panic!("{other:?}"),
     }
-    match plan(&Settings { vram_budget: Some(1000), ..settings }) {
+    match plan(&Settings { vram_budget: Some(1000), ..settings.clone() }) {
         Err(RunError::Plan(MemoryError::Budget { remedy: None, budget: 1000, needed })) => assert!(needed > 1000),
         other => panic!("{other:?}"),
     }

@@ -4,8 +4,8 @@ use std::path::PathBuf;
 
 use clap::{Args, Subcommand, ValueEnum, ValueHint};
 
-use super::train::values::KeepActivationsArg;
 use super::common::{EncoderArg, GpuArg, ScalesArg, ThreadsArg, block_size_parser, parse_size};
+use super::train::values::KeepActivationsArg;
 use crate::convert::synth::Shape;
 use crate::format::nf4::DEFAULT_BLOCK_SIZE;
 

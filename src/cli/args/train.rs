@@ -13,7 +13,9 @@ use super::common::{GpuArg, LoadArgs, Usage};
 use crate::arch::config::ModelConfig;
 use crate::io::read::read_any;
 use crate::train::settings::Settings;
-use values::{KeepActivationsArg, MicroBatchArg, ResumeArg, ScheduleArg, SizeArg, TargetsArg, TrainOnArg, WarmupArg, as_flag};
+use values::{
+    KeepActivationsArg, MicroBatchArg, ResumeArg, ScheduleArg, SizeArg, TargetsArg, TrainOnArg, WarmupArg, as_flag,
+};
 
 /// Bytes that a file for --config may have.
 const MAX_CONFIG_LEN: u64 = 1 << 20;

@@ -83,7 +83,8 @@ fn a_lower_rank_is_the_last_remedy() {
 
 /// Bytes of the kept activations of a layer.
 fn kept_bytes(demand: &Demand<'_>) -> u64 {
-    let of = |kept| plan(&Demand { keep_activations: KeepActivations::Layers(kept), ..*demand }, MicroBatch::Rows(1)).total();
+    let of =
+        |kept| plan(&Demand { keep_activations: KeepActivations::Layers(kept), ..*demand }, MicroBatch::Rows(1)).total();
     of(2) - of(1)
 }
 

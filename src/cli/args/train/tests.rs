@@ -186,8 +186,12 @@ fn every_option_is_taken_from_either_side() {
 
 #[test]
 fn what_is_saved_says_the_same_again() {
-    for options in [flags(""), flags(ALL_FLAGS), flags("--warmup 0.0 --micro-batch auto --keep-activations all --eval-data e"), flags("--warmup 0")]
-    {
+    for options in [
+        flags(""),
+        flags(ALL_FLAGS),
+        flags("--warmup 0.0 --micro-batch auto --keep-activations all --eval-data e"),
+        flags("--warmup 0"),
+    ] {
         let text = options.to_toml().unwrap();
         let again = file(&text).unwrap();
         assert_eq!(again.settings().unwrap(), options.settings().unwrap(), "{text}");
@@ -195,7 +199,14 @@ fn what_is_saved_says_the_same_again() {
         assert_eq!((again.data, again.out, again.eval_data), (options.data, options.out, options.eval_data));
     }
     let text = flags("").to_toml().unwrap();
-    for line in ["targets = \"all-linear\"", "micro-batch = \"auto\"", "keep-activations = \"auto\"", "lr = 0.0002", "warmup = 0.03", "data = \"d\""] {
+    for line in [
+        "targets = \"all-linear\"",
+        "micro-batch = \"auto\"",
+        "keep-activations = \"auto\"",
+        "lr = 0.0002",
+        "warmup = 0.03",
+        "data = \"d\"",
+    ] {
         assert!(text.lines().any(|l| l == line), "{line} is not in\n{text}");
     }
 }
