@@ -63,6 +63,9 @@ struct Summary {
     resident: bool,
     /// Layers that keep their activations for the backward pass.
     kept_layers: u32,
+    /// Residual streams in host memory, and their bytes.
+    offloaded_streams: u32,
+    host_bytes: u64,
     gpu: AdapterEntry,
 }
 
@@ -244,6 +247,10 @@ fn print_kept(ui: Ui, plan: &MemoryPlan) {
         0 => "the backward pass computes all layers again".to_owned(),
         _ => format!("{kept} of {layers} layers keep their activations; the backward pass computes the others again"),
     });
+    if let (streams @ 1.., bytes) = plan.offloaded() {
+        let bytes = ui::bytes(bytes as f64);
+        ui.stage(&format!("the inputs of {streams} layers are in host memory until the backward pass: {bytes}"));
+    }
     if let Some(Slower { micro_batch, kept_layers, percent }) = plan.slower {
         ui.stage(&format!(
             "{micro_batch} rows, which leave room for the activations of {}, are estimated to have {percent} % of the speed",
@@ -391,6 +398,8 @@ impl Summary {
             reserved_bytes: gpu.allocated().map(|allocated| allocated.reserved),
             resident: run.plan.stream.resident,
             kept_layers: run.plan.kept_layers(),
+            offloaded_streams: run.plan.offloaded().0,
+            host_bytes: run.plan.offloaded().1,
             gpu: gpu.adapter().into(),
         }
     }

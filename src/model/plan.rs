@@ -16,7 +16,7 @@ use crate::model::error::ModelError;
 use crate::model::workspace::{Memory, Sizes, WorkspaceBytes};
 use crate::ops::matmul::Matmul;
 
-pub use choice::{KeepActivations, MicroBatch, Slower};
+pub use choice::{KeepActivations, MicroBatch, OffloadActivations, Slower};
 
 /// Maximum rows of `--micro-batch auto`. With more rows per step, an epoch has too few steps.
 pub const MAX_AUTO_ROWS: u32 = 8;
@@ -108,6 +108,10 @@ pub struct Demand<'a> {
     pub training: bool,
     /// Layers that keep their activations for their gradients.
     pub keep_activations: KeepActivations,
+    /// Whether residual streams are in host memory between the forward and the backward pass.
+    pub offload_activations: OffloadActivations,
+    /// Whether the device has buffers in host memory.
+    pub host_buffers: bool,
     /// Tokens of a row.
     pub length: u32,
     /// Tokens of the longest text: of a sample in a row, or of a text that passes through the model
@@ -148,11 +152,12 @@ pub struct MemoryPlan {
 }
 
 impl MemoryPlan {
-    /// The plan of `rows` rows, in which the last `kept` layers keep their activations.
-    fn of(demand: &Demand<'_>, rows: u32, kept: u32) -> Result<Self, MemoryError> {
+    /// The plan of `rows` rows, in which the last `kept` layers keep their activations, and the first
+    /// `offloaded` residual streams are in host memory.
+    fn of(demand: &Demand<'_>, rows: u32, [kept, offloaded]: [u32; 2]) -> Result<Self, MemoryError> {
         let Demand { model, budget, length, training, .. } = *demand;
         let tokens = rows.saturating_mul(length);
-        let sizes = Sizes { tokens, rank: demand.rank, dropout: demand.dropout, training, kept };
+        let sizes = Sizes { tokens, rank: demand.rank, dropout: demand.dropout, training, kept, offloaded };
         let workspace = WorkspaceBytes::of(model, sizes);
         let limit = demand.max_binding.min(demand.max_buffer);
         if workspace.largest > limit {
@@ -192,7 +197,13 @@ impl MemoryPlan {
         self.sizes.kept
     }
 
-    /// All bytes.
+    /// Residual streams that are in host memory between the forward and the backward pass, and their
+    /// bytes.
+    pub fn offloaded(&self) -> (u32, u64) {
+        (self.sizes.offloaded, self.workspace.host)
+    }
+
+    /// All bytes of GPU memory.
     pub fn total(&self) -> u64 {
         sum([self.stream.needed_bytes, self.workspace.total(), self.adapter, self.optimizer, self.scratch])
     }

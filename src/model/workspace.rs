@@ -72,6 +72,9 @@ pub struct Sizes {
     pub training: bool,
     /// Layers, the last ones, that keep their activations for their gradients.
     pub kept: u32,
+    /// Residual streams, the first ones, that are in host memory between the forward and the
+    /// backward pass. At least three are not.
+    pub offloaded: u32,
 }
 
 /// The use of memory.
@@ -81,6 +84,8 @@ pub(crate) enum Use {
     SavedActivations,
     /// The other activations of layers that are not computed again.
     KeptActivations,
+    /// Residual streams in host memory.
+    Host,
     /// Activations and gradients of the current layer.
     Layer,
     /// Logits and losses.
@@ -90,9 +95,12 @@ pub(crate) enum Use {
 /// Matrices of `tokens` rows each, except the constants.
 #[derive(Debug)]
 pub(crate) struct Workspace<M> {
-    /// The residual stream before each layer and after the last layer. Without training, two
-    /// matrices that alternate.
+    /// The residual stream before each layer and after the last layer. If there are fewer matrices
+    /// than streams, they are used in turn: two without training, and others if streams are
+    /// offloaded.
     pub residual: Vec<M>,
+    /// The first streams in host memory, between the forward and the backward pass.
+    pub offloaded: Vec<M>,
     /// The output of a norm: hidden.
     pub normed: M,
     /// silu(gate) * up, later its gradient: intermediate.
@@ -166,7 +174,11 @@ impl<M: Clone> Workspace<M> {
     ) -> Result<Self, E> {
         let &ModelConfig { hidden, intermediate, heads, layers, .. } = model;
         let (queries, keys, tokens) = (model.queries(), model.keys(), sizes.tokens);
-        let streams = if sizes.training { layers.saturating_add(1) } else { 2 };
+        let all = layers.saturating_add(1);
+        let [streams, offloaded] =
+            if sizes.training { [all.saturating_sub(sizes.offloaded), sizes.offloaded] } else { [2, 0] };
+        let mut host = |_| new(Use::Host, "offloaded residual stream", tokens, hidden);
+        let offloaded = (0..offloaded).map(&mut host).collect::<Result<_, E>>()?;
         let residual =
             (0..streams).map(|_| new(Use::SavedActivations, "residual stream", tokens, hidden)).collect::<Result<_, E>>()?;
         let shared = Activations::build(model, None, |name, cols| new(Use::Layer, name, tokens, cols))?;
@@ -178,6 +190,7 @@ impl<M: Clone> Workspace<M> {
         let rank = sizes.rank.max(1);
         Ok(Self {
             residual,
+            offloaded,
             normed: layer("normed", hidden)?,
             activated: layer("activated", intermediate)?,
             low_rank: layer("low rank", rank)?,
@@ -258,6 +271,8 @@ pub struct WorkspaceBytes {
     pub saved_activations: u64,
     /// The activations of the layers that keep them.
     pub kept_activations: u64,
+    /// Residual streams in host memory. They are not part of [`WorkspaceBytes::total`].
+    pub host: u64,
     /// Activations of one layer, and their gradients.
     pub layer: u64,
     /// Logits and losses.
@@ -276,6 +291,7 @@ impl WorkspaceBytes {
             match purpose {
                 Use::SavedActivations => bytes.saved_activations = bytes.saved_activations.saturating_add(size),
                 Use::KeptActivations => bytes.kept_activations = bytes.kept_activations.saturating_add(size),
+                Use::Host => bytes.host = bytes.host.saturating_add(size),
                 Use::Layer => bytes.layer = bytes.layer.saturating_add(size),
                 Use::Loss => bytes.loss = bytes.loss.saturating_add(size),
             }
@@ -285,7 +301,7 @@ impl WorkspaceBytes {
         bytes
     }
 
-    /// All bytes.
+    /// All bytes of GPU memory.
     pub fn total(&self) -> u64 {
         let kept = self.saved_activations.saturating_add(self.kept_activations);
         kept.saturating_add(self.layer).saturating_add(self.loss)
@@ -316,12 +332,16 @@ impl Memory {
     /// Reserves the memory for passes of at most `sizes.tokens` tokens.
     ///
     /// # Errors
-    /// [`GpuError::TooLarge`], [`GpuError::OutOfMemory`].
+    /// [`GpuError::TooLarge`], [`GpuError::OutOfMemory`]; [`GpuError::NoFeature`] if streams are
+    /// offloaded on a device without buffers in host memory.
     pub fn new(gpu: &Gpu, model: &ModelConfig, sizes: Sizes) -> Result<Self, GpuError> {
         let chunk = chunk(model, sizes.tokens);
         let mut buffers = Vec::new();
-        let reserve = |_, name: &'static str, rows: u32, cols: u32| {
-            buffers.push(Mat::new(gpu, name, rows, cols)?.range);
+        let reserve = |purpose, name: &'static str, rows: u32, cols: u32| {
+            buffers.push(match purpose {
+                Use::Host => BufferRange::whole(gpu.host_buffer(name, mat_bytes(rows, cols))?),
+                _ => Mat::new(gpu, name, rows, cols)?.range,
+            });
             Ok(())
         };
         Workspace::build(model, sizes, chunk, reserve)?;
@@ -374,7 +394,8 @@ mod tests {
         }
         let model = ModelConfig::parse(config.to_string().as_bytes(), None).unwrap();
         for training in [false, true] {
-            let sizes = Sizes { tokens: u32::MAX, rank: u32::MAX, dropout: true, training, kept: u32::from(training) };
+            let sizes =
+                Sizes { tokens: u32::MAX, rank: u32::MAX, dropout: true, training, kept: u32::from(training), offloaded: 0 };
             let bytes = WorkspaceBytes::of(&model, sizes);
             assert_eq!((bytes.largest, bytes.total()), (u64::MAX, u64::MAX));
         }

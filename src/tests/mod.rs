@@ -114,12 +114,14 @@ impl Fixture {
     }
 
     pub fn memory(&self, rows: usize) -> Memory {
-        self.memory_keeping(rows, 0)
+        self.memory_keeping(rows, [0, 0])
     }
 
-    /// The last `kept` layers keep their activations.
-    pub fn memory_keeping(&self, rows: usize, kept: u32) -> Memory {
-        let sizes = Sizes { tokens: rows as u32 * self.length, rank: self.rank, dropout: true, training: true, kept };
+    /// The last `kept` layers keep their activations, and the first `offloaded` residual streams are
+    /// in host memory.
+    pub fn memory_keeping(&self, rows: usize, [kept, offloaded]: [u32; 2]) -> Memory {
+        let sizes =
+            Sizes { tokens: rows as u32 * self.length, rank: self.rank, dropout: true, training: true, kept, offloaded };
         Memory::new(&self.gpu, &self.config, sizes).unwrap()
     }
 

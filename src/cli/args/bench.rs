@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use clap::{Args, Subcommand, ValueEnum, ValueHint};
 
 use super::common::{EncoderArg, GpuArg, ScalesArg, ThreadsArg, block_size_parser, parse_size};
-use super::train::values::KeepActivationsArg;
+use super::train::values::{KeepActivationsArg, OffloadArg};
 use crate::convert::synth::Shape;
 use crate::format::nf4::DEFAULT_BLOCK_SIZE;
 
@@ -213,6 +213,10 @@ pub struct BenchTrainArgs {
     /// Layers that keep their activations, as in `nf4pack train` [default: auto]
     #[arg(long, value_name = "auto|none|all|N")]
     pub keep_activations: Option<KeepActivationsArg>,
+
+    /// Whether activations between layers are in host memory, as in `nf4pack train` [default: auto]
+    #[arg(long, value_enum, value_name = "auto|off|on", hide_possible_values = true)]
+    pub offload_activations: Option<OffloadArg>,
 
     /// Rank of the adapter
     #[arg(long, default_value = "16", value_parser = clap::value_parser!(u32).range(1..=4096))]

@@ -14,7 +14,8 @@ use crate::arch::config::ModelConfig;
 use crate::io::read::read_any;
 use crate::train::settings::Settings;
 use values::{
-    KeepActivationsArg, MicroBatchArg, ResumeArg, ScheduleArg, SizeArg, TargetsArg, TrainOnArg, WarmupArg, as_flag,
+    KeepActivationsArg, MicroBatchArg, OffloadArg, ResumeArg, ScheduleArg, SizeArg, TargetsArg, TrainOnArg, WarmupArg,
+    as_flag,
 };
 
 /// Bytes that a file for --config may have.
@@ -166,6 +167,11 @@ pub struct TrainOptions {
     #[arg(long, value_name = "auto|none|all|N", help_heading = "Length and batches")]
     #[serde(deserialize_with = "as_flag")]
     pub keep_activations: Option<KeepActivationsArg>,
+    /// Whether activations between layers are in host memory from the forward to the backward pass:
+    /// less GPU memory for long rows, and the same results; auto offloads what does not fit
+    /// [default: auto]
+    #[arg(long, value_enum, value_name = "auto|off|on", hide_possible_values = true, help_heading = "Length and batches")]
+    pub offload_activations: Option<OffloadArg>,
     /// Forward passes per optimiser step: a larger batch in the same memory [default: 1]
     #[arg(long, value_name = "N", help_heading = "Length and batches")]
     pub accumulate: Option<u32>,
@@ -274,6 +280,7 @@ impl TrainOptions {
             steps: self.steps.or(other.steps.filter(|_| self.epochs.is_none())),
             micro_batch: self.micro_batch.or(other.micro_batch),
             keep_activations: self.keep_activations.or(other.keep_activations),
+            offload_activations: self.offload_activations.or(other.offload_activations),
             accumulate: self.accumulate.or(other.accumulate),
             max_length: self.max_length.or(other.max_length),
             train_on: self.train_on.or(other.train_on),
@@ -331,6 +338,7 @@ impl TrainOptions {
             steps: self.steps.or(default.steps),
             micro_batch: self.micro_batch.map_or(default.micro_batch, |rows| rows.0),
             keep_activations: self.keep_activations.map_or(default.keep_activations, |keep| keep.0),
+            offload_activations: self.offload_activations.map_or(default.offload_activations, Into::into),
             accumulate: self.accumulate.unwrap_or(default.accumulate),
             max_length: self.max_length.unwrap_or(default.max_length),
             clip: self.clip.map_or(default.clip, |norm| (norm != 0.0).then_some(norm)),
@@ -400,6 +408,7 @@ impl From<&Settings> for TrainOptions {
             steps: settings.steps,
             micro_batch: Some(MicroBatchArg(settings.micro_batch)),
             keep_activations: Some(KeepActivationsArg(settings.keep_activations)),
+            offload_activations: Some(settings.offload_activations.into()),
             accumulate: Some(settings.accumulate),
             max_length: Some(settings.max_length),
             train_on: Some(settings.train_on.into()),

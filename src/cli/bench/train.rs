@@ -20,7 +20,7 @@ use crate::dequant::stream::default_budget;
 use crate::gpu::{AllocatedMemory, Gpu};
 use crate::lora::config::{AdapterLayout, LoraConfig, TARGETS};
 use crate::lora::gpu::GpuAdapter;
-use crate::model::plan::{Demand, KeepActivations, MemoryError, MemoryPlan, MicroBatch};
+use crate::model::plan::{Demand, KeepActivations, MemoryError, MemoryPlan, MicroBatch, OffloadActivations};
 use crate::random::{Generator, Stream};
 use crate::train::step::Phase;
 use crate::train::trainer::{Hyperparameters, Trainer};
@@ -49,6 +49,9 @@ struct Bench {
     /// Layers, of all, that keep their activations for the backward pass.
     kept_layers: u32,
     layers: u32,
+    /// Residual streams in host memory, and their bytes.
+    offloaded_streams: u32,
+    host_bytes: u64,
     /// Peak bytes in buffers, and allocated by the driver for them, if the backend reports it. It
     /// is read when the phases of a step are submitted but not finished. Buffers from before the
     /// first step are never freed, and those of a step (a batch, kernel parameters) only when the
@@ -113,6 +116,8 @@ fn measure(args: &BenchTrainArgs, ui: Ui, gpu: &Gpu) -> Result<Bench> {
         resident: plan.stream.resident,
         kept_layers: plan.kept_layers(),
         layers: plan.stream.layers,
+        offloaded_streams: plan.offloaded().0,
+        host_bytes: plan.offloaded().1,
         used_bytes: allocated.map(|allocated| allocated.used),
         reserved_bytes: allocated.map(|allocated| allocated.reserved),
     })
@@ -144,6 +149,8 @@ fn trainer(args: &BenchTrainArgs, gpu: &Gpu, pack: &Path) -> Result<(Trainer, Me
         rank,
         dropout: false,
         training: true,
+        offload_activations: args.offload_activations.map_or(OffloadActivations::Auto, Into::into),
+        host_buffers: gpu.has_host_buffers(),
         keep_activations: args.keep_activations.map_or(KeepActivations::Auto, |keep| keep.0),
         length: args.seq,
         positions: args.seq,
@@ -224,6 +231,9 @@ impl Bench {
         let mut memory = Table::new(&["GPU memory", ">"]);
         for (what, bytes) in &self.planned {
             memory.row([what, &ui::bytes(*bytes as f64)]);
+        }
+        if self.host_bytes > 0 {
+            memory.row([&"in host memory", &ui::bytes(self.host_bytes as f64)]);
         }
         memory.row([&"planned", &ui::bytes(self.planned_bytes as f64)]);
         for (what, bytes) in [("used", self.used_bytes), ("reserved", self.reserved_bytes)] {

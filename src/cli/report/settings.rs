@@ -3,7 +3,7 @@
 use crate::cli::ui;
 use crate::data::TrainOn;
 use crate::lora::config::TARGETS;
-use crate::model::plan::{KeepActivations, MicroBatch};
+use crate::model::plan::{KeepActivations, MicroBatch, OffloadActivations};
 use crate::train::schedule::{Shape, Warmup};
 use crate::train::settings::Settings;
 
@@ -25,6 +25,7 @@ pub(super) fn rows(settings: &Settings) -> Vec<(String, String)> {
         ("steps", s.steps.map(|steps| steps.to_string())),
         ("micro-batch", Some(micro_batch(s.micro_batch))),
         ("keep-activations", Some(keep_activations(s.keep_activations))),
+        ("offload-activations", Some(offload_activations(s.offload_activations).to_owned())),
         ("accumulate", Some(s.accumulate.to_string())),
         ("max-length", Some(s.max_length.to_string())),
         ("clip", Some(s.clip.map_or_else(|| "off".to_owned(), |clip| clip.to_string()))),
@@ -69,6 +70,14 @@ fn keep_activations(keep: KeepActivations) -> String {
         KeepActivations::None => "none".to_owned(),
         KeepActivations::All => "all".to_owned(),
         KeepActivations::Layers(layers) => ui::plural(layers.into(), "layer"),
+    }
+}
+
+fn offload_activations(offload: OffloadActivations) -> &'static str {
+    match offload {
+        OffloadActivations::Auto => "auto",
+        OffloadActivations::Off => "off",
+        OffloadActivations::On => "on",
     }
 }
 

@@ -23,6 +23,8 @@ fn demand<'a>(index: &'a Index, model: &'a ModelConfig) -> Demand<'a> {
         dropout: false,
         training: true,
         keep_activations: KeepActivations::None,
+        offload_activations: OffloadActivations::Off,
+        host_buffers: true,
         length: 64,
         positions: 64,
         rows: 100,

@@ -142,6 +142,8 @@ impl Prepared {
             dropout: lora.dropout > 0.0,
             training: true,
             keep_activations: settings.keep_activations,
+            offload_activations: settings.offload_activations,
+            host_buffers: gpu.has_host_buffers(),
             length: self.row_length(settings),
             positions: self.positions(),
             rows: self.epoch(settings, 0).len() as u64,

@@ -11,7 +11,7 @@ use super::super::common::parse_size;
 use crate::data::TrainOn;
 use crate::format::Role;
 use crate::lora::config::TARGETS;
-use crate::model::plan::{KeepActivations, MicroBatch};
+use crate::model::plan::{KeepActivations, MicroBatch, OffloadActivations};
 use crate::train::schedule::{Shape, Warmup};
 
 /// All seven projections.
@@ -238,6 +238,35 @@ impl From<TrainOn> for TrainOnArg {
         match train_on {
             TrainOn::Completions => Self::Completions,
             TrainOn::All => Self::All,
+        }
+    }
+}
+
+/// [`OffloadActivations`] on the command line.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum OffloadArg {
+    Auto,
+    Off,
+    On,
+}
+
+impl From<OffloadArg> for OffloadActivations {
+    fn from(arg: OffloadArg) -> Self {
+        match arg {
+            OffloadArg::Auto => Self::Auto,
+            OffloadArg::Off => Self::Off,
+            OffloadArg::On => Self::On,
+        }
+    }
+}
+
+impl From<OffloadActivations> for OffloadArg {
+    fn from(offload: OffloadActivations) -> Self {
+        match offload {
+            OffloadActivations::Auto => Self::Auto,
+            OffloadActivations::Off => Self::Off,
+            OffloadActivations::On => Self::On,
         }
     }
 }
