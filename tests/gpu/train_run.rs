@@ -11,7 +11,7 @@ use nf4pack::data::DataFile;
 use nf4pack::dequant::stream::PackSource;
 use nf4pack::format::Role;
 use nf4pack::gpu::Gpu;
-use nf4pack::model::{KeepActivations, MemoryError, MemoryPlan, MicroBatch};
+use nf4pack::model::{KeepActivations, MemoryError, MemoryPlan, MicroBatch, OffloadActivations};
 use nf4pack::train::Settings;
 use nf4pack::train::{CheckpointError, End, Event, Leftover, Prepared, Run, RunError, Task};
 use nf4pack::train::{Shape, Warmup};
@@ -464,9 +464,9 @@ fn roomy_settings(settings: &Settings, plan: &MemoryPlan) -> Settings {
     Settings { micro_batch: MicroBatch::Rows(plan.micro_batch), ..settings.clone() }
 }
 
-/// A run that resumes with other kept activations equals one that never stopped.
+/// A run that resumes with other kept and offloaded activations equals one that never stopped.
 #[test]
-fn kept_activations_are_no_part_of_a_run() {
+fn kept_and_offloaded_activations_are_no_part_of_a_run() {
     let Some(fixture) = Fixture::new() else { return };
     let [whole, parts] = ["whole", "parts"].map(|name| fixture.out(name));
     let with = |keep_activations| Settings { steps: Some(4), dropout: 0.1, keep_activations, ..settings() };
@@ -476,8 +476,11 @@ fn kept_activations_are_no_part_of_a_run() {
     run.train(|event| !matches!(event, Event::Step(step, _) if step.step == 2)).unwrap();
     drop(run);
     let checkpoint = Run::latest(&parts).unwrap();
-    let mut run = fixture.start(&with(KeepActivations::Layers(1)), &parts, Some(&checkpoint)).unwrap();
+    let offload_activations = OffloadActivations::On;
+    let resumed = Settings { offload_activations, ..with(KeepActivations::Layers(1)) };
+    let mut run = fixture.start(&resumed, &parts, Some(&checkpoint)).unwrap();
     assert_eq!((run.steps(), run.plan.kept_layers()), ((2, 4), 1));
+    assert!(run.plan.offloaded().0 > 0 || !fixture.gpu.has_host_buffers());
     assert_eq!(run.train(|_| true).unwrap(), End::Complete);
     assert_eq!(losses(&parts), losses(&whole));
     assert_eq!(fs::read(parts.join(WEIGHTS)).unwrap(), fs::read(whole.join(WEIGHTS)).unwrap());

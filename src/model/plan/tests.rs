@@ -180,6 +180,46 @@ fn rows_and_kept_activations_are_weighed() {
     assert_eq!(plan(&unlimited, MicroBatch::Auto).micro_batch, MAX_AUTO_ROWS);
 }
 
+#[test]
+fn as_few_residual_streams_as_possible_are_in_host_memory() {
+    let index = Index::parse(PACK, PACK.len() as u64).unwrap();
+    let model = ModelConfig { layers: 6, ..ModelConfig::parse(CONFIG, None).unwrap() };
+    let off = demand(&index, &model);
+    let needed = plan(&off, MicroBatch::Rows(1)).total();
+    let stream = 4 * 64 * u64::from(model.hidden);
+    let auto = Demand { offload_activations: OffloadActivations::Auto, ..off };
+    let offloaded = |demand: &Demand<'_>| {
+        let found = plan(demand, MicroBatch::Rows(1));
+        let (streams, bytes) = found.offloaded();
+        assert_eq!(bytes, u64::from(streams) * stream);
+        assert_eq!(found.total() + bytes, needed);
+        streams
+    };
+    // Three of seven streams stay on the device.
+    for (budget, streams) in [(needed, 0), (needed - 1, 1), (needed - stream - 1, 2), (needed - 4 * stream, 4)] {
+        assert_eq!(offloaded(&Demand { budget: Some(budget), ..auto }), streams, "{budget} of {needed}");
+    }
+    let small = Demand { budget: Some(needed - 4 * stream - 1), ..auto };
+    let error = refused(&small, MicroBatch::Rows(1));
+    let MemoryError::Budget { needed: least, remedy: Some(_), .. } = error else { panic!("{error}") };
+    assert_eq!(least, needed - 4 * stream);
+    // An unknown budget; on request; nothing to offload; no memory for it.
+    assert_eq!(offloaded(&auto), 0);
+    assert_eq!(offloaded(&Demand { offload_activations: OffloadActivations::On, ..off }), 4);
+    let few = ModelConfig { layers: 2, ..model.clone() };
+    let on = Demand { model: &few, offload_activations: OffloadActivations::On, ..off };
+    assert_eq!(plan(&on, MicroBatch::Rows(1)).offloaded(), (0, 0));
+    let less = Demand { budget: Some(needed - 1), ..auto };
+    assert!(matches!(refused(&Demand { host_buffers: false, ..less }, MicroBatch::Rows(1)), MemoryError::Budget { .. }));
+    assert!(matches!(refused(&Demand { budget: Some(needed - 1), ..off }, MicroBatch::Rows(1)), MemoryError::Budget { .. }));
+    // Fewer rows are better than streams in host memory, and those leave no memory for activations.
+    let two = plan(&off, MicroBatch::Rows(2)).total();
+    let tight = Demand { budget: Some(two - 1), keep_activations: KeepActivations::Auto, ..auto };
+    assert_eq!(plan(&tight, MicroBatch::Auto).offloaded(), (0, 0));
+    let both = plan(&tight, MicroBatch::Rows(2));
+    assert!(both.offloaded().0 > 0 && both.kept_layers() == 0, "{both:?}");
+}
+
 /// The golden pack has an output projection of its own.
 #[test]
 fn a_stored_head_has_its_place_whatever_config_json_says() {
