@@ -64,7 +64,7 @@ pub struct Slower {
 
 impl KeepActivations {
     /// The requested number of layers, of `layers`. `None`: as many as fit.
-    fn requested(self, layers: u32) -> Option<u32> {
+    pub(super) fn requested(self, layers: u32) -> Option<u32> {
         match self {
             Self::Auto => None,
             Self::None => Some(0),
@@ -161,7 +161,7 @@ impl MemoryPlan {
     }
 
     /// The estimated speed in tokens per time, compared to other plans for the same layers.
-    fn speed(&self) -> f64 {
+    pub(super) fn speed(&self) -> f64 {
         let tokens = f64::from(self.sizes.tokens);
         let kept = f64::from(self.kept_layers()) / f64::from(self.stream.layers.max(1));
         tokens / (tokens + OVERHEAD_TOKENS) / (1.0 - RECOMPUTED * kept)
