@@ -7,7 +7,7 @@ use super::device::{Gpu, Submission};
 use super::error::GpuError;
 use super::lease::Lease;
 use super::needs::{BUFFERS_GROUP, Bound, PARAMS_GROUP};
-use super::params::Written;
+use super::params::{Params, Written};
 use super::pipeline::Kernel;
 use super::range::BufferRange;
 use super::timing::{Stamps, Timed};
@@ -217,8 +217,12 @@ impl Commands {
         pass: &mut usize,
         last: bool,
     ) -> Result<Submission, GpuError> {
+        let params = self.params_of(part)?;
         let submitted = self.gpu.guarded(self.label, |device| {
-            let mut params = self.write_params(device, part);
+            let mut params = params.map(|(first, bytes, largest)| {
+                let written = self.gpu.0.params.write(device, self.gpu.queue(), bytes, largest);
+                PartParams { first, written }
+            });
             let mut encoder = device.create_command_encoder(&wgpu::CommandEncoderDescriptor { label: Some(self.label) });
             for run in runs(part, stamps.is_some_and(Stamps::of_each)) {
                 match run {
@@ -249,14 +253,19 @@ impl Commands {
         submitted
     }
 
-    /// Writes the parameters of a part of the list. `None` without parameters.
-    fn write_params(&self, device: &wgpu::Device, part: &[Work]) -> Option<PartParams<'_>> {
-        let of_dispatches = || part.iter().filter_map(Work::as_dispatch).map(|dispatch| dispatch.params);
-        let used = || of_dispatches().filter(|(_, size)| *size > 0);
-        let (first, (last, size)) = (used().next()?.0, used().next_back()?);
-        let largest = used().map(|(_, size)| size).max()?;
-        let bytes = self.params.get(first as usize..(last + size) as usize)?;
-        Some(PartParams { first, written: self.gpu.0.params.write(device, self.gpu.queue(), bytes, largest) })
+    /// The parameters of a part of the list: the offset of the first, all of them, and the maximum
+    /// bytes of one dispatch. `None` without parameters.
+    fn params_of(&self, part: &[Work]) -> Result<Option<(u64, &[u8], u64)>, GpuError> {
+        let used = || part.iter().filter_map(Work::as_dispatch).map(|d| d.params).filter(|(_, size)| *size > 0);
+        let (Some((first, _)), Some((last, size))) = (used().next(), used().next_back()) else { return Ok(None) };
+        let bytes = self.params.get(first as usize..(last + size) as usize).unwrap_or_default();
+        let largest = used().map(|(_, size)| size).max().unwrap_or(size);
+        let (requested, limit) = (Params::needed(bytes, largest), self.gpu.limits().max_buffer_size);
+        if requested > limit {
+            let what = format!("parameters of {}", self.label);
+            return Err(GpuError::TooLarge { what, requested, limit, limit_name: "maxBufferSize" });
+        }
+        Ok(Some((first, bytes, largest)))
     }
 }
 

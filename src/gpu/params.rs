@@ -54,11 +54,16 @@ impl Params {
     /// Writes the parameters of a list. `largest` is the maximum bytes of one dispatch.
     pub(super) fn write(&self, device: &wgpu::Device, queue: &wgpu::Queue, bytes: &[u8], largest: u64) -> Written<'_> {
         let mut kept = self.lock();
-        let needed = bytes.len() as u64 + largest.next_multiple_of(WINDOW);
+        let needed = Self::needed(bytes, largest);
         let fitting = kept.take().filter(|kept| kept.buffer.size() >= needed);
         let Kept { buffer, .. } = kept.insert(fitting.unwrap_or_else(|| Kept::new(device, needed)));
         queue.write_buffer(buffer, 0, bytes);
         Written { layout: &self.layout, kept }
+    }
+
+    /// The bytes of a buffer for the parameters of a list.
+    pub(super) fn needed(bytes: &[u8], largest: u64) -> u64 {
+        bytes.len() as u64 + largest.next_multiple_of(WINDOW)
     }
 
     /// Drops the buffer, after an error that may have made it invalid.
@@ -73,7 +78,7 @@ impl Params {
 
 impl Kept {
     fn new(device: &wgpu::Device, bytes: u64) -> Self {
-        let size = bytes.next_power_of_two().max(MIN_BYTES);
+        let size = bytes.next_power_of_two().max(MIN_BYTES).min(device.limits().max_buffer_size).max(bytes);
         let usage = wgpu::BufferUsages::UNIFORM | wgpu::BufferUsages::COPY_DST;
         let descriptor = wgpu::BufferDescriptor { label: Some("parameters"), size, usage, mapped_at_creation: false };
         Self { buffer: device.create_buffer(&descriptor), groups: HashMap::new() }
