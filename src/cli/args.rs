@@ -17,7 +17,7 @@ use clap::builder::styling::{AnsiColor, Styles};
 use clap::{Parser, Subcommand};
 
 pub use bench::*;
-pub use common::{EncoderArg, GpuArg, LoadArgs, OutputArgs, ReadArgs, Usage, WeightsArgs};
+pub use common::{EncoderArg, GpuArg, LoadArgs, OutputArgs, PrecisionArg, ReadArgs, Usage, WeightsArgs};
 pub use completions::CompletionsArgs;
 pub use convert::ConvertArgs;
 pub use doctor::DoctorArgs;

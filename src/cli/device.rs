@@ -5,10 +5,10 @@ use std::fmt;
 use anyhow::Result;
 use serde::Serialize;
 
-use super::args::GpuArg;
+use super::args::{GpuArg, PrecisionArg};
 use super::ui::Ui;
 use crate::dequant::DequantError;
-use crate::gpu::{AdapterSummary, Commands, Gpu};
+use crate::gpu::{self, AdapterSummary, Commands, Gpu, GpuError};
 
 /// An adapter in JSON.
 #[derive(Debug, Serialize)]
@@ -36,8 +36,31 @@ impl fmt::Display for AdapterEntry {
 /// Runs `work` with the requested GPU. With `NF4PACK_PROFILE=1` it prints the time of every kernel
 /// at the end, also if the work failed.
 pub fn with<T>(args: &GpuArg, ui: Ui, work: impl FnOnce(&Gpu) -> Result<T>) -> Result<T> {
-    let gpu = Gpu::open(&args.options())?;
-    let result = work(&gpu);
+    profiled(&Gpu::open(&args.options())?, ui, work)
+}
+
+/// As [`with`], for a command that runs a model in the requested precision. Prints the precision.
+pub fn with_precision<T>(
+    args: &GpuArg,
+    precision: Option<PrecisionArg>,
+    ui: Ui,
+    work: impl FnOnce(&Gpu) -> Result<T>,
+) -> Result<T> {
+    let (options, precision) = (args.options(), precision.unwrap_or_default());
+    let gpu = Gpu::open(&gpu::Options { matrix_units: precision.matrix_units(options.matrix_units), ..options })?;
+    match gpu.matrix_units() {
+        Ok(_) => ui.stage("precision: mixed (f16 operands and float32 sums, on matrix units)"),
+        Err(reason) if precision == PrecisionArg::Mixed => {
+            return Err(GpuError::NoMatrixUnits { reason: reason.to_owned() }.into());
+        }
+        Err(_) if precision == PrecisionArg::F32 => ui.stage("precision: f32 (--precision)"),
+        Err(reason) => ui.stage(&format!("precision: f32 ({reason})")),
+    }
+    profiled(&gpu, ui, work)
+}
+
+fn profiled<T>(gpu: &Gpu, ui: Ui, work: impl FnOnce(&Gpu) -> Result<T>) -> Result<T> {
+    let result = work(gpu);
     match gpu.profile() {
         Ok(profile) if profile.0.is_empty() => {}
         Ok(profile) => ui.block(&format!("\n{profile}")),

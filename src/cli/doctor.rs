@@ -19,7 +19,7 @@ use crate::dequant::stream::{StreamError, StreamPlan, default_budget};
 use crate::dequant::{Dequantizer, KernelChoice, Output};
 use crate::format::SectionKind;
 use crate::format::nf4::{DEFAULT_BLOCK_SIZE, ScaleType};
-use crate::gpu::{self, Gpu};
+use crate::gpu::{self, Gpu, MatrixUnits};
 
 /// Number of measurements: a quick look, not a benchmark.
 const RUNS: u16 = 3;
@@ -30,7 +30,7 @@ pub fn run(args: &DoctorArgs) -> Result<Outcome> {
     let adapters = gpu::adapters().iter().map(AdapterEntry::from).collect();
     let mut document = Document { adapters, ..Document::default() };
     // A failure must not hide the results so far.
-    if let Err(error) = device::with(&args.gpu, ui, |gpu| document.examine(args, gpu)) {
+    if let Err(error) = device::with_precision(&args.gpu, args.compute.precision, ui, |gpu| document.examine(args, gpu)) {
         ui::not_interrupted()?;
         document.failure = Some(Failure::new(&error, Advice::DOCTOR));
     }
@@ -70,6 +70,11 @@ struct Device {
     limits: Limits,
     memory: Memory,
     features: Vec<&'static str>,
+    /// `mixed` or `f32`: what `--precision auto` takes.
+    precision: &'static str,
+    /// Why it is not mixed.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    no_matrix_units: Option<String>,
     /// Whether kernels run with wgpu's runtime checks (`NF4PACK_CHECKED=1`).
     checked: bool,
 }
@@ -222,6 +227,8 @@ impl Device {
             },
             memory: Memory { total: memory.map(|m| m.total), available: memory.and_then(|m| m.available) },
             features: gpu.feature_names(),
+            precision: MatrixUnits::precision(gpu.matrix_units().ok()),
+            no_matrix_units: gpu.matrix_units().err().map(str::to_owned),
             checked: gpu.is_checked(),
         }
     }
@@ -244,6 +251,7 @@ impl Device {
                 format!("{workgroup_threads} threads, {workgroup_bytes} bytes of memory; subgroups of {subgroups}"),
             ),
             ("features", if self.features.is_empty() { "none".to_owned() } else { self.features.join(", ") }),
+            ("precision", self.precision_text()),
             (
                 "checks",
                 if self.checked { "on in all kernels (NF4PACK_CHECKED=1)" } else { "off in fast kernels" }.to_owned(),
@@ -252,6 +260,15 @@ impl Device {
         text.push('\n');
         for (name, value) in rows {
             let _ = writeln!(text, "{name:<15} {value}");
+        }
+    }
+}
+
+impl Device {
+    fn precision_text(&self) -> String {
+        match &self.no_matrix_units {
+            None => format!("{}, on matrix units", self.precision),
+            Some(reason) => format!("{}: {reason}", self.precision),
         }
     }
 }

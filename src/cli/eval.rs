@@ -61,7 +61,9 @@ pub fn run(args: &EvalArgs) -> Result<Outcome> {
     })?;
     drop(meter);
     print_data(ui, "data", "predicted", &data, &model);
-    let evaluation = device::with(&args.gpu, ui, |gpu| evaluate(args, ui, gpu, pack, &model, adapter.as_ref(), &data))?;
+    let evaluation = device::with_precision(&args.gpu, args.compute.precision, ui, |gpu| {
+        evaluate(args, ui, gpu, pack, &model, adapter.as_ref(), &data)
+    })?;
     ui.result(&evaluation, || evaluation.text())?;
     Ok(Outcome::Good)
 }

@@ -338,6 +338,7 @@ fn of_gpu(error: &GpuError, advice: Advice) -> Option<String> {
         GpuError::NoAdapter => DRIVER_HINT,
         GpuError::NoSuchAdapter { .. } => "--gpu and NF4PACK_ADAPTER take a listed number, or a part of a name",
         GpuError::NoDevice { .. } => return Some(no_device()),
+        GpuError::NoMatrixUnits { .. } => "--precision auto takes float32 where there are none",
         GpuError::TooLarge { .. } => return Some(advice.too_large()),
         GpuError::OutOfMemory { .. } => return Some(advice.out_of_memory()),
         GpuError::DeviceLost { .. } => {

@@ -38,7 +38,7 @@ pub fn run(args: &GenerateArgs) -> Result<Outcome> {
     let encode = |text: String| until_interrupt(&tokenizer, move |tokenizer| tokenizer.encode(&text, true));
     let prompt = args.prompt.clone().map(encode).transpose()?;
     let context = args.context.unwrap_or_else(|| context(prompt.as_deref(), args.max_tokens, &config));
-    device::with(&args.gpu, ui, |gpu| {
+    device::with_precision(&args.gpu, args.compute.precision, ui, |gpu| {
         let (eos, budget) = (tokenizer.eos(), args.vram_budget);
         let generator = TextGenerator::open(gpu, pack, adapter.as_ref(), eos, context, budget)?;
         let max_tokens = args.max_tokens;

@@ -43,7 +43,7 @@ pub fn run(args: &MergeArgs) -> anyhow::Result<Outcome> {
 
 /// Compares logits. The snapshot is written already, so an error here is a warning.
 fn comparison(args: &MergeArgs, ui: Ui, pack: PackSource) -> Option<Comparison> {
-    let compared = device::with(&args.gpu, ui, |gpu| {
+    let compared = device::with_precision(&args.gpu, args.compute.precision, ui, |gpu| {
         let meter = ui.meter("comparing", Unit::Weights);
         Ok(compare(gpu, pack, &args.adapter, &args.out, &args.sample, &meter)?)
     });

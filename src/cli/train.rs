@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use anyhow::Result;
 use serde::Serialize;
 
-use super::args::{ResumeArg, TrainArgs};
+use super::args::{PrecisionArg, ResumeArg, TrainArgs};
 use super::device::{self, AdapterEntry};
 use super::model;
 use super::open;
@@ -128,9 +128,19 @@ pub fn run(args: &TrainArgs) -> Result<Outcome> {
     if args.show_batch {
         return show(ui, &prepared, &settings);
     }
-    let summary = device::with(&args.gpu, ui, |gpu| train(ui, gpu, prepared, &task))?;
+    let precision = precision(options.precision, &prepared);
+    let summary = device::with_precision(&args.gpu, precision, ui, |gpu| train(ui, gpu, prepared, &task))?;
     ui.result(&summary, || summary.text())?;
     Ok(Outcome::from(summary.end != End::Stopped))
+}
+
+/// The requested precision, or that of the run that is resumed.
+fn precision(requested: Option<PrecisionArg>, prepared: &Prepared) -> Option<PrecisionArg> {
+    match (requested, prepared.precision()) {
+        (None | Some(PrecisionArg::Auto), Some("mixed")) => Some(PrecisionArg::Mixed),
+        (None | Some(PrecisionArg::Auto), Some(_)) => Some(PrecisionArg::F32),
+        (requested, _) => requested,
+    }
 }
 
 /// Bytes of a file of samples. Its tokens need several times as much memory.

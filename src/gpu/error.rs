@@ -34,6 +34,12 @@ pub enum GpuError {
         /// Name of the feature in wgpu.
         feature: &'static str,
     },
+    /// The device has no matrix units that kernels for mixed precision can use.
+    #[error("mixed precision needs matrix units, and this GPU is used without: {reason}")]
+    NoMatrixUnits {
+        /// Why.
+        reason: String,
+    },
     /// A buffer or binding exceeds the device limit.
     #[error("{what} takes {requested} bytes, but the device allows {limit} ({limit_name})")]
     TooLarge {

@@ -105,6 +105,11 @@ pub(super) fn decide(wanted: UseMatrixUnits, adapter: &wgpu::Adapter) -> Result<
 }
 
 impl MatrixUnits {
+    /// The name of the precision with or without matrix units, as `--precision` takes it.
+    pub const fn precision(units: Option<Self>) -> &'static str {
+        if units.is_some() { "mixed" } else { "f32" }
+    }
+
     /// The source as the device runs it. `source` is written as the module describes, without
     /// `enable` directives.
     pub fn source(self, source: &str) -> String {

@@ -146,16 +146,18 @@ impl Staging {
     /// Unmaps, submits the copy and requests the next mapping.
     fn send(&mut self, gpu: &Gpu, target: &BufferRange) -> Result<(), GpuError> {
         gpu.guarded("staging memory", |_| self.buffer.unmap())?;
-        self.mapped.store(PENDING, Ordering::Release);
         let mut commands = gpu.commands("upload");
         commands.copy(&BufferRange { buffer: self.buffer.clone(), offset: 0, size: target.size }, target);
         self.last = Some(commands.submit()?);
+        gpu.guarded("staging memory", |_| self.request_mapping())
+    }
+
+    fn request_mapping(&self) {
+        self.mapped.store(PENDING, Ordering::Release);
         let mapped = self.mapped.clone();
-        gpu.guarded("staging memory", |_| {
-            self.buffer.map_async(wgpu::MapMode::Write, .., move |result| {
-                mapped.store(if result.is_ok() { MAPPED } else { FAILED }, Ordering::Release);
-            });
-        })
+        self.buffer.map_async(wgpu::MapMode::Write, .., move |result| {
+            mapped.store(if result.is_ok() { MAPPED } else { FAILED }, Ordering::Release);
+        });
     }
 }
 
@@ -174,7 +176,10 @@ mod tests {
         let target = BufferRange::whole(gpu.storage("target", 256).unwrap());
         let mut uploader = Uploader::new(&gpu, 256, 1);
         uploader.copy::<GpuError>(&target, |area| area.write(0, &[7; 256])).unwrap();
-        // Cancel the requested mapping.
+        // The mapping may be finished already: request another one, and cancel it.
+        gpu.wait().unwrap();
+        uploader.ring[0].buffer.unmap();
+        uploader.ring[0].request_mapping();
         uploader.ring[0].buffer.unmap();
         let error = uploader.copy::<GpuError>(&target, |area| area.write(0, &[8; 256])).unwrap_err();
         assert!(matches!(error, GpuError::NotMapped { .. }), "{error}");

@@ -61,6 +61,7 @@ impl Passes {
             positions: self.positions,
             rows: self.rows,
             reserved: self.reserved,
+            units: gpu.matrix_units().ok(),
         };
         MemoryPlan::new(&demand, self.micro_batch)
     }

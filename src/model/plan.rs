@@ -9,7 +9,7 @@ use thiserror::Error;
 use crate::arch::config::{ModelConfig, RopeScaling};
 use crate::dequant::stream::{PackSource, StreamError, StreamOptions, StreamPlan};
 use crate::format::Index;
-use crate::gpu::Gpu;
+use crate::gpu::{Gpu, MatrixUnits};
 use crate::model::constants::Constants;
 use crate::model::decoder::Model;
 use crate::model::error::ModelError;
@@ -121,6 +121,8 @@ pub struct Demand<'a> {
     pub rows: u64,
     /// Bytes in use for other purposes.
     pub reserved: u64,
+    /// The matrix units that run the products. `None`: float32.
+    pub units: Option<MatrixUnits>,
 }
 
 /// The memory of a run, in bytes.
@@ -149,6 +151,8 @@ pub struct MemoryPlan {
     pub scratch: u64,
     /// Maximum bytes. `None`: unknown.
     pub budget: Option<u64>,
+    /// The matrix units that run the products. `None`: float32.
+    pub(crate) units: Option<MatrixUnits>,
 }
 
 impl MemoryPlan {
@@ -176,9 +180,22 @@ impl MemoryPlan {
             }
             result => result?,
         };
-        let (positions, slower) = (demand.positions, None);
-        let micro_batch = rows;
-        Ok(Self { stream, micro_batch, slower, length, positions, sizes, workspace, adapter, optimizer, scratch, budget })
+        let positions = demand.positions;
+        let units = demand.units;
+        Ok(Self {
+            stream,
+            micro_batch: rows,
+            slower: None,
+            length,
+            positions,
+            sizes,
+            workspace,
+            adapter,
+            optimizer,
+            scratch,
+            budget,
+            units,
+        })
     }
 
     /// Opens the model and reserves the workspace.

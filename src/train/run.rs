@@ -132,7 +132,7 @@ impl Run {
         check_results(task.out, prepared.checkpoint.as_ref().map(|(path, _)| path.as_path()), &prepared.model)?;
         let settings = task.settings.clone();
         let total_steps = prepared.total_steps(&settings, plan.micro_batch);
-        let fingerprint = prepared.fingerprint(task, plan.micro_batch, total_steps);
+        let fingerprint = prepared.fingerprint(task, &plan, total_steps);
         let Prepared { pack, model, data, held_out, checkpoint, now, .. } = prepared;
         let mut start = match checkpoint {
             Some((path, checkpoint)) => Start::resumed(task, path, checkpoint, total_steps, fingerprint)?,

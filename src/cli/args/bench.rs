@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Subcommand, ValueEnum, ValueHint};
 
-use super::common::{EncoderArg, GpuArg, ScalesArg, ThreadsArg, block_size_parser, parse_size};
+use super::common::{ComputeArgs, EncoderArg, GpuArg, ScalesArg, ThreadsArg, block_size_parser, parse_size};
 use super::train::values::{KeepActivationsArg, OffloadArg};
 use crate::convert::synth::Shape;
 use crate::format::nf4::DEFAULT_BLOCK_SIZE;
@@ -225,6 +225,9 @@ pub struct BenchTrainArgs {
     /// Folder for the temporary checkpoint and pack [default: the system's temporary folder]
     #[arg(long, value_name = "FOLDER", value_hint = ValueHint::DirPath)]
     pub dir: Option<PathBuf>,
+
+    #[command(flatten)]
+    pub compute: ComputeArgs,
 
     #[command(flatten)]
     pub common: GpuBenchArgs,

@@ -4,11 +4,12 @@ use std::num::NonZeroUsize;
 
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::{Args, ValueEnum};
+use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 use crate::convert::encode::Encoder;
 use crate::format::nf4::ScaleType;
-use crate::gpu;
+use crate::gpu::{self, UseMatrixUnits};
 
 /// Wrong usage that shows only in the combination of options, or in a file of options. The exit
 /// code is clap's.
@@ -99,6 +100,38 @@ impl GpuArg {
         let env = gpu::Options::from_env();
         gpu::Options { adapter: self.gpu.clone().or(env.adapter), ..env }
     }
+}
+
+/// The arithmetic of the layers.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum PrecisionArg {
+    /// Mixed where the GPU has matrix units, else f32
+    #[default]
+    Auto,
+    /// float32 everywhere: the reference
+    F32,
+    /// Products of f16 on matrix units; sums, norms, losses and the adapter in float32
+    Mixed,
+}
+
+impl PrecisionArg {
+    /// The use of matrix units; the environment decides it for `auto` and for tests.
+    pub fn matrix_units(self, env: UseMatrixUnits) -> UseMatrixUnits {
+        match (self, env) {
+            (Self::F32, _) => UseMatrixUnits::Off,
+            (Self::Mixed, UseMatrixUnits::Off) => UseMatrixUnits::Auto,
+            (_, env) => env,
+        }
+    }
+}
+
+/// The precision of a command that runs a model.
+#[derive(Debug, Clone, Copy, Default, Args)]
+pub struct ComputeArgs {
+    /// The arithmetic of the layers [default: auto]
+    #[arg(long, value_enum)]
+    pub precision: Option<PrecisionArg>,
 }
 
 /// Units of [`parse_size`]; a unit comes before its own suffixes.

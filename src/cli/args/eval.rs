@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::{Args, ValueHint};
 
-use super::common::{GpuArg, LoadArgs};
+use super::common::{ComputeArgs, GpuArg, LoadArgs};
 use super::train::default_max_length;
 use super::train::values::{MicroBatchArg, SizeArg, TrainOnArg};
 use crate::arch::config::ModelConfig;
@@ -59,6 +59,9 @@ pub struct EvalArgs {
     /// Maximum GPU memory, such as 6GiB [default: 90 % of the free GPU memory]
     #[arg(long, value_name = "SIZE")]
     pub vram_budget: Option<SizeArg>,
+
+    #[command(flatten)]
+    pub compute: ComputeArgs,
 
     #[command(flatten)]
     pub gpu: GpuArg,

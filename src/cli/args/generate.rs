@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::{ArgGroup, Args, ValueHint};
 
-use super::common::{GpuArg, LoadArgs, parse_size};
+use super::common::{ComputeArgs, GpuArg, LoadArgs, parse_size};
 use crate::model::generate::sampling::{Sampler, SamplerOptions};
 
 const EXAMPLES: &str = "\
@@ -65,6 +65,9 @@ pub struct GenerateArgs {
     /// free GPU memory]
     #[arg(long, value_name = "SIZE", value_parser = parse_size)]
     pub vram_budget: Option<u64>,
+
+    #[command(flatten)]
+    pub compute: ComputeArgs,
 
     #[command(flatten)]
     pub gpu: GpuArg,

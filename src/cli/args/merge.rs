@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use clap::{Args, ValueHint};
 
-use super::common::{GpuArg, OutputArgs, Usage, WeightsArgs};
+use super::common::{ComputeArgs, GpuArg, OutputArgs, Usage, WeightsArgs};
 use crate::merge::Base;
 
 const EXAMPLES: &str = "\
@@ -55,6 +55,9 @@ pub struct MergeArgs {
     /// Do not compare logits, which needs a GPU and temporary disk space as large as the snapshot
     #[arg(long, conflicts_with = "sample")]
     pub no_compare: bool,
+
+    #[command(flatten)]
+    pub compute: ComputeArgs,
 
     #[command(flatten)]
     pub gpu: GpuArg,

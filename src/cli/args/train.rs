@@ -9,7 +9,7 @@ use clap::builder::{PathBufValueParser, TypedValueParser};
 use clap::{Args, ValueHint};
 use serde::{Deserialize, Serialize};
 
-use super::common::{GpuArg, LoadArgs, Usage};
+use super::common::{GpuArg, LoadArgs, PrecisionArg, Usage};
 use crate::arch::config::ModelConfig;
 use crate::io::read::read_any;
 use crate::train::settings::Settings;
@@ -193,6 +193,9 @@ pub struct TrainOptions {
         help_heading = "Length and batches"
     )]
     pub strict: Option<bool>,
+    /// The arithmetic of the layers; a resumed run keeps its own [default: auto]
+    #[arg(long, value_enum, help_heading = "Length and batches")]
+    pub precision: Option<PrecisionArg>,
     /// GPU memory to plan within, such as 6GiB; drivers allocate in blocks, which takes a little
     /// more [default: 90 % of the free GPU memory]
     #[arg(long, value_name = "SIZE", help_heading = "Length and batches")]
@@ -285,6 +288,7 @@ impl TrainOptions {
             max_length: self.max_length.or(other.max_length),
             train_on: self.train_on.or(other.train_on),
             strict: self.strict.or(other.strict),
+            precision: self.precision.or(other.precision),
             vram_budget: self.vram_budget.or(other.vram_budget),
             eval_data: self.eval_data.or(other.eval_data),
             eval_split: self.eval_split.or(other.eval_split),

@@ -75,7 +75,7 @@ struct Phases {
 pub fn run(args: &BenchTrainArgs) -> Result<Outcome> {
     let ui = Ui::new(args.common.json);
     ui::handle_interrupts()?;
-    let bench = device::with(&args.common.gpu, ui, |gpu| measure(args, ui, gpu))?;
+    let bench = device::with_precision(&args.common.gpu, args.compute.precision, ui, |gpu| measure(args, ui, gpu))?;
     ui.result(&bench, || bench.text())?;
     Ok(Outcome::Good)
 }
@@ -156,6 +156,7 @@ fn trainer(args: &BenchTrainArgs, gpu: &Gpu, pack: &Path) -> Result<(Trainer, Me
         positions: args.seq,
         rows: args.batch.into(),
         reserved: 0,
+        units: gpu.matrix_units().ok(),
     };
     let plan = MemoryPlan::new(&demand, MicroBatch::Rows(args.batch)).map_err(in_own_flags)?;
     let (model, memory) = plan.reserve(gpu, source)?;

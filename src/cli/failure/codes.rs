@@ -277,6 +277,7 @@ codes! {
         NoSuchAdapter "gpu-no-such"
         NoDevice "gpu-no-device"
         NoFeature "gpu-no-feature"
+        NoMatrixUnits "gpu-no-matrix-units"
         TooLarge "gpu-too-large"
         OutOfMemory "gpu-out-of-memory"
         KernelLimit "gpu-kernel-limit"

@@ -13,6 +13,7 @@ const OF_RANK: u64 = 10_000;
 fn demand<'a>(index: &'a Index, model: &'a ModelConfig) -> Demand<'a> {
     let rank = 16;
     Demand {
+        units: None,
         index,
         model,
         max_buffer: u64::MAX,

@@ -33,6 +33,8 @@ pub struct Inputs {
     pub eval_data: Option<String>,
     /// Rows of a forward pass, also with `--micro-batch auto`.
     pub micro_batch: u32,
+    /// `mixed` or `f32`, also with `--precision auto`.
+    pub precision: &'static str,
     /// Optimiser steps of the whole run.
     pub total_steps: u64,
 }
@@ -64,6 +66,7 @@ impl Fingerprint {
             ("--schedule", shape_name(s.schedule).to_owned()),
             ("--warmup", warmup_name(s.warmup)),
             ("--micro-batch", inputs.micro_batch.to_string()),
+            ("--precision", inputs.precision.to_owned()),
             ("--accumulate", s.accumulate.to_string()),
             ("--max-length", s.max_length.to_string()),
             ("--clip", s.clip.unwrap_or_default().to_string()),
@@ -83,6 +86,11 @@ impl Fingerprint {
     /// fingerprint is damaged.
     pub fn micro_batch(&self) -> Option<u32> {
         self.0.get("--micro-batch")?.parse().ok()
+    }
+
+    /// The precision, which `--precision auto` keeps on resume.
+    pub fn precision(&self) -> Option<&str> {
+        self.0.get("--precision").map(String::as_str)
     }
 
     /// Compares the requested run with that of the checkpoint, `self`.

@@ -21,7 +21,7 @@ pub(super) fn model() -> ModelConfig {
 
 fn inputs() -> Inputs {
     let (pack, data) = ("0123abcd-00000000".to_owned(), data_identity(b"data"));
-    Inputs { pack, data, eval_data: None, micro_batch: 4, total_steps: 100 }
+    Inputs { pack, data, eval_data: None, micro_batch: 4, precision: "f32", total_steps: 100 }
 }
 
 /// A run after `step` steps, with random numbers and with numbers that text and other types would

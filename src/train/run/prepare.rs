@@ -10,7 +10,7 @@ use crate::data::pack::{epoch_order, rows};
 use crate::data::sample::Dataset;
 use crate::data::{DataFile, Tokenizer};
 use crate::dequant::stream::{PackSource, default_budget};
-use crate::gpu::Gpu;
+use crate::gpu::{Gpu, MatrixUnits};
 use crate::lora::adapter::{self, Adapter};
 use crate::lora::config::AdapterLayout;
 use crate::model::error::ModelError;
@@ -88,6 +88,11 @@ impl Prepared {
         Ok(Self { pack, model, tokenizer, data, held_out, checkpoint, now })
     }
 
+    /// The precision of the run that is resumed: `mixed` or `f32`.
+    pub fn precision(&self) -> Option<&str> {
+        self.checkpoint.as_ref().and_then(|(_, checkpoint)| checkpoint.state.fingerprint.precision())
+    }
+
     /// Tokens of the longest sample.
     fn positions(&self) -> u32 {
         self.data.longest().max(self.held_out.as_ref().map_or(0, Dataset::longest))
@@ -113,12 +118,13 @@ impl Prepared {
     }
 
     /// The fingerprint that all checkpoints of the run have.
-    pub(super) fn fingerprint(&self, task: &Task<'_>, micro_batch: u32, total_steps: u64) -> Fingerprint {
+    pub(super) fn fingerprint(&self, task: &Task<'_>, plan: &MemoryPlan, total_steps: u64) -> Fingerprint {
         let inputs = Inputs {
             pack: pack_identity(self.pack.index()),
             data: data_identity(task.data.bytes),
             eval_data: task.eval_data.map(|file| data_identity(file.bytes)),
-            micro_batch,
+            micro_batch: plan.micro_batch,
+            precision: MatrixUnits::precision(plan.units),
             total_steps,
         };
         Fingerprint::new(task.settings, &inputs)
@@ -148,6 +154,7 @@ impl Prepared {
             positions: self.positions(),
             rows: self.epoch(settings, 0).len() as u64,
             reserved: 0,
+            units: gpu.matrix_units().ok(),
         };
         let resumed = self.checkpoint.as_ref().and_then(|(_, checkpoint)| checkpoint.state.fingerprint.micro_batch());
         let micro_batch = match (settings.micro_batch, resumed) {
