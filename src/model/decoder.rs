@@ -273,7 +273,6 @@ impl Model {
             }
             constants.record(&kernels.gather, &mut commands, streamed)?;
             let layer = Layer::new(&pass, streamed, constants)?;
-            layer.recompute(&mut commands, x)?;
             layer.backward(&mut commands, x)?;
             commands.submit()?;
             constants.submitted();

@@ -13,7 +13,7 @@ use crate::gpu::{Gpu, MatrixUnits};
 use crate::model::constants::Constants;
 use crate::model::decoder::Model;
 use crate::model::error::ModelError;
-use crate::model::workspace::{Memory, Sizes, WorkspaceBytes};
+use crate::model::workspace::{Memory, Sizes, WINDOW, WorkspaceBytes};
 use crate::ops::matmul::Matmul;
 
 pub use choice::{KeepActivations, MicroBatch, OffloadActivations, Slower};
@@ -161,7 +161,7 @@ impl MemoryPlan {
     fn of(demand: &Demand<'_>, rows: u32, [kept, offloaded]: [u32; 2]) -> Result<Self, MemoryError> {
         let Demand { model, budget, length, training, .. } = *demand;
         let tokens = rows.saturating_mul(length);
-        let sizes = Sizes { tokens, rank: demand.rank, dropout: demand.dropout, training, kept, offloaded };
+        let sizes = Sizes { tokens, rank: demand.rank, dropout: demand.dropout, training, kept, offloaded, window: WINDOW };
         let workspace = WorkspaceBytes::of(model, sizes);
         let limit = demand.max_binding.min(demand.max_buffer);
         if workspace.largest > limit {

@@ -59,6 +59,11 @@ const LOGITS_BYTES: u64 = 128 << 20;
 /// The columns of a chunk are a multiple of this, unless a chunk is smaller.
 const CHUNK_ALIGN: u32 = 256;
 
+/// Tokens that pass through the feed-forward block together. Its activations are by far the widest.
+/// So a longer pass needs less memory for them, and the products of a window of this size are
+/// nearly as fast as larger ones. A multiple of 64 tokens starts at an offset that can be bound.
+pub(crate) const WINDOW: u32 = 8192;
+
 /// The sizes of a workspace.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Sizes {
@@ -75,6 +80,9 @@ pub struct Sizes {
     /// Residual streams, the first ones, that are in host memory between the forward and the
     /// backward pass. At least three are not.
     pub offloaded: u32,
+    /// Tokens that pass through the feed-forward block together: [`WINDOW`], or fewer in tests. The
+    /// order of sums depends on it.
+    pub window: u32,
 }
 
 /// The use of memory.
@@ -103,7 +111,7 @@ pub(crate) struct Workspace<M> {
     pub offloaded: Vec<M>,
     /// The output of a norm: hidden.
     pub normed: M,
-    /// silu(gate) * up, later its gradient: intermediate.
+    /// silu(gate) * up, later its gradient: intermediate, with the tokens of a window.
     pub activated: M,
     /// x A^T, or its gradient: rank.
     pub low_rank: M,
@@ -115,6 +123,8 @@ pub(crate) struct Workspace<M> {
     /// The activations of the last layers, which keep them.
     kept: Vec<Activations<M>>,
     pub backward: Option<Backward<M>>,
+    /// Tokens that pass through the feed-forward block together.
+    pub window: u32,
     /// Logits of a chunk of the vocabulary.
     pub logits: M,
     /// 4.
@@ -142,9 +152,9 @@ pub(crate) struct Activations<M> {
     pub lse: M,
     /// The residual stream between attention and feed-forward: hidden.
     pub middle: M,
-    /// Intermediate.
+    /// Intermediate, with the tokens of a window if they are not kept.
     pub gate: M,
-    /// Intermediate.
+    /// As `gate`.
     pub up: M,
 }
 
@@ -181,18 +191,27 @@ impl<M: Clone> Workspace<M> {
         let offloaded = (0..offloaded).map(&mut host).collect::<Result<_, E>>()?;
         let residual =
             (0..streams).map(|_| new(Use::SavedActivations, "residual stream", tokens, hidden)).collect::<Result<_, E>>()?;
-        let shared = Activations::build(model, None, |name, cols| new(Use::Layer, name, tokens, cols))?;
-        let mut keep =
-            |_| Activations::build(model, Some(&shared), |name, cols| new(Use::KeptActivations, name, tokens, cols));
+        let window = tokens.min(sizes.window);
+        let shared =
+            Activations::build(model, [tokens, window], None, |name, rows, cols| new(Use::Layer, name, rows, cols))?;
+        let mut keep = |_| {
+            let new = |name, rows, cols| new(Use::KeptActivations, name, rows, cols);
+            Activations::build(model, [tokens, tokens], Some(&shared), new)
+        };
         let kept = (0..sizes.kept).map(&mut keep).collect::<Result<_, E>>()?;
+        let activated = new(Use::Layer, "activated", window, intermediate)?;
         let mut layer = |name, cols: u32| new(Use::Layer, name, tokens, cols);
-        let widest = if sizes.dropout { intermediate.max(queries).max(hidden) } else { 1 };
+        // It has as many elements as the largest input of a projection.
+        let of_window = mat_bytes(window, intermediate).div_ceil(mat_bytes(tokens.max(1), 1));
+        let widest = u32::try_from(of_window).unwrap_or(u32::MAX).max(queries).max(hidden);
+        let widest = if sizes.dropout { widest } else { 1 };
         let rank = sizes.rank.max(1);
         Ok(Self {
             residual,
             offloaded,
             normed: layer("normed", hidden)?,
-            activated: layer("activated", intermediate)?,
+            activated,
+            window: sizes.window,
             low_rank: layer("low rank", rank)?,
             dropped: layer("dropped", widest)?,
             shared,
@@ -218,13 +237,16 @@ impl<M: Clone> Workspace<M> {
 }
 
 impl<M: Clone> Activations<M> {
-    /// Calls `new` for each matrix, with its name and columns. Kept activations take from `shared`
-    /// what is cheap to compute again: queries and keys after the norms of the heads.
+    /// Calls `of` for each matrix, with its name, rows and columns: `tokens` rows, or the rows of a
+    /// window. Kept activations take from `shared` what is cheap to compute again: queries and keys
+    /// after the norms of the heads.
     fn build<E>(
         model: &ModelConfig,
+        [tokens, window]: [u32; 2],
         shared: Option<&Self>,
-        mut new: impl FnMut(&'static str, u32) -> Result<M, E>,
+        mut of: impl FnMut(&'static str, u32, u32) -> Result<M, E>,
     ) -> Result<Self, E> {
+        let mut new = |name, cols| of(name, tokens, cols);
         let &ModelConfig { hidden, intermediate, heads, q_k_norm, .. } = model;
         let (queries, keys) = (model.queries(), model.keys());
         let [raw_queries, raw_keys] = match q_k_norm {
@@ -235,18 +257,10 @@ impl<M: Clone> Activations<M> {
             Some(shared) => [shared.queries.clone(), shared.keys.clone()],
             None => [new("queries", queries)?, new("keys", keys)?],
         };
-        Ok(Self {
-            raw_queries,
-            raw_keys,
-            queries,
-            keys: keys_of_heads,
-            values: new("values", keys)?,
-            attended: new("attended", model.queries())?,
-            lse: new("softmax denominators", heads)?,
-            middle: new("middle of the residual stream", hidden)?,
-            gate: new("gate", intermediate)?,
-            up: new("up", intermediate)?,
-        })
+        let (values, attended) = (new("values", keys)?, new("attended", model.queries())?);
+        let (lse, middle) = (new("softmax denominators", heads)?, new("middle of the residual stream", hidden)?);
+        let [gate, up] = [of("gate", window, intermediate)?, of("up", window, intermediate)?];
+        Ok(Self { raw_queries, raw_keys, queries, keys: keys_of_heads, values, attended, lse, middle, gate, up })
     }
 }
 
@@ -394,8 +408,15 @@ mod tests {
         }
         let model = ModelConfig::parse(config.to_string().as_bytes(), None).unwrap();
         for training in [false, true] {
-            let sizes =
-                Sizes { tokens: u32::MAX, rank: u32::MAX, dropout: true, training, kept: u32::from(training), offloaded: 0 };
+            let sizes = Sizes {
+                tokens: u32::MAX,
+                rank: u32::MAX,
+                dropout: true,
+                training,
+                kept: u32::from(training),
+                offloaded: 0,
+                window: WINDOW,
+            };
             let bytes = WorkspaceBytes::of(&model, sizes);
             assert_eq!((bytes.largest, bytes.total()), (u64::MAX, u64::MAX));
         }

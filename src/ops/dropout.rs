@@ -19,12 +19,15 @@ pub struct DropoutKey {
     pub step: u64,
     /// Number of the adapted projection in the model.
     pub module: u32,
+    /// Number of the window of tokens in the pass.
+    pub window: u32,
 }
 
 impl DropoutKey {
     /// Hashes the key to 64 bits. Each bit of the key affects every bit.
     fn words(self) -> [u32; 2] {
-        let mixed = [self.seed, self.step, self.module.into()].into_iter().fold(0, |state, part| split_mix(state ^ part));
+        let place = u64::from(self.window) << 32 | u64::from(self.module);
+        let mixed = [self.seed, self.step, place].into_iter().fold(0, |state, part| split_mix(state ^ part));
         [mixed as u32, (mixed >> 32) as u32]
     }
 }
@@ -135,7 +138,7 @@ mod tests {
         x.iter().zip(0..).map(|(&x, i)| if keeps(key, threshold, i) { x * scale } else { 0.0 }).collect()
     }
 
-    const KEY: DropoutKey = DropoutKey { seed: 42, step: 7, module: 3 };
+    const KEY: DropoutKey = DropoutKey { seed: 42, step: 7, module: 3, window: 0 };
 
     fn check(gpu: &Gpu, rows: u32, cols: u32, p: f32) {
         let dropout = Dropout::new(gpu).unwrap();
