@@ -13,6 +13,7 @@ use crate::dequant::stream::PackSource;
 use crate::format::Role;
 use crate::lora::Adapter;
 use crate::lora::config::{LoraConfig, TARGETS};
+use crate::model::workspace::Memory;
 use crate::model::{GenerateError, MemoryPlan, ModelError, NonFiniteAt, Sampler, SamplerOptions, Session, TextGenerator};
 use crate::ops::testing::gpu;
 use crate::train::step::StepResult;
