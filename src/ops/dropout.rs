@@ -169,9 +169,9 @@ mod tests {
     #[test]
     fn keys_are_fixed() {
         // A changed value breaks every `--resume` and every published run.
-        assert_eq!(DropoutKey { seed: 0, step: 0, module: 0 }.words(), [0x38fc_be91, 0x2382_75bc]);
+        assert_eq!(DropoutKey { seed: 0, step: 0, module: 0, window: 0 }.words(), [0x38fc_be91, 0x2382_75bc]);
         assert_eq!(KEY.words(), [0xd465_5539, 0xf55e_4254]);
-        assert_eq!(DropoutKey { seed: u64::MAX, step: 1 << 40, module: 251 }.words(), [0x022b_4165, 0x5c5b_c05a]);
+        assert_eq!(DropoutKey { seed: u64::MAX, step: 1 << 40, module: 251, window: 0 }.words(), [0x022b_4165, 0x5c5b_c05a]);
     }
 
     #[test]
@@ -203,6 +203,8 @@ mod tests {
             DropoutKey { seed: 43, ..KEY },
             DropoutKey { step: 8, ..KEY },
             DropoutKey { module: 4, ..KEY },
+            DropoutKey { window: 1, ..KEY },
+            DropoutKey { window: 3, module: 0, ..KEY },
             DropoutKey { seed: KEY.seed + (1 << 40), ..KEY },
             DropoutKey { seed: KEY.step, step: KEY.seed, ..KEY },
         ];
