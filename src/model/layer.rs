@@ -23,7 +23,7 @@ use crate::model::kv_cache::attention_heads;
 use crate::model::linear::Linear;
 use crate::model::pass::{Pass, PassInputs};
 use crate::model::weights::projection;
-use crate::model::workspace::{Activations, Backward, Workspace};
+use crate::model::workspace::{Activations, Backward};
 use crate::ops::{AttentionShape, Mat, OpError};
 
 /// A layer in GPU memory during a pass.

@@ -1,6 +1,7 @@
 //! The GPU memory of a run, computed before any of it is allocated.
 
 mod choice;
+mod options;
 
 use std::fmt;
 
@@ -16,7 +17,7 @@ use crate::model::error::ModelError;
 use crate::model::workspace::{Memory, Sizes, WINDOW, WorkspaceBytes};
 use crate::ops::matmul::Matmul;
 
-pub use choice::{KeepActivations, MicroBatch, OffloadActivations, Slower};
+pub use options::{KeepActivations, MicroBatch, OffloadActivations, Slower};
 
 /// Maximum rows of `--micro-batch auto`. With more rows per step, an epoch has too few steps.
 pub const MAX_AUTO_ROWS: u32 = 8;

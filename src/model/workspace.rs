@@ -46,6 +46,11 @@
 //!   input norm           residual[i], d.normed      -> d.residual, added: that of residual[i]
 //! ```
 //!
+//! A long pass goes through the feed-forward block, forward and backward, in windows of tokens:
+//! `gate`, `up` and `activated` have the rows of a window. Layers that keep their activations have
+//! matrices of their own for all but `activated`, and skip the steps that compute them. Streams in
+//! `offloaded` arrive in the place of a later stream, one layer ahead.
+//!
 //! Every projection with an adapter uses `low_rank`, `dropped` and (backward) `d.low_rank` as
 //! scratch, and writes them before it reads them.
 
