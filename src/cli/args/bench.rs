@@ -218,6 +218,10 @@ pub struct BenchTrainArgs {
     #[arg(long, value_enum, value_name = "auto|off|on", hide_possible_values = true)]
     pub offload_activations: Option<OffloadArg>,
 
+    /// GPU memory to plan within, such as 8GiB [default: 90 % of the free GPU memory]
+    #[arg(long, value_name = "SIZE", value_parser = parse_size)]
+    pub vram_budget: Option<u64>,
+
     /// Rank of the adapter
     #[arg(long, default_value = "16", value_parser = clap::value_parser!(u32).range(1..=4096))]
     pub rank: u32,

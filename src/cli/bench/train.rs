@@ -144,7 +144,7 @@ fn trainer(args: &BenchTrainArgs, gpu: &Gpu, pack: &Path) -> Result<(Trainer, Me
         model: &config,
         max_buffer: gpu.limits().max_buffer_size,
         max_binding: gpu.limits().max_storage_buffer_binding_size,
-        budget: default_budget(gpu),
+        budget: args.vram_budget.or_else(|| default_budget(gpu)),
         adapter: layout.len() as u64,
         rank,
         dropout: false,
@@ -165,7 +165,7 @@ fn trainer(args: &BenchTrainArgs, gpu: &Gpu, pack: &Path) -> Result<(Trainer, Me
     Ok((Trainer::new(model, adapter, memory, hyperparameters)?, plan, config.vocab))
 }
 
-/// A plan's remedy uses flags of `nf4pack train`; `bench train` has other flags and no budget.
+/// A plan's remedy uses flags of `nf4pack train`; some of `bench train` have other names.
 fn in_own_flags(error: MemoryError) -> anyhow::Error {
     let remedy = error.remedy().map(|remedy| format!("; {} would fit", remedy.in_flags("--batch", "--seq")));
     anyhow::anyhow!("{}{}", error.with(None), remedy.unwrap_or_default())
