@@ -2,13 +2,14 @@
 
 use std::fs::File;
 use std::io::Read;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use memmap2::Mmap;
 use thiserror::Error;
 
-use crate::format::{FormatError, Index, Layer, Pack, QuantizedTensor, check};
+use crate::format::{FormatError, Index, Layer, Pack, QuantizedTensor, Section, SectionKind, check};
 
 /// An open pack: mapped, or read into memory. Opening validates header, index and metadata. With a
 /// mapping, it reads no payload.
@@ -40,7 +41,7 @@ pub struct MappedPack {
     file: File,
     bytes: Bytes,
     index: Index,
-    /// Layers with checked scales. The last entry is for the global tensors.
+    /// One per section: whether it passed its checks.
     checked: Vec<AtomicBool>,
 }
 
@@ -93,7 +94,7 @@ pub enum LayerError {
         /// Layers of the pack.
         count: u32,
     },
-    /// The scales of the layer violate the specification.
+    /// A section of the layer does not match its checksum, or violates the specification.
     #[error("layer {layer}: {source}")]
     Format {
         /// The layer.
@@ -101,7 +102,7 @@ pub enum LayerError {
         /// The violation.
         source: FormatError,
     },
-    /// The scales of a global tensor violate the specification.
+    /// The same for a tensor that belongs to no layer.
     #[error("global tensors: {source}")]
     Globals {
         /// The violation.
@@ -144,7 +145,7 @@ impl MappedPack {
         let bytes = bytes(&file).map_err(io)?;
         let format = |source| OpenError::Format { path: path.to_owned(), source };
         let index = Index::parse(bytes.all(), bytes.all().len() as u64).map_err(format)?;
-        let checked = (0..=index.layers().len()).map(|_| AtomicBool::new(false)).collect();
+        let checked = index.sections().iter().map(|_| AtomicBool::new(false)).collect();
         Ok(Self { path: path.to_owned(), file, bytes, index, checked })
     }
 
@@ -176,50 +177,47 @@ impl MappedPack {
         Pack::of_mapped(self.bytes.all(), &self.index)
     }
 
-    /// Layer `number`, from 0. The first call for a layer checks its scales and code padding (not
-    /// its checksums).
+    /// Layer `number`, from 0. The first call for a layer reads all of it: it compares the
+    /// checksums of its sections, and checks scales and code padding. [`MappedPack::pack`] has
+    /// unchecked layers.
     ///
     /// # Errors
-    /// [`LayerError::OutOfRange`] past the last layer; [`LayerError::Format`] if a scale violates
-    /// the specification.
+    /// [`LayerError::OutOfRange`] past the last layer; [`LayerError::Format`] if a section does not
+    /// match its checksum or violates the specification.
     pub fn layer(&self, number: u32) -> Result<Layer<'_>, LayerError> {
         let pack = self.pack();
         let layer = pack.layer(number).ok_or(LayerError::OutOfRange { layer: number, count: pack.layer_count() })?;
-        self.check_once(number as usize, || layer.check_contents())
-            .map_err(|source| LayerError::Format { layer: number, source })?;
+        let sections = self.index.layers().get(number as usize).cloned().unwrap_or_default();
+        self.check_once(sections).map_err(|source| LayerError::Format { layer: number, source })?;
         Ok(layer)
     }
 
-    /// The quantised tensor with this name, in a layer or global (an embedding, an `lm_head`). The
-    /// first call for a layer, or for the global tensors, checks their scales and code padding, as
-    /// [`MappedPack::layer`] does.
+    /// The quantised tensor with this name, in a layer or global (an embedding, an `lm_head`). Its
+    /// first use compares its checksums and checks its scales and code padding.
     ///
     /// # Errors
     /// [`LayerError::Format`], [`LayerError::Globals`].
     pub fn quantized_tensor(&self, name: &str) -> Result<Option<QuantizedTensor<'_>>, LayerError> {
-        let pack = self.pack();
-        let Some(tensor) = pack.quantized_tensor(name) else { return Ok(None) };
-        match tensor.layer {
-            Some(number) => {
-                self.layer(number)?;
-            }
-            None => {
-                let check = || check::global_contents(&pack);
-                self.check_once(self.index.layers().len(), check).map_err(|source| LayerError::Globals { source })?;
-            }
-        }
+        let Some(tensor) = self.pack().quantized_tensor(name) else { return Ok(None) };
+        let is_its_codes = |section: &Section| section.kind == Some(SectionKind::Codes) && self.index.name(section) == name;
+        let codes = self.index.sections().iter().position(is_its_codes).unwrap_or_default();
+        // Its scales follow its codes.
+        let checked = self.check_once(codes..codes + 2);
+        checked.map_err(|source| match tensor.layer {
+            Some(layer) => LayerError::Format { layer, source },
+            None => LayerError::Globals { source },
+        })?;
         Ok(Some(tensor))
     }
 
-    /// Runs a check, unless it has passed before.
-    fn check_once(&self, group: usize, check: impl FnOnce() -> Result<(), FormatError>) -> Result<(), FormatError> {
-        let checked = self.checked.get(group);
-        if checked.is_some_and(|checked| checked.load(Ordering::Relaxed)) {
-            return Ok(());
-        }
-        check()?;
-        if let Some(checked) = checked {
-            checked.store(true, Ordering::Relaxed);
+    /// Checks sections, except those that have passed before.
+    fn check_once(&self, sections: Range<usize>) -> Result<(), FormatError> {
+        let all = self.index.sections().iter().enumerate().zip(&self.checked);
+        for ((number, section), checked) in all.take(sections.end).skip(sections.start) {
+            if !checked.load(Ordering::Relaxed) {
+                check::section(&self.pack(), number, section)?;
+                checked.store(true, Ordering::Relaxed);
+            }
         }
         Ok(())
     }

@@ -5,6 +5,8 @@
 //! mapping would kill the process. Checksums are compared on the way, so a file that changes after
 //! it was verified is found, too.
 
+#[cfg(all(test, feature = "cli"))]
+pub(crate) mod cut;
 mod error;
 #[cfg(feature = "convert")]
 mod tensor;
@@ -170,7 +172,7 @@ impl PackSource {
     }
 
     fn read_into(&self, file: &File, bytes: &mut [u8], offset: u64) -> Result<(), ReadError> {
-        read_exact_at(file, bytes, offset).map_err(|source| match file.metadata() {
+        read_at(&self.path, file, bytes, offset).map_err(|source| match file.metadata() {
             Ok(now) if now.len() < offset + bytes.len() as u64 => self.truncated(now.len()),
             _ => self.io(source),
         })
@@ -189,6 +191,14 @@ impl PackSource {
     }
 }
 
+/// Reads bytes of the pack at a path.
+fn read_at(path: &Path, file: &File, bytes: &mut [u8], offset: u64) -> std::io::Result<()> {
+    #[cfg(all(test, feature = "cli"))]
+    cut::before_read(path);
+    let _ = path;
+    read_exact_at(file, bytes, offset)
+}
+
 /// Reads and validates header, index and metadata of a pack.
 fn read_index(path: &Path) -> Result<Bytes, OpenError> {
     let io = |source| OpenError::Io { path: path.to_owned(), source };
@@ -196,11 +206,11 @@ fn read_index(path: &Path) -> Result<Bytes, OpenError> {
     let file = open_regular(path).map_err(io)?;
     let file_len = file.metadata().map_err(io)?.len();
     let mut front = vec![0; file_len.min(HEADER_LEN as u64) as usize];
-    read_exact_at(&file, &mut front, 0).map_err(io)?;
+    read_at(path, &file, &mut front, 0).map_err(io)?;
     let header = Header::decode(&front, file_len, &Limits::default()).map_err(format)?;
     // A valid header requests no more than the file length and the limits of the specification.
     front.resize(header.front_len() as usize, 0);
-    read_exact_at(&file, &mut front, 0).map_err(io)?;
+    read_at(path, &file, &mut front, 0).map_err(io)?;
     let index = Index::parse(&front, file_len).map_err(format)?;
     Ok(Bytes::Read { file, index })
 }

@@ -43,8 +43,8 @@ pub fn run(args: &ConvertArgs) -> anyhow::Result<Outcome> {
     }
     let meter = ui.meter("converting", Unit::Weights);
     let report = conversion.write(&args.target, &meter).inspect_err(|error| {
-        if args.resume && continues_after(error) && partial.is_file() {
-            ui.note(&format!("{} keeps the finished part: the same command continues from it", partial.display()));
+        if let Some(how) = continues_after(error).filter(|_| args.resume && partial.is_file()) {
+            ui.note(&format!("{} keeps the finished part: {how} from it", partial.display()));
         }
     })?;
     drop(meter);
@@ -61,11 +61,15 @@ pub fn run(args: &ConvertArgs) -> anyhow::Result<Outcome> {
     Ok(Outcome::Good)
 }
 
-/// Whether the same command continues from the kept part. After these errors it fails again, or
+/// The command that continues from the kept part, in words. After some errors there is none, or
 /// another process continues.
-fn continues_after(error: &ConvertError) -> bool {
-    use ConvertError::{PartialDiffers, PartialInUse, PartialSource};
-    !matches!(error, PartialDiffers { .. } | PartialInUse { .. } | PartialSource { .. })
+fn continues_after(error: &ConvertError) -> Option<&'static str> {
+    use ConvertError::{PartialDiffers, PartialInUse, PartialSource, TargetExists};
+    match error {
+        PartialDiffers { .. } | PartialInUse { .. } | PartialSource { .. } => None,
+        TargetExists { .. } => Some("--force --resume replaces the file"),
+        _ => Some("the same command continues"),
+    }
 }
 
 #[derive(Serialize)]

@@ -130,6 +130,12 @@ impl Failure {
     }
 }
 
+/// The code of an error.
+#[cfg(test)]
+pub fn code(error: &anyhow::Error) -> &'static str {
+    codes::code(error)
+}
+
 /// Prints the error on stderr, and with `--json` also on stdout, unless the usage was wrong.
 pub fn report(error: &anyhow::Error, command: &Command) -> ExitCode {
     let failure = Failure::new(error, Advice::of(command));
@@ -542,13 +548,14 @@ fn of_data(error: &DataError) -> Option<String> {
              tokenizer.json in the checkpoint's folder, and convert again"
         }
         DataError::NoThread(_) => MORE_THREADS,
+        DataError::Panicked => Bug::HINT,
         DataError::NoChatTemplate => "use --prompt, which continues a text without a template",
         DataError::Utf8 { .. } => "save the file as UTF-8 (from UTF-16: `iconv -f UTF-16 -t UTF-8`)",
         DataError::Json { .. } | DataError::NotAnObject { .. } => {
             "each line must be one JSON object in UTF-8; plain text needs a file name that ends in .txt"
         }
         DataError::LineBytes { .. } => {
-            "split the line into several, or save a plain text under a name that ends in .txt: it has no limit"
+            "split the line into several, or save a plain text under a name that ends in .txt: it is read in pieces"
         }
         DataError::Messages { .. } => "split the conversation into several lines",
         DataError::NoTemplate { .. } => {

@@ -1,5 +1,8 @@
 //! Opens packs. All commands call these functions; each opens a pack once.
 
+#[cfg(test)]
+mod tests;
+
 use std::path::Path;
 
 use super::args::{LoadArgs, ReadArgs, WeightsArgs};

@@ -292,6 +292,9 @@ fn train(ui: Ui, gpu: &Gpu, prepared: Prepared, task: &Task<'_>) -> Result<Summa
         !ui::interrupted()
     });
     drop(meter);
+    if end.is_err() && run.left_nothing() {
+        ui.note("the run failed before its first checkpoint: it saved no adapter, only its report");
+    }
     let lost = run.lost_records();
     let lost = lost
         .into_iter()

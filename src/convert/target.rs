@@ -216,9 +216,12 @@ impl Target {
     ///
     /// # Errors
     /// After [`ConvertError::NotDurable`] the file has its name; after any other error there is
-    /// nothing of it.
+    /// nothing of it, except the finished part where another file has the name.
     pub(crate) fn finish(self) -> Result<(), ConvertError> {
         if self.partial.is_some() {
+            if !self.force && self.path.symlink_metadata().is_ok() {
+                return Err(ConvertError::TargetExists { path: self.path });
+            }
             // The records go last: without them, a crash would lose the finished part.
             self.output().sync_data().map_err(|source| self.error(source))?;
             self.output().set_len(self.len).map_err(|source| self.error(source))?;
@@ -319,7 +322,7 @@ mod tests {
         std::fs::write(&path, "precious").unwrap();
         let error = target.finish().unwrap_err();
         assert!(matches!(error, ConvertError::TargetExists { .. }), "{error:?}");
-        assert_eq!((std::fs::read(&path).unwrap().as_slice(), count()), (b"precious".as_slice(), 1));
+        assert_eq!((std::fs::read(&path).unwrap().as_slice(), count()), (b"precious".as_slice(), 2), "a finished part");
         std::fs::remove_file(&path).unwrap();
         resume(10).unwrap().record(&Record::default()).unwrap();
         assert_eq!(count(), 1, "a record");
@@ -368,18 +371,30 @@ mod tests {
 
     #[test]
     fn cut_at_any_step_a_conversion_that_keeps_its_part_continues_to_the_same_bytes() {
+        for force in [false, true] {
+            cut_conversion_with_a_part(force);
+        }
+    }
+
+    /// As [`cut_conversion`], with `--resume`; with `force`, it replaces an old pack.
+    fn cut_conversion_with_a_part(force: bool) {
         let (root, source) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
         let source = source.path().join("model");
         synth::write(&source, &SHAPE, 7, Some(12_000), &()).unwrap();
-        let options = Options { threads: Some(NonZeroUsize::MIN), resume: true, ..Options::default() };
+        let options = Options { threads: Some(NonZeroUsize::MIN), resume: true, force, ..Options::default() };
+        let old = b"an older pack".to_vec();
+        let before: crash::Tree = force.then(|| ("out.nf4pack".to_owned(), old.clone())).into_iter().collect();
+        crash::put(&before, root.path());
         let recording = record::start(root.path());
         let pack = |root: &Path| root.join("out.nf4pack");
         convert(&source, &pack(root.path()), options.clone(), &()).unwrap();
         let whole = crash::tree(root.path());
         assert_eq!(whole.keys().collect::<Vec<_>>(), ["out.nf4pack"]);
         let (mut continued, mut damaged) = (0, 0);
-        let counts = crash::every_crash(root.path(), &crash::Tree::new(), &recording.steps(), |crash| {
-            if crash.at_end || crash.tree.contains_key("out.nf4pack") {
+        let counts = crash::every_crash(root.path(), &before, &recording.steps(), |crash| {
+            let found = crash.tree.get("out.nf4pack");
+            assert!(!force || found.is_some(), "the old pack is lost");
+            if crash.at_end || found.is_some_and(|found| !force || *found != old) {
                 assert!(*crash.tree == whole, "half a pack");
                 return;
             }

@@ -6,7 +6,7 @@
 
 pub(super) mod error;
 mod model;
-mod pattern;
+pub(super) mod pattern;
 
 use serde::de::{Deserialize, Deserializer, MapAccess, SeqAccess, Visitor};
 use serde_json::{Map, Value};
@@ -32,6 +32,8 @@ const MAX_STRING: usize = 4096;
 const MAX_ADDED: usize = 16 << 20;
 /// Pieces of a template, and tokens of a piece.
 const MAX_PIECES: usize = 64;
+/// Templates of a post-processor: the library puts each around the last one's result, and panics.
+const MAX_TEMPLATES: usize = 1;
 
 /// Checks a tokenizer.json.
 ///
@@ -168,7 +170,7 @@ fn section(
     check: fn(&Component<'_>) -> Result<Growth>,
     before: Growth,
 ) -> Result<Growth> {
-    let mut walk = Walk { section: name, check, components: 0, growth: before };
+    let mut walk = Walk { section: name, check, components: 0, templates: 0, growth: before };
     value.map_or(Ok(()), |Strict(value)| walk.component(value, 0))?;
     Ok(walk.growth)
 }
@@ -177,6 +179,7 @@ struct Walk {
     section: &'static str,
     check: fn(&Component<'_>) -> Result<Growth>,
     components: usize,
+    templates: usize,
     growth: Growth,
 }
 
@@ -193,6 +196,14 @@ impl Walk {
             return Err(TokenizerError::Value { section, component: "object".to_owned(), key: "type", expected });
         };
         let component = Component { section, kind, map };
+        self.templates += usize::from(kind == "TemplateProcessing");
+        if self.templates > MAX_TEMPLATES {
+            return Err(TokenizerError::Limit {
+                section,
+                what: "template (TemplateProcessing)",
+                limit: MAX_TEMPLATES as u64,
+            });
+        }
         if kind != "Sequence" {
             let growth = (self.check)(&component)?;
             self.growth = self.growth.saturating_mul(growth);
@@ -287,6 +298,10 @@ impl Component<'_> {
     fn replaces(&self) -> Result<Growth> {
         self.keys(&["pattern", "content"])?;
         let (shortest, content) = (self.pattern()?, self.text("content")?.len() as u64);
+        let regex = self.map.get("pattern").and_then(|pattern| pattern.get("Regex")?.as_str());
+        if regex.is_some_and(pattern::looks_around) {
+            return self.bad("pattern", "a regular expression without look-arounds");
+        }
         Ok(if shortest == 0 { 1 + content } else { content.div_ceil(shortest).max(1) })
     }
 

@@ -25,7 +25,7 @@ pub enum DataError {
     #[error("the system starts no thread: {0}")]
     NoThread(io::Error),
     /// A thread ended in a panic.
-    #[error("reading the data ended in a panic")]
+    #[error("this is a bug in nf4pack: reading the data ended in a panic")]
     Panicked,
     /// The caller stopped the work.
     #[error("stopped while reading the data; nothing was written")]

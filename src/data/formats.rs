@@ -1,6 +1,8 @@
 //! JSON Lines: what a line says, in one of the forms that people have.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::iter::{Peekable, Zip};
+use std::ops::RangeFrom;
 
 use super::error::DataError;
 use super::form::Form;
@@ -34,19 +36,6 @@ pub(super) struct Chat {
     pub(super) prompt: usize,
     /// The messages of the assistant that are not to be learned, by their indices.
     pub(super) unlearned: Vec<usize>,
-}
-
-/// The records of a file.
-#[derive(Debug)]
-pub(super) struct Records {
-    /// The form that all have.
-    pub(super) form: Form,
-    /// Each with its line, from 1.
-    pub(super) records: Vec<(u64, Content)>,
-    /// Keys of no known meaning, and how many lines have each.
-    pub(super) ignored: BTreeMap<String, u64>,
-    /// The same for the keys of messages. A chat template may read them.
-    pub(super) ignored_of_messages: BTreeMap<String, u64>,
 }
 
 /// Keys that change what a line means, and what to say if a form has no place for one.
@@ -101,52 +90,86 @@ pub(super) fn without_mark(bytes: &[u8]) -> &[u8] {
     bytes.strip_prefix(b"\xef\xbb\xbf").unwrap_or(bytes)
 }
 
-/// Bytes of a line, at most: a line takes some 60 times as much memory while it is read.
-pub(super) const MAX_LINE: usize = 16 << 20;
+/// Bytes of a line, at most: a line takes some 200 times as much memory while it is tokenised.
+pub(super) const MAX_LINE: usize = 2 << 20;
 /// Messages of a conversation, at most.
 pub(super) const MAX_MESSAGES: usize = 20_000;
-/// Bytes that are read between two calls of `progress`.
-const AT_A_TIME: usize = 16 << 20;
 
-/// The records of a file. The first record decides on the form of all. `progress` gets 0 and the
-/// number of lines, and stops the work by returning `false`.
-pub(super) fn parse(bytes: &[u8], progress: &mut dyn FnMut(u64, u64) -> bool) -> Result<Records, DataError> {
-    let bytes = without_mark(bytes);
-    if bytes.trim_ascii_start().starts_with(b"[") {
-        return Err(DataError::Array);
+/// The records of a file, read line by line.
+pub(super) struct Records<'a> {
+    lines: Peekable<Zip<RangeFrom<u64>, std::slice::Split<'a, u8, fn(&u8) -> bool>>>,
+    /// The form that all records have, once the first one is read.
+    pub(super) form: Option<Form>,
+    /// Keys of no known meaning, and how many of the lines that were read have each.
+    pub(super) ignored: BTreeMap<String, u64>,
+    /// The same for the keys of messages. A chat template may read them.
+    pub(super) ignored_of_messages: BTreeMap<String, u64>,
+}
+
+/// The lines of a file without its mark.
+fn lines(bytes: &[u8]) -> std::slice::Split<'_, u8, fn(&u8) -> bool> {
+    without_mark(bytes).split(|&byte| byte == b'\n')
+}
+
+fn is_blank(line: &[u8]) -> bool {
+    line.trim_ascii().is_empty()
+}
+
+/// Lines of a file that are not blank.
+pub(super) fn count(bytes: &[u8]) -> u64 {
+    lines(bytes).filter(|line| !is_blank(line)).count() as u64
+}
+
+impl<'a> Records<'a> {
+    /// Those of a file.
+    ///
+    /// # Errors
+    /// [`DataError::Array`].
+    pub(super) fn new(bytes: &'a [u8]) -> Result<Self, DataError> {
+        if without_mark(bytes).trim_ascii_start().starts_with(b"[") {
+            return Err(DataError::Array);
+        }
+        let lines = (1..).zip(lines(bytes)).peekable();
+        Ok(Self { lines, form: None, ignored: BTreeMap::new(), ignored_of_messages: BTreeMap::new() })
     }
-    let lines = bytes.split(|&b| b == b'\n').count() as u64;
-    let (mut form, mut unreported) = (None, 0);
-    let (mut records, mut ignored, mut ignored_of_messages) = (Vec::new(), BTreeMap::new(), BTreeMap::new());
-    for (line, text) in (1..).zip(bytes.split(|&b| b == b'\n')) {
-        unreported += text.len();
-        if unreported > AT_A_TIME {
-            unreported = 0;
-            if !progress(0, lines) {
-                return Err(DataError::Cancelled);
+
+    /// The next records, each with its line, from 1: at most `count`, and no more bytes than a
+    /// line may have. None are left if it returns none. The first record decides on the form of
+    /// all.
+    ///
+    /// # Errors
+    /// A [`DataError`] with the line.
+    pub(super) fn read(&mut self, count: usize) -> Result<Vec<(u64, Content)>, DataError> {
+        let (mut records, mut bytes) = (Vec::new(), 0);
+        let fits = |bytes: usize, text: &[u8]| bytes == 0 || bytes + text.len() <= MAX_LINE;
+        while let Some((line, text)) = self.lines.next_if(|(_, text)| records.len() < count && fits(bytes, text)) {
+            if !is_blank(text) {
+                bytes += text.len();
+                records.push((line, self.content(line, text)?));
             }
         }
-        if text.trim_ascii().is_empty() {
-            continue;
-        }
+        Ok(records)
+    }
+
+    /// What a line says.
+    fn content(&mut self, line: u64, text: &[u8]) -> Result<Content, DataError> {
         if text.len() > MAX_LINE {
             return Err(DataError::LineBytes { line, found: text.len(), limit: MAX_LINE });
         }
         let value = loads(text).map_err(|source| DataError::Json { line, source })?;
         let Some(dict) = value.as_dict() else { return Err(DataError::NotAnObject { line }) };
         let record = Record { line, dict };
-        let form = match form {
+        let form = match self.form {
             Some(form) if record.has(form) => form,
             Some(form) => return Err(DataError::OtherForm { line, keys: form.keys() }),
-            None => *form.insert(record.form()?),
+            None => *self.form.insert(record.form()?),
         };
         let (content, unknown) = record.content(form)?;
-        records.push((line, content));
         let count = |ignored: &mut BTreeMap<String, u64>, key: &str| *ignored.entry(key.to_owned()).or_default() += 1;
-        record.ignored(form)?.into_iter().for_each(|key| count(&mut ignored, key));
-        unknown.iter().for_each(|key| count(&mut ignored_of_messages, key));
+        record.ignored(form)?.into_iter().for_each(|key| count(&mut self.ignored, key));
+        unknown.iter().for_each(|key| count(&mut self.ignored_of_messages, key));
+        Ok(content)
     }
-    form.map(|form| Records { form, records, ignored, ignored_of_messages }).ok_or(DataError::Empty)
 }
 
 /// Keys of messages of no known meaning.
@@ -342,13 +365,22 @@ fn says_something(value: &Value, expected: &str) -> bool {
 mod tests {
     use super::*;
 
-    fn parse_all(bytes: &[u8]) -> Result<Records, DataError> {
-        parse(bytes, &mut |_, _| true)
+    /// All records of a file, and what their reader knows of them.
+    fn parse_all(bytes: &[u8]) -> Result<(Vec<(u64, Content)>, Records<'_>), DataError> {
+        let (mut reader, mut all) = (Records::new(bytes)?, Vec::new());
+        loop {
+            let records = reader.read(2)?;
+            if records.is_empty() {
+                return Ok((all, reader));
+            }
+            all.extend(records);
+        }
     }
 
     fn contents(text: &str) -> (Form, Vec<(u64, Content)>) {
-        let Records { form, records, .. } = parse_all(text.as_bytes()).unwrap();
-        (form, records)
+        let (records, reader) = parse_all(text.as_bytes()).unwrap();
+        assert_eq!(records.len() as u64, count(text.as_bytes()));
+        (reader.form.unwrap(), records)
     }
 
     fn conversation(content: &Content) -> &Chat {
@@ -393,13 +425,13 @@ mod tests {
         assert_eq!(form, Form::ShareGpt);
         assert_eq!(roles_and_contents(&records[0].1), [("user".to_owned(), "a".to_owned())]);
         assert!(matches!(parse_all(br#"{"text": null}"#), Err(DataError::UnknownForm { line: 1, .. })));
-        let later = parse_all(b"{\"text\": \"a\"}\n{\"text\": null, \"messages\": []}").unwrap_err();
+        let later = parse_all(b"{\"text\": \"a\"}\n{\"text\": null, \"messages\": []}").err().unwrap();
         assert_eq!(later.to_string(), "line 2 has no text: every line has the form of the first one");
     }
 
     #[test]
     fn what_is_misspelt_is_named() {
-        let error = |text: &str| parse_all(text.as_bytes()).unwrap_err().to_string();
+        let error = |text: &str| parse_all(text.as_bytes()).err().unwrap().to_string();
         assert!(error(r#"{"Text": "a", "id": 1}"#).ends_with("; it has Text, id"));
         let messages = |message: &str| error(&format!("{{\"messages\": [{message}]}}"));
         assert!(
@@ -426,11 +458,11 @@ mod tests {
             )
         };
         assert_eq!(of(&own("S")), says(&[("system", "S"), ("assistant", "b")]));
-        let error = parse_all(own("own").as_bytes()).unwrap_err();
+        let error = parse_all(own("own").as_bytes()).err().unwrap();
         assert!(matches!(&error, DataError::Value { line: 1, key, .. } if key == "system"), "{error}");
         let messages = of(r#"{"system": "S", "messages": [{"role": "user", "content": "a"}]}"#);
         assert_eq!(messages, says(&[("system", "S"), ("user", "a")]));
-        let error = parse_all(format!(r#"{{{turns}, "system": ["S"]}}"#).as_bytes()).unwrap_err();
+        let error = parse_all(format!(r#"{{{turns}, "system": ["S"]}}"#).as_bytes()).err().unwrap();
         assert!(matches!(&error, DataError::Value { line: 1, key, .. } if key == "system"), "{error}");
     }
 
@@ -446,7 +478,7 @@ mod tests {
             assert!(tools(none).is_none(), "{none}");
         }
         for bad in ["3", "{}", r#""look""#, r#""{}""#] {
-            let error = parse_all(line(bad).as_bytes()).unwrap_err();
+            let error = parse_all(line(bad).as_bytes()).err().unwrap();
             assert!(matches!(&error, DataError::Value { line: 1, key, .. } if key == "tools"), "{bad}: {error}");
         }
     }
@@ -476,7 +508,7 @@ mod tests {
 
     #[test]
     fn keys_that_have_a_meaning_and_no_place_are_named() {
-        let error = |line: &str| match parse_all(line.as_bytes()).unwrap_err() {
+        let error = |line: &str| match parse_all(line.as_bytes()).err().unwrap() {
             DataError::Value { line: 1, key, .. } => key,
             other => panic!("{line}: {other}"),
         };
@@ -524,7 +556,7 @@ mod tests {
         parse_all(br#"{"messages": [{"role": "user", "content": "a"}], "weight": 1}"#).unwrap();
         // Columns of a table that say nothing.
         let line = r#"{"text": "a", "system": "", "tools": null, "history": [], "images": []}"#;
-        assert_eq!(parse_all(line.as_bytes()).unwrap().ignored.len(), 4);
+        assert_eq!(parse_all(line.as_bytes()).unwrap().1.ignored.len(), 4);
     }
 
     #[test]
@@ -541,7 +573,7 @@ mod tests {
     #[test]
     fn keys_of_messages_without_a_meaning_are_counted() {
         let line = r#"{"messages": [{"role": "user", "content": "a", "mood": "sad", "id": null, "notes": []}, {"role": "assistant", "content": "b", "mood": "glad"}]}"#;
-        let ignored = parse_all(format!("{line}\n{line}").as_bytes()).unwrap().ignored_of_messages;
+        let ignored = parse_all(format!("{line}\n{line}").as_bytes()).unwrap().1.ignored_of_messages;
         assert_eq!(ignored.into_iter().collect::<Vec<_>>(), [("messages[].mood".to_owned(), 2)]);
     }
 
@@ -554,7 +586,7 @@ mod tests {
 
     #[test]
     fn broken_lines_are_named() {
-        let error = |text: &[u8]| parse_all(text).unwrap_err();
+        let error = |text: &[u8]| parse_all(text).err().unwrap();
         let good = r#"{"text": "a"}"#;
         let after = |line: &str| error(format!("{good}\n\n{line}\n{good}").as_bytes());
         assert!(matches!(after("{\"text\": \"a\""), DataError::Json { line: 3, .. }));
@@ -563,8 +595,9 @@ mod tests {
         assert!(matches!(after("{\"text\": 1}"), DataError::Value { line: 3, .. }));
         assert!(matches!(error(b"{\"text\": \"\xff\"}"), DataError::Json { line: 1, .. }));
         assert!(matches!(error(b"{\"a\": 1}"), DataError::UnknownForm { line: 1, .. }));
-        assert!(matches!(error(b""), DataError::Empty));
-        assert!(matches!(error(b"\r\n \n"), DataError::Empty));
+        for empty in [b"".as_slice(), b"\r\n \n"] {
+            assert!(parse_all(empty).unwrap().0.is_empty() && count(empty) == 0);
+        }
         assert!(matches!(error(b" [{\"text\": \"a\"}]"), DataError::Array));
         for bad in ["[]", "3", "[{\"content\": \"a\"}]", "[3]"] {
             assert!(
@@ -574,5 +607,39 @@ mod tests {
         }
         let turn = br#"{"conversations": [{"from": "alien", "value": "a"}]}"#;
         assert!(matches!(error(turn), DataError::Value { key, .. } if key == "from"));
+    }
+
+    #[test]
+    fn lines_and_conversations_have_limits() {
+        let line = |len: usize| format!("{{\"text\": \"{}\"}}", "a".repeat(len - 12));
+        assert_eq!(contents(&line(MAX_LINE)).1.len(), 1);
+        let error = parse_all(line(MAX_LINE + 1).as_bytes()).err().unwrap();
+        assert!(
+            matches!(error, DataError::LineBytes { line: 1, found, limit: MAX_LINE } if found == MAX_LINE + 1),
+            "{error}"
+        );
+        let of = |count: usize| {
+            let turn = r#"{"role": "user", "content": "a"}"#;
+            format!("{{\"messages\": [{}]}}", vec![turn; count].join(", "))
+        };
+        assert_eq!(conversation(&contents(&of(MAX_MESSAGES)).1[0].1).messages.len(), MAX_MESSAGES);
+        let error = parse_all(of(MAX_MESSAGES + 1).as_bytes()).err().unwrap();
+        assert!(matches!(error, DataError::Messages { line: 1, found: 20_001, limit: MAX_MESSAGES }), "{error}");
+        let history = vec![r#"["q", "a"]"#; MAX_MESSAGES / 2 + 1].join(", ");
+        let line = format!(r#"{{"instruction": "a", "output": "b", "history": [{history}]}}"#);
+        assert!(matches!(parse_all(line.as_bytes()).err().unwrap(), DataError::Messages { found: 20_002, .. }));
+    }
+
+    /// Lines are read when they are tokenised: never more than a line may have, or `count` lines.
+    #[test]
+    fn few_lines_are_in_memory() {
+        let line = |len: usize| format!("{{\"text\": \"{}\"}}\n", "a".repeat(len - 13));
+        let text = [line(MAX_LINE / 2), line(MAX_LINE / 2), line(1 << 10), line(1 << 10), line(1 << 10)].concat();
+        let mut reader = Records::new(text.as_bytes()).unwrap();
+        let mut lines = || reader.read(2).unwrap().into_iter().map(|(line, _)| line).collect::<Vec<_>>();
+        assert_eq!([lines(), lines(), lines(), lines()], [vec![1, 2], vec![3, 4], vec![5], vec![]]);
+        let text = [line(MAX_LINE / 2 + 2), line(MAX_LINE / 2 + 2)].concat();
+        let mut reader = Records::new(text.as_bytes()).unwrap();
+        assert_eq!([reader.read(9).unwrap().len(), reader.read(9).unwrap().len(), reader.read(9).unwrap().len()], [1, 1, 0]);
     }
 }

@@ -24,6 +24,7 @@ mod seam;
 pub(crate) mod show;
 mod spans;
 mod special;
+mod split;
 pub(crate) mod stream;
 mod style;
 mod template;

@@ -96,7 +96,7 @@ impl fmt::Display for Notice {
 pub enum SpanFlaw {
     /// The template does not write the message's letters as they are.
     Changed,
-    /// The conversation has more different letters than there are replacements.
+    /// The conversation has more texts than there are replacements of letters.
     Letters,
     /// Another message's words stand between those of this one.
     Mixed,
@@ -108,7 +108,7 @@ impl fmt::Display for SpanFlaw {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Changed => "the template does not write its words as they are",
-            Self::Letters => "the conversation is too long: it has too many different letters to find its words",
+            Self::Letters => "the conversation has too many texts or different letters to find its words",
             Self::Mixed => "the template writes words of other messages between its words",
             Self::Header => "the template writes the header of a turn into it",
         })

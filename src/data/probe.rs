@@ -6,7 +6,8 @@
 //! replacements, so a rendering shows the origin of every letter. Blanks and quotes stay, and so do
 //! the template's own strings if it looks for them: then it takes the same branches. With the
 //! original letters put back, the rendering must equal the text. Otherwise the probe is discarded,
-//! and another one is tried.
+//! and another one is tried. A long conversation has more different letters than there are
+//! replacements. Then all letters of a value have the same one.
 
 use std::collections::{HashMap, HashSet};
 use std::ops::{Range, RangeInclusive};
@@ -16,7 +17,7 @@ use super::literals::Literals;
 
 /// Letters without upper and lower case, the rare ones first. JSON and Python's `repr` do not
 /// escape them.
-const ALPHABET: [RangeInclusive<char>; 10] = [
+pub(super) const ALPHABET: [RangeInclusive<char>; 10] = [
     '\u{20000}'..='\u{2a6df}',
     '\u{ac00}'..='\u{d7a3}',
     '\u{3400}'..='\u{4dbf}',
@@ -44,7 +45,7 @@ const CALL_KEYS: [&str; 2] = ["tool_calls", "function_call"];
 const NAME_KEY: &str = "name";
 
 /// A part of what a message says.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(super) enum Part {
     /// `content`.
     Content,
@@ -59,7 +60,7 @@ pub(super) enum Part {
 }
 
 /// The origin of letters.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(super) enum Owner {
     /// A message, by its index.
     Message(usize, Part),
@@ -94,6 +95,16 @@ pub(super) enum Words {
     Trimmed,
 }
 
+/// How many replacements a value has.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Letters {
+    /// One for each of its different letters.
+    Distinct,
+    /// One for all of its letters. A conversation of many messages needs no more replacements than
+    /// it has values.
+    Shared,
+}
+
 /// What is replaced.
 #[derive(Debug, Clone)]
 pub(super) struct Plan {
@@ -107,14 +118,25 @@ pub(super) struct Plan {
     pub(super) keep_literals: bool,
     /// Keys whose values stay.
     pub(super) kept_keys: &'static [&'static str],
+    pub(super) letters: Letters,
 }
 
 /// The meaning of a replacement.
-#[derive(Debug)]
+#[derive(Debug, Clone, Copy)]
 struct Letter {
-    /// `None`: it was added.
-    original: Option<char>,
+    stands_for: StandsFor,
     leaf: usize,
+}
+
+/// What a replacement stands for.
+#[derive(Debug, Clone, Copy)]
+enum StandsFor {
+    /// A letter of its leaf.
+    One(char),
+    /// Every letter of its leaf.
+    All,
+    /// No letter: it was added.
+    Nothing,
 }
 
 /// A conversation with replaced letters.
@@ -128,6 +150,8 @@ pub(super) struct Probe {
     /// The leaves of each message; equal messages may have the same leaves.
     leaves_of: Vec<Range<usize>>,
     letters: HashMap<char, Letter>,
+    /// The replacement of each letter of each leaf.
+    chosen: HashMap<(usize, char), char>,
 }
 
 /// Successive letters of one leaf in a text.
@@ -140,13 +164,6 @@ pub(super) struct Run {
     pub(super) repeated: bool,
 }
 
-/// A rendering with its letters put back.
-#[derive(Debug)]
-pub(super) struct Reading {
-    pub(super) text: String,
-    pub(super) runs: Vec<Run>,
-}
-
 impl Probe {
     /// Replaces letters of a conversation, whose rendering is `text`.
     pub(super) fn new(messages: &[Value], tools: &Value, plan: &Plan, literals: &Literals, text: &str) -> Self {
@@ -157,6 +174,8 @@ impl Probe {
         let mut writer = Writer {
             literals,
             kept_keys: plan.kept_keys,
+            shared: plan.letters == Letters::Shared,
+            of_leaf: None,
             free: Box::new(free),
             chosen: HashMap::new(),
             letters: HashMap::new(),
@@ -187,8 +206,8 @@ impl Probe {
             }
             false => tools.clone(),
         };
-        let Writer { letters, leaves, exhausted, .. } = writer;
-        Self { messages, tools, leaves, exhausted, leaves_of, letters }
+        let Writer { letters, leaves, exhausted, chosen, .. } = writer;
+        Self { messages, tools, leaves, exhausted, leaves_of, letters, chosen }
     }
 
     /// The leaves of a message.
@@ -205,8 +224,8 @@ impl Probe {
         let mut gap = String::new();
         for c in text.chars() {
             let written = match self.letters.get(&c) {
-                Some(Letter { original: Some(_), .. }) => WORD,
-                Some(Letter { original: None, .. }) => ADDED,
+                Some(Letter { stands_for: StandsFor::Nothing, .. }) => ADDED,
+                Some(_) => WORD,
                 None if stays(c) => {
                     gap.push(c);
                     continue;
@@ -224,18 +243,26 @@ impl Probe {
         shape + &gap
     }
 
-    /// Puts the letters of a rendering back.
-    pub(super) fn read(&self, rendered: &str) -> Reading {
-        let mut text = String::with_capacity(rendered.len());
+    /// The runs of a rendering in `text`; `None` if the rendering with its letters put back is
+    /// another text.
+    pub(super) fn runs(&self, rendered: &str, text: &str) -> Option<Vec<Run>> {
         let mut runs: Vec<Run> = Vec::new();
         let mut seen = vec![0; self.leaves.len()];
+        let mut originals = text.char_indices();
         for c in rendered.chars() {
-            let Some(&Letter { original, leaf }) = self.letters.get(&c) else {
-                text.push(c);
+            let start = text.len() - originals.as_str().len();
+            let Some(&Letter { stands_for, leaf }) = self.letters.get(&c) else {
+                originals.next().filter(|&(_, original)| original == c)?;
                 continue;
             };
-            let start = text.len();
-            text.extend(original);
+            let is_it = |original: char| match stands_for {
+                StandsFor::One(letter) => letter == original,
+                StandsFor::All | StandsFor::Nothing => self.chosen.get(&(leaf, original)) == Some(&c),
+            };
+            let end = match stands_for {
+                StandsFor::Nothing => start,
+                _ => originals.next().filter(|&(_, original)| is_it(original)).map(|(at, c)| at + c.len_utf8())?,
+            };
             let (Some(seen), Some(of)) = (seen.get_mut(leaf), self.leaves.get(leaf)) else { continue };
             *seen += 1;
             let repeated = *seen > of.letters;
@@ -246,11 +273,11 @@ impl Probe {
                 .filter(same)
                 .filter(|run| text.get(run.bytes.end..start).is_some_and(|gap| gap.chars().all(stays)))
             {
-                Some(run) => run.bytes.end = text.len(),
-                None => runs.push(Run { bytes: start..text.len(), leaf, repeated }),
+                Some(run) => run.bytes.end = end,
+                None => runs.push(Run { bytes: start..end, leaf, repeated }),
             }
         }
-        Reading { text, runs }
+        originals.next().is_none().then_some(runs)
     }
 
     /// The leaf of a rendering's last letter, and the text after that letter; the whole rendering
@@ -272,6 +299,10 @@ impl Probe {
 struct Writer<'a> {
     literals: Option<&'a Literals>,
     kept_keys: &'static [&'static str],
+    /// Whether all letters of a leaf have one replacement.
+    shared: bool,
+    /// The replacement of the letters of a leaf that share one.
+    of_leaf: Option<(usize, char)>,
     free: Box<dyn Iterator<Item = char>>,
     chosen: HashMap<(usize, char), char>,
     letters: HashMap<char, Letter>,
@@ -329,7 +360,7 @@ impl Writer<'_> {
         let replaced = self.content(index, content);
         let Some(added) = self.unused() else { return replaced };
         let leaf = self.leaf(Owner::Message(index, Part::Content));
-        self.letters.insert(added, Letter { original: None, leaf });
+        self.letters.insert(added, Letter { stands_for: StandsFor::Nothing, leaf });
         if let Some(leaf) = self.leaves.get_mut(leaf) {
             (leaf.letters, leaf.added) = (1, true);
             content.as_str().unwrap_or_default().trim_start().clone_into(&mut leaf.head);
@@ -399,9 +430,12 @@ impl Writer<'_> {
         if let Some(&letter) = self.chosen.get(&(leaf, c)) {
             return Some(letter);
         }
-        let letter = self.unused()?;
+        let known = self.of_leaf.filter(|&(of, _)| self.shared && of == leaf).map(|(_, letter)| letter);
+        let letter = known.map_or_else(|| self.unused(), Some)?;
+        self.of_leaf = Some((leaf, letter));
         self.chosen.insert((leaf, c), letter);
-        self.letters.insert(letter, Letter { original: Some(c), leaf });
+        let stands_for = if self.shared { StandsFor::All } else { StandsFor::One(c) };
+        self.letters.insert(letter, Letter { stands_for, leaf });
         Some(letter)
     }
 }

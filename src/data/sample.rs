@@ -7,21 +7,21 @@ use serde::Serialize;
 
 use super::error::DataError;
 use super::form::Form;
-use super::formats::{self, Chat, Content, Records, without_mark};
+use super::formats::{self, Chat, Content, MAX_LINE, Records, without_mark};
 use super::interruptible::interruptible;
 use super::jinja::Value;
 use super::notice::{self, Concern, Notice};
 use super::options::{Options, TrainOn};
 use super::spans::{Marked, conversation};
-use super::tokenizer::{Encoded, Tokenizer};
+use super::tokenizer::{Place, Tokenizer};
 use crate::random::{Generator, Stream};
 
 /// The prompt of Stanford's Alpaca, for models without a chat template.
 const ALPACA: &str =
     "Below is an instruction that describes a task. Write a response that appropriately completes the request.";
 
-/// Records that are tokenised between two calls of `progress`: enough for all cores, and done in a
-/// moment.
+/// Records that are read and tokenised between two calls of `progress`: enough for all cores, and
+/// done in a moment.
 const AT_A_TIME: usize = 512;
 
 /// One text.
@@ -94,15 +94,15 @@ impl Dataset {
         options: Options,
         progress: &mut dyn FnMut(u64, u64) -> bool,
     ) -> Result<Self, DataError> {
-        let Records { form, records, mut ignored, ignored_of_messages } = formats::parse(bytes, progress)?;
-        ignored.extend(ignored_of_messages.into_iter().filter(|(key, _)| !tokenizer.may_read(key)));
-        let total = records.len() as u64;
-        let mut dataset = Self { form: Some(form), ignored_keys: ignored, ..Self::default() };
+        let (mut reader, total) = (Records::new(bytes)?, formats::count(bytes));
+        let (mut dataset, mut done) = (Self::default(), 0);
         let (mut first_dropped, mut concerns) = (None, Vec::new());
-        let mut records = records.into_iter();
-        while records.len() > 0 {
-            let some: Vec<_> = records.by_ref().take(AT_A_TIME).collect();
-            let done = total - (records.len() + some.len()) as u64;
+        loop {
+            let some = reader.read(AT_A_TIME)?;
+            if some.is_empty() {
+                break;
+            }
+            let count = some.len() as u64;
             let own = tokenizer.clone();
             let encode = move |(line, content)| encode(&own, line, content, options.train_on);
             // One line may take long, and neither it nor the tokenizer can be interrupted.
@@ -117,10 +117,14 @@ impl Dataset {
                 concerns.extend(of_sample.into_iter().filter(|_| dropped.is_none()).map(|concern| (line, concern)));
                 first_dropped = first_dropped.or(dropped);
             }
-            if !progress(total - records.len() as u64, total) {
+            done += count;
+            if !progress(done, total) {
                 return Err(DataError::Cancelled);
             }
         }
+        dataset.form = Some(reader.form.ok_or(DataError::Empty)?);
+        let of_messages = reader.ignored_of_messages.into_iter().filter(|(key, _)| !tokenizer.may_read(key));
+        dataset.ignored_keys = reader.ignored.into_iter().chain(of_messages).collect();
         dataset.notices = notice::count(concerns);
         match first_dropped.filter(|_| dataset.samples.is_empty()) {
             Some(first) => Err(DataError::AllDropped { samples: total, first: Box::new(first) }),
@@ -129,7 +133,9 @@ impl Dataset {
     }
 
     /// Cuts one plain text into samples of `max_length` tokens; every token is learned. Line ends
-    /// of DOS count as line ends. `progress` stops the work by returning `false`.
+    /// of DOS count as line ends. A text above 2 MiB is tokenised in pieces of whole lines.
+    /// `progress` gets the number of tokenised pieces and of all pieces; it stops the work by
+    /// returning `false`.
     ///
     /// # Errors
     /// [`DataError::Utf8`]; [`DataError::Empty`] where there are not two tokens;
@@ -141,9 +147,7 @@ impl Dataset {
         progress: &mut dyn FnMut(u64, u64) -> bool,
     ) -> Result<Self, DataError> {
         let text = std::str::from_utf8(without_mark(bytes)).map_err(|e| DataError::Utf8 { byte: e.valid_up_to() as u64 })?;
-        let (own, text) = (tokenizer.clone(), text.replace("\r\n", "\n"));
-        let encoded = interruptible(&mut || progress(0, 1), move || own.encode_spans(&text, true))?;
-        let Encoded { tokens, doubled_bos, .. } = encoded;
+        let (tokens, doubled_bos) = tokens_of(text, tokenizer, MAX_LINE, progress)?;
         let windows = tokens.chunks(max_length.max(1) as usize).filter(|window| window.len() > 1);
         let sample = |tokens: &[u32]| Sample { line: 1, tokens: tokens.to_vec(), loss_mask: vec![true; tokens.len()] };
         let samples: Vec<Sample> = windows.map(sample).collect();
@@ -189,6 +193,9 @@ impl Dataset {
         let over = sample.tokens.len().saturating_sub(max_length as usize);
         sample.tokens.truncate(max_length as usize);
         sample.loss_mask.truncate(max_length as usize);
+        // A long line does not keep its memory.
+        sample.tokens.shrink_to_fit();
+        sample.loss_mask.shrink_to_fit();
         if sample.loss_tokens() == 0 {
             let text = tokenizer.decode(&sample.tokens)?;
             let error = DataError::NothingLearned { line, length, max_length, text };
@@ -206,6 +213,44 @@ impl Dataset {
         self.samples.push(sample);
         Ok(None)
     }
+}
+
+/// The tokens of a text that is tokenised in pieces of at most `limit` bytes, and whether it begins
+/// with what the tokenizer puts before every text.
+pub(super) fn tokens_of(
+    text: &str,
+    tokenizer: &Tokenizer,
+    limit: usize,
+    progress: &mut dyn FnMut(u64, u64) -> bool,
+) -> Result<(Vec<u32>, bool), DataError> {
+    let pieces = pieces(text, limit);
+    let (mut tokens, mut doubled_bos, total) = (Vec::new(), false, pieces.len() as u64);
+    for (done, piece) in (0..).zip(pieces) {
+        let (own, piece) = (tokenizer.clone(), piece.replace("\r\n", "\n"));
+        let place = Place { first: done == 0, last: done + 1 == total };
+        let encoded = interruptible(&mut || progress(done, total), move || own.encode_piece(&piece, place))?;
+        doubled_bos |= encoded.doubled_bos;
+        tokens.extend(encoded.tokens);
+    }
+    Ok((tokens, doubled_bos))
+}
+
+/// A text in pieces of at most `limit` bytes: the tokenizer takes some 200 times the memory of what
+/// it gets. A piece ends before a line that does not begin with a blank, where most tokenizers
+/// begin a word; where there is no such line, at a character.
+fn pieces(text: &str, limit: usize) -> Vec<&str> {
+    let (mut pieces, mut rest) = (Vec::new(), text);
+    while rest.len() > limit {
+        let most = rest.get(..rest.floor_char_boundary(limit)).unwrap_or(rest);
+        let starts_line =
+            |&(at, _): &(usize, &str)| rest.get(at + 1..).is_some_and(|next| !next.starts_with(char::is_whitespace));
+        let end = most.rmatch_indices('\n').find(starts_line).map_or(most.len(), |(at, _)| at + 1);
+        let (piece, next) = rest.split_at(end);
+        pieces.push(piece);
+        rest = next;
+    }
+    pieces.push(rest);
+    pieces
 }
 
 /// A record as tokens, and what may be wrong with it.
@@ -285,4 +330,24 @@ fn alpaca(tokenizer: &Tokenizer, system: Option<&str>, turns: &[[String; 2]]) ->
         learned.push(start..text.len());
     }
     Ok(Marked { text, learned, concerns: Vec::new() })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pieces_of_a_text_are_whole_lines() {
+        let cases: [(&str, &[&str]); 6] = [
+            ("", &[""]),
+            ("a\nb\n", &["a\nb\n"]),
+            ("ab\ncd\nef\n", &["ab\ncd\n", "ef\n"]),
+            ("ab\n  cd\n\nef", &["ab\n  c", "d\n\nef"]),
+            ("abcdefgh", &["abcdef", "gh"]),
+            ("ééééé", &["ééé", "éé"]),
+        ];
+        for (text, expected) in cases {
+            assert_eq!(pieces(text, 6), expected, "{text:?}");
+        }
+    }
 }

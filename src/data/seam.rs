@@ -22,13 +22,16 @@ fn atom(text: &str) -> usize {
     }
 }
 
-fn atoms(mut text: &str) -> Vec<&str> {
-    let mut atoms = Vec::new();
-    while let Some((first, rest)) = text.split_at_checked(atom(text)).filter(|(first, _)| !first.is_empty()) {
-        atoms.push(first);
+fn each_atom(mut text: &str) -> impl Iterator<Item = &str> {
+    std::iter::from_fn(move || {
+        let (first, rest) = text.split_at_checked(atom(text)).filter(|(first, _)| !first.is_empty())?;
         text = rest;
-    }
-    atoms
+        Some(first)
+    })
+}
+
+fn atoms(text: &str) -> Vec<&str> {
+    each_atom(text).collect()
 }
 
 fn bytes(atoms: &[&str]) -> usize {
@@ -40,12 +43,15 @@ pub(super) fn common_prefix(a: &str, b: &str) -> usize {
     if a.starts_with(b) {
         return b.len();
     }
-    let same = atoms(a).into_iter().zip(atoms(b)).take_while(|(a, b)| a == b);
+    let same = each_atom(a).zip(each_atom(b)).take_while(|(a, b)| a == b);
     same.map(|(atom, _)| atom.len()).sum()
 }
 
 /// Bytes of whole atoms that two texts have in common at their end.
 pub(super) fn common_suffix(a: &str, b: &str) -> usize {
+    if b.is_empty() {
+        return 0;
+    }
     let same = atoms(a).into_iter().rev().zip(atoms(b).into_iter().rev()).take_while(|(a, b)| a == b);
     same.map(|(atom, _)| atom.len()).sum()
 }

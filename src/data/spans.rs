@@ -13,15 +13,15 @@ use std::rc::Rc;
 
 use super::error::DataError;
 use super::formats::Chat;
-use super::jinja::{Rendered, TemplateError, Value, check_steps, with_stack};
+use super::jinja::{Rendered, TemplateError, Value, charge_bytes, check_steps, with_stack};
 use super::notice::{Concern, LeftOut, SpanFlaw};
 use super::options::TrainOn;
-use super::probe::{Leaf, Owner, Part, Plan, Probe, Reading, Run, Words, is_assistant};
+use super::probe::{Leaf, Letters, Owner, Part, Plan, Probe, Run, Words, is_assistant};
 use super::seam::{common_prefix, common_suffix, header_end, last_end};
 use super::template::ChatTemplate;
 use super::tokenizer::{Message, Tokenizer, values};
 
-/// A text, and the bytes of it that are learned: ranges in order.
+/// A text, and the bytes of it that are learned: ranges in order that do not overlap.
 #[derive(Debug, PartialEq)]
 pub(super) struct Marked {
     pub(super) text: String,
@@ -41,7 +41,8 @@ impl Marked {
     /// token's spaces out of its bytes, so only the end is certain.
     pub(super) fn is_learned(&self, token: &Range<usize>) -> bool {
         let start = token.start.min(token.end.saturating_sub(1));
-        self.learned.iter().any(|span| token.end > span.start && start < span.end)
+        let next = self.learned.partition_point(|span| span.end <= start);
+        self.learned.get(next).is_some_and(|span| span.start < token.end)
     }
 }
 
@@ -71,7 +72,7 @@ fn marked_conversation(tokenizer: &Tokenizer, line: u64, chat: &Chat, train_on: 
         TrainOn::All => std::iter::once(0..text.len()).collect(),
         TrainOn::Completions => {
             let probed = probed.with_letters_added();
-            let unlearned: Vec<usize> = (0..*prompt).chain(unlearned.iter().copied()).collect();
+            let unlearned: HashSet<usize> = (0..*prompt).chain(unlearned.iter().copied()).collect();
             let spans = match template.marks_generation() {
                 true => probed.marked(generations, &unlearned).inspect(|spans| {
                     concerns.extend(probed.lacks_marks(spans, &unlearned).then_some(Concern::Unmarked));
@@ -111,25 +112,35 @@ impl Rendering<'_> {
         self.template.render(self.messages, self.tools, self.add_generation_prompt)
     }
 
-    /// The probe of a plan, if its rendering with the letters put back equals the text.
-    fn attempt(&self, plan: &Plan, text: &str) -> Result<(Probe, Reading), Discarded> {
+    /// The probe of a plan and its runs, if its rendering with the letters put back is the text.
+    fn attempt(&self, plan: &Plan, text: &str) -> Result<(Probe, Vec<Run>), Discarded> {
+        // Making and reading a probe takes time, too.
+        charge_bytes(PROBED * (text.len() + BYTES_OF_MESSAGE * self.messages.len()));
+        check_steps().map_err(|_| Discarded::Stopped)?;
         let probe = Probe::new(self.messages, self.tools, plan, self.template.literals(), text);
         if probe.exhausted {
             return Err(Discarded::Exhausted);
         }
         let rendered = self.template.render(&probe.messages, &probe.tools, self.add_generation_prompt);
-        let reading = probe.read(&rendered.map_err(|_| Discarded::Differs)?);
-        if reading.text == text { Ok((probe, reading)) } else { Err(Discarded::Differs) }
+        let runs = probe.runs(&rendered.map_err(|_| Discarded::Differs)?, text);
+        Ok((probe, runs.ok_or(Discarded::Differs)?))
     }
 }
+
+/// How many times as long as adding a text to another one it takes to probe it.
+const PROBED: usize = 4;
+/// Bytes of a text that take as long as a message without words.
+const BYTES_OF_MESSAGE: usize = 64;
 
 /// Why a probe is discarded.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Discarded {
     /// The template refuses it, or writes another text.
     Differs,
-    /// The conversation has more different letters than there are replacements.
+    /// The conversation needs more replacements than there are.
     Exhausted,
+    /// The renderings took all steps that they may.
+    Stopped,
 }
 
 /// A rendered conversation, with the origin of each letter.
@@ -143,6 +154,8 @@ struct Probed<'a> {
     words: Vec<Option<Range<usize>>>,
     /// The leaves that have runs.
     written: HashSet<usize>,
+    /// For each message, the last run of the messages before it, by its index.
+    before: Vec<Option<usize>>,
     /// The shape of each message.
     shapes: Vec<Rc<str>>,
     /// Whether there were too few replacements for all letters.
@@ -163,14 +176,14 @@ type TailKey = (bool, bool, Vec<Rc<str>>);
 #[derive(Debug, Clone)]
 struct Tail {
     leaf: usize,
-    text: String,
+    text: Rc<str>,
 }
 
 impl<'a> Probed<'a> {
     fn new(rendering: Rendering<'a>, text: &'a str) -> Self {
         let all = |tools, calls, keep_literals, kept_keys| {
             let messages = vec![Words::Replaced; rendering.messages.len()];
-            Plan { messages, tools, calls, keep_literals, kept_keys }
+            Plan { messages, tools, calls, keep_literals, kept_keys, letters: Letters::Distinct }
         };
         // Few templates look at words; the second plan keeps the strings that they look for. Others
         // find the call of a result by its identifier, or a tool by its name.
@@ -182,26 +195,35 @@ impl<'a> Probed<'a> {
             all(false, true, true, &["id", "tool_call_id", "name"]),
             all(false, false, true, &[]),
         ];
-        let mut exhausted = false;
+        let (mut letters, mut exhausted) = (Letters::Distinct, false);
         for plan in plans {
-            match rendering.attempt(&plan, text) {
+            let mut plan = Plan { letters, ..plan };
+            let mut found = rendering.attempt(&plan, text);
+            if letters == Letters::Distinct && matches!(found, Err(Discarded::Exhausted)) {
+                letters = Letters::Shared;
+                plan.letters = letters;
+                found = rendering.attempt(&plan, text);
+            }
+            match found {
                 Ok(found) => return Self::of(rendering, text, plan, found),
                 Err(discarded) => exhausted |= discarded == Discarded::Exhausted,
             }
         }
-        let (found, plan) = one_by_one(rendering, text);
+        let (found, plan) = one_by_one(rendering, text, letters);
         Self { exhausted, ..Self::of(rendering, text, plan, found) }
     }
 
-    fn of(rendering: Rendering<'a>, text: &'a str, plan: Plan, (probe, Reading { runs, .. }): (Probe, Reading)) -> Self {
+    fn of(rendering: Rendering<'a>, text: &'a str, plan: Plan, (probe, runs): (Probe, Vec<Run>)) -> Self {
         let mut words: Vec<Option<Range<usize>>> = vec![None; rendering.messages.len()];
         for (at, run) in runs.iter().enumerate().filter(|(_, run)| !run.repeated) {
             let Some(words) = said_by(&probe, run).and_then(|message| words.get_mut(message)) else { continue };
             words.get_or_insert(at..at).end = at + 1;
         }
         let written = runs.iter().map(|run| run.leaf).collect();
+        let before = last_before(rendering.messages.len(), &probe, &runs);
         let shapes = (0..rendering.messages.len()).map(|message| probe.shape(message).into()).collect();
-        Self { rendering, text, plan, probe, runs, words, written, shapes, exhausted: false, tails: RefCell::default() }
+        let (exhausted, tails) = (false, RefCell::default());
+        Self { rendering, text, plan, probe, runs, words, written, before, shapes, exhausted, tails }
     }
 
     /// Adds a letter to each message without words, if that changes nothing else.
@@ -219,9 +241,11 @@ impl<'a> Probed<'a> {
                 let message = messages.get(at).filter(|message| !is_assistant(message));
                 let is_equal = |other: &usize| *other == at || (message.is_some() && messages.get(*other) == message);
                 let equal = (0..messages.len()).filter(is_equal);
-                if self.is_silent(at) && self.change(words, equal) == Err(Discarded::Exhausted) {
+                match if self.is_silent(at) { self.change(words, equal) } else { Ok(()) } {
                     // No letters are left for the messages after this one.
-                    return Self { exhausted: true, ..self };
+                    Err(Discarded::Exhausted) => return Self { exhausted: true, ..self },
+                    Err(Discarded::Stopped) => return self,
+                    Ok(()) | Err(Discarded::Differs) => {}
                 }
             }
         }
@@ -254,12 +278,12 @@ impl<'a> Probed<'a> {
         let role = |message: usize| self.rendering.messages.get(message).map(|message| message.get("role").to_string());
         let last = self.rendering.messages.len().checked_sub(1);
         let leaves = || self.probe.leaves.iter().enumerate().filter(|(_, leaf)| leaf.letters > 0 && !leaf.added);
-        let none_of = |owner: Owner| !leaves().any(|(at, leaf)| leaf.owner == owner && rendered(at));
+        let of_written: HashSet<Owner> = leaves().filter(|&(at, _)| rendered(at)).map(|(_, leaf)| leaf.owner).collect();
         let lost = |(at, leaf): (usize, &Leaf)| match leaf.owner {
             Owner::Message(message, Part::Content) if !rendered(at) => role(message).map(|role| LeftOut::Message { role }),
             // Templates leave out the thoughts of earlier turns. That of the last one is learned.
             Owner::Message(message, Part::Thought) if last == Some(message) && !rendered(at) => Some(LeftOut::Thought),
-            Owner::Message(_, Part::Calls) if none_of(leaf.owner) => Some(LeftOut::Calls),
+            Owner::Message(_, Part::Calls) if !of_written.contains(&leaf.owner) => Some(LeftOut::Calls),
             Owner::Message(message, Part::Name) if !rendered(at) => role(message).map(|role| LeftOut::Name { role }),
             Owner::Tools if !rendered(at) => Some(LeftOut::Tools),
             Owner::Message(..) | Owner::Tools => None,
@@ -272,9 +296,12 @@ impl<'a> Probed<'a> {
 
     /// The spans that the template marks, without those of some messages; or the message whose
     /// marks are unknown, and why. Some templates mark the header of a turn, too.
-    fn marked(&self, generations: Vec<Range<usize>>, unlearned: &[usize]) -> Result<Vec<Range<usize>>, (usize, SpanFlaw)> {
+    fn marked(
+        &self,
+        generations: Vec<Range<usize>>,
+        unlearned: &HashSet<usize>,
+    ) -> Result<Vec<Range<usize>>, (usize, SpanFlaw)> {
         let (mut spans, mut unknown) = (Vec::new(), false);
-        let unlearned: Vec<usize> = self.turns().filter(|turn| unlearned.contains(turn)).collect();
         let mut any = false;
         for span in generations.into_iter().filter(|span| !span.is_empty()) {
             any = true;
@@ -288,9 +315,9 @@ impl<'a> Probed<'a> {
         }
         // A span without known words may be that of an unlearned message without known words.
         let lost = |&turn: &usize| self.is_changed(turn) || (unknown && self.is_silent(turn));
-        match unlearned.into_iter().find(lost).filter(|_| any) {
+        match self.turns().filter(|turn| unlearned.contains(turn)).find(lost).filter(|_| any) {
             Some(turn) => Err((turn, self.flaw_of_changed())),
-            None => Ok(spans),
+            None => Ok(united(spans)),
         }
     }
 
@@ -302,7 +329,10 @@ impl<'a> Probed<'a> {
             false => run.bytes.start < span.end && run.bytes.end > span.start,
         };
         let (mut turns, mut foreign) = (Vec::new(), None);
-        for run in self.runs.iter().filter(touches) {
+        // Runs are in order.
+        let first = self.runs.partition_point(|run| run.bytes.end < span.start);
+        let near = self.runs.iter().skip(first).take_while(|run| run.bytes.start <= span.end);
+        for run in near.filter(touches) {
             match self.probe.owner(run.leaf) {
                 Some(Owner::Message(turn, _)) if self.rendering.messages.get(turn).is_some_and(is_assistant) => {
                     turns.push(turn)
@@ -321,17 +351,20 @@ impl<'a> Probed<'a> {
     }
 
     /// Whether words of a learned message are outside the marked spans.
-    fn lacks_marks(&self, spans: &[Range<usize>], unlearned: &[usize]) -> bool {
+    fn lacks_marks(&self, spans: &[Range<usize>], unlearned: &HashSet<usize>) -> bool {
         let learned =
             |turn: usize| self.rendering.messages.get(turn).is_some_and(is_assistant) && !unlearned.contains(&turn);
-        let marked = |run: &Run| spans.iter().any(|span| span.start <= run.bytes.start && run.bytes.end <= span.end);
+        let marked = |run: &Run| {
+            let span = spans.get(spans.partition_point(|span| span.end < run.bytes.end));
+            span.is_some_and(|span| span.start <= run.bytes.start)
+        };
         let words = self.runs.iter().filter(|run| !run.repeated && !run.bytes.is_empty());
         words.filter(|run| said_by(&self.probe, run).is_some_and(learned)).any(|run| !marked(run))
     }
 
     /// The learned spans, without those of some messages; or the message whose span is unknown, and
     /// why.
-    fn spans(&self, ends: &[String], unlearned: &[usize]) -> Result<Vec<Range<usize>>, (usize, SpanFlaw)> {
+    fn spans(&self, ends: &[String], unlearned: &HashSet<usize>) -> Result<Vec<Range<usize>>, (usize, SpanFlaw)> {
         let mut spans = Vec::new();
         for turn in self.turns().filter(|turn| !unlearned.contains(turn)) {
             let flawed = |flaw| (turn, flaw);
@@ -393,7 +426,7 @@ impl<'a> Probed<'a> {
             // assistant begins.
             let prompted = before.is_some() || !prompt.trim().is_empty();
             // It may end within the words, where they begin with its thought.
-            if prompted && self.slice(base..last + self.said_after(words)).starts_with(&prompt) {
+            if prompted && self.slice(base..last + self.said_after(words)).starts_with(&*prompt) {
                 let start = base + prompt.len();
                 return header_end(self.slice(start..first), &style.header).map_or(start, |end| start + end);
             }
@@ -452,16 +485,16 @@ impl<'a> Probed<'a> {
     /// The span of a turn without words that the template writes in another way than a turn with
     /// words.
     fn silent_turn(&self, turn: usize, ends: &[String]) -> Option<Range<usize>> {
-        let earlier = |run: &Run| matches!(self.probe.owner(run.leaf), Some(Owner::Message(message, _)) if message < turn);
-        let before = self.runs.iter().rposition(earlier);
+        let before = self.before.get(turn).copied().flatten();
         let run = before.and_then(|before| self.runs.get(before));
         let (leaf, base) = (run.map(|run| run.leaf), run.map_or(0, |run| run.bytes.end));
         let next = self.runs.get(before.map_or(0, |before| before + 1)).map_or(self.text.len(), |run| run.bytes.start);
         let seam = self.slice(base..next);
         let end = self.closing(turn, leaf, seam, 0, ends);
         // A prompt of its own shows that there is such a turn.
-        let prompt = self.prefix(turn, true).filter(|(of, _)| *of == leaf).map_or(String::new(), |(_, prompt)| prompt);
-        let prompted = !self.rendering.template.style().prompt.is_empty() && !prompt.is_empty() && seam.starts_with(&prompt);
+        let prompt = self.prefix(turn, true).filter(|(of, _)| *of == leaf).map_or_else(Rc::default, |(_, prompt)| prompt);
+        let prompted =
+            !self.rendering.template.style().prompt.is_empty() && !prompt.is_empty() && seam.starts_with(&*prompt);
         if prompted && end > prompt.len() {
             return Some(base + prompt.len()..base + end);
         }
@@ -473,12 +506,12 @@ impl<'a> Probed<'a> {
 
     /// The rendering of the first `count` messages: the leaf of its last letter, and the text after
     /// that letter.
-    fn prefix(&self, count: usize, add_generation_prompt: bool) -> Option<(Option<usize>, String)> {
+    fn prefix(&self, count: usize, add_generation_prompt: bool) -> Option<(Option<usize>, Rc<str>)> {
         let messages = self.probe.messages.get(..count)?;
         if count == self.probe.messages.len() && add_generation_prompt == self.rendering.add_generation_prompt {
             let last = self.runs.last();
             let tail = self.text.get(last.map_or(0, |run| run.bytes.end)..)?;
-            return Some((last.map(|run| run.leaf), tail.to_owned()));
+            return Some((last.map(|run| run.leaf), tail.into()));
         }
         // A long conversation repeats few shapes. Rendering each prefix takes time that grows with
         // the square of the turns.
@@ -487,12 +520,14 @@ impl<'a> Probed<'a> {
         if let Some(Tail { leaf, text }) = self.tails.borrow().get(&key) {
             return Some((Some(own.start + leaf), text.clone()));
         }
+        check_steps().ok()?;
         let rendered = self.rendering.template.render(messages, &self.probe.tools, add_generation_prompt).ok()?;
         let (leaf, tail) = self.probe.tail(&rendered);
+        let tail: Rc<str> = tail.into();
         if let Some(leaf) = leaf.filter(|leaf| own.contains(leaf)) {
-            self.tails.borrow_mut().insert(key, Tail { leaf: leaf - own.start, text: tail.to_owned() });
+            self.tails.borrow_mut().insert(key, Tail { leaf: leaf - own.start, text: tail.clone() });
         }
-        Some((leaf, tail.to_owned()))
+        Some((leaf, tail))
     }
 
     fn tail_key(&self, count: usize, add_generation_prompt: bool) -> TailKey {
@@ -542,13 +577,38 @@ fn said_by(probe: &Probe, run: &Run) -> Option<usize> {
     }
 }
 
+/// For each of `count` messages, the last run of the messages before it, by its index.
+fn last_before(count: usize, probe: &Probe, runs: &[Run]) -> Vec<Option<usize>> {
+    let mut last = vec![None; count];
+    for (at, run) in runs.iter().enumerate() {
+        let Some(Owner::Message(message, _)) = probe.owner(run.leaf) else { continue };
+        last.get_mut(message).into_iter().for_each(|last| *last = Some(at));
+    }
+    let mut latest = None;
+    last.iter_mut().for_each(|own| latest = latest.max(std::mem::replace(own, latest)));
+    last
+}
+
+/// Ranges in order that do not overlap: a mark may be within another one.
+fn united(mut ranges: Vec<Range<usize>>) -> Vec<Range<usize>> {
+    ranges.sort_unstable_by_key(|range| (range.start, range.end));
+    let mut united: Vec<Range<usize>> = Vec::with_capacity(ranges.len());
+    for range in ranges {
+        match united.last_mut().filter(|last| range.start < last.end) {
+            Some(last) => last.end = last.end.max(range.end),
+            None => united.push(range),
+        }
+    }
+    united
+}
+
 /// The plan that replaces all messages that can be replaced, for a template that changes some of
 /// them.
-fn one_by_one(rendering: Rendering<'_>, text: &str) -> ((Probe, Reading), Plan) {
+fn one_by_one(rendering: Rendering<'_>, text: &str, letters: Letters) -> ((Probe, Vec<Run>), Plan) {
     let messages = vec![Words::Kept; rendering.messages.len()];
-    let mut plan = Plan { messages, tools: false, calls: false, keep_literals: true, kept_keys: &[] };
+    let mut plan = Plan { messages, tools: false, calls: false, keep_literals: true, kept_keys: &[], letters };
     let nothing = Probe::new(rendering.messages, rendering.tools, &plan, rendering.template.literals(), text);
-    let mut found = (nothing, Reading { text: text.to_owned(), runs: Vec::new() });
+    let mut found = (nothing, Vec::new());
     // Halves of the messages, then halves of those that cannot be replaced at once: most can.
     let mut ranges: Vec<Range<usize>> = std::iter::once(0..rendering.messages.len()).collect();
     while let Some(range) = ranges.pop() {
@@ -556,12 +616,12 @@ fn one_by_one(rendering: Rendering<'_>, text: &str) -> ((Probe, Reading), Plan) 
         next.messages.get_mut(range.clone()).into_iter().flatten().for_each(|words| *words = Words::Replaced);
         match rendering.attempt(&next, text) {
             Ok(probe) => (found, plan) = (probe, next),
-            Err(_) if range.len() > 1 => {
+            Err(Discarded::Exhausted | Discarded::Differs) if range.len() > 1 => {
                 let middle = range.start + range.len() / 2;
                 ranges.extend([middle..range.end, range.start..middle]);
             }
-            // No letters are left for the messages after this one.
-            Err(Discarded::Exhausted) => break,
+            // No letters or no steps are left for the messages after this one.
+            Err(Discarded::Exhausted | Discarded::Stopped) => break,
             Err(Discarded::Differs) => {}
         }
     }

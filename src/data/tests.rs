@@ -1021,3 +1021,33 @@ fn keys_of_messages_that_no_template_reads_are_counted() {
     assert_eq!(ignored(None).into_iter().collect::<Vec<_>>(), [("messages[].mood".to_owned(), 1)]);
     assert!(ignored(Some(&chat_ml("{{ m.mood }}{{ m.content }}<|im_end|>", ""))).is_empty());
 }
+
+/// Piece by piece a text has the tokens that it has at once, where pieces end before words.
+#[test]
+fn a_long_text_is_tokenised_in_pieces() {
+    let text = "Once upon a time\nthere was a text.\n\n  It had lines,\nshort\nand long ones.\n".repeat(20);
+    for tokenizer in [without_template(), framing_tokenizer()] {
+        let mut calls = Vec::new();
+        let at_once = sample::tokens_of(&text, &tokenizer, text.len(), &mut |_, _| true).unwrap();
+        let in_pieces = sample::tokens_of(&text, &tokenizer, 100, &mut |done, total| {
+            calls.push((done, total));
+            true
+        });
+        assert_eq!(in_pieces.unwrap(), at_once);
+        assert!(calls.iter().all(|(done, total)| done < total && *total > 14), "{calls:?}");
+    }
+}
+
+/// Ctrl-C is heard while one line is tokenised.
+#[test]
+fn a_long_line_can_be_stopped() {
+    let line = format!("{{\"text\": \"{}\"}}\n", "word ".repeat(60_000));
+    let tokenizer = without_template();
+    let mut calls = Vec::new();
+    let stopped = Dataset::from_json_lines(line.repeat(2).as_bytes(), &tokenizer, OPTIONS, &mut |done, total| {
+        calls.push((done, total));
+        false
+    });
+    assert!(matches!(stopped, Err(DataError::Cancelled)));
+    assert_eq!(calls, [(0, 2)], "no line was done");
+}

@@ -5,12 +5,15 @@ use std::fmt;
 use std::ops::Range;
 use std::sync::Arc;
 
+use tokenizers::{DecoderWrapper, ModelWrapper, NormalizerWrapper, PostProcessorWrapper, TokenizerImpl};
+
 use super::components;
 use super::components::error::TokenizerError;
 use super::error::DataError;
 use super::files::TokenizerFiles;
 use super::jinja::{TemplateError, Value};
 use super::special::{SpecialTokens, chat_templates};
+use super::split::PreTokenizers;
 use super::template::ChatTemplate;
 use crate::arch::config::ModelConfig;
 use crate::panics::caught;
@@ -28,10 +31,13 @@ pub struct Message {
     pub content: String,
 }
 
+/// The library's tokenizer, with the pre-tokenizers of this module.
+type Inner = TokenizerImpl<ModelWrapper, NormalizerWrapper, PreTokenizers, PostProcessorWrapper, DecoderWrapper>;
+
 /// Text to tokens and back. A clone is cheap.
 #[derive(Clone)]
 pub struct Tokenizer {
-    inner: Arc<tokenizers::Tokenizer>,
+    inner: Arc<Inner>,
     /// The chat templates that are used, by name; one that is broken is an error where it is
     /// needed.
     templates: Arc<[(String, Result<ChatTemplate, TemplateError>)]>,
@@ -60,6 +66,15 @@ pub(super) struct Encoded {
     pub(super) spans: Vec<Range<usize>>,
     /// Whether the text begins with what the tokenizer puts before every text; it is there once.
     pub(super) doubled_bos: bool,
+}
+
+/// What a piece is of a text that is tokenised piece by piece.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Place {
+    /// It is the first one.
+    pub(super) first: bool,
+    /// It is the last one.
+    pub(super) last: bool,
 }
 
 impl Tokenizer {
@@ -161,6 +176,25 @@ impl Tokenizer {
         Ok(Encoded { tokens, spans, doubled_bos })
     }
 
+    /// Tokens of a piece of a text. The tokens that the tokenizer adds to every text stand before
+    /// the first piece and after the last one.
+    pub(super) fn encode_piece(&self, piece: &str, place: Place) -> Result<Encoded, DataError> {
+        if place.first && place.last {
+            return self.encode_spans(piece, true);
+        }
+        let mut encoded = self.encode_spans(piece, false)?;
+        let [before, after] = &self.around;
+        if place.first {
+            encoded.doubled_bos = !before.is_empty() && encoded.tokens.starts_with(before);
+            let missing = if encoded.doubled_bos { 0 } else { before.len() };
+            encoded.tokens.splice(0..0, before.iter().copied().take(missing));
+        }
+        if place.last && !encoded.tokens.ends_with(after) {
+            encoded.tokens.extend(after);
+        }
+        Ok(encoded)
+    }
+
     /// The range of tokens without a second BOS or EOS: a tokenizer also adds them to a text that
     /// has them already.
     fn without_doubled(&self, tokens: &[u32]) -> Range<usize> {
@@ -207,8 +241,8 @@ fn without_panic<T>(work: impl FnOnce() -> tokenizers::Result<T>) -> tokenizers:
 }
 
 /// The tokenizer of a tokenizer.json that was checked.
-fn loaded(json: &[u8], special: &SpecialTokens, vocab: u32) -> tokenizers::Result<tokenizers::Tokenizer> {
-    let mut inner = tokenizers::Tokenizer::from_bytes(json)?;
+fn loaded(json: &[u8], special: &SpecialTokens, vocab: u32) -> tokenizers::Result<Inner> {
+    let mut inner: Inner = serde_json::from_slice(json)?;
     // The trainer cuts and pads; a tokenizer.json may have settings for both.
     inner.with_truncation(None)?;
     inner.with_padding(None);
@@ -219,7 +253,7 @@ fn loaded(json: &[u8], special: &SpecialTokens, vocab: u32) -> tokenizers::Resul
 
 /// Adds the tokens that other files have and tokenizer.json lacks, as transformers does. A special
 /// token without a row in the model is not added: the text of such a token is split.
-fn add_tokens(inner: &mut tokenizers::Tokenizer, special: &SpecialTokens, vocab: u32) -> tokenizers::Result<()> {
+fn add_tokens(inner: &mut Inner, special: &SpecialTokens, vocab: u32) -> tokenizers::Result<()> {
     let added = special.added(|token| inner.get_added_vocabulary().get_vocab().contains_key(token));
     inner.add_tokens(added)?;
     // All at once: the library builds its tables again with every call.
@@ -246,7 +280,7 @@ pub(super) fn values(messages: &[Message]) -> Vec<Value> {
 }
 
 /// The tokens that a tokenizer adds before and after every text, found with a text of one letter.
-fn tokens_around(inner: &tokenizers::Tokenizer) -> Result<[Vec<u32>; 2], DataError> {
+fn tokens_around(inner: &Inner) -> Result<[Vec<u32>; 2], DataError> {
     let encode = |special| {
         let encoding = without_panic(|| inner.encode("a", special));
         encoding.map(|encoding| encoding.get_ids().to_vec()).map_err(DataError::Encode)

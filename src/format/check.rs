@@ -7,7 +7,7 @@ use super::error::FormatError;
 use super::index::Index;
 use super::kinds::SectionKind;
 use super::nf4::{self, Scales, ZERO_CODE};
-use super::pack::{Layer, Pack};
+use super::pack::Pack;
 use super::section::Section;
 
 /// `codes of model.layers.0.mlp.up_proj.weight`
@@ -194,26 +194,4 @@ pub fn all(pack: &Pack<'_>) -> Vec<FormatError> {
     let gaps = gaps(pack.index())
         .map(|(start, end)| padding(start, pack.bytes().get(start as usize..end as usize).unwrap_or_default()));
     sections.chain(gaps).filter_map(Result::err).collect()
-}
-
-/// Checks the scales and the code padding of global quantised tensors, without reading all codes.
-///
-/// # Errors
-/// As [`contents`].
-pub fn global_contents(pack: &Pack<'_>) -> Result<(), FormatError> {
-    let sections = pack.index().sections().iter().enumerate();
-    let mut globals = sections.filter(|(_, section)| section.layer.is_none());
-    globals.try_for_each(|(number, section)| contents(pack.index(), number, section, pack.payload(section)))
-}
-
-impl Layer<'_> {
-    /// Checks the scales and the code padding of this layer, without reading all codes.
-    ///
-    /// # Errors
-    /// As [`contents`].
-    pub fn check_contents(&self) -> Result<(), FormatError> {
-        let pack = self.pack();
-        let range = pack.index().layers().get(self.number() as usize).cloned().unwrap_or_default();
-        range.zip(self.sections()).try_for_each(|(n, s)| contents(pack.index(), n, s, pack.payload(s)))
-    }
 }

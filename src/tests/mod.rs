@@ -5,6 +5,7 @@
 
 mod architectures;
 mod oracle;
+mod precision;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};

@@ -21,18 +21,18 @@ use half::bf16;
 use safetensors::SafeTensors;
 use serde_json::Value;
 
-const LENGTH: usize = 48;
+pub(super) const LENGTH: usize = 48;
 
 fn floats(file: &str) -> BTreeMap<String, Vec<f32>> {
     super::floats(&fixture("oracle").join(file))
 }
 
-fn oracle() -> Value {
+pub(super) fn oracle() -> Value {
     json(&fixture("oracle/oracle.json"))
 }
 
 /// Rows of a batch of the oracle.
-fn batch(oracle: &Value, number: usize, rows: &[usize]) -> Batch {
+pub(super) fn batch(oracle: &Value, number: usize, rows: &[usize]) -> Batch {
     super::batch(rows.iter().map(|&row| [&oracle["batches"][number][row], &oracle["labels"][number][row]]))
 }
 
@@ -56,7 +56,7 @@ fn final_norm(config: &ModelConfig, x: &[f32]) -> Vec<f32> {
 }
 
 /// Both rows of the first batch of the oracle.
-fn first_rows(oracle: &Value) -> [Vec<u32>; 2] {
+pub(super) fn first_rows(oracle: &Value) -> [Vec<u32>; 2] {
     [0, 1].map(|row| super::tokens(&oracle["batches"][0][row]))
 }
 

@@ -16,7 +16,7 @@ use crate::data::pack::{Batch, batch};
 use crate::data::sample::Dataset;
 use crate::gpu::Gpu;
 use crate::io::leftovers::remove_leftovers;
-use crate::lora::adapter::Adapter;
+use crate::lora::adapter::{self, Adapter};
 use crate::model::error::ModelError;
 use crate::model::plan::MemoryPlan;
 use crate::train::best;
@@ -89,6 +89,8 @@ pub struct Run {
     /// Checkpoints after the one that the run resumed from, by their present names.
     pub set_aside: Vec<PathBuf>,
     last_checkpoint: Option<PathBuf>,
+    /// Files of a new run that it has written before its first step, until one of them is trained.
+    untrained: Vec<PathBuf>,
     /// The state in that checkpoint, if this process wrote it.
     saved: Option<State>,
     /// When this process wrote it, or started.
@@ -147,6 +149,8 @@ impl Run {
         let (set_aside, stuck) =
             if start.is_fresh() { Default::default() } else { Checkpoint::set_aside(&out, start.state.step)? };
         let keeps_best = settings.early_stop.is_some() && held_out.is_some();
+        let files = task.files.iter().map(|(name, _)| *name).chain([adapter::WEIGHTS, adapter::CONFIG]);
+        let untrained = files.filter(|_| start.is_fresh()).map(|name| out.join(name)).collect();
         let lost = start.write_adapter(task, &model, keeps_best)?;
         let unneeded = best::prune(&out, start.state.best_key());
         let (mut recorder, records) = start.records(&out)?;
@@ -172,6 +176,7 @@ impl Run {
             records,
             set_aside,
             last_checkpoint,
+            untrained,
             saved: None,
             saved_at: Instant::now(),
             clock,
@@ -213,11 +218,27 @@ impl Run {
     }
 
     /// Runs to the end, or until `observe` answers `false`. At the end the folder has the last
-    /// adapter or, with an early stop, the best one.
+    /// adapter or, with an early stop, the best one. A new run that fails before its first
+    /// checkpoint leaves no adapter and no records: [`Run::left_nothing`].
     ///
     /// # Errors
     /// See [`RunError`]; earlier checkpoints remain.
-    pub fn train(&mut self, mut observe: impl FnMut(Event<'_>) -> bool) -> Result<End, RunError> {
+    pub fn train(&mut self, observe: impl FnMut(Event<'_>) -> bool) -> Result<End, RunError> {
+        let end = self.train_to_end(observe);
+        if end.is_err() && !self.untrained.is_empty() {
+            // What cannot be removed may be replaced by another run.
+            self.untrained.iter().for_each(|path| drop(std::fs::remove_file(path)));
+            drop((self.recorder.remove(), best::prune(&self.out, None)));
+        }
+        end
+    }
+
+    /// Whether a run that failed has nothing in its folder.
+    pub fn left_nothing(&self) -> bool {
+        !self.untrained.is_empty()
+    }
+
+    fn train_to_end(&mut self, mut observe: impl FnMut(Event<'_>) -> bool) -> Result<End, RunError> {
         self.clock = (self.state.seconds, Instant::now());
         let mut continues = self.evaluate(&mut observe)? && self.report_warnings(&mut observe);
         while continues && self.state.step < self.state.total_steps && !self.stops_early() {
@@ -404,6 +425,9 @@ impl Run {
         let [vector, ..] = self.trainer.read()?;
         self.adapter.vector = vector;
         let (_, checksum) = best::write(&self.out, self.state.step, &self.adapter)?;
+        if self.state.step > 0 {
+            self.untrained.clear();
+        }
         self.adapter.write(&self.out, &[]).map_err(ModelError::from)?;
         Ok(checksum)
     }
@@ -422,6 +446,10 @@ impl Run {
         let unsynced = self.recorder.sync();
         self.warn(unsynced);
         let written = checkpoint.write(&self.out);
+        // The run can be resumed, or its adapter is trained.
+        if written.is_ok() || !self.keeps_best() {
+            self.untrained.clear();
+        }
         if !self.keeps_best() {
             self.adapter.write(&self.out, &[]).map_err(ModelError::from)?;
         }

@@ -7,7 +7,7 @@ use std::fs;
 use std::path::Path;
 use std::process::{Command, Output};
 
-use crate::common::program::{CACHE, PACK, TINY, names, place};
+use crate::common::program::{CACHE, PACK, TINY, failure, names, place};
 
 /// Runs a command under a limit of the shell.
 fn limited(folder: &Path, limit: &str, arguments: &str) -> Output {
@@ -28,6 +28,7 @@ fn assert_error(output: &Output, folder: &Path, expected: &[&str]) -> String {
     stderr
 }
 
+/// [fsize]
 #[test]
 fn a_limit_of_file_sizes_is_an_error() {
     let folder = place();
@@ -88,4 +89,59 @@ fn a_limit_of_threads_is_an_error() {
     assert!(errors.iter().all(|error| !error.contains("template")), "{errors:?}");
     // Another user may have other processes.
     assert!(!is_root() || errors.iter().any(|error| error.contains("the system starts no thread")), "{errors:?}");
+}
+
+/// Lines and conversations have limits, whose errors name them and what to do.
+#[test]
+fn a_long_line_and_a_long_conversation_are_errors() {
+    let folder = place();
+    let show = ["train", PACK, "--data", "data.jsonl", "--show-batch"];
+    let turn = r#"{"role": "user", "content": "a"}"#;
+    for (line, code, numbers, hint) in [
+        (format!("{{\"text\": \"{}\"}}", "a".repeat(16 << 20)), "data-line-bytes", ["line 2", "2097152"], ".txt"),
+        (
+            format!("{{\"text\": \"{}\"}}", "a".repeat((2 << 20) - 11)),
+            "data-line-bytes",
+            ["2097153 bytes", "limit is 2097152"],
+            "split",
+        ),
+        (
+            format!("{{\"messages\": [{}]}}", vec![turn; 20_001].join(",")),
+            "data-messages",
+            ["line 2", "20001 messages; the limit is 20000"],
+            "split",
+        ),
+    ] {
+        let first = if code == "data-messages" { format!("{{\"messages\": [{turn}]}}") } else { "{\"text\": \"a\"}".into() };
+        fs::write(folder.path().join("data.jsonl"), format!("{first}\n{line}\n")).unwrap();
+        failure(folder.path(), &show).assert(code, &numbers, &[hint]);
+    }
+}
+
+/// Ctrl-C is heard while one line is tokenised.
+#[cfg(target_os = "linux")]
+#[test]
+fn an_interrupt_ends_a_long_line() {
+    use std::time::{Duration, Instant};
+    let folder = place();
+    let line = format!("{{\"text\": \"{}\"}}", "word ".repeat(400_000));
+    fs::write(folder.path().join("data.jsonl"), line).unwrap();
+    let mut train = Command::new(assert_cmd::cargo::cargo_bin!("nf4pack"));
+    train.current_dir(folder.path()).args(["train", PACK, "--data", "data.jsonl", "--show-batch"]);
+    let started = Instant::now();
+    let mut train = train.stdout(std::process::Stdio::null()).stderr(std::process::Stdio::null()).spawn().unwrap();
+    let tasks = format!("/proc/{}/task", train.id());
+    let is_tokenising = || {
+        let tasks = fs::read_dir(&tasks).into_iter().flatten().flatten();
+        tasks.into_iter().any(|task| fs::read(task.path().join("comm")).is_ok_and(|name| name == b"tokens\n"))
+    };
+    while !is_tokenising() {
+        assert!(train.try_wait().unwrap().is_none() && started.elapsed() < Duration::from_secs(60));
+        std::thread::sleep(Duration::from_millis(2));
+    }
+    let interrupted = Instant::now();
+    assert!(Command::new("kill").args(["-INT", &train.id().to_string()]).status().unwrap().success());
+    assert_eq!(train.wait().unwrap().code(), Some(1));
+    // The line takes seconds, also in an optimised build.
+    assert!(interrupted.elapsed() < Duration::from_secs(1), "{:?}", interrupted.elapsed());
 }

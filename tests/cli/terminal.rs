@@ -165,6 +165,7 @@ fn each_string(value: &Value) -> Vec<(String, Value)> {
     }
 }
 
+/// [escape], [bidi]
 #[test]
 fn metadata_and_names_of_a_pack_are_escaped() {
     let place = Place::new();
@@ -235,6 +236,7 @@ fn templates_and_tokenizers_of_a_pack_are_escaped() {
     let data = json!({"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]});
     place.write("data.jsonl", &data.to_string());
     let train = |pack| ["train", pack, "--data", "data.jsonl", "--show-batch"];
+    // [raise]
     let raise = format!("{{{{ raise_exception('{HOSTILE}') }}}}");
     fails(place.path(), &train(place.with_file("chat_template.jinja", &raise)));
     for template in [

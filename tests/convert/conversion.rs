@@ -393,6 +393,7 @@ fn set_mode(path: &Path, mode: u32) {
     fs::set_permissions(path, std::os::unix::fs::PermissionsExt::from_mode(mode)).unwrap();
 }
 
+/// [mode]
 #[cfg(unix)]
 #[test]
 fn a_pack_is_no_wider_readable_than_its_narrowest_source() {
@@ -774,6 +775,41 @@ fn a_layer_with_a_bad_scale_is_not_handed_out() {
     assert!(mapped.layer(0).is_ok());
     assert!(mapped.layer(1).unwrap_err().to_string().contains("scale 0"));
     assert!(mapped.layer(2).unwrap_err().to_string().contains("2 does not exist"));
+}
+
+#[test]
+fn a_layer_or_tensor_with_a_changed_bit_is_not_handed_out() {
+    let checkpoint = small_checkpoint(None);
+    let quantize = Some(Regex::new("embed_tokens").unwrap());
+    let options = Options { quantize, ..options(Encoder::Absmax, ScaleType::F32, 64) };
+    let (_folder, target, _) = converted(&checkpoint.path().join("model"), options);
+    let good = MappedPack::read(&target).unwrap();
+    let index = good.pack().index();
+    let first = |layer| index.sections().iter().find(|s| s.block_size == 64 && s.layer == layer).unwrap();
+    let names = [Some(0), Some(1), None].map(|layer| index.name(first(layer)).to_owned());
+    for (layer, damaged) in [(Some(1), 1), (None, 2)] {
+        let mut bytes = fs::read(&target).unwrap();
+        bytes[first(layer).offset as usize] ^= 1;
+        let path = target.with_extension("damaged");
+        fs::write(&path, bytes).unwrap();
+        let pack = MappedPack::read(&path).unwrap();
+        for (at, name) in names.iter().enumerate() {
+            for _ in 0..2 {
+                let source = match pack.quantized_tensor(name) {
+                    Ok(tensor) => {
+                        assert!(tensor.is_some() && at != damaged, "{name}");
+                        continue;
+                    }
+                    Err(LayerError::Format { layer: 1, source }) if layer.is_some() => source,
+                    Err(LayerError::Globals { source }) if layer.is_none() => source,
+                    Err(other) => panic!("{other}"),
+                };
+                assert!(at == damaged && matches!(source, FormatError::PayloadChecksum { .. }), "{source}");
+            }
+        }
+        assert_eq!([0, 1].map(|number| pack.layer(number).is_ok()), [true, layer.is_none()]);
+        assert!(pack.pack().layer(1).is_some(), "unchecked");
+    }
 }
 
 #[test]

@@ -319,7 +319,7 @@ codes! {
         .source of File;
         Cancelled "cancelled"
         NoThread "no-threads"
-        Panicked "internal-panic"
+        Panicked "bug"
         Empty "data-empty"
         Array "data-array"
         Json "data-json"
@@ -447,7 +447,8 @@ mod tests {
     const DOCUMENT: &str = include_str!("../../../docs/error-codes.md");
 
     /// Codes that several errors share.
-    const SHARED: [&str; 10] = [
+    const SHARED: [&str; 11] = [
+        "bug",
         "io",
         "source-unreadable",
         "cancelled",

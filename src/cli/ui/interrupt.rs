@@ -53,5 +53,6 @@ pub fn handle_interrupts_with(acknowledge: impl Fn() + Send + 'static) -> anyhow
         }
         acknowledge();
     };
-    ctrlc::set_handler(on_signal).context("cannot handle Ctrl-C")
+    // Tests run several commands in one process, which has one handler.
+    if cfg!(test) { Ok(()) } else { ctrlc::set_handler(on_signal).context("cannot handle Ctrl-C") }
 }

@@ -13,11 +13,14 @@ pub(super) const EXPECTED: &str = "a regular expression without back-references 
 
 /// Whether the trials of a pattern multiply.
 pub(super) fn takes_long(regex: &str) -> bool {
-    // The library names what is wrong with a pattern that it cannot read.
-    let Ok(tree) = Expr::parse_tree(regex) else { return false };
-    let mut shape = Shape::default();
-    shape.visit(&tree.expr, false);
+    let shape = Shape::of(regex);
     shape.refers || shape.tries && shape.multiplies
+}
+
+/// Whether a pattern is matched by trial and error.
+pub(in crate::data) fn looks_around(regex: &str) -> bool {
+    let shape = Shape::of(regex);
+    shape.refers || shape.tries
 }
 
 /// What decides on the time of a pattern.
@@ -32,10 +35,22 @@ struct Shape {
 }
 
 impl Shape {
+    fn of(regex: &str) -> Self {
+        let mut shape = Self::default();
+        // The library names what is wrong with a pattern that it cannot read.
+        if let Ok(tree) = Expr::parse_tree(regex) {
+            shape.visit(&tree.expr, false);
+        }
+        shape
+    }
+
     fn visit(&mut self, expr: &Expr, repeated: bool) {
         match expr {
             Expr::Empty | Expr::Any { .. } | Expr::Literal { .. } | Expr::Delegate { .. } => {}
-            Expr::Concat(parts) => parts.iter().for_each(|part| self.visit(part, repeated)),
+            Expr::Concat(parts) => {
+                self.multiplies |= looks_far_from_many_places(parts);
+                parts.iter().for_each(|part| self.visit(part, repeated));
+            }
             Expr::Alt(parts) => {
                 self.multiplies |= repeated;
                 parts.iter().for_each(|part| self.visit(part, repeated));
@@ -49,10 +64,42 @@ impl Shape {
                 self.tries = true;
                 self.visit(inner, repeated);
             }
-            Expr::Assertion(_) | Expr::KeepOut | Expr::ContinueFromPreviousMatchEnd => self.tries = true,
+            Expr::Assertion(_) | Expr::KeepOut => self.tries = true,
             _ => self.refers = true,
         }
     }
+}
+
+/// Whether a look-around, or what follows one, may read the rest of the text, and does so for each
+/// length of a repeat before it.
+fn looks_far_from_many_places(parts: &[Expr]) -> bool {
+    let (mut repeats, mut looks) = (false, false);
+    parts.iter().any(|part| {
+        let far = within(part, false, &|expr, in_look| is_endless(expr) && (in_look || looks));
+        let multiplies = repeats && far;
+        repeats |= within(part, false, &|expr, _| is_endless(expr));
+        looks |= within(part, false, &|expr, _| matches!(expr, Expr::LookAround(..)));
+        multiplies
+    })
+}
+
+/// Whether a repeat has no end.
+fn is_endless(expr: &Expr) -> bool {
+    matches!(expr, Expr::Repeat { hi: usize::MAX, .. })
+}
+
+/// Whether something in an expression is wanted: `wanted` gets it, and whether it is in a
+/// look-around.
+fn within(expr: &Expr, in_look: bool, wanted: &dyn Fn(&Expr, bool) -> bool) -> bool {
+    let inner = |expr: &Expr| within(expr, in_look, wanted);
+    wanted(expr, in_look)
+        || match expr {
+            Expr::Concat(parts) | Expr::Alt(parts) => parts.iter().any(inner),
+            Expr::Group(child) => inner(child),
+            Expr::Repeat { child, .. } | Expr::AtomicGroup(child) => inner(child),
+            Expr::LookAround(child, _) => within(child, true, wanted),
+            _ => false,
+        }
 }
 
 #[cfg(test)]
@@ -72,6 +119,10 @@ mod tests {
             r"(?=(a+)+b)a",
             r"(?:(?>a*)a*)*b",
             r"(?:\s|\S)+\b",
+            r"a*(?=.*x)",
+            r"(\s+)((?!.*x))",
+            r"\s+(?!\S).*x",
+            r"\G.",
         ] {
             assert!(takes_long(slow), "{slow}");
         }

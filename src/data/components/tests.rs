@@ -66,7 +66,7 @@ fn hostile() -> Vec<(&'static str, Value, &'static str)> {
     let added = |id: u64, content: &str| json!([{"id": id, "content": content, "single_word": false, "lstrip": false, "rstrip": false, "normalized": false, "special": true}]);
     let strip = |start: u64, stop: u64| json!({"type": "Strip", "content": " ", "start": start, "stop": stop});
     vec![
-        // Those of the report: precompiled, fixed, template-b, prefix, growth.
+        // [precompiled], [fixed], [template-b], [prefix] and [growth].
         ("/normalizer", json!({"type": "Precompiled", "precompiled_charsmap": ""}), "\"Precompiled\" is not supported"),
         ("/pre_tokenizer", json!({"type": "FixedLength", "length": 0}), "\"FixedLength\" is not supported"),
         ("/post_processor", around(json!([text("B")]), json!({})), "\"single\" should be each text once"),
@@ -104,6 +104,9 @@ fn hostile() -> Vec<(&'static str, Value, &'static str)> {
         ("/post_processor", around(json!([text("A"), x.clone()]), json!({})), "tokens that are defined"),
         ("/post_processor", around(json!([text("A"), x.clone()]), special(json!([1, 2]), json!(["x"]))), "an id for each"),
         ("/post_processor", around(json!(vec![x; 65]), special(json!([1]), json!(["x"]))), "at most 64 pieces"),
+        ("/post_processor", sequence("processors", &around(json!([text("A")]), json!({})), 30), "more than 1 template"),
+        ("/normalizer", replace(json!({"Regex": "a(?=b)"}), "c"), "without look-arounds"),
+        ("/pre_tokenizer", split(r"a*(?=.*x)"), "without back-references"),
         ("/post_processor", json!({"type": "BertProcessing", "sep": ["a", 1], "cls": ["b", 2]}), "is not supported"),
         ("/post_processor", json!({"type": "ByteLevel", "sep": ["a", 1], "cls": ["b", 2]}), "unknown key"),
         ("/decoder", strip(0, 1), "\"stop\" should be 0"),

@@ -10,6 +10,7 @@ use super::budget;
 use super::error::{ErrorKind, Result, TemplateError, invalid, unsupported};
 use super::objects::{Loop, Object};
 use super::ops;
+use super::steps::{self, Length};
 use super::value::{Dict, Function, Value};
 
 /// Levels of statements, expressions, calls and filters of `map`, at most.
@@ -99,11 +100,11 @@ impl Interpreter {
 
     /// Spends steps of the limit.
     pub(super) fn burn(&mut self, steps: usize) -> Result<()> {
-        budget::spend(steps)
+        steps::spend(steps)
     }
 
     fn write(&mut self, text: &str) -> Result<()> {
-        budget::spend_bytes(self.out.len(), text.len())?;
+        steps::spend_bytes(self.out.len(), text.len())?;
         self.out.push_str(text);
         Ok(())
     }
@@ -173,7 +174,7 @@ impl Interpreter {
         self.scope = outer;
         match self.macros == macros {
             true => self.scopes.truncate(scopes),
-            false => budget::charge(KEPT),
+            false => steps::charge(KEPT),
         }
         done
     }
@@ -342,7 +343,7 @@ impl Interpreter {
     pub(super) fn iterate(&mut self, value: &Value) -> Result<Vec<Value>> {
         if !matches!(value, Value::Object(_)) {
             budget::spend_text(value)?;
-            budget::spend_items(value.len().unwrap_or_default())?;
+            steps::spend_items(value.len().unwrap_or_default())?;
         }
         let items = match value {
             Value::Object(id) => match self.objects.get_mut(*id) {
@@ -497,7 +498,7 @@ impl Interpreter {
     }
 
     fn concat(&mut self, parts: &[Expr]) -> Result<Value> {
-        let (mut text, mut length) = (String::new(), budget::Length::default());
+        let (mut text, mut length) = (String::new(), Length::default());
         for part in parts {
             let part = self.eval(part)?.to_text()?;
             length.add(part.len())?;

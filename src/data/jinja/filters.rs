@@ -1,7 +1,7 @@
 //! The filters of Jinja2, with transformers' `tojson`.
 
 use super::args::{Args, flag_or, integer_or, text_of};
-use super::budget::{self, Length};
+use super::budget;
 use super::error::{ErrorKind, Result, invalid, unsupported};
 use super::eval::Interpreter;
 use super::json::JsonStyle;
@@ -9,6 +9,7 @@ use super::methods::{changed_case, justified, lines, replace, trimmed};
 use super::names::method;
 use super::ops;
 use super::printf::printf;
+use super::steps::{self, Length};
 use super::text::{escape, is_space};
 use super::value::{Value, View};
 
@@ -159,7 +160,7 @@ impl Interpreter {
         let items = match value {
             Value::Undefined(_) => Vec::new(),
             Value::Dict(dict) => {
-                budget::spend_items(dict.entries().len())?;
+                steps::spend_items(dict.entries().len())?;
                 Value::View(View::Items, dict.clone()).items().unwrap_or_default()
             }
             _ => return invalid("can only get item pairs from a mapping"),
@@ -210,7 +211,7 @@ impl Interpreter {
         }
         let fill = fill.filter(|fill| !fill.is_none());
         if name == "slice" || fill.is_some() {
-            budget::spend_items(count)?;
+            steps::spend_items(count)?;
         }
         let items = self.iterate(value)?;
         let mut parts: Vec<Vec<Value>> = Vec::new();
@@ -252,7 +253,7 @@ fn like(value: &Value, result: Value) -> Value {
 fn of_text(name: &str, value: &Value, args: Args) -> Result<Value> {
     let text = value.to_text()?;
     // Most go through single characters.
-    budget::spend(text.len() / 16)?;
+    steps::spend(text.len() / 16)?;
     match name {
         "upper" | "lower" | "capitalize" => {
             let [] = args.bind(name, 0, [])?;
@@ -337,7 +338,7 @@ fn indent(value: &Value, args: Args) -> Result<Value> {
     let (first, blank) = (flag_or(first.as_ref(), false), flag_or(blank.as_ref(), false));
     let with_end = format!("{text}\n");
     let ends = with_end.chars().filter(|&c| is_space(c)).count();
-    budget::spend_items(ends)?;
+    steps::spend_items(ends)?;
     Length::default().add(with_end.len().saturating_add(ends.saturating_mul(indention.len())))?;
     let lines: Vec<String> = lines(&with_end, false)
         .into_iter()

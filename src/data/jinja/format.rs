@@ -1,10 +1,10 @@
 //! `'{}'.format(x)`.
 
 use super::args::Args;
-use super::budget::{self, Length};
 use super::error::{Result, invalid, unsupported};
 use super::ops;
 use super::spec::{Field, Spec, float_text, integer_text, pad, with_sign};
+use super::steps::{self, Length};
 use super::text::{escape, float_repr};
 use super::value::Value;
 
@@ -33,7 +33,7 @@ pub(super) fn str_format(text: &str, safe: bool, args: &Args) -> Result<String> 
                 });
                 let Some(end) = end else { return invalid("expected '}' before the end of a format string") };
                 let field = text.get(i + 1..end).unwrap_or_default();
-                budget::spend(1 + field.len() / 16)?;
+                steps::spend(1 + field.len() / 16)?;
                 let value = replaced(field, args, &mut automatic)?;
                 length.add(value.len())?;
                 out.push_str(&if safe { escape(&value) } else { value });

@@ -24,6 +24,7 @@ fn large(body: &str) -> String {
 #[test]
 fn templates_of_the_report_end_in_errors() {
     let cases = [
+        // [deep], [cyclic], [indent], [format] and [lists].
         (
             "{% set ns = namespace(x=[]) %}{% for i in range(30000) %}{% set ns.x = [ns.x] %}{% endfor %}{{ ns.x }}",
             "too large",
@@ -40,6 +41,7 @@ fn templates_of_the_report_end_in_errors() {
         let error = render(source).unwrap_err().to_string();
         assert!(error.contains(expected), "{source}: {error}");
     }
+    // [minus]
     let minus = render(&format!("{{{{ {}1 }}}}", "-".repeat(40_000))).unwrap_err().to_string();
     assert!(minus.contains("nested too deep"), "{minus}");
 }

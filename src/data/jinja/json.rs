@@ -1,8 +1,8 @@
 //! Python's `json.dumps` and `json.loads`.
 
-use super::budget;
 use super::error::{Result, invalid};
 use super::ops::sort_by_key;
+use super::steps::{self, Writer};
 use super::text::float_repr;
 use super::value::{Dict, Value};
 
@@ -20,9 +20,9 @@ pub(super) struct JsonStyle {
 impl JsonStyle {
     /// Python's `json.dumps`.
     pub(super) fn dumps(&self, value: &Value) -> Result<String> {
-        let mut out = String::new();
+        let mut out = Writer::default();
         self.write(value, 0, &mut out)?;
-        Ok(out)
+        Ok(out.finish())
     }
 
     fn item_separator(&self) -> &str {
@@ -33,9 +33,8 @@ impl JsonStyle {
         }
     }
 
-    fn write(&self, value: &Value, depth: usize, out: &mut String) -> Result<()> {
-        budget::spend(1)?;
-        budget::spend_bytes(out.len(), value.as_str().map_or(0, str::len))?;
+    fn write(&self, value: &Value, depth: usize, out: &mut Writer) -> Result<()> {
+        steps::spend(1)?;
         match value {
             Value::None => out.push_str("null"),
             Value::Bool(value) => out.push_str(if *value { "true" } else { "false" }),
@@ -43,7 +42,7 @@ impl JsonStyle {
             Value::Float(value) => out.push_str(&json_float(*value)),
             Value::Str(text) | Value::Markup(text) => self.write_string(text, out),
             Value::List(items) | Value::Tuple(items) => {
-                self.write_all(['[', ']'], items, depth, out, |item, out| self.write(item, depth + 1, out))?;
+                self.write_all(['[', ']'], items, depth, out, |item, out| self.write(item, depth + 1, out))
             }
             Value::Dict(dict) => {
                 let mut entries: Vec<&(Value, Value)> = dict.entries().iter().collect();
@@ -52,14 +51,13 @@ impl JsonStyle {
                 }
                 let separator = self.separators.as_ref().map_or(": ", |(_, separator)| separator);
                 self.write_all(['{', '}'], &entries, depth, out, |(key, value), out| {
-                    self.write_string(&json_key(key)?, out);
-                    out.push_str(separator);
+                    self.write_string(&json_key(key)?, out)?;
+                    out.push_str(separator)?;
                     self.write(value, depth + 1, out)
-                })?;
+                })
             }
-            other => return invalid(format!("an object of type {} is not JSON serializable", other.type_name())),
+            other => invalid(format!("an object of type {} is not JSON serializable", other.type_name())),
         }
-        Ok(())
     }
 
     fn write_all<T>(
@@ -67,46 +65,44 @@ impl JsonStyle {
         [open, close]: [char; 2],
         items: &[T],
         depth: usize,
-        out: &mut String,
-        mut write: impl FnMut(&T, &mut String) -> Result<()>,
+        out: &mut Writer,
+        mut write: impl FnMut(&T, &mut Writer) -> Result<()>,
     ) -> Result<()> {
-        out.push(open);
-        let line = |depth: usize, out: &mut String| {
-            if let Some(indent) = self.indent.as_ref().filter(|_| !items.is_empty()) {
-                out.push('\n');
-                out.push_str(&indent.repeat(depth));
-            }
+        out.push(open)?;
+        let line = |depth: usize, out: &mut Writer| {
+            let Some(indent) = self.indent.as_ref().filter(|_| !items.is_empty()) else { return Ok(()) };
+            out.push('\n')?;
+            (0..depth).try_for_each(|_| out.push_str(indent))
         };
         for (i, item) in items.iter().enumerate() {
             if i > 0 {
-                out.push_str(self.item_separator());
+                out.push_str(self.item_separator())?;
             }
-            line(depth + 1, out);
+            line(depth + 1, out)?;
             write(item, out)?;
         }
-        line(depth, out);
-        out.push(close);
-        Ok(())
+        line(depth, out)?;
+        out.push(close)
     }
 
-    fn write_string(&self, text: &str, out: &mut String) {
-        out.push('"');
-        for c in text.chars() {
-            match c {
-                '"' => out.push_str("\\\""),
-                '\\' => out.push_str("\\\\"),
-                '\n' => out.push_str("\\n"),
-                '\r' => out.push_str("\\r"),
-                '\t' => out.push_str("\\t"),
-                '\x08' => out.push_str("\\b"),
-                '\x0c' => out.push_str("\\f"),
-                c if c < ' ' || (self.ensure_ascii && !(' '..='~').contains(&c)) => {
-                    c.encode_utf16(&mut [0; 2]).iter().for_each(|unit| out.push_str(&format!("\\u{unit:04x}")));
-                }
-                c => out.push(c),
+    fn write_string(&self, text: &str, out: &mut Writer) -> Result<()> {
+        out.push('"')?;
+        out.push_escaped(text, |c| match c {
+            '"' => Some("\\\"".into()),
+            '\\' => Some("\\\\".into()),
+            '\n' => Some("\\n".into()),
+            '\r' => Some("\\r".into()),
+            '\t' => Some("\\t".into()),
+            '\x08' => Some("\\b".into()),
+            '\x0c' => Some("\\f".into()),
+            c if c < ' ' || (self.ensure_ascii && !(' '..='~').contains(&c)) => {
+                let mut units = [0; 2];
+                let units = c.encode_utf16(&mut units).iter();
+                Some(units.map(|unit| format!("\\u{unit:04x}")).collect::<String>().into())
             }
-        }
-        out.push('"');
+            _ => None,
+        })?;
+        out.push('"')
     }
 }
 

@@ -9,12 +9,13 @@ use super::budget;
 use super::error::{Result, invalid};
 use super::eval::{Interpreter, KEPT};
 use super::objects::{Loop, Object};
+use super::steps;
 use super::value::{Dict, Value};
 
 impl Interpreter {
     /// Makes an object.
     pub(super) fn object(&mut self, object: Object) -> Value {
-        budget::charge(KEPT);
+        steps::charge(KEPT);
         self.objects.push(object);
         Value::Object(self.objects.len() - 1)
     }
@@ -184,7 +185,7 @@ impl Interpreter {
         match args.positional.as_slice() {
             [] => {}
             [Value::Dict(first)] => {
-                budget::spend_items(first.entries().len())?;
+                steps::spend_items(first.entries().len())?;
                 dict = first.as_ref().clone();
             }
             [pairs] => {

@@ -3,10 +3,11 @@
 use std::sync::Arc;
 
 use super::args::{Args, flag_or, integer_or, text_of};
-use super::budget::{self, Length};
+use super::budget;
 use super::error::{Result, invalid, unsupported};
 use super::format::str_format;
-use super::text::{checked_length, escape, is_printable, is_space, title_case};
+use super::steps::{self, Length, checked_length};
+use super::text::{escape, is_printable, is_space, title_case};
 use super::value::{Dict, Value, View};
 
 /// Calls a method.
@@ -71,7 +72,7 @@ fn of_list(list: &Value, name: &'static str, args: Args) -> Result<Value> {
         let [] = args.bind(name, 0, [])?;
         return Ok(list.clone());
     }
-    budget::spend_items(list.len().unwrap_or_default())?;
+    steps::spend_items(list.len().unwrap_or_default())?;
     budget::spend_walk(list)?;
     let items = list.items().unwrap_or_default();
     let [value, start, stop] = args.bind(name, 1, ["value", "start", "stop"])?;
@@ -145,7 +146,7 @@ fn of_string(text: &str, safe: bool, name: &'static str, args: Args) -> Result<V
 fn split_by(text: &str, name: &'static str, args: Args) -> Result<Value> {
     // There may be a part for every second character.
     if !name.ends_with("partition") {
-        budget::spend(text.len() / 4)?;
+        steps::spend(text.len() / 4)?;
     }
     match name {
         "split" | "rsplit" => {
@@ -370,7 +371,7 @@ fn join(separator: &str, items: &Value) -> Result<Value> {
         length.add(text.len() + separator.len())?;
         Ok(text)
     };
-    budget::spend_items(items.len())?;
+    steps::spend_items(items.len())?;
     let texts = items.iter().map(&mut text).collect::<Result<Vec<_>>>()?;
     Ok(texts.join(separator).into())
 }

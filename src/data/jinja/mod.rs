@@ -28,6 +28,7 @@ mod parser;
 mod printf;
 mod select;
 mod spec;
+mod steps;
 #[cfg(test)]
 mod tests;
 mod text;
@@ -70,7 +71,7 @@ impl Template {
     /// What the template itself refuses, and what Python would raise.
     pub fn render<'a>(&self, variables: impl IntoIterator<Item = (&'a str, Value)>) -> Result<Rendered, TemplateError> {
         let interpreter = Interpreter::new(self.now, variables);
-        with_stack(|| budget::rendering(|| interpreter.run(&self.body))).map_err(no_thread)?
+        with_stack(|| steps::rendering(|| interpreter.run(&self.body))).map_err(no_thread)?
     }
 }
 
@@ -86,7 +87,12 @@ const MAX_SOURCE: usize = 1 << 20;
 /// # Errors
 /// [`ErrorKind::Limit`].
 pub fn check_steps() -> Result<(), TemplateError> {
-    budget::check_all().map_err(|kind| kind.at(1))
+    steps::check_all().map_err(|kind| kind.at(1))
+}
+
+/// Draws what reading a text takes from the steps of all renderings within one [`with_stack`].
+pub fn charge_bytes(bytes: usize) {
+    steps::charge_all(bytes);
 }
 
 /// Bytes of stack that a template at its limit of nesting needs, with room: an unoptimised build

@@ -8,7 +8,8 @@ use super::budget;
 use super::error::{ErrorKind, Result, invalid, unsupported};
 use super::names::method;
 use super::printf::printf;
-use super::text::{MAX_LENGTH, checked_length, escape};
+use super::steps::{self, checked_length};
+use super::text::escape;
 use super::value::{Value, range_length};
 
 /// Items of a list that an operator makes, at most.
@@ -42,7 +43,7 @@ pub(super) fn binary(operator: Binary, left: &Value, right: &Value) -> Result<Va
     };
     if let Some(result) = &result {
         budget::spend_text(result)?;
-        budget::spend_items(result.as_list().map_or(0, <[Value]>::len))?;
+        steps::spend_items(result.as_list().map_or(0, <[Value]>::len))?;
     }
     match result.map(Ok).or_else(|| arithmetic(operator, left, right)) {
         Some(result) => result,
@@ -83,7 +84,7 @@ fn multiply(left: &Value, right: &Value) -> Result<Option<Value>> {
         _ => return Ok(None),
     };
     let count = usize::try_from(count.max(0)).unwrap_or(usize::MAX);
-    let fits = |length: usize| length.saturating_mul(count) <= MAX_LENGTH;
+    let fits = |length: usize| checked_length(length.saturating_mul(count)).is_ok();
     let fits_items = |length: usize| length.saturating_mul(count) <= MAX_ITEMS;
     let limit = Err(ErrorKind::Limit("repeats a value too often"));
     Ok(Some(match repeated {
@@ -221,7 +222,7 @@ pub(super) fn sort_by_key<T>(items: &mut Vec<T>, reverse: bool, key: impl Fn(&T)
     for (key, _) in &keyed {
         steps += budget::spend_walk(key)?;
     }
-    budget::spend(steps.saturating_mul(keyed.len().max(1).ilog2() as usize))?;
+    steps::spend(steps.saturating_mul(keyed.len().max(1).ilog2() as usize))?;
     let mut failed = None;
     keyed.sort_by(|(a, _), (b, _)| {
         let order = order(a, b).unwrap_or_else(|error| {
@@ -241,7 +242,7 @@ pub(super) fn contains(container: &Value, item: &Value) -> Result<bool> {
     if let Value::Dict(dict) = container {
         budget::spend_lookup(dict, item)?;
     } else if container.as_str().is_none() {
-        budget::spend_items(container.len().unwrap_or_default())?;
+        steps::spend_items(container.len().unwrap_or_default())?;
         budget::spend_walk(container)?;
     }
     match container {
@@ -349,7 +350,7 @@ pub(super) fn slice(value: &Value, bounds: &[Value; 3]) -> Result<Value> {
     }
     let count = range_length(start, stop, step);
     if value.as_str().is_none() {
-        budget::spend_items(count)?;
+        steps::spend_items(count)?;
     }
     let indices = (0..count).filter_map(|i| usize::try_from(start + i as i128 * step).ok());
     Ok(match value {

@@ -1,8 +1,8 @@
 //! `'%s' % x`.
 
-use super::budget::{self, Length};
 use super::error::{Result, invalid, unsupported};
 use super::spec::{Field, Spec, checked_width, float_text, integer_text, pad};
+use super::steps::{self, Length};
 use super::value::Value;
 
 /// `text % value`.
@@ -24,7 +24,7 @@ pub(super) fn printf(text: &str, value: &Value) -> Result<String> {
         match kind {
             '%' => out.push('%'),
             kind => {
-                budget::spend(1)?;
+                steps::spend(1)?;
                 let field = printf_field(kind, spec, &operands.value(key)?)?;
                 length.add(field.len())?;
                 out.push_str(&field);

@@ -8,6 +8,7 @@ use super::eval::Interpreter;
 use super::filters::FILTERS;
 use super::objects::Object;
 use super::ops;
+use super::steps;
 use super::value::Value;
 
 pub(super) const TESTS: [&str; 39] = [
@@ -57,7 +58,7 @@ impl Interpreter {
     pub(super) fn path(&mut self, value: &Value, path: &Value) -> Result<Value> {
         let Some(path) = path.as_str() else { return self.item(value, path) };
         let mut value = value.clone();
-        budget::spend(path.len())?;
+        steps::spend(path.len())?;
         for step in path.split('.') {
             let key = step.parse::<usize>().map_or_else(|_| Value::from(step), Value::from);
             value = self.item(&value, &key)?;
@@ -208,7 +209,7 @@ impl Interpreter {
                 }
                 Some(paths) => {
                     let mut keys = Vec::new();
-                    budget::spend(paths.len())?;
+                    steps::spend(paths.len())?;
                     for path in paths {
                         keys.push(folded(&self.path(&item, path)?, ignores_case));
                     }

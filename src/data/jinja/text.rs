@@ -1,14 +1,7 @@
 //! How Python writes numbers and strings.
 
-use super::error::{ErrorKind, Result};
-
-/// Bytes of a text that a template makes, at most.
-pub(super) const MAX_LENGTH: usize = 16 << 20;
-
-/// Fails for a text that is too long.
-pub(super) fn checked_length(length: usize) -> Result<()> {
-    if length > MAX_LENGTH { Err(ErrorKind::Limit("makes a text that is too long")) } else { Ok(()) }
-}
+use super::error::Result;
+use super::steps::Writer;
 
 /// Python's `str.isspace` of one character.
 pub(super) fn is_space(c: char) -> bool {
@@ -48,32 +41,35 @@ pub(super) fn float_repr(value: f64) -> String {
 
 /// Whether Python prints a character of a string as it is.
 pub(super) fn is_printable(c: char) -> bool {
+    if matches!(c, ' '..='~') {
+        return true;
+    }
     // Behind another character an accent is not escaped; what is not printable always is.
-    matches!(c, ' '..='~') || format!("a{c}").escape_debug().nth(1) != Some('\\')
+    let mut bytes = [b'a'; 5];
+    let (_, own) = bytes.split_at_mut(1);
+    let len = 1 + c.encode_utf8(own).len();
+    let text = bytes.get(..len).and_then(|bytes| std::str::from_utf8(bytes).ok());
+    text.is_some_and(|text| text.escape_debug().nth(1) != Some('\\'))
 }
 
-/// Python's `repr` of a string.
-pub(super) fn string_repr(text: &str) -> String {
+/// Writes Python's `repr` of a string.
+pub(super) fn write_string_repr(text: &str, out: &mut Writer) -> Result<()> {
     let quote = if text.contains('\'') && !text.contains('"') { '"' } else { '\'' };
-    let mut out = String::with_capacity(text.len() + 2);
-    out.push(quote);
-    for c in text.chars() {
-        match c {
-            '\\' => out.push_str("\\\\"),
-            '\n' => out.push_str("\\n"),
-            '\r' => out.push_str("\\r"),
-            '\t' => out.push_str("\\t"),
-            c if c == quote => out.extend(['\\', c]),
-            c if is_printable(c) => out.push(c),
-            c => match u32::from(c) {
-                code @ ..=0xff => out.push_str(&format!("\\x{code:02x}")),
-                code @ ..=0xffff => out.push_str(&format!("\\u{code:04x}")),
-                code => out.push_str(&format!("\\U{code:08x}")),
-            },
-        }
-    }
-    out.push(quote);
-    out
+    out.push(quote)?;
+    out.push_escaped(text, |c| match c {
+        '\\' => Some("\\\\".into()),
+        '\n' => Some("\\n".into()),
+        '\r' => Some("\\r".into()),
+        '\t' => Some("\\t".into()),
+        c if c == quote => Some(format!("\\{c}").into()),
+        c if is_printable(c) => None,
+        c => Some(match u32::from(c) {
+            code @ ..=0xff => format!("\\x{code:02x}").into(),
+            code @ ..=0xffff => format!("\\u{code:04x}").into(),
+            code => format!("\\U{code:08x}").into(),
+        }),
+    })?;
+    out.push(quote)
 }
 
 /// MarkupSafe's `escape`.
@@ -130,6 +126,11 @@ mod tests {
 
     #[test]
     fn strings_are_those_of_python() {
+        let string_repr = |text: &str| {
+            let mut out = Writer::default();
+            write_string_repr(text, &mut out).unwrap();
+            out.finish()
+        };
         assert_eq!(string_repr("it's"), "\"it's\"");
         assert_eq!(string_repr("it's \"x\""), "'it\\'s \"x\"'");
         assert_eq!(string_repr("e\u{301}\u{200b}\u{a0}\u{2028}é🦀\0"), "'e\u{301}\\u200b\\xa0\\u2028é🦀\\x00'");

@@ -8,7 +8,8 @@ use std::sync::Arc;
 use serde::de::{Deserialize, Deserializer, MapAccess, SeqAccess, Visitor};
 
 use super::error::ErrorKind;
-use super::text::{checked_length, float_repr, string_repr};
+use super::steps::{self, Writer};
+use super::text::{float_repr, write_string_repr};
 
 /// A value of a template, as Python has it.
 #[derive(Debug, Clone)]
@@ -428,19 +429,13 @@ impl Value {
 
     /// Python's `repr(x)`.
     pub(super) fn repr(&self) -> Result<String, ErrorKind> {
-        let mut text = String::new();
-        self.write_repr(&mut text)?;
-        Ok(text)
+        let mut out = Writer::default();
+        self.write_repr(&mut out)?;
+        Ok(out.finish())
     }
 
-    fn write_repr(&self, out: &mut String) -> Result<(), ErrorKind> {
-        checked_length(out.len() + self.as_str().map_or(0, str::len))?;
-        let list = |out: &mut String, items: &[Value]| {
-            items.iter().enumerate().try_for_each(|(i, item)| {
-                out.push_str(if i > 0 { ", " } else { "" });
-                item.write_repr(out)
-            })
-        };
+    fn write_repr(&self, out: &mut Writer) -> Result<(), ErrorKind> {
+        steps::spend(1)?;
         match self {
             Self::Undefined(_) => out.push_str("Undefined"),
             Self::None => out.push_str("None"),
@@ -448,44 +443,47 @@ impl Value {
             Self::Bool(false) => out.push_str("False"),
             Self::Int(value) => out.push_str(&value.to_string()),
             Self::Float(value) => out.push_str(&float_repr(*value)),
-            Self::Str(text) => out.push_str(&string_repr(text)),
-            Self::Markup(text) => out.push_str(&format!("Markup({})", string_repr(text))),
-            Self::List(items) => {
-                out.push('[');
-                list(out, items)?;
-                out.push(']');
+            Self::Str(text) => write_string_repr(text, out),
+            Self::Markup(text) => {
+                out.push_str("Markup(")?;
+                write_string_repr(text, out)?;
+                out.push(')')
             }
-            Self::Tuple(items) => {
-                out.push('(');
-                list(out, items)?;
-                out.push_str(if items.len() == 1 { ",)" } else { ")" });
-            }
+            Self::List(items) => write_reprs(["[", "]"], items, out),
+            Self::Tuple(items) => write_reprs(["(", if items.len() == 1 { ",)" } else { ")" }], items, out),
             Self::Dict(dict) => {
-                out.push('{');
+                out.push('{')?;
                 for (i, (key, value)) in dict.entries.iter().enumerate() {
-                    out.push_str(if i > 0 { ", " } else { "" });
+                    out.push_str(if i > 0 { ", " } else { "" })?;
                     key.write_repr(out)?;
-                    out.push_str(": ");
+                    out.push_str(": ")?;
                     value.write_repr(out)?;
                 }
-                out.push('}');
+                out.push('}')
             }
             Self::Range(start, stop, 1) => out.push_str(&format!("range({start}, {stop})")),
             Self::Range(start, stop, step) => out.push_str(&format!("range({start}, {stop}, {step})")),
             Self::View(_, _) => {
-                out.push_str(self.type_name());
-                out.push_str("([");
-                list(out, &self.items().unwrap_or_default())?;
-                out.push_str("])");
+                out.push_str(self.type_name())?;
+                write_reprs(["([", "])"], &self.items().unwrap_or_default(), out)
             }
             // Python prints an address.
-            Self::Method(method) => return Err(ErrorKind::Unsupported(format!("the text of the method {}", method.1))),
+            Self::Method(method) => Err(ErrorKind::Unsupported(format!("the text of the method {}", method.1))),
             Self::Function(_) | Self::Object(_) => {
-                return Err(ErrorKind::Unsupported(format!("the text of a {}", self.type_name())));
+                Err(ErrorKind::Unsupported(format!("the text of a {}", self.type_name())))
             }
         }
-        Ok(())
     }
+}
+
+/// Writes the `repr` of items between two marks.
+fn write_reprs([open, close]: [&str; 2], items: &[Value], out: &mut Writer) -> Result<(), ErrorKind> {
+    out.push_str(open)?;
+    for (i, item) in items.iter().enumerate() {
+        out.push_str(if i > 0 { ", " } else { "" })?;
+        item.write_repr(out)?;
+    }
+    out.push_str(close)
 }
 
 impl View {

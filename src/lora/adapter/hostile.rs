@@ -184,6 +184,7 @@ fn settings_that_ask_for_memory_or_time() {
     }
 }
 
+/// [layers-adapter]
 #[test]
 fn layers_that_the_file_does_not_have_cost_nothing() {
     let folder = tempfile::tempdir().unwrap();

@@ -77,6 +77,13 @@ impl Appender {
         }
     }
 
+    /// Closes and removes the file.
+    pub(super) fn remove(self) -> Result<(), RecordError> {
+        let Self { path, file, .. } = self;
+        drop(file);
+        std::fs::remove_file(&path).map_err(|source| RecordError::Write { path, source })
+    }
+
     /// Makes all bytes durable.
     pub(super) fn sync(&self) -> Result<(), RecordError> {
         self.file.sync_all().map_err(|source| RecordError::Write { path: self.path.clone(), source })

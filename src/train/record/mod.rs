@@ -76,6 +76,12 @@ impl Recorder {
         files.filter_map(|file| file.sync().err()).collect()
     }
 
+    /// Removes both files. Returns those that could not be removed.
+    pub fn remove(&mut self) -> Vec<RecordError> {
+        let files = [&mut self.metrics, &mut self.events].into_iter().filter_map(|log| log.file.take());
+        files.filter_map(|file| file.remove().err()).collect()
+    }
+
     /// The files that lack records, and how many.
     pub fn missing(&self) -> Vec<(&'static str, u64)> {
         let logs = [(METRICS, &self.metrics), ("TensorBoard's events", &self.events)];
