@@ -30,7 +30,7 @@ pub fn run(args: &DoctorArgs) -> Result<Outcome> {
     let adapters = gpu::adapters().iter().map(AdapterEntry::from).collect();
     let mut document = Document { adapters, ..Document::default() };
     // A failure must not hide the results so far.
-    if let Err(error) = device::with_precision(&args.gpu, args.compute.precision, ui, |gpu| document.examine(args, gpu)) {
+    if let Err(error) = device::with(&args.gpu, ui, |gpu| document.examine(args, gpu)) {
         ui::not_interrupted()?;
         document.failure = Some(Failure::new(&error, Advice::DOCTOR));
     }

@@ -540,7 +540,7 @@ fn of_model(error: &ModelError, advice: Advice) -> Option<String> {
 fn of_data(error: &DataError) -> Option<String> {
     let hint = match error {
         DataError::File { source, .. } => return of_data(source),
-        DataError::Tokenizer(_) | DataError::TokenizerJson { .. } => {
+        DataError::Tokenizer(_) | DataError::TokenizerJson { .. } | DataError::TokenizerFile { .. } => {
             "replace the file in the checkpoint's folder, and convert again"
         }
         DataError::TokenizerRefused(_) => {

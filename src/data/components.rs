@@ -15,7 +15,7 @@ use error::{Result, TokenizerError};
 use model::Model;
 
 /// Bytes of a tokenizer.json, at most. The largest ones have some 35 MB.
-const MAX_BYTES: usize = 256 << 20;
+const MAX_BYTES: usize = 64 << 20;
 /// Components of a section, those within sequences included.
 const MAX_COMPONENTS: usize = 32;
 /// Sequences within sequences.
@@ -28,6 +28,8 @@ const MAX_REPEATS: u64 = 10_000;
 const MAX_GROWTH: u64 = 16;
 /// Bytes of a string that a component writes, and of an added token.
 const MAX_STRING: usize = 4096;
+/// Added tokens. Models of speech have some 30,000.
+pub(super) const MAX_ADDED_TOKENS: usize = 1 << 17;
 /// Bytes of all added tokens.
 const MAX_ADDED: usize = 16 << 20;
 /// Pieces of a template, and tokens of a piece.
@@ -79,6 +81,9 @@ fn added_tokens(tokens: &[Added]) -> Result<()> {
     let bad = |key, expected: String| {
         Err(TokenizerError::Value { section: "list", component: "added_tokens".to_owned(), key, expected })
     };
+    if tokens.len() > MAX_ADDED_TOKENS {
+        return Err(TokenizerError::Limit { section: "added_tokens", what: "tokens", limit: MAX_ADDED_TOKENS as u64 });
+    }
     if tokens.iter().map(|token| token.content.len()).sum::<usize>() > MAX_ADDED {
         return Err(TokenizerError::Limit { section: "added_tokens", what: "bytes", limit: MAX_ADDED as u64 });
     }

@@ -119,6 +119,18 @@ pub enum DataError {
         /// Where it is broken.
         source: serde_json::Error,
     },
+    /// A file next to it has too much of something.
+    #[error("{file} has {found} {what}; the limit is {limit}")]
+    TokenizerFile {
+        /// Its name.
+        file: &'static str,
+        /// Bytes or tokens.
+        what: &'static str,
+        /// Its bytes or tokens.
+        found: usize,
+        /// The limit.
+        limit: usize,
+    },
     /// The chat template is broken.
     #[error("the pack's chat template cannot be used: {0}")]
     Template(TemplateError),

@@ -97,7 +97,7 @@ pub(super) const MAX_MESSAGES: usize = 20_000;
 
 /// The records of a file, read line by line.
 pub(super) struct Records<'a> {
-    lines: Peekable<Zip<RangeFrom<u64>, std::slice::Split<'a, u8, fn(&u8) -> bool>>>,
+    lines: Peekable<Zip<RangeFrom<u64>, Lines<'a>>>,
     /// The form that all records have, once the first one is read.
     pub(super) form: Option<Form>,
     /// Keys of no known meaning, and how many of the lines that were read have each.
@@ -106,8 +106,11 @@ pub(super) struct Records<'a> {
     pub(super) ignored_of_messages: BTreeMap<String, u64>,
 }
 
+/// The lines of a file.
+type Lines<'a> = std::slice::Split<'a, u8, fn(&u8) -> bool>;
+
 /// The lines of a file without its mark.
-fn lines(bytes: &[u8]) -> std::slice::Split<'_, u8, fn(&u8) -> bool> {
+fn lines(bytes: &[u8]) -> Lines<'_> {
     without_mark(bytes).split(|&byte| byte == b'\n')
 }
 

@@ -5,6 +5,7 @@ use std::collections::HashSet;
 use serde_json::{Map, Value};
 use tokenizers::AddedToken;
 
+use super::components::MAX_ADDED_TOKENS;
 use super::error::DataError;
 use super::files::TokenizerFiles;
 use super::jinja::Value as TemplateValue;
@@ -18,6 +19,9 @@ const EXTRA: [&str; 3] = ["extra_special_tokens", "model_specific_special_tokens
 /// Tokens that the tokenizer finds in a text before it splits the text, by their indices.
 const DECODER: &str = "added_tokens_decoder";
 
+/// Bytes of a file next to tokenizer.json, at most. The largest ones have some 6 MB.
+const MAX_BYTES: usize = 16 << 20;
+
 /// The files that have special tokens; if the first one lacks a token, the second one may have it.
 #[derive(Debug)]
 pub(super) struct SpecialTokens {
@@ -30,7 +34,7 @@ pub(super) struct SpecialTokens {
 
 impl SpecialTokens {
     /// # Errors
-    /// [`DataError::TokenizerJson`].
+    /// [`DataError::TokenizerJson`], [`DataError::TokenizerFile`].
     pub(super) fn read(files: &TokenizerFiles<'_>) -> Result<Self, DataError> {
         let config = object("tokenizer_config.json", files.config)?;
         let map = object("special_tokens_map.json", files.special_tokens_map)?;
@@ -93,9 +97,11 @@ impl SpecialTokens {
         let mut variables: Vec<(String, TemplateValue)> =
             names.into_iter().filter_map(|name| Some((name.to_owned(), self.get(name)?.into()))).collect();
         let nested = self.files.iter().flat_map(|file| EXTRA.iter().filter_map(|key| file.get(*key)?.as_object()));
+        let mut known: HashSet<String> = variables.iter().map(|(name, _)| name.clone()).collect();
         for (name, token) in nested.flatten() {
-            let known = variables.iter().any(|(known, _)| known == name);
-            variables.extend(text(token).filter(|_| !known).map(|token| (name.clone(), token.into())));
+            let Some(token) = text(token).filter(|_| !known.contains(name)) else { continue };
+            known.insert(name.clone());
+            variables.push((name.clone(), token.into()));
         }
         let listed = self.files.iter().find_map(|file| file.get(ADDITIONAL)?.as_array());
         variables.extend(listed.map(|tokens| {
@@ -131,11 +137,20 @@ fn in_order(decoder: &Map<String, Value>) -> Vec<AddedToken> {
     tokens.into_iter().map(|(_, token)| token).collect()
 }
 
+/// A file next to tokenizer.json: an object, with no more tokens than a tokenizer has.
 fn object(file: &'static str, bytes: Option<&[u8]>) -> Result<Map<String, Value>, DataError> {
-    match bytes {
-        Some(bytes) => serde_json::from_slice(bytes).map_err(|source| DataError::TokenizerJson { file, source }),
-        None => Ok(Map::new()),
-    }
+    let Some(bytes) = bytes else { return Ok(Map::new()) };
+    let check = |what, found, limit| match found > limit {
+        true => Err(DataError::TokenizerFile { file, what, found, limit }),
+        false => Ok(()),
+    };
+    check("bytes", bytes.len(), MAX_BYTES)?;
+    let object: Map<String, Value> =
+        serde_json::from_slice(bytes).map_err(|source| DataError::TokenizerJson { file, source })?;
+    let len = |value: &Value| value.as_array().map(Vec::len).or(value.as_object().map(Map::len)).unwrap_or_default();
+    let lists = EXTRA.iter().chain([&DECODER]).filter_map(|key| object.get(*key));
+    check("tokens", object.len() + lists.map(len).sum::<usize>(), MAX_ADDED_TOKENS)?;
+    Ok(object)
 }
 
 /// The sources of a model's chat templates by their names. `default` and `tool_use` have a meaning.
@@ -144,7 +159,7 @@ fn object(file: &'static str, bytes: Option<&[u8]>) -> Result<Map<String, Value>
 /// tokenizer_config.json, and that before chat_template.json.
 ///
 /// # Errors
-/// [`DataError::TokenizerJson`].
+/// [`DataError::TokenizerJson`], [`DataError::TokenizerFile`].
 pub(super) fn chat_templates(
     files: &TokenizerFiles<'_>,
     special: &SpecialTokens,

@@ -385,6 +385,20 @@ fn files_that_are_no_tokenizer() {
     assert!(matches!(new(TokenizerFiles::default()), DataError::Tokenizer(_)));
     let files = TokenizerFiles { tokenizer: &json, config: Some(b"[]"), ..Default::default() };
     assert!(matches!(new(files), DataError::TokenizerJson { file: "tokenizer_config.json", .. }));
+    // Files of any size and with any number of tokens would fill the memory.
+    let large = vec![b' '; (16 << 20) + 1];
+    let files = TokenizerFiles { tokenizer: &json, special_tokens_map: Some(&large), ..Default::default() };
+    assert!(matches!(new(files), DataError::TokenizerFile { what: "bytes", found: 16_777_217, limit: 16_777_216, .. }));
+    let tokens = (0..=1 << 17).map(|id| format!("\"t{id}\": {id}")).collect::<Vec<_>>().join(",");
+    let added = format!("{{{tokens}}}");
+    let files = TokenizerFiles { tokenizer: &json, added_tokens: Some(added.as_bytes()), ..Default::default() };
+    assert!(matches!(
+        new(files),
+        DataError::TokenizerFile { file: "added_tokens.json", what: "tokens", found: 131_073, .. }
+    ));
+    let config = format!("{{\"extra_special_tokens\": {added}}}");
+    let files = TokenizerFiles { tokenizer: &json, config: Some(config.as_bytes()), ..Default::default() };
+    assert!(matches!(new(files), DataError::TokenizerFile { file: "tokenizer_config.json", what: "tokens", .. }));
     let files = TokenizerFiles { tokenizer: &json, special_tokens_map: Some(b"3"), ..Default::default() };
     assert!(new(files).to_string().starts_with("special_tokens_map.json is not a JSON object"));
 }

@@ -129,8 +129,10 @@ impl PrecisionArg {
 /// The precision of a command that runs a model.
 #[derive(Debug, Clone, Copy, Default, Args)]
 pub struct ComputeArgs {
-    /// The arithmetic of the layers [default: auto]
-    #[arg(long, value_enum)]
+    /// The arithmetic of the layers: f32, or mixed (products of f16 on matrix units; sums, norms,
+    /// losses and the adapter in float32), or auto: mixed where the GPU has matrix units
+    /// [default: auto]
+    #[arg(long, value_enum, value_name = "auto|f32|mixed", hide_possible_values = true)]
     pub precision: Option<PrecisionArg>,
 }
 

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::{Args, ValueHint};
 
-use super::common::{ComputeArgs, GpuArg, ReadArgs, parse_size};
+use super::common::{GpuArg, ReadArgs, parse_size};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -33,9 +33,6 @@ pub struct DoctorArgs {
     /// GPU memory to plan with, such as 8GiB or 500MB [default: 90 % of the free GPU memory]
     #[arg(long, value_name = "SIZE", requires = "pack", value_parser = parse_size)]
     pub budget: Option<u64>,
-
-    #[command(flatten)]
-    pub compute: ComputeArgs,
 
     #[command(flatten)]
     pub gpu: GpuArg,

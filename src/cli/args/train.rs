@@ -193,8 +193,16 @@ pub struct TrainOptions {
         help_heading = "Length and batches"
     )]
     pub strict: Option<bool>,
-    /// The arithmetic of the layers; a resumed run keeps its own [default: auto]
-    #[arg(long, value_enum, help_heading = "Length and batches")]
+    /// The arithmetic of the layers: f32, or mixed (products of f16 on matrix units; sums, norms,
+    /// losses and the adapter in float32), or auto: mixed where the GPU has matrix units. A resumed
+    /// run keeps its own [default: auto]
+    #[arg(
+        long,
+        value_enum,
+        value_name = "auto|f32|mixed",
+        hide_possible_values = true,
+        help_heading = "Length and batches"
+    )]
     pub precision: Option<PrecisionArg>,
     /// GPU memory to plan within, such as 6GiB; drivers allocate in blocks, which takes a little
     /// more [default: 90 % of the free GPU memory]

@@ -333,6 +333,7 @@ codes! {
         Tokenizer "tokenizer-unreadable"
         TokenizerRefused "tokenizer-refused"
         TokenizerJson "tokenizer-file-json"
+        TokenizerFile "tokenizer-file-limit"
         NoDefaultTemplate "chat-no-default-template"
         Unlearned "data-unlearned"
         AllDropped "data-all-dropped"

@@ -164,6 +164,11 @@ fn a_key_that_is_there_twice_is_refused() {
         assert!(error.contains("twice") || error.contains("duplicate field"), "{error}");
     }
     assert!(matches!(check(&vec![b' '; MAX_BYTES + 1]), Err(TokenizerError::Bytes { .. })));
+    let token = r#"{"id": 0, "content": "a"}"#;
+    let many = format!("[{}]", vec![token; MAX_ADDED_TOKENS + 1].join(","));
+    let file = format!(r#"{{"added_tokens": {many}, "model": {{"type": "BPE", "vocab": {{}}, "merges": []}}}}"#);
+    let error = check(file.as_bytes()).unwrap_err().to_string();
+    assert_eq!(error, "the added_tokens has more than 131072 tokens");
 }
 
 #[test]
