@@ -52,10 +52,10 @@ struct Bench {
     /// Residual streams in host memory, and their bytes.
     offloaded_streams: u32,
     host_bytes: u64,
-    /// Peak bytes in buffers, also those in host memory, and allocated by the driver for them, if the backend reports it. It
-    /// is read when the phases of a step are submitted but not finished. Buffers from before the
-    /// first step are never freed, and those of a step (a batch, kernel parameters) only when the
-    /// device is done.
+    /// Peak bytes in buffers, also those in host memory, and allocated by the driver for them, if
+    /// the backend reports it. It is read when the phases of a step are submitted but not finished.
+    /// Buffers from before the first step are never freed, and those of a step (a batch) only when
+    /// the device is done.
     used_bytes: Option<u64>,
     reserved_bytes: Option<u64>,
 }
