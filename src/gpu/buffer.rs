@@ -30,8 +30,8 @@ impl Gpu {
         self.make_buffer(label, size, usage, true)
     }
 
-    /// Creates a buffer in host memory, which the device copies to and from. `size` is rounded up to
-    /// a multiple of 16.
+    /// Creates a buffer in host memory, which the device copies to and from. `size` is rounded up
+    /// to a multiple of 16.
     ///
     /// # Errors
     /// As [`Gpu::buffer`]; [`GpuError::NoFeature`] if [`Gpu::has_host_buffers`] is false.

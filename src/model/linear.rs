@@ -84,7 +84,8 @@ impl Lora {
         Self { scale: self.scale * factor, ..self }
     }
 
-    /// The same adapter with the masks of window `number`. Those of the first are as without windows.
+    /// The same adapter with the masks of window `number`. Those of the first are as without
+    /// windows.
     fn in_window(self, number: u32) -> Self {
         let of_window = |(p, key): (f32, DropoutKey)| (p, DropoutKey { window: number, ..key });
         Self { dropout: self.dropout.map(of_window), ..self }

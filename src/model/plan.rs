@@ -157,8 +157,8 @@ pub struct MemoryPlan {
 }
 
 impl MemoryPlan {
-    /// The plan of `rows` rows, in which the last `kept` layers keep their activations, and the first
-    /// `offloaded` residual streams are in host memory.
+    /// The plan of `rows` rows, in which the last `kept` layers keep their activations, and the
+    /// first `offloaded` residual streams are in host memory.
     fn of(demand: &Demand<'_>, rows: u32, [kept, offloaded]: [u32; 2]) -> Result<Self, MemoryError> {
         let Demand { model, budget, length, training, .. } = *demand;
         let tokens = rows.saturating_mul(length);
@@ -215,8 +215,8 @@ impl MemoryPlan {
         self.sizes.kept
     }
 
-    /// Residual streams that are in host memory between the forward and the backward pass, and their
-    /// bytes.
+    /// Residual streams that are in host memory between the forward and the backward pass, and
+    /// their bytes.
     pub fn offloaded(&self) -> (u32, u64) {
         (self.sizes.offloaded, self.workspace.host)
     }

@@ -118,8 +118,8 @@ impl Fixture {
         self.memory_keeping(rows, [0, 0])
     }
 
-    /// The last `kept` layers keep their activations, and the first `offloaded` residual streams are
-    /// in host memory.
+    /// The last `kept` layers keep their activations, and the first `offloaded` residual streams
+    /// are in host memory.
     pub fn memory_keeping(&self, rows: usize, kept: [u32; 2]) -> Memory {
         self.memory_of_windows(rows, kept, WINDOW)
     }
