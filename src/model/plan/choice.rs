@@ -38,12 +38,13 @@ impl MemoryPlan {
         if plans.iter().any(|plan| plan.sizes.offloaded == 0) {
             plans.retain(|plan| plan.sizes.offloaded == 0);
         }
-        let fastest = plans.iter().max_by(|a, b| a.speed().total_cmp(&b.speed())).unwrap_or(&fewest);
+        let speed = |plan: &Self| plan.speed(demand.model.layers);
+        let fastest = plans.iter().max_by(|a, b| speed(a).total_cmp(&speed(b))).unwrap_or(&fewest);
         let most = plans.last().filter(|most| most.micro_batch != fastest.micro_batch);
         let slower = most.map(|most| Slower {
             micro_batch: most.micro_batch,
             kept_layers: most.kept_layers(),
-            percent: (100.0 * most.speed() / fastest.speed()) as u32,
+            percent: (100.0 * speed(most) / speed(fastest)) as u32,
         });
         Ok(Self { slower, ..fastest.clone() })
     }
@@ -99,10 +100,10 @@ impl MemoryPlan {
         layers.saturating_add(self.workspace.host).saturating_mul(2)
     }
 
-    /// The estimated speed in tokens per time, compared to other plans for the same layers.
-    pub(super) fn speed(&self) -> f64 {
+    /// The estimated speed in tokens per time, compared to other plans for the same `layers` layers.
+    pub(super) fn speed(&self, layers: u32) -> f64 {
         let tokens = f64::from(self.sizes.tokens);
-        let kept = f64::from(self.kept_layers()) / f64::from(self.stream.layers.max(1));
+        let kept = f64::from(self.kept_layers()) / f64::from(layers.max(1));
         tokens / (tokens + OVERHEAD_TOKENS) / (1.0 - RECOMPUTED * kept)
     }
 }
