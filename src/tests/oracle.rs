@@ -178,7 +178,6 @@ fn kept_activations_change_no_bit() {
     let most = layers - 2;
     for (ring, kept) in [(false, [1, 0]), (false, [layers, 0]), (true, [1, 0]), (false, [0, most]), (true, [1, most])] {
         if kept[1] > 0 && !fixture.gpu.has_host_buffers() {
-            eprintln!("SKIPPED: no buffers in host memory");
             continue;
         }
         let (steps, found) = train_keeping(&fixture, ring, 3, kept);

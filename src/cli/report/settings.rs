@@ -1,6 +1,5 @@
 //! The settings of a training, as names and values: the names are those of the flags.
 
-use crate::cli::ui;
 use crate::data::TrainOn;
 use crate::lora::config::TARGETS;
 use crate::model::plan::{KeepActivations, MicroBatch, OffloadActivations};
@@ -69,7 +68,7 @@ fn keep_activations(keep: KeepActivations) -> String {
         KeepActivations::Auto => "auto".to_owned(),
         KeepActivations::None => "none".to_owned(),
         KeepActivations::All => "all".to_owned(),
-        KeepActivations::Layers(layers) => ui::plural(layers.into(), "layer"),
+        KeepActivations::Layers(layers) => layers.to_string(),
     }
 }
 

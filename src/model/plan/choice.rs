@@ -100,7 +100,7 @@ impl MemoryPlan {
         layers.saturating_add(self.workspace.host).saturating_mul(2)
     }
 
-    /// The estimated speed in tokens per time, compared to other plans for the same `layers` layers.
+    /// The estimated speed in tokens per time, compared to other plans for the same layers.
     pub(super) fn speed(&self, layers: u32) -> f64 {
         let tokens = f64::from(self.sizes.tokens);
         let kept = f64::from(self.kept_layers()) / f64::from(layers.max(1));
