@@ -1,5 +1,5 @@
-// A copy at memory speed, by vectors or by words. Runs unchecked: the host proves that both bindings
-// hold `count` of them.
+// A copy at memory speed, by vectors or by words. Runs unchecked: the host proves that both
+// bindings hold `count` of them.
 
 struct Params {
     count: u32,     // vectors or words to copy

@@ -106,3 +106,67 @@ impl PackSource {
         Ok(Nf4Tensor { codes, scales, block_size: section.block_size, elements: len })
     }
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, clippy::panic, reason = "tests fail by panicking")]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+    use crate::MappedPack;
+    use crate::format::SectionKind;
+
+    const PACK: &str = "tests/fixtures/golden/v1.0-full.nf4pack";
+
+    /// What a thread loads: for each tensor its bytes, or that it is damaged.
+    fn load(pack: &PackSource, first: usize) -> Vec<(usize, Option<Vec<u8>>)> {
+        let (mut buf, count) = (TensorBuf::default(), pack.index().sections().len());
+        let mut loaded: Vec<_> = (0..count)
+            .map(|i| (first + i) % count)
+            .filter_map(|number| {
+                let bytes = match pack.index().sections()[number].kind.unwrap() {
+                    SectionKind::Codes => pack.quantized(number, &mut buf).map(|tensor| tensor.codes.to_vec()),
+                    SectionKind::Scales => return None,
+                    _ => pack.raw(number, &mut buf).map(<[u8]>::to_vec),
+                };
+                match bytes {
+                    Ok(bytes) => Some((number, Some(bytes))),
+                    Err(ReadError::Damaged { .. }) => Some((number, None)),
+                    Err(other) => panic!("{other}"),
+                }
+            })
+            .collect();
+        loaded.sort();
+        loaded
+    }
+
+    fn check(path: &Path, damaged: usize) {
+        let mapped = PackSource::of_mapped(path, MappedPack::read(path).unwrap());
+        let expected = load(&mapped, 0);
+        assert_eq!(expected.iter().filter(|(_, bytes)| bytes.is_none()).count(), damaged);
+        for pack in [mapped, PackSource::open(path).unwrap()] {
+            let (pack, expected) = (&pack, &expected);
+            std::thread::scope(|scope| {
+                for thread in 0..8 {
+                    scope.spawn(move || (0..4).for_each(|_| assert!(load(pack, 3 * thread) == *expected)));
+                }
+            });
+        }
+    }
+
+    #[test]
+    fn threads_load_one_pack_in_any_order() {
+        check(Path::new(PACK), 0);
+    }
+
+    #[test]
+    fn each_thread_finds_the_damaged_tensor() {
+        let (folder, mut bytes) = (tempfile::tempdir().unwrap(), std::fs::read(PACK).unwrap());
+        let codes = PackSource::open(PACK).unwrap();
+        let codes = codes.index().sections().iter().find(|s| s.kind == Some(SectionKind::Codes)).unwrap();
+        bytes[codes.offset as usize] ^= 1;
+        let path = folder.path().join("damaged.nf4pack");
+        std::fs::write(&path, bytes).unwrap();
+        check(&path, 1);
+    }
+}

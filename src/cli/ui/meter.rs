@@ -143,6 +143,8 @@ fn status(unit: Unit, done: u64, total: u64, per_second: Option<f64>) -> String 
 #[derive(Debug)]
 pub struct Bar {
     bar: ProgressBar,
+    /// The largest number that a thread reported.
+    furthest: Mutex<u64>,
     pace: Arc<Pace>,
     _ticker: Option<Ticker>,
 }
@@ -167,15 +169,18 @@ impl Bar {
             });
         let bar = ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr_with_hz(10)).with_style(style);
         bar.set_position(pace.before);
-        let ticker = Ticker::start(&bar);
-        Self { bar, pace, _ticker: ticker }
+        let (furthest, ticker) = (Mutex::new(pace.before), Ticker::start(&bar));
+        Self { bar, furthest, pace, _ticker: ticker }
     }
 
     fn advance(&self, done: u64, total: u64, text: &str) {
         self.pace.note(done);
         self.bar.set_length(total);
-        // Threads report out of order; a bar does not go back.
-        self.bar.set_position(done.max(self.bar.position()));
+        // Threads report out of order; under a lock, the bar does not go back.
+        let mut furthest = self.furthest.lock().unwrap_or_else(PoisonError::into_inner);
+        *furthest = done.max(*furthest);
+        self.bar.set_position(*furthest);
+        drop(furthest);
         if !text.is_empty() {
             self.bar.set_message(one_line(text).into_owned());
         }
@@ -278,6 +283,8 @@ fn time_left(seconds: f64) -> Option<String> {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::atomic::{AtomicU64, Ordering};
+
     use super::*;
 
     #[test]
@@ -318,5 +325,33 @@ mod tests {
         assert!(due(0.3, 100) && !due(0.1, 100), "a tenth, unless it was quick");
         assert!(due(0.0, 1000), "the end");
         assert!(!due(100.0, 0), "nothing is done");
+    }
+
+    #[test]
+    fn threads_that_report_out_of_order_never_move_a_bar_back() {
+        const TOTAL: u64 = 2000;
+        let (bar, lines) =
+            (Bar::new("testing", Unit::Steps, Pace::after(0)), Lines::new("testing", Unit::Steps, Pace::after(0)));
+        let (next, due) = (AtomicU64::new(1), AtomicU64::new(0));
+        thread::scope(|scope| {
+            for _ in 0..8 {
+                scope.spawn(|| {
+                    let mut furthest = 0;
+                    loop {
+                        let done = next.fetch_add(1, Ordering::Relaxed);
+                        if done > TOTAL {
+                            break;
+                        }
+                        bar.advance(done, TOTAL, "a text");
+                        due.fetch_add(u64::from(lines.is_due(done, TOTAL)), Ordering::Relaxed);
+                        let position = bar.bar.position();
+                        assert!(position >= done.max(furthest), "{position} after {done} and {furthest}");
+                        furthest = position;
+                    }
+                });
+            }
+        });
+        assert_eq!(bar.bar.position(), TOTAL);
+        assert!((1..=10).contains(&due.into_inner()), "no more than one line for a tenth, and one at the end");
     }
 }

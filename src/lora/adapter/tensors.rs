@@ -199,3 +199,35 @@ impl<'de> Deserialize<'de> for Header {
         deserializer.deserialize_map(Names)
     }
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "tests fail by panicking")]
+mod tests {
+    use super::*;
+
+    fn entry(dtype: &str, shape: &str, start: u64, end: u64) -> String {
+        format!(r#"{{"dtype":"{dtype}","shape":{shape},"data_offsets":[{start},{end}]}}"#)
+    }
+
+    #[test]
+    fn headers_are_checked_before_anything_is_read() {
+        let (a, b) = (entry("F32", "[2,2]", 0, 16), entry("BF16", "[4]", 16, 24));
+        let (tensors, data) = parse(format!(r#"{{"b":{b},"__metadata__":{{"format":"pt"}},"a":{a}}}"#).as_bytes()).unwrap();
+        assert_eq!((tensors.len(), data), (2, 24));
+        assert_eq!((tensors["b"].dtype, tensors["b"].shape.as_slice()), (Dtype::BF16, [4].as_slice()));
+        let refused = |header: String| parse(header.as_bytes()).unwrap_err();
+        for twice in [format!(r#"{{"a":{a},"a":{a}}}"#), r#"{"__metadata__":{},"__metadata__":{}}"#.to_owned()] {
+            assert!(matches!(refused(twice), TensorsError::Duplicate { .. }));
+        }
+        // A hole, an overlap, another length than that of the shape, more elements than numbers.
+        for (shape, start, end) in
+            [("[4]", 20, 28), ("[4]", 12, 20), ("[5]", 16, 24), ("[4294967296,4294967296,4294967296]", 16, 24)]
+        {
+            let header = format!(r#"{{"a":{a},"b":{}}}"#, entry("BF16", shape, start, end));
+            assert!(matches!(refused(header), TensorsError::Layout(_)), "{shape} {start} {end}");
+        }
+        for json in ["", "[]", r#"{"a":1}"#, r#"{"a":{}}"#, r#"{"a":{"dtype":"X","shape":[],"data_offsets":[0,0]}}"#] {
+            assert!(matches!(refused(json.to_owned()), TensorsError::Json(_)), "{json}");
+        }
+    }
+}
