@@ -256,7 +256,7 @@ fn flags_that_cannot_be_read() {
         ("--data d --out o --micro-batch all", "auto, or a number of rows"),
         ("--data d --out o --micro-batch 0", "auto, or a number of rows"),
         ("--data d --out o --keep-activations some", "auto, none, all, or a number of layers"),
-        ("--data d --out o --keep-activations -1", "auto, none, all, or a number of layers"),
+        ("--data d --out o --keep-activations 1.5", "auto, none, all, or a number of layers"),
         ("--data d --out o --schedule sine", "[possible values: constant, linear, cosine]"),
         ("--data d --out o --vram-budget 6apples", "8GiB, 500MB"),
         ("--data d --out o --rank -1", "-1"),
