@@ -30,6 +30,17 @@ step "packages"
 [ "$NF4PACK_REQUIRE_GPU" = 0 ] || need_vulkan
 bash scripts/neon.sh prepare
 
+# The logs of steps and of what runs in the background.
+logs=$(mktemp -d)
+neon=
+trap '[ -z "$neon" ] || kill -- "-$neon" 2>/dev/null || true; rm -rf "$logs"' EXIT
+# It has a target folder of its own, so it runs at the same time as the lints, the documentation and
+# the build, which use one core for much of their time. Its step waits for it.
+set -m
+nice bash scripts/neon.sh >"$logs/neon" 2>&1 &
+neon=$!
+set +m
+
 step "format"
 cargo fmt --check
 cargo fmt --check -p nf4pack-fuzz
@@ -41,12 +52,10 @@ cargo clippy --locked --all-targets --all-features -- -D warnings
 step "lints: no feature"
 cargo clippy --locked --all-targets --no-default-features -- -D warnings
 step "each feature alone"
-log=$(mktemp)
-trap 'rm -f "$log"' EXIT
 for feature in mmap convert gpu train; do
-    cargo check --locked --lib --no-default-features --features "$feature" 2>&1 | tee "$log"
+    cargo check --locked --lib --no-default-features --features "$feature" 2>&1 | tee "$logs/check"
     # Flags that deny warnings would check all dependencies again.
-    if grep -q '^warning' "$log"; then
+    if grep -q '^warning' "$logs/check"; then
         echo "warnings with the feature $feature alone" >&2
         exit 1
     fi
@@ -69,6 +78,16 @@ RUSTDOCFLAGS="-D warnings" cargo doc --locked --no-deps --all-features
 
 step "tests: build"
 cargo test --locked --no-run
+
+step "NEON"
+if ! wait "$neon"; then
+    neon=
+    cat "$logs/neon"
+    exit 1
+fi
+neon=
+cat "$logs/neon"
+
 step "tests: everything"
 cargo test --locked
 
@@ -86,14 +105,11 @@ step "checked kernels"
 NF4PACK_CHECKED=1 cargo test --locked --lib -- gpu:: dequant:: ops::
 NF4PACK_CHECKED=1 cargo test --locked --test gpu -- dequant:: device::
 
-# The same code under fewer features of its dependencies.
-step "tests: no feature"
-cargo test --locked --no-default-features --lib --test format
+# The same code under fewer features of its dependencies. Without `convert` it has the crates that
+# the format needs, with the same features as here: only serde_json loses one, `alloc`, which is
+# part of its `std`. The lints of no feature compile these tests.
 step "tests: convert alone"
-cargo test --locked --no-default-features --features convert --lib
-
-step "NEON"
-bash scripts/neon.sh
+cargo test --locked --no-default-features --features convert --lib --test format
 
 step "other systems"
 for target in x86_64-pc-windows-gnu aarch64-apple-darwin wasm32-unknown-unknown; do

@@ -18,6 +18,7 @@ pub(crate) mod options;
 pub(crate) mod pack;
 mod probe;
 mod record;
+mod rendering;
 pub(crate) mod sample;
 mod seam;
 #[cfg(any(feature = "cli", test))]

@@ -397,7 +397,8 @@ pub(crate) struct Crash<'a> {
 /// files `before`. Prints and returns how many there were.
 pub(crate) fn every_crash(root: &Path, before: &Tree, steps: &[Step], mut check: impl FnMut(&Crash<'_>)) -> Counts {
     let mut disk = Disk::new(root, before);
-    let (mut seen, mut shapes) = (HashSet::new(), HashSet::new());
+    // Compared, not hashed: without optimisation hashing is slow.
+    let (mut seen, mut shapes) = (BTreeSet::new(), HashSet::new());
     let mut crashes = 0;
     let cuts: Range<usize> = 0..steps.len() + 1;
     for cut in cuts {

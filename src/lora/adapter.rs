@@ -297,7 +297,9 @@ pub(crate) fn settings(config: &LoraConfig) -> String {
 
 /// The floats as little-endian bytes, as in safetensors.
 pub(crate) fn le_bytes(vector: &[f32]) -> Vec<u8> {
-    vector.iter().flat_map(|x| x.to_le_bytes()).collect()
+    let mut bytes = vec![0; 4 * vector.len()];
+    bytes.as_chunks_mut::<4>().0.iter_mut().zip(vector).for_each(|(to, x)| *to = x.to_le_bytes());
+    bytes
 }
 
 /// A safetensors file with the metadata that transformers requires.

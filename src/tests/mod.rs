@@ -9,6 +9,7 @@ mod precision;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::sync::Mutex;
 
 use crate::arch::ModelConfig;
 use crate::convert::{self, encode::Encoder};
@@ -70,6 +71,19 @@ pub fn batch<'a>(rows: impl IntoIterator<Item = [&'a Value; 2]>) -> Batch {
     batch
 }
 
+/// Converts a checkpoint. Those of the fixtures do not change, so each is converted once for all
+/// tests: the encoder is slow without optimisation.
+fn convert_once(checkpoint: &Path, pack: &Path, options: convert::Options) {
+    static PACKS: Mutex<BTreeMap<String, Vec<u8>>> = Mutex::new(BTreeMap::new());
+    let key = checkpoint.starts_with(fixture("")).then(|| format!("{} {options:?}", checkpoint.display()));
+    let mut packs = PACKS.lock().unwrap();
+    if let Some(bytes) = key.as_ref().and_then(|key| packs.get(key)) {
+        return std::fs::write(pack, bytes).unwrap();
+    }
+    convert::convert(checkpoint, pack, options, &()).unwrap();
+    packs.extend(key.map(|key| (key, std::fs::read(pack).unwrap())));
+}
+
 /// A checkpoint as a pack without loss, and the folder of what is expected of it.
 pub struct Fixture {
     gpu: Gpu,
@@ -100,7 +114,7 @@ impl Fixture {
     ) -> Self {
         let scratch = tempfile::tempdir().unwrap();
         let pack = scratch.path().join("model.nf4pack");
-        convert::convert(checkpoint, &pack, options, &()).unwrap();
+        convert_once(checkpoint, &pack, options);
         let config = ModelConfig::of_pack(&PackSource::open(&pack).unwrap()).unwrap();
         Self { gpu, folder, pack, config, length: length as u32, rank, _scratch: scratch }
     }

@@ -35,9 +35,7 @@ struct Place {
 
 impl Place {
     fn new() -> Self {
-        let place = Self { folder: tempfile::tempdir().unwrap() };
-        place.convert(Path::new(TINY), "tiny.nf4pack");
-        place
+        Self { folder: program::place() }
     }
 
     fn convert(&self, source: &Path, name: &str) {

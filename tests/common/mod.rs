@@ -18,6 +18,21 @@ pub use gpu::{gpu, gpu_with, own_gpu};
 use nf4pack::format::nf4::{ScaleType, Scales, block_count};
 use nf4pack::format::{Entry, FloatType, FormatError, Index, Layout, Pack, Role, SectionKind, Shape, Storage, check};
 
+/// Writes a pack of the bundled model, tiny-qwen3, with the default options. The tests of a binary
+/// share one conversion: the encoder is slow without optimisation.
+#[cfg(feature = "convert")]
+pub fn write_tiny(path: &std::path::Path) {
+    use nf4pack::convert::{Options, convert};
+
+    static PACK: std::sync::OnceLock<Vec<u8>> = std::sync::OnceLock::new();
+    let once = || {
+        let source = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/tiny-qwen3");
+        convert(source.as_ref(), path, Options::default(), &()).unwrap();
+        std::fs::read(path).unwrap()
+    };
+    std::fs::write(path, PACK.get_or_init(once)).unwrap();
+}
+
 /// Offsets of the header's fields, as section 2 of the specification lists them.
 pub mod header {
     pub const MAJOR: usize = 8;

@@ -69,6 +69,6 @@ pub fn campaign(few: u64) -> u64 {
 /// A folder with a pack of the bundled model.
 pub fn place() -> tempfile::TempDir {
     let folder = tempfile::tempdir().unwrap();
-    command(folder.path(), &["convert", TINY, PACK]).assert().success();
+    super::write_tiny(&folder.path().join(PACK));
     folder
 }

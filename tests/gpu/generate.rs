@@ -29,15 +29,20 @@ struct Fixture {
 
 impl Fixture {
     fn new() -> Self {
-        Self::of("tiny-qwen3", "oracle/adapter_final")
+        Self::with("oracle/adapter_final", common::write_tiny)
     }
 
     /// The fixture of a checkpoint and an adapter.
     fn of(checkpoint: &str, adapter: &str) -> Self {
-        let (fixtures, folder) = (Path::new("tests/fixtures"), tempfile::tempdir().unwrap());
+        let source = Path::new("tests/fixtures").join(checkpoint);
+        Self::with(adapter, |path| drop(convert(&source, path, Options::default(), &()).unwrap()))
+    }
+
+    fn with(adapter: &str, write: impl FnOnce(&Path)) -> Self {
+        let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("tiny.nf4pack");
-        convert(&fixtures.join(checkpoint), &path, Options::default(), &()).unwrap();
-        Self { _folder: folder, path, adapter: fixtures.join(adapter) }
+        write(&path);
+        Self { _folder: folder, path, adapter: Path::new("tests/fixtures").join(adapter) }
     }
 
     fn pack(&self) -> PackSource {

@@ -6,7 +6,6 @@ use crate::common;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use nf4pack::convert;
 use nf4pack::data::DataFile;
 use nf4pack::dequant::stream::PackSource;
 use nf4pack::format::Role;
@@ -34,8 +33,7 @@ impl Fixture {
     fn new() -> Option<Self> {
         let gpu = common::gpu()?;
         let folder = tempfile::tempdir().unwrap();
-        let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/tiny-qwen3");
-        convert::convert(&source, &folder.path().join("tiny.nf4pack"), convert::Options::default(), &()).unwrap();
+        common::write_tiny(&folder.path().join("tiny.nf4pack"));
         let line = |i: u32| format!("{{\"prompt\": \"Q{i}: \", \"completion\": \"zebra {} quartz {}\"}}\n", i % 3, i % 5);
         let data = (0..24).map(line).collect::<String>().into_bytes();
         Some(Self { gpu, folder, name: "chat.jsonl", data })

@@ -11,6 +11,15 @@ fn render(source: &str) -> Result<String, TemplateError> {
     Ok(Template::new(source, NOW)?.render(variables)?.text)
 }
 
+/// Renders with fewer steps.
+fn render_within(limit: u64, source: &str) -> Result<String, TemplateError> {
+    let work = || {
+        steps::leave(limit);
+        render(source)
+    };
+    with_stack(work).unwrap()
+}
+
 /// A statement within a loop of 100,000 rounds.
 fn often(body: &str) -> String {
     format!("{{% for i in range(100000) %}}{body}{{% endfor %}}")
@@ -126,8 +135,10 @@ fn templates_that_grow_or_run_end_in_errors() {
     ];
     let mut failed = Vec::new();
     for (source, expected) in cases {
+        // One case spends all steps. The others spend a tenth: the time of a step is the same.
+        let tenth = expected == steps && !source.contains("range(100000) | list %}");
         let started = std::time::Instant::now();
-        let found = render(&source);
+        let found = if tenth { render_within(500_000, &source) } else { render(&source) };
         let taken = started.elapsed();
         let shown: String = source.chars().take(160).collect();
         match found {
@@ -136,7 +147,8 @@ fn templates_that_grow_or_run_end_in_errors() {
             Err(_) => {}
         }
         // An unoptimised build is some ten times as slow.
-        if taken.as_secs() >= 60 {
+        let patience = if tenth { 6 } else { 60 };
+        if taken.as_secs() >= patience {
             failed.push(format!("{shown}: {taken:?}"));
         }
     }

@@ -34,6 +34,12 @@ pub(super) fn rendering<T>(work: impl FnOnce() -> T) -> T {
     done
 }
 
+/// Leaves this thread fewer steps, for tests: spending all is slow without optimisation.
+#[cfg(test)]
+pub(super) fn leave(steps: u64) {
+    LEFT_OF_ALL.set(steps);
+}
+
 /// Fails where the renderings of this thread took all that they may.
 pub(super) fn check_all() -> Result<()> {
     match LEFT_OF_ALL.get() {

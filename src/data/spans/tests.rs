@@ -2,6 +2,7 @@
 //! are put together here by hand.
 
 use super::*;
+use crate::data::template::ChatTemplate;
 
 const FOLDER: &str = "tests/fixtures/templates";
 

@@ -28,10 +28,19 @@ fn shapes() -> impl Iterator<Item = (u32, u32, u32)> {
     (0..SIZES.len()).flat_map(move |i| [(size(i), size(i + 1), size(i + 3)), (size(i), size(i + 3), size(i + 2))])
 }
 
-/// The reference `[m, n]`. Each element is a sum of `k` terms.
+/// The reference `[m, n]`. Each element is a sum of `k` terms. A loop over indices, because
+/// iterators are slow without optimisation.
 fn reference(m: u32, n: u32, k: u32, term: impl Fn(usize, usize, usize) -> f64) -> Vec<f64> {
     let (m, n, k) = (m as usize, n as usize, k as usize);
-    (0..m * n).map(|i| (0..k).map(|t| term(i / n, i % n, t)).sum()).collect()
+    let element = |i: usize| {
+        let (row, column, mut sum, mut t) = (i / n, i % n, 0.0, 0);
+        while t < k {
+            sum += term(row, column, t);
+            t += 1;
+        }
+        sum
+    };
+    (0..m * n).map(element).collect()
 }
 
 fn round(values: Vec<f64>) -> Vec<f32> {
@@ -129,15 +138,16 @@ impl Frozen {
         matmul.backward(&mut commands, &dy, &weight, true, &dx_added).unwrap();
         commands.submit().unwrap();
         [&y, &y_added, &dx, &dx_added].into_iter().for_each(|mat| assert_untouched(gpu, mat));
-        let inputs = self.inputs as usize;
-        let product = |i, j, t| factor * f64::from(xs[i * inputs + t]) * self.value(first + j, t);
+        let (inputs, xs, dys, values) = (self.inputs as usize, &xs[..], &dys[..], &self.values[..]);
+        let value = |output: usize, input: usize| f64::from(values[output * inputs + input]);
+        let product = |i: usize, j, t| factor * f64::from(xs[i * inputs + t]) * value(first + j, t);
         let expected = reference(m, n, self.inputs, product);
         let added = |i: usize, sum: &f64| sum + f64::from(y_old[i]) + factor * f64::from(biases[i % n as usize]);
         let expected_added = expected.iter().enumerate().map(|(i, sum)| added(i, sum)).collect();
         assert_close(&format!("{what}: y"), &y.read(gpu).unwrap(), &round(expected), BOUND);
         assert_close(&format!("{what}: y + x W^T + bias"), &y_added.read(gpu).unwrap(), &round(expected_added), BOUND);
         let outputs = n as usize;
-        let product = |i, j, t| factor * f64::from(dys[i * outputs + t]) * self.value(first + t, j);
+        let product = |i: usize, j, t| factor * f64::from(dys[i * outputs + t]) * value(first + t, j);
         let expected = reference(m, self.inputs, n, product);
         let expected_added = expected.iter().zip(&dx_old).map(|(sum, &old)| sum + f64::from(old)).collect();
         assert_close(&format!("{what}: dx"), &dx.read(gpu).unwrap(), &round(expected), BOUND);

@@ -1,6 +1,7 @@
 //! Checkpoints written and read; every damage is found.
 
 use std::collections::BTreeMap;
+use std::sync::OnceLock;
 
 use safetensors::SafeTensors;
 use serde_json::Value;
@@ -68,8 +69,15 @@ fn bits(vector: &[f32]) -> Vec<u32> {
 
 /// A checkpoint in its own folder.
 pub(super) fn written() -> (tempfile::TempDir, PathBuf) {
+    static WRITTEN: OnceLock<crash::Tree> = OnceLock::new();
     let out = tempfile::tempdir().unwrap();
-    let folder = checkpoint(7).write(out.path()).unwrap();
+    let once = || {
+        let out = tempfile::tempdir().unwrap();
+        checkpoint(7).write(out.path()).unwrap();
+        crash::tree(out.path())
+    };
+    crash::put(WRITTEN.get_or_init(once), out.path());
+    let folder = out.path().join("checkpoint-7");
     (out, folder)
 }
 
