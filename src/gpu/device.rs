@@ -2,7 +2,7 @@
 
 use std::collections::VecDeque;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use super::adapter::{self, AdapterSummary};
@@ -80,8 +80,6 @@ pub(super) struct Inner {
     pub(super) limits: wgpu::Limits,
     pub(super) checked: bool,
     pub(super) matrix_units: Result<MatrixUnits, String>,
-    /// Why the matrix units are not used although the device has them.
-    pub(super) refused: OnceLock<String>,
     pub(super) cache: Cache,
     pub(super) known: Known,
     pub(super) registry: Registry,
@@ -140,7 +138,6 @@ impl Gpu {
             info,
             checked: options.checked,
             matrix_units,
-            refused: OnceLock::new(),
             profiler: options.profile.then(Profiler::default),
             under_way: Mutex::default(),
             known: Known::default(),
@@ -181,16 +178,7 @@ impl Gpu {
     /// # Errors
     /// The reason.
     pub fn matrix_units(&self) -> Result<MatrixUnits, &str> {
-        match (self.0.refused.get(), &self.0.matrix_units) {
-            (Some(reason), _) | (None, Err(reason)) => Err(reason),
-            (None, Ok(units)) => Ok(*units),
-        }
-    }
-
-    /// Does not use the matrix units of this device from now on, because a kernel is wrong there.
-    pub(crate) fn refuse_matrix_units(&self, reason: String) {
-        // The first reason stays.
-        let _ = self.0.refused.set(reason);
+        self.0.matrix_units.as_ref().copied().map_err(String::as_str)
     }
 
     /// Whether trusted kernels also run with the runtime checks of wgpu.

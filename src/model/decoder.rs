@@ -16,7 +16,7 @@ use crate::model::kv_cache::Past;
 use crate::model::layer::Layer;
 use crate::model::pass::{GpuBatch, Kernels, OwnAngles, Pass, PassInputs, positions};
 use crate::model::weights::{elements, weight};
-use crate::model::workspace::{Backward, Memory, Workspace};
+use crate::model::workspace::{Backward, Memory, Workspace, product_shapes};
 use crate::ops::matmul::{Weight, Wide};
 use crate::ops::{FiniteCheck, Mat, OpError, inverse_frequencies};
 
@@ -138,6 +138,11 @@ impl Model {
     /// The plan of the layer stream.
     pub fn plan(&self) -> &StreamPlan {
         self.stream.plan()
+    }
+
+    /// Reserves the scratch memory of the products in passes of at most `tokens` tokens.
+    pub(super) fn reserve_products(&self, tokens: u32) -> Result<(), ModelError> {
+        Ok(self.kernels.matmul.reserve(tokens, &product_shapes(&self.config, tokens))?)
     }
 
     /// Checks tokens and labels against the vocabulary, and the lengths of samples against the

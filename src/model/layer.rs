@@ -179,6 +179,7 @@ impl<'a> Layer<'a> {
         kernels.norm.forward(commands, x, &self.constants.input_norm, model.rms_norm_eps as f32, normed)?;
         let raw_queries = raw_queries.as_ref().unwrap_or(queries);
         let raw_keys = raw_keys.as_ref().unwrap_or(keys);
+        let normed = &kernels.matmul.pack(commands, normed)?;
         self.q.forward(kernels, commands, work, normed, false, raw_queries)?;
         self.k.forward(kernels, commands, work, normed, false, raw_keys)?;
         self.v.forward(kernels, commands, work, normed, false, values)?;
@@ -250,6 +251,7 @@ impl<'a> Layer<'a> {
             return Ok(());
         }
         self.norm_middle(commands, window)?;
+        let normed = &kernels.matmul.pack(commands, normed)?;
         self.gate.in_window(*number).forward(kernels, commands, work, normed, false, gate)?;
         self.up.in_window(*number).forward(kernels, commands, work, normed, false, up)?;
         self.activate(commands, window)

@@ -38,7 +38,7 @@ impl Kernels {
             attention: Attention::new(gpu, model.head_dim)?,
             swiglu: SwiGlu::new(gpu)?,
             dropout: Dropout::new(gpu)?,
-            matmul: Matmul::new(gpu)?,
+            matmul: Matmul::new(gpu, gpu.matrix_units().ok())?,
             loss: ChunkedLoss::new(gpu)?,
         })
     }

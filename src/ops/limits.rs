@@ -67,8 +67,8 @@ const OPERATIONS: [(&str, Record); 15] = [
     ("loss", |gpu, c, of| ChunkedLoss::new(gpu)?.accumulate(c, &of.x, 0, &of.words, &of.narrow)),
     ("gradient of the loss", |gpu, c, of| ChunkedLoss::new(gpu)?.gradient(c, &of.x, 0, &of.words, &of.narrow, 1)),
     ("embedding", |gpu, c, of| Gather::new(gpu)?.embed(c, &weight(of), &of.words, &of.x)),
-    ("product with a weight", |gpu, c, of| Matmul::new(gpu)?.forward(c, &of.x, &weight(of), None, false, &of.y)),
-    ("product", |gpu, c, of| Matmul::new(gpu)?.nt(c, &of.x, &of.square, 1.0, false, &of.y)),
+    ("product with a weight", |gpu, c, of| Matmul::new(gpu, None)?.forward(c, &of.x, &weight(of), None, false, &of.y)),
+    ("product", |gpu, c, of| Matmul::new(gpu, None)?.nt(c, &of.x, &of.square, 1.0, false, &of.y)),
 ];
 
 fn weight(of: &Inputs) -> Weight<'_> {

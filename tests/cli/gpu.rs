@@ -193,6 +193,21 @@ fn bench_upload_has_a_baseline() {
 }
 
 #[test]
+fn bench_matmul_measures_both_products_in_each_precision() {
+    let Some(_) = common::gpu() else { return };
+    let folder = place();
+    let report = json(folder.path(), "bench matmul --shape 128x64 --tokens 70 --runs 2", 0);
+    let products = report["products"].as_array().unwrap();
+    let precisions = if report["without_mixed"].is_null() { 2 } else { 1 };
+    assert_eq!(products.len(), 2 * precisions, "{report}");
+    for product in products {
+        assert_eq!((&product["outputs"], &product["inputs"], &product["tokens"]), (&128.into(), &64.into(), &70.into()));
+        assert_eq!(product["seconds"].as_array().unwrap().len(), 2);
+        assert!(positive(&product["operations_per_second"]), "{product}");
+    }
+}
+
+#[test]
 fn bench_stream_measures_every_way_and_cleans_up() {
     let Some(_) = common::gpu() else { return };
     let folder = place();
@@ -353,6 +368,7 @@ fn a_gpu_that_does_not_exist_is_an_error_that_lists_the_others() {
     for arguments in [
         "doctor",
         "bench dequant",
+        "bench matmul",
         "bench upload",
         "bench stream --shape tiny",
         "bench train --shape tiny",
@@ -374,6 +390,7 @@ fn without_a_driver_every_command_says_what_to_install() {
     let folder = place();
     let benches = [
         "bench dequant",
+        "bench matmul",
         "bench upload",
         "bench stream --shape tiny",
         "bench train --shape tiny",

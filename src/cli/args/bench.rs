@@ -21,6 +21,7 @@ pub struct BenchArgs {
 pub enum BenchCommand {
     Convert(BenchConvertArgs),
     Dequant(BenchDequantArgs),
+    Matmul(BenchMatmulArgs),
     Upload(BenchUploadArgs),
     Stream(BenchStreamArgs),
     Train(BenchTrainArgs),
@@ -101,6 +102,33 @@ pub struct BenchDequantArgs {
     /// Weights that share a scale
     #[arg(long, value_name = "N", default_value = "64", value_parser = block_size_parser())]
     pub block_size: u32,
+
+    #[command(flatten)]
+    pub common: GpuBenchArgs,
+}
+
+const MATMUL_EXAMPLES: &str = "\
+Examples:
+  nf4pack bench matmul
+  nf4pack bench matmul --shape 9728x2560 --tokens 8192
+  NF4PACK_PROFILE=1 nf4pack bench matmul --runs 1     # with the time of every kernel
+
+Multiplies random activations with random NF4 weights of every shape of a layer, forward and backward, in float32 and, where the \
+GPU has matrix units, in mixed precision. A product includes everything from float32 activations to float32 results: in mixed \
+precision, both operands are first written as f16. Each run submits several calls and divides the time; figures are medians.";
+
+/// Measure the products of activations with frozen weights
+#[derive(Debug, Args)]
+#[command(after_help = MATMUL_EXAMPLES)]
+pub struct BenchMatmulArgs {
+    /// A matrix [outputs x inputs], or the projections of a layer of qwen3-0.6b, qwen3-4b or tiny
+    /// [default: qwen3-4b, on a software GPU 128x256]
+    #[arg(long, value_name = "MODEL|RxC", value_parser = parse_whole_blocks)]
+    pub shape: Option<Matrices>,
+
+    /// Tokens of a pass [default: 512, 2048 and 8192, on a software GPU 70]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=131_072))]
+    pub tokens: Option<u32>,
 
     #[command(flatten)]
     pub common: GpuBenchArgs,
@@ -308,6 +336,7 @@ impl BenchCommand {
         match self {
             Self::Convert(args) => args.json,
             Self::Dequant(args) => args.common.json,
+            Self::Matmul(args) => args.common.json,
             Self::Upload(args) => args.common.json,
             Self::Stream(args) => args.common.json,
             Self::Train(args) => args.common.json,
