@@ -335,7 +335,11 @@ fn from_wgpu(what: &str, bytes: u64, in_use: impl FnOnce() -> Option<u64>, error
 
 /// Features that are enabled if the adapter has them.
 fn wanted_features() -> wgpu::Features {
-    wgpu::Features::TIMESTAMP_QUERY | wgpu::Features::PIPELINE_CACHE | wgpu::Features::SUBGROUP | wgpu::Features::SHADER_F16
+    wgpu::Features::MAPPABLE_PRIMARY_BUFFERS
+        | wgpu::Features::TIMESTAMP_QUERY
+        | wgpu::Features::PIPELINE_CACHE
+        | wgpu::Features::SUBGROUP
+        | wgpu::Features::SHADER_F16
 }
 
 /// Stores errors outside of any scope in `fault` instead of panicking. The first error stays until

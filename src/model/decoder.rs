@@ -197,7 +197,7 @@ impl Model {
     }
 
     /// Submits the embedding and all layers. The residual stream of each layer is then in the
-    /// workspace.
+    /// workspace, in a training step also those that are offloaded.
     pub(crate) fn forward(&mut self, inputs: &PassInputs<'_>) -> Result<(), ModelError> {
         self.forward_observed(inputs, &|_, _, _| Ok(()))
     }
@@ -225,6 +225,9 @@ impl Model {
             let out = work.before(number + 1)?;
             layer.forward(&mut commands, work.before(number)?, out)?;
             record(&mut commands, out, number + 1)?;
+            if let Some(host) = inputs.is_training().then(|| work.offloaded.get(number as usize)).flatten() {
+                commands.copy(&work.before(number)?.range, &host.range);
+            }
             commands.submit()?;
             constants.submitted();
         }
@@ -263,9 +266,13 @@ impl Model {
             let streamed = stream.layer(number, Direction::Backward)?;
             let x = inputs.work.before(number)?;
             let mut commands = gpu.commands("layer backward");
+            // The stream of the next layer arrives during this one, in the place of a later stream.
+            if let Some((next, host)) = number.checked_sub(1).and_then(|n| Some((n, inputs.work.offloaded.get(n as usize)?)))
+            {
+                commands.copy(&host.range, &inputs.work.before(next)?.range);
+            }
             constants.record(&kernels.gather, &mut commands, streamed)?;
             let layer = Layer::new(&pass, streamed, constants)?;
-            layer.recompute(&mut commands, x)?;
             layer.backward(&mut commands, x)?;
             commands.submit()?;
             constants.submitted();
@@ -403,8 +410,7 @@ impl Workspace<Mat> {
     /// The residual stream before layer `number`. `number` may be the number of layers.
     fn before(&self, number: u32) -> Result<&Mat, ModelError> {
         let count = self.residual.len();
-        // Without training, two matrices alternate.
-        let at = if self.backward.is_some() { number as usize } else { number as usize % count.max(1) };
+        let at = number as usize % count.max(1);
         let (expected, found) = (u64::from(number) + 1, count as u64);
         let missing = OpError::Shape { operation: "a pass", what: "the number of residual streams", expected, found };
         self.residual.get(at).ok_or_else(|| missing.into())

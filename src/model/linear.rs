@@ -5,7 +5,7 @@ use crate::lora::gpu::Lora;
 use crate::model::pass::Kernels;
 use crate::model::workspace::Workspace;
 use crate::ops::matmul::Weight;
-use crate::ops::{Mat, OpError};
+use crate::ops::{DropoutKey, Mat, OpError};
 
 /// A projection of one layer.
 #[derive(Debug)]
@@ -18,6 +18,12 @@ pub(super) struct Linear<'a> {
 }
 
 impl Linear<'_> {
+    /// The projection for window `number` of the tokens, in which other inputs are dropped.
+    pub fn in_window(&self, number: u32) -> Self {
+        let lora = self.lora.clone().map(|lora| lora.in_window(number));
+        Self { weight: self.weight.clone(), bias: self.bias, lora }
+    }
+
     /// Records y = factor * (x W^T (+ bias)) + scale * (drop(x) A^T) B^T, added to `y` if `add` is
     /// set. `x` is [tokens, inputs], `y` [tokens, outputs].
     pub fn forward(
@@ -76,6 +82,13 @@ impl Lora {
     /// The same adapter with a factor on its output.
     pub fn times(self, factor: f32) -> Self {
         Self { scale: self.scale * factor, ..self }
+    }
+
+    /// The same adapter with the masks of window `number`. Those of the first are as without
+    /// windows.
+    fn in_window(self, number: u32) -> Self {
+        let of_window = |(p, key): (f32, DropoutKey)| (p, DropoutKey { window: number, ..key });
+        Self { dropout: self.dropout.map(of_window), ..self }
     }
 
     /// The scratch matrix [rows, rank].

@@ -49,7 +49,7 @@ fn heads(of: &Inputs) -> AttentionShape {
 const OPERATIONS: [(&str, Record); 15] = [
     ("scale", |gpu, c, of| Scale::new(gpu)?.record(c, 2.0, &of.x)),
     ("dropout", |gpu, c, of| {
-        Dropout::new(gpu)?.record(c, 0.5, DropoutKey { seed: 1, step: 1, module: 1 }, &of.x, &of.y, false)
+        Dropout::new(gpu)?.record(c, 0.5, DropoutKey { seed: 1, step: 1, module: 1, window: 0 }, &of.x, &of.y, false)
     }),
     ("swiglu", |gpu, c, of| SwiGlu::new(gpu)?.forward(c, &of.x, &of.y, &of.z)),
     ("swiglu, backward", |gpu, c, of| SwiGlu::new(gpu)?.backward(c, &of.x, &of.y, &of.z)),

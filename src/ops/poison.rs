@@ -252,7 +252,7 @@ fn elements() {
     let [h, y] = [0, 1].map(|_| poisoned(&gpu, 11, 73));
     let kernels = ["dropout:main", "scale:main", "swiglu:backward", "swiglu:forward"];
     assert_written(&gpu, &kernels, &ranges([&h, &y]), &ranges([&gate, &up, &added, &scaled]), |commands| {
-        let key = DropoutKey { seed: 1, step: 2, module: 3 };
+        let key = DropoutKey { seed: 1, step: 2, module: 3, window: 0 };
         swiglu.forward(commands, &gate, &up, &h).unwrap();
         swiglu.backward(commands, &gate, &up, &dh).unwrap();
         dropout.record(commands, 0.3, key, &dh, &y, false).unwrap();

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use clap::{Args, Subcommand, ValueEnum, ValueHint};
 
 use super::common::{ComputeArgs, EncoderArg, GpuArg, ScalesArg, ThreadsArg, block_size_parser, parse_size};
+use super::train::values::{KeepActivationsArg, OffloadArg};
 use crate::convert::synth::Shape;
 use crate::format::nf4::DEFAULT_BLOCK_SIZE;
 
@@ -189,7 +190,7 @@ Examples:
   NF4PACK_PROFILE=1 nf4pack bench train --runs 1                  # with the time of every kernel
 
 Writes a checkpoint of random weights, converts it, and trains an adapter on all seven projections of every layer with random \
-tokens, all of them learned: forward, loss, backward with every layer recomputed, AdamW. The first step warms up and does not \
+tokens, all of them learned: forward, loss, backward, AdamW. The first step warms up and does not \
 count. One more step waits for the device after each phase and measures the phases. With NF4PACK_PROFILE=1 every dispatch gets \
 its own pass: steps take longer, so only the kernels' shares are meaningful.";
 
@@ -208,6 +209,18 @@ pub struct BenchTrainArgs {
     /// Tokens of a sample
     #[arg(long, value_name = "S", default_value = "512", value_parser = clap::value_parser!(u32).range(2..=131_072))]
     pub seq: u32,
+
+    /// Layers that keep their activations, as in `nf4pack train` [default: auto]
+    #[arg(long, value_name = "auto|none|all|N")]
+    pub keep_activations: Option<KeepActivationsArg>,
+
+    /// Whether activations between layers are in host memory, as in `nf4pack train` [default: auto]
+    #[arg(long, value_enum, value_name = "auto|off|on", hide_possible_values = true)]
+    pub offload_activations: Option<OffloadArg>,
+
+    /// GPU memory to plan within, such as 8GiB [default: 90 % of the free GPU memory]
+    #[arg(long, value_name = "SIZE", value_parser = parse_size)]
+    pub vram_budget: Option<u64>,
 
     /// Rank of the adapter
     #[arg(long, default_value = "16", value_parser = clap::value_parser!(u32).range(1..=4096))]
