@@ -4,8 +4,8 @@ use crate::gpu::Commands;
 use crate::lora::gpu::Lora;
 use crate::model::pass::Kernels;
 use crate::model::workspace::Workspace;
-use crate::ops::matmul::{Left, Weight};
-use crate::ops::{Mat, OpError};
+use crate::ops::matmul::{Left, Packed, Weight, Wide};
+use crate::ops::{DropoutKey, Mat, OpError};
 
 /// A projection of one layer.
 #[derive(Debug)]
@@ -18,6 +18,12 @@ pub(super) struct Linear<'a> {
 }
 
 impl Linear<'_> {
+    /// The projection for window `number` of the tokens, in which other inputs are dropped.
+    pub fn in_window(&self, number: u32) -> Self {
+        let lora = self.lora.clone().map(|lora| lora.in_window(number));
+        Self { weight: self.weight.clone(), bias: self.bias, lora }
+    }
+
     /// Records y = factor * (x W^T (+ bias)) + scale * (drop(x) A^T) B^T, added to `y` if `add` is
     /// set. `x` is [tokens, inputs], `y` [tokens, outputs].
     pub fn forward<'a>(
@@ -31,6 +37,38 @@ impl Linear<'_> {
     ) -> Result<(), OpError> {
         let x = &kernels.matmul.pack(commands, x)?;
         kernels.matmul.forward(commands, x, &self.weight, self.bias, add, y)?;
+        self.forward_adapter(kernels, commands, work, x, y)
+    }
+
+    /// As [`Linear::forward`], plus `addend`, another matrix of the shape of `y`.
+    pub fn forward_plus(
+        &self,
+        kernels: &Kernels,
+        commands: &mut Commands,
+        work: &Workspace<Mat>,
+        x: &Mat,
+        addend: &Mat,
+        y: &Mat,
+    ) -> Result<(), OpError> {
+        let weights = [&self.weight];
+        let wide = Wide { bias: self.bias, addend: Some(addend), ..Wide::of(&weights) };
+        if !kernels.matmul.wide(commands, x, &wide, y)? {
+            kernels.copy.record(commands, &addend.range, &y.range)?;
+            return self.forward(kernels, commands, work, x, true, y);
+        }
+        let x = &kernels.matmul.pack(commands, x)?;
+        self.forward_adapter(kernels, commands, work, x, y)
+    }
+
+    /// Adds the output of the adapter to `y`, if there is one.
+    fn forward_adapter(
+        &self,
+        kernels: &Kernels,
+        commands: &mut Commands,
+        work: &Workspace<Mat>,
+        x: &Packed,
+        y: &Mat,
+    ) -> Result<(), OpError> {
         let Some(lora) = &self.lora else { return Ok(()) };
         let low_rank = lora.low_rank(&work.low_rank, x.mat().rows);
         let dropped = lora.dropped(kernels, commands, &work.dropped, x.mat())?;
@@ -80,6 +118,13 @@ impl Lora {
     /// The same adapter with a factor on its output.
     pub fn times(self, factor: f32) -> Self {
         Self { scale: self.scale * factor, ..self }
+    }
+
+    /// The same adapter with the masks of window `number`. Those of the first are as without
+    /// windows.
+    fn in_window(self, number: u32) -> Self {
+        let of_window = |(p, key): (f32, DropoutKey)| (p, DropoutKey { window: number, ..key });
+        Self { dropout: self.dropout.map(of_window), ..self }
     }
 
     /// The scratch matrix [rows, rank].

@@ -57,6 +57,11 @@ pub(crate) struct PassInputs<'a> {
 }
 
 impl PassInputs<'_> {
+    /// Whether gradients follow the forward pass.
+    pub fn is_training(&self) -> bool {
+        self.mask.is_some() && self.work.backward.is_some()
+    }
+
     /// The same inputs with this mask.
     pub fn masked(self, mask: Option<Mask>) -> Self {
         Self { mask, ..self }
@@ -149,5 +154,11 @@ impl GpuBatch {
         let (ids, labels, starts) = (&batch.tokens, &batch.labels, &batch.starts);
         let (ids, labels, starts) = (upload("tokens", ids)?, upload("labels", labels)?, upload("starts", starts)?);
         Ok(Self { ids, labels, starts, own_angles })
+    }
+
+    /// One token after the tokens of a KV cache. Its id is in GPU memory. A pass over a cache reads
+    /// neither labels nor starts.
+    pub(super) fn of_token(id: &BufferRange, own_angles: Option<OwnAngles>) -> Self {
+        Self { ids: id.clone(), labels: id.clone(), starts: id.clone(), own_angles }
     }
 }

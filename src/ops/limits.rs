@@ -49,7 +49,7 @@ fn heads(of: &Inputs) -> AttentionShape {
 const OPERATIONS: [(&str, Record); 15] = [
     ("scale", |gpu, c, of| Scale::new(gpu)?.record(c, 2.0, &of.x)),
     ("dropout", |gpu, c, of| {
-        Dropout::new(gpu)?.record(c, 0.5, DropoutKey { seed: 1, step: 1, module: 1 }, &of.x, &of.y, false)
+        Dropout::new(gpu)?.record(c, 0.5, DropoutKey { seed: 1, step: 1, module: 1, window: 0 }, &of.x, &of.y, false)
     }),
     ("swiglu", |gpu, c, of| SwiGlu::new(gpu)?.forward(c, &of.x, &of.y, &of.z)),
     ("swiglu, backward", |gpu, c, of| SwiGlu::new(gpu)?.backward(c, &of.x, &of.y, &of.z)),
@@ -62,7 +62,7 @@ const OPERATIONS: [(&str, Record); 15] = [
     }),
     ("cached attention", |gpu, c, of| {
         let shape = CachedAttentionShape { tokens: of.x.rows, past: 0, heads: heads(of).heads };
-        CachedAttention::new(gpu, 4)?.forward(c, &shape, &of.x, &of.y, &of.y, &of.z)
+        CachedAttention::new(gpu, 4, 1)?.forward(c, &shape, &of.x, &of.y, &of.y, &of.z)
     }),
     ("loss", |gpu, c, of| ChunkedLoss::new(gpu)?.accumulate(c, &of.x, 0, &of.words, &of.narrow)),
     ("gradient of the loss", |gpu, c, of| ChunkedLoss::new(gpu)?.gradient(c, &of.x, 0, &of.words, &of.narrow, 1)),

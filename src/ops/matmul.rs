@@ -22,13 +22,15 @@ mod rows;
 mod tests;
 mod trial;
 pub(in crate::ops) mod weight;
+mod wide;
 
-use kernels::Kernels;
+use kernels::{Families, Kernels};
 use mixed::{Mixed, Side};
 use panels::{Panels, Size, Terms};
 use product::{Product, View, dense};
 pub use weight::{Elements, Weight};
 use weight::{Rectangle, Right};
+pub use wide::{Join, MAX_ROWS, Wide};
 
 use super::Mat;
 use crate::dequant::operand::ALIGN;
@@ -112,8 +114,19 @@ impl Matmul {
     /// # Errors
     /// [`OpError::Gpu`] if memory is exhausted or a kernel does not compile.
     pub fn new(gpu: &Gpu, units: Option<MatrixUnits>) -> Result<Self, OpError> {
+        let families = Families { products: Tried::new(gpu), sum: Tried::new(gpu), wide: Tried::new(gpu) };
         let mixed = units.map(|units| Mixed::new(gpu, units)).transpose()?;
-        Ok(Self { kernels: Kernels::new(gpu, Tried::new(gpu), Tried::new(gpu), trial::TRIALS)?, mixed })
+        Ok(Self { kernels: Kernels::new(gpu, families, trial::TRIALS)?, mixed })
+    }
+
+    /// Records a product of few rows, or returns `false` if these rows and weights need other
+    /// kernels: more than [`MAX_ROWS`] rows, rows of weights that are no whole vectors, several
+    /// weights in different buffers, or a weight in several parts.
+    ///
+    /// # Errors
+    /// As [`Matmul::forward`].
+    pub fn wide(&self, commands: &mut Commands, x: &Mat, wide: &Wide<'_>, out: &Mat) -> Result<bool, OpError> {
+        self.kernels.record_wide(commands, x, wide, out)
     }
 
     /// Records the preparation of a left operand for several products. It is valid until the next
@@ -234,6 +247,11 @@ impl Matmul {
             let product = dense(View::of(x), (x, 0..0), (0, 1), y);
             let bias = bias.map(|bias| (bias.range.clone(), 0));
             return self.record(commands, &Product { scale: w.factor(), add, bias, ..product });
+        }
+        let weights = [w];
+        let wide = Wide { bias, ..Wide::of(&weights) };
+        if !add && self.wide(commands, x, &wide, y)? {
+            return Ok(());
         }
         let packed = self.pack(commands, left)?;
         for (rectangle, b) in self.pieces("x W^T", &packed, w)? {

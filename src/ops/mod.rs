@@ -21,7 +21,9 @@ mod pieces;
 mod poison;
 mod rms_norm;
 mod rotary;
+mod sample;
 mod scale;
+mod split_heads;
 mod swiglu;
 #[cfg(test)]
 pub(crate) mod testing;
@@ -37,7 +39,9 @@ pub use loss::{ChunkedLoss, IGNORE_INDEX};
 pub use optimizer::{AdamW, AdamWState, AdamWStep};
 pub use rms_norm::RmsNorm;
 pub use rotary::{Rotary, inverse_frequencies};
+pub use sample::{Choice, Sample, SampleRules};
 pub use scale::Scale;
+pub use split_heads::{JoinedHeads, SplitHeads};
 pub use swiglu::SwiGlu;
 
 use crate::gpu::{BufferRange, Gpu, GpuError};
@@ -106,8 +110,14 @@ impl Mat {
     }
 
     /// A matrix of this shape, over the first `rows * cols` elements of the same memory.
-    pub(super) fn narrow(&self, rows: u32, cols: u32) -> Self {
+    pub(crate) fn narrow(&self, rows: u32, cols: u32) -> Self {
         Self { range: self.range.slice(0, mat_bytes(rows, cols)), rows, cols }
+    }
+
+    /// Some rows.
+    pub(crate) fn window(&self, first: u32, rows: u32) -> Self {
+        let range = self.range.slice(mat_bytes(first, self.cols), mat_bytes(rows, self.cols));
+        Self { range, rows, cols: self.cols }
     }
 
     /// Number of elements.

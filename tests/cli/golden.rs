@@ -19,7 +19,7 @@ const FOLDER: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/golden
 /// An adapter of the bundled model.
 const ADAPTER: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/oracle/adapter_final");
 /// Every command. `bench` is a group: it prints only its help.
-const COMMANDS: [&str; 17] = [
+const COMMANDS: [&str; 18] = [
     "convert",
     "inspect",
     "verify",
@@ -36,6 +36,7 @@ const COMMANDS: [&str; 17] = [
     "bench upload",
     "bench stream",
     "bench train",
+    "bench generate",
     "completions",
 ];
 
@@ -186,6 +187,7 @@ fn outputs_with_a_gpu_are_golden() {
     assert_golden("bench-upload", &run("bench upload --bytes 1MB --runs 1 --threads 2"));
     assert_golden("bench-stream", &run("bench stream --shape tiny --runs 1 --dir ."));
     assert_golden("bench-train", &run("bench train --shape tiny --seq 16 --rank 4 --runs 1 --dir ."));
+    assert_golden("bench-generate", &run("bench generate --shape tiny --prompt 3,20 --answer 4 --runs 1 --dir ."));
 
     let check = |name: &str, line: &str| {
         // The other GPUs of the machine.
@@ -198,4 +200,5 @@ fn outputs_with_a_gpu_are_golden() {
     check("bench-upload", "bench upload --bytes 1000TB");
     check("bench-stream", "bench stream --shape tiny --dir . --budget 4kB");
     check("bench-train", "bench train --shape tiny --dir nowhere");
+    check("bench-generate", "bench generate --shape tiny --dir nowhere");
 }

@@ -287,7 +287,11 @@ fn bench_train_takes_the_memory_it_plans_and_cleans_up() {
     // gradient and two moments.
     let sides = (192 + 256) + 2 * (192 + 128) + (256 + 192) + 3 * (192 + 512);
     assert_eq!(part("adapter, gradient, moments"), 4 * 4 * 4 * 4 * sides);
-    assert_eq!(part("activations kept"), 4 * 5 * 48 * 192);
+    assert_eq!(part("residual streams"), 4 * 5 * 48 * 192);
+    // Queries, keys, values, the output of attention with its denominators, the middle of the
+    // residual stream, gate and up.
+    let of_token = 256 + 2 * 128 + 256 + 4 + 192 + 2 * 512;
+    assert_eq!((report["kept_layers"].as_u64(), part("activations kept")), (Some(4), 4 * 4 * 48 * of_token));
     if let Some(used) = report["used_bytes"].as_u64() {
         // Staging buffers are made as they are needed; what small buffers take is not planned.
         assert!((bytes - part("staging")..bytes + (1 << 20)).contains(&used), "{used} of {bytes}");
@@ -333,11 +337,43 @@ fn bench_train_names_its_own_flags_where_it_does_not_fit() {
 }
 
 #[test]
+fn bench_generate_measures_each_length_and_cleans_up() {
+    let Some(_) = common::gpu() else { return };
+    let folder = place();
+    let line = "bench generate --shape tiny --prompt 3,40 --answer 5 --runs 2 --dir .";
+    let report = json(folder.path(), line, 0);
+    assert_eq!((&report["shape"], &report["resident"]), (&Value::from("tiny"), &Value::from(true)));
+    assert_eq!(["answer", "runs"].map(|field| report[field].as_u64().unwrap()), [5, 2]);
+    let (copy, weights) = (report["copy_bytes_per_second"].as_f64().unwrap(), report["weight_bytes"].as_u64().unwrap());
+    assert!(copy > 0.0 && weights > 1_000_000, "{copy} {weights}");
+    let texts = report["texts"].as_array().unwrap();
+    assert_eq!(texts.iter().map(|text| text["prompt"].as_u64().unwrap()).collect::<Vec<_>>(), [3, 40]);
+    for (text, middle) in texts.iter().zip([5, 42]) {
+        let of = |field: &str| text[field].as_f64().unwrap();
+        // Keys and values of 4 layers with 128 columns each.
+        assert_eq!(of("bytes_per_token"), (weights + 2 * 4 * middle * 128 * 4) as f64);
+        assert!((of("limit_tokens_per_second") * of("bytes_per_token") / copy - 1.0).abs() < 1e-9);
+        assert!((of("of_limit") * of("limit_tokens_per_second") / of("tokens_per_second") - 1.0).abs() < 1e-9);
+        assert!((of("prompt_seconds") * of("prompt_tokens_per_second") / of("prompt") - 1.0).abs() < 1e-9);
+        assert!((of("ms_per_token") * of("tokens_per_second") / 1e3 - 1.0).abs() < 1e-9);
+    }
+    json(folder.path(), &format!("{line} --top-k 3 --top-p 0.9 --seed 2"), 0);
+    assert_eq!(names(folder.path()), ["tiny.nf4pack"]);
+}
+
+#[test]
 fn a_gpu_that_does_not_exist_is_an_error_that_lists_the_others() {
     let Some(gpu) = common::gpu() else { return };
     let folder = place();
-    let benches = ["bench dequant", "bench matmul", "bench upload", "bench stream --shape tiny", "bench train --shape tiny"];
-    for arguments in ["doctor"].into_iter().chain(benches) {
+    for arguments in [
+        "doctor",
+        "bench dequant",
+        "bench matmul",
+        "bench upload",
+        "bench stream --shape tiny",
+        "bench train --shape tiny",
+        "bench generate --shape tiny",
+    ] {
         let assert = run(folder.path(), &format!("{arguments} --gpu no-such-gpu")).code(1);
         // What doctor has found out is on stdout.
         let assert = if arguments == "doctor" { assert } else { assert.stdout("") };
@@ -352,7 +388,14 @@ fn a_gpu_that_does_not_exist_is_an_error_that_lists_the_others() {
 #[cfg(target_os = "linux")]
 fn without_a_driver_every_command_says_what_to_install() {
     let folder = place();
-    let benches = ["bench dequant", "bench matmul", "bench upload", "bench stream --shape tiny", "bench train --shape tiny"];
+    let benches = [
+        "bench dequant",
+        "bench matmul",
+        "bench upload",
+        "bench stream --shape tiny",
+        "bench train --shape tiny",
+        "bench generate --shape tiny",
+    ];
     for arguments in ["doctor", "doctor tiny.nf4pack"].into_iter().chain(benches) {
         let without_driver = |arguments: &str| {
             let mut command = command(folder.path(), arguments);

@@ -5,6 +5,8 @@ use std::path::PathBuf;
 use clap::{Args, Subcommand, ValueEnum, ValueHint};
 
 use super::common::{ComputeArgs, EncoderArg, GpuArg, ScalesArg, ThreadsArg, block_size_parser, parse_size};
+use super::generate::SamplingArgs;
+use super::train::values::{KeepActivationsArg, OffloadArg};
 use crate::convert::synth::Shape;
 use crate::format::nf4::DEFAULT_BLOCK_SIZE;
 
@@ -23,6 +25,7 @@ pub enum BenchCommand {
     Upload(BenchUploadArgs),
     Stream(BenchStreamArgs),
     Train(BenchTrainArgs),
+    Generate(BenchGenerateArgs),
 }
 
 const CONVERT_EXAMPLES: &str = "\
@@ -217,7 +220,7 @@ Examples:
   NF4PACK_PROFILE=1 nf4pack bench train --runs 1                  # with the time of every kernel
 
 Writes a checkpoint of random weights, converts it, and trains an adapter on all seven projections of every layer with random \
-tokens, all of them learned: forward, loss, backward with every layer recomputed, AdamW. The first step warms up and does not \
+tokens, all of them learned: forward, loss, backward, AdamW. The first step warms up and does not \
 count. One more step waits for the device after each phase and measures the phases. With NF4PACK_PROFILE=1 every dispatch gets \
 its own pass: steps take longer, so only the kernels' shares are meaningful.";
 
@@ -237,6 +240,18 @@ pub struct BenchTrainArgs {
     #[arg(long, value_name = "S", default_value = "512", value_parser = clap::value_parser!(u32).range(2..=131_072))]
     pub seq: u32,
 
+    /// Layers that keep their activations, as in `nf4pack train` [default: auto]
+    #[arg(long, value_name = "auto|none|all|N")]
+    pub keep_activations: Option<KeepActivationsArg>,
+
+    /// Whether activations between layers are in host memory, as in `nf4pack train` [default: auto]
+    #[arg(long, value_enum, value_name = "auto|off|on", hide_possible_values = true)]
+    pub offload_activations: Option<OffloadArg>,
+
+    /// GPU memory to plan within, such as 8GiB [default: 90 % of the free GPU memory]
+    #[arg(long, value_name = "SIZE", value_parser = parse_size)]
+    pub vram_budget: Option<u64>,
+
     /// Rank of the adapter
     #[arg(long, default_value = "16", value_parser = clap::value_parser!(u32).range(1..=4096))]
     pub rank: u32,
@@ -247,6 +262,54 @@ pub struct BenchTrainArgs {
 
     #[command(flatten)]
     pub compute: ComputeArgs,
+
+    #[command(flatten)]
+    pub common: GpuBenchArgs,
+}
+
+const GENERATE_EXAMPLES: &str = "\
+Examples:
+  nf4pack bench generate --shape qwen3-0.6b
+  nf4pack bench generate --shape qwen3-4b --dir /dev/shm          # needs 11 GB there
+  nf4pack bench generate --prompt 16 --answer 64 --top-k 50       # sampled, not greedy
+  NF4PACK_PROFILE=1 nf4pack bench generate --runs 1               # with the time of every kernel
+
+Writes a checkpoint of random weights, converts it, and generates answers to prompts of random tokens, of each length. The first \
+answer to each length warms up and does not count. `limit` is the speed of memory: the bytes that a token reads (weights, keys and \
+values) at the speed of a copy, which the same run measures. With NF4PACK_PROFILE=1 every dispatch gets its own pass: tokens take \
+longer, so only the kernels' shares are meaningful.";
+
+/// Measure generation: tokens/s of prompts and answers, against the speed of memory
+#[derive(Debug, Args)]
+#[command(after_help = GENERATE_EXAMPLES)]
+pub struct BenchGenerateArgs {
+    /// The model whose shapes the random weights have [default: qwen3-0.6b, on a software GPU tiny]
+    #[arg(long, value_enum)]
+    pub shape: Option<ShapeArg>,
+
+    /// Tokens of a prompt; several lengths with commas
+    #[arg(
+        long,
+        value_name = "N",
+        default_value = "16,2048",
+        value_delimiter = ',',
+        value_parser = clap::value_parser!(u32).range(1..=131_072)
+    )]
+    pub prompt: Vec<u32>,
+
+    /// Tokens of an answer
+    #[arg(long, value_name = "N", default_value = "256", value_parser = clap::value_parser!(u32).range(2..=131_072))]
+    pub answer: u32,
+
+    #[command(flatten)]
+    pub sampling: SamplingArgs,
+
+    #[command(flatten)]
+    pub compute: ComputeArgs,
+
+    /// Folder for the temporary checkpoint and pack [default: the system's temporary folder]
+    #[arg(long, value_name = "FOLDER", value_hint = ValueHint::DirPath)]
+    pub dir: Option<PathBuf>,
 
     #[command(flatten)]
     pub common: GpuBenchArgs,
@@ -277,6 +340,7 @@ impl BenchCommand {
             Self::Upload(args) => args.common.json,
             Self::Stream(args) => args.common.json,
             Self::Train(args) => args.common.json,
+            Self::Generate(args) => args.common.json,
         }
     }
 }

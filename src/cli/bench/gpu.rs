@@ -122,6 +122,18 @@ impl Copy {
     }
 }
 
+/// Bytes read and written per second by the copy kernel: the median of `runs` copies of `bytes`.
+pub fn copy_speed(gpu: &Gpu, bytes: u64, runs: u16) -> Result<f64> {
+    let copy = Copy::new(gpu, bytes)?;
+    let record = |commands: &mut Commands, _| Ok(copy.kernel.record(commands, &copy.from, &copy.to)?);
+    let mut load = Load::new(gpu, "copy kernel", record)?;
+    for _ in 0..runs {
+        ui::not_interrupted()?;
+        load.run(gpu)?;
+    }
+    Ok(copy.bytes() as f64 / median(&load.seconds).max(1e-12))
+}
+
 /// What to measure.
 pub struct Task<'a> {
     /// Weights of each tensor.

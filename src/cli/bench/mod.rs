@@ -3,6 +3,7 @@
 pub mod convert;
 pub mod dequant;
 pub mod dispatch;
+pub mod generate;
 pub mod gpu;
 pub mod matmul;
 pub mod stream;

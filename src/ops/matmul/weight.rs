@@ -108,6 +108,24 @@ impl<'a> Weight<'a> {
         self.inputs
     }
 
+    /// Its storage.
+    pub(super) fn elements(&self) -> &Elements<'a> {
+        &self.elements
+    }
+
+    /// The row of the whole weight that is its first.
+    pub(super) fn first_row(&self) -> u32 {
+        self.rows.start
+    }
+
+    /// Checks that the buffers hold the weight.
+    ///
+    /// # Errors
+    /// As [`Weight::pieces`].
+    pub(super) fn check(&self, operation: &'static str, binding: u64) -> Result<(), OpError> {
+        self.part_and_max(operation, binding).map(drop)
+    }
+
     /// The rectangles to bind in order, each with its elements. Rows count from the first row of
     /// this weight.
     ///
