@@ -115,7 +115,7 @@ impl Matmul {
     /// [`OpError::Gpu`] if memory is exhausted or a kernel does not compile.
     pub fn new(gpu: &Gpu, units: Option<MatrixUnits>) -> Result<Self, OpError> {
         let families = Families { products: Tried::new(gpu), sum: Tried::new(gpu), wide: Tried::new(gpu) };
-        let mixed = units.map(|units| Mixed::new(gpu, units)).transpose()?;
+        let mixed = units.map(|units| Mixed::new(gpu, units, Tried::new(gpu), mixed::trial::of)).transpose()?;
         Ok(Self { kernels: Kernels::new(gpu, families, trial::TRIALS)?, mixed })
     }
 

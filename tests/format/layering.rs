@@ -83,6 +83,7 @@ const UNSAFE: &[&str] = &[
     "gpu/pipeline.rs",
     "gpu/shader.rs",
     "ops/matmul/kernels.rs",
+    "ops/matmul/mixed.rs",
     "ops/attention.rs",
     "ops/cached_attention.rs",
     "ops/rotary.rs",

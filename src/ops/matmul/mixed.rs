@@ -10,15 +10,16 @@
 //! panels                  -> product (-> sum of chunks)          -> out
 //! ```
 //!
-//! Powers of two cost no precision, and keep every number in the range of f16: the largest magnitude
-//! of a row becomes 512..1024. What is not finite stays so, and shows in the result.
+//! Powers of two cost no precision, and keep every number in the range of f16: the largest
+//! magnitude of a row becomes 512..1024. What is not finite stays so, and shows in the result.
 //!
-//! One left and one right operand exist at a time. A packed operand that was overwritten is refused.
+//! One left and one right operand exist at a time. A packed operand that was overwritten is
+//! refused.
 
 mod source;
 #[cfg(test)]
 mod tests;
-mod trial;
+pub(super) mod trial;
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
@@ -48,7 +49,8 @@ const DECODED_ELEMENTS: u64 = 1 << 26;
 const EXTENTS: u32 = 256;
 /// Rows and columns per workgroup of `decode`.
 const DECODED_TILE: u32 = 128;
-/// Cores of a large GPU. A product with few tiles is cut along its sums, so that each core has work.
+/// Cores of a large GPU. A product with few tiles is cut along its sums, so that each core has
+/// work.
 const CORES: u64 = 132;
 /// Minimum terms of a cut product.
 const MIN_TERMS: u32 = 512;
@@ -56,9 +58,12 @@ const MIN_TERMS: u32 = 512;
 const MAX_CUTS: u32 = 4;
 const MAX_NARROW_CUTS: u32 = 16;
 
+/// Describes the difference of a kernel from the CPU, if there is one.
+type Trial = fn(&Mixed, Kind, &Kernel) -> Result<Option<String>, OpError>;
+
 /// The properties that select a kernel.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-enum Kind {
+pub(super) enum Kind {
     /// Whether every row starts on a multiple of four elements.
     Pack {
         whole: bool,
@@ -74,7 +79,7 @@ enum Kind {
 
 /// The storage of a right operand.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-enum Stored {
+pub(super) enum Stored {
     Quantized(Codec),
     Raw(FloatType),
 }
@@ -102,6 +107,7 @@ pub(super) struct Mixed {
     gpu: Gpu,
     units: MatrixUnits,
     kernels: Tried<Kind>,
+    trial: Trial,
     left: Scratch,
     left_exponents: Scratch,
     right: Scratch,
@@ -242,15 +248,12 @@ impl Kind {
 }
 
 impl Mixed {
-    pub fn new(gpu: &Gpu, units: MatrixUnits) -> Result<Self, GpuError> {
-        Self::with(gpu, units, Tried::new(gpu))
-    }
-
-    fn with(gpu: &Gpu, units: MatrixUnits, kernels: Tried<Kind>) -> Result<Self, GpuError> {
+    pub fn new(gpu: &Gpu, units: MatrixUnits, kernels: Tried<Kind>, trial: Trial) -> Result<Self, GpuError> {
         Ok(Self {
             gpu: gpu.clone(),
             units,
             kernels,
+            trial,
             left: Scratch::new("left panels"),
             left_exponents: Scratch::new("exponents"),
             right: Scratch::new("right panels"),
@@ -261,7 +264,7 @@ impl Mixed {
     }
 
     fn kernel(&self, kind: Kind) -> Result<Kernel, OpError> {
-        self.kernels.get(kind, || kind.spec(self.units), |kernel| trial::of(self, kind, kernel))
+        self.kernels.get(kind, || kind.spec(self.units), |kernel| (self.trial)(self, kind, kernel))
     }
 
     /// The number of the present left operand.

@@ -18,7 +18,8 @@
 //! next make the threads wait for memory before they multiply.
 //!
 //! A row of a tile in workgroup memory has 16 bytes more than its elements. Then rows of adjacent
-//! threads share no banks, if threads that load 64-byte rows take them in the order 0 4 1 5 2 6 3 7.
+//! threads share no banks, if threads that load 64-byte rows take them in the order
+//! 0 4 1 5 2 6 3 7.
 //!
 //! Matrices of the units must lie at multiples of 16 bytes, and so must their rows. Otherwise
 //! drivers load garbage without an error. So all workgroup variables have a multiple of 16 bytes.

@@ -63,7 +63,7 @@ fn every_kernel_is_right_on_this_device() {
     let Some(gpu) = gpu() else { return };
     let units = [MatrixUnits::Loops].into_iter().chain(gpu.matrix_units().ok());
     for units in units {
-        let mixed = Mixed::new(gpu, units).unwrap();
+        let mixed = Mixed::new(gpu, units, Tried::new(gpu), trial::of).unwrap();
         // Software drivers take long to compile them: only those in use.
         let wanted = |form: &Form| units == MatrixUnits::Hardware || form.left == Terms::Columns;
         forms().filter(wanted).for_each(|form| drop(mixed.kernel(Kind::Product(form)).unwrap()));
@@ -99,7 +99,7 @@ fn a_wrong_kernel_is_named_before_its_first_use() {
         (product(Terms::Rows), ["row < params.m &&", "row < params.m - 1u &&"]),
     ];
     for (kind, patch) in cases {
-        let mixed = Mixed::with(gpu, units(gpu), Tried::patched(gpu, patch)).unwrap();
+        let mixed = Mixed::new(gpu, units(gpu), Tried::patched(gpu, patch), trial::of).unwrap();
         let error = mixed.kernel(kind).unwrap_err();
         assert!(matches!(error, OpError::Unfit { .. }), "{kind:?}: {error}");
     }
@@ -395,7 +395,7 @@ fn a_packed_operand_serves_several_products_until_the_next() {
 #[ignore = "a measurement"]
 fn speed() {
     let Some(gpu) = gpu() else { return };
-    let (mixed, matmul) = (Mixed::new(gpu, units(gpu)).unwrap(), matmul(gpu));
+    let (mixed, matmul) = (Mixed::new(gpu, units(gpu), Tried::new(gpu), trial::of).unwrap(), matmul(gpu));
     let timed = |record: &dyn Fn(&mut Commands)| {
         let seconds = (0..6).map(|_| {
             let mut commands = gpu.commands("speed");
