@@ -18,9 +18,10 @@ mod trial;
 pub(in crate::ops) mod weight;
 mod wide;
 
-use kernels::{Families, Kernels};
+use kernels::Kernels;
 use product::{Product, View, dense};
 pub use weight::{Elements, Weight};
+use wide::WideKernels;
 pub use wide::{Join, MAX_ROWS, Wide};
 
 use super::Mat;
@@ -33,6 +34,7 @@ use crate::ops::trial::Tried;
 #[derive(Debug)]
 pub struct Matmul {
     kernels: Kernels,
+    wide: WideKernels,
 }
 
 impl Matmul {
@@ -44,8 +46,8 @@ impl Matmul {
     /// # Errors
     /// [`OpError::Gpu`] if memory is exhausted or a kernel does not compile.
     pub fn new(gpu: &Gpu) -> Result<Self, OpError> {
-        let families = Families { products: Tried::new(gpu), sum: Tried::new(gpu), wide: Tried::new(gpu) };
-        Ok(Self { kernels: Kernels::new(gpu, families, trial::TRIALS)? })
+        let kernels = Kernels::new(gpu, Tried::new(gpu), Tried::new(gpu), trial::TRIALS)?;
+        Ok(Self { kernels, wide: WideKernels::new(gpu, Tried::new(gpu), trial::of_wide) })
     }
 
     /// Records a product of few rows, or returns `false` if these rows and weights need other
@@ -55,7 +57,7 @@ impl Matmul {
     /// # Errors
     /// As [`Matmul::forward`].
     pub fn wide(&self, commands: &mut Commands, x: &Mat, wide: &Wide<'_>, out: &Mat) -> Result<bool, OpError> {
-        self.kernels.record_wide(commands, x, wide, out)
+        self.wide.record(commands, x, wide, out)
     }
 
     /// Records `out[m, n] = scale * a[m, k] b[n, k]^T`, added to `out` if `add` is set.
