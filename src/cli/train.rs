@@ -22,8 +22,7 @@ use crate::data::sample::{Dataset, Dropped, Sample};
 use crate::data::show::{ShownSample, show_batch};
 use crate::gpu::Gpu;
 use crate::io::read::{read_any, refuse_device};
-use crate::model::plan::MemoryPlan;
-use crate::model::plan::MicroBatch;
+use crate::model::plan::{MemoryPlan, MicroBatch, Slower};
 use crate::train::record::{EvalRecord, Record, RecordError, StepRecord};
 use crate::train::run::{End, Event, Prepared, Run, RunError, Task};
 use crate::train::schedule::Warmup;
@@ -62,6 +61,11 @@ struct Summary {
     planned_bytes: u64,
     reserved_bytes: Option<u64>,
     resident: bool,
+    /// Layers that keep their activations for the backward pass.
+    kept_layers: u32,
+    /// Residual streams in host memory, and their bytes.
+    offloaded_streams: u32,
+    host_bytes: u64,
     gpu: AdapterEntry,
 }
 
@@ -242,12 +246,33 @@ pub fn print_plan(ui: Ui, plan: &MemoryPlan) {
         true => "all layers stay in GPU memory".to_owned(),
         false => format!("the layers are streamed through a ring of {}", plan.stream.slots),
     };
-    ui.block(&format!("\n{table}\n{} per forward pass; {layers}", ui::plural(plan.micro_batch.into(), "row")));
+    let rows = ui::plural(plan.micro_batch.into(), "row");
+    ui.block(&format!("\n{table}\n{rows} per forward pass; {layers}"));
+}
+
+/// Prints how many layers keep their activations, and why there are not more rows.
+fn print_kept(ui: Ui, plan: &MemoryPlan) {
+    let (kept, layers) = (plan.kept_layers(), plan.stream.layers);
+    ui.stage(&match kept {
+        0 => "the backward pass computes all layers again".to_owned(),
+        _ => format!("{kept} of {layers} layers keep their activations; the backward pass computes the others again"),
+    });
+    if let (streams @ 1.., bytes) = plan.offloaded() {
+        let bytes = ui::bytes(bytes as f64);
+        ui.stage(&format!("the inputs of {streams} layers are in host memory until the backward pass: {bytes}"));
+    }
+    if let Some(Slower { micro_batch, kept_layers, percent }) = plan.slower {
+        ui.stage(&format!(
+            "{micro_batch} rows, which leave room for the activations of {}, are estimated to have {percent} % of the speed",
+            ui::plural(kept_layers.into(), "layer")
+        ));
+    }
 }
 
 fn train(ui: Ui, gpu: &Gpu, prepared: Prepared, task: &Task<'_>) -> Result<Summary> {
     let plan = prepared.plan(gpu, task.settings)?;
     print_plan(ui, &plan);
+    print_kept(ui, &plan);
     if plan.budget.is_none() && task.settings.micro_batch == MicroBatch::Auto {
         ui.note("the memory of this GPU is unknown: --vram-budget SIZE lets --micro-batch auto take more rows");
     }
@@ -385,6 +410,9 @@ impl Summary {
             planned_bytes: run.plan.total(),
             reserved_bytes: gpu.allocated().map(|allocated| allocated.reserved),
             resident: run.plan.stream.resident,
+            kept_layers: run.plan.kept_layers(),
+            offloaded_streams: run.plan.offloaded().0,
+            host_bytes: run.plan.offloaded().1,
             gpu: gpu.adapter().into(),
         }
     }

@@ -30,6 +30,24 @@ impl Gpu {
         self.make_buffer(label, size, usage, true)
     }
 
+    /// Creates a buffer in host memory, which the device copies to and from. `size` is rounded up
+    /// to a multiple of 16.
+    ///
+    /// # Errors
+    /// As [`Gpu::buffer`]; [`GpuError::NoFeature`] if [`Gpu::has_host_buffers`] is false.
+    pub fn host_buffer(&self, label: &str, size: u64) -> Result<Buffer, GpuError> {
+        use wgpu::BufferUsages as Usage;
+        if !self.has_host_buffers() {
+            return Err(GpuError::NoFeature { what: "buffers in host memory", feature: "MAPPABLE_PRIMARY_BUFFERS" });
+        }
+        self.buffer(label, size, Usage::MAP_READ | Usage::COPY_SRC | Usage::COPY_DST)
+    }
+
+    /// Whether the device has buffers in host memory that it copies to and from.
+    pub fn has_host_buffers(&self) -> bool {
+        self.features().contains(wgpu::Features::MAPPABLE_PRIMARY_BUFFERS)
+    }
+
     fn make_buffer(
         &self,
         label: &str,

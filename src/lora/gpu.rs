@@ -28,7 +28,7 @@ pub struct GpuAdapter {
 }
 
 /// The adapter of a projection.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(crate) struct Lora {
     /// [rank, inputs].
     pub a: Mat,
@@ -74,7 +74,7 @@ impl GpuAdapter {
             [Mat { range: a, rows: rank, cols: place.inputs }, Mat { range: b, rows: place.outputs, cols: rank }]
         };
         let module = layer * TARGETS.len() as u32 + target_index(role);
-        let key = |Mask { seed, micro_batch }| DropoutKey { seed, step: micro_batch, module };
+        let key = |Mask { seed, micro_batch }| DropoutKey { seed, step: micro_batch, module, window: 0 };
         let [a, b] = matrices(&self.parameters);
         let dropout = mask.filter(|_| self.dropout > 0.0).map(|mask| (self.dropout, key(mask)));
         Some(Lora { a, b, scale: self.scale, gradient: self.gradient.as_ref().map(matrices), dropout })

@@ -16,7 +16,7 @@ use crate::model::kv_cache::Past;
 use crate::model::layer::Layer;
 use crate::model::pass::{GpuBatch, Kernels, OwnAngles, Pass, PassInputs, positions};
 use crate::model::weights::{elements, weight};
-use crate::model::workspace::{Backward, Memory, Workspace};
+use crate::model::workspace::{Backward, Memory, Workspace, product_shapes};
 use crate::ops::matmul::{Weight, Wide};
 use crate::ops::{FiniteCheck, Mat, OpError, inverse_frequencies};
 
@@ -140,6 +140,11 @@ impl Model {
         self.stream.plan()
     }
 
+    /// Reserves the scratch memory of the products in passes of at most `tokens` tokens.
+    pub(super) fn reserve_products(&self, tokens: u32) -> Result<(), ModelError> {
+        Ok(self.kernels.matmul.reserve(tokens, &product_shapes(&self.config, tokens))?)
+    }
+
     /// Checks tokens and labels against the vocabulary, and the lengths of samples against the
     /// rotary table.
     fn check(&self, batch: &Batch) -> Result<(), ModelError> {
@@ -217,7 +222,7 @@ impl Model {
     }
 
     /// Submits the embedding and all layers. The residual stream of each layer is then in the
-    /// workspace.
+    /// workspace, in a training step also those that are offloaded.
     pub(crate) fn forward(&mut self, inputs: &PassInputs<'_>) -> Result<(), ModelError> {
         // Every layer is submitted, and nothing follows them.
         self.record_forward(inputs, false, &|_, _, _| Ok(())).map(drop)
@@ -251,6 +256,9 @@ impl Model {
             let out = work.before(number + 1)?;
             layer.forward(&mut commands, work.before(number)?, out)?;
             observe(&mut commands, out, number + 1)?;
+            if let Some(host) = inputs.is_training().then(|| work.offloaded.get(number as usize)).flatten() {
+                commands.copy(&work.before(number)?.range, &host.range);
+            }
             if !together {
                 std::mem::replace(&mut commands, gpu.commands("layer forward")).submit()?;
                 constants.submitted();
@@ -291,9 +299,13 @@ impl Model {
             let streamed = stream.layer(number, Direction::Backward)?;
             let x = inputs.work.before(number)?;
             let mut commands = gpu.commands("layer backward");
+            // The stream of the next layer arrives during this one, in the place of a later stream.
+            if let Some((next, host)) = number.checked_sub(1).and_then(|n| Some((n, inputs.work.offloaded.get(n as usize)?)))
+            {
+                commands.copy(&host.range, &inputs.work.before(next)?.range);
+            }
             constants.record(&kernels.gather, &mut commands, streamed)?;
             let layer = Layer::new(&pass, streamed, constants)?;
-            layer.recompute(&mut commands, x)?;
             layer.backward(&mut commands, x)?;
             commands.submit()?;
             constants.submitted();
@@ -445,8 +457,7 @@ impl Workspace<Mat> {
     /// The residual stream before layer `number`. `number` may be the number of layers.
     fn before(&self, number: u32) -> Result<&Mat, ModelError> {
         let count = self.residual.len();
-        // Without training, two matrices alternate.
-        let at = if self.backward.is_some() { number as usize } else { number as usize % count.max(1) };
+        let at = number as usize % count.max(1);
         let (expected, found) = (u64::from(number) + 1, count as u64);
         let missing = OpError::Shape { operation: "a pass", what: "the number of residual streams", expected, found };
         self.residual.get(at).ok_or_else(|| missing.into())

@@ -23,7 +23,7 @@ use crate::model::kv_cache::attention_heads;
 use crate::model::linear::Linear;
 use crate::model::pass::{Pass, PassInputs};
 use crate::model::weights::projection;
-use crate::model::workspace::{Activations, Backward, Workspace};
+use crate::model::workspace::{Activations, Backward};
 use crate::ops::{AttentionShape, Mat, OpError};
 
 mod few;
@@ -48,6 +48,26 @@ pub(super) struct Layer<'a> {
     gate: Linear<'a>,
     up: Linear<'a>,
     down: Linear<'a>,
+}
+
+/// Tokens that pass through the feed-forward block together, and their activations.
+#[derive(Debug)]
+struct Window {
+    number: u32,
+    /// The first token.
+    first: u32,
+    middle: Mat,
+    normed: Mat,
+    gate: Mat,
+    up: Mat,
+    activated: Mat,
+}
+
+impl Window {
+    /// The rows of its tokens, of a matrix with a row for each token.
+    fn of(&self, mat: &Mat) -> Mat {
+        mat.window(self.first, self.middle.rows)
+    }
 }
 
 impl<'a> Layer<'a> {
@@ -86,28 +106,18 @@ impl<'a> Layer<'a> {
     pub fn forward(&self, commands: &mut Commands, x: &Mat, out: &Mat) -> Result<(), OpError> {
         let Pass { kernels, inputs: PassInputs { work, .. }, .. } = self.pass;
         self.attention_block(commands, x)?;
-        self.feed_forward(commands)?;
-        self.down.forward_plus(kernels, commands, work, &work.activated, &self.activations.middle, out)
+        for window in self.windows() {
+            self.feed_forward(commands, &window)?;
+            let out = window.of(out);
+            let down = self.down.in_window(window.number);
+            down.forward_plus(kernels, commands, work, &window.activated, &window.middle, &out)?;
+        }
+        Ok(())
     }
 
-    /// Records what its gradients need: the layer again without `down_proj`, or the parts that kept
-    /// activations do not contain. `x` is the input of the layer.
-    pub fn recompute(&self, commands: &mut Commands, x: &Mat) -> Result<(), OpError> {
-        if !self.kept {
-            self.attention_block(commands, x)?;
-            return self.feed_forward(commands);
-        }
-        // Queries and keys without norms are kept as they are after their rotation.
-        if self.activations.raw_queries.is_some() {
-            self.norm_heads(commands)?;
-            self.rotate_heads(commands)?;
-        }
-        self.norm_middle(commands)?;
-        self.activate(commands)
-    }
-
-    /// Records the gradients, after [`Layer::recompute`]. In the workspace, the gradient of the
-    /// output becomes the gradient of `x`, in place.
+    /// Records the gradients. `x` is the input of the layer. In the workspace, the gradient of the
+    /// output becomes the gradient of `x`, in place. Activations are computed again, unless they
+    /// are kept.
     pub fn backward(&self, commands: &mut Commands, x: &Mat) -> Result<(), OpError> {
         let Some(gradients) = &self.pass.inputs.work.backward else {
             return Err(OpError::Shape {
@@ -117,8 +127,45 @@ impl<'a> Layer<'a> {
                 found: 0,
             });
         };
-        self.feed_forward_backward(commands, gradients)?;
+        if !self.kept {
+            self.attention_block(commands, x)?;
+        } else if self.activations.raw_queries.is_some() {
+            // Queries and keys without norms are kept as they are after their rotation.
+            self.norm_heads(commands)?;
+            self.rotate_heads(commands)?;
+        }
+        for window in self.windows() {
+            match self.kept {
+                false => self.feed_forward(commands, &window)?,
+                true => {
+                    self.norm_middle(commands, &window)?;
+                    self.activate(commands, &window)?;
+                }
+            }
+            self.feed_forward_backward(commands, &window, gradients)?;
+        }
         self.attention_block_backward(commands, x, gradients)
+    }
+
+    /// The windows of tokens that pass through the feed-forward block one after the other.
+    fn windows(&self) -> impl Iterator<Item = Window> {
+        let work = &self.pass.inputs.work;
+        let Activations { middle, gate, up, .. } = self.activations;
+        let (tokens, step) = (middle.rows, work.window.max(1));
+        (0..).zip((0..tokens).step_by(step as usize)).map(move |(number, first)| {
+            let rows = step.min(tokens - first);
+            // Kept activations have all tokens, and others those of a window.
+            let of_window = |mat: &Mat| if self.kept { mat.window(first, rows) } else { mat.narrow(rows, mat.cols) };
+            Window {
+                number,
+                first,
+                middle: middle.window(first, rows),
+                normed: work.normed.window(first, rows),
+                gate: of_window(gate),
+                up: of_window(up),
+                activated: work.activated.narrow(rows, work.activated.cols),
+            }
+        })
     }
 
     /// Computes `middle` from `x`.
@@ -132,6 +179,7 @@ impl<'a> Layer<'a> {
         kernels.norm.forward(commands, x, &self.constants.input_norm, model.rms_norm_eps as f32, normed)?;
         let raw_queries = raw_queries.as_ref().unwrap_or(queries);
         let raw_keys = raw_keys.as_ref().unwrap_or(keys);
+        let normed = &kernels.matmul.pack(commands, normed)?;
         self.q.forward(kernels, commands, work, normed, false, raw_queries)?;
         self.k.forward(kernels, commands, work, normed, false, raw_keys)?;
         self.v.forward(kernels, commands, work, normed, false, values)?;
@@ -196,47 +244,53 @@ impl<'a> Layer<'a> {
     }
 
     /// Computes `activated` from `middle`.
-    fn feed_forward(&self, commands: &mut Commands) -> Result<(), OpError> {
+    fn feed_forward(&self, commands: &mut Commands, window: &Window) -> Result<(), OpError> {
         let Pass { kernels, inputs: PassInputs { work, .. }, .. } = self.pass;
-        let Activations { gate, up, .. } = self.activations;
-        if self.activate_few(commands)? {
+        let Window { number, normed, gate, up, .. } = window;
+        if self.activate_few(commands, window)? {
             return Ok(());
         }
-        self.norm_middle(commands)?;
-        self.gate.forward(kernels, commands, work, &work.normed, false, gate)?;
-        self.up.forward(kernels, commands, work, &work.normed, false, up)?;
-        self.activate(commands)
+        self.norm_middle(commands, window)?;
+        let normed = &kernels.matmul.pack(commands, normed)?;
+        self.gate.in_window(*number).forward(kernels, commands, work, normed, false, gate)?;
+        self.up.in_window(*number).forward(kernels, commands, work, normed, false, up)?;
+        self.activate(commands, window)
     }
 
     /// Computes `normed` from `middle`.
-    fn norm_middle(&self, commands: &mut Commands) -> Result<(), OpError> {
-        let Pass { kernels, model, inputs: PassInputs { work, .. }, .. } = self.pass;
+    fn norm_middle(&self, commands: &mut Commands, window: &Window) -> Result<(), OpError> {
+        let Pass { kernels, model, .. } = self.pass;
         let (gamma, epsilon) = (&self.constants.post_attention_norm, model.rms_norm_eps as f32);
-        kernels.norm.forward(commands, &self.activations.middle, gamma, epsilon, &work.normed)
+        kernels.norm.forward(commands, &window.middle, gamma, epsilon, &window.normed)
     }
 
     /// Computes `activated` from `gate` and `up`.
-    fn activate(&self, commands: &mut Commands) -> Result<(), OpError> {
-        let Pass { kernels, model, inputs: PassInputs { work, .. }, .. } = self.pass;
-        let Activations { gate, up, .. } = self.activations;
+    fn activate(&self, commands: &mut Commands, window: &Window) -> Result<(), OpError> {
+        let Pass { kernels, model, .. } = self.pass;
         match model.family.activation {
-            Activation::Silu => kernels.swiglu.forward(commands, gate, up, &work.activated),
+            Activation::Silu => kernels.swiglu.forward(commands, &window.gate, &window.up, &window.activated),
         }
     }
 
     /// The gradient of the output becomes the gradient of `middle`.
-    fn feed_forward_backward(&self, commands: &mut Commands, gradients: &Backward<Mat>) -> Result<(), OpError> {
+    fn feed_forward_backward(
+        &self,
+        commands: &mut Commands,
+        window: &Window,
+        gradients: &Backward<Mat>,
+    ) -> Result<(), OpError> {
         let Pass { kernels, model, inputs: PassInputs { work, .. }, .. } = self.pass;
-        let Workspace { normed, activated, .. } = work;
-        let Activations { middle, gate, up, .. } = self.activations;
-        self.down.backward(kernels, commands, work, [activated, &gradients.residual, activated], false)?;
+        let Window { number, middle, normed, gate, up, activated, .. } = window;
+        let (residual, d_normed) = (&window.of(&gradients.residual), &window.of(&gradients.normed));
+        let [gate_proj, up_proj, down_proj] = [&self.gate, &self.up, &self.down].map(|linear| linear.in_window(*number));
+        down_proj.backward(kernels, commands, work, [activated, residual, activated], false)?;
         match model.family.activation {
             Activation::Silu => kernels.swiglu.backward(commands, gate, up, activated)?,
         }
-        self.gate.backward(kernels, commands, work, [normed, gate, &gradients.normed], false)?;
-        self.up.backward(kernels, commands, work, [normed, up, &gradients.normed], true)?;
+        gate_proj.backward(kernels, commands, work, [normed, gate, d_normed], false)?;
+        up_proj.backward(kernels, commands, work, [normed, up, d_normed], true)?;
         let (gamma, epsilon) = (&self.constants.post_attention_norm, model.rms_norm_eps as f32);
-        kernels.norm.backward(commands, middle, gamma, epsilon, &gradients.normed, &gradients.residual, true)
+        kernels.norm.backward(commands, middle, gamma, epsilon, d_normed, residual, true)
     }
 
     /// The gradient of `middle` becomes the gradient of `x`.

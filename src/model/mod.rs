@@ -19,7 +19,7 @@ pub use crate::ops::OpError;
 pub use error::{ModelError, NonFiniteAt};
 pub use generate::sampling::{Sampler, SamplerOptions, SamplingError};
 pub use generate::{Ending, Event, GenerateError, Generated, TextGenerator};
-pub use plan::{MemoryError, MemoryPlan, MicroBatch, Remedy};
+pub use plan::{KeepActivations, MemoryError, MemoryPlan, MicroBatch, OffloadActivations, Remedy, Slower};
 pub use session::Session;
 
 // The labels of a batch are what the loss reads.

@@ -6,8 +6,7 @@ use crate::gpu::Gpu;
 use crate::lora::adapter::Adapter;
 use crate::lora::gpu::GpuAdapter;
 use crate::model::error::ModelError;
-use crate::model::plan::MicroBatch;
-use crate::model::plan::{Demand, MemoryError, MemoryPlan};
+use crate::model::plan::{Demand, KeepActivations, MemoryError, MemoryPlan, MicroBatch, OffloadActivations};
 use crate::model::session::Session;
 
 /// The passes that a model is opened for.
@@ -55,6 +54,9 @@ impl Passes {
             rank: adapter.map_or(0, |adapter| adapter.config.rank),
             dropout: false,
             training: false,
+            keep_activations: KeepActivations::None,
+            offload_activations: OffloadActivations::Off,
+            host_buffers: false,
             length: self.length,
             positions: self.positions,
             rows: self.rows,

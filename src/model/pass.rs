@@ -38,7 +38,7 @@ impl Kernels {
             attention: Attention::new(gpu, model.head_dim)?,
             swiglu: SwiGlu::new(gpu)?,
             dropout: Dropout::new(gpu)?,
-            matmul: Matmul::new(gpu)?,
+            matmul: Matmul::new(gpu, gpu.matrix_units().ok())?,
             loss: ChunkedLoss::new(gpu)?,
         })
     }
@@ -57,6 +57,11 @@ pub(crate) struct PassInputs<'a> {
 }
 
 impl PassInputs<'_> {
+    /// Whether gradients follow the forward pass.
+    pub fn is_training(&self) -> bool {
+        self.mask.is_some() && self.work.backward.is_some()
+    }
+
     /// The same inputs with this mask.
     pub fn masked(self, mask: Option<Mask>) -> Self {
         Self { mask, ..self }

@@ -1,5 +1,8 @@
 //! The GPU memory of a run, computed before any of it is allocated.
 
+mod choice;
+mod options;
+
 use std::fmt;
 
 use thiserror::Error;
@@ -11,18 +14,10 @@ use crate::gpu::{Gpu, MatrixUnits};
 use crate::model::constants::Constants;
 use crate::model::decoder::Model;
 use crate::model::error::ModelError;
-use crate::model::workspace::{Memory, Sizes, WorkspaceBytes};
+use crate::model::workspace::{Memory, Sizes, WINDOW, WorkspaceBytes, product_shapes};
 use crate::ops::matmul::Matmul;
 
-/// Rows of a forward pass.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum MicroBatch {
-    /// The maximum that fits in GPU memory.
-    #[default]
-    Auto,
-    /// This number.
-    Rows(u32),
-}
+pub use options::{KeepActivations, MicroBatch, OffloadActivations, Slower};
 
 /// Maximum rows of `--micro-batch auto`. With more rows per step, an epoch has too few steps.
 pub const MAX_AUTO_ROWS: u32 = 8;
@@ -59,6 +54,8 @@ pub enum MemoryError {
 /// A change that makes a run fit. As a text, it has the flags of `nf4pack train`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Remedy {
+    /// Fewer layers that keep their activations.
+    Keep(u32),
     /// This number of rows per pass.
     Rows(u32),
     /// Rows of this number of tokens, with the requested rows per pass.
@@ -73,6 +70,8 @@ impl Remedy {
     /// The flags of a command. `rows_flag` sets the rows per pass, `length_flag` their length.
     pub fn in_flags(self, rows_flag: &str, length_flag: &str) -> String {
         match self {
+            Self::Keep(0) => "--keep-activations none".to_owned(),
+            Self::Keep(layers) => format!("--keep-activations {layers}"),
             Self::Rows(rows) => format!("{rows_flag} {rows}"),
             Self::Length(length) => format!("{length_flag} {length}"),
             Self::LengthAndOneRow(length) => format!("{length_flag} {length} {rows_flag} 1"),
@@ -108,6 +107,12 @@ pub struct Demand<'a> {
     pub dropout: bool,
     /// Whether gradients are computed.
     pub training: bool,
+    /// Layers that keep their activations for their gradients.
+    pub keep_activations: KeepActivations,
+    /// Whether residual streams are in host memory between the forward and the backward pass.
+    pub offload_activations: OffloadActivations,
+    /// Whether the device has buffers in host memory.
+    pub host_buffers: bool,
     /// Tokens of a row.
     pub length: u32,
     /// Tokens of the longest text: of a sample in a row, or of a text that passes through the model
@@ -128,6 +133,8 @@ pub struct MemoryPlan {
     pub stream: StreamPlan,
     /// Rows of a forward pass.
     pub micro_batch: u32,
+    /// The plan with the maximum number of rows, if fewer rows are estimated to be faster.
+    pub slower: Option<Slower>,
     /// Tokens of a row.
     pub length: u32,
     /// Tokens of the longest text.
@@ -150,30 +157,12 @@ pub struct MemoryPlan {
 }
 
 impl MemoryPlan {
-    /// Plans a run with the requested rows, or with the maximum that fits: at most
-    /// `MAX_AUTO_ROWS`, and one row if the budget is unknown. All layers are resident if a number
-    /// of rows permits that. Otherwise, they are streamed through a ring.
-    ///
-    /// # Errors
-    /// [`MemoryError::Budget`] and [`MemoryError::Matrix`], with a change that makes the run fit;
-    /// [`MemoryError::Stream`].
-    pub(crate) fn new(demand: &Demand<'_>, micro_batch: MicroBatch) -> Result<Self, MemoryError> {
-        let (min, max) = match micro_batch {
-            MicroBatch::Rows(rows) => (rows, rows),
-            // With an unknown budget, it uses little.
-            MicroBatch::Auto if demand.budget.is_none() => (1, 1),
-            MicroBatch::Auto => (1, demand.rows.clamp(1, MAX_AUTO_ROWS.into()) as u32),
-        };
-        let fewest = Self::of(demand, min).map_err(|error| error.with(demand.remedy(min)))?;
-        let more: Vec<Self> = (min + 1..=max).rev().filter_map(|rows| Self::of(demand, rows).ok()).collect();
-        let resident = more.iter().chain([&fewest]).find(|plan| plan.stream.resident);
-        Ok(resident.or(more.first()).unwrap_or(&fewest).clone())
-    }
-
-    fn of(demand: &Demand<'_>, rows: u32) -> Result<Self, MemoryError> {
+    /// The plan of `rows` rows, in which the last `kept` layers keep their activations, and the
+    /// first `offloaded` residual streams are in host memory.
+    fn of(demand: &Demand<'_>, rows: u32, [kept, offloaded]: [u32; 2]) -> Result<Self, MemoryError> {
         let Demand { model, budget, length, training, .. } = *demand;
         let tokens = rows.saturating_mul(length);
-        let sizes = Sizes { tokens, rank: demand.rank, dropout: demand.dropout, training, kept: 0 };
+        let sizes = Sizes { tokens, rank: demand.rank, dropout: demand.dropout, training, kept, offloaded, window: WINDOW };
         let workspace = WorkspaceBytes::of(model, sizes);
         let limit = demand.max_binding.min(demand.max_buffer);
         if workspace.largest > limit {
@@ -182,7 +171,8 @@ impl MemoryPlan {
         let adapter = demand.adapter.saturating_mul(4);
         let optimizer = if training { adapter.saturating_mul(3) } else { 0 };
         let angles = rotary_bytes(model, demand.positions, tokens);
-        let scratch = sum([Matmul::SCRATCH_BYTES, angles, Constants::bytes(model), demand.reserved]);
+        let products = Matmul::scratch_bytes(demand.units, tokens, &product_shapes(model, tokens));
+        let scratch = sum([products, angles, Constants::bytes(model), demand.reserved]);
         let fixed = sum([workspace.total(), adapter, optimizer, scratch]);
         let left = budget.map(|budget| budget.saturating_sub(fixed));
         let stream = match StreamPlan::new(demand.index, demand.max_buffer, left, true) {
@@ -197,6 +187,7 @@ impl MemoryPlan {
         Ok(Self {
             stream,
             micro_batch: rows,
+            slower: None,
             length,
             positions,
             sizes,
@@ -217,22 +208,35 @@ impl MemoryPlan {
         let stream = StreamOptions { budget: Some(self.stream.needed_bytes), ..StreamOptions::default() };
         let model = Model::new(gpu, pack, self.positions, &stream)?;
         let memory = Memory::new(gpu, model.config(), self.sizes)?;
+        model.reserve_products(self.sizes.tokens)?;
         Ok((model, memory))
     }
 
-    /// All bytes.
+    /// Layers, the last ones, that keep their activations for their gradients.
+    pub fn kept_layers(&self) -> u32 {
+        self.sizes.kept
+    }
+
+    /// Residual streams that are in host memory between the forward and the backward pass, and
+    /// their bytes.
+    pub fn offloaded(&self) -> (u32, u64) {
+        (self.sizes.offloaded, self.workspace.host)
+    }
+
+    /// All bytes of GPU memory.
     pub fn total(&self) -> u64 {
         sum([self.stream.needed_bytes, self.workspace.total(), self.adapter, self.optimizer, self.scratch])
     }
 
     /// The bytes of each part, with a name for users.
-    pub fn parts(&self) -> [(&'static str, u64); 8] {
+    pub fn parts(&self) -> [(&'static str, u64); 9] {
         let weights = self.stream.needed_bytes - self.stream.staging_bytes - self.stream.globals_bytes;
         [
             ("weights of layers", weights),
             ("embedding and head", self.stream.globals_bytes),
             ("staging", self.stream.staging_bytes),
-            ("activations kept", self.workspace.saved_activations),
+            ("residual streams", self.workspace.saved_activations),
+            ("activations kept", self.workspace.kept_activations),
             ("activations of a layer", self.workspace.layer),
             ("logits", self.workspace.loss),
             ("adapter, gradient, moments", self.adapter.saturating_add(self.optimizer)),
@@ -274,13 +278,15 @@ impl MemoryError {
 }
 
 impl Demand<'_> {
-    /// A change that makes `rows` rows fit: fewer rows, else shorter rows, else a lower rank.
+    /// A change that makes `rows` rows fit: fewer layers that keep their activations, else fewer
+    /// rows, else shorter rows, else a lower rank.
     fn remedy(&self, rows: u32) -> Option<Remedy> {
-        self.fewer_rows(rows).or_else(|| self.shorter_rows(rows)).or_else(|| self.lower_rank(rows))
+        let fewer_kept = self.fewer_kept(rows).map(Remedy::Keep);
+        fewer_kept.or_else(|| self.fewer_rows(rows)).or_else(|| self.shorter_rows(rows)).or_else(|| self.lower_rank(rows))
     }
 
     fn fits(&self, rows: u32) -> bool {
-        MemoryPlan::of(self, rows).is_ok()
+        MemoryPlan::of_rows(self, rows).is_ok()
     }
 
     /// The maximum rows that fit, fewer than `rows` and at most the rows of the data.

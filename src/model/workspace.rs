@@ -46,11 +46,17 @@
 //!   input norm           residual[i], d.normed      -> d.residual, added: that of residual[i]
 //! ```
 //!
+//! A long pass goes through the feed-forward block, forward and backward, in windows of tokens:
+//! `gate`, `up` and `activated` have the rows of a window. Layers that keep their activations have
+//! matrices of their own for all but `activated`, and skip the steps that compute them. Streams in
+//! `offloaded` arrive in the place of a later stream, one layer ahead.
+//!
 //! Every projection with an adapter uses `low_rank`, `dropped` and (backward) `d.low_rank` as
 //! scratch, and writes them before it reads them.
 
 use crate::arch::config::ModelConfig;
 use crate::gpu::{BufferRange, Gpu, GpuError};
+use crate::lora::config::TARGETS;
 use crate::ops::{Mat, OpError, mat_bytes};
 
 /// Maximum bytes of a chunk of logits: a small share of a large model's activations, and enough
@@ -58,6 +64,11 @@ use crate::ops::{Mat, OpError, mat_bytes};
 const LOGITS_BYTES: u64 = 128 << 20;
 /// The columns of a chunk are a multiple of this, unless a chunk is smaller.
 const CHUNK_ALIGN: u32 = 256;
+
+/// Tokens that pass through the feed-forward block together. Its activations are by far the widest.
+/// So a longer pass needs less memory for them, and the products of a window of this size are
+/// nearly as fast as larger ones. A multiple of 64 tokens starts at an offset that can be bound.
+pub(crate) const WINDOW: u32 = 8192;
 
 /// The sizes of a workspace.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -72,6 +83,12 @@ pub struct Sizes {
     pub training: bool,
     /// Layers, the last ones, that keep their activations for their gradients.
     pub kept: u32,
+    /// Residual streams, the first ones, that are in host memory between the forward and the
+    /// backward pass. At least three are not.
+    pub offloaded: u32,
+    /// Tokens that pass through the feed-forward block together: [`WINDOW`], or fewer in tests. The
+    /// order of sums depends on it.
+    pub window: u32,
 }
 
 /// The use of memory.
@@ -81,6 +98,8 @@ pub(crate) enum Use {
     SavedActivations,
     /// The other activations of layers that are not computed again.
     KeptActivations,
+    /// Residual streams in host memory.
+    Host,
     /// Activations and gradients of the current layer.
     Layer,
     /// Logits and losses.
@@ -90,12 +109,15 @@ pub(crate) enum Use {
 /// Matrices of `tokens` rows each, except the constants.
 #[derive(Debug)]
 pub(crate) struct Workspace<M> {
-    /// The residual stream before each layer and after the last layer. Without training, two
-    /// matrices that alternate.
+    /// The residual stream before each layer and after the last layer. If there are fewer matrices
+    /// than streams, they are used in turn: two without training, and others if streams are
+    /// offloaded.
     pub residual: Vec<M>,
+    /// The first streams in host memory, between the forward and the backward pass.
+    pub offloaded: Vec<M>,
     /// The output of a norm: hidden.
     pub normed: M,
-    /// silu(gate) * up, later its gradient: intermediate.
+    /// silu(gate) * up, later its gradient: intermediate, with the tokens of a window.
     pub activated: M,
     /// x A^T, or its gradient: rank.
     pub low_rank: M,
@@ -107,6 +129,8 @@ pub(crate) struct Workspace<M> {
     /// The activations of the last layers, which keep them.
     kept: Vec<Activations<M>>,
     pub backward: Option<Backward<M>>,
+    /// Tokens that pass through the feed-forward block together.
+    pub window: u32,
     /// Logits of a chunk of the vocabulary.
     pub logits: M,
     /// 4.
@@ -134,9 +158,9 @@ pub(crate) struct Activations<M> {
     pub lse: M,
     /// The residual stream between attention and feed-forward: hidden.
     pub middle: M,
-    /// Intermediate.
+    /// Intermediate, with the tokens of a window if they are not kept.
     pub gate: M,
-    /// Intermediate.
+    /// As `gate`.
     pub up: M,
 }
 
@@ -166,20 +190,34 @@ impl<M: Clone> Workspace<M> {
     ) -> Result<Self, E> {
         let &ModelConfig { hidden, intermediate, heads, layers, .. } = model;
         let (queries, keys, tokens) = (model.queries(), model.keys(), sizes.tokens);
-        let streams = if sizes.training { layers.saturating_add(1) } else { 2 };
+        let all = layers.saturating_add(1);
+        let [streams, offloaded] =
+            if sizes.training { [all.saturating_sub(sizes.offloaded), sizes.offloaded] } else { [2, 0] };
+        let mut host = |_| new(Use::Host, "offloaded residual stream", tokens, hidden);
+        let offloaded = (0..offloaded).map(&mut host).collect::<Result<_, E>>()?;
         let residual =
             (0..streams).map(|_| new(Use::SavedActivations, "residual stream", tokens, hidden)).collect::<Result<_, E>>()?;
-        let shared = Activations::build(model, None, |name, cols| new(Use::Layer, name, tokens, cols))?;
-        let mut keep =
-            |_| Activations::build(model, Some(&shared), |name, cols| new(Use::KeptActivations, name, tokens, cols));
+        let window = tokens.min(sizes.window);
+        let shared =
+            Activations::build(model, [tokens, window], None, |name, rows, cols| new(Use::Layer, name, rows, cols))?;
+        let mut keep = |_| {
+            let new = |name, rows, cols| new(Use::KeptActivations, name, rows, cols);
+            Activations::build(model, [tokens, tokens], Some(&shared), new)
+        };
         let kept = (0..sizes.kept).map(&mut keep).collect::<Result<_, E>>()?;
+        let activated = new(Use::Layer, "activated", window, intermediate)?;
         let mut layer = |name, cols: u32| new(Use::Layer, name, tokens, cols);
-        let widest = if sizes.dropout { intermediate.max(queries).max(hidden) } else { 1 };
+        // It has as many elements as the largest input of a projection.
+        let of_window = mat_bytes(window, intermediate).div_ceil(mat_bytes(tokens.max(1), 1));
+        let widest = u32::try_from(of_window).unwrap_or(u32::MAX).max(queries).max(hidden);
+        let widest = if sizes.dropout { widest } else { 1 };
         let rank = sizes.rank.max(1);
         Ok(Self {
             residual,
+            offloaded,
             normed: layer("normed", hidden)?,
-            activated: layer("activated", intermediate)?,
+            activated,
+            window: sizes.window,
             low_rank: layer("low rank", rank)?,
             dropped: layer("dropped", widest)?,
             shared,
@@ -205,13 +243,16 @@ impl<M: Clone> Workspace<M> {
 }
 
 impl<M: Clone> Activations<M> {
-    /// Calls `new` for each matrix, with its name and columns. Kept activations take from `shared`
-    /// what is cheap to compute again: queries and keys after the norms of the heads.
+    /// Calls `of` for each matrix, with its name, rows and columns: `tokens` rows, or the rows of a
+    /// window. Kept activations take from `shared` what is cheap to compute again: queries and keys
+    /// after the norms of the heads.
     fn build<E>(
         model: &ModelConfig,
+        [tokens, window]: [u32; 2],
         shared: Option<&Self>,
-        mut new: impl FnMut(&'static str, u32) -> Result<M, E>,
+        mut of: impl FnMut(&'static str, u32, u32) -> Result<M, E>,
     ) -> Result<Self, E> {
+        let mut new = |name, cols| of(name, tokens, cols);
         let &ModelConfig { hidden, intermediate, heads, q_k_norm, .. } = model;
         let (queries, keys) = (model.queries(), model.keys());
         let [raw_queries, raw_keys] = match q_k_norm {
@@ -222,18 +263,10 @@ impl<M: Clone> Activations<M> {
             Some(shared) => [shared.queries.clone(), shared.keys.clone()],
             None => [new("queries", queries)?, new("keys", keys)?],
         };
-        Ok(Self {
-            raw_queries,
-            raw_keys,
-            queries,
-            keys: keys_of_heads,
-            values: new("values", keys)?,
-            attended: new("attended", model.queries())?,
-            lse: new("softmax denominators", heads)?,
-            middle: new("middle of the residual stream", hidden)?,
-            gate: new("gate", intermediate)?,
-            up: new("up", intermediate)?,
-        })
+        let (values, attended) = (new("values", keys)?, new("attended", model.queries())?);
+        let (lse, middle) = (new("softmax denominators", heads)?, new("middle of the residual stream", hidden)?);
+        let [gate, up] = [of("gate", window, intermediate)?, of("up", window, intermediate)?];
+        Ok(Self { raw_queries, raw_keys, queries, keys: keys_of_heads, values, attended, lse, middle, gate, up })
     }
 }
 
@@ -258,6 +291,8 @@ pub struct WorkspaceBytes {
     pub saved_activations: u64,
     /// The activations of the layers that keep them.
     pub kept_activations: u64,
+    /// Residual streams in host memory. They are not part of [`WorkspaceBytes::total`].
+    pub host: u64,
     /// Activations of one layer, and their gradients.
     pub layer: u64,
     /// Logits and losses.
@@ -276,6 +311,7 @@ impl WorkspaceBytes {
             match purpose {
                 Use::SavedActivations => bytes.saved_activations = bytes.saved_activations.saturating_add(size),
                 Use::KeptActivations => bytes.kept_activations = bytes.kept_activations.saturating_add(size),
+                Use::Host => bytes.host = bytes.host.saturating_add(size),
                 Use::Layer => bytes.layer = bytes.layer.saturating_add(size),
                 Use::Loss => bytes.loss = bytes.loss.saturating_add(size),
             }
@@ -285,7 +321,7 @@ impl WorkspaceBytes {
         bytes
     }
 
-    /// All bytes.
+    /// All bytes of GPU memory.
     pub fn total(&self) -> u64 {
         let kept = self.saved_activations.saturating_add(self.kept_activations);
         kept.saturating_add(self.layer).saturating_add(self.loss)
@@ -304,6 +340,14 @@ fn chunk(model: &ModelConfig, tokens: u32) -> u32 {
     if aligned == 0 || max == model.vocab { max.max(1) } else { aligned }
 }
 
+/// The shapes [outputs, inputs] of the frozen weights that multiply the matrices of a pass: the
+/// projections, and the chunks of the head.
+pub(crate) fn product_shapes(model: &ModelConfig, tokens: u32) -> Vec<(u32, u32)> {
+    let projections = TARGETS.iter().filter_map(|&role| model.projection(role));
+    let head = (chunk(model, tokens), model.hidden);
+    projections.map(|(inputs, outputs)| (outputs, inputs)).chain([head]).collect()
+}
+
 /// Reserved memory of a workspace.
 #[derive(Debug)]
 pub struct Memory {
@@ -316,12 +360,16 @@ impl Memory {
     /// Reserves the memory for passes of at most `sizes.tokens` tokens.
     ///
     /// # Errors
-    /// [`GpuError::TooLarge`], [`GpuError::OutOfMemory`].
+    /// [`GpuError::TooLarge`], [`GpuError::OutOfMemory`]; [`GpuError::NoFeature`] if streams are
+    /// offloaded on a device without buffers in host memory.
     pub fn new(gpu: &Gpu, model: &ModelConfig, sizes: Sizes) -> Result<Self, GpuError> {
         let chunk = chunk(model, sizes.tokens);
         let mut buffers = Vec::new();
-        let reserve = |_, name: &'static str, rows: u32, cols: u32| {
-            buffers.push(Mat::new(gpu, name, rows, cols)?.range);
+        let reserve = |purpose, name: &'static str, rows: u32, cols: u32| {
+            buffers.push(match purpose {
+                Use::Host => BufferRange::whole(gpu.host_buffer(name, mat_bytes(rows, cols))?),
+                _ => Mat::new(gpu, name, rows, cols)?.range,
+            });
             Ok(())
         };
         Workspace::build(model, sizes, chunk, reserve)?;
@@ -374,7 +422,15 @@ mod tests {
         }
         let model = ModelConfig::parse(config.to_string().as_bytes(), None).unwrap();
         for training in [false, true] {
-            let sizes = Sizes { tokens: u32::MAX, rank: u32::MAX, dropout: true, training, kept: u32::from(training) };
+            let sizes = Sizes {
+                tokens: u32::MAX,
+                rank: u32::MAX,
+                dropout: true,
+                training,
+                kept: u32::from(training),
+                offloaded: 0,
+                window: WINDOW,
+            };
             let bytes = WorkspaceBytes::of(&model, sizes);
             assert_eq!((bytes.largest, bytes.total()), (u64::MAX, u64::MAX));
         }

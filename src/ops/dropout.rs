@@ -19,12 +19,15 @@ pub struct DropoutKey {
     pub step: u64,
     /// Number of the adapted projection in the model.
     pub module: u32,
+    /// Number of the window of tokens in the pass.
+    pub window: u32,
 }
 
 impl DropoutKey {
     /// Hashes the key to 64 bits. Each bit of the key affects every bit.
     fn words(self) -> [u32; 2] {
-        let mixed = [self.seed, self.step, self.module.into()].into_iter().fold(0, |state, part| split_mix(state ^ part));
+        let place = u64::from(self.window) << 32 | u64::from(self.module);
+        let mixed = [self.seed, self.step, place].into_iter().fold(0, |state, part| split_mix(state ^ part));
         [mixed as u32, (mixed >> 32) as u32]
     }
 }
@@ -135,7 +138,7 @@ mod tests {
         x.iter().zip(0..).map(|(&x, i)| if keeps(key, threshold, i) { x * scale } else { 0.0 }).collect()
     }
 
-    const KEY: DropoutKey = DropoutKey { seed: 42, step: 7, module: 3 };
+    const KEY: DropoutKey = DropoutKey { seed: 42, step: 7, module: 3, window: 0 };
 
     fn check(gpu: &Gpu, rows: u32, cols: u32, p: f32) {
         let dropout = Dropout::new(gpu).unwrap();
@@ -166,9 +169,9 @@ mod tests {
     #[test]
     fn keys_are_fixed() {
         // A changed value breaks every `--resume` and every published run.
-        assert_eq!(DropoutKey { seed: 0, step: 0, module: 0 }.words(), [0x38fc_be91, 0x2382_75bc]);
+        assert_eq!(DropoutKey { seed: 0, step: 0, module: 0, window: 0 }.words(), [0x38fc_be91, 0x2382_75bc]);
         assert_eq!(KEY.words(), [0xd465_5539, 0xf55e_4254]);
-        assert_eq!(DropoutKey { seed: u64::MAX, step: 1 << 40, module: 251 }.words(), [0x022b_4165, 0x5c5b_c05a]);
+        assert_eq!(DropoutKey { seed: u64::MAX, step: 1 << 40, module: 251, window: 0 }.words(), [0x022b_4165, 0x5c5b_c05a]);
     }
 
     #[test]
@@ -200,6 +203,8 @@ mod tests {
             DropoutKey { seed: 43, ..KEY },
             DropoutKey { step: 8, ..KEY },
             DropoutKey { module: 4, ..KEY },
+            DropoutKey { window: 1, ..KEY },
+            DropoutKey { window: 3, module: 0, ..KEY },
             DropoutKey { seed: KEY.seed + (1 << 40), ..KEY },
             DropoutKey { seed: KEY.step, step: KEY.seed, ..KEY },
         ];

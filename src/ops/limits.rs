@@ -49,7 +49,7 @@ fn heads(of: &Inputs) -> AttentionShape {
 const OPERATIONS: [(&str, Record); 15] = [
     ("scale", |gpu, c, of| Scale::new(gpu)?.record(c, 2.0, &of.x)),
     ("dropout", |gpu, c, of| {
-        Dropout::new(gpu)?.record(c, 0.5, DropoutKey { seed: 1, step: 1, module: 1 }, &of.x, &of.y, false)
+        Dropout::new(gpu)?.record(c, 0.5, DropoutKey { seed: 1, step: 1, module: 1, window: 0 }, &of.x, &of.y, false)
     }),
     ("swiglu", |gpu, c, of| SwiGlu::new(gpu)?.forward(c, &of.x, &of.y, &of.z)),
     ("swiglu, backward", |gpu, c, of| SwiGlu::new(gpu)?.backward(c, &of.x, &of.y, &of.z)),
@@ -67,8 +67,8 @@ const OPERATIONS: [(&str, Record); 15] = [
     ("loss", |gpu, c, of| ChunkedLoss::new(gpu)?.accumulate(c, &of.x, 0, &of.words, &of.narrow)),
     ("gradient of the loss", |gpu, c, of| ChunkedLoss::new(gpu)?.gradient(c, &of.x, 0, &of.words, &of.narrow, 1)),
     ("embedding", |gpu, c, of| Gather::new(gpu)?.embed(c, &weight(of), &of.words, &of.x)),
-    ("product with a weight", |gpu, c, of| Matmul::new(gpu)?.forward(c, &of.x, &weight(of), None, false, &of.y)),
-    ("product", |gpu, c, of| Matmul::new(gpu)?.nt(c, &of.x, &of.square, 1.0, false, &of.y)),
+    ("product with a weight", |gpu, c, of| Matmul::new(gpu, None)?.forward(c, &of.x, &weight(of), None, false, &of.y)),
+    ("product", |gpu, c, of| Matmul::new(gpu, None)?.nt(c, &of.x, &of.square, 1.0, false, &of.y)),
 ];
 
 fn weight(of: &Inputs) -> Weight<'_> {

@@ -110,8 +110,14 @@ impl Mat {
     }
 
     /// A matrix of this shape, over the first `rows * cols` elements of the same memory.
-    pub(super) fn narrow(&self, rows: u32, cols: u32) -> Self {
+    pub(crate) fn narrow(&self, rows: u32, cols: u32) -> Self {
         Self { range: self.range.slice(0, mat_bytes(rows, cols)), rows, cols }
+    }
+
+    /// Some rows.
+    pub(crate) fn window(&self, first: u32, rows: u32) -> Self {
+        let range = self.range.slice(mat_bytes(first, self.cols), mat_bytes(rows, self.cols));
+        Self { range, rows, cols: self.cols }
     }
 
     /// Number of elements.

@@ -3,7 +3,7 @@
 #![allow(clippy::unwrap_used, reason = "tests fail by panicking")]
 
 use super::matmul::{Elements, Join, Matmul, Weight, Wide};
-use super::testing::{gpu, mat, poisoned, random, random_mat};
+use super::testing::{gpu, mat, poisoned, random, random_mat, units};
 use super::*;
 use crate::dequant::copy_baseline::CopyKernel;
 use crate::dequant::operand::Codec;
@@ -75,7 +75,7 @@ fn copies() {
 #[test]
 fn products() {
     let Some(gpu) = gpu() else { return };
-    let matmul = Matmul::new(&gpu).unwrap();
+    let matmul = Matmul::new(&gpu, None).unwrap();
     let (outputs, inputs) = (37, 523);
     let (dense, _) = random_mat(&gpu, 9, outputs, inputs);
     for (i, scale_type) in SCALES.into_iter().enumerate() {
@@ -109,6 +109,31 @@ fn products() {
                 assert_written(&gpu, &kernels, &results, &ranges([&added]), record);
             }
         }
+    }
+}
+
+/// Ragged edges; chunks of the sums.
+#[test]
+fn products_on_matrix_units() {
+    let Some(gpu) = gpu() else { return };
+    let matmul = Matmul::new(&gpu, Some(units(&gpu))).unwrap();
+    for ((outputs, inputs), (scale_type, float_type)) in
+        [(37, 71), (30, 1100)].into_iter().zip(SCALES.into_iter().zip(TYPES))
+    {
+        let nf4 = quantized(&gpu, scale_type, outputs * inputs);
+        let parts = raw(&gpu, float_type, outputs * inputs);
+        let weights = [Elements::Quantized(&nf4), Elements::Raw { float_type, parts: &parts }]
+            .map(|e| Weight::new(e, outputs, inputs));
+        let ((x, _), y) = (random_mat(&gpu, 1, 69, inputs), [0, 1].map(|_| poisoned(&gpu, 69, outputs)));
+        let record = |commands: &mut Commands| {
+            for (weight, y) in weights.iter().zip(&y) {
+                matmul.forward(commands, &x, weight, None, false, y).unwrap();
+            }
+        };
+        let products =
+            ["pack:main", "panels_quantized:decode", "panels_quantized:extent", "panels_raw:decode", "panels_raw:extent"];
+        let first = if inputs > 1000 { vec!["matmul_panels:main", "matmul_sum:main"] } else { vec!["matmul_panels:main"] };
+        assert_written(&gpu, &[first, products.to_vec()].concat(), &ranges([&y[0], &y[1]]), &[], record);
     }
 }
 
@@ -252,7 +277,7 @@ fn elements() {
     let [h, y] = [0, 1].map(|_| poisoned(&gpu, 11, 73));
     let kernels = ["dropout:main", "scale:main", "swiglu:backward", "swiglu:forward"];
     assert_written(&gpu, &kernels, &ranges([&h, &y]), &ranges([&gate, &up, &added, &scaled]), |commands| {
-        let key = DropoutKey { seed: 1, step: 2, module: 3 };
+        let key = DropoutKey { seed: 1, step: 2, module: 3, window: 0 };
         swiglu.forward(commands, &gate, &up, &h).unwrap();
         swiglu.backward(commands, &gate, &up, &dh).unwrap();
         dropout.record(commands, 0.3, key, &dh, &y, false).unwrap();
@@ -344,7 +369,7 @@ fn choices() {
 #[test]
 fn products_of_few_rows() {
     let Some(gpu) = gpu() else { return };
-    let matmul = Matmul::new(&gpu).unwrap();
+    let matmul = Matmul::new(&gpu, None).unwrap();
     let (outputs, inputs) = (42, 7 * 32);
     for (i, scale_type) in SCALES.into_iter().enumerate() {
         let nf4 = quantized(&gpu, scale_type, outputs * inputs);

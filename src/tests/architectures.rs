@@ -85,10 +85,18 @@ fn check_folder(gpu: Gpu, folder: &Path) {
     let adapter = model.adapter("adapter");
     let mut trainer = model.trainer_of(&adapter, session.model, session.memory);
     assert_packed_as_alone(&mut trainer, &row);
-    let step = trainer.step(&[super::batch([[&row["tokens"], &row["labels"]]])], 1e-3).unwrap();
+    let batch = [super::batch([[&row["tokens"], &row["labels"]]])];
+    let step = trainer.step(&batch, 1e-3).unwrap();
     let loss = row["loss"].as_f64().unwrap();
     assert!((f64::from(step.loss) - loss).abs() <= 1e-4, "loss {}, expected {loss}", step.loss);
-    assert_gradients(&adapter.layout, &trainer.gradient().unwrap(), &expected);
+    let gradient = trainer.gradient().unwrap();
+    assert_gradients(&adapter.layout, &gradient, &expected);
+
+    let kept = model.memory_keeping(1, [model.config.layers, 0]);
+    let mut trainer = model.trainer_of(&adapter, trainer.into_session().model, kept);
+    assert_eq!(trainer.step(&batch, 1e-3).unwrap(), step, "with kept activations");
+    let same = trainer.gradient().unwrap().iter().zip(&gradient).all(|(a, b)| a.to_bits() == b.to_bits());
+    assert!(same, "kept activations change the gradient");
 }
 
 /// A stored output projection gives logits and gradients, regardless of config.json.

@@ -23,7 +23,7 @@ use crate::lora::config::AdapterLayout;
 use crate::lora::gpu::GpuAdapter;
 use crate::model::Session;
 use crate::model::decoder::Model;
-use crate::model::workspace::{Memory, Sizes};
+use crate::model::workspace::{Memory, Sizes, WINDOW};
 use crate::train::trainer::{Hyperparameters, Trainer};
 use safetensors::SafeTensors;
 use serde_json::Value;
@@ -129,7 +129,26 @@ impl Fixture {
     }
 
     pub fn memory(&self, rows: usize) -> Memory {
-        let sizes = Sizes { tokens: rows as u32 * self.length, rank: self.rank, dropout: true, training: true, kept: 0 };
+        self.memory_keeping(rows, [0, 0])
+    }
+
+    /// The last `kept` layers keep their activations, and the first `offloaded` residual streams
+    /// are in host memory.
+    pub fn memory_keeping(&self, rows: usize, kept: [u32; 2]) -> Memory {
+        self.memory_of_windows(rows, kept, WINDOW)
+    }
+
+    /// As [`Fixture::memory_keeping`], with windows of this many tokens.
+    pub fn memory_of_windows(&self, rows: usize, [kept, offloaded]: [u32; 2], window: u32) -> Memory {
+        let sizes = Sizes {
+            tokens: rows as u32 * self.length,
+            rank: self.rank,
+            dropout: true,
+            training: true,
+            kept,
+            offloaded,
+            window,
+        };
         Memory::new(&self.gpu, &self.config, sizes).unwrap()
     }
 

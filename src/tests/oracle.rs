@@ -13,6 +13,7 @@ use crate::dequant::stream::PackSource;
 use crate::format::Role;
 use crate::lora::Adapter;
 use crate::lora::config::{LoraConfig, TARGETS};
+use crate::model::workspace::Memory;
 use crate::model::{GenerateError, MemoryPlan, ModelError, NonFiniteAt, Sampler, SamplerOptions, Session, TextGenerator};
 use crate::ops::testing::gpu;
 use crate::train::step::StepResult;
@@ -126,8 +127,14 @@ fn the_gradients_of_the_first_step_are_those_of_peft() {
 
 /// The first steps of the oracle.
 fn train(fixture: &Fixture, ring: bool, steps: usize) -> (Vec<StepResult>, Vec<f32>) {
+    train_keeping(fixture, ring, steps, [0, 0])
+}
+
+/// As [`train`]; some layers keep their activations, and some residual streams are offloaded.
+fn train_keeping(fixture: &Fixture, ring: bool, steps: usize, kept: [u32; 2]) -> (Vec<StepResult>, Vec<f32>) {
     let oracle = oracle();
-    let mut trainer = fixture.trainer(&fixture.adapter("adapter_init"), ring, 2);
+    let memory = fixture.memory_keeping(2, kept);
+    let mut trainer = fixture.trainer_of(&fixture.adapter("adapter_init"), fixture.model(ring), memory);
     let steps = (0..steps).map(|step| trainer.step(&[batch(&oracle, step % 4, &[0, 1])], 1e-3).unwrap()).collect();
     let [parameters, ..] = trainer.read().unwrap();
     (steps, parameters)
@@ -160,6 +167,44 @@ fn a_ring_of_two_layers_changes_no_bit() {
     let (through_ring, of_ring) = train(&fixture, true, 2);
     assert_eq!(through_ring, resident);
     assert!(of_ring.iter().zip(&parameters).all(|(a, b)| a.to_bits() == b.to_bits()));
+}
+
+#[test]
+fn kept_activations_change_no_bit() {
+    let Some(fixture) = tiny_qwen3() else { return };
+    let layers = fixture.config.layers;
+    assert!(layers > 2);
+    let (computed_again, parameters) = train(&fixture, false, 3);
+    let most = layers - 2;
+    for (ring, kept) in [(false, [1, 0]), (false, [layers, 0]), (true, [1, 0]), (false, [0, most]), (true, [1, most])] {
+        if kept[1] > 0 && !fixture.gpu.has_host_buffers() {
+            continue;
+        }
+        let (steps, found) = train_keeping(&fixture, ring, 3, kept);
+        assert_eq!(steps, computed_again, "{kept:?} of {layers} layers kept and offloaded");
+        assert!(found.iter().zip(&parameters).all(|(a, b)| a.to_bits() == b.to_bits()), "{kept:?} of {layers} layers");
+    }
+}
+
+/// Windows of the feed-forward block change the order of sums, and no results beyond that. Kept
+/// activations change no bit of them, either.
+#[test]
+fn windows_of_tokens_give_the_same_gradients() {
+    let Some(fixture) = tiny_qwen3() else { return };
+    let (oracle, adapter) = (oracle(), fixture.adapter("adapter_init"));
+    let step = |memory: Memory| {
+        let mut trainer = fixture.trainer_of(&adapter, fixture.model(false), memory);
+        let result = trainer.step(&[batch(&oracle, 0, &[0, 1])], 1e-3).unwrap();
+        (result, trainer.gradient().unwrap())
+    };
+    let (whole, expected) = step(fixture.memory(2));
+    // Of 96 tokens.
+    let (windows, found) = step(fixture.memory_of_windows(2, [0, 0], 64));
+    assert!((whole.loss - windows.loss).abs() <= 1e-5, "{} and {}", whole.loss, windows.loss);
+    assert!(relative(&found, &expected) <= 1e-5, "{}", relative(&found, &expected));
+    let (kept, again) = step(fixture.memory_of_windows(2, [2, 0], 64));
+    assert_eq!(kept, windows);
+    assert!(again.iter().zip(&found).all(|(a, b)| a.to_bits() == b.to_bits()));
 }
 
 #[test]

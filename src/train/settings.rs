@@ -7,7 +7,7 @@ use thiserror::Error;
 use crate::data::TrainOn;
 use crate::format::Role;
 use crate::lora::config::{LoraConfig, LoraError, TARGETS};
-use crate::model::plan::MicroBatch;
+use crate::model::plan::{KeepActivations, MicroBatch, OffloadActivations};
 use crate::train::schedule::{Shape, Warmup};
 
 /// Why settings are invalid. Flags are named as on the command line.
@@ -59,6 +59,11 @@ pub struct Settings {
     pub steps: Option<u64>,
     /// Rows of a forward pass.
     pub micro_batch: MicroBatch,
+    /// Layers that are not computed again in the backward pass. It does not change the results.
+    pub keep_activations: KeepActivations,
+    /// Whether residual streams are in host memory between the forward and the backward pass. It
+    /// does not change the results.
+    pub offload_activations: OffloadActivations,
     /// Forward passes of an optimiser step.
     pub accumulate: u32,
     /// Tokens of a row; longer samples are cut.
@@ -101,6 +106,8 @@ impl Default for Settings {
             epochs: 1,
             steps: None,
             micro_batch: MicroBatch::Auto,
+            keep_activations: KeepActivations::Auto,
+            offload_activations: OffloadActivations::Auto,
             accumulate: 1,
             max_length: 2048,
             clip: Some(1.0),

@@ -131,7 +131,10 @@ fn help_and_version_name_every_command_and_option() {
         (&["bench", "dequant"], "--shape --block-size --gpu --runs --json 9728x2560"),
         (&["bench", "upload"], "--bytes --threads --gpu --runs --json"),
         (&["bench", "stream"], "--shape --budget --no-mmap --verify-on-load --threads --dir --gpu --runs --json"),
-        (&["bench", "train"], "--shape --batch --seq --rank --dir --gpu --runs --json NF4PACK_PROFILE"),
+        (
+            &["bench", "train"],
+            "--shape --batch --seq --keep-activations --offload-activations --vram-budget --rank --dir --gpu --runs --json NF4PACK_PROFILE",
+        ),
     ];
     for (command, options) in options {
         let help = nf4pack().args(command).arg("--help").assert().success().stdout(contains("Examples:"));

@@ -19,7 +19,7 @@ const FOLDER: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/golden
 /// An adapter of the bundled model.
 const ADAPTER: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/oracle/adapter_final");
 /// Every command. `bench` is a group: it prints only its help.
-const COMMANDS: [&str; 17] = [
+const COMMANDS: [&str; 18] = [
     "convert",
     "inspect",
     "verify",
@@ -32,6 +32,7 @@ const COMMANDS: [&str; 17] = [
     "bench",
     "bench convert",
     "bench dequant",
+    "bench matmul",
     "bench upload",
     "bench stream",
     "bench train",
@@ -182,6 +183,7 @@ fn outputs_with_a_gpu_are_golden() {
     assert_golden("generate", &run(&format!("generate {PACK} --prompt Once --max-tokens 3")));
     assert_golden("doctor", &run("doctor"));
     assert_golden("bench-dequant", &run("bench dequant --shape tiny --runs 1 --block-size 32"));
+    assert_golden("bench-matmul", &run("bench matmul --shape 64x96 --tokens 3 --runs 1"));
     assert_golden("bench-upload", &run("bench upload --bytes 1MB --runs 1 --threads 2"));
     assert_golden("bench-stream", &run("bench stream --shape tiny --runs 1 --dir ."));
     assert_golden("bench-train", &run("bench train --shape tiny --seq 16 --rank 4 --runs 1 --dir ."));
@@ -194,6 +196,7 @@ fn outputs_with_a_gpu_are_golden() {
     };
     check("doctor", "doctor none.nf4pack");
     check("bench-dequant", "bench dequant --gpu no-such-gpu");
+    check("bench-matmul", "bench matmul --gpu no-such-gpu");
     check("bench-upload", "bench upload --bytes 1000TB");
     check("bench-stream", "bench stream --shape tiny --dir . --budget 4kB");
     check("bench-train", "bench train --shape tiny --dir nowhere");

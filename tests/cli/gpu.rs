@@ -193,6 +193,21 @@ fn bench_upload_has_a_baseline() {
 }
 
 #[test]
+fn bench_matmul_measures_both_products_in_each_precision() {
+    let Some(_) = common::gpu() else { return };
+    let folder = place();
+    let report = json(folder.path(), "bench matmul --shape 128x64 --tokens 70 --runs 2", 0);
+    let products = report["products"].as_array().unwrap();
+    let precisions = if report["without_mixed"].is_null() { 2 } else { 1 };
+    assert_eq!(products.len(), 2 * precisions, "{report}");
+    for product in products {
+        assert_eq!((&product["outputs"], &product["inputs"], &product["tokens"]), (&128.into(), &64.into(), &70.into()));
+        assert_eq!(product["seconds"].as_array().unwrap().len(), 2);
+        assert!(positive(&product["operations_per_second"]), "{product}");
+    }
+}
+
+#[test]
 fn bench_stream_measures_every_way_and_cleans_up() {
     let Some(_) = common::gpu() else { return };
     let folder = place();
@@ -272,7 +287,11 @@ fn bench_train_takes_the_memory_it_plans_and_cleans_up() {
     // gradient and two moments.
     let sides = (192 + 256) + 2 * (192 + 128) + (256 + 192) + 3 * (192 + 512);
     assert_eq!(part("adapter, gradient, moments"), 4 * 4 * 4 * 4 * sides);
-    assert_eq!(part("activations kept"), 4 * 5 * 48 * 192);
+    assert_eq!(part("residual streams"), 4 * 5 * 48 * 192);
+    // Queries, keys, values, the output of attention with its denominators, the middle of the
+    // residual stream, gate and up.
+    let of_token = 256 + 2 * 128 + 256 + 4 + 192 + 2 * 512;
+    assert_eq!((report["kept_layers"].as_u64(), part("activations kept")), (Some(4), 4 * 4 * 48 * of_token));
     if let Some(used) = report["used_bytes"].as_u64() {
         // Staging buffers are made as they are needed; what small buffers take is not planned.
         assert!((bytes - part("staging")..bytes + (1 << 20)).contains(&used), "{used} of {bytes}");
@@ -349,6 +368,7 @@ fn a_gpu_that_does_not_exist_is_an_error_that_lists_the_others() {
     for arguments in [
         "doctor",
         "bench dequant",
+        "bench matmul",
         "bench upload",
         "bench stream --shape tiny",
         "bench train --shape tiny",
@@ -370,6 +390,7 @@ fn without_a_driver_every_command_says_what_to_install() {
     let folder = place();
     let benches = [
         "bench dequant",
+        "bench matmul",
         "bench upload",
         "bench stream --shape tiny",
         "bench train --shape tiny",

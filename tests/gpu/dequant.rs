@@ -422,6 +422,7 @@ fn the_copy_baseline_copies() {
             let bytes: Vec<u8> = (0..size).map(|_| random.bits(8) as u8).collect();
             let from = BufferRange::whole(gpu.storage_with("from", &bytes).unwrap());
             let to = BufferRange::whole(gpu.storage_with("to", &vec![POISON; size + 32]).unwrap());
+            let to = to.slice(0, size as u64 + 32);
             let [from, target] = [&from, &to].map(|range| range.slice(0, size as u64));
             let copy = CopyKernel::new(&gpu).unwrap();
             let mut commands = gpu.commands("copy");

@@ -281,6 +281,27 @@ fn memory_of_a_bound_buffer_is_free_after_its_last_use() {
     assert!(gpu.bytes_in_use().unwrap() < before + (32 << 20));
 }
 
+/// The device copies to a buffer in host memory and back, in the order of its queue.
+#[test]
+fn buffers_in_host_memory_keep_what_is_copied_to_them() {
+    let Some(gpu) = common::gpu() else { return };
+    if !gpu.has_host_buffers() {
+        assert!(matches!(gpu.host_buffer("host", 16), Err(GpuError::NoFeature { .. })));
+        return;
+    }
+    let count = 70_001;
+    let host = BufferRange::whole(gpu.host_buffer("host", 4 * u64::from(count)).unwrap()).slice(0, 4 * u64::from(count));
+    let (out, back) = (poisoned(&gpu, count), poisoned(&gpu, count));
+    let mut commands = gpu.commands("host");
+    triple(&gpu, &mut commands, &out, 7);
+    commands.copy(&out, &host);
+    triple(&gpu, &mut commands, &out, 0);
+    commands.copy(&host, &back);
+    commands.submit().unwrap();
+    assert_eq!(words(&gpu, &back), (0..count).map(|i| 3 * i + 7).collect::<Vec<_>>());
+    assert_eq!(words(&gpu, &out)[1], 3);
+}
+
 /// Parts of lists, and lists of several threads, share a buffer for their parameters.
 #[test]
 fn every_dispatch_gets_its_own_parameters() {
@@ -425,10 +446,9 @@ fn errors_that_no_call_returns_are_kept_for_the_next_wait() {
     assert_usable(&gpu);
 }
 
-/// An invalid combination of buffer usages.
+/// Invalid: a buffer without a use.
 fn wgpu_usages() -> nf4pack::gpu::wgpu::BufferUsages {
-    use nf4pack::gpu::wgpu::BufferUsages;
-    BufferUsages::MAP_READ | BufferUsages::MAP_WRITE | BufferUsages::STORAGE
+    nf4pack::gpu::wgpu::BufferUsages::empty()
 }
 
 #[test]

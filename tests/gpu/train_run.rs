@@ -10,8 +10,7 @@ use nf4pack::data::DataFile;
 use nf4pack::dequant::stream::PackSource;
 use nf4pack::format::Role;
 use nf4pack::gpu::Gpu;
-use nf4pack::model::MemoryError;
-use nf4pack::model::MicroBatch;
+use nf4pack::model::{KeepActivations, MemoryError, MemoryPlan, MicroBatch, OffloadActivations};
 use nf4pack::train::Settings;
 use nf4pack::train::{CheckpointError, End, Event, Leftover, Prepared, Run, RunError, Task};
 use nf4pack::train::{Shape, Warmup};
@@ -421,7 +420,8 @@ fn memory_is_planned_and_what_does_not_fit_says_what_would() {
         let pack = PackSource::open(fixture.out("tiny.nf4pack")).unwrap();
         Prepared::new(pack, &fixture.task(settings, &out), None, &mut |_, _| true).unwrap().plan(&fixture.gpu, settings)
     };
-    let settings = Settings { micro_batch: MicroBatch::Auto, max_length: 64, ..settings() };
+    let (micro_batch, keep_activations) = (MicroBatch::Auto, KeepActivations::None);
+    let settings = Settings { micro_batch, keep_activations, max_length: 64, ..settings() };
     let roomy = plan(&settings).unwrap();
     assert!(roomy.micro_batch > 1 && roomy.stream.resident, "{roomy:?}");
     let parts: u64 = roomy.parts().iter().map(|(_, bytes)| bytes).sum();
@@ -439,11 +439,49 @@ fn memory_is_planned_and_what_does_not_fit_says_what_would() {
         }
         other => panic!("{other:?}"),
     }
-    match plan(&Settings { vram_budget: Some(1000), ..settings }) {
+    match plan(&Settings { vram_budget: Some(1000), ..settings.clone() }) {
         Err(RunError::Plan(MemoryError::Budget { remedy: None, budget: 1000, needed })) => assert!(needed > 1000),
         other => panic!("{other:?}"),
     }
+    // Kept activations of the present memory, and as a remedy.
+    let keeping = Settings { keep_activations: KeepActivations::Auto, ..roomy_settings(&settings, &roomy) };
+    let kept = plan(&keeping).unwrap();
+    assert!(kept.kept_layers() == kept.stream.layers && kept.total() > roomy.total(), "{kept:?}");
+    let all = Settings { keep_activations: KeepActivations::All, vram_budget: Some(roomy.total()), ..keeping };
+    match plan(&all) {
+        Err(RunError::Plan(MemoryError::Budget { remedy: Some(remedy), .. })) => {
+            assert!(remedy.to_string().starts_with("--keep-activations "), "{remedy}");
+        }
+        other => panic!("{other:?}"),
+    }
     assert!(!out.exists(), "planning writes nothing");
+}
+
+/// The settings of a plan, with its rows.
+fn roomy_settings(settings: &Settings, plan: &MemoryPlan) -> Settings {
+    Settings { micro_batch: MicroBatch::Rows(plan.micro_batch), ..settings.clone() }
+}
+
+/// A run that resumes with other kept and offloaded activations equals one that never stopped.
+#[test]
+fn kept_and_offloaded_activations_are_no_part_of_a_run() {
+    let Some(fixture) = Fixture::new() else { return };
+    let [whole, parts] = ["whole", "parts"].map(|name| fixture.out(name));
+    let with = |keep_activations| Settings { steps: Some(4), dropout: 0.1, keep_activations, ..settings() };
+    fixture.start(&with(KeepActivations::None), &whole, None).unwrap().train(|_| true).unwrap();
+    let mut run = fixture.start(&with(KeepActivations::All), &parts, None).unwrap();
+    assert_eq!(run.plan.kept_layers(), run.plan.stream.layers);
+    run.train(|event| !matches!(event, Event::Step(step, _) if step.step == 2)).unwrap();
+    drop(run);
+    let checkpoint = Run::latest(&parts).unwrap();
+    let offload_activations = OffloadActivations::On;
+    let resumed = Settings { offload_activations, ..with(KeepActivations::Layers(1)) };
+    let mut run = fixture.start(&resumed, &parts, Some(&checkpoint)).unwrap();
+    assert_eq!((run.steps(), run.plan.kept_layers()), ((2, 4), 1));
+    assert!(run.plan.offloaded().0 > 0 || !fixture.gpu.has_host_buffers());
+    assert_eq!(run.train(|_| true).unwrap(), End::Complete);
+    assert_eq!(losses(&parts), losses(&whole));
+    assert_eq!(fs::read(parts.join(WEIGHTS)).unwrap(), fs::read(whole.join(WEIGHTS)).unwrap());
 }
 
 /// The device is lost between steps and in a step. The run ends with the loss, and the checkpoint

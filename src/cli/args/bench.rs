@@ -6,6 +6,7 @@ use clap::{Args, Subcommand, ValueEnum, ValueHint};
 
 use super::common::{ComputeArgs, EncoderArg, GpuArg, ScalesArg, ThreadsArg, block_size_parser, parse_size};
 use super::generate::SamplingArgs;
+use super::train::values::{KeepActivationsArg, OffloadArg};
 use crate::convert::synth::Shape;
 use crate::format::nf4::DEFAULT_BLOCK_SIZE;
 
@@ -20,6 +21,7 @@ pub struct BenchArgs {
 pub enum BenchCommand {
     Convert(BenchConvertArgs),
     Dequant(BenchDequantArgs),
+    Matmul(BenchMatmulArgs),
     Upload(BenchUploadArgs),
     Stream(BenchStreamArgs),
     Train(BenchTrainArgs),
@@ -100,6 +102,33 @@ pub struct BenchDequantArgs {
     /// Weights that share a scale
     #[arg(long, value_name = "N", default_value = "64", value_parser = block_size_parser())]
     pub block_size: u32,
+
+    #[command(flatten)]
+    pub common: GpuBenchArgs,
+}
+
+const MATMUL_EXAMPLES: &str = "\
+Examples:
+  nf4pack bench matmul
+  nf4pack bench matmul --shape 9728x2560 --tokens 8192
+  NF4PACK_PROFILE=1 nf4pack bench matmul --runs 1     # with the time of every kernel
+
+Multiplies random activations with random NF4 weights of every shape of a layer, forward and backward, in float32 and, where the \
+GPU has matrix units, in mixed precision. A product includes everything from float32 activations to float32 results: in mixed \
+precision, both operands are first written as f16. Each run submits several calls and divides the time; figures are medians.";
+
+/// Measure the products of activations with frozen weights
+#[derive(Debug, Args)]
+#[command(after_help = MATMUL_EXAMPLES)]
+pub struct BenchMatmulArgs {
+    /// A matrix [outputs x inputs], or the projections of a layer of qwen3-0.6b, qwen3-4b or tiny
+    /// [default: qwen3-4b, on a software GPU 128x256]
+    #[arg(long, value_name = "MODEL|RxC", value_parser = parse_whole_blocks)]
+    pub shape: Option<Matrices>,
+
+    /// Tokens of a pass [default: 512, 2048 and 8192, on a software GPU 70]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=131_072))]
+    pub tokens: Option<u32>,
 
     #[command(flatten)]
     pub common: GpuBenchArgs,
@@ -191,7 +220,7 @@ Examples:
   NF4PACK_PROFILE=1 nf4pack bench train --runs 1                  # with the time of every kernel
 
 Writes a checkpoint of random weights, converts it, and trains an adapter on all seven projections of every layer with random \
-tokens, all of them learned: forward, loss, backward with every layer recomputed, AdamW. The first step warms up and does not \
+tokens, all of them learned: forward, loss, backward, AdamW. The first step warms up and does not \
 count. One more step waits for the device after each phase and measures the phases. With NF4PACK_PROFILE=1 every dispatch gets \
 its own pass: steps take longer, so only the kernels' shares are meaningful.";
 
@@ -210,6 +239,18 @@ pub struct BenchTrainArgs {
     /// Tokens of a sample
     #[arg(long, value_name = "S", default_value = "512", value_parser = clap::value_parser!(u32).range(2..=131_072))]
     pub seq: u32,
+
+    /// Layers that keep their activations, as in `nf4pack train` [default: auto]
+    #[arg(long, value_name = "auto|none|all|N")]
+    pub keep_activations: Option<KeepActivationsArg>,
+
+    /// Whether activations between layers are in host memory, as in `nf4pack train` [default: auto]
+    #[arg(long, value_enum, value_name = "auto|off|on", hide_possible_values = true)]
+    pub offload_activations: Option<OffloadArg>,
+
+    /// GPU memory to plan within, such as 8GiB [default: 90 % of the free GPU memory]
+    #[arg(long, value_name = "SIZE", value_parser = parse_size)]
+    pub vram_budget: Option<u64>,
 
     /// Rank of the adapter
     #[arg(long, default_value = "16", value_parser = clap::value_parser!(u32).range(1..=4096))]
@@ -295,6 +336,7 @@ impl BenchCommand {
         match self {
             Self::Convert(args) => args.json,
             Self::Dequant(args) => args.common.json,
+            Self::Matmul(args) => args.common.json,
             Self::Upload(args) => args.common.json,
             Self::Stream(args) => args.common.json,
             Self::Train(args) => args.common.json,

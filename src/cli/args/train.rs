@@ -13,7 +13,10 @@ use super::common::{GpuArg, LoadArgs, PrecisionArg, Usage};
 use crate::arch::config::ModelConfig;
 use crate::io::read::read_any;
 use crate::train::settings::Settings;
-use values::{MicroBatchArg, ResumeArg, ScheduleArg, SizeArg, TargetsArg, TrainOnArg, WarmupArg, as_flag};
+use values::{
+    KeepActivationsArg, MicroBatchArg, OffloadArg, ResumeArg, ScheduleArg, SizeArg, TargetsArg, TrainOnArg, WarmupArg,
+    as_flag,
+};
 
 /// Bytes that a file for --config may have.
 const MAX_CONFIG_LEN: u64 = 1 << 20;
@@ -154,11 +157,21 @@ pub struct TrainOptions {
     /// Optimiser steps, instead of --epochs
     #[arg(long, value_name = "N", help_heading = "Length and batches")]
     pub steps: Option<u64>,
-    /// Rows of a forward pass: more rows are faster and need more memory; auto takes the most that
-    /// fit, up to 8 [default: auto]
+    /// Rows of a forward pass: more rows are faster and need more memory; auto takes what is
+    /// estimated to be fastest of what fits, up to 8 [default: auto]
     #[arg(long, value_name = "N|auto", help_heading = "Length and batches")]
     #[serde(deserialize_with = "as_flag")]
     pub micro_batch: Option<MicroBatchArg>,
+    /// Layers that keep their activations, so that the backward pass does not compute them again:
+    /// faster, with more memory and the same results; auto keeps what fits [default: auto]
+    #[arg(long, value_name = "auto|none|all|N", help_heading = "Length and batches")]
+    #[serde(deserialize_with = "as_flag")]
+    pub keep_activations: Option<KeepActivationsArg>,
+    /// Whether activations between layers are in host memory from the forward to the backward pass:
+    /// less GPU memory for long rows, and the same results; auto offloads what does not fit
+    /// [default: auto]
+    #[arg(long, value_enum, value_name = "auto|off|on", hide_possible_values = true, help_heading = "Length and batches")]
+    pub offload_activations: Option<OffloadArg>,
     /// Forward passes per optimiser step: a larger batch in the same memory [default: 1]
     #[arg(long, value_name = "N", help_heading = "Length and batches")]
     pub accumulate: Option<u32>,
@@ -277,6 +290,8 @@ impl TrainOptions {
             // --epochs of `self` wins over --steps of `other`.
             steps: self.steps.or(other.steps.filter(|_| self.epochs.is_none())),
             micro_batch: self.micro_batch.or(other.micro_batch),
+            keep_activations: self.keep_activations.or(other.keep_activations),
+            offload_activations: self.offload_activations.or(other.offload_activations),
             accumulate: self.accumulate.or(other.accumulate),
             max_length: self.max_length.or(other.max_length),
             train_on: self.train_on.or(other.train_on),
@@ -334,6 +349,8 @@ impl TrainOptions {
             epochs: self.epochs.unwrap_or(default.epochs),
             steps: self.steps.or(default.steps),
             micro_batch: self.micro_batch.map_or(default.micro_batch, |rows| rows.0),
+            keep_activations: self.keep_activations.map_or(default.keep_activations, |keep| keep.0),
+            offload_activations: self.offload_activations.map_or(default.offload_activations, Into::into),
             accumulate: self.accumulate.unwrap_or(default.accumulate),
             max_length: self.max_length.unwrap_or(default.max_length),
             clip: self.clip.map_or(default.clip, |norm| (norm != 0.0).then_some(norm)),
@@ -402,6 +419,8 @@ impl From<&Settings> for TrainOptions {
             epochs: Some(settings.epochs),
             steps: settings.steps,
             micro_batch: Some(MicroBatchArg(settings.micro_batch)),
+            keep_activations: Some(KeepActivationsArg(settings.keep_activations)),
+            offload_activations: Some(settings.offload_activations.into()),
             accumulate: Some(settings.accumulate),
             max_length: Some(settings.max_length),
             train_on: Some(settings.train_on.into()),

@@ -53,13 +53,13 @@ pub struct Figures {
 }
 
 /// A tensor with each scale type, and a buffer for its floats.
-struct Tensor {
+pub struct Tensor {
     weights: Vec<GpuWeights>,
     out: BufferRange,
 }
 
 impl Tensor {
-    fn new(gpu: &Gpu, elements: u64, block_size: u32) -> Result<Self> {
+    pub fn new(gpu: &Gpu, elements: u64, block_size: u32) -> Result<Self> {
         let (blocks, mut state) = (block_count(elements, block_size), elements);
         let mut codes = vec![0; codes_len(elements, block_size).unwrap_or(0) as usize];
         state = random_bytes(&mut codes, state);
@@ -75,7 +75,7 @@ impl Tensor {
         Ok(Self { weights, out })
     }
 
-    fn under(&self, scale_type: ScaleType) -> Option<&GpuWeights> {
+    pub fn under(&self, scale_type: ScaleType) -> Option<&GpuWeights> {
         self.weights.iter().find(|w| w.scale_type == scale_type)
     }
 }

@@ -20,8 +20,7 @@ use crate::dequant::stream::default_budget;
 use crate::gpu::{AllocatedMemory, Gpu};
 use crate::lora::config::{AdapterLayout, LoraConfig, TARGETS};
 use crate::lora::gpu::GpuAdapter;
-use crate::model::plan::MicroBatch;
-use crate::model::plan::{Demand, MemoryError, MemoryPlan};
+use crate::model::plan::{Demand, KeepActivations, MemoryError, MemoryPlan, MicroBatch, OffloadActivations};
 use crate::random::{Generator, Stream};
 use crate::train::step::Phase;
 use crate::train::trainer::{Hyperparameters, Trainer};
@@ -47,10 +46,16 @@ struct Bench {
     planned: Vec<(&'static str, u64)>,
     /// Whether all layers stay in GPU memory.
     resident: bool,
-    /// Peak bytes in buffers, and allocated by the driver for them, if the backend reports it. It
-    /// is read when the phases of a step are submitted but not finished. Buffers from before the
-    /// first step are never freed, and those of a step (a batch, kernel parameters) only when the
-    /// device is done.
+    /// Layers, of all, that keep their activations for the backward pass.
+    kept_layers: u32,
+    layers: u32,
+    /// Residual streams in host memory, and their bytes.
+    offloaded_streams: u32,
+    host_bytes: u64,
+    /// Peak bytes in buffers, also those in host memory, and allocated by the driver for them, if
+    /// the backend reports it. It is read when the phases of a step are submitted but not finished.
+    /// Buffers from before the first step are never freed, and those of a step (a batch) only when
+    /// the device is done.
     used_bytes: Option<u64>,
     reserved_bytes: Option<u64>,
 }
@@ -109,6 +114,10 @@ fn measure(args: &BenchTrainArgs, ui: Ui, gpu: &Gpu) -> Result<Bench> {
         planned_bytes: plan.total(),
         planned: plan.parts().into(),
         resident: plan.stream.resident,
+        kept_layers: plan.kept_layers(),
+        layers: plan.stream.layers,
+        offloaded_streams: plan.offloaded().0,
+        host_bytes: plan.offloaded().1,
         used_bytes: allocated.map(|allocated| allocated.used),
         reserved_bytes: allocated.map(|allocated| allocated.reserved),
     })
@@ -135,11 +144,14 @@ fn trainer(args: &BenchTrainArgs, gpu: &Gpu, pack: &Path) -> Result<(Trainer, Me
         model: &config,
         max_buffer: gpu.limits().max_buffer_size,
         max_binding: gpu.limits().max_storage_buffer_binding_size,
-        budget: default_budget(gpu),
+        budget: args.vram_budget.or_else(|| default_budget(gpu)),
         adapter: layout.len() as u64,
         rank,
         dropout: false,
         training: true,
+        offload_activations: args.offload_activations.map_or(OffloadActivations::Auto, Into::into),
+        host_buffers: gpu.has_host_buffers(),
+        keep_activations: args.keep_activations.map_or(KeepActivations::Auto, |keep| keep.0),
         length: args.seq,
         positions: args.seq,
         rows: args.batch.into(),
@@ -153,7 +165,7 @@ fn trainer(args: &BenchTrainArgs, gpu: &Gpu, pack: &Path) -> Result<(Trainer, Me
     Ok((Trainer::new(model, adapter, memory, hyperparameters)?, plan, config.vocab))
 }
 
-/// A plan's remedy uses flags of `nf4pack train`; `bench train` has other flags and no budget.
+/// A plan's remedy uses flags of `nf4pack train`; some of `bench train` have other names.
 fn in_own_flags(error: MemoryError) -> anyhow::Error {
     let remedy = error.remedy().map(|remedy| format!("; {} would fit", remedy.in_flags("--batch", "--seq")));
     anyhow::anyhow!("{}{}", error.with(None), remedy.unwrap_or_default())
@@ -221,6 +233,9 @@ impl Bench {
         for (what, bytes) in &self.planned {
             memory.row([what, &ui::bytes(*bytes as f64)]);
         }
+        if self.host_bytes > 0 {
+            memory.row([&"in host memory", &ui::bytes(self.host_bytes as f64)]);
+        }
         memory.row([&"planned", &ui::bytes(self.planned_bytes as f64)]);
         for (what, bytes) in [("used", self.used_bytes), ("reserved", self.reserved_bytes)] {
             if let Some(bytes) = bytes {
@@ -228,7 +243,7 @@ impl Bench {
             }
         }
         format!(
-            "\n{}\n{}, {} x {} tokens, rank {}: {:.0} tokens/s, {:.1} ms a step (median of {})\n\n{phases}\n{memory}",
+            "\n{}\n{}, {} x {} tokens, rank {}: {:.0} tokens/s, {:.1} ms a step (median of {}), {} of {} layers keep their activations\n\n{phases}\n{memory}",
             self.gpu,
             self.shape,
             self.batch,
@@ -237,6 +252,8 @@ impl Bench {
             self.tokens_per_second,
             1e3 * self.median_seconds,
             ui::plural(self.seconds.len() as u64, "run"),
+            self.kept_layers,
+            self.layers,
         )
     }
 }

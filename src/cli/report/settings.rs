@@ -2,7 +2,7 @@
 
 use crate::data::TrainOn;
 use crate::lora::config::TARGETS;
-use crate::model::plan::MicroBatch;
+use crate::model::plan::{KeepActivations, MicroBatch, OffloadActivations};
 use crate::train::schedule::{Shape, Warmup};
 use crate::train::settings::Settings;
 
@@ -23,6 +23,8 @@ pub(super) fn rows(settings: &Settings) -> Vec<(String, String)> {
         ("epochs", s.steps.is_none().then(|| s.epochs.to_string())),
         ("steps", s.steps.map(|steps| steps.to_string())),
         ("micro-batch", Some(micro_batch(s.micro_batch))),
+        ("keep-activations", Some(keep_activations(s.keep_activations))),
+        ("offload-activations", Some(offload_activations(s.offload_activations).to_owned())),
         ("accumulate", Some(s.accumulate.to_string())),
         ("max-length", Some(s.max_length.to_string())),
         ("clip", Some(s.clip.map_or_else(|| "off".to_owned(), |clip| clip.to_string()))),
@@ -58,6 +60,23 @@ fn micro_batch(micro_batch: MicroBatch) -> String {
     match micro_batch {
         MicroBatch::Auto => "auto".to_owned(),
         MicroBatch::Rows(rows) => rows.to_string(),
+    }
+}
+
+fn keep_activations(keep: KeepActivations) -> String {
+    match keep {
+        KeepActivations::Auto => "auto".to_owned(),
+        KeepActivations::None => "none".to_owned(),
+        KeepActivations::All => "all".to_owned(),
+        KeepActivations::Layers(layers) => layers.to_string(),
+    }
+}
+
+fn offload_activations(offload: OffloadActivations) -> &'static str {
+    match offload {
+        OffloadActivations::Auto => "auto",
+        OffloadActivations::Off => "off",
+        OffloadActivations::On => "on",
     }
 }
 

@@ -2,7 +2,7 @@
 //! product, norms per head, rotation and cache one dispatch, and the norm, gate, up and activation
 //! one product. Layers with an adapter or a bias there take the dispatches of every pass.
 
-use super::Layer;
+use super::{Layer, Window};
 use crate::arch::family::Activation;
 use crate::gpu::Commands;
 use crate::model::kv_cache::Unsplit;
@@ -39,9 +39,10 @@ impl Layer<'_> {
         Ok(true)
     }
 
-    /// Computes `activated` from `middle`. `false` if this layer or pass does not permit it.
-    pub(super) fn activate_few(&self, commands: &mut Commands) -> Result<bool, OpError> {
-        let Pass { kernels, model, inputs: PassInputs { work, past, .. }, .. } = self.pass;
+    /// Computes `activated` of a window from its `middle`. `false` if this layer or pass does not
+    /// permit it.
+    pub(super) fn activate_few(&self, commands: &mut Commands, window: &Window) -> Result<bool, OpError> {
+        let Pass { kernels, model, inputs: PassInputs { past, .. }, .. } = self.pass;
         if past.is_none() || ![&self.gate, &self.up].into_iter().all(is_plain) {
             return Ok(false);
         }
@@ -50,6 +51,6 @@ impl Layer<'_> {
         };
         let norm = Some((&self.constants.post_attention_norm, model.rms_norm_eps as f32));
         let weights = [&self.gate.weight, &self.up.weight];
-        kernels.matmul.wide(commands, &self.activations.middle, &Wide { join, norm, ..Wide::of(&weights) }, &work.activated)
+        kernels.matmul.wide(commands, &window.middle, &Wide { join, norm, ..Wide::of(&weights) }, &window.activated)
     }
 }

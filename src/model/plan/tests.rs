@@ -23,6 +23,9 @@ fn demand<'a>(index: &'a Index, model: &'a ModelConfig) -> Demand<'a> {
         rank,
         dropout: false,
         training: true,
+        keep_activations: KeepActivations::None,
+        offload_activations: OffloadActivations::Off,
+        host_buffers: true,
         length: 64,
         positions: 64,
         rows: 100,
@@ -79,6 +82,143 @@ fn a_lower_rank_is_the_last_remedy() {
     assert!(plan(&smaller, MicroBatch::Rows(1)).total() <= budget);
     let error = refused(&Demand { budget: Some(1), ..large }, MicroBatch::Rows(1));
     assert_eq!(error.remedy(), None, "{error}");
+}
+
+/// Bytes of the kept activations of a layer.
+fn kept_bytes(demand: &Demand<'_>) -> u64 {
+    let of =
+        |kept| plan(&Demand { keep_activations: KeepActivations::Layers(kept), ..*demand }, MicroBatch::Rows(1)).total();
+    of(2) - of(1)
+}
+
+#[test]
+fn as_many_layers_keep_their_activations_as_fit() {
+    let index = Index::parse(PACK, PACK.len() as u64).unwrap();
+    let model = ModelConfig { layers: 6, ..ModelConfig::parse(CONFIG, None).unwrap() };
+    let none = demand(&index, &model);
+    let auto = Demand { keep_activations: KeepActivations::Auto, ..none };
+    let needed = plan(&none, MicroBatch::Rows(1)).total();
+    let layer = kept_bytes(&none);
+    let heads = model.q_k_norm.then_some(2 * (model.queries() + model.keys())).unwrap();
+    let row = heads + 2 * model.hidden + 4 * model.intermediate;
+    assert!(layer >= 2 * 64 * u64::from(row) && layer < 4 * 64 * u64::from(row), "{layer} bytes");
+    for (budget, kept) in [
+        (needed, 0),
+        (needed + layer - 1, 0),
+        (needed + layer, 1),
+        (needed + 4 * layer + 1, 4),
+        (needed + 6 * layer - 1, 5),
+        (u64::MAX, 6),
+    ] {
+        let fitting = plan(&Demand { budget: Some(budget), ..auto }, MicroBatch::Rows(1));
+        assert_eq!(fitting.kept_layers(), kept, "{budget}");
+        assert!(fitting.total() <= budget && fitting.stream.resident);
+        assert_eq!(fitting.total(), needed + u64::from(kept) * layer);
+        let parts: u64 = fitting.parts().iter().map(|(_, bytes)| bytes).sum();
+        assert_eq!(parts, fitting.total());
+        assert!(fitting.parts().contains(&("activations kept", u64::from(kept) * layer)));
+    }
+    // An unknown budget, a ring of layers, and a run without gradients.
+    assert_eq!(plan(&auto, MicroBatch::Rows(1)).kept_layers(), 0);
+    let all = Demand { keep_activations: KeepActivations::All, budget: Some(u64::MAX), ..none };
+    assert_eq!(plan(&all, MicroBatch::Rows(1)).kept_layers(), 6);
+    assert_eq!(plan(&Demand { training: false, ..all }, MicroBatch::Rows(1)).kept_layers(), 0);
+    let many = Demand { keep_activations: KeepActivations::Layers(99), ..all };
+    assert_eq!(plan(&many, MicroBatch::Rows(1)).kept_layers(), 6);
+}
+
+#[test]
+fn fewer_kept_layers_are_the_first_remedy() {
+    let index = Index::parse(PACK, PACK.len() as u64).unwrap();
+    let model = ModelConfig { layers: 6, ..ModelConfig::parse(CONFIG, None).unwrap() };
+    let none = demand(&index, &model);
+    let (needed, layer) = (plan(&none, MicroBatch::Rows(1)).total(), kept_bytes(&none));
+    for keep_activations in [KeepActivations::All, KeepActivations::Layers(3)] {
+        let requested = keep_activations.requested(6).unwrap();
+        for (budget, fitting, flag) in
+            [(needed + 2 * layer, 2, "--keep-activations 2"), (needed + 1, 0, "--keep-activations none")]
+        {
+            let tight = Demand { keep_activations, budget: Some(budget), ..none };
+            let error = refused(&tight, MicroBatch::Rows(1));
+            let MemoryError::Budget { needed: all, remedy: Some(Remedy::Keep(kept)), .. } = error else { panic!("{error}") };
+            assert_eq!((kept, all), (fitting, needed + u64::from(requested) * layer));
+            assert!(error.to_string().ends_with(&format!("; {flag} would fit")), "{error}");
+            let fewer = Demand { keep_activations: KeepActivations::Layers(kept), ..tight };
+            assert!(plan(&fewer, MicroBatch::Rows(1)).total() <= budget);
+        }
+        // Nothing fits with no kept layer, so the remedy is another one.
+        let small = Demand { keep_activations, budget: Some(1), ..none };
+        assert_eq!(refused(&small, MicroBatch::Rows(1)).remedy(), None);
+    }
+}
+
+#[test]
+fn rows_and_kept_activations_are_weighed() {
+    let index = Index::parse(PACK, PACK.len() as u64).unwrap();
+    let model = ModelConfig { layers: 6, ..ModelConfig::parse(CONFIG, None).unwrap() };
+    let none = Demand { length: 2048, positions: 2048, ..demand(&index, &model) };
+    let auto = Demand { keep_activations: KeepActivations::Auto, ..none };
+    let most = plan(&none, MicroBatch::Rows(MAX_AUTO_ROWS)).total();
+    let full = plan(&Demand { budget: Some(u64::MAX), ..auto }, MicroBatch::Auto);
+    assert_eq!((full.micro_batch, full.kept_layers(), full.slower), (MAX_AUTO_ROWS, 6, None));
+    // With this memory, fewer rows of many tokens are faster than most rows without kept layers.
+    let chosen = plan(&Demand { budget: Some(most), ..auto }, MicroBatch::Auto);
+    assert!(chosen.micro_batch < MAX_AUTO_ROWS && chosen.kept_layers() > 3, "{chosen:?}");
+    let Some(Slower { micro_batch: MAX_AUTO_ROWS, kept_layers: 0, percent: 70..=99 }) = chosen.slower else {
+        panic!("{:?}", chosen.slower);
+    };
+    for rows in 1..=MAX_AUTO_ROWS {
+        let other = plan(&Demand { budget: Some(most), ..auto }, MicroBatch::Rows(rows));
+        assert!(other.speed(6) <= chosen.speed(6) && other.total() <= most);
+    }
+    // Rows of few tokens do not keep the device busy.
+    let short = Demand { length: 16, positions: 16, ..auto };
+    let most = plan(&Demand { keep_activations: KeepActivations::None, ..short }, MicroBatch::Rows(MAX_AUTO_ROWS)).total();
+    let chosen = plan(&Demand { budget: Some(most), ..short }, MicroBatch::Auto);
+    assert_eq!((chosen.micro_batch, chosen.kept_layers(), chosen.slower), (MAX_AUTO_ROWS, 0, None));
+    // Without kept activations, the maximum that fits.
+    let unlimited = Demand { budget: Some(u64::MAX), ..none };
+    assert_eq!(plan(&unlimited, MicroBatch::Auto).micro_batch, MAX_AUTO_ROWS);
+}
+
+#[test]
+fn as_few_residual_streams_as_possible_are_in_host_memory() {
+    let index = Index::parse(PACK, PACK.len() as u64).unwrap();
+    let model = ModelConfig { layers: 6, ..ModelConfig::parse(CONFIG, None).unwrap() };
+    let off = demand(&index, &model);
+    let needed = plan(&off, MicroBatch::Rows(1)).total();
+    let stream = 4 * 64 * u64::from(model.hidden);
+    let auto = Demand { offload_activations: OffloadActivations::Auto, ..off };
+    let offloaded = |demand: &Demand<'_>| {
+        let found = plan(demand, MicroBatch::Rows(1));
+        let (streams, bytes) = found.offloaded();
+        assert_eq!(bytes, u64::from(streams) * stream);
+        assert_eq!(found.total() + bytes, needed);
+        streams
+    };
+    // Three of seven streams stay on the device.
+    for (budget, streams) in [(needed, 0), (needed - 1, 1), (needed - stream - 1, 2), (needed - 4 * stream, 4)] {
+        assert_eq!(offloaded(&Demand { budget: Some(budget), ..auto }), streams, "{budget} of {needed}");
+    }
+    let small = Demand { budget: Some(needed - 4 * stream - 1), ..auto };
+    let error = refused(&small, MicroBatch::Rows(1));
+    let MemoryError::Budget { needed: least, remedy: Some(_), .. } = error else { panic!("{error}") };
+    assert_eq!(least, needed - 4 * stream);
+    // An unknown budget; on request; nothing to offload; no memory for it.
+    assert_eq!(offloaded(&auto), 0);
+    assert_eq!(offloaded(&Demand { offload_activations: OffloadActivations::On, ..off }), 4);
+    let few = ModelConfig { layers: 2, ..model.clone() };
+    let on = Demand { model: &few, offload_activations: OffloadActivations::On, ..off };
+    assert_eq!(plan(&on, MicroBatch::Rows(1)).offloaded(), (0, 0));
+    let less = Demand { budget: Some(needed - 1), ..auto };
+    assert!(matches!(refused(&Demand { host_buffers: false, ..less }, MicroBatch::Rows(1)), MemoryError::Budget { .. }));
+    assert!(matches!(refused(&Demand { budget: Some(needed - 1), ..off }, MicroBatch::Rows(1)), MemoryError::Budget { .. }));
+    // Fewer rows are better than streams in host memory, and those leave no memory for activations.
+    let two = plan(&off, MicroBatch::Rows(2)).total();
+    let tight = Demand { budget: Some(two - 1), keep_activations: KeepActivations::Auto, ..auto };
+    assert_eq!(plan(&tight, MicroBatch::Auto).offloaded(), (0, 0));
+    let both = plan(&tight, MicroBatch::Rows(2));
+    assert!(both.offloaded().0 > 0 && both.kept_layers() == 0, "{both:?}");
 }
 
 /// The golden pack has an output projection of its own.

@@ -4,7 +4,7 @@ use std::borrow::Cow;
 
 use bytemuck::{Pod, Zeroable};
 
-use super::product::{Product, View};
+use super::product::{Product, Target, View};
 use super::rows::FewRows;
 use super::weight::{Right, floats_constant};
 use crate::dequant::operand::Codec;
@@ -133,6 +133,8 @@ macro_rules! shaders {
     ($($file:literal),*) => { concat!($(include_str!(concat!("../../../shaders/", $file, ".wgsl"))),*) };
 }
 
+pub(super) use shaders;
+
 const RAW: &str = shaders!("matmul_params", "matmul", "matmul_floats", "matmul_raw");
 const ROWS_RAW: &str = shaders!("matmul_params", "matmul_rows", "matmul_floats", "matmul_rows_raw");
 /// The shader files before and after the codec.
@@ -188,7 +190,7 @@ struct SumParams {
     pad: [u32; 3],
 }
 
-fn flag(set: bool) -> f64 {
+pub(super) fn flag(set: bool) -> f64 {
     u8::from(set).into()
 }
 
@@ -231,7 +233,7 @@ impl Kernels {
         self.products.get(variant, || variant.spec(), |kernel| (self.trials.product)(self, variant, kernel))
     }
 
-    fn sum_kernel(&self) -> Result<Kernel, OpError> {
+    pub fn sum_kernel(&self) -> Result<Kernel, OpError> {
         let spec = || {
             // SAFETY: `sum` passes a count for which `parts` holds all chunks and `out` all rows;
             // the loop counts the chunks.
@@ -255,7 +257,7 @@ impl Kernels {
     pub fn record(&self, commands: &mut Commands, product: &Product) -> Result<(), OpError> {
         if product.k == 0 {
             // A product without terms has no chunks.
-            self.sum(commands, &self.sum_kernel()?, product, 0);
+            self.sum(commands, &self.sum_kernel()?, product.target(), 0);
             return Ok(());
         }
         let variant = Variant::of(product);
@@ -273,7 +275,7 @@ impl Kernels {
             let out = View { range: self.scratch.clone(), first: 0, row: product.n, column: 1 };
             let parts = Product { out, scale: 1.0, add: false, bias: None, ..product.clone() };
             self.multiply(commands, &kernel, &parts, groups, chunk);
-            self.sum(commands, &self.sum_kernel()?, product, chunks);
+            self.sum(commands, &self.sum_kernel()?, product.target(), chunks);
         }
         commands.add_operations(2 * u64::from(product.m) * u64::from(product.n) * u64::from(product.k));
         Ok(())
@@ -311,23 +313,23 @@ impl Kernels {
     }
 
     /// Dispatches the sum of `chunks` partial products in the scratch memory.
-    pub fn sum(&self, commands: &mut Commands, kernel: &Kernel, product: &Product, chunks: u32) {
-        let count = product.m * product.n;
-        let out = &product.out;
-        let (bias, bias_first) = product.bias.clone().unwrap_or_else(|| (self.scratch.clone(), 0));
+    pub fn sum(&self, commands: &mut Commands, kernel: &Kernel, target: Target<'_>, chunks: u32) {
+        let count = target.m * target.n;
+        let out = target.out;
+        let (bias, bias_first) = target.bias.cloned().unwrap_or_else(|| (self.scratch.clone(), 0));
         // A binding must not be empty.
         let parts = self.scratch.slice(0, 4 * u64::from(count) * u64::from(chunks.max(1)));
         let bytes = parts.size + 4 * u64::from(count);
         let params = SumParams {
             count,
             chunks,
-            n: product.n,
+            n: target.n,
             out_first: out.first,
             out_row: out.row,
             bias_first,
-            has_bias: product.bias.is_some().into(),
-            add: product.add.into(),
-            scale: product.scale,
+            has_bias: target.bias.is_some().into(),
+            add: target.add.into(),
+            scale: target.scale,
             pad: [0; 3],
         };
         let groups = self.gpu.grid(u64::from(count).div_ceil(SUM_WORKGROUP));

@@ -193,7 +193,7 @@ fn of_sum(kernels: &Kernels, kernel: &Kernel) -> Result<Option<String>, OpError>
     // Work that was submitted before has finished with the scratch memory, and later work
     // overwrites it.
     commands.copy(&parts.mat.range, &kernels.scratch().slice(0, parts.mat.range.size));
-    kernels.sum(&mut commands, kernel, &product, CHUNKS);
+    kernels.sum(&mut commands, kernel, product.target(), CHUNKS);
     commands.submit()?;
     let expected = (0..m * n).map(|at| {
         let (i, j) = (at / n, at % n);
@@ -285,7 +285,7 @@ mod tests {
     fn refusal(gpu: &Gpu, patch: [&'static str; 2], record: Record<'_>) -> String {
         let kernels = Kernels::new(gpu, Tried::patched(gpu, patch), Tried::patched(gpu, patch), TRIALS).unwrap();
         let wide = WideKernels::new(gpu, Tried::patched(gpu, patch), of_wide);
-        let error = record(&Matmul { kernels, wide }, &mut gpu.commands("a wrong kernel")).unwrap_err();
+        let error = record(&Matmul { kernels, wide, mixed: None }, &mut gpu.commands("a wrong kernel")).unwrap_err();
         assert!(matches!(error, OpError::Unfit { .. }), "{error}");
         error.to_string()
     }

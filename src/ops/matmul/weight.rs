@@ -132,8 +132,22 @@ impl<'a> Weight<'a> {
     /// # Errors
     /// [`OpError::Shape`] and [`OpError::Weights`] if the buffers are too small for the weight.
     pub(in crate::ops) fn pieces(&self, operation: &'static str, binding: u64) -> Result<Vec<(Rectangle, Right)>, OpError> {
+        self.pieces_of_rows(operation, binding, u32::MAX)
+    }
+
+    /// As [`Weight::pieces`], with at most `rows` rows each.
+    ///
+    /// # Errors
+    /// As [`Weight::pieces`].
+    pub(in crate::ops) fn pieces_of_rows(
+        &self,
+        operation: &'static str,
+        binding: u64,
+        rows: u32,
+    ) -> Result<Vec<(Rectangle, Right)>, OpError> {
         let (part, max) = self.part_and_max(operation, binding)?;
         let inputs = u64::from(self.inputs);
+        let max = max.min(inputs.saturating_mul(rows.into()));
         rectangles(&self.rows, self.inputs, part, max)
             .map(|rectangle| {
                 let first = u64::from(rectangle.rows.start) * inputs + u64::from(rectangle.columns.start);

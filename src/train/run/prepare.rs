@@ -14,8 +14,7 @@ use crate::gpu::{Gpu, MatrixUnits};
 use crate::lora::adapter::{self, Adapter};
 use crate::lora::config::AdapterLayout;
 use crate::model::error::ModelError;
-use crate::model::plan::MicroBatch;
-use crate::model::plan::{Demand, MemoryPlan};
+use crate::model::plan::{Demand, MemoryPlan, MicroBatch, Remedy};
 use crate::train::best;
 use crate::train::checkpoint::{Checkpoint, Fingerprint, Inputs, data_identity, pack_identity};
 use crate::train::record::METRICS;
@@ -148,6 +147,9 @@ impl Prepared {
             rank: lora.rank,
             dropout: lora.dropout > 0.0,
             training: true,
+            keep_activations: settings.keep_activations,
+            offload_activations: settings.offload_activations,
+            host_buffers: gpu.has_host_buffers(),
             length: self.row_length(settings),
             positions: self.positions(),
             rows: self.epoch(settings, 0).len() as u64,
@@ -161,7 +163,11 @@ impl Prepared {
         };
         let planned = MemoryPlan::new(&demand, micro_batch);
         // A resumed run keeps its rows, their length and its rank.
-        Ok(planned.map_err(|error| if resumed.is_some() { error.with(None) } else { error })?)
+        let possible = |remedy: &Remedy| resumed.is_none() || matches!(remedy, Remedy::Keep(_));
+        Ok(planned.map_err(|error| {
+            let remedy = error.remedy().filter(possible);
+            error.with(remedy)
+        })?)
     }
 }
 

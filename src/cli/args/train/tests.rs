@@ -8,7 +8,7 @@ use super::super::{Cli, Command};
 use super::*;
 use crate::data::TrainOn;
 use crate::format::Role;
-use crate::model::plan::MicroBatch;
+use crate::model::plan::{KeepActivations, MicroBatch, OffloadActivations};
 use crate::train::schedule::{Shape, Warmup};
 
 fn parse(flags: &str) -> Result<Box<TrainArgs>, String> {
@@ -29,7 +29,8 @@ fn file(text: &str) -> Result<TrainOptions, String> {
 
 /// Every setting, with a value other than its default.
 const ALL_FLAGS: &str = "--rank 8 --alpha 4.5 --dropout 0.1 --targets v_proj,q_proj --rslora --lr 1e-4 --schedule linear \
-     --warmup 7 --clip 0 --weight-decay 0.01 --seed 9223372036854775807 --epochs 3 --steps 50 --micro-batch 4 --accumulate 2 \
+     --warmup 7 --clip 0 --weight-decay 0.01 --seed 9223372036854775807 --epochs 3 --steps 50 --micro-batch 4 --keep-activations 3 \
+     --offload-activations on --accumulate 2 \
      --max-length 512 --train-on all --strict --vram-budget 6GiB --eval-split 0.1 --eval-every 5 --early-stop 6 --save-every 8 --keep 9";
 
 const ALL_FILE: &str = r#"
@@ -49,6 +50,8 @@ seed = 9223372036854775807
 epochs = 3
 steps = 50
 micro-batch = 4
+keep-activations = 3
+offload-activations = "on"
 accumulate = 2
 max-length = 512
 train-on = "all"
@@ -74,6 +77,8 @@ fn all_settings() -> Settings {
         epochs: 3,
         steps: Some(50),
         micro_batch: MicroBatch::Rows(4),
+        keep_activations: KeepActivations::Layers(3),
+        offload_activations: OffloadActivations::On,
         accumulate: 2,
         max_length: 512,
         clip: None,
@@ -111,13 +116,14 @@ fn a_flag_wins_over_the_file_and_the_file_over_the_default() {
     assert_eq!(merged("").settings().unwrap(), all_settings());
     assert_eq!(merged("").data().unwrap(), Path::new("d"));
     assert_eq!(merged("--data e").data().unwrap(), Path::new("e"));
-    let changed = "--lr 3 --clip 2 --rslora=false --micro-batch auto --warmup 0.5 --targets all-linear --seed 0";
+    let changed = "--lr 3 --clip 2 --rslora=false --micro-batch auto --keep-activations none --warmup 0.5 --targets all-linear --seed 0";
     let settings = merged(changed).settings().unwrap();
     let expected = Settings {
         lr: 3.0,
         clip: Some(2.0),
         rslora: false,
         micro_batch: MicroBatch::Auto,
+        keep_activations: KeepActivations::None,
         warmup: Warmup::Fraction(0.5),
         targets: Settings::default().targets,
         seed: 0,
@@ -183,8 +189,12 @@ fn every_option_is_taken_from_either_side() {
 
 #[test]
 fn what_is_saved_says_the_same_again() {
-    for options in [flags(""), flags(ALL_FLAGS), flags("--warmup 0.0 --micro-batch auto --eval-data e"), flags("--warmup 0")]
-    {
+    for options in [
+        flags(""),
+        flags(ALL_FLAGS),
+        flags("--warmup 0.0 --micro-batch auto --keep-activations all --eval-data e"),
+        flags("--warmup 0"),
+    ] {
         let text = options.to_toml().unwrap();
         let again = file(&text).unwrap();
         assert_eq!(again.settings().unwrap(), options.settings().unwrap(), "{text}");
@@ -192,7 +202,14 @@ fn what_is_saved_says_the_same_again() {
         assert_eq!((again.data, again.out, again.eval_data), (options.data, options.out, options.eval_data));
     }
     let text = flags("").to_toml().unwrap();
-    for line in ["targets = \"all-linear\"", "micro-batch = \"auto\"", "lr = 0.0002", "warmup = 0.03", "data = \"d\""] {
+    for line in [
+        "targets = \"all-linear\"",
+        "micro-batch = \"auto\"",
+        "keep-activations = \"auto\"",
+        "lr = 0.0002",
+        "warmup = 0.03",
+        "data = \"d\"",
+    ] {
         assert!(text.lines().any(|l| l == line), "{line} is not in\n{text}");
     }
 }
@@ -238,6 +255,8 @@ fn flags_that_cannot_be_read() {
         ("--data d --out o --warmup 1.5", "a share of all steps below 1"),
         ("--data d --out o --micro-batch all", "auto, or a number of rows"),
         ("--data d --out o --micro-batch 0", "auto, or a number of rows"),
+        ("--data d --out o --keep-activations some", "auto, none, all, or a number of layers"),
+        ("--data d --out o --keep-activations 1.5", "auto, none, all, or a number of layers"),
         ("--data d --out o --schedule sine", "[possible values: constant, linear, cosine]"),
         ("--data d --out o --vram-budget 6apples", "8GiB, 500MB"),
         ("--data d --out o --rank -1", "-1"),

@@ -11,7 +11,7 @@ use super::super::common::parse_size;
 use crate::data::TrainOn;
 use crate::format::Role;
 use crate::lora::config::TARGETS;
-use crate::model::plan::MicroBatch;
+use crate::model::plan::{KeepActivations, MicroBatch, OffloadActivations};
 use crate::train::schedule::{Shape, Warmup};
 
 /// All seven projections.
@@ -96,6 +96,35 @@ impl Serialize for MicroBatchArg {
         match self.0 {
             MicroBatch::Auto => serializer.serialize_str("auto"),
             MicroBatch::Rows(rows) => serializer.serialize_u32(rows),
+        }
+    }
+}
+
+/// [`KeepActivations`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct KeepActivationsArg(pub KeepActivations);
+
+impl FromStr for KeepActivationsArg {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        Ok(Self(match (text, text.parse()) {
+            (_, Ok(layers)) => KeepActivations::Layers(layers),
+            ("auto", _) => KeepActivations::Auto,
+            ("none", _) => KeepActivations::None,
+            ("all", _) => KeepActivations::All,
+            _ => return Err("auto, none, all, or a number of layers".to_owned()),
+        }))
+    }
+}
+
+impl Serialize for KeepActivationsArg {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        match self.0 {
+            KeepActivations::Auto => serializer.serialize_str("auto"),
+            KeepActivations::None => serializer.serialize_str("none"),
+            KeepActivations::All => serializer.serialize_str("all"),
+            KeepActivations::Layers(layers) => serializer.serialize_u32(layers),
         }
     }
 }
@@ -209,6 +238,35 @@ impl From<TrainOn> for TrainOnArg {
         match train_on {
             TrainOn::Completions => Self::Completions,
             TrainOn::All => Self::All,
+        }
+    }
+}
+
+/// [`OffloadActivations`] on the command line.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum OffloadArg {
+    Auto,
+    Off,
+    On,
+}
+
+impl From<OffloadArg> for OffloadActivations {
+    fn from(arg: OffloadArg) -> Self {
+        match arg {
+            OffloadArg::Auto => Self::Auto,
+            OffloadArg::Off => Self::Off,
+            OffloadArg::On => Self::On,
+        }
+    }
+}
+
+impl From<OffloadActivations> for OffloadArg {
+    fn from(offload: OffloadActivations) -> Self {
+        match offload {
+            OffloadActivations::Auto => Self::Auto,
+            OffloadActivations::Off => Self::Off,
+            OffloadActivations::On => Self::On,
         }
     }
 }

@@ -1,0 +1,63 @@
+//! What a plan may choose, or is asked for.
+
+/// Rows of a forward pass.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum MicroBatch {
+    /// The rows that are estimated to be fastest, of those that fit in GPU memory.
+    #[default]
+    Auto,
+    /// This number.
+    Rows(u32),
+}
+
+/// Layers that keep their activations from the forward to the backward pass, the last ones first.
+/// The backward pass computes the other layers again. The results are the same bit for bit.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum KeepActivations {
+    /// As many as fit in GPU memory in which all layers stay, else none.
+    #[default]
+    Auto,
+    /// None of them.
+    None,
+    /// All of them.
+    All,
+    /// This number, at most all.
+    Layers(u32),
+}
+
+/// Whether residual streams are in host memory between the forward and the backward pass. The
+/// results are the same bit for bit.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum OffloadActivations {
+    /// If they do not fit next to the layers in GPU memory, and to copy them takes fewer bytes than
+    /// to stream the layers.
+    #[default]
+    Auto,
+    /// No.
+    Off,
+    /// Yes, except the last streams.
+    On,
+}
+
+impl KeepActivations {
+    /// The requested number of layers, of `layers`. `None`: as many as fit.
+    pub(super) fn requested(self, layers: u32) -> Option<u32> {
+        match self {
+            Self::Auto => None,
+            Self::None => Some(0),
+            Self::All => Some(layers),
+            Self::Layers(count) => Some(count.min(layers)),
+        }
+    }
+}
+
+/// A plan that `--micro-batch auto` did not choose, because it is estimated to be slower.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Slower {
+    /// Rows of a forward pass.
+    pub micro_batch: u32,
+    /// Layers that keep their activations.
+    pub kept_layers: u32,
+    /// Estimated speed in percent of the chosen plan.
+    pub percent: u32,
+}
