@@ -35,7 +35,7 @@ const SUBGROUP: u32 = 32;
 
 /// Rows and columns of the result per workgroup, and those per subgroup.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub(in crate::ops::matmul) struct Tile {
+pub struct Tile {
     pub m: u32,
     pub n: u32,
     pub subgroup_m: u32,
@@ -44,7 +44,7 @@ pub(in crate::ops::matmul) struct Tile {
 
 /// The properties that select a source.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub(in crate::ops::matmul) struct Form {
+pub struct Form {
     pub tile: Tile,
     /// The side of each operand over which the sums run.
     pub left: Terms,
