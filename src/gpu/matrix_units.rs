@@ -143,17 +143,19 @@ const TYPES: [(&str, &str); 4] = [
     ("coopMultiplyAdd(", "coop_multiply_add("),
 ];
 
-/// The types, and the product.
+/// The types, and the product. Loops end at a variable that is always 16: a compiler that unrolls
+/// them takes a minute for a kernel with 32 products.
 const LOOPS: &str = "
 struct CoopA { row: array<f32, 16> }
 struct CoopB { rows: array<array<f32, 8>, 16> }
 struct CoopC { sums: array<f32, 8> }
 var<private> coop_lane: u32;
+var<private> coop_size: u32;
 fn coop_multiply_add(a_: CoopA, b_: CoopB, c_: CoopC) -> CoopC {
     var a = a_;
     var b = b_;
     var c = c_;
-    for (var k = 0u; k < 16u; k++) {
+    for (var k = 0u; k < coop_size; k++) {
         for (var j = 0u; j < 8u; j++) { c.sums[j] += a.row[k] * b.rows[k][j]; }
     }
     return c;
@@ -220,7 +222,7 @@ fn set_lane(source: &str) -> String {
     let name: String = source[at + INDEX.len()..].chars().take_while(|c| *c != ':').collect();
     let Some(brace) = source[at..].find('{').map(|brace| at + brace + 1) else { return source.to_owned() };
     let (head, tail) = source.split_at(brace);
-    format!("{head}\n  coop_lane = {name} % {SUBGROUP}u;{tail}")
+    format!("{head}\n  coop_lane = {name} % {SUBGROUP}u;\n  coop_size = 16u + coop_lane / {SUBGROUP}u;{tail}")
 }
 
 impl Access {
@@ -243,11 +245,11 @@ impl Access {
         match self {
             Self::Load { role: 'a', .. } => format!(
                 "fn {name}(index: u32, stride: u32) -> CoopA {{\n  var a: CoopA;\n  let i = coop_lane / 2u;\n  \
-                 for (var j = 0u; j < 16u; j++) {{ a.row[j] = f32({element}); }}\n  return a;\n}}\n"
+                 for (var j = 0u; j < coop_size; j++) {{ a.row[j] = f32({element}); }}\n  return a;\n}}\n"
             ),
             Self::Load { role: 'b', .. } => format!(
                 "fn {name}(index: u32, stride: u32) -> CoopB {{\n  var b: CoopB;\n  let first = coop_lane % 2u * 8u;\n  \
-                 for (var i = 0u; i < 16u; i++) {{\n    for (var n = 0u; n < 8u; n++) {{ let j = first + n; \
+                 for (var i = 0u; i < coop_size; i++) {{\n    for (var n = 0u; n < 8u; n++) {{ let j = first + n; \
                  b.rows[i][n] = f32({element}); }}\n  }}\n  return b;\n}}\n"
             ),
             Self::Load { .. } => format!(

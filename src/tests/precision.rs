@@ -1,6 +1,6 @@
-//! How far mixed precision is from float32 on tiny-qwen3, against PEFT in bfloat16 (fixtures/oracle/
-//! bf16.json, by tests/interop/precision.py): at most half as far, in the logits, in the gradient of
-//! each matrix, in 20 losses and in each matrix of the adapter after them.
+//! How far mixed precision is from float32 on tiny-qwen3, against PEFT in bfloat16
+//! (fixtures/oracle/bf16.json, by tests/interop/precision.py): at most half as far, in the logits,
+//! in the gradient of each matrix, in 20 losses and in each matrix of the adapter after them.
 
 use std::collections::BTreeMap;
 
@@ -22,11 +22,11 @@ type Numbers = BTreeMap<&'static str, BTreeMap<String, Vec<f32>>>;
 fn run(matrix_units: UseMatrixUnits) -> Option<(Numbers, Option<MatrixUnits>)> {
     let gpu = gpu_with(|options| options.matrix_units = matrix_units)?;
     let units = gpu.matrix_units().ok();
-    let fixture = Fixture::new(gpu, &fixture("tiny-qwen3"), fixture("oracle"), LENGTH, 8);
+    // Both rows as one sample: with fewer rows, the products are in float32.
+    let fixture = Fixture::new(gpu, &fixture("tiny-qwen3"), fixture("oracle"), 2 * LENGTH, 8);
     let (oracle, adapter) = (oracle(), fixture.adapter("adapter_init"));
     let mut session = fixture.session(Some(&adapter), false);
-    let rows = first_rows(&oracle);
-    let logits: Vec<f32> = rows.iter().flat_map(|tokens| session.logits(tokens).unwrap()).collect();
+    let logits = session.logits(&first_rows(&oracle).concat()).unwrap();
     let mut trainer = fixture.trainer(&adapter, false, 2);
     let (mut losses, mut gradients) = (BTreeMap::new(), BTreeMap::new());
     for step in 0..20 {
@@ -87,6 +87,7 @@ fn check(matrix_units: UseMatrixUnits) {
 }
 
 #[test]
+#[ignore = "minutes on a software driver"]
 fn mixed_precision_is_at_most_half_as_far_from_float32_as_bfloat16() {
     check(UseMatrixUnits::Loops);
 }

@@ -87,6 +87,9 @@ fn precision(units: MatrixUnits) -> &'static str {
     }
 }
 
+/// Records one product.
+type Record<'a> = &'a dyn Fn(&mut Commands) -> Result<(), OpError>;
+
 /// Both products of a weight, in each precision, in turn.
 fn of_shape(
     gpu: &Gpu,
@@ -104,7 +107,7 @@ fn of_shape(
     for &(precision, ref matmul) in kernels {
         let forward = |commands: &mut Commands| matmul.forward(commands, &x, &weight, None, false, &y);
         let backward = |commands: &mut Commands| matmul.backward(commands, &y, &weight, false, &x);
-        let both: [(&str, &dyn Fn(&mut Commands) -> Result<(), OpError>); 2] = [("x W^T", &forward), ("dy W", &backward)];
+        let both: [(&str, Record<'_>); 2] = [("x W^T", &forward), ("dy W", &backward)];
         for (product, record) in both {
             let seconds = timed(gpu, runs, record)?;
             let operations = 2.0 * f64::from(tokens) * outputs as f64 * inputs as f64;
@@ -127,7 +130,7 @@ fn filled(gpu: &Gpu, rows: u32, columns: u32) -> Result<Mat> {
 }
 
 /// Seconds of a product in each run. The first run compiles and does not count.
-fn timed(gpu: &Gpu, runs: u16, record: &dyn Fn(&mut Commands) -> Result<(), OpError>) -> Result<Vec<f64>> {
+fn timed(gpu: &Gpu, runs: u16, record: Record<'_>) -> Result<Vec<f64>> {
     let mut seconds = Vec::new();
     for _ in 0..=runs {
         ui::not_interrupted()?;

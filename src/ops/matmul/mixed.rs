@@ -217,7 +217,7 @@ const DECODE: &str = shaders!("panels", "panels_decode");
 
 impl Kind {
     fn spec(self, units: MatrixUnits) -> KernelSpec {
-        // SAFETY of all shaders: `Mixed` binds ranges that contain all rows and columns of its
+        // SAFETY: for all shaders, `Mixed` binds ranges that contain all rows and columns of its
         // parameters, and panels with their padding. The shaders keep rows and columns below their
         // numbers; tiles and rows of padding lie in the panels, whose sides are multiples of every
         // tile's. Loops count up to constants or parameters. Barriers separate the writes and the
