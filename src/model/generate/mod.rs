@@ -203,6 +203,7 @@ impl TextGenerator {
     }
 
     /// From here on, texts have as many tokens as requested: no token ends them.
+    #[cfg(feature = "cli")]
     pub(crate) fn ignore_ends(&mut self) {
         self.ends.clear();
     }
