@@ -18,7 +18,7 @@ use crate::panics::caught;
 /// Duration of one poll. wgpu holds a lock during a poll, and other threads may need that lock.
 const STEP: Duration = Duration::from_millis(200);
 /// Time after which a submission counts as hung. It covers all submissions in flight, each of one
-/// layer at most.
+/// layer, or of few tokens in all layers.
 pub(super) const PATIENCE: Duration = Duration::from_secs(600);
 /// Submissions in flight at a time. This keeps a device busy, and a wait for the last submission
 /// stays short compared to a training step.

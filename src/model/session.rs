@@ -11,6 +11,10 @@ use crate::model::kv_cache::Past;
 use crate::model::workspace::Memory;
 use crate::ops::Mat;
 
+/// Passes of more new tokens are submitted layer by layer: drivers end a submission that takes
+/// seconds, and a wait for the passes in flight must be short when a user interrupts a prompt.
+const MAX_TOGETHER: usize = 64;
+
 /// A model, its adapter and its memory.
 #[derive(Debug)]
 pub struct Session {
@@ -98,7 +102,8 @@ impl Session {
     /// keys and values are added to the cache. `length` is the number of known tokens of the text,
     /// including tokens after the new ones: dynamic scaling rotates all of a prompt by the length
     /// of the prompt. With `logits` [1, vocabulary], the pass ends with the logits of the last
-    /// token. Returns the end of the pass: all of it, if all layers are resident.
+    /// token. Returns the end of the pass: all of it, if all layers are resident and the new tokens
+    /// are few.
     ///
     /// # Errors
     /// [`OpError::Shape`](crate::ops::OpError::Shape) if the cache or the memory is too small; any
@@ -115,7 +120,8 @@ impl Session {
             NewTokens::Known(tokens) => model.begin_after(memory, &sample(tokens), past, length, adapter.as_ref())?,
             NewTokens::Chosen(id) => model.begin_token(memory, id, past, length, adapter.as_ref())?,
         };
-        let mut commands = model.record_forward(&inputs, true, &|_, _, _| Ok(()))?;
+        let together = tokens.count() <= MAX_TOGETHER;
+        let mut commands = model.record_forward(&inputs, together, &|_, _, _| Ok(()))?;
         if let Some(logits) = logits {
             let last = memory.workspace(model.config(), 1)?;
             model.record_last_logits(&mut commands, &inputs.work, &last, logits)?;
@@ -152,6 +158,15 @@ pub(crate) enum NewTokens<'a> {
     Known(&'a [u32]),
     /// One token, whose id the device has chosen.
     Chosen(&'a BufferRange),
+}
+
+impl NewTokens<'_> {
+    pub fn count(self) -> usize {
+        match self {
+            Self::Known(tokens) => tokens.len(),
+            Self::Chosen(_) => 1,
+        }
+    }
 }
 
 /// A batch of one sample without loss tokens.

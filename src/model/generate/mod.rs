@@ -349,11 +349,7 @@ impl TextGenerator {
         let logits = self.chooser.next_logits();
         let commands = self.session.extend(tokens, past, length, Some(&logits))?;
         let read = self.chooser.submit(commands, &logits, &sampler.rules(draw)).map_err(ModelError::from)?;
-        let inputs = match tokens {
-            NewTokens::Known(tokens) => tokens.len(),
-            NewTokens::Chosen(_) => 1,
-        };
-        Ok(Some(Pending { read, logits, draw, before, inputs, length }))
+        Ok(Some(Pending { read, logits, draw, before, inputs: tokens.count(), length }))
     }
 
     /// Waits for a choice, whose inputs are the last tokens of the cache. If the device is not
