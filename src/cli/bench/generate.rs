@@ -17,7 +17,7 @@ use crate::cli::device::{self, AdapterEntry, is_software};
 use crate::cli::outcome::Outcome;
 use crate::cli::ui::{self, Table, Ui};
 use crate::format::{Index, Role};
-use crate::gpu::Gpu;
+use crate::gpu::{Gpu, MatrixUnits};
 use crate::model::generate::sampling::{Sampler, SamplerOptions};
 use crate::model::generate::{Generated, TextGenerator};
 use crate::random::{Generator, Stream};
@@ -36,6 +36,8 @@ struct Bench {
     runs: u16,
     /// Whether all layers stay in GPU memory.
     resident: bool,
+    /// `mixed` or `f32`.
+    precision: &'static str,
     /// Bytes of weights that a token reads.
     weight_bytes: u64,
     /// Bytes read and written per second by a kernel that copies.
@@ -88,8 +90,17 @@ fn measure(args: &BenchGenerateArgs, ui: Ui, gpu: &Gpu) -> Result<Bench> {
         resident &= is_resident;
         texts.push(Text::new(prompt, &generated, weight_bytes + runs.cache_bytes(), copy_bytes_per_second));
     }
-    let (answer, runs) = (args.answer, args.common.runs);
-    Ok(Bench { gpu: gpu.adapter().into(), shape, answer, runs, resident, weight_bytes, copy_bytes_per_second, texts })
+    Ok(Bench {
+        gpu: gpu.adapter().into(),
+        shape,
+        answer: args.answer,
+        runs: args.common.runs,
+        resident,
+        precision: MatrixUnits::precision(gpu.matrix_units().ok()),
+        weight_bytes,
+        copy_bytes_per_second,
+        texts,
+    })
 }
 
 /// The texts with a prompt of one length.

@@ -17,7 +17,7 @@ use crate::convert::encode::Encoder;
 use crate::convert::{self, Options};
 use crate::data::pack::{Batch, IGNORE_INDEX};
 use crate::dequant::stream::default_budget;
-use crate::gpu::{AllocatedMemory, Gpu};
+use crate::gpu::{AllocatedMemory, Gpu, MatrixUnits};
 use crate::lora::config::{AdapterLayout, LoraConfig, TARGETS};
 use crate::lora::gpu::GpuAdapter;
 use crate::model::plan::{Demand, KeepActivations, MemoryError, MemoryPlan, MicroBatch, OffloadActivations};
@@ -46,6 +46,8 @@ struct Bench {
     planned: Vec<(&'static str, u64)>,
     /// Whether all layers stay in GPU memory.
     resident: bool,
+    /// `mixed` or `f32`.
+    precision: &'static str,
     /// Layers, of all, that keep their activations for the backward pass.
     kept_layers: u32,
     layers: u32,
@@ -114,6 +116,7 @@ fn measure(args: &BenchTrainArgs, ui: Ui, gpu: &Gpu) -> Result<Bench> {
         planned_bytes: plan.total(),
         planned: plan.parts().into(),
         resident: plan.stream.resident,
+        precision: MatrixUnits::precision(gpu.matrix_units().ok()),
         kept_layers: plan.kept_layers(),
         layers: plan.stream.layers,
         offloaded_streams: plan.offloaded().0,
