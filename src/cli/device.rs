@@ -53,7 +53,7 @@ pub fn with_precision<T>(
         Err(reason) if precision == PrecisionArg::Mixed => {
             return Err(GpuError::NoMatrixUnits { reason: reason.to_owned() }.into());
         }
-        Err(_) if precision == PrecisionArg::F32 => ui.stage("precision: f32 (--precision)"),
+        Err(_) if precision == PrecisionArg::F32 => ui.stage("precision: f32 (--precision, or that of the resumed run)"),
         Err(reason) => ui.stage(&format!("precision: f32 ({reason})")),
     }
     profiled(&gpu, ui, work)

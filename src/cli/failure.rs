@@ -346,7 +346,9 @@ fn of_gpu(error: &GpuError, advice: Advice) -> Option<String> {
         GpuError::NoAdapter => DRIVER_HINT,
         GpuError::NoSuchAdapter { .. } => "--gpu and NF4PACK_ADAPTER take a listed number, or a part of a name",
         GpuError::NoDevice { .. } => return Some(no_device()),
-        GpuError::NoMatrixUnits { .. } => "--precision auto takes float32 where there are none",
+        GpuError::NoMatrixUnits { .. } => {
+            "--precision f32 needs none, nor does auto; a run that began in mixed precision resumes only on a GPU that has them"
+        }
         GpuError::TooLarge { .. } => return Some(advice.too_large()),
         GpuError::OutOfMemory { .. } => return Some(advice.out_of_memory()),
         GpuError::DeviceLost { .. } => {

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use anyhow::Result;
 use serde::Serialize;
 
-use super::args::{PrecisionArg, ResumeArg, TrainArgs};
+use super::args::{ResumeArg, TrainArgs};
 use super::device::{self, AdapterEntry};
 use super::model;
 use super::open;
@@ -20,7 +20,7 @@ use crate::data::form::Form;
 use crate::data::pack::batch;
 use crate::data::sample::{Dataset, Dropped, Sample};
 use crate::data::show::{ShownSample, show_batch};
-use crate::gpu::Gpu;
+use crate::gpu::{Gpu, MatrixUnits};
 use crate::io::read::{read_any, refuse_device};
 use crate::model::plan::{MemoryPlan, MicroBatch, Slower};
 use crate::train::record::{EvalRecord, Record, RecordError, StepRecord};
@@ -61,6 +61,8 @@ struct Summary {
     planned_bytes: u64,
     reserved_bytes: Option<u64>,
     resident: bool,
+    /// `mixed` or `f32`.
+    precision: &'static str,
     /// Layers that keep their activations for the backward pass.
     kept_layers: u32,
     /// Residual streams in host memory, and their bytes.
@@ -128,19 +130,10 @@ pub fn run(args: &TrainArgs) -> Result<Outcome> {
     if args.show_batch {
         return show(ui, &prepared, &settings);
     }
-    let precision = precision(options.precision, &prepared);
-    let summary = device::with_precision(&args.gpu, precision, ui, |gpu| train(ui, gpu, prepared, &task))?;
+    let precision = options.precision.unwrap_or_default().on_resume(prepared.precision());
+    let summary = device::with_precision(&args.gpu, Some(precision), ui, |gpu| train(ui, gpu, prepared, &task))?;
     ui.result(&summary, || summary.text())?;
     Ok(Outcome::from(summary.end != End::Stopped))
-}
-
-/// The requested precision, or that of the run that is resumed.
-fn precision(requested: Option<PrecisionArg>, prepared: &Prepared) -> Option<PrecisionArg> {
-    match (requested, prepared.precision()) {
-        (None | Some(PrecisionArg::Auto), Some("mixed")) => Some(PrecisionArg::Mixed),
-        (None | Some(PrecisionArg::Auto), Some(_)) => Some(PrecisionArg::F32),
-        (requested, _) => requested,
-    }
 }
 
 /// Bytes of a file of samples. Its tokens need several times as much memory.
@@ -255,6 +248,7 @@ fn print_kept(ui: Ui, plan: &MemoryPlan) {
     let (kept, layers) = (plan.kept_layers(), plan.stream.layers);
     ui.stage(&match kept {
         0 => "the backward pass computes all layers again".to_owned(),
+        _ if kept == layers => "all layers keep their activations for the backward pass".to_owned(),
         _ => format!("{kept} of {layers} layers keep their activations; the backward pass computes the others again"),
     });
     if let (streams @ 1.., bytes) = plan.offloaded() {
@@ -410,6 +404,7 @@ impl Summary {
             planned_bytes: run.plan.total(),
             reserved_bytes: gpu.allocated().map(|allocated| allocated.reserved),
             resident: run.plan.stream.resident,
+            precision: MatrixUnits::precision(run.plan.units),
             kept_layers: run.plan.kept_layers(),
             offloaded_streams: run.plan.offloaded().0,
             host_bytes: run.plan.offloaded().1,

@@ -7,7 +7,8 @@ use crate::common::program;
 use std::fs;
 use std::path::Path;
 
-use crate::common::program::{PACK, command, failure, json};
+use crate::common::program::{Failure, PACK, command, failure, json};
+use nf4pack::gpu::UseMatrixUnits;
 use predicates::prelude::*;
 use serde_json::Value;
 
@@ -55,6 +56,47 @@ fn train_resume_eval_and_generate() {
     assert!((base["perplexity"].as_f64().unwrap().ln() - loss(&base)).abs() < 1e-9);
     let generate = ["generate", PACK, "--adapter", "out", "--prompt", "2 + 2 =", "--max-tokens", "2"];
     command(folder, &generate).assert().success();
+}
+
+#[test]
+fn a_run_keeps_its_precision() {
+    let with_units =
+        |matrix_units| common::gpu_with(|options| options.matrix_units = matrix_units).map(|gpu| gpu.matrix_units().is_ok());
+    let (Some(has_units), Some(has_loops)) = (with_units(UseMatrixUnits::Auto), with_units(UseMatrixUnits::Loops)) else {
+        return;
+    };
+    let place = place();
+    // Mixed precision is possible with `units`, unless the device lacks f16.
+    let run = |more: &str, units: &str| {
+        let train = format!(
+            "train {PACK} --data chat.jsonl --out out --rank 2 --targets q_proj --micro-batch 1 --schedule constant \
+             --warmup 0 {more}"
+        );
+        let mut command = command(place.path(), &train.split_whitespace().collect::<Vec<_>>());
+        command.env("NF4PACK_MATRIX_UNITS", units);
+        command
+    };
+    let contains = predicate::str::contains;
+    run("--steps 1 --precision f32", "loops").assert().success().stderr(contains("precision: f32 (--precision"));
+    // Without the flag, or with auto, the run continues in float32 also where mixed is possible.
+    for (more, steps) in [("--steps 2 --resume", 2), ("--steps 3 --resume --precision auto", 3)] {
+        let assert = run(more, "loops").arg("--json").assert().success().stderr(contains("that of the resumed run"));
+        let document: Value = serde_json::from_slice(&assert.get_output().stdout).unwrap();
+        assert_eq!((&document["precision"], &document["steps"]), (&"f32".into(), &steps.into()));
+    }
+    if has_loops {
+        let other = Failure::of(run("--steps 4 --resume --precision mixed", "loops"));
+        let error = "--precision is mixed now, and was f32 in the run of the checkpoint";
+        other.assert("run-other-settings", &[error], &["the same --precision", "--out"]);
+    }
+    if !has_units {
+        let hint = ["--precision f32", "auto", "resumes only on a GPU that has them"];
+        let mut eval = command(place.path(), &["eval", PACK, "--data", "chat.jsonl", "--precision", "mixed"]);
+        eval.env("NF4PACK_MATRIX_UNITS", "off");
+        for command in [run("--steps 4 --resume --precision mixed", "off"), eval] {
+            Failure::of(command).assert("gpu-no-matrix-units", &["mixed precision needs matrix units"], &hint);
+        }
+    }
 }
 
 /// The embedding of the bundled model is its head, too.

@@ -37,13 +37,18 @@ pub struct Failure {
 
 /// Runs it with `--json`, to fail with exit code 1.
 pub fn failure(folder: &Path, arguments: &[&str]) -> Failure {
-    let assert = command(folder, arguments).arg("--json").assert().code(1);
-    let document: Value = serde_json::from_slice(&assert.get_output().stdout).unwrap();
-    let text = |key: &str| document[key].as_str().unwrap_or_default().to_owned();
-    Failure { code: text("code"), error: text("error"), hint: text("hint") }
+    Failure::of(command(folder, arguments))
 }
 
 impl Failure {
+    /// As [`failure`], for a command with an environment of its own.
+    pub fn of(mut command: Command) -> Self {
+        let assert = command.arg("--json").assert().code(1);
+        let document: Value = serde_json::from_slice(&assert.get_output().stdout).unwrap();
+        let text = |key: &str| document[key].as_str().unwrap_or_default().to_owned();
+        Self { code: text("code"), error: text("error"), hint: text("hint") }
+    }
+
     /// Checks the code, and that the error and the hint name these things: paths, numbers, flags.
     #[track_caller]
     pub fn assert(&self, code: &str, error: &[&str], hint: &[&str]) {

@@ -116,6 +116,15 @@ pub enum PrecisionArg {
 }
 
 impl PrecisionArg {
+    /// `auto` is the precision of the run that is resumed, if there is one.
+    pub fn on_resume(self, resumed: Option<&str>) -> Self {
+        match (self, resumed) {
+            (Self::Auto, Some("mixed")) => Self::Mixed,
+            (Self::Auto, Some(_)) => Self::F32,
+            (requested, _) => requested,
+        }
+    }
+
     /// The use of matrix units; the environment decides it for `auto` and for tests.
     pub fn matrix_units(self, env: UseMatrixUnits) -> UseMatrixUnits {
         match (self, env) {
@@ -216,6 +225,24 @@ mod tests {
     #[test]
     fn block_sizes_are_those_of_the_library() {
         assert_eq!(BLOCK_SIZE_NAMES.map(|name| name.parse::<u32>().unwrap()), BLOCK_SIZES);
+    }
+
+    #[test]
+    fn a_precision_decides_the_use_of_matrix_units() {
+        use UseMatrixUnits::{Auto, Loops, Off};
+        let all = |precision: PrecisionArg| [Auto, Off, Loops].map(|env| precision.matrix_units(env));
+        assert_eq!(all(PrecisionArg::Auto), [Auto, Off, Loops]);
+        assert_eq!(all(PrecisionArg::F32), [Off; 3]);
+        assert_eq!(all(PrecisionArg::Mixed), [Auto, Auto, Loops]);
+    }
+
+    #[test]
+    fn auto_is_the_precision_of_the_resumed_run() {
+        use PrecisionArg::{Auto, F32, Mixed};
+        assert_eq!([None, Some("f32"), Some("mixed")].map(|run| Auto.on_resume(run)), [Auto, F32, Mixed]);
+        for requested in [F32, Mixed] {
+            assert_eq!([None, Some("f32"), Some("mixed")].map(|run| requested.on_resume(run)), [requested; 3]);
+        }
     }
 
     #[test]

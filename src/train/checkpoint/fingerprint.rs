@@ -66,7 +66,7 @@ impl Fingerprint {
             ("--schedule", shape_name(s.schedule).to_owned()),
             ("--warmup", warmup_name(s.warmup)),
             ("--micro-batch", inputs.micro_batch.to_string()),
-            ("--precision", inputs.precision.to_owned()),
+            (PRECISION, inputs.precision.to_owned()),
             ("--accumulate", s.accumulate.to_string()),
             ("--max-length", s.max_length.to_string()),
             ("--clip", s.clip.unwrap_or_default().to_string()),
@@ -85,12 +85,19 @@ impl Fingerprint {
     /// Rows of a forward pass, which `--micro-batch auto` keeps on resume; `None` if the
     /// fingerprint is damaged.
     pub fn micro_batch(&self) -> Option<u32> {
-        self.0.get("--micro-batch")?.parse().ok()
+        self.value("--micro-batch")?.parse().ok()
     }
 
     /// The precision, which `--precision auto` keeps on resume.
     pub fn precision(&self) -> Option<&str> {
-        self.0.get("--precision").map(String::as_str)
+        self.value(PRECISION)
+    }
+
+    /// The value of a setting, if it has one.
+    fn value(&self, name: &str) -> Option<&str> {
+        // Checkpoints from before there was a choice have no precision: they are in float32.
+        let default = (name == PRECISION).then_some("f32");
+        self.0.get(name).map(String::as_str).or(default)
     }
 
     /// Compares the requested run with that of the checkpoint, `self`.
@@ -98,8 +105,8 @@ impl Fingerprint {
     /// # Errors
     /// The first setting, by name, that differs.
     pub fn check(&self, requested: &Self) -> Result<(), Difference> {
-        let value = |of: &Self, name: &String| of.0.get(name).map_or(ABSENT, String::as_str).to_owned();
-        let differs = |name: &&String| self.0.get(*name) != requested.0.get(*name);
+        let value = |of: &Self, name: &String| of.value(name).unwrap_or(ABSENT).to_owned();
+        let differs = |name: &&String| self.value(name) != requested.value(name);
         match self.0.keys().chain(requested.0.keys()).filter(differs).min() {
             None => Ok(()),
             Some(name) => {
@@ -109,6 +116,7 @@ impl Fingerprint {
     }
 }
 
+const PRECISION: &str = "--precision";
 /// The value of a missing setting.
 const ABSENT: &str = "none";
 

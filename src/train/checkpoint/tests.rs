@@ -395,7 +395,21 @@ fn another_run_is_recognised_by_the_first_setting_that_differs() {
     assert_eq!(of(Inputs { data: data_identity(b"dato"), ..inputs() }), "--data");
     assert_eq!(of(Inputs { eval_data: Some(data_identity(b"")), ..inputs() }), "--eval-data");
     assert_eq!(of(Inputs { micro_batch: 2, ..inputs() }), "--micro-batch");
+    assert_eq!(of(Inputs { precision: "mixed", ..inputs() }), "--precision");
     assert_eq!(of(Inputs { total_steps: 99, ..inputs() }), "--steps");
+}
+
+#[test]
+fn a_fingerprint_without_a_precision_is_one_in_float32() {
+    let settings = Settings::default();
+    let of = |precision| Fingerprint::new(&settings, &Inputs { precision, ..inputs() });
+    let mut entries = serde_json::to_value(of("f32")).unwrap();
+    assert!(entries.as_object_mut().unwrap().remove("--precision").is_some());
+    let old: Fingerprint = serde_json::from_value(entries).unwrap();
+    assert_eq!((old.precision(), of("mixed").precision()), (Some("f32"), Some("mixed")));
+    assert_eq!(old.check(&of("f32")), Ok(()));
+    let error = old.check(&of("mixed")).unwrap_err().to_string();
+    assert_eq!(error, "--precision is mixed now, and was f32 in the run of the checkpoint");
 }
 
 #[test]
