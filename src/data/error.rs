@@ -235,6 +235,7 @@ impl DataError {
         match self {
             Self::TokenId { id, token, vocab, .. } => Self::TokenId { line: Some(line), id, token, vocab },
             Self::NoChatTemplate => Self::NoTemplate { line },
+            Self::Encode(error) => Self::Encode(format!("line {line}: {error}").into()),
             other => other,
         }
     }

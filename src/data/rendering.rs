@@ -6,6 +6,11 @@ use super::jinja::{TemplateError, Value, charge_bytes, check_steps};
 use super::probe::{Letters, Plan, Probe, Run, Words};
 use super::template::ChatTemplate;
 
+/// A probe takes the time of copying its text that many times.
+const PROBED: usize = 4;
+/// A message takes the time of so many bytes of text, in addition to its words.
+const BYTES_OF_MESSAGE: usize = 64;
+
 /// A conversation, and how it is rendered.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Rendering<'a> {
@@ -34,11 +39,6 @@ impl Rendering<'_> {
         Ok((probe, runs.ok_or(Discarded::Differs)?))
     }
 }
-
-/// How many times as long as adding a text to another one it takes to probe it.
-const PROBED: usize = 4;
-/// Bytes of a text that take as long as a message without words.
-const BYTES_OF_MESSAGE: usize = 64;
 
 /// Why a probe is discarded.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -242,6 +242,8 @@ fn pieces(text: &str, limit: usize) -> Vec<&str> {
     let (mut pieces, mut rest) = (Vec::new(), text);
     while rest.len() > limit {
         let most = rest.get(..rest.floor_char_boundary(limit)).unwrap_or(rest);
+        // The two bytes of a line end of DOS stay together.
+        let most = most.strip_suffix('\r').unwrap_or(most);
         let starts_line =
             |&(at, _): &(usize, &str)| rest.get(at + 1..).is_some_and(|next| !next.starts_with(char::is_whitespace));
         let end = most.rmatch_indices('\n').find(starts_line).map_or(most.len(), |(at, _)| at + 1);
@@ -338,13 +340,15 @@ mod tests {
 
     #[test]
     fn pieces_of_a_text_are_whole_lines() {
-        let cases: [(&str, &[&str]); 6] = [
+        let cases: [(&str, &[&str]); 8] = [
             ("", &[""]),
             ("a\nb\n", &["a\nb\n"]),
             ("ab\ncd\nef\n", &["ab\ncd\n", "ef\n"]),
             ("ab\n  cd\n\nef", &["ab\n  c", "d\n\nef"]),
             ("abcdefgh", &["abcdef", "gh"]),
             ("ééééé", &["ééé", "éé"]),
+            ("abcde\r\nfgh", &["abcde", "\r\nfgh"]),
+            ("ab\r\ncdef", &["ab\r\n", "cdef"]),
         ];
         for (text, expected) in cases {
             assert_eq!(pieces(text, 6), expected, "{text:?}");

@@ -192,11 +192,15 @@ impl<'a> Probed<'a> {
                 continue;
             }
             for at in silent {
+                if !self.is_silent(at) {
+                    // An equal message before it got the letter for both.
+                    continue;
+                }
                 // Some templates compare messages: equal ones stay equal.
                 let message = messages.get(at).filter(|message| !is_assistant(message));
                 let is_equal = |other: &usize| *other == at || (message.is_some() && messages.get(*other) == message);
                 let equal = (0..messages.len()).filter(is_equal);
-                match if self.is_silent(at) { self.change(words, equal) } else { Ok(()) } {
+                match self.change(words, equal) {
                     // No letters are left for the messages after this one.
                     Err(Discarded::Exhausted) => return Self { exhausted: true, ..self },
                     Err(Discarded::Stopped) => return self,

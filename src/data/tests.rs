@@ -1065,3 +1065,19 @@ fn a_long_line_can_be_stopped() {
     assert!(matches!(stopped, Err(DataError::Cancelled)));
     assert_eq!(calls, [(0, 2)], "no line was done");
 }
+
+/// The line is named whose text a pattern cannot split in time.
+#[test]
+fn a_line_that_a_pattern_cannot_split_is_named() {
+    let mut json: serde_json::Value = serde_json::from_slice(&read("tokenizer.json")).unwrap();
+    json["pre_tokenizer"] = serde_json::json!({"type": "Split", "pattern": {"Regex": r"\s+(?=x)"}, "behavior": "Isolated",
+        "invert": false});
+    let json = json.to_string();
+    let files = TokenizerFiles { tokenizer: json.as_bytes(), ..Default::default() };
+    let tokenizer = Tokenizer::new(files, &model(), 0).unwrap();
+    let line = |text: &str| format!("{{\"text\": \"{text}\"}}\n");
+    let error = load(&tokenizer, &[line("a x"), line(&" ".repeat(1_100_000))].concat()).unwrap_err();
+    assert!(matches!(error, DataError::Encode(_)), "{error}");
+    let error = error.to_string();
+    assert!(error.starts_with(r#"the pack's tokenizer: line 2: the pattern "\\s+(?=x)" takes too long"#), "{error}");
+}

@@ -110,8 +110,10 @@ impl Gpu {
             limits.max_compute_workgroups_per_dimension.min(options.max_groups.unwrap_or(u32::MAX));
         let matrix_units = matrix_units::decide(options.matrix_units, &adapter);
         let mut wanted = wanted_features();
-        wanted.set(matrix_units::features(), matrix_units == Ok(MatrixUnits::Hardware));
-        let features = adapter.features() & (wanted | wgpu::Features::SHADER_F16);
+        if matrix_units == Ok(MatrixUnits::Hardware) {
+            wanted |= matrix_units::features();
+        }
+        let features = adapter.features() & wanted;
         if options.profile && !features.contains(wgpu::Features::TIMESTAMP_QUERY) {
             return Err(GpuError::NoFeature { what: "timing kernels", feature: "TIMESTAMP_QUERY" });
         }

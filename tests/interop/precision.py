@@ -6,8 +6,8 @@ Run by hand, not in CI:
     pip install -r tests/interop/requirements.txt
     python tests/interop/precision.py tests/fixtures/oracle/bf16.json
 """
+import argparse
 import json
-import sys
 from pathlib import Path
 
 import torch
@@ -68,6 +68,9 @@ def deviation(found: dict, expected: dict) -> dict:
 
 
 def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("out", type=Path, help="the file to write, tests/fixtures/oracle/bf16.json")
+    out = parser.parse_args().out
     exact, rounded = run(torch.float32), run(torch.bfloat16)
     oracle = json.loads((ORACLE / "oracle.json").read_text())
     worst = max(abs(exact["losses"][str(step)].item() - loss) for step, loss in enumerate(oracle["losses"]))
@@ -80,7 +83,7 @@ def main() -> None:
         ordered = sorted(values.values())
         print(f"{part}: median {ordered[len(ordered) // 2]:.2e}, largest {ordered[-1]:.2e}")
     table["what"] = f"relative deviation of PEFT in bfloat16 from float32, on {DEVICE}"
-    Path(sys.argv[1]).write_text(json.dumps(table, indent=1) + "\n")
+    out.write_text(json.dumps(table, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -31,7 +31,7 @@ fn large(body: &str) -> String {
 }
 
 #[test]
-fn templates_of_the_report_end_in_errors() {
+fn templates_of_the_first_examination_end_in_errors() {
     let cases = [
         // [deep], [cyclic], [indent], [format] and [lists].
         (
