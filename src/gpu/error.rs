@@ -35,7 +35,7 @@ pub enum GpuError {
         feature: &'static str,
     },
     /// The device has no matrix units that kernels for mixed precision can use.
-    #[error("mixed precision needs matrix units, and this GPU is used without: {reason}")]
+    #[error("mixed precision needs matrix units, and this GPU is used without them: {reason}")]
     NoMatrixUnits {
         /// Why.
         reason: String,

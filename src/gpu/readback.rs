@@ -38,10 +38,7 @@ impl Gpu {
     /// As [`Gpu::read`].
     pub fn read_into(&self, range: &BufferRange, bytes: &mut [u8]) -> Result<(), GpuError> {
         range.check(|| "readback".to_owned(), 4, 4)?;
-        if bytes.len() as u64 != range.size {
-            let reason = format!("{} bytes into memory for {}", range.size, bytes.len());
-            return Err(GpuError::invalid("readback", reason));
-        }
+        same_size(range.size, bytes)?;
         if bytes.is_empty() {
             return Ok(());
         }
@@ -91,9 +88,10 @@ impl PendingRead {
     /// range.
     ///
     /// # Errors
-    /// Any device error.
+    /// [`GpuError::Invalid`] for another size; any device error.
     pub fn finish(self, bytes: &mut [u8]) -> Result<(), GpuError> {
         let Self { gpu, staging, submission, mapped } = self;
+        same_size(staging.size, bytes)?;
         gpu.wait_for(&submission)?;
         // Another thread may have polled first and may not have run the callback yet. A lost device
         // drops the sender.
@@ -102,10 +100,14 @@ impl PendingRead {
         mapped.map_err(failed)?;
         let range = staging.offset..staging.offset + staging.size;
         let view = staging.buffer.get_mapped_range(range).map_err(|e| failed(e.to_string()))?;
-        if view.len() == bytes.len() {
-            bytes.copy_from_slice(&view);
-        }
+        bytes.copy_from_slice(&view);
         drop(view);
         gpu.guarded("readback", |_| staging.buffer.unmap())
     }
+}
+
+/// Checks that `bytes` has the size of a range.
+fn same_size(size: u64, bytes: &[u8]) -> Result<(), GpuError> {
+    let reason = || format!("{size} bytes into memory for {}", bytes.len());
+    if bytes.len() as u64 == size { Ok(()) } else { Err(GpuError::invalid("readback", reason())) }
 }

@@ -371,9 +371,10 @@ impl Matmul {
         }
         let right = mixed.decode(commands, &product.b, size, inputs)?;
         let right = Side { panels: &right, terms, first: (0, 0) };
-        let max_rows = self.rows_within_binding(product.out.row) / panels::PADDING * panels::PADDING;
-        for row in (0..product.m).step_by(max_rows.max(panels::PADDING) as usize) {
-            let m = max_rows.max(panels::PADDING).min(product.m - row);
+        // The first row of a side is a multiple of the padding.
+        let max_rows = (self.rows_within_binding(product.out.row) / panels::PADDING).max(1) * panels::PADDING;
+        for row in (0..product.m).step_by(max_rows as usize) {
+            let m = max_rows.min(product.m - row);
             let out = product.out.window(row..row + m, product.n);
             let left = Side { panels, terms: Terms::Columns, first: (row, first) };
             let target = product::Target { m, out: &out, ..product.target() };

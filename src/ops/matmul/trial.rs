@@ -108,16 +108,17 @@ impl Stored {
     }
 }
 
-/// The right operand of a test, and the values of its rows.
-fn right(gpu: &Gpu, random: &mut Random, kind: RightKind, sizes: Sizes) -> Result<(Right, Vec<f32>), OpError> {
-    let (rows, inputs) = sizes.weight();
+/// The right operand of a test: a matrix [rows, inputs] from the middle of a tensor, and its
+/// values.
+pub(super) fn right(
+    gpu: &Gpu,
+    random: &mut Random,
+    kind: RightKind,
+    (rows, inputs): (u32, u32),
+) -> Result<(Right, Vec<f32>), OpError> {
     let before = BEFORE / inputs + 1;
-    let Stored { quantized, float_type, parts, values } = Stored::new(gpu, random, kind, (before + rows) * inputs)?;
-    let elements = match &quantized {
-        Some(weights) => Elements::Quantized(weights),
-        None => Elements::Raw { float_type, parts: &parts },
-    };
-    let weight = Weight::new(elements, before + rows, inputs).rows(before..before + rows);
+    let stored = Stored::new(gpu, random, kind, (before + rows) * inputs)?;
+    let weight = Weight::new(stored.elements(), before + rows, inputs).rows(before..before + rows);
     let binding = gpu.limits().max_storage_buffer_binding_size;
     let (_, right) = weight.pieces("a trial", binding)?.into_iter().next().ok_or(OpError::Shape {
         operation: "a trial",
@@ -125,14 +126,14 @@ fn right(gpu: &Gpu, random: &mut Random, kind: RightKind, sizes: Sizes) -> Resul
         expected: 1,
         found: 0,
     })?;
-    Ok((right, values.get((before * inputs) as usize..).unwrap_or_default().to_vec()))
+    Ok((right, stored.values.get((before * inputs) as usize..).unwrap_or_default().to_vec()))
 }
 
 /// Describes the difference of a product from the CPU, if there is one.
 fn of_product(kernels: &Kernels, variant: Variant, kernel: &Kernel) -> Result<Option<String>, OpError> {
     let (gpu, sizes, mut random) = (kernels.gpu(), Sizes::of(variant), Random::default());
     let Sizes { m, n, k, by_term } = sizes;
-    let (b, b_values) = right(gpu, &mut random, variant.b, sizes)?;
+    let (b, b_values) = right(gpu, &mut random, variant.b, sizes.weight())?;
     let a_by_term = !matches!(variant.form, Form::Tiles { a_by_term: false, .. });
     let (a_rows, a_cols) = if a_by_term { (m, k) } else { (k, m) };
     let a = Known::new(gpu, &mut random, a_rows, a_cols)?;

@@ -9,6 +9,7 @@ use std::borrow::Cow;
 
 use bytemuck::{Pod, Zeroable};
 
+use super::kernels::{flag, shaders};
 use super::weight::{Elements, Weight, floats_constant};
 use crate::dequant::GpuWeights;
 use crate::dequant::operand::{ALIGN, Codec};
@@ -128,10 +129,6 @@ pub(super) struct Bound {
     ends: [[u32; 4]; MAX_WEIGHTS],
 }
 
-macro_rules! shaders {
-    ($($file:literal),*) => { concat!($(include_str!(concat!("../../../shaders/", $file, ".wgsl"))),*) };
-}
-
 impl Variant {
     /// Four columns per workgroup.
     fn quads(self) -> u32 {
@@ -145,7 +142,6 @@ impl Variant {
 
     pub fn spec(self) -> KernelSpec {
         let threads = self.rows * self.quads() * self.lanes;
-        let flag = |set: bool| f64::from(u8::from(set));
         let mut constants = vec![
             ("M", self.rows.into()),
             ("LANES", self.lanes.into()),

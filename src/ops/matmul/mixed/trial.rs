@@ -7,10 +7,12 @@ use super::source::Form;
 use super::{EXTENTS, Kind, Mixed, Side, Stored, WIDTH};
 use crate::dequant::sample::Random;
 use crate::gpu::{BufferRange, Commands, Gpu, Kernel, MatrixUnits};
+use crate::ops::matmul::kernels::RightKind;
 use crate::ops::matmul::panels::{Exponents, Panels, Size, Terms, exponent};
 use crate::ops::matmul::product::{Target, View};
-use crate::ops::matmul::weight::{Elements, Right, Weight};
-use crate::ops::trial::{difference, stored as as_stored};
+use crate::ops::matmul::trial::right;
+use crate::ops::matmul::weight::Right;
+use crate::ops::trial::difference;
 use crate::ops::{Mat, OpError};
 
 /// Error of rounding to f16, relative to the number, and the smallest.
@@ -100,30 +102,11 @@ fn of_pack(mixed: &Mixed, kernel: &Kernel, whole: bool) -> Result<Option<String>
 
 /// A matrix [rows, cols] from the middle of a tensor, as stored, and its values.
 fn operand(gpu: &Gpu, stored: Stored, Size { rows, cols }: Size) -> Result<(Right, Vec<f32>), OpError> {
-    let mut random = Random::default();
-    // More than one super-scale covers.
-    let before = 8192 / cols + 1;
-    let elements = (before + rows) * cols;
-    let (quantized, parts, values);
-    let all = match stored {
-        Stored::Quantized(codec) => {
-            (quantized, values) = codec.sample(gpu, elements.into())?;
-            Elements::Quantized(&quantized)
-        }
-        Stored::Raw(float_type) => {
-            let floats: Vec<f32> = (0..elements).map(|_| random.uniform()).collect();
-            let (bytes, widened) = as_stored(float_type, &floats);
-            values = widened.into_owned();
-            let buffer = gpu.storage_with("trial", &bytes)?;
-            parts = [BufferRange { buffer, offset: 0, size: bytes.len() as u64 }];
-            Elements::Raw { float_type, parts: &parts }
-        }
+    let kind = match stored {
+        Stored::Quantized(codec) => RightKind::Quantized { codec, whole_words: true },
+        Stored::Raw(float_type) => RightKind::Raw(float_type),
     };
-    let weight = Weight::new(all, before + rows, cols).rows(before..before + rows);
-    let binding = gpu.limits().max_storage_buffer_binding_size;
-    let missing = OpError::Shape { operation: "a trial", what: "the number of pieces", expected: 1, found: 0 };
-    let (_, right) = weight.pieces("a trial", binding)?.into_iter().next().ok_or(missing)?;
-    Ok((right, values.get((before * cols) as usize..).unwrap_or_default().to_vec()))
+    right(gpu, &mut Random::default(), kind, (rows, cols))
 }
 
 fn of_extent(mixed: &Mixed, kernel: &Kernel, stored: Stored) -> Result<Option<String>, OpError> {
