@@ -12,7 +12,7 @@
 //! - `coopLoad` (by columns) and `coopLoadT` (by rows) of a matrix of one of these types, and
 //!   `coopStore` and `coopStoreT` of a C, with a pointer `&array[index]` into an array of a module;
 //!   the stride counts elements of the array
-//! - `coopMultiplyAdd`
+//! - `coopMultiplyAdd`, before the memory of its B is written again
 //! - one entry point per module, with the parameter `@builtin(local_invocation_index)`
 
 use std::collections::BTreeSet;
@@ -122,8 +122,8 @@ impl MatrixUnits {
 
 /// The source with the matrix operations as loops.
 ///
-/// Thread `lane` of a subgroup holds row `lane / 2` of A, columns `lane % 2 * 8 ..` of B, and that
-/// part of C.
+/// Thread `lane` of a subgroup holds row `lane / 2` of A, and columns `lane % 2 * 8 ..` of that row
+/// of C.
 fn as_loops(source: &str) -> String {
     let mut functions = BTreeSet::new();
     let mut body = String::with_capacity(source.len());
@@ -144,8 +144,13 @@ fn as_loops(source: &str) -> String {
     for (from, to) in TYPES {
         body = body.replace(from, to);
     }
-    let accesses: String = functions.iter().map(|&(kind, array)| kind.function(array, width(source, array))).collect();
-    format!("enable f16;\n{LOOPS}\n{accesses}\n{}", set_lane(&body))
+    let numbered = || functions.iter().enumerate();
+    let accesses: String =
+        numbered().map(|(number, &(kind, array))| kind.function(array, width(source, array), number)).collect();
+    let elements: String =
+        numbered().map(|(number, &(kind, array))| kind.element_of_b(array, width(source, array), number)).collect();
+    let loops = LOOPS.replace("ELEMENTS", &elements);
+    format!("enable f16;\n{loops}\n{accesses}\n{}", set_lane(&body))
 }
 
 const TYPES: [(&str, &str); 4] = [
@@ -155,18 +160,27 @@ const TYPES: [(&str, &str); 4] = [
     ("coopMultiplyAdd(", "coop_multiply_add("),
 ];
 
-/// The types, and the product.
+/// The types, and the product. A software driver compiles a copy of these functions for each call,
+/// so they are short: B stays in its array until the product, and loops have lengths that a
+/// compiler does not know, so that it does not unroll them.
 const LOOPS: &str = "
 struct CoopA { row: array<f32, 16> }
-struct CoopB { rows: array<array<f32, 8>, 16> }
+struct CoopB { index: u32, stride: u32, access: u32 }
 struct CoopC { sums: array<f32, 8> }
 var<private> coop_lane: u32;
-fn coop_multiply_add(a_: CoopA, b_: CoopB, c_: CoopC) -> CoopC {
+var<private> coop_8: u32;
+var<private> coop_16: u32;
+fn coop_b(b: CoopB, i: u32, j: u32) -> f32 {
+    switch b.access {
+        ELEMENTS
+        default: { return 0.0; }
+    }
+}
+fn coop_multiply_add(a_: CoopA, b: CoopB, c_: CoopC) -> CoopC {
     var a = a_;
-    var b = b_;
     var c = c_;
-    for (var k = 0u; k < 16u; k++) {
-        for (var j = 0u; j < 8u; j++) { c.sums[j] += a.row[k] * b.rows[k][j]; }
+    for (var k = 0u; k < coop_16; k++) {
+        for (var j = 0u; j < coop_8; j++) { c.sums[j] += a.row[k] * coop_b(b, k, coop_lane % 2u * 8u + j); }
     }
     return c;
 }";
@@ -225,14 +239,15 @@ fn width(source: &str, array: &str) -> u32 {
     if source.contains(&declared) { 4 } else { 1 }
 }
 
-/// Sets the lane at the start of the entry point.
+/// Sets the lane and the lengths of loops at the start of the entry point.
 fn set_lane(source: &str) -> String {
     const INDEX: &str = "@builtin(local_invocation_index) ";
     let Some(at) = source.find(INDEX) else { return source.to_owned() };
     let name: String = source[at + INDEX.len()..].chars().take_while(|c| *c != ':').collect();
     let Some(brace) = source[at..].find('{').map(|brace| at + brace + 1) else { return source.to_owned() };
     let (head, tail) = source.split_at(brace);
-    format!("{head}\n  coop_lane = {name} % {SUBGROUP}u;{tail}")
+    let zero = format!("u32(0.5 * fract(0.1 * f32({name})))");
+    format!("{head}\n  coop_lane = {name} % {SUBGROUP}u;\n  coop_8 = 8u + {zero};\n  coop_16 = 16u + {zero};{tail}")
 }
 
 impl Access {
@@ -244,33 +259,50 @@ impl Access {
         }
     }
 
-    /// The function of this access to an array whose elements have `width` scalars.
-    fn function(self, array: &str, width: u32) -> String {
+    /// Element (i, j) of a matrix at `index` of an array whose elements have `width` scalars.
+    fn element(self, array: &str, width: u32, index: &str, stride: &str) -> String {
         let by_rows = matches!(self, Self::Load { by_rows: true, .. } | Self::Store { by_rows: true });
-        let at = if by_rows { "i * stride * WIDTH + j" } else { "j * stride * WIDTH + i" };
-        let element = if width == 1 { "ARRAY[index + AT]" } else { "ARRAY[index + (AT) / 4u][(AT) % 4u]" };
-        let element = element.replace("AT", &at.replace("WIDTH", &format!("{width}u"))).replace("ARRAY", "@");
-        let element = element.replace('@', array);
+        let (row, column) = if by_rows { ("i", "j") } else { ("j", "i") };
+        let at = format!("{row} * {stride} * {width}u + {column}");
+        match width {
+            1 => format!("{array}[{index} + {at}]"),
+            _ => format!("{array}[{index} + ({at}) / 4u][({at}) % 4u]"),
+        }
+    }
+
+    /// The function of this access, which has this number among all.
+    fn function(self, array: &str, width: u32, number: usize) -> String {
+        let element = self.element(array, width, "index", "stride");
         let name = format!("{}_{array}", self.name());
         match self {
             Self::Load { role: 'a', .. } => format!(
                 "fn {name}(index: u32, stride: u32) -> CoopA {{\n  var a: CoopA;\n  let i = coop_lane / 2u;\n  \
-                 for (var j = 0u; j < 16u; j++) {{ a.row[j] = f32({element}); }}\n  return a;\n}}\n"
+                 for (var j = 0u; j < coop_16; j++) {{ a.row[j] = f32({element}); }}\n  return a;\n}}\n"
             ),
-            Self::Load { role: 'b', .. } => format!(
-                "fn {name}(index: u32, stride: u32) -> CoopB {{\n  var b: CoopB;\n  let first = coop_lane % 2u * 8u;\n  \
-                 for (var i = 0u; i < 16u; i++) {{\n    for (var n = 0u; n < 8u; n++) {{ let j = first + n; \
-                 b.rows[i][n] = f32({element}); }}\n  }}\n  return b;\n}}\n"
-            ),
+            Self::Load { role: 'b', .. } => {
+                format!("fn {name}(index: u32, stride: u32) -> CoopB {{ return CoopB(index, stride, {number}u); }}\n")
+            }
             Self::Load { .. } => format!(
                 "fn {name}(index: u32, stride: u32) -> CoopC {{\n  var c: CoopC;\n  let i = coop_lane / 2u;\n  let first = \
-                 coop_lane % 2u * 8u;\n  for (var n = 0u; n < 8u; n++) {{ let j = first + n; c.sums[n] = f32({element}); \
-                 }}\n  return c;\n}}\n"
+                 coop_lane % 2u * 8u;\n  for (var n = 0u; n < coop_8; n++) {{ let j = first + n; c.sums[n] = \
+                 f32({element}); }}\n  return c;\n}}\n"
             ),
             Self::Store { .. } => format!(
                 "fn {name}(c_: CoopC, index: u32, stride: u32) {{\n  var c = c_;\n  let i = coop_lane / 2u;\n  let first = \
-                 coop_lane % 2u * 8u;\n  for (var n = 0u; n < 8u; n++) {{ let j = first + n; {element} = c.sums[n]; }}\n}}\n"
+                 coop_lane % 2u * 8u;\n  for (var n = 0u; n < coop_8; n++) {{ let j = first + n; {element} = c.sums[n]; \
+                 }}\n}}\n"
             ),
+        }
+    }
+
+    /// The case of this access in `coop_b`. Empty for other matrices.
+    fn element_of_b(self, array: &str, width: u32, number: usize) -> String {
+        match self {
+            Self::Load { role: 'b', .. } => {
+                let element = self.element(array, width, "b.index", "b.stride");
+                format!("case {number}u: {{ return f32({element}); }}\n        ")
+            }
+            _ => String::new(),
         }
     }
 }
