@@ -4,7 +4,7 @@
 use crate::arch::config::{ModelConfig, RopeScaling};
 use crate::data::pack::Batch;
 use crate::dequant::copy_baseline::CopyKernel;
-use crate::gpu::{BufferRange, Gpu};
+use crate::gpu::{BufferRange, Gpu, MatrixUnits};
 use crate::lora::gpu::{GpuAdapter, Mask};
 use crate::model::error::ModelError;
 use crate::model::kv_cache::Past;
@@ -28,14 +28,15 @@ pub(super) struct Kernels {
 }
 
 impl Kernels {
-    pub fn new(gpu: &Gpu, model: &ModelConfig) -> Result<Self, ModelError> {
+    /// With `units`, attention runs on matrix units.
+    pub fn new(gpu: &Gpu, model: &ModelConfig, units: Option<MatrixUnits>) -> Result<Self, ModelError> {
         Ok(Self {
             copy: CopyKernel::new(gpu)?,
             gather: Gather::new(gpu)?,
             scale: Scale::new(gpu)?,
             norm: RmsNorm::new(gpu)?,
             rotary: Rotary::new(gpu)?,
-            attention: Attention::new(gpu, model.head_dim)?,
+            attention: Attention::new(gpu, model.head_dim, units)?,
             swiglu: SwiGlu::new(gpu)?,
             dropout: Dropout::new(gpu)?,
             matmul: Matmul::new(gpu)?,
