@@ -224,7 +224,8 @@ fn sums_follow_scores_that_rise() {
             row.iter_mut().for_each(|x| *x = (*x + 1.0) * step * (token % 50) as f32 / 8.0);
         }
         inputs.q.iter_mut().for_each(|x| *x = x.abs() / 4.0);
-        assert_rows_match(&run(&gpu, units, &inputs), &inputs, [0.0; 5]);
+        // Keys far below the others have weights below 2^-28, which lose bits.
+        assert_rows_match(&run(&gpu, units, &inputs), &inputs, [1e-4; 5]);
     }
 }
 
