@@ -76,9 +76,11 @@ impl Advice {
             Command::Bench(args) => match &args.what {
                 BenchCommand::Convert(_) => Self::NONE,
                 BenchCommand::Dequant(_) => smaller(&["--shape"]),
+                BenchCommand::Matmul(_) => smaller(&["--shape", "--tokens"]),
                 BenchCommand::Upload(_) => smaller(&["--bytes"]),
                 BenchCommand::Stream(_) => Self { budget: Some("--budget"), ..smaller(&["--shape"]) },
                 BenchCommand::Train(_) => smaller(&["--shape", "--batch", "--seq"]),
+                BenchCommand::Generate(_) => smaller(&["--shape", "--prompt", "--answer"]),
             },
             _ => Self::NONE,
         }

@@ -71,9 +71,11 @@ fn dispatch(command: &Command) -> anyhow::Result<Outcome> {
         Command::Bench(args) => match &args.what {
             BenchCommand::Convert(args) => bench::convert::run(args),
             BenchCommand::Dequant(args) => bench::dequant::run(args),
+            BenchCommand::Matmul(args) => bench::matmul::run(args),
             BenchCommand::Upload(args) => bench::upload::run(args),
             BenchCommand::Stream(args) => bench::stream::run(args),
             BenchCommand::Train(args) => bench::train::run(args),
+            BenchCommand::Generate(args) => bench::generate::run(args),
         },
         Command::Completions(args) => completions::run(args),
     }

@@ -173,6 +173,14 @@ impl Gpu {
         (self.0.info.subgroup_min_size, self.0.info.subgroup_max_size)
     }
 
+    /// How kernels for matrix units run on this device, or the reason why they do not.
+    ///
+    /// # Errors
+    /// The reason.
+    pub fn matrix_units(&self) -> Result<MatrixUnits, &str> {
+        self.0.matrix_units.as_ref().copied().map_err(String::as_str)
+    }
+
     /// Whether trusted kernels also run with the runtime checks of wgpu.
     pub fn is_checked(&self) -> bool {
         self.0.checked

@@ -108,6 +108,10 @@ impl Commands {
         self
     }
 
+    pub(super) fn gpu(&self) -> &Gpu {
+        &self.gpu
+    }
+
     /// Counts the floating-point operations of the last dispatches. A list with many of them is
     /// submitted in several parts.
     pub fn add_operations(&mut self, operations: u64) {

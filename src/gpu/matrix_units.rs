@@ -18,8 +18,6 @@
 use std::collections::BTreeSet;
 use std::fmt::Write as _;
 
-use super::device::Gpu;
-
 /// How the matrix operations of a kernel run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum MatrixUnits {
@@ -82,16 +80,6 @@ pub(super) fn obstacle(adapter: &wgpu::Adapter) -> Option<String> {
     }
     let found = limits.max_compute_workgroup_storage_size;
     (found < WORKGROUP_BYTES).then(|| format!("workgroups have {found} bytes of memory, less than {WORKGROUP_BYTES}"))
-}
-
-impl Gpu {
-    /// How kernels for matrix units run on this device, or the reason why they do not.
-    ///
-    /// # Errors
-    /// The reason.
-    pub fn matrix_units(&self) -> Result<MatrixUnits, &str> {
-        self.0.matrix_units.as_ref().copied().map_err(String::as_str)
-    }
 }
 
 /// Decides how kernels for matrix units run.
@@ -312,7 +300,7 @@ mod tests {
     #![allow(clippy::unwrap_used, reason = "tests fail by panicking")]
 
     use super::*;
-    use crate::gpu::{BufferRange, GpuError, KernelSpec, Options, Shader};
+    use crate::gpu::{BufferRange, Gpu, GpuError, KernelSpec, Options, Shader};
 
     /// A device, or `None` without one, unless `NF4PACK_REQUIRE_GPU=1`.
     fn open(matrix_units: UseMatrixUnits) -> Option<Gpu> {

@@ -45,6 +45,7 @@ pub use memory::{AllocatedMemory, DeviceMemory};
 pub use pipeline::Kernel;
 pub use profile::{KernelTime, ProfileTable};
 pub use range::BufferRange;
+pub use readback::PendingRead;
 pub use shader::{KernelSpec, Shader};
 pub use timing::Timed;
 pub use upload::{StagingArea, Uploader};

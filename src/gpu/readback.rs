@@ -2,12 +2,22 @@
 
 use std::sync::mpsc;
 
-use super::device::{Gpu, PATIENCE};
+use super::device::{Gpu, PATIENCE, Submission};
+use super::dispatch::Commands;
 use super::error::GpuError;
 use super::range::BufferRange;
 
 /// Bytes of one read.
 const CHUNK: u64 = 64 << 20;
+
+/// A read that is submitted and not yet awaited.
+#[derive(Debug)]
+pub struct PendingRead {
+    gpu: Gpu,
+    staging: BufferRange,
+    submission: Submission,
+    mapped: mpsc::Receiver<Result<(), wgpu::BufferAsyncError>>,
+}
 
 impl Gpu {
     /// Waits for all submitted work, then returns the bytes of a range. Offset and size are
@@ -35,35 +45,67 @@ impl Gpu {
         if bytes.is_empty() {
             return Ok(());
         }
-        let chunk = range.size.min(CHUNK).min(self.limits().max_buffer_size / 16 * 16);
-        let usage = wgpu::BufferUsages::MAP_READ | wgpu::BufferUsages::COPY_DST;
-        let staging = BufferRange::whole(self.buffer("readback", chunk, usage)?);
+        let staging = self.read_staging(range.size.min(CHUNK).min(self.limits().max_buffer_size / 16 * 16))?;
         let mut offset = 0;
-        for part in bytes.chunks_mut(chunk as usize) {
+        for part in bytes.chunks_mut(staging.size as usize) {
             let size = part.len() as u64;
-            self.read_part(&range.slice(offset, size), &staging.slice(0, size), part)?;
+            let commands = self.commands("readback");
+            commands.submit_reading_to(&range.slice(offset, size), staging.slice(0, size))?.finish(part)?;
             offset += size;
         }
         Ok(())
     }
 
-    fn read_part(&self, range: &BufferRange, staging: &BufferRange, bytes: &mut [u8]) -> Result<(), GpuError> {
-        let mut commands = self.commands("readback");
-        commands.copy(range, staging);
-        let submission = commands.submit()?;
-        let (sender, receiver) = mpsc::channel();
-        self.guarded("readback", |_| {
-            staging.buffer.map_async(wgpu::MapMode::Read, ..staging.size, move |result| drop(sender.send(result)));
+    fn read_staging(&self, size: u64) -> Result<BufferRange, GpuError> {
+        let usage = wgpu::BufferUsages::MAP_READ | wgpu::BufferUsages::COPY_DST;
+        Ok(BufferRange { size, ..BufferRange::whole(self.buffer("readback", size, usage)?) })
+    }
+}
+
+impl Commands {
+    /// Submits the list, and a read of a small range after it. [`PendingRead::finish`] waits for
+    /// the bytes; until then, other work can be submitted.
+    ///
+    /// # Errors
+    /// As [`Commands::submit`].
+    pub fn submit_reading(self, range: &BufferRange) -> Result<PendingRead, GpuError> {
+        let staging = self.gpu().read_staging(range.size)?;
+        self.submit_reading_to(range, staging)
+    }
+
+    fn submit_reading_to(mut self, range: &BufferRange, staging: BufferRange) -> Result<PendingRead, GpuError> {
+        let gpu = self.gpu().clone();
+        self.copy(range, &staging);
+        let submission = self.submit()?;
+        let (sender, mapped) = mpsc::channel();
+        let bytes = staging.offset..staging.offset + staging.size;
+        gpu.guarded("readback", |_| {
+            staging.buffer.map_async(wgpu::MapMode::Read, bytes, move |result| drop(sender.send(result)));
         })?;
-        self.wait_for(&submission)?;
+        Ok(PendingRead { gpu, staging, submission, mapped })
+    }
+}
+
+impl PendingRead {
+    /// Waits for the submission, then copies what was read to `bytes`, which has the size of the
+    /// range.
+    ///
+    /// # Errors
+    /// Any device error.
+    pub fn finish(self, bytes: &mut [u8]) -> Result<(), GpuError> {
+        let Self { gpu, staging, submission, mapped } = self;
+        gpu.wait_for(&submission)?;
         // Another thread may have polled first and may not have run the callback yet. A lost device
         // drops the sender.
-        let mapped = receiver.recv_timeout(PATIENCE).map_err(|e| e.to_string()).and_then(|r| r.map_err(|e| e.to_string()));
-        let failed = |reason: String| self.lost_or(GpuError::not_mapped("readback", reason));
+        let mapped = mapped.recv_timeout(PATIENCE).map_err(|e| e.to_string()).and_then(|r| r.map_err(|e| e.to_string()));
+        let failed = |reason: String| gpu.lost_or(GpuError::not_mapped("readback", reason));
         mapped.map_err(failed)?;
-        let view = staging.buffer.get_mapped_range(..staging.size).map_err(|e| failed(e.to_string()))?;
-        bytes.copy_from_slice(&view);
+        let range = staging.offset..staging.offset + staging.size;
+        let view = staging.buffer.get_mapped_range(range).map_err(|e| failed(e.to_string()))?;
+        if view.len() == bytes.len() {
+            bytes.copy_from_slice(&view);
+        }
         drop(view);
-        self.guarded("readback", |_| staging.buffer.unmap())
+        gpu.guarded("readback", |_| staging.buffer.unmap())
     }
 }

@@ -93,6 +93,11 @@ impl Constants {
         Ok(())
     }
 
+    /// Whether they were converted in an earlier pass.
+    pub fn is_converted(&self) -> bool {
+        self.converted
+    }
+
     /// Notes that the commands of [`Constants::record`] were submitted.
     pub fn submitted(&mut self) {
         self.converted = true;

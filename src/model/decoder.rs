@@ -8,7 +8,7 @@ use crate::data::pack::{Batch, IGNORE_INDEX};
 use crate::dequant::stream::{Direction, LayerStream, PackSource, StreamOptions, StreamPlan, StreamedLayer};
 use crate::format::files::{GENERATION_CONFIG, template_name};
 use crate::format::{Role, SectionKind};
-use crate::gpu::{Commands, Gpu};
+use crate::gpu::{BufferRange, Commands, Gpu};
 use crate::lora::gpu::GpuAdapter;
 use crate::model::constants::Constants;
 use crate::model::error::{ModelError, NonFiniteAt};
@@ -16,8 +16,8 @@ use crate::model::kv_cache::Past;
 use crate::model::layer::Layer;
 use crate::model::pass::{GpuBatch, Kernels, OwnAngles, Pass, PassInputs, positions};
 use crate::model::weights::{elements, weight};
-use crate::model::workspace::{Backward, Memory, Workspace};
-use crate::ops::matmul::Weight;
+use crate::model::workspace::{Backward, Memory, Workspace, product_shapes};
+use crate::ops::matmul::{Weight, Wide};
 use crate::ops::{FiniteCheck, Mat, OpError, inverse_frequencies};
 
 impl ModelConfig {
@@ -140,6 +140,11 @@ impl Model {
         self.stream.plan()
     }
 
+    /// Reserves the scratch memory of the products in passes of at most `tokens` tokens.
+    pub(super) fn reserve_products(&self, tokens: u32) -> Result<(), ModelError> {
+        Ok(self.kernels.matmul.reserve(tokens, &product_shapes(&self.config, tokens))?)
+    }
+
     /// Checks tokens and labels against the vocabulary, and the lengths of samples against the
     /// rotary table.
     fn check(&self, batch: &Batch) -> Result<(), ModelError> {
@@ -149,10 +154,14 @@ impl Model {
             return Err(crate::data::DataError::TokenId { line: None, id, token: String::new(), vocab }.into());
         }
         let length = |(token, &start): (usize, &u32)| (token as u32).saturating_sub(start) + 1;
-        let longest = batch.starts.iter().enumerate().map(length).max().unwrap_or(0);
-        if longest > self.rotary.rows {
+        self.check_length(batch.starts.iter().enumerate().map(length).max().unwrap_or(0))
+    }
+
+    /// Checks the length of a sample against the rotary table.
+    fn check_length(&self, length: u32) -> Result<(), ModelError> {
+        if length > self.rotary.rows {
             let (expected, what) = (self.rotary.rows.into(), "the tokens of a sample");
-            return Err(OpError::Shape { operation: "a pass", what, expected, found: longest.into() }.into());
+            return Err(OpError::Shape { operation: "a pass", what, expected, found: length.into() }.into());
         }
         Ok(())
     }
@@ -181,6 +190,22 @@ impl Model {
         Ok(PassInputs { past: Some(past), ..self.begin_at(memory, batch, &positions, adapter)? })
     }
 
+    /// As [`Model::begin_after`], for one token with its id in GPU memory. The caller knows that the
+    /// vocabulary has it.
+    pub(super) fn begin_token<'a>(
+        &self,
+        memory: &Memory,
+        id: &BufferRange,
+        past: Past<'a>,
+        length: u32,
+        adapter: Option<&'a GpuAdapter>,
+    ) -> Result<PassInputs<'a>, ModelError> {
+        self.check_length(past.tokens.saturating_add(1))?;
+        let own_angles = OwnAngles::new(&self.gpu, &self.config, &[(past.tokens, length)])?;
+        let (work, batch) = (memory.workspace(&self.config, 1)?, GpuBatch::of_token(id, own_angles));
+        Ok(PassInputs { work, batch, adapter, mask: None, past: Some(past) })
+    }
+
     fn begin_at<'a>(
         &self,
         memory: &Memory,
@@ -199,39 +224,47 @@ impl Model {
     /// Submits the embedding and all layers. The residual stream of each layer is then in the
     /// workspace, in a training step also those that are offloaded.
     pub(crate) fn forward(&mut self, inputs: &PassInputs<'_>) -> Result<(), ModelError> {
-        self.forward_observed(inputs, &|_, _, _| Ok(()))
+        // Every layer is submitted, and nothing follows them.
+        self.record_forward(inputs, false, &|_, _, _| Ok(())).map(drop)
     }
 
-    /// As [`Model::forward`]. `record` adds commands that read each residual stream: before layer
-    /// 0, 1, .. and after the last layer. It reads them at once, because without training the
-    /// stream after the next one overwrites each.
-    fn forward_observed(
+    /// Records the embedding and all layers. Each layer is submitted alone, because a slot may then
+    /// be given to another layer, unless all layers are resident and `together` is set. Returns the
+    /// list of what is not submitted yet.
+    ///
+    /// `observe` adds commands that read each residual stream: before layer 0, 1, .. and after the
+    /// last layer. It reads them at once, because without training the stream after the next one
+    /// overwrites each.
+    pub(super) fn record_forward(
         &mut self,
         inputs: &PassInputs<'_>,
-        record: &dyn Fn(&mut Commands, &Mat, u32) -> Result<(), ModelError>,
-    ) -> Result<(), ModelError> {
+        together: bool,
+        observe: &dyn Fn(&mut Commands, &Mat, u32) -> Result<(), ModelError>,
+    ) -> Result<Commands, ModelError> {
         let work = &inputs.work;
-        let mut commands = self.gpu.commands("embedding");
+        let mut commands = self.gpu.commands("forward");
         self.embed(&mut commands, inputs)?;
-        record(&mut commands, work.before(0)?, 0)?;
-        commands.submit()?;
+        observe(&mut commands, work.before(0)?, 0)?;
         let Self { gpu, config, stream, constants, rotary, kernels, .. } = self;
+        // Constants count as converted when their list is submitted.
+        let together = together && stream.plan().resident && constants.iter().all(Constants::is_converted);
         let pass = Pass { kernels, model: config, rotary, inputs };
         for (number, constants) in (0..config.layers).zip(constants) {
             let streamed = stream.layer(number, Direction::Forward)?;
-            let mut commands = gpu.commands("layer forward");
             constants.record(&kernels.gather, &mut commands, streamed)?;
             let layer = Layer::new(&pass, streamed, constants)?;
             let out = work.before(number + 1)?;
             layer.forward(&mut commands, work.before(number)?, out)?;
-            record(&mut commands, out, number + 1)?;
+            observe(&mut commands, out, number + 1)?;
             if let Some(host) = inputs.is_training().then(|| work.offloaded.get(number as usize)).flatten() {
                 commands.copy(&work.before(number)?.range, &host.range);
             }
-            commands.submit()?;
-            constants.submitted();
+            if !together {
+                std::mem::replace(&mut commands, gpu.commands("layer forward")).submit()?;
+                constants.submitted();
+            }
         }
-        Ok(())
+        Ok(commands)
     }
 
     /// Runs a batch forward again, as [`Model::forward`] does, to find where the first non-finite
@@ -241,7 +274,7 @@ impl Model {
         let look = |commands: &mut Commands, x: &Mat, number: u32| -> Result<(), ModelError> {
             Ok(check.record(commands, x, number)?)
         };
-        self.forward_observed(inputs, &look)?;
+        self.record_forward(inputs, false, &look)?;
         let first = check.read()?.iter().position(Option::is_some);
         Ok(first.map(|at| match at {
             0 => NonFiniteAt::Embedding,
@@ -376,16 +409,30 @@ impl Model {
         self.project(work)
     }
 
-    /// The logits of the last token. `last` is the workspace of one token in the memory of `work`.
-    pub(crate) fn last_logits(&self, work: &Workspace<Mat>, last: &Workspace<Mat>) -> Result<Vec<f32>, ModelError> {
-        let (x, epsilon) = (work.before(self.config.layers)?, self.config.rms_norm_eps as f32);
-        let stream = last.hidden_scratch();
-        let row = stream.range.size;
-        let mut commands = self.gpu.commands("final norm");
-        commands.copy(&x.range.slice(u64::from(x.rows.saturating_sub(1)) * row, row), &stream.range);
-        self.kernels.norm.forward(&mut commands, stream, &self.final_norm, epsilon, &last.normed)?;
-        commands.submit()?;
-        self.project(last)
+    /// Records the logits of the last token to `logits` [1, vocabulary], after the layers. `last` is
+    /// the workspace of one token in the memory of `work`.
+    pub(super) fn record_last_logits(
+        &self,
+        commands: &mut Commands,
+        work: &Workspace<Mat>,
+        last: &Workspace<Mat>,
+        logits: &Mat,
+    ) -> Result<(), ModelError> {
+        let (mut x, epsilon) = (work.before(self.config.layers)?, self.config.rms_norm_eps as f32);
+        if x.rows > 1 {
+            let stream = last.hidden_scratch();
+            let row = stream.range.size;
+            commands.copy(&x.range.slice(u64::from(x.rows - 1) * row, row), &stream.range);
+            x = stream;
+        }
+        let (matmul, head) = (&self.kernels.matmul, self.head()?);
+        let weights = [&head];
+        let wide = Wide { norm: Some((&self.final_norm, epsilon)), ..Wide::of(&weights) };
+        if matmul.wide(commands, x, &wide, logits)? {
+            return Ok(());
+        }
+        self.kernels.norm.forward(commands, x, &self.final_norm, epsilon, &last.normed)?;
+        Ok(matmul.forward(commands, &last.normed, &head, None, false, logits)?)
     }
 
     /// The logits, from `work.normed`.

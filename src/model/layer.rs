@@ -26,6 +26,11 @@ use crate::model::weights::projection;
 use crate::model::workspace::{Activations, Backward};
 use crate::ops::{AttentionShape, Mat, OpError};
 
+mod few;
+
+/// From this number of tokens on, tiles of queries are faster than queries one by one.
+const LONG_PROMPT: u32 = 64;
+
 /// A layer in GPU memory during a pass.
 #[derive(Debug)]
 pub(super) struct Layer<'a> {
@@ -104,8 +109,8 @@ impl<'a> Layer<'a> {
         for window in self.windows() {
             self.feed_forward(commands, &window)?;
             let out = window.of(out);
-            kernels.copy.record(commands, &window.middle.range, &out.range)?;
-            self.down.in_window(window.number).forward(kernels, commands, work, &window.activated, true, &out)?;
+            let down = self.down.in_window(window.number);
+            down.forward_plus(kernels, commands, work, &window.activated, &window.middle, &out)?;
         }
         Ok(())
     }
@@ -167,17 +172,20 @@ impl<'a> Layer<'a> {
     fn attention_block(&self, commands: &mut Commands, x: &Mat) -> Result<(), OpError> {
         let Pass { kernels, model, inputs: PassInputs { work, .. }, .. } = self.pass;
         let Activations { raw_queries, raw_keys, queries, keys, values, attended, middle, .. } = self.activations;
+        if self.attend_few(commands, x)? {
+            return self.o.forward_plus(kernels, commands, work, attended, x, middle);
+        }
         let normed = &work.normed;
         kernels.norm.forward(commands, x, &self.constants.input_norm, model.rms_norm_eps as f32, normed)?;
         let raw_queries = raw_queries.as_ref().unwrap_or(queries);
         let raw_keys = raw_keys.as_ref().unwrap_or(keys);
+        let normed = &kernels.matmul.pack(commands, normed)?;
         self.q.forward(kernels, commands, work, normed, false, raw_queries)?;
         self.k.forward(kernels, commands, work, normed, false, raw_keys)?;
         self.v.forward(kernels, commands, work, normed, false, values)?;
         self.norm_heads(commands)?;
         self.attend(commands)?;
-        kernels.copy.record(commands, &x.range, &middle.range)?;
-        self.o.forward(kernels, commands, work, attended, true, middle)
+        self.o.forward_plus(kernels, commands, work, attended, x, middle)
     }
 
     /// Rotates queries and keys, and computes `attended`: within each sample, or over a KV cache.
@@ -185,8 +193,13 @@ impl<'a> Layer<'a> {
         let Pass { kernels, model, inputs: PassInputs { batch, past, .. }, .. } = self.pass;
         let Activations { queries, keys, values, attended, lse, .. } = self.activations;
         self.rotate_heads(commands)?;
-        if let Some(past) = past {
-            return past.attend(commands, model, self.number, [queries, keys, values], attended);
+        match past {
+            // The start of a long prompt is a sample of its own.
+            Some(past) if past.tokens == 0 && queries.rows >= LONG_PROMPT => {
+                past.store(commands, model, self.number, [keys, values])?;
+            }
+            Some(past) => return past.attend(commands, model, self.number, [queries, keys, values], attended),
+            None => {}
         }
         let shape = self.attention_shape(queries.rows);
         kernels.attention.forward(commands, &shape, queries, keys, values, &batch.starts, attended, lse)
@@ -234,7 +247,11 @@ impl<'a> Layer<'a> {
     fn feed_forward(&self, commands: &mut Commands, window: &Window) -> Result<(), OpError> {
         let Pass { kernels, inputs: PassInputs { work, .. }, .. } = self.pass;
         let Window { number, normed, gate, up, .. } = window;
+        if self.activate_few(commands, window)? {
+            return Ok(());
+        }
         self.norm_middle(commands, window)?;
+        let normed = &kernels.matmul.pack(commands, normed)?;
         self.gate.in_window(*number).forward(kernels, commands, work, normed, false, gate)?;
         self.up.in_window(*number).forward(kernels, commands, work, normed, false, up)?;
         self.activate(commands, window)

@@ -4,7 +4,7 @@ use crate::gpu::Commands;
 use crate::lora::gpu::Lora;
 use crate::model::pass::Kernels;
 use crate::model::workspace::Workspace;
-use crate::ops::matmul::Weight;
+use crate::ops::matmul::{Left, Packed, Weight, Wide};
 use crate::ops::{DropoutKey, Mat, OpError};
 
 /// A projection of one layer.
@@ -26,20 +26,54 @@ impl Linear<'_> {
 
     /// Records y = factor * (x W^T (+ bias)) + scale * (drop(x) A^T) B^T, added to `y` if `add` is
     /// set. `x` is [tokens, inputs], `y` [tokens, outputs].
-    pub fn forward(
+    pub fn forward<'a>(
+        &self,
+        kernels: &Kernels,
+        commands: &mut Commands,
+        work: &Workspace<Mat>,
+        x: impl Into<Left<'a>>,
+        add: bool,
+        y: &Mat,
+    ) -> Result<(), OpError> {
+        let x = &kernels.matmul.pack(commands, x)?;
+        kernels.matmul.forward(commands, x, &self.weight, self.bias, add, y)?;
+        self.forward_adapter(kernels, commands, work, x, y)
+    }
+
+    /// As [`Linear::forward`], plus `addend`, another matrix of the shape of `y`.
+    pub fn forward_plus(
         &self,
         kernels: &Kernels,
         commands: &mut Commands,
         work: &Workspace<Mat>,
         x: &Mat,
-        add: bool,
+        addend: &Mat,
         y: &Mat,
     ) -> Result<(), OpError> {
-        kernels.matmul.forward(commands, x, &self.weight, self.bias, add, y)?;
+        let weights = [&self.weight];
+        let wide = Wide { bias: self.bias, addend: Some(addend), ..Wide::of(&weights) };
+        if !kernels.matmul.wide(commands, x, &wide, y)? {
+            kernels.copy.record(commands, &addend.range, &y.range)?;
+            return self.forward(kernels, commands, work, x, true, y);
+        }
+        let x = &kernels.matmul.pack(commands, x)?;
+        self.forward_adapter(kernels, commands, work, x, y)
+    }
+
+    /// Adds the output of the adapter to `y`, if there is one.
+    fn forward_adapter(
+        &self,
+        kernels: &Kernels,
+        commands: &mut Commands,
+        work: &Workspace<Mat>,
+        x: &Packed,
+        y: &Mat,
+    ) -> Result<(), OpError> {
         let Some(lora) = &self.lora else { return Ok(()) };
-        let low_rank = lora.low_rank(&work.low_rank, x.rows);
-        let x = lora.dropped(kernels, commands, &work.dropped, x)?;
-        kernels.matmul.nt(commands, &x, &lora.a, 1.0, false, &low_rank)?;
+        let low_rank = lora.low_rank(&work.low_rank, x.mat().rows);
+        let dropped = lora.dropped(kernels, commands, &work.dropped, x.mat())?;
+        let dropped = dropped.as_ref().map_or(Left::Packed(x), Left::Mat);
+        kernels.matmul.nt(commands, dropped, &lora.a, 1.0, false, &low_rank)?;
         kernels.matmul.nt(commands, &low_rank, &lora.b, lora.scale, true, y)
     }
 
@@ -58,15 +92,17 @@ impl Linear<'_> {
         let Some(lora) = &self.lora else { return kernels.matmul.backward(commands, dy, &self.weight, add, dx) };
         let matmul = &kernels.matmul;
         let low_rank = lora.low_rank(&work.low_rank, x.rows);
-        matmul.nn(commands, dy, &lora.b, lora.scale, false, &low_rank)?;
+        let packed = &matmul.pack(commands, dy)?;
+        matmul.nn(commands, packed, &lora.b, lora.scale, false, &low_rank)?;
         if let (Some([da, db]), Some(scratch)) = (&lora.gradient, &work.backward) {
             let forward = lora.low_rank(&scratch.low_rank, x.rows);
-            let x = lora.dropped(kernels, commands, &work.dropped, x)?;
-            matmul.nt(commands, &x, &lora.a, 1.0, false, &forward)?;
+            let dropped = lora.dropped(kernels, commands, &work.dropped, x)?;
+            let x = dropped.as_ref().unwrap_or(x);
+            matmul.nt(commands, x, &lora.a, 1.0, false, &forward)?;
             matmul.tn(commands, dy, &forward, lora.scale, true, db)?;
-            matmul.tn(commands, &low_rank, &x, 1.0, true, da)?;
+            matmul.tn(commands, &low_rank, x, 1.0, true, da)?;
         }
-        matmul.backward(commands, dy, &self.weight, add, dx)?;
+        matmul.backward(commands, packed, &self.weight, add, dx)?;
         match lora.dropout {
             None => matmul.nn(commands, &low_rank, &lora.a, 1.0, true, dx),
             Some((p, key)) => {
@@ -96,11 +132,11 @@ impl Lora {
         scratch.narrow(rows, self.a.rows)
     }
 
-    /// The inputs after dropout.
-    fn dropped(&self, kernels: &Kernels, commands: &mut Commands, scratch: &Mat, x: &Mat) -> Result<Mat, OpError> {
-        let Some((p, key)) = self.dropout else { return Ok(x.clone()) };
+    /// The inputs after dropout, if there is dropout.
+    fn dropped(&self, kernels: &Kernels, commands: &mut Commands, scratch: &Mat, x: &Mat) -> Result<Option<Mat>, OpError> {
+        let Some((p, key)) = self.dropout else { return Ok(None) };
         let dropped = scratch.narrow(x.rows, x.cols);
         kernels.dropout.record(commands, p, key, x, &dropped, false)?;
-        Ok(dropped)
+        Ok(Some(dropped))
     }
 }

@@ -39,7 +39,7 @@ impl Kernels {
             attention: Attention::new(gpu, model.head_dim, units)?,
             swiglu: SwiGlu::new(gpu)?,
             dropout: Dropout::new(gpu)?,
-            matmul: Matmul::new(gpu)?,
+            matmul: Matmul::new(gpu, gpu.matrix_units().ok())?,
             loss: ChunkedLoss::new(gpu)?,
         })
     }
@@ -155,5 +155,11 @@ impl GpuBatch {
         let (ids, labels, starts) = (&batch.tokens, &batch.labels, &batch.starts);
         let (ids, labels, starts) = (upload("tokens", ids)?, upload("labels", labels)?, upload("starts", starts)?);
         Ok(Self { ids, labels, starts, own_angles })
+    }
+
+    /// One token after the tokens of a KV cache. Its id is in GPU memory. A pass over a cache reads
+    /// neither labels nor starts.
+    pub(super) fn of_token(id: &BufferRange, own_angles: Option<OwnAngles>) -> Self {
+        Self { ids: id.clone(), labels: id.clone(), starts: id.clone(), own_angles }
     }
 }

@@ -15,7 +15,7 @@ use crate::model::constants::Constants;
 use crate::model::decoder::Model;
 use crate::model::error::ModelError;
 use crate::model::kv_cache::attention_heads;
-use crate::model::workspace::{Memory, Sizes, WINDOW, WorkspaceBytes};
+use crate::model::workspace::{Memory, Sizes, WINDOW, WorkspaceBytes, product_shapes};
 use crate::ops::Attention;
 use crate::ops::matmul::Matmul;
 
@@ -173,8 +173,9 @@ impl MemoryPlan {
         let adapter = demand.adapter.saturating_mul(4);
         let optimizer = if training { adapter.saturating_mul(3) } else { 0 };
         let angles = rotary_bytes(model, demand.positions, tokens);
+        let products = Matmul::scratch_bytes(demand.units, tokens, &product_shapes(model, tokens));
         let attention = Attention::scratch_bytes(demand.units, tokens, &attention_heads(model, 0), training);
-        let scratch = sum([Matmul::SCRATCH_BYTES, attention, angles, Constants::bytes(model), demand.reserved]);
+        let scratch = sum([products, attention, angles, Constants::bytes(model), demand.reserved]);
         let fixed = sum([workspace.total(), adapter, optimizer, scratch]);
         let left = budget.map(|budget| budget.saturating_sub(fixed));
         let stream = match StreamPlan::new(demand.index, demand.max_buffer, left, true) {
@@ -210,6 +211,7 @@ impl MemoryPlan {
         let stream = StreamOptions { budget: Some(self.stream.needed_bytes), ..StreamOptions::default() };
         let model = Model::new(gpu, pack, self.positions, &stream)?;
         let memory = Memory::new(gpu, model.config(), self.sizes)?;
+        model.reserve_products(self.sizes.tokens)?;
         Ok((model, memory))
     }
 

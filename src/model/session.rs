@@ -3,11 +3,13 @@
 use crate::arch::config::ModelConfig;
 use crate::data::pack::{Batch, IGNORE_INDEX, batch, rows};
 use crate::data::sample::Sample;
+use crate::gpu::{BufferRange, Commands};
 use crate::lora::gpu::{GpuAdapter, Mask};
 use crate::model::decoder::Model;
 use crate::model::error::{ModelError, NonFiniteAt};
-use crate::model::kv_cache::{KvCache, Past};
+use crate::model::kv_cache::Past;
 use crate::model::workspace::Memory;
+use crate::ops::Mat;
 
 /// A model, its adapter and its memory.
 #[derive(Debug)]
@@ -92,31 +94,43 @@ impl Session {
         self.model.logits(&inputs.work)
     }
 
-    /// The logits of the token after `tokens`. `tokens` is not empty and follows the first `past`
-    /// tokens of the text in `cache`. Its keys and values are added to the cache. `length` is the
-    /// number of known tokens of the text, including tokens after `tokens`: dynamic scaling rotates
-    /// all of a prompt by the length of the prompt.
+    /// Records a pass over new tokens of a text, which follow the cached tokens of `past`. Their keys
+    /// and values are added to the cache. `length` is the number of known tokens of the text,
+    /// including tokens after the new ones: dynamic scaling rotates all of a prompt by the length of
+    /// the prompt. With `logits` [1, vocabulary], the pass ends with the logits of the last token.
+    /// Returns the end of the pass: all of it, if all layers are resident.
     ///
     /// # Errors
-    /// [`OpError::Shape`](crate::ops::OpError::Shape) if the cache or the memory is too small;
-    /// [`ModelError::NotFinite`]; any device error.
-    pub(crate) fn next_logits(
+    /// [`OpError::Shape`](crate::ops::OpError::Shape) if the cache or the memory is too small; any
+    /// device error.
+    pub(crate) fn extend(
         &mut self,
-        tokens: &[u32],
-        cache: &KvCache,
-        past: u32,
+        tokens: NewTokens<'_>,
+        past: Past<'_>,
         length: u32,
-    ) -> Result<Vec<f32>, ModelError> {
-        let past = Past { cache, tokens: past };
-        let inputs = self.model.begin_after(&self.memory, &sample(tokens), past, length, self.adapter.as_ref())?;
-        self.model.forward(&inputs)?;
-        let last = self.memory.workspace(self.model.config(), 1)?;
-        let logits = self.model.last_logits(&inputs.work, &last)?;
-        if logits.iter().all(|x| x.is_finite()) {
-            return Ok(logits);
+        logits: Option<&Mat>,
+    ) -> Result<Commands, ModelError> {
+        let Self { model, adapter, memory } = self;
+        let inputs = match tokens {
+            NewTokens::Known(tokens) => model.begin_after(memory, &sample(tokens), past, length, adapter.as_ref())?,
+            NewTokens::Chosen(id) => model.begin_token(memory, id, past, length, adapter.as_ref())?,
+        };
+        let mut commands = model.record_forward(&inputs, true, &|_, _, _| Ok(()))?;
+        if let Some(logits) = logits {
+            let last = memory.workspace(model.config(), 1)?;
+            model.record_last_logits(&mut commands, &inputs.work, &last, logits)?;
         }
-        let layer = self.model.first_non_finite(&inputs)?;
-        Err(ModelError::NotFinite { step: None, what: "a score of the next token", layer })
+        Ok(commands)
+    }
+
+    /// The error of a pass of [`Session::extend`] with logits that are not finite. It runs the pass
+    /// again to name the layer.
+    pub(crate) fn not_finite(&mut self, tokens: &[u32], past: Past<'_>, length: u32) -> ModelError {
+        let inputs = self.model.begin_after(&self.memory, &sample(tokens), past, length, self.adapter.as_ref());
+        match inputs.and_then(|inputs| self.model.first_non_finite(&inputs)) {
+            Ok(layer) => ModelError::NotFinite { step: None, what: "a score of the next token", layer },
+            Err(error) => error,
+        }
     }
 
     /// The residual streams of one sample before each layer and after the last layer, [tokens,
@@ -129,6 +143,15 @@ impl Session {
         self.model.forward(&inputs)?;
         inputs.work.residual.iter().map(|x| Ok(x.read(self.model.gpu())?)).collect()
     }
+}
+
+/// New tokens of a text, at least one.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum NewTokens<'a> {
+    /// Tokens that the host knows.
+    Known(&'a [u32]),
+    /// One token, whose id the device has chosen.
+    Chosen(&'a BufferRange),
 }
 
 /// A batch of one sample without loss tokens.

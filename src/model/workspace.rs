@@ -56,6 +56,7 @@
 
 use crate::arch::config::ModelConfig;
 use crate::gpu::{BufferRange, Gpu, GpuError};
+use crate::lora::config::TARGETS;
 use crate::ops::{Mat, OpError, mat_bytes};
 
 /// Maximum bytes of a chunk of logits: a small share of a large model's activations, and enough
@@ -337,6 +338,14 @@ fn chunk(model: &ModelConfig, tokens: u32) -> u32 {
     let max = (LOGITS_BYTES / (4 * u64::from(tokens.max(1)))).min(u64::from(model.vocab)) as u32;
     let aligned = max / CHUNK_ALIGN * CHUNK_ALIGN;
     if aligned == 0 || max == model.vocab { max.max(1) } else { aligned }
+}
+
+/// The shapes [outputs, inputs] of the frozen weights that multiply the matrices of a pass: the
+/// projections, and the chunks of the head.
+pub(crate) fn product_shapes(model: &ModelConfig, tokens: u32) -> Vec<(u32, u32)> {
+    let projections = TARGETS.iter().filter_map(|&role| model.projection(role));
+    let head = (chunk(model, tokens), model.hidden);
+    projections.map(|(inputs, outputs)| (outputs, inputs)).chain([head]).collect()
 }
 
 /// Reserved memory of a workspace.

@@ -28,6 +28,8 @@ pub struct CachedAttentionShape {
 pub struct CachedAttention {
     gpu: Gpu,
     head_dim: u32,
+    /// Query heads of a workgroup.
+    group: u32,
     /// Partial results of the runs.
     parts: BufferRange,
     attend: Kernel,
@@ -55,15 +57,22 @@ const OPERATION: &str = "cached attention";
 const WORKGROUP: u32 = 128;
 /// Number of workgroups from which on keys are not split: a few per core of a large GPU.
 const TARGET_WORKGROUPS: u64 = 512;
+/// Maximum query heads of a workgroup. As in the shader.
+const MAX_GROUP: u32 = 8;
+/// Parts of the keys of a step. As in the shader.
+const PARTS: u32 = 16;
 
 impl CachedAttention {
     /// Compiles the kernels for heads of `head_dim` elements: a multiple of 4, at most 256.
+    /// `shared` query heads share a key head, or a multiple of that. A workgroup reads the keys once
+    /// for several of them.
     ///
     /// # Errors
     /// [`OpError::Value`] for any other size; [`OpError::Gpu`] if a kernel does not compile or
     /// memory is exhausted.
-    pub fn new(gpu: &Gpu, head_dim: u32) -> Result<Self, OpError> {
+    pub fn new(gpu: &Gpu, head_dim: u32, shared: u32) -> Result<Self, OpError> {
         check_head_dim(OPERATION, head_dim)?;
+        let group = group(shared);
         // SAFETY: `forward` checks every tensor against `CachedAttentionShape`, and the kernels
         // index by tokens, heads and keys below its counts, keys from `first` on, which is below
         // `past + tokens`; `parts` holds all runs, because only fewer than `TARGET_WORKGROUPS` rows
@@ -71,16 +80,23 @@ impl CachedAttention {
         // written, with a barrier after it, before it is read.
         let shader = unsafe { Shader::trusted("cached_attention", include_str!("../../shaders/cached_attention.wgsl")) };
         let kernel = |entry| {
-            gpu.kernel(&KernelSpec { shader: shader.clone(), entry, constants: vec![("HEAD", (head_dim / 4).into())] })
+            let constants = vec![
+                ("HEAD", (head_dim / 4).into()),
+                ("GROUP", group.into()),
+                ("QUERY", (group * head_dim / 4).into()),
+                ("WEIGHTS", (group * WORKGROUP).into()),
+                ("HIGHS", (group * PARTS).into()),
+            ];
+            gpu.kernel(&KernelSpec { shader: shader.clone(), entry, constants })
         };
-        let parts = BufferRange::whole(gpu.storage("runs of keys", Self::scratch_bytes(head_dim))?);
-        Ok(Self { gpu: gpu.clone(), head_dim, parts, attend: kernel("attend")?, combine: kernel("combine")? })
+        let parts = BufferRange::whole(gpu.storage("runs of keys", Self::scratch_bytes(head_dim, shared))?);
+        Ok(Self { gpu: gpu.clone(), head_dim, group, parts, attend: kernel("attend")?, combine: kernel("combine")? })
     }
 
     /// GPU memory of the operation in bytes.
-    pub fn scratch_bytes(head_dim: u32) -> u64 {
+    pub fn scratch_bytes(head_dim: u32, shared: u32) -> u64 {
         // The sums of a head, the highest score and the total, in whole vec4s.
-        TARGET_WORKGROUPS * 4 * (u64::from(head_dim) + 4)
+        TARGET_WORKGROUPS * u64::from(group(shared)) * 4 * (u64::from(head_dim) + 4)
     }
 
     /// Records `out = softmax(scale * q k^T) v`, over the keys that each token attends to.
@@ -109,12 +125,13 @@ impl CachedAttention {
         let keys = past + tokens;
         let window = shape.heads.window_size();
         let first = (past + 1).saturating_sub(window);
-        let (splits, run) = runs(keys - first, rows);
+        let units = rows / u64::from(self.group);
+        let (splits, run) = runs(keys - first, units);
         let seen = |mat: &Mat| mat.range.slice(0, 4 * u64::from(keys) * u64::from(mat.cols));
         let bindings = [q.range.clone(), seen(k), seen(v), out.range.clone(), self.parts.clone()];
         let params = Params { tokens, past, heads, kv_heads, splits, run, scale, window, first, pad: [0; 3] };
         let bytes = 2 * out.range.size + 2 * 4 * u64::from(keys - first) * u64::from(k.cols);
-        let groups = self.gpu.grid(rows * u64::from(splits));
+        let groups = self.gpu.grid(units * u64::from(splits));
         commands.dispatch(&self.attend, &bindings, bytemuck::bytes_of(&params), groups, bytes);
         if splits > 1 {
             let groups = self.gpu.grid((rows * u64::from(head_dim / 4)).div_ceil(WORKGROUP.into()));
@@ -127,6 +144,9 @@ impl CachedAttention {
     fn check(&self, shape: &CachedAttentionShape, q: &Mat, k: &Mat, v: &Mat, out: &Mat) -> Result<(), OpError> {
         let &CachedAttentionShape { tokens, past, heads } = shape;
         heads.check(OPERATION, self.head_dim)?;
+        let shared = heads.heads.checked_div(heads.kv_heads).unwrap_or_default();
+        let rest = shared.checked_rem(self.group).unwrap_or_default();
+        same(OPERATION, "the remainder of the heads of a group", 0, rest.into())?;
         heads.check_queries(OPERATION, tokens, &[q, out])?;
         heads.check_keys(OPERATION, k.rows, &[k, v])?;
         let keys = u64::from(past) + u64::from(tokens);
@@ -134,7 +154,12 @@ impl CachedAttention {
     }
 }
 
-/// The number of runs, and the keys per run. `rows` is tokens * heads.
+/// The largest group of query heads that divides the number of those with the same key head.
+fn group(shared: u32) -> u32 {
+    (1..=MAX_GROUP).rev().find(|&group| shared.is_multiple_of(group)).filter(|_| shared > 0).unwrap_or(1)
+}
+
+/// The number of runs, and the keys per run. `rows` is the number of workgroups for all keys.
 fn runs(keys: u32, rows: u64) -> (u32, u32) {
     // At most `TARGET_WORKGROUPS`.
     let max = (TARGET_WORKGROUPS / rows).max(1) as u32;
@@ -179,7 +204,10 @@ mod tests {
         let (q, k, v) = (mat(gpu, tokens, heads * head_dim, &inputs.q), cache(&inputs.k), cache(&inputs.v));
         let out = poisoned(gpu, tokens, heads * head_dim);
         let mut commands = gpu.commands("cached attention");
-        CachedAttention::new(gpu, head_dim).unwrap().forward(&mut commands, &inputs.shape, &q, &k, &v, &out).unwrap();
+        CachedAttention::new(gpu, head_dim, heads / kv_heads)
+            .unwrap()
+            .forward(&mut commands, &inputs.shape, &q, &k, &v, &out)
+            .unwrap();
         commands.submit().unwrap();
         assert_untouched(gpu, &out);
         out.read(gpu).unwrap()
@@ -231,6 +259,12 @@ mod tests {
             // Runs outside the range of the first token, and enough tokens for one run.
             (128, 2, 1, 120, 20),
             (64, 8, 2, 300, 65),
+            // Groups of every size, and two of eight.
+            (64, 5, 1, 200, 2),
+            (20, 14, 2, 140, 1),
+            (256, 16, 2, 130, 2),
+            (32, 16, 1, 300, 1),
+            (16, 11, 1, 9, 3),
         ] {
             check(&gpu, &inputs(head_dim, heads, kv_heads, past, tokens));
         }
@@ -347,9 +381,9 @@ mod tests {
     fn what_does_not_fit_is_refused() {
         let Some(gpu) = gpu() else { return };
         for head_dim in [0, 6, 260] {
-            assert!(matches!(CachedAttention::new(&gpu, head_dim), Err(OpError::Value { .. })), "{head_dim}");
+            assert!(matches!(CachedAttention::new(&gpu, head_dim, 1), Err(OpError::Value { .. })), "{head_dim}");
         }
-        let attention = CachedAttention::new(&gpu, 64).unwrap();
+        let attention = CachedAttention::new(&gpu, 64, 2).unwrap();
         let [wide, cache] = [(5, 256), (9, 128)].map(|(rows, cols)| Mat::new(&gpu, "test", rows, cols).unwrap());
         let heads = Heads { heads: 4, kv_heads: 2, head_dim: 64, scale: 0.125, window: Some(1) };
         let shape = CachedAttentionShape { tokens: 5, past: 4, heads };

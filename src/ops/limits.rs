@@ -62,13 +62,13 @@ const OPERATIONS: [(&str, Record); 15] = [
     }),
     ("cached attention", |gpu, c, of| {
         let shape = CachedAttentionShape { tokens: of.x.rows, past: 0, heads: heads(of).heads };
-        CachedAttention::new(gpu, 4)?.forward(c, &shape, &of.x, &of.y, &of.y, &of.z)
+        CachedAttention::new(gpu, 4, 1)?.forward(c, &shape, &of.x, &of.y, &of.y, &of.z)
     }),
     ("loss", |gpu, c, of| ChunkedLoss::new(gpu)?.accumulate(c, &of.x, 0, &of.words, &of.narrow)),
     ("gradient of the loss", |gpu, c, of| ChunkedLoss::new(gpu)?.gradient(c, &of.x, 0, &of.words, &of.narrow, 1)),
     ("embedding", |gpu, c, of| Gather::new(gpu)?.embed(c, &weight(of), &of.words, &of.x)),
-    ("product with a weight", |gpu, c, of| Matmul::new(gpu)?.forward(c, &of.x, &weight(of), None, false, &of.y)),
-    ("product", |gpu, c, of| Matmul::new(gpu)?.nt(c, &of.x, &of.square, 1.0, false, &of.y)),
+    ("product with a weight", |gpu, c, of| Matmul::new(gpu, None)?.forward(c, &of.x, &weight(of), None, false, &of.y)),
+    ("product", |gpu, c, of| Matmul::new(gpu, None)?.nt(c, &of.x, &of.square, 1.0, false, &of.y)),
 ];
 
 fn weight(of: &Inputs) -> Weight<'_> {

@@ -3,6 +3,10 @@
 //!
 //! Each kernel is tested against the CPU before its first use on a device.
 //!
+//! Products of many rows with frozen weights run on matrix units, if the device has them and the
+//! caller wants them: with f16 operands ([`mixed`]). So do other products of a left operand that
+//! was packed for these. All other products have float32 operands.
+//!
 //! Sums are in float32. Their order depends only on the sizes, so the same product gives the same
 //! bits each time. Matrices that exceed the binding limit of the device are cut: the left operand
 //! and the result by rows, weights by rectangles, and both operands of `tn` along the sums. These
@@ -10,20 +14,27 @@
 //! single row.
 
 mod kernels;
+mod mixed;
+mod panels;
 mod product;
 mod rows;
 #[cfg(test)]
 mod tests;
 mod trial;
 pub(in crate::ops) mod weight;
+mod wide;
 
-use kernels::Kernels;
+use kernels::{Families, Kernels};
+use mixed::{Mixed, Side};
+use panels::{Panels, Size, Terms};
 use product::{Product, View, dense};
 pub use weight::{Elements, Weight};
+use weight::{Rectangle, Right};
+pub use wide::{Join, MAX_ROWS, Wide};
 
 use super::Mat;
 use crate::dequant::operand::ALIGN;
-use crate::gpu::{Commands, Gpu};
+use crate::gpu::{Commands, Gpu, MatrixUnits};
 use crate::ops::error::OpError;
 use crate::ops::trial::Tried;
 
@@ -31,42 +42,163 @@ use crate::ops::trial::Tried;
 #[derive(Debug)]
 pub struct Matmul {
     kernels: Kernels,
+    /// Products on matrix units.
+    mixed: Option<Mixed>,
+}
+
+/// The left operand of products. [`Matmul::pack`] prepares it once for several
+/// products; a plain matrix is prepared for each.
+#[derive(Debug, Clone)]
+pub struct Packed {
+    mat: Mat,
+    /// The matrix for matrix units, and its number among all of them.
+    panels: Option<(Panels, u64)>,
+}
+
+/// The left operand of a product: a matrix, packed or not.
+#[derive(Debug, Clone, Copy)]
+pub enum Left<'a> {
+    /// Only for this product.
+    Mat(&'a Mat),
+    /// For several products.
+    Packed(&'a Packed),
+}
+
+impl Packed {
+    /// The matrix.
+    pub fn mat(&self) -> &Mat {
+        &self.mat
+    }
+}
+
+impl<'a> From<&'a Mat> for Left<'a> {
+    fn from(mat: &'a Mat) -> Self {
+        Self::Mat(mat)
+    }
+}
+
+impl<'a> From<&'a Packed> for Left<'a> {
+    fn from(packed: &'a Packed) -> Self {
+        Self::Packed(packed)
+    }
+}
+
+impl<'a> Left<'a> {
+    fn mat(self) -> &'a Mat {
+        match self {
+            Self::Mat(mat) => mat,
+            Self::Packed(packed) => &packed.mat,
+        }
+    }
 }
 
 impl Matmul {
-    /// GPU memory of a `Matmul` in bytes.
-    pub const SCRATCH_BYTES: u64 = kernels::SCRATCH_BYTES;
+    /// GPU memory of a `Matmul` in bytes, for products of at most `rows` rows with weights of these
+    /// shapes [outputs, inputs], forward and backward.
+    pub fn scratch_bytes(units: Option<MatrixUnits>, rows: u32, weights: &[(u32, u32)]) -> u64 {
+        let mixed = units.map_or(0, |_| Mixed::scratch_bytes(rows, weights));
+        kernels::SCRATCH_BYTES.saturating_add(mixed)
+    }
 
-    /// Prepares the products on `gpu`.
+    /// Reserves the memory of [`Matmul::scratch_bytes`]. Without this call, it grows on demand.
+    ///
+    /// # Errors
+    /// [`OpError::Gpu`] if memory is exhausted.
+    pub fn reserve(&self, rows: u32, weights: &[(u32, u32)]) -> Result<(), OpError> {
+        self.mixed.as_ref().map_or(Ok(()), |mixed| mixed.reserve(rows, weights))
+    }
+
+    /// Prepares the products on `gpu`. With `units`, large products with frozen weights run on
+    /// matrix units.
     ///
     /// # Errors
     /// [`OpError::Gpu`] if memory is exhausted or a kernel does not compile.
-    pub fn new(gpu: &Gpu) -> Result<Self, OpError> {
-        Ok(Self { kernels: Kernels::new(gpu, Tried::new(gpu), Tried::new(gpu), trial::TRIALS)? })
+    pub fn new(gpu: &Gpu, units: Option<MatrixUnits>) -> Result<Self, OpError> {
+        let families = Families { products: Tried::new(gpu), sum: Tried::new(gpu), wide: Tried::new(gpu) };
+        let mixed = units.map(|units| Mixed::new(gpu, units)).transpose()?;
+        Ok(Self { kernels: Kernels::new(gpu, families, trial::TRIALS)?, mixed })
+    }
+
+    /// Records a product of few rows, or returns `false` if these rows and weights need other
+    /// kernels: more than [`MAX_ROWS`] rows, rows of weights that are no whole vectors, several
+    /// weights in different buffers, or a weight in several parts.
+    ///
+    /// # Errors
+    /// As [`Matmul::forward`].
+    pub fn wide(&self, commands: &mut Commands, x: &Mat, wide: &Wide<'_>, out: &Mat) -> Result<bool, OpError> {
+        self.kernels.record_wide(commands, x, wide, out)
+    }
+
+    /// Records the preparation of a left operand for several products. It is valid until the next
+    /// preparation, also of a plain matrix. An operand that is packed stays so.
+    ///
+    /// # Errors
+    /// [`OpError::Shape`] if a packed operand is no longer valid; as [`Matmul::nt`].
+    pub fn pack<'a>(&self, commands: &mut Commands, x: impl Into<Left<'a>>) -> Result<Packed, OpError> {
+        let x = match x.into() {
+            Left::Mat(mat) => mat,
+            Left::Packed(packed) => {
+                let (expected, found) = (self.mixed.as_ref().map(Mixed::present), packed.panels.as_ref());
+                return match found.map(|(_, number)| *number).zip(expected).filter(|(found, expected)| found != expected) {
+                    Some((found, expected)) => {
+                        Err(OpError::Shape { operation: "a packed operand", what: "its number", expected, found })
+                    }
+                    None => Ok(packed.clone()),
+                };
+            }
+        };
+        x.check("pack", x.rows, x.cols)?;
+        let size = Size { rows: x.rows, cols: x.cols };
+        let wanted = |mixed: &&Mixed| size.rows >= mixed::MIN_ROWS && size.cols > 0 && mixed.binds(size);
+        let panels = self.mixed.as_ref().filter(wanted).map(|mixed| {
+            let panels = mixed.pack(commands, &View::of(x), size)?;
+            Ok::<_, OpError>((panels, mixed.present()))
+        });
+        Ok(Packed { mat: x.clone(), panels: panels.transpose()? })
     }
 
     /// Records `out[m, n] = scale * a[m, k] b[n, k]^T`, added to `out` if `add` is set.
     ///
     /// # Errors
     /// [`OpError::Shape`], [`OpError::Gpu`]; the recorded commands are then incomplete.
-    pub fn nt(&self, commands: &mut Commands, a: &Mat, b: &Mat, scale: f32, add: bool, out: &Mat) -> Result<(), OpError> {
+    pub fn nt<'a>(
+        &self,
+        commands: &mut Commands,
+        a: impl Into<Left<'a>>,
+        b: &Mat,
+        scale: f32,
+        add: bool,
+        out: &Mat,
+    ) -> Result<(), OpError> {
+        let left = a.into();
+        let a = left.mat();
         a.check("a b^T", out.rows, b.cols)?;
         b.check("a b^T", out.cols, b.cols)?;
         out.check("a b^T", out.rows, out.cols)?;
         let product = dense(View::of(a), (b, 0..b.rows), (b.cols, 1), out);
-        self.record(commands, &Product { k: b.cols, scale, add, ..product })
+        self.record_dense(commands, left, Terms::Columns, b, &Product { k: b.cols, scale, add, ..product })
     }
 
     /// Records `out[m, n] = scale * a[m, k] b[k, n]`, added to `out` if `add` is set.
     ///
     /// # Errors
     /// As [`Matmul::nt`].
-    pub fn nn(&self, commands: &mut Commands, a: &Mat, b: &Mat, scale: f32, add: bool, out: &Mat) -> Result<(), OpError> {
+    pub fn nn<'a>(
+        &self,
+        commands: &mut Commands,
+        a: impl Into<Left<'a>>,
+        b: &Mat,
+        scale: f32,
+        add: bool,
+        out: &Mat,
+    ) -> Result<(), OpError> {
+        let left = a.into();
+        let a = left.mat();
         a.check("a b", out.rows, b.rows)?;
         b.check("a b", b.rows, out.cols)?;
         out.check("a b", out.rows, out.cols)?;
         let product = dense(View::of(a), (b, 0..b.rows), (1, b.cols), out);
-        self.record(commands, &Product { k: b.rows, scale, add, ..product })
+        self.record_dense(commands, left, Terms::Rows, b, &Product { k: b.rows, scale, add, ..product })
     }
 
     /// Records `out[m, n] = scale * a[k, m]^T b[k, n]`, added to `out` if `add` is set.
@@ -97,15 +229,17 @@ impl Matmul {
     /// # Errors
     /// [`OpError::Shape`], [`OpError::Weights`], [`OpError::Gpu`]; the recorded commands are then
     /// incomplete.
-    pub fn forward(
+    pub fn forward<'a>(
         &self,
         commands: &mut Commands,
-        x: &Mat,
+        x: impl Into<Left<'a>>,
         w: &Weight<'_>,
         bias: Option<&Mat>,
         add: bool,
         y: &Mat,
     ) -> Result<(), OpError> {
+        let left = x.into();
+        let x = left.mat();
         x.check("x W^T", x.rows, w.inputs())?;
         y.check("x W^T", x.rows, w.outputs())?;
         bias.map_or(Ok(()), |bias| bias.check("x W^T", 1, w.outputs()))?;
@@ -114,7 +248,13 @@ impl Matmul {
             let bias = bias.map(|bias| (bias.range.clone(), 0));
             return self.record(commands, &Product { scale: w.factor(), add, bias, ..product });
         }
-        for (rectangle, b) in w.pieces("x W^T", self.binding())? {
+        let weights = [w];
+        let wide = Wide { bias, ..Wide::of(&weights) };
+        if !add && self.wide(commands, x, &wide, y)? {
+            return Ok(());
+        }
+        let packed = self.pack(commands, left)?;
+        for (rectangle, b) in self.pieces("x W^T", &packed, w)? {
             let (rows, columns) = (&rectangle.rows, &rectangle.columns);
             // A later part of a cut row is added to the result of its first part.
             let starts = columns.start == 0;
@@ -130,7 +270,7 @@ impl Matmul {
                 add: add || !starts,
                 bias: bias.filter(|_| starts).map(|bias| (bias.range.clone(), rows.start)),
             };
-            self.record(commands, &product)?;
+            self.record_frozen(commands, &packed, Terms::Columns, &rectangle, &product)?;
         }
         Ok(())
     }
@@ -140,15 +280,27 @@ impl Matmul {
     ///
     /// # Errors
     /// As [`Matmul::forward`].
-    pub fn backward(&self, commands: &mut Commands, dy: &Mat, w: &Weight<'_>, add: bool, dx: &Mat) -> Result<(), OpError> {
+    pub fn backward<'a>(
+        &self,
+        commands: &mut Commands,
+        dy: impl Into<Left<'a>>,
+        w: &Weight<'_>,
+        add: bool,
+        dx: &Mat,
+    ) -> Result<(), OpError> {
+        let left = dy.into();
+        let dy = left.mat();
         dy.check("dy W", dy.rows, w.outputs())?;
         dx.check("dy W", dy.rows, w.inputs())?;
-        let pieces = w.pieces("dy W", self.binding())?;
-        let many = pieces.len() != 1;
-        if many && !add {
+        let packed = self.pack(commands, left)?;
+        let pieces = self.pieces("dy W", &packed, w)?;
+        // The first piece of whole rows writes every element; the others are added.
+        let whole = |(rectangle, _): &(Rectangle, Right)| rectangle.columns == (0..w.inputs());
+        let written = pieces.first().is_some_and(whole);
+        if !written && !add {
             commands.clear(&dx.range.slice(0, 4 * u64::from(dx.rows) * u64::from(dx.cols)));
         }
-        for (rectangle, b) in pieces {
+        for (i, (rectangle, b)) in pieces.into_iter().enumerate() {
             let (rows, columns) = (&rectangle.rows, &rectangle.columns);
             let product = Product {
                 m: dy.rows,
@@ -159,10 +311,71 @@ impl Matmul {
                 b_strides: (1, w.inputs()),
                 out: View::of(dx).shifted(columns.start),
                 scale: w.factor(),
-                add: add || many,
+                add: add || i > 0 || !written,
                 bias: None,
             };
-            self.record(commands, &product)?;
+            self.record_frozen(commands, &packed, Terms::Rows, &rectangle, &product)?;
+        }
+        Ok(())
+    }
+
+    /// The rectangles of a weight for products with `left`.
+    fn pieces(&self, operation: &'static str, left: &Packed, w: &Weight<'_>) -> Result<Vec<(Rectangle, Right)>, OpError> {
+        match left.panels {
+            Some(_) => w.pieces_of_rows(operation, self.binding(), Mixed::rows_at_once(w.inputs())),
+            None => w.pieces(operation, self.binding()),
+        }
+    }
+
+    /// Records a product with a whole dense matrix: on matrix units if the left operand was packed
+    /// for other products, too, and has enough rows. Packing for this product alone costs more
+    /// than it saves: one side of these products is short.
+    fn record_dense(
+        &self,
+        commands: &mut Commands,
+        left: Left<'_>,
+        terms: Terms,
+        b: &Mat,
+        product: &Product,
+    ) -> Result<(), OpError> {
+        match left {
+            Left::Packed(packed) if product.m >= mixed::MIN_DENSE_ROWS && product.n > 0 && product.k > 0 => {
+                let packed = self.pack(commands, packed)?;
+                let rectangle = Rectangle { rows: 0..b.rows, columns: 0..b.cols };
+                self.record_frozen(commands, &packed, terms, &rectangle, product)
+            }
+            _ => self.record(commands, product),
+        }
+    }
+
+    /// Records a product with a rectangle of a frozen weight: on matrix units if the left operand
+    /// is in panels and the rectangle has whole rows. `terms` is the side of the weight over which
+    /// the sums run.
+    fn record_frozen(
+        &self,
+        commands: &mut Commands,
+        left: &Packed,
+        terms: Terms,
+        rectangle: &Rectangle,
+        product: &Product,
+    ) -> Result<(), OpError> {
+        let (Some(mixed), Some((panels, _))) = (&self.mixed, &left.panels) else { return self.record(commands, product) };
+        let (rows, cols) = (rectangle.rows.end - rectangle.rows.start, rectangle.columns.end - rectangle.columns.start);
+        let first = if terms == Terms::Rows { rectangle.rows.start } else { rectangle.columns.start };
+        let size = Size { rows, cols };
+        let inputs = product.b_strides.0.max(product.b_strides.1);
+        if cols != inputs || !first.is_multiple_of(panels::WIDTH) || !mixed.binds(size) {
+            return self.record(commands, product);
+        }
+        let right = mixed.decode(commands, &product.b, size, inputs)?;
+        let right = Side { panels: &right, terms, first: (0, 0) };
+        let max_rows = self.rows_within_binding(product.out.row) / panels::PADDING * panels::PADDING;
+        for row in (0..product.m).step_by(max_rows.max(panels::PADDING) as usize) {
+            let m = max_rows.max(panels::PADDING).min(product.m - row);
+            let out = product.out.window(row..row + m, product.n);
+            let left = Side { panels, terms: Terms::Columns, first: (row, first) };
+            let target = product::Target { m, out: &out, ..product.target() };
+            mixed.multiply(&self.kernels, commands, [left, right], product.k, target)?;
         }
         Ok(())
     }

@@ -21,7 +21,9 @@ mod pieces;
 mod poison;
 mod rms_norm;
 mod rotary;
+mod sample;
 mod scale;
+mod split_heads;
 mod swiglu;
 #[cfg(test)]
 pub(crate) mod testing;
@@ -37,7 +39,9 @@ pub use loss::{ChunkedLoss, IGNORE_INDEX};
 pub use optimizer::{AdamW, AdamWState, AdamWStep};
 pub use rms_norm::RmsNorm;
 pub use rotary::{Rotary, inverse_frequencies};
+pub use sample::{Choice, Sample, SampleRules};
 pub use scale::Scale;
+pub use split_heads::{JoinedHeads, SplitHeads};
 pub use swiglu::SwiGlu;
 
 use crate::gpu::{BufferRange, Gpu, GpuError};

@@ -2,8 +2,8 @@
 //! vector.
 #![allow(clippy::unwrap_used, reason = "tests fail by panicking")]
 
-use super::matmul::{Elements, Matmul, Weight};
-use super::testing::{gpu, mat, poisoned, random, random_mat};
+use super::matmul::{Elements, Join, Matmul, Weight, Wide};
+use super::testing::{gpu, mat, poisoned, random, random_mat, units};
 use super::*;
 use crate::dequant::copy_baseline::CopyKernel;
 use crate::dequant::operand::Codec;
@@ -75,7 +75,7 @@ fn copies() {
 #[test]
 fn products() {
     let Some(gpu) = gpu() else { return };
-    let matmul = Matmul::new(&gpu).unwrap();
+    let matmul = Matmul::new(&gpu, None).unwrap();
     let (outputs, inputs) = (37, 523);
     let (dense, _) = random_mat(&gpu, 9, outputs, inputs);
     for (i, scale_type) in SCALES.into_iter().enumerate() {
@@ -109,6 +109,31 @@ fn products() {
                 assert_written(&gpu, &kernels, &results, &ranges([&added]), record);
             }
         }
+    }
+}
+
+/// Ragged edges; chunks of the sums.
+#[test]
+fn products_on_matrix_units() {
+    let Some(gpu) = gpu() else { return };
+    let matmul = Matmul::new(&gpu, Some(units(&gpu))).unwrap();
+    for ((outputs, inputs), (scale_type, float_type)) in
+        [(37, 71), (30, 1100)].into_iter().zip(SCALES.into_iter().zip(TYPES))
+    {
+        let nf4 = quantized(&gpu, scale_type, outputs * inputs);
+        let parts = raw(&gpu, float_type, outputs * inputs);
+        let weights = [Elements::Quantized(&nf4), Elements::Raw { float_type, parts: &parts }]
+            .map(|e| Weight::new(e, outputs, inputs));
+        let ((x, _), y) = (random_mat(&gpu, 1, 69, inputs), [0, 1].map(|_| poisoned(&gpu, 69, outputs)));
+        let record = |commands: &mut Commands| {
+            for (weight, y) in weights.iter().zip(&y) {
+                matmul.forward(commands, &x, weight, None, false, y).unwrap();
+            }
+        };
+        let products =
+            ["pack:main", "panels_quantized:decode", "panels_quantized:extent", "panels_raw:decode", "panels_raw:extent"];
+        let first = if inputs > 1000 { vec!["matmul_panels:main", "matmul_sum:main"] } else { vec!["matmul_panels:main"] };
+        assert_written(&gpu, &[first, products.to_vec()].concat(), &ranges([&y[0], &y[1]]), &[], record);
     }
 }
 
@@ -188,7 +213,7 @@ fn attention_over_a_cache() {
             mat(&gpu, past + tokens + spare, 2 * head_dim, &rows)
         };
         let (k, v, out) = (cache(2), cache(3), poisoned(&gpu, tokens, 6 * head_dim));
-        let attention = CachedAttention::new(&gpu, head_dim).unwrap();
+        let attention = CachedAttention::new(&gpu, head_dim, 3).unwrap();
         let record = |commands: &mut Commands| attention.forward(commands, &shape, &q, &k, &v, &out).unwrap();
         if past + tokens > 128 {
             assert_written(&gpu, &["cached_attention:attend", "cached_attention:combine"], &ranges([&out]), &[], record);
@@ -320,4 +345,71 @@ fn steps_of_the_optimizer() {
         adamw.record(commands, &state, &step).unwrap();
     });
     assert_eq!(adamw.read_report().unwrap().applied, 1.0);
+}
+
+/// A draw of each kind: the likeliest token, of all tokens, of the likeliest of few and many tokens.
+#[test]
+fn choices() {
+    let Some(gpu) = gpu() else { return };
+    for (vocab, temperature, top_k, top_p) in
+        [(301, 0.0, 0, 1.0), (1301, 0.7, 0, 1.0), (301, 1.0, 5, 0.9), (9001, 0.5, 7, 0.8)]
+    {
+        let (logits, _) = random_mat(&gpu, 1, 1, vocab);
+        let sample = Sample::new(&gpu, vocab).unwrap();
+        let (choice, token) = (poisoned(&gpu, 1, 4), poisoned(&gpu, 1, 1));
+        let rules = SampleRules { temperature, top_k, top_p, draw: 0.4 };
+        assert_written(&gpu, &["sample:choose", "sample:scan"], &ranges([&choice, &token]), &[], |commands| {
+            sample.record(commands, &logits, &rules, &choice.range, &token.range).unwrap();
+        });
+    }
+}
+
+/// Joined weights, gate and up; with a norm, a bias and an addend.
+#[test]
+fn products_of_few_rows() {
+    let Some(gpu) = gpu() else { return };
+    let matmul = Matmul::new(&gpu, None).unwrap();
+    let (outputs, inputs) = (42, 7 * 32);
+    for (i, scale_type) in SCALES.into_iter().enumerate() {
+        let nf4 = quantized(&gpu, scale_type, outputs * inputs);
+        let float_type = TYPES[1 + i % 2];
+        let parts = raw(&gpu, float_type, outputs * inputs);
+        let stored = [Elements::Quantized(&nf4), Elements::Raw { float_type, parts: &parts }];
+        for (elements, kernel) in stored.into_iter().zip(["matmul_wide_nf4:main", "matmul_wide_raw:main"]) {
+            let whole = Weight::new(elements, outputs, inputs);
+            let halves = [whole.rows(0..21), whole.rows(21..42)];
+            for rows in [1, 3, 8] {
+                let ((x, _), (gamma, _)) = (random_mat(&gpu, 1, rows, inputs), random_mat(&gpu, 2, 1, inputs));
+                let ((bias, _), (addend, _)) = (random_mat(&gpu, 3, 1, outputs), random_mat(&gpu, 4, rows, 21));
+                let [all, joined] = [0, 1].map(|_| poisoned(&gpu, rows, outputs));
+                let gated = poisoned(&gpu, rows, 21);
+                assert_written(&gpu, &[kernel], &ranges([&all, &joined, &gated]), &[], |commands| {
+                    let pair = [&halves[0], &halves[1]];
+                    let norm = Some((&gamma, 0.1));
+                    let mut record = |wide: Wide<'_>, out| assert!(matmul.wide(commands, &x, &wide, out).unwrap());
+                    record(Wide { bias: Some(&bias), ..Wide::of(&[&whole]) }, &all);
+                    record(Wide { norm, ..Wide::of(&pair) }, &joined);
+                    record(Wide { join: Join::Gated, norm, addend: Some(&addend), ..Wide::of(&pair) }, &gated);
+                });
+            }
+        }
+    }
+}
+
+#[test]
+fn splits_into_heads() {
+    let Some(gpu) = gpu() else { return };
+    let split = SplitHeads::new(&gpu).unwrap();
+    let heads = Heads { heads: 3, kv_heads: 1, head_dim: 20, scale: 1.0, window: None };
+    let (joined, _) = random_mat(&gpu, 1, 2, 5 * 20);
+    let [(query, _), (key, _)] = [2, 3].map(|seed| random_mat(&gpu, seed, 1, 20));
+    let (table, _) = random_mat(&gpu, 4, 9, 20);
+    let queries = poisoned(&gpu, 2, 60);
+    let [keys, values] = [0, 1].map(|_| mat(&gpu, 7, 20, &[0.0; 140]));
+    for norms in [None, Some(([&query, &key], 0.1))] {
+        let of = JoinedHeads { joined: &joined, heads, past: 4, norms, angles: Some((&table, 6)) };
+        assert_written(&gpu, &["split_heads:main"], &ranges([&queries]), &ranges([&keys, &values]), |commands| {
+            split.record(commands, &of, &queries, [&keys, &values]).unwrap();
+        });
+    }
 }

@@ -3,7 +3,7 @@
 
 use std::sync::OnceLock;
 
-use crate::gpu::{Gpu, GpuError, Options};
+use crate::gpu::{Gpu, GpuError, MatrixUnits, Options};
 
 use super::Mat;
 pub(crate) use super::trial::{add, dot};
@@ -14,6 +14,11 @@ pub(crate) use super::trial::{add, dot};
 pub(crate) fn gpu() -> Option<Gpu> {
     static GPU: OnceLock<Option<Gpu>> = OnceLock::new();
     GPU.get_or_init(|| gpu_with(|_| {})).clone()
+}
+
+/// The matrix units of a device, or loops in their place.
+pub(crate) fn units(gpu: &Gpu) -> MatrixUnits {
+    gpu.matrix_units().unwrap_or(MatrixUnits::Loops)
 }
 
 /// A separate device with other options.

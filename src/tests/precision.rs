@@ -66,18 +66,23 @@ fn check(matrix_units: UseMatrixUnits) {
     let Some((exact, None)) = run(UseMatrixUnits::Off) else { return };
     let Some((mixed, Some(units))) = run(matrix_units) else { return };
     let bf16: Value = json(&fixture("oracle/bf16.json"));
+    let mut table = String::new();
     for part in PARTS {
         let found = deviations(&mixed, &exact, part);
         let bf16: BTreeMap<String, f64> = serde_json::from_value(bf16[part].clone()).unwrap();
         assert_eq!(found.keys().collect::<Vec<_>>(), bf16.keys().collect::<Vec<_>>(), "{part}");
         let (of_found, of_bf16) = (largest(found.values().copied()), largest(bf16.values().copied()));
-        eprintln!("{units:?}: {part}: at most {of_found:.2e}, bfloat16 {of_bf16:.2e}");
+        table += &format!("{units:?}, {part}: at most {of_found:.2e}, bfloat16 {of_bf16:.2e}\n");
         assert!(of_found > 0.0, "{part} are those of float32: mixed precision did not run");
         assert!(of_found <= of_bf16 / 2.0, "{part}: {of_found}, bfloat16 {of_bf16}");
         // A single loss of bfloat16 may be right by chance; the norms of matrices are not.
         for (name, found) in found.iter().filter(|_| part != "losses") {
             assert!(*found <= bf16[name] / 2.0, "{part}, {name}: {found}, bfloat16 {}", bf16[name]);
         }
+    }
+    // For docs: the figures of this device.
+    if let Some(path) = std::env::var_os("NF4PACK_PRECISION_TABLE") {
+        std::fs::write(path, table).unwrap();
     }
 }
 

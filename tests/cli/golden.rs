@@ -19,7 +19,7 @@ const FOLDER: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/golden
 /// An adapter of the bundled model.
 const ADAPTER: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/oracle/adapter_final");
 /// Every command. `bench` is a group: it prints only its help.
-const COMMANDS: [&str; 16] = [
+const COMMANDS: [&str; 18] = [
     "convert",
     "inspect",
     "verify",
@@ -32,9 +32,11 @@ const COMMANDS: [&str; 16] = [
     "bench",
     "bench convert",
     "bench dequant",
+    "bench matmul",
     "bench upload",
     "bench stream",
     "bench train",
+    "bench generate",
     "completions",
 ];
 
@@ -181,9 +183,11 @@ fn outputs_with_a_gpu_are_golden() {
     assert_golden("generate", &run(&format!("generate {PACK} --prompt Once --max-tokens 3")));
     assert_golden("doctor", &run("doctor"));
     assert_golden("bench-dequant", &run("bench dequant --shape tiny --runs 1 --block-size 32"));
+    assert_golden("bench-matmul", &run("bench matmul --shape 64x96 --tokens 3 --runs 1"));
     assert_golden("bench-upload", &run("bench upload --bytes 1MB --runs 1 --threads 2"));
     assert_golden("bench-stream", &run("bench stream --shape tiny --runs 1 --dir ."));
     assert_golden("bench-train", &run("bench train --shape tiny --seq 16 --rank 4 --runs 1 --dir ."));
+    assert_golden("bench-generate", &run("bench generate --shape tiny --prompt 3,20 --answer 4 --runs 1 --dir ."));
 
     let check = |name: &str, line: &str| {
         // The other GPUs of the machine.
@@ -192,7 +196,9 @@ fn outputs_with_a_gpu_are_golden() {
     };
     check("doctor", "doctor none.nf4pack");
     check("bench-dequant", "bench dequant --gpu no-such-gpu");
+    check("bench-matmul", "bench matmul --gpu no-such-gpu");
     check("bench-upload", "bench upload --bytes 1000TB");
     check("bench-stream", "bench stream --shape tiny --dir . --budget 4kB");
     check("bench-train", "bench train --shape tiny --dir nowhere");
+    check("bench-generate", "bench generate --shape tiny --dir nowhere");
 }

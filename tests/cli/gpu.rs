@@ -193,6 +193,21 @@ fn bench_upload_has_a_baseline() {
 }
 
 #[test]
+fn bench_matmul_measures_both_products_in_each_precision() {
+    let Some(_) = common::gpu() else { return };
+    let folder = place();
+    let report = json(folder.path(), "bench matmul --shape 128x64 --tokens 70 --runs 2", 0);
+    let products = report["products"].as_array().unwrap();
+    let precisions = if report["without_mixed"].is_null() { 2 } else { 1 };
+    assert_eq!(products.len(), 2 * precisions, "{report}");
+    for product in products {
+        assert_eq!((&product["outputs"], &product["inputs"], &product["tokens"]), (&128.into(), &64.into(), &70.into()));
+        assert_eq!(product["seconds"].as_array().unwrap().len(), 2);
+        assert!(positive(&product["operations_per_second"]), "{product}");
+    }
+}
+
+#[test]
 fn bench_stream_measures_every_way_and_cleans_up() {
     let Some(_) = common::gpu() else { return };
     let folder = place();
@@ -322,10 +337,43 @@ fn bench_train_names_its_own_flags_where_it_does_not_fit() {
 }
 
 #[test]
+fn bench_generate_measures_each_length_and_cleans_up() {
+    let Some(_) = common::gpu() else { return };
+    let folder = place();
+    let line = "bench generate --shape tiny --prompt 3,40 --answer 5 --runs 2 --dir .";
+    let report = json(folder.path(), line, 0);
+    assert_eq!((&report["shape"], &report["resident"]), (&Value::from("tiny"), &Value::from(true)));
+    assert_eq!(["answer", "runs"].map(|field| report[field].as_u64().unwrap()), [5, 2]);
+    let (copy, weights) = (report["copy_bytes_per_second"].as_f64().unwrap(), report["weight_bytes"].as_u64().unwrap());
+    assert!(copy > 0.0 && weights > 1_000_000, "{copy} {weights}");
+    let texts = report["texts"].as_array().unwrap();
+    assert_eq!(texts.iter().map(|text| text["prompt"].as_u64().unwrap()).collect::<Vec<_>>(), [3, 40]);
+    for (text, middle) in texts.iter().zip([5, 42]) {
+        let of = |field: &str| text[field].as_f64().unwrap();
+        // Keys and values of 4 layers with 128 columns each.
+        assert_eq!(of("bytes_per_token"), (weights + 2 * 4 * middle * 128 * 4) as f64);
+        assert!((of("limit_tokens_per_second") * of("bytes_per_token") / copy - 1.0).abs() < 1e-9);
+        assert!((of("of_limit") * of("limit_tokens_per_second") / of("tokens_per_second") - 1.0).abs() < 1e-9);
+        assert!((of("prompt_seconds") * of("prompt_tokens_per_second") / of("prompt") - 1.0).abs() < 1e-9);
+        assert!((of("ms_per_token") * of("tokens_per_second") / 1e3 - 1.0).abs() < 1e-9);
+    }
+    json(folder.path(), &format!("{line} --top-k 3 --top-p 0.9 --seed 2"), 0);
+    assert_eq!(names(folder.path()), ["tiny.nf4pack"]);
+}
+
+#[test]
 fn a_gpu_that_does_not_exist_is_an_error_that_lists_the_others() {
     let Some(gpu) = common::gpu() else { return };
     let folder = place();
-    for arguments in ["doctor", "bench dequant", "bench upload", "bench stream --shape tiny", "bench train --shape tiny"] {
+    for arguments in [
+        "doctor",
+        "bench dequant",
+        "bench matmul",
+        "bench upload",
+        "bench stream --shape tiny",
+        "bench train --shape tiny",
+        "bench generate --shape tiny",
+    ] {
         let assert = run(folder.path(), &format!("{arguments} --gpu no-such-gpu")).code(1);
         // What doctor has found out is on stdout.
         let assert = if arguments == "doctor" { assert } else { assert.stdout("") };
@@ -340,7 +388,14 @@ fn a_gpu_that_does_not_exist_is_an_error_that_lists_the_others() {
 #[cfg(target_os = "linux")]
 fn without_a_driver_every_command_says_what_to_install() {
     let folder = place();
-    let benches = ["bench dequant", "bench upload", "bench stream --shape tiny", "bench train --shape tiny"];
+    let benches = [
+        "bench dequant",
+        "bench matmul",
+        "bench upload",
+        "bench stream --shape tiny",
+        "bench train --shape tiny",
+        "bench generate --shape tiny",
+    ];
     for arguments in ["doctor", "doctor tiny.nf4pack"].into_iter().chain(benches) {
         let without_driver = |arguments: &str| {
             let mut command = command(folder.path(), arguments);

@@ -222,3 +222,45 @@ fn texts_end_and_do_not_pass_the_cache() {
         "{too_long}"
     );
 }
+
+/// The tokens that the CPU samples from the logits of full forward passes, up to an end token.
+fn by_cpu(session: &mut Session, prompt: &[u32], max: usize, sampler: &mut Sampler, end: Option<u32>) -> Vec<u32> {
+    let (vocab, ends) = (session.config().vocab as usize, session.config().eos_token_ids.clone());
+    let mut text = prompt.to_vec();
+    while text.len() < prompt.len() + max {
+        let logits = session.logits(&text).unwrap();
+        let token = sampler.sample(&logits[logits.len() - vocab..]).unwrap();
+        if end == Some(token) || ends.contains(&token) {
+            break;
+        }
+        text.push(token);
+    }
+    text.split_off(prompt.len())
+}
+
+/// A seed gives the tokens of the CPU, whether or not the device knows its choice for certain. Two
+/// texts share a sampler: a text that ends takes no random number of the next one.
+#[test]
+fn sampled_tokens_are_those_of_the_cpu() {
+    let Some(gpu) = common::gpu() else { return };
+    let fixture = Fixture::new();
+    let prompts = &prompts(&fixture.tokenizer())[..2];
+    let mut session = fixture.session(&gpu, None);
+    let refused = TextGenerator::open(&gpu, fixture.pack(), None, None, CAPACITY, Some(1)).unwrap_err();
+    let GenerateError::Budget { needed, .. } = refused else { panic!("{refused}") };
+    for (temperature, top_k, top_p, seed) in [(0.8, 0, 1.0, 1), (1.0, 20, 1.0, 2), (0.7, 0, 0.9, 3), (5.0, 40, 0.95, 4)] {
+        let options = SamplerOptions { temperature, top_k, top_p, seed };
+        let start = Sampler::new(options).unwrap();
+        let end = by_cpu(&mut session, &prompts[0], 4, &mut start.clone(), None).last().copied();
+        let cases = if seed == 1 { vec![(None, None), (end, None), (end, Some(needed))] } else { vec![(None, None)] };
+        for (end, budget) in cases {
+            let mut generator = TextGenerator::open(&gpu, fixture.pack(), None, end, CAPACITY, budget).unwrap();
+            let (mut sampler, mut expected) = (start.clone(), start.clone());
+            for prompt in prompts {
+                let keep_going = |_| -> Result<_, GenerateError> { Ok(ControlFlow::Continue(())) };
+                let found = generator.answer(prompt, 6, &mut sampler, keep_going).unwrap();
+                assert_eq!(found.tokens, by_cpu(&mut session, prompt, 6, &mut expected, end), "{options:?} {end:?}");
+            }
+        }
+    }
+}

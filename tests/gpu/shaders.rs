@@ -70,6 +70,15 @@ const FORMS: &[(&[&str], Constants)] = &[
         ],
     ),
     (&["matmul_sum.wgsl"], &[]),
+    (&["panels.wgsl", "pack.wgsl"], &[("WHOLE", EITHER)]),
+    (
+        &["panels.wgsl", "panels_decode.wgsl", "matmul_floats.wgsl", "panels_raw.wgsl"],
+        &[("WHOLE", EITHER), ("FLOATS", TYPES)],
+    ),
+    (
+        &["panels.wgsl", "panels_decode.wgsl", "nf4_bindings.wgsl", "codec_nf4.wgsl", "panels_quantized.wgsl"],
+        &[("WHOLE", EITHER), ("SCALES", TYPES)],
+    ),
     (
         &["attention.wgsl"],
         &[("HEAD", &[1.0, 16.0, 20.0, 32.0, 64.0]), ("TX", &[8.0]), ("TY", &[16.0]), ("VALUES", &[4.0, 16.0])],
@@ -78,8 +87,46 @@ const FORMS: &[(&[&str], Constants)] = &[
         &["attention_units.wgsl", "attention_halves.wgsl"],
         &[("HEAD", &[1.0, 20.0, 32.0, 64.0]), ("VECS", &[2.0, 10.0, 16.0, 32.0])],
     ),
-    (&["cached_attention.wgsl"], &[("HEAD", &[1.0, 5.0, 32.0, 64.0])]),
+    (
+        &["cached_attention.wgsl"],
+        &[
+            ("HEAD", &[1.0, 5.0, 32.0, 64.0]),
+            ("GROUP", &[1.0, 3.0, 8.0]),
+            ("QUERY", &[512.0]),
+            ("WEIGHTS", &[1024.0]),
+            ("HIGHS", &[128.0]),
+        ],
+    ),
     (&["rotary.wgsl"], &[]),
+    (
+        &["matmul_wide.wgsl", "matmul_wide_nf4.wgsl"],
+        &[
+            ("M", &[1.0, 2.0, 4.0, 8.0]),
+            ("LANES", &[32.0, 64.0]),
+            ("QUADS", &[1.0]),
+            ("NORM", EITHER),
+            ("GATED", EITHER),
+            ("PARTIAL", &[512.0]),
+            ("SQUARES", &[512.0]),
+            ("SCALES", TYPES),
+            ("MAPS", &[768.0]),
+        ],
+    ),
+    (
+        &["matmul_wide.wgsl", "matmul_wide_raw.wgsl"],
+        &[
+            ("M", &[1.0, 2.0, 4.0, 8.0]),
+            ("LANES", &[32.0, 64.0]),
+            ("QUADS", &[1.0]),
+            ("NORM", EITHER),
+            ("GATED", EITHER),
+            ("PARTIAL", &[512.0]),
+            ("SQUARES", &[512.0]),
+            ("FLOATS", &[1.0, 2.0]),
+        ],
+    ),
+    (&["sample.wgsl"], &[]),
+    (&["split_heads.wgsl"], &[("NORM", EITHER)]),
     (&["scale.wgsl"], &[]),
     (&["dropout.wgsl"], &[]),
     (&["finite.wgsl"], &[]),
@@ -151,12 +198,14 @@ fn poisoned(source: &str) -> impl Iterator<Item = String> {
 #[test]
 fn every_kernel_runs_over_poisoned_memory_in_a_test() {
     let of_template = |file: &&str| format!("{}:main", file.strip_suffix(".wgsl").unwrap());
-    let every: BTreeSet<String> =
+    let mut every: BTreeSet<String> =
         FORMS.iter().flat_map(|(files, _)| kernels(files)).chain(TEMPLATES.iter().map(of_template)).collect();
+    // Written by src/ops/matmul/mixed/source.rs.
+    every.insert("matmul_panels:main".to_owned());
     let read = |file: &&str| fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join(file)).unwrap();
     let sources: String = POISON_TESTS.iter().map(read).collect();
     assert_eq!(poisoned(&sources).collect::<BTreeSet<_>>(), every, "the kernels of {POISON_TESTS:?}, and those of shaders");
-    assert_eq!(every.len(), 41);
+    assert_eq!(every.len(), 53);
 }
 
 #[test]
@@ -184,8 +233,9 @@ fn every_shader_is_valid_in_every_form() {
         }
     }
     let dequant = 2 + 2 * 12 + 9;
-    let products = 72 + 48 + 2 * 48 + 1;
-    let attention = 5 * 10 + 3 * 16 + 4 * 2 + 2;
-    let rest = 1 + 1 + 2 + 2 * 3 + 3 + 3 + 2 * 2 + 2;
-    assert_eq!(compiled, dequant + products + attention + rest);
+    let products = 72 + 48 + 2 * 48 + 1 + 32 * (3 + 2);
+    let panels = 2 + 2 * 2 * 6;
+    let attention = 5 * 10 + 3 * 16 + 3 * 4 * 2 + 2;
+    let rest = 1 + 2 + 2 + 1 + 2 + 2 * 3 + 3 + 3 + 2 * 2 + 2;
+    assert_eq!(compiled, dequant + products + panels + attention + rest);
 }

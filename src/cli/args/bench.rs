@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use clap::{Args, Subcommand, ValueEnum, ValueHint};
 
 use super::common::{ComputeArgs, EncoderArg, GpuArg, ScalesArg, ThreadsArg, block_size_parser, parse_size};
+use super::generate::SamplingArgs;
 use super::train::values::{KeepActivationsArg, OffloadArg};
 use crate::convert::synth::Shape;
 use crate::format::nf4::DEFAULT_BLOCK_SIZE;
@@ -20,9 +21,11 @@ pub struct BenchArgs {
 pub enum BenchCommand {
     Convert(BenchConvertArgs),
     Dequant(BenchDequantArgs),
+    Matmul(BenchMatmulArgs),
     Upload(BenchUploadArgs),
     Stream(BenchStreamArgs),
     Train(BenchTrainArgs),
+    Generate(BenchGenerateArgs),
 }
 
 const CONVERT_EXAMPLES: &str = "\
@@ -99,6 +102,33 @@ pub struct BenchDequantArgs {
     /// Weights that share a scale
     #[arg(long, value_name = "N", default_value = "64", value_parser = block_size_parser())]
     pub block_size: u32,
+
+    #[command(flatten)]
+    pub common: GpuBenchArgs,
+}
+
+const MATMUL_EXAMPLES: &str = "\
+Examples:
+  nf4pack bench matmul
+  nf4pack bench matmul --shape 9728x2560 --tokens 8192
+  NF4PACK_PROFILE=1 nf4pack bench matmul --runs 1     # with the time of every kernel
+
+Multiplies random activations with random NF4 weights of every shape of a layer, forward and backward, in float32 and, where the \
+GPU has matrix units, in mixed precision. A product includes everything from float32 activations to float32 results: in mixed \
+precision, both operands are first written as f16. Each run submits several calls and divides the time; figures are medians.";
+
+/// Measure the products of activations with frozen weights
+#[derive(Debug, Args)]
+#[command(after_help = MATMUL_EXAMPLES)]
+pub struct BenchMatmulArgs {
+    /// A matrix [outputs x inputs], or the projections of a layer of qwen3-0.6b, qwen3-4b or tiny
+    /// [default: qwen3-4b, on a software GPU 128x256]
+    #[arg(long, value_name = "MODEL|RxC", value_parser = parse_whole_blocks)]
+    pub shape: Option<Matrices>,
+
+    /// Tokens of a pass [default: 512, 2048 and 8192, on a software GPU 70]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=131_072))]
+    pub tokens: Option<u32>,
 
     #[command(flatten)]
     pub common: GpuBenchArgs,
@@ -237,6 +267,54 @@ pub struct BenchTrainArgs {
     pub common: GpuBenchArgs,
 }
 
+const GENERATE_EXAMPLES: &str = "\
+Examples:
+  nf4pack bench generate --shape qwen3-0.6b
+  nf4pack bench generate --shape qwen3-4b --dir /dev/shm          # needs 11 GB there
+  nf4pack bench generate --prompt 16 --answer 64 --top-k 50       # sampled, not greedy
+  NF4PACK_PROFILE=1 nf4pack bench generate --runs 1               # with the time of every kernel
+
+Writes a checkpoint of random weights, converts it, and generates answers to prompts of random tokens, of each length. The first \
+answer to each length warms up and does not count. `limit` is the speed of memory: the bytes that a token reads (weights, keys and \
+values) at the speed of a copy, which the same run measures. With NF4PACK_PROFILE=1 every dispatch gets its own pass: tokens take \
+longer, so only the kernels' shares are meaningful.";
+
+/// Measure generation: tokens/s of prompts and answers, against the speed of memory
+#[derive(Debug, Args)]
+#[command(after_help = GENERATE_EXAMPLES)]
+pub struct BenchGenerateArgs {
+    /// The model whose shapes the random weights have [default: qwen3-0.6b, on a software GPU tiny]
+    #[arg(long, value_enum)]
+    pub shape: Option<ShapeArg>,
+
+    /// Tokens of a prompt; several lengths with commas
+    #[arg(
+        long,
+        value_name = "N",
+        default_value = "16,2048",
+        value_delimiter = ',',
+        value_parser = clap::value_parser!(u32).range(1..=131_072)
+    )]
+    pub prompt: Vec<u32>,
+
+    /// Tokens of an answer
+    #[arg(long, value_name = "N", default_value = "256", value_parser = clap::value_parser!(u32).range(2..=131_072))]
+    pub answer: u32,
+
+    #[command(flatten)]
+    pub sampling: SamplingArgs,
+
+    #[command(flatten)]
+    pub compute: ComputeArgs,
+
+    /// Folder for the temporary checkpoint and pack [default: the system's temporary folder]
+    #[arg(long, value_name = "FOLDER", value_hint = ValueHint::DirPath)]
+    pub dir: Option<PathBuf>,
+
+    #[command(flatten)]
+    pub common: GpuBenchArgs,
+}
+
 /// The options of all GPU benchmarks.
 #[derive(Debug, Args)]
 pub struct GpuBenchArgs {
@@ -258,9 +336,11 @@ impl BenchCommand {
         match self {
             Self::Convert(args) => args.json,
             Self::Dequant(args) => args.common.json,
+            Self::Matmul(args) => args.common.json,
             Self::Upload(args) => args.common.json,
             Self::Stream(args) => args.common.json,
             Self::Train(args) => args.common.json,
+            Self::Generate(args) => args.common.json,
         }
     }
 }

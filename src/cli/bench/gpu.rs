@@ -53,13 +53,13 @@ pub struct Figures {
 }
 
 /// A tensor with each scale type, and a buffer for its floats.
-struct Tensor {
+pub struct Tensor {
     weights: Vec<GpuWeights>,
     out: BufferRange,
 }
 
 impl Tensor {
-    fn new(gpu: &Gpu, elements: u64, block_size: u32) -> Result<Self> {
+    pub fn new(gpu: &Gpu, elements: u64, block_size: u32) -> Result<Self> {
         let (blocks, mut state) = (block_count(elements, block_size), elements);
         let mut codes = vec![0; codes_len(elements, block_size).unwrap_or(0) as usize];
         state = random_bytes(&mut codes, state);
@@ -75,7 +75,7 @@ impl Tensor {
         Ok(Self { weights, out })
     }
 
-    fn under(&self, scale_type: ScaleType) -> Option<&GpuWeights> {
+    pub fn under(&self, scale_type: ScaleType) -> Option<&GpuWeights> {
         self.weights.iter().find(|w| w.scale_type == scale_type)
     }
 }
@@ -120,6 +120,18 @@ impl Copy {
     fn bytes(&self) -> u64 {
         2 * self.from.size
     }
+}
+
+/// Bytes read and written per second by the copy kernel: the median of `runs` copies of `bytes`.
+pub fn copy_speed(gpu: &Gpu, bytes: u64, runs: u16) -> Result<f64> {
+    let copy = Copy::new(gpu, bytes)?;
+    let record = |commands: &mut Commands, _| Ok(copy.kernel.record(commands, &copy.from, &copy.to)?);
+    let mut load = Load::new(gpu, "copy kernel", record)?;
+    for _ in 0..runs {
+        ui::not_interrupted()?;
+        load.run(gpu)?;
+    }
+    Ok(copy.bytes() as f64 / median(&load.seconds).max(1e-12))
 }
 
 /// What to measure.

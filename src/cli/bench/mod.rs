@@ -3,7 +3,9 @@
 pub mod convert;
 pub mod dequant;
 pub mod dispatch;
+pub mod generate;
 pub mod gpu;
+pub mod matmul;
 pub mod stream;
 pub mod train;
 pub mod upload;

@@ -124,7 +124,7 @@ fn measure(args: &BenchTrainArgs, ui: Ui, gpu: &Gpu) -> Result<Bench> {
 }
 
 /// A pack of random weights.
-fn write_pack(folder: &Path, shape: &str, ui: Ui) -> Result<PathBuf> {
+pub(super) fn write_pack(folder: &Path, shape: &str, ui: Ui) -> Result<PathBuf> {
     let (checkpoint, pack) = (folder.join("checkpoint"), folder.join("model.nf4pack"));
     write_checkpoint(&checkpoint, shape, ui)?;
     let options = Options { encoder: Encoder::Absmax, ..Options::default() };

@@ -21,7 +21,7 @@ fn too_large() -> GpuError {
     GpuError::TooLarge { what: "weights".to_owned(), requested: 2, limit: 1, limit_name: "max_buffer_size" }
 }
 
-const COMMANDS: [&str; 9] = [
+const COMMANDS: [&str; 10] = [
     "train p --data d --out o",
     "eval p --data d",
     "generate p --chat",
@@ -31,6 +31,7 @@ const COMMANDS: [&str; 9] = [
     "bench upload",
     "bench stream",
     "bench train",
+    "bench generate",
 ];
 
 #[test]

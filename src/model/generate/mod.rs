@@ -1,5 +1,10 @@
 //! Generates text: fills a KV cache with the prompt, then chooses one token after another.
+//!
+//! The device chooses each token, and the next pass takes it from there. If all layers are
+//! resident, that pass is submitted before the host knows the token, so the device never waits for
+//! the host. A pass after the end of a text is in vain; nothing of it is kept.
 
+mod chooser;
 pub mod sampling;
 
 use std::ops::ControlFlow;
@@ -12,14 +17,17 @@ use crate::arch::ModelConfig;
 use crate::dequant::stream::{PackSource, StreamPlan};
 use crate::gpu::Gpu;
 use crate::lora::adapter::Adapter;
+use crate::model::generate::chooser::{Chooser, Pending};
 use crate::model::generate::sampling::{Sampler, SamplingError};
-use crate::model::kv_cache::KvCache;
+use crate::model::kv_cache::{KvCache, Past};
 use crate::model::open::Passes;
-use crate::model::plan::MemoryError;
-use crate::model::session::Session;
+use crate::model::plan::{MemoryError, MemoryPlan};
+use crate::model::session::{NewTokens, Session};
 
-/// Tokens of a prompt in one pass.
+/// Tokens of a prompt in one pass, if working memory for more would displace layers.
 const CHUNK: u32 = 256;
+/// Tokens of a prompt in one pass of texts that are long enough.
+const LONG_CHUNK: u32 = 2048;
 
 /// An error of text generation.
 #[derive(Debug, Error)]
@@ -134,6 +142,7 @@ fn rate(count: u64, seconds: f64) -> Option<f64> {
 pub struct TextGenerator {
     session: Session,
     cache: KvCache,
+    chooser: Chooser,
     /// The tokens in the cache.
     cached: Vec<u32>,
     /// Tokens that end a text.
@@ -161,16 +170,41 @@ impl TextGenerator {
         if needed > limit {
             return Err(MemoryError::Matrix { limit, needed, remedy: None }.into());
         }
-        let reserved = KvCache::bytes(&config, capacity);
-        let passes = Passes { positions: capacity, reserved, budget, ..Passes::one_row(CHUNK.min(capacity.max(1))) };
-        let plan = passes.plan(gpu, &pack, &config, adapter).map_err(|error| match error {
-            MemoryError::Budget { budget, needed, .. } => GenerateError::Budget { budget, needed, capacity },
-            error => error.into(),
-        })?;
+        let plan = Self::plan_passes(gpu, &pack, &config, adapter, capacity, budget)?;
         let session = Session::open(gpu, pack, adapter, &plan)?;
         let cache = KvCache::new(gpu, &config, capacity).map_err(ModelError::from)?;
+        let chooser = Chooser::new(gpu, &config).map_err(ModelError::from)?;
         let ends = config.eos_token_ids.iter().copied().chain(eos).collect();
-        Ok(Self { session, cache, cached: Vec::new(), ends })
+        Ok(Self { session, cache, chooser, cached: Vec::new(), ends })
+    }
+
+    /// Plans the memory. Passes have [`LONG_CHUNK`] tokens if all layers stay resident with that.
+    fn plan_passes(
+        gpu: &Gpu,
+        pack: &PackSource,
+        config: &ModelConfig,
+        adapter: Option<&Adapter>,
+        capacity: u32,
+        budget: Option<u64>,
+    ) -> Result<MemoryPlan, GenerateError> {
+        let reserved = KvCache::bytes(config, capacity).saturating_add(Chooser::bytes(config));
+        let plan = |chunk: u32| {
+            let passes = Passes { positions: capacity, reserved, budget, ..Passes::one_row(chunk.min(capacity.max(1))) };
+            passes.plan(gpu, pack, config, adapter)
+        };
+        let long = (capacity >= LONG_CHUNK).then(|| plan(LONG_CHUNK).ok()).flatten();
+        match long.filter(|plan| plan.stream.resident) {
+            Some(plan) => Ok(plan),
+            None => plan(CHUNK).map_err(|error| match error {
+                MemoryError::Budget { budget, needed, .. } => GenerateError::Budget { budget, needed, capacity },
+                error => error.into(),
+            }),
+        }
+    }
+
+    /// From here on, texts have as many tokens as requested: no token ends them.
+    pub(crate) fn ignore_ends(&mut self) {
+        self.ends.clear();
     }
 
     /// The plan of the layer stream.
@@ -191,84 +225,159 @@ impl TextGenerator {
         sampler: &mut Sampler,
         mut observe: impl FnMut(Event) -> Result<ControlFlow<()>, E>,
     ) -> Result<Generated, E> {
+        let mut text = Generated {
+            tokens: Vec::new(),
+            prompt_tokens: 0,
+            ending: Ending::Stopped,
+            prompt_seconds: 0.0,
+            passes: 0,
+            seconds: 0.0,
+        };
         let start = Instant::now();
-        let (logits, prompt_tokens) = self.read(prompt, &mut observe)?;
-        let prompt_seconds = start.elapsed().as_secs_f64();
-        let (tokens, ending) = (Vec::new(), Ending::Stopped);
-        let mut text = Generated { tokens, prompt_tokens, ending, prompt_seconds, passes: 0, seconds: 0.0 };
-        let start = Instant::now();
-        if let Some(logits) = logits {
-            text.ending = self.decode_loop(logits, max_tokens, sampler, &mut observe, &mut text)?;
+        let pending = self.read(prompt, sampler, &mut observe, &mut text)?;
+        text.prompt_seconds = start.elapsed().as_secs_f64();
+        if let Some(pending) = pending {
+            text.ending = self.decode_loop(pending, (start, max_tokens), sampler, &mut observe, &mut text)?;
         }
-        text.seconds = start.elapsed().as_secs_f64();
+        text.seconds = start.elapsed().as_secs_f64() - text.prompt_seconds;
         Ok(text)
     }
 
-    /// Samples tokens into `text`, the first one from `logits`. Returns why the text ended.
+    /// Adds tokens to `text`, at most `max_tokens`. `pending` is the choice of the first,
+    /// `start` the start of the prompt. Returns why the text ended.
     fn decode_loop<E: From<GenerateError>>(
         &mut self,
-        mut logits: Vec<f32>,
-        max_tokens: u32,
+        mut pending: Pending,
+        (start, max_tokens): (Instant, u32),
         sampler: &mut Sampler,
         observe: &mut impl FnMut(Event) -> Result<ControlFlow<()>, E>,
         text: &mut Generated,
     ) -> Result<Ending, E> {
+        if max_tokens == 0 {
+            *sampler = pending.before;
+            return Ok(Ending::MaxTokens);
+        }
+        let ahead = self.plan().resident;
         loop {
-            if text.tokens.len() as u64 >= max_tokens.into() {
-                return Ok(Ending::MaxTokens);
-            }
-            let token = sampler.sample(&logits).map_err(GenerateError::from)?;
-            if self.ends.contains(&token) {
-                return Ok(Ending::EndToken);
-            }
-            text.tokens.push(token);
-            if observe(Event::Token(token))?.is_break() {
-                return Ok(Ending::Stopped);
-            }
             // The logits after the last token are not needed.
-            if (text.tokens.len() as u64) < max_tokens.into() {
-                if self.cached.len() as u64 >= self.cache.capacity().into() {
-                    return Ok(Ending::ContextFull);
-                }
-                logits = self.advance(&[token], self.cached.len() + 1)?;
-                text.passes += 1;
+            let is_last = text.tokens.len() as u64 + 1 >= max_tokens.into();
+            let is_full = self.cached.len() as u64 >= self.cache.capacity().into();
+            let goes_on = !is_last && !is_full;
+            let mut next = (ahead && goes_on).then(|| self.submit_next(sampler)).transpose()?;
+            let token = self.finish(pending, &mut next, sampler)?;
+            if text.tokens.is_empty() {
+                text.prompt_seconds = start.elapsed().as_secs_f64();
             }
+            let ended = self.ends.contains(&token);
+            if !ended {
+                text.tokens.push(token);
+            }
+            if ended || observe(Event::Token(token))?.is_break() {
+                // The choice after the last token takes no random number.
+                next.into_iter().for_each(|next| *sampler = next.before);
+                return Ok(if ended { Ending::EndToken } else { Ending::Stopped });
+            }
+            if !goes_on {
+                return Ok(if is_last { Ending::MaxTokens } else { Ending::ContextFull });
+            }
+            pending = match next {
+                Some(next) => next,
+                None => self.submit_next(sampler)?,
+            };
+            self.cached.push(token);
+            text.passes += 1;
         }
     }
 
-    /// Fills the cache with a text. Returns the logits of the next token, unless the observer
-    /// stopped, and the number of new tokens.
+    /// Fills the cache with a text. Returns the choice of the next token, unless the observer
+    /// stopped or `text` gets no token.
     fn read<E: From<GenerateError>>(
         &mut self,
-        text: &[u32],
+        prompt: &[u32],
+        sampler: &mut Sampler,
         observe: &mut impl FnMut(Event) -> Result<ControlFlow<()>, E>,
-    ) -> Result<(Option<Vec<f32>>, u64), E> {
-        let (tokens, capacity) = (text.len() as u64, self.cache.capacity());
+        text: &mut Generated,
+    ) -> Result<Option<Pending>, E> {
+        let (tokens, capacity) = (prompt.len() as u64, self.cache.capacity());
         if tokens > capacity.into() {
             let max_position_embeddings = self.session.model.config().max_position_embeddings;
             return Err(GenerateError::TooLong { tokens, capacity, max_position_embeddings }.into());
         }
         // The last token passes through the model again, because its logits were not kept.
-        let (_, before_last) = text.split_last().ok_or(GenerateError::NoPrompt)?;
+        let (_, before_last) = prompt.split_last().ok_or(GenerateError::NoPrompt)?;
         let same = before_last.iter().zip(&self.cached).take_while(|(a, b)| a == b).count();
         self.cached.truncate(same);
-        let mut logits = None;
-        while let Some(rest) = text.get(self.cached.len()..).filter(|rest| !rest.is_empty()) {
-            if self.cached.len() > same && observe(Event::Read((self.cached.len() - same) as u64))?.is_break() {
-                return Ok((None, (self.cached.len() - same) as u64));
+        loop {
+            let rest = prompt.get(self.cached.len()..).unwrap_or_default();
+            let (chunk, later) = rest.split_at(rest.len().min(self.session.memory.sizes().tokens.max(1) as usize));
+            let pending = self.submit(NewTokens::Known(chunk), prompt.len(), later.is_empty().then_some(&mut *sampler))?;
+            self.cached.extend_from_slice(chunk);
+            text.prompt_tokens = (self.cached.len() - same) as u64;
+            if later.is_empty() {
+                return Ok(pending);
             }
-            let chunk = rest.len().min(self.session.memory.sizes().tokens.max(1) as usize);
-            logits = Some(self.advance(rest.get(..chunk).unwrap_or_default(), text.len())?);
+            if observe(Event::Read(text.prompt_tokens))?.is_break() {
+                return Ok(None);
+            }
         }
-        Ok((logits, (text.len() - same) as u64))
     }
 
-    /// Adds tokens of a text of `length` tokens to the cache, which must have room for them.
-    /// Returns the logits of the next token.
-    fn advance(&mut self, tokens: &[u32], length: usize) -> Result<Vec<f32>, GenerateError> {
-        let (past, length) = (self.cached.len() as u32, length as u32);
-        let logits = self.session.next_logits(tokens, &self.cache, past, length)?;
-        self.cached.extend_from_slice(tokens);
-        Ok(logits)
+    /// Submits the pass of the token that the device has chosen, and the choice after it.
+    fn submit_next(&mut self, sampler: &mut Sampler) -> Result<Pending, GenerateError> {
+        let token = self.chooser.token().clone();
+        let length = self.cached.len() + 1;
+        let pending = self.submit(NewTokens::Chosen(&token), length, Some(sampler))?;
+        pending.ok_or(SamplingError::NoToken.into())
+    }
+
+    /// Submits a pass over tokens of a text of `length` tokens, for which the cache must have room.
+    /// With a sampler, the pass ends with the choice of the next token.
+    fn submit(
+        &mut self,
+        tokens: NewTokens<'_>,
+        length: usize,
+        sampler: Option<&mut Sampler>,
+    ) -> Result<Option<Pending>, GenerateError> {
+        let (past, length) = (Past { cache: &self.cache, tokens: self.cached.len() as u32 }, length as u32);
+        let Some(sampler) = sampler else {
+            self.session.extend(tokens, past, length, None)?.submit().map_err(ModelError::from)?;
+            return Ok(None);
+        };
+        let before = sampler.clone();
+        let draw = sampler.draw();
+        let logits = self.chooser.next_logits();
+        let commands = self.session.extend(tokens, past, length, Some(&logits))?;
+        let read = self.chooser.submit(commands, &logits, &sampler.rules(draw)).map_err(ModelError::from)?;
+        let inputs = match tokens {
+            NewTokens::Known(tokens) => tokens.len(),
+            NewTokens::Chosen(_) => 1,
+        };
+        Ok(Some(Pending { read, logits, draw, before, inputs, length }))
+    }
+
+    /// Waits for a choice, whose inputs are the last tokens of the cache. If the device is not
+    /// certain, the host chooses from the same logits, and replaces `next`, the pass after it.
+    fn finish(&mut self, pending: Pending, next: &mut Option<Pending>, sampler: &mut Sampler) -> Result<u32, GenerateError> {
+        let Pending { read, logits, draw, inputs, length, .. } = pending;
+        let choice = Chooser::finish(read).map_err(ModelError::from)?;
+        if choice.certain {
+            return Ok(choice.token);
+        }
+        let logits = logits.read(self.session.model.gpu()).map_err(ModelError::from)?;
+        if !logits.iter().all(|x| x.is_finite()) {
+            let past = self.cached.len().saturating_sub(inputs);
+            let tokens = self.cached.split_off(past);
+            let past = Past { cache: &self.cache, tokens: past as u32 };
+            return Err(self.session.not_finite(&tokens, past, length).into());
+        }
+        let token = sampler.choose(&logits, draw)?;
+        if token != choice.token {
+            self.chooser.set_token(self.session.model.gpu(), token).map_err(ModelError::from)?;
+            if let Some(wrong) = next.take() {
+                *sampler = wrong.before;
+                *next = Some(self.submit_next(sampler)?);
+            }
+        }
+        Ok(token)
     }
 }

@@ -5,6 +5,7 @@ use std::collections::BinaryHeap;
 
 use thiserror::Error;
 
+use crate::ops::SampleRules;
 use crate::random::{Generator, Stream};
 
 /// The reason why no token can be chosen.
@@ -115,15 +116,33 @@ impl Sampler {
     /// # Errors
     /// [`SamplingError::Logit`], [`SamplingError::NoToken`].
     pub fn sample(&mut self, logits: &[f32]) -> Result<u32, SamplingError> {
+        // A choice that fails takes no random number.
+        let before = self.clone();
+        let draw = self.draw();
+        self.choose(logits, draw).inspect_err(|_| *self = before)
+    }
+
+    /// The random number of the next choice, uniform in [0, 1). Greedy choices take none.
+    pub(super) fn draw(&mut self) -> f32 {
+        if self.options.temperature == 0.0 { 0.0 } else { self.generator.uniform() }
+    }
+
+    /// The rules of a choice with this random number, for the device.
+    pub(super) fn rules(&self, draw: f32) -> SampleRules {
+        let SamplerOptions { temperature, top_k, top_p, .. } = self.options;
+        SampleRules { temperature, top_k, top_p, draw }
+    }
+
+    /// Chooses the next token with the random number `draw`.
+    pub(super) fn choose(&self, logits: &[f32], draw: f32) -> Result<u32, SamplingError> {
         let candidates = candidates(logits)?;
         let likeliest = *candidates.iter().max().ok_or(SamplingError::NoToken)?;
         if self.options.temperature == 0.0 {
             return Ok(likeliest.token);
         }
-        let draw = f64::from(self.generator.uniform());
         let left = self.filtered(candidates, likeliest);
         let weight = |candidate: &Candidate| self.weight(*candidate, likeliest);
-        let mut rest = draw * left.iter().map(weight).sum::<f64>();
+        let mut rest = f64::from(draw) * left.iter().map(weight).sum::<f64>();
         let chosen = left.iter().find(|candidate| {
             rest -= weight(candidate);
             rest < 0.0

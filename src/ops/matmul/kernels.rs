@@ -4,9 +4,10 @@ use std::borrow::Cow;
 
 use bytemuck::{Pod, Zeroable};
 
-use super::product::{Product, View};
+use super::product::{Product, Target, View};
 use super::rows::FewRows;
 use super::weight::{Right, floats_constant};
+use super::wide;
 use crate::dequant::operand::Codec;
 use crate::format::FloatType;
 use crate::gpu::{BufferRange, Commands, Gpu, GpuError, Kernel, KernelSpec, Shader};
@@ -133,6 +134,8 @@ macro_rules! shaders {
     ($($file:literal),*) => { concat!($(include_str!(concat!("../../../shaders/", $file, ".wgsl"))),*) };
 }
 
+pub(super) use shaders;
+
 const RAW: &str = shaders!("matmul_params", "matmul", "matmul_floats", "matmul_raw");
 const ROWS_RAW: &str = shaders!("matmul_params", "matmul_rows", "matmul_floats", "matmul_rows_raw");
 /// The shader files before and after the codec.
@@ -188,7 +191,7 @@ struct SumParams {
     pad: [u32; 3],
 }
 
-fn flag(set: bool) -> f64 {
+pub(super) fn flag(set: bool) -> f64 {
     u8::from(set).into()
 }
 
@@ -197,6 +200,7 @@ fn flag(set: bool) -> f64 {
 pub(super) struct Trials {
     pub product: fn(&Kernels, Variant, &Kernel) -> Result<Option<String>, OpError>,
     pub sum: fn(&Kernels, &Kernel) -> Result<Option<String>, OpError>,
+    pub wide: fn(&Kernels, wide::Variant, &Kernel) -> Result<Option<String>, OpError>,
 }
 
 /// The kernels of a device, which are compiled and tested on first use, and the scratch memory for
@@ -207,15 +211,25 @@ pub(super) struct Kernels {
     scratch: BufferRange,
     products: Tried<Variant>,
     sum: Tried<()>,
+    wide: Tried<wide::Variant>,
     trials: Trials,
 }
 
+/// The kernels of a device, by what selects them.
+#[derive(Debug)]
+pub(super) struct Families {
+    pub products: Tried<Variant>,
+    pub sum: Tried<()>,
+    pub wide: Tried<wide::Variant>,
+}
+
 impl Kernels {
-    pub fn new(gpu: &Gpu, products: Tried<Variant>, sum: Tried<()>, trials: Trials) -> Result<Self, GpuError> {
+    pub fn new(gpu: &Gpu, families: Families, trials: Trials) -> Result<Self, GpuError> {
+        let Families { products, sum, wide } = families;
         let limits = gpu.limits();
         let bytes = SCRATCH_BYTES.min(limits.max_storage_buffer_binding_size).min(limits.max_buffer_size) / 16 * 16;
         let scratch = BufferRange::whole(gpu.storage("sums of chunks", bytes)?);
-        Ok(Self { gpu: gpu.clone(), scratch, products, sum, trials })
+        Ok(Self { gpu: gpu.clone(), scratch, products, sum, wide, trials })
     }
 
     pub fn gpu(&self) -> &Gpu {
@@ -231,7 +245,11 @@ impl Kernels {
         self.products.get(variant, || variant.spec(), |kernel| (self.trials.product)(self, variant, kernel))
     }
 
-    fn sum_kernel(&self) -> Result<Kernel, OpError> {
+    pub fn wide_kernel(&self, variant: wide::Variant) -> Result<Kernel, OpError> {
+        self.wide.get(variant, || variant.spec(), |kernel| (self.trials.wide)(self, variant, kernel))
+    }
+
+    pub fn sum_kernel(&self) -> Result<Kernel, OpError> {
         let spec = || {
             // SAFETY: `sum` passes a count for which `parts` holds all chunks and `out` all rows;
             // the loop counts the chunks.
@@ -255,7 +273,7 @@ impl Kernels {
     pub fn record(&self, commands: &mut Commands, product: &Product) -> Result<(), OpError> {
         if product.k == 0 {
             // A product without terms has no chunks.
-            self.sum(commands, &self.sum_kernel()?, product, 0);
+            self.sum(commands, &self.sum_kernel()?, product.target(), 0);
             return Ok(());
         }
         let variant = Variant::of(product);
@@ -273,7 +291,7 @@ impl Kernels {
             let out = View { range: self.scratch.clone(), first: 0, row: product.n, column: 1 };
             let parts = Product { out, scale: 1.0, add: false, bias: None, ..product.clone() };
             self.multiply(commands, &kernel, &parts, groups, chunk);
-            self.sum(commands, &self.sum_kernel()?, product, chunks);
+            self.sum(commands, &self.sum_kernel()?, product.target(), chunks);
         }
         commands.add_operations(2 * u64::from(product.m) * u64::from(product.n) * u64::from(product.k));
         Ok(())
@@ -311,23 +329,23 @@ impl Kernels {
     }
 
     /// Dispatches the sum of `chunks` partial products in the scratch memory.
-    pub fn sum(&self, commands: &mut Commands, kernel: &Kernel, product: &Product, chunks: u32) {
-        let count = product.m * product.n;
-        let out = &product.out;
-        let (bias, bias_first) = product.bias.clone().unwrap_or_else(|| (self.scratch.clone(), 0));
+    pub fn sum(&self, commands: &mut Commands, kernel: &Kernel, target: Target<'_>, chunks: u32) {
+        let count = target.m * target.n;
+        let out = target.out;
+        let (bias, bias_first) = target.bias.cloned().unwrap_or_else(|| (self.scratch.clone(), 0));
         // A binding must not be empty.
         let parts = self.scratch.slice(0, 4 * u64::from(count) * u64::from(chunks.max(1)));
         let bytes = parts.size + 4 * u64::from(count);
         let params = SumParams {
             count,
             chunks,
-            n: product.n,
+            n: target.n,
             out_first: out.first,
             out_row: out.row,
             bias_first,
-            has_bias: product.bias.is_some().into(),
-            add: product.add.into(),
-            scale: product.scale,
+            has_bias: target.bias.is_some().into(),
+            add: target.add.into(),
+            scale: target.scale,
             pad: [0; 3],
         };
         let groups = self.gpu.grid(u64::from(count).div_ceil(SUM_WORKGROUP));

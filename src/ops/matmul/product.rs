@@ -36,6 +36,24 @@ pub(super) struct Product {
     pub bias: Option<(BufferRange, u32)>,
 }
 
+/// What becomes of the sums of a product: `out[m, n] = scale * (sums (+ bias)) (+ out)`.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Target<'a> {
+    pub m: u32,
+    pub n: u32,
+    pub out: &'a View,
+    pub scale: f32,
+    pub add: bool,
+    pub bias: Option<&'a (BufferRange, u32)>,
+}
+
+impl Product {
+    pub fn target(&self) -> Target<'_> {
+        let Self { m, n, ref out, scale, add, ref bias, .. } = *self;
+        Target { m, n, out, scale, add, bias: bias.as_ref() }
+    }
+}
+
 /// A product of float32 matrices. The right one has `b_rows` rows. The caller sets `k`, `scale` and
 /// `add`.
 pub(super) fn dense(a: View, (b, b_rows): (&Mat, Range<u32>), b_strides: (u32, u32), out: &Mat) -> Product {

@@ -48,7 +48,7 @@ fn round(values: Vec<f64>) -> Vec<f32> {
 }
 
 /// A weight on the device and in f64.
-struct Frozen {
+pub(super) struct Frozen {
     nf4: Option<GpuWeights>,
     raw: Option<(FloatType, Vec<BufferRange>)>,
     values: Vec<f32>,
@@ -57,21 +57,37 @@ struct Frozen {
 }
 
 impl Frozen {
-    fn nf4(gpu: &Gpu, outputs: u32, inputs: u32, block_size: u32, scale_type: ScaleType) -> Self {
+    pub(super) fn nf4(gpu: &Gpu, outputs: u32, inputs: u32, block_size: u32, scale_type: ScaleType) -> Self {
+        Self::nf4_times(gpu, outputs, inputs, block_size, scale_type, 1.0)
+    }
+
+    /// With scales of this magnitude.
+    pub(super) fn nf4_times(
+        gpu: &Gpu,
+        outputs: u32,
+        inputs: u32,
+        block_size: u32,
+        scale_type: ScaleType,
+        magnitude: f32,
+    ) -> Self {
         let elements = u64::from(outputs * inputs);
         let blocks = nf4::block_count(elements, block_size);
         let codes: Vec<u8> = random(7, nf4::codes_len(elements, block_size).unwrap() as usize)
             .into_iter()
             .map(|x| (x.abs() * 255.9) as u8)
             .collect();
-        let floats = |seed, count: u64| random(seed, count as usize).into_iter().map(|x| x.abs() + 0.1);
+        let unscaled = |seed, count: u64| random(seed, count as usize).into_iter().map(|x| x.abs() + 0.1);
+        let floats = |seed, count: u64| unscaled(seed, count).map(|x| x * magnitude);
         let bytes = |seed, count| floats(seed, count).flat_map(f32::to_le_bytes).collect::<Vec<u8>>();
         let payload = match scale_type {
             ScaleType::F32 => bytes(8, blocks),
             ScaleType::Bf16 => floats(8, blocks).flat_map(|x| bf16::from_f32(x).to_le_bytes()).collect(),
             ScaleType::Dq8 => {
-                let codes = floats(9, blocks).map(|x| (x * 200.0) as u8).collect();
-                [bytes(10, 1 + 256 + blocks.div_ceil(256)), codes].concat()
+                let codes: Vec<u8> = unscaled(9, blocks).map(|x| (x * 200.0) as u8).collect();
+                // The offset and the super-scales have the magnitude, the map does not.
+                let offset = unscaled(10, 1).map(|x| x * magnitude);
+                let rest = unscaled(11, 256).chain(unscaled(12, blocks.div_ceil(256)).map(|x| x * magnitude));
+                [offset.chain(rest).flat_map(f32::to_le_bytes).collect(), codes].concat()
             }
         };
         let scales = Scales::from_payload(&payload, scale_type, blocks as usize).unwrap();
@@ -83,7 +99,7 @@ impl Frozen {
     }
 
     /// In parts of `part` bytes.
-    fn raw(gpu: &Gpu, outputs: u32, inputs: u32, float_type: FloatType, part: usize) -> Self {
+    pub(super) fn raw(gpu: &Gpu, outputs: u32, inputs: u32, float_type: FloatType, part: usize) -> Self {
         let floats = random(11, (outputs * inputs) as usize);
         let (values, bytes): (Vec<f32>, Vec<u8>) = match float_type {
             FloatType::F32 => (floats.clone(), floats.iter().flat_map(|x| x.to_le_bytes()).collect()),
@@ -104,7 +120,7 @@ impl Frozen {
         Self { nf4: None, raw: Some((float_type, parts)), values, outputs, inputs }
     }
 
-    fn weight(&self) -> Weight<'_> {
+    pub(super) fn weight(&self) -> Weight<'_> {
         let elements = match (&self.nf4, &self.raw) {
             (Some(weights), _) => Elements::Quantized(weights),
             (_, Some((float_type, parts))) => Elements::Raw { float_type: *float_type, parts },
@@ -113,14 +129,14 @@ impl Frozen {
         Weight::new(elements, self.outputs, self.inputs)
     }
 
-    fn value(&self, output: usize, input: usize) -> f64 {
+    pub(super) fn value(&self, output: usize, input: usize) -> f64 {
         f64::from(self.values[output * self.inputs as usize + input])
     }
 
     /// Checks both products with some rows of the weight against the reference, with and without
     /// `add`. The sizes decide whether there is a factor.
     fn check(&self, gpu: &Gpu, what: &str, m: u32, rows: Range<u32>) {
-        let matmul = Matmul::new(gpu).unwrap();
+        let matmul = Matmul::new(gpu, None).unwrap();
         let factor = [1.0, -0.3][(m + self.outputs) as usize % 2];
         let weight = self.weight().times(factor).rows(rows.clone());
         let factor = f64::from(factor);
@@ -167,10 +183,17 @@ fn by_row(row: usize, term: usize, (_, _, k): (usize, usize, usize)) -> usize {
 
 /// Checks the three dense products of one shape, with and without `add`.
 fn check_dense(gpu: &Gpu, (m, n, k): (u32, u32, u32)) {
-    let matmul = Matmul::new(gpu).unwrap();
+    let matmul = Matmul::new(gpu, None).unwrap();
     let cases: [Case; 3] = [
-        ("nt", Matmul::nt, (m, k), by_row, (n, k), by_row),
-        ("nn", Matmul::nn, (m, k), by_row, (k, n), |column, term, (_, n, _)| term * n + column),
+        ("nt", |of, c, a, b, scale, add, out| of.nt(c, a, b, scale, add, out), (m, k), by_row, (n, k), by_row),
+        (
+            "nn",
+            |of, c, a, b, scale, add, out| of.nn(c, a, b, scale, add, out),
+            (m, k),
+            by_row,
+            (k, n),
+            |column, term, (_, n, _)| term * n + column,
+        ),
         (
             "tn",
             Matmul::tn,
@@ -213,7 +236,7 @@ fn products_without_terms_columns_or_rows() {
     for shape in [(5, 7, 0), (1, 300, 0), (130, 66, 0), (0, 7, 5), (5, 0, 7), (0, 0, 0)] {
         check_dense(gpu, shape);
     }
-    let matmul = Matmul::new(gpu).unwrap();
+    let matmul = Matmul::new(gpu, None).unwrap();
     for (m, outputs, inputs) in [(5, 7, 0), (40, 3, 0), (5, 0, 7)] {
         let weight = Weight::new(Elements::Raw { float_type: FloatType::Bf16, parts: &[] }, outputs, inputs);
         let ((x, _), (dy, _)) = (random_mat(gpu, 1, m, inputs), random_mat(gpu, 2, m, outputs));
@@ -241,7 +264,7 @@ fn long_sums_are_cut_and_give_the_same_bits_each_time() {
     for shape in [(17, 9, 600), (8, 40, 530), (40, 8, 513)] {
         check_dense(gpu, shape);
     }
-    let matmul = Matmul::new(gpu).unwrap();
+    let matmul = Matmul::new(gpu, None).unwrap();
     let ((a, _), (b, _)) = (random_mat(gpu, 1, 17, 900), random_mat(gpu, 2, 9, 900));
     let bits = || {
         let out = poisoned(gpu, 17, 9);
@@ -305,7 +328,7 @@ fn a_few_rows() {
 #[test]
 fn the_same_few_rows_give_the_same_bits() {
     let Some(gpu) = gpu() else { return };
-    let matmul = Matmul::new(gpu).unwrap();
+    let matmul = Matmul::new(gpu, None).unwrap();
     let frozen = Frozen::nf4(gpu, 100, 2051, 64, ScaleType::Dq8);
     let (x, _) = random_mat(gpu, 1, 3, 2051);
     let product = || {
@@ -370,7 +393,7 @@ fn backward_is_the_gradient_of_forward() {
     let (dy, dys) = random_mat(gpu, 2, m, outputs);
     let dx = poisoned(gpu, m, inputs);
     let mut commands = gpu.commands("gradient");
-    Matmul::new(gpu).unwrap().backward(&mut commands, &dy, &frozen.weight(), false, &dx).unwrap();
+    Matmul::new(gpu, None).unwrap().backward(&mut commands, &dy, &frozen.weight(), false, &dx).unwrap();
     commands.submit().unwrap();
     assert_untouched(gpu, &dx);
     let gradient: Vec<f64> = dx.read(gpu).unwrap().into_iter().map(f64::from).collect();
@@ -385,7 +408,7 @@ fn backward_is_the_gradient_of_forward() {
 #[test]
 fn operands_that_do_not_fit_together_are_refused() {
     let Some(gpu) = gpu() else { return };
-    let matmul = Matmul::new(gpu).unwrap();
+    let matmul = Matmul::new(gpu, None).unwrap();
     let mut commands = gpu.commands("misfits");
     let mat = |rows, cols| poisoned(gpu, rows, cols);
     let misfit = |result| assert!(matches!(result, Err(OpError::Shape { .. })), "{result:?}");
@@ -413,7 +436,7 @@ fn operands_that_do_not_fit_together_are_refused() {
 #[ignore = "a measurement"]
 fn speed() {
     let Some(gpu) = gpu() else { return };
-    let matmul = Matmul::new(gpu).unwrap();
+    let matmul = Matmul::new(gpu, None).unwrap();
     for (m, outputs, inputs) in
         [512, 2048, 8192].into_iter().flat_map(|m| [(m, 9728, 2560), (m, 2560, 9728), (m, 1024, 2560)])
     {
@@ -445,7 +468,7 @@ fn speed() {
 #[ignore = "a measurement"]
 fn speed_of_few_rows() {
     let Some(gpu) = gpu() else { return };
-    let matmul = Matmul::new(gpu).unwrap();
+    let matmul = Matmul::new(gpu, None).unwrap();
     for (outputs, inputs) in [(9728, 2560), (2560, 9728), (4096, 2560), (1024, 2560), (16, 2560), (16, 9728), (2560, 16)] {
         let forms = [
             ("nf4", Frozen::nf4(gpu, outputs, inputs, 64, ScaleType::Dq8), 0.516),
@@ -464,4 +487,97 @@ fn speed_of_few_rows() {
             println!("{name} {m} x {outputs} x {inputs}: {:.1} us, {:.0} GB/s", 1e6 * best, rate / 1e9);
         }
     }
+}
+
+/// One to three weights of whole vectors in one buffer, with each form of a product of few rows.
+#[test]
+fn few_rows_of_whole_vectors() {
+    let Some(gpu) = gpu() else { return };
+    let matmul = Matmul::new(gpu, None).unwrap();
+    let kinds: [&dyn Fn(u32, u32) -> Frozen; 5] = [
+        &|n, k| Frozen::nf4(gpu, n, k, 64, ScaleType::F32),
+        &|n, k| Frozen::nf4(gpu, n, k, 32, ScaleType::Bf16),
+        &|n, k| Frozen::nf4(gpu, n, k, 256, ScaleType::Dq8),
+        &|n, k| Frozen::raw(gpu, n, k, FloatType::Bf16, usize::MAX),
+        &|n, k| Frozen::raw(gpu, n, k, FloatType::F16, usize::MAX),
+    ];
+    for (number, kind) in kinds.into_iter().enumerate() {
+        for (m, ends, k) in
+            [(1, vec![37], 96), (2, vec![1, 37, 53], 32), (3, vec![70, 75, 145], 1056), (8, vec![9, 18], 160)]
+        {
+            let n = *ends.last().unwrap();
+            let frozen = kind(n, k);
+            let whole = frozen.weight();
+            let starts = [vec![0], ends.clone()].concat();
+            let parts: Vec<Weight<'_>> = starts.iter().zip(&ends).map(|(&a, &b)| whole.rows(a..b).times(-0.5)).collect();
+            let weights: Vec<&Weight<'_>> = parts.iter().collect();
+            let what = format!("{number}: {m} {ends:?} {k}");
+            let ((x, xs), (gamma, gammas)) = (random_mat(gpu, 1, m, k), random_mat(gpu, 2, 1, k));
+            let (addend, addends) = random_mat(gpu, 3, m, n);
+            let (bias, biases) = random_mat(gpu, 4, 1, n);
+            let factor = |i: usize| {
+                let row = &xs[i * k as usize..(i + 1) * k as usize];
+                1.0 / (row.iter().map(|&x| f64::from(x).powi(2)).sum::<f64>() / f64::from(k) + 0.125).sqrt()
+            };
+            let product = |normed: bool| {
+                reference(m, n, k, |i, j, t| {
+                    let norm = if normed { factor(i) * f64::from(gammas[t]) } else { 1.0 };
+                    -0.5 * norm * f64::from(xs[i * k as usize + t]) * frozen.value(j, t)
+                })
+            };
+            let run = |wide: Wide<'_>, columns: u32| {
+                let out = poisoned(gpu, m, columns);
+                let mut commands = gpu.commands("few rows");
+                assert!(matmul.wide(&mut commands, &x, &wide, &out).unwrap(), "{what}");
+                commands.submit().unwrap();
+                assert_untouched(gpu, &out);
+                out.read(gpu).unwrap()
+            };
+            assert_close(&what, &run(Wide::of(&weights), n), &round(product(false)), BOUND);
+            let norm = Some((&gamma, 0.125));
+            let added = product(true).iter().zip(&addends).map(|(y, &a)| y + f64::from(a)).collect();
+            assert_close(&what, &run(Wide { norm, addend: Some(&addend), ..Wide::of(&weights) }, n), &round(added), BOUND);
+            if weights.len() == 1 {
+                let all = product(true)
+                    .chunks(n as usize)
+                    .flat_map(|row| row.iter().zip(&biases))
+                    .map(|(y, &b)| y - 0.5 * f64::from(b))
+                    .collect();
+                assert_close(&what, &run(Wide { norm, bias: Some(&bias), ..Wide::of(&weights) }, n), &round(all), BOUND);
+            }
+            if ends.len() == 2 {
+                let rows: Vec<f64> = product(true)
+                    .chunks(n as usize)
+                    .flat_map(|row| {
+                        let (gate, up) = row.split_at(n as usize / 2);
+                        gate.iter().zip(up).map(|(g, u)| g / (1.0 + (-g).exp()) * u).collect::<Vec<_>>()
+                    })
+                    .collect();
+                let gated = Wide { join: Join::Gated, norm, ..Wide::of(&weights) };
+                assert_close(&what, &run(gated, n / 2), &round(rows), BOUND);
+            }
+        }
+    }
+}
+
+#[test]
+fn other_weights_and_rows_are_left_to_other_kernels() {
+    let Some(gpu) = gpu() else { return };
+    let matmul = Matmul::new(gpu, None).unwrap();
+    let fits = |rows: u32, weights: &[&Weight<'_>], join: Join| {
+        let inputs = weights[0].inputs();
+        let (x, out) = (Mat::new(gpu, "x", rows, inputs).unwrap(), Mat::new(gpu, "out", rows, 10).unwrap());
+        matmul.wide(&mut gpu.commands("test"), &x, &Wide { join, ..Wide::of(weights) }, &out).unwrap()
+    };
+    let [whole, other] = [0, 1].map(|_| Frozen::nf4(gpu, 10, 64, 64, ScaleType::Bf16));
+    let weight = whole.weight();
+    assert!(fits(8, &[&weight], Join::Concat));
+    assert!(!fits(9, &[&weight], Join::Concat), "many rows");
+    assert!(!fits(1, &[&weight.rows(0..5), &other.weight().rows(0..5)], Join::Concat), "two buffers");
+    assert!(!fits(1, &[&weight.rows(0..5), &weight.rows(5..10).times(2.0)], Join::Concat), "two factors");
+    assert!(!fits(1, &[&weight], Join::Gated), "one weight");
+    assert!(!fits(1, &[&weight.rows(0..4), &weight.rows(4..10)], Join::Gated), "unequal weights");
+    assert!(!fits(1, &[&Frozen::nf4(gpu, 10, 72, 64, ScaleType::Bf16).weight()], Join::Concat), "parts of vectors");
+    assert!(!fits(1, &[&Frozen::raw(gpu, 10, 64, FloatType::F32, usize::MAX).weight()], Join::Concat), "32 bits");
+    assert!(!fits(1, &[&Frozen::raw(gpu, 10, 64, FloatType::F16, 256).weight()], Join::Concat), "several parts");
 }

@@ -5,6 +5,9 @@
 use super::kernels::{Form, Kernels, RightKind, TERMS, Trials, Variant};
 use super::product::{Product, View};
 use super::weight::{Elements, Right, Weight};
+use super::wide::{self, Join, Storage, Wide};
+use crate::dequant::GpuWeights;
+use crate::dequant::operand::Codec;
 use crate::dequant::sample::Random;
 use crate::format::FloatType;
 use crate::gpu::{BufferRange, Gpu, Kernel};
@@ -12,13 +15,15 @@ use crate::ops::trial::{difference, stored};
 use crate::ops::{Mat, OpError};
 
 /// Parameters of the kernel tests.
-pub(super) const TRIALS: Trials = Trials { product: of_product, sum: of_sum };
+pub(super) const TRIALS: Trials = Trials { product: of_product, sum: of_sum, wide: of_wide };
 
 /// Minimum elements of the weight before the tested rows: more than one super-scale covers.
 const BEFORE: u32 = 8192;
 /// Maximum error of a sum, relative to the sum of the magnitudes of its terms.
 const TOLERANCE: f64 = 1e-5;
 const SCALE: f32 = 0.75;
+/// Epsilon of a norm.
+const EPSILON: f32 = 0.01;
 
 /// A matrix on the device and its elements.
 struct Known {
@@ -70,25 +75,47 @@ impl Sizes {
     }
 }
 
+/// A weight as it is stored, and its values.
+struct Stored {
+    quantized: Option<GpuWeights>,
+    float_type: FloatType,
+    parts: Vec<BufferRange>,
+    values: Vec<f32>,
+}
+
+impl Stored {
+    fn new(gpu: &Gpu, random: &mut Random, kind: RightKind, elements: u32) -> Result<Self, OpError> {
+        match kind {
+            RightKind::Quantized { codec, .. } => {
+                let (quantized, values) = codec.sample(gpu, elements.into())?;
+                Ok(Self { quantized: Some(quantized), float_type: FloatType::F32, parts: Vec::new(), values })
+            }
+            RightKind::Raw(float_type) => {
+                let floats: Vec<f32> = (0..elements).map(|_| random.uniform()).collect();
+                let (bytes, widened) = stored(float_type, &floats);
+                let buffer = gpu.storage_with("trial", &bytes)?;
+                let parts = vec![BufferRange { buffer, offset: 0, size: bytes.len() as u64 }];
+                Ok(Self { quantized: None, float_type, parts, values: widened.into_owned() })
+            }
+        }
+    }
+
+    fn elements(&self) -> Elements<'_> {
+        match &self.quantized {
+            Some(weights) => Elements::Quantized(weights),
+            None => Elements::Raw { float_type: self.float_type, parts: &self.parts },
+        }
+    }
+}
+
 /// The right operand of a test, and the values of its rows.
 fn right(gpu: &Gpu, random: &mut Random, kind: RightKind, sizes: Sizes) -> Result<(Right, Vec<f32>), OpError> {
     let (rows, inputs) = sizes.weight();
     let before = BEFORE / inputs + 1;
-    let elements = (before + rows) * inputs;
-    let (quantized, parts, values);
-    let elements = match kind {
-        RightKind::Quantized { codec, .. } => {
-            (quantized, values) = codec.sample(gpu, elements.into())?;
-            Elements::Quantized(&quantized)
-        }
-        RightKind::Raw(float_type) => {
-            let floats: Vec<f32> = (0..elements).map(|_| random.uniform()).collect();
-            let (bytes, widened) = stored(float_type, &floats);
-            values = widened.into_owned();
-            let buffer = gpu.storage_with("trial", &bytes)?;
-            parts = [BufferRange { buffer, offset: 0, size: bytes.len() as u64 }];
-            Elements::Raw { float_type, parts: &parts }
-        }
+    let Stored { quantized, float_type, parts, values } = Stored::new(gpu, random, kind, (before + rows) * inputs)?;
+    let elements = match &quantized {
+        Some(weights) => Elements::Quantized(weights),
+        None => Elements::Raw { float_type, parts: &parts },
     };
     let weight = Weight::new(elements, before + rows, inputs).rows(before..before + rows);
     let binding = gpu.limits().max_storage_buffer_binding_size;
@@ -166,7 +193,7 @@ fn of_sum(kernels: &Kernels, kernel: &Kernel) -> Result<Option<String>, OpError>
     // Work that was submitted before has finished with the scratch memory, and later work
     // overwrites it.
     commands.copy(&parts.mat.range, &kernels.scratch().slice(0, parts.mat.range.size));
-    kernels.sum(&mut commands, kernel, &product, CHUNKS);
+    kernels.sum(&mut commands, kernel, product.target(), CHUNKS);
     commands.submit()?;
     let expected = (0..m * n).map(|at| {
         let (i, j) = (at / n, at % n);
@@ -176,9 +203,77 @@ fn of_sum(kernels: &Kernels, kernel: &Kernel) -> Result<Option<String>, OpError>
     Ok(difference(&out.mat.read(gpu)?, expected))
 }
 
+/// Describes the difference of a product of few rows from the CPU, if there is one. Its weights are
+/// in the middle of tensors: two in one buffer if the kernel joins them, else one.
+fn of_wide(kernels: &Kernels, variant: wide::Variant, kernel: &Kernel) -> Result<Option<String>, OpError> {
+    let (gpu, mut random) = (kernels.gpu(), Random::default());
+    let chunk = variant.storage.chunk();
+    // More rounds of the loop than one, and a partial last one.
+    let (m, k) = (variant.rows, chunk * (2 * variant.lanes + 3));
+    // A partial last workgroup, of an even number of columns.
+    let n = 2 * variant.columns() + 2;
+    let kind = match variant.storage {
+        Storage::Nf4(scale_type) => RightKind::Quantized { codec: Codec::Nf4(scale_type), whole_words: true },
+        Storage::Raw(float_type) => RightKind::Raw(float_type),
+    };
+    let before = BEFORE / k + 1;
+    let stored = Stored::new(gpu, &mut random, kind, (before + n) * k)?;
+    let whole = Weight::new(stored.elements(), before + n, k);
+    // Two weights that are the halves of one.
+    let middle = if variant.gated { n / 2 } else { n };
+    let rows = |from: u32, to: u32| whole.rows(before + from..before + to).times(SCALE);
+    let (start, end) = (rows(0, middle), rows(middle, n));
+    let weights = [&start, &end];
+    let columns = if variant.gated { n / 2 } else { n };
+    let (x, gamma) = (Known::new(gpu, &mut random, m, k)?, Known::new(gpu, &mut random, 1, k)?);
+    let (bias, addend) = (Known::new(gpu, &mut random, 1, n)?, Known::new(gpu, &mut random, m, columns)?);
+    let out = Mat::from_slice(gpu, "trial", m, columns, &vec![f32::NAN; (m * columns) as usize])?;
+    let product = Wide {
+        weights: weights.get(..if variant.gated { 2 } else { 1 }).unwrap_or_default(),
+        join: if variant.gated { Join::Gated } else { Join::Concat },
+        norm: variant.norm.then_some((&gamma.mat, EPSILON)),
+        bias: (!variant.gated).then_some(&bias.mat),
+        addend: Some(&addend.mat),
+    };
+    let mut commands = gpu.commands("a test of a product");
+    let bound = kernels.bind(&x.mat, &product)?;
+    let unbound = OpError::Shape { operation: "a trial", what: "the number of products", expected: 1, found: 0 };
+    kernels.dispatch_wide(&mut commands, kernel, variant, &x.mat, &product, &bound.ok_or(unbound)?, &out);
+    commands.submit()?;
+    let factor = |i: u32| match variant.norm {
+        true => 1.0 / ((0..k).map(|t| x.at(i, t).powi(2)).sum::<f64>() / f64::from(k) + f64::from(EPSILON)).sqrt(),
+        false => 1.0,
+    };
+    let factors: Vec<f64> = (0..m).map(factor).collect();
+    // The product with a row of the weight, and the sum of the magnitudes of its terms.
+    let sum = |i: u32, j: u32| {
+        let term = |t: u32| {
+            let weight = stored.values.get(((before + j) * k + t) as usize).copied().map_or(f64::NAN, f64::from);
+            x.at(i, t) * weight * if variant.norm { gamma.at(0, t) } else { 1.0 }
+        };
+        let (sum, size) = (0..k).map(term).fold((0.0, 1.0), |(sum, size), x| (sum + x, size + x.abs()));
+        let factor = factors.get(i as usize).copied().unwrap_or(f64::NAN);
+        let bias = if variant.gated { 0.0 } else { bias.at(0, j) };
+        (f64::from(SCALE) * (factor * sum + bias), 1.0 + factor * size)
+    };
+    let expected = (0..m * columns).map(|at| {
+        let (i, j) = (at / columns, at % columns);
+        let (value, size) = match variant.gated {
+            true => {
+                let ((gate, gate_size), (up, up_size)) = (sum(i, j), sum(i, middle + j));
+                (gate / (1.0 + (-gate).exp()) * up, gate_size * (1.0 + up.abs()) + up_size * (1.0 + gate.abs()))
+            }
+            false => sum(i, j),
+        };
+        (value + addend.at(i, j), TOLERANCE * (1.0 + size))
+    });
+    Ok(difference(&out.read(gpu)?, expected))
+}
+
 #[cfg(test)]
 mod tests {
     use super::super::Matmul;
+    use super::super::kernels::Families;
     use super::*;
     use crate::format::nf4::ScaleType;
     use crate::gpu::Commands;
@@ -189,8 +284,9 @@ mod tests {
 
     /// The error on first use of a kernel with one wrong line.
     fn refusal(gpu: &Gpu, patch: [&'static str; 2], record: Record<'_>) -> String {
-        let kernels = Kernels::new(gpu, Tried::patched(gpu, patch), Tried::patched(gpu, patch), TRIALS).unwrap();
-        let error = record(&Matmul { kernels }, &mut gpu.commands("a wrong kernel")).unwrap_err();
+        let (products, sum, wide) = (Tried::patched(gpu, patch), Tried::patched(gpu, patch), Tried::patched(gpu, patch));
+        let kernels = Kernels::new(gpu, Families { products, sum, wide }, TRIALS).unwrap();
+        let error = record(&Matmul { kernels, mixed: None }, &mut gpu.commands("a wrong kernel")).unwrap_err();
         assert!(matches!(error, OpError::Unfit { .. }), "{error}");
         error.to_string()
     }
@@ -223,18 +319,23 @@ mod tests {
             [(ScaleType::F32, "SCALES 0"), (ScaleType::Bf16, "SCALES 1"), (ScaleType::Dq8, "SCALES 2")]
         {
             let codec = crate::dequant::operand::Codec::Nf4(scale_type);
-            let (weights, _) = codec.sample(&gpu, 64 * 64).unwrap();
-            let weight = Weight::new(Elements::Quantized(&weights), 64, 64);
+            // Rows of whole words, but not of whole vectors.
+            let (weights, _) = codec.sample(&gpu, 64 * 72).unwrap();
+            let weight = Weight::new(Elements::Quantized(&weights), 64, 72);
             let forms: [(&str, Record<'_>); 3] = [
-                ("matmul_quantized:main", &|matmul, c| matmul.forward(c, &mat(70, 64), &weight, None, false, &mat(70, 64))),
-                ("matmul_quantized:main", &|matmul, c| matmul.backward(c, &mat(70, 64), &weight, false, &mat(70, 64))),
+                ("matmul_quantized:main", &|matmul, c| matmul.forward(c, &mat(70, 72), &weight, None, false, &mat(70, 64))),
+                ("matmul_quantized:main", &|matmul, c| matmul.backward(c, &mat(70, 64), &weight, false, &mat(70, 72))),
                 ("matmul_rows_quantized:main", &|matmul, c| {
-                    matmul.forward(c, &mat(2, 64), &weight, None, false, &mat(2, 64))
+                    matmul.forward(c, &mat(2, 72), &weight, None, false, &mat(2, 64))
                 }),
             ];
             for (name, record) in forms {
                 check(refusal(&gpu, wrong_scale, record), &[name, scales]);
             }
+            let whole = Weight::new(Elements::Quantized(&weights), 72, 64);
+            let wide: Record<'_> = &|matmul, c| matmul.forward(c, &mat(2, 64), &whole, None, false, &mat(2, 72));
+            let wrong_word = ["let first = params.places[number].y;", "let first = params.places[number].y + 1u;"];
+            check(refusal(&gpu, wrong_word, wide), &["matmul_wide_nf4:main", scales]);
         }
     }
 }

@@ -108,14 +108,46 @@ impl<'a> Weight<'a> {
         self.inputs
     }
 
+    /// Its storage.
+    pub(super) fn elements(&self) -> &Elements<'a> {
+        &self.elements
+    }
+
+    /// The row of the whole weight that is its first.
+    pub(super) fn first_row(&self) -> u32 {
+        self.rows.start
+    }
+
+    /// Checks that the buffers hold the weight.
+    ///
+    /// # Errors
+    /// As [`Weight::pieces`].
+    pub(super) fn check(&self, operation: &'static str, binding: u64) -> Result<(), OpError> {
+        self.part_and_max(operation, binding).map(drop)
+    }
+
     /// The rectangles to bind in order, each with its elements. Rows count from the first row of
     /// this weight.
     ///
     /// # Errors
     /// [`OpError::Shape`] and [`OpError::Weights`] if the buffers are too small for the weight.
     pub(in crate::ops) fn pieces(&self, operation: &'static str, binding: u64) -> Result<Vec<(Rectangle, Right)>, OpError> {
+        self.pieces_of_rows(operation, binding, u32::MAX)
+    }
+
+    /// As [`Weight::pieces`], with at most `rows` rows each.
+    ///
+    /// # Errors
+    /// As [`Weight::pieces`].
+    pub(in crate::ops) fn pieces_of_rows(
+        &self,
+        operation: &'static str,
+        binding: u64,
+        rows: u32,
+    ) -> Result<Vec<(Rectangle, Right)>, OpError> {
         let (part, max) = self.part_and_max(operation, binding)?;
         let inputs = u64::from(self.inputs);
+        let max = max.min(inputs.saturating_mul(rows.into()));
         rectangles(&self.rows, self.inputs, part, max)
             .map(|rectangle| {
                 let first = u64::from(rectangle.rows.start) * inputs + u64::from(rectangle.columns.start);

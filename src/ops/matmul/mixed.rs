@@ -1,0 +1,511 @@
+//! Products on matrix units: f16 operands, float32 sums.
+//!
+//! Both operands are first written as f16 to scratch memory, in [panels](super::panels), and then
+//! multiplied:
+//!
+//! ```text
+//! activations, gradients  -> pack: a power of two for each row   -> left panels
+//! weights, dense matrices -> extent: the largest magnitude       -> extents
+//!                            decode: one power of two            -> right panels
+//! panels                  -> product (-> sum of chunks)          -> out
+//! ```
+//!
+//! Powers of two cost no precision, and keep every number in the range of f16: the largest magnitude
+//! of a row becomes 512..1024. What is not finite stays so, and shows in the result.
+//!
+//! One left and one right operand exist at a time. A packed operand that was overwritten is refused.
+
+mod source;
+#[cfg(test)]
+mod tests;
+mod trial;
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, PoisonError};
+
+use bytemuck::{Pod, Zeroable};
+
+use super::kernels::{Kernels, flag, shaders};
+use super::panels::{Exponents, PADDING, Panels, Size, Terms, WIDTH};
+use super::product::{Target, View};
+use super::weight::{Right, floats_constant};
+use crate::dequant::operand::Codec;
+use crate::format::FloatType;
+use crate::gpu::{BufferRange, Commands, Gpu, GpuError, Kernel, KernelSpec, MatrixUnits, Shader};
+use crate::ops::OpError;
+use crate::ops::trial::Tried;
+use source::{Form, Tile};
+
+/// With fewer rows, the memory traffic of the weights dominates, and kernels that decode them on
+/// the fly are faster.
+pub(super) const MIN_ROWS: u32 = 65;
+/// Rows from which on a packed operand serves products with dense matrices.
+pub(super) const MIN_DENSE_ROWS: u32 = 1024;
+/// Maximum elements of a decoded weight, unless 128 rows have more. Larger weights are decoded and
+/// multiplied in parts.
+const DECODED_ELEMENTS: u64 = 1 << 26;
+/// Workgroups of `extent`; `EXTENTS` in the shader.
+const EXTENTS: u32 = 256;
+/// Rows and columns per workgroup of `decode`.
+const DECODED_TILE: u32 = 128;
+/// Workgroups that a large GPU runs at a time: two for each of its cores. A product with fewer
+/// tiles is cut along its sums.
+const CONCURRENT: u64 = 264;
+/// Minimum terms of a cut product.
+const MIN_TERMS: u32 = 512;
+/// Maximum cuts of a product, and of one with few columns.
+const MAX_CUTS: u32 = 4;
+const MAX_NARROW_CUTS: u32 = 16;
+
+/// The properties that select a kernel.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+enum Kind {
+    /// Whether every row starts on a multiple of four elements.
+    Pack {
+        whole: bool,
+    },
+    Extent(Stored),
+    /// Whether every row starts on a multiple of eight elements.
+    Decode {
+        stored: Stored,
+        whole: bool,
+    },
+    Product(Form),
+}
+
+/// The storage of a right operand.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+enum Stored {
+    Quantized(Codec),
+    Raw(FloatType),
+}
+
+/// One side of a product: a matrix in panels, and its first used element.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Side<'a> {
+    pub panels: &'a Panels,
+    /// The side of the matrix over which the sums run.
+    pub terms: Terms,
+    /// Row and column of the first element. Along the sums, it is a multiple of 32, else of 128.
+    pub first: (u32, u32),
+}
+
+/// Memory that grows to the largest size asked for.
+#[derive(Debug)]
+struct Scratch {
+    label: &'static str,
+    range: Mutex<Option<BufferRange>>,
+}
+
+/// Products on the matrix units of a device.
+#[derive(Debug)]
+pub(super) struct Mixed {
+    gpu: Gpu,
+    units: MatrixUnits,
+    kernels: Tried<Kind>,
+    left: Scratch,
+    left_exponents: Scratch,
+    right: Scratch,
+    /// One i32.
+    right_exponent: BufferRange,
+    extents: BufferRange,
+    /// Number of left operands so far.
+    packed: AtomicU64,
+}
+
+/// Parameters of a dispatch: `struct Params` of pack.wgsl.
+#[derive(Debug, Clone, Copy, Pod, Zeroable)]
+#[repr(C)]
+struct PackParams {
+    rows: u32,
+    cols: u32,
+    first: u32,
+    row: u32,
+    panel_rows: u32,
+    panel_cols: u32,
+    pad: [u32; 2],
+}
+
+/// Parameters of a dispatch: `struct Params` of panels_decode.wgsl.
+#[derive(Debug, Clone, Copy, Pod, Zeroable)]
+#[repr(C)]
+struct DecodeParams {
+    rows: u32,
+    cols: u32,
+    row: u32,
+    items: u32,
+    b_first: u32,
+    block_first: u32,
+    block_bits: u32,
+    scales_first: u32,
+    supers_first: u32,
+    zero: u32,
+    panel_rows: u32,
+    panel_cols: u32,
+    codebook: [f32; 16],
+}
+
+/// Parameters of a dispatch: `struct Params` of the product's source.
+#[derive(Debug, Clone, Copy, Pod, Zeroable)]
+#[repr(C)]
+struct ProductParams {
+    m: u32,
+    n: u32,
+    terms: u32,
+    chunk: u32,
+    groups: u32,
+    left_first: u32,
+    left_rows: u32,
+    right_first: u32,
+    right_rows: u32,
+    left_exponent: u32,
+    left_by_row: u32,
+    out_first: u32,
+    out_row: u32,
+    out_chunk: u32,
+    bias_first: u32,
+    has_bias: u32,
+    add: u32,
+    scale: f32,
+    pad: [u32; 2],
+}
+
+impl Scratch {
+    fn new(label: &'static str) -> Self {
+        Self { label, range: Mutex::default() }
+    }
+
+    fn get(&self, gpu: &Gpu, bytes: u64) -> Result<BufferRange, GpuError> {
+        let mut range = self.range.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(range) = range.as_ref().filter(|range| range.size >= bytes) {
+            return Ok(range.slice(0, bytes));
+        }
+        // What was recorded before keeps its memory.
+        let larger = BufferRange::whole(gpu.storage(self.label, bytes)?);
+        Ok(range.insert(larger).slice(0, bytes))
+    }
+}
+
+impl Stored {
+    fn of(right: &Right) -> Self {
+        match *right {
+            Right::Quantized { codec, .. } => Self::Quantized(codec),
+            Right::Raw { float_type, .. } => Self::Raw(float_type),
+        }
+    }
+
+    fn shader(self) -> (&'static str, String, Vec<(&'static str, f64)>) {
+        match self {
+            Self::Quantized(codec) => {
+                let source = [DECODE, codec.source(), shaders!("panels_quantized")].concat();
+                ("panels_quantized", source, codec.constants().to_vec())
+            }
+            Self::Raw(float_type) => {
+                let source = [DECODE, shaders!("matmul_floats", "panels_raw")].concat();
+                ("panels_raw", source, vec![("FLOATS", floats_constant(float_type))])
+            }
+        }
+    }
+}
+
+const DECODE: &str = shaders!("panels", "panels_decode");
+
+impl Kind {
+    fn spec(self, units: MatrixUnits) -> KernelSpec {
+        // SAFETY of all shaders: `Mixed` binds ranges that contain all rows and columns of its
+        // parameters, and panels with their padding. The shaders keep rows and columns below their
+        // numbers; tiles and rows of padding lie in the panels, whose sides are multiples of every
+        // tile's. Loops count up to constants or parameters. Barriers separate the writes and the
+        // reads of workgroup memory.
+        let trusted = |name, source| unsafe { Shader::trusted(name, source) };
+        match self {
+            Self::Pack { whole } => KernelSpec {
+                shader: trusted("pack", shaders!("panels", "pack").to_owned()),
+                entry: "main",
+                constants: vec![("WHOLE", flag(whole))],
+            },
+            Self::Extent(stored) => {
+                let (name, source, constants) = stored.shader();
+                KernelSpec { shader: trusted(name, source), entry: "extent", constants }
+            }
+            Self::Decode { stored, whole } => {
+                let (name, source, mut constants) = stored.shader();
+                constants.push(("WHOLE", flag(whole)));
+                KernelSpec { shader: trusted(name, source), entry: "decode", constants }
+            }
+            Self::Product(form) => KernelSpec {
+                shader: trusted("matmul_panels", units.source(&form.source())),
+                entry: "main",
+                constants: Vec::new(),
+            },
+        }
+    }
+}
+
+impl Mixed {
+    pub fn new(gpu: &Gpu, units: MatrixUnits) -> Result<Self, GpuError> {
+        Self::with(gpu, units, Tried::new(gpu))
+    }
+
+    fn with(gpu: &Gpu, units: MatrixUnits, kernels: Tried<Kind>) -> Result<Self, GpuError> {
+        Ok(Self {
+            gpu: gpu.clone(),
+            units,
+            kernels,
+            left: Scratch::new("left panels"),
+            left_exponents: Scratch::new("exponents"),
+            right: Scratch::new("right panels"),
+            right_exponent: BufferRange::whole(gpu.storage("exponent", 4)?),
+            extents: BufferRange::whole(gpu.storage("extents", 4 * u64::from(EXTENTS))?),
+            packed: AtomicU64::new(0),
+        })
+    }
+
+    fn kernel(&self, kind: Kind) -> Result<Kernel, OpError> {
+        self.kernels.get(kind, || kind.spec(self.units), |kernel| trial::of(self, kind, kernel))
+    }
+
+    /// The number of the present left operand.
+    pub fn present(&self) -> u64 {
+        self.packed.load(Ordering::Relaxed)
+    }
+
+    /// Whether a left operand can be bound.
+    pub fn binds(&self, size: Size) -> bool {
+        size.bytes() <= self.gpu.limits().max_storage_buffer_binding_size
+    }
+
+    /// Bytes of the operands in panels, for left operands of at most `rows` rows.
+    pub fn scratch_bytes(rows: u32, weights: &[(u32, u32)]) -> u64 {
+        Self::operand_bytes(rows, weights).into_iter().fold(0, u64::saturating_add)
+    }
+
+    pub fn reserve(&self, rows: u32, weights: &[(u32, u32)]) -> Result<(), OpError> {
+        let limit = self.gpu.limits().max_storage_buffer_binding_size;
+        let scratch = [&self.left, &self.right, &self.left_exponents];
+        for (scratch, bytes) in scratch.into_iter().zip(Self::operand_bytes(rows, weights)) {
+            // A larger operand is not packed.
+            if bytes > 0 && bytes <= limit {
+                scratch.get(&self.gpu, bytes)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Bytes of the largest left operand, of the largest right one, and of the exponents of rows.
+    fn operand_bytes(rows: u32, weights: &[(u32, u32)]) -> [u64; 3] {
+        if rows < MIN_ROWS {
+            return [0; 3];
+        }
+        let left = |&(outputs, inputs): &(u32, u32)| Size { rows, cols: outputs.max(inputs) }.bytes();
+        let right =
+            |&(outputs, inputs): &(u32, u32)| Size { rows: outputs.min(Self::rows_at_once(inputs)), cols: inputs }.bytes();
+        let [left, right] = [weights.iter().map(left).max(), weights.iter().map(right).max()];
+        [left.unwrap_or(0), right.unwrap_or(0), Size { rows, cols: 0 }.exponent_bytes()]
+    }
+
+    /// Rows of a weight [outputs, inputs] that are decoded at once.
+    pub fn rows_at_once(inputs: u32) -> u32 {
+        let rows = DECODED_ELEMENTS / u64::from(inputs.max(1)).next_multiple_of(PADDING.into());
+        (rows / u64::from(PADDING)).max(1) as u32 * PADDING
+    }
+
+    /// Records the packing of a matrix as the left operand. Its elements in a row are adjacent.
+    pub fn pack(&self, commands: &mut Commands, x: &View, size: Size) -> Result<Panels, OpError> {
+        let whole = [x.first, x.row, size.cols].iter().all(|at| at.is_multiple_of(4));
+        let kernel = self.kernel(Kind::Pack { whole })?;
+        let range = self.left.get(&self.gpu, size.bytes())?;
+        let exponents_range = self.left_exponents.get(&self.gpu, size.exponent_bytes())?;
+        let panels = Panels { size, range, exponents: Exponents::ByRow, exponents_range };
+        self.dispatch_pack(commands, &kernel, x, &panels);
+        self.packed.fetch_add(1, Ordering::Relaxed);
+        Ok(panels)
+    }
+
+    fn dispatch_pack(&self, commands: &mut Commands, kernel: &Kernel, x: &View, panels: &Panels) {
+        let size = panels.size;
+        let params = PackParams {
+            rows: size.rows,
+            cols: size.cols,
+            first: x.first,
+            row: x.row,
+            panel_rows: size.padded_rows(),
+            panel_cols: size.padded_cols(),
+            pad: [0; 2],
+        };
+        let bindings = [x.range.clone(), x.range.clone(), panels.range.clone(), panels.exponents_range.clone()];
+        let groups = self.gpu.grid(size.padded_rows().into());
+        let bytes = 4 * u64::from(size.rows) * u64::from(size.cols) + panels.range.size;
+        commands.dispatch(kernel, &bindings, bytemuck::bytes_of(&params), groups, bytes);
+    }
+
+    /// Records the decoding of a matrix [rows, cols] as the right operand. Its rows are `row`
+    /// elements apart.
+    pub fn decode(&self, commands: &mut Commands, b: &Right, size: Size, row: u32) -> Result<Panels, OpError> {
+        let stored = Stored::of(b);
+        let whole = match b {
+            Right::Quantized { whole_words, .. } => *whole_words,
+            Right::Raw { first, .. } => [*first, row, size.cols].iter().all(|at| at.is_multiple_of(8)),
+        };
+        let (extent, decode) = (self.kernel(Kind::Extent(stored))?, self.kernel(Kind::Decode { stored, whole })?);
+        let range = self.right.get(&self.gpu, size.bytes())?;
+        let exponents_range = self.right_exponent.slice(0, 4);
+        let panels = Panels { size, range, exponents: Exponents::One, exponents_range };
+        self.dispatch_extent(commands, &extent, b, (size, row));
+        self.dispatch_decode(commands, &decode, b, row, &panels);
+        Ok(panels)
+    }
+
+    fn dispatch_extent(&self, commands: &mut Commands, kernel: &Kernel, b: &Right, (size, row): (Size, u32)) {
+        let params = DecodeParams::of(b, size, row);
+        let [b0, b1, b2, b3] = b.bindings();
+        let bytes = if let Right::Quantized { .. } = b { b3.size } else { b0.size };
+        let bindings = [b0, b1, b2, b3, self.extents.clone()];
+        commands.dispatch(kernel, &bindings, bytemuck::bytes_of(&params), [EXTENTS, 1, 1], bytes);
+    }
+
+    fn dispatch_decode(&self, commands: &mut Commands, kernel: &Kernel, b: &Right, row: u32, panels: &Panels) {
+        let size = panels.size;
+        let params = DecodeParams::of(b, size, row);
+        let [b0, b1, b2, b3] = b.bindings();
+        let bytes = b0.size + panels.range.size;
+        // `decode` does not use binding 4.
+        let [unused, extents] = [self.extents.clone(), self.extents.clone()];
+        let bindings = [b0, b1, b2, b3, unused, extents, panels.range.clone(), panels.exponents_range.clone()];
+        let tiles = |padded: u32| u64::from(padded / DECODED_TILE);
+        let groups = self.gpu.grid(tiles(size.padded_rows()) * tiles(size.padded_cols()));
+        commands.dispatch(kernel, &bindings, bytemuck::bytes_of(&params), groups, bytes);
+    }
+
+    /// Records `target.out = target.scale * (left right (+ bias)) (+ out)`, with sums of `k` terms.
+    pub fn multiply(
+        &self,
+        kernels: &Kernels,
+        commands: &mut Commands,
+        [left, right]: [Side<'_>; 2],
+        k: u32,
+        target: Target<'_>,
+    ) -> Result<(), OpError> {
+        let form = Form { tile: Tile::of(target.n), left: left.terms, right: right.terms };
+        let kernel = self.kernel(Kind::Product(form))?;
+        let chunks = cuts(form.tile, target, k, kernels.scratch().size);
+        let chunk = k.div_ceil(chunks).next_multiple_of(WIDTH);
+        // Rounding up may need fewer chunks.
+        let chunks = k.div_ceil(chunk);
+        if chunks == 1 {
+            self.dispatch_product(commands, &kernel, form.tile, [left, right], (k, chunk), target);
+        } else {
+            let out = View { range: kernels.scratch().clone(), first: 0, row: target.n, column: 1 };
+            let parts = Target { out: &out, scale: 1.0, add: false, bias: None, ..target };
+            self.dispatch_product(commands, &kernel, form.tile, [left, right], (k, chunk), parts);
+            kernels.sum(commands, &kernels.sum_kernel()?, target, chunks);
+        }
+        commands.add_operations(2 * u64::from(target.m) * u64::from(target.n) * u64::from(k) / SPEED);
+        Ok(())
+    }
+
+    /// Dispatches the sums of `k` terms, in chunks of `chunk`.
+    fn dispatch_product(
+        &self,
+        commands: &mut Commands,
+        kernel: &Kernel,
+        tile: Tile,
+        [left, right]: [Side<'_>; 2],
+        (k, chunk): (u32, u32),
+        target: Target<'_>,
+    ) {
+        let groups = tile.groups(target.m, target.n) * u64::from(k.div_ceil(chunk));
+        let (bias, bias_first) = target.bias.cloned().unwrap_or_else(|| (left.panels.exponents_range.clone(), 0));
+        let by_row = left.panels.exponents == Exponents::ByRow;
+        let params = ProductParams {
+            m: target.m,
+            n: target.n,
+            terms: k.next_multiple_of(WIDTH),
+            chunk,
+            groups: u32::try_from(groups).unwrap_or(u32::MAX),
+            left_first: left.start(),
+            left_rows: left.panels.size.padded_rows(),
+            right_first: right.start(),
+            right_rows: right.panels.size.padded_rows(),
+            left_exponent: if by_row { left.first.0 } else { 0 },
+            left_by_row: by_row.into(),
+            out_first: target.out.first,
+            out_row: target.out.row,
+            // Used only with several chunks. All of them are in the scratch memory.
+            out_chunk: target.m.wrapping_mul(target.n),
+            bias_first,
+            has_bias: target.bias.is_some().into(),
+            add: target.add.into(),
+            scale: target.scale,
+            pad: [0; 2],
+        };
+        let bindings = [
+            left.panels.range.clone(),
+            right.panels.range.clone(),
+            left.panels.exponents_range.clone(),
+            right.panels.exponents_range.clone(),
+            bias,
+            target.out.range.clone(),
+        ];
+        let bytes = bindings[0].size + bindings[1].size + bindings[5].size;
+        commands.dispatch(kernel, &bindings, bytemuck::bytes_of(&params), self.gpu.grid(groups), bytes);
+    }
+}
+
+/// Operations of matrix units in the time of one in float32, at least: a list of commands is cut by
+/// its operations.
+const SPEED: u64 = 4;
+
+/// The number of cuts along the sums. It depends only on the sizes, so the same product always has
+/// the same order of sums.
+fn cuts(tile: Tile, target: Target<'_>, k: u32, scratch: u64) -> u32 {
+    let tiles = tile.groups(target.m, target.n);
+    let by_memory = scratch / (4 * u64::from(target.m) * u64::from(target.n));
+    let max_cuts = if tile == Tile::LARGE { MAX_CUTS } else { MAX_NARROW_CUTS };
+    let max = u64::from(k.div_ceil(MIN_TERMS).min(max_cuts)).min(by_memory).max(1) as u32;
+    // Time in units of one term of a full wave of tiles. The sum of the chunks reads and writes
+    // each element again.
+    let time = |cuts: &u32| {
+        let waves = (tiles * u64::from(*cuts)).div_ceil(CONCURRENT);
+        let products = waves * u64::from(k.div_ceil(*cuts));
+        let sums = if *cuts == 1 { 0 } else { 150 + u64::from(*cuts) * tiles * u64::from(tile.n) / 100 };
+        products + sums
+    };
+    (1..=max).min_by_key(time).unwrap_or(1)
+}
+
+impl Side<'_> {
+    /// The index of the 16 bytes that start with its first element.
+    fn start(&self) -> u32 {
+        let (row, column) = self.first;
+        (column / WIDTH * self.panels.size.padded_rows() + row) * (WIDTH / 8)
+    }
+}
+
+impl DecodeParams {
+    fn of(b: &Right, size: Size, row: u32) -> Self {
+        let elements = size.rows.saturating_sub(1) * row + size.cols;
+        let shape = Self {
+            rows: size.rows,
+            cols: size.cols,
+            row,
+            items: elements,
+            b_first: b.first(),
+            panel_rows: size.padded_rows(),
+            panel_cols: size.padded_cols(),
+            ..Self::zeroed()
+        };
+        match b {
+            Right::Raw { .. } => shape,
+            Right::Quantized { operand, codec, .. } => Self {
+                items: ((operand.block_first + elements - 1) >> operand.block_bits) + 1,
+                block_first: operand.block_first,
+                block_bits: operand.block_bits,
+                scales_first: operand.scales_first,
+                supers_first: operand.supers_first,
+                codebook: codec.codebook(),
+                ..shape
+            },
+        }
+    }
+}

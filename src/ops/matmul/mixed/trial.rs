@@ -1,0 +1,240 @@
+//! Tests each kernel for matrix units before its first use: panels against the CPU's rounding, and
+//! a product of several tiles with ragged edges against sums in float64.
+
+use half::f16;
+
+use super::source::Form;
+use super::{EXTENTS, Kind, Mixed, Side, Stored, WIDTH};
+use crate::dequant::sample::Random;
+use crate::gpu::{BufferRange, Commands, Gpu, Kernel, MatrixUnits};
+use crate::ops::matmul::panels::{Exponents, Panels, Size, Terms, exponent};
+use crate::ops::matmul::product::{Target, View};
+use crate::ops::matmul::weight::{Elements, Right, Weight};
+use crate::ops::trial::{difference, stored as as_stored};
+use crate::ops::{Mat, OpError};
+
+/// Error of rounding to f16, relative to the number, and the smallest.
+const ROUNDING: f64 = 1.0 / 2047.0;
+const SMALLEST: f64 = 1.0 / (1 << 25) as f64;
+/// Maximum error of a sum, relative to the sum of the magnitudes of its terms.
+const TOLERANCE: f64 = 1e-5;
+/// What panels and results hold before: two f16 NaN.
+const POISON: u32 = 0x7e00_7e00;
+
+/// Describes the difference of a kernel from the CPU, if there is one.
+pub(super) fn of(mixed: &Mixed, kind: Kind, kernel: &Kernel) -> Result<Option<String>, OpError> {
+    match kind {
+        Kind::Pack { whole } => of_pack(mixed, kernel, whole),
+        Kind::Extent(stored) => of_extent(mixed, kernel, stored),
+        Kind::Decode { stored, whole } => of_decode(mixed, kernel, stored, whole),
+        Kind::Product(form) => of_product(mixed, kernel, form),
+    }
+}
+
+/// Runs one dispatch.
+fn run(gpu: &Gpu, record: impl FnOnce(&mut Commands)) -> Result<(), OpError> {
+    let mut commands = gpu.commands("a test of a product on matrix units");
+    record(&mut commands);
+    commands.submit()?;
+    Ok(())
+}
+
+/// New panels of poison.
+fn poisoned(gpu: &Gpu, size: Size, exponents: Exponents) -> Result<Panels, OpError> {
+    let buffer = |label, bytes: u64| -> Result<BufferRange, OpError> {
+        let words = vec![POISON; (bytes / 4) as usize];
+        let buffer = gpu.storage_with(label, bytemuck::cast_slice(&words))?;
+        Ok(BufferRange { buffer, offset: 0, size: bytes })
+    };
+    let bytes = if exponents == Exponents::ByRow { size.exponent_bytes() } else { 4 };
+    Ok(Panels { size, range: buffer("panels", size.bytes())?, exponents, exponents_range: buffer("exponents", bytes)? })
+}
+
+/// Compares panels with elements, by padded row and column, and exponents.
+fn compare(
+    gpu: &Gpu,
+    panels: &Panels,
+    element: impl Fn(u32, u32) -> f64,
+    exponent: impl Fn(u32) -> i32,
+) -> Result<Option<String>, OpError> {
+    let size = panels.size;
+    let bytes = gpu.read(&panels.range)?;
+    let halves: &[u16] = bytemuck::try_cast_slice(&bytes).unwrap_or_default();
+    let exponents = gpu.read(&panels.exponents_range)?;
+    let exponents: Vec<i32> =
+        exponents.chunks_exact(4).map(|word| i32::from_le_bytes(word.try_into().unwrap_or_default())).collect();
+    let rows = if panels.exponents == Exponents::ByRow { size.padded_rows() } else { 1 };
+    if let Some(row) = (0..rows).find(|&row| exponents.get(row as usize) != Some(&exponent(row))) {
+        return Ok(Some(format!("the exponent of row {row} is not {}", exponent(row))));
+    }
+    let places = || (0..size.padded_rows()).flat_map(|i| (0..size.padded_cols()).map(move |j| (i, j)));
+    let found: Vec<f32> =
+        places().map(|(i, j)| halves.get(size.at(i, j)).map_or(f32::NAN, |&bits| f16::from_bits(bits).to_f32())).collect();
+    let expected = places().map(|(i, j)| {
+        let inside = i < size.rows && j < size.cols;
+        let scaled = if inside { element(i, j) * 2_f64.powi(-exponent(i)) } else { 0.0 };
+        (scaled, if inside { (scaled.abs() * ROUNDING).max(SMALLEST) } else { 0.0 })
+    });
+    Ok(difference(&found, expected))
+}
+
+/// Rows of different magnitudes, from the middle of a matrix.
+fn of_pack(mixed: &Mixed, kernel: &Kernel, whole: bool) -> Result<Option<String>, OpError> {
+    let (gpu, mut random) = (&mixed.gpu, Random::default());
+    let (rows, cols, first) = if whole { (131, 1108, 8) } else { (131, 1107, 5) };
+    let row = cols + first;
+    let magnitude = |i: u32| 10_f32.powi([0, 30, -30, 5, -8, 0][i as usize % 6]) * [1.0, 0.0][usize::from(i == 77)];
+    let values: Vec<f32> = (0..rows).flat_map(|i| vec![magnitude(i); row as usize]).collect();
+    let values: Vec<f32> = values.into_iter().map(|magnitude| magnitude * random.uniform()).collect();
+    let mat = Mat::from_slice(gpu, "trial", rows, row, &values)?;
+    let panels = poisoned(gpu, Size { rows, cols }, Exponents::ByRow)?;
+    let view = View::of(&mat).shifted(first);
+    run(gpu, |commands| mixed.dispatch_pack(commands, kernel, &view, &panels))?;
+    let at = |i: u32, j: u32| values.get((i * row + first + j) as usize).copied().unwrap_or(f32::NAN);
+    let exponent = |i: u32| match i < rows {
+        true => exponent((0..cols).map(|j| at(i, j).abs()).fold(0.0, f32::max)),
+        false => 0,
+    };
+    compare(gpu, &panels, |i, j| at(i, j).into(), exponent)
+}
+
+/// A matrix [rows, cols] from the middle of a tensor, as stored, and its values.
+fn operand(gpu: &Gpu, stored: Stored, Size { rows, cols }: Size) -> Result<(Right, Vec<f32>), OpError> {
+    let mut random = Random::default();
+    // More than one super-scale covers.
+    let before = 8192 / cols + 1;
+    let elements = (before + rows) * cols;
+    let (quantized, parts, values);
+    let all = match stored {
+        Stored::Quantized(codec) => {
+            (quantized, values) = codec.sample(gpu, elements.into())?;
+            Elements::Quantized(&quantized)
+        }
+        Stored::Raw(float_type) => {
+            let floats: Vec<f32> = (0..elements).map(|_| random.uniform()).collect();
+            let (bytes, widened) = as_stored(float_type, &floats);
+            values = widened.into_owned();
+            let buffer = gpu.storage_with("trial", &bytes)?;
+            parts = [BufferRange { buffer, offset: 0, size: bytes.len() as u64 }];
+            Elements::Raw { float_type, parts: &parts }
+        }
+    };
+    let weight = Weight::new(all, before + rows, cols).rows(before..before + rows);
+    let binding = gpu.limits().max_storage_buffer_binding_size;
+    let missing = OpError::Shape { operation: "a trial", what: "the number of pieces", expected: 1, found: 0 };
+    let (_, right) = weight.pieces("a trial", binding)?.into_iter().next().ok_or(missing)?;
+    Ok((right, values.get((before * cols) as usize..).unwrap_or_default().to_vec()))
+}
+
+fn of_extent(mixed: &Mixed, kernel: &Kernel, stored: Stored) -> Result<Option<String>, OpError> {
+    let (gpu, size) = (&mixed.gpu, Size { rows: 301, cols: 307 });
+    let (right, values) = operand(gpu, stored, size)?;
+    run(gpu, |commands| mixed.dispatch_extent(commands, kernel, &right, (size, size.cols)))?;
+    let extents = gpu.read(&mixed.extents)?;
+    let words = extents.chunks_exact(4).map(|word| u32::from_le_bytes(word.try_into().unwrap_or_default()));
+    let found = words.map(f32::from_bits).fold(0.0, f32::max);
+    let largest = values.iter().fold(0.0_f32, |largest, x| largest.max(x.abs()));
+    // The scale of a block is at least as large as its elements, and some element is about as
+    // large as the scale.
+    let slack = if let Stored::Quantized(_) = stored { 2.0 } else { 1.0 };
+    let fits = extents.len() == 4 * EXTENTS as usize && (largest..=slack * largest).contains(&found);
+    Ok((!fits).then(|| format!("the largest magnitude is {found} instead of {largest}")))
+}
+
+fn of_decode(mixed: &Mixed, kernel: &Kernel, stored: Stored, whole: bool) -> Result<Option<String>, OpError> {
+    let (gpu, size) = (&mixed.gpu, Size { rows: 200, cols: if whole { 296 } else { 291 } });
+    let (right, values) = operand(gpu, stored, size)?;
+    let largest = 1.75_f32;
+    let mut extents = vec![0_u32; EXTENTS as usize];
+    extents.iter_mut().skip(201).step_by(7).for_each(|extent| *extent = largest.to_bits());
+    let known = BufferRange::whole(gpu.storage_with("extents", bytemuck::cast_slice(&extents))?);
+    let panels = poisoned(gpu, size, Exponents::One)?;
+    run(gpu, |commands| {
+        // Work that was submitted before has finished with the extents, and later work overwrites
+        // them.
+        commands.copy(&known, &mixed.extents);
+        mixed.dispatch_decode(commands, kernel, &right, size.cols, &panels);
+    })?;
+    let at = |i: u32, j: u32| values.get((i * size.cols + j) as usize).copied().map_or(f64::NAN, f64::from);
+    compare(gpu, &panels, at, |_| exponent(largest))
+}
+
+/// Panels of random numbers, and the numbers they stand for, by row.
+fn known(gpu: &Gpu, random: &mut Random, size: Size, exponents: Exponents) -> Result<(Panels, Vec<f64>), OpError> {
+    let mut halves = vec![0_u16; (size.bytes() / 2) as usize];
+    let exponent = |row: u32| if exponents == Exponents::ByRow { row as i32 % 7 - 3 } else { -2 };
+    let mut values = Vec::new();
+    for (i, j) in (0..size.rows).flat_map(|i| (0..size.cols).map(move |j| (i, j))) {
+        let value = f16::from_f32(random.uniform());
+        if let Some(half) = halves.get_mut(size.at(i, j)) {
+            *half = value.to_bits();
+        }
+        values.push(value.to_f64() * 2_f64.powi(exponent(i)));
+    }
+    let count = if exponents == Exponents::ByRow { size.padded_rows() } else { 1 };
+    let words: Vec<i32> = (0..count).map(exponent).collect();
+    let range = |label, bytes: &[u8]| -> Result<BufferRange, OpError> {
+        Ok(BufferRange { buffer: gpu.storage_with(label, bytes)?, offset: 0, size: bytes.len() as u64 })
+    };
+    let (elements, exponents_range) =
+        (range("panels", bytemuck::cast_slice(&halves))?, range("exponents", bytemuck::cast_slice(&words))?);
+    Ok((Panels { size, range: elements, exponents, exponents_range }, values))
+}
+
+/// Several tiles in both directions with partial last ones, from the middle of the left operand.
+/// Once in one chunk with a bias, added to a result, and once in chunks.
+fn of_product(mixed: &Mixed, kernel: &Kernel, form: Form) -> Result<Option<String>, OpError> {
+    let (gpu, mut random) = (&mixed.gpu, Random::default());
+    let (m, n, k) = match mixed.units {
+        MatrixUnits::Hardware => (form.tile.m + 131, form.tile.n + 77, 1357),
+        MatrixUnits::Loops => (form.tile.m + 13, form.tile.n + 9, 133),
+    };
+    let (before, after) = (form.tile.m, WIDTH);
+    let of = |terms, side, first: (u32, u32)| match terms {
+        Terms::Columns => Size { rows: side + first.0, cols: k + first.1 },
+        Terms::Rows => Size { rows: k + first.0, cols: side + first.1 },
+    };
+    let left_first = if form.left == Terms::Columns { (before, after) } else { (after, before) };
+    let by_row = if form.left == Terms::Columns { Exponents::ByRow } else { Exponents::One };
+    let (left, left_values) = known(gpu, &mut random, of(form.left, m, left_first), by_row)?;
+    let (right, right_values) = known(gpu, &mut random, of(form.right, n, (0, 0)), Exponents::One)?;
+    // Element `i` of the side and term `t`.
+    let gathered = |panels: &Panels, values: &[f64], terms, (row, column): (u32, u32), side: u32| -> Vec<f64> {
+        let places = (0..side).flat_map(|i| (0..k).map(move |t| (i, t)));
+        let at = |(i, t)| if terms == Terms::Columns { (i, t) } else { (t, i) };
+        let places = places.map(at).map(|(i, j)| ((row + i) * panels.size.cols + column + j) as usize);
+        places.map(|at| values.get(at).copied().unwrap_or(f64::NAN)).collect()
+    };
+    let a = gathered(&left, &left_values, form.left, left_first, m);
+    let b = gathered(&right, &right_values, form.right, (0, 0), n);
+    let (scale, mut floats) = (0.75, |count: u32| (0..count).map(|_| random.uniform()).collect::<Vec<f32>>());
+    let (biases, old) = (floats(n), floats(m * n));
+    let (bias, out) = (Mat::from_slice(gpu, "trial", 1, n, &biases)?, Mat::from_slice(gpu, "trial", m, n, &old)?);
+    let chunk = k.div_ceil(3).next_multiple_of(WIDTH);
+    let parts = Mat::new(gpu, "trial", k.div_ceil(chunk) * m, n)?;
+    let sides = [
+        Side { panels: &left, terms: form.left, first: left_first },
+        Side { panels: &right, terms: form.right, first: (0, 0) },
+    ];
+    run(gpu, |commands| {
+        let (view, bias) = (View::of(&out), (bias.range.clone(), 0));
+        let target = Target { m, n, out: &view, scale, add: true, bias: Some(&bias) };
+        mixed.dispatch_product(commands, kernel, form.tile, sides, (k, k.next_multiple_of(WIDTH)), target);
+        let view = View::of(&parts);
+        let target = Target { out: &view, scale: 1.0, add: false, bias: None, ..target };
+        mixed.dispatch_product(commands, kernel, form.tile, sides, (k, chunk), target);
+    })?;
+    let sums: Vec<(f64, f64)> = a
+        .chunks(k as usize)
+        .flat_map(|a| b.chunks(k as usize).map(move |b| a.iter().zip(b)))
+        .map(|terms| terms.map(|(a, b)| a * b).fold((0.0, 1.0), |(sum, size), x| (sum + x, size + x.abs())))
+        .collect();
+    let others = old.iter().zip(biases.iter().cycle());
+    let expected = sums.iter().zip(others).map(|(&(sum, size), (&old, &bias))| {
+        (f64::from(scale) * (sum + f64::from(bias)) + f64::from(old), TOLERANCE * size)
+    });
+    let found = parts.read(gpu)?;
+    let summed: Vec<f32> = (0..sums.len()).map(|i| found.iter().skip(i).step_by(sums.len()).sum()).collect();
+    let of_parts = sums.iter().map(|&(sum, size)| (sum, TOLERANCE * size));
+    Ok(difference(&out.read(gpu)?, expected).or_else(|| difference(&summed, of_parts)))
+}

@@ -1,0 +1,379 @@
+//! Products of few rows with weights of whole vectors: the decode loop of generated texts, where
+//! reading the weights is all of the work.
+//!
+//! A thread multiplies four columns, and reads 16 bytes of each at a time. Several weights that
+//! share their inputs and a buffer, such as those of a layer's q, k and v, are one dispatch. So are
+//! the norm before them, and the activation after gate and up.
+
+use std::borrow::Cow;
+
+use bytemuck::{Pod, Zeroable};
+
+use super::kernels::Kernels;
+use super::weight::{Elements, Weight, floats_constant};
+use crate::dequant::GpuWeights;
+use crate::dequant::operand::{ALIGN, Codec};
+use crate::format::FloatType;
+use crate::format::nf4::{SUPER_BLOCK, ScaleType, Scales, block_count};
+use crate::gpu::{BufferRange, Commands, Kernel, KernelSpec, Shader};
+use crate::ops::{Mat, OpError};
+
+/// Maximum rows.
+pub const MAX_ROWS: u32 = 8;
+/// Columns of a thread.
+const QUAD: u32 = 4;
+/// Threads per workgroup. It is small, so that every core gets its share of the workgroups.
+const WORKGROUP: u32 = 64;
+/// Threads per four columns, if there are many columns.
+const LANES: u32 = 32;
+/// From this number of columns on, there are many.
+const MANY_COLUMNS: u32 = 5000;
+/// Maximum weights of a product.
+const MAX_WEIGHTS: usize = 3;
+
+/// What follows the sums of several weights.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Join {
+    /// The outputs of each weight follow those of the weight before it.
+    Concat,
+    /// The outputs are silu(gate) * up of two weights, gate and up.
+    Gated,
+}
+
+/// A product of few rows: `out = factor * (r * x W^T (+ bias)) (+ addend)`, with the factor r of a
+/// norm.
+#[derive(Debug, Clone, Copy)]
+pub struct Wide<'a> {
+    /// One to three weights with the same inputs, storage and factor.
+    pub weights: &'a [&'a Weight<'a>],
+    /// What becomes of their outputs.
+    pub join: Join,
+    /// The gamma [1, inputs] and the epsilon of an RMS norm of each row of x before the product.
+    pub norm: Option<(&'a Mat, f32)>,
+    /// [1, outputs], for a single weight.
+    pub bias: Option<&'a Mat>,
+    /// Added to the product; of the same shape, and not `out`.
+    pub addend: Option<&'a Mat>,
+}
+
+impl<'a> Wide<'a> {
+    /// The products with these weights, one after another.
+    pub fn of(weights: &'a [&'a Weight<'a>]) -> Self {
+        Self { weights, join: Join::Concat, norm: None, bias: None, addend: None }
+    }
+}
+
+/// The properties that select a kernel.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(super) struct Variant {
+    pub storage: Storage,
+    /// A power of two.
+    pub rows: u32,
+    /// Threads of four columns.
+    pub lanes: u32,
+    pub norm: bool,
+    pub gated: bool,
+}
+
+/// The storage of the weights.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(super) enum Storage {
+    Nf4(ScaleType),
+    Raw(FloatType),
+}
+
+impl Storage {
+    /// Terms per vec4.
+    pub fn chunk(self) -> u32 {
+        match self {
+            Self::Nf4(_) => 32,
+            Self::Raw(_) => 8,
+        }
+    }
+}
+
+/// Parameters of a dispatch: `struct Params` of matmul_wide.wgsl.
+#[derive(Debug, Clone, Copy, Pod, Zeroable)]
+#[repr(C)]
+struct Params {
+    m: u32,
+    n: u32,
+    k: u32,
+    chunks: u32,
+    groups: u32,
+    x_first: u32,
+    x_row: u32,
+    out_first: u32,
+    out_row: u32,
+    has_bias: u32,
+    add: u32,
+    block_bits: u32,
+    scale: f32,
+    epsilon: f32,
+    zero: u32,
+    pad: u32,
+    places: [[u32; 4]; MAX_WEIGHTS],
+    ends: [[u32; 4]; MAX_WEIGHTS],
+    codebook: [f32; 16],
+}
+
+/// The bound weights of a product, and their places in the bindings.
+#[derive(Debug)]
+pub(super) struct Bound {
+    storage: Storage,
+    /// The vec4s, and the words of scales.
+    bindings: [BufferRange; 2],
+    block_bits: u32,
+    places: [[u32; 4]; MAX_WEIGHTS],
+    ends: [[u32; 4]; MAX_WEIGHTS],
+}
+
+macro_rules! shaders {
+    ($($file:literal),*) => { concat!($(include_str!(concat!("../../../shaders/", $file, ".wgsl"))),*) };
+}
+
+impl Variant {
+    /// Four columns per workgroup.
+    fn quads(self) -> u32 {
+        (WORKGROUP / self.lanes).max(1)
+    }
+
+    /// Columns per workgroup.
+    pub fn columns(self) -> u32 {
+        QUAD * self.quads()
+    }
+
+    pub fn spec(self) -> KernelSpec {
+        let threads = self.rows * self.quads() * self.lanes;
+        let flag = |set: bool| f64::from(u8::from(set));
+        let mut constants = vec![
+            ("M", self.rows.into()),
+            ("LANES", self.lanes.into()),
+            ("QUADS", self.quads().into()),
+            ("NORM", flag(self.norm)),
+            ("GATED", flag(self.gated)),
+            ("PARTIAL", threads.into()),
+            ("SQUARES", if self.norm { threads.into() } else { 1.0 }),
+        ];
+        let (name, source) = match self.storage {
+            Storage::Nf4(scale_type) => {
+                constants.extend(Codec::Nf4(scale_type).constants());
+                constants.push(("MAPS", if scale_type == ScaleType::Dq8 { 768.0 } else { 1.0 }));
+                ("matmul_wide_nf4", shaders!("matmul_wide", "matmul_wide_nf4"))
+            }
+            Storage::Raw(float_type) => {
+                constants.push(("FLOATS", floats_constant(float_type)));
+                ("matmul_wide_raw", shaders!("matmul_wide", "matmul_wide_raw"))
+            }
+        };
+        // SAFETY: `dispatch` binds weights that hold all rows of whole vec4s and the words of all
+        // scales, `x`, `gamma`, `bias`, `addend` and `out` of the shapes of the product; rows and
+        // columns are clamped to their numbers before loads and compared with them before stores;
+        // loops count up to `chunks` or to constants; workgroup memory is written, with a barrier
+        // after it, before it is read.
+        let shader = unsafe { Shader::trusted(name, Cow::Borrowed(source)) };
+        KernelSpec { shader, entry: "main", constants }
+    }
+}
+
+impl Kernels {
+    /// Records a product of few rows, or returns `false` if these weights, rows or matrices do not
+    /// permit it.
+    pub fn record_wide(&self, commands: &mut Commands, x: &Mat, wide: &Wide<'_>, out: &Mat) -> Result<bool, OpError> {
+        let Some(bound) = self.bind(x, wide)? else { return Ok(false) };
+        let (rows, outputs) = (x.rows, outputs(wide.weights));
+        let gated = wide.join == Join::Gated;
+        let columns = if gated { outputs / 2 } else { outputs };
+        out.check(OPERATION, rows, columns)?;
+        wide.addend.map_or(Ok(()), |addend| addend.check(OPERATION, rows, columns))?;
+        wide.bias.map_or(Ok(()), |bias| bias.check(OPERATION, 1, outputs))?;
+        wide.norm.map_or(Ok(()), |(gamma, _)| gamma.check(OPERATION, 1, x.cols))?;
+        if rows == 0 || outputs == 0 {
+            return Ok(true);
+        }
+        let lanes = if outputs >= MANY_COLUMNS { LANES } else { 2 * LANES };
+        let (rows, norm) = (rows.next_power_of_two(), wide.norm.is_some());
+        let variant = Variant { storage: bound.storage, rows, lanes, norm, gated };
+        let kernel = self.wide_kernel(variant)?;
+        self.dispatch_wide(commands, &kernel, variant, x, wide, &bound, out);
+        commands.add_operations(2 * u64::from(x.rows) * u64::from(outputs) * u64::from(x.cols));
+        Ok(true)
+    }
+
+    /// Whether the product can be one dispatch, and its weights.
+    pub fn bind(&self, x: &Mat, wide: &Wide<'_>) -> Result<Option<Bound>, OpError> {
+        let Some(first) = wide.weights.first().filter(|_| wide.weights.len() <= MAX_WEIGHTS) else { return Ok(None) };
+        let inputs = first.inputs();
+        x.check(OPERATION, x.rows, inputs)?;
+        let same = |w: &&Weight<'_>| w.inputs() == inputs && w.factor() == first.factor();
+        let pair = wide.weights.len() == 2 && wide.weights.iter().all(|w| w.outputs() == first.outputs());
+        if x.rows > MAX_ROWS
+            || !wide.weights.iter().all(same)
+            || (wide.join == Join::Gated && (!pair || wide.bias.is_some()))
+            || (wide.bias.is_some() && wide.weights.len() > 1)
+        {
+            return Ok(None);
+        }
+        let binding = self.gpu().limits().max_storage_buffer_binding_size;
+        wide.weights.iter().try_for_each(|w| w.check(OPERATION, binding))?;
+        let mut parts = Vec::new();
+        for weight in wide.weights {
+            match Part::of(weight) {
+                Some(part) => parts.push(part),
+                None => return Ok(None),
+            }
+        }
+        Ok(Bound::of(&parts, inputs, binding))
+    }
+
+    #[expect(clippy::too_many_arguments, reason = "what a dispatch consists of")]
+    pub fn dispatch_wide(
+        &self,
+        commands: &mut Commands,
+        kernel: &Kernel,
+        variant: Variant,
+        x: &Mat,
+        wide: &Wide<'_>,
+        bound: &Bound,
+        out: &Mat,
+    ) {
+        let n = outputs(wide.weights);
+        let groups = u64::from(n.div_ceil(variant.columns()));
+        let factor = wide.weights.first().map_or(1.0, |w| w.factor());
+        let params = Params {
+            m: x.rows,
+            n,
+            k: x.cols,
+            chunks: x.cols / variant.storage.chunk(),
+            groups: groups as u32,
+            x_first: 0,
+            x_row: x.cols / 4,
+            out_first: 0,
+            out_row: out.cols,
+            has_bias: wide.bias.is_some().into(),
+            add: wide.addend.is_some().into(),
+            block_bits: bound.block_bits,
+            scale: factor,
+            epsilon: wide.norm.map_or(0.0, |(_, epsilon)| epsilon),
+            zero: 0,
+            pad: 0,
+            places: bound.places,
+            ends: bound.ends,
+            codebook: crate::format::nf4::CODEBOOK,
+        };
+        let [weights, words] = &bound.bindings;
+        let gamma = wide.norm.map_or(x, |(gamma, _)| gamma);
+        let [bias, addend] = [wide.bias, wide.addend].map(|mat| mat.unwrap_or(x).range.clone());
+        let bindings =
+            [weights.clone(), words.clone(), x.range.clone(), gamma.range.clone(), bias, out.range.clone(), addend];
+        let bytes = wide.weights.iter().map(|w| stored_bytes(w)).sum::<u64>() + x.range.size + out.range.size;
+        commands.dispatch(kernel, &bindings, bytemuck::bytes_of(&params), self.gpu().grid(groups), bytes);
+    }
+}
+
+const OPERATION: &str = "x W^T of few rows";
+
+/// Rows of all weights.
+fn outputs(weights: &[&Weight<'_>]) -> u32 {
+    weights.iter().fold(0, |sum, w| sum.saturating_add(w.outputs()))
+}
+
+/// Bytes of a weight, without its scales.
+fn stored_bytes(weight: &Weight<'_>) -> u64 {
+    let elements = u64::from(weight.outputs()) * u64::from(weight.inputs());
+    match weight.elements() {
+        Elements::Quantized(_) => elements / 2,
+        Elements::Raw { float_type, .. } => elements * float_type.size() as u64,
+    }
+}
+
+/// One weight: its ranges, and the places in them.
+#[derive(Debug)]
+struct Part {
+    storage: Storage,
+    block_size: u32,
+    /// Rows, and the element at the start of the first.
+    rows: u32,
+    first: u64,
+    /// All vec4s of the tensor.
+    weights: BufferRange,
+    scales: BufferRange,
+    /// Words from the start of the scales to the scales, super-scales and head.
+    words: [u64; 3],
+}
+
+impl Part {
+    /// `None` if the weight has several parts, or other blocks or floats than the kernels.
+    fn of(weight: &Weight<'_>) -> Option<Self> {
+        let (rows, inputs) = (weight.outputs(), u64::from(weight.inputs()));
+        let first = u64::from(weight.first_row()) * inputs;
+        match *weight.elements() {
+            Elements::Quantized(GpuWeights { codes, scales, scale_type, block_size, elements }) => {
+                let [codes] = codes.as_slice() else { return None };
+                let supers = block_count(*elements, *block_size).div_ceil(SUPER_BLOCK as u64);
+                let head = Scales::DQ8_FIXED_LEN as u64 / 4;
+                let words = if *scale_type == ScaleType::Dq8 { [head + supers, head, 0] } else { [0; 3] };
+                let (storage, weights, scales) = (Storage::Nf4(*scale_type), codes.clone(), scales.clone());
+                Some(Self { storage, block_size: *block_size, rows, first, weights, scales, words })
+            }
+            Elements::Raw { float_type, parts } => {
+                let [part] = parts else { return None };
+                let storage = (float_type != FloatType::F32).then_some(Storage::Raw(float_type))?;
+                let (weights, scales) = (part.clone(), part.clone());
+                Some(Self { storage, block_size: 1, rows, first, weights, scales, words: [0; 3] })
+            }
+        }
+    }
+
+    /// Whether every row is whole vec4s.
+    fn is_whole(&self, inputs: u32) -> bool {
+        let chunk = self.storage.chunk();
+        inputs > 0
+            && inputs.is_multiple_of(chunk)
+            && (self.block_size == 1 || self.block_size.is_multiple_of(chunk))
+            && self.first + u64::from(self.rows) * u64::from(inputs) <= u32::MAX.into()
+    }
+}
+
+impl Bound {
+    fn of(parts: &[Part], inputs: u32, binding: u64) -> Option<Self> {
+        let first = parts.first()?;
+        let same = |part: &Part| part.storage == first.storage && part.block_size == first.block_size;
+        if !parts.iter().all(|part| same(part) && part.is_whole(inputs)) {
+            return None;
+        }
+        let bindings = [hull(parts.iter().map(|part| &part.weights))?, hull(parts.iter().map(|part| &part.scales))?];
+        let [weights, words] = &bindings;
+        if weights.size > binding || words.size > binding {
+            return None;
+        }
+        let (mut places, mut ends, mut end) = ([[0; 4]; MAX_WEIGHTS], [[0; 4]; MAX_WEIGHTS], 0_u32);
+        for ((place, end_of), part) in places.iter_mut().zip(&mut ends).zip(parts) {
+            end = end.checked_add(part.rows)?;
+            let vectors = (part.weights.offset - weights.offset) / 16 + part.first / u64::from(part.storage.chunk());
+            let word = |at: u64| u32::try_from((part.scales.offset - words.offset) / 4 + at).ok();
+            let [scales, supers, head] = part.words;
+            *place = [u32::try_from(vectors).ok()?, word(scales)?, word(supers)?, word(head)?];
+            *end_of = [end, part.first as u32, 0, 0];
+        }
+        // The columns of an absent weight are past the last.
+        ends.iter_mut().skip(parts.len()).for_each(|absent| absent[0] = end);
+        let block_bits = first.block_size.ilog2();
+        Some(Self { storage: first.storage, bindings, block_bits, places, ends })
+    }
+}
+
+/// The smallest range of whole words with all of these, at a valid binding offset, if they are in
+/// one buffer. The buffer of scales extends to a whole word.
+fn hull<'a>(mut ranges: impl Iterator<Item = &'a BufferRange>) -> Option<BufferRange> {
+    let first = ranges.next()?;
+    let (mut start, mut end) = (first.offset, first.offset + first.size);
+    for range in ranges {
+        if *range.buffer != *first.buffer {
+            return None;
+        }
+        (start, end) = (start.min(range.offset), end.max(range.offset + range.size));
+    }
+    let offset = start / ALIGN * ALIGN;
+    Some(BufferRange { buffer: first.buffer.clone(), offset, size: (end - offset).next_multiple_of(4) })
+}
