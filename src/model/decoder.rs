@@ -112,7 +112,7 @@ impl Model {
         // With dynamic scaling, these are the angles of short texts: see `OwnAngles`.
         let table = inverse_frequencies(rope.theta, config.head_dim, &rope.scaling, 1);
         let rotary = table.upload(gpu, max_length.max(1))?;
-        let kernels = Kernels::new(gpu, &config, gpu.matrix_units().ok())?;
+        let kernels = Kernels::new(gpu, &config)?;
         let options = StreamOptions { globals: true, ..options.clone() };
         let mut stream = LayerStream::of(gpu, pack, &options)?;
         let missing = ModelError::MissingTensor { layer: None, role: Role::Embedding };

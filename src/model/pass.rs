@@ -4,7 +4,7 @@
 use crate::arch::config::{ModelConfig, RopeScaling};
 use crate::data::pack::Batch;
 use crate::dequant::copy_baseline::CopyKernel;
-use crate::gpu::{BufferRange, Gpu, MatrixUnits};
+use crate::gpu::{BufferRange, Gpu};
 use crate::lora::gpu::{GpuAdapter, Mask};
 use crate::model::error::ModelError;
 use crate::model::kv_cache::Past;
@@ -28,15 +28,14 @@ pub(super) struct Kernels {
 }
 
 impl Kernels {
-    /// With `units`, attention runs on matrix units.
-    pub fn new(gpu: &Gpu, model: &ModelConfig, units: Option<MatrixUnits>) -> Result<Self, ModelError> {
+    pub fn new(gpu: &Gpu, model: &ModelConfig) -> Result<Self, ModelError> {
         Ok(Self {
             copy: CopyKernel::new(gpu)?,
             gather: Gather::new(gpu)?,
             scale: Scale::new(gpu)?,
             norm: RmsNorm::new(gpu)?,
             rotary: Rotary::new(gpu)?,
-            attention: Attention::new(gpu, model.head_dim, units)?,
+            attention: Attention::new(gpu, model.head_dim, gpu.matrix_units().ok())?,
             swiglu: SwiGlu::new(gpu)?,
             dropout: Dropout::new(gpu)?,
             matmul: Matmul::new(gpu, gpu.matrix_units().ok())?,
