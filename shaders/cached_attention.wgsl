@@ -1,7 +1,7 @@
-// Attention of new tokens over a KV cache ("flash-decoding"). A workgroup takes GROUP query heads of
-// one token, which share a key head, and a run of the keys, with an online softmax. `combine` joins
-// the runs. Runs unchecked: `ops::cached_attention` proves on the host that every index is in its
-// tensor.
+// Attention of new tokens over a KV cache ("flash-decoding"). A workgroup takes GROUP query heads
+// of one token, which share a key head, and a run of the keys, with an online softmax. `combine`
+// joins the runs. Runs unchecked: `ops::cached_attention` proves on the host that every index is in
+// its tensor.
 
 struct Params {
     tokens: u32,     // new tokens

@@ -26,7 +26,8 @@ struct Params {
     // Of each weight: the index of its first vec4 and, if it is quantised, the indices of the first
     // word of scales, super-scales and head.
     places: array<vec4<u32>, 3>,
-    // Of each weight: the end of its columns and, if it is quantised, the element at its first vec4.
+    // Of each weight: the end of its columns and, if it is quantised, the element at its first
+    // vec4.
     ends: array<vec4<u32>, 3>,
     codebook: array<vec4<f32>, 4>,
 }

@@ -1,4 +1,5 @@
-// NF4 as the storage of the weights of matmul_wide.wgsl: 32 codes per vec4. A block has at least 32.
+// NF4 as the storage of the weights of matmul_wide.wgsl: 32 codes per vec4. A block has at least
+// 32.
 
 override SCALES: u32 = 0u;      // 0 f32, 1 bf16, 2 dq8
 override MAPS: u32 = 1u;        // dq8: 768, else 1

@@ -10,7 +10,7 @@ struct Params {
     chunks: u32,        // at most CANDIDATES
     mode: u32,          // GREEDY, ALL or FILTERED
     top_k: u32,         // 0: all
-    top_chunks: u32,    // FILTERED: the tokens of this many chunks with the likeliest tokens are candidates
+    top_chunks: u32,    // FILTERED: chunks with the likeliest tokens, whose tokens are candidates
     top_p: f32,
     draw: f32,          // uniform in [0, 1)
     temperature: f32,

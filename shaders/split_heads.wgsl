@@ -1,5 +1,5 @@
-// From the joined products of q, k and v of new tokens to rotated queries, and to keys and values in
-// their places in a KV cache. A workgroup takes one head of one token. Runs unchecked:
+// From the joined products of q, k and v of new tokens to rotated queries, and to keys and values
+// in their places in a KV cache. A workgroup takes one head of one token. Runs unchecked:
 // `ops::split_heads` proves on the host that every index is in its tensor.
 
 struct Params {

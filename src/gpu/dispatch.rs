@@ -223,7 +223,7 @@ impl Commands {
     ) -> Result<Submission, GpuError> {
         let params = self.params_of(part)?;
         let submitted = self.gpu.guarded(self.label, |device| {
-            let mut params = params.map(|(first, bytes, largest)| {
+            let mut params = params.map(|PartBytes { first, bytes, largest }| {
                 let written = self.gpu.0.params.write(device, self.gpu.queue(), bytes, largest);
                 PartParams { first, written }
             });
@@ -257,9 +257,8 @@ impl Commands {
         submitted
     }
 
-    /// The parameters of a part of the list: the offset of the first, all of them, and the maximum
-    /// bytes of one dispatch. `None` without parameters.
-    fn params_of(&self, part: &[Work]) -> Result<Option<(u64, &[u8], u64)>, GpuError> {
+    /// The parameters of a part of the list. `None` without parameters.
+    fn params_of(&self, part: &[Work]) -> Result<Option<PartBytes<'_>>, GpuError> {
         let used = || part.iter().filter_map(Work::as_dispatch).map(|d| d.params).filter(|(_, size)| *size > 0);
         let (Some((first, _)), Some((last, size))) = (used().next(), used().next_back()) else { return Ok(None) };
         let bytes = self.params.get(first as usize..(last + size) as usize).unwrap_or_default();
@@ -269,11 +268,20 @@ impl Commands {
             let what = format!("parameters of {}", self.label);
             return Err(GpuError::TooLarge { what, requested, limit, limit_name: "maxBufferSize" });
         }
-        Ok(Some((first, bytes, largest)))
+        Ok(Some(PartBytes { first, bytes, largest }))
     }
 }
 
-/// The parameters of a part of a list.
+/// The bytes of the parameters of a part of a list.
+struct PartBytes<'a> {
+    /// Offset of the part in `Commands::params`.
+    first: u64,
+    bytes: &'a [u8],
+    /// Maximum bytes of one dispatch.
+    largest: u64,
+}
+
+/// The parameters of a part of a list in the device's buffer.
 struct PartParams<'a> {
     /// Offset of the part in `Commands::params`.
     first: u64,

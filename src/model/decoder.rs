@@ -190,8 +190,8 @@ impl Model {
         Ok(PassInputs { past: Some(past), ..self.begin_at(memory, batch, &positions, adapter)? })
     }
 
-    /// As [`Model::begin_after`], for one token with its id in GPU memory. The caller knows that the
-    /// vocabulary has it.
+    /// As [`Model::begin_after`], for one token with its id in GPU memory. The caller knows that
+    /// the vocabulary has it.
     pub(super) fn begin_token<'a>(
         &self,
         memory: &Memory,
@@ -409,8 +409,8 @@ impl Model {
         self.project(work)
     }
 
-    /// Records the logits of the last token to `logits` [1, vocabulary], after the layers. `last` is
-    /// the workspace of one token in the memory of `work`.
+    /// Records the logits of the last token to `logits` [1, vocabulary], after the layers. `last`
+    /// is the workspace of one token in the memory of `work`.
     pub(super) fn record_last_logits(
         &self,
         commands: &mut Commands,

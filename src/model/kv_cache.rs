@@ -89,8 +89,8 @@ impl Past<'_> {
     }
 
     /// As [`Past::attend`], for tokens whose queries, keys and values are in the rows of
-    /// [`Past::joined`]: neither normalised nor rotated. `queries` is scratch memory of the shape of
-    /// `out`.
+    /// [`Past::joined`]: neither normalised nor rotated. `queries` is scratch memory of the shape
+    /// of `out`.
     pub fn attend_joined(
         &self,
         commands: &mut Commands,

@@ -94,11 +94,11 @@ impl Session {
         self.model.logits(&inputs.work)
     }
 
-    /// Records a pass over new tokens of a text, which follow the cached tokens of `past`. Their keys
-    /// and values are added to the cache. `length` is the number of known tokens of the text,
-    /// including tokens after the new ones: dynamic scaling rotates all of a prompt by the length of
-    /// the prompt. With `logits` [1, vocabulary], the pass ends with the logits of the last token.
-    /// Returns the end of the pass: all of it, if all layers are resident.
+    /// Records a pass over new tokens of a text, which follow the cached tokens of `past`. Their
+    /// keys and values are added to the cache. `length` is the number of known tokens of the text,
+    /// including tokens after the new ones: dynamic scaling rotates all of a prompt by the length
+    /// of the prompt. With `logits` [1, vocabulary], the pass ends with the logits of the last
+    /// token. Returns the end of the pass: all of it, if all layers are resident.
     ///
     /// # Errors
     /// [`OpError::Shape`](crate::ops::OpError::Shape) if the cache or the memory is too small; any

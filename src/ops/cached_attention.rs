@@ -64,8 +64,8 @@ const PARTS: u32 = 16;
 
 impl CachedAttention {
     /// Compiles the kernels for heads of `head_dim` elements: a multiple of 4, at most 256.
-    /// `shared` query heads share a key head, or a multiple of that. A workgroup reads the keys once
-    /// for several of them.
+    /// `shared` query heads share a key head, or a multiple of that. A workgroup reads the keys
+    /// once for several of them.
     ///
     /// # Errors
     /// [`OpError::Value`] for any other size; [`OpError::Gpu`] if a kernel does not compile or

@@ -24,12 +24,13 @@ mod trial;
 pub(in crate::ops) mod weight;
 mod wide;
 
-use kernels::{Families, Kernels};
+use kernels::Kernels;
 use mixed::{Mixed, Side};
 use panels::{Panels, Size, Terms};
 use product::{Product, View, dense};
 pub use weight::{Elements, Weight};
 use weight::{Rectangle, Right};
+use wide::WideKernels;
 pub use wide::{Join, MAX_ROWS, Wide};
 
 use super::Mat;
@@ -42,6 +43,7 @@ use crate::ops::trial::Tried;
 #[derive(Debug)]
 pub struct Matmul {
     kernels: Kernels,
+    wide: WideKernels,
     /// Products on matrix units.
     mixed: Option<Mixed>,
 }
@@ -114,9 +116,9 @@ impl Matmul {
     /// # Errors
     /// [`OpError::Gpu`] if memory is exhausted or a kernel does not compile.
     pub fn new(gpu: &Gpu, units: Option<MatrixUnits>) -> Result<Self, OpError> {
-        let families = Families { products: Tried::new(gpu), sum: Tried::new(gpu), wide: Tried::new(gpu) };
+        let kernels = Kernels::new(gpu, Tried::new(gpu), Tried::new(gpu), trial::TRIALS)?;
         let mixed = units.map(|units| Mixed::new(gpu, units)).transpose()?;
-        Ok(Self { kernels: Kernels::new(gpu, families, trial::TRIALS)?, mixed })
+        Ok(Self { kernels, wide: WideKernels::new(gpu, Tried::new(gpu), trial::of_wide), mixed })
     }
 
     /// Records a product of few rows, or returns `false` if these rows and weights need other
@@ -126,7 +128,7 @@ impl Matmul {
     /// # Errors
     /// As [`Matmul::forward`].
     pub fn wide(&self, commands: &mut Commands, x: &Mat, wide: &Wide<'_>, out: &Mat) -> Result<bool, OpError> {
-        self.kernels.record_wide(commands, x, wide, out)
+        self.wide.record(commands, x, wide, out)
     }
 
     /// Records the preparation of a left operand for several products. It is valid until the next

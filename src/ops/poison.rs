@@ -347,7 +347,8 @@ fn steps_of_the_optimizer() {
     assert_eq!(adamw.read_report().unwrap().applied, 1.0);
 }
 
-/// A draw of each kind: the likeliest token, of all tokens, of the likeliest of few and many tokens.
+/// A draw of each kind: the likeliest token, of all tokens, of the likeliest of few and many
+/// tokens.
 #[test]
 fn choices() {
     let Some(gpu) = gpu() else { return };

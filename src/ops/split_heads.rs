@@ -63,7 +63,8 @@ impl SplitHeads {
     }
 
     /// Records the split: rotated queries to `queries` [tokens, heads * head_dim], and rotated keys
-    /// and values to the rows from `past` on of `keys` and `values` [capacity, kv_heads * head_dim].
+    /// and values to the rows from `past` on of `keys` and `values` [capacity, kv_heads *
+    /// head_dim].
     ///
     /// # Errors
     /// [`OpError::Shape`], [`OpError::Value`]; nothing is then recorded.

@@ -7,7 +7,6 @@ use bytemuck::{Pod, Zeroable};
 use super::product::{Product, Target, View};
 use super::rows::FewRows;
 use super::weight::{Right, floats_constant};
-use super::wide;
 use crate::dequant::operand::Codec;
 use crate::format::FloatType;
 use crate::gpu::{BufferRange, Commands, Gpu, GpuError, Kernel, KernelSpec, Shader};
@@ -200,7 +199,6 @@ pub(super) fn flag(set: bool) -> f64 {
 pub(super) struct Trials {
     pub product: fn(&Kernels, Variant, &Kernel) -> Result<Option<String>, OpError>,
     pub sum: fn(&Kernels, &Kernel) -> Result<Option<String>, OpError>,
-    pub wide: fn(&Kernels, wide::Variant, &Kernel) -> Result<Option<String>, OpError>,
 }
 
 /// The kernels of a device, which are compiled and tested on first use, and the scratch memory for
@@ -211,25 +209,15 @@ pub(super) struct Kernels {
     scratch: BufferRange,
     products: Tried<Variant>,
     sum: Tried<()>,
-    wide: Tried<wide::Variant>,
     trials: Trials,
 }
 
-/// The kernels of a device, by what selects them.
-#[derive(Debug)]
-pub(super) struct Families {
-    pub products: Tried<Variant>,
-    pub sum: Tried<()>,
-    pub wide: Tried<wide::Variant>,
-}
-
 impl Kernels {
-    pub fn new(gpu: &Gpu, families: Families, trials: Trials) -> Result<Self, GpuError> {
-        let Families { products, sum, wide } = families;
+    pub fn new(gpu: &Gpu, products: Tried<Variant>, sum: Tried<()>, trials: Trials) -> Result<Self, GpuError> {
         let limits = gpu.limits();
         let bytes = SCRATCH_BYTES.min(limits.max_storage_buffer_binding_size).min(limits.max_buffer_size) / 16 * 16;
         let scratch = BufferRange::whole(gpu.storage("sums of chunks", bytes)?);
-        Ok(Self { gpu: gpu.clone(), scratch, products, sum, wide, trials })
+        Ok(Self { gpu: gpu.clone(), scratch, products, sum, trials })
     }
 
     pub fn gpu(&self) -> &Gpu {
@@ -243,10 +231,6 @@ impl Kernels {
 
     fn kernel(&self, variant: Variant) -> Result<Kernel, OpError> {
         self.products.get(variant, || variant.spec(), |kernel| (self.trials.product)(self, variant, kernel))
-    }
-
-    pub fn wide_kernel(&self, variant: wide::Variant) -> Result<Kernel, OpError> {
-        self.wide.get(variant, || variant.spec(), |kernel| (self.trials.wide)(self, variant, kernel))
     }
 
     pub fn sum_kernel(&self) -> Result<Kernel, OpError> {

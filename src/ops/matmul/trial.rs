@@ -5,7 +5,7 @@
 use super::kernels::{Form, Kernels, RightKind, TERMS, Trials, Variant};
 use super::product::{Product, View};
 use super::weight::{Elements, Right, Weight};
-use super::wide::{self, Join, Storage, Wide};
+use super::wide::{self, Join, Storage, Wide, WideKernels};
 use crate::dequant::GpuWeights;
 use crate::dequant::operand::Codec;
 use crate::dequant::sample::Random;
@@ -15,7 +15,7 @@ use crate::ops::trial::{difference, stored};
 use crate::ops::{Mat, OpError};
 
 /// Parameters of the kernel tests.
-pub(super) const TRIALS: Trials = Trials { product: of_product, sum: of_sum, wide: of_wide };
+pub(super) const TRIALS: Trials = Trials { product: of_product, sum: of_sum };
 
 /// Minimum elements of the weight before the tested rows: more than one super-scale covers.
 const BEFORE: u32 = 8192;
@@ -205,7 +205,7 @@ fn of_sum(kernels: &Kernels, kernel: &Kernel) -> Result<Option<String>, OpError>
 
 /// Describes the difference of a product of few rows from the CPU, if there is one. Its weights are
 /// in the middle of tensors: two in one buffer if the kernel joins them, else one.
-fn of_wide(kernels: &Kernels, variant: wide::Variant, kernel: &Kernel) -> Result<Option<String>, OpError> {
+pub(super) fn of_wide(kernels: &WideKernels, variant: wide::Variant, kernel: &Kernel) -> Result<Option<String>, OpError> {
     let (gpu, mut random) = (kernels.gpu(), Random::default());
     let chunk = variant.storage.chunk();
     // More rounds of the loop than one, and a partial last one.
@@ -238,7 +238,7 @@ fn of_wide(kernels: &Kernels, variant: wide::Variant, kernel: &Kernel) -> Result
     let mut commands = gpu.commands("a test of a product");
     let bound = kernels.bind(&x.mat, &product)?;
     let unbound = OpError::Shape { operation: "a trial", what: "the number of products", expected: 1, found: 0 };
-    kernels.dispatch_wide(&mut commands, kernel, variant, &x.mat, &product, &bound.ok_or(unbound)?, &out);
+    kernels.dispatch(&mut commands, kernel, variant, &x.mat, &product, &bound.ok_or(unbound)?, &out);
     commands.submit()?;
     let factor = |i: u32| match variant.norm {
         true => 1.0 / ((0..k).map(|t| x.at(i, t).powi(2)).sum::<f64>() / f64::from(k) + f64::from(EPSILON)).sqrt(),
@@ -273,7 +273,6 @@ fn of_wide(kernels: &Kernels, variant: wide::Variant, kernel: &Kernel) -> Result
 #[cfg(test)]
 mod tests {
     use super::super::Matmul;
-    use super::super::kernels::Families;
     use super::*;
     use crate::format::nf4::ScaleType;
     use crate::gpu::Commands;
@@ -284,9 +283,9 @@ mod tests {
 
     /// The error on first use of a kernel with one wrong line.
     fn refusal(gpu: &Gpu, patch: [&'static str; 2], record: Record<'_>) -> String {
-        let (products, sum, wide) = (Tried::patched(gpu, patch), Tried::patched(gpu, patch), Tried::patched(gpu, patch));
-        let kernels = Kernels::new(gpu, Families { products, sum, wide }, TRIALS).unwrap();
-        let error = record(&Matmul { kernels, mixed: None }, &mut gpu.commands("a wrong kernel")).unwrap_err();
+        let kernels = Kernels::new(gpu, Tried::patched(gpu, patch), Tried::patched(gpu, patch), TRIALS).unwrap();
+        let wide = WideKernels::new(gpu, Tried::patched(gpu, patch), of_wide);
+        let error = record(&Matmul { kernels, wide, mixed: None }, &mut gpu.commands("a wrong kernel")).unwrap_err();
         assert!(matches!(error, OpError::Unfit { .. }), "{error}");
         error.to_string()
     }

@@ -9,13 +9,13 @@ use std::borrow::Cow;
 
 use bytemuck::{Pod, Zeroable};
 
-use super::kernels::Kernels;
 use super::weight::{Elements, Weight, floats_constant};
 use crate::dequant::GpuWeights;
 use crate::dequant::operand::{ALIGN, Codec};
 use crate::format::FloatType;
 use crate::format::nf4::{SUPER_BLOCK, ScaleType, Scales, block_count};
-use crate::gpu::{BufferRange, Commands, Kernel, KernelSpec, Shader};
+use crate::gpu::{BufferRange, Commands, Gpu, Kernel, KernelSpec, Shader};
+use crate::ops::trial::Tried;
 use crate::ops::{Mat, OpError};
 
 /// Maximum rows.
@@ -176,10 +176,29 @@ impl Variant {
     }
 }
 
-impl Kernels {
+/// Describes the difference of a kernel from the CPU, if there is one.
+pub(super) type Trial = fn(&WideKernels, Variant, &Kernel) -> Result<Option<String>, OpError>;
+
+/// The kernels of a device, which are compiled and tested on first use.
+#[derive(Debug)]
+pub(super) struct WideKernels {
+    gpu: Gpu,
+    kernels: Tried<Variant>,
+    trial: Trial,
+}
+
+impl WideKernels {
+    pub fn new(gpu: &Gpu, kernels: Tried<Variant>, trial: Trial) -> Self {
+        Self { gpu: gpu.clone(), kernels, trial }
+    }
+
+    pub fn gpu(&self) -> &Gpu {
+        &self.gpu
+    }
+
     /// Records a product of few rows, or returns `false` if these weights, rows or matrices do not
     /// permit it.
-    pub fn record_wide(&self, commands: &mut Commands, x: &Mat, wide: &Wide<'_>, out: &Mat) -> Result<bool, OpError> {
+    pub fn record(&self, commands: &mut Commands, x: &Mat, wide: &Wide<'_>, out: &Mat) -> Result<bool, OpError> {
         let Some(bound) = self.bind(x, wide)? else { return Ok(false) };
         let (rows, outputs) = (x.rows, outputs(wide.weights));
         let gated = wide.join == Join::Gated;
@@ -194,8 +213,8 @@ impl Kernels {
         let lanes = if outputs >= MANY_COLUMNS { LANES } else { 2 * LANES };
         let (rows, norm) = (rows.next_power_of_two(), wide.norm.is_some());
         let variant = Variant { storage: bound.storage, rows, lanes, norm, gated };
-        let kernel = self.wide_kernel(variant)?;
-        self.dispatch_wide(commands, &kernel, variant, x, wide, &bound, out);
+        let kernel = self.kernels.get(variant, || variant.spec(), |kernel| (self.trial)(self, variant, kernel))?;
+        self.dispatch(commands, &kernel, variant, x, wide, &bound, out);
         commands.add_operations(2 * u64::from(x.rows) * u64::from(outputs) * u64::from(x.cols));
         Ok(true)
     }
@@ -214,7 +233,7 @@ impl Kernels {
         {
             return Ok(None);
         }
-        let binding = self.gpu().limits().max_storage_buffer_binding_size;
+        let binding = self.gpu.limits().max_storage_buffer_binding_size;
         wide.weights.iter().try_for_each(|w| w.check(OPERATION, binding))?;
         let mut parts = Vec::new();
         for weight in wide.weights {
@@ -227,7 +246,7 @@ impl Kernels {
     }
 
     #[expect(clippy::too_many_arguments, reason = "what a dispatch consists of")]
-    pub fn dispatch_wide(
+    pub fn dispatch(
         &self,
         commands: &mut Commands,
         kernel: &Kernel,
@@ -267,7 +286,7 @@ impl Kernels {
         let bindings =
             [weights.clone(), words.clone(), x.range.clone(), gamma.range.clone(), bias, out.range.clone(), addend];
         let bytes = wide.weights.iter().map(|w| stored_bytes(w)).sum::<u64>() + x.range.size + out.range.size;
-        commands.dispatch(kernel, &bindings, bytemuck::bytes_of(&params), self.gpu().grid(groups), bytes);
+        commands.dispatch(kernel, &bindings, bytemuck::bytes_of(&params), self.gpu.grid(groups), bytes);
     }
 }
 
