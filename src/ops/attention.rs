@@ -14,6 +14,8 @@ mod mixed;
 mod mixed_tests;
 mod reference;
 mod scratch;
+mod shape;
+mod size;
 mod source;
 #[cfg(test)]
 mod tests;
@@ -26,18 +28,10 @@ use crate::ops::error::OpError;
 
 use float::FloatAttention;
 use mixed::MixedAttention;
+use shape::{Backward, Forward};
+use size::HeadSize;
 
-/// The sizes of one attention.
-///
-/// The samples are packed, one after another. A token attends to the tokens of its sample up to
-/// itself, or to the last `window` of them if there is a window.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct AttentionShape {
-    /// Number of tokens in all samples.
-    pub tokens: u32,
-    /// The heads.
-    pub heads: Heads,
-}
+pub use shape::AttentionShape;
 
 /// Causal attention with query heads that share key and value heads, forward and backward.
 ///
@@ -57,28 +51,6 @@ enum Kernels {
 
 const OPERATION: &str = "attention";
 
-/// The tensors of the forward pass.
-#[derive(Debug, Clone, Copy)]
-struct Forward<'a> {
-    shape: &'a AttentionShape,
-    q: &'a Mat,
-    k: &'a Mat,
-    v: &'a Mat,
-    starts: &'a BufferRange,
-    out: &'a Mat,
-    lse: &'a Mat,
-}
-
-/// The other tensors of the backward pass.
-#[derive(Debug, Clone, Copy)]
-struct Backward<'a> {
-    d_out: &'a Mat,
-    delta: &'a Mat,
-    dq: &'a Mat,
-    dk: &'a Mat,
-    dv: &'a Mat,
-}
-
 impl Attention {
     /// Compiles the kernels for heads of `head_dim` elements: a multiple of 4, at most 256. With
     /// `units`, operands are rounded to f16 and run on matrix units; without, all is float32.
@@ -91,7 +63,9 @@ impl Attention {
     pub fn new(gpu: &Gpu, head_dim: u32, units: Option<MatrixUnits>) -> Result<Self, OpError> {
         check_head_dim(OPERATION, head_dim)?;
         let kernels = match units {
-            Some(units) if MixedAttention::fits(gpu, head_dim) => Kernels::Mixed(MixedAttention::new(gpu, head_dim, units)?),
+            Some(units) if MixedAttention::fits(gpu, head_dim) => {
+                Kernels::Mixed(trial::tried(gpu, HeadSize::new(head_dim), units, |spec| spec)?)
+            }
             _ => Kernels::Float(FloatAttention::new(gpu, head_dim)?),
         };
         Ok(Self { head_dim, kernels })

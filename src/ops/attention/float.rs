@@ -2,7 +2,7 @@
 
 use bytemuck::{Pod, Zeroable};
 
-use super::{AttentionShape, Backward, Forward};
+use super::shape::{AttentionShape, Backward, Forward};
 use crate::gpu::{BufferRange, Commands, Gpu, Kernel, KernelSpec, Shader};
 use crate::ops::heads::{Heads, MAX_HEAD_DIM};
 use crate::ops::{Mat, OpError};

@@ -5,60 +5,22 @@
 //! nor loses small rows. `shaders/attention_units.wgsl` has the scales.
 //!
 //! A matrix of 16 rows and all elements of a head stays in registers. Heads above
-//! 16 * [`MAX_FRAGMENTS`] elements have no registers for all sums: several workgroups share a
+//! 128 elements have no registers for all sums: several workgroups share a
 //! block, and each has a part of the columns of the result.
 
 use bytemuck::{Pod, Zeroable};
 
 use super::scratch::{Part, Parts, Scratch};
+use super::shape::{AttentionShape, Backward, Forward};
+use super::size::{BLOCK, HeadSize};
 use super::source::expand;
-use super::{AttentionShape, Backward, Forward, trial};
 use crate::gpu::{BufferRange, Commands, Gpu, Kernel, KernelSpec, MatrixUnits, Shader};
 use crate::ops::OpError;
 
-/// Tokens of a workgroup, as in the shaders.
-pub(super) const BLOCK: u32 = 64;
 /// Threads of a workgroup, as in the shaders.
 const THREADS: u32 = 128;
-/// Maximum 16-column matrices of a head whose sums fit the registers of one workgroup.
-const MAX_FRAGMENTS: u32 = 8;
 /// Workgroup memory of the kernels for the largest heads.
 const MAX_WORKGROUP_BYTES: u32 = 32 << 10;
-
-/// The size of the heads.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct HeadSize {
-    head_dim: u32,
-    max_fragments: u32,
-}
-
-impl HeadSize {
-    pub fn new(head_dim: u32) -> Self {
-        Self { head_dim, max_fragments: MAX_FRAGMENTS }
-    }
-
-    /// The kernels as for the largest heads, for tests. `head_dim` is a multiple of 64.
-    #[cfg(test)]
-    pub fn as_largest(head_dim: u32) -> Self {
-        Self { head_dim, max_fragments: 0 }
-    }
-
-    /// Whether the sums have no place in one workgroup.
-    fn large(self) -> bool {
-        self.head_dim.div_ceil(16) > self.max_fragments
-    }
-
-    /// The 16-column matrices that cover a head.
-    fn fragments(self) -> u32 {
-        let fragments = self.head_dim.div_ceil(16);
-        if self.large() { fragments.next_multiple_of(4) } else { fragments }
-    }
-
-    /// vec4<u32>s of a row of a copy.
-    pub fn vecs(self) -> u32 {
-        2 * self.fragments()
-    }
-}
 
 /// The kernels for heads of one size.
 #[derive(Debug, Clone)]
@@ -218,21 +180,17 @@ impl MixedAttention {
         !HeadSize::new(head_dim).large() || gpu.limits().max_compute_workgroup_storage_size >= MAX_WORKGROUP_BYTES
     }
 
-    /// Compiles the kernels. Before their first use on this driver, they are compared with the CPU.
+    /// Compiles the kernels, each after a `change`. They are not compared with the CPU yet: see
+    /// `trial`. Also returns what they were compiled from.
     ///
     /// # Errors
-    /// [`OpError::Unfit`] if values differ; [`OpError::Gpu`] if a kernel does not compile.
-    pub fn new(gpu: &Gpu, head_dim: u32, units: MatrixUnits) -> Result<Self, OpError> {
-        Self::with(gpu, HeadSize::new(head_dim), units, |spec| spec)
-    }
-
-    /// As [`MixedAttention::new`], with a change of the kernels.
-    pub fn with(
+    /// [`OpError::Gpu`] if a kernel does not compile.
+    pub fn untried(
         gpu: &Gpu,
         size: HeadSize,
         units: MatrixUnits,
         change: impl Fn(KernelSpec) -> KernelSpec,
-    ) -> Result<Self, OpError> {
+    ) -> Result<(Self, Vec<KernelSpec>), OpError> {
         let mut specs = Vec::new();
         let mut kernel = |spec| {
             let spec = change(spec);
@@ -250,8 +208,7 @@ impl MixedAttention {
             query_gradient: kernel(Product::QueryGradient.spec(size, units))?,
             key_gradient: kernel(Product::KeyGradient.spec(size, units))?,
         };
-        trial::passed(gpu, &kernels, size.head_dim, &specs)?;
-        Ok(kernels)
+        Ok((kernels, specs))
     }
 
     /// Records the forward pass of checked tensors.

@@ -1,7 +1,7 @@
 //! Attention on matrix units: as loops, or on the matrix units of the device if it has them.
 #![allow(clippy::unwrap_used, clippy::panic, reason = "tests fail by panicking")]
 
-use super::mixed::{HeadSize, Product};
+use super::mixed::Product;
 use super::reference::{Inputs as Wide, OUTPUTS, reference};
 use super::tests::{Inputs, Outputs, inputs, run_on, windowed};
 use super::*;
@@ -154,7 +154,7 @@ fn heads_of_any_size_fit() {
 fn blocks_are_shared_as_for_the_largest_heads() {
     let Some((gpu, units)) = units() else { return };
     let inputs = inputs(64, 4, 2, &[7, 90, 33]);
-    let mixed = MixedAttention::with(&gpu, HeadSize::as_largest(64), units, |spec| spec).unwrap();
+    let mixed = trial::tried(&gpu, HeadSize::as_largest(64), units, |spec| spec).unwrap();
     let attention = Attention { head_dim: 64, kernels: Kernels::Mixed(mixed) };
     for inputs in [windowed(inputs.clone(), 21), inputs] {
         assert_matches(&run_on(&attention, &gpu, &inputs), &inputs);
@@ -430,7 +430,7 @@ fn a_wrong_kernel_is_found_before_its_first_use() {
         ("- row_delta)", ")"),
         ("- query_delta[column])", ")"),
     ] {
-        let found = MixedAttention::with(&gpu, HeadSize::new(16), units, |spec| spec.patched(from, to));
+        let found = trial::tried(&gpu, HeadSize::new(16), units, |spec| spec.patched(from, to));
         assert!(matches!(found, Err(OpError::Unfit { .. })), "{from}: {found:?}");
     }
 }

@@ -1,6 +1,6 @@
 //! Attention in float64 on the CPU, one row of one head at a time.
 
-use super::AttentionShape;
+use super::shape::AttentionShape;
 use crate::ops::heads::Heads;
 use crate::ops::trial::{add, dot};
 

@@ -2,7 +2,7 @@
 
 use std::sync::{Arc, Mutex, PoisonError};
 
-use super::mixed::{BLOCK, HeadSize};
+use super::size::{BLOCK, HeadSize};
 use crate::gpu::{BufferRange, Gpu, GpuError};
 use crate::ops::heads::Heads;
 

@@ -4,9 +4,10 @@
 
 use super::mixed::MixedAttention;
 use super::reference::{Inputs, OUTPUTS, reference};
-use super::{AttentionShape, Backward, Forward};
+use super::shape::{AttentionShape, Backward, Forward};
+use super::size::HeadSize;
 use crate::dequant::sample::Random;
-use crate::gpu::{BufferRange, Gpu, KernelSpec};
+use crate::gpu::{BufferRange, Gpu, KernelSpec, MatrixUnits};
 use crate::ops::heads::Heads;
 use crate::ops::trial::{PASSED, ROOM, difference};
 use crate::ops::{Mat, OpError};
@@ -21,11 +22,23 @@ const WINDOWS: [Option<u32>; 2] = [None, Some(37)];
 const TOLERANCE: f64 = 1e-2;
 const PART_OF_ALL: f64 = 0.1;
 
-/// Passes if the kernels of `specs` give the values of the CPU, now or in an earlier run.
+/// The kernels, each after a `change`, if they give the values of the CPU, now or in an earlier run
+/// on this driver.
 ///
 /// # Errors
-/// [`OpError::Unfit`] if values differ.
-pub(super) fn passed(gpu: &Gpu, kernels: &MixedAttention, head_dim: u32, specs: &[KernelSpec]) -> Result<(), OpError> {
+/// [`OpError::Unfit`] if values differ; [`OpError::Gpu`] if a kernel does not compile.
+pub(super) fn tried(
+    gpu: &Gpu,
+    size: HeadSize,
+    units: MatrixUnits,
+    change: impl Fn(KernelSpec) -> KernelSpec,
+) -> Result<MixedAttention, OpError> {
+    let (kernels, specs) = MixedAttention::untried(gpu, size, units, change)?;
+    passed(gpu, &kernels, size.head_dim, &specs)?;
+    Ok(kernels)
+}
+
+fn passed(gpu: &Gpu, kernels: &MixedAttention, head_dim: u32, specs: &[KernelSpec]) -> Result<(), OpError> {
     if gpu.limits().max_storage_buffer_binding_size < ROOM {
         return Ok(());
     }
