@@ -117,7 +117,7 @@ impl Matmul {
     /// [`OpError::Gpu`] if memory is exhausted or a kernel does not compile.
     pub fn new(gpu: &Gpu, units: Option<MatrixUnits>) -> Result<Self, OpError> {
         let kernels = Kernels::new(gpu, Tried::new(gpu), Tried::new(gpu), trial::TRIALS)?;
-        let mixed = units.map(|units| Mixed::new(gpu, units)).transpose()?;
+        let mixed = units.map(|units| Mixed::new(gpu, units, Tried::new(gpu), mixed::trial::of)).transpose()?;
         Ok(Self { kernels, wide: WideKernels::new(gpu, Tried::new(gpu), trial::of_wide), mixed })
     }
 

@@ -83,6 +83,7 @@ const UNSAFE: &[&str] = &[
     "gpu/pipeline.rs",
     "gpu/shader.rs",
     "ops/matmul/kernels.rs",
+    "ops/matmul/mixed.rs",
     "ops/matmul/wide.rs",
     "ops/attention/float.rs",
     "ops/attention/mixed.rs",

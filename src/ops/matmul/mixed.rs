@@ -10,15 +10,16 @@
 //! panels                  -> product (-> sum of chunks)          -> out
 //! ```
 //!
-//! Powers of two cost no precision, and keep every number in the range of f16: the largest magnitude
-//! of a row becomes 512..1024. What is not finite stays so, and shows in the result.
+//! Powers of two cost no precision, and keep every number in the range of f16: the largest
+//! magnitude of a row becomes 512..1024. What is not finite stays so, and shows in the result.
 //!
-//! One left and one right operand exist at a time. A packed operand that was overwritten is refused.
+//! One left and one right operand exist at a time. A packed operand that was overwritten is
+//! refused.
 
 mod source;
 #[cfg(test)]
 mod tests;
-mod trial;
+pub(super) mod trial;
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
@@ -32,8 +33,8 @@ use super::weight::{Right, floats_constant};
 use crate::dequant::operand::Codec;
 use crate::format::FloatType;
 use crate::gpu::{BufferRange, Commands, Gpu, GpuError, Kernel, KernelSpec, MatrixUnits, Shader};
-use crate::ops::OpError;
 use crate::ops::trial::Tried;
+use crate::ops::{OpError, mat_bytes};
 use source::{Form, Tile};
 
 /// With fewer rows, the memory traffic of the weights dominates, and kernels that decode them on
@@ -48,18 +49,21 @@ const DECODED_ELEMENTS: u64 = 1 << 26;
 const EXTENTS: u32 = 256;
 /// Rows and columns per workgroup of `decode`.
 const DECODED_TILE: u32 = 128;
-/// Workgroups that a large GPU runs at a time: two for each of its cores. A product with fewer
-/// tiles is cut along its sums.
-const CONCURRENT: u64 = 264;
+/// Cores of a large GPU. A product with few tiles is cut along its sums, so that each core has
+/// work.
+const CORES: u64 = 132;
 /// Minimum terms of a cut product.
 const MIN_TERMS: u32 = 512;
 /// Maximum cuts of a product, and of one with few columns.
 const MAX_CUTS: u32 = 4;
 const MAX_NARROW_CUTS: u32 = 16;
 
+/// Describes the difference of a kernel from the CPU, if there is one.
+type Trial = fn(&Mixed, Kind, &Kernel) -> Result<Option<String>, OpError>;
+
 /// The properties that select a kernel.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-enum Kind {
+pub(super) enum Kind {
     /// Whether every row starts on a multiple of four elements.
     Pack {
         whole: bool,
@@ -75,7 +79,7 @@ enum Kind {
 
 /// The storage of a right operand.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-enum Stored {
+pub(super) enum Stored {
     Quantized(Codec),
     Raw(FloatType),
 }
@@ -103,6 +107,7 @@ pub(super) struct Mixed {
     gpu: Gpu,
     units: MatrixUnits,
     kernels: Tried<Kind>,
+    trial: Trial,
     left: Scratch,
     left_exponents: Scratch,
     right: Scratch,
@@ -243,15 +248,12 @@ impl Kind {
 }
 
 impl Mixed {
-    pub fn new(gpu: &Gpu, units: MatrixUnits) -> Result<Self, GpuError> {
-        Self::with(gpu, units, Tried::new(gpu))
-    }
-
-    fn with(gpu: &Gpu, units: MatrixUnits, kernels: Tried<Kind>) -> Result<Self, GpuError> {
+    pub fn new(gpu: &Gpu, units: MatrixUnits, kernels: Tried<Kind>, trial: Trial) -> Result<Self, GpuError> {
         Ok(Self {
             gpu: gpu.clone(),
             units,
             kernels,
+            trial,
             left: Scratch::new("left panels"),
             left_exponents: Scratch::new("exponents"),
             right: Scratch::new("right panels"),
@@ -262,7 +264,7 @@ impl Mixed {
     }
 
     fn kernel(&self, kind: Kind) -> Result<Kernel, OpError> {
-        self.kernels.get(kind, || kind.spec(self.units), |kernel| trial::of(self, kind, kernel))
+        self.kernels.get(kind, || kind.spec(self.units), |kernel| (self.trial)(self, kind, kernel))
     }
 
     /// The number of the present left operand.
@@ -270,9 +272,10 @@ impl Mixed {
         self.packed.load(Ordering::Relaxed)
     }
 
-    /// Whether a left operand can be bound.
+    /// Whether a matrix can be bound, in float32 and in panels. Others stay in float32.
     pub fn binds(&self, size: Size) -> bool {
-        size.bytes() <= self.gpu.limits().max_storage_buffer_binding_size
+        let bytes = size.bytes().max(mat_bytes(size.rows, size.cols));
+        bytes <= self.gpu.limits().max_storage_buffer_binding_size
     }
 
     /// Bytes of the operands in panels, for left operands of at most `rows` rows.
@@ -463,12 +466,12 @@ fn cuts(tile: Tile, target: Target<'_>, k: u32, scratch: u64) -> u32 {
     let by_memory = scratch / (4 * u64::from(target.m) * u64::from(target.n));
     let max_cuts = if tile == Tile::LARGE { MAX_CUTS } else { MAX_NARROW_CUTS };
     let max = u64::from(k.div_ceil(MIN_TERMS).min(max_cuts)).min(by_memory).max(1) as u32;
-    // Time in units of one term of a full wave of tiles. The sum of the chunks reads and writes
-    // each element again.
+    // Time in units of a tenth of the time in which each core computes one term of two tiles. One
+    // tile alone takes six tenths of it. The sum of the chunks reads and writes each element again.
     let time = |cuts: &u32| {
-        let waves = (tiles * u64::from(*cuts)).div_ceil(CONCURRENT);
-        let products = waves * u64::from(k.div_ceil(*cuts));
-        let sums = if *cuts == 1 { 0 } else { 150 + u64::from(*cuts) * tiles * u64::from(tile.n) / 100 };
+        let of_core = (tiles * u64::from(*cuts)).div_ceil(CORES);
+        let products = (of_core / 2 * 10 + of_core % 2 * 6) * u64::from(k.div_ceil(*cuts));
+        let sums = if *cuts == 1 { 0 } else { 1500 + u64::from(*cuts) * tiles * u64::from(tile.n) / 10 };
         products + sums
     };
     (1..=max).min_by_key(time).unwrap_or(1)

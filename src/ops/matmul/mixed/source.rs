@@ -18,7 +18,8 @@
 //! next make the threads wait for memory before they multiply.
 //!
 //! A row of a tile in workgroup memory has 16 bytes more than its elements. Then rows of adjacent
-//! threads share no banks, if threads that load 64-byte rows take them in the order 0 4 1 5 2 6 3 7.
+//! threads share no banks, if threads that load 64-byte rows take them in the order
+//! 0 4 1 5 2 6 3 7.
 //!
 //! Matrices of the units must lie at multiples of 16 bytes, and so must their rows. Otherwise
 //! drivers load garbage without an error. So all workgroup variables have a multiple of 16 bytes.
@@ -34,7 +35,7 @@ const SUBGROUP: u32 = 32;
 
 /// Rows and columns of the result per workgroup, and those per subgroup.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub(in crate::ops::matmul) struct Tile {
+pub struct Tile {
     pub m: u32,
     pub n: u32,
     pub subgroup_m: u32,
@@ -43,7 +44,7 @@ pub(in crate::ops::matmul) struct Tile {
 
 /// The properties that select a source.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub(in crate::ops::matmul) struct Form {
+pub struct Form {
     pub tile: Tile,
     /// The side of each operand over which the sums run.
     pub left: Terms,

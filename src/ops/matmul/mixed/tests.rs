@@ -13,7 +13,7 @@ use crate::ops::matmul::{Elements, Matmul, Weight};
 use crate::ops::testing::{self, assert_untouched, mat, poisoned, random, random_mat, units};
 use crate::ops::{Mat, OpError};
 
-/// Maximum error of a row, relative to the row. Both operands are rounded to 11 bits.
+/// Maximum error of a row, relative to the norm of its terms. Both operands are rounded to 11 bits.
 const BOUND: f64 = 5e-4;
 
 const SIDES: [Terms; 2] = [Terms::Columns, Terms::Rows];
@@ -63,8 +63,10 @@ fn every_kernel_is_right_on_this_device() {
     let Some(gpu) = gpu() else { return };
     let units = [MatrixUnits::Loops].into_iter().chain(gpu.matrix_units().ok());
     for units in units {
-        let mixed = Mixed::new(gpu, units).unwrap();
-        forms().for_each(|form| drop(mixed.kernel(Kind::Product(form)).unwrap()));
+        let mixed = Mixed::new(gpu, units, Tried::new(gpu), trial::of).unwrap();
+        // Software drivers take long to compile them: only those in use.
+        let wanted = |form: &Form| units == MatrixUnits::Hardware || form.left == Terms::Columns;
+        forms().filter(wanted).for_each(|form| drop(mixed.kernel(Kind::Product(form)).unwrap()));
         for whole in [false, true] {
             mixed.kernel(Kind::Pack { whole }).unwrap();
             let codecs =
@@ -83,7 +85,7 @@ fn every_kernel_is_right_on_this_device() {
 fn a_wrong_kernel_is_named_before_its_first_use() {
     let Some(gpu) = gpu() else { return };
     let quantized = Stored::Quantized(Codec::Nf4(ScaleType::Dq8));
-    let product = |left, right| Kind::Product(Form { tile: Tile::LARGE, left, right });
+    let product = |right| Kind::Product(Form { tile: Tile::NARROW, left: Terms::Columns, right });
     let rows = Kind::Decode { stored: Stored::Raw(FloatType::F32), whole: false };
     let cases: [(Kind, [&'static str; 2]); 9] = [
         (Kind::Pack { whole: true }, ["power(-exponent)", "power(1 - exponent)"]),
@@ -91,16 +93,21 @@ fn a_wrong_kernel_is_named_before_its_first_use() {
         (Kind::Extent(Stored::Raw(FloatType::F32)), ["i < params.items", "i < params.items / 64u"]),
         (Kind::Decode { stored: quantized, whole: true }, ["word >> vec4(16u", "word >> vec4(12u"]),
         (rows, ["column >= params.cols", "column > params.cols + 8u"]),
-        (product(Terms::Columns, Terms::Columns), ["left_at += ", "left_at += 4u + "]),
-        (product(Terms::Columns, Terms::Rows), ["right_m3, sums_3_3", "right_m2, sums_3_3"]),
-        (product(Terms::Rows, Terms::Rows), ["value += out[at]", "value -= out[at]"]),
-        (product(Terms::Rows, Terms::Columns), ["row < params.m &&", "row < params.m - 1u &&"]),
+        (product(Terms::Columns), ["left_at += ", "left_at += 4u + "]),
+        (product(Terms::Rows), ["right_m1, sums_1_1", "right_m0, sums_1_1"]),
+        (product(Terms::Columns), ["value += out[at]", "value -= out[at]"]),
+        (product(Terms::Rows), ["row < params.m &&", "row < params.m - 1u &&"]),
     ];
     for (kind, patch) in cases {
-        let mixed = Mixed::with(gpu, units(gpu), Tried::patched(gpu, patch)).unwrap();
+        let mixed = Mixed::new(gpu, units(gpu), Tried::patched(gpu, patch), trial::of).unwrap();
         let error = mixed.kernel(kind).unwrap_err();
         assert!(matches!(error, OpError::Unfit { .. }), "{kind:?}: {error}");
     }
+}
+
+/// The error of a row with few sums or terms may lie far above the mean.
+fn bound(n: u32, k: u32) -> f64 {
+    if n.min(k) < 32 { 3.0 * BOUND } else { BOUND }
 }
 
 /// A sum, and the sum of the squares of its terms.
@@ -162,8 +169,7 @@ fn check(gpu: &Gpu, what: &str, frozen: &Frozen, m: u32, rows: std::ops::Range<u
         let of = |row: &[f32], column: &Vec<f64>| Sum::of(row.iter().zip(column).map(|(&x, w)| f64::from(x) * w));
         values.chunks(k as usize).flat_map(|row| columns.iter().map(|column| of(row, column)).collect::<Vec<_>>()).collect()
     };
-    // With few terms, all of them may be rounded in the same direction.
-    let bound = if n * inputs < 1000 { 2.0 * BOUND } else { BOUND };
+    let bound = bound(n, inputs);
     let close = |name: &str, found: &Mat, expected: &[Sum]| {
         let error = error(&found.read(gpu).unwrap(), expected, found.cols);
         assert!(error <= bound, "{what}: {name}: the error of a row is {error:e}");
@@ -266,7 +272,7 @@ fn dense_products_of_a_packed_operand() {
             let of = |row: &[f32], j| Sum::of(row.iter().enumerate().map(|(t, &x)| 0.5 * f64::from(x) * at(j, t)));
             let expected: Vec<Sum> = xs.chunks(k as usize).flat_map(|row| (0..n).map(move |j| of(row, j))).collect();
             let error = error(&found.read(gpu).unwrap(), &expected, n);
-            assert!(error <= BOUND, "{n} x {k}: the error of a row is {error:e}");
+            assert!(error <= bound(n, k), "{n} x {k}: the error of a row is {error:e}");
         }
     }
 }
@@ -323,6 +329,21 @@ fn cut_sums_give_the_same_bits_each_time() {
     assert_eq!(bits(), bits());
 }
 
+/// The cuts that were fastest on a GPU with 132 cores, by rows, columns and terms.
+#[test]
+fn products_with_few_tiles_are_cut() {
+    let Some(gpu) = gpu() else { return };
+    let out = View::of(&Mat::new(gpu, "out", 1, 1).unwrap());
+    let of = |m, n, k| {
+        let target = Target { m, n, out: &out, scale: 1.0, add: false, bias: None };
+        cuts(Tile::LARGE, target, k, 64 << 20)
+    };
+    let of_512 = [of(512, 2560, 9728), of(512, 2560, 4096), of(512, 1024, 2560), of(512, 9728, 2560)];
+    assert_eq!(of_512, [3, 3, 4, 1]);
+    assert_eq!([of(2048, 2560, 9728), of(2048, 2560, 4096), of(2048, 9728, 2560)], [2, 2, 1]);
+    assert_eq!([of(8192, 2560, 9728), of(8192, 9728, 2560)], [1, 1]);
+}
+
 /// Weights are bound in rectangles: whole rows, which may start within a panel, and pieces of rows.
 /// Results are bound in pieces of rows.
 #[test]
@@ -374,7 +395,7 @@ fn a_packed_operand_serves_several_products_until_the_next() {
 #[ignore = "a measurement"]
 fn speed() {
     let Some(gpu) = gpu() else { return };
-    let (mixed, matmul) = (Mixed::new(gpu, units(gpu)).unwrap(), matmul(gpu));
+    let (mixed, matmul) = (Mixed::new(gpu, units(gpu), Tried::new(gpu), trial::of).unwrap(), matmul(gpu));
     let timed = |record: &dyn Fn(&mut Commands)| {
         let seconds = (0..6).map(|_| {
             let mut commands = gpu.commands("speed");

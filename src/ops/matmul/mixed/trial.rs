@@ -22,7 +22,7 @@ const TOLERANCE: f64 = 1e-5;
 const POISON: u32 = 0x7e00_7e00;
 
 /// Describes the difference of a kernel from the CPU, if there is one.
-pub(super) fn of(mixed: &Mixed, kind: Kind, kernel: &Kernel) -> Result<Option<String>, OpError> {
+pub fn of(mixed: &Mixed, kind: Kind, kernel: &Kernel) -> Result<Option<String>, OpError> {
     match kind {
         Kind::Pack { whole } => of_pack(mixed, kernel, whole),
         Kind::Extent(stored) => of_extent(mixed, kernel, stored),
