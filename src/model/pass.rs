@@ -35,7 +35,7 @@ impl Kernels {
             scale: Scale::new(gpu)?,
             norm: RmsNorm::new(gpu)?,
             rotary: Rotary::new(gpu)?,
-            attention: Attention::new(gpu, model.head_dim)?,
+            attention: Attention::new(gpu, model.head_dim, gpu.matrix_units().ok())?,
             swiglu: SwiGlu::new(gpu)?,
             dropout: Dropout::new(gpu)?,
             matmul: Matmul::new(gpu, gpu.matrix_units().ok())?,

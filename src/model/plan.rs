@@ -14,7 +14,9 @@ use crate::gpu::{Gpu, MatrixUnits};
 use crate::model::constants::Constants;
 use crate::model::decoder::Model;
 use crate::model::error::ModelError;
+use crate::model::kv_cache::attention_heads;
 use crate::model::workspace::{Memory, Sizes, WINDOW, WorkspaceBytes, product_shapes};
+use crate::ops::Attention;
 use crate::ops::matmul::Matmul;
 
 pub use options::{KeepActivations, MicroBatch, OffloadActivations, Slower};
@@ -147,8 +149,8 @@ pub struct MemoryPlan {
     pub adapter: u64,
     /// Gradient and moments.
     pub optimizer: u64,
-    /// Sums of products, angles of the rotary embedding, norms and biases in float32, and bytes in
-    /// use for other purposes.
+    /// Sums of products, operands of attention on matrix units, angles of the rotary embedding, norms
+    /// and biases in float32, and bytes in use for other purposes.
     pub scratch: u64,
     /// Maximum bytes. `None`: unknown.
     pub budget: Option<u64>,
@@ -172,7 +174,8 @@ impl MemoryPlan {
         let optimizer = if training { adapter.saturating_mul(3) } else { 0 };
         let angles = rotary_bytes(model, demand.positions, tokens);
         let products = Matmul::scratch_bytes(demand.units, tokens, &product_shapes(model, tokens));
-        let scratch = sum([products, angles, Constants::bytes(model), demand.reserved]);
+        let attention = Attention::scratch_bytes(demand.units, tokens, &attention_heads(model, 0), training);
+        let scratch = sum([products, attention, angles, Constants::bytes(model), demand.reserved]);
         let fixed = sum([workspace.total(), adapter, optimizer, scratch]);
         let left = budget.map(|budget| budget.saturating_sub(fixed));
         let stream = match StreamPlan::new(demand.index, demand.max_buffer, left, true) {

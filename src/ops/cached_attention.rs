@@ -363,7 +363,7 @@ mod tests {
         let starts = BufferRange::whole(gpu.storage_with("starts", &vec![0; 4 * tokens as usize]).unwrap());
         let (out, lse) = (poisoned(&gpu, tokens, heads * head_dim), poisoned(&gpu, tokens, heads));
         let mut commands = gpu.commands("attention");
-        let attention = Attention::new(&gpu, head_dim).unwrap();
+        let attention = Attention::new(&gpu, head_dim, None).unwrap();
         attention.forward(&mut commands, &shape, &q, &k, &v, &starts, &out, &lse).unwrap();
         commands.submit().unwrap();
         [&out, &lse].into_iter().for_each(|mat| assert_untouched(&gpu, mat));

@@ -58,7 +58,7 @@ const OPERATIONS: [(&str, Record); 15] = [
     ("rotary", |gpu, c, of| Rotary::new(gpu)?.forward(c, &of.x, 1, &of.words, &of.square)),
     ("rotary from", |gpu, c, of| Rotary::new(gpu)?.forward_from(c, &of.x, 1, 0, &of.square)),
     ("attention", |gpu, c, of| {
-        Attention::new(gpu, 4)?.forward(c, &heads(of), &of.x, &of.y, &of.y, &of.words, &of.z, &of.narrow)
+        Attention::new(gpu, 4, None)?.forward(c, &heads(of), &of.x, &of.y, &of.y, &of.words, &of.z, &of.narrow)
     }),
     ("cached attention", |gpu, c, of| {
         let shape = CachedAttentionShape { tokens: of.x.rows, past: 0, heads: heads(of).heads };
@@ -113,7 +113,7 @@ fn one_block_of_queries_more_than_a_dimension_has() {
         let starts = vec![0_u32; rows as usize];
         inputs.words = BufferRange::whole(gpu.storage_with("starts", bytemuck::cast_slice(&starts)).unwrap());
         let mut commands = gpu.commands("attention");
-        Attention::new(&gpu, 4)
+        Attention::new(&gpu, 4, None)
             .unwrap()
             .forward(
                 &mut commands,

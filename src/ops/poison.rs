@@ -184,7 +184,7 @@ fn attention_of_samples() {
         let [out, dq] = [0, 1].map(|_| poisoned(&gpu, tokens, heads * head_dim));
         let [dk, dv] = [0, 1].map(|_| poisoned(&gpu, tokens, kv_heads * head_dim));
         let [lse, delta] = [0, 1].map(|_| poisoned(&gpu, tokens, heads));
-        let attention = Attention::new(&gpu, head_dim).unwrap();
+        let attention = Attention::new(&gpu, head_dim, None).unwrap();
         let kernels = [
             "attention:forward",
             "attention:key_gradient",

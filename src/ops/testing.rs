@@ -6,6 +6,7 @@ use std::sync::OnceLock;
 use crate::gpu::{Gpu, GpuError, MatrixUnits, Options};
 
 use super::Mat;
+pub(crate) use super::trial::{add, dot};
 
 /// The device, or `None` without one: the test is then skipped with a message, or fails under
 /// `NF4PACK_REQUIRE_GPU=1`. All tests share the device: software drivers take seconds to compile a
@@ -22,7 +23,7 @@ pub(crate) fn units(gpu: &Gpu) -> MatrixUnits {
 
 /// Whether a product on matrix units takes minutes to compile: as loops, with runtime checks.
 pub(crate) fn compiles_slowly(gpu: &Gpu) -> bool {
-    std::env::var_os("SLOWX").is_none() && gpu.is_checked() && units(gpu) == MatrixUnits::Loops
+    gpu.is_checked() && units(gpu) == MatrixUnits::Loops
 }
 
 /// A separate device with other options.
@@ -86,28 +87,6 @@ pub(crate) fn poisoned(gpu: &Gpu, rows: u32, cols: u32) -> Mat {
 /// Converts to f64 for a reference.
 pub(crate) fn wide(narrow: &[f32]) -> Vec<f64> {
     narrow.iter().map(|&x| x.into()).collect()
-}
-
-/// The sum of the products, in order. A loop over indices, here and in [`add`]: without
-/// optimisation iterators take several times as long.
-pub(crate) fn dot(a: &[f64], b: &[f64]) -> f64 {
-    assert_eq!(a.len(), b.len());
-    let (mut sum, mut i) = (0.0, 0);
-    while i < a.len() {
-        sum += a[i] * b[i];
-        i += 1;
-    }
-    sum
-}
-
-/// Adds `factor` times `from`.
-pub(crate) fn add(to: &mut [f64], factor: f64, from: &[f64]) {
-    assert_eq!(to.len(), from.len());
-    let mut i = 0;
-    while i < to.len() {
-        to[i] += factor * from[i];
-        i += 1;
-    }
 }
 
 /// Rounds to f32, as kernels do.

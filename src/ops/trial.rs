@@ -14,7 +14,7 @@ use crate::ops::OpError;
 
 /// Minimum binding limit for a kernel test. WebGPU guarantees 128 MiB, so a lower limit was set by
 /// a test.
-const ROOM: u64 = 1 << 20;
+pub(super) const ROOM: u64 = 1 << 20;
 
 /// Kernels of a device, which are compiled and tested on first use. The results are stored between
 /// runs.
@@ -79,7 +79,7 @@ impl<K: Copy + Eq + Hash> Tried<K> {
 }
 
 /// The record of a kernel that passed.
-const PASSED: &[u8] = b"passed";
+pub(super) const PASSED: &[u8] = b"passed";
 
 /// Describes the first element that differs from the expected value by more than its tolerance. NaN
 /// equals only NaN.
@@ -110,6 +110,26 @@ pub(super) fn stored(float_type: FloatType, values: &[f32]) -> (Vec<u8>, Cow<'_,
             let bytes = halves.iter().flat_map(|x| x.to_le_bytes()).collect();
             (bytes, halves.into_iter().map(bf16::to_f32).collect())
         }
+    }
+}
+
+/// The sum of the products, in order. A loop over indices, here and in [`add`]: without
+/// optimisation iterators take several times as long.
+pub(crate) fn dot(a: &[f64], b: &[f64]) -> f64 {
+    let (mut sum, mut i) = (0.0, 0);
+    while i < a.len().min(b.len()) {
+        sum += a[i] * b[i];
+        i += 1;
+    }
+    sum
+}
+
+/// Adds `factor` times `from`.
+pub(crate) fn add(to: &mut [f64], factor: f64, from: &[f64]) {
+    let mut i = 0;
+    while i < to.len().min(from.len()) {
+        to[i] += factor * from[i];
+        i += 1;
     }
 }
 

@@ -84,6 +84,10 @@ const FORMS: &[(&[&str], Constants)] = &[
         &[("HEAD", &[1.0, 16.0, 20.0, 32.0, 64.0]), ("TX", &[8.0]), ("TY", &[16.0]), ("VALUES", &[4.0, 16.0])],
     ),
     (
+        &["attention_units.wgsl", "attention_halves.wgsl"],
+        &[("HEAD", &[1.0, 20.0, 32.0, 64.0]), ("VECS", &[2.0, 10.0, 16.0, 32.0])],
+    ),
+    (
         &["cached_attention.wgsl"],
         &[
             ("HEAD", &[1.0, 5.0, 32.0, 64.0]),
@@ -133,6 +137,13 @@ const FORMS: &[(&[&str], Constants)] = &[
     (&["rms_norm.wgsl"], &[("LANES", &[32.0, 256.0])]),
     (&["swiglu.wgsl"], &[]),
 ];
+
+/// The last files of shaders that are templates. Tests beside the host code validate the sources
+/// from them.
+const TEMPLATES: &[&str] = &["attention_units_forward.wgsl", "attention_units_keys.wgsl", "attention_units_queries.wgsl"];
+
+/// The tests that run kernels over poisoned memory.
+const POISON_TESTS: &[&str] = &["src/ops/poison.rs", "src/ops/attention/mixed_tests.rs"];
 
 fn folder() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("shaders")
@@ -186,12 +197,15 @@ fn poisoned(source: &str) -> impl Iterator<Item = String> {
 
 #[test]
 fn every_kernel_runs_over_poisoned_memory_in_a_test() {
-    let mut every: BTreeSet<String> = FORMS.iter().flat_map(|(files, _)| kernels(files)).collect();
+    let of_template = |file: &&str| format!("{}:main", file.strip_suffix(".wgsl").unwrap());
+    let mut every: BTreeSet<String> =
+        FORMS.iter().flat_map(|(files, _)| kernels(files)).chain(TEMPLATES.iter().map(of_template)).collect();
     // Written by src/ops/matmul/mixed/source.rs.
     every.insert("matmul_panels:main".to_owned());
-    let source = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("src/ops/poison.rs")).unwrap();
-    assert_eq!(poisoned(&source).collect::<BTreeSet<_>>(), every, "the kernels of src/ops/poison.rs, and those of shaders");
-    assert_eq!(every.len(), 46);
+    let read = |file: &&str| fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join(file)).unwrap();
+    let sources: String = POISON_TESTS.iter().map(read).collect();
+    assert_eq!(poisoned(&sources).collect::<BTreeSet<_>>(), every, "the kernels of {POISON_TESTS:?}, and those of shaders");
+    assert_eq!(every.len(), 52);
 }
 
 #[test]
@@ -199,7 +213,7 @@ fn every_shader_is_valid_in_every_form() {
     let folder = folder();
     let found: BTreeSet<String> =
         fs::read_dir(&folder).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
-    let listed = FORMS.iter().flat_map(|(files, _)| *files).map(|&file| file.to_owned()).collect();
+    let listed = FORMS.iter().flat_map(|(files, _)| *files).chain(TEMPLATES).map(|&file| file.to_owned()).collect();
     assert_eq!(found, listed, "list the forms of every shader");
     let mut compiled = 0;
     for (files, constants) in FORMS {
@@ -221,7 +235,7 @@ fn every_shader_is_valid_in_every_form() {
     let dequant = 2 + 2 * 12 + 9;
     let products = 72 + 48 + 2 * 48 + 1 + 32 * (3 + 2);
     let panels = 2 + 2 * 2 * 6;
-    let attention = 5 * 10 + 3 * 4 * 2 + 2;
+    let attention = 5 * 10 + 3 * 16 + 3 * 4 * 2 + 2;
     let rest = 1 + 2 + 2 + 1 + 2 + 2 * 3 + 3 + 3 + 2 * 2 + 2;
     assert_eq!(compiled, dequant + products + panels + attention + rest);
 }
