@@ -162,8 +162,8 @@ fn place(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) grid:
 }
 
 // The copy of the d_out; `delta`, the sums of output times slope; and what the backward kernels
-// need of each query: the first token that it sees, its log-sum-exp to the base 2, `delta` times the
-// factors of d_out and values, and the drop of its slope.
+// need of each query: the first token that it sees, its log-sum-exp to the base 2, `delta` times
+// the factors of d_out and values, and the drop of its slope.
 //
 // `delta` takes the d_out of the copy, not of the input: so their rounding cancels in the
 // difference to the products of d_out and values.

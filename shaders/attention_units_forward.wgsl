@@ -1,4 +1,4 @@
-// Forward attention on matrix units (FlashAttention-2), as a template: see `ops::attention::source`.
+// Forward attention on matrix units (FlashAttention-2). A template: see `ops::attention::source`.
 //
 // A workgroup has BLOCK queries of a head, 16 for each subgroup, and loops over ROUND keys. Queries
 // and sums stay in registers. Keys, then values, go through `tile`; scores and weights go through

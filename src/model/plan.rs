@@ -149,8 +149,8 @@ pub struct MemoryPlan {
     pub adapter: u64,
     /// Gradient and moments.
     pub optimizer: u64,
-    /// Sums of products, operands of attention on matrix units, angles of the rotary embedding, norms
-    /// and biases in float32, and bytes in use for other purposes.
+    /// Sums of products, operands of attention on matrix units, angles of the rotary embedding,
+    /// norms and biases in float32, and bytes in use for other purposes.
     pub scratch: u64,
     /// Maximum bytes. `None`: unknown.
     pub budget: Option<u64>,

@@ -21,11 +21,6 @@ pub(crate) fn units(gpu: &Gpu) -> MatrixUnits {
     gpu.matrix_units().unwrap_or(MatrixUnits::Loops)
 }
 
-/// Whether a product on matrix units takes minutes to compile: as loops, with runtime checks.
-pub(crate) fn compiles_slowly(gpu: &Gpu) -> bool {
-    gpu.is_checked() && units(gpu) == MatrixUnits::Loops
-}
-
 /// A separate device with other options.
 pub(crate) fn gpu_with(change: impl FnOnce(&mut Options)) -> Option<Gpu> {
     let mut options = Options { cache: None, ..Options::from_env() };

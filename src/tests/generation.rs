@@ -1,5 +1,5 @@
-//! Texts that follow one another. With resident layers, each pass is submitted before the host knows
-//! its token; with a ring of layers, afterwards. The texts are the same.
+//! Texts that follow one another. With resident layers, each pass is submitted before the host
+//! knows its token; with a ring of layers, afterwards. The texts are the same.
 
 use std::ops::ControlFlow;
 use std::path::Path;

@@ -1,7 +1,6 @@
 //! The tiling of a product with few rows. Square tiles would be mostly empty, and reading the
 //! weights dominates the time.
 
-use super::kernels::flag;
 use super::product::Product;
 
 /// Maximum rows that are computed together.
@@ -49,7 +48,7 @@ impl FewRows {
             ("M", self.rows.into()),
             ("LANES", self.lanes.into()),
             ("COLUMNS", self.columns().into()),
-            ("WHOLE", flag(self.whole)),
+            ("WHOLE", u8::from(self.whole).into()),
             ("PARTIAL", (self.rows * WORKGROUP).into()),
         ]
     }
