@@ -5,10 +5,6 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 
 use super::device::Gpu;
 
-/// The forms of a kept verdict.
-const PASSED: &str = "passed";
-const FAILED: &str = "failed: ";
-
 impl Gpu {
     /// The record that [`Gpu::cache_record`] stored under `name` in an earlier run on the same
     /// adapter, driver and version of this crate. `name` has letters, digits, `-` and `_`.
@@ -44,22 +40,6 @@ impl Gpu {
         Ok(found)
     }
 
-    /// The verdict that [`Gpu::keep_verdict`] kept about all of these kernels. The error is the
-    /// reason against them.
-    pub(crate) fn kept_verdict(&self, kernels: impl Hash) -> Option<Result<(), String>> {
-        let record = String::from_utf8(self.recall(&self.record_name("verdict", kernels))?).ok()?;
-        match record.strip_prefix(FAILED) {
-            Some(reason) => Some(Err(reason.to_owned())),
-            None => (record == PASSED).then_some(Ok(())),
-        }
-    }
-
-    /// Keeps a verdict about all of these kernels for this run and later ones on the same driver.
-    pub(crate) fn keep_verdict(&self, kernels: impl Hash, verdict: &Result<(), String>) {
-        let record = verdict.as_ref().map_or_else(|reason| format!("{FAILED}{reason}"), |()| PASSED.to_owned());
-        self.keep(self.record_name("verdict", kernels), record.into_bytes());
-    }
-
     fn record_name(&self, what: &str, kernels: impl Hash) -> String {
         let mut hasher = DefaultHasher::new();
         (kernels, self.is_checked()).hash(&mut hasher);
@@ -73,5 +53,29 @@ impl Gpu {
     fn keep(&self, name: String, record: Vec<u8>) {
         self.cache_record(&name, &record);
         self.0.known.insert(name, record);
+    }
+}
+
+/// Verdicts about several kernels together.
+#[cfg(feature = "train")]
+impl Gpu {
+    /// The forms of a kept verdict.
+    const PASSED: &str = "passed";
+    const FAILED: &str = "failed: ";
+
+    /// The verdict that [`Gpu::keep_verdict`] kept about all of these kernels. The error is the
+    /// reason against them.
+    pub(crate) fn kept_verdict(&self, kernels: impl Hash) -> Option<Result<(), String>> {
+        let record = String::from_utf8(self.recall(&self.record_name("verdict", kernels))?).ok()?;
+        match record.strip_prefix(Self::FAILED) {
+            Some(reason) => Some(Err(reason.to_owned())),
+            None => (record == Self::PASSED).then_some(Ok(())),
+        }
+    }
+
+    /// Keeps a verdict about all of these kernels for this run and later ones on the same driver.
+    pub(crate) fn keep_verdict(&self, kernels: impl Hash, verdict: &Result<(), String>) {
+        let record = verdict.as_ref().map_or_else(|reason| [Self::FAILED, reason].concat(), |()| Self::PASSED.to_owned());
+        self.keep(self.record_name("verdict", kernels), record.into_bytes());
     }
 }
