@@ -169,9 +169,9 @@ impl Rotary {
     /// Records the rotation of the heads of `x`, [tokens, heads * head_dim], in place. The angles
     /// depend on the position of a token in its sample.
     ///
-    /// `table` is from [`RotaryTable::upload`]. It has a column for each rotated element of a head,
-    /// the first ones, and at least one row for each token of the longest sample. `starts` has one u32 per token: the first token of its
-    /// sample. All three must be in different buffers.
+    /// `table` is from [`RotaryTable::upload`]. It has a column for each rotated element of a head
+    /// (its first ones) and at least one row for each token of the longest sample. `starts` has one
+    /// u32 per token: the first token of its sample. All three must be in different buffers.
     ///
     /// # Errors
     /// [`OpError::Shape`]; nothing is then recorded.

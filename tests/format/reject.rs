@@ -133,7 +133,7 @@ reject! {
         let expected = u32::from_le_bytes(bytes[124..128].try_into().unwrap());
         (bytes, FormatError::Checksum { part: Part::Header, offset: 0, expected, found })
     };
-    unknown_required_feature => (changed(header::REQUIRED, &[0b101]), FormatError::UnknownFeatures { bits: 0b100 });
+    unknown_required_feature => (changed(header::REQUIRED, &[0x81]), FormatError::UnknownFeatures { bits: 0x80 });
     highest_required_feature => {
         (changed(header::REQUIRED + 7, &[0x80]), FormatError::UnknownFeatures { bits: 1 << 63 })
     };

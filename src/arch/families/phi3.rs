@@ -1,6 +1,6 @@
-//! Phi-3 and Phi-4: one tensor has the rows of q, k and v, another those of gate and up. Only a part
-//! of each head may be rotated. Its `resid_pdrop`, `embd_pdrop` and `attention_dropout` are left
-//! out: an adapter has a dropout of its own.
+//! Phi-3 and Phi-4: one tensor has the rows of q, k and v, another those of gate and up. Only a
+//! part of each head may be rotated. Its `resid_pdrop`, `embd_pdrop` and `attention_dropout` are
+//! left out: an adapter has a dropout of its own.
 
 use crate::arch::family::{Absent, DECODER, Dim, Family, Norm, Part, Scope, When, Windows, layer, part};
 use crate::format::Role;
