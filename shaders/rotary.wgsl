@@ -1,6 +1,6 @@
 // Rotates each pair (i, i + half) of every head by the angle of the token position. The other
-// elements of a head, from 2 * half on, stay. Cosine and sine are in a table. Runs unchecked: `ops::rotary` proves on the host that every index is in its
-// tensor.
+// elements of a head, from 2 * half on, stay. Cosine and sine are in a table. Runs unchecked:
+// `ops::rotary` proves on the host that every index is in its tensor.
 
 struct Params {
     pairs: u32,       // total number: tokens * heads * half

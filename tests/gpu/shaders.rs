@@ -135,7 +135,7 @@ const FORMS: &[(&[&str], Constants)] = &[
     (&["loss.wgsl"], &[]),
     (&["optimizer.wgsl"], &[]),
     (&["rms_norm.wgsl"], &[("LANES", &[32.0, 256.0])]),
-    (&["swiglu.wgsl"], &[]),
+    (&["glu.wgsl"], &[("GELU", EITHER)]),
 ];
 
 /// The last files of shaders that are templates. Tests beside the host code validate the sources
