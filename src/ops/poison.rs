@@ -279,7 +279,7 @@ fn elements() {
     let [(gate, _), (up, _), (dh, _), (added, _), (scaled, _)] = [1, 2, 3, 4, 5].map(|seed| random_mat(&gpu, seed, 11, 73));
     let [h, gelu_h, y] = [0, 1, 2].map(|_| poisoned(&gpu, 11, 73));
     let gelu = Glu::new(&gpu, Activation::GeluTanh).unwrap();
-    let kernels = ["dropout:main", "scale:main", "glu:backward", "glu:forward"];
+    let kernels = ["dropout:main", "glu:backward", "glu:forward", "scale:main"];
     assert_written(&gpu, &kernels, &ranges([&h, &gelu_h, &y]), &ranges([&gate, &up, &added, &scaled]), |commands| {
         let key = DropoutKey { seed: 1, step: 2, module: 3, window: 0 };
         glu.forward(commands, &gate, &up, &h).unwrap();
