@@ -1,5 +1,5 @@
-// h = f(gate) * up and its gradients, element by element: f(x) = x * sigmoid(z(x)). Runs unchecked: the host proves that
-// all bindings hold `count` floats.
+// h = f(gate) * up and its gradients, element by element: f(x) = x * sigmoid(z(x)). Runs unchecked:
+// the host proves that all bindings hold `count` floats.
 
 struct Params {
     count: u32,

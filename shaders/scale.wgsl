@@ -1,4 +1,5 @@
-// x = x * factor + offset, in place. Runs unchecked: the host proves that the binding holds `count` floats.
+// x = x * factor + offset, in place. Runs unchecked: the host proves that the binding holds `count`
+// floats.
 
 struct Params {
     count: u32,

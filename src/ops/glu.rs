@@ -1,6 +1,6 @@
 //! The gated activations of the MLP (Shazeer 2020, "GLU Variants Improve Transformer"): SwiGLU, h =
-//! silu(gate) * up, and GEGLU, h = gelu(gate) * up, with gelu's approximation by tanh (Hendrycks and
-//! Gimpel 2016, "Gaussian Error Linear Units").
+//! silu(gate) * up, and GEGLU, h = gelu(gate) * up, with gelu's approximation by tanh (Hendrycks
+//! and Gimpel 2016, "Gaussian Error Linear Units").
 
 use bytemuck::{Pod, Zeroable};
 

@@ -1,5 +1,5 @@
-//! Scales a matrix in place, for models with an embedding factor, and adds a number to it, for norms
-//! that add 1 to their weights.
+//! Scales a matrix in place, for models with an embedding factor, and adds a number to it, for
+//! norms that add 1 to their weights.
 
 use bytemuck::{Pod, Zeroable};
 

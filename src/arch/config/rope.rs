@@ -145,8 +145,8 @@ fn one_for_all_layers(parameters: &Keys<'_>) -> Result<(), ConfigError> {
 }
 
 /// The rotary embeddings of layers without a window and of those with one, as in
-/// `Gemma3TextConfig.convert_rope_params_to_dict`: the parameters of each kind in `rope_parameters`.
-/// Older configurations have `rope_scaling`, for layers without a window.
+/// `Gemma3TextConfig.convert_rope_params_to_dict`: the parameters of each kind in
+/// `rope_parameters`. Older configurations have `rope_scaling`, for layers without a window.
 fn of_kinds(
     config: &Keys<'_>,
     family: &Family,

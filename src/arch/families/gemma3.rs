@@ -35,8 +35,8 @@ pub(super) static FAMILY: Family = Family {
     ..DECODER
 };
 
-/// `post_attention_layernorm` is the norm of attention's output, and `pre_feedforward_layernorm` has
-/// the role that other families' `post_attention_layernorm` has.
+/// `post_attention_layernorm` is the norm of attention's output, and `pre_feedforward_layernorm`
+/// has the role that other families' `post_attention_layernorm` has.
 const PARTS: [Part; 20] = [
     part(Scope::Decoder, "embed_tokens.weight", Role::Embedding, &[Dim::Vocabulary, Dim::Hidden], When::Always),
     layer("input_layernorm.weight", Role::InputNorm, &[Dim::Hidden], When::Always),

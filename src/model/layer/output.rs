@@ -45,8 +45,8 @@ impl Layer<'_> {
         kernels.norm.forward_add(commands, scratch, gamma, model.rms_norm_eps as f32, out)
     }
 
-    /// Records `dx`, the gradient of the projection of `x` before its norm, for `dy`, that after the
-    /// norm. The projection is computed again, to `scratch`.
+    /// Records `dx`, the gradient of the projection of `x` before its norm, for `dy`, that after
+    /// the norm. The projection is computed again, to `scratch`.
     pub(super) fn output_backward(
         &self,
         commands: &mut Commands,
