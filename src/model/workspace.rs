@@ -47,7 +47,7 @@
 //! ```
 //!
 //! In models with norms of outputs, o_proj and down_proj write `normed`, and the norm adds it to
-//! `middle` or `residual[i + 1]`. Backward, `normed` is computed again, the gradient before the norm
+//! `middle` or `residual[i + 1]`. Backward, they write `normed` again, the gradient before the norm
 //! is in `d.normed`, and the post-attention norm writes `normed` again for gate_proj and up_proj.
 //!
 //! A long pass goes through the feed-forward block, forward and backward, in windows of tokens:
