@@ -132,8 +132,7 @@ fn scaled_copy(to: &Path, factor: impl Fn(&str, usize, usize) -> f32) {
 }
 
 /// Columns of up to 1e6 in front of the feed-forward block, and tokens whose embedding is down to
-/// 1e-8: hidden states and gradients stay as near to float32 as those of ordinary values, and no row
-/// is lost.
+/// 1e-8: hidden states and gradients stay as near to float32 as ordinary ones, and no row is lost.
 #[test]
 fn outliers_of_a_layer_stay_exact() {
     let Some((gpu, exact)) = loops().zip(gpu_with(|options| options.matrix_units = UseMatrixUnits::Off)) else { return };

@@ -282,8 +282,8 @@ fn gradients_with_dropped_inputs_are_those_of_finite_differences() {
         let (undropped, _) = step(&Adapter { config: dropout(0.0), ..adapter.clone() });
         assert!((loss - undropped).abs() > 1e-3, "inputs are dropped: {loss} and {undropped}");
         for role in PROJECTIONS {
-            // Along the gradient of one projection in all layers, the slope of the loss is the norm of
-            // the gradient.
+            // Along the gradient of one projection in all layers, the slope of the loss is the norm
+            // of the gradient.
             let mut direction = vec![0.0; gradient.len()];
             for (_, _, place) in adapter.layout.places().filter(|(_, found, _)| *found == role) {
                 for range in [place.a, place.b] {
