@@ -5,6 +5,7 @@ mod constants;
 pub(crate) mod decoder;
 pub(crate) mod error;
 pub(crate) mod generate;
+mod host_embedding;
 mod kv_cache;
 mod layer;
 mod linear;
@@ -19,7 +20,9 @@ pub use crate::ops::OpError;
 pub use error::{ModelError, NonFiniteAt};
 pub use generate::sampling::{Sampler, SamplerOptions, SamplingError};
 pub use generate::{Ending, Event, GenerateError, Generated, TextGenerator};
-pub use plan::{KeepActivations, MemoryError, MemoryPlan, MicroBatch, OffloadActivations, Remedy, Slower};
+pub use plan::{
+    KeepActivations, MemoryError, MemoryPlan, MicroBatch, OffloadActivations, OffloadVocabulary, Remedy, Slower,
+};
 pub use session::Session;
 
 // The labels of a batch are what the loss reads.

@@ -23,8 +23,17 @@ struct Place {
 }
 
 /// Less than the `tiny` of the library, since the encoder is slow without optimisation.
-const TINY: Shape =
-    Shape { hidden: 64, intermediate: 192, layers: 4, heads: 2, kv_heads: 1, head_dim: 32, vocabulary: 512, tied: true };
+const TINY: Shape = Shape {
+    hidden: 64,
+    intermediate: 192,
+    layers: 4,
+    heads: 2,
+    kv_heads: 1,
+    head_dim: 32,
+    vocabulary: 512,
+    tied: true,
+    q_k_norm: true,
+};
 
 fn nf4pack() -> Command {
     let mut command = assert_cmd::cargo::cargo_bin_cmd!("nf4pack");

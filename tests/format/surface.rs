@@ -21,6 +21,7 @@ const NAMES: [(&str, &[&str]); 5] = [
             "MemoryPlan",
             "MicroBatch",
             "OffloadActivations",
+            "OffloadVocabulary",
             "Sampler",
             "SamplerOptions",
             "Session",

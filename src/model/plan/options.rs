@@ -1,5 +1,7 @@
 //! What a plan may choose, or is asked for.
 
+use crate::dequant::stream::Globals;
+
 /// Rows of a forward pass.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum MicroBatch {
@@ -37,6 +39,35 @@ pub enum OffloadActivations {
     Off,
     /// Yes, except the last streams.
     On,
+}
+
+/// The tensors of the vocabulary that are not in GPU memory. The results are the same bit for bit.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum OffloadVocabulary {
+    /// Those that do not fit next to the layers.
+    #[default]
+    Auto,
+    /// None.
+    Off,
+    /// The embedding table, if it is not the output projection, too: the host gathers the rows of a
+    /// batch.
+    Embedding,
+    /// The embedding table and the output projection, which passes through GPU memory in parts.
+    All,
+}
+
+impl OffloadVocabulary {
+    /// The global tensors in GPU memory that the plan may choose from, those with the most first. A
+    /// part of the output projection has `rows` rows.
+    pub(super) fn choices(self, rows: u32) -> Vec<Globals> {
+        let parts = Globals::HeadInParts { rows };
+        match self {
+            Self::Auto => vec![Globals::All, Globals::WithoutEmbedding, parts],
+            Self::Off => vec![Globals::All],
+            Self::Embedding => vec![Globals::WithoutEmbedding],
+            Self::All => vec![parts],
+        }
+    }
 }
 
 impl KeepActivations {
