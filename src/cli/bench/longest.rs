@@ -10,7 +10,7 @@ use super::temporary_folder;
 use super::train::{lora, peak, random_batch, trainer_of, write_pack};
 use crate::PackSource;
 use crate::arch::ModelConfig;
-use crate::cli::args::BenchLongestArgs;
+use crate::cli::args::{BenchLongestArgs, PrecisionArg};
 use crate::cli::device::{self, AdapterEntry};
 use crate::cli::outcome::Outcome;
 use crate::cli::ui::{self, Table, Ui};
@@ -153,12 +153,14 @@ pub fn run(args: &BenchLongestArgs) -> Result<Outcome> {
 fn plan(args: &BenchLongestArgs) -> Result<Bench> {
     let shape = Shape::from_name(args.shape.name()).context("no such shape")?;
     let (index, model) = (model_index(&shape)?, ModelConfig::parse(shape.config().to_string().as_bytes(), None)?);
+    let units = (args.compute.precision != Some(PrecisionArg::F32)).then_some(MatrixUnits::Hardware);
+    let on = Device { units, ..Device::LARGE };
     let find = |&budget: &u64| {
-        let plan = Device::LARGE.longest(&index, &model, args.rank, budget)?;
+        let plan = on.longest(&index, &model, args.rank, budget)?;
         Ok(Found::new(budget, plan.as_ref(), None))
     };
     let found = args.budget.iter().map(find).collect::<Result<_>>()?;
-    Ok(Bench::new(args, None, Device::LARGE.units, found))
+    Ok(Bench::new(args, None, units, found))
 }
 
 fn measure(args: &BenchLongestArgs, ui: Ui, gpu: &Gpu) -> Result<Bench> {
@@ -221,6 +223,7 @@ impl Found {
     /// Where the vocabulary's tensors are.
     fn vocabulary(&self) -> String {
         match (self.embedding_on_host, self.head_parts) {
+            _ if self.tokens == 0 => "nothing fits".to_owned(),
             (false, _) => "on the GPU".to_owned(),
             (true, 0) => "embedding on the host".to_owned(),
             (true, parts) => format!("on the host, head in {parts} parts"),
