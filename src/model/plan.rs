@@ -22,7 +22,7 @@ use crate::ops::{Attention, mat_bytes};
 
 pub use options::{KeepActivations, MicroBatch, OffloadActivations, OffloadVocabulary, Slower};
 
-use choice::Choice;
+use options::Choice;
 
 /// Maximum rows of `--micro-batch auto`. With more rows per step, an epoch has too few steps.
 pub const MAX_AUTO_ROWS: u32 = 8;
@@ -243,8 +243,8 @@ impl MemoryPlan {
         (self.sizes.offloaded, self.workspace.host)
     }
 
-    /// Whether the embedding table is not in GPU memory, and the number of parts in which the output
-    /// projection passes through it. 0: the output projection is in GPU memory.
+    /// Whether the embedding table is not in GPU memory, and the number of parts in which the
+    /// output projection passes through it. 0: the output projection is in GPU memory.
     pub fn offloaded_vocabulary(&self) -> (bool, u32) {
         (self.stream.embedding_on_host, self.stream.head().map_or(0, HeadParts::count))
     }

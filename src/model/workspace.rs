@@ -51,9 +51,9 @@
 //! matrices of their own for all but `activated`, and skip the steps that compute them. Streams in
 //! `offloaded` arrive in the place of a later stream, one layer ahead.
 //!
-//! Some gradients are in the memory of a matrix that nothing reads at that time: `d.attended` in that
-//! of `d.normed`, between the feed-forward block and q_, k_ and v_proj, and `d.queries` in that of the
-//! shared `middle`, after the feed-forward block.
+//! Two gradients are in the memory of a matrix that nothing reads at that time: `d.attended` in
+//! that of `d.normed`, between the feed-forward block and q_, k_ and v_proj, and `d.queries` in
+//! that of the shared `middle`, after the feed-forward block.
 //!
 //! Every projection with an adapter uses `low_rank`, `dropped` and (backward) `d.low_rank` as
 //! scratch, and writes them before it reads them.

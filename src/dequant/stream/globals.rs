@@ -5,7 +5,7 @@ use std::ops::Range;
 
 use crate::format::{Index, Role, Section, SectionKind};
 
-use super::plan::{Group, SLACK};
+use super::group::{Group, SLACK};
 
 /// Parts of the output projection in GPU memory at a time: one in use, and the next.
 pub(super) const PARTS: u32 = 2;

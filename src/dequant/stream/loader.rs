@@ -39,7 +39,8 @@ use crate::source::{PackSource, WindowBuf};
 
 use super::error::StreamError;
 use super::globals::HeadParts;
-use super::plan::{Group, StreamPlan};
+use super::group::Group;
+use super::plan::StreamPlan;
 
 /// Bytes of one read, checksum and copy. They stay in the L2 cache between the three steps.
 const PIECE_LEN: u64 = 256 << 10;

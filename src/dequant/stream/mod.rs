@@ -8,6 +8,7 @@
 
 mod error;
 mod globals;
+mod group;
 mod loader;
 mod plan;
 #[cfg(test)]
@@ -24,8 +25,8 @@ pub use crate::source::PackSource;
 pub use error::StreamError;
 use globals::PARTS;
 pub use globals::{Globals, HeadParts};
+use group::Group;
 use loader::{GroupId, Loader, Reply, Request};
-use plan::Group;
 pub use plan::StreamPlan;
 
 /// Maximum threads that fill staging memory, if the caller sets no number. More threads were not

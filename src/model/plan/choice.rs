@@ -1,24 +1,13 @@
 //! The choice of a plan: how many rows a pass has, and how many layers keep their activations.
 
-use super::options::{KeepActivations, MicroBatch, OffloadActivations, Slower};
+use super::options::{Choice, KeepActivations, MicroBatch, OffloadActivations, Slower};
 use super::{Demand, MAX_AUTO_ROWS, MemoryError, MemoryPlan};
 use crate::dequant::stream::Globals;
 use crate::model::workspace::chunk;
 
-/// Residual streams that are never offloaded: a layer reads one and writes the next. In the backward
-/// pass, it reads one, and the one before it arrives.
+/// Residual streams that are never offloaded: a layer reads one and writes the next. In the
+/// backward pass, it reads one, and the one before it arrives.
 const STREAMS_ON_DEVICE: u32 = 2;
-
-/// What a plan chooses.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Choice {
-    /// The last layers, which keep their activations.
-    pub kept: u32,
-    /// The first residual streams, which are in host memory.
-    pub offloaded: u32,
-    /// The global tensors in GPU memory.
-    pub globals: Globals,
-}
 
 /// Tokens that a pass could compute in the time that it takes besides its tokens. Measured: 512
 /// tokens at 0.78 of the speed of 2,048.
@@ -66,7 +55,7 @@ impl MemoryPlan {
     }
 
     /// The plan of `rows` rows that copies the fewest bytes between host and device in a pass, with
-    /// the requested layers that keep their activations, and what is requested to be in host memory.
+    /// the requested layers that keep their activations, and what is requested in host memory.
     pub(super) fn of_rows(demand: &Demand<'_>, rows: u32) -> Result<Self, MemoryError> {
         let mut best: Result<Self, MemoryError> = Err(MemoryError::Budget { budget: 0, needed: 0, remedy: None });
         let choices = demand.offload_vocabulary.choices(chunk(demand.model, rows.saturating_mul(demand.length)));

@@ -92,3 +92,14 @@ pub struct Slower {
     /// Estimated speed in percent of the chosen plan.
     pub percent: u32,
 }
+
+/// What a plan chooses.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Choice {
+    /// The last layers, which keep their activations.
+    pub kept: u32,
+    /// The first residual streams, which are in host memory.
+    pub offloaded: u32,
+    /// The global tensors in GPU memory.
+    pub globals: Globals,
+}

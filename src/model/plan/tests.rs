@@ -2,8 +2,8 @@
 #![allow(clippy::unwrap_used, clippy::panic, reason = "tests fail by panicking")]
 
 use super::*;
-use crate::convert::synth::{Shape, model_index};
-use crate::format::Role;
+use crate::format::nf4::ScaleType;
+use crate::format::{Entry, FloatType, Layout, Role, Shape, Storage};
 
 const PACK: &[u8] = include_bytes!("../../../tests/fixtures/golden/v1.0-full.nf4pack");
 const CONFIG: &[u8] = include_bytes!("../../../tests/fixtures/tiny-qwen3/config.json");
@@ -239,13 +239,29 @@ fn a_stored_head_has_its_place_whatever_config_json_says() {
     assert_eq!(globals(true), globals(false));
 }
 
-/// A vocabulary whose tables are large compared to a layer: they leave GPU memory where nothing else
-/// has to be copied for that.
+/// An index with a matrix in each layer, an embedding and a norm, and maybe an output projection.
+fn index_of(model: &ModelConfig, with_head: bool) -> Index {
+    let entry = |name: String, role, layer, shape: &[u64], storage| {
+        let shape = Shape::new(shape).unwrap();
+        Entry { name, role, layer, expert: None, shape, storage }
+    };
+    let (raw, nf4) = (Storage::Raw(FloatType::Bf16), Storage::Nf4 { scale_type: ScaleType::F32, block_size: 64 });
+    let (hidden, table) = (u64::from(model.hidden), [u64::from(model.vocab), u64::from(model.hidden)]);
+    let globals = [(Role::Embedding, &table[..]), (Role::FinalNorm, &[hidden]), (Role::LmHead, &table)];
+    let count = if with_head { 3 } else { 2 };
+    let globals = globals.into_iter().take(count).map(|(role, shape)| entry(role.to_string(), role, None, shape, raw));
+    let layer = |number: u32| entry(format!("{number}"), Role::DownProj, Some(number), &[512, hidden], nf4);
+    let layout = Layout::new(globals.chain((0..model.layers).map(layer)).collect(), model.layers, 2).unwrap();
+    let crcs = vec![0; layout.sections().len()];
+    Index::parse(&layout.front(&crcs, 0, "{}").unwrap(), layout.file_len()).unwrap()
+}
+
+/// A vocabulary whose tables are large compared to a layer: they leave GPU memory where nothing
+/// else has to be copied for that.
 #[test]
 fn the_vocabulary_leaves_gpu_memory_where_the_budget_demands_it() {
-    let shape = |tied| Shape { tied, vocabulary: 1 << 18, ..Shape::from_name("tiny").unwrap() };
-    let (index, tied_index) = (model_index(&shape(false)).unwrap(), model_index(&shape(true)).unwrap());
-    let model = ModelConfig::parse(shape(false).config().to_string().as_bytes(), None).unwrap();
+    let model = ModelConfig { vocab: 1 << 18, ..ModelConfig::parse(CONFIG, None).unwrap() };
+    let (index, tied_index) = (index_of(&model, true), index_of(&model, false));
     // 128 chunks of 2,048 columns.
     let tokens = 1 << 14;
     let off = Demand { length: tokens, positions: tokens, budget: Some(u64::MAX), ..demand(&index, &model) };
