@@ -7,7 +7,7 @@ use serde::Serialize;
 
 use super::adapter;
 use super::args::EvalArgs;
-use super::device::{self, AdapterEntry};
+use super::device::{self, AdapterEntry, PrecisionEntry};
 use super::model;
 use super::open;
 use super::outcome::Outcome;
@@ -23,6 +23,7 @@ use crate::gpu::Gpu;
 use crate::lora::adapter::Adapter;
 use crate::model::open::Passes;
 use crate::model::plan::OffloadVocabulary;
+use crate::model::precision::MixedKernels;
 use crate::model::session::Session;
 
 #[derive(Serialize)]
@@ -41,6 +42,8 @@ struct Evaluation {
     seconds: f64,
     /// Warnings about the data.
     warnings: Vec<String>,
+    #[serde(flatten)]
+    precision: PrecisionEntry,
     gpu: AdapterEntry,
 }
 
@@ -62,7 +65,8 @@ pub fn run(args: &EvalArgs) -> Result<Outcome> {
     })?;
     drop(meter);
     print_data(ui, "data", "predicted", &data, &model);
-    let evaluation = device::with_precision(&args.gpu, args.compute.precision, ui, |gpu| {
+    let kernels = MixedKernels::without_training(pack.index(), &model, adapter.as_ref());
+    let evaluation = device::with_precision(&args.gpu, args.compute.precision, &kernels, ui, |gpu| {
         evaluate(args, ui, gpu, pack, &model, adapter.as_ref(), &data)
     })?;
     ui.result(&evaluation, || evaluation.text())?;
@@ -109,6 +113,7 @@ fn evaluate(
         perplexity: loss.exp(),
         seconds: started.elapsed().as_secs_f64(),
         warnings: warnings([data]),
+        precision: gpu.into(),
         gpu: gpu.adapter().into(),
     })
 }

@@ -21,6 +21,7 @@ use crate::lora::config::AdapterLayout;
 use crate::model::plan::{
     Demand, KeepActivations, MemoryError, MemoryPlan, MicroBatch, OffloadActivations, OffloadVocabulary,
 };
+use crate::model::precision::MixedKernels;
 use crate::random::{Generator, Stream};
 
 /// Maximum tokens of a sample.
@@ -142,10 +143,7 @@ impl Device {
 pub fn run(args: &BenchLongestArgs) -> Result<Outcome> {
     let ui = Ui::new(args.json);
     ui::handle_interrupts()?;
-    let bench = match args.plan_only {
-        true => plan(args)?,
-        false => device::with_precision(&args.gpu, args.compute.precision, ui, |gpu| measure(args, ui, gpu))?,
-    };
+    let bench = if args.plan_only { plan(args)? } else { train(args, ui)? };
     ui.result(&bench, || bench.text())?;
     Ok(Outcome::Good)
 }
@@ -163,16 +161,23 @@ fn plan(args: &BenchLongestArgs) -> Result<Bench> {
     Ok(Bench::new(args, None, units, found))
 }
 
-fn measure(args: &BenchLongestArgs, ui: Ui, gpu: &Gpu) -> Result<Bench> {
+fn train(args: &BenchLongestArgs, ui: Ui) -> Result<Bench> {
     let dir = args.dir.clone().unwrap_or_else(std::env::temp_dir);
     let folder = temporary_folder(&dir)?;
     let pack = write_pack(folder.path(), args.shape.name(), ui)?;
-    let (source, on) = (PackSource::open(&pack)?, Device::of(gpu));
+    let source = PackSource::open(&pack)?;
     let model = ModelConfig::of_pack(&source)?;
+    let kernels = MixedKernels::new(source.index(), &model, args.rank, true);
+    let measure = |gpu: &Gpu| measure(args, ui, gpu, &pack, &model);
+    device::with_precision(&args.gpu, args.compute.precision, &kernels, ui, measure)
+}
+
+fn measure(args: &BenchLongestArgs, ui: Ui, gpu: &Gpu, pack: &Path, model: &ModelConfig) -> Result<Bench> {
+    let (source, on) = (PackSource::open(pack)?, Device::of(gpu));
     let mut found = Vec::new();
     for &budget in &args.budget {
-        let plan = on.longest(source.index(), &model, args.rank, budget)?;
-        let step = plan.as_ref().map(|plan| step(args.rank, ui, gpu, &pack, plan)).transpose()?;
+        let plan = on.longest(source.index(), model, args.rank, budget)?;
+        let step = plan.as_ref().map(|plan| step(args.rank, ui, gpu, pack, plan)).transpose()?;
         found.push(Found::new(budget, plan.as_ref(), step));
         // The next plan needs the memory.
         gpu.wait()?;
