@@ -16,6 +16,7 @@ use crate::model::decoder::Model;
 use crate::model::error::ModelError;
 use crate::model::host_embedding::HostEmbedding;
 use crate::model::kv_cache::attention_heads;
+use crate::model::pass::Angles;
 use crate::model::workspace::{Memory, Sizes, WINDOW, WorkspaceBytes, chunk, product_shapes};
 use crate::ops::matmul::Matmul;
 use crate::ops::{Attention, mat_bytes};
@@ -281,7 +282,7 @@ fn sum<const N: usize>(sizes: [u64; N]) -> u64 {
 /// the own table of a batch of `tokens` tokens.
 fn rotary_bytes(model: &ModelConfig, length: u32, tokens: u32) -> u64 {
     let own = if matches!(model.rope.scaling, RopeScaling::Dynamic { .. }) { tokens } else { 0 };
-    (u64::from(length) + u64::from(own)).saturating_mul(4 * u64::from(model.rope.dim))
+    (u64::from(length) + u64::from(own)).saturating_mul(Angles::bytes(model))
 }
 
 impl MemoryError {
