@@ -48,7 +48,8 @@
 //!
 //! In models with norms of outputs, o_proj and down_proj write `normed`, and the norm adds it to
 //! `middle` or `residual[i + 1]`. Backward, they write `normed` again, the gradient before the norm
-//! is in `d.normed`, and the post-attention norm writes `normed` again for gate_proj and up_proj.
+//! is in `d.normed` or, that of attention, in the shared `middle`, and the post-attention norm
+//! writes `normed` again for gate_proj and up_proj.
 //!
 //! A long pass goes through the feed-forward block, forward and backward, in windows of tokens:
 //! `gate`, `up` and `activated` have the rows of a window. Layers that keep their activations have
@@ -311,8 +312,8 @@ impl<M> Workspace<M> {
         kept.map_or((&self.shared, false), |kept| (kept, true))
     }
 
-    /// A matrix [tokens, hidden] that no layer needs after a pass, nor, in the backward pass, between
-    /// its feed-forward block and its attention.
+    /// A matrix [tokens, hidden] that no layer needs after a pass, nor between the gradients of its
+    /// feed-forward block and of its attention.
     pub fn hidden_scratch(&self) -> &M {
         &self.shared.middle
     }
