@@ -53,14 +53,15 @@ struct Params {
 }
 
 const OPERATION: &str = "cached attention";
-/// Threads per workgroup, and keys per step. As in the shader.
+/// Threads per workgroup. As in the shader.
 const WORKGROUP: u32 = 128;
-/// Number of workgroups from which on keys are not split: a few per core of a large GPU.
+/// Keys per step. As in the shader.
+const KEYS: u32 = 32;
+/// Number of workgroups from which on keys are not split: a few per core of a large GPU. The
+/// maximum number of runs in the shader.
 const TARGET_WORKGROUPS: u64 = 512;
 /// Maximum query heads of a workgroup. As in the shader.
 const MAX_GROUP: u32 = 8;
-/// Parts of the keys of a step. As in the shader.
-const PARTS: u32 = 16;
 
 impl CachedAttention {
     /// Compiles the kernels for heads of `head_dim` elements: a multiple of 4, at most 256.
@@ -84,8 +85,8 @@ impl CachedAttention {
                 ("HEAD", (head_dim / 4).into()),
                 ("GROUP", group.into()),
                 ("QUERY", (group * head_dim / 4).into()),
-                ("WEIGHTS", (group * WORKGROUP).into()),
-                ("HIGHS", (group * PARTS).into()),
+                ("DOTS", (group * WORKGROUP).into()),
+                ("WEIGHTS", (group * KEYS).into()),
             ];
             gpu.kernel(&KernelSpec { shader: shader.clone(), entry, constants })
         };
@@ -117,7 +118,7 @@ impl CachedAttention {
         out: &Mat,
     ) -> Result<(), OpError> {
         self.check(shape, q, k, v, out)?;
-        let &CachedAttentionShape { tokens, past, heads: Heads { heads, kv_heads, head_dim, scale, .. } } = shape;
+        let &CachedAttentionShape { tokens, past, heads: Heads { heads, kv_heads, scale, .. } } = shape;
         let rows = u64::from(tokens) * u64::from(heads);
         if rows == 0 {
             return Ok(());
@@ -134,9 +135,8 @@ impl CachedAttention {
         let groups = self.gpu.grid(units * u64::from(splits));
         commands.dispatch(&self.attend, &bindings, bytemuck::bytes_of(&params), groups, bytes);
         if splits > 1 {
-            let groups = self.gpu.grid((rows * u64::from(head_dim / 4)).div_ceil(WORKGROUP.into()));
             let bytes = out.range.size * u64::from(splits + 1);
-            commands.dispatch(&self.combine, &bindings, bytemuck::bytes_of(&params), groups, bytes);
+            commands.dispatch(&self.combine, &bindings, bytemuck::bytes_of(&params), self.gpu.grid(rows), bytes);
         }
         Ok(())
     }
@@ -163,7 +163,7 @@ fn group(shared: u32) -> u32 {
 fn runs(keys: u32, rows: u64) -> (u32, u32) {
     // At most `TARGET_WORKGROUPS`.
     let max = (TARGET_WORKGROUPS / rows).max(1) as u32;
-    let run = keys.div_ceil(max).next_multiple_of(WORKGROUP);
+    let run = keys.div_ceil(max).next_multiple_of(KEYS);
     (keys.div_ceil(run), run)
 }
 
@@ -171,7 +171,9 @@ fn runs(keys: u32, rows: u64) -> (u32, u32) {
 mod tests {
     #![allow(clippy::unwrap_used, clippy::panic, reason = "tests fail by panicking")]
 
-    use super::super::testing::{add, assert_close, assert_untouched, dot, gpu, mat, narrow, poisoned, random, wide};
+    use super::super::testing::{
+        add, assert_close, assert_untouched, dot, gpu, mat, narrow, poisoned, random, random_mat, wide,
+    };
     use super::super::{Attention, AttentionShape};
     use super::*;
 
@@ -337,12 +339,39 @@ mod tests {
         check(&gpu, &inputs);
     }
 
+    /// Prints the time of the attention of a token of Qwen3-4B. Run by hand on a real GPU, with
+    /// `--ignored --nocapture`.
+    #[test]
+    #[ignore = "a measurement"]
+    fn speed() {
+        let Some(gpu) = gpu() else { return };
+        let attention = CachedAttention::new(&gpu, 128, 4).unwrap();
+        for (past, tokens) in [(15, 1), (143, 1), (2175, 1), (16_383, 1), (2048, 256)] {
+            let heads = Heads { heads: 32, kv_heads: 8, head_dim: 128, scale: 0.1, window: None };
+            let shape = CachedAttentionShape { tokens, past, heads };
+            let (q, out) = (random_mat(&gpu, 1, tokens, 4096).0, poisoned(&gpu, tokens, 4096));
+            // More than a cache holds.
+            let sets = (64 << 20) / (4096 * (past + tokens)) + 2;
+            let caches: Vec<[Mat; 2]> =
+                (0..sets.min(200)).map(|_| [0, 1].map(|_| Mat::new(&gpu, "cache", past + tokens, 1024).unwrap())).collect();
+            let seconds = (0..4).map(|_| {
+                let mut commands = gpu.commands("speed");
+                for [k, v] in &caches {
+                    attention.forward(&mut commands, &shape, &q, k, v, &out).unwrap();
+                }
+                commands.submit_timed().unwrap().elapsed(&gpu).unwrap().as_secs_f64() / caches.len() as f64
+            });
+            let best = seconds.fold(f64::INFINITY, f64::min);
+            println!("{tokens} after {past}: {:.2} us", 1e6 * best);
+        }
+    }
+
     #[test]
     fn runs_hold_every_key_and_their_parts_fit() {
         for keys in [1, 127, 128, 129, 4000, 131_072, u32::MAX - 200] {
             for rows in [1, 3, 32, 511, 512, 513, 1 << 40] {
                 let (splits, run) = runs(keys, rows);
-                assert!(u64::from(splits) * u64::from(run) >= keys.into() && run.is_multiple_of(WORKGROUP));
+                assert!(u64::from(splits) * u64::from(run) >= keys.into() && run.is_multiple_of(KEYS));
                 assert!((splits - 1) * run < keys, "an empty run");
                 assert!(splits == 1 || u64::from(splits) * rows <= TARGET_WORKGROUPS, "{keys} {rows}");
             }
