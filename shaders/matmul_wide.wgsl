@@ -227,11 +227,21 @@ fn reduce(lane: u32, thread: u32) {
     workgroupBarrier();
 }
 
-fn store(row: u32, column: u32, sum: f32) {
-    let at = params.out_first + row * params.out_row + column;
-    var value = sum;
-    if (params.add == 1u) { value += addend[at]; }
-    out[at] = value;
+// What is added to the results of a row of four columns from `first` on: all loads at once, early,
+// so that nothing waits for them. Columns past the last are copies of the last.
+fn addends_of(row: u32, first: u32) -> vec4<f32> {
+    if (params.add == 0u) {
+        return vec4<f32>();
+    }
+    let shift = select(0u, 1u, GATED);
+    let start = params.out_first + row * params.out_row;
+    let columns = min(vec4(first >> shift) + vec4(0u, 1u, 2u, 3u), vec4((params.n >> shift) - 1u));
+    let at = start + columns;
+    return vec4(addend[at.x], addend[at.y], addend[at.z], addend[at.w]);
+}
+
+fn store(row: u32, column: u32, value: f32) {
+    out[params.out_first + row * params.out_row + column] = value;
 }
 
 fn sigmoid(value: f32) -> f32 {
@@ -240,7 +250,7 @@ fn sigmoid(value: f32) -> f32 {
 }
 
 // Stores the sums of a row of four columns from `first` on.
-fn store_row(row: u32, first: u32, at: u32) {
+fn store_row(row: u32, first: u32, at: u32, added: vec4<f32>) {
     var sum = pool[at];
     if (NORM) {
         sum *= inverseSqrt(squares[row * QUADS * LANES] / f32(params.k) + params.epsilon);
@@ -249,17 +259,17 @@ fn store_row(row: u32, first: u32, at: u32) {
         sum *= params.scale;
         // The number of columns is even.
         if (first < params.n) {
-            store(row, first / 2u, sum.x * sigmoid(sum.x) * sum.y);
+            store(row, first / 2u, sum.x * sigmoid(sum.x) * sum.y + added.x);
         }
         if (first + 2u < params.n) {
-            store(row, first / 2u + 1u, sum.z * sigmoid(sum.z) * sum.w);
+            store(row, first / 2u + 1u, sum.z * sigmoid(sum.z) * sum.w + added.y);
         }
         return;
     }
     for (var i = 0u; i < 4u && first + i < params.n; i++) {
         var value = sum[i];
         if (params.has_bias == 1u) { value += bias[first + i]; }
-        store(row, first + i, params.scale * value);
+        store(row, first + i, params.scale * value + added[i]);
     }
 }
 
@@ -275,6 +285,11 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(num_workgroups) grid: vec
     let columns = columns_of(first);
     var sums: Sums;
     var own: Squares;
+    var added: vec4<f32>;
+    // A lane stores a row.
+    if (lane < min(M, params.m)) {
+        added = addends_of(lane, first);
+    }
     var next: Loaded;
     // The loads of the next round are under way while the present round multiplies.
     if (lane < params.chunks) {
@@ -307,8 +322,7 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(num_workgroups) grid: vec
     keep(6u, thread, sums.r6, own.high.z);
     keep(7u, thread, sums.r7, own.high.w);
     reduce(lane, thread);
-    // A lane stores a row.
     if (lane < min(M, params.m) && first < params.n) {
-        store_row(lane, first, (lane * QUADS + local.y) * LANES);
+        store_row(lane, first, (lane * QUADS + local.y) * LANES, added);
     }
 }
