@@ -103,7 +103,7 @@ const FORMS: &[(&[&str], Constants)] = &[
         &[
             ("M", &[1.0, 2.0, 4.0, 8.0]),
             ("LANES", &[8.0, 64.0]),
-            ("QUADS", &[2.0, 8.0]),
+            ("QUADS", &[8.0]),
             ("NORM", EITHER),
             ("GATED", EITHER),
             ("SLAB_ROW", &[520.0]),
@@ -118,7 +118,7 @@ const FORMS: &[(&[&str], Constants)] = &[
         &[
             ("M", &[1.0, 2.0, 4.0, 8.0]),
             ("LANES", &[8.0, 64.0]),
-            ("QUADS", &[2.0, 8.0]),
+            ("QUADS", &[8.0]),
             ("ROUNDS", &[4.0]),
             ("NORM", EITHER),
             ("GATED", EITHER),
