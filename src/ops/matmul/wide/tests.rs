@@ -123,7 +123,7 @@ fn kernels_of_every_size_are_exact() {
 }
 
 /// A large weight of repeated codes.
-fn repeated(gpu: &Gpu, rows: u32, inputs: u32) -> GpuWeights {
+pub(super) fn repeated(gpu: &Gpu, rows: u32, inputs: u32) -> GpuWeights {
     let elements = u64::from(rows) * u64::from(inputs);
     let some: Vec<u8> = random(7, 1 << 16).into_iter().map(|x| (x.abs() * 255.9) as u8).collect();
     let len = nf4::codes_len(elements, 64).unwrap() as usize;
