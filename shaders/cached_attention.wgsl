@@ -1,6 +1,7 @@
 // Attention of new tokens over a KV cache ("flash-decoding"). A workgroup takes GROUP query heads
 // of one token, which share a key head, and a run of the keys, with an online softmax. `combine`
-// joins the runs. Runs unchecked: `ops::cached_attention` proves on the host that every index is in
+// joins the runs. This file is combined with a file for the inputs, which has `fill_query`, `key_of`
+// and `value_of`. Runs unchecked: `ops::cached_attention` proves on the host that every index is in
 // its tensor.
 
 struct Params {
@@ -13,21 +14,19 @@ struct Params {
     scale: f32,      // of the scores
     window: u32,     // size of the attention window, including the token itself
     first: u32,      // first key of any token; runs start there
-    pad0: u32,
-    pad1: u32,
-    pad2: u32,
+    // Of joined inputs:
+    angles: u32,     // row of the token in the table
+    rotate: u32,     // 1 to rotate
+    epsilon: f32,    // of norms
 }
 
-@group(0) @binding(0) var<storage, read> q: array<vec4<f32>>;          // [tokens, heads, HEAD]
-@group(0) @binding(1) var<storage, read> k: array<vec4<f32>>;          // [past + tokens, kv_heads, HEAD]
-@group(0) @binding(2) var<storage, read> v: array<vec4<f32>>;
 @group(0) @binding(3) var<storage, read_write> out: array<vec4<f32>>;  // [tokens, heads, HEAD]
 @group(0) @binding(4) var<storage, read_write> parts: array<vec4<f32>>;   // [splits, tokens, heads, HEAD + 1]: sums, then the highest score and the total
 @group(1) @binding(0) var<uniform> params: Params;
 
 override HEAD: u32 = 32u;       // vec4s of a head, at most WORKGROUP
 override GROUP: u32 = 1u;       // at most 8
-override QUERY: u32 = 32u;      // GROUP * HEAD
+override QUERY: u32 = 32u;      // GROUP * HEAD, or more
 override DOTS: u32 = 128u;      // GROUP * WORKGROUP
 override WEIGHTS: u32 = 32u;    // GROUP * KEYS
 const WORKGROUP = 128u;
@@ -58,10 +57,10 @@ fn keep_dot(number: u32, thread: u32, value: f32) {
 
 // The dot products of the key of a thread with the query of each head, over a LANES-th of the
 // columns. Threads of a key read neighbouring columns.
-fn multiply_keys(row: u32, exists: bool, thread: u32) {
+fn multiply_keys(number: u32, kv_head: u32, exists: bool, thread: u32) {
     var sums = Numbers();
     for (var column = thread % LANES; column < HEAD && exists; column += LANES) {
-        let key = k[row + column];
+        let key = key_of(number, kv_head, column);
         sums.low.x += dot(query[column], key);
         if (GROUP > 1u) { sums.low.y += dot(query[HEAD + column], key); }
         if (GROUP > 2u) { sums.low.z += dot(query[2u * HEAD + column], key); }
@@ -211,9 +210,7 @@ fn attend(@builtin(workgroup_id) id: vec3<u32>, @builtin(num_workgroups) grid: v
     let seen = params.past + row / params.heads + 1u;    // keys up to the token itself
     let end = min(seen, params.first + (split + 1u) * params.run);
     let start = max(seen - min(seen, params.window), params.first + split * params.run);
-    for (var column = thread; column < GROUP * HEAD; column += WORKGROUP) {
-        query[column] = q[row * HEAD + column];
-    }
+    fill_query(row, kv_head, thread, split + 1u == params.splits);
     if (thread < 8u) {
         tops[thread] = LOWEST;
         shrinks[thread] = 0.0;
@@ -226,13 +223,13 @@ fn attend(@builtin(workgroup_id) id: vec3<u32>, @builtin(num_workgroups) grid: v
     var all: Sums;
     for (var first = start; first < end; first += KEYS) {
         let key = first + thread / LANES;
-        multiply_keys((key * params.kv_heads + kv_head) * HEAD, key < end, thread);
+        multiply_keys(key, kv_head, key < end, thread);
         workgroupBarrier();
         let count = min(KEYS, end - first);
         weigh(count, thread);
         all = shrunk(all);
         for (var i = share; i < count && share < shares; i += shares) {
-            all = add_value(all, i, v[((first + i) * params.kv_heads + kv_head) * HEAD + column]);
+            all = add_value(all, i, value_of(first + i, kv_head, column));
         }
     }
     finish(0u, row, split, thread, all.s0, all.total.low.x);
