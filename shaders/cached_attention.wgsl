@@ -16,7 +16,7 @@ struct Params {
     first: u32,      // first key of any token; runs start there
     // Of joined inputs:
     angles: u32,     // row of the token in the table
-    rotate: u32,     // 1 to rotate
+    rotated: u32,    // pairs of vec4s of a head that turn: i and i + rotated
     epsilon: f32,    // of norms
 }
 
@@ -37,7 +37,8 @@ const LOWEST = -1e38;       // below every score, and far enough from infinity
 
 var<workgroup> query: array<vec4<f32>, QUERY>;
 var<workgroup> dots: array<f32, DOTS>;              // [GROUP, KEYS, LANES]: parts of scores
-var<workgroup> weights: array<f32, WEIGHTS>;        // [GROUP, KEYS]; at first scores
+var<workgroup> scores: array<f32, WEIGHTS>;         // [GROUP, KEYS]
+var<workgroup> weights: array<f32, WEIGHTS>;        // [GROUP, KEYS]
 var<workgroup> tops: array<f32, 8>;                 // of each head: the highest score so far
 var<workgroup> shrinks: array<f32, 8>;              // the factor of earlier sums
 var<workgroup> sums: array<vec4<f32>, WORKGROUP>;
@@ -80,27 +81,38 @@ fn multiply_keys(number: u32, kv_head: u32, exists: bool, thread: u32) {
     keep_dot(7u, thread, sums.high.w);
 }
 
-// From dot products to `weights`, `tops` and `shrinks`. The step has `count` keys.
-fn weigh(count: u32, thread: u32) {
+// From dot products to `weights`, `tops` and `shrinks`. The step has `count` keys. `own` has the
+// highest scores so far of the heads for which the thread has a weight. All threads of a head find
+// the same.
+fn weigh(own: vec2<f32>, count: u32, thread: u32) -> vec2<f32> {
     for (var i = thread; i < GROUP * KEYS; i += WORKGROUP) {
         let at = i * LANES;
         let score = params.scale * (dots[at] + dots[at + 1u] + dots[at + 2u] + dots[at + 3u]);
-        weights[i] = select(LOWEST, score, i % KEYS < count);
+        scores[i] = select(LOWEST, score, i % KEYS < count);
     }
     workgroupBarrier();
-    if (thread < GROUP) {
-        var top = tops[thread];
-        for (var i = 0u; i < KEYS; i++) {
-            top = max(top, weights[thread * KEYS + i]);
-        }
-        shrinks[thread] = exp(tops[thread] - top);
-        tops[thread] = top;
-    }
+    let first = weigh_one(own.x, thread);
+    let second = weigh_one(own.y, thread + WORKGROUP);
     workgroupBarrier();
-    for (var i = thread; i < GROUP * KEYS; i += WORKGROUP) {
-        weights[i] = exp(weights[i] - tops[i / KEYS]);
+    return vec2(first, second);
+}
+
+// Weighs a score. Returns the highest score of its head.
+fn weigh_one(before: f32, i: u32) -> f32 {
+    if (i >= GROUP * KEYS) {
+        return before;
     }
-    workgroupBarrier();
+    let head = i / KEYS;
+    var top = before;
+    for (var j = 0u; j < KEYS; j++) {
+        top = max(top, scores[head * KEYS + j]);
+    }
+    weights[i] = exp(scores[i] - top);
+    if (i % KEYS == 0u) {
+        tops[head] = top;
+        shrinks[head] = exp(before - top);
+    }
+    return top;
 }
 
 // Sums of weighted values of a column, for each head, and of the weights.
@@ -221,12 +233,13 @@ fn attend(@builtin(workgroup_id) id: vec3<u32>, @builtin(num_workgroups) grid: v
     let share = thread / HEAD;
     let shares = WORKGROUP / HEAD;
     var all: Sums;
+    var top = vec2(LOWEST);
     for (var first = start; first < end; first += KEYS) {
         let key = first + thread / LANES;
         multiply_keys(key, kv_head, key < end, thread);
         workgroupBarrier();
         let count = min(KEYS, end - first);
-        weigh(count, thread);
+        top = weigh(top, count, thread);
         all = shrunk(all);
         for (var i = share; i < count && share < shares; i += shares) {
             all = add_value(all, i, value_of(first + i, kv_head, column));

@@ -7,7 +7,7 @@
 @group(0) @binding(2) var<storage, read_write> v: array<vec4<f32>>;
 @group(0) @binding(5) var<storage, read> query_gamma: array<vec4<f32>>; // NORM: [HEAD]
 @group(0) @binding(6) var<storage, read> key_gamma: array<vec4<f32>>;
-@group(0) @binding(7) var<storage, read> table: array<vec4<f32>>;       // [.., HEAD]: two pairs of cosine and sine
+@group(0) @binding(7) var<storage, read> table: array<vec4<f32>>;       // [.., 2 rotated]: two pairs of cosine and sine
 
 override NORM: bool = false;
 const PARTS = 8u;       // of a head, for its sum of squares
@@ -21,32 +21,35 @@ fn norm_of(head: u32) -> f32 {
     return inverseSqrt(sum / f32(4u * HEAD) + params.epsilon);
 }
 
-// Normalises and rotates the vec4s `column` and `column + HEAD / 2` of a head in `query`.
-fn turn(head: u32, column: u32) {
-    let at = head * HEAD + column;
-    var a = query[at];
-    var b = query[at + HEAD / 2u];
+// Normalises and rotates a pair of vec4s of a head in `query`. The first pairs turn. Those after them
+// are the vec4s that stay.
+fn turn(head: u32, pair: u32) {
+    let turns = pair < params.rotated;
+    let i = pair + select(params.rotated, 0u, turns);
+    let j = pair + select(HEAD / 2u, params.rotated, turns);
+    var a = query[head * HEAD + i];
+    var b = query[head * HEAD + j];
     if (NORM) {
         let factor = norm_of(head);
         if (head < GROUP) {
-            a *= factor * query_gamma[column];
-            b *= factor * query_gamma[column + HEAD / 2u];
+            a *= factor * query_gamma[i];
+            b *= factor * query_gamma[j];
         } else {
-            a *= factor * key_gamma[column];
-            b *= factor * key_gamma[column + HEAD / 2u];
+            a *= factor * key_gamma[i];
+            b *= factor * key_gamma[j];
         }
     }
-    if (params.rotate == 1u) {
-        let t = table[params.angles * HEAD + 2u * column];
-        let u = table[params.angles * HEAD + 2u * column + 1u];
+    if (turns) {
+        let t = table[2u * (params.angles * params.rotated + pair)];
+        let u = table[2u * (params.angles * params.rotated + pair) + 1u];
         let cosines = vec4(t.x, t.z, u.x, u.z);
         let sines = vec4(t.y, t.w, u.y, u.w);
         let turned = b * cosines + a * sines;
         a = a * cosines - b * sines;
         b = turned;
     }
-    query[at] = a;
-    query[at + HEAD / 2u] = b;
+    query[head * HEAD + i] = a;
+    query[head * HEAD + j] = b;
 }
 
 // The queries, then the key. The first workgroup of a key head with the last run stores the key and

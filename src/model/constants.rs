@@ -9,7 +9,7 @@ use crate::model::error::ModelError;
 use crate::model::weights::elements;
 use crate::ops::{Gather, Mat, mat_bytes};
 
-/// The bias of each projection, in the order of `lora::TARGETS`.
+/// The bias of each projection, in the order of `family::PROJECTIONS`.
 const BIASES: [Role; 7] = [Role::QBias, Role::KBias, Role::VBias, Role::OBias, Role::GateBias, Role::UpBias, Role::DownBias];
 /// Alignment of a matrix in the buffer of a layer.
 const ALIGN: u64 = 256;
@@ -21,7 +21,7 @@ pub(super) struct Constants {
     pub post_attention_norm: Mat,
     pub query_norm: Option<Mat>,
     pub key_norm: Option<Mat>,
-    /// Of the projections in the order of `lora::TARGETS`.
+    /// Of the projections in the order of `family::PROJECTIONS`.
     pub biases: [Option<Mat>; 7],
     /// Whether a submitted list has converted them.
     converted: bool,

@@ -55,8 +55,8 @@
 //! scratch, and writes them before it reads them.
 
 use crate::arch::config::ModelConfig;
+use crate::arch::family::PROJECTIONS;
 use crate::gpu::{BufferRange, Gpu, GpuError};
-use crate::lora::config::TARGETS;
 use crate::ops::{Mat, OpError, mat_bytes};
 
 /// Maximum bytes of a chunk of logits: a small share of a large model's activations, and enough
@@ -343,9 +343,9 @@ fn chunk(model: &ModelConfig, tokens: u32) -> u32 {
 /// The shapes [outputs, inputs] of the frozen weights that multiply the matrices of a pass: the
 /// projections, and the chunks of the head.
 pub(crate) fn product_shapes(model: &ModelConfig, tokens: u32) -> Vec<(u32, u32)> {
-    let projections = TARGETS.iter().filter_map(|&role| model.projection(role));
+    let projections = PROJECTIONS.iter().filter_map(|&role| model.rows_of(role));
     let head = (chunk(model, tokens), model.hidden);
-    projections.map(|(inputs, outputs)| (outputs, inputs)).chain([head]).collect()
+    projections.map(|rows| (rows.count, rows.inputs)).chain([head]).collect()
 }
 
 /// Reserved memory of a workspace.

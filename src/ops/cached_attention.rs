@@ -60,7 +60,7 @@ struct Params {
     window: u32,
     first: u32,
     angles: u32,
-    rotate: u32,
+    rotated: u32,
     epsilon: f32,
 }
 
@@ -154,7 +154,7 @@ impl CachedAttention {
     /// Records the attention of one token whose queries, key and value are joined: neither
     /// normalised nor rotated. Its key and value are added to the cache. `keys` and `values` are
     /// [capacity, kv_heads * head_dim], `out` is [1, heads * head_dim]. Returns `false` if there
-    /// are more tokens, or if a head is not of 8 elements or a multiple.
+    /// are more tokens, or if a head, or its rotated elements, are not a multiple of 8.
     ///
     /// # Errors
     /// [`OpError::Shape`]; nothing is then recorded.
@@ -166,13 +166,17 @@ impl CachedAttention {
         out: &Mat,
     ) -> Result<bool, OpError> {
         let &JoinedHeads { joined, heads, past, norms, angles } = of;
-        let Some([plain, with_norms]) = self.joined.as_ref().filter(|_| joined.rows == 1) else { return Ok(false) };
+        let whole = angles.is_none_or(|(table, _)| table.cols.is_multiple_of(8));
+        let Some([plain, with_norms]) = self.joined.as_ref().filter(|_| joined.rows == 1 && whole) else {
+            return Ok(false);
+        };
         of.check(OPERATION, [keys, values])?;
         let shape = CachedAttentionShape { tokens: 1, past, heads };
         self.check(&shape, out, keys, values, out)?;
         let (gammas, epsilon) = norms.unwrap_or(([joined; 2], 0.0));
         let (table, row) = angles.unwrap_or((joined, 0));
-        let params = Params { angles: row, rotate: angles.is_some().into(), epsilon, ..Params::default() };
+        let rotated = angles.map_or(0, |(table, _)| table.cols / 8);
+        let params = Params { angles: row, rotated, epsilon, ..Params::default() };
         let form = if norms.is_some() { with_norms } else { plain };
         let [query_gamma, key_gamma] = gammas;
         self.record(commands, form, &shape, params, [joined, keys, values, out], &[query_gamma, key_gamma, table]);
@@ -417,21 +421,25 @@ mod tests {
     fn a_joined_token_is_split_and_attends() {
         let Some(gpu) = gpu() else { return };
         let split = SplitHeads::new(&gpu).unwrap();
-        for (head_dim, heads, kv_heads, past, window, norm, rotate) in [
-            (128, 8, 2, 40, None, true, true),
-            (128, 4, 1, 0, None, true, true),
-            (64, 3, 1, 31, None, false, true),
-            (80, 6, 2, 300, Some(70), true, true),
-            (8, 1, 1, 32, None, true, false),
-            (256, 16, 1, 70, None, false, false),
-            (16, 11, 1, 1000, Some(1), true, true),
+        for (head_dim, heads, kv_heads, past, window, norm, rotated) in [
+            (128, 8, 2, 40, None, true, Some(128)),
+            (128, 4, 1, 0, None, true, Some(128)),
+            (64, 3, 1, 31, None, false, Some(64)),
+            (80, 6, 2, 300, Some(70), true, Some(80)),
+            (8, 1, 1, 32, None, true, None),
+            (256, 16, 1, 70, None, false, None),
+            (16, 11, 1, 1000, Some(1), true, Some(16)),
+            (128, 2, 1, 9, None, false, Some(96)),
+            (80, 2, 2, 70, None, true, Some(24)),
         ] {
-            let what = format!("{head_dim} {heads} {kv_heads} {past} {window:?} {norm} {rotate}");
+            let what = format!("{head_dim} {heads} {kv_heads} {past} {window:?} {norm} {rotated:?}");
             let heads = Heads { heads, kv_heads, head_dim, scale: 1.0 / (head_dim as f32).sqrt(), window };
             let (queries, columns) = (heads.heads * head_dim, kv_heads * head_dim);
             let (joined, _) = random_mat(&gpu, 1, 1, queries + 2 * columns);
             let gammas = [2, 3].map(|seed| random_mat(&gpu, seed, 1, head_dim).0);
-            let table = inverse_frequencies(1e4, head_dim, &RopeScaling::Default, 1).upload(&gpu, past + 2).unwrap();
+            let table = inverse_frequencies(1e4, rotated.unwrap_or(head_dim), &RopeScaling::Default, 1)
+                .upload(&gpu, past + 2)
+                .unwrap();
             // The row of the token and the rows after it are NaN.
             let caches = || {
                 [4, 5].map(|seed| {
@@ -447,7 +455,7 @@ mod tests {
                 heads,
                 past,
                 norms: norm.then_some(([&gammas[0], &gammas[1]], 1e-3)),
-                angles: rotate.then_some((&table, past + 1)),
+                angles: rotated.map(|_| (&table, past + 1)),
             };
             let attention = CachedAttention::new(&gpu, head_dim, heads.heads / kv_heads).unwrap();
             let mut commands = gpu.commands("joined");
@@ -474,17 +482,23 @@ mod tests {
     fn several_joined_tokens_and_odd_heads_are_left_to_other_kernels() {
         let Some(gpu) = gpu() else { return };
         let zeros = |rows, cols| Mat::new(&gpu, "test", rows, cols).unwrap();
-        for (head_dim, tokens, past, permitted) in
-            [(8, 1, 4, Some(true)), (8, 2, 3, Some(false)), (12, 1, 4, Some(false)), (8, 1, 5, None)]
-        {
+        for (head_dim, rotated, tokens, past, permitted) in [
+            (16, 16, 1, 4, Some(true)),
+            (16, 8, 1, 4, Some(true)),
+            (16, 12, 1, 4, Some(false)),
+            (16, 16, 2, 3, Some(false)),
+            (12, 12, 1, 4, Some(false)),
+            (16, 24, 1, 4, None),
+            (16, 16, 1, 5, None),
+        ] {
             let heads = Heads { heads: 2, kv_heads: 1, head_dim, scale: 1.0, window: None };
             let (joined, out) = (zeros(tokens, 4 * head_dim), zeros(tokens, 2 * head_dim));
-            let cache = zeros(5, head_dim);
-            let of = JoinedHeads { joined: &joined, heads, past, norms: None, angles: None };
+            let (cache, table) = (zeros(5, head_dim), zeros(3, rotated));
+            let of = JoinedHeads { joined: &joined, heads, past, norms: None, angles: Some((&table, 2)) };
             let attention = CachedAttention::new(&gpu, head_dim, 2).unwrap();
             let values = zeros(5, head_dim);
             let result = attention.forward_joined(&mut gpu.commands("test"), &of, [&cache, &values], &out);
-            assert_eq!(result.ok(), permitted, "{head_dim} {tokens} {past}");
+            assert_eq!(result.ok(), permitted, "{head_dim} {rotated} {tokens} {past}");
         }
     }
 

@@ -66,15 +66,21 @@ fn compare(
     let exponents: Vec<i32> =
         exponents.chunks_exact(4).map(|word| i32::from_le_bytes(word.try_into().unwrap_or_default())).collect();
     let rows = if panels.exponents == Exponents::ByRow { size.padded_rows() } else { 1 };
-    if let Some(row) = (0..rows).find(|&row| exponents.get(row as usize) != Some(&exponent(row))) {
-        return Ok(Some(format!("the exponent of row {row} is not {}", exponent(row))));
+    let expected: Vec<i32> = (0..rows).map(exponent).collect();
+    if exponents.len() < expected.len() {
+        return Ok(Some(format!("{} exponents instead of {rows}", exponents.len())));
     }
+    if let Some((row, (found, expected))) = exponents.iter().zip(&expected).enumerate().find(|(_, (a, b))| a != b) {
+        return Ok(Some(format!("the exponent of row {row} is {found} instead of {expected}")));
+    }
+    let scales: Vec<f64> = expected.iter().map(|&exponent| 2_f64.powi(-exponent)).collect();
+    let scale = |row: u32| scales.get(row as usize).or(scales.first()).copied().unwrap_or(f64::NAN);
     let places = || (0..size.padded_rows()).flat_map(|i| (0..size.padded_cols()).map(move |j| (i, j)));
     let found: Vec<f32> =
         places().map(|(i, j)| halves.get(size.at(i, j)).map_or(f32::NAN, |&bits| f16::from_bits(bits).to_f32())).collect();
     let expected = places().map(|(i, j)| {
         let inside = i < size.rows && j < size.cols;
-        let scaled = if inside { element(i, j) * 2_f64.powi(-exponent(i)) } else { 0.0 };
+        let scaled = if inside { element(i, j) * scale(i) } else { 0.0 };
         (scaled, if inside { (scaled.abs() * ROUNDING).max(SMALLEST) } else { 0.0 })
     });
     Ok(difference(&found, expected))
