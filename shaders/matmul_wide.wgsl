@@ -56,6 +56,8 @@ override GATED: bool = false;
 override SLAB_ROW: u32 = 264u;  // PER * (LANES * ROUNDS + 1)
 override SHARED: u32 = 264u;    // the larger of M * SLAB_ROW and M * QUADS * LANES
 override SQUARES: u32 = 1u;     // M * QUADS * LANES if NORM, else 1
+override COPIES: u32 = 2u;      // vec4s of a row of a slab that a thread copies
+override AHEAD: bool = true;    // M = 1 and COPIES at most 4: slabs are loaded one ahead
 
 // vec4s of x in a chunk.
 const PER = CHUNK / 4u;
@@ -103,33 +105,69 @@ struct Columns {
     numbers: vec4<u32>,     // of their weights
 }
 
-// Copies the part of a slab from vec4 `start` on of a row. Returns the thread's sum of squares.
+// A vec4 of x on its way to a slab, and its gamma.
+struct Loading {
+    vector: vec4<f32>,
+    gamma: vec4<f32>,
+}
+
+// Vector `number` of those that a thread copies to the slab from vec4 `start` on.
+fn fetch(row: u32, start: u32, number: u32, thread: u32) -> Loading {
+    var loading: Loading;
+    let i = number * QUADS * LANES + thread;
+    if (number < COPIES && i < PER * LANES * ROUNDS && start + i < params.x_row) {
+        // Rows past the last are copies of the last row. Their sums are not stored.
+        loading.vector = x[params.x_first + min(row, params.m - 1u) * params.x_row + start + i];
+        if (NORM) { loading.gamma = gamma[start + i]; }
+    }
+    return loading;
+}
+
+// Places a vector in the slab. Returns its sum of squares.
+fn place(row: u32, number: u32, thread: u32, loading: Loading) -> f32 {
+    let i = number * QUADS * LANES + thread;
+    if (number >= COPIES || i >= PER * LANES * ROUNDS) {
+        return 0.0;
+    }
+    let at = row * SLAB_ROW + i % PER * (LANES * ROUNDS + 1u) + i / PER;
+    if (NORM) {
+        pool[at] = loading.vector * loading.gamma;
+        return dot(loading.vector, loading.vector);
+    }
+    pool[at] = loading.vector;
+    return 0.0;
+}
+
+// Copies a row of a slab. Returns the sum of squares of the thread's vectors.
 fn copy_row(row: u32, start: u32, thread: u32) -> f32 {
     var sum = 0.0;
-    if (row >= M) {
-        return sum;
-    }
-    // Rows past the last are copies of the last row. Their sums are not stored.
-    let first = params.x_first + min(row, params.m - 1u) * params.x_row;
-    for (var i = thread; i < PER * LANES * ROUNDS; i += QUADS * LANES) {
-        var vector = vec4<f32>();
-        let at = start + i;
-        if (at < params.x_row) {
-            vector = x[first + at];
-            if (NORM) {
-                sum += dot(vector, vector);
-                vector *= gamma[at];
-            }
-        }
-        pool[row * SLAB_ROW + i % PER * (LANES * ROUNDS + 1u) + i / PER] = vector;
+    for (var number = 0u; number < COPIES && row < M; number++) {
+        sum += place(row, number, thread, fetch(row, start, number, thread));
     }
     return sum;
 }
 
-fn copy_slab(before: Squares, start: u32, thread: u32) -> Squares {
+fn copy_rows(before: Squares, start: u32, thread: u32) -> Squares {
     let low = vec4(copy_row(0u, start, thread), copy_row(1u, start, thread), copy_row(2u, start, thread), copy_row(3u, start, thread));
     let high = vec4(copy_row(4u, start, thread), copy_row(5u, start, thread), copy_row(6u, start, thread), copy_row(7u, start, thread));
     return Squares(before.low + low, before.high + high);
+}
+
+// The next slab of a single row, if a thread copies few vectors.
+struct Ahead {
+    l0: Loading,
+    l1: Loading,
+    l2: Loading,
+    l3: Loading,
+}
+
+fn fetch_all(start: u32, thread: u32) -> Ahead {
+    return Ahead(fetch(0u, start, 0u, thread), fetch(0u, start, 1u, thread), fetch(0u, start, 2u, thread), fetch(0u, start, 3u, thread));
+}
+
+fn place_all(thread: u32, ahead: Ahead) -> f32 {
+    let first = place(0u, 0u, thread, ahead.l0) + place(0u, 1u, thread, ahead.l1);
+    return first + place(0u, 2u, thread, ahead.l2) + place(0u, 3u, thread, ahead.l3);
 }
 
 // Terms 8 * eight .. of chunk `c` of a row of the slab, times the four columns.
@@ -295,11 +333,14 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(num_workgroups) grid: vec
     if (lane < params.chunks) {
         next = load(columns, lane);
     }
+    var ahead: Ahead;
+    if (AHEAD) { ahead = fetch_all(0u, thread); }
     prepare(thread, LANES * QUADS);
     for (var start = 0u; start < params.chunks; start += LANES * ROUNDS) {
         if (start > 0u) { workgroupBarrier(); }
-        own = copy_slab(own, PER * start, thread);
+        if (AHEAD) { own.low.x += place_all(thread, ahead); } else { own = copy_rows(own, PER * start, thread); }
         workgroupBarrier();
+        if (AHEAD) { ahead = fetch_all(PER * (start + LANES * ROUNDS), thread); }
         for (var round = 0u; round < ROUNDS; round++) {
             let c = round * LANES + lane;
             let chunk = start + c;

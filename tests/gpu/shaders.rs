@@ -120,6 +120,8 @@ const FORMS: &[(&[&str], Constants)] = &[
             ("SLAB_ROW", &[520.0]),
             ("SHARED", &[576.0]),
             ("SQUARES", &[512.0]),
+            ("COPIES", &[4.0]),
+            ("AHEAD", EITHER),
             ("SCALES", TYPES),
             ("MAPS", &[768.0]),
         ],
@@ -136,6 +138,8 @@ const FORMS: &[(&[&str], Constants)] = &[
             ("SLAB_ROW", &[514.0]),
             ("SHARED", &[528.0]),
             ("SQUARES", &[512.0]),
+            ("COPIES", &[4.0]),
+            ("AHEAD", EITHER),
             ("FLOATS", &[1.0, 2.0]),
         ],
     ),
@@ -247,7 +251,7 @@ fn every_shader_is_valid_in_every_form() {
         }
     }
     let dequant = 2 + 2 * 12 + 9;
-    let products = 72 + 48 + 2 * 48 + 1 + 32 * (3 + 2);
+    let products = 72 + 48 + 2 * 48 + 1 + 64 * (3 + 2);
     let panels = 2 + 2 * 2 * 6;
     let attention = 5 * 10 + 3 * 16 + 3 * 4 * 2 + 3 * 3 * 2 * 2 + 2;
     let rest = 1 + 2 + 2 + 1 + 2 + 2 * 3 + 3 + 3 + 2 * 2 + 2;

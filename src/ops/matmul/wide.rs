@@ -36,6 +36,8 @@ const MIN_LANES: u32 = 8;
 const MAX_LANES: u32 = 64;
 /// Maximum vec4s in workgroup memory for each row: the inputs of a round, later sums.
 const SHARED: u32 = 512;
+/// Maximum vec4s of inputs that a thread loads ahead. As in the shader.
+const MAX_AHEAD: u32 = 4;
 /// Maximum weights of a product.
 const MAX_WEIGHTS: usize = 3;
 
@@ -161,6 +163,7 @@ impl Variant {
 
     pub fn spec(self) -> KernelSpec {
         let sums = self.rows * self.quads * self.lanes;
+        let copies = (self.storage.chunk() / 4 * self.rounds).div_ceil(self.quads);
         let slab_row = self.storage.chunk() / 4 * (self.lanes * self.rounds + 1);
         let mut constants = vec![
             ("M", self.rows.into()),
@@ -172,6 +175,8 @@ impl Variant {
             ("SLAB_ROW", slab_row.into()),
             ("SHARED", sums.max(self.rows * slab_row).into()),
             ("SQUARES", if self.norm { sums.into() } else { 1.0 }),
+            ("COPIES", copies.into()),
+            ("AHEAD", flag(self.rows == 1 && copies <= MAX_AHEAD)),
         ];
         let (name, source) = match self.storage {
             Storage::Nf4(scale_type) => {
