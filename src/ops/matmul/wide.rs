@@ -31,11 +31,10 @@ const QUAD: u32 = 4;
 const WORKGROUP: u32 = 128;
 /// Threads that keep the memory of a large GPU busy, of a few loads each.
 const TARGET_THREADS: u32 = 1 << 16;
-/// Minimum and maximum threads per four columns.
-const MIN_LANES: u32 = 8;
+/// Maximum threads per four columns, of all rows of a product.
 const MAX_LANES: u32 = 64;
-/// Maximum vec4s in workgroup memory for each row: the inputs of a round, later sums.
-const SHARED: u32 = 512;
+/// Maximum sums of all rows in workgroup memory.
+const MAX_SUMS: u32 = 512;
 /// Maximum vec4s of inputs that a thread loads ahead. As in the shader.
 const MAX_AHEAD: u32 = 4;
 /// Maximum weights of a product.
@@ -146,13 +145,16 @@ impl Variant {
     /// The kernel for products of `rows` rows and `n` columns. Rows share the workgroup memory.
     pub fn new(storage: Storage, rows: u32, n: u32, norm: bool, gated: bool) -> Self {
         let rows = rows.next_power_of_two();
-        let wanted = (TARGET_THREADS / n.div_ceil(QUAD).max(1)).max(1).next_power_of_two();
-        let lanes = wanted.clamp(MIN_LANES, MAX_LANES / rows.min(MAX_LANES / MIN_LANES));
-        let quads = (WORKGROUP.min(SHARED / rows) / lanes).max(1);
-        let rounds = match storage {
-            Storage::Nf4(_) => 1,
-            Storage::Raw(_) => 4,
+        // Lanes read neighbouring chunks. Fewer lanes read short pieces of many rows of a weight.
+        let (min_lanes, rounds) = match storage {
+            Storage::Nf4(_) => (16, 1),
+            Storage::Raw(_) => (32, 4),
         };
+        let max_lanes = MAX_LANES / rows.min(MAX_ROWS);
+        // The power of two that is nearest to the wanted number.
+        let wanted = (3 * TARGET_THREADS / 4 / n.div_ceil(QUAD).max(1)).max(1).next_power_of_two();
+        let lanes = wanted.clamp(min_lanes.min(max_lanes), max_lanes);
+        let quads = (WORKGROUP.min(MAX_SUMS / rows.min(MAX_ROWS)) / lanes).max(1);
         Self { storage, rows, lanes, quads, rounds, norm, gated }
     }
 
