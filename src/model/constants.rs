@@ -6,8 +6,9 @@ use crate::dequant::stream::StreamedLayer;
 use crate::format::Role;
 use crate::gpu::{BufferRange, Commands, Gpu, GpuError};
 use crate::model::error::ModelError;
+use crate::model::pass::Kernels;
 use crate::model::weights::elements;
-use crate::ops::{Gather, Mat, mat_bytes};
+use crate::ops::{Mat, mat_bytes};
 
 /// The bias of each projection, in the order of `family::PROJECTIONS`.
 const BIASES: [Role; 7] = [Role::QBias, Role::KBias, Role::VBias, Role::OBias, Role::GateBias, Role::UpBias, Role::DownBias];
@@ -21,6 +22,8 @@ pub(super) struct Constants {
     pub post_attention_norm: Mat,
     pub query_norm: Option<Mat>,
     pub key_norm: Option<Mat>,
+    pub attention_output_norm: Option<Mat>,
+    pub feed_forward_output_norm: Option<Mat>,
     /// Of the projections in the order of `family::PROJECTIONS`.
     pub biases: [Option<Mat>; 7],
     /// Whether a submitted list has converted them.
@@ -28,7 +31,7 @@ pub(super) struct Constants {
 }
 
 /// The columns of each tensor. 0: the model does not have it.
-fn columns(model: &ModelConfig) -> [(Role, u32); 11] {
+fn columns(model: &ModelConfig) -> [(Role, u32); 13] {
     let &ModelConfig { hidden, intermediate, head_dim, .. } = model;
     let (queries, keys) = (model.queries(), model.keys());
     let (qkv, o, mlp) = (u32::from(model.qkv_bias), u32::from(model.o_bias), u32::from(model.mlp_bias));
@@ -37,7 +40,9 @@ fn columns(model: &ModelConfig) -> [(Role, u32); 11] {
     let [q, k, v, out, gate, up, down] = std::array::from_fn(|i| (BIASES[i], biases[i]));
     let norms = [Role::InputNorm, Role::PostAttentionNorm].map(|role| (role, hidden));
     let [input, middle] = norms;
-    [input, middle, (Role::QNorm, per_head), (Role::KNorm, per_head), q, k, v, out, gate, up, down]
+    let of_output = |role| (role, hidden * u32::from(model.family.part(role).is_some()));
+    let [attention, feed_forward] = [Role::AttentionOutputNorm, Role::FeedForwardOutputNorm].map(of_output);
+    [input, middle, (Role::QNorm, per_head), (Role::KNorm, per_head), attention, feed_forward, q, k, v, out, gate, up, down]
 }
 
 /// Bytes of the buffer of a layer.
@@ -69,13 +74,30 @@ impl Constants {
             Mat { range, rows: 1, cols }
         });
         let [input_norm, post_attention_norm, others @ ..] = &mut rows;
-        let [query_norm, key_norm, biases @ ..] = others.clone().map(|mat| (mat.cols > 0).then_some(mat));
+        let others = others.clone().map(|mat| (mat.cols > 0).then_some(mat));
+        let [query_norm, key_norm, attention_output_norm, feed_forward_output_norm, biases @ ..] = others;
         let [input_norm, post_attention_norm] = [input_norm.clone(), post_attention_norm.clone()];
-        Ok(Self { input_norm, post_attention_norm, query_norm, key_norm, biases, converted: false })
+        Ok(Self {
+            input_norm,
+            post_attention_norm,
+            query_norm,
+            key_norm,
+            attention_output_norm,
+            feed_forward_output_norm,
+            biases,
+            converted: false,
+        })
     }
 
     /// Records the conversion of the tensors of `layer`, unless it was done in an earlier pass.
-    pub fn record(&self, gather: &Gather, commands: &mut Commands, layer: &StreamedLayer) -> Result<(), ModelError> {
+    /// `offset` is added to the weights of norms.
+    pub fn record(
+        &self,
+        kernels: &Kernels,
+        commands: &mut Commands,
+        layer: &StreamedLayer,
+        offset: f32,
+    ) -> Result<(), ModelError> {
         if self.converted {
             return Ok(());
         }
@@ -84,11 +106,15 @@ impl Constants {
             (Role::PostAttentionNorm, Some(&self.post_attention_norm)),
             (Role::QNorm, self.query_norm.as_ref()),
             (Role::KNorm, self.key_norm.as_ref()),
+            (Role::AttentionOutputNorm, self.attention_output_norm.as_ref()),
+            (Role::FeedForwardOutputNorm, self.feed_forward_output_norm.as_ref()),
         ];
-        let biases = BIASES.into_iter().zip(self.biases.iter().map(Option::as_ref));
-        for (role, target) in norms.into_iter().chain(biases) {
+        let norms = norms.into_iter().map(|(role, target)| (role, target, offset));
+        let biases = BIASES.into_iter().zip(&self.biases).map(|(role, target)| (role, target.as_ref(), 0.0));
+        for (role, target, offset) in norms.chain(biases) {
             let Some(target) = target else { continue };
-            gather.to_f32(commands, elements(layer, role, &[target.cols.into()])?, target)?;
+            kernels.gather.to_f32(commands, elements(layer, role, &[target.cols.into()])?, target)?;
+            kernels.scale.offset(commands, offset, target)?;
         }
         Ok(())
     }

@@ -14,11 +14,11 @@ use crate::model::constants::Constants;
 use crate::model::error::{ModelError, NonFiniteAt};
 use crate::model::kv_cache::Past;
 use crate::model::layer::Layer;
-use crate::model::pass::{GpuBatch, Kernels, OwnAngles, Pass, PassInputs, positions};
+use crate::model::pass::{Angles, GpuBatch, Kernels, OwnAngles, Pass, PassInputs, positions};
 use crate::model::weights::{elements, weight};
 use crate::model::workspace::{Backward, Memory, Workspace, product_shapes};
 use crate::ops::matmul::{Weight, Wide};
-use crate::ops::{FiniteCheck, Mat, OpError, inverse_frequencies};
+use crate::ops::{FiniteCheck, Mat, OpError};
 
 impl ModelConfig {
     /// Reads a pack's own config.json, which must describe exactly the layers that the pack has.
@@ -95,7 +95,7 @@ pub struct Model {
     final_norm: Mat,
     /// Of each layer.
     constants: Vec<Constants>,
-    rotary: Mat,
+    rotary: Angles,
     kernels: Kernels,
 }
 
@@ -108,10 +108,7 @@ impl Model {
     pub fn new(gpu: &Gpu, pack: PackSource, max_length: u32, options: &StreamOptions) -> Result<Self, ModelError> {
         let config = ModelConfig::of_pack(&pack)?;
         config.check_runnable()?;
-        let rope = &config.rope;
-        // With dynamic scaling, these are the angles of short texts: see `OwnAngles`.
-        let table = inverse_frequencies(rope.theta, rope.dim, &rope.scaling, 1);
-        let rotary = table.upload(gpu, max_length.max(1))?;
+        let rotary = Angles::upload(gpu, &config, max_length.max(1))?;
         let kernels = Kernels::new(gpu, &config)?;
         let options = StreamOptions { globals: true, ..options.clone() };
         let mut stream = LayerStream::of(gpu, pack, &options)?;
@@ -120,6 +117,7 @@ impl Model {
         let final_norm = Mat::new(gpu, "final norm", 1, config.hidden)?;
         let mut commands = gpu.commands("final norm");
         kernels.gather.to_f32(&mut commands, elements(&globals, Role::FinalNorm, &[config.hidden.into()])?, &final_norm)?;
+        kernels.scale.offset(&mut commands, config.family.norm.weight_offset as f32, &final_norm)?;
         commands.submit()?;
         let constants = Constants::reserve(gpu, &config)?;
         Ok(Self { gpu: gpu.clone(), config, stream, globals, final_norm, constants, rotary, kernels })
@@ -159,8 +157,9 @@ impl Model {
 
     /// Checks the length of a sample against the rotary table.
     fn check_length(&self, length: u32) -> Result<(), ModelError> {
-        if length > self.rotary.rows {
-            let (expected, what) = (self.rotary.rows.into(), "the tokens of a sample");
+        let positions = self.rotary.positions();
+        if length > positions {
+            let (expected, what) = (positions.into(), "the tokens of a sample");
             return Err(OpError::Shape { operation: "a pass", what, expected, found: length.into() }.into());
         }
         Ok(())
@@ -251,7 +250,7 @@ impl Model {
         let pass = Pass { kernels, model: config, rotary, inputs };
         for (number, constants) in (0..config.layers).zip(constants) {
             let streamed = stream.layer(number, Direction::Forward)?;
-            constants.record(&kernels.gather, &mut commands, streamed)?;
+            constants.record(kernels, &mut commands, streamed, config.family.norm.weight_offset as f32)?;
             let layer = Layer::new(&pass, streamed, constants)?;
             let out = work.before(number + 1)?;
             layer.forward(&mut commands, work.before(number)?, out)?;
@@ -304,7 +303,7 @@ impl Model {
             {
                 commands.copy(&host.range, &inputs.work.before(next)?.range);
             }
-            constants.record(&kernels.gather, &mut commands, streamed)?;
+            constants.record(kernels, &mut commands, streamed, config.family.norm.weight_offset as f32)?;
             let layer = Layer::new(&pass, streamed, constants)?;
             layer.backward(&mut commands, x)?;
             commands.submit()?;

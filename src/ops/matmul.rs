@@ -25,6 +25,7 @@ pub(in crate::ops) mod weight;
 mod wide;
 
 use kernels::Kernels;
+pub use mixed::used::{ProductKernels, StoredAs};
 use mixed::{Mixed, Side};
 use panels::{Panels, Size, Terms};
 use product::{Product, View, dense};
