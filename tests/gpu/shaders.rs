@@ -115,6 +115,7 @@ const FORMS: &[(&[&str], Constants)] = &[
             ("M", &[1.0, 2.0, 4.0, 8.0]),
             ("LANES", &[8.0, 64.0]),
             ("QUADS", &[8.0]),
+            ("ROUNDS", &[1.0]),
             ("NORM", EITHER),
             ("GATED", EITHER),
             ("SLAB_ROW", &[520.0]),

@@ -84,6 +84,8 @@ pub(super) struct Variant {
     pub quads: u32,
     /// Rounds of chunks between two barriers.
     pub rounds: u32,
+    /// Whether inputs are loaded a round ahead.
+    pub ahead: bool,
     pub norm: bool,
     pub gated: bool,
 }
@@ -155,7 +157,15 @@ impl Variant {
         let wanted = (3 * TARGET_THREADS / 4 / n.div_ceil(QUAD).max(1)).max(1).next_power_of_two();
         let lanes = wanted.clamp(min_lanes.min(max_lanes), max_lanes);
         let quads = (WORKGROUP.min(MAX_SUMS / rows.min(MAX_ROWS)) / lanes).max(1);
-        Self { storage, rows, lanes, quads, rounds, norm, gated }
+        // Many workgroups hide these loads from each other, and have no registers to spare.
+        let is_small = n.div_ceil(QUAD).saturating_mul(lanes) < TARGET_THREADS;
+        let variant = Self { storage, rows, lanes, quads, rounds, ahead: false, norm, gated };
+        Self { ahead: is_small && rows == 1 && variant.copies() <= MAX_AHEAD, ..variant }
+    }
+
+    /// vec4s of a row of inputs that a thread copies in a round.
+    fn copies(self) -> u32 {
+        (self.storage.chunk() / 4 * self.rounds).div_ceil(self.quads)
     }
 
     /// Columns per workgroup.
@@ -165,7 +175,6 @@ impl Variant {
 
     pub fn spec(self) -> KernelSpec {
         let sums = self.rows * self.quads * self.lanes;
-        let copies = (self.storage.chunk() / 4 * self.rounds).div_ceil(self.quads);
         let slab_row = self.storage.chunk() / 4 * (self.lanes * self.rounds + 1);
         let mut constants = vec![
             ("M", self.rows.into()),
@@ -177,8 +186,8 @@ impl Variant {
             ("SLAB_ROW", slab_row.into()),
             ("SHARED", sums.max(self.rows * slab_row).into()),
             ("SQUARES", if self.norm { sums.into() } else { 1.0 }),
-            ("COPIES", copies.into()),
-            ("AHEAD", flag(self.rows == 1 && copies <= MAX_AHEAD)),
+            ("COPIES", self.copies().into()),
+            ("AHEAD", flag(self.ahead)),
         ];
         let (name, source) = match self.storage {
             Storage::Nf4(scale_type) => {
