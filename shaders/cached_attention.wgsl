@@ -1,8 +1,8 @@
 // Attention of new tokens over a KV cache ("flash-decoding"). A workgroup takes GROUP query heads
 // of one token, which share a key head, and a run of the keys, with an online softmax. `combine`
-// joins the runs. This file is combined with a file for the inputs, which has `fill_query`, `key_of`
-// and `value_of`. Runs unchecked: `ops::cached_attention` proves on the host that every index is in
-// its tensor.
+// joins the runs. This file is combined with a file for the inputs, which has `fill_query`,
+// `key_of` and `value_of`. Runs unchecked: `ops::cached_attention` proves on the host that every
+// index is in its tensor.
 
 struct Params {
     tokens: u32,     // new tokens

@@ -1,6 +1,6 @@
-// The joined products of q, k and v of one new token as the inputs of cached_attention.wgsl, neither
-// normalised nor rotated. Its key and value go to the cache, but nothing here reads them there. HEAD
-// is even.
+// The joined products of q, k and v of one new token as the inputs of cached_attention.wgsl,
+// neither normalised nor rotated. Its key and value go to the cache, but nothing here reads them
+// there. HEAD is even.
 
 @group(0) @binding(0) var<storage, read> joined: array<vec4<f32>>;      // [heads + 2 kv_heads, HEAD]
 @group(0) @binding(1) var<storage, read_write> k: array<vec4<f32>>;     // [past + 1, kv_heads, HEAD]
@@ -21,8 +21,8 @@ fn norm_of(head: u32) -> f32 {
     return inverseSqrt(sum / f32(4u * HEAD) + params.epsilon);
 }
 
-// Normalises and rotates a pair of vec4s of a head in `query`. The first pairs turn. Those after them
-// are the vec4s that stay.
+// Normalises and rotates a pair of vec4s of a head in `query`. The first pairs turn. Those after
+// them are the vec4s that stay.
 fn turn(head: u32, pair: u32) {
     let turns = pair < params.rotated;
     let i = pair + select(params.rotated, 0u, turns);
