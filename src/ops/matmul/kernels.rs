@@ -187,8 +187,7 @@ struct SumParams {
     has_bias: u32,
     add: u32,
     scale: f32,
-    out_column: u32,
-    pad: [u32; 2],
+    pad: [u32; 3],
 }
 
 pub(super) fn flag(set: bool) -> f64 {
@@ -331,8 +330,7 @@ impl Kernels {
             has_bias: target.bias.is_some().into(),
             add: target.add.into(),
             scale: target.scale,
-            out_column: out.column,
-            pad: [0; 2],
+            pad: [0; 3],
         };
         let groups = self.gpu.grid(u64::from(count).div_ceil(SUM_WORKGROUP));
         commands.dispatch(kernel, &[parts, bias, out.range.clone()], bytemuck::bytes_of(&params), groups, bytes);

@@ -141,7 +141,6 @@ fn of_product(kernels: &Kernels, variant: Variant, kernel: &Kernel) -> Result<Op
     let strides = |by_term, cols| if by_term { (cols, 1) } else { (1, cols) };
     let (row, column) = strides(a_by_term, a_cols);
     let product = Product {
-        b_largest: None,
         m,
         n,
         k,
@@ -180,7 +179,6 @@ fn of_sum(kernels: &Kernels, kernel: &Kernel) -> Result<Option<String>, OpError>
     let parts = Known::new(gpu, &mut random, CHUNKS * m, n)?;
     let (bias, out) = (Known::new(gpu, &mut random, 1, n)?, Known::new(gpu, &mut random, m, n)?);
     let product = Product {
-        b_largest: None,
         m,
         n,
         k: 0,
@@ -212,7 +210,7 @@ pub(super) fn of_wide(kernels: &WideKernels, variant: wide::Variant, kernel: &Ke
     let (gpu, mut random) = (kernels.gpu(), Random::default());
     let chunk = variant.storage.chunk();
     // More rounds of the loop than one, and a partial last one.
-    let (m, k) = (variant.rows, chunk * (2 * variant.lanes + 3));
+    let (m, k) = (variant.rows, chunk * (2 * variant.lanes * variant.rounds + 3));
     // A partial last workgroup, of an even number of columns.
     let n = 2 * variant.columns() + 2;
     let kind = match variant.storage {
