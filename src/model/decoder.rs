@@ -140,9 +140,10 @@ impl Model {
         self.stream.plan()
     }
 
-    /// Reserves the scratch memory of the products in passes of at most `tokens` tokens.
-    pub(super) fn reserve_products(&self, tokens: u32) -> Result<(), ModelError> {
-        Ok(self.kernels.matmul.reserve(tokens, &product_shapes(&self.config, tokens))?)
+    /// Reserves the scratch memory of the products in passes of at most `tokens` tokens, with an
+    /// adapter of `rank`.
+    pub(super) fn reserve_products(&self, tokens: u32, rank: u32) -> Result<(), ModelError> {
+        Ok(self.kernels.matmul.reserve(tokens, &product_shapes(&self.config, tokens), rank)?)
     }
 
     /// Checks tokens and labels against the vocabulary, and the lengths of samples against the

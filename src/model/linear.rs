@@ -4,7 +4,7 @@ use crate::gpu::Commands;
 use crate::lora::gpu::Lora;
 use crate::model::pass::Kernels;
 use crate::model::workspace::Workspace;
-use crate::ops::matmul::{Left, Packed, Weight, Wide};
+use crate::ops::matmul::{Adapter, Left, Packed, Weight, Wide};
 use crate::ops::{DropoutKey, Mat, OpError};
 
 /// A projection of one layer.
@@ -36,8 +36,13 @@ impl Linear<'_> {
         y: &Mat,
     ) -> Result<(), OpError> {
         let x = &kernels.matmul.pack(commands, x)?;
-        kernels.matmul.forward(commands, x, &self.weight, self.bias, add, y)?;
-        self.forward_adapter(kernels, commands, work, x, y)
+        let Some(lora) = self.lora.as_ref().filter(|lora| lora.dropout.is_none()) else {
+            kernels.matmul.forward(commands, x, &self.weight, self.bias, add, y)?;
+            return self.forward_adapter(kernels, commands, work, x, y);
+        };
+        let low = &kernels.matmul.low_nt(commands, x, &lora.a, &lora.low_rank(&work.low_rank, x.mat().rows))?;
+        let adapter = Adapter { low, other: &lora.b, scale: lora.scale };
+        kernels.matmul.forward_adapted(commands, x, &self.weight, self.bias, adapter, add, y)
     }
 
     /// As [`Linear::forward`], plus `addend`, another matrix of the shape of `y`.
@@ -93,7 +98,7 @@ impl Linear<'_> {
         let matmul = &kernels.matmul;
         let low_rank = lora.low_rank(&work.low_rank, x.rows);
         let packed = &matmul.pack(commands, dy)?;
-        matmul.nn(commands, packed, &lora.b, lora.scale, false, &low_rank)?;
+        let low = &matmul.low_nn(commands, packed, &lora.b, lora.scale, &low_rank)?;
         if let (Some([da, db]), Some(scratch)) = (&lora.gradient, &work.backward) {
             let forward = lora.low_rank(&scratch.low_rank, x.rows);
             let dropped = lora.dropped(kernels, commands, &work.dropped, x)?;
@@ -102,10 +107,13 @@ impl Linear<'_> {
             matmul.tn(commands, dy, &forward, lora.scale, true, db)?;
             matmul.tn(commands, &low_rank, x, 1.0, true, da)?;
         }
-        matmul.backward(commands, packed, &self.weight, add, dx)?;
         match lora.dropout {
-            None => matmul.nn(commands, &low_rank, &lora.a, 1.0, true, dx),
+            None => {
+                let adapter = Adapter { low, other: &lora.a, scale: lora.scale };
+                matmul.backward_adapted(commands, packed, &self.weight, adapter, add, dx)
+            }
             Some((p, key)) => {
+                matmul.backward(commands, packed, &self.weight, add, dx)?;
                 let dropped = work.dropped.narrow(dx.rows, dx.cols);
                 matmul.nn(commands, &low_rank, &lora.a, 1.0, false, &dropped)?;
                 kernels.dropout.record(commands, p, key, &dropped, dx, true)

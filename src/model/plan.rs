@@ -173,7 +173,7 @@ impl MemoryPlan {
         let adapter = demand.adapter.saturating_mul(4);
         let optimizer = if training { adapter.saturating_mul(3) } else { 0 };
         let angles = rotary_bytes(model, demand.positions, tokens);
-        let products = Matmul::scratch_bytes(demand.units, tokens, &product_shapes(model, tokens));
+        let products = Matmul::scratch_bytes(demand.units, tokens, &product_shapes(model, tokens), demand.rank);
         let attention = Attention::scratch_bytes(demand.units, tokens, &attention_heads(model, 0), training);
         let scratch = sum([products, attention, angles, Constants::bytes(model), demand.reserved]);
         let fixed = sum([workspace.total(), adapter, optimizer, scratch]);
@@ -211,7 +211,7 @@ impl MemoryPlan {
         let stream = StreamOptions { budget: Some(self.stream.needed_bytes), ..StreamOptions::default() };
         let model = Model::new(gpu, pack, self.positions, &stream)?;
         let memory = Memory::new(gpu, model.config(), self.sizes)?;
-        model.reserve_products(self.sizes.tokens)?;
+        model.reserve_products(self.sizes.tokens, self.sizes.rank)?;
         Ok((model, memory))
     }
 

@@ -25,13 +25,16 @@ pub(in crate::ops) mod weight;
 mod wide;
 
 use kernels::Kernels;
-use mixed::{Mixed, Side};
+pub use mixed::Low;
+use mixed::{LowRank, Mixed, Side};
 use panels::{Panels, Size, Terms};
 use product::{Product, View, dense};
 pub use weight::{Elements, Weight};
 use weight::{Rectangle, Right};
 use wide::WideKernels;
 pub use wide::{Join, MAX_ROWS, Wide};
+
+use std::ops::Range;
 
 use super::Mat;
 use crate::dequant::operand::ALIGN;
@@ -55,6 +58,17 @@ pub struct Packed {
     mat: Mat,
     /// The matrix for matrix units, and its number among all of them.
     panels: Option<(Panels, u64)>,
+}
+
+/// The terms of an adapter in a product with a frozen weight: `scale * low other`.
+#[derive(Debug, Clone, Copy)]
+pub struct Adapter<'a> {
+    /// x A^T or dy B, [rows, rank].
+    pub low: &'a Low,
+    /// B [outputs, rank] after x A^T, A [rank, inputs] after dy B.
+    pub other: &'a Mat,
+    /// The factor of the product.
+    pub scale: f32,
 }
 
 /// The left operand of a product: a matrix, packed or not.
@@ -96,9 +110,9 @@ impl<'a> Left<'a> {
 
 impl Matmul {
     /// GPU memory of a `Matmul` in bytes, for products of at most `rows` rows with weights of these
-    /// shapes [outputs, inputs], forward and backward.
-    pub fn scratch_bytes(units: Option<MatrixUnits>, rows: u32, weights: &[(u32, u32)]) -> u64 {
-        let mixed = units.map_or(0, |_| Mixed::scratch_bytes(rows, weights));
+    /// shapes [outputs, inputs] and adapters of `rank`, forward and backward.
+    pub fn scratch_bytes(units: Option<MatrixUnits>, rows: u32, weights: &[(u32, u32)], rank: u32) -> u64 {
+        let mixed = units.map_or(0, |_| Mixed::scratch_bytes(rows, weights, rank));
         kernels::SCRATCH_BYTES.saturating_add(mixed)
     }
 
@@ -106,8 +120,8 @@ impl Matmul {
     ///
     /// # Errors
     /// [`OpError::Gpu`] if memory is exhausted.
-    pub fn reserve(&self, rows: u32, weights: &[(u32, u32)]) -> Result<(), OpError> {
-        self.mixed.as_ref().map_or(Ok(()), |mixed| mixed.reserve(rows, weights))
+    pub fn reserve(&self, rows: u32, weights: &[(u32, u32)], rank: u32) -> Result<(), OpError> {
+        self.mixed.as_ref().map_or(Ok(()), |mixed| mixed.reserve(rows, weights, rank))
     }
 
     /// Prepares the products on `gpu`. With `units`, large products with frozen weights run on
@@ -225,6 +239,111 @@ impl Matmul {
         Ok(())
     }
 
+    /// Records `out = x a^T` as [`Matmul::nt`] does, for [`Matmul::forward_adapted`].
+    ///
+    /// # Errors
+    /// As [`Matmul::nt`].
+    pub fn low_nt(&self, commands: &mut Commands, x: &Packed, a: &Mat, out: &Mat) -> Result<Low, OpError> {
+        x.mat.check("x A^T", out.rows, a.cols)?;
+        a.check("x A^T", out.cols, a.cols)?;
+        out.check("x A^T", out.rows, out.cols)?;
+        let low = self.low_rank(commands, x, (a, Terms::Columns), 1.0, out)?;
+        low.map_or_else(|| self.nt(commands, x, a, 1.0, false, out).map(|()| Low::plain(out)), Ok)
+    }
+
+    /// Records `out = scale * dy b` as [`Matmul::nn`] does, for [`Matmul::backward_adapted`].
+    ///
+    /// # Errors
+    /// As [`Matmul::nt`].
+    pub fn low_nn(&self, commands: &mut Commands, dy: &Packed, b: &Mat, scale: f32, out: &Mat) -> Result<Low, OpError> {
+        dy.mat.check("dy B", out.rows, b.rows)?;
+        b.check("dy B", b.rows, out.cols)?;
+        out.check("dy B", out.rows, out.cols)?;
+        let low = self.low_rank(commands, dy, (b, Terms::Rows), scale, out)?;
+        low.map_or_else(|| self.nn(commands, dy, b, scale, false, out).map(|()| Low::plain(out)), Ok)
+    }
+
+    /// Records the product of a packed operand with one side of an adapter, on matrix units. `None`
+    /// if they do not multiply it.
+    fn low_rank(
+        &self,
+        commands: &mut Commands,
+        left: &Packed,
+        (b, terms): (&Mat, Terms),
+        scale: f32,
+        out: &Mat,
+    ) -> Result<Option<Low>, OpError> {
+        let (Some(mixed), Some((panels, number))) = (&self.mixed, &left.panels) else { return Ok(None) };
+        if b.elements() == 0 {
+            return Ok(None);
+        }
+        self.pack(commands, left)?;
+        let right = dense(View::of(&left.mat), (b, 0..b.rows), (1, 1), out).b;
+        let size = Size { rows: b.rows, cols: b.cols };
+        mixed.low_rank(&self.kernels, commands, (panels, *number), (&right, size, terms), scale, out)
+    }
+
+    /// As [`Matmul::forward`], plus `scale * u B^T` with u from [`Matmul::low_nt`] of `x`.
+    ///
+    /// # Errors
+    /// As [`Matmul::forward`].
+    pub fn forward_adapted(
+        &self,
+        commands: &mut Commands,
+        x: &Packed,
+        w: &Weight<'_>,
+        bias: Option<&Mat>,
+        adapter: Adapter<'_>,
+        add: bool,
+        y: &Mat,
+    ) -> Result<(), OpError> {
+        let Adapter { low, other, scale } = adapter;
+        other.check("u B^T", w.outputs(), low.mat().cols)?;
+        if self.fuses(x, w, adapter)? {
+            return self.forward_with(commands, x.into(), w, bias, Some(adapter), add, y);
+        }
+        self.forward(commands, x, w, bias, add, y)?;
+        self.nt(commands, low.mat(), other, scale, true, y)
+    }
+
+    /// As [`Matmul::backward`], plus `du A` with du from [`Matmul::low_nn`] of `dy`, which has the
+    /// factor `scale` already.
+    ///
+    /// # Errors
+    /// As [`Matmul::forward`].
+    pub fn backward_adapted(
+        &self,
+        commands: &mut Commands,
+        dy: &Packed,
+        w: &Weight<'_>,
+        adapter: Adapter<'_>,
+        add: bool,
+        dx: &Mat,
+    ) -> Result<(), OpError> {
+        let Adapter { low, other, .. } = adapter;
+        other.check("du A", low.mat().cols, w.inputs())?;
+        if self.fuses(dy, w, adapter)? {
+            return self.backward_with(commands, dy.into(), w, Some(adapter), add, dx);
+        }
+        self.backward(commands, dy, w, add, dx)?;
+        self.nn(commands, low.mat(), other, 1.0, true, dx)
+    }
+
+    /// Whether the product of a packed operand with a weight has the terms of an adapter: all parts
+    /// of the weight are multiplied on matrix units.
+    fn fuses(&self, left: &Packed, w: &Weight<'_>, adapter: Adapter<'_>) -> Result<bool, OpError> {
+        let Some(mixed) = &self.mixed else { return Ok(false) };
+        if mixed.panels_of(adapter.low, left)?.is_none() || !mixed::fits(adapter.scale / w.factor()) {
+            return Ok(false);
+        }
+        let on_units = |(rectangle, _): &(Rectangle, Right)| {
+            let aligned = rectangle.rows.start.is_multiple_of(panels::WIDTH);
+            aligned && rectangle.columns == (0..w.inputs()) && mixed.binds(rectangle.size())
+        };
+        let other = Size { rows: adapter.other.rows, cols: adapter.other.cols };
+        Ok(mixed.binds(other) && self.pieces("an adapter", left, w)?.iter().all(on_units))
+    }
+
     /// Records `y[m, outputs] = factor * (x[m, inputs] w^T (+ bias[1, outputs]))`, added to `y` if
     /// `add` is set. `factor` is set by [`Weight::times`].
     ///
@@ -240,7 +359,21 @@ impl Matmul {
         add: bool,
         y: &Mat,
     ) -> Result<(), OpError> {
-        let left = x.into();
+        self.forward_with(commands, x.into(), w, bias, None, add, y)
+    }
+
+    /// As [`Matmul::forward`], with the terms of an adapter if [`Matmul::fuses`] permits it.
+    #[expect(clippy::too_many_arguments, reason = "operands, and how")]
+    fn forward_with(
+        &self,
+        commands: &mut Commands,
+        left: Left<'_>,
+        w: &Weight<'_>,
+        bias: Option<&Mat>,
+        adapter: Option<Adapter<'_>>,
+        add: bool,
+        y: &Mat,
+    ) -> Result<(), OpError> {
         let x = left.mat();
         x.check("x W^T", x.rows, w.inputs())?;
         y.check("x W^T", x.rows, w.outputs())?;
@@ -272,7 +405,8 @@ impl Matmul {
                 add: add || !starts,
                 bias: bias.filter(|_| starts).map(|bias| (bias.range.clone(), rows.start)),
             };
-            self.record_frozen(commands, &packed, Terms::Columns, &rectangle, &product)?;
+            let of_rows = |adapter| (adapter, rows.clone());
+            self.record_frozen(commands, &packed, Terms::Columns, &rectangle, adapter.map(of_rows), &product)?;
         }
         Ok(())
     }
@@ -290,7 +424,19 @@ impl Matmul {
         add: bool,
         dx: &Mat,
     ) -> Result<(), OpError> {
-        let left = dy.into();
+        self.backward_with(commands, dy.into(), w, None, add, dx)
+    }
+
+    /// As [`Matmul::backward`], with the terms of an adapter if [`Matmul::fuses`] permits it.
+    fn backward_with(
+        &self,
+        commands: &mut Commands,
+        left: Left<'_>,
+        w: &Weight<'_>,
+        adapter: Option<Adapter<'_>>,
+        add: bool,
+        dx: &Mat,
+    ) -> Result<(), OpError> {
         let dy = left.mat();
         dy.check("dy W", dy.rows, w.outputs())?;
         dx.check("dy W", dy.rows, w.inputs())?;
@@ -316,7 +462,9 @@ impl Matmul {
                 add: add || i > 0 || !written,
                 bias: None,
             };
-            self.record_frozen(commands, &packed, Terms::Rows, &rectangle, &product)?;
+            // The sums run over the rows. The first piece has the terms of the adapter.
+            let whole = adapter.filter(|_| i == 0).map(|adapter| (adapter, 0..adapter.other.rows));
+            self.record_frozen(commands, &packed, Terms::Rows, &rectangle, whole, &product)?;
         }
         Ok(())
     }
@@ -344,7 +492,7 @@ impl Matmul {
             Left::Packed(packed) if product.m >= mixed::MIN_DENSE_ROWS && product.n > 0 && product.k > 0 => {
                 let packed = self.pack(commands, packed)?;
                 let rectangle = Rectangle { rows: 0..b.rows, columns: 0..b.cols };
-                self.record_frozen(commands, &packed, terms, &rectangle, product)
+                self.record_frozen(commands, &packed, terms, &rectangle, None, product)
             }
             _ => self.record(commands, product),
         }
@@ -352,23 +500,26 @@ impl Matmul {
 
     /// Records a product with a rectangle of a frozen weight: on matrix units if the left operand
     /// is in panels and the rectangle has whole rows. `terms` is the side of the weight over which
-    /// the sums run.
+    /// the sums run. An adapter comes with the rows of its second operand.
     fn record_frozen(
         &self,
         commands: &mut Commands,
         left: &Packed,
         terms: Terms,
         rectangle: &Rectangle,
+        adapter: Option<(Adapter<'_>, Range<u32>)>,
         product: &Product,
     ) -> Result<(), OpError> {
         let (Some(mixed), Some((panels, _))) = (&self.mixed, &left.panels) else { return self.record(commands, product) };
-        let (rows, cols) = (rectangle.rows.end - rectangle.rows.start, rectangle.columns.end - rectangle.columns.start);
         let first = if terms == Terms::Rows { rectangle.rows.start } else { rectangle.columns.start };
-        let size = Size { rows, cols };
+        let size = rectangle.size();
         let inputs = product.b_strides.0.max(product.b_strides.1);
-        if cols != inputs || !first.is_multiple_of(panels::WIDTH) || !mixed.binds(size) {
+        if size.cols != inputs || !first.is_multiple_of(panels::WIDTH) || !mixed.binds(size) {
             return self.record(commands, product);
         }
+        let adapter =
+            adapter.map(|(adapter, rows)| self.terms_of(commands, mixed, left, adapter, rows, product)).transpose()?;
+        let adapter = adapter.as_ref().map(|(low, other, ratio)| LowRank { low, other, ratio: *ratio });
         let right = mixed.decode(commands, &product.b, size, inputs)?;
         let right = Side { panels: &right, terms, first: (0, 0) };
         // The first row of a side is a multiple of the padding.
@@ -378,9 +529,28 @@ impl Matmul {
             let out = product.out.window(row..row + m, product.n);
             let left = Side { panels, terms: Terms::Columns, first: (row, first) };
             let target = product::Target { m, out: &out, ..product.target() };
-            mixed.multiply(&self.kernels, commands, [left, right], product.k, target)?;
+            mixed.multiply(&self.kernels, commands, [left, right], product.k, adapter, target)?;
         }
         Ok(())
+    }
+
+    /// Decodes the second operand of an adapter, some of its rows. Returns the panels of both, and the
+    /// factor of their product.
+    fn terms_of<'a>(
+        &self,
+        commands: &mut Commands,
+        mixed: &Mixed,
+        left: &Packed,
+        adapter: Adapter<'a>,
+        rows: Range<u32>,
+        product: &Product,
+    ) -> Result<(Panels, Panels, f32), OpError> {
+        let Adapter { low, other, scale } = adapter;
+        let size = Size { rows: rows.end - rows.start, cols: other.cols };
+        let right = dense(View::of(low.mat()), (other, rows), (1, 1), other).b;
+        let missing = OpError::Shape { operation: "an adapter", what: "the number of its panels", expected: 1, found: 0 };
+        let low = mixed.panels_of(low, left)?.ok_or(missing)?.clone();
+        Ok((low, mixed.decode_other(commands, &right, size)?, scale / product.scale))
     }
 
     /// Maximum bytes of a binding.

@@ -10,12 +10,15 @@
 //! panels                  -> product (-> sum of chunks)          -> out
 //! ```
 //!
+//! The product with a frozen weight has the terms of its adapter, too ([`low_rank`]).
+//!
 //! Powers of two cost no precision, and keep every number in the range of f16: the largest
 //! magnitude of a row becomes 512..1024. What is not finite stays so, and shows in the result.
 //!
 //! One left and one right operand exist at a time. A packed operand that was overwritten is
 //! refused.
 
+mod low_rank;
 mod source;
 #[cfg(test)]
 mod tests;
@@ -35,6 +38,8 @@ use crate::format::FloatType;
 use crate::gpu::{BufferRange, Commands, Gpu, GpuError, Kernel, KernelSpec, MatrixUnits, Shader};
 use crate::ops::trial::Tried;
 use crate::ops::{OpError, mat_bytes};
+pub use low_rank::Low;
+pub(super) use low_rank::{LowRank, fits};
 use source::{Form, Tile};
 
 /// With fewer rows, the memory traffic of the weights dominates, and kernels that decode them on
@@ -52,11 +57,15 @@ const DECODED_TILE: u32 = 128;
 /// Cores of a large GPU. A product with few tiles is cut along its sums, so that each core has
 /// work.
 const CORES: u64 = 132;
-/// Minimum terms of a cut product.
+/// Minimum terms of a cut product, and of one with few columns.
 const MIN_TERMS: u32 = 512;
+const MIN_NARROW_TERMS: u32 = 128;
 /// Maximum cuts of a product, and of one with few columns.
 const MAX_CUTS: u32 = 4;
-const MAX_NARROW_CUTS: u32 = 16;
+const MAX_NARROW_CUTS: u32 = 32;
+/// The places of the exponents of right operands: `right`, then x A^T or dy B, and B or A.
+const EXPONENTS: u64 = 16;
+const OTHER: u32 = 2;
 
 /// Describes the difference of a kernel from the CPU, if there is one.
 type Trial = fn(&Mixed, Kind, &Kernel) -> Result<Option<String>, OpError>;
@@ -75,6 +84,7 @@ pub(super) enum Kind {
         whole: bool,
     },
     Product(Form),
+    LowRank,
 }
 
 /// The storage of a right operand.
@@ -111,11 +121,15 @@ pub(super) struct Mixed {
     left: Scratch,
     left_exponents: Scratch,
     right: Scratch,
-    /// One i32.
-    right_exponent: BufferRange,
+    low: Scratch,
+    other: Scratch,
+    /// An i32 for each of [`EXPONENTS`].
+    right_exponents: BufferRange,
     extents: BufferRange,
     /// Number of left operands so far.
     packed: AtomicU64,
+    /// Number of products x A^T and dy B so far.
+    lows: AtomicU64,
 }
 
 /// Parameters of a dispatch: `struct Params` of pack.wgsl.
@@ -147,6 +161,8 @@ struct DecodeParams {
     zero: u32,
     panel_rows: u32,
     panel_cols: u32,
+    exponent_at: u32,
+    pad: [u32; 3],
     codebook: [f32; 16],
 }
 
@@ -172,7 +188,12 @@ struct ProductParams {
     has_bias: u32,
     add: u32,
     scale: f32,
-    pad: [u32; 2],
+    low_first: u32,
+    low_rows: u32,
+    other_first: u32,
+    other_rows: u32,
+    rank: u32,
+    ratio: f32,
 }
 
 impl Scratch {
@@ -243,6 +264,11 @@ impl Kind {
                 entry: "main",
                 constants: Vec::new(),
             },
+            Self::LowRank => KernelSpec {
+                shader: trusted("low_rank", shaders!("panels", "low_rank").to_owned()),
+                entry: "main",
+                constants: Vec::new(),
+            },
         }
     }
 }
@@ -257,9 +283,12 @@ impl Mixed {
             left: Scratch::new("left panels"),
             left_exponents: Scratch::new("exponents"),
             right: Scratch::new("right panels"),
-            right_exponent: BufferRange::whole(gpu.storage("exponent", 4)?),
+            low: Scratch::new("low rank panels"),
+            other: Scratch::new("adapter panels"),
+            right_exponents: BufferRange::whole(gpu.storage("exponents", EXPONENTS)?),
             extents: BufferRange::whole(gpu.storage("extents", 4 * u64::from(EXTENTS))?),
             packed: AtomicU64::new(0),
+            lows: AtomicU64::new(0),
         })
     }
 
@@ -278,15 +307,16 @@ impl Mixed {
         bytes <= self.gpu.limits().max_storage_buffer_binding_size
     }
 
-    /// Bytes of the operands in panels, for left operands of at most `rows` rows.
-    pub fn scratch_bytes(rows: u32, weights: &[(u32, u32)]) -> u64 {
-        Self::operand_bytes(rows, weights).into_iter().fold(0, u64::saturating_add)
+    /// Bytes of the operands in panels, for left operands of at most `rows` rows and adapters of
+    /// `rank`.
+    pub fn scratch_bytes(rows: u32, weights: &[(u32, u32)], rank: u32) -> u64 {
+        Self::operand_bytes(rows, weights, rank).into_iter().fold(0, u64::saturating_add)
     }
 
-    pub fn reserve(&self, rows: u32, weights: &[(u32, u32)]) -> Result<(), OpError> {
+    pub fn reserve(&self, rows: u32, weights: &[(u32, u32)], rank: u32) -> Result<(), OpError> {
         let limit = self.gpu.limits().max_storage_buffer_binding_size;
-        let scratch = [&self.left, &self.right, &self.left_exponents];
-        for (scratch, bytes) in scratch.into_iter().zip(Self::operand_bytes(rows, weights)) {
+        let scratch = [&self.left, &self.right, &self.left_exponents, &self.low, &self.other];
+        for (scratch, bytes) in scratch.into_iter().zip(Self::operand_bytes(rows, weights, rank)) {
             // A larger operand is not packed.
             if bytes > 0 && bytes <= limit {
                 scratch.get(&self.gpu, bytes)?;
@@ -295,16 +325,19 @@ impl Mixed {
         Ok(())
     }
 
-    /// Bytes of the largest left operand, of the largest right one, and of the exponents of rows.
-    fn operand_bytes(rows: u32, weights: &[(u32, u32)]) -> [u64; 3] {
+    /// Bytes of the largest left operand, of the largest right one, of the exponents of rows, and
+    /// of both operands of an adapter.
+    fn operand_bytes(rows: u32, weights: &[(u32, u32)], rank: u32) -> [u64; 5] {
         if rows < MIN_ROWS {
-            return [0; 3];
+            return [0; 5];
         }
-        let left = |&(outputs, inputs): &(u32, u32)| Size { rows, cols: outputs.max(inputs) }.bytes();
-        let right =
-            |&(outputs, inputs): &(u32, u32)| Size { rows: outputs.min(Self::rows_at_once(inputs)), cols: inputs }.bytes();
-        let [left, right] = [weights.iter().map(left).max(), weights.iter().map(right).max()];
-        [left.unwrap_or(0), right.unwrap_or(0), Size { rows, cols: 0 }.exponent_bytes()]
+        let largest =
+            |bytes: &dyn Fn(u32, u32) -> u64| weights.iter().map(|&(outputs, inputs)| bytes(outputs, inputs)).max();
+        let left = largest(&|outputs, inputs| Size { rows, cols: outputs.max(inputs) }.bytes());
+        let right = largest(&|outputs, inputs| Size { rows: outputs.min(Self::rows_at_once(inputs)), cols: inputs }.bytes());
+        let other = largest(&|outputs, inputs| Size { rows: outputs.max(inputs), cols: rank }.bytes());
+        let [left, right, other] = [left, right, other].map(Option::unwrap_or_default);
+        [left, right, Size { rows, cols: 0 }.exponent_bytes(), Size { rows, cols: rank }.bytes(), other]
     }
 
     /// Rows of a weight [outputs, inputs] that are decoded at once.
@@ -345,17 +378,28 @@ impl Mixed {
     /// Records the decoding of a matrix [rows, cols] as the right operand. Its rows are `row`
     /// elements apart.
     pub fn decode(&self, commands: &mut Commands, b: &Right, size: Size, row: u32) -> Result<Panels, OpError> {
+        self.decode_to(commands, b, size, row, (&self.right, 0))
+    }
+
+    /// As [`Mixed::decode`], to this memory, with the exponent at this place.
+    fn decode_to(
+        &self,
+        commands: &mut Commands,
+        b: &Right,
+        size: Size,
+        row: u32,
+        (scratch, exponent_at): (&Scratch, u32),
+    ) -> Result<Panels, OpError> {
         let stored = Stored::of(b);
         let whole = match b {
             Right::Quantized { whole_words, .. } => *whole_words,
             Right::Raw { first, .. } => [*first, row, size.cols].iter().all(|at| at.is_multiple_of(8)),
         };
         let (extent, decode) = (self.kernel(Kind::Extent(stored))?, self.kernel(Kind::Decode { stored, whole })?);
-        let range = self.right.get(&self.gpu, size.bytes())?;
-        let exponents_range = self.right_exponent.slice(0, 4);
-        let panels = Panels { size, range, exponents: Exponents::One, exponents_range };
+        let range = scratch.get(&self.gpu, size.bytes())?;
+        let panels = Panels { size, range, exponents: Exponents::One, exponents_range: self.right_exponents.clone() };
         self.dispatch_extent(commands, &extent, b, (size, row));
-        self.dispatch_decode(commands, &decode, b, row, &panels);
+        self.dispatch_decode(commands, &decode, b, row, &panels, exponent_at);
         Ok(panels)
     }
 
@@ -367,9 +411,17 @@ impl Mixed {
         commands.dispatch(kernel, &bindings, bytemuck::bytes_of(&params), [EXTENTS, 1, 1], bytes);
     }
 
-    fn dispatch_decode(&self, commands: &mut Commands, kernel: &Kernel, b: &Right, row: u32, panels: &Panels) {
+    fn dispatch_decode(
+        &self,
+        commands: &mut Commands,
+        kernel: &Kernel,
+        b: &Right,
+        row: u32,
+        panels: &Panels,
+        exponent_at: u32,
+    ) {
         let size = panels.size;
-        let params = DecodeParams::of(b, size, row);
+        let params = DecodeParams { exponent_at, ..DecodeParams::of(b, size, row) };
         let [b0, b1, b2, b3] = b.bindings();
         let bytes = b0.size + panels.range.size;
         // `decode` does not use binding 4.
@@ -380,34 +432,53 @@ impl Mixed {
         commands.dispatch(kernel, &bindings, bytemuck::bytes_of(&params), groups, bytes);
     }
 
-    /// Records `target.out = target.scale * (left right (+ bias)) (+ out)`, with sums of `k` terms.
+    /// Records `target.out = target.scale * (left right (+ adapter) (+ bias)) (+ out)`, with sums of
+    /// `k` terms.
     pub fn multiply(
         &self,
         kernels: &Kernels,
         commands: &mut Commands,
         [left, right]: [Side<'_>; 2],
         k: u32,
+        adapter: Option<LowRank<'_>>,
         target: Target<'_>,
     ) -> Result<(), OpError> {
-        let form = Form { tile: Tile::of(target.n), left: left.terms, right: right.terms };
-        let kernel = self.kernel(Kind::Product(form))?;
-        let chunks = cuts(form.tile, target, k, kernels.scratch().size);
-        let chunk = k.div_ceil(chunks).next_multiple_of(WIDTH);
-        // Rounding up may need fewer chunks.
-        let chunks = k.div_ceil(chunk);
-        if chunks == 1 {
-            self.dispatch_product(commands, &kernel, form.tile, [left, right], (k, chunk), target);
+        let form = Form { tile: Tile::of(target.n), left: left.terms, right: right.terms, adapted: adapter.is_some() };
+        if cuts(form.tile, target, k, kernels.scratch().size) == 1 {
+            let kernel = self.kernel(Kind::Product(form))?;
+            let chunk = k.next_multiple_of(WIDTH);
+            self.dispatch_product(commands, &kernel, form.tile, [left, right], (k, chunk), adapter, target);
         } else {
             let out = View { range: kernels.scratch().clone(), first: 0, row: target.n, column: 1 };
             let parts = Target { out: &out, scale: 1.0, add: false, bias: None, ..target };
-            self.dispatch_product(commands, &kernel, form.tile, [left, right], (k, chunk), parts);
+            let chunks = self.multiply_parts(kernels, commands, [left, right], k, adapter, parts)?;
             kernels.sum(commands, &kernels.sum_kernel()?, target, chunks);
         }
         commands.add_operations(2 * u64::from(target.m) * u64::from(target.n) * u64::from(k) / SPEED);
         Ok(())
     }
 
-    /// Dispatches the sums of `k` terms, in chunks of `chunk`.
+    /// Records the sums of `k` terms in chunks, which lie one after another in `parts.out`. Returns
+    /// the number of chunks.
+    fn multiply_parts(
+        &self,
+        kernels: &Kernels,
+        commands: &mut Commands,
+        [left, right]: [Side<'_>; 2],
+        k: u32,
+        adapter: Option<LowRank<'_>>,
+        parts: Target<'_>,
+    ) -> Result<u32, OpError> {
+        let form = Form { tile: Tile::of(parts.n), left: left.terms, right: right.terms, adapted: adapter.is_some() };
+        let kernel = self.kernel(Kind::Product(form))?;
+        let chunk = k.div_ceil(cuts(form.tile, parts, k, kernels.scratch().size)).next_multiple_of(WIDTH);
+        self.dispatch_product(commands, &kernel, form.tile, [left, right], (k, chunk), adapter, parts);
+        // Rounding up may need fewer chunks.
+        Ok(k.div_ceil(chunk))
+    }
+
+    /// Dispatches the sums of `k` terms, in chunks of `chunk`. The first one has the adapter.
+    #[expect(clippy::too_many_arguments, reason = "operands, and how")]
     fn dispatch_product(
         &self,
         commands: &mut Commands,
@@ -415,6 +486,7 @@ impl Mixed {
         tile: Tile,
         [left, right]: [Side<'_>; 2],
         (k, chunk): (u32, u32),
+        adapter: Option<LowRank<'_>>,
         target: Target<'_>,
     ) {
         let groups = tile.groups(target.m, target.n) * u64::from(k.div_ceil(chunk));
@@ -440,9 +512,14 @@ impl Mixed {
             has_bias: target.bias.is_some().into(),
             add: target.add.into(),
             scale: target.scale,
-            pad: [0; 2],
+            low_first: left.first.0 * (WIDTH / 8),
+            low_rows: adapter.map_or(0, |adapter| adapter.low.size.padded_rows()),
+            other_first: 0,
+            other_rows: adapter.map_or(0, |adapter| adapter.other.size.padded_rows()),
+            rank: adapter.map_or(0, |adapter| adapter.low.size.cols),
+            ratio: adapter.map_or(1.0, |adapter| adapter.ratio),
         };
-        let bindings = [
+        let mut bindings = vec![
             left.panels.range.clone(),
             right.panels.range.clone(),
             left.panels.exponents_range.clone(),
@@ -450,7 +527,8 @@ impl Mixed {
             bias,
             target.out.range.clone(),
         ];
-        let bytes = bindings[0].size + bindings[1].size + bindings[5].size;
+        let bytes = left.panels.range.size + right.panels.range.size + target.out.range.size;
+        bindings.extend(adapter.iter().flat_map(|adapter| [adapter.low.range.clone(), adapter.other.range.clone()]));
         commands.dispatch(kernel, &bindings, bytemuck::bytes_of(&params), self.gpu.grid(groups), bytes);
     }
 }
@@ -464,8 +542,9 @@ const SPEED: u64 = 4;
 fn cuts(tile: Tile, target: Target<'_>, k: u32, scratch: u64) -> u32 {
     let tiles = tile.groups(target.m, target.n);
     let by_memory = scratch / (4 * u64::from(target.m) * u64::from(target.n));
-    let max_cuts = if tile == Tile::LARGE { MAX_CUTS } else { MAX_NARROW_CUTS };
-    let max = u64::from(k.div_ceil(MIN_TERMS).min(max_cuts)).min(by_memory).max(1) as u32;
+    let [max_cuts, min_terms] =
+        if tile == Tile::LARGE { [MAX_CUTS, MIN_TERMS] } else { [MAX_NARROW_CUTS, MIN_NARROW_TERMS] };
+    let max = u64::from(k.div_ceil(min_terms).min(max_cuts)).min(by_memory).max(1) as u32;
     // Time in units of a tenth of the time in which each core computes one term of two tiles. One
     // tile alone takes six tenths of it. The sum of the chunks reads and writes each element again.
     let time = |cuts: &u32| {

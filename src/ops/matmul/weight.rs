@@ -2,6 +2,7 @@
 
 use std::ops::Range;
 
+use super::panels::Size;
 use crate::dequant::GpuWeights;
 use crate::dequant::operand::{ALIGN, Codec, Operand};
 use crate::format::FloatType;
@@ -37,6 +38,13 @@ pub enum Elements<'a> {
 pub(in crate::ops) struct Rectangle {
     pub rows: Range<u32>,
     pub columns: Range<u32>,
+}
+
+impl Rectangle {
+    /// Its size as a matrix.
+    pub(super) fn size(&self) -> Size {
+        Size { rows: self.rows.end - self.rows.start, cols: self.columns.end - self.columns.start }
+    }
 }
 
 /// The bound elements of a rectangle: the right operand of a product, or a window of a table.

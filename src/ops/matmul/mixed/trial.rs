@@ -3,6 +3,7 @@
 
 use half::f16;
 
+use super::low_rank::{LowRank, shift};
 use super::source::Form;
 use super::{EXTENTS, Kind, Mixed, Side, Stored, WIDTH};
 use crate::dequant::sample::Random;
@@ -30,6 +31,7 @@ pub fn of(mixed: &Mixed, kind: Kind, kernel: &Kernel) -> Result<Option<String>, 
         Kind::Extent(stored) => of_extent(mixed, kernel, stored),
         Kind::Decode { stored, whole } => of_decode(mixed, kernel, stored, whole),
         Kind::Product(form) => of_product(mixed, kernel, form),
+        Kind::LowRank => of_low_rank(mixed, kernel),
     }
 }
 
@@ -60,8 +62,6 @@ fn compare(
     exponent: impl Fn(u32) -> i32,
 ) -> Result<Option<String>, OpError> {
     let size = panels.size;
-    let bytes = gpu.read(&panels.range)?;
-    let halves: &[u16] = bytemuck::try_cast_slice(&bytes).unwrap_or_default();
     let exponents = gpu.read(&panels.exponents_range)?;
     let exponents: Vec<i32> =
         exponents.chunks_exact(4).map(|word| i32::from_le_bytes(word.try_into().unwrap_or_default())).collect();
@@ -69,6 +69,19 @@ fn compare(
     if let Some(row) = (0..rows).find(|&row| exponents.get(row as usize) != Some(&exponent(row))) {
         return Ok(Some(format!("the exponent of row {row} is not {}", exponent(row))));
     }
+    elements_differ(gpu, panels, element, exponent)
+}
+
+/// Compares the elements of panels, by padded row and column. Each row has this exponent.
+fn elements_differ(
+    gpu: &Gpu,
+    panels: &Panels,
+    element: impl Fn(u32, u32) -> f64,
+    exponent: impl Fn(u32) -> i32,
+) -> Result<Option<String>, OpError> {
+    let size = panels.size;
+    let bytes = gpu.read(&panels.range)?;
+    let halves: &[u16] = bytemuck::try_cast_slice(&bytes).unwrap_or_default();
     let places = || (0..size.padded_rows()).flat_map(|i| (0..size.padded_cols()).map(move |j| (i, j)));
     let found: Vec<f32> =
         places().map(|(i, j)| halves.get(size.at(i, j)).map_or(f32::NAN, |&bits| f16::from_bits(bits).to_f32())).collect();
@@ -136,7 +149,7 @@ fn of_decode(mixed: &Mixed, kernel: &Kernel, stored: Stored, whole: bool) -> Res
         // Work that was submitted before has finished with the extents, and later work overwrites
         // them.
         commands.copy(&known, &mixed.extents);
-        mixed.dispatch_decode(commands, kernel, &right, size.cols, &panels);
+        mixed.dispatch_decode(commands, kernel, &right, size.cols, &panels, 0);
     })?;
     let at = |i: u32, j: u32| values.get((i * size.cols + j) as usize).copied().map_or(f64::NAN, f64::from);
     compare(gpu, &panels, at, |_| exponent(largest))
@@ -164,6 +177,47 @@ fn known(gpu: &Gpu, random: &mut Random, size: Size, exponents: Exponents) -> Re
     Ok((Panels { size, range: elements, exponents, exponents_range }, values))
 }
 
+/// The elements of a side of a product, by row or column of the result and by term. `first` is the
+/// first element in the panels.
+fn gathered(panels: &Panels, values: &[f64], terms: Terms, first: (u32, u32), [side, count]: [u32; 2]) -> Vec<f64> {
+    let places = (0..side).flat_map(|i| (0..count).map(move |t| (i, t)));
+    let at = |(i, t)| if terms == Terms::Columns { (i, t) } else { (t, i) };
+    let places = places.map(at).map(|(i, j)| ((first.0 + i) * panels.size.cols + first.1 + j) as usize);
+    places.map(|at| values.get(at).copied().unwrap_or(f64::NAN)).collect()
+}
+
+/// Sums of chunks with rows of different magnitudes, in float32 and in panels.
+fn of_low_rank(mixed: &Mixed, kernel: &Kernel) -> Result<Option<String>, OpError> {
+    let (gpu, mut random) = (&mixed.gpu, Random::default());
+    let (m, rank, chunks, terms, scale) = (131, 37, 3, 90, -0.5_f32);
+    let size = Size { rows: m, cols: rank };
+    let (left, _) = known(gpu, &mut random, Size { rows: m, cols: 4 }, Exponents::ByRow)?;
+    // Those of `known`.
+    let exponent = |row: u32| row as i32 % 7 - 3;
+    let parts: Vec<f32> = (0..chunks * m * rank).map(|_| random.uniform()).collect();
+    let scratch = BufferRange::whole(gpu.storage_with("parts", bytemuck::cast_slice(&parts))?);
+    let out = Mat::from_slice(gpu, "trial", m, rank, &vec![f32::NAN; (m * rank) as usize])?;
+    let panels = poisoned(gpu, size, Exponents::One)?;
+    let words: [i32; 4] = [-9, 77, 78, 79];
+    let known_exponents = BufferRange::whole(gpu.storage_with("exponents", bytemuck::cast_slice(&words))?);
+    run(gpu, |commands| {
+        commands.copy(&known_exponents, &mixed.right_exponents);
+        mixed.dispatch_low_rank(commands, &scratch, kernel, &left, &panels, (terms, chunks), scale, &out);
+    })?;
+    let count = (m * rank) as usize;
+    let sum = |i: usize| parts.iter().skip(i).step_by(count).map(|&x| f64::from(x)).sum::<f64>();
+    let of_out = difference(&out.read(gpu)?, (0..count).map(|i| (f64::from(scale) * sum(i), 1e-6)));
+    let common = -9 + shift(terms);
+    let found = gpu.read(&mixed.right_exponents)?;
+    let found: Vec<i32> =
+        found.chunks_exact(4).map(|word| i32::from_le_bytes(word.try_into().unwrap_or_default())).collect();
+    let wrong =
+        (found != [-9, common, 78, 79]).then(|| format!("the exponents are {found:?}, with a common one of {common}"));
+    // Padded rows have no exponents of their own, and are zeros.
+    let of_panels = elements_differ(gpu, &panels, |i, j| sum((i * rank + j) as usize), |row| common + exponent(row))?;
+    Ok(wrong.or(of_out).or(of_panels))
+}
+
 /// Several tiles in both directions with partial last ones, from the middle of the left operand.
 /// Once in one chunk with a bias, added to a result, and once in chunks.
 fn of_product(mixed: &Mixed, kernel: &Kernel, form: Form) -> Result<Option<String>, OpError> {
@@ -181,15 +235,19 @@ fn of_product(mixed: &Mixed, kernel: &Kernel, form: Form) -> Result<Option<Strin
     let by_row = if form.left == Terms::Columns { Exponents::ByRow } else { Exponents::One };
     let (left, left_values) = known(gpu, &mut random, of(form.left, m, left_first), by_row)?;
     let (right, right_values) = known(gpu, &mut random, of(form.right, n, (0, 0)), Exponents::One)?;
-    // Element `i` of the side and term `t`.
-    let gathered = |panels: &Panels, values: &[f64], terms, (row, column): (u32, u32), side: u32| -> Vec<f64> {
-        let places = (0..side).flat_map(|i| (0..k).map(move |t| (i, t)));
-        let at = |(i, t)| if terms == Terms::Columns { (i, t) } else { (t, i) };
-        let places = places.map(at).map(|(i, j)| ((row + i) * panels.size.cols + column + j) as usize);
-        places.map(|at| values.get(at).copied().unwrap_or(f64::NAN)).collect()
-    };
-    let a = gathered(&left, &left_values, form.left, left_first, m);
-    let b = gathered(&right, &right_values, form.right, (0, 0), n);
+    let a = gathered(&left, &left_values, form.left, left_first, [m, k]);
+    let b = gathered(&right, &right_values, form.right, (0, 0), [n, k]);
+    // The exponents of `right`, those of the adapter's operands, and one that is not used.
+    let words: [i32; 4] = [-2, 5, -2, 99];
+    let exponents = BufferRange::whole(gpu.storage_with("exponents", bytemuck::cast_slice(&words))?);
+    let right = Panels { exponents_range: exponents, ..right };
+    let (rank, ratio) = (40, -1.5_f32);
+    let (low, low_values) = known(gpu, &mut random, Size { rows: m + before, cols: rank }, Exponents::ByRow)?;
+    let of_other = if form.right == Terms::Columns { Size { rows: n, cols: rank } } else { Size { rows: rank, cols: n } };
+    let (other, other_values) = known(gpu, &mut random, of_other, Exponents::One)?;
+    let u = gathered(&low, &low_values, Terms::Columns, (before, 0), [m, rank]);
+    let v = gathered(&other, &other_values, form.right, (0, 0), [n, rank]);
+    let adapter = form.adapted.then_some(LowRank { low: &low, other: &other, ratio });
     let (scale, mut floats) = (0.75, |count: u32| (0..count).map(|_| random.uniform()).collect::<Vec<f32>>());
     let (biases, old) = (floats(n), floats(m * n));
     let (bias, out) = (Mat::from_slice(gpu, "trial", 1, n, &biases)?, Mat::from_slice(gpu, "trial", m, n, &old)?);
@@ -202,16 +260,21 @@ fn of_product(mixed: &Mixed, kernel: &Kernel, form: Form) -> Result<Option<Strin
     run(gpu, |commands| {
         let (view, bias) = (View::of(&out), (bias.range.clone(), 0));
         let target = Target { m, n, out: &view, scale, add: true, bias: Some(&bias) };
-        mixed.dispatch_product(commands, kernel, form.tile, sides, (k, k.next_multiple_of(WIDTH)), target);
+        mixed.dispatch_product(commands, kernel, form.tile, sides, (k, k.next_multiple_of(WIDTH)), adapter, target);
         let view = View::of(&parts);
         let target = Target { out: &view, scale: 1.0, add: false, bias: None, ..target };
-        mixed.dispatch_product(commands, kernel, form.tile, sides, (k, chunk), target);
+        mixed.dispatch_product(commands, kernel, form.tile, sides, (k, chunk), adapter, target);
     })?;
-    let sums: Vec<(f64, f64)> = a
-        .chunks(k as usize)
-        .flat_map(|a| b.chunks(k as usize).map(move |b| a.iter().zip(b)))
-        .map(|terms| terms.map(|(a, b)| a * b).fold((0.0, 1.0), |(sum, size), x| (sum + x, size + x.abs())))
-        .collect();
+    let weights = [1.0, if form.adapted { f64::from(ratio) * 32.0 } else { 0.0 }];
+    let sum = |sides: [(&[f64], &[f64]); 2]| {
+        let terms = sides.into_iter().zip(weights);
+        let terms = terms.flat_map(|((a, b), weight)| a.iter().zip(b).map(move |(a, b)| weight * a * b));
+        terms.fold((0.0, 1.0), |(sum, size), x| (sum + x, size + x.abs()))
+    };
+    let columns = || b.chunks(k as usize).zip(v.chunks(rank as usize));
+    let rows = a.chunks(k as usize).zip(u.chunks(rank as usize));
+    let sums: Vec<(f64, f64)> =
+        rows.flat_map(|(a, u)| columns().map(|(b, v)| sum([(a, b), (u, v)])).collect::<Vec<_>>()).collect();
     let others = old.iter().zip(biases.iter().cycle());
     let expected = sums.iter().zip(others).map(|(&(sum, size), (&old, &bias))| {
         (f64::from(scale) * (sum + f64::from(bias)) + f64::from(old), TOLERANCE * size)
