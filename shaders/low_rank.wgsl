@@ -46,13 +46,13 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(num_workgroups) grid: vec
         return;
     }
     let row = i / 8u % params.panel_rows;
-    let common = right_exponents[0] + params.shift;
+    let common_exponent = right_exponents[0] + params.shift;
     if (i == 0u) {
-        right_exponents[1] = common;
+        right_exponents[1] = common_exponent;
     }
     let column = panel * 32u + i % 8u * 4u;
     let sums = vec4(sum_at(row, column), sum_at(row, column + 1u), sum_at(row, column + 2u), sum_at(row, column + 3u));
-    var exponent = common;
+    var exponent = common_exponent;
     if (row < params.rows) {
         exponent += left_exponents[row];
     }

@@ -74,17 +74,17 @@ impl<'a> Layer<'a> {
     /// Checks the shapes of the layer's projections.
     pub fn new(pass: &'a Pass<'a>, layer: &'a StreamedLayer, constants: &'a Constants) -> Result<Self, ModelError> {
         let number = layer.number.unwrap_or_default();
+        let (activations, kept) = pass.inputs.work.activations(number, pass.model.layers);
         let linear = |index: usize| -> Result<Linear<'a>, ModelError> {
             let role = TARGETS[index];
             let bias = constants.biases[index].as_ref();
             let lora = pass.inputs.adapter.and_then(|adapter| adapter.lora(number, role, pass.inputs.mask));
             let factor = output_factor(pass.model, role);
             let weight = projection(layer, role, pass.model)?.times(factor);
-            Ok(Linear { weight, bias, lora: lora.map(|lora| lora.times(factor)) })
+            Ok(Linear { weight, bias, lora: lora.map(|lora| lora.times(factor)), low: activations.lows[index].clone() })
         };
         let [q, k, v, o, gate, up, down] = [0, 1, 2, 3, 4, 5, 6].map(linear);
         let attention = pass.model.attention(number);
-        let (activations, kept) = pass.inputs.work.activations(number, pass.model.layers);
         Ok(Self {
             pass,
             constants,
@@ -109,7 +109,7 @@ impl<'a> Layer<'a> {
         for window in self.windows() {
             self.feed_forward(commands, &window)?;
             let out = window.of(out);
-            let down = self.down.in_window(window.number);
+            let down = self.down.in_window(window.number, window.first);
             down.forward_plus(kernels, commands, work, &window.activated, &window.middle, &out)?;
         }
         Ok(())
@@ -136,7 +136,11 @@ impl<'a> Layer<'a> {
         }
         for window in self.windows() {
             match self.kept {
-                false => self.feed_forward(commands, &window)?,
+                false => {
+                    self.feed_forward(commands, &window)?;
+                    let down = self.down.in_window(window.number, window.first);
+                    down.recompute_low(self.pass.kernels, commands, &self.pass.inputs.work, &window.activated)?;
+                }
                 true => {
                     self.norm_middle(commands, &window)?;
                     self.activate(commands, &window)?;
@@ -246,14 +250,14 @@ impl<'a> Layer<'a> {
     /// Computes `activated` from `middle`.
     fn feed_forward(&self, commands: &mut Commands, window: &Window) -> Result<(), OpError> {
         let Pass { kernels, inputs: PassInputs { work, .. }, .. } = self.pass;
-        let Window { number, normed, gate, up, .. } = window;
+        let Window { number, first, normed, gate, up, .. } = window;
         if self.activate_few(commands, window)? {
             return Ok(());
         }
         self.norm_middle(commands, window)?;
         let normed = &kernels.matmul.pack(commands, normed)?;
-        self.gate.in_window(*number).forward(kernels, commands, work, normed, false, gate)?;
-        self.up.in_window(*number).forward(kernels, commands, work, normed, false, up)?;
+        self.gate.in_window(*number, *first).forward(kernels, commands, work, normed, false, gate)?;
+        self.up.in_window(*number, *first).forward(kernels, commands, work, normed, false, up)?;
         self.activate(commands, window)
     }
 
@@ -280,9 +284,9 @@ impl<'a> Layer<'a> {
         gradients: &Backward<Mat>,
     ) -> Result<(), OpError> {
         let Pass { kernels, model, inputs: PassInputs { work, .. }, .. } = self.pass;
-        let Window { number, middle, normed, gate, up, activated, .. } = window;
+        let &Window { number, first, ref middle, ref normed, ref gate, ref up, ref activated } = window;
         let (residual, d_normed) = (&window.of(&gradients.residual), &window.of(&gradients.normed));
-        let [gate_proj, up_proj, down_proj] = [&self.gate, &self.up, &self.down].map(|linear| linear.in_window(*number));
+        let [gate_proj, up_proj, down_proj] = [&self.gate, &self.up, &self.down].map(|linear| linear.in_window(number, first));
         down_proj.backward(kernels, commands, work, [activated, residual, activated], false)?;
         match model.family.activation {
             Activation::Silu => kernels.swiglu.backward(commands, gate, up, activated)?,

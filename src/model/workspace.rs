@@ -51,8 +51,8 @@
 //! matrices of their own for all but `activated`, and skip the steps that compute them. Streams in
 //! `offloaded` arrive in the place of a later stream, one layer ahead.
 //!
-//! Every projection with an adapter uses `low_rank`, `dropped` and (backward) `d.low_rank` as
-//! scratch, and writes them before it reads them.
+//! Every projection with an adapter has its own x A^T in `lows`, which its gradients are computed
+//! from. It uses `low_rank` and `dropped` as scratch, and writes them before it reads them.
 
 use crate::arch::config::ModelConfig;
 use crate::gpu::{BufferRange, Gpu, GpuError};
@@ -119,7 +119,7 @@ pub(crate) struct Workspace<M> {
     pub normed: M,
     /// silu(gate) * up, later its gradient: intermediate, with the tokens of a window.
     pub activated: M,
-    /// x A^T, or its gradient: rank.
+    /// The gradient of x A^T: rank.
     pub low_rank: M,
     /// The inputs of an adapter after dropout: as wide as the widest input. One column without
     /// dropout.
@@ -162,6 +162,8 @@ pub(crate) struct Activations<M> {
     pub gate: M,
     /// As `gate`.
     pub up: M,
+    /// x A^T of each projection, in the order of `lora::TARGETS`: rank.
+    pub lows: Vec<M>,
 }
 
 /// Gradients, each named after its activation.
@@ -175,8 +177,6 @@ pub(crate) struct Backward<M> {
     pub values: M,
     /// Sums of attended * its gradient: heads.
     pub delta: M,
-    /// x A^T, computed again: rank.
-    pub low_rank: M,
 }
 
 impl<M: Clone> Workspace<M> {
@@ -199,10 +199,10 @@ impl<M: Clone> Workspace<M> {
             (0..streams).map(|_| new(Use::SavedActivations, "residual stream", tokens, hidden)).collect::<Result<_, E>>()?;
         let window = tokens.min(sizes.window);
         let shared =
-            Activations::build(model, [tokens, window], None, |name, rows, cols| new(Use::Layer, name, rows, cols))?;
+            Activations::build(model, sizes, window, None, |name, rows, cols| new(Use::Layer, name, rows, cols))?;
         let mut keep = |_| {
             let new = |name, rows, cols| new(Use::KeptActivations, name, rows, cols);
-            Activations::build(model, [tokens, tokens], Some(&shared), new)
+            Activations::build(model, sizes, tokens, Some(&shared), new)
         };
         let kept = (0..sizes.kept).map(&mut keep).collect::<Result<_, E>>()?;
         let activated = new(Use::Layer, "activated", window, intermediate)?;
@@ -232,7 +232,6 @@ impl<M: Clone> Workspace<M> {
                     keys: layer("gradient of keys", keys)?,
                     values: layer("gradient of values", keys)?,
                     delta: layer("row products", heads)?,
-                    low_rank: layer("low rank", rank)?,
                 }),
             },
             logits: new(Use::Loss, "logits", tokens, chunk)?,
@@ -243,16 +242,17 @@ impl<M: Clone> Workspace<M> {
 }
 
 impl<M: Clone> Activations<M> {
-    /// Calls `of` for each matrix, with its name, rows and columns: `tokens` rows, or the rows of a
-    /// window. Kept activations take from `shared` what is cheap to compute again: queries and keys
+    /// Calls `of` for each matrix, with its name, rows and columns: a row for each token, or `window`
+    /// rows. Kept activations take from `shared` what is cheap to compute again: queries and keys
     /// after the norms of the heads.
     fn build<E>(
         model: &ModelConfig,
-        [tokens, window]: [u32; 2],
+        sizes: Sizes,
+        window: u32,
         shared: Option<&Self>,
         mut of: impl FnMut(&'static str, u32, u32) -> Result<M, E>,
     ) -> Result<Self, E> {
-        let mut new = |name, cols| of(name, tokens, cols);
+        let mut new = |name, cols| of(name, sizes.tokens, cols);
         let &ModelConfig { hidden, intermediate, heads, q_k_norm, .. } = model;
         let (queries, keys) = (model.queries(), model.keys());
         let [raw_queries, raw_keys] = match q_k_norm {
@@ -265,8 +265,15 @@ impl<M: Clone> Activations<M> {
         };
         let (values, attended) = (new("values", keys)?, new("attended", model.queries())?);
         let (lse, middle) = (new("softmax denominators", heads)?, new("middle of the residual stream", hidden)?);
+        // Without gradients, one for all projections.
+        let mut low = || new("low rank", sizes.rank.max(1));
+        let lows = match sizes.training {
+            true => TARGETS.iter().map(|_| low()).collect::<Result<_, E>>()?,
+            false => vec![low()?; TARGETS.len()],
+        };
         let [gate, up] = [of("gate", window, intermediate)?, of("up", window, intermediate)?];
-        Ok(Self { raw_queries, raw_keys, queries, keys: keys_of_heads, values, attended, lse, middle, gate, up })
+        let keys = keys_of_heads;
+        Ok(Self { raw_queries, raw_keys, queries, keys, values, attended, lse, middle, gate, up, lows })
     }
 }
 

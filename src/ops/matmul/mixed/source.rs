@@ -259,21 +259,23 @@ const BARRIER: &str = "        workgroupBarrier();\n";
 /// Its terms have another scale than the sums so far. These are brought to it. If the terms of the
 /// adapter are smaller by more than 2^60, no float32 shows them.
 fn adapter([left, right]: &[Operand; 2], tile: Tile, rest: &str) -> String {
-    let mut text = "    if (place.chunk == 0u) {
-        let shift = max(right_exponents[1] + right_exponents[2] - exponent, -60);
-        exponent += shift;
-        ratio = params.ratio;
-        let factor = power(-shift) / ratio;
+    // Matrix operations are permitted in loops, but not after a condition of this kind.
+    let mut text = "    let first_chunk = place.chunk == 0u;
+    let shift = max(right_exponents[1] + right_exponents[2] - exponent, -60);
+    let factor = select(1.0, power(-shift) / params.ratio, first_chunk);
+    let rank = select(0u, params.rank, first_chunk);
+    exponent += select(0, shift, first_chunk);
+    ratio = select(1.0, params.ratio, first_chunk);
 "
     .to_owned();
     units(tile).for_each(|(i, j)| {
-        let _ = writeln!(text, "        sums_{i}_{j} = coopScale(sums_{i}_{j}, factor);");
+        let _ = writeln!(text, "    sums_{i}_{j} = coopScale(sums_{i}_{j}, factor);");
     });
     text += &left.start("0u", "place.row");
     text += &right.start("0u", "place.column");
-    text += &format!("        for (var term = 0u; term < params.rank; term += {WIDTH}u) {{\n");
+    text += &format!("    for (var term = 0u; term < rank; term += {WIDTH}u) {{\n");
     text += &[left.load(), right.load(), left.advance(), right.advance()].concat();
-    text + rest + "        }\n    }\n"
+    text + rest + "    }\n"
 }
 
 /// The matrices of 16 x 16 sums of a subgroup.

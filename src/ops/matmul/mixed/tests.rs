@@ -100,7 +100,7 @@ fn a_wrong_kernel_is_named_before_its_first_use() {
         (product(Terms::Rows), ["right_m1, sums_1_1", "right_m0, sums_1_1"]),
         (product(Terms::Columns), ["value += out[at]", "value -= out[at]"]),
         (product(Terms::Rows), ["row < params.m &&", "row < params.m - 1u &&"]),
-        (adapted(Terms::Columns), ["power(-shift) / ratio", "power(-shift)"]),
+        (adapted(Terms::Columns), ["power(-shift) / params.ratio", "power(-shift)"]),
         (adapted(Terms::Rows), ["other_at += ", "other_at += 4u + "]),
         (adapted(Terms::Columns), ["params.low_first + ", "16u + params.low_first + "]),
         (Kind::LowRank, ["exponent += left_exponents[row]", "exponent -= left_exponents[row]"]),
