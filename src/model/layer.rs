@@ -286,13 +286,16 @@ impl<'a> Layer<'a> {
         let Pass { kernels, model, inputs: PassInputs { work, .. }, .. } = self.pass;
         let &Window { number, first, ref middle, ref normed, ref gate, ref up, ref activated } = window;
         let (residual, d_normed) = (&window.of(&gradients.residual), &window.of(&gradients.normed));
-        let [gate_proj, up_proj, down_proj] = [&self.gate, &self.up, &self.down].map(|linear| linear.in_window(number, first));
-        down_proj.backward(kernels, commands, work, [activated, residual, activated], false)?;
+        let [gate_proj, up_proj, down_proj] =
+            [&self.gate, &self.up, &self.down].map(|linear| linear.in_window(number, first));
+        let inputs = &kernels.matmul.pack_inputs(commands, activated)?;
+        down_proj.backward(kernels, commands, work, inputs, [residual, activated], false)?;
         match model.family.activation {
             Activation::Silu => kernels.swiglu.backward(commands, gate, up, activated)?,
         }
-        gate_proj.backward(kernels, commands, work, [normed, gate, d_normed], false)?;
-        up_proj.backward(kernels, commands, work, [normed, up, d_normed], true)?;
+        let inputs = &kernels.matmul.pack_inputs(commands, normed)?;
+        gate_proj.backward(kernels, commands, work, inputs, [gate, d_normed], false)?;
+        up_proj.backward(kernels, commands, work, inputs, [up, d_normed], true)?;
         let (gamma, epsilon) = (&self.constants.post_attention_norm, model.rms_norm_eps as f32);
         kernels.norm.backward(commands, middle, gamma, epsilon, d_normed, residual, true)
     }
@@ -302,7 +305,8 @@ impl<'a> Layer<'a> {
         let Pass { kernels, model, inputs: PassInputs { work, batch, .. }, .. } = self.pass;
         let (gamma, epsilon) = (&self.constants.input_norm, model.rms_norm_eps as f32);
         let Activations { queries, keys, values, attended, lse, .. } = self.activations;
-        self.o.backward(kernels, commands, work, [attended, &gradients.residual, &gradients.attended], false)?;
+        let inputs = &kernels.matmul.pack_inputs(commands, attended)?;
+        self.o.backward(kernels, commands, work, inputs, [&gradients.residual, &gradients.attended], false)?;
         let shape = self.attention_shape(x.rows);
         kernels.attention.backward(
             commands,
@@ -327,9 +331,10 @@ impl<'a> Layer<'a> {
         let [d_queries, d_keys] = self.norm_heads_backward(commands, gradients)?;
         // `normed` contains the output of the post-attention norm, so compute the input norm again.
         kernels.norm.forward(commands, x, gamma, epsilon, &work.normed)?;
-        self.q.backward(kernels, commands, work, [&work.normed, d_queries, &gradients.normed], false)?;
-        self.k.backward(kernels, commands, work, [&work.normed, d_keys, &gradients.normed], true)?;
-        self.v.backward(kernels, commands, work, [&work.normed, &gradients.values, &gradients.normed], true)?;
+        let inputs = &kernels.matmul.pack_inputs(commands, &work.normed)?;
+        self.q.backward(kernels, commands, work, inputs, [d_queries, &gradients.normed], false)?;
+        self.k.backward(kernels, commands, work, inputs, [d_keys, &gradients.normed], true)?;
+        self.v.backward(kernels, commands, work, inputs, [&gradients.values, &gradients.normed], true)?;
         kernels.norm.backward(commands, x, gamma, epsilon, &gradients.normed, &gradients.residual, true)
     }
 

@@ -117,23 +117,25 @@ impl Linear<'_> {
     /// scale * dy B, added to `dx` if `add` is set; dA += du^T drop(x), dB += scale * dy^T (drop(x)
     /// A^T). `x` is the input of [`Linear::forward`], which wrote drop(x) A^T. It may be `dx` itself,
     /// because it is read before `dx` is written.
+    /// It was prepared by [`Matmul::pack_inputs`](crate::ops::matmul::Matmul::pack_inputs).
     pub fn backward(
         &self,
         kernels: &Kernels,
         commands: &mut Commands,
         work: &Workspace<Mat>,
-        [x, dy, dx]: [&Mat; 3],
+        x: &Packed,
+        [dy, dx]: [&Mat; 2],
         add: bool,
     ) -> Result<(), OpError> {
         let Some(lora) = &self.lora else { return kernels.matmul.backward(commands, dy, &self.weight, add, dx) };
         let matmul = &kernels.matmul;
-        let low_rank = lora.low_rank(&work.low_rank, x.rows);
+        let low_rank = lora.low_rank(&work.low_rank, dy.rows);
         let packed = &matmul.pack(commands, dy)?;
         let low = &matmul.low_nn(commands, packed, &lora.b, lora.scale, &low_rank)?;
         if let Some([da, db]) = &lora.gradient {
-            let dropped = lora.dropped(kernels, commands, &work.dropped, x)?;
-            let x = dropped.as_ref().unwrap_or(x);
-            matmul.tn(commands, dy, &lora.low_rank(&self.low, x.rows), lora.scale, true, db)?;
+            matmul.tn(commands, packed, &lora.low_rank(&self.low, dy.rows), lora.scale, true, db)?;
+            let dropped = lora.dropped(kernels, commands, &work.dropped, x.mat())?;
+            let x = dropped.as_ref().map_or(Left::Packed(x), Left::Mat);
             matmul.tn(commands, &low_rank, x, 1.0, true, da)?;
         }
         match lora.dropout {

@@ -198,8 +198,7 @@ impl<M: Clone> Workspace<M> {
         let residual =
             (0..streams).map(|_| new(Use::SavedActivations, "residual stream", tokens, hidden)).collect::<Result<_, E>>()?;
         let window = tokens.min(sizes.window);
-        let shared =
-            Activations::build(model, sizes, window, None, |name, rows, cols| new(Use::Layer, name, rows, cols))?;
+        let shared = Activations::build(model, sizes, window, None, |name, rows, cols| new(Use::Layer, name, rows, cols))?;
         let mut keep = |_| {
             let new = |name, rows, cols| new(Use::KeptActivations, name, rows, cols);
             Activations::build(model, sizes, tokens, Some(&shared), new)

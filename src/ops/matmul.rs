@@ -26,7 +26,7 @@ mod wide;
 
 use kernels::Kernels;
 pub use mixed::Low;
-use mixed::{LowRank, Mixed, Side};
+use mixed::{LowRank, Memory, Mixed, Place, Side};
 use panels::{Panels, Size, Terms};
 use product::{Product, View, dense};
 pub use weight::{Elements, Weight};
@@ -58,6 +58,7 @@ pub struct Packed {
     mat: Mat,
     /// The matrix for matrix units, and its number among all of them.
     panels: Option<(Panels, u64)>,
+    place: Place,
 }
 
 /// The terms of an adapter in a product with a frozen weight: `scale * low other`.
@@ -112,7 +113,7 @@ impl Matmul {
     /// GPU memory of a `Matmul` in bytes, for products of at most `rows` rows with weights of these
     /// shapes [outputs, inputs] and adapters of `rank`, forward and backward.
     pub fn scratch_bytes(units: Option<MatrixUnits>, rows: u32, weights: &[(u32, u32)], rank: u32) -> u64 {
-        let mixed = units.map_or(0, |_| Mixed::scratch_bytes(rows, weights, rank));
+        let mixed = units.map_or(0, |_| Memory::bytes(rows, weights, rank));
         kernels::SCRATCH_BYTES.saturating_add(mixed)
     }
 
@@ -121,7 +122,8 @@ impl Matmul {
     /// # Errors
     /// [`OpError::Gpu`] if memory is exhausted.
     pub fn reserve(&self, rows: u32, weights: &[(u32, u32)], rank: u32) -> Result<(), OpError> {
-        self.mixed.as_ref().map_or(Ok(()), |mixed| mixed.reserve(rows, weights, rank))
+        let gpu = self.kernels.gpu();
+        self.mixed.as_ref().map_or(Ok(()), |mixed| mixed.memory().reserve(gpu, rows, weights, rank))
     }
 
     /// Prepares the products on `gpu`. With `units`, large products with frozen weights run on
@@ -151,10 +153,24 @@ impl Matmul {
     /// # Errors
     /// [`OpError::Shape`] if a packed operand is no longer valid; as [`Matmul::nt`].
     pub fn pack<'a>(&self, commands: &mut Commands, x: impl Into<Left<'a>>) -> Result<Packed, OpError> {
-        let x = match x.into() {
+        self.pack_to(commands, x.into(), Place::Left)
+    }
+
+    /// As [`Matmul::pack`], for the gradients of adapters: it stays valid while gradients of outputs
+    /// are prepared, until the next preparation of inputs.
+    ///
+    /// # Errors
+    /// As [`Matmul::pack`].
+    pub fn pack_inputs(&self, commands: &mut Commands, x: &Mat) -> Result<Packed, OpError> {
+        self.pack_to(commands, x.into(), Place::Inputs)
+    }
+
+    fn pack_to(&self, commands: &mut Commands, x: Left<'_>, place: Place) -> Result<Packed, OpError> {
+        let x = match x {
             Left::Mat(mat) => mat,
             Left::Packed(packed) => {
-                let (expected, found) = (self.mixed.as_ref().map(Mixed::present), packed.panels.as_ref());
+                let (expected, found) =
+                    (self.mixed.as_ref().map(|mixed| mixed.present(packed.place)), packed.panels.as_ref());
                 return match found.map(|(_, number)| *number).zip(expected).filter(|(found, expected)| found != expected) {
                     Some((found, expected)) => {
                         Err(OpError::Shape { operation: "a packed operand", what: "its number", expected, found })
@@ -166,11 +182,8 @@ impl Matmul {
         x.check("pack", x.rows, x.cols)?;
         let size = Size { rows: x.rows, cols: x.cols };
         let wanted = |mixed: &&Mixed| size.rows >= mixed::MIN_ROWS && size.cols > 0 && mixed.binds(size);
-        let panels = self.mixed.as_ref().filter(wanted).map(|mixed| {
-            let panels = mixed.pack(commands, &View::of(x), size)?;
-            Ok::<_, OpError>((panels, mixed.present()))
-        });
-        Ok(Packed { mat: x.clone(), panels: panels.transpose()? })
+        let panels = self.mixed.as_ref().filter(wanted).map(|mixed| mixed.pack(commands, &View::of(x), size, place));
+        Ok(Packed { mat: x.clone(), panels: panels.transpose()?, place })
     }
 
     /// Records `out[m, n] = scale * a[m, k] b[n, k]^T`, added to `out` if `add` is set.
@@ -217,17 +230,41 @@ impl Matmul {
         self.record_dense(commands, left, Terms::Rows, b, &Product { k: b.rows, scale, add, ..product })
     }
 
-    /// Records `out[m, n] = scale * a[k, m]^T b[k, n]`, added to `out` if `add` is set.
+    /// Records `out[m, n] = scale * a[k, m]^T b[k, n]`, added to `out` if `add` is set. If one of
+    /// them is packed and the other one has few columns, on matrix units.
     ///
     /// # Errors
     /// As [`Matmul::nt`].
-    pub fn tn(&self, commands: &mut Commands, a: &Mat, b: &Mat, scale: f32, add: bool, out: &Mat) -> Result<(), OpError> {
+    pub fn tn<'a>(
+        &self,
+        commands: &mut Commands,
+        a: impl Into<Left<'a>>,
+        b: impl Into<Left<'a>>,
+        scale: f32,
+        add: bool,
+        out: &Mat,
+    ) -> Result<(), OpError> {
+        let (left, right) = (a.into(), b.into());
+        let (a, b) = (left.mat(), right.mat());
         a.check("a^T b", b.rows, out.rows)?;
         b.check("a^T b", b.rows, out.cols)?;
         out.check("a^T b", out.rows, out.cols)?;
         if b.rows == 0 {
             let product = dense(View::of(a), (b, 0..0), (1, b.cols), out);
             return self.record(commands, &Product { scale, add, ..product });
+        }
+        let of_columns = View::of(out);
+        let sides = match (left, right) {
+            (Left::Packed(wide), _) => Some((wide, b, of_columns)),
+            (_, Left::Packed(wide)) => Some((wide, a, of_columns.transposed())),
+            _ => None,
+        };
+        if let Some((wide, narrow, out)) = sides
+            && let (Some(mixed), Some((panels, _))) = (&self.mixed, &wide.panels)
+            && mixed.sums_rows(&self.kernels, panels, narrow)
+        {
+            self.pack(commands, wide)?;
+            return mixed.over_rows(&self.kernels, commands, (panels, narrow), (scale, add), &out);
         }
         let max_rows = self.rows_within_binding(a.cols.max(b.cols));
         for first in (0..b.rows).step_by(max_rows as usize) {

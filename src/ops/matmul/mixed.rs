@@ -15,17 +15,18 @@
 //! Powers of two cost no precision, and keep every number in the range of f16: the largest
 //! magnitude of a row becomes 512..1024. What is not finite stays so, and shows in the result.
 //!
-//! One left and one right operand exist at a time. A packed operand that was overwritten is
-//! refused.
+//! One right operand exists at a time, and one packed operand in each [`Place`]. A packed operand
+//! that was overwritten is refused.
 
+mod gradient;
 mod low_rank;
+mod memory;
 mod source;
 #[cfg(test)]
 mod tests;
 pub(super) mod trial;
 
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Mutex, PoisonError};
 
 use bytemuck::{Pod, Zeroable};
 
@@ -40,6 +41,9 @@ use crate::ops::trial::Tried;
 use crate::ops::{OpError, mat_bytes};
 pub use low_rank::Low;
 pub(super) use low_rank::{LowRank, fits};
+pub(super) use memory::Memory;
+pub(super) use memory::Place;
+use memory::Scratch;
 use source::{Form, Tile};
 
 /// With fewer rows, the memory traffic of the weights dominates, and kernels that decode them on
@@ -85,6 +89,8 @@ pub(super) enum Kind {
     },
     Product(Form),
     LowRank,
+    AlignExtent,
+    Align,
 }
 
 /// The storage of a right operand.
@@ -104,13 +110,6 @@ pub(super) struct Side<'a> {
     pub first: (u32, u32),
 }
 
-/// Memory that grows to the largest size asked for.
-#[derive(Debug)]
-struct Scratch {
-    label: &'static str,
-    range: Mutex<Option<BufferRange>>,
-}
-
 /// Products on the matrix units of a device.
 #[derive(Debug)]
 pub(super) struct Mixed {
@@ -118,16 +117,13 @@ pub(super) struct Mixed {
     units: MatrixUnits,
     kernels: Tried<Kind>,
     trial: Trial,
-    left: Scratch,
-    left_exponents: Scratch,
-    right: Scratch,
-    low: Scratch,
-    other: Scratch,
+    memory: Memory,
     /// An i32 for each of [`EXPONENTS`].
     right_exponents: BufferRange,
     extents: BufferRange,
-    /// Number of left operands so far.
+    /// Number of packed operands so far, and the present one of each place.
     packed: AtomicU64,
+    present: [AtomicU64; 2],
     /// Number of products x A^T and dy B so far.
     lows: AtomicU64,
 }
@@ -196,22 +192,6 @@ struct ProductParams {
     ratio: f32,
 }
 
-impl Scratch {
-    fn new(label: &'static str) -> Self {
-        Self { label, range: Mutex::default() }
-    }
-
-    fn get(&self, gpu: &Gpu, bytes: u64) -> Result<BufferRange, GpuError> {
-        let mut range = self.range.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(range) = range.as_ref().filter(|range| range.size >= bytes) {
-            return Ok(range.slice(0, bytes));
-        }
-        // What was recorded before keeps its memory.
-        let larger = BufferRange::whole(gpu.storage(self.label, bytes)?);
-        Ok(range.insert(larger).slice(0, bytes))
-    }
-}
-
 impl Stored {
     fn of(right: &Right) -> Self {
         match *right {
@@ -269,6 +249,11 @@ impl Kind {
                 entry: "main",
                 constants: Vec::new(),
             },
+            Self::AlignExtent | Self::Align => KernelSpec {
+                shader: trusted("align", shaders!("panels", "align").to_owned()),
+                entry: if self == Self::Align { "align" } else { "extent" },
+                constants: Vec::new(),
+            },
         }
     }
 }
@@ -280,64 +265,33 @@ impl Mixed {
             units,
             kernels,
             trial,
-            left: Scratch::new("left panels"),
-            left_exponents: Scratch::new("exponents"),
-            right: Scratch::new("right panels"),
-            low: Scratch::new("low rank panels"),
-            other: Scratch::new("adapter panels"),
+            memory: Memory::default(),
             right_exponents: BufferRange::whole(gpu.storage("exponents", EXPONENTS)?),
             extents: BufferRange::whole(gpu.storage("extents", 4 * u64::from(EXTENTS))?),
             packed: AtomicU64::new(0),
+            present: [AtomicU64::new(0), AtomicU64::new(0)],
             lows: AtomicU64::new(0),
         })
+    }
+
+    /// The memory of all operands.
+    pub fn memory(&self) -> &Memory {
+        &self.memory
     }
 
     fn kernel(&self, kind: Kind) -> Result<Kernel, OpError> {
         self.kernels.get(kind, || kind.spec(self.units), |kernel| (self.trial)(self, kind, kernel))
     }
 
-    /// The number of the present left operand.
-    pub fn present(&self) -> u64 {
-        self.packed.load(Ordering::Relaxed)
+    /// The number of the present operand in a place.
+    pub fn present(&self, place: Place) -> u64 {
+        self.present[place as usize].load(Ordering::Relaxed)
     }
 
     /// Whether a matrix can be bound, in float32 and in panels. Others stay in float32.
     pub fn binds(&self, size: Size) -> bool {
         let bytes = size.bytes().max(mat_bytes(size.rows, size.cols));
         bytes <= self.gpu.limits().max_storage_buffer_binding_size
-    }
-
-    /// Bytes of the operands in panels, for left operands of at most `rows` rows and adapters of
-    /// `rank`.
-    pub fn scratch_bytes(rows: u32, weights: &[(u32, u32)], rank: u32) -> u64 {
-        Self::operand_bytes(rows, weights, rank).into_iter().fold(0, u64::saturating_add)
-    }
-
-    pub fn reserve(&self, rows: u32, weights: &[(u32, u32)], rank: u32) -> Result<(), OpError> {
-        let limit = self.gpu.limits().max_storage_buffer_binding_size;
-        let scratch = [&self.left, &self.right, &self.left_exponents, &self.low, &self.other];
-        for (scratch, bytes) in scratch.into_iter().zip(Self::operand_bytes(rows, weights, rank)) {
-            // A larger operand is not packed.
-            if bytes > 0 && bytes <= limit {
-                scratch.get(&self.gpu, bytes)?;
-            }
-        }
-        Ok(())
-    }
-
-    /// Bytes of the largest left operand, of the largest right one, of the exponents of rows, and
-    /// of both operands of an adapter.
-    fn operand_bytes(rows: u32, weights: &[(u32, u32)], rank: u32) -> [u64; 5] {
-        if rows < MIN_ROWS {
-            return [0; 5];
-        }
-        let largest =
-            |bytes: &dyn Fn(u32, u32) -> u64| weights.iter().map(|&(outputs, inputs)| bytes(outputs, inputs)).max();
-        let left = largest(&|outputs, inputs| Size { rows, cols: outputs.max(inputs) }.bytes());
-        let right = largest(&|outputs, inputs| Size { rows: outputs.min(Self::rows_at_once(inputs)), cols: inputs }.bytes());
-        let other = largest(&|outputs, inputs| Size { rows: outputs.max(inputs), cols: rank }.bytes());
-        let [left, right, other] = [left, right, other].map(Option::unwrap_or_default);
-        [left, right, Size { rows, cols: 0 }.exponent_bytes(), Size { rows, cols: rank }.bytes(), other]
     }
 
     /// Rows of a weight [outputs, inputs] that are decoded at once.
@@ -347,15 +301,16 @@ impl Mixed {
     }
 
     /// Records the packing of a matrix as the left operand. Its elements in a row are adjacent.
-    pub fn pack(&self, commands: &mut Commands, x: &View, size: Size) -> Result<Panels, OpError> {
+    pub fn pack(&self, commands: &mut Commands, x: &View, size: Size, place: Place) -> Result<(Panels, u64), OpError> {
         let whole = [x.first, x.row, size.cols].iter().all(|at| at.is_multiple_of(4));
         let kernel = self.kernel(Kind::Pack { whole })?;
-        let range = self.left.get(&self.gpu, size.bytes())?;
-        let exponents_range = self.left_exponents.get(&self.gpu, size.exponent_bytes())?;
+        let range = self.memory.packed[place as usize].get(&self.gpu, size.bytes())?;
+        let exponents_range = self.memory.exponents[place as usize].get(&self.gpu, size.exponent_bytes())?;
         let panels = Panels { size, range, exponents: Exponents::ByRow, exponents_range };
         self.dispatch_pack(commands, &kernel, x, &panels);
-        self.packed.fetch_add(1, Ordering::Relaxed);
-        Ok(panels)
+        let number = self.packed.fetch_add(1, Ordering::Relaxed) + 1;
+        self.present[place as usize].store(number, Ordering::Relaxed);
+        Ok((panels, number))
     }
 
     fn dispatch_pack(&self, commands: &mut Commands, kernel: &Kernel, x: &View, panels: &Panels) {
@@ -378,7 +333,7 @@ impl Mixed {
     /// Records the decoding of a matrix [rows, cols] as the right operand. Its rows are `row`
     /// elements apart.
     pub fn decode(&self, commands: &mut Commands, b: &Right, size: Size, row: u32) -> Result<Panels, OpError> {
-        self.decode_to(commands, b, size, row, (&self.right, 0))
+        self.decode_to(commands, b, size, row, (&self.memory.right, 0))
     }
 
     /// As [`Mixed::decode`], to this memory, with the exponent at this place.
@@ -491,7 +446,7 @@ impl Mixed {
     ) {
         let groups = tile.groups(target.m, target.n) * u64::from(k.div_ceil(chunk));
         let (bias, bias_first) = target.bias.cloned().unwrap_or_else(|| (left.panels.exponents_range.clone(), 0));
-        let by_row = left.panels.exponents == Exponents::ByRow;
+        let by_row = left.terms == Terms::Columns;
         let params = ProductParams {
             m: target.m,
             n: target.n,

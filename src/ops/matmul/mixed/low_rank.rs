@@ -114,7 +114,7 @@ impl Mixed {
         let target = Target { m, n, out: &parts, scale: 1.0, add: false, bias: None };
         let chunks = self.multiply_parts(kernels, commands, sides, k, None, target)?;
         let kernel = self.kernel(Kind::LowRank)?;
-        let range = self.low.get(&self.gpu, of_low.bytes())?;
+        let range = self.memory.low.get(&self.gpu, of_low.bytes())?;
         let exponents_range = self.right_exponents.clone();
         let panels = Panels { size: of_low, range, exponents: Exponents::ByRow, exponents_range };
         self.dispatch_low_rank(commands, kernels.scratch(), &kernel, left, &panels, (k, chunks), scale, out);
@@ -139,7 +139,7 @@ impl Mixed {
 
     /// Decodes B or A for the terms of an adapter.
     pub fn decode_other(&self, commands: &mut Commands, other: &Right, size: Size) -> Result<Panels, OpError> {
-        self.decode_to(commands, other, size, size.cols, (&self.other, OTHER))
+        self.decode_to(commands, other, size, size.cols, (&self.memory.other, OTHER))
     }
 
     #[expect(clippy::too_many_arguments, reason = "operands, and how")]

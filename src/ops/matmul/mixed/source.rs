@@ -330,7 +330,7 @@ struct Params {
     right_first: u32,
     right_rows: u32,
     left_exponent: u32,     // index of the exponent of the first row
-    left_by_row: u32,       // 1 if each row has its exponent
+    left_by_row: u32,       // 1 if the rows of the result have exponents
     out_first: u32,         // index of out[0, 0]
     out_row: u32,           // elements from out[i, j] to out[i + 1, j]
     out_chunk: u32,         // elements between the sums of adjacent chunks
@@ -399,7 +399,8 @@ fn store_block(first: u32, lane: u32, top: u32, left_column: u32, chunk: u32, ex
     for (var i = 0u; i < 16u; i += 2u) {
         let row = top + i + lane / 16u;
         if (row < params.m && column < params.n) {
-            let e = left_exponents[params.left_exponent + row * params.left_by_row] + exponent;
+            var e = exponent;
+            if (params.left_by_row == 1u) { e += left_exponents[params.left_exponent + row]; }
             var value = block[first + i * 16u + lane] * power(e >> 1u) * power(e - (e >> 1u)) * ratio;
             if (params.has_bias == 1u) { value += bias[params.bias_first + column]; }
             value *= params.scale;

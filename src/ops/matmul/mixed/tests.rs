@@ -66,9 +66,12 @@ fn every_kernel_is_right_on_this_device() {
     for units in units {
         let mixed = Mixed::new(gpu, units, Tried::new(gpu), trial::of).unwrap();
         // Software drivers take long to compile them: only those in use.
-        let wanted = |form: &Form| units == MatrixUnits::Hardware || form.left == Terms::Columns;
+        let of_gradients = |form: &Form| form.tile == Tile::NARROW && form.right == Terms::Rows;
+        let wanted = |form: &Form| units == MatrixUnits::Hardware || form.left == Terms::Columns || of_gradients(form);
         forms().filter(wanted).for_each(|form| drop(mixed.kernel(Kind::Product(form)).unwrap()));
-        mixed.kernel(Kind::LowRank).unwrap();
+        for kind in [Kind::LowRank, Kind::AlignExtent, Kind::Align] {
+            mixed.kernel(kind).unwrap();
+        }
         for whole in [false, true] {
             mixed.kernel(Kind::Pack { whole }).unwrap();
             let codecs =
@@ -90,7 +93,7 @@ fn a_wrong_kernel_is_named_before_its_first_use() {
     let product = |right| Kind::Product(Form { tile: Tile::NARROW, left: Terms::Columns, right, adapted: false });
     let adapted = |right| Kind::Product(Form { tile: Tile::NARROW, left: Terms::Columns, right, adapted: true });
     let rows = Kind::Decode { stored: Stored::Raw(FloatType::F32), whole: false };
-    let cases: [(Kind, [&'static str; 2]); 14] = [
+    let cases: [(Kind, [&'static str; 2]); 16] = [
         (Kind::Pack { whole: true }, ["power(-exponent)", "power(1 - exponent)"]),
         (Kind::Pack { whole: false }, ["column + 3u", "column + 2u"]),
         (Kind::Extent(Stored::Raw(FloatType::F32)), ["i < params.items", "i < params.items / 64u"]),
@@ -105,6 +108,8 @@ fn a_wrong_kernel_is_named_before_its_first_use() {
         (adapted(Terms::Columns), ["params.low_first + ", "16u + params.low_first + "]),
         (Kind::LowRank, ["exponent += left_exponents[row]", "exponent -= left_exponents[row]"]),
         (Kind::LowRank, ["column >= params.rank", "column > params.rank"]),
+        (Kind::AlignExtent, ["i32(bits >> 23u) + row_exponent", "i32(bits >> 23u) - row_exponent"]),
+        (Kind::Align, ["column >= params.cols", "column > params.cols"]),
     ];
     for (kind, patch) in cases {
         let mixed = Mixed::new(gpu, units(gpu), Tried::patched(gpu, patch), trial::of).unwrap();
@@ -436,10 +441,10 @@ fn speed() {
             let (x, y) = (fill(m, inputs), fill(m, outputs));
             let view = View::of(&x);
             let of_x = Size { rows: m, cols: inputs };
-            let seconds = timed(&|c| drop(mixed.pack(c, &view, of_x).unwrap()));
+            let seconds = timed(&|c| drop(mixed.pack(c, &view, of_x, Place::Left).unwrap()));
             println!("pack {m} x {inputs}: {:.1} us, {:.0} GB/s", 1e6 * seconds, 6e-9 * f64::from(m * inputs) / seconds);
             let mut commands = gpu.commands("operands");
-            let left = mixed.pack(&mut commands, &view, of_x).unwrap();
+            let (left, _) = mixed.pack(&mut commands, &view, of_x, Place::Left).unwrap();
             let decoded = mixed.decode(&mut commands, &right, size, inputs).unwrap();
             commands.submit().unwrap();
             let flops = 2.0 * f64::from(m) * f64::from(outputs) * f64::from(inputs);
@@ -472,7 +477,7 @@ fn speed() {
             }
             let of_y = Size { rows: m, cols: outputs };
             let mut commands = gpu.commands("operands");
-            let left = mixed.pack(&mut commands, &out, of_y).unwrap();
+            let (left, _) = mixed.pack(&mut commands, &out, of_y, Place::Left).unwrap();
             commands.submit().unwrap();
             let target = Target { m, n: inputs, out: &view, ..target };
             let sides = [side(&left, Terms::Columns), side(&decoded, Terms::Rows)];

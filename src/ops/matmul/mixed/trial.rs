@@ -32,6 +32,8 @@ pub fn of(mixed: &Mixed, kind: Kind, kernel: &Kernel) -> Result<Option<String>, 
         Kind::Decode { stored, whole } => of_decode(mixed, kernel, stored, whole),
         Kind::Product(form) => of_product(mixed, kernel, form),
         Kind::LowRank => of_low_rank(mixed, kernel),
+        Kind::AlignExtent => of_align_extent(mixed, kernel),
+        Kind::Align => of_align(mixed, kernel),
     }
 }
 
@@ -108,7 +110,7 @@ fn of_pack(mixed: &Mixed, kernel: &Kernel, whole: bool) -> Result<Option<String>
     let at = |i: u32, j: u32| values.get((i * row + first + j) as usize).copied().unwrap_or(f32::NAN);
     let exponent = |i: u32| match i < rows {
         true => exponent((0..cols).map(|j| at(i, j).abs()).fold(0.0, f32::max)),
-        false => 0,
+        false => exponent(0.0),
     };
     compare(gpu, &panels, |i, j| at(i, j).into(), exponent)
 }
@@ -158,7 +160,7 @@ fn of_decode(mixed: &Mixed, kernel: &Kernel, stored: Stored, whole: bool) -> Res
 /// Panels of random numbers, and the numbers they stand for, by row.
 fn known(gpu: &Gpu, random: &mut Random, size: Size, exponents: Exponents) -> Result<(Panels, Vec<f64>), OpError> {
     let mut halves = vec![0_u16; (size.bytes() / 2) as usize];
-    let exponent = |row: u32| if exponents == Exponents::ByRow { row as i32 % 7 - 3 } else { -2 };
+    let exponent = |row: u32| if exponents == Exponents::ByRow { row_exponent(row) } else { -2 };
     let mut values = Vec::new();
     for (i, j) in (0..size.rows).flat_map(|i| (0..size.cols).map(move |j| (i, j))) {
         let value = f16::from_f32(random.uniform());
@@ -192,8 +194,6 @@ fn of_low_rank(mixed: &Mixed, kernel: &Kernel) -> Result<Option<String>, OpError
     let (m, rank, chunks, terms, scale) = (131, 37, 3, 90, -0.5_f32);
     let size = Size { rows: m, cols: rank };
     let (left, _) = known(gpu, &mut random, Size { rows: m, cols: 4 }, Exponents::ByRow)?;
-    // Those of `known`.
-    let exponent = |row: u32| row as i32 % 7 - 3;
     let parts: Vec<f32> = (0..chunks * m * rank).map(|_| random.uniform()).collect();
     let scratch = BufferRange::whole(gpu.storage_with("parts", bytemuck::cast_slice(&parts))?);
     let out = Mat::from_slice(gpu, "trial", m, rank, &vec![f32::NAN; (m * rank) as usize])?;
@@ -214,8 +214,59 @@ fn of_low_rank(mixed: &Mixed, kernel: &Kernel) -> Result<Option<String>, OpError
     let wrong =
         (found != [-9, common, 78, 79]).then(|| format!("the exponents are {found:?}, with a common one of {common}"));
     // Padded rows have no exponents of their own, and are zeros.
-    let of_panels = elements_differ(gpu, &panels, |i, j| sum((i * rank + j) as usize), |row| common + exponent(row))?;
+    let of_panels = elements_differ(gpu, &panels, |i, j| sum((i * rank + j) as usize), |row| common + row_exponent(row))?;
     Ok(wrong.or(of_out).or(of_panels))
+}
+
+/// Rows of very different magnitudes, and the panels whose exponents they get.
+fn unaligned(mixed: &Mixed, rows: u32, cols: u32) -> Result<(Mat, Vec<f32>, Panels), OpError> {
+    let mut random = Random::default();
+    let magnitude = |i: u32| [1.0, 1e-20, 0.0, 1e3][i as usize % 4];
+    let values: Vec<f32> = (0..rows * cols).map(|i| magnitude(i / cols) * random.uniform()).collect();
+    let wide = known(&mixed.gpu, &mut random, Size { rows, cols: 4 }, Exponents::ByRow)?.0;
+    Ok((Mat::from_slice(&mixed.gpu, "trial", rows, cols, &values)?, values, wide))
+}
+
+/// Those of `known`.
+fn row_exponent(row: u32) -> i32 {
+    row as i32 % 7 - 3
+}
+
+/// The exponent of the largest element with that of its row, as align.wgsl counts it.
+fn level(values: &[f32], cols: u32) -> i32 {
+    let elements = (0_u32..).zip(values).filter(|(_, x)| **x != 0.0);
+    elements.map(|(i, x)| (x.abs().to_bits() >> 23) as i32 + row_exponent(i / cols)).max().unwrap_or_default()
+}
+
+fn of_align_extent(mixed: &Mixed, kernel: &Kernel) -> Result<Option<String>, OpError> {
+    let (gpu, cols) = (&mixed.gpu, 301);
+    let (x, values, wide) = unaligned(mixed, 303, cols)?;
+    let panels = poisoned(gpu, Size { rows: x.rows, cols }, Exponents::One)?;
+    run(gpu, |commands| mixed.dispatch_align(commands, kernel, &x, &wide, &panels, [EXTENTS, 1, 1]))?;
+    let extents = gpu.read(&mixed.extents)?;
+    let found = extents.chunks_exact(4).map(|word| u32::from_le_bytes(word.try_into().unwrap_or_default())).max();
+    let expected = (level(&values, cols) + 0x8000) as u32;
+    Ok((found != Some(expected)).then(|| format!("the largest level is {found:?} instead of {expected}")))
+}
+
+fn of_align(mixed: &Mixed, kernel: &Kernel) -> Result<Option<String>, OpError> {
+    let (gpu, cols) = (&mixed.gpu, 37);
+    let (x, values, wide) = unaligned(mixed, 131, cols)?;
+    let panels = poisoned(gpu, Size { rows: x.rows, cols }, Exponents::One)?;
+    let level = level(&values, cols);
+    let mut extents = vec![0_u32; EXTENTS as usize];
+    extents.iter_mut().skip(201).step_by(7).for_each(|extent| *extent = (level + 0x8000) as u32);
+    let known = BufferRange::whole(gpu.storage_with("extents", bytemuck::cast_slice(&extents))?);
+    run(gpu, |commands| {
+        commands.copy(&known, &mixed.extents);
+        let elements = panels.range.size / 2;
+        mixed.dispatch_align(commands, kernel, &x, &wide, &panels, gpu.grid(elements.div_ceil(1024)));
+    })?;
+    let at = |i: u32, j: u32| {
+        let value = values.get((i * cols + j) as usize).copied().map_or(f64::NAN, f64::from);
+        value * 2_f64.powi(row_exponent(i))
+    };
+    compare(gpu, &panels, at, |_| level - 136)
 }
 
 /// Several tiles in both directions with partial last ones, from the middle of the left operand.
@@ -237,8 +288,10 @@ fn of_product(mixed: &Mixed, kernel: &Kernel, form: Form) -> Result<Option<Strin
     let (right, right_values) = known(gpu, &mut random, of(form.right, n, (0, 0)), Exponents::One)?;
     let a = gathered(&left, &left_values, form.left, left_first, [m, k]);
     let b = gathered(&right, &right_values, form.right, (0, 0), [n, k]);
-    // The exponents of `right`, those of the adapter's operands, and one that is not used.
-    let words: [i32; 4] = [-2, 5, -2, 99];
+    // The exponents of `right` (and of `left`, if the sums run over its rows), those of the adapter's
+    // operands, and one that is not used.
+    let of_left = if form.left == Terms::Rows { -2 } else { 0 };
+    let words: [i32; 4] = [of_left - 2, 5, -2, 99];
     let exponents = BufferRange::whole(gpu.storage_with("exponents", bytemuck::cast_slice(&words))?);
     let right = Panels { exponents_range: exponents, ..right };
     let (rank, ratio) = (40, -1.5_f32);
