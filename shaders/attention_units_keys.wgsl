@@ -100,26 +100,31 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
     var key_sum$c: coop_mat16x16<f32, C>;
     var value_sum$c: coop_mat16x16<f32, C>;
     //: end
+    let query_base = (first_head * params.rows + first_key) * VECS;
+    //: for i in LOADS
+    place(tile_at(t + THREADS * $i), queries[query_base + t + THREADS * $i]);
+    place(VALUE_TILE + tile_at(t + THREADS * $i), d_out[query_base + t + THREADS * $i]);
+    //: end
+    //: if PARTIAL
+    if (t + THREADS * LOADS < ROUND * VECS) {
+        place(tile_at(t + THREADS * LOADS), queries[query_base + t + THREADS * LOADS]);
+        place(VALUE_TILE + tile_at(t + THREADS * LOADS), d_out[query_base + t + THREADS * LOADS]);
+    }
+    //: end
     for (var round = 0u; round < rounds; round++) {
         let head = first_head + round % shared_by;
         let first = first_key + round / shared_by * ROUND;
-        let base = (head * params.rows + first) * VECS;
-        {
-            //: for i in LOADS
-            let query$i = queries[base + t + THREADS * $i];
-            let d_out$i = d_out[base + t + THREADS * $i];
-            //: end
-            //: for i in LOADS
-            place(tile_at(t + THREADS * $i), query$i);
-            place(VALUE_TILE + tile_at(t + THREADS * $i), d_out$i);
-            //: end
-            //: if PARTIAL
-            if (t + THREADS * LOADS < ROUND * VECS) {
-                place(tile_at(t + THREADS * LOADS), queries[base + t + THREADS * LOADS]);
-                place(VALUE_TILE + tile_at(t + THREADS * LOADS), d_out[base + t + THREADS * LOADS]);
-            }
-            //: end
-        }
+        // The next queries are under way during the products.
+        let after = min(round + 1u, rounds - 1u);
+        let next = ((first_head + after % shared_by) * params.rows + first_key + after / shared_by * ROUND) * VECS;
+        //: for i in LOADS
+        let query$i = queries[next + t + THREADS * $i];
+        let d_out$i = d_out[next + t + THREADS * $i];
+        //: end
+        //: if PARTIAL
+        let last_query = queries[next + min(t + THREADS * LOADS, ROUND * VECS - 1u)];
+        let last_d_out = d_out[next + min(t + THREADS * LOADS, ROUND * VECS - 1u)];
+        //: end
         if (t < ROUND) {
             let of_query = of_queries[head * params.rows + first + t];
             let balance = balance_of(of_query.w);
@@ -178,6 +183,16 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
         }
         //: end
         workgroupBarrier();
+        //: for i in LOADS
+        place(tile_at(t + THREADS * $i), query$i);
+        place(VALUE_TILE + tile_at(t + THREADS * $i), d_out$i);
+        //: end
+        //: if PARTIAL
+        if (t + THREADS * LOADS < ROUND * VECS) {
+            place(tile_at(t + THREADS * LOADS), last_query);
+            place(VALUE_TILE + tile_at(t + THREADS * LOADS), last_d_out);
+        }
+        //: end
     }
 
     // Two factors: each is in the range of f32, in any combination of the exponents.
