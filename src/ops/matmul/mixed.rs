@@ -398,7 +398,7 @@ impl Mixed {
         adapter: Option<LowRank<'_>>,
         target: Target<'_>,
     ) -> Result<(), OpError> {
-        let form = Form { tile: Tile::of(target.n), left: left.terms, right: right.terms, adapted: adapter.is_some() };
+        let form = Form::of(left, right, adapter.is_some(), target);
         if cuts(form.tile, target, k, kernels.scratch().size) == 1 {
             let kernel = self.kernel(Kind::Product(form))?;
             let chunk = k.next_multiple_of(WIDTH);
@@ -424,7 +424,7 @@ impl Mixed {
         adapter: Option<LowRank<'_>>,
         parts: Target<'_>,
     ) -> Result<u32, OpError> {
-        let form = Form { tile: Tile::of(parts.n), left: left.terms, right: right.terms, adapted: adapter.is_some() };
+        let form = Form::of(left, right, adapter.is_some(), parts);
         let kernel = self.kernel(Kind::Product(form))?;
         let chunk = k.div_ceil(cuts(form.tile, parts, k, kernels.scratch().size)).next_multiple_of(WIDTH);
         self.dispatch_product(commands, &kernel, form.tile, [left, right], (k, chunk), adapter, parts);
@@ -509,6 +509,14 @@ fn cuts(tile: Tile, target: Target<'_>, k: u32, scratch: u64) -> u32 {
         products + sums
     };
     (1..=max).min_by_key(time).unwrap_or(1)
+}
+
+impl Form {
+    /// The form for a product.
+    fn of(left: Side<'_>, right: Side<'_>, adapted: bool, target: Target<'_>) -> Self {
+        let fours = [target.n, target.out.first, target.out.row].iter().all(|at| at.is_multiple_of(4));
+        Self { tile: Tile::of(target.n), left: left.terms, right: right.terms, adapted, fours }
+    }
 }
 
 impl Side<'_> {

@@ -52,6 +52,8 @@ pub struct Form {
     pub right: Terms,
     /// Whether the sums have the terms of an adapter, too.
     pub adapted: bool,
+    /// Whether the result has whole groups of four columns, at multiples of four elements.
+    pub fours: bool,
 }
 
 impl Tile {
@@ -191,7 +193,7 @@ impl Form {
     /// The source, with matrix operations as [`MatrixUnits::source`](crate::gpu::MatrixUnits)
     /// takes them.
     pub fn source(self) -> String {
-        let Self { tile, adapted, .. } = self;
+        let Self { tile, adapted, fours, .. } = self;
         let threads = tile.threads();
         let operand = |name, memory, terms, side| Operand { name, memory, terms, side, threads };
         let left = operand("left", "left", self.left, tile.m);
@@ -201,13 +203,16 @@ impl Form {
         let advance = [left.advance(), right.advance()].concat();
         let across = tile.n / tile.subgroup_n;
         let bindings = if adapted { ADAPTER } else { "" };
-        let mut text = [DECLARATIONS, bindings, STORE].concat();
+        let store = if fours { STORE_FOURS } else { STORE };
+        let element = if fours { "vec4<f32>" } else { "f32" };
+        let mut text = [DECLARATIONS, bindings, POWER, store].concat();
         let _ = write!(
             text,
             "
 var<workgroup> left_tile: array<vec4<f16>, {}>;
 var<workgroup> right_tile: array<vec4<f16>, {}>;
-var<workgroup> block: array<f32, {}>;
+var<workgroup> block: array<{element}, {}>;
+@group(0) @binding(5) var<storage, read_write> out: array<{element}>;
 
 @compute @workgroup_size({threads})
 fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(num_workgroups) grid: vec3<u32>, @builtin(local_invocation_index) thread: u32) {{
@@ -226,7 +231,7 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(num_workgroups) grid: vec
 ",
             left.fours(),
             right.fours(),
-            threads / SUBGROUP * UNIT * UNIT,
+            threads / SUBGROUP * UNIT * UNIT / if fours { 4 } else { 1 },
             tile.m,
             tile.n,
             tile.subgroup_m,
@@ -246,7 +251,7 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(num_workgroups) grid: vec
             let more = [Operand { memory: "low", ..left }, Operand { memory: "other", ..right }];
             text += &adapter(&more, tile, &[BARRIER, &place, BARRIER, &multiply].concat());
         }
-        text += &stores(tile);
+        text += &stores(tile, fours);
         text + "}\n"
     }
 }
@@ -302,13 +307,14 @@ fn multiply(left: &Operand, right: &Operand, tile: Tile) -> String {
 }
 
 /// Stores the sums. The units write them to workgroup memory, and the threads from there.
-fn stores(tile: Tile) -> String {
-    let mut text = format!("    let block_first = subgroup * {}u;\n    let lane = thread % {SUBGROUP}u;\n", UNIT * UNIT);
+fn stores(tile: Tile, fours: bool) -> String {
+    let stride = if fours { UNIT / 4 } else { UNIT };
+    let mut text = format!("    let block_first = subgroup * {}u;\n    let lane = thread % {SUBGROUP}u;\n", UNIT * stride);
     for (i, j) in units(tile) {
         let (row, column) = (UNIT * i, UNIT * j);
         let _ = write!(
             text,
-            "    coopStoreT(sums_{i}_{j}, &block[block_first], {UNIT}u);
+            "    coopStoreT(sums_{i}_{j}, &block[block_first], {stride}u);
     workgroupBarrier();
     store_block(block_first, lane, place.row + left_side + {row}u, place.column + right_side + {column}u, place.chunk, exponent, ratio);
     workgroupBarrier();
@@ -351,7 +357,6 @@ struct Params {
 @group(0) @binding(2) var<storage, read> left_exponents: array<i32>;
 @group(0) @binding(3) var<storage, read> right_exponents: array<i32>;  // of `right`, and those of an adapter
 @group(0) @binding(4) var<storage, read> bias: array<f32>;
-@group(0) @binding(5) var<storage, read_write> out: array<f32>;
 @group(1) @binding(0) var<uniform> params: Params;
 
 struct Place {
@@ -389,11 +394,37 @@ const ADAPTER: &str = "
 
 /// The scales of both operands may lie far from 1, and their product near it. So the power of two
 /// is applied in two steps.
-const STORE: &str = "
+const POWER: &str = "
 fn power(e: i32) -> f32 {
     return bitcast<f32>(u32(clamp(e, -126, 127) + 127) << 23u);
 }
+";
 
+/// Stores a block of 16 x 16 sums, 16 bytes at a time.
+const STORE_FOURS: &str = "
+fn store_block(first: u32, lane: u32, top: u32, left_column: u32, chunk: u32, exponent: i32, ratio: f32) {
+    let column = left_column + lane % 4u * 4u;
+    for (var i = 0u; i < 16u; i += 8u) {
+        let row = top + i + lane / 4u;
+        if (row < params.m && column < params.n) {
+            var e = exponent;
+            if (params.left_by_row == 1u) { e += left_exponents[params.left_exponent + row]; }
+            var value = block[first + i * 4u + lane] * power(e >> 1u) * power(e - (e >> 1u)) * ratio;
+            if (params.has_bias == 1u) {
+                let b = params.bias_first + column;
+                value += vec4(bias[b], bias[b + 1u], bias[b + 2u], bias[b + 3u]);
+            }
+            value *= params.scale;
+            let at = (params.out_first + chunk * params.out_chunk + row * params.out_row + column) / 4u;
+            if (params.add == 1u) { value += out[at]; }
+            out[at] = value;
+        }
+    }
+}
+";
+
+/// Stores a block of 16 x 16 sums, one by one.
+const STORE: &str = "
 fn store_block(first: u32, lane: u32, top: u32, left_column: u32, chunk: u32, exponent: i32, ratio: f32) {
     let column = left_column + lane % 16u;
     for (var i = 0u; i < 16u; i += 2u) {

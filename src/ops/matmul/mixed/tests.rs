@@ -29,8 +29,9 @@ pub(super) fn matmul(gpu: &Gpu) -> Matmul {
 
 fn forms() -> impl Iterator<Item = Form> {
     let sides = SIDES.into_iter().flat_map(|left| SIDES.map(|right| (left, right)));
-    let forms = sides.map(|(left, right)| Form { tile: Tile::LARGE, left, right, adapted: false });
+    let forms = sides.map(|(left, right)| Form { tile: Tile::LARGE, left, right, adapted: false, fours: false });
     let forms = forms.flat_map(|form| [form, Form { tile: Tile::NARROW, ..form }]);
+    let forms = forms.flat_map(|form| [form, Form { fours: true, ..form }]);
     forms.flat_map(|form| [form, Form { adapted: true, ..form }]).filter(|form| !form.adapted || form.left == Terms::Columns)
 }
 
@@ -56,7 +57,7 @@ fn every_source_is_valid_for_matrix_units() {
         assert!(sizes.iter().sum::<u32>() <= 24 << 10, "{form:?}: {sizes:?}");
         count += 1;
     }
-    assert_eq!(count, 12);
+    assert_eq!(count, 24);
 }
 
 #[test]
@@ -67,7 +68,8 @@ fn every_kernel_is_right_on_this_device() {
         let mixed = Mixed::new(gpu, units, Tried::new(gpu), trial::of).unwrap();
         // Software drivers take long to compile them: only those in use.
         let of_gradients = |form: &Form| form.tile == Tile::NARROW && form.right == Terms::Rows;
-        let wanted = |form: &Form| units == MatrixUnits::Hardware || form.left == Terms::Columns || of_gradients(form);
+        let used = |form: &Form| form.fours && (form.left == Terms::Columns || of_gradients(form));
+        let wanted = |form: &Form| units == MatrixUnits::Hardware || used(form);
         forms().filter(wanted).for_each(|form| drop(mixed.kernel(Kind::Product(form)).unwrap()));
         for kind in [Kind::LowRank, Kind::AlignExtent, Kind::Align] {
             mixed.kernel(kind).unwrap();
@@ -85,15 +87,19 @@ fn every_kernel_is_right_on_this_device() {
     }
 }
 
+const NARROW_FORM: Form =
+    Form { tile: Tile::NARROW, left: Terms::Columns, right: Terms::Columns, adapted: false, fours: false };
+
 /// Each wrong line is found before the first use of its kernel.
 #[test]
 fn a_wrong_kernel_is_named_before_its_first_use() {
     let Some(gpu) = gpu() else { return };
     let quantized = Stored::Quantized(Codec::Nf4(ScaleType::Dq8));
-    let product = |right| Kind::Product(Form { tile: Tile::NARROW, left: Terms::Columns, right, adapted: false });
-    let adapted = |right| Kind::Product(Form { tile: Tile::NARROW, left: Terms::Columns, right, adapted: true });
+    let product = |right| Kind::Product(Form { right, ..NARROW_FORM });
+    let adapted = |right| Kind::Product(Form { right, adapted: true, ..NARROW_FORM });
     let rows = Kind::Decode { stored: Stored::Raw(FloatType::F32), whole: false };
-    let cases: [(Kind, [&'static str; 2]); 16] = [
+    let fours = Kind::Product(Form { fours: true, ..NARROW_FORM });
+    let cases: [(Kind, [&'static str; 2]); 18] = [
         (Kind::Pack { whole: true }, ["power(-exponent)", "power(1 - exponent)"]),
         (Kind::Pack { whole: false }, ["column + 3u", "column + 2u"]),
         (Kind::Extent(Stored::Raw(FloatType::F32)), ["i < params.items", "i < params.items / 64u"]),
@@ -103,6 +109,8 @@ fn a_wrong_kernel_is_named_before_its_first_use() {
         (product(Terms::Rows), ["right_m1, sums_1_1", "right_m0, sums_1_1"]),
         (product(Terms::Columns), ["value += out[at]", "value -= out[at]"]),
         (product(Terms::Rows), ["row < params.m &&", "row < params.m - 1u &&"]),
+        (fours, ["i += 8u", "i += 16u"]),
+        (fours, ["value += out[at]", "value -= out[at]"]),
         (adapted(Terms::Columns), ["power(-shift) / params.ratio", "power(-shift)"]),
         (adapted(Terms::Rows), ["other_at += ", "other_at += 4u + "]),
         (adapted(Terms::Columns), ["params.low_first + ", "16u + params.low_first + "]),
@@ -452,7 +460,7 @@ fn speed() {
             let target = Target { m, n: outputs, out: &out, scale: 1.0, add: false, bias: None };
             let side = |panels, terms| Side { panels, terms, first: (0, 0) };
             let sides = [side(&left, Terms::Columns), side(&decoded, Terms::Columns)];
-            let form = Form { tile: Tile::LARGE, left: Terms::Columns, right: Terms::Columns, adapted: false };
+            let form = Form { tile: Tile::LARGE, fours: true, ..NARROW_FORM };
             let kernel = mixed.kernel(Kind::Product(form)).unwrap();
             for cuts in 1..=4 {
                 let chunk = inputs.div_ceil(cuts).next_multiple_of(WIDTH);

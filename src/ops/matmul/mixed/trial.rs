@@ -277,6 +277,7 @@ fn of_product(mixed: &Mixed, kernel: &Kernel, form: Form) -> Result<Option<Strin
         MatrixUnits::Hardware => (form.tile.m + 131, form.tile.n + 77, 1357),
         MatrixUnits::Loops => (form.tile.m + 13, form.tile.n + 9, 133),
     };
+    let n = if form.fours { n.next_multiple_of(4) } else { n };
     let (before, after) = (form.tile.m, WIDTH);
     let of = |terms, side, first: (u32, u32)| match terms {
         Terms::Columns => Size { rows: side + first.0, cols: k + first.1 },
