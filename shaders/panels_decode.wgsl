@@ -18,13 +18,15 @@ struct Params {
     panel_rows: u32,    // rows of a panel; rows past the last one are zeros
     panel_cols: u32,    // columns of all panels; columns past the last one are zeros
     exponent_at: u32,   // index of the exponent
+    extent_at: u32,     // index of the largest magnitude, if it is known
     pad0: u32,
     pad1: u32,
-    pad2: u32,
     codebook: array<vec4<f32>, 4>,
 }
 
 override WHOLE: bool = true;        // every row starts on a group of eight elements, and cols are a multiple of 8
+
+override KNOWN: bool = false;       // `extents` has the largest magnitude of the matrix, else those of its parts
 
 const EXTENTS = 256u;               // workgroups of `extent`
 
@@ -54,6 +56,15 @@ fn extent(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index)
     }
 }
 
+// The largest magnitude of a weight: of these 256 parts, and of what `new_extents` has.
+@compute @workgroup_size(256)
+fn measure(@builtin(local_invocation_index) thread: u32) {
+    let largest = largest_of(thread, extents[thread]);
+    if (thread == 0u) {
+        new_extents[params.extent_at] = max(new_extents[params.extent_at], largest);
+    }
+}
+
 fn halves_at(row: u32, column: u32, scale: f32, largest: u32) -> vec4<u32> {
     if (row >= params.rows || column >= params.cols) {
         return vec4<u32>();
@@ -72,7 +83,13 @@ fn decode(@builtin(workgroup_id) id: vec3<u32>, @builtin(num_workgroups) grid: v
         return;
     }
     prepare(thread);
-    let largest = largest_of(thread, extents[thread]);
+    var largest: u32;
+    if (KNOWN) {
+        workgroupBarrier();
+        largest = extents[params.extent_at];
+    } else {
+        largest = largest_of(thread, extents[thread]);
+    }
     let e = exponent_of(largest);
     if (group == 0u && thread == 0u) {
         exponents[params.exponent_at] = e;

@@ -1,13 +1,16 @@
-//! Norms and biases of the layers in float32. They are converted in the first pass over a layer,
-//! then kept.
+//! Norms and biases of the layers in float32, and the largest magnitudes of the projections. They are
+//! computed in the first pass over a layer, then kept.
 
 use crate::arch::config::ModelConfig;
 use crate::dequant::stream::StreamedLayer;
 use crate::format::Role;
 use crate::gpu::{BufferRange, Commands, Gpu, GpuError};
+use crate::lora::config::TARGETS;
 use crate::model::error::ModelError;
-use crate::model::weights::elements;
-use crate::ops::{Gather, Mat, mat_bytes};
+use crate::model::pass::Kernels;
+use crate::model::weights::{elements, projection};
+use crate::ops::matmul::Largest;
+use crate::ops::{Mat, mat_bytes};
 
 /// The bias of each projection, in the order of `lora::TARGETS`.
 const BIASES: [Role; 7] = [Role::QBias, Role::KBias, Role::VBias, Role::OBias, Role::GateBias, Role::UpBias, Role::DownBias];
@@ -23,6 +26,8 @@ pub(super) struct Constants {
     pub key_norm: Option<Mat>,
     /// Of the projections in the order of `lora::TARGETS`.
     pub biases: [Option<Mat>; 7],
+    /// The largest magnitude of each projection, in the same order, for matrix units.
+    largest: BufferRange,
     /// Whether a submitted list has converted them.
     converted: bool,
 }
@@ -42,7 +47,7 @@ fn columns(model: &ModelConfig) -> [(Role, u32); 11] {
 
 /// Bytes of the buffer of a layer.
 fn layer_bytes(model: &ModelConfig) -> u64 {
-    columns(model).iter().map(|&(_, cols)| mat_bytes(1, cols).next_multiple_of(ALIGN)).sum()
+    columns(model).iter().map(|&(_, cols)| mat_bytes(1, cols).next_multiple_of(ALIGN)).sum::<u64>() + ALIGN
 }
 
 impl Constants {
@@ -68,14 +73,27 @@ impl Constants {
             offset += bytes.next_multiple_of(ALIGN);
             Mat { range, rows: 1, cols }
         });
+        let largest = all.slice(offset, 4 * TARGETS.len() as u64);
         let [input_norm, post_attention_norm, others @ ..] = &mut rows;
         let [query_norm, key_norm, biases @ ..] = others.clone().map(|mat| (mat.cols > 0).then_some(mat));
         let [input_norm, post_attention_norm] = [input_norm.clone(), post_attention_norm.clone()];
-        Ok(Self { input_norm, post_attention_norm, query_norm, key_norm, biases, converted: false })
+        Ok(Self { input_norm, post_attention_norm, query_norm, key_norm, biases, largest, converted: false })
     }
 
-    /// Records the conversion of the tensors of `layer`, unless it was done in an earlier pass.
-    pub fn record(&self, gather: &Gather, commands: &mut Commands, layer: &StreamedLayer) -> Result<(), ModelError> {
+    /// Where the largest magnitude of a projection is, by its index in `lora::TARGETS`.
+    pub fn largest(&self, index: usize) -> Largest {
+        Largest { range: self.largest.clone(), at: index as u32 }
+    }
+
+    /// Records the conversion of the tensors of `layer`, and the measurement of its projections,
+    /// unless it was done in an earlier pass.
+    pub fn record(
+        &self,
+        kernels: &Kernels,
+        model: &ModelConfig,
+        commands: &mut Commands,
+        layer: &StreamedLayer,
+    ) -> Result<(), ModelError> {
         if self.converted {
             return Ok(());
         }
@@ -88,7 +106,11 @@ impl Constants {
         let biases = BIASES.into_iter().zip(self.biases.iter().map(Option::as_ref));
         for (role, target) in norms.into_iter().chain(biases) {
             let Some(target) = target else { continue };
-            gather.to_f32(commands, elements(layer, role, &[target.cols.into()])?, target)?;
+            kernels.gather.to_f32(commands, elements(layer, role, &[target.cols.into()])?, target)?;
+        }
+        commands.clear(&self.largest);
+        for (index, role) in TARGETS.into_iter().enumerate() {
+            kernels.matmul.measure(commands, &projection(layer, role, model)?, &self.largest(index))?;
         }
         Ok(())
     }

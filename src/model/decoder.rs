@@ -17,7 +17,7 @@ use crate::model::layer::Layer;
 use crate::model::pass::{GpuBatch, Kernels, OwnAngles, Pass, PassInputs, positions};
 use crate::model::weights::{elements, weight};
 use crate::model::workspace::{Backward, Memory, Workspace, product_shapes};
-use crate::ops::matmul::{Weight, Wide};
+use crate::ops::matmul::{Largest, Weight, Wide};
 use crate::ops::{FiniteCheck, Mat, OpError, inverse_frequencies};
 
 impl ModelConfig {
@@ -93,6 +93,8 @@ pub struct Model {
     stream: LayerStream,
     globals: StreamedLayer,
     final_norm: Mat,
+    /// The largest magnitude of the output projection, for matrix units.
+    head_largest: Largest,
     /// Of each layer.
     constants: Vec<Constants>,
     rotary: Mat,
@@ -120,9 +122,12 @@ impl Model {
         let final_norm = Mat::new(gpu, "final norm", 1, config.hidden)?;
         let mut commands = gpu.commands("final norm");
         kernels.gather.to_f32(&mut commands, elements(&globals, Role::FinalNorm, &[config.hidden.into()])?, &final_norm)?;
+        let head_largest = Largest { range: BufferRange::whole(gpu.storage("largest magnitude", 16)?), at: 0 };
+        commands.clear(&head_largest.range);
+        kernels.matmul.measure(&mut commands, &head(&globals, &config)?, &head_largest)?;
         commands.submit()?;
         let constants = Constants::reserve(gpu, &config)?;
-        Ok(Self { gpu: gpu.clone(), config, stream, globals, final_norm, constants, rotary, kernels })
+        Ok(Self { gpu: gpu.clone(), config, stream, globals, final_norm, head_largest, constants, rotary, kernels })
     }
 
     /// The device.
@@ -252,7 +257,7 @@ impl Model {
         let pass = Pass { kernels, model: config, rotary, inputs };
         for (number, constants) in (0..config.layers).zip(constants) {
             let streamed = stream.layer(number, Direction::Forward)?;
-            constants.record(&kernels.gather, &mut commands, streamed)?;
+            constants.record(kernels, config, &mut commands, streamed)?;
             let layer = Layer::new(&pass, streamed, constants)?;
             let out = work.before(number + 1)?;
             layer.forward(&mut commands, work.before(number)?, out)?;
@@ -305,7 +310,7 @@ impl Model {
             {
                 commands.copy(&host.range, &inputs.work.before(next)?.range);
             }
-            constants.record(&kernels.gather, &mut commands, streamed)?;
+            constants.record(kernels, config, &mut commands, streamed)?;
             let layer = Layer::new(&pass, streamed, constants)?;
             layer.backward(&mut commands, x)?;
             commands.submit()?;
@@ -314,12 +319,8 @@ impl Model {
         Ok(())
     }
 
-    /// The output projection: a stored `lm_head`, else the embedding (spec section 4).
-    /// `tie_word_embeddings` is ignored. Its products are scaled as the logits are.
     fn head(&self) -> Result<Weight<'_>, ModelError> {
-        let role = if self.globals.has(Role::LmHead) { Role::LmHead } else { Role::Embedding };
-        let head = weight(&self.globals, role, self.config.vocab, self.config.hidden)?;
-        Ok(head.times((1.0 / self.config.logits_scaling) as f32))
+        Ok(head(&self.globals, &self.config)?.measured(self.head_largest.clone()))
     }
 
     /// Submits the final norm of the residual stream, to `work.normed`.
@@ -452,6 +453,14 @@ impl Model {
         }
         Ok(all)
     }
+}
+
+/// The output projection: a stored `lm_head`, else the embedding (spec section 4).
+/// `tie_word_embeddings` is ignored. Its products are scaled as the logits are.
+fn head<'a>(globals: &'a StreamedLayer, model: &ModelConfig) -> Result<Weight<'a>, ModelError> {
+    let role = if globals.has(Role::LmHead) { Role::LmHead } else { Role::Embedding };
+    let head = weight(globals, role, model.vocab, model.hidden)?;
+    Ok(head.times((1.0 / model.logits_scaling) as f32))
 }
 
 impl Workspace<Mat> {

@@ -80,7 +80,7 @@ impl<'a> Layer<'a> {
             let bias = constants.biases[index].as_ref();
             let lora = pass.inputs.adapter.and_then(|adapter| adapter.lora(number, role, pass.inputs.mask));
             let factor = output_factor(pass.model, role);
-            let weight = projection(layer, role, pass.model)?.times(factor);
+            let weight = projection(layer, role, pass.model)?.times(factor).measured(constants.largest(index));
             Ok(Linear { weight, bias, lora: lora.map(|lora| lora.times(factor)), low: activations.lows[index].clone() })
         };
         let [q, k, v, o, gate, up, down] = [0, 1, 2, 3, 4, 5, 6].map(linear);

@@ -13,6 +13,7 @@
 //! must fit in a binding: a dense right operand of `nt` and `nn`, the result of `tn`, and every
 //! single row.
 
+mod adapted;
 mod kernels;
 mod mixed;
 mod panels;
@@ -24,12 +25,13 @@ mod trial;
 pub(in crate::ops) mod weight;
 mod wide;
 
+pub use adapted::Adapter;
 use kernels::Kernels;
 pub use mixed::Low;
 use mixed::{LowRank, Memory, Mixed, Place, Side};
 use panels::{Panels, Size, Terms};
 use product::{Product, View, dense};
-pub use weight::{Elements, Weight};
+pub use weight::{Elements, Largest, Weight};
 use weight::{Rectangle, Right};
 use wide::WideKernels;
 pub use wide::{Join, MAX_ROWS, Wide};
@@ -59,17 +61,6 @@ pub struct Packed {
     /// The matrix for matrix units, and its number among all of them.
     panels: Option<(Panels, u64)>,
     place: Place,
-}
-
-/// The terms of an adapter in a product with a frozen weight: `scale * low other`.
-#[derive(Debug, Clone, Copy)]
-pub struct Adapter<'a> {
-    /// x A^T or dy B, [rows, rank].
-    pub low: &'a Low,
-    /// B [outputs, rank] after x A^T, A [rank, inputs] after dy B.
-    pub other: &'a Mat,
-    /// The factor of the product.
-    pub scale: f32,
 }
 
 /// The left operand of a product: a matrix, packed or not.
@@ -135,6 +126,19 @@ impl Matmul {
         let kernels = Kernels::new(gpu, Tried::new(gpu), Tried::new(gpu), trial::TRIALS)?;
         let mixed = units.map(|units| Mixed::new(gpu, units, Tried::new(gpu), mixed::trial::of)).transpose()?;
         Ok(Self { kernels, wide: WideKernels::new(gpu, Tried::new(gpu), trial::of_wide), mixed })
+    }
+
+    /// Records the measurement of a weight for matrix units: its largest magnitude is then in
+    /// `largest`, which was 0 before. Without it, each product measures the weight.
+    ///
+    /// # Errors
+    /// As [`Matmul::forward`].
+    pub fn measure(&self, commands: &mut Commands, w: &Weight<'_>, largest: &Largest) -> Result<(), OpError> {
+        let Some(mixed) = &self.mixed else { return Ok(()) };
+        for (rectangle, b) in w.pieces("the magnitude of a weight", self.binding())? {
+            mixed.measure(commands, &b, rectangle.size(), w.inputs(), largest)?;
+        }
+        Ok(())
     }
 
     /// Records a product of few rows, or returns `false` if these rows and weights need other
@@ -276,111 +280,6 @@ impl Matmul {
         Ok(())
     }
 
-    /// Records `out = x a^T` as [`Matmul::nt`] does, for [`Matmul::forward_adapted`].
-    ///
-    /// # Errors
-    /// As [`Matmul::nt`].
-    pub fn low_nt(&self, commands: &mut Commands, x: &Packed, a: &Mat, out: &Mat) -> Result<Low, OpError> {
-        x.mat.check("x A^T", out.rows, a.cols)?;
-        a.check("x A^T", out.cols, a.cols)?;
-        out.check("x A^T", out.rows, out.cols)?;
-        let low = self.low_rank(commands, x, (a, Terms::Columns), 1.0, out)?;
-        low.map_or_else(|| self.nt(commands, x, a, 1.0, false, out).map(|()| Low::plain(out)), Ok)
-    }
-
-    /// Records `out = scale * dy b` as [`Matmul::nn`] does, for [`Matmul::backward_adapted`].
-    ///
-    /// # Errors
-    /// As [`Matmul::nt`].
-    pub fn low_nn(&self, commands: &mut Commands, dy: &Packed, b: &Mat, scale: f32, out: &Mat) -> Result<Low, OpError> {
-        dy.mat.check("dy B", out.rows, b.rows)?;
-        b.check("dy B", b.rows, out.cols)?;
-        out.check("dy B", out.rows, out.cols)?;
-        let low = self.low_rank(commands, dy, (b, Terms::Rows), scale, out)?;
-        low.map_or_else(|| self.nn(commands, dy, b, scale, false, out).map(|()| Low::plain(out)), Ok)
-    }
-
-    /// Records the product of a packed operand with one side of an adapter, on matrix units. `None`
-    /// if they do not multiply it.
-    fn low_rank(
-        &self,
-        commands: &mut Commands,
-        left: &Packed,
-        (b, terms): (&Mat, Terms),
-        scale: f32,
-        out: &Mat,
-    ) -> Result<Option<Low>, OpError> {
-        let (Some(mixed), Some((panels, number))) = (&self.mixed, &left.panels) else { return Ok(None) };
-        if b.elements() == 0 {
-            return Ok(None);
-        }
-        self.pack(commands, left)?;
-        let right = dense(View::of(&left.mat), (b, 0..b.rows), (1, 1), out).b;
-        let size = Size { rows: b.rows, cols: b.cols };
-        mixed.low_rank(&self.kernels, commands, (panels, *number), (&right, size, terms), scale, out)
-    }
-
-    /// As [`Matmul::forward`], plus `scale * u B^T` with u from [`Matmul::low_nt`] of `x`.
-    ///
-    /// # Errors
-    /// As [`Matmul::forward`].
-    pub fn forward_adapted(
-        &self,
-        commands: &mut Commands,
-        x: &Packed,
-        w: &Weight<'_>,
-        bias: Option<&Mat>,
-        adapter: Adapter<'_>,
-        add: bool,
-        y: &Mat,
-    ) -> Result<(), OpError> {
-        let Adapter { low, other, scale } = adapter;
-        other.check("u B^T", w.outputs(), low.mat().cols)?;
-        if self.fuses(x, w, adapter)? {
-            return self.forward_with(commands, x.into(), w, bias, Some(adapter), add, y);
-        }
-        self.forward(commands, x, w, bias, add, y)?;
-        self.nt(commands, low.mat(), other, scale, true, y)
-    }
-
-    /// As [`Matmul::backward`], plus `du A` with du from [`Matmul::low_nn`] of `dy`, which has the
-    /// factor `scale` already.
-    ///
-    /// # Errors
-    /// As [`Matmul::forward`].
-    pub fn backward_adapted(
-        &self,
-        commands: &mut Commands,
-        dy: &Packed,
-        w: &Weight<'_>,
-        adapter: Adapter<'_>,
-        add: bool,
-        dx: &Mat,
-    ) -> Result<(), OpError> {
-        let Adapter { low, other, .. } = adapter;
-        other.check("du A", low.mat().cols, w.inputs())?;
-        if self.fuses(dy, w, adapter)? {
-            return self.backward_with(commands, dy.into(), w, Some(adapter), add, dx);
-        }
-        self.backward(commands, dy, w, add, dx)?;
-        self.nn(commands, low.mat(), other, 1.0, true, dx)
-    }
-
-    /// Whether the product of a packed operand with a weight has the terms of an adapter: all parts
-    /// of the weight are multiplied on matrix units.
-    fn fuses(&self, left: &Packed, w: &Weight<'_>, adapter: Adapter<'_>) -> Result<bool, OpError> {
-        let Some(mixed) = &self.mixed else { return Ok(false) };
-        if mixed.panels_of(adapter.low, left)?.is_none() || !mixed::fits(adapter.scale / w.factor()) {
-            return Ok(false);
-        }
-        let on_units = |(rectangle, _): &(Rectangle, Right)| {
-            let aligned = rectangle.rows.start.is_multiple_of(panels::WIDTH);
-            aligned && rectangle.columns == (0..w.inputs()) && mixed.binds(rectangle.size())
-        };
-        let other = Size { rows: adapter.other.rows, cols: adapter.other.cols };
-        Ok(mixed.binds(other) && self.pieces("an adapter", left, w)?.iter().all(on_units))
-    }
-
     /// Records `y[m, outputs] = factor * (x[m, inputs] w^T (+ bias[1, outputs]))`, added to `y` if
     /// `add` is set. `factor` is set by [`Weight::times`].
     ///
@@ -436,6 +335,7 @@ impl Matmul {
                 k: columns.end - columns.start,
                 a: View::of(x).shifted(columns.start),
                 b,
+                b_largest: w.largest().cloned(),
                 b_strides: (w.inputs(), 1),
                 out: View::of(y).shifted(rows.start),
                 scale: w.factor(),
@@ -493,6 +393,7 @@ impl Matmul {
                 k: rows.end - rows.start,
                 a: View::of(dy).shifted(rows.start),
                 b,
+                b_largest: w.largest().cloned(),
                 b_strides: (1, w.inputs()),
                 out: View::of(dx).shifted(columns.start),
                 scale: w.factor(),
@@ -557,7 +458,7 @@ impl Matmul {
         let adapter =
             adapter.map(|(adapter, rows)| self.terms_of(commands, mixed, left, adapter, rows, product)).transpose()?;
         let adapter = adapter.as_ref().map(|(low, other, ratio)| LowRank { low, other, ratio: *ratio });
-        let right = mixed.decode(commands, &product.b, size, inputs)?;
+        let right = mixed.decode(commands, &product.b, size, inputs, product.b_largest.as_ref())?;
         let right = Side { panels: &right, terms, first: (0, 0) };
         // The first row of a side is a multiple of the padding.
         let max_rows = (self.rows_within_binding(product.out.row) / panels::PADDING).max(1) * panels::PADDING;
@@ -569,25 +470,6 @@ impl Matmul {
             mixed.multiply(&self.kernels, commands, [left, right], product.k, adapter, target)?;
         }
         Ok(())
-    }
-
-    /// Decodes the second operand of an adapter, some of its rows. Returns the panels of both, and the
-    /// factor of their product.
-    fn terms_of<'a>(
-        &self,
-        commands: &mut Commands,
-        mixed: &Mixed,
-        left: &Packed,
-        adapter: Adapter<'a>,
-        rows: Range<u32>,
-        product: &Product,
-    ) -> Result<(Panels, Panels, f32), OpError> {
-        let Adapter { low, other, scale } = adapter;
-        let size = Size { rows: rows.end - rows.start, cols: other.cols };
-        let right = dense(View::of(low.mat()), (other, rows), (1, 1), other).b;
-        let missing = OpError::Shape { operation: "an adapter", what: "the number of its panels", expected: 1, found: 0 };
-        let low = mixed.panels_of(low, left)?.ok_or(missing)?.clone();
-        Ok((low, mixed.decode_other(commands, &right, size)?, scale / product.scale))
     }
 
     /// Maximum bytes of a binding.

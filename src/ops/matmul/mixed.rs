@@ -33,7 +33,7 @@ use bytemuck::{Pod, Zeroable};
 use super::kernels::{Kernels, flag, shaders};
 use super::panels::{Exponents, PADDING, Panels, Size, Terms, WIDTH};
 use super::product::{Target, View};
-use super::weight::{Right, floats_constant};
+use super::weight::{Largest, Right, floats_constant};
 use crate::dequant::operand::Codec;
 use crate::format::FloatType;
 use crate::gpu::{BufferRange, Commands, Gpu, GpuError, Kernel, KernelSpec, MatrixUnits, Shader};
@@ -82,10 +82,14 @@ pub(super) enum Kind {
         whole: bool,
     },
     Extent(Stored),
-    /// Whether every row starts on a multiple of eight elements.
+    /// The largest extent.
+    Measure,
+    /// Whether every row starts on a multiple of eight elements, and whether the largest magnitude is
+    /// known.
     Decode {
         stored: Stored,
         whole: bool,
+        known: bool,
     },
     Product(Form),
     LowRank,
@@ -158,7 +162,8 @@ struct DecodeParams {
     panel_rows: u32,
     panel_cols: u32,
     exponent_at: u32,
-    pad: [u32; 3],
+    extent_at: u32,
+    pad: [u32; 2],
     codebook: [f32; 16],
 }
 
@@ -234,9 +239,13 @@ impl Kind {
                 let (name, source, constants) = stored.shader();
                 KernelSpec { shader: trusted(name, source), entry: "extent", constants }
             }
-            Self::Decode { stored, whole } => {
+            Self::Measure => {
+                let (name, source, constants) = Stored::Raw(FloatType::F32).shader();
+                KernelSpec { shader: trusted(name, source), entry: "measure", constants }
+            }
+            Self::Decode { stored, whole, known } => {
                 let (name, source, mut constants) = stored.shader();
-                constants.push(("WHOLE", flag(whole)));
+                constants.extend([("WHOLE", flag(whole)), ("KNOWN", flag(known))]);
                 KernelSpec { shader: trusted(name, source), entry: "decode", constants }
             }
             Self::Product(form) => KernelSpec {
@@ -331,18 +340,24 @@ impl Mixed {
     }
 
     /// Records the decoding of a matrix [rows, cols] as the right operand. Its rows are `row`
-    /// elements apart.
-    pub fn decode(&self, commands: &mut Commands, b: &Right, size: Size, row: u32) -> Result<Panels, OpError> {
-        self.decode_to(commands, b, size, row, (&self.memory.right, 0))
+    /// elements apart. Unless its largest magnitude is known, it is measured first.
+    pub fn decode(
+        &self,
+        commands: &mut Commands,
+        b: &Right,
+        size: Size,
+        row: u32,
+        largest: Option<&Largest>,
+    ) -> Result<Panels, OpError> {
+        self.decode_to(commands, (b, size, row), largest, (&self.memory.right, 0))
     }
 
     /// As [`Mixed::decode`], to this memory, with the exponent at this place.
     fn decode_to(
         &self,
         commands: &mut Commands,
-        b: &Right,
-        size: Size,
-        row: u32,
+        (b, size, row): (&Right, Size, u32),
+        largest: Option<&Largest>,
         (scratch, exponent_at): (&Scratch, u32),
     ) -> Result<Panels, OpError> {
         let stored = Stored::of(b);
@@ -350,12 +365,30 @@ impl Mixed {
             Right::Quantized { whole_words, .. } => *whole_words,
             Right::Raw { first, .. } => [*first, row, size.cols].iter().all(|at| at.is_multiple_of(8)),
         };
-        let (extent, decode) = (self.kernel(Kind::Extent(stored))?, self.kernel(Kind::Decode { stored, whole })?);
+        let decode = self.kernel(Kind::Decode { stored, whole, known: largest.is_some() })?;
         let range = scratch.get(&self.gpu, size.bytes())?;
         let panels = Panels { size, range, exponents: Exponents::One, exponents_range: self.right_exponents.clone() };
-        self.dispatch_extent(commands, &extent, b, (size, row));
-        self.dispatch_decode(commands, &decode, b, row, &panels, exponent_at);
+        if largest.is_none() {
+            self.dispatch_extent(commands, &self.kernel(Kind::Extent(stored))?, b, (size, row));
+        }
+        self.dispatch_decode(commands, &decode, (b, row), &panels, largest, exponent_at);
         Ok(panels)
+    }
+
+    /// Records the measurement of a matrix: the larger one of its largest magnitude and of `largest`
+    /// is then there.
+    pub fn measure(
+        &self,
+        commands: &mut Commands,
+        b: &Right,
+        size: Size,
+        row: u32,
+        largest: &Largest,
+    ) -> Result<(), OpError> {
+        let (extent, measure) = (self.kernel(Kind::Extent(Stored::of(b)))?, self.kernel(Kind::Measure)?);
+        self.dispatch_extent(commands, &extent, b, (size, row));
+        self.dispatch_measure(commands, &measure, largest);
+        Ok(())
     }
 
     fn dispatch_extent(&self, commands: &mut Commands, kernel: &Kernel, b: &Right, (size, row): (Size, u32)) {
@@ -366,21 +399,31 @@ impl Mixed {
         commands.dispatch(kernel, &bindings, bytemuck::bytes_of(&params), [EXTENTS, 1, 1], bytes);
     }
 
+    fn dispatch_measure(&self, commands: &mut Commands, kernel: &Kernel, largest: &Largest) {
+        let params = DecodeParams { extent_at: largest.at, ..DecodeParams::zeroed() };
+        // `measure` uses only bindings 4 and 5.
+        let unused = || self.extents.clone();
+        let bindings = [unused(), unused(), unused(), unused(), largest.range.clone(), self.extents.clone()];
+        commands.dispatch(kernel, &bindings, bytemuck::bytes_of(&params), [1, 1, 1], self.extents.size);
+    }
+
     fn dispatch_decode(
         &self,
         commands: &mut Commands,
         kernel: &Kernel,
-        b: &Right,
-        row: u32,
+        (b, row): (&Right, u32),
         panels: &Panels,
+        largest: Option<&Largest>,
         exponent_at: u32,
     ) {
         let size = panels.size;
-        let params = DecodeParams { exponent_at, ..DecodeParams::of(b, size, row) };
+        let extent_at = largest.map_or(0, |largest| largest.at);
+        let params = DecodeParams { exponent_at, extent_at, ..DecodeParams::of(b, size, row) };
         let [b0, b1, b2, b3] = b.bindings();
         let bytes = b0.size + panels.range.size;
         // `decode` does not use binding 4.
-        let [unused, extents] = [self.extents.clone(), self.extents.clone()];
+        let unused = self.extents.clone();
+        let extents = largest.map_or(&self.extents, |largest| &largest.range).clone();
         let bindings = [b0, b1, b2, b3, unused, extents, panels.range.clone(), panels.exponents_range.clone()];
         let tiles = |padded: u32| u64::from(padded / DECODED_TILE);
         let groups = self.gpu.grid(tiles(size.padded_rows()) * tiles(size.padded_cols()));

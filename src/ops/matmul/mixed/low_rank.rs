@@ -107,7 +107,7 @@ impl Mixed {
         if kernels.scratch().size < mat_bytes(m, n) || !self.binds(of_low) || !self.binds(size) {
             return Ok(None);
         }
-        let right = self.decode(commands, right, size, size.cols)?;
+        let right = self.decode(commands, right, size, size.cols, None)?;
         let sides =
             [Side { panels: left, terms: Terms::Columns, first: (0, 0) }, Side { panels: &right, terms, first: (0, 0) }];
         let parts = View { range: kernels.scratch().clone(), first: 0, row: n, column: 1 };
@@ -139,7 +139,7 @@ impl Mixed {
 
     /// Decodes B or A for the terms of an adapter.
     pub fn decode_other(&self, commands: &mut Commands, other: &Right, size: Size) -> Result<Panels, OpError> {
-        self.decode_to(commands, other, size, size.cols, (&self.memory.other, OTHER))
+        self.decode_to(commands, (other, size, size.cols), None, (&self.memory.other, OTHER))
     }
 
     #[expect(clippy::too_many_arguments, reason = "operands, and how")]

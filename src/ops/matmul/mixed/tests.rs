@@ -71,7 +71,7 @@ fn every_kernel_is_right_on_this_device() {
         let used = |form: &Form| form.fours && (form.left == Terms::Columns || of_gradients(form));
         let wanted = |form: &Form| units == MatrixUnits::Hardware || used(form);
         forms().filter(wanted).for_each(|form| drop(mixed.kernel(Kind::Product(form)).unwrap()));
-        for kind in [Kind::LowRank, Kind::AlignExtent, Kind::Align] {
+        for kind in [Kind::Measure, Kind::LowRank, Kind::AlignExtent, Kind::Align] {
             mixed.kernel(kind).unwrap();
         }
         for whole in [false, true] {
@@ -81,7 +81,9 @@ fn every_kernel_is_right_on_this_device() {
             let types = [FloatType::F32, FloatType::F16, FloatType::Bf16].map(Stored::Raw);
             for stored in codecs.into_iter().chain(types) {
                 mixed.kernel(Kind::Extent(stored)).unwrap();
-                mixed.kernel(Kind::Decode { stored, whole }).unwrap();
+                for known in [false, true] {
+                    mixed.kernel(Kind::Decode { stored, whole, known }).unwrap();
+                }
             }
         }
     }
@@ -97,13 +99,13 @@ fn a_wrong_kernel_is_named_before_its_first_use() {
     let quantized = Stored::Quantized(Codec::Nf4(ScaleType::Dq8));
     let product = |right| Kind::Product(Form { right, ..NARROW_FORM });
     let adapted = |right| Kind::Product(Form { right, adapted: true, ..NARROW_FORM });
-    let rows = Kind::Decode { stored: Stored::Raw(FloatType::F32), whole: false };
+    let rows = Kind::Decode { stored: Stored::Raw(FloatType::F32), whole: false, known: false };
     let fours = Kind::Product(Form { fours: true, ..NARROW_FORM });
-    let cases: [(Kind, [&'static str; 2]); 18] = [
+    let cases: [(Kind, [&'static str; 2]); 20] = [
         (Kind::Pack { whole: true }, ["power(-exponent)", "power(1 - exponent)"]),
         (Kind::Pack { whole: false }, ["column + 3u", "column + 2u"]),
         (Kind::Extent(Stored::Raw(FloatType::F32)), ["i < params.items", "i < params.items / 64u"]),
-        (Kind::Decode { stored: quantized, whole: true }, ["word >> vec4(16u", "word >> vec4(12u"]),
+        (Kind::Decode { stored: quantized, whole: true, known: true }, ["word >> vec4(16u", "word >> vec4(12u"]),
         (rows, ["column >= params.cols", "column > params.cols + 8u"]),
         (product(Terms::Columns), ["left_at += ", "left_at += 4u + "]),
         (product(Terms::Rows), ["right_m1, sums_1_1", "right_m0, sums_1_1"]),
@@ -117,6 +119,8 @@ fn a_wrong_kernel_is_named_before_its_first_use() {
         (Kind::LowRank, ["exponent += left_exponents[row]", "exponent -= left_exponents[row]"]),
         (Kind::LowRank, ["column >= params.rank", "column > params.rank"]),
         (Kind::AlignExtent, ["i32(bits >> 23u) + row_exponent", "i32(bits >> 23u) - row_exponent"]),
+        (Kind::Measure, ["new_extents[params.extent_at], largest", "largest, largest"]),
+        (Kind::Decode { stored: quantized, whole: true, known: true }, ["extents[params.extent_at];", "extents[0];"]),
         (Kind::Align, ["column >= params.cols", "column > params.cols"]),
     ];
     for (kind, patch) in cases {
@@ -434,7 +438,7 @@ fn speed() {
         let binding = gpu.limits().max_storage_buffer_binding_size;
         let (_, right) = weight.pieces("speed", binding).unwrap().into_iter().next().unwrap();
         let size = Size { rows: outputs, cols: inputs };
-        let seconds = timed(&|c| drop(mixed.decode(c, &right, size, inputs).unwrap()));
+        let seconds = timed(&|c| drop(mixed.decode(c, &right, size, inputs, None).unwrap()));
         println!("decode {outputs} x {inputs}: {:.1} us", 1e6 * seconds);
         for m in [512, 2048, 8192] {
             let fill = |rows: u32, cols: u32| {
@@ -453,7 +457,7 @@ fn speed() {
             println!("pack {m} x {inputs}: {:.1} us, {:.0} GB/s", 1e6 * seconds, 6e-9 * f64::from(m * inputs) / seconds);
             let mut commands = gpu.commands("operands");
             let (left, _) = mixed.pack(&mut commands, &view, of_x, Place::Left).unwrap();
-            let decoded = mixed.decode(&mut commands, &right, size, inputs).unwrap();
+            let decoded = mixed.decode(&mut commands, &right, size, inputs, None).unwrap();
             commands.submit().unwrap();
             let flops = 2.0 * f64::from(m) * f64::from(outputs) * f64::from(inputs);
             let out = View::of(&y);

@@ -12,7 +12,7 @@ use crate::ops::matmul::kernels::RightKind;
 use crate::ops::matmul::panels::{Exponents, Panels, Size, Terms, exponent};
 use crate::ops::matmul::product::{Target, View};
 use crate::ops::matmul::trial::right;
-use crate::ops::matmul::weight::Right;
+use crate::ops::matmul::weight::{Largest, Right};
 use crate::ops::trial::difference;
 use crate::ops::{Mat, OpError};
 
@@ -29,7 +29,8 @@ pub fn of(mixed: &Mixed, kind: Kind, kernel: &Kernel) -> Result<Option<String>, 
     match kind {
         Kind::Pack { whole } => of_pack(mixed, kernel, whole),
         Kind::Extent(stored) => of_extent(mixed, kernel, stored),
-        Kind::Decode { stored, whole } => of_decode(mixed, kernel, stored, whole),
+        Kind::Measure => of_measure(mixed, kernel),
+        Kind::Decode { stored, whole, known } => of_decode(mixed, kernel, stored, whole, known),
         Kind::Product(form) => of_product(mixed, kernel, form),
         Kind::LowRank => of_low_rank(mixed, kernel),
         Kind::AlignExtent => of_align_extent(mixed, kernel),
@@ -139,19 +140,41 @@ fn of_extent(mixed: &Mixed, kernel: &Kernel, stored: Stored) -> Result<Option<St
     Ok((!fits).then(|| format!("the largest magnitude is {found} instead of {largest}")))
 }
 
-fn of_decode(mixed: &Mixed, kernel: &Kernel, stored: Stored, whole: bool) -> Result<Option<String>, OpError> {
+/// The extents of some parts, and the maximum of them and of what was known.
+fn of_measure(mixed: &Mixed, kernel: &Kernel) -> Result<Option<String>, OpError> {
+    let gpu = &mixed.gpu;
+    let mut extents = vec![0.25_f32; EXTENTS as usize];
+    extents.iter_mut().skip(201).step_by(7).for_each(|extent| *extent = 1.75);
+    let extents = BufferRange::whole(gpu.storage_with("extents", bytemuck::cast_slice(&extents))?);
+    let before = [9.0_f32, 0.0, 2.0, 9.0];
+    let range = BufferRange::whole(gpu.storage_with("known", bytemuck::cast_slice(&before))?);
+    run(gpu, |commands| {
+        commands.copy(&extents, &mixed.extents);
+        for at in [1, 2] {
+            mixed.dispatch_measure(commands, kernel, &Largest { range: range.clone(), at });
+        }
+    })?;
+    let found = gpu.read(&range)?;
+    let found: Vec<f32> =
+        found.chunks_exact(4).map(|word| f32::from_le_bytes(word.try_into().unwrap_or_default())).collect();
+    Ok((found != [9.0, 1.75, 2.0, 9.0]).then(|| format!("the largest magnitudes are {found:?}")))
+}
+
+fn of_decode(mixed: &Mixed, kernel: &Kernel, stored: Stored, whole: bool, known: bool) -> Result<Option<String>, OpError> {
     let (gpu, size) = (&mixed.gpu, Size { rows: 200, cols: if whole { 296 } else { 291 } });
     let (right, values) = operand(gpu, stored, size)?;
     let largest = 1.75_f32;
     let mut extents = vec![0_u32; EXTENTS as usize];
     extents.iter_mut().skip(201).step_by(7).for_each(|extent| *extent = largest.to_bits());
-    let known = BufferRange::whole(gpu.storage_with("extents", bytemuck::cast_slice(&extents))?);
+    let of_parts = BufferRange::whole(gpu.storage_with("extents", bytemuck::cast_slice(&extents))?);
+    let range = BufferRange::whole(gpu.storage_with("known", bytemuck::cast_slice(&[9.0, largest]))?);
+    let known = known.then_some(Largest { range, at: 1 });
     let panels = poisoned(gpu, size, Exponents::One)?;
     run(gpu, |commands| {
         // Work that was submitted before has finished with the extents, and later work overwrites
         // them.
-        commands.copy(&known, &mixed.extents);
-        mixed.dispatch_decode(commands, kernel, &right, size.cols, &panels, 0);
+        commands.copy(&of_parts, &mixed.extents);
+        mixed.dispatch_decode(commands, kernel, (&right, size.cols), &panels, known.as_ref(), 0);
     })?;
     let at = |i: u32, j: u32| values.get((i * size.cols + j) as usize).copied().map_or(f64::NAN, f64::from);
     compare(gpu, &panels, at, |_| exponent(largest))
