@@ -56,15 +56,6 @@ fn extent(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index)
     }
 }
 
-// The largest magnitude of a weight: of these 256 parts, and of what `new_extents` has.
-@compute @workgroup_size(256)
-fn measure(@builtin(local_invocation_index) thread: u32) {
-    let largest = largest_of(thread, extents[thread]);
-    if (thread == 0u) {
-        new_extents[params.extent_at] = max(new_extents[params.extent_at], largest);
-    }
-}
-
 fn halves_at(row: u32, column: u32, scale: f32, largest: u32) -> vec4<u32> {
     if (row >= params.rows || column >= params.cols) {
         return vec4<u32>();

@@ -27,7 +27,6 @@ mod wide;
 
 pub use adapted::Adapter;
 use kernels::Kernels;
-pub use mixed::Low;
 use mixed::{LowRank, Memory, Mixed, Place, Side};
 use panels::{Panels, Size, Terms};
 use product::{Product, View, dense};

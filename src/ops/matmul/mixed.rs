@@ -239,10 +239,11 @@ impl Kind {
                 let (name, source, constants) = stored.shader();
                 KernelSpec { shader: trusted(name, source), entry: "extent", constants }
             }
-            Self::Measure => {
-                let (name, source, constants) = Stored::Raw(FloatType::F32).shader();
-                KernelSpec { shader: trusted(name, source), entry: "measure", constants }
-            }
+            Self::Measure => KernelSpec {
+                shader: trusted("panels_measure", shaders!("panels", "panels_measure").to_owned()),
+                entry: "main",
+                constants: Vec::new(),
+            },
             Self::Decode { stored, whole, known } => {
                 let (name, source, mut constants) = stored.shader();
                 constants.extend([("WHOLE", flag(whole)), ("KNOWN", flag(known))]);
@@ -400,11 +401,9 @@ impl Mixed {
     }
 
     fn dispatch_measure(&self, commands: &mut Commands, kernel: &Kernel, largest: &Largest) {
-        let params = DecodeParams { extent_at: largest.at, ..DecodeParams::zeroed() };
-        // `measure` uses only bindings 4 and 5.
-        let unused = || self.extents.clone();
-        let bindings = [unused(), unused(), unused(), unused(), largest.range.clone(), self.extents.clone()];
-        commands.dispatch(kernel, &bindings, bytemuck::bytes_of(&params), [1, 1, 1], self.extents.size);
+        let bindings = [self.extents.clone(), largest.range.clone()];
+        let params = [largest.at, 0, 0, 0];
+        commands.dispatch(kernel, &bindings, bytemuck::cast_slice(&params), [1, 1, 1], self.extents.size);
     }
 
     fn dispatch_decode(

@@ -119,7 +119,7 @@ fn a_wrong_kernel_is_named_before_its_first_use() {
         (Kind::LowRank, ["exponent += left_exponents[row]", "exponent -= left_exponents[row]"]),
         (Kind::LowRank, ["column >= params.rank", "column > params.rank"]),
         (Kind::AlignExtent, ["i32(bits >> 23u) + row_exponent", "i32(bits >> 23u) - row_exponent"]),
-        (Kind::Measure, ["new_extents[params.extent_at], largest", "largest, largest"]),
+        (Kind::Measure, ["max(largest[params.at], found)", "max(found, found)"]),
         (Kind::Decode { stored: quantized, whole: true, known: true }, ["extents[params.extent_at];", "extents[0];"]),
         (Kind::Align, ["column >= params.cols", "column > params.cols"]),
     ];
