@@ -1,6 +1,6 @@
-// Rotates each pair (i, i + half) of every head by the angle of the token position. Cosine and sine
-// are in a table. Runs unchecked: `ops::rotary` proves on the host that every index is in its
-// tensor.
+// Rotates each pair (i, i + half) of every head by the angle of the token position. The other
+// elements of a head, from 2 * half on, stay. Cosine and sine are in a table. Runs unchecked:
+// `ops::rotary` proves on the host that every index is in its tensor.
 
 struct Params {
     pairs: u32,       // total number: tokens * heads * half
@@ -9,11 +9,11 @@ struct Params {
     positions: u32,   // rows of the table
     sign: f32,        // 1, or -1 to rotate back
     first: u32,       // rotate_from: position of the first token
-    pad_0: u32,
-    pad_1: u32,
+    head_dim: u32,    // elements of a head
+    pad: u32,
 }
 
-@group(0) @binding(0) var<storage, read_write> x: array<f32>;       // [tokens, heads, 2 * half]
+@group(0) @binding(0) var<storage, read_write> x: array<f32>;       // [tokens, heads, head_dim]
 @group(0) @binding(1) var<storage, read> starts: array<u32>;        // first token of the sample of each token
 @group(0) @binding(2) var<storage, read> table: array<vec2<f32>>;   // [positions, half]: cosine, sine
 @group(1) @binding(0) var<uniform> params: Params;
@@ -24,7 +24,7 @@ const WORKGROUP = 256u;
 fn turn(pair: u32, position: u32) {
     let i = pair % params.half;
     let turn = table[position * params.half + i] * vec2(1.0, params.sign);
-    let at = pair / params.half * 2u * params.half + i;
+    let at = pair / params.half * params.head_dim + i;
     let a = x[at];
     let b = x[at + params.half];
     x[at] = a * turn.x - b * turn.y;

@@ -9,14 +9,14 @@ struct Params {
     half: u32,          // half of a head
     past: u32,          // row of the first token in keys and values
     first: u32,         // row of the first token in the table
-    rotate: u32,        // 1 to rotate
+    rotated: u32,       // pairs of a head that turn: i and i + rotated
     epsilon: f32,       // NORM
 }
 
 @group(0) @binding(0) var<storage, read> joined: array<f32>;            // [tokens, heads + 2 kv_heads, 2 half]
 @group(0) @binding(1) var<storage, read> query_gamma: array<f32>;       // NORM: [2 half]
 @group(0) @binding(2) var<storage, read> key_gamma: array<f32>;
-@group(0) @binding(3) var<storage, read> table: array<vec2<f32>>;       // [.., half]: cosine, sine
+@group(0) @binding(3) var<storage, read> table: array<vec2<f32>>;       // [.., rotated]: cosine, sine
 @group(0) @binding(4) var<storage, read_write> queries: array<f32>;     // [tokens, heads, 2 half]
 @group(0) @binding(5) var<storage, read_write> keys: array<f32>;        // [past + tokens, kv_heads, 2 half]
 @group(0) @binding(6) var<storage, read_write> values: array<f32>;
@@ -65,31 +65,36 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(num_workgroups) grid: vec
     if (NORM) {
         factor = norm_of(start, thread);
     }
-    for (var i = thread; i < half; i += WORKGROUP) {
+    let rotated_pairs = params.rotated;
+    for (var pair = thread; pair < half; pair += WORKGROUP) {
+        // The first pairs turn. Those after them are the elements that stay.
+        let turns = pair < rotated_pairs;
+        let i = pair + select(rotated_pairs, 0u, turns);
+        let j = pair + select(half, rotated_pairs, turns);
         var a = joined[start + i];
-        var b = joined[start + i + half];
+        var b = joined[start + j];
         if (NORM) {
             if (is_query) {
                 a *= factor * query_gamma[i];
-                b *= factor * query_gamma[i + half];
+                b *= factor * query_gamma[j];
             } else {
                 a *= factor * key_gamma[i];
-                b *= factor * key_gamma[i + half];
+                b *= factor * key_gamma[j];
             }
         }
         var turn = vec2(1.0, 0.0);
-        if (params.rotate == 1u) {
-            turn = table[(params.first + token) * half + i];
+        if (turns) {
+            turn = table[(params.first + token) * rotated_pairs + pair];
         }
         let rotated = vec2(a * turn.x - b * turn.y, b * turn.x + a * turn.y);
         if (is_query) {
-            let to = (token * params.heads + head) * size + i;
-            queries[to] = rotated.x;
-            queries[to + half] = rotated.y;
+            let to = (token * params.heads + head) * size;
+            queries[to + i] = rotated.x;
+            queries[to + j] = rotated.y;
         } else {
-            let to = (row + head - params.heads) * size + i;
-            keys[to] = rotated.x;
-            keys[to + half] = rotated.y;
+            let to = (row + head - params.heads) * size;
+            keys[to + i] = rotated.x;
+            keys[to + j] = rotated.y;
         }
     }
 }

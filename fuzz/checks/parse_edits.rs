@@ -7,10 +7,11 @@ use arbitrary::{Result, Unstructured};
 use super::{parse, seal};
 
 /// Packs with every kind of section, scales and optional field between them.
-const PACKS: [&[u8]; 3] = [
+const PACKS: [&[u8]; 4] = [
     include_bytes!("../../tests/fixtures/golden/v1.0.nf4pack"),
     include_bytes!("../../tests/fixtures/golden/v1.0-full.nf4pack"),
     include_bytes!("../../tests/fixtures/golden/v1.0-signed.nf4pack"),
+    include_bytes!("../../tests/fixtures/golden/v1.0-fused.nf4pack"),
 ];
 
 const HEADER_LEN: usize = 128;

@@ -12,7 +12,7 @@ use serde::de::IgnoredAny;
 use serde_json::{Map, Value};
 
 use super::families::model_types;
-use super::family::{Absent, Bias, Dim, Family, Part, Scope, When};
+use super::family::{Absent, Bias, Dim, Family, PROJECTION_TENSORS, Part, Scope, When, projections_of};
 use crate::format::Role;
 use crate::format::files::GENERATION_CONFIG;
 pub use attention::LayerAttention;
@@ -135,7 +135,7 @@ impl ModelConfig {
             head_dim,
             vocab: keys.size("vocab_size")?,
             rms_norm_eps: epsilon(keys, family)?,
-            rope: Rope::read(keys, family.theta, max_positions, &mut ignored_keys)?,
+            rope: Rope::read(keys, family, head_dim, max_positions, &mut ignored_keys)?,
             // Models of text and images say it outside, inside or in both places.
             tied: keys.flag(TIED, family.tied)? || outer.flag(TIED, false)?,
             q_k_norm: family.q_k_norm,
@@ -190,15 +190,44 @@ impl ModelConfig {
             Dim::Head => self.head_dim,
             Dim::Queries => self.queries(),
             Dim::Keys => self.keys(),
+            Dim::QueriesKeysValues => self.queries().saturating_add(self.keys().saturating_mul(2)),
+            Dim::GateAndUp => self.intermediate.saturating_mul(2),
         };
         part.shape.iter().map(|dim| size(dim).into()).collect()
     }
 
-    /// Inputs and outputs of a projection; `None` for a role that is none, or not in this model.
+    /// Inputs and outputs of the tensor of projections with this role; `None` for a role that is
+    /// none, or not in this model.
     pub fn projection(&self, role: Role) -> Option<(u32, u32)> {
         let part = self.family.part(role).filter(|part| self.has(part))?;
         let [outputs, inputs] = self.shape(part).try_into().ok()?;
         Some((u32::try_from(inputs).ok()?, u32::try_from(outputs).ok()?))
+    }
+
+    /// The rows of a tensor that are a projection; `None` for a role that is none.
+    pub(crate) fn rows_of(&self, projection: Role) -> Option<TensorRows> {
+        let tensor = PROJECTION_TENSORS
+            .into_iter()
+            .find(|&tensor| projections_of(tensor).contains(&projection) && self.family.part(tensor).is_some())?;
+        let (inputs, outputs) = self.projection(tensor)?;
+        let mut first = 0_u32;
+        for &role in projections_of(tensor) {
+            let count = if tensor.is_fused() { self.outputs_in_fused(role) } else { outputs };
+            if role == projection {
+                return Some(TensorRows { tensor, inputs, outputs, first, count });
+            }
+            first = first.saturating_add(count);
+        }
+        None
+    }
+
+    /// The outputs of a projection that may be fused with others.
+    fn outputs_in_fused(&self, projection: Role) -> u32 {
+        match projection {
+            Role::QProj => self.queries(),
+            Role::KProj | Role::VProj => self.keys(),
+            _ => self.intermediate,
+        }
     }
 
     /// Every part of the model with its layer: the parts before the layers, the layers, the rest.
@@ -214,6 +243,21 @@ impl ModelConfig {
         };
         once(before).chain((0..self.layers).flat_map(of_layer)).chain(once(after))
     }
+}
+
+/// The rows of a tensor that are one projection of a layer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct TensorRows {
+    /// The role of the tensor.
+    pub tensor: Role,
+    /// Inputs of the projection, and columns of the tensor.
+    pub inputs: u32,
+    /// Rows of the tensor.
+    pub outputs: u32,
+    /// The first row of the projection.
+    pub first: u32,
+    /// Rows of the projection.
+    pub count: u32,
 }
 
 const TIED: &str = "tie_word_embeddings";

@@ -1,9 +1,8 @@
 //! The description of one `model_type`, as data. The converter takes names, roles and shapes from
 //! here, the trainer sizes, LoRA its targets. CONTRIBUTING.md says how to add a family.
 //!
-//! Not described yet, because no supported family needs it: rotary embeddings of a part of each
-//! head, or with other parameters per kind of layer (`config/rope.rs` rejects both); experts (a
-//! [`Part`] has no expert number); fused projections (a [`Part`] has one role).
+//! Not described yet, because no supported family needs it: rotary embeddings with other parameters
+//! per kind of layer (`config/rope.rs` rejects them); experts (a [`Part`] has no expert number).
 
 use crate::format::Role;
 
@@ -38,6 +37,10 @@ pub struct Family {
     pub rotary: Rotary,
     /// The base wavelength of the rotary embedding without `rope_theta`.
     pub theta: f64,
+    /// Whether only a part of each head is rotated, as `partial_rotary_factor` says.
+    pub partial_rotary: bool,
+    /// The scalings of the rotary embedding, by their `rope_type`.
+    pub rope_types: &'static [&'static str],
     /// The scalars.
     pub scales: Scales,
     /// The default of `tie_word_embeddings`.
@@ -64,6 +67,8 @@ pub const DECODER: Family = Family {
     windows: Windows::None,
     rotary: Rotary::EveryLayer,
     theta: 10_000.0,
+    partial_rotary: false,
+    rope_types: &["default", "linear", "dynamic", "llama3", "yarn"],
     scales: Scales { embedding: None, residual: None, attention: None, logits: None },
     tied: false,
     max_positions: 2048,
@@ -136,6 +141,8 @@ pub enum Windows {
         /// The default of `sliding_window`.
         default: u32,
     },
+    /// All layers have one of `sliding_window` tokens, if that is given.
+    Same,
     /// The layers that `layer_types` names, if `use_sliding_window`; without that list the layers
     /// from `max_window_layers` on.
     Listed {
@@ -216,6 +223,10 @@ pub enum Dim {
     Queries,
     /// `num_key_value_heads * head_dim`.
     Keys,
+    /// The sum of queries, keys and values.
+    QueriesKeysValues,
+    /// Twice `intermediate_size`.
+    GateAndUp,
 }
 
 /// Which models have a part.
@@ -235,11 +246,13 @@ pub enum When {
     Head,
 }
 
-const fn part(scope: Scope, name: &'static str, role: Role, shape: &'static [Dim], when: When) -> Part {
+/// A tensor of a model.
+pub const fn part(scope: Scope, name: &'static str, role: Role, shape: &'static [Dim], when: When) -> Part {
     Part { name, role, shape, scope, when }
 }
 
-const fn layer(name: &'static str, role: Role, shape: &'static [Dim], when: When) -> Part {
+/// A tensor of each layer.
+pub const fn layer(name: &'static str, role: Role, shape: &'static [Dim], when: When) -> Part {
     part(Scope::Layer, name, role, shape, when)
 }
 
@@ -268,10 +281,32 @@ const PARTS: [Part; 21] = [
     part(Scope::Model, "lm_head.weight", Role::LmHead, &[Dim::Vocabulary, Dim::Hidden], When::Head),
 ];
 
-/// The projections of a layer, which are quantised and which LoRA can adapt, in the order of an
-/// adapter's layer.
+/// The projections that a layer computes, in their order.
 pub const PROJECTIONS: [Role; 7] =
     [Role::QProj, Role::KProj, Role::VProj, Role::OProj, Role::GateProj, Role::UpProj, Role::DownProj];
+
+/// The tensors of projections, which are quantised and which LoRA can adapt, in the order of an
+/// adapter's layer. A family has a fused tensor, or those that it joins.
+pub const PROJECTION_TENSORS: [Role; 9] = [
+    Role::QProj,
+    Role::KProj,
+    Role::VProj,
+    Role::QkvProj,
+    Role::OProj,
+    Role::GateProj,
+    Role::UpProj,
+    Role::GateUpProj,
+    Role::DownProj,
+];
+
+/// The projections in the tensor of a role, in the order of its rows.
+pub fn projections_of(tensor: Role) -> &'static [Role] {
+    match tensor {
+        Role::QkvProj => &[Role::QProj, Role::KProj, Role::VProj],
+        Role::GateUpProj => &[Role::GateProj, Role::UpProj],
+        _ => PROJECTIONS.iter().find(|&&role| role == tensor).map_or(&[], std::slice::from_ref),
+    }
+}
 
 /// Families are equal if their model types are.
 impl PartialEq for Family {

@@ -5,12 +5,15 @@ use serde::de::IgnoredAny;
 use thiserror::Error;
 
 use super::config::{ConfigError, ModelConfig, layer_count};
-use super::family::{Activation, Family, Part, Scope};
+use super::family::{Activation, Family, PROJECTIONS, Part, Scope};
 use crate::format::files::{GENERATION_CONFIG, LFS_POINTER};
 use crate::format::{Index, Role};
 
 /// The largest head of the attention's kernels.
 pub const MAX_HEAD_DIM: u32 = 256;
+/// The rows of B of an adapter for a fused tensor are bound projection by projection. With a
+/// multiple of this number, they start on 256 bytes for any rank.
+pub const FUSED_ROWS: u32 = 64;
 
 /// Why a model or its pack cannot be trained, evaluated or generated from.
 #[derive(Debug, Error)]
@@ -47,6 +50,14 @@ pub enum Obstacle {
         model_type: &'static str,
         /// The role.
         role: Role,
+    },
+    /// A projection within a fused tensor whose rows do not start where a kernel can bind them.
+    #[error("{role} has {found} rows in a fused tensor: the kernels need a multiple of {FUSED_ROWS}")]
+    FusedRows {
+        /// The projection.
+        role: Role,
+        /// Its rows.
+        found: u32,
     },
     /// A pack without a description of its model.
     #[error("the pack has no config.json")]
@@ -121,6 +132,11 @@ impl ModelConfig {
         if let Some(Part { role, .. }) = parts.iter().find(is_twice) {
             return Err(Obstacle::PartTwice { model_type, role: *role });
         }
+        let fused = PROJECTIONS.iter().filter_map(|&role| Some((role, self.rows_of(role)?)));
+        let mut fused = fused.filter(|(_, rows)| rows.tensor.is_fused());
+        if let Some((role, rows)) = fused.find(|(_, rows)| !rows.count.is_multiple_of(FUSED_ROWS)) {
+            return Err(Obstacle::FusedRows { role, found: rows.count });
+        }
         match parts.iter().find(|part| !is_used(part)) {
             Some(Part { name, role, .. }) => Err(Obstacle::Part { model_type, name, role: *role }),
             None => Ok(()),
@@ -149,7 +165,9 @@ fn is_used(part: &Part) -> bool {
         | Role::DownProj
         | Role::GateBias
         | Role::UpBias
-        | Role::DownBias => part.scope == Scope::Layer,
+        | Role::DownBias
+        | Role::QkvProj
+        | Role::GateUpProj => part.scope == Scope::Layer,
         Role::Router | Role::Other => false,
     }
 }
@@ -284,7 +302,8 @@ mod tests {
         let model = ModelConfig::parse(CONFIG.as_bytes(), None).unwrap();
         let of = |family| ModelConfig { family, ..model.clone() }.check_runnable();
         for family in Family::ALL {
-            of(family).unwrap();
+            // Sizes that fused tensors permit.
+            ModelConfig { family, head_dim: 64, intermediate: 64, ..model.clone() }.check_runnable().unwrap();
         }
         assert!(matches!(of(&ONE_PLUS), Err(Obstacle::Norm { found: "add a number to their weights", .. })));
         assert!(matches!(of(&AFTER), Err(Obstacle::Norm { .. })));

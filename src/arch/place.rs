@@ -7,7 +7,7 @@ use serde_json::{Map, Value};
 use thiserror::Error;
 
 use super::config::{ConfigError, ModelConfig};
-use super::family::{PROJECTIONS, Part, Scope, When};
+use super::family::{PROJECTION_TENSORS, Part, Scope, When};
 use super::names::{Prefix, layer_of};
 use crate::format::Role;
 
@@ -74,7 +74,7 @@ pub struct Placed {
     pub layer: Option<u32>,
     /// Its expert in a mixture of experts; no supported family has any yet.
     pub expert: Option<u32>,
-    /// Whether it is one of [`PROJECTIONS`], which are quantised.
+    /// Whether it is one of [`PROJECTION_TENSORS`], which are quantised.
     pub quantise: bool,
 }
 
@@ -185,7 +185,7 @@ impl Places<'_> {
             return Err(ArchError::Shape { tensor: name, expected, found: tensor.shape.to_vec() });
         }
         if let Some(slot) = self.placed.get_mut(i) {
-            let quantise = PROJECTIONS.contains(&part.role);
+            let quantise = PROJECTION_TENSORS.contains(&part.role);
             *slot = Some(Placed { tensor: i, role: part.role, layer, expert: None, quantise });
         }
         Ok(true)

@@ -263,7 +263,7 @@ fn of_export(error: &ExportError) -> Option<String> {
 
 fn of_obstacle(error: &Obstacle) -> Option<String> {
     match error {
-        Obstacle::HeadDim { .. } | Obstacle::Norm { .. } | Obstacle::Part { .. } => Some(
+        Obstacle::HeadDim { .. } | Obstacle::Norm { .. } | Obstacle::Part { .. } | Obstacle::FusedRows { .. } => Some(
             "`nf4pack verify` and `nf4pack export` work with this pack; another program can run what export writes".into(),
         ),
         Obstacle::PartTwice { .. } => Some("this is a defect of nf4pack: please report it".into()),

@@ -91,6 +91,10 @@ numbered! {
         UpBias = 18, "up_bias";
         /// Bias of the down projection.
         DownBias = 19, "down_bias";
+        /// Query, key and value projections: their rows in this order. See [`Role::is_fused`].
+        QkvProj = 20, "qkv_proj";
+        /// Gate and up projections: their rows in this order.
+        GateUpProj = 21, "gate_up_proj";
         /// Token embedding, [vocabulary, hidden].
         Embedding = 32, "embedding";
         /// RMSNorm gamma after the last layer.
@@ -99,6 +103,15 @@ numbered! {
         LmHead = 34, "lm_head";
         /// A file, or a tensor that the architecture does not name.
         Other = 255, "other";
+    }
+}
+
+impl Role {
+    /// Whether a tensor of this role joins the rows of several projections. A file with such a
+    /// tensor has the required feature
+    /// [`FEATURE_FUSED_PROJECTIONS`](super::layout::FEATURE_FUSED_PROJECTIONS).
+    pub const fn is_fused(self) -> bool {
+        matches!(self, Self::QkvProj | Self::GateUpProj)
     }
 }
 

@@ -15,8 +15,12 @@ pub const MINOR_VERSION: u16 = 0;
 /// Required-feature bit: scales may be negative.
 pub const FEATURE_SIGNED_SCALES: u64 = 1;
 
+/// Required-feature bit: tensors may have a role that joins several projections
+/// ([`Role::is_fused`](super::kinds::Role::is_fused)).
+pub const FEATURE_FUSED_PROJECTIONS: u64 = 2;
+
 /// The required-feature bits that this crate understands.
-pub const KNOWN_FEATURES: u64 = FEATURE_SIGNED_SCALES;
+pub const KNOWN_FEATURES: u64 = FEATURE_SIGNED_SCALES | FEATURE_FUSED_PROJECTIONS;
 
 /// Section flag: a reader that does not know the section's kind may skip it.
 pub const FLAG_OPTIONAL: u16 = 1;

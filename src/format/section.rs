@@ -164,6 +164,13 @@ pub(super) fn record_offset(section: u64) -> u64 {
     HEADER_LEN as u64 + section * RECORD_LEN as u64
 }
 
+/// The error for a role that needs a feature which the file lacks: readers without that feature do
+/// not know the role.
+pub(super) fn unknown_role(section: u64, role: Role) -> FormatError {
+    let offset = record_offset(section) + at::ROLE as u64;
+    FormatError::Unknown { section, field: Field::Role, offset, found: role.number().into() }
+}
+
 /// Field `field` (at byte `at`) of record `section` does not say what the rest of the file demands.
 pub(super) fn mismatch(section: u64, field: Field, at: usize, expected: u64, found: u64) -> FormatError {
     FormatError::Mismatch { section, field, offset: record_offset(section) + at as u64, expected, found }

@@ -225,6 +225,8 @@ impl Adapter {
     /// Invalid settings.
     pub(crate) fn new(config: LoraConfig, base: Option<String>, model: &ModelConfig, seed: u64) -> Result<Self, LoraError> {
         let layout = AdapterLayout::new(&config, model)?;
+        // Of all targets, those of the model.
+        let config = LoraConfig { targets: layout.roles().collect(), ..config };
         let vector = layout.initial(seed);
         Ok(Self { config, base, layout, vector })
     }

@@ -8,12 +8,13 @@ use thiserror::Error;
 
 use crate::arch::config::ModelConfig;
 use crate::arch::family::Family;
-use crate::arch::family::PROJECTIONS;
+use crate::arch::family::{PROJECTION_TENSORS, PROJECTIONS, projections_of};
 use crate::format::Role;
 use crate::random::{Generator, Stream};
 
-/// The projections that can be adapted, in their order in a layer of an adapter.
-pub const TARGETS: [Role; 7] = PROJECTIONS;
+/// The tensors that can be adapted, in their order in a layer of an adapter. A model has some of
+/// them: all of these as targets are all that it has.
+pub const TARGETS: [Role; 9] = PROJECTION_TENSORS;
 
 /// A matrix starts on a multiple of this many floats, 256 bytes: the alignment of a range of a GPU
 /// buffer.
@@ -46,10 +47,20 @@ pub enum LoraError {
     #[error("an adapter needs at least one target")]
     NoTarget,
     /// A target that is not one of `q_proj`, `k_proj` and the other projections.
-    #[error("{found} cannot be adapted; targets are q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj, down_proj")]
+    #[error("{found} cannot be adapted; targets are {}", TARGETS.map(Role::name).join(", "))]
     Target {
         /// The role.
         found: Role,
+    },
+    /// A target that this model does not have.
+    #[error("{model_type} models have no {found}; their targets are {}", .targets.iter().map(|role| role.name()).collect::<Vec<_>>().join(", "))]
+    NotInModel {
+        /// The model type.
+        model_type: &'static str,
+        /// The role.
+        found: Role,
+        /// The targets of such models.
+        targets: Vec<Role>,
     },
     /// More floats than the projections have that are adapted, and more than any small adapter has.
     #[error("an adapter of rank {rank} is too large: it would have more numbers than the projections that it adapts")]
@@ -68,7 +79,7 @@ pub struct LoraConfig {
     pub alpha: f64,
     /// The probability that training drops an input of an adapter.
     pub dropout: f64,
-    /// The adapted projections, some of [`TARGETS`], in any order.
+    /// The adapted tensors, some of [`TARGETS`], in any order.
     pub targets: Vec<Role>,
     /// Whether the scale is alpha / sqrt(rank) and not alpha / rank.
     pub rslora: bool,
@@ -103,9 +114,15 @@ impl LoraConfig {
     }
 }
 
-/// The index of a role in [`TARGETS`].
+/// Those of `targets` that a model has.
+pub(crate) fn targets_in(model: &ModelConfig, targets: &[Role]) -> Vec<Role> {
+    targets.iter().copied().filter(|&role| model.projection(role).is_some()).collect()
+}
+
+/// The number of a target within a layer: the index of its first projection in [`PROJECTIONS`].
 pub(crate) fn target_index(role: Role) -> u32 {
-    TARGETS.iter().zip(0..).find(|(target, _)| **target == role).map_or(0, |(_, index)| index)
+    let first = projections_of(role).first();
+    PROJECTIONS.iter().zip(0..).find(|(projection, _)| Some(*projection) == first).map_or(0, |(_, index)| index)
 }
 
 /// Inputs and outputs of a projection; `None` for a role that is not one of [`TARGETS`].
@@ -158,6 +175,10 @@ impl AdapterLayout {
     /// An invalid setting of `config`.
     pub fn new(config: &LoraConfig, model: &ModelConfig) -> Result<Self, LoraError> {
         config.check()?;
+        let (targets, is_all) = (targets_in(model, &TARGETS), TARGETS.iter().all(|role| config.targets.contains(role)));
+        if let Some(&found) = config.targets.iter().find(|role| !is_all && !targets.contains(role)) {
+            return Err(LoraError::NotInModel { model_type: model.family.model_type, found, targets });
+        }
         let too_large = || LoraError::TooLarge { rank: config.rank };
         if exceeds_model(config, model) {
             return Err(too_large());
@@ -316,6 +337,30 @@ mod tests {
             layout.initial(5)[layout.place(2, Role::VProj).unwrap().a].to_vec()
         };
         assert_eq!(of(&TARGETS), of(&[Role::VProj]));
+    }
+
+    /// All targets are those of the model; a target that it lacks is an error.
+    #[test]
+    fn targets_of_fused_projections() {
+        let config = std::fs::read("tests/fixtures/architectures/phi3/config.json").unwrap();
+        let phi3 = ModelConfig::parse(&config, None).unwrap();
+        let layout = AdapterLayout::new(&lora(&TARGETS), &phi3).unwrap();
+        assert_eq!(layout.roles().collect::<Vec<_>>(), [Role::QkvProj, Role::OProj, Role::GateUpProj, Role::DownProj]);
+        let place = layout.place(1, Role::QkvProj).unwrap();
+        assert_eq!((place.inputs, place.outputs), (64, 256));
+        assert_eq!(targets_in(&model(), &TARGETS), PROJECTIONS, "as before there were fused tensors");
+        let error = |targets: &[Role], model| AdapterLayout::new(&lora(targets), model).unwrap_err().to_string();
+        let found = error(&[Role::OProj, Role::QProj], &phi3);
+        assert_eq!(found, "phi3 models have no q_proj; their targets are qkv_proj, o_proj, gate_up_proj, down_proj");
+        assert!(error(&[Role::QkvProj], &model()).starts_with("qwen3 models have no qkv_proj; their targets are q_proj,"));
+    }
+
+    /// The streams of random numbers of a model's modules do not change with the list of targets.
+    #[test]
+    fn numbers_of_modules() {
+        let found = PROJECTIONS.map(target_index);
+        assert_eq!(found, [0, 1, 2, 3, 4, 5, 6]);
+        assert_eq!([Role::QkvProj, Role::GateUpProj].map(target_index), [0, 4]);
     }
 
     #[test]

@@ -1,8 +1,9 @@
 //! An adapter in GPU memory: a vector of parameters and a vector of gradients.
 
-use crate::format::Role;
+use crate::arch::config::TensorRows;
+use crate::arch::family::PROJECTIONS;
 use crate::gpu::Gpu;
-use crate::lora::config::{AdapterLayout, LoraConfig, TARGETS, target_index};
+use crate::lora::config::{AdapterLayout, LoraConfig, target_index};
 use crate::ops::OpError;
 use crate::ops::{DropoutKey, Mat};
 
@@ -64,16 +65,18 @@ impl GpuAdapter {
         Ok(Self { layout: layout.clone(), scale, dropout, parameters, gradient })
     }
 
-    /// The adapter of a projection, if it has one. Inputs are dropped where there is a `mask`.
-    pub(crate) fn lora(&self, layer: u32, role: Role, mask: Option<Mask>) -> Option<Lora> {
-        let place = self.layout.place(layer, role)?;
+    /// The adapter of a projection, if its tensor has one. The projections of a fused tensor share
+    /// A, and each has its rows of B. Inputs are dropped where there is a `mask`.
+    pub(crate) fn lora(&self, layer: u32, of: &TensorRows, mask: Option<Mask>) -> Option<Lora> {
+        let place = self.layout.place(layer, of.tensor)?;
         let rank = self.layout.rank();
         let matrices = |vector: &Mat| {
             let a = vector.range.slice(4 * place.a.start as u64, 4 * place.a.len() as u64);
             let b = vector.range.slice(4 * place.b.start as u64, 4 * place.b.len() as u64);
-            [Mat { range: a, rows: rank, cols: place.inputs }, Mat { range: b, rows: place.outputs, cols: rank }]
+            let b = Mat { range: b, rows: place.outputs, cols: rank };
+            [Mat { range: a, rows: rank, cols: place.inputs }, b.window(of.first, of.count)]
         };
-        let module = layer * TARGETS.len() as u32 + target_index(role);
+        let module = layer * PROJECTIONS.len() as u32 + target_index(of.tensor);
         let key = |Mask { seed, micro_batch }| DropoutKey { seed, step: micro_batch, module, window: 0 };
         let [a, b] = matrices(&self.parameters);
         let dropout = mask.filter(|_| self.dropout > 0.0).map(|mask| (self.dropout, key(mask)));

@@ -2,17 +2,17 @@
 //! computed in the first pass over a layer, then kept.
 
 use crate::arch::config::ModelConfig;
+use crate::arch::family::PROJECTIONS;
 use crate::dequant::stream::StreamedLayer;
 use crate::format::Role;
 use crate::gpu::{BufferRange, Commands, Gpu, GpuError};
-use crate::lora::config::TARGETS;
 use crate::model::error::ModelError;
 use crate::model::pass::Kernels;
 use crate::model::weights::{elements, projection};
 use crate::ops::matmul::Largest;
 use crate::ops::{Mat, mat_bytes};
 
-/// The bias of each projection, in the order of `lora::TARGETS`.
+/// The bias of each projection, in the order of `family::PROJECTIONS`.
 const BIASES: [Role; 7] = [Role::QBias, Role::KBias, Role::VBias, Role::OBias, Role::GateBias, Role::UpBias, Role::DownBias];
 /// Alignment of a matrix in the buffer of a layer.
 const ALIGN: u64 = 256;
@@ -24,7 +24,7 @@ pub(super) struct Constants {
     pub post_attention_norm: Mat,
     pub query_norm: Option<Mat>,
     pub key_norm: Option<Mat>,
-    /// Of the projections in the order of `lora::TARGETS`.
+    /// Of the projections in the order of `family::PROJECTIONS`.
     pub biases: [Option<Mat>; 7],
     /// The largest magnitude of each projection, in the same order, for matrix units.
     largest: BufferRange,
@@ -73,14 +73,14 @@ impl Constants {
             offset += bytes.next_multiple_of(ALIGN);
             Mat { range, rows: 1, cols }
         });
-        let largest = all.slice(offset, 4 * TARGETS.len() as u64);
+        let largest = all.slice(offset, 4 * PROJECTIONS.len() as u64);
         let [input_norm, post_attention_norm, others @ ..] = &mut rows;
         let [query_norm, key_norm, biases @ ..] = others.clone().map(|mat| (mat.cols > 0).then_some(mat));
         let [input_norm, post_attention_norm] = [input_norm.clone(), post_attention_norm.clone()];
         Ok(Self { input_norm, post_attention_norm, query_norm, key_norm, biases, largest, converted: false })
     }
 
-    /// Where the largest magnitude of a projection is, by its index in `lora::TARGETS`.
+    /// Where the largest magnitude of a projection is, by its index in `family::PROJECTIONS`.
     pub fn largest(&self, index: usize) -> Largest {
         Largest { range: self.largest.clone(), at: index as u32 }
     }
@@ -109,8 +109,9 @@ impl Constants {
             kernels.gather.to_f32(commands, elements(layer, role, &[target.cols.into()])?, target)?;
         }
         commands.clear(&self.largest);
-        for (index, role) in TARGETS.into_iter().enumerate() {
-            kernels.matmul.measure(commands, &projection(layer, role, model)?, &self.largest(index))?;
+        for (index, role) in PROJECTIONS.into_iter().enumerate() {
+            let rows = model.rows_of(role).ok_or(ModelError::MissingTensor { layer: layer.number, role })?;
+            kernels.matmul.measure(commands, &projection(layer, &rows)?, &self.largest(index))?;
         }
         Ok(())
     }

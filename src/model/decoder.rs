@@ -112,7 +112,7 @@ impl Model {
         config.check_runnable()?;
         let rope = &config.rope;
         // With dynamic scaling, these are the angles of short texts: see `OwnAngles`.
-        let table = inverse_frequencies(rope.theta, config.head_dim, &rope.scaling, 1);
+        let table = inverse_frequencies(rope.theta, rope.dim, &rope.scaling, 1);
         let rotary = table.upload(gpu, max_length.max(1))?;
         let kernels = Kernels::new(gpu, &config)?;
         let options = StreamOptions { globals: true, ..options.clone() };

@@ -12,11 +12,10 @@
 //! it is 1 in most models.
 
 use crate::arch::config::{LayerAttention, ModelConfig};
-use crate::arch::family::Activation;
+use crate::arch::family::{Activation, PROJECTIONS};
 use crate::dequant::stream::StreamedLayer;
 use crate::format::Role;
 use crate::gpu::Commands;
-use crate::lora::config::TARGETS;
 use crate::model::constants::Constants;
 use crate::model::error::ModelError;
 use crate::model::kv_cache::attention_heads;
@@ -76,11 +75,12 @@ impl<'a> Layer<'a> {
         let number = layer.number.unwrap_or_default();
         let (activations, kept) = pass.inputs.work.activations(number, pass.model.layers);
         let linear = |index: usize| -> Result<Linear<'a>, ModelError> {
-            let role = TARGETS[index];
+            let role = PROJECTIONS[index];
             let bias = constants.biases[index].as_ref();
-            let lora = pass.inputs.adapter.and_then(|adapter| adapter.lora(number, role, pass.inputs.mask));
+            let rows = pass.model.rows_of(role).ok_or(ModelError::MissingTensor { layer: layer.number, role })?;
+            let lora = pass.inputs.adapter.and_then(|adapter| adapter.lora(number, &rows, pass.inputs.mask));
             let factor = output_factor(pass.model, role);
-            let weight = projection(layer, role, pass.model)?.times(factor).measured(constants.largest(index));
+            let weight = projection(layer, &rows)?.times(factor).measured(constants.largest(index));
             Ok(Linear { weight, bias, lora: lora.map(|lora| lora.times(factor)), low: activations.lows[index].clone() })
         };
         let [q, k, v, o, gate, up, down] = [0, 1, 2, 3, 4, 5, 6].map(linear);

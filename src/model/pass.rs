@@ -107,14 +107,15 @@ impl OwnAngles {
         if positions.iter().all(|&(_, length)| f64::from(length) <= unscaled) {
             return Ok(None);
         }
-        let mut angles = Vec::with_capacity(positions.len() * model.head_dim as usize);
+        let rope = &model.rope;
+        let mut angles = Vec::with_capacity(positions.len() * rope.dim as usize);
         for text in positions.chunk_by(|(_, a), (_, b)| a == b) {
             let length = text.first().map_or(0, |&(_, length)| length);
-            let table = inverse_frequencies(model.rope.theta, model.head_dim, &model.rope.scaling, length);
+            let table = inverse_frequencies(rope.theta, rope.dim, &rope.scaling, length);
             text.iter().for_each(|&(position, _)| table.push_angles(position, &mut angles));
         }
         let tokens = positions.len() as u32;
-        let table = Mat::from_slice(gpu, "rotary angles", tokens, model.head_dim, &angles)?;
+        let table = Mat::from_slice(gpu, "rotary angles", tokens, rope.dim, &angles)?;
         let zeros = vec![0_u8; 4 * positions.len()];
         let starts = BufferRange { buffer: gpu.storage_with("starts", &zeros)?, offset: 0, size: zeros.len() as u64 };
         Ok(Some(Self { table, starts }))

@@ -257,7 +257,7 @@ fn sum<const N: usize>(sizes: [u64; N]) -> u64 {
 /// the own table of a batch of `tokens` tokens.
 fn rotary_bytes(model: &ModelConfig, length: u32, tokens: u32) -> u64 {
     let own = if matches!(model.rope.scaling, RopeScaling::Dynamic { .. }) { tokens } else { 0 };
-    (u64::from(length) + u64::from(own)).saturating_mul(4 * u64::from(model.head_dim))
+    (u64::from(length) + u64::from(own)).saturating_mul(4 * u64::from(model.rope.dim))
 }
 
 impl MemoryError {

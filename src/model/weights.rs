@@ -1,9 +1,8 @@
 //! Tensors of a streamed layer as operands of the kernels, with their shapes checked.
 
-use crate::arch::config::ModelConfig;
+use crate::arch::config::TensorRows;
 use crate::dequant::stream::StreamedLayer;
 use crate::format::Role;
-use crate::lora::config::projection_shape;
 use crate::model::error::ModelError;
 use crate::ops::matmul::{Elements, Weight};
 
@@ -29,10 +28,9 @@ fn check_shape(layer: &StreamedLayer, role: Role, found: &[u64], expected: &[u64
 }
 
 /// A projection of the layer, quantised or raw.
-pub(super) fn projection<'a>(layer: &'a StreamedLayer, role: Role, model: &ModelConfig) -> Result<Weight<'a>, ModelError> {
-    let missing = ModelError::MissingTensor { layer: layer.number, role };
-    let (inputs, outputs) = projection_shape(model, role).ok_or(missing)?;
-    weight(layer, role, outputs, inputs)
+pub(super) fn projection<'a>(layer: &'a StreamedLayer, rows: &TensorRows) -> Result<Weight<'a>, ModelError> {
+    let whole = weight(layer, rows.tensor, rows.outputs, rows.inputs)?;
+    Ok(whole.rows(rows.first..rows.first.saturating_add(rows.count)))
 }
 
 /// A weight [outputs, inputs], quantised or raw.

@@ -55,8 +55,8 @@
 //! from. It uses `low_rank` and `dropped` as scratch, and writes them before it reads them.
 
 use crate::arch::config::ModelConfig;
+use crate::arch::family::PROJECTIONS;
 use crate::gpu::{BufferRange, Gpu, GpuError};
-use crate::lora::config::TARGETS;
 use crate::ops::{Mat, OpError, mat_bytes};
 
 /// Maximum bytes of a chunk of logits: a small share of a large model's activations, and enough
@@ -162,7 +162,7 @@ pub(crate) struct Activations<M> {
     pub gate: M,
     /// As `gate`.
     pub up: M,
-    /// x A^T of each projection, in the order of `lora::TARGETS`: rank.
+    /// x A^T of each projection, in the order of `family::PROJECTIONS`: rank.
     pub lows: Vec<M>,
 }
 
@@ -267,8 +267,8 @@ impl<M: Clone> Activations<M> {
         // Without gradients, one for all projections.
         let mut low = || new("low rank", sizes.rank.max(1));
         let lows = match sizes.training {
-            true => TARGETS.iter().map(|_| low()).collect::<Result<_, E>>()?,
-            false => vec![low()?; TARGETS.len()],
+            true => PROJECTIONS.iter().map(|_| low()).collect::<Result<_, E>>()?,
+            false => vec![low()?; PROJECTIONS.len()],
         };
         let [gate, up] = [of("gate", window, intermediate)?, of("up", window, intermediate)?];
         let keys = keys_of_heads;
@@ -349,9 +349,9 @@ fn chunk(model: &ModelConfig, tokens: u32) -> u32 {
 /// The shapes [outputs, inputs] of the frozen weights that multiply the matrices of a pass: the
 /// projections, and the chunks of the head.
 pub(crate) fn product_shapes(model: &ModelConfig, tokens: u32) -> Vec<(u32, u32)> {
-    let projections = TARGETS.iter().filter_map(|&role| model.projection(role));
+    let projections = PROJECTIONS.iter().filter_map(|&role| model.rows_of(role));
     let head = (chunk(model, tokens), model.hidden);
-    projections.map(|(inputs, outputs)| (outputs, inputs)).chain([head]).collect()
+    projections.map(|rows| (rows.count, rows.inputs)).chain([head]).collect()
 }
 
 /// Reserved memory of a workspace.

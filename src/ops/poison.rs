@@ -454,8 +454,9 @@ fn splits_into_heads() {
     let (table, _) = random_mat(&gpu, 4, 9, 20);
     let queries = poisoned(&gpu, 2, 60);
     let [keys, values] = [0, 1].map(|_| mat(&gpu, 7, 20, &[0.0; 140]));
-    for norms in [None, Some(([&query, &key], 0.1))] {
-        let of = JoinedHeads { joined: &joined, heads, past: 4, norms, angles: Some((&table, 6)) };
+    let (part, _) = random_mat(&gpu, 5, 9, 12);
+    for (norms, table) in [(None, &table), (Some(([&query, &key], 0.1)), &table), (None, &part)] {
+        let of = JoinedHeads { joined: &joined, heads, past: 4, norms, angles: Some((table, 6)) };
         assert_written(&gpu, &["split_heads:main"], &ranges([&queries]), &ranges([&keys, &values]), |commands| {
             split.record(commands, &of, &queries, [&keys, &values]).unwrap();
         });

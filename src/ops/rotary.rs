@@ -6,7 +6,7 @@
 
 use bytemuck::{Pod, Zeroable};
 
-use super::Mat;
+use super::{Mat, same};
 use crate::arch::config::RopeScaling;
 use crate::gpu::{BufferRange, Commands, Gpu, Kernel, KernelSpec, Shader};
 use crate::ops::error::OpError;
@@ -14,7 +14,7 @@ use crate::ops::error::OpError;
 /// The frequencies of a model's rotary embedding.
 #[derive(Debug, Clone, PartialEq)]
 pub struct RotaryTable {
-    /// Angle per position for each pair of elements: half as many as a head has elements.
+    /// Angle per position for each pair of elements: half as many as there are rotated elements.
     pub inv_freq: Vec<f32>,
     /// Attention factor: the factor of cosines and sines.
     pub attention_factor: f32,
@@ -40,7 +40,7 @@ impl RotaryTable {
         }
     }
 
-    /// Uploads [`RotaryTable::angles`] as a matrix [positions, head_dim].
+    /// Uploads [`RotaryTable::angles`] as a matrix [positions, rotated elements of a head].
     ///
     /// # Errors
     /// [`OpError::Gpu`] if it does not fit.
@@ -147,7 +147,8 @@ struct Params {
     positions: u32,
     sign: f32,
     first: u32,
-    pad: [u32; 2],
+    head_dim: u32,
+    pad: u32,
 }
 
 impl Rotary {
@@ -168,9 +169,9 @@ impl Rotary {
     /// Records the rotation of the heads of `x`, [tokens, heads * head_dim], in place. The angles
     /// depend on the position of a token in its sample.
     ///
-    /// `table` is from [`RotaryTable::upload`]. It has head_dim columns, and at least one row for
-    /// each token of the longest sample. `starts` has one u32 per token: the first token of its
-    /// sample. All three must be in different buffers.
+    /// `table` is from [`RotaryTable::upload`]. It has a column for each rotated element of a head
+    /// (its first ones) and at least one row for each token of the longest sample. `starts` has one
+    /// u32 per token: the first token of its sample. All three must be in different buffers.
     ///
     /// # Errors
     /// [`OpError::Shape`]; nothing is then recorded.
@@ -264,11 +265,13 @@ impl Rotary {
 /// Checks `x` and `table` against each other, and returns the parameters.
 fn params(x: &Mat, heads: u32, table: &Mat, sign: f32) -> Result<Params, OpError> {
     let (half, positions) = (table.cols / 2, table.rows);
-    x.check(OPERATION, x.rows, heads.saturating_mul(2 * half))?;
+    let head_dim = x.cols.checked_div(heads).unwrap_or(0);
+    x.check(OPERATION, x.rows, heads.saturating_mul(head_dim))?;
     table.check(OPERATION, positions.max(1), (2 * half).max(2))?;
+    same(OPERATION, "the rotated elements of a head", (2 * half).min(head_dim).into(), (2 * half).into())?;
     // Fits u32, because x fits a binding.
     let pairs = x.rows.saturating_mul(heads).saturating_mul(half);
-    Ok(Params { pairs, heads, half, positions, sign, first: 0, pad: [0; 2] })
+    Ok(Params { pairs, heads, half, positions, sign, first: 0, head_dim, pad: 0 })
 }
 
 const OPERATION: &str = "rotary";
@@ -409,16 +412,16 @@ mod tests {
 
     /// The rotation in f64 of [tokens, heads * dim], with the cosines and sines of the table.
     fn reference(x: &[f64], heads: usize, starts: &[u32], table: &RotaryTable, sign: f64) -> Vec<f64> {
-        let half = table.inv_freq.len();
-        let mut rotated = vec![0.0; x.len()];
-        for (at, head) in x.chunks(2 * half).enumerate() {
+        let (half, dim) = (table.inv_freq.len(), x.len() / starts.len() / heads);
+        let mut rotated = x.to_vec();
+        for (at, head) in x.chunks(dim).enumerate() {
             let token = at / heads;
             let position = token as f32 - starts[token] as f32;
             for (i, &frequency) in table.inv_freq.iter().enumerate() {
                 let (sine, cosine) = (sign * f64::from(position * frequency)).sin_cos();
                 let (a, b, factor) = (head[i], head[i + half], f64::from(table.attention_factor));
-                rotated[2 * half * at + i] = factor * (a * cosine - b * sine);
-                rotated[2 * half * at + i + half] = factor * (b * cosine + a * sine);
+                rotated[dim * at + i] = factor * (a * cosine - b * sine);
+                rotated[dim * at + i + half] = factor * (b * cosine + a * sine);
             }
         }
         rotated
@@ -428,9 +431,16 @@ mod tests {
     fn heads_are_rotated_and_gradients_rotated_back() {
         let Some(gpu) = gpu() else { return };
         let rotary = Rotary::new(&gpu).unwrap();
-        for (head_dim, heads, lengths) in
-            [(64, 4, &[1][..]), (64, 1, &[3, 2]), (80, 2, &[33]), (128, 3, &[1, 90, 39]), (6, 5, &[130])]
-        {
+        for (head_dim, dim, heads, lengths) in [
+            (64, 64, 4, &[1][..]),
+            (64, 64, 1, &[3, 2]),
+            (80, 80, 2, &[33]),
+            (128, 128, 3, &[1, 90, 39]),
+            (6, 6, 5, &[130]),
+            // A part of each head.
+            (128, 96, 2, &[1, 37]),
+            (10, 4, 3, &[7]),
+        ] {
             let tokens: u32 = lengths.iter().sum();
             let starts: Vec<u32> = lengths
                 .iter()
@@ -438,7 +448,7 @@ mod tests {
                 .flat_map(|(n, first)| vec![first; n as usize])
                 .collect();
             let range = BufferRange::whole(gpu.storage_with("starts", bytemuck::cast_slice(&starts)).unwrap());
-            let table = inverse_frequencies(1e4, head_dim, &yarn(4.0, 32768.0, true), 1);
+            let table = inverse_frequencies(1e4, dim, &yarn(4.0, 32768.0, true), 1);
             let angles = table.upload(&gpu, *lengths.iter().max().unwrap()).unwrap();
             let (x, elements) = random_mat(&gpu, u64::from(tokens), tokens, heads * head_dim);
             let mut commands = gpu.commands("rotary");
@@ -462,8 +472,10 @@ mod tests {
     fn tokens_in_the_middle_of_a_sample() {
         let Some(gpu) = gpu() else { return };
         let rotary = Rotary::new(&gpu).unwrap();
-        for (head_dim, heads, first, tokens) in [(64, 4, 0, 3), (80, 1, 1, 1), (6, 3, 1000, 130), (128, 2, 4095, 1)] {
-            let table = inverse_frequencies(1e4, head_dim, &yarn(4.0, 32768.0, true), 1);
+        for (head_dim, dim, heads, first, tokens) in
+            [(64, 64, 4, 0, 3), (80, 60, 1, 1, 1), (6, 6, 3, 1000, 130), (128, 128, 2, 4095, 1), (10, 4, 3, 5, 9)]
+        {
+            let table = inverse_frequencies(1e4, dim, &yarn(4.0, 32768.0, true), 1);
             let angles = table.upload(&gpu, first + tokens).unwrap();
             let (x, elements) = random_mat(&gpu, u64::from(first), tokens, heads * head_dim);
             let mut commands = gpu.commands("rotary");
@@ -510,6 +522,9 @@ mod tests {
             matches!(result, Err(OpError::Shape { .. }))
         };
         assert!(!refused(&mat(5, 128), 2, 20, &mat(5, 64)));
+        assert!(!refused(&mat(5, 128), 2, 20, &mat(5, 48)));
+        assert!(refused(&mat(5, 128), 2, 20, &mat(5, 66)));
+        assert!(refused(&mat(5, 128), 0, 20, &mat(5, 64)));
         assert!(refused(&mat(5, 128), 3, 20, &mat(5, 64)));
         assert!(refused(&mat(5, 128), 2, 16, &mat(5, 64)));
         assert!(refused(&mat(5, 126), 2, 20, &mat(5, 63)));

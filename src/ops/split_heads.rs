@@ -26,7 +26,7 @@ pub struct JoinedHeads<'a> {
     pub past: u32,
     /// Gammas [1, head_dim] of the norms of queries and keys, and their epsilon.
     pub norms: Option<([&'a Mat; 2], f32)>,
-    /// Cosines and sines [positions, head_dim], and the row of the first token.
+    /// Cosines and sines [positions, rotated elements of a head], and the row of the first token.
     pub angles: Option<(&'a Mat, u32)>,
 }
 
@@ -40,7 +40,7 @@ struct Params {
     half: u32,
     past: u32,
     first: u32,
-    rotate: u32,
+    rotated: u32,
     epsilon: f32,
 }
 
@@ -90,7 +90,8 @@ impl SplitHeads {
             gammas.iter().try_for_each(|gamma| gamma.check(OPERATION, 1, head_dim))?;
         }
         if let Some((table, first)) = angles {
-            table.check(OPERATION, table.rows, head_dim)?;
+            table.check(OPERATION, table.rows, table.cols / 2 * 2)?;
+            same(OPERATION, "the rotated elements of a head", table.cols.min(head_dim).into(), table.cols.into())?;
             let end = u64::from(first) + u64::from(tokens);
             same(OPERATION, "the number of positions", end.min(table.rows.into()), end)?;
         }
@@ -99,8 +100,8 @@ impl SplitHeads {
         }
         let ([query_gamma, key_gamma], epsilon) = norms.unwrap_or(([joined; 2], 0.0));
         let (table, first) = angles.unwrap_or((joined, 0));
-        let rotate = angles.is_some().into();
-        let params = Params { tokens, heads, kv_heads, half: head_dim / 2, past, first, rotate, epsilon };
+        let rotated = angles.map_or(0, |(table, _)| table.cols / 2);
+        let params = Params { tokens, heads, kv_heads, half: head_dim / 2, past, first, rotated, epsilon };
         let bindings = [joined, query_gamma, key_gamma, table, queries, keys, values].map(|mat| mat.range.clone());
         let kernel = if norms.is_some() { &self.with_norms } else { &self.plain };
         let groups = self.gpu.grid(u64::from(tokens) * u64::from(all));
@@ -128,19 +129,23 @@ mod tests {
     fn it_is_norms_rotations_and_copies() {
         let Some(gpu) = gpu() else { return };
         let split = SplitHeads::new(&gpu).unwrap();
-        for (dim, heads, kv_heads, past, tokens, norm, rotate) in [
-            (128, 4, 2, 5, 1, true, true),
-            (20, 3, 1, 0, 7, true, true),
-            (64, 2, 2, 3, 8, false, true),
-            (252, 2, 1, 1, 3, true, false),
-            (4, 1, 1, 9, 2, false, false),
+        for (dim, heads, kv_heads, past, tokens, norm, rotated) in [
+            (128, 4, 2, 5, 1, true, Some(128)),
+            (20, 3, 1, 0, 7, true, Some(20)),
+            (64, 2, 2, 3, 8, false, Some(64)),
+            (252, 2, 1, 1, 3, true, None),
+            (4, 1, 1, 9, 2, false, None),
+            (128, 2, 1, 2, 3, false, Some(96)),
+            (20, 2, 1, 1, 2, true, Some(4)),
         ] {
             let width = ((heads + 2 * kv_heads) * dim) as usize;
             let elements = random(u64::from(dim), tokens as usize * width);
             let joined = mat(&gpu, tokens, width as u32, &elements);
             let shape = Heads { heads, kv_heads, head_dim: dim, scale: 1.0, window: None };
             let gammas = [1, 2].map(|seed| random_mat(&gpu, seed, 1, dim).0);
-            let table = inverse_frequencies(1e4, dim, &RopeScaling::Default, 1).upload(&gpu, past + tokens).unwrap();
+            let table = inverse_frequencies(1e4, rotated.unwrap_or(dim), &RopeScaling::Default, 1)
+                .upload(&gpu, past + tokens)
+                .unwrap();
             let queries = poisoned(&gpu, tokens, heads * dim);
             let [keys, values] = [0, 1].map(|_| poisoned(&gpu, past + tokens + 1, kv_heads * dim));
             let of = JoinedHeads {
@@ -148,7 +153,7 @@ mod tests {
                 heads: shape,
                 past,
                 norms: norm.then_some(([&gammas[0], &gammas[1]], 1e-3)),
-                angles: rotate.then_some((&table, past)),
+                angles: rotated.map(|_| (&table, past)),
             };
             let mut commands = gpu.commands("split");
             split.record(&mut commands, &of, &queries, [&keys, &values]).unwrap();
@@ -167,7 +172,7 @@ mod tests {
                     } else {
                         raw
                     };
-                    if rotate {
+                    if rotated.is_some() {
                         Rotary::new(&gpu).unwrap().forward_from(&mut commands, &out, heads, past, &table).unwrap();
                     }
                     out
@@ -207,6 +212,10 @@ mod tests {
         }
         for first in [4, u32::MAX] {
             assert!(refused(JoinedHeads { angles: Some((&table, first)), ..of }, &queries, &cache));
+        }
+        assert!(!refused(JoinedHeads { angles: Some((&zeros(5, 6), 3)), ..of }, &queries, &cache));
+        for cols in [7, 10] {
+            assert!(refused(JoinedHeads { angles: Some((&zeros(5, cols), 3)), ..of }, &queries, &cache));
         }
         assert!(refused(of, &cache, &cache));
         assert!(refused(of, &queries, &zeros(4, 8)));

@@ -8,6 +8,8 @@ use std::path::Path;
 
 use super::{Fixture, assert_gradients, assert_near, fixture, floats, json, relative};
 use crate::MappedPack;
+use crate::arch::ModelConfig;
+use crate::arch::family::PROJECTION_TENSORS;
 use crate::convert::Options;
 use crate::data::pack::{Batch, IGNORE_INDEX};
 use crate::dequant::dequantize;
@@ -26,9 +28,9 @@ use serde_json::Value;
 const LENGTH: usize = 24;
 const RANK: u32 = 4;
 
-/// Asserts that the seven projections of each layer are quantised and decode to the bits of the
+/// Asserts that the projections of each layer are quantised and decode to the bits of the
 /// checkpoint.
-fn assert_exact(pack: &Path, checkpoint: &Path, layers: u32) {
+fn assert_exact(pack: &Path, checkpoint: &Path, model: &ModelConfig) {
     let (mapped, weights) = (MappedPack::read(pack).unwrap(), floats(checkpoint));
     let mut compared = 0;
     for projection in mapped.pack().quantized_tensors() {
@@ -40,7 +42,8 @@ fn assert_exact(pack: &Path, checkpoint: &Path, layers: u32) {
         assert!(!decoded.iter().zip(expected).any(differ), "{} differs from the checkpoint", projection.name);
         compared += 1;
     }
-    assert_eq!(compared, 7 * layers);
+    let of_layer = PROJECTION_TENSORS.iter().filter(|&&role| model.projection(role).is_some()).count();
+    assert_eq!(compared, of_layer * model.layers as usize);
 }
 
 /// Asserts that a row and its end give the same loss and gradient packed in one batch as one after
@@ -69,7 +72,7 @@ fn check(name: &str) {
 
 fn check_folder(gpu: Gpu, folder: &Path) {
     let model = Fixture::new(gpu, folder, folder.to_owned(), LENGTH, RANK);
-    assert_exact(&model.pack, &folder.join("model.safetensors"), model.config.layers);
+    assert_exact(&model.pack, &folder.join("model.safetensors"), &model.config);
     let (row, expected) = (json(&folder.join("expected.json")), floats(&folder.join("expected.safetensors")));
     let tokens = super::tokens(&row["tokens"]);
     assert_eq!(tokens.len(), LENGTH);
@@ -258,4 +261,9 @@ fn seed_oss_with_biases_of_queries_keys_values_and_feed_forward() {
 #[test]
 fn seed_oss_with_a_bias_of_the_output_of_attention() {
     check("seed_oss_out_bias");
+}
+
+#[test]
+fn phi3_with_fused_projections_and_a_rotary_embedding_of_a_part_of_each_head() {
+    check("phi3");
 }

@@ -189,7 +189,11 @@ pub fn relative(found: &[f32], expected: &[f32]) -> f64 {
 pub fn assert_gradients(layout: &AdapterLayout, gradient: &[f32], expected: &BTreeMap<String, Vec<f32>>) {
     let mut compared = 0;
     for (layer, role, place) in layout.places() {
-        let block = if [Role::GateProj, Role::UpProj, Role::DownProj].contains(&role) { "mlp" } else { "self_attn" };
+        let block = if [Role::GateProj, Role::UpProj, Role::GateUpProj, Role::DownProj].contains(&role) {
+            "mlp"
+        } else {
+            "self_attn"
+        };
         for (matrix, range) in [("A", place.a), ("B", place.b)] {
             let name = format!("base_model.model.model.layers.{layer}.{block}.{role}.lora_{matrix}.weight");
             let found = &gradient[range];

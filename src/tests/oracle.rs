@@ -6,13 +6,14 @@ use std::collections::BTreeMap;
 
 use super::{Fixture, assert_gradients, assert_near, fixture, json, numbers, relative};
 use crate::arch::ModelConfig;
+use crate::arch::family::PROJECTIONS;
 use crate::data::Tokenizer;
 use crate::data::pack::{Batch, IGNORE_INDEX};
 use crate::data::sample::Sample;
 use crate::dequant::stream::PackSource;
 use crate::format::Role;
 use crate::lora::Adapter;
-use crate::lora::config::{LoraConfig, TARGETS};
+use crate::lora::config::LoraConfig;
 use crate::model::workspace::Memory;
 use crate::model::{GenerateError, MemoryPlan, ModelError, NonFiniteAt, Sampler, SamplerOptions, Session, TextGenerator};
 use crate::ops::testing::gpu;
@@ -264,7 +265,7 @@ fn gradients_with_dropped_inputs_are_those_of_finite_differences() {
     let (loss, gradient) = step(&adapter);
     let (undropped, _) = step(&Adapter { config: dropout(0.0), ..adapter.clone() });
     assert!((loss - undropped).abs() > 1e-3, "inputs are dropped: {loss} and {undropped}");
-    for role in TARGETS {
+    for role in PROJECTIONS {
         // Along the gradient of one projection in all layers, the slope of the loss is the norm of
         // the gradient.
         let mut direction = vec![0.0; gradient.len()];

@@ -43,7 +43,7 @@ pub struct Settings {
     pub alpha: f64,
     /// Share of an adapter's inputs that is dropped: at least 0, below 1.
     pub dropout: f64,
-    /// The adapted projections: any of the seven of attention and MLP.
+    /// The adapted projections: some of the model's, or all of [`TARGETS`].
     pub targets: Vec<Role>,
     /// Whether the scale is alpha / sqrt(rank).
     pub rslora: bool,
@@ -196,7 +196,7 @@ fn lora_flag(error: &LoraError) -> &'static str {
         LoraError::Rank | LoraError::TooLarge { .. } => "--rank",
         LoraError::Alpha { .. } => "--alpha",
         LoraError::Dropout { .. } => "--dropout",
-        LoraError::NoTarget | LoraError::Target { .. } => "--targets",
+        LoraError::NoTarget | LoraError::Target { .. } | LoraError::NotInModel { .. } => "--targets",
     }
 }
 

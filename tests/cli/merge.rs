@@ -9,12 +9,14 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use half::{bf16, f16};
+use nf4pack::convert::encode::Encoder;
 use nf4pack::convert::source::Checkpoint;
 use nf4pack::convert::{Conversion, Options, Progress};
 use nf4pack::export::{WriteError, export};
 use nf4pack::format::FloatType;
+use nf4pack::format::nf4::ScaleType;
 use nf4pack::merge::{Base, CompareError, MergeError, MergeReport, Sources, compare, merge};
-use nf4pack::verify::{Mismatch, VerifyError};
+use nf4pack::verify::{Mismatch, VerifyError, against};
 use nf4pack::{MappedPack, PackSource};
 use predicates::prelude::*;
 use safetensors::tensor::TensorView;
@@ -229,6 +231,27 @@ fn merged_weights_are_those_of_float64_arithmetic_rounded_once() {
     let of = |name: &str| read_tensors(&place.path(name).join("model.safetensors"))[DOWN].2.clone();
     assert!(of("a") != of("b") && of("a") != checkpoint[DOWN].2, "the adapter and the base make a difference");
     assert_eq!(place.names(), ["a", "b", "tiny.nf4pack"]);
+}
+
+/// Fused projections: an export of a pack without loss has the bytes of the checkpoint, and an
+/// adapter that PEFT wrote is merged into the whole tensor.
+#[test]
+fn fused_projections_are_exported_and_merged_whole() {
+    let place = Place::new();
+    let phi3 = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/architectures/phi3");
+    let options = Options { encoder: Encoder::Absmax, scale_type: ScaleType::F32, ..Options::default() };
+    Conversion::prepare(&phi3, options).unwrap().write(&place.path("phi3.nf4pack"), &()).unwrap();
+    let (pack, checkpoint) = (place.open("phi3.nf4pack"), read_tensors(&phi3.join("model.safetensors")));
+    assert_eq!(against(&pack, &phi3, None, 2, &()).unwrap().mismatches, []);
+    export(&pack, &place.path("exported"), FloatType::F32, &()).unwrap();
+    assert!(read_tensors(&place.path("exported").join("model.safetensors")) == checkpoint);
+    let (adapter, base) = (phi3.join("adapter"), Base::Checkpoint { path: &phi3, config: None });
+    let report = merge(&Sources { pack: &pack, adapter: &adapter, base }, &place.path("out"), u64::MAX, &()).unwrap();
+    // Four tensors of each layer.
+    assert_eq!(report.merged, 8);
+    let tensors = read_tensors(&adapter.join("adapter_model.safetensors"));
+    assert!(tensors.contains_key(&format!("{PREFIX}model.layers.1.self_attn.qkv_proj.lora_B.weight")));
+    check(&place.path("out"), &expected(&checkpoint, &tensors, 4, 2.0).0);
 }
 
 #[test]

@@ -66,6 +66,15 @@ const LAYER: Ends = &[
     ("mlp.up_proj.weight", Role::UpProj),
     ("mlp.down_proj.weight", Role::DownProj),
 ];
+/// What every layer has, where projections are fused.
+const FUSED_LAYER: Ends = &[
+    ("input_layernorm.weight", Role::InputNorm),
+    ("self_attn.qkv_proj.weight", Role::QkvProj),
+    ("self_attn.o_proj.weight", Role::OProj),
+    ("post_attention_layernorm.weight", Role::PostAttentionNorm),
+    ("mlp.gate_up_proj.weight", Role::GateUpProj),
+    ("mlp.down_proj.weight", Role::DownProj),
+];
 const QKV_BIAS: Ends = &[
     ("self_attn.q_proj.bias", Role::QBias),
     ("self_attn.k_proj.bias", Role::KBias),
@@ -77,11 +86,15 @@ const MLP_BIAS: Ends =
 const NORMS: Ends = &[("self_attn.q_norm.weight", Role::QNorm), ("self_attn.k_norm.weight", Role::KNorm)];
 
 fn expected(prefix: &str, head: &str, more: &[Ends]) -> BTreeMap<String, (Role, Option<u32>)> {
+    expected_of(LAYER, prefix, head, more)
+}
+
+fn expected_of(layers: Ends, prefix: &str, head: &str, more: &[Ends]) -> BTreeMap<String, (Role, Option<u32>)> {
     let once = [("embed_tokens.weight", Role::Embedding), ("norm.weight", Role::FinalNorm)];
     let mut all: BTreeMap<_, _> = once.map(|(name, role)| (format!("{prefix}{name}"), (role, None))).into();
     all.insert(format!("{head}lm_head.weight"), (Role::LmHead, None));
     for layer in 0..2 {
-        for (name, role) in LAYER.iter().chain(more.iter().copied().flatten()) {
+        for (name, role) in layers.iter().chain(more.iter().copied().flatten()) {
             all.insert(format!("{prefix}layers.{layer}.{name}"), (*role, Some(layer)));
         }
     }
@@ -124,10 +137,12 @@ fn every_tensor_of_every_family_lands_in_its_place() {
         assert_eq!(round_trip(&config(model_type, &json!({}))), expected("model.", "", plain), "{model_type}");
         assert_eq!(round_trip(&config(model_type, &all)), expected("model.", "", with_biases), "{model_type}");
     }
-    assert!(
-        rows.iter().map(|(model_type, ..)| *model_type).eq(ModelConfig::model_types()),
-        "a row for each family, in their order"
-    );
+    // Of fused tensors, each projection needs a multiple of 64 rows.
+    let sizes = json!({ "head_dim": 32, "intermediate_size": 64, "attention_bias": true });
+    assert_eq!(round_trip(&config("phi3", &sizes)), expected_of(FUSED_LAYER, "model.", "", &[]));
+    let mut covered: Vec<&str> = rows.iter().map(|(model_type, ..)| *model_type).chain(["phi3"]).collect();
+    covered.sort_unstable();
+    assert!(covered.into_iter().eq(ModelConfig::model_types()), "a row for each family");
 }
 
 /// Every family has a model whose results transformers and PEFT computed, and the README names it.

@@ -86,8 +86,22 @@ fn signed() -> Vec<u8> {
     )
 }
 
+/// Fused projections: all of one tensor, the other one raw.
+fn fused() -> Vec<u8> {
+    let table = bf16_scales(&[0.5, 2.0, 1.0, 0.25]);
+    pack(
+        &[
+            Item::nf4("qkv", &[8, 16], 32, ScaleType::Bf16, table).role(Role::QkvProj).layer(0),
+            Item::raw("gate_up", FloatType::F16, &[4, 3]).role(Role::GateUpProj).layer(0),
+        ],
+        1,
+        METADATA,
+    )
+}
+
 type Build = fn() -> Vec<u8>;
-const GOLDEN: [(&str, Build); 3] = [("v1.0.nf4pack", tiny), ("v1.0-full.nf4pack", full), ("v1.0-signed.nf4pack", signed)];
+const GOLDEN: [(&str, Build); 4] =
+    [("v1.0.nf4pack", tiny), ("v1.0-full.nf4pack", full), ("v1.0-signed.nf4pack", signed), ("v1.0-fused.nf4pack", fused)];
 
 #[test]
 #[ignore = "makes the files of a new version; never changes one"]
@@ -232,6 +246,21 @@ fn only_the_pack_with_negative_scales_says_so() {
     let signed = |name: &str| Index::parse(&golden(name), golden(name).len() as u64).unwrap().header().signed_scales();
     assert!(signed("v1.0-signed.nf4pack"));
     assert!(!signed("v1.0-full.nf4pack"));
+}
+
+#[test]
+fn only_the_pack_with_fused_projections_says_so() {
+    for (name, expected) in [("v1.0-fused.nf4pack", 2), ("v1.0-signed.nf4pack", 1), ("v1.0-full.nf4pack", 0)] {
+        let bytes = golden(name);
+        let index = Index::parse(&bytes, bytes.len() as u64).unwrap();
+        assert_eq!(index.header().required_features, expected, "{name}");
+        assert_eq!(index.header().fused_projections(), expected == 2);
+    }
+    let bytes = golden("v1.0-fused.nf4pack");
+    let index = Index::parse(&bytes, bytes.len() as u64).unwrap();
+    let layer = Pack::new(&bytes, &index).unwrap().layer(0).unwrap();
+    assert_eq!(layer.quantized_tensor(Role::QkvProj).unwrap().shape.dims(), [8, 16]);
+    assert_eq!(layer.raw_tensors().map(|raw| raw.role).collect::<Vec<_>>(), [Role::GateUpProj]);
 }
 
 /// The bytes of the hex dump in the specification: lines `offset  bytes  ; note`, each at the end

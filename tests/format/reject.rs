@@ -133,7 +133,7 @@ reject! {
         let expected = u32::from_le_bytes(bytes[124..128].try_into().unwrap());
         (bytes, FormatError::Checksum { part: Part::Header, offset: 0, expected, found })
     };
-    unknown_required_feature => (changed(header::REQUIRED, &[0b101]), FormatError::UnknownFeatures { bits: 0b100 });
+    unknown_required_feature => (changed(header::REQUIRED, &[0x81]), FormatError::UnknownFeatures { bits: 0x80 });
     highest_required_feature => {
         (changed(header::REQUIRED + 7, &[0x80]), FormatError::UnknownFeatures { bits: 1 << 63 })
     };
@@ -356,6 +356,8 @@ reject! {
         (bytes, FormatError::OffsetOverflow { section: 2, offset: 8448, length: u64::MAX })
     };
     unknown_role => (record_field(A, record::ROLE, &[254]), unknown(A, Field::Role, record::ROLE, 254));
+    /// Readers without the feature do not know this role.
+    fused_role_without_its_feature => (record_field(A, record::ROLE, &[20]), unknown(A, Field::Role, record::ROLE, 20));
     role_0 => (record_field(A, record::ROLE, &[0]), unknown(A, Field::Role, record::ROLE, 0));
     layer_too_high => {
         let error = limit(Field::Layer, field(NORM, record::LAYER), 65535, 65536);

@@ -301,7 +301,7 @@ fn the_writer_refuses_what_it_was_not_planned_for() {
     let in_header = |field, offset, expected, found| Err(FormatError::Header { field, offset, expected, found });
     assert_eq!(layout.assemble(&[], "{}"), in_header(Field::SectionCount, 56, 1, 0));
     assert_eq!(layout.assemble(&[&[0; 8]], "{ }"), in_header(Field::MetadataLength, 80, 2, 3));
-    assert_eq!(layout.front(&[0], 2, "{}"), Err(FormatError::UnknownFeatures { bits: 2 }));
+    assert_eq!(layout.front(&[0], 1 << 40, "{}"), Err(FormatError::UnknownFeatures { bits: 1 << 40 }));
     let offset = field(0, record::LENGTH) as u64;
     let error = FormatError::Mismatch { section: 0, field: Field::Length, offset, expected: 8, found: 9 };
     assert_eq!(layout.assemble(&[&[0; 9]], "{}"), Err(error));

@@ -30,7 +30,7 @@ CODEBOOK = [
     0xBF800000, 0xBF3239B1, 0xBF066B30, 0xBECA32A0, 0xBE91A24D, 0xBE3D353F, 0xBDBA7871, 0x00000000,
     0x3DA2FAFF, 0x3E24CAE3, 0x3E7C04DD, 0x3EAD033A, 0x3EE1A4B8, 0x3F1007AB, 0x3F3913B3, 0x3F800000,
 ]  # fmt: skip
-PROJECTIONS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+PROJECTIONS = ["q_proj", "k_proj", "v_proj", "qkv_proj", "o_proj", "gate_proj", "up_proj", "gate_up_proj", "down_proj"]
 
 COMMON = {"hidden_act": "silu", "num_hidden_layers": 2, "rms_norm_eps": 1e-5, "max_position_embeddings": 256}
 # SmolLM3's defaults are past these vocabularies.
@@ -220,6 +220,22 @@ MODELS = {
             "original_max_position_embeddings": 16,
         },
     },
+    # Fused projections, a rotary embedding of three quarters of each head, a window of all layers.
+    "phi3": {
+        "model_type": "phi3",
+        **NO_SPECIAL_TOKENS,
+        "vocab_size": 96,
+        "hidden_size": 64,
+        "intermediate_size": 64,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "head_dim": 32,
+        "sliding_window": 11,
+        "partial_rotary_factor": 0.75,
+        "rope_theta": 1000.0,
+        "rope_scaling": None,
+        "tie_word_embeddings": False,
+    },
 }
 
 
@@ -264,7 +280,9 @@ def without_adapter(model, tokens):
 
 def with_adapter(model, name, folder, tokens, labels):
     """Writes an adapter; the loss with it, and its gradients."""
-    config = LoraConfig(r=4, lora_alpha=8, target_modules=PROJECTIONS, task_type="CAUSAL_LM")
+    modules = {name.split(".")[-1] for name, _ in model.named_modules()}
+    targets = [name for name in PROJECTIONS if name in modules]
+    config = LoraConfig(r=4, lora_alpha=8, target_modules=targets, task_type="CAUSAL_LM")
     model = get_peft_model(model, config)
     parameters = {n.replace(".default", ""): p for n, p in model.named_parameters() if p.requires_grad}
     for parameter in (p for n, p in parameters.items() if "lora_B" in n):

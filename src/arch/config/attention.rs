@@ -43,6 +43,7 @@ fn windows(keys: &Keys<'_>, family: &Family, rotary: &[bool], nested: bool) -> R
     };
     match family.windows {
         Windows::None => Ok(vec![None; rotary.len()]),
+        Windows::Same => Ok(vec![window(None)?; rotary.len()]),
         // transformers ignores the list of a `text_config`.
         Windows::EveryLayer { default } if nested => Ok(vec![window(Some(default))?; rotary.len()]),
         Windows::EveryLayer { default } => {

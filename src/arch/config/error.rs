@@ -1,5 +1,7 @@
 //! Errors of a configuration.
 
+use std::borrow::Cow;
+
 use serde_json::Value;
 use thiserror::Error;
 
@@ -39,7 +41,7 @@ pub enum ConfigError {
         /// The key; with a dot inside an object such as `rope_parameters`.
         key: String,
         /// The expected value.
-        expected: &'static str,
+        expected: Cow<'static, str>,
         /// Its value.
         found: Value,
     },

@@ -1,5 +1,7 @@
 //! The one reader of JSON configurations: typed access to the keys of an object.
 
+use std::borrow::Cow;
+
 use serde_json::{Map, Value};
 
 use super::error::ConfigError;
@@ -64,8 +66,8 @@ impl<'a> Keys<'a> {
         ConfigError::MissingKey { model_type: self.model_type, key: self.full(key) }
     }
 
-    pub fn bad(&self, key: &str, expected: &'static str, found: &Value) -> ConfigError {
-        ConfigError::BadValue { file: self.file, key: self.full(key), expected, found: found.clone() }
+    pub fn bad(&self, key: &str, expected: impl Into<Cow<'static, str>>, found: &Value) -> ConfigError {
+        ConfigError::BadValue { file: self.file, key: self.full(key), expected: expected.into(), found: found.clone() }
     }
 
     /// A whole number from 1 on.
@@ -146,7 +148,7 @@ impl<'a> Keys<'a> {
         key: &str,
         default: &'static str,
         known: &[&'static str],
-        expected: &'static str,
+        expected: impl Into<Cow<'static, str>>,
     ) -> Result<&'static str, ConfigError> {
         let Some(found) = self.get(key) else { return Ok(default) };
         let named = |name: &&'static str| found.as_str() == Some(name);

@@ -3,12 +3,15 @@
 
 use super::error::ConfigError;
 use super::keys::Keys;
+use crate::arch::family::Family;
 
-/// A rotary embedding of all features of a head.
+/// A rotary embedding.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Rope {
     /// The base of the wavelengths.
     pub theta: f64,
+    /// The features of a head that turn: its first ones; an even number.
+    pub dim: u32,
     /// The scaling for positions beyond those of the first training.
     pub scaling: RopeScaling,
 }
@@ -68,11 +71,11 @@ pub enum RopeScaling {
 impl Rope {
     /// Reads the configuration of a model that was made for `max_positions`, as
     /// `convert_rope_params_to_dict` of transformers 5.24 does: `rope_scaling`, unless it is empty,
-    /// or else `rope_parameters`. `default_theta` is that of the class. Keys that the scaling does
-    /// not use are added to `ignored`.
+    /// or else `rope_parameters`. Keys that the scaling does not use are added to `ignored`.
     pub(super) fn read(
         config: &Keys<'_>,
-        default_theta: f64,
+        family: &Family,
+        head_dim: u32,
         max_positions: u32,
         ignored: &mut Vec<String>,
     ) -> Result<Self, ConfigError> {
@@ -83,23 +86,33 @@ impl Rope {
         let parameters = scaling.or(parameters);
         let theta = |keys: &Keys<'_>| keys.number_if_present("rope_theta", "a number above 1", |x| x > 1.0);
         let own_theta = parameters.as_ref().map_or(Ok(None), theta)?;
-        let theta = own_theta.or(theta(config)?).unwrap_or(default_theta);
+        let theta = own_theta.or(theta(config)?).unwrap_or(family.theta);
+        let partial = |keys: &Keys<'_>| partial_dim(keys, head_dim);
         let Some(parameters) = parameters else {
-            whole_head(config, RopeScaling::Default, ignored)?;
-            return Ok(Self { theta, scaling: RopeScaling::Default });
+            let dim = if family.partial_rotary { partial(config)? } else { None };
+            if !family.partial_rotary {
+                whole_head(config, RopeScaling::Default, ignored)?;
+            }
+            return Ok(Self { theta, dim: dim.unwrap_or(head_dim), scaling: RopeScaling::Default });
         };
         one_for_all_layers(&parameters)?;
-        let (scaling, used) = scaling_of(config, &parameters, f64::from(max_positions))?;
-        whole_head(config, scaling, ignored)?;
-        whole_head(&parameters, scaling, ignored)?;
+        let (scaling, used) = scaling_of(config, &parameters, family, f64::from(max_positions))?;
+        let dim = match family.partial_rotary {
+            true => partial(&parameters)?.or(partial(config)?),
+            false => {
+                whole_head(config, scaling, ignored)?;
+                whole_head(&parameters, scaling, ignored)?;
+                None
+            }
+        };
         let unused = parameters.entries().filter(|(key, _)| !COMMON_KEYS.contains(key) && !used.contains(key));
         ignored.extend(unused.map(|(key, _)| parameters.full(key)));
-        Ok(Self { theta, scaling })
+        Ok(Self { theta, dim: dim.unwrap_or(head_dim), scaling })
     }
 }
 
 /// The keys that every scaling reads.
-const COMMON_KEYS: [&str; 4] = ["rope_theta", "rope_type", "type", "partial_rotary_factor"];
+const COMMON_KEYS: [&str; 4] = ["rope_theta", "rope_type", "type", PARTIAL];
 
 /// The classes that are supported have one rotary embedding, with parameters that are no objects.
 /// Newer ones have one for each kind of layer.
@@ -112,18 +125,32 @@ fn one_for_all_layers(parameters: &Keys<'_>) -> Result<(), ConfigError> {
     }
 }
 
-/// The classes that are supported turn every feature of a head. Without scaling they do not look at
+const PARTIAL: &str = "partial_rotary_factor";
+
+/// The features of a head that turn by `partial_rotary_factor`; `None` if it is absent.
+fn partial_dim(keys: &Keys<'_>, head_dim: u32) -> Result<Option<u32>, ConfigError> {
+    let Some(factor) = keys.number_if_present(PARTIAL, "a number above 0, and at most 1", |x| x > 0.0 && x <= 1.0)? else {
+        return Ok(None);
+    };
+    // Rounded down, as Python's int.
+    let dim = (f64::from(head_dim) * factor) as u32;
+    if dim < 2 || !dim.is_multiple_of(2) {
+        return Err(keys.bad(PARTIAL, "a share of a head with an even number of features", &factor.into()));
+    }
+    Ok(Some(dim))
+}
+
+/// Most classes turn every feature of a head. Without scaling they do not look at
 /// this key; with one, transformers computes angles for a part of the head, and then fails.
 fn whole_head(keys: &Keys<'_>, scaling: RopeScaling, ignored: &mut Vec<String>) -> Result<(), ConfigError> {
-    const KEY: &str = "partial_rotary_factor";
-    match keys.given(KEY) {
+    match keys.given(PARTIAL) {
         None => Ok(()),
         Some(value) if value.as_f64() == Some(1.0) => Ok(()),
         Some(_) if scaling == RopeScaling::Default => {
-            ignored.push(keys.full(KEY));
+            ignored.push(keys.full(PARTIAL));
             Ok(())
         }
-        Some(value) => Err(keys.bad(KEY, "1: these models turn whole heads", value)),
+        Some(value) => Err(keys.bad(PARTIAL, "1: these models turn whole heads", value)),
     }
 }
 
@@ -131,11 +158,11 @@ fn whole_head(keys: &Keys<'_>, scaling: RopeScaling, ignored: &mut Vec<String>) 
 fn scaling_of(
     config: &Keys<'_>,
     parameters: &Keys<'_>,
+    family: &Family,
     max_positions: f64,
 ) -> Result<(RopeScaling, &'static [&'static str]), ConfigError> {
-    const KNOWN: [&str; 5] = ["default", "linear", "dynamic", "llama3", "yarn"];
     let key = if parameters.get("rope_type").is_some() { "rope_type" } else { "type" };
-    let kind = parameters.one_of(key, "default", &KNOWN, "one of default, linear, dynamic, llama3, yarn")?;
+    let kind = parameters.one_of(key, "default", family.rope_types, format!("one of {}", family.rope_types.join(", ")))?;
     let factor = || parameters.number("factor", "a number above 0", |x| x > 0.0);
     Ok(match kind {
         "linear" => (RopeScaling::Linear { factor: factor()? }, &["factor"]),

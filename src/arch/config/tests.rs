@@ -50,7 +50,7 @@ fn the_fixture_is_read() {
         head_dim: 64,
         vocab: 2048,
         rms_norm_eps: 1e-6,
-        rope: Rope { theta: 1e6, scaling: RopeScaling::Default },
+        rope: Rope { theta: 1e6, dim: 64, scaling: RopeScaling::Default },
         tied: true,
         q_k_norm: true,
         qkv_bias: false,
@@ -75,7 +75,7 @@ fn defaults_are_those_of_the_class() {
     for (model_type, positions) in [("llama", 2048), ("mistral", 131_072), ("qwen2", 32_768), ("qwen3", 32_768)] {
         let parsed = of(model_type);
         assert_eq!(parsed.max_position_embeddings, positions, "{model_type}");
-        assert_eq!(parsed.rope, Rope { theta: 10_000.0, scaling: RopeScaling::Default });
+        assert_eq!(parsed.rope, Rope { theta: 10_000.0, dim: 6, scaling: RopeScaling::Default });
         assert!(!parsed.tied);
     }
     assert_eq!((of("llama").eos_token_ids, of("qwen2").eos_token_ids), (vec![2], vec![]));
@@ -154,9 +154,9 @@ fn yarn_without_lengths_takes_those_of_the_model() {
 fn newer_configurations_keep_everything_in_rope_parameters() {
     let more = json!({ "rope_theta": 1.5, "rope_parameters": { "rope_type": "linear", "factor": 3.0, "rope_theta": 5e5 } });
     let parsed = parse(&with("qwen3", &more)).unwrap();
-    assert_eq!(parsed.rope, Rope { theta: 5e5, scaling: RopeScaling::Linear { factor: 3.0 } });
+    assert_eq!(parsed.rope, Rope { theta: 5e5, dim: 6, scaling: RopeScaling::Linear { factor: 3.0 } });
     let parsed = parse(&with("qwen3", &json!({ "rope_parameters": { "rope_theta": 5e5 } }))).unwrap();
-    assert_eq!(parsed.rope, Rope { theta: 5e5, scaling: RopeScaling::Default });
+    assert_eq!(parsed.rope, Rope { theta: 5e5, dim: 6, scaling: RopeScaling::Default });
 }
 
 /// As `AutoConfig` and the rotary embedding of transformers 5.24 read the same.
@@ -196,6 +196,54 @@ fn keys_of_the_rotary_embedding_that_have_no_effect_are_listed() {
     assert_eq!(ignored(json!({ "rope_parameters": plain })), ["rope_parameters.factor", "rope_parameters.mrope_section"]);
     assert_eq!(ignored(json!({ "partial_rotary_factor": 0.5 })), ["partial_rotary_factor"]);
     assert_eq!(ignored(json!({ "partial_rotary_factor": 1.0, "rope_scaling": { "rope_type": "default" } })), [""; 0]);
+}
+
+#[test]
+fn phi3_rotates_a_part_of_each_head() {
+    let phi3 = |more: Value| parse(&with("phi3", &more));
+    let dim = |more: Value| phi3(more).unwrap().rope.dim;
+    assert_eq!(dim(json!({})), 6);
+    assert_eq!(dim(json!({ "partial_rotary_factor": 0.75 })), 4);
+    // The key counts in the parameters, too, and before that of the model.
+    let inner = json!({ "rope_type": "default", "partial_rotary_factor": 0.4 });
+    assert_eq!(dim(json!({ "partial_rotary_factor": 0.75, "rope_parameters": inner })), 2);
+    assert_eq!(dim(json!({ "partial_rotary_factor": 0.75, "rope_scaling": { "type": "default" } })), 4);
+    let parsed = phi3(json!({ "rope_theta": 5e5, "sliding_window": 7 })).unwrap();
+    assert_eq!((parsed.rope.theta, parsed.attention(1).window), (5e5, Some(7)));
+    let parsed = phi3(json!({ "layer_types": ["sliding_attention"] })).unwrap();
+    assert_eq!((parsed.attention(0).window, parsed.rms_norm_eps, parsed.ignored_keys), (None, 1e-6, vec![]));
+    for (more, key, expected) in [
+        (json!({ "partial_rotary_factor": 0.9 }), "partial_rotary_factor", "even number"),
+        (json!({ "partial_rotary_factor": 0.1 }), "partial_rotary_factor", "even number"),
+        (json!({ "partial_rotary_factor": 1.5 }), "partial_rotary_factor", "at most 1"),
+        (json!({ "partial_rotary_factor": null }), "partial_rotary_factor", "at most 1"),
+        (json!({ "rope_scaling": { "type": "longrope" } }), "rope_scaling.type", "one of default"),
+        (json!({ "rope_scaling": { "rope_type": "linear", "factor": 2 } }), "rope_scaling.rope_type", "one of default"),
+    ] {
+        let error = phi3(more).unwrap_err();
+        assert!(matches!(&error, ConfigError::BadValue { key: found, .. } if found == key), "{error}");
+        assert!(error.to_string().contains(expected), "{error}");
+    }
+}
+
+#[test]
+fn phi3_has_the_rows_of_projections_in_fused_tensors() {
+    let parsed = parse(&with("phi3", &json!({}))).unwrap();
+    let rows = |role| {
+        let TensorRows { tensor, inputs, outputs, first, count } = parsed.rows_of(role).unwrap();
+        (tensor, inputs, [outputs, first, count])
+    };
+    assert_eq!(rows(Role::QProj), (Role::QkvProj, 8, [48, 0, 24]));
+    assert_eq!(rows(Role::KProj), (Role::QkvProj, 8, [48, 24, 12]));
+    assert_eq!(rows(Role::VProj), (Role::QkvProj, 8, [48, 36, 12]));
+    assert_eq!(rows(Role::OProj), (Role::OProj, 24, [8, 0, 8]));
+    assert_eq!(rows(Role::GateProj), (Role::GateUpProj, 8, [24, 0, 12]));
+    assert_eq!(rows(Role::UpProj), (Role::GateUpProj, 8, [24, 12, 12]));
+    assert_eq!(parsed.rows_of(Role::QkvProj), None);
+    let sizes = |more| parse(&with("phi3", &more)).unwrap().check_runnable();
+    let found = sizes(json!({ "head_dim": 16, "intermediate_size": 64 })).unwrap_err();
+    assert!(matches!(found, Obstacle::FusedRows { role: Role::KProj, found: 32 }), "{found}");
+    sizes(json!({ "head_dim": 32, "intermediate_size": 64 })).unwrap();
 }
 
 #[test]
@@ -276,7 +324,7 @@ fn the_configuration_of_a_model_of_text_and_images_is_nested() {
     nested["text_config"]["rope_parameters"] = json!({ "rope_type": "linear", "factor": 2.0, "rope_theta": 5e5 });
     let parsed = parse(&nested).unwrap();
     assert_eq!((parsed.family.model_type, parsed.tied, parsed.eos_token_ids), ("qwen3", true, vec![7]));
-    assert_eq!(parsed.rope, Rope { theta: 5e5, scaling: RopeScaling::Linear { factor: 2.0 } });
+    assert_eq!(parsed.rope, Rope { theta: 5e5, dim: 6, scaling: RopeScaling::Linear { factor: 2.0 } });
     nested["text_config"]["hidden_size"] = json!(0);
     let error = parse(&nested).unwrap_err();
     assert!(matches!(&error, ConfigError::BadValue { key, .. } if key == "text_config.hidden_size"), "{error}");

@@ -3,6 +3,7 @@
 mod granite;
 mod llama;
 mod mistral;
+mod phi3;
 mod qwen2;
 mod qwen3;
 mod seed_oss;
@@ -16,6 +17,7 @@ impl Family {
         &granite::FAMILY,
         &llama::FAMILY,
         &mistral::FAMILY,
+        &phi3::FAMILY,
         &qwen2::FAMILY,
         &qwen3::FAMILY,
         &seed_oss::FAMILY,

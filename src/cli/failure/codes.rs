@@ -182,6 +182,7 @@ codes! {
         Norm "run-norm"
         Part "run-part"
         PartTwice "run-part-twice"
+        FusedRows "run-fused-rows"
         NoConfig "run-no-config"
         MissingFile "run-missing-file"
         BadFile "run-bad-file"
@@ -381,6 +382,7 @@ codes! {
         Dropout "lora-dropout"
         NoTarget "lora-no-target"
         Target "lora-target"
+        NotInModel "lora-not-in-model"
         TooLarge "lora-too-large"
     }
     MemoryError {

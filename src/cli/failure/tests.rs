@@ -116,7 +116,7 @@ fn adapters_that_are_not_supported_can_be_merged_by_peft() {
     assert!(hint(unsupported).contains("merge_and_unload().save_pretrained(MERGED)"));
     let setting = |key: &str| {
         let (file, expected, found) = ("adapter_config.json", "something else", json!(1));
-        hint(ConfigError::BadValue { file, key: key.to_owned(), expected, found }.into())
+        hint(ConfigError::BadValue { file, key: key.to_owned(), expected: expected.into(), found }.into())
     };
     assert!(setting("bias").contains("merge_and_unload"));
     assert!(setting("task_type").contains("set task_type"));
@@ -127,7 +127,7 @@ fn adapters_that_are_not_supported_can_be_merged_by_peft() {
 fn the_hint_about_a_configuration_names_its_file() {
     let hint = |file| {
         let (key, expected, found) = ("eos_token_id".to_owned(), "a token id", json!("x"));
-        hint_of("eval p --data d", ModelError::Config(ConfigError::BadValue { file, key, expected, found }))
+        hint_of("eval p --data d", ModelError::Config(ConfigError::BadValue { file, key, expected: expected.into(), found }))
     };
     assert!(
         hint("generation_config.json").contains("generation_config.json")
@@ -139,7 +139,8 @@ fn the_hint_about_a_configuration_names_its_file() {
 #[test]
 fn a_model_that_no_kernel_runs_can_still_be_exported() {
     let part = Obstacle::Part { model_type: "llama", name: "extra.weight", role: Role::Router };
-    for obstacle in [part, Obstacle::HeadDim { found: 512 }, Obstacle::Norm { model_type: "llama", found: "" }] {
+    let fused = Obstacle::FusedRows { role: Role::QProj, found: 40 };
+    for obstacle in [part, Obstacle::HeadDim { found: 512 }, Obstacle::Norm { model_type: "llama", found: "" }, fused] {
         let hint = hint_of("train p --data d --out o", ModelError::from(obstacle));
         assert!(hint.contains("`nf4pack export`"), "{hint}");
     }

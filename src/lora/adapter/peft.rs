@@ -137,7 +137,7 @@ fn targets(keys: &Keys<'_>, model: &ModelConfig) -> Result<Vec<Role>, AdapterErr
     let (taken, excluded) = (Modules::read(keys, TARGET)?.ok_or_else(missing)?, Modules::read(keys, "exclude_modules")?);
     let layers = layers(keys)?;
     let mut targets = Vec::new();
-    for role in TARGETS {
+    for role in TARGETS.into_iter().filter(|&role| model.projection(role).is_some()) {
         let mut count = 0;
         for layer in (0..model.layers).filter(|layer| layers.as_ref().is_none_or(|layers| layers.contains(layer))) {
             let name = module(model.family, layer, role);

@@ -7,6 +7,7 @@ use safetensors::SafeTensors;
 use serde_json::json;
 
 use super::*;
+use crate::arch::family::PROJECTIONS;
 use crate::lora::config::TARGETS;
 
 const FIXTURES: &str = "tests/fixtures/oracle";
@@ -60,7 +61,7 @@ const A: &str = "base_model.model.model.layers.2.self_attn.k_proj.lora_A.weight"
 fn adapters_of_peft_come_back_byte_for_byte() {
     for name in ["adapter_init", "adapter_final"] {
         let adapter = Adapter::read(&fixture(name), &model()).unwrap();
-        let expected = LoraConfig { rank: 8, alpha: 16.0, dropout: 0.0, targets: TARGETS.to_vec(), rslora: false };
+        let expected = LoraConfig { rank: 8, alpha: 16.0, dropout: 0.0, targets: PROJECTIONS.to_vec(), rslora: false };
         assert_eq!(adapter.config, expected);
         assert_eq!(adapter.base.as_deref(), Some("tiny-qwen3"));
 
@@ -71,6 +72,26 @@ fn adapters_of_peft_come_back_byte_for_byte() {
         assert!(of(folder.path()) == of(&fixture(name)), "{name}: the whole file is what PEFT wrote");
         assert_eq!(Adapter::read(folder.path(), &model()).unwrap(), adapter);
     }
+}
+
+/// An adapter of fused projections has PEFT's names and settings.
+#[test]
+fn an_adapter_of_fused_projections_comes_back_byte_for_byte() {
+    let phi3 = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/architectures/phi3");
+    let model = ModelConfig::parse(&fs::read(phi3.join("config.json")).unwrap(), None).unwrap();
+    let adapter = Adapter::read(&phi3.join("adapter"), &model).unwrap();
+    let targets = vec![Role::QkvProj, Role::OProj, Role::GateUpProj, Role::DownProj];
+    assert_eq!(adapter.config, LoraConfig { rank: 4, alpha: 8.0, dropout: 0.0, targets, rslora: false });
+    let folder = tempfile::tempdir().unwrap();
+    adapter.write(folder.path(), &[]).unwrap();
+    let of = |folder: &Path| fs::read(folder.join(WEIGHTS)).unwrap();
+    assert!(of(folder.path()) == of(&phi3.join("adapter")), "the whole file is what PEFT wrote");
+    // A new adapter of all targets has those of the model.
+    let new = Adapter::new(LoraConfig { targets: TARGETS.to_vec(), ..adapter.config.clone() }, None, &model, 1).unwrap();
+    new.write(folder.path(), &[]).unwrap();
+    let written: Value = serde_json::from_slice(&fs::read(folder.path().join(CONFIG)).unwrap()).unwrap();
+    assert_eq!(written["target_modules"], json!(["qkv_proj", "o_proj", "gate_up_proj", "down_proj"]));
+    assert_eq!(Adapter::read(folder.path(), &model).unwrap().config, adapter.config);
 }
 
 #[test]
@@ -107,7 +128,8 @@ fn settings_are_those_of_peft_with_its_defaults() {
         assert_eq!(*value, peft[key], "{key}");
     }
     let read = Copy { config: json!({ "target_modules": "all-linear" }), ..Copy::new() }.read().unwrap();
-    assert_eq!(read.config, LoraConfig { rank: 8, alpha: 8.0, dropout: 0.0, targets: TARGETS.to_vec(), rslora: false });
+    let targets = PROJECTIONS.to_vec();
+    assert_eq!(read.config, LoraConfig { rank: 8, alpha: 8.0, dropout: 0.0, targets, rslora: false });
 }
 
 #[test]

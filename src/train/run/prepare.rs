@@ -12,7 +12,7 @@ use crate::data::{DataFile, Tokenizer};
 use crate::dequant::stream::{PackSource, default_budget};
 use crate::gpu::{Gpu, MatrixUnits};
 use crate::lora::adapter::{self, Adapter};
-use crate::lora::config::AdapterLayout;
+use crate::lora::config::{AdapterLayout, targets_in};
 use crate::model::error::ModelError;
 use crate::model::plan::{Demand, MemoryPlan, MicroBatch, Remedy};
 use crate::train::best;
@@ -127,7 +127,9 @@ impl Prepared {
             precision: MatrixUnits::precision(plan.units),
             total_steps,
         };
-        Fingerprint::new(task.settings, &inputs)
+        // All targets are those of the model.
+        let targets = targets_in(&self.model, &task.settings.targets);
+        Fingerprint::new(&Settings { targets, ..task.settings.clone() }, &inputs)
     }
 
     /// Plans the memory of the run on a device.

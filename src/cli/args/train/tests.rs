@@ -225,7 +225,7 @@ fn values_of_several_forms() {
     assert_eq!(file("alpha = 3").unwrap().settings().unwrap().alpha, 3.0);
     let targets = |text: &str| file(&format!("targets = {text}")).unwrap().settings().unwrap().targets;
     assert_eq!(targets("\"q_proj, o_proj\""), [Role::QProj, Role::OProj]);
-    assert_eq!(targets("\"all-linear\"").len(), 7);
+    assert_eq!(targets("\"all-linear\""), crate::lora::config::TARGETS);
     assert_eq!(flags("--targets down_proj").settings().unwrap().targets, [Role::DownProj]);
 }
 

@@ -14,7 +14,7 @@ use crate::lora::config::TARGETS;
 use crate::model::plan::{KeepActivations, MicroBatch, OffloadActivations};
 use crate::train::schedule::{Shape, Warmup};
 
-/// All seven projections.
+/// All projections of a model.
 const ALL_LINEAR: &str = "all-linear";
 
 /// The adapted projections.
