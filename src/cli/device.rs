@@ -8,7 +8,9 @@ use serde::Serialize;
 use super::args::{GpuArg, PrecisionArg};
 use super::ui::Ui;
 use crate::dequant::DequantError;
-use crate::gpu::{self, AdapterSummary, Commands, Gpu, GpuError};
+use crate::gpu::{self, AdapterSummary, Commands, Gpu, GpuError, MatrixUnits};
+use crate::model::ModelError;
+use crate::model::precision::MixedKernels;
 
 /// An adapter in JSON.
 #[derive(Debug, Serialize)]
@@ -39,24 +41,63 @@ pub fn with<T>(args: &GpuArg, ui: Ui, work: impl FnOnce(&Gpu) -> Result<T>) -> R
     profiled(&Gpu::open(&args.options())?, ui, work)
 }
 
-/// As [`with`], for a command that runs a model in the requested precision. Prints the precision.
+/// As [`with`], for a command that runs a model, with these kernels for matrix units, in the
+/// requested precision. Prints the precision.
 pub fn with_precision<T>(
     args: &GpuArg,
     precision: Option<PrecisionArg>,
+    kernels: &MixedKernels,
     ui: Ui,
     work: impl FnOnce(&Gpu) -> Result<T>,
 ) -> Result<T> {
-    let (options, precision) = (args.options(), precision.unwrap_or_default());
-    let gpu = Gpu::open(&gpu::Options { matrix_units: precision.matrix_units(options.matrix_units), ..options })?;
-    match gpu.matrix_units() {
-        Ok(_) => ui.stage("precision: mixed (f16 operands and float32 sums, on matrix units)"),
-        Err(reason) if precision == PrecisionArg::Mixed => {
-            return Err(GpuError::NoMatrixUnits { reason: reason.to_owned() }.into());
-        }
-        Err(_) if precision == PrecisionArg::F32 => ui.stage("precision: f32 (--precision, or that of the resumed run)"),
-        Err(reason) => ui.stage(&format!("precision: f32 ({reason})")),
-    }
+    let gpu = open(args, precision.unwrap_or_default(), kernels)?;
+    ui.stage(&format!("precision: {}", PrecisionEntry::from(&gpu)));
     profiled(&gpu, ui, work)
+}
+
+/// Opens the GPU for a model in the requested precision.
+fn open(args: &GpuArg, precision: PrecisionArg, kernels: &MixedKernels) -> Result<Gpu> {
+    let options = args.options();
+    let options = gpu::Options { matrix_units: precision.matrix_units(options.matrix_units), ..options };
+    if precision == PrecisionArg::F32 {
+        return Ok(Gpu::open_without_matrix_units(&options, "--precision, or that of the resumed run")?);
+    }
+    let gpu = Gpu::open(&options)?;
+    match gpu.matrix_units() {
+        Err(reason) if precision == PrecisionArg::Mixed => Err(GpuError::NoMatrixUnits { reason: reason.to_owned() }.into()),
+        Ok(_) if precision == PrecisionArg::Mixed => {
+            kernels.check(&gpu).map_err(ModelError::from)?;
+            Ok(gpu)
+        }
+        _ => Ok(kernels.fallback(gpu, &options).map_err(ModelError::from)?),
+    }
+}
+
+/// The precision of a run in JSON, and the reason.
+#[derive(Debug, Clone, Serialize)]
+pub struct PrecisionEntry {
+    /// `mixed` or `f32`.
+    pub precision: &'static str,
+    pub precision_reason: String,
+}
+
+impl fmt::Display for PrecisionEntry {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} ({})", self.precision, self.precision_reason)
+    }
+}
+
+impl From<&Gpu> for PrecisionEntry {
+    fn from(gpu: &Gpu) -> Self {
+        let reason = gpu.matrix_units().map_or_else(str::to_owned, |units| {
+            let place = match units {
+                MatrixUnits::Hardware => "on matrix units",
+                MatrixUnits::Loops => "in loops in place of matrix units",
+            };
+            format!("f16 operands and float32 sums, {place}; the kernels give the values of the CPU")
+        });
+        Self { precision: MatrixUnits::precision(gpu.matrix_units().ok()), precision_reason: reason }
+    }
 }
 
 fn profiled<T>(gpu: &Gpu, ui: Ui, work: impl FnOnce(&Gpu) -> Result<T>) -> Result<T> {
@@ -72,8 +113,15 @@ fn profiled<T>(gpu: &Gpu, ui: Ui, work: impl FnOnce(&Gpu) -> Result<T>) -> Resul
 
 /// Whether the GPU is software; benchmarks are then small.
 pub fn is_software(gpu: &Gpu) -> bool {
-    gpu.adapter().kind == "software"
+    gpu.adapter().kind == SOFTWARE
 }
+
+/// As [`is_software`], before the GPU is opened.
+pub fn selects_software(args: &GpuArg) -> Result<bool> {
+    Ok(gpu::adapter(args.options().adapter.as_deref())?.kind == SOFTWARE)
+}
+
+const SOFTWARE: &str = "software";
 
 /// Seconds of a submission: long enough to hide its overhead, short enough for every driver's
 /// watchdog.

@@ -9,17 +9,21 @@ use serde::Serialize;
 use super::args::{DoctorArgs, ReadArgs};
 use super::bench::dequant::{gigabytes, percent};
 use super::bench::{gpu as decode, upload};
-use super::device::{self, AdapterEntry, is_software};
+use super::device::{self, AdapterEntry, PrecisionEntry, is_software};
 use super::failure::{self, Advice, Failure};
 use super::open;
 use super::outcome::Outcome;
 use super::ui::{self, Table, Ui};
+use crate::arch::ModelConfig;
 use crate::convert::plan::scale_type_name;
 use crate::dequant::stream::{StreamError, StreamPlan, default_budget};
 use crate::dequant::{Dequantizer, KernelChoice, Output};
 use crate::format::SectionKind;
 use crate::format::nf4::{DEFAULT_BLOCK_SIZE, ScaleType};
 use crate::gpu::{self, Gpu, MatrixUnits};
+use crate::model::ModelError;
+use crate::model::precision::MixedKernels;
+use crate::ops::mixed_test;
 
 /// Number of measurements: a quick look, not a benchmark.
 const RUNS: u16 = 3;
@@ -70,11 +74,11 @@ struct Device {
     limits: Limits,
     memory: Memory,
     features: Vec<&'static str>,
-    /// `mixed` or `f32`: what `--precision auto` takes.
-    precision: &'static str,
-    /// Why it is not mixed.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    no_matrix_units: Option<String>,
+    /// What `--precision auto` takes, and why.
+    #[serde(flatten)]
+    precision: PrecisionEntry,
+    /// The tests of the kernels for matrix units; none on a device without them.
+    mixed_kernels: Vec<MixedEntry>,
     /// Whether kernels run with wgpu's runtime checks (`NF4PACK_CHECKED=1`).
     checked: bool,
 }
@@ -106,6 +110,15 @@ struct KernelEntry {
     reason: Option<String>,
 }
 
+/// The test of a kernel for matrix units.
+#[derive(Serialize)]
+struct MixedEntry {
+    kernel: String,
+    /// Why it cannot be used.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    reason: Option<String>,
+}
+
 #[derive(Serialize)]
 struct Speed {
     upload: upload::UploadFigures,
@@ -130,6 +143,9 @@ struct PackEntry {
     plan: Option<PlanEntry>,
     /// Why train, eval and generate cannot use the pack.
     cannot_run: Vec<String>,
+    /// Elements of an attention head, if they are known.
+    #[serde(skip)]
+    head_dim: Option<u32>,
 }
 
 #[derive(Serialize)]
@@ -143,10 +159,13 @@ struct PlanEntry {
 
 impl Document {
     fn examine(&mut self, args: &DoctorArgs, gpu: &Gpu) -> Result<()> {
-        self.device = Some(Device::new(gpu));
+        let device = self.device.insert(Device::new(gpu));
         let budget = args.budget.or_else(|| default_budget(gpu));
-        // Before the measurements, since it finds damaged packs and wrong names.
-        self.pack = args.pack.as_deref().map(|file| PackEntry::new(file, args.read, gpu, budget)).transpose()?;
+        // Before the tests and measurements, since it finds damaged packs and wrong names.
+        let pack = args.pack.as_deref().map(|file| PackEntry::new(file, args.read, gpu, budget)).transpose()?;
+        let head_dim = pack.as_ref().and_then(|pack| pack.head_dim);
+        self.pack = pack;
+        device.test_mixed(gpu, &args.gpu.options(), head_dim)?;
         let kernels = Dequantizer::new(gpu)?;
         self.kernels = kernels.choices().into_iter().map(KernelEntry::from).collect();
         self.speed = Some(Speed::new(gpu, &kernels).context("the speed cannot be measured")?);
@@ -227,8 +246,8 @@ impl Device {
             },
             memory: Memory { total: memory.map(|m| m.total), available: memory.and_then(|m| m.available) },
             features: gpu.feature_names(),
-            precision: MatrixUnits::precision(gpu.matrix_units().ok()),
-            no_matrix_units: gpu.matrix_units().err().map(str::to_owned),
+            precision: gpu.into(),
+            mixed_kernels: Vec::new(),
             checked: gpu.is_checked(),
         }
     }
@@ -251,7 +270,10 @@ impl Device {
                 format!("{workgroup_threads} threads, {workgroup_bytes} bytes of memory; subgroups of {subgroups}"),
             ),
             ("features", if self.features.is_empty() { "none".to_owned() } else { self.features.join(", ") }),
-            ("precision", self.precision_text()),
+            (
+                "precision",
+                ui::one_line(&format!("{}: {}", self.precision.precision, self.precision.precision_reason)).to_string(),
+            ),
             (
                 "checks",
                 if self.checked { "on in all kernels (NF4PACK_CHECKED=1)" } else { "off in fast kernels" }.to_owned(),
@@ -265,11 +287,22 @@ impl Device {
 }
 
 impl Device {
-    fn precision_text(&self) -> String {
-        match &self.no_matrix_units {
-            None => format!("{}, on matrix units", self.precision),
-            Some(reason) => format!("{}: {reason}", self.precision),
+    /// Tests the kernels for matrix units. `gpu` keeps the results, so that later runs find them.
+    fn test_mixed(&mut self, gpu: &Gpu, options: &gpu::Options, head_dim: Option<u32>) -> Result<()> {
+        let Ok(units) = gpu.matrix_units() else { return Ok(()) };
+        // A device of their own, since they may lose it, and without the results of earlier runs.
+        let own = Gpu::open(&gpu::Options { cache: None, ..options.clone() })?;
+        for test in MixedKernels::all(head_dim).tests(&own, units).map_err(ModelError::from)? {
+            ui::not_interrupted()?;
+            let unfit = |error| mixed_test::reason(&error).ok_or(ModelError::Op(error));
+            let reason = test.run(gpu).err().map(unfit).transpose()?;
+            self.mixed_kernels.push(MixedEntry { kernel: test.kernel, reason });
         }
+        if let Some(reason) = self.mixed_kernels.iter().find_map(|kernel| kernel.reason.as_ref()) {
+            let reason = format!("{reason}; models without that kernel run in mixed precision");
+            self.precision = PrecisionEntry { precision: MatrixUnits::precision(None), precision_reason: reason };
+        }
+        Ok(())
     }
 }
 
@@ -328,6 +361,7 @@ impl PackEntry {
             smallest_bytes: whole.minimum_bytes,
             plan,
             cannot_run: failure::cannot_run_pack(&pack)?,
+            head_dim: ModelConfig::of_pack(&pack).ok().map(|model| model.head_dim),
         })
     }
 

@@ -7,7 +7,7 @@ use serde::Serialize;
 
 use super::adapter;
 use super::args::EvalArgs;
-use super::device::{self, AdapterEntry};
+use super::device::{self, AdapterEntry, PrecisionEntry};
 use super::model;
 use super::open;
 use super::outcome::Outcome;
@@ -22,6 +22,7 @@ use crate::dequant::stream::PackSource;
 use crate::gpu::Gpu;
 use crate::lora::adapter::Adapter;
 use crate::model::open::Passes;
+use crate::model::precision::MixedKernels;
 use crate::model::session::Session;
 
 #[derive(Serialize)]
@@ -40,6 +41,8 @@ struct Evaluation {
     seconds: f64,
     /// Warnings about the data.
     warnings: Vec<String>,
+    #[serde(flatten)]
+    precision: PrecisionEntry,
     gpu: AdapterEntry,
 }
 
@@ -61,7 +64,8 @@ pub fn run(args: &EvalArgs) -> Result<Outcome> {
     })?;
     drop(meter);
     print_data(ui, "data", "predicted", &data, &model);
-    let evaluation = device::with_precision(&args.gpu, args.compute.precision, ui, |gpu| {
+    let kernels = MixedKernels::without_training(pack.index(), &model, adapter.as_ref());
+    let evaluation = device::with_precision(&args.gpu, args.compute.precision, &kernels, ui, |gpu| {
         evaluate(args, ui, gpu, pack, &model, adapter.as_ref(), &data)
     })?;
     ui.result(&evaluation, || evaluation.text())?;
@@ -107,6 +111,7 @@ fn evaluate(
         perplexity: loss.exp(),
         seconds: started.elapsed().as_secs_f64(),
         warnings: warnings([data]),
+        precision: gpu.into(),
         gpu: gpu.adapter().into(),
     })
 }

@@ -376,7 +376,8 @@ fn no_device() -> String {
 }
 
 /// The hint if kernels compute wrong values.
-const UNFIT: &str = "the kernels do not work on this GPU: update its driver, or name another GPU with --gpu";
+const UNFIT: &str = "the kernels do not work on this GPU: update its driver, or name another GPU with --gpu; --precision f32 uses no kernels \
+                     for matrix units";
 
 fn of_dequant(error: &DequantError, advice: Advice) -> Option<String> {
     match error {

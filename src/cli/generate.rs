@@ -11,7 +11,7 @@ use serde::Serialize;
 
 use super::adapter;
 use super::args::GenerateArgs;
-use super::device;
+use super::device::{self, PrecisionEntry};
 use super::model;
 use super::open;
 use super::outcome::Outcome;
@@ -21,6 +21,7 @@ use crate::data::interruptible::interruptible;
 use crate::data::{DataError, Tokenizer};
 use crate::model::generate::sampling::{Sampler, SamplerOptions};
 use crate::model::generate::{Ending, Event, GenerateError, Generated, TextGenerator};
+use crate::model::precision::MixedKernels;
 use chat::Conversation;
 
 /// Default context of a chat, in tokens.
@@ -38,12 +39,14 @@ pub fn run(args: &GenerateArgs) -> Result<Outcome> {
     let encode = |text: String| until_interrupt(&tokenizer, move |tokenizer| tokenizer.encode(&text, true));
     let prompt = args.prompt.clone().map(encode).transpose()?;
     let context = args.context.unwrap_or_else(|| context(prompt.as_deref(), args.max_tokens, &config));
-    device::with_precision(&args.gpu, args.compute.precision, ui, |gpu| {
+    let kernels = MixedKernels::without_training(pack.index(), &config, adapter.as_ref());
+    device::with_precision(&args.gpu, args.compute.precision, &kernels, ui, |gpu| {
         let (eos, budget) = (tokenizer.eos(), args.vram_budget);
         let generator = TextGenerator::open(gpu, pack, adapter.as_ref(), eos, context, budget)?;
         let max_tokens = args.max_tokens;
+        let (precision, left_out) = (gpu.into(), Vec::new());
         let mut speaker =
-            Speaker { generator, tokenizer: &tokenizer, sampler, context, max_tokens, left_out: Vec::new(), ui };
+            Speaker { generator, tokenizer: &tokenizer, sampler, context, max_tokens, precision, left_out, ui };
         match prompt {
             Some(prompt) => speaker.complete(&prompt),
             None => speaker.chat(args.system.as_deref()),
@@ -76,6 +79,7 @@ struct Speaker<'a> {
     /// Tokens of the context.
     context: u32,
     max_tokens: u32,
+    precision: PrecisionEntry,
     /// The parts that the chat template left out so far.
     left_out: Vec<String>,
     ui: Ui,
@@ -109,6 +113,8 @@ struct Document<'a> {
     seconds: f64,
     /// Of the tokens after the first; `None` if there are none.
     tokens_per_second: Option<f64>,
+    #[serde(flatten)]
+    precision: &'a PrecisionEntry,
 }
 
 impl Speaker<'_> {
@@ -125,6 +131,7 @@ impl Speaker<'_> {
             prompt_tokens_per_second: generated.prompt_tokens_per_second(),
             seconds: generated.seconds,
             tokens_per_second: generated.tokens_per_second(),
+            precision: &self.precision,
         };
         // The text was already streamed.
         self.ui.result(&document, || "\n".to_owned())?;

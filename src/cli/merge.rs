@@ -10,9 +10,13 @@ use super::open;
 use super::outcome::Outcome;
 use super::ui::{self, Ui, Unit};
 use crate::PackSource;
+use crate::arch::ModelConfig;
 use crate::export::MAX_SHARD_LEN;
+use crate::format::FloatType;
 use crate::gpu::GpuError;
+use crate::lora::Adapter;
 use crate::merge::{Base, Comparison, MergeReport, Sources, compare, merge};
+use crate::model::precision::MixedKernels;
 
 #[derive(Serialize)]
 struct Document<'a> {
@@ -43,11 +47,7 @@ pub fn run(args: &MergeArgs) -> anyhow::Result<Outcome> {
 
 /// Compares logits. The snapshot is written already, so an error here is a warning.
 fn comparison(args: &MergeArgs, ui: Ui, pack: PackSource) -> Option<Comparison> {
-    let compared = device::with_precision(&args.gpu, args.compute.precision, ui, |gpu| {
-        let meter = ui.meter("comparing", Unit::Weights);
-        Ok(compare(gpu, pack, &args.adapter, &args.out, &args.sample, &meter)?)
-    });
-    match compared {
+    match compared(args, ui, pack) {
         Ok(comparison) => return Some(comparison),
         Err(_) if ui::interrupted() => ui.note("the snapshot is written; logits were not compared, because of Ctrl-C"),
         Err(e) if matches!(e.downcast_ref(), Some(GpuError::NoAdapter)) => {
@@ -56,6 +56,17 @@ fn comparison(args: &MergeArgs, ui: Ui, pack: PackSource) -> Option<Comparison> 
         Err(e) => ui.warning(&format!("the snapshot is written, but logits were not compared: {e:#}")),
     }
     None
+}
+
+fn compared(args: &MergeArgs, ui: Ui, pack: PackSource) -> anyhow::Result<Comparison> {
+    let model = ModelConfig::of_pack(&pack)?;
+    let adapter = Adapter::read(&args.adapter, &model)?;
+    // The merged weights are in bfloat16.
+    let kernels = MixedKernels::without_training(pack.index(), &model, Some(&adapter)).and_raw(FloatType::Bf16);
+    device::with_precision(&args.gpu, args.compute.precision, &kernels, ui, |gpu| {
+        let meter = ui.meter("comparing", Unit::Weights);
+        Ok(compare(gpu, pack, &args.adapter, &args.out, &args.sample, &meter)?)
+    })
 }
 
 /// Warnings about the snapshot.

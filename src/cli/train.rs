@@ -6,7 +6,7 @@ use anyhow::Result;
 use serde::Serialize;
 
 use super::args::{ResumeArg, TrainArgs};
-use super::device::{self, AdapterEntry};
+use super::device::{self, AdapterEntry, PrecisionEntry};
 use super::model;
 use super::open;
 use super::outcome::Outcome;
@@ -20,9 +20,10 @@ use crate::data::form::Form;
 use crate::data::pack::batch;
 use crate::data::sample::{Dataset, Dropped, Sample};
 use crate::data::show::{ShownSample, show_batch};
-use crate::gpu::{Gpu, MatrixUnits};
+use crate::gpu::Gpu;
 use crate::io::read::{read_any, refuse_device};
 use crate::model::plan::{MemoryPlan, MicroBatch, Slower};
+use crate::model::precision::MixedKernels;
 use crate::train::record::{EvalRecord, Record, RecordError, StepRecord};
 use crate::train::run::{End, Event, Prepared, Run, RunError, Task};
 use crate::train::schedule::Warmup;
@@ -61,8 +62,8 @@ struct Summary {
     planned_bytes: u64,
     reserved_bytes: Option<u64>,
     resident: bool,
-    /// `mixed` or `f32`.
-    precision: &'static str,
+    #[serde(flatten)]
+    precision: PrecisionEntry,
     /// Layers that keep their activations for the backward pass.
     kept_layers: u32,
     /// Residual streams in host memory, and their bytes.
@@ -131,7 +132,8 @@ pub fn run(args: &TrainArgs) -> Result<Outcome> {
         return show(ui, &prepared, &settings);
     }
     let precision = options.precision.unwrap_or_default().on_resume(prepared.precision());
-    let summary = device::with_precision(&args.gpu, Some(precision), ui, |gpu| train(ui, gpu, prepared, &task))?;
+    let kernels = MixedKernels::new(prepared.pack.index(), &prepared.model, settings.rank, true);
+    let summary = device::with_precision(&args.gpu, Some(precision), &kernels, ui, |gpu| train(ui, gpu, prepared, &task))?;
     ui.result(&summary, || summary.text())?;
     Ok(Outcome::from(summary.end != End::Stopped))
 }
@@ -335,6 +337,7 @@ fn write_report(gpu: &Gpu, run: &Run, task: &Task<'_>, end: &Result<End, RunErro
     let facts = [
         ("model", model.to_owned()),
         ("device", AdapterEntry::from(gpu.adapter()).to_string()),
+        ("precision", PrecisionEntry::from(gpu).to_string()),
         ("data", data),
         ("rows of a forward pass", run.plan.micro_batch.to_string()),
         ("GPU memory, planned", ui::bytes(run.plan.total() as f64)),
@@ -404,7 +407,7 @@ impl Summary {
             planned_bytes: run.plan.total(),
             reserved_bytes: gpu.allocated().map(|allocated| allocated.reserved),
             resident: run.plan.stream.resident,
-            precision: MatrixUnits::precision(run.plan.units),
+            precision: gpu.into(),
             kept_layers: run.plan.kept_layers(),
             offloaded_streams: run.plan.offloaded().0,
             host_bytes: run.plan.offloaded().1,

@@ -58,6 +58,14 @@ pub fn adapters() -> Vec<AdapterSummary> {
     ranked().iter().map(|(summary, _)| summary.clone()).collect()
 }
 
+/// The adapter that [`Options::adapter`](super::Options::adapter) selects.
+///
+/// # Errors
+/// [`GpuError::NoAdapter`], [`GpuError::NoSuchAdapter`].
+pub fn adapter(requested: Option<&str>) -> Result<AdapterSummary, GpuError> {
+    find(requested).map(|(summary, _)| summary)
+}
+
 /// The adapter that matches `requested`, or the best adapter.
 pub(super) fn find(requested: Option<&str>) -> Result<(AdapterSummary, wgpu::Adapter), GpuError> {
     let chosen = choose(&adapters(), requested)?.index;

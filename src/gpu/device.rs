@@ -101,6 +101,21 @@ impl Gpu {
     /// [`GpuError::NoAdapter`], [`GpuError::NoSuchAdapter`], [`GpuError::NoDevice`];
     /// [`GpuError::NoFeature`] if kernels should be timed on a device without timestamps.
     pub fn open(options: &Options) -> Result<Self, GpuError> {
+        Self::open_with(options, |adapter| matrix_units::decide(options.matrix_units, adapter))
+    }
+
+    /// As [`Gpu::open`], without the use of matrix units. [`Gpu::matrix_units`] returns `reason`.
+    ///
+    /// # Errors
+    /// As [`Gpu::open`].
+    pub fn open_without_matrix_units(options: &Options, reason: &str) -> Result<Self, GpuError> {
+        Self::open_with(options, |_| Err(reason.to_owned()))
+    }
+
+    fn open_with(
+        options: &Options,
+        decide: impl FnOnce(&wgpu::Adapter) -> Result<MatrixUnits, String>,
+    ) -> Result<Self, GpuError> {
         let (summary, adapter) = adapter::find(options.adapter.as_deref())?;
         let mut limits = adapter.limits();
         limits.max_storage_buffer_binding_size =
@@ -108,7 +123,7 @@ impl Gpu {
         limits.max_buffer_size = limits.max_buffer_size.min(options.max_buffer.unwrap_or(u64::MAX));
         limits.max_compute_workgroups_per_dimension =
             limits.max_compute_workgroups_per_dimension.min(options.max_groups.unwrap_or(u32::MAX));
-        let matrix_units = matrix_units::decide(options.matrix_units, &adapter);
+        let matrix_units = decide(&adapter);
         let mut wanted = wanted_features();
         if matrix_units == Ok(MatrixUnits::Hardware) {
             wanted |= matrix_units::features();

@@ -35,7 +35,7 @@ mod timing;
 mod upload;
 mod verdict;
 
-pub use adapter::{AdapterSummary, DRIVER_HINT, adapters};
+pub use adapter::{AdapterSummary, DRIVER_HINT, adapter, adapters};
 pub use device::{Gpu, Options, Submission};
 pub use dispatch::Commands;
 pub use error::GpuError;

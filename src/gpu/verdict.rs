@@ -31,17 +31,51 @@ impl Gpu {
         write: impl FnOnce(&T) -> Vec<u8>,
         find: impl FnOnce() -> Result<T, E>,
     ) -> Result<T, E> {
-        let mut hasher = DefaultHasher::new();
-        (kernels, self.is_checked()).hash(&mut hasher);
-        let name = format!("self-test-{:016x}", hasher.finish());
-        let record = self.cached_record(&name).or_else(|| self.0.known.get(&name));
-        if let Some(found) = record.as_deref().and_then(read) {
+        let name = self.record_name("self-test", kernels);
+        if let Some(found) = self.recall(&name).as_deref().and_then(read) {
             return Ok(found);
         }
         let found = find()?;
-        let record = write(&found);
+        self.keep(name, write(&found));
+        Ok(found)
+    }
+
+    fn record_name(&self, what: &str, kernels: impl Hash) -> String {
+        let mut hasher = DefaultHasher::new();
+        (kernels, self.is_checked()).hash(&mut hasher);
+        format!("{what}-{:016x}", hasher.finish())
+    }
+
+    fn recall(&self, name: &str) -> Option<Vec<u8>> {
+        self.cached_record(name).or_else(|| self.0.known.get(name))
+    }
+
+    fn keep(&self, name: String, record: Vec<u8>) {
         self.cache_record(&name, &record);
         self.0.known.insert(name, record);
-        Ok(found)
+    }
+}
+
+/// Verdicts about several kernels together.
+#[cfg(feature = "train")]
+impl Gpu {
+    /// The forms of a kept verdict.
+    const PASSED: &str = "passed";
+    const FAILED: &str = "failed: ";
+
+    /// The verdict that [`Gpu::keep_verdict`] kept about all of these kernels. The error is the
+    /// reason against them.
+    pub(crate) fn kept_verdict(&self, kernels: impl Hash) -> Option<Result<(), String>> {
+        let record = String::from_utf8(self.recall(&self.record_name("verdict", kernels))?).ok()?;
+        match record.strip_prefix(Self::FAILED) {
+            Some(reason) => Some(Err(reason.to_owned())),
+            None => (record == Self::PASSED).then_some(Ok(())),
+        }
+    }
+
+    /// Keeps a verdict about all of these kernels for this run and later ones on the same driver.
+    pub(crate) fn keep_verdict(&self, kernels: impl Hash, verdict: &Result<(), String>) {
+        let record = verdict.as_ref().map_or_else(|reason| [Self::FAILED, reason].concat(), |()| Self::PASSED.to_owned());
+        self.keep(self.record_name("verdict", kernels), record.into_bytes());
     }
 }

@@ -11,15 +11,18 @@ mod linear;
 pub(crate) mod open;
 mod pass;
 pub(crate) mod plan;
+pub(crate) mod precision;
 pub(crate) mod session;
 mod weights;
 pub(crate) mod workspace;
 
 pub use crate::ops::OpError;
+pub use crate::ops::mixed_test::MixedTest;
 pub use error::{ModelError, NonFiniteAt};
 pub use generate::sampling::{Sampler, SamplerOptions, SamplingError};
 pub use generate::{Ending, Event, GenerateError, Generated, TextGenerator};
 pub use plan::{KeepActivations, MemoryError, MemoryPlan, MicroBatch, OffloadActivations, Remedy, Slower};
+pub use precision::MixedKernels;
 pub use session::Session;
 
 // The labels of a batch are what the loss reads.

@@ -23,8 +23,9 @@ mod trial;
 
 use super::heads::{Heads, check_head_dim};
 use super::{Mat, same};
-use crate::gpu::{BufferRange, Commands, Gpu, MatrixUnits};
+use crate::gpu::{BufferRange, Commands, Gpu, KernelSpec, MatrixUnits};
 use crate::ops::error::OpError;
+use crate::ops::mixed_test::MixedTest;
 
 use float::FloatAttention;
 use mixed::MixedAttention;
@@ -69,6 +70,23 @@ impl Attention {
             _ => Kernels::Float(FloatAttention::new(gpu, head_dim)?),
         };
         Ok(Self { head_dim, kernels })
+    }
+
+    /// The test of the kernels on matrix units for heads of `head_dim` elements, each after a
+    /// `change`. `None` if heads of this size have no such kernels on this device.
+    pub fn mixed_test<'a>(
+        gpu: &'a Gpu,
+        head_dim: u32,
+        units: MatrixUnits,
+        change: impl Fn(KernelSpec) -> KernelSpec + Copy + 'a,
+    ) -> Option<MixedTest<'a>> {
+        if check_head_dim(OPERATION, head_dim).is_err() || !MixedAttention::fits(gpu, head_dim) {
+            return None;
+        }
+        let size = HeadSize::new(head_dim);
+        let specs = MixedAttention::specs(size, units).map(change);
+        let test = move || trial::tried(gpu, size, units, change).map(drop);
+        Some(MixedTest::new(gpu, format!("attention with heads of {head_dim}"), specs.into(), test))
     }
 
     /// GPU memory of the operation in bytes, for passes of up to `tokens` tokens.

@@ -27,6 +27,7 @@ mod wide;
 
 pub use adapted::Adapter;
 use kernels::Kernels;
+pub use mixed::used::{ProductKernels, StoredAs};
 use mixed::{LowRank, Memory, Mixed, Place, Side};
 use panels::{Panels, Size, Terms};
 use product::{Product, View, dense};

@@ -15,6 +15,7 @@ mod heads;
 mod limits;
 mod loss;
 pub mod matmul;
+pub mod mixed_test;
 mod optimizer;
 mod pieces;
 #[cfg(test)]

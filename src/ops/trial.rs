@@ -59,9 +59,7 @@ impl<K: Copy + Eq + Hash> Tried<K> {
         if let Some(kernel) = kernels.get(&key) {
             return Ok(kernel.clone());
         }
-        let spec = spec();
-        #[cfg(test)]
-        let spec = self.patch.iter().fold(spec, |spec, [from, to]| spec.patched(from, to));
+        let spec = self.spec(spec);
         let kernel = self.gpu.kernel(&spec)?;
         if self.gpu.limits().max_storage_buffer_binding_size >= ROOM {
             let find = || trial(&kernel)?.map_or(Ok(()), |reason| Err(self.unfit(&spec, &kernel, reason)));
@@ -69,6 +67,14 @@ impl<K: Copy + Eq + Hash> Tried<K> {
         }
         kernels.insert(key, kernel.clone());
         Ok(kernel)
+    }
+
+    /// What [`Tried::get`] compiles.
+    pub fn spec(&self, spec: impl FnOnce() -> KernelSpec) -> KernelSpec {
+        let spec = spec();
+        #[cfg(test)]
+        let spec = self.patch.iter().fold(spec, |spec, [from, to]| spec.patched(from, to));
+        spec
     }
 
     fn unfit(&self, spec: &KernelSpec, kernel: &Kernel, reason: String) -> OpError {

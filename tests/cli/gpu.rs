@@ -68,6 +68,14 @@ fn doctor_shows_the_gpu_and_the_kernels() {
     assert_eq!(document["limits"]["smallest_subgroup"], gpu.subgroup_sizes().0);
     assert_eq!(document["memory"]["total"].as_u64(), gpu.memory().map(|m| m.total));
     assert_eq!(document["checked"], gpu.is_checked());
+    // Without matrix units, there is nothing to test.
+    let tests = document["mixed_kernels"].as_array().unwrap();
+    match gpu.matrix_units() {
+        Ok(_) => assert!(tests.iter().all(|test| test["kernel"].is_string()) && tests.len() > 20, "{tests:?}"),
+        Err(reason) => assert_eq!((tests.len(), &document["precision_reason"]), (0, &reason.into())),
+    }
+    let failed = tests.iter().any(|test| test.get("reason").is_some());
+    assert_eq!(document["precision"] == "mixed", gpu.matrix_units().is_ok() && !failed);
     let kernels = document["kernels"].as_array().unwrap();
     assert_eq!(kernels.len(), KERNELS);
     assert!(kernels.iter().all(|k| (k["fast"] == true) == k.get("reason").is_none()), "a plain kernel has a reason");

@@ -83,6 +83,7 @@ fn a_run_keeps_its_precision() {
         let assert = run(more, "loops").arg("--json").assert().success().stderr(contains("that of the resumed run"));
         let document: Value = serde_json::from_slice(&assert.get_output().stdout).unwrap();
         assert_eq!((&document["precision"], &document["steps"]), (&"f32".into(), &steps.into()));
+        assert_eq!(document["precision_reason"], "--precision, or that of the resumed run");
     }
     if has_loops {
         let other = Failure::of(run("--steps 4 --resume --precision mixed", "loops"));

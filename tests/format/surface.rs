@@ -20,6 +20,8 @@ const NAMES: [(&str, &[&str]); 5] = [
             "KeepActivations",
             "MemoryPlan",
             "MicroBatch",
+            "MixedKernels",
+            "MixedTest",
             "OffloadActivations",
             "Sampler",
             "SamplerOptions",

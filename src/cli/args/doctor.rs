@@ -14,7 +14,8 @@ Examples:
   nf4pack doctor --gpu llvmpipe --json
 
 Lists the GPUs of Vulkan, Metal and DX12, and opens one (the best, or the one that --gpu or NF4PACK_ADAPTER names). Compares \
-every decoding kernel with the CPU, and measures upload and decoding briefly; `nf4pack bench` measures longer. For a pack it \
+every decoding kernel with the CPU, and every kernel for matrix units, if the GPU has them: `precision` is what `--precision auto` \
+takes, and why. Measures upload and decoding briefly; `nf4pack bench` measures longer. For a pack it \
 says whether all layers fit in GPU memory, or how many are streamed at a time; exit code 1 means that two layers do not fit. \
 If a step fails, it prints the results so far and ends with exit code 1. With NF4PACK_PROFILE=1 it prints the time of every \
 kernel at the end.";

@@ -13,13 +13,14 @@ use super::{median, temporary_folder};
 use crate::PackSource;
 use crate::arch::ModelConfig;
 use crate::cli::args::{BenchGenerateArgs, ShapeArg};
-use crate::cli::device::{self, AdapterEntry, is_software};
+use crate::cli::device::{self, AdapterEntry, PrecisionEntry, is_software, selects_software};
 use crate::cli::outcome::Outcome;
 use crate::cli::ui::{self, Table, Ui};
 use crate::format::{Index, Role};
-use crate::gpu::{Gpu, MatrixUnits};
+use crate::gpu::Gpu;
 use crate::model::generate::sampling::{Sampler, SamplerOptions};
 use crate::model::generate::{Generated, TextGenerator};
+use crate::model::precision::MixedKernels;
 use crate::random::{Generator, Stream};
 
 /// Bytes of the copy that is measured: more than a cache of a GPU holds.
@@ -36,8 +37,8 @@ struct Bench {
     runs: u16,
     /// Whether all layers stay in GPU memory.
     resident: bool,
-    /// `mixed` or `f32`.
-    precision: &'static str,
+    #[serde(flatten)]
+    precision: PrecisionEntry,
     /// Bytes of weights that a token reads.
     weight_bytes: u64,
     /// Bytes read and written per second by a kernel that copies.
@@ -65,27 +66,28 @@ struct Text {
 pub fn run(args: &BenchGenerateArgs) -> Result<Outcome> {
     let ui = Ui::new(args.common.json);
     ui::handle_interrupts()?;
-    let bench = device::with_precision(&args.common.gpu, args.compute.precision, ui, |gpu| measure(args, ui, gpu))?;
-    ui.result(&bench, || bench.text())?;
-    Ok(Outcome::Good)
-}
-
-fn measure(args: &BenchGenerateArgs, ui: Ui, gpu: &Gpu) -> Result<Bench> {
-    let (default, copied) = match is_software(gpu) {
-        true => (ShapeArg::Tiny, SMALL_COPY_BYTES),
-        false => (ShapeArg::Qwen3_0_6b, COPY_BYTES),
-    };
+    let default = if selects_software(&args.common.gpu)? { ShapeArg::Tiny } else { ShapeArg::Qwen3_0_6b };
     let shape = args.shape.unwrap_or(default).name();
     let dir = args.dir.clone().unwrap_or_else(std::env::temp_dir);
     let folder = temporary_folder(&dir)?;
     let pack = write_pack(folder.path(), shape, ui)?;
     let source = PackSource::open(&pack)?;
+    let kernels = MixedKernels::new(source.index(), &ModelConfig::of_pack(&source)?, 0, false);
+    let measure = |gpu: &Gpu| measure(args, ui, gpu, shape, &pack);
+    let bench = device::with_precision(&args.common.gpu, args.compute.precision, &kernels, ui, measure)?;
+    ui.result(&bench, || bench.text())?;
+    Ok(Outcome::Good)
+}
+
+fn measure(args: &BenchGenerateArgs, ui: Ui, gpu: &Gpu, shape: &'static str, pack: &Path) -> Result<Bench> {
+    let copied = if is_software(gpu) { SMALL_COPY_BYTES } else { COPY_BYTES };
+    let source = PackSource::open(pack)?;
     let (model, weight_bytes) = (ModelConfig::of_pack(&source)?, weight_bytes(source.index()));
     ui.stage(&format!("generating on {}", gpu.adapter()));
     let copy_bytes_per_second = copy_speed(gpu, copied, args.common.runs)?;
     let (mut texts, mut resident) = (Vec::new(), true);
     for &prompt in &args.prompt {
-        let runs = Runs { args, gpu, pack: &pack, model: &model, prompt };
+        let runs = Runs { args, gpu, pack, model: &model, prompt };
         let (generated, is_resident) = runs.measure()?;
         resident &= is_resident;
         texts.push(Text::new(prompt, &generated, weight_bytes + runs.cache_bytes(), copy_bytes_per_second));
@@ -96,7 +98,7 @@ fn measure(args: &BenchGenerateArgs, ui: Ui, gpu: &Gpu) -> Result<Bench> {
         answer: args.answer,
         runs: args.common.runs,
         resident,
-        precision: MatrixUnits::precision(gpu.matrix_units().ok()),
+        precision: gpu.into(),
         weight_bytes,
         copy_bytes_per_second,
         texts,

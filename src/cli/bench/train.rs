@@ -10,17 +10,18 @@ use super::{median, temporary_folder, write_checkpoint};
 use crate::PackSource;
 use crate::arch::ModelConfig;
 use crate::cli::args::{BenchTrainArgs, ShapeArg};
-use crate::cli::device::{self, AdapterEntry, is_software};
+use crate::cli::device::{self, AdapterEntry, PrecisionEntry, selects_software};
 use crate::cli::outcome::Outcome;
 use crate::cli::ui::{self, Table, Ui, Unit};
 use crate::convert::encode::Encoder;
 use crate::convert::{self, Options};
 use crate::data::pack::{Batch, IGNORE_INDEX};
 use crate::dequant::stream::default_budget;
-use crate::gpu::{AllocatedMemory, Gpu, MatrixUnits};
+use crate::gpu::{AllocatedMemory, Gpu};
 use crate::lora::config::{AdapterLayout, LoraConfig, TARGETS};
 use crate::lora::gpu::GpuAdapter;
 use crate::model::plan::{Demand, KeepActivations, MemoryError, MemoryPlan, MicroBatch, OffloadActivations};
+use crate::model::precision::MixedKernels;
 use crate::random::{Generator, Stream};
 use crate::train::step::Phase;
 use crate::train::trainer::{Hyperparameters, Trainer};
@@ -46,8 +47,8 @@ struct Bench {
     planned: Vec<(&'static str, u64)>,
     /// Whether all layers stay in GPU memory.
     resident: bool,
-    /// `mixed` or `f32`.
-    precision: &'static str,
+    #[serde(flatten)]
+    precision: PrecisionEntry,
     /// Layers, of all, that keep their activations for the backward pass.
     kept_layers: u32,
     layers: u32,
@@ -77,18 +78,20 @@ struct Phases {
 pub fn run(args: &BenchTrainArgs) -> Result<Outcome> {
     let ui = Ui::new(args.common.json);
     ui::handle_interrupts()?;
-    let bench = device::with_precision(&args.common.gpu, args.compute.precision, ui, |gpu| measure(args, ui, gpu))?;
+    let default = if selects_software(&args.common.gpu)? { ShapeArg::Tiny } else { ShapeArg::Qwen3_0_6b };
+    let shape = args.shape.unwrap_or(default).name();
+    let dir = args.dir.clone().unwrap_or_else(std::env::temp_dir);
+    let folder = temporary_folder(&dir)?;
+    let pack = PackSource::open(&write_pack(folder.path(), shape, ui)?)?;
+    let kernels = MixedKernels::new(pack.index(), &ModelConfig::of_pack(&pack)?, args.rank, true);
+    let measure = |gpu: &Gpu| measure(args, ui, gpu, shape, pack);
+    let bench = device::with_precision(&args.common.gpu, args.compute.precision, &kernels, ui, measure)?;
     ui.result(&bench, || bench.text())?;
     Ok(Outcome::Good)
 }
 
-fn measure(args: &BenchTrainArgs, ui: Ui, gpu: &Gpu) -> Result<Bench> {
-    let default = if is_software(gpu) { ShapeArg::Tiny } else { ShapeArg::Qwen3_0_6b };
-    let shape = args.shape.unwrap_or(default).name();
-    let dir = args.dir.clone().unwrap_or_else(std::env::temp_dir);
-    let folder = temporary_folder(&dir)?;
-    let pack = write_pack(folder.path(), shape, ui)?;
-    let (mut trainer, plan, vocab) = trainer(args, gpu, &pack)?;
+fn measure(args: &BenchTrainArgs, ui: Ui, gpu: &Gpu, shape: &'static str, pack: PackSource) -> Result<Bench> {
+    let (mut trainer, plan, vocab) = trainer(args, gpu, pack)?;
     let mut generator = Generator::new(0, Stream::Split);
     let batch = random_batch(args, &mut generator, vocab);
     ui.stage(&format!("training on {}", gpu.adapter()));
@@ -116,7 +119,7 @@ fn measure(args: &BenchTrainArgs, ui: Ui, gpu: &Gpu) -> Result<Bench> {
         planned_bytes: plan.total(),
         planned: plan.parts().into(),
         resident: plan.stream.resident,
-        precision: MatrixUnits::precision(gpu.matrix_units().ok()),
+        precision: gpu.into(),
         kept_layers: plan.kept_layers(),
         layers: plan.stream.layers,
         offloaded_streams: plan.offloaded().0,
@@ -136,8 +139,7 @@ pub(super) fn write_pack(folder: &Path, shape: &str, ui: Ui) -> Result<PathBuf> 
     Ok(pack)
 }
 
-fn trainer(args: &BenchTrainArgs, gpu: &Gpu, pack: &Path) -> Result<(Trainer, MemoryPlan, u32)> {
-    let source = PackSource::open(pack)?;
+fn trainer(args: &BenchTrainArgs, gpu: &Gpu, source: PackSource) -> Result<(Trainer, MemoryPlan, u32)> {
     let config = ModelConfig::of_pack(&source)?;
     let (rank, dropout, targets) = (args.rank, 0.0, TARGETS.to_vec());
     let lora = LoraConfig { rank, alpha: 2.0 * f64::from(rank), dropout, targets, rslora: false };

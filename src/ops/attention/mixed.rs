@@ -191,24 +191,27 @@ impl MixedAttention {
         units: MatrixUnits,
         change: impl Fn(KernelSpec) -> KernelSpec,
     ) -> Result<(Self, Vec<KernelSpec>), OpError> {
-        let mut specs = Vec::new();
-        let mut kernel = |spec| {
-            let spec = change(spec);
-            let kernel = gpu.kernel(&spec)?;
-            specs.push(spec);
-            Ok::<_, OpError>(kernel)
-        };
+        let specs = Self::specs(size, units).map(change);
+        let [measure, place, place_d_out, forward, query_gradient, key_gradient] = &specs;
         let kernels = Self {
             size,
             scratch: Scratch::new(gpu),
-            measure: kernel(halves_spec("measure", size))?,
-            place: kernel(halves_spec("place", size))?,
-            place_d_out: kernel(halves_spec("place_d_out", size))?,
-            forward: kernel(Product::Forward.spec(size, units))?,
-            query_gradient: kernel(Product::QueryGradient.spec(size, units))?,
-            key_gradient: kernel(Product::KeyGradient.spec(size, units))?,
+            measure: gpu.kernel(measure)?,
+            place: gpu.kernel(place)?,
+            place_d_out: gpu.kernel(place_d_out)?,
+            forward: gpu.kernel(forward)?,
+            query_gradient: gpu.kernel(query_gradient)?,
+            key_gradient: gpu.kernel(key_gradient)?,
         };
-        Ok((kernels, specs))
+        Ok((kernels, specs.into()))
+    }
+
+    /// What the kernels are compiled from.
+    pub fn specs(size: HeadSize, units: MatrixUnits) -> [KernelSpec; 6] {
+        let [measure, place, place_d_out] = ["measure", "place", "place_d_out"].map(|entry| halves_spec(entry, size));
+        let products = [Product::Forward, Product::QueryGradient, Product::KeyGradient];
+        let [forward, query_gradient, key_gradient] = products.map(|product| product.spec(size, units));
+        [measure, place, place_d_out, forward, query_gradient, key_gradient]
     }
 
     /// Records the forward pass of checked tensors.

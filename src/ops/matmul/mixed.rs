@@ -25,6 +25,7 @@ mod source;
 #[cfg(test)]
 mod tests;
 pub(super) mod trial;
+pub(super) mod used;
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
