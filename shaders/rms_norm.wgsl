@@ -5,7 +5,7 @@ struct Params {
     rows: u32,
     width: u32,
     epsilon: f32,
-    add: u32,       // backward: 1 to add to dx
+    add: u32,       // 1 to add to the output
 }
 
 @group(0) @binding(0) var<storage, read> x: array<f32>;         // [rows, width]
@@ -44,7 +44,10 @@ fn forward(@builtin(workgroup_id) id: vec3<u32>, @builtin(num_workgroups) grid: 
         squares += value * value;
     }
     let r = inverseSqrt(row_sum(thread, vec2(squares, 0.0)).x / f32(params.width) + params.epsilon);
-    for (var i = lane; i < width; i += LANES) { out[start + i] = x[start + i] * r * gamma[i]; }
+    for (var i = lane; i < width; i += LANES) {
+        let y = x[start + i] * r * gamma[i];
+        if (params.add != 0u) { out[start + i] += y; } else { out[start + i] = y; }
+    }
 }
 
 @compute @workgroup_size(WORKGROUP)

@@ -1,10 +1,11 @@
-// x = x * factor, in place. Runs unchecked: the host proves that the binding holds `count` floats.
+// x = x * factor + offset, in place. Runs unchecked: the host proves that the binding holds `count`
+// floats.
 
 struct Params {
     count: u32,
     factor: f32,
-    pad0: u32,
-    pad1: u32,
+    offset: f32,
+    pad: u32,
 }
 
 @group(0) @binding(0) var<storage, read_write> x: array<f32>;
@@ -15,5 +16,5 @@ const WORKGROUP = 256u;
 @compute @workgroup_size(WORKGROUP)
 fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(num_workgroups) grid: vec3<u32>, @builtin(local_invocation_index) thread: u32) {
     let i = (id.x + id.y * grid.x) * WORKGROUP + thread;
-    if (i < params.count) { x[i] *= params.factor; }
+    if (i < params.count) { x[i] = x[i] * params.factor + params.offset; }
 }

@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 use super::json;
 
 /// One configuration of each family.
-const CONFIGS: [&[u8]; 10] = [
+const CONFIGS: [&[u8]; 13] = [
     include_bytes!("../../tests/fixtures/architectures/granite/config.json"),
     include_bytes!("../../tests/fixtures/architectures/llama/config.json"),
     include_bytes!("../../tests/fixtures/architectures/mistral/config.json"),
@@ -20,10 +20,13 @@ const CONFIGS: [&[u8]; 10] = [
     include_bytes!("../../tests/fixtures/architectures/seed_oss/config.json"),
     include_bytes!("../../tests/fixtures/architectures/smollm3/config.json"),
     include_bytes!("../../tests/fixtures/architectures/smollm3_windows/config.json"),
+    include_bytes!("../../tests/fixtures/architectures/phi3/config.json"),
+    include_bytes!("../../tests/fixtures/architectures/gemma3/config.json"),
+    include_bytes!("../../tests/fixtures/architectures/gemma3_kinds/config.json"),
 ];
 
 /// Keys that the readers look for.
-pub const KEYS: [&str; 44] = [
+pub const KEYS: [&str; 51] = [
     "model_type",
     "text_config",
     "hidden_size",
@@ -68,6 +71,13 @@ pub const KEYS: [&str; 44] = [
     "residual_multiplier",
     "attention_multiplier",
     "logits_scaling",
+    "full_attention",
+    "hidden_activation",
+    "query_pre_attn_scalar",
+    "rope_local_base_freq",
+    "sliding_attention",
+    "sliding_window_pattern",
+    "use_bidirectional_attention",
 ];
 
 /// Runs the check: text is config.json itself; other bytes choose one and change it.

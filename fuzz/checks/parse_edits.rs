@@ -7,11 +7,12 @@ use arbitrary::{Result, Unstructured};
 use super::{parse, seal};
 
 /// Packs with every kind of section, scales and optional field between them.
-const PACKS: [&[u8]; 4] = [
+const PACKS: [&[u8]; 5] = [
     include_bytes!("../../tests/fixtures/golden/v1.0.nf4pack"),
     include_bytes!("../../tests/fixtures/golden/v1.0-full.nf4pack"),
     include_bytes!("../../tests/fixtures/golden/v1.0-signed.nf4pack"),
     include_bytes!("../../tests/fixtures/golden/v1.0-fused.nf4pack"),
+    include_bytes!("../../tests/fixtures/golden/v1.0-output-norms.nf4pack"),
 ];
 
 const HEADER_LEN: usize = 128;

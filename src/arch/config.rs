@@ -12,7 +12,7 @@ use serde::de::IgnoredAny;
 use serde_json::{Map, Value};
 
 use super::families::model_types;
-use super::family::{Absent, Bias, Dim, Family, PROJECTION_TENSORS, Part, Scope, When, projections_of};
+use super::family::{Absent, Bias, Dim, Family, PROJECTION_TENSORS, Part, Scale, Scope, When, projections_of};
 use crate::format::Role;
 use crate::format::files::GENERATION_CONFIG;
 pub use attention::LayerAttention;
@@ -49,6 +49,8 @@ pub struct ModelConfig {
     pub rms_norm_eps: f64,
     /// The rotary embedding of the layers that have one.
     pub(crate) rope: Rope,
+    /// The rotary embedding of layers with a window, if it is another one.
+    pub(crate) windowed_rope: Option<Rope>,
     /// Whether a checkpoint may lack the output projection, because the embedding takes its place.
     /// A pack may have it in any case.
     pub tied: bool,
@@ -117,14 +119,19 @@ impl ModelConfig {
         let family = family(&keys)?;
         keys.model_type = family.model_type;
         let keys = &keys;
-        let silu = family.activation.names();
-        keys.one_of("hidden_act", silu.first().copied().unwrap_or_default(), silu, "\"silu\", or its other name \"swish\"")?;
+        let (key, names) = (family.activation_key, family.activation.names());
+        keys.one_of(key, names.first().copied().unwrap_or_default(), names, family.activation.expected())?;
+        if let Some((key, found)) = family.unsupported.iter().find_map(|key| Some((key, keys.truthy(key)?))) {
+            return Err(keys.bad(key, "null or absent: no kernel does this", found));
+        }
         let (hidden, heads) = (keys.size("hidden_size")?, keys.size("num_attention_heads")?);
         let head_dim = head_dim(keys, family, hidden, heads)?;
         let layers = layers(keys)?;
         let max_positions = keys.optional_size("max_position_embeddings")?.unwrap_or(family.max_positions);
         let layer_attention = LayerAttention::read(keys, family, layers, is_nested)?;
         let mut ignored_keys = Vec::new();
+        let (rope, windowed_rope) = Rope::read(keys, family, head_dim, max_positions, &mut ignored_keys)?;
+        let scale = |scale| scale_of(keys, scale, hidden);
         Ok(Self {
             family,
             hidden,
@@ -135,17 +142,18 @@ impl ModelConfig {
             head_dim,
             vocab: keys.size("vocab_size")?,
             rms_norm_eps: epsilon(keys, family)?,
-            rope: Rope::read(keys, family, head_dim, max_positions, &mut ignored_keys)?,
+            rope,
+            windowed_rope,
             // Models of text and images say it outside, inside or in both places.
             tied: keys.flag(TIED, family.tied)? || outer.flag(TIED, false)?,
             q_k_norm: family.q_k_norm,
             qkv_bias: bias(keys, family.qkv_bias)?,
             o_bias: bias(keys, family.o_bias)?,
             mlp_bias: bias(keys, family.mlp_bias)?,
-            embedding_multiplier: scale(keys, family.scales.embedding)?.unwrap_or(1.0),
-            residual_multiplier: scale(keys, family.scales.residual)?.unwrap_or(1.0),
-            attention_multiplier: scale(keys, family.scales.attention)?.unwrap_or(1.0 / f64::from(head_dim).sqrt()),
-            logits_scaling: scale(keys, family.scales.logits)?.unwrap_or(1.0),
+            embedding_multiplier: scale(family.scales.embedding)?.unwrap_or(1.0),
+            residual_multiplier: scale(family.scales.residual)?.unwrap_or(1.0),
+            attention_multiplier: scale(family.scales.attention)?.unwrap_or(1.0 / f64::from(head_dim).sqrt()),
+            logits_scaling: scale(family.scales.logits)?.unwrap_or(1.0),
             layer_attention,
             max_position_embeddings: max_positions,
             eos_token_ids: eos_token_ids(keys, &outer, family, generation)?,
@@ -341,10 +349,15 @@ fn bias(keys: &Keys<'_>, bias: Bias) -> Result<bool, ConfigError> {
     }
 }
 
-/// The scalar under `key`, 1 if it is absent; `None` if the family has no such key.
-fn scale(keys: &Keys<'_>, key: Option<&'static str>) -> Result<Option<f64>, ConfigError> {
-    let Some(key) = key else { return Ok(None) };
-    Ok(Some(keys.number_if_present(key, "a number above 0", |x| x > 0.0)?.unwrap_or(1.0)))
+/// A scalar; `None` if the family has none.
+fn scale_of(keys: &Keys<'_>, scale: Scale, hidden: u32) -> Result<Option<f64>, ConfigError> {
+    let positive = |key| keys.number_if_present(key, "a number above 0", |x| x > 0.0);
+    Ok(match scale {
+        Scale::None => None,
+        Scale::Key(key) => Some(positive(key)?.unwrap_or(1.0)),
+        Scale::RootOfHidden => Some(f64::from(hidden).sqrt()),
+        Scale::InverseRoot(key, default) => Some(1.0 / positive(key)?.unwrap_or(default).sqrt()),
+    })
 }
 
 /// The tokens of generation_config.json if it names some, else those of config.json, which is

@@ -1,8 +1,8 @@
 //! The description of one `model_type`, as data. The converter takes names, roles and shapes from
 //! here, the trainer sizes, LoRA its targets. CONTRIBUTING.md says how to add a family.
 //!
-//! Not described yet, because no supported family needs it: rotary embeddings with other parameters
-//! per kind of layer (`config/rope.rs` rejects them); experts (a [`Part`] has no expert number).
+//! Not described yet, because no supported family needs it: experts (a [`Part`] has no expert
+//! number).
 
 use crate::format::Role;
 
@@ -27,6 +27,8 @@ pub struct Family {
     pub mlp_bias: Bias,
     /// The function between the feed-forward projections.
     pub activation: Activation,
+    /// The key of config.json that names it.
+    pub activation_key: &'static str,
     /// The meaning of a missing `num_key_value_heads`.
     pub kv_heads: Absent,
     /// The meaning of a missing `head_dim`.
@@ -37,6 +39,8 @@ pub struct Family {
     pub rotary: Rotary,
     /// The base wavelength of the rotary embedding without `rope_theta`.
     pub theta: f64,
+    /// The rotary embedding of layers with a window, if it has parameters of its own.
+    pub windowed_rotary: Option<WindowedRotary>,
     /// Whether only a part of each head is rotated, as `partial_rotary_factor` says.
     pub partial_rotary: bool,
     /// The scalings of the rotary embedding, by their `rope_type`.
@@ -49,6 +53,8 @@ pub struct Family {
     pub max_positions: u32,
     /// The default of `eos_token_id`.
     pub eos: &'static [u32],
+    /// Keys that must be absent, or what Python takes for false: no kernel does what they ask for.
+    pub unsupported: &'static [&'static str],
 }
 
 /// The defaults: what most decoders do. A family's file states the differences.
@@ -56,33 +62,32 @@ pub const DECODER: Family = Family {
     model_type: "",
     class: "",
     parts: &PARTS,
-    norm: Norm { after: false, weight_offset: 0.0, epsilon: "rms_norm_eps", default_epsilon: 1e-6 },
+    norm: Norm { weight_offset: 0.0, epsilon: "rms_norm_eps", default_epsilon: 1e-6 },
     q_k_norm: false,
     qkv_bias: Bias::Never,
     o_bias: Bias::Never,
     mlp_bias: Bias::Never,
     activation: Activation::Silu,
+    activation_key: "hidden_act",
     kv_heads: Absent::Required,
     head_dim: Absent::Derived,
     windows: Windows::None,
     rotary: Rotary::EveryLayer,
     theta: 10_000.0,
+    windowed_rotary: None,
     partial_rotary: false,
     rope_types: &["default", "linear", "dynamic", "llama3", "yarn"],
-    scales: Scales { embedding: None, residual: None, attention: None, logits: None },
+    scales: Scales { embedding: Scale::None, residual: Scale::None, attention: Scale::None, logits: Scale::None },
     tied: false,
     max_positions: 2048,
     eos: &[],
+    unsupported: &[],
 };
 
 /// The norms of a family.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Norm {
-    /// Whether a layer's norms follow attention and the feed-forward network, before the sum with
-    /// the residual. Usually they precede them: [`Role::InputNorm`] and
-    /// [`Role::PostAttentionNorm`]. No kernel does the other: see [`super::Obstacle`].
-    pub after: bool,
-    /// The number that is added to the stored weight: 1 in some families, which no kernel does.
+    /// The number that is added to the stored weight: 1 in some families.
     pub weight_offset: f64,
     /// The key of the number that is added to the mean square.
     pub epsilon: &'static str,
@@ -106,13 +111,24 @@ pub enum Bias {
 pub enum Activation {
     /// `silu(gate) * up`.
     Silu,
+    /// `gelu(gate) * up`, with gelu's approximation by tanh.
+    GeluTanh,
 }
 
 impl Activation {
-    /// The values of `hidden_act` that mean it; the first one is the default.
+    /// The values of config.json that mean it; the first one is the default.
     pub fn names(self) -> &'static [&'static str] {
         match self {
             Self::Silu => &["silu", "swish"],
+            Self::GeluTanh => &["gelu_pytorch_tanh"],
+        }
+    }
+
+    /// Its names in a message.
+    pub fn expected(self) -> &'static str {
+        match self {
+            Self::Silu => "\"silu\", or its other name \"swish\"",
+            Self::GeluTanh => "\"gelu_pytorch_tanh\"",
         }
     }
 }
@@ -154,6 +170,24 @@ pub enum Windows {
     /// The layers that `layer_types` names; without that list, if `use_sliding_window`, the layers
     /// without a rotary embedding.
     WithoutRotary,
+    /// The layers that `layer_types` names; without that list all layers except every
+    /// `sliding_window_pattern`-th.
+    Pattern {
+        /// The default of `sliding_window`.
+        default: u32,
+        /// The default of `sliding_window_pattern`.
+        interval: u32,
+    },
+}
+
+/// The parameters of the rotary embedding of layers with a window: those of `sliding_attention` in
+/// `rope_parameters`. The other layers have those of `full_attention`.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct WindowedRotary {
+    /// The key of its base wavelength in older configurations.
+    pub key: &'static str,
+    /// The default of that key.
+    pub theta: f64,
 }
 
 /// Which layers rotate queries and keys by their positions.
@@ -169,17 +203,30 @@ pub enum Rotary {
     },
 }
 
-/// The keys of config.json for a family's scalars. A missing one is 1.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+/// A family's scalars.
+#[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Scales {
     /// The factor of embeddings.
-    pub embedding: Option<&'static str>,
+    pub embedding: Scale,
     /// The factor of the outputs of attention and of the feed-forward network.
-    pub residual: Option<&'static str>,
-    /// The factor of attention scores; `1 / sqrt(head_dim)` without a key.
-    pub attention: Option<&'static str>,
+    pub residual: Scale,
+    /// The factor of attention scores; `1 / sqrt(head_dim)` for [`Scale::None`].
+    pub attention: Scale,
     /// The divisor of logits.
-    pub logits: Option<&'static str>,
+    pub logits: Scale,
+}
+
+/// A scalar.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Scale {
+    /// The family has none.
+    None,
+    /// The number under this key of config.json; 1 if it is missing.
+    Key(&'static str),
+    /// The square root of `hidden_size`.
+    RootOfHidden,
+    /// 1 divided by the square root of the number under this key; its default.
+    InverseRoot(&'static str, f64),
 }
 
 /// A tensor that a model may have.

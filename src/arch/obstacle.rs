@@ -5,7 +5,7 @@ use serde::de::IgnoredAny;
 use thiserror::Error;
 
 use super::config::{ConfigError, ModelConfig, layer_count};
-use super::family::{Activation, Family, PROJECTIONS, Part, Scope};
+use super::family::{Family, PROJECTIONS, Part, Scope};
 use crate::format::files::{GENERATION_CONFIG, LFS_POINTER};
 use crate::format::{Index, Role};
 
@@ -118,15 +118,9 @@ impl ModelConfig {
         if !self.head_dim.is_multiple_of(4) || self.head_dim > MAX_HEAD_DIM {
             return Err(Obstacle::HeadDim { found: self.head_dim });
         }
-        let Family { model_type, parts, norm, activation, .. } = *self.family;
-        if norm.weight_offset != 0.0 {
-            return Err(Obstacle::Norm { model_type, found: "add a number to their weights" });
-        }
-        if norm.after {
-            return Err(Obstacle::Norm { model_type, found: "follow attention and the feed-forward network" });
-        }
-        match activation {
-            Activation::Silu => {}
+        let Family { model_type, parts, .. } = *self.family;
+        if [Role::InputNorm, Role::PostAttentionNorm].iter().any(|&role| self.family.part(role).is_none()) {
+            return Err(Obstacle::Norm { model_type, found: "do not precede attention and the feed-forward network" });
         }
         let is_twice = |part: &&Part| parts.iter().filter(|other| other.role == part.role).count() > 1;
         if let Some(Part { role, .. }) = parts.iter().find(is_twice) {
@@ -167,7 +161,9 @@ fn is_used(part: &Part) -> bool {
         | Role::UpBias
         | Role::DownBias
         | Role::QkvProj
-        | Role::GateUpProj => part.scope == Scope::Layer,
+        | Role::GateUpProj
+        | Role::AttentionOutputNorm
+        | Role::FeedForwardOutputNorm => part.scope == Scope::Layer,
         Role::Router | Role::Other => false,
     }
 }
@@ -238,7 +234,7 @@ mod tests {
     use serde_json::json;
 
     use super::*;
-    use crate::arch::family::{DECODER, Dim, Norm, When};
+    use crate::arch::family::{DECODER, Dim, When};
     use crate::format::{Entry, FloatType, Layout, Pack, Shape, Storage};
 
     const CONFIG: &str = r#"{"model_type": "llama", "hidden_size": 8, "intermediate_size": 12, "num_hidden_layers": 1,
@@ -292,20 +288,20 @@ mod tests {
         const fn extra(role: Role, scope: Scope) -> Part {
             Part { name: "extra.weight", role, shape: &[Dim::Hidden], scope, when: When::Always }
         }
-        static ONE_PLUS: Family = Family { norm: Norm { weight_offset: 1.0, ..DECODER.norm }, ..DECODER };
-        static AFTER: Family = Family { norm: Norm { after: true, ..DECODER.norm }, ..DECODER };
-        static ROUTER: Family = Family { parts: &[extra(Role::Router, Scope::Layer)], ..DECODER };
-        static OTHER: Family = Family { parts: &[extra(Role::Other, Scope::Decoder)], ..DECODER };
-        static OUTSIDE: Family = Family { parts: &[extra(Role::QNorm, Scope::Decoder)], ..DECODER };
-        static TWICE: Family =
-            Family { parts: &[extra(Role::QNorm, Scope::Layer), extra(Role::QNorm, Scope::Layer)], ..DECODER };
+        const INPUT: Part = extra(Role::InputNorm, Scope::Layer);
+        const MIDDLE: Part = extra(Role::PostAttentionNorm, Scope::Layer);
+        static AFTER: Family = Family { parts: &[INPUT, extra(Role::AttentionOutputNorm, Scope::Layer)], ..DECODER };
+        static ROUTER: Family = Family { parts: &[INPUT, MIDDLE, extra(Role::Router, Scope::Layer)], ..DECODER };
+        static OTHER: Family = Family { parts: &[INPUT, MIDDLE, extra(Role::Other, Scope::Decoder)], ..DECODER };
+        static OUTSIDE: Family = Family { parts: &[INPUT, MIDDLE, extra(Role::QNorm, Scope::Decoder)], ..DECODER };
+        const NORM: Part = extra(Role::QNorm, Scope::Layer);
+        static TWICE: Family = Family { parts: &[INPUT, MIDDLE, NORM, NORM], ..DECODER };
         let model = ModelConfig::parse(CONFIG.as_bytes(), None).unwrap();
         let of = |family| ModelConfig { family, ..model.clone() }.check_runnable();
         for family in Family::ALL {
             // Sizes that fused tensors permit.
             ModelConfig { family, head_dim: 64, intermediate: 64, ..model.clone() }.check_runnable().unwrap();
         }
-        assert!(matches!(of(&ONE_PLUS), Err(Obstacle::Norm { found: "add a number to their weights", .. })));
         assert!(matches!(of(&AFTER), Err(Obstacle::Norm { .. })));
         assert!(matches!(of(&TWICE), Err(Obstacle::PartTwice { role: Role::QNorm, .. })));
         for (family, expected) in [(&ROUTER, Role::Router), (&OTHER, Role::Other), (&OUTSIDE, Role::QNorm)] {

@@ -14,7 +14,7 @@ use super::ui::{self, Table, Ui};
 use crate::arch::{ModelConfig, Obstacle};
 use crate::convert::plan::scale_type_name;
 use crate::format::files::CONFIG;
-use crate::format::layout::{FEATURE_FUSED_PROJECTIONS, FEATURE_SIGNED_SCALES, MAJOR_VERSION};
+use crate::format::layout::{FEATURE_FUSED_PROJECTIONS, FEATURE_OUTPUT_NORMS, FEATURE_SIGNED_SCALES, MAJOR_VERSION};
 use crate::format::{Index, Provenance, Role, Section, SectionKind};
 use crate::{LayerError, PackSource, ReadError};
 
@@ -257,6 +257,7 @@ fn features(bits: u64) -> Vec<String> {
     let name = |bit: u64| match bit {
         FEATURE_SIGNED_SCALES => "signed scales".to_owned(),
         FEATURE_FUSED_PROJECTIONS => "fused projections".to_owned(),
+        FEATURE_OUTPUT_NORMS => "output norms".to_owned(),
         bit => format!("{bit:#x}"),
     };
     (0..u64::BITS).map(|i| 1 << i).filter(|bit| bits & bit != 0).map(name).collect()

@@ -194,11 +194,6 @@ impl Header {
     pub fn signed_scales(&self) -> bool {
         self.required_features & layout::FEATURE_SIGNED_SCALES != 0
     }
-
-    /// Whether tensors may have a role that joins several projections.
-    pub fn fused_projections(&self) -> bool {
-        self.required_features & layout::FEATURE_FUSED_PROJECTIONS != 0
-    }
 }
 
 /// The error for a file shorter than a header: "not a pack" if the magic differs, too.

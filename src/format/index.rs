@@ -175,7 +175,7 @@ fn parse_sections(records: &[u8], names: &Names, header: &Header, limits: &Limit
     let (records, _) = records.as_chunks::<RECORD_LEN>();
     for (number, bytes) in records.iter().enumerate() {
         let section = section::decode(bytes, number as u64, limits)?;
-        if section.role.is_fused() && !header.fused_projections() {
+        if section.role.required_feature() & !header.required_features != 0 {
             return Err(section::unknown_role(number as u64, section.role));
         }
         walk.step(&section, sections.last(), number as u64)?;

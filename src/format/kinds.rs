@@ -1,5 +1,7 @@
 //! The enumerations of a section record and their numbers in a file (spec section 4).
 
+use super::layout::{FEATURE_FUSED_PROJECTIONS, FEATURE_OUTPUT_NORMS};
+
 /// Declares an enum whose values have a fixed number and name. One list serves both directions.
 macro_rules! numbered {
     ($(#[$meta:meta])* $name:ident { $($(#[$doc:meta])* $variant:ident = $number:literal, $label:literal;)+ }) => {
@@ -95,6 +97,11 @@ numbered! {
         QkvProj = 20, "qkv_proj";
         /// Gate and up projections: their rows in this order.
         GateUpProj = 21, "gate_up_proj";
+        /// RMSNorm gamma of the output of attention, before the sum with the residual.
+        AttentionOutputNorm = 22, "attention_output_norm";
+        /// RMSNorm gamma of the output of the feed-forward network, before the sum with the
+        /// residual.
+        FeedForwardOutputNorm = 23, "feed_forward_output_norm";
         /// Token embedding, [vocabulary, hidden].
         Embedding = 32, "embedding";
         /// RMSNorm gamma after the last layer.
@@ -107,11 +114,19 @@ numbered! {
 }
 
 impl Role {
-    /// Whether a tensor of this role joins the rows of several projections. A file with such a
-    /// tensor has the required feature
-    /// [`FEATURE_FUSED_PROJECTIONS`](super::layout::FEATURE_FUSED_PROJECTIONS).
+    /// Whether a tensor of this role joins the rows of several projections.
     pub const fn is_fused(self) -> bool {
         matches!(self, Self::QkvProj | Self::GateUpProj)
+    }
+
+    /// The required-feature bit of a file with a tensor of this role; 0 for the roles that every
+    /// reader knows.
+    pub const fn required_feature(self) -> u64 {
+        match self {
+            Self::QkvProj | Self::GateUpProj => FEATURE_FUSED_PROJECTIONS,
+            Self::AttentionOutputNorm | Self::FeedForwardOutputNorm => FEATURE_OUTPUT_NORMS,
+            _ => 0,
+        }
     }
 }
 

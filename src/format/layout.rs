@@ -19,8 +19,13 @@ pub const FEATURE_SIGNED_SCALES: u64 = 1;
 /// ([`Role::is_fused`](super::kinds::Role::is_fused)).
 pub const FEATURE_FUSED_PROJECTIONS: u64 = 2;
 
+/// Required-feature bit: tensors may be norms of outputs
+/// ([`Role::AttentionOutputNorm`](super::kinds::Role::AttentionOutputNorm) and
+/// [`Role::FeedForwardOutputNorm`](super::kinds::Role::FeedForwardOutputNorm)).
+pub const FEATURE_OUTPUT_NORMS: u64 = 4;
+
 /// The required-feature bits that this crate understands.
-pub const KNOWN_FEATURES: u64 = FEATURE_SIGNED_SCALES | FEATURE_FUSED_PROJECTIONS;
+pub const KNOWN_FEATURES: u64 = FEATURE_SIGNED_SCALES | FEATURE_FUSED_PROJECTIONS | FEATURE_OUTPUT_NORMS;
 
 /// Section flag: a reader that does not know the section's kind may skip it.
 pub const FLAG_OPTIONAL: u16 = 1;

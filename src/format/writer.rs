@@ -8,8 +8,8 @@ use super::header::Header;
 use super::index::Index;
 use super::kinds::{ElementType, Role, SectionKind};
 use super::layout::{
-    FEATURE_FUSED_PROJECTIONS, FEATURE_SIGNED_SCALES, GROUP_ALIGN, HEADER_LEN, KNOWN_FEATURES, Limits, MINOR_VERSION,
-    NAME_END_LEN, NONE_U32, RECORD_LEN, SECTION_ALIGN, align_up, header as at, record,
+    FEATURE_SIGNED_SCALES, GROUP_ALIGN, HEADER_LEN, KNOWN_FEATURES, Limits, MINOR_VERSION, NAME_END_LEN, NONE_U32,
+    RECORD_LEN, SECTION_ALIGN, align_up, header as at, record,
 };
 use super::nf4::ScaleType;
 use super::section::{self, Section, Shape, group};
@@ -140,7 +140,7 @@ impl Layout {
     /// section.
     ///
     /// `crcs` has the CRC-32 of each section's payload; `required_features` is 0 or
-    /// [`super::layout::FEATURE_SIGNED_SCALES`]. The feature that the roles require is added.
+    /// [`super::layout::FEATURE_SIGNED_SCALES`]. The features that the roles require are added.
     ///
     /// # Errors
     /// [`FormatError::Header`] where `metadata` or `crcs` do not have the planned length,
@@ -153,8 +153,8 @@ impl Layout {
         if unknown != 0 {
             return Err(FormatError::UnknownFeatures { bits: unknown });
         }
-        let is_fused = self.entries.iter().any(|entry| entry.role.is_fused());
-        let required_features = required_features | if is_fused { FEATURE_FUSED_PROJECTIONS } else { 0 };
+        let of_roles = self.entries.iter().map(|entry| entry.role.required_feature());
+        let required_features = of_roles.fold(required_features, |all, feature| all | feature);
         let mut out = vec![0; HEADER_LEN];
         for (section, &crc) in self.sections.iter().zip(crcs) {
             out.extend_from_slice(&Section { crc, ..section.clone() }.encode());

@@ -24,6 +24,8 @@ pub(super) struct Constants {
     pub post_attention_norm: Mat,
     pub query_norm: Option<Mat>,
     pub key_norm: Option<Mat>,
+    pub attention_output_norm: Option<Mat>,
+    pub feed_forward_output_norm: Option<Mat>,
     /// Of the projections in the order of `family::PROJECTIONS`.
     pub biases: [Option<Mat>; 7],
     /// The largest magnitude of each projection, in the same order, for matrix units.
@@ -33,7 +35,7 @@ pub(super) struct Constants {
 }
 
 /// The columns of each tensor. 0: the model does not have it.
-fn columns(model: &ModelConfig) -> [(Role, u32); 11] {
+fn columns(model: &ModelConfig) -> [(Role, u32); 13] {
     let &ModelConfig { hidden, intermediate, head_dim, .. } = model;
     let (queries, keys) = (model.queries(), model.keys());
     let (qkv, o, mlp) = (u32::from(model.qkv_bias), u32::from(model.o_bias), u32::from(model.mlp_bias));
@@ -42,7 +44,9 @@ fn columns(model: &ModelConfig) -> [(Role, u32); 11] {
     let [q, k, v, out, gate, up, down] = std::array::from_fn(|i| (BIASES[i], biases[i]));
     let norms = [Role::InputNorm, Role::PostAttentionNorm].map(|role| (role, hidden));
     let [input, middle] = norms;
-    [input, middle, (Role::QNorm, per_head), (Role::KNorm, per_head), q, k, v, out, gate, up, down]
+    let of_output = |role| (role, hidden * u32::from(model.family.part(role).is_some()));
+    let [attention, feed_forward] = [Role::AttentionOutputNorm, Role::FeedForwardOutputNorm].map(of_output);
+    [input, middle, (Role::QNorm, per_head), (Role::KNorm, per_head), attention, feed_forward, q, k, v, out, gate, up, down]
 }
 
 /// Bytes of the buffer of a layer.
@@ -75,9 +79,20 @@ impl Constants {
         });
         let largest = all.slice(offset, 4 * PROJECTIONS.len() as u64);
         let [input_norm, post_attention_norm, others @ ..] = &mut rows;
-        let [query_norm, key_norm, biases @ ..] = others.clone().map(|mat| (mat.cols > 0).then_some(mat));
+        let others = others.clone().map(|mat| (mat.cols > 0).then_some(mat));
+        let [query_norm, key_norm, attention_output_norm, feed_forward_output_norm, biases @ ..] = others;
         let [input_norm, post_attention_norm] = [input_norm.clone(), post_attention_norm.clone()];
-        Ok(Self { input_norm, post_attention_norm, query_norm, key_norm, biases, largest, converted: false })
+        Ok(Self {
+            input_norm,
+            post_attention_norm,
+            query_norm,
+            key_norm,
+            attention_output_norm,
+            feed_forward_output_norm,
+            biases,
+            largest,
+            converted: false,
+        })
     }
 
     /// Where the largest magnitude of a projection is, by its index in `family::PROJECTIONS`.
@@ -102,11 +117,17 @@ impl Constants {
             (Role::PostAttentionNorm, Some(&self.post_attention_norm)),
             (Role::QNorm, self.query_norm.as_ref()),
             (Role::KNorm, self.key_norm.as_ref()),
+            (Role::AttentionOutputNorm, self.attention_output_norm.as_ref()),
+            (Role::FeedForwardOutputNorm, self.feed_forward_output_norm.as_ref()),
         ];
-        let biases = BIASES.into_iter().zip(self.biases.iter().map(Option::as_ref));
-        for (role, target) in norms.into_iter().chain(biases) {
+        // Added to the weights of norms.
+        let offset = model.family.norm.weight_offset as f32;
+        let norms = norms.into_iter().map(|(role, target)| (role, target, offset));
+        let biases = BIASES.into_iter().zip(&self.biases).map(|(role, target)| (role, target.as_ref(), 0.0));
+        for (role, target, offset) in norms.chain(biases) {
             let Some(target) = target else { continue };
             kernels.gather.to_f32(commands, elements(layer, role, &[target.cols.into()])?, target)?;
+            kernels.scale.offset(commands, offset, target)?;
         }
         commands.clear(&self.largest);
         for (index, role) in PROJECTIONS.into_iter().enumerate() {

@@ -14,11 +14,11 @@ use crate::model::constants::Constants;
 use crate::model::error::{ModelError, NonFiniteAt};
 use crate::model::kv_cache::Past;
 use crate::model::layer::Layer;
-use crate::model::pass::{GpuBatch, Kernels, OwnAngles, Pass, PassInputs, positions};
+use crate::model::pass::{Angles, GpuBatch, Kernels, OwnAngles, Pass, PassInputs, positions};
 use crate::model::weights::{elements, weight};
 use crate::model::workspace::{Backward, Memory, Workspace, product_shapes};
 use crate::ops::matmul::{Largest, Weight, Wide};
-use crate::ops::{FiniteCheck, Mat, OpError, inverse_frequencies};
+use crate::ops::{FiniteCheck, Mat, OpError};
 
 impl ModelConfig {
     /// Reads a pack's own config.json, which must describe exactly the layers that the pack has.
@@ -97,7 +97,7 @@ pub struct Model {
     head_largest: Largest,
     /// Of each layer.
     constants: Vec<Constants>,
-    rotary: Mat,
+    rotary: Angles,
     kernels: Kernels,
 }
 
@@ -110,10 +110,7 @@ impl Model {
     pub fn new(gpu: &Gpu, pack: PackSource, max_length: u32, options: &StreamOptions) -> Result<Self, ModelError> {
         let config = ModelConfig::of_pack(&pack)?;
         config.check_runnable()?;
-        let rope = &config.rope;
-        // With dynamic scaling, these are the angles of short texts: see `OwnAngles`.
-        let table = inverse_frequencies(rope.theta, rope.dim, &rope.scaling, 1);
-        let rotary = table.upload(gpu, max_length.max(1))?;
+        let rotary = Angles::upload(gpu, &config, max_length.max(1))?;
         let kernels = Kernels::new(gpu, &config)?;
         let options = StreamOptions { globals: true, ..options.clone() };
         let mut stream = LayerStream::of(gpu, pack, &options)?;
@@ -122,6 +119,7 @@ impl Model {
         let final_norm = Mat::new(gpu, "final norm", 1, config.hidden)?;
         let mut commands = gpu.commands("final norm");
         kernels.gather.to_f32(&mut commands, elements(&globals, Role::FinalNorm, &[config.hidden.into()])?, &final_norm)?;
+        kernels.scale.offset(&mut commands, config.family.norm.weight_offset as f32, &final_norm)?;
         let head_largest = Largest { range: BufferRange::whole(gpu.storage("largest magnitude", 16)?), at: 0 };
         commands.clear(&head_largest.range);
         kernels.matmul.measure(&mut commands, &head(&globals, &config)?, &head_largest)?;
@@ -165,8 +163,9 @@ impl Model {
 
     /// Checks the length of a sample against the rotary table.
     fn check_length(&self, length: u32) -> Result<(), ModelError> {
-        if length > self.rotary.rows {
-            let (expected, what) = (self.rotary.rows.into(), "the tokens of a sample");
+        let positions = self.rotary.positions();
+        if length > positions {
+            let (expected, what) = (positions.into(), "the tokens of a sample");
             return Err(OpError::Shape { operation: "a pass", what, expected, found: length.into() }.into());
         }
         Ok(())

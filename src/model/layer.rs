@@ -4,15 +4,16 @@
 //! n = norm(x)
 //! middle = x + r * o_proj(attention(rotate(norm(q_proj(n))), rotate(norm(k_proj(n))), v_proj(n)))
 //! m = norm(middle)
-//! out = middle + r * down_proj(silu(gate_proj(m)) * up_proj(m))
+//! out = middle + r * down_proj(f(gate_proj(m)) * up_proj(m))
 //! ```
 //!
-//! Some models have no norms of queries and keys. Some layers do not rotate, or have a window. The
+//! Some models have no norms of queries and keys. Some have norms of the outputs of o_proj and
+//! down_proj. f is silu or gelu. Some layers do not rotate, or have a window. The
 //! factor r (`residual_multiplier`) multiplies the products with the weights and their gradients;
 //! it is 1 in most models.
 
 use crate::arch::config::{LayerAttention, ModelConfig};
-use crate::arch::family::{Activation, PROJECTIONS};
+use crate::arch::family::PROJECTIONS;
 use crate::dequant::stream::StreamedLayer;
 use crate::format::Role;
 use crate::gpu::Commands;
@@ -26,6 +27,7 @@ use crate::model::workspace::{Activations, Backward};
 use crate::ops::{AttentionShape, Mat, OpError};
 
 mod few;
+mod output;
 
 /// From this number of tokens on, tiles of queries are faster than queries one by one.
 const LONG_PROMPT: u32 = 64;
@@ -104,13 +106,10 @@ impl<'a> Layer<'a> {
 
     /// Records the layer. `x` and `out` are [tokens, hidden].
     pub fn forward(&self, commands: &mut Commands, x: &Mat, out: &Mat) -> Result<(), OpError> {
-        let Pass { kernels, inputs: PassInputs { work, .. }, .. } = self.pass;
         self.attention_block(commands, x)?;
         for window in self.windows() {
             self.feed_forward(commands, &window)?;
-            let out = window.of(out);
-            let down = self.down.in_window(window.number, window.first);
-            down.forward_plus(kernels, commands, work, &window.activated, &window.middle, &out)?;
+            self.add_feed_forward(commands, &window, &window.of(out))?;
         }
         Ok(())
     }
@@ -177,7 +176,7 @@ impl<'a> Layer<'a> {
         let Pass { kernels, model, inputs: PassInputs { work, .. }, .. } = self.pass;
         let Activations { raw_queries, raw_keys, queries, keys, values, attended, middle, .. } = self.activations;
         if self.attend_few(commands, x)? {
-            return self.o.forward_plus(kernels, commands, work, attended, x, middle);
+            return self.add_attention(commands, attended, x, middle);
         }
         let normed = &work.normed;
         kernels.norm.forward(commands, x, &self.constants.input_norm, model.rms_norm_eps as f32, normed)?;
@@ -189,7 +188,7 @@ impl<'a> Layer<'a> {
         self.v.forward(kernels, commands, work, normed, false, values)?;
         self.norm_heads(commands)?;
         self.attend(commands)?;
-        self.o.forward_plus(kernels, commands, work, attended, x, middle)
+        self.add_attention(commands, attended, x, middle)
     }
 
     /// Rotates queries and keys, and computes `attended`: within each sample, or over a KV cache.
@@ -222,10 +221,10 @@ impl<'a> Layer<'a> {
     fn rotate(&self, commands: &mut Commands, x: &Mat, heads: u32) -> Result<(), OpError> {
         let kernels = self.pass.kernels;
         if let Some(past) = self.pass.inputs.past {
-            let (angles, first) = self.pass.angles_after(past.tokens);
+            let (angles, first) = self.pass.angles_after(self.attention, past.tokens);
             return kernels.rotary.forward_from(commands, x, heads, first, angles);
         }
-        let (angles, starts) = self.pass.angles();
+        let (angles, starts) = self.pass.angles(self.attention);
         kernels.rotary.forward(commands, x, heads, starts, angles)
     }
 
@@ -270,10 +269,8 @@ impl<'a> Layer<'a> {
 
     /// Computes `activated` from `gate` and `up`.
     fn activate(&self, commands: &mut Commands, window: &Window) -> Result<(), OpError> {
-        let Pass { kernels, model, .. } = self.pass;
-        match model.family.activation {
-            Activation::Silu => kernels.swiglu.forward(commands, &window.gate, &window.up, &window.activated),
-        }
+        let Pass { kernels, .. } = self.pass;
+        kernels.glu.forward(commands, &window.gate, &window.up, &window.activated)
     }
 
     /// The gradient of the output becomes the gradient of `middle`.
@@ -289,10 +286,16 @@ impl<'a> Layer<'a> {
         let [gate_proj, up_proj, down_proj] =
             [&self.gate, &self.up, &self.down].map(|linear| linear.in_window(number, first));
         let inputs = &kernels.matmul.pack_inputs(commands, activated)?;
-        down_proj.backward(kernels, commands, work, inputs, [residual, activated], false)?;
-        match model.family.activation {
-            Activation::Silu => kernels.swiglu.backward(commands, gate, up, activated)?,
+        match &self.constants.feed_forward_output_norm {
+            None => down_proj.backward(kernels, commands, work, inputs, [residual, activated], false)?,
+            Some(gamma) => {
+                self.output_backward(commands, &down_proj, gamma, [activated, normed, residual, d_normed])?;
+                down_proj.backward(kernels, commands, work, inputs, [d_normed, activated], false)?;
+                // The output of the projection was in its place.
+                self.norm_middle(commands, window)?;
+            }
         }
+        kernels.glu.backward(commands, gate, up, activated)?;
         let inputs = &kernels.matmul.pack_inputs(commands, normed)?;
         gate_proj.backward(kernels, commands, work, inputs, [gate, d_normed], false)?;
         up_proj.backward(kernels, commands, work, inputs, [up, d_normed], true)?;
@@ -306,7 +309,14 @@ impl<'a> Layer<'a> {
         let (gamma, epsilon) = (&self.constants.input_norm, model.rms_norm_eps as f32);
         let Activations { queries, keys, values, attended, lse, .. } = self.activations;
         let inputs = &kernels.matmul.pack_inputs(commands, attended)?;
-        self.o.backward(kernels, commands, work, inputs, [&gradients.residual, &gradients.attended], false)?;
+        match &self.constants.attention_output_norm {
+            None => self.o.backward(kernels, commands, work, inputs, [&gradients.residual, &gradients.attended], false)?,
+            Some(gamma) => {
+                let (residual, d_output) = (&gradients.residual, &gradients.normed);
+                self.output_backward(commands, &self.o, gamma, [attended, &work.normed, residual, d_output])?;
+                self.o.backward(kernels, commands, work, inputs, [d_output, &gradients.attended], false)?;
+            }
+        }
         let shape = self.attention_shape(x.rows);
         kernels.attention.backward(
             commands,
@@ -324,7 +334,7 @@ impl<'a> Layer<'a> {
             &gradients.values,
         )?;
         if self.attention.rotary {
-            let (angles, starts) = self.pass.angles();
+            let (angles, starts) = self.pass.angles(self.attention);
             kernels.rotary.backward(commands, &gradients.queries, model.heads, starts, angles)?;
             kernels.rotary.backward(commands, &gradients.keys, model.kv_heads, starts, angles)?;
         }

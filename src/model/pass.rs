@@ -1,7 +1,7 @@
 //! The shared parts of all layers in a pass: the kernels of the device, the batch, and the angles
 //! of the rotary embedding.
 
-use crate::arch::config::{ModelConfig, RopeScaling};
+use crate::arch::config::{LayerAttention, ModelConfig, Rope, RopeScaling};
 use crate::data::pack::Batch;
 use crate::dequant::copy_baseline::CopyKernel;
 use crate::gpu::{BufferRange, Gpu};
@@ -10,7 +10,7 @@ use crate::model::error::ModelError;
 use crate::model::kv_cache::Past;
 use crate::model::workspace::Workspace;
 use crate::ops::matmul::Matmul;
-use crate::ops::{Attention, ChunkedLoss, Dropout, Gather, Mat, RmsNorm, Rotary, Scale, SwiGlu, inverse_frequencies};
+use crate::ops::{Attention, ChunkedLoss, Dropout, Gather, Glu, Mat, OpError, RmsNorm, Rotary, Scale, inverse_frequencies};
 
 /// The operations of a device.
 #[derive(Debug)]
@@ -21,7 +21,7 @@ pub(super) struct Kernels {
     pub norm: RmsNorm,
     pub rotary: Rotary,
     pub attention: Attention,
-    pub swiglu: SwiGlu,
+    pub glu: Glu,
     pub dropout: Dropout,
     pub matmul: Matmul,
     pub loss: ChunkedLoss,
@@ -36,7 +36,7 @@ impl Kernels {
             norm: RmsNorm::new(gpu)?,
             rotary: Rotary::new(gpu)?,
             attention: Attention::new(gpu, model.head_dim, gpu.matrix_units().ok())?,
-            swiglu: SwiGlu::new(gpu)?,
+            glu: Glu::new(gpu, model.family.activation)?,
             dropout: Dropout::new(gpu)?,
             matmul: Matmul::new(gpu, gpu.matrix_units().ok())?,
             loss: ChunkedLoss::new(gpu)?,
@@ -73,10 +73,38 @@ impl PassInputs<'_> {
 pub(super) struct Pass<'a> {
     pub kernels: &'a Kernels,
     pub model: &'a ModelConfig,
-    /// Cosines and sines of every position, for texts of any length. [`Pass::angles`] selects the
-    /// table of a batch.
-    pub rotary: &'a Mat,
+    /// [`Pass::angles`] selects the table of a layer and a batch.
+    pub rotary: &'a Angles,
     pub inputs: &'a PassInputs<'a>,
+}
+
+/// Cosines and sines of every position, for texts of any length.
+#[derive(Debug)]
+pub(super) struct Angles {
+    /// Of all layers, or of those without a window.
+    full: Mat,
+    /// Of layers with a window, if they differ.
+    windowed: Option<Mat>,
+}
+
+impl Angles {
+    /// The angles of the first `positions` positions. With dynamic scaling, these are the angles of
+    /// short texts: see [`OwnAngles`].
+    pub fn upload(gpu: &Gpu, model: &ModelConfig, positions: u32) -> Result<Self, OpError> {
+        let table = |rope: &Rope| inverse_frequencies(rope.theta, rope.dim, &rope.scaling, 1).upload(gpu, positions);
+        Ok(Self { full: table(&model.rope)?, windowed: model.windowed_rope.as_ref().map(table).transpose()? })
+    }
+
+    /// The number of positions.
+    pub fn positions(&self) -> u32 {
+        self.full.rows
+    }
+
+    /// Bytes of the angles of one position.
+    pub fn bytes(model: &ModelConfig) -> u64 {
+        let dims = [Some(&model.rope), model.windowed_rope.as_ref()].into_iter().flatten().map(|rope| u64::from(rope.dim));
+        4 * dims.sum::<u64>()
+    }
 }
 
 /// A batch in GPU memory: a u32 for each token.
@@ -129,20 +157,29 @@ pub(super) fn positions(batch: &Batch) -> Vec<(u32, u32)> {
 }
 
 impl Pass<'_> {
-    /// Cosines and sines, and for each token the token from which their rows count.
-    pub fn angles(&self) -> (&Mat, &BufferRange) {
-        match &self.inputs.batch.own_angles {
-            Some(own) => (&own.table, &own.starts),
-            None => (self.rotary, &self.inputs.batch.starts),
+    /// Cosines and sines of a layer, and for each token the token from which their rows count.
+    pub fn angles(&self, layer: LayerAttention) -> (&Mat, &BufferRange) {
+        match (&self.inputs.batch.own_angles, self.windowed_angles(layer)) {
+            (_, Some(windowed)) => (windowed, &self.inputs.batch.starts),
+            (Some(own), None) => (&own.table, &own.starts),
+            (None, None) => (&self.rotary.full, &self.inputs.batch.starts),
         }
     }
 
-    /// Cosines and sines for tokens after `past` cached tokens, and the row of the first token.
-    pub fn angles_after(&self, past: u32) -> (&Mat, u32) {
-        match &self.inputs.batch.own_angles {
-            Some(own) => (&own.table, 0),
-            None => (self.rotary, past),
+    /// Cosines and sines of a layer for tokens after `past` cached tokens, and the row of the first
+    /// token.
+    pub fn angles_after(&self, layer: LayerAttention, past: u32) -> (&Mat, u32) {
+        match (&self.inputs.batch.own_angles, self.windowed_angles(layer)) {
+            (_, Some(windowed)) => (windowed, past),
+            (Some(own), None) => (&own.table, 0),
+            (None, None) => (&self.rotary.full, past),
         }
+    }
+
+    /// The angles of a layer with a window, if they differ from the others. They have no dynamic
+    /// scaling.
+    fn windowed_angles(&self, layer: LayerAttention) -> Option<&Mat> {
+        self.rotary.windowed.as_ref().filter(|_| layer.window.is_some())
     }
 }
 

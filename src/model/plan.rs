@@ -15,6 +15,7 @@ use crate::model::constants::Constants;
 use crate::model::decoder::Model;
 use crate::model::error::ModelError;
 use crate::model::kv_cache::attention_heads;
+use crate::model::pass::Angles;
 use crate::model::workspace::{Memory, Sizes, WINDOW, WorkspaceBytes, product_shapes};
 use crate::ops::Attention;
 use crate::ops::matmul::Matmul;
@@ -257,7 +258,7 @@ fn sum<const N: usize>(sizes: [u64; N]) -> u64 {
 /// the own table of a batch of `tokens` tokens.
 fn rotary_bytes(model: &ModelConfig, length: u32, tokens: u32) -> u64 {
     let own = if matches!(model.rope.scaling, RopeScaling::Dynamic { .. }) { tokens } else { 0 };
-    (u64::from(length) + u64::from(own)).saturating_mul(4 * u64::from(model.rope.dim))
+    (u64::from(length) + u64::from(own)).saturating_mul(Angles::bytes(model))
 }
 
 impl MemoryError {

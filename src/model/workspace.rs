@@ -18,7 +18,7 @@
 //!   o_proj               residual[i] + attended     -> middle
 //!   post-attention norm  middle                     -> normed
 //!   gate_proj, up_proj   normed                     -> gate, up
-//!   SwiGLU               gate, up                   -> activated
+//!   GLU                  gate, up                   -> activated
 //!   down_proj            middle + activated         -> residual[i + 1], only in the forward pass
 //! after the layers, in the forward pass
 //!   final norm           residual[layers]           -> normed
@@ -32,7 +32,7 @@
 //!   final norm           residual[layers], d.normed -> d.residual
 //! layer i: backward, d.residual holds the gradient of the layer's output
 //!   down_proj            activated, d.residual      -> activated, which becomes its own gradient
-//!   SwiGLU               gate, up, activated        -> gate, up, which become their own gradients
+//!   GLU                  gate, up, activated        -> gate, up, which become their own gradients
 //!   gate_proj, up_proj   normed, gate, up           -> d.normed
 //!   post-attention norm  middle, d.normed           -> d.residual, added: that of middle
 //!   o_proj               attended, d.residual       -> d.attended
@@ -45,6 +45,10 @@
 //!   q_, k_, v_proj       normed, their gradients    -> d.normed
 //!   input norm           residual[i], d.normed      -> d.residual, added: that of residual[i]
 //! ```
+//!
+//! In models with norms of outputs, o_proj and down_proj write `normed`, and the norm adds it to
+//! `middle` or `residual[i + 1]`. Backward, they write `normed` again, the gradient before the norm
+//! is in `d.normed`, and the post-attention norm writes `normed` again for gate_proj and up_proj.
 //!
 //! A long pass goes through the feed-forward block, forward and backward, in windows of tokens:
 //! `gate`, `up` and `activated` have the rows of a window. Layers that keep their activations have

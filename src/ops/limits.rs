@@ -5,6 +5,7 @@
 use super::matmul::{Elements, Matmul, Weight};
 use super::testing::{gpu, gpu_with, poisoned, random_mat};
 use super::*;
+use crate::arch::family::Activation;
 use crate::format::FloatType;
 use crate::gpu::{Commands, Options};
 
@@ -51,8 +52,8 @@ const OPERATIONS: [(&str, Record); 15] = [
     ("dropout", |gpu, c, of| {
         Dropout::new(gpu)?.record(c, 0.5, DropoutKey { seed: 1, step: 1, module: 1, window: 0 }, &of.x, &of.y, false)
     }),
-    ("swiglu", |gpu, c, of| SwiGlu::new(gpu)?.forward(c, &of.x, &of.y, &of.z)),
-    ("swiglu, backward", |gpu, c, of| SwiGlu::new(gpu)?.backward(c, &of.x, &of.y, &of.z)),
+    ("glu", |gpu, c, of| Glu::new(gpu, Activation::Silu)?.forward(c, &of.x, &of.y, &of.z)),
+    ("glu, backward", |gpu, c, of| Glu::new(gpu, Activation::Silu)?.backward(c, &of.x, &of.y, &of.z)),
     ("norm", |gpu, c, of| RmsNorm::new(gpu)?.forward(c, &of.x, &of.row, 1.0, &of.y)),
     ("norm, backward", |gpu, c, of| RmsNorm::new(gpu)?.backward(c, &of.x, &of.row, 1.0, &of.y, &of.z, false)),
     ("rotary", |gpu, c, of| Rotary::new(gpu)?.forward(c, &of.x, 1, &of.words, &of.square)),

@@ -10,6 +10,7 @@ mod dropout;
 mod embedding;
 pub mod error;
 mod finite;
+mod glu;
 mod heads;
 #[cfg(test)]
 mod limits;
@@ -25,7 +26,7 @@ mod rotary;
 mod sample;
 mod scale;
 mod split_heads;
-mod swiglu;
+
 #[cfg(test)]
 pub(crate) mod testing;
 mod trial;
@@ -35,6 +36,7 @@ pub use cached_attention::{CachedAttention, CachedAttentionShape};
 pub use dropout::{Dropout, DropoutKey};
 pub use embedding::Gather;
 pub use finite::FiniteCheck;
+pub use glu::Glu;
 pub use heads::Heads;
 pub use loss::{ChunkedLoss, IGNORE_INDEX};
 pub use optimizer::{AdamW, AdamWState, AdamWStep};
@@ -43,7 +45,6 @@ pub use rotary::{Rotary, inverse_frequencies};
 pub use sample::{Choice, Sample, SampleRules};
 pub use scale::Scale;
 pub use split_heads::{JoinedHeads, SplitHeads};
-pub use swiglu::SwiGlu;
 
 use crate::gpu::{BufferRange, Gpu, GpuError};
 

@@ -5,6 +5,7 @@
 use super::matmul::{Adapter, Elements, Join, Largest, Matmul, Weight, Wide};
 use super::testing::{gpu, mat, poisoned, random, random_mat, units};
 use super::*;
+use crate::arch::family::Activation;
 use crate::dequant::copy_baseline::CopyKernel;
 use crate::dequant::operand::Codec;
 use crate::dequant::{Dequantizer, Fast, GpuWeights, Output, Setup};
@@ -311,6 +312,7 @@ fn norms() {
                 norm.forward(commands, &x, &gamma, 1e-6, &y).unwrap();
                 norm.backward(commands, &x, &gamma, 1e-6, &dy, &dx, false).unwrap();
                 norm.backward(commands, &x, &gamma, 1e-6, &dy, &added, true).unwrap();
+                norm.forward_add(commands, &x, &gamma, 1e-6, &added).unwrap();
             },
         );
     }
@@ -319,14 +321,18 @@ fn norms() {
 #[test]
 fn elements() {
     let Some(gpu) = gpu() else { return };
-    let (swiglu, dropout, scale) = (SwiGlu::new(&gpu).unwrap(), Dropout::new(&gpu).unwrap(), Scale::new(&gpu).unwrap());
+    let (glu, dropout, scale) =
+        (Glu::new(&gpu, Activation::Silu).unwrap(), Dropout::new(&gpu).unwrap(), Scale::new(&gpu).unwrap());
     let [(gate, _), (up, _), (dh, _), (added, _), (scaled, _)] = [1, 2, 3, 4, 5].map(|seed| random_mat(&gpu, seed, 11, 73));
-    let [h, y] = [0, 1].map(|_| poisoned(&gpu, 11, 73));
-    let kernels = ["dropout:main", "scale:main", "swiglu:backward", "swiglu:forward"];
-    assert_written(&gpu, &kernels, &ranges([&h, &y]), &ranges([&gate, &up, &added, &scaled]), |commands| {
+    let [h, gelu_h, y] = [0, 1, 2].map(|_| poisoned(&gpu, 11, 73));
+    let gelu = Glu::new(&gpu, Activation::GeluTanh).unwrap();
+    let kernels = ["dropout:main", "glu:backward", "glu:forward", "scale:main"];
+    assert_written(&gpu, &kernels, &ranges([&h, &gelu_h, &y]), &ranges([&gate, &up, &added, &scaled]), |commands| {
         let key = DropoutKey { seed: 1, step: 2, module: 3, window: 0 };
-        swiglu.forward(commands, &gate, &up, &h).unwrap();
-        swiglu.backward(commands, &gate, &up, &dh).unwrap();
+        glu.forward(commands, &gate, &up, &h).unwrap();
+        glu.backward(commands, &gate, &up, &dh).unwrap();
+        gelu.forward(commands, &gate, &up, &gelu_h).unwrap();
+        gelu.backward(commands, &gate, &up, &dh).unwrap();
         dropout.record(commands, 0.3, key, &dh, &y, false).unwrap();
         dropout.record(commands, 0.3, key, &dh, &added, true).unwrap();
         scale.record(commands, 1.5, &scaled).unwrap();

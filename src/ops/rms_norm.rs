@@ -67,6 +67,14 @@ impl RmsNorm {
         self.dispatch(commands, |kernels| &kernels.forward, [x, x, y], gamma, epsilon, false)
     }
 
+    /// As [`RmsNorm::forward`], added to `y`.
+    ///
+    /// # Errors
+    /// [`OpError::Shape`].
+    pub fn forward_add(&self, commands: &mut Commands, x: &Mat, gamma: &Mat, epsilon: f32, y: &Mat) -> Result<(), OpError> {
+        self.dispatch(commands, |kernels| &kernels.forward, [x, x, y], gamma, epsilon, true)
+    }
+
     /// Records dx = r * (dy * gamma - x * r^2 * mean(dy * gamma * x)), added to `dx` if `add` is
     /// set. `x` is the input of [`RmsNorm::forward`]; `x`, `dy`, `dx` [rows, n * width], `gamma`
     /// [1, width]; `dx` must not share a buffer with an input.
@@ -158,14 +166,18 @@ mod tests {
         let ((x, xs), (gamma, gammas)) = (random_mat(gpu, 1, rows, cols), random_mat(gpu, 2, 1, width));
         let ((dy, dys), (sum, sums)) = (random_mat(gpu, 3, rows, cols), random_mat(gpu, 4, rows, cols));
         let (y, dx) = (poisoned(gpu, rows, cols), poisoned(gpu, rows, cols));
+        let (added, addends) = random_mat(gpu, 5, rows, cols);
         let mut commands = gpu.commands("norm");
         norm.forward(&mut commands, &x, &gamma, EPSILON, &y).unwrap();
         norm.backward(&mut commands, &x, &gamma, EPSILON, &dy, &dx, false).unwrap();
         norm.backward(&mut commands, &x, &gamma, EPSILON, &dy, &sum, true).unwrap();
+        norm.forward_add(&mut commands, &x, &gamma, EPSILON, &added).unwrap();
         commands.submit().unwrap();
-        [&y, &dx, &sum].into_iter().for_each(|mat| assert_untouched(gpu, mat));
+        [&y, &dx, &sum, &added].into_iter().for_each(|mat| assert_untouched(gpu, mat));
         let [xs, gammas, dys] = [xs, gammas, dys].map(|v| wide(&v));
-        let expected = reference_backward(&xs, &gammas, &dys);
+        let (expected, normed) = (reference_backward(&xs, &gammas, &dys), reference(&xs, &gammas));
+        let all: Vec<f64> = wide(&addends).iter().zip(normed).map(|(addend, y)| addend + y).collect();
+        assert_close("y added", &added.read(gpu).unwrap(), &narrow(&all), 1e-6);
         assert_close("y", &y.read(gpu).unwrap(), &narrow(&reference(&xs, &gammas)), 1e-6);
         // In a row of one element, dx is the small difference of two terms, with their absolute
         // error.

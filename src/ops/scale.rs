@@ -1,4 +1,5 @@
-//! Scales a matrix in place, for models with an embedding factor.
+//! Scales a matrix in place, for models with an embedding factor, and adds a number to it, for
+//! norms that add 1 to their weights.
 
 use bytemuck::{Pod, Zeroable};
 
@@ -9,7 +10,7 @@ use crate::gpu::{Commands, Gpu, GpuError, Kernel, KernelSpec, Shader};
 /// Threads per workgroup, one element per thread.
 const WORKGROUP: u64 = 256;
 
-/// x = x * factor.
+/// x = x * factor + offset.
 #[derive(Debug, Clone)]
 pub struct Scale {
     gpu: Gpu,
@@ -22,7 +23,8 @@ pub struct Scale {
 struct Params {
     count: u32,
     factor: f32,
-    pad: [u32; 2],
+    offset: f32,
+    pad: u32,
 }
 
 impl Scale {
@@ -43,12 +45,24 @@ impl Scale {
     /// # Errors
     /// [`OpError::Shape`].
     pub fn record(&self, commands: &mut Commands, factor: f32, x: &Mat) -> Result<(), OpError> {
+        self.dispatch(commands, [factor, 0.0], x)
+    }
+
+    /// Records x = x + offset. Records nothing if the offset is 0.
+    ///
+    /// # Errors
+    /// [`OpError::Shape`].
+    pub fn offset(&self, commands: &mut Commands, offset: f32, x: &Mat) -> Result<(), OpError> {
+        self.dispatch(commands, [1.0, offset], x)
+    }
+
+    fn dispatch(&self, commands: &mut Commands, [factor, offset]: [f32; 2], x: &Mat) -> Result<(), OpError> {
         x.check("scale", x.rows, x.cols)?;
-        if factor == 1.0 {
+        if factor == 1.0 && offset == 0.0 {
             return Ok(());
         }
         for piece in pieces(&self.gpu, x.elements(), 4, ROWS)? {
-            let params = Params { count: piece.count, factor, pad: [0; 2] };
+            let params = Params { count: piece.count, factor, offset, pad: 0 };
             let groups = self.gpu.grid(u64::from(piece.count).div_ceil(WORKGROUP));
             let bytes = 8 * u64::from(piece.count);
             let bindings = [piece.of(&x.range, 4)];
@@ -73,6 +87,15 @@ mod tests {
             assert_untouched(gpu, &x);
             let expected: Vec<f32> = elements.into_iter().map(|x| x * factor).collect();
             assert!(x.read(gpu).unwrap() == expected, "{rows} x {cols} times {factor}");
+        }
+        for offset in [0.0, 1.0, -0.3] {
+            let (x, elements) = random_mat(gpu, 2, rows, cols);
+            let mut commands = gpu.commands("offset");
+            scale.offset(&mut commands, offset, &x).unwrap();
+            commands.submit().unwrap();
+            assert_untouched(gpu, &x);
+            let expected: Vec<f32> = elements.into_iter().map(|x| x + offset).collect();
+            assert!(x.read(gpu).unwrap() == expected, "{rows} x {cols} plus {offset}");
         }
     }
 

@@ -264,6 +264,16 @@ fn seed_oss_with_a_bias_of_the_output_of_attention() {
 }
 
 #[test]
+fn gemma3_with_a_rotary_embedding_of_windowed_layers_and_four_norms() {
+    check("gemma3");
+}
+
+#[test]
+fn gemma3_with_rope_parameters_of_each_kind_biases_and_an_untied_head() {
+    check("gemma3_kinds");
+}
+
+#[test]
 fn phi3_with_fused_projections_and_a_rotary_embedding_of_a_part_of_each_head() {
     check("phi3");
 }

@@ -66,6 +66,22 @@ const LAYER: Ends = &[
     ("mlp.up_proj.weight", Role::UpProj),
     ("mlp.down_proj.weight", Role::DownProj),
 ];
+/// What every layer has with norms of outputs.
+const GEMMA3_LAYER: Ends = &[
+    ("input_layernorm.weight", Role::InputNorm),
+    ("self_attn.q_proj.weight", Role::QProj),
+    ("self_attn.k_proj.weight", Role::KProj),
+    ("self_attn.v_proj.weight", Role::VProj),
+    ("self_attn.o_proj.weight", Role::OProj),
+    ("self_attn.q_norm.weight", Role::QNorm),
+    ("self_attn.k_norm.weight", Role::KNorm),
+    ("post_attention_layernorm.weight", Role::AttentionOutputNorm),
+    ("pre_feedforward_layernorm.weight", Role::PostAttentionNorm),
+    ("mlp.gate_proj.weight", Role::GateProj),
+    ("mlp.up_proj.weight", Role::UpProj),
+    ("mlp.down_proj.weight", Role::DownProj),
+    ("post_feedforward_layernorm.weight", Role::FeedForwardOutputNorm),
+];
 /// What every layer has, where projections are fused.
 const FUSED_LAYER: Ends = &[
     ("input_layernorm.weight", Role::InputNorm),
@@ -140,7 +156,11 @@ fn every_tensor_of_every_family_lands_in_its_place() {
     // Of fused tensors, each projection needs a multiple of 64 rows.
     let sizes = json!({ "head_dim": 32, "intermediate_size": 64, "attention_bias": true });
     assert_eq!(round_trip(&config("phi3", &sizes)), expected_of(FUSED_LAYER, "model.", "", &[]));
-    let mut covered: Vec<&str> = rows.iter().map(|(model_type, ..)| *model_type).chain(["phi3"]).collect();
+    for (more, with_biases) in [(json!({}), &[][..]), (all, &[QKV_BIAS, O_BIAS])] {
+        let found = round_trip(&config("gemma3_text", &more));
+        assert_eq!(found, expected_of(GEMMA3_LAYER, "model.", "", with_biases));
+    }
+    let mut covered: Vec<&str> = rows.iter().map(|(model_type, ..)| *model_type).chain(["gemma3_text", "phi3"]).collect();
     covered.sort_unstable();
     assert!(covered.into_iter().eq(ModelConfig::model_types()), "a row for each family");
 }

@@ -99,9 +99,29 @@ fn fused() -> Vec<u8> {
     )
 }
 
+/// The four norms of a layer with norms of outputs.
+fn output_norms() -> Vec<u8> {
+    let norm = |name, role| Item::raw(name, FloatType::Bf16, &[4]).role(role).layer(0);
+    pack(
+        &[
+            norm("a", Role::InputNorm),
+            norm("b", Role::PostAttentionNorm),
+            norm("c", Role::AttentionOutputNorm),
+            norm("d", Role::FeedForwardOutputNorm),
+        ],
+        1,
+        METADATA,
+    )
+}
+
 type Build = fn() -> Vec<u8>;
-const GOLDEN: [(&str, Build); 4] =
-    [("v1.0.nf4pack", tiny), ("v1.0-full.nf4pack", full), ("v1.0-signed.nf4pack", signed), ("v1.0-fused.nf4pack", fused)];
+const GOLDEN: [(&str, Build); 5] = [
+    ("v1.0.nf4pack", tiny),
+    ("v1.0-full.nf4pack", full),
+    ("v1.0-signed.nf4pack", signed),
+    ("v1.0-fused.nf4pack", fused),
+    ("v1.0-output-norms.nf4pack", output_norms),
+];
 
 #[test]
 #[ignore = "makes the files of a new version; never changes one"]
@@ -249,12 +269,12 @@ fn only_the_pack_with_negative_scales_says_so() {
 }
 
 #[test]
-fn only_the_pack_with_fused_projections_says_so() {
-    for (name, expected) in [("v1.0-fused.nf4pack", 2), ("v1.0-signed.nf4pack", 1), ("v1.0-full.nf4pack", 0)] {
-        let bytes = golden(name);
+fn only_the_packs_with_new_roles_have_their_features() {
+    let features = ["fused", "output-norms", "signed", "full"].into_iter().zip([2, 4, 1, 0]);
+    for (name, expected) in features.map(|(name, expected)| (format!("v1.0-{name}.nf4pack"), expected)) {
+        let bytes = golden(&name);
         let index = Index::parse(&bytes, bytes.len() as u64).unwrap();
         assert_eq!(index.header().required_features, expected, "{name}");
-        assert_eq!(index.header().fused_projections(), expected == 2);
     }
     let bytes = golden("v1.0-fused.nf4pack");
     let index = Index::parse(&bytes, bytes.len() as u64).unwrap();

@@ -98,7 +98,7 @@ const UNSAFE: &[&str] = &[
     "ops/loss.rs",
     "ops/optimizer.rs",
     "ops/rms_norm.rs",
-    "ops/swiglu.rs",
+    "ops/glu.rs",
 ];
 
 /// The identifiers that follow `prefix`, wherever `prefix` is not the end of a longer identifier.

@@ -356,6 +356,9 @@ reject! {
         (bytes, FormatError::OffsetOverflow { section: 2, offset: 8448, length: u64::MAX })
     };
     unknown_role => (record_field(A, record::ROLE, &[254]), unknown(A, Field::Role, record::ROLE, 254));
+    output_norm_without_its_feature => {
+        (record_field(A, record::ROLE, &[23]), unknown(A, Field::Role, record::ROLE, 23))
+    };
     /// Readers without the feature do not know this role.
     fused_role_without_its_feature => (record_field(A, record::ROLE, &[20]), unknown(A, Field::Role, record::ROLE, 20));
     role_0 => (record_field(A, record::ROLE, &[0]), unknown(A, Field::Role, record::ROLE, 0));

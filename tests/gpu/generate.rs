@@ -129,11 +129,11 @@ fn the_cache_changes_nothing() {
 }
 
 /// Windows in all layers and in some, layers without rotary embedding, factors, fused projections
-/// with a rotary embedding of a part of each head.
+/// with a rotary embedding of a part of each head, rotary embeddings by the kind of layer.
 #[test]
 fn the_cache_changes_nothing_where_layers_differ() {
     let Some(gpu) = common::gpu() else { return };
-    for name in ["mistral", "qwen2_windows", "smollm3", "smollm3_windows", "granite", "phi3"] {
+    for name in ["mistral", "qwen2_windows", "smollm3", "smollm3_windows", "granite", "phi3", "gemma3", "gemma3_kinds"] {
         let fixture = Fixture::of(&format!("architectures/{name}"), &format!("architectures/{name}/adapter"));
         // A prompt shorter than each window, a longer one, and one that is read in two pieces.
         let prompts = [3, 40, 300].map(|length| (0..length).map(|i| (17 + 31 * i + i * i / 3) % 96).collect());

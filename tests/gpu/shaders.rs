@@ -138,7 +138,7 @@ const FORMS: &[(&[&str], Constants)] = &[
     (&["loss.wgsl"], &[]),
     (&["optimizer.wgsl"], &[]),
     (&["rms_norm.wgsl"], &[("LANES", &[32.0, 256.0])]),
-    (&["swiglu.wgsl"], &[]),
+    (&["glu.wgsl"], &[("GELU", EITHER)]),
 ];
 
 /// The last files of shaders that are templates. Tests beside the host code validate the sources
@@ -239,6 +239,6 @@ fn every_shader_is_valid_in_every_form() {
     let products = 72 + 48 + 2 * 48 + 1 + 32 * (3 + 2);
     let panels = 2 + 2 * 2 * 6;
     let attention = 5 * 10 + 3 * 16 + 3 * 4 * 2 + 2;
-    let rest = 1 + 2 + 2 + 1 + 2 + 2 * 3 + 3 + 3 + 2 * 2 + 2;
+    let rest = 1 + 2 + 2 + 1 + 2 + 2 * 3 + 3 + 3 + 2 * 2 + 2 * 2;
     assert_eq!(compiled, dequant + products + panels + attention + rest);
 }

@@ -236,6 +236,47 @@ MODELS = {
         "rope_scaling": None,
         "tie_word_embeddings": False,
     },
+    # Keys of configurations before transformers 5: a base wavelength of layers with a window, a
+    # scaling of the others; a pattern of windows, and a head that is tied by default.
+    "gemma3": {
+        "model_type": "gemma3_text",
+        **NO_SPECIAL_TOKENS,
+        "hidden_activation": "gelu_pytorch_tanh",
+        "vocab_size": 96,
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 1,
+        "head_dim": 24,
+        "query_pre_attn_scalar": 40,
+        "sliding_window": 7,
+        "sliding_window_pattern": 2,
+        "rope_theta": 50000.0,
+        "rope_local_base_freq": 100.0,
+        "rope_scaling": {"rope_type": "linear", "factor": 8.0},
+    },
+    # Parameters of each kind of layer, `layer_types`, biases, a head of its own.
+    "gemma3_kinds": {
+        "model_type": "gemma3_text",
+        **NO_SPECIAL_TOKENS,
+        "hidden_activation": "gelu_pytorch_tanh",
+        "vocab_size": 96,
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "head_dim": 16,
+        "attention_bias": True,
+        "tie_word_embeddings": False,
+        "sliding_window": 9,
+        "layer_types": ["full_attention", "sliding_attention"],
+        "rope_parameters": {
+            "full_attention": {"rope_type": "default", "rope_theta": 20000.0},
+            "sliding_attention": {"rope_type": "linear", "rope_theta": 500.0, "factor": 2.0},
+        },
+    },
 }
 
 

@@ -57,6 +57,20 @@ fn windows(keys: &Keys<'_>, family: &Family, rotary: &[bool], nested: bool) -> R
             let slides = |layer: usize| window.is_some() && layer >= first as usize;
             listed(keys, rotary.len(), window, slides)
         }
+        Windows::Pattern { default, interval } => {
+            let window = window(Some(default))?;
+            let interval = keys.optional_size("sliding_window_pattern")?.unwrap_or(interval) as usize;
+            let slides = |layer: usize| !(layer + 1).is_multiple_of(interval);
+            let windows = listed(keys, rotary.len(), window, slides)?;
+            match window {
+                None if keys.given("layer_types").is_none() && (0..rotary.len()).any(slides) => Err(keys.bad(
+                    "sliding_window",
+                    "a number of tokens: some layers have a window",
+                    &serde_json::Value::Null,
+                )),
+                _ => Ok(windows),
+            }
+        }
         Windows::WithoutRotary => {
             let (used, window) = (keys.flag("use_sliding_window", false)?, window(None)?);
             let slides = |layer: usize| used && window.is_some() && rotary.get(layer) == Some(&false);

@@ -43,6 +43,16 @@ impl<'a> Keys<'a> {
         Ok(Self { prefix: self.full(key) + ".", object, ..*self })
     }
 
+    /// Another object, under `key` in messages.
+    pub fn nested<'b>(&self, key: &str, object: &'b Map<String, Value>) -> Keys<'b> {
+        Keys { file: self.file, prefix: self.full(key) + ".", object, model_type: self.model_type }
+    }
+
+    /// A copy of the object.
+    pub fn to_map(&self) -> Map<String, Value> {
+        self.object.clone()
+    }
+
     /// All keys and values.
     pub fn entries(&self) -> impl Iterator<Item = (&'a str, &'a Value)> {
         self.object.iter().map(|(key, value)| (key.as_str(), value))

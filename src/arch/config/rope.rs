@@ -1,9 +1,11 @@
 //! The rotary embedding: `rope_parameters` of newer configurations, `rope_theta` and `rope_scaling`
 //! of older ones.
 
+use serde_json::{Map, Value};
+
 use super::error::ConfigError;
 use super::keys::Keys;
-use crate::arch::family::Family;
+use crate::arch::family::{Family, WindowedRotary};
 
 /// A rotary embedding.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -71,8 +73,25 @@ pub enum RopeScaling {
 impl Rope {
     /// Reads the configuration of a model that was made for `max_positions`, as
     /// `convert_rope_params_to_dict` of transformers 5.24 does: `rope_scaling`, unless it is empty,
-    /// or else `rope_parameters`. Keys that the scaling does not use are added to `ignored`.
+    /// or else `rope_parameters`. Keys that the scaling does not use are added to `ignored`. The
+    /// second one is that of layers with a window, if the family has one.
     pub(super) fn read(
+        config: &Keys<'_>,
+        family: &Family,
+        head_dim: u32,
+        max_positions: u32,
+        ignored: &mut Vec<String>,
+    ) -> Result<(Self, Option<Self>), ConfigError> {
+        match family.windowed_rotary {
+            None => Ok((Self::of_all_layers(config, family, head_dim, max_positions, ignored)?, None)),
+            Some(windowed) => {
+                let [full, windowed] = of_kinds(config, family, windowed, head_dim, max_positions, ignored)?;
+                Ok((full, Some(windowed)))
+            }
+        }
+    }
+
+    fn of_all_layers(
         config: &Keys<'_>,
         family: &Family,
         head_dim: u32,
@@ -114,8 +133,8 @@ impl Rope {
 /// The keys that every scaling reads.
 const COMMON_KEYS: [&str; 4] = ["rope_theta", "rope_type", "type", PARTIAL];
 
-/// The classes that are supported have one rotary embedding, with parameters that are no objects.
-/// Newer ones have one for each kind of layer.
+/// Families without [`Family::windowed_rotary`] have one rotary embedding, with parameters that are
+/// no objects.
 fn one_for_all_layers(parameters: &Keys<'_>) -> Result<(), ConfigError> {
     match parameters.entries().find(|(_, value)| value.is_object()) {
         Some((key, value)) => {
@@ -123,6 +142,49 @@ fn one_for_all_layers(parameters: &Keys<'_>) -> Result<(), ConfigError> {
         }
         None => Ok(()),
     }
+}
+
+/// The rotary embeddings of layers without a window and of those with one, as in
+/// `Gemma3TextConfig.convert_rope_params_to_dict`: the parameters of each kind in
+/// `rope_parameters`. Older configurations have `rope_scaling`, for layers without a window.
+fn of_kinds(
+    config: &Keys<'_>,
+    family: &Family,
+    windowed: WindowedRotary,
+    head_dim: u32,
+    max_positions: u32,
+    ignored: &mut Vec<String>,
+) -> Result<[Rope; 2], ConfigError> {
+    const KINDS: [&str; 2] = ["full_attention", "sliding_attention"];
+    let (parameters, scaling) = (config.inner("rope_parameters")?, config.inner("rope_scaling")?);
+    if let Some(keys) = &parameters {
+        let unused = keys.entries().filter(|(key, _)| !KINDS.contains(key));
+        ignored.extend(unused.map(|(key, _)| keys.full(key)));
+    }
+    let of_kind = |kind| parameters.as_ref().map_or(Ok(None), |keys| keys.inner(kind));
+    let [full, sliding] = KINDS.map(of_kind);
+    let (full, sliding) = (full?, sliding?);
+    let mut merged = full.as_ref().map_or_else(default_parameters, Keys::to_map);
+    merged.extend(scaling.as_ref().map(Keys::to_map).unwrap_or_default());
+    let key = if scaling.is_some() { "rope_scaling" } else { "rope_parameters.full_attention" };
+    let theta_of = |key| config.number_if_present(key, "a number above 1", |x| x > 1.0);
+    let thetas = [theta_of("rope_theta")?.unwrap_or(family.theta), theta_of(windowed.key)?.unwrap_or(windowed.theta)];
+    let plain = default_parameters();
+    let sliding = sliding.unwrap_or_else(|| config.nested("rope_parameters.sliding_attention", &plain));
+    let mut read = |parameters: &Keys<'_>, default: f64| -> Result<Rope, ConfigError> {
+        let theta = parameters.number_if_present("rope_theta", "a number above 1", |x| x > 1.0)?.unwrap_or(default);
+        let (scaling, used) = scaling_of(config, parameters, family, f64::from(max_positions))?;
+        whole_head(parameters, scaling, ignored)?;
+        let unused = parameters.entries().filter(|(key, _)| !COMMON_KEYS.contains(key) && !used.contains(key));
+        ignored.extend(unused.map(|(key, _)| parameters.full(key)));
+        Ok(Rope { theta, dim: head_dim, scaling })
+    };
+    Ok([read(&config.nested(key, &merged), thetas[0])?, read(&sliding, thetas[1])?])
+}
+
+/// The parameters of a kind of layer without any.
+fn default_parameters() -> Map<String, Value> {
+    Map::from_iter([("rope_type".to_owned(), "default".into())])
 }
 
 const PARTIAL: &str = "partial_rotary_factor";

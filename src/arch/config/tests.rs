@@ -51,6 +51,7 @@ fn the_fixture_is_read() {
         vocab: 2048,
         rms_norm_eps: 1e-6,
         rope: Rope { theta: 1e6, dim: 64, scaling: RopeScaling::Default },
+        windowed_rope: None,
         tied: true,
         q_k_norm: true,
         qkv_bias: false,
@@ -196,6 +197,75 @@ fn keys_of_the_rotary_embedding_that_have_no_effect_are_listed() {
     assert_eq!(ignored(json!({ "rope_parameters": plain })), ["rope_parameters.factor", "rope_parameters.mrope_section"]);
     assert_eq!(ignored(json!({ "partial_rotary_factor": 0.5 })), ["partial_rotary_factor"]);
     assert_eq!(ignored(json!({ "partial_rotary_factor": 1.0, "rope_scaling": { "rope_type": "default" } })), [""; 0]);
+}
+
+#[test]
+fn gemma3_has_a_rotary_embedding_for_each_kind_of_layer() {
+    let gemma3 = |more: Value| parse(&with("gemma3_text", &more));
+    let plain = |theta| Rope { theta, dim: 6, scaling: RopeScaling::Default };
+    let linear = |theta, factor| Rope { theta, dim: 6, scaling: RopeScaling::Linear { factor } };
+    let ropes = |more: Value| {
+        let parsed = gemma3(more).unwrap();
+        (parsed.rope, parsed.windowed_rope.unwrap(), parsed.ignored_keys)
+    };
+    let none = Vec::<String>::new();
+    assert_eq!(ropes(json!({})), (plain(1e6), plain(1e4), none.clone()));
+    let older =
+        json!({ "rope_theta": 5e5, "rope_local_base_freq": 300, "rope_scaling": { "rope_type": "linear", "factor": 8 } });
+    assert_eq!(ropes(older), (linear(5e5, 8.0), plain(300.0), none.clone()));
+    let kinds = json!({ "rope_theta": 5e5, "rope_parameters": {
+        "full_attention": { "rope_type": "linear", "factor": 2, "rope_theta": 7e5 },
+        "sliding_attention": { "rope_type": "linear", "factor": 3 },
+    } });
+    assert_eq!(ropes(kinds.clone()), (linear(7e5, 2.0), linear(1e4, 3.0), none.clone()));
+    // An older key changes some of the newer ones.
+    let mut both = kinds;
+    both["rope_scaling"] = json!({ "factor": 4 });
+    assert_eq!(ropes(both).0, linear(7e5, 4.0));
+    // Without its kind, the type stays.
+    let unused = json!({ "rope_scaling": { "type": "linear", "factor": 4 }, "rope_parameters": { "rope_theta": 9e5 } });
+    assert_eq!(
+        ropes(unused),
+        (plain(1e6), plain(1e4), vec!["rope_parameters.rope_theta".into(), "rope_scaling.factor".into()])
+    );
+    let kind = json!({ "rope_parameters": { "sliding_attention": { "rope_type": "dynamic", "factor": 2 } } });
+    let error = gemma3(kind).unwrap_err().to_string();
+    assert!(error.contains("rope_parameters.sliding_attention.rope_type"), "{error}");
+}
+
+#[test]
+fn gemma3_has_windows_by_a_pattern_and_scales_of_its_own() {
+    let gemma3 = |more: Value| parse(&with("gemma3_text", &more));
+    let windows = |more: Value| {
+        let parsed = gemma3(more).unwrap();
+        (0..parsed.layers).map(|layer| parsed.attention(layer).window).collect::<Vec<_>>()
+    };
+    let six = json!({ "num_hidden_layers": 7 });
+    let (full, window) = (None, Some(4096));
+    assert_eq!(windows(six), [window, window, window, window, window, full, window]);
+    assert_eq!(windows(json!({ "sliding_window": 5, "sliding_window_pattern": 2 })), [Some(5), None]);
+    let types = json!(["full_attention", "sliding_attention"]);
+    assert_eq!(windows(json!({ "sliding_window": 5, "layer_types": types })), [None, Some(5)]);
+    assert_eq!(windows(json!({ "sliding_window": null, "layer_types": ["full_attention", "full_attention"] })), [None; 2]);
+    let parsed = gemma3(json!({ "query_pre_attn_scalar": 64 })).unwrap();
+    assert_eq!((parsed.embedding_multiplier, parsed.attention_multiplier), (8_f64.sqrt(), 0.125));
+    assert_eq!(gemma3(json!({})).unwrap().attention_multiplier, 1.0 / 16.0);
+    assert_eq!((parsed.tied, parsed.eos_token_ids, parsed.family.norm.weight_offset), (true, vec![1], 1.0));
+    let off =
+        json!({ "attn_logit_softcapping": null, "final_logit_softcapping": null, "use_bidirectional_attention": false });
+    gemma3(off).unwrap();
+    for (more, key) in [
+        (json!({ "sliding_window": null }), "sliding_window"),
+        (json!({ "sliding_window": null, "layer_types": types }), "layer_types"),
+        (json!({ "hidden_activation": "gelu" }), "hidden_activation"),
+        (json!({ "final_logit_softcapping": 30.0 }), "final_logit_softcapping"),
+        (json!({ "attn_logit_softcapping": 50.0 }), "attn_logit_softcapping"),
+        (json!({ "use_bidirectional_attention": true }), "use_bidirectional_attention"),
+        (json!({ "query_pre_attn_scalar": 0 }), "query_pre_attn_scalar"),
+    ] {
+        let error = gemma3(more).unwrap_err();
+        assert!(matches!(&error, ConfigError::BadValue { key: found, .. } if found == key), "{error}");
+    }
 }
 
 #[test]

@@ -1,6 +1,6 @@
 //! Granite 3: Llama with four scalars.
 
-use crate::arch::family::{Absent, Bias, DECODER, Family, Scales};
+use crate::arch::family::{Absent, Bias, DECODER, Family, Scale, Scales};
 
 pub(super) static FAMILY: Family = Family {
     model_type: "granite",
@@ -10,10 +10,10 @@ pub(super) static FAMILY: Family = Family {
     mlp_bias: Bias::Key("mlp_bias", false),
     kv_heads: Absent::Derived,
     scales: Scales {
-        embedding: Some("embedding_multiplier"),
-        residual: Some("residual_multiplier"),
-        attention: Some("attention_multiplier"),
-        logits: Some("logits_scaling"),
+        embedding: Scale::Key("embedding_multiplier"),
+        residual: Scale::Key("residual_multiplier"),
+        attention: Scale::Key("attention_multiplier"),
+        logits: Scale::Key("logits_scaling"),
     },
     eos: &[2],
     ..DECODER

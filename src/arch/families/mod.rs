@@ -1,5 +1,6 @@
 //! The families, one a file.
 
+mod gemma3;
 mod granite;
 mod llama;
 mod mistral;
@@ -14,6 +15,7 @@ use super::family::Family;
 impl Family {
     /// Every family, by name.
     pub const ALL: &'static [&'static Self] = &[
+        &gemma3::FAMILY,
         &granite::FAMILY,
         &llama::FAMILY,
         &mistral::FAMILY,

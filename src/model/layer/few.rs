@@ -33,7 +33,7 @@ impl Layer<'_> {
         let gammas = self.constants.query_norm.as_ref().zip(self.constants.key_norm.as_ref());
         let unsplit = Unsplit {
             norms: gammas.map(|(query, key)| ([query, key], epsilon)),
-            angles: self.attention.rotary.then(|| self.pass.angles_after(past.tokens)),
+            angles: self.attention.rotary.then(|| self.pass.angles_after(self.attention, past.tokens)),
         };
         past.attend_joined(commands, model, self.number, unsplit, [&self.activations.queries, &self.activations.attended])?;
         Ok(true)
@@ -46,11 +46,17 @@ impl Layer<'_> {
         if past.is_none() || ![&self.gate, &self.up].into_iter().all(is_plain) {
             return Ok(false);
         }
-        let join = match model.family.activation {
-            Activation::Silu => Join::Gated,
-        };
+        // The joined product has no other activation.
+        if model.family.activation != Activation::Silu {
+            return Ok(false);
+        }
         let norm = Some((&self.constants.post_attention_norm, model.rms_norm_eps as f32));
         let weights = [&self.gate.weight, &self.up.weight];
-        kernels.matmul.wide(commands, &window.middle, &Wide { join, norm, ..Wide::of(&weights) }, &window.activated)
+        kernels.matmul.wide(
+            commands,
+            &window.middle,
+            &Wide { join: Join::Gated, norm, ..Wide::of(&weights) },
+            &window.activated,
+        )
     }
 }

@@ -1,18 +1,21 @@
-//! The gated activation of the MLP: h = silu(gate) * up (Shazeer 2020, "GLU Variants Improve
-//! Transformer").
+//! The gated activations of the MLP (Shazeer 2020, "GLU Variants Improve Transformer"): SwiGLU, h =
+//! silu(gate) * up, and GEGLU, h = gelu(gate) * up, with gelu's approximation by tanh (Hendrycks
+//! and Gimpel 2016, "Gaussian Error Linear Units").
 
 use bytemuck::{Pod, Zeroable};
 
 use super::pieces::{ROWS, pieces};
 use super::{Mat, OpError};
+use crate::arch::family::Activation;
 use crate::gpu::{Commands, Gpu, GpuError, Kernel, KernelSpec, Shader};
 
 /// Threads per workgroup, one element per thread.
 const WORKGROUP: u64 = 256;
 
-/// h = silu(gate) * up, where silu(x) = x * sigmoid(x).
+/// h = f(gate) * up, where f(x) = x * sigmoid(z(x)). For silu, z(x) = x. For gelu by tanh, z(x) = 2
+/// sqrt(2 / pi) (x + 0.044715 x^3), because (1 + tanh(u)) / 2 = sigmoid(2 u).
 #[derive(Debug, Clone)]
-pub struct SwiGlu {
+pub struct Glu {
     gpu: Gpu,
     forward: Kernel,
     backward: Kernel,
@@ -26,20 +29,24 @@ struct Params {
     pad: [u32; 3],
 }
 
-impl SwiGlu {
+impl Glu {
     /// Compiles the kernels for `gpu`.
     ///
     /// # Errors
     /// [`GpuError::Invalid`], [`GpuError::KernelLimit`].
-    pub fn new(gpu: &Gpu) -> Result<Self, GpuError> {
+    pub fn new(gpu: &Gpu, activation: Activation) -> Result<Self, GpuError> {
         // SAFETY: `dispatch` binds as many floats everywhere as it passes in `count`; there are no
         // loops and no workgroup memory.
-        let shader = unsafe { Shader::trusted("swiglu", include_str!("../../shaders/swiglu.wgsl")) };
-        let kernel = |entry| gpu.kernel(&KernelSpec { shader: shader.clone(), entry, constants: Vec::new() });
+        let shader = unsafe { Shader::trusted("glu", include_str!("../../shaders/glu.wgsl")) };
+        let gelu = match activation {
+            Activation::Silu => 0.0,
+            Activation::GeluTanh => 1.0,
+        };
+        let kernel = |entry| gpu.kernel(&KernelSpec { shader: shader.clone(), entry, constants: vec![("GELU", gelu)] });
         Ok(Self { gpu: gpu.clone(), forward: kernel("forward")?, backward: kernel("backward")? })
     }
 
-    /// Records h = silu(gate) * up; all three are [tokens, intermediate]. `h` must be in another
+    /// Records h = f(gate) * up; all three are [tokens, intermediate]. `h` must be in another
     /// buffer than the inputs.
     ///
     /// # Errors
@@ -49,9 +56,9 @@ impl SwiGlu {
         self.dispatch(commands, &self.forward, [gate, up, h, h], 12)
     }
 
-    /// Records the gradients, in place: `gate` becomes d_gate = dh * up * s * (1 + gate * (1 - s))
-    /// with s = sigmoid(gate), and `up` becomes d_up = dh * silu(gate). All three are [tokens,
-    /// intermediate]. `dh` must be in another buffer.
+    /// Records the gradients, in place: `gate` becomes d_gate = dh * up * s * (1 + gate * (1 - s) *
+    /// z'(gate)) with s = sigmoid(z(gate)), and `up` becomes d_up = dh * f(gate). All three are
+    /// [tokens, intermediate]. `dh` must be in another buffer.
     ///
     /// # Errors
     /// [`OpError::Shape`].
@@ -62,7 +69,7 @@ impl SwiGlu {
     /// `moved` is the number of bytes read and written per element.
     fn dispatch(&self, commands: &mut Commands, kernel: &Kernel, mats: [&Mat; 4], moved: u64) -> Result<(), OpError> {
         let [first, ..] = mats;
-        mats.iter().try_for_each(|mat| mat.check("SwiGLU", first.rows, first.cols))?;
+        mats.iter().try_for_each(|mat| mat.check("GLU", first.rows, first.cols))?;
         for piece in pieces(&self.gpu, first.elements(), 4, ROWS)? {
             let params = Params { count: piece.count, pad: [0; 3] };
             let bindings = mats.map(|mat| piece.of(&mat.range, 4));
@@ -84,35 +91,58 @@ mod tests {
         1.0 / (1.0 + (-x).exp())
     }
 
-    fn reference(gate: &[f64], up: &[f64]) -> Vec<f64> {
-        gate.iter().zip(up).map(|(&x, &up)| x * sigmoid(x) * up).collect()
+    const BOTH: [Activation; 2] = [Activation::Silu, Activation::GeluTanh];
+
+    /// The activation and its derivative. That of gelu is not by way of the sigmoid.
+    fn function(of: Activation, x: f64) -> [f64; 2] {
+        match of {
+            Activation::Silu => {
+                let s = sigmoid(x);
+                [x * s, s * (1.0 + x * (1.0 - s))]
+            }
+            Activation::GeluTanh => {
+                let root = (2.0 / std::f64::consts::PI).sqrt();
+                let tanh = (root * (x + 0.044_715 * x.powi(3))).tanh();
+                // Where tanh is 1, the other factor may be infinite.
+                let slope = if tanh.abs() == 1.0 { 0.0 } else { root * (1.0 + 3.0 * 0.044_715 * x * x) };
+                [0.5 * x * (1.0 + tanh), 0.5 * (1.0 + tanh) + 0.5 * x * (1.0 - tanh * tanh) * slope]
+            }
+        }
+    }
+
+    fn reference(of: Activation, gate: &[f64], up: &[f64]) -> Vec<f64> {
+        gate.iter().zip(up).map(|(&x, &up)| function(of, x)[0] * up).collect()
     }
 
     /// Gradients of gate and of up.
-    fn reference_backward(gate: &[f64], up: &[f64], dh: &[f64]) -> (Vec<f64>, Vec<f64>) {
+    fn reference_backward(of: Activation, gate: &[f64], up: &[f64], dh: &[f64]) -> (Vec<f64>, Vec<f64>) {
         let one = |((&x, &up), &dh): ((&f64, &f64), &f64)| {
-            let s = sigmoid(x);
-            (dh * up * s * (1.0 + x * (1.0 - s)), dh * x * s)
+            let [value, slope] = function(of, x);
+            (dh * up * slope, dh * value)
         };
         gate.iter().zip(up).zip(dh).map(one).unzip()
     }
 
     /// Runs both directions. `spread` scales the range of the gates.
     fn check(gpu: &Gpu, rows: u32, cols: u32, spread: f32) {
-        let swiglu = SwiGlu::new(gpu).unwrap();
+        BOTH.into_iter().for_each(|activation| check_of(activation, gpu, rows, cols, spread));
+    }
+
+    fn check_of(activation: Activation, gpu: &Gpu, rows: u32, cols: u32, spread: f32) {
+        let glu = Glu::new(gpu, activation).unwrap();
         let (_, mut gates) = random_mat(gpu, 1, rows, cols);
         gates.iter_mut().for_each(|x| *x *= spread);
         let gate = mat(gpu, rows, cols, &gates);
         let ((up, ups), (dh, dhs)) = (random_mat(gpu, 2, rows, cols), random_mat(gpu, 3, rows, cols));
         let h = poisoned(gpu, rows, cols);
-        let mut commands = gpu.commands("swiglu");
-        swiglu.forward(&mut commands, &gate, &up, &h).unwrap();
-        swiglu.backward(&mut commands, &gate, &up, &dh).unwrap();
+        let mut commands = gpu.commands("glu");
+        glu.forward(&mut commands, &gate, &up, &h).unwrap();
+        glu.backward(&mut commands, &gate, &up, &dh).unwrap();
         commands.submit().unwrap();
         [&h, &gate, &up].into_iter().for_each(|mat| assert_untouched(gpu, mat));
         let (gates, ups, dhs) = (wide(&gates), wide(&ups), wide(&dhs));
-        let (d_gate, d_up) = reference_backward(&gates, &ups, &dhs);
-        assert_close("h", &h.read(gpu).unwrap(), &narrow(&reference(&gates, &ups)), 1e-6);
+        let (d_gate, d_up) = reference_backward(activation, &gates, &ups, &dhs);
+        assert_close("h", &h.read(gpu).unwrap(), &narrow(&reference(activation, &gates, &ups)), 1e-6);
         assert_close("d_gate", &gate.read(gpu).unwrap(), &narrow(&d_gate), 1e-6);
         assert_close("d_up", &up.read(gpu).unwrap(), &narrow(&d_up), 1e-6);
     }
@@ -148,9 +178,11 @@ mod tests {
     #[test]
     fn the_reference_is_the_gradient() {
         let [gate, up, dh] = [1, 2, 3].map(|seed| wide(&random(seed, 20)));
-        let (d_gate, d_up) = reference_backward(&gate, &up, &dh);
         let loss = |h: Vec<f64>| h.iter().zip(&dh).map(|(h, dh)| h * dh).sum();
-        assert_gradient("d_gate", &gate, &d_gate, 1e-6, |gate| loss(reference(gate, &up)));
-        assert_gradient("d_up", &up, &d_up, 1e-6, |up| loss(reference(&gate, up)));
+        for of in BOTH {
+            let (d_gate, d_up) = reference_backward(of, &gate, &up, &dh);
+            assert_gradient("d_gate", &gate, &d_gate, 1e-6, |gate| loss(reference(of, gate, &up)));
+            assert_gradient("d_up", &up, &d_up, 1e-6, |up| loss(reference(of, &gate, up)));
+        }
     }
 }
