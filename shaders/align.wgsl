@@ -1,8 +1,8 @@
 // Packs a narrow float32 matrix into panels with one exponent: the right operand of a product whose
 // sums run over the rows of two matrices. The left operand is packed already, with an exponent for
 // each row. Sums cannot undo these, so the rows of the narrow matrix are multiplied by them. It is
-// combined with panels.wgsl. Runs unchecked: `ops::matmul` proves on the host that every index is in
-// its binding.
+// combined with panels.wgsl. Runs unchecked: `ops::matmul` proves on the host that every index is
+// in its binding.
 
 struct Params {
     rows: u32,

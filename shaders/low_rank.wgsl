@@ -3,8 +3,8 @@
 // `ops::matmul` proves on the host that every index is in its binding.
 //
 // In panels, a row has the exponent of the row of x, plus one that is common to all rows. The
-// operands have magnitudes below 1024 there, so a sum of K terms is below 2^20 K. The common exponent
-// brings it below 1024: it is that of the right operand, plus `shift`.
+// operands have magnitudes below 1024 there, so a sum of K terms is below 2^20 K. The common
+// exponent brings it below 1024: it is that of the right operand, plus `shift`.
 
 struct Params {
     rows: u32,

@@ -1,5 +1,6 @@
-// Adds the largest magnitudes of 256 parts of a weight to its largest magnitude. It is combined with
-// panels.wgsl. Runs unchecked: `ops::matmul` proves on the host that every index is in its binding.
+// Adds the largest magnitudes of 256 parts of a weight to its largest magnitude. It is combined
+// with panels.wgsl. Runs unchecked: `ops::matmul` proves on the host that every index is in its
+// binding.
 
 struct Params {
     at: u32,            // index of the weight

@@ -1,5 +1,5 @@
-//! Norms and biases of the layers in float32, and the largest magnitudes of the projections. They are
-//! computed in the first pass over a layer, then kept.
+//! Norms and biases of the layers in float32, and the largest magnitudes of the projections. They
+//! are computed in the first pass over a layer, then kept.
 
 use crate::arch::config::ModelConfig;
 use crate::arch::family::PROJECTIONS;

@@ -115,9 +115,9 @@ impl Linear<'_> {
 
     /// Records the gradients for `dy` [tokens, outputs]: dx = factor * dy W + drop'(du A) with du =
     /// scale * dy B, added to `dx` if `add` is set; dA += du^T drop(x), dB += scale * dy^T (drop(x)
-    /// A^T). `x` is the input of [`Linear::forward`], which wrote drop(x) A^T. It may be `dx` itself,
-    /// because it is read before `dx` is written.
-    /// It was prepared by [`Matmul::pack_inputs`](crate::ops::matmul::Matmul::pack_inputs).
+    /// A^T). `x` is the input of [`Linear::forward`], which wrote drop(x) A^T. It may be `dx`
+    /// itself, because it is read before `dx` is written. It was prepared by
+    /// [`Matmul::pack_inputs`](crate::ops::matmul::Matmul::pack_inputs).
     pub fn backward(
         &self,
         kernels: &Kernels,

@@ -245,9 +245,9 @@ impl<M: Clone> Workspace<M> {
 }
 
 impl<M: Clone> Activations<M> {
-    /// Calls `of` for each matrix, with its name, rows and columns: a row for each token, or `window`
-    /// rows. Kept activations take from `shared` what is cheap to compute again: queries and keys
-    /// after the norms of the heads.
+    /// Calls `of` for each matrix, with its name, rows and columns: a row for each token, or
+    /// `window` rows. Kept activations take from `shared` what is cheap to compute again: queries
+    /// and keys after the norms of the heads.
     fn build<E>(
         model: &ModelConfig,
         sizes: Sizes,

@@ -160,8 +160,8 @@ impl Matmul {
         self.pack_to(commands, x.into(), Place::Left)
     }
 
-    /// As [`Matmul::pack`], for the gradients of adapters: it stays valid while gradients of outputs
-    /// are prepared, until the next preparation of inputs.
+    /// As [`Matmul::pack`], for the gradients of adapters: it stays valid while gradients of
+    /// outputs are prepared, until the next preparation of inputs.
     ///
     /// # Errors
     /// As [`Matmul::pack`].

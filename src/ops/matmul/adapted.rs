@@ -1,5 +1,5 @@
-//! Products with frozen weights and the terms of their adapters: in one product on matrix units, else
-//! in a second one.
+//! Products with frozen weights and the terms of their adapters: in one product on matrix units,
+//! else in a second one.
 
 use std::ops::Range;
 
@@ -128,8 +128,8 @@ impl Matmul {
         Ok(mixed.binds(other) && self.pieces("an adapter", left, w)?.iter().all(on_units))
     }
 
-    /// Decodes the second operand of an adapter, some of its rows. Returns the panels of both, and the
-    /// factor of their product.
+    /// Decodes the second operand of an adapter, some of its rows. Returns the panels of both, and
+    /// the factor of their product.
     pub(super) fn terms_of<'a>(
         &self,
         commands: &mut Commands,

@@ -85,8 +85,8 @@ pub(super) enum Kind {
     Extent(Stored),
     /// The largest extent.
     Measure,
-    /// Whether every row starts on a multiple of eight elements, and whether the largest magnitude is
-    /// known.
+    /// Whether every row starts on a multiple of eight elements, and whether the largest magnitude
+    /// is known.
     Decode {
         stored: Stored,
         whole: bool,
@@ -377,8 +377,8 @@ impl Mixed {
         Ok(panels)
     }
 
-    /// Records the measurement of a matrix: the larger one of its largest magnitude and of `largest`
-    /// is then there.
+    /// Records the measurement of a matrix: the larger one of its largest magnitude and of
+    /// `largest` is then there.
     pub fn measure(
         &self,
         commands: &mut Commands,
@@ -430,8 +430,8 @@ impl Mixed {
         commands.dispatch(kernel, &bindings, bytemuck::bytes_of(&params), groups, bytes);
     }
 
-    /// Records `target.out = target.scale * (left right (+ adapter) (+ bias)) (+ out)`, with sums of
-    /// `k` terms.
+    /// Records `target.out = target.scale * (left right (+ adapter) (+ bias)) (+ out)`, with sums
+    /// of `k` terms.
     pub fn multiply(
         &self,
         kernels: &Kernels,

@@ -1,9 +1,9 @@
 //! Products whose sums run over the rows of two matrices: the gradients of an adapter, dB = dy^T u
 //! and dA = du^T x.
 //!
-//! The wide matrix (dy or x) is packed for other products, or for several of these, with an exponent
-//! for each row. The narrow one (u or du) has few columns. Its rows are multiplied by these exponents
-//! when it is packed, with one exponent for all.
+//! The wide matrix (dy or x) is packed for other products, or for several of these, with an
+//! exponent for each row. The narrow one (u or du) has few columns. Its rows are multiplied by
+//! these exponents when it is packed, with one exponent for all.
 //!
 //! ```text
 //! narrow, exponents of rows -> extent, align -> right panels

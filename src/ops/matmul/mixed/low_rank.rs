@@ -2,8 +2,8 @@
 //! A^T, or dx = dy W + ratio * du A with du = dy B.
 //!
 //! u and du are sums over the same packed operand as the product. They go to panels of their own,
-//! each row with the exponent of the packed row, plus one that is common to all rows. So the product
-//! takes them as further terms: it brings its sums to their scale first.
+//! each row with the exponent of the packed row, plus one that is common to all rows. So the
+//! product takes them as further terms: it brings its sums to their scale first.
 //!
 //! ```text
 //! packed operand, A  -> product in chunks -> sum of chunks -> u, in float32 and in panels
@@ -34,8 +34,8 @@ const LARGEST: i32 = 10;
 /// Elements of a workgroup of low_rank.wgsl.
 const ELEMENTS: u64 = 1024;
 
-/// x A^T of a left operand x, or dy B: as a matrix [rows, rank], and for the product with the frozen
-/// weight.
+/// x A^T of a left operand x, or dy B: as a matrix [rows, rank], and for the product with the
+/// frozen weight.
 #[derive(Debug, Clone)]
 pub struct Low {
     mat: Mat,

@@ -118,7 +118,7 @@ fn a_wrong_kernel_is_named_before_its_first_use() {
         (adapted(Terms::Columns), ["params.low_first + ", "16u + params.low_first + "]),
         (Kind::LowRank, ["exponent += left_exponents[row]", "exponent -= left_exponents[row]"]),
         (Kind::LowRank, ["column >= params.rank", "column > params.rank"]),
-        (Kind::AlignExtent, ["i32(bits >> 23u) + row_exponent", "i32(bits >> 23u) - row_exponent"]),
+        (Kind::AlignExtent, ["i32(bits >> 23u) + row_exponent", "i32(bits >> 23u)"]),
         (Kind::Measure, ["max(largest[params.at], found)", "max(found, found)"]),
         (Kind::Decode { stored: quantized, whole: true, known: true }, ["extents[params.extent_at];", "extents[0];"]),
         (Kind::Align, ["column >= params.cols", "column > params.cols"]),

@@ -79,8 +79,8 @@ fn compare(
     elements_differ(gpu, panels, element, &expected)
 }
 
-/// Compares the elements of panels, by padded row and column. Each row has its exponent, or all have
-/// the first one.
+/// Compares the elements of panels, by padded row and column. Each row has its exponent, or all
+/// have the first one.
 fn elements_differ(
     gpu: &Gpu,
     panels: &Panels,
@@ -320,8 +320,8 @@ fn of_product(mixed: &Mixed, kernel: &Kernel, form: Form) -> Result<Option<Strin
     let (right, right_values) = known(gpu, &mut random, of(form.right, n, (0, 0)), Exponents::One)?;
     let a = gathered(&left, &left_values, form.left, left_first, [m, k]);
     let b = gathered(&right, &right_values, form.right, (0, 0), [n, k]);
-    // The exponents of `right` (and of `left`, if the sums run over its rows), those of the adapter's
-    // operands, and one that is not used.
+    // The exponents of `right` (and of `left`, if the sums run over its rows), those of the
+    // adapter's operands, and one that is not used.
     let of_left = if form.left == Terms::Rows { -2 } else { 0 };
     let words: [i32; 4] = [of_left - 2, 5, -2, 99];
     let exponents = BufferRange::whole(gpu.storage_with("exponents", bytemuck::cast_slice(&words))?);

@@ -1,5 +1,5 @@
-//! Sums over rows against sums in f64: on the units of the device if it has them, else with the matrix
-//! operations as loops.
+//! Sums over rows against sums in f64: on the units of the device if it has them, else with the
+//! matrix operations as loops.
 #![allow(clippy::unwrap_used, clippy::panic, reason = "tests fail by panicking")]
 
 use crate::gpu::Gpu;

@@ -1,5 +1,5 @@
-//! Products with an adapter against sums in f64: on the units of the device if it has them, else with
-//! the matrix operations as loops.
+//! Products with an adapter against sums in f64: on the units of the device if it has them, else
+//! with the matrix operations as loops.
 #![allow(clippy::unwrap_used, clippy::panic, reason = "tests fail by panicking")]
 
 use crate::format::FloatType;
@@ -65,8 +65,8 @@ fn check(gpu: &Gpu, what: &str, case: &Case<'_>, magnitude: fn(u32, u32) -> f32)
     };
     let close = |name: &str, found: &crate::ops::Mat, expected: &[Sum]| {
         let error = error(&found.read(gpu).unwrap(), expected, found.cols);
-        // Twice the rounding: that of u and that of the products of u. A row of few sums may lie far
-        // above the mean.
+        // Twice the rounding: that of u and that of the products of u. A row of few sums may lie
+        // far above the mean.
         let bound = if rank.min(n).min(inputs) < 32 { 6.0 * BOUND } else { 2.0 * BOUND };
         assert!(error <= bound, "{what}: {name}: the error of a row is {error:e}");
     };
