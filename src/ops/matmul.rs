@@ -25,8 +25,8 @@ mod trial;
 pub(in crate::ops) mod weight;
 mod wide;
 
-pub use adapted::Adapter;
 use kernels::Kernels;
+pub use mixed::Adapter;
 pub use mixed::used::{ProductKernels, StoredAs};
 use mixed::{LowRank, Memory, Mixed, Place, Side};
 use panels::{Panels, Size, Terms};
@@ -76,6 +76,11 @@ impl Packed {
     /// The matrix.
     pub fn mat(&self) -> &Mat {
         &self.mat
+    }
+
+    /// Its number among the operands for matrix units.
+    fn number(&self) -> Option<u64> {
+        self.panels.as_ref().map(|(_, number)| *number)
     }
 }
 
@@ -410,7 +415,7 @@ impl Matmul {
     /// The rectangles of a weight for products with `left`.
     fn pieces(&self, operation: &'static str, left: &Packed, w: &Weight<'_>) -> Result<Vec<(Rectangle, Right)>, OpError> {
         match left.panels {
-            Some(_) => w.pieces_of_rows(operation, self.binding(), Mixed::rows_at_once(w.inputs())),
+            Some(_) => w.pieces_of_rows(operation, self.binding(), mixed::rows_at_once(w.inputs())),
             None => w.pieces(operation, self.binding()),
         }
     }

@@ -237,7 +237,7 @@ fn every_shader_is_valid_in_every_form() {
     }
     let dequant = 2 + 2 * 12 + 9;
     let products = 72 + 48 + 2 * 48 + 1 + 32 * (3 + 2);
-    let panels = 2 + 2 * 2 * 6;
+    let panels = 2 + 2 * 2 * 2 * 6 + 1 + 1 + 2;
     let attention = 5 * 10 + 3 * 16 + 3 * 4 * 2 + 2;
     let rest = 1 + 2 + 2 + 1 + 2 + 2 * 3 + 3 + 3 + 2 * 2 + 2 * 2;
     assert_eq!(compiled, dequant + products + panels + attention + rest);

@@ -3,24 +3,13 @@
 
 use std::ops::Range;
 
-use super::mixed::{self, Low, Mixed};
+use super::mixed::{self, Adapter, Low, Mixed};
 use super::panels::{self, Panels, Size, Terms};
 use super::product::{Product, View, dense};
 use super::weight::{Rectangle, Right};
 use super::{Matmul, Packed, Weight};
 use crate::gpu::Commands;
 use crate::ops::{Mat, OpError};
-
-/// The terms of an adapter in a product with a frozen weight: `scale * low other`.
-#[derive(Debug, Clone, Copy)]
-pub struct Adapter<'a> {
-    /// x A^T or dy B, [rows, rank].
-    pub low: &'a Low,
-    /// B [outputs, rank] after x A^T, A [rank, inputs] after dy B.
-    pub other: &'a Mat,
-    /// The factor of the product.
-    pub scale: f32,
-}
 
 impl Matmul {
     /// Records `out = x a^T` as [`Matmul::nt`] does, for [`Matmul::forward_adapted`].
@@ -117,7 +106,7 @@ impl Matmul {
     /// of the weight are multiplied on matrix units.
     fn fuses(&self, left: &Packed, w: &Weight<'_>, adapter: Adapter<'_>) -> Result<bool, OpError> {
         let Some(mixed) = &self.mixed else { return Ok(false) };
-        if mixed.panels_of(adapter.low, left)?.is_none() || !mixed::fits(adapter.scale / w.factor()) {
+        if mixed.panels_of(adapter.low, left.number())?.is_none() || !mixed::fits(adapter.scale / w.factor()) {
             return Ok(false);
         }
         let on_units = |(rectangle, _): &(Rectangle, Right)| {
@@ -143,7 +132,7 @@ impl Matmul {
         let size = Size { rows: rows.end - rows.start, cols: other.cols };
         let right = dense(View::of(low.mat()), (other, rows), (1, 1), other).b;
         let missing = OpError::Shape { operation: "an adapter", what: "the number of its panels", expected: 1, found: 0 };
-        let low = mixed.panels_of(low, left)?.ok_or(missing)?.clone();
+        let low = mixed.panels_of(low, left.number())?.ok_or(missing)?.clone();
         Ok((low, mixed.decode_other(commands, &right, size)?, scale / product.scale))
     }
 }

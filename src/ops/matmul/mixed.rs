@@ -22,6 +22,7 @@ mod gradient;
 mod low_rank;
 mod memory;
 mod source;
+mod terms;
 #[cfg(test)]
 mod tests;
 pub(super) mod trial;
@@ -32,7 +33,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use bytemuck::{Pod, Zeroable};
 
 use super::kernels::{Kernels, flag, shaders};
-use super::panels::{Exponents, PADDING, Panels, Size, Terms, WIDTH};
+use super::panels::{Exponents, Panels, Size, Terms, WIDTH};
 use super::product::{Target, View};
 use super::weight::{Largest, Right, floats_constant};
 use crate::dequant::operand::Codec;
@@ -40,21 +41,14 @@ use crate::format::FloatType;
 use crate::gpu::{BufferRange, Commands, Gpu, GpuError, Kernel, KernelSpec, MatrixUnits, Shader};
 use crate::ops::trial::Tried;
 use crate::ops::{OpError, mat_bytes};
-pub use low_rank::Low;
-pub(super) use low_rank::{LowRank, fits};
-pub(super) use memory::Memory;
-pub(super) use memory::Place;
 use memory::Scratch;
+pub(super) use memory::{MIN_ROWS, Memory, Place, rows_at_once};
 use source::{Form, Tile};
+pub use terms::{Adapter, Low};
+pub(super) use terms::{LowRank, fits};
 
-/// With fewer rows, the memory traffic of the weights dominates, and kernels that decode them on
-/// the fly are faster.
-pub(super) const MIN_ROWS: u32 = 65;
 /// Rows from which on a packed operand serves products with dense matrices.
 pub(super) const MIN_DENSE_ROWS: u32 = 1024;
-/// Maximum elements of a decoded weight, unless 128 rows have more. Larger weights are decoded and
-/// multiplied in parts.
-const DECODED_ELEMENTS: u64 = 1 << 26;
 /// Workgroups of `extent`; `EXTENTS` in the shader.
 const EXTENTS: u32 = 256;
 /// Rows and columns per workgroup of `decode`.
@@ -303,12 +297,6 @@ impl Mixed {
     pub fn binds(&self, size: Size) -> bool {
         let bytes = size.bytes().max(mat_bytes(size.rows, size.cols));
         bytes <= self.gpu.limits().max_storage_buffer_binding_size
-    }
-
-    /// Rows of a weight [outputs, inputs] that are decoded at once.
-    pub fn rows_at_once(inputs: u32) -> u32 {
-        let rows = DECODED_ELEMENTS / u64::from(inputs.max(1)).next_multiple_of(PADDING.into());
-        (rows / u64::from(PADDING)).max(1) as u32 * PADDING
     }
 
     /// Records the packing of a matrix as the left operand. Its elements in a row are adjacent.

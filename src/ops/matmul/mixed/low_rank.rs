@@ -17,42 +17,19 @@ use std::sync::atomic::Ordering;
 
 use bytemuck::{Pod, Zeroable};
 
+use super::terms::Low;
 use super::{Kind, Mixed, OTHER, Side};
 use crate::gpu::{BufferRange, Commands, Kernel};
-use crate::ops::matmul::Packed;
 use crate::ops::matmul::kernels::Kernels;
 use crate::ops::matmul::panels::{Exponents, PADDING, Panels, Size, Terms, WIDTH};
 use crate::ops::matmul::product::{Target, View};
 use crate::ops::matmul::weight::Right;
 use crate::ops::{Mat, OpError, mat_bytes};
 
-/// The largest factor of an adapter between the products, and the inverse of the smallest. Others
-/// are added by a product of their own.
-const MAX_RATIO: f32 = (1 << 20) as f32;
 /// log2 of the largest magnitude in panels.
 const LARGEST: i32 = 10;
 /// Elements of a workgroup of low_rank.wgsl.
 const ELEMENTS: u64 = 1024;
-
-/// x A^T of a left operand x, or dy B: as a matrix [rows, rank], and for the product with the
-/// frozen weight.
-#[derive(Debug, Clone)]
-pub struct Low {
-    mat: Mat,
-    /// The panels, the number of the left operand and their own number.
-    panels: Option<(Panels, u64, u64)>,
-}
-
-/// The terms of an adapter in a product.
-#[derive(Debug, Clone, Copy)]
-pub(in crate::ops::matmul) struct LowRank<'a> {
-    /// [rows, rank].
-    pub low: &'a Panels,
-    /// [outputs, rank] or [rank, inputs].
-    pub other: &'a Panels,
-    /// The factor of its terms.
-    pub ratio: f32,
-}
 
 /// Parameters of a dispatch: `struct Params` of low_rank.wgsl.
 #[derive(Debug, Clone, Copy, Pod, Zeroable)]
@@ -68,26 +45,9 @@ struct Params {
     pad: u32,
 }
 
-/// Whether a product may have the terms of an adapter with this factor.
-pub(in crate::ops::matmul) fn fits(ratio: f32) -> bool {
-    (1.0 / MAX_RATIO..=MAX_RATIO).contains(&ratio.abs())
-}
-
 /// The exponent of sums of `terms` products of magnitudes in panels, above that of the operands.
 pub(super) fn shift(terms: u32) -> i32 {
     LARGEST + terms.max(1).next_power_of_two().trailing_zeros() as i32
-}
-
-impl Low {
-    /// A matrix that only a product of its own adds.
-    pub(in crate::ops::matmul) fn plain(mat: &Mat) -> Self {
-        Self { mat: mat.clone(), panels: None }
-    }
-
-    /// The matrix.
-    pub(in crate::ops::matmul) fn mat(&self) -> &Mat {
-        &self.mat
-    }
 }
 
 impl Mixed {
@@ -126,13 +86,13 @@ impl Mixed {
     ///
     /// # Errors
     /// [`OpError::Shape`] if they were overwritten, or are those of another operand.
-    pub fn panels_of<'a>(&self, low: &'a Low, left: &Packed) -> Result<Option<&'a Panels>, OpError> {
-        let (Some((panels, number, own)), Some((_, present))) = (&low.panels, &left.panels) else { return Ok(None) };
+    pub fn panels_of<'a>(&self, low: &'a Low, left: Option<u64>) -> Result<Option<&'a Panels>, OpError> {
+        let (Some((panels, number, own)), Some(present)) = (&low.panels, left) else { return Ok(None) };
         let stale = |what, expected, found| Err(OpError::Shape { operation: "an adapter", what, expected, found });
         let last = self.lows.load(Ordering::Relaxed);
-        match (number == present, *own == last) {
+        match (*number == present, *own == last) {
             (true, true) => Ok(Some(panels)),
-            (false, _) => stale("the number of its operand", *present, *number),
+            (false, _) => stale("the number of its operand", present, *number),
             (_, false) => stale("its number", last, *own),
         }
     }

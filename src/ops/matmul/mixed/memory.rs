@@ -2,10 +2,16 @@
 
 use std::sync::{Mutex, PoisonError};
 
-use super::{MIN_ROWS, Mixed};
 use crate::gpu::{BufferRange, Gpu, GpuError};
 use crate::ops::OpError;
-use crate::ops::matmul::panels::Size;
+use crate::ops::matmul::panels::{PADDING, Size};
+
+/// With fewer rows, the memory traffic of the weights dominates, and kernels that decode them on
+/// the fly are faster.
+pub(in crate::ops::matmul) const MIN_ROWS: u32 = 65;
+/// Maximum elements of a decoded weight, unless 128 rows have more. Larger weights are decoded and
+/// multiplied in parts.
+const DECODED_ELEMENTS: u64 = 1 << 26;
 
 /// Where a packed operand is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -31,6 +37,12 @@ pub(in crate::ops::matmul) struct Memory {
     pub(super) right: Scratch,
     pub(super) low: Scratch,
     pub(super) other: Scratch,
+}
+
+/// Rows of a weight [outputs, inputs] that are decoded at once.
+pub(in crate::ops::matmul) fn rows_at_once(inputs: u32) -> u32 {
+    let rows = DECODED_ELEMENTS / u64::from(inputs.max(1)).next_multiple_of(PADDING.into());
+    (rows / u64::from(PADDING)).max(1) as u32 * PADDING
 }
 
 impl Scratch {
@@ -92,8 +104,7 @@ impl Memory {
             weights.iter().map(|&(outputs, inputs)| bytes(outputs, inputs)).max().unwrap_or_default()
         };
         let left = largest(&|outputs, inputs| Size { rows, cols: outputs.max(inputs) }.bytes());
-        let right =
-            largest(&|outputs, inputs| Size { rows: outputs.min(Mixed::rows_at_once(inputs)), cols: inputs }.bytes());
+        let right = largest(&|outputs, inputs| Size { rows: outputs.min(rows_at_once(inputs)), cols: inputs }.bytes());
         let exponents = Size { rows, cols: 0 }.exponent_bytes();
         if rank == 0 {
             return [left, 0, exponents, 0, right, 0, 0];

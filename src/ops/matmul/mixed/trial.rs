@@ -3,9 +3,9 @@
 
 use half::f16;
 
-use super::low_rank::{LowRank, shift};
+use super::low_rank::shift;
 use super::source::Form;
-use super::{EXTENTS, Kind, Mixed, Side, Stored, WIDTH};
+use super::{EXTENTS, Kind, LowRank, Mixed, Side, Stored, WIDTH};
 use crate::dequant::sample::Random;
 use crate::gpu::{BufferRange, Commands, Gpu, Kernel, MatrixUnits};
 use crate::ops::matmul::kernels::RightKind;
