@@ -60,6 +60,7 @@ impl Matmul {
     ///
     /// # Errors
     /// As [`Matmul::forward`].
+    #[expect(clippy::too_many_arguments, reason = "operands, and how")]
     pub fn forward_adapted(
         &self,
         commands: &mut Commands,

@@ -8,14 +8,14 @@ use crate::ops::matmul::panels::{PADDING, Size};
 
 /// With fewer rows, the memory traffic of the weights dominates, and kernels that decode them on
 /// the fly are faster.
-pub(in crate::ops::matmul) const MIN_ROWS: u32 = 65;
+pub const MIN_ROWS: u32 = 65;
 /// Maximum elements of a decoded weight, unless 128 rows have more. Larger weights are decoded and
 /// multiplied in parts.
 const DECODED_ELEMENTS: u64 = 1 << 26;
 
 /// Where a packed operand is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(in crate::ops::matmul) enum Place {
+pub enum Place {
     /// The left operand of products with weights: inputs, or gradients of outputs.
     Left,
     /// The inputs, while gradients of outputs are the left operand.
@@ -24,14 +24,14 @@ pub(in crate::ops::matmul) enum Place {
 
 /// Memory that grows to the largest size asked for.
 #[derive(Debug)]
-pub(in crate::ops::matmul) struct Scratch {
+pub struct Scratch {
     label: &'static str,
     range: Mutex<Option<BufferRange>>,
 }
 
 /// The memory of each operand, and the exponents of the packed ones.
 #[derive(Debug)]
-pub(in crate::ops::matmul) struct Memory {
+pub struct Memory {
     pub(super) packed: [Scratch; 2],
     pub(super) exponents: [Scratch; 2],
     pub(super) right: Scratch,
@@ -40,7 +40,7 @@ pub(in crate::ops::matmul) struct Memory {
 }
 
 /// Rows of a weight [outputs, inputs] that are decoded at once.
-pub(in crate::ops::matmul) fn rows_at_once(inputs: u32) -> u32 {
+pub fn rows_at_once(inputs: u32) -> u32 {
     let rows = DECODED_ELEMENTS / u64::from(inputs.max(1)).next_multiple_of(PADDING.into());
     (rows / u64::from(PADDING)).max(1) as u32 * PADDING
 }

@@ -29,7 +29,7 @@ pub struct Low {
 
 /// The terms of an adapter in a product.
 #[derive(Debug, Clone, Copy)]
-pub(in crate::ops::matmul) struct LowRank<'a> {
+pub struct LowRank<'a> {
     /// [rows, rank].
     pub low: &'a Panels,
     /// [outputs, rank] or [rank, inputs].
@@ -39,18 +39,18 @@ pub(in crate::ops::matmul) struct LowRank<'a> {
 }
 
 /// Whether a product may have the terms of an adapter with this factor.
-pub(in crate::ops::matmul) fn fits(ratio: f32) -> bool {
+pub fn fits(ratio: f32) -> bool {
     (1.0 / MAX_RATIO..=MAX_RATIO).contains(&ratio.abs())
 }
 
 impl Low {
     /// A matrix that only a product of its own adds.
-    pub(in crate::ops::matmul) fn plain(mat: &Mat) -> Self {
+    pub fn plain(mat: &Mat) -> Self {
         Self { mat: mat.clone(), panels: None }
     }
 
     /// The matrix.
-    pub(in crate::ops::matmul) fn mat(&self) -> &Mat {
+    pub fn mat(&self) -> &Mat {
         &self.mat
     }
 }
