@@ -8,6 +8,8 @@
 #[cfg(all(test, feature = "cli"))]
 pub(crate) mod cut;
 mod error;
+#[cfg(feature = "train")]
+mod rows;
 #[cfg(feature = "convert")]
 mod tensor;
 mod windows;
@@ -22,6 +24,8 @@ use crate::mmap::open_regular;
 use crate::{MappedPack, OpenError};
 
 pub use error::ReadError;
+#[cfg(feature = "train")]
+pub(crate) use rows::RowBuf;
 #[cfg(feature = "convert")]
 pub(crate) use tensor::TensorBuf;
 pub(crate) use windows::WindowBuf;

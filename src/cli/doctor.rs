@@ -16,7 +16,7 @@ use super::outcome::Outcome;
 use super::ui::{self, Table, Ui};
 use crate::arch::ModelConfig;
 use crate::convert::plan::scale_type_name;
-use crate::dequant::stream::{StreamError, StreamPlan, default_budget};
+use crate::dequant::stream::{Globals, StreamError, StreamPlan, default_budget};
 use crate::dequant::{Dequantizer, KernelChoice, Output};
 use crate::format::SectionKind;
 use crate::format::nf4::{DEFAULT_BLOCK_SIZE, ScaleType};
@@ -343,8 +343,8 @@ impl PackEntry {
         let pack = open::read(file, args)?;
         let index = pack.index();
         let max_buffer = gpu.limits().max_buffer_size;
-        let whole = StreamPlan::new(index, max_buffer, None, false)?;
-        let plan = match StreamPlan::new(index, max_buffer, budget, false) {
+        let whole = StreamPlan::new(index, max_buffer, None, Globals::None)?;
+        let plan = match StreamPlan::new(index, max_buffer, budget, Globals::None) {
             Ok(plan) => Some(PlanEntry::from(&plan)),
             Err(StreamError::Budget { .. }) => None,
             Err(e) => return Err(e.into()),

@@ -22,6 +22,7 @@ use crate::dequant::stream::PackSource;
 use crate::gpu::Gpu;
 use crate::lora::adapter::Adapter;
 use crate::model::open::Passes;
+use crate::model::plan::OffloadVocabulary;
 use crate::model::precision::MixedKernels;
 use crate::model::session::Session;
 
@@ -87,6 +88,7 @@ fn evaluate(
         rows: data.tokens().div_ceil(length.into()),
         micro_batch: args.micro_batch(),
         budget: args.vram_budget.map(|size| size.0),
+        offload_vocabulary: OffloadVocabulary::Auto,
         ..Passes::one_row(length)
     };
     let plan = passes.plan(gpu, &pack, config, adapter)?;

@@ -80,6 +80,7 @@ impl Advice {
                 BenchCommand::Upload(_) => smaller(&["--bytes"]),
                 BenchCommand::Stream(_) => Self { budget: Some("--budget"), ..smaller(&["--shape"]) },
                 BenchCommand::Train(_) => smaller(&["--shape", "--batch", "--seq"]),
+                BenchCommand::Longest(_) => Self { budget: Some("--budget"), ..smaller(&["--shape", "--rank"]) },
                 BenchCommand::Generate(_) => smaller(&["--shape", "--prompt", "--answer"]),
             },
             _ => Self::NONE,

@@ -75,6 +75,7 @@ fn dispatch(command: &Command) -> anyhow::Result<Outcome> {
             BenchCommand::Upload(args) => bench::upload::run(args),
             BenchCommand::Stream(args) => bench::stream::run(args),
             BenchCommand::Train(args) => bench::train::run(args),
+            BenchCommand::Longest(args) => bench::longest::run(args),
             BenchCommand::Generate(args) => bench::generate::run(args),
         },
         Command::Completions(args) => completions::run(args),

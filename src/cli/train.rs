@@ -243,6 +243,13 @@ pub fn print_plan(ui: Ui, plan: &MemoryPlan) {
     };
     let rows = ui::plural(plan.micro_batch.into(), "row");
     ui.block(&format!("\n{table}\n{rows} per forward pass; {layers}"));
+    let (embedding_on_host, head_parts) = plan.offloaded_vocabulary();
+    if embedding_on_host {
+        ui.stage("the embedding is not in GPU memory: the host gathers the rows of a batch");
+    }
+    if head_parts > 0 {
+        ui.stage(&format!("the output projection passes through GPU memory in {head_parts} parts"));
+    }
 }
 
 /// Prints how many layers keep their activations, and why there are not more rows.

@@ -18,9 +18,9 @@ use crate::arch::names::Prefix;
 use crate::arch::{ConfigError, ModelConfig};
 use crate::io::{AlignedBuf, sync_dir, write_all_at};
 
-pub use pack::write_pack;
 #[cfg(feature = "cli")]
-pub(crate) use pack::{random_bytes, random_scales, write_matrices};
+pub(crate) use pack::{model_index, random_bytes, random_scales, write_matrices};
+pub use pack::{write_model_pack, write_pack};
 
 /// Standard deviation of the weights: the `initializer_range` of Qwen3.
 const STD: f32 = 0.02;
@@ -29,7 +29,7 @@ const CHUNK_LEN: usize = 1 << 20;
 /// Bytes of a bfloat16.
 const ELEMENT_LEN: u64 = 2;
 
-/// The sizes of a Qwen3 model, in elements; its tensors are bfloat16.
+/// The sizes of a Qwen3 or Llama model, in elements; its tensors are bfloat16.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Shape {
     /// Width of the residual stream.
@@ -48,11 +48,13 @@ pub struct Shape {
     pub vocabulary: u64,
     /// Whether the output projection is the embedding.
     pub tied: bool,
+    /// Whether queries and keys have norms: those of Qwen3 have them, those of Llama do not.
+    pub q_k_norm: bool,
 }
 
 impl Shape {
     /// The names that [`Shape::from_name`] knows.
-    pub const NAMES: [&'static str; 3] = ["tiny", "qwen3-0.6b", "qwen3-4b"];
+    pub const NAMES: [&'static str; 5] = ["tiny", "qwen3-0.6b", "qwen3-4b", "qwen3-32b", "llama-3.1-8b"];
 
     /// The shape of a known model; `tiny` is a toy with every kind of tensor.
     pub fn from_name(name: &str) -> Option<Self> {
@@ -60,15 +62,20 @@ impl Shape {
             "tiny" => (192, 512, 4, 4, 2, 64, 2048),
             "qwen3-0.6b" => (1024, 3072, 28, 16, 8, 128, 151_936),
             "qwen3-4b" => (2560, 9728, 36, 32, 8, 128, 151_936),
+            "qwen3-32b" => (5120, 25_600, 64, 64, 8, 128, 151_936),
+            "llama-3.1-8b" => (4096, 14_336, 32, 32, 8, 128, 128_256),
             _ => return None,
         };
-        Some(Self { hidden, intermediate, layers, heads, kv_heads, head_dim, vocabulary, tied: true })
+        let (tied, q_k_norm) = (!matches!(name, "qwen3-32b" | "llama-3.1-8b"), name != "llama-3.1-8b");
+        Some(Self { hidden, intermediate, layers, heads, kv_heads, head_dim, vocabulary, tied, q_k_norm })
     }
 
-    /// The config.json of a Qwen3 model of this shape.
+    /// The config.json of a model of this shape.
     pub fn config(&self) -> Value {
+        let (architecture, rope_theta) =
+            if self.q_k_norm { ("Qwen3ForCausalLM", 1_000_000) } else { ("LlamaForCausalLM", 500_000) };
         json!({
-            "architectures": ["Qwen3ForCausalLM"],
+            "architectures": [architecture],
             "attention_bias": false,
             "attention_dropout": 0.0,
             "head_dim": self.head_dim,
@@ -77,13 +84,13 @@ impl Shape {
             "initializer_range": 0.02,
             "intermediate_size": self.intermediate,
             "max_position_embeddings": 40960,
-            "model_type": "qwen3",
+            "model_type": self.model_type(),
             "num_attention_heads": self.heads,
             "num_hidden_layers": self.layers,
             "num_key_value_heads": self.kv_heads,
             "rms_norm_eps": 1e-6,
             "rope_scaling": null,
-            "rope_theta": 1_000_000,
+            "rope_theta": rope_theta,
             "sliding_window": null,
             "tie_word_embeddings": self.tied,
             "torch_dtype": "bfloat16",
@@ -91,6 +98,10 @@ impl Shape {
             "use_sliding_window": false,
             "vocab_size": self.vocabulary,
         })
+    }
+
+    fn model_type(&self) -> &'static str {
+        if self.q_k_norm { "qwen3" } else { "llama" }
     }
 
     /// Name and shape of every tensor, in the order of the files.
@@ -350,5 +361,10 @@ mod tests {
         let layer = tensors.iter().filter(|(name, _)| name.starts_with("model.layers.0.") && name.contains("_proj"));
         assert_eq!(layer.map(|(_, shape)| shape.iter().product::<u64>()).sum::<u64>(), 100_925_440);
         assert!(Shape::NAMES.iter().all(|name| Shape::from_name(name).is_some()));
+        // As published: 8.03 and 32.8 billion parameters.
+        for (name, parameters) in [("llama-3.1-8b", 8_030_261_248), ("qwen3-32b", 32_762_123_264)] {
+            let tensors = Shape::from_name(name).unwrap().tensors();
+            assert_eq!(tensors.iter().map(|(_, shape)| shape.iter().product::<u64>()).sum::<u64>(), parameters, "{name}");
+        }
     }
 }

@@ -330,8 +330,17 @@ mod tests {
         assert_eq!(count(), 1, "an earlier part");
     }
 
-    const SHAPE: Shape =
-        Shape { hidden: 48, intermediate: 80, layers: 1, heads: 2, kv_heads: 1, head_dim: 24, vocabulary: 50, tied: true };
+    const SHAPE: Shape = Shape {
+        hidden: 48,
+        intermediate: 80,
+        layers: 1,
+        heads: 2,
+        kv_heads: 1,
+        head_dim: 24,
+        vocabulary: 50,
+        tied: true,
+        q_k_norm: true,
+    };
 
     /// A conversion into `root/out.nf4pack`, cut at each step; `old` is a pack that it replaces.
     fn cut_conversion(unnamed: bool, replace: bool) -> crash::Counts {

@@ -14,7 +14,8 @@ use crate::export::WriteError;
 use crate::gpu::Gpu;
 use crate::lora::adapter::Adapter;
 use crate::model::ModelError;
-use crate::model::plan::{MemoryError, MemoryPlan};
+use crate::model::open::Passes;
+use crate::model::plan::{MemoryError, OffloadVocabulary};
 use crate::model::session::Session;
 use crate::source::{PackSource, ReadError};
 
@@ -104,7 +105,9 @@ pub fn compare(
 
 /// The logits of every token, [tokens, vocabulary].
 fn logits(gpu: &Gpu, pack: PackSource, adapter: Option<&Adapter>, tokens: &[u32]) -> Result<Vec<f32>, CompareError> {
-    let plan = MemoryPlan::one_row(gpu, &pack, &ModelConfig::of_pack(&pack)?, adapter, tokens.len() as u32)?;
+    let offload_vocabulary = OffloadVocabulary::Auto;
+    let passes = Passes { offload_vocabulary, ..Passes::one_row(tokens.len() as u32) };
+    let plan = passes.plan(gpu, &pack, &ModelConfig::of_pack(&pack)?, adapter)?;
     Ok(Session::open(gpu, pack, adapter, &plan)?.logits(tokens)?)
 }
 

@@ -5,13 +5,14 @@ use crate::arch::obstacle::Obstacle;
 use crate::data::Tokenizer;
 use crate::data::files::TokenizerFiles;
 use crate::data::pack::{Batch, IGNORE_INDEX};
-use crate::dequant::stream::{Direction, LayerStream, PackSource, StreamOptions, StreamPlan, StreamedLayer};
+use crate::dequant::stream::{Direction, Globals, LayerStream, PackSource, StreamOptions, StreamPlan, StreamedLayer};
 use crate::format::files::{GENERATION_CONFIG, template_name};
 use crate::format::{Role, SectionKind};
 use crate::gpu::{BufferRange, Commands, Gpu};
 use crate::lora::gpu::GpuAdapter;
 use crate::model::constants::Constants;
 use crate::model::error::{ModelError, NonFiniteAt};
+use crate::model::host_embedding::HostEmbedding;
 use crate::model::kv_cache::Past;
 use crate::model::layer::Layer;
 use crate::model::pass::{Angles, GpuBatch, Kernels, OwnAngles, Pass, PassInputs, positions};
@@ -92,6 +93,8 @@ pub struct Model {
     config: ModelConfig,
     stream: LayerStream,
     globals: StreamedLayer,
+    /// The embedding table, if it is not in GPU memory.
+    embedding: Option<HostEmbedding>,
     final_norm: Mat,
     /// The largest magnitude of the output projection, for matrix units.
     head_largest: Largest,
@@ -102,8 +105,8 @@ pub struct Model {
 }
 
 impl Model {
-    /// Opens the model of a pack for samples of at most `max_length` tokens. `options.globals` is
-    /// ignored: globals are always loaded.
+    /// Opens the model of a pack for samples of at most `max_length` tokens. With
+    /// [`Globals::None`], all global tensors are loaded.
     ///
     /// # Errors
     /// Errors of the pack and of the device.
@@ -112,7 +115,8 @@ impl Model {
         config.check_runnable()?;
         let rotary = Angles::upload(gpu, &config, max_length.max(1))?;
         let kernels = Kernels::new(gpu, &config)?;
-        let options = StreamOptions { globals: true, ..options.clone() };
+        let globals = if options.globals == Globals::None { Globals::All } else { options.globals };
+        let options = StreamOptions { globals, ..options.clone() };
         let mut stream = LayerStream::of(gpu, pack, &options)?;
         let missing = ModelError::MissingTensor { layer: None, role: Role::Embedding };
         let globals = stream.globals()?.cloned().ok_or(missing)?;
@@ -121,11 +125,17 @@ impl Model {
         kernels.gather.to_f32(&mut commands, elements(&globals, Role::FinalNorm, &[config.hidden.into()])?, &final_norm)?;
         kernels.scale.offset(&mut commands, config.family.norm.weight_offset as f32, &final_norm)?;
         let head_largest = Largest { range: BufferRange::whole(gpu.storage("largest magnitude", 16)?), at: 0 };
-        commands.clear(&head_largest.range);
-        kernels.matmul.measure(&mut commands, &head(&globals, &config)?, &head_largest)?;
+        // The parts of one outside of GPU memory are measured as they are used.
+        if stream.plan().head().is_none() {
+            commands.clear(&head_largest.range);
+            kernels.matmul.measure(&mut commands, &head(&globals, &config, config.vocab)?, &head_largest)?;
+        }
         commands.submit()?;
         let constants = Constants::reserve(gpu, &config)?;
-        Ok(Self { gpu: gpu.clone(), config, stream, globals, final_norm, head_largest, constants, rotary, kernels })
+        let on_host = stream.plan().embedding_on_host;
+        let embedding = on_host.then(|| HostEmbedding::new(gpu, stream.source().clone(), &config)).transpose()?;
+        let gpu = gpu.clone();
+        Ok(Self { gpu, config, stream, globals, embedding, final_norm, head_largest, constants, rotary, kernels })
     }
 
     /// The device.
@@ -287,10 +297,15 @@ impl Model {
         }))
     }
 
-    fn embed(&self, commands: &mut Commands, inputs: &PassInputs<'_>) -> Result<(), ModelError> {
-        let table = weight(&self.globals, Role::Embedding, self.config.vocab, self.config.hidden)?;
+    fn embed(&mut self, commands: &mut Commands, inputs: &PassInputs<'_>) -> Result<(), ModelError> {
         let x = inputs.work.before(0)?;
-        self.kernels.gather.embed(commands, &table, &inputs.batch.ids, x)?;
+        if let Some(host) = &mut self.embedding {
+            // It is submitted at once, and `commands` later.
+            host.upload(&inputs.batch.tokens, x)?;
+        } else {
+            let table = weight(&self.globals, Role::Embedding, self.config.vocab, self.config.hidden)?;
+            self.kernels.gather.embed(commands, &table, &inputs.batch.ids, x)?;
+        }
         self.kernels.scale.record(commands, self.config.embedding_multiplier as f32, x)?;
         Ok(())
     }
@@ -318,10 +333,6 @@ impl Model {
         Ok(())
     }
 
-    fn head(&self) -> Result<Weight<'_>, ModelError> {
-        Ok(head(&self.globals, &self.config)?.measured(self.head_largest.clone()))
-    }
-
     /// Submits the final norm of the residual stream, to `work.normed`.
     fn norm(&self, work: &Workspace<Mat>) -> Result<(), ModelError> {
         let (x, epsilon) = (work.before(self.config.layers)?, self.config.rms_norm_eps as f32);
@@ -331,54 +342,43 @@ impl Model {
         Ok(())
     }
 
-    /// The chunks of the vocabulary: the first token of each, its rows of the output projection,
-    /// and its logits [tokens, columns].
-    fn chunks(&self, work: &Workspace<Mat>) -> Result<impl Iterator<Item = (u32, Weight<'_>, Mat)>, ModelError> {
-        let (head, vocab, logits) = (self.head()?, self.config.vocab, work.logits.clone());
-        let chunk = move |first| {
-            let columns = logits.cols.min(vocab - first);
-            (first, head.rows(first..first + columns), logits.narrow(logits.rows, columns))
-        };
-        Ok((0..vocab).step_by(work.logits.cols.max(1) as usize).map(chunk))
-    }
-
-    /// Records the logits of a chunk, from `work.normed`.
-    fn record_logits(
-        &self,
-        commands: &mut Commands,
-        work: &Workspace<Mat>,
-        rows: &Weight<'_>,
-        logits: &Mat,
-    ) -> Result<(), ModelError> {
-        Ok(self.kernels.matmul.forward(commands, &work.normed, rows, None, false, logits)?)
-    }
-
-    /// Submits the logits of each chunk of the vocabulary, followed by the commands of `then`.
+    /// Records the logits [tokens, columns] of each chunk of the vocabulary, from `work.normed`. In
+    /// order, `then` submits each, after further commands. It gets the logits, the first token of
+    /// the chunk and its rows of the output projection.
     fn for_chunks(
-        &self,
+        &mut self,
         work: &Workspace<Mat>,
-        mut then: impl FnMut(&mut Commands, &Mat, u32, &Weight<'_>) -> Result<(), ModelError>,
+        mut then: impl FnMut(&Kernels, Commands, &Mat, u32, &Weight<'_>) -> Result<(), ModelError>,
     ) -> Result<(), ModelError> {
-        for (first, rows, logits) in self.chunks(work)? {
-            let mut commands = self.gpu.commands("logits");
-            self.record_logits(&mut commands, work, &rows, &logits)?;
-            then(&mut commands, &logits, first, &rows)?;
-            commands.submit()?;
+        let Self { gpu, config, stream, globals, head_largest, kernels, .. } = self;
+        let (vocab, step) = (config.vocab, work.logits.cols.max(1));
+        let in_parts = stream.plan().head().is_some();
+        for (number, first) in (0..).zip((0..vocab).step_by(step as usize)) {
+            let columns = step.min(vocab - first);
+            let rows = match in_parts {
+                true => head(stream.head_part(number)?, config, columns)?,
+                false => head(globals, config, vocab)?.measured(head_largest.clone()).rows(first..first + columns),
+            };
+            let logits = work.logits.narrow(work.logits.rows, columns);
+            let mut commands = gpu.commands("logits");
+            kernels.matmul.forward(&mut commands, &work.normed, &rows, None, false, &logits)?;
+            then(kernels, commands, &logits, first, &rows)?;
         }
         Ok(())
     }
 
     /// Submits the loss of a batch after [`Model::forward`]: the sum over its loss tokens, divided
     /// by `normalizer`, is added to the loss of the workspace.
-    pub(crate) fn loss(&self, inputs: &PassInputs<'_>, normalizer: u64) -> Result<(), ModelError> {
+    pub(crate) fn loss(&mut self, inputs: &PassInputs<'_>, normalizer: u64) -> Result<(), ModelError> {
         let PassInputs { work, batch, .. } = inputs;
         self.norm(work)?;
-        let loss = &self.kernels.loss;
-        self.for_chunks(work, |commands, logits, first, _| {
-            Ok(loss.accumulate(commands, logits, first, &batch.labels, &work.loss_state)?)
+        self.for_chunks(work, |kernels, mut commands, logits, first, _| {
+            kernels.loss.accumulate(&mut commands, logits, first, &batch.labels, &work.loss_state)?;
+            commands.submit()?;
+            Ok(())
         })?;
         let mut commands = self.gpu.commands("loss");
-        loss.finish(&mut commands, &work.loss_state, normalizer, &work.loss)?;
+        self.kernels.loss.finish(&mut commands, &work.loss_state, normalizer, &work.loss)?;
         commands.submit()?;
         Ok(())
     }
@@ -386,17 +386,19 @@ impl Model {
     /// Submits the gradient of the loss after [`Model::loss`]. The gradient of the residual stream
     /// after the last layer is then in `gradients`, a part of the workspace.
     pub(crate) fn loss_gradient(
-        &self,
+        &mut self,
         inputs: &PassInputs<'_>,
         gradients: &Backward<Mat>,
         normalizer: u64,
     ) -> Result<(), ModelError> {
         let PassInputs { work, batch, .. } = inputs;
-        let Kernels { loss, matmul, norm, .. } = &self.kernels;
-        self.for_chunks(work, |commands, logits, first, rows| {
-            loss.gradient(commands, logits, first, &batch.labels, &work.loss_state, normalizer)?;
-            Ok(matmul.backward(commands, logits, rows, first > 0, &gradients.normed)?)
+        self.for_chunks(work, |kernels, mut commands, logits, first, rows| {
+            kernels.loss.gradient(&mut commands, logits, first, &batch.labels, &work.loss_state, normalizer)?;
+            kernels.matmul.backward(&mut commands, logits, rows, first > 0, &gradients.normed)?;
+            commands.submit()?;
+            Ok(())
         })?;
+        let norm = &self.kernels.norm;
         let (x, epsilon) = (work.before(self.config.layers)?, self.config.rms_norm_eps as f32);
         let mut commands = self.gpu.commands("final norm backward");
         norm.backward(&mut commands, x, &self.final_norm, epsilon, &gradients.normed, &gradients.residual, false)?;
@@ -405,7 +407,7 @@ impl Model {
     }
 
     /// The logits of every token after [`Model::forward`], [tokens, vocabulary] row-major.
-    pub(crate) fn logits(&self, work: &Workspace<Mat>) -> Result<Vec<f32>, ModelError> {
+    pub(crate) fn logits(&mut self, work: &Workspace<Mat>) -> Result<Vec<f32>, ModelError> {
         self.norm(work)?;
         self.project(work)
     }
@@ -426,7 +428,7 @@ impl Model {
             commands.copy(&x.range.slice(u64::from(x.rows - 1) * row, row), &stream.range);
             x = stream;
         }
-        let (matmul, head) = (&self.kernels.matmul, self.head()?);
+        let (matmul, head) = (&self.kernels.matmul, head(&self.globals, &self.config, self.config.vocab)?);
         let weights = [&head];
         let wide = Wide { norm: Some((&self.final_norm, epsilon)), ..Wide::of(&weights) };
         if matmul.wide(commands, x, &wide, logits)? {
@@ -437,28 +439,28 @@ impl Model {
     }
 
     /// The logits, from `work.normed`.
-    fn project(&self, work: &Workspace<Mat>) -> Result<Vec<f32>, ModelError> {
+    fn project(&mut self, work: &Workspace<Mat>) -> Result<Vec<f32>, ModelError> {
         let (vocab, tokens) = (self.config.vocab as usize, work.normed.rows as usize);
-        let mut all = vec![0.0; vocab * tokens];
-        for (first, rows, logits) in self.chunks(work)? {
-            let mut commands = self.gpu.commands("logits");
-            self.record_logits(&mut commands, work, &rows, &logits)?;
+        let (mut all, gpu) = (vec![0.0; vocab * tokens], self.gpu.clone());
+        self.for_chunks(work, |_, commands, logits, first, _| {
             commands.submit()?;
-            let chunk = logits.read(&self.gpu)?;
+            let chunk = logits.read(&gpu)?;
             for (row, part) in all.chunks_mut(vocab).zip(chunk.chunks(logits.cols as usize)) {
                 let target = row.iter_mut().skip(first as usize);
                 target.zip(part).for_each(|(to, &from)| *to = from);
             }
-        }
+            Ok(())
+        })?;
         Ok(all)
     }
 }
 
-/// The output projection: a stored `lm_head`, else the embedding (spec section 4).
-/// `tie_word_embeddings` is ignored. Its products are scaled as the logits are.
-fn head<'a>(globals: &'a StreamedLayer, model: &ModelConfig) -> Result<Weight<'a>, ModelError> {
-    let role = if globals.has(Role::LmHead) { Role::LmHead } else { Role::Embedding };
-    let head = weight(globals, role, model.vocab, model.hidden)?;
+/// `rows` rows of the output projection: all, or a part of it. It is a stored `lm_head`, else the
+/// embedding (spec section 4). `tie_word_embeddings` is ignored. Its products are scaled as the
+/// logits are.
+fn head<'a>(layer: &'a StreamedLayer, model: &ModelConfig, rows: u32) -> Result<Weight<'a>, ModelError> {
+    let role = if layer.has(Role::LmHead) { Role::LmHead } else { Role::Embedding };
+    let head = weight(layer, role, rows, model.hidden)?;
     Ok(head.times((1.0 / model.logits_scaling) as f32))
 }
 

@@ -312,7 +312,8 @@ impl<'a> Layer<'a> {
         match &self.constants.attention_output_norm {
             None => self.o.backward(kernels, commands, work, inputs, [&gradients.residual, &gradients.attended], false)?,
             Some(gamma) => {
-                let (residual, d_output) = (&gradients.residual, &gradients.normed);
+                // `gradients.normed` shares its memory with `gradients.attended`.
+                let (residual, d_output) = (&gradients.residual, work.hidden_scratch());
                 self.output_backward(commands, &self.o, gamma, [attended, &work.normed, residual, d_output])?;
                 self.o.backward(kernels, commands, work, inputs, [d_output, &gradients.attended], false)?;
             }

@@ -5,6 +5,7 @@ mod constants;
 pub(crate) mod decoder;
 pub(crate) mod error;
 pub(crate) mod generate;
+mod host_embedding;
 mod kv_cache;
 mod layer;
 mod linear;
@@ -21,7 +22,9 @@ pub use crate::ops::mixed_test::MixedTest;
 pub use error::{ModelError, NonFiniteAt};
 pub use generate::sampling::{Sampler, SamplerOptions, SamplingError};
 pub use generate::{Ending, Event, GenerateError, Generated, TextGenerator};
-pub use plan::{KeepActivations, MemoryError, MemoryPlan, MicroBatch, OffloadActivations, Remedy, Slower};
+pub use plan::{
+    KeepActivations, MemoryError, MemoryPlan, MicroBatch, OffloadActivations, OffloadVocabulary, Remedy, Slower,
+};
 pub use precision::MixedKernels;
 pub use session::Session;
 

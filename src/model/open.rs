@@ -6,7 +6,9 @@ use crate::gpu::Gpu;
 use crate::lora::adapter::Adapter;
 use crate::lora::gpu::GpuAdapter;
 use crate::model::error::ModelError;
-use crate::model::plan::{Demand, KeepActivations, MemoryError, MemoryPlan, MicroBatch, OffloadActivations};
+use crate::model::plan::{
+    Demand, KeepActivations, MemoryError, MemoryPlan, MicroBatch, OffloadActivations, OffloadVocabulary,
+};
 use crate::model::session::Session;
 
 /// The passes that a model is opened for.
@@ -25,12 +27,23 @@ pub struct Passes {
     pub reserved: u64,
     /// Maximum bytes of GPU memory. `None`: the available memory of the device.
     pub budget: Option<u64>,
+    /// The tensors of the vocabulary that are not in GPU memory. Passes over tokens that only the
+    /// device knows need them there, and so do the logits of a last token.
+    pub offload_vocabulary: OffloadVocabulary,
 }
 
 impl Passes {
     /// One row of `length` tokens, without a budget of its own.
     pub fn one_row(length: u32) -> Self {
-        Self { length, rows: 1, micro_batch: MicroBatch::Rows(1), positions: length, reserved: 0, budget: None }
+        Self {
+            length,
+            rows: 1,
+            micro_batch: MicroBatch::Rows(1),
+            positions: length,
+            reserved: 0,
+            budget: None,
+            offload_vocabulary: OffloadVocabulary::Off,
+        }
     }
 
     /// Plans the memory for `model`, the model of `pack`, with or without an adapter.
@@ -56,6 +69,7 @@ impl Passes {
             training: false,
             keep_activations: KeepActivations::None,
             offload_activations: OffloadActivations::Off,
+            offload_vocabulary: self.offload_vocabulary,
             host_buffers: false,
             length: self.length,
             positions: self.positions,

@@ -111,6 +111,8 @@ impl Angles {
 #[derive(Debug)]
 pub(crate) struct GpuBatch {
     pub ids: BufferRange,
+    /// The ids on the host. Empty if only the device knows them.
+    pub tokens: Vec<u32>,
     /// The next token, or [`IGNORE_INDEX`](crate::ops::IGNORE_INDEX).
     pub labels: BufferRange,
     /// The first token of its sample.
@@ -191,12 +193,12 @@ impl GpuBatch {
         };
         let (ids, labels, starts) = (&batch.tokens, &batch.labels, &batch.starts);
         let (ids, labels, starts) = (upload("tokens", ids)?, upload("labels", labels)?, upload("starts", starts)?);
-        Ok(Self { ids, labels, starts, own_angles })
+        Ok(Self { ids, tokens: batch.tokens.clone(), labels, starts, own_angles })
     }
 
     /// One token after the tokens of a KV cache. Its id is in GPU memory. A pass over a cache reads
     /// neither labels nor starts.
     pub(super) fn of_token(id: &BufferRange, own_angles: Option<OwnAngles>) -> Self {
-        Self { ids: id.clone(), labels: id.clone(), starts: id.clone(), own_angles }
+        Self { ids: id.clone(), tokens: Vec::new(), labels: id.clone(), starts: id.clone(), own_angles }
     }
 }

@@ -8,19 +8,22 @@ use std::fmt;
 use thiserror::Error;
 
 use crate::arch::config::{ModelConfig, RopeScaling};
-use crate::dequant::stream::{PackSource, StreamError, StreamOptions, StreamPlan};
+use crate::dequant::stream::{Globals, HeadParts, PackSource, StreamError, StreamOptions, StreamPlan};
 use crate::format::Index;
 use crate::gpu::{Gpu, MatrixUnits};
 use crate::model::constants::Constants;
 use crate::model::decoder::Model;
 use crate::model::error::ModelError;
+use crate::model::host_embedding::HostEmbedding;
 use crate::model::kv_cache::attention_heads;
 use crate::model::pass::Angles;
-use crate::model::workspace::{Memory, Sizes, WINDOW, WorkspaceBytes, product_shapes};
-use crate::ops::Attention;
+use crate::model::workspace::{Memory, Sizes, WINDOW, WorkspaceBytes, chunk, product_shapes};
 use crate::ops::matmul::Matmul;
+use crate::ops::{Attention, mat_bytes};
 
-pub use options::{KeepActivations, MicroBatch, OffloadActivations, Slower};
+pub use options::{KeepActivations, MicroBatch, OffloadActivations, OffloadVocabulary, Slower};
+
+use options::Choice;
 
 /// Maximum rows of `--micro-batch auto`. With more rows per step, an epoch has too few steps.
 pub const MAX_AUTO_ROWS: u32 = 8;
@@ -114,6 +117,8 @@ pub struct Demand<'a> {
     pub keep_activations: KeepActivations,
     /// Whether residual streams are in host memory between the forward and the backward pass.
     pub offload_activations: OffloadActivations,
+    /// The tensors of the vocabulary that are not in GPU memory.
+    pub offload_vocabulary: OffloadVocabulary,
     /// Whether the device has buffers in host memory.
     pub host_buffers: bool,
     /// Tokens of a row.
@@ -142,6 +147,10 @@ pub struct MemoryPlan {
     pub length: u32,
     /// Tokens of the longest text.
     pub positions: u32,
+    /// The global tensors in GPU memory.
+    pub(crate) globals: Globals,
+    /// Bytes of the vocabulary's tensors that a pass copies to the device, forward and backward.
+    pub(crate) copied_vocabulary: u64,
     /// The sizes of the workspace.
     pub(crate) sizes: Sizes,
     /// Bytes of the workspace: activations and logits.
@@ -160,12 +169,13 @@ pub struct MemoryPlan {
 }
 
 impl MemoryPlan {
-    /// The plan of `rows` rows, in which the last `kept` layers keep their activations, and the
-    /// first `offloaded` residual streams are in host memory.
-    fn of(demand: &Demand<'_>, rows: u32, [kept, offloaded]: [u32; 2]) -> Result<Self, MemoryError> {
+    /// The plan of `rows` rows with this choice.
+    fn of(demand: &Demand<'_>, rows: u32, choice: Choice) -> Result<Self, MemoryError> {
         let Demand { model, budget, length, training, .. } = *demand;
+        let Choice { kept, offloaded, globals } = choice;
         let tokens = rows.saturating_mul(length);
-        let sizes = Sizes { tokens, rank: demand.rank, dropout: demand.dropout, training, kept, offloaded, window: WINDOW };
+        let (rank, dropout, window, chunk) = (demand.rank, demand.dropout, WINDOW, chunk(model, tokens));
+        let sizes = Sizes { tokens, rank, dropout, training, kept, offloaded, window, chunk };
         let workspace = WorkspaceBytes::of(model, sizes);
         let limit = demand.max_binding.min(demand.max_buffer);
         if workspace.largest > limit {
@@ -176,10 +186,11 @@ impl MemoryPlan {
         let angles = rotary_bytes(model, demand.positions, tokens);
         let products = Matmul::scratch_bytes(demand.units, tokens, &product_shapes(model, tokens), demand.rank);
         let attention = Attention::scratch_bytes(demand.units, tokens, &attention_heads(model, 0), training);
-        let scratch = sum([products, attention, angles, Constants::bytes(model), demand.reserved]);
+        let staging = if globals == Globals::All { 0 } else { HostEmbedding::staging_bytes() };
+        let scratch = sum([products, attention, angles, Constants::bytes(model), staging, demand.reserved]);
         let fixed = sum([workspace.total(), adapter, optimizer, scratch]);
         let left = budget.map(|budget| budget.saturating_sub(fixed));
-        let stream = match StreamPlan::new(demand.index, demand.max_buffer, left, true) {
+        let stream = match StreamPlan::new(demand.index, demand.max_buffer, left, globals) {
             Err(StreamError::Budget { needed, .. }) => {
                 let budget = budget.unwrap_or(u64::MAX);
                 return Err(MemoryError::Budget { budget, needed: needed.saturating_add(fixed), remedy: None });
@@ -188,7 +199,12 @@ impl MemoryPlan {
         };
         let positions = demand.positions;
         let units = demand.units;
+        let passes = if training { 2 } else { 1 };
+        let of_head = stream.head().map_or(0, HeadParts::pass_bytes).saturating_mul(passes);
+        let of_embedding = if stream.embedding_on_host { mat_bytes(tokens, model.hidden) } else { 0 };
         Ok(Self {
+            copied_vocabulary: of_head.saturating_add(of_embedding),
+            globals,
             stream,
             micro_batch: rows,
             slower: None,
@@ -209,7 +225,8 @@ impl MemoryPlan {
     /// # Errors
     /// As [`Model::new`] and [`Memory::new`].
     pub(crate) fn reserve(&self, gpu: &Gpu, pack: PackSource) -> Result<(Model, Memory), ModelError> {
-        let stream = StreamOptions { budget: Some(self.stream.needed_bytes), ..StreamOptions::default() };
+        let (budget, globals) = (Some(self.stream.needed_bytes), self.globals);
+        let stream = StreamOptions { budget, globals, ..StreamOptions::default() };
         let model = Model::new(gpu, pack, self.positions, &stream)?;
         let memory = Memory::new(gpu, model.config(), self.sizes)?;
         model.reserve_products(self.sizes.tokens, self.sizes.rank)?;
@@ -227,6 +244,12 @@ impl MemoryPlan {
         (self.sizes.offloaded, self.workspace.host)
     }
 
+    /// Whether the embedding table is not in GPU memory, and the number of parts in which the
+    /// output projection passes through it. 0: the output projection is in GPU memory.
+    pub fn offloaded_vocabulary(&self) -> (bool, u32) {
+        (self.stream.embedding_on_host, self.stream.head().map_or(0, HeadParts::count))
+    }
+
     /// All bytes of GPU memory.
     pub fn total(&self) -> u64 {
         sum([self.stream.needed_bytes, self.workspace.total(), self.adapter, self.optimizer, self.scratch])
@@ -234,10 +257,11 @@ impl MemoryPlan {
 
     /// The bytes of each part, with a name for users.
     pub fn parts(&self) -> [(&'static str, u64); 9] {
-        let weights = self.stream.needed_bytes - self.stream.staging_bytes - self.stream.globals_bytes;
+        let vocabulary = self.stream.globals_bytes + self.stream.head_bytes;
+        let weights = self.stream.needed_bytes - self.stream.staging_bytes - vocabulary;
         [
             ("weights of layers", weights),
-            ("embedding and head", self.stream.globals_bytes),
+            ("embedding and head", vocabulary),
             ("staging", self.stream.staging_bytes),
             ("residual streams", self.workspace.saved_activations),
             ("activations kept", self.workspace.kept_activations),

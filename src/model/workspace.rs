@@ -48,12 +48,17 @@
 //!
 //! In models with norms of outputs, o_proj and down_proj write `normed`, and the norm adds it to
 //! `middle` or `residual[i + 1]`. Backward, they write `normed` again, the gradient before the norm
-//! is in `d.normed`, and the post-attention norm writes `normed` again for gate_proj and up_proj.
+//! is in `d.normed` or, that of attention, in the shared `middle`, and the post-attention norm
+//! writes `normed` again for gate_proj and up_proj.
 //!
 //! A long pass goes through the feed-forward block, forward and backward, in windows of tokens:
 //! `gate`, `up` and `activated` have the rows of a window. Layers that keep their activations have
 //! matrices of their own for all but `activated`, and skip the steps that compute them. Streams in
 //! `offloaded` arrive in the place of a later stream, one layer ahead.
+//!
+//! Two gradients are in the memory of a matrix that nothing reads at that time: `d.attended` in
+//! that of `d.normed`, between the feed-forward block and q_, k_ and v_proj, and `d.queries` in
+//! that of the shared `middle`, after the feed-forward block.
 //!
 //! Every projection with an adapter has its own x A^T in `lows`, which its gradients are computed
 //! from. It uses `low_rank` and `dropped` as scratch, and writes them before it reads them.
@@ -93,6 +98,8 @@ pub struct Sizes {
     /// Tokens that pass through the feed-forward block together: [`WINDOW`], or fewer in tests. The
     /// order of sums depends on it.
     pub window: u32,
+    /// Columns of a chunk of logits: [`chunk`], or fewer in tests. The order of sums depends on it.
+    pub chunk: u32,
 }
 
 /// The use of memory.
@@ -108,6 +115,22 @@ pub(crate) enum Use {
     Layer,
     /// Logits and losses.
     Loss,
+}
+
+/// A matrix, or what stands for one.
+pub(crate) trait Matrix: Clone {
+    /// A matrix of this shape in the same memory. It has at most the elements of this one.
+    fn reshaped(&self, rows: u32, cols: u32) -> Self;
+}
+
+impl Matrix for () {
+    fn reshaped(&self, _: u32, _: u32) {}
+}
+
+impl Matrix for Mat {
+    fn reshaped(&self, rows: u32, cols: u32) -> Self {
+        self.narrow(rows, cols)
+    }
 }
 
 /// Matrices of `tokens` rows each, except the constants.
@@ -183,13 +206,12 @@ pub(crate) struct Backward<M> {
     pub delta: M,
 }
 
-impl<M: Clone> Workspace<M> {
+impl<M: Matrix> Workspace<M> {
     /// Calls `new` for each matrix, with its use, name, rows and columns. The order is always the
     /// same.
     fn build<E>(
         model: &ModelConfig,
         sizes: Sizes,
-        chunk: u32,
         mut new: impl FnMut(Use, &'static str, u32, u32) -> Result<M, E>,
     ) -> Result<Self, E> {
         let &ModelConfig { hidden, intermediate, heads, layers, .. } = model;
@@ -202,18 +224,22 @@ impl<M: Clone> Workspace<M> {
         let residual =
             (0..streams).map(|_| new(Use::SavedActivations, "residual stream", tokens, hidden)).collect::<Result<_, E>>()?;
         let window = tokens.min(sizes.window);
-        let shared = Activations::build(model, sizes, window, None, |name, rows, cols| new(Use::Layer, name, rows, cols))?;
+        // The matrices that two activations or gradients share.
+        let widest = if sizes.training { hidden.max(queries) } else { hidden };
+        let middle = new(Use::Layer, "middle of the residual stream", tokens, widest)?;
+        let of_layer = |name, rows, cols| new(Use::Layer, name, rows, cols);
+        let shared = Activations::build(model, sizes, window, None, Some(middle.reshaped(tokens, hidden)), of_layer)?;
         let mut keep = |_| {
             let new = |name, rows, cols| new(Use::KeptActivations, name, rows, cols);
-            Activations::build(model, sizes, tokens, Some(&shared), new)
+            Activations::build(model, sizes, tokens, Some(&shared), None, new)
         };
         let kept = (0..sizes.kept).map(&mut keep).collect::<Result<_, E>>()?;
         let activated = new(Use::Layer, "activated", window, intermediate)?;
         let mut layer = |name, cols: u32| new(Use::Layer, name, tokens, cols);
         // It has as many elements as the largest input of a projection.
         let of_window = mat_bytes(window, intermediate).div_ceil(mat_bytes(tokens.max(1), 1));
-        let widest = u32::try_from(of_window).unwrap_or(u32::MAX).max(queries).max(hidden);
-        let widest = if sizes.dropout { widest } else { 1 };
+        let inputs = u32::try_from(of_window).unwrap_or(u32::MAX).max(queries).max(hidden);
+        let inputs = if sizes.dropout { inputs } else { 1 };
         let rank = sizes.rank.max(1);
         Ok(Self {
             residual,
@@ -222,37 +248,41 @@ impl<M: Clone> Workspace<M> {
             activated,
             window: sizes.window,
             low_rank: layer("low rank", rank)?,
-            dropped: layer("dropped", widest)?,
+            dropped: layer("dropped", inputs)?,
             shared,
             kept,
             backward: match sizes.training {
                 false => None,
-                true => Some(Backward {
-                    residual: layer("gradient of the residual stream", hidden)?,
-                    normed: layer("gradient of normed", hidden)?,
-                    attended: layer("gradient of attended", queries)?,
-                    queries: layer("gradient of queries", queries)?,
-                    keys: layer("gradient of keys", keys)?,
-                    values: layer("gradient of values", keys)?,
-                    delta: layer("row products", heads)?,
-                }),
+                true => {
+                    let normed = layer("gradient of normed", widest)?;
+                    Some(Backward {
+                        residual: layer("gradient of the residual stream", hidden)?,
+                        attended: normed.reshaped(tokens, queries),
+                        normed: normed.reshaped(tokens, hidden),
+                        queries: middle.reshaped(tokens, queries),
+                        keys: layer("gradient of keys", keys)?,
+                        values: layer("gradient of values", keys)?,
+                        delta: layer("row products", heads)?,
+                    })
+                }
             },
-            logits: new(Use::Loss, "logits", tokens, chunk)?,
+            logits: new(Use::Loss, "logits", tokens, sizes.chunk)?,
             loss_state: new(Use::Loss, "losses", tokens, 4)?,
             loss: new(Use::Loss, "loss", 1, 1)?,
         })
     }
 }
 
-impl<M: Clone> Activations<M> {
+impl<M: Matrix> Activations<M> {
     /// Calls `of` for each matrix, with its name, rows and columns: a row for each token, or
     /// `window` rows. Kept activations take from `shared` what is cheap to compute again: queries
-    /// and keys after the norms of the heads.
+    /// and keys after the norms of the heads. `middle` is a matrix that is there already.
     fn build<E>(
         model: &ModelConfig,
         sizes: Sizes,
         window: u32,
         shared: Option<&Self>,
+        middle: Option<M>,
         mut of: impl FnMut(&'static str, u32, u32) -> Result<M, E>,
     ) -> Result<Self, E> {
         let mut new = |name, cols| of(name, sizes.tokens, cols);
@@ -267,7 +297,8 @@ impl<M: Clone> Activations<M> {
             None => [new("queries", queries)?, new("keys", keys)?],
         };
         let (values, attended) = (new("values", keys)?, new("attended", model.queries())?);
-        let (lse, middle) = (new("softmax denominators", heads)?, new("middle of the residual stream", hidden)?);
+        let lse = new("softmax denominators", heads)?;
+        let middle = middle.map_or_else(|| new("middle of the residual stream", hidden), Ok)?;
         // Without gradients, one for all projections.
         let mut low = || new("low rank", sizes.rank.max(1));
         let lows = match sizes.training {
@@ -288,7 +319,8 @@ impl<M> Workspace<M> {
         kept.map_or((&self.shared, false), |kept| (kept, true))
     }
 
-    /// A matrix [tokens, hidden] that no layer needs after a pass.
+    /// A matrix [tokens, hidden] that no layer needs after a pass, nor between the gradients of its
+    /// feed-forward block and of its attention.
     pub fn hidden_scratch(&self) -> &M {
         &self.shared.middle
     }
@@ -327,7 +359,7 @@ impl WorkspaceBytes {
             }
             Ok::<_, std::convert::Infallible>(())
         };
-        let Ok(_) = Workspace::build(model, sizes, chunk(model, sizes.tokens), count);
+        let Ok(_) = Workspace::build(model, sizes, count);
         bytes
     }
 
@@ -343,8 +375,8 @@ fn buffer_bytes(rows: u32, cols: u32) -> u64 {
     mat_bytes(rows, cols).max(1).checked_next_multiple_of(16).unwrap_or(u64::MAX)
 }
 
-/// Columns of a chunk of logits.
-fn chunk(model: &ModelConfig, tokens: u32) -> u32 {
+/// Columns of a chunk of logits in passes of `tokens` tokens.
+pub(crate) fn chunk(model: &ModelConfig, tokens: u32) -> u32 {
     let max = (LOGITS_BYTES / (4 * u64::from(tokens.max(1)))).min(u64::from(model.vocab)) as u32;
     let aligned = max / CHUNK_ALIGN * CHUNK_ALIGN;
     if aligned == 0 || max == model.vocab { max.max(1) } else { aligned }
@@ -362,7 +394,6 @@ pub(crate) fn product_shapes(model: &ModelConfig, tokens: u32) -> Vec<(u32, u32)
 #[derive(Debug)]
 pub struct Memory {
     sizes: Sizes,
-    chunk: u32,
     buffers: Vec<BufferRange>,
 }
 
@@ -373,7 +404,6 @@ impl Memory {
     /// [`GpuError::TooLarge`], [`GpuError::OutOfMemory`]; [`GpuError::NoFeature`] if streams are
     /// offloaded on a device without buffers in host memory.
     pub fn new(gpu: &Gpu, model: &ModelConfig, sizes: Sizes) -> Result<Self, GpuError> {
-        let chunk = chunk(model, sizes.tokens);
         let mut buffers = Vec::new();
         let reserve = |purpose, name: &'static str, rows: u32, cols: u32| {
             buffers.push(match purpose {
@@ -382,8 +412,8 @@ impl Memory {
             });
             Ok(())
         };
-        Workspace::build(model, sizes, chunk, reserve)?;
-        Ok(Self { sizes, chunk, buffers })
+        Workspace::build(model, sizes, reserve)?;
+        Ok(Self { sizes, buffers })
     }
 
     /// The sizes that it was reserved for.
@@ -409,7 +439,7 @@ impl Memory {
             // In the order of `new`, with at most the rows that it reserved.
             buffers.next().map(|range| Mat { range: range.slice(0, size), rows, cols }).ok_or_else(|| too_small(rows))
         };
-        Workspace::build(model, Sizes { tokens, ..self.sizes }, self.chunk, view)
+        Workspace::build(model, Sizes { tokens, ..self.sizes }, view)
     }
 }
 
@@ -440,6 +470,7 @@ mod tests {
                 kept: u32::from(training),
                 offloaded: 0,
                 window: WINDOW,
+                chunk: chunk(&model, u32::MAX),
             };
             let bytes = WorkspaceBytes::of(&model, sizes);
             assert_eq!((bytes.largest, bytes.total()), (u64::MAX, u64::MAX));

@@ -7,6 +7,7 @@ mod architectures;
 mod generation;
 mod oracle;
 mod precision;
+mod vocabulary;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -15,7 +16,7 @@ use std::sync::Mutex;
 use crate::arch::ModelConfig;
 use crate::convert::{self, encode::Encoder};
 use crate::data::pack::{Batch, IGNORE_INDEX};
-use crate::dequant::stream::{PackSource, StreamOptions, StreamPlan};
+use crate::dequant::stream::{Globals, PackSource, StreamOptions, StreamPlan};
 use crate::format::Role;
 use crate::format::nf4::ScaleType;
 use crate::gpu::Gpu;
@@ -24,7 +25,7 @@ use crate::lora::config::AdapterLayout;
 use crate::lora::gpu::GpuAdapter;
 use crate::model::Session;
 use crate::model::decoder::Model;
-use crate::model::workspace::{Memory, Sizes, WINDOW};
+use crate::model::workspace::{Memory, Sizes, WINDOW, chunk};
 use crate::train::trainer::{Hyperparameters, Trainer};
 use safetensors::SafeTensors;
 use serde_json::Value;
@@ -121,9 +122,14 @@ impl Fixture {
     }
 
     pub fn model(&self, ring: bool) -> Model {
+        self.model_with(Globals::All, ring)
+    }
+
+    /// As [`Fixture::model`], with these global tensors in GPU memory.
+    pub fn model_with(&self, globals: Globals, ring: bool) -> Model {
         let source = PackSource::open(&self.pack).unwrap();
-        let least = StreamPlan::new(source.index(), u64::MAX, None, true).unwrap().minimum_bytes;
-        let options = StreamOptions { budget: ring.then_some(least), ..StreamOptions::default() };
+        let least = StreamPlan::new(source.index(), u64::MAX, None, globals).unwrap().minimum_bytes;
+        let options = StreamOptions { budget: ring.then_some(least), globals, ..StreamOptions::default() };
         let model = Model::new(&self.gpu, source, self.length, &options).unwrap();
         assert_eq!(model.plan().resident, !ring);
         model
@@ -141,16 +147,22 @@ impl Fixture {
 
     /// As [`Fixture::memory_keeping`], with windows of this many tokens.
     pub fn memory_of_windows(&self, rows: usize, [kept, offloaded]: [u32; 2], window: u32) -> Memory {
-        let sizes = Sizes {
-            tokens: rows as u32 * self.length,
+        Memory::new(&self.gpu, &self.config, Sizes { kept, offloaded, window, ..self.sizes(rows) }).unwrap()
+    }
+
+    /// For training, with everything computed again and nothing offloaded.
+    pub fn sizes(&self, rows: usize) -> Sizes {
+        let tokens = rows as u32 * self.length;
+        Sizes {
+            tokens,
             rank: self.rank,
             dropout: true,
             training: true,
-            kept,
-            offloaded,
-            window,
-        };
-        Memory::new(&self.gpu, &self.config, sizes).unwrap()
+            kept: 0,
+            offloaded: 0,
+            window: WINDOW,
+            chunk: chunk(&self.config, tokens),
+        }
     }
 
     pub fn adapter(&self, name: &str) -> Adapter {

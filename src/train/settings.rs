@@ -7,7 +7,7 @@ use thiserror::Error;
 use crate::data::TrainOn;
 use crate::format::Role;
 use crate::lora::config::{LoraConfig, LoraError, TARGETS};
-use crate::model::plan::{KeepActivations, MicroBatch, OffloadActivations};
+use crate::model::plan::{KeepActivations, MicroBatch, OffloadActivations, OffloadVocabulary};
 use crate::train::schedule::{Shape, Warmup};
 
 /// Why settings are invalid. Flags are named as on the command line.
@@ -64,6 +64,8 @@ pub struct Settings {
     /// Whether residual streams are in host memory between the forward and the backward pass. It
     /// does not change the results.
     pub offload_activations: OffloadActivations,
+    /// The tensors of the vocabulary that are not in GPU memory. It does not change the results.
+    pub offload_vocabulary: OffloadVocabulary,
     /// Forward passes of an optimiser step.
     pub accumulate: u32,
     /// Tokens of a row; longer samples are cut.
@@ -108,6 +110,7 @@ impl Default for Settings {
             micro_batch: MicroBatch::Auto,
             keep_activations: KeepActivations::Auto,
             offload_activations: OffloadActivations::Auto,
+            offload_vocabulary: OffloadVocabulary::Auto,
             accumulate: 1,
             max_length: 2048,
             clip: Some(1.0),

@@ -23,8 +23,17 @@ struct Place {
 }
 
 /// Less than the `tiny` of the library, since the encoder is slow without optimisation.
-const TINY: Shape =
-    Shape { hidden: 64, intermediate: 192, layers: 4, heads: 2, kv_heads: 1, head_dim: 32, vocabulary: 512, tied: true };
+const TINY: Shape = Shape {
+    hidden: 64,
+    intermediate: 192,
+    layers: 4,
+    heads: 2,
+    kv_heads: 1,
+    head_dim: 32,
+    vocabulary: 512,
+    tied: true,
+    q_k_norm: true,
+};
 
 fn nf4pack() -> Command {
     let mut command = assert_cmd::cargo::cargo_bin_cmd!("nf4pack");
@@ -111,7 +120,7 @@ fn help_and_version_name_every_command_and_option() {
     let help = nf4pack().arg("--help").assert().success();
     commands.iter().fold(help, |help, command| help.stdout(contains(command)));
     nf4pack().arg("-h").assert().success();
-    let options: [(&[&str], &str); 12] = [
+    let options: [(&[&str], &str); 13] = [
         (
             &["convert"],
             "--encoder --scales --block-size --keep --quantize --threads --config --dry-run --force --json --quiet",
@@ -133,8 +142,10 @@ fn help_and_version_name_every_command_and_option() {
         (&["bench", "stream"], "--shape --budget --no-mmap --verify-on-load --threads --dir --gpu --runs --json"),
         (
             &["bench", "train"],
-            "--shape --batch --seq --keep-activations --offload-activations --vram-budget --rank --dir --gpu --runs --json NF4PACK_PROFILE",
+            "--shape --batch --seq --keep-activations --offload-activations --offload-vocabulary --vram-budget --rank --dir --gpu \
+             --runs --json NF4PACK_PROFILE",
         ),
+        (&["bench", "longest"], "--shape --budget --rank --plan-only --dir --gpu --json"),
     ];
     for (command, options) in options {
         let help = nf4pack().args(command).arg("--help").assert().success().stdout(contains("Examples:"));

@@ -19,7 +19,7 @@ const FOLDER: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/golden
 /// An adapter of the bundled model.
 const ADAPTER: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/oracle/adapter_final");
 /// Every command. `bench` is a group: it prints only its help.
-const COMMANDS: [&str; 18] = [
+const COMMANDS: [&str; 19] = [
     "convert",
     "inspect",
     "verify",
@@ -36,6 +36,7 @@ const COMMANDS: [&str; 18] = [
     "bench upload",
     "bench stream",
     "bench train",
+    "bench longest",
     "bench generate",
     "completions",
 ];
@@ -132,6 +133,8 @@ fn outputs_without_a_gpu_are_golden() {
     assert_golden("merge", &run(&merge));
     let convert = ["bench", "convert", "--shape", "tiny", "--runs", "1", "--dir", ".", "--threads", "2"];
     assert_golden("bench-convert", &unnumbered(&run(&convert)));
+    let longest = ["bench", "longest", "--plan-only", "--shape", "tiny", "--budget", "1MB,120MB"];
+    assert_golden("bench-longest", &run(&longest));
     // The script has an entry for every option: its beginning shows that it is a script.
     let script = run(&["completions", "bash"]);
     assert_golden("completions", &script.lines().take(12).fold(String::new(), |text, line| text + line + "\n"));
@@ -152,6 +155,7 @@ fn errors_without_a_gpu_are_golden() {
     check("generate", "generate none.nf4pack --prompt Once");
     check("bench", "bench frobnicate");
     check("bench-convert", "bench convert --shape tiny --dir nowhere");
+    check("bench-longest", "bench longest --plan-only --budget much");
     check("completions", "completions csh");
     // Damage in the last section.
     let pack = folder.path().join(PACK);

@@ -416,3 +416,20 @@ fn without_a_driver_every_command_says_what_to_install() {
     }
     assert_eq!(names(folder.path()), ["tiny.nf4pack"]);
 }
+
+#[test]
+fn bench_longest_trains_what_it_plans() {
+    if common::gpu().is_none() {
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let line = "bench longest --shape tiny --rank 4 --precision f32 --budget 80MB --dir .";
+    let bench = json(folder.path(), line, 0);
+    let found = &bench["found"][0];
+    let (tokens, planned) = (found["tokens"].as_u64().unwrap(), found["planned_bytes"].as_u64().unwrap());
+    assert!(tokens > 1 && planned <= 80_000_000, "{found}");
+    assert!(positive(&found["step"]["seconds"]));
+    // Batches and parameters of kernels are not in the plan.
+    let (used, host) = (found["step"]["used_bytes"].as_u64(), found["host_bytes"].as_u64().unwrap());
+    assert!(used.is_none_or(|used| used <= planned + host + (8 << 20)), "{found}");
+}

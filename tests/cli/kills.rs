@@ -12,8 +12,17 @@ use serde_json::Value;
 use crate::common::program::{campaign, names};
 
 /// Five windows of 4 MiB: converts in a second or two, unoptimised, with the faster encoder.
-const SHAPE: Shape =
-    Shape { hidden: 512, intermediate: 1536, layers: 3, heads: 8, kv_heads: 4, head_dim: 64, vocabulary: 256, tied: true };
+const SHAPE: Shape = Shape {
+    hidden: 512,
+    intermediate: 1536,
+    layers: 3,
+    heads: 8,
+    kv_heads: 4,
+    head_dim: 64,
+    vocabulary: 256,
+    tied: true,
+    q_k_norm: true,
+};
 
 struct Place {
     folder: tempfile::TempDir,

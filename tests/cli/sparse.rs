@@ -11,7 +11,7 @@ use std::path::Path;
 
 use nf4pack::convert::Progress;
 use nf4pack::dequant::dequantize;
-use nf4pack::dequant::stream::{StreamError, StreamPlan};
+use nf4pack::dequant::stream::{Globals, StreamError, StreamPlan};
 use nf4pack::format::nf4::{CODEBOOK, ScaleType};
 use nf4pack::format::{Entry, FloatType, Layout, Role, SectionKind, Shape, Storage, crc32};
 use nf4pack::verify::{VerifyError, verify};
@@ -86,11 +86,11 @@ fn a_pack_of_a_terabyte_is_opened_walked_and_decoded_at_its_end() {
 fn plans_count_a_terabyte_without_a_device() {
     let place = place();
     let source = PackSource::open(place.path().join(PACK)).unwrap();
-    let plan = StreamPlan::new(source.index(), 1 << 40, None, true).unwrap();
+    let plan = StreamPlan::new(source.index(), 1 << 40, None, Globals::All).unwrap();
     assert!(plan.resident && plan.weights_bytes > 1 << 40 && plan.layer_bytes > 1 << 38);
     // The largest buffers of devices: codes are cut, a table of scales cannot be.
-    assert!(matches!(StreamPlan::new(source.index(), 1 << 31, None, true), Err(StreamError::Gpu(_))));
-    let small = StreamPlan::new(source.index(), 1 << 40, Some(24 << 30), true).unwrap_err();
+    assert!(matches!(StreamPlan::new(source.index(), 1 << 31, None, Globals::All), Err(StreamError::Gpu(_))));
+    let small = StreamPlan::new(source.index(), 1 << 40, Some(24 << 30), Globals::All).unwrap_err();
     assert!(matches!(small, StreamError::Budget { needed, .. } if needed > 1 << 39), "{small}");
 }
 

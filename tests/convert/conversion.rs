@@ -36,6 +36,7 @@ pub(crate) const SHAPE: synth::Shape = synth::Shape {
     head_dim: 24,
     vocabulary: 50,
     tied: true,
+    q_k_norm: true,
 };
 
 fn small_checkpoint(shard_len: Option<u64>) -> TempDir {
@@ -974,7 +975,7 @@ proptest! {
         hidden in 1_u64..40, intermediate in 1_u64..70, layers in 1_u64..3, heads in 1_u64..4, half_head in 1_u64..10,
         vocabulary in 1_u64..30, tied: bool, block in 0..BLOCK_SIZES.len(), scale in 0..3_usize, mse: bool, seed: u64,
     ) {
-        let shape = synth::Shape { hidden, intermediate, layers, heads, kv_heads: heads, head_dim: 2 * half_head, vocabulary, tied };
+        let shape = synth::Shape { hidden, intermediate, layers, heads, kv_heads: heads, head_dim: 2 * half_head, vocabulary, tied, q_k_norm: true };
         let folder = tempfile::tempdir().unwrap();
         let source = folder.path().join("model");
         synth::write(&source, &shape, seed, None, &()).unwrap();

@@ -23,6 +23,7 @@ const NAMES: [(&str, &[&str]); 5] = [
             "MixedKernels",
             "MixedTest",
             "OffloadActivations",
+            "OffloadVocabulary",
             "Sampler",
             "SamplerOptions",
             "Session",

@@ -13,7 +13,9 @@ use std::time::{Duration, Instant};
 
 use nf4pack::convert::encode::Encoder;
 use nf4pack::convert::{Options, convert, synth};
-use nf4pack::dequant::stream::{Direction, LayerStream, PackSource, StreamError, StreamOptions, StreamPlan, StreamedLayer};
+use nf4pack::dequant::stream::{
+    Direction, Globals, LayerStream, PackSource, StreamError, StreamOptions, StreamPlan, StreamedLayer,
+};
 use nf4pack::dequant::{DequantError, Dequantizer, Output, dequantize};
 use nf4pack::format::nf4::ScaleType;
 use nf4pack::format::{FormatError, Pack, SectionKind};
@@ -52,8 +54,17 @@ fn small_pack(scale_type: ScaleType) -> TestPack {
 
 fn synthetic_pack(hidden: u64, intermediate: u64, scale_type: ScaleType) -> TestPack {
     let folder = tempfile::tempdir().unwrap();
-    let shape =
-        synth::Shape { hidden, intermediate, layers: 4, heads: 2, kv_heads: 1, head_dim: 36, vocabulary: 90, tied: false };
+    let shape = synth::Shape {
+        hidden,
+        intermediate,
+        layers: 4,
+        heads: 2,
+        kv_heads: 1,
+        head_dim: 36,
+        vocabulary: 90,
+        tied: false,
+        q_k_norm: true,
+    };
     synth::write(&folder.path().join("model"), &shape, 3, None, &()).unwrap();
     pack_of(&folder.path().join("model"), scale_type)
 }
@@ -91,7 +102,7 @@ fn compare(gpu: &Gpu, kernels: &Dequantizer, layer: &StreamedLayer, expected: &H
 /// The budget of the smallest plan, a ring of two layers.
 fn ring_of_two(gpu: &Gpu, path: &Path) -> Option<u64> {
     let pack = MappedPack::read(path).unwrap();
-    let plan = StreamPlan::new(pack.pack().index(), gpu.limits().max_buffer_size, None, false).unwrap();
+    let plan = StreamPlan::new(pack.pack().index(), gpu.limits().max_buffer_size, None, Globals::None).unwrap();
     Some(plan.minimum_bytes)
 }
 
@@ -127,7 +138,7 @@ fn stream_and_compare_of(gpu: &Gpu, kernels: &Dequantizer, path: &Path, map: boo
     let of_layers = |s: &&nf4pack::format::Section| s.layer.is_some() && s.kind != Some(SectionKind::Scales);
     let tensors = mapped.pack().index().sections().iter().filter(of_layers).count();
     assert_eq!(compared, 4 * tensors);
-    if options.globals {
+    if options.globals != Globals::None {
         let globals = stream.globals().unwrap().unwrap();
         assert_eq!(compare(gpu, kernels, globals, &expected), expected.len() - tensors);
     }
@@ -142,7 +153,7 @@ fn fixture() -> PathBuf {
 fn tiny_qwen3_resident_and_in_a_ring_of_two() {
     let Some((gpu, kernels)) = device() else { return };
     let pack = pack_of(&fixture(), ScaleType::Bf16);
-    let plan = stream_and_compare(&gpu, kernels, &pack.path, &StreamOptions { globals: true, ..Default::default() });
+    let plan = stream_and_compare(&gpu, kernels, &pack.path, &StreamOptions { globals: Globals::All, ..Default::default() });
     assert!(plan.resident);
     let budget = ring_of_two(&gpu, &pack.path);
     let plan = stream_and_compare(&gpu, kernels, &pack.path, &StreamOptions { budget, ..Default::default() });
@@ -174,7 +185,12 @@ fn every_kind_of_scales_and_every_way_to_read() {
         let ways = [(false, true, 1), (true, true, 3), (false, false, 2), (true, false, 1)];
         for (j, (verify, map, threads)) in ways.into_iter().enumerate() {
             let budget = ring_of_two(&gpu, &pack.path).filter(|_| (i + j) % 2 == 1);
-            let options = StreamOptions { budget, globals: budget.is_none(), verify, threads };
+            let options = StreamOptions {
+                budget,
+                globals: if budget.is_none() { Globals::All } else { Globals::None },
+                verify,
+                threads,
+            };
             stream_and_compare_of(&gpu, kernels, &pack.path, map, &options);
         }
     }
@@ -196,7 +212,7 @@ fn layers_are_cut_where_buffers_and_bindings_are_small() {
         &gpu,
         &Dequantizer::new(&gpu).unwrap(),
         &pack.path,
-        &StreamOptions { globals: true, ..Default::default() },
+        &StreamOptions { globals: Globals::All, ..Default::default() },
     );
 }
 
@@ -384,7 +400,7 @@ fn damaged_globals_do_not_hurt_the_layers() {
     let found = mapped.pack().payload(&raw)[7];
     drop(mapped);
     damage(&pack.path, raw.offset + 7, !found);
-    let options = StreamOptions { globals: true, ..Default::default() };
+    let options = StreamOptions { globals: Globals::All, ..Default::default() };
     let mut stream = LayerStream::open(&gpu, &pack.path, &options).unwrap();
     for _ in 0..2 {
         assert_eq!(stream.layer(3, Forward).unwrap().number, Some(3));

@@ -6,7 +6,7 @@ use clap::{Args, Subcommand, ValueEnum, ValueHint};
 
 use super::common::{ComputeArgs, EncoderArg, GpuArg, ScalesArg, ThreadsArg, block_size_parser, parse_size};
 use super::generate::SamplingArgs;
-use super::train::values::{KeepActivationsArg, OffloadArg};
+use super::train::values::{KeepActivationsArg, OffloadArg, OffloadVocabularyArg};
 use crate::convert::synth::Shape;
 use crate::format::nf4::DEFAULT_BLOCK_SIZE;
 
@@ -25,6 +25,7 @@ pub enum BenchCommand {
     Upload(BenchUploadArgs),
     Stream(BenchStreamArgs),
     Train(BenchTrainArgs),
+    Longest(BenchLongestArgs),
     Generate(BenchGenerateArgs),
 }
 
@@ -216,10 +217,10 @@ pub struct BenchStreamArgs {
 const TRAIN_EXAMPLES: &str = "\
 Examples:
   nf4pack bench train --shape qwen3-0.6b --batch 4 --seq 512
-  nf4pack bench train --shape qwen3-4b --seq 2048 --dir /dev/shm  # needs 11 GB there
+  nf4pack bench train --shape qwen3-4b --seq 2048 --dir /dev/shm  # needs 2.7 GB there
   NF4PACK_PROFILE=1 nf4pack bench train --runs 1                  # with the time of every kernel
 
-Writes a checkpoint of random weights, converts it, and trains an adapter on all seven projections of every layer with random \
+Writes a pack of random weights, and trains an adapter on all seven projections of every layer with random \
 tokens, all of them learned: forward, loss, backward, AdamW. The first step warms up and does not \
 count. One more step waits for the device after each phase and measures the phases. With NF4PACK_PROFILE=1 every dispatch gets \
 its own pass: steps take longer, so only the kernels' shares are meaningful.";
@@ -237,7 +238,7 @@ pub struct BenchTrainArgs {
     pub batch: u32,
 
     /// Tokens of a sample
-    #[arg(long, value_name = "S", default_value = "512", value_parser = clap::value_parser!(u32).range(2..=131_072))]
+    #[arg(long, value_name = "S", default_value = "512", value_parser = clap::value_parser!(u32).range(2..=1 << 20))]
     pub seq: u32,
 
     /// Layers that keep their activations, as in `nf4pack train` [default: auto]
@@ -248,6 +249,11 @@ pub struct BenchTrainArgs {
     #[arg(long, value_enum, value_name = "auto|off|on", hide_possible_values = true)]
     pub offload_activations: Option<OffloadArg>,
 
+    /// The tensors of the vocabulary that are not in GPU memory, as in `nf4pack train` [default:
+    /// auto]
+    #[arg(long, value_enum, value_name = "auto|off|embedding|all", hide_possible_values = true)]
+    pub offload_vocabulary: Option<OffloadVocabularyArg>,
+
     /// GPU memory to plan within, such as 8GiB [default: 90 % of the free GPU memory]
     #[arg(long, value_name = "SIZE", value_parser = parse_size)]
     pub vram_budget: Option<u64>,
@@ -256,7 +262,7 @@ pub struct BenchTrainArgs {
     #[arg(long, default_value = "16", value_parser = clap::value_parser!(u32).range(1..=4096))]
     pub rank: u32,
 
-    /// Folder for the temporary checkpoint and pack [default: the system's temporary folder]
+    /// Folder for the temporary pack [default: the system's temporary folder]
     #[arg(long, value_name = "FOLDER", value_hint = ValueHint::DirPath)]
     pub dir: Option<PathBuf>,
 
@@ -267,14 +273,65 @@ pub struct BenchTrainArgs {
     pub common: GpuBenchArgs,
 }
 
+const LONGEST_EXAMPLES: &str = "\
+Examples:
+  nf4pack bench longest --plan-only                               # needs no GPU
+  nf4pack bench longest --budget 8GB --dir /dev/shm               # needs 7 GB there
+  nf4pack bench longest --shape qwen3-0.6b --rank 16 --budget 4GB,6GB
+
+Plans the training of one sample, with an adapter on all seven projections of every layer, and finds the longest sample whose plan \
+fits in each budget. Then it trains one step with that sample, after a step with a short one that compiles the kernels and does not \
+count. With --plan-only it only counts bytes, for a GPU with matrix units and bindings of 2 GiB.";
+
+/// Find the longest sample that trains in some GPU memory
+#[derive(Debug, Args)]
+#[command(after_help = LONGEST_EXAMPLES)]
+pub struct BenchLongestArgs {
+    /// The model whose shapes the random weights have
+    #[arg(long, value_enum, default_value_t = ShapeArg::Llama3_1_8b)]
+    pub shape: ShapeArg,
+
+    /// GPU memory to plan within; several sizes with commas
+    #[arg(
+        long,
+        value_name = "SIZE",
+        default_value = "8GB,12GB,16GB,24GB,48GB,80GB",
+        value_delimiter = ',',
+        value_parser = parse_size
+    )]
+    pub budget: Vec<u64>,
+
+    /// Rank of the adapter
+    #[arg(long, default_value = "32", value_parser = clap::value_parser!(u32).range(1..=4096))]
+    pub rank: u32,
+
+    /// Do not train, and use no GPU
+    #[arg(long)]
+    pub plan_only: bool,
+
+    /// Folder for the temporary pack [default: the system's temporary folder]
+    #[arg(long, value_name = "FOLDER", value_hint = ValueHint::DirPath)]
+    pub dir: Option<PathBuf>,
+
+    #[command(flatten)]
+    pub compute: ComputeArgs,
+
+    #[command(flatten)]
+    pub gpu: GpuArg,
+
+    /// Print one JSON document on stdout (numbers are exact); all else goes to stderr
+    #[arg(long)]
+    pub json: bool,
+}
+
 const GENERATE_EXAMPLES: &str = "\
 Examples:
   nf4pack bench generate --shape qwen3-0.6b
-  nf4pack bench generate --shape qwen3-4b --dir /dev/shm          # needs 11 GB there
+  nf4pack bench generate --shape qwen3-4b --dir /dev/shm          # needs 2.7 GB there
   nf4pack bench generate --prompt 16 --answer 64 --top-k 50       # sampled, not greedy
   NF4PACK_PROFILE=1 nf4pack bench generate --runs 1               # with the time of every kernel
 
-Writes a checkpoint of random weights, converts it, and generates answers to prompts of random tokens, of each length. The first \
+Writes a pack of random weights, and generates answers to prompts of random tokens, of each length. The first \
 answer to each length warms up and does not count. `limit` is the speed of memory: the bytes that a token reads (weights, keys and \
 values) at the speed of a copy, which the same run measures. With NF4PACK_PROFILE=1 every dispatch gets its own pass: tokens take \
 longer, so only the kernels' shares are meaningful.";
@@ -340,6 +397,7 @@ impl BenchCommand {
             Self::Upload(args) => args.common.json,
             Self::Stream(args) => args.common.json,
             Self::Train(args) => args.common.json,
+            Self::Longest(args) => args.json,
             Self::Generate(args) => args.common.json,
         }
     }
@@ -397,6 +455,12 @@ pub enum ShapeArg {
     /// 3.6 billion weights in projections; as a checkpoint 8.0 GB
     #[value(name = "qwen3-4b")]
     Qwen3_4b,
+    /// 31 billion weights in projections; as a checkpoint 66 GB
+    #[value(name = "qwen3-32b")]
+    Qwen3_32b,
+    /// 7.0 billion weights in projections; as a checkpoint 16 GB
+    #[value(name = "llama-3.1-8b")]
+    Llama3_1_8b,
     /// 2 million weights; as a checkpoint 5 MB; for tests, not for speed
     Tiny,
 }
@@ -407,6 +471,8 @@ impl ShapeArg {
         match self {
             Self::Qwen3_0_6b => "qwen3-0.6b",
             Self::Qwen3_4b => "qwen3-4b",
+            Self::Qwen3_32b => "qwen3-32b",
+            Self::Llama3_1_8b => "llama-3.1-8b",
             Self::Tiny => "tiny",
         }
     }

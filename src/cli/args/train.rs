@@ -14,8 +14,8 @@ use crate::arch::config::ModelConfig;
 use crate::io::read::read_any;
 use crate::train::settings::Settings;
 use values::{
-    KeepActivationsArg, MicroBatchArg, OffloadArg, ResumeArg, ScheduleArg, SizeArg, TargetsArg, TrainOnArg, WarmupArg,
-    as_flag,
+    KeepActivationsArg, MicroBatchArg, OffloadArg, OffloadVocabularyArg, ResumeArg, ScheduleArg, SizeArg, TargetsArg,
+    TrainOnArg, WarmupArg, as_flag,
 };
 
 /// Bytes that a file for --config may have.
@@ -172,6 +172,17 @@ pub struct TrainOptions {
     /// [default: auto]
     #[arg(long, value_enum, value_name = "auto|off|on", hide_possible_values = true, help_heading = "Length and batches")]
     pub offload_activations: Option<OffloadArg>,
+    /// The tensors of the vocabulary that are not in GPU memory: the embedding, whose rows the host
+    /// gathers, or all, with an output projection that passes through GPU memory in parts; less GPU
+    /// memory, and the same results; auto offloads what does not fit [default: auto]
+    #[arg(
+        long,
+        value_enum,
+        value_name = "auto|off|embedding|all",
+        hide_possible_values = true,
+        help_heading = "Length and batches"
+    )]
+    pub offload_vocabulary: Option<OffloadVocabularyArg>,
     /// Forward passes per optimiser step: a larger batch in the same memory [default: 1]
     #[arg(long, value_name = "N", help_heading = "Length and batches")]
     pub accumulate: Option<u32>,
@@ -292,6 +303,7 @@ impl TrainOptions {
             micro_batch: self.micro_batch.or(other.micro_batch),
             keep_activations: self.keep_activations.or(other.keep_activations),
             offload_activations: self.offload_activations.or(other.offload_activations),
+            offload_vocabulary: self.offload_vocabulary.or(other.offload_vocabulary),
             accumulate: self.accumulate.or(other.accumulate),
             max_length: self.max_length.or(other.max_length),
             train_on: self.train_on.or(other.train_on),
@@ -351,6 +363,7 @@ impl TrainOptions {
             micro_batch: self.micro_batch.map_or(default.micro_batch, |rows| rows.0),
             keep_activations: self.keep_activations.map_or(default.keep_activations, |keep| keep.0),
             offload_activations: self.offload_activations.map_or(default.offload_activations, Into::into),
+            offload_vocabulary: self.offload_vocabulary.map_or(default.offload_vocabulary, Into::into),
             accumulate: self.accumulate.unwrap_or(default.accumulate),
             max_length: self.max_length.unwrap_or(default.max_length),
             clip: self.clip.map_or(default.clip, |norm| (norm != 0.0).then_some(norm)),
@@ -421,6 +434,7 @@ impl From<&Settings> for TrainOptions {
             micro_batch: Some(MicroBatchArg(settings.micro_batch)),
             keep_activations: Some(KeepActivationsArg(settings.keep_activations)),
             offload_activations: Some(settings.offload_activations.into()),
+            offload_vocabulary: Some(settings.offload_vocabulary.into()),
             accumulate: Some(settings.accumulate),
             max_length: Some(settings.max_length),
             train_on: Some(settings.train_on.into()),

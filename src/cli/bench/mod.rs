@@ -5,6 +5,7 @@ pub mod dequant;
 pub mod dispatch;
 pub mod generate;
 pub mod gpu;
+pub mod longest;
 pub mod matmul;
 pub mod stream;
 pub mod train;

@@ -14,7 +14,7 @@ use crate::cli::open;
 use crate::cli::outcome::Outcome;
 use crate::cli::ui::{self, Table, Ui, Unit};
 use crate::convert::synth::{self, Shape};
-use crate::dequant::stream::{Direction, LayerStream, PackSource, StreamOptions, StreamPlan};
+use crate::dequant::stream::{Direction, Globals, LayerStream, PackSource, StreamOptions, StreamPlan};
 use crate::gpu::Gpu;
 
 /// Layers of a pack of one matrix each, more than a ring of two holds.
@@ -75,7 +75,7 @@ fn measure(args: &BenchStreamArgs, ui: Ui, gpu: &Gpu) -> Result<Bench> {
     let pack = folder.path().join("layers.nf4pack");
     let pack_bytes = write_pack(&pack, &shape, ui)?;
     ui.stage(&format!("streaming {} to {}", ui::bytes(pack_bytes as f64), gpu.adapter()));
-    let plan = StreamPlan::new(PackSource::open(&pack)?.index(), gpu.limits().max_buffer_size, None, false)?;
+    let plan = StreamPlan::new(PackSource::open(&pack)?.index(), gpu.limits().max_buffer_size, None, Globals::None)?;
     let mut measurements = Vec::new();
     for map in [true, false].into_iter().filter(|&map| !(map && args.no_mmap)) {
         for verify in [false, true].into_iter().filter(|&verify| verify || !args.verify_on_load) {

@@ -6,21 +6,22 @@ use std::time::Instant;
 use anyhow::{Context as _, Result};
 use serde::Serialize;
 
-use super::{median, temporary_folder, write_checkpoint};
+use super::{median, temporary_folder, with_context};
 use crate::PackSource;
 use crate::arch::ModelConfig;
 use crate::cli::args::{BenchTrainArgs, ShapeArg};
 use crate::cli::device::{self, AdapterEntry, PrecisionEntry, selects_software};
 use crate::cli::outcome::Outcome;
 use crate::cli::ui::{self, Table, Ui, Unit};
-use crate::convert::encode::Encoder;
-use crate::convert::{self, Options};
+use crate::convert::synth::{Shape, write_model_pack};
 use crate::data::pack::{Batch, IGNORE_INDEX};
 use crate::dequant::stream::default_budget;
 use crate::gpu::{AllocatedMemory, Gpu};
 use crate::lora::config::{AdapterLayout, LoraConfig, TARGETS};
 use crate::lora::gpu::GpuAdapter;
-use crate::model::plan::{Demand, KeepActivations, MemoryError, MemoryPlan, MicroBatch, OffloadActivations};
+use crate::model::plan::{
+    Demand, KeepActivations, MemoryError, MemoryPlan, MicroBatch, OffloadActivations, OffloadVocabulary,
+};
 use crate::model::precision::MixedKernels;
 use crate::random::{Generator, Stream};
 use crate::train::step::Phase;
@@ -55,6 +56,10 @@ struct Bench {
     /// Residual streams in host memory, and their bytes.
     offloaded_streams: u32,
     host_bytes: u64,
+    /// Whether the embedding is not in GPU memory, and the parts in which the output projection
+    /// passes through it, if it is not, either.
+    embedding_on_host: bool,
+    head_parts: u32,
     /// Peak bytes in buffers, also those in host memory, and allocated by the driver for them, if
     /// the backend reports it. It is read when the phases of a step are submitted but not finished.
     /// Buffers from before the first step are never freed, and those of a step (a batch) only when
@@ -93,7 +98,7 @@ pub fn run(args: &BenchTrainArgs) -> Result<Outcome> {
 fn measure(args: &BenchTrainArgs, ui: Ui, gpu: &Gpu, shape: &'static str, pack: PackSource) -> Result<Bench> {
     let (mut trainer, plan, vocab) = trainer(args, gpu, pack)?;
     let mut generator = Generator::new(0, Stream::Split);
-    let batch = random_batch(args, &mut generator, vocab);
+    let batch = random_batch([args.batch, args.seq], &mut generator, vocab);
     ui.stage(&format!("training on {}", gpu.adapter()));
     // It compiles the kernels, so its time does not count.
     let allocated = peak(&mut trainer, gpu, &batch)?;
@@ -124,6 +129,8 @@ fn measure(args: &BenchTrainArgs, ui: Ui, gpu: &Gpu, shape: &'static str, pack: 
         layers: plan.stream.layers,
         offloaded_streams: plan.offloaded().0,
         host_bytes: plan.offloaded().1,
+        embedding_on_host: plan.offloaded_vocabulary().0,
+        head_parts: plan.offloaded_vocabulary().1,
         used_bytes: allocated.map(|allocated| allocated.used),
         reserved_bytes: allocated.map(|allocated| allocated.reserved),
     })
@@ -131,18 +138,31 @@ fn measure(args: &BenchTrainArgs, ui: Ui, gpu: &Gpu, shape: &'static str, pack: 
 
 /// A pack of random weights.
 pub(super) fn write_pack(folder: &Path, shape: &str, ui: Ui) -> Result<PathBuf> {
-    let (checkpoint, pack) = (folder.join("checkpoint"), folder.join("model.nf4pack"));
-    write_checkpoint(&checkpoint, shape, ui)?;
-    let options = Options { encoder: Encoder::Absmax, ..Options::default() };
-    convert::convert(&checkpoint, &pack, options, &ui.meter("converting", Unit::Weights))?;
-    std::fs::remove_dir_all(&checkpoint).context("cannot remove the weights")?;
+    let sizes = Shape::from_name(shape).with_context(|| format!("no shape {shape}"))?;
+    ui.stage(&format!("writing random weights in the shape of {shape} to {}", folder.display()));
+    let pack = folder.join("model.nf4pack");
+    with_context(write_model_pack(&pack, &sizes, 0, &ui.meter("writing", Unit::Bytes)), folder)?;
     Ok(pack)
+}
+
+/// An adapter on all projections.
+pub(super) fn lora(rank: u32) -> LoraConfig {
+    let (dropout, targets) = (0.0, TARGETS.to_vec());
+    LoraConfig { rank, alpha: 2.0 * f64::from(rank), dropout, targets, rslora: false }
+}
+
+/// A trainer by this plan.
+pub(super) fn trainer_of(gpu: &Gpu, source: PackSource, lora: &LoraConfig, plan: &MemoryPlan) -> Result<Trainer> {
+    let (model, memory) = plan.reserve(gpu, source)?;
+    let layout = AdapterLayout::new(lora, model.config())?;
+    let adapter = GpuAdapter::new(gpu, lora, &layout, &layout.initial(0), true)?;
+    let hyperparameters = Hyperparameters { clip: Some(1.0), ..Hyperparameters::default() };
+    Ok(Trainer::new(model, adapter, memory, hyperparameters)?)
 }
 
 fn trainer(args: &BenchTrainArgs, gpu: &Gpu, source: PackSource) -> Result<(Trainer, MemoryPlan, u32)> {
     let config = ModelConfig::of_pack(&source)?;
-    let (rank, dropout, targets) = (args.rank, 0.0, TARGETS.to_vec());
-    let lora = LoraConfig { rank, alpha: 2.0 * f64::from(rank), dropout, targets, rslora: false };
+    let (rank, lora) = (args.rank, lora(args.rank));
     let layout = AdapterLayout::new(&lora, &config)?;
     let demand = Demand {
         index: source.index(),
@@ -155,6 +175,7 @@ fn trainer(args: &BenchTrainArgs, gpu: &Gpu, source: PackSource) -> Result<(Trai
         dropout: false,
         training: true,
         offload_activations: args.offload_activations.map_or(OffloadActivations::Auto, Into::into),
+        offload_vocabulary: args.offload_vocabulary.map_or(OffloadVocabulary::Auto, Into::into),
         host_buffers: gpu.has_host_buffers(),
         keep_activations: args.keep_activations.map_or(KeepActivations::Auto, |keep| keep.0),
         length: args.seq,
@@ -164,10 +185,7 @@ fn trainer(args: &BenchTrainArgs, gpu: &Gpu, source: PackSource) -> Result<(Trai
         units: gpu.matrix_units().ok(),
     };
     let plan = MemoryPlan::new(&demand, MicroBatch::Rows(args.batch)).map_err(in_own_flags)?;
-    let (model, memory) = plan.reserve(gpu, source)?;
-    let adapter = GpuAdapter::new(gpu, &lora, &layout, &layout.initial(0), true)?;
-    let hyperparameters = Hyperparameters { clip: Some(1.0), ..Hyperparameters::default() };
-    Ok((Trainer::new(model, adapter, memory, hyperparameters)?, plan, config.vocab))
+    Ok((trainer_of(gpu, source, &lora, &plan)?, plan, config.vocab))
 }
 
 /// A plan's remedy uses flags of `nf4pack train`; some of `bench train` have other names.
@@ -177,19 +195,19 @@ fn in_own_flags(error: MemoryError) -> anyhow::Error {
 }
 
 /// Samples of random tokens; all are learned.
-fn random_batch(args: &BenchTrainArgs, generator: &mut Generator, vocab: u32) -> Batch {
-    let seq = args.seq as usize;
-    let count = args.batch as usize * seq;
+pub(super) fn random_batch([rows, length]: [u32; 2], generator: &mut Generator, vocab: u32) -> Batch {
+    let seq = length as usize;
+    let count = rows as usize * seq;
     let tokens: Vec<u32> = (0..count).map(|_| generator.below(vocab as usize) as u32).collect();
     let label = |i: usize| if (i + 1).is_multiple_of(seq) { IGNORE_INDEX } else { tokens[i + 1] };
     let labels: Vec<u32> = (0..count).map(label).collect();
     let starts = (0..count).map(|i| (i / seq * seq) as u32).collect();
-    let loss_tokens = u64::from(args.batch) * u64::from(args.seq - 1);
-    Batch { rows: args.batch, tokens, labels, starts, loss_tokens }
+    let loss_tokens = u64::from(rows) * u64::from(length - 1);
+    Batch { rows, tokens, labels, starts, loss_tokens }
 }
 
 /// The peak memory of a step.
-fn peak(trainer: &mut Trainer, gpu: &Gpu, batch: &Batch) -> Result<Option<AllocatedMemory>> {
+pub(super) fn peak(trainer: &mut Trainer, gpu: &Gpu, batch: &Batch) -> Result<Option<AllocatedMemory>> {
     let mut peak: Option<AllocatedMemory> = None;
     trainer.observed_step(std::slice::from_ref(batch), LEARNING_RATE, &mut |_| {
         if let Some(AllocatedMemory { used, reserved }) = gpu.allocated() {

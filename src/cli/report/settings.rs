@@ -2,7 +2,7 @@
 
 use crate::data::TrainOn;
 use crate::lora::config::TARGETS;
-use crate::model::plan::{KeepActivations, MicroBatch, OffloadActivations};
+use crate::model::plan::{KeepActivations, MicroBatch, OffloadActivations, OffloadVocabulary};
 use crate::train::schedule::{Shape, Warmup};
 use crate::train::settings::Settings;
 
@@ -25,6 +25,7 @@ pub(super) fn rows(settings: &Settings) -> Vec<(String, String)> {
         ("micro-batch", Some(micro_batch(s.micro_batch))),
         ("keep-activations", Some(keep_activations(s.keep_activations))),
         ("offload-activations", Some(offload_activations(s.offload_activations).to_owned())),
+        ("offload-vocabulary", Some(offload_vocabulary(s.offload_vocabulary).to_owned())),
         ("accumulate", Some(s.accumulate.to_string())),
         ("max-length", Some(s.max_length.to_string())),
         ("clip", Some(s.clip.map_or_else(|| "off".to_owned(), |clip| clip.to_string()))),
@@ -77,6 +78,15 @@ fn offload_activations(offload: OffloadActivations) -> &'static str {
         OffloadActivations::Auto => "auto",
         OffloadActivations::Off => "off",
         OffloadActivations::On => "on",
+    }
+}
+
+fn offload_vocabulary(offload: OffloadVocabulary) -> &'static str {
+    match offload {
+        OffloadVocabulary::Auto => "auto",
+        OffloadVocabulary::Off => "off",
+        OffloadVocabulary::Embedding => "embedding",
+        OffloadVocabulary::All => "all",
     }
 }
 

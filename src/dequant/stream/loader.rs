@@ -38,7 +38,9 @@ use crate::io::AlignedBuf;
 use crate::source::{PackSource, WindowBuf};
 
 use super::error::StreamError;
-use super::plan::{Group, StreamPlan};
+use super::globals::HeadParts;
+use super::group::Group;
+use super::plan::StreamPlan;
 
 /// Bytes of one read, checksum and copy. They stay in the L2 cache between the three steps.
 const PIECE_LEN: u64 = 256 << 10;
@@ -50,6 +52,8 @@ const COPY_ALIGN: u64 = wgpu::COPY_BUFFER_ALIGNMENT;
 pub(super) enum GroupId {
     Globals,
     Layer(u32),
+    /// A part of the output projection.
+    HeadPart(u32),
 }
 
 /// A group to load, and its target buffers (as planned for the group).
@@ -95,6 +99,7 @@ impl Loader {
             uploader: Uploader::new(gpu, plan.chunk, plan.chunks()),
             scratch: (0..pool.current_num_threads()).map(|_| Mutex::default()).collect(),
             checked: vec![false; source.index().sections().len()],
+            of_head: (0, PieceCrc::default()),
             pool,
             source,
             plan,
@@ -153,6 +158,8 @@ struct Worker {
     scratch: Vec<Mutex<AlignedBuf>>,
     /// Sections with checked contents and checksums.
     checked: Vec<bool>,
+    /// The checksum of the first parts of the output projection, and their number.
+    of_head: (u32, PieceCrc),
     /// Whether every load checks the checksums.
     verify: bool,
     stop: Arc<AtomicBool>,
@@ -161,6 +168,7 @@ struct Worker {
 /// A part of the file that starts in a section. It may extend into the padding after the section.
 #[derive(Debug, Clone)]
 struct Piece {
+    /// The place of the section in the group.
     section: usize,
     file: Range<u64>,
     /// Bytes that belong to the payload of the section.
@@ -170,9 +178,14 @@ struct Piece {
 impl Worker {
     fn load(&mut self, request: &Request) -> Result<(), StreamError> {
         let plan = self.plan.clone();
+        let part;
         let group = match request.group {
             GroupId::Globals => plan.globals.as_ref(),
             GroupId::Layer(number) => plan.groups.get(number as usize),
+            GroupId::HeadPart(number) => {
+                part = plan.head.as_ref().map(|head| head.group(number));
+                part.as_ref()
+            }
         };
         let Some(group) = group else { return Ok(()) };
         let with_crcs = self.with_crcs(group);
@@ -191,18 +204,42 @@ impl Worker {
                 self.send(group, &chunk, &target, with_crcs.then_some(&mut crcs))?;
             }
         }
-        if with_crcs {
-            self.check_crcs(group, &crcs)?;
+        match (request.group, &plan.head) {
+            (GroupId::HeadPart(number), Some(head)) if with_crcs => {
+                if !self.add_part(head, number, &crcs) {
+                    return Ok(());
+                }
+                let (_, sum) = std::mem::take(&mut self.of_head);
+                self.check_crcs(group, &[sum])?;
+            }
+            _ if with_crcs => self.check_crcs(group, &crcs)?,
+            _ => {}
         }
-        self.checked.get_mut(group.sections.clone()).into_iter().for_each(|checked| checked.fill(true));
+        for &number in &group.sections {
+            self.checked.get_mut(number).into_iter().for_each(|checked| *checked = true);
+        }
         Ok(())
+    }
+
+    /// Adds the checksum of part `number` of the output projection to that of the parts before it.
+    /// Returns whether all parts are there. Passes load the parts in order, from part 0 on.
+    fn add_part(&mut self, head: &HeadParts, number: u32, crcs: &[PieceCrc]) -> bool {
+        if number == 0 {
+            self.of_head = Default::default();
+        }
+        let (next, sum) = &mut self.of_head;
+        if *next == number {
+            *next += 1;
+            crcs.iter().for_each(|crc| sum.push(crc.value(), crc.len()));
+        }
+        *next == head.count()
     }
 
     /// Whether this load of a group computes checksums: the first load, unless the source skips
     /// them, or every load if `verify` is set.
     fn with_crcs(&self, group: &Group) -> bool {
-        let checked = self.checked.get(group.sections.clone()).unwrap_or_default();
-        self.verify || (self.source.verifies() && checked.contains(&false))
+        let unchecked = |number: &usize| self.checked.get(*number) == Some(&false);
+        self.verify || (self.source.verifies() && group.sections.iter().any(unchecked))
     }
 
     /// Uploads one chunk. The checksums of its pieces go to `crcs` if it is there, one entry per
@@ -219,7 +256,7 @@ impl Worker {
         let pieces = pieces(index, group, chunk);
         let starts_here = |n: &usize| index.sections().get(*n).is_some_and(|s| chunk.contains(&s.offset));
         let unchecked = |n: &usize| self.checked.get(*n) == Some(&false);
-        let to_check: Vec<usize> = group.sections.clone().filter(starts_here).filter(unchecked).collect();
+        let to_check: Vec<usize> = group.sections.iter().copied().filter(starts_here).filter(unchecked).collect();
         let Self { uploader, pool, source, scratch, .. } = self;
         let with_crcs = crcs.is_some();
         let one = |piece: &Piece, area: &StagingArea<'_>| {
@@ -240,7 +277,7 @@ impl Worker {
         })?;
         let Some(crcs) = crcs else { return Ok(()) };
         for (piece, crc) in pieces.iter().zip(sums) {
-            if let Some(sum) = crcs.get_mut(piece.section - group.sections.start) {
+            if let Some(sum) = crcs.get_mut(piece.section) {
                 sum.push(crc, piece.payload);
             }
         }
@@ -250,7 +287,7 @@ impl Worker {
     /// Compares the checksums of the payloads with the index.
     fn check_crcs(&self, group: &Group, crcs: &[PieceCrc]) -> Result<(), StreamError> {
         let index = self.source.index();
-        group.sections.clone().zip(crcs).try_for_each(|(number, crc)| match index.sections().get(number) {
+        group.sections.iter().zip(crcs).try_for_each(|(&number, crc)| match index.sections().get(number) {
             Some(section) => check::checksum(index, number, section, crc.value()).map_err(|e| self.source.damaged(e).into()),
             None => Ok(()),
         })
@@ -284,10 +321,10 @@ fn cut(range: Range<u64>, len: u64) -> impl Iterator<Item = Range<u64>> {
 /// The pieces of a chunk of the file. A piece starts at the start of a section or of the chunk, or
 /// [`PIECE_LEN`] after another piece. So each offset is a multiple of 256.
 fn pieces(index: &Index, group: &Group, chunk: &Range<u64>) -> Vec<Piece> {
-    let sections = index.sections().get(group.sections.clone()).unwrap_or_default();
+    let sections: Vec<&Section> = group.sections.iter().filter_map(|&number| index.sections().get(number)).collect();
     let nexts = sections.iter().skip(1).map(|s| s.offset).chain([u64::MAX]);
     let mut pieces = Vec::new();
-    for ((number, section), next) in group.sections.clone().zip(sections).zip(nexts) {
+    for ((number, section), next) in sections.iter().enumerate().zip(nexts) {
         let within = section.offset.max(chunk.start)..next.min(chunk.end);
         if within.start >= within.end {
             continue;

@@ -7,6 +7,8 @@
 //! when the slot is given to another layer.
 
 mod error;
+mod globals;
+mod group;
 mod loader;
 mod plan;
 #[cfg(test)]
@@ -21,8 +23,10 @@ use crate::gpu::{Buffer, BufferRange, Gpu, GpuError, Lease};
 use super::weights::GpuWeights;
 pub use crate::source::PackSource;
 pub use error::StreamError;
+use globals::PARTS;
+pub use globals::{Globals, HeadParts};
+use group::Group;
 use loader::{GroupId, Loader, Reply, Request};
-use plan::Group;
 pub use plan::StreamPlan;
 
 /// Maximum threads that fill staging memory, if the caller sets no number. More threads were not
@@ -34,8 +38,8 @@ const MAX_THREADS: usize = 8;
 pub struct StreamOptions {
     /// Maximum GPU bytes for layers, globals and staging. `None`: [`default_budget`].
     pub budget: Option<u64>,
-    /// Also load the global tensors (embedding, final norm, lm_head). They stay in memory.
-    pub globals: bool,
+    /// The global tensors (embedding, final norm, lm_head) to load.
+    pub globals: Globals,
     /// Check the CRC-32 of every payload in every load. By default, only the first load of a layer
     /// checks them; [`PackSource::unverified`] skips that, too.
     pub verify: bool,
@@ -129,16 +133,42 @@ impl Slot {
     }
 
     /// Gives the slot to another layer. From here on, work with the old layer is refused.
-    fn give_to(&mut self, layer: Option<u32>, ticket: u64) -> Request {
+    fn give_to(&mut self, group: GroupId, ticket: u64) -> Request {
         std::mem::take(&mut self.lease).end();
-        self.content = Content::Pending(layer, ticket);
-        let group = layer.map_or(GroupId::Globals, GroupId::Layer);
+        self.content = Content::Pending(group.number(), ticket);
         Request { group, ticket, buffers: self.buffers.clone() }
     }
 
     /// The buffers under the present lease.
     fn leased(&self) -> Vec<Buffer> {
         self.buffers.iter().map(|buffer| buffer.leased(&self.lease)).collect()
+    }
+}
+
+/// What the slots of a ring hold.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Ring {
+    Layers,
+    /// Parts of the output projection.
+    Head,
+}
+
+impl Ring {
+    fn group(self, number: u32) -> GroupId {
+        match self {
+            Self::Layers => GroupId::Layer(number),
+            Self::Head => GroupId::HeadPart(number),
+        }
+    }
+}
+
+impl GroupId {
+    /// The number of the layer or part. `None` for the global tensors.
+    fn number(self) -> Option<u32> {
+        match self {
+            Self::Globals => None,
+            Self::Layer(number) | Self::HeadPart(number) => Some(number),
+        }
     }
 }
 
@@ -195,6 +225,8 @@ pub struct LayerStream {
     plan: Arc<StreamPlan>,
     slots: Vec<Slot>,
     globals: Option<Slot>,
+    /// Parts of the output projection.
+    head: Vec<Slot>,
     loader: Loader,
     /// Number of requests so far.
     tickets: u64,
@@ -243,7 +275,8 @@ impl LayerStream {
             threads => threads,
         };
         let loader = Loader::start(gpu, source.clone(), plan.clone(), threads, options.verify)?;
-        let mut stream = Self { gpu: gpu.clone(), source, plan, slots: Vec::new(), globals: None, loader, tickets: 0 };
+        let (slots, head) = (Vec::new(), Vec::new());
+        let mut stream = Self { gpu: gpu.clone(), source, plan, slots, globals: None, head, loader, tickets: 0 };
         if let Some(group) = &stream.plan.globals {
             let sizes = (0..group.buffers.len()).map(|i| group.buffer_len(i));
             stream.globals = Some(Slot::new(gpu, "global tensors", sizes)?);
@@ -252,7 +285,11 @@ impl LayerStream {
         for number in 0..stream.plan.slots {
             let sizes = stream.plan.slot_buffers(number as usize);
             stream.slots.push(Slot::new(gpu, "layer", sizes.into_iter())?);
-            stream.request(number, number as usize)?;
+            stream.request(Ring::Layers, number, number as usize)?;
+        }
+        if let Some(bytes) = stream.plan.head.as_ref().map(HeadParts::slot_bytes) {
+            let slot = |_| Slot::new(gpu, "part of the output projection", [bytes].into_iter());
+            stream.head = (0..PARTS).map(slot).collect::<Result<_, _>>()?;
         }
         Ok(stream)
     }
@@ -260,6 +297,11 @@ impl LayerStream {
     /// The memory plan.
     pub fn plan(&self) -> &StreamPlan {
         &self.plan
+    }
+
+    /// The pack.
+    pub(crate) fn source(&self) -> &Arc<PackSource> {
+        &self.source
     }
 
     /// The pack's index.
@@ -293,17 +335,44 @@ impl LayerStream {
             return Err(StreamError::OutOfRange { layer: number, count });
         }
         let wanted = wanted(number, direction, count, self.plan.slots);
-        for &layer in &wanted {
-            self.make_room(layer, &wanted)?;
+        self.load(Ring::Layers, number, &wanted)
+    }
+
+    /// Waits for part `number` of the output projection ([`StreamPlan::head`]) and returns it: some
+    /// rows of the tensor, with its role. Prefetches the next part. As for [`LayerStream::layer`],
+    /// submit work with a part before you request another one.
+    ///
+    /// # Errors
+    /// As [`LayerStream::layer`].
+    pub fn head_part(&mut self, number: u32) -> Result<&StreamedLayer, StreamError> {
+        let count = self.plan.head.as_ref().map_or(0, HeadParts::count);
+        if number >= count {
+            return Err(StreamError::OutOfRange { layer: number, count });
         }
-        let slot = self.wait_for(number)?;
-        match self.slots.get(slot).map(|s| &s.content) {
+        // The first part follows the last one: a pass for the loss, and one for its gradient.
+        self.load(Ring::Head, number, &[number, (number + 1) % count])
+    }
+
+    /// Waits for layer or part `number`, and requests those in `wanted`.
+    fn load(&mut self, ring: Ring, number: u32, wanted: &[u32]) -> Result<&StreamedLayer, StreamError> {
+        for &layer in wanted {
+            self.make_room(ring, layer, wanted)?;
+        }
+        let slot = self.wait_for(ring, number)?;
+        match self.ring(ring).get(slot).map(|s| &s.content) {
             Some(Content::Ready(layer)) => Ok(layer),
-            _ => Err(StreamError::Loader(format!("layer {number} has no slot"))),
+            _ => Err(StreamError::Loader(format!("{:?} has no slot", ring.group(number)))),
         }
     }
 
-    /// The global tensors. `None` if [`StreamOptions::globals`] is off.
+    fn ring(&mut self, ring: Ring) -> &mut Vec<Slot> {
+        match ring {
+            Ring::Layers => &mut self.slots,
+            Ring::Head => &mut self.head,
+        }
+    }
+
+    /// The global tensors in GPU memory. `None` if [`StreamOptions::globals`] requests none.
     ///
     /// # Errors
     /// Any error of the loader. The next call tries again.
@@ -334,53 +403,55 @@ impl LayerStream {
         self.globals()?;
         let pending: Vec<u32> = self.slots.iter().filter_map(|slot| slot.content.layer()).collect();
         for number in pending {
-            self.wait_for(number)?;
+            self.wait_for(Ring::Layers, number)?;
         }
         Ok(self.gpu.wait()?)
     }
 
     /// Requests `layer`, unless a slot has it or waits for it. It replaces a layer that is not in
     /// `wanted`.
-    fn make_room(&mut self, layer: u32, wanted: &[u32]) -> Result<(), StreamError> {
-        if self.slot_of(layer).is_some() {
+    fn make_room(&mut self, ring: Ring, layer: u32, wanted: &[u32]) -> Result<(), StreamError> {
+        if self.slot_of(ring, layer).is_some() {
             return Ok(());
         }
         let free = |slot: &Slot| slot.content.layer().is_none_or(|held| !wanted.contains(&held));
-        match self.slots.iter().position(free) {
-            Some(slot) => self.request(layer, slot),
+        match self.ring(ring).iter().position(free) {
+            Some(slot) => self.request(ring, layer, slot),
             None => Ok(()),
         }
     }
 
-    /// The slot that has layer `number` or waits for it.
-    fn slot_of(&self, number: u32) -> Option<usize> {
-        self.slots.iter().position(|slot| slot.content.layer() == Some(number))
+    /// The slot that has layer or part `number` or waits for it.
+    fn slot_of(&mut self, ring: Ring, number: u32) -> Option<usize> {
+        self.ring(ring).iter().position(|slot| slot.content.layer() == Some(number))
     }
 
-    fn request(&mut self, layer: u32, slot: usize) -> Result<(), StreamError> {
-        let Some(slot) = self.slots.get_mut(slot) else { return Ok(()) };
+    fn request(&mut self, ring: Ring, layer: u32, slot: usize) -> Result<(), StreamError> {
         self.tickets += 1;
-        self.loader.request(slot.give_to(Some(layer), self.tickets))
+        let ticket = self.tickets;
+        let Some(slot) = self.ring(ring).get_mut(slot) else { return Ok(()) };
+        let request = slot.give_to(ring.group(layer), ticket);
+        self.loader.request(request)
     }
 
     fn request_globals(&mut self) -> Result<(), StreamError> {
         let Some(slot) = &mut self.globals else { return Ok(()) };
         self.tickets += 1;
-        self.loader.request(slot.give_to(None, self.tickets))
+        self.loader.request(slot.give_to(GroupId::Globals, self.tickets))
     }
 
-    /// Takes replies until layer `number` is loaded. Returns its slot.
-    fn wait_for(&mut self, number: u32) -> Result<usize, StreamError> {
+    /// Takes replies until layer or part `number` is loaded. Returns its slot.
+    fn wait_for(&mut self, ring: Ring, number: u32) -> Result<usize, StreamError> {
         loop {
-            let Some(at) = self.slot_of(number) else {
-                return Err(StreamError::Loader(format!("layer {number} was not requested")));
+            let Some(at) = self.slot_of(ring, number) else {
+                return Err(StreamError::Loader(format!("{:?} was not requested", ring.group(number))));
             };
-            let content = &mut self.slots[at].content;
+            let content = &mut self.ring(ring)[at].content;
             match content {
                 Content::Ready(_) => return Ok(at),
                 Content::Pending(..) => self.take_reply()?,
                 Content::Failed(..) | Content::Nothing => {
-                    let lost = || StreamError::Loader(format!("layer {number} is lost"));
+                    let lost = || StreamError::Loader(format!("{:?} is lost", ring.group(number)));
                     return Err(content.take_error().unwrap_or_else(lost));
                 }
             }
@@ -390,17 +461,21 @@ impl LayerStream {
     /// Takes one reply. Drops it if its slot was given to another layer.
     fn take_reply(&mut self) -> Result<(), StreamError> {
         let Reply { group, ticket, result } = self.loader.reply()?;
-        let (number, group) = match group {
-            GroupId::Layer(number) => (Some(number), self.plan.groups.get(number as usize)),
-            GroupId::Globals => (None, self.plan.globals.as_ref()),
-        };
         let pending = |slot: &&mut Slot| matches!(slot.content, Content::Pending(_, held) if held == ticket);
-        let slot = self.slots.iter_mut().chain(&mut self.globals).find(pending);
-        if let (Some(slot), Some(group)) = (slot, group) {
-            slot.content = match result {
-                Ok(()) => Content::Ready(streamed(self.source.index(), group, number, &slot.leased())),
-                Err(error) => Content::Failed(number, error),
-            };
+        let slots = self.slots.iter_mut().chain(&mut self.globals).chain(&mut self.head);
+        let Some(slot) = { slots }.find(pending) else { return Ok(()) };
+        if let Err(error) = result {
+            slot.content = Content::Failed(group.number(), error);
+            return Ok(());
+        }
+        let (plan, index, buffers) = (&self.plan, self.source.index(), slot.leased());
+        let layer = match group {
+            GroupId::Layer(number) => plan.groups.get(number as usize).map(|g| streamed(index, g, Some(number), &buffers)),
+            GroupId::Globals => plan.globals.as_ref().map(|g| streamed(index, g, None, &buffers)),
+            GroupId::HeadPart(number) => plan.head.as_ref().map(|head| head_part(index, head, number, &buffers)),
+        };
+        if let Some(layer) = layer {
+            slot.content = Content::Ready(layer);
         }
         Ok(())
     }
@@ -424,9 +499,9 @@ pub fn default_budget(gpu: &Gpu) -> Option<u64> {
 
 /// The tensors of a group in `buffers`.
 fn streamed(index: &Index, group: &Group, number: Option<u32>, buffers: &[Buffer]) -> StreamedLayer {
-    let sections = index.sections().get(group.sections.clone()).unwrap_or_default();
     let mut layer = StreamedLayer { number, quantized_tensors: Vec::new(), raw_tensors: Vec::new() };
-    for (i, section) in sections.iter().enumerate() {
+    for &section_number in &group.sections {
+        let Some(section) = index.sections().get(section_number) else { continue };
         let name = || index.name(section).to_owned();
         let (role, expert, shape) = (section.role, section.expert, section.shape);
         match section.kind {
@@ -438,7 +513,8 @@ fn streamed(index: &Index, group: &Group, number: Option<u32>, buffers: &[Buffer
             }
             // Validation ensures that every codes section directly precedes its scales.
             Some(SectionKind::Codes) => {
-                let scales = sections.get(i + 1).and_then(|s| group.place(s, buffers).into_iter().next());
+                let scales = index.sections().get(section_number + 1);
+                let scales = scales.and_then(|s| group.place(s, buffers).into_iter().next());
                 if let (Some(scales), Some(scale_type)) = (scales, section.scale_type) {
                     let weights = GpuWeights {
                         codes: group.place(section, buffers),
@@ -454,4 +530,17 @@ fn streamed(index: &Index, group: &Group, number: Option<u32>, buffers: &[Buffer
         }
     }
     layer
+}
+
+/// Part `number` of the output projection, in the one buffer of a slot.
+fn head_part(index: &Index, head: &HeadParts, number: u32, buffers: &[Buffer]) -> StreamedLayer {
+    let group = head.group(number);
+    let mut part = streamed(index, &group, Some(number), buffers);
+    for tensor in &mut part.raw_tensors {
+        let bytes = tensor.parts.iter().map(|part| part.size).sum();
+        if let Some(shape) = Shape::new(&head.shape(bytes)) {
+            tensor.shape = shape;
+        }
+    }
+    part
 }

@@ -1,17 +1,13 @@
 //! Plans the placement of layers in GPU memory. This is pure arithmetic over an index.
 
-use std::ops::{Range, RangeInclusive};
+use std::ops::RangeInclusive;
 
-use crate::format::{Index, Section, SectionKind, check};
-use crate::gpu::{Buffer, BufferRange, GpuError};
+use crate::format::Index;
 
 use super::error::StreamError;
+use super::globals::{self, Globals, HeadParts};
+use super::group::Group;
 
-/// Spare bytes after the last section of a buffer. A binding of any section can then be rounded up.
-const SLACK: u64 = 16;
-/// A section in several buffers is cut at multiples of this. It is a whole number of blocks for
-/// every block size, and a valid binding offset.
-const CUT_ALIGN: u64 = 4096;
 /// Number and size limits of the staging buffers (more buffers if the largest size is not enough).
 /// While the device copies from some buffers, the host fills the others.
 const CHUNKS: u64 = 4;
@@ -21,67 +17,6 @@ const CHUNK: RangeInclusive<u64> = 2 << 20..=16 << 20;
 const STAGING: RangeInclusive<u64> = 64 << 20..=256 << 20;
 /// With fewer slots, there would be no room for the next layer.
 const MIN_SLOTS: u32 = 2;
-
-/// The sections of a layer or of the global tensors, and their buffers.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Group {
-    /// Section numbers.
-    pub(super) sections: Range<usize>,
-    /// The file range in each buffer. Nearly always one buffer.
-    pub(super) buffers: Vec<Range<u64>>,
-}
-
-impl Group {
-    /// Cuts between sections if a buffer would exceed `max_buffer` bytes. Cuts inside a section
-    /// only if that section alone exceeds it.
-    fn new(index: &Index, sections: Range<usize>, max_buffer: u64) -> Result<Self, StreamError> {
-        let max_part = (max_buffer.saturating_sub(SLACK) / CUT_ALIGN * CUT_ALIGN).max(CUT_ALIGN);
-        let mut buffers: Vec<Range<u64>> = Vec::new();
-        let mut open = false;
-        for section in index.sections().get(sections.clone()).unwrap_or_default() {
-            match buffers.last_mut() {
-                Some(last) if open && section.end() - last.start <= max_part => last.end = section.end(),
-                _ if section.kind == Some(SectionKind::Scales) && section.length > max_part => {
-                    let what = check::describe(index, section);
-                    return Err(GpuError::TooLarge {
-                        what,
-                        requested: section.length,
-                        limit: max_part,
-                        limit_name: "maxBufferSize",
-                    }
-                    .into());
-                }
-                _ => {
-                    let parts = section.length.div_ceil(max_part).max(1);
-                    let part = |i| section.offset + i * max_part..section.offset + section.length.min((i + 1) * max_part);
-                    buffers.extend((0..parts).map(part));
-                    // No other section shares a buffer with the last part of a cut section.
-                    open = parts == 1;
-                }
-            }
-        }
-        Ok(Self { sections, buffers })
-    }
-
-    /// Size of buffer `number` in bytes.
-    pub(super) fn buffer_len(&self, number: usize) -> u64 {
-        self.buffers.get(number).map_or(0, |range| (range.end - range.start).next_multiple_of(SLACK) + SLACK)
-    }
-
-    /// The ranges of a section of the group: one range, or one per buffer.
-    pub(super) fn place(&self, section: &Section, buffers: &[Buffer]) -> Vec<BufferRange> {
-        let overlap = |(range, buffer): (&Range<u64>, &Buffer)| {
-            let (start, end) = (section.offset.max(range.start), section.end().min(range.end));
-            let part = || BufferRange { buffer: buffer.clone(), offset: start - range.start, size: end - start };
-            (start < end).then(part)
-        };
-        self.buffers.iter().zip(buffers).filter_map(overlap).collect()
-    }
-
-    fn bytes(&self) -> u64 {
-        (0..self.buffers.len()).map(|i| self.buffer_len(i)).sum()
-    }
-}
 
 /// The memory plan of a layer stream.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -97,53 +32,64 @@ pub struct StreamPlan {
     pub layer_bytes: u64,
     /// GPU bytes of all layers.
     pub weights_bytes: u64,
-    /// GPU bytes of the global tensors. 0 if they were not requested.
+    /// GPU bytes of the global tensors that stay in GPU memory. 0 if they were not requested.
     pub globals_bytes: u64,
+    /// Whether the requested embedding table is not in GPU memory. Its rows are then read from the
+    /// pack.
+    pub embedding_on_host: bool,
+    /// GPU bytes of the parts of an output projection that passes through GPU memory.
+    pub head_bytes: u64,
     /// Bytes of the staging buffers (on some devices in GPU memory).
     pub staging_bytes: u64,
-    /// Total bytes of this plan: layers, globals and staging.
+    /// Total bytes of this plan: layers, globals, parts of the output projection, and staging.
     pub needed_bytes: u64,
     /// Total bytes of the smallest plan: a ring of two layers.
     pub minimum_bytes: u64,
     pub(super) groups: Vec<Group>,
     pub(super) globals: Option<Group>,
+    pub(super) head: Option<HeadParts>,
     pub(super) chunk: u64,
     pub(super) slot_buffers: Vec<u64>,
 }
 
 impl StreamPlan {
     /// Plans with buffers of at most `max_buffer` bytes and a total of `budget` bytes (`None`: no
-    /// limit). With `globals`, the plan includes the global tensors (embedding, final norm,
-    /// lm_head).
+    /// limit). `globals` are the global tensors (embedding, final norm, lm_head) in the plan.
     ///
     /// # Errors
     /// [`StreamError::Budget`] if a ring of two layers does not fit.
-    pub fn new(index: &Index, max_buffer: u64, budget: Option<u64>, globals: bool) -> Result<Self, StreamError> {
+    pub fn new(index: &Index, max_buffer: u64, budget: Option<u64>, globals: Globals) -> Result<Self, StreamError> {
         let group = |sections| Group::new(index, sections, max_buffer);
-        let groups = index.layers().iter().cloned().map(group).collect::<Result<Vec<_>, _>>()?;
-        let globals = globals.then(|| group(global_sections(index))).transpose()?;
+        let groups = index.layers().iter().map(|layer| group(layer.clone().collect())).collect::<Result<Vec<_>, _>>()?;
+        let head = HeadParts::of(index, globals).filter(|head| head.part_bytes() <= max_buffer);
+        let sections = globals.resident(index, head.as_ref());
+        let embedding_on_host =
+            globals != Globals::None && globals::embedding(index).is_some_and(|n| !sections.contains(&n));
+        let globals = (globals != Globals::None).then(|| group(sections)).transpose()?;
+        let head_bytes = head.as_ref().map_or(0, HeadParts::bytes);
         let slot_buffers = largest_buffers(&groups);
         let layer_bytes: u64 = slot_buffers.iter().sum();
         let weights_bytes: u64 = groups.iter().map(Group::bytes).sum();
         let globals_bytes = globals.as_ref().map_or(0, Group::bytes);
+        let outside = globals_bytes + head_bytes;
         let layers = index.header().layer_count;
         let min_slots = layers.min(MIN_SLOTS);
         // All slots of a ring have the size of the largest layer. So a ring may need more memory
         // than all layers.
         let ring = |slots: u32| (u64::from(slots) * layer_bytes).min(weights_bytes);
         let min_staging = CHUNKS * CHUNK.start().min(&max_buffer);
-        let minimum_bytes = ring(min_slots) + globals_bytes + min_staging;
+        let minimum_bytes = ring(min_slots) + outside + min_staging;
         let budget = budget.unwrap_or(u64::MAX);
         if minimum_bytes > budget {
-            return Err(StreamError::Budget { budget, needed: minimum_bytes, layer: layer_bytes, globals: globals_bytes });
+            return Err(StreamError::Budget { budget, needed: minimum_bytes, layer: layer_bytes, globals: outside });
         }
-        let spare = budget - (ring(min_slots) + globals_bytes);
+        let spare = budget - (ring(min_slots) + outside);
         let whole = weights_bytes.max(globals_bytes).max(min_staging);
         let staging_bytes = layer_bytes.clamp(*STAGING.start(), *STAGING.end()).min(spare).min(whole);
-        let for_layers = budget - globals_bytes - staging_bytes;
+        let for_layers = budget - outside - staging_bytes;
         let slots =
             if weights_bytes <= for_layers { layers } else { (for_layers / layer_bytes.max(1)).min(layers.into()) as u32 };
-        let needed_bytes = ring(slots) + globals_bytes + staging_bytes;
+        let needed_bytes = ring(slots) + outside + staging_bytes;
         let chunk = (staging_bytes / CHUNKS).clamp(*CHUNK.start(), *CHUNK.end()).min(max_buffer);
         Ok(Self {
             resident: slots == layers,
@@ -152,14 +98,22 @@ impl StreamPlan {
             layer_bytes,
             weights_bytes,
             globals_bytes,
+            embedding_on_host,
+            head_bytes,
             staging_bytes,
             needed_bytes,
             minimum_bytes,
             groups,
             globals,
+            head,
             chunk,
             slot_buffers,
         })
+    }
+
+    /// The output projection, if it passes through GPU memory in parts.
+    pub fn head(&self) -> Option<&HeadParts> {
+        self.head.as_ref()
     }
 
     /// Staging buffers of [`StreamPlan::chunk`] bytes.
@@ -181,14 +135,4 @@ impl StreamPlan {
 fn largest_buffers(groups: &[Group]) -> Vec<u64> {
     let count = groups.iter().map(|g| g.buffers.len()).max().unwrap_or(0);
     (0..count).map(|i| groups.iter().map(|g| g.buffer_len(i)).max().unwrap_or(0)).collect()
-}
-
-/// The sections of the global tensors. In the file they follow the embedded files.
-fn global_sections(index: &Index) -> Range<usize> {
-    let is_global = |s: &Section| s.layer.is_none() && s.kind.is_some_and(|kind| kind != SectionKind::File);
-    let sections = index.sections();
-    match (sections.iter().position(is_global), sections.iter().rposition(is_global)) {
-        (Some(first), Some(last)) => first..last + 1,
-        _ => 0..0,
-    }
 }

@@ -31,12 +31,12 @@ fn index(rows: &[u64]) -> Index {
 #[test]
 fn everything_is_resident_without_a_budget_and_with_one_that_is_just_enough() {
     let index = index(&[512; 10]);
-    let plan = StreamPlan::new(&index, u64::MAX, None, true).unwrap();
+    let plan = StreamPlan::new(&index, u64::MAX, None, Globals::All).unwrap();
     assert!(plan.resident);
     assert_eq!(plan.slots, 10);
     assert!(plan.weights_bytes > 10 * 2 * (512 * 4096 / 2 + 512 * 4096 / 16));
     assert!(plan.globals_bytes > 700 * 1024 * 2);
-    let same = StreamPlan::new(&index, u64::MAX, Some(plan.needed_bytes), true).unwrap();
+    let same = StreamPlan::new(&index, u64::MAX, Some(plan.needed_bytes), Globals::All).unwrap();
     assert_eq!(plan, same);
 }
 
@@ -44,7 +44,7 @@ fn everything_is_resident_without_a_budget_and_with_one_that_is_just_enough() {
 fn a_plan_keeps_to_its_budget_and_uses_it() {
     for rows in [vec![512; 10], vec![40, 900, 512, 3], vec![2000, 10], vec![64]] {
         let index = index(&rows);
-        for globals in [false, true] {
+        for globals in [Globals::None, Globals::All, Globals::WithoutEmbedding, Globals::HeadInParts { rows: 100 }] {
             let all = StreamPlan::new(&index, u64::MAX, None, globals).unwrap();
             let Err(StreamError::Budget { needed, .. }) = StreamPlan::new(&index, u64::MAX, Some(1), globals) else {
                 panic!("one byte is a budget")
@@ -57,7 +57,7 @@ fn a_plan_keeps_to_its_budget_and_uses_it() {
                 assert_eq!(plan.resident, plan.slots == rows.len() as u32);
                 assert!(plan.slots >= 2.min(rows.len() as u32));
                 let layers: u64 = (0..plan.slots as usize).flat_map(|slot| plan.slot_buffers(slot)).sum();
-                assert_eq!(plan.needed_bytes, layers + plan.globals_bytes + plan.staging_bytes);
+                assert_eq!(plan.needed_bytes, layers + plan.globals_bytes + plan.head_bytes + plan.staging_bytes);
                 assert!(plan.chunk * plan.chunks() as u64 <= plan.staging_bytes);
                 if !plan.resident {
                     assert!(budget - plan.needed_bytes < plan.layer_bytes, "another layer would have fitted");
@@ -71,11 +71,11 @@ fn a_plan_keeps_to_its_budget_and_uses_it() {
 fn every_byte_of_every_section_has_one_place_in_buffers_of_the_largest_size() {
     let index = index(&[512, 37, 2000]);
     for max_buffer in [600 * KIB, MIB, 5 * MIB, 64 * MIB] {
-        let plan = StreamPlan::new(&index, max_buffer, None, true).unwrap();
+        let plan = StreamPlan::new(&index, max_buffer, None, Globals::All).unwrap();
         let mut placed = 0;
         for group in plan.groups.iter().chain(&plan.globals) {
             assert!((0..group.buffers.len()).all(|i| group.buffer_len(i) <= max_buffer));
-            for section in &index.sections()[group.sections.clone()] {
+            for section in group.sections.iter().map(|&number| &index.sections()[number]) {
                 let inside = |range: &&std::ops::Range<u64>| range.start < section.end() && section.offset < range.end;
                 let ranges: Vec<_> = group.buffers.iter().filter(inside).collect();
                 assert!(ranges[0].start <= section.offset && ranges.last().unwrap().end >= section.end());
@@ -95,7 +95,7 @@ fn every_byte_of_every_section_has_one_place_in_buffers_of_the_largest_size() {
 
 #[test]
 fn scales_that_pass_the_largest_buffer_are_refused() {
-    let error = StreamPlan::new(&index(&[2000]), 64 * KIB, None, false).unwrap_err();
+    let error = StreamPlan::new(&index(&[2000]), 64 * KIB, None, Globals::None).unwrap_err();
     assert!(matches!(error, StreamError::Gpu(GpuError::TooLarge { .. })), "{error}");
 }
 

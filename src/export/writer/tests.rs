@@ -10,8 +10,17 @@ use crate::export::export_sharded;
 use crate::format::FloatType;
 use crate::io::{crash, record};
 
-const SHAPE: Shape =
-    Shape { hidden: 48, intermediate: 80, layers: 1, heads: 2, kv_heads: 1, head_dim: 24, vocabulary: 50, tied: true };
+const SHAPE: Shape = Shape {
+    hidden: 48,
+    intermediate: 80,
+    layers: 1,
+    heads: 2,
+    kv_heads: 1,
+    head_dim: 24,
+    vocabulary: 50,
+    tied: true,
+    q_k_norm: true,
+};
 
 /// Checks that each crash of `write` leaves no part of `root/snapshot`, and that `write` then
 /// succeeds.

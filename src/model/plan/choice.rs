@@ -1,11 +1,13 @@
 //! The choice of a plan: how many rows a pass has, and how many layers keep their activations.
 
-use super::options::{KeepActivations, MicroBatch, OffloadActivations, Slower};
+use super::options::{Choice, KeepActivations, MicroBatch, OffloadActivations, Slower};
 use super::{Demand, MAX_AUTO_ROWS, MemoryError, MemoryPlan};
+use crate::dequant::stream::Globals;
+use crate::model::workspace::chunk;
 
-/// Residual streams that are never offloaded: while a layer reads one and writes the next, a third
-/// is copied.
-const STREAMS_ON_DEVICE: u32 = 3;
+/// Residual streams that are never offloaded: a layer reads one and writes the next. In the
+/// backward pass, it reads one, and the one before it arrives.
+const STREAMS_ON_DEVICE: u32 = 2;
 
 /// Tokens that a pass could compute in the time that it takes besides its tokens. Measured: 512
 /// tokens at 0.78 of the speed of 2,048.
@@ -38,6 +40,9 @@ impl MemoryPlan {
         if plans.iter().any(|plan| plan.sizes.offloaded == 0) {
             plans.retain(|plan| plan.sizes.offloaded == 0);
         }
+        if plans.iter().any(|plan| plan.copied_vocabulary == 0) {
+            plans.retain(|plan| plan.copied_vocabulary == 0);
+        }
         let speed = |plan: &Self| plan.speed(demand.model.layers);
         let fastest = plans.iter().max_by(|a, b| speed(a).total_cmp(&speed(b))).unwrap_or(&fewest);
         let most = plans.last().filter(|most| most.micro_batch != fastest.micro_batch);
@@ -49,28 +54,50 @@ impl MemoryPlan {
         Ok(Self { slower, ..fastest.clone() })
     }
 
-    /// The plan of `rows` rows, with the requested layers that keep their activations, and the
-    /// requested streams in host memory.
+    /// The plan of `rows` rows that copies the fewest bytes between host and device in a pass, with
+    /// the requested layers that keep their activations, and what is requested in host memory.
     pub(super) fn of_rows(demand: &Demand<'_>, rows: u32) -> Result<Self, MemoryError> {
+        let mut best: Result<Self, MemoryError> = Err(MemoryError::Budget { budget: 0, needed: 0, remedy: None });
+        let choices = demand.offload_vocabulary.choices(chunk(demand.model, rows.saturating_mul(demand.length)));
+        for globals in choices {
+            match (Self::with(demand, rows, globals), &best) {
+                (Ok(plan), Ok(before)) if plan.copied() >= before.copied() => {}
+                // The last choice takes the least memory.
+                (Err(_), Ok(_)) => {}
+                (plan, _) => best = plan,
+            }
+            if best.as_ref().is_ok_and(|plan| plan.copied() == 0) {
+                break;
+            }
+        }
+        best
+    }
+
+    /// The plan of `rows` rows with these global tensors in GPU memory.
+    fn with(demand: &Demand<'_>, rows: u32, globals: Globals) -> Result<Self, MemoryError> {
         let all = demand.max_offloaded();
-        let plain = || Self::keeping(demand, rows, 0);
+        let keeping = |offloaded| Self::keeping(demand, rows, offloaded, globals);
         match demand.offload_activations {
-            _ if all == 0 => plain(),
-            OffloadActivations::Off => plain(),
-            OffloadActivations::On => Self::keeping(demand, rows, all),
-            OffloadActivations::Auto => match plain() {
+            _ if all == 0 => keeping(0),
+            OffloadActivations::Off => keeping(0),
+            OffloadActivations::On => keeping(all),
+            OffloadActivations::Auto => match keeping(0) {
                 Ok(plan) if plan.stream.resident => Ok(plan),
-                plain => Self::offloading(demand, rows, all, plain.ok()),
+                plain => Self::offloading(all, plain.ok(), keeping),
             },
         }
     }
 
     /// The plan that copies the fewest bytes between host and device in a pass: `plain`, which
     /// streams layers, one that offloads as few streams as resident layers permit, or one that does
-    /// both.
-    fn offloading(demand: &Demand<'_>, rows: u32, all: u32, plain: Option<Self>) -> Result<Self, MemoryError> {
-        let most_offloaded = Self::keeping(demand, rows, all);
-        let resident = |offloaded| Self::keeping(demand, rows, offloaded).ok().filter(|plan| plan.stream.resident);
+    /// both. `keeping` is the plan that offloads a number of streams, at most `all`.
+    fn offloading(
+        all: u32,
+        plain: Option<Self>,
+        keeping: impl Fn(u32) -> Result<Self, MemoryError>,
+    ) -> Result<Self, MemoryError> {
+        let most_offloaded = keeping(all);
+        let resident = |offloaded| keeping(offloaded).ok().filter(|plan| plan.stream.resident);
         // More streams on the device take more memory.
         let on_device = |fewer| resident(all - fewer);
         let fewest = most(all - 1, |fewer| on_device(fewer).is_some()).and_then(on_device);
@@ -80,16 +107,17 @@ impl MemoryPlan {
 
     /// The plan of `rows` rows and `offloaded` streams, with the requested layers that keep their
     /// activations.
-    fn keeping(demand: &Demand<'_>, rows: u32, offloaded: u32) -> Result<Self, MemoryError> {
+    fn keeping(demand: &Demand<'_>, rows: u32, offloaded: u32, globals: Globals) -> Result<Self, MemoryError> {
+        let of = |kept| Self::of(demand, rows, Choice { kept, offloaded, globals });
         if let Some(kept) = demand.requested() {
-            return Self::of(demand, rows, [kept, offloaded]);
+            return of(kept);
         }
-        let none = Self::of(demand, rows, [0, offloaded])?;
+        let none = of(0)?;
         // With an unknown budget, it uses little. A ring of layers uses more memory for its slots.
         if demand.budget.is_none() || !none.stream.resident || offloaded > 0 {
             return Ok(none);
         }
-        let resident = |kept| Self::of(demand, rows, [kept, 0]).ok().filter(|plan| plan.stream.resident);
+        let resident = |kept| of(kept).ok().filter(|plan| plan.stream.resident);
         Ok(most(demand.model.layers, |kept| resident(kept).is_some()).and_then(resident).unwrap_or(none))
     }
 
@@ -97,7 +125,7 @@ impl MemoryPlan {
     fn copied(&self) -> u64 {
         let streamed = u64::from(self.stream.layers.saturating_sub(self.stream.slots));
         let layers = if self.stream.resident { 0 } else { streamed.saturating_mul(self.stream.layer_bytes) };
-        layers.saturating_add(self.workspace.host).saturating_mul(2)
+        layers.saturating_add(self.workspace.host).saturating_mul(2).saturating_add(self.copied_vocabulary)
     }
 
     /// The estimated speed in tokens per time, compared to other plans for the same layers.

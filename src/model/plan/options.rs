@@ -1,5 +1,7 @@
 //! What a plan may choose, or is asked for.
 
+use crate::dequant::stream::Globals;
+
 /// Rows of a forward pass.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum MicroBatch {
@@ -39,6 +41,35 @@ pub enum OffloadActivations {
     On,
 }
 
+/// The tensors of the vocabulary that are not in GPU memory. The results are the same bit for bit.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum OffloadVocabulary {
+    /// Those that do not fit next to the layers.
+    #[default]
+    Auto,
+    /// None.
+    Off,
+    /// The embedding table, if it is not the output projection, too: the host gathers the rows of a
+    /// batch.
+    Embedding,
+    /// The embedding table and the output projection, which passes through GPU memory in parts.
+    All,
+}
+
+impl OffloadVocabulary {
+    /// The global tensors in GPU memory that the plan may choose from, those with the most first. A
+    /// part of the output projection has `rows` rows.
+    pub(super) fn choices(self, rows: u32) -> Vec<Globals> {
+        let parts = Globals::HeadInParts { rows };
+        match self {
+            Self::Auto => vec![Globals::All, Globals::WithoutEmbedding, parts],
+            Self::Off => vec![Globals::All],
+            Self::Embedding => vec![Globals::WithoutEmbedding],
+            Self::All => vec![parts],
+        }
+    }
+}
+
 impl KeepActivations {
     /// The requested number of layers, of `layers`. `None`: as many as fit.
     pub(super) fn requested(self, layers: u32) -> Option<u32> {
@@ -60,4 +91,15 @@ pub struct Slower {
     pub kept_layers: u32,
     /// Estimated speed in percent of the chosen plan.
     pub percent: u32,
+}
+
+/// What a plan chooses.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Choice {
+    /// The last layers, which keep their activations.
+    pub kept: u32,
+    /// The first residual streams, which are in host memory.
+    pub offloaded: u32,
+    /// The global tensors in GPU memory.
+    pub globals: Globals,
 }

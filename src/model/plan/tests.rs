@@ -2,7 +2,8 @@
 #![allow(clippy::unwrap_used, clippy::panic, reason = "tests fail by panicking")]
 
 use super::*;
-use crate::format::Role;
+use crate::format::nf4::ScaleType;
+use crate::format::{Entry, FloatType, Layout, Role, Shape, Storage};
 
 const PACK: &[u8] = include_bytes!("../../../tests/fixtures/golden/v1.0-full.nf4pack");
 const CONFIG: &[u8] = include_bytes!("../../../tests/fixtures/tiny-qwen3/config.json");
@@ -25,6 +26,7 @@ fn demand<'a>(index: &'a Index, model: &'a ModelConfig) -> Demand<'a> {
         training: true,
         keep_activations: KeepActivations::None,
         offload_activations: OffloadActivations::Off,
+        offload_vocabulary: OffloadVocabulary::Off,
         host_buffers: true,
         length: 64,
         positions: 64,
@@ -196,18 +198,18 @@ fn as_few_residual_streams_as_possible_are_in_host_memory() {
         assert_eq!(found.total() + bytes, needed);
         streams
     };
-    // Three of seven streams stay on the device.
-    for (budget, streams) in [(needed, 0), (needed - 1, 1), (needed - stream - 1, 2), (needed - 4 * stream, 4)] {
+    // Two of seven streams stay on the device.
+    for (budget, streams) in [(needed, 0), (needed - 1, 1), (needed - stream - 1, 2), (needed - 5 * stream, 5)] {
         assert_eq!(offloaded(&Demand { budget: Some(budget), ..auto }), streams, "{budget} of {needed}");
     }
-    let small = Demand { budget: Some(needed - 4 * stream - 1), ..auto };
+    let small = Demand { budget: Some(needed - 5 * stream - 1), ..auto };
     let error = refused(&small, MicroBatch::Rows(1));
     let MemoryError::Budget { needed: least, remedy: Some(_), .. } = error else { panic!("{error}") };
-    assert_eq!(least, needed - 4 * stream);
+    assert_eq!(least, needed - 5 * stream);
     // An unknown budget; on request; nothing to offload; no memory for it.
     assert_eq!(offloaded(&auto), 0);
-    assert_eq!(offloaded(&Demand { offload_activations: OffloadActivations::On, ..off }), 4);
-    let few = ModelConfig { layers: 2, ..model.clone() };
+    assert_eq!(offloaded(&Demand { offload_activations: OffloadActivations::On, ..off }), 5);
+    let few = ModelConfig { layers: 1, ..model.clone() };
     let on = Demand { model: &few, offload_activations: OffloadActivations::On, ..off };
     assert_eq!(plan(&on, MicroBatch::Rows(1)).offloaded(), (0, 0));
     let less = Demand { budget: Some(needed - 1), ..auto };
@@ -235,4 +237,53 @@ fn a_stored_head_has_its_place_whatever_config_json_says() {
     let stored: u64 = index.sections().iter().filter(|s| s.layer.is_none() && s.role != Role::Other).map(|s| s.length).sum();
     assert!(index.sections().iter().any(|s| s.role == Role::LmHead) && globals(true) >= stored);
     assert_eq!(globals(true), globals(false));
+}
+
+/// An index with a matrix in each layer, an embedding and a norm, and maybe an output projection.
+fn index_of(model: &ModelConfig, with_head: bool) -> Index {
+    let entry = |name: String, role, layer, shape: &[u64], storage| {
+        let shape = Shape::new(shape).unwrap();
+        Entry { name, role, layer, expert: None, shape, storage }
+    };
+    let (raw, nf4) = (Storage::Raw(FloatType::Bf16), Storage::Nf4 { scale_type: ScaleType::F32, block_size: 64 });
+    let (hidden, table) = (u64::from(model.hidden), [u64::from(model.vocab), u64::from(model.hidden)]);
+    let globals = [(Role::Embedding, &table[..]), (Role::FinalNorm, &[hidden]), (Role::LmHead, &table)];
+    let count = if with_head { 3 } else { 2 };
+    let globals = globals.into_iter().take(count).map(|(role, shape)| entry(role.to_string(), role, None, shape, raw));
+    let layer = |number: u32| entry(format!("{number}"), Role::DownProj, Some(number), &[512, hidden], nf4);
+    let layout = Layout::new(globals.chain((0..model.layers).map(layer)).collect(), model.layers, 2).unwrap();
+    let crcs = vec![0; layout.sections().len()];
+    Index::parse(&layout.front(&crcs, 0, "{}").unwrap(), layout.file_len()).unwrap()
+}
+
+/// A vocabulary whose tables are large compared to a layer: they leave GPU memory where nothing
+/// else has to be copied for that.
+#[test]
+fn the_vocabulary_leaves_gpu_memory_where_the_budget_demands_it() {
+    let model = ModelConfig { vocab: 1 << 18, ..ModelConfig::parse(CONFIG, None).unwrap() };
+    let (index, tied_index) = (index_of(&model, true), index_of(&model, false));
+    // 128 chunks of 2,048 columns.
+    let tokens = 1 << 14;
+    let off = Demand { length: tokens, positions: tokens, budget: Some(u64::MAX), ..demand(&index, &model) };
+    let with = |demand: Demand<'_>, offload_vocabulary| plan(&Demand { offload_vocabulary, ..demand }, MicroBatch::Rows(1));
+    let plans = [OffloadVocabulary::Off, OffloadVocabulary::Embedding, OffloadVocabulary::All].map(|v| with(off, v));
+    assert_eq!(plans.each_ref().map(MemoryPlan::offloaded_vocabulary), [(false, 0), (true, 0), (true, 128)]);
+    let [all, without_embedding, in_parts] = plans.each_ref().map(|plan| plan.parts()[1].1);
+    let table = u64::from(2 * model.hidden) << 18;
+    assert_eq!(all - without_embedding, table);
+    assert!(in_parts > table / 64 && in_parts < table / 64 + 4096, "{in_parts} of {table}");
+    // Only as far as the budget demands.
+    let auto = Demand { offload_vocabulary: OffloadVocabulary::Auto, ..off };
+    let unknown = plan(&Demand { budget: None, ..auto }, MicroBatch::Rows(1));
+    assert_eq!(unknown.offloaded_vocabulary(), (false, 0));
+    for expected in &plans {
+        assert_eq!(expected.parts().iter().map(|(_, bytes)| bytes).sum::<u64>(), expected.total());
+        let found = plan(&Demand { budget: Some(expected.total()), ..auto }, MicroBatch::Rows(1));
+        assert!(found.total() <= expected.total() && found.stream.resident, "{found:?}");
+        assert_eq!(found.offloaded_vocabulary(), expected.offloaded_vocabulary());
+    }
+    // A tied output projection stays or leaves with the embedding.
+    let tied = |offload| with(Demand { index: &tied_index, ..off }, offload).offloaded_vocabulary();
+    assert_eq!(tied(OffloadVocabulary::Embedding), (false, 0));
+    assert_eq!(tied(OffloadVocabulary::All), (true, 128));
 }

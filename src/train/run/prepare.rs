@@ -151,6 +151,7 @@ impl Prepared {
             training: true,
             keep_activations: settings.keep_activations,
             offload_activations: settings.offload_activations,
+            offload_vocabulary: settings.offload_vocabulary,
             host_buffers: gpu.has_host_buffers(),
             length: self.row_length(settings),
             positions: self.positions(),

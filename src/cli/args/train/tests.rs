@@ -8,7 +8,7 @@ use super::super::{Cli, Command};
 use super::*;
 use crate::data::TrainOn;
 use crate::format::Role;
-use crate::model::plan::{KeepActivations, MicroBatch, OffloadActivations};
+use crate::model::plan::{KeepActivations, MicroBatch, OffloadActivations, OffloadVocabulary};
 use crate::train::schedule::{Shape, Warmup};
 
 fn parse(flags: &str) -> Result<Box<TrainArgs>, String> {
@@ -30,7 +30,7 @@ fn file(text: &str) -> Result<TrainOptions, String> {
 /// Every setting, with a value other than its default.
 const ALL_FLAGS: &str = "--rank 8 --alpha 4.5 --dropout 0.1 --targets v_proj,q_proj --rslora --lr 1e-4 --schedule linear \
      --warmup 7 --clip 0 --weight-decay 0.01 --seed 9223372036854775807 --epochs 3 --steps 50 --micro-batch 4 --keep-activations 3 \
-     --offload-activations on --accumulate 2 \
+     --offload-activations on --offload-vocabulary embedding --accumulate 2 \
      --max-length 512 --train-on all --strict --vram-budget 6GiB --eval-split 0.1 --eval-every 5 --early-stop 6 --save-every 8 --keep 9";
 
 const ALL_FILE: &str = r#"
@@ -52,6 +52,7 @@ steps = 50
 micro-batch = 4
 keep-activations = 3
 offload-activations = "on"
+offload-vocabulary = "embedding"
 accumulate = 2
 max-length = 512
 train-on = "all"
@@ -79,6 +80,7 @@ fn all_settings() -> Settings {
         micro_batch: MicroBatch::Rows(4),
         keep_activations: KeepActivations::Layers(3),
         offload_activations: OffloadActivations::On,
+        offload_vocabulary: OffloadVocabulary::Embedding,
         accumulate: 2,
         max_length: 512,
         clip: None,

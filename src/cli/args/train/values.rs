@@ -11,7 +11,7 @@ use super::super::common::parse_size;
 use crate::data::TrainOn;
 use crate::format::Role;
 use crate::lora::config::TARGETS;
-use crate::model::plan::{KeepActivations, MicroBatch, OffloadActivations};
+use crate::model::plan::{KeepActivations, MicroBatch, OffloadActivations, OffloadVocabulary};
 use crate::train::schedule::{Shape, Warmup};
 
 /// All projections of a model.
@@ -267,6 +267,38 @@ impl From<OffloadActivations> for OffloadArg {
             OffloadActivations::Auto => Self::Auto,
             OffloadActivations::Off => Self::Off,
             OffloadActivations::On => Self::On,
+        }
+    }
+}
+
+/// [`OffloadVocabulary`] on the command line.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum OffloadVocabularyArg {
+    Auto,
+    Off,
+    Embedding,
+    All,
+}
+
+impl From<OffloadVocabularyArg> for OffloadVocabulary {
+    fn from(arg: OffloadVocabularyArg) -> Self {
+        match arg {
+            OffloadVocabularyArg::Auto => Self::Auto,
+            OffloadVocabularyArg::Off => Self::Off,
+            OffloadVocabularyArg::Embedding => Self::Embedding,
+            OffloadVocabularyArg::All => Self::All,
+        }
+    }
+}
+
+impl From<OffloadVocabulary> for OffloadVocabularyArg {
+    fn from(offload: OffloadVocabulary) -> Self {
+        match offload {
+            OffloadVocabulary::Auto => Self::Auto,
+            OffloadVocabulary::Off => Self::Off,
+            OffloadVocabulary::Embedding => Self::Embedding,
+            OffloadVocabulary::All => Self::All,
         }
     }
 }
