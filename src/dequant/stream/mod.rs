@@ -300,6 +300,7 @@ impl LayerStream {
     }
 
     /// The pack.
+    #[cfg(feature = "train")]
     pub(crate) fn source(&self) -> &Arc<PackSource> {
         &self.source
     }

@@ -258,7 +258,7 @@ impl MixedAttention {
             commands.dispatch(kernel, &bindings, bytemuck::bytes_of(&params), groups, bytes);
         };
         let (heads, kv_heads) = (shape.heads.heads, shape.heads.kv_heads);
-        dispatch(&self.query_gradient, Product::QueryGradient, heads, &[dq.range.clone()]);
+        dispatch(&self.query_gradient, Product::QueryGradient, heads, std::slice::from_ref(&dq.range));
         dispatch(&self.key_gradient, Product::KeyGradient, kv_heads, &[dk.range.clone(), dv.range.clone()]);
         Ok(())
     }
