@@ -1,43 +1,46 @@
 // Attention of new tokens over a KV cache ("flash-decoding"). A workgroup takes GROUP query heads
 // of one token, which share a key head, and a run of the keys, with an online softmax. `combine`
-// joins the runs. Runs unchecked: `ops::cached_attention` proves on the host that every index is in
-// its tensor.
+// joins the runs. This file is combined with a file for the inputs, which has `fill_query`,
+// `key_of` and `value_of`. Runs unchecked: `ops::cached_attention` proves on the host that every
+// index is in its tensor.
 
 struct Params {
     tokens: u32,     // new tokens
     past: u32,       // earlier tokens in the cache
     heads: u32,      // query heads, a multiple of GROUP * kv_heads
     kv_heads: u32,
-    splits: u32,     // runs of keys
+    splits: u32,     // runs of keys, at most SPLITS
     run: u32,        // keys of a run, a multiple of KEYS
     scale: f32,      // of the scores
     window: u32,     // size of the attention window, including the token itself
     first: u32,      // first key of any token; runs start there
-    pad0: u32,
-    pad1: u32,
-    pad2: u32,
+    // Of joined inputs:
+    angles: u32,     // row of the token in the table
+    rotated: u32,    // pairs of vec4s of a head that turn: i and i + rotated
+    epsilon: f32,    // of norms
 }
 
-@group(0) @binding(0) var<storage, read> q: array<vec4<f32>>;          // [tokens, heads, HEAD]
-@group(0) @binding(1) var<storage, read> k: array<vec4<f32>>;          // [past + tokens, kv_heads, HEAD]
-@group(0) @binding(2) var<storage, read> v: array<vec4<f32>>;
 @group(0) @binding(3) var<storage, read_write> out: array<vec4<f32>>;  // [tokens, heads, HEAD]
-@group(0) @binding(4) var<storage, read_write> parts: array<vec4<f32>>;   // [splits, tokens, heads, HEAD + 1]: sums, then the fields of Part
+@group(0) @binding(4) var<storage, read_write> parts: array<vec4<f32>>;   // [splits, tokens, heads, HEAD + 1]: sums, then the highest score and the total
 @group(1) @binding(0) var<uniform> params: Params;
 
 override HEAD: u32 = 32u;       // vec4s of a head, at most WORKGROUP
 override GROUP: u32 = 1u;       // at most 8
-override QUERY: u32 = 32u;      // GROUP * HEAD
-override WEIGHTS: u32 = 128u;   // GROUP * KEYS
-override HIGHS: u32 = 16u;      // GROUP * PARTS
+override QUERY: u32 = 32u;      // GROUP * HEAD, or more
+override DOTS: u32 = 128u;      // GROUP * WORKGROUP
+override WEIGHTS: u32 = 32u;    // GROUP * KEYS
 const WORKGROUP = 128u;
-const KEYS = WORKGROUP;     // keys per step
-const PARTS = 16u;          // of the keys of a step
+const KEYS = 32u;           // keys per step
+const LANES = WORKGROUP / KEYS;     // threads of a key
+const SPLITS = 512u;
 const LOWEST = -1e38;       // below every score, and far enough from infinity
 
 var<workgroup> query: array<vec4<f32>, QUERY>;
-var<workgroup> weights: array<f32, WEIGHTS>;        // [GROUP, KEYS]; or scores
-var<workgroup> highs: array<f32, HIGHS>;            // [GROUP, PARTS]: highest scores
+var<workgroup> dots: array<f32, DOTS>;              // [GROUP, KEYS, LANES]: parts of scores
+var<workgroup> scores: array<f32, WEIGHTS>;         // [GROUP, KEYS]
+var<workgroup> weights: array<f32, WEIGHTS>;        // [GROUP, KEYS]
+var<workgroup> tops: array<f32, 8>;                 // of each head: the highest score so far
+var<workgroup> shrinks: array<f32, 8>;              // the factor of earlier sums
 var<workgroup> sums: array<vec4<f32>, WORKGROUP>;
 var<workgroup> totals: array<f32, WORKGROUP>;
 
@@ -47,76 +50,72 @@ struct Numbers {
     high: vec4<f32>,
 }
 
-// The scores of key `first + thread`, or LOWEST from `end` on.
-fn scores_of(row: u32, exists: bool) -> Numbers {
-    var scores = Numbers(vec4(LOWEST), vec4(LOWEST));
-    if (exists) {
-        scores = Numbers();
-        for (var column = 0u; column < HEAD; column++) {
-            let key = k[row + column];
-            scores.low.x += dot(query[column], key);
-            if (GROUP > 1u) { scores.low.y += dot(query[HEAD + column], key); }
-            if (GROUP > 2u) { scores.low.z += dot(query[2u * HEAD + column], key); }
-            if (GROUP > 3u) { scores.low.w += dot(query[3u * HEAD + column], key); }
-            if (GROUP > 4u) { scores.high.x += dot(query[4u * HEAD + column], key); }
-            if (GROUP > 5u) { scores.high.y += dot(query[5u * HEAD + column], key); }
-            if (GROUP > 6u) { scores.high.z += dot(query[6u * HEAD + column], key); }
-            if (GROUP > 7u) { scores.high.w += dot(query[7u * HEAD + column], key); }
-        }
-        scores.low *= params.scale;
-        scores.high *= params.scale;
-    }
-    return scores;
-}
-
-fn keep(number: u32, thread: u32, value: f32) {
+fn keep_dot(number: u32, thread: u32, value: f32) {
     if (number < GROUP) {
-        weights[number * KEYS + thread] = value;
+        dots[number * WORKGROUP + thread] = value;
     }
 }
 
-// Stores a number of the thread's key for each head.
-fn keep_all(thread: u32, values: Numbers) {
-    keep(0u, thread, values.low.x);
-    keep(1u, thread, values.low.y);
-    keep(2u, thread, values.low.z);
-    keep(3u, thread, values.low.w);
-    keep(4u, thread, values.high.x);
-    keep(5u, thread, values.high.y);
-    keep(6u, thread, values.high.z);
-    keep(7u, thread, values.high.w);
-}
-
-// The maximum of `top` and the stored scores of a head.
-fn highest_of(number: u32, top: f32) -> f32 {
-    var highest = top;
-    if (number < GROUP) {
-        for (var i = 0u; i < PARTS; i++) {
-            highest = max(highest, highs[number * PARTS + i]);
-        }
+// The dot products of the key of a thread with the query of each head, over a LANES-th of the
+// columns. Threads of a key read neighbouring columns.
+fn multiply_keys(number: u32, kv_head: u32, exists: bool, thread: u32) {
+    var sums = Numbers();
+    for (var column = thread % LANES; column < HEAD && exists; column += LANES) {
+        let key = key_of(number, kv_head, column);
+        sums.low.x += dot(query[column], key);
+        if (GROUP > 1u) { sums.low.y += dot(query[HEAD + column], key); }
+        if (GROUP > 2u) { sums.low.z += dot(query[2u * HEAD + column], key); }
+        if (GROUP > 3u) { sums.low.w += dot(query[3u * HEAD + column], key); }
+        if (GROUP > 4u) { sums.high.x += dot(query[4u * HEAD + column], key); }
+        if (GROUP > 5u) { sums.high.y += dot(query[5u * HEAD + column], key); }
+        if (GROUP > 6u) { sums.high.z += dot(query[6u * HEAD + column], key); }
+        if (GROUP > 7u) { sums.high.w += dot(query[7u * HEAD + column], key); }
     }
-    return highest;
+    keep_dot(0u, thread, sums.low.x);
+    keep_dot(1u, thread, sums.low.y);
+    keep_dot(2u, thread, sums.low.z);
+    keep_dot(3u, thread, sums.low.w);
+    keep_dot(4u, thread, sums.high.x);
+    keep_dot(5u, thread, sums.high.y);
+    keep_dot(6u, thread, sums.high.z);
+    keep_dot(7u, thread, sums.high.w);
 }
 
-// The maxima of `top` and the scores of all threads, which are then in `weights`.
-fn all_highest(scores: Numbers, top: Numbers, thread: u32) -> Numbers {
-    keep_all(thread, scores);
-    workgroupBarrier();
-    for (var i = thread; i < GROUP * PARTS; i += WORKGROUP) {
-        let start = i * (KEYS / PARTS);
-        var high = weights[start];
-        for (var j = 1u; j < KEYS / PARTS; j++) {
-            high = max(high, weights[start + j]);
-        }
-        highs[i] = high;
+// From dot products to `weights`, `tops` and `shrinks`. The step has `count` keys. `own` has the
+// highest scores so far of the heads for which the thread has a weight. All threads of a head find
+// the same.
+fn weigh(own: vec2<f32>, count: u32, thread: u32) -> vec2<f32> {
+    for (var i = thread; i < GROUP * KEYS; i += WORKGROUP) {
+        let at = i * LANES;
+        let score = params.scale * (dots[at] + dots[at + 1u] + dots[at + 2u] + dots[at + 3u]);
+        scores[i] = select(LOWEST, score, i % KEYS < count);
     }
     workgroupBarrier();
-    let low = vec4(highest_of(0u, top.low.x), highest_of(1u, top.low.y), highest_of(2u, top.low.z), highest_of(3u, top.low.w));
-    let high = vec4(highest_of(4u, top.high.x), highest_of(5u, top.high.y), highest_of(6u, top.high.z), highest_of(7u, top.high.w));
-    return Numbers(low, high);
+    let first = weigh_one(own.x, thread);
+    let second = weigh_one(own.y, thread + WORKGROUP);
+    workgroupBarrier();
+    return vec2(first, second);
 }
 
-// Sums of weighted values of a column, for each head.
+// Weighs a score. Returns the highest score of its head.
+fn weigh_one(before: f32, i: u32) -> f32 {
+    if (i >= GROUP * KEYS) {
+        return before;
+    }
+    let head = i / KEYS;
+    var top = before;
+    for (var j = 0u; j < KEYS; j++) {
+        top = max(top, scores[head * KEYS + j]);
+    }
+    weights[i] = exp(scores[i] - top);
+    if (i % KEYS == 0u) {
+        tops[head] = top;
+        shrinks[head] = exp(before - top);
+    }
+    return top;
+}
+
+// Sums of weighted values of a column, for each head, and of the weights.
 struct Sums {
     s0: vec4<f32>,
     s1: vec4<f32>,
@@ -126,65 +125,87 @@ struct Sums {
     s5: vec4<f32>,
     s6: vec4<f32>,
     s7: vec4<f32>,
+    total: Numbers,
 }
 
-fn shrunk(sums: Sums, shrink: Numbers) -> Sums {
+fn shrunk(sums: Sums) -> Sums {
+    let low = vec4(shrinks[0], shrinks[1], shrinks[2], shrinks[3]);
+    let high = vec4(shrinks[4], shrinks[5], shrinks[6], shrinks[7]);
     return Sums(
-        sums.s0 * shrink.low.x,
-        sums.s1 * shrink.low.y,
-        sums.s2 * shrink.low.z,
-        sums.s3 * shrink.low.w,
-        sums.s4 * shrink.high.x,
-        sums.s5 * shrink.high.y,
-        sums.s6 * shrink.high.z,
-        sums.s7 * shrink.high.w,
+        sums.s0 * low.x,
+        sums.s1 * low.y,
+        sums.s2 * low.z,
+        sums.s3 * low.w,
+        sums.s4 * high.x,
+        sums.s5 * high.y,
+        sums.s6 * high.z,
+        sums.s7 * high.w,
+        Numbers(sums.total.low * low, sums.total.high * high),
     );
+}
+
+fn weight_of(number: u32, i: u32) -> f32 {
+    if (number >= GROUP) {
+        return 0.0;
+    }
+    return weights[number * KEYS + i];
 }
 
 // Adds the values of key `i` of the step.
 fn add_value(sums: Sums, i: u32, value: vec4<f32>) -> Sums {
+    let low = vec4(weight_of(0u, i), weight_of(1u, i), weight_of(2u, i), weight_of(3u, i));
+    let high = vec4(weight_of(4u, i), weight_of(5u, i), weight_of(6u, i), weight_of(7u, i));
     var s = sums;
-    s.s0 += weights[i] * value;
-    if (GROUP > 1u) { s.s1 += weights[KEYS + i] * value; }
-    if (GROUP > 2u) { s.s2 += weights[2u * KEYS + i] * value; }
-    if (GROUP > 3u) { s.s3 += weights[3u * KEYS + i] * value; }
-    if (GROUP > 4u) { s.s4 += weights[4u * KEYS + i] * value; }
-    if (GROUP > 5u) { s.s5 += weights[5u * KEYS + i] * value; }
-    if (GROUP > 6u) { s.s6 += weights[6u * KEYS + i] * value; }
-    if (GROUP > 7u) { s.s7 += weights[7u * KEYS + i] * value; }
+    s.s0 += low.x * value;
+    if (GROUP > 1u) { s.s1 += low.y * value; }
+    if (GROUP > 2u) { s.s2 += low.z * value; }
+    if (GROUP > 3u) { s.s3 += low.w * value; }
+    if (GROUP > 4u) { s.s4 += high.x * value; }
+    if (GROUP > 5u) { s.s5 += high.y * value; }
+    if (GROUP > 6u) { s.s6 += high.z * value; }
+    if (GROUP > 7u) { s.s7 += high.w * value; }
+    s.total = Numbers(s.total.low + low, s.total.high + high);
     return s;
 }
 
-// Adds up a head over the threads, and stores it.
-fn finish(number: u32, row: u32, split: u32, thread: u32, own: vec4<f32>, own_total: f32, top: f32) {
-    if (number >= GROUP) {
-        return;
-    }
-    let column = thread % HEAD;
+// Adds up a column over the threads that share it: its sum, and the total of the weights. The first
+// HEAD threads have the result.
+fn add_shares(thread: u32, own: vec4<f32>, own_total: f32) -> vec4<f32> {
     workgroupBarrier();
     sums[thread] = own;
     totals[thread] = own_total;
-    for (var half = WORKGROUP / 2u; half > 0u; half /= 2u) {
-        workgroupBarrier();
-        if (thread < half) { totals[thread] += totals[thread + half]; }
-    }
     workgroupBarrier();
+    if (thread >= HEAD) {
+        return own;
+    }
+    var sum = own;
+    var total = own_total;
+    for (var i = 1u; i < WORKGROUP / HEAD; i++) {
+        sum += sums[i * HEAD + thread];
+        total += totals[i * HEAD + thread];
+    }
+    totals[thread] = total;
+    return sum;
+}
+
+// Adds up a head over the threads, and stores it.
+fn finish(number: u32, row: u32, split: u32, thread: u32, own: vec4<f32>, own_total: f32) {
+    if (number >= GROUP) {
+        return;
+    }
+    let sum = add_shares(thread, own, own_total);
     if (thread >= HEAD) {
         return;
     }
-    var sum = own;
-    for (var i = 1u; i < WORKGROUP / HEAD; i++) {
-        sum += sums[i * HEAD + column];
-    }
-    let total = totals[0];
+    let total = totals[thread];
     if (params.splits == 1u) {
-        out[(row + number) * HEAD + column] = sum / total;
+        out[(row + number) * HEAD + thread] = sum / total;
         return;
     }
     let part = (split * params.tokens * params.heads + row + number) * (HEAD + 1u);
-    parts[part + column] = sum;
-    if (column == 0u) {
-        parts[part + HEAD] = vec4(top, total, 0.0, 0.0);
+    parts[part + thread] = sum;
+    if (thread == 0u) {
+        parts[part + HEAD] = vec4(tops[number], total, 0.0, 0.0);
     }
 }
 
@@ -201,63 +222,77 @@ fn attend(@builtin(workgroup_id) id: vec3<u32>, @builtin(num_workgroups) grid: v
     let seen = params.past + row / params.heads + 1u;    // keys up to the token itself
     let end = min(seen, params.first + (split + 1u) * params.run);
     let start = max(seen - min(seen, params.window), params.first + split * params.run);
-    for (var column = thread; column < GROUP * HEAD; column += WORKGROUP) {
-        query[column] = q[row * HEAD + column];
+    fill_query(row, kv_head, thread, split + 1u == params.splits);
+    if (thread < 8u) {
+        tops[thread] = LOWEST;
+        shrinks[thread] = 0.0;
     }
+    workgroupBarrier();
     // For the values, the threads first split the columns. The remaining factor splits the keys.
     let column = thread % HEAD;
     let share = thread / HEAD;
     let shares = WORKGROUP / HEAD;
     var all: Sums;
-    var top = Numbers(vec4(LOWEST), vec4(LOWEST));
-    var total: Numbers;     // over the keys of the thread
+    var top = vec2(LOWEST);
     for (var first = start; first < end; first += KEYS) {
+        let key = first + thread / LANES;
+        multiply_keys(key, kv_head, key < end, thread);
         workgroupBarrier();
-        let scores = scores_of(((first + thread) * params.kv_heads + kv_head) * HEAD, first + thread < end);
-        let highest = all_highest(scores, top, thread);
-        let weight = Numbers(exp(scores.low - highest.low), exp(scores.high - highest.high));
-        let shrink = Numbers(exp(top.low - highest.low), exp(top.high - highest.high));
-        keep_all(thread, weight);
-        total = Numbers(total.low * shrink.low + weight.low, total.high * shrink.high + weight.high);
-        top = highest;
-        workgroupBarrier();
-        all = shrunk(all, shrink);
         let count = min(KEYS, end - first);
+        top = weigh(top, count, thread);
+        all = shrunk(all);
         for (var i = share; i < count && share < shares; i += shares) {
-            all = add_value(all, i, v[((first + i) * params.kv_heads + kv_head) * HEAD + column]);
+            all = add_value(all, i, value_of(first + i, kv_head, column));
         }
     }
-    finish(0u, row, split, thread, all.s0, total.low.x, top.low.x);
-    finish(1u, row, split, thread, all.s1, total.low.y, top.low.y);
-    finish(2u, row, split, thread, all.s2, total.low.z, top.low.z);
-    finish(3u, row, split, thread, all.s3, total.low.w, top.low.w);
-    finish(4u, row, split, thread, all.s4, total.high.x, top.high.x);
-    finish(5u, row, split, thread, all.s5, total.high.y, top.high.y);
-    finish(6u, row, split, thread, all.s6, total.high.z, top.high.z);
-    finish(7u, row, split, thread, all.s7, total.high.w, top.high.w);
+    finish(0u, row, split, thread, all.s0, all.total.low.x);
+    finish(1u, row, split, thread, all.s1, all.total.low.y);
+    finish(2u, row, split, thread, all.s2, all.total.low.z);
+    finish(3u, row, split, thread, all.s3, all.total.low.w);
+    finish(4u, row, split, thread, all.s4, all.total.high.x);
+    finish(5u, row, split, thread, all.s5, all.total.high.y);
+    finish(6u, row, split, thread, all.s6, all.total.high.z);
+    finish(7u, row, split, thread, all.s7, all.total.high.w);
 }
 
-// A thread has one vec4 of the output. A run without keys of the token has LOWEST and sums of 0.
+var<workgroup> factors: array<f32, SPLITS>;     // of each run; at first its highest score
+
+// A workgroup takes a head of a token. A run without keys of the token has LOWEST and sums of 0.
 // The run with the key of the token itself is never empty.
 @compute @workgroup_size(WORKGROUP)
 fn combine(@builtin(workgroup_id) id: vec3<u32>, @builtin(num_workgroups) grid: vec3<u32>, @builtin(local_invocation_index) thread: u32) {
     let rows = params.tokens * params.heads;
-    let i = (id.x + id.y * grid.x) * WORKGROUP + thread;
-    if (i >= rows * HEAD) {
+    let row = id.x + id.y * grid.x;
+    if (row >= rows) {
         return;
     }
-    let row = i / HEAD;
+    let stride = rows * (HEAD + 1u);
+    let part = row * (HEAD + 1u);
+    for (var split = thread; split < params.splits; split += WORKGROUP) {
+        factors[split] = parts[split * stride + part + HEAD].x;
+    }
+    workgroupBarrier();
     var top = LOWEST;
     for (var split = 0u; split < params.splits; split++) {
-        top = max(top, parts[(split * rows + row) * (HEAD + 1u) + HEAD].x);
+        top = max(top, factors[split]);
     }
-    var sum = vec4<f32>();
-    var total = 0.0;
-    for (var split = 0u; split < params.splits; split++) {
-        let part = (split * rows + row) * (HEAD + 1u);
-        let weight = exp(parts[part + HEAD].x - top);
-        sum += weight * parts[part + i % HEAD];
-        total += weight * parts[part + HEAD].y;
+    workgroupBarrier();
+    for (var split = thread; split < params.splits; split += WORKGROUP) {
+        factors[split] = exp(factors[split] - top);
     }
-    out[i] = sum / total;
+    workgroupBarrier();
+    let column = thread % HEAD;
+    let share = thread / HEAD;
+    let shares = WORKGROUP / HEAD;
+    var own = vec4<f32>();
+    var own_total = 0.0;
+    for (var split = share; split < params.splits && share < shares; split += shares) {
+        let at = split * stride + part;
+        own += factors[split] * parts[at + column];
+        own_total += factors[split] * parts[at + HEAD].y;
+    }
+    let sum = add_shares(thread, own, own_total);
+    if (thread < HEAD) {
+        out[row * HEAD + thread] = sum / totals[thread];
+    }
 }

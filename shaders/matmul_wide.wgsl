@@ -1,9 +1,15 @@
 // Products of few rows with one to three weights of whole vectors: out[m, n] = scale * (r * x[m, k]
 // w[n, k]^T (+ bias)) (+ addend) with m <= M. LANES threads share four columns of the result, and
-// read each weight once, 16 bytes at a time. This file is combined with a file for the storage of
-// the weights, which has `prepare`, `Loaded`, `load` and `add_chunk`. The columns of the result are
-// the rows of all weights, one weight after another, or, if GATED, silu(gate) * up of two weights.
-// If NORM, r is the factor of the RMS norm of a row of x, and its elements are multiplied by gamma.
+// read each weight once, 16 bytes at a time: a chunk of CHUNK terms. This file is combined with a
+// file for the storage of the weights, which has CHUNK, `prepare`, `Loaded`, `load` and
+// `add_chunk`. The columns of the result are the rows of all weights, one weight after another, or,
+// if GATED, silu(gate) * up of two weights. If NORM, r is the factor of the RMS norm of a row of x,
+// and its elements are multiplied by gamma.
+//
+// The threads of a workgroup read x from a slab in workgroup memory, in which the vectors that they
+// read at the same time are neighbours. In x they are a chunk apart, so each would be in a cache
+// line of its own.
+//
 // Runs unchecked: `ops::matmul::wide` proves on the host that every index is in its binding.
 
 struct Params {
@@ -42,18 +48,27 @@ struct Params {
 @group(1) @binding(0) var<uniform> params: Params;
 
 override M: u32 = 1u;           // rows: 1, 2, 4 or 8
-override LANES: u32 = 32u;      // threads of four columns, a power of two
-override QUADS: u32 = 2u;       // four columns each, of a workgroup
+override LANES: u32 = 32u;      // threads of four columns, a power of two, at least M
+override QUADS: u32 = 4u;       // four columns each, of a workgroup; a power of two
+override ROUNDS: u32 = 1u;      // chunks of a slab for each thread
 override NORM: bool = false;
 override GATED: bool = false;
-override PARTIAL: u32 = 64u;    // M * QUADS * LANES
-override SQUARES: u32 = 1u;     // the same if NORM, else 1
+override SLAB_ROW: u32 = 264u;  // PER * (LANES * ROUNDS + 1)
+override SHARED: u32 = 264u;    // the larger of M * SLAB_ROW and M * QUADS * LANES
+override SQUARES: u32 = 1u;     // M * QUADS * LANES if NORM, else 1
+override COPIES: u32 = 2u;      // vec4s of a row of a slab that a thread copies
+override AHEAD: bool = true;    // M = 1 and COPIES at most 4: slabs are loaded one ahead
 
-// Sums of the threads, by row, quad and lane.
-var<workgroup> partial: array<vec4<f32>, PARTIAL>;
+// vec4s of x in a chunk.
+const PER = CHUNK / 4u;
+
+// At first a slab of x. Vector j of chunk c of a row is at j * (LANES * ROUNDS + 1) + c: with the
+// 1, threads that write neighbours in x use different banks. At the end the sums of the threads, by
+// row, quad and lane.
+var<workgroup> pool: array<vec4<f32>, SHARED>;
 var<workgroup> squares: array<f32, SQUARES>;
 
-// A vector of the four columns for each row, and the sum of squares of its terms.
+// A vector of the four columns for each row.
 struct Sums {
     r0: vec4<f32>,
     r1: vec4<f32>,
@@ -63,7 +78,11 @@ struct Sums {
     r5: vec4<f32>,
     r6: vec4<f32>,
     r7: vec4<f32>,
-    low: vec4<f32>,     // squares of rows 0 to 3
+}
+
+// Sums of squares of the terms that a thread has copied, for each row.
+struct Squares {
+    low: vec4<f32>,
     high: vec4<f32>,
 }
 
@@ -86,59 +105,109 @@ struct Columns {
     numbers: vec4<u32>,     // of their weights
 }
 
-struct Product {
-    sum: vec4<f32>,
-    squares: f32,
+// A vec4 of x on its way to a slab, and its gamma.
+struct Loading {
+    vector: vec4<f32>,
+    gamma: vec4<f32>,
 }
 
-// Eight terms of a row of x, from vec4 `at` on, times the four columns.
-fn times(row: u32, at: u32, w: Eight) -> Product {
-    // Rows past the last are copies of the last row. Their sums are not stored.
-    let first = params.x_first + min(row, params.m - 1u) * params.x_row + at;
-    var a = x[first];
-    var b = x[first + 1u];
-    var product = Product(vec4<f32>(), 0.0);
+// Vector `number` of those that a thread copies to the slab from vec4 `start` on.
+fn fetch(row: u32, start: u32, number: u32, thread: u32) -> Loading {
+    var loading: Loading;
+    let i = number * QUADS * LANES + thread;
+    if (number < COPIES && i < PER * LANES * ROUNDS && start + i < params.x_row) {
+        // Rows past the last are copies of the last row. Their sums are not stored.
+        loading.vector = x[params.x_first + min(row, params.m - 1u) * params.x_row + start + i];
+        if (NORM) { loading.gamma = gamma[start + i]; }
+    }
+    return loading;
+}
+
+// Places a vector in the slab. Returns its sum of squares.
+fn place(row: u32, number: u32, thread: u32, loading: Loading) -> f32 {
+    let i = number * QUADS * LANES + thread;
+    if (number >= COPIES || i >= PER * LANES * ROUNDS) {
+        return 0.0;
+    }
+    let at = row * SLAB_ROW + i % PER * (LANES * ROUNDS + 1u) + i / PER;
     if (NORM) {
-        product.squares = dot(a, a) + dot(b, b);
-        a *= gamma[at];
-        b *= gamma[at + 1u];
+        pool[at] = loading.vector * loading.gamma;
+        return dot(loading.vector, loading.vector);
     }
-    product.sum = a.x * w.w0 + a.y * w.w1 + a.z * w.w2 + a.w * w.w3 + b.x * w.w4 + b.y * w.w5 + b.z * w.w6 + b.w * w.w7;
-    return product;
+    pool[at] = loading.vector;
+    return 0.0;
 }
 
-// Adds eight terms, times the scales of the columns. Every index is a constant, so the sums stay in
-// registers.
-fn add_eight(sums: Sums, at: u32, w: Eight, scales: vec4<f32>) -> Sums {
-    var s = sums;
-    let p0 = times(0u, at, w);
-    s.r0 += scales * p0.sum;
-    s.low.x += p0.squares;
-    if (M > 1u) {
-        let p1 = times(1u, at, w);
-        s.r1 += scales * p1.sum;
-        s.low.y += p1.squares;
+// Copies a row of a slab. Returns the sum of squares of the thread's vectors.
+fn copy_row(row: u32, start: u32, thread: u32) -> f32 {
+    var sum = 0.0;
+    for (var number = 0u; number < COPIES && row < M; number++) {
+        sum += place(row, number, thread, fetch(row, start, number, thread));
     }
+    return sum;
+}
+
+fn copy_rows(before: Squares, start: u32, thread: u32) -> Squares {
+    let low = vec4(copy_row(0u, start, thread), copy_row(1u, start, thread), copy_row(2u, start, thread), copy_row(3u, start, thread));
+    let high = vec4(copy_row(4u, start, thread), copy_row(5u, start, thread), copy_row(6u, start, thread), copy_row(7u, start, thread));
+    return Squares(before.low + low, before.high + high);
+}
+
+// The next slab of a single row, if a thread copies few vectors.
+struct Ahead {
+    l0: Loading,
+    l1: Loading,
+    l2: Loading,
+    l3: Loading,
+}
+
+fn fetch_all(start: u32, thread: u32) -> Ahead {
+    return Ahead(fetch(0u, start, 0u, thread), fetch(0u, start, 1u, thread), fetch(0u, start, 2u, thread), fetch(0u, start, 3u, thread));
+}
+
+fn place_all(thread: u32, ahead: Ahead) -> f32 {
+    let first = place(0u, 0u, thread, ahead.l0) + place(0u, 1u, thread, ahead.l1);
+    return first + place(0u, 2u, thread, ahead.l2) + place(0u, 3u, thread, ahead.l3);
+}
+
+// Terms 8 * eight .. of chunk `c` of a row of the slab, times the four columns.
+fn times(row: u32, c: u32, eight: u32, w: Eight) -> vec4<f32> {
+    let at = row * SLAB_ROW + 2u * eight * (LANES * ROUNDS + 1u) + c;
+    let a = pool[at];
+    let b = pool[at + LANES * ROUNDS + 1u];
+    return a.x * w.w0 + a.y * w.w1 + a.z * w.w2 + a.w * w.w3 + b.x * w.w4 + b.y * w.w5 + b.z * w.w6 + b.w * w.w7;
+}
+
+// Adds eight terms. Every index is a constant, so the sums stay in registers.
+fn add_eight(sums: Sums, c: u32, eight: u32, w: Eight) -> Sums {
+    var s = sums;
+    s.r0 += times(0u, c, eight, w);
+    if (M > 1u) { s.r1 += times(1u, c, eight, w); }
     if (M > 2u) {
-        let p2 = times(2u, at, w);
-        let p3 = times(3u, at, w);
-        s.r2 += scales * p2.sum;
-        s.r3 += scales * p3.sum;
-        s.low.z += p2.squares;
-        s.low.w += p3.squares;
+        s.r2 += times(2u, c, eight, w);
+        s.r3 += times(3u, c, eight, w);
     }
     if (M > 4u) {
-        let p4 = times(4u, at, w);
-        let p5 = times(5u, at, w);
-        let p6 = times(6u, at, w);
-        let p7 = times(7u, at, w);
-        s.r4 += scales * p4.sum;
-        s.r5 += scales * p5.sum;
-        s.r6 += scales * p6.sum;
-        s.r7 += scales * p7.sum;
-        s.high += vec4(p4.squares, p5.squares, p6.squares, p7.squares);
+        s.r4 += times(4u, c, eight, w);
+        s.r5 += times(5u, c, eight, w);
+        s.r6 += times(6u, c, eight, w);
+        s.r7 += times(7u, c, eight, w);
     }
     return s;
+}
+
+// Adds the sums of a chunk, times the scales of the columns.
+fn add_scaled(sums: Sums, chunk: Sums, scales: vec4<f32>) -> Sums {
+    return Sums(
+        sums.r0 + scales * chunk.r0,
+        sums.r1 + scales * chunk.r1,
+        sums.r2 + scales * chunk.r2,
+        sums.r3 + scales * chunk.r3,
+        sums.r4 + scales * chunk.r4,
+        sums.r5 + scales * chunk.r5,
+        sums.r6 + scales * chunk.r6,
+        sums.r7 + scales * chunk.r7,
+    );
 }
 
 // The weight of a column of the result, and its row there. Columns past the last are the last.
@@ -173,18 +242,44 @@ fn columns_of(first: u32) -> Columns {
 
 fn keep(row: u32, thread: u32, sum: vec4<f32>, square: f32) {
     if (row < M) {
-        partial[row * QUADS * LANES + thread] = sum;
+        pool[row * QUADS * LANES + thread] = sum;
         if (NORM) {
             squares[row * QUADS * LANES + thread] = square;
         }
     }
 }
 
-fn store(row: u32, column: u32, sum: f32) {
-    let at = params.out_first + row * params.out_row + column;
-    var value = sum;
-    if (params.add == 1u) { value += addend[at]; }
-    out[at] = value;
+// Adds up the sums of the lanes, and the squares of all threads.
+fn reduce(lane: u32, thread: u32) {
+    for (var half = QUADS * LANES / 2u; half >= select(QUADS, 1u, NORM); half /= 2u) {
+        workgroupBarrier();
+        let lanes = half / QUADS;
+        for (var row = 0u; row < M; row++) {
+            let at = row * QUADS * LANES + thread;
+            if (lane < lanes) { pool[at] += pool[at + lanes]; }
+            if (NORM) {
+                if (thread < half) { squares[at] += squares[at + half]; }
+            }
+        }
+    }
+    workgroupBarrier();
+}
+
+// What is added to the results of a row of four columns from `first` on: all loads at once, early,
+// so that nothing waits for them. Columns past the last are copies of the last.
+fn addends_of(row: u32, first: u32) -> vec4<f32> {
+    if (params.add == 0u) {
+        return vec4<f32>();
+    }
+    let shift = select(0u, 1u, GATED);
+    let start = params.out_first + row * params.out_row;
+    let columns = min(vec4(first >> shift) + vec4(0u, 1u, 2u, 3u), vec4((params.n >> shift) - 1u));
+    let at = start + columns;
+    return vec4(addend[at.x], addend[at.y], addend[at.z], addend[at.w]);
+}
+
+fn store(row: u32, column: u32, value: f32) {
+    out[params.out_first + row * params.out_row + column] = value;
 }
 
 fn sigmoid(value: f32) -> f32 {
@@ -193,26 +288,26 @@ fn sigmoid(value: f32) -> f32 {
 }
 
 // Stores the sums of a row of four columns from `first` on.
-fn store_row(row: u32, first: u32, at: u32) {
-    var sum = partial[at];
+fn store_row(row: u32, first: u32, at: u32, added: vec4<f32>) {
+    var sum = pool[at];
     if (NORM) {
-        sum *= inverseSqrt(squares[at] / f32(params.k) + params.epsilon);
+        sum *= inverseSqrt(squares[row * QUADS * LANES] / f32(params.k) + params.epsilon);
     }
     if (GATED) {
         sum *= params.scale;
         // The number of columns is even.
         if (first < params.n) {
-            store(row, first / 2u, sum.x * sigmoid(sum.x) * sum.y);
+            store(row, first / 2u, sum.x * sigmoid(sum.x) * sum.y + added.x);
         }
         if (first + 2u < params.n) {
-            store(row, first / 2u + 1u, sum.z * sigmoid(sum.z) * sum.w);
+            store(row, first / 2u + 1u, sum.z * sigmoid(sum.z) * sum.w + added.y);
         }
         return;
     }
     for (var i = 0u; i < 4u && first + i < params.n; i++) {
         var value = sum[i];
         if (params.has_bias == 1u) { value += bias[first + i]; }
-        store(row, first + i, params.scale * value);
+        store(row, first + i, params.scale * value + added[i]);
     }
 }
 
@@ -227,40 +322,48 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(num_workgroups) grid: vec
     let first = 4u * (group * QUADS + local.y);
     let columns = columns_of(first);
     var sums: Sums;
+    var own: Squares;
+    var added: vec4<f32>;
+    // A lane stores a row.
+    if (lane < min(M, params.m)) {
+        added = addends_of(lane, first);
+    }
     var next: Loaded;
     // The loads of the next round are under way while the present round multiplies.
     if (lane < params.chunks) {
         next = load(columns, lane);
     }
+    var ahead: Ahead;
+    if (AHEAD) { ahead = fetch_all(0u, thread); }
     prepare(thread, LANES * QUADS);
-    for (var chunk = lane; chunk < params.chunks; chunk += LANES) {
-        let loaded = next;
-        if (chunk + LANES < params.chunks) {
-            next = load(columns, chunk + LANES);
-        }
-        sums = add_chunk(sums, chunk, columns, loaded);
-    }
-    keep(0u, thread, sums.r0, sums.low.x);
-    keep(1u, thread, sums.r1, sums.low.y);
-    keep(2u, thread, sums.r2, sums.low.z);
-    keep(3u, thread, sums.r3, sums.low.w);
-    keep(4u, thread, sums.r4, sums.high.x);
-    keep(5u, thread, sums.r5, sums.high.y);
-    keep(6u, thread, sums.r6, sums.high.z);
-    keep(7u, thread, sums.r7, sums.high.w);
-    for (var half = LANES / 2u; half > 0u; half /= 2u) {
+    for (var start = 0u; start < params.chunks; start += LANES * ROUNDS) {
+        if (start > 0u) { workgroupBarrier(); }
+        if (AHEAD) { own.low.x += place_all(thread, ahead); } else { own = copy_rows(own, PER * start, thread); }
         workgroupBarrier();
-        for (var row = 0u; row < M && lane < half; row++) {
-            let at = row * QUADS * LANES + thread;
-            partial[at] += partial[at + half];
-            if (NORM) {
-                squares[at] += squares[at + half];
+        if (AHEAD) { ahead = fetch_all(PER * (start + LANES * ROUNDS), thread); }
+        for (var round = 0u; round < ROUNDS; round++) {
+            let c = round * LANES + lane;
+            let chunk = start + c;
+            let loaded = next;
+            if (chunk + LANES < params.chunks) {
+                next = load(columns, chunk + LANES);
+            }
+            if (chunk < params.chunks) {
+                sums = add_chunk(sums, c, chunk, columns, loaded);
             }
         }
     }
     workgroupBarrier();
-    // A lane stores a row.
+    keep(0u, thread, sums.r0, own.low.x);
+    keep(1u, thread, sums.r1, own.low.y);
+    keep(2u, thread, sums.r2, own.low.z);
+    keep(3u, thread, sums.r3, own.low.w);
+    keep(4u, thread, sums.r4, own.high.x);
+    keep(5u, thread, sums.r5, own.high.y);
+    keep(6u, thread, sums.r6, own.high.z);
+    keep(7u, thread, sums.r7, own.high.w);
+    reduce(lane, thread);
     if (lane < min(M, params.m) && first < params.n) {
-        store_row(lane, first, (lane * QUADS + local.y) * LANES);
+        store_row(lane, first, (lane * QUADS + local.y) * LANES, added);
     }
 }

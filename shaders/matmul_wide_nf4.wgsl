@@ -111,12 +111,12 @@ fn decode(codes: vec4<u32>) -> Eight {
     );
 }
 
-fn add_chunk(sums: Sums, chunk: u32, columns: Columns, loaded: Loaded) -> Sums {
-    let scales = scales_of(columns, chunk, loaded);
+fn add_chunk(sums: Sums, c: u32, chunk: u32, columns: Columns, loaded: Loaded) -> Sums {
     let l = loaded;
-    let at = CHUNK / 4u * chunk;
-    var s = add_eight(sums, at, decode(vec4(l.a.x, l.b.x, l.c.x, l.d.x)), scales);
-    s = add_eight(s, at + 2u, decode(vec4(l.a.y, l.b.y, l.c.y, l.d.y)), scales);
-    s = add_eight(s, at + 4u, decode(vec4(l.a.z, l.b.z, l.c.z, l.d.z)), scales);
-    return add_eight(s, at + 6u, decode(vec4(l.a.w, l.b.w, l.c.w, l.d.w)), scales);
+    var terms: Sums;
+    terms = add_eight(terms, c, 0u, decode(vec4(l.a.x, l.b.x, l.c.x, l.d.x)));
+    terms = add_eight(terms, c, 1u, decode(vec4(l.a.y, l.b.y, l.c.y, l.d.y)));
+    terms = add_eight(terms, c, 2u, decode(vec4(l.a.z, l.b.z, l.c.z, l.d.z)));
+    terms = add_eight(terms, c, 3u, decode(vec4(l.a.w, l.b.w, l.c.w, l.d.w)));
+    return add_scaled(sums, terms, scales_of(columns, chunk, loaded));
 }

@@ -35,7 +35,7 @@ fn second_of(pairs: vec4<u32>) -> vec4<f32> {
     return bitcast<vec4<f32>>(pairs & vec4(0xffff0000u));
 }
 
-fn add_chunk(sums: Sums, chunk: u32, columns: Columns, loaded: Loaded) -> Sums {
+fn add_chunk(sums: Sums, c: u32, chunk: u32, columns: Columns, loaded: Loaded) -> Sums {
     let p0 = vec4(loaded.a.x, loaded.b.x, loaded.c.x, loaded.d.x);
     let p1 = vec4(loaded.a.y, loaded.b.y, loaded.c.y, loaded.d.y);
     let p2 = vec4(loaded.a.z, loaded.b.z, loaded.c.z, loaded.d.z);
@@ -50,5 +50,5 @@ fn add_chunk(sums: Sums, chunk: u32, columns: Columns, loaded: Loaded) -> Sums {
         first_of(p3),
         second_of(p3),
     );
-    return add_eight(sums, CHUNK / 4u * chunk, eight, vec4(1.0));
+    return add_eight(sums, c, 0u, eight);
 }

@@ -143,6 +143,12 @@ impl Model {
         &self.gpu
     }
 
+    /// Names of the products' kernels on matrix units that were used.
+    #[cfg(test)]
+    pub fn used_mixed_kernels(&self) -> Vec<String> {
+        self.kernels.matmul.used_mixed_kernels()
+    }
+
     /// The pack's config.json.
     pub fn config(&self) -> &ModelConfig {
         &self.config

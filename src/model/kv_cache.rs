@@ -103,6 +103,9 @@ impl Past<'_> {
         let joined = self.joined(out.rows);
         let heads = attention_heads(model, number);
         let of = JoinedHeads { joined: &joined, heads, past: self.tokens, norms: of.norms, angles: of.angles };
+        if self.cache.attention.forward_joined(commands, &of, matrices, out)? {
+            return Ok(());
+        }
         self.cache.split.record(commands, &of, queries, matrices)?;
         self.attention(commands, model, number, queries, out)
     }

@@ -3,8 +3,9 @@
 use bytemuck::{Pod, Zeroable};
 
 use super::heads::{Heads, check_head_dim};
+use super::split_heads::JoinedHeads;
 use super::{Mat, same};
-use crate::gpu::{BufferRange, Commands, Gpu, Kernel, KernelSpec, Shader};
+use crate::gpu::{BufferRange, Commands, Gpu, GpuError, Kernel, KernelSpec, Shader};
 use crate::ops::error::OpError;
 
 /// The sizes of one attention over a KV cache.
@@ -32,12 +33,21 @@ pub struct CachedAttention {
     group: u32,
     /// Partial results of the runs.
     parts: BufferRange,
+    /// For queries, and keys and values that are in the cache.
+    rows: Form,
+    /// For a joined token, without and with norms: if a head has an even number of vec4s.
+    joined: Option<[Form; 2]>,
+}
+
+/// The kernels for a form of the inputs.
+#[derive(Debug, Clone)]
+struct Form {
     attend: Kernel,
     combine: Kernel,
 }
 
 /// Parameters of a dispatch: `struct Params` of the shader.
-#[derive(Debug, Clone, Copy, Pod, Zeroable)]
+#[derive(Debug, Clone, Copy, Default, Pod, Zeroable)]
 #[repr(C)]
 struct Params {
     tokens: u32,
@@ -49,18 +59,27 @@ struct Params {
     scale: f32,
     window: u32,
     first: u32,
-    pad: [u32; 3],
+    angles: u32,
+    rotated: u32,
+    epsilon: f32,
 }
 
 const OPERATION: &str = "cached attention";
-/// Threads per workgroup, and keys per step. As in the shader.
+
+/// The text of some shader files.
+macro_rules! shaders {
+    ($($file:literal),*) => { concat!($(include_str!(concat!("../../shaders/", $file, ".wgsl"))),*) };
+}
+
+/// Threads per workgroup. As in the shader.
 const WORKGROUP: u32 = 128;
-/// Number of workgroups from which on keys are not split: a few per core of a large GPU.
+/// Keys per step. As in the shader.
+const KEYS: u32 = 32;
+/// Number of workgroups from which on keys are not split: a few per core of a large GPU. The
+/// maximum number of runs in the shader.
 const TARGET_WORKGROUPS: u64 = 512;
 /// Maximum query heads of a workgroup. As in the shader.
 const MAX_GROUP: u32 = 8;
-/// Parts of the keys of a step. As in the shader.
-const PARTS: u32 = 16;
 
 impl CachedAttention {
     /// Compiles the kernels for heads of `head_dim` elements: a multiple of 4, at most 256.
@@ -78,19 +97,30 @@ impl CachedAttention {
         // `past + tokens`; `parts` holds all runs, because only fewer than `TARGET_WORKGROUPS` rows
         // are cut, into as many parts at most; loops end at those counts; workgroup memory is
         // written, with a barrier after it, before it is read.
-        let shader = unsafe { Shader::trusted("cached_attention", include_str!("../../shaders/cached_attention.wgsl")) };
-        let kernel = |entry| {
-            let constants = vec![
+        let rows = unsafe { Shader::trusted("cached_attention", shaders!("cached_attention_rows", "cached_attention")) };
+        // SAFETY: as above; `forward_joined` checks one joined token, gammas and the table by
+        // `JoinedHeads::check`, and that a head has an even number of vec4s; the cache has the row
+        // `past` of the token.
+        let joined =
+            unsafe { Shader::trusted("cached_attention_joined", shaders!("cached_attention", "cached_attention_joined")) };
+        let kernel = |shader: &Shader, entry, more: &[(&'static str, f64)]| {
+            let mut constants = vec![
                 ("HEAD", (head_dim / 4).into()),
                 ("GROUP", group.into()),
-                ("QUERY", (group * head_dim / 4).into()),
-                ("WEIGHTS", (group * WORKGROUP).into()),
-                ("HIGHS", (group * PARTS).into()),
+                ("QUERY", ((group + 1) * head_dim / 4).into()),
+                ("DOTS", (group * WORKGROUP).into()),
+                ("WEIGHTS", (group * KEYS).into()),
             ];
+            constants.extend_from_slice(more);
             gpu.kernel(&KernelSpec { shader: shader.clone(), entry, constants })
         };
+        let form = |shader: &Shader, more: &[(&'static str, f64)]| {
+            Ok::<_, GpuError>(Form { attend: kernel(shader, "attend", more)?, combine: kernel(shader, "combine", &[])? })
+        };
         let parts = BufferRange::whole(gpu.storage("runs of keys", Self::scratch_bytes(head_dim, shared))?);
-        Ok(Self { gpu: gpu.clone(), head_dim, group, parts, attend: kernel("attend")?, combine: kernel("combine")? })
+        let joined_forms = || Ok::<_, GpuError>([form(&joined, &[("NORM", 0.0)])?, form(&joined, &[("NORM", 1.0)])?]);
+        let joined = head_dim.is_multiple_of(8).then(joined_forms).transpose()?;
+        Ok(Self { gpu: gpu.clone(), head_dim, group, parts, rows: form(&rows, &[])?, joined })
     }
 
     /// GPU memory of the operation in bytes.
@@ -117,10 +147,56 @@ impl CachedAttention {
         out: &Mat,
     ) -> Result<(), OpError> {
         self.check(shape, q, k, v, out)?;
-        let &CachedAttentionShape { tokens, past, heads: Heads { heads, kv_heads, head_dim, scale, .. } } = shape;
+        self.record(commands, &self.rows, shape, Params::default(), [q, k, v, out], &[]);
+        Ok(())
+    }
+
+    /// Records the attention of one token whose queries, key and value are joined: neither
+    /// normalised nor rotated. Its key and value are added to the cache. `keys` and `values` are
+    /// [capacity, kv_heads * head_dim], `out` is [1, heads * head_dim]. Returns `false` if there
+    /// are more tokens, or if a head, or its rotated elements, are not a multiple of 8.
+    ///
+    /// # Errors
+    /// [`OpError::Shape`]; nothing is then recorded.
+    pub fn forward_joined(
+        &self,
+        commands: &mut Commands,
+        of: &JoinedHeads<'_>,
+        [keys, values]: [&Mat; 2],
+        out: &Mat,
+    ) -> Result<bool, OpError> {
+        let &JoinedHeads { joined, heads, past, norms, angles } = of;
+        let whole = angles.is_none_or(|(table, _)| table.cols.is_multiple_of(8));
+        let Some([plain, with_norms]) = self.joined.as_ref().filter(|_| joined.rows == 1 && whole) else {
+            return Ok(false);
+        };
+        of.check(OPERATION, [keys, values])?;
+        let shape = CachedAttentionShape { tokens: 1, past, heads };
+        self.check(&shape, out, keys, values, out)?;
+        let (gammas, epsilon) = norms.unwrap_or(([joined; 2], 0.0));
+        let (table, row) = angles.unwrap_or((joined, 0));
+        let rotated = angles.map_or(0, |(table, _)| table.cols / 8);
+        let params = Params { angles: row, rotated, epsilon, ..Params::default() };
+        let form = if norms.is_some() { with_norms } else { plain };
+        let [query_gamma, key_gamma] = gammas;
+        self.record(commands, form, &shape, params, [joined, keys, values, out], &[query_gamma, key_gamma, table]);
+        Ok(true)
+    }
+
+    /// Records both kernels, with the inputs q, k and v, the output, and further inputs.
+    fn record(
+        &self,
+        commands: &mut Commands,
+        form: &Form,
+        shape: &CachedAttentionShape,
+        params: Params,
+        [q, k, v, out]: [&Mat; 4],
+        more: &[&Mat],
+    ) {
+        let &CachedAttentionShape { tokens, past, heads: Heads { heads, kv_heads, scale, .. } } = shape;
         let rows = u64::from(tokens) * u64::from(heads);
         if rows == 0 {
-            return Ok(());
+            return;
         }
         let keys = past + tokens;
         let window = shape.heads.window_size();
@@ -128,17 +204,16 @@ impl CachedAttention {
         let units = rows / u64::from(self.group);
         let (splits, run) = runs(keys - first, units);
         let seen = |mat: &Mat| mat.range.slice(0, 4 * u64::from(keys) * u64::from(mat.cols));
-        let bindings = [q.range.clone(), seen(k), seen(v), out.range.clone(), self.parts.clone()];
-        let params = Params { tokens, past, heads, kv_heads, splits, run, scale, window, first, pad: [0; 3] };
+        let mut bindings = vec![q.range.clone(), seen(k), seen(v), out.range.clone(), self.parts.clone()];
+        bindings.extend(more.iter().map(|mat| mat.range.clone()));
+        let params = Params { tokens, past, heads, kv_heads, splits, run, scale, window, first, ..params };
         let bytes = 2 * out.range.size + 2 * 4 * u64::from(keys - first) * u64::from(k.cols);
         let groups = self.gpu.grid(units * u64::from(splits));
-        commands.dispatch(&self.attend, &bindings, bytemuck::bytes_of(&params), groups, bytes);
+        commands.dispatch(&form.attend, &bindings, bytemuck::bytes_of(&params), groups, bytes);
         if splits > 1 {
-            let groups = self.gpu.grid((rows * u64::from(head_dim / 4)).div_ceil(WORKGROUP.into()));
             let bytes = out.range.size * u64::from(splits + 1);
-            commands.dispatch(&self.combine, &bindings, bytemuck::bytes_of(&params), groups, bytes);
+            commands.dispatch(&form.combine, &bindings, bytemuck::bytes_of(&params), self.gpu.grid(rows), bytes);
         }
-        Ok(())
     }
 
     fn check(&self, shape: &CachedAttentionShape, q: &Mat, k: &Mat, v: &Mat, out: &Mat) -> Result<(), OpError> {
@@ -163,7 +238,7 @@ fn group(shared: u32) -> u32 {
 fn runs(keys: u32, rows: u64) -> (u32, u32) {
     // At most `TARGET_WORKGROUPS`.
     let max = (TARGET_WORKGROUPS / rows).max(1) as u32;
-    let run = keys.div_ceil(max).next_multiple_of(WORKGROUP);
+    let run = keys.div_ceil(max).next_multiple_of(KEYS);
     (keys.div_ceil(run), run)
 }
 
@@ -171,9 +246,12 @@ fn runs(keys: u32, rows: u64) -> (u32, u32) {
 mod tests {
     #![allow(clippy::unwrap_used, clippy::panic, reason = "tests fail by panicking")]
 
-    use super::super::testing::{add, assert_close, assert_untouched, dot, gpu, mat, narrow, poisoned, random, wide};
-    use super::super::{Attention, AttentionShape};
+    use super::super::testing::{
+        add, assert_close, assert_untouched, dot, gpu, mat, narrow, poisoned, random, random_mat, wide,
+    };
+    use super::super::{Attention, AttentionShape, SplitHeads, inverse_frequencies};
     use super::*;
+    use crate::arch::config::RopeScaling;
 
     struct Inputs {
         shape: CachedAttentionShape,
@@ -337,12 +415,126 @@ mod tests {
         check(&gpu, &inputs);
     }
 
+    /// One joined token equals its split into heads and the attention after it, and only its row of
+    /// the cache changes.
+    #[test]
+    fn a_joined_token_is_split_and_attends() {
+        let Some(gpu) = gpu() else { return };
+        let split = SplitHeads::new(&gpu).unwrap();
+        for (head_dim, heads, kv_heads, past, window, norm, rotated) in [
+            (128, 8, 2, 40, None, true, Some(128)),
+            (128, 4, 1, 0, None, true, Some(128)),
+            (64, 3, 1, 31, None, false, Some(64)),
+            (80, 6, 2, 300, Some(70), true, Some(80)),
+            (8, 1, 1, 32, None, true, None),
+            (256, 16, 1, 70, None, false, None),
+            (16, 11, 1, 1000, Some(1), true, Some(16)),
+            (128, 2, 1, 9, None, false, Some(96)),
+            (80, 2, 2, 70, None, true, Some(24)),
+        ] {
+            let what = format!("{head_dim} {heads} {kv_heads} {past} {window:?} {norm} {rotated:?}");
+            let heads = Heads { heads, kv_heads, head_dim, scale: 1.0 / (head_dim as f32).sqrt(), window };
+            let (queries, columns) = (heads.heads * head_dim, kv_heads * head_dim);
+            let (joined, _) = random_mat(&gpu, 1, 1, queries + 2 * columns);
+            let gammas = [2, 3].map(|seed| random_mat(&gpu, seed, 1, head_dim).0);
+            let table = inverse_frequencies(1e4, rotated.unwrap_or(head_dim), &RopeScaling::Default, 1)
+                .upload(&gpu, past + 2)
+                .unwrap();
+            // The row of the token and the rows after it are NaN.
+            let caches = || {
+                [4, 5].map(|seed| {
+                    let mut rows = random(seed, (past * columns) as usize);
+                    rows.resize(rows.len() + 3 * columns as usize, f32::NAN);
+                    mat(&gpu, past + 3, columns, &rows)
+                })
+            };
+            let (found, expected) = (caches(), caches());
+            let [out, q, expected_out] = [0, 1, 2].map(|_| poisoned(&gpu, 1, queries));
+            let of = JoinedHeads {
+                joined: &joined,
+                heads,
+                past,
+                norms: norm.then_some(([&gammas[0], &gammas[1]], 1e-3)),
+                angles: rotated.map(|_| (&table, past + 1)),
+            };
+            let attention = CachedAttention::new(&gpu, head_dim, heads.heads / kv_heads).unwrap();
+            let mut commands = gpu.commands("joined");
+            let [keys, values] = &found;
+            assert!(attention.forward_joined(&mut commands, &of, [keys, values], &out).unwrap(), "{what}");
+            let [keys, values] = &expected;
+            split.record(&mut commands, &of, &q, [keys, values]).unwrap();
+            let shape = CachedAttentionShape { tokens: 1, past, heads };
+            attention.forward(&mut commands, &shape, &q, keys, values, &expected_out).unwrap();
+            commands.submit().unwrap();
+            assert_close(&what, &out.read(&gpu).unwrap(), &expected_out.read(&gpu).unwrap(), 1e-6);
+            for (found, expected) in found.iter().zip(&expected) {
+                let (a, b) = (found.read(&gpu).unwrap(), expected.read(&gpu).unwrap());
+                let end = ((past + 1) * columns) as usize;
+                assert_close(&what, &a[..end], &b[..end], 1e-6);
+                assert!(a[end..].iter().all(|x| x.is_nan()), "{what}: other rows are untouched");
+                assert_untouched(&gpu, found);
+            }
+            assert_untouched(&gpu, &out);
+        }
+    }
+
+    #[test]
+    fn several_joined_tokens_and_odd_heads_are_left_to_other_kernels() {
+        let Some(gpu) = gpu() else { return };
+        let zeros = |rows, cols| Mat::new(&gpu, "test", rows, cols).unwrap();
+        for (head_dim, rotated, tokens, past, permitted) in [
+            (16, 16, 1, 4, Some(true)),
+            (16, 8, 1, 4, Some(true)),
+            (16, 12, 1, 4, Some(false)),
+            (16, 16, 2, 3, Some(false)),
+            (12, 12, 1, 4, Some(false)),
+            (16, 24, 1, 4, None),
+            (16, 16, 1, 5, None),
+        ] {
+            let heads = Heads { heads: 2, kv_heads: 1, head_dim, scale: 1.0, window: None };
+            let (joined, out) = (zeros(tokens, 4 * head_dim), zeros(tokens, 2 * head_dim));
+            let (cache, table) = (zeros(5, head_dim), zeros(3, rotated));
+            let of = JoinedHeads { joined: &joined, heads, past, norms: None, angles: Some((&table, 2)) };
+            let attention = CachedAttention::new(&gpu, head_dim, 2).unwrap();
+            let values = zeros(5, head_dim);
+            let result = attention.forward_joined(&mut gpu.commands("test"), &of, [&cache, &values], &out);
+            assert_eq!(result.ok(), permitted, "{head_dim} {rotated} {tokens} {past}");
+        }
+    }
+
+    /// Prints the time of the attention of a token of Qwen3-4B. Run by hand on a real GPU, with
+    /// `--ignored --nocapture`.
+    #[test]
+    #[ignore = "a measurement"]
+    fn speed() {
+        let Some(gpu) = gpu() else { return };
+        let attention = CachedAttention::new(&gpu, 128, 4).unwrap();
+        for (past, tokens) in [(15, 1), (143, 1), (2175, 1), (16_383, 1), (2048, 256)] {
+            let heads = Heads { heads: 32, kv_heads: 8, head_dim: 128, scale: 0.1, window: None };
+            let shape = CachedAttentionShape { tokens, past, heads };
+            let (q, out) = (random_mat(&gpu, 1, tokens, 4096).0, poisoned(&gpu, tokens, 4096));
+            // More than a cache holds.
+            let sets = (64 << 20) / (4096 * (past + tokens)) + 2;
+            let caches: Vec<[Mat; 2]> =
+                (0..sets.min(200)).map(|_| [0, 1].map(|_| Mat::new(&gpu, "cache", past + tokens, 1024).unwrap())).collect();
+            let seconds = (0..4).map(|_| {
+                let mut commands = gpu.commands("speed");
+                for [k, v] in &caches {
+                    attention.forward(&mut commands, &shape, &q, k, v, &out).unwrap();
+                }
+                commands.submit_timed().unwrap().elapsed(&gpu).unwrap().as_secs_f64() / caches.len() as f64
+            });
+            let best = seconds.fold(f64::INFINITY, f64::min);
+            println!("{tokens} after {past}: {:.2} us", 1e6 * best);
+        }
+    }
+
     #[test]
     fn runs_hold_every_key_and_their_parts_fit() {
         for keys in [1, 127, 128, 129, 4000, 131_072, u32::MAX - 200] {
             for rows in [1, 3, 32, 511, 512, 513, 1 << 40] {
                 let (splits, run) = runs(keys, rows);
-                assert!(u64::from(splits) * u64::from(run) >= keys.into() && run.is_multiple_of(WORKGROUP));
+                assert!(u64::from(splits) * u64::from(run) >= keys.into() && run.is_multiple_of(KEYS));
                 assert!((splits - 1) * run < keys, "an empty run");
                 assert!(splits == 1 || u64::from(splits) * rows <= TARGET_WORKGROUPS, "{keys} {rows}");
             }

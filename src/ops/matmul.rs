@@ -146,6 +146,12 @@ impl Matmul {
         Ok(())
     }
 
+    /// Names of the kernels on matrix units that were used, for tests.
+    #[cfg(test)]
+    pub fn used_mixed_kernels(&self) -> Vec<String> {
+        self.mixed.as_ref().map_or_else(Vec::new, Mixed::used)
+    }
+
     /// Records a product of few rows, or returns `false` if these rows and weights need other
     /// kernels: more than [`MAX_ROWS`] rows, rows of weights that are no whole vectors, several
     /// weights in different buffers, or a weight in several parts.

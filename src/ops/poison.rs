@@ -450,6 +450,31 @@ fn products_of_few_rows() {
     }
 }
 
+/// A cache of one run and of several, whose row for the token is not yet written.
+#[test]
+fn attention_of_a_joined_token() {
+    let Some(gpu) = gpu() else { return };
+    for (past, kernels) in [
+        (9, &["cached_attention_joined:attend"][..]),
+        (700, &["cached_attention_joined:attend", "cached_attention_joined:combine"]),
+    ] {
+        let heads = Heads { heads: 6, kv_heads: 2, head_dim: 24, scale: 0.3, window: None };
+        let attention = CachedAttention::new(&gpu, 24, 3).unwrap();
+        let (joined, _) = random_mat(&gpu, 1, 1, 10 * 24);
+        let [(query, _), (key, _)] = [2, 3].map(|seed| random_mat(&gpu, seed, 1, 24));
+        let (table, _) = random_mat(&gpu, 4, past + 1, 24);
+        let caches = [5, 6].map(|seed| random_mat(&gpu, seed, past + 2, 48).0);
+        let out = poisoned(&gpu, 1, 6 * 24);
+        for norms in [None, Some(([&query, &key], 0.1))] {
+            let of = JoinedHeads { joined: &joined, heads, past, norms, angles: Some((&table, past)) };
+            let [keys, values] = &caches;
+            assert_written(&gpu, kernels, &ranges([&out]), &ranges([keys, values]), |commands| {
+                assert!(attention.forward_joined(commands, &of, [keys, values], &out).unwrap());
+            });
+        }
+    }
+}
+
 #[test]
 fn splits_into_heads() {
     let Some(gpu) = gpu() else { return };

@@ -46,6 +46,35 @@ struct Params {
 
 const OPERATION: &str = "a split into heads";
 
+impl JoinedHeads<'_> {
+    /// Heads of queries, keys and values.
+    fn all_heads(&self) -> u32 {
+        self.heads.heads.saturating_add(self.heads.kv_heads.saturating_mul(2))
+    }
+
+    /// Checks the shapes, and that keys and values have rows for the tokens.
+    pub(super) fn check(&self, operation: &'static str, [keys, values]: [&Mat; 2]) -> Result<(), OpError> {
+        let &JoinedHeads { joined, heads: shape, past, norms, angles } = self;
+        let (tokens, head_dim) = (joined.rows, shape.head_dim);
+        check_head_dim(operation, head_dim)?;
+        shape.check(operation, head_dim)?;
+        joined.check(operation, tokens, self.all_heads().saturating_mul(head_dim))?;
+        shape.check_keys(operation, keys.rows, &[keys, values])?;
+        let end = u64::from(past) + u64::from(tokens);
+        same(operation, "the number of cache rows", end.min(keys.rows.into()), end)?;
+        if let Some((gammas, _)) = norms {
+            gammas.iter().try_for_each(|gamma| gamma.check(operation, 1, head_dim))?;
+        }
+        if let Some((table, first)) = angles {
+            table.check(operation, table.rows, table.cols / 2 * 2)?;
+            same(operation, "the rotated elements of a head", table.cols.min(head_dim).into(), table.cols.into())?;
+            let end = u64::from(first) + u64::from(tokens);
+            same(operation, "the number of positions", end.min(table.rows.into()), end)?;
+        }
+        Ok(())
+    }
+}
+
 impl SplitHeads {
     /// Compiles the kernels for `gpu`.
     ///
@@ -75,26 +104,10 @@ impl SplitHeads {
         queries: &Mat,
         [keys, values]: [&Mat; 2],
     ) -> Result<(), OpError> {
-        let &JoinedHeads { joined, heads: shape, past, norms, angles } = of;
-        let Heads { heads, kv_heads, head_dim, .. } = shape;
-        let tokens = joined.rows;
-        check_head_dim(OPERATION, head_dim)?;
-        shape.check(OPERATION, head_dim)?;
-        let all = heads.saturating_add(kv_heads.saturating_mul(2));
-        joined.check(OPERATION, tokens, all.saturating_mul(head_dim))?;
-        shape.check_queries(OPERATION, tokens, &[queries])?;
-        shape.check_keys(OPERATION, keys.rows, &[keys, values])?;
-        let end = u64::from(past) + u64::from(tokens);
-        same(OPERATION, "the number of cache rows", end.min(keys.rows.into()), end)?;
-        if let Some((gammas, _)) = norms {
-            gammas.iter().try_for_each(|gamma| gamma.check(OPERATION, 1, head_dim))?;
-        }
-        if let Some((table, first)) = angles {
-            table.check(OPERATION, table.rows, table.cols / 2 * 2)?;
-            same(OPERATION, "the rotated elements of a head", table.cols.min(head_dim).into(), table.cols.into())?;
-            let end = u64::from(first) + u64::from(tokens);
-            same(OPERATION, "the number of positions", end.min(table.rows.into()), end)?;
-        }
+        let &JoinedHeads { joined, heads: Heads { heads, kv_heads, head_dim, .. }, past, norms, angles } = of;
+        let (tokens, all) = (joined.rows, of.all_heads());
+        of.check(OPERATION, [keys, values])?;
+        of.heads.check_queries(OPERATION, tokens, &[queries])?;
         if tokens == 0 {
             return Ok(());
         }

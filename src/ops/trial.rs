@@ -69,6 +69,12 @@ impl<K: Copy + Eq + Hash> Tried<K> {
         Ok(kernel)
     }
 
+    /// The kernels that were used.
+    #[cfg(test)]
+    pub fn used(&self) -> Vec<K> {
+        self.kernels.lock().unwrap_or_else(PoisonError::into_inner).keys().copied().collect()
+    }
+
     /// What [`Tried::get`] compiles.
     pub fn spec(&self, spec: impl FnOnce() -> KernelSpec) -> KernelSpec {
         let spec = spec();

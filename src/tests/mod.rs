@@ -5,13 +5,14 @@
 
 mod architectures;
 mod generation;
+mod mixed;
 mod oracle;
 mod precision;
 mod vocabulary;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use std::sync::Mutex;
+use std::sync::{Mutex, OnceLock};
 
 use crate::arch::ModelConfig;
 use crate::convert::{self, encode::Encoder};
@@ -19,13 +20,14 @@ use crate::data::pack::{Batch, IGNORE_INDEX};
 use crate::dequant::stream::{Globals, PackSource, StreamOptions, StreamPlan};
 use crate::format::Role;
 use crate::format::nf4::ScaleType;
-use crate::gpu::Gpu;
+use crate::gpu::{Gpu, UseMatrixUnits};
 use crate::lora::Adapter;
 use crate::lora::config::AdapterLayout;
 use crate::lora::gpu::GpuAdapter;
 use crate::model::Session;
 use crate::model::decoder::Model;
 use crate::model::workspace::{Memory, Sizes, WINDOW, chunk};
+use crate::ops::testing::{gpu, gpu_with};
 use crate::train::trainer::{Hyperparameters, Trainer};
 use safetensors::SafeTensors;
 use serde_json::Value;
@@ -41,6 +43,25 @@ pub fn floats(path: &Path) -> BTreeMap<String, Vec<f32>> {
     let decode = |data: &[u8]| data.as_chunks::<4>().0.iter().map(|&b| f32::from_le_bytes(b)).collect();
     let tensors = SafeTensors::deserialize(&bytes).unwrap();
     tensors.iter().map(|(name, view)| (name.to_owned(), decode(view.data()))).collect()
+}
+
+/// Runs a test in float32 and, on a device with matrix units, in mixed precision.
+pub fn in_each_precision(test: impl Fn(Gpu)) {
+    static EXACT: OnceLock<Option<Gpu>> = OnceLock::new();
+    let Some(gpu) = gpu() else { return };
+    if gpu.matrix_units().is_ok() {
+        let exact = EXACT.get_or_init(|| gpu_with(|options| options.matrix_units = UseMatrixUnits::Off));
+        exact.clone().into_iter().for_each(&test);
+    }
+    test(gpu);
+}
+
+/// Half of the largest deviation of PEFT in bfloat16 from float32, of a part of the results.
+pub fn half_of_bf16(part: &str) -> f64 {
+    static TABLE: OnceLock<Value> = OnceLock::new();
+    let table = TABLE.get_or_init(|| json(&fixture("oracle/bf16.json")));
+    let values = table[part].as_object().unwrap().values();
+    values.map(|value| value.as_f64().unwrap()).fold(0.0, f64::max) / 2.0
 }
 
 /// A JSON file.
@@ -121,6 +142,36 @@ impl Fixture {
         Self { gpu, folder, pack, config, length: length as u32, rank, _scratch: scratch }
     }
 
+    /// The maximum error of results: `exact` in float32; in mixed precision half of what bfloat16
+    /// has in this part of the results, relative to them.
+    pub fn bound(&self, exact: f64, part: &str) -> f64 {
+        if self.is_mixed() { half_of_bf16(part) } else { exact }
+    }
+
+    pub fn is_mixed(&self) -> bool {
+        self.gpu.matrix_units().is_ok()
+    }
+
+    /// Compares numbers with the expected ones: each within 2e-4 in float32, and all together in
+    /// mixed precision.
+    #[track_caller]
+    pub fn assert_near(&self, what: &str, found: &[f32], expected: &[f32]) {
+        match self.is_mixed() {
+            false => assert_near(what, found, expected),
+            true => {
+                let (error, bound) = (relative(found, expected), half_of_bf16("logits"));
+                assert!(error <= bound, "{what}: {error}, bound {bound}");
+            }
+        }
+    }
+
+    /// Compares a loss with the expected one: within `exact` in float32.
+    #[track_caller]
+    pub fn assert_loss(&self, what: &str, found: f64, expected: f64, exact: f64) {
+        let bound = if self.is_mixed() { half_of_bf16("losses") * expected } else { exact };
+        assert!((found - expected).abs() <= bound, "{what}: {found}, expected {expected}, bound {bound}");
+    }
+
     pub fn model(&self, ring: bool) -> Model {
         self.model_with(Globals::All, ring)
     }
@@ -171,7 +222,7 @@ impl Fixture {
 
     pub fn session(&self, adapter: Option<&Adapter>, ring: bool) -> Session {
         let adapter = adapter.map(|a| GpuAdapter::new(&self.gpu, &a.config, &a.layout, &a.vector, false).unwrap());
-        Session { model: self.model(ring), adapter, memory: self.memory(2) }
+        Session { model: self.model(ring), adapter, memory: self.memory(3) }
     }
 
     pub fn trainer(&self, adapter: &Adapter, ring: bool, rows: usize) -> Trainer {
@@ -196,9 +247,10 @@ pub fn relative(found: &[f32], expected: &[f32]) -> f64 {
     (difference / norm).sqrt()
 }
 
-/// Compares the gradient of every matrix of an adapter with PEFT's. Both have the same matrices.
+/// Compares the gradient of every matrix of an adapter with PEFT's: its relative error is at most
+/// `bound`. Both have the same matrices.
 #[track_caller]
-pub fn assert_gradients(layout: &AdapterLayout, gradient: &[f32], expected: &BTreeMap<String, Vec<f32>>) {
+pub fn assert_gradients(layout: &AdapterLayout, gradient: &[f32], expected: &BTreeMap<String, Vec<f32>>, bound: f64) {
     let mut compared = 0;
     for (layer, role, place) in layout.places() {
         let block = if [Role::GateProj, Role::UpProj, Role::GateUpProj, Role::DownProj].contains(&role) {
@@ -211,7 +263,7 @@ pub fn assert_gradients(layout: &AdapterLayout, gradient: &[f32], expected: &BTr
             let found = &gradient[range];
             assert!(found.iter().any(|&g| g != 0.0), "{name} has no gradient");
             let error = relative(found, &expected[&name]);
-            assert!(error <= 1e-3, "{name}: {error}");
+            assert!(error <= bound, "{name}: {error}, bound {bound}");
             compared += 1;
         }
     }

@@ -91,13 +91,24 @@ const FORMS: &[(&[&str], Constants)] = &[
         &[("HEAD", &[1.0, 20.0, 32.0, 64.0]), ("VECS", &[2.0, 10.0, 16.0, 32.0])],
     ),
     (
-        &["cached_attention.wgsl"],
+        &["cached_attention_rows.wgsl", "cached_attention.wgsl"],
         &[
             ("HEAD", &[1.0, 5.0, 32.0, 64.0]),
             ("GROUP", &[1.0, 3.0, 8.0]),
-            ("QUERY", &[512.0]),
-            ("WEIGHTS", &[1024.0]),
-            ("HIGHS", &[128.0]),
+            ("QUERY", &[576.0]),
+            ("DOTS", &[1024.0]),
+            ("WEIGHTS", &[256.0]),
+        ],
+    ),
+    (
+        &["cached_attention.wgsl", "cached_attention_joined.wgsl"],
+        &[
+            ("HEAD", &[2.0, 32.0, 64.0]),
+            ("GROUP", &[1.0, 3.0, 8.0]),
+            ("QUERY", &[576.0]),
+            ("DOTS", &[1024.0]),
+            ("WEIGHTS", &[256.0]),
+            ("NORM", EITHER),
         ],
     ),
     (&["rotary.wgsl"], &[]),
@@ -105,12 +116,16 @@ const FORMS: &[(&[&str], Constants)] = &[
         &["matmul_wide.wgsl", "matmul_wide_nf4.wgsl"],
         &[
             ("M", &[1.0, 2.0, 4.0, 8.0]),
-            ("LANES", &[32.0, 64.0]),
-            ("QUADS", &[1.0]),
+            ("LANES", &[8.0, 64.0]),
+            ("QUADS", &[8.0]),
+            ("ROUNDS", &[1.0]),
             ("NORM", EITHER),
             ("GATED", EITHER),
-            ("PARTIAL", &[512.0]),
+            ("SLAB_ROW", &[520.0]),
+            ("SHARED", &[576.0]),
             ("SQUARES", &[512.0]),
+            ("COPIES", &[4.0]),
+            ("AHEAD", EITHER),
             ("SCALES", TYPES),
             ("MAPS", &[768.0]),
         ],
@@ -119,12 +134,16 @@ const FORMS: &[(&[&str], Constants)] = &[
         &["matmul_wide.wgsl", "matmul_wide_raw.wgsl"],
         &[
             ("M", &[1.0, 2.0, 4.0, 8.0]),
-            ("LANES", &[32.0, 64.0]),
-            ("QUADS", &[1.0]),
+            ("LANES", &[8.0, 64.0]),
+            ("QUADS", &[8.0]),
+            ("ROUNDS", &[4.0]),
             ("NORM", EITHER),
             ("GATED", EITHER),
-            ("PARTIAL", &[512.0]),
+            ("SLAB_ROW", &[514.0]),
+            ("SHARED", &[528.0]),
             ("SQUARES", &[512.0]),
+            ("COPIES", &[4.0]),
+            ("AHEAD", EITHER),
             ("FLOATS", &[1.0, 2.0]),
         ],
     ),
@@ -208,7 +227,7 @@ fn every_kernel_runs_over_poisoned_memory_in_a_test() {
     let read = |file: &&str| fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join(file)).unwrap();
     let sources: String = POISON_TESTS.iter().map(read).collect();
     assert_eq!(poisoned(&sources).collect::<BTreeSet<_>>(), every, "the kernels of {POISON_TESTS:?}, and those of shaders");
-    assert_eq!(every.len(), 56);
+    assert_eq!(every.len(), 58);
 }
 
 #[test]
@@ -236,9 +255,9 @@ fn every_shader_is_valid_in_every_form() {
         }
     }
     let dequant = 2 + 2 * 12 + 9;
-    let products = 72 + 48 + 2 * 48 + 1 + 32 * (3 + 2);
+    let products = 72 + 48 + 2 * 48 + 1 + 64 * (3 + 2);
     let panels = 2 + 2 * 2 * 2 * 6 + 1 + 1 + 2;
-    let attention = 5 * 10 + 3 * 16 + 3 * 4 * 2 + 2;
+    let attention = 5 * 10 + 3 * 16 + 3 * 4 * 2 + 3 * 3 * 2 * 2 + 2;
     let rest = 1 + 2 + 2 + 1 + 2 + 2 * 3 + 3 + 3 + 2 * 2 + 2 * 2;
     assert_eq!(compiled, dequant + products + panels + attention + rest);
 }

@@ -1,5 +1,7 @@
 //! Tensors of random codes in GPU memory, and a copy as the baseline of their decoding.
 
+use std::time::{Duration, Instant};
+
 use anyhow::Result;
 use serde::Serialize;
 
@@ -13,6 +15,8 @@ use crate::dequant::{Dequantizer, GpuWeights, KernelChoice, Output};
 use crate::format::nf4::{Nf4Tensor, SUPER_BLOCK, ScaleType, Scales, block_count, codes_len, scales_len};
 use crate::gpu::{BufferRange, Commands, Gpu, GpuError};
 
+/// Maximum seconds of [`warm_up`].
+const MAX_WARM_UP: u32 = 5;
 /// Maximum number of sets, for tiny tensors.
 const MAX_SETS: u64 = 128;
 
@@ -120,6 +124,28 @@ impl Copy {
     fn bytes(&self) -> u64 {
         2 * self.from.size
     }
+}
+
+/// Copies until a second of copies is no faster than the second before it. An idle GPU raises its
+/// clock only under load.
+pub fn warm_up(gpu: &Gpu, bytes: u64) -> Result<()> {
+    let copy = Copy::new(gpu, bytes)?;
+    let mut load = Load::new(gpu, "copy kernel", |commands, _| Ok(copy.kernel.record(commands, &copy.from, &copy.to)?))?;
+    let mut before = f64::INFINITY;
+    for _ in 0..MAX_WARM_UP {
+        let start = Instant::now();
+        load.seconds.clear();
+        while start.elapsed() < Duration::from_secs(1) {
+            ui::not_interrupted()?;
+            load.run(gpu)?;
+        }
+        let now = median(&load.seconds);
+        if now > 0.98 * before {
+            break;
+        }
+        before = now;
+    }
+    Ok(())
 }
 
 /// Bytes read and written per second by the copy kernel: the median of `runs` copies of `bytes`.

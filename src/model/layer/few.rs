@@ -1,6 +1,7 @@
 //! A layer for few new tokens after a KV cache, with fewer dispatches: the norm, q, k and v are one
-//! product, norms per head, rotation and cache one dispatch, and the norm, gate, up and activation
-//! one product. Layers with an adapter or a bias there take the dispatches of every pass.
+//! product, norms per head, rotation and cache one dispatch (of one token: part of attention), and
+//! the norm, gate, up and activation one product. Layers with an adapter or a bias there take the
+//! dispatches of every pass.
 
 use super::{Layer, Window};
 use crate::arch::family::Activation;

@@ -13,7 +13,7 @@ use crate::format::nf4::{self, Nf4Tensor, ScaleType, Scales};
 use crate::gpu::{BufferRange, Options};
 use crate::ops::testing::{self, assert_close, assert_gradient, assert_untouched, poisoned, random, random_mat};
 
-const BOUND: f64 = 1e-5;
+pub(super) const BOUND: f64 = 1e-5;
 const SIZES: [u32; 5] = [1, 3, 17, 65, 130];
 
 /// All tests share one device: software drivers take seconds to compile a kernel.
@@ -30,7 +30,7 @@ fn shapes() -> impl Iterator<Item = (u32, u32, u32)> {
 
 /// The reference `[m, n]`. Each element is a sum of `k` terms. A loop over indices, because
 /// iterators are slow without optimisation.
-fn reference(m: u32, n: u32, k: u32, term: impl Fn(usize, usize, usize) -> f64) -> Vec<f64> {
+pub(super) fn reference(m: u32, n: u32, k: u32, term: impl Fn(usize, usize, usize) -> f64) -> Vec<f64> {
     let (m, n, k) = (m as usize, n as usize, k as usize);
     let element = |i: usize| {
         let (row, column, mut sum, mut t) = (i / n, i % n, 0.0, 0);
@@ -43,7 +43,7 @@ fn reference(m: u32, n: u32, k: u32, term: impl Fn(usize, usize, usize) -> f64) 
     (0..m * n).map(element).collect()
 }
 
-fn round(values: Vec<f64>) -> Vec<f32> {
+pub(super) fn round(values: Vec<f64>) -> Vec<f32> {
     values.into_iter().map(|x| x as f32).collect()
 }
 
@@ -487,96 +487,4 @@ fn speed_of_few_rows() {
             println!("{name} {m} x {outputs} x {inputs}: {:.1} us, {:.0} GB/s", 1e6 * best, rate / 1e9);
         }
     }
-}
-
-/// One to three weights of whole vectors in one buffer, with each form of a product of few rows.
-#[test]
-fn few_rows_of_whole_vectors() {
-    let Some(gpu) = gpu() else { return };
-    let matmul = Matmul::new(gpu, None).unwrap();
-    let kinds: [&dyn Fn(u32, u32) -> Frozen; 5] = [
-        &|n, k| Frozen::nf4(gpu, n, k, 64, ScaleType::F32),
-        &|n, k| Frozen::nf4(gpu, n, k, 32, ScaleType::Bf16),
-        &|n, k| Frozen::nf4(gpu, n, k, 256, ScaleType::Dq8),
-        &|n, k| Frozen::raw(gpu, n, k, FloatType::Bf16, usize::MAX),
-        &|n, k| Frozen::raw(gpu, n, k, FloatType::F16, usize::MAX),
-    ];
-    for (number, kind) in kinds.into_iter().enumerate() {
-        for (m, ends, k) in
-            [(1, vec![37], 96), (2, vec![1, 37, 53], 32), (3, vec![70, 75, 145], 1056), (8, vec![9, 18], 160)]
-        {
-            let n = *ends.last().unwrap();
-            let frozen = kind(n, k);
-            let whole = frozen.weight();
-            let starts = [vec![0], ends.clone()].concat();
-            let parts: Vec<Weight<'_>> = starts.iter().zip(&ends).map(|(&a, &b)| whole.rows(a..b).times(-0.5)).collect();
-            let weights: Vec<&Weight<'_>> = parts.iter().collect();
-            let what = format!("{number}: {m} {ends:?} {k}");
-            let ((x, xs), (gamma, gammas)) = (random_mat(gpu, 1, m, k), random_mat(gpu, 2, 1, k));
-            let (addend, addends) = random_mat(gpu, 3, m, n);
-            let (bias, biases) = random_mat(gpu, 4, 1, n);
-            let factor =
-                |row: &[f32]| 1.0 / (row.iter().map(|&x| f64::from(x).powi(2)).sum::<f64>() / f64::from(k) + 0.125).sqrt();
-            let factors: Vec<f64> = xs.chunks(k as usize).map(factor).collect();
-            let product = |normed: bool| {
-                reference(m, n, k, |i, j, t| {
-                    let norm = if normed { factors[i] * f64::from(gammas[t]) } else { 1.0 };
-                    -0.5 * norm * f64::from(xs[i * k as usize + t]) * frozen.value(j, t)
-                })
-            };
-            let run = |wide: Wide<'_>, columns: u32| {
-                let out = poisoned(gpu, m, columns);
-                let mut commands = gpu.commands("few rows");
-                assert!(matmul.wide(&mut commands, &x, &wide, &out).unwrap(), "{what}");
-                commands.submit().unwrap();
-                assert_untouched(gpu, &out);
-                out.read(gpu).unwrap()
-            };
-            assert_close(&what, &run(Wide::of(&weights), n), &round(product(false)), BOUND);
-            let norm = Some((&gamma, 0.125));
-            let added = product(true).iter().zip(&addends).map(|(y, &a)| y + f64::from(a)).collect();
-            assert_close(&what, &run(Wide { norm, addend: Some(&addend), ..Wide::of(&weights) }, n), &round(added), BOUND);
-            if weights.len() == 1 {
-                let all = product(true)
-                    .chunks(n as usize)
-                    .flat_map(|row| row.iter().zip(&biases))
-                    .map(|(y, &b)| y - 0.5 * f64::from(b))
-                    .collect();
-                assert_close(&what, &run(Wide { norm, bias: Some(&bias), ..Wide::of(&weights) }, n), &round(all), BOUND);
-            }
-            if ends.len() == 2 {
-                let rows: Vec<f64> = product(true)
-                    .chunks(n as usize)
-                    .flat_map(|row| {
-                        let (gate, up) = row.split_at(n as usize / 2);
-                        gate.iter().zip(up).map(|(g, u)| g / (1.0 + (-g).exp()) * u).collect::<Vec<_>>()
-                    })
-                    .collect();
-                let gated = Wide { join: Join::Gated, norm, ..Wide::of(&weights) };
-                assert_close(&what, &run(gated, n / 2), &round(rows), BOUND);
-            }
-        }
-    }
-}
-
-#[test]
-fn other_weights_and_rows_are_left_to_other_kernels() {
-    let Some(gpu) = gpu() else { return };
-    let matmul = Matmul::new(gpu, None).unwrap();
-    let fits = |rows: u32, weights: &[&Weight<'_>], join: Join| {
-        let inputs = weights[0].inputs();
-        let (x, out) = (Mat::new(gpu, "x", rows, inputs).unwrap(), Mat::new(gpu, "out", rows, 10).unwrap());
-        matmul.wide(&mut gpu.commands("test"), &x, &Wide { join, ..Wide::of(weights) }, &out).unwrap()
-    };
-    let [whole, other] = [0, 1].map(|_| Frozen::nf4(gpu, 10, 64, 64, ScaleType::Bf16));
-    let weight = whole.weight();
-    assert!(fits(8, &[&weight], Join::Concat));
-    assert!(!fits(9, &[&weight], Join::Concat), "many rows");
-    assert!(!fits(1, &[&weight.rows(0..5), &other.weight().rows(0..5)], Join::Concat), "two buffers");
-    assert!(!fits(1, &[&weight.rows(0..5), &weight.rows(5..10).times(2.0)], Join::Concat), "two factors");
-    assert!(!fits(1, &[&weight], Join::Gated), "one weight");
-    assert!(!fits(1, &[&weight.rows(0..4), &weight.rows(4..10)], Join::Gated), "unequal weights");
-    assert!(!fits(1, &[&Frozen::nf4(gpu, 10, 72, 64, ScaleType::Bf16).weight()], Join::Concat), "parts of vectors");
-    assert!(!fits(1, &[&Frozen::raw(gpu, 10, 64, FloatType::F32, usize::MAX).weight()], Join::Concat), "32 bits");
-    assert!(!fits(1, &[&Frozen::raw(gpu, 10, 64, FloatType::F16, 256).weight()], Join::Concat), "several parts");
 }

@@ -212,7 +212,7 @@ pub(super) fn of_wide(kernels: &WideKernels, variant: wide::Variant, kernel: &Ke
     let (gpu, mut random) = (kernels.gpu(), Random::default());
     let chunk = variant.storage.chunk();
     // More rounds of the loop than one, and a partial last one.
-    let (m, k) = (variant.rows, chunk * (2 * variant.lanes + 3));
+    let (m, k) = (variant.rows, chunk * (2 * variant.lanes * variant.rounds + 3));
     // A partial last workgroup, of an even number of columns.
     let n = 2 * variant.columns() + 2;
     let kind = match variant.storage {

@@ -1,9 +1,10 @@
 //! Products of few rows with weights of whole vectors: the decode loop of generated texts, where
 //! reading the weights is all of the work.
 //!
-//! A thread multiplies four columns, and reads 16 bytes of each at a time. Several weights that
-//! share their inputs and a buffer, such as those of a layer's q, k and v, are one dispatch. So are
-//! the norm before them, and the activation after gate and up.
+//! A thread multiplies four columns, and reads 16 bytes of each at a time. The inputs pass through
+//! workgroup memory. Several weights that share their inputs and a buffer, such as those of a
+//! layer's q, k and v, are one dispatch. So are the norm before them, and the activation after gate
+//! and up.
 
 use std::borrow::Cow;
 
@@ -19,16 +20,23 @@ use crate::gpu::{BufferRange, Commands, Gpu, Kernel, KernelSpec, Shader};
 use crate::ops::trial::Tried;
 use crate::ops::{Mat, OpError};
 
+#[cfg(test)]
+mod tests;
+
 /// Maximum rows.
 pub const MAX_ROWS: u32 = 8;
 /// Columns of a thread.
 const QUAD: u32 = 4;
 /// Threads per workgroup. It is small, so that every core gets its share of the workgroups.
-const WORKGROUP: u32 = 64;
-/// Threads per four columns, if there are many columns.
-const LANES: u32 = 32;
-/// From this number of columns on, there are many.
-const MANY_COLUMNS: u32 = 5000;
+const WORKGROUP: u32 = 128;
+/// Threads that keep the memory of a large GPU busy, of a few loads each.
+const TARGET_THREADS: u32 = 1 << 16;
+/// Maximum threads per four columns, of all rows of a product.
+const MAX_LANES: u32 = 64;
+/// Maximum sums of all rows in workgroup memory.
+const MAX_SUMS: u32 = 512;
+/// Maximum vec4s of inputs that a thread loads ahead. As in the shader.
+const MAX_AHEAD: u32 = 4;
 /// Maximum weights of a product.
 const MAX_WEIGHTS: usize = 3;
 
@@ -70,8 +78,14 @@ pub(super) struct Variant {
     pub storage: Storage,
     /// A power of two.
     pub rows: u32,
-    /// Threads of four columns.
+    /// Threads of four columns, a power of two.
     pub lanes: u32,
+    /// Four columns per workgroup, a power of two.
+    pub quads: u32,
+    /// Rounds of chunks between two barriers.
+    pub rounds: u32,
+    /// Whether inputs are loaded a round ahead.
+    pub ahead: bool,
     pub norm: bool,
     pub gated: bool,
 }
@@ -130,26 +144,50 @@ pub(super) struct Bound {
 }
 
 impl Variant {
-    /// Four columns per workgroup.
-    fn quads(self) -> u32 {
-        (WORKGROUP / self.lanes).max(1)
+    /// The kernel for products of `rows` rows and `n` columns. Rows share the workgroup memory.
+    pub fn new(storage: Storage, rows: u32, n: u32, norm: bool, gated: bool) -> Self {
+        let rows = rows.next_power_of_two();
+        // Lanes read neighbouring chunks. Fewer lanes read short pieces of many rows of a weight.
+        let (min_lanes, rounds) = match storage {
+            Storage::Nf4(_) => (16, 1),
+            Storage::Raw(_) => (32, 4),
+        };
+        let max_lanes = MAX_LANES / rows.min(MAX_ROWS);
+        // The power of two that is nearest to the wanted number.
+        let wanted = (3 * TARGET_THREADS / 4 / n.div_ceil(QUAD).max(1)).max(1).next_power_of_two();
+        let lanes = wanted.clamp(min_lanes.min(max_lanes), max_lanes);
+        let quads = (WORKGROUP.min(MAX_SUMS / rows.min(MAX_ROWS)) / lanes).max(1);
+        // Many workgroups hide these loads from each other, and have no registers to spare.
+        let is_small = n.div_ceil(QUAD).saturating_mul(lanes) < TARGET_THREADS;
+        let variant = Self { storage, rows, lanes, quads, rounds, ahead: false, norm, gated };
+        Self { ahead: is_small && rows == 1 && variant.copies() <= MAX_AHEAD, ..variant }
+    }
+
+    /// vec4s of a row of inputs that a thread copies in a round.
+    fn copies(self) -> u32 {
+        (self.storage.chunk() / 4 * self.rounds).div_ceil(self.quads)
     }
 
     /// Columns per workgroup.
     pub fn columns(self) -> u32 {
-        QUAD * self.quads()
+        QUAD * self.quads
     }
 
     pub fn spec(self) -> KernelSpec {
-        let threads = self.rows * self.quads() * self.lanes;
+        let sums = self.rows * self.quads * self.lanes;
+        let slab_row = self.storage.chunk() / 4 * (self.lanes * self.rounds + 1);
         let mut constants = vec![
             ("M", self.rows.into()),
             ("LANES", self.lanes.into()),
-            ("QUADS", self.quads().into()),
+            ("QUADS", self.quads.into()),
+            ("ROUNDS", self.rounds.into()),
             ("NORM", flag(self.norm)),
             ("GATED", flag(self.gated)),
-            ("PARTIAL", threads.into()),
-            ("SQUARES", if self.norm { threads.into() } else { 1.0 }),
+            ("SLAB_ROW", slab_row.into()),
+            ("SHARED", sums.max(self.rows * slab_row).into()),
+            ("SQUARES", if self.norm { sums.into() } else { 1.0 }),
+            ("COPIES", self.copies().into()),
+            ("AHEAD", flag(self.ahead)),
         ];
         let (name, source) = match self.storage {
             Storage::Nf4(scale_type) => {
@@ -165,8 +203,9 @@ impl Variant {
         // SAFETY: `dispatch` binds weights that hold all rows of whole vec4s and the words of all
         // scales, `x`, `gamma`, `bias`, `addend` and `out` of the shapes of the product; rows and
         // columns are clamped to their numbers before loads and compared with them before stores;
-        // loops count up to `chunks` or to constants; workgroup memory is written, with a barrier
-        // after it, before it is read.
+        // vec4s of x are compared with their number; loops count up to `chunks` or to constants, or
+        // halve; `SHARED` is the larger of its two uses; workgroup memory is written, with a
+        // barrier after it, before it is read.
         let shader = unsafe { Shader::trusted(name, Cow::Borrowed(source)) };
         KernelSpec { shader, entry: "main", constants }
     }
@@ -206,9 +245,7 @@ impl WideKernels {
         if rows == 0 || outputs == 0 {
             return Ok(true);
         }
-        let lanes = if outputs >= MANY_COLUMNS { LANES } else { 2 * LANES };
-        let (rows, norm) = (rows.next_power_of_two(), wide.norm.is_some());
-        let variant = Variant { storage: bound.storage, rows, lanes, norm, gated };
+        let variant = Variant::new(bound.storage, rows, outputs, wide.norm.is_some(), gated);
         let kernel = self.kernels.get(variant, || variant.spec(), |kernel| (self.trial)(self, variant, kernel))?;
         self.dispatch(commands, &kernel, variant, x, wide, &bound, out);
         commands.add_operations(2 * u64::from(x.rows) * u64::from(outputs) * u64::from(x.cols));

@@ -187,3 +187,11 @@ impl Stored {
         }
     }
 }
+
+#[cfg(test)]
+impl Mixed {
+    /// Names of the kernels that were used.
+    pub fn used(&self) -> Vec<String> {
+        self.kernels.used().into_iter().map(Kind::name).collect()
+    }
+}
