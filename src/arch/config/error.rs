@@ -1,7 +1,5 @@
 //! Errors of a configuration.
 
-use std::borrow::Cow;
-
 use serde_json::Value;
 use thiserror::Error;
 
@@ -41,7 +39,7 @@ pub enum ConfigError {
         /// The key; with a dot inside an object such as `rope_parameters`.
         key: String,
         /// The expected value.
-        expected: Cow<'static, str>,
+        expected: Box<str>,
         /// Its value.
         found: Value,
     },

@@ -1,7 +1,5 @@
 //! The one reader of JSON configurations: typed access to the keys of an object.
 
-use std::borrow::Cow;
-
 use serde_json::{Map, Value};
 
 use super::error::ConfigError;
@@ -76,7 +74,7 @@ impl<'a> Keys<'a> {
         ConfigError::MissingKey { model_type: self.model_type, key: self.full(key) }
     }
 
-    pub fn bad(&self, key: &str, expected: impl Into<Cow<'static, str>>, found: &Value) -> ConfigError {
+    pub fn bad(&self, key: &str, expected: impl Into<Box<str>>, found: &Value) -> ConfigError {
         ConfigError::BadValue { file: self.file, key: self.full(key), expected: expected.into(), found: found.clone() }
     }
 
@@ -158,7 +156,7 @@ impl<'a> Keys<'a> {
         key: &str,
         default: &'static str,
         known: &[&'static str],
-        expected: impl Into<Cow<'static, str>>,
+        expected: impl Into<Box<str>>,
     ) -> Result<&'static str, ConfigError> {
         let Some(found) = self.get(key) else { return Ok(default) };
         let named = |name: &&'static str| found.as_str() == Some(name);
