@@ -306,6 +306,34 @@ fn small_rows_are_as_exact_as_large_ones() {
     }
 }
 
+/// Rows of zeros, whole tensors of zeros, and a head of values or of gradients whose elements are
+/// 1e6 times those of the others.
+#[test]
+fn zeros_and_one_huge_head_disturb_no_other_row() {
+    let Some((gpu, units)) = units() else { return };
+    let original = inputs(64, 4, 2, &[40, 30]);
+    for tensor in 0..4 {
+        for (zeros, factor) in [(7, 1e6_f32), (1, 1.0)] {
+            let mut inputs = original.clone();
+            let (elements, heads) = match tensor {
+                0 => (&mut inputs.q, 4),
+                1 => (&mut inputs.k, 2),
+                2 => (&mut inputs.v, 2),
+                _ => (&mut inputs.d_out, 4),
+            };
+            for (row, elements) in elements.chunks_mut(64).enumerate() {
+                // Scores of 1e6 would leave one key to each query.
+                let factor = if tensor < 2 { 1.0 } else { factor };
+                let of_row = if row.is_multiple_of(zeros) { 0.0 } else { [1.0, factor][usize::from(row % heads == 1)] };
+                elements.iter_mut().for_each(|x| *x *= of_row);
+            }
+            let found = run(&gpu, units, &inputs);
+            // Weights below 2^-28 lose bits.
+            assert_rows_match(&found, &inputs, [1e-4; 5]);
+        }
+    }
+}
+
 /// All magnitudes at once: only the scale of a tensor matters, from 1e-10 to 1e10.
 #[test]
 fn the_scale_of_a_tensor_changes_nothing_but_the_scale() {
