@@ -11,7 +11,7 @@ struct Params {
     has_bias: u32,
     add: u32,           // 1 to add the sum to `out`
     scale: f32,
-    pad0: u32,
+    out_column: u32,    // elements from out[i, j] to out[i, j + 1]
     pad1: u32,
     pad2: u32,
 }
@@ -34,7 +34,7 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(num_workgroups) grid: vec
         sum += parts[chunk * params.count + i];
     }
     let column = i % params.n;
-    let at = params.out_first + i / params.n * params.out_row + column;
+    let at = params.out_first + i / params.n * params.out_row + column * params.out_column;
     var value = sum;
     if (params.has_bias == 1u) { value += bias[params.bias_first + column]; }
     value *= params.scale;

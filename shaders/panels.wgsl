@@ -24,10 +24,10 @@ fn magnitude_bits(value: f32) -> u32 {
     return bitcast<u32>(value) & 0x7fffffffu;
 }
 
-// The exponent e for numbers of at most this magnitude: x * 2^-e is stored. 0 for zeros, and for
-// magnitudes that are not finite.
+// The exponent e for numbers of at most this magnitude: x * 2^-e is stored. 0 for magnitudes that
+// are not finite, and the smallest one for zeros, so that they never decide a common exponent.
 fn exponent_of(largest: u32) -> i32 {
-    if (largest == 0u || largest >= 0x7f800000u) {
+    if (largest >= 0x7f800000u) {
         return 0;
     }
     // 2^126 is the largest power of two whose inverse is a normal number.

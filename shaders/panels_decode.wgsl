@@ -17,10 +17,16 @@ struct Params {
     zero: u32,
     panel_rows: u32,    // rows of a panel; rows past the last one are zeros
     panel_cols: u32,    // columns of all panels; columns past the last one are zeros
+    exponent_at: u32,   // index of the exponent
+    extent_at: u32,     // index of the largest magnitude, if it is known
+    pad0: u32,
+    pad1: u32,
     codebook: array<vec4<f32>, 4>,
 }
 
 override WHOLE: bool = true;        // every row starts on a group of eight elements, and cols are a multiple of 8
+
+override KNOWN: bool = false;       // `extents` has the largest magnitude of the matrix, else those of its parts
 
 const EXTENTS = 256u;               // workgroups of `extent`
 
@@ -28,7 +34,7 @@ const EXTENTS = 256u;               // workgroups of `extent`
 @group(0) @binding(4) var<storage, read_write> new_extents: array<u32>;
 @group(0) @binding(5) var<storage, read> extents: array<u32>;
 @group(0) @binding(6) var<storage, read_write> out: array<vec4<u32>>;       // eight f16
-@group(0) @binding(7) var<storage, read_write> exponent: array<i32>;
+@group(0) @binding(7) var<storage, read_write> exponents: array<i32>;
 @group(1) @binding(0) var<uniform> params: Params;
 
 struct Eight {
@@ -68,10 +74,16 @@ fn decode(@builtin(workgroup_id) id: vec3<u32>, @builtin(num_workgroups) grid: v
         return;
     }
     prepare(thread);
-    let largest = largest_of(thread, extents[thread]);
+    var largest: u32;
+    if (KNOWN) {
+        workgroupBarrier();
+        largest = extents[params.extent_at];
+    } else {
+        largest = largest_of(thread, extents[thread]);
+    }
     let e = exponent_of(largest);
     if (group == 0u && thread == 0u) {
-        exponent[0] = e;
+        exponents[params.exponent_at] = e;
     }
     let scale = power(-e);
     let panel = group % across * 4u;

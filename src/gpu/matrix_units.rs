@@ -13,6 +13,7 @@
 //!   `coopStore` and `coopStoreT` of a C, with a pointer `&array[index]` into an array of a module;
 //!   the stride counts elements of the array
 //! - `coopMultiplyAdd`, before the memory of its B is written again
+//! - `coopScale(c, factor)`, a C times a number, with two names as arguments
 //! - one entry point per module, with the parameter `@builtin(local_invocation_index)`
 
 use std::collections::BTreeSet;
@@ -102,11 +103,24 @@ impl MatrixUnits {
     /// `enable` directives.
     pub fn source(self, source: &str) -> String {
         match self {
-            Self::Hardware => format!("enable f16;\nenable wgpu_cooperative_matrix;\n{source}"),
+            Self::Hardware => format!("enable f16;\nenable wgpu_cooperative_matrix;\n{}", with_products(source)),
             Self::Loops => as_loops(source),
         }
     }
 }
+
+/// The source with `coopScale(c, factor)` as `(c * factor)`.
+fn with_products(source: &str) -> String {
+    let mut parts = source.split(SCALE);
+    let mut text = parts.next().unwrap_or_default().to_owned();
+    for part in parts {
+        text += "(";
+        text += &part.replacen(", ", " * ", 1);
+    }
+    text
+}
+
+const SCALE: &str = "coopScale(";
 
 /// The source with the matrix operations as loops.
 ///
@@ -141,11 +155,12 @@ fn as_loops(source: &str) -> String {
     format!("enable f16;\n{loops}\n{accesses}\n{}", set_lane(&body))
 }
 
-const TYPES: [(&str, &str); 4] = [
+const TYPES: [(&str, &str); 5] = [
     ("coop_mat16x16<f16, A>", "CoopA"),
     ("coop_mat16x16<f16, B>", "CoopB"),
     ("coop_mat16x16<f32, C>", "CoopC"),
     ("coopMultiplyAdd(", "coop_multiply_add("),
+    (SCALE, "coop_scale("),
 ];
 
 /// The types, and the product. A software driver compiles a copy of these functions for each call,
@@ -170,6 +185,11 @@ fn coop_multiply_add(a_: CoopA, b: CoopB, c_: CoopC) -> CoopC {
     for (var k = 0u; k < coop_16; k++) {
         for (var j = 0u; j < coop_8; j++) { c.sums[j] += a.row[k] * coop_b(b, k, coop_lane % 2u * 8u + j); }
     }
+    return c;
+}
+fn coop_scale(c_: CoopC, factor: f32) -> CoopC {
+    var c = c_;
+    for (var j = 0u; j < coop_8; j++) { c.sums[j] *= factor; }
     return c;
 }";
 
@@ -335,6 +355,8 @@ mod tests {
             var c = coopLoadT<coop_mat16x16<f32, C>>(&sums[start], stride);
             c = coopMultiplyAdd(a_rows, b_rows, c);
             c = coopMultiplyAdd(a_columns, b_columns, c);
+            let factor = 0.5;
+            c = coopScale(c, factor);
             coopStoreT(c, &out[start], 16u);
             let second = 256u;
             coopStore(c, &out[second], 16u);
@@ -363,7 +385,7 @@ mod tests {
         let at = |matrix: usize, i: usize, j: usize| input[256 * matrix + 16 * i + j];
         let sum = |i, j| {
             let terms = (0..16).map(|k| at(0, i, k) * at(1, k, j) + at(0, k, i) * at(1, j, k));
-            at(2, i, j) + terms.sum::<f32>()
+            0.5 * (at(2, i, j) + terms.sum::<f32>())
         };
         let rows = (0..256).map(|n| sum(n / 16, n % 16));
         rows.chain((0..256).map(|n| sum(n % 16, n / 16))).collect()

@@ -1,13 +1,15 @@
-//! Norms and biases of the layers in float32. They are converted in the first pass over a layer,
-//! then kept.
+//! Norms and biases of the layers in float32, and the largest magnitudes of the projections. They
+//! are computed in the first pass over a layer, then kept.
 
 use crate::arch::config::ModelConfig;
+use crate::arch::family::PROJECTIONS;
 use crate::dequant::stream::StreamedLayer;
 use crate::format::Role;
 use crate::gpu::{BufferRange, Commands, Gpu, GpuError};
 use crate::model::error::ModelError;
 use crate::model::pass::Kernels;
-use crate::model::weights::elements;
+use crate::model::weights::{elements, projection};
+use crate::ops::matmul::Largest;
 use crate::ops::{Mat, mat_bytes};
 
 /// The bias of each projection, in the order of `family::PROJECTIONS`.
@@ -26,6 +28,8 @@ pub(super) struct Constants {
     pub feed_forward_output_norm: Option<Mat>,
     /// Of the projections in the order of `family::PROJECTIONS`.
     pub biases: [Option<Mat>; 7],
+    /// The largest magnitude of each projection, in the same order, for matrix units.
+    largest: BufferRange,
     /// Whether a submitted list has converted them.
     converted: bool,
 }
@@ -47,7 +51,7 @@ fn columns(model: &ModelConfig) -> [(Role, u32); 13] {
 
 /// Bytes of the buffer of a layer.
 fn layer_bytes(model: &ModelConfig) -> u64 {
-    columns(model).iter().map(|&(_, cols)| mat_bytes(1, cols).next_multiple_of(ALIGN)).sum()
+    columns(model).iter().map(|&(_, cols)| mat_bytes(1, cols).next_multiple_of(ALIGN)).sum::<u64>() + ALIGN
 }
 
 impl Constants {
@@ -73,6 +77,7 @@ impl Constants {
             offset += bytes.next_multiple_of(ALIGN);
             Mat { range, rows: 1, cols }
         });
+        let largest = all.slice(offset, 4 * PROJECTIONS.len() as u64);
         let [input_norm, post_attention_norm, others @ ..] = &mut rows;
         let others = others.clone().map(|mat| (mat.cols > 0).then_some(mat));
         let [query_norm, key_norm, attention_output_norm, feed_forward_output_norm, biases @ ..] = others;
@@ -85,18 +90,24 @@ impl Constants {
             attention_output_norm,
             feed_forward_output_norm,
             biases,
+            largest,
             converted: false,
         })
     }
 
-    /// Records the conversion of the tensors of `layer`, unless it was done in an earlier pass.
-    /// `offset` is added to the weights of norms.
+    /// Where the largest magnitude of a projection is, by its index in `family::PROJECTIONS`.
+    pub fn largest(&self, index: usize) -> Largest {
+        Largest { range: self.largest.clone(), at: index as u32 }
+    }
+
+    /// Records the conversion of the tensors of `layer`, and the measurement of its projections,
+    /// unless it was done in an earlier pass.
     pub fn record(
         &self,
         kernels: &Kernels,
+        model: &ModelConfig,
         commands: &mut Commands,
         layer: &StreamedLayer,
-        offset: f32,
     ) -> Result<(), ModelError> {
         if self.converted {
             return Ok(());
@@ -109,12 +120,19 @@ impl Constants {
             (Role::AttentionOutputNorm, self.attention_output_norm.as_ref()),
             (Role::FeedForwardOutputNorm, self.feed_forward_output_norm.as_ref()),
         ];
+        // Added to the weights of norms.
+        let offset = model.family.norm.weight_offset as f32;
         let norms = norms.into_iter().map(|(role, target)| (role, target, offset));
         let biases = BIASES.into_iter().zip(&self.biases).map(|(role, target)| (role, target.as_ref(), 0.0));
         for (role, target, offset) in norms.chain(biases) {
             let Some(target) = target else { continue };
             kernels.gather.to_f32(commands, elements(layer, role, &[target.cols.into()])?, target)?;
             kernels.scale.offset(commands, offset, target)?;
+        }
+        commands.clear(&self.largest);
+        for (index, role) in PROJECTIONS.into_iter().enumerate() {
+            let rows = model.rows_of(role).ok_or(ModelError::MissingTensor { layer: layer.number, role })?;
+            kernels.matmul.measure(commands, &projection(layer, &rows)?, &self.largest(index))?;
         }
         Ok(())
     }

@@ -18,7 +18,7 @@ use crate::model::layer::Layer;
 use crate::model::pass::{Angles, GpuBatch, Kernels, OwnAngles, Pass, PassInputs, positions};
 use crate::model::weights::{elements, weight};
 use crate::model::workspace::{Backward, Memory, Workspace, product_shapes};
-use crate::ops::matmul::{Weight, Wide};
+use crate::ops::matmul::{Largest, Weight, Wide};
 use crate::ops::{FiniteCheck, Mat, OpError};
 
 impl ModelConfig {
@@ -96,6 +96,8 @@ pub struct Model {
     /// The embedding table, if it is not in GPU memory.
     embedding: Option<HostEmbedding>,
     final_norm: Mat,
+    /// The largest magnitude of the output projection, for matrix units.
+    head_largest: Largest,
     /// Of each layer.
     constants: Vec<Constants>,
     rotary: Angles,
@@ -122,11 +124,18 @@ impl Model {
         let mut commands = gpu.commands("final norm");
         kernels.gather.to_f32(&mut commands, elements(&globals, Role::FinalNorm, &[config.hidden.into()])?, &final_norm)?;
         kernels.scale.offset(&mut commands, config.family.norm.weight_offset as f32, &final_norm)?;
+        let head_largest = Largest { range: BufferRange::whole(gpu.storage("largest magnitude", 16)?), at: 0 };
+        // The parts of one outside of GPU memory are measured as they are used.
+        if stream.plan().head().is_none() {
+            commands.clear(&head_largest.range);
+            kernels.matmul.measure(&mut commands, &head(&globals, &config, config.vocab)?, &head_largest)?;
+        }
         commands.submit()?;
         let constants = Constants::reserve(gpu, &config)?;
         let on_host = stream.plan().embedding_on_host;
         let embedding = on_host.then(|| HostEmbedding::new(gpu, stream.source().clone(), &config)).transpose()?;
-        Ok(Self { gpu: gpu.clone(), config, stream, globals, embedding, final_norm, constants, rotary, kernels })
+        let gpu = gpu.clone();
+        Ok(Self { gpu, config, stream, globals, embedding, final_norm, head_largest, constants, rotary, kernels })
     }
 
     /// The device.
@@ -150,9 +159,10 @@ impl Model {
         self.stream.plan()
     }
 
-    /// Reserves the scratch memory of the products in passes of at most `tokens` tokens.
-    pub(super) fn reserve_products(&self, tokens: u32) -> Result<(), ModelError> {
-        Ok(self.kernels.matmul.reserve(tokens, &product_shapes(&self.config, tokens))?)
+    /// Reserves the scratch memory of the products in passes of at most `tokens` tokens, with an
+    /// adapter of `rank`.
+    pub(super) fn reserve_products(&self, tokens: u32, rank: u32) -> Result<(), ModelError> {
+        Ok(self.kernels.matmul.reserve(tokens, &product_shapes(&self.config, tokens), rank)?)
     }
 
     /// Checks tokens and labels against the vocabulary, and the lengths of samples against the
@@ -262,7 +272,7 @@ impl Model {
         let pass = Pass { kernels, model: config, rotary, inputs };
         for (number, constants) in (0..config.layers).zip(constants) {
             let streamed = stream.layer(number, Direction::Forward)?;
-            constants.record(kernels, &mut commands, streamed, config.family.norm.weight_offset as f32)?;
+            constants.record(kernels, config, &mut commands, streamed)?;
             let layer = Layer::new(&pass, streamed, constants)?;
             let out = work.before(number + 1)?;
             layer.forward(&mut commands, work.before(number)?, out)?;
@@ -320,7 +330,7 @@ impl Model {
             {
                 commands.copy(&host.range, &inputs.work.before(next)?.range);
             }
-            constants.record(kernels, &mut commands, streamed, config.family.norm.weight_offset as f32)?;
+            constants.record(kernels, config, &mut commands, streamed)?;
             let layer = Layer::new(&pass, streamed, constants)?;
             layer.backward(&mut commands, x)?;
             commands.submit()?;
@@ -346,14 +356,14 @@ impl Model {
         work: &Workspace<Mat>,
         mut then: impl FnMut(&Kernels, Commands, &Mat, u32, &Weight<'_>) -> Result<(), ModelError>,
     ) -> Result<(), ModelError> {
-        let Self { gpu, config, stream, globals, kernels, .. } = self;
+        let Self { gpu, config, stream, globals, head_largest, kernels, .. } = self;
         let (vocab, step) = (config.vocab, work.logits.cols.max(1));
         let in_parts = stream.plan().head().is_some();
         for (number, first) in (0..).zip((0..vocab).step_by(step as usize)) {
             let columns = step.min(vocab - first);
             let rows = match in_parts {
                 true => head(stream.head_part(number)?, config, columns)?,
-                false => head(globals, config, vocab)?.rows(first..first + columns),
+                false => head(globals, config, vocab)?.measured(head_largest.clone()).rows(first..first + columns),
             };
             let logits = work.logits.narrow(work.logits.rows, columns);
             let mut commands = gpu.commands("logits");

@@ -75,18 +75,18 @@ impl<'a> Layer<'a> {
     /// Checks the shapes of the layer's projections.
     pub fn new(pass: &'a Pass<'a>, layer: &'a StreamedLayer, constants: &'a Constants) -> Result<Self, ModelError> {
         let number = layer.number.unwrap_or_default();
+        let (activations, kept) = pass.inputs.work.activations(number, pass.model.layers);
         let linear = |index: usize| -> Result<Linear<'a>, ModelError> {
             let role = PROJECTIONS[index];
             let bias = constants.biases[index].as_ref();
             let rows = pass.model.rows_of(role).ok_or(ModelError::MissingTensor { layer: layer.number, role })?;
             let lora = pass.inputs.adapter.and_then(|adapter| adapter.lora(number, &rows, pass.inputs.mask));
             let factor = output_factor(pass.model, role);
-            let weight = projection(layer, &rows)?.times(factor);
-            Ok(Linear { weight, bias, lora: lora.map(|lora| lora.times(factor)) })
+            let weight = projection(layer, &rows)?.times(factor).measured(constants.largest(index));
+            Ok(Linear { weight, bias, lora: lora.map(|lora| lora.times(factor)), low: activations.lows[index].clone() })
         };
         let [q, k, v, o, gate, up, down] = [0, 1, 2, 3, 4, 5, 6].map(linear);
         let attention = pass.model.attention(number);
-        let (activations, kept) = pass.inputs.work.activations(number, pass.model.layers);
         Ok(Self {
             pass,
             constants,
@@ -135,7 +135,11 @@ impl<'a> Layer<'a> {
         }
         for window in self.windows() {
             match self.kept {
-                false => self.feed_forward(commands, &window)?,
+                false => {
+                    self.feed_forward(commands, &window)?;
+                    let down = self.down.in_window(window.number, window.first);
+                    down.recompute_low(self.pass.kernels, commands, &self.pass.inputs.work, &window.activated)?;
+                }
                 true => {
                     self.norm_middle(commands, &window)?;
                     self.activate(commands, &window)?;
@@ -245,14 +249,14 @@ impl<'a> Layer<'a> {
     /// Computes `activated` from `middle`.
     fn feed_forward(&self, commands: &mut Commands, window: &Window) -> Result<(), OpError> {
         let Pass { kernels, inputs: PassInputs { work, .. }, .. } = self.pass;
-        let Window { number, normed, gate, up, .. } = window;
+        let Window { number, first, normed, gate, up, .. } = window;
         if self.activate_few(commands, window)? {
             return Ok(());
         }
         self.norm_middle(commands, window)?;
         let normed = &kernels.matmul.pack(commands, normed)?;
-        self.gate.in_window(*number).forward(kernels, commands, work, normed, false, gate)?;
-        self.up.in_window(*number).forward(kernels, commands, work, normed, false, up)?;
+        self.gate.in_window(*number, *first).forward(kernels, commands, work, normed, false, gate)?;
+        self.up.in_window(*number, *first).forward(kernels, commands, work, normed, false, up)?;
         self.activate(commands, window)
     }
 
@@ -277,21 +281,24 @@ impl<'a> Layer<'a> {
         gradients: &Backward<Mat>,
     ) -> Result<(), OpError> {
         let Pass { kernels, model, inputs: PassInputs { work, .. }, .. } = self.pass;
-        let Window { number, middle, normed, gate, up, activated, .. } = window;
+        let &Window { number, first, ref middle, ref normed, ref gate, ref up, ref activated } = window;
         let (residual, d_normed) = (&window.of(&gradients.residual), &window.of(&gradients.normed));
-        let [gate_proj, up_proj, down_proj] = [&self.gate, &self.up, &self.down].map(|linear| linear.in_window(*number));
+        let [gate_proj, up_proj, down_proj] =
+            [&self.gate, &self.up, &self.down].map(|linear| linear.in_window(number, first));
+        let inputs = &kernels.matmul.pack_inputs(commands, activated)?;
         match &self.constants.feed_forward_output_norm {
-            None => down_proj.backward(kernels, commands, work, [activated, residual, activated], false)?,
+            None => down_proj.backward(kernels, commands, work, inputs, [residual, activated], false)?,
             Some(gamma) => {
                 self.output_backward(commands, &down_proj, gamma, [activated, normed, residual, d_normed])?;
-                down_proj.backward(kernels, commands, work, [activated, d_normed, activated], false)?;
+                down_proj.backward(kernels, commands, work, inputs, [d_normed, activated], false)?;
                 // The output of the projection was in its place.
                 self.norm_middle(commands, window)?;
             }
         }
         kernels.glu.backward(commands, gate, up, activated)?;
-        gate_proj.backward(kernels, commands, work, [normed, gate, d_normed], false)?;
-        up_proj.backward(kernels, commands, work, [normed, up, d_normed], true)?;
+        let inputs = &kernels.matmul.pack_inputs(commands, normed)?;
+        gate_proj.backward(kernels, commands, work, inputs, [gate, d_normed], false)?;
+        up_proj.backward(kernels, commands, work, inputs, [up, d_normed], true)?;
         let (gamma, epsilon) = (&self.constants.post_attention_norm, model.rms_norm_eps as f32);
         kernels.norm.backward(commands, middle, gamma, epsilon, d_normed, residual, true)
     }
@@ -301,13 +308,14 @@ impl<'a> Layer<'a> {
         let Pass { kernels, model, inputs: PassInputs { work, batch, .. }, .. } = self.pass;
         let (gamma, epsilon) = (&self.constants.input_norm, model.rms_norm_eps as f32);
         let Activations { queries, keys, values, attended, lse, .. } = self.activations;
+        let inputs = &kernels.matmul.pack_inputs(commands, attended)?;
         match &self.constants.attention_output_norm {
-            None => self.o.backward(kernels, commands, work, [attended, &gradients.residual, &gradients.attended], false)?,
+            None => self.o.backward(kernels, commands, work, inputs, [&gradients.residual, &gradients.attended], false)?,
             Some(gamma) => {
                 // `gradients.normed` shares its memory with `gradients.attended`.
                 let (residual, d_output) = (&gradients.residual, work.hidden_scratch());
                 self.output_backward(commands, &self.o, gamma, [attended, &work.normed, residual, d_output])?;
-                self.o.backward(kernels, commands, work, [attended, d_output, &gradients.attended], false)?;
+                self.o.backward(kernels, commands, work, inputs, [d_output, &gradients.attended], false)?;
             }
         }
         let shape = self.attention_shape(x.rows);
@@ -334,9 +342,10 @@ impl<'a> Layer<'a> {
         let [d_queries, d_keys] = self.norm_heads_backward(commands, gradients)?;
         // `normed` contains the output of the post-attention norm, so compute the input norm again.
         kernels.norm.forward(commands, x, gamma, epsilon, &work.normed)?;
-        self.q.backward(kernels, commands, work, [&work.normed, d_queries, &gradients.normed], false)?;
-        self.k.backward(kernels, commands, work, [&work.normed, d_keys, &gradients.normed], true)?;
-        self.v.backward(kernels, commands, work, [&work.normed, &gradients.values, &gradients.normed], true)?;
+        let inputs = &kernels.matmul.pack_inputs(commands, &work.normed)?;
+        self.q.backward(kernels, commands, work, inputs, [d_queries, &gradients.normed], false)?;
+        self.k.backward(kernels, commands, work, inputs, [d_keys, &gradients.normed], true)?;
+        self.v.backward(kernels, commands, work, inputs, [&gradients.values, &gradients.normed], true)?;
         kernels.norm.backward(commands, x, gamma, epsilon, &gradients.normed, &gradients.residual, true)
     }
 

@@ -4,7 +4,7 @@ use crate::gpu::Commands;
 use crate::lora::gpu::Lora;
 use crate::model::pass::Kernels;
 use crate::model::workspace::Workspace;
-use crate::ops::matmul::{Left, Packed, Weight, Wide};
+use crate::ops::matmul::{Adapter, Left, Packed, Weight, Wide};
 use crate::ops::{DropoutKey, Mat, OpError};
 
 /// A projection of one layer.
@@ -15,13 +15,17 @@ pub(super) struct Linear<'a> {
     /// Frozen, [1, outputs].
     pub bias: Option<&'a Mat>,
     pub lora: Option<Lora>,
+    /// drop(x) A^T [tokens, rank]: the forward pass writes it, and the gradients need it.
+    pub low: Mat,
 }
 
 impl Linear<'_> {
-    /// The projection for window `number` of the tokens, in which other inputs are dropped.
-    pub fn in_window(&self, number: u32) -> Self {
+    /// The projection for window `number` of the tokens, from token `first` on. Other inputs are
+    /// dropped in it.
+    pub fn in_window(&self, number: u32, first: u32) -> Self {
         let lora = self.lora.clone().map(|lora| lora.in_window(number));
-        Self { weight: self.weight.clone(), bias: self.bias, lora }
+        let low = self.low.window(first, self.low.rows.saturating_sub(first));
+        Self { weight: self.weight.clone(), bias: self.bias, lora, low }
     }
 
     /// Records y = factor * (x W^T (+ bias)) + scale * (drop(x) A^T) B^T, added to `y` if `add` is
@@ -36,8 +40,13 @@ impl Linear<'_> {
         y: &Mat,
     ) -> Result<(), OpError> {
         let x = &kernels.matmul.pack(commands, x)?;
-        kernels.matmul.forward(commands, x, &self.weight, self.bias, add, y)?;
-        self.forward_adapter(kernels, commands, work, x, y)
+        let Some(lora) = self.lora.as_ref().filter(|lora| lora.dropout.is_none()) else {
+            kernels.matmul.forward(commands, x, &self.weight, self.bias, add, y)?;
+            return self.forward_adapter(kernels, commands, work, x, y);
+        };
+        let low = &kernels.matmul.low_nt(commands, x, &lora.a, &lora.low_rank(&self.low, x.mat().rows))?;
+        let adapter = Adapter { low, other: &lora.b, scale: lora.scale };
+        kernels.matmul.forward_adapted(commands, x, &self.weight, self.bias, adapter, add, y)
     }
 
     /// As [`Linear::forward`], plus `addend`, another matrix of the shape of `y`.
@@ -70,42 +79,72 @@ impl Linear<'_> {
         y: &Mat,
     ) -> Result<(), OpError> {
         let Some(lora) = &self.lora else { return Ok(()) };
-        let low_rank = lora.low_rank(&work.low_rank, x.mat().rows);
-        let dropped = lora.dropped(kernels, commands, &work.dropped, x.mat())?;
-        let dropped = dropped.as_ref().map_or(Left::Packed(x), Left::Mat);
-        kernels.matmul.nt(commands, dropped, &lora.a, 1.0, false, &low_rank)?;
-        kernels.matmul.nt(commands, &low_rank, &lora.b, lora.scale, true, y)
+        let low = self.compute_low(kernels, commands, work, x, lora)?;
+        kernels.matmul.nt(commands, &low, &lora.b, lora.scale, true, y)
+    }
+
+    /// Computes drop(x) A^T with the same products as [`Linear::forward`].
+    fn compute_low(
+        &self,
+        kernels: &Kernels,
+        commands: &mut Commands,
+        work: &Workspace<Mat>,
+        x: &Packed,
+        lora: &Lora,
+    ) -> Result<Mat, OpError> {
+        let low = lora.low_rank(&self.low, x.mat().rows);
+        match lora.dropped(kernels, commands, &work.dropped, x.mat())? {
+            Some(dropped) => kernels.matmul.nt(commands, &dropped, &lora.a, 1.0, false, &low)?,
+            None => drop(kernels.matmul.low_nt(commands, x, &lora.a, &low)?),
+        }
+        Ok(low)
+    }
+
+    /// Computes drop(x) A^T again, for gradients of a layer of which only `x` was computed again.
+    pub fn recompute_low(
+        &self,
+        kernels: &Kernels,
+        commands: &mut Commands,
+        work: &Workspace<Mat>,
+        x: &Mat,
+    ) -> Result<(), OpError> {
+        let Some(lora) = &self.lora else { return Ok(()) };
+        let x = &kernels.matmul.pack(commands, x)?;
+        self.compute_low(kernels, commands, work, x, lora).map(drop)
     }
 
     /// Records the gradients for `dy` [tokens, outputs]: dx = factor * dy W + drop'(du A) with du =
     /// scale * dy B, added to `dx` if `add` is set; dA += du^T drop(x), dB += scale * dy^T (drop(x)
-    /// A^T). `x` is the input of [`Linear::forward`]. It may be `dx` itself, because it is read
-    /// before `dx` is written.
+    /// A^T). `x` is the input of [`Linear::forward`], which wrote drop(x) A^T. It may be `dx`
+    /// itself, because it is read before `dx` is written. It was prepared by
+    /// [`Matmul::pack_inputs`](crate::ops::matmul::Matmul::pack_inputs).
     pub fn backward(
         &self,
         kernels: &Kernels,
         commands: &mut Commands,
         work: &Workspace<Mat>,
-        [x, dy, dx]: [&Mat; 3],
+        x: &Packed,
+        [dy, dx]: [&Mat; 2],
         add: bool,
     ) -> Result<(), OpError> {
         let Some(lora) = &self.lora else { return kernels.matmul.backward(commands, dy, &self.weight, add, dx) };
         let matmul = &kernels.matmul;
-        let low_rank = lora.low_rank(&work.low_rank, x.rows);
+        let low_rank = lora.low_rank(&work.low_rank, dy.rows);
         let packed = &matmul.pack(commands, dy)?;
-        matmul.nn(commands, packed, &lora.b, lora.scale, false, &low_rank)?;
-        if let (Some([da, db]), Some(scratch)) = (&lora.gradient, &work.backward) {
-            let forward = lora.low_rank(&scratch.low_rank, x.rows);
-            let dropped = lora.dropped(kernels, commands, &work.dropped, x)?;
-            let x = dropped.as_ref().unwrap_or(x);
-            matmul.nt(commands, x, &lora.a, 1.0, false, &forward)?;
-            matmul.tn(commands, dy, &forward, lora.scale, true, db)?;
+        let low = &matmul.low_nn(commands, packed, &lora.b, lora.scale, &low_rank)?;
+        if let Some([da, db]) = &lora.gradient {
+            matmul.tn(commands, packed, &lora.low_rank(&self.low, dy.rows), lora.scale, true, db)?;
+            let dropped = lora.dropped(kernels, commands, &work.dropped, x.mat())?;
+            let x = dropped.as_ref().map_or(Left::Packed(x), Left::Mat);
             matmul.tn(commands, &low_rank, x, 1.0, true, da)?;
         }
-        matmul.backward(commands, packed, &self.weight, add, dx)?;
         match lora.dropout {
-            None => matmul.nn(commands, &low_rank, &lora.a, 1.0, true, dx),
+            None => {
+                let adapter = Adapter { low, other: &lora.a, scale: lora.scale };
+                matmul.backward_adapted(commands, packed, &self.weight, adapter, add, dx)
+            }
             Some((p, key)) => {
+                matmul.backward(commands, packed, &self.weight, add, dx)?;
                 let dropped = work.dropped.narrow(dx.rows, dx.cols);
                 matmul.nn(commands, &low_rank, &lora.a, 1.0, false, &dropped)?;
                 kernels.dropout.record(commands, p, key, &dropped, dx, true)

@@ -184,7 +184,7 @@ impl MemoryPlan {
         let adapter = demand.adapter.saturating_mul(4);
         let optimizer = if training { adapter.saturating_mul(3) } else { 0 };
         let angles = rotary_bytes(model, demand.positions, tokens);
-        let products = Matmul::scratch_bytes(demand.units, tokens, &product_shapes(model, tokens));
+        let products = Matmul::scratch_bytes(demand.units, tokens, &product_shapes(model, tokens), demand.rank);
         let attention = Attention::scratch_bytes(demand.units, tokens, &attention_heads(model, 0), training);
         let staging = if globals == Globals::All { 0 } else { HostEmbedding::staging_bytes() };
         let scratch = sum([products, attention, angles, Constants::bytes(model), staging, demand.reserved]);
@@ -229,7 +229,7 @@ impl MemoryPlan {
         let stream = StreamOptions { budget, globals, ..StreamOptions::default() };
         let model = Model::new(gpu, pack, self.positions, &stream)?;
         let memory = Memory::new(gpu, model.config(), self.sizes)?;
-        model.reserve_products(self.sizes.tokens)?;
+        model.reserve_products(self.sizes.tokens, self.sizes.rank)?;
         Ok((model, memory))
     }
 

@@ -35,8 +35,7 @@ impl MixedKernels {
             }
         }
         for (inputs, outputs) in TARGETS.iter().filter(|_| rank > 0).filter_map(|&role| projection_shape(model, role)) {
-            products.add_weight(StoredAs::ADAPTER, rank, inputs);
-            products.add_weight(StoredAs::ADAPTER, outputs, rank);
+            products.add_adapter(rank, outputs, inputs);
         }
         products.add_products(training);
         Self::of(products, vec![model.head_dim])
@@ -123,11 +122,6 @@ impl MixedKernels {
             }
         }
     }
-}
-
-impl StoredAs {
-    /// The matrices of an adapter.
-    const ADAPTER: Self = Self::Raw(FloatType::F32);
 }
 
 /// How the elements of a tensor are stored, by its first section.

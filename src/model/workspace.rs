@@ -60,8 +60,8 @@
 //! that of `d.normed`, between the feed-forward block and q_, k_ and v_proj, and `d.queries` in
 //! that of the shared `middle`, after the feed-forward block.
 //!
-//! Every projection with an adapter uses `low_rank`, `dropped` and (backward) `d.low_rank` as
-//! scratch, and writes them before it reads them.
+//! Every projection with an adapter has its own x A^T in `lows`, which its gradients are computed
+//! from. It uses `low_rank` and `dropped` as scratch, and writes them before it reads them.
 
 use crate::arch::config::ModelConfig;
 use crate::arch::family::PROJECTIONS;
@@ -146,7 +146,7 @@ pub(crate) struct Workspace<M> {
     pub normed: M,
     /// silu(gate) * up, later its gradient: intermediate, with the tokens of a window.
     pub activated: M,
-    /// x A^T, or its gradient: rank.
+    /// The gradient of x A^T: rank.
     pub low_rank: M,
     /// The inputs of an adapter after dropout: as wide as the widest input. One column without
     /// dropout.
@@ -189,6 +189,8 @@ pub(crate) struct Activations<M> {
     pub gate: M,
     /// As `gate`.
     pub up: M,
+    /// x A^T of each projection, in the order of `family::PROJECTIONS`: rank.
+    pub lows: Vec<M>,
 }
 
 /// Gradients, each named after its activation.
@@ -202,8 +204,6 @@ pub(crate) struct Backward<M> {
     pub values: M,
     /// Sums of attended * its gradient: heads.
     pub delta: M,
-    /// x A^T, computed again: rank.
-    pub low_rank: M,
 }
 
 impl<M: Matrix> Workspace<M> {
@@ -228,10 +228,10 @@ impl<M: Matrix> Workspace<M> {
         let widest = if sizes.training { hidden.max(queries) } else { hidden };
         let middle = new(Use::Layer, "middle of the residual stream", tokens, widest)?;
         let of_layer = |name, rows, cols| new(Use::Layer, name, rows, cols);
-        let shared = Activations::build(model, [tokens, window], None, Some(middle.reshaped(tokens, hidden)), of_layer)?;
+        let shared = Activations::build(model, sizes, window, None, Some(middle.reshaped(tokens, hidden)), of_layer)?;
         let mut keep = |_| {
             let new = |name, rows, cols| new(Use::KeptActivations, name, rows, cols);
-            Activations::build(model, [tokens, tokens], Some(&shared), None, new)
+            Activations::build(model, sizes, tokens, Some(&shared), None, new)
         };
         let kept = (0..sizes.kept).map(&mut keep).collect::<Result<_, E>>()?;
         let activated = new(Use::Layer, "activated", window, intermediate)?;
@@ -263,7 +263,6 @@ impl<M: Matrix> Workspace<M> {
                         keys: layer("gradient of keys", keys)?,
                         values: layer("gradient of values", keys)?,
                         delta: layer("row products", heads)?,
-                        low_rank: layer("low rank", rank)?,
                     })
                 }
             },
@@ -275,17 +274,18 @@ impl<M: Matrix> Workspace<M> {
 }
 
 impl<M: Matrix> Activations<M> {
-    /// Calls `of` for each matrix, with its name, rows and columns: `tokens` rows, or the rows of a
-    /// window. Kept activations take from `shared` what is cheap to compute again: queries and keys
-    /// after the norms of the heads. `middle` is a matrix that is there already.
+    /// Calls `of` for each matrix, with its name, rows and columns: a row for each token, or
+    /// `window` rows. Kept activations take from `shared` what is cheap to compute again: queries
+    /// and keys after the norms of the heads. `middle` is a matrix that is there already.
     fn build<E>(
         model: &ModelConfig,
-        [tokens, window]: [u32; 2],
+        sizes: Sizes,
+        window: u32,
         shared: Option<&Self>,
         middle: Option<M>,
         mut of: impl FnMut(&'static str, u32, u32) -> Result<M, E>,
     ) -> Result<Self, E> {
-        let mut new = |name, cols| of(name, tokens, cols);
+        let mut new = |name, cols| of(name, sizes.tokens, cols);
         let &ModelConfig { hidden, intermediate, heads, q_k_norm, .. } = model;
         let (queries, keys) = (model.queries(), model.keys());
         let [raw_queries, raw_keys] = match q_k_norm {
@@ -299,8 +299,15 @@ impl<M: Matrix> Activations<M> {
         let (values, attended) = (new("values", keys)?, new("attended", model.queries())?);
         let lse = new("softmax denominators", heads)?;
         let middle = middle.map_or_else(|| new("middle of the residual stream", hidden), Ok)?;
+        // Without gradients, one for all projections.
+        let mut low = || new("low rank", sizes.rank.max(1));
+        let lows = match sizes.training {
+            true => PROJECTIONS.iter().map(|_| low()).collect::<Result<_, E>>()?,
+            false => vec![low()?; PROJECTIONS.len()],
+        };
         let [gate, up] = [of("gate", window, intermediate)?, of("up", window, intermediate)?];
-        Ok(Self { raw_queries, raw_keys, queries, keys: keys_of_heads, values, attended, lse, middle, gate, up })
+        let keys = keys_of_heads;
+        Ok(Self { raw_queries, raw_keys, queries, keys, values, attended, lse, middle, gate, up, lows })
     }
 }
 

@@ -13,6 +13,7 @@
 //! must fit in a binding: a dense right operand of `nt` and `nn`, the result of `tn`, and every
 //! single row.
 
+mod adapted;
 mod kernels;
 mod mixed;
 mod panels;
@@ -25,14 +26,17 @@ pub(in crate::ops) mod weight;
 mod wide;
 
 use kernels::Kernels;
+pub use mixed::Adapter;
 pub use mixed::used::{ProductKernels, StoredAs};
-use mixed::{Mixed, Side};
+use mixed::{LowRank, Memory, Mixed, Place, Side};
 use panels::{Panels, Size, Terms};
 use product::{Product, View, dense};
-pub use weight::{Elements, Weight};
+pub use weight::{Elements, Largest, Weight};
 use weight::{Rectangle, Right};
 use wide::WideKernels;
 pub use wide::{Join, MAX_ROWS, Wide};
+
+use std::ops::Range;
 
 use super::Mat;
 use crate::dequant::operand::ALIGN;
@@ -56,6 +60,7 @@ pub struct Packed {
     mat: Mat,
     /// The matrix for matrix units, and its number among all of them.
     panels: Option<(Panels, u64)>,
+    place: Place,
 }
 
 /// The left operand of a product: a matrix, packed or not.
@@ -71,6 +76,11 @@ impl Packed {
     /// The matrix.
     pub fn mat(&self) -> &Mat {
         &self.mat
+    }
+
+    /// Its number among the operands for matrix units.
+    fn number(&self) -> Option<u64> {
+        self.panels.as_ref().map(|(_, number)| *number)
     }
 }
 
@@ -97,9 +107,9 @@ impl<'a> Left<'a> {
 
 impl Matmul {
     /// GPU memory of a `Matmul` in bytes, for products of at most `rows` rows with weights of these
-    /// shapes [outputs, inputs], forward and backward.
-    pub fn scratch_bytes(units: Option<MatrixUnits>, rows: u32, weights: &[(u32, u32)]) -> u64 {
-        let mixed = units.map_or(0, |_| Mixed::scratch_bytes(rows, weights));
+    /// shapes [outputs, inputs] and adapters of `rank`, forward and backward.
+    pub fn scratch_bytes(units: Option<MatrixUnits>, rows: u32, weights: &[(u32, u32)], rank: u32) -> u64 {
+        let mixed = units.map_or(0, |_| Memory::bytes(rows, weights, rank));
         kernels::SCRATCH_BYTES.saturating_add(mixed)
     }
 
@@ -107,8 +117,9 @@ impl Matmul {
     ///
     /// # Errors
     /// [`OpError::Gpu`] if memory is exhausted.
-    pub fn reserve(&self, rows: u32, weights: &[(u32, u32)]) -> Result<(), OpError> {
-        self.mixed.as_ref().map_or(Ok(()), |mixed| mixed.reserve(rows, weights))
+    pub fn reserve(&self, rows: u32, weights: &[(u32, u32)], rank: u32) -> Result<(), OpError> {
+        let gpu = self.kernels.gpu();
+        self.mixed.as_ref().map_or(Ok(()), |mixed| mixed.memory().reserve(gpu, rows, weights, rank))
     }
 
     /// Prepares the products on `gpu`. With `units`, large products with frozen weights run on
@@ -120,6 +131,19 @@ impl Matmul {
         let kernels = Kernels::new(gpu, Tried::new(gpu), Tried::new(gpu), trial::TRIALS)?;
         let mixed = units.map(|units| Mixed::new(gpu, units, Tried::new(gpu), mixed::trial::of)).transpose()?;
         Ok(Self { kernels, wide: WideKernels::new(gpu, Tried::new(gpu), trial::of_wide), mixed })
+    }
+
+    /// Records the measurement of a weight for matrix units: its largest magnitude is then in
+    /// `largest`, which was 0 before. Without it, each product measures the weight.
+    ///
+    /// # Errors
+    /// As [`Matmul::forward`].
+    pub fn measure(&self, commands: &mut Commands, w: &Weight<'_>, largest: &Largest) -> Result<(), OpError> {
+        let Some(mixed) = &self.mixed else { return Ok(()) };
+        for (rectangle, b) in w.pieces("the magnitude of a weight", self.binding())? {
+            mixed.measure(commands, &b, rectangle.size(), w.inputs(), largest)?;
+        }
+        Ok(())
     }
 
     /// Names of the kernels on matrix units that were used, for tests.
@@ -144,10 +168,24 @@ impl Matmul {
     /// # Errors
     /// [`OpError::Shape`] if a packed operand is no longer valid; as [`Matmul::nt`].
     pub fn pack<'a>(&self, commands: &mut Commands, x: impl Into<Left<'a>>) -> Result<Packed, OpError> {
-        let x = match x.into() {
+        self.pack_to(commands, x.into(), Place::Left)
+    }
+
+    /// As [`Matmul::pack`], for the gradients of adapters: it stays valid while gradients of
+    /// outputs are prepared, until the next preparation of inputs.
+    ///
+    /// # Errors
+    /// As [`Matmul::pack`].
+    pub fn pack_inputs(&self, commands: &mut Commands, x: &Mat) -> Result<Packed, OpError> {
+        self.pack_to(commands, x.into(), Place::Inputs)
+    }
+
+    fn pack_to(&self, commands: &mut Commands, x: Left<'_>, place: Place) -> Result<Packed, OpError> {
+        let x = match x {
             Left::Mat(mat) => mat,
             Left::Packed(packed) => {
-                let (expected, found) = (self.mixed.as_ref().map(Mixed::present), packed.panels.as_ref());
+                let (expected, found) =
+                    (self.mixed.as_ref().map(|mixed| mixed.present(packed.place)), packed.panels.as_ref());
                 return match found.map(|(_, number)| *number).zip(expected).filter(|(found, expected)| found != expected) {
                     Some((found, expected)) => {
                         Err(OpError::Shape { operation: "a packed operand", what: "its number", expected, found })
@@ -159,11 +197,8 @@ impl Matmul {
         x.check("pack", x.rows, x.cols)?;
         let size = Size { rows: x.rows, cols: x.cols };
         let wanted = |mixed: &&Mixed| size.rows >= mixed::MIN_ROWS && size.cols > 0 && mixed.binds(size);
-        let panels = self.mixed.as_ref().filter(wanted).map(|mixed| {
-            let panels = mixed.pack(commands, &View::of(x), size)?;
-            Ok::<_, OpError>((panels, mixed.present()))
-        });
-        Ok(Packed { mat: x.clone(), panels: panels.transpose()? })
+        let panels = self.mixed.as_ref().filter(wanted).map(|mixed| mixed.pack(commands, &View::of(x), size, place));
+        Ok(Packed { mat: x.clone(), panels: panels.transpose()?, place })
     }
 
     /// Records `out[m, n] = scale * a[m, k] b[n, k]^T`, added to `out` if `add` is set.
@@ -210,17 +245,41 @@ impl Matmul {
         self.record_dense(commands, left, Terms::Rows, b, &Product { k: b.rows, scale, add, ..product })
     }
 
-    /// Records `out[m, n] = scale * a[k, m]^T b[k, n]`, added to `out` if `add` is set.
+    /// Records `out[m, n] = scale * a[k, m]^T b[k, n]`, added to `out` if `add` is set. If one of
+    /// them is packed and the other one has few columns, on matrix units.
     ///
     /// # Errors
     /// As [`Matmul::nt`].
-    pub fn tn(&self, commands: &mut Commands, a: &Mat, b: &Mat, scale: f32, add: bool, out: &Mat) -> Result<(), OpError> {
+    pub fn tn<'a>(
+        &self,
+        commands: &mut Commands,
+        a: impl Into<Left<'a>>,
+        b: impl Into<Left<'a>>,
+        scale: f32,
+        add: bool,
+        out: &Mat,
+    ) -> Result<(), OpError> {
+        let (left, right) = (a.into(), b.into());
+        let (a, b) = (left.mat(), right.mat());
         a.check("a^T b", b.rows, out.rows)?;
         b.check("a^T b", b.rows, out.cols)?;
         out.check("a^T b", out.rows, out.cols)?;
         if b.rows == 0 {
             let product = dense(View::of(a), (b, 0..0), (1, b.cols), out);
             return self.record(commands, &Product { scale, add, ..product });
+        }
+        let of_columns = View::of(out);
+        let sides = match (left, right) {
+            (Left::Packed(wide), _) => Some((wide, b, of_columns)),
+            (_, Left::Packed(wide)) => Some((wide, a, of_columns.transposed())),
+            _ => None,
+        };
+        if let Some((wide, narrow, out)) = sides
+            && let (Some(mixed), Some((panels, _))) = (&self.mixed, &wide.panels)
+            && mixed.sums_rows(&self.kernels, panels, narrow)
+        {
+            self.pack(commands, wide)?;
+            return mixed.over_rows(&self.kernels, commands, (panels, narrow), (scale, add), &out);
         }
         let max_rows = self.rows_within_binding(a.cols.max(b.cols));
         for first in (0..b.rows).step_by(max_rows as usize) {
@@ -247,7 +306,21 @@ impl Matmul {
         add: bool,
         y: &Mat,
     ) -> Result<(), OpError> {
-        let left = x.into();
+        self.forward_with(commands, x.into(), w, bias, None, add, y)
+    }
+
+    /// As [`Matmul::forward`], with the terms of an adapter if [`Matmul::fuses`] permits it.
+    #[expect(clippy::too_many_arguments, reason = "operands, and how")]
+    fn forward_with(
+        &self,
+        commands: &mut Commands,
+        left: Left<'_>,
+        w: &Weight<'_>,
+        bias: Option<&Mat>,
+        adapter: Option<Adapter<'_>>,
+        add: bool,
+        y: &Mat,
+    ) -> Result<(), OpError> {
         let x = left.mat();
         x.check("x W^T", x.rows, w.inputs())?;
         y.check("x W^T", x.rows, w.outputs())?;
@@ -273,13 +346,15 @@ impl Matmul {
                 k: columns.end - columns.start,
                 a: View::of(x).shifted(columns.start),
                 b,
+                b_largest: w.largest().cloned(),
                 b_strides: (w.inputs(), 1),
                 out: View::of(y).shifted(rows.start),
                 scale: w.factor(),
                 add: add || !starts,
                 bias: bias.filter(|_| starts).map(|bias| (bias.range.clone(), rows.start)),
             };
-            self.record_frozen(commands, &packed, Terms::Columns, &rectangle, &product)?;
+            let of_rows = |adapter| (adapter, rows.clone());
+            self.record_frozen(commands, &packed, Terms::Columns, &rectangle, adapter.map(of_rows), &product)?;
         }
         Ok(())
     }
@@ -297,7 +372,19 @@ impl Matmul {
         add: bool,
         dx: &Mat,
     ) -> Result<(), OpError> {
-        let left = dy.into();
+        self.backward_with(commands, dy.into(), w, None, add, dx)
+    }
+
+    /// As [`Matmul::backward`], with the terms of an adapter if [`Matmul::fuses`] permits it.
+    fn backward_with(
+        &self,
+        commands: &mut Commands,
+        left: Left<'_>,
+        w: &Weight<'_>,
+        adapter: Option<Adapter<'_>>,
+        add: bool,
+        dx: &Mat,
+    ) -> Result<(), OpError> {
         let dy = left.mat();
         dy.check("dy W", dy.rows, w.outputs())?;
         dx.check("dy W", dy.rows, w.inputs())?;
@@ -317,13 +404,16 @@ impl Matmul {
                 k: rows.end - rows.start,
                 a: View::of(dy).shifted(rows.start),
                 b,
+                b_largest: w.largest().cloned(),
                 b_strides: (1, w.inputs()),
                 out: View::of(dx).shifted(columns.start),
                 scale: w.factor(),
                 add: add || i > 0 || !written,
                 bias: None,
             };
-            self.record_frozen(commands, &packed, Terms::Rows, &rectangle, &product)?;
+            // The sums run over the rows. The first piece has the terms of the adapter.
+            let whole = adapter.filter(|_| i == 0).map(|adapter| (adapter, 0..adapter.other.rows));
+            self.record_frozen(commands, &packed, Terms::Rows, &rectangle, whole, &product)?;
         }
         Ok(())
     }
@@ -331,7 +421,7 @@ impl Matmul {
     /// The rectangles of a weight for products with `left`.
     fn pieces(&self, operation: &'static str, left: &Packed, w: &Weight<'_>) -> Result<Vec<(Rectangle, Right)>, OpError> {
         match left.panels {
-            Some(_) => w.pieces_of_rows(operation, self.binding(), Mixed::rows_at_once(w.inputs())),
+            Some(_) => w.pieces_of_rows(operation, self.binding(), mixed::rows_at_once(w.inputs())),
             None => w.pieces(operation, self.binding()),
         }
     }
@@ -351,7 +441,7 @@ impl Matmul {
             Left::Packed(packed) if product.m >= mixed::MIN_DENSE_ROWS && product.n > 0 && product.k > 0 => {
                 let packed = self.pack(commands, packed)?;
                 let rectangle = Rectangle { rows: 0..b.rows, columns: 0..b.cols };
-                self.record_frozen(commands, &packed, terms, &rectangle, product)
+                self.record_frozen(commands, &packed, terms, &rectangle, None, product)
             }
             _ => self.record(commands, product),
         }
@@ -359,24 +449,27 @@ impl Matmul {
 
     /// Records a product with a rectangle of a frozen weight: on matrix units if the left operand
     /// is in panels and the rectangle has whole rows. `terms` is the side of the weight over which
-    /// the sums run.
+    /// the sums run. An adapter comes with the rows of its second operand.
     fn record_frozen(
         &self,
         commands: &mut Commands,
         left: &Packed,
         terms: Terms,
         rectangle: &Rectangle,
+        adapter: Option<(Adapter<'_>, Range<u32>)>,
         product: &Product,
     ) -> Result<(), OpError> {
         let (Some(mixed), Some((panels, _))) = (&self.mixed, &left.panels) else { return self.record(commands, product) };
-        let (rows, cols) = (rectangle.rows.end - rectangle.rows.start, rectangle.columns.end - rectangle.columns.start);
         let first = if terms == Terms::Rows { rectangle.rows.start } else { rectangle.columns.start };
-        let size = Size { rows, cols };
+        let size = rectangle.size();
         let inputs = product.b_strides.0.max(product.b_strides.1);
-        if cols != inputs || !first.is_multiple_of(panels::WIDTH) || !mixed.binds(size) {
+        if size.cols != inputs || !first.is_multiple_of(panels::WIDTH) || !mixed.binds(size) {
             return self.record(commands, product);
         }
-        let right = mixed.decode(commands, &product.b, size, inputs)?;
+        let adapter =
+            adapter.map(|(adapter, rows)| self.terms_of(commands, mixed, left, adapter, rows, product)).transpose()?;
+        let adapter = adapter.as_ref().map(|(low, other, ratio)| LowRank { low, other, ratio: *ratio });
+        let right = mixed.decode(commands, &product.b, size, inputs, product.b_largest.as_ref())?;
         let right = Side { panels: &right, terms, first: (0, 0) };
         // The first row of a side is a multiple of the padding.
         let max_rows = (self.rows_within_binding(product.out.row) / panels::PADDING).max(1) * panels::PADDING;
@@ -385,7 +478,7 @@ impl Matmul {
             let out = product.out.window(row..row + m, product.n);
             let left = Side { panels, terms: Terms::Columns, first: (row, first) };
             let target = product::Target { m, out: &out, ..product.target() };
-            mixed.multiply(&self.kernels, commands, [left, right], product.k, target)?;
+            mixed.multiply(&self.kernels, commands, [left, right], product.k, adapter, target)?;
         }
         Ok(())
     }

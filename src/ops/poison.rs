@@ -2,7 +2,7 @@
 //! vector.
 #![allow(clippy::unwrap_used, reason = "tests fail by panicking")]
 
-use super::matmul::{Elements, Join, Matmul, Weight, Wide};
+use super::matmul::{Adapter, Elements, Join, Largest, Matmul, Weight, Wide};
 use super::testing::{gpu, mat, poisoned, random, random_mat, units};
 use super::*;
 use crate::arch::family::Activation;
@@ -136,6 +136,53 @@ fn products_on_matrix_units() {
         let first = if inputs > 1000 { vec!["matmul_panels:main", "matmul_sum:main"] } else { vec!["matmul_panels:main"] };
         assert_written(&gpu, &[first, products.to_vec()].concat(), &ranges([&y[0], &y[1]]), &[], record);
     }
+}
+
+/// A weight that was measured, with an adapter and its gradients.
+#[test]
+fn adapters_on_matrix_units() {
+    let Some(gpu) = gpu() else { return };
+    let matmul = Matmul::new(&gpu, Some(units(&gpu))).unwrap();
+    let (rows, outputs, inputs, rank) = (69, 36, 71, 5);
+    let nf4 = quantized(&gpu, SCALES[0], outputs * inputs);
+    let largest = Largest { range: poisoned(&gpu, 1, 4).range, at: 2 };
+    let weight = Weight::new(Elements::Quantized(&nf4), outputs, inputs).measured(largest.clone());
+    let ((x, _), (dy, _)) = (random_mat(&gpu, 1, rows, inputs), random_mat(&gpu, 2, rows, outputs));
+    let ((a, _), (b, _)) = (random_mat(&gpu, 3, rank, inputs), random_mat(&gpu, 4, outputs, rank));
+    let [u, du] = [0; 2].map(|_| poisoned(&gpu, rows, rank));
+    let (y, dx, da, db) = (
+        poisoned(&gpu, rows, outputs),
+        poisoned(&gpu, rows, inputs),
+        poisoned(&gpu, rank, inputs),
+        poisoned(&gpu, outputs, rank),
+    );
+    let kernels = [
+        "align:align",
+        "align:extent",
+        "low_rank:main",
+        "matmul_panels:main",
+        "matmul_sum:main",
+        "pack:main",
+        "panels_measure:main",
+        "panels_quantized:decode",
+        "panels_quantized:extent",
+        "panels_raw:decode",
+        "panels_raw:extent",
+    ];
+    assert_written(&gpu, &kernels, &ranges([&u, &du, &y, &dx, &da, &db]), &[], |commands| {
+        commands.clear(&largest.range);
+        matmul.measure(commands, &weight, &largest).unwrap();
+        let packed = &matmul.pack(commands, &x).unwrap();
+        let low = &matmul.low_nt(commands, packed, &a, &u).unwrap();
+        let adapter = Adapter { low, other: &b, scale: 2.0 };
+        matmul.forward_adapted(commands, packed, &weight, None, adapter, false, &y).unwrap();
+        let (packed, inputs) = (&matmul.pack(commands, &dy).unwrap(), &matmul.pack_inputs(commands, &x).unwrap());
+        let low = &matmul.low_nn(commands, packed, &b, 2.0, &du).unwrap();
+        matmul.tn(commands, packed, &u, 2.0, false, &db).unwrap();
+        matmul.tn(commands, &du, inputs, 1.0, false, &da).unwrap();
+        let adapter = Adapter { low, other: &a, scale: 2.0 };
+        matmul.backward_adapted(commands, packed, &weight, adapter, false, &dx).unwrap();
+    });
 }
 
 /// Tokens at and past the end of the vocabulary.

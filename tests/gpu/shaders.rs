@@ -73,12 +73,15 @@ const FORMS: &[(&[&str], Constants)] = &[
     (&["panels.wgsl", "pack.wgsl"], &[("WHOLE", EITHER)]),
     (
         &["panels.wgsl", "panels_decode.wgsl", "matmul_floats.wgsl", "panels_raw.wgsl"],
-        &[("WHOLE", EITHER), ("FLOATS", TYPES)],
+        &[("WHOLE", EITHER), ("KNOWN", EITHER), ("FLOATS", TYPES)],
     ),
     (
         &["panels.wgsl", "panels_decode.wgsl", "nf4_bindings.wgsl", "codec_nf4.wgsl", "panels_quantized.wgsl"],
-        &[("WHOLE", EITHER), ("SCALES", TYPES)],
+        &[("WHOLE", EITHER), ("KNOWN", EITHER), ("SCALES", TYPES)],
     ),
+    (&["panels.wgsl", "panels_measure.wgsl"], &[]),
+    (&["panels.wgsl", "low_rank.wgsl"], &[]),
+    (&["panels.wgsl", "align.wgsl"], &[]),
     (
         &["attention.wgsl"],
         &[("HEAD", &[1.0, 16.0, 20.0, 32.0, 64.0]), ("TX", &[8.0]), ("TY", &[16.0]), ("VALUES", &[4.0, 16.0])],
@@ -224,7 +227,7 @@ fn every_kernel_runs_over_poisoned_memory_in_a_test() {
     let read = |file: &&str| fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join(file)).unwrap();
     let sources: String = POISON_TESTS.iter().map(read).collect();
     assert_eq!(poisoned(&sources).collect::<BTreeSet<_>>(), every, "the kernels of {POISON_TESTS:?}, and those of shaders");
-    assert_eq!(every.len(), 54);
+    assert_eq!(every.len(), 58);
 }
 
 #[test]
@@ -253,7 +256,7 @@ fn every_shader_is_valid_in_every_form() {
     }
     let dequant = 2 + 2 * 12 + 9;
     let products = 72 + 48 + 2 * 48 + 1 + 64 * (3 + 2);
-    let panels = 2 + 2 * 2 * 6;
+    let panels = 2 + 2 * 2 * 2 * 6 + 1 + 1 + 2;
     let attention = 5 * 10 + 3 * 16 + 3 * 4 * 2 + 3 * 3 * 2 * 2 + 2;
     let rest = 1 + 2 + 2 + 1 + 2 + 2 * 3 + 3 + 3 + 2 * 2 + 2 * 2;
     assert_eq!(compiled, dequant + products + panels + attention + rest);

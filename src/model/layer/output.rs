@@ -24,7 +24,7 @@ impl Layer<'_> {
 
     /// Records `out` = `middle` + the output of the feed-forward network, for a window.
     pub(super) fn add_feed_forward(&self, commands: &mut Commands, window: &Window, out: &Mat) -> Result<(), OpError> {
-        let down = self.down.in_window(window.number);
+        let down = self.down.in_window(window.number, window.first);
         let mats = [&window.activated, &window.normed, &window.middle, out];
         self.add_output(commands, &down, self.constants.feed_forward_output_norm.as_ref(), mats)
     }

@@ -187,7 +187,8 @@ struct SumParams {
     has_bias: u32,
     add: u32,
     scale: f32,
-    pad: [u32; 3],
+    out_column: u32,
+    pad: [u32; 2],
 }
 
 pub(super) fn flag(set: bool) -> f64 {
@@ -330,7 +331,8 @@ impl Kernels {
             has_bias: target.bias.is_some().into(),
             add: target.add.into(),
             scale: target.scale,
-            pad: [0; 3],
+            out_column: out.column,
+            pad: [0; 2],
         };
         let groups = self.gpu.grid(u64::from(count).div_ceil(SUM_WORKGROUP));
         commands.dispatch(kernel, &[parts, bias, out.range.clone()], bytemuck::bytes_of(&params), groups, bytes);

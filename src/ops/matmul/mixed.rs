@@ -10,42 +10,45 @@
 //! panels                  -> product (-> sum of chunks)          -> out
 //! ```
 //!
+//! The product with a frozen weight has the terms of its adapter, too ([`low_rank`]).
+//!
 //! Powers of two cost no precision, and keep every number in the range of f16: the largest
 //! magnitude of a row becomes 512..1024. What is not finite stays so, and shows in the result.
 //!
-//! One left and one right operand exist at a time. A packed operand that was overwritten is
-//! refused.
+//! One right operand exists at a time, and one packed operand in each [`Place`]. A packed operand
+//! that was overwritten is refused.
 
+mod gradient;
+mod low_rank;
+mod memory;
 mod source;
+mod terms;
 #[cfg(test)]
 mod tests;
 pub(super) mod trial;
 pub(super) mod used;
 
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Mutex, PoisonError};
 
 use bytemuck::{Pod, Zeroable};
 
 use super::kernels::{Kernels, flag, shaders};
-use super::panels::{Exponents, PADDING, Panels, Size, Terms, WIDTH};
+use super::panels::{Exponents, Panels, Size, Terms, WIDTH};
 use super::product::{Target, View};
-use super::weight::{Right, floats_constant};
+use super::weight::{Largest, Right, floats_constant};
 use crate::dequant::operand::Codec;
 use crate::format::FloatType;
 use crate::gpu::{BufferRange, Commands, Gpu, GpuError, Kernel, KernelSpec, MatrixUnits, Shader};
 use crate::ops::trial::Tried;
 use crate::ops::{OpError, mat_bytes};
+use memory::Scratch;
+pub(super) use memory::{MIN_ROWS, Memory, Place, rows_at_once};
 use source::{Form, Tile};
+pub use terms::{Adapter, Low};
+pub(super) use terms::{LowRank, fits};
 
-/// With fewer rows, the memory traffic of the weights dominates, and kernels that decode them on
-/// the fly are faster.
-pub(super) const MIN_ROWS: u32 = 65;
 /// Rows from which on a packed operand serves products with dense matrices.
 pub(super) const MIN_DENSE_ROWS: u32 = 1024;
-/// Maximum elements of a decoded weight, unless 128 rows have more. Larger weights are decoded and
-/// multiplied in parts.
-const DECODED_ELEMENTS: u64 = 1 << 26;
 /// Workgroups of `extent`; `EXTENTS` in the shader.
 const EXTENTS: u32 = 256;
 /// Rows and columns per workgroup of `decode`.
@@ -53,11 +56,15 @@ const DECODED_TILE: u32 = 128;
 /// Cores of a large GPU. A product with few tiles is cut along its sums, so that each core has
 /// work.
 const CORES: u64 = 132;
-/// Minimum terms of a cut product.
+/// Minimum terms of a cut product, and of one with few columns.
 const MIN_TERMS: u32 = 512;
+const MIN_NARROW_TERMS: u32 = 128;
 /// Maximum cuts of a product, and of one with few columns.
 const MAX_CUTS: u32 = 4;
-const MAX_NARROW_CUTS: u32 = 16;
+const MAX_NARROW_CUTS: u32 = 32;
+/// The places of the exponents of right operands: `right`, then x A^T or dy B, and B or A.
+const EXPONENTS: u64 = 16;
+const OTHER: u32 = 2;
 
 /// Describes the difference of a kernel from the CPU, if there is one.
 type Trial = fn(&Mixed, Kind, &Kernel) -> Result<Option<String>, OpError>;
@@ -70,12 +77,19 @@ pub(super) enum Kind {
         whole: bool,
     },
     Extent(Stored),
-    /// Whether every row starts on a multiple of eight elements.
+    /// The largest extent.
+    Measure,
+    /// Whether every row starts on a multiple of eight elements, and whether the largest magnitude
+    /// is known.
     Decode {
         stored: Stored,
         whole: bool,
+        known: bool,
     },
     Product(Form),
+    LowRank,
+    AlignExtent,
+    Align,
 }
 
 /// The storage of a right operand.
@@ -95,13 +109,6 @@ pub(super) struct Side<'a> {
     pub first: (u32, u32),
 }
 
-/// Memory that grows to the largest size asked for.
-#[derive(Debug)]
-struct Scratch {
-    label: &'static str,
-    range: Mutex<Option<BufferRange>>,
-}
-
 /// Products on the matrix units of a device.
 #[derive(Debug)]
 pub(super) struct Mixed {
@@ -109,14 +116,15 @@ pub(super) struct Mixed {
     units: MatrixUnits,
     kernels: Tried<Kind>,
     trial: Trial,
-    left: Scratch,
-    left_exponents: Scratch,
-    right: Scratch,
-    /// One i32.
-    right_exponent: BufferRange,
+    memory: Memory,
+    /// An i32 for each of [`EXPONENTS`].
+    right_exponents: BufferRange,
     extents: BufferRange,
-    /// Number of left operands so far.
+    /// Number of packed operands so far, and the present one of each place.
     packed: AtomicU64,
+    present: [AtomicU64; 2],
+    /// Number of products x A^T and dy B so far.
+    lows: AtomicU64,
 }
 
 /// Parameters of a dispatch: `struct Params` of pack.wgsl.
@@ -148,6 +156,9 @@ struct DecodeParams {
     zero: u32,
     panel_rows: u32,
     panel_cols: u32,
+    exponent_at: u32,
+    extent_at: u32,
+    pad: [u32; 2],
     codebook: [f32; 16],
 }
 
@@ -173,23 +184,12 @@ struct ProductParams {
     has_bias: u32,
     add: u32,
     scale: f32,
-    pad: [u32; 2],
-}
-
-impl Scratch {
-    fn new(label: &'static str) -> Self {
-        Self { label, range: Mutex::default() }
-    }
-
-    fn get(&self, gpu: &Gpu, bytes: u64) -> Result<BufferRange, GpuError> {
-        let mut range = self.range.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(range) = range.as_ref().filter(|range| range.size >= bytes) {
-            return Ok(range.slice(0, bytes));
-        }
-        // What was recorded before keeps its memory.
-        let larger = BufferRange::whole(gpu.storage(self.label, bytes)?);
-        Ok(range.insert(larger).slice(0, bytes))
-    }
+    low_first: u32,
+    low_rows: u32,
+    other_first: u32,
+    other_rows: u32,
+    rank: u32,
+    ratio: f32,
 }
 
 impl Stored {
@@ -234,14 +234,29 @@ impl Kind {
                 let (name, source, constants) = stored.shader();
                 KernelSpec { shader: trusted(name, source), entry: "extent", constants }
             }
-            Self::Decode { stored, whole } => {
+            Self::Measure => KernelSpec {
+                shader: trusted("panels_measure", shaders!("panels", "panels_measure").to_owned()),
+                entry: "main",
+                constants: Vec::new(),
+            },
+            Self::Decode { stored, whole, known } => {
                 let (name, source, mut constants) = stored.shader();
-                constants.push(("WHOLE", flag(whole)));
+                constants.extend([("WHOLE", flag(whole)), ("KNOWN", flag(known))]);
                 KernelSpec { shader: trusted(name, source), entry: "decode", constants }
             }
             Self::Product(form) => KernelSpec {
                 shader: trusted("matmul_panels", units.source(&form.source())),
                 entry: "main",
+                constants: Vec::new(),
+            },
+            Self::LowRank => KernelSpec {
+                shader: trusted("low_rank", shaders!("panels", "low_rank").to_owned()),
+                entry: "main",
+                constants: Vec::new(),
+            },
+            Self::AlignExtent | Self::Align => KernelSpec {
+                shader: trusted("align", shaders!("panels", "align").to_owned()),
+                entry: if self == Self::Align { "align" } else { "extent" },
                 constants: Vec::new(),
             },
         }
@@ -255,22 +270,27 @@ impl Mixed {
             units,
             kernels,
             trial,
-            left: Scratch::new("left panels"),
-            left_exponents: Scratch::new("exponents"),
-            right: Scratch::new("right panels"),
-            right_exponent: BufferRange::whole(gpu.storage("exponent", 4)?),
+            memory: Memory::default(),
+            right_exponents: BufferRange::whole(gpu.storage("exponents", EXPONENTS)?),
             extents: BufferRange::whole(gpu.storage("extents", 4 * u64::from(EXTENTS))?),
             packed: AtomicU64::new(0),
+            present: [AtomicU64::new(0), AtomicU64::new(0)],
+            lows: AtomicU64::new(0),
         })
+    }
+
+    /// The memory of all operands.
+    pub fn memory(&self) -> &Memory {
+        &self.memory
     }
 
     fn kernel(&self, kind: Kind) -> Result<Kernel, OpError> {
         self.kernels.get(kind, || kind.spec(self.units), |kernel| (self.trial)(self, kind, kernel))
     }
 
-    /// The number of the present left operand.
-    pub fn present(&self) -> u64 {
-        self.packed.load(Ordering::Relaxed)
+    /// The number of the present operand in a place.
+    pub fn present(&self, place: Place) -> u64 {
+        self.present[place as usize].load(Ordering::Relaxed)
     }
 
     /// Whether a matrix can be bound, in float32 and in panels. Others stay in float32.
@@ -279,51 +299,17 @@ impl Mixed {
         bytes <= self.gpu.limits().max_storage_buffer_binding_size
     }
 
-    /// Bytes of the operands in panels, for left operands of at most `rows` rows.
-    pub fn scratch_bytes(rows: u32, weights: &[(u32, u32)]) -> u64 {
-        Self::operand_bytes(rows, weights).into_iter().fold(0, u64::saturating_add)
-    }
-
-    pub fn reserve(&self, rows: u32, weights: &[(u32, u32)]) -> Result<(), OpError> {
-        let limit = self.gpu.limits().max_storage_buffer_binding_size;
-        let scratch = [&self.left, &self.right, &self.left_exponents];
-        for (scratch, bytes) in scratch.into_iter().zip(Self::operand_bytes(rows, weights)) {
-            // A larger operand is not packed.
-            if bytes > 0 && bytes <= limit {
-                scratch.get(&self.gpu, bytes)?;
-            }
-        }
-        Ok(())
-    }
-
-    /// Bytes of the largest left operand, of the largest right one, and of the exponents of rows.
-    fn operand_bytes(rows: u32, weights: &[(u32, u32)]) -> [u64; 3] {
-        if rows < MIN_ROWS {
-            return [0; 3];
-        }
-        let left = |&(outputs, inputs): &(u32, u32)| Size { rows, cols: outputs.max(inputs) }.bytes();
-        let right =
-            |&(outputs, inputs): &(u32, u32)| Size { rows: outputs.min(Self::rows_at_once(inputs)), cols: inputs }.bytes();
-        let [left, right] = [weights.iter().map(left).max(), weights.iter().map(right).max()];
-        [left.unwrap_or(0), right.unwrap_or(0), Size { rows, cols: 0 }.exponent_bytes()]
-    }
-
-    /// Rows of a weight [outputs, inputs] that are decoded at once.
-    pub fn rows_at_once(inputs: u32) -> u32 {
-        let rows = DECODED_ELEMENTS / u64::from(inputs.max(1)).next_multiple_of(PADDING.into());
-        (rows / u64::from(PADDING)).max(1) as u32 * PADDING
-    }
-
     /// Records the packing of a matrix as the left operand. Its elements in a row are adjacent.
-    pub fn pack(&self, commands: &mut Commands, x: &View, size: Size) -> Result<Panels, OpError> {
+    pub fn pack(&self, commands: &mut Commands, x: &View, size: Size, place: Place) -> Result<(Panels, u64), OpError> {
         let whole = [x.first, x.row, size.cols].iter().all(|at| at.is_multiple_of(4));
         let kernel = self.kernel(Kind::Pack { whole })?;
-        let range = self.left.get(&self.gpu, size.bytes())?;
-        let exponents_range = self.left_exponents.get(&self.gpu, size.exponent_bytes())?;
+        let range = self.memory.packed[place as usize].get(&self.gpu, size.bytes())?;
+        let exponents_range = self.memory.exponents[place as usize].get(&self.gpu, size.exponent_bytes())?;
         let panels = Panels { size, range, exponents: Exponents::ByRow, exponents_range };
         self.dispatch_pack(commands, &kernel, x, &panels);
-        self.packed.fetch_add(1, Ordering::Relaxed);
-        Ok(panels)
+        let number = self.packed.fetch_add(1, Ordering::Relaxed) + 1;
+        self.present[place as usize].store(number, Ordering::Relaxed);
+        Ok((panels, number))
     }
 
     fn dispatch_pack(&self, commands: &mut Commands, kernel: &Kernel, x: &View, panels: &Panels) {
@@ -344,20 +330,55 @@ impl Mixed {
     }
 
     /// Records the decoding of a matrix [rows, cols] as the right operand. Its rows are `row`
-    /// elements apart.
-    pub fn decode(&self, commands: &mut Commands, b: &Right, size: Size, row: u32) -> Result<Panels, OpError> {
+    /// elements apart. Unless its largest magnitude is known, it is measured first.
+    pub fn decode(
+        &self,
+        commands: &mut Commands,
+        b: &Right,
+        size: Size,
+        row: u32,
+        largest: Option<&Largest>,
+    ) -> Result<Panels, OpError> {
+        self.decode_to(commands, (b, size, row), largest, (&self.memory.right, 0))
+    }
+
+    /// As [`Mixed::decode`], to this memory, with the exponent at this place.
+    fn decode_to(
+        &self,
+        commands: &mut Commands,
+        (b, size, row): (&Right, Size, u32),
+        largest: Option<&Largest>,
+        (scratch, exponent_at): (&Scratch, u32),
+    ) -> Result<Panels, OpError> {
         let stored = Stored::of(b);
         let whole = match b {
             Right::Quantized { whole_words, .. } => *whole_words,
             Right::Raw { first, .. } => [*first, row, size.cols].iter().all(|at| at.is_multiple_of(8)),
         };
-        let (extent, decode) = (self.kernel(Kind::Extent(stored))?, self.kernel(Kind::Decode { stored, whole })?);
-        let range = self.right.get(&self.gpu, size.bytes())?;
-        let exponents_range = self.right_exponent.slice(0, 4);
-        let panels = Panels { size, range, exponents: Exponents::One, exponents_range };
-        self.dispatch_extent(commands, &extent, b, (size, row));
-        self.dispatch_decode(commands, &decode, b, row, &panels);
+        let decode = self.kernel(Kind::Decode { stored, whole, known: largest.is_some() })?;
+        let range = scratch.get(&self.gpu, size.bytes())?;
+        let panels = Panels { size, range, exponents: Exponents::One, exponents_range: self.right_exponents.clone() };
+        if largest.is_none() {
+            self.dispatch_extent(commands, &self.kernel(Kind::Extent(stored))?, b, (size, row));
+        }
+        self.dispatch_decode(commands, &decode, (b, row), &panels, largest, exponent_at);
         Ok(panels)
+    }
+
+    /// Records the measurement of a matrix: the larger one of its largest magnitude and of
+    /// `largest` is then there.
+    pub fn measure(
+        &self,
+        commands: &mut Commands,
+        b: &Right,
+        size: Size,
+        row: u32,
+        largest: &Largest,
+    ) -> Result<(), OpError> {
+        let (extent, measure) = (self.kernel(Kind::Extent(Stored::of(b)))?, self.kernel(Kind::Measure)?);
+        self.dispatch_extent(commands, &extent, b, (size, row));
+        self.dispatch_measure(commands, &measure, largest);
+        Ok(())
     }
 
     fn dispatch_extent(&self, commands: &mut Commands, kernel: &Kernel, b: &Right, (size, row): (Size, u32)) {
@@ -368,47 +389,82 @@ impl Mixed {
         commands.dispatch(kernel, &bindings, bytemuck::bytes_of(&params), [EXTENTS, 1, 1], bytes);
     }
 
-    fn dispatch_decode(&self, commands: &mut Commands, kernel: &Kernel, b: &Right, row: u32, panels: &Panels) {
+    fn dispatch_measure(&self, commands: &mut Commands, kernel: &Kernel, largest: &Largest) {
+        let bindings = [self.extents.clone(), largest.range.clone()];
+        let params = [largest.at, 0, 0, 0];
+        commands.dispatch(kernel, &bindings, bytemuck::cast_slice(&params), [1, 1, 1], self.extents.size);
+    }
+
+    fn dispatch_decode(
+        &self,
+        commands: &mut Commands,
+        kernel: &Kernel,
+        (b, row): (&Right, u32),
+        panels: &Panels,
+        largest: Option<&Largest>,
+        exponent_at: u32,
+    ) {
         let size = panels.size;
-        let params = DecodeParams::of(b, size, row);
+        let extent_at = largest.map_or(0, |largest| largest.at);
+        let params = DecodeParams { exponent_at, extent_at, ..DecodeParams::of(b, size, row) };
         let [b0, b1, b2, b3] = b.bindings();
         let bytes = b0.size + panels.range.size;
         // `decode` does not use binding 4.
-        let [unused, extents] = [self.extents.clone(), self.extents.clone()];
+        let unused = self.extents.clone();
+        let extents = largest.map_or(&self.extents, |largest| &largest.range).clone();
         let bindings = [b0, b1, b2, b3, unused, extents, panels.range.clone(), panels.exponents_range.clone()];
         let tiles = |padded: u32| u64::from(padded / DECODED_TILE);
         let groups = self.gpu.grid(tiles(size.padded_rows()) * tiles(size.padded_cols()));
         commands.dispatch(kernel, &bindings, bytemuck::bytes_of(&params), groups, bytes);
     }
 
-    /// Records `target.out = target.scale * (left right (+ bias)) (+ out)`, with sums of `k` terms.
+    /// Records `target.out = target.scale * (left right (+ adapter) (+ bias)) (+ out)`, with sums
+    /// of `k` terms.
     pub fn multiply(
         &self,
         kernels: &Kernels,
         commands: &mut Commands,
         [left, right]: [Side<'_>; 2],
         k: u32,
+        adapter: Option<LowRank<'_>>,
         target: Target<'_>,
     ) -> Result<(), OpError> {
-        let form = Form { tile: Tile::of(target.n), left: left.terms, right: right.terms };
-        let kernel = self.kernel(Kind::Product(form))?;
-        let chunks = cuts(form.tile, target, k, kernels.scratch().size);
-        let chunk = k.div_ceil(chunks).next_multiple_of(WIDTH);
-        // Rounding up may need fewer chunks.
-        let chunks = k.div_ceil(chunk);
-        if chunks == 1 {
-            self.dispatch_product(commands, &kernel, form.tile, [left, right], (k, chunk), target);
+        let form = Form::of(left, right, adapter.is_some(), target);
+        if cuts(form.tile, target, k, kernels.scratch().size) == 1 {
+            let kernel = self.kernel(Kind::Product(form))?;
+            let chunk = k.next_multiple_of(WIDTH);
+            self.dispatch_product(commands, &kernel, form.tile, [left, right], (k, chunk), adapter, target);
         } else {
             let out = View { range: kernels.scratch().clone(), first: 0, row: target.n, column: 1 };
             let parts = Target { out: &out, scale: 1.0, add: false, bias: None, ..target };
-            self.dispatch_product(commands, &kernel, form.tile, [left, right], (k, chunk), parts);
+            let chunks = self.multiply_parts(kernels, commands, [left, right], k, adapter, parts)?;
             kernels.sum(commands, &kernels.sum_kernel()?, target, chunks);
         }
         commands.add_operations(2 * u64::from(target.m) * u64::from(target.n) * u64::from(k) / SPEED);
         Ok(())
     }
 
-    /// Dispatches the sums of `k` terms, in chunks of `chunk`.
+    /// Records the sums of `k` terms in chunks, which lie one after another in `parts.out`. Returns
+    /// the number of chunks.
+    fn multiply_parts(
+        &self,
+        kernels: &Kernels,
+        commands: &mut Commands,
+        [left, right]: [Side<'_>; 2],
+        k: u32,
+        adapter: Option<LowRank<'_>>,
+        parts: Target<'_>,
+    ) -> Result<u32, OpError> {
+        let form = Form::of(left, right, adapter.is_some(), parts);
+        let kernel = self.kernel(Kind::Product(form))?;
+        let chunk = k.div_ceil(cuts(form.tile, parts, k, kernels.scratch().size)).next_multiple_of(WIDTH);
+        self.dispatch_product(commands, &kernel, form.tile, [left, right], (k, chunk), adapter, parts);
+        // Rounding up may need fewer chunks.
+        Ok(k.div_ceil(chunk))
+    }
+
+    /// Dispatches the sums of `k` terms, in chunks of `chunk`. The first one has the adapter.
+    #[expect(clippy::too_many_arguments, reason = "operands, and how")]
     fn dispatch_product(
         &self,
         commands: &mut Commands,
@@ -416,11 +472,12 @@ impl Mixed {
         tile: Tile,
         [left, right]: [Side<'_>; 2],
         (k, chunk): (u32, u32),
+        adapter: Option<LowRank<'_>>,
         target: Target<'_>,
     ) {
         let groups = tile.groups(target.m, target.n) * u64::from(k.div_ceil(chunk));
         let (bias, bias_first) = target.bias.cloned().unwrap_or_else(|| (left.panels.exponents_range.clone(), 0));
-        let by_row = left.panels.exponents == Exponents::ByRow;
+        let by_row = left.terms == Terms::Columns;
         let params = ProductParams {
             m: target.m,
             n: target.n,
@@ -441,9 +498,14 @@ impl Mixed {
             has_bias: target.bias.is_some().into(),
             add: target.add.into(),
             scale: target.scale,
-            pad: [0; 2],
+            low_first: left.first.0 * (WIDTH / 8),
+            low_rows: adapter.map_or(0, |adapter| adapter.low.size.padded_rows()),
+            other_first: 0,
+            other_rows: adapter.map_or(0, |adapter| adapter.other.size.padded_rows()),
+            rank: adapter.map_or(0, |adapter| adapter.low.size.cols),
+            ratio: adapter.map_or(1.0, |adapter| adapter.ratio),
         };
-        let bindings = [
+        let mut bindings = vec![
             left.panels.range.clone(),
             right.panels.range.clone(),
             left.panels.exponents_range.clone(),
@@ -451,7 +513,8 @@ impl Mixed {
             bias,
             target.out.range.clone(),
         ];
-        let bytes = bindings[0].size + bindings[1].size + bindings[5].size;
+        let bytes = left.panels.range.size + right.panels.range.size + target.out.range.size;
+        bindings.extend(adapter.iter().flat_map(|adapter| [adapter.low.range.clone(), adapter.other.range.clone()]));
         commands.dispatch(kernel, &bindings, bytemuck::bytes_of(&params), self.gpu.grid(groups), bytes);
     }
 }
@@ -465,8 +528,9 @@ const SPEED: u64 = 4;
 fn cuts(tile: Tile, target: Target<'_>, k: u32, scratch: u64) -> u32 {
     let tiles = tile.groups(target.m, target.n);
     let by_memory = scratch / (4 * u64::from(target.m) * u64::from(target.n));
-    let max_cuts = if tile == Tile::LARGE { MAX_CUTS } else { MAX_NARROW_CUTS };
-    let max = u64::from(k.div_ceil(MIN_TERMS).min(max_cuts)).min(by_memory).max(1) as u32;
+    let [max_cuts, min_terms] =
+        if tile == Tile::LARGE { [MAX_CUTS, MIN_TERMS] } else { [MAX_NARROW_CUTS, MIN_NARROW_TERMS] };
+    let max = u64::from(k.div_ceil(min_terms).min(max_cuts)).min(by_memory).max(1) as u32;
     // Time in units of a tenth of the time in which each core computes one term of two tiles. One
     // tile alone takes six tenths of it. The sum of the chunks reads and writes each element again.
     let time = |cuts: &u32| {
@@ -476,6 +540,14 @@ fn cuts(tile: Tile, target: Target<'_>, k: u32, scratch: u64) -> u32 {
         products + sums
     };
     (1..=max).min_by_key(time).unwrap_or(1)
+}
+
+impl Form {
+    /// The form for a product.
+    fn of(left: Side<'_>, right: Side<'_>, adapted: bool, target: Target<'_>) -> Self {
+        let fours = [target.n, target.out.first, target.out.row].iter().all(|at| at.is_multiple_of(4));
+        Self { tile: Tile::of(target.n), left: left.terms, right: right.terms, adapted, fours }
+    }
 }
 
 impl Side<'_> {

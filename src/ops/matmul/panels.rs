@@ -15,7 +15,7 @@
 //!
 //! Elements are scaled: element x is stored as x * 2^-e. Each row has its own exponent e, or the
 //! matrix has one. A sum over the columns is multiplied by 2^e afterwards. If sums run over the
-//! rows, one exponent for the matrix is needed.
+//! rows, one exponent for the product is needed: the other operand has those of its rows, too.
 
 use crate::gpu::BufferRange;
 
@@ -87,9 +87,9 @@ impl Size {
 
 /// The exponent of numbers of at most this magnitude, as the kernels compute it.
 pub(super) fn exponent(largest: f32) -> i32 {
-    match largest == 0.0 || !largest.is_finite() {
-        true => 0,
-        false => ((largest.to_bits() >> 23) as i32 - 136).max(-126),
+    match largest.is_finite() {
+        true => ((largest.to_bits() >> 23) as i32 - 136).max(-126),
+        false => 0,
     }
 }
 
@@ -115,7 +115,7 @@ mod tests {
             let scaled = f64::from(x) * 2_f64.powi(-exponent(x));
             assert!((512.0..1024.0).contains(&scaled), "{x}: {scaled}");
         }
-        assert_eq!([0.0, f32::INFINITY, f32::NAN].map(exponent), [0; 3]);
+        assert_eq!([0.0, f32::INFINITY, f32::NAN].map(exponent), [-126, 0, 0]);
         assert_eq!(exponent(f32::from_bits(1)), -126);
     }
 }

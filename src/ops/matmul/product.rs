@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use super::weight::{Right, bound};
+use super::weight::{Largest, Right, bound};
 use crate::format::FloatType;
 use crate::gpu::BufferRange;
 use crate::ops::Mat;
@@ -26,6 +26,8 @@ pub(super) struct Product {
     pub a: View,
     /// The right operand. Its first element is b[0, 0].
     pub b: Right,
+    /// The largest magnitude of the tensor of b, if it was measured.
+    pub b_largest: Option<Largest>,
     /// Strides of b in elements, between columns and between terms. One of them is 1.
     pub b_strides: (u32, u32),
     /// [m, n]. Its `column` is 1.
@@ -60,7 +62,8 @@ pub(super) fn dense(a: View, (b, b_rows): (&Mat, Range<u32>), b_strides: (u32, u
     let cols = u64::from(b.cols);
     let (range, first) = bound(&b.range, u64::from(b_rows.start) * cols, u64::from(b_rows.end) * cols, 4);
     let b = Right::Raw { range, first, float_type: FloatType::F32 };
-    Product { m: out.rows, n: out.cols, k: 0, a, b, b_strides, out: View::of(out), scale: 1.0, add: false, bias: None }
+    let (m, n, out) = (out.rows, out.cols, View::of(out));
+    Product { m, n, k: 0, a, b, b_largest: None, b_strides, out, scale: 1.0, add: false, bias: None }
 }
 
 impl View {

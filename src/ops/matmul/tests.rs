@@ -196,7 +196,7 @@ fn check_dense(gpu: &Gpu, (m, n, k): (u32, u32, u32)) {
         ),
         (
             "tn",
-            Matmul::tn,
+            |of, c, a, b, scale, add, out| of.tn(c, a, b, scale, add, out),
             (k, m),
             |row, term, (m, _, _)| term * m + row,
             (k, n),

@@ -141,6 +141,7 @@ fn of_product(kernels: &Kernels, variant: Variant, kernel: &Kernel) -> Result<Op
     let strides = |by_term, cols| if by_term { (cols, 1) } else { (1, cols) };
     let (row, column) = strides(a_by_term, a_cols);
     let product = Product {
+        b_largest: None,
         m,
         n,
         k,
@@ -179,6 +180,7 @@ fn of_sum(kernels: &Kernels, kernel: &Kernel) -> Result<Option<String>, OpError>
     let parts = Known::new(gpu, &mut random, CHUNKS * m, n)?;
     let (bias, out) = (Known::new(gpu, &mut random, 1, n)?, Known::new(gpu, &mut random, m, n)?);
     let product = Product {
+        b_largest: None,
         m,
         n,
         k: 0,

@@ -2,6 +2,7 @@
 
 use std::ops::Range;
 
+use super::panels::Size;
 use crate::dequant::GpuWeights;
 use crate::dequant::operand::{ALIGN, Codec, Operand};
 use crate::format::FloatType;
@@ -16,6 +17,16 @@ pub struct Weight<'a> {
     inputs: u32,
     rows: Range<u32>,
     factor: f32,
+    largest: Option<Largest>,
+}
+
+/// Where the device keeps the largest magnitude of a weight, once it was measured: element `at`.
+#[derive(Debug, Clone)]
+pub struct Largest {
+    /// A u32 for each of some weights.
+    pub range: BufferRange,
+    /// The index.
+    pub at: u32,
 }
 
 /// Storage of a weight.
@@ -37,6 +48,13 @@ pub enum Elements<'a> {
 pub(in crate::ops) struct Rectangle {
     pub rows: Range<u32>,
     pub columns: Range<u32>,
+}
+
+impl Rectangle {
+    /// Its size as a matrix.
+    pub(super) fn size(&self) -> Size {
+        Size { rows: self.rows.end - self.rows.start, cols: self.columns.end - self.columns.start }
+    }
 }
 
 /// The bound elements of a rectangle: the right operand of a product, or a window of a table.
@@ -77,13 +95,25 @@ pub(in crate::ops) fn floats_constant(float_type: FloatType) -> f64 {
 impl<'a> Weight<'a> {
     /// All rows of a weight.
     pub fn new(elements: Elements<'a>, outputs: u32, inputs: u32) -> Self {
-        Self { elements, outputs, inputs, rows: 0..outputs, factor: 1.0 }
+        Self { elements, outputs, inputs, rows: 0..outputs, factor: 1.0, largest: None }
     }
 
     /// The same weight with a factor for its products, forward and backward, and for the bias.
     #[must_use]
     pub fn times(self, factor: f32) -> Self {
         Self { factor, ..self }
+    }
+
+    /// The same weight, of which [`Matmul::measure`](super::Matmul::measure) wrote the largest
+    /// magnitude here.
+    #[must_use]
+    pub fn measured(self, largest: Largest) -> Self {
+        Self { largest: Some(largest), ..self }
+    }
+
+    /// Where its largest magnitude is.
+    pub(super) fn largest(&self) -> Option<&Largest> {
+        self.largest.as_ref()
     }
 
     /// The factor of its products.

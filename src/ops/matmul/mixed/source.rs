@@ -11,6 +11,7 @@
 //!       multiply the present ones  each subgroup its part of the tile, 16 x 16 x 16 at a time
 //!       barrier; place; barrier
 //!   multiply the last tiles
+//!   the terms of an adapter        scale the sums; load, place and multiply further tiles
 //!   store 16 x 16 sums at a time   through workgroup memory, scaled
 //! ```
 //!
@@ -49,6 +50,10 @@ pub struct Form {
     /// The side of each operand over which the sums run.
     pub left: Terms,
     pub right: Terms,
+    /// Whether the sums have the terms of an adapter, too.
+    pub adapted: bool,
+    /// Whether the result has whole groups of four columns, at multiples of four elements.
+    pub fours: bool,
 }
 
 impl Tile {
@@ -73,9 +78,10 @@ impl Tile {
     }
 }
 
-/// An operand in the source. All its names start with `name`.
+/// An operand in the source. All its names start with `name`, those of its memory with `memory`.
 struct Operand {
     name: &'static str,
+    memory: &'static str,
     terms: Terms,
     /// Rows or columns of the result in a tile.
     side: u32,
@@ -99,43 +105,56 @@ impl Operand {
         self.side * WIDTH / 8 / self.threads
     }
 
-    /// The index of the thread's first load, and of its place. `first` is the first term, and
-    /// `side` the first row or column of the tile in the result.
-    fn start(&self, side: &str) -> String {
+    /// The part of the thread in each tile: where it loads, and where it places.
+    fn part(&self) -> String {
         let (name, stride) = (self.name, self.stride());
-        let quads = format!("params.{name}_rows * 4u");
         match self.terms {
             Terms::Columns => format!(
                 "    let {name}_row = spread(thread / 4u);
-    var {name}_at = params.{name}_first + first / {WIDTH}u * {quads} + ({side} + {name}_row) * 4u + thread % 4u;
     let {name}_place = {name}_row * {stride}u + thread % 4u * 2u;
 "
             ),
             Terms::Rows => format!(
                 "    let {name}_row = spread(thread % 128u / 4u);
     let {name}_panel = thread / 128u;
-    var {name}_at = params.{name}_first + ({side} / {WIDTH}u + {name}_panel) * {quads} + (first + {name}_row) * 4u + thread % 4u;
     let {name}_place = {name}_row * {stride}u + {name}_panel * 8u + thread % 4u * 2u;
 "
             ),
         }
     }
 
+    /// The index of the thread's first load. `first` is the first term, and `side` the first row or
+    /// column of the tile in the result.
+    fn start(&self, first: &str, side: &str) -> String {
+        let Self { name, memory, .. } = *self;
+        let quads = format!("params.{memory}_rows * 4u");
+        match self.terms {
+            Terms::Columns => format!(
+                "    var {memory}_at = params.{memory}_first + {first} / {WIDTH}u * {quads} + ({side} + {name}_row) * 4u + thread % 4u;
+"
+            ),
+            Terms::Rows => format!(
+                "    var {memory}_at = params.{memory}_first + ({side} / {WIDTH}u + {name}_panel) * {quads} + ({first} + {name}_row) * 4u + thread % 4u;
+"
+            ),
+        }
+    }
+
     fn load(&self) -> String {
-        let Self { name, threads, .. } = *self;
+        let Self { name, memory, threads, .. } = *self;
         let step = match self.terms {
             Terms::Columns => format!("{threads}u"),
-            Terms::Rows => format!("{}u * params.{name}_rows", threads / 128 * 4),
+            Terms::Rows => format!("{}u * params.{memory}_rows", threads / 128 * 4),
         };
-        (0..self.loads()).map(|i| format!("        let {name}_{i} = {name}[{name}_at + {i}u * {step}];\n")).collect()
+        (0..self.loads()).map(|i| format!("        let {name}_{i} = {memory}[{memory}_at + {i}u * {step}];\n")).collect()
     }
 
     /// The next [`WIDTH`] terms.
     fn advance(&self) -> String {
-        let name = self.name;
+        let memory = self.memory;
         match self.terms {
-            Terms::Columns => format!("        {name}_at += params.{name}_rows * 4u;\n"),
-            Terms::Rows => format!("        {name}_at += {}u;\n", WIDTH * 4),
+            Terms::Columns => format!("        {memory}_at += params.{memory}_rows * 4u;\n"),
+            Terms::Rows => format!("        {memory}_at += {}u;\n", WIDTH * 4),
         }
     }
 
@@ -174,21 +193,26 @@ impl Form {
     /// The source, with matrix operations as [`MatrixUnits::source`](crate::gpu::MatrixUnits)
     /// takes them.
     pub fn source(self) -> String {
-        let Self { tile, left, right } = self;
+        let Self { tile, adapted, fours, .. } = self;
         let threads = tile.threads();
-        let left = Operand { name: "left", terms: left, side: tile.m, threads };
-        let right = Operand { name: "right", terms: right, side: tile.n, threads };
+        let operand = |name, memory, terms, side| Operand { name, memory, terms, side, threads };
+        let left = operand("left", "left", self.left, tile.m);
+        let right = operand("right", "right", self.right, tile.n);
         let multiply = multiply(&left, &right, tile);
         let (load, place) = ([left.load(), right.load()].concat(), [left.place(), right.place()].concat());
         let advance = [left.advance(), right.advance()].concat();
         let across = tile.n / tile.subgroup_n;
-        let mut text = [DECLARATIONS, STORE].concat();
+        let bindings = if adapted { ADAPTER } else { "" };
+        let store = if fours { STORE_FOURS } else { STORE };
+        let element = if fours { "vec4<f32>" } else { "f32" };
+        let mut text = [DECLARATIONS, bindings, POWER, store].concat();
         let _ = write!(
             text,
             "
 var<workgroup> left_tile: array<vec4<f16>, {}>;
 var<workgroup> right_tile: array<vec4<f16>, {}>;
-var<workgroup> block: array<f32, {}>;
+var<workgroup> block: array<{element}, {}>;
+@group(0) @binding(5) var<storage, read_write> out: array<{element}>;
 
 @compute @workgroup_size({threads})
 fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(num_workgroups) grid: vec3<u32>, @builtin(local_invocation_index) thread: u32) {{
@@ -202,28 +226,61 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(num_workgroups) grid: vec
     let right_side = subgroup % {across}u * {}u;
     let first = place.chunk * params.chunk;
     let end = min(params.terms, first + params.chunk);
+    var exponent = right_exponents[0];
+    var ratio = 1.0;
 ",
             left.fours(),
             right.fours(),
-            threads / SUBGROUP * UNIT * UNIT,
+            threads / SUBGROUP * UNIT * UNIT / if fours { 4 } else { 1 },
             tile.m,
             tile.n,
             tile.subgroup_m,
             tile.subgroup_n,
         );
-        text += &left.start("place.row");
-        text += &right.start("place.column");
+        text += &[left.part(), right.part()].concat();
+        text += &left.start("first", "place.row");
+        text += &right.start("first", "place.column");
         units(tile).for_each(|(i, j)| {
             let _ = writeln!(text, "    var sums_{i}_{j}: coop_mat16x16<f32, C>;");
         });
-        let barrier = "        workgroupBarrier();\n";
-        text += &format!("    {{\n{load}{advance}{place}{barrier}    }}\n");
+        text += &format!("    {{\n{load}{advance}{place}{BARRIER}    }}\n");
         text += &format!("    for (var term = first + {WIDTH}u; term < end; term += {WIDTH}u) {{\n");
-        text += &[load.as_str(), &advance, &multiply, barrier, &place, barrier].concat();
+        text += &[load.as_str(), &advance, &multiply, BARRIER, &place, BARRIER].concat();
         text += &format!("    }}\n{multiply}");
-        text += &stores(tile);
+        if adapted {
+            let more = [Operand { memory: "low", ..left }, Operand { memory: "other", ..right }];
+            text += &adapter(&more, tile, &[BARRIER, &place, BARRIER, &multiply].concat());
+        }
+        text += &stores(tile, fours);
         text + "}\n"
     }
+}
+
+const BARRIER: &str = "        workgroupBarrier();\n";
+
+/// Adds the terms of an adapter to the sums of the first chunk. `rest` places the tiles and
+/// multiplies them.
+///
+/// Its terms have another scale than the sums so far. These are brought to it. If the terms of the
+/// adapter are smaller by more than 2^60, no float32 shows them.
+fn adapter([left, right]: &[Operand; 2], tile: Tile, rest: &str) -> String {
+    // Matrix operations are permitted in loops, but not after a condition of this kind.
+    let mut text = "    let first_chunk = place.chunk == 0u;
+    let shift = max(right_exponents[1] + right_exponents[2] - exponent, -60);
+    let factor = select(1.0, power(-shift) / params.ratio, first_chunk);
+    let rank = select(0u, params.rank, first_chunk);
+    exponent += select(0, shift, first_chunk);
+    ratio = select(1.0, params.ratio, first_chunk);
+"
+    .to_owned();
+    units(tile).for_each(|(i, j)| {
+        let _ = writeln!(text, "    sums_{i}_{j} = coopScale(sums_{i}_{j}, factor);");
+    });
+    text += &left.start("0u", "place.row");
+    text += &right.start("0u", "place.column");
+    text += &format!("    for (var term = 0u; term < rank; term += {WIDTH}u) {{\n");
+    text += &[left.load(), right.load(), left.advance(), right.advance()].concat();
+    text + rest + "    }\n"
 }
 
 /// The matrices of 16 x 16 sums of a subgroup.
@@ -250,15 +307,16 @@ fn multiply(left: &Operand, right: &Operand, tile: Tile) -> String {
 }
 
 /// Stores the sums. The units write them to workgroup memory, and the threads from there.
-fn stores(tile: Tile) -> String {
-    let mut text = format!("    let block_first = subgroup * {}u;\n    let lane = thread % {SUBGROUP}u;\n", UNIT * UNIT);
+fn stores(tile: Tile, fours: bool) -> String {
+    let stride = if fours { UNIT / 4 } else { UNIT };
+    let mut text = format!("    let block_first = subgroup * {}u;\n    let lane = thread % {SUBGROUP}u;\n", UNIT * stride);
     for (i, j) in units(tile) {
         let (row, column) = (UNIT * i, UNIT * j);
         let _ = write!(
             text,
-            "    coopStoreT(sums_{i}_{j}, &block[block_first], {UNIT}u);
+            "    coopStoreT(sums_{i}_{j}, &block[block_first], {stride}u);
     workgroupBarrier();
-    store_block(block_first, lane, place.row + left_side + {row}u, place.column + right_side + {column}u, place.chunk);
+    store_block(block_first, lane, place.row + left_side + {row}u, place.column + right_side + {column}u, place.chunk, exponent, ratio);
     workgroupBarrier();
 "
         );
@@ -278,7 +336,7 @@ struct Params {
     right_first: u32,
     right_rows: u32,
     left_exponent: u32,     // index of the exponent of the first row
-    left_by_row: u32,       // 1 if each row has its exponent
+    left_by_row: u32,       // 1 if the rows of the result have exponents
     out_first: u32,         // index of out[0, 0]
     out_row: u32,           // elements from out[i, j] to out[i + 1, j]
     out_chunk: u32,         // elements between the sums of adjacent chunks
@@ -286,16 +344,19 @@ struct Params {
     has_bias: u32,
     add: u32,               // 1 to add the product to `out`
     scale: f32,
-    pad0: u32,
-    pad1: u32,
+    low_first: u32,         // adapter: index of the 16 bytes that start with the first row
+    low_rows: u32,
+    other_first: u32,       // 0
+    other_rows: u32,
+    rank: u32,              // adapter: its terms
+    ratio: f32,             // adapter: the factor of its terms
 }
 
 @group(0) @binding(0) var<storage, read> left: array<vec4<u32>>;    // eight f16
 @group(0) @binding(1) var<storage, read> right: array<vec4<u32>>;
 @group(0) @binding(2) var<storage, read> left_exponents: array<i32>;
-@group(0) @binding(3) var<storage, read> right_exponent: array<i32>;
+@group(0) @binding(3) var<storage, read> right_exponents: array<i32>;  // of `right`, and those of an adapter
 @group(0) @binding(4) var<storage, read> bias: array<f32>;
-@group(0) @binding(5) var<storage, read_write> out: array<f32>;
 @group(1) @binding(0) var<uniform> params: Params;
 
 struct Place {
@@ -325,20 +386,53 @@ fn halves_of(words: vec2<u32>) -> vec4<f16> {
 }
 ";
 
+/// The operands of an adapter: x A^T [rows, rank] and B, or dy B and A.
+const ADAPTER: &str = "
+@group(0) @binding(6) var<storage, read> low: array<vec4<u32>>;
+@group(0) @binding(7) var<storage, read> other: array<vec4<u32>>;
+";
+
 /// The scales of both operands may lie far from 1, and their product near it. So the power of two
 /// is applied in two steps.
-const STORE: &str = "
+const POWER: &str = "
 fn power(e: i32) -> f32 {
     return bitcast<f32>(u32(clamp(e, -126, 127) + 127) << 23u);
 }
+";
 
-fn store_block(first: u32, lane: u32, top: u32, left_column: u32, chunk: u32) {
+/// Stores a block of 16 x 16 sums, 16 bytes at a time.
+const STORE_FOURS: &str = "
+fn store_block(first: u32, lane: u32, top: u32, left_column: u32, chunk: u32, exponent: i32, ratio: f32) {
+    let column = left_column + lane % 4u * 4u;
+    for (var i = 0u; i < 16u; i += 8u) {
+        let row = top + i + lane / 4u;
+        if (row < params.m && column < params.n) {
+            var e = exponent;
+            if (params.left_by_row == 1u) { e += left_exponents[params.left_exponent + row]; }
+            var value = block[first + i * 4u + lane] * power(e >> 1u) * power(e - (e >> 1u)) * ratio;
+            if (params.has_bias == 1u) {
+                let b = params.bias_first + column;
+                value += vec4(bias[b], bias[b + 1u], bias[b + 2u], bias[b + 3u]);
+            }
+            value *= params.scale;
+            let at = (params.out_first + chunk * params.out_chunk + row * params.out_row + column) / 4u;
+            if (params.add == 1u) { value += out[at]; }
+            out[at] = value;
+        }
+    }
+}
+";
+
+/// Stores a block of 16 x 16 sums, one by one.
+const STORE: &str = "
+fn store_block(first: u32, lane: u32, top: u32, left_column: u32, chunk: u32, exponent: i32, ratio: f32) {
     let column = left_column + lane % 16u;
     for (var i = 0u; i < 16u; i += 2u) {
         let row = top + i + lane / 16u;
         if (row < params.m && column < params.n) {
-            let e = left_exponents[params.left_exponent + row * params.left_by_row] + right_exponent[0];
-            var value = block[first + i * 16u + lane] * power(e >> 1u) * power(e - (e >> 1u));
+            var e = exponent;
+            if (params.left_by_row == 1u) { e += left_exponents[params.left_exponent + row]; }
+            var value = block[first + i * 16u + lane] * power(e >> 1u) * power(e - (e >> 1u)) * ratio;
             if (params.has_bias == 1u) { value += bias[params.bias_first + column]; }
             value *= params.scale;
             let at = params.out_first + chunk * params.out_chunk + row * params.out_row + column;

@@ -14,23 +14,25 @@ use crate::ops::testing::{self, assert_untouched, mat, poisoned, random, random_
 use crate::ops::{Mat, OpError};
 
 /// Maximum error of a row, relative to the norm of its terms. Both operands are rounded to 11 bits.
-const BOUND: f64 = 5e-4;
+pub(super) const BOUND: f64 = 5e-4;
 
 const SIDES: [Terms; 2] = [Terms::Columns, Terms::Rows];
 
-fn gpu() -> Option<&'static Gpu> {
+pub(super) fn gpu() -> Option<&'static Gpu> {
     static GPU: OnceLock<Option<Gpu>> = OnceLock::new();
     GPU.get_or_init(testing::gpu).as_ref()
 }
 
-fn matmul(gpu: &Gpu) -> Matmul {
+pub(super) fn matmul(gpu: &Gpu) -> Matmul {
     Matmul::new(gpu, Some(units(gpu))).unwrap()
 }
 
 fn forms() -> impl Iterator<Item = Form> {
     let sides = SIDES.into_iter().flat_map(|left| SIDES.map(|right| (left, right)));
-    let forms = sides.map(|(left, right)| Form { tile: Tile::LARGE, left, right });
-    forms.flat_map(|form| [form, Form { tile: Tile::NARROW, ..form }])
+    let forms = sides.map(|(left, right)| Form { tile: Tile::LARGE, left, right, adapted: false, fours: false });
+    let forms = forms.flat_map(|form| [form, Form { tile: Tile::NARROW, ..form }]);
+    let forms = forms.flat_map(|form| [form, Form { fours: true, ..form }]);
+    forms.flat_map(|form| [form, Form { adapted: true, ..form }]).filter(|form| !form.adapted || form.left == Terms::Columns)
 }
 
 /// The driver gets every source as SPIR-V; workgroup memory leaves room for a second workgroup on a
@@ -55,7 +57,7 @@ fn every_source_is_valid_for_matrix_units() {
         assert!(sizes.iter().sum::<u32>() <= 24 << 10, "{form:?}: {sizes:?}");
         count += 1;
     }
-    assert_eq!(count, 8);
+    assert_eq!(count, 24);
 }
 
 #[test]
@@ -65,8 +67,13 @@ fn every_kernel_is_right_on_this_device() {
     for units in units {
         let mixed = Mixed::new(gpu, units, Tried::new(gpu), trial::of).unwrap();
         // Software drivers take long to compile them: only those in use.
-        let wanted = |form: &Form| units == MatrixUnits::Hardware || form.left == Terms::Columns;
+        let of_gradients = |form: &Form| form.tile == Tile::NARROW && form.right == Terms::Rows;
+        let used = |form: &Form| form.fours && (form.left == Terms::Columns || of_gradients(form));
+        let wanted = |form: &Form| units == MatrixUnits::Hardware || used(form);
         forms().filter(wanted).for_each(|form| drop(mixed.kernel(Kind::Product(form)).unwrap()));
+        for kind in [Kind::Measure, Kind::LowRank, Kind::AlignExtent, Kind::Align] {
+            mixed.kernel(kind).unwrap();
+        }
         for whole in [false, true] {
             mixed.kernel(Kind::Pack { whole }).unwrap();
             let codecs =
@@ -74,29 +81,47 @@ fn every_kernel_is_right_on_this_device() {
             let types = [FloatType::F32, FloatType::F16, FloatType::Bf16].map(Stored::Raw);
             for stored in codecs.into_iter().chain(types) {
                 mixed.kernel(Kind::Extent(stored)).unwrap();
-                mixed.kernel(Kind::Decode { stored, whole }).unwrap();
+                for known in [false, true] {
+                    mixed.kernel(Kind::Decode { stored, whole, known }).unwrap();
+                }
             }
         }
     }
 }
+
+const NARROW_FORM: Form =
+    Form { tile: Tile::NARROW, left: Terms::Columns, right: Terms::Columns, adapted: false, fours: false };
 
 /// Each wrong line is found before the first use of its kernel.
 #[test]
 fn a_wrong_kernel_is_named_before_its_first_use() {
     let Some(gpu) = gpu() else { return };
     let quantized = Stored::Quantized(Codec::Nf4(ScaleType::Dq8));
-    let product = |right| Kind::Product(Form { tile: Tile::NARROW, left: Terms::Columns, right });
-    let rows = Kind::Decode { stored: Stored::Raw(FloatType::F32), whole: false };
-    let cases: [(Kind, [&'static str; 2]); 9] = [
+    let product = |right| Kind::Product(Form { right, ..NARROW_FORM });
+    let adapted = |right| Kind::Product(Form { right, adapted: true, ..NARROW_FORM });
+    let rows = Kind::Decode { stored: Stored::Raw(FloatType::F32), whole: false, known: false };
+    let fours = Kind::Product(Form { fours: true, ..NARROW_FORM });
+    let cases: [(Kind, [&'static str; 2]); 20] = [
         (Kind::Pack { whole: true }, ["power(-exponent)", "power(1 - exponent)"]),
         (Kind::Pack { whole: false }, ["column + 3u", "column + 2u"]),
         (Kind::Extent(Stored::Raw(FloatType::F32)), ["i < params.items", "i < params.items / 64u"]),
-        (Kind::Decode { stored: quantized, whole: true }, ["word >> vec4(16u", "word >> vec4(12u"]),
+        (Kind::Decode { stored: quantized, whole: true, known: true }, ["word >> vec4(16u", "word >> vec4(12u"]),
         (rows, ["column >= params.cols", "column > params.cols + 8u"]),
         (product(Terms::Columns), ["left_at += ", "left_at += 4u + "]),
         (product(Terms::Rows), ["right_m1, sums_1_1", "right_m0, sums_1_1"]),
         (product(Terms::Columns), ["value += out[at]", "value -= out[at]"]),
         (product(Terms::Rows), ["row < params.m &&", "row < params.m - 1u &&"]),
+        (fours, ["i += 8u", "i += 16u"]),
+        (fours, ["value += out[at]", "value -= out[at]"]),
+        (adapted(Terms::Columns), ["power(-shift) / params.ratio", "power(-shift)"]),
+        (adapted(Terms::Rows), ["other_at += ", "other_at += 4u + "]),
+        (adapted(Terms::Columns), ["params.low_first + ", "16u + params.low_first + "]),
+        (Kind::LowRank, ["exponent += left_exponents[row]", "exponent -= left_exponents[row]"]),
+        (Kind::LowRank, ["column >= params.rank", "column > params.rank"]),
+        (Kind::AlignExtent, ["i32(bits >> 23u) + row_exponent", "i32(bits >> 23u)"]),
+        (Kind::Measure, ["max(largest[params.at], found)", "max(found, found)"]),
+        (Kind::Decode { stored: quantized, whole: true, known: true }, ["extents[params.extent_at];", "extents[0];"]),
+        (Kind::Align, ["column >= params.cols", "column > params.cols"]),
     ];
     for (kind, patch) in cases {
         let mixed = Mixed::new(gpu, units(gpu), Tried::patched(gpu, patch), trial::of).unwrap();
@@ -106,26 +131,26 @@ fn a_wrong_kernel_is_named_before_its_first_use() {
 }
 
 /// The error of a row with few sums or terms may lie far above the mean.
-fn bound(n: u32, k: u32) -> f64 {
+pub(super) fn bound(n: u32, k: u32) -> f64 {
     if n.min(k) < 32 { 3.0 * BOUND } else { BOUND }
 }
 
 /// A sum, and the sum of the squares of its terms.
 #[derive(Clone, Copy)]
-struct Sum(f64, f64);
+pub(super) struct Sum(pub f64, pub f64);
 
 impl Sum {
-    fn of(terms: impl Iterator<Item = f64>) -> Self {
+    pub(super) fn of(terms: impl Iterator<Item = f64>) -> Self {
         terms.fold(Self(0.0, 0.0), |Self(sum, squares), term| Self(sum + term, squares + term * term))
     }
 
-    fn plus(self, term: f64) -> Self {
+    pub(super) fn plus(self, term: f64) -> Self {
         Self(self.0 + term, self.1 + term * term)
     }
 }
 
 /// The largest error of a row, relative to the norm of all terms of its sums.
-fn error(found: &[f32], expected: &[Sum], cols: u32) -> f64 {
+pub(super) fn error(found: &[f32], expected: &[Sum], cols: u32) -> f64 {
     let row = |(found, expected): (&[f32], &[Sum])| {
         let difference: f64 = found.iter().zip(expected).map(|(&f, e)| (f64::from(f) - e.0).powi(2)).sum();
         let norm: f64 = expected.iter().map(|e| e.1).sum();
@@ -137,7 +162,7 @@ fn error(found: &[f32], expected: &[Sum], cols: u32) -> f64 {
 }
 
 /// A left operand: random numbers times a magnitude by row and column.
-fn operand(gpu: &Gpu, seed: u64, rows: u32, cols: u32, magnitude: fn(u32, u32) -> f32) -> (Mat, Vec<f32>) {
+pub(super) fn operand(gpu: &Gpu, seed: u64, rows: u32, cols: u32, magnitude: fn(u32, u32) -> f32) -> (Mat, Vec<f32>) {
     let places = (0..rows).flat_map(|i| (0..cols).map(move |j| magnitude(i, j)));
     let values: Vec<f32> = random(seed, (rows * cols) as usize).into_iter().zip(places).map(|(x, m)| x * m).collect();
     (mat(gpu, rows, cols, &values), values)
@@ -184,17 +209,17 @@ fn check(gpu: &Gpu, what: &str, frozen: &Frozen, m: u32, rows: std::ops::Range<u
     close("dx + dy W", &dx_added, &added);
 }
 
-fn even(_: u32, _: u32) -> f32 {
+pub(super) fn even(_: u32, _: u32) -> f32 {
     1.0
 }
 
 /// Columns that are 1e2 to 1e6 times as large as the others.
-fn outliers(_: u32, column: u32) -> f32 {
+pub(super) fn outliers(_: u32, column: u32) -> f32 {
     if column % 17 == 3 { 10_f32.powi(2 + (column / 17 % 5) as i32) } else { 1.0 }
 }
 
 /// Rows from 1 down to 1e-8, and up to 1e30.
-fn uneven_rows(row: u32, _: u32) -> f32 {
+pub(super) fn uneven_rows(row: u32, _: u32) -> f32 {
     [1.0, 1e-3, 1e-8, 1e4, 1e30, 1e-30][row as usize % 6]
 }
 
@@ -413,7 +438,7 @@ fn speed() {
         let binding = gpu.limits().max_storage_buffer_binding_size;
         let (_, right) = weight.pieces("speed", binding).unwrap().into_iter().next().unwrap();
         let size = Size { rows: outputs, cols: inputs };
-        let seconds = timed(&|c| drop(mixed.decode(c, &right, size, inputs).unwrap()));
+        let seconds = timed(&|c| drop(mixed.decode(c, &right, size, inputs, None).unwrap()));
         println!("decode {outputs} x {inputs}: {:.1} us", 1e6 * seconds);
         for m in [512, 2048, 8192] {
             let fill = |rows: u32, cols: u32| {
@@ -428,18 +453,18 @@ fn speed() {
             let (x, y) = (fill(m, inputs), fill(m, outputs));
             let view = View::of(&x);
             let of_x = Size { rows: m, cols: inputs };
-            let seconds = timed(&|c| drop(mixed.pack(c, &view, of_x).unwrap()));
+            let seconds = timed(&|c| drop(mixed.pack(c, &view, of_x, Place::Left).unwrap()));
             println!("pack {m} x {inputs}: {:.1} us, {:.0} GB/s", 1e6 * seconds, 6e-9 * f64::from(m * inputs) / seconds);
             let mut commands = gpu.commands("operands");
-            let left = mixed.pack(&mut commands, &view, of_x).unwrap();
-            let decoded = mixed.decode(&mut commands, &right, size, inputs).unwrap();
+            let (left, _) = mixed.pack(&mut commands, &view, of_x, Place::Left).unwrap();
+            let decoded = mixed.decode(&mut commands, &right, size, inputs, None).unwrap();
             commands.submit().unwrap();
             let flops = 2.0 * f64::from(m) * f64::from(outputs) * f64::from(inputs);
             let out = View::of(&y);
             let target = Target { m, n: outputs, out: &out, scale: 1.0, add: false, bias: None };
             let side = |panels, terms| Side { panels, terms, first: (0, 0) };
             let sides = [side(&left, Terms::Columns), side(&decoded, Terms::Columns)];
-            let form = Form { tile: Tile::LARGE, left: Terms::Columns, right: Terms::Columns };
+            let form = Form { tile: Tile::LARGE, fours: true, ..NARROW_FORM };
             let kernel = mixed.kernel(Kind::Product(form)).unwrap();
             for cuts in 1..=4 {
                 let chunk = inputs.div_ceil(cuts).next_multiple_of(WIDTH);
@@ -448,10 +473,10 @@ fn speed() {
                     continue;
                 }
                 let seconds = timed(&|c| match cuts {
-                    1 => mixed.dispatch_product(c, &kernel, form.tile, sides, (inputs, chunk), target),
+                    1 => mixed.dispatch_product(c, &kernel, form.tile, sides, (inputs, chunk), None, target),
                     _ => {
                         let part = Target { out: &parts, ..target };
-                        mixed.dispatch_product(c, &kernel, form.tile, sides, (inputs, chunk), part);
+                        mixed.dispatch_product(c, &kernel, form.tile, sides, (inputs, chunk), None, part);
                         matmul.kernels.sum(c, &matmul.kernels.sum_kernel().unwrap(), target, cuts);
                     }
                 });
@@ -464,11 +489,11 @@ fn speed() {
             }
             let of_y = Size { rows: m, cols: outputs };
             let mut commands = gpu.commands("operands");
-            let left = mixed.pack(&mut commands, &out, of_y).unwrap();
+            let (left, _) = mixed.pack(&mut commands, &out, of_y, Place::Left).unwrap();
             commands.submit().unwrap();
             let target = Target { m, n: inputs, out: &view, ..target };
             let sides = [side(&left, Terms::Columns), side(&decoded, Terms::Rows)];
-            let seconds = timed(&|c| mixed.multiply(&matmul.kernels, c, sides, outputs, target).unwrap());
+            let seconds = timed(&|c| mixed.multiply(&matmul.kernels, c, sides, outputs, None, target).unwrap());
             let rate = flops / seconds / 1e12;
             println!("dy W {m} x {inputs} x {outputs}: {:.1} us, {rate:.0} TFLOP/s", 1e6 * seconds);
             let seconds = timed(&|c| matmul.forward(c, &x, &weight, None, false, &y).unwrap());

@@ -3,15 +3,16 @@
 
 use half::f16;
 
+use super::low_rank::shift;
 use super::source::Form;
-use super::{EXTENTS, Kind, Mixed, Side, Stored, WIDTH};
+use super::{EXTENTS, Kind, LowRank, Mixed, Side, Stored, WIDTH};
 use crate::dequant::sample::Random;
 use crate::gpu::{BufferRange, Commands, Gpu, Kernel, MatrixUnits};
 use crate::ops::matmul::kernels::RightKind;
 use crate::ops::matmul::panels::{Exponents, Panels, Size, Terms, exponent};
 use crate::ops::matmul::product::{Target, View};
 use crate::ops::matmul::trial::right;
-use crate::ops::matmul::weight::Right;
+use crate::ops::matmul::weight::{Largest, Right};
 use crate::ops::trial::difference;
 use crate::ops::{Mat, OpError};
 
@@ -28,8 +29,12 @@ pub fn of(mixed: &Mixed, kind: Kind, kernel: &Kernel) -> Result<Option<String>, 
     match kind {
         Kind::Pack { whole } => of_pack(mixed, kernel, whole),
         Kind::Extent(stored) => of_extent(mixed, kernel, stored),
-        Kind::Decode { stored, whole } => of_decode(mixed, kernel, stored, whole),
+        Kind::Measure => of_measure(mixed, kernel),
+        Kind::Decode { stored, whole, known } => of_decode(mixed, kernel, stored, whole, known),
         Kind::Product(form) => of_product(mixed, kernel, form),
+        Kind::LowRank => of_low_rank(mixed, kernel),
+        Kind::AlignExtent => of_align_extent(mixed, kernel),
+        Kind::Align => of_align(mixed, kernel),
     }
 }
 
@@ -60,8 +65,6 @@ fn compare(
     exponent: impl Fn(u32) -> i32,
 ) -> Result<Option<String>, OpError> {
     let size = panels.size;
-    let bytes = gpu.read(&panels.range)?;
-    let halves: &[u16] = bytemuck::try_cast_slice(&bytes).unwrap_or_default();
     let exponents = gpu.read(&panels.exponents_range)?;
     let exponents: Vec<i32> =
         exponents.chunks_exact(4).map(|word| i32::from_le_bytes(word.try_into().unwrap_or_default())).collect();
@@ -73,7 +76,21 @@ fn compare(
     if let Some((row, (found, expected))) = exponents.iter().zip(&expected).enumerate().find(|(_, (a, b))| a != b) {
         return Ok(Some(format!("the exponent of row {row} is {found} instead of {expected}")));
     }
-    let scales: Vec<f64> = expected.iter().map(|&exponent| 2_f64.powi(-exponent)).collect();
+    elements_differ(gpu, panels, element, &expected)
+}
+
+/// Compares the elements of panels, by padded row and column. Each row has its exponent, or all
+/// have the first one.
+fn elements_differ(
+    gpu: &Gpu,
+    panels: &Panels,
+    element: impl Fn(u32, u32) -> f64,
+    exponents: &[i32],
+) -> Result<Option<String>, OpError> {
+    let size = panels.size;
+    let bytes = gpu.read(&panels.range)?;
+    let halves: &[u16] = bytemuck::try_cast_slice(&bytes).unwrap_or_default();
+    let scales: Vec<f64> = exponents.iter().map(|&exponent| 2_f64.powi(-exponent)).collect();
     let scale = |row: u32| scales.get(row as usize).or(scales.first()).copied().unwrap_or(f64::NAN);
     let places = || (0..size.padded_rows()).flat_map(|i| (0..size.padded_cols()).map(move |j| (i, j)));
     let found: Vec<f32> =
@@ -101,7 +118,7 @@ fn of_pack(mixed: &Mixed, kernel: &Kernel, whole: bool) -> Result<Option<String>
     let at = |i: u32, j: u32| values.get((i * row + first + j) as usize).copied().unwrap_or(f32::NAN);
     let exponent = |i: u32| match i < rows {
         true => exponent((0..cols).map(|j| at(i, j).abs()).fold(0.0, f32::max)),
-        false => 0,
+        false => exponent(0.0),
     };
     compare(gpu, &panels, |i, j| at(i, j).into(), exponent)
 }
@@ -130,19 +147,41 @@ fn of_extent(mixed: &Mixed, kernel: &Kernel, stored: Stored) -> Result<Option<St
     Ok((!fits).then(|| format!("the largest magnitude is {found} instead of {largest}")))
 }
 
-fn of_decode(mixed: &Mixed, kernel: &Kernel, stored: Stored, whole: bool) -> Result<Option<String>, OpError> {
+/// The extents of some parts, and the maximum of them and of what was known.
+fn of_measure(mixed: &Mixed, kernel: &Kernel) -> Result<Option<String>, OpError> {
+    let gpu = &mixed.gpu;
+    let mut extents = vec![0.25_f32; EXTENTS as usize];
+    extents.iter_mut().skip(201).step_by(7).for_each(|extent| *extent = 1.75);
+    let extents = BufferRange::whole(gpu.storage_with("extents", bytemuck::cast_slice(&extents))?);
+    let before = [9.0_f32, 0.0, 2.0, 9.0];
+    let range = BufferRange::whole(gpu.storage_with("known", bytemuck::cast_slice(&before))?);
+    run(gpu, |commands| {
+        commands.copy(&extents, &mixed.extents);
+        for at in [1, 2] {
+            mixed.dispatch_measure(commands, kernel, &Largest { range: range.clone(), at });
+        }
+    })?;
+    let found = gpu.read(&range)?;
+    let found: Vec<f32> =
+        found.chunks_exact(4).map(|word| f32::from_le_bytes(word.try_into().unwrap_or_default())).collect();
+    Ok((found != [9.0, 1.75, 2.0, 9.0]).then(|| format!("the largest magnitudes are {found:?}")))
+}
+
+fn of_decode(mixed: &Mixed, kernel: &Kernel, stored: Stored, whole: bool, known: bool) -> Result<Option<String>, OpError> {
     let (gpu, size) = (&mixed.gpu, Size { rows: 200, cols: if whole { 296 } else { 291 } });
     let (right, values) = operand(gpu, stored, size)?;
     let largest = 1.75_f32;
     let mut extents = vec![0_u32; EXTENTS as usize];
     extents.iter_mut().skip(201).step_by(7).for_each(|extent| *extent = largest.to_bits());
-    let known = BufferRange::whole(gpu.storage_with("extents", bytemuck::cast_slice(&extents))?);
+    let of_parts = BufferRange::whole(gpu.storage_with("extents", bytemuck::cast_slice(&extents))?);
+    let range = BufferRange::whole(gpu.storage_with("known", bytemuck::cast_slice(&[9.0, largest]))?);
+    let known = known.then_some(Largest { range, at: 1 });
     let panels = poisoned(gpu, size, Exponents::One)?;
     run(gpu, |commands| {
         // Work that was submitted before has finished with the extents, and later work overwrites
         // them.
-        commands.copy(&known, &mixed.extents);
-        mixed.dispatch_decode(commands, kernel, &right, size.cols, &panels);
+        commands.copy(&of_parts, &mixed.extents);
+        mixed.dispatch_decode(commands, kernel, (&right, size.cols), &panels, known.as_ref(), 0);
     })?;
     let at = |i: u32, j: u32| values.get((i * size.cols + j) as usize).copied().map_or(f64::NAN, f64::from);
     compare(gpu, &panels, at, |_| exponent(largest))
@@ -151,7 +190,7 @@ fn of_decode(mixed: &Mixed, kernel: &Kernel, stored: Stored, whole: bool) -> Res
 /// Panels of random numbers, and the numbers they stand for, by row.
 fn known(gpu: &Gpu, random: &mut Random, size: Size, exponents: Exponents) -> Result<(Panels, Vec<f64>), OpError> {
     let mut halves = vec![0_u16; (size.bytes() / 2) as usize];
-    let exponent = |row: u32| if exponents == Exponents::ByRow { row as i32 % 7 - 3 } else { -2 };
+    let exponent = |row: u32| if exponents == Exponents::ByRow { row_exponent(row) } else { -2 };
     let mut values = Vec::new();
     for (i, j) in (0..size.rows).flat_map(|i| (0..size.cols).map(move |j| (i, j))) {
         let value = f16::from_f32(random.uniform());
@@ -170,6 +209,97 @@ fn known(gpu: &Gpu, random: &mut Random, size: Size, exponents: Exponents) -> Re
     Ok((Panels { size, range: elements, exponents, exponents_range }, values))
 }
 
+/// The elements of a side of a product, by row or column of the result and by term. `first` is the
+/// first element in the panels.
+fn gathered(panels: &Panels, values: &[f64], terms: Terms, first: (u32, u32), [side, count]: [u32; 2]) -> Vec<f64> {
+    let places = (0..side).flat_map(|i| (0..count).map(move |t| (i, t)));
+    let at = |(i, t)| if terms == Terms::Columns { (i, t) } else { (t, i) };
+    let places = places.map(at).map(|(i, j)| ((first.0 + i) * panels.size.cols + first.1 + j) as usize);
+    places.map(|at| values.get(at).copied().unwrap_or(f64::NAN)).collect()
+}
+
+/// Sums of chunks with rows of different magnitudes, in float32 and in panels.
+fn of_low_rank(mixed: &Mixed, kernel: &Kernel) -> Result<Option<String>, OpError> {
+    let (gpu, mut random) = (&mixed.gpu, Random::default());
+    let (m, rank, chunks, terms, scale) = (131, 37, 3, 90, -0.5_f32);
+    let size = Size { rows: m, cols: rank };
+    let (left, _) = known(gpu, &mut random, Size { rows: m, cols: 4 }, Exponents::ByRow)?;
+    let parts: Vec<f32> = (0..chunks * m * rank).map(|_| random.uniform()).collect();
+    let scratch = BufferRange::whole(gpu.storage_with("parts", bytemuck::cast_slice(&parts))?);
+    let out = Mat::from_slice(gpu, "trial", m, rank, &vec![f32::NAN; (m * rank) as usize])?;
+    let panels = poisoned(gpu, size, Exponents::One)?;
+    let words: [i32; 4] = [-9, 77, 78, 79];
+    let known_exponents = BufferRange::whole(gpu.storage_with("exponents", bytemuck::cast_slice(&words))?);
+    run(gpu, |commands| {
+        commands.copy(&known_exponents, &mixed.right_exponents);
+        mixed.dispatch_low_rank(commands, &scratch, kernel, &left, &panels, (terms, chunks), scale, &out);
+    })?;
+    let count = (m * rank) as usize;
+    let sum = |i: usize| parts.iter().skip(i).step_by(count).map(|&x| f64::from(x)).sum::<f64>();
+    let of_out = difference(&out.read(gpu)?, (0..count).map(|i| (f64::from(scale) * sum(i), 1e-6)));
+    let common = -9 + shift(terms);
+    let found = gpu.read(&mixed.right_exponents)?;
+    let found: Vec<i32> =
+        found.chunks_exact(4).map(|word| i32::from_le_bytes(word.try_into().unwrap_or_default())).collect();
+    let wrong =
+        (found != [-9, common, 78, 79]).then(|| format!("the exponents are {found:?}, with a common one of {common}"));
+    // Padded rows have no exponents of their own, and are zeros.
+    let exponents: Vec<i32> = (0..m).map(|row| common + row_exponent(row)).collect();
+    let of_panels = elements_differ(gpu, &panels, |i, j| sum((i * rank + j) as usize), &exponents)?;
+    Ok(wrong.or(of_out).or(of_panels))
+}
+
+/// Rows of very different magnitudes, and the panels whose exponents they get.
+fn unaligned(mixed: &Mixed, rows: u32, cols: u32) -> Result<(Mat, Vec<f32>, Panels), OpError> {
+    let mut random = Random::default();
+    let magnitude = |i: u32| [1.0, 1e-20, 0.0, 1e3][i as usize % 4];
+    let values: Vec<f32> = (0..rows * cols).map(|i| magnitude(i / cols) * random.uniform()).collect();
+    let wide = known(&mixed.gpu, &mut random, Size { rows, cols: 4 }, Exponents::ByRow)?.0;
+    Ok((Mat::from_slice(&mixed.gpu, "trial", rows, cols, &values)?, values, wide))
+}
+
+/// Those of `known`.
+fn row_exponent(row: u32) -> i32 {
+    row as i32 % 7 - 3
+}
+
+/// The exponent of the largest element with that of its row, as align.wgsl counts it.
+fn level(values: &[f32], cols: u32) -> i32 {
+    let elements = (0_u32..).zip(values).filter(|(_, x)| **x != 0.0);
+    elements.map(|(i, x)| (x.abs().to_bits() >> 23) as i32 + row_exponent(i / cols)).max().unwrap_or_default()
+}
+
+fn of_align_extent(mixed: &Mixed, kernel: &Kernel) -> Result<Option<String>, OpError> {
+    let (gpu, cols) = (&mixed.gpu, 301);
+    let (x, values, wide) = unaligned(mixed, 303, cols)?;
+    let panels = poisoned(gpu, Size { rows: x.rows, cols }, Exponents::One)?;
+    run(gpu, |commands| mixed.dispatch_align(commands, kernel, &x, &wide, &panels, [EXTENTS, 1, 1]))?;
+    let extents = gpu.read(&mixed.extents)?;
+    let found = extents.chunks_exact(4).map(|word| u32::from_le_bytes(word.try_into().unwrap_or_default())).max();
+    let expected = (level(&values, cols) + 0x8000) as u32;
+    Ok((found != Some(expected)).then(|| format!("the largest level is {found:?} instead of {expected}")))
+}
+
+fn of_align(mixed: &Mixed, kernel: &Kernel) -> Result<Option<String>, OpError> {
+    let (gpu, cols) = (&mixed.gpu, 37);
+    let (x, values, wide) = unaligned(mixed, 131, cols)?;
+    let panels = poisoned(gpu, Size { rows: x.rows, cols }, Exponents::One)?;
+    let level = level(&values, cols);
+    let mut extents = vec![0_u32; EXTENTS as usize];
+    extents.iter_mut().skip(201).step_by(7).for_each(|extent| *extent = (level + 0x8000) as u32);
+    let known = BufferRange::whole(gpu.storage_with("extents", bytemuck::cast_slice(&extents))?);
+    run(gpu, |commands| {
+        commands.copy(&known, &mixed.extents);
+        let elements = panels.range.size / 2;
+        mixed.dispatch_align(commands, kernel, &x, &wide, &panels, gpu.grid(elements.div_ceil(1024)));
+    })?;
+    let at = |i: u32, j: u32| {
+        let value = values.get((i * cols + j) as usize).copied().map_or(f64::NAN, f64::from);
+        value * 2_f64.powi(row_exponent(i))
+    };
+    compare(gpu, &panels, at, |_| level - 136)
+}
+
 /// Several tiles in both directions with partial last ones, from the middle of the left operand.
 /// Once in one chunk with a bias, added to a result, and once in chunks.
 fn of_product(mixed: &Mixed, kernel: &Kernel, form: Form) -> Result<Option<String>, OpError> {
@@ -178,6 +308,7 @@ fn of_product(mixed: &Mixed, kernel: &Kernel, form: Form) -> Result<Option<Strin
         MatrixUnits::Hardware => (form.tile.m + 131, form.tile.n + 77, 1357),
         MatrixUnits::Loops => (form.tile.m + 13, form.tile.n + 9, 133),
     };
+    let n = if form.fours { n.next_multiple_of(4) } else { n };
     let (before, after) = (form.tile.m, WIDTH);
     let of = |terms, side, first: (u32, u32)| match terms {
         Terms::Columns => Size { rows: side + first.0, cols: k + first.1 },
@@ -187,15 +318,21 @@ fn of_product(mixed: &Mixed, kernel: &Kernel, form: Form) -> Result<Option<Strin
     let by_row = if form.left == Terms::Columns { Exponents::ByRow } else { Exponents::One };
     let (left, left_values) = known(gpu, &mut random, of(form.left, m, left_first), by_row)?;
     let (right, right_values) = known(gpu, &mut random, of(form.right, n, (0, 0)), Exponents::One)?;
-    // Element `i` of the side and term `t`.
-    let gathered = |panels: &Panels, values: &[f64], terms, (row, column): (u32, u32), side: u32| -> Vec<f64> {
-        let places = (0..side).flat_map(|i| (0..k).map(move |t| (i, t)));
-        let at = |(i, t)| if terms == Terms::Columns { (i, t) } else { (t, i) };
-        let places = places.map(at).map(|(i, j)| ((row + i) * panels.size.cols + column + j) as usize);
-        places.map(|at| values.get(at).copied().unwrap_or(f64::NAN)).collect()
-    };
-    let a = gathered(&left, &left_values, form.left, left_first, m);
-    let b = gathered(&right, &right_values, form.right, (0, 0), n);
+    let a = gathered(&left, &left_values, form.left, left_first, [m, k]);
+    let b = gathered(&right, &right_values, form.right, (0, 0), [n, k]);
+    // The exponents of `right` (and of `left`, if the sums run over its rows), those of the
+    // adapter's operands, and one that is not used.
+    let of_left = if form.left == Terms::Rows { -2 } else { 0 };
+    let words: [i32; 4] = [of_left - 2, 5, -2, 99];
+    let exponents = BufferRange::whole(gpu.storage_with("exponents", bytemuck::cast_slice(&words))?);
+    let right = Panels { exponents_range: exponents, ..right };
+    let (rank, ratio) = (40, -1.5_f32);
+    let (low, low_values) = known(gpu, &mut random, Size { rows: m + before, cols: rank }, Exponents::ByRow)?;
+    let of_other = if form.right == Terms::Columns { Size { rows: n, cols: rank } } else { Size { rows: rank, cols: n } };
+    let (other, other_values) = known(gpu, &mut random, of_other, Exponents::One)?;
+    let u = gathered(&low, &low_values, Terms::Columns, (before, 0), [m, rank]);
+    let v = gathered(&other, &other_values, form.right, (0, 0), [n, rank]);
+    let adapter = form.adapted.then_some(LowRank { low: &low, other: &other, ratio });
     let (scale, mut floats) = (0.75, |count: u32| (0..count).map(|_| random.uniform()).collect::<Vec<f32>>());
     let (biases, old) = (floats(n), floats(m * n));
     let (bias, out) = (Mat::from_slice(gpu, "trial", 1, n, &biases)?, Mat::from_slice(gpu, "trial", m, n, &old)?);
@@ -208,16 +345,21 @@ fn of_product(mixed: &Mixed, kernel: &Kernel, form: Form) -> Result<Option<Strin
     run(gpu, |commands| {
         let (view, bias) = (View::of(&out), (bias.range.clone(), 0));
         let target = Target { m, n, out: &view, scale, add: true, bias: Some(&bias) };
-        mixed.dispatch_product(commands, kernel, form.tile, sides, (k, k.next_multiple_of(WIDTH)), target);
+        mixed.dispatch_product(commands, kernel, form.tile, sides, (k, k.next_multiple_of(WIDTH)), adapter, target);
         let view = View::of(&parts);
         let target = Target { out: &view, scale: 1.0, add: false, bias: None, ..target };
-        mixed.dispatch_product(commands, kernel, form.tile, sides, (k, chunk), target);
+        mixed.dispatch_product(commands, kernel, form.tile, sides, (k, chunk), adapter, target);
     })?;
-    let sums: Vec<(f64, f64)> = a
-        .chunks(k as usize)
-        .flat_map(|a| b.chunks(k as usize).map(move |b| a.iter().zip(b)))
-        .map(|terms| terms.map(|(a, b)| a * b).fold((0.0, 1.0), |(sum, size), x| (sum + x, size + x.abs())))
-        .collect();
+    let weights = [1.0, if form.adapted { f64::from(ratio) * 32.0 } else { 0.0 }];
+    let sum = |sides: [(&[f64], &[f64]); 2]| {
+        let terms = sides.into_iter().zip(weights);
+        let terms = terms.flat_map(|((a, b), weight)| a.iter().zip(b).map(move |(a, b)| weight * a * b));
+        terms.fold((0.0, 1.0), |(sum, size), x| (sum + x, size + x.abs()))
+    };
+    let columns = || b.chunks(k as usize).zip(v.chunks(rank as usize));
+    let rows = a.chunks(k as usize).zip(u.chunks(rank as usize));
+    let sums: Vec<(f64, f64)> =
+        rows.flat_map(|(a, u)| columns().map(|(b, v)| sum([(a, b), (u, v)])).collect::<Vec<_>>()).collect();
     let others = old.iter().zip(biases.iter().cycle());
     let expected = sums.iter().zip(others).map(|(&(sum, size), (&old, &bias))| {
         (f64::from(scale) * (sum + f64::from(bias)) + f64::from(old), TOLERANCE * size)

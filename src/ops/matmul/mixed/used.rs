@@ -38,6 +38,10 @@ impl StoredAs {
 #[derive(Debug, Clone, Default)]
 pub struct ProductKernels {
     kinds: Vec<Kind>,
+    /// Whether the weights have adapters.
+    adapted: bool,
+    /// Whether a matrix has a side that is no multiple of four.
+    ragged: bool,
     /// A text replacement in every shader, for tests.
     #[cfg(test)]
     patch: Option<[&'static str; 2]>,
@@ -48,6 +52,7 @@ impl ProductKernels {
     pub fn all() -> Self {
         let mut all = Self::default();
         StoredAs::ALL.into_iter().for_each(|stored| all.add_any_weight(stored));
+        [7, 8].into_iter().for_each(|side| all.add_adapter(side, side, side));
         all.add_products(true);
         all
     }
@@ -58,9 +63,27 @@ impl ProductKernels {
             StoredAs::Nf4(scales) => Stored::Quantized(Codec::Nf4(scales)),
             StoredAs::Raw(float_type) => Stored::Raw(float_type),
         };
+        self.add(Kind::Measure);
+        self.add_matrix(stored, [outputs, inputs], true);
+    }
+
+    /// Adds the kernels that prepare the matrices of an adapter of a matrix [outputs, inputs].
+    pub fn add_adapter(&mut self, rank: u32, outputs: u32, inputs: u32) {
+        self.adapted = true;
+        for shape in [[rank, inputs], [outputs, rank]] {
+            self.add_matrix(Stored::Raw(FloatType::F32), shape, false);
+        }
+    }
+
+    /// `known`: whether its largest magnitude is.
+    fn add_matrix(&mut self, stored: Stored, [rows, cols]: [u32; 2], known: bool) {
         self.add(Kind::Extent(stored));
-        self.add(Kind::Decode { stored, whole: inputs.is_multiple_of(8) });
-        [outputs, inputs].into_iter().for_each(|cols| self.add(Kind::Pack { whole: cols.is_multiple_of(4) }));
+        self.add(Kind::Decode { stored, whole: cols.is_multiple_of(8), known });
+        for side in [rows, cols] {
+            let whole = side.is_multiple_of(4);
+            self.ragged |= !whole;
+            self.add(Kind::Pack { whole });
+        }
     }
 
     /// As [`ProductKernels::add_weight`], for matrices of any shape.
@@ -68,14 +91,34 @@ impl ProductKernels {
         [7, 8].into_iter().for_each(|side| self.add_weight(stored, side, side));
     }
 
-    /// Adds the kernels of the products themselves, of forward passes or of both passes.
+    /// Adds the kernels of the products themselves, of forward passes or of both passes, for the
+    /// matrices that were added.
     pub fn add_products(&mut self, training: bool) {
-        for right in [Terms::Columns, Terms::Rows].into_iter().take(if training { 2 } else { 1 }) {
-            // A part of a weight may have few rows.
-            for tile in [Tile::LARGE, Tile::NARROW] {
-                self.add(Kind::Product(Form { tile, left: Terms::Columns, right }));
+        let either = |set: bool| [false, true].into_iter().take(if set { 2 } else { 1 });
+        for fours in either(self.ragged).map(|ragged| !ragged) {
+            for right in either(training).map(|rows| if rows { Terms::Rows } else { Terms::Columns }) {
+                for adapted in either(self.adapted) {
+                    // A part of a weight may have few rows.
+                    for tile in [Tile::LARGE, Tile::NARROW] {
+                        self.add(Kind::Product(Form { tile, left: Terms::Columns, right, adapted, fours }));
+                    }
+                }
+            }
+            if training && self.adapted {
+                let (left, right) = (Terms::Rows, Terms::Rows);
+                self.add(Kind::Product(Form { tile: Tile::NARROW, left, right, adapted: false, fours }));
             }
         }
+        let of_adapters = [Kind::LowRank, Kind::AlignExtent, Kind::Align].into_iter();
+        of_adapters
+            .take(if !self.adapted {
+                0
+            } else if training {
+                3
+            } else {
+                1
+            })
+            .for_each(|kind| self.add(kind));
     }
 
     fn add(&mut self, kind: Kind) {
@@ -114,11 +157,24 @@ impl Kind {
         match self {
             Self::Pack { whole } => format!("pack, {}", rows(whole, "4 n")),
             Self::Extent(stored) => format!("largest magnitude of {}", stored.name()),
-            Self::Decode { stored, whole } => format!("decode {} to panels, {}", stored.name(), rows(whole, "8 n")),
-            Self::Product(Form { tile, right, .. }) => {
-                let operation = if right == Terms::Columns { "x W^T" } else { "dy W" };
-                format!("{operation} in tiles of {} x {}", tile.m, tile.n)
+            Self::Measure => "largest magnitude of a weight, of those of its parts".to_owned(),
+            Self::Decode { stored, whole, known } => {
+                let of = if known { "known" } else { "measured" };
+                format!("decode {} to panels, {}, magnitude {of}", stored.name(), rows(whole, "8 n"))
             }
+            Self::Product(Form { tile, left, right, adapted, fours }) => {
+                let operation = match (left, right) {
+                    (Terms::Rows, _) => "dy^T u",
+                    (_, Terms::Columns) => "x W^T",
+                    (_, Terms::Rows) => "dy W",
+                };
+                let adapter = if adapted { " with an adapter" } else { "" };
+                let columns = if fours { "4 n" } else { "any number of" };
+                format!("{operation}{adapter} in tiles of {} x {}, {columns} columns", tile.m, tile.n)
+            }
+            Self::LowRank => "x A^T of an adapter".to_owned(),
+            Self::AlignExtent => "largest magnitude with the exponents of rows".to_owned(),
+            Self::Align => "pack with the exponents of rows".to_owned(),
         }
     }
 }
