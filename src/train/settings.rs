@@ -43,7 +43,7 @@ pub struct Settings {
     pub alpha: f64,
     /// Share of an adapter's inputs that is dropped: at least 0, below 1.
     pub dropout: f64,
-    /// The adapted projections: some of the model's, or all of [`TARGETS`].
+    /// The adapted projections. All nine (`all-linear`) are those that the model has.
     pub targets: Vec<Role>,
     /// Whether the scale is alpha / sqrt(rank).
     pub rslora: bool,
