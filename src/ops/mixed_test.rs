@@ -2,6 +2,8 @@
 
 use std::fmt;
 
+use rayon::prelude::*;
+
 use super::OpError;
 use crate::gpu::{Gpu, GpuError, KernelSpec};
 
@@ -50,6 +52,16 @@ impl<'a> MixedTest<'a> {
         }
         found
     }
+}
+
+/// Compiles the kernels of tests, many at a time: a driver takes a second for some of them. A
+/// failure is found again by the test of the kernel.
+pub fn compile<'a>(tests: impl IntoIterator<Item = &'a MixedTest<'a>>) {
+    let specs: Vec<(&Gpu, &KernelSpec)> =
+        tests.into_iter().flat_map(|test| test.specs.iter().map(|spec| (test.gpu, spec))).collect();
+    specs.into_par_iter().for_each(|(gpu, spec)| {
+        let _ = gpu.kernel(spec);
+    });
 }
 
 /// Why a kernel cannot be used, if the error of its test is not one of anything else, such as a
