@@ -1,8 +1,8 @@
 //! The tests of kernels on matrix units, which decide the precision of a model on a device.
 
 use std::fmt;
-
-use rayon::prelude::*;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::thread;
 
 use super::OpError;
 use crate::gpu::{Gpu, GpuError, KernelSpec};
@@ -59,8 +59,19 @@ impl<'a> MixedTest<'a> {
 pub fn compile<'a>(tests: impl IntoIterator<Item = &'a MixedTest<'a>>) {
     let specs: Vec<(&Gpu, &KernelSpec)> =
         tests.into_iter().flat_map(|test| test.specs.iter().map(|spec| (test.gpu, spec))).collect();
-    specs.into_par_iter().for_each(|(gpu, spec)| {
-        let _ = gpu.kernel(spec);
+    let next = AtomicUsize::new(0);
+    let work = || {
+        while let Some((gpu, spec)) = specs.get(next.fetch_add(1, Ordering::Relaxed)) {
+            let _ = gpu.kernel(spec);
+        }
+    };
+    let threads = thread::available_parallelism().map_or(1, usize::from).min(specs.len());
+    thread::scope(|scope| {
+        // This thread works, too, also where no other can be started.
+        for _ in 1..threads {
+            let _ = thread::Builder::new().spawn_scoped(scope, work);
+        }
+        work();
     });
 }
 

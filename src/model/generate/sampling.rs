@@ -333,7 +333,7 @@ mod tests {
         assert_eq!(left(SamplerOptions { min_p: 1.0, ..PLAIN }, &[2.0, 0.0, 2.0]), [0, 2]);
         // At half the temperature: 1, 16, 4, 4, 1.
         assert_eq!(left(SamplerOptions { temperature: 0.5, min_p: 0.26, ..PLAIN }, &logits), [1]);
-        // Top-p counts the tokens that min-p drops: of 0.4 and 0.2, the first has less than 0.5 of all.
+        // Top-p counts the tokens that min-p drops: 0.4 is less than half of all.
         assert_eq!(left(SamplerOptions { top_p: 0.5, min_p: 0.3, ..PLAIN }, &logits), [1, 2]);
         assert_eq!(left(SamplerOptions { top_p: 0.9, min_p: 0.6, ..PLAIN }, &logits), [1]);
         assert_eq!(left(SamplerOptions { top_k: 2, min_p: 0.2, ..PLAIN }, &logits), [1, 2, 3]);
