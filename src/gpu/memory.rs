@@ -76,3 +76,23 @@ fn largest(properties: &ash::vk::PhysicalDeviceMemoryProperties) -> Option<(usiz
 fn memory(_: &wgpu::Device) -> Option<DeviceMemory> {
     None
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "tests fail by panicking")]
+mod tests {
+    use crate::ops::testing::gpu;
+
+    /// The sizes of activations of 8,192 tokens, of which few fill a block of 128 or 256 MiB.
+    #[test]
+    fn large_buffers_fill_the_blocks_of_the_driver() {
+        let Some(gpu) = gpu() else { return };
+        let before = gpu.allocated();
+        let buffers: Vec<_> =
+            [135 << 20, 84 << 20, 17 << 20, 135 << 20].map(|size| gpu.storage("large", size).unwrap()).into();
+        let Some((before, after)) = before.zip(gpu.allocated()) else { return };
+        let used: u64 = buffers.iter().map(|buffer| buffer.size()).sum();
+        // Buffers of other tests come and go.
+        let slack = 32 << 20;
+        assert!(after.reserved - after.used <= before.reserved - before.used + slack, "{used}: {before:?}, {after:?}");
+    }
+}
