@@ -57,8 +57,8 @@ impl StoredGlu {
         })
     }
 
-    /// Records h = f(gate) * up, and stores `gate` and `up` as [`Halves::keep`] does. No two of them
-    /// share a buffer.
+    /// Records h = f(gate) * up, and stores `gate` and `up` as [`Halves::keep`] does. No two of
+    /// them share a buffer.
     ///
     /// # Errors
     /// [`OpError::Shape`].

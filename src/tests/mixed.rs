@@ -90,8 +90,9 @@ fn a_restored_trainer_continues_bit_for_bit() {
     assert!(bits(&resumed) == bits(&whole));
 }
 
-/// Gradients are computed from activations in f16, which a layer keeps or computes again: with norms
-/// per head, with norms of outputs, and in windows of tokens; with residual streams in host memory.
+/// Gradients are computed from activations in f16, which a layer keeps or computes again: with
+/// norms per head, with norms of outputs, and in windows of tokens; with residual streams in host
+/// memory.
 #[test]
 fn kept_activations_change_no_bit() {
     let Some(gpu) = loops() else { return };

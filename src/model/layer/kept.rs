@@ -22,8 +22,9 @@ impl Layer<'_> {
         halves.mats.keep(commands, &self.activations.middle, middle)
     }
 
-    /// Stores queries, keys and values as their projections write them. Queries and keys are rounded
-    /// then, also in the forward pass of other layers: the gradients of attention need its scores.
+    /// Stores queries, keys and values as their projections write them. Queries and keys are
+    /// rounded then, also in the forward pass of other layers: the gradients of attention need its
+    /// scores.
     pub(super) fn keep_heads(&self, commands: &mut Commands) -> Result<(), OpError> {
         let Activations { raw_queries, raw_keys, queries, keys, values, halves: stored, .. } = self.activations;
         let of_training = self.pass.inputs.is_training().then_some(stored.as_ref()).flatten();

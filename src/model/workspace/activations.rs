@@ -1,8 +1,8 @@
 //! The activations of a layer, in float32 and in f16.
 
-use super::{Matrix, Sizes};
 use crate::arch::config::ModelConfig;
 use crate::arch::family::PROJECTIONS;
+use crate::model::sizes::{Matrix, Sizes};
 use crate::ops::Halves;
 
 /// The activations of a layer that its gradients are computed from.
