@@ -105,7 +105,13 @@ neon() { bash scripts/neon.sh; }
 
 build() { cargo test --locked --no-run; }
 
-library() { cargo test --locked --lib --bins; }
+# The tests of whole models (src/tests) wait for one queue of the device, so they have a process and
+# a device of their own.
+models=(tests::{architectures,generation,mixed,oracle,precision,vocabulary}::)
+
+models() { cargo test --locked --lib -- "${models[@]}"; }
+
+library() { cargo test --locked --lib --bins -- "${models[@]/#/--skip=}"; }
 
 documentation_tests() { cargo test --locked --doc; }
 
@@ -124,9 +130,9 @@ examples() {
     fi
 }
 
-# The tests of kernels and of decoding, once more with wgpu's runtime checks in the kernels. The runs
-# without are the only ones that leave workgroup memory uninitialised. The kernels of other tests,
-# and those that a test breaks (`a_wrong_kernel`), always have the checks.
+# The tests of kernels and of decoding, once more with wgpu's runtime checks in the kernels. The
+# runs without are the only ones that leave workgroup memory uninitialised. The kernels of other
+# tests, and those that a test breaks (`a_wrong_kernel`), always have the checks.
 checked_kernels() {
     export NF4PACK_CHECKED=1
     # Not those of matrix units: with runtime checks, Mesa's software driver ends the loops of a
@@ -206,7 +212,8 @@ lane packages format
 start lints each_feature documentation other_systems neon dependencies
 lane build
 start library examples
-start cli gpu convert_and_format documentation_tests
+start models gpu
+start cli convert_and_format documentation_tests
 start checked_kernels convert_alone fuzz_build
 finish
 # By itself, so that each target gets its seconds.
