@@ -11,6 +11,7 @@ mod formats;
 pub(crate) mod fuzzing;
 pub(crate) mod interruptible;
 mod jinja;
+mod lines;
 mod literals;
 mod messages;
 pub(crate) mod notice;
@@ -28,6 +29,7 @@ mod special;
 mod split;
 pub(crate) mod stream;
 mod style;
+mod survey;
 mod template;
 pub(crate) mod tokenizer;
 
