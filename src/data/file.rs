@@ -5,6 +5,7 @@ use std::fs::File;
 use std::io::{self, BufRead, BufReader, Read, Seek};
 use std::path::{Path, PathBuf};
 
+use super::checksum::FileChecksum;
 use super::error::DataError;
 use super::lines::without_mark;
 use super::options::Options;
@@ -29,22 +30,6 @@ pub struct DataFile {
     path: PathBuf,
     contents: Contents,
     json_lines: bool,
-}
-
-/// Identifies what was read of a file.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct FileChecksum {
-    /// The CRC-32 of all bytes.
-    pub crc32: u32,
-    /// Their number.
-    pub len: u64,
-}
-
-impl FileChecksum {
-    /// That of these bytes.
-    pub(crate) fn of(bytes: &[u8]) -> Self {
-        Self { crc32: crc32(bytes), len: bytes.len() as u64 }
-    }
 }
 
 #[derive(Debug)]

@@ -6,8 +6,8 @@ use std::io::BufRead;
 use rayon::prelude::*;
 use serde::Serialize;
 
+use super::checksum::FileChecksum;
 use super::error::DataError;
-use super::file::FileChecksum;
 use super::form::Form;
 use super::formats::{Chat, Content, parse};
 use super::interruptible::interruptible;
@@ -85,7 +85,8 @@ pub struct Dataset {
 impl Dataset {
     /// Reads a JSON Lines file twice, each time from its start as `open` gives it: first to find
     /// broken lines, then to tokenise them. `progress` gets the number of tokenised records and of
-    /// all records, the same ones again while it takes long; it stops the work by returning `false`.
+    /// all records, the same ones again while it takes long; it stops the work by returning
+    /// `false`.
     ///
     /// # Errors
     /// A [`DataError`] with the line; [`DataError::AllDropped`] where nothing can be learned from

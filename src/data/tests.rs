@@ -3,7 +3,7 @@
 
 use std::path::Path;
 
-use super::file::FileChecksum;
+use super::checksum::FileChecksum;
 use super::files::TokenizerFiles;
 use super::notice::{Concern, LeftOut, Notice};
 use super::options::Options;

@@ -277,8 +277,8 @@ MODELS = {
             "sliding_attention": {"rope_type": "linear", "rope_theta": 500.0, "factor": 2.0},
         },
     },
-    # The activation under the name that the first checkpoints have, biases of attention, a head that
-    # is tied by default.
+    # The activation under the name that the first checkpoints have, biases of attention, a head
+    # that is tied by default.
     "gemma": {
         "model_type": "gemma",
         **NO_SPECIAL_TOKENS,

@@ -1,6 +1,6 @@
 //! Gemma, the first one: norms that add 1 to their weights, GEGLU, and an embedding that is
-//! multiplied by the square root of its width. Its `attention_dropout` is left out: an adapter has a
-//! dropout of its own.
+//! multiplied by the square root of its width. Its `attention_dropout` is left out: an adapter has
+//! a dropout of its own.
 
 use crate::arch::family::{Absent, Activation, Bias, DECODER, Family, Norm, Scale, Scales};
 

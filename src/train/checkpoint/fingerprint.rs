@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 use crate::data::TrainOn;
-use crate::data::file::FileChecksum;
+use crate::data::checksum::FileChecksum;
 use crate::format::Index;
 use crate::train::schedule::{Shape, Warmup};
 use crate::train::settings::Settings;

@@ -7,7 +7,7 @@ use safetensors::SafeTensors;
 use serde_json::Value;
 
 use super::*;
-use crate::data::file::FileChecksum;
+use crate::data::checksum::FileChecksum;
 use crate::format::Role;
 use crate::io::leftovers::names;
 use crate::io::{crash, record};
