@@ -328,8 +328,11 @@ mod tests {
     use super::super::survey::Survey;
     use super::*;
 
+    /// Lines with their numbers, and what each says.
+    type ParsedLines = Vec<(u64, Parsed)>;
+
     /// All lines of a file, and what each says.
-    fn parse_all(bytes: &[u8]) -> Result<(Option<Form>, Vec<(u64, Parsed)>), DataError> {
+    fn parse_all(bytes: &[u8]) -> Result<(Option<Form>, ParsedLines), DataError> {
         let (mut lines, mut form, mut all) = (Lines::new(bytes), None, Vec::new());
         while let Some(some) = lines.read(2)? {
             for line in some {
