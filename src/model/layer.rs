@@ -14,7 +14,7 @@
 
 use crate::arch::config::{LayerAttention, ModelConfig};
 use crate::arch::family::PROJECTIONS;
-use crate::dequant::stream::StreamedLayer;
+use crate::dequant::stream::{Direction, StreamedLayer};
 use crate::format::Role;
 use crate::gpu::Commands;
 use crate::model::constants::Constants;
@@ -27,6 +27,7 @@ use crate::model::workspace::{Activations, Backward};
 use crate::ops::{AttentionShape, Mat, OpError};
 
 mod few;
+mod kept;
 mod output;
 
 /// From this number of tokens on, tiles of queries are faster than queries one by one.
@@ -40,6 +41,8 @@ pub(super) struct Layer<'a> {
     activations: &'a Activations<Mat>,
     /// Whether `activations` are those of its forward pass when its gradients are computed.
     kept: bool,
+    /// Whether the activations in f16 are written or read.
+    with_halves: bool,
     number: u32,
     attention: LayerAttention,
     q: Linear<'a>,
@@ -73,7 +76,12 @@ impl Window {
 
 impl<'a> Layer<'a> {
     /// Checks the shapes of the layer's projections.
-    pub fn new(pass: &'a Pass<'a>, layer: &'a StreamedLayer, constants: &'a Constants) -> Result<Self, ModelError> {
+    pub fn new(
+        pass: &'a Pass<'a>,
+        layer: &'a StreamedLayer,
+        constants: &'a Constants,
+        direction: Direction,
+    ) -> Result<Self, ModelError> {
         let number = layer.number.unwrap_or_default();
         let (activations, kept) = pass.inputs.work.activations(number, pass.model.layers);
         let linear = |index: usize| -> Result<Linear<'a>, ModelError> {
@@ -92,6 +100,7 @@ impl<'a> Layer<'a> {
             constants,
             activations,
             kept,
+            with_halves: direction == Direction::Backward || (kept && pass.inputs.is_training()),
             number,
             attention,
             q: q?,
@@ -107,6 +116,7 @@ impl<'a> Layer<'a> {
     /// Records the layer. `x` and `out` are [tokens, hidden].
     pub fn forward(&self, commands: &mut Commands, x: &Mat, out: &Mat) -> Result<(), OpError> {
         self.attention_block(commands, x)?;
+        self.keep_streams(commands, x)?;
         for window in self.windows() {
             self.feed_forward(commands, &window)?;
             self.add_feed_forward(commands, &window, &window.of(out))?;
@@ -128,25 +138,25 @@ impl<'a> Layer<'a> {
         };
         if !self.kept {
             self.attention_block(commands, x)?;
-        } else if self.activations.raw_queries.is_some() {
+        } else if self.halves().is_none() && self.activations.raw_queries.is_some() {
             // Queries and keys without norms are kept as they are after their rotation.
             self.norm_heads(commands)?;
             self.rotate_heads(commands)?;
         }
         for window in self.windows() {
-            match self.kept {
-                false => {
-                    self.feed_forward(commands, &window)?;
-                    let down = self.down.in_window(window.number, window.first);
-                    down.recompute_low(self.pass.kernels, commands, &self.pass.inputs.work, &window.activated)?;
-                }
-                true => {
-                    self.norm_middle(commands, &window)?;
-                    self.activate(commands, &window)?;
-                }
+            if !self.kept {
+                self.feed_forward(commands, &window)?;
+                let down = self.down.in_window(window.number, window.first);
+                down.recompute_low(self.pass.kernels, commands, &self.pass.inputs.work, &window.activated)?;
+            }
+            if self.kept || self.halves().is_some() {
+                self.load_middle(commands, &window)?;
+                self.norm_middle(commands, &window)?;
+                self.activate_again(commands, &window)?;
             }
             self.feed_forward_backward(commands, &window, gradients)?;
         }
+        self.load_attention(commands, x)?;
         self.attention_block_backward(commands, x, gradients)
     }
 
@@ -157,8 +167,9 @@ impl<'a> Layer<'a> {
         let (tokens, step) = (middle.rows, work.window.max(1));
         (0..).zip((0..tokens).step_by(step as usize)).map(move |(number, first)| {
             let rows = step.min(tokens - first);
-            // Kept activations have all tokens, and others those of a window.
-            let of_window = |mat: &Mat| if self.kept { mat.window(first, rows) } else { mat.narrow(rows, mat.cols) };
+            // Activations kept in float32 have all tokens, and others those of a window.
+            let all = self.kept && self.activations.halves.is_none();
+            let of_window = |mat: &Mat| if all { mat.window(first, rows) } else { mat.narrow(rows, mat.cols) };
             Window {
                 number,
                 first,
@@ -186,8 +197,10 @@ impl<'a> Layer<'a> {
         self.q.forward(kernels, commands, work, normed, false, raw_queries)?;
         self.k.forward(kernels, commands, work, normed, false, raw_keys)?;
         self.v.forward(kernels, commands, work, normed, false, values)?;
+        self.keep_heads(commands)?;
         self.norm_heads(commands)?;
         self.attend(commands)?;
+        self.keep_attended(commands)?;
         self.add_attention(commands, attended, x, middle)
     }
 
@@ -267,12 +280,6 @@ impl<'a> Layer<'a> {
         kernels.norm.forward(commands, &window.middle, gamma, epsilon, &window.normed)
     }
 
-    /// Computes `activated` from `gate` and `up`.
-    fn activate(&self, commands: &mut Commands, window: &Window) -> Result<(), OpError> {
-        let Pass { kernels, .. } = self.pass;
-        kernels.glu.forward(commands, &window.gate, &window.up, &window.activated)
-    }
-
     /// The gradient of the output becomes the gradient of `middle`.
     fn feed_forward_backward(
         &self,
@@ -295,7 +302,7 @@ impl<'a> Layer<'a> {
                 self.norm_middle(commands, window)?;
             }
         }
-        kernels.glu.backward(commands, gate, up, activated)?;
+        self.activation_backward(commands, window)?;
         let inputs = &kernels.matmul.pack_inputs(commands, normed)?;
         gate_proj.backward(kernels, commands, work, inputs, [gate, d_normed], false)?;
         up_proj.backward(kernels, commands, work, inputs, [up, d_normed], true)?;

@@ -14,6 +14,7 @@ mod pass;
 pub(crate) mod plan;
 pub(crate) mod precision;
 pub(crate) mod session;
+mod sizes;
 mod weights;
 pub(crate) mod workspace;
 
