@@ -104,7 +104,7 @@ impl MatrixUnits {
     pub fn source(self, source: &str) -> String {
         match self {
             Self::Hardware => format!("enable f16;\nenable wgpu_cooperative_matrix;\n{}", with_products(source)),
-            Self::Loops => loops::source(source),
+            Self::Loops => loops::source(source, SUBGROUP),
         }
     }
 }

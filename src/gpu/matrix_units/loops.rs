@@ -13,8 +13,6 @@
 
 use std::fmt::Write as _;
 
-use super::SUBGROUP;
-
 /// The declaration of a C, after its name.
 const C_VARIABLE: &str = ": coop_mat16x16<f32, C>;";
 
@@ -87,11 +85,11 @@ fn coop_multiply(count: u32) {
 }
 ";
 
-/// The source with the matrix operations as loops.
-pub(super) fn source(source: &str) -> String {
+/// The source with the matrix operations as loops, for subgroups of this number of threads.
+pub(super) fn source(source: &str, subgroup: u32) -> String {
     let mut text = Text::new(source);
     text.walk();
-    text.finish()
+    text.finish(subgroup)
 }
 
 /// An access to an array: `coopLoad<..>(&array[index], stride)` or
@@ -361,7 +359,7 @@ impl<'a> Text<'a> {
         self.slots.iter_mut().filter(|slot| **slot == Some(0)).for_each(|slot| *slot = None);
     }
 
-    fn finish(mut self) -> String {
+    fn finish(mut self, subgroup: u32) -> String {
         let sizes = [
             ("COOP_A", self.slots.len()),
             ("COOP_C", self.cs as usize),
@@ -379,7 +377,7 @@ impl<'a> Text<'a> {
         for sums in &self.sums {
             text.push_str(&sums.function(self.source));
         }
-        set_lane(&mut self.body);
+        set_lane(&mut self.body, subgroup);
         text + &self.body
     }
 }
@@ -441,13 +439,13 @@ impl Sums<'_> {
 }
 
 /// Sets the variables of the thread at the start of the entry point.
-fn set_lane(body: &mut String) {
+fn set_lane(body: &mut String, subgroup: u32) {
     const INDEX: &str = "@builtin(local_invocation_index) ";
     let Some(at) = body.find(INDEX) else { return };
     let name: String = body[at + INDEX.len()..].chars().take_while(|c| *c != ':').collect();
     let Some(brace) = body[at..].find('{').map(|brace| at + brace + 1) else { return };
     let variables = format!(
-        "\n    coop_row = {name} % {SUBGROUP}u / 8u * 4u;\n    coop_column = {name} % 8u * 2u;\n    coop_0 = u32(0.5 * fract(0.1 * f32({name})));"
+        "\n    coop_row = {name} % {subgroup}u / 8u * 4u;\n    coop_column = {name} % 8u * 2u;\n    coop_0 = u32(0.5 * fract(0.1 * f32({name})));"
     );
     body.insert_str(brace, &variables);
 }
