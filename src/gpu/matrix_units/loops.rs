@@ -7,7 +7,7 @@
 //! while the memory of the matrices is as it was.
 //!
 //! Thread `lane` of a subgroup computes rows `lane / 8 * 4 ..` of C, and in them two columns, from
-//! `lane % 8 * 2` on. It holds these four rows of A, too. So it reads 32 elements of B in a product.
+//! `lane % 8 * 2` on. It holds these four rows of A, too. So a product reads 32 elements of B.
 //! With runtime checks, the driver ends all loops of a thread after 65,535 iterations: a product of
 //! 16 x 16 x 16 takes 9.
 
