@@ -19,22 +19,9 @@
 const NEW_WEIGHT = 6.0;
 const MAX_WEIGHT = 14.0;
 
-// Each variable is a multiple of 16 bytes: matrices are loaded from aligned addresses only.
-var<workgroup> tile: array<vec4<f16>, TILE>;
-var<workgroup> scores: array<vec4<f32>, SCORES>;
-var<workgroup> weights: array<vec4<f16>, WEIGHTS>;
+// Each variable is a multiple of 16 bytes, as those of attention_units_tile.wgsl.
 var<workgroup> of_rows: array<f32, THREADS>;
 var<workgroup> again: vec4<u32>;
-
-fn place(at: u32, x: vec4<u32>) {
-    tile[at] = vec4<f16>(vec2<f16>(unpack2x16float(x.x)), vec2<f16>(unpack2x16float(x.y)));
-    tile[at + 1u] = vec4<f16>(vec2<f16>(unpack2x16float(x.z)), vec2<f16>(unpack2x16float(x.w)));
-}
-
-// The place of a vector of a tile.
-fn tile_at(n: u32) -> u32 {
-    return n / VECS * TILE_STRIDE + n % VECS * 2u;
-}
 
 @compute @workgroup_size(THREADS)
 fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) grid: vec3<u32>, @builtin(local_invocation_index) t: u32) {
@@ -64,7 +51,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) grid: 
     //: for i in CHUNK
     {
         let n = t + THREADS * $i;
-        place(n / (2u * CHUNK) * STAGE_STRIDE + n % (2u * CHUNK) * 2u, queries[query_base + n / (2u * CHUNK) * VECS + 2u * CHUNK * $c + n % (2u * CHUNK)]);
+        place(stage_at(n), queries[query_base + staged(n, $cu)]);
     }
     //: end
     workgroupBarrier();

@@ -15,11 +15,8 @@
 // Weights are multiplied by 2^14: f16 has smaller ones then.
 const WEIGHT_EXPONENT = 14;
 
-// Each variable is a multiple of 16 bytes: matrices are loaded from aligned addresses only.
-var<workgroup> tile: array<vec4<f16>, TILE>;
-var<workgroup> scores: array<vec4<f32>, SCORES>;
+// Each variable is a multiple of 16 bytes, as those of attention_units_tile.wgsl.
 var<workgroup> slopes: array<vec4<f32>, SCORES>;
-var<workgroup> weights: array<vec4<f16>, WEIGHTS>;
 var<workgroup> score_gradients: array<vec4<f16>, WEIGHTS>;
 // Of the queries of a round: the first key, the factor of scores, the log-sum-exp, delta, and the
 // factor of score gradients.
@@ -28,16 +25,6 @@ var<workgroup> query_factor: array<vec4<f32>, QUERY_VECS>;
 var<workgroup> query_lse: array<vec4<f32>, QUERY_VECS>;
 var<workgroup> query_delta: array<vec4<f32>, QUERY_VECS>;
 var<workgroup> query_slope: array<vec4<f32>, QUERY_VECS>;
-
-fn place(at: u32, x: vec4<u32>) {
-    tile[at] = vec4<f16>(vec2<f16>(unpack2x16float(x.x)), vec2<f16>(unpack2x16float(x.y)));
-    tile[at + 1u] = vec4<f16>(vec2<f16>(unpack2x16float(x.z)), vec2<f16>(unpack2x16float(x.w)));
-}
-
-// The place of a vector of a tile. The rows of d_out follow the queries.
-fn tile_at(n: u32) -> u32 {
-    return n / VECS * TILE_STRIDE + n % VECS * 2u;
-}
 
 @compute @workgroup_size(THREADS)
 fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) t: u32) {
@@ -75,7 +62,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
     //: for i in CHUNK
     {
         let n = t + THREADS * $i;
-        place(n / (2u * CHUNK) * STAGE_STRIDE + n % (2u * CHUNK) * 2u, keys[key_base + n / (2u * CHUNK) * VECS + 2u * CHUNK * $c + n % (2u * CHUNK)]);
+        place(stage_at(n), keys[key_base + staged(n, $cu)]);
     }
     //: end
     workgroupBarrier();
@@ -86,7 +73,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
     //: for i in CHUNK
     {
         let n = t + THREADS * $i;
-        place(n / (2u * CHUNK) * STAGE_STRIDE + n % (2u * CHUNK) * 2u, values[key_base + n / (2u * CHUNK) * VECS + 2u * CHUNK * $c + n % (2u * CHUNK)]);
+        place(stage_at(n), values[key_base + staged(n, $cu)]);
     }
     //: end
     workgroupBarrier();

@@ -12,22 +12,9 @@
 @group(0) @binding(5) var<storage, read> of_queries: array<vec4<u32>>; // [heads, rows], by `place_d_out`
 @group(0) @binding(6) var<storage, read_write> gradient: array<vec4<f32>>;   // [tokens, heads * HEAD]
 
-// Each variable is a multiple of 16 bytes: matrices are loaded from aligned addresses only.
-var<workgroup> tile: array<vec4<f16>, TILE>;
-var<workgroup> scores: array<vec4<f32>, SCORES>;
+// Each variable is a multiple of 16 bytes, as those of attention_units_tile.wgsl.
 var<workgroup> slopes: array<vec4<f32>, SCORES>;
-var<workgroup> weights: array<vec4<f16>, WEIGHTS>;
 var<workgroup> of_rows: array<f32, BLOCK>;
-
-fn place(at: u32, x: vec4<u32>) {
-    tile[at] = vec4<f16>(vec2<f16>(unpack2x16float(x.x)), vec2<f16>(unpack2x16float(x.y)));
-    tile[at + 1u] = vec4<f16>(vec2<f16>(unpack2x16float(x.z)), vec2<f16>(unpack2x16float(x.w)));
-}
-
-// The place of a vector of a tile. The values follow the keys.
-fn tile_at(n: u32) -> u32 {
-    return n / VECS * TILE_STRIDE + n % VECS * 2u;
-}
 
 @compute @workgroup_size(THREADS)
 fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) grid: vec3<u32>, @builtin(local_invocation_index) t: u32) {
@@ -57,7 +44,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) grid: 
     //: for i in CHUNK
     {
         let n = t + THREADS * $i;
-        place(n / (2u * CHUNK) * STAGE_STRIDE + n % (2u * CHUNK) * 2u, queries[query_base + n / (2u * CHUNK) * VECS + 2u * CHUNK * $c + n % (2u * CHUNK)]);
+        place(stage_at(n), queries[query_base + staged(n, $cu)]);
     }
     //: end
     workgroupBarrier();
@@ -68,7 +55,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) grid: 
     //: for i in CHUNK
     {
         let n = t + THREADS * $i;
-        place(n / (2u * CHUNK) * STAGE_STRIDE + n % (2u * CHUNK) * 2u, d_out[query_base + n / (2u * CHUNK) * VECS + 2u * CHUNK * $c + n % (2u * CHUNK)]);
+        place(stage_at(n), d_out[query_base + staged(n, $cu)]);
     }
     //: end
     workgroupBarrier();

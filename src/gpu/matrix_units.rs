@@ -12,12 +12,12 @@
 //! - `coopLoad` (by columns) and `coopLoadT` (by rows) of a matrix of one of these types, and
 //!   `coopStore` and `coopStoreT` of a C, with a pointer `&array[index]` into an array of a module;
 //!   the stride counts elements of the array
-//! - `coopMultiplyAdd`, before the memory of its B is written again
-//! - `coopScale(c, factor)`, a C times a number, with two names as arguments
+//! - `c = coopMultiplyAdd(a, b, c)`, before the memory of its B is written again
+//! - `c = coopScale(c, factor)`, a C times a number, with two names as arguments
+//! - `var c: coop_mat16x16<f32, C>;`, a C of zeros
 //! - one entry point per module, with the parameter `@builtin(local_invocation_index)`
 
-use std::collections::BTreeSet;
-use std::fmt::Write as _;
+mod loops;
 
 /// How the matrix operations of a kernel run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -104,7 +104,7 @@ impl MatrixUnits {
     pub fn source(self, source: &str) -> String {
         match self {
             Self::Hardware => format!("enable f16;\nenable wgpu_cooperative_matrix;\n{}", with_products(source)),
-            Self::Loops => as_loops(source),
+            Self::Loops => loops::source(source, SUBGROUP),
         }
     }
 }
@@ -121,200 +121,6 @@ fn with_products(source: &str) -> String {
 }
 
 const SCALE: &str = "coopScale(";
-
-/// The source with the matrix operations as loops.
-///
-/// Thread `lane` of a subgroup holds row `lane / 2` of A, and columns `lane % 2 * 8 ..` of that row
-/// of C.
-fn as_loops(source: &str) -> String {
-    let mut functions = BTreeSet::new();
-    let mut body = String::with_capacity(source.len());
-    let mut rest = source;
-    while let Some(at) = rest.find("coop") {
-        body.push_str(&rest[..at]);
-        let call = Call::parse(&rest[at..]);
-        match &call {
-            Some(call) => {
-                functions.insert((call.kind, call.array));
-                let _ = write!(body, "{}_{}({}", call.kind.name(), call.array, call.arguments);
-            }
-            None => body.push_str("coop"),
-        }
-        rest = &rest[at + call.map_or("coop".len(), |call| call.length)..];
-    }
-    body.push_str(rest);
-    for (from, to) in TYPES {
-        body = body.replace(from, to);
-    }
-    let numbered = || functions.iter().enumerate();
-    let accesses: String =
-        numbered().map(|(number, &(kind, array))| kind.function(array, width(source, array), number)).collect();
-    let elements: String =
-        numbered().map(|(number, &(kind, array))| kind.element_of_b(array, width(source, array), number)).collect();
-    let loops = LOOPS.replace("ELEMENTS", &elements);
-    format!("enable f16;\n{loops}\n{accesses}\n{}", set_lane(&body))
-}
-
-const TYPES: [(&str, &str); 5] = [
-    ("coop_mat16x16<f16, A>", "CoopA"),
-    ("coop_mat16x16<f16, B>", "CoopB"),
-    ("coop_mat16x16<f32, C>", "CoopC"),
-    ("coopMultiplyAdd(", "coop_multiply_add("),
-    (SCALE, "coop_scale("),
-];
-
-/// The types, and the product. A software driver compiles a copy of these functions for each call,
-/// so they are short: B stays in its array until the product, and loops end at variables, so that
-/// the driver does not unroll them.
-const LOOPS: &str = "
-struct CoopA { row: array<f32, 16> }
-struct CoopB { index: u32, stride: u32, access: u32 }
-struct CoopC { sums: array<f32, 8> }
-var<private> coop_lane: u32;
-var<private> coop_8: u32;
-var<private> coop_16: u32;
-fn coop_b(b: CoopB, i: u32, j: u32) -> f32 {
-    switch b.access {
-        ELEMENTS
-        default: { return 0.0; }
-    }
-}
-fn coop_multiply_add(a_: CoopA, b: CoopB, c_: CoopC) -> CoopC {
-    var a = a_;
-    var c = c_;
-    for (var k = 0u; k < coop_16; k++) {
-        for (var j = 0u; j < coop_8; j++) { c.sums[j] += a.row[k] * coop_b(b, k, coop_lane % 2u * 8u + j); }
-    }
-    return c;
-}
-fn coop_scale(c_: CoopC, factor: f32) -> CoopC {
-    var c = c_;
-    for (var j = 0u; j < coop_8; j++) { c.sums[j] *= factor; }
-    return c;
-}";
-
-/// An access to an array.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-enum Access {
-    Load { role: char, by_rows: bool },
-    Store { by_rows: bool },
-}
-
-/// A call in the source: `coopLoad<..>(&array[index], ..)` or `coopStore(c, &array[index], ..)`.
-#[derive(Debug)]
-struct Call<'a> {
-    kind: Access,
-    array: &'a str,
-    /// The arguments up to the index, without its closing bracket.
-    arguments: String,
-    /// Bytes of the source that they replace, up to the closing bracket.
-    length: usize,
-}
-
-impl<'a> Call<'a> {
-    fn parse(text: &'a str) -> Option<Self> {
-        let name_end = text.find(['<', '('])?;
-        let by_rows = text[..name_end].ends_with('T');
-        let (kind, arguments) = match text[..name_end].trim_end_matches('T') {
-            "coopLoad" => {
-                let role_at = text.find(", ")? + 2;
-                let role = text[role_at..].chars().next()?.to_ascii_lowercase();
-                (Access::Load { role, by_rows }, text[role_at..].find('(')? + role_at + 1)
-            }
-            "coopStore" => (Access::Store { by_rows }, name_end + 1),
-            _ => return None,
-        };
-        let pointer = text[arguments..].find('&')? + arguments;
-        let bracket = text[pointer..].find('[')? + pointer;
-        let end = closing(&text[bracket..])? + bracket;
-        let (before, index) = (&text[arguments..pointer], &text[bracket + 1..end]);
-        Some(Self { kind, array: &text[pointer + 1..bracket], arguments: format!("{before}{index}"), length: end + 1 })
-    }
-}
-
-/// The place of the bracket that closes the first one.
-fn closing(text: &str) -> Option<usize> {
-    let mut depth = 0;
-    text.find(|c: char| {
-        depth += i32::from(c == '[') - i32::from(c == ']');
-        depth == 0
-    })
-}
-
-/// Scalars in an element of an array: `array<vec4<..>` or `array<..`.
-fn width(source: &str, array: &str) -> u32 {
-    let declared = format!(" {array}: array<vec4<");
-    if source.contains(&declared) { 4 } else { 1 }
-}
-
-/// Sets the lane and the lengths of loops at the start of the entry point.
-fn set_lane(source: &str) -> String {
-    const INDEX: &str = "@builtin(local_invocation_index) ";
-    let Some(at) = source.find(INDEX) else { return source.to_owned() };
-    let name: String = source[at + INDEX.len()..].chars().take_while(|c| *c != ':').collect();
-    let Some(brace) = source[at..].find('{').map(|brace| at + brace + 1) else { return source.to_owned() };
-    let (head, tail) = source.split_at(brace);
-    // The compiler does not know that this is 0.
-    let zero = format!("u32(0.5 * fract(0.1 * f32({name})))");
-    format!("{head}\n  coop_lane = {name} % {SUBGROUP}u;\n  coop_8 = 8u + {zero};\n  coop_16 = 16u + {zero};{tail}")
-}
-
-impl Access {
-    fn name(self) -> String {
-        let order = |by_rows| if by_rows { "rows" } else { "columns" };
-        match self {
-            Self::Load { role, by_rows } => format!("coop_load_{role}_{}", order(by_rows)),
-            Self::Store { by_rows } => format!("coop_store_{}", order(by_rows)),
-        }
-    }
-
-    /// Element (i, j) of a matrix at `index` of an array whose elements have `width` scalars.
-    fn element(self, array: &str, width: u32, index: &str, stride: &str) -> String {
-        let by_rows = matches!(self, Self::Load { by_rows: true, .. } | Self::Store { by_rows: true });
-        let (row, column) = if by_rows { ("i", "j") } else { ("j", "i") };
-        let at = format!("{row} * {stride} * {width}u + {column}");
-        match width {
-            1 => format!("{array}[{index} + {at}]"),
-            _ => format!("{array}[{index} + ({at}) / 4u][({at}) % 4u]"),
-        }
-    }
-
-    /// The function of this access, which has this number among all.
-    fn function(self, array: &str, width: u32, number: usize) -> String {
-        let element = self.element(array, width, "index", "stride");
-        let name = format!("{}_{array}", self.name());
-        match self {
-            Self::Load { role: 'a', .. } => format!(
-                "fn {name}(index: u32, stride: u32) -> CoopA {{\n  var a: CoopA;\n  let i = coop_lane / 2u;\n  \
-                 for (var j = 0u; j < coop_16; j++) {{ a.row[j] = f32({element}); }}\n  return a;\n}}\n"
-            ),
-            Self::Load { role: 'b', .. } => {
-                format!("fn {name}(index: u32, stride: u32) -> CoopB {{ return CoopB(index, stride, {number}u); }}\n")
-            }
-            Self::Load { .. } => format!(
-                "fn {name}(index: u32, stride: u32) -> CoopC {{\n  var c: CoopC;\n  let i = coop_lane / 2u;\n  let first = \
-                 coop_lane % 2u * 8u;\n  for (var n = 0u; n < coop_8; n++) {{ let j = first + n; c.sums[n] = \
-                 f32({element}); }}\n  return c;\n}}\n"
-            ),
-            Self::Store { .. } => format!(
-                "fn {name}(c_: CoopC, index: u32, stride: u32) {{\n  var c = c_;\n  let i = coop_lane / 2u;\n  let first = \
-                 coop_lane % 2u * 8u;\n  for (var n = 0u; n < coop_8; n++) {{ let j = first + n; {element} = c.sums[n]; \
-                 }}\n}}\n"
-            ),
-        }
-    }
-
-    /// The case of this access in `coop_b`. Empty for other matrices.
-    fn element_of_b(self, array: &str, width: u32, number: usize) -> String {
-        match self {
-            Self::Load { role: 'b', .. } => {
-                let element = self.element(array, width, "b.index", "b.stride");
-                format!("case {number}u: {{ return f32({element}); }}\n        ")
-            }
-            _ => String::new(),
-        }
-    }
-}
 
 #[cfg(test)]
 mod tests {

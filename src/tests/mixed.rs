@@ -10,7 +10,7 @@ use safetensors::tensor::TensorView;
 use safetensors::{Dtype, SafeTensors};
 
 use super::architectures::{COPIES, check_folder};
-use super::{Fixture, batch, fixture, floats, half_of_bf16, json, relative};
+use super::{Fixture, HalfOfBf16, batch, fixture, floats, json, relative};
 use crate::data::pack::Batch;
 use crate::dequant::stream::PackSource;
 use crate::gpu::{Gpu, UseMatrixUnits};
@@ -194,6 +194,8 @@ fn outliers_of_a_layer_stay_exact() {
     };
     let ((hidden, expected, loss, gradients), (_, found, found_loss, found_gradients)) = (run(exact), run(gpu));
     assert_eq!(expected.len(), 3);
+    let half_of_bf16 = HalfOfBf16::of(&folder);
+    let half_of_bf16 = |part| half_of_bf16.largest(part);
     for (layer, (found, expected)) in found.iter().zip(&expected).enumerate() {
         let error = relative(found, expected);
         assert!(error <= half_of_bf16("logits"), "before layer {layer}: {error:e}");

@@ -56,12 +56,30 @@ pub fn in_each_precision(test: impl Fn(Gpu)) {
     test(gpu);
 }
 
-/// Half of the largest deviation of PEFT in bfloat16 from float32, of a part of the results.
-pub fn half_of_bf16(part: &str) -> f64 {
-    static TABLE: OnceLock<Value> = OnceLock::new();
-    let table = TABLE.get_or_init(|| json(&fixture("oracle/bf16.json")));
-    let values = table[part].as_object().unwrap().values();
-    values.map(|value| value.as_f64().unwrap()).fold(0.0, f64::max) / 2.0
+/// Half of how far PEFT in bfloat16 is from float32, by part of the results and name: the bounds of
+/// mixed precision. Each model has its own: `bf16.json` in its folder, by interop/precision.py.
+#[derive(Clone)]
+pub struct HalfOfBf16(BTreeMap<String, BTreeMap<String, f64>>);
+
+impl HalfOfBf16 {
+    pub fn of(folder: &Path) -> Self {
+        let table = json(&folder.join("bf16.json"));
+        let parts = table.as_object().unwrap().iter().filter(|(_, part)| part.is_object());
+        let half = |part: &Value| -> BTreeMap<String, f64> {
+            part.as_object().unwrap().iter().map(|(name, x)| (name.clone(), x.as_f64().unwrap() / 2.0)).collect()
+        };
+        Self(parts.map(|(part, values)| (part.clone(), half(values))).collect())
+    }
+
+    /// The largest of a part.
+    pub fn largest(&self, part: &str) -> f64 {
+        self.0[part].values().copied().fold(0.0, f64::max)
+    }
+
+    /// That of a matrix.
+    pub fn matrix(&self, part: &str, name: &str) -> f64 {
+        self.0[part][name]
+    }
 }
 
 /// A JSON file.
@@ -145,7 +163,43 @@ impl Fixture {
     /// The maximum error of results: `exact` in float32; in mixed precision half of what bfloat16
     /// has in this part of the results, relative to them.
     pub fn bound(&self, exact: f64, part: &str) -> f64 {
-        if self.is_mixed() { half_of_bf16(part) } else { exact }
+        if self.is_mixed() { self.half_of_bf16().largest(part) } else { exact }
+    }
+
+    pub fn half_of_bf16(&self) -> HalfOfBf16 {
+        HalfOfBf16::of(&self.folder)
+    }
+
+    /// Compares the gradient of every matrix of an adapter with PEFT's: its relative error is at
+    /// most `exact` in float32, and in mixed precision half of what bfloat16 has for this matrix.
+    /// Both have the same matrices.
+    #[track_caller]
+    pub fn assert_gradients(
+        &self,
+        layout: &AdapterLayout,
+        gradient: &[f32],
+        expected: &BTreeMap<String, Vec<f32>>,
+        exact: f64,
+    ) {
+        let mixed = self.is_mixed().then(|| self.half_of_bf16());
+        let mut compared = 0;
+        for (layer, role, place) in layout.places() {
+            let block = if [Role::GateProj, Role::UpProj, Role::GateUpProj, Role::DownProj].contains(&role) {
+                "mlp"
+            } else {
+                "self_attn"
+            };
+            for (matrix, range) in [("A", place.a), ("B", place.b)] {
+                let name = format!("layers.{layer}.{block}.{role}.lora_{matrix}.weight");
+                let found = &gradient[range];
+                assert!(found.iter().any(|&g| g != 0.0), "{name} has no gradient");
+                let error = relative(found, &expected[&format!("base_model.model.model.{name}")]);
+                let bound = mixed.as_ref().map_or(exact, |half| half.matrix("gradients", &name));
+                assert!(error <= bound, "{name}: {error}, bound {bound}");
+                compared += 1;
+            }
+        }
+        assert_eq!(compared, expected.keys().filter(|name| name.contains(".lora_")).count());
     }
 
     pub fn is_mixed(&self) -> bool {
@@ -159,7 +213,7 @@ impl Fixture {
         match self.is_mixed() {
             false => assert_near(what, found, expected),
             true => {
-                let (error, bound) = (relative(found, expected), half_of_bf16("logits"));
+                let (error, bound) = (relative(found, expected), self.half_of_bf16().largest("logits"));
                 assert!(error <= bound, "{what}: {error}, bound {bound}");
             }
         }
@@ -168,7 +222,7 @@ impl Fixture {
     /// Compares a loss with the expected one: within `exact` in float32.
     #[track_caller]
     pub fn assert_loss(&self, what: &str, found: f64, expected: f64, exact: f64) {
-        let bound = if self.is_mixed() { half_of_bf16("losses") * expected } else { exact };
+        let bound = if self.is_mixed() { self.half_of_bf16().largest("losses") * expected } else { exact };
         assert!((found - expected).abs() <= bound, "{what}: {found}, expected {expected}, bound {bound}");
     }
 
@@ -246,29 +300,6 @@ pub fn relative(found: &[f32], expected: &[f32]) -> f64 {
     let difference: f64 = found.iter().zip(expected).map(|(&a, &b)| square(f64::from(a) - f64::from(b))).sum();
     let norm: f64 = expected.iter().map(|&b| square(b.into())).sum();
     (difference / norm).sqrt()
-}
-
-/// Compares the gradient of every matrix of an adapter with PEFT's: its relative error is at most
-/// `bound`. Both have the same matrices.
-#[track_caller]
-pub fn assert_gradients(layout: &AdapterLayout, gradient: &[f32], expected: &BTreeMap<String, Vec<f32>>, bound: f64) {
-    let mut compared = 0;
-    for (layer, role, place) in layout.places() {
-        let block = if [Role::GateProj, Role::UpProj, Role::GateUpProj, Role::DownProj].contains(&role) {
-            "mlp"
-        } else {
-            "self_attn"
-        };
-        for (matrix, range) in [("A", place.a), ("B", place.b)] {
-            let name = format!("base_model.model.model.layers.{layer}.{block}.{role}.lora_{matrix}.weight");
-            let found = &gradient[range];
-            assert!(found.iter().any(|&g| g != 0.0), "{name} has no gradient");
-            let error = relative(found, &expected[&name]);
-            assert!(error <= bound, "{name}: {error}, bound {bound}");
-            compared += 1;
-        }
-    }
-    assert_eq!(compared, expected.keys().filter(|name| name.contains(".lora_")).count());
 }
 
 /// Compares every number with the expected one, within 2e-4.

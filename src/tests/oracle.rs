@@ -4,7 +4,7 @@
 
 use std::collections::BTreeMap;
 
-use super::{Fixture, assert_gradients, fixture, in_each_precision, json, numbers, relative};
+use super::{Fixture, fixture, in_each_precision, json, numbers, relative};
 use crate::arch::ModelConfig;
 use crate::arch::family::PROJECTIONS;
 use crate::data::Tokenizer;
@@ -130,7 +130,7 @@ fn the_gradients_of_the_first_step_are_those_of_peft() {
         let bound = fixture.bound(1e-3, "gradients");
         assert!((f64::from(result.grad_norm) / norm - 1.0).abs() <= bound, "{}, expected {norm}", result.grad_norm);
         let gradient = trainer.gradient().unwrap();
-        assert_gradients(&adapter.layout, &gradient, &expected, bound);
+        fixture.assert_gradients(&adapter.layout, &gradient, &expected, 1e-3);
     });
 }
 

@@ -163,9 +163,14 @@ const FORMS: &[(&[&str], Constants)] = &[
     (&["glu_function.wgsl", "glu.wgsl"], &[("GELU", EITHER)]),
 ];
 
-/// The last files of shaders that are templates. Tests beside the host code validate the sources
+/// The files of shaders that are templates. Tests beside the host code validate the sources
 /// from them.
-const TEMPLATES: &[&str] = &["attention_units_forward.wgsl", "attention_units_keys.wgsl", "attention_units_queries.wgsl"];
+const TEMPLATES: &[&str] = &[
+    "attention_units_forward.wgsl",
+    "attention_units_keys.wgsl",
+    "attention_units_queries.wgsl",
+    "attention_units_tile.wgsl",
+];
 
 /// The tests that run kernels over poisoned memory.
 const POISON_TESTS: &[&str] = &["src/ops/poison.rs", "src/ops/attention/mixed_tests.rs"];

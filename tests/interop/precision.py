@@ -1,10 +1,13 @@
-"""How far PEFT in bfloat16 is from PEFT in float32, on tiny-qwen3 with the weights of the oracle: logits, each gradient
-of the first step, the losses of 20 steps and the adapter after them. Mixed precision of nf4pack has to stay within half of
-it (src/tests/precision.rs).
+"""How far PEFT in bfloat16 is from PEFT in float32. Mixed precision of nf4pack has to stay within half of it.
 
-Run by hand, not in CI:
+- On tiny-qwen3 with the weights of the oracle: logits, each gradient of the first step, the losses of 20 steps and the
+  adapter after them (src/tests/precision.rs).
+- On the model of each architecture: hidden states and logits without the adapter, each gradient
+  of the first step with it, and the losses of 20 steps (src/tests/architectures.rs).
+
+Run by hand, not in CI; each table stands in the folder of its model:
     pip install -r tests/interop/requirements.txt
-    python tests/interop/precision.py tests/fixtures/oracle/bf16.json
+    python tests/interop/precision.py tests/fixtures/oracle/bf16.json tests/fixtures/architectures/*/bf16.json
 """
 import argparse
 import json
@@ -63,27 +66,60 @@ def run(dtype: torch.dtype) -> dict:
     return results
 
 
+def run_architecture(folder: Path, dtype: torch.dtype) -> dict:
+    row = json.loads((folder / "expected.json").read_text())
+    tokens, labels = (torch.tensor([row[key]], device=DEVICE) for key in ("tokens", "labels"))
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).to(dtype).to(DEVICE)
+    results = {"logits": {}, "gradients": {}, "losses": {}}
+    with torch.no_grad():
+        found = model(tokens, output_hidden_states=True)
+    states = {f"hidden.{number}": state for number, state in enumerate(found.hidden_states)}
+    results["logits"] = {name: x.float().cpu() for name, x in {**states, "logits": found.logits}.items()}
+    model = PeftModel.from_pretrained(model, folder / "adapter", is_trainable=True)
+    trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    optimizer = torch.optim.AdamW(trained.values(), lr=1e-3)
+    # A single loss may be right by chance.
+    for step in range(20):
+        loss = model(tokens, labels=labels).loss
+        loss.backward()
+        if step == 0:
+            results["gradients"] = {name: p.grad.float().cpu().clone() for name, p in trained.items()}
+        optimizer.step()
+        optimizer.zero_grad()
+        results["losses"][str(step)] = loss.detach().float().cpu()
+    return results
+
+
 def deviation(found: dict, expected: dict) -> dict:
     return {name: ((found[name] - x).norm() / x.norm()).item() for name, x in expected.items()}
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("out", type=Path, help="the file to write, tests/fixtures/oracle/bf16.json")
-    out = parser.parse_args().out
-    exact, rounded = run(torch.float32), run(torch.bfloat16)
-    oracle = json.loads((ORACLE / "oracle.json").read_text())
-    worst = max(abs(exact["losses"][str(step)].item() - loss) for step, loss in enumerate(oracle["losses"]))
-    assert worst < 1e-3, f"the float32 run is not the oracle's: a loss differs by {worst}"
+def write(out: Path) -> None:
+    folder = out.parent
+    if folder.resolve() == ORACLE.resolve():
+        exact, rounded = run(torch.float32), run(torch.bfloat16)
+        losses = json.loads((ORACLE / "oracle.json").read_text())["losses"]
+        worst = max(abs(exact["losses"][str(step)].item() - loss) for step, loss in enumerate(losses))
+    else:
+        exact, rounded = (run_architecture(folder, dtype) for dtype in (torch.float32, torch.bfloat16))
+        worst = abs(exact["losses"]["0"].item() - json.loads((folder / "expected.json").read_text())["loss"])
+    assert worst < 1e-3, f"{out}: the float32 run is not the expected one: a loss differs by {worst}"
     table = {name: deviation(rounded[name], exact[name]) for name in exact}
-    short = {name: name.replace("base_model.model.model.", "").replace(".default", "") for name in table["gradients"]}
-    for part in ("gradients", "adapter"):
-        table[part] = {short[name]: value for name, value in table[part].items()}
+    for part, values in table.items():
+        short = {name: name.replace("base_model.model.model.", "").replace(".default", "") for name in values}
+        table[part] = {short[name]: value for name, value in values.items()}
     for part, values in table.items():
         ordered = sorted(values.values())
-        print(f"{part}: median {ordered[len(ordered) // 2]:.2e}, largest {ordered[-1]:.2e}")
+        print(f"{out}, {part}: median {ordered[len(ordered) // 2]:.2e}, largest {ordered[-1]:.2e}")
     table["what"] = f"relative deviation of PEFT in bfloat16 from float32, on {DEVICE}"
     out.write_text(json.dumps(table, indent=1) + "\n")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("out", type=Path, nargs="+", help="the files to write: bf16.json in the folders of models")
+    for out in parser.parse_args().out:
+        write(out)
 
 
 if __name__ == "__main__":

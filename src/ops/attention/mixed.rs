@@ -119,7 +119,8 @@ impl Product {
     /// The WGSL for heads of this size.
     pub fn source(self, size: HeadSize, units: MatrixUnits) -> String {
         let common = include_str!("../../../shaders/attention_units.wgsl");
-        units.source(&format!("{common}\n{}", expand(self.template(), &self.counts(size))))
+        let template = [include_str!("../../../shaders/attention_units_tile.wgsl"), self.template()].concat();
+        units.source(&format!("{common}\n{}", expand(&template, &self.counts(size))))
     }
 
     fn spec(self, size: HeadSize, units: MatrixUnits) -> KernelSpec {
