@@ -51,10 +51,16 @@
 //! is in `d.normed` or, that of attention, in the shared `middle`, and the post-attention norm
 //! writes `normed` again for gate_proj and up_proj.
 //!
-//! A long pass goes through the feed-forward block, forward and backward, in windows of tokens:
-//! `gate`, `up` and `activated` have the rows of a window. Layers that keep their activations have
-//! matrices of their own for all but `activated`, and skip the steps that compute them. Streams in
-//! `offloaded` arrive in the place of a later stream, one layer ahead.
+//! A long pass goes through a layer in windows of tokens. Residual streams, keys, values and their
+//! gradients have the rows of all tokens, and all other matrices those of a window: keys and values
+//! of all windows are computed first, then the rest of the layer, window by window. Backward, the
+//! last window comes first. When its attention is done, all queries that see its keys were in it or
+//! in later windows, so the gradients of its keys and values are complete. A pass of one window
+//! computes queries with keys and values. The head and the loss have windows, too.
+//!
+//! Layers that keep their activations have matrices of their own for all but `activated`, with the
+//! rows of all tokens, and skip the steps that compute them. Streams in `offloaded` arrive in the
+//! place of a later stream, one layer ahead.
 //!
 //! Two gradients are in the memory of a matrix that nothing reads at that time: `d.attended` in
 //! that of `d.normed`, between the feed-forward block and q_, k_ and v_proj, and `d.queries` in
@@ -65,7 +71,9 @@
 
 use crate::arch::config::ModelConfig;
 use crate::arch::family::PROJECTIONS;
+use crate::format::Role;
 use crate::gpu::{BufferRange, Gpu, GpuError};
+use crate::model::residual::Residual;
 use crate::ops::{Mat, OpError, mat_bytes};
 
 /// Maximum bytes of a chunk of logits: a small share of a large model's activations, and enough
@@ -74,9 +82,9 @@ const LOGITS_BYTES: u64 = 128 << 20;
 /// The columns of a chunk are a multiple of this, unless a chunk is smaller.
 const CHUNK_ALIGN: u32 = 256;
 
-/// Tokens that pass through the feed-forward block together. Its activations are by far the widest.
-/// So a longer pass needs less memory for them, and the products of a window of this size are
-/// nearly as fast as larger ones. A multiple of 64 tokens starts at an offset that can be bound.
+/// Tokens that pass through a layer together. So a longer pass needs no more memory for most
+/// activations, and the products of a window of this size are nearly as fast as larger ones. A
+/// multiple of 64 tokens starts at an offset that can be bound.
 pub(crate) const WINDOW: u32 = 8192;
 
 /// The sizes of a workspace.
@@ -95,8 +103,8 @@ pub struct Sizes {
     /// Residual streams, the first ones, that are in host memory between the forward and the
     /// backward pass. At least three are not.
     pub offloaded: u32,
-    /// Tokens that pass through the feed-forward block together: [`WINDOW`], or fewer in tests. The
-    /// order of sums depends on it.
+    /// Tokens that pass through a layer together: [`WINDOW`], or fewer in tests. The order of sums
+    /// depends on it.
     pub window: u32,
     /// Columns of a chunk of logits: [`chunk`], or fewer in tests. The order of sums depends on it.
     pub chunk: u32,
@@ -133,18 +141,18 @@ impl Matrix for Mat {
     }
 }
 
-/// Matrices of `tokens` rows each, except the constants.
+/// Matrices of a pass. Most have a row for each token of a window.
 #[derive(Debug)]
 pub(crate) struct Workspace<M> {
     /// The residual stream before each layer and after the last layer. If there are fewer matrices
     /// than streams, they are used in turn: two without training, and others if streams are
     /// offloaded.
-    pub residual: Vec<M>,
+    pub residual: Vec<Residual<M>>,
     /// The first streams in host memory, between the forward and the backward pass.
-    pub offloaded: Vec<M>,
+    pub offloaded: Vec<Residual<M>>,
     /// The output of a norm: hidden.
     pub normed: M,
-    /// silu(gate) * up, later its gradient: intermediate, with the tokens of a window.
+    /// silu(gate) * up, later its gradient: intermediate.
     pub activated: M,
     /// The gradient of x A^T: rank.
     pub low_rank: M,
@@ -156,8 +164,8 @@ pub(crate) struct Workspace<M> {
     /// The activations of the last layers, which keep them.
     kept: Vec<Activations<M>>,
     pub backward: Option<Backward<M>>,
-    /// Tokens that pass through the feed-forward block together.
-    pub window: u32,
+    /// Tokens of the pass.
+    pub tokens: u32,
     /// Logits of a chunk of the vocabulary.
     pub logits: M,
     /// 4.
@@ -166,7 +174,8 @@ pub(crate) struct Workspace<M> {
     pub loss: M,
 }
 
-/// The activations of a layer that its gradients are computed from.
+/// The activations of a layer that its gradients are computed from. Those of keys and values have
+/// the rows of all tokens, others those of a window unless they are kept.
 #[derive(Debug)]
 pub(crate) struct Activations<M> {
     /// heads * head_dim, before the norm per head, if the model has that norm.
@@ -185,7 +194,7 @@ pub(crate) struct Activations<M> {
     pub lse: M,
     /// The residual stream between attention and feed-forward: hidden.
     pub middle: M,
-    /// Intermediate, with the tokens of a window if they are not kept.
+    /// Intermediate.
     pub gate: M,
     /// As `gate`.
     pub up: M,
@@ -193,10 +202,11 @@ pub(crate) struct Activations<M> {
     pub lows: Vec<M>,
 }
 
-/// Gradients, each named after its activation.
+/// Gradients, each named after its activation. Those of the residual stream, keys and values have
+/// the rows of all tokens.
 #[derive(Debug)]
 pub(crate) struct Backward<M> {
-    pub residual: M,
+    pub residual: Residual<M>,
     pub normed: M,
     pub attended: M,
     pub queries: M,
@@ -208,10 +218,11 @@ pub(crate) struct Backward<M> {
 
 impl<M: Matrix> Workspace<M> {
     /// Calls `new` for each matrix, with its use, name, rows and columns. The order is always the
-    /// same.
+    /// same in memory for `reserved` tokens.
     fn build<E>(
         model: &ModelConfig,
         sizes: Sizes,
+        reserved: u32,
         mut new: impl FnMut(Use, &'static str, u32, u32) -> Result<M, E>,
     ) -> Result<Self, E> {
         let &ModelConfig { hidden, intermediate, heads, layers, .. } = model;
@@ -219,63 +230,66 @@ impl<M: Matrix> Workspace<M> {
         let all = layers.saturating_add(1);
         let [streams, offloaded] =
             if sizes.training { [all.saturating_sub(sizes.offloaded), sizes.offloaded] } else { [2, 0] };
-        let mut host = |_| new(Use::Host, "offloaded residual stream", tokens, hidden);
+        let mut stream =
+            |purpose, name| Residual::build(tokens, reserved, sizes.window, |rows| new(purpose, name, rows, hidden));
+        let mut host = |_| stream(Use::Host, "offloaded residual stream");
         let offloaded = (0..offloaded).map(&mut host).collect::<Result<_, E>>()?;
-        let residual =
-            (0..streams).map(|_| new(Use::SavedActivations, "residual stream", tokens, hidden)).collect::<Result<_, E>>()?;
+        let mut on_device = |_| stream(Use::SavedActivations, "residual stream");
+        let residual = (0..streams).map(&mut on_device).collect::<Result<_, E>>()?;
+        let gradient = match sizes.training {
+            true => Some(stream(Use::Layer, "gradient of the residual stream")?),
+            false => None,
+        };
         let window = tokens.min(sizes.window);
         // The matrices that two activations or gradients share.
         let widest = if sizes.training { hidden.max(queries) } else { hidden };
-        let middle = new(Use::Layer, "middle of the residual stream", tokens, widest)?;
+        let middle = new(Use::Layer, "middle of the residual stream", window, widest)?;
         let of_layer = |name, rows, cols| new(Use::Layer, name, rows, cols);
-        let shared = Activations::build(model, sizes, window, None, Some(middle.reshaped(tokens, hidden)), of_layer)?;
+        let shared = Activations::build(model, sizes, window, None, Some(middle.reshaped(window, hidden)), of_layer)?;
         let mut keep = |_| {
             let new = |name, rows, cols| new(Use::KeptActivations, name, rows, cols);
             Activations::build(model, sizes, tokens, Some(&shared), None, new)
         };
         let kept = (0..sizes.kept).map(&mut keep).collect::<Result<_, E>>()?;
         let activated = new(Use::Layer, "activated", window, intermediate)?;
-        let mut layer = |name, cols: u32| new(Use::Layer, name, tokens, cols);
-        // It has as many elements as the largest input of a projection.
-        let of_window = mat_bytes(window, intermediate).div_ceil(mat_bytes(tokens.max(1), 1));
-        let inputs = u32::try_from(of_window).unwrap_or(u32::MAX).max(queries).max(hidden);
-        let inputs = if sizes.dropout { inputs } else { 1 };
+        let mut layer = |name, rows, cols: u32| new(Use::Layer, name, rows, cols);
+        let inputs = if sizes.dropout { intermediate.max(queries).max(hidden) } else { 1 };
         let rank = sizes.rank.max(1);
         Ok(Self {
             residual,
             offloaded,
-            normed: layer("normed", hidden)?,
+            normed: layer("normed", window, hidden)?,
             activated,
-            window: sizes.window,
-            low_rank: layer("low rank", rank)?,
-            dropped: layer("dropped", inputs)?,
+            tokens,
+            low_rank: layer("low rank", window, rank)?,
+            dropped: layer("dropped", window, inputs)?,
             shared,
             kept,
-            backward: match sizes.training {
-                false => None,
-                true => {
-                    let normed = layer("gradient of normed", widest)?;
+            backward: match gradient {
+                None => None,
+                Some(residual) => {
+                    let normed = layer("gradient of normed", window, widest)?;
                     Some(Backward {
-                        residual: layer("gradient of the residual stream", hidden)?,
-                        attended: normed.reshaped(tokens, queries),
-                        normed: normed.reshaped(tokens, hidden),
-                        queries: middle.reshaped(tokens, queries),
-                        keys: layer("gradient of keys", keys)?,
-                        values: layer("gradient of values", keys)?,
-                        delta: layer("row products", heads)?,
+                        residual,
+                        attended: normed.reshaped(window, queries),
+                        normed: normed.reshaped(window, hidden),
+                        queries: middle.reshaped(window, queries),
+                        keys: layer("gradient of keys", tokens, keys)?,
+                        values: layer("gradient of values", tokens, keys)?,
+                        delta: layer("row products", window, heads)?,
                     })
                 }
             },
-            logits: new(Use::Loss, "logits", tokens, sizes.chunk)?,
-            loss_state: new(Use::Loss, "losses", tokens, 4)?,
+            logits: new(Use::Loss, "logits", window, sizes.chunk)?,
+            loss_state: new(Use::Loss, "losses", window, 4)?,
             loss: new(Use::Loss, "loss", 1, 1)?,
         })
     }
 }
 
 impl<M: Matrix> Activations<M> {
-    /// Calls `of` for each matrix, with its name, rows and columns: a row for each token, or
-    /// `window` rows. Kept activations take from `shared` what is cheap to compute again: queries
+    /// Calls `of` for each matrix, with its name, rows and columns: a row for each token for keys
+    /// and values, others have `window` rows. Kept activations take from `shared` what is cheap to compute again: queries
     /// and keys after the norms of the heads. `middle` is a matrix that is there already.
     fn build<E>(
         model: &ModelConfig,
@@ -285,29 +299,51 @@ impl<M: Matrix> Activations<M> {
         middle: Option<M>,
         mut of: impl FnMut(&'static str, u32, u32) -> Result<M, E>,
     ) -> Result<Self, E> {
-        let mut new = |name, cols| of(name, sizes.tokens, cols);
+        let tokens = sizes.tokens;
         let &ModelConfig { hidden, intermediate, heads, q_k_norm, .. } = model;
         let (queries, keys) = (model.queries(), model.keys());
         let [raw_queries, raw_keys] = match q_k_norm {
-            true => [Some(new("raw queries", queries)?), Some(new("raw keys", keys)?)],
+            true => [Some(of("raw queries", window, queries)?), Some(of("raw keys", tokens, keys)?)],
             false => [None, None],
         };
         let [queries, keys_of_heads] = match shared.filter(|_| q_k_norm) {
             Some(shared) => [shared.queries.clone(), shared.keys.clone()],
-            None => [new("queries", queries)?, new("keys", keys)?],
+            None => [of("queries", window, queries)?, of("keys", tokens, keys)?],
         };
-        let (values, attended) = (new("values", keys)?, new("attended", model.queries())?);
-        let lse = new("softmax denominators", heads)?;
-        let middle = middle.map_or_else(|| new("middle of the residual stream", hidden), Ok)?;
+        let (values, attended) = (of("values", tokens, keys)?, of("attended", window, model.queries())?);
+        let lse = of("softmax denominators", window, heads)?;
+        let middle = middle.map_or_else(|| of("middle of the residual stream", window, hidden), Ok)?;
         // Without gradients, one for all projections.
-        let mut low = || new("low rank", sizes.rank.max(1));
+        let mut low = |rows| of("low rank", rows, sizes.rank.max(1));
+        let rows = |role: &Role| if matches!(role, Role::KProj | Role::VProj) { tokens } else { window };
         let lows = match sizes.training {
-            true => PROJECTIONS.iter().map(|_| low()).collect::<Result<_, E>>()?,
-            false => vec![low()?; PROJECTIONS.len()],
+            true => PROJECTIONS.iter().map(|role| low(rows(role))).collect::<Result<_, E>>()?,
+            false => vec![low(window)?; PROJECTIONS.len()],
         };
         let [gate, up] = [of("gate", window, intermediate)?, of("up", window, intermediate)?];
         let keys = keys_of_heads;
         Ok(Self { raw_queries, raw_keys, queries, keys, values, attended, lse, middle, gate, up, lows })
+    }
+}
+
+impl Activations<Mat> {
+    /// The rows of `rows` tokens from token `first` on, in a pass of `tokens` tokens.
+    pub fn window(&self, tokens: u32, first: u32, rows: u32) -> Self {
+        // Those of a window are used by one window after the other.
+        let of = |mat: &Mat| if mat.rows == tokens { mat.window(first, rows) } else { mat.narrow(rows, mat.cols) };
+        Self {
+            raw_queries: self.raw_queries.as_ref().map(of),
+            raw_keys: self.raw_keys.as_ref().map(of),
+            queries: of(&self.queries),
+            keys: of(&self.keys),
+            values: of(&self.values),
+            attended: of(&self.attended),
+            lse: of(&self.lse),
+            middle: of(&self.middle),
+            gate: of(&self.gate),
+            up: of(&self.up),
+            lows: self.lows.iter().map(of).collect(),
+        }
     }
 }
 
@@ -319,7 +355,7 @@ impl<M> Workspace<M> {
         kept.map_or((&self.shared, false), |kept| (kept, true))
     }
 
-    /// A matrix [tokens, hidden] that no layer needs after a pass, nor between the gradients of its
+    /// A matrix [tokens of a window, hidden] that no layer needs after a pass, nor between the gradients of its
     /// feed-forward block and of its attention.
     pub fn hidden_scratch(&self) -> &M {
         &self.shared.middle
@@ -359,7 +395,7 @@ impl WorkspaceBytes {
             }
             Ok::<_, std::convert::Infallible>(())
         };
-        let Ok(_) = Workspace::build(model, sizes, count);
+        let Ok(_) = Workspace::build(model, sizes, sizes.tokens, count);
         bytes
     }
 
@@ -375,9 +411,9 @@ fn buffer_bytes(rows: u32, cols: u32) -> u64 {
     mat_bytes(rows, cols).max(1).checked_next_multiple_of(16).unwrap_or(u64::MAX)
 }
 
-/// Columns of a chunk of logits in passes of `tokens` tokens.
+/// Columns of a chunk of logits in passes of `tokens` tokens, which the head takes in windows.
 pub(crate) fn chunk(model: &ModelConfig, tokens: u32) -> u32 {
-    let max = (LOGITS_BYTES / (4 * u64::from(tokens.max(1)))).min(u64::from(model.vocab)) as u32;
+    let max = (LOGITS_BYTES / (4 * u64::from(tokens.clamp(1, WINDOW)))).min(u64::from(model.vocab)) as u32;
     let aligned = max / CHUNK_ALIGN * CHUNK_ALIGN;
     if aligned == 0 || max == model.vocab { max.max(1) } else { aligned }
 }
@@ -412,7 +448,7 @@ impl Memory {
             });
             Ok(())
         };
-        Workspace::build(model, sizes, reserve)?;
+        Workspace::build(model, sizes, sizes.tokens, reserve)?;
         Ok(Self { sizes, buffers })
     }
 
@@ -439,7 +475,7 @@ impl Memory {
             // In the order of `new`, with at most the rows that it reserved.
             buffers.next().map(|range| Mat { range: range.slice(0, size), rows, cols }).ok_or_else(|| too_small(rows))
         };
-        Workspace::build(model, Sizes { tokens, ..self.sizes }, view)
+        Workspace::build(model, Sizes { tokens, ..self.sizes }, self.sizes.tokens, view)
     }
 }
 
