@@ -6,7 +6,8 @@
 #   NF4PACK_FUZZ_BUILD=address         optimised, with AddressSanitizer; needs a nightly toolchain
 #                                      (default)
 #   NF4PACK_FUZZ_BUILD=fuzz            optimised, without a sanitizer
-#   NF4PACK_FUZZ_BUILD=dev             unoptimised, over dependencies that the tests have built
+#   NF4PACK_FUZZ_BUILD=dev             unoptimised, over dependencies that the tests have built; one
+#                                      program for all targets, else one for each
 set -euo pipefail
 cd "$(dirname "$0")/.."
 . scripts/setup.sh
@@ -14,7 +15,7 @@ command -v c++ >/dev/null || install_packages g++ || { echo "fuzz: install a C++
 
 export seconds=${NF4PACK_FUZZ_SECONDS:-3600}
 build=${NF4PACK_FUZZ_BUILD:-address}
-mapfile -t all < <(sed -n 's/^    ("\([a-z_]*\)", [a-z_]*::run),$/\1/p' fuzz/checks/mod.rs)
+mapfile -t all < <(sed -n '/^targets! {$/,/^}$/s/^    \([a-z_]*\),$/\1/p' fuzz/checks/mod.rs)
 [ "${#all[@]}" -gt 0 ] || { echo "fuzz: no targets found in fuzz/checks/mod.rs" >&2; exit 1; }
 [ "$#" -gt 0 ] || set -- "${all[@]}"
 for target in "$@"; do
@@ -45,8 +46,14 @@ case $build in
         ;;
     *) echo "fuzz: NF4PACK_FUZZ_BUILD is $build; it may be address, fuzz or dev" >&2; exit 1 ;;
 esac
-cargo "${toolchain[@]}" build "${options[@]}"
-export program=$folder/nf4pack-fuzz
+# A program with one target is faster: see fuzz/checks/mod.rs.
+export programs=$folder/fuzz-targets
+rm -rf "$programs" && mkdir -p "$programs"
+for target in "$@"; do
+    [ "$build" = dev ] || export NF4PACK_FUZZ_ONLY=$target
+    cargo "${toolchain[@]}" build "${options[@]}"
+    ln "$folder/nf4pack-fuzz" "$programs/$target"
+done
 
 logs=$(mktemp -d)
 trap 'rm -rf "$logs"' EXIT
@@ -60,7 +67,7 @@ fuzz() {
     options=(-max_total_time="$seconds" -timeout=10 -rss_limit_mb=2048 -print_final_stats=1 -artifact_prefix="fuzz/artifacts/$target/")
     [ "$target" != parse ] || options+=(-dict=fuzz/pack.dict)
     TMPDIR=$logs/tmp-$target NF4PACK_FUZZ_TARGET=$target RAYON_NUM_THREADS=1 \
-        "$program" "fuzz/corpus/$target" "${options[@]}" >"$logs/$target" 2>&1 || touch "$logs/$target.failed"
+        "$programs/$target" "fuzz/corpus/$target" "${options[@]}" >"$logs/$target" 2>&1 || touch "$logs/$target.failed"
     rm -rf "$logs/tmp-$target"
 }
 export -f fuzz

@@ -3,19 +3,21 @@
 
 use nf4pack::convert::source::{MAX_NAME_LEN, MAX_RANK, parse_header};
 
-/// Runs the check: the bytes as a whole file, and as the start of a file of the length that the
-/// last eight bytes say.
+/// Bytes of data behind a header that is given without its length.
+const DATA: [u64; 5] = [0, 2, 4, 12, 64];
+
+/// Runs the check: the bytes as a whole file, as the start of a file of the length that the last
+/// eight bytes say, and as a header without its length.
 pub fn run(bytes: &[u8]) {
     parse(bytes, bytes.len() as u64);
     if let Some((start, len)) = bytes.split_last_chunk() {
         parse(start, u64::from_le_bytes(*len));
     }
-    // JSON is hard to reach behind a length that must fit: here all bytes are the header.
+    // JSON is hard to reach behind a length that must fit: here all bytes are the header. Spaces at
+    // its end choose the length of the data.
     let mut file = (bytes.len() as u64).to_le_bytes().to_vec();
     file.extend_from_slice(bytes);
-    for data in [0, 2, 4, 12, 64] {
-        parse(&file, file.len() as u64 + data);
-    }
+    parse(&file, file.len() as u64 + DATA[bytes.len() % DATA.len()]);
 }
 
 /// What holds for a file of this length that starts with these bytes.

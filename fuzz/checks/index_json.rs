@@ -31,41 +31,13 @@ const NAMES: [&str; 12] = [
     "a\u{0}b",
 ];
 
-/// A folder with two shards of one small model, made once.
-struct Snapshot {
-    folder: tempfile::TempDir,
-    /// The names of the tensors of each shard.
-    tensors: [Vec<String>; 2],
-}
+/// The tensors of a layer of a family, without prefix and `.weight`.
+type Parts = &'static [(&'static str, &'static [u64])];
 
-thread_local! {
-    static SNAPSHOT: Snapshot = Snapshot::new();
-}
-
-/// Runs the check: text is the index itself; other bytes choose a change of a good one.
-pub fn run(bytes: &[u8]) {
-    SNAPSHOT.with(|snapshot| {
-        if bytes.first().is_none_or(u8::is_ascii) {
-            snapshot.check(bytes, &small_config());
-        } else {
-            let _ = snapshot.edited(&mut Unstructured::new(&bytes[1..]));
-        }
-    });
-}
-
-fn small_config() -> Value {
-    json!({
-        "model_type": "llama", "hidden_size": 4, "intermediate_size": 6, "num_hidden_layers": 2, "num_attention_heads": 2,
-        "num_key_value_heads": 1, "head_dim": 2, "vocab_size": 5, "rms_norm_eps": 1e-5, "max_position_embeddings": 16,
-        "tie_word_embeddings": false,
-    })
-}
-
-/// The tensors of that model.
-fn tensors() -> Vec<(String, Vec<u64>)> {
-    let mut tensors = vec![("model.embed_tokens.weight".to_owned(), vec![5, 4])];
-    for layer in 0..2 {
-        let parts: [(&str, &[u64]); 9] = [
+const FAMILIES: [(&str, Parts); 3] = [
+    (
+        "llama",
+        &[
             ("input_layernorm", &[4]),
             ("self_attn.q_proj", &[4, 4]),
             ("self_attn.k_proj", &[2, 4]),
@@ -75,8 +47,69 @@ fn tensors() -> Vec<(String, Vec<u64>)> {
             ("mlp.gate_proj", &[6, 4]),
             ("mlp.up_proj", &[6, 4]),
             ("mlp.down_proj", &[4, 6]),
-        ];
-        tensors.extend(parts.map(|(name, shape)| (format!("model.layers.{layer}.{name}.weight"), shape.to_vec())));
+        ],
+    ),
+    (
+        "phi3",
+        &[
+            ("input_layernorm", &[4]),
+            ("self_attn.qkv_proj", &[8, 4]),
+            ("self_attn.o_proj", &[4, 4]),
+            ("post_attention_layernorm", &[4]),
+            ("mlp.gate_up_proj", &[12, 4]),
+            ("mlp.down_proj", &[4, 6]),
+        ],
+    ),
+    (
+        "gemma3_text",
+        &[
+            ("input_layernorm", &[4]),
+            ("self_attn.q_proj", &[4, 4]),
+            ("self_attn.k_proj", &[2, 4]),
+            ("self_attn.v_proj", &[2, 4]),
+            ("self_attn.q_norm", &[2]),
+            ("self_attn.k_norm", &[2]),
+            ("self_attn.o_proj", &[4, 4]),
+            ("post_attention_layernorm", &[4]),
+            ("pre_feedforward_layernorm", &[4]),
+            ("mlp.gate_proj", &[6, 4]),
+            ("mlp.up_proj", &[6, 4]),
+            ("mlp.down_proj", &[4, 6]),
+            ("post_feedforward_layernorm", &[4]),
+        ],
+    ),
+];
+
+/// A folder with two shards of one small model, made once.
+struct Snapshot {
+    folder: tempfile::TempDir,
+    model_type: &'static str,
+    /// The names of the tensors of each shard.
+    tensors: [Vec<String>; 2],
+}
+
+thread_local! {
+    static SNAPSHOTS: [Snapshot; 3] = FAMILIES.map(|(model_type, parts)| Snapshot::new(model_type, parts));
+}
+
+/// Runs the check: text is the index itself; other bytes choose a change of a good one.
+pub fn run(bytes: &[u8]) {
+    SNAPSHOTS.with(|snapshots| {
+        if bytes.first().is_none_or(u8::is_ascii) {
+            snapshots[0].check(bytes, &snapshots[0].config());
+        } else {
+            let snapshot = &snapshots[bytes.len() % snapshots.len()];
+            let _ = snapshot.edited(&mut Unstructured::new(&bytes[1..]));
+        }
+    });
+}
+
+/// The tensors of a model whose layers have these parts.
+fn tensors(parts: Parts) -> Vec<(String, Vec<u64>)> {
+    let mut tensors = vec![("model.embed_tokens.weight".to_owned(), vec![5, 4])];
+    for layer in 0..2 {
+        let name = |name: &str| format!("model.layers.{layer}.{name}.weight");
+        tensors.extend(parts.iter().map(|(part, shape)| (name(part), shape.to_vec())));
     }
     tensors.extend([("model.norm.weight".to_owned(), vec![4]), ("lm_head.weight".to_owned(), vec![5, 4])]);
     tensors
@@ -98,16 +131,24 @@ pub fn safetensors(tensors: &[(String, Vec<u64>)]) -> Vec<u8> {
 }
 
 impl Snapshot {
-    fn new() -> Self {
+    fn new(model_type: &'static str, parts: Parts) -> Self {
         let folder = tempfile::tempdir().expect("a temporary folder");
-        let tensors = tensors();
+        let tensors = tensors(parts);
         let (first, second) = tensors.split_at(9);
         for (name, tensors) in SHARDS.iter().zip([first, second]) {
             fs::write(folder.path().join(name), safetensors(tensors)).expect("a shard");
         }
         fs::create_dir(folder.path().join("folder")).expect("a folder");
         let names = |tensors: &[(String, Vec<u64>)]| tensors.iter().map(|(name, _)| name.clone()).collect();
-        Self { tensors: [names(first), names(second)], folder }
+        Self { tensors: [names(first), names(second)], model_type, folder }
+    }
+
+    fn config(&self) -> Value {
+        json!({
+            "model_type": self.model_type, "hidden_size": 4, "intermediate_size": 6, "num_hidden_layers": 2,
+            "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 2, "vocab_size": 5, "rms_norm_eps": 1e-5,
+            "max_position_embeddings": 16, "tie_word_embeddings": false,
+        })
     }
 
     fn path(&self) -> &Path {
@@ -134,7 +175,7 @@ impl Snapshot {
         if u.ratio(1, 8)? {
             json::edit(u, &mut index, &["weight_map", "metadata"])?;
         }
-        let config = if u.ratio(1, 2)? { small_config() } else { arch_config::config(u)? };
+        let config = if u.ratio(1, 2)? { self.config() } else { arch_config::config(u)? };
         self.check(&json::bytes(u, &index)?, &config);
         Ok(())
     }

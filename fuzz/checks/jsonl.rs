@@ -12,13 +12,15 @@ use super::json;
 
 const TOKENIZER: &[u8] = include_bytes!("../../tests/fixtures/tiny-qwen3/tokenizer.json");
 const CONFIG: &[u8] = include_bytes!("../../tests/fixtures/tiny-qwen3/config.json");
-const TEMPLATES: [&[u8]; 6] = [
+const TEMPLATES: [&[u8]; 8] = [
     include_bytes!("../../tests/fixtures/templates/chatml.jinja"),
     include_bytes!("../../tests/fixtures/templates/chatml_generation.jinja"),
     include_bytes!("../../tests/fixtures/templates/llama3_1.jinja"),
     include_bytes!("../../tests/fixtures/templates/mistral_v3.jinja"),
     include_bytes!("../../tests/fixtures/templates/qwen3.jinja"),
     include_bytes!("../../tests/fixtures/templates/hermes_tools.jinja"),
+    include_bytes!("../../tests/fixtures/templates/phi3.jinja"),
+    include_bytes!("../../tests/fixtures/templates/gemma.jinja"),
 ];
 
 const KEYS: [&str; 24] = [
