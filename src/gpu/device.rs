@@ -141,6 +141,9 @@ impl Gpu {
             required_features: features,
             required_limits: limits,
             experimental_features: matrix_units::experimental(features),
+            // Large buffers then have the memory of exactly their size. Buffers are few, and all of
+            // them are created before a run.
+            memory_hints: wgpu::MemoryHints::MemoryUsage,
             ..Default::default()
         };
         let opened = pollster::block_on(adapter.request_device(&descriptor));

@@ -286,13 +286,13 @@ impl Model {
             constants.record(kernels, config, &mut commands, streamed)?;
             let layer = Layer::new(&pass, streamed, constants)?;
             let out = work.before(number + 1)?;
-            layer.forward(&mut commands, work.before(number)?, out)?;
+            layer.forward(&mut commands, work.before(number)?, out, &|commands| submit(gpu, commands))?;
             observe(&mut commands, out, number + 1)?;
             if let Some(host) = inputs.is_training().then(|| work.offloaded.get(number as usize)).flatten() {
                 work.before(number)?.copy_to(&mut commands, host);
             }
             if !together {
-                std::mem::replace(&mut commands, gpu.commands("layer forward")).submit()?;
+                submit(gpu, &mut commands)?;
                 constants.submitted();
             }
         }
@@ -348,7 +348,7 @@ impl Model {
             }
             constants.record(kernels, config, &mut commands, streamed)?;
             let layer = Layer::new(&pass, streamed, constants)?;
-            layer.backward(&mut commands, x)?;
+            layer.backward(&mut commands, x, &|commands| submit(gpu, commands))?;
             commands.submit()?;
             constants.submitted();
         }
@@ -485,6 +485,12 @@ impl Model {
         self.kernels.norm.forward(commands, x, &self.final_norm, epsilon, &last.normed)?;
         Ok(matmul.forward(commands, &last.normed, &head, None, false, logits)?)
     }
+}
+
+/// Submits the commands so far, and begins others.
+fn submit(gpu: &Gpu, commands: &mut Commands) -> Result<(), OpError> {
+    std::mem::replace(commands, gpu.commands("layer")).submit()?;
+    Ok(())
 }
 
 /// What follows the words of `count` tokens.

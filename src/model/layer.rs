@@ -12,6 +12,8 @@
 //! factor r (`residual_multiplier`) multiplies the products with the weights and their gradients;
 //! it is 1 in most models.
 
+use std::borrow::Cow;
+
 use crate::arch::config::{LayerAttention, ModelConfig};
 use crate::arch::family::PROJECTIONS;
 use crate::dequant::stream::StreamedLayer;
@@ -32,6 +34,9 @@ mod output;
 
 /// From this number of tokens on, tiles of queries are faster than queries one by one.
 const LONG_PROMPT: u32 = 64;
+
+/// Submits the commands so far, and begins others: drivers end a submission that takes seconds.
+pub(super) type Submit<'a> = &'a dyn Fn(&mut Commands) -> Result<(), OpError>;
 
 /// A layer in GPU memory during a pass.
 #[derive(Debug)]
@@ -62,7 +67,7 @@ struct Window<'a> {
     is_part: bool,
     /// The input of the layer.
     x: &'a Mat,
-    activations: Activations<Mat>,
+    activations: Cow<'a, Activations<Mat>>,
     normed: Mat,
     activated: Mat,
 }
@@ -146,14 +151,24 @@ impl<'a> Layer<'a> {
         })
     }
 
-    /// Records the layer. `x` and `out` are [tokens, hidden].
-    pub fn forward(&self, commands: &mut Commands, x: &Residual<Mat>, out: &Residual<Mat>) -> Result<(), OpError> {
+    /// Records the layer. `x` and `out` are [tokens, hidden]. If there are several windows, `submit`
+    /// submits the commands of each.
+    pub fn forward(
+        &self,
+        commands: &mut Commands,
+        x: &Residual<Mat>,
+        out: &Residual<Mat>,
+        submit: Submit<'_>,
+    ) -> Result<(), OpError> {
         let windows = self.windows(x);
         self.keys_and_values(commands, &windows)?;
         for (window, out) in windows.iter().zip(out.windows()) {
             self.attention_block(commands, window)?;
             self.feed_forward(commands, window)?;
             self.add_feed_forward(commands, window, out)?;
+            if window.is_part {
+                submit(commands)?;
+            }
         }
         Ok(())
     }
@@ -163,8 +178,9 @@ impl<'a> Layer<'a> {
     /// are kept.
     ///
     /// The last window comes first. Queries attend only to tokens before them, so the gradients of
-    /// its keys and values are then complete.
-    pub fn backward(&self, commands: &mut Commands, x: &Residual<Mat>) -> Result<(), OpError> {
+    /// its keys and values are then complete. If there are several windows, `submit` submits the
+    /// commands of each.
+    pub fn backward(&self, commands: &mut Commands, x: &Residual<Mat>, submit: Submit<'_>) -> Result<(), OpError> {
         let Some(gradients) = &self.pass.inputs.work.backward else {
             return Err(OpError::Shape {
                 operation: "backward",
@@ -194,21 +210,28 @@ impl<'a> Layer<'a> {
             }
             self.feed_forward_backward(commands, window, residual, gradients)?;
             self.attention_block_backward(commands, window, residual, gradients)?;
+            if window.is_part {
+                submit(commands)?;
+            }
         }
         Ok(())
     }
 
     /// The windows of tokens that pass through the layer one after the other.
-    fn windows<'x>(&self, x: &'x Residual<Mat>) -> Vec<Window<'x>> {
+    fn windows<'x>(&'x self, x: &'x Residual<Mat>) -> Vec<Window<'x>> {
         let work = &self.pass.inputs.work;
         let mut first = 0;
         let window = |(number, x): (u32, &'x Mat)| {
+            let is_part = x.rows < work.tokens;
             let window = Window {
                 number,
                 first,
-                is_part: x.rows < work.tokens,
+                is_part,
                 x,
-                activations: self.activations.window(work.tokens, first, x.rows),
+                activations: match is_part {
+                    true => Cow::Owned(self.activations.window(work.tokens, first, x.rows)),
+                    false => Cow::Borrowed(self.activations),
+                },
                 normed: work.normed.narrow(x.rows, work.normed.cols),
                 activated: work.activated.narrow(x.rows, work.activated.cols),
             };
@@ -253,7 +276,7 @@ impl<'a> Layer<'a> {
     /// Computes heads from the input of the layer.
     fn project(&self, commands: &mut Commands, window: &Window<'_>, heads: Heads) -> Result<(), OpError> {
         let Pass { kernels, model, inputs: PassInputs { work, .. }, .. } = self.pass;
-        let Activations { raw_queries, raw_keys, queries, keys, values, .. } = &window.activations;
+        let Activations { raw_queries, raw_keys, queries, keys, values, .. } = window.activations.as_ref();
         let normed = &window.normed;
         kernels.norm.forward(commands, window.x, &self.constants.input_norm, model.rms_norm_eps as f32, normed)?;
         let raw_queries = raw_queries.as_ref().unwrap_or(queries);
@@ -274,7 +297,7 @@ impl<'a> Layer<'a> {
     /// Computes `attended`: within each sample, or over a KV cache.
     fn attend(&self, commands: &mut Commands, window: &Window<'_>) -> Result<(), OpError> {
         let Pass { kernels, model, inputs: PassInputs { batch, past, .. }, .. } = self.pass;
-        let Activations { queries, keys, values, attended, lse, .. } = &window.activations;
+        let Activations { queries, keys, values, attended, lse, .. } = window.activations.as_ref();
         match past {
             // The start of a long prompt is a sample of its own.
             Some(past) if past.tokens == 0 && queries.rows >= LONG_PROMPT => {
@@ -290,7 +313,7 @@ impl<'a> Layer<'a> {
 
     /// Rotates queries and keys, if the layer does.
     fn rotate_heads(&self, commands: &mut Commands, window: &Window<'_>, heads: Heads) -> Result<(), OpError> {
-        let (model, Activations { queries, keys, .. }) = (self.pass.model, &window.activations);
+        let (model, Activations { queries, keys, .. }) = (self.pass.model, window.activations.as_ref());
         if self.attention.rotary && heads.queries() {
             self.rotate(commands, window, queries, model.heads)?;
         }
@@ -319,7 +342,7 @@ impl<'a> Layer<'a> {
     /// Applies the norms of queries and keys, if the model has them.
     fn norm_heads(&self, commands: &mut Commands, window: &Window<'_>, heads: Heads) -> Result<(), OpError> {
         let Pass { kernels, model, .. } = self.pass;
-        let Activations { raw_queries, raw_keys, queries, keys, .. } = &window.activations;
+        let Activations { raw_queries, raw_keys, queries, keys, .. } = window.activations.as_ref();
         let epsilon = model.rms_norm_eps as f32;
         let (query_norm, key_norm) = (&self.constants.query_norm, &self.constants.key_norm);
         if let (Some(raw), Some(gamma), true) = (raw_queries, query_norm, heads.queries()) {
@@ -355,7 +378,7 @@ impl<'a> Layer<'a> {
 
     /// Computes `activated` from `gate` and `up`.
     fn activate(&self, commands: &mut Commands, window: &Window<'_>) -> Result<(), OpError> {
-        let (kernels, Activations { gate, up, .. }) = (self.pass.kernels, &window.activations);
+        let (kernels, Activations { gate, up, .. }) = (self.pass.kernels, window.activations.as_ref());
         kernels.glu.forward(commands, gate, up, &window.activated)
     }
 
@@ -369,7 +392,7 @@ impl<'a> Layer<'a> {
     ) -> Result<(), OpError> {
         let Pass { kernels, model, inputs: PassInputs { work, .. }, .. } = self.pass;
         let Window { number, normed, activated, activations, .. } = window;
-        let Activations { middle, gate, up, .. } = activations;
+        let Activations { middle, gate, up, .. } = activations.as_ref();
         let d_normed = &window.narrow(&gradients.normed);
         let [gate_proj, up_proj, down_proj] =
             [&self.gate, &self.up, &self.down].map(|linear| linear.in_window(*number, activations));
@@ -435,7 +458,7 @@ impl<'a> Layer<'a> {
         gradients: &Backward<Mat>,
     ) -> Result<(), OpError> {
         let Pass { kernels, model, inputs: PassInputs { work, batch, .. }, .. } = self.pass;
-        let Activations { queries, attended, lse, .. } = &window.activations;
+        let Activations { queries, attended, lse, .. } = window.activations.as_ref();
         let [keys, values] = [&self.activations.keys, &self.activations.values].map(|mat| window.until(mat));
         let d_queries = &window.narrow(&gradients.queries);
         kernels.attention.backward(
@@ -472,7 +495,7 @@ impl<'a> Layer<'a> {
         gradients: &Backward<Mat>,
     ) -> Result<[Mat; 2], OpError> {
         let Pass { kernels, model, .. } = self.pass;
-        let Activations { raw_queries, raw_keys, queries, keys, .. } = &window.activations;
+        let Activations { raw_queries, raw_keys, queries, keys, .. } = window.activations.as_ref();
         let epsilon = model.rms_norm_eps as f32;
         let [mut d_queries, mut d_keys] = [window.narrow(&gradients.queries), window.of(&gradients.keys)];
         if let (Some(raw), Some(gamma)) = (raw_queries, &self.constants.query_norm) {

@@ -2,6 +2,7 @@
 //! buffer, or a binding of a kernel, may be.
 
 use crate::gpu::{BufferRange, Commands, Gpu, GpuError};
+use crate::model::workspace::Matrix;
 use crate::ops::Mat;
 
 /// The matrices [tokens of the window, hidden] of a residual stream, or of its gradient. The last
@@ -11,22 +12,29 @@ pub(crate) struct Residual<M> {
     windows: Vec<M>,
 }
 
-impl<M> Residual<M> {
-    /// Calls `new` with the rows of each window: `step` tokens each, as many windows as `reserved`
-    /// tokens have. Of fewer tokens, windows without any are left out.
+/// Windows that share a buffer: a driver permits some thousand buffers, and long samples have many
+/// windows in each of many streams.
+const WINDOWS_OF_BUFFER: u32 = 2;
+
+impl<M: Matrix> Residual<M> {
+    /// Calls `new` with the rows of each buffer: a few windows of `step` tokens, in all those of
+    /// `reserved` tokens. Of fewer tokens, windows without any are left out.
     pub fn build<E>(tokens: u32, reserved: u32, step: u32, mut new: impl FnMut(u32) -> Result<M, E>) -> Result<Self, E> {
         let step = step.max(1);
+        let of_buffer = step.saturating_mul(WINDOWS_OF_BUFFER);
         let mut windows = Vec::new();
-        for first in (0..reserved.max(1)).step_by(step as usize) {
-            let rows = tokens.saturating_sub(first).min(step);
-            let window = new(rows)?;
-            if rows > 0 || first == 0 {
-                windows.push(window);
-            }
+        for start in (0..reserved.max(1)).step_by(of_buffer as usize) {
+            let rows = tokens.saturating_sub(start).min(of_buffer);
+            let buffer = new(rows)?;
+            // The first window is there without any tokens, too.
+            let end = rows.max(u32::from(start == 0));
+            windows.extend((0..end).step_by(step as usize).map(|first| buffer.rows(first, step.min(rows - first))));
         }
         Ok(Self { windows })
     }
+}
 
+impl<M> Residual<M> {
     /// The matrices of its windows, in order.
     pub fn windows(&self) -> &[M] {
         &self.windows
@@ -60,20 +68,33 @@ impl Residual<Mat> {
 mod tests {
     use super::*;
 
+    /// The rows of a matrix.
+    impl Matrix for u32 {
+        fn reshaped(&self, rows: u32, _: u32) -> Self {
+            rows
+        }
+
+        fn rows(&self, first: u32, rows: u32) -> Self {
+            assert!(first + rows <= *self);
+            rows
+        }
+    }
+
     #[test]
     fn windows_without_tokens_are_reserved_but_not_used() {
         for (tokens, reserved, asked, used) in [
-            (10, 10, vec![4, 4, 2], vec![4, 4, 2]),
-            (8, 8, vec![4, 4], vec![4, 4]),
-            (5, 10, vec![4, 1, 0], vec![4, 1]),
-            (4, 10, vec![4, 0, 0], vec![4]),
-            (0, 10, vec![0, 0, 0], vec![0]),
+            (10, 10, vec![8, 2], vec![4, 4, 2]),
+            (8, 8, vec![8], vec![4, 4]),
+            (5, 10, vec![5, 0], vec![4, 1]),
+            (4, 20, vec![4, 0, 0], vec![4]),
+            (9, 9, vec![8, 1], vec![4, 4, 1]),
+            (0, 10, vec![0, 0], vec![0]),
             (0, 0, vec![0], vec![0]),
         ] {
             let mut rows = Vec::new();
-            let found = Residual::build(tokens, reserved, 4, |window| {
-                rows.push(window);
-                Ok::<_, std::convert::Infallible>(window)
+            let found = Residual::build(tokens, reserved, 4, |buffer| {
+                rows.push(buffer);
+                Ok::<_, std::convert::Infallible>(buffer)
             });
             let Ok(found) = found;
             assert_eq!((rows, found.windows()), (asked, used.as_slice()), "{tokens} of {reserved}");

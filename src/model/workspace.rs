@@ -129,15 +129,23 @@ pub(crate) enum Use {
 pub(crate) trait Matrix: Clone {
     /// A matrix of this shape in the same memory. It has at most the elements of this one.
     fn reshaped(&self, rows: u32, cols: u32) -> Self;
+    /// Some rows of it.
+    fn rows(&self, first: u32, rows: u32) -> Self;
 }
 
 impl Matrix for () {
     fn reshaped(&self, _: u32, _: u32) {}
+
+    fn rows(&self, _: u32, _: u32) {}
 }
 
 impl Matrix for Mat {
     fn reshaped(&self, rows: u32, cols: u32) -> Self {
         self.narrow(rows, cols)
+    }
+
+    fn rows(&self, first: u32, rows: u32) -> Self {
+        self.window(first, rows)
     }
 }
 
@@ -176,7 +184,7 @@ pub(crate) struct Workspace<M> {
 
 /// The activations of a layer that its gradients are computed from. Those of keys and values have
 /// the rows of all tokens, others those of a window unless they are kept.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(crate) struct Activations<M> {
     /// heads * head_dim, before the norm per head, if the model has that norm.
     pub raw_queries: Option<M>,

@@ -14,7 +14,7 @@ impl Layer<'_> {
     /// Records `middle` = the input of the layer + the output of attention.
     pub(super) fn add_attention(&self, commands: &mut Commands, window: &Window<'_>) -> Result<(), OpError> {
         let o = self.o.in_window(window.number, &window.activations);
-        let Activations { attended, middle, .. } = &window.activations;
+        let Activations { attended, middle, .. } = window.activations.as_ref();
         let mats = [attended, &window.normed, window.x, middle];
         self.add_output(commands, &o, self.constants.attention_output_norm.as_ref(), mats)
     }
