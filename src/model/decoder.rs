@@ -284,7 +284,7 @@ impl Model {
         for (number, constants) in (0..config.layers).zip(constants) {
             let streamed = stream.layer(number, Direction::Forward)?;
             constants.record(kernels, config, &mut commands, streamed)?;
-            let layer = Layer::new(&pass, streamed, constants)?;
+            let layer = Layer::new(&pass, streamed, constants, Direction::Forward)?;
             let out = work.before(number + 1)?;
             layer.forward(&mut commands, work.before(number)?, out, &|commands| submit(gpu, commands))?;
             observe(&mut commands, out, number + 1)?;
@@ -347,7 +347,7 @@ impl Model {
                 host.copy_to(&mut commands, inputs.work.before(next)?);
             }
             constants.record(kernels, config, &mut commands, streamed)?;
-            let layer = Layer::new(&pass, streamed, constants)?;
+            let layer = Layer::new(&pass, streamed, constants, Direction::Backward)?;
             layer.backward(&mut commands, x, &|commands| submit(gpu, commands))?;
             commands.submit()?;
             constants.submitted();
@@ -506,15 +506,4 @@ fn head<'a>(layer: &'a StreamedLayer, model: &ModelConfig, rows: u32) -> Result<
     let role = if layer.has(Role::LmHead) { Role::LmHead } else { Role::Embedding };
     let head = weight(layer, role, rows, model.hidden)?;
     Ok(head.times((1.0 / model.logits_scaling) as f32))
-}
-
-impl Workspace<Mat> {
-    /// The residual stream before layer `number`. `number` may be the number of layers.
-    fn before(&self, number: u32) -> Result<&Residual<Mat>, ModelError> {
-        let count = self.residual.len();
-        let at = number as usize % count.max(1);
-        let (expected, found) = (u64::from(number) + 1, count as u64);
-        let missing = OpError::Shape { operation: "a pass", what: "the number of residual streams", expected, found };
-        self.residual.get(at).ok_or_else(|| missing.into())
-    }
 }

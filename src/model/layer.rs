@@ -16,7 +16,7 @@ use std::borrow::Cow;
 
 use crate::arch::config::{LayerAttention, ModelConfig};
 use crate::arch::family::PROJECTIONS;
-use crate::dequant::stream::StreamedLayer;
+use crate::dequant::stream::{Direction, StreamedLayer};
 use crate::format::Role;
 use crate::gpu::Commands;
 use crate::model::constants::Constants;
@@ -30,6 +30,7 @@ use crate::model::workspace::{Activations, Backward};
 use crate::ops::{AttentionShape, Mat, OpError};
 
 mod few;
+mod kept;
 mod output;
 
 /// From this number of tokens on, tiles of queries are faster than queries one by one.
@@ -46,6 +47,8 @@ pub(super) struct Layer<'a> {
     activations: &'a Activations<Mat>,
     /// Whether `activations` are those of its forward pass when its gradients are computed.
     kept: bool,
+    /// Whether the activations in f16 are written or read.
+    with_halves: bool,
     number: u32,
     attention: LayerAttention,
     q: Linear<'a>,
@@ -119,7 +122,12 @@ impl Heads {
 
 impl<'a> Layer<'a> {
     /// Checks the shapes of the layer's projections.
-    pub fn new(pass: &'a Pass<'a>, layer: &'a StreamedLayer, constants: &'a Constants) -> Result<Self, ModelError> {
+    pub fn new(
+        pass: &'a Pass<'a>,
+        layer: &'a StreamedLayer,
+        constants: &'a Constants,
+        direction: Direction,
+    ) -> Result<Self, ModelError> {
         let number = layer.number.unwrap_or_default();
         let (activations, kept) = pass.inputs.work.activations(number, pass.model.layers);
         let linear = |index: usize| -> Result<Linear<'a>, ModelError> {
@@ -139,6 +147,7 @@ impl<'a> Layer<'a> {
             constants,
             activations,
             kept,
+            with_halves: direction == Direction::Backward || (kept && pass.inputs.is_training()),
             number,
             attention,
             q: q?,
@@ -164,6 +173,7 @@ impl<'a> Layer<'a> {
         self.keys_and_values(commands, &windows)?;
         for (window, out) in windows.iter().zip(out.windows()) {
             self.attention_block(commands, window)?;
+            self.keep_streams(commands, window)?;
             self.feed_forward(commands, window)?;
             self.add_feed_forward(commands, window, out)?;
             if window.is_part {
@@ -202,13 +212,16 @@ impl<'a> Layer<'a> {
                     let down = self.down.in_window(window.number, &window.activations);
                     down.recompute_low(self.pass.kernels, commands, &self.pass.inputs.work, &window.activated)?;
                 }
-                true => {
-                    self.restore(commands, window, window.heads())?;
-                    self.norm_middle(commands, window)?;
-                    self.activate(commands, window)?;
-                }
+                true if self.halves().is_none() => self.restore(commands, window, window.heads())?,
+                true => {}
+            }
+            if self.kept || self.halves().is_some() {
+                self.load_middle(commands, window)?;
+                self.norm_middle(commands, window)?;
+                self.activate_again(commands, window)?;
             }
             self.feed_forward_backward(commands, window, residual, gradients)?;
+            self.load_attention(commands, window)?;
             self.attention_block_backward(commands, window, residual, gradients)?;
             if window.is_part {
                 submit(commands)?;
@@ -247,11 +260,16 @@ impl<'a> Layer<'a> {
         parts.try_for_each(|window| self.project(commands, window, Heads::KeysAndValues))
     }
 
-    /// Computes the kept keys of all windows again from those before their norm, if there are
-    /// several windows.
+    /// Computes the kept keys of all windows again from those before their norm, or loads keys and
+    /// values, if there are several windows.
     fn restore_keys(&self, commands: &mut Commands, windows: &[Window<'_>]) -> Result<(), OpError> {
-        let mut parts = windows.iter().filter(|window| window.is_part);
-        parts.try_for_each(|window| self.restore(commands, window, Heads::KeysAndValues))
+        for window in windows.iter().filter(|window| window.is_part) {
+            match self.halves() {
+                None => self.restore(commands, window, Heads::KeysAndValues)?,
+                Some(_) => self.load_keys(commands, window)?,
+            }
+        }
+        Ok(())
     }
 
     /// Computes kept heads again from those before their norm. Without norms, they are kept as they
@@ -270,6 +288,7 @@ impl<'a> Layer<'a> {
             self.project(commands, window, window.heads())?;
             self.attend(commands, window)?;
         }
+        self.keep_attended(commands, window)?;
         self.add_attention(commands, window)
     }
 
@@ -290,6 +309,7 @@ impl<'a> Layer<'a> {
             k.forward(kernels, commands, work, normed, false, raw_keys)?;
             v.forward(kernels, commands, work, normed, false, values)?;
         }
+        self.keep_heads(commands, window, heads)?;
         self.norm_heads(commands, window, heads)?;
         self.rotate_heads(commands, window, heads)
     }
@@ -376,12 +396,6 @@ impl<'a> Layer<'a> {
         kernels.norm.forward(commands, &window.activations.middle, gamma, epsilon, &window.normed)
     }
 
-    /// Computes `activated` from `gate` and `up`.
-    fn activate(&self, commands: &mut Commands, window: &Window<'_>) -> Result<(), OpError> {
-        let (kernels, Activations { gate, up, .. }) = (self.pass.kernels, window.activations.as_ref());
-        kernels.glu.forward(commands, gate, up, &window.activated)
-    }
-
     /// In `residual`, the gradient of the output becomes the gradient of `middle`.
     fn feed_forward_backward(
         &self,
@@ -406,7 +420,7 @@ impl<'a> Layer<'a> {
                 self.norm_middle(commands, window)?;
             }
         }
-        kernels.glu.backward(commands, gate, up, activated)?;
+        self.activation_backward(commands, window)?;
         let inputs = &kernels.matmul.pack_inputs(commands, normed)?;
         gate_proj.backward(kernels, commands, work, inputs, [gate, d_normed], false)?;
         up_proj.backward(kernels, commands, work, inputs, [up, d_normed], true)?;

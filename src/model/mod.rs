@@ -15,6 +15,7 @@ pub(crate) mod plan;
 pub(crate) mod precision;
 pub(crate) mod residual;
 pub(crate) mod session;
+mod sizes;
 mod weights;
 pub(crate) mod workspace;
 

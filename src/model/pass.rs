@@ -10,7 +10,10 @@ use crate::model::error::ModelError;
 use crate::model::kv_cache::Past;
 use crate::model::workspace::Workspace;
 use crate::ops::matmul::Matmul;
-use crate::ops::{Attention, ChunkedLoss, Dropout, Gather, Glu, Mat, OpError, RmsNorm, Rotary, Scale, inverse_frequencies};
+use crate::ops::{
+    Attention, ChunkedLoss, Dropout, Gather, Glu, Halves, Mat, OpError, RmsNorm, Rotary, Scale, StoredGlu,
+    inverse_frequencies,
+};
 
 /// The operations of a device.
 #[derive(Debug)]
@@ -25,10 +28,26 @@ pub(super) struct Kernels {
     pub dropout: Dropout,
     pub matmul: Matmul,
     pub loss: ChunkedLoss,
+    /// On devices with matrix units.
+    pub halves: Option<HalfKernels>,
+}
+
+/// The operations of activations in f16.
+#[derive(Debug)]
+pub(super) struct HalfKernels {
+    pub mats: Halves,
+    pub glu: StoredGlu,
 }
 
 impl Kernels {
     pub fn new(gpu: &Gpu, model: &ModelConfig) -> Result<Self, ModelError> {
+        let glu = Glu::new(gpu, model.family.activation)?;
+        let halves = || {
+            let mats = Halves::new(gpu)?;
+            let glu = StoredGlu::new(gpu, model.family.activation, &mats, &glu)?;
+            Ok::<_, ModelError>(HalfKernels { mats, glu })
+        };
+        let halves = gpu.matrix_units().is_ok().then(halves).transpose()?;
         Ok(Self {
             copy: CopyKernel::new(gpu)?,
             gather: Gather::new(gpu)?,
@@ -36,10 +55,11 @@ impl Kernels {
             norm: RmsNorm::new(gpu)?,
             rotary: Rotary::new(gpu)?,
             attention: Attention::new(gpu, model.head_dim, gpu.matrix_units().ok())?,
-            glu: Glu::new(gpu, model.family.activation)?,
+            glu,
             dropout: Dropout::new(gpu)?,
             matmul: Matmul::new(gpu, gpu.matrix_units().ok())?,
             loss: ChunkedLoss::new(gpu)?,
+            halves,
         })
     }
 }

@@ -175,7 +175,9 @@ impl MemoryPlan {
         let Choice { kept, offloaded, globals } = choice;
         let tokens = rows.saturating_mul(length);
         let (rank, dropout, window, chunk) = (demand.rank, demand.dropout, WINDOW, chunk(model, tokens));
-        let sizes = Sizes { tokens, rank, dropout, training, kept, offloaded, window, chunk };
+        let halves = training && demand.units.is_some();
+        let sizes = Sizes { tokens, rank, dropout, training, kept, offloaded, halves, window, chunk };
+        let sizes = Sizes { offloaded: sizes.streams(model.layers).offloaded, ..sizes };
         let workspace = WorkspaceBytes::of(model, sizes);
         let (at_once, heads) = ([tokens.min(window), tokens], attention_heads(model, 0));
         let (attention, binding) = match demand.units {

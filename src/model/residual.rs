@@ -2,7 +2,7 @@
 //! buffer, or a binding of a kernel, may be.
 
 use crate::gpu::{BufferRange, Commands, Gpu, GpuError};
-use crate::model::workspace::Matrix;
+use crate::model::sizes::Matrix;
 use crate::ops::Mat;
 
 /// The matrices [tokens of the window, hidden] of a residual stream, or of its gradient. The last

@@ -62,6 +62,12 @@
 //! rows of all tokens, and skip the steps that compute them. Streams in `offloaded` arrive in the
 //! place of a later stream, one layer ahead.
 //!
+//! In mixed precision, gradients are computed from activations in f16 ([`HalfActivations`]). A
+//! layer that keeps its activations stores them in the forward pass, and also its input: of the
+//! inputs of these layers, `residual` has two, in turn. Another layer stores them, or rounds its
+//! input and `middle`, when they are computed again. So the results do not depend on which layers
+//! do, and queries and attended tokens are in the memory of the feed-forward block, after it.
+//!
 //! Two gradients are in the memory of a matrix that nothing reads at that time: `d.attended` in
 //! that of `d.normed`, between the feed-forward block and q_, k_ and v_proj, and `d.queries` in
 //! that of the shared `middle`, after the feed-forward block.
@@ -69,9 +75,15 @@
 //! Every projection with an adapter has its own x A^T in `lows`, which its gradients are computed
 //! from. It uses `low_rank` and `dropped` as scratch, and writes them before it reads them.
 
+mod activations;
+
+pub(crate) use activations::{Activations, HalfActivations};
+
+pub use crate::model::sizes::Sizes;
+pub(crate) use crate::model::sizes::{Matrix, Streams, WINDOW};
+
 use crate::arch::config::ModelConfig;
 use crate::arch::family::PROJECTIONS;
-use crate::format::Role;
 use crate::gpu::{BufferRange, Gpu, GpuError};
 use crate::model::residual::Residual;
 use crate::ops::{Mat, OpError, mat_bytes};
@@ -81,34 +93,6 @@ use crate::ops::{Mat, OpError, mat_bytes};
 const LOGITS_BYTES: u64 = 128 << 20;
 /// The columns of a chunk are a multiple of this, unless a chunk is smaller.
 const CHUNK_ALIGN: u32 = 256;
-
-/// Tokens that pass through a layer together. So a longer pass needs no more memory for most
-/// activations, and the products of a window of this size are nearly as fast as larger ones. A
-/// multiple of 64 tokens starts at an offset that can be bound.
-pub(crate) const WINDOW: u32 = 8192;
-
-/// The sizes of a workspace.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Sizes {
-    /// Maximum tokens of a micro-batch.
-    pub tokens: u32,
-    /// Rank of the adapter. 0: no adapter.
-    pub rank: u32,
-    /// Whether adapters have dropout.
-    pub dropout: bool,
-    /// Whether gradients are computed.
-    pub training: bool,
-    /// Layers, the last ones, that keep their activations for their gradients.
-    pub kept: u32,
-    /// Residual streams, the first ones, that are in host memory between the forward and the
-    /// backward pass. At least three are not.
-    pub offloaded: u32,
-    /// Tokens that pass through a layer together: [`WINDOW`], or fewer in tests. The order of sums
-    /// depends on it.
-    pub window: u32,
-    /// Columns of a chunk of logits: [`chunk`], or fewer in tests. The order of sums depends on it.
-    pub chunk: u32,
-}
 
 /// The use of memory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -125,37 +109,14 @@ pub(crate) enum Use {
     Loss,
 }
 
-/// A matrix, or what stands for one.
-pub(crate) trait Matrix: Clone {
-    /// A matrix of this shape in the same memory. It has at most the elements of this one.
-    fn reshaped(&self, rows: u32, cols: u32) -> Self;
-    /// Some rows of it.
-    fn rows(&self, first: u32, rows: u32) -> Self;
-}
-
-impl Matrix for () {
-    fn reshaped(&self, _: u32, _: u32) {}
-
-    fn rows(&self, _: u32, _: u32) {}
-}
-
-impl Matrix for Mat {
-    fn reshaped(&self, rows: u32, cols: u32) -> Self {
-        self.narrow(rows, cols)
-    }
-
-    fn rows(&self, first: u32, rows: u32) -> Self {
-        self.window(first, rows)
-    }
-}
-
 /// Matrices of a pass. Most have a row for each token of a window.
 #[derive(Debug)]
 pub(crate) struct Workspace<M> {
-    /// The residual stream before each layer and after the last layer. If there are fewer matrices
-    /// than streams, they are used in turn: two without training, and others if streams are
-    /// offloaded.
+    /// The residual stream before each layer and after the last layer: [`Workspace::before`]
+    /// selects one.
     pub residual: Vec<Residual<M>>,
+    /// The last of `residual`, which streams have in turn that no layer needs in float32 later.
+    in_turn: u32,
     /// The first streams in host memory, between the forward and the backward pass.
     pub offloaded: Vec<Residual<M>>,
     /// The output of a norm: hidden.
@@ -180,34 +141,6 @@ pub(crate) struct Workspace<M> {
     pub loss_state: M,
     /// [1, 1]: the sum of the losses of the micro-batches so far.
     pub loss: M,
-}
-
-/// The activations of a layer that its gradients are computed from. Those of keys and values have
-/// the rows of all tokens, others those of a window unless they are kept.
-#[derive(Debug, Clone)]
-pub(crate) struct Activations<M> {
-    /// heads * head_dim, before the norm per head, if the model has that norm.
-    pub raw_queries: Option<M>,
-    /// kv_heads * head_dim, before the norm per head, if the model has that norm.
-    pub raw_keys: Option<M>,
-    /// heads * head_dim.
-    pub queries: M,
-    /// kv_heads * head_dim.
-    pub keys: M,
-    /// kv_heads * head_dim.
-    pub values: M,
-    /// heads * head_dim.
-    pub attended: M,
-    /// Logarithm of each softmax's denominator: heads.
-    pub lse: M,
-    /// The residual stream between attention and feed-forward: hidden.
-    pub middle: M,
-    /// Intermediate.
-    pub gate: M,
-    /// As `gate`.
-    pub up: M,
-    /// x A^T of each projection, in the order of `family::PROJECTIONS`: rank.
-    pub lows: Vec<M>,
 }
 
 /// Gradients, each named after its activation. Those of the residual stream, keys and values have
@@ -235,15 +168,13 @@ impl<M: Matrix> Workspace<M> {
     ) -> Result<Self, E> {
         let &ModelConfig { hidden, intermediate, heads, layers, .. } = model;
         let (queries, keys, tokens) = (model.queries(), model.keys(), sizes.tokens);
-        let all = layers.saturating_add(1);
-        let [streams, offloaded] =
-            if sizes.training { [all.saturating_sub(sizes.offloaded), sizes.offloaded] } else { [2, 0] };
+        let Streams { saved, offloaded, in_turn } = sizes.streams(layers);
         let mut stream =
             |purpose, name| Residual::build(tokens, reserved, sizes.window, |rows| new(purpose, name, rows, hidden));
         let mut host = |_| stream(Use::Host, "offloaded residual stream");
         let offloaded = (0..offloaded).map(&mut host).collect::<Result<_, E>>()?;
         let mut on_device = |_| stream(Use::SavedActivations, "residual stream");
-        let residual = (0..streams).map(&mut on_device).collect::<Result<_, E>>()?;
+        let residual = (0..saved.saturating_add(in_turn)).map(&mut on_device).collect::<Result<_, E>>()?;
         let gradient = match sizes.training {
             true => Some(stream(Use::Layer, "gradient of the residual stream")?),
             false => None,
@@ -252,19 +183,24 @@ impl<M: Matrix> Workspace<M> {
         // The matrices that two activations or gradients share.
         let widest = if sizes.training { hidden.max(queries) } else { hidden };
         let middle = new(Use::Layer, "middle of the residual stream", window, widest)?;
+        // With halves, queries and attended tokens are in the memory of the feed-forward block.
+        let cols = if sizes.halves { queries.max(intermediate) } else { intermediate };
+        let [gate, up, activated] = ["gate", "up", "activated"].map(|name| new(Use::Layer, name, window, cols));
+        let wide = [gate?, up?, activated?];
         let of_layer = |name, rows, cols| new(Use::Layer, name, rows, cols);
-        let shared = Activations::build(model, sizes, window, None, Some(middle.reshaped(window, hidden)), of_layer)?;
+        let shared = Activations::of_layer(model, sizes, &wide, middle.reshaped(window, hidden), of_layer)?;
         let mut keep = |_| {
             let new = |name, rows, cols| new(Use::KeptActivations, name, rows, cols);
-            Activations::build(model, sizes, tokens, Some(&shared), None, new)
+            shared.kept(model, sizes, new)
         };
         let kept = (0..sizes.kept).map(&mut keep).collect::<Result<_, E>>()?;
-        let activated = new(Use::Layer, "activated", window, intermediate)?;
+        let [.., activated] = wide.map(|mat| mat.reshaped(window, intermediate));
         let mut layer = |name, rows, cols: u32| new(Use::Layer, name, rows, cols);
         let inputs = if sizes.dropout { intermediate.max(queries).max(hidden) } else { 1 };
         let rank = sizes.rank.max(1);
         Ok(Self {
             residual,
+            in_turn,
             offloaded,
             normed: layer("normed", window, hidden)?,
             activated,
@@ -295,72 +231,29 @@ impl<M: Matrix> Workspace<M> {
     }
 }
 
-impl<M: Matrix> Activations<M> {
-    /// Calls `of` for each matrix, with its name, rows and columns: a row for each token for keys
-    /// and values, others have `window` rows. Kept activations take from `shared` what is cheap to compute again: queries
-    /// and keys after the norms of the heads. `middle` is a matrix that is there already.
-    fn build<E>(
-        model: &ModelConfig,
-        sizes: Sizes,
-        window: u32,
-        shared: Option<&Self>,
-        middle: Option<M>,
-        mut of: impl FnMut(&'static str, u32, u32) -> Result<M, E>,
-    ) -> Result<Self, E> {
-        let tokens = sizes.tokens;
-        let &ModelConfig { hidden, intermediate, heads, q_k_norm, .. } = model;
-        let (queries, keys) = (model.queries(), model.keys());
-        let [raw_queries, raw_keys] = match q_k_norm {
-            true => [Some(of("raw queries", window, queries)?), Some(of("raw keys", tokens, keys)?)],
-            false => [None, None],
-        };
-        let [queries, keys_of_heads] = match shared.filter(|_| q_k_norm) {
-            Some(shared) => [shared.queries.clone(), shared.keys.clone()],
-            None => [of("queries", window, queries)?, of("keys", tokens, keys)?],
-        };
-        let (values, attended) = (of("values", tokens, keys)?, of("attended", window, model.queries())?);
-        let lse = of("softmax denominators", window, heads)?;
-        let middle = middle.map_or_else(|| of("middle of the residual stream", window, hidden), Ok)?;
-        // Without gradients, one for all projections.
-        let mut low = |rows| of("low rank", rows, sizes.rank.max(1));
-        let rows = |role: &Role| if matches!(role, Role::KProj | Role::VProj) { tokens } else { window };
-        let lows = match sizes.training {
-            true => PROJECTIONS.iter().map(|role| low(rows(role))).collect::<Result<_, E>>()?,
-            false => vec![low(window)?; PROJECTIONS.len()],
-        };
-        let [gate, up] = [of("gate", window, intermediate)?, of("up", window, intermediate)?];
-        let keys = keys_of_heads;
-        Ok(Self { raw_queries, raw_keys, queries, keys, values, attended, lse, middle, gate, up, lows })
-    }
-}
-
-impl Activations<Mat> {
-    /// The rows of `rows` tokens from token `first` on, in a pass of `tokens` tokens.
-    pub fn window(&self, tokens: u32, first: u32, rows: u32) -> Self {
-        // Those of a window are used by one window after the other.
-        let of = |mat: &Mat| if mat.rows == tokens { mat.window(first, rows) } else { mat.narrow(rows, mat.cols) };
-        Self {
-            raw_queries: self.raw_queries.as_ref().map(of),
-            raw_keys: self.raw_keys.as_ref().map(of),
-            queries: of(&self.queries),
-            keys: of(&self.keys),
-            values: of(&self.values),
-            attended: of(&self.attended),
-            lse: of(&self.lse),
-            middle: of(&self.middle),
-            gate: of(&self.gate),
-            up: of(&self.up),
-            lows: self.lows.iter().map(of).collect(),
-        }
-    }
-}
-
 impl<M> Workspace<M> {
     /// The activations of layer `number` of `layers` layers, and whether it keeps them.
     pub fn activations(&self, number: u32, layers: u32) -> (&Activations<M>, bool) {
         let first = u64::from(layers).saturating_sub(self.kept.len() as u64);
         let kept = u64::from(number).checked_sub(first).and_then(|at| self.kept.get(usize::try_from(at).ok()?));
         kept.map_or((&self.shared, false), |kept| (kept, true))
+    }
+
+    /// The residual stream before layer `number`. `number` may be the number of layers.
+    pub fn before(&self, number: u32) -> Result<&Residual<M>, OpError> {
+        let (expected, found) = (u64::from(number) + 1, self.residual.len() as u64);
+        let missing = OpError::Shape { operation: "a pass", what: "the number of residual streams", expected, found };
+        self.residual.get(self.slot(number)).ok_or(missing)
+    }
+
+    /// The matrix of a residual stream.
+    fn slot(&self, number: u32) -> usize {
+        let (number, in_turn) = (number as usize, self.in_turn as usize);
+        let saved = self.residual.len().saturating_sub(in_turn);
+        match number.checked_sub(saved + self.offloaded.len()) {
+            Some(later) if in_turn > 0 => saved + later % in_turn,
+            _ => number % saved.max(1),
+        }
     }
 
     /// A matrix [tokens of a window, hidden] that no layer needs after a pass, nor between the gradients of its
@@ -492,6 +385,49 @@ mod tests {
     use super::*;
     use crate::model::kv_cache::KvCache;
 
+    /// Streams that are needed in float32 later keep their matrix until then, and kept layers take
+    /// less memory in f16.
+    #[test]
+    fn residual_streams_do_not_overwrite_each_other() {
+        let model = ModelConfig::parse(&std::fs::read("tests/fixtures/tiny-qwen3/config.json").unwrap(), None).unwrap();
+        let model = ModelConfig { layers: 9, ..model };
+        let sizes = Sizes {
+            tokens: 64,
+            rank: 4,
+            dropout: false,
+            training: true,
+            kept: 0,
+            offloaded: 0,
+            halves: true,
+            window: WINDOW,
+            chunk: 1,
+        };
+        for (halves, kept, offloaded) in
+            [(true, 0, 0), (true, 0, 7), (true, 1, 0), (true, 4, 3), (true, 9, 5), (false, 4, 3)]
+        {
+            let sizes = Sizes { kept, offloaded, halves, ..sizes };
+            let Streams { saved, offloaded, in_turn } = sizes.streams(model.layers);
+            let work = Workspace::build(&model, sizes, 64, |_, _, _, _| Ok::<_, std::convert::Infallible>(())).unwrap();
+            assert_eq!(work.residual.len() as u32, saved + in_turn);
+            assert!(saved >= 2 || offloaded == 0);
+            let slots: Vec<usize> = (0..=model.layers).map(|number| work.slot(number)).collect();
+            for (number, pair) in (0..).zip(slots.windows(2)) {
+                assert_ne!(pair[0], pair[1], "streams {number} and {}", number + 1);
+            }
+            // Those on the device until the backward pass.
+            let kept_in_halves = if halves { kept } else { 0 };
+            let first = offloaded as usize;
+            let last = if kept_in_halves > 0 { (model.layers - kept_in_halves) as usize } else { slots.len() };
+            for (number, slot) in slots.iter().enumerate().take(last).skip(first) {
+                assert!(!slots[number + 1..].contains(slot), "stream {number} of {slots:?}");
+            }
+        }
+        let bytes = |halves| WorkspaceBytes::of(&model, Sizes { kept: 9, halves, ..sizes });
+        let (of_halves, of_floats) = (bytes(true), bytes(false));
+        assert!(of_halves.kept_activations * 10 < of_floats.kept_activations * 6, "{of_halves:?}, {of_floats:?}");
+        assert!(of_halves.saved_activations < of_floats.saved_activations);
+    }
+
     /// The largest sizes that a config.json may have: no product or sum wraps to a small number.
     #[test]
     fn sizes_that_no_u64_holds_saturate() {
@@ -513,6 +449,7 @@ mod tests {
                 training,
                 kept: u32::from(training),
                 offloaded: 0,
+                halves: training,
                 window: WINDOW,
                 chunk: chunk(&model, u32::MAX),
             };

@@ -35,9 +35,10 @@ impl Glu {
     /// # Errors
     /// [`GpuError::Invalid`], [`GpuError::KernelLimit`].
     pub fn new(gpu: &Gpu, activation: Activation) -> Result<Self, GpuError> {
+        let source = concat!(include_str!("../../shaders/glu_function.wgsl"), include_str!("../../shaders/glu.wgsl"));
         // SAFETY: `dispatch` binds as many floats everywhere as it passes in `count`; there are no
         // loops and no workgroup memory.
-        let shader = unsafe { Shader::trusted("glu", include_str!("../../shaders/glu.wgsl")) };
+        let shader = unsafe { Shader::trusted("glu", source) };
         let gelu = match activation {
             Activation::Silu => 0.0,
             Activation::GeluTanh => 1.0,

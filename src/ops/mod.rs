@@ -11,6 +11,8 @@ mod embedding;
 pub mod error;
 mod finite;
 mod glu;
+mod glu_halves;
+mod halves;
 mod heads;
 #[cfg(test)]
 mod limits;
@@ -37,6 +39,8 @@ pub use dropout::{Dropout, DropoutKey};
 pub use embedding::Gather;
 pub use finite::FiniteCheck;
 pub use glu::Glu;
+pub use glu_halves::StoredGlu;
+pub use halves::Halves;
 pub use heads::Heads;
 pub use loss::{ChunkedLoss, IGNORE_INDEX};
 pub use optimizer::{AdamW, AdamWState, AdamWStep};

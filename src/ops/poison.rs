@@ -185,6 +185,43 @@ fn adapters_on_matrix_units() {
     });
 }
 
+#[test]
+fn halves() {
+    let Some(gpu) = gpu() else { return };
+    let halves = Halves::new(&gpu).unwrap();
+    for cols in [301, 304] {
+        let [(rounded, _), (kept, _), (both, _)] = [1, 2, 3].map(|seed| random_mat(&gpu, seed, 7, cols));
+        let [stored, of_both] = [(); 2].map(|()| poisoned(&gpu, 7, Halves::words(cols)));
+        let loaded = poisoned(&gpu, 7, cols);
+        let kernels = ["halves:keep", "halves:keep_rounded", "halves:load", "halves:round_rows"];
+        let results = ranges([&stored, &of_both, &loaded]);
+        assert_written(&gpu, &kernels, &results, &ranges([&rounded, &kept, &both]), |commands| {
+            halves.keep_rounded(commands, &both, &of_both).unwrap();
+            halves.round(commands, &rounded).unwrap();
+            halves.keep(commands, &kept, &stored).unwrap();
+            halves.load(commands, &stored, &loaded).unwrap();
+        });
+    }
+}
+
+#[test]
+fn gated_activations_in_halves() {
+    let Some(gpu) = gpu() else { return };
+    let (halves, glu) = (Halves::new(&gpu).unwrap(), Glu::new(&gpu, Activation::Silu).unwrap());
+    let both = StoredGlu::new(&gpu, Activation::Silu, &halves, &glu).unwrap();
+    let (rows, cols) = (7, 312);
+    let [(gate, _), (up, _), (dh, _)] = [1, 2, 3].map(|seed| random_mat(&gpu, seed, rows, cols));
+    let stored = [(); 2].map(|()| poisoned(&gpu, rows, Halves::words(cols)));
+    let [h, again, d_gate, d_up, unused, unused_too] = [(); 6].map(|()| poisoned(&gpu, rows, cols));
+    let kernels = ["glu_halves:backward_stored", "glu_halves:forward_keep", "glu_halves:forward_stored"];
+    let results = ranges([&stored[0], &stored[1], &h, &again, &d_gate, &d_up]);
+    assert_written(&gpu, &kernels, &results, &ranges([&gate, &up, &dh]), |commands| {
+        both.forward(commands, [&gate, &up], stored.each_ref(), &h).unwrap();
+        both.again(commands, stored.each_ref(), [&unused, &unused_too], &again).unwrap();
+        both.backward(commands, stored.each_ref(), &dh, [&d_gate, &d_up]).unwrap();
+    });
+}
+
 /// Tokens at and past the end of the vocabulary.
 #[test]
 fn gathers() {

@@ -15,6 +15,7 @@ use crate::data::pack::Batch;
 use crate::dequant::stream::PackSource;
 use crate::gpu::{Gpu, UseMatrixUnits};
 use crate::model::MixedKernels;
+use crate::model::workspace::WINDOW;
 use crate::ops::testing::gpu_with;
 use crate::train::trainer::Trainer;
 
@@ -87,6 +88,39 @@ fn a_restored_trainer_continues_bit_for_bit() {
     let bits =
         |trainer: &Trainer| trainer.read().unwrap().map(|values| values.into_iter().map(f32::to_bits).collect::<Vec<_>>());
     assert!(bits(&resumed) == bits(&whole));
+}
+
+/// Gradients are computed from activations in f16, which a layer keeps or computes again: with
+/// norms per head, with norms of outputs, and in windows of tokens; with residual streams in host
+/// memory.
+#[test]
+fn kept_activations_change_no_bit() {
+    let Some(gpu) = loops() else { return };
+    for name in ["llama", "gemma3"] {
+        let folder = fixture("architectures").join(name);
+        let fixture = Fixture::new(gpu.clone(), &folder, folder.clone(), LENGTH, RANK);
+        let (adapter, batches) = (fixture.adapter("adapter"), batches(&folder, 1));
+        let mut model = Some(fixture.model(false));
+        let mut step = |kept, window| {
+            let memory = fixture.memory_of_windows(COPIES, kept, window);
+            let mut trainer = fixture.trainer_of(&adapter, model.take().unwrap(), memory);
+            let result = trainer.step(&batches, 1e-3).unwrap();
+            let gradient: Vec<u32> = trainer.gradient().unwrap().into_iter().map(f32::to_bits).collect();
+            model = Some(trainer.into_session().model);
+            (result, gradient)
+        };
+        let layers = fixture.config.layers;
+        for window in [WINDOW, 64] {
+            let none = step([0, 0], window);
+            assert!(none.0.loss.is_finite() && none.1.iter().any(|&bits| bits != 0));
+            for kept in [[1, 0], [layers, 0], [0, layers - 1]] {
+                if kept[1] > 0 && !gpu.has_host_buffers() {
+                    continue;
+                }
+                assert!(step(kept, window) == none, "{name}, windows of {window}: {kept:?} of {layers} layers");
+            }
+        }
+    }
 }
 
 #[test]

@@ -212,6 +212,7 @@ impl Fixture {
             training: true,
             kept: 0,
             offloaded: 0,
+            halves: self.is_mixed(),
             window: WINDOW,
             chunk: chunk(&self.config, tokens),
         }

@@ -99,6 +99,8 @@ const UNSAFE: &[&str] = &[
     "ops/optimizer.rs",
     "ops/rms_norm.rs",
     "ops/glu.rs",
+    "ops/glu_halves.rs",
+    "ops/halves.rs",
 ];
 
 /// The identifiers that follow `prefix`, wherever `prefix` is not the end of a longer identifier.

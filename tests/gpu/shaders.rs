@@ -82,6 +82,9 @@ const FORMS: &[(&[&str], Constants)] = &[
     (&["panels.wgsl", "panels_measure.wgsl"], &[]),
     (&["panels.wgsl", "low_rank.wgsl"], &[]),
     (&["panels.wgsl", "align.wgsl"], &[]),
+    (&["panels.wgsl", "glu_function.wgsl", "glu_halves.wgsl"], &[("GELU", EITHER)]),
+    (&["panels.wgsl", "halves_whole.wgsl", "halves.wgsl"], &[]),
+    (&["panels.wgsl", "halves_ragged.wgsl", "halves.wgsl"], &[]),
     (
         &["attention.wgsl"],
         &[("HEAD", &[1.0, 16.0, 20.0, 32.0, 64.0]), ("TX", &[8.0]), ("TY", &[16.0]), ("VALUES", &[4.0, 16.0])],
@@ -157,7 +160,7 @@ const FORMS: &[(&[&str], Constants)] = &[
     (&["loss.wgsl"], &[]),
     (&["optimizer.wgsl"], &[]),
     (&["rms_norm.wgsl"], &[("LANES", &[32.0, 256.0])]),
-    (&["glu.wgsl"], &[("GELU", EITHER)]),
+    (&["glu_function.wgsl", "glu.wgsl"], &[("GELU", EITHER)]),
 ];
 
 /// The last files of shaders that are templates. Tests beside the host code validate the sources
@@ -227,7 +230,7 @@ fn every_kernel_runs_over_poisoned_memory_in_a_test() {
     let read = |file: &&str| fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join(file)).unwrap();
     let sources: String = POISON_TESTS.iter().map(read).collect();
     assert_eq!(poisoned(&sources).collect::<BTreeSet<_>>(), every, "the kernels of {POISON_TESTS:?}, and those of shaders");
-    assert_eq!(every.len(), 58);
+    assert_eq!(every.len(), 65);
 }
 
 #[test]
@@ -256,7 +259,7 @@ fn every_shader_is_valid_in_every_form() {
     }
     let dequant = 2 + 2 * 12 + 9;
     let products = 72 + 48 + 2 * 48 + 1 + 64 * (3 + 2);
-    let panels = 2 + 2 * 2 * 2 * 6 + 1 + 1 + 2;
+    let panels = 2 + 2 * 2 * 2 * 6 + 1 + 1 + 2 + 2 * 4 + 2 * 3;
     let attention = 5 * 10 + 3 * 16 + 3 * 4 * 2 + 3 * 3 * 2 * 2 + 2;
     let rest = 1 + 2 + 2 + 1 + 2 + 2 * 3 + 3 + 3 + 2 * 2 + 2 * 2;
     assert_eq!(compiled, dequant + products + panels + attention + rest);

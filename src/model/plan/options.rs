@@ -13,7 +13,8 @@ pub enum MicroBatch {
 }
 
 /// Layers that keep their activations from the forward to the backward pass, the last ones first.
-/// The backward pass computes the other layers again. The results are the same bit for bit.
+/// The backward pass computes the other layers again. In mixed precision, activations are kept in
+/// f16. The results are the same bit for bit.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum KeepActivations {
     /// As many as fit in GPU memory in which all layers stay, else none.
