@@ -2,7 +2,7 @@
 # Fuzzes the readers and the writer: all targets, or those that are named, as many at a time as the
 # machine has cores. Without cargo-fuzz: libFuzzer is a crate, and the flags are the compiler's own.
 #   scripts/fuzz.sh [TARGET...]        targets: the names in fuzz/checks/mod.rs
-#   NF4PACK_FUZZ_SECONDS=N             seconds of each target (default 3600)
+#   NF4PACK_FUZZ_SECONDS=N             seconds of each target (default 3600; 0 only builds them)
 #   NF4PACK_FUZZ_BUILD=address         optimised, with AddressSanitizer; needs a nightly toolchain
 #                                      (default)
 #   NF4PACK_FUZZ_BUILD=fuzz            optimised, without a sanitizer
@@ -54,6 +54,7 @@ for target in "$@"; do
     cargo "${toolchain[@]}" build "${options[@]}"
     ln "$folder/nf4pack-fuzz" "$programs/$target"
 done
+[ "$seconds" != 0 ] || exit 0
 
 logs=$(mktemp -d)
 trap 'rm -rf "$logs"' EXIT

@@ -3,6 +3,8 @@
 # documentation, each feature set alone, all tests (those of the GPU on Mesa's software Vulkan where
 # there is no other), the examples, the NEON backends under qemu, and some seconds of each fuzz
 # target. At the end it prints how long each step took.
+#   scripts/test.sh           all steps
+#   scripts/test.sh STEP...   these steps alone; their names are those of the functions below
 #   NF4PACK_FUZZ_SECONDS=N    seconds of each fuzz target (default 5; 0 leaves fuzzing out;
 #                             scripts/fuzz.sh fuzzes for longer)
 #   NF4PACK_REQUIRE_GPU=0     continues without a GPU; its tests are then skipped
@@ -10,6 +12,7 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 . scripts/setup.sh
 export NF4PACK_REQUIRE_GPU=${NF4PACK_REQUIRE_GPU:-1}
+export NF4PACK_FUZZ_SECONDS=${NF4PACK_FUZZ_SECONDS:-5} NF4PACK_FUZZ_BUILD=dev
 # Nothing here is compiled a second time after an edit, and files of incremental compilation cost
 # time to write.
 export CARGO_INCREMENTAL=0
@@ -26,126 +29,196 @@ if [ -z "${TMPDIR:-}" ] && memory_has_room; then
     export TMPDIR=/dev/shm
 fi
 
-steps=()
-# Ends the previous step, whose seconds go into the table, and starts another.
-step() {
-    [ "${#steps[@]}" = 0 ] || steps[-1]="$((SECONDS - began)) ${steps[-1]}"
-    began=$SECONDS
-    steps+=("$*")
-    printf '\n== %s\n' "$*"
+# -- The steps
+
+packages() {
+    [ "$NF4PACK_REQUIRE_GPU" = 0 ] || need_vulkan
+    bash scripts/neon.sh prepare
 }
 
-step "packages"
-[ "$NF4PACK_REQUIRE_GPU" = 0 ] || need_vulkan
-bash scripts/neon.sh prepare
+format() {
+    cargo fmt --check
+    cargo fmt --check -p nf4pack-fuzz
+}
 
-# The logs of steps and of what runs in the background.
-logs=$(mktemp -d)
-neon=
-trap '[ -z "$neon" ] || kill -- "-$neon" 2>/dev/null || true; rm -rf "$logs"' EXIT
-# It has a target folder of its own, so it runs at the same time as the lints, the documentation and
-# the build, which use one core for much of their time. Its step waits for it.
-set -m
-nice bash scripts/neon.sh >"$logs/neon" 2>&1 &
-neon=$!
-set +m
-
-step "format"
-cargo fmt --check
-cargo fmt --check -p nf4pack-fuzz
+# Lints and documentation share nothing with the build of the tests except procedural macros. In a
+# folder of their own they do not wait for it.
+apart() {
+    export CARGO_TARGET_DIR=target/lints
+    mkdir -p target/lints
+}
 
 # A feature only adds code (tests/format/layering.rs), so lints of no feature and of all features
 # find everything. Each set between must still compile alone.
-step "lints: all features"
-cargo clippy --locked --all-targets --all-features -- -D warnings
-step "lints: no feature"
-cargo clippy --locked --all-targets --no-default-features -- -D warnings
-step "each feature alone"
-for feature in mmap convert gpu train; do
-    cargo check --locked --lib --no-default-features --features "$feature" 2>&1 | tee "$logs/check"
-    # Flags that deny warnings would check all dependencies again.
-    if grep -q '^warning' "$logs/check"; then
-        echo "warnings with the feature $feature alone" >&2
-        exit 1
-    fi
-done
+lints() {
+    apart
+    cargo clippy --locked --all-targets --all-features -- -D warnings
+    cargo clippy --locked --all-targets --no-default-features -- -D warnings
+}
 
-step "dependencies"
-if command -v cargo-deny >/dev/null; then
+each_feature() {
+    apart
+    local feature
+    for feature in mmap convert gpu train; do
+        # Flags that deny warnings would check all dependencies again.
+        cargo check --locked --lib --no-default-features --features "$feature" 2>&1 | tee target/lints/warnings
+        if grep -q '^warning' target/lints/warnings; then
+            echo "warnings with the feature $feature alone" >&2
+            exit 1
+        fi
+    done
+}
+
+documentation() {
+    apart
+    RUSTDOCFLAGS="-D warnings" cargo doc --locked --no-deps --all-features
+}
+
+other_systems() {
+    apart
+    local target features
+    for target in x86_64-pc-windows-gnu aarch64-apple-darwin wasm32-unknown-unknown; do
+        if [ -d "$(rustc --print sysroot)/lib/rustlib/$target/lib" ]; then
+            features=cli
+            [ "$target" = wasm32-unknown-unknown ] && features=""
+            cargo check --locked --target "$target" --no-default-features --features "$features"
+        else
+            echo "SKIPPED: the standard library of $target is not installed (rustup target add $target)"
+        fi
+    done
+}
+
+dependencies() {
+    if ! command -v cargo-deny >/dev/null; then
+        echo "SKIPPED: cargo-deny is not installed (cargo install cargo-deny)"
+        return
+    fi
     cargo deny --workspace --locked --all-features check licenses bans sources
     if cargo deny --workspace --locked --all-features fetch db; then
         cargo deny --workspace --locked --all-features check advisories
     else
         echo "SKIPPED: the list of advisories cannot be fetched"
     fi
-else
-    echo "SKIPPED: cargo-deny is not installed (cargo install cargo-deny)"
-fi
+}
 
-step "documentation"
-RUSTDOCFLAGS="-D warnings" cargo doc --locked --no-deps --all-features
+neon() { bash scripts/neon.sh; }
 
-step "tests: build"
-cargo test --locked --no-run
+build() { cargo test --locked --no-run; }
 
-step "NEON"
-if ! wait "$neon"; then
-    neon=
-    cat "$logs/neon"
-    exit 1
-fi
-neon=
-cat "$logs/neon"
+# The tests of whole models (src/tests) wait for one queue of the device, so they have a process and
+# a device of their own.
+models=(tests::{architectures,generation,mixed,oracle,precision,vocabulary}::)
 
-step "tests: everything"
-cargo test --locked
+models() { cargo test --locked --lib -- "${models[@]}"; }
 
-step "examples"
-cargo run --locked --example read_tensor -- tests/fixtures/golden/v1.0-full.nf4pack
-if [ "$NF4PACK_REQUIRE_GPU" = 0 ]; then
-    echo "SKIPPED: stream_layer needs a GPU (NF4PACK_REQUIRE_GPU=0)"
-else
-    cargo run --locked --example stream_layer -- tests/fixtures/golden/v1.0-full.nf4pack
-fi
+library() { cargo test --locked --lib --bins -- "${models[@]/#/--skip=}"; }
 
-# The tests of kernels, of the device and of decoding, once more with wgpu's runtime checks in the
-# kernels. The runs without are the only ones that leave workgroup memory uninitialised.
-step "checked kernels"
-# Not those of matrix units: with runtime checks, Mesa's software driver ends the loops of a thread
-# after 65,535 iterations in all, and matrix operations as loops take more. With eight times fewer
-# iterations, the test that showed it passes.
-NF4PACK_CHECKED=1 cargo test --locked --lib -- gpu:: dequant:: ops:: --skip mixed --skip matrix_units \
-    --skip poison::adapters
-NF4PACK_CHECKED=1 cargo test --locked --test gpu -- dequant:: device::
+documentation_tests() { cargo test --locked --doc; }
+
+cli() { cargo test --locked --test cli; }
+
+gpu() { cargo test --locked --test gpu; }
+
+convert_and_format() { cargo test --locked --test convert --test format; }
+
+examples() {
+    cargo run --locked --example read_tensor -- tests/fixtures/golden/v1.0-full.nf4pack
+    if [ "$NF4PACK_REQUIRE_GPU" = 0 ]; then
+        echo "SKIPPED: stream_layer needs a GPU (NF4PACK_REQUIRE_GPU=0)"
+    else
+        cargo run --locked --example stream_layer -- tests/fixtures/golden/v1.0-full.nf4pack
+    fi
+}
+
+# The tests of kernels and of decoding, once more with wgpu's runtime checks in the kernels. The
+# runs without are the only ones that leave workgroup memory uninitialised. The kernels of other
+# tests, and those that a test breaks (`a_wrong_kernel`), always have the checks.
+checked_kernels() {
+    export NF4PACK_CHECKED=1
+    # Not those of matrix units: with runtime checks, Mesa's software driver ends the loops of a
+    # thread after 65,535 iterations in all, and matrix operations as loops take more. With eight
+    # times fewer iterations, the test that showed it passes.
+    cargo test --locked --lib -- dequant:: ops:: --skip mixed --skip matrix_units --skip poison::adapters --skip a_wrong_kernel
+    cargo test --locked --test gpu -- dequant::
+}
 
 # The same code under fewer features of its dependencies. Without `convert` it has the crates that
 # the format needs, with the same features as here: only serde_json loses one, `alloc`, which is
 # part of its `std`. The lints of no feature compile these tests.
-step "tests: convert alone"
-cargo test --locked --no-default-features --features convert --lib --test format
+convert_alone() { cargo test --locked --no-default-features --features convert --lib --test format; }
 
-step "other systems"
-for target in x86_64-pc-windows-gnu aarch64-apple-darwin wasm32-unknown-unknown; do
-    if [ -d "$(rustc --print sysroot)/lib/rustlib/$target/lib" ]; then
-        features=cli
-        [ "$target" = wasm32-unknown-unknown ] && features=""
-        cargo check --locked --target "$target" --no-default-features --features "$features"
+fuzz_build() { NF4PACK_FUZZ_SECONDS=0 bash scripts/fuzz.sh; }
+
+fuzz() {
+    if [ "$NF4PACK_FUZZ_SECONDS" = 0 ]; then
+        echo "SKIPPED: NF4PACK_FUZZ_SECONDS=0"
     else
-        echo "SKIPPED: the standard library of $target is not installed (rustup target add $target)"
+        bash scripts/fuzz.sh
     fi
-done
+}
 
-step "fuzzing"
-seconds=${NF4PACK_FUZZ_SECONDS:-5}
-if [ "$seconds" = 0 ]; then
-    echo "SKIPPED: NF4PACK_FUZZ_SECONDS=0"
-else
-    NF4PACK_FUZZ_SECONDS=$seconds NF4PACK_FUZZ_BUILD=dev bash scripts/fuzz.sh
+if [ "$#" -gt 0 ]; then
+    for step in "$@"; do
+        "$step"
+    done
+    exit
 fi
 
-step "all checks passed"
-printf '\n| seconds | step |\n|---:|---|\n'
-for line in "${steps[@]::${#steps[@]}-1}"; do
-    printf '| %s | %s |\n' "${line%% *}" "${line#* }"
-done
-printf '| %s | together |\n' "$SECONDS"
+# -- All of them. One test, or one crate, often uses one core only. So lanes of steps run at the
+# same time.
+
+# Logs of steps, and the rows of the table of seconds.
+logs=$(mktemp -d)
+lanes=()
+trap 'for lane in ${lanes[@]+"${lanes[@]}"}; do kill -- "-$lane" 2>/dev/null || true; done; rm -rf "$logs"' EXIT
+# A lane that failed sends this signal. The other lanes end with this process.
+trap 'exit 1' USR1
+
+# Runs steps one after the other. Prints the output of each when it has ended, so that the output of
+# two lanes does not mix.
+lane() {
+    local step failed TIMEFORMAT='%0R %0U %0S'
+    for step in "$@"; do
+        failed=0
+        { time bash scripts/test.sh "$step" >"$logs/$step" 2>&1 </dev/null; } 2>"$logs/$step.time" || failed=$?
+        local real user system
+        read -r real user system <"$logs/$step.time"
+        echo "| $real | $((user + system)) | ${step//_/ } |" >>"$logs/table"
+        printf '\n== %s: %s s\n%s\n' "${step//_/ }" "$real" "$(cat "$logs/$step")"
+        if [ "$failed" != 0 ]; then
+            printf '\nFAILED: bash scripts/test.sh %s\n' "$step" >&2
+            kill -s USR1 $$
+            exit 1
+        fi
+    done
+}
+
+start() {
+    set -m
+    lane "$@" &
+    lanes+=($!)
+    set +m
+}
+
+finish() {
+    local lane
+    for lane in "${lanes[@]}"; do
+        wait "$lane"
+    done
+    lanes=()
+}
+
+lane packages format
+start lints each_feature documentation other_systems neon dependencies
+lane build
+start library examples
+start models gpu
+start cli convert_and_format documentation_tests
+start checked_kernels convert_alone fuzz_build
+finish
+# By itself, so that each target gets its seconds.
+lane fuzz
+
+printf '\n| seconds | of all cores | step |\n|---:|---:|---|\n'
+cat "$logs/table"
+printf '| %s | | together |\n' "$SECONDS"

@@ -186,13 +186,14 @@ fn kept_activations_change_no_bit() {
     of_tiny_qwen3(|fixture| {
         let layers = fixture.config.layers;
         assert!(layers > 2);
-        let (computed_again, parameters) = train(fixture, false, 3);
+        // The second step begins with what the first one wrote.
+        let (computed_again, parameters) = train(fixture, false, 2);
         let most = layers - 2;
         for (ring, kept) in [(false, [1, 0]), (false, [layers, 0]), (true, [1, 0]), (false, [0, most]), (true, [1, most])] {
             if kept[1] > 0 && !fixture.gpu.has_host_buffers() {
                 continue;
             }
-            let (steps, found) = train_keeping(fixture, ring, 3, kept);
+            let (steps, found) = train_keeping(fixture, ring, 2, kept);
             assert_eq!(steps, computed_again, "{kept:?} of {layers} layers kept and offloaded");
             assert!(found.iter().zip(&parameters).all(|(a, b)| a.to_bits() == b.to_bits()), "{kept:?} of {layers} layers");
         }

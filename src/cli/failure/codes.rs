@@ -399,6 +399,7 @@ codes! {
     SamplingError {
         Temperature "sampling-temperature"
         TopP "sampling-top-p"
+        MinP "sampling-min-p"
         Logit "sampling-logit"
         NoToken "sampling-no-token"
     }
