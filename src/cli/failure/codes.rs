@@ -324,6 +324,7 @@ codes! {
         Empty "data-empty"
         Array "data-array"
         Json "data-json"
+        Read "data-unreadable"
         LineBytes "data-line-bytes"
         Messages "data-messages"
         NotAnObject "data-not-an-object"
