@@ -2,9 +2,9 @@
 // matrix is in memory. A workgroup takes a block of ROWS tokens of one head and loops over blocks
 // of COLUMNS tokens of the other head. In `forward` and `query_gradient`, rows are queries and
 // columns are keys. In `value_gradient` and `key_gradient`, rows are keys and columns are queries.
-// So no two workgroups add to the same element. Matrices of queries start at token `first`, those of
-// keys at token 0. Runs unchecked: `ops::attention` proves on the host that every index is in its
-// tensor.
+// So no two workgroups add to the same element. Matrices of queries start at token `first`, those
+// of keys at token 0. Runs unchecked: `ops::attention` proves on the host that every index is in
+// its tensor.
 
 struct Params {
     tokens: u32,     // keys; the end of the queries
@@ -44,8 +44,8 @@ var<workgroup> row_tile: array<vec4<f32>, ROWS * STRIDE>;     // a part of the r
 var<workgroup> column_tile: array<vec4<f32>, COLUMNS * STRIDE>;   // a part of the columns; at least VALUES * WIDTH vec4s
 var<workgroup> partial: array<f32, ROWS * TX>;                // partial results of the threads of a row
 
-// Tokens of one head: element `i` of token `t` is at `t * stride + offset + i`. The offset of queries
-// may be negative: u32 wraps.
+// Tokens of one head: element `i` of token `t` is at `t * stride + offset + i`. The offset of
+// queries may be negative: u32 wraps.
 struct Run {
     first: u32,
     stride: u32,

@@ -2,9 +2,9 @@
 //
 // Operands are f16 copies, [heads, rows, 8 * VECS] for each tensor, with zeros after the last token
 // and after the last element of a head. Queries, and what belongs to them, start at token `first`
-// and have `query_rows` rows; keys and values start at token 0 and have `rows` rows. The heads of queries that share keys have one
-// factor, and so has each head of keys and values: a power of two that brings the largest magnitude
-// below 2^15.
+// and have `query_rows` rows; keys and values start at token 0 and have `rows` rows. The heads of
+// queries that share keys have one factor, and so has each head of keys and values: a power of two
+// that brings the largest magnitude below 2^15.
 
 struct Params {
     tokens: u32,     // keys; the end of the queries

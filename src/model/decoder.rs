@@ -166,7 +166,7 @@ impl Model {
         Ok(self.kernels.matmul.reserve(tokens, &product_shapes(&self.config, tokens), rank)?)
     }
 
-    /// Reserves the scratch memory of attention, for queries of at most `window` of `tokens` tokens.
+    /// Reserves the scratch memory of attention: queries of at most `window` of `tokens` tokens.
     pub(super) fn reserve_attention(&self, window: u32, tokens: u32, training: bool) -> Result<(), ModelError> {
         Ok(self.kernels.attention.reserve([window, tokens], &attention_heads(&self.config, 0), training)?)
     }
@@ -355,10 +355,10 @@ impl Model {
         Ok(())
     }
 
-    /// Records the logits [tokens, columns] of each chunk of the vocabulary, from `normed`, the norm
-    /// of a window. In order, `then` submits each, after further commands. It gets the logits, the
-    /// first token of the chunk and its rows of the output projection. If the logits of the only
-    /// chunk are `there`, they are not computed again.
+    /// Records the logits [tokens, columns] of each chunk of the vocabulary, from `normed`, the
+    /// norm of a window. In order, `then` submits each, after further commands. It gets the logits,
+    /// the first token of the chunk and its rows of the output projection. If the logits of the
+    /// only chunk are `there`, they are not computed again.
     fn for_chunks(
         &mut self,
         work: &Workspace<Mat>,

@@ -160,8 +160,8 @@ impl<'a> Layer<'a> {
         })
     }
 
-    /// Records the layer. `x` and `out` are [tokens, hidden]. If there are several windows, `submit`
-    /// submits the commands of each.
+    /// Records the layer. `x` and `out` are [tokens, hidden]. If there are several windows,
+    /// `submit` submits the commands of each.
     pub fn forward(
         &self,
         commands: &mut Commands,

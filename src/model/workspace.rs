@@ -256,8 +256,8 @@ impl<M> Workspace<M> {
         }
     }
 
-    /// A matrix [tokens of a window, hidden] that no layer needs after a pass, nor between the gradients of its
-    /// feed-forward block and of its attention.
+    /// A matrix [tokens of a window, hidden] that no layer needs after a pass, nor between the
+    /// gradients of its feed-forward block and of its attention.
     pub fn hidden_scratch(&self) -> &M {
         &self.shared.middle
     }

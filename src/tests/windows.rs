@@ -7,7 +7,7 @@ use crate::lora::Adapter;
 use crate::lora::config::LoraConfig;
 use crate::model::Session;
 use crate::model::workspace::{Memory, WINDOW};
-use crate::random::{Generator, Stream};
+use crate::ops::testing::random;
 use crate::train::step::StepResult;
 
 /// Samples that begin and end within windows, before and after them.
@@ -24,11 +24,11 @@ fn model(gpu: Gpu, name: &str) -> Fixture {
 }
 
 fn batch(vocab: u32) -> Batch {
-    let mut generator = Generator::new(1, Stream::Split);
     let mut batch = Batch { rows: 1, tokens: Vec::new(), labels: Vec::new(), starts: Vec::new(), loss_tokens: 0 };
     for length in SAMPLES {
         let start = batch.tokens.len() as u32;
-        let tokens: Vec<u32> = (0..length).map(|_| generator.below(vocab as usize) as u32).collect();
+        let uniform = random(u64::from(start), length as usize).into_iter();
+        let tokens: Vec<u32> = uniform.map(|x| ((x + 1.0) / 2.0 * vocab as f32) as u32 % vocab).collect();
         batch.labels.extend(tokens.iter().skip(1).copied().chain([IGNORE_INDEX]));
         batch.starts.extend(tokens.iter().map(|_| start));
         batch.tokens.extend(tokens);

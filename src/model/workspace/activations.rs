@@ -117,8 +117,8 @@ impl<M: Matrix> Activations<M> {
         })
     }
 
-    /// x A^T of each projection. Those of keys and values have a row for each token, others `window`
-    /// rows. Without gradients, one for all of them.
+    /// x A^T of each projection. Those of keys and values have a row for each token, others
+    /// `window` rows. Without gradients, one for all of them.
     fn lows<E>(sizes: Sizes, window: u32, of: &mut impl FnMut(&'static str, u32, u32) -> Result<M, E>) -> Result<Vec<M>, E> {
         let mut low = |rows| of("low rank", rows, sizes.rank.max(1));
         let rows = |role: &Role| if matches!(role, Role::KProj | Role::VProj) { sizes.tokens } else { window };

@@ -1,7 +1,7 @@
 //! Compares the kernels for matrix units with the CPU before their first use on a driver: a forward
-//! and a backward pass of ragged samples, with shared keys, with and without a window, of all queries
-//! at once and of one half after the other. Scores rise along the keys, so that sums are scaled
-//! again.
+//! and a backward pass of ragged samples, with shared keys, with and without a window, of all
+//! queries at once and of one half after the other. Scores rise along the keys, so that sums are
+//! scaled again.
 
 use super::mixed::MixedAttention;
 use super::reference::{Inputs, OUTPUTS, reference};
