@@ -2,18 +2,19 @@
 // matrix is in memory. A workgroup takes a block of ROWS tokens of one head and loops over blocks
 // of COLUMNS tokens of the other head. In `forward` and `query_gradient`, rows are queries and
 // columns are keys. In `value_gradient` and `key_gradient`, rows are keys and columns are queries.
-// So no two workgroups add to the same element. Runs unchecked: `ops::attention` proves on the host
-// that every index is in its tensor.
+// So no two workgroups add to the same element. Matrices of queries start at token `first`, those
+// of keys at token 0. Runs unchecked: `ops::attention` proves on the host that every index is in
+// its tensor.
 
 struct Params {
-    tokens: u32,
+    tokens: u32,     // keys; the end of the queries
     heads: u32,      // query heads, a multiple of kv_heads
     kv_heads: u32,
     scale: f32,      // of the scores
     window: u32,     // size of the attention window, including the token itself
-    pad0: u32,
-    pad1: u32,
-    pad2: u32,
+    first: u32,      // the first query
+    add: u32,        // 1: results are added to `out`
+    pad: u32,
 }
 
 @group(0) @binding(0) var<storage, read> row_a: array<vec4<f32>>;      // q, or k where rows are keys; delta: out
@@ -21,8 +22,8 @@ struct Params {
 @group(0) @binding(2) var<storage, read> column_a: array<vec4<f32>>;   // k, or q
 @group(0) @binding(3) var<storage, read> column_b: array<vec4<f32>>;   // v, or d_out
 @group(0) @binding(4) var<storage, read> starts: array<u32>;           // first token of the sample of each token; read by `start_of`
-@group(0) @binding(5) var<storage, read> lse: array<f32>;              // [tokens, heads]
-@group(0) @binding(6) var<storage, read> delta: array<f32>;            // [tokens, heads]
+@group(0) @binding(5) var<storage, read> lse: array<f32>;              // [queries, heads]
+@group(0) @binding(6) var<storage, read> delta: array<f32>;            // [queries, heads]
 @group(0) @binding(7) var<storage, read_write> out: array<vec4<f32>>;  // out, or the gradient of the rows
 @group(0) @binding(8) var<storage, read_write> row_sums: array<f32>;   // output: lse or delta
 @group(1) @binding(0) var<uniform> params: Params;
@@ -43,7 +44,8 @@ var<workgroup> row_tile: array<vec4<f32>, ROWS * STRIDE>;     // a part of the r
 var<workgroup> column_tile: array<vec4<f32>, COLUMNS * STRIDE>;   // a part of the columns; at least VALUES * WIDTH vec4s
 var<workgroup> partial: array<f32, ROWS * TX>;                // partial results of the threads of a row
 
-// Tokens of one head: element `i` of token `t` is at `t * stride + offset + i`.
+// Tokens of one head: element `i` of token `t` is at `t * stride + offset + i`. The offset of
+// queries may be negative: u32 wraps.
 struct Run {
     first: u32,
     stride: u32,
@@ -56,7 +58,8 @@ alias Tile = array<vec4<f32>, 4>;
 alias Sums = array<vec4<f32>, 4u * MAX_PARTS>;
 
 fn query_run(first: u32, head: u32) -> Run {
-    return Run(first, params.heads * HEAD, head * HEAD);
+    let stride = params.heads * HEAD;
+    return Run(first, stride, head * HEAD - params.first * stride);
 }
 
 fn key_run(first: u32, head: u32) -> Run {
@@ -193,7 +196,12 @@ fn store(sums: ptr<function, Sums>, factors: vec4<f32>, rows: Run, at: vec2<u32>
         for (var part = 0u; part < PARTS; part++) {
             let column = part * TX + at.x;
             if (token < params.tokens && column < HEAD) {
-                out[token * rows.stride + rows.offset + column] = (*sums)[4u * part + i] * factors[i];
+                let to = token * rows.stride + rows.offset + column;
+                var sum = (*sums)[4u * part + i] * factors[i];
+                if (params.add != 0u) {
+                    sum += out[to];
+                }
+                out[to] = sum;
             }
         }
     }
@@ -211,7 +219,7 @@ fn start_of(token: u32) -> u32 {
 // The first workgroup takes the last block of queries. That block has the most columns, and long
 // work should start first.
 fn query_block(group: vec3<u32>, grid: vec3<u32>) -> Run {
-    return query_run((grid.y - 1u - group.y) * ROWS, group.x);
+    return query_run(params.first + (grid.y - 1u - group.y) * ROWS, group.x);
 }
 
 // The range of keys of a block of queries. It starts at the first key of its first query.
@@ -279,17 +287,17 @@ fn forward(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) gri
             total[i] += partial[row * TX + x];
         }
         if (at.x == 0u && rows.first + row < params.tokens) {
-            row_sums[(rows.first + row) * params.heads + group.x] = highest[i] + log(total[i]);
+            row_sums[(rows.first + row - params.first) * params.heads + group.x] = highest[i] + log(total[i]);
         }
     }
     store(&sums, 1.0 / total, rows, at);
 }
 
-// The sum of out * d_out over a head: TX threads per row of [tokens * heads, HEAD].
+// The sum of out * d_out over a head: TX threads per row of [queries * heads, HEAD].
 @compute @workgroup_size(TX, TY)
 fn row_products(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) grid: vec3<u32>, @builtin(local_invocation_id) thread: vec3<u32>) {
     let row = (group.x + group.y * grid.x) * TY + thread.y;
-    let exists = row < params.tokens * params.heads;
+    let exists = row < (params.tokens - params.first) * params.heads;
     var sum = 0.0;
     for (var column = thread.x; column < HEAD && exists; column += TX) {
         sum += dot(row_a[row * HEAD + column], row_b[row * HEAD + column]);
@@ -314,7 +322,7 @@ fn query_gradient(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgrou
     var row_lse = vec4<f32>();
     var row_delta = vec4<f32>();
     for (var i = 0u; i < 4u; i++) {
-        let row = min(rows.first + at.y + TY * i, params.tokens - 1u) * params.heads + group.x;
+        let row = (min(rows.first + at.y + TY * i, params.tokens - 1u) - params.first) * params.heads + group.x;
         row_lse[i] = lse[row];
         row_delta[i] = delta[row];
     }
@@ -343,7 +351,7 @@ struct Queries {
 
 fn indices_of(columns: Run, head: u32, at: vec2<u32>) -> vec4<u32> {
     let token = min(columns.first + 4u * at.x + vec4(0u, 1u, 2u, 3u), vec4(params.tokens - 1u));
-    return token * params.heads + head;
+    return (token - params.first) * params.heads + head;
 }
 
 fn queries_of(columns: Run, head: u32, at: vec2<u32>) -> Queries {
@@ -360,6 +368,11 @@ fn weights_of(key: u32, scores: vec4<f32>, queries: Queries, columns: Run, at: v
     return exp(select(vec4(LOWEST), scores * params.scale - queries.lse, seen));
 }
 
+// The first query that may attend to keys from `first_key` on.
+fn first_query(first_key: u32) -> u32 {
+    return max(first_key, params.first);
+}
+
 // Whether a query from `query` on attends to a key before `end`. If any does, the first one does.
 fn reaches(query: u32, end: u32) -> bool {
     return start_of(query) < end;
@@ -373,7 +386,7 @@ fn value_gradient(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invoca
     let shared_by = params.heads / params.kv_heads;
     var sums = Sums();
     for (var head = group.x * shared_by; head < (group.x + 1u) * shared_by; head++) {
-        var columns = query_run(rows.first, head);
+        var columns = query_run(first_query(rows.first), head);
         for (; reaches(columns.first, end); columns.first += COLUMNS) {
             let scores = products(rows, columns, false, at);
             let queries = queries_of(columns, head, at);
@@ -396,7 +409,7 @@ fn key_gradient(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocati
     let shared_by = params.heads / params.kv_heads;
     var sums = Sums();
     for (var head = group.x * shared_by; head < (group.x + 1u) * shared_by; head++) {
-        var columns = query_run(rows.first, head);
+        var columns = query_run(first_query(rows.first), head);
         for (; reaches(columns.first, end); columns.first += COLUMNS) {
             let scores = products(rows, columns, false, at);
             let slopes = products(rows, columns, true, at);

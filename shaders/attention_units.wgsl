@@ -1,19 +1,24 @@
 // Attention on matrix units: the parameters, scales and masks of its kernels.
 //
-// Operands are f16 copies, [heads, params.rows, 8 * VECS] for each tensor, with zeros after the
-// last token and after the last element of a head. The heads of queries that share keys have one
-// factor, and so has each head of keys and values: a power of two that brings the largest magnitude
-// below 2^15.
+// Operands are f16 copies, [heads, rows, 8 * VECS] for each tensor, with zeros after the last token
+// and after the last element of a head. Queries, and what belongs to them, start at token `first`
+// and have `query_rows` rows; keys and values start at token 0 and have `rows` rows. The heads of
+// queries that share keys have one factor, and so has each head of keys and values: a power of two
+// that brings the largest magnitude below 2^15.
 
 struct Params {
-    tokens: u32,
+    tokens: u32,     // keys; the end of the queries
     heads: u32,      // query heads, a multiple of kv_heads
     kv_heads: u32,
     scale: f32,      // of the scores
     window: u32,     // size of the attention window, including the token itself
     rows: u32,       // of a head in the copies: a multiple of BLOCK
     training: u32,   // 1 in the backward pass
-    pad: u32,
+    first: u32,      // the first query
+    query_rows: u32, // of a head in the copies of queries: a multiple of BLOCK
+    add: u32,        // 1: the gradients of keys and values are added to those that are there
+    pad0: u32,
+    pad1: u32,
 }
 
 @group(1) @binding(0) var<uniform> params: Params;

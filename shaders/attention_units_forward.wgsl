@@ -12,8 +12,8 @@
 @group(0) @binding(2) var<storage, read> values: array<vec4<u32>>;
 @group(0) @binding(3) var<storage, read> exponents: array<i32>;        // [4, kv_heads]
 @group(0) @binding(4) var<storage, read> starts: array<u32>;           // first token of the sample of each token
-@group(0) @binding(5) var<storage, read_write> out: array<vec4<f32>>;  // [tokens, heads * HEAD]
-@group(0) @binding(6) var<storage, read_write> lse: array<f32>;        // [tokens, heads]
+@group(0) @binding(5) var<storage, read_write> out: array<vec4<f32>>;  // [queries, heads * HEAD]
+@group(0) @binding(6) var<storage, read_write> lse: array<f32>;        // [queries, heads]
 
 // Exponents of weights: at a new base, and at most. f16 has 2^15.
 const NEW_WEIGHT = 6.0;
@@ -31,7 +31,8 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) grid: 
     let head = group.x;
     let kv_head = head / (params.heads / params.kv_heads);
     // The first workgroup takes the last block, which has the most keys.
-    let first_query = (grid.y - 1u - group.y) * BLOCK;
+    let first_row = (grid.y - 1u - group.y) * BLOCK;
+    let first_query = params.first + first_row;
     let query = first_query + row;
     var start = 0xffffffffu;
     if (query < params.tokens) {
@@ -46,7 +47,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) grid: 
     }
 
     // The queries of the subgroup.
-    let query_base = (head * params.rows + first_query) * VECS;
+    let query_base = (head * params.query_rows + first_row) * VECS;
     //: for c in CHUNKS
     //: for i in CHUNK
     {
@@ -218,7 +219,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) grid: 
     if (half == 0u) {
         of_rows[row] = value_factor / total;
         if (query < params.tokens && group.z == 0u) {
-            lse[query * params.heads + head] = (base + log2(total)) * LN_2;
+            lse[(first_row + row) * params.heads + head] = (base + log2(total)) * LN_2;
         }
     }
     //: for c in GROUPS
@@ -231,10 +232,10 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) grid: 
     workgroupBarrier();
     for (var n = t; n < BLOCK * (4u * GROUP); n += THREADS) {
         let of_row = n / (4u * GROUP);
-        let token = first_query + of_row;
+        let of_query = first_row + of_row;
         let column = 4u * GROUP * (GROUPS * group.z + $c) + n % (4u * GROUP);
-        if (token < params.tokens && column < HEAD) {
-            out[(token * params.heads + head) * HEAD + column] = scores[of_row * SCORE_STRIDE + n % (4u * GROUP)] * of_rows[of_row];
+        if (params.first + of_query < params.tokens && column < HEAD) {
+            out[(of_query * params.heads + head) * HEAD + column] = scores[of_row * SCORE_STRIDE + n % (4u * GROUP)] * of_rows[of_row];
         }
     }
     workgroupBarrier();

@@ -8,7 +8,7 @@
 @group(0) @binding(2) var<storage, read> values: array<vec4<u32>>;
 @group(0) @binding(3) var<storage, read> d_out: array<vec4<u32>>;
 @group(0) @binding(4) var<storage, read> exponents: array<i32>;        // [4, kv_heads]
-@group(0) @binding(5) var<storage, read> of_queries: array<vec4<u32>>; // [heads, rows], by `place_d_out`
+@group(0) @binding(5) var<storage, read> of_queries: array<vec4<u32>>; // [heads, query_rows], by `place_d_out`
 @group(0) @binding(6) var<storage, read_write> key_gradient: array<vec4<f32>>;     // [tokens, kv_heads * HEAD]
 @group(0) @binding(7) var<storage, read_write> value_gradient: array<vec4<f32>>;
 
@@ -40,21 +40,23 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
     let value_exponent = exponents[VALUES * params.kv_heads + kv_head];
     let d_out_exponent = exponents[D_OUT * params.kv_heads + kv_head];
 
-    // The first keys of queries are in ascending order. The queries from `end` on see no key of the
-    // block.
+    // Queries see no later keys. The first keys of queries are in ascending order: the queries from
+    // `end` on see no key of the block.
+    let first_query = max(first_key, params.first);
     let first_head = kv_head * shared_by;
     let end_key = min(first_key + BLOCK, params.tokens);
-    var end = first_key;
+    var end = first_query;
     var past = params.tokens;
     while (end < past) {
         let middle = (end + past) / 2u;
-        if (of_queries[first_head * params.rows + middle].x < end_key) {
+        if (of_queries[first_head * params.query_rows + middle - params.first].x < end_key) {
             end = middle + 1u;
         } else {
             past = middle;
         }
     }
-    let rounds = (end - first_key + ROUND - 1u) / ROUND * shared_by;
+    let rounds = (end - first_query + ROUND - 1u) / ROUND * shared_by;
+    let first_row = first_query - params.first;
 
     // The keys and values of the subgroup.
     let key_base = (kv_head * params.rows + first_key) * VECS;
@@ -87,7 +89,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
     var key_sum$c: coop_mat16x16<f32, C>;
     var value_sum$c: coop_mat16x16<f32, C>;
     //: end
-    let query_base = (first_head * params.rows + first_key) * VECS;
+    let query_base = (first_head * params.query_rows + first_row) * VECS;
     //: for i in LOADS
     place(tile_at(t + THREADS * $i), queries[query_base + t + THREADS * $i]);
     place(VALUE_TILE + tile_at(t + THREADS * $i), d_out[query_base + t + THREADS * $i]);
@@ -100,10 +102,10 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
     //: end
     for (var round = 0u; round < rounds; round++) {
         let head = first_head + round % shared_by;
-        let first = first_key + round / shared_by * ROUND;
+        let first = round / shared_by * ROUND;
         // The next queries are under way during the products.
         let after = min(round + 1u, rounds - 1u);
-        let next = ((first_head + after % shared_by) * params.rows + first_key + after / shared_by * ROUND) * VECS;
+        let next = ((first_head + after % shared_by) * params.query_rows + first_row + after / shared_by * ROUND) * VECS;
         //: for i in LOADS
         let query$i = queries[next + t + THREADS * $i];
         let d_out$i = d_out[next + t + THREADS * $i];
@@ -113,7 +115,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
         let last_d_out = d_out[next + min(t + THREADS * LOADS, ROUND * VECS - 1u)];
         //: end
         if (t < ROUND) {
-            let of_query = of_queries[head * params.rows + first + t];
+            let of_query = of_queries[head * params.query_rows + first_row + first + t];
             let balance = balance_of(of_query.w);
             query_start[t / 4u][t % 4u] = of_query.x;
             query_factor[t / 4u][t % 4u] = params.scale * LOG2_E * power(balance - query_exponent - key_exponent);
@@ -142,7 +144,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
         }
         //: end
         workgroupBarrier();
-        let query = vec4(first + half * (4u * OWN)) + vec4(0u, 1u, 2u, 3u);
+        let query = vec4(first_query + first + half * (4u * OWN)) + vec4(0u, 1u, 2u, 3u);
         //: for i in OWN
         {
             let at = row * SCORE_STRIDE + half * OWN + $i;
@@ -198,8 +200,14 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
         let column = 4u * (SUMS * group.z + $c) + n % 4u;
         if (token < params.tokens && column < HEAD) {
             let to = (token * params.kv_heads + kv_head) * HEAD + column;
-            key_gradient[to] = scores[n / 4u * SCORE_STRIDE + n % 4u] * key_factor * slope_factor;
-            value_gradient[to] = slopes[n / 4u * SCORE_STRIDE + n % 4u] * value_factor;
+            var of_key = scores[n / 4u * SCORE_STRIDE + n % 4u] * key_factor * slope_factor;
+            var of_value = slopes[n / 4u * SCORE_STRIDE + n % 4u] * value_factor;
+            if (params.add != 0u) {
+                of_key += key_gradient[to];
+                of_value += value_gradient[to];
+            }
+            key_gradient[to] = of_key;
+            value_gradient[to] = of_value;
         }
     }
     workgroupBarrier();

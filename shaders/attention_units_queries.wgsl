@@ -9,8 +9,8 @@
 @group(0) @binding(2) var<storage, read> values: array<vec4<u32>>;
 @group(0) @binding(3) var<storage, read> d_out: array<vec4<u32>>;
 @group(0) @binding(4) var<storage, read> exponents: array<i32>;        // [4, kv_heads]
-@group(0) @binding(5) var<storage, read> of_queries: array<vec4<u32>>; // [heads, rows], by `place_d_out`
-@group(0) @binding(6) var<storage, read_write> gradient: array<vec4<f32>>;   // [tokens, heads * HEAD]
+@group(0) @binding(5) var<storage, read> of_queries: array<vec4<u32>>; // [heads, query_rows], by `place_d_out`
+@group(0) @binding(6) var<storage, read_write> gradient: array<vec4<f32>>;   // [queries, heads * HEAD]
 
 // Each variable is a multiple of 16 bytes, as those of attention_units_tile.wgsl.
 var<workgroup> slopes: array<vec4<f32>, SCORES>;
@@ -24,12 +24,13 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) grid: 
     let head = group.x;
     let kv_head = head / (params.heads / params.kv_heads);
     // The first workgroup takes the last block, which has the most keys.
-    let first_query = (grid.y - 1u - group.y) * BLOCK;
+    let first_row = (grid.y - 1u - group.y) * BLOCK;
+    let first_query = params.first + first_row;
     let query = first_query + row;
-    let of_query = of_queries[head * params.rows + query];
+    let of_query = of_queries[head * params.query_rows + first_row + row];
     let row_lse = bitcast<f32>(of_query.y);
     let row_delta = bitcast<f32>(of_query.z);
-    let first_key = of_queries[head * params.rows + first_query].x;
+    let first_key = of_queries[head * params.query_rows + first_row].x;
     let rounds = (min(first_query + BLOCK, params.tokens) - first_key + ROUND - 1u) / ROUND;
     let query_exponent = exponents[QUERIES * params.kv_heads + kv_head] - balance_of(of_query.w);
     let key_exponent = exponents[KEYS * params.kv_heads + kv_head];
@@ -39,7 +40,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) grid: 
     let slope_factor = power(drop - SLOPE_EXPONENT);
 
     // The queries of the subgroup, and their d_out.
-    let query_base = (head * params.rows + first_query) * VECS;
+    let query_base = (head * params.query_rows + first_row) * VECS;
     //: for c in CHUNKS
     //: for i in CHUNK
     {
@@ -143,10 +144,10 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) grid: 
     }
     workgroupBarrier();
     for (var n = t; n < BLOCK * 4u; n += THREADS) {
-        let token = first_query + n / 4u;
+        let of_query = first_row + n / 4u;
         let column = 4u * (SUMS * group.z + $c) + n % 4u;
-        if (token < params.tokens && column < HEAD) {
-            gradient[(token * params.heads + head) * HEAD + column] = scores[n / 4u * SCORE_STRIDE + n % 4u] * of_rows[n / 4u] * all_rows;
+        if (params.first + of_query < params.tokens && column < HEAD) {
+            gradient[(of_query * params.heads + head) * HEAD + column] = scores[n / 4u * SCORE_STRIDE + n % 4u] * of_rows[n / 4u] * all_rows;
         }
     }
     workgroupBarrier();

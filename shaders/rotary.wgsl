@@ -8,13 +8,13 @@ struct Params {
     half: u32,        // pairs per head
     positions: u32,   // rows of the table
     sign: f32,        // 1, or -1 to rotate back
-    first: u32,       // rotate_from: position of the first token
+    first: u32,       // the first token; rotate_from: its position
     head_dim: u32,    // elements of a head
     pad: u32,
 }
 
 @group(0) @binding(0) var<storage, read_write> x: array<f32>;       // [tokens, heads, head_dim]
-@group(0) @binding(1) var<storage, read> starts: array<u32>;        // first token of the sample of each token
+@group(0) @binding(1) var<storage, read> starts: array<u32>;        // first token of the sample of each token, from token 0 on
 @group(0) @binding(2) var<storage, read> table: array<vec2<f32>>;   // [positions, half]: cosine, sine
 @group(1) @binding(0) var<uniform> params: Params;
 
@@ -40,7 +40,7 @@ fn token_of(pair: u32) -> u32 {
 fn rotate(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) grid: vec3<u32>, @builtin(local_invocation_index) thread: u32) {
     let pair = (group.x + group.y * grid.x) * WORKGROUP + thread;
     if (pair < params.pairs) {
-        let token = token_of(pair);
+        let token = params.first + token_of(pair);
         // The host does not know the values in `starts`. The clamp keeps every index in the table.
         turn(pair, min(token - starts[token], params.positions - 1u));
     }

@@ -10,6 +10,9 @@ pub struct DeviceMemory {
     pub total: u64,
     /// Memory still available to this program, as the driver estimates it.
     pub available: Option<u64>,
+    /// Memory that this program uses, as the driver counts it: buffers and its own needs, without
+    /// buffers in host memory.
+    pub used: Option<u64>,
 }
 
 /// Memory in use by the buffers of a device, in bytes.
@@ -50,7 +53,7 @@ fn memory(device: &wgpu::Device) -> Option<DeviceMemory> {
     {
         // SAFETY: the physical device is the instance's, and both live as long as `device`.
         let plain = unsafe { instance.raw_instance().get_physical_device_memory_properties(device.raw_physical_device()) };
-        return largest(&plain).map(|(_, total)| DeviceMemory { total, available: None });
+        return largest(&plain).map(|(_, total)| DeviceMemory { total, available: None, used: None });
     }
     let mut budget = vk::PhysicalDeviceMemoryBudgetPropertiesEXT::default();
     let mut properties = vk::PhysicalDeviceMemoryProperties2::default().push_next(&mut budget);
@@ -62,7 +65,7 @@ fn memory(device: &wgpu::Device) -> Option<DeviceMemory> {
     let (heap, total) = largest(&properties.memory_properties)?;
     let (granted, used) = (budget.heap_budget.get(heap)?, budget.heap_usage.get(heap)?);
     let usable = granted / 100 * u64::from(super::adapter::MEMORY_PERCENT);
-    Some(DeviceMemory { total, available: Some(usable.saturating_sub(*used)) })
+    Some(DeviceMemory { total, available: Some(usable.saturating_sub(*used)), used: Some(*used) })
 }
 
 #[cfg(any(windows, target_os = "linux", target_os = "android", target_os = "freebsd"))]

@@ -13,9 +13,10 @@ use crate::lora::gpu::GpuAdapter;
 use crate::model::constants::Constants;
 use crate::model::error::{ModelError, NonFiniteAt};
 use crate::model::host_embedding::HostEmbedding;
-use crate::model::kv_cache::Past;
+use crate::model::kv_cache::{Past, attention_heads};
 use crate::model::layer::Layer;
 use crate::model::pass::{Angles, GpuBatch, Kernels, OwnAngles, Pass, PassInputs, positions};
+use crate::model::residual::Residual;
 use crate::model::weights::{elements, weight};
 use crate::model::workspace::{Backward, Memory, Workspace, product_shapes};
 use crate::ops::matmul::{Largest, Weight, Wide};
@@ -165,6 +166,11 @@ impl Model {
         Ok(self.kernels.matmul.reserve(tokens, &product_shapes(&self.config, tokens), rank)?)
     }
 
+    /// Reserves the scratch memory of attention: queries of at most `window` of `tokens` tokens.
+    pub(super) fn reserve_attention(&self, window: u32, tokens: u32, training: bool) -> Result<(), ModelError> {
+        Ok(self.kernels.attention.reserve([window, tokens], &attention_heads(&self.config, 0), training)?)
+    }
+
     /// Checks tokens and labels against the vocabulary, and the lengths of samples against the
     /// rotary table.
     fn check(&self, batch: &Batch) -> Result<(), ModelError> {
@@ -207,6 +213,11 @@ impl Model {
         length: u32,
         adapter: Option<&'a GpuAdapter>,
     ) -> Result<PassInputs<'a>, ModelError> {
+        let (expected, found) = (memory.sizes().window.into(), batch.tokens.len() as u64);
+        if found > expected {
+            let what = "the number of new tokens";
+            return Err(OpError::Shape { operation: "a pass over a cache", what, expected, found }.into());
+        }
         let positions: Vec<_> = (past.tokens..).take(batch.tokens.len()).map(|position| (position, length)).collect();
         Ok(PassInputs { past: Some(past), ..self.begin_at(memory, batch, &positions, adapter)? })
     }
@@ -260,7 +271,7 @@ impl Model {
         &mut self,
         inputs: &PassInputs<'_>,
         together: bool,
-        observe: &dyn Fn(&mut Commands, &Mat, u32) -> Result<(), ModelError>,
+        observe: &dyn Fn(&mut Commands, &Residual<Mat>, u32) -> Result<(), ModelError>,
     ) -> Result<Commands, ModelError> {
         let work = &inputs.work;
         let mut commands = self.gpu.commands("forward");
@@ -275,13 +286,13 @@ impl Model {
             constants.record(kernels, config, &mut commands, streamed)?;
             let layer = Layer::new(&pass, streamed, constants, Direction::Forward)?;
             let out = work.before(number + 1)?;
-            layer.forward(&mut commands, work.before(number)?, out)?;
+            layer.forward(&mut commands, work.before(number)?, out, &|commands| submit(gpu, commands))?;
             observe(&mut commands, out, number + 1)?;
             if let Some(host) = inputs.is_training().then(|| work.offloaded.get(number as usize)).flatten() {
-                commands.copy(&work.before(number)?.range, &host.range);
+                work.before(number)?.copy_to(&mut commands, host);
             }
             if !together {
-                std::mem::replace(&mut commands, gpu.commands("layer forward")).submit()?;
+                submit(gpu, &mut commands)?;
                 constants.submitted();
             }
         }
@@ -292,8 +303,8 @@ impl Model {
     /// number arises. `None` if all numbers are finite.
     pub(super) fn first_non_finite(&mut self, inputs: &PassInputs<'_>) -> Result<Option<NonFiniteAt>, ModelError> {
         let check = FiniteCheck::new(&self.gpu, self.config.layers + 1)?;
-        let look = |commands: &mut Commands, x: &Mat, number: u32| -> Result<(), ModelError> {
-            Ok(check.record(commands, x, number)?)
+        let look = |commands: &mut Commands, x: &Residual<Mat>, number: u32| -> Result<(), ModelError> {
+            Ok(check.record(commands, x.windows(), number)?)
         };
         self.record_forward(inputs, false, &look)?;
         let first = check.read()?.iter().position(Option::is_some);
@@ -304,20 +315,25 @@ impl Model {
     }
 
     fn embed(&mut self, commands: &mut Commands, inputs: &PassInputs<'_>) -> Result<(), ModelError> {
-        let x = inputs.work.before(0)?;
-        if let Some(host) = &mut self.embedding {
-            // It is submitted at once, and `commands` later.
-            host.upload(&inputs.batch.tokens, x)?;
-        } else {
-            let table = weight(&self.globals, Role::Embedding, self.config.vocab, self.config.hidden)?;
-            self.kernels.gather.embed(commands, &table, &inputs.batch.ids, x)?;
+        let (mut ids, mut tokens) = (inputs.batch.ids.clone(), inputs.batch.tokens.as_slice());
+        for x in inputs.work.before(0)?.windows() {
+            if let Some(host) = &mut self.embedding {
+                let (of_window, others) = tokens.split_at(tokens.len().min(x.rows as usize));
+                // It is submitted at once, and `commands` later.
+                host.upload(of_window, x)?;
+                tokens = others;
+            } else {
+                let table = weight(&self.globals, Role::Embedding, self.config.vocab, self.config.hidden)?;
+                self.kernels.gather.embed(commands, &table, &ids, x)?;
+            }
+            self.kernels.scale.record(commands, self.config.embedding_multiplier as f32, x)?;
+            ids = after(&ids, x.rows);
         }
-        self.kernels.scale.record(commands, self.config.embedding_multiplier as f32, x)?;
         Ok(())
     }
 
     /// Submits the backward pass of all layers, the last layer first, after [`Model::forward`] and
-    /// [`Model::loss_gradient`].
+    /// [`Model::loss`] with gradients.
     pub(crate) fn backward(&mut self, inputs: &PassInputs<'_>) -> Result<(), ModelError> {
         let Self { gpu, config, stream, constants, rotary, kernels, .. } = self;
         let pass = Pass { kernels, model: config, rotary, inputs };
@@ -328,32 +344,26 @@ impl Model {
             // The stream of the next layer arrives during this one, in the place of a later stream.
             if let Some((next, host)) = number.checked_sub(1).and_then(|n| Some((n, inputs.work.offloaded.get(n as usize)?)))
             {
-                commands.copy(&host.range, &inputs.work.before(next)?.range);
+                host.copy_to(&mut commands, inputs.work.before(next)?);
             }
             constants.record(kernels, config, &mut commands, streamed)?;
             let layer = Layer::new(&pass, streamed, constants, Direction::Backward)?;
-            layer.backward(&mut commands, x)?;
+            layer.backward(&mut commands, x, &|commands| submit(gpu, commands))?;
             commands.submit()?;
             constants.submitted();
         }
         Ok(())
     }
 
-    /// Submits the final norm of the residual stream, to `work.normed`.
-    fn norm(&self, work: &Workspace<Mat>) -> Result<(), ModelError> {
-        let (x, epsilon) = (work.before(self.config.layers)?, self.config.rms_norm_eps as f32);
-        let mut commands = self.gpu.commands("final norm");
-        self.kernels.norm.forward(&mut commands, x, &self.final_norm, epsilon, &work.normed)?;
-        commands.submit()?;
-        Ok(())
-    }
-
-    /// Records the logits [tokens, columns] of each chunk of the vocabulary, from `work.normed`. In
-    /// order, `then` submits each, after further commands. It gets the logits, the first token of
-    /// the chunk and its rows of the output projection.
+    /// Records the logits [tokens, columns] of each chunk of the vocabulary, from `normed`, the
+    /// norm of a window. In order, `then` submits each, after further commands. It gets the logits,
+    /// the first token of the chunk and its rows of the output projection. If the logits of the
+    /// only chunk are `there`, they are not computed again.
     fn for_chunks(
         &mut self,
         work: &Workspace<Mat>,
+        normed: &Mat,
+        there: bool,
         mut then: impl FnMut(&Kernels, Commands, &Mat, u32, &Weight<'_>) -> Result<(), ModelError>,
     ) -> Result<(), ModelError> {
         let Self { gpu, config, stream, globals, head_largest, kernels, .. } = self;
@@ -365,57 +375,86 @@ impl Model {
                 true => head(stream.head_part(number)?, config, columns)?,
                 false => head(globals, config, vocab)?.measured(head_largest.clone()).rows(first..first + columns),
             };
-            let logits = work.logits.narrow(work.logits.rows, columns);
+            let logits = work.logits.narrow(normed.rows, columns);
             let mut commands = gpu.commands("logits");
-            kernels.matmul.forward(&mut commands, &work.normed, &rows, None, false, &logits)?;
+            if !there || columns < vocab {
+                kernels.matmul.forward(&mut commands, normed, &rows, None, false, &logits)?;
+            }
             then(kernels, commands, &logits, first, &rows)?;
         }
         Ok(())
     }
 
     /// Submits the loss of a batch after [`Model::forward`]: the sum over its loss tokens, divided
-    /// by `normalizer`, is added to the loss of the workspace.
-    pub(crate) fn loss(&mut self, inputs: &PassInputs<'_>, normalizer: u64) -> Result<(), ModelError> {
-        let PassInputs { work, batch, .. } = inputs;
-        self.norm(work)?;
-        self.for_chunks(work, |kernels, mut commands, logits, first, _| {
-            kernels.loss.accumulate(&mut commands, logits, first, &batch.labels, &work.loss_state)?;
-            commands.submit()?;
-            Ok(())
-        })?;
-        let mut commands = self.gpu.commands("loss");
-        self.kernels.loss.finish(&mut commands, &work.loss_state, normalizer, &work.loss)?;
-        commands.submit()?;
-        Ok(())
-    }
-
-    /// Submits the gradient of the loss after [`Model::loss`]. The gradient of the residual stream
-    /// after the last layer is then in `gradients`, a part of the workspace.
-    pub(crate) fn loss_gradient(
+    /// by `normalizer`, is added to the loss of the workspace. With `gradients`, a part of the
+    /// workspace, the gradient of the residual stream after the last layer is then there.
+    ///
+    /// The head takes windows of tokens, one after the other: its gradient follows at once.
+    pub(crate) fn loss(
         &mut self,
         inputs: &PassInputs<'_>,
-        gradients: &Backward<Mat>,
+        gradients: Option<&Backward<Mat>>,
         normalizer: u64,
     ) -> Result<(), ModelError> {
         let PassInputs { work, batch, .. } = inputs;
-        self.for_chunks(work, |kernels, mut commands, logits, first, rows| {
-            kernels.loss.gradient(&mut commands, logits, first, &batch.labels, &work.loss_state, normalizer)?;
-            kernels.matmul.backward(&mut commands, logits, rows, first > 0, &gradients.normed)?;
+        let (windows, epsilon) = (work.before(self.config.layers)?.windows(), self.config.rms_norm_eps as f32);
+        let mut labels = batch.labels.clone();
+        for (number, x) in windows.iter().enumerate() {
+            let normed = work.normed.narrow(x.rows, x.cols);
+            let state = work.loss_state.narrow(x.rows, work.loss_state.cols);
+            let mut commands = self.gpu.commands("final norm");
+            self.kernels.norm.forward(&mut commands, x, &self.final_norm, epsilon, &normed)?;
             commands.submit()?;
-            Ok(())
-        })?;
-        let norm = &self.kernels.norm;
-        let (x, epsilon) = (work.before(self.config.layers)?, self.config.rms_norm_eps as f32);
-        let mut commands = self.gpu.commands("final norm backward");
-        norm.backward(&mut commands, x, &self.final_norm, epsilon, &gradients.normed, &gradients.residual, false)?;
-        commands.submit()?;
+            self.for_chunks(work, &normed, false, |kernels, mut commands, logits, first, _| {
+                kernels.loss.accumulate(&mut commands, logits, first, &labels, &state)?;
+                commands.submit()?;
+                Ok(())
+            })?;
+            let mut commands = self.gpu.commands("loss");
+            self.kernels.loss.finish(&mut commands, &state, normalizer, &work.loss)?;
+            commands.submit()?;
+            if let Some(gradients) = gradients
+                && let Some(residual) = gradients.residual.windows().get(number)
+            {
+                let d_normed = gradients.normed.narrow(x.rows, x.cols);
+                self.for_chunks(work, &normed, true, |kernels, mut commands, logits, first, rows| {
+                    kernels.loss.gradient(&mut commands, logits, first, &labels, &state, normalizer)?;
+                    kernels.matmul.backward(&mut commands, logits, rows, first > 0, &d_normed)?;
+                    commands.submit()?;
+                    Ok(())
+                })?;
+                let mut commands = self.gpu.commands("final norm backward");
+                self.kernels.norm.backward(&mut commands, x, &self.final_norm, epsilon, &d_normed, residual, false)?;
+                commands.submit()?;
+            }
+            labels = after(&labels, x.rows);
+        }
         Ok(())
     }
 
     /// The logits of every token after [`Model::forward`], [tokens, vocabulary] row-major.
     pub(crate) fn logits(&mut self, work: &Workspace<Mat>) -> Result<Vec<f32>, ModelError> {
-        self.norm(work)?;
-        self.project(work)
+        let (vocab, gpu) = (self.config.vocab as usize, self.gpu.clone());
+        let mut all = vec![0.0; vocab * work.tokens as usize];
+        let mut rest = all.as_mut_slice();
+        for x in work.before(self.config.layers)?.windows() {
+            let normed = work.normed.narrow(x.rows, x.cols);
+            let mut commands = gpu.commands("final norm");
+            let epsilon = self.config.rms_norm_eps as f32;
+            self.kernels.norm.forward(&mut commands, x, &self.final_norm, epsilon, &normed)?;
+            commands.submit()?;
+            let of_window = rest.split_off_mut(..vocab * x.rows as usize).unwrap_or_default();
+            self.for_chunks(work, &normed, false, |_, commands, logits, first, _| {
+                commands.submit()?;
+                let chunk = logits.read(&gpu)?;
+                for (row, part) in of_window.chunks_mut(vocab).zip(chunk.chunks(logits.cols as usize)) {
+                    let target = row.iter_mut().skip(first as usize);
+                    target.zip(part).for_each(|(to, &from)| *to = from);
+                }
+                Ok(())
+            })?;
+        }
+        Ok(all)
     }
 
     /// Records the logits of the last token to `logits` [1, vocabulary], after the layers. `last`
@@ -427,7 +466,10 @@ impl Model {
         last: &Workspace<Mat>,
         logits: &Mat,
     ) -> Result<(), ModelError> {
-        let (mut x, epsilon) = (work.before(self.config.layers)?, self.config.rms_norm_eps as f32);
+        let epsilon = self.config.rms_norm_eps as f32;
+        let stream = work.before(self.config.layers)?;
+        let (expected, found, what) = (1, 0, "the number of windows");
+        let mut x = stream.windows().last().ok_or(OpError::Shape { operation: "logits", what, expected, found })?;
         if x.rows > 1 {
             let stream = last.hidden_scratch();
             let row = stream.range.size;
@@ -443,22 +485,18 @@ impl Model {
         self.kernels.norm.forward(commands, x, &self.final_norm, epsilon, &last.normed)?;
         Ok(matmul.forward(commands, &last.normed, &head, None, false, logits)?)
     }
+}
 
-    /// The logits, from `work.normed`.
-    fn project(&mut self, work: &Workspace<Mat>) -> Result<Vec<f32>, ModelError> {
-        let (vocab, tokens) = (self.config.vocab as usize, work.normed.rows as usize);
-        let (mut all, gpu) = (vec![0.0; vocab * tokens], self.gpu.clone());
-        self.for_chunks(work, |_, commands, logits, first, _| {
-            commands.submit()?;
-            let chunk = logits.read(&gpu)?;
-            for (row, part) in all.chunks_mut(vocab).zip(chunk.chunks(logits.cols as usize)) {
-                let target = row.iter_mut().skip(first as usize);
-                target.zip(part).for_each(|(to, &from)| *to = from);
-            }
-            Ok(())
-        })?;
-        Ok(all)
-    }
+/// Submits the commands so far, and begins others.
+fn submit(gpu: &Gpu, commands: &mut Commands) -> Result<(), OpError> {
+    std::mem::replace(commands, gpu.commands("layer")).submit()?;
+    Ok(())
+}
+
+/// What follows the words of `count` tokens.
+fn after(words: &BufferRange, count: u32) -> BufferRange {
+    let bytes = 4 * u64::from(count);
+    words.slice(bytes, words.size.saturating_sub(bytes))
 }
 
 /// `rows` rows of the output projection: all, or a part of it. It is a stored `lm_head`, else the

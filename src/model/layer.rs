@@ -12,6 +12,8 @@
 //! factor r (`residual_multiplier`) multiplies the products with the weights and their gradients;
 //! it is 1 in most models.
 
+use std::borrow::Cow;
+
 use crate::arch::config::{LayerAttention, ModelConfig};
 use crate::arch::family::PROJECTIONS;
 use crate::dequant::stream::{Direction, StreamedLayer};
@@ -22,6 +24,7 @@ use crate::model::error::ModelError;
 use crate::model::kv_cache::attention_heads;
 use crate::model::linear::Linear;
 use crate::model::pass::{Pass, PassInputs};
+use crate::model::residual::Residual;
 use crate::model::weights::projection;
 use crate::model::workspace::{Activations, Backward};
 use crate::ops::{AttentionShape, Mat, OpError};
@@ -32,6 +35,9 @@ mod output;
 
 /// From this number of tokens on, tiles of queries are faster than queries one by one.
 const LONG_PROMPT: u32 = 64;
+
+/// Submits the commands so far, and begins others: drivers end a submission that takes seconds.
+pub(super) type Submit<'a> = &'a dyn Fn(&mut Commands) -> Result<(), OpError>;
 
 /// A layer in GPU memory during a pass.
 #[derive(Debug)]
@@ -54,23 +60,63 @@ pub(super) struct Layer<'a> {
     down: Linear<'a>,
 }
 
-/// Tokens that pass through the feed-forward block together, and their activations.
+/// Tokens that pass through the layer together, and their activations.
 #[derive(Debug)]
-struct Window {
+struct Window<'a> {
     number: u32,
     /// The first token.
     first: u32,
-    middle: Mat,
+    /// Whether there are others.
+    is_part: bool,
+    /// The input of the layer.
+    x: &'a Mat,
+    activations: Cow<'a, Activations<Mat>>,
     normed: Mat,
-    gate: Mat,
-    up: Mat,
     activated: Mat,
 }
 
-impl Window {
+impl Window<'_> {
+    /// The heads that are computed window by window.
+    fn heads(&self) -> Heads {
+        if self.is_part { Heads::Queries } else { Heads::All }
+    }
+
+    /// The end of its tokens.
+    fn end(&self) -> u32 {
+        self.first + self.x.rows
+    }
+
     /// The rows of its tokens, of a matrix with a row for each token.
     fn of(&self, mat: &Mat) -> Mat {
-        mat.window(self.first, self.middle.rows)
+        mat.window(self.first, self.x.rows)
+    }
+
+    /// The first rows of a matrix for the tokens of one window.
+    fn narrow(&self, mat: &Mat) -> Mat {
+        mat.narrow(self.x.rows, mat.cols)
+    }
+
+    /// The rows of the tokens up to the end of the window.
+    fn until(&self, mat: &Mat) -> Mat {
+        mat.narrow(self.end(), mat.cols)
+    }
+}
+
+/// The projections before attention.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Heads {
+    All,
+    Queries,
+    KeysAndValues,
+}
+
+impl Heads {
+    fn queries(self) -> bool {
+        self != Self::KeysAndValues
+    }
+
+    fn keys(self) -> bool {
+        self != Self::Queries
     }
 }
 
@@ -91,7 +137,8 @@ impl<'a> Layer<'a> {
             let lora = pass.inputs.adapter.and_then(|adapter| adapter.lora(number, &rows, pass.inputs.mask));
             let factor = output_factor(pass.model, role);
             let weight = projection(layer, &rows)?.times(factor).measured(constants.largest(index));
-            Ok(Linear { weight, bias, lora: lora.map(|lora| lora.times(factor)), low: activations.lows[index].clone() })
+            let lora = lora.map(|lora| lora.times(factor));
+            Ok(Linear { weight, bias, lora, low: activations.lows[index].clone(), index })
         };
         let [q, k, v, o, gate, up, down] = [0, 1, 2, 3, 4, 5, 6].map(linear);
         let attention = pass.model.attention(number);
@@ -113,13 +160,25 @@ impl<'a> Layer<'a> {
         })
     }
 
-    /// Records the layer. `x` and `out` are [tokens, hidden].
-    pub fn forward(&self, commands: &mut Commands, x: &Mat, out: &Mat) -> Result<(), OpError> {
-        self.attention_block(commands, x)?;
-        self.keep_streams(commands, x)?;
-        for window in self.windows() {
-            self.feed_forward(commands, &window)?;
-            self.add_feed_forward(commands, &window, &window.of(out))?;
+    /// Records the layer. `x` and `out` are [tokens, hidden]. If there are several windows,
+    /// `submit` submits the commands of each.
+    pub fn forward(
+        &self,
+        commands: &mut Commands,
+        x: &Residual<Mat>,
+        out: &Residual<Mat>,
+        submit: Submit<'_>,
+    ) -> Result<(), OpError> {
+        let windows = self.windows(x);
+        self.keys_and_values(commands, &windows)?;
+        for (window, out) in windows.iter().zip(out.windows()) {
+            self.attention_block(commands, window)?;
+            self.keep_streams(commands, window)?;
+            self.feed_forward(commands, window)?;
+            self.add_feed_forward(commands, window, out)?;
+            if window.is_part {
+                submit(commands)?;
+            }
         }
         Ok(())
     }
@@ -127,7 +186,11 @@ impl<'a> Layer<'a> {
     /// Records the gradients. `x` is the input of the layer. In the workspace, the gradient of the
     /// output becomes the gradient of `x`, in place. Activations are computed again, unless they
     /// are kept.
-    pub fn backward(&self, commands: &mut Commands, x: &Mat) -> Result<(), OpError> {
+    ///
+    /// The last window comes first. Queries attend only to tokens before them, so the gradients of
+    /// its keys and values are then complete. If there are several windows, `submit` submits the
+    /// commands of each.
+    pub fn backward(&self, commands: &mut Commands, x: &Residual<Mat>, submit: Submit<'_>) -> Result<(), OpError> {
         let Some(gradients) = &self.pass.inputs.work.backward else {
             return Err(OpError::Shape {
                 operation: "backward",
@@ -136,79 +199,125 @@ impl<'a> Layer<'a> {
                 found: 0,
             });
         };
-        if !self.kept {
-            self.attention_block(commands, x)?;
-        } else if self.halves().is_none() && self.activations.raw_queries.is_some() {
-            // Queries and keys without norms are kept as they are after their rotation.
-            self.norm_heads(commands)?;
-            self.rotate_heads(commands)?;
+        let windows = self.windows(x);
+        match self.kept {
+            false => self.keys_and_values(commands, &windows)?,
+            true => self.restore_keys(commands, &windows)?,
         }
-        for window in self.windows() {
-            if !self.kept {
-                self.feed_forward(commands, &window)?;
-                let down = self.down.in_window(window.number, window.first);
-                down.recompute_low(self.pass.kernels, commands, &self.pass.inputs.work, &window.activated)?;
+        for (window, residual) in windows.iter().zip(gradients.residual.windows()).rev() {
+            match self.kept {
+                false => {
+                    self.attention_block(commands, window)?;
+                    self.feed_forward(commands, window)?;
+                    let down = self.down.in_window(window.number, &window.activations);
+                    down.recompute_low(self.pass.kernels, commands, &self.pass.inputs.work, &window.activated)?;
+                }
+                true if self.halves().is_none() => self.restore(commands, window, window.heads())?,
+                true => {}
             }
             if self.kept || self.halves().is_some() {
-                self.load_middle(commands, &window)?;
-                self.norm_middle(commands, &window)?;
-                self.activate_again(commands, &window)?;
+                self.load_middle(commands, window)?;
+                self.norm_middle(commands, window)?;
+                self.activate_again(commands, window)?;
             }
-            self.feed_forward_backward(commands, &window, gradients)?;
+            self.feed_forward_backward(commands, window, residual, gradients)?;
+            self.load_attention(commands, window)?;
+            self.attention_block_backward(commands, window, residual, gradients)?;
+            if window.is_part {
+                submit(commands)?;
+            }
         }
-        self.load_attention(commands, x)?;
-        self.attention_block_backward(commands, x, gradients)
+        Ok(())
     }
 
-    /// The windows of tokens that pass through the feed-forward block one after the other.
-    fn windows(&self) -> impl Iterator<Item = Window> {
+    /// The windows of tokens that pass through the layer one after the other.
+    fn windows<'x>(&'x self, x: &'x Residual<Mat>) -> Vec<Window<'x>> {
         let work = &self.pass.inputs.work;
-        let Activations { middle, gate, up, .. } = self.activations;
-        let (tokens, step) = (middle.rows, work.window.max(1));
-        (0..).zip((0..tokens).step_by(step as usize)).map(move |(number, first)| {
-            let rows = step.min(tokens - first);
-            // Activations kept in float32 have all tokens, and others those of a window.
-            let all = self.kept && self.activations.halves.is_none();
-            let of_window = |mat: &Mat| if all { mat.window(first, rows) } else { mat.narrow(rows, mat.cols) };
-            Window {
+        let mut first = 0;
+        let window = |(number, x): (u32, &'x Mat)| {
+            let is_part = x.rows < work.tokens;
+            let window = Window {
                 number,
                 first,
-                middle: middle.window(first, rows),
-                normed: work.normed.window(first, rows),
-                gate: of_window(gate),
-                up: of_window(up),
-                activated: work.activated.narrow(rows, work.activated.cols),
-            }
-        })
+                is_part,
+                x,
+                activations: match is_part {
+                    true => Cow::Owned(self.activations.window(work.tokens, first, x.rows)),
+                    false => Cow::Borrowed(self.activations),
+                },
+                normed: work.normed.narrow(x.rows, work.normed.cols),
+                activated: work.activated.narrow(x.rows, work.activated.cols),
+            };
+            first += x.rows;
+            window
+        };
+        (0..).zip(x.windows()).map(window).collect()
     }
 
-    /// Computes `middle` from `x`.
-    fn attention_block(&self, commands: &mut Commands, x: &Mat) -> Result<(), OpError> {
-        let Pass { kernels, model, inputs: PassInputs { work, .. }, .. } = self.pass;
-        let Activations { raw_queries, raw_keys, queries, keys, values, attended, middle, .. } = self.activations;
-        if self.attend_few(commands, x)? {
-            return self.add_attention(commands, attended, x, middle);
+    /// Computes the keys and values of all windows, if there are several.
+    fn keys_and_values(&self, commands: &mut Commands, windows: &[Window<'_>]) -> Result<(), OpError> {
+        let mut parts = windows.iter().filter(|window| window.is_part);
+        parts.try_for_each(|window| self.project(commands, window, Heads::KeysAndValues))
+    }
+
+    /// Computes the kept keys of all windows again from those before their norm, or loads keys and
+    /// values, if there are several windows.
+    fn restore_keys(&self, commands: &mut Commands, windows: &[Window<'_>]) -> Result<(), OpError> {
+        for window in windows.iter().filter(|window| window.is_part) {
+            match self.halves() {
+                None => self.restore(commands, window, Heads::KeysAndValues)?,
+                Some(_) => self.load_keys(commands, window)?,
+            }
         }
-        let normed = &work.normed;
-        kernels.norm.forward(commands, x, &self.constants.input_norm, model.rms_norm_eps as f32, normed)?;
+        Ok(())
+    }
+
+    /// Computes kept heads again from those before their norm. Without norms, they are kept as they
+    /// are after their rotation.
+    fn restore(&self, commands: &mut Commands, window: &Window<'_>, heads: Heads) -> Result<(), OpError> {
+        if window.activations.raw_queries.is_none() {
+            return Ok(());
+        }
+        self.norm_heads(commands, window, heads)?;
+        self.rotate_heads(commands, window, heads)
+    }
+
+    /// Computes `middle` from the input of the layer, after [`Layer::keys_and_values`].
+    fn attention_block(&self, commands: &mut Commands, window: &Window<'_>) -> Result<(), OpError> {
+        if !self.attend_few(commands, window)? {
+            self.project(commands, window, window.heads())?;
+            self.attend(commands, window)?;
+        }
+        self.keep_attended(commands, window)?;
+        self.add_attention(commands, window)
+    }
+
+    /// Computes heads from the input of the layer.
+    fn project(&self, commands: &mut Commands, window: &Window<'_>, heads: Heads) -> Result<(), OpError> {
+        let Pass { kernels, model, inputs: PassInputs { work, .. }, .. } = self.pass;
+        let Activations { raw_queries, raw_keys, queries, keys, values, .. } = window.activations.as_ref();
+        let normed = &window.normed;
+        kernels.norm.forward(commands, window.x, &self.constants.input_norm, model.rms_norm_eps as f32, normed)?;
         let raw_queries = raw_queries.as_ref().unwrap_or(queries);
         let raw_keys = raw_keys.as_ref().unwrap_or(keys);
         let normed = &kernels.matmul.pack(commands, normed)?;
-        self.q.forward(kernels, commands, work, normed, false, raw_queries)?;
-        self.k.forward(kernels, commands, work, normed, false, raw_keys)?;
-        self.v.forward(kernels, commands, work, normed, false, values)?;
-        self.keep_heads(commands)?;
-        self.norm_heads(commands)?;
-        self.attend(commands)?;
-        self.keep_attended(commands)?;
-        self.add_attention(commands, attended, x, middle)
+        let [q, k, v] = [&self.q, &self.k, &self.v].map(|linear| linear.in_window(window.number, &window.activations));
+        if heads.queries() {
+            q.forward(kernels, commands, work, normed, false, raw_queries)?;
+        }
+        if heads.keys() {
+            k.forward(kernels, commands, work, normed, false, raw_keys)?;
+            v.forward(kernels, commands, work, normed, false, values)?;
+        }
+        self.keep_heads(commands, window, heads)?;
+        self.norm_heads(commands, window, heads)?;
+        self.rotate_heads(commands, window, heads)
     }
 
-    /// Rotates queries and keys, and computes `attended`: within each sample, or over a KV cache.
-    fn attend(&self, commands: &mut Commands) -> Result<(), OpError> {
+    /// Computes `attended`: within each sample, or over a KV cache.
+    fn attend(&self, commands: &mut Commands, window: &Window<'_>) -> Result<(), OpError> {
         let Pass { kernels, model, inputs: PassInputs { batch, past, .. }, .. } = self.pass;
-        let Activations { queries, keys, values, attended, lse, .. } = self.activations;
-        self.rotate_heads(commands)?;
+        let Activations { queries, keys, values, attended, lse, .. } = window.activations.as_ref();
         match past {
             // The start of a long prompt is a sample of its own.
             Some(past) if past.tokens == 0 && queries.rows >= LONG_PROMPT => {
@@ -217,81 +326,90 @@ impl<'a> Layer<'a> {
             Some(past) => return past.attend(commands, model, self.number, [queries, keys, values], attended),
             None => {}
         }
-        let shape = self.attention_shape(queries.rows);
-        kernels.attention.forward(commands, &shape, queries, keys, values, &batch.starts, attended, lse)
+        let [keys, values] = [&self.activations.keys, &self.activations.values].map(|mat| window.until(mat));
+        let shape = self.attention_shape(window);
+        kernels.attention.forward(commands, &shape, queries, &keys, &values, &batch.starts, attended, lse)
     }
 
     /// Rotates queries and keys, if the layer does.
-    fn rotate_heads(&self, commands: &mut Commands) -> Result<(), OpError> {
-        if self.attention.rotary {
-            self.rotate(commands, &self.activations.queries, self.pass.model.heads)?;
-            self.rotate(commands, &self.activations.keys, self.pass.model.kv_heads)?;
+    fn rotate_heads(&self, commands: &mut Commands, window: &Window<'_>, heads: Heads) -> Result<(), OpError> {
+        let (model, Activations { queries, keys, .. }) = (self.pass.model, window.activations.as_ref());
+        if self.attention.rotary && heads.queries() {
+            self.rotate(commands, window, queries, model.heads)?;
+        }
+        if self.attention.rotary && heads.keys() {
+            self.rotate(commands, window, keys, model.kv_heads)?;
         }
         Ok(())
     }
 
     /// Rotates queries or keys by the positions of their tokens.
-    fn rotate(&self, commands: &mut Commands, x: &Mat, heads: u32) -> Result<(), OpError> {
+    fn rotate(&self, commands: &mut Commands, window: &Window<'_>, x: &Mat, heads: u32) -> Result<(), OpError> {
         let kernels = self.pass.kernels;
         if let Some(past) = self.pass.inputs.past {
             let (angles, first) = self.pass.angles_after(self.attention, past.tokens);
             return kernels.rotary.forward_from(commands, x, heads, first, angles);
         }
         let (angles, starts) = self.pass.angles(self.attention);
-        kernels.rotary.forward(commands, x, heads, starts, angles)
+        kernels.rotary.forward(commands, x, heads, (window.first, starts), angles)
     }
 
-    fn attention_shape(&self, tokens: u32) -> AttentionShape {
-        AttentionShape { tokens, heads: attention_heads(self.pass.model, self.number) }
+    fn attention_shape(&self, window: &Window<'_>) -> AttentionShape {
+        let heads = attention_heads(self.pass.model, self.number);
+        AttentionShape { first: window.first, tokens: window.end(), heads }
     }
 
     /// Applies the norms of queries and keys, if the model has them.
-    fn norm_heads(&self, commands: &mut Commands) -> Result<(), OpError> {
+    fn norm_heads(&self, commands: &mut Commands, window: &Window<'_>, heads: Heads) -> Result<(), OpError> {
         let Pass { kernels, model, .. } = self.pass;
-        let Activations { raw_queries, raw_keys, queries, keys, .. } = self.activations;
+        let Activations { raw_queries, raw_keys, queries, keys, .. } = window.activations.as_ref();
         let epsilon = model.rms_norm_eps as f32;
-        if let (Some(raw), Some(gamma)) = (raw_queries, &self.constants.query_norm) {
+        let (query_norm, key_norm) = (&self.constants.query_norm, &self.constants.key_norm);
+        if let (Some(raw), Some(gamma), true) = (raw_queries, query_norm, heads.queries()) {
             kernels.norm.forward(commands, raw, gamma, epsilon, queries)?;
         }
-        if let (Some(raw), Some(gamma)) = (raw_keys, &self.constants.key_norm) {
+        if let (Some(raw), Some(gamma), true) = (raw_keys, key_norm, heads.keys()) {
             kernels.norm.forward(commands, raw, gamma, epsilon, keys)?;
         }
         Ok(())
     }
 
     /// Computes `activated` from `middle`.
-    fn feed_forward(&self, commands: &mut Commands, window: &Window) -> Result<(), OpError> {
+    fn feed_forward(&self, commands: &mut Commands, window: &Window<'_>) -> Result<(), OpError> {
         let Pass { kernels, inputs: PassInputs { work, .. }, .. } = self.pass;
-        let Window { number, first, normed, gate, up, .. } = window;
+        let Window { number, normed, activations, .. } = window;
         if self.activate_few(commands, window)? {
             return Ok(());
         }
         self.norm_middle(commands, window)?;
         let normed = &kernels.matmul.pack(commands, normed)?;
-        self.gate.in_window(*number, *first).forward(kernels, commands, work, normed, false, gate)?;
-        self.up.in_window(*number, *first).forward(kernels, commands, work, normed, false, up)?;
+        let [gate, up] = [&self.gate, &self.up].map(|linear| linear.in_window(*number, activations));
+        gate.forward(kernels, commands, work, normed, false, &activations.gate)?;
+        up.forward(kernels, commands, work, normed, false, &activations.up)?;
         self.activate(commands, window)
     }
 
     /// Computes `normed` from `middle`.
-    fn norm_middle(&self, commands: &mut Commands, window: &Window) -> Result<(), OpError> {
+    fn norm_middle(&self, commands: &mut Commands, window: &Window<'_>) -> Result<(), OpError> {
         let Pass { kernels, model, .. } = self.pass;
         let (gamma, epsilon) = (&self.constants.post_attention_norm, model.rms_norm_eps as f32);
-        kernels.norm.forward(commands, &window.middle, gamma, epsilon, &window.normed)
+        kernels.norm.forward(commands, &window.activations.middle, gamma, epsilon, &window.normed)
     }
 
-    /// The gradient of the output becomes the gradient of `middle`.
+    /// In `residual`, the gradient of the output becomes the gradient of `middle`.
     fn feed_forward_backward(
         &self,
         commands: &mut Commands,
-        window: &Window,
+        window: &Window<'_>,
+        residual: &Mat,
         gradients: &Backward<Mat>,
     ) -> Result<(), OpError> {
         let Pass { kernels, model, inputs: PassInputs { work, .. }, .. } = self.pass;
-        let &Window { number, first, ref middle, ref normed, ref gate, ref up, ref activated } = window;
-        let (residual, d_normed) = (&window.of(&gradients.residual), &window.of(&gradients.normed));
+        let Window { number, normed, activated, activations, .. } = window;
+        let Activations { middle, gate, up, .. } = activations.as_ref();
+        let d_normed = &window.narrow(&gradients.normed);
         let [gate_proj, up_proj, down_proj] =
-            [&self.gate, &self.up, &self.down].map(|linear| linear.in_window(number, first));
+            [&self.gate, &self.up, &self.down].map(|linear| linear.in_window(*number, activations));
         let inputs = &kernels.matmul.pack_inputs(commands, activated)?;
         match &self.constants.feed_forward_output_norm {
             None => down_proj.backward(kernels, commands, work, inputs, [residual, activated], false)?,
@@ -310,72 +428,99 @@ impl<'a> Layer<'a> {
         kernels.norm.backward(commands, middle, gamma, epsilon, d_normed, residual, true)
     }
 
-    /// The gradient of `middle` becomes the gradient of `x`.
-    fn attention_block_backward(&self, commands: &mut Commands, x: &Mat, gradients: &Backward<Mat>) -> Result<(), OpError> {
-        let Pass { kernels, model, inputs: PassInputs { work, batch, .. }, .. } = self.pass;
+    /// In `residual`, the gradient of `middle` becomes the gradient of the input of the layer.
+    fn attention_block_backward(
+        &self,
+        commands: &mut Commands,
+        window: &Window<'_>,
+        residual: &Mat,
+        gradients: &Backward<Mat>,
+    ) -> Result<(), OpError> {
+        let Pass { kernels, model, inputs: PassInputs { work, .. }, .. } = self.pass;
         let (gamma, epsilon) = (&self.constants.input_norm, model.rms_norm_eps as f32);
-        let Activations { queries, keys, values, attended, lse, .. } = self.activations;
+        let attended = &window.activations.attended;
+        let [q, k, v, o] =
+            [&self.q, &self.k, &self.v, &self.o].map(|linear| linear.in_window(window.number, &window.activations));
+        let d_attended = &window.narrow(&gradients.attended);
         let inputs = &kernels.matmul.pack_inputs(commands, attended)?;
         match &self.constants.attention_output_norm {
-            None => self.o.backward(kernels, commands, work, inputs, [&gradients.residual, &gradients.attended], false)?,
+            None => o.backward(kernels, commands, work, inputs, [residual, d_attended], false)?,
             Some(gamma) => {
                 // `gradients.normed` shares its memory with `gradients.attended`.
-                let (residual, d_output) = (&gradients.residual, work.hidden_scratch());
-                self.output_backward(commands, &self.o, gamma, [attended, &work.normed, residual, d_output])?;
-                self.o.backward(kernels, commands, work, inputs, [d_output, &gradients.attended], false)?;
+                let d_output = &window.narrow(work.hidden_scratch());
+                self.output_backward(commands, &o, gamma, [attended, &window.normed, residual, d_output])?;
+                o.backward(kernels, commands, work, inputs, [d_output, d_attended], false)?;
             }
         }
-        let shape = self.attention_shape(x.rows);
+        self.attend_backward(commands, window, gradients)?;
+        let [d_queries, d_keys] = &self.norm_heads_backward(commands, window, gradients)?;
+        let d_normed = &window.narrow(&gradients.normed);
+        // `normed` contains the output of the post-attention norm, so compute the input norm again.
+        kernels.norm.forward(commands, window.x, gamma, epsilon, &window.normed)?;
+        let inputs = &kernels.matmul.pack_inputs(commands, &window.normed)?;
+        q.backward(kernels, commands, work, inputs, [d_queries, d_normed], false)?;
+        k.backward(kernels, commands, work, inputs, [d_keys, d_normed], true)?;
+        v.backward(kernels, commands, work, inputs, [&window.of(&gradients.values), d_normed], true)?;
+        kernels.norm.backward(commands, window.x, gamma, epsilon, d_normed, residual, true)
+    }
+
+    /// Computes the gradients of queries, keys and values before their rotation.
+    fn attend_backward(
+        &self,
+        commands: &mut Commands,
+        window: &Window<'_>,
+        gradients: &Backward<Mat>,
+    ) -> Result<(), OpError> {
+        let Pass { kernels, model, inputs: PassInputs { work, batch, .. }, .. } = self.pass;
+        let Activations { queries, attended, lse, .. } = window.activations.as_ref();
+        let [keys, values] = [&self.activations.keys, &self.activations.values].map(|mat| window.until(mat));
+        let d_queries = &window.narrow(&gradients.queries);
         kernels.attention.backward(
             commands,
-            &shape,
+            &self.attention_shape(window),
             queries,
-            keys,
-            values,
+            &keys,
+            &values,
             &batch.starts,
             attended,
             lse,
-            &gradients.attended,
-            &gradients.delta,
-            &gradients.queries,
-            &gradients.keys,
-            &gradients.values,
+            &window.narrow(&gradients.attended),
+            &window.narrow(&gradients.delta),
+            d_queries,
+            &window.until(&gradients.keys),
+            &window.until(&gradients.values),
+            window.end() < work.tokens,
         )?;
         if self.attention.rotary {
             let (angles, starts) = self.pass.angles(self.attention);
-            kernels.rotary.backward(commands, &gradients.queries, model.heads, starts, angles)?;
-            kernels.rotary.backward(commands, &gradients.keys, model.kv_heads, starts, angles)?;
+            let (first, d_keys) = (window.first, &window.of(&gradients.keys));
+            kernels.rotary.backward(commands, d_queries, model.heads, (first, starts), angles)?;
+            kernels.rotary.backward(commands, d_keys, model.kv_heads, (first, starts), angles)?;
         }
-        let [d_queries, d_keys] = self.norm_heads_backward(commands, gradients)?;
-        // `normed` contains the output of the post-attention norm, so compute the input norm again.
-        kernels.norm.forward(commands, x, gamma, epsilon, &work.normed)?;
-        let inputs = &kernels.matmul.pack_inputs(commands, &work.normed)?;
-        self.q.backward(kernels, commands, work, inputs, [d_queries, &gradients.normed], false)?;
-        self.k.backward(kernels, commands, work, inputs, [d_keys, &gradients.normed], true)?;
-        self.v.backward(kernels, commands, work, inputs, [&gradients.values, &gradients.normed], true)?;
-        kernels.norm.backward(commands, x, gamma, epsilon, &gradients.normed, &gradients.residual, true)
+        Ok(())
     }
 
-    /// The gradients of the inputs of the norms per head. They overwrite queries and keys, which
-    /// are no longer needed.
-    fn norm_heads_backward<'b>(
-        &'b self,
+    /// The gradients of the inputs of the norms per head. They overwrite the queries and keys of
+    /// the window, which are no longer needed.
+    fn norm_heads_backward(
+        &self,
         commands: &mut Commands,
-        gradients: &'b Backward<Mat>,
-    ) -> Result<[&'b Mat; 2], OpError> {
+        window: &Window<'_>,
+        gradients: &Backward<Mat>,
+    ) -> Result<[Mat; 2], OpError> {
         let Pass { kernels, model, .. } = self.pass;
-        let Activations { raw_queries, raw_keys, queries, keys, .. } = self.activations;
+        let Activations { raw_queries, raw_keys, queries, keys, .. } = window.activations.as_ref();
         let epsilon = model.rms_norm_eps as f32;
-        let mut found = [&gradients.queries, &gradients.keys];
+        let [mut d_queries, mut d_keys] = [window.narrow(&gradients.queries), window.of(&gradients.keys)];
         if let (Some(raw), Some(gamma)) = (raw_queries, &self.constants.query_norm) {
-            kernels.norm.backward(commands, raw, gamma, epsilon, &gradients.queries, queries, false)?;
-            found[0] = queries;
+            kernels.norm.backward(commands, raw, gamma, epsilon, &d_queries, queries, false)?;
+            d_queries = queries.clone();
         }
         if let (Some(raw), Some(gamma)) = (raw_keys, &self.constants.key_norm) {
-            kernels.norm.backward(commands, raw, gamma, epsilon, &gradients.keys, keys, false)?;
-            found[1] = keys;
+            kernels.norm.backward(commands, raw, gamma, epsilon, &d_keys, keys, false)?;
+            d_keys = keys.clone();
         }
-        Ok(found)
+        Ok([d_queries, d_keys])
     }
 }
 

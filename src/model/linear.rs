@@ -3,7 +3,7 @@
 use crate::gpu::Commands;
 use crate::lora::gpu::Lora;
 use crate::model::pass::Kernels;
-use crate::model::workspace::Workspace;
+use crate::model::workspace::{Activations, Workspace};
 use crate::ops::matmul::{Adapter, Left, Packed, Weight, Wide};
 use crate::ops::{DropoutKey, Mat, OpError};
 
@@ -15,17 +15,20 @@ pub(super) struct Linear<'a> {
     /// Frozen, [1, outputs].
     pub bias: Option<&'a Mat>,
     pub lora: Option<Lora>,
-    /// drop(x) A^T [tokens, rank]: the forward pass writes it, and the gradients need it.
+    /// drop(x) A^T [tokens, rank]: the forward pass writes it, and the gradients need it. After
+    /// [`Linear::in_window`], that of the window.
     pub low: Mat,
+    /// Its index in `family::PROJECTIONS`.
+    pub index: usize,
 }
 
 impl Linear<'_> {
-    /// The projection for window `number` of the tokens, from token `first` on. Other inputs are
+    /// The projection for window `number` of the tokens, with these activations. Other inputs are
     /// dropped in it.
-    pub fn in_window(&self, number: u32, first: u32) -> Self {
+    pub fn in_window(&self, number: u32, activations: &Activations<Mat>) -> Self {
         let lora = self.lora.clone().map(|lora| lora.in_window(number));
-        let low = self.low.window(first, self.low.rows.saturating_sub(first));
-        Self { weight: self.weight.clone(), bias: self.bias, lora, low }
+        let low = activations.lows.get(self.index).unwrap_or(&self.low).clone();
+        Self { weight: self.weight.clone(), bias: self.bias, lora, low, index: self.index }
     }
 
     /// Records y = factor * (x W^T (+ bias)) + scale * (drop(x) A^T) B^T, added to `y` if `add` is

@@ -13,6 +13,7 @@ pub(crate) mod open;
 mod pass;
 pub(crate) mod plan;
 pub(crate) mod precision;
+pub(crate) mod residual;
 pub(crate) mod session;
 mod sizes;
 mod weights;

@@ -179,15 +179,24 @@ impl MemoryPlan {
         let sizes = Sizes { tokens, rank, dropout, training, kept, offloaded, halves, window, chunk };
         let sizes = Sizes { offloaded: sizes.streams(model.layers).offloaded, ..sizes };
         let workspace = WorkspaceBytes::of(model, sizes);
-        let limit = demand.max_binding.min(demand.max_buffer);
-        if workspace.largest > limit {
-            return Err(MemoryError::Matrix { limit, needed: workspace.largest, remedy: None });
+        let (at_once, heads) = ([tokens.min(window), tokens], attention_heads(model, 0));
+        let (attention, binding) = match demand.units {
+            None => (0, 0),
+            Some(_) => {
+                let bytes = Attention::scratch_bytes(demand.units, at_once, &heads, training);
+                (bytes, Attention::scratch_binding(at_once, &heads, training))
+            }
+        };
+        let largest = workspace.largest.max(binding);
+        for (needed, limit) in [(largest, demand.max_binding), (largest.max(attention), demand.max_buffer)] {
+            if needed > limit {
+                return Err(MemoryError::Matrix { limit, needed, remedy: None });
+            }
         }
         let adapter = demand.adapter.saturating_mul(4);
         let optimizer = if training { adapter.saturating_mul(3) } else { 0 };
         let angles = rotary_bytes(model, demand.positions, tokens);
-        let products = Matmul::scratch_bytes(demand.units, tokens, &product_shapes(model, tokens), demand.rank);
-        let attention = Attention::scratch_bytes(demand.units, tokens, &attention_heads(model, 0), training);
+        let products = Matmul::scratch_bytes(demand.units, tokens.min(window), &product_shapes(model, tokens), demand.rank);
         let staging = if globals == Globals::All { 0 } else { HostEmbedding::staging_bytes() };
         let scratch = sum([products, attention, angles, Constants::bytes(model), staging, demand.reserved]);
         let fixed = sum([workspace.total(), adapter, optimizer, scratch]);
@@ -202,6 +211,8 @@ impl MemoryPlan {
         let positions = demand.positions;
         let units = demand.units;
         let passes = if training { 2 } else { 1 };
+        // Each window of tokens needs all parts.
+        let passes = u64::from(tokens.div_ceil(window)) * passes;
         let of_head = stream.head().map_or(0, HeadParts::pass_bytes).saturating_mul(passes);
         let of_embedding = if stream.embedding_on_host { mat_bytes(tokens, model.hidden) } else { 0 };
         Ok(Self {
@@ -231,7 +242,9 @@ impl MemoryPlan {
         let stream = StreamOptions { budget, globals, ..StreamOptions::default() };
         let model = Model::new(gpu, pack, self.positions, &stream)?;
         let memory = Memory::new(gpu, model.config(), self.sizes)?;
-        model.reserve_products(self.sizes.tokens, self.sizes.rank)?;
+        let Sizes { tokens, window, rank, training, .. } = self.sizes;
+        model.reserve_products(tokens.min(window), rank)?;
+        model.reserve_attention(tokens.min(window), tokens, training)?;
         Ok((model, memory))
     }
 

@@ -43,7 +43,7 @@ impl Session {
         commands.clear(&inputs.work.loss.range);
         commands.submit()?;
         self.model.forward(&inputs)?;
-        self.model.loss(&inputs, batch.loss_tokens)?;
+        self.model.loss(&inputs, None, batch.loss_tokens)?;
         let loss = inputs.work.loss.read(self.model.gpu())?;
         Ok(loss.first().copied().unwrap_or(f32::NAN))
     }

@@ -2,9 +2,9 @@
 
 use crate::ops::Mat;
 
-/// Tokens that pass through the feed-forward block together. Its activations are by far the widest.
-/// So a longer pass needs less memory for them, and the products of a window of this size are
-/// nearly as fast as larger ones. A multiple of 64 tokens starts at an offset that can be bound.
+/// Tokens that pass through a layer together. So a longer pass needs no more memory for most
+/// activations, and the products of a window of this size are nearly as fast as larger ones. A
+/// multiple of 64 tokens starts at an offset that can be bound.
 pub(crate) const WINDOW: u32 = 8192;
 
 /// The sizes of a workspace.
@@ -25,8 +25,8 @@ pub struct Sizes {
     pub offloaded: u32,
     /// Whether gradients are computed from activations in f16.
     pub halves: bool,
-    /// Tokens that pass through the feed-forward block together: [`WINDOW`], or fewer in tests. The
-    /// order of sums depends on it.
+    /// Tokens that pass through a layer together: [`WINDOW`], or fewer in tests. The order of sums
+    /// depends on it.
     pub window: u32,
     /// Columns of a chunk of logits: those that `workspace::chunk` computes, or fewer in tests. The
     /// order of sums depends on it.
@@ -65,14 +65,22 @@ impl Sizes {
 pub(crate) trait Matrix: Clone {
     /// A matrix of this shape in the same memory. It has at most the elements of this one.
     fn reshaped(&self, rows: u32, cols: u32) -> Self;
+    /// Some rows of it.
+    fn rows(&self, first: u32, rows: u32) -> Self;
 }
 
 impl Matrix for () {
     fn reshaped(&self, _: u32, _: u32) {}
+
+    fn rows(&self, _: u32, _: u32) {}
 }
 
 impl Matrix for Mat {
     fn reshaped(&self, rows: u32, cols: u32) -> Self {
         self.narrow(rows, cols)
+    }
+
+    fn rows(&self, first: u32, rows: u32) -> Self {
+        self.window(first, rows)
     }
 }

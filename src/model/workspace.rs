@@ -51,10 +51,16 @@
 //! is in `d.normed` or, that of attention, in the shared `middle`, and the post-attention norm
 //! writes `normed` again for gate_proj and up_proj.
 //!
-//! A long pass goes through the feed-forward block, forward and backward, in windows of tokens:
-//! `gate`, `up` and `activated` have the rows of a window. Layers that keep their activations have
-//! matrices of their own for all but `activated`, and skip the steps that compute them. Streams in
-//! `offloaded` arrive in the place of a later stream, one layer ahead.
+//! A long pass goes through a layer in windows of tokens. Residual streams, keys, values and their
+//! gradients have the rows of all tokens, and all other matrices those of a window: keys and values
+//! of all windows are computed first, then the rest of the layer, window by window. Backward, the
+//! last window comes first. When its attention is done, all queries that see its keys were in it or
+//! in later windows, so the gradients of its keys and values are complete. A pass of one window
+//! computes queries with keys and values. The head and the loss have windows, too.
+//!
+//! Layers that keep their activations have matrices of their own for all but `activated`, with the
+//! rows of all tokens, and skip the steps that compute them. Streams in `offloaded` arrive in the
+//! place of a later stream, one layer ahead.
 //!
 //! In mixed precision, gradients are computed from activations in f16 ([`HalfActivations`]). A
 //! layer that keeps its activations stores them in the forward pass, and also its input: of the
@@ -79,6 +85,7 @@ pub(crate) use crate::model::sizes::{Matrix, Streams, WINDOW};
 use crate::arch::config::ModelConfig;
 use crate::arch::family::PROJECTIONS;
 use crate::gpu::{BufferRange, Gpu, GpuError};
+use crate::model::residual::Residual;
 use crate::ops::{Mat, OpError, mat_bytes};
 
 /// Maximum bytes of a chunk of logits: a small share of a large model's activations, and enough
@@ -102,19 +109,19 @@ pub(crate) enum Use {
     Loss,
 }
 
-/// Matrices of `tokens` rows each, except the constants.
+/// Matrices of a pass. Most have a row for each token of a window.
 #[derive(Debug)]
 pub(crate) struct Workspace<M> {
     /// The residual stream before each layer and after the last layer: [`Workspace::before`]
     /// selects one.
-    pub residual: Vec<M>,
+    pub residual: Vec<Residual<M>>,
     /// The last of `residual`, which streams have in turn that no layer needs in float32 later.
     in_turn: u32,
     /// The first streams in host memory, between the forward and the backward pass.
-    pub offloaded: Vec<M>,
+    pub offloaded: Vec<Residual<M>>,
     /// The output of a norm: hidden.
     pub normed: M,
-    /// silu(gate) * up, later its gradient: intermediate, with the tokens of a window.
+    /// silu(gate) * up, later its gradient: intermediate.
     pub activated: M,
     /// The gradient of x A^T: rank.
     pub low_rank: M,
@@ -126,8 +133,8 @@ pub(crate) struct Workspace<M> {
     /// The activations of the last layers, which keep them.
     kept: Vec<Activations<M>>,
     pub backward: Option<Backward<M>>,
-    /// Tokens that pass through the feed-forward block together.
-    pub window: u32,
+    /// Tokens of the pass.
+    pub tokens: u32,
     /// Logits of a chunk of the vocabulary.
     pub logits: M,
     /// 4.
@@ -136,10 +143,11 @@ pub(crate) struct Workspace<M> {
     pub loss: M,
 }
 
-/// Gradients, each named after its activation.
+/// Gradients, each named after its activation. Those of the residual stream, keys and values have
+/// the rows of all tokens.
 #[derive(Debug)]
 pub(crate) struct Backward<M> {
-    pub residual: M,
+    pub residual: Residual<M>,
     pub normed: M,
     pub attended: M,
     pub queries: M,
@@ -151,71 +159,73 @@ pub(crate) struct Backward<M> {
 
 impl<M: Matrix> Workspace<M> {
     /// Calls `new` for each matrix, with its use, name, rows and columns. The order is always the
-    /// same.
+    /// same in memory for `reserved` tokens.
     fn build<E>(
         model: &ModelConfig,
         sizes: Sizes,
+        reserved: u32,
         mut new: impl FnMut(Use, &'static str, u32, u32) -> Result<M, E>,
     ) -> Result<Self, E> {
         let &ModelConfig { hidden, intermediate, heads, layers, .. } = model;
         let (queries, keys, tokens) = (model.queries(), model.keys(), sizes.tokens);
         let Streams { saved, offloaded, in_turn } = sizes.streams(layers);
-        let mut host = |_| new(Use::Host, "offloaded residual stream", tokens, hidden);
+        let mut stream =
+            |purpose, name| Residual::build(tokens, reserved, sizes.window, |rows| new(purpose, name, rows, hidden));
+        let mut host = |_| stream(Use::Host, "offloaded residual stream");
         let offloaded = (0..offloaded).map(&mut host).collect::<Result<_, E>>()?;
-        let mut stream = |_| new(Use::SavedActivations, "residual stream", tokens, hidden);
-        let residual = (0..saved.saturating_add(in_turn)).map(&mut stream).collect::<Result<_, E>>()?;
+        let mut on_device = |_| stream(Use::SavedActivations, "residual stream");
+        let residual = (0..saved.saturating_add(in_turn)).map(&mut on_device).collect::<Result<_, E>>()?;
+        let gradient = match sizes.training {
+            true => Some(stream(Use::Layer, "gradient of the residual stream")?),
+            false => None,
+        };
         let window = tokens.min(sizes.window);
         // The matrices that two activations or gradients share.
         let widest = if sizes.training { hidden.max(queries) } else { hidden };
-        let middle = new(Use::Layer, "middle of the residual stream", tokens, widest)?;
+        let middle = new(Use::Layer, "middle of the residual stream", window, widest)?;
         // With halves, queries and attended tokens are in the memory of the feed-forward block.
-        let elements = |rows: u32, cols: u32| u64::from(rows) * u64::from(cols);
-        let of_heads = sizes.halves && elements(tokens, queries) > elements(window, intermediate);
-        let [rows, cols] = if of_heads { [tokens, queries] } else { [window, intermediate] };
-        let [gate, up, activated] = ["gate", "up", "activated"].map(|name| new(Use::Layer, name, rows, cols));
+        let cols = if sizes.halves { queries.max(intermediate) } else { intermediate };
+        let [gate, up, activated] = ["gate", "up", "activated"].map(|name| new(Use::Layer, name, window, cols));
         let wide = [gate?, up?, activated?];
         let of_layer = |name, rows, cols| new(Use::Layer, name, rows, cols);
-        let shared = Activations::of_layer(model, sizes, &wide, middle.reshaped(tokens, hidden), of_layer)?;
+        let shared = Activations::of_layer(model, sizes, &wide, middle.reshaped(window, hidden), of_layer)?;
         let mut keep = |_| {
             let new = |name, rows, cols| new(Use::KeptActivations, name, rows, cols);
             shared.kept(model, sizes, new)
         };
         let kept = (0..sizes.kept).map(&mut keep).collect::<Result<_, E>>()?;
         let [.., activated] = wide.map(|mat| mat.reshaped(window, intermediate));
-        let mut layer = |name, cols: u32| new(Use::Layer, name, tokens, cols);
-        // It has as many elements as the largest input of a projection.
-        let of_window = mat_bytes(window, intermediate).div_ceil(mat_bytes(tokens.max(1), 1));
-        let inputs = u32::try_from(of_window).unwrap_or(u32::MAX).max(queries).max(hidden);
-        let inputs = if sizes.dropout { inputs } else { 1 };
+        let mut layer = |name, rows, cols: u32| new(Use::Layer, name, rows, cols);
+        let inputs = if sizes.dropout { intermediate.max(queries).max(hidden) } else { 1 };
         let rank = sizes.rank.max(1);
         Ok(Self {
             residual,
             in_turn,
             offloaded,
-            normed: layer("normed", hidden)?,
+            normed: layer("normed", window, hidden)?,
             activated,
-            window: sizes.window,
-            low_rank: layer("low rank", rank)?,
-            dropped: layer("dropped", inputs)?,
+            tokens,
+            low_rank: layer("low rank", window, rank)?,
+            dropped: layer("dropped", window, inputs)?,
             shared,
             kept,
-            backward: match sizes.training {
-                false => None,
-                true => {
-                    let normed = layer("gradient of normed", widest)?;
+            backward: match gradient {
+                None => None,
+                Some(residual) => {
+                    let normed = layer("gradient of normed", window, widest)?;
                     Some(Backward {
-                        residual: layer("gradient of the residual stream", hidden)?,
-                        attended: normed.reshaped(tokens, queries),
-                        normed: normed.reshaped(tokens, hidden),
-                        queries: middle.reshaped(tokens, queries),
-                        keys: layer("gradient of keys", keys)?,
-                        values: layer("gradient of values", keys)?,
-                        delta: layer("row products", heads)?,
+                        residual,
+                        attended: normed.reshaped(window, queries),
+                        normed: normed.reshaped(window, hidden),
+                        queries: middle.reshaped(window, queries),
+                        keys: layer("gradient of keys", tokens, keys)?,
+                        values: layer("gradient of values", tokens, keys)?,
+                        delta: layer("row products", window, heads)?,
                     })
                 }
             },
-            logits: new(Use::Loss, "logits", tokens, sizes.chunk)?,
-            loss_state: new(Use::Loss, "losses", tokens, 4)?,
+            logits: new(Use::Loss, "logits", window, sizes.chunk)?,
+            loss_state: new(Use::Loss, "losses", window, 4)?,
             loss: new(Use::Loss, "loss", 1, 1)?,
         })
     }
@@ -230,7 +240,7 @@ impl<M> Workspace<M> {
     }
 
     /// The residual stream before layer `number`. `number` may be the number of layers.
-    pub fn before(&self, number: u32) -> Result<&M, OpError> {
+    pub fn before(&self, number: u32) -> Result<&Residual<M>, OpError> {
         let (expected, found) = (u64::from(number) + 1, self.residual.len() as u64);
         let missing = OpError::Shape { operation: "a pass", what: "the number of residual streams", expected, found };
         self.residual.get(self.slot(number)).ok_or(missing)
@@ -246,8 +256,8 @@ impl<M> Workspace<M> {
         }
     }
 
-    /// A matrix [tokens, hidden] that no layer needs after a pass, nor between the gradients of its
-    /// feed-forward block and of its attention.
+    /// A matrix [tokens of a window, hidden] that no layer needs after a pass, nor between the
+    /// gradients of its feed-forward block and of its attention.
     pub fn hidden_scratch(&self) -> &M {
         &self.shared.middle
     }
@@ -286,7 +296,7 @@ impl WorkspaceBytes {
             }
             Ok::<_, std::convert::Infallible>(())
         };
-        let Ok(_) = Workspace::build(model, sizes, count);
+        let Ok(_) = Workspace::build(model, sizes, sizes.tokens, count);
         bytes
     }
 
@@ -302,9 +312,9 @@ fn buffer_bytes(rows: u32, cols: u32) -> u64 {
     mat_bytes(rows, cols).max(1).checked_next_multiple_of(16).unwrap_or(u64::MAX)
 }
 
-/// Columns of a chunk of logits in passes of `tokens` tokens.
+/// Columns of a chunk of logits in passes of `tokens` tokens, which the head takes in windows.
 pub(crate) fn chunk(model: &ModelConfig, tokens: u32) -> u32 {
-    let max = (LOGITS_BYTES / (4 * u64::from(tokens.max(1)))).min(u64::from(model.vocab)) as u32;
+    let max = (LOGITS_BYTES / (4 * u64::from(tokens.clamp(1, WINDOW)))).min(u64::from(model.vocab)) as u32;
     let aligned = max / CHUNK_ALIGN * CHUNK_ALIGN;
     if aligned == 0 || max == model.vocab { max.max(1) } else { aligned }
 }
@@ -339,7 +349,7 @@ impl Memory {
             });
             Ok(())
         };
-        Workspace::build(model, sizes, reserve)?;
+        Workspace::build(model, sizes, sizes.tokens, reserve)?;
         Ok(Self { sizes, buffers })
     }
 
@@ -366,7 +376,7 @@ impl Memory {
             // In the order of `new`, with at most the rows that it reserved.
             buffers.next().map(|range| Mat { range: range.slice(0, size), rows, cols }).ok_or_else(|| too_small(rows))
         };
-        Workspace::build(model, Sizes { tokens, ..self.sizes }, view)
+        Workspace::build(model, Sizes { tokens, ..self.sizes }, self.sizes.tokens, view)
     }
 }
 
@@ -397,7 +407,7 @@ mod tests {
         {
             let sizes = Sizes { kept, offloaded, halves, ..sizes };
             let Streams { saved, offloaded, in_turn } = sizes.streams(model.layers);
-            let work = Workspace::build(&model, sizes, |_, _, _, _| Ok::<_, std::convert::Infallible>(())).unwrap();
+            let work = Workspace::build(&model, sizes, 64, |_, _, _, _| Ok::<_, std::convert::Infallible>(())).unwrap();
             assert_eq!(work.residual.len() as u32, saved + in_turn);
             assert!(saved >= 2 || offloaded == 0);
             let slots: Vec<usize> = (0..=model.layers).map(|number| work.slot(number)).collect();

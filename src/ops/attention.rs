@@ -89,15 +89,31 @@ impl Attention {
         Some(MixedTest::new(gpu, format!("attention with heads of {head_dim}"), specs.into(), test))
     }
 
-    /// GPU memory of the operation in bytes, for passes of up to `tokens` tokens.
-    pub fn scratch_bytes(units: Option<MatrixUnits>, tokens: u32, heads: &Heads, training: bool) -> u64 {
-        units.map_or(0, |_| scratch::Layout::new(tokens, heads, training).bytes())
+    /// GPU memory of the operation in bytes, for up to `queries` queries of up to `tokens` tokens.
+    pub fn scratch_bytes(units: Option<MatrixUnits>, [queries, tokens]: [u32; 2], heads: &Heads, training: bool) -> u64 {
+        units.map_or(0, |_| scratch::Layout::new(queries, tokens, heads, training).bytes())
+    }
+
+    /// Bytes of the largest binding of that memory.
+    pub fn scratch_binding([queries, tokens]: [u32; 2], heads: &Heads, training: bool) -> u64 {
+        scratch::Layout::new(queries, tokens, heads, training).largest_binding()
+    }
+
+    /// Reserves the memory of [`Attention::scratch_bytes`]. Without this call, it grows on demand.
+    ///
+    /// # Errors
+    /// [`OpError::Gpu`] if memory is exhausted.
+    pub fn reserve(&self, [queries, tokens]: [u32; 2], heads: &Heads, training: bool) -> Result<(), OpError> {
+        match &self.kernels {
+            Kernels::Float(_) => Ok(()),
+            Kernels::Mixed(kernels) => kernels.reserve(queries, tokens, heads, training),
+        }
     }
 
     /// Records `out = softmax(scale * q k^T) v`, over the tokens that each token attends to.
     ///
-    /// `q` and `out` are [tokens, heads * head_dim], `k` and `v` [tokens, kv_heads * head_dim];
-    /// `starts` has one u32 per token: the first token of its sample. `lse`, [tokens, heads],
+    /// `q` and `out` are [queries, heads * head_dim], `k` and `v` [tokens, kv_heads * head_dim];
+    /// `starts` has one u32 per token: the first token of its sample. `lse`, [queries, heads],
     /// receives the log-sum-exp of the scores, for the backward pass.
     ///
     /// # Errors
@@ -118,7 +134,7 @@ impl Attention {
         self.check(shape, &[q, out], &[k, v], &[lse], starts)?;
         let tensors = Forward { shape, q, k, v, starts, out, lse };
         match &self.kernels {
-            _ if shape.tokens == 0 => {}
+            _ if shape.queries() == 0 => {}
             Kernels::Float(kernels) => kernels.forward(commands, &tensors),
             Kernels::Mixed(kernels) => kernels.forward(commands, &tensors)?,
         }
@@ -126,9 +142,10 @@ impl Attention {
     }
 
     /// Records the gradients `dq`, `dk` and `dv` for the gradient `d_out` of the output. They have
-    /// the shapes of q, k and v, and are overwritten.
+    /// the shapes of q, k and v. `dq` is overwritten, `dk` and `dv`, too, unless `add` is set: then
+    /// the gradients are added, those of other queries of the same keys.
     ///
-    /// `out` and `lse` are what [`Attention::forward`] wrote. `delta`, [tokens, heads], is
+    /// `out` and `lse` are what [`Attention::forward`] wrote. `delta`, [queries, heads], is
     /// overwritten with the sums of `d_out * out` over each head.
     ///
     /// # Errors
@@ -149,12 +166,13 @@ impl Attention {
         dq: &Mat,
         dk: &Mat,
         dv: &Mat,
+        add: bool,
     ) -> Result<(), OpError> {
         self.check(shape, &[q, out, d_out, dq], &[k, v, dk, dv], &[lse, delta], starts)?;
         let forward = Forward { shape, q, k, v, starts, out, lse };
-        let backward = Backward { d_out, delta, dq, dk, dv };
+        let backward = Backward { d_out, delta, dq, dk, dv, add };
         match &self.kernels {
-            _ if shape.tokens == 0 => {}
+            _ if shape.queries() == 0 => {}
             Kernels::Float(kernels) => kernels.backward(commands, &forward, &backward),
             Kernels::Mixed(kernels) => kernels.backward(commands, &forward, &backward)?,
         }
@@ -169,11 +187,15 @@ impl Attention {
         of_rows: &[&Mat],
         starts: &BufferRange,
     ) -> Result<(), OpError> {
-        let &AttentionShape { tokens, heads } = shape;
+        let &AttentionShape { first, tokens, heads } = shape;
         heads.check(OPERATION, self.head_dim)?;
-        heads.check_queries(OPERATION, tokens, of_queries)?;
+        if first > tokens {
+            let (expected, found) = (tokens.into(), first.into());
+            return Err(OpError::Shape { operation: OPERATION, what: "the first query", expected, found });
+        }
+        heads.check_queries(OPERATION, shape.queries(), of_queries)?;
         heads.check_keys(OPERATION, tokens, of_keys)?;
-        of_rows.iter().try_for_each(|mat| mat.check(OPERATION, tokens, heads.heads))?;
+        of_rows.iter().try_for_each(|mat| mat.check(OPERATION, shape.queries(), heads.heads))?;
         let bytes = 4 * u64::from(tokens);
         same(OPERATION, "the size of the samples' starts", bytes, starts.size.min(bytes))
     }

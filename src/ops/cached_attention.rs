@@ -574,7 +574,7 @@ mod tests {
         let mut inputs = inputs(64, 4, 2, 0, 70);
         inputs.shape.heads.window = Some(50);
         let CachedAttentionShape { tokens, heads: shared, .. } = inputs.shape;
-        let shape = AttentionShape { tokens, heads: shared };
+        let shape = AttentionShape { first: 0, tokens, heads: shared };
         let Heads { heads, kv_heads, head_dim, .. } = shared;
         let (q, k) = (mat(&gpu, tokens, heads * head_dim, &inputs.q), mat(&gpu, tokens, kv_heads * head_dim, &inputs.k));
         let v = mat(&gpu, tokens, kv_heads * head_dim, &inputs.v);

@@ -62,16 +62,17 @@ impl FiniteCheck {
         Ok(Self { gpu: gpu.clone(), search, gather, found: range("search", GROUPS)?, reports: range("reports", slots)? })
     }
 
-    /// Records a search of `x`, and writes its report to `slot`. `x` has at least one and fewer
-    /// than 2^32 elements.
+    /// Records a search of the rows of matrices, one after the other, and writes a report to
+    /// `slot`. They have at least one and fewer than 2^32 elements.
     ///
     /// # Errors
     /// [`OpError::Shape`].
-    pub fn record(&self, commands: &mut Commands, x: &Mat, slot: u32) -> Result<(), OpError> {
+    pub fn record(&self, commands: &mut Commands, mats: &[Mat], slot: u32) -> Result<(), OpError> {
         let shape = |what, expected, found| OpError::Shape { operation: "search", what, expected, found };
-        x.check("search", x.rows, x.cols)?;
-        if x.elements() > u32::MAX.into() {
-            return Err(shape("the number of elements", u32::MAX.into(), x.elements()));
+        mats.iter().try_for_each(|x| x.check("search", x.rows, x.cols))?;
+        let elements: u64 = mats.iter().map(Mat::elements).sum();
+        if elements > u32::MAX.into() {
+            return Err(shape("the number of elements", u32::MAX.into(), elements));
         }
         if u64::from(slot) >= self.reports.size / REPORT {
             return Err(shape("the number of slots", u64::from(slot) + 1, self.reports.size / REPORT));
@@ -80,12 +81,17 @@ impl FiniteCheck {
             let bindings = [x, self.found.clone(), self.reports.clone()];
             commands.dispatch(kernel, &bindings, bytemuck::bytes_of(&params), [groups, 1, 1], bytes);
         };
-        for piece in pieces(&self.gpu, x.elements(), 4, ROWS)? {
-            let params = Params { count: piece.count, first: piece.first as u32, slot, pad: 0 };
-            dispatch(&self.search, piece.of(&x.range, 4), params, GROUPS, 4 * u64::from(piece.count));
+        let Some(unused) = mats.first() else { return Err(shape("the number of matrices", 1, 0)) };
+        let mut before = 0;
+        for x in mats {
+            for piece in pieces(&self.gpu, x.elements(), 4, ROWS)? {
+                let params = Params { count: piece.count, first: (before + piece.first) as u32, slot, pad: 0 };
+                dispatch(&self.search, piece.of(&x.range, 4), params, GROUPS, 4 * u64::from(piece.count));
+            }
+            before += x.elements();
         }
         let params = Params { count: 0, first: 0, slot, pad: 0 };
-        dispatch(&self.gather, x.range.clone(), params, 1, self.found.size);
+        dispatch(&self.gather, unused.range.clone(), params, 1, self.found.size);
         Ok(())
     }
 
@@ -130,8 +136,12 @@ mod tests {
             poison(&(0..finite.len()).collect::<Vec<_>>(), f32::NEG_INFINITY),
         ];
         let mut commands = gpu.commands("search");
+        // In one matrix, and in two.
         for (x, slot) in cases.iter().zip(0..) {
-            check.record(&mut commands, &Mat::from_slice(gpu, "x", rows, cols, x).unwrap(), slot).unwrap();
+            let first = if slot % 2 == 0 { rows } else { rows.div_ceil(2) };
+            let parts = x.chunks((first * cols) as usize);
+            let mat = |x: &[f32]| Mat::from_slice(gpu, "x", x.len() as u32 / cols, cols, x).unwrap();
+            check.record(&mut commands, &parts.map(mat).collect::<Vec<_>>(), slot).unwrap();
         }
         commands.submit().unwrap();
         let mut expected: Vec<_> = cases.iter().map(|x| reference(x)).collect();
@@ -153,7 +163,7 @@ mod tests {
     fn a_slot_must_exist() {
         let Some(gpu) = gpu() else { return };
         let x = Mat::from_slice(&gpu, "x", 1, 1, &[1.0]).unwrap();
-        let refused = FiniteCheck::new(&gpu, 2).unwrap().record(&mut gpu.commands("search"), &x, 2);
+        let refused = FiniteCheck::new(&gpu, 2).unwrap().record(&mut gpu.commands("search"), &[x], 2);
         assert!(matches!(refused, Err(OpError::Shape { expected: 3, found: 2, .. })), "{refused:?}");
     }
 }

@@ -43,7 +43,11 @@ impl Inputs {
 type Record = fn(&Gpu, &mut Commands, &Inputs) -> Result<(), OpError>;
 
 fn heads(of: &Inputs) -> AttentionShape {
-    AttentionShape { tokens: of.x.rows, heads: Heads { heads: 4, kv_heads: 4, head_dim: 4, scale: 1.0, window: None } }
+    AttentionShape {
+        first: 0,
+        tokens: of.x.rows,
+        heads: Heads { heads: 4, kv_heads: 4, head_dim: 4, scale: 1.0, window: None },
+    }
 }
 
 /// Each operation over all rows.
@@ -56,7 +60,7 @@ const OPERATIONS: [(&str, Record); 15] = [
     ("glu, backward", |gpu, c, of| Glu::new(gpu, Activation::Silu)?.backward(c, &of.x, &of.y, &of.z)),
     ("norm", |gpu, c, of| RmsNorm::new(gpu)?.forward(c, &of.x, &of.row, 1.0, &of.y)),
     ("norm, backward", |gpu, c, of| RmsNorm::new(gpu)?.backward(c, &of.x, &of.row, 1.0, &of.y, &of.z, false)),
-    ("rotary", |gpu, c, of| Rotary::new(gpu)?.forward(c, &of.x, 1, &of.words, &of.square)),
+    ("rotary", |gpu, c, of| Rotary::new(gpu)?.forward(c, &of.x, 1, (0, &of.words), &of.square)),
     ("rotary from", |gpu, c, of| Rotary::new(gpu)?.forward_from(c, &of.x, 1, 0, &of.square)),
     ("attention", |gpu, c, of| {
         Attention::new(gpu, 4, None)?.forward(c, &heads(of), &of.x, &of.y, &of.y, &of.words, &of.z, &of.narrow)

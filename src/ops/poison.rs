@@ -261,7 +261,7 @@ fn attention_of_samples() {
     let Some(gpu) = gpu() else { return };
     for (head_dim, window) in [(20, None), (64, Some(9))] {
         let (tokens, heads, kv_heads) = (67, 6, 2);
-        let shape = AttentionShape { tokens, heads: Heads { heads, kv_heads, head_dim, scale: 0.3, window } };
+        let shape = AttentionShape { first: 0, tokens, heads: Heads { heads, kv_heads, head_dim, scale: 0.3, window } };
         let starts: Vec<u32> = (0..tokens).map(|t| if t < 31 { 0 } else { 31 }).collect();
         let starts = words(&gpu, &starts);
         let [(q, _), (d_out, _)] = [1, 2].map(|seed| random_mat(&gpu, seed, tokens, heads * head_dim));
@@ -279,7 +279,9 @@ fn attention_of_samples() {
         ];
         assert_written(&gpu, &kernels, &ranges([&out, &lse, &delta, &dq, &dk, &dv]), &[], |commands| {
             attention.forward(commands, &shape, &q, &k, &v, &starts, &out, &lse).unwrap();
-            attention.backward(commands, &shape, &q, &k, &v, &starts, &out, &lse, &d_out, &delta, &dq, &dk, &dv).unwrap();
+            attention
+                .backward(commands, &shape, &q, &k, &v, &starts, &out, &lse, &d_out, &delta, &dq, &dk, &dv, false)
+                .unwrap();
         });
     }
 }
@@ -321,8 +323,8 @@ fn rotations() {
     let [(x, _), (dx, _), (from, _)] = [1, 2, 3].map(|seed| random_mat(&gpu, seed, tokens, heads * 10));
     let late = from.narrow(5, heads * 10);
     assert_written(&gpu, &["rotary:rotate", "rotary:rotate_from"], &[], &ranges([&x, &dx, &late]), |commands| {
-        rotary.forward(commands, &x, heads, &starts, &table).unwrap();
-        rotary.backward(commands, &dx, heads, &starts, &table).unwrap();
+        rotary.forward(commands, &x, heads, (0, &starts), &table).unwrap();
+        rotary.backward(commands, &dx, heads, (0, &starts), &table).unwrap();
         rotary.forward_from(commands, &late, heads, positions - 5, &table).unwrap();
     });
     for mat in [x, dx, late] {
@@ -412,9 +414,9 @@ fn searches() {
     elements[7000] = f32::INFINITY;
     let infinite = mat(&gpu, 77, 101, &elements);
     assert_written(&gpu, &["finite:gather", "finite:search"], &[], &[], |commands| {
-        check.record(commands, &x, 0).unwrap();
-        check.record(commands, &infinite, 1).unwrap();
-        check.record(commands, &x, 2).unwrap();
+        check.record(commands, std::slice::from_ref(&x), 0).unwrap();
+        check.record(commands, std::slice::from_ref(&infinite), 1).unwrap();
+        check.record(commands, std::slice::from_ref(&x), 2).unwrap();
     });
     let found: Vec<Option<u32>> = check.read().unwrap().iter().map(|report| report.map(|report| report.first)).collect();
     assert_eq!(found, [None, Some(7000), None]);

@@ -171,7 +171,8 @@ impl Rotary {
     ///
     /// `table` is from [`RotaryTable::upload`]. It has a column for each rotated element of a head
     /// (its first ones) and at least one row for each token of the longest sample. `starts` has one
-    /// u32 per token: the first token of its sample. All three must be in different buffers.
+    /// u32 per token: the first token of its sample. `x` has the tokens from token `first` on. All
+    /// three must be in different buffers.
     ///
     /// # Errors
     /// [`OpError::Shape`]; nothing is then recorded.
@@ -180,10 +181,10 @@ impl Rotary {
         commands: &mut Commands,
         x: &Mat,
         heads: u32,
-        starts: &BufferRange,
+        (first, starts): (u32, &BufferRange),
         table: &Mat,
     ) -> Result<(), OpError> {
-        self.rotate(commands, x, heads, starts, table, 1.0)
+        self.rotate(commands, x, heads, (first, starts), table, 1.0)
     }
 
     /// Records the gradient of [`Rotary::forward`], in place: the rotation by the negative angle,
@@ -196,10 +197,10 @@ impl Rotary {
         commands: &mut Commands,
         dx: &Mat,
         heads: u32,
-        starts: &BufferRange,
+        (first, starts): (u32, &BufferRange),
         table: &Mat,
     ) -> Result<(), OpError> {
-        self.rotate(commands, dx, heads, starts, table, -1.0)
+        self.rotate(commands, dx, heads, (first, starts), table, -1.0)
     }
 
     /// As [`Rotary::forward`], for tokens of one sample from position `first` on. `table` has one
@@ -231,12 +232,12 @@ impl Rotary {
         commands: &mut Commands,
         x: &Mat,
         heads: u32,
-        starts: &BufferRange,
+        (first, starts): (u32, &BufferRange),
         table: &Mat,
         sign: f32,
     ) -> Result<(), OpError> {
-        let params = params(x, heads, table, sign)?;
-        let expected = 4 * u64::from(x.rows);
+        let params = Params { first, ..params(x, heads, table, sign)? };
+        let expected = 4 * (u64::from(first) + u64::from(x.rows));
         if starts.size < expected {
             let what = "the size of the samples' starts";
             return Err(OpError::Shape { operation: OPERATION, what, expected, found: starts.size });
@@ -452,7 +453,7 @@ mod tests {
             let angles = table.upload(&gpu, *lengths.iter().max().unwrap()).unwrap();
             let (x, elements) = random_mat(&gpu, u64::from(tokens), tokens, heads * head_dim);
             let mut commands = gpu.commands("rotary");
-            rotary.forward(&mut commands, &x, heads, &range, &angles).unwrap();
+            rotary.forward(&mut commands, &x, heads, (0, &range), &angles).unwrap();
             commands.submit().unwrap();
             assert_untouched(&gpu, &x);
             let expected = narrow(&reference(&wide(&elements), heads as usize, &starts, &table, 1.0));
@@ -460,7 +461,7 @@ mod tests {
 
             let (dx, elements) = random_mat(&gpu, 7 + u64::from(tokens), tokens, heads * head_dim);
             let mut commands = gpu.commands("rotary");
-            rotary.backward(&mut commands, &dx, heads, &range, &angles).unwrap();
+            rotary.backward(&mut commands, &dx, heads, (0, &range), &angles).unwrap();
             commands.submit().unwrap();
             assert_untouched(&gpu, &dx);
             let expected = narrow(&reference(&wide(&elements), heads as usize, &starts, &table, -1.0));
@@ -501,7 +502,7 @@ mod tests {
         let (dx, dy) = random_mat(&gpu, 2, 5, 16);
         let mut commands = gpu.commands("gradient");
         let angles = table.upload(&gpu, 3).unwrap();
-        Rotary::new(&gpu).unwrap().backward(&mut commands, &dx, 2, &range, &angles).unwrap();
+        Rotary::new(&gpu).unwrap().backward(&mut commands, &dx, 2, (0, &range), &angles).unwrap();
         commands.submit().unwrap();
         let gradient = wide(&dx.read(&gpu).unwrap());
         let loss = |x: &[f64]| {
@@ -518,7 +519,7 @@ mod tests {
         let mat = |rows, cols| Mat::new(&gpu, "test", rows, cols).unwrap();
         let range = |bytes| BufferRange { buffer: gpu.storage("starts", 32).unwrap(), offset: 0, size: bytes };
         let refused = |x: &Mat, heads, starts: u64, table: &Mat| {
-            let result = rotary.forward(&mut gpu.commands("test"), x, heads, &range(starts), table);
+            let result = rotary.forward(&mut gpu.commands("test"), x, heads, (0, &range(starts)), table);
             matches!(result, Err(OpError::Shape { .. }))
         };
         assert!(!refused(&mat(5, 128), 2, 20, &mat(5, 64)));

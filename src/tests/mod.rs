@@ -9,6 +9,7 @@ mod mixed;
 mod oracle;
 mod precision;
 mod vocabulary;
+mod windows;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};

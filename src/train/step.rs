@@ -60,9 +60,9 @@ impl Trainer {
         let inputs = model.begin(memory, batch, adapter.as_ref())?.masked(mask);
         model.forward(&inputs)?;
         observe(Phase::Forward)?;
-        model.loss(&inputs, loss_tokens)?;
-        if let (Some(gradients), Some(_)) = (&inputs.work.backward, inputs.adapter) {
-            model.loss_gradient(&inputs, gradients, loss_tokens)?;
+        let gradients = inputs.work.backward.as_ref().filter(|_| inputs.adapter.is_some());
+        model.loss(&inputs, gradients, loss_tokens)?;
+        if gradients.is_some() {
             observe(Phase::Loss)?;
             model.backward(&inputs)?;
             observe(Phase::Backward)?;

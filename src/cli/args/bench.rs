@@ -301,6 +301,10 @@ pub struct BenchLongestArgs {
     )]
     pub budget: Vec<u64>,
 
+    /// Tokens of the sample at most: a step takes time with the square of its tokens
+    #[arg(long, value_name = "TOKENS", default_value = "4194304", value_parser = clap::value_parser!(u32).range(2..=4194304))]
+    pub max_tokens: u32,
+
     /// Rank of the adapter
     #[arg(long, default_value = "32", value_parser = clap::value_parser!(u32).range(1..=4096))]
     pub rank: u32,

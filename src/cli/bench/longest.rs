@@ -24,10 +24,10 @@ use crate::model::plan::{
 use crate::model::precision::MixedKernels;
 use crate::random::{Generator, Stream};
 
-/// Maximum tokens of a sample.
-const MAX_TOKENS: u32 = 1 << 22;
 /// Tokens of the sample that compiles the kernels: as many kinds of products as in a long sample.
 const WARM_UP: u32 = 1024;
+/// The part of a budget, one of this many, for what the driver takes itself.
+const OF_DRIVER: u64 = 32;
 /// Does not affect the time.
 const LEARNING_RATE: f64 = 1e-4;
 
@@ -74,6 +74,8 @@ struct Step {
     /// the backend reports it.
     used_bytes: Option<u64>,
     reserved_bytes: Option<u64>,
+    /// Peak bytes that the driver counts on the device, if it reports them.
+    device_bytes: Option<u64>,
 }
 
 /// The limits that a plan depends on.
@@ -118,19 +120,25 @@ impl Device {
             length: tokens,
             positions: tokens,
             rows: 1,
-            reserved: 0,
+            reserved: budget / OF_DRIVER,
             units: self.units,
         };
         Ok(MemoryPlan::new(&demand, MicroBatch::Rows(1))?)
     }
 
-    /// The plan for the longest sample.
-    fn longest(&self, index: &Index, model: &ModelConfig, rank: u32, budget: u64) -> Result<Option<MemoryPlan>> {
-        let (mut longest, mut too_long, mut found) = (1, MAX_TOKENS, None);
+    /// The plan for the longest sample, of at most the tokens of the arguments.
+    fn longest(
+        &self,
+        index: &Index,
+        model: &ModelConfig,
+        args: &BenchLongestArgs,
+        budget: u64,
+    ) -> Result<Option<MemoryPlan>> {
+        let (mut longest, mut too_long, mut found) = (1, args.max_tokens.saturating_add(1), None);
         while too_long - longest > 1 {
             ui::not_interrupted()?;
             let tokens = longest + (too_long - longest) / 2;
-            match self.plan(index, model, rank, budget, tokens) {
+            match self.plan(index, model, args.rank, budget, tokens) {
                 Ok(plan) => (longest, found) = (tokens, Some(plan)),
                 Err(error) if error.is::<MemoryError>() => too_long = tokens,
                 Err(error) => return Err(error),
@@ -154,7 +162,7 @@ fn plan(args: &BenchLongestArgs) -> Result<Bench> {
     let units = (args.compute.precision != Some(PrecisionArg::F32)).then_some(MatrixUnits::Hardware);
     let on = Device { units, ..Device::LARGE };
     let find = |&budget: &u64| {
-        let plan = on.longest(&index, &model, args.rank, budget)?;
+        let plan = on.longest(&index, &model, args, budget)?;
         Ok(Found::new(budget, plan.as_ref(), None))
     };
     let found = args.budget.iter().map(find).collect::<Result<_>>()?;
@@ -176,7 +184,7 @@ fn measure(args: &BenchLongestArgs, ui: Ui, gpu: &Gpu, pack: &Path, model: &Mode
     let (source, on) = (PackSource::open(pack)?, Device::of(gpu));
     let mut found = Vec::new();
     for &budget in &args.budget {
-        let plan = on.longest(source.index(), model, args.rank, budget)?;
+        let plan = on.longest(source.index(), model, args, budget)?;
         let step = plan.as_ref().map(|plan| step(args.rank, ui, gpu, pack, plan)).transpose()?;
         found.push(Found::new(budget, plan.as_ref(), step));
         // The next plan needs the memory.
@@ -199,12 +207,15 @@ fn step(rank: u32, ui: Ui, gpu: &Gpu, pack: &Path, plan: &MemoryPlan) -> Result<
     let started = Instant::now();
     let allocated = peak(&mut trainer, gpu, &batch)?;
     gpu.wait()?;
+    // Nothing is freed before the end of a step.
+    let device_bytes = gpu.memory().and_then(|memory| memory.used);
     let seconds = started.elapsed().as_secs_f64();
     Ok(Step {
         seconds,
         tokens_per_second: f64::from(plan.length) / seconds.max(1e-9),
         used_bytes: allocated.as_ref().map(|allocated| allocated.used),
         reserved_bytes: allocated.as_ref().map(|allocated| allocated.reserved),
+        device_bytes,
     })
 }
 
@@ -259,6 +270,7 @@ impl Bench {
             ">tokens/s",
             ">used",
             ">reserved",
+            ">on the device",
         ]);
         let bytes = |bytes: Option<u64>| bytes.map_or_else(String::new, |bytes| ui::bytes(bytes as f64));
         for found in &self.found {
@@ -274,6 +286,7 @@ impl Bench {
                 &step.map_or_else(String::new, |step| format!("{:.0}", step.tokens_per_second)),
                 &bytes(step.and_then(|step| step.used_bytes)),
                 &bytes(step.and_then(|step| step.reserved_bytes)),
+                &bytes(step.and_then(|step| step.device_bytes)),
             ]);
         }
         let gpu = self.gpu.as_ref().map_or_else(|| "planned, not run".to_owned(), ToString::to_string);

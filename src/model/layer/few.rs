@@ -9,8 +9,8 @@ use crate::gpu::Commands;
 use crate::model::kv_cache::Unsplit;
 use crate::model::linear::Linear;
 use crate::model::pass::{Pass, PassInputs};
+use crate::ops::OpError;
 use crate::ops::matmul::{Join, Wide};
-use crate::ops::{Mat, OpError};
 
 /// Whether the output of a projection is the product with its weight alone.
 fn is_plain(linear: &Linear<'_>) -> bool {
@@ -18,8 +18,10 @@ fn is_plain(linear: &Linear<'_>) -> bool {
 }
 
 impl Layer<'_> {
-    /// Computes `attended` from `x`. `false` if this layer or pass does not permit it.
-    pub(super) fn attend_few(&self, commands: &mut Commands, x: &Mat) -> Result<bool, OpError> {
+    /// Computes `attended` from the input of the layer. `false` if this layer or pass does not
+    /// permit it.
+    pub(super) fn attend_few(&self, commands: &mut Commands, window: &Window<'_>) -> Result<bool, OpError> {
+        let x = window.x;
         let Pass { kernels, model, inputs: PassInputs { past, .. }, .. } = self.pass;
         let Some(past) = past.filter(|past| past.fits(x.rows)) else { return Ok(false) };
         if ![&self.q, &self.k, &self.v].into_iter().all(is_plain) {
@@ -36,13 +38,19 @@ impl Layer<'_> {
             norms: gammas.map(|(query, key)| ([query, key], epsilon)),
             angles: self.attention.rotary.then(|| self.pass.angles_after(self.attention, past.tokens)),
         };
-        past.attend_joined(commands, model, self.number, unsplit, [&self.activations.queries, &self.activations.attended])?;
+        past.attend_joined(
+            commands,
+            model,
+            self.number,
+            unsplit,
+            [&window.activations.queries, &window.activations.attended],
+        )?;
         Ok(true)
     }
 
     /// Computes `activated` of a window from its `middle`. `false` if this layer or pass does not
     /// permit it.
-    pub(super) fn activate_few(&self, commands: &mut Commands, window: &Window) -> Result<bool, OpError> {
+    pub(super) fn activate_few(&self, commands: &mut Commands, window: &Window<'_>) -> Result<bool, OpError> {
         let Pass { kernels, model, inputs: PassInputs { past, .. }, .. } = self.pass;
         if past.is_none() || ![&self.gate, &self.up].into_iter().all(is_plain) {
             return Ok(false);
@@ -55,7 +63,7 @@ impl Layer<'_> {
         let weights = [&self.gate.weight, &self.up.weight];
         kernels.matmul.wide(
             commands,
-            &window.middle,
+            &window.activations.middle,
             &Wide { join: Join::Gated, norm, ..Wide::of(&weights) },
             &window.activated,
         )

@@ -2,7 +2,7 @@
 //! activations stores them in the forward pass, and loads them for its gradients. Any other layer
 //! stores or rounds them when it computes them again. So both have the same gradients.
 
-use super::{Layer, Window};
+use super::{Heads, Layer, Window};
 use crate::gpu::Commands;
 use crate::model::pass::HalfKernels;
 use crate::model::workspace::{Activations, HalfActivations};
@@ -15,93 +15,128 @@ impl Layer<'_> {
         self.pass.kernels.halves.as_ref().zip(stored)
     }
 
+    /// As [`Layer::halves`], of a window.
+    fn halves_of<'w>(&'w self, window: &'w Window<'_>) -> Option<(&'w HalfKernels, &'w HalfActivations<Mat>)> {
+        let stored = window.activations.halves.as_ref().filter(|_| self.with_halves);
+        self.pass.kernels.halves.as_ref().zip(stored)
+    }
+
     /// Stores the input and the middle of the layer, if it keeps them.
-    pub(super) fn keep_streams(&self, commands: &mut Commands, x: &Mat) -> Result<(), OpError> {
-        let Some((halves, HalfActivations { streams: Some([input, middle]), .. })) = self.halves() else { return Ok(()) };
-        halves.mats.keep(commands, x, input)?;
-        halves.mats.keep(commands, &self.activations.middle, middle)
+    pub(super) fn keep_streams(&self, commands: &mut Commands, window: &Window<'_>) -> Result<(), OpError> {
+        let Some((halves, HalfActivations { streams: Some([input, middle]), .. })) = self.halves_of(window) else {
+            return Ok(());
+        };
+        halves.mats.keep(commands, window.x, input)?;
+        halves.mats.keep(commands, &window.activations.middle, middle)
     }
 
     /// Stores queries, keys and values as their projections write them. Queries and keys are
     /// rounded then, also in the forward pass of other layers: the gradients of attention need its
     /// scores.
-    pub(super) fn keep_heads(&self, commands: &mut Commands) -> Result<(), OpError> {
-        let Activations { raw_queries, raw_keys, queries, keys, values, halves: stored, .. } = self.activations;
+    ///
+    /// With several windows, keys and values serve the attention of some windows before and the
+    /// gradients of others after one another. So values are rounded, too, and they are stored only
+    /// if the layer keeps them.
+    pub(super) fn keep_heads(&self, commands: &mut Commands, window: &Window<'_>, heads: Heads) -> Result<(), OpError> {
+        let Activations { raw_queries, raw_keys, queries, keys, values, halves: stored, .. } = window.activations.as_ref();
         let of_training = self.pass.inputs.is_training().then_some(stored.as_ref()).flatten();
         let Some((halves, stored)) = self.pass.kernels.halves.as_ref().zip(of_training) else { return Ok(()) };
         let (queries, keys) = (raw_queries.as_ref().unwrap_or(queries), raw_keys.as_ref().unwrap_or(keys));
-        if !self.with_halves {
-            halves.mats.round(commands, queries)?;
-            return halves.mats.round(commands, keys);
+        if heads.queries() {
+            match self.with_halves {
+                true => halves.mats.keep_rounded(commands, queries, &stored.queries)?,
+                false => halves.mats.round(commands, queries)?,
+            }
         }
-        halves.mats.keep_rounded(commands, queries, &stored.queries)?;
-        halves.mats.keep_rounded(commands, keys, &stored.keys)?;
-        halves.mats.keep(commands, values, &stored.values)
+        if !heads.keys() {
+            return Ok(());
+        }
+        match (self.with_halves && (self.kept || !window.is_part), window.is_part) {
+            (true, false) => {
+                halves.mats.keep_rounded(commands, keys, &stored.keys)?;
+                halves.mats.keep(commands, values, &stored.values)
+            }
+            (true, true) => {
+                halves.mats.keep_rounded(commands, keys, &stored.keys)?;
+                halves.mats.keep_rounded(commands, values, &stored.values)
+            }
+            (false, false) => halves.mats.round(commands, keys),
+            (false, true) => {
+                halves.mats.round(commands, keys)?;
+                halves.mats.round(commands, values)
+            }
+        }
     }
 
     /// Stores the output of attention.
-    pub(super) fn keep_attended(&self, commands: &mut Commands) -> Result<(), OpError> {
-        let Some((halves, stored)) = self.halves() else { return Ok(()) };
-        halves.mats.keep(commands, &self.activations.attended, &stored.attended)
+    pub(super) fn keep_attended(&self, commands: &mut Commands, window: &Window<'_>) -> Result<(), OpError> {
+        let Some((halves, stored)) = self.halves_of(window) else { return Ok(()) };
+        halves.mats.keep(commands, &window.activations.attended, &stored.attended)
     }
 
     /// Computes `activated` from `gate` and `up`, and stores these.
-    pub(super) fn activate(&self, commands: &mut Commands, window: &Window) -> Result<(), OpError> {
-        let Window { gate, up, activated, .. } = window;
-        let Some((halves, stored)) = self.halves() else {
-            return self.pass.kernels.glu.forward(commands, gate, up, activated);
-        };
-        halves.glu.forward(commands, [gate, up], self.in_window(window, stored).each_ref(), activated)
+    pub(super) fn activate(&self, commands: &mut Commands, window: &Window<'_>) -> Result<(), OpError> {
+        let (Activations { gate, up, .. }, activated) = (window.activations.as_ref(), &window.activated);
+        match self.halves_of(window) {
+            None => self.pass.kernels.glu.forward(commands, gate, up, activated),
+            Some((halves, stored)) => halves.glu.forward(commands, [gate, up], [&stored.gate, &stored.up], activated),
+        }
     }
 
     /// Computes `activated` again from what is kept or stored of `gate` and `up`.
-    pub(super) fn activate_again(&self, commands: &mut Commands, window: &Window) -> Result<(), OpError> {
-        let Window { gate, up, activated, .. } = window;
-        let Some((halves, stored)) = self.halves() else {
-            return self.pass.kernels.glu.forward(commands, gate, up, activated);
-        };
-        halves.glu.again(commands, self.in_window(window, stored).each_ref(), [gate, up], activated)
+    pub(super) fn activate_again(&self, commands: &mut Commands, window: &Window<'_>) -> Result<(), OpError> {
+        let (Activations { gate, up, .. }, activated) = (window.activations.as_ref(), &window.activated);
+        match self.halves_of(window) {
+            None => self.pass.kernels.glu.forward(commands, gate, up, activated),
+            Some((halves, stored)) => halves.glu.again(commands, [&stored.gate, &stored.up], [gate, up], activated),
+        }
     }
 
     /// The gradients of `gate` and `up`, in their place, from that of `activated`.
-    pub(super) fn activation_backward(&self, commands: &mut Commands, window: &Window) -> Result<(), OpError> {
-        let Window { gate, up, activated, .. } = window;
-        let Some((halves, stored)) = self.halves() else {
-            return self.pass.kernels.glu.backward(commands, gate, up, activated);
-        };
-        halves.glu.backward(commands, self.in_window(window, stored).each_ref(), activated, [gate, up])
+    pub(super) fn activation_backward(&self, commands: &mut Commands, window: &Window<'_>) -> Result<(), OpError> {
+        let (Activations { gate, up, .. }, activated) = (window.activations.as_ref(), &window.activated);
+        match self.halves_of(window) {
+            None => self.pass.kernels.glu.backward(commands, gate, up, activated),
+            Some((halves, stored)) => halves.glu.backward(commands, [&stored.gate, &stored.up], activated, [gate, up]),
+        }
     }
 
-    /// Loads `middle` of a window, or rounds it.
-    pub(super) fn load_middle(&self, commands: &mut Commands, window: &Window) -> Result<(), OpError> {
-        let Some((halves, stored)) = self.halves() else { return Ok(()) };
+    /// Loads `middle`, or rounds it.
+    pub(super) fn load_middle(&self, commands: &mut Commands, window: &Window<'_>) -> Result<(), OpError> {
+        let (middle, Some((halves, stored))) = (&window.activations.middle, self.halves_of(window)) else { return Ok(()) };
         match &stored.streams {
-            Some([_, middle]) => halves.mats.load(commands, &window.of(middle), &window.middle),
-            None => halves.mats.round(commands, &window.middle),
+            Some([_, kept]) => halves.mats.load(commands, kept, middle),
+            None => halves.mats.round(commands, middle),
         }
+    }
+
+    /// Loads the keys and values of a window of a layer that keeps them.
+    pub(super) fn load_keys(&self, commands: &mut Commands, window: &Window<'_>) -> Result<(), OpError> {
+        let Some((halves, stored)) = self.halves_of(window) else { return Ok(()) };
+        let Activations { raw_keys, keys, values, .. } = window.activations.as_ref();
+        halves.mats.load(commands, &stored.keys, raw_keys.as_ref().unwrap_or(keys))?;
+        halves.mats.load(commands, &stored.values, values)?;
+        self.norm_heads(commands, window, Heads::KeysAndValues)?;
+        self.rotate_heads(commands, window, Heads::KeysAndValues)
     }
 
     /// Loads the input of the layer to `x`, and everything else that the gradients of the attention
-    /// block need.
-    pub(super) fn load_attention(&self, commands: &mut Commands, x: &Mat) -> Result<(), OpError> {
-        let Some((halves, stored)) = self.halves() else { return Ok(()) };
-        let Activations { raw_queries, raw_keys, queries, keys, values, attended, .. } = self.activations;
+    /// block need. With several windows, keys and values are there.
+    pub(super) fn load_attention(&self, commands: &mut Commands, window: &Window<'_>) -> Result<(), OpError> {
+        let Some((halves, stored)) = self.halves_of(window) else { return Ok(()) };
+        let Activations { raw_queries, raw_keys, queries, keys, values, attended, .. } = window.activations.as_ref();
         let (queries, keys) = (raw_queries.as_ref().unwrap_or(queries), raw_keys.as_ref().unwrap_or(keys));
         match &stored.streams {
-            Some([input, _]) => halves.mats.load(commands, input, x)?,
-            None => halves.mats.round(commands, x)?,
+            Some([input, _]) => halves.mats.load(commands, input, window.x)?,
+            None => halves.mats.round(commands, window.x)?,
         }
-        let HalfActivations { queries: stored_queries, keys: stored_keys, values: stored_values, .. } = stored;
-        let mats = [(stored_queries, queries), (stored_keys, keys), (stored_values, values), (&stored.attended, attended)];
-        mats.into_iter().try_for_each(|(stored, mat)| halves.mats.load(commands, stored, mat))?;
-        self.norm_heads(commands)?;
-        self.rotate_heads(commands)
-    }
-
-    /// The stored `gate` and `up` of a window: of all tokens if the layer keeps them.
-    fn in_window(&self, window: &Window, stored: &HalfActivations<Mat>) -> [Mat; 2] {
-        let rows = window.middle.rows;
-        let of_window = |mat: &Mat| if self.kept { window.of(mat) } else { mat.narrow(rows, mat.cols) };
-        [of_window(&stored.gate), of_window(&stored.up)]
+        if !window.is_part {
+            halves.mats.load(commands, &stored.keys, keys)?;
+            halves.mats.load(commands, &stored.values, values)?;
+        }
+        halves.mats.load(commands, &stored.queries, queries)?;
+        halves.mats.load(commands, &stored.attended, attended)?;
+        self.norm_heads(commands, window, window.heads())?;
+        self.rotate_heads(commands, window, window.heads())
     }
 }

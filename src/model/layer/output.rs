@@ -7,25 +7,22 @@ use super::{Layer, Window};
 use crate::gpu::Commands;
 use crate::model::linear::Linear;
 use crate::model::pass::{Pass, PassInputs};
+use crate::model::workspace::Activations;
 use crate::ops::{Mat, OpError};
 
 impl Layer<'_> {
-    /// Records `middle` = `x` + the output of attention.
-    pub(super) fn add_attention(
-        &self,
-        commands: &mut Commands,
-        attended: &Mat,
-        x: &Mat,
-        middle: &Mat,
-    ) -> Result<(), OpError> {
-        let normed = &self.pass.inputs.work.normed;
-        self.add_output(commands, &self.o, self.constants.attention_output_norm.as_ref(), [attended, normed, x, middle])
+    /// Records `middle` = the input of the layer + the output of attention.
+    pub(super) fn add_attention(&self, commands: &mut Commands, window: &Window<'_>) -> Result<(), OpError> {
+        let o = self.o.in_window(window.number, &window.activations);
+        let Activations { attended, middle, .. } = window.activations.as_ref();
+        let mats = [attended, &window.normed, window.x, middle];
+        self.add_output(commands, &o, self.constants.attention_output_norm.as_ref(), mats)
     }
 
-    /// Records `out` = `middle` + the output of the feed-forward network, for a window.
-    pub(super) fn add_feed_forward(&self, commands: &mut Commands, window: &Window, out: &Mat) -> Result<(), OpError> {
-        let down = self.down.in_window(window.number, window.first);
-        let mats = [&window.activated, &window.normed, &window.middle, out];
+    /// Records `out` = `middle` + the output of the feed-forward network.
+    pub(super) fn add_feed_forward(&self, commands: &mut Commands, window: &Window<'_>, out: &Mat) -> Result<(), OpError> {
+        let down = self.down.in_window(window.number, &window.activations);
+        let mats = [&window.activated, &window.normed, &window.activations.middle, out];
         self.add_output(commands, &down, self.constants.feed_forward_output_norm.as_ref(), mats)
     }
 

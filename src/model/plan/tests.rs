@@ -262,16 +262,16 @@ fn index_of(model: &ModelConfig, with_head: bool) -> Index {
 fn the_vocabulary_leaves_gpu_memory_where_the_budget_demands_it() {
     let model = ModelConfig { vocab: 1 << 18, ..ModelConfig::parse(CONFIG, None).unwrap() };
     let (index, tied_index) = (index_of(&model, true), index_of(&model, false));
-    // 128 chunks of 2,048 columns.
+    // 64 chunks of 4,096 columns, for each of two windows.
     let tokens = 1 << 14;
     let off = Demand { length: tokens, positions: tokens, budget: Some(u64::MAX), ..demand(&index, &model) };
     let with = |demand: Demand<'_>, offload_vocabulary| plan(&Demand { offload_vocabulary, ..demand }, MicroBatch::Rows(1));
     let plans = [OffloadVocabulary::Off, OffloadVocabulary::Embedding, OffloadVocabulary::All].map(|v| with(off, v));
-    assert_eq!(plans.each_ref().map(MemoryPlan::offloaded_vocabulary), [(false, 0), (true, 0), (true, 128)]);
+    assert_eq!(plans.each_ref().map(MemoryPlan::offloaded_vocabulary), [(false, 0), (true, 0), (true, 64)]);
     let [all, without_embedding, in_parts] = plans.each_ref().map(|plan| plan.parts()[1].1);
     let table = u64::from(2 * model.hidden) << 18;
     assert_eq!(all - without_embedding, table);
-    assert!(in_parts > table / 64 && in_parts < table / 64 + 4096, "{in_parts} of {table}");
+    assert!(in_parts > table / 32 && in_parts < table / 32 + 4096, "{in_parts} of {table}");
     // Only as far as the budget demands.
     let auto = Demand { offload_vocabulary: OffloadVocabulary::Auto, ..off };
     let unknown = plan(&Demand { budget: None, ..auto }, MicroBatch::Rows(1));
@@ -285,5 +285,54 @@ fn the_vocabulary_leaves_gpu_memory_where_the_budget_demands_it() {
     // A tied output projection stays or leaves with the embedding.
     let tied = |offload| with(Demand { index: &tied_index, ..off }, offload).offloaded_vocabulary();
     assert_eq!(tied(OffloadVocabulary::Embedding), (false, 0));
-    assert_eq!(tied(OffloadVocabulary::All), (true, 128));
+    assert_eq!(tied(OffloadVocabulary::All), (true, 64));
+}
+
+/// Matrices beyond 4 GiB, and beyond what a binding or a buffer may have: only keys and values have
+/// the rows of all tokens.
+#[test]
+fn the_length_of_a_sample_is_limited_by_its_keys_and_by_memory() {
+    // The shape of Llama-3.1-8B.
+    let model = ModelConfig {
+        hidden: 4096,
+        intermediate: 14_336,
+        layers: 32,
+        heads: 32,
+        kv_heads: 8,
+        head_dim: 128,
+        vocab: 128_256,
+        q_k_norm: false,
+        ..ModelConfig::parse(CONFIG, None).unwrap()
+    };
+    let index = index_of(&model, true);
+    // As NVIDIA's driver has them.
+    let (max_binding, max_buffer) = (i32::MAX as u64, (1 << 32) - (2 << 20));
+    let of = |tokens, units| {
+        let demand = Demand {
+            length: tokens,
+            positions: tokens,
+            budget: Some(u64::MAX),
+            max_binding,
+            max_buffer,
+            units,
+            ..demand(&index, &model)
+        };
+        MemoryPlan::new(&demand, MicroBatch::Rows(1))
+    };
+    for units in [None, Some(MatrixUnits::Hardware)] {
+        let [short, long] = [131_072, 344_064].map(|tokens| of(tokens, units).unwrap());
+        assert!(long.workspace.largest < max_binding && mat_bytes(344_064, 4096) > max_buffer);
+        // Each token has residual streams, their gradient, keys, values and their gradients, and
+        // the low-rank products of keys and values; on matrix units, copies of keys and values.
+        let per_token = 4 * (u64::from(model.layers + 2) * 4096 + 4 * 1024 + 2 * 16) + Angles::bytes(&model);
+        let copies = if units.is_some() { 2 * 2 * 1024 } else { 0 };
+        let difference = long.total() - short.total();
+        let expected = (344_064 - 131_072) * (per_token + copies);
+        assert!(difference.abs_diff(expected) < expected / 10_000, "{difference}, expected {expected}");
+        let error = of(1 << 19, units).unwrap_err();
+        let MemoryError::Matrix { limit, needed, .. } = error else { panic!("{error}") };
+        // The copies of queries, keys and values are one binding.
+        let copies = if units.is_some() { 2 * (u64::from(WINDOW) + 64) * 4096 + 64 * 4096 } else { 0 };
+        assert_eq!((limit, needed), (max_binding, mat_bytes(1 << 19, 1024) + copies));
+    }
 }

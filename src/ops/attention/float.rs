@@ -59,7 +59,9 @@ struct Params {
     kv_heads: u32,
     scale: f32,
     window: u32,
-    pad: [u32; 3],
+    first: u32,
+    add: u32,
+    pad: u32,
 }
 
 impl FloatAttention {
@@ -102,45 +104,49 @@ impl FloatAttention {
         let &Forward { shape, q, k, v, starts, out, lse } = tensors;
         // This entry point does not use `row_b` and `delta` of the module.
         let roles = Roles { rows: [q, q], columns: [k, v], starts, lse, delta: lse, out, row_sums: lse };
-        self.dispatch(commands, &self.forward, shape, shape.heads.heads, &roles);
+        self.dispatch(commands, &self.forward, shape, &roles);
     }
 
     /// Records the backward pass of checked tensors.
     pub fn backward(&self, commands: &mut Commands, forward: &Forward<'_>, backward: &Backward<'_>) {
         let &Forward { shape, q, k, v, starts, out, lse } = forward;
-        let &Backward { d_out, delta, dq, dk, dv } = backward;
+        let &Backward { d_out, delta, dq, dk, dv, add } = backward;
         let by_query = Roles { rows: [q, d_out], columns: [k, v], starts, lse, delta, out: dq, row_sums: delta };
         let by_key = Roles { rows: [k, v], columns: [q, d_out], out: dk, ..by_query };
         self.sum_rows(commands, shape, out, d_out, &by_query);
-        self.dispatch(commands, &self.query_gradient, shape, shape.heads.heads, &by_query);
-        self.dispatch(commands, &self.key_gradient, shape, shape.heads.kv_heads, &by_key);
-        self.dispatch(commands, &self.value_gradient, shape, shape.heads.kv_heads, &Roles { out: dv, ..by_key });
+        self.dispatch(commands, &self.query_gradient, shape, &by_query);
+        self.dispatch_keys(commands, &self.key_gradient, shape, &by_key, add);
+        self.dispatch_keys(commands, &self.value_gradient, shape, &Roles { out: dv, ..by_key }, add);
     }
 
-    /// Dispatches a kernel that loops over blocks: one workgroup per block of rows and head.
-    fn dispatch(&self, commands: &mut Commands, kernel: &Kernel, shape: &AttentionShape, heads: u32, roles: &Roles<'_>) {
-        let blocks = shape.tokens.div_ceil(self.tiling.block());
-        if blocks > 0 {
-            let bytes = roles.bytes();
-            commands.dispatch(kernel, &roles.bindings(), bytemuck::bytes_of(&params(shape)), [heads, blocks, 1], bytes);
-        }
+    /// Dispatches a kernel whose rows are queries: one workgroup per block of rows and head.
+    fn dispatch(&self, commands: &mut Commands, kernel: &Kernel, shape: &AttentionShape, roles: &Roles<'_>) {
+        let groups = [shape.heads.heads, shape.queries().div_ceil(self.tiling.block()), 1];
+        let params = params(shape, false);
+        commands.dispatch(kernel, &roles.bindings(), bytemuck::bytes_of(&params), groups, roles.bytes());
+    }
+
+    /// Dispatches a kernel whose rows are keys. Their gradients are added if `add` is set.
+    fn dispatch_keys(&self, commands: &mut Commands, kernel: &Kernel, shape: &AttentionShape, roles: &Roles<'_>, add: bool) {
+        let groups = [shape.heads.kv_heads, shape.tokens.div_ceil(self.tiling.block()), 1];
+        let params = params(shape, add);
+        commands.dispatch(kernel, &roles.bindings(), bytemuck::bytes_of(&params), groups, roles.bytes());
     }
 
     /// Dispatches `delta`: the sums of out * d_out.
     fn sum_rows(&self, commands: &mut Commands, shape: &AttentionShape, out: &Mat, d_out: &Mat, roles: &Roles<'_>) {
-        let rows = u64::from(shape.tokens) * u64::from(shape.heads.heads);
-        if rows > 0 {
-            let groups = self.gpu.grid(rows.div_ceil(self.tiling.rows.into()));
-            let roles = Roles { rows: [out, d_out], ..*roles };
-            let bytes = out.range.size + d_out.range.size;
-            commands.dispatch(&self.row_products, &roles.bindings(), bytemuck::bytes_of(&params(shape)), groups, bytes);
-        }
+        let rows = u64::from(shape.queries()) * u64::from(shape.heads.heads);
+        let groups = self.gpu.grid(rows.div_ceil(self.tiling.rows.into()));
+        let roles = Roles { rows: [out, d_out], ..*roles };
+        let bytes = out.range.size + d_out.range.size;
+        let params = params(shape, false);
+        commands.dispatch(&self.row_products, &roles.bindings(), bytemuck::bytes_of(&params), groups, bytes);
     }
 }
 
-fn params(shape: &AttentionShape) -> Params {
-    let Heads { heads, kv_heads, scale, .. } = shape.heads;
-    Params { tokens: shape.tokens, heads, kv_heads, scale, window: shape.heads.window_size(), pad: [0; 3] }
+fn params(shape: &AttentionShape, add: bool) -> Params {
+    let &AttentionShape { first, tokens, heads: Heads { heads, kv_heads, scale, .. } } = shape;
+    Params { tokens, heads, kv_heads, scale, window: shape.heads.window_size(), first, add: add.into(), pad: 0 }
 }
 
 /// The tensors of a kernel, in the order of the bindings in the shader.

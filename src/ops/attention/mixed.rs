@@ -10,12 +10,13 @@
 
 use bytemuck::{Pod, Zeroable};
 
-use super::scratch::{Part, Parts, Scratch};
+use super::scratch::{Layout, Part, Parts, Scratch};
 use super::shape::{AttentionShape, Backward, Forward};
 use super::size::{BLOCK, HeadSize};
 use super::source::expand;
 use crate::gpu::{BufferRange, Commands, Gpu, Kernel, KernelSpec, MatrixUnits, Shader};
 use crate::ops::OpError;
+use crate::ops::heads::Heads;
 
 /// Threads of a workgroup, as in the shaders.
 const THREADS: u32 = 128;
@@ -156,7 +157,10 @@ struct Params {
     window: u32,
     rows: u32,
     training: u32,
-    pad: u32,
+    first: u32,
+    query_rows: u32,
+    add: u32,
+    pad: [u32; 2],
 }
 
 impl Params {
@@ -170,7 +174,10 @@ impl Params {
             window: heads.window_size(),
             rows: parts.layout.rows(),
             training: training.into(),
-            pad: 0,
+            first: shape.first,
+            query_rows: parts.layout.query_rows(),
+            add: 0,
+            pad: [0; 2],
         }
     }
 }
@@ -215,13 +222,21 @@ impl MixedAttention {
         [measure, place, place_d_out, forward, query_gradient, key_gradient]
     }
 
+    /// Reserves the memory of the copies, for up to `queries` queries of up to `tokens` tokens.
+    ///
+    /// # Errors
+    /// Without memory.
+    pub fn reserve(&self, queries: u32, tokens: u32, heads: &Heads, backward: bool) -> Result<(), OpError> {
+        Ok(self.scratch.reserve(&Layout::new(queries, tokens, heads, backward)).map(drop)?)
+    }
+
     /// Records the forward pass of checked tensors.
     ///
     /// # Errors
     /// Without memory for the copies. Nothing is then recorded.
     pub fn forward(&self, commands: &mut Commands, tensors: &Forward<'_>) -> Result<(), OpError> {
         let &Forward { shape, q, k, v, starts, out, lse } = tensors;
-        let parts = self.scratch.parts(shape.tokens, &shape.heads, false)?;
+        let parts = self.scratch.parts(shape, false)?;
         let params = Params::new(shape, &parts, false);
         self.copy(commands, tensors, None, &parts, &params);
         let bindings = [
@@ -234,7 +249,7 @@ impl MixedAttention {
             lse.range.clone(),
         ];
         let bytes = [q, k, v, out].iter().map(|mat| mat.range.size).sum();
-        let groups = [shape.heads.heads, shape.tokens.div_ceil(BLOCK), Product::Forward.splits(self.size)];
+        let groups = [shape.heads.heads, shape.queries().div_ceil(BLOCK), Product::Forward.splits(self.size)];
         commands.dispatch(&self.forward, &bindings, bytemuck::bytes_of(&params), groups, bytes);
         Ok(())
     }
@@ -245,22 +260,21 @@ impl MixedAttention {
     /// As [`MixedAttention::forward`].
     pub fn backward(&self, commands: &mut Commands, forward: &Forward<'_>, backward: &Backward<'_>) -> Result<(), OpError> {
         let &Forward { shape, q, k, v, .. } = forward;
-        let &Backward { dq, dk, dv, d_out, .. } = backward;
-        let parts = self.scratch.parts(shape.tokens, &shape.heads, true)?;
-        let params = Params::new(shape, &parts, true);
+        let &Backward { dq, dk, dv, d_out, add, .. } = backward;
+        let parts = self.scratch.parts(shape, true)?;
+        let params = Params { add: add.into(), ..Params::new(shape, &parts, true) };
         self.copy(commands, forward, Some(backward), &parts, &params);
         let inputs = [Part::Queries, Part::Keys, Part::Values, Part::DOut, Part::Exponents, Part::OfQueries];
         let inputs = inputs.map(|part| parts.of(part));
-        let blocks = shape.tokens.div_ceil(BLOCK);
         let bytes: u64 = [q, k, v, d_out].iter().map(|mat| mat.range.size).sum();
-        let mut dispatch = |kernel, product: Product, heads, outputs: &[BufferRange]| {
+        let mut dispatch = |kernel, product: Product, [heads, rows]: [u32; 2], outputs: &[BufferRange]| {
             let bindings = [&inputs, outputs].concat();
-            let groups = [heads, blocks, product.splits(self.size)];
+            let groups = [heads, rows.div_ceil(BLOCK), product.splits(self.size)];
             commands.dispatch(kernel, &bindings, bytemuck::bytes_of(&params), groups, bytes);
         };
-        let (heads, kv_heads) = (shape.heads.heads, shape.heads.kv_heads);
-        dispatch(&self.query_gradient, Product::QueryGradient, heads, std::slice::from_ref(&dq.range));
-        dispatch(&self.key_gradient, Product::KeyGradient, kv_heads, &[dk.range.clone(), dv.range.clone()]);
+        let (queries, keys) = ([shape.heads.heads, shape.queries()], [shape.heads.kv_heads, shape.tokens]);
+        dispatch(&self.query_gradient, Product::QueryGradient, queries, std::slice::from_ref(&dq.range));
+        dispatch(&self.key_gradient, Product::KeyGradient, keys, &[dk.range.clone(), dv.range.clone()]);
         Ok(())
     }
 
@@ -294,7 +308,7 @@ impl MixedAttention {
                 range(Part::OfQueries),
             ]
         };
-        let (heads, blocks) = (&shape.heads, parts.layout.blocks);
+        let (heads, blocks, query_blocks) = (&shape.heads, parts.layout.blocks, parts.layout.query_blocks);
         let columns = heads.heads + 2 * heads.kv_heads;
         let measured = if backward.is_some() { columns + heads.heads } else { columns };
         let params = bytemuck::bytes_of(params);
@@ -305,7 +319,7 @@ impl MixedAttention {
         if backward.is_some() {
             let bytes = d_out.range.size * 5 / 2;
             let bindings = bindings(range(Part::DOut));
-            commands.dispatch(&self.place_d_out, &bindings, params, [heads.heads, blocks, 1], bytes);
+            commands.dispatch(&self.place_d_out, &bindings, params, [heads.heads, query_blocks, 1], bytes);
         }
     }
 }

@@ -3,7 +3,7 @@
 
 use super::mixed::Product;
 use super::reference::{Inputs as Wide, OUTPUTS, reference};
-use super::tests::{Inputs, Outputs, inputs, run_on, windowed};
+use super::tests::{Inputs, Outputs, inputs, run_on, run_windows, windowed};
 use super::*;
 use crate::gpu::poison::assert_written;
 use crate::gpu::wgpu;
@@ -174,6 +174,21 @@ fn windows_end_what_a_token_sees() {
         for &window in windows {
             let inputs = windowed(inputs(64, heads, kv_heads, lengths), window);
             assert_rows_match(&run(&gpu, units, &inputs), &inputs, [0.0; 5]);
+        }
+    }
+}
+
+/// Queries in windows, whose sizes are and are not those of blocks. The gradients of keys are sums
+/// over the windows.
+#[test]
+fn queries_in_windows_are_as_exact() {
+    let Some((gpu, units)) = units() else { return };
+    for (head_dim, window) in [(64, None), (20, Some(37))] {
+        let inputs = inputs(head_dim, 6, 2, &[150, 1, 99]);
+        let inputs = window.map_or(inputs.clone(), |window| windowed(inputs, window));
+        let attention = attention(&gpu, units, head_dim);
+        for step in [64, 33] {
+            assert_matches(&run_windows(&attention, &gpu, &inputs, step), &inputs);
         }
     }
 }
@@ -417,7 +432,7 @@ fn results_do_not_depend_on_the_memory_before() {
     let Some((gpu, units)) = units() else { return };
     for (head_dim, window) in [(20, None), (64, Some(9))] {
         let (tokens, heads, kv_heads) = (67, 6, 2);
-        let shape = AttentionShape { tokens, heads: Heads { heads, kv_heads, head_dim, scale: 0.3, window } };
+        let shape = AttentionShape { first: 0, tokens, heads: Heads { heads, kv_heads, head_dim, scale: 0.3, window } };
         let starts: Vec<u32> = (0..tokens).map(|t| if t < 31 { 0 } else { 31 }).collect();
         let starts = BufferRange::whole(gpu.storage_with("starts", bytemuck::cast_slice(&starts)).unwrap());
         let [(q, _), (d_out, _)] = [1, 2].map(|seed| random_mat(&gpu, seed, tokens, heads * head_dim));
@@ -437,7 +452,9 @@ fn results_do_not_depend_on_the_memory_before() {
         let results = [&out, &lse, &delta, &dq, &dk, &dv].map(|mat| &mat.range);
         assert_written(&gpu, &kernels, &results, &[], |commands| {
             attention.forward(commands, &shape, &q, &k, &v, &starts, &out, &lse).unwrap();
-            attention.backward(commands, &shape, &q, &k, &v, &starts, &out, &lse, &d_out, &delta, &dq, &dk, &dv).unwrap();
+            attention
+                .backward(commands, &shape, &q, &k, &v, &starts, &out, &lse, &d_out, &delta, &dq, &dk, &dv, false)
+                .unwrap();
         });
     }
 }
@@ -448,7 +465,7 @@ fn a_wrong_kernel_is_found_before_its_first_use() {
     let Some((gpu, units)) = units() else { return };
     for (from, to) in [
         // Factors of the copies, and rows that are scaled down.
-        ("let exponent = exponent_of(maximum(part.tensor, kv_head, grid.y, t));", "let exponent = i32(group.x);"),
+        ("let exponent = exponent_of(maximum(part, kv_head, t));", "let exponent = i32(group.x);"),
         // Sums that are not scaled again.
         ("of_rows[row] = shrink;", "of_rows[row] = 1.0;"),
         // Masks.
@@ -473,7 +490,7 @@ fn times_of_a_layer() {
         let attention = attention(&gpu, units, head_dim);
         let heads = Heads { heads, kv_heads, head_dim, scale: 1.0 / (head_dim as f32).sqrt(), window: None };
         for (samples, length) in [(1, 512), (4, 512), (1, 2048), (4, 2048)] {
-            let shape = AttentionShape { tokens: samples * length, heads };
+            let shape = AttentionShape { first: 0, tokens: samples * length, heads };
             let times = times(&gpu, &attention, &shape, length);
             let total: f64 = times.iter().map(|(_, ms)| ms).sum();
             eprintln!("heads of {head_dim}, {samples} x {length}: {total:.3} ms");
@@ -484,7 +501,7 @@ fn times_of_a_layer() {
 
 /// The best of several times of each kernel, in ms.
 fn times(gpu: &Gpu, attention: &Attention, shape: &AttentionShape, length: u32) -> Vec<(String, f64)> {
-    let &AttentionShape { tokens, heads: Heads { heads, kv_heads, head_dim, .. } } = shape;
+    let &AttentionShape { tokens, heads: Heads { heads, kv_heads, head_dim, .. }, .. } = shape;
     let some = random(1, 1 << 16);
     let input = |heads: u32| {
         let elements: Vec<f32> = some.iter().copied().cycle().take((tokens * heads * head_dim) as usize).collect();
@@ -501,7 +518,9 @@ fn times(gpu: &Gpu, attention: &Attention, shape: &AttentionShape, length: u32) 
         let before = gpu.profile().unwrap();
         let mut commands = gpu.commands("attention");
         attention.forward(&mut commands, shape, &q, &k, &v, &starts, &out, &lse).unwrap();
-        attention.backward(&mut commands, shape, &q, &k, &v, &starts, &out, &lse, &d_out, &delta, &dq, &dk, &dv).unwrap();
+        attention
+            .backward(&mut commands, shape, &q, &k, &v, &starts, &out, &lse, &d_out, &delta, &dq, &dk, &dv, false)
+            .unwrap();
         commands.submit().unwrap();
         for row in gpu.profile().unwrap().0 {
             let earlier = before.0.iter().find(|other| other.kernel == row.kernel);

@@ -10,10 +10,21 @@ use crate::ops::heads::Heads;
 /// itself, or to the last `window` of them if there is a window.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct AttentionShape {
-    /// Number of tokens in all samples.
+    /// The first token whose query is given. Matrices of queries have the rows of the tokens from
+    /// this one on.
+    pub first: u32,
+    /// The end of the tokens. Matrices of keys have the rows of all tokens before it, from token 0
+    /// on.
     pub tokens: u32,
     /// The heads.
     pub heads: Heads,
+}
+
+impl AttentionShape {
+    /// Rows of matrices of queries.
+    pub fn queries(&self) -> u32 {
+        self.tokens.saturating_sub(self.first)
+    }
 }
 
 /// The tensors of the forward pass.
@@ -36,4 +47,6 @@ pub(super) struct Backward<'a> {
     pub dq: &'a Mat,
     pub dk: &'a Mat,
     pub dv: &'a Mat,
+    /// Whether `dk` and `dv` are added to what is there.
+    pub add: bool,
 }

@@ -45,7 +45,7 @@ pub(super) fn inputs(head_dim: u32, heads: u32, kv_heads: u32, lengths: &[u32]) 
         starts.resize(starts.len() + length as usize, starts.len() as u32);
     }
     let scale = 1.0 / (head_dim as f32).sqrt();
-    let shape = AttentionShape { tokens, heads: Heads { heads, kv_heads, head_dim, scale, window: None } };
+    let shape = AttentionShape { first: 0, tokens, heads: Heads { heads, kv_heads, head_dim, scale, window: None } };
     let seed = u64::from(tokens) << 16 | u64::from(head_dim * heads + kv_heads);
     let (wide, narrow) = ((tokens * heads * head_dim) as usize, (tokens * kv_heads * head_dim) as usize);
     // Scores between about -5 and 5.
@@ -59,22 +59,44 @@ fn run(gpu: &Gpu, inputs: &Inputs) -> Outputs {
 }
 
 pub(super) fn run_on(attention: &Attention, gpu: &Gpu, inputs: &Inputs) -> Outputs {
-    let AttentionShape { tokens, heads: Heads { heads, kv_heads, head_dim, .. } } = inputs.shape;
-    let mat = |heads, elements| Mat::from_slice(gpu, "input", tokens, heads * head_dim, elements).unwrap();
-    let empty = |cols| poisoned(gpu, tokens, cols);
-    let (q, d_out) = (mat(heads, &inputs.q), mat(heads, &inputs.d_out));
-    let (k, v) = (mat(kv_heads, &inputs.k), mat(kv_heads, &inputs.v));
+    run_windows(attention, gpu, inputs, inputs.shape.tokens)
+}
+
+/// As [`run_on`], `step` queries at a time: the gradients of the last ones first.
+pub(super) fn run_windows(attention: &Attention, gpu: &Gpu, inputs: &Inputs, step: u32) -> Outputs {
+    let AttentionShape { tokens, heads: Heads { heads, kv_heads, head_dim, .. }, .. } = inputs.shape;
+    let (wide, narrow) = (heads * head_dim, kv_heads * head_dim);
+    let keys = |elements| Mat::from_slice(gpu, "input", tokens, narrow, elements).unwrap();
+    let (k, v) = (keys(&inputs.k), keys(&inputs.v));
     let starts = BufferRange::whole(gpu.storage_with("starts", bytemuck::cast_slice(&inputs.starts)).unwrap());
-    let (out, lse, delta) = (empty(heads * head_dim), empty(heads), empty(heads));
-    let (dq, dk, dv) = (empty(heads * head_dim), empty(kv_heads * head_dim), empty(kv_heads * head_dim));
-    let mut commands = gpu.commands("attention");
-    attention.forward(&mut commands, &inputs.shape, &q, &k, &v, &starts, &out, &lse).unwrap();
-    let shape = &inputs.shape;
-    attention.backward(&mut commands, shape, &q, &k, &v, &starts, &out, &lse, &d_out, &delta, &dq, &dk, &dv).unwrap();
-    commands.submit().unwrap();
-    [&out, &lse, &delta, &dq, &dk, &dv].into_iter().for_each(|mat| assert_untouched(gpu, mat));
-    let read = |mat: &Mat| mat.read(gpu).unwrap();
-    Outputs { out: read(&out), lse: read(&lse), dq: read(&dq), dk: read(&dk), dv: read(&dv) }
+    let (dk, dv) = (poisoned(gpu, tokens, narrow), poisoned(gpu, tokens, narrow));
+    let read = |mat: &Mat| {
+        assert_untouched(gpu, mat);
+        mat.read(gpu).unwrap()
+    };
+    let windows = (0..tokens).step_by(step as usize).rev().map(|first| {
+        let shape = AttentionShape { first, tokens: tokens.min(first + step), ..inputs.shape };
+        let queries = |elements: &[f32]| {
+            let elements = &elements[(first * wide) as usize..(shape.tokens * wide) as usize];
+            Mat::from_slice(gpu, "input", shape.queries(), wide, elements).unwrap()
+        };
+        let empty = |cols| poisoned(gpu, shape.queries(), cols);
+        let (q, d_out, out, dq) = (queries(&inputs.q), queries(&inputs.d_out), empty(wide), empty(wide));
+        let (lse, delta) = (empty(heads), empty(heads));
+        let [k, v, dk, dv] = [&k, &v, &dk, &dv].map(|mat| mat.narrow(shape.tokens, narrow));
+        let mut commands = gpu.commands("attention");
+        attention.forward(&mut commands, &shape, &q, &k, &v, &starts, &out, &lse).unwrap();
+        let (add, shape) = (shape.tokens < tokens, &shape);
+        attention
+            .backward(&mut commands, shape, &q, &k, &v, &starts, &out, &lse, &d_out, &delta, &dq, &dk, &dv, add)
+            .unwrap();
+        commands.submit().unwrap();
+        read(&delta);
+        [read(&out), read(&lse), read(&dq)]
+    });
+    let windows: Vec<_> = windows.collect();
+    let [out, lse, dq] = [0, 1, 2].map(|at| windows.iter().rev().flat_map(|window| window[at].clone()).collect());
+    Outputs { out, lse, dq, dk: read(&dk), dv: read(&dv) }
 }
 
 fn assert_matches(found: &Outputs, inputs: &Inputs) {
@@ -133,6 +155,25 @@ fn windows_end_what_a_token_sees() {
 }
 
 /// A window that covers the longest sample gives the same bits as no window.
+/// Queries in windows: of whole blocks, so that the order of sums over keys is the same, and not.
+/// The gradients of keys are sums over the windows.
+#[test]
+fn queries_in_windows_have_the_same_results() {
+    let Some(gpu) = gpu() else { return };
+    for (head_dim, window) in [(64, None), (20, Some(37))] {
+        let inputs = inputs(head_dim, 6, 2, &[150, 1, 99]);
+        let inputs = window.map_or(inputs.clone(), |window| windowed(inputs, window));
+        let attention = Attention::new(&gpu, head_dim, None).unwrap();
+        let whole = run_on(&attention, &gpu, &inputs);
+        for step in [64, 128, 33, 7] {
+            let found = run_windows(&attention, &gpu, &inputs, step);
+            assert_matches(&found, &inputs);
+            let same = found.out == whole.out && found.lse == whole.lse && found.dq == whole.dq;
+            assert!(same || !step.is_multiple_of(64), "{step}");
+        }
+    }
+}
+
 #[test]
 fn a_wide_window_changes_nothing() {
     let Some(gpu) = gpu() else { return };
@@ -261,7 +302,7 @@ fn what_does_not_fit_is_refused() {
     let [wide, narrow, sums] = [256, 128, 4].map(|cols| Mat::new(&gpu, "test", 5, cols).unwrap());
     let range = |bytes| BufferRange { buffer: gpu.storage("starts", 32).unwrap(), offset: 0, size: bytes };
     let heads = Heads { heads: 4, kv_heads: 2, head_dim: 64, scale: 0.125, window: Some(1) };
-    let shape = AttentionShape { tokens: 5, heads };
+    let shape = AttentionShape { first: 0, tokens: 5, heads };
     let forward = |shape: AttentionShape, k: &Mat, lse: &Mat, starts: u64| {
         let mut commands = gpu.commands("test");
         let result = attention.forward(&mut commands, &shape, &wide, k, &narrow, &range(starts), &wide, lse);
@@ -272,6 +313,8 @@ fn what_does_not_fit_is_refused() {
     assert!(forward(shape, &narrow, &wide, 20));
     assert!(forward(shape, &narrow, &sums, 16));
     assert!(forward(AttentionShape { tokens: 6, ..shape }, &narrow, &sums, 32));
+    assert!(forward(AttentionShape { first: 1, ..shape }, &narrow, &sums, 20));
+    assert!(forward(AttentionShape { first: 6, ..shape }, &narrow, &sums, 20));
     assert!(forward(with_heads(shape, |heads| heads.head_dim = 128), &narrow, &sums, 20));
     assert!(forward(with_heads(shape, |heads| heads.window = Some(0)), &narrow, &sums, 20));
     for (heads, kv_heads) in [(0, 2), (4, 0), (4, 3)] {

@@ -1,6 +1,7 @@
 //! Compares the kernels for matrix units with the CPU before their first use on a driver: a forward
-//! and a backward pass of ragged samples, with shared keys, with and without a window. Scores rise
-//! along the keys, so that sums are scaled again.
+//! and a backward pass of ragged samples, with shared keys, with and without a window, of all
+//! queries at once and of one half after the other. Scores rise along the keys, so that sums are
+//! scaled again.
 
 use super::mixed::MixedAttention;
 use super::reference::{Inputs, OUTPUTS, reference};
@@ -63,14 +64,16 @@ fn differs(gpu: &Gpu, kernels: &MixedAttention, head_dim: u32, window: Option<u3
     }
     let scale = 1.0 / (head_dim as f32).sqrt();
     let heads = Heads { heads: HEADS, kv_heads: KV_HEADS, head_dim, scale, window };
-    let shape = AttentionShape { tokens, heads };
+    let shape = AttentionShape { first: 0, tokens, heads };
     let mut random = Random::default();
     let mut values = |heads: u32, factor: fn(u32) -> f32| -> Vec<f32> {
         (0..tokens * heads * head_dim).map(|i| factor(i / (heads * head_dim)) * random.uniform()).collect()
     };
     let (q, k) = (values(HEADS, |_| 4.0), values(KV_HEADS, |token| 0.2 + 0.05 * token as f32));
     let (v, d_out) = (values(KV_HEADS, |_| 1.0), values(HEADS, |_| 1.0));
-    let found = run(gpu, kernels, &shape, &starts, [&q, &k, &v, &d_out])?;
+    // At once without a window, and in two parts with one.
+    let step = if window.is_some() { tokens.div_ceil(2) } else { tokens };
+    let found = run(gpu, kernels, &shape, step, &starts, [&q, &k, &v, &d_out])?;
     let wide = |values: &[f32]| values.iter().map(|&x| f64::from(x)).collect::<Vec<_>>();
     let (q, k, v, d_out) = (wide(&q), wide(&k), wide(&v), wide(&d_out));
     let expected = reference(&Inputs { shape: &shape, starts: &starts, q: &q, k: &k, v: &v, d_out: &d_out });
@@ -92,27 +95,38 @@ fn with_tolerances(expected: &[f64], row: usize) -> Vec<(f64, f64)> {
     tolerances.collect()
 }
 
-/// The outputs of a forward and a backward pass.
+/// The outputs of a forward and a backward pass, `step` queries at a time, the last ones first.
 fn run(
     gpu: &Gpu,
     kernels: &MixedAttention,
     shape: &AttentionShape,
+    step: u32,
     starts: &[u32],
     [q, k, v, d_out]: [&[f32]; 4],
 ) -> Result<[Vec<f32>; 5], OpError> {
-    let AttentionShape { tokens, heads: Heads { heads, kv_heads, head_dim, .. } } = *shape;
-    let input = |heads, values: &[f32]| Mat::from_slice(gpu, "trial", tokens, heads * head_dim, values);
-    let output = |columns| Mat::new(gpu, "trial", tokens, columns);
-    let (q, k, v, d_out) = (input(heads, q)?, input(kv_heads, k)?, input(kv_heads, v)?, input(heads, d_out)?);
-    let starts = BufferRange::whole(gpu.storage_with("trial", bytemuck::cast_slice(starts))?);
+    let AttentionShape { tokens, heads: Heads { heads, kv_heads, head_dim, .. }, .. } = *shape;
     let (wide, narrow) = (heads * head_dim, kv_heads * head_dim);
-    let (out, lse, delta) = (output(wide)?, output(heads)?, output(heads)?);
-    let (dq, dk, dv) = (output(wide)?, output(narrow)?, output(narrow)?);
-    let forward = Forward { shape, q: &q, k: &k, v: &v, starts: &starts, out: &out, lse: &lse };
-    let backward = Backward { d_out: &d_out, delta: &delta, dq: &dq, dk: &dk, dv: &dv };
-    let mut commands = gpu.commands("a test of attention");
-    kernels.forward(&mut commands, &forward)?;
-    kernels.backward(&mut commands, &forward, &backward)?;
-    commands.submit()?;
-    Ok([out.read(gpu)?, lse.read(gpu)?, dq.read(gpu)?, dk.read(gpu)?, dv.read(gpu)?])
+    let input = |columns: u32, values: &[f32]| Mat::from_slice(gpu, "trial", values.len() as u32 / columns, columns, values);
+    let (k, v) = (input(narrow, k)?, input(narrow, v)?);
+    let [dk, dv] = [Mat::new(gpu, "trial", tokens, narrow)?, Mat::new(gpu, "trial", tokens, narrow)?];
+    let starts = BufferRange::whole(gpu.storage_with("trial", bytemuck::cast_slice(starts))?);
+    let mut parts = Vec::new();
+    for first in (0..tokens).step_by(step.max(1) as usize).rev() {
+        let shape = &AttentionShape { first, tokens: tokens.min(first + step), ..*shape };
+        let rows = (first * wide) as usize..(shape.tokens * wide) as usize;
+        let (q, d_out) = (input(wide, &q[rows.clone()])?, input(wide, &d_out[rows])?);
+        let output = |columns| Mat::new(gpu, "trial", shape.queries(), columns);
+        let (out, dq, lse, delta) = (output(wide)?, output(wide)?, output(heads)?, output(heads)?);
+        let [k, v, dk, dv] = [&k, &v, &dk, &dv].map(|mat| mat.narrow(shape.tokens, narrow));
+        let forward = Forward { shape, q: &q, k: &k, v: &v, starts: &starts, out: &out, lse: &lse };
+        let add = shape.tokens < tokens;
+        let backward = Backward { d_out: &d_out, delta: &delta, dq: &dq, dk: &dk, dv: &dv, add };
+        let mut commands = gpu.commands("a test of attention");
+        kernels.forward(&mut commands, &forward)?;
+        kernels.backward(&mut commands, &forward, &backward)?;
+        commands.submit()?;
+        parts.push([out.read(gpu)?, lse.read(gpu)?, dq.read(gpu)?]);
+    }
+    let [out, lse, dq] = [0, 1, 2].map(|at| parts.iter().rev().flat_map(|part| part[at].iter().copied()).collect());
+    Ok([out, lse, dq, dk.read(gpu)?, dv.read(gpu)?])
 }
