@@ -22,6 +22,9 @@ use crate::model::workspace::{Backward, Memory, Workspace, product_shapes};
 use crate::ops::matmul::{Largest, Weight, Wide};
 use crate::ops::{FiniteCheck, Mat, OpError};
 
+/// Adds commands that read the residual stream before a layer, or after the last.
+type Observe<'a> = &'a dyn Fn(&mut Commands, &Residual<Mat>, u32) -> Result<(), ModelError>;
+
 impl ModelConfig {
     /// Reads a pack's own config.json, which must describe exactly the layers that the pack has.
     ///
@@ -271,7 +274,7 @@ impl Model {
         &mut self,
         inputs: &PassInputs<'_>,
         together: bool,
-        observe: &dyn Fn(&mut Commands, &Residual<Mat>, u32) -> Result<(), ModelError>,
+        observe: Observe<'_>,
     ) -> Result<Commands, ModelError> {
         let work = &inputs.work;
         let mut commands = self.gpu.commands("forward");
