@@ -1,8 +1,11 @@
 // Attention of new tokens over a KV cache ("flash-decoding"). A workgroup takes GROUP query heads
 // of one token, which share a key head, and a run of the keys, with an online softmax. `combine`
-// joins the runs. This file is combined with a file for the inputs, which has `fill_query`,
-// `key_of` and `value_of`. Runs unchecked: `ops::cached_attention` proves on the host that every
-// index is in its tensor.
+// joins the runs. This file is combined with a file for the inputs, which has `k`, `v`,
+// `fill_query`, `key_of` and `value_of`. Runs unchecked: `ops::cached_attention` proves on the host
+// that every index is in its tensor.
+//
+// The loads of keys and values have no branch around them, so that many are under way at the same
+// time: they read the last row of the run in place of rows past it, and the sums skip these.
 
 struct Params {
     tokens: u32,     // new tokens
@@ -56,20 +59,79 @@ fn keep_dot(number: u32, thread: u32, value: f32) {
     }
 }
 
+// vec4s that a thread has loaded before it needs them.
+const AHEAD = 8u;
+
+struct Ahead {
+    v0: vec4<f32>,
+    v1: vec4<f32>,
+    v2: vec4<f32>,
+    v3: vec4<f32>,
+    v4: vec4<f32>,
+    v5: vec4<f32>,
+    v6: vec4<f32>,
+    v7: vec4<f32>,
+}
+
+// The vec4 of a key that a thread multiplies in a round. Threads of a key read neighbours.
+fn key_column(round: u32, thread: u32) -> u32 {
+    return round * LANES + thread % LANES;
+}
+
+fn stored_key(number: u32, kv_head: u32, round: u32, thread: u32) -> vec4<f32> {
+    // All threads skip a round without columns.
+    if (round * LANES >= HEAD) {
+        return vec4<f32>();
+    }
+    return k[(number * params.kv_heads + kv_head) * HEAD + min(key_column(round, thread), HEAD - 1u)];
+}
+
+fn load_keys(number: u32, kv_head: u32, thread: u32) -> Ahead {
+    return Ahead(
+        stored_key(number, kv_head, 0u, thread),
+        stored_key(number, kv_head, 1u, thread),
+        stored_key(number, kv_head, 2u, thread),
+        stored_key(number, kv_head, 3u, thread),
+        stored_key(number, kv_head, 4u, thread),
+        stored_key(number, kv_head, 5u, thread),
+        stored_key(number, kv_head, 6u, thread),
+        stored_key(number, kv_head, 7u, thread),
+    );
+}
+
+// Adds the products of a vec4 of a key with the query of each head.
+fn multiply_key(sums: Numbers, number: u32, round: u32, thread: u32, stored: vec4<f32>) -> Numbers {
+    let column = key_column(round, thread);
+    if (round * LANES >= HEAD || column >= HEAD) {
+        return sums;
+    }
+    let key = key_of(number, column, stored);
+    var s = sums;
+    s.low.x += dot(query[column], key);
+    if (GROUP > 1u) { s.low.y += dot(query[HEAD + column], key); }
+    if (GROUP > 2u) { s.low.z += dot(query[2u * HEAD + column], key); }
+    if (GROUP > 3u) { s.low.w += dot(query[3u * HEAD + column], key); }
+    if (GROUP > 4u) { s.high.x += dot(query[4u * HEAD + column], key); }
+    if (GROUP > 5u) { s.high.y += dot(query[5u * HEAD + column], key); }
+    if (GROUP > 6u) { s.high.z += dot(query[6u * HEAD + column], key); }
+    if (GROUP > 7u) { s.high.w += dot(query[7u * HEAD + column], key); }
+    return s;
+}
+
 // The dot products of the key of a thread with the query of each head, over a LANES-th of the
-// columns. Threads of a key read neighbouring columns.
-fn multiply_keys(number: u32, kv_head: u32, exists: bool, thread: u32) {
+// columns.
+fn multiply_keys(number: u32, kv_head: u32, thread: u32, ahead: Ahead) {
     var sums = Numbers();
-    for (var column = thread % LANES; column < HEAD && exists; column += LANES) {
-        let key = key_of(number, kv_head, column);
-        sums.low.x += dot(query[column], key);
-        if (GROUP > 1u) { sums.low.y += dot(query[HEAD + column], key); }
-        if (GROUP > 2u) { sums.low.z += dot(query[2u * HEAD + column], key); }
-        if (GROUP > 3u) { sums.low.w += dot(query[3u * HEAD + column], key); }
-        if (GROUP > 4u) { sums.high.x += dot(query[4u * HEAD + column], key); }
-        if (GROUP > 5u) { sums.high.y += dot(query[5u * HEAD + column], key); }
-        if (GROUP > 6u) { sums.high.z += dot(query[6u * HEAD + column], key); }
-        if (GROUP > 7u) { sums.high.w += dot(query[7u * HEAD + column], key); }
+    sums = multiply_key(sums, number, 0u, thread, ahead.v0);
+    sums = multiply_key(sums, number, 1u, thread, ahead.v1);
+    sums = multiply_key(sums, number, 2u, thread, ahead.v2);
+    sums = multiply_key(sums, number, 3u, thread, ahead.v3);
+    sums = multiply_key(sums, number, 4u, thread, ahead.v4);
+    sums = multiply_key(sums, number, 5u, thread, ahead.v5);
+    sums = multiply_key(sums, number, 6u, thread, ahead.v6);
+    sums = multiply_key(sums, number, 7u, thread, ahead.v7);
+    for (var round = AHEAD; round * LANES < HEAD; round++) {
+        sums = multiply_key(sums, number, round, thread, stored_key(number, kv_head, round, thread));
     }
     keep_dot(0u, thread, sums.low.x);
     keep_dot(1u, thread, sums.low.y);
@@ -151,6 +213,35 @@ fn weight_of(number: u32, i: u32) -> f32 {
     return weights[number * KEYS + i];
 }
 
+// Which value of a step a thread adds in a round. For the values, the threads first split the
+// columns. The remaining factor splits the keys.
+fn value_number(round: u32, thread: u32) -> u32 {
+    return thread / HEAD + round * (WORKGROUP / HEAD);
+}
+
+// The stored value of a key of the step that starts at `first`, or of the last key before `end`.
+fn stored_value(first: u32, end: u32, kv_head: u32, round: u32, thread: u32) -> vec4<f32> {
+    // All threads skip a round without keys.
+    if (round * (WORKGROUP / HEAD) >= KEYS) {
+        return vec4<f32>();
+    }
+    let number = min(first + value_number(round, thread), end - 1u);
+    return v[(number * params.kv_heads + kv_head) * HEAD + thread % HEAD];
+}
+
+fn load_values(first: u32, end: u32, kv_head: u32, thread: u32) -> Ahead {
+    return Ahead(
+        stored_value(first, end, kv_head, 0u, thread),
+        stored_value(first, end, kv_head, 1u, thread),
+        stored_value(first, end, kv_head, 2u, thread),
+        stored_value(first, end, kv_head, 3u, thread),
+        stored_value(first, end, kv_head, 4u, thread),
+        stored_value(first, end, kv_head, 5u, thread),
+        stored_value(first, end, kv_head, 6u, thread),
+        stored_value(first, end, kv_head, 7u, thread),
+    );
+}
+
 // Adds the values of key `i` of the step.
 fn add_value(sums: Sums, i: u32, value: vec4<f32>) -> Sums {
     let low = vec4(weight_of(0u, i), weight_of(1u, i), weight_of(2u, i), weight_of(3u, i));
@@ -165,6 +256,32 @@ fn add_value(sums: Sums, i: u32, value: vec4<f32>) -> Sums {
     if (GROUP > 6u) { s.s6 += high.z * value; }
     if (GROUP > 7u) { s.s7 += high.w * value; }
     s.total = Numbers(s.total.low + low, s.total.high + high);
+    return s;
+}
+
+// Adds the value of a round, if the step has it. Threads past the last whole share add values that
+// nothing reads.
+fn add_round(sums: Sums, first: u32, end: u32, round: u32, thread: u32, stored: vec4<f32>) -> Sums {
+    let i = value_number(round, thread);
+    if (round * (WORKGROUP / HEAD) >= KEYS || i >= min(KEYS, end - first)) {
+        return sums;
+    }
+    return add_value(sums, i, value_of(first + i, stored));
+}
+
+fn add_values(sums: Sums, first: u32, end: u32, kv_head: u32, thread: u32, ahead: Ahead) -> Sums {
+    var s = sums;
+    s = add_round(s, first, end, 0u, thread, ahead.v0);
+    s = add_round(s, first, end, 1u, thread, ahead.v1);
+    s = add_round(s, first, end, 2u, thread, ahead.v2);
+    s = add_round(s, first, end, 3u, thread, ahead.v3);
+    s = add_round(s, first, end, 4u, thread, ahead.v4);
+    s = add_round(s, first, end, 5u, thread, ahead.v5);
+    s = add_round(s, first, end, 6u, thread, ahead.v6);
+    s = add_round(s, first, end, 7u, thread, ahead.v7);
+    for (var round = AHEAD; round * (WORKGROUP / HEAD) < KEYS; round++) {
+        s = add_round(s, first, end, round, thread, stored_value(first, end, kv_head, round, thread));
+    }
     return s;
 }
 
@@ -222,28 +339,28 @@ fn attend(@builtin(workgroup_id) id: vec3<u32>, @builtin(num_workgroups) grid: v
     let seen = params.past + row / params.heads + 1u;    // keys up to the token itself
     let end = min(seen, params.first + (split + 1u) * params.run);
     let start = max(seen - min(seen, params.window), params.first + split * params.run);
+    // A run without keys of the token loads the first row.
+    let last = max(end, 1u);
+    var keys = load_keys(min(start + thread / LANES, last - 1u), kv_head, thread);
+    var values = load_values(start, last, kv_head, thread);
     fill_query(row, kv_head, thread, split + 1u == params.splits);
     if (thread < 8u) {
         tops[thread] = LOWEST;
         shrinks[thread] = 0.0;
     }
     workgroupBarrier();
-    // For the values, the threads first split the columns. The remaining factor splits the keys.
-    let column = thread % HEAD;
-    let share = thread / HEAD;
-    let shares = WORKGROUP / HEAD;
     var all: Sums;
     var top = vec2(LOWEST);
     for (var first = start; first < end; first += KEYS) {
-        let key = first + thread / LANES;
-        multiply_keys(key, kv_head, key < end, thread);
+        multiply_keys(min(first + thread / LANES, end - 1u), kv_head, thread, keys);
+        // The loads of the next step are under way during this one.
+        let next = first + KEYS;
+        if (next < end) { keys = load_keys(min(next + thread / LANES, end - 1u), kv_head, thread); }
         workgroupBarrier();
-        let count = min(KEYS, end - first);
-        top = weigh(top, count, thread);
+        top = weigh(top, min(KEYS, end - first), thread);
         all = shrunk(all);
-        for (var i = share; i < count && share < shares; i += shares) {
-            all = add_value(all, i, value_of(first + i, kv_head, column));
-        }
+        all = add_values(all, first, end, kv_head, thread, values);
+        if (next < end) { values = load_values(next, end, kv_head, thread); }
     }
     finish(0u, row, split, thread, all.s0, all.total.low.x);
     finish(1u, row, split, thread, all.s1, all.total.low.y);
@@ -256,6 +373,7 @@ fn attend(@builtin(workgroup_id) id: vec3<u32>, @builtin(num_workgroups) grid: v
 }
 
 var<workgroup> factors: array<f32, SPLITS>;     // of each run; at first its highest score
+var<workgroup> run_totals: array<f32, SPLITS>;
 
 // A workgroup takes a head of a token. A run without keys of the token has LOWEST and sums of 0.
 // The run with the key of the token itself is never empty.
@@ -269,7 +387,9 @@ fn combine(@builtin(workgroup_id) id: vec3<u32>, @builtin(num_workgroups) grid: 
     let stride = rows * (HEAD + 1u);
     let part = row * (HEAD + 1u);
     for (var split = thread; split < params.splits; split += WORKGROUP) {
-        factors[split] = parts[split * stride + part + HEAD].x;
+        let numbers = parts[split * stride + part + HEAD];
+        factors[split] = numbers.x;
+        run_totals[split] = numbers.y;
     }
     workgroupBarrier();
     var top = LOWEST;
@@ -289,7 +409,7 @@ fn combine(@builtin(workgroup_id) id: vec3<u32>, @builtin(num_workgroups) grid: 
     for (var split = share; split < params.splits && share < shares; split += shares) {
         let at = split * stride + part;
         own += factors[split] * parts[at + column];
-        own_total += factors[split] * parts[at + HEAD].y;
+        own_total += factors[split] * run_totals[split];
     }
     let sum = add_shares(thread, own, own_total);
     if (thread < HEAD) {

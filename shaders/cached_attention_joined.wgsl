@@ -10,7 +10,19 @@
 @group(0) @binding(7) var<storage, read> table: array<vec4<f32>>;       // [.., 2 rotated]: two pairs of cosine and sine
 
 override NORM: bool = false;
+override PAIRS: u32 = (GROUP + 1u) * (HEAD / 2u);
 const PARTS = 8u;       // of a head, for its sum of squares
+
+// The column of the new value that a thread adds.
+var<private> own_value: vec4<f32>;
+
+// What a pair of vec4s is multiplied by.
+struct Turning {
+    first_gamma: vec4<f32>,
+    second_gamma: vec4<f32>,
+    cosines: vec4<f32>,
+    sines: vec4<f32>,
+}
 
 // The factor of the RMS norm of a head in `query`.
 fn norm_of(head: u32) -> f32 {
@@ -21,35 +33,50 @@ fn norm_of(head: u32) -> f32 {
     return inverseSqrt(sum / f32(4u * HEAD) + params.epsilon);
 }
 
-// Normalises and rotates a pair of vec4s of a head in `query`. The first pairs turn. Those after
-// them are the vec4s that stay.
-fn turn(head: u32, pair: u32) {
+// The vec4s of a pair. The first pairs turn. Those after them are the vec4s that stay.
+fn places_of(pair: u32) -> vec2<u32> {
     let turns = pair < params.rotated;
-    let i = pair + select(params.rotated, 0u, turns);
-    let j = pair + select(HEAD / 2u, params.rotated, turns);
-    var a = query[head * HEAD + i];
-    var b = query[head * HEAD + j];
+    return vec2(pair + select(params.rotated, 0u, turns), pair + select(HEAD / 2u, params.rotated, turns));
+}
+
+fn load_turning(head: u32, pair: u32) -> Turning {
+    var turning: Turning;
+    let at = places_of(pair);
     if (NORM) {
-        let factor = norm_of(head);
         if (head < GROUP) {
-            a *= factor * query_gamma[i];
-            b *= factor * query_gamma[j];
+            turning.first_gamma = query_gamma[at.x];
+            turning.second_gamma = query_gamma[at.y];
         } else {
-            a *= factor * key_gamma[i];
-            b *= factor * key_gamma[j];
+            turning.first_gamma = key_gamma[at.x];
+            turning.second_gamma = key_gamma[at.y];
         }
     }
-    if (turns) {
+    if (pair < params.rotated) {
         let t = table[2u * (params.angles * params.rotated + pair)];
         let u = table[2u * (params.angles * params.rotated + pair) + 1u];
-        let cosines = vec4(t.x, t.z, u.x, u.z);
-        let sines = vec4(t.y, t.w, u.y, u.w);
-        let turned = b * cosines + a * sines;
-        a = a * cosines - b * sines;
+        turning.cosines = vec4(t.x, t.z, u.x, u.z);
+        turning.sines = vec4(t.y, t.w, u.y, u.w);
+    }
+    return turning;
+}
+
+// Normalises and rotates a pair of vec4s of a head in `query`.
+fn turn(head: u32, pair: u32, turning: Turning) {
+    let at = places_of(pair);
+    var a = query[head * HEAD + at.x];
+    var b = query[head * HEAD + at.y];
+    if (NORM) {
+        let factor = norm_of(head);
+        a *= factor * turning.first_gamma;
+        b *= factor * turning.second_gamma;
+    }
+    if (pair < params.rotated) {
+        let turned = b * turning.cosines + a * turning.sines;
+        a = a * turning.cosines - b * turning.sines;
         b = turned;
     }
-    query[head * HEAD + i] = a;
-    query[head * HEAD + j] = b;
+    query[head * HEAD + at.x] = a;
+    query[head * HEAD + at.y] = b;
 }
 
 // The queries, then the key. The first workgroup of a key head with the last run stores the key and
@@ -59,6 +86,10 @@ fn fill_query(row: u32, kv_head: u32, thread: u32, is_last: bool) {
         let head = select(params.heads + kv_head, row + i / HEAD, i < GROUP * HEAD);
         query[i] = joined[head * HEAD + i % HEAD];
     }
+    own_value = new_value(kv_head, thread % HEAD);
+    // Loaded before the barriers.
+    var turning: Turning;
+    if (thread < PAIRS) { turning = load_turning(thread / (HEAD / 2u), thread % (HEAD / 2u)); }
     workgroupBarrier();
     if (NORM) {
         if (thread < (GROUP + 1u) * PARTS) {
@@ -71,8 +102,9 @@ fn fill_query(row: u32, kv_head: u32, thread: u32, is_last: bool) {
         }
         workgroupBarrier();
     }
-    for (var i = thread; i < (GROUP + 1u) * (HEAD / 2u); i += WORKGROUP) {
-        turn(i / (HEAD / 2u), i % (HEAD / 2u));
+    for (var i = thread; i < PAIRS; i += WORKGROUP) {
+        if (i > thread) { turning = load_turning(i / (HEAD / 2u), i % (HEAD / 2u)); }
+        turn(i / (HEAD / 2u), i % (HEAD / 2u), turning);
     }
     workgroupBarrier();
     if (is_last && row == kv_head * (params.heads / params.kv_heads)) {
@@ -88,16 +120,11 @@ fn new_value(kv_head: u32, column: u32) -> vec4<f32> {
     return joined[(params.heads + params.kv_heads + kv_head) * HEAD + column];
 }
 
-fn key_of(number: u32, kv_head: u32, column: u32) -> vec4<f32> {
-    if (number == params.past) {
-        return query[GROUP * HEAD + column];
-    }
-    return k[(number * params.kv_heads + kv_head) * HEAD + column];
+// The row of the new token in the cache may not be written yet.
+fn key_of(number: u32, column: u32, stored: vec4<f32>) -> vec4<f32> {
+    return select(stored, query[GROUP * HEAD + column], number == params.past);
 }
 
-fn value_of(number: u32, kv_head: u32, column: u32) -> vec4<f32> {
-    if (number == params.past) {
-        return new_value(kv_head, column);
-    }
-    return v[(number * params.kv_heads + kv_head) * HEAD + column];
+fn value_of(number: u32, stored: vec4<f32>) -> vec4<f32> {
+    return select(stored, own_value, number == params.past);
 }

@@ -11,10 +11,10 @@ fn fill_query(row: u32, kv_head: u32, thread: u32, is_last: bool) {
     }
 }
 
-fn key_of(number: u32, kv_head: u32, column: u32) -> vec4<f32> {
-    return k[(number * params.kv_heads + kv_head) * HEAD + column];
+fn key_of(number: u32, column: u32, stored: vec4<f32>) -> vec4<f32> {
+    return stored;
 }
 
-fn value_of(number: u32, kv_head: u32, column: u32) -> vec4<f32> {
-    return v[(number * params.kv_heads + kv_head) * HEAD + column];
+fn value_of(number: u32, stored: vec4<f32>) -> vec4<f32> {
+    return stored;
 }

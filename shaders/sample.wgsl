@@ -15,8 +15,8 @@ struct Params {
     draw: f32,          // uniform in [0, 1)
     temperature: f32,
     margin: f32,        // of sums of weights, relative to their total
-    pad0: u32,
-    pad1: u32,
+    min_p: f32,         // 0: all
+    pad: u32,
 }
 
 const GREEDY = 0u;
@@ -312,6 +312,14 @@ fn choose_of_likeliest(thread: u32, highest: f32, first: u32) {
     }
     workgroupBarrier();
     let start_sum = at;
+    for (var i = 0u; i < EACH && params.min_p > 0.0; i++) {
+        let place = EACH * thread + i;
+        if (place > 0u && place < kept) {
+            let weight = candidate_weight(place, kept, highest);
+            if (weight < params.min_p) { atomicMin(&counter, place); }
+            if (abs(weight - params.min_p) <= params.margin * params.min_p) { unclear = true; }
+        }
+    }
     if (params.top_p < 1.0) {
         for (var i = 0u; i < EACH; i++) {
             let place = EACH * thread + i;

@@ -91,11 +91,11 @@
 //! # let source = "tests/fixtures/tiny-qwen3".as_ref();
 //! # nf4pack::convert::convert(source, &pack, Default::default(), &())?;
 //! let path = "tests/fixtures/chat.jsonl".as_ref();
-//! let bytes = std::fs::read(path)?;
+//! let data = DataFile::open(path)?;
 //! let settings = Settings { steps: Some(1), max_length: 64, ..Settings::default() };
 //! let task = Task {
 //!     settings: &settings,
-//!     data: DataFile::new(path, &bytes),
+//!     data: &data,
 //!     eval_data: None,
 //!     out: &out,
 //!     base: None,

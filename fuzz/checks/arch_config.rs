@@ -9,7 +9,8 @@ use serde_json::{Value, json};
 use super::json;
 
 /// One configuration of each family.
-const CONFIGS: [&[u8]; 13] = [
+const CONFIGS: [&[u8]; 14] = [
+    include_bytes!("../../tests/fixtures/architectures/gemma/config.json"),
     include_bytes!("../../tests/fixtures/architectures/granite/config.json"),
     include_bytes!("../../tests/fixtures/architectures/llama/config.json"),
     include_bytes!("../../tests/fixtures/architectures/mistral/config.json"),
@@ -84,7 +85,7 @@ pub const KEYS: [&str; 51] = [
 pub fn run(bytes: &[u8]) {
     if bytes.first().is_none_or(u8::is_ascii) {
         check(bytes, None);
-        check(CONFIGS[1], Some(bytes));
+        check(CONFIGS[2], Some(bytes));
     } else {
         let _ = edited(&mut Unstructured::new(&bytes[1..]));
     }

@@ -93,7 +93,7 @@ fn check(bytes: &[u8], template: usize, strict: bool, max_length: u32) {
         let train_on = if template.is_multiple_of(5) { TrainOn::All } else { TrainOn::Completions };
         let options = Options { train_on, max_length, strict };
         let read = [
-            Dataset::from_json_lines(bytes, tokenizer, options, &mut |done, total| done <= total),
+            Dataset::from_json_lines(|| Ok(bytes), tokenizer, options, &mut |done, total| done <= total),
             Dataset::from_text(bytes, tokenizer, max_length, &mut |_, _| true),
         ];
         for dataset in read {

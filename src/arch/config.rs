@@ -119,8 +119,9 @@ impl ModelConfig {
         let family = family(&keys)?;
         keys.model_type = family.model_type;
         let keys = &keys;
-        let (key, names) = (family.activation_key, family.activation.names());
-        keys.one_of(key, names.first().copied().unwrap_or_default(), names, family.activation.expected())?;
+        let names = [family.activation.names(), family.activation_aliases].concat();
+        let default = names.first().copied().unwrap_or_default();
+        keys.one_of(family.activation_key, default, &names, family.activation.expected())?;
         if let Some((key, found)) = family.unsupported.iter().find_map(|key| Some((key, keys.truthy(key)?))) {
             return Err(keys.bad(key, "null or absent: no kernel does this", found));
         }

@@ -29,6 +29,8 @@ pub struct Family {
     pub activation: Activation,
     /// The key of config.json that names it.
     pub activation_key: &'static str,
+    /// Values of this key that mean another function elsewhere, and this one in the family.
+    pub activation_aliases: &'static [&'static str],
     /// The meaning of a missing `num_key_value_heads`.
     pub kv_heads: Absent,
     /// The meaning of a missing `head_dim`.
@@ -69,6 +71,7 @@ pub const DECODER: Family = Family {
     mlp_bias: Bias::Never,
     activation: Activation::Silu,
     activation_key: "hidden_act",
+    activation_aliases: &[],
     kv_heads: Absent::Required,
     head_dim: Absent::Derived,
     windows: Windows::None,

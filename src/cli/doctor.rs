@@ -34,7 +34,7 @@ pub fn run(args: &DoctorArgs) -> Result<Outcome> {
     let adapters = gpu::adapters().iter().map(AdapterEntry::from).collect();
     let mut document = Document { adapters, ..Document::default() };
     // A failure must not hide the results so far.
-    if let Err(error) = device::with(&args.gpu, ui, |gpu| document.examine(args, gpu)) {
+    if let Err(error) = device::with(&args.gpu, ui, |gpu| document.examine(args, ui, gpu)) {
         ui::not_interrupted()?;
         document.failure = Some(Failure::new(&error, Advice::DOCTOR));
     }
@@ -158,16 +158,17 @@ struct PlanEntry {
 }
 
 impl Document {
-    fn examine(&mut self, args: &DoctorArgs, gpu: &Gpu) -> Result<()> {
+    fn examine(&mut self, args: &DoctorArgs, ui: Ui, gpu: &Gpu) -> Result<()> {
         let device = self.device.insert(Device::new(gpu));
         let budget = args.budget.or_else(|| default_budget(gpu));
         // Before the tests and measurements, since it finds damaged packs and wrong names.
         let pack = args.pack.as_deref().map(|file| PackEntry::new(file, args.read, gpu, budget)).transpose()?;
         let head_dim = pack.as_ref().and_then(|pack| pack.head_dim);
         self.pack = pack;
-        device.test_mixed(gpu, &args.gpu.options(), head_dim)?;
+        device.test_mixed(gpu, &args.gpu.options(), head_dim, ui)?;
         let kernels = Dequantizer::new(gpu)?;
         self.kernels = kernels.choices().into_iter().map(KernelEntry::from).collect();
+        ui.stage("measuring");
         self.speed = Some(Speed::new(gpu, &kernels).context("the speed cannot be measured")?);
         Ok(())
     }
@@ -288,11 +289,14 @@ impl Device {
 
 impl Device {
     /// Tests the kernels for matrix units. `gpu` keeps the results, so that later runs find them.
-    fn test_mixed(&mut self, gpu: &Gpu, options: &gpu::Options, head_dim: Option<u32>) -> Result<()> {
+    fn test_mixed(&mut self, gpu: &Gpu, options: &gpu::Options, head_dim: Option<u32>, ui: Ui) -> Result<()> {
         let Ok(units) = gpu.matrix_units() else { return Ok(()) };
         // A device of their own, since they may lose it, and without the results of earlier runs.
         let own = Gpu::open(&gpu::Options { cache: None, ..options.clone() })?;
-        for test in MixedKernels::all(head_dim).tests(&own, units).map_err(ModelError::from)? {
+        let tests = MixedKernels::all(head_dim).tests(&own, units).map_err(ModelError::from)?;
+        ui.stage("compiling and testing kernels for matrix units");
+        mixed_test::compile(&tests);
+        for test in tests {
             ui::not_interrupted()?;
             let unfit = |error| mixed_test::reason(&error).ok_or(ModelError::Op(error));
             let reason = test.run(gpu).err().map(unfit).transpose()?;
@@ -321,6 +325,7 @@ impl Speed {
         let upload = upload::Task::new(gpu, upload_bytes)?.measure(threads, RUNS)?;
         let wanted = |k: &KernelChoice| k.scale_type == ScaleType::Bf16;
         let task = decode::Task { tensors: &[weights], block_size: DEFAULT_BLOCK_SIZE, runs: RUNS, beyond_caches, wanted };
+        decode::warm_up(gpu, beyond_caches)?;
         Ok(Self { upload, dequant: task.measure(gpu, kernels)? })
     }
 

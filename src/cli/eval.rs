@@ -11,7 +11,7 @@ use super::device::{self, AdapterEntry, PrecisionEntry};
 use super::model;
 use super::open;
 use super::outcome::Outcome;
-use super::train::{dropped_text, print_data, print_plan, read, warnings};
+use super::train::{dropped_text, print_data, print_plan, warnings};
 use super::ui::{self, Cancelled, Ui, Unit};
 use crate::arch::config::ModelConfig;
 use crate::convert::Progress as _;
@@ -50,7 +50,7 @@ struct Evaluation {
 pub fn run(args: &EvalArgs) -> Result<Outcome> {
     let ui = Ui::new(args.json);
     ui::handle_interrupts()?;
-    let bytes = read(&args.data)?;
+    let file = DataFile::open(&args.data)?;
     let pack = open::load(&args.pack, args.load)?;
     let model = model::read(&pack, ui)?;
     let max_length = args.max_length(&model);
@@ -59,7 +59,7 @@ pub fn run(args: &EvalArgs) -> Result<Outcome> {
     let tokenizer = Tokenizer::of_pack(&pack, &model, 0)?;
     let options = Options { train_on: args.train_on.into(), max_length, strict: args.strict };
     let meter = ui.meter("reading", Unit::Rows);
-    let data = DataFile::new(&args.data, &bytes).samples(&tokenizer, options, &mut |done, total| {
+    let data = file.samples(&tokenizer, options, &mut |done, total| {
         meter.advance(done, total);
         !ui::interrupted()
     })?;

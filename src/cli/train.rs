@@ -12,7 +12,6 @@ use super::open;
 use super::outcome::Outcome;
 use super::report::{self, Report};
 use super::ui::{self, Meter, Table, Ui, Unit};
-use crate::FileError;
 use crate::arch::config::ModelConfig;
 use crate::convert::Progress as _;
 use crate::data::DataFile;
@@ -21,7 +20,6 @@ use crate::data::pack::batch;
 use crate::data::sample::{Dataset, Dropped, Sample};
 use crate::data::show::{ShownSample, show_batch};
 use crate::gpu::Gpu;
-use crate::io::read::{read_any, refuse_device};
 use crate::model::plan::{MemoryPlan, MicroBatch, Slower};
 use crate::model::precision::MixedKernels;
 use crate::train::record::{EvalRecord, Record, RecordError, StepRecord};
@@ -88,8 +86,8 @@ pub fn run(args: &TrainArgs) -> Result<Outcome> {
     let options = args.merged()?;
     let data_path = options.data()?;
     let out = if args.show_batch { Path::new("") } else { options.out()? };
-    let data = read(data_path)?;
-    let eval_data = options.eval_data.as_deref().map(read).transpose()?;
+    let data = DataFile::open(data_path)?;
+    let eval_data = options.eval_data.as_deref().map(DataFile::open).transpose()?;
     let pack = open::load(&args.pack, args.load)?;
     let model = model::read(&pack, ui)?;
     let options = options.clone().for_model(&model);
@@ -108,8 +106,8 @@ pub fn run(args: &TrainArgs) -> Result<Outcome> {
     let base = options.base_model.clone().or_else(|| resume.is_none().then(stem));
     let task = Task {
         settings: &settings,
-        data: DataFile::new(data_path, &data),
-        eval_data: options.eval_data.as_deref().zip(eval_data.as_deref()).map(|(path, bytes)| DataFile::new(path, bytes)),
+        data: &data,
+        eval_data: eval_data.as_ref(),
         out,
         base: base.as_deref(),
         files: &files,
@@ -136,18 +134,6 @@ pub fn run(args: &TrainArgs) -> Result<Outcome> {
     let summary = device::with_precision(&args.gpu, Some(precision), &kernels, ui, |gpu| train(ui, gpu, prepared, &task))?;
     ui.result(&summary, || summary.text())?;
     Ok(Outcome::from(summary.end != End::Stopped))
-}
-
-/// Bytes of a file of samples. Its tokens need several times as much memory.
-const MAX_DATA_LEN: u64 = 4 << 30;
-
-/// The bytes of a file of samples, or of a pipe.
-///
-/// # Errors
-/// [`FileError`].
-pub fn read(path: &Path) -> Result<Vec<u8>, FileError> {
-    refuse_device(path)?;
-    read_any(path, MAX_DATA_LEN)
 }
 
 /// Prints the size of the data, and warns of cut, dropped and overlong samples. `used` is "learned"

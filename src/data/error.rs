@@ -30,6 +30,9 @@ pub enum DataError {
     /// The caller stopped the work.
     #[error("stopped while reading the data; nothing was written")]
     Cancelled,
+    /// The system refuses to read on.
+    #[error("cannot be read: {0}")]
+    Read(io::Error),
     /// All lines are blank.
     #[error("the file has no samples")]
     Empty,
@@ -45,12 +48,10 @@ pub enum DataError {
         source: serde_json::Error,
     },
     /// A line that is too long.
-    #[error("line {line} has {found} bytes; the limit is {limit}")]
+    #[error("line {line} has more than {limit} bytes")]
     LineBytes {
         /// The line.
         line: u64,
-        /// Its bytes.
-        found: usize,
         /// The limit.
         limit: usize,
     },

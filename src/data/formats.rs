@@ -1,12 +1,11 @@
 //! JSON Lines: what a line says, in one of the forms that people have.
 
-use std::collections::{BTreeMap, BTreeSet};
-use std::iter::{Peekable, Zip};
-use std::ops::RangeFrom;
+use std::collections::BTreeSet;
 
 use super::error::DataError;
 use super::form::Form;
 use super::jinja::{Dict, Value, loads};
+use super::lines::Line;
 use super::messages::{Learns, Turn, message, turn};
 use super::record::{Record, given, role};
 
@@ -85,98 +84,57 @@ const OF_PROMPTS: [&str; 2] = ["system", "system_prompt"];
 const OF_CHATS: [&str; 4] = ["system", "system_prompt", "tools", VARIABLES];
 const OF_INSTRUCTIONS: [&str; 6] = ["input", "system", "system_prompt", "history", "tools", VARIABLES];
 
-/// The bytes without the mark of UTF-8 that some programs of Windows put before a text.
-pub(super) fn without_mark(bytes: &[u8]) -> &[u8] {
-    bytes.strip_prefix(b"\xef\xbb\xbf").unwrap_or(bytes)
-}
-
-/// Bytes of a line, at most: a line takes some 200 times as much memory while it is tokenised.
-pub(super) const MAX_LINE: usize = 2 << 20;
 /// Messages of a conversation, at most.
 pub(super) const MAX_MESSAGES: usize = 20_000;
 
-/// The records of a file, read line by line.
-pub(super) struct Records<'a> {
-    lines: Peekable<Zip<RangeFrom<u64>, Lines<'a>>>,
-    /// The form that all records have, once the first one is read.
-    pub(super) form: Option<Form>,
-    /// Keys of no known meaning, and how many of the lines that were read have each.
-    pub(super) ignored: BTreeMap<String, u64>,
-    /// The same for the keys of messages. A chat template may read them.
-    pub(super) ignored_of_messages: BTreeMap<String, u64>,
+/// What a line says, and its keys.
+#[derive(Debug)]
+pub(super) struct Parsed {
+    pub(super) content: Content,
+    /// Keys of no known meaning.
+    pub(super) ignored: Vec<String>,
+    /// The same of its messages. A chat template may read them.
+    pub(super) ignored_of_messages: UnknownKeys,
 }
 
-/// The lines of a file.
-type Lines<'a> = std::slice::Split<'a, u8, fn(&u8) -> bool>;
-
-/// The lines of a file without its mark.
-fn lines(bytes: &[u8]) -> Lines<'_> {
-    without_mark(bytes).split(|&byte| byte == b'\n')
-}
-
-fn is_blank(line: &[u8]) -> bool {
-    line.trim_ascii().is_empty()
-}
-
-/// Lines of a file that are not blank.
-pub(super) fn count(bytes: &[u8]) -> u64 {
-    lines(bytes).filter(|line| !is_blank(line)).count() as u64
-}
-
-impl<'a> Records<'a> {
-    /// Those of a file.
-    ///
-    /// # Errors
-    /// [`DataError::Array`].
-    pub(super) fn new(bytes: &'a [u8]) -> Result<Self, DataError> {
-        if without_mark(bytes).trim_ascii_start().starts_with(b"[") {
-            return Err(DataError::Array);
-        }
-        let lines = (1..).zip(lines(bytes)).peekable();
-        Ok(Self { lines, form: None, ignored: BTreeMap::new(), ignored_of_messages: BTreeMap::new() })
+/// The form of a file, by its first line.
+///
+/// # Errors
+/// A [`DataError`] with the line; [`DataError::Array`].
+pub(super) fn form_of(line: &Line) -> Result<Form, DataError> {
+    if line.text.trim_ascii_start().starts_with(b"[") {
+        return Err(DataError::Array);
     }
+    let value = value_of(line)?;
+    record_of(line, &value)?.form()
+}
 
-    /// The next records, each with its line, from 1: at most `count`, and no more bytes than a
-    /// line may have. None are left if it returns none. The first record decides on the form of
-    /// all.
-    ///
-    /// # Errors
-    /// A [`DataError`] with the line.
-    pub(super) fn read(&mut self, count: usize) -> Result<Vec<(u64, Content)>, DataError> {
-        let (mut records, mut bytes) = (Vec::new(), 0);
-        let fits = |bytes: usize, text: &[u8]| bytes == 0 || bytes + text.len() <= MAX_LINE;
-        while let Some((line, text)) = self.lines.next_if(|(_, text)| records.len() < count && fits(bytes, text)) {
-            if !is_blank(text) {
-                bytes += text.len();
-                records.push((line, self.content(line, text)?));
-            }
-        }
-        Ok(records)
+/// What a line of a file of this form says.
+///
+/// # Errors
+/// A [`DataError`] with the line.
+pub(super) fn parse(line: &Line, form: Form) -> Result<Parsed, DataError> {
+    let value = value_of(line)?;
+    let record = record_of(line, &value)?;
+    if !record.has(form) {
+        return Err(DataError::OtherForm { line: line.number, keys: form.keys() });
     }
+    let (content, ignored_of_messages) = record.content(form)?;
+    let ignored = record.ignored(form)?.into_iter().map(str::to_owned).collect();
+    Ok(Parsed { content, ignored, ignored_of_messages })
+}
 
-    /// What a line says.
-    fn content(&mut self, line: u64, text: &[u8]) -> Result<Content, DataError> {
-        if text.len() > MAX_LINE {
-            return Err(DataError::LineBytes { line, found: text.len(), limit: MAX_LINE });
-        }
-        let value = loads(text).map_err(|source| DataError::Json { line, source })?;
-        let Some(dict) = value.as_dict() else { return Err(DataError::NotAnObject { line }) };
-        let record = Record { line, dict };
-        let form = match self.form {
-            Some(form) if record.has(form) => form,
-            Some(form) => return Err(DataError::OtherForm { line, keys: form.keys() }),
-            None => *self.form.insert(record.form()?),
-        };
-        let (content, unknown) = record.content(form)?;
-        let count = |ignored: &mut BTreeMap<String, u64>, key: &str| *ignored.entry(key.to_owned()).or_default() += 1;
-        record.ignored(form)?.into_iter().for_each(|key| count(&mut self.ignored, key));
-        unknown.iter().for_each(|key| count(&mut self.ignored_of_messages, key));
-        Ok(content)
-    }
+fn value_of(line: &Line) -> Result<Value, DataError> {
+    loads(&line.text).map_err(|source| DataError::Json { line: line.number, source })
+}
+
+fn record_of<'a>(line: &Line, value: &'a Value) -> Result<Record<'a>, DataError> {
+    let dict = value.as_dict().ok_or(DataError::NotAnObject { line: line.number })?;
+    Ok(Record { line: line.number, dict })
 }
 
 /// Keys of messages of no known meaning.
-type UnknownKeys = BTreeSet<String>;
+pub(super) type UnknownKeys = BTreeSet<String>;
 
 impl Record<'_> {
     fn form(&self) -> Result<Form, DataError> {
@@ -366,24 +324,28 @@ fn says_something(value: &Value, expected: &str) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use super::super::lines::{Lines, MAX_LINE};
+    use super::super::survey::Survey;
     use super::*;
 
-    /// All records of a file, and what their reader knows of them.
-    fn parse_all(bytes: &[u8]) -> Result<(Vec<(u64, Content)>, Records<'_>), DataError> {
-        let (mut reader, mut all) = (Records::new(bytes)?, Vec::new());
-        loop {
-            let records = reader.read(2)?;
-            if records.is_empty() {
-                return Ok((all, reader));
+    /// All lines of a file, and what each says.
+    fn parse_all(bytes: &[u8]) -> Result<(Option<Form>, Vec<(u64, Parsed)>), DataError> {
+        let (mut lines, mut form, mut all) = (Lines::new(bytes), None, Vec::new());
+        while let Some(some) = lines.read(2)? {
+            for line in some {
+                let form = match form {
+                    Some(form) => form,
+                    None => *form.insert(form_of(&line)?),
+                };
+                all.push((line.number, parse(&line, form)?));
             }
-            all.extend(records);
         }
+        Ok((form, all))
     }
 
     fn contents(text: &str) -> (Form, Vec<(u64, Content)>) {
-        let (records, reader) = parse_all(text.as_bytes()).unwrap();
-        assert_eq!(records.len() as u64, count(text.as_bytes()));
-        (reader.form.unwrap(), records)
+        let (form, lines) = parse_all(text.as_bytes()).unwrap();
+        (form.unwrap(), lines.into_iter().map(|(line, parsed)| (line, parsed.content)).collect())
     }
 
     fn conversation(content: &Content) -> &Chat {
@@ -559,7 +521,7 @@ mod tests {
         parse_all(br#"{"messages": [{"role": "user", "content": "a"}], "weight": 1}"#).unwrap();
         // Columns of a table that say nothing.
         let line = r#"{"text": "a", "system": "", "tools": null, "history": [], "images": []}"#;
-        assert_eq!(parse_all(line.as_bytes()).unwrap().1.ignored.len(), 4);
+        assert_eq!(parse_all(line.as_bytes()).unwrap().1[0].1.ignored.len(), 4);
     }
 
     #[test]
@@ -576,8 +538,11 @@ mod tests {
     #[test]
     fn keys_of_messages_without_a_meaning_are_counted() {
         let line = r#"{"messages": [{"role": "user", "content": "a", "mood": "sad", "id": null, "notes": []}, {"role": "assistant", "content": "b", "mood": "glad"}]}"#;
-        let ignored = parse_all(format!("{line}\n{line}").as_bytes()).unwrap().1.ignored_of_messages;
-        assert_eq!(ignored.into_iter().collect::<Vec<_>>(), [("messages[].mood".to_owned(), 2)]);
+        let text = format!("{line}\n{line}");
+        let survey = Survey::of(Lines::new(text.as_bytes()), &mut |_, _| true).unwrap();
+        assert_eq!((survey.form, survey.count, survey.ignored.len()), (Form::Messages, 2, 0));
+        let ignored: Vec<_> = survey.ignored_of_messages.into_iter().collect();
+        assert_eq!(ignored, [("messages[].mood".to_owned(), 2)]);
     }
 
     #[test]
@@ -599,7 +564,7 @@ mod tests {
         assert!(matches!(error(b"{\"text\": \"\xff\"}"), DataError::Json { line: 1, .. }));
         assert!(matches!(error(b"{\"a\": 1}"), DataError::UnknownForm { line: 1, .. }));
         for empty in [b"".as_slice(), b"\r\n \n"] {
-            assert!(parse_all(empty).unwrap().0.is_empty() && count(empty) == 0);
+            assert!(matches!(Survey::of(Lines::new(empty), &mut |_, _| true), Err(DataError::Empty)));
         }
         assert!(matches!(error(b" [{\"text\": \"a\"}]"), DataError::Array));
         for bad in ["[]", "3", "[{\"content\": \"a\"}]", "[3]"] {
@@ -617,10 +582,7 @@ mod tests {
         let line = |len: usize| format!("{{\"text\": \"{}\"}}", "a".repeat(len - 12));
         assert_eq!(contents(&line(MAX_LINE)).1.len(), 1);
         let error = parse_all(line(MAX_LINE + 1).as_bytes()).err().unwrap();
-        assert!(
-            matches!(error, DataError::LineBytes { line: 1, found, limit: MAX_LINE } if found == MAX_LINE + 1),
-            "{error}"
-        );
+        assert!(matches!(error, DataError::LineBytes { line: 1, limit: MAX_LINE }), "{error}");
         let of = |count: usize| {
             let turn = r#"{"role": "user", "content": "a"}"#;
             format!("{{\"messages\": [{}]}}", vec![turn; count].join(", "))
@@ -631,18 +593,5 @@ mod tests {
         let history = vec![r#"["q", "a"]"#; MAX_MESSAGES / 2 + 1].join(", ");
         let line = format!(r#"{{"instruction": "a", "output": "b", "history": [{history}]}}"#);
         assert!(matches!(parse_all(line.as_bytes()).err().unwrap(), DataError::Messages { found: 20_002, .. }));
-    }
-
-    /// Lines are read when they are tokenised: never more than a line may have, or `count` lines.
-    #[test]
-    fn few_lines_are_in_memory() {
-        let line = |len: usize| format!("{{\"text\": \"{}\"}}\n", "a".repeat(len - 13));
-        let text = [line(MAX_LINE / 2), line(MAX_LINE / 2), line(1 << 10), line(1 << 10), line(1 << 10)].concat();
-        let mut reader = Records::new(text.as_bytes()).unwrap();
-        let mut lines = || reader.read(2).unwrap().into_iter().map(|(line, _)| line).collect::<Vec<_>>();
-        assert_eq!([lines(), lines(), lines(), lines()], [vec![1, 2], vec![3, 4], vec![5], vec![]]);
-        let text = [line(MAX_LINE / 2 + 2), line(MAX_LINE / 2 + 2)].concat();
-        let mut reader = Records::new(text.as_bytes()).unwrap();
-        assert_eq!([reader.read(9).unwrap().len(), reader.read(9).unwrap().len(), reader.read(9).unwrap().len()], [1, 1, 0]);
     }
 }

@@ -1,6 +1,7 @@
 //! Training data: files of several forms become tokens with a loss mask, and these become packed
 //! batches.
 
+pub(crate) mod checksum;
 mod components;
 pub(crate) mod error;
 pub(crate) mod file;
@@ -11,6 +12,7 @@ mod formats;
 pub(crate) mod fuzzing;
 pub(crate) mod interruptible;
 mod jinja;
+mod lines;
 mod literals;
 mod messages;
 pub(crate) mod notice;
@@ -28,6 +30,7 @@ mod special;
 mod split;
 pub(crate) mod stream;
 mod style;
+mod survey;
 mod template;
 pub(crate) mod tokenizer;
 

@@ -1,28 +1,28 @@
 //! Records to samples: tokens and their loss mask.
 
 use std::collections::BTreeMap;
+use std::io::BufRead;
 
 use rayon::prelude::*;
 use serde::Serialize;
 
+use super::checksum::FileChecksum;
 use super::error::DataError;
 use super::form::Form;
-use super::formats::{self, Chat, Content, MAX_LINE, Records, without_mark};
+use super::formats::{Chat, Content, parse};
 use super::interruptible::interruptible;
 use super::jinja::Value;
+use super::lines::{Line, Lines, MAX_LINE, without_mark};
 use super::notice::{self, Concern, Notice};
 use super::options::{Options, TrainOn};
 use super::spans::{Marked, conversation};
+use super::survey::{AT_A_TIME, Survey};
 use super::tokenizer::{Place, Tokenizer};
 use crate::random::{Generator, Stream};
 
 /// The prompt of Stanford's Alpaca, for models without a chat template.
 const ALPACA: &str =
     "Below is an instruction that describes a task. Write a response that appropriately completes the request.";
-
-/// Records that are read and tokenised between two calls of `progress`: enough for all cores, and
-/// done in a moment.
-const AT_A_TIME: usize = 512;
 
 /// One text.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -78,33 +78,34 @@ pub struct Dataset {
     pub ignored_keys: BTreeMap<String, u64>,
     /// What may be wrong with the samples.
     pub notices: Vec<Notice>,
+    /// What was read of the file, where it was read as one.
+    pub checksum: FileChecksum,
 }
 
 impl Dataset {
-    /// Reads a JSON Lines file. `progress` gets the number of tokenised records and of all records,
-    /// the same ones again while it takes long; it stops the work by returning `false`.
+    /// Reads a JSON Lines file twice, each time from its start as `open` gives it: first to find
+    /// broken lines, then to tokenise them. `progress` gets the number of tokenised records and of
+    /// all records, the same ones again while it takes long; it stops the work by returning
+    /// `false`.
     ///
     /// # Errors
     /// A [`DataError`] with the line; [`DataError::AllDropped`] where nothing can be learned from
     /// any sample, and [`DataError::NothingLearned`] for the first one of these where `options` are
     /// strict; [`DataError::Cancelled`].
-    pub fn from_json_lines(
-        bytes: &[u8],
+    pub fn from_json_lines<R: BufRead>(
+        open: impl Fn() -> Result<R, DataError>,
         tokenizer: &Tokenizer,
         options: Options,
         progress: &mut dyn FnMut(u64, u64) -> bool,
     ) -> Result<Self, DataError> {
-        let (mut reader, total) = (Records::new(bytes)?, formats::count(bytes));
+        let Survey { form, count: total, ignored, ignored_of_messages } = Survey::of(Lines::new(open()?), progress)?;
         let (mut dataset, mut done) = (Self::default(), 0);
         let (mut first_dropped, mut concerns) = (None, Vec::new());
-        loop {
-            let some = reader.read(AT_A_TIME)?;
-            if some.is_empty() {
-                break;
-            }
+        let mut lines = Lines::new(open()?);
+        while let Some(some) = lines.read(AT_A_TIME)? {
             let count = some.len() as u64;
             let own = tokenizer.clone();
-            let encode = move |(line, content)| encode(&own, line, content, options.train_on);
+            let encode = move |line: Line| encode(&own, line.number, parse(&line, form)?.content, options.train_on);
             // One line may take long, and neither it nor the tokenizer can be interrupted.
             let encoded = interruptible(&mut || progress(done, total), move || {
                 Ok(some.into_par_iter().map(encode).collect::<Vec<_>>())
@@ -122,9 +123,9 @@ impl Dataset {
                 return Err(DataError::Cancelled);
             }
         }
-        dataset.form = Some(reader.form.ok_or(DataError::Empty)?);
-        let of_messages = reader.ignored_of_messages.into_iter().filter(|(key, _)| !tokenizer.may_read(key));
-        dataset.ignored_keys = reader.ignored.into_iter().chain(of_messages).collect();
+        dataset.form = Some(form);
+        let of_messages = ignored_of_messages.into_iter().filter(|(key, _)| !tokenizer.may_read(key));
+        dataset.ignored_keys = ignored.into_iter().chain(of_messages).collect();
         dataset.notices = notice::count(concerns);
         match first_dropped.filter(|_| dataset.samples.is_empty()) {
             Some(first) => Err(DataError::AllDropped { samples: total, first: Box::new(first) }),

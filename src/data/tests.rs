@@ -3,6 +3,7 @@
 
 use std::path::Path;
 
+use super::checksum::FileChecksum;
 use super::files::TokenizerFiles;
 use super::notice::{Concern, LeftOut, Notice};
 use super::options::Options;
@@ -11,6 +12,7 @@ use super::sample::{Cut, Dataset, Dropped, Sample};
 use super::show::show_batch;
 use super::*;
 use crate::arch::config::ModelConfig;
+use crate::io::read::FileError;
 
 const FOLDER: &str = "tests/fixtures/tiny-qwen3";
 
@@ -46,7 +48,7 @@ fn load(tokenizer: &Tokenizer, line: &str) -> Result<Dataset, DataError> {
 }
 
 fn load_as(tokenizer: &Tokenizer, line: &str, options: Options) -> Result<Dataset, DataError> {
-    Dataset::from_json_lines(line.as_bytes(), tokenizer, options, &mut |_, _| true)
+    Dataset::from_json_lines(|| Ok(line.as_bytes()), tokenizer, options, &mut |_, _| true)
 }
 
 fn loss_tokens(dataset: &Dataset) -> u64 {
@@ -345,7 +347,7 @@ fn plain_text_is_cut_into_windows() {
 #[test]
 fn the_held_out_part_of_a_text_is_not_learned() {
     let text = &include_bytes!("../../LICENSE-APACHE")[..3000];
-    let file = DataFile::new(Path::new("text.txt"), text);
+    let file = DataFile::new(Path::new("text.txt"), text.to_vec());
     let options = Options { train_on: TrainOn::All, max_length: 32, strict: false };
     let mut learned = file.samples(&tokenizer(None), options, &mut |_, _| true).unwrap();
     let held_out = learned.hold_out(0.2, 0).unwrap().samples;
@@ -511,7 +513,7 @@ fn streams_keep_spaces_between_words_and_join_bytes() {
 
 #[test]
 fn files_are_what_their_names_say_or_else_what_they_begin_with() {
-    let json_lines = |name: &str, bytes: &[u8]| DataFile::new(Path::new(name), bytes).json_lines;
+    let json_lines = |name: &str, bytes: &[u8]| DataFile::new(Path::new(name), bytes.to_vec()).is_json_lines();
     for bytes in [&b"{\"text\": \"a\"}"[..], b"Once", b"\xef\xbb\xbf{", b"\xff\xfe{\0", b""] {
         assert!(["a.jsonl", "a.JSON", "b/a.ndjson"].iter().all(|name| json_lines(name, bytes)), "{bytes:?}");
         assert!(!json_lines("a.txt", bytes) && !json_lines("a.jsonl.md", bytes));
@@ -527,10 +529,54 @@ fn files_are_what_their_names_say_or_else_what_they_begin_with() {
 fn errors_of_files_name_them() {
     let tokenizer = tokenizer(None);
     let error = |name: &str, bytes: &[u8]| {
-        DataFile::new(Path::new(name), bytes).samples(&tokenizer, OPTIONS, &mut |_, _| true).unwrap_err().to_string()
+        DataFile::new(Path::new(name), bytes.to_vec())
+            .samples(&tokenizer, OPTIONS, &mut |_, _| true)
+            .unwrap_err()
+            .to_string()
     };
     assert!(error("b/a.jsonl", b"x{\"text\": \"a\"}").starts_with("b/a.jsonl: line 1 is not JSON: "));
     assert_eq!(error("a.txt", b"ab\xff"), "a.txt: the text is not UTF-8 from byte 2 on");
+}
+
+/// A file is the same on disk and in memory.
+#[test]
+fn a_file_on_disk_is_read_as_one_in_memory() {
+    let (folder, tokenizer) = (tempfile::tempdir().unwrap(), tokenizer(None));
+    let lines = "\u{feff}{\"text\": \"word\"}\r\n\n".to_owned();
+    let lines = lines + &"{\"text\": \"a word\", \"id\": 1}\n".repeat(20_000);
+    for (name, text, is_json_lines) in
+        [("data", lines.as_str(), true), ("a.jsonl", lines.as_str(), true), ("a.txt", lines.as_str(), false)]
+    {
+        let path = folder.path().join(name);
+        std::fs::write(&path, text).unwrap();
+        let [disk, memory] = [DataFile::open(&path).unwrap(), DataFile::new(&path, text.into())];
+        assert_eq!([disk.is_json_lines(), memory.is_json_lines()], [is_json_lines; 2]);
+        // On disk it can be read again and again.
+        let read = |file: &DataFile| file.samples(&tokenizer, OPTIONS, &mut |_, _| true).unwrap();
+        let [first, again, expected] = [&disk, &disk, &memory].map(read);
+        assert!(first == again && first == expected, "{name}");
+        assert_eq!(first.checksum, FileChecksum::of(text.as_bytes()));
+        assert_eq!(first.samples.len() == 20_001, is_json_lines);
+    }
+    let missing = DataFile::open(&folder.path().join("none")).unwrap_err();
+    assert!(matches!(missing, FileError::Io { .. }), "{missing}");
+}
+
+/// A broken line at the end is reported before any line is tokenised.
+#[test]
+fn a_broken_line_is_reported_before_lines_are_tokenised() {
+    let tokenizer = tokenizer(None);
+    let good = "{\"text\": \"word\"}\n".repeat(1500);
+    for broken in ["{\"text\": \"word\"", "{\"texts\": 1}", "{\"text\": null}", "{\"text\": \"a\", \"weight\": 0.5}"] {
+        let text = format!("{good}{broken}\n{{\n");
+        let mut calls = Vec::new();
+        let error = Dataset::from_json_lines(|| Ok(text.as_bytes()), &tokenizer, OPTIONS, &mut |done, total| {
+            calls.push((done, total));
+            true
+        });
+        assert!(error.unwrap_err().to_string().starts_with("line 1501"), "{broken}");
+        assert!(!calls.is_empty() && calls.iter().all(|&(done, total)| done == 0 && total <= 1500), "{calls:?}");
+    }
 }
 
 #[test]
@@ -538,7 +584,7 @@ fn reading_reports_progress_and_can_be_stopped() {
     let tokenizer = tokenizer(None);
     let lines = "{\"text\": \"word\"}\n".repeat(1100);
     let mut calls = Vec::new();
-    let file = DataFile::new(Path::new("a.jsonl"), lines.as_bytes());
+    let file = DataFile::new(Path::new("a.jsonl"), lines.into_bytes());
     let mut listen = |done, total| {
         calls.push((done, total));
         true
@@ -1058,12 +1104,14 @@ fn a_long_line_can_be_stopped() {
     let line = format!("{{\"text\": \"{}\"}}\n", "word ".repeat(60_000));
     let tokenizer = without_template();
     let mut calls = Vec::new();
-    let stopped = Dataset::from_json_lines(line.repeat(2).as_bytes(), &tokenizer, OPTIONS, &mut |done, total| {
+    let lines = line.repeat(2);
+    let stopped = Dataset::from_json_lines(|| Ok(lines.as_bytes()), &tokenizer, OPTIONS, &mut |done, total| {
         calls.push((done, total));
-        false
+        // The lines are counted first, in one call or more.
+        calls.len() < 20 && calls.iter().filter(|call| **call == (0, 2)).count() < 2
     });
     assert!(matches!(stopped, Err(DataError::Cancelled)));
-    assert_eq!(calls, [(0, 2)], "no line was done");
+    assert!(calls.iter().all(|(done, _)| *done == 0), "no line was done: {calls:?}");
 }
 
 /// The line is named whose text a pattern cannot split in time.

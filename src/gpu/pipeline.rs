@@ -70,21 +70,21 @@ impl Registry {
     }
 
     /// The kernel that was compiled before, or the result of `compile`, which gets the cache of the
-    /// driver. Compiles one kernel at a time.
+    /// driver. Threads compile at the same time.
     pub(super) fn get_or_compile<E>(
         &self,
         spec: &KernelSpec,
         compile: impl FnOnce(Option<&wgpu::PipelineCache>) -> Result<Compiled, E>,
     ) -> Result<Kernel, E> {
         let key = Key::of(spec);
-        let mut kernels = self.kernels.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(kernel) = kernels.get(&key) {
+        let lock = || self.kernels.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(kernel) = lock().get(&key) {
             return Ok(kernel.clone());
         }
         let kernel = Kernel(Arc::new(compile(self.cache.as_ref())?));
         self.grown.store(true, Ordering::Relaxed);
-        kernels.insert(key, kernel.clone());
-        Ok(kernel)
+        // Another thread may have compiled it meanwhile.
+        Ok(lock().entry(key).or_insert(kernel).clone())
     }
 
     /// Stores the compiled kernels of the driver for the next run.

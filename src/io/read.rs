@@ -5,7 +5,7 @@
 
 use std::fs::{self, File};
 use std::io;
-#[cfg(feature = "cli")]
+#[cfg(feature = "train")]
 use std::io::Read;
 use std::path::{Path, PathBuf};
 
@@ -127,15 +127,44 @@ pub(crate) fn read(path: &Path, links: Links, limit: u64) -> Result<Vec<u8>, Fil
     RegularFile::open(path, links)?.read(limit)
 }
 
-/// Reads what a user names on the command line: also a pipe, such as a shell makes of `<(..)`, but
-/// no more than `limit` bytes.
+/// Bytes of a file of a user that are read into memory.
+#[cfg(feature = "train")]
+pub(crate) const MAX_READ: u64 = 4 << 30;
+
+/// Opens what a user names: also a pipe, such as a shell makes of `<(..)`, but no device, which may
+/// have no end.
+///
+/// # Errors
+/// [`FileError::NotAFile`], [`FileError::Io`].
+#[cfg(feature = "train")]
+pub(crate) fn open_any(path: &Path) -> Result<(File, fs::Metadata), FileError> {
+    let failed = |source| FileError::Io { path: path.to_owned(), source };
+    // The system says what is wrong with other paths when they are opened.
+    if let Ok(found @ "a device") = fs::metadata(path).map(|metadata| name_of(metadata.file_type())) {
+        return Err(FileError::NotAFile { path: path.to_owned(), found });
+    }
+    let file = File::open(path).map_err(failed)?;
+    let metadata = file.metadata().map_err(failed)?;
+    Ok((file, metadata))
+}
+
+/// Reads what a user names on the command line, also a pipe, but no more than `limit` bytes.
 ///
 /// # Errors
 /// [`FileError::TooLarge`], [`FileError::Io`].
 #[cfg(feature = "cli")]
 pub(crate) fn read_any(path: &Path, limit: u64) -> Result<Vec<u8>, FileError> {
+    let file = File::open(path).map_err(|source| FileError::Io { path: path.to_owned(), source })?;
+    read_open(path, file, limit)
+}
+
+/// Reads an open file, but no more than `limit` bytes; errors name the path.
+///
+/// # Errors
+/// [`FileError::TooLarge`], [`FileError::Io`].
+#[cfg(feature = "train")]
+pub(crate) fn read_open(path: &Path, file: File, limit: u64) -> Result<Vec<u8>, FileError> {
     let failed = |source| FileError::Io { path: path.to_owned(), source };
-    let file = File::open(path).map_err(failed)?;
     let len = file.metadata().map_err(failed)?.len();
     let too_large = |found| FileError::TooLarge { path: path.to_owned(), limit, found };
     if len > limit {
@@ -145,19 +174,6 @@ pub(crate) fn read_any(path: &Path, limit: u64) -> Result<Vec<u8>, FileError> {
     bytes.try_reserve_exact(usize::try_from(len).unwrap_or_default()).map_err(|e| failed(e.into()))?;
     let found = file.take(limit.saturating_add(1)).read_to_end(&mut bytes).map_err(failed)? as u64;
     if found > limit { Err(too_large(found)) } else { Ok(bytes) }
-}
-
-/// Refuses a device, which may have no end. The system says what is wrong with other paths when
-/// they are opened.
-///
-/// # Errors
-/// [`FileError::NotAFile`].
-#[cfg(feature = "cli")]
-pub(crate) fn refuse_device(path: &Path) -> Result<(), FileError> {
-    match fs::metadata(path).map(|metadata| name_of(metadata.file_type())) {
-        Ok(found @ "a device") => Err(FileError::NotAFile { path: path.to_owned(), found }),
-        _ => Ok(()),
-    }
 }
 
 /// Checks that it is a regular file.
@@ -231,11 +247,11 @@ mod tests {
         let link = folder.path().join("data.jsonl");
         std::os::unix::fs::symlink("/dev/zero", &link).unwrap();
         for path in [link.as_path(), Path::new("/dev/zero")] {
-            assert!(matches!(refuse_device(path), Err(FileError::NotAFile { found: "a device", .. })), "{path:?}");
+            assert!(matches!(open_any(path), Err(FileError::NotAFile { found: "a device", .. })), "{path:?}");
         }
         fs::write(folder.path().join("file"), "a").unwrap();
-        refuse_device(&folder.path().join("file")).unwrap();
-        refuse_device(&folder.path().join("none")).unwrap();
+        assert_eq!(open_any(&folder.path().join("file")).unwrap().1.len(), 1);
+        assert!(matches!(open_any(&folder.path().join("none")), Err(FileError::Io { .. })));
     }
 
     #[test]

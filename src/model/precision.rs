@@ -7,7 +7,7 @@ use crate::gpu::{Gpu, KernelSpec, MatrixUnits, Options};
 use crate::lora::adapter::Adapter;
 use crate::lora::config::{TARGETS, projection_shape};
 use crate::ops::matmul::{ProductKernels, StoredAs};
-use crate::ops::mixed_test::{MixedTest, reason};
+use crate::ops::mixed_test::{self, MixedTest, reason};
 use crate::ops::{Attention, OpError};
 
 /// Head sizes of the families.
@@ -98,7 +98,10 @@ impl MixedKernels {
     pub fn check(&self, gpu: &Gpu) -> Result<(), OpError> {
         let Ok(units) = gpu.matrix_units() else { return Ok(()) };
         let untested = |test: &&MixedTest<'_>| test.kept() != Some(Ok(()));
-        self.tests(gpu, units)?.iter().filter(untested).try_for_each(|test| test.run(gpu))
+        let tests = self.tests(gpu, units)?;
+        let untested: Vec<_> = tests.iter().filter(untested).collect();
+        mixed_test::compile(untested.iter().copied());
+        untested.iter().try_for_each(|test| test.run(gpu))
     }
 
     /// `gpu`, opened with `options`, if no kernel fails on this driver, now or in an earlier run;
@@ -112,7 +115,10 @@ impl MixedKernels {
             Some(kept) => Ok(kept.err()),
             None => test.run(&gpu).map_or_else(|error| reason(&error).ok_or(error).map(Some), |()| Ok(None)),
         };
-        let verdicts = self.tests(&gpu, units)?.iter().map(verdict).find(|verdict| !matches!(verdict, Ok(None)));
+        let tests = self.tests(&gpu, units)?;
+        mixed_test::compile(tests.iter().filter(|test| test.kept().is_none()));
+        let verdicts = tests.iter().map(verdict).find(|verdict| !matches!(verdict, Ok(None)));
+        drop(tests);
         match verdicts.transpose()?.flatten() {
             None => Ok(gpu),
             Some(reason) => {

@@ -246,12 +246,15 @@ fn runs(keys: u32, rows: u64) -> (u32, u32) {
 mod tests {
     #![allow(clippy::unwrap_used, clippy::panic, reason = "tests fail by panicking")]
 
+    use std::time::{Duration, Instant};
+
     use super::super::testing::{
         add, assert_close, assert_untouched, dot, gpu, mat, narrow, poisoned, random, random_mat, wide,
     };
     use super::super::{Attention, AttentionShape, SplitHeads, inverse_frequencies};
     use super::*;
     use crate::arch::config::RopeScaling;
+    use crate::dequant::copy_baseline::CopyKernel;
 
     struct Inputs {
         shape: CachedAttentionShape,
@@ -502,30 +505,53 @@ mod tests {
         }
     }
 
-    /// Prints the time of the attention of a token of Qwen3-4B. Run by hand on a real GPU, with
+    /// Prints the time of an attention, and that of a joined token. Run by hand on a real GPU, with
     /// `--ignored --nocapture`.
     #[test]
     #[ignore = "a measurement"]
     fn speed() {
         let Some(gpu) = gpu() else { return };
         let attention = CachedAttention::new(&gpu, 128, 4).unwrap();
-        for (past, tokens) in [(15, 1), (143, 1), (2175, 1), (16_383, 1), (2048, 256)] {
+        let copy = CopyKernel::new(&gpu).unwrap();
+        let copied = [0, 1].map(|_| Mat::new(&gpu, "copied", 1 << 13, 1 << 13).unwrap());
+        // An idle GPU has a low clock.
+        let work = |times: u32| {
+            let mut commands = gpu.commands("copies");
+            (0..times).for_each(|_| copy.record(&mut commands, &copied[0].range, &copied[1].range).unwrap());
+            commands.submit().unwrap();
+        };
+        let start = Instant::now();
+        while start.elapsed() < Duration::from_secs(2) {
+            work(40);
+            gpu.wait().unwrap();
+        }
+        let (gammas, table) = ([1, 2].map(|seed| random_mat(&gpu, seed, 1, 128).0), random_mat(&gpu, 3, 1, 128).0);
+        for (past, tokens) in [(15, 1), (63, 1), (143, 1), (271, 1), (2175, 1), (16_383, 1), (2048, 256)] {
             let heads = Heads { heads: 32, kv_heads: 8, head_dim: 128, scale: 0.1, window: None };
             let shape = CachedAttentionShape { tokens, past, heads };
             let (q, out) = (random_mat(&gpu, 1, tokens, 4096).0, poisoned(&gpu, tokens, 4096));
+            let joined = random_mat(&gpu, 1, tokens, 6144).0;
             // More than a cache holds.
             let sets = (64 << 20) / (4096 * (past + tokens)) + 2;
             let caches: Vec<[Mat; 2]> =
                 (0..sets.min(200)).map(|_| [0, 1].map(|_| Mat::new(&gpu, "cache", past + tokens, 1024).unwrap())).collect();
-            let seconds = (0..4).map(|_| {
-                let mut commands = gpu.commands("speed");
-                for [k, v] in &caches {
-                    attention.forward(&mut commands, &shape, &q, k, v, &out).unwrap();
-                }
-                commands.submit_timed().unwrap().elapsed(&gpu).unwrap().as_secs_f64() / caches.len() as f64
-            });
-            let best = seconds.fold(f64::INFINITY, f64::min);
-            println!("{tokens} after {past}: {:.2} us", 1e6 * best);
+            let best = |record: &dyn Fn(&mut Commands, [&Mat; 2])| {
+                let seconds = (0..8).map(|_| {
+                    let mut commands = gpu.commands("speed");
+                    caches.iter().for_each(|cache| record(&mut commands, cache.each_ref()));
+                    work(20);
+                    commands.submit_timed().unwrap().elapsed(&gpu).unwrap().as_secs_f64() / caches.len() as f64
+                });
+                1e6 * seconds.fold(f64::INFINITY, f64::min)
+            };
+            let plain = best(&|commands, [k, v]| attention.forward(commands, &shape, &q, k, v, &out).unwrap());
+            println!("{tokens} after {past}: {plain:.2} us");
+            if tokens == 1 {
+                let norms = Some((gammas.each_ref(), 1e-6));
+                let of = JoinedHeads { joined: &joined, heads, past, norms, angles: Some((&table, 0)) };
+                let joined = best(&|commands, cache| assert!(attention.forward_joined(commands, &of, cache, &out).unwrap()));
+                println!("{tokens} after {past}, joined: {joined:.2} us");
+            }
         }
     }
 

@@ -1,6 +1,8 @@
 //! The tests of kernels on matrix units, which decide the precision of a model on a device.
 
 use std::fmt;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::thread;
 
 use super::OpError;
 use crate::gpu::{Gpu, GpuError, KernelSpec};
@@ -50,6 +52,27 @@ impl<'a> MixedTest<'a> {
         }
         found
     }
+}
+
+/// Compiles the kernels of tests, many at a time: a driver takes a second for some of them. A
+/// failure is found again by the test of the kernel.
+pub fn compile<'a>(tests: impl IntoIterator<Item = &'a MixedTest<'a>>) {
+    let specs: Vec<(&Gpu, &KernelSpec)> =
+        tests.into_iter().flat_map(|test| test.specs.iter().map(|spec| (test.gpu, spec))).collect();
+    let next = AtomicUsize::new(0);
+    let work = || {
+        while let Some((gpu, spec)) = specs.get(next.fetch_add(1, Ordering::Relaxed)) {
+            let _ = gpu.kernel(spec);
+        }
+    };
+    let threads = thread::available_parallelism().map_or(1, usize::from).min(specs.len());
+    thread::scope(|scope| {
+        // This thread works, too, also where no other can be started.
+        for _ in 1..threads {
+            let _ = thread::Builder::new().spawn_scoped(scope, work);
+        }
+        work();
+    });
 }
 
 /// Why a kernel cannot be used, if the error of its test is not one of anything else, such as a

@@ -442,13 +442,17 @@ fn steps_of_the_optimizer() {
 #[test]
 fn choices() {
     let Some(gpu) = gpu() else { return };
-    for (vocab, temperature, top_k, top_p) in
-        [(301, 0.0, 0, 1.0), (1301, 0.7, 0, 1.0), (301, 1.0, 5, 0.9), (9001, 0.5, 7, 0.8)]
-    {
+    for (vocab, temperature, top_k, top_p, min_p) in [
+        (301, 0.0, 0, 1.0, 0.0),
+        (1301, 0.7, 0, 1.0, 0.0),
+        (301, 1.0, 5, 0.9, 0.0),
+        (9001, 0.5, 7, 0.8, 0.0),
+        (9001, 0.5, 0, 1.0, 0.3),
+    ] {
         let (logits, _) = random_mat(&gpu, 1, 1, vocab);
         let sample = Sample::new(&gpu, vocab).unwrap();
         let (choice, token) = (poisoned(&gpu, 1, 4), poisoned(&gpu, 1, 1));
-        let rules = SampleRules { temperature, top_k, top_p, draw: 0.4 };
+        let rules = SampleRules { temperature, top_k, top_p, min_p, draw: 0.4 };
         assert_written(&gpu, &["sample:choose", "sample:scan"], &ranges([&choice, &token]), &[], |commands| {
             sample.record(commands, &logits, &rules, &choice.range, &token.range).unwrap();
         });

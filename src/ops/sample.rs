@@ -22,6 +22,10 @@ const MARGIN: f32 = 2e-5;
 /// Temperatures that the device divides by. Others are left to the CPU.
 const TEMPERATURES: std::ops::RangeInclusive<f64> = 1e-20..=1e20;
 
+/// The smallest min-p above 0 that the device compares weights with: the relative error of such a
+/// weight is below [`MARGIN`]. Smaller ones are left to the CPU.
+const SMALLEST_MIN_P: f64 = 1e-20;
+
 /// The rules of one choice.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct SampleRules {
@@ -31,6 +35,8 @@ pub struct SampleRules {
     pub top_k: u32,
     /// Keeps the fewest of the likeliest tokens with at least this share of the weights.
     pub top_p: f64,
+    /// Keeps the tokens with at least this share of the weight of the likeliest token. 0 keeps all.
+    pub min_p: f64,
     /// Uniform in [0, 1). Unused at temperature 0.
     pub draw: f32,
 }
@@ -79,7 +85,8 @@ struct Params {
     draw: f32,
     temperature: f32,
     margin: f32,
-    pad: [u32; 2],
+    min_p: f32,
+    pad: u32,
 }
 
 impl Sample {
@@ -133,12 +140,12 @@ impl Sample {
     }
 
     fn params(&self, rules: &SampleRules) -> Params {
-        let &SampleRules { temperature, top_k, top_p, draw } = rules;
+        let &SampleRules { temperature, top_k, top_p, min_p, draw } = rules;
         let vocab = self.vocab;
         let chunk = vocab.div_ceil(CANDIDATES).next_multiple_of(WORKGROUP);
         let chunks = vocab.div_ceil(chunk);
         let top_k = if top_k < vocab { top_k } else { 0 };
-        let mode = match (temperature == 0.0, top_k == 0 && top_p == 1.0) {
+        let mode = match (temperature == 0.0, top_k == 0 && top_p == 1.0 && min_p == 0.0) {
             (true, _) => 0,
             (false, true) => 1,
             (false, false) => 2,
@@ -149,8 +156,10 @@ impl Sample {
             0 => (chunks / 2).clamp(1, TOP_CHUNKS),
             top_k => top_k,
         };
-        let margin = if TEMPERATURES.contains(&temperature) { MARGIN } else { f32::MAX };
-        let temperature = if margin == MARGIN { temperature as f32 } else { 1.0 };
-        Params { vocab, chunk, chunks, mode, top_k, top_chunks, top_p: top_p as f32, draw, temperature, margin, pad: [0; 2] }
+        let is_exact = TEMPERATURES.contains(&temperature) && (min_p == 0.0 || min_p >= SMALLEST_MIN_P);
+        let margin = if is_exact { MARGIN } else { f32::MAX };
+        let temperature = if is_exact { temperature as f32 } else { 1.0 };
+        let [top_p, min_p] = [top_p, min_p].map(|share| share as f32);
+        Params { vocab, chunk, chunks, mode, top_k, top_chunks, top_p, draw, temperature, margin, min_p, pad: 0 }
     }
 }

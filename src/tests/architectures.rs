@@ -267,6 +267,11 @@ fn seed_oss_with_a_bias_of_the_output_of_attention() {
 }
 
 #[test]
+fn gemma_with_an_older_name_of_its_activation_and_biases() {
+    check("gemma");
+}
+
+#[test]
 fn gemma3_with_a_rotary_embedding_of_windowed_layers_and_four_norms() {
     check("gemma3");
 }

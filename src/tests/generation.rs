@@ -13,9 +13,9 @@ use crate::ops::testing::gpu;
 /// Tokens of the KV cache.
 const CAPACITY: u32 = 96;
 const SAMPLED: [SamplerOptions; 2] = [
-    SamplerOptions { temperature: 0.8, top_k: 20, top_p: 0.95, seed: 3 },
+    SamplerOptions { temperature: 0.8, top_k: 20, top_p: 0.95, min_p: 0.0, seed: 3 },
     // Many of its choices are not certain on the device.
-    SamplerOptions { temperature: 2.0, top_k: 0, top_p: 0.99, seed: 4 },
+    SamplerOptions { temperature: 2.0, top_k: 0, top_p: 0.99, min_p: 0.0, seed: 4 },
 ];
 
 fn generator(gpu: &Gpu, pack: &Path, eos: Option<u32>, budget: Option<u64>) -> Result<TextGenerator, GenerateError> {

@@ -339,6 +339,7 @@ fn wrong_usage_is_exit_code_2_and_nothing_on_stdout() {
         "generate q.nf4pack --prompt a --chat",
         "generate q.nf4pack --prompt a --top-p 7",
         "generate q.nf4pack --prompt a --top-p most",
+        "generate q.nf4pack --prompt a --min-p 1.5",
         "generate q.nf4pack --prompt a --temperature nan",
         "generate q.nf4pack --prompt a --top-k 0",
         "generate q.nf4pack --prompt a --max-tokens 0",

@@ -365,7 +365,7 @@ fn bench_generate_measures_each_length_and_cleans_up() {
         assert!((of("prompt_seconds") * of("prompt_tokens_per_second") / of("prompt") - 1.0).abs() < 1e-9);
         assert!((of("ms_per_token") * of("tokens_per_second") / 1e3 - 1.0).abs() < 1e-9);
     }
-    json(folder.path(), &format!("{line} --top-k 3 --top-p 0.9 --seed 2"), 0);
+    json(folder.path(), &format!("{line} --top-k 3 --top-p 0.9 --min-p 0.1 --seed 2"), 0);
     assert_eq!(names(folder.path()), ["tiny.nf4pack"]);
 }
 

@@ -102,7 +102,7 @@ fn a_long_line_and_a_long_conversation_are_errors() {
         (
             format!("{{\"text\": \"{}\"}}", "a".repeat((2 << 20) - 11)),
             "data-line-bytes",
-            ["2097153 bytes", "limit is 2097152"],
+            ["line 2", "more than 2097152 bytes"],
             "split",
         ),
         (

@@ -141,6 +141,7 @@ fn every_tensor_of_every_family_lands_in_its_place() {
     let all = json!({ "attention_bias": true, "attention_out_bias": true, "mlp_bias": true });
     let biases: &[Ends] = &[QKV_BIAS, O_BIAS, MLP_BIAS];
     let rows: &[(&str, &[Ends], &[Ends])] = &[
+        ("gemma", &[], &[QKV_BIAS, O_BIAS]),
         ("granite", &[], biases),
         ("llama", &[], biases),
         ("mistral", &[], &[]),

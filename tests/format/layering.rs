@@ -18,7 +18,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("dequant", &["format", "gpu", "io", "mmap", "source"]),
     ("random", &[]),
     ("arch", &["format"]),
-    ("data", &["arch", "panics", "random"]),
+    ("data", &["arch", "format", "io", "panics", "random"]),
     ("ops", &["arch", "format", "dequant", "gpu"]),
     ("lora", &["arch", "format", "gpu", "io", "ops", "random"]),
     ("model", &["arch", "data", "dequant", "format", "gpu", "lora", "ops", "random", "source"]),

@@ -250,8 +250,14 @@ fn sampled_tokens_are_those_of_the_cpu() {
     let mut session = fixture.session(&gpu, None);
     let refused = TextGenerator::open(&gpu, fixture.pack(), None, None, CAPACITY, Some(1)).unwrap_err();
     let GenerateError::Budget { needed, .. } = refused else { panic!("{refused}") };
-    for (temperature, top_k, top_p, seed) in [(0.8, 0, 1.0, 1), (1.0, 20, 1.0, 2), (0.7, 0, 0.9, 3), (5.0, 40, 0.95, 4)] {
-        let options = SamplerOptions { temperature, top_k, top_p, seed };
+    for (temperature, top_k, top_p, min_p, seed) in [
+        (0.8, 0, 1.0, 0.0, 1),
+        (1.0, 20, 1.0, 0.0, 2),
+        (0.7, 0, 0.9, 0.0, 3),
+        (5.0, 40, 0.95, 0.0, 4),
+        (1.0, 0, 1.0, 0.3, 5),
+    ] {
+        let options = SamplerOptions { temperature, top_k, top_p, min_p, seed };
         let start = Sampler::new(options).unwrap();
         let end = by_cpu(&mut session, &prompts[0], 4, &mut start.clone(), None).last().copied();
         let cases = if seed == 1 { vec![(None, None), (end, None), (end, Some(needed))] } else { vec![(None, None)] };

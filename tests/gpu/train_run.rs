@@ -25,8 +25,7 @@ const WEIGHTS: &str = "adapter_model.safetensors";
 struct Fixture {
     gpu: Gpu,
     folder: tempfile::TempDir,
-    name: &'static str,
-    data: Vec<u8>,
+    data: DataFile,
 }
 
 impl Fixture {
@@ -35,14 +34,15 @@ impl Fixture {
         let folder = tempfile::tempdir().unwrap();
         common::write_tiny(&folder.path().join("tiny.nf4pack"));
         let line = |i: u32| format!("{{\"prompt\": \"Q{i}: \", \"completion\": \"zebra {} quartz {}\"}}\n", i % 3, i % 5);
-        let data = (0..24).map(line).collect::<String>().into_bytes();
-        Some(Self { gpu, folder, name: "chat.jsonl", data })
+        let data = folder.path().join("chat.jsonl");
+        fs::write(&data, (0..24).map(line).collect::<String>()).unwrap();
+        Some(Self { gpu, data: DataFile::open(&data).unwrap(), folder })
     }
 
     /// With a text as the training data, cut into samples.
     fn of_text() -> Option<Self> {
         let text = include_bytes!("../../LICENSE-APACHE");
-        Some(Self { name: "text.txt", data: text[..3000].to_vec(), ..Self::new()? })
+        Some(Self { data: DataFile::new(Path::new("text.txt"), text[..3000].to_vec()), ..Self::new()? })
     }
 
     fn out(&self, name: &str) -> PathBuf {
@@ -50,8 +50,15 @@ impl Fixture {
     }
 
     fn task<'a>(&'a self, settings: &'a Settings, out: &'a Path) -> Task<'a> {
-        let data = DataFile::new(Path::new(self.name), &self.data);
-        Task { settings, data, eval_data: None, out, base: Some("tiny"), files: &[("settings.toml", b"x = 1")], now: 0 }
+        Task {
+            settings,
+            data: &self.data,
+            eval_data: None,
+            out,
+            base: Some("tiny"),
+            files: &[("settings.toml", b"x = 1")],
+            now: 0,
+        }
     }
 
     fn start(&self, settings: &Settings, out: &Path, resume: Option<&Path>) -> Result<Run, RunError> {
@@ -496,8 +503,7 @@ fn a_device_that_is_lost_in_a_step_leaves_the_last_checkpoint() {
         let out = fixture.out(name);
         let Some(gpu) = common::own_gpu() else { return };
         let device = gpu.device().clone();
-        let lossy = Fixture { gpu, folder: tempfile::tempdir().unwrap(), data: fixture.data.clone(), ..fixture };
-        fs::copy(fixture.out("tiny.nf4pack"), lossy.out("tiny.nf4pack")).unwrap();
+        let lossy = Fixture { gpu, ..Fixture::new().unwrap() };
         let mut run = lossy.start(&settings, &out, None).unwrap();
         let mut thread = None;
         let result = run.train(|event| {

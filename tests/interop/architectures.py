@@ -277,6 +277,21 @@ MODELS = {
             "sliding_attention": {"rope_type": "linear", "rope_theta": 500.0, "factor": 2.0},
         },
     },
+    # The activation under the name that the first checkpoints have, biases of attention, a head
+    # that is tied by default.
+    "gemma": {
+        "model_type": "gemma",
+        **NO_SPECIAL_TOKENS,
+        "hidden_act": "gelu",
+        "vocab_size": 96,
+        "hidden_size": 36,
+        "intermediate_size": 56,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "head_dim": 20,
+        "attention_bias": True,
+        "rope_theta": 1000.0,
+    },
 }
 
 

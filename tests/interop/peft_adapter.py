@@ -5,11 +5,11 @@
     cargo run --release --example logits -- PACK ADAPTER ids.txt logits.f32
     python tests/interop/peft_adapter.py compare BASE ADAPTER ids.txt logits.f32
 
-Exit code 0 where the largest difference is at most 2e-4, else 1. What `nf4pack merge` wrote may differ by bfloat16's rounding, at most
-1 % RMS:
+Exit code 0 where the largest difference is at most 2e-4, else 1. What `nf4pack merge` wrote differs by bfloat16's rounding: about as
+much as PEFT's merge in float32 after all weights were rounded (0.5 to 1.6 % RMS on the fixtures of architectures):
 
     nf4pack merge PACK --adapter ADAPTER --base dequant --out MERGED
-    python tests/interop/peft_adapter.py merged MERGED ids.txt logits.f32
+    python tests/interop/peft_adapter.py merged BASE ADAPTER MERGED ids.txt logits.f32
 """
 
 import argparse
@@ -21,7 +21,7 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 BOUND = 2e-4
-MERGED_BOUND = 0.01
+MERGED_BOUND = 1.05
 TOKENS = 256
 
 
@@ -52,15 +52,18 @@ def compare(base, adapter, ids_file, logits_file):
     return 0 if difference <= BOUND < change else 1
 
 
-def merged(folder, ids_file, logits_file):
+def merged(base, adapter, folder, ids_file, logits_file):
     model, tokens = load(folder, ids_file)
+    exact = PeftModel.from_pretrained(load(base, ids_file)[0], adapter).merge_and_unload()
+    exact.load_state_dict({name: weights.bfloat16().float() for name, weights in exact.state_dict().items()})
     with torch.no_grad():
-        found = model(tokens).logits[0]
+        found, rounded = (model(tokens).logits[0] for model in (model, exact))
     ours = read_logits(logits_file, found.shape)
     rms = lambda x: x.square().mean().sqrt().item()
-    relative = rms(found - ours) / rms(ours)
-    print(f"{tokens.numel()} tokens: merged and adapted logits differ by {relative:.2e} RMS, up to {(found - ours).abs().max().item():.4f}")
-    return 0 if relative <= MERGED_BOUND else 1
+    relative, expected = (rms(logits - ours) / rms(ours) for logits in (found, rounded))
+    print(f"{tokens.numel()} tokens: merged and adapted logits differ by {relative:.3%} RMS, up to {(found - ours).abs().max().item():.4f}; "
+          f"an exact merge, rounded to bfloat16, by {expected:.3%}")
+    return 0 if relative <= MERGED_BOUND * expected else 1
 
 
 def main():
@@ -75,7 +78,7 @@ def main():
 
     command(ids, "writes the tokens of a text file", "base", "text", "out")
     command(compare, "PEFT's logits against nf4pack's", "base", "adapter", "ids_file", "logits_file")
-    command(merged, "a merged snapshot's logits against those of the adapter", "folder", "ids_file", "logits_file")
+    command(merged, "a merged snapshot's logits against those of the adapter", "base", "adapter", "folder", "ids_file", "logits_file")
     arguments = vars(parser.parse_args())
     return arguments.pop("function")(**arguments)
 

@@ -200,6 +200,26 @@ fn keys_of_the_rotary_embedding_that_have_no_effect_are_listed() {
 }
 
 #[test]
+fn gemma_means_the_approximation_by_tanh_with_gelu() {
+    let gemma = |more: Value| parse(&with("gemma", &more));
+    let parsed = gemma(json!({ "hidden_act": "gelu", "hidden_activation": null })).unwrap();
+    assert_eq!((parsed.embedding_multiplier, parsed.family.norm.weight_offset), (8_f64.sqrt(), 1.0));
+    assert_eq!((parsed.tied, parsed.qkv_bias, parsed.eos_token_ids), (true, false, vec![1]));
+    gemma(json!({ "hidden_act": "gelu_pytorch_tanh", "use_bidirectional_attention": false })).unwrap();
+    for (more, key) in [
+        (json!({ "hidden_act": "silu" }), "hidden_act"),
+        (json!({ "hidden_act": null }), "hidden_act"),
+        (json!({ "head_dim": null }), "head_dim"),
+        (json!({ "use_bidirectional_attention": true }), "use_bidirectional_attention"),
+    ] {
+        let error = gemma(more).unwrap_err();
+        assert!(matches!(&error, ConfigError::BadValue { key: found, .. } if found == key), "{key}: {error}");
+    }
+    // Elsewhere it is the exact function, which no kernel has.
+    assert!(parse(&with("gemma3_text", &json!({ "hidden_activation": "gelu" }))).is_err());
+}
+
+#[test]
 fn gemma3_has_a_rotary_embedding_for_each_kind_of_layer() {
     let gemma3 = |more: Value| parse(&with("gemma3_text", &more));
     let plain = |theta| Rope { theta, dim: 6, scaling: RopeScaling::Default };

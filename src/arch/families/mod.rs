@@ -1,5 +1,6 @@
 //! The families, one a file.
 
+mod gemma;
 mod gemma3;
 mod granite;
 mod llama;
@@ -15,6 +16,7 @@ use super::family::Family;
 impl Family {
     /// Every family, by name.
     pub const ALL: &'static [&'static Self] = &[
+        &gemma::FAMILY,
         &gemma3::FAMILY,
         &granite::FAMILY,
         &llama::FAMILY,

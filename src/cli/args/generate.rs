@@ -19,8 +19,8 @@ Examples:
 earlier turns and drops the oldest ones when --context is full. Text streams to stdout, the speed goes to stderr. Ctrl-C ends an \
 answer; on a terminal the next question may follow, and another Ctrl-C (or Ctrl-D) ends the program.
 
-Without --temperature, --top-k, --top-p and --seed, decoding is greedy: the same prompt gives the same text. The filters are \
-those of transformers, in the same order: temperature, top-k, top-p.";
+Without --temperature, --top-k, --top-p, --min-p and --seed, decoding is greedy: the same prompt gives the same text. The filters are \
+those of transformers, in the same order: temperature, top-k, top-p, min-p.";
 
 /// Continue a text, or answer in a chat, with or without an adapter
 #[derive(Debug, Args)]
@@ -81,7 +81,7 @@ pub struct GenerateArgs {
 #[derive(Debug, Args)]
 pub struct SamplingArgs {
     /// Divisor of the logits: below 1 is more predictable, above 1 more varied, 0 is greedy
-    /// [default: 0; 1 with --top-k, --top-p or --seed]
+    /// [default: 0; 1 with --top-k, --top-p, --min-p or --seed]
     #[arg(long, allow_negative_numbers = true, value_name = "T", value_parser = temperature)]
     pub temperature: Option<f64>,
 
@@ -92,6 +92,10 @@ pub struct SamplingArgs {
     /// Sample only from the likeliest tokens that together have this probability [default: 1]
     #[arg(long, allow_negative_numbers = true, value_name = "P", value_parser = top_p)]
     pub top_p: Option<f64>,
+
+    /// Sample only from the tokens with this share of the probability of the likeliest [default: 0]
+    #[arg(long, allow_negative_numbers = true, value_name = "P", value_parser = min_p)]
+    pub min_p: Option<f64>,
 
     /// Seed of sampling: the same seed gives the same text [default: 0]
     #[arg(long, value_name = "N")]
@@ -106,6 +110,10 @@ fn top_p(text: &str) -> Result<f64, String> {
     sampled_with(text, |top_p| SamplerOptions { top_p, ..SamplerOptions::GREEDY })
 }
 
+fn min_p(text: &str) -> Result<f64, String> {
+    sampled_with(text, |min_p| SamplerOptions { min_p, ..SamplerOptions::GREEDY })
+}
+
 /// A number that a sampler takes as one of its options.
 fn sampled_with(text: &str, options: fn(f64) -> SamplerOptions) -> Result<f64, String> {
     let number = text.parse().map_err(|_| "it should be a number".to_owned())?;
@@ -115,13 +123,14 @@ fn sampled_with(text: &str, options: fn(f64) -> SamplerOptions) -> Result<f64, S
 
 impl From<&SamplingArgs> for SamplerOptions {
     fn from(args: &SamplingArgs) -> Self {
-        let &SamplingArgs { temperature, top_k, top_p, seed } = args;
+        let &SamplingArgs { temperature, top_k, top_p, min_p, seed } = args;
         // These flags turn sampling on.
-        let chooses = top_k.is_some() || top_p.is_some() || seed.is_some();
+        let chooses = top_k.is_some() || top_p.is_some() || min_p.is_some() || seed.is_some();
         Self {
             temperature: temperature.unwrap_or(if chooses { 1.0 } else { 0.0 }),
             top_k: top_k.unwrap_or(Self::GREEDY.top_k),
             top_p: top_p.unwrap_or(Self::GREEDY.top_p),
+            min_p: min_p.unwrap_or(Self::GREEDY.min_p),
             seed: seed.unwrap_or(Self::GREEDY.seed),
         }
     }

@@ -6,7 +6,7 @@ use anyhow::Result;
 use serde::Serialize;
 
 use super::dispatch::{self, DispatchFigures};
-use super::gpu::{Figures, Task};
+use super::gpu::{Figures, Task, warm_up};
 use crate::cli::args::{BenchDequantArgs, Matrices, parse_matrices};
 use crate::cli::device::{self, AdapterEntry};
 use crate::cli::outcome::Outcome;
@@ -60,6 +60,7 @@ fn measure(args: &BenchDequantArgs, ui: Ui, gpu: &Gpu) -> Result<Bench> {
     let (block_size, runs) = (args.block_size, args.common.runs);
     let beyond_caches = if device::is_software(gpu) { BEYOND_CPU_CACHES } else { BEYOND_CACHES };
     let task = Task { tensors: &tensors, block_size, runs, beyond_caches, wanted: |_| true };
+    warm_up(gpu, beyond_caches)?;
     let figures = task.measure(gpu, &Dequantizer::new(gpu)?)?;
     let dispatch = dispatch::measure(gpu, runs)?;
     let (weights, checked) = (tensors.iter().sum(), gpu.is_checked());

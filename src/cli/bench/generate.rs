@@ -84,9 +84,7 @@ fn measure(args: &BenchGenerateArgs, ui: Ui, gpu: &Gpu, shape: &'static str, pac
     let source = PackSource::open(pack)?;
     let (model, weight_bytes) = (ModelConfig::of_pack(&source)?, weight_bytes(source.index()));
     ui.stage(&format!("generating on {}", gpu.adapter()));
-    if !is_software(gpu) {
-        warm_up(gpu, copied)?;
-    }
+    warm_up(gpu, copied)?;
     let copy_bytes_per_second = copy_speed(gpu, copied, args.common.runs)?;
     let (mut texts, mut resident) = (Vec::new(), true);
     for &prompt in &args.prompt {

@@ -6,7 +6,7 @@ use anyhow::Result;
 use serde::Serialize;
 
 use super::median;
-use crate::cli::device::Load;
+use crate::cli::device::{Load, is_software};
 use crate::cli::ui;
 use crate::convert::plan::scale_type_name;
 use crate::convert::synth::{random_bytes, random_scales};
@@ -127,8 +127,11 @@ impl Copy {
 }
 
 /// Copies until a second of copies is no faster than the second before it. An idle GPU raises its
-/// clock only under load.
+/// clock only under load. A software GPU has no clock of its own.
 pub fn warm_up(gpu: &Gpu, bytes: u64) -> Result<()> {
+    if is_software(gpu) {
+        return Ok(());
+    }
     let copy = Copy::new(gpu, bytes)?;
     let mut load = Load::new(gpu, "copy kernel", |commands, _| Ok(copy.kernel.record(commands, &copy.from, &copy.to)?))?;
     let mut before = f64::INFINITY;

@@ -324,6 +324,7 @@ codes! {
         Empty "data-empty"
         Array "data-array"
         Json "data-json"
+        Read "data-unreadable"
         LineBytes "data-line-bytes"
         Messages "data-messages"
         NotAnObject "data-not-an-object"
@@ -399,6 +400,7 @@ codes! {
     SamplingError {
         Temperature "sampling-temperature"
         TopP "sampling-top-p"
+        MinP "sampling-min-p"
         Logit "sampling-logit"
         NoToken "sampling-no-token"
     }

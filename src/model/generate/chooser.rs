@@ -111,18 +111,24 @@ mod tests {
         random(seed, vocab).into_iter().map(|x| 6.0 * x + if x > 0.99 { 900.0 * (x - 0.99) } else { 0.0 }).collect()
     }
 
-    const OPTIONS: [(f64, u32, f64); 11] = [
-        (0.0, 0, 1.0),
-        (1.0, 0, 1.0),
-        (0.6, 0, 1.0),
-        (1.0, 1, 1.0),
-        (0.8, 20, 1.0),
-        (1.0, 50, 0.95),
-        (0.6, 20, 0.95),
-        (1.0, 0, 0.9),
-        (0.7, 0, 0.5),
-        (2.0, 1000, 0.99),
-        (1.0, 0, 0.0),
+    /// Temperature, top-k, top-p and min-p.
+    const OPTIONS: [(f64, u32, f64, f64); 16] = [
+        (0.0, 0, 1.0, 0.0),
+        (1.0, 0, 1.0, 0.0),
+        (0.6, 0, 1.0, 0.0),
+        (1.0, 1, 1.0, 0.0),
+        (0.8, 20, 1.0, 0.0),
+        (1.0, 50, 0.95, 0.0),
+        (0.6, 20, 0.95, 0.0),
+        (1.0, 0, 0.9, 0.0),
+        (0.7, 0, 0.5, 0.0),
+        (2.0, 1000, 0.99, 0.0),
+        (1.0, 0, 0.0, 0.0),
+        (1.0, 0, 1.0, 0.05),
+        (3.0, 0, 1.0, 0.2),
+        (1.5, 40, 0.9, 0.1),
+        (1.0, 0, 0.9, 1.0),
+        (0.7, 5, 1.0, 0.02),
     ];
 
     #[test]
@@ -131,8 +137,8 @@ mod tests {
         let (mut all, mut all_certain) = (0, 0);
         for vocab in [1, 257, 1025, 32_003, 300_001] {
             let sample = Sample::new(&gpu, vocab as u32).unwrap();
-            for (i, (temperature, top_k, top_p)) in OPTIONS.into_iter().enumerate() {
-                let options = SamplerOptions { temperature, top_k, top_p, seed: i as u64 };
+            for (i, (temperature, top_k, top_p, min_p)) in OPTIONS.into_iter().enumerate() {
+                let options = SamplerOptions { temperature, top_k, top_p, min_p, seed: i as u64 };
                 let mut sampler = Sampler::new(options).unwrap();
                 let mut certain = 0;
                 // A CPU sorts a large vocabulary slowly.
@@ -160,7 +166,7 @@ mod tests {
         let mut logits = vec![-3.0; 3000];
         [700, 701, 2900].into_iter().for_each(|token: usize| logits[token] = 0.0);
         logits[701] = -0.0;
-        let rules = |temperature, top_k, draw| SampleRules { temperature, top_k, top_p: 1.0, draw };
+        let rules = |temperature, top_k, draw| SampleRules { temperature, top_k, top_p: 1.0, min_p: 0.0, draw };
         let token = |rules| {
             let choice = chosen(&gpu, &sample, &logits, &rules);
             choice.certain.then_some(choice.token)
@@ -189,13 +195,13 @@ mod tests {
                 let mut logits = peaked(3, 1000);
                 logits[at] = bad;
                 for (temperature, top_k) in [(0.0, 0), (1.0, 0), (1.0, 4)] {
-                    let rules = SampleRules { temperature, top_k, top_p: 1.0, draw: 0.3 };
+                    let rules = SampleRules { temperature, top_k, top_p: 1.0, min_p: 0.0, draw: 0.3 };
                     assert!(!chosen(&gpu, &sample, &logits, &rules).certain, "{bad} at {at}");
                 }
             }
         }
         let logits = [f32::MAX, f32::MIN].repeat(500);
-        let rules = SampleRules { temperature: 1.0, top_k: 0, top_p: 1.0, draw: 0.0005 };
+        let rules = SampleRules { temperature: 1.0, top_k: 0, top_p: 1.0, min_p: 0.0, draw: 0.0005 };
         assert_eq!(chosen(&gpu, &sample, &logits, &rules), Choice { token: 0, certain: true });
     }
 
@@ -205,10 +211,30 @@ mod tests {
         let sample = Sample::new(&gpu, 1000).unwrap();
         for temperature in [1e-300, 1e-21, 1e21, 1e300] {
             for (top_k, top_p) in [(0, 1.0), (9, 0.9)] {
-                let rules = SampleRules { temperature, top_k, top_p, draw: 0.3 };
+                let rules = SampleRules { temperature, top_k, top_p, min_p: 0.0, draw: 0.3 };
                 assert!(!chosen(&gpu, &sample, &peaked(1, 1000), &rules).certain, "{temperature}");
             }
         }
+    }
+
+    #[test]
+    fn min_p_drops_whole_groups_of_equal_tokens() {
+        let Some(gpu) = gpu() else { return };
+        let sample = Sample::new(&gpu, 3000).unwrap();
+        let mut logits: Vec<f32> = random(5, 3000).into_iter().map(|x| x - 10.0).collect();
+        [(70, 0.0), (900, -1.0), (901, -1.0), (2900, -2.0)].into_iter().for_each(|(token, x): (usize, _)| logits[token] = x);
+        let token = |min_p, draw| {
+            let choice =
+                chosen(&gpu, &sample, &logits, &SampleRules { temperature: 1.0, top_k: 0, top_p: 1.0, min_p, draw });
+            choice.certain.then_some(choice.token)
+        };
+        // Weights 1, 0.368, 0.368 and 0.135.
+        assert_eq!([0.1, 0.6, 0.9].map(|draw| token(0.2, draw)), [Some(70), Some(900), Some(901)]);
+        assert_eq!([0.1, 0.99].map(|draw| token(0.4, draw)), [Some(70), Some(70)]);
+        assert_eq!(token(0.1, 0.99), Some(2900));
+        // On the border of a weight, and below what the device compares.
+        assert_eq!(token(f64::from((-1.0_f32).exp()), 0.1), None);
+        assert_eq!(token(1e-30, 0.1), None);
     }
 
     #[test]
@@ -216,7 +242,7 @@ mod tests {
         let Some(gpu) = gpu() else { return };
         let sample = Sample::new(&gpu, 10).unwrap();
         let [four, one] = [4, 1].map(|words| poisoned(&gpu, 1, words).range);
-        let rules = SampleRules { temperature: 0.0, top_k: 0, top_p: 1.0, draw: 0.0 };
+        let rules = SampleRules { temperature: 0.0, top_k: 0, top_p: 1.0, min_p: 0.0, draw: 0.0 };
         for (vocab, choice, token) in [(9, &four, &one), (11, &four, &one), (10, &one, &one), (10, &four, &one.slice(0, 0))]
         {
             let refused = sample.record(&mut gpu.commands("test"), &poisoned(&gpu, 1, vocab), &rules, choice, token);

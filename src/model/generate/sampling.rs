@@ -24,6 +24,12 @@ pub enum SamplingError {
         /// Requested value.
         found: f64,
     },
+    /// Min-p is outside 0..=1.
+    #[error("min-p must be a number from 0 to 1, and is {found}")]
+    MinP {
+        /// Requested value.
+        found: f64,
+    },
     /// A logit is infinite or NaN.
     #[error("the model gave token {token} the score {found}: the weights or the adapter are damaged")]
     Logit {
@@ -37,7 +43,7 @@ pub enum SamplingError {
     NoToken,
 }
 
-/// Options of the choice. The order is that of transformers: temperature, top-k, top-p.
+/// Options of the choice. The order is that of transformers: temperature, top-k, top-p, min-p.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct SamplerOptions {
     /// The divisor of the logits. At 0, the likeliest token is always chosen and the other options
@@ -48,13 +54,16 @@ pub struct SamplerOptions {
     /// Keeps the smallest set of the likeliest tokens with at least this total probability, at
     /// least one token. 1 keeps all.
     pub top_p: f64,
+    /// Keeps the tokens with at least this share of the probability of the likeliest token. 0 keeps
+    /// all.
+    pub min_p: f64,
     /// The seed of the draws.
     pub seed: u64,
 }
 
 impl SamplerOptions {
     /// Always the likeliest token.
-    pub const GREEDY: Self = Self { temperature: 0.0, top_k: 0, top_p: 1.0, seed: 0 };
+    pub const GREEDY: Self = Self { temperature: 0.0, top_k: 0, top_p: 1.0, min_p: 0.0, seed: 0 };
 }
 
 /// Chooses tokens. Among equally likely tokens, the lowest id comes first.
@@ -98,14 +107,17 @@ impl Sampler {
     /// A sampler at the start of the random stream of its seed.
     ///
     /// # Errors
-    /// [`SamplingError::Temperature`], [`SamplingError::TopP`].
+    /// [`SamplingError::Temperature`], [`SamplingError::TopP`], [`SamplingError::MinP`].
     pub fn new(options: SamplerOptions) -> Result<Self, SamplingError> {
-        let SamplerOptions { temperature, top_p, seed, .. } = options;
+        let SamplerOptions { temperature, top_p, min_p, seed, .. } = options;
         if !(temperature.is_finite() && temperature >= 0.0) {
             return Err(SamplingError::Temperature { found: temperature });
         }
         if !(0.0..=1.0).contains(&top_p) {
             return Err(SamplingError::TopP { found: top_p });
+        }
+        if !(0.0..=1.0).contains(&min_p) {
+            return Err(SamplingError::MinP { found: min_p });
         }
         Ok(Self { options, generator: Generator::new(seed, Stream::Sampling) })
     }
@@ -129,8 +141,8 @@ impl Sampler {
 
     /// The rules of a choice with this random number, for the device.
     pub(super) fn rules(&self, draw: f32) -> SampleRules {
-        let SamplerOptions { temperature, top_k, top_p, .. } = self.options;
-        SampleRules { temperature, top_k, top_p, draw }
+        let SamplerOptions { temperature, top_k, top_p, min_p, .. } = self.options;
+        SampleRules { temperature, top_k, top_p, min_p, draw }
     }
 
     /// Chooses the next token with the random number `draw`.
@@ -156,11 +168,11 @@ impl Sampler {
         ((f64::from(candidate.logit) - f64::from(likeliest.logit)) / self.options.temperature).exp()
     }
 
-    /// The candidates after top-k and top-p, at least one.
+    /// The candidates after top-k, top-p and min-p, at least one.
     fn filtered(&self, candidates: Vec<Candidate>, likeliest: Candidate) -> Vec<Candidate> {
-        let SamplerOptions { top_k, top_p, .. } = self.options;
+        let SamplerOptions { top_k, top_p, min_p, .. } = self.options;
         let top_k = if top_k == 0 { usize::MAX } else { top_k as usize };
-        if top_k >= candidates.len() && top_p == 1.0 {
+        if top_k >= candidates.len() && top_p == 1.0 && min_p == 0.0 {
             return candidates;
         }
         let mut heap = BinaryHeap::from(candidates);
@@ -181,7 +193,12 @@ impl Sampler {
         let mut share = 0.0;
         let mut left = Vec::new();
         while let Some(next) = heap.pop().filter(|_| left.is_empty() || top_p == 1.0 || share < top_p * total) {
-            share += self.weight(next, likeliest);
+            let weight = self.weight(next, likeliest);
+            // MinPLogitsWarper compares probabilities, which have the same ratio.
+            if weight < min_p {
+                break;
+            }
+            share += weight;
             left.push(next);
         }
         left
@@ -303,6 +320,27 @@ mod tests {
     }
 
     #[test]
+    fn min_p_keeps_a_share_of_the_likeliest() {
+        let logits = [0.1_f32, 0.4, 0.2, 0.2, 0.1].map(f32::ln);
+        let min = |min_p| left(SamplerOptions { min_p, ..PLAIN }, &logits);
+        assert_eq!(min(0.0), [0, 1, 2, 3, 4]);
+        assert_eq!(min(0.24), [0, 1, 2, 3, 4]);
+        // Equal tokens are kept or dropped together.
+        assert_eq!(min(0.26), [1, 2, 3]);
+        assert_eq!(min(0.49), [1, 2, 3]);
+        assert_eq!(min(0.51), [1]);
+        assert_eq!(min(1.0), [1]);
+        assert_eq!(left(SamplerOptions { min_p: 1.0, ..PLAIN }, &[2.0, 0.0, 2.0]), [0, 2]);
+        // At half the temperature: 1, 16, 4, 4, 1.
+        assert_eq!(left(SamplerOptions { temperature: 0.5, min_p: 0.26, ..PLAIN }, &logits), [1]);
+        // Top-p counts the tokens that min-p drops: 0.4 is less than half of all.
+        assert_eq!(left(SamplerOptions { top_p: 0.5, min_p: 0.3, ..PLAIN }, &logits), [1, 2]);
+        assert_eq!(left(SamplerOptions { top_p: 0.9, min_p: 0.6, ..PLAIN }, &logits), [1]);
+        assert_eq!(left(SamplerOptions { top_k: 2, min_p: 0.2, ..PLAIN }, &logits), [1, 2, 3]);
+        assert_frequencies(&counts(SamplerOptions { min_p: 0.3, ..PLAIN }, &logits, 20_000), &[0.0, 0.5, 0.25, 0.25, 0.0]);
+    }
+
+    #[test]
     fn the_same_seed_gives_the_same_tokens() {
         let logits: Vec<f32> = (0..50).map(|i| (i as f32 * 0.7).sin()).collect();
         let drawn = |seed| {
@@ -322,6 +360,10 @@ mod tests {
         for top_p in [-0.1, 1.1, f64::NAN] {
             let refused = Sampler::new(SamplerOptions { top_p, ..PLAIN }).unwrap_err();
             assert!(matches!(refused, SamplingError::TopP { .. }), "{top_p}");
+        }
+        for min_p in [-0.1, 1.1, f64::NAN] {
+            let refused = Sampler::new(SamplerOptions { min_p, ..PLAIN }).unwrap_err();
+            assert!(matches!(refused, SamplingError::MinP { .. }), "{min_p}");
         }
         let mut sampler = Sampler::new(PLAIN).unwrap();
         assert_eq!(sampler.sample(&[]), Err(SamplingError::NoToken));

@@ -6,7 +6,8 @@ use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 use crate::data::TrainOn;
-use crate::format::{Index, crc32};
+use crate::data::checksum::FileChecksum;
+use crate::format::Index;
 use crate::train::schedule::{Shape, Warmup};
 use crate::train::settings::Settings;
 
@@ -126,8 +127,8 @@ pub fn pack_identity(index: &Index) -> String {
 }
 
 /// Identifies a file of data: CRC-32 and length.
-pub fn data_identity(bytes: &[u8]) -> String {
-    format!("{:08x} ({} bytes)", crc32(bytes), bytes.len())
+pub fn data_identity(checksum: FileChecksum) -> String {
+    format!("{:08x} ({} bytes)", checksum.crc32, checksum.len)
 }
 
 fn shape_name(shape: Shape) -> &'static str {

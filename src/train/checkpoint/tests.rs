@@ -7,6 +7,7 @@ use safetensors::SafeTensors;
 use serde_json::Value;
 
 use super::*;
+use crate::data::checksum::FileChecksum;
 use crate::format::Role;
 use crate::io::leftovers::names;
 use crate::io::{crash, record};
@@ -21,7 +22,7 @@ pub(super) fn model() -> ModelConfig {
 }
 
 fn inputs() -> Inputs {
-    let (pack, data) = ("0123abcd-00000000".to_owned(), data_identity(b"data"));
+    let (pack, data) = ("0123abcd-00000000".to_owned(), data_identity(FileChecksum::of(b"data")));
     Inputs { pack, data, eval_data: None, micro_batch: 4, precision: "f32", total_steps: 100 }
 }
 
@@ -392,8 +393,8 @@ fn another_run_is_recognised_by_the_first_setting_that_differs() {
     assert_eq!(setting(|s| s.eval_split = 0.1), "--eval-split");
     let of = |inputs: Inputs| difference(&settings, &inputs).unwrap_err();
     assert_eq!(of(Inputs { pack: "x".into(), ..inputs() }), "PACK");
-    assert_eq!(of(Inputs { data: data_identity(b"dato"), ..inputs() }), "--data");
-    assert_eq!(of(Inputs { eval_data: Some(data_identity(b"")), ..inputs() }), "--eval-data");
+    assert_eq!(of(Inputs { data: data_identity(FileChecksum::of(b"dato")), ..inputs() }), "--data");
+    assert_eq!(of(Inputs { eval_data: Some(data_identity(FileChecksum::of(b""))), ..inputs() }), "--eval-data");
     assert_eq!(of(Inputs { micro_batch: 2, ..inputs() }), "--micro-batch");
     assert_eq!(of(Inputs { precision: "mixed", ..inputs() }), "--precision");
     assert_eq!(of(Inputs { total_steps: 99, ..inputs() }), "--steps");

@@ -26,9 +26,9 @@ pub struct Task<'a> {
     /// The settings.
     pub settings: &'a Settings,
     /// The training data.
-    pub data: DataFile<'a>,
+    pub data: &'a DataFile,
     /// The evaluation data, if it is not split from the training data.
-    pub eval_data: Option<DataFile<'a>>,
+    pub eval_data: Option<&'a DataFile>,
     /// The folder of adapter, checkpoints and records.
     pub out: &'a Path,
     /// Name or path of the base, for the adapter's settings; `None`: that of the checkpoint.
@@ -121,8 +121,8 @@ impl Prepared {
     pub(super) fn fingerprint(&self, task: &Task<'_>, plan: &MemoryPlan, total_steps: u64) -> Fingerprint {
         let inputs = Inputs {
             pack: pack_identity(self.pack.index()),
-            data: data_identity(task.data.bytes),
-            eval_data: task.eval_data.map(|file| data_identity(file.bytes)),
+            data: data_identity(self.data.checksum),
+            eval_data: task.eval_data.and(self.held_out.as_ref()).map(|data| data_identity(data.checksum)),
             micro_batch: plan.micro_batch,
             precision: MatrixUnits::precision(plan.units),
             total_steps,
