@@ -423,11 +423,11 @@ fn bench_longest_trains_what_it_plans() {
         return;
     }
     let folder = tempfile::tempdir().unwrap();
-    let line = "bench longest --shape tiny --rank 4 --precision f32 --budget 80MB --dir .";
+    let line = "bench longest --shape tiny --rank 4 --precision f32 --budget 84MB --dir .";
     let bench = json(folder.path(), line, 0);
     let found = &bench["found"][0];
     let (tokens, planned) = (found["tokens"].as_u64().unwrap(), found["planned_bytes"].as_u64().unwrap());
-    assert!(tokens > 1 && planned <= 80_000_000, "{found}");
+    assert!(tokens > 1 && planned <= 84_000_000, "{found}");
     assert!(positive(&found["step"]["seconds"]));
     // Batches and parameters of kernels are not in the plan.
     let (used, host) = (found["step"]["used_bytes"].as_u64(), found["host_bytes"].as_u64().unwrap());
