@@ -158,7 +158,8 @@ fuzz() {
 
 if [ "$#" -gt 0 ]; then
     for step in "$@"; do
-        "$step"
+        # What a step exports is not for the next.
+        ("$step")
     done
     exit
 fi

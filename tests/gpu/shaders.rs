@@ -163,7 +163,7 @@ const FORMS: &[(&[&str], Constants)] = &[
     (&["glu_function.wgsl", "glu.wgsl"], &[("GELU", EITHER)]),
 ];
 
-/// The files of shaders that are templates. Tests beside the host code validate the sources
+/// The files of shaders that are templates. Tests in the host code validate the sources
 /// from them.
 const TEMPLATES: &[&str] = &["attention_units_forward.wgsl", "attention_units_keys.wgsl", "attention_units_queries.wgsl"];
 /// Parts of templates, without a kernel.
