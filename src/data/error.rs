@@ -36,6 +36,14 @@ pub enum DataError {
     /// All lines are blank.
     #[error("the file has no samples")]
     Empty,
+    /// The file was changed between the two times that it is read.
+    #[error("the file changed while it was read: it had {first} lines with a sample, then {second}")]
+    Changed {
+        /// The lines at first.
+        first: u64,
+        /// The lines when they were tokenised.
+        second: u64,
+    },
     /// One JSON array instead of one line per sample.
     #[error("the file is a JSON array: write one object a line (jq -c '.[]' does it)")]
     Array,

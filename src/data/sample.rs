@@ -91,7 +91,8 @@ impl Dataset {
     /// # Errors
     /// A [`DataError`] with the line; [`DataError::AllDropped`] where nothing can be learned from
     /// any sample, and [`DataError::NothingLearned`] for the first one of these where `options` are
-    /// strict; [`DataError::Cancelled`].
+    /// strict; [`DataError::Changed`] where it has other lines the second time;
+    /// [`DataError::Cancelled`].
     pub fn from_json_lines<R: BufRead>(
         open: impl Fn() -> Result<R, DataError>,
         tokenizer: &Tokenizer,
@@ -122,6 +123,9 @@ impl Dataset {
             if !progress(done, total) {
                 return Err(DataError::Cancelled);
             }
+        }
+        if done != total {
+            return Err(DataError::Changed { first: total, second: done });
         }
         dataset.form = Some(form);
         let of_messages = ignored_of_messages.into_iter().filter(|(key, _)| !tokenizer.may_read(key));

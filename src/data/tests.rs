@@ -579,6 +579,22 @@ fn a_broken_line_is_reported_before_lines_are_tokenised() {
     }
 }
 
+/// A file that shrinks to nothing, or grows, between the two times that it is read.
+#[test]
+fn a_file_that_changes_between_its_two_readings_is_an_error() {
+    let tokenizer = tokenizer(None);
+    let line = "{\"text\": \"word\"}\n";
+    for second in [0, 2, 4] {
+        let reads = std::cell::Cell::new(0);
+        let open = || {
+            reads.set(reads.get() + 1);
+            Ok(std::io::Cursor::new(line.repeat(if reads.get() == 1 { 3 } else { second }).into_bytes()))
+        };
+        let error = Dataset::from_json_lines(open, &tokenizer, OPTIONS, &mut |_, _| true).unwrap_err();
+        assert!(matches!(error, DataError::Changed { first: 3, second: n } if n == second as u64), "{error}");
+    }
+}
+
 #[test]
 fn reading_reports_progress_and_can_be_stopped() {
     let tokenizer = tokenizer(None);

@@ -322,6 +322,7 @@ codes! {
         NoThread "no-threads"
         Panicked "bug"
         Empty "data-empty"
+        Changed "data-changed"
         Array "data-array"
         Json "data-json"
         Read "data-unreadable"
