@@ -107,7 +107,7 @@ build() { cargo test --locked --no-run; }
 
 # The tests of whole models (src/tests) wait for one queue of the device, so they have a process and
 # a device of their own.
-models=(tests::{architectures,generation,mixed,oracle,precision,vocabulary}::)
+models=(tests::{architectures,generation,mixed,oracle,precision,vocabulary,windows}::)
 
 models() { cargo test --locked --lib -- "${models[@]}"; }
 

@@ -1,7 +1,7 @@
 // Stores the rows of a float32 matrix as f16, each row with a power of two, in half the memory. It
 // is combined with panels.wgsl, and halves_whole.wgsl or halves_ragged.wgsl. A workgroup takes a
-// row. Runs unchecked: the host proves that `x`
-// has `rows * cols` floats, and `halves` `rows * fours` times 16 bytes.
+// row. Runs unchecked: the host proves that `x` has `rows * cols` floats, and that `halves` has
+// `rows * fours` times 16 bytes.
 //
 // A row of `halves` has its exponent in the first 16 bytes, and eight elements in each 16 bytes
 // after them. Elements past the last column are zeros.
@@ -50,31 +50,8 @@ fn round_rows(@builtin(workgroup_id) id: vec3<u32>, @builtin(num_workgroups) gri
     }
 }
 
-// Stores `x`.
-@compute @workgroup_size(256)
-fn keep(@builtin(workgroup_id) id: vec3<u32>, @builtin(num_workgroups) grid: vec3<u32>, @builtin(local_invocation_index) thread: u32) {
-    let row = id.x + id.y * grid.x;
-    if (row >= params.rows) {
-        return;
-    }
-    let largest = largest_at(row, thread);
-    let exponent = exponent_of(largest);
-    let start = row * params.fours;
-    if (thread == 0u) {
-        halves[start] = vec4(bitcast<u32>(exponent), 0u, 0u, 0u);
-    }
-    for (var column = 8u * thread; column < params.cols; column += 2048u) {
-        halves[start + 1u + column / 8u] = eight_halves(row, column, power(-exponent), largest);
-    }
-}
-
-// Stores `x` and rounds it.
-@compute @workgroup_size(256)
-fn keep_rounded(@builtin(workgroup_id) id: vec3<u32>, @builtin(num_workgroups) grid: vec3<u32>, @builtin(local_invocation_index) thread: u32) {
-    let row = id.x + id.y * grid.x;
-    if (row >= params.rows) {
-        return;
-    }
+// Stores a row, and rounds it if `rounds`.
+fn keep_row(row: u32, thread: u32, rounds: bool) {
     let largest = largest_at(row, thread);
     let exponent = exponent_of(largest);
     let start = row * params.fours;
@@ -84,7 +61,27 @@ fn keep_rounded(@builtin(workgroup_id) id: vec3<u32>, @builtin(num_workgroups) g
     for (var column = 8u * thread; column < params.cols; column += 2048u) {
         let eight = eight_halves(row, column, power(-exponent), largest);
         halves[start + 1u + column / 8u] = eight;
-        set_eight(row, column, eight, power(exponent));
+        if (rounds) {
+            set_eight(row, column, eight, power(exponent));
+        }
+    }
+}
+
+// Stores `x`.
+@compute @workgroup_size(256)
+fn keep(@builtin(workgroup_id) id: vec3<u32>, @builtin(num_workgroups) grid: vec3<u32>, @builtin(local_invocation_index) thread: u32) {
+    let row = id.x + id.y * grid.x;
+    if (row < params.rows) {
+        keep_row(row, thread, false);
+    }
+}
+
+// Stores `x` and rounds it.
+@compute @workgroup_size(256)
+fn keep_rounded(@builtin(workgroup_id) id: vec3<u32>, @builtin(num_workgroups) grid: vec3<u32>, @builtin(local_invocation_index) thread: u32) {
+    let row = id.x + id.y * grid.x;
+    if (row < params.rows) {
+        keep_row(row, thread, true);
     }
 }
 

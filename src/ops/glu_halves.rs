@@ -1,7 +1,6 @@
 //! Gated activations whose inputs are stored in f16: see [`Halves`] and [`Glu`].
 
-use bytemuck::{Pod, Zeroable};
-
+use super::halves::Params;
 use super::pieces::{ROWS, pieces};
 use super::{Glu, Halves, Mat, OpError};
 use crate::arch::family::Activation;
@@ -18,16 +17,6 @@ pub struct StoredGlu {
     /// For columns that are not in groups of eight, one after the other.
     halves: Halves,
     glu: Glu,
-}
-
-/// Parameters of a dispatch: `struct Params` of the shader.
-#[derive(Debug, Clone, Copy, Pod, Zeroable)]
-#[repr(C)]
-struct Params {
-    rows: u32,
-    cols: u32,
-    fours: u32,
-    pad: u32,
 }
 
 impl StoredGlu {

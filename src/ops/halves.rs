@@ -27,11 +27,12 @@ struct Kernels {
 /// Parameters of a dispatch: `struct Params` of the shader.
 #[derive(Debug, Clone, Copy, Pod, Zeroable)]
 #[repr(C)]
-struct Params {
-    rows: u32,
-    cols: u32,
-    fours: u32,
-    pad: u32,
+pub(super) struct Params {
+    pub(super) rows: u32,
+    pub(super) cols: u32,
+    /// Groups of 16 bytes of a stored row.
+    pub(super) fours: u32,
+    pub(super) pad: u32,
 }
 
 impl Halves {

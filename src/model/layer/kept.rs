@@ -11,13 +11,16 @@ use crate::ops::{Mat, OpError};
 impl Layer<'_> {
     /// The activations in f16 that are written or read, and the kernels for that.
     pub(super) fn halves(&self) -> Option<(&HalfKernels, &HalfActivations<Mat>)> {
-        let stored = self.activations.halves.as_ref().filter(|_| self.with_halves);
-        self.pass.kernels.halves.as_ref().zip(stored)
+        self.halves_in(self.activations)
     }
 
     /// As [`Layer::halves`], of a window.
     fn halves_of<'w>(&'w self, window: &'w Window<'_>) -> Option<(&'w HalfKernels, &'w HalfActivations<Mat>)> {
-        let stored = window.activations.halves.as_ref().filter(|_| self.with_halves);
+        self.halves_in(&window.activations)
+    }
+
+    fn halves_in<'w>(&'w self, activations: &'w Activations<Mat>) -> Option<(&'w HalfKernels, &'w HalfActivations<Mat>)> {
+        let stored = activations.halves.as_ref().filter(|_| self.with_halves);
         self.pass.kernels.halves.as_ref().zip(stored)
     }
 
@@ -42,29 +45,22 @@ impl Layer<'_> {
         let of_training = self.pass.inputs.is_training().then_some(stored.as_ref()).flatten();
         let Some((halves, stored)) = self.pass.kernels.halves.as_ref().zip(of_training) else { return Ok(()) };
         let (queries, keys) = (raw_queries.as_ref().unwrap_or(queries), raw_keys.as_ref().unwrap_or(keys));
+        let round = |commands: &mut Commands, mat: &Mat, stored: &Mat, store: bool| match store {
+            true => halves.mats.keep_rounded(commands, mat, stored),
+            false => halves.mats.round(commands, mat),
+        };
         if heads.queries() {
-            match self.with_halves {
-                true => halves.mats.keep_rounded(commands, queries, &stored.queries)?,
-                false => halves.mats.round(commands, queries)?,
-            }
+            round(commands, queries, &stored.queries, self.with_halves)?;
         }
         if !heads.keys() {
             return Ok(());
         }
-        match (self.with_halves && (self.kept || !window.is_part), window.is_part) {
-            (true, false) => {
-                halves.mats.keep_rounded(commands, keys, &stored.keys)?;
-                halves.mats.keep(commands, values, &stored.values)
-            }
-            (true, true) => {
-                halves.mats.keep_rounded(commands, keys, &stored.keys)?;
-                halves.mats.keep_rounded(commands, values, &stored.values)
-            }
-            (false, false) => halves.mats.round(commands, keys),
-            (false, true) => {
-                halves.mats.round(commands, keys)?;
-                halves.mats.round(commands, values)
-            }
+        let store = self.with_halves && (self.kept || !window.is_part);
+        round(commands, keys, &stored.keys, store)?;
+        match window.is_part {
+            true => round(commands, values, &stored.values, store),
+            false if store => halves.mats.keep(commands, values, &stored.values),
+            false => Ok(()),
         }
     }
 
