@@ -114,6 +114,8 @@ struct KernelEntry {
 #[derive(Serialize)]
 struct MixedEntry {
     kernel: String,
+    /// What was compared with the CPU.
+    covers: String,
     /// Why it cannot be used.
     #[serde(skip_serializing_if = "Option::is_none")]
     reason: Option<String>,
@@ -284,6 +286,22 @@ impl Device {
         for (name, value) in rows {
             let _ = writeln!(text, "{name:<15} {value}");
         }
+        self.mixed_tests(text);
+    }
+
+    /// What the tests of the kernels for matrix units compared with the CPU.
+    fn mixed_tests(&self, text: &mut String) {
+        let mut rest: Vec<&MixedEntry> = self.mixed_kernels.iter().collect();
+        let mut name = "matrix units";
+        while let Some(covers) = rest.first().map(|test| &test.covers) {
+            let (same, others): (Vec<&MixedEntry>, Vec<&MixedEntry>) = rest.iter().partition(|test| &test.covers == covers);
+            let failed = match same.iter().filter(|test| test.reason.is_some()).count() {
+                0 => String::new(),
+                failed => format!(" ({failed} failed)"),
+            };
+            let _ = writeln!(text, "{name:<15} {} tested{failed}: {covers}", ui::plural(same.len() as u64, "kernel"));
+            (name, rest) = ("", others);
+        }
     }
 }
 
@@ -300,7 +318,7 @@ impl Device {
             ui::not_interrupted()?;
             let unfit = |error| mixed_test::reason(&error).ok_or(ModelError::Op(error));
             let reason = test.run(gpu).err().map(unfit).transpose()?;
-            self.mixed_kernels.push(MixedEntry { kernel: test.kernel, reason });
+            self.mixed_kernels.push(MixedEntry { kernel: test.kernel, covers: test.covers, reason });
         }
         if let Some(reason) = self.mixed_kernels.iter().find_map(|kernel| kernel.reason.as_ref()) {
             let reason = format!("{reason}; models without that kernel run in mixed precision");

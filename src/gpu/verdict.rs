@@ -5,6 +5,9 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 
 use super::device::Gpu;
 
+/// Raised when the tests of kernels find more errors: earlier results are then of no use.
+const REVISION: u32 = 1;
+
 impl Gpu {
     /// The record that [`Gpu::cache_record`] stored under `name` in an earlier run on the same
     /// adapter, driver and version of this crate. `name` has letters, digits, `-` and `_`.
@@ -42,7 +45,7 @@ impl Gpu {
 
     fn record_name(&self, what: &str, kernels: impl Hash) -> String {
         let mut hasher = DefaultHasher::new();
-        (kernels, self.is_checked()).hash(&mut hasher);
+        (REVISION, kernels, self.is_checked()).hash(&mut hasher);
         format!("{what}-{:016x}", hasher.finish())
     }
 

@@ -86,7 +86,8 @@ impl Attention {
         let size = HeadSize::new(head_dim);
         let specs = MixedAttention::specs(size, units).map(change);
         let test = move || trial::tried(gpu, size, units, change).map(drop);
-        Some(MixedTest::new(gpu, format!("attention with heads of {head_dim}"), specs.into(), test))
+        let kernel = format!("attention with heads of {head_dim}");
+        Some(MixedTest::new(gpu, [kernel, trial::covers(units)], specs.into(), test))
     }
 
     /// GPU memory of the operation in bytes, for up to `queries` queries of up to `tokens` tokens.

@@ -13,6 +13,8 @@ pub struct MixedTest<'a> {
     gpu: &'a Gpu,
     /// The kernel in words.
     pub kernel: String,
+    /// What the comparison covers, in words.
+    pub covers: String,
     specs: Vec<KernelSpec>,
     test: Box<dyn Fn() -> Result<(), OpError> + 'a>,
 }
@@ -24,14 +26,15 @@ impl fmt::Debug for MixedTest<'_> {
 }
 
 impl<'a> MixedTest<'a> {
-    /// `specs`: what the kernels are compiled from.
+    /// The kernel and what the comparison covers, in words. `specs`: what the kernels are compiled
+    /// from.
     pub(super) fn new(
         gpu: &'a Gpu,
-        kernel: String,
+        [kernel, covers]: [String; 2],
         specs: Vec<KernelSpec>,
         test: impl Fn() -> Result<(), OpError> + 'a,
     ) -> Self {
-        Self { gpu, kernel, specs, test: Box::new(test) }
+        Self { gpu, kernel, covers, specs, test: Box::new(test) }
     }
 
     /// The result of the last run on this driver. The error is the reason against the kernel.

@@ -71,7 +71,10 @@ fn doctor_shows_the_gpu_and_the_kernels() {
     // Without matrix units, there is nothing to test.
     let tests = document["mixed_kernels"].as_array().unwrap();
     match gpu.matrix_units() {
-        Ok(_) => assert!(tests.iter().all(|test| test["kernel"].is_string()) && tests.len() > 20, "{tests:?}"),
+        Ok(_) => {
+            let described = |test: &Value| test["kernel"].is_string() && test["covers"].is_string();
+            assert!(tests.iter().all(described) && tests.len() > 20, "{tests:?}");
+        }
         Err(reason) => assert_eq!((tests.len(), &document["precision_reason"]), (0, &reason.into())),
     }
     let failed = tests.iter().any(|test| test.get("reason").is_some());

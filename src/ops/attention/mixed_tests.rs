@@ -321,6 +321,24 @@ fn small_rows_are_as_exact_as_large_ones() {
     }
 }
 
+/// One row of a head is 1e6 times all others. Sums over tokens have one factor for all rows, so the
+/// others are far from the largest magnitude of f16, and still keep their bits: in their sample, and
+/// in another one.
+#[test]
+fn an_outlier_row_erases_no_other() {
+    let Some((gpu, units)) = units() else { return };
+    let original = inputs(64, 4, 2, &[40, 90]);
+    for (tensor, heads) in [("v", 2), ("d_out", 4)] {
+        for (token, factor) in [(20, 1e6), (60, 1e6), (129, 1e4)] {
+            let mut inputs = original.clone();
+            let elements = if tensor == "v" { &mut inputs.v } else { &mut inputs.d_out };
+            let row = token * heads + 1;
+            elements[row * 64..(row + 1) * 64].iter_mut().for_each(|x| *x *= factor);
+            assert_rows_match(&run(&gpu, units, &inputs), &inputs, [0.0; 5]);
+        }
+    }
+}
+
 /// Rows of zeros, whole tensors of zeros, and a head of values or of gradients whose elements are
 /// 1e6 times those of the others.
 #[test]
@@ -474,9 +492,27 @@ fn a_wrong_kernel_is_found_before_its_first_use() {
         // The gradients of queries and of keys.
         ("- row_delta)", ")"),
         ("- query_delta[column])", ")"),
+        // Stores past the last token: of outputs and queries' gradients, and of keys' gradients.
+        ("params.first + of_query < params.tokens && column", "params.first + of_query < params.tokens + 1u && column"),
+        ("token < params.tokens && column", "token < params.tokens + 1u && column"),
+        // Inputs past the last token.
+        ("row >= tokens_of(part)", "row >= tokens_of(part) + 1u"),
     ] {
         let found = trial::tried(&gpu, HeadSize::new(16), units, |spec| spec.patched(from, to));
         assert!(matches!(found, Err(OpError::Unfit { .. })), "{from}: {found:?}");
+    }
+}
+
+/// All matrices of keys and values lie 8 bytes further, where the units load garbage. As loops, the
+/// kernels are right, so the trial finds nothing but the misalignment.
+#[test]
+fn misaligned_matrices_are_found_on_matrix_units() {
+    let Some((gpu, _)) = units() else { return };
+    let tried = |units| trial::tried(&gpu, HeadSize::new(16), units, |spec| spec.patched("tile[", "tile[1u + "));
+    tried(MatrixUnits::Loops).unwrap();
+    if let Ok(units) = gpu.matrix_units() {
+        let found = tried(units);
+        assert!(matches!(found, Err(OpError::Unfit { .. })), "{found:?}");
     }
 }
 

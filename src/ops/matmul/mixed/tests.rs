@@ -101,7 +101,7 @@ fn a_wrong_kernel_is_named_before_its_first_use() {
     let adapted = |right| Kind::Product(Form { right, adapted: true, ..NARROW_FORM });
     let rows = Kind::Decode { stored: Stored::Raw(FloatType::F32), whole: false, known: false };
     let fours = Kind::Product(Form { fours: true, ..NARROW_FORM });
-    let cases: [(Kind, [&'static str; 2]); 20] = [
+    let cases: [(Kind, [&'static str; 2]); 27] = [
         (Kind::Pack { whole: true }, ["power(-exponent)", "power(1 - exponent)"]),
         (Kind::Pack { whole: false }, ["column + 3u", "column + 2u"]),
         (Kind::Extent(Stored::Raw(FloatType::F32)), ["i < params.items", "i < params.items / 64u"]),
@@ -122,11 +122,51 @@ fn a_wrong_kernel_is_named_before_its_first_use() {
         (Kind::Measure, ["max(largest[params.at], found)", "max(found, found)"]),
         (Kind::Decode { stored: quantized, whole: true, known: true }, ["extents[params.extent_at];", "extents[0];"]),
         (Kind::Align, ["column >= params.cols", "column > params.cols"]),
+        // Stores past the rows, past the columns and before the result.
+        (product(Terms::Columns), ["row < params.m &&", "row < params.m + 1u &&"]),
+        (product(Terms::Rows), ["&& column < params.n)", "&& column < params.n + 1u)"]),
+        (fours, ["&& column < params.n)", "&& column < params.n + 4u)"]),
+        (fours, ["params.out_first + chunk", "params.out_first - 4u + chunk"]),
+        // Loads that are 16 bytes off, and one wrong element of a row that is not read as a whole.
+        (product(Terms::Columns), ["params.left_first + ", "params.left_first - 1u + "]),
+        (product(Terms::Rows), ["params.right_first + ", "params.right_first + 1u + "]),
+        (product(Terms::Rows), ["value *= params.scale;", "value *= params.scale + f32(row == 77u && column == 3u);"]),
     ];
     for (kind, patch) in cases {
         let mixed = Mixed::new(gpu, units(gpu), Tried::patched(gpu, patch), trial::of).unwrap();
         let error = mixed.kernel(kind).unwrap_err();
         assert!(matches!(error, OpError::Unfit { .. }), "{kind:?}: {error}");
+    }
+}
+
+/// The operands of the trials are rows of a table, also those of hardware.
+#[test]
+fn the_table_of_the_trials_has_rows_of_every_operand() {
+    for form in forms() {
+        let trial::product::Sizes { m, n, k, cut_m, cuts } = trial::product::Sizes::on(MatrixUnits::Hardware, true, form);
+        let widest = [(form.left, m), (form.right, n)].map(|(terms, side)| if terms == Terms::Rows { side } else { k });
+        assert!(widest.into_iter().all(|cols| (cols as usize) < trial::product::PERIOD), "{form:?}");
+        assert!(m > 8192 && cut_m <= m && cuts.iter().all(|&cuts| k.div_ceil(cuts) >= WIDTH - 1), "{form:?}");
+    }
+}
+
+/// All matrices of an operand lie 8 bytes further, where the units load garbage. As loops, the
+/// kernel is right, so the trial finds nothing but the misalignment.
+#[test]
+fn misaligned_matrices_are_found_on_matrix_units() {
+    let Some(gpu) = gpu() else { return };
+    for (operand, moved) in [("left_tile[", "left_tile[1u + "), ("right_tile[", "right_tile[1u + ")] {
+        for form in [NARROW_FORM, Form { right: Terms::Rows, fours: true, ..NARROW_FORM }] {
+            let tried = |units| {
+                let mixed = Mixed::new(gpu, units, Tried::patched(gpu, [operand, moved]), trial::of).unwrap();
+                mixed.kernel(Kind::Product(form))
+            };
+            tried(MatrixUnits::Loops).unwrap();
+            if let Ok(units) = gpu.matrix_units() {
+                let found = tried(units);
+                assert!(matches!(found, Err(OpError::Unfit { .. })), "{operand}, {form:?}: {found:?}");
+            }
+        }
     }
 }
 

@@ -1,16 +1,18 @@
 //! Tests each kernel for matrix units before its first use: panels against the CPU's rounding, and
-//! a product of several tiles with ragged edges against sums in float64.
+//! products of ragged sizes against sums in float64 ([`product`]). All outputs hold other numbers
+//! before, and canaries follow panels.
+
+pub(super) mod product;
 
 use half::f16;
 
 use super::low_rank::shift;
-use super::source::Form;
-use super::{EXTENTS, Kind, LowRank, Mixed, Side, Stored, WIDTH};
+use super::{EXTENTS, Kind, Mixed, Stored};
 use crate::dequant::sample::Random;
 use crate::gpu::{BufferRange, Commands, Gpu, Kernel, MatrixUnits};
 use crate::ops::matmul::kernels::RightKind;
-use crate::ops::matmul::panels::{Exponents, Panels, Size, Terms, exponent};
-use crate::ops::matmul::product::{Target, View};
+use crate::ops::matmul::panels::{Exponents, Panels, Size, exponent};
+use crate::ops::matmul::product::View;
 use crate::ops::matmul::trial::right;
 use crate::ops::matmul::weight::{Largest, Right};
 use crate::ops::trial::difference;
@@ -23,6 +25,8 @@ const SMALLEST: f64 = 1.0 / (1 << 25) as f64;
 const TOLERANCE: f64 = 1e-5;
 /// What panels and results hold before: two f16 NaN.
 const POISON: u32 = 0x7e00_7e00;
+/// Bytes of poison after panels and their exponents, which no kernel writes.
+const CANARY: u64 = 256;
 
 /// Describes the difference of a kernel from the CPU, if there is one.
 pub fn of(mixed: &Mixed, kind: Kind, kernel: &Kernel) -> Result<Option<String>, OpError> {
@@ -31,10 +35,21 @@ pub fn of(mixed: &Mixed, kind: Kind, kernel: &Kernel) -> Result<Option<String>, 
         Kind::Extent(stored) => of_extent(mixed, kernel, stored),
         Kind::Measure => of_measure(mixed, kernel),
         Kind::Decode { stored, whole, known } => of_decode(mixed, kernel, stored, whole, known),
-        Kind::Product(form) => of_product(mixed, kernel, form),
+        Kind::Product(form) => product::of(mixed, kernel, form),
         Kind::LowRank => of_low_rank(mixed, kernel),
         Kind::AlignExtent => of_align_extent(mixed, kernel),
         Kind::Align => of_align(mixed, kernel),
+    }
+}
+
+/// What the trial of a kernel compares, in words.
+pub(super) fn covers(gpu: &Gpu, units: MatrixUnits, kind: Kind) -> String {
+    match kind {
+        Kind::Product(form) => product::Sizes::of(gpu, units, form).covers(),
+        Kind::Extent(_) | Kind::Measure | Kind::AlignExtent => "the largest of random numbers".to_owned(),
+        Kind::Pack { .. } | Kind::Decode { .. } | Kind::LowRank | Kind::Align => {
+            "operands of products: every element, the padding, canaries after it".to_owned()
+        }
     }
 }
 
@@ -46,12 +61,11 @@ fn run(gpu: &Gpu, record: impl FnOnce(&mut Commands)) -> Result<(), OpError> {
     Ok(())
 }
 
-/// New panels of poison.
+/// New panels of poison, with more of it after them.
 fn poisoned(gpu: &Gpu, size: Size, exponents: Exponents) -> Result<Panels, OpError> {
     let buffer = |label, bytes: u64| -> Result<BufferRange, OpError> {
-        let words = vec![POISON; (bytes / 4) as usize];
-        let buffer = gpu.storage_with(label, bytemuck::cast_slice(&words))?;
-        Ok(BufferRange { buffer, offset: 0, size: bytes })
+        let words = vec![POISON; ((bytes + CANARY) / 4) as usize];
+        Ok(BufferRange::whole(gpu.storage_with(label, bytemuck::cast_slice(&words))?))
     };
     let bytes = if exponents == Exponents::ByRow { size.exponent_bytes() } else { 4 };
     Ok(Panels { size, range: buffer("panels", size.bytes())?, exponents, exponents_range: buffer("exponents", bytes)? })
@@ -73,6 +87,9 @@ fn compare(
     if exponents.len() < expected.len() {
         return Ok(Some(format!("{} exponents instead of {rows}", exponents.len())));
     }
+    if exponents.iter().skip(rows as usize).take(CANARY as usize / 4).any(|&word| word != POISON as i32) {
+        return Ok(Some("words after the exponents are overwritten".to_owned()));
+    }
     if let Some((row, (found, expected))) = exponents.iter().zip(&expected).enumerate().find(|(_, (a, b))| a != b) {
         return Ok(Some(format!("the exponent of row {row} is {found} instead of {expected}")));
     }
@@ -90,6 +107,10 @@ fn elements_differ(
     let size = panels.size;
     let bytes = gpu.read(&panels.range)?;
     let halves: &[u16] = bytemuck::try_cast_slice(&bytes).unwrap_or_default();
+    let canary = halves.get((size.bytes() / 2) as usize..).unwrap_or_default();
+    if canary.iter().take(CANARY as usize / 2).any(|&half| u32::from(half) != POISON & 0xffff) {
+        return Ok(Some("words after the panels are overwritten".to_owned()));
+    }
     let scales: Vec<f64> = exponents.iter().map(|&exponent| 2_f64.powi(-exponent)).collect();
     let scale = |row: u32| scales.get(row as usize).or(scales.first()).copied().unwrap_or(f64::NAN);
     let places = || (0..size.padded_rows()).flat_map(|i| (0..size.padded_cols()).map(move |j| (i, j)));
@@ -106,7 +127,8 @@ fn elements_differ(
 /// Rows of different magnitudes, from the middle of a matrix.
 fn of_pack(mixed: &Mixed, kernel: &Kernel, whole: bool) -> Result<Option<String>, OpError> {
     let (gpu, mut random) = (&mixed.gpu, Random::default());
-    let (rows, cols, first) = if whole { (131, 1108, 8) } else { (131, 1107, 5) };
+    let rows = if mixed.units == MatrixUnits::Hardware { 1157 } else { 131 };
+    let (cols, first) = if whole { (1108, 8) } else { (1107, 5) };
     let row = cols + first;
     let magnitude = |i: u32| 10_f32.powi([0, 30, -30, 5, -8, 0][i as usize % 6]) * [1.0, 0.0][usize::from(i == 77)];
     let values: Vec<f32> = (0..rows).flat_map(|i| vec![magnitude(i); row as usize]).collect();
@@ -168,7 +190,8 @@ fn of_measure(mixed: &Mixed, kernel: &Kernel) -> Result<Option<String>, OpError>
 }
 
 fn of_decode(mixed: &Mixed, kernel: &Kernel, stored: Stored, whole: bool, known: bool) -> Result<Option<String>, OpError> {
-    let (gpu, size) = (&mixed.gpu, Size { rows: 200, cols: if whole { 296 } else { 291 } });
+    let (rows, cols) = if mixed.units == MatrixUnits::Hardware { (520, 1544) } else { (200, 296) };
+    let (gpu, size) = (&mixed.gpu, Size { rows, cols: if whole { cols } else { cols - 5 } });
     let (right, values) = operand(gpu, stored, size)?;
     let largest = 1.75_f32;
     let mut extents = vec![0_u32; EXTENTS as usize];
@@ -207,15 +230,6 @@ fn known(gpu: &Gpu, random: &mut Random, size: Size, exponents: Exponents) -> Re
     let (elements, exponents_range) =
         (range("panels", bytemuck::cast_slice(&halves))?, range("exponents", bytemuck::cast_slice(&words))?);
     Ok((Panels { size, range: elements, exponents, exponents_range }, values))
-}
-
-/// The elements of a side of a product, by row or column of the result and by term. `first` is the
-/// first element in the panels.
-fn gathered(panels: &Panels, values: &[f64], terms: Terms, first: (u32, u32), [side, count]: [u32; 2]) -> Vec<f64> {
-    let places = (0..side).flat_map(|i| (0..count).map(move |t| (i, t)));
-    let at = |(i, t)| if terms == Terms::Columns { (i, t) } else { (t, i) };
-    let places = places.map(at).map(|(i, j)| ((first.0 + i) * panels.size.cols + first.1 + j) as usize);
-    places.map(|at| values.get(at).copied().unwrap_or(f64::NAN)).collect()
 }
 
 /// Sums of chunks with rows of different magnitudes, in float32 and in panels.
@@ -290,7 +304,7 @@ fn of_align(mixed: &Mixed, kernel: &Kernel) -> Result<Option<String>, OpError> {
     let known = BufferRange::whole(gpu.storage_with("extents", bytemuck::cast_slice(&extents))?);
     run(gpu, |commands| {
         commands.copy(&known, &mixed.extents);
-        let elements = panels.range.size / 2;
+        let elements = panels.size.bytes() / 2;
         mixed.dispatch_align(commands, kernel, &x, &wide, &panels, gpu.grid(elements.div_ceil(1024)));
     })?;
     let at = |i: u32, j: u32| {
@@ -298,74 +312,4 @@ fn of_align(mixed: &Mixed, kernel: &Kernel) -> Result<Option<String>, OpError> {
         value * 2_f64.powi(row_exponent(i))
     };
     compare(gpu, &panels, at, |_| level - 136)
-}
-
-/// Several tiles in both directions with partial last ones, from the middle of the left operand.
-/// Once in one chunk with a bias, added to a result, and once in chunks.
-fn of_product(mixed: &Mixed, kernel: &Kernel, form: Form) -> Result<Option<String>, OpError> {
-    let (gpu, mut random) = (&mixed.gpu, Random::default());
-    let (m, n, k) = match mixed.units {
-        MatrixUnits::Hardware => (form.tile.m + 131, form.tile.n + 77, 1357),
-        MatrixUnits::Loops => (form.tile.m + 13, form.tile.n + 9, 133),
-    };
-    let n = if form.fours { n.next_multiple_of(4) } else { n };
-    let (before, after) = (form.tile.m, WIDTH);
-    let of = |terms, side, first: (u32, u32)| match terms {
-        Terms::Columns => Size { rows: side + first.0, cols: k + first.1 },
-        Terms::Rows => Size { rows: k + first.0, cols: side + first.1 },
-    };
-    let left_first = if form.left == Terms::Columns { (before, after) } else { (after, before) };
-    let by_row = if form.left == Terms::Columns { Exponents::ByRow } else { Exponents::One };
-    let (left, left_values) = known(gpu, &mut random, of(form.left, m, left_first), by_row)?;
-    let (right, right_values) = known(gpu, &mut random, of(form.right, n, (0, 0)), Exponents::One)?;
-    let a = gathered(&left, &left_values, form.left, left_first, [m, k]);
-    let b = gathered(&right, &right_values, form.right, (0, 0), [n, k]);
-    // The exponents of `right` (and of `left`, if the sums run over its rows), those of the
-    // adapter's operands, and one that is not used.
-    let of_left = if form.left == Terms::Rows { -2 } else { 0 };
-    let words: [i32; 4] = [of_left - 2, 5, -2, 99];
-    let exponents = BufferRange::whole(gpu.storage_with("exponents", bytemuck::cast_slice(&words))?);
-    let right = Panels { exponents_range: exponents, ..right };
-    let (rank, ratio) = (40, -1.5_f32);
-    let (low, low_values) = known(gpu, &mut random, Size { rows: m + before, cols: rank }, Exponents::ByRow)?;
-    let of_other = if form.right == Terms::Columns { Size { rows: n, cols: rank } } else { Size { rows: rank, cols: n } };
-    let (other, other_values) = known(gpu, &mut random, of_other, Exponents::One)?;
-    let u = gathered(&low, &low_values, Terms::Columns, (before, 0), [m, rank]);
-    let v = gathered(&other, &other_values, form.right, (0, 0), [n, rank]);
-    let adapter = form.adapted.then_some(LowRank { low: &low, other: &other, ratio });
-    let (scale, mut floats) = (0.75, |count: u32| (0..count).map(|_| random.uniform()).collect::<Vec<f32>>());
-    let (biases, old) = (floats(n), floats(m * n));
-    let (bias, out) = (Mat::from_slice(gpu, "trial", 1, n, &biases)?, Mat::from_slice(gpu, "trial", m, n, &old)?);
-    let chunk = k.div_ceil(3).next_multiple_of(WIDTH);
-    let parts = Mat::new(gpu, "trial", k.div_ceil(chunk) * m, n)?;
-    let sides = [
-        Side { panels: &left, terms: form.left, first: left_first },
-        Side { panels: &right, terms: form.right, first: (0, 0) },
-    ];
-    run(gpu, |commands| {
-        let (view, bias) = (View::of(&out), (bias.range.clone(), 0));
-        let target = Target { m, n, out: &view, scale, add: true, bias: Some(&bias) };
-        mixed.dispatch_product(commands, kernel, form.tile, sides, (k, k.next_multiple_of(WIDTH)), adapter, target);
-        let view = View::of(&parts);
-        let target = Target { out: &view, scale: 1.0, add: false, bias: None, ..target };
-        mixed.dispatch_product(commands, kernel, form.tile, sides, (k, chunk), adapter, target);
-    })?;
-    let weights = [1.0, if form.adapted { f64::from(ratio) * 32.0 } else { 0.0 }];
-    let sum = |sides: [(&[f64], &[f64]); 2]| {
-        let terms = sides.into_iter().zip(weights);
-        let terms = terms.flat_map(|((a, b), weight)| a.iter().zip(b).map(move |(a, b)| weight * a * b));
-        terms.fold((0.0, 1.0), |(sum, size), x| (sum + x, size + x.abs()))
-    };
-    let columns = || b.chunks(k as usize).zip(v.chunks(rank as usize));
-    let rows = a.chunks(k as usize).zip(u.chunks(rank as usize));
-    let sums: Vec<(f64, f64)> =
-        rows.flat_map(|(a, u)| columns().map(|(b, v)| sum([(a, b), (u, v)])).collect::<Vec<_>>()).collect();
-    let others = old.iter().zip(biases.iter().cycle());
-    let expected = sums.iter().zip(others).map(|(&(sum, size), (&old, &bias))| {
-        (f64::from(scale) * (sum + f64::from(bias)) + f64::from(old), TOLERANCE * size)
-    });
-    let found = parts.read(gpu)?;
-    let summed: Vec<f32> = (0..sums.len()).map(|i| found.iter().skip(i).step_by(sums.len()).sum()).collect();
-    let of_parts = sums.iter().map(|&(sum, size)| (sum, TOLERANCE * size));
-    Ok(difference(&out.read(gpu)?, expected).or_else(|| difference(&summed, of_parts)))
 }

@@ -138,7 +138,8 @@ impl ProductKernels {
         let mixed = Rc::new(Mixed::new(gpu, units, tried, trial::of)?);
         let test = |&kind: &Kind| {
             let (mixed, spec) = (mixed.clone(), mixed.kernels.spec(|| kind.spec(units)));
-            MixedTest::new(gpu, kind.name(), vec![spec], move || mixed.kernel(kind).map(drop))
+            let words = [kind.name(), trial::covers(gpu, units, kind)];
+            MixedTest::new(gpu, words, vec![spec], move || mixed.kernel(kind).map(drop))
         };
         Ok(self.kinds.iter().map(test).collect())
     }
