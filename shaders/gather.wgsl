@@ -11,16 +11,16 @@ struct Params {
     count: u32,         // elements of the window
     first_row: u32,     // row and column of the window's first element
     first_column: u32,
-    poison: u32,        // 1 for the first window, which writes NaN for ids past the table
+    poison: u32,        // 1 if the window writes NaN for ids without a row
     first: u32,         // index of the first element of the window in the binding
     block_first: u32,   // quantised: offset of that element in its block
     block_bits: u32,    // quantised: log2 of the block size
     scales_first: u32,  // quantised: see the codec
     supers_first: u32,
     zero: u32,
+    first_id: u32,      // of the table's first row
     pad0: u32,
     pad1: u32,
-    pad2: u32,
     codebook: array<vec4<f32>, 4>,
 }
 
@@ -37,7 +37,7 @@ fn gather(@builtin(workgroup_id) id: vec3<u32>, @builtin(num_workgroups) grid: v
     prepare(thread);
     let i = (id.x + id.y * grid.x) * WORKGROUP + thread;
     if (i >= params.tokens * params.width) { return; }
-    let row = ids[i / params.width];
+    let row = ids[i / params.width] - params.first_id;
     if (row >= params.rows) {
         if (params.poison != 0u) { out[i] = NAN; }
         return;

@@ -1,30 +1,30 @@
 // Cross-entropy over logits in chunks of the vocabulary. Runs unchecked: the host proves that
-// `logits` holds `tokens * width` floats, `labels` and `state` one element per token, and `total`
-// one float.
+// `rows` and `changed` hold `tokens * width` floats, `labels` and `state` one element per token, and
+// `total` one float.
 
 struct Params {
     tokens: u32,
-    width: u32,     // vocabulary rows of this chunk
+    width: u32,     // vocabulary rows of this chunk; `rescale`, `gradient`: columns
     first: u32,     // first vocabulary row
     scale: f32,     // 1 / number of tokens with a label
     nan: u32,       // bits of NaN; WGSL has no such constant
+    factor: f32,    // of the products with the weight
     pad0: u32,
     pad1: u32,
-    pad2: u32,
 }
 
-// The state of a token. `sum` is 0 before the first chunk, and for a token without a label.
+// The state of a token. Its sum leaves the label out.
 struct State {
     largest: f32,   // logit
     sum: f32,       // of exp(logit - largest)
     target_: f32,   // logit of the label; NaN before its chunk
-    loss: f32,
+    loss: f32,      // before `finish`, the factor of earlier sums since the last chunk
 }
 
 @group(0) @binding(0) var<storage, read> labels: array<u32>;            // [tokens]
 @group(0) @binding(1) var<storage, read_write> state: array<State>;     // [tokens]
-@group(0) @binding(2) var<storage, read> logits: array<f32>;            // [tokens, width]
-@group(0) @binding(3) var<storage, read_write> gradient_: array<f32>;   // [tokens, width]: logits, then their gradient
+@group(0) @binding(2) var<storage, read> rows: array<f32>;              // [tokens, width]: logits, or rows of labels
+@group(0) @binding(3) var<storage, read_write> changed: array<f32>;     // [tokens, width]
 @group(0) @binding(4) var<storage, read_write> total: array<f32>;       // [1]
 @group(1) @binding(0) var<uniform> params: Params;
 
@@ -66,7 +66,24 @@ fn group_max(thread: u32, value: f32) -> f32 {
     return partial[0];
 }
 
-// One workgroup per token: accumulates this chunk into the state of the token.
+// The exponential of a logit below the largest one, or 0 for the label.
+fn of_other(logit: f32, largest: f32, is_label: bool) -> f32 {
+    return select(exp_below(logit, largest), 0.0, is_label);
+}
+
+// The state of a token after this chunk.
+fn updated(before: State, largest: f32, sum: f32, target_: f32) -> State {
+    let factor = exp(before.largest - largest);
+    return State(largest, before.sum * factor + sum, target_, factor);
+}
+
+// The state of a token before this chunk.
+fn state_before(token: u32) -> State {
+    if (params.first > 0u) { return state[token]; }
+    return State(LOWEST, 0.0, bitcast<f32>(params.nan), 0.0);
+}
+
+// One workgroup per token: accumulates this chunk of logits, `rows`, into the state of the token.
 @compute @workgroup_size(WORKGROUP)
 fn accumulate(@builtin(workgroup_id) id: vec3<u32>, @builtin(num_workgroups) grid: vec3<u32>, @builtin(local_invocation_index) thread: u32) {
     let token = id.x + id.y * grid.x;
@@ -74,22 +91,56 @@ fn accumulate(@builtin(workgroup_id) id: vec3<u32>, @builtin(num_workgroups) gri
     let label = labels[token];
     let start = token * params.width;
     let width = select(params.width, 0u, label == IGNORE_INDEX);
-    var before = State(LOWEST, 0.0, bitcast<f32>(params.nan), 0.0);
-    if (params.first > 0u) { before = state[token]; }
+    let before = state_before(token);
+    let of_label = label - params.first;
+    var target_ = before.target_;
+    if (label >= params.first && of_label < width) { target_ = rows[start + of_label]; }
     var largest = before.largest;
-    for (var i = thread; i < width; i += WORKGROUP) { largest = max(largest, logits[start + i]); }
+    for (var i = thread; i < width; i += WORKGROUP) { largest = max(largest, rows[start + i]); }
     largest = group_max(thread, largest);
     var sum = 0.0;
-    for (var i = thread; i < width; i += WORKGROUP) { sum += exp_below(logits[start + i], largest); }
+    for (var i = thread; i < width; i += WORKGROUP) { sum += of_other(rows[start + i], largest, i == of_label); }
     sum = group_sum(thread, sum);
-    if (thread == 0u) {
-        var after = before;
-        after.largest = largest;
-        after.sum = before.sum * exp(before.largest - largest) + sum;
-        let i = label - params.first;
-        if (label >= params.first && i < width) { after.target_ = logits[start + i]; }
-        state[token] = after;
+    if (thread == 0u) { state[token] = updated(before, largest, sum, target_); }
+}
+
+// As `accumulate`, and replaces the logits, `changed`, with the exponentials of the others: 0 for
+// the label, and for a token without one.
+@compute @workgroup_size(WORKGROUP)
+fn exponentials(@builtin(workgroup_id) id: vec3<u32>, @builtin(num_workgroups) grid: vec3<u32>, @builtin(local_invocation_index) thread: u32) {
+    let token = id.x + id.y * grid.x;
+    if (token >= params.tokens) { return; }
+    let label = labels[token];
+    let start = token * params.width;
+    let width = select(params.width, 0u, label == IGNORE_INDEX);
+    let before = state_before(token);
+    let of_label = label - params.first;
+    var target_ = before.target_;
+    // The maximum has a barrier before the writes.
+    if (label >= params.first && of_label < width) { target_ = changed[start + of_label]; }
+    var largest = before.largest;
+    for (var i = thread; i < width; i += WORKGROUP) { largest = max(largest, changed[start + i]); }
+    largest = group_max(thread, largest);
+    var sum = 0.0;
+    for (var i = thread; i < width; i += WORKGROUP) {
+        let weight = of_other(changed[start + i], largest, i == of_label);
+        changed[start + i] = weight;
+        sum += weight;
     }
+    for (var i = width + thread; i < params.width; i += WORKGROUP) { changed[start + i] = 0.0; }
+    sum = group_sum(thread, sum);
+    if (thread == 0u) { state[token] = updated(before, largest, sum, target_); }
+}
+
+// One workgroup per token: brings sums of earlier chunks, `changed`, to the present largest logit.
+@compute @workgroup_size(WORKGROUP)
+fn rescale(@builtin(workgroup_id) id: vec3<u32>, @builtin(num_workgroups) grid: vec3<u32>, @builtin(local_invocation_index) thread: u32) {
+    let token = id.x + id.y * grid.x;
+    if (token >= params.tokens) { return; }
+    let factor = state[token].loss;
+    if (factor == 1.0) { return; }
+    let start = token * params.width;
+    for (var i = thread; i < params.width; i += WORKGROUP) { changed[start + i] *= factor; }
 }
 
 // One workgroup: the loss of each token, and their sum.
@@ -98,11 +149,10 @@ fn finish(@builtin(local_invocation_index) thread: u32) {
     var sum = 0.0;
     for (var i = thread; i < params.tokens; i += WORKGROUP) {
         let token = state[i];
+        let all = token.sum + exp_below(token.target_, token.largest);
         var loss = 0.0;
-        if (!is_finite(token.sum)) {
-            loss = bitcast<f32>(params.nan);
-        } else if (token.sum > 0.0) {
-            loss = log(token.sum) + (token.largest - token.target_);
+        if (labels[i] != IGNORE_INDEX) {
+            loss = select(bitcast<f32>(params.nan), log(all) + (token.largest - token.target_), is_finite(all));
         }
         state[i].loss = loss;
         sum += loss;
@@ -111,22 +161,23 @@ fn finish(@builtin(local_invocation_index) thread: u32) {
     if (thread == 0u) { total[0] += sum * params.scale; }
 }
 
-// One workgroup per token: replaces the logits with (softmax - onehot) / number of tokens with a
-// label.
+// One workgroup per token: replaces the sums of exponentials times rows of the weight, `changed`,
+// with the gradient of the mean loss. `rows` has the label's row of the weight.
 @compute @workgroup_size(WORKGROUP)
 fn gradient(@builtin(workgroup_id) id: vec3<u32>, @builtin(num_workgroups) grid: vec3<u32>, @builtin(local_invocation_index) thread: u32) {
     let token = id.x + id.y * grid.x;
     if (token >= params.tokens) { return; }
-    let label = labels[token];
     let start = token * params.width;
-    let largest = state[token].largest;
-    let sum = state[token].sum;
+    if (labels[token] == IGNORE_INDEX) {
+        for (var i = thread; i < params.width; i += WORKGROUP) { changed[start + i] = 0.0; }
+        return;
+    }
+    let own = state[token];
+    let all = own.sum + exp_below(own.target_, own.largest);
+    let scale = params.scale / all;
+    // softmax - 1 of the label, from the sum of the others: no difference of almost equal numbers.
+    let of_label = scale * own.sum * params.factor;
     for (var i = thread; i < params.width; i += WORKGROUP) {
-        var slope = 0.0;
-        if (label != IGNORE_INDEX) {
-            let hot = select(0.0, 1.0, params.first + i == label);
-            slope = (exp_below(gradient_[start + i], largest) / sum - hot) * params.scale;
-        }
-        gradient_[start + i] = slope;
+        changed[start + i] = scale * changed[start + i] - of_label * rows[start + i];
     }
 }

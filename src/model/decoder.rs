@@ -360,13 +360,11 @@ impl Model {
 
     /// Records the logits [tokens, columns] of each chunk of the vocabulary, from `normed`, the
     /// norm of a window. In order, `then` submits each, after further commands. It gets the logits,
-    /// the first token of the chunk and its rows of the output projection. If the logits of the
-    /// only chunk are `there`, they are not computed again.
+    /// the first token of the chunk and its rows of the output projection.
     fn for_chunks(
         &mut self,
         work: &Workspace<Mat>,
         normed: &Mat,
-        there: bool,
         mut then: impl FnMut(&Kernels, Commands, &Mat, u32, &Weight<'_>) -> Result<(), ModelError>,
     ) -> Result<(), ModelError> {
         let Self { gpu, config, stream, globals, head_largest, kernels, .. } = self;
@@ -380,9 +378,7 @@ impl Model {
             };
             let logits = work.logits.narrow(normed.rows, columns);
             let mut commands = gpu.commands("logits");
-            if !there || columns < vocab {
-                kernels.matmul.forward(&mut commands, normed, &rows, None, false, &logits)?;
-            }
+            kernels.matmul.forward(&mut commands, normed, &rows, None, false, &logits)?;
             then(kernels, commands, &logits, first, &rows)?;
         }
         Ok(())
@@ -392,7 +388,8 @@ impl Model {
     /// by `normalizer`, is added to the loss of the workspace. With `gradients`, a part of the
     /// workspace, the gradient of the residual stream after the last layer is then there.
     ///
-    /// The head takes windows of tokens, one after the other: its gradient follows at once.
+    /// The head takes windows of tokens, one after the other, and each chunk of the vocabulary
+    /// once: the gradient of its input is summed as the loss is.
     pub(crate) fn loss(
         &mut self,
         inputs: &PassInputs<'_>,
@@ -404,35 +401,60 @@ impl Model {
         let mut labels = batch.labels.clone();
         for (number, x) in windows.iter().enumerate() {
             let normed = work.normed.narrow(x.rows, x.cols);
-            let state = work.loss_state.narrow(x.rows, work.loss_state.cols);
             let mut commands = self.gpu.commands("final norm");
             self.kernels.norm.forward(&mut commands, x, &self.final_norm, epsilon, &normed)?;
             commands.submit()?;
-            self.for_chunks(work, &normed, false, |kernels, mut commands, logits, first, _| {
-                kernels.loss.accumulate(&mut commands, logits, first, &labels, &state)?;
-                commands.submit()?;
-                Ok(())
-            })?;
-            let mut commands = self.gpu.commands("loss");
-            self.kernels.loss.finish(&mut commands, &state, normalizer, &work.loss)?;
-            commands.submit()?;
-            if let Some(gradients) = gradients
-                && let Some(residual) = gradients.residual.windows().get(number)
-            {
-                let d_normed = gradients.normed.narrow(x.rows, x.cols);
-                self.for_chunks(work, &normed, true, |kernels, mut commands, logits, first, rows| {
-                    kernels.loss.gradient(&mut commands, logits, first, &labels, &state, normalizer)?;
-                    kernels.matmul.backward(&mut commands, logits, rows, first > 0, &d_normed)?;
-                    commands.submit()?;
-                    Ok(())
-                })?;
-                let mut commands = self.gpu.commands("final norm backward");
-                self.kernels.norm.backward(&mut commands, x, &self.final_norm, epsilon, &d_normed, residual, false)?;
-                commands.submit()?;
+            let residual = gradients.and_then(|gradients| gradients.residual.windows().get(number));
+            let d_normed = gradients.map(|gradients| gradients.normed.narrow(x.rows, x.cols));
+            let mut commands = self.loss_of_window(work, &normed, &labels, d_normed.as_ref(), normalizer)?;
+            if let (Some(d_normed), Some(residual)) = (&d_normed, residual) {
+                self.kernels.norm.backward(&mut commands, x, &self.final_norm, epsilon, d_normed, residual, false)?;
             }
+            commands.submit()?;
             labels = after(&labels, x.rows);
         }
         Ok(())
+    }
+
+    /// Submits the chunks of a window, and records its loss and the gradient of `normed`.
+    fn loss_of_window(
+        &mut self,
+        work: &Workspace<Mat>,
+        normed: &Mat,
+        labels: &BufferRange,
+        d_normed: Option<&Mat>,
+        normalizer: u64,
+    ) -> Result<Commands, ModelError> {
+        let state = work.loss_state.narrow(normed.rows, work.loss_state.cols);
+        // The label's row of the output projection for each token.
+        let label_rows = work.hidden_scratch().narrow(normed.rows, normed.cols);
+        let in_parts = self.stream.plan().head().is_some();
+        self.for_chunks(work, normed, |kernels, mut commands, logits, first, rows| {
+            let Some(d_normed) = d_normed else {
+                kernels.loss.accumulate(&mut commands, logits, first, labels, &state)?;
+                return Ok(commands.submit().map(drop)?);
+            };
+            kernels.loss.exponentials(&mut commands, logits, first, labels, &state)?;
+            if first > 0 {
+                kernels.loss.rescale(&mut commands, d_normed, labels, &state)?;
+            }
+            kernels.matmul.backward(&mut commands, logits, rows, first > 0, d_normed)?;
+            if in_parts {
+                kernels.gather.rows_from(&mut commands, (rows, first), labels, &label_rows)?;
+            }
+            Ok(commands.submit().map(drop)?)
+        })?;
+        let Self { gpu, config, globals, kernels, .. } = self;
+        let mut commands = gpu.commands("loss");
+        kernels.loss.finish(&mut commands, labels, &state, normalizer, &work.loss)?;
+        if let Some(d_normed) = d_normed {
+            if !in_parts {
+                kernels.gather.rows_from(&mut commands, (&head(globals, config, config.vocab)?, 0), labels, &label_rows)?;
+            }
+            let matrices = [d_normed, &label_rows];
+            kernels.loss.gradient(&mut commands, matrices, labels, &state, head_factor(config), normalizer)?;
+        }
+        Ok(commands)
     }
 
     /// The logits of every token after [`Model::forward`], [tokens, vocabulary] row-major.
@@ -447,7 +469,7 @@ impl Model {
             self.kernels.norm.forward(&mut commands, x, &self.final_norm, epsilon, &normed)?;
             commands.submit()?;
             let of_window = rest.split_off_mut(..vocab * x.rows as usize).unwrap_or_default();
-            self.for_chunks(work, &normed, false, |_, commands, logits, first, _| {
+            self.for_chunks(work, &normed, |_, commands, logits, first, _| {
                 commands.submit()?;
                 let chunk = logits.read(&gpu)?;
                 for (row, part) in of_window.chunks_mut(vocab).zip(chunk.chunks(logits.cols as usize)) {
@@ -508,5 +530,10 @@ fn after(words: &BufferRange, count: u32) -> BufferRange {
 fn head<'a>(layer: &'a StreamedLayer, model: &ModelConfig, rows: u32) -> Result<Weight<'a>, ModelError> {
     let role = if layer.has(Role::LmHead) { Role::LmHead } else { Role::Embedding };
     let head = weight(layer, role, rows, model.hidden)?;
-    Ok(head.times((1.0 / model.logits_scaling) as f32))
+    Ok(head.times(head_factor(model)))
+}
+
+/// The factor of the logits.
+fn head_factor(model: &ModelConfig) -> f32 {
+    (1.0 / model.logits_scaling) as f32
 }

@@ -20,15 +20,15 @@
 //!   gate_proj, up_proj   normed                     -> gate, up
 //!   GLU                  gate, up                   -> activated
 //!   down_proj            middle + activated         -> residual[i + 1], only in the forward pass
-//! after the layers, in the forward pass
+//! after the layers
 //!   final norm           residual[layers]           -> normed
 //!   head, per chunk      normed                     -> logits
-//!   loss, per chunk      logits                     -> loss_state
-//!   loss                 loss_state                 -> loss, added
-//! before the layers, in the backward pass
-//!   head, per chunk      normed                     -> logits, computed again
-//!   loss, per chunk      logits, loss_state         -> logits, which become their own gradients
+//!   loss, per chunk      logits                     -> loss_state; logits, which become exponentials
+//!   loss, per chunk      loss_state, d.normed       -> d.normed, scaled again after the first chunk
 //!   head, per chunk      logits                     -> d.normed, added after the first chunk
+//!   head                 labels                     -> middle: the label's row of the weight
+//!   loss                 loss_state                 -> loss, added
+//!   loss                 loss_state, middle         -> d.normed, the gradient
 //!   final norm           residual[layers], d.normed -> d.residual
 //! layer i: backward, d.residual holds the gradient of the layer's output
 //!   down_proj            activated, d.residual      -> activated, which becomes its own gradient

@@ -88,8 +88,18 @@ struct Params {
     scales_first: u32,
     supers_first: u32,
     zero: u32,
-    pad: [u32; 3],
+    first_id: u32,
+    pad: [u32; 2],
     codebook: [f32; 16],
+}
+
+/// The ids of a dispatch.
+#[derive(Debug, Clone, Copy)]
+struct Ids {
+    /// The id of the table's first row.
+    first: u32,
+    /// Whether an id without a row gives NaN. Else its row of the result stays as it is.
+    poison: bool,
 }
 
 impl Gather {
@@ -115,13 +125,26 @@ impl Gather {
     /// [`OpError::Shape`], [`OpError::Weights`]; [`OpError::Unfit`] if the kernel gives wrong
     /// values on this device.
     pub fn embed(&self, commands: &mut Commands, table: &Weight<'_>, ids: &BufferRange, out: &Mat) -> Result<(), OpError> {
-        let expected = 4 * u64::from(out.rows);
-        if ids.size < expected {
-            let (what, found) = ("the size of the ids", ids.size);
-            return Err(OpError::Shape { operation: "gather", what, expected, found });
-        }
+        check_ids(ids, out.rows)?;
         out.check("gather", out.rows, table.inputs())?;
-        self.dispatch(commands, table, ids, out)
+        self.dispatch(commands, table, ids, out, Ids { first: 0, poison: true })
+    }
+
+    /// Records rows of a part of a table: row `ids[t] - first` to row t of `out`, if `table`, which
+    /// starts with row `first`, has it. Other rows of `out` stay as they are.
+    ///
+    /// # Errors
+    /// As [`Gather::embed`].
+    pub fn rows_from(
+        &self,
+        commands: &mut Commands,
+        (table, first): (&Weight<'_>, u32),
+        ids: &BufferRange,
+        out: &Mat,
+    ) -> Result<(), OpError> {
+        check_ids(ids, out.rows)?;
+        out.check("gather", out.rows, table.inputs())?;
+        self.dispatch(commands, table, ids, out, Ids { first, poison: false })
     }
 
     /// Records the copy of a whole tensor (a norm or a bias) to `out`, which has the same number of
@@ -133,10 +156,17 @@ impl Gather {
         let cols = u32::try_from(out.elements()).unwrap_or(u32::MAX);
         let flat = Mat { range: out.range.clone(), rows: 1, cols };
         flat.check("gather", 1, cols)?;
-        self.dispatch(commands, &Weight::new(elements, 1, cols), &self.zero, &flat)
+        self.dispatch(commands, &Weight::new(elements, 1, cols), &self.zero, &flat, Ids { first: 0, poison: true })
     }
 
-    fn dispatch(&self, commands: &mut Commands, table: &Weight<'_>, ids: &BufferRange, out: &Mat) -> Result<(), OpError> {
+    fn dispatch(
+        &self,
+        commands: &mut Commands,
+        table: &Weight<'_>,
+        ids: &BufferRange,
+        out: &Mat,
+        of_ids: Ids,
+    ) -> Result<(), OpError> {
         let width = u64::from(table.inputs());
         if width > WIDEST {
             return Err(OpError::Shape { operation: "gather", what: "the row's length", expected: WIDEST, found: width });
@@ -147,7 +177,9 @@ impl Gather {
                 let kind = Kind::of(window);
                 let kernel = self.kernels.get(kind, || kind.spec(), |kernel| self.trial(kind, kernel))?;
                 let out = piece.of(&out.range, 4 * width);
-                let params = Params { poison: (number == 0).into(), ..Params::of(table, piece, rectangle, window) };
+                let poison = of_ids.poison && number == 0;
+                let params =
+                    Params { poison: poison.into(), first_id: of_ids.first, ..Params::of(table, piece, rectangle, window) };
                 let (bytes, groups) = (2 * out.size, self.gpu.grid((out.size / 4).div_ceil(WORKGROUP)));
                 let [b0, b1, b2, b3] = window.bindings();
                 let bindings = [b0, b1, b2, b3, piece.of(ids, 4), out];
@@ -178,14 +210,16 @@ impl Gather {
                 Elements::Raw { float_type, parts: &parts }
             }
         };
+        let first_id = 3;
         let ids: Vec<u32> = (0..24).map(|i| if i == 7 { rows } else { (i * 173 + 400) % rows }).collect();
         let out = Mat::new(&self.gpu, "trial", ids.len() as u32, cols)?;
-        let ids_range = BufferRange::whole(self.gpu.storage_with("trial", bytemuck::cast_slice(&ids))?);
+        let shifted: Vec<u32> = ids.iter().map(|id| id + first_id).collect();
+        let ids_range = BufferRange::whole(self.gpu.storage_with("trial", bytemuck::cast_slice(&shifted))?);
         let mut commands = self.gpu.commands("a test of a gather");
         let table = Weight::new(elements, rows, cols);
         let piece = Piece { first: 0, count: out.rows };
         for (rectangle, window) in table.pieces("a trial", self.gpu.limits().max_storage_buffer_binding_size)? {
-            let params = Params { poison: 1, ..Params::of(&table, piece, &rectangle, &window) };
+            let params = Params { poison: 1, first_id, ..Params::of(&table, piece, &rectangle, &window) };
             let [b0, b1, b2, b3] = window.bindings();
             let bindings = [b0, b1, b2, b3, ids_range.clone(), out.range.clone()];
             let groups = self.gpu.grid(out.elements().div_ceil(WORKGROUP));
@@ -225,6 +259,15 @@ impl Params {
             },
             Right::Raw { .. } => common,
         }
+    }
+}
+
+/// Checks that there is an id for each row.
+fn check_ids(ids: &BufferRange, rows: u32) -> Result<(), OpError> {
+    let (expected, found) = (4 * u64::from(rows), ids.size);
+    match found < expected {
+        true => Err(OpError::Shape { operation: "gather", what: "the size of the ids", expected, found }),
+        false => Ok(()),
     }
 }
 

@@ -51,7 +51,7 @@ fn heads(of: &Inputs) -> AttentionShape {
 }
 
 /// Each operation over all rows.
-const OPERATIONS: [(&str, Record); 15] = [
+const OPERATIONS: [(&str, Record); 18] = [
     ("scale", |gpu, c, of| Scale::new(gpu)?.record(c, 2.0, &of.x)),
     ("dropout", |gpu, c, of| {
         Dropout::new(gpu)?.record(c, 0.5, DropoutKey { seed: 1, step: 1, module: 1, window: 0 }, &of.x, &of.y, false)
@@ -70,8 +70,11 @@ const OPERATIONS: [(&str, Record); 15] = [
         CachedAttention::new(gpu, 4, 1)?.forward(c, &shape, &of.x, &of.y, &of.y, &of.z)
     }),
     ("loss", |gpu, c, of| ChunkedLoss::new(gpu)?.accumulate(c, &of.x, 0, &of.words, &of.narrow)),
-    ("gradient of the loss", |gpu, c, of| ChunkedLoss::new(gpu)?.gradient(c, &of.x, 0, &of.words, &of.narrow, 1)),
+    ("exponentials", |gpu, c, of| ChunkedLoss::new(gpu)?.exponentials(c, &of.x, 0, &of.words, &of.narrow)),
+    ("sums of the loss", |gpu, c, of| ChunkedLoss::new(gpu)?.rescale(c, &of.x, &of.words, &of.narrow)),
+    ("gradient of the loss", |gpu, c, of| ChunkedLoss::new(gpu)?.gradient(c, [&of.x, &of.y], &of.words, &of.narrow, 1.0, 1)),
     ("embedding", |gpu, c, of| Gather::new(gpu)?.embed(c, &weight(of), &of.words, &of.x)),
+    ("rows of labels", |gpu, c, of| Gather::new(gpu)?.rows_from(c, (&weight(of), 1), &of.words, &of.x)),
     ("product with a weight", |gpu, c, of| Matmul::new(gpu, None)?.forward(c, &of.x, &weight(of), None, false, &of.y)),
     ("product", |gpu, c, of| Matmul::new(gpu, None)?.nt(c, &of.x, &of.square, 1.0, false, &of.y)),
 ];

