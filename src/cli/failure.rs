@@ -427,6 +427,10 @@ fn of_memory(error: &MemoryError, advice: Advice) -> Option<String> {
         }
         MemoryError::Matrix { remedy: None, .. } => Some(advice.too_large()),
         MemoryError::Matrix { .. } => Some("another GPU may have larger limits (--gpu)".into()),
+        MemoryError::Host { available, needed, .. } => Some(format!(
+            "free {} of memory on this machine, or use more GPU memory (--vram-budget, --gpu)",
+            at_least(needed.saturating_sub(*available))
+        )),
         MemoryError::Stream(e) => of_stream(e, advice),
     }
 }

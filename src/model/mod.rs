@@ -6,6 +6,7 @@ pub(crate) mod decoder;
 pub(crate) mod error;
 pub(crate) mod generate;
 mod host_embedding;
+pub(crate) mod host_memory;
 mod kv_cache;
 mod layer;
 mod linear;

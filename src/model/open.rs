@@ -71,6 +71,7 @@ impl Passes {
             offload_activations: OffloadActivations::Off,
             offload_vocabulary: self.offload_vocabulary,
             host_buffers: false,
+            host_memory: None,
             length: self.length,
             positions: self.positions,
             rows: self.rows,

@@ -52,6 +52,16 @@ pub enum MemoryError {
         /// A change that makes it fit.
         remedy: Option<Remedy>,
     },
+    /// The residual streams that do not fit in GPU memory need more host memory than there is.
+    #[error("the run takes {needed} bytes of host memory for activations that do not fit in GPU memory, and {available} are available{}", remedy.map(|r| format!("; {r} would fit")).unwrap_or_default())]
+    Host {
+        /// Maximum bytes of host memory.
+        available: u64,
+        /// Bytes of the plan with these settings.
+        needed: u64,
+        /// A change that makes it fit.
+        remedy: Option<Remedy>,
+    },
     /// The layers of the pack do not fit on this device.
     #[error(transparent)]
     Stream(#[from] StreamError),
@@ -121,6 +131,8 @@ pub struct Demand<'a> {
     pub offload_vocabulary: OffloadVocabulary,
     /// Whether the device has buffers in host memory.
     pub host_buffers: bool,
+    /// Maximum bytes of these buffers. `None`: unknown.
+    pub host_memory: Option<u64>,
     /// Tokens of a row.
     pub length: u32,
     /// Tokens of the longest text: of a sample in a row, or of a text that passes through the model
@@ -172,12 +184,9 @@ impl MemoryPlan {
     /// The plan of `rows` rows with this choice.
     fn of(demand: &Demand<'_>, rows: u32, choice: Choice) -> Result<Self, MemoryError> {
         let Demand { model, budget, length, training, .. } = *demand;
-        let Choice { kept, offloaded, globals } = choice;
-        let tokens = rows.saturating_mul(length);
-        let (rank, dropout, window, chunk) = (demand.rank, demand.dropout, WINDOW, chunk(model, tokens));
-        let halves = training && demand.units.is_some();
-        let sizes = Sizes { tokens, rank, dropout, training, kept, offloaded, halves, window, chunk };
-        let sizes = Sizes { offloaded: sizes.streams(model.layers).offloaded, ..sizes };
+        let globals = choice.globals;
+        let sizes = Sizes::of(demand, rows, choice);
+        let Sizes { tokens, window, .. } = sizes;
         let workspace = WorkspaceBytes::of(model, sizes);
         let (at_once, heads) = ([tokens.min(window), tokens], attention_heads(model, 0));
         let (attention, binding) = match demand.units {
@@ -210,9 +219,8 @@ impl MemoryPlan {
         };
         let positions = demand.positions;
         let units = demand.units;
-        let passes = if training { 2 } else { 1 };
-        // Each window of tokens needs all parts.
-        let passes = u64::from(tokens.div_ceil(window)) * passes;
+        // Each window of tokens needs all parts, once.
+        let passes = u64::from(tokens.div_ceil(window));
         let of_head = stream.head().map_or(0, HeadParts::pass_bytes).saturating_mul(passes);
         let of_embedding = if stream.embedding_on_host { mat_bytes(tokens, model.hidden) } else { 0 };
         Ok(Self {
@@ -304,7 +312,7 @@ impl MemoryError {
     /// A change that makes it fit.
     pub fn remedy(&self) -> Option<Remedy> {
         match *self {
-            Self::Budget { remedy, .. } | Self::Matrix { remedy, .. } => remedy,
+            Self::Budget { remedy, .. } | Self::Matrix { remedy, .. } | Self::Host { remedy, .. } => remedy,
             Self::Stream(_) => None,
         }
     }
@@ -315,8 +323,21 @@ impl MemoryError {
         match self {
             Self::Budget { budget, needed, .. } => Self::Budget { budget, needed, remedy },
             Self::Matrix { limit, needed, .. } => Self::Matrix { limit, needed, remedy },
+            Self::Host { available, needed, .. } => Self::Host { available, needed, remedy },
             error => error,
         }
+    }
+}
+
+impl Sizes {
+    /// The sizes of `rows` rows with this choice.
+    fn of(demand: &Demand<'_>, rows: u32, choice: Choice) -> Self {
+        let Demand { model, rank, dropout, training, .. } = *demand;
+        let Choice { kept, offloaded, .. } = choice;
+        let tokens = rows.saturating_mul(demand.length);
+        let (window, chunk, halves) = (WINDOW, chunk(model, tokens), training && demand.units.is_some());
+        let sizes = Self { tokens, rank, dropout, training, kept, offloaded, halves, window, chunk };
+        Self { offloaded: sizes.streams(model.layers).offloaded, ..sizes }
     }
 }
 

@@ -48,6 +48,7 @@ const FENCED: &[(&str, &[&str])] = &[
     ("ash", &["gpu"]),
     ("dirs", &["gpu"]),
     ("pollster", &["gpu"]),
+    ("sysinfo", &["model"]),
     ("wgpu", &["gpu", "dequant", "ops"]),
     ("regex", &["convert", "cli", "data", "merge", "export", "tests", "train"]),
     ("fancy_regex", &["data", "lora"]),

@@ -18,6 +18,7 @@ use crate::convert::synth::{Shape, model_index};
 use crate::format::Index;
 use crate::gpu::{Gpu, MatrixUnits};
 use crate::lora::config::AdapterLayout;
+use crate::model::host_memory::available_host_memory;
 use crate::model::plan::{
     Demand, KeepActivations, MemoryError, MemoryPlan, MicroBatch, OffloadActivations, OffloadVocabulary,
 };
@@ -83,13 +84,20 @@ struct Device {
     max_buffer: u64,
     max_binding: u64,
     host_buffers: bool,
+    /// Maximum bytes of these buffers. `None`: without a limit.
+    host_memory: Option<u64>,
     units: Option<MatrixUnits>,
 }
 
 impl Device {
     /// A large GPU through Vulkan.
-    const LARGE: Self =
-        Self { max_buffer: u64::MAX, max_binding: i32::MAX as u64, host_buffers: true, units: Some(MatrixUnits::Hardware) };
+    const LARGE: Self = Self {
+        max_buffer: u64::MAX,
+        max_binding: i32::MAX as u64,
+        host_buffers: true,
+        host_memory: None,
+        units: Some(MatrixUnits::Hardware),
+    };
 
     fn of(gpu: &Gpu) -> Self {
         let limits = gpu.limits();
@@ -97,6 +105,7 @@ impl Device {
             max_buffer: limits.max_buffer_size,
             max_binding: limits.max_storage_buffer_binding_size,
             host_buffers: gpu.has_host_buffers(),
+            host_memory: available_host_memory(),
             units: gpu.matrix_units().ok(),
         }
     }
@@ -117,6 +126,7 @@ impl Device {
             offload_activations: OffloadActivations::Auto,
             offload_vocabulary: OffloadVocabulary::Auto,
             host_buffers: self.host_buffers,
+            host_memory: self.host_memory,
             length: tokens,
             positions: tokens,
             rows: 1,

@@ -19,6 +19,7 @@ use crate::dequant::stream::default_budget;
 use crate::gpu::{AllocatedMemory, Gpu};
 use crate::lora::config::{AdapterLayout, LoraConfig, TARGETS};
 use crate::lora::gpu::GpuAdapter;
+use crate::model::host_memory::available_host_memory;
 use crate::model::plan::{
     Demand, KeepActivations, MemoryError, MemoryPlan, MicroBatch, OffloadActivations, OffloadVocabulary,
 };
@@ -177,6 +178,7 @@ fn trainer(args: &BenchTrainArgs, gpu: &Gpu, source: PackSource) -> Result<(Trai
         offload_activations: args.offload_activations.map_or(OffloadActivations::Auto, Into::into),
         offload_vocabulary: args.offload_vocabulary.map_or(OffloadVocabulary::Auto, Into::into),
         host_buffers: gpu.has_host_buffers(),
+        host_memory: available_host_memory(),
         keep_activations: args.keep_activations.map_or(KeepActivations::Auto, |keep| keep.0),
         length: args.seq,
         positions: args.seq,

@@ -392,6 +392,7 @@ codes! {
         .0 of Stream;
         Budget "gpu-budget"
         Matrix "gpu-matrix-too-large"
+        Host "host-memory"
     }
     GenerateError {
         .0 of Model, Sampling, Memory;

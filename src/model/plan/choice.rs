@@ -1,9 +1,9 @@
 //! The choice of a plan: how many rows a pass has, and how many layers keep their activations.
 
 use super::options::{Choice, KeepActivations, MicroBatch, OffloadActivations, Slower};
-use super::{Demand, MAX_AUTO_ROWS, MemoryError, MemoryPlan};
+use super::{Demand, MAX_AUTO_ROWS, MemoryError, MemoryPlan, Sizes};
 use crate::dequant::stream::Globals;
-use crate::model::workspace::chunk;
+use crate::model::workspace::{WorkspaceBytes, chunk};
 
 /// Residual streams that are never offloaded: a layer reads one and writes the next. In the
 /// backward pass, it reads one, and the one before it arrives.
@@ -22,8 +22,8 @@ impl MemoryPlan {
     /// faster.
     ///
     /// # Errors
-    /// [`MemoryError::Budget`] and [`MemoryError::Matrix`], with a change that makes the run fit;
-    /// [`MemoryError::Stream`].
+    /// [`MemoryError::Budget`], [`MemoryError::Host`] and [`MemoryError::Matrix`], with a change that
+    /// makes the run fit; [`MemoryError::Stream`].
     pub(crate) fn new(demand: &Demand<'_>, micro_batch: MicroBatch) -> Result<Self, MemoryError> {
         let (min, max) = match micro_batch {
             MicroBatch::Rows(rows) => (rows, rows),
@@ -80,11 +80,28 @@ impl MemoryPlan {
         match demand.offload_activations {
             _ if all == 0 => keeping(0),
             OffloadActivations::Off => keeping(0),
-            OffloadActivations::On => keeping(all),
+            OffloadActivations::On => keeping(all)?.within_host(demand),
             OffloadActivations::Auto => match keeping(0) {
                 Ok(plan) if plan.stream.resident => Ok(plan),
-                plain => Self::offloading(all, plain.ok(), keeping),
+                plain => {
+                    let in_host = demand.offloaded_in_host(rows, all);
+                    let found = Self::offloading(in_host, plain.ok(), keeping);
+                    // More host memory may be all that is missing.
+                    found.or_else(|error| match in_host < all {
+                        true => Self::offloading(all, None, keeping)?.within_host(demand),
+                        false => Err(error),
+                    })
+                }
             },
+        }
+    }
+
+    /// The plan, if the host has the memory for it.
+    fn within_host(self, demand: &Demand<'_>) -> Result<Self, MemoryError> {
+        let needed = self.workspace.host;
+        match demand.host_memory {
+            Some(available) if needed > available => Err(MemoryError::Host { available, needed, remedy: None }),
+            _ => Ok(self),
         }
     }
 
@@ -97,6 +114,9 @@ impl MemoryPlan {
         keeping: impl Fn(u32) -> Result<Self, MemoryError>,
     ) -> Result<Self, MemoryError> {
         let most_offloaded = keeping(all);
+        if all == 0 {
+            return most_offloaded;
+        }
         let resident = |offloaded| keeping(offloaded).ok().filter(|plan| plan.stream.resident);
         // More streams on the device take more memory.
         let on_device = |fewer| resident(all - fewer);
@@ -146,6 +166,17 @@ impl Demand<'_> {
     fn max_offloaded(&self) -> u32 {
         let possible = self.training && self.host_buffers;
         if possible { (self.model.layers + 1).saturating_sub(STREAMS_ON_DEVICE) } else { 0 }
+    }
+
+    /// The maximum number of residual streams of `rows` rows that the host has memory for, of `all`.
+    fn offloaded_in_host(&self, rows: u32, all: u32) -> u32 {
+        let kept = self.requested().unwrap_or(0);
+        let bytes = |offloaded| {
+            let sizes = Sizes::of(self, rows, Choice { kept, offloaded, globals: Globals::All });
+            WorkspaceBytes::of(self.model, sizes).host
+        };
+        let fits = |offloaded: u32| self.host_memory.is_none_or(|available| bytes(offloaded) <= available);
+        most(all, fits).unwrap_or(0)
     }
 
     /// The maximum number of layers that fits with `rows` rows, if it is fewer than requested.

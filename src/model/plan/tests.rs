@@ -28,6 +28,7 @@ fn demand<'a>(index: &'a Index, model: &'a ModelConfig) -> Demand<'a> {
         offload_activations: OffloadActivations::Off,
         offload_vocabulary: OffloadVocabulary::Off,
         host_buffers: true,
+        host_memory: None,
         length: 64,
         positions: 64,
         rows: 100,
@@ -221,6 +222,39 @@ fn as_few_residual_streams_as_possible_are_in_host_memory() {
     assert_eq!(plan(&tight, MicroBatch::Auto).offloaded(), (0, 0));
     let both = plan(&tight, MicroBatch::Rows(2));
     assert!(both.offloaded().0 > 0 && both.kept_layers() == 0, "{both:?}");
+}
+
+/// With less host memory, the layers stream where that fits, and else the run is refused. It names
+/// both figures, and a change that makes it fit.
+#[test]
+fn streams_in_host_memory_fit_there() {
+    let index = Index::parse(PACK, PACK.len() as u64).unwrap();
+    let model = ModelConfig { layers: 6, ..ModelConfig::parse(CONFIG, None).unwrap() };
+    let off = demand(&index, &model);
+    let needed = plan(&off, MicroBatch::Rows(1)).total();
+    let stream = 4 * 64 * u64::from(model.hidden);
+    let auto = Demand { offload_activations: OffloadActivations::Auto, ..off };
+    let three = Demand { budget: Some(needed - 3 * stream), ..auto };
+    let enough = plan(&Demand { host_memory: Some(3 * stream), ..three }, MicroBatch::Rows(1));
+    assert_eq!(enough.offloaded(), (3, 3 * stream));
+    for available in [3 * stream - 1, 0] {
+        let error = refused(&Demand { host_memory: Some(available), ..three }, MicroBatch::Rows(1));
+        let MemoryError::Host { available: found, needed, remedy: Some(remedy) } = error else { panic!("{error}") };
+        assert_eq!((found, needed), (available, 3 * stream));
+        let Remedy::Length(length) = remedy else { panic!("{remedy:?}") };
+        let shorter = Demand { length, positions: length, host_memory: Some(available), ..three };
+        assert!(plan(&shorter, MicroBatch::Rows(1)).offloaded().1 <= available);
+    }
+    // All streams, on request; no streams in host memory need none.
+    let on = Demand { offload_activations: OffloadActivations::On, host_memory: Some(5 * stream - 1), ..off };
+    let error = refused(&on, MicroBatch::Rows(1));
+    assert!(matches!(error, MemoryError::Host { needed, .. } if needed == 5 * stream), "{error}");
+    assert!(error.to_string().contains(&format!("{} bytes of host memory", 5 * stream)), "{error}");
+    assert_eq!(plan(&Demand { host_memory: Some(5 * stream), ..on }, MicroBatch::Rows(1)).offloaded().0, 5);
+    assert_eq!(plan(&Demand { host_memory: Some(0), ..auto }, MicroBatch::Rows(1)).offloaded().0, 0);
+    // Too little GPU memory stays the error, with any host memory.
+    let small = Demand { budget: Some(needed - 5 * stream - 1), host_memory: Some(stream), ..auto };
+    assert!(matches!(refused(&small, MicroBatch::Rows(1)), MemoryError::Budget { .. }));
 }
 
 /// The golden pack has an output projection of its own.

@@ -15,6 +15,7 @@ use crate::gpu::{Gpu, MatrixUnits};
 use crate::lora::adapter::{self, Adapter};
 use crate::lora::config::{AdapterLayout, targets_in};
 use crate::model::error::ModelError;
+use crate::model::host_memory::available_host_memory;
 use crate::model::plan::{Demand, MemoryPlan, MicroBatch, Remedy};
 use crate::train::best;
 use crate::train::checkpoint::{Checkpoint, Fingerprint, Inputs, data_identity, pack_identity};
@@ -156,6 +157,7 @@ impl Prepared {
             offload_activations: settings.offload_activations,
             offload_vocabulary: settings.offload_vocabulary,
             host_buffers: gpu.has_host_buffers(),
+            host_memory: available_host_memory(),
             length: self.row_length(settings),
             positions: self.positions(),
             rows: self.epoch(settings, 0).len() as u64,
