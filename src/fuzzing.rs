@@ -2,7 +2,7 @@
 //! tests have this module.
 
 pub use crate::convert::parts::place;
-pub use crate::data::fuzzing::{Dataset, Options, TokenizerFiles, render, tokenizer};
+pub use crate::data::fuzzing::{Dataset, Options, TokenizerFiles, file_samples, render, tokenizer};
 pub use crate::lora::adapter::{CONFIG as ADAPTER_CONFIG, WEIGHTS as ADAPTER_WEIGHTS};
 pub use crate::lora::config::LoraConfig;
 pub use crate::train::checkpoint::{Checkpoint, Fingerprint, OPTIMIZER, STATE, State, state_checksum};

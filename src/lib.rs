@@ -171,6 +171,7 @@
 //! `convert` and [`dequant`] do not import each other. Both take the meaning of a code from
 //! [`format::nf4`], so that a mistake in one cannot hide in the other.
 
+#![deny(unsafe_code)]
 // Other builds have the lint: here, `fuzzing` hands on what is not public.
 #![cfg_attr(any(fuzzing, test), allow(unnameable_types))]
 
@@ -193,13 +194,16 @@ pub mod dequant;
 #[cfg(feature = "convert")]
 #[forbid(unsafe_code)]
 pub mod export;
+#[forbid(unsafe_code)]
 pub mod format;
 #[cfg(all(any(fuzzing, test), feature = "convert", feature = "train"))]
 #[doc(hidden)]
+#[forbid(unsafe_code)]
 pub mod fuzzing;
 #[cfg(feature = "gpu")]
 pub mod gpu;
 #[cfg(any(feature = "convert", feature = "gpu"))]
+#[forbid(unsafe_code)]
 mod io;
 #[cfg(feature = "train")]
 #[forbid(unsafe_code)]
@@ -221,8 +225,10 @@ mod panics;
 #[forbid(unsafe_code)]
 mod random;
 #[cfg(any(feature = "convert", feature = "gpu"))]
+#[forbid(unsafe_code)]
 mod source;
 #[cfg(all(test, feature = "train", feature = "convert"))]
+#[forbid(unsafe_code)]
 mod tests;
 #[cfg(feature = "train")]
 #[forbid(unsafe_code)]

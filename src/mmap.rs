@@ -1,4 +1,5 @@
 //! A pack as a mapped file. Only this module maps files.
+#![allow(unsafe_code, reason = "tests/format/layering.rs lists this file")]
 
 use std::fs::File;
 use std::io::Read;

@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 use super::json;
 
 /// One configuration of each family.
-const CONFIGS: [&[u8]; 14] = [
+const CONFIGS: [&[u8]; 15] = [
     include_bytes!("../../tests/fixtures/architectures/gemma/config.json"),
     include_bytes!("../../tests/fixtures/architectures/granite/config.json"),
     include_bytes!("../../tests/fixtures/architectures/llama/config.json"),
@@ -19,6 +19,7 @@ const CONFIGS: [&[u8]; 14] = [
     include_bytes!("../../tests/fixtures/architectures/qwen3/config.json"),
     include_bytes!("../../tests/fixtures/architectures/qwen3_windows/config.json"),
     include_bytes!("../../tests/fixtures/architectures/seed_oss/config.json"),
+    include_bytes!("../../tests/fixtures/architectures/seed_oss_out_bias/config.json"),
     include_bytes!("../../tests/fixtures/architectures/smollm3/config.json"),
     include_bytes!("../../tests/fixtures/architectures/smollm3_windows/config.json"),
     include_bytes!("../../tests/fixtures/architectures/phi3/config.json"),
@@ -27,7 +28,7 @@ const CONFIGS: [&[u8]; 14] = [
 ];
 
 /// Keys that the readers look for.
-pub const KEYS: [&str; 51] = [
+pub const KEYS: [&str; 53] = [
     "model_type",
     "text_config",
     "hidden_size",
@@ -79,13 +80,15 @@ pub const KEYS: [&str; 51] = [
     "sliding_attention",
     "sliding_window_pattern",
     "use_bidirectional_attention",
+    "attn_logit_softcapping",
+    "final_logit_softcapping",
 ];
 
 /// Runs the check: text is config.json itself; other bytes choose one and change it.
 pub fn run(bytes: &[u8]) {
     if bytes.first().is_none_or(u8::is_ascii) {
         check(bytes, None);
-        check(CONFIGS[2], Some(bytes));
+        check(CONFIGS[bytes.len() % CONFIGS.len()], Some(bytes));
     } else {
         let _ = edited(&mut Unstructured::new(&bytes[1..]));
     }

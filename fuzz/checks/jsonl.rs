@@ -23,7 +23,8 @@ const TEMPLATES: [&[u8]; 8] = [
     include_bytes!("../../tests/fixtures/templates/gemma.jinja"),
 ];
 
-const KEYS: [&str; 24] = [
+/// Keys that the reader looks for.
+pub const KEYS: [&str; 24] = [
     "text",
     "prompt",
     "completion",
@@ -78,6 +79,11 @@ fn tokenizers() -> Vec<Tokenizer> {
     templates.map(of).collect()
 }
 
+/// Calls `with` with one of the tokenizers.
+pub fn with_tokenizer(number: usize, with: impl FnOnce(&Tokenizer)) {
+    TOKENIZERS.with(|tokenizers| with(&tokenizers[number % tokenizers.len()]));
+}
+
 /// Runs the check.
 pub fn run(bytes: &[u8]) {
     if bytes.first().is_none_or(u8::is_ascii) {
@@ -88,13 +94,12 @@ pub fn run(bytes: &[u8]) {
 }
 
 fn check(bytes: &[u8], template: usize, strict: bool, max_length: u32) {
-    TOKENIZERS.with(|tokenizers| {
-        let tokenizer = &tokenizers[template % tokenizers.len()];
+    with_tokenizer(template, |tokenizer| {
         let train_on = if template.is_multiple_of(5) { TrainOn::All } else { TrainOn::Completions };
-        let options = Options { train_on, max_length, strict };
+        let options = Options { train_on, max_length, strict, memory: 1 << 20 };
         let read = [
             Dataset::from_json_lines(|| Ok(bytes), tokenizer, options, &mut |done, total| done <= total),
-            Dataset::from_text(bytes, tokenizer, max_length, &mut |_, _| true),
+            Dataset::from_text(bytes, tokenizer, options, &mut |_, _| true),
         ];
         for dataset in read {
             match dataset {
@@ -146,7 +151,8 @@ fn messages(u: &mut Unstructured<'_>, role: &str, content: &str, names: [&str; 2
     (0..u.int_in_range(0..=6)?).map(|number| message(number, u)).collect::<Result<Vec<Value>>>().map(Value::Array)
 }
 
-fn line(u: &mut Unstructured<'_>, form: u8) -> Result<Value> {
+/// A good line of a form.
+pub fn line(u: &mut Unstructured<'_>, form: u8) -> Result<Value> {
     Ok(match form {
         0 => json!({"text": word(u)?}),
         1 => json!({"prompt": word(u)?, "completion": word(u)?}),

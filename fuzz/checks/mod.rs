@@ -9,6 +9,7 @@ pub mod convert_header_edits;
 pub mod dequant;
 pub mod index_json;
 pub mod jsonl;
+pub mod jsonl_stream;
 pub mod parse;
 pub mod parse_edits;
 pub mod roundtrip;
@@ -52,6 +53,7 @@ targets! {
     dequant,
     index_json,
     jsonl,
+    jsonl_stream,
     parse,
     parse_edits,
     roundtrip,

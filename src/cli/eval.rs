@@ -15,6 +15,7 @@ use super::train::{dropped_text, print_data, print_plan, warnings};
 use super::ui::{self, Cancelled, Ui, Unit};
 use crate::arch::config::ModelConfig;
 use crate::convert::Progress as _;
+use crate::data::memory;
 use crate::data::options::Options;
 use crate::data::sample::{Dataset, Dropped};
 use crate::data::{DataFile, Tokenizer};
@@ -57,7 +58,7 @@ pub fn run(args: &EvalArgs) -> Result<Outcome> {
     let adapter = adapter::read(args.adapter.as_deref(), &model, ui)?;
     // A fixed date for templates that print it, so losses can be compared.
     let tokenizer = Tokenizer::of_pack(&pack, &model, 0)?;
-    let options = Options { train_on: args.train_on.into(), max_length, strict: args.strict };
+    let options = Options { train_on: args.train_on.into(), max_length, strict: args.strict, memory: memory::limit() };
     let meter = ui.meter("reading", Unit::Rows);
     let data = file.samples(&tokenizer, options, &mut |done, total| {
         meter.advance(done, total);

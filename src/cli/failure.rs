@@ -563,7 +563,10 @@ fn of_data(error: &DataError) -> Option<String> {
         DataError::LineBytes { .. } => {
             "split the line into several, or save a plain text under a name that ends in .txt: it is read in pieces"
         }
-        DataError::Changed { .. } => "wait until nothing writes to the file, then run the command again",
+        DataError::Memory { .. } => {
+            "take a part of the file, a smaller --max-length, or a machine with more memory: samples may take half of it"
+        }
+        DataError::Changed(_) => "wait until nothing writes to the file, then run the command again",
         DataError::Messages { .. } => "split the conversation into several lines",
         DataError::NoTemplate { .. } => {
             "prompts and completions need no chat template: {\"prompt\": ..., \"completion\": ...}"

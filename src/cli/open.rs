@@ -1,4 +1,5 @@
 //! Opens packs. All commands call these functions; each opens a pack once.
+#![allow(unsafe_code, reason = "tests/format/layering.rs lists this file")]
 
 #[cfg(test)]
 mod tests;

@@ -16,6 +16,7 @@ use crate::arch::config::ModelConfig;
 use crate::convert::Progress as _;
 use crate::data::DataFile;
 use crate::data::form::Form;
+use crate::data::keys::KeyCounts;
 use crate::data::pack::batch;
 use crate::data::sample::{Dataset, Dropped, Sample};
 use crate::data::show::{ShownSample, show_batch};
@@ -157,10 +158,17 @@ pub fn print_data(ui: Ui, what: &str, used: &str, data: &Dataset, model: &ModelC
     }
     print_dropped(ui, data);
     data.notices.iter().for_each(|notice| ui.warning(&notice.to_string()));
-    if !data.ignored_keys.is_empty() {
-        let keys = data.ignored_keys.iter().map(|(key, lines)| format!("{key} ({})", ui::plural(*lines, "line")));
-        ui.note(&format!("unknown keys are ignored: {}", keys.collect::<Vec<_>>().join(", ")));
+    if let Some(keys) = unknown_keys(&data.ignored_keys) {
+        ui.note(&format!("unknown keys are ignored: {keys}"));
     }
+}
+
+/// Unknown keys in words, if there are any.
+fn unknown_keys(keys: &KeyCounts) -> Option<String> {
+    let named = keys.named.iter().map(|(key, lines)| format!("{key} ({})", ui::plural(*lines, "line")));
+    let others = (keys.others > 0).then(|| format!("and others ({})", ui::plural(keys.others, "time")));
+    let all: Vec<String> = named.chain(others).collect();
+    (!all.is_empty()).then(|| all.join(", "))
 }
 
 /// Warns of dropped samples, with the reason.
@@ -428,4 +436,20 @@ impl Summary {
 
 fn step_of(record: &Record) -> Option<&StepRecord> {
     if let Record::Step(step) = record { Some(step) } else { None }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn unknown_keys_are_named_and_the_others_are_counted() {
+        let keys = |named: &[(&str, u64)], others| {
+            let named = named.iter().map(|(key, lines)| ((*key).to_owned(), *lines)).collect();
+            unknown_keys(&KeyCounts { named, others })
+        };
+        assert_eq!(keys(&[], 0), None);
+        assert_eq!(keys(&[("id", 1), ("source", 2)], 0).unwrap(), "id (1 line), source (2 lines)");
+        assert_eq!(keys(&[("id", 1)], 3000).unwrap(), "id (1 line), and others (3,000 times)");
+    }
 }

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use thiserror::Error;
 
+use super::checksum::FileChecksum;
 use super::components::error::TokenizerError;
 use super::jinja::{ErrorKind, TemplateError};
 use super::notice::SpanFlaw;
@@ -37,12 +38,15 @@ pub enum DataError {
     #[error("the file has no samples")]
     Empty,
     /// The file was changed between the two times that it is read.
-    #[error("the file changed while it was read: it had {first} lines with a sample, then {second}")]
-    Changed {
-        /// The lines at first.
-        first: u64,
-        /// The lines when they were tokenised.
-        second: u64,
+    #[error("the file changed while it was read: {0}")]
+    Changed(Change),
+    /// The samples take more memory than they may.
+    #[error("the samples take more than {limit} bytes of memory, which is their limit here; the first {samples} fit")]
+    Memory {
+        /// Samples that fit.
+        samples: u64,
+        /// Bytes that samples may take.
+        limit: u64,
     },
     /// One JSON array instead of one line per sample.
     #[error("the file is a JSON array: write one object a line (jq -c '.[]' does it)")]
@@ -82,13 +86,15 @@ pub enum DataError {
     /// A first line without the keys of a known form.
     #[error(
         "line {line} has the keys of no known form: \"text\"; \"prompt\", \"completion\"; \"messages\"; \"instruction\", \
-         \"output\"; \"conversations\"; it has {}", found.join(", ")
+         \"output\"; \"conversations\"; it has {}{}", found.join(", "), and_others(*.others)
     )]
     UnknownForm {
         /// The line.
         line: u64,
-        /// Its keys.
+        /// Its first keys.
         found: Vec<String>,
+        /// The number of its other keys.
+        others: usize,
     },
     /// A later line of another form.
     #[error("line {line} has no {}: every line has the form of the first one", keys.join("/"))]
@@ -230,12 +236,66 @@ pub enum DataError {
     },
 }
 
+/// How a file differs from what it was when it was read before.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
+#[non_exhaustive]
+pub enum Change {
+    /// In its length.
+    #[error("it had {first} bytes, then {second}")]
+    Length {
+        /// Bytes at first.
+        first: u64,
+        /// Bytes later.
+        second: u64,
+    },
+    /// The time of its last change is another one.
+    #[error("it was written to")]
+    Written,
+    /// In what it says.
+    #[error("its checksum was {first:08x}, then {second:08x}")]
+    Bytes {
+        /// The CRC-32 at first.
+        first: u32,
+        /// The CRC-32 later.
+        second: u32,
+    },
+    /// In a line, which is broken now and was not at first.
+    #[error("line {line} was another one")]
+    Line {
+        /// The line.
+        line: u64,
+    },
+}
+
+impl Change {
+    /// That between two different checksums.
+    pub(super) fn between(first: FileChecksum, second: FileChecksum) -> Self {
+        match (first.len, second.len) {
+            (first, second) if first != second => Self::Length { first, second },
+            _ => Self::Bytes { first: first.crc32, second: second.crc32 },
+        }
+    }
+}
+
 impl DataError {
     /// What `refused` makes of the error of a template, unless the template never ran.
     pub(super) fn of_template(source: TemplateError, refused: impl FnOnce(TemplateError) -> Self) -> Self {
         match source.kind {
             ErrorKind::NoThread(reason) => Self::NoThread(io::Error::other(reason)),
             _ => refused(source),
+        }
+    }
+
+    /// What it means that a line is broken in the second reading: all lines were read before.
+    pub(super) fn of_second_reading(self) -> Self {
+        match self {
+            Self::Json { line, .. }
+            | Self::LineBytes { line, .. }
+            | Self::Messages { line, .. }
+            | Self::NotAnObject { line }
+            | Self::OtherForm { line, .. }
+            | Self::Value { line, .. } => Self::Changed(Change::Line { line }),
+            other => other,
         }
     }
 
@@ -248,6 +308,10 @@ impl DataError {
             other => other,
         }
     }
+}
+
+fn and_others(others: usize) -> String {
+    if others > 0 { format!(" and {others} others") } else { String::new() }
 }
 
 fn at_line(line: Option<u64>) -> String {

@@ -5,6 +5,7 @@ use std::collections::BTreeSet;
 use super::error::DataError;
 use super::form::Form;
 use super::jinja::{Dict, Value, loads};
+use super::keys;
 use super::lines::Line;
 use super::messages::{Learns, Turn, message, turn};
 use super::record::{Record, given, role};
@@ -138,9 +139,11 @@ pub(super) type UnknownKeys = BTreeSet<String>;
 
 impl Record<'_> {
     fn form(&self) -> Result<Form, DataError> {
-        let keys = || self.dict.entries().iter().map(|(key, _)| key.to_string()).collect();
         let form = Form::ALL.into_iter().find(|&form| self.has(form));
-        form.ok_or_else(|| DataError::UnknownForm { line: self.line, found: keys() })
+        form.ok_or_else(|| {
+            let (found, others) = keys::first(self.dict.entries().iter().filter_map(|(key, _)| key.as_str()));
+            DataError::UnknownForm { line: self.line, found, others }
+        })
     }
 
     fn has(&self, form: Form) -> bool {
@@ -542,9 +545,10 @@ mod tests {
     fn keys_of_messages_without_a_meaning_are_counted() {
         let line = r#"{"messages": [{"role": "user", "content": "a", "mood": "sad", "id": null, "notes": []}, {"role": "assistant", "content": "b", "mood": "glad"}]}"#;
         let text = format!("{line}\n{line}");
-        let survey = Survey::of(Lines::new(text.as_bytes()), &mut |_, _| true).unwrap();
-        assert_eq!((survey.form, survey.count, survey.ignored.len()), (Form::Messages, 2, 0));
-        let ignored: Vec<_> = survey.ignored_of_messages.into_iter().collect();
+        let mut lines = Lines::new(text.as_bytes());
+        let survey = Survey::of(&mut lines, |_| false, &mut |_, _| true).unwrap();
+        assert_eq!((survey.form, survey.count), (Form::Messages, 2));
+        let ignored: Vec<_> = survey.ignored.named.into_iter().collect();
         assert_eq!(ignored, [("messages[].mood".to_owned(), 2)]);
     }
 
@@ -567,7 +571,7 @@ mod tests {
         assert!(matches!(error(b"{\"text\": \"\xff\"}"), DataError::Json { line: 1, .. }));
         assert!(matches!(error(b"{\"a\": 1}"), DataError::UnknownForm { line: 1, .. }));
         for empty in [b"".as_slice(), b"\r\n \n"] {
-            assert!(matches!(Survey::of(Lines::new(empty), &mut |_, _| true), Err(DataError::Empty)));
+            assert!(matches!(Survey::of(&mut Lines::new(empty), |_| false, &mut |_, _| true), Err(DataError::Empty)));
         }
         assert!(matches!(error(b" [{\"text\": \"a\"}]"), DataError::Array));
         for bad in ["[]", "3", "[{\"content\": \"a\"}]", "[3]"] {

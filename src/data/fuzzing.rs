@@ -5,6 +5,7 @@ pub use super::options::Options;
 pub use super::sample::Dataset;
 
 use super::error::DataError;
+use super::file::DataFile;
 use super::jinja::{TemplateError, Value};
 use super::template::ChatTemplate;
 use super::tokenizer::Tokenizer;
@@ -16,6 +17,14 @@ use crate::arch::config::ModelConfig;
 /// As for the files of a pack.
 pub fn tokenizer(files: TokenizerFiles<'_>, model: &ModelConfig) -> Result<Tokenizer, DataError> {
     Tokenizer::new(files, model, 0)
+}
+
+/// The samples of a file.
+///
+/// # Errors
+/// As for the file of a training.
+pub fn file_samples(file: &DataFile, tokenizer: &Tokenizer, options: Options) -> Result<Dataset, DataError> {
+    file.samples(tokenizer, options, &mut |_, _| true)
 }
 
 /// What a chat template makes of a conversation, a JSON list of messages.

@@ -1,13 +1,16 @@
 //! The lines of a file of samples, read one after another: the file may be larger than memory.
 
-use std::io::{BufRead, Read};
+use std::io::{BufRead, BufReader, Read};
 
+use super::checksum::{Checksummed, FileChecksum};
 use super::error::DataError;
 
 /// Bytes of a line, at most: a line takes some 200 times as much memory while it is tokenised.
 pub(super) const MAX_LINE: usize = 2 << 20;
 /// Lines between two returns of [`Lines::read`], blank ones included.
 const MAX_SCANNED: usize = 1 << 16;
+/// Bytes that are read at a time.
+pub(super) const BUFFER: usize = 256 << 10;
 /// The mark of UTF-8 that some programs of Windows put before a text.
 const MARK: &[u8] = b"\xef\xbb\xbf";
 
@@ -28,17 +31,22 @@ pub(super) struct Line {
 /// The lines of a file.
 #[derive(Debug)]
 pub(super) struct Lines<R> {
-    input: R,
+    input: BufReader<Checksummed<R>>,
     /// The number of the last line that was read.
     number: u64,
     /// A line that did not fit behind others.
     held: Option<Line>,
 }
 
-impl<R: BufRead> Lines<R> {
+impl<R: Read> Lines<R> {
     /// Those of a file that is read from its start.
     pub(super) fn new(input: R) -> Self {
-        Self { input, number: 0, held: None }
+        Self { input: BufReader::with_capacity(BUFFER, Checksummed::new(input)), number: 0, held: None }
+    }
+
+    /// The checksum of what was read; of the whole file once there are no more lines.
+    pub(super) fn checksum(&self) -> FileChecksum {
+        self.input.get_ref().checksum()
     }
 
     /// The next lines that are not blank: at most `count`, and no more bytes than a line may have.

@@ -115,13 +115,20 @@ impl fmt::Display for SpanFlaw {
     }
 }
 
-/// Counts concerns.
-pub(super) fn count(concerns: impl IntoIterator<Item = (u64, Concern)>) -> Vec<Notice> {
-    let mut counts = BTreeMap::new();
-    for (line, concern) in concerns {
-        let (samples, first) = counts.entry(concern).or_insert((0, line));
+/// Concerns, counted.
+#[derive(Debug, Default)]
+pub(super) struct Notices(BTreeMap<Concern, (u64, u64)>);
+
+impl Notices {
+    /// Adds that of the sample in a line.
+    pub(super) fn add(&mut self, line: u64, concern: Concern) {
+        let (samples, first) = self.0.entry(concern).or_insert((0, line));
         *samples += 1;
         *first = line.min(*first);
     }
-    counts.into_iter().map(|(concern, (samples, line))| Notice { concern, samples, line }).collect()
+
+    /// A notice of each concern.
+    pub(super) fn finish(self) -> Vec<Notice> {
+        self.0.into_iter().map(|(concern, (samples, line))| Notice { concern, samples, line }).collect()
+    }
 }

@@ -20,4 +20,6 @@ pub struct Options {
     /// Whether a sample from which nothing can be learned is an error; otherwise it is dropped and
     /// counted.
     pub strict: bool,
+    /// Bytes of memory that the samples of the file may take.
+    pub memory: u64,
 }

@@ -1,19 +1,20 @@
 //! Records to samples: tokens and their loss mask.
 
-use std::collections::BTreeMap;
-use std::io::BufRead;
+use std::io::Read;
 
 use rayon::prelude::*;
 use serde::Serialize;
 
 use super::checksum::FileChecksum;
-use super::error::DataError;
+use super::error::{Change, DataError};
 use super::form::Form;
 use super::formats::{Chat, Content, parse};
 use super::interruptible::interruptible;
 use super::jinja::Value;
+use super::keys::KeyCounts;
 use super::lines::{Line, Lines, MAX_LINE, without_mark};
-use super::notice::{self, Concern, Notice};
+use super::memory::{self, Budget};
+use super::notice::{Concern, Notice, Notices};
 use super::options::{Options, TrainOn};
 use super::spans::{Marked, conversation};
 use super::survey::{AT_A_TIME, Survey};
@@ -74,11 +75,11 @@ pub struct Dataset {
     pub cut: Cut,
     /// Samples that were dropped.
     pub dropped: Dropped,
-    /// Keys of lines and messages without a known meaning, and the number of lines with each.
-    pub ignored_keys: BTreeMap<String, u64>,
+    /// Keys of lines and messages without a known meaning.
+    pub ignored_keys: KeyCounts,
     /// What may be wrong with the samples.
     pub notices: Vec<Notice>,
-    /// What was read of the file, where it was read as one.
+    /// What was read.
     pub checksum: FileChecksum,
 }
 
@@ -91,76 +92,94 @@ impl Dataset {
     /// # Errors
     /// A [`DataError`] with the line; [`DataError::AllDropped`] where nothing can be learned from
     /// any sample, and [`DataError::NothingLearned`] for the first one of these where `options` are
-    /// strict; [`DataError::Changed`] where it has other lines the second time;
-    /// [`DataError::Cancelled`].
-    pub fn from_json_lines<R: BufRead>(
-        open: impl Fn() -> Result<R, DataError>,
+    /// strict; [`DataError::Changed`] where it is another file the second time;
+    /// [`DataError::Memory`]; [`DataError::Cancelled`].
+    pub fn from_json_lines<R: Read>(
+        mut open: impl FnMut() -> Result<R, DataError>,
         tokenizer: &Tokenizer,
         options: Options,
         progress: &mut dyn FnMut(u64, u64) -> bool,
     ) -> Result<Self, DataError> {
-        let Survey { form, count: total, ignored, ignored_of_messages } = Survey::of(Lines::new(open()?), progress)?;
-        let (mut dataset, mut done) = (Self::default(), 0);
-        let (mut first_dropped, mut concerns) = (None, Vec::new());
         let mut lines = Lines::new(open()?);
-        while let Some(some) = lines.read(AT_A_TIME)? {
-            let count = some.len() as u64;
-            let own = tokenizer.clone();
-            let encode = move |line: Line| encode(&own, line.number, parse(&line, form)?.content, options.train_on);
-            // One line may take long, and neither it nor the tokenizer can be interrupted.
-            let encoded = interruptible(&mut || progress(done, total), move || {
-                Ok(some.into_par_iter().map(encode).collect::<Vec<_>>())
-            })?;
-            for sample in encoded {
-                let (sample, of_sample) = sample?;
-                let line = sample.line;
-                let dropped = dataset.push(sample, tokenizer, options)?;
-                // A dropped sample does no harm.
-                concerns.extend(of_sample.into_iter().filter(|_| dropped.is_none()).map(|concern| (line, concern)));
-                first_dropped = first_dropped.or(dropped);
-            }
-            done += count;
-            if !progress(done, total) {
-                return Err(DataError::Cancelled);
-            }
+        let survey = Survey::of(&mut lines, |key| tokenizer.may_read(key), progress)?;
+        let first = lines.checksum();
+        let mut lines = Lines::new(open()?);
+        let (dataset, first_dropped) = Self::tokenised(&mut lines, &survey, tokenizer, options, progress)?;
+        let second = lines.checksum();
+        if first != second {
+            return Err(DataError::Changed(Change::between(first, second)));
         }
-        if done != total {
-            return Err(DataError::Changed { first: total, second: done });
-        }
-        dataset.form = Some(form);
-        let of_messages = ignored_of_messages.into_iter().filter(|(key, _)| !tokenizer.may_read(key));
-        dataset.ignored_keys = ignored.into_iter().chain(of_messages).collect();
-        dataset.notices = notice::count(concerns);
         match first_dropped.filter(|_| dataset.samples.is_empty()) {
-            Some(first) => Err(DataError::AllDropped { samples: total, first: Box::new(first) }),
-            None => Ok(dataset),
+            Some(first) => Err(DataError::AllDropped { samples: survey.count, first: Box::new(first) }),
+            None => Ok(Self { form: Some(survey.form), ignored_keys: survey.ignored, checksum: second, ..dataset }),
         }
     }
 
-    /// Cuts one plain text into samples of `max_length` tokens; every token is learned. Line ends
-    /// of DOS count as line ends. A text above 2 MiB is tokenised in pieces of whole lines.
-    /// `progress` gets the number of tokenised pieces and of all pieces; it stops the work by
-    /// returning `false`.
+    /// The samples of lines that were all read once, and the error of the first dropped one.
+    fn tokenised(
+        lines: &mut Lines<impl Read>,
+        survey: &Survey,
+        tokenizer: &Tokenizer,
+        options: Options,
+        progress: &mut dyn FnMut(u64, u64) -> bool,
+    ) -> Result<(Self, Option<DataError>), DataError> {
+        let (mut dataset, mut done, mut first_dropped) = (Self::default(), 0, None);
+        let (mut notices, mut budget) = (Notices::default(), Budget::new(options.memory));
+        while let Some(some) = lines.read(AT_A_TIME).map_err(DataError::of_second_reading)? {
+            let count = some.len() as u64;
+            let (own, form) = (tokenizer.clone(), survey.form);
+            let encode = move |line: Line| {
+                let parsed = parse(&line, form).map_err(DataError::of_second_reading)?;
+                encode(&own, line.number, parsed.content, options.train_on)
+            };
+            // One line may take long, and neither it nor the tokenizer can be interrupted.
+            let encoded = interruptible(&mut || progress(done, survey.count), move || {
+                Ok(some.into_par_iter().map(encode).collect::<Vec<_>>())
+            })?;
+            for sample in encoded {
+                let (sample, concerns) = sample?;
+                let line = sample.line;
+                match dataset.push(sample, tokenizer, options, &mut budget)? {
+                    // A dropped sample does no harm.
+                    Some(dropped) => first_dropped = first_dropped.or(Some(dropped)),
+                    None => concerns.into_iter().for_each(|concern| notices.add(line, concern)),
+                }
+            }
+            done += count;
+            if !progress(done.min(survey.count), survey.count) {
+                return Err(DataError::Cancelled);
+            }
+        }
+        dataset.notices = notices.finish();
+        Ok((dataset, first_dropped))
+    }
+
+    /// Cuts one plain text into samples of the maximum length; every token is learned. Line ends of
+    /// DOS count as line ends. A text above 2 MiB is tokenised in pieces of whole lines. `progress`
+    /// gets the number of tokenised pieces and of all pieces; it stops the work by returning
+    /// `false`.
     ///
     /// # Errors
     /// [`DataError::Utf8`]; [`DataError::Empty`] where there are not two tokens;
-    /// [`DataError::Cancelled`].
+    /// [`DataError::Memory`]; [`DataError::Cancelled`].
     pub fn from_text(
         bytes: &[u8],
         tokenizer: &Tokenizer,
-        max_length: u32,
+        options: Options,
         progress: &mut dyn FnMut(u64, u64) -> bool,
     ) -> Result<Self, DataError> {
         let text = std::str::from_utf8(without_mark(bytes)).map_err(|e| DataError::Utf8 { byte: e.valid_up_to() as u64 })?;
-        let (tokens, doubled_bos) = tokens_of(text, tokenizer, MAX_LINE, progress)?;
-        let windows = tokens.chunks(max_length.max(1) as usize).filter(|window| window.len() > 1);
-        let sample = |tokens: &[u32]| Sample { line: 1, tokens: tokens.to_vec(), loss_mask: vec![true; tokens.len()] };
-        let samples: Vec<Sample> = windows.map(sample).collect();
+        let mut windows = Windows::new(options);
+        let doubled_bos = tokenise(text, tokenizer, MAX_LINE, progress, |tokens| windows.extend(tokens))?;
+        let samples = windows.finish()?;
         if samples.is_empty() {
             return Err(DataError::Empty);
         }
-        let notices = notice::count(doubled_bos.then_some((1, Concern::DoubledBos)));
-        Ok(Self { samples, notices, ..Self::default() })
+        let mut notices = Notices::default();
+        if doubled_bos {
+            notices.add(1, Concern::DoubledBos);
+        }
+        Ok(Self { samples, notices: notices.finish(), checksum: FileChecksum::of(bytes), ..Self::default() })
     }
 
     /// Moves a random share of the samples out for evaluation: at least one, and never all of them.
@@ -186,6 +205,11 @@ impl Dataset {
         self.samples.iter().map(|sample| sample.tokens.len() as u64).sum()
     }
 
+    /// Bytes of memory that all samples take, about.
+    pub fn memory(&self) -> u64 {
+        self.samples.iter().map(|sample| memory::of_sample(sample.tokens.len())).sum()
+    }
+
     /// Tokens of the longest sample.
     pub fn longest(&self) -> u32 {
         let longest = self.samples.iter().map(|sample| sample.tokens.len()).max().unwrap_or_default();
@@ -193,7 +217,13 @@ impl Dataset {
     }
 
     /// Adds a sample, cut to its maximum length, or leaves it out and says why.
-    fn push(&mut self, mut sample: Sample, tokenizer: &Tokenizer, options: Options) -> Result<Option<DataError>, DataError> {
+    fn push(
+        &mut self,
+        mut sample: Sample,
+        tokenizer: &Tokenizer,
+        options: Options,
+        budget: &mut Budget,
+    ) -> Result<Option<DataError>, DataError> {
         let (line, length, max_length) = (sample.line, sample.tokens.len() as u64, options.max_length);
         let over = sample.tokens.len().saturating_sub(max_length as usize);
         sample.tokens.truncate(max_length as usize);
@@ -213,6 +243,7 @@ impl Dataset {
             dropped.first_line = if dropped.first_line == 0 { line } else { dropped.first_line };
             return Ok(Some(error));
         }
+        budget.add(sample.tokens.len())?;
         self.cut.samples += u64::from(over > 0);
         self.cut.tokens += over as u64;
         self.samples.push(sample);
@@ -220,24 +251,65 @@ impl Dataset {
     }
 }
 
-/// The tokens of a text that is tokenised in pieces of at most `limit` bytes, and whether it begins
-/// with what the tokenizer puts before every text.
-pub(super) fn tokens_of(
+/// The windows of a text.
+struct Windows {
+    length: usize,
+    budget: Budget,
+    samples: Vec<Sample>,
+    /// The start of the next window.
+    rest: Vec<u32>,
+}
+
+impl Windows {
+    fn new(options: Options) -> Self {
+        let length = options.max_length.max(1) as usize;
+        Self { length, budget: Budget::new(options.memory), samples: Vec::new(), rest: Vec::new() }
+    }
+
+    /// Adds the next tokens of the text.
+    fn extend(&mut self, tokens: Vec<u32>) -> Result<(), DataError> {
+        self.rest.extend(tokens);
+        let whole = self.rest.len() - self.rest.len() % self.length;
+        let rest = self.rest.split_off(whole);
+        let whole = std::mem::replace(&mut self.rest, rest);
+        whole.chunks(self.length).try_for_each(|window| self.push(window))
+    }
+
+    fn push(&mut self, window: &[u32]) -> Result<(), DataError> {
+        // Of one token, nothing is predicted.
+        if window.len() > 1 {
+            self.budget.add(window.len())?;
+            self.samples.push(Sample { line: 1, tokens: window.to_vec(), loss_mask: vec![true; window.len()] });
+        }
+        Ok(())
+    }
+
+    fn finish(mut self) -> Result<Vec<Sample>, DataError> {
+        let last = std::mem::take(&mut self.rest);
+        self.push(&last)?;
+        Ok(self.samples)
+    }
+}
+
+/// Tokenises a text in pieces of at most `limit` bytes; `take` gets the tokens of each. Gives
+/// whether the text begins with what the tokenizer puts before every text.
+pub(super) fn tokenise(
     text: &str,
     tokenizer: &Tokenizer,
     limit: usize,
     progress: &mut dyn FnMut(u64, u64) -> bool,
-) -> Result<(Vec<u32>, bool), DataError> {
+    mut take: impl FnMut(Vec<u32>) -> Result<(), DataError>,
+) -> Result<bool, DataError> {
     let pieces = pieces(text, limit);
-    let (mut tokens, mut doubled_bos, total) = (Vec::new(), false, pieces.len() as u64);
+    let (mut doubled_bos, total) = (false, pieces.len() as u64);
     for (done, piece) in (0..).zip(pieces) {
         let (own, piece) = (tokenizer.clone(), piece.replace("\r\n", "\n"));
         let place = Place { first: done == 0, last: done + 1 == total };
         let encoded = interruptible(&mut || progress(done, total), move || own.encode_piece(&piece, place))?;
         doubled_bos |= encoded.doubled_bos;
-        tokens.extend(encoded.tokens);
+        take(encoded.tokens)?;
     }
-    Ok((tokens, doubled_bos))
+    Ok(doubled_bos)
 }
 
 /// A text in pieces of at most `limit` bytes: the tokenizer takes some 200 times the memory of what

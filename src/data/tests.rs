@@ -41,7 +41,10 @@ fn without_template() -> Tokenizer {
     Tokenizer::new(TokenizerFiles { tokenizer: &json, ..TokenizerFiles::default() }, &model(), 0).unwrap()
 }
 
-const OPTIONS: Options = Options { train_on: TrainOn::Completions, max_length: 1000, strict: true };
+const OPTIONS: Options = Options { train_on: TrainOn::Completions, max_length: 1000, strict: true, memory: u64::MAX };
+
+/// Texts are cut into windows of 16 tokens.
+const WINDOWS: Options = Options { max_length: 16, ..OPTIONS };
 
 fn load(tokenizer: &Tokenizer, line: &str) -> Result<Dataset, DataError> {
     load_as(tokenizer, line, OPTIONS)
@@ -304,7 +307,7 @@ fn one_token_begins_a_text_and_one_ends_it() {
         assert_eq!(shown(&tokenizer, &format!(r#"{{"text": "{text}"}}"#)), expected, "{text}");
         let encoded = tokenizer.encode(text, true).unwrap();
         assert_eq!(tokenizer.decode(&encoded).unwrap(), "<|endoftext|>Hello world<|im_end|>", "{text}");
-        let dataset = Dataset::from_text(text.as_bytes(), &tokenizer, 16, &mut |_, _| true).unwrap();
+        let dataset = Dataset::from_text(text.as_bytes(), &tokenizer, WINDOWS, &mut |_, _| true).unwrap();
         assert_eq!(dataset.samples[0].tokens, encoded);
     }
     let line = r#"{"prompt": "<|endoftext|>Say hi.", "completion": " Hi.<|im_end|>"}"#;
@@ -331,24 +334,28 @@ fn tokens_that_the_model_does_not_have_are_refused() {
 fn plain_text_is_cut_into_windows() {
     let tokenizer = tokenizer(None);
     let text = "It was a dark and stormy night; the rain fell in torrents. ".repeat(9);
-    let dataset = Dataset::from_text(text.as_bytes(), &tokenizer, 16, &mut |_, _| true).unwrap();
+    let dataset = Dataset::from_text(text.as_bytes(), &tokenizer, WINDOWS, &mut |_, _| true).unwrap();
     assert!(dataset.samples.iter().rev().skip(1).all(|sample| sample.tokens.len() == 16));
     let all: Vec<u32> = dataset.samples.iter().flat_map(|sample| sample.tokens.clone()).collect();
     assert_eq!(tokenizer.decode(&all).unwrap(), text);
     assert_eq!(loss_tokens(&dataset), dataset.tokens() - dataset.samples.len() as u64);
-    assert_eq!(Dataset::from_text(format!("\u{feff}{text}").as_bytes(), &tokenizer, 16, &mut |_, _| true).unwrap(), dataset);
+    let marked = Dataset::from_text(format!("\u{feff}{text}").as_bytes(), &tokenizer, WINDOWS, &mut |_, _| true).unwrap();
+    assert_eq!(marked.samples, dataset.samples);
     let [unix, dos] = ["a\nb\n\nc\rd", "a\r\nb\r\n\r\nc\rd"]
-        .map(|text| Dataset::from_text(text.as_bytes(), &tokenizer, 16, &mut |_, _| true).unwrap());
-    assert_eq!(unix, dos);
-    assert!(matches!(Dataset::from_text(b"", &tokenizer, 16, &mut |_, _| true), Err(DataError::Empty)));
-    assert!(matches!(Dataset::from_text(b"ab\xff", &tokenizer, 16, &mut |_, _| true), Err(DataError::Utf8 { byte: 2 })));
+        .map(|text| Dataset::from_text(text.as_bytes(), &tokenizer, WINDOWS, &mut |_, _| true).unwrap());
+    assert_eq!(unix.samples, dos.samples);
+    assert!(matches!(Dataset::from_text(b"", &tokenizer, WINDOWS, &mut |_, _| true), Err(DataError::Empty)));
+    assert!(matches!(
+        Dataset::from_text(b"ab\xff", &tokenizer, WINDOWS, &mut |_, _| true),
+        Err(DataError::Utf8 { byte: 2 })
+    ));
 }
 
 #[test]
 fn the_held_out_part_of_a_text_is_not_learned() {
     let text = &include_bytes!("../../LICENSE-APACHE")[..3000];
     let file = DataFile::new(Path::new("text.txt"), text.to_vec());
-    let options = Options { train_on: TrainOn::All, max_length: 32, strict: false };
+    let options = Options { train_on: TrainOn::All, max_length: 32, ..OPTIONS };
     let mut learned = file.samples(&tokenizer(None), options, &mut |_, _| true).unwrap();
     let held_out = learned.hold_out(0.2, 0).unwrap().samples;
     assert!(held_out.len() > 3, "{}", held_out.len());
@@ -525,6 +532,17 @@ fn files_are_what_their_names_say_or_else_what_they_begin_with() {
     }
 }
 
+/// Blanks do not decide, however many there are.
+#[test]
+fn a_long_blank_start_does_not_decide_on_the_form_of_a_file() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("data");
+    for (text, expected) in [("Once", false), ("{\"text\": \"a\"}", true)] {
+        std::fs::write(&path, format!("{}{text}", " \n".repeat(300 << 10))).unwrap();
+        assert_eq!(DataFile::open(&path).unwrap().is_json_lines(), expected, "{text}");
+    }
+}
+
 #[test]
 fn errors_of_files_name_them() {
     let tokenizer = tokenizer(None);
@@ -579,20 +597,99 @@ fn a_broken_line_is_reported_before_lines_are_tokenised() {
     }
 }
 
-/// A file that shrinks to nothing, or grows, between the two times that it is read.
+/// A file that shrinks to nothing, grows, or says something else when it is read again.
 #[test]
 fn a_file_that_changes_between_its_two_readings_is_an_error() {
     let tokenizer = tokenizer(None);
-    let line = "{\"text\": \"word\"}\n";
-    for second in [0, 2, 4] {
-        let reads = std::cell::Cell::new(0);
-        let open = || {
-            reads.set(reads.get() + 1);
-            Ok(std::io::Cursor::new(line.repeat(if reads.get() == 1 { 3 } else { second }).into_bytes()))
-        };
-        let error = Dataset::from_json_lines(open, &tokenizer, OPTIONS, &mut |_, _| true).unwrap_err();
-        assert!(matches!(error, DataError::Changed { first: 3, second: n } if n == second as u64), "{error}");
+    let line = |word: &str| format!("{{\"text\": \"{word}\"}}\n");
+    let first = line("word").repeat(3);
+    let change = |second: &str| {
+        let mut readings = [first.as_str(), second].into_iter();
+        let open = || Ok(std::io::Cursor::new(readings.next().unwrap().to_owned()));
+        match Dataset::from_json_lines(open, &tokenizer, OPTIONS, &mut |_, _| true) {
+            Err(DataError::Changed(change)) => change,
+            other => panic!("{second}: {other:?}"),
+        }
+    };
+    for count in [0, 2, 4] {
+        let (len, second) = (first.len() as u64, line("word").repeat(count));
+        assert_eq!(change(&second), Change::Length { first: len, second: second.len() as u64 });
     }
+    // As long as before: only the checksum finds it.
+    let second = [line("word"), line("wort"), line("word")].concat();
+    let [first_crc, second_crc] = [&first, &second].map(|text| FileChecksum::of(text.as_bytes()).crc32);
+    assert_eq!(change(&second), Change::Bytes { first: first_crc, second: second_crc });
+    // A line that is broken in the second reading alone is no mistake of whoever wrote it.
+    for broken in ["{\"text\": \"wor", "3", "{\"texts\": 1}", "{\"text\": 1, \"b\": 2}"] {
+        assert_eq!(change(&format!("{}{broken}\n", line("word"))), Change::Line { line: 2 }, "{broken}");
+    }
+}
+
+/// What the system says of a file is compared before the second reading, which takes longer.
+#[test]
+fn a_file_on_disk_that_is_written_to_while_it_is_read_is_an_error() {
+    let (folder, tokenizer) = (tempfile::tempdir().unwrap(), tokenizer(None));
+    let path = folder.path().join("a.jsonl");
+    let line = "{\"text\": \"word\"}\n";
+    let read = |change: &dyn Fn(&std::fs::File)| {
+        std::fs::write(&path, line.repeat(3)).unwrap();
+        let file = DataFile::open(&path).unwrap();
+        let mut calls = 0;
+        let result = file.samples(&tokenizer, OPTIONS, &mut |done, _| {
+            assert_eq!(done, 0, "no line is tokenised");
+            if calls == 0 {
+                change(&std::fs::File::options().append(true).open(&path).unwrap());
+            }
+            calls += 1;
+            true
+        });
+        match result.unwrap_err() {
+            DataError::File { source, .. } => source.to_string(),
+            other => panic!("{other}"),
+        }
+    };
+    let grown = read(&|mut file| std::io::Write::write_all(&mut file, line.as_bytes()).unwrap());
+    assert_eq!(grown, "the file changed while it was read: it had 51 bytes, then 68");
+    let cut = read(&|file| file.set_len(20).unwrap());
+    assert_eq!(cut, "the file changed while it was read: it had 51 bytes, then 20");
+    let long_ago = std::time::SystemTime::UNIX_EPOCH + std::time::Duration::from_secs(1_000_000);
+    let written = read(&|file| file.set_modified(long_ago).unwrap());
+    assert_eq!(written, "the file changed while it was read: it was written to");
+}
+
+/// Samples stop at their limit of memory; so do those of a text, while it is tokenised.
+#[test]
+fn samples_have_a_limit_of_memory() {
+    let tokenizer = without_template();
+    let lines = "{\"text\": \"word word word\"}\n".repeat(600);
+    let memory = load(&tokenizer, &lines).unwrap().memory();
+    let limited = |memory: u64| load_as(&tokenizer, &lines, Options { memory, ..OPTIONS });
+    assert_eq!(limited(memory).unwrap().samples.len(), 600);
+    let error = limited(memory - 1).unwrap_err();
+    assert!(matches!(error, DataError::Memory { samples: 599, limit } if limit == memory - 1), "{error}");
+    let error = limited(memory / 600 * 2).unwrap_err();
+    assert!(matches!(error, DataError::Memory { samples: 2, .. }), "{error}");
+
+    let text = "a word and a word and a word and\n".repeat(20);
+    let windows = |memory| Dataset::from_text(text.as_bytes(), &tokenizer, Options { memory, ..WINDOWS }, &mut |_, _| true);
+    let all = windows(u64::MAX).unwrap();
+    assert_eq!(windows(all.memory()).unwrap(), all);
+    let fit = all.samples.len() as u64 - 1;
+    assert!(matches!(windows(all.memory() - 1), Err(DataError::Memory { samples, .. }) if samples == fit));
+}
+
+/// Keys without end, and a key without end, are not printed in full.
+#[test]
+fn unknown_keys_are_named_up_to_a_limit() {
+    let keys: Vec<String> = (0..50_000).map(|key| format!("\"key {key}\": 1")).collect();
+    let long = "k".repeat(1 << 20);
+    let many = format!("{{\"text\": \"a\", {}}}\n{{\"text\": \"a\", \"{long}\": 1}}", keys.join(", "));
+    let ignored = load(&tokenizer(None), &many).unwrap().ignored_keys;
+    assert_eq!((ignored.named.len(), ignored.others), (20, 49_981));
+    assert!(ignored.named.keys().all(|key| key.len() < 100));
+    let error = load(&tokenizer(None), &many.replacen("\"text\"", "\"texts\"", 1)).unwrap_err();
+    assert!(matches!(&error, DataError::UnknownForm { line: 1, found, others: 49_981 } if found.len() == 20), "{error}");
+    assert!(error.to_string().len() < 2000 && error.to_string().ends_with(" and 49981 others"), "{error}");
 }
 
 #[test]
@@ -778,7 +875,7 @@ fn what_was_said_before_an_instruction_stands_before_it() {
 #[test]
 fn keys_without_a_meaning_are_counted() {
     let lines = "{\"text\": \"a\", \"id\": 1, \"source\": \"x\", \"history\": []}\n{\"text\": \"b\", \"id\": 2}";
-    let ignored = load(&tokenizer(None), lines).unwrap().ignored_keys;
+    let ignored = load(&tokenizer(None), lines).unwrap().ignored_keys.named;
     let ignored: Vec<_> = ignored.iter().map(|(key, lines)| (key.as_str(), *lines)).collect();
     assert_eq!(ignored, [("history", 1), ("id", 2), ("source", 1)]);
 }
@@ -950,7 +1047,7 @@ fn a_token_that_begins_every_text_and_this_one_is_put_once_with_a_warning() {
     let expected = [Notice { concern: Concern::DoubledBos, samples: 1, line: 2 }];
     let lines = "{\"text\": \"one<|im_end|>\"}\n{\"text\": \"<|endoftext|>two\"}";
     assert_eq!(load(&tokenizer, lines).unwrap().notices, expected);
-    let notices = |text: &str| Dataset::from_text(text.as_bytes(), &tokenizer, 16, &mut |_, _| true).unwrap().notices;
+    let notices = |text: &str| Dataset::from_text(text.as_bytes(), &tokenizer, WINDOWS, &mut |_, _| true).unwrap().notices;
     assert_eq!(notices("<|endoftext|>two"), [Notice { line: 1, ..expected[0].clone() }]);
     assert_eq!(notices("two<|im_end|>"), []);
 }
@@ -966,7 +1063,7 @@ fn names_and_identifiers_that_no_template_writes_are_named() {
     assert_eq!(found(""), [name("assistant"), name("user")]);
     assert_eq!(found("{{ tools[0].name if tools else '' }}"), [name("assistant"), name("user")]);
     assert_eq!(found("{{ m.name }}: "), [name("user")]);
-    let ignored = |answer: &str| load(&tokenizer(Some(&template(answer))), &line).unwrap().ignored_keys;
+    let ignored = |answer: &str| load(&tokenizer(Some(&template(answer))), &line).unwrap().ignored_keys.named;
     assert_eq!(ignored("").into_iter().collect::<Vec<_>>(), [("messages[].tool_call_id".to_owned(), 1)]);
     assert!(ignored("{{ m.tool_call_id }}").is_empty());
 }
@@ -1093,7 +1190,7 @@ fn a_line_may_have_variables_of_its_template() {
 #[test]
 fn keys_of_messages_that_no_template_reads_are_counted() {
     let line = r#"{"messages": [{"role": "user", "content": "a", "mood": "sad"}, {"role": "assistant", "content": "b"}]}"#;
-    let ignored = |template: Option<&str>| load(&tokenizer(template), line).unwrap().ignored_keys;
+    let ignored = |template: Option<&str>| load(&tokenizer(template), line).unwrap().ignored_keys.named;
     assert_eq!(ignored(None).into_iter().collect::<Vec<_>>(), [("messages[].mood".to_owned(), 1)]);
     assert!(ignored(Some(&chat_ml("{{ m.mood }}{{ m.content }}<|im_end|>", ""))).is_empty());
 }
@@ -1104,12 +1201,20 @@ fn a_long_text_is_tokenised_in_pieces() {
     let text = "Once upon a time\nthere was a text.\n\n  It had lines,\nshort\nand long ones.\n".repeat(20);
     for tokenizer in [without_template(), framing_tokenizer()] {
         let mut calls = Vec::new();
-        let at_once = sample::tokens_of(&text, &tokenizer, text.len(), &mut |_, _| true).unwrap();
-        let in_pieces = sample::tokens_of(&text, &tokenizer, 100, &mut |done, total| {
-            calls.push((done, total));
-            true
-        });
-        assert_eq!(in_pieces.unwrap(), at_once);
+        let mut tokens = |limit: usize| {
+            let mut tokens = Vec::new();
+            let mut progress = |done, total| {
+                calls.extend((limit == 100).then_some((done, total)));
+                true
+            };
+            let take = |piece| {
+                tokens.extend::<Vec<u32>>(piece);
+                Ok(())
+            };
+            let doubled_bos = sample::tokenise(&text, &tokenizer, limit, &mut progress, take).unwrap();
+            (tokens, doubled_bos)
+        };
+        assert_eq!(tokens(100), tokens(text.len()));
         assert!(calls.iter().all(|(done, total)| done < total && *total > 14), "{calls:?}");
     }
 }

@@ -1,4 +1,5 @@
 //! The AVX2 backend. It keeps the table of a block in two registers.
+#![allow(unsafe_code, reason = "tests/format/layering.rs lists this file")]
 #![cfg(target_arch = "x86_64")]
 
 use super::blocks::{Element, Lookup, each_block};

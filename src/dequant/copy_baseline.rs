@@ -1,5 +1,6 @@
 //! A copy by a kernel, at the speed of memory. It stays in the pass of other kernels, which the
 //! driver's own copy ends. Dequantisation is measured against it.
+#![allow(unsafe_code, reason = "tests/format/layering.rs lists this file")]
 
 use bytemuck::{Pod, Zeroable};
 

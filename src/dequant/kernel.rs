@@ -6,6 +6,7 @@
 //! software Vulkan does not flush.
 //!
 //! No kernel uses subgroup operations, so no kernel depends on the subgroup size.
+#![allow(unsafe_code, reason = "tests/format/layering.rs lists this file")]
 
 use std::ops::Range;
 

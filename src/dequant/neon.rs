@@ -1,5 +1,6 @@
 //! The NEON backend: one table lookup per byte of an element, then stores that interleave the
 //! bytes. CI runs its tests under qemu (`scripts/neon.sh`).
+#![allow(unsafe_code, reason = "tests/format/layering.rs lists this file")]
 #![cfg(target_arch = "aarch64")]
 
 use super::blocks::{Element, Lookup, each_block};

@@ -4,7 +4,6 @@
 //! `spec/nf4pack-format.md` is the only authority on the bytes; this code cites its sections.
 //! [`Index::parse`] validates once; after that the accessors of [`Pack`] cannot fail; [`check`] has
 //! the checks that opening skips; [`Layout`] gives every section of a new file its place.
-#![forbid(unsafe_code)]
 
 pub mod check;
 mod checksum;

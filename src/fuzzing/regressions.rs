@@ -15,6 +15,8 @@ mod index_json;
 mod json;
 #[path = "../../fuzz/checks/jsonl.rs"]
 mod jsonl;
+#[path = "../../fuzz/checks/jsonl_stream.rs"]
+mod jsonl_stream;
 #[path = "../../tests/common/replay.rs"]
 mod replay;
 #[path = "../../fuzz/checks/template.rs"]
@@ -52,6 +54,12 @@ fn index_json() {
 fn jsonl() {
     assert!(replay("jsonl", jsonl::run) >= 3);
     draw_changes(200, jsonl::run);
+}
+
+#[test]
+fn jsonl_stream() {
+    assert!(replay("jsonl_stream", jsonl_stream::run) >= 3);
+    draw_changes(200, jsonl_stream::run);
 }
 
 #[test]

@@ -1,4 +1,5 @@
 //! Compiles kernels, each once per device.
+#![allow(unsafe_code, reason = "tests/format/layering.rs lists this file")]
 
 use std::borrow::Cow;
 use std::num::NonZeroU64;

@@ -16,6 +16,7 @@
 //! - `c = coopScale(c, factor)`, a C times a number, with two names as arguments
 //! - `var c: coop_mat16x16<f32, C>;`, a C of zeros
 //! - one entry point per module, with the parameter `@builtin(local_invocation_index)`
+#![allow(unsafe_code, reason = "tests/format/layering.rs lists this file")]
 
 mod loops;
 

@@ -1,4 +1,5 @@
 //! The amount of device memory, which WebGPU does not report.
+#![allow(unsafe_code, reason = "tests/format/layering.rs lists this file")]
 
 use super::device::Gpu;
 

@@ -1,4 +1,5 @@
 //! Compiled kernels, and their registry on a device.
+#![allow(unsafe_code, reason = "tests/format/layering.rs lists this file")]
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, Ordering};

@@ -1,4 +1,5 @@
 //! Shaders and the specifications of kernels: what a kernel is compiled from.
+#![allow(unsafe_code, reason = "tests/format/layering.rs lists this file")]
 
 use std::borrow::Cow;
 

@@ -1,4 +1,5 @@
 //! Attention of new tokens over a KV cache, for generation. Forward only.
+#![allow(unsafe_code, reason = "tests/format/layering.rs lists this file")]
 
 use bytemuck::{Pod, Zeroable};
 

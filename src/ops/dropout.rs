@@ -1,5 +1,6 @@
 //! Dropout with masks that are computed, not stored. The backward pass and a recomputed forward
 //! pass use the same masks.
+#![allow(unsafe_code, reason = "tests/format/layering.rs lists this file")]
 
 use bytemuck::{Pod, Zeroable};
 

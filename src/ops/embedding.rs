@@ -1,5 +1,6 @@
 //! Gathers rows of frozen tensors as float32: rows of an embedding table, and whole small tensors
 //! (norms, biases). The kernels decode quantised tensors on the fly.
+#![allow(unsafe_code, reason = "tests/format/layering.rs lists this file")]
 
 use std::borrow::Cow;
 

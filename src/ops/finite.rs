@@ -1,4 +1,5 @@
 //! Finds NaN and infinity in matrices, to name the layer where a loss became non-finite.
+#![allow(unsafe_code, reason = "tests/format/layering.rs lists this file")]
 
 use bytemuck::{Pod, Zeroable};
 

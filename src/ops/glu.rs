@@ -1,6 +1,7 @@
 //! The gated activations of the MLP (Shazeer 2020, "GLU Variants Improve Transformer"): SwiGLU, h =
 //! silu(gate) * up, and GEGLU, h = gelu(gate) * up, with gelu's approximation by tanh (Hendrycks
 //! and Gimpel 2016, "Gaussian Error Linear Units").
+#![allow(unsafe_code, reason = "tests/format/layering.rs lists this file")]
 
 use bytemuck::{Pod, Zeroable};
 

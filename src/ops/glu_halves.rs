@@ -1,4 +1,5 @@
 //! Gated activations whose inputs are stored in f16: see [`Halves`] and [`Glu`].
+#![allow(unsafe_code, reason = "tests/format/layering.rs lists this file")]
 
 use super::halves::Params;
 use super::pieces::{ROWS, pieces};

@@ -1,6 +1,7 @@
 //! Matrices in half the memory: f16 with a power of two for each row, so that numbers of any
 //! magnitude keep 11 bits. Rounding gives the numbers that come back, so a pass may keep a matrix,
 //! or compute and round it again, with the same results.
+#![allow(unsafe_code, reason = "tests/format/layering.rs lists this file")]
 
 use bytemuck::{Pod, Zeroable};
 

@@ -4,6 +4,7 @@
 //! softmax(z)_j - [j = t]. The largest logit is subtracted before the exponential, and sums are
 //! rescaled if a later chunk has a larger logit (Milakov and Gimelshein 2018, "Online normalizer
 //! calculation for softmax").
+#![allow(unsafe_code, reason = "tests/format/layering.rs lists this file")]
 
 use bytemuck::{Pod, Zeroable};
 

@@ -1,5 +1,6 @@
 //! AdamW (Loshchilov and Hutter 2019, decoupled weight decay) over all parameters of an adapter at
 //! once. Equals `torch.nn.utils.clip_grad_norm_` and then `torch.optim.AdamW`.
+#![allow(unsafe_code, reason = "tests/format/layering.rs lists this file")]
 
 use bytemuck::{Pod, Zeroable};
 

@@ -1,5 +1,6 @@
 //! Root-mean-square normalisation (Zhang and Sennrich 2019), as in Llama: the square root includes
 //! epsilon.
+#![allow(unsafe_code, reason = "tests/format/layering.rs lists this file")]
 
 use bytemuck::{Pod, Zeroable};
 

@@ -3,6 +3,7 @@
 //! "Extending Context Window of Large Language Models via Positional Interpolation"), dynamic NTK,
 //! llama3, and YaRN (Peng et al. 2023, "YaRN: Efficient Context Window Extension of Large Language
 //! Models").
+#![allow(unsafe_code, reason = "tests/format/layering.rs lists this file")]
 
 use bytemuck::{Pod, Zeroable};
 

@@ -4,6 +4,7 @@
 //! or the end of the likeliest tokens with a share of top-p, is closer than [`MARGIN`] to the
 //! border between two tokens, or if too many tokens may be chosen, the choice is not certain. The
 //! caller then reads the logits and chooses on the CPU. A certain choice is the choice of the CPU.
+#![allow(unsafe_code, reason = "tests/format/layering.rs lists this file")]
 
 use bytemuck::{Pod, Zeroable};
 

@@ -1,5 +1,6 @@
 //! Scales a matrix in place, for models with an embedding factor, and adds a number to it, for
 //! norms that add 1 to their weights.
+#![allow(unsafe_code, reason = "tests/format/layering.rs lists this file")]
 
 use bytemuck::{Pod, Zeroable};
 

@@ -1,5 +1,6 @@
 //! From the joined products of q, k and v of new tokens to queries, and to keys and values in a KV
 //! cache: the norms per head, the rotation and the places in one dispatch, for generation.
+#![allow(unsafe_code, reason = "tests/format/layering.rs lists this file")]
 
 use bytemuck::{Pod, Zeroable};
 

@@ -174,14 +174,46 @@ fn no_code_is_there_for_want_of_a_feature() {
     assert!(found.is_empty(), "{found:?}");
 }
 
+/// Whether code has the keyword `unsafe`.
+fn is_unsafe(source: &Source) -> bool {
+    after(&source.code, "unsafe").any(str::is_empty)
+}
+
+/// The crate denies unsafe code: the compiler finds it in files without an exception.
 #[test]
 fn unsafe_code_stands_only_where_it_may() {
-    let uses_unsafe = |s: &&Source| after(&s.code, "unsafe").any(str::is_empty);
     let sources = sources();
-    let found: Vec<&str> = sources.iter().filter(uses_unsafe).map(|s| s.path.as_str()).collect();
-    let stray: Vec<_> = found.iter().filter(|path| !UNSAFE.contains(path)).collect();
-    assert!(stray.is_empty(), "unsafe code in {stray:?}");
-    assert!(found.contains(&"mmap.rs"), "the search finds no unsafe code at all");
+    let paths = |has: fn(&Source) -> bool| -> BTreeSet<&str> {
+        sources.iter().filter(|s| has(s)).map(|s| s.path.as_str()).collect()
+    };
+    let listed: BTreeSet<&str> = UNSAFE.iter().copied().collect();
+    assert_eq!(paths(is_unsafe), listed, "unsafe code");
+    assert_eq!(paths(|s| s.code.contains("allow(unsafe_code")), listed, "exceptions");
+    let root = sources.iter().find(|s| s.path == "lib.rs").unwrap();
+    assert!(root.code.contains("#![deny(unsafe_code)]"));
+}
+
+/// A module without unsafe code forbids it: no file of it can make an exception.
+#[test]
+fn modules_without_need_forbid_unsafe_code() {
+    let sources = sources();
+    let root = sources.iter().find(|s| s.path == "lib.rs").unwrap();
+    let lines: Vec<&str> = root.code.lines().map(str::trim).collect();
+    let mut modules = 0;
+    for (at, line) in lines.iter().enumerate() {
+        let Some(name) = line.strip_suffix(';').and_then(|line| line.split_once("mod ")).map(|(_, name)| name) else {
+            continue;
+        };
+        modules += 1;
+        let forbids = lines[..at]
+            .iter()
+            .rev()
+            .take_while(|line| line.starts_with("#["))
+            .any(|line| line.contains("forbid(unsafe_code)"));
+        let has_unsafe = sources.iter().any(|s| s.top() == name && is_unsafe(s));
+        assert!(forbids != has_unsafe, "{name}: unsafe code {has_unsafe}, forbidden {forbids}");
+    }
+    assert!(modules > 20, "only {modules} modules found");
 }
 
 /// The crate roots that forbid unsafe code: the compiler checks what they name. The tests of packs
@@ -189,7 +221,7 @@ fn unsafe_code_stands_only_where_it_may() {
 #[test]
 fn roots_without_need_forbid_unsafe_code() {
     let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR"));
-    let mut files: Vec<_> = ["src/main.rs", "tests/format/main.rs"].map(|name| root.join(name)).into();
+    let mut files: Vec<_> = ["src/main.rs", "tests/format/main.rs", "fuzz/main.rs"].map(|name| root.join(name)).into();
     for folder in ["examples", "benches"] {
         let entries = std::fs::read_dir(root.join(folder)).unwrap().map(|entry| entry.unwrap().path());
         files.extend(entries.filter(|path| path.extension().is_some_and(|e| e == "rs")));

@@ -117,7 +117,7 @@ fn check_contents(items: &[Item], bytes: &[u8]) {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(200))]
+    #![proptest_config(ProptestConfig::with_cases(if cfg!(miri) { 3 } else { 200 }))]
 
     #[test]
     fn any_tensors_come_back(((items, layers), metadata) in (sets(false), ".{0,300}")) {

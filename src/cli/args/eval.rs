@@ -35,7 +35,7 @@ pub struct EvalArgs {
     #[arg(long, value_name = "DIR", value_hint = ValueHint::DirPath)]
     pub adapter: Option<PathBuf>,
 
-    /// The evaluation data: JSON Lines, or plain text
+    /// The evaluation data: JSON Lines or plain text, as for `nf4pack train --data`
     #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
     pub data: PathBuf,
 

@@ -79,7 +79,8 @@ pub struct TrainArgs {
 #[derive(Debug, Clone, Default, PartialEq, Args, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields, default)]
 pub struct TrainOptions {
-    /// The training data: JSON Lines, or plain text (.txt, .md)
+    /// The training data: JSON Lines (.jsonl, .json, .ndjson), or plain text (.txt, .md). A file of
+    /// another name is JSON Lines if it begins with { or [
     #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath, required_unless_present = "config")]
     pub data: Option<PathBuf>,
     /// The folder for the adapter; created if it is missing

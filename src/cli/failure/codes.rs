@@ -323,6 +323,7 @@ codes! {
         Panicked "bug"
         Empty "data-empty"
         Changed "data-changed"
+        Memory "data-memory"
         Array "data-array"
         Json "data-json"
         Read "data-unreadable"

@@ -1,4 +1,5 @@
 //! The AVX2 backend. Codes are found by binary search in tables that fit one register.
+#![allow(unsafe_code, reason = "tests/format/layering.rs lists this file")]
 #![cfg(target_arch = "x86_64")]
 
 use super::lanes::{GROUP, Grid, Lanes, MAGNITUDES, Task};

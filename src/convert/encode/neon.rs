@@ -1,5 +1,6 @@
 //! The NEON backend: eight lanes are two registers of four. Compiled in CI; run only where the
 //! tests run on Arm.
+#![allow(unsafe_code, reason = "tests/format/layering.rs lists this file")]
 #![cfg(target_arch = "aarch64")]
 
 use super::lanes::{GROUP, Grid, Lanes, MAGNITUDES, Task};

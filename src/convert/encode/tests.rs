@@ -290,6 +290,24 @@ proptest! {
     }
 }
 
+/// Few enough for Miri: a whole block and a part of one, at an odd address, through every backend.
+#[test]
+fn few_weights_on_all_backends() {
+    let values: Vec<f32> = (0..41).map(|i| ((i * 37 % 41) as f32 - 20.0) / 16.0).collect();
+    for float_type in FLOAT_TYPES {
+        let bytes = bytes_of(&values, float_type, 1);
+        let weights = Weights { float_type, bytes: &bytes[1..] };
+        for how in [(Encoder::Absmax, ScalePrecision::F32), (Encoder::Mse, ScalePrecision::Bf16)] {
+            let expected = encode_on(Backend::Scalar, how, 32, weights).unwrap();
+            for backend in backends() {
+                assert_eq!(encode_on(backend, how, 32, weights).unwrap(), expected, "{float_type:?} {how:?}");
+                let scales: Vec<f32> = expected.1.iter().map(|&bits| f32::from_bits(bits)).collect();
+                assert_eq!(encode_with_on(backend, 32, weights, &scales).0, expected.0);
+            }
+        }
+    }
+}
+
 #[test]
 fn large_blocks() {
     let values: Vec<f32> = (0..5000_u32).map(|i| (i.wrapping_mul(2_654_435_769) as f32 / 4e9 - 0.5) * 0.1).collect();

@@ -1,4 +1,5 @@
 //! Attention in float32.
+#![allow(unsafe_code, reason = "tests/format/layering.rs lists this file")]
 
 use bytemuck::{Pod, Zeroable};
 

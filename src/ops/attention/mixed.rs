@@ -7,6 +7,7 @@
 //! A matrix of 16 rows and all elements of a head stays in registers. Heads above
 //! 128 elements have no registers for all sums: several workgroups share a
 //! block, and each has a part of the columns of the result.
+#![allow(unsafe_code, reason = "tests/format/layering.rs lists this file")]
 
 use bytemuck::{Pod, Zeroable};
 

@@ -1,4 +1,5 @@
 //! One dispatch of a product: its kernel, its workgroups and its parameters.
+#![allow(unsafe_code, reason = "tests/format/layering.rs lists this file")]
 
 use std::borrow::Cow;
 

@@ -17,6 +17,7 @@
 //!
 //! One right operand exists at a time, and one packed operand in each [`Place`]. A packed operand
 //! that was overwritten is refused.
+#![allow(unsafe_code, reason = "tests/format/layering.rs lists this file")]
 
 mod gradient;
 mod low_rank;

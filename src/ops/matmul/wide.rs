@@ -5,6 +5,7 @@
 //! workgroup memory. Several weights that share their inputs and a buffer, such as those of a
 //! layer's q, k and v, are one dispatch. So are the norm before them, and the activation after gate
 //! and up.
+#![allow(unsafe_code, reason = "tests/format/layering.rs lists this file")]
 
 use std::borrow::Cow;
 

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use super::lock::RunLock;
 use super::{Leftover, RunError};
 use crate::arch::config::ModelConfig;
+use crate::data::memory;
 use crate::data::options::Options;
 use crate::data::pack::{epoch_order, rows};
 use crate::data::sample::Dataset;
@@ -78,10 +79,12 @@ impl Prepared {
             resume.map(|path| Ok::<_, RunError>((path.to_owned(), Checkpoint::read(path, &model)?))).transpose()?;
         let now = checkpoint.as_ref().map_or(task.now, |(_, checkpoint)| checkpoint.state.now);
         let tokenizer = Tokenizer::of_pack(&pack, &model, now)?;
-        let options = Options { train_on: settings.train_on, max_length: settings.max_length, strict: settings.strict };
+        let Settings { train_on, max_length, strict, .. } = *settings;
+        let options = Options { train_on, max_length, strict, memory: memory::limit() };
         let mut data = task.data.samples(&tokenizer, options, progress)?;
+        let left = options.memory.saturating_sub(data.memory());
         let held_out = match task.eval_data {
-            Some(file) => Some(file.samples(&tokenizer, options, progress)?),
+            Some(file) => Some(file.samples(&tokenizer, Options { memory: left, ..options }, progress)?),
             None if settings.eval_split > 0.0 => Some(data.hold_out(settings.eval_split, settings.seed)?),
             None => None,
         };
