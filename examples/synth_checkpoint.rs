@@ -46,8 +46,8 @@ fn run() -> Result<(), String> {
     }
     let (out, config) = (out.ok_or("OUT is missing")?, config.ok_or("--shape or --config is missing")?);
     let start = Instant::now();
-    let bytes =
-        synth::write_model(&out, &config, seed, shard_size, &()).map_err(|e| format!("cannot write {}: {e}", out.display()))?;
+    let bytes = synth::write_model(&out, &config, seed, shard_size, &())
+        .map_err(|e| format!("cannot write {}: {e}", out.display()))?;
     let seconds = start.elapsed().as_secs_f64();
     println!("{}: {bytes} bytes in {seconds:.2} s ({:.0} MB/s)", out.display(), bytes as f64 / 1e6 / seconds);
     Ok(())

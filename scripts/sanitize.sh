@@ -2,8 +2,8 @@
 # Tests under AddressSanitizer, ThreadSanitizer and Miri; docs/reliability.md has the results.
 #   scripts/sanitize.sh [address] [thread] [miri]      all three by default
 #   NF4PACK_SANITIZE_KEEP=1                            keeps the builds in target/sanitize
-#   NF4PACK_SANITIZE_ONLY=gpu                          one group of tests: lib, convert, gpu; of miri
-#                                                      lib, format, encode
+#   NF4PACK_SANITIZE_ONLY=gpu                          one group of tests: lib, convert, gpu; of
+#                                                      miri lib, format, encode
 # Fails if a test fails, none runs, or anything is reported. Needs a nightly toolchain with rust-src
 # (and miri), a Vulkan driver (Mesa's software one suffices), and some 3 GB of disk for each.
 set -euo pipefail

@@ -24,10 +24,10 @@ fn few_rows_of_whole_vectors() {
         &|n, k| Frozen::raw(gpu, n, k, FloatType::Bf16, usize::MAX),
         &|n, k| Frozen::raw(gpu, n, k, FloatType::F16, usize::MAX),
     ];
+    let shapes = [(1, vec![37], 96), (2, vec![1, 37, 53], 32), (3, vec![70, 75, 145], 1056), (8, vec![9, 18], 160)];
     for (number, kind) in kinds.into_iter().enumerate() {
-        for (m, ends, k) in
-            [(1, vec![37], 96), (2, vec![1, 37, 53], 32), (3, vec![70, 75, 145], 1056), (8, vec![9, 18], 160)]
-        {
+        // Each combination has kernels of its own, which software drivers take seconds to compile.
+        for (m, ends, k) in [0, 1].map(|next| shapes[(number + next) % shapes.len()].clone()) {
             let n = *ends.last().unwrap();
             let frozen = kind(n, k);
             let whole = frozen.weight();
