@@ -1,6 +1,6 @@
 // Cross-entropy over logits in chunks of the vocabulary. Runs unchecked: the host proves that
-// `rows` and `changed` hold `tokens * width` floats, `labels` and `state` one element per token, and
-// `total` one float.
+// `rows` and `changed` hold `tokens * width` floats, `labels` and `state` one element per token,
+// and `total` one float.
 
 struct Params {
     tokens: u32,

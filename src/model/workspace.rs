@@ -23,8 +23,8 @@
 //! after the layers
 //!   final norm           residual[layers]           -> normed
 //!   head, per chunk      normed                     -> logits
-//!   loss, per chunk      logits                     -> loss_state; logits, which become exponentials
-//!   loss, per chunk      loss_state, d.normed       -> d.normed, scaled again after the first chunk
+//!   loss, per chunk      logits                     -> loss_state; logits become exponentials
+//!   loss, per chunk      loss_state, d.normed       -> d.normed, scaled again, but not at first
 //!   head, per chunk      logits                     -> d.normed, added after the first chunk
 //!   head                 labels                     -> middle: the label's row of the weight
 //!   loss                 loss_state                 -> loss, added

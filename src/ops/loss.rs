@@ -1,11 +1,11 @@
-//! Cross-entropy over logits in chunks of the vocabulary, with the gradient of the input of the head
-//! in the same visit. The full logits are never in memory, and no logits are computed twice.
+//! Cross-entropy over logits in chunks of the vocabulary, with the gradient of the input of the
+//! head in the same visit. The full logits are never in memory, and none are computed twice.
 //!
 //! For a token with logits z = W x and label t: loss = log(sum_j exp(z_j)) - z_t. The largest logit
 //! is subtracted before the exponential, and sums are rescaled if a later chunk has a larger logit
-//! (Milakov and Gimelshein 2018, "Online normalizer calculation for softmax"). The gradient d loss /
-//! d x = sum_j softmax(z)_j W_j - W_t is such a sum, too: the exponentials of a chunk times its rows
-//! of W are added to rows that are rescaled in the same way.
+//! (Milakov and Gimelshein 2018, "Online normalizer calculation for softmax"). The gradient
+//! d loss / d x = sum_j softmax(z)_j W_j - W_t is such a sum, too: the exponentials of a chunk
+//! times its rows of W are added to rows that are rescaled in the same way.
 //!
 //! The label is in none of these sums. With o, the sum of the other exponentials, and e, its own:
 //!
@@ -409,9 +409,9 @@ mod tests {
         check(&gpu, &logits, &[3], 13);
     }
 
-    /// The softmax of the label is 1 with an error of rounding. The gradient is still exact, in each
-    /// row: that of the others, which are 1e-5 to 1e-13 of it. The exponential of a number near -30 has
-    /// that many digits fewer.
+    /// The softmax of the label is 1 with an error of rounding. The gradient is still exact, in
+    /// each row: that of the others, which are 1e-5 to 1e-13 of it. The exponential of a number
+    /// near -30 has that many digits fewer.
     #[test]
     fn the_gradient_of_a_token_that_is_certain_is_exact() {
         let Some(gpu) = gpu() else { return };

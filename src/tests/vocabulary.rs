@@ -76,8 +76,8 @@ fn a_vocabulary_outside_of_gpu_memory_changes_no_bit_next_to_a_ring_of_layers() 
     }
 }
 
-/// With as many rows as products on matrix units need. Parts of the output projection have powers of
-/// two of their own.
+/// With as many rows as products on matrix units need. Parts of the output projection have powers
+/// of two of their own.
 #[test]
 fn a_vocabulary_outside_of_gpu_memory_changes_no_bit_on_matrix_units() {
     let Some(gpu) = loops() else { return };

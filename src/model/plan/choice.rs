@@ -22,8 +22,8 @@ impl MemoryPlan {
     /// faster.
     ///
     /// # Errors
-    /// [`MemoryError::Budget`], [`MemoryError::Host`] and [`MemoryError::Matrix`], with a change that
-    /// makes the run fit; [`MemoryError::Stream`].
+    /// [`MemoryError::Budget`], [`MemoryError::Host`] and [`MemoryError::Matrix`], with a change
+    /// that makes the run fit; [`MemoryError::Stream`].
     pub(crate) fn new(demand: &Demand<'_>, micro_batch: MicroBatch) -> Result<Self, MemoryError> {
         let (min, max) = match micro_batch {
             MicroBatch::Rows(rows) => (rows, rows),
@@ -168,7 +168,7 @@ impl Demand<'_> {
         if possible { (self.model.layers + 1).saturating_sub(STREAMS_ON_DEVICE) } else { 0 }
     }
 
-    /// The maximum number of residual streams of `rows` rows that the host has memory for, of `all`.
+    /// The maximum number of residual streams of `rows` rows that fit in host memory, of `all`.
     fn offloaded_in_host(&self, rows: u32, all: u32) -> u32 {
         let kept = self.requested().unwrap_or(0);
         let bytes = |offloaded| {

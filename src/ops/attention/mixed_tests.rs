@@ -321,9 +321,9 @@ fn small_rows_are_as_exact_as_large_ones() {
     }
 }
 
-/// One row of a head is 1e6 times all others. Sums over tokens have one factor for all rows, so the
-/// others are far from the largest magnitude of f16, and still keep their bits: in their sample, and
-/// in another one.
+/// One row of a head is 1e6 times all others. Sums over tokens have one factor for all rows, so
+/// the others are far from the largest magnitude of f16, and still keep their bits: in their
+/// sample, and in another one.
 #[test]
 fn an_outlier_row_erases_no_other() {
     let Some((gpu, units)) = units() else { return };

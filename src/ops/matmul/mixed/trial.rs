@@ -9,7 +9,7 @@ use half::f16;
 use super::low_rank::shift;
 use super::{EXTENTS, Kind, Mixed, Stored};
 use crate::dequant::sample::Random;
-use crate::gpu::{BufferRange, Commands, Gpu, Kernel, MatrixUnits};
+use crate::gpu::{BufferRange, Gpu, Kernel, MatrixUnits};
 use crate::ops::matmul::kernels::RightKind;
 use crate::ops::matmul::panels::{Exponents, Panels, Size, exponent};
 use crate::ops::matmul::product::View;
@@ -17,12 +17,11 @@ use crate::ops::matmul::trial::right;
 use crate::ops::matmul::weight::{Largest, Right};
 use crate::ops::trial::difference;
 use crate::ops::{Mat, OpError};
+use product::{row_exponent, run};
 
 /// Error of rounding to f16, relative to the number, and the smallest.
 const ROUNDING: f64 = 1.0 / 2047.0;
 const SMALLEST: f64 = 1.0 / (1 << 25) as f64;
-/// Maximum error of a sum, relative to the sum of the magnitudes of its terms.
-const TOLERANCE: f64 = 1e-5;
 /// What panels and results hold before: two f16 NaN.
 const POISON: u32 = 0x7e00_7e00;
 /// Bytes of poison after panels and their exponents, which no kernel writes.
@@ -51,14 +50,6 @@ pub(super) fn covers(gpu: &Gpu, units: MatrixUnits, kind: Kind) -> String {
             "operands of products: every element, the padding, canaries after it".to_owned()
         }
     }
-}
-
-/// Runs one dispatch.
-fn run(gpu: &Gpu, record: impl FnOnce(&mut Commands)) -> Result<(), OpError> {
-    let mut commands = gpu.commands("a test of a product on matrix units");
-    record(&mut commands);
-    commands.submit()?;
-    Ok(())
 }
 
 /// New panels of poison, with more of it after them.
@@ -270,11 +261,6 @@ fn unaligned(mixed: &Mixed, rows: u32, cols: u32) -> Result<(Mat, Vec<f32>, Pane
     let values: Vec<f32> = (0..rows * cols).map(|i| magnitude(i / cols) * random.uniform()).collect();
     let wide = known(&mixed.gpu, &mut random, Size { rows, cols: 4 }, Exponents::ByRow)?.0;
     Ok((Mat::from_slice(&mixed.gpu, "trial", rows, cols, &values)?, values, wide))
-}
-
-/// Those of `known`.
-fn row_exponent(row: u32) -> i32 {
-    row as i32 % 7 - 3
 }
 
 /// The exponent of the largest element with that of its row, as align.wgsl counts it.

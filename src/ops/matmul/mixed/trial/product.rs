@@ -11,9 +11,8 @@
 
 use half::f16;
 
-use super::{TOLERANCE, row_exponent, run};
 use crate::dequant::sample::Random;
-use crate::gpu::{BufferRange, Gpu, Kernel, MatrixUnits};
+use crate::gpu::{BufferRange, Commands, Gpu, Kernel, MatrixUnits};
 use crate::ops::OpError;
 use crate::ops::matmul::mixed::source::{Form, Tile};
 use crate::ops::matmul::mixed::{LowRank, Mixed, Side, WIDTH};
@@ -21,6 +20,8 @@ use crate::ops::matmul::panels::{Exponents, Panels, Size, Terms};
 use crate::ops::matmul::product::{Target, View};
 use crate::ops::trial::{add, difference, dot};
 
+/// Maximum error of a sum, relative to the sum of the magnitudes of its terms.
+const TOLERANCE: f64 = 1e-5;
 /// A word that no kernel writes.
 const CANARY: u32 = 0x7e00_7e00;
 /// Floats before and after a result, and between its rows.
@@ -75,6 +76,19 @@ impl Sizes {
             cuts.join(", ")
         )
     }
+}
+
+/// Runs some dispatches.
+pub(super) fn run(gpu: &Gpu, record: impl FnOnce(&mut Commands)) -> Result<(), OpError> {
+    let mut commands = gpu.commands("a test of a product on matrix units");
+    record(&mut commands);
+    commands.submit()?;
+    Ok(())
+}
+
+/// The exponents of the rows of panels.
+pub(super) fn row_exponent(row: u32) -> i32 {
+    row as i32 % 7 - 3
 }
 
 /// Numbers that f16 has, twice in a row.
@@ -364,7 +378,7 @@ impl Outputs {
     }
 
     /// What is there after the commands.
-    fn after(self, gpu: &Gpu, record: impl FnOnce(&mut crate::gpu::Commands)) -> Result<Found, OpError> {
+    fn after(self, gpu: &Gpu, record: impl FnOnce(&mut Commands)) -> Result<Found, OpError> {
         run(gpu, record)?;
         let bytes = gpu.read(&self.range)?;
         let words = bytes.chunks_exact(4).map(|word| f32::from_le_bytes(word.try_into().unwrap_or_default()));
