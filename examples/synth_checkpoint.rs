@@ -1,5 +1,6 @@
-//! Writes a Qwen3 checkpoint with random weights: `cargo run --release --example synth_checkpoint
-//! -- OUT --shape qwen3-0.6b|qwen3-4b|tiny [--seed N] [--shard-size BYTES]`
+//! Writes a checkpoint with random weights, of a named shape of Qwen3 or of the model of any family
+//! that a config.json describes: `cargo run --release --example synth_checkpoint -- OUT
+//! --shape qwen3-0.6b|qwen3-4b|tiny|... | --config FILE [--seed N] [--shard-size BYTES]`
 #![forbid(unsafe_code)]
 
 use std::path::PathBuf;
@@ -12,14 +13,14 @@ fn main() -> ExitCode {
     match run() {
         Ok(()) => ExitCode::SUCCESS,
         Err(message) => {
-            eprintln!("{message}\nusage: synth_checkpoint OUT --shape NAME [--seed N] [--shard-size BYTES]");
+            eprintln!("{message}\nusage: synth_checkpoint OUT --shape NAME|--config FILE [--seed N] [--shard-size BYTES]");
             ExitCode::FAILURE
         }
     }
 }
 
 fn run() -> Result<(), String> {
-    let (mut out, mut shape, mut seed, mut shard_size) = (None, None, 0, None);
+    let (mut out, mut config, mut seed, mut shard_size) = (None, None, 0, None);
     let mut args = std::env::args_os().skip(1);
     while let Some(arg) = args.next() {
         let flag = arg.to_str().filter(|arg| arg.starts_with("--"));
@@ -32,17 +33,21 @@ fn run() -> Result<(), String> {
         match flag {
             "--shape" => {
                 let unknown = || format!("no shape {value:?}; the shapes are {}", Shape::NAMES.join(", "));
-                shape = Some(Shape::from_name(&value).ok_or_else(unknown)?);
+                config = Some(Shape::from_name(&value).ok_or_else(unknown)?.config());
+            }
+            "--config" => {
+                let text = std::fs::read_to_string(&value).map_err(|e| format!("cannot read {value}: {e}"))?;
+                config = Some(serde_json::from_str(&text).map_err(|e| format!("{value}: {e}"))?);
             }
             "--seed" => seed = number()?,
             "--shard-size" => shard_size = Some(number()?),
             _ => return Err(format!("unknown option {flag}")),
         }
     }
-    let (out, shape) = (out.ok_or("OUT is missing")?, shape.ok_or("--shape is missing")?);
+    let (out, config) = (out.ok_or("OUT is missing")?, config.ok_or("--shape or --config is missing")?);
     let start = Instant::now();
-    let bytes =
-        synth::write(&out, &shape, seed, shard_size, &()).map_err(|e| format!("cannot write {}: {e}", out.display()))?;
+    let bytes = synth::write_model(&out, &config, seed, shard_size, &())
+        .map_err(|e| format!("cannot write {}: {e}", out.display()))?;
     let seconds = start.elapsed().as_secs_f64();
     println!("{}: {bytes} bytes in {seconds:.2} s ({:.0} MB/s)", out.display(), bytes as f64 / 1e6 / seconds);
     Ok(())

@@ -39,7 +39,7 @@ fn power(e: i32) -> f32 {
     return bitcast<f32>(u32(e + 127) << 23u);
 }
 
-// The f16 bits of a number of which some are not finite: NaN and infinity stay visible.
+// The f16 bits of a number that may not be finite: NaN and infinity stay visible.
 fn half_of_any(value: f32) -> u32 {
     let bits = bitcast<u32>(value);
     let magnitude = bits & 0x7fffffffu;

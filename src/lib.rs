@@ -126,7 +126,8 @@
 //! use nf4pack::data::Tokenizer;
 //! use nf4pack::dequant::stream::PackSource;
 //! use nf4pack::gpu::{Gpu, Options};
-//! use nf4pack::model::{GenerateError, Sampler, SamplerOptions, TextGenerator};
+//! use nf4pack::model::text::{Sampler, SamplerOptions};
+//! use nf4pack::model::{GenerateError, TextGenerator};
 //!
 //! # if nf4pack::gpu::adapters().is_empty() { return Ok(()) }
 //! # let folder = tempfile::tempdir()?;

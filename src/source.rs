@@ -30,7 +30,7 @@ pub(crate) use rows::RowBuf;
 pub(crate) use tensor::TensorBuf;
 pub(crate) use windows::WindowBuf;
 
-/// An open pack, of which every payload is read when it is needed, and compared with its checksum.
+/// An open pack. Every payload is read when it is needed, and compared with its checksum.
 /// [`MappedPack`] gives views into the bytes of a whole pack instead.
 ///
 /// ```no_run

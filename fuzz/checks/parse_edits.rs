@@ -18,7 +18,7 @@ const PACKS: [&[u8]; 5] = [
 const HEADER_LEN: usize = 128;
 const RECORD_LEN: usize = 96;
 
-/// Offsets and widths of the fields of the header, but for the checksums (section 2 of the
+/// Offsets and widths of the fields of the header, except the checksums (section 2 of the
 /// specification).
 const HEADER: [(usize, usize); 15] = [
     (0, 8),

@@ -34,8 +34,8 @@ use args::{BenchCommand, Cli, Command};
 use outcome::Outcome;
 use process::Bug;
 
-/// Runs the program with these arguments, the first of which is its own name: 0 is success, 1
-/// failure, 2 wrong usage.
+/// Runs the program with these arguments, first its own name: 0 is success, 1 failure, 2 wrong
+/// usage.
 pub fn run(args: impl IntoIterator<Item = OsString>) -> ExitCode {
     process::prepare();
     let args: Vec<OsString> = args.into_iter().collect();

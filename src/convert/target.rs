@@ -158,7 +158,7 @@ impl Target {
         partial.slots.clear(self.output()).map_err(|source| self.error(source))
     }
 
-    /// Records what is finished, all of which has been written.
+    /// Records what is finished. All of it has been written.
     ///
     /// # Errors
     /// [`ConvertError::Target`].

@@ -74,7 +74,7 @@ impl Dequantizer {
         output: Output,
         out: &BufferRange,
     ) -> Result<(), DequantError> {
-        let refused = self.verdicts.refusal(output, weights.scale_type).is_some();
+        let refused = self.verdicts.refusal(output, weights.codec.scale_type()).is_some();
         let path = if refused { Path::Plain } else { Path::Fast };
         self.kernels.record(path, commands, weights, range, output, out)
     }

@@ -12,11 +12,12 @@ use std::ops::Range;
 
 use bytemuck::{Pod, Zeroable};
 
+use super::codec::scales_constant;
 use super::error::DequantError;
 use super::output::Output;
 use super::plan::{self, Chunk, Job, Window};
 use super::weights::GpuWeights;
-use crate::format::nf4::{self, CODEBOOK, CODES_PER_WORD, ScaleType};
+use crate::format::nf4::{self, CODES_PER_WORD, ScaleType};
 use crate::gpu::{BufferRange, Commands, Gpu, GpuError, Kernel, KernelSpec, Shader};
 
 /// Bytes of one write of a thread in a fast kernel, and number of writes.
@@ -142,7 +143,8 @@ impl Kernels {
         if out.size < needed || !out.offset.is_multiple_of(plan::ALIGN) {
             return Err(DequantError::OutputRange { offset: out.offset, size: out.size, needed });
         }
-        let (kernel, words_per_group) = self.kernel(path, output, weights.scale_type)?;
+        let (kernel, words_per_group) = self.kernel(path, output, weights.codec.scale_type())?;
+        let codebook = weights.codec.codebook();
         let cut = |range: &BufferRange, window: Window| range.slice(window.offset, window.size);
         for chunk in job.chunks() {
             let parts = weights.codes.len() as u64;
@@ -157,7 +159,7 @@ impl Kernels {
             ];
             let bytes = bindings.iter().map(|b| b.size).sum();
             let groups = self.gpu.grid(u64::from(chunk.words).div_ceil(words_per_group));
-            commands.dispatch(&kernel, &bindings, bytemuck::bytes_of(&params(&chunk, &job)), groups, bytes);
+            commands.dispatch(&kernel, &bindings, bytemuck::bytes_of(&params(&chunk, &job, codebook)), groups, bytes);
         }
         Ok(())
     }
@@ -173,7 +175,7 @@ impl Kernels {
             words: range.start / per_word..range.end.div_ceil(per_word),
             block_words: u64::from(weights.block_size) / per_word,
             blocks: nf4::block_count(elements, weights.block_size),
-            scale_type: weights.scale_type,
+            scale_type: weights.codec.scale_type(),
             part_words,
             out_bytes: output.word_bytes(),
             binding: self.gpu.limits().max_storage_buffer_binding_size,
@@ -211,16 +213,7 @@ impl Kernels {
     }
 }
 
-/// The constant `SCALES` of the shaders.
-pub(super) fn scales_constant(scale_type: ScaleType) -> f64 {
-    match scale_type {
-        ScaleType::F32 => 0.0,
-        ScaleType::Bf16 => 1.0,
-        ScaleType::Dq8 => 2.0,
-    }
-}
-
-fn params(chunk: &Chunk, job: &Job) -> Params {
+fn params(chunk: &Chunk, job: &Job, codebook: [f32; 16]) -> Params {
     Params {
         words: chunk.words,
         codes_first: chunk.codes_first,
@@ -230,6 +223,6 @@ fn params(chunk: &Chunk, job: &Job) -> Params {
         supers_first: chunk.supers_first,
         out_first: chunk.out_first,
         zero: 0,
-        codebook: CODEBOOK,
+        codebook,
     }
 }

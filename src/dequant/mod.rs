@@ -8,6 +8,8 @@
 mod avx2;
 mod blocks;
 #[cfg(feature = "gpu")]
+mod codec;
+#[cfg(feature = "gpu")]
 #[doc(hidden)]
 pub mod copy_baseline;
 #[cfg(feature = "gpu")]
@@ -35,6 +37,8 @@ mod tests;
 #[cfg(feature = "gpu")]
 mod weights;
 
+#[cfg(feature = "gpu")]
+pub use codec::Codec;
 #[cfg(feature = "gpu")]
 pub use dequantizer::{Dequantizer, KernelChoice};
 #[cfg(feature = "gpu")]

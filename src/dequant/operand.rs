@@ -1,70 +1,45 @@
-//! Quantised weights as operands of kernels that decode on the fly, and their codecs.
+//! Quantised weights as operands of kernels that decode on the fly.
 
 use std::ops::Range;
 
+use super::codec::Codec;
 use super::dequantize;
 use super::error::DequantError;
-use super::kernel::scales_constant;
 pub(crate) use super::plan::ALIGN;
 use super::plan::{Job, Window};
 use super::sample::Sample;
 use super::weights::GpuWeights;
-use crate::format::nf4::{self, CODEBOOK, CODES_PER_WORD, ScaleType};
+use crate::format::nf4::{self, CODES_PER_WORD};
 use crate::gpu::{BufferRange, Gpu, GpuError};
 
 /// Block size of the weights in a kernel test. It is small, so that small weights have many blocks.
 const SAMPLE_BLOCK: u32 = 32;
 
-/// How kernels decode quantised weights. A new 4-bit codec with 16 values is a WGSL file with the
-/// four functions that codec_nf4.wgsl lists, and an arm here. For other sizes of codes,
-/// matmul_quantized.wgsl and [`Codec::codebook`] must change, too.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub(crate) enum Codec {
-    /// NF4 with scales of this type.
-    Nf4(ScaleType),
-}
-
 impl Codec {
-    /// The bindings and functions in WGSL. Every decoding kernel includes them.
-    pub fn source(self) -> &'static str {
-        match self {
-            Self::Nf4(_) => {
-                concat!(include_str!("../../shaders/nf4_bindings.wgsl"), include_str!("../../shaders/codec_nf4.wgsl"))
-            }
-        }
-    }
-
-    /// The constants of those functions.
-    pub fn constants(self) -> [(&'static str, f64); 1] {
-        match self {
-            Self::Nf4(scale_type) => [("SCALES", scales_constant(scale_type))],
-        }
-    }
-
-    /// The value of each code before scaling: `params.codebook`.
-    pub fn codebook(self) -> [f32; 16] {
-        match self {
-            Self::Nf4(_) => CODEBOOK,
-        }
-    }
-
     /// Random test weights in GPU memory, and their values as decoded by the CPU.
-    pub fn sample(self, gpu: &Gpu, elements: u64) -> Result<(GpuWeights, Vec<f32>), GpuError> {
+    pub(crate) fn sample(self, gpu: &Gpu, elements: u64) -> Result<(GpuWeights, Vec<f32>), GpuError> {
+        let sample = Sample::even(self.scale_type(), elements, SAMPLE_BLOCK);
+        let weights = GpuWeights { codec: self, ..GpuWeights::upload(gpu, &sample.tensor())? };
+        let mut values = vec![f32::NAN; elements as usize];
         match self {
-            Self::Nf4(scale_type) => {
-                let sample = Sample::even(scale_type, elements, SAMPLE_BLOCK);
-                let mut values = vec![f32::NAN; elements as usize];
-                // The lengths of the sample are right by construction. If they were wrong, NaN
-                // would fail the kernel.
-                let _ = dequantize(&sample.tensor(), 0, &mut values);
-                Ok((GpuWeights::upload(gpu, &sample.tensor())?, values))
+            // The lengths of the sample are right by construction. If they were wrong, NaN would
+            // fail the kernel.
+            Self::Nf4(_) => drop(dequantize(&sample.tensor(), 0, &mut values)),
+            #[cfg(test)]
+            Self::Linear(_) => {
+                let (tensor, codebook) = (sample.tensor(), self.codebook());
+                for (i, value) in values.iter_mut().enumerate() {
+                    let code = tensor.codes[i / 2] >> (4 * (i % 2)) & 15;
+                    *value = codebook[usize::from(code)] * tensor.scales.get(i / SAMPLE_BLOCK as usize);
+                }
             }
         }
+        Ok((weights, values))
     }
 }
 
 /// A range of weights as bound to a kernel, and its position in the bindings. The input of a
-/// [`Codec`].
+/// [`Codec`](super::Codec).
 #[derive(Debug, Clone)]
 pub(crate) struct Operand {
     /// Codes, head, super-scales and scales: bindings 0 to 3.
@@ -82,11 +57,6 @@ pub(crate) struct Operand {
 }
 
 impl GpuWeights {
-    /// The codec of the weights.
-    pub(crate) fn codec(&self) -> Codec {
-        Codec::Nf4(self.scale_type)
-    }
-
     /// Elements in each part of the codes, except the last. A multiple of 4096.
     ///
     /// # Errors
@@ -117,7 +87,7 @@ impl GpuWeights {
         }
         let block_words = u64::from(self.block_size) / per_word;
         let blocks = nf4::block_count(elements, self.block_size);
-        let (scale_type, binding) = (self.scale_type, u64::MAX);
+        let (scale_type, binding) = (self.codec.scale_type(), u64::MAX);
         let chunk =
             Job { words: words.clone(), block_words, blocks, scale_type, part_words, out_bytes: 0, binding }.chunk(words);
         let part = self.codes.get(chunk.part).ok_or(DequantError::Range { start, end, elements })?;

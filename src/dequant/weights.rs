@@ -1,8 +1,9 @@
 //! Quantised tensors in GPU memory.
 
+use super::codec::Codec;
 use super::error::DequantError;
 use super::plan;
-use crate::format::nf4::{self, Nf4Tensor, ScaleType, Scales};
+use crate::format::nf4::{self, Nf4Tensor, Scales};
 use crate::gpu::{BufferRange, Gpu, GpuError};
 
 /// A quantised tensor in GPU memory: the buffers of an [`Nf4Tensor`]. The offset of each range is a
@@ -16,8 +17,8 @@ pub struct GpuWeights {
     /// The scales section as stored in the file (spec section 7.2). Its size may be any number, but
     /// the buffer must extend to the next multiple of 4: bindings are rounded up.
     pub scales: BufferRange,
-    /// Storage type of the scales.
-    pub scale_type: ScaleType,
+    /// How the codes are decoded, and the storage type of the scales.
+    pub codec: Codec,
     /// Elements per block, one of [`nf4::BLOCK_SIZES`].
     pub block_size: u32,
     /// Number of weights, without the padding of the last block.
@@ -43,7 +44,7 @@ impl GpuWeights {
         Ok(Self {
             codes: tensor.codes.chunks(part).map(buffer).collect::<Result<_, GpuError>>()?,
             scales: buffer(&payload(&tensor.scales))?,
-            scale_type: tensor.scales.scale_type(),
+            codec: Codec::Nf4(tensor.scales.scale_type()),
             block_size: tensor.block_size,
             elements: tensor.elements,
         })
@@ -55,7 +56,7 @@ impl GpuWeights {
         if !nf4::BLOCK_SIZES.contains(&self.block_size) {
             return wrong("the block size", self.block_size.into(), nf4::DEFAULT_BLOCK_SIZE.into());
         }
-        let scales = nf4::scales_len(nf4::block_count(self.elements, self.block_size), self.scale_type);
+        let scales = nf4::scales_len(nf4::block_count(self.elements, self.block_size), self.codec.scale_type());
         if scales != Some(self.scales.size) {
             return wrong("the size of the scales", self.scales.size, scales.unwrap_or(u64::MAX));
         }

@@ -86,7 +86,7 @@ fn memory(_: &wgpu::Device) -> Option<DeviceMemory> {
 mod tests {
     use super::super::{Gpu, Options};
 
-    /// The sizes of activations of 8,192 tokens, of which few fill a block of 128 or 256 MiB.
+    /// The sizes of activations of 8,192 tokens: few fill a block of 128 or 256 MiB.
     #[test]
     fn large_buffers_fill_the_blocks_of_the_driver() {
         let Ok(gpu) = Gpu::open(&Options { cache: None, ..Options::from_env() }) else {

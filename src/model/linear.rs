@@ -103,7 +103,7 @@ impl Linear<'_> {
         Ok(low)
     }
 
-    /// Computes drop(x) A^T again, for gradients of a layer of which only `x` was computed again.
+    /// Computes drop(x) A^T again, for the gradients of a layer. Only its `x` was computed again.
     pub fn recompute_low(
         &self,
         kernels: &Kernels,

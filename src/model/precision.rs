@@ -2,11 +2,11 @@
 //! model uses gives the values of the CPU, else float32.
 
 use crate::arch::config::ModelConfig;
-use crate::format::{FloatType, Index, Section};
+use crate::format::{FloatType, Index};
 use crate::gpu::{Gpu, KernelSpec, MatrixUnits, Options};
 use crate::lora::adapter::Adapter;
 use crate::lora::config::{TARGETS, projection_shape};
-use crate::ops::matmul::{ProductKernels, StoredAs};
+use crate::ops::matmul::{ProductKernels, Stored};
 use crate::ops::mixed_test::{self, MixedTest, reason};
 use crate::ops::{Attention, OpError};
 
@@ -29,7 +29,7 @@ impl MixedKernels {
     pub fn new(index: &Index, model: &ModelConfig, rank: u32, training: bool) -> Self {
         let mut products = ProductKernels::default();
         for (_, section) in index.tensors() {
-            if let (Some(stored), [outputs, inputs]) = (stored_as(section), section.shape.dims()) {
+            if let (Some(stored), [outputs, inputs]) = (Stored::of(section), section.shape.dims()) {
                 let [outputs, inputs] = [outputs, inputs].map(|&side| u32::try_from(side).unwrap_or(u32::MAX));
                 products.add_weight(stored, outputs, inputs);
             }
@@ -54,7 +54,7 @@ impl MixedKernels {
     /// With the kernels for a model of the same shapes whose weights are floats of this type, too.
     #[must_use]
     pub fn and_raw(mut self, float_type: FloatType) -> Self {
-        self.products.add_any_weight(StoredAs::Raw(float_type));
+        self.products.add_any_weight(Stored::Raw(float_type));
         self
     }
 
@@ -127,14 +127,6 @@ impl MixedKernels {
                 Ok(Gpu::open_without_matrix_units(options, &reason)?)
             }
         }
-    }
-}
-
-/// How the elements of a tensor are stored, by its first section.
-fn stored_as(section: &Section) -> Option<StoredAs> {
-    match section.scale_type {
-        Some(scales) => Some(StoredAs::Nf4(scales)),
-        None => section.element_type.float_type().map(StoredAs::Raw),
     }
 }
 

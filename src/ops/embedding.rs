@@ -6,13 +6,11 @@ use std::borrow::Cow;
 
 use bytemuck::{Pod, Zeroable};
 
-use super::matmul::weight::{Elements, Rectangle, Right, Weight, floats_constant};
+use super::matmul::weight::{Elements, Rectangle, Right, Stored, Weight, floats_constant};
 use super::pieces::{Piece, ROWS, pieces};
 use super::trial::{Tried, difference, stored};
 use super::{Mat, OpError};
-use crate::dequant::operand::Codec;
 use crate::dequant::sample::Random;
-use crate::format::FloatType;
 use crate::gpu::{BufferRange, Commands, Gpu, GpuError, Kernel, KernelSpec, Shader};
 
 /// Threads per workgroup, one element per thread.
@@ -20,22 +18,9 @@ const WORKGROUP: u64 = 256;
 /// Maximum row length.
 const WIDEST: u64 = 1 << 29;
 
-/// The storage of a table. Each has its kernel.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-enum Kind {
-    Quantized(Codec),
-    Raw(FloatType),
-}
-
-impl Kind {
-    fn of(window: &Right) -> Self {
-        match window {
-            Right::Quantized { codec, .. } => Self::Quantized(*codec),
-            Right::Raw { float_type, .. } => Self::Raw(*float_type),
-        }
-    }
-
-    fn spec(self) -> KernelSpec {
+impl Stored {
+    /// The kernel that gathers rows of such a table.
+    fn gather(self) -> KernelSpec {
         let (name, source, constants) = match self {
             Self::Quantized(codec) => {
                 let source = [GATHER, codec.source(), QUANTIZED].concat();
@@ -66,7 +51,7 @@ const QUANTIZED: &str = shader!("gather_quantized");
 #[derive(Debug)]
 pub struct Gather {
     gpu: Gpu,
-    kernels: Tried<Kind>,
+    kernels: Tried<Stored>,
     /// The id 0.
     zero: BufferRange,
 }
@@ -101,7 +86,7 @@ impl Gather {
         Self::with(gpu, Tried::new(gpu))
     }
 
-    fn with(gpu: &Gpu, kernels: Tried<Kind>) -> Result<Self, GpuError> {
+    fn with(gpu: &Gpu, kernels: Tried<Stored>) -> Result<Self, GpuError> {
         let zero = BufferRange { buffer: gpu.storage_with("id", &[0; 4])?, offset: 0, size: 4 };
         Ok(Self { gpu: gpu.clone(), kernels, zero })
     }
@@ -144,8 +129,8 @@ impl Gather {
         let windows = table.pieces("gather", self.gpu.limits().max_storage_buffer_binding_size)?;
         for piece in pieces(&self.gpu, out.rows.into(), 4 * width, ROWS)? {
             for (number, (rectangle, window)) in windows.iter().enumerate() {
-                let kind = Kind::of(window);
-                let kernel = self.kernels.get(kind, || kind.spec(), |kernel| self.trial(kind, kernel))?;
+                let kind = window.stored();
+                let kernel = self.kernels.get(kind, || kind.gather(), |kernel| self.trial(kind, kernel))?;
                 let out = piece.of(&out.range, 4 * width);
                 let params = Params { poison: (number == 0).into(), ..Params::of(table, piece, rectangle, window) };
                 let (bytes, groups) = (2 * out.size, self.gpu.grid((out.size / 4).div_ceil(WORKGROUP)));
@@ -159,16 +144,16 @@ impl Gather {
 
     /// Tests a kernel on a small table. Describes the difference from the CPU, if there is one. One
     /// id is past the table.
-    fn trial(&self, kind: Kind, kernel: &Kernel) -> Result<Option<String>, OpError> {
+    fn trial(&self, kind: Stored, kernel: &Kernel) -> Result<Option<String>, OpError> {
         const SIZE: [u32; 2] = [401, 21];
         let [rows, cols] = SIZE;
         let (quantized, parts, values);
         let elements = match kind {
-            Kind::Quantized(codec) => {
+            Stored::Quantized(codec) => {
                 (quantized, values) = codec.sample(&self.gpu, u64::from(rows * cols))?;
                 Elements::Quantized(&quantized)
             }
-            Kind::Raw(float_type) => {
+            Stored::Raw(float_type) => {
                 let mut random = Random::default();
                 let floats: Vec<f32> = (0..rows * cols).map(|_| random.uniform()).collect();
                 let (bytes, widened) = stored(float_type, &floats);
@@ -233,7 +218,8 @@ mod tests {
     use half::f16;
 
     use super::*;
-    use crate::dequant::{GpuWeights, dequantize};
+    use crate::dequant::{Codec, Dequantizer, Fast, GpuWeights, Output, Setup, dequantize};
+    use crate::format::FloatType;
     use crate::format::nf4::{self, Nf4Tensor, ScaleType, Scales};
     use crate::ops::testing::{assert_untouched, gpu, gpu_with, poisoned, random};
 
@@ -324,6 +310,29 @@ mod tests {
         let shapes = [([1, 1], 1), ([7, 65], 9), ([1000, 37], 65), ([33, 1000], 7), ([9, 3], 70_000), ([520, 64], 33)];
         for (i, (shape, tokens)) in shapes.into_iter().enumerate() {
             check_quantized(&gpu, shape, tokens, nf4::BLOCK_SIZES[i]);
+        }
+    }
+
+    /// The sample of a codec is what the kernels are compared with.
+    #[test]
+    fn decoders_take_the_codebook_of_the_codec() {
+        let Some(gpu) = gpu() else { return };
+        for fast in [Fast::Own, Fast::Off] {
+            let kernels = Dequantizer::with(&gpu, Setup { fast, ..Setup::default() }).unwrap();
+            for codec in SCALES.map(Codec::Linear).into_iter().chain(Codec::ALL) {
+                let (weights, values) = codec.sample(&gpu, 1000).unwrap();
+                let bytes = kernels.read(&weights, 0..1000, Output::F32).unwrap();
+                assert!(bytes == values.iter().flat_map(|x| x.to_le_bytes()).collect::<Vec<u8>>(), "{codec:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn embeds_tables_of_a_second_codec() {
+        let Some(gpu) = gpu() else { return };
+        for scale_type in SCALES {
+            let (weights, values) = Codec::Linear(scale_type).sample(&gpu, 33 * 100).unwrap();
+            check_rows(&gpu, "linear codes", Elements::Quantized(&weights), &values, [33, 100], 9);
         }
     }
 

@@ -27,11 +27,11 @@ mod wide;
 
 use kernels::Kernels;
 pub use mixed::Adapter;
-pub use mixed::used::{ProductKernels, StoredAs};
+pub use mixed::used::ProductKernels;
 use mixed::{LowRank, Memory, Mixed, Place, Side};
 use panels::{Panels, Size, Terms};
 use product::{Product, View, dense};
-pub use weight::{Elements, Largest, Weight};
+pub use weight::{Elements, Largest, Stored, Weight};
 use weight::{Rectangle, Right};
 use wide::WideKernels;
 pub use wide::{Join, MAX_ROWS, Wide};

@@ -6,8 +6,8 @@ use super::matmul::{Adapter, Elements, Join, Largest, Matmul, Weight, Wide};
 use super::testing::{gpu, mat, poisoned, random, random_mat, units};
 use super::*;
 use crate::arch::family::Activation;
+use crate::dequant::Codec;
 use crate::dequant::copy_baseline::CopyKernel;
-use crate::dequant::operand::Codec;
 use crate::dequant::{Dequantizer, Fast, GpuWeights, Output, Setup};
 use crate::format::FloatType;
 use crate::format::nf4::ScaleType;
@@ -472,7 +472,7 @@ fn products_of_few_rows() {
         let float_type = TYPES[1 + i % 2];
         let parts = raw(&gpu, float_type, outputs * inputs);
         let stored = [Elements::Quantized(&nf4), Elements::Raw { float_type, parts: &parts }];
-        for (elements, kernel) in stored.into_iter().zip(["matmul_wide_nf4:main", "matmul_wide_raw:main"]) {
+        for (elements, kernel) in stored.into_iter().zip(["matmul_wide_quantized:main", "matmul_wide_raw:main"]) {
             let whole = Weight::new(elements, outputs, inputs);
             let halves = [whole.rows(0..21), whole.rows(21..42)];
             for rows in [1, 3, 8] {

@@ -7,7 +7,8 @@ use std::path::Path;
 use super::{Fixture, fixture};
 use crate::dequant::stream::PackSource;
 use crate::gpu::Gpu;
-use crate::model::{Ending, Event, GenerateError, Sampler, SamplerOptions, TextGenerator};
+use crate::model::text::{Ending, Event, Sampler, SamplerOptions};
+use crate::model::{GenerateError, TextGenerator};
 use crate::ops::testing::gpu;
 
 /// Tokens of the KV cache.

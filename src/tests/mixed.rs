@@ -14,7 +14,7 @@ use super::{Fixture, HalfOfBf16, batch, fixture, floats, json, relative};
 use crate::data::pack::Batch;
 use crate::dequant::stream::PackSource;
 use crate::gpu::{Gpu, UseMatrixUnits};
-use crate::model::MixedKernels;
+use crate::model::precision::MixedKernels;
 use crate::model::workspace::WINDOW;
 use crate::ops::testing::gpu_with;
 use crate::train::trainer::Trainer;
@@ -33,7 +33,7 @@ fn llama(gpu: Gpu) -> Fixture {
     Fixture::new(gpu, &folder, folder.clone(), LENGTH, RANK)
 }
 
-/// Copies of the expected row, in each of which another token is the first that is learned.
+/// Copies of the expected row. Each has another first token that is learned.
 fn batches(folder: &Path, count: usize) -> Vec<Batch> {
     let row = json(&folder.join("expected.json"));
     let of = |first: usize| {

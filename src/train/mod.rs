@@ -10,7 +10,17 @@ pub(crate) mod step;
 pub(crate) mod trainer;
 
 pub use checkpoint::{CheckpointError, Difference};
-pub use record::{EvalRecord, RecordError, StepRecord};
-pub use run::{End, Event, Leftover, Prepared, Run, RunError, Task};
-pub use schedule::{Shape, Warmup};
+pub use record::RecordError;
+pub use run::{End, Leftover, Prepared, Run, RunError, Task};
 pub use settings::{Settings, SettingsError};
+
+/// What a run reports.
+pub mod events {
+    pub use super::record::{EvalRecord, StepRecord};
+    pub use super::run::Event;
+}
+
+/// The learning rate over the steps.
+pub mod learning_rate {
+    pub use super::schedule::{Shape, Warmup};
+}

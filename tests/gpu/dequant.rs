@@ -5,7 +5,7 @@ use crate::common;
 
 use half::{bf16, f16};
 use nf4pack::dequant::copy_baseline::CopyKernel;
-use nf4pack::dequant::{self, DequantError, Dequantizer, Fast, GpuWeights, Output, Setup};
+use nf4pack::dequant::{self, Codec, DequantError, Dequantizer, Fast, GpuWeights, Output, Setup};
 use nf4pack::format::nf4::{self, Nf4Tensor, ScaleType, Scales};
 use nf4pack::gpu::{BufferRange, Gpu};
 use std::ops::Range;
@@ -400,7 +400,7 @@ fn what_cannot_be_dequantised_is_an_error() {
         GpuWeights { block_size: 48, ..weights.clone() },
         GpuWeights { elements: 2000, ..weights.clone() },
         GpuWeights { elements: u64::MAX, ..weights.clone() },
-        GpuWeights { scale_type: ScaleType::F32, ..weights.clone() },
+        GpuWeights { codec: Codec::Nf4(ScaleType::F32), ..weights.clone() },
         GpuWeights { scales: shorter(&weights.scales), ..weights.clone() },
         GpuWeights { scales: weights.scales.slice(4, weights.scales.size), ..weights.clone() },
         GpuWeights { codes: vec![shorter(&weights.codes[0])], ..weights.clone() },

@@ -12,9 +12,8 @@ use nf4pack::data::Tokenizer;
 use nf4pack::dequant::stream::PackSource;
 use nf4pack::gpu::Gpu;
 use nf4pack::lora::Adapter;
-use nf4pack::model::{Ending, Event, GenerateError, TextGenerator};
-use nf4pack::model::{MemoryPlan, Session};
-use nf4pack::model::{Sampler, SamplerOptions};
+use nf4pack::model::text::{Ending, Event, Sampler, SamplerOptions};
+use nf4pack::model::{GenerateError, MemoryPlan, Session, TextGenerator};
 use tempfile::TempDir;
 
 /// Maximum tokens of a text.

@@ -116,7 +116,7 @@ const FORMS: &[(&[&str], Constants)] = &[
     ),
     (&["rotary.wgsl"], &[]),
     (
-        &["matmul_wide.wgsl", "matmul_wide_nf4.wgsl"],
+        &["matmul_wide.wgsl", "codec_nf4_joined.wgsl", "matmul_wide_quantized.wgsl"],
         &[
             ("M", &[1.0, 2.0, 4.0, 8.0]),
             ("LANES", &[8.0, 64.0]),

@@ -10,10 +10,11 @@ use nf4pack::data::DataFile;
 use nf4pack::dequant::stream::PackSource;
 use nf4pack::format::Role;
 use nf4pack::gpu::Gpu;
-use nf4pack::model::{KeepActivations, MemoryError, MemoryPlan, MicroBatch, OffloadActivations};
-use nf4pack::train::Settings;
-use nf4pack::train::{CheckpointError, End, Event, Leftover, Prepared, Run, RunError, Task};
-use nf4pack::train::{Shape, Warmup};
+use nf4pack::model::memory::{KeepActivations, MicroBatch, OffloadActivations};
+use nf4pack::model::{MemoryError, MemoryPlan};
+use nf4pack::train::events::Event;
+use nf4pack::train::learning_rate::{Shape, Warmup};
+use nf4pack::train::{CheckpointError, End, Leftover, Prepared, Run, RunError, Settings, Task};
 use serde_json::Value;
 
 /// The file of all records in the folder of a run.

@@ -8,8 +8,8 @@ Of every model NAME there is then
     NAME/config.json             as the table below has it: transformers and nf4pack read the same keys
     NAME/model.safetensors       projections that NF4 holds exactly, so that a pack with absmax scales in float32 has the same weights
     NAME/adapter                 a PEFT adapter of all projections whose B is not zero
-    NAME/expected.json           a row of tokens, its labels, and the loss of the model with the adapter
-    NAME/expected.safetensors    hidden states and logits without the adapter, and the gradients of that loss
+    NAME/expected.json           a row of tokens, its labels, and the losses of three steps with the adapter
+    NAME/expected.safetensors    hidden states and logits without the adapter, and the gradients of the first loss
 """
 
 import argparse
@@ -24,6 +24,9 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 FIXTURES = Path(__file__).parent.parent / "fixtures" / "architectures"
 TOKENS = 24
+# The training: optimiser steps and their learning rate.
+STEPS = 3
+LR = 1e-3
 BLOCK = 64
 # The bits of NF4's 16 values in float32.
 CODEBOOK = [
@@ -335,7 +338,7 @@ def without_adapter(model, tokens):
 
 
 def with_adapter(model, name, folder, tokens, labels):
-    """Writes an adapter; the loss with it, and its gradients."""
+    """Writes an adapter; the losses of its training on the row, and the gradients of the first one."""
     modules = {name.split(".")[-1] for name, _ in model.named_modules()}
     targets = [name for name in PROJECTIONS if name in modules]
     config = LoraConfig(r=4, lora_alpha=8, target_modules=targets, task_type="CAUSAL_LM")
@@ -351,9 +354,17 @@ def with_adapter(model, name, folder, tokens, labels):
     settings = json.loads((folder / "adapter_config.json").read_text())
     settings["target_modules"].sort()
     (folder / "adapter_config.json").write_text(json.dumps(settings, indent=2) + "\n")
-    loss = model(tokens, labels=labels).loss
-    loss.backward()
-    return loss.item(), {n: p.grad for n, p in parameters.items()}
+    gradients, losses = None, []
+    optimizer = torch.optim.AdamW(parameters.values(), lr=LR, weight_decay=0.01)
+    for _ in range(STEPS):
+        optimizer.zero_grad()
+        loss = model(tokens, labels=labels).loss
+        loss.backward()
+        losses.append(loss.item())
+        gradients = gradients or {n: p.grad.clone() for n, p in parameters.items()}
+        torch.nn.utils.clip_grad_norm_(parameters.values(), 1.0)
+        optimizer.step()
+    return losses, gradients
 
 
 def write_fixture(name, config):
@@ -366,13 +377,13 @@ def write_fixture(name, config):
     tokens = torch.randint(config["vocab_size"], (1, TOKENS))
     labels = tokens.masked_fill(torch.rand(1, TOKENS) < 0.3, -100)
     expected = without_adapter(model, tokens)
-    loss, gradients = with_adapter(model, name, folder / "adapter", tokens, labels)
+    losses, gradients = with_adapter(model, name, folder / "adapter", tokens, labels)
     tensors = {n: t.contiguous() for n, t in (expected | gradients).items()}
     save_file(tensors, folder / "expected.safetensors")
-    row = {"tokens": tokens[0].tolist(), "labels": labels[0].tolist(), "loss": loss}
+    row = {"tokens": tokens[0].tolist(), "labels": labels[0].tolist(), "losses": losses}
     (folder / "expected.json").write_text(json.dumps(row) + "\n")
     size = sum(f.stat().st_size for f in folder.rglob("*") if f.is_file())
-    print(f"{name}: loss {loss:.4f}, logits up to {expected['logits'].abs().max():.1f}, {size // 1000} kB")
+    print(f"{name}: losses {losses}, logits up to {expected['logits'].abs().max():.1f}, {size // 1000} kB")
 
 
 def main():

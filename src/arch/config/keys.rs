@@ -135,8 +135,8 @@ impl<'a> Keys<'a> {
         self.get(key).map_or(Ok(default), |found| found.as_bool().ok_or_else(|| bad(found)))
     }
 
-    /// A list with `len` elements or more, each of which `element` reads; `None` if the key is
-    /// absent or null.
+    /// A list with `len` elements or more; `element` reads each. `None` if the key is absent or
+    /// null.
     pub fn list<T>(
         &self,
         key: &str,

@@ -11,7 +11,7 @@ use crate::cli::ui;
 use crate::convert::plan::scale_type_name;
 use crate::convert::synth::{random_bytes, random_scales};
 use crate::dequant::copy_baseline::CopyKernel;
-use crate::dequant::{Dequantizer, GpuWeights, KernelChoice, Output};
+use crate::dequant::{Codec, Dequantizer, GpuWeights, KernelChoice, Output};
 use crate::format::nf4::{Nf4Tensor, SUPER_BLOCK, ScaleType, Scales, block_count, codes_len, scales_len};
 use crate::gpu::{BufferRange, Commands, Gpu, GpuError};
 
@@ -73,14 +73,14 @@ impl Tensor {
         for scale_type in [ScaleType::Bf16, ScaleType::Dq8] {
             let table = random_table(scale_type, blocks, &mut state);
             let scales = BufferRange::whole(gpu.storage_with("scales", &table)?).slice(0, table.len() as u64);
-            weights.push(GpuWeights { scales, scale_type, ..weights[0].clone() });
+            weights.push(GpuWeights { scales, codec: Codec::Nf4(scale_type), ..weights[0].clone() });
         }
         let out = BufferRange::whole(gpu.storage("floats", Output::F32.bytes(elements))?);
         Ok(Self { weights, out })
     }
 
     pub fn under(&self, scale_type: ScaleType) -> Option<&GpuWeights> {
-        self.weights.iter().find(|w| w.scale_type == scale_type)
+        self.weights.iter().find(|w| w.codec.scale_type() == scale_type)
     }
 }
 

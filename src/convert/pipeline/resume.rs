@@ -89,8 +89,8 @@ impl<'a> Journal<'a> {
         self.recorded.elapsed() >= RECORD_AFTER
     }
 
-    /// Records the state, all of which has been written: `offset` bytes of the present file are
-    /// finished, with this hash.
+    /// Records the state: `offset` bytes of the present file are finished, with this hash. All of
+    /// them have been written.
     ///
     /// # Errors
     /// [`ConvertError::Target`].

@@ -20,6 +20,7 @@ use std::sync::Arc;
 use crate::format::{FloatType, Index, Role, SectionKind, Shape};
 use crate::gpu::{Buffer, BufferRange, Gpu, GpuError, Lease};
 
+use super::codec::Codec;
 use super::weights::GpuWeights;
 pub use crate::source::PackSource;
 pub use error::StreamError;
@@ -516,11 +517,11 @@ fn streamed(index: &Index, group: &Group, number: Option<u32>, buffers: &[Buffer
             Some(SectionKind::Codes) => {
                 let scales = index.sections().get(section_number + 1);
                 let scales = scales.and_then(|s| group.place(s, buffers).into_iter().next());
-                if let (Some(scales), Some(scale_type)) = (scales, section.scale_type) {
+                if let (Some(scales), Some(codec)) = (scales, Codec::of(section.element_type, section.scale_type)) {
                     let weights = GpuWeights {
                         codes: group.place(section, buffers),
                         scales,
-                        scale_type,
+                        codec,
                         block_size: section.block_size,
                         elements: shape.elements(),
                     };

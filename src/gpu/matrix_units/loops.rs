@@ -163,7 +163,7 @@ struct Text<'a> {
     statement: usize,
     parentheses: u32,
     blocks: Vec<Block>,
-    /// Arrays of which there are an A, a B, and a C by orientation and direction.
+    /// The arrays from which an A is loaded, and those from which a B is.
     arrays: [Vec<&'a str>; 2],
     sums: Vec<Sums<'a>>,
     /// Used slots of A, each with the depth of its block: 0 if that is closed.

@@ -5,6 +5,7 @@
 use std::path::Path;
 
 use super::*;
+use crate::dequant::Codec;
 use crate::format::nf4::ScaleType;
 use crate::gpu::{GpuError, UseMatrixUnits};
 use crate::ops::testing::gpu_with;
@@ -27,7 +28,7 @@ fn open(cache: &Path) -> Option<Gpu> {
 /// compile.
 fn operands() -> MixedKernels {
     let mut products = ProductKernels::default();
-    products.add_weight(StoredAs::Nf4(ScaleType::Bf16), 24, 64);
+    products.add_weight(Stored::Quantized(Codec::Nf4(ScaleType::Bf16)), 24, 64);
     MixedKernels::of(products, Vec::new())
 }
 

@@ -8,7 +8,7 @@ use bytemuck::{Pod, Zeroable};
 use super::product::{Product, Target, View};
 use super::rows::FewRows;
 use super::weight::{Right, floats_constant};
-use crate::dequant::operand::Codec;
+use crate::dequant::Codec;
 use crate::format::FloatType;
 use crate::gpu::{BufferRange, Commands, Gpu, GpuError, Kernel, KernelSpec, Shader};
 use crate::ops::OpError;

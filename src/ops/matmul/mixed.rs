@@ -36,9 +36,7 @@ use bytemuck::{Pod, Zeroable};
 use super::kernels::{Kernels, flag, shaders};
 use super::panels::{Exponents, Panels, Size, Terms, WIDTH};
 use super::product::{Target, View};
-use super::weight::{Largest, Right, floats_constant};
-use crate::dequant::operand::Codec;
-use crate::format::FloatType;
+use super::weight::{Largest, Right, Stored, floats_constant};
 use crate::gpu::{BufferRange, Commands, Gpu, GpuError, Kernel, KernelSpec, MatrixUnits, Shader};
 use crate::ops::trial::Tried;
 use crate::ops::{OpError, mat_bytes};
@@ -91,13 +89,6 @@ pub(super) enum Kind {
     LowRank,
     AlignExtent,
     Align,
-}
-
-/// The storage of a right operand.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub(super) enum Stored {
-    Quantized(Codec),
-    Raw(FloatType),
 }
 
 /// One side of a product: a matrix in panels, and its first used element.
@@ -194,13 +185,6 @@ struct ProductParams {
 }
 
 impl Stored {
-    fn of(right: &Right) -> Self {
-        match *right {
-            Right::Quantized { codec, .. } => Self::Quantized(codec),
-            Right::Raw { float_type, .. } => Self::Raw(float_type),
-        }
-    }
-
     fn shader(self) -> (&'static str, String, Vec<(&'static str, f64)>) {
         match self {
             Self::Quantized(codec) => {
@@ -351,7 +335,7 @@ impl Mixed {
         largest: Option<&Largest>,
         (scratch, exponent_at): (&Scratch, u32),
     ) -> Result<Panels, OpError> {
-        let stored = Stored::of(b);
+        let stored = b.stored();
         let whole = match b {
             Right::Quantized { whole_words, .. } => *whole_words,
             Right::Raw { first, .. } => [*first, row, size.cols].iter().all(|at| at.is_multiple_of(8)),
@@ -376,7 +360,7 @@ impl Mixed {
         row: u32,
         largest: &Largest,
     ) -> Result<(), OpError> {
-        let (extent, measure) = (self.kernel(Kind::Extent(Stored::of(b)))?, self.kernel(Kind::Measure)?);
+        let (extent, measure) = (self.kernel(Kind::Extent(b.stored()))?, self.kernel(Kind::Measure)?);
         self.dispatch_extent(commands, &extent, b, (size, row));
         self.dispatch_measure(commands, &measure, largest);
         Ok(())

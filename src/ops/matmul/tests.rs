@@ -7,7 +7,7 @@ use std::sync::OnceLock;
 use half::{bf16, f16};
 
 use super::*;
-use crate::dequant::{GpuWeights, dequantize};
+use crate::dequant::{Codec, GpuWeights, dequantize};
 use crate::format::FloatType;
 use crate::format::nf4::{self, Nf4Tensor, ScaleType, Scales};
 use crate::gpu::{BufferRange, Options};
@@ -96,6 +96,12 @@ impl Frozen {
         dequantize(&projection, 0, &mut values).unwrap();
         let nf4 = Some(GpuWeights::upload(gpu, &projection).unwrap());
         Self { nf4, raw: None, values, outputs, inputs }
+    }
+
+    /// Random weights of a codec.
+    pub(super) fn sample(gpu: &Gpu, codec: Codec, outputs: u32, inputs: u32) -> Self {
+        let (weights, values) = codec.sample(gpu, u64::from(outputs * inputs)).unwrap();
+        Self { nf4: Some(weights), raw: None, values, outputs, inputs }
     }
 
     /// In parts of `part` bytes.
@@ -255,6 +261,18 @@ fn products_without_terms_columns_or_rows() {
         assert_eq!(y_added.read(gpu).unwrap(), added);
         assert_eq!(dx.read(gpu).unwrap(), vec![0.0; (m * inputs) as usize]);
         assert_eq!(dx_added.read(gpu).unwrap(), dx_old);
+    }
+}
+
+/// Tiles, few rows of words, and few rows of whole vectors.
+#[test]
+fn a_second_codec() {
+    let Some(gpu) = gpu() else { return };
+    for scale_type in [ScaleType::F32, ScaleType::Bf16, ScaleType::Dq8] {
+        for (m, inputs) in [(70, 72), (2, 72), (2, 64)] {
+            let frozen = Frozen::sample(gpu, Codec::Linear(scale_type), 66, inputs);
+            frozen.check(gpu, &format!("linear codes, {scale_type:?}, {m} x {inputs}"), m, 3..66);
+        }
     }
 }
 

@@ -4,10 +4,9 @@
 
 use super::kernels::{Form, Kernels, RightKind, TERMS, Trials, Variant};
 use super::product::{Product, View};
-use super::weight::{Elements, Right, Weight};
-use super::wide::{self, Join, Storage, Wide, WideKernels};
+use super::weight::{Elements, Right, Stored, Weight};
+use super::wide::{self, Join, Wide, WideKernels};
 use crate::dequant::GpuWeights;
-use crate::dequant::operand::Codec;
 use crate::dequant::sample::Random;
 use crate::format::FloatType;
 use crate::gpu::{BufferRange, Gpu, Kernel};
@@ -76,14 +75,14 @@ impl Sizes {
 }
 
 /// A weight as it is stored, and its values.
-struct Stored {
+struct Sampled {
     quantized: Option<GpuWeights>,
     float_type: FloatType,
     parts: Vec<BufferRange>,
     values: Vec<f32>,
 }
 
-impl Stored {
+impl Sampled {
     fn new(gpu: &Gpu, random: &mut Random, kind: RightKind, elements: u32) -> Result<Self, OpError> {
         match kind {
             RightKind::Quantized { codec, .. } => {
@@ -117,7 +116,7 @@ pub(super) fn right(
     (rows, inputs): (u32, u32),
 ) -> Result<(Right, Vec<f32>), OpError> {
     let before = BEFORE / inputs + 1;
-    let stored = Stored::new(gpu, random, kind, (before + rows) * inputs)?;
+    let stored = Sampled::new(gpu, random, kind, (before + rows) * inputs)?;
     let weight = Weight::new(stored.elements(), before + rows, inputs).rows(before..before + rows);
     let binding = gpu.limits().max_storage_buffer_binding_size;
     let (_, right) = weight.pieces("a trial", binding)?.into_iter().next().ok_or(OpError::Shape {
@@ -210,17 +209,17 @@ fn of_sum(kernels: &Kernels, kernel: &Kernel) -> Result<Option<String>, OpError>
 /// in the middle of tensors: two in one buffer if the kernel joins them, else one.
 pub(super) fn of_wide(kernels: &WideKernels, variant: wide::Variant, kernel: &Kernel) -> Result<Option<String>, OpError> {
     let (gpu, mut random) = (kernels.gpu(), Random::default());
-    let chunk = variant.storage.chunk();
+    let chunk = variant.stored.chunk();
     // More rounds of the loop than one, and a partial last one.
     let (m, k) = (variant.rows, chunk * (2 * variant.lanes * variant.rounds + 3));
     // A partial last workgroup, of an even number of columns.
     let n = 2 * variant.columns() + 2;
-    let kind = match variant.storage {
-        Storage::Nf4(scale_type) => RightKind::Quantized { codec: Codec::Nf4(scale_type), whole_words: true },
-        Storage::Raw(float_type) => RightKind::Raw(float_type),
+    let kind = match variant.stored {
+        Stored::Quantized(codec) => RightKind::Quantized { codec, whole_words: true },
+        Stored::Raw(float_type) => RightKind::Raw(float_type),
     };
     let before = BEFORE / k + 1;
-    let stored = Stored::new(gpu, &mut random, kind, (before + n) * k)?;
+    let stored = Sampled::new(gpu, &mut random, kind, (before + n) * k)?;
     let whole = Weight::new(stored.elements(), before + n, k);
     // Two weights that are the halves of one.
     let middle = if variant.gated { n / 2 } else { n };
@@ -277,6 +276,7 @@ pub(super) fn of_wide(kernels: &WideKernels, variant: wide::Variant, kernel: &Ke
 mod tests {
     use super::super::Matmul;
     use super::*;
+    use crate::dequant::Codec;
     use crate::format::nf4::ScaleType;
     use crate::gpu::Commands;
     use crate::ops::testing::gpu;
@@ -320,7 +320,7 @@ mod tests {
         for (scale_type, scales) in
             [(ScaleType::F32, "SCALES 0"), (ScaleType::Bf16, "SCALES 1"), (ScaleType::Dq8, "SCALES 2")]
         {
-            let codec = crate::dequant::operand::Codec::Nf4(scale_type);
+            let codec = Codec::Nf4(scale_type);
             // Rows of whole words, but not of whole vectors.
             let (weights, _) = codec.sample(&gpu, 64 * 72).unwrap();
             let weight = Weight::new(Elements::Quantized(&weights), 64, 72);
@@ -337,7 +337,7 @@ mod tests {
             let whole = Weight::new(Elements::Quantized(&weights), 72, 64);
             let wide: Record<'_> = &|matmul, c| matmul.forward(c, &mat(2, 64), &whole, None, false, &mat(2, 72));
             let wrong_word = ["let first = params.places[number].y;", "let first = params.places[number].y + 1u;"];
-            check(refusal(&gpu, wrong_word, wide), &["matmul_wide_nf4:main", scales]);
+            check(refusal(&gpu, wrong_word, wide), &["matmul_wide_quantized:main", scales]);
         }
     }
 }

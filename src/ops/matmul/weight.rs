@@ -3,9 +3,9 @@
 use std::ops::Range;
 
 use super::panels::Size;
-use crate::dequant::GpuWeights;
-use crate::dequant::operand::{ALIGN, Codec, Operand};
-use crate::format::FloatType;
+use crate::dequant::operand::{ALIGN, Operand};
+use crate::dequant::{Codec, GpuWeights};
+use crate::format::{FloatType, Section};
 use crate::gpu::BufferRange;
 use crate::ops::error::OpError;
 
@@ -43,6 +43,29 @@ pub enum Elements<'a> {
     },
 }
 
+/// How the elements of a frozen matrix are stored. Selects the kernels of its products.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Stored {
+    /// Codes and scales of this codec.
+    Quantized(Codec),
+    /// Floats.
+    Raw(FloatType),
+}
+
+impl Stored {
+    /// All that a pack may have.
+    pub fn all() -> impl Iterator<Item = Self> {
+        let types = [FloatType::F32, FloatType::F16, FloatType::Bf16];
+        Codec::ALL.into_iter().map(Self::Quantized).chain(types.map(Self::Raw))
+    }
+
+    /// How the elements of a tensor are stored, by its first section.
+    pub fn of(section: &Section) -> Option<Self> {
+        let codec = Codec::of(section.element_type, section.scale_type).map(Self::Quantized);
+        codec.or_else(|| section.element_type.float_type().map(Self::Raw))
+    }
+}
+
 /// Some rows and columns of a weight, in one part: whole rows, or a piece of one row.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(in crate::ops) struct Rectangle {
@@ -70,6 +93,14 @@ impl Right {
         match self {
             Self::Quantized { operand, .. } => operand.first,
             Self::Raw { first, .. } => *first,
+        }
+    }
+
+    /// How its elements are stored.
+    pub fn stored(&self) -> Stored {
+        match *self {
+            Self::Quantized { codec, .. } => Stored::Quantized(codec),
+            Self::Raw { float_type, .. } => Stored::Raw(float_type),
         }
     }
 
@@ -104,8 +135,8 @@ impl<'a> Weight<'a> {
         Self { factor, ..self }
     }
 
-    /// The same weight, of which [`Matmul::measure`](super::Matmul::measure) wrote the largest
-    /// magnitude here.
+    /// The same weight. [`Matmul::measure`](super::Matmul::measure) wrote its largest magnitude
+    /// here.
     #[must_use]
     pub fn measured(self, largest: Largest) -> Self {
         Self { largest: Some(largest), ..self }
@@ -224,7 +255,7 @@ impl<'a> Weight<'a> {
             Elements::Quantized(weights) => {
                 let whole_words = [u64::from(self.inputs), range.start, range.end].iter().all(|at| at.is_multiple_of(8));
                 let operand = weights.operand(range)?;
-                Ok(Right::Quantized { operand, codec: weights.codec(), whole_words })
+                Ok(Right::Quantized { operand, codec: weights.codec, whole_words })
             }
             Elements::Raw { float_type, parts } => {
                 let missing = || OpError::Shape {

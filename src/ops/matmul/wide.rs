@@ -12,9 +12,9 @@ use std::borrow::Cow;
 use bytemuck::{Pod, Zeroable};
 
 use super::kernels::{flag, shaders};
-use super::weight::{Elements, Weight, floats_constant};
+use super::weight::{Elements, Stored, Weight, floats_constant};
 use crate::dequant::GpuWeights;
-use crate::dequant::operand::{ALIGN, Codec};
+use crate::dequant::operand::ALIGN;
 use crate::format::FloatType;
 use crate::format::nf4::{SUPER_BLOCK, ScaleType, Scales, block_count};
 use crate::gpu::{BufferRange, Commands, Gpu, Kernel, KernelSpec, Shader};
@@ -40,6 +40,10 @@ const MAX_SUMS: u32 = 512;
 const MAX_AHEAD: u32 = 4;
 /// Maximum weights of a product.
 const MAX_WEIGHTS: usize = 3;
+
+/// The shader files before and after the codec.
+const WIDE: &str = shaders!("matmul_wide");
+const QUANTIZED: &str = shaders!("matmul_wide_quantized");
 
 /// What follows the sums of several weights.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -76,7 +80,7 @@ impl<'a> Wide<'a> {
 /// The properties that select a kernel.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(super) struct Variant {
-    pub storage: Storage,
+    pub stored: Stored,
     /// A power of two.
     pub rows: u32,
     /// Threads of four columns, a power of two.
@@ -91,19 +95,19 @@ pub(super) struct Variant {
     pub gated: bool,
 }
 
-/// The storage of the weights.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub(super) enum Storage {
-    Nf4(ScaleType),
-    Raw(FloatType),
-}
-
-impl Storage {
+impl Stored {
     /// Terms per vec4.
-    pub fn chunk(self) -> u32 {
+    pub(super) fn chunk(self) -> u32 {
         match self {
-            Self::Nf4(_) => 32,
+            Self::Quantized(_) => 32,
             Self::Raw(_) => 8,
+        }
+    }
+
+    fn codebook(self) -> [f32; 16] {
+        match self {
+            Self::Quantized(codec) => codec.codebook(),
+            Self::Raw(_) => [0.0; 16],
         }
     }
 }
@@ -136,7 +140,7 @@ struct Params {
 /// The bound weights of a product, and their places in the bindings.
 #[derive(Debug)]
 pub(super) struct Bound {
-    storage: Storage,
+    stored: Stored,
     /// The vec4s, and the words of scales.
     bindings: [BufferRange; 2],
     block_bits: u32,
@@ -146,12 +150,12 @@ pub(super) struct Bound {
 
 impl Variant {
     /// The kernel for products of `rows` rows and `n` columns. Rows share the workgroup memory.
-    pub fn new(storage: Storage, rows: u32, n: u32, norm: bool, gated: bool) -> Self {
+    pub fn new(stored: Stored, rows: u32, n: u32, norm: bool, gated: bool) -> Self {
         let rows = rows.next_power_of_two();
         // Lanes read neighbouring chunks. Fewer lanes read short pieces of many rows of a weight.
-        let (min_lanes, rounds) = match storage {
-            Storage::Nf4(_) => (16, 1),
-            Storage::Raw(_) => (32, 4),
+        let (min_lanes, rounds) = match stored {
+            Stored::Quantized(_) => (16, 1),
+            Stored::Raw(_) => (32, 4),
         };
         let max_lanes = MAX_LANES / rows.min(MAX_ROWS);
         // The power of two that is nearest to the wanted number.
@@ -160,13 +164,13 @@ impl Variant {
         let quads = (WORKGROUP.min(MAX_SUMS / rows.min(MAX_ROWS)) / lanes).max(1);
         // Many workgroups hide these loads from each other, and have no registers to spare.
         let is_small = n.div_ceil(QUAD).saturating_mul(lanes) < TARGET_THREADS;
-        let variant = Self { storage, rows, lanes, quads, rounds, ahead: false, norm, gated };
+        let variant = Self { stored, rows, lanes, quads, rounds, ahead: false, norm, gated };
         Self { ahead: is_small && rows == 1 && variant.copies() <= MAX_AHEAD, ..variant }
     }
 
     /// vec4s of a row of inputs that a thread copies in a round.
     fn copies(self) -> u32 {
-        (self.storage.chunk() / 4 * self.rounds).div_ceil(self.quads)
+        (self.stored.chunk() / 4 * self.rounds).div_ceil(self.quads)
     }
 
     /// Columns per workgroup.
@@ -176,7 +180,7 @@ impl Variant {
 
     pub fn spec(self) -> KernelSpec {
         let sums = self.rows * self.quads * self.lanes;
-        let slab_row = self.storage.chunk() / 4 * (self.lanes * self.rounds + 1);
+        let slab_row = self.stored.chunk() / 4 * (self.lanes * self.rounds + 1);
         let mut constants = vec![
             ("M", self.rows.into()),
             ("LANES", self.lanes.into()),
@@ -190,15 +194,14 @@ impl Variant {
             ("COPIES", self.copies().into()),
             ("AHEAD", flag(self.ahead)),
         ];
-        let (name, source) = match self.storage {
-            Storage::Nf4(scale_type) => {
-                constants.extend(Codec::Nf4(scale_type).constants());
-                constants.push(("MAPS", if scale_type == ScaleType::Dq8 { 768.0 } else { 1.0 }));
-                ("matmul_wide_nf4", shaders!("matmul_wide", "matmul_wide_nf4"))
+        let (name, source) = match self.stored {
+            Stored::Quantized(codec) => {
+                constants.extend(codec.joined_constants());
+                ("matmul_wide_quantized", Cow::Owned([WIDE, codec.joined_source(), QUANTIZED].concat()))
             }
-            Storage::Raw(float_type) => {
+            Stored::Raw(float_type) => {
                 constants.push(("FLOATS", floats_constant(float_type)));
-                ("matmul_wide_raw", shaders!("matmul_wide", "matmul_wide_raw"))
+                ("matmul_wide_raw", Cow::Borrowed(shaders!("matmul_wide", "matmul_wide_raw")))
             }
         };
         // SAFETY: `dispatch` binds weights that hold all rows of whole vec4s and the words of all
@@ -207,7 +210,7 @@ impl Variant {
         // vec4s of x are compared with their number; loops count up to `chunks` or to constants, or
         // halve; `SHARED` is the larger of its two uses; workgroup memory is written, with a
         // barrier after it, before it is read.
-        let shader = unsafe { Shader::trusted(name, Cow::Borrowed(source)) };
+        let shader = unsafe { Shader::trusted(name, source) };
         KernelSpec { shader, entry: "main", constants }
     }
 }
@@ -246,7 +249,7 @@ impl WideKernels {
         if rows == 0 || outputs == 0 {
             return Ok(true);
         }
-        let variant = Variant::new(bound.storage, rows, outputs, wide.norm.is_some(), gated);
+        let variant = Variant::new(bound.stored, rows, outputs, wide.norm.is_some(), gated);
         let kernel = self.kernels.get(variant, || variant.spec(), |kernel| (self.trial)(self, variant, kernel))?;
         self.dispatch(commands, &kernel, variant, x, wide, &bound, out);
         commands.add_operations(2 * u64::from(x.rows) * u64::from(outputs) * u64::from(x.cols));
@@ -297,7 +300,7 @@ impl WideKernels {
             m: x.rows,
             n,
             k: x.cols,
-            chunks: x.cols / variant.storage.chunk(),
+            chunks: x.cols / variant.stored.chunk(),
             groups: groups as u32,
             x_first: 0,
             x_row: x.cols / 4,
@@ -312,7 +315,7 @@ impl WideKernels {
             pad: 0,
             places: bound.places,
             ends: bound.ends,
-            codebook: crate::format::nf4::CODEBOOK,
+            codebook: bound.stored.codebook(),
         };
         let [weights, words] = &bound.bindings;
         let gamma = wide.norm.map_or(x, |(gamma, _)| gamma);
@@ -343,7 +346,7 @@ fn stored_bytes(weight: &Weight<'_>) -> u64 {
 /// One weight: its ranges, and the places in them.
 #[derive(Debug)]
 struct Part {
-    storage: Storage,
+    stored: Stored,
     block_size: u32,
     /// Rows, and the element at the start of the first.
     rows: u32,
@@ -361,26 +364,26 @@ impl Part {
         let (rows, inputs) = (weight.outputs(), u64::from(weight.inputs()));
         let first = u64::from(weight.first_row()) * inputs;
         match *weight.elements() {
-            Elements::Quantized(GpuWeights { codes, scales, scale_type, block_size, elements }) => {
+            Elements::Quantized(GpuWeights { codes, scales, codec, block_size, elements }) => {
                 let [codes] = codes.as_slice() else { return None };
                 let supers = block_count(*elements, *block_size).div_ceil(SUPER_BLOCK as u64);
                 let head = Scales::DQ8_FIXED_LEN as u64 / 4;
-                let words = if *scale_type == ScaleType::Dq8 { [head + supers, head, 0] } else { [0; 3] };
-                let (storage, weights, scales) = (Storage::Nf4(*scale_type), codes.clone(), scales.clone());
-                Some(Self { storage, block_size: *block_size, rows, first, weights, scales, words })
+                let words = if codec.scale_type() == ScaleType::Dq8 { [head + supers, head, 0] } else { [0; 3] };
+                let (stored, weights, scales) = (Stored::Quantized(*codec), codes.clone(), scales.clone());
+                Some(Self { stored, block_size: *block_size, rows, first, weights, scales, words })
             }
             Elements::Raw { float_type, parts } => {
                 let [part] = parts else { return None };
-                let storage = (float_type != FloatType::F32).then_some(Storage::Raw(float_type))?;
+                let stored = (float_type != FloatType::F32).then_some(Stored::Raw(float_type))?;
                 let (weights, scales) = (part.clone(), part.clone());
-                Some(Self { storage, block_size: 1, rows, first, weights, scales, words: [0; 3] })
+                Some(Self { stored, block_size: 1, rows, first, weights, scales, words: [0; 3] })
             }
         }
     }
 
     /// Whether every row is whole vec4s.
     fn is_whole(&self, inputs: u32) -> bool {
-        let chunk = self.storage.chunk();
+        let chunk = self.stored.chunk();
         inputs > 0
             && inputs.is_multiple_of(chunk)
             && (self.block_size == 1 || self.block_size.is_multiple_of(chunk))
@@ -391,7 +394,7 @@ impl Part {
 impl Bound {
     fn of(parts: &[Part], inputs: u32, binding: u64) -> Option<Self> {
         let first = parts.first()?;
-        let same = |part: &Part| part.storage == first.storage && part.block_size == first.block_size;
+        let same = |part: &Part| part.stored == first.stored && part.block_size == first.block_size;
         if !parts.iter().all(|part| same(part) && part.is_whole(inputs)) {
             return None;
         }
@@ -403,7 +406,7 @@ impl Bound {
         let (mut places, mut ends, mut end) = ([[0; 4]; MAX_WEIGHTS], [[0; 4]; MAX_WEIGHTS], 0_u32);
         for ((place, end_of), part) in places.iter_mut().zip(&mut ends).zip(parts) {
             end = end.checked_add(part.rows)?;
-            let vectors = (part.weights.offset - weights.offset) / 16 + part.first / u64::from(part.storage.chunk());
+            let vectors = (part.weights.offset - weights.offset) / 16 + part.first / u64::from(part.stored.chunk());
             let word = |at: u64| u32::try_from((part.scales.offset - words.offset) / 4 + at).ok();
             let [scales, supers, head] = part.words;
             *place = [u32::try_from(vectors).ok()?, word(scales)?, word(supers)?, word(head)?];
@@ -412,7 +415,7 @@ impl Bound {
         // The columns of an absent weight are past the last.
         ends.iter_mut().skip(parts.len()).for_each(|absent| absent[0] = end);
         let block_bits = first.block_size.ilog2();
-        Some(Self { storage: first.storage, bindings, block_bits, places, ends })
+        Some(Self { stored: first.stored, bindings, block_bits, places, ends })
     }
 }
 

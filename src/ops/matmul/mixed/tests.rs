@@ -6,6 +6,8 @@ use std::sync::OnceLock;
 
 use super::source::{Form, Tile};
 use super::*;
+use crate::dequant::Codec;
+use crate::format::FloatType;
 use crate::format::nf4::ScaleType;
 use crate::gpu::{Options, wgpu};
 use crate::ops::matmul::tests::Frozen;
@@ -76,10 +78,7 @@ fn every_kernel_is_right_on_this_device() {
         }
         for whole in [false, true] {
             mixed.kernel(Kind::Pack { whole }).unwrap();
-            let codecs =
-                [ScaleType::F32, ScaleType::Bf16, ScaleType::Dq8].map(|scales| Stored::Quantized(Codec::Nf4(scales)));
-            let types = [FloatType::F32, FloatType::F16, FloatType::Bf16].map(Stored::Raw);
-            for stored in codecs.into_iter().chain(types) {
+            for stored in Stored::all() {
                 mixed.kernel(Kind::Extent(stored)).unwrap();
                 for known in [false, true] {
                     mixed.kernel(Kind::Decode { stored, whole, known }).unwrap();
@@ -232,6 +231,15 @@ fn odd_sizes_of_nf4_weights() {
         let (scales, block_size) = (types[i % 3], [32, 64, 128][i % 3]);
         let frozen = Frozen::nf4(gpu, outputs, inputs, block_size, scales);
         check(gpu, &format!("{scales:?}, {m} x {outputs} x {inputs}"), &frozen, m, 0..outputs, even);
+    }
+}
+
+#[test]
+fn a_second_codec() {
+    let Some(gpu) = gpu() else { return };
+    for scales in [ScaleType::F32, ScaleType::Bf16, ScaleType::Dq8] {
+        let frozen = Frozen::sample(gpu, Codec::Linear(scales), 40, 70);
+        check(gpu, &format!("linear codes, {scales:?}"), &frozen, 70, 0..40, even);
     }
 }
 

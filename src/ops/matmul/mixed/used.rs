@@ -3,36 +3,14 @@
 use std::rc::Rc;
 
 use super::source::{Form, Tile};
-use super::{Kind, Mixed, Stored, trial};
-use crate::dequant::operand::Codec;
+use super::{Kind, Mixed, trial};
 use crate::format::FloatType;
-use crate::format::nf4::ScaleType;
 use crate::gpu::{Gpu, MatrixUnits};
 use crate::ops::OpError;
 use crate::ops::matmul::panels::Terms;
+use crate::ops::matmul::weight::Stored;
 use crate::ops::mixed_test::MixedTest;
 use crate::ops::trial::Tried;
-
-/// Elements of a frozen matrix, as a pack stores them.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum StoredAs {
-    /// NF4 with scales of this type.
-    Nf4(ScaleType),
-    /// Floats.
-    Raw(FloatType),
-}
-
-impl StoredAs {
-    /// All of them.
-    pub const ALL: [Self; 6] = [
-        Self::Nf4(ScaleType::F32),
-        Self::Nf4(ScaleType::Bf16),
-        Self::Nf4(ScaleType::Dq8),
-        Self::Raw(FloatType::F32),
-        Self::Raw(FloatType::F16),
-        Self::Raw(FloatType::Bf16),
-    ];
-}
 
 /// Kernels on matrix units: those of the products of a model.
 #[derive(Debug, Clone, Default)]
@@ -51,18 +29,14 @@ impl ProductKernels {
     /// The kernels of every model.
     pub fn all() -> Self {
         let mut all = Self::default();
-        StoredAs::ALL.into_iter().for_each(|stored| all.add_any_weight(stored));
+        Stored::all().for_each(|stored| all.add_any_weight(stored));
         [7, 8].into_iter().for_each(|side| all.add_adapter(side, side, side));
         all.add_products(true);
         all
     }
 
     /// Adds the kernels that prepare the operands of products with a matrix [outputs, inputs].
-    pub fn add_weight(&mut self, stored: StoredAs, outputs: u32, inputs: u32) {
-        let stored = match stored {
-            StoredAs::Nf4(scales) => Stored::Quantized(Codec::Nf4(scales)),
-            StoredAs::Raw(float_type) => Stored::Raw(float_type),
-        };
+    pub fn add_weight(&mut self, stored: Stored, outputs: u32, inputs: u32) {
         self.add(Kind::Measure);
         self.add_matrix(stored, [outputs, inputs], true);
     }
@@ -87,7 +61,7 @@ impl ProductKernels {
     }
 
     /// As [`ProductKernels::add_weight`], for matrices of any shape.
-    pub fn add_any_weight(&mut self, stored: StoredAs) {
+    pub fn add_any_weight(&mut self, stored: Stored) {
         [7, 8].into_iter().for_each(|side| self.add_weight(stored, side, side));
     }
 
@@ -182,7 +156,9 @@ impl Kind {
 impl Stored {
     fn name(self) -> String {
         match self {
-            Self::Quantized(Codec::Nf4(scales)) => format!("NF4 with {} scales", format!("{scales:?}").to_lowercase()),
+            Self::Quantized(codec) => {
+                format!("{} with {} scales", codec.name(), format!("{:?}", codec.scale_type()).to_lowercase())
+            }
             Self::Raw(float_type) => float_type.to_string(),
         }
     }
