@@ -27,6 +27,8 @@ const EPSILON: f32 = 1e-5;
 const ROWS: u32 = 131;
 const COLS: u32 = 328;
 
+/// What the tests compare, in words.
+const COVERS: &str = "operands of products with ragged edges: every element and the padding";
 const NORM: &str = "norm to panels";
 const HALVES: &str = "f16 to panels";
 
@@ -43,7 +45,7 @@ impl PackedNorm {
     /// The test of the kernels, each after a `change`.
     pub fn mixed_test<'a>(gpu: &'a Gpu, change: impl Fn(KernelSpec) -> KernelSpec + Copy + 'a) -> MixedTest<'a> {
         let specs = Self::specs().map(change);
-        MixedTest::new(gpu, NORM.to_owned(), specs.into(), move || Self::tried(gpu, change).map(drop))
+        MixedTest::new(gpu, [NORM, COVERS].map(str::to_owned), specs.into(), move || Self::tried(gpu, change).map(drop))
     }
 
     fn tried(gpu: &Gpu, change: impl Fn(KernelSpec) -> KernelSpec) -> Result<Self, OpError> {
@@ -67,7 +69,7 @@ impl PackedHalves {
     /// The test of the kernel, after a `change`.
     pub fn mixed_test<'a>(gpu: &'a Gpu, change: impl Fn(KernelSpec) -> KernelSpec + Copy + 'a) -> MixedTest<'a> {
         let test = move || Self::tried(gpu, change).map(drop);
-        MixedTest::new(gpu, HALVES.to_owned(), vec![change(Self::spec())], test)
+        MixedTest::new(gpu, [HALVES, COVERS].map(str::to_owned), vec![change(Self::spec())], test)
     }
 
     fn tried(gpu: &Gpu, change: impl Fn(KernelSpec) -> KernelSpec) -> Result<Self, OpError> {
@@ -96,7 +98,7 @@ impl PackedGlu {
     ) -> MixedTest<'a> {
         let specs = Self::specs(activation).map(change);
         let test = move || Self::tried(gpu, activation, change).map(drop);
-        MixedTest::new(gpu, name(activation).to_owned(), specs.into(), test)
+        MixedTest::new(gpu, [name(activation), COVERS].map(str::to_owned), specs.into(), test)
     }
 
     fn tried(gpu: &Gpu, activation: Activation, change: impl Fn(KernelSpec) -> KernelSpec) -> Result<Self, OpError> {
