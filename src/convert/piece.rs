@@ -193,3 +193,6 @@ fn table_bytes(scales: &[f32], precision: ScalePrecision) -> Vec<u8> {
     }
     table
 }
+
+#[cfg(test)]
+mod tests;
