@@ -1,7 +1,7 @@
 // h = f(gate) * up and its gradients, with gate and up as halves.wgsl stores them. It is combined
-// with panels.wgsl and glu_function.wgsl. A workgroup takes a row. Runs unchecked: the host proves
-// that matrices have `rows * cols` floats, with columns in groups of eight, and that stored ones
-// have `rows * fours` times 16 bytes.
+// with panels.wgsl, glu_function.wgsl and glu_fours.wgsl. A workgroup takes a row. Runs unchecked:
+// the host proves that matrices have `rows * cols` floats, with columns in groups of eight, and
+// that stored ones have `rows * fours` times 16 bytes.
 
 struct Params {
     rows: u32,
@@ -17,23 +17,9 @@ struct Params {
 @group(0) @binding(4) var<storage, read_write> h: array<vec4<f32>>;            // backward: its gradient
 @group(1) @binding(0) var<uniform> params: Params;
 
-fn magnitudes(values: vec4<f32>) -> u32 {
-    let bits = bitcast<vec4<u32>>(values) & vec4(0x7fffffffu);
-    return max(max(bits.x, bits.y), max(bits.z, bits.w));
-}
-
-fn activated(gate: vec4<f32>, up: vec4<f32>) -> vec4<f32> {
-    var values = vec4<f32>();
-    for (var i = 0u; i < 4u; i++) {
-        values[i] = gate[i] * sigmoids(argument(gate[i]).x).x * up[i];
-    }
-    return values;
-}
-
 // Four of the eight stored elements.
 fn four_of(eight: vec4<u32>, part: u32, scale: f32) -> vec4<f32> {
-    let pair = select(eight.xy, eight.zw, part == 1u);
-    return vec4(unpack2x16float(pair.x), unpack2x16float(pair.y)) * scale;
+    return unpacked(select(eight.xy, eight.zw, part == 1u), scale);
 }
 
 // Computes `h`, and stores `gate` and `up`.
@@ -103,16 +89,8 @@ fn backward_stored(@builtin(workgroup_id) id: vec3<u32>, @builtin(num_workgroups
         let x = four_of(stored_gate[stored + 1u + four / 2u], four % 2u, scales.x);
         let y = four_of(stored_up[stored + 1u + four / 2u], four % 2u, scales.y);
         let at = row * params.cols / 4u + four;
-        let dh = h[at];
-        var d_gate = vec4<f32>();
-        var d_up = vec4<f32>();
-        for (var i = 0u; i < 4u; i++) {
-            let z = argument(x[i]);
-            let s = sigmoids(z.x);
-            d_gate[i] = dh[i] * y[i] * s.x * (1.0 + x[i] * s.y * z.y);
-            d_up[i] = dh[i] * x[i] * s.x;
-        }
-        gate[at] = d_gate;
-        up[at] = d_up;
+        let gradients = gradients_of(x, y, h[at]);
+        gate[at] = gradients.gate;
+        up[at] = gradients.up;
     }
 }

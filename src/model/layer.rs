@@ -27,10 +27,13 @@ use crate::model::pass::{Pass, PassInputs};
 use crate::model::residual::Residual;
 use crate::model::weights::projection;
 use crate::model::workspace::{Activations, Backward};
+use crate::ops::matmul::{Left, Packed, Place};
 use crate::ops::{AttentionShape, Mat, OpError};
 
 mod few;
+mod heads;
 mod kept;
+mod operands;
 mod output;
 
 /// From this number of tokens on, tiles of queries are faster than queries one by one.
@@ -120,6 +123,15 @@ impl Heads {
     }
 }
 
+/// The norms before projections.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Norm {
+    /// Of the input of the layer: before q_proj, k_proj and v_proj.
+    Input,
+    /// Of the middle: before gate_proj and up_proj.
+    Middle,
+}
+
 impl<'a> Layer<'a> {
     /// Checks the shapes of the layer's projections.
     pub fn new(
@@ -174,8 +186,8 @@ impl<'a> Layer<'a> {
         for (window, out) in windows.iter().zip(out.windows()) {
             self.attention_block(commands, window)?;
             self.keep_streams(commands, window)?;
-            self.feed_forward(commands, window)?;
-            self.add_feed_forward(commands, window, out)?;
+            let activated = self.feed_forward(commands, window)?;
+            self.add_feed_forward(commands, window, &activated, out)?;
             if window.is_part {
                 submit(commands)?;
             }
@@ -208,18 +220,14 @@ impl<'a> Layer<'a> {
             match self.kept {
                 false => {
                     self.attention_block(commands, window)?;
-                    self.feed_forward(commands, window)?;
+                    let activated = self.feed_forward(commands, window)?;
                     let down = self.down.in_window(window.number, &window.activations);
-                    down.recompute_low(self.pass.kernels, commands, &self.pass.inputs.work, &window.activated)?;
+                    down.recompute_low(self.pass.kernels, commands, &self.pass.inputs.work, &activated)?;
                 }
                 true if self.halves().is_none() => self.restore(commands, window, window.heads())?,
                 true => {}
             }
-            if self.kept || self.halves().is_some() {
-                self.load_middle(commands, window)?;
-                self.norm_middle(commands, window)?;
-                self.activate_again(commands, window)?;
-            }
+            self.load_middle(commands, window)?;
             self.feed_forward_backward(commands, window, residual, gradients)?;
             self.load_attention(commands, window)?;
             self.attention_block_backward(commands, window, residual, gradients)?;
@@ -278,8 +286,7 @@ impl<'a> Layer<'a> {
         if window.activations.raw_queries.is_none() {
             return Ok(());
         }
-        self.norm_heads(commands, window, heads)?;
-        self.rotate_heads(commands, window, heads)
+        self.turn_heads(commands, window, heads)
     }
 
     /// Computes `middle` from the input of the layer, after [`Layer::keys_and_values`].
@@ -294,13 +301,11 @@ impl<'a> Layer<'a> {
 
     /// Computes heads from the input of the layer.
     fn project(&self, commands: &mut Commands, window: &Window<'_>, heads: Heads) -> Result<(), OpError> {
-        let Pass { kernels, model, inputs: PassInputs { work, .. }, .. } = self.pass;
+        let Pass { kernels, inputs: PassInputs { work, .. }, .. } = self.pass;
         let Activations { raw_queries, raw_keys, queries, keys, values, .. } = window.activations.as_ref();
-        let normed = &window.normed;
-        kernels.norm.forward(commands, window.x, &self.constants.input_norm, model.rms_norm_eps as f32, normed)?;
         let raw_queries = raw_queries.as_ref().unwrap_or(queries);
         let raw_keys = raw_keys.as_ref().unwrap_or(keys);
-        let normed = &kernels.matmul.pack(commands, normed)?;
+        let normed = &self.norm(commands, window, Norm::Input, Place::Left)?;
         let [q, k, v] = [&self.q, &self.k, &self.v].map(|linear| linear.in_window(window.number, &window.activations));
         if heads.queries() {
             q.forward(kernels, commands, work, normed, false, raw_queries)?;
@@ -310,8 +315,7 @@ impl<'a> Layer<'a> {
             v.forward(kernels, commands, work, normed, false, values)?;
         }
         self.keep_heads(commands, window, heads)?;
-        self.norm_heads(commands, window, heads)?;
-        self.rotate_heads(commands, window, heads)
+        self.turn_heads(commands, window, heads)
     }
 
     /// Computes `attended`: within each sample, or over a KV cache.
@@ -331,69 +335,23 @@ impl<'a> Layer<'a> {
         kernels.attention.forward(commands, &shape, queries, &keys, &values, &batch.starts, attended, lse)
     }
 
-    /// Rotates queries and keys, if the layer does.
-    fn rotate_heads(&self, commands: &mut Commands, window: &Window<'_>, heads: Heads) -> Result<(), OpError> {
-        let (model, Activations { queries, keys, .. }) = (self.pass.model, window.activations.as_ref());
-        if self.attention.rotary && heads.queries() {
-            self.rotate(commands, window, queries, model.heads)?;
-        }
-        if self.attention.rotary && heads.keys() {
-            self.rotate(commands, window, keys, model.kv_heads)?;
-        }
-        Ok(())
-    }
-
-    /// Rotates queries or keys by the positions of their tokens.
-    fn rotate(&self, commands: &mut Commands, window: &Window<'_>, x: &Mat, heads: u32) -> Result<(), OpError> {
-        let kernels = self.pass.kernels;
-        if let Some(past) = self.pass.inputs.past {
-            let (angles, first) = self.pass.angles_after(self.attention, past.tokens);
-            return kernels.rotary.forward_from(commands, x, heads, first, angles);
-        }
-        let (angles, starts) = self.pass.angles(self.attention);
-        kernels.rotary.forward(commands, x, heads, (window.first, starts), angles)
-    }
-
     fn attention_shape(&self, window: &Window<'_>) -> AttentionShape {
         let heads = attention_heads(self.pass.model, self.number);
         AttentionShape { first: window.first, tokens: window.end(), heads }
     }
 
-    /// Applies the norms of queries and keys, if the model has them.
-    fn norm_heads(&self, commands: &mut Commands, window: &Window<'_>, heads: Heads) -> Result<(), OpError> {
-        let Pass { kernels, model, .. } = self.pass;
-        let Activations { raw_queries, raw_keys, queries, keys, .. } = window.activations.as_ref();
-        let epsilon = model.rms_norm_eps as f32;
-        let (query_norm, key_norm) = (&self.constants.query_norm, &self.constants.key_norm);
-        if let (Some(raw), Some(gamma), true) = (raw_queries, query_norm, heads.queries()) {
-            kernels.norm.forward(commands, raw, gamma, epsilon, queries)?;
-        }
-        if let (Some(raw), Some(gamma), true) = (raw_keys, key_norm, heads.keys()) {
-            kernels.norm.forward(commands, raw, gamma, epsilon, keys)?;
-        }
-        Ok(())
-    }
-
     /// Computes `activated` from `middle`.
-    fn feed_forward(&self, commands: &mut Commands, window: &Window<'_>) -> Result<(), OpError> {
+    fn feed_forward(&self, commands: &mut Commands, window: &Window<'_>) -> Result<Packed, OpError> {
         let Pass { kernels, inputs: PassInputs { work, .. }, .. } = self.pass;
-        let Window { number, normed, activations, .. } = window;
+        let Window { number, activations, .. } = window;
         if self.activate_few(commands, window)? {
-            return Ok(());
+            return kernels.matmul.pack(commands, &window.activated);
         }
-        self.norm_middle(commands, window)?;
-        let normed = &kernels.matmul.pack(commands, normed)?;
+        let normed = &self.norm(commands, window, Norm::Middle, Place::Left)?;
         let [gate, up] = [&self.gate, &self.up].map(|linear| linear.in_window(*number, activations));
         gate.forward(kernels, commands, work, normed, false, &activations.gate)?;
         up.forward(kernels, commands, work, normed, false, &activations.up)?;
         self.activate(commands, window)
-    }
-
-    /// Computes `normed` from `middle`.
-    fn norm_middle(&self, commands: &mut Commands, window: &Window<'_>) -> Result<(), OpError> {
-        let Pass { kernels, model, .. } = self.pass;
-        let (gamma, epsilon) = (&self.constants.post_attention_norm, model.rms_norm_eps as f32);
-        kernels.norm.forward(commands, &window.activations.middle, gamma, epsilon, &window.normed)
     }
 
     /// In `residual`, the gradient of the output becomes the gradient of `middle`.
@@ -410,20 +368,20 @@ impl<'a> Layer<'a> {
         let d_normed = &window.narrow(&gradients.normed);
         let [gate_proj, up_proj, down_proj] =
             [&self.gate, &self.up, &self.down].map(|linear| linear.in_window(*number, activations));
-        let inputs = &kernels.matmul.pack_inputs(commands, activated)?;
+        let inputs = &self.activate_again(commands, window)?;
         match &self.constants.feed_forward_output_norm {
-            None => down_proj.backward(kernels, commands, work, inputs, [residual, activated], false)?,
+            None => down_proj.backward(kernels, commands, work, inputs, residual, activated, false)?,
             Some(gamma) => {
-                self.output_backward(commands, &down_proj, gamma, [activated, normed, residual, d_normed])?;
-                down_proj.backward(kernels, commands, work, inputs, [d_normed, activated], false)?;
-                // The output of the projection was in its place.
-                self.norm_middle(commands, window)?;
+                self.output_backward(commands, &down_proj, gamma, inputs, [normed, residual, d_normed])?;
+                down_proj.backward(kernels, commands, work, inputs, d_normed, activated, false)?;
             }
         }
-        self.activation_backward(commands, window)?;
-        let inputs = &kernels.matmul.pack_inputs(commands, normed)?;
-        gate_proj.backward(kernels, commands, work, inputs, [gate, d_normed], false)?;
-        up_proj.backward(kernels, commands, work, inputs, [up, d_normed], true)?;
+        let packed = self.activation_backward(commands, window)?;
+        let [d_gate, d_up] =
+            packed.as_ref().map_or([Left::Mat(gate), Left::Mat(up)], |both| both.each_ref().map(Left::Packed));
+        let inputs = &self.norm_middle_again(commands, window)?;
+        gate_proj.backward(kernels, commands, work, inputs, d_gate, d_normed, false)?;
+        up_proj.backward(kernels, commands, work, inputs, d_up, d_normed, true)?;
         let (gamma, epsilon) = (&self.constants.post_attention_norm, model.rms_norm_eps as f32);
         kernels.norm.backward(commands, middle, gamma, epsilon, d_normed, residual, true)
     }
@@ -438,40 +396,37 @@ impl<'a> Layer<'a> {
     ) -> Result<(), OpError> {
         let Pass { kernels, model, inputs: PassInputs { work, .. }, .. } = self.pass;
         let (gamma, epsilon) = (&self.constants.input_norm, model.rms_norm_eps as f32);
-        let attended = &window.activations.attended;
         let [q, k, v, o] =
             [&self.q, &self.k, &self.v, &self.o].map(|linear| linear.in_window(window.number, &window.activations));
         let d_attended = &window.narrow(&gradients.attended);
-        let inputs = &kernels.matmul.pack_inputs(commands, attended)?;
+        let inputs = &self.attended(commands, window, Place::Inputs)?;
         match &self.constants.attention_output_norm {
-            None => o.backward(kernels, commands, work, inputs, [residual, d_attended], false)?,
+            None => o.backward(kernels, commands, work, inputs, residual, d_attended, false)?,
             Some(gamma) => {
                 // `gradients.normed` shares its memory with `gradients.attended`.
                 let d_output = &window.narrow(work.hidden_scratch());
-                self.output_backward(commands, &o, gamma, [attended, &window.normed, residual, d_output])?;
-                o.backward(kernels, commands, work, inputs, [d_output, d_attended], false)?;
+                self.output_backward(commands, &o, gamma, inputs, [&window.normed, residual, d_output])?;
+                o.backward(kernels, commands, work, inputs, d_output, d_attended, false)?;
             }
         }
         self.attend_backward(commands, window, gradients)?;
-        let [d_queries, d_keys] = &self.norm_heads_backward(commands, window, gradients)?;
+        let [d_queries, d_keys] = &self.turn_heads_backward(commands, window, gradients)?;
         let d_normed = &window.narrow(&gradients.normed);
-        // `normed` contains the output of the post-attention norm, so compute the input norm again.
-        kernels.norm.forward(commands, window.x, gamma, epsilon, &window.normed)?;
-        let inputs = &kernels.matmul.pack_inputs(commands, &window.normed)?;
-        q.backward(kernels, commands, work, inputs, [d_queries, d_normed], false)?;
-        k.backward(kernels, commands, work, inputs, [d_keys, d_normed], true)?;
-        v.backward(kernels, commands, work, inputs, [&window.of(&gradients.values), d_normed], true)?;
+        let inputs = &self.norm(commands, window, Norm::Input, Place::Inputs)?;
+        q.backward(kernels, commands, work, inputs, d_queries, d_normed, false)?;
+        k.backward(kernels, commands, work, inputs, d_keys, d_normed, true)?;
+        v.backward(kernels, commands, work, inputs, &window.of(&gradients.values), d_normed, true)?;
         kernels.norm.backward(commands, window.x, gamma, epsilon, d_normed, residual, true)
     }
 
-    /// Computes the gradients of queries, keys and values before their rotation.
+    /// Computes the gradients of queries, keys and values after their rotation.
     fn attend_backward(
         &self,
         commands: &mut Commands,
         window: &Window<'_>,
         gradients: &Backward<Mat>,
     ) -> Result<(), OpError> {
-        let Pass { kernels, model, inputs: PassInputs { work, batch, .. }, .. } = self.pass;
+        let Pass { kernels, inputs: PassInputs { work, batch, .. }, .. } = self.pass;
         let Activations { queries, attended, lse, .. } = window.activations.as_ref();
         let [keys, values] = [&self.activations.keys, &self.activations.values].map(|mat| window.until(mat));
         let d_queries = &window.narrow(&gradients.queries);
@@ -490,37 +445,7 @@ impl<'a> Layer<'a> {
             &window.until(&gradients.keys),
             &window.until(&gradients.values),
             window.end() < work.tokens,
-        )?;
-        if self.attention.rotary {
-            let (angles, starts) = self.pass.angles(self.attention);
-            let (first, d_keys) = (window.first, &window.of(&gradients.keys));
-            kernels.rotary.backward(commands, d_queries, model.heads, (first, starts), angles)?;
-            kernels.rotary.backward(commands, d_keys, model.kv_heads, (first, starts), angles)?;
-        }
-        Ok(())
-    }
-
-    /// The gradients of the inputs of the norms per head. They overwrite the queries and keys of
-    /// the window, which are no longer needed.
-    fn norm_heads_backward(
-        &self,
-        commands: &mut Commands,
-        window: &Window<'_>,
-        gradients: &Backward<Mat>,
-    ) -> Result<[Mat; 2], OpError> {
-        let Pass { kernels, model, .. } = self.pass;
-        let Activations { raw_queries, raw_keys, queries, keys, .. } = window.activations.as_ref();
-        let epsilon = model.rms_norm_eps as f32;
-        let [mut d_queries, mut d_keys] = [window.narrow(&gradients.queries), window.of(&gradients.keys)];
-        if let (Some(raw), Some(gamma)) = (raw_queries, &self.constants.query_norm) {
-            kernels.norm.backward(commands, raw, gamma, epsilon, &d_queries, queries, false)?;
-            d_queries = queries.clone();
-        }
-        if let (Some(raw), Some(gamma)) = (raw_keys, &self.constants.key_norm) {
-            kernels.norm.backward(commands, raw, gamma, epsilon, &d_keys, keys, false)?;
-            d_keys = keys.clone();
-        }
-        Ok([d_queries, d_keys])
+        )
     }
 }
 

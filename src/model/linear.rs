@@ -53,18 +53,18 @@ impl Linear<'_> {
     }
 
     /// As [`Linear::forward`], plus `addend`, another matrix of the shape of `y`.
-    pub fn forward_plus(
+    pub fn forward_plus<'a>(
         &self,
         kernels: &Kernels,
         commands: &mut Commands,
         work: &Workspace<Mat>,
-        x: &Mat,
+        x: impl Into<Left<'a>>,
         addend: &Mat,
         y: &Mat,
     ) -> Result<(), OpError> {
-        let weights = [&self.weight];
+        let (x, weights) = (x.into(), [&self.weight]);
         let wide = Wide { bias: self.bias, addend: Some(addend), ..Wide::of(&weights) };
-        if !kernels.matmul.wide(commands, x, &wide, y)? {
+        if !kernels.matmul.wide(commands, x.mat(), &wide, y)? {
             kernels.copy.record(commands, &addend.range, &y.range)?;
             return self.forward(kernels, commands, work, x, true, y);
         }
@@ -109,34 +109,44 @@ impl Linear<'_> {
         kernels: &Kernels,
         commands: &mut Commands,
         work: &Workspace<Mat>,
-        x: &Mat,
+        x: &Packed,
     ) -> Result<(), OpError> {
         let Some(lora) = &self.lora else { return Ok(()) };
-        let x = &kernels.matmul.pack(commands, x)?;
         self.compute_low(kernels, commands, work, x, lora).map(drop)
+    }
+
+    /// Whether its products with operands of `rows` rows, forward and backward, need these only
+    /// packed, and not in float32.
+    pub fn only_packed(&self, kernels: &Kernels, rows: u32) -> Result<bool, OpError> {
+        let rank = self.lora.as_ref().map_or(0, |lora| lora.a.rows);
+        let drops = self.lora.as_ref().is_some_and(|lora| lora.dropout.is_some());
+        Ok(!drops && kernels.matmul.only_packed(rows, &self.weight, rank)?)
     }
 
     /// Records the gradients for `dy` [tokens, outputs]: dx = factor * dy W + drop'(du A) with du =
     /// scale * dy B, added to `dx` if `add` is set; dA += du^T drop(x), dB += scale * dy^T (drop(x)
     /// A^T). `x` is the input of [`Linear::forward`], which wrote drop(x) A^T. It may be `dx`
     /// itself, because it is read before `dx` is written. It was prepared by
-    /// [`Matmul::pack_inputs`](crate::ops::matmul::Matmul::pack_inputs).
-    pub fn backward(
+    /// [`Matmul::pack_to`](crate::ops::matmul::Matmul::pack_to).
+    #[expect(clippy::too_many_arguments, reason = "operands, and how")]
+    pub fn backward<'a>(
         &self,
         kernels: &Kernels,
         commands: &mut Commands,
         work: &Workspace<Mat>,
         x: &Packed,
-        [dy, dx]: [&Mat; 2],
+        dy: impl Into<Left<'a>>,
+        dx: &Mat,
         add: bool,
     ) -> Result<(), OpError> {
+        let dy = dy.into();
         let Some(lora) = &self.lora else { return kernels.matmul.backward(commands, dy, &self.weight, add, dx) };
         let matmul = &kernels.matmul;
-        let low_rank = lora.low_rank(&work.low_rank, dy.rows);
+        let low_rank = lora.low_rank(&work.low_rank, dx.rows);
         let packed = &matmul.pack(commands, dy)?;
         let low = &matmul.low_nn(commands, packed, &lora.b, lora.scale, &low_rank)?;
         if let Some([da, db]) = &lora.gradient {
-            matmul.tn(commands, packed, &lora.low_rank(&self.low, dy.rows), lora.scale, true, db)?;
+            matmul.tn(commands, packed, &lora.low_rank(&self.low, dx.rows), lora.scale, true, db)?;
             let dropped = lora.dropped(kernels, commands, &work.dropped, x.mat())?;
             let x = dropped.as_ref().map_or(Left::Packed(x), Left::Mat);
             matmul.tn(commands, &low_rank, x, 1.0, true, da)?;

@@ -9,9 +9,9 @@ use crate::lora::gpu::{GpuAdapter, Mask};
 use crate::model::error::ModelError;
 use crate::model::kv_cache::Past;
 use crate::model::workspace::Workspace;
-use crate::ops::matmul::Matmul;
+use crate::ops::matmul::{Matmul, PackedGlu, PackedHalves, PackedNorm};
 use crate::ops::{
-    Attention, ChunkedLoss, Dropout, Gather, Glu, Halves, Mat, OpError, RmsNorm, Rotary, Scale, StoredGlu,
+    Attention, ChunkedLoss, Dropout, Gather, Glu, Halves, Mat, NormRotary, OpError, RmsNorm, Rotary, Scale, StoredGlu,
     inverse_frequencies,
 };
 
@@ -23,6 +23,7 @@ pub(super) struct Kernels {
     pub scale: Scale,
     pub norm: RmsNorm,
     pub rotary: Rotary,
+    pub norm_rotary: NormRotary,
     pub attention: Attention,
     pub glu: Glu,
     pub dropout: Dropout,
@@ -32,11 +33,14 @@ pub(super) struct Kernels {
     pub halves: Option<HalfKernels>,
 }
 
-/// The operations of activations in f16.
+/// The operations of activations in f16, and those that write operands of products on matrix units.
 #[derive(Debug)]
 pub(super) struct HalfKernels {
     pub mats: Halves,
     pub glu: StoredGlu,
+    pub packed_mats: PackedHalves,
+    pub packed_norm: PackedNorm,
+    pub packed_glu: PackedGlu,
 }
 
 impl Kernels {
@@ -45,7 +49,9 @@ impl Kernels {
         let halves = || {
             let mats = Halves::new(gpu)?;
             let glu = StoredGlu::new(gpu, model.family.activation, &mats, &glu)?;
-            Ok::<_, ModelError>(HalfKernels { mats, glu })
+            let (packed_mats, packed_norm) = (PackedHalves::new(gpu)?, PackedNorm::new(gpu)?);
+            let packed_glu = PackedGlu::new(gpu, model.family.activation)?;
+            Ok::<_, ModelError>(HalfKernels { mats, glu, packed_mats, packed_norm, packed_glu })
         };
         let halves = gpu.matrix_units().is_ok().then(halves).transpose()?;
         Ok(Self {
@@ -54,6 +60,7 @@ impl Kernels {
             scale: Scale::new(gpu)?,
             norm: RmsNorm::new(gpu)?,
             rotary: Rotary::new(gpu)?,
+            norm_rotary: NormRotary::new(gpu)?,
             attention: Attention::new(gpu, model.head_dim, gpu.matrix_units().ok())?,
             glu,
             dropout: Dropout::new(gpu)?,

@@ -2,11 +2,12 @@
 //! model uses gives the values of the CPU, else float32.
 
 use crate::arch::config::ModelConfig;
+use crate::arch::family::Activation;
 use crate::format::{FloatType, Index};
 use crate::gpu::{Gpu, KernelSpec, MatrixUnits, Options};
 use crate::lora::adapter::Adapter;
 use crate::lora::config::{TARGETS, projection_shape};
-use crate::ops::matmul::{ProductKernels, Stored};
+use crate::ops::matmul::{PackedGlu, PackedHalves, PackedNorm, ProductKernels, Stored};
 use crate::ops::mixed_test::{self, MixedTest, reason};
 use crate::ops::{Attention, OpError};
 
@@ -18,7 +19,8 @@ const HEAD_DIMS: [u32; 5] = [64, 80, 96, 128, 256];
 pub struct MixedKernels {
     products: ProductKernels,
     head_dims: Vec<u32>,
-    /// A text replacement in the shaders of attention, for tests.
+    activations: Vec<Activation>,
+    /// A text replacement in the shaders of attention, norms and activations, for tests.
     #[cfg(test)]
     patch: Option<[&'static str; 2]>,
 }
@@ -38,7 +40,7 @@ impl MixedKernels {
             products.add_adapter(rank, outputs, inputs);
         }
         products.add_products(training);
-        Self::of(products, vec![model.head_dim])
+        Self::of(products, vec![model.head_dim], vec![model.family.activation])
     }
 
     /// As [`MixedKernels::new`], to run a model without training.
@@ -48,7 +50,8 @@ impl MixedKernels {
 
     /// The kernels of all models with heads of this size, or of the sizes of all families.
     pub fn all(head_dim: Option<u32>) -> Self {
-        Self::of(ProductKernels::all(), head_dim.map_or_else(|| HEAD_DIMS.into(), |head_dim| vec![head_dim]))
+        let head_dims = head_dim.map_or_else(|| HEAD_DIMS.into(), |head_dim| vec![head_dim]);
+        Self::of(ProductKernels::all(), head_dims, vec![Activation::Silu, Activation::GeluTanh])
     }
 
     /// With the kernels for a model of the same shapes whose weights are floats of this type, too.
@@ -58,10 +61,11 @@ impl MixedKernels {
         self
     }
 
-    fn of(products: ProductKernels, head_dims: Vec<u32>) -> Self {
+    fn of(products: ProductKernels, head_dims: Vec<u32>, activations: Vec<Activation>) -> Self {
         Self {
             products,
             head_dims,
+            activations,
             #[cfg(test)]
             patch: None,
         }
@@ -88,6 +92,8 @@ impl MixedKernels {
         let attention = |&head_dim: &u32| Attention::mixed_test(gpu, head_dim, units, change);
         let mut tests = self.products.tests(gpu, units)?;
         tests.extend(self.head_dims.iter().filter_map(attention));
+        tests.extend([PackedNorm::mixed_test(gpu, change), PackedHalves::mixed_test(gpu, change)]);
+        tests.extend(self.activations.iter().map(|&activation| PackedGlu::mixed_test(gpu, activation, change)));
         Ok(tests)
     }
 

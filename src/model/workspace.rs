@@ -46,6 +46,9 @@
 //!   input norm           residual[i], d.normed      -> d.residual, added: that of residual[i]
 //! ```
 //!
+//! With norms of the heads, each norm and the rotation after it are one step, which reads
+//! raw_queries and raw_keys and, backward, d.queries and d.keys, and writes queries and keys.
+//!
 //! In models with norms of outputs, o_proj and down_proj write `normed`, and the norm adds it to
 //! `middle` or `residual[i + 1]`. Backward, they write `normed` again, the gradient before the norm
 //! is in `d.normed` or, that of attention, in the shared `middle`, and the post-attention norm
@@ -71,6 +74,11 @@
 //! Two gradients are in the memory of a matrix that nothing reads at that time: `d.attended` in
 //! that of `d.normed`, between the feed-forward block and q_, k_ and v_proj, and `d.queries` in
 //! that of the shared `middle`, after the feed-forward block.
+//!
+//! Where products on matrix units alone read `normed`, `activated` or the gradients of gate and up,
+//! norms and activations write them as packed operands. The memory of `normed` then has the factors
+//! of the norm, that of `activated` only the gradient, and that of gate and up their gradients,
+//! packed.
 //!
 //! Every projection with an adapter has its own x A^T in `lows`, which its gradients are computed
 //! from. It uses `low_rank` and `dropped` as scratch, and writes them before it reads them.

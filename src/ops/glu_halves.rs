@@ -29,6 +29,7 @@ impl StoredGlu {
         let source = concat!(
             include_str!("../../shaders/panels.wgsl"),
             include_str!("../../shaders/glu_function.wgsl"),
+            include_str!("../../shaders/glu_fours.wgsl"),
             include_str!("../../shaders/glu_halves.wgsl")
         );
         // SAFETY: `dispatch` binds all rows of all matrices, which have groups of eight columns;

@@ -16,6 +16,7 @@
 mod adapted;
 mod kernels;
 mod mixed;
+mod packed;
 mod panels;
 mod product;
 mod rows;
@@ -26,9 +27,10 @@ pub(in crate::ops) mod weight;
 mod wide;
 
 use kernels::Kernels;
-pub use mixed::Adapter;
 pub use mixed::used::ProductKernels;
-use mixed::{LowRank, Memory, Mixed, Place, Side};
+pub use mixed::{Adapter, Place};
+use mixed::{LowRank, Memory, Mixed, Side};
+pub use packed::{PackedGlu, PackedHalves, PackedNorm};
 use panels::{Panels, Size, Terms};
 use product::{Product, View, dense};
 pub use weight::{Elements, Largest, Stored, Weight};
@@ -40,7 +42,7 @@ use std::ops::Range;
 
 use super::Mat;
 use crate::dequant::operand::ALIGN;
-use crate::gpu::{Commands, Gpu, MatrixUnits};
+use crate::gpu::{BufferRange, Commands, Gpu, MatrixUnits};
 use crate::ops::error::OpError;
 use crate::ops::trial::Tried;
 
@@ -58,9 +60,32 @@ pub struct Matmul {
 #[derive(Debug, Clone)]
 pub struct Packed {
     mat: Mat,
+    /// Whether the elements of the matrix are in `mat`, too: not if a kernel wrote only panels.
+    in_floats: bool,
     /// The matrix for matrix units, and its number among all of them.
     panels: Option<(Panels, u64)>,
-    place: Place,
+    /// Where the panels are, or `None` if the caller keeps their memory.
+    place: Option<Place>,
+}
+
+/// The memory of a packed matrix [rows, cols], which kernels fill: tokens by terms of the sums.
+///
+/// Elements are f16 in [panels]: x * 2^-e, where e, an i32 for each padded token, is `exponent_of`
+/// the largest magnitude of the token. All padding is written: elements are 0, and exponents those
+/// of 0.
+#[derive(Debug, Clone)]
+pub struct PackedMemory {
+    pub elements: BufferRange,
+    pub exponents: BufferRange,
+    /// Terms with padding.
+    pub padded_cols: u32,
+    /// Tokens with padding.
+    pub padded_rows: u32,
+}
+
+/// Whether a left operand is packed. Others stay in float32.
+fn packs(mixed: &Mixed, x: &Mat) -> bool {
+    x.rows >= mixed::MIN_ROWS && x.cols > 0 && mixed.binds(Size { rows: x.rows, cols: x.cols })
 }
 
 /// The left operand of a product: a matrix, packed or not.
@@ -73,9 +98,20 @@ pub enum Left<'a> {
 }
 
 impl Packed {
-    /// The matrix.
+    /// The matrix: its elements are in its memory unless a kernel wrote only the packed form.
     pub fn mat(&self) -> &Mat {
         &self.mat
+    }
+
+    /// The memory for matrix units, if it is there.
+    pub fn memory(&self) -> Option<PackedMemory> {
+        let (panels, _) = self.panels.as_ref()?;
+        Some(PackedMemory {
+            elements: panels.range.clone(),
+            exponents: panels.exponents_range.clone(),
+            padded_cols: panels.size.padded_cols(),
+            padded_rows: panels.size.padded_rows(),
+        })
     }
 
     /// Its number among the operands for matrix units.
@@ -97,10 +133,22 @@ impl<'a> From<&'a Packed> for Left<'a> {
 }
 
 impl<'a> Left<'a> {
-    fn mat(self) -> &'a Mat {
+    /// The matrix: its elements are in its memory unless a kernel wrote only the packed form.
+    pub fn mat(self) -> &'a Mat {
         match self {
             Self::Mat(mat) => mat,
             Self::Packed(packed) => &packed.mat,
+        }
+    }
+
+    /// Checks that the elements are in float32.
+    fn in_floats(self) -> Result<(), OpError> {
+        match self {
+            Self::Packed(Packed { in_floats: false, .. }) => {
+                let (operation, what) = ("a packed operand", "its copies in float32");
+                Err(OpError::Shape { operation, what, expected: 1, found: 0 })
+            }
+            _ => Ok(()),
         }
     }
 }
@@ -168,24 +216,20 @@ impl Matmul {
     /// # Errors
     /// [`OpError::Shape`] if a packed operand is no longer valid; as [`Matmul::nt`].
     pub fn pack<'a>(&self, commands: &mut Commands, x: impl Into<Left<'a>>) -> Result<Packed, OpError> {
-        self.pack_to(commands, x.into(), Place::Left)
+        self.pack_to(commands, x, Place::Left)
     }
 
-    /// As [`Matmul::pack`], for the gradients of adapters: it stays valid while gradients of
-    /// outputs are prepared, until the next preparation of inputs.
+    /// As [`Matmul::pack`], to a place. It stays valid while operands are prepared in the other
+    /// place.
     ///
     /// # Errors
     /// As [`Matmul::pack`].
-    pub fn pack_inputs(&self, commands: &mut Commands, x: &Mat) -> Result<Packed, OpError> {
-        self.pack_to(commands, x.into(), Place::Inputs)
-    }
-
-    fn pack_to(&self, commands: &mut Commands, x: Left<'_>, place: Place) -> Result<Packed, OpError> {
-        let x = match x {
+    pub fn pack_to<'a>(&self, commands: &mut Commands, x: impl Into<Left<'a>>, place: Place) -> Result<Packed, OpError> {
+        let x = match x.into() {
             Left::Mat(mat) => mat,
             Left::Packed(packed) => {
-                let (expected, found) =
-                    (self.mixed.as_ref().map(|mixed| mixed.present(packed.place)), packed.panels.as_ref());
+                let present = |mixed: &Mixed| packed.place.map(|place| mixed.present(place));
+                let (expected, found) = (self.mixed.as_ref().and_then(present), packed.panels.as_ref());
                 return match found.map(|(_, number)| *number).zip(expected).filter(|(found, expected)| found != expected) {
                     Some((found, expected)) => {
                         Err(OpError::Shape { operation: "a packed operand", what: "its number", expected, found })
@@ -195,10 +239,28 @@ impl Matmul {
             }
         };
         x.check("pack", x.rows, x.cols)?;
-        let size = Size { rows: x.rows, cols: x.cols };
-        let wanted = |mixed: &&Mixed| size.rows >= mixed::MIN_ROWS && size.cols > 0 && mixed.binds(size);
-        let panels = self.mixed.as_ref().filter(wanted).map(|mixed| mixed.pack(commands, &View::of(x), size, place));
-        Ok(Packed { mat: x.clone(), panels: panels.transpose()?, place })
+        let packed = self.panels_for(x, place)?;
+        if let (Some(mixed), Some((panels, _))) = (&self.mixed, &packed.panels) {
+            mixed.pack(commands, &View::of(x), panels)?;
+        }
+        Ok(packed)
+    }
+
+    /// The memory of a packed operand for a kernel of the caller that writes it instead of
+    /// [`Matmul::pack_to`]: see [`Packed::memory`]. If that is `None`, the products of `x` are in
+    /// float32, and read `x` itself.
+    ///
+    /// What was packed in this place before is no longer valid. The elements of `x` itself are read
+    /// only by products that do not run on matrix units: [`Matmul::only_packed`] says for which
+    /// weights.
+    ///
+    /// # Errors
+    /// [`OpError::Shape`], or [`OpError::Gpu`] if memory is exhausted.
+    pub fn panels_for(&self, x: &Mat, place: Place) -> Result<Packed, OpError> {
+        x.check("pack", x.rows, x.cols)?;
+        let mixed = self.mixed.as_ref().filter(|mixed| packs(mixed, x));
+        let panels = mixed.map(|mixed| mixed.panels_for(x.rows, x.cols, place)).transpose()?;
+        Ok(Packed { mat: x.clone(), in_floats: true, panels, place: Some(place) })
     }
 
     /// Records `out[m, n] = scale * a[m, k] b[n, k]^T`, added to `out` if `add` is set.
@@ -281,6 +343,7 @@ impl Matmul {
             self.pack(commands, wide)?;
             return mixed.over_rows(&self.kernels, commands, (panels, narrow), (scale, add), &out);
         }
+        [left, right].into_iter().try_for_each(Left::in_floats)?;
         let max_rows = self.rows_within_binding(a.cols.max(b.cols));
         for first in (0..b.rows).step_by(max_rows as usize) {
             let k = max_rows.min(b.rows - first);
@@ -443,7 +506,10 @@ impl Matmul {
                 let rectangle = Rectangle { rows: 0..b.rows, columns: 0..b.cols };
                 self.record_frozen(commands, &packed, terms, &rectangle, None, product)
             }
-            _ => self.record(commands, product),
+            _ => {
+                left.in_floats()?;
+                self.record(commands, product)
+            }
         }
     }
 
@@ -459,12 +525,16 @@ impl Matmul {
         adapter: Option<(Adapter<'_>, Range<u32>)>,
         product: &Product,
     ) -> Result<(), OpError> {
-        let (Some(mixed), Some((panels, _))) = (&self.mixed, &left.panels) else { return self.record(commands, product) };
+        let in_floats = |commands: &mut Commands| {
+            Left::from(left).in_floats()?;
+            self.record(commands, product)
+        };
+        let (Some(mixed), Some((panels, _))) = (&self.mixed, &left.panels) else { return in_floats(commands) };
         let first = if terms == Terms::Rows { rectangle.rows.start } else { rectangle.columns.start };
         let size = rectangle.size();
         let inputs = product.b_strides.0.max(product.b_strides.1);
         if size.cols != inputs || !first.is_multiple_of(panels::WIDTH) || !mixed.binds(size) {
-            return self.record(commands, product);
+            return in_floats(commands);
         }
         let adapter =
             adapter.map(|(adapter, rows)| self.terms_of(commands, mixed, left, adapter, rows, product)).transpose()?;

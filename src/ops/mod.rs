@@ -19,6 +19,7 @@ mod limits;
 mod loss;
 pub mod matmul;
 pub mod mixed_test;
+mod norm_rotary;
 mod optimizer;
 mod pieces;
 #[cfg(test)]
@@ -43,6 +44,7 @@ pub use glu_halves::StoredGlu;
 pub use halves::Halves;
 pub use heads::Heads;
 pub use loss::{ChunkedLoss, IGNORE_INDEX};
+pub use norm_rotary::{NormRotary, Turn};
 pub use optimizer::{AdamW, AdamWState, AdamWStep};
 pub use rms_norm::RmsNorm;
 pub use rotary::{Rotary, inverse_frequencies};

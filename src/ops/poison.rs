@@ -2,7 +2,7 @@
 //! vector.
 #![allow(clippy::unwrap_used, reason = "tests fail by panicking")]
 
-use super::matmul::{Adapter, Elements, Join, Largest, Matmul, Weight, Wide};
+use super::matmul::{Adapter, Elements, Join, Largest, Matmul, PackedGlu, PackedHalves, PackedNorm, Place, Weight, Wide};
 use super::testing::{gpu, mat, poisoned, random, random_mat, units};
 use super::*;
 use crate::arch::family::Activation;
@@ -176,7 +176,7 @@ fn adapters_on_matrix_units() {
         let low = &matmul.low_nt(commands, packed, &a, &u).unwrap();
         let adapter = Adapter { low, other: &b, scale: 2.0 };
         matmul.forward_adapted(commands, packed, &weight, None, adapter, false, &y).unwrap();
-        let (packed, inputs) = (&matmul.pack(commands, &dy).unwrap(), &matmul.pack_inputs(commands, &x).unwrap());
+        let (packed, inputs) = (&matmul.pack(commands, &dy).unwrap(), &matmul.pack_to(commands, &x, Place::Inputs).unwrap());
         let low = &matmul.low_nn(commands, packed, &b, 2.0, &du).unwrap();
         matmul.tn(commands, packed, &u, 2.0, false, &db).unwrap();
         matmul.tn(commands, &du, inputs, 1.0, false, &da).unwrap();
@@ -219,6 +219,56 @@ fn gated_activations_in_halves() {
         both.forward(commands, [&gate, &up], stored.each_ref(), &h).unwrap();
         both.again(commands, stored.each_ref(), [&unused, &unused_too], &again).unwrap();
         both.backward(commands, stored.each_ref(), &dh, [&d_gate, &d_up]).unwrap();
+    });
+}
+
+/// Ragged tiles, of operands in places and in the memory of matrices.
+#[test]
+fn packed_norms_and_gated_activations() {
+    let Some(gpu) = gpu() else { return };
+    let matmul = Matmul::new(&gpu, Some(units(&gpu))).unwrap();
+    let norm = PackedNorm::new(&gpu).unwrap();
+    for cols in [100, 300] {
+        let ((x, _), (gamma, _), y) =
+            (random_mat(&gpu, 1, 69, cols), random_mat(&gpu, 2, 1, cols), poisoned(&gpu, 69, cols));
+        let record = |commands: &mut Commands| {
+            norm.forward(commands, &matmul, &x, &gamma, 1e-5, &y, Place::Left).unwrap().unwrap().memory().unwrap()
+        };
+        let memory = record(&mut gpu.commands("ranges"));
+        let results = [&memory.elements, &memory.exponents, &y.range.slice(0, 4 * 69)];
+        assert_written(&gpu, &["norm_panels:measure", "norm_panels:write"], &results, &[], |commands| {
+            drop(record(commands))
+        });
+    }
+    let glu = PackedGlu::new(&gpu, Activation::Silu).unwrap();
+    let (rows, cols) = (251, 1000);
+    let [(gate, _), (up, _), (dh, _)] = [1, 2, 3].map(|seed| random_mat(&gpu, seed, rows, cols));
+    let stored = [(); 2].map(|()| poisoned(&gpu, rows, Halves::words(cols)));
+    let [d_gate, d_up] = [(); 2].map(|()| poisoned(&gpu, rows, cols));
+    let record = |commands: &mut Commands| {
+        let h = glu.forward(commands, &matmul, [&gate, &up], stored.each_ref(), &dh).unwrap().unwrap();
+        let again = glu.again(commands, &matmul, stored.each_ref(), &dh).unwrap().unwrap();
+        let both = glu.backward(commands, &matmul, stored.each_ref(), &dh, [&d_gate, &d_up]).unwrap().unwrap();
+        [&h, &again, &both[0], &both[1]].map(|packed| packed.memory().unwrap())
+    };
+    let written = record(&mut gpu.commands("ranges"));
+    let ranges = written.iter().flat_map(|memory| [&memory.elements, &memory.exponents]);
+    let results: Vec<&BufferRange> = ranges.chain(stored.iter().map(|mat| &mat.range)).collect();
+    let kernels = [
+        "glu_panels:again",
+        "glu_panels:gradients",
+        "glu_panels:keep",
+        "glu_panels:measure",
+        "glu_panels:measure_gradients",
+    ];
+    assert_written(&gpu, &kernels, &results, &[], |commands| drop(record(commands)));
+    let packed = PackedHalves::new(&gpu).unwrap();
+    let record = |commands: &mut Commands| {
+        packed.pack(commands, &matmul, &stored[0], &gate, Place::Left).unwrap().unwrap().memory().unwrap()
+    };
+    let memory = record(&mut gpu.commands("ranges"));
+    assert_written(&gpu, &["halves_panels:main"], &[&memory.elements, &memory.exponents], &[], |commands| {
+        drop(record(commands))
     });
 }
 
@@ -328,6 +378,27 @@ fn rotations() {
         rotary.forward_from(commands, &late, heads, positions - 5, &table).unwrap();
     });
     for mat in [x, dx, late] {
+        assert!(mat.read(&gpu).unwrap().iter().all(|x| x.is_finite()));
+    }
+}
+
+/// Positions up to the last row of the table, past it, and before the start of the sample.
+#[test]
+fn norms_with_rotations() {
+    let Some(gpu) = gpu() else { return };
+    let both = NormRotary::new(&gpu).unwrap();
+    let (tokens, heads, positions) = (33, 3, 17);
+    let table = inverse_frequencies(1e4, 10, &crate::arch::config::RopeScaling::Default, 1).upload(&gpu, positions).unwrap();
+    let starts: Vec<u32> = (0..tokens).map(|t| if t < 20 { 0 } else { [20, u32::MAX][t as usize % 2] }).collect();
+    let starts = words(&gpu, &starts);
+    let [(x, _), (dy, _)] = [1, 2].map(|seed| random_mat(&gpu, seed, tokens, heads * 12));
+    let ((gamma, _), [y, dx]) = (random_mat(&gpu, 3, 1, 12), [0, 1].map(|_| poisoned(&gpu, tokens, heads * 12)));
+    let turn = Turn { heads, gamma: &gamma, epsilon: 1e-6, first: 0, starts: &starts, table: &table };
+    assert_written(&gpu, &["norm_rotary:backward", "norm_rotary:forward"], &ranges([&y, &dx]), &[], |commands| {
+        both.forward(commands, &x, &turn, &y).unwrap();
+        both.backward(commands, &x, &turn, &dy, &dx).unwrap();
+    });
+    for mat in [y, dx] {
         assert!(mat.read(&gpu).unwrap().iter().all(|x| x.is_finite()));
     }
 }

@@ -238,11 +238,7 @@ impl Rotary {
         sign: f32,
     ) -> Result<(), OpError> {
         let params = Params { first, ..params(x, heads, table, sign)? };
-        let expected = 4 * (u64::from(first) + u64::from(x.rows));
-        if starts.size < expected {
-            let what = "the size of the samples' starts";
-            return Err(OpError::Shape { operation: OPERATION, what, expected, found: starts.size });
-        }
+        check_starts(starts, first, x.rows)?;
         self.dispatch(commands, &self.rotate, &params, x, starts, table);
         Ok(())
     }
@@ -266,14 +262,32 @@ impl Rotary {
 
 /// Checks `x` and `table` against each other, and returns the parameters.
 fn params(x: &Mat, heads: u32, table: &Mat, sign: f32) -> Result<Params, OpError> {
-    let (half, positions) = (table.cols / 2, table.rows);
     let head_dim = x.cols.checked_div(heads).unwrap_or(0);
     x.check(OPERATION, x.rows, heads.saturating_mul(head_dim))?;
-    table.check(OPERATION, positions.max(1), (2 * half).max(2))?;
-    same(OPERATION, "the rotated elements of a head", (2 * half).min(head_dim).into(), (2 * half).into())?;
+    let (half, positions) = pairs(table, head_dim)?;
     // Fits u32, because x fits a binding.
     let pairs = x.rows.saturating_mul(heads).saturating_mul(half);
     Ok(Params { pairs, heads, half, positions, sign, first: 0, head_dim, pad: 0 })
+}
+
+/// The rotated pairs of a head, and the positions of a table.
+pub(super) fn pairs(table: &Mat, head_dim: u32) -> Result<(u32, u32), OpError> {
+    let (half, positions) = (table.cols / 2, table.rows);
+    table.check(OPERATION, positions.max(1), (2 * half).max(2))?;
+    same(OPERATION, "the rotated elements of a head", (2 * half).min(head_dim).into(), (2 * half).into())?;
+    Ok((half, positions))
+}
+
+/// Checks that the starts of samples have all tokens.
+pub(super) fn check_starts(starts: &BufferRange, first: u32, tokens: u32) -> Result<(), OpError> {
+    let expected = 4 * (u64::from(first) + u64::from(tokens));
+    match starts.size < expected {
+        true => {
+            let what = "the size of the samples' starts";
+            Err(OpError::Shape { operation: OPERATION, what, expected, found: starts.size })
+        }
+        false => Ok(()),
+    }
 }
 
 const OPERATION: &str = "rotary";

@@ -82,7 +82,10 @@ const FORMS: &[(&[&str], Constants)] = &[
     (&["panels.wgsl", "panels_measure.wgsl"], &[]),
     (&["panels.wgsl", "low_rank.wgsl"], &[]),
     (&["panels.wgsl", "align.wgsl"], &[]),
-    (&["panels.wgsl", "glu_function.wgsl", "glu_halves.wgsl"], &[("GELU", EITHER)]),
+    (&["panels.wgsl", "glu_function.wgsl", "glu_fours.wgsl", "glu_halves.wgsl"], &[("GELU", EITHER)]),
+    (&["panels.wgsl", "panels_tile.wgsl", "halves_panels.wgsl"], &[]),
+    (&["panels.wgsl", "panels_tile.wgsl", "norm_panels.wgsl"], &[("NARROW", EITHER)]),
+    (&["panels.wgsl", "panels_tile.wgsl", "glu_function.wgsl", "glu_fours.wgsl", "glu_panels.wgsl"], &[("GELU", EITHER)]),
     (&["panels.wgsl", "halves_whole.wgsl", "halves.wgsl"], &[]),
     (&["panels.wgsl", "halves_ragged.wgsl", "halves.wgsl"], &[]),
     (
@@ -160,6 +163,7 @@ const FORMS: &[(&[&str], Constants)] = &[
     (&["loss.wgsl"], &[]),
     (&["optimizer.wgsl"], &[]),
     (&["rms_norm.wgsl"], &[("LANES", &[32.0, 256.0])]),
+    (&["norm_rotary.wgsl"], &[]),
     (&["glu_function.wgsl", "glu.wgsl"], &[("GELU", EITHER)]),
 ];
 
@@ -232,7 +236,7 @@ fn every_kernel_runs_over_poisoned_memory_in_a_test() {
     let read = |file: &&str| fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join(file)).unwrap();
     let sources: String = POISON_TESTS.iter().map(read).collect();
     assert_eq!(poisoned(&sources).collect::<BTreeSet<_>>(), every, "the kernels of {POISON_TESTS:?}, and those of shaders");
-    assert_eq!(every.len(), 65);
+    assert_eq!(every.len(), 75);
 }
 
 #[test]
@@ -262,8 +266,8 @@ fn every_shader_is_valid_in_every_form() {
     }
     let dequant = 2 + 2 * 12 + 9;
     let products = 72 + 48 + 2 * 48 + 1 + 64 * (3 + 2);
-    let panels = 2 + 2 * 2 * 2 * 6 + 1 + 1 + 2 + 2 * 4 + 2 * 3;
+    let panels = 2 + 2 * 2 * 2 * 6 + 1 + 1 + 2 + 2 * 4 + 2 * 3 + 1 + 2 * 2 + 2 * 5;
     let attention = 5 * 10 + 3 * 16 + 3 * 4 * 2 + 3 * 3 * 2 * 2 + 2;
-    let rest = 1 + 2 + 2 + 1 + 2 + 2 * 3 + 3 + 3 + 2 * 2 + 2 * 2;
+    let rest = 1 + 2 + 2 + 1 + 2 + 2 * 3 + 3 + 3 + 2 * 2 + 2 * 2 + 2;
     assert_eq!(compiled, dequant + products + panels + attention + rest);
 }

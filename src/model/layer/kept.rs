@@ -15,7 +15,7 @@ impl Layer<'_> {
     }
 
     /// As [`Layer::halves`], of a window.
-    fn halves_of<'w>(&'w self, window: &'w Window<'_>) -> Option<(&'w HalfKernels, &'w HalfActivations<Mat>)> {
+    pub(super) fn halves_of<'w>(&'w self, window: &'w Window<'_>) -> Option<(&'w HalfKernels, &'w HalfActivations<Mat>)> {
         self.halves_in(&window.activations)
     }
 
@@ -70,33 +70,6 @@ impl Layer<'_> {
         halves.mats.keep(commands, &window.activations.attended, &stored.attended)
     }
 
-    /// Computes `activated` from `gate` and `up`, and stores these.
-    pub(super) fn activate(&self, commands: &mut Commands, window: &Window<'_>) -> Result<(), OpError> {
-        let (Activations { gate, up, .. }, activated) = (window.activations.as_ref(), &window.activated);
-        match self.halves_of(window) {
-            None => self.pass.kernels.glu.forward(commands, gate, up, activated),
-            Some((halves, stored)) => halves.glu.forward(commands, [gate, up], [&stored.gate, &stored.up], activated),
-        }
-    }
-
-    /// Computes `activated` again from what is kept or stored of `gate` and `up`.
-    pub(super) fn activate_again(&self, commands: &mut Commands, window: &Window<'_>) -> Result<(), OpError> {
-        let (Activations { gate, up, .. }, activated) = (window.activations.as_ref(), &window.activated);
-        match self.halves_of(window) {
-            None => self.pass.kernels.glu.forward(commands, gate, up, activated),
-            Some((halves, stored)) => halves.glu.again(commands, [&stored.gate, &stored.up], [gate, up], activated),
-        }
-    }
-
-    /// The gradients of `gate` and `up`, in their place, from that of `activated`.
-    pub(super) fn activation_backward(&self, commands: &mut Commands, window: &Window<'_>) -> Result<(), OpError> {
-        let (Activations { gate, up, .. }, activated) = (window.activations.as_ref(), &window.activated);
-        match self.halves_of(window) {
-            None => self.pass.kernels.glu.backward(commands, gate, up, activated),
-            Some((halves, stored)) => halves.glu.backward(commands, [&stored.gate, &stored.up], activated, [gate, up]),
-        }
-    }
-
     /// Loads `middle`, or rounds it.
     pub(super) fn load_middle(&self, commands: &mut Commands, window: &Window<'_>) -> Result<(), OpError> {
         let (middle, Some((halves, stored))) = (&window.activations.middle, self.halves_of(window)) else { return Ok(()) };
@@ -112,8 +85,7 @@ impl Layer<'_> {
         let Activations { raw_keys, keys, values, .. } = window.activations.as_ref();
         halves.mats.load(commands, &stored.keys, raw_keys.as_ref().unwrap_or(keys))?;
         halves.mats.load(commands, &stored.values, values)?;
-        self.norm_heads(commands, window, Heads::KeysAndValues)?;
-        self.rotate_heads(commands, window, Heads::KeysAndValues)
+        self.turn_heads(commands, window, Heads::KeysAndValues)
     }
 
     /// Loads the input of the layer to `x`, and everything else that the gradients of the attention
@@ -132,7 +104,6 @@ impl Layer<'_> {
         }
         halves.mats.load(commands, &stored.queries, queries)?;
         halves.mats.load(commands, &stored.attended, attended)?;
-        self.norm_heads(commands, window, window.heads())?;
-        self.rotate_heads(commands, window, window.heads())
+        self.turn_heads(commands, window, window.heads())
     }
 }

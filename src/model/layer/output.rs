@@ -7,23 +7,30 @@ use super::{Layer, Window};
 use crate::gpu::Commands;
 use crate::model::linear::Linear;
 use crate::model::pass::{Pass, PassInputs};
-use crate::model::workspace::Activations;
+use crate::ops::matmul::{Packed, Place};
 use crate::ops::{Mat, OpError};
 
 impl Layer<'_> {
     /// Records `middle` = the input of the layer + the output of attention.
     pub(super) fn add_attention(&self, commands: &mut Commands, window: &Window<'_>) -> Result<(), OpError> {
         let o = self.o.in_window(window.number, &window.activations);
-        let Activations { attended, middle, .. } = window.activations.as_ref();
-        let mats = [attended, &window.normed, window.x, middle];
-        self.add_output(commands, &o, self.constants.attention_output_norm.as_ref(), mats)
+        let attended = &self.attended(commands, window, Place::Left)?;
+        let middle = &window.activations.middle;
+        let mats = [&window.normed, window.x, middle];
+        self.add_output(commands, &o, self.constants.attention_output_norm.as_ref(), attended, mats)
     }
 
     /// Records `out` = `middle` + the output of the feed-forward network.
-    pub(super) fn add_feed_forward(&self, commands: &mut Commands, window: &Window<'_>, out: &Mat) -> Result<(), OpError> {
+    pub(super) fn add_feed_forward(
+        &self,
+        commands: &mut Commands,
+        window: &Window<'_>,
+        activated: &Packed,
+        out: &Mat,
+    ) -> Result<(), OpError> {
         let down = self.down.in_window(window.number, &window.activations);
-        let mats = [&window.activated, &window.normed, &window.activations.middle, out];
-        self.add_output(commands, &down, self.constants.feed_forward_output_norm.as_ref(), mats)
+        let mats = [&window.normed, &window.activations.middle, out];
+        self.add_output(commands, &down, self.constants.feed_forward_output_norm.as_ref(), activated, mats)
     }
 
     /// Records `out` = `addend` + the projection of `x`, after its norm if there is one. The
@@ -33,7 +40,8 @@ impl Layer<'_> {
         commands: &mut Commands,
         linear: &Linear<'_>,
         norm: Option<&Mat>,
-        [x, scratch, addend, out]: [&Mat; 4],
+        x: &Packed,
+        [scratch, addend, out]: [&Mat; 3],
     ) -> Result<(), OpError> {
         let Pass { kernels, model, inputs: PassInputs { work, .. }, .. } = self.pass;
         let Some(gamma) = norm else { return linear.forward_plus(kernels, commands, work, x, addend, out) };
@@ -49,7 +57,8 @@ impl Layer<'_> {
         commands: &mut Commands,
         linear: &Linear<'_>,
         gamma: &Mat,
-        [x, scratch, dy, dx]: [&Mat; 4],
+        x: &Packed,
+        [scratch, dy, dx]: [&Mat; 3],
     ) -> Result<(), OpError> {
         let Pass { kernels, model, inputs: PassInputs { work, .. }, .. } = self.pass;
         linear.forward(kernels, commands, work, x, false, scratch)?;

@@ -29,7 +29,7 @@ fn open(cache: &Path) -> Option<Gpu> {
 fn operands() -> MixedKernels {
     let mut products = ProductKernels::default();
     products.add_weight(Stored::Quantized(Codec::Nf4(ScaleType::Bf16)), 24, 64);
-    MixedKernels::of(products, Vec::new())
+    MixedKernels::of(products, Vec::new(), Vec::new())
 }
 
 #[test]
@@ -59,10 +59,25 @@ fn a_kernel_that_fails_leaves_float32_and_is_not_run_again() {
 fn wrong_attention_leaves_float32() {
     let folder = tempfile::tempdir().unwrap();
     let Some(gpu) = open(folder.path()) else { return };
-    let wrong = MixedKernels::of(ProductKernels::default(), vec![16]).patched(WRONG_ATTENTION);
+    let wrong = MixedKernels::of(ProductKernels::default(), vec![16], Vec::new()).patched(WRONG_ATTENTION);
     let exact = wrong.fallback(gpu, &options(folder.path())).unwrap();
     let reason = exact.matrix_units().unwrap_err();
     assert!(reason.contains("attention on matrix units, with heads of 16"), "{reason}");
+}
+
+#[test]
+fn wrong_packed_operands_leave_float32() {
+    let folder = tempfile::tempdir().unwrap();
+    let Some(gpu) = open(folder.path()) else { return };
+    let kernels = || MixedKernels::of(ProductKernels::default(), Vec::new(), vec![Activation::Silu]);
+    let of_norm = ["factors[row] = r;", "factors[row] = 1.01 * r;"];
+    let of_activation = ["gradients.up[i] = dh[i] * gate[i] * s.x;", "gradients.up[i] = dh[i] * gate[i] * s.y;"];
+    for (patch, kernel) in [(of_norm, "norm to panels"), (of_activation, "gated SiLU to panels")] {
+        let exact = kernels().patched(patch).fallback(gpu.clone(), &options(folder.path())).unwrap();
+        let reason = exact.matrix_units().unwrap_err();
+        assert!(reason.contains(kernel), "{reason}");
+    }
+    assert!(kernels().fallback(gpu, &options(folder.path())).unwrap().matrix_units().is_ok());
 }
 
 #[test]

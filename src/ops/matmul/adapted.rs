@@ -9,7 +9,7 @@ use super::product::{Product, View, dense};
 use super::weight::{Rectangle, Right};
 use super::{Matmul, Packed, Weight};
 use crate::gpu::Commands;
-use crate::ops::{Mat, OpError};
+use crate::ops::{Mat, OpError, mat_bytes};
 
 impl Matmul {
     /// Records `out = x a^T` as [`Matmul::nt`] does, for [`Matmul::forward_adapted`].
@@ -110,12 +110,23 @@ impl Matmul {
         if mixed.panels_of(adapter.low, left.number())?.is_none() || !mixed::fits(adapter.scale / w.factor()) {
             return Ok(false);
         }
-        let on_units = |(rectangle, _): &(Rectangle, Right)| {
-            let aligned = rectangle.rows.start.is_multiple_of(panels::WIDTH);
-            aligned && rectangle.columns == (0..w.inputs()) && mixed.binds(rectangle.size())
-        };
+        let on_units = |(rectangle, _): &(Rectangle, Right)| is_on_units(mixed, rectangle, w);
         let other = Size { rows: adapter.other.rows, cols: adapter.other.cols };
         Ok(mixed.binds(other) && self.pieces("an adapter", left, w)?.iter().all(on_units))
+    }
+
+    /// Whether every product of a packed operand of `rows` rows with this weight and its adapter of
+    /// `rank` (0: none) runs on matrix units, forward and backward: none needs it in float32.
+    ///
+    /// # Errors
+    /// As [`Matmul::forward`].
+    pub fn only_packed(&self, rows: u32, w: &Weight<'_>, rank: u32) -> Result<bool, OpError> {
+        let Some(mixed) = &self.mixed else { return Ok(false) };
+        let (outputs, inputs) = (w.outputs(), w.inputs());
+        let pieces = w.pieces_of_rows("a packed operand", self.binding(), mixed::rows_at_once(inputs))?;
+        let fits = |rows| mat_bytes(rows, rank) <= self.kernels.scratch().size && mixed.binds(Size { rows, cols: rank });
+        let of_adapter = rank <= mixed::MAX_RANK && [rows, outputs, inputs].into_iter().all(fits);
+        Ok((rank == 0 || of_adapter) && pieces.iter().all(|(rectangle, _)| is_on_units(mixed, rectangle, w)))
     }
 
     /// Decodes the second operand of an adapter, some of its rows. Returns the panels of both, and
@@ -136,4 +147,10 @@ impl Matmul {
         let low = mixed.panels_of(low, left.number())?.ok_or(missing)?.clone();
         Ok((low, mixed.decode_other(commands, &right, size)?, scale / product.scale))
     }
+}
+
+/// Whether the product with a rectangle of a weight runs on matrix units.
+fn is_on_units(mixed: &Mixed, rectangle: &Rectangle, w: &Weight<'_>) -> bool {
+    let aligned = rectangle.rows.start.is_multiple_of(panels::WIDTH);
+    aligned && rectangle.columns == (0..w.inputs()) && mixed.binds(rectangle.size())
 }

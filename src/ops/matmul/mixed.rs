@@ -40,8 +40,10 @@ use super::weight::{Largest, Right, Stored, floats_constant};
 use crate::gpu::{BufferRange, Commands, Gpu, GpuError, Kernel, KernelSpec, MatrixUnits, Shader};
 use crate::ops::trial::Tried;
 use crate::ops::{OpError, mat_bytes};
+pub(super) use gradient::MAX_RANK;
+pub use memory::Place;
 use memory::Scratch;
-pub(super) use memory::{MIN_ROWS, Memory, Place, rows_at_once};
+pub(super) use memory::{MIN_ROWS, Memory, rows_at_once};
 use source::{Form, Tile};
 pub use terms::{Adapter, Low};
 pub(super) use terms::{LowRank, fits};
@@ -284,17 +286,28 @@ impl Mixed {
         bytes <= self.gpu.limits().max_storage_buffer_binding_size
     }
 
-    /// Records the packing of a matrix as the left operand. Its elements in a row are adjacent.
-    pub fn pack(&self, commands: &mut Commands, x: &View, size: Size, place: Place) -> Result<(Panels, u64), OpError> {
-        let whole = [x.first, x.row, size.cols].iter().all(|at| at.is_multiple_of(4));
-        let kernel = self.kernel(Kind::Pack { whole })?;
+    /// The memory for a matrix [tokens, terms] as the left operand, and its number. From now on it
+    /// is the present operand of this place.
+    pub fn panels_for(&self, tokens: u32, terms: u32, place: Place) -> Result<(Panels, u64), OpError> {
+        let size = Size { rows: tokens, cols: terms };
         let range = self.memory.packed[place as usize].get(&self.gpu, size.bytes())?;
         let exponents_range = self.memory.exponents[place as usize].get(&self.gpu, size.exponent_bytes())?;
-        let panels = Panels { size, range, exponents: Exponents::ByRow, exponents_range };
-        self.dispatch_pack(commands, &kernel, x, &panels);
-        let number = self.packed.fetch_add(1, Ordering::Relaxed) + 1;
+        let number = self.next_number();
         self.present[place as usize].store(number, Ordering::Relaxed);
-        Ok((panels, number))
+        Ok((Panels { size, range, exponents: Exponents::ByRow, exponents_range }, number))
+    }
+
+    /// The number of another packed operand.
+    pub fn next_number(&self) -> u64 {
+        self.packed.fetch_add(1, Ordering::Relaxed) + 1
+    }
+
+    /// Records the packing of a matrix into the memory of [`Mixed::panels_for`]. Its elements in a
+    /// row are adjacent.
+    pub fn pack(&self, commands: &mut Commands, x: &View, panels: &Panels) -> Result<(), OpError> {
+        let whole = [x.first, x.row, panels.size.cols].iter().all(|at| at.is_multiple_of(4));
+        self.dispatch_pack(commands, &self.kernel(Kind::Pack { whole })?, x, panels);
+        Ok(())
     }
 
     fn dispatch_pack(&self, commands: &mut Commands, kernel: &Kernel, x: &View, panels: &Panels) {

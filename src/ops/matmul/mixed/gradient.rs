@@ -22,6 +22,8 @@ use crate::ops::matmul::panels::{Exponents, Panels, Size, Terms, WIDTH};
 use crate::ops::matmul::product::{Target, View};
 use crate::ops::{Mat, OpError, mat_bytes};
 
+/// Maximum columns of the narrow matrix.
+pub(in crate::ops::matmul) const MAX_RANK: u32 = 2 * WIDTH;
 /// Elements of a workgroup of `align`.
 const ELEMENTS: u64 = 1024;
 
@@ -41,7 +43,7 @@ impl Mixed {
         let narrow_size = Size { rows: narrow.rows, cols: narrow.cols };
         let fits = kernels.scratch().size >= mat_bytes(wide.size.cols, narrow.cols);
         // Its tile is that of narrow matrices.
-        fits && narrow.elements() > 0 && narrow.cols <= 2 * WIDTH && self.binds(narrow_size)
+        fits && narrow.elements() > 0 && narrow.cols <= MAX_RANK && self.binds(narrow_size)
     }
 
     /// Records `out = scale * wide^T narrow (+ out)`. `out` has a row for each column of `wide`.

@@ -460,11 +460,11 @@ fn speed() {
             };
             let (x, y) = (fill(m, inputs), fill(m, outputs));
             let view = View::of(&x);
-            let of_x = Size { rows: m, cols: inputs };
-            let seconds = timed(&|c| drop(mixed.pack(c, &view, of_x, Place::Left).unwrap()));
+            let (left, _) = mixed.panels_for(m, inputs, Place::Left).unwrap();
+            let seconds = timed(&|c| mixed.pack(c, &view, &left).unwrap());
             println!("pack {m} x {inputs}: {:.1} us, {:.0} GB/s", 1e6 * seconds, 6e-9 * f64::from(m * inputs) / seconds);
             let mut commands = gpu.commands("operands");
-            let (left, _) = mixed.pack(&mut commands, &view, of_x, Place::Left).unwrap();
+            mixed.pack(&mut commands, &view, &left).unwrap();
             let decoded = mixed.decode(&mut commands, &right, size, inputs, None).unwrap();
             commands.submit().unwrap();
             let flops = 2.0 * f64::from(m) * f64::from(outputs) * f64::from(inputs);
@@ -495,9 +495,9 @@ fn speed() {
                     1e6 * seconds
                 );
             }
-            let of_y = Size { rows: m, cols: outputs };
             let mut commands = gpu.commands("operands");
-            let (left, _) = mixed.pack(&mut commands, &out, of_y, Place::Left).unwrap();
+            let (left, _) = mixed.panels_for(m, outputs, Place::Left).unwrap();
+            mixed.pack(&mut commands, &out, &left).unwrap();
             commands.submit().unwrap();
             let target = Target { m, n: inputs, out: &view, ..target };
             let sides = [side(&left, Terms::Columns), side(&decoded, Terms::Rows)];

@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, clippy::panic, reason = "tests fail by panicking")]
 
 use crate::gpu::Gpu;
+use crate::ops::matmul::Place;
 use crate::ops::matmul::mixed::tests::{BOUND, Sum, error, even, gpu, matmul, operand};
 use crate::ops::testing::{assert_untouched, mat, poisoned, random_mat};
 
@@ -13,7 +14,7 @@ fn check(gpu: &Gpu, what: &str, [rows, cols, rank]: [u32; 3], magnitudes: [fn(u3
     let ((by_cols, by_cols_old), (by_rank, by_rank_old)) = (random_mat(gpu, 3, cols, rank), random_mat(gpu, 4, rank, cols));
     let (of_cols, of_rank) = (poisoned(gpu, cols, rank), poisoned(gpu, rank, cols));
     let mut commands = gpu.commands("sums over rows");
-    let inputs = &matmul.pack_inputs(&mut commands, &x).unwrap();
+    let inputs = &matmul.pack_to(&mut commands, &x, Place::Inputs).unwrap();
     // Another left operand does not disturb the inputs.
     let packed = &matmul.pack(&mut commands, &x).unwrap();
     matmul.tn(&mut commands, packed, &u, 0.5, false, &of_cols).unwrap();
@@ -81,7 +82,7 @@ fn long_sums() {
     let bits = || {
         let out = poisoned(gpu, 16, 33);
         let mut commands = gpu.commands("long sums");
-        let inputs = &matmul.pack_inputs(&mut commands, &x).unwrap();
+        let inputs = &matmul.pack_to(&mut commands, &x, Place::Inputs).unwrap();
         matmul.tn(&mut commands, &u, inputs, 1.0, false, &out).unwrap();
         commands.submit().unwrap();
         out.read(gpu).unwrap().into_iter().map(f32::to_bits).collect::<Vec<_>>()
@@ -102,7 +103,7 @@ fn what_is_not_finite_shows() {
         }
         let (x, u, out) = (mat(gpu, rows, cols, &xs), mat(gpu, rows, rank, &us), poisoned(gpu, cols, rank));
         let mut commands = gpu.commands("not finite");
-        let inputs = &matmul.pack_inputs(&mut commands, &x).unwrap();
+        let inputs = &matmul.pack_to(&mut commands, &x, Place::Inputs).unwrap();
         matmul.tn(&mut commands, inputs, &u, 1.0, false, &out).unwrap();
         commands.submit().unwrap();
         let found = out.read(gpu).unwrap();
