@@ -144,8 +144,8 @@ impl PackedGlu {
         let bindings = [gate, up, stored_gate, stored_up, gate].map(|mat| mat.range.clone());
         let bindings = [&bindings[..], &[exponents, out]].concat();
         let shape = [gate.rows, gate.cols];
-        self.dispatch(commands, &self.measure, &bindings, shape, memory, (groups_of_rows, read));
-        self.dispatch(commands, &self.keep, &bindings, shape, memory, (groups_of_tiles, read + written));
+        self.dispatch(commands, &self.measure, &bindings, shape, memory, (groups_of_rows(&self.gpu, memory), read));
+        self.dispatch(commands, &self.keep, &bindings, shape, memory, (groups_of_tiles(&self.gpu, memory), read + written));
     }
 
     pub(super) fn dispatch_again(&self, commands: &mut Commands, [gate, up]: [&Mat; 2], cols: u32, memory: &PackedMemory) {
@@ -153,7 +153,14 @@ impl PackedGlu {
         let bytes = gate.range.size + up.range.size + out.size;
         let bindings = [gate, up, gate, up, gate].map(|mat| mat.range.clone());
         let bindings = [&bindings[..], &[exponents, out]].concat();
-        self.dispatch(commands, &self.again, &bindings, [gate.rows, cols], memory, (groups_of_tiles, bytes));
+        self.dispatch(
+            commands,
+            &self.again,
+            &bindings,
+            [gate.rows, cols],
+            memory,
+            (groups_of_tiles(&self.gpu, memory), bytes),
+        );
     }
 
     pub(super) fn dispatch_backward(
@@ -168,8 +175,22 @@ impl PackedGlu {
         let inputs = [gate, up, gate, up, dh].map(|mat| mat.range.clone());
         let bindings = [&inputs[..], &memory.map(bindings).concat()].concat();
         let (shape, [memory, _]) = ([dh.rows, dh.cols], memory);
-        self.dispatch(commands, &self.measure_gradients, &bindings, shape, memory, (groups_of_rows, read));
-        self.dispatch(commands, &self.gradients, &bindings, shape, memory, (groups_of_tiles, read + written));
+        self.dispatch(
+            commands,
+            &self.measure_gradients,
+            &bindings,
+            shape,
+            memory,
+            (groups_of_rows(&self.gpu, memory), read),
+        );
+        self.dispatch(
+            commands,
+            &self.gradients,
+            &bindings,
+            shape,
+            memory,
+            (groups_of_tiles(&self.gpu, memory), read + written),
+        );
     }
 
     /// `bindings` are those of the shader, without the last ones if the kernel does not use them.
@@ -180,13 +201,13 @@ impl PackedGlu {
         bindings: &[BufferRange],
         [rows, cols]: [u32; 2],
         memory: &PackedMemory,
-        (groups, bytes): (fn(&Gpu, &PackedMemory) -> [u32; 3], u64),
+        (groups, bytes): ([u32; 3], u64),
     ) {
         let &PackedMemory { padded_rows, padded_cols, .. } = memory;
         let params = Params { rows, cols, pairs: Halves::words(cols) / 2, padded_rows, padded_cols, pad: [0; 3] };
         // Those that no kernel of one operand uses.
         let unused = bindings.last().into_iter().cycle().take(9 - bindings.len().min(9)).cloned();
         let bindings: Vec<BufferRange> = bindings.iter().cloned().chain(unused).collect();
-        commands.dispatch(kernel, &bindings, bytemuck::bytes_of(&params), groups(&self.gpu, memory), bytes);
+        commands.dispatch(kernel, &bindings, bytemuck::bytes_of(&params), groups, bytes);
     }
 }
