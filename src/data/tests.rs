@@ -619,7 +619,7 @@ fn a_file_that_changes_between_its_two_readings_is_an_error() {
     let second = [line("word"), line("wort"), line("word")].concat();
     let [first_crc, second_crc] = [&first, &second].map(|text| FileChecksum::of(text.as_bytes()).crc32);
     assert_eq!(change(&second), Change::Bytes { first: first_crc, second: second_crc });
-    // A line that is broken in the second reading alone is no mistake of whoever wrote it.
+    // A line that is broken in the second reading alone is no mistake of its author.
     for broken in ["{\"text\": \"wor", "3", "{\"texts\": 1}", "{\"text\": 1, \"b\": 2}"] {
         assert_eq!(change(&format!("{}{broken}\n", line("word"))), Change::Line { line: 2 }, "{broken}");
     }

@@ -12,7 +12,8 @@ const OPERATION: &str = "norm and rotary";
 const HEADS: u64 = 8;
 
 /// [`RmsNorm`](super::RmsNorm) of every head, then [`Rotary`](super::Rotary): the results have the
-/// bits of the two operations.
+/// bits of the two operations for heads of at most 256 elements. Larger ones are summed in another
+/// order.
 #[derive(Debug, Clone)]
 pub struct NormRotary {
     gpu: Gpu,

@@ -4,6 +4,7 @@
 //! The power of two of a row is known when all of the row is. So one kernel measures rows and
 //! another one writes tiles of panels, each with a pass over the inputs that no cache could hold
 //! for both. The operands have the bits that the operation in float32 and [`Matmul::pack`] give.
+//! Gated activations that are computed again keep the exponents of the forward pass instead.
 
 mod glu;
 mod halves;
