@@ -429,7 +429,8 @@ fn of_memory(error: &MemoryError, advice: Advice) -> Option<String> {
         MemoryError::Matrix { .. } => Some("another GPU may have larger limits (--gpu)".into()),
         MemoryError::Host { available, needed, .. } => Some(format!(
             "free {} of memory on this machine, or use more GPU memory (--vram-budget, --gpu)",
-            at_least(needed.saturating_sub(*available))
+            // A plan takes at most 15/16 of what is free.
+            at_least(needed.saturating_sub(*available).saturating_mul(16).div_ceil(15))
         )),
         MemoryError::Stream(e) => of_stream(e, advice),
     }

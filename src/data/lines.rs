@@ -7,8 +7,9 @@ use super::error::DataError;
 
 /// Bytes of a line, at most: a line takes some 200 times as much memory while it is tokenised.
 pub(super) const MAX_LINE: usize = 2 << 20;
-/// Lines between two returns of [`Lines::read`], blank ones included.
-const MAX_SCANNED: usize = 1 << 16;
+/// Bytes between two returns of [`Lines::read`], those of blank lines included: a signal is heard
+/// between them.
+const MAX_SCANNED: usize = 4 << 20;
 /// Bytes that are read at a time.
 pub(super) const BUFFER: usize = 256 << 10;
 /// The mark of UTF-8 that some programs of Windows put before a text.
@@ -55,11 +56,12 @@ impl<R: Read> Lines<R> {
     /// # Errors
     /// [`DataError::LineBytes`], [`DataError::Read`].
     pub(super) fn read(&mut self, count: usize) -> Result<Option<Vec<Line>>, DataError> {
-        let (mut lines, mut bytes) = (Vec::new(), 0);
-        for _ in 0..MAX_SCANNED {
+        let (mut lines, mut bytes, mut scanned) = (Vec::new(), 0, 0);
+        while scanned < MAX_SCANNED {
             let held = self.held.take();
             let next = if held.is_some() { held } else { self.next()? };
             let Some(line) = next else { return Ok(Some(lines).filter(|lines| !lines.is_empty())) };
+            scanned += line.text.len() + 1;
             if line.text.trim_ascii().is_empty() {
                 continue;
             }
@@ -130,6 +132,8 @@ mod tests {
         let expected = [(1, b"a\r".to_vec()), (4, b"b".to_vec())].map(|(number, text)| Line { number, text });
         assert_eq!((lines.read(9).unwrap(), lines.read(9).unwrap()), (Some(expected.to_vec()), None));
         assert_eq!(numbers("", 9), [[0_u64; 0]; 0]);
-        assert_eq!(numbers(&"\n".repeat(MAX_SCANNED + 1), 9), [[0_u64; 0]; 1], "a return between blank lines");
+        let blank = format!("{}\n", " ".repeat(MAX_LINE - 1));
+        let blanks = blank.repeat(MAX_SCANNED / MAX_LINE + 1);
+        assert_eq!(numbers(&blanks, 9), [[0_u64; 0]; 1], "a return between blank lines");
     }
 }

@@ -106,9 +106,9 @@ fn a_run_that_does_not_fit_names_a_budget_that_does() {
     let matrix = |remedy| MemoryError::Matrix { limit: 1, needed: 2, remedy };
     assert!(hint_of(COMMANDS[0], matrix(Some(Remedy::Rows(1)))).contains("another GPU"));
     assert!(hint_of(COMMANDS[0], matrix(None)).contains("a smaller --micro-batch or --max-length"));
-    let host = MemoryError::Host { available: 1, needed: 7_000_002, remedy: None };
-    assert!(host.to_string().contains("takes 7000002 bytes of host memory") && host.to_string().contains("and 1 are"));
-    assert!(hint_of(COMMANDS[0], host).starts_with("free 8MB of memory on this machine"));
+    let host = MemoryError::Host { available: 1, needed: 15_000_001, remedy: None };
+    assert!(host.to_string().contains("takes 15000001 bytes of host memory") && host.to_string().contains("and 1 are"));
+    assert!(hint_of(COMMANDS[0], host).starts_with("free 16MB of memory on this machine"));
     assert!(hint_of("generate p --chat", GenerateError::Memory(matrix(None))).contains("a smaller --context"));
 }
 
