@@ -127,20 +127,7 @@ fn keep(@builtin(workgroup_id) id: vec3<u32>, @builtin(num_workgroups) grid: vec
         let row = corner.x + 2u * pair;
         put(pair, column, kept_at(row, corner.y + column), kept_at(row + 1u, corner.y + column));
     }
-    workgroupBarrier();
-    for (var piece = thread; piece < 512u; piece += 256u) {
-        out[place_in(piece, corner)] = piece_of(piece);
-    }
-}
-
-// The first row and column of a tile.
-fn corner_of(group: u32) -> vec2<u32> {
-    let across = params.padded_cols / TILE;
-    return vec2(group / across, group % across) * TILE;
-}
-
-fn place_in(piece: u32, corner: vec2<u32>) -> u32 {
-    return place_of(piece, corner.x, corner.y, vec2(params.padded_rows, params.padded_cols));
+    store_tile(thread, corner);
 }
 
 fn again_at(row: u32, column: u32) -> vec2<u32> {
@@ -173,10 +160,7 @@ fn again(@builtin(workgroup_id) id: vec3<u32>, @builtin(num_workgroups) grid: ve
         let row = corner.x + 2u * pair;
         put(pair, column, again_at(row, corner.y + column), again_at(row + 1u, corner.y + column));
     }
-    workgroupBarrier();
-    for (var piece = thread; piece < 512u; piece += 256u) {
-        out[place_in(piece, corner)] = piece_of(piece);
-    }
+    store_tile(thread, corner);
 }
 
 // A workgroup takes a padded row.
@@ -238,15 +222,12 @@ fn gradients(@builtin(workgroup_id) id: vec3<u32>, @builtin(num_workgroups) grid
     let d = both_at(corner.x + 2u * high + 1u, corner.y + column);
     put(low, column, a.xy, b.xy);
     put(high, column, c.xy, d.xy);
-    workgroupBarrier();
-    for (var piece = thread; piece < 512u; piece += 256u) {
-        out[place_in(piece, corner)] = piece_of(piece);
-    }
+    store_tile(thread, corner);
     workgroupBarrier();
     put(low, column, a.zw, b.zw);
     put(high, column, c.zw, d.zw);
     workgroupBarrier();
     for (var piece = thread; piece < 512u; piece += 256u) {
-        out_of_up[place_in(piece, corner)] = piece_of(piece);
+        out_of_up[place_of(piece, corner)] = piece_of(piece);
     }
 }

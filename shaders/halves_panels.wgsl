@@ -25,15 +25,12 @@ fn halves_at(row: u32, column: u32) -> vec2<u32> {
 
 @compute @workgroup_size(256)
 fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(num_workgroups) grid: vec3<u32>, @builtin(local_invocation_index) thread: u32) {
-    let group = id.x + id.y * grid.x;
-    let across = params.padded_cols / TILE;
-    let top = group / across * TILE;
-    if (top >= params.padded_rows) {
+    let corner = corner_of(id.x + id.y * grid.x);
+    if (corner.x >= params.padded_rows) {
         return;
     }
-    let left = group % across * TILE;
-    if (left == 0u && thread < TILE) {
-        let row = top + thread;
+    if (corner.y == 0u && thread < TILE) {
+        let row = corner.x + thread;
         var e = exponent_of(0u);
         if (row < params.rows) {
             e = bitcast<i32>(stored[row * params.pairs].x);
@@ -43,11 +40,8 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(num_workgroups) grid: vec
     let column = column_of(thread);
     for (var i = 0u; i < 2u; i++) {
         let pair = pair_of_rows(thread, i);
-        let row = top + 2u * pair;
-        put(pair, column, halves_at(row, left + column), halves_at(row + 1u, left + column));
+        let row = corner.x + 2u * pair;
+        put(pair, column, halves_at(row, corner.y + column), halves_at(row + 1u, corner.y + column));
     }
-    workgroupBarrier();
-    for (var piece = thread; piece < 512u; piece += 256u) {
-        out[place_of(piece, top, left, vec2(params.padded_rows, params.padded_cols))] = piece_of(piece);
-    }
+    store_tile(thread, corner);
 }

@@ -256,7 +256,7 @@ impl Matmul {
     ///
     /// # Errors
     /// [`OpError::Shape`], or [`OpError::Gpu`] if memory is exhausted.
-    pub fn panels_for(&self, x: &Mat, place: Place) -> Result<Packed, OpError> {
+    fn panels_for(&self, x: &Mat, place: Place) -> Result<Packed, OpError> {
         x.check("pack", x.rows, x.cols)?;
         let mixed = self.mixed.as_ref().filter(|mixed| packs(mixed, x));
         let panels = mixed.map(|mixed| mixed.panels_for(x.rows, x.cols, place)).transpose()?;

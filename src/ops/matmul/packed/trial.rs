@@ -194,16 +194,16 @@ fn of_norm(norm: &PackedNorm) -> Result<Option<String>, OpError> {
     let (gpu, mut random) = (&norm.gpu, Random::default());
     for cols in [COLS, COLS / 2] {
         let rows = ROWS * COLS / cols;
-        let (x, gamma) = (values(&mut random, [1.0, 1e6, 1e-8, 0.0, 1e3]), values(&mut random, [1.0, 8.0, 0.1, 1.0, 1.0]));
-        let gamma = gamma.get(..cols as usize).unwrap_or_default();
+        let x = values(&mut random, [1.0, 1e6, 1e-8, 0.0, 1e3]);
+        let gamma: Vec<f32> = (0..cols).map(|j| [1.0, 8.0, 0.1][j as usize % 3] * random.uniform()).collect();
         let (x_mat, gamma_mat) =
-            (Mat::from_slice(gpu, "trial", rows, cols, &x)?, Mat::from_slice(gpu, "trial", 1, cols, gamma)?);
+            (Mat::from_slice(gpu, "trial", rows, cols, &x)?, Mat::from_slice(gpu, "trial", 1, cols, &gamma)?);
         let (factors, panels) = (Mat::new(gpu, "trial", rows, cols)?, poisoned(gpu, rows, cols)?);
         run(gpu, |commands| norm.dispatch(commands, [&x_mat, &gamma_mat, &factors], EPSILON, &panels))?;
         let of_row = |row: &[f32]| {
             let mean = row.iter().map(|&x| f64::from(x).powi(2)).sum::<f64>() / f64::from(cols);
             let r = 1.0 / (mean + f64::from(EPSILON)).sqrt();
-            row.iter().zip(gamma).map(|(&x, &gamma)| f64::from(x) * r * f64::from(gamma)).collect::<Vec<_>>()
+            row.iter().zip(&gamma).map(|(&x, &gamma)| f64::from(x) * r * f64::from(gamma)).collect::<Vec<_>>()
         };
         let expected: Vec<f64> = x.chunks(cols as usize).flat_map(of_row).collect();
         if let Some(reason) = differs(gpu, &panels, &expected, cols)? {
