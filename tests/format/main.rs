@@ -9,6 +9,7 @@ mod flip;
 mod fuzz_regressions;
 mod golden;
 mod layering;
+mod links;
 mod reject;
 mod roundtrip;
 mod sources;
