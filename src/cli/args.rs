@@ -23,7 +23,7 @@ pub use convert::ConvertArgs;
 pub use doctor::DoctorArgs;
 pub use eval::EvalArgs;
 pub use export::ExportArgs;
-pub use generate::GenerateArgs;
+pub use generate::{GenerateArgs, SamplingArgs};
 pub use inspect::InspectArgs;
 pub use merge::MergeArgs;
 pub use train::TrainArgs;

@@ -1,6 +1,8 @@
 //! `nf4pack generate`.
 
 mod chat;
+mod defaults;
+mod stop;
 
 use std::cell::Cell;
 use std::io::{self, IsTerminal};
@@ -8,6 +10,7 @@ use std::ops::ControlFlow;
 
 use anyhow::Result;
 use serde::Serialize;
+use serde_json::json;
 
 use super::adapter;
 use super::args::GenerateArgs;
@@ -19,10 +22,11 @@ use super::ui::{self, Ui};
 use crate::arch::config::ModelConfig;
 use crate::data::interruptible::interruptible;
 use crate::data::{DataError, Tokenizer};
-use crate::model::generate::sampling::{Sampler, SamplerOptions};
+use crate::model::generate::sampling::Sampler;
 use crate::model::generate::{Ending, Event, GenerateError, Generated, TextGenerator};
 use crate::model::precision::MixedKernels;
 use chat::Conversation;
+use stop::Stop;
 
 /// Default context of a chat, in tokens.
 const CHAT_CONTEXT: u32 = 4096;
@@ -30,9 +34,8 @@ const CHAT_CONTEXT: u32 = 4096;
 pub fn run(args: &GenerateArgs) -> Result<Outcome> {
     let ui = Ui::new(args.json);
     ui::handle_interrupts()?;
-    // Fail before loading a model.
-    let sampler = Sampler::new(SamplerOptions::from(&args.sampling))?;
     let pack = open::load(&args.pack, args.load)?;
+    let sampler = Sampler::new(defaults::options(&args.sampling, &pack, ui)?)?;
     let config = model::read(&pack, ui)?;
     let tokenizer = Tokenizer::of_pack(&pack, &config, ui::now())?;
     let adapter = adapter::read(args.adapter.as_deref(), &config, ui)?;
@@ -45,8 +48,9 @@ pub fn run(args: &GenerateArgs) -> Result<Outcome> {
         let generator = TextGenerator::open(gpu, pack, adapter.as_ref(), eos, context, budget)?;
         let max_tokens = args.max_tokens;
         let (precision, left_out) = (gpu.into(), Vec::new());
+        let stop = &args.stop;
         let mut speaker =
-            Speaker { generator, tokenizer: &tokenizer, sampler, context, max_tokens, precision, left_out, ui };
+            Speaker { generator, tokenizer: &tokenizer, sampler, context, max_tokens, stop, precision, left_out, ui };
         match prompt {
             Some(prompt) => speaker.complete(&prompt),
             None => speaker.chat(args.system.as_deref()),
@@ -79,6 +83,8 @@ struct Speaker<'a> {
     /// Tokens of the context.
     context: u32,
     max_tokens: u32,
+    /// Strings that end a text.
+    stop: &'a [String],
     precision: PrecisionEntry,
     /// The parts that the chat template left out so far.
     left_out: Vec<String>,
@@ -91,12 +97,36 @@ struct Answer {
     generated: Generated,
     /// Whether the reader closed the pipe (`| head`).
     unread: bool,
+    /// Whether a stop string ended it.
+    at_stop: bool,
 }
 
 impl Answer {
     /// Whether Ctrl-C ended it.
     fn interrupted(&self) -> bool {
-        self.generated.ending == Ending::Stopped && !self.unread
+        self.generated.ending == Ending::Stopped && !self.unread && !self.at_stop
+    }
+
+    /// Why the text ended.
+    fn ending(&self) -> &'static str {
+        if self.at_stop { "stop string" } else { self.generated.ending.name() }
+    }
+}
+
+impl Answer {
+    fn document<'a>(&'a self, precision: &'a PrecisionEntry) -> Document<'a> {
+        let generated = &self.generated;
+        Document {
+            text: &self.text,
+            tokens: &generated.tokens,
+            prompt_tokens: generated.prompt_tokens,
+            ending: self.ending(),
+            prompt_seconds: generated.prompt_seconds,
+            prompt_tokens_per_second: generated.prompt_tokens_per_second(),
+            seconds: generated.seconds,
+            tokens_per_second: generated.tokens_per_second(),
+            precision,
+        }
     }
 }
 
@@ -121,21 +151,9 @@ impl Speaker<'_> {
     /// Continues a text.
     fn complete(&mut self, prompt: &[u32]) -> Result<Outcome> {
         let answer = self.answer(prompt, prompt)?;
-        let generated = &answer.generated;
-        let document = Document {
-            text: &answer.text,
-            tokens: &generated.tokens,
-            prompt_tokens: generated.prompt_tokens,
-            ending: generated.ending.name(),
-            prompt_seconds: generated.prompt_seconds,
-            prompt_tokens_per_second: generated.prompt_tokens_per_second(),
-            seconds: generated.seconds,
-            tokens_per_second: generated.tokens_per_second(),
-            precision: &self.precision,
-        };
         // The text was already streamed.
-        self.ui.result(&document, || "\n".to_owned())?;
-        self.summary(generated);
+        self.ui.result(&answer.document(&self.precision), || "\n".to_owned())?;
+        self.summary(&answer);
         Ok(Outcome::from(!answer.interrupted()))
     }
 
@@ -144,14 +162,21 @@ impl Speaker<'_> {
         let mut conversation = Conversation::new(system);
         let (typed, lines) = (io::stdin().is_terminal(), chat::lines()?);
         let mut all_answered = true;
-        while let Some(line) = chat::next_line(&lines, typed)? {
+        while let Some(line) = chat::next_question(&lines, typed)? {
             if line.trim().is_empty() {
+                continue;
+            }
+            if let Some(command) = chat::Command::of(&line) {
+                self.obey(&command, &mut conversation);
                 continue;
             }
             conversation.ask(&line);
             let answer = match self.reply(&mut conversation) {
                 Err(error) if is_too_long(&error) => {
                     self.ui.warning(&format!("{error}: the question is dropped"));
+                    if self.ui.json_line(&json!({"error": error.to_string()}))?.is_break() {
+                        return Ok(Outcome::Good);
+                    }
                     conversation.take_back();
                     all_answered = false;
                     continue;
@@ -164,10 +189,13 @@ impl Speaker<'_> {
                 }
                 answer => answer?,
             };
-            if answer.unread || self.ui.stream("\n")?.is_break() {
+            if answer.unread
+                || self.ui.stream("\n")?.is_break()
+                || self.ui.json_line(&answer.document(&self.precision))?.is_break()
+            {
                 return Ok(Outcome::Good);
             }
-            self.summary(&answer.generated);
+            self.summary(&answer);
             match answer.text.is_empty() {
                 true => conversation.take_back(),
                 false => conversation.answer(&answer.text),
@@ -179,6 +207,26 @@ impl Speaker<'_> {
             ui::take_interrupt();
         }
         Ok(Outcome::from(all_answered && (typed || !ui::interrupted())))
+    }
+
+    /// Does what a line of a chat asks of the program itself.
+    fn obey(&self, command: &chat::Command<'_>, conversation: &mut Conversation) {
+        match *command {
+            chat::Command::Clear => {
+                conversation.clear();
+                self.ui.note("the chat is empty");
+            }
+            chat::Command::System(text) => {
+                conversation.set_system(text);
+                self.ui.note("a new chat begins");
+            }
+            chat::Command::Save("") => self.ui.warning("/save needs the name of a file"),
+            chat::Command::Save(path) => match chat::save(path, &conversation.as_sample()) {
+                Ok(()) => self.ui.note(&format!("added the chat to {path}")),
+                Err(error) => self.ui.warning(&format!("cannot write {path}: {error}")),
+            },
+            chat::Command::Help => self.ui.block(chat::Command::HELP),
+        }
     }
 
     /// Answers the last question, with the earlier turns that fit.
@@ -208,29 +256,37 @@ impl Speaker<'_> {
     fn answer(&mut self, prompt: &[u32], shown: &[u32]) -> Result<Answer> {
         let mut stream = self.tokenizer.stream(shown);
         let (mut text, unread, ui) = (String::new(), Cell::new(false), self.ui);
-        let mut show = |piece: &str| -> Result<()> {
-            text.push_str(piece);
-            unread.set(unread.get() | ui.stream(piece)?.is_break());
+        let (mut stop, at_stop) = (Stop::new(self.stop), Cell::new(false));
+        let mut show = |piece: &str, last: bool| -> Result<()> {
+            let mut piece = stop.push(piece);
+            if last {
+                piece += &stop.finish();
+            }
+            at_stop.set(stop.found());
+            text.push_str(&piece);
+            unread.set(unread.get() | ui.stream(&piece)?.is_break());
             Ok(())
         };
         let generated = self.generator.answer(prompt, self.max_tokens, &mut self.sampler, |event| -> Result<_> {
             if let Event::Token(token) = event {
-                show(&stream.push(token)?)?;
+                show(&stream.push(token)?, false)?;
             }
-            Ok(if unread.get() || ui::interrupted() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) })
+            let ends = unread.get() || at_stop.get() || ui::interrupted();
+            Ok(if ends { ControlFlow::Break(()) } else { ControlFlow::Continue(()) })
         })?;
-        show(&stream.finish()?)?;
-        Ok(Answer { text, generated, unread: unread.get() })
+        show(&stream.finish()?, true)?;
+        Ok(Answer { text, generated, unread: unread.get(), at_stop: at_stop.get() })
     }
 
-    fn summary(&self, generated: &Generated) {
+    fn summary(&self, answer: &Answer) {
+        let generated = &answer.generated;
         let rate = |rate: Option<f64>| rate.map_or_else(String::new, |rate| format!(", {rate:.1} tokens/s"));
         let part = |what, tokens, seconds| format!("{}{what} in {}", ui::plural(tokens, "token"), ui::duration(seconds));
         self.ui.stage(&format!(
             "{}{} ({}); {}{}",
             part("", generated.tokens.len() as u64, generated.seconds),
             rate(generated.tokens_per_second()),
-            generated.ending.name(),
+            answer.ending(),
             part(" of prompt", generated.prompt_tokens, generated.prompt_seconds),
             rate(generated.prompt_tokens_per_second()),
         ));

@@ -104,12 +104,13 @@ impl Document<'_> {
         };
         let logits = self.comparison.as_ref().map_or_else(String::new, |c| {
             format!(
-                "logits: largest difference {:.4}, RMS difference {:.4} of {:.4}, over {}; the top-1 token changed after {} of them\n",
+                "logits: largest difference {:.4}, RMS difference {:.4} of {:.4}, over {}; the top-1 token changed after {} of them; KL divergence {:.2e} nats\n",
                 c.max_difference,
                 c.rms_difference,
                 c.rms_logit,
                 ui::plural(c.tokens, "token"),
-                c.top1_changed
+                c.top1_changed,
+                c.kl
             )
         });
         let (target, left_out) = (ui::one_line(target), left_out(&report.written));

@@ -48,6 +48,7 @@ pub fn run(args: impl IntoIterator<Item = OsString>) -> ExitCode {
         }
     };
     let command = &cli.command;
+    process::without_desktop(command, &args);
     let work = || process::start_threads(command).map_err(anyhow::Error::from).and_then(|()| dispatch(command));
     match catch_unwind(AssertUnwindSafe(work)) {
         Ok(Ok(Outcome::Good)) => ExitCode::SUCCESS,

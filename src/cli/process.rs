@@ -2,6 +2,7 @@
 
 use std::any::Any;
 use std::backtrace::{Backtrace, BacktraceStatus};
+use std::ffi::OsString;
 use std::panic::PanicHookInfo;
 
 use clap::builder::styling::AnsiColor;
@@ -42,6 +43,46 @@ impl NoThreads {
 pub fn prepare() {
     std::panic::set_hook(Box::new(print_bug));
     ignore_file_size_signal();
+}
+
+/// A folder that does not exist, so nobody can listen in it.
+#[cfg(target_os = "linux")]
+const NO_FOLDER: &str = "/nonexistent";
+
+/// Where XDG_RUNTIME_DIR is unset, starts the program again in the same process, with a folder that
+/// does not exist. Without the variable, Mesa's drivers print an error on machines without a
+/// desktop. A process with threads cannot set variables safely, and a new program image can. If
+/// that fails, the command just runs.
+#[cfg(target_os = "linux")]
+pub fn without_desktop(command: &Command, arguments: &[OsString]) {
+    use std::os::unix::process::CommandExt as _;
+
+    const NAME: &str = "XDG_RUNTIME_DIR";
+    if !opens_gpu(command) || std::env::var_os(NAME).is_some_and(|folder| !folder.is_empty()) {
+        return;
+    }
+    if let (Ok(program), [name, arguments @ ..]) = (std::env::current_exe(), arguments) {
+        let _error = std::process::Command::new(program).arg0(name).args(arguments).env(NAME, NO_FOLDER).exec();
+    }
+}
+
+#[cfg(not(target_os = "linux"))]
+pub fn without_desktop(_: &Command, _: &[OsString]) {}
+
+/// Whether a command may open a GPU.
+#[cfg(target_os = "linux")]
+fn opens_gpu(command: &Command) -> bool {
+    match command {
+        Command::Train(_)
+        | Command::Eval(_)
+        | Command::Generate(_)
+        | Command::Merge(_)
+        | Command::Doctor(_)
+        | Command::Bench(_) => true,
+        Command::Convert(_) | Command::Verify(_) | Command::Inspect(_) | Command::Export(_) | Command::Completions(_) => {
+            false
+        }
+    }
 }
 
 /// Prints a panic, unless it becomes an error.

@@ -1,5 +1,7 @@
 //! `nf4pack train`.
 
+mod beside;
+
 use std::path::{Path, PathBuf};
 
 use anyhow::Result;
@@ -94,7 +96,6 @@ pub fn run(args: &TrainArgs) -> Result<Outcome> {
     let options = options.clone().for_model(&model);
     let settings = options.settings()?;
     let toml = options.to_toml()?;
-    let files = [(SETTINGS_FILE, toml.as_bytes())];
     let resume = match &options.resume {
         // --show-batch does not resume.
         _ if args.show_batch => None,
@@ -105,6 +106,9 @@ pub fn run(args: &TrainArgs) -> Result<Outcome> {
     let stem = || args.pack.file_stem().unwrap_or_default().to_string_lossy().into_owned();
     // A resumed run keeps its base model's name.
     let base = options.base_model.clone().or_else(|| resume.is_none().then(stem));
+    let beside = beside::files(&pack, out, base.as_deref())?;
+    let files: Vec<(&str, &[u8])> = beside.iter().map(|(name, bytes)| (name.as_str(), bytes.as_slice())).collect();
+    let files = [files.as_slice(), &[(SETTINGS_FILE, toml.as_bytes())]].concat();
     let task = Task {
         settings: &settings,
         data: &data,

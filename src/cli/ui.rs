@@ -56,6 +56,19 @@ impl Ui {
         if self.quiet { Ok(()) } else { print(&text()) }
     }
 
+    /// With `--json`, one result of several, as a line of JSON. [`ControlFlow::Break`] if the
+    /// reader closed the pipe.
+    ///
+    /// # Errors
+    /// As [`Ui::result`].
+    pub fn json_line(self, document: &impl Serialize) -> anyhow::Result<ControlFlow<()>> {
+        if !self.json {
+            return Ok(ControlFlow::Continue(()));
+        }
+        let document = serde_json::to_string(document).context("cannot print the result as JSON")?;
+        door::print_json_line(&document)
+    }
+
     /// Prints a part of a generated text; with `--json` the whole result follows at the end.
     /// [`ControlFlow::Break`] if the reader closed the pipe.
     ///

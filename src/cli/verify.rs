@@ -24,6 +24,9 @@ struct Document<'a> {
     report: &'a VerifyReport,
     #[serde(skip_serializing_if = "Option::is_none")]
     against: Option<&'a AgainstReport>,
+    /// Whether the text lists each tensor.
+    #[serde(skip)]
+    tensors: bool,
     /// Why train, eval and generate cannot use the pack; empty if the pack is damaged.
     cannot_run: &'a [String],
 }
@@ -50,7 +53,8 @@ pub fn run(args: &VerifyArgs) -> anyhow::Result<Outcome> {
         cannot_run = failure::cannot_run_pack(&pack)?;
     }
     let file = args.file.display().to_string();
-    let document = Document { file, good, report: &report, against: against.as_ref(), cannot_run: &cannot_run };
+    let (against, tensors) = (against.as_ref(), args.tensors);
+    let document = Document { file, good, report: &report, against, tensors, cannot_run: &cannot_run };
     ui.result(&document, || document.text())?;
     cannot_run.iter().for_each(|reason| ui.note(reason));
     if !good {
@@ -82,7 +86,7 @@ impl Document<'_> {
         let Self { file, report, against, .. } = self;
         let mut text = String::new();
         if let Some(against) = against {
-            compared(&mut text, against);
+            compared(&mut text, against, self.tensors);
         }
         for fault in &report.faults {
             let _ = writeln!(text, "damaged: {}", ui::one_line(&fault.to_string()));
@@ -103,20 +107,15 @@ impl Document<'_> {
     }
 }
 
-/// The errors of each tensor, and the mismatches.
-fn compared(text: &mut String, against: &AgainstReport) {
-    let mut table = Table::new(&["tensor", ">weights", ">max error", ">RMS error", ">relative error", ">worst block"]);
-    for tensor in &against.tensors {
-        let weights = ui::count(tensor.weights as f64);
-        let [max, rms, relative] =
-            [f64::from(tensor.max_abs_error), tensor.rms_error, tensor.relative_error].map(ui::error_value);
-        table.row([&tensor.name, &weights, &max, &rms, &relative, &ui::share(tensor.max_block_error)]);
+/// The error of the worst block, and the mismatches; with `tensors` the errors of each tensor, too.
+fn compared(text: &mut String, against: &AgainstReport, tensors: bool) {
+    if tensors && !against.tensors.is_empty() {
+        let _ = writeln!(text, "{}{}", table(against), ui::ERROR_COLUMNS);
     }
     let worst = against.tensors.iter().max_by(|a, b| a.max_block_error.total_cmp(&b.max_block_error));
     if let Some(worst) = worst {
-        let _ = writeln!(text, "{table}{}", ui::ERROR_COLUMNS);
         let (share, name) = (ui::share(worst.max_block_error), ui::one_line(&worst.name));
-        let _ = writeln!(text, "worst block of all: {share}, block {} of {name}\n", worst.max_block);
+        let _ = writeln!(text, "worst block of all: {share}, block {} of {name}", worst.max_block);
     }
     for mismatch in against.mismatches.iter().take(SHOWN) {
         let _ = writeln!(text, "mismatch: {}", ui::one_line(&mismatch.to_string()));
@@ -132,4 +131,16 @@ fn compared(text: &mut String, against: &AgainstReport) {
     };
     let quantised = ui::plural(compared, "quantised tensor");
     let _ = writeln!(text, "{quantised} compared, {identical} kept tensors and files byte for byte: {verdict}");
+}
+
+/// The errors of each tensor.
+fn table(against: &AgainstReport) -> Table {
+    let mut table = Table::new(&["tensor", ">weights", ">max error", ">RMS error", ">relative error", ">worst block"]);
+    for tensor in &against.tensors {
+        let weights = ui::count(tensor.weights as f64);
+        let [max, rms, relative] =
+            [f64::from(tensor.max_abs_error), tensor.rms_error, tensor.relative_error].map(ui::error_value);
+        table.row([&tensor.name, &weights, &max, &rms, &relative, &ui::share(tensor.max_block_error)]);
+    }
+    table
 }

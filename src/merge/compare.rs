@@ -53,6 +53,7 @@ impl From<ReadError> for CompareError {
 }
 
 /// The difference of two models' logits, over all tokens of the sample and the whole vocabulary.
+/// The logits of each token are centred first: their mean changes no probability.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Comparison {
     /// Compared tokens of the sample, at most the first 128.
@@ -65,6 +66,9 @@ pub struct Comparison {
     pub rms_logit: f64,
     /// Number of tokens after which the top-1 token (that of the largest logit) changed.
     pub top1_changed: u64,
+    /// Mean over the tokens of the Kullback-Leibler divergence of the next token's distribution
+    /// after the merge from that before it, in nats.
+    pub kl: f64,
 }
 
 /// Compares the logits of `sample` from `pack` with the adapter of a folder, and from `merged`, the
@@ -113,19 +117,47 @@ fn logits(gpu: &Gpu, pack: PackSource, adapter: Option<&Adapter>, tokens: &[u32]
 
 impl Comparison {
     fn of(before: &[f32], after: &[f32], vocabulary: usize) -> Self {
-        let differences = || before.iter().zip(after).map(|(&a, &b)| f64::from(b) - f64::from(a));
+        let tokens = (before.len() / vocabulary) as u64;
+        let kl = before.chunks(vocabulary).zip(after.chunks(vocabulary)).map(|(a, b)| divergence(a, b)).sum::<f64>();
+        let (centred_before, centred_after) = (centred(before, vocabulary), centred(after, vocabulary));
+        let differences = || centred_before.iter().zip(&centred_after).map(|(a, b)| b - a);
         let rms = |squares: f64| (squares / before.len().max(1) as f64).sqrt();
         let rows = before.chunks(vocabulary).zip(after.chunks(vocabulary));
         Self {
-            tokens: (before.len() / vocabulary) as u64,
+            tokens,
             // A NaN stays one.
             max_difference: differences()
                 .fold(0.0, |max: f64, d| if max.is_nan() || d.abs() <= max { max } else { d.abs() }),
             rms_difference: rms(differences().map(|d| d * d).sum()),
-            rms_logit: rms(before.iter().map(|&x| f64::from(x).powi(2)).sum()),
+            rms_logit: rms(centred_before.iter().map(|x| x.powi(2)).sum()),
             top1_changed: rows.filter(|(a, b)| top1(a) != top1(b)).count() as u64,
+            kl: kl / tokens.max(1) as f64,
         }
     }
+}
+
+/// The logits of each token minus their mean.
+fn centred(logits: &[f32], vocabulary: usize) -> Vec<f64> {
+    let row = |row: &[f32]| {
+        let mean = row.iter().map(|&x| f64::from(x)).sum::<f64>() / row.len() as f64;
+        row.iter().map(|&x| f64::from(x) - mean).collect::<Vec<_>>()
+    };
+    logits.chunks(vocabulary).flat_map(row).collect()
+}
+
+/// The Kullback-Leibler divergence of softmax(`after`) from softmax(`before`), in nats.
+fn divergence(before: &[f32], after: &[f32]) -> f64 {
+    let log_sum = |logits: &[f32]| {
+        let max = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+        f64::from(max) + logits.iter().map(|&x| f64::from(x - max).exp()).sum::<f64>().ln()
+    };
+    let (of_before, of_after) = (log_sum(before), log_sum(after));
+    let term = |(&a, &b): (&f32, &f32)| {
+        let (a, b) = (f64::from(a) - of_before, f64::from(b) - of_after);
+        // A token without a chance adds nothing.
+        if a == f64::NEG_INFINITY { 0.0 } else { a.exp() * (a - b) }
+    };
+    before.iter().zip(after).map(term).sum()
 }
 
 fn top1(logits: &[f32]) -> Option<usize> {
@@ -138,11 +170,24 @@ mod tests {
 
     #[test]
     fn differences_of_logits() {
+        // Centred: (-1, 1), (-1, 1) before; (-0.5, 0.5), (1, -1) after.
         let found = Comparison::of(&[1.0, 3.0, -2.0, 0.0], &[1.0, 2.0, -2.0, -4.0], 2);
+        assert_eq!((found.tokens, found.top1_changed, found.max_difference), (2, 1, 2.0));
         let rms = |squares: f64| (squares / 4.0).sqrt();
-        let expected =
-            Comparison { tokens: 2, max_difference: 4.0, rms_difference: rms(17.0), rms_logit: rms(14.0), top1_changed: 1 };
-        assert_eq!(found, expected);
+        assert!((found.rms_difference - rms(8.5)).abs() < 1e-12, "{found:?}");
+        assert_eq!(found.rms_logit, 1.0);
+        // Of two tokens, log p is -ln(1 + e^-d) for a lead d.
+        let log = |lead: f64| -(1.0 + (-lead).exp()).ln();
+        let kl = |p: f64, q: f64| log(p).exp() * (log(p) - log(q)) + log(-p).exp() * (log(-p) - log(-q));
+        assert!((found.kl - (kl(2.0, 1.0) + kl(2.0, -2.0)) / 2.0).abs() < 1e-12, "{found:?}");
         assert!(Comparison::of(&[f32::NAN, 0.0], &[0.0, 5.0], 2).max_difference.is_nan());
+    }
+
+    #[test]
+    fn a_shift_of_all_logits_is_no_difference() {
+        let (before, after) = ([1.0, 2.0, 4.0, 1.0], [101.0, 102.0, 0.0, -3.0]);
+        let found = Comparison::of(&before, &after, 2);
+        assert_eq!((found.max_difference, found.rms_difference, found.top1_changed), (0.0, 0.0, 0));
+        assert!(found.kl.abs() < 1e-12, "{found:?}");
     }
 }

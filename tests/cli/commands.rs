@@ -126,7 +126,7 @@ fn help_and_version_name_every_command_and_option() {
             "--encoder --scales --block-size --keep --quantize --threads --config --dry-run --force --json --quiet",
         ),
         (&["inspect"], "--tensors --layer --json"),
-        (&["verify"], "--against --config --threads --json --quiet"),
+        (&["verify"], "--against --tensors --config --threads --json --quiet"),
         (&["merge"], "--adapter --base --out --config --sample --no-compare --gpu --json --quiet"),
         (&["bench", "convert"], "--shape --encoder --scales --block-size --threads --runs --dir --json"),
         (&["doctor"], "--budget --gpu --json NF4PACK_ADAPTER NF4PACK_PROFILE"),
@@ -343,7 +343,8 @@ fn wrong_usage_is_exit_code_2_and_nothing_on_stdout() {
         "generate q.nf4pack --prompt a --temperature nan",
         "generate q.nf4pack --prompt a --top-k 0",
         "generate q.nf4pack --prompt a --max-tokens 0",
-        "generate q.nf4pack --chat --json",
+        "generate q.nf4pack --prompt a --greedy --temperature 1",
+        "verify q.nf4pack --tensors",
         "merge q.nf4pack --adapter a --out o",
         "merge q.nf4pack --adapter a --base dequant",
         "merge q.nf4pack --adapter a --base dequant --out o --no-compare --sample text",
@@ -529,7 +530,11 @@ fn verify_against_lists_each_tensor_and_knows_another_checkpoint() {
     let place = Place::new();
     place.checkpoint("other", &TINY, 8, None);
     place.run("convert tiny out.nf4pack").success();
-    let assert = place.run("verify out.nf4pack --against tiny").success();
+    place
+        .run("verify out.nf4pack --against tiny")
+        .success()
+        .stdout(contains("28 quantised tensors").and(contains("max error").not()));
+    let assert = place.run("verify out.nf4pack --against tiny --tensors").success();
     assert.stdout(contains(DOWN));
     let report = place.json("verify out.nf4pack --against tiny", 0);
     let tensors = report["against"]["tensors"].as_array().unwrap();

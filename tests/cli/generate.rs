@@ -100,6 +100,45 @@ fn a_chat_answers_line_by_line() {
 }
 
 #[test]
+fn a_chat_has_commands_and_lines_of_json() {
+    let Some(_) = common::gpu() else { return };
+    let place = place();
+    let chat = ["generate", PACK, "--chat", "--json", "--max-tokens", "4", "--adapter", TRAINED];
+    let lines = "Tell me a story.\n/save chats.jsonl\n/clear\nTell me a story.\n/help\n";
+    let assert = command(place.path(), &chat).env_remove("XDG_RUNTIME_DIR").write_stdin(lines).assert().success();
+    let stderr = String::from_utf8(assert.get_output().stderr.clone()).unwrap();
+    assert!(stderr.contains("/system TEXT") && !stderr.contains("XDG_RUNTIME_DIR"), "{stderr}");
+    let answers: Vec<Value> = stdout(&assert).lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    assert_eq!(answers.len(), 2);
+    // After /clear, the same question has the same answer.
+    assert_eq!(answers[0]["tokens"], answers[1]["tokens"]);
+    let saved: Value = serde_json::from_str(&fs::read_to_string(place.path().join("chats.jsonl")).unwrap()).unwrap();
+    assert_eq!(saved["messages"][0]["content"], "Tell me a story.");
+    assert_eq!(saved["messages"][1]["content"], answers[0]["text"]);
+}
+
+#[test]
+fn a_stop_string_ends_a_text_before_itself() {
+    let Some(_) = common::gpu() else { return };
+    let place = place();
+    let whole = json(place.path(), &["--prompt", PROMPT, "--max-tokens", "12"]);
+    let text = whole["text"].as_str().unwrap();
+    let stop: String = text.chars().skip(4).take(2).collect();
+    let cut = json(place.path(), &["--prompt", PROMPT, "--max-tokens", "12", "--stop", &stop]);
+    assert_eq!((cut["text"].as_str(), cut["ending"].as_str()), (text.split(&stop).next(), Some("stop string")));
+}
+
+#[test]
+fn a_checkpoint_in_place_of_a_pack_is_told_how_to_convert() {
+    let place = place();
+    failure(place.path(), &["generate", TINY, "--prompt", "Once"]).assert(
+        "pack-unreadable",
+        &[],
+        &["nf4pack convert", TINY],
+    );
+}
+
+#[test]
 fn a_chat_that_is_full_drops_its_oldest_turns_and_continues() {
     let Some(_) = common::gpu() else { return };
     let place = place();

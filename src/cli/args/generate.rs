@@ -13,13 +13,19 @@ Examples:
   nf4pack generate qwen3.nf4pack --adapter adapter --chat
   nf4pack generate qwen3.nf4pack --chat --system 'Answer in one word.' < questions.txt
   nf4pack generate qwen3.nf4pack --prompt 'A haiku:' --temperature 0.7 --top-p 0.9 --seed 3
+  nf4pack generate qwen3.nf4pack --prompt 'Q: 1+1? A:' --stop 'Q:'
   nf4pack generate qwen3.nf4pack --prompt 'Once' --json | jq -r .text
+  nf4pack generate qwen3.nf4pack --chat --json < questions.txt | jq -r .text    # a line of JSON for each answer
 
 --prompt continues a text without a template. --chat uses the model's chat template, with one line of stdin per turn. It keeps \
 earlier turns and drops the oldest ones when --context is full. Text streams to stdout, the speed goes to stderr. Ctrl-C ends an \
-answer; on a terminal the next question may follow, and another Ctrl-C (or Ctrl-D) ends the program.
+answer; on a terminal the next question may follow, and another Ctrl-C (or Ctrl-D) ends the program. In a chat, /clear forgets \
+the turns, /system TEXT starts again with another system prompt, /save FILE adds the chat to FILE as a line that `nf4pack train \
+--data` reads, and /help lists these. On a terminal, a line that ends with \\ continues on the next line.
 
-Without --temperature, --top-k, --top-p, --min-p and --seed, decoding is greedy: the same prompt gives the same text. The filters are \
+If the model's generation_config.json has \"do_sample\": true, tokens are sampled with its temperature, top_k, top_p and min_p; \
+flags replace them one by one, and --greedy takes the likeliest token instead. Without such a file, and without --temperature, \
+--top-k, --top-p, --min-p and --seed, decoding is greedy: the same prompt gives the same text. The filters are \
 those of transformers, in the same order: temperature, top-k, top-p, min-p.";
 
 /// Continue a text, or answer in a chat, with or without an adapter
@@ -50,13 +56,17 @@ pub struct GenerateArgs {
     pub system: Option<String>,
 
     /// Maximum number of new tokens
-    #[arg(long, value_name = "N", default_value = "256", value_parser = clap::value_parser!(u32).range(1..))]
+    #[arg(long, alias = "max-new-tokens", value_name = "N", default_value = "256", value_parser = clap::value_parser!(u32).range(1..))]
     pub max_tokens: u32,
 
     /// Maximum number of tokens in the context, prompt and answers [default: what --prompt needs,
     /// 4096 with --chat]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     pub context: Option<u32>,
+
+    /// End a text before this string; may be repeated. The string is not printed
+    #[arg(long, value_name = "TEXT")]
+    pub stop: Vec<String>,
 
     #[command(flatten)]
     pub sampling: SamplingArgs,
@@ -72,16 +82,21 @@ pub struct GenerateArgs {
     #[command(flatten)]
     pub gpu: GpuArg,
 
-    /// Print one JSON document on stdout, at the end (numbers are exact)
-    #[arg(long, conflicts_with = "chat")]
+    /// Print one JSON document on stdout, at the end, or with --chat a line of JSON for each answer
+    /// (numbers are exact)
+    #[arg(long)]
     pub json: bool,
 }
 
 /// How tokens are sampled.
 #[derive(Debug, Args)]
 pub struct SamplingArgs {
+    /// Always take the likeliest token, whatever generation_config.json says
+    #[arg(long, conflicts_with_all = ["temperature", "top_k", "top_p", "min_p", "seed"])]
+    pub greedy: bool,
+
     /// Divisor of the logits: below 1 is more predictable, above 1 more varied, 0 is greedy
-    /// [default: 0; 1 with --top-k, --top-p, --min-p or --seed]
+    /// [default: that of generation_config.json, or 0; 1 with --top-k, --top-p, --min-p or --seed]
     #[arg(long, allow_negative_numbers = true, value_name = "T", value_parser = temperature)]
     pub temperature: Option<f64>,
 
@@ -121,17 +136,23 @@ fn sampled_with(text: &str, options: fn(f64) -> SamplerOptions) -> Result<f64, S
     Ok(number)
 }
 
-impl From<&SamplingArgs> for SamplerOptions {
-    fn from(args: &SamplingArgs) -> Self {
-        let &SamplingArgs { temperature, top_k, top_p, min_p, seed } = args;
+impl SamplingArgs {
+    /// The flags, completed by the options of the model's generation_config.json.
+    pub fn over(&self, model: Option<SamplerOptions>) -> SamplerOptions {
+        let &Self { greedy, temperature, top_k, top_p, min_p, seed } = self;
+        if greedy {
+            return SamplerOptions::GREEDY;
+        }
         // These flags turn sampling on.
         let chooses = top_k.is_some() || top_p.is_some() || min_p.is_some() || seed.is_some();
-        Self {
-            temperature: temperature.unwrap_or(if chooses { 1.0 } else { 0.0 }),
-            top_k: top_k.unwrap_or(Self::GREEDY.top_k),
-            top_p: top_p.unwrap_or(Self::GREEDY.top_p),
-            min_p: min_p.unwrap_or(Self::GREEDY.min_p),
-            seed: seed.unwrap_or(Self::GREEDY.seed),
+        let sampled = SamplerOptions { temperature: if chooses { 1.0 } else { 0.0 }, ..SamplerOptions::GREEDY };
+        let default = model.unwrap_or(sampled);
+        SamplerOptions {
+            temperature: temperature.unwrap_or(default.temperature),
+            top_k: top_k.unwrap_or(default.top_k),
+            top_p: top_p.unwrap_or(default.top_p),
+            min_p: min_p.unwrap_or(default.min_p),
+            seed: seed.unwrap_or(default.seed),
         }
     }
 }

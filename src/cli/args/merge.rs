@@ -41,7 +41,7 @@ pub struct MergeArgs {
     pub base: PathBuf,
 
     /// The folder to write; it must be new or empty
-    #[arg(long, value_name = "DIR", value_hint = ValueHint::DirPath)]
+    #[arg(long, alias = "output", value_name = "DIR", value_hint = ValueHint::DirPath)]
     pub out: PathBuf,
 
     /// A config.json to use instead of the one in SNAPSHOT

@@ -84,7 +84,13 @@ pub struct TrainOptions {
     #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath, required_unless_present = "config")]
     pub data: Option<PathBuf>,
     /// The folder for the adapter; created if it is missing
-    #[arg(long, value_name = "DIR", value_hint = ValueHint::DirPath, required_unless_present_any = ["config", "show_batch"])]
+    #[arg(
+        long,
+        aliases = ["output", "output-dir"],
+        value_name = "DIR",
+        value_hint = ValueHint::DirPath,
+        required_unless_present_any = ["config", "show_batch"]
+    )]
     pub out: Option<PathBuf>,
     /// Continue from the newest checkpoint of --out, or from CHECKPOINT, with the same settings:
     /// the losses are the same bit for bit
@@ -131,7 +137,7 @@ pub struct TrainOptions {
     pub rslora: Option<bool>,
 
     /// The highest learning rate [default: 0.0002]
-    #[arg(long, allow_negative_numbers = true, value_name = "X", help_heading = "Optimiser")]
+    #[arg(long, alias = "learning-rate", allow_negative_numbers = true, value_name = "X", help_heading = "Optimiser")]
     pub lr: Option<f64>,
     /// The learning rate after the warm-up [default: cosine]
     #[arg(long, value_enum, help_heading = "Optimiser")]
@@ -153,7 +159,7 @@ pub struct TrainOptions {
     pub seed: Option<u64>,
 
     /// Passes over all samples [default: 1]
-    #[arg(long, value_name = "N", help_heading = "Length and batches")]
+    #[arg(long, alias = "num-train-epochs", value_name = "N", help_heading = "Length and batches")]
     pub epochs: Option<u32>,
     /// Optimiser steps, instead of --epochs
     #[arg(long, value_name = "N", help_heading = "Length and batches")]

@@ -18,7 +18,7 @@ use crate::cli::outcome::Outcome;
 use crate::cli::ui::{self, Table, Ui};
 use crate::format::{Index, Role};
 use crate::gpu::Gpu;
-use crate::model::generate::sampling::{Sampler, SamplerOptions};
+use crate::model::generate::sampling::Sampler;
 use crate::model::generate::{Generated, TextGenerator};
 use crate::model::precision::MixedKernels;
 use crate::random::{Generator, Stream};
@@ -127,7 +127,7 @@ impl Runs<'_> {
         let mut texts = Vec::new();
         for _ in 0..=self.args.common.runs {
             let prompt: Vec<u32> = (0..self.prompt).map(|_| random.below(self.model.vocab as usize) as u32).collect();
-            let mut sampler = Sampler::new(SamplerOptions::from(&self.args.sampling))?;
+            let mut sampler = Sampler::new(self.args.sampling.over(None))?;
             texts.push(generator.answer(&prompt, self.args.answer, &mut sampler, |_| -> Result<_> {
                 ui::not_interrupted()?;
                 Ok(ControlFlow::Continue(()))

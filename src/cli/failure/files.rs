@@ -52,6 +52,11 @@ pub(super) fn of_open(error: &OpenError) -> Option<String> {
         OpenError::Io { source, .. } if source.kind() == ErrorKind::NotFound => {
             Some("`nf4pack convert SRC OUT.nf4pack` writes a pack".into())
         }
+        OpenError::Io { path, .. } if path.join("config.json").is_file() => {
+            let folder = path.display().to_string();
+            let folder = folder.trim_end_matches('/');
+            Some(format!("this is a checkpoint: `nf4pack convert {folder} {folder}.nf4pack` makes a pack of it, once"))
+        }
         OpenError::Io { source, .. } if source.kind() == ErrorKind::InvalidInput => {
             Some("FILE must be an .nf4pack file".into())
         }

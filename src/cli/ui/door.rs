@@ -67,6 +67,14 @@ pub fn print_json(document: &str) -> anyhow::Result<()> {
     write_stdout(document).map(|_| ())
 }
 
+/// Writes JSON to stdout, as a line. [`ControlFlow::Break`] if the reader closed the pipe.
+///
+/// # Errors
+/// As [`print`].
+pub fn print_json_line(document: &str) -> anyhow::Result<ControlFlow<()>> {
+    write_stdout(&format!("{document}\n"))
+}
+
 /// Writes a part of a generated text to stdout: escaped on a terminal, otherwise as it is.
 /// [`ControlFlow::Break`] if the reader closed the pipe.
 ///
