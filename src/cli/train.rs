@@ -367,13 +367,17 @@ fn end_name(end: End) -> &'static str {
     }
 }
 
+/// What a step adds to the line of progress. That has 80 columns, some of them for the bar;
+/// `metrics.jsonl` has the rest.
+fn step_text(loss: f32, tokens_per_second: f64) -> String {
+    format!("loss {loss:.3}  {} tok/s", ui::count(tokens_per_second.round()))
+}
+
 /// Shows an event of the training.
 fn show_event(meter: &Meter, event: &Event<'_>) {
     match event {
         Event::Step(step, total) => {
-            let (loss, lr, speed, memory) = (step.loss, step.lr, step.tokens_per_second, ui::bytes(step.gpu_bytes as f64));
-            let text = format!("loss {loss:.4}  lr {lr:.2e}  {speed:.0} tokens/s  {memory}");
-            meter.advance_with(step.step, *total, &text);
+            meter.advance_with(step.step, *total, &step_text(step.loss, step.tokens_per_second));
         }
         // This event only lets Ctrl-C stop an evaluation.
         Event::Evaluating(..) => {}
@@ -455,5 +459,13 @@ mod tests {
         assert_eq!(keys(&[], 0), None);
         assert_eq!(keys(&[("id", 1), ("source", 2)], 0).unwrap(), "id (1 line), source (2 lines)");
         assert_eq!(keys(&[("id", 1)], 3000).unwrap(), "id (1 line), and others (3,000 times)");
+    }
+
+    #[test]
+    fn a_step_leaves_columns_for_the_bar() {
+        assert_eq!(step_text(2.390_36, 33.4), "loss 2.390  33 tok/s");
+        assert_eq!(step_text(12.0, 123_456.0), "loss 12.000  123k tok/s");
+        // ` 25 %  1234 of 5000 steps  2 h 13 min left` has 43 columns, `training ` has 9.
+        assert!(step_text(12.0, 123_456.0).len() + 43 + 9 + 2 <= 80 - 3);
     }
 }
