@@ -35,7 +35,7 @@ use crate::train::record::RecordError;
 use crate::train::run::{Leftover, RunError};
 use crate::verify::VerifyError;
 use checkpoint::{of_arch, of_config, of_plan, of_source};
-use files::{SYNC, damaged, no_space, of_file, of_io, of_open, of_read, of_target, of_write};
+use files::{SYNC, damaged, no_space, of_file, of_foreign, of_io, of_open, of_read, of_target, of_write};
 pub use runnable::{bad_files, cannot_load, cannot_run_pack};
 
 /// A failure, as stderr and JSON show it.
@@ -561,7 +561,8 @@ fn of_data(error: &DataError) -> Option<String> {
         DataError::NoThread(_) => MORE_THREADS,
         DataError::Panicked => Bug::HINT,
         DataError::NoChatTemplate => "use --prompt, which continues a text without a template",
-        DataError::Utf8 { .. } => "save the file as UTF-8 (from UTF-16: `iconv -f UTF-16 -t UTF-8`)",
+        DataError::Foreign(foreign) => of_foreign(*foreign),
+        DataError::Utf8 { .. } => "save the file as UTF-8 (`iconv -f LATIN1 -t UTF-8`, or -f UTF-16)",
         DataError::Json { .. } | DataError::NotAnObject { .. } => {
             "each line must be one JSON object in UTF-8; plain text needs a file name that ends in .txt"
         }

@@ -111,9 +111,8 @@ impl Answer {
     fn ending(&self) -> &'static str {
         if self.at_stop { "stop string" } else { self.generated.ending.name() }
     }
-}
 
-impl Answer {
+    /// The answer as JSON.
     fn document<'a>(&'a self, precision: &'a PrecisionEntry) -> Document<'a> {
         let generated = &self.generated;
         Document {

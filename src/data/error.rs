@@ -8,6 +8,7 @@ use thiserror::Error;
 use super::checksum::FileChecksum;
 use super::components::error::TokenizerError;
 use super::jinja::{ErrorKind, TemplateError};
+use super::kind::Foreign;
 use super::notice::SpanFlaw;
 
 /// Why data cannot be used. Lines count from 1.
@@ -48,6 +49,9 @@ pub enum DataError {
         /// Bytes that samples may take.
         limit: u64,
     },
+    /// A file that is neither JSON Lines nor plain text.
+    #[error("the file is {0}; samples are read from JSON Lines (.jsonl, .json, .ndjson) and plain text (.txt, .md)")]
+    Foreign(Foreign),
     /// One JSON array instead of one line per sample.
     #[error("the file is a JSON array: write one object a line (jq -c '.[]' does it)")]
     Array,

@@ -6,17 +6,13 @@ use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
 use super::error::{Change, DataError};
+use super::kind::Kind;
 use super::lines::{BUFFER, without_mark};
 use super::memory;
 use super::options::Options;
 use super::sample::Dataset;
 use super::tokenizer::Tokenizer;
 use crate::io::read::{FileError, MAX_READ, open_any, read_open};
-
-/// Endings of names of JSON Lines, and of plain text; other files are recognised by their first
-/// character.
-const JSON_LINES: [&str; 3] = ["jsonl", "json", "ndjson"];
-const TEXT: [&str; 2] = ["txt", "md"];
 
 /// Bytes of a file of JSON Lines. [`memory::limit`] is the limit of its samples.
 const MAX_FILE: u64 = 64 << 30;
@@ -29,7 +25,7 @@ const MAX_BLANK: usize = 256;
 pub struct DataFile {
     path: PathBuf,
     contents: Contents,
-    json_lines: bool,
+    kind: Kind,
 }
 
 #[derive(Debug)]
@@ -69,9 +65,10 @@ impl Version {
 }
 
 impl DataFile {
-    /// Opens a file. Its name decides on its form; if it does not, its first character does that is
-    /// not blank, unless 64 MiB are. What cannot be read twice, such as a pipe, is read into
-    /// memory, and so is a plain text.
+    /// Opens a file. Its first bytes and its name decide on its kind; if they do not, its first
+    /// character does that is not blank, unless 64 MiB are. What cannot be read twice, such as a
+    /// pipe, is read into memory, and so is a plain text. A file that is neither text nor JSON
+    /// Lines is not read: its samples are an error.
     ///
     /// # Errors
     /// [`FileError`], also above 64 GiB; for what is read into memory, above 4 GiB or half of the
@@ -83,26 +80,28 @@ impl DataFile {
         if !metadata.is_file() {
             return Ok(Self::new(path, read_open(path, file, max_read)?));
         }
-        let start = start_of(&mut file).map_err(failed)?;
-        if !is_json_lines(path, &start) {
-            return Ok(Self::new(path, read_open(path, file, max_read)?));
+        let (first, character) = start_of(&mut file).map_err(failed)?;
+        let kind = Kind::of(path, &first, character);
+        if kind != Kind::JsonLines {
+            let bytes = if kind == Kind::Text { read_open(path, file, max_read)? } else { Vec::new() };
+            return Ok(Self { path: path.to_owned(), contents: Contents::Memory(bytes), kind });
         }
         let found = metadata.len();
         if found > MAX_FILE {
             return Err(FileError::TooLarge { path: path.to_owned(), limit: MAX_FILE, found });
         }
         let contents = Contents::Disk { file, version: Version::of(&metadata) };
-        Ok(Self { path: path.to_owned(), contents, json_lines: true })
+        Ok(Self { path: path.to_owned(), contents, kind })
     }
 
     /// A file in memory; errors name the path.
     pub fn new(path: &Path, bytes: Vec<u8>) -> Self {
-        Self { path: path.to_owned(), json_lines: is_json_lines(path, &bytes), contents: Contents::Memory(bytes) }
+        Self { path: path.to_owned(), kind: Kind::of_bytes(path, &bytes, BUFFER), contents: Contents::Memory(bytes) }
     }
 
-    /// Whether each line is a JSON object; otherwise all of it is one text.
+    /// Whether each line is a JSON object.
     pub fn is_json_lines(&self) -> bool {
-        self.json_lines
+        self.kind == Kind::JsonLines
     }
 
     /// The samples of the file. `progress` gets the number of tokenised lines and of all lines;
@@ -129,8 +128,11 @@ impl DataFile {
         options: Options,
         progress: &mut dyn FnMut(u64, u64) -> bool,
     ) -> Result<Dataset, DataError> {
+        if let Kind::Foreign(foreign) = self.kind {
+            return Err(DataError::Foreign(foreign));
+        }
         match &self.contents {
-            Contents::Memory(bytes) if !self.json_lines => Dataset::from_text(bytes, tokenizer, options, progress),
+            Contents::Memory(bytes) if self.kind == Kind::Text => Dataset::from_text(bytes, tokenizer, options, progress),
             Contents::Memory(bytes) => Dataset::from_json_lines(|| Ok(bytes.as_slice()), tokenizer, options, progress),
             Contents::Disk { file, version } => {
                 let open = || {
@@ -150,23 +152,24 @@ impl DataFile {
     }
 }
 
-/// The start of a file, up to a character that is not blank; the file is at its start again.
-fn start_of(file: &mut File) -> io::Result<Vec<u8>> {
-    let mut start = Vec::new();
-    for _ in 0..MAX_BLANK {
-        start.clear();
-        let len = file.take(BUFFER as u64).read_to_end(&mut start)?;
-        if len == 0 || !without_mark(&start).trim_ascii_start().is_empty() {
+/// The first bytes of a file, and its first byte that is not blank, behind the mark of UTF-8; the
+/// file is at its start again.
+fn start_of(file: &mut File) -> io::Result<(Vec<u8>, Option<u8>)> {
+    let mut first = Vec::new();
+    file.take(BUFFER as u64).read_to_end(&mut first)?;
+    let mut character = without_mark(&first).trim_ascii_start().first().copied();
+    let mut next = Vec::new();
+    for _ in 1..MAX_BLANK {
+        if character.is_some() {
             break;
         }
+        next.clear();
+        if file.take(BUFFER as u64).read_to_end(&mut next)? == 0 {
+            break;
+        }
+        // A mark is at the start of a file only.
+        character = next.trim_ascii_start().first().copied();
     }
     file.rewind()?;
-    Ok(start)
-}
-
-/// Whether a file is JSON Lines, by its name and its first bytes.
-fn is_json_lines(path: &Path, start: &[u8]) -> bool {
-    let named = |endings: &[&str]| path.extension().is_some_and(|e| endings.iter().any(|n| e.eq_ignore_ascii_case(n)));
-    let like_json = || without_mark(start).trim_ascii_start().first().is_none_or(|byte| b"{[".contains(byte));
-    named(&JSON_LINES) || (!named(&TEXT) && like_json())
+    Ok((first, character))
 }

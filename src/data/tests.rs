@@ -518,17 +518,25 @@ fn streams_keep_spaces_between_words_and_join_bytes() {
     assert_eq!(pieces(&tokenizer, &[], &[5, 2, 0]).concat(), "A\u{fffd}\u{fffd} one");
 }
 
+/// A file is not taken for text because nothing else is known of it.
 #[test]
-fn files_are_what_their_names_say_or_else_what_they_begin_with() {
-    let json_lines = |name: &str, bytes: &[u8]| DataFile::new(Path::new(name), bytes.to_vec()).is_json_lines();
-    for bytes in [&b"{\"text\": \"a\"}"[..], b"Once", b"\xef\xbb\xbf{", b"\xff\xfe{\0", b""] {
-        assert!(["a.jsonl", "a.JSON", "b/a.ndjson"].iter().all(|name| json_lines(name, bytes)), "{bytes:?}");
-        assert!(!json_lines("a.txt", bytes) && !json_lines("a.jsonl.md", bytes));
-    }
-    for (bytes, expected) in
-        [(&b"\xef\xbb\xbf {"[..], true), (b"\n[", true), (b"Once", false), (b"\xef\xbb\xbfOnce", false), (b"", true)]
-    {
-        assert_eq!(json_lines("data", bytes), expected, "{bytes:?}");
+fn a_file_of_another_kind_is_refused_on_disk_and_in_memory() {
+    let (folder, tokenizer) = (tempfile::tempdir().unwrap(), tokenizer(None));
+    for (name, bytes, foreign) in [
+        ("a.parquet", &b"PAR1\0\0\0\0"[..], Foreign::Parquet),
+        ("a.jsonl", b"\x1f\x8b\x08", Foreign::Gzip),
+        ("a.txt", b"\xff\xfea\0", Foreign::Utf16),
+        ("a.csv", b"prompt,completion\n", Foreign::Table),
+        ("a.yaml", b"text: a\n", Foreign::Unknown),
+        ("a", b"text\0", Foreign::Binary),
+    ] {
+        let path = folder.path().join(name);
+        std::fs::write(&path, bytes).unwrap();
+        for file in [DataFile::open(&path).unwrap(), DataFile::new(&path, bytes.to_vec())] {
+            let error = file.samples(&tokenizer, OPTIONS, &mut |_, _| true).unwrap_err();
+            let DataError::File { source, .. } = error else { panic!("{name}: {error}") };
+            assert!(matches!(*source, DataError::Foreign(found) if found == foreign), "{name}: {source}");
+        }
     }
 }
 
@@ -537,9 +545,14 @@ fn files_are_what_their_names_say_or_else_what_they_begin_with() {
 fn a_long_blank_start_does_not_decide_on_the_form_of_a_file() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("data");
-    for (text, expected) in [("Once", false), ("{\"text\": \"a\"}", true)] {
-        std::fs::write(&path, format!("{}{text}", " \n".repeat(300 << 10))).unwrap();
-        assert_eq!(DataFile::open(&path).unwrap().is_json_lines(), expected, "{text}");
+    for (text, expected) in [("Once", false), ("{\"text\": \"a\"}", true), ("\u{feff}{}", false)] {
+        // A mark counts at the start only, not at the start of a buffer, too.
+        for blanks in [128 << 10, 300 << 10] {
+            let text = format!("{}{text}", " \n".repeat(blanks));
+            std::fs::write(&path, &text).unwrap();
+            assert_eq!(DataFile::open(&path).unwrap().is_json_lines(), expected, "{blanks} {text}");
+            assert_eq!(DataFile::new(&path, text.into()).is_json_lines(), expected);
+        }
     }
 }
 

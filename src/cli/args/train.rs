@@ -80,7 +80,7 @@ pub struct TrainArgs {
 #[serde(rename_all = "kebab-case", deny_unknown_fields, default)]
 pub struct TrainOptions {
     /// The training data: JSON Lines (.jsonl, .json, .ndjson), or plain text (.txt, .md). A file of
-    /// another name is JSON Lines if it begins with { or [
+    /// another name is JSON Lines if it begins with { or [; without an ending it is text otherwise
     #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath, required_unless_present = "config")]
     pub data: Option<PathBuf>,
     /// The folder for the adapter; created if it is missing

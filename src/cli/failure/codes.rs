@@ -324,6 +324,7 @@ codes! {
         Empty "data-empty"
         Changed "data-changed"
         Memory "data-memory"
+        Foreign "data-foreign"
         Array "data-array"
         Json "data-json"
         Read "data-unreadable"

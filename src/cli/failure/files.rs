@@ -4,6 +4,7 @@ use std::io::ErrorKind;
 use std::path::Path;
 
 use super::super::ui;
+use crate::data::Foreign;
 use crate::export::WriteError;
 use crate::format::FormatError;
 use crate::{FileError, OpenError, ReadError};
@@ -120,3 +121,28 @@ pub(super) fn of_write(error: &WriteError) -> Option<String> {
 
 /// The hint if a tensor does not fit in memory.
 const MORE_MEMORY: &str = "a machine with more memory can do it: one tensor at a time must fit";
+
+/// How samples are got out of a file that is not read.
+pub(super) fn of_foreign(foreign: Foreign) -> &'static str {
+    match foreign {
+        Foreign::Gzip => "unpack it: `gzip -dc FILE > samples.jsonl`",
+        Foreign::Zstandard => "unpack it: `zstd -dc FILE > samples.jsonl`",
+        Foreign::Zip => "unpack it: `unzip FILE`",
+        Foreign::Parquet => {
+            "write it as JSON Lines: `python -c \"import pandas; pandas.read_parquet('FILE').to_json('samples.jsonl', \
+             orient='records', lines=True)\"`"
+        }
+        Foreign::Arrow => {
+            "write it as JSON Lines: `python -c \"import pandas; pandas.read_feather('FILE').to_json('samples.jsonl', \
+             orient='records', lines=True)\"`"
+        }
+        Foreign::Utf16 => "save it as UTF-8: `iconv -f UTF-16 -t UTF-8 FILE > samples.jsonl`",
+        Foreign::Table => {
+            "write it as JSON Lines: `python -c \"import pandas; pandas.read_csv('FILE', sep=None, engine='python')\
+             .to_json('samples.jsonl', orient='records', lines=True)\"`; its columns need the names of a known form, such as \
+             prompt and completion"
+        }
+        Foreign::Binary => "samples are JSON Lines or plain text in UTF-8",
+        _ => "to train on it as plain text, give it a name that ends in .txt",
+    }
+}
