@@ -8,7 +8,6 @@ use thiserror::Error;
 use super::checksum::FileChecksum;
 use super::components::error::TokenizerError;
 use super::jinja::{ErrorKind, TemplateError};
-use super::kind::Foreign;
 use super::notice::SpanFlaw;
 
 /// Why data cannot be used. Lines count from 1.
@@ -238,6 +237,39 @@ pub enum DataError {
         /// The sample as the model sees it.
         text: String,
     },
+}
+
+/// A kind of file that is not read as samples.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
+#[non_exhaustive]
+pub enum Foreign {
+    /// Compressed by gzip.
+    #[error("compressed by gzip")]
+    Gzip,
+    /// Compressed by zstd.
+    #[error("compressed by zstd")]
+    Zstandard,
+    /// A ZIP archive.
+    #[error("a ZIP archive")]
+    Zip,
+    /// A Parquet file.
+    #[error("a Parquet file")]
+    Parquet,
+    /// An Arrow file.
+    #[error("an Arrow file")]
+    Arrow,
+    /// Text in UTF-16.
+    #[error("text in UTF-16")]
+    Utf16,
+    /// A table with separators, by its name.
+    #[error("a table (.csv, .tsv), by its name")]
+    Table,
+    /// It has NUL bytes.
+    #[error("a binary file: it has NUL bytes")]
+    Binary,
+    /// Its name ends in neither a text's nor JSON Lines' ending, and it begins like no JSON.
+    #[error("neither JSON Lines nor plain text, by its name")]
+    Unknown,
 }
 
 /// How a file differs from what it was when it was read before.

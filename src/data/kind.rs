@@ -3,8 +3,7 @@
 use std::ffi::OsStr;
 use std::path::Path;
 
-use thiserror::Error;
-
+use super::error::Foreign;
 use super::lines::without_mark;
 
 /// Endings of names of JSON Lines, and of plain text.
@@ -34,39 +33,6 @@ pub(super) enum Kind {
     Text,
     /// It is not read.
     Foreign(Foreign),
-}
-
-/// A kind of file that is not read as samples.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
-#[non_exhaustive]
-pub enum Foreign {
-    /// Compressed by gzip.
-    #[error("compressed by gzip")]
-    Gzip,
-    /// Compressed by zstd.
-    #[error("compressed by zstd")]
-    Zstandard,
-    /// A ZIP archive.
-    #[error("a ZIP archive")]
-    Zip,
-    /// A Parquet file.
-    #[error("a Parquet file")]
-    Parquet,
-    /// An Arrow file.
-    #[error("an Arrow file")]
-    Arrow,
-    /// Text in UTF-16.
-    #[error("text in UTF-16")]
-    Utf16,
-    /// A table with separators, by its name.
-    #[error("a table (.csv, .tsv), by its name")]
-    Table,
-    /// It has NUL bytes.
-    #[error("a binary file: it has NUL bytes")]
-    Binary,
-    /// Its name ends in neither a text's nor JSON Lines' ending, and it begins like no JSON.
-    #[error("neither JSON Lines nor plain text, by its name")]
-    Unknown,
 }
 
 impl Kind {

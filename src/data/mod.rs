@@ -38,10 +38,9 @@ mod template;
 pub(crate) mod tokenizer;
 
 pub use components::error::TokenizerError;
-pub use error::{Change, DataError};
+pub use error::{Change, DataError, Foreign};
 pub use file::DataFile;
 pub use jinja::{ErrorKind as TemplateErrorKind, TemplateError};
-pub use kind::Foreign;
 pub use notice::SpanFlaw;
 pub use options::TrainOn;
 pub use stream::TokenStream;

@@ -263,7 +263,11 @@ fn data_that_cannot_be_trained_on_is_an_error_before_anything_is_written() {
     train("chat.jsonl", &["--eval-data", "empty.jsonl"]).assert("data-value", &line, &[]);
     train("chat.jsonl", &["--max-length", "2"]).assert("data-all-dropped", &["line 1"], &["--max-length "]);
     fs::write(folder.join("wide.txt"), b"\xff\xfeO\0n\0").unwrap();
-    train("chat.jsonl", &["--eval-data", "wide.txt"]).assert("data-utf8", &["wide.txt"], &["UTF-8"]);
+    train("chat.jsonl", &["--eval-data", "wide.txt"]).assert("data-foreign", &["wide.txt", "UTF-16"], &["iconv"]);
+    fs::write(folder.join("latin.txt"), b"caf\xe9").unwrap();
+    train("latin.txt", &[]).assert("data-utf8", &["latin.txt"], &["iconv -f LATIN1"]);
+    fs::write(folder.join("table.csv"), "prompt,completion\na,b\n").unwrap();
+    train("table.csv", &[]).assert("data-foreign", &["table.csv"], &["read_csv"]);
     fs::write(folder.join("short.txt"), "Once upon a time.").unwrap();
     train("short.txt", &["--eval-split", "0.5"]).assert("data-nothing-held-out", &[], &["--eval-data FILE"]);
     train("missing.jsonl", &[]).assert("io", &["missing.jsonl"], &[]);

@@ -25,8 +25,8 @@ const NESTED: [(&str, &str, &[&str]); 5] = [
 ];
 
 /// The types of fields of errors.
-const PARTS_OF_ERRORS: [&str; 7] =
-    ["Change", "Difference", "Leftover", "NonFiniteAt", "Remedy", "SpanFlaw", "TemplateErrorKind"];
+const PARTS_OF_ERRORS: [&str; 8] =
+    ["Change", "Difference", "Foreign", "Leftover", "NonFiniteAt", "Remedy", "SpanFlaw", "TemplateErrorKind"];
 
 /// The names that a file re-exports, sorted.
 fn re_exports(text: &str) -> Vec<String> {
