@@ -106,7 +106,8 @@ pub fn run(args: &TrainArgs) -> Result<Outcome> {
     let stem = || args.pack.file_stem().unwrap_or_default().to_string_lossy().into_owned();
     // A resumed run keeps its base model's name.
     let base = options.base_model.clone().or_else(|| resume.is_none().then(stem));
-    let beside = beside::files(&pack, out, base.as_deref())?;
+    // --show-batch writes nothing.
+    let beside = if args.show_batch { Vec::new() } else { beside::files(&pack, out, base.as_deref())? };
     let files: Vec<(&str, &[u8])> = beside.iter().map(|(name, bytes)| (name.as_str(), bytes.as_slice())).collect();
     let files = [files.as_slice(), &[(SETTINGS_FILE, toml.as_bytes())]].concat();
     let task = Task {

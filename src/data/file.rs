@@ -96,7 +96,7 @@ impl DataFile {
 
     /// A file in memory; errors name the path.
     pub fn new(path: &Path, bytes: Vec<u8>) -> Self {
-        Self { path: path.to_owned(), kind: Kind::of_bytes(path, &bytes, BUFFER), contents: Contents::Memory(bytes) }
+        Self { path: path.to_owned(), kind: Kind::of_bytes(path, &bytes), contents: Contents::Memory(bytes) }
     }
 
     /// Whether each line is a JSON object.

@@ -469,24 +469,6 @@ mod tests {
             message(r#"{"role": "tool", "content": "3", "tool_call_id": "c", "weight": 0}"#),
             "{'role': 'tool', 'content': '3', 'tool_call_id': 'c'}"
         );
-        // OpenAI's arguments are JSON in a string; what is no object stays.
-        let call = |arguments: &str| {
-            let call = format!(r#"{{"type": "function", "function": {{"name": "f", "arguments": {arguments}}}}}"#);
-            message(&format!(
-                r#"{{"role": "assistant", "content": null, "tool_calls": [{call}, {{"arguments": {arguments}}}]}}"#
-            ))
-        };
-        let called = |arguments: &str| {
-            format!(
-                "{{'role': 'assistant', 'tool_calls': [{{'type': 'function', 'function': {{'name': 'f', 'arguments': \
-                 {arguments}}}}}, {{'arguments': {arguments}}}]}}"
-            )
-        };
-        assert_eq!(call(r#""{\"q\": \"sky\", \"n\": 2}""#), called("{'q': 'sky', 'n': 2}"));
-        assert_eq!(call(r#"{"q": "sky"}"#), called("{'q': 'sky'}"));
-        for text in ["3", "{q", "[1]", ""] {
-            assert_eq!(call(&format!("\"{text}\"")), called(&format!("'{text}'")));
-        }
         let line = r#"{"conversations": [{"from": "gpt", "value": "a", "reasoning_content": "hm", "tool_calls": [], "name": null}]}"#;
         let turn = conversation(&contents(line).1[0].1).messages[0].to_string();
         assert_eq!(

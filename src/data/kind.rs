@@ -4,7 +4,7 @@ use std::ffi::OsStr;
 use std::path::Path;
 
 use super::error::Foreign;
-use super::lines::without_mark;
+use super::lines::{BUFFER, without_mark};
 
 /// Endings of names of JSON Lines, and of plain text.
 const JSON_LINES: [&str; 3] = ["jsonl", "json", "ndjson"];
@@ -57,9 +57,9 @@ impl Kind {
     }
 
     /// The kind of a file that is in memory.
-    pub(super) fn of_bytes(path: &Path, bytes: &[u8], first: usize) -> Self {
+    pub(super) fn of_bytes(path: &Path, bytes: &[u8]) -> Self {
         let character = without_mark(bytes).trim_ascii_start().first().copied();
-        Self::of(path, bytes.get(..first).unwrap_or(bytes), character)
+        Self::of(path, bytes.get(..BUFFER).unwrap_or(bytes), character)
     }
 }
 
@@ -69,7 +69,7 @@ mod tests {
 
     #[test]
     fn a_name_or_the_first_bytes_say_what_a_file_is() {
-        let kind = |name: &str, bytes: &[u8]| Kind::of_bytes(Path::new(name), bytes, 64);
+        let kind = |name: &str, bytes: &[u8]| Kind::of_bytes(Path::new(name), bytes);
         let object = b"{\"text\": \"a\"}";
         for bytes in [&object[..], b"Once", b"\xef\xbb\xbf{", b""] {
             assert!(
@@ -94,11 +94,11 @@ mod tests {
         for (magic, foreign) in MAGIC {
             let bytes = [magic, b"{\"text\": 1}\0"].concat();
             for name in ["data", "a.txt", "a.jsonl", "a.bin"] {
-                assert_eq!(Kind::of_bytes(Path::new(name), &bytes, 64), Kind::Foreign(foreign), "{name}");
+                assert_eq!(Kind::of_bytes(Path::new(name), &bytes), Kind::Foreign(foreign), "{name}");
             }
         }
         // The bytes of a file's start only.
-        let kind = |bytes: &[u8]| Kind::of_bytes(Path::new("a.txt"), bytes, 4);
-        assert_eq!([kind(b"ab\0"), kind(b"abcd\0")], [Kind::Foreign(Foreign::Binary), Kind::Text]);
+        let kind = |len| Kind::of_bytes(Path::new("a.txt"), &[&vec![b'a'; len][..], b"\0"].concat());
+        assert_eq!([kind(BUFFER - 1), kind(BUFFER)], [Kind::Foreign(Foreign::Binary), Kind::Text]);
     }
 }

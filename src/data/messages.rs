@@ -1,7 +1,7 @@
 //! The messages of a conversation, as files have them and as templates read them.
 
 use super::error::DataError;
-use super::jinja::{Dict, Value, loads};
+use super::jinja::{Dict, Value};
 use super::record::{Record, given, role};
 
 /// Whether what a message says is learned.
@@ -133,9 +133,6 @@ fn finished(record: &Record<'_>, list: &'static str, mut message: Dict) -> Resul
     let said = message.entries().iter().filter(|(_, value)| says_something(value));
     let unknown = said.filter_map(|(key, _)| key.as_str()).filter(|key| !is_known(key));
     let unknown = unknown.map(|key| format!("{list}[].{key}")).collect();
-    if let Some(calls) = given(&message, "tool_calls").and_then(with_arguments) {
-        message.insert("tool_calls".into(), calls);
-    }
     if let Some(thought) = thought {
         if given(&message, "thinking").is_none() {
             message.insert("thinking".into(), thought.clone());
@@ -143,39 +140,6 @@ fn finished(record: &Record<'_>, list: &'static str, mut message: Dict) -> Resul
         message.insert("reasoning_content".into(), thought);
     }
     Ok(Turn { message, learns, unknown })
-}
-
-/// Calls with their arguments as objects. OpenAI's interface has them as JSON in a string, which
-/// templates would quote once more. `None` if nothing changes; a string that is no object stays.
-fn with_arguments(calls: &Value) -> Option<Value> {
-    let calls = calls.as_list()?;
-    let mut changed = false;
-    let call = |call: &Value| {
-        let replaced = |dict: &Dict, key: &str, value: Value| {
-            let mut dict = dict.clone();
-            dict.insert(key.into(), value);
-            Value::from(dict)
-        };
-        let of = |dict: &Dict| {
-            let arguments = loads(dict.get_str("arguments")?.as_str()?.as_bytes()).ok()?;
-            arguments.as_dict().is_some().then(|| replaced(dict, "arguments", arguments))
-        };
-        let dict = call.as_dict()?;
-        // A call is a function, or has one.
-        of(dict).or_else(|| {
-            let function = of(dict.get_str("function")?.as_dict()?)?;
-            Some(replaced(dict, "function", function))
-        })
-    };
-    let calls: Vec<Value> = calls
-        .iter()
-        .map(|given| {
-            let parsed = call(given);
-            changed |= parsed.is_some();
-            parsed.unwrap_or_else(|| given.clone())
-        })
-        .collect();
-    changed.then(|| Value::from(calls))
 }
 
 /// What the message itself says of whether it is learned.

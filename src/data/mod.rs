@@ -1,6 +1,7 @@
 //! Training data: files of several forms become tokens with a loss mask, and these become packed
 //! batches.
 
+mod calls;
 pub(crate) mod checksum;
 mod components;
 pub(crate) mod error;

@@ -11,6 +11,7 @@ use std::collections::{HashMap, HashSet};
 use std::ops::Range;
 use std::rc::Rc;
 
+use super::calls;
 use super::error::DataError;
 use super::formats::Chat;
 use super::jinja::{Rendered, Value, check_steps, with_stack};
@@ -62,6 +63,7 @@ fn marked_conversation(tokenizer: &Tokenizer, line: u64, chat: &Chat, train_on: 
     let template = tokenizer.template(tools).map_err(|error| error.of_line(line))?;
     let own = (!variables.entries().is_empty()).then(|| template.with(variables));
     let template = own.as_ref().unwrap_or(template);
+    let messages = &*calls::for_template(messages, tools, template);
     let rendering = Rendering { template, messages, tools, add_generation_prompt: false };
     let Rendered { text, generations } =
         template.rendered(messages, tools, false).map_err(|source| DataError::Render { line, source })?;

@@ -973,6 +973,26 @@ fn what_a_template_leaves_out_is_named() {
     assert_eq!(found, lacks.map(Concern::LeftOut));
 }
 
+/// OpenAI's interface has arguments of calls as JSON in a string.
+#[test]
+fn arguments_in_a_string_are_what_the_template_takes() {
+    let line = r#"{"messages": [{"role": "user", "content": "U"}, {"role": "assistant", "content": "", "tool_calls":
+        [{"type": "function", "function": {"name": "f", "arguments": "{\"a\":  1}"}}]}]}"#;
+    let line = line.replace('\n', " ");
+    let learned = |call: &str| {
+        let calls = format!("{{% for c in m.tool_calls or [] %}}{call}{{% endfor %}}");
+        let template = chat_ml(&format!("<|im_start|>assistant\n{calls}{{{{ m.content }}}}<|im_end|>\n"), "");
+        shown(&tokenizer(Some(&template)), &line).split("assistant\n").nth(1).unwrap().to_owned()
+    };
+    // An object, for a template that writes it as JSON, or reads its keys.
+    assert_eq!(learned("{{ c.function.arguments | tojson }}"), "⟦{\"a\": 1}<|im_end|>⟧");
+    assert_eq!(learned("{{ c.function | tojson }}"), "⟦{\"name\": \"f\", \"arguments\": {\"a\": 1}}<|im_end|>⟧");
+    assert_eq!(learned("{% for k, v in c.function.arguments.items() %}{{ k }}={{ v }}{% endfor %}"), "⟦a=1<|im_end|>⟧");
+    // The string as the file has it, for a template that writes strings.
+    assert_eq!(learned("{{ c.function.name + c.function.arguments }}"), "⟦f{\"a\":  1}<|im_end|>⟧");
+    assert_eq!(learned("{{ c.function.arguments }}"), "⟦{\"a\":  1}<|im_end|>⟧");
+}
+
 #[test]
 fn answers_without_a_token_that_ends_a_text_are_counted() {
     let endless = "{% for m in messages %}### {{ m.role }}: {{ m.content }}\n\n{% endfor %}{% if add_generation_prompt %}### assistant: {% endif %}";

@@ -117,32 +117,28 @@ fn logits(gpu: &Gpu, pack: PackSource, adapter: Option<&Adapter>, tokens: &[u32]
 
 impl Comparison {
     fn of(before: &[f32], after: &[f32], vocabulary: usize) -> Self {
-        let tokens = (before.len() / vocabulary) as u64;
-        let kl = before.chunks(vocabulary).zip(after.chunks(vocabulary)).map(|(a, b)| divergence(a, b)).sum::<f64>();
-        let (centred_before, centred_after) = (centred(before, vocabulary), centred(after, vocabulary));
-        let differences = || centred_before.iter().zip(&centred_after).map(|(a, b)| b - a);
+        let rows = || before.chunks(vocabulary).zip(after.chunks(vocabulary));
+        let centred = || rows().flat_map(|(before, after)| centred(before).zip(centred(after)));
+        let differences = || centred().map(|(before, after)| after - before);
         let rms = |squares: f64| (squares / before.len().max(1) as f64).sqrt();
-        let rows = before.chunks(vocabulary).zip(after.chunks(vocabulary));
+        let tokens = rows().len();
         Self {
-            tokens,
+            tokens: tokens as u64,
             // A NaN stays one.
             max_difference: differences()
                 .fold(0.0, |max: f64, d| if max.is_nan() || d.abs() <= max { max } else { d.abs() }),
             rms_difference: rms(differences().map(|d| d * d).sum()),
-            rms_logit: rms(centred_before.iter().map(|x| x.powi(2)).sum()),
-            top1_changed: rows.filter(|(a, b)| top1(a) != top1(b)).count() as u64,
-            kl: kl / tokens.max(1) as f64,
+            rms_logit: rms(centred().map(|(before, _)| before.powi(2)).sum()),
+            top1_changed: rows().filter(|(a, b)| top1(a) != top1(b)).count() as u64,
+            kl: rows().map(|(a, b)| divergence(a, b)).sum::<f64>() / tokens.max(1) as f64,
         }
     }
 }
 
-/// The logits of each token minus their mean.
-fn centred(logits: &[f32], vocabulary: usize) -> Vec<f64> {
-    let row = |row: &[f32]| {
-        let mean = row.iter().map(|&x| f64::from(x)).sum::<f64>() / row.len() as f64;
-        row.iter().map(|&x| f64::from(x) - mean).collect::<Vec<_>>()
-    };
-    logits.chunks(vocabulary).flat_map(row).collect()
+/// The logits of a token minus their mean.
+fn centred(logits: &[f32]) -> impl Iterator<Item = f64> {
+    let mean = logits.iter().map(|&x| f64::from(x)).sum::<f64>() / logits.len() as f64;
+    logits.iter().map(move |&x| f64::from(x) - mean)
 }
 
 /// The Kullback-Leibler divergence of softmax(`after`) from softmax(`before`), in nats.

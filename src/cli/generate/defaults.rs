@@ -26,18 +26,16 @@ struct Generation {
 /// # Errors
 /// If the pack cannot be read.
 pub fn options(args: &SamplingArgs, pack: &PackSource, ui: Ui) -> Result<SamplerOptions> {
-    if args.greedy {
-        return Ok(SamplerOptions::GREEDY);
-    }
     let model = pack.file(GENERATION_CONFIG)?.and_then(|bytes| of_model(&bytes));
-    if let (Some(model), None) = (model, args.temperature) {
-        let SamplerOptions { temperature, top_k, top_p, min_p, .. } = args.over(Some(model));
+    let options = args.over(model);
+    if model.is_some() && args.temperature.is_none() && !args.greedy {
+        let SamplerOptions { temperature, top_k, top_p, min_p, .. } = options;
         ui.note(&format!(
             "sampling as generation_config.json says: temperature {temperature}, top-k {top_k}, top-p {top_p}, min-p {min_p}; \
              --greedy takes the likeliest token"
         ));
     }
-    Ok(args.over(model))
+    Ok(options)
 }
 
 /// The sampling of generation_config.json; `None` if it is greedy, cannot be read or makes no

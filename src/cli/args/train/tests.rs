@@ -23,6 +23,19 @@ fn flags(flags: &str) -> TrainOptions {
     parse(&format!("--data d --out o {flags}")).unwrap().options
 }
 
+#[test]
+fn flags_of_other_tools_mean_ours() {
+    assert_eq!(flags("--learning-rate 1e-3 --num-train-epochs 2"), flags("--lr 1e-3 --epochs 2"));
+    for out in ["--output", "--output-dir"] {
+        assert_eq!(parse(&format!("--data d {out} o")).unwrap().options, flags(""));
+    }
+    let command = |words: &str| format!("{:?}", Cli::try_parse_from(words.split(' ')).unwrap().command);
+    let generate = "nf4pack generate q.nf4pack --prompt a";
+    assert_eq!(command(&format!("{generate} --max-new-tokens 7")), command(&format!("{generate} --max-tokens 7")));
+    let merge = "nf4pack merge q.nf4pack --adapter a --base b";
+    assert_eq!(command(&format!("{merge} --output o")), command(&format!("{merge} --out o")));
+}
+
 fn file(text: &str) -> Result<TrainOptions, String> {
     toml::from_str(text).map_err(|e: toml::de::Error| e.to_string())
 }
